@@ -1,0 +1,1 @@
+"""kidseg: kidneys and renal tumours in CT, of children first. Research use only."""

@@ -1,0 +1,513 @@
+"""The Grid and the one interpolation.
+
+First of all a linear ramp: it is the one image whose resampled values are known everywhere, on any
+grid, so it shows a half-voxel error that overlap tests miss.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from kidseg.geometry import (
+    Grid,
+    Volume,
+    boxed,
+    grid_from_theta,
+    in_plane_pose,
+    posed,
+    resample,
+    stack,
+    theta_from_grid,
+)
+
+GRADIENT_PER_MM = torch.tensor([0.31, -0.47, 0.23], dtype=torch.float64)
+seeds = st.integers(0, 2**31 - 1)
+
+
+def ramp(grid: Grid) -> Tensor:
+    """(1, *shape): a linear function of the patient position, from `Grid.mm` itself."""
+    if grid.is_slicewise:
+        parts = [ramp(Grid((1, *grid.shape[1:]), m)) for m in grid.mm_from_index]
+        return torch.cat(parts, dim=1)
+    axes = [torch.arange(n, dtype=torch.float64) for n in grid.shape]
+    index = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
+    return (grid.mm(index.reshape(-1, 3)) @ GRADIENT_PER_MM).reshape(1, *grid.shape)
+
+
+def rotation(rng: np.random.Generator) -> np.ndarray:
+    """A random proper rotation (3, 3)."""
+    q, r = np.linalg.qr(rng.normal(size=(3, 3)))
+    q = q * np.sign(np.diag(r))
+    return q * np.sign(np.linalg.det(q))
+
+
+def random_grid(rng: np.random.Generator, largest: int = 24) -> Grid:
+    """Rotated, anisotropic, non-cubic, anywhere; half of them left-handed."""
+    shape = rng.integers(2, largest, size=3)
+    spacing = rng.uniform(0.4, 5.0, size=3)
+    turn = rotation(rng)
+    if rng.random() < 0.5:
+        turn[:, 0] *= -1
+    matrix = np.eye(4)
+    matrix[:3, :3] = turn * spacing
+    matrix[:3, 3] = rng.uniform(-200, 200, size=3)
+    return Grid((int(shape[0]), int(shape[1]), int(shape[2])), torch.from_numpy(matrix))
+
+
+def inside(source: Grid, target: Grid) -> Tensor:
+    """Target voxels between the outermost centres of the source, where linear is exact."""
+    axes = [torch.arange(n, dtype=torch.float64) for n in target.shape]
+    index = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 3)
+    at = source.index(target.mm(index))
+    last = torch.tensor(source.shape, dtype=torch.float64) - 1
+    return ((at >= 0) & (at <= last)).all(-1).reshape(target.shape)
+
+
+# ---- the ramp ----------------------------------------------------------------------------------
+
+
+@given(seeds)
+@settings(max_examples=60, deadline=None)
+def test_ramp_is_exact_on_any_two_grids_in_space(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    source, turn = random_grid(rng), np.eye(4)
+    # A target about the same place, so that the two overlap.
+    turn[:3, :3] = rotation(rng)
+    centre = source.centre_mm.numpy()
+    turn[:3, 3] = centre - turn[:3, :3] @ centre + rng.uniform(-1, 1, 3)
+    shape = tuple(int(n) for n in rng.integers(2, 24, size=3))
+    target = source.resized(shape).moved(torch.from_numpy(turn))
+    seen = inside(source, target)
+    for dtype, tolerance in [(torch.float64, 1e-9), (torch.float32, 1e-5)]:
+        values = ramp(source)
+        low, high = values.min(), values.max()
+        values = ((values - low) / (high - low)).to(dtype)
+        got = resample(Volume(values, source), target).data
+        want = (ramp(target) - low) / (high - low)
+        assert ((got - want).abs()[0][seen] <= tolerance).all()
+
+
+@given(seeds, st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_ramp_is_exact_in_the_plane(seed: int, slicewise: bool) -> None:
+    rng = np.random.default_rng(seed)
+    source = random_grid(rng)
+    lead = (source.shape[0],) if slicewise else ()
+    target = posed(
+        source,
+        angle_rad=torch.from_numpy(rng.uniform(-math.pi, math.pi, lead)),
+        scale=torch.from_numpy(rng.uniform(0.5, 2.0, (*lead, 2))),
+        shift_mm=torch.from_numpy(rng.uniform(-5, 5, (*lead, 2))),
+    ).resized((source.shape[0], 17, 31))
+    assert target.is_slicewise == slicewise
+    for start in (source, source.slicewise()):
+        values = ramp(start)
+        got = resample(Volume(values, start), target, fill=math.nan).data
+        # Outside the outermost centres the edge value holds, or there is nothing: see below.
+        at = torch.linalg.inv(source.slicewise().mm_from_index) @ target.slicewise().mm_from_index
+        rows, columns = torch.meshgrid(
+            torch.arange(17, dtype=torch.float64),
+            torch.arange(31, dtype=torch.float64),
+            indexing="ij",
+        )
+        flat = torch.stack([torch.zeros_like(rows), rows, columns, torch.ones_like(rows)])
+        index = torch.einsum("kij,jrc->ikrc", at, flat)
+        last = torch.tensor(source.shape, dtype=torch.float64)[1:, None, None, None] - 1
+        seen = ((index[1:3] >= 0) & (index[1:3] <= last)).all(0)
+        assert torch.allclose(got[0][seen], ramp(target)[0][seen], atol=1e-9, rtol=0)
+
+
+def test_ramp_catches_a_half_voxel_error() -> None:
+    """The test above can fail: half a voxel is far above its tolerance."""
+    grid = Grid.from_spacing((4, 8, 8), (3, 1, 1))
+    off = Grid(
+        grid.shape, grid.crop((0, 0, 1), grid.shape).mm_from_index * 0.5 + grid.mm_from_index * 0.5
+    )
+    assert (ramp(off) - ramp(grid)).abs().min() > 0.1
+
+
+# ---- a peer ------------------------------------------------------------------------------------
+
+
+def to_sitk(volume: Volume) -> sitk.Image:
+    image = sitk.GetImageFromArray(volume.data[0].numpy())
+    matrix = volume.grid.mm_from_index.numpy()
+    spacing = volume.grid.spacing_mm.numpy()
+    image.SetSpacing([float(s) for s in spacing[::-1]])
+    image.SetDirection((matrix[:3, :3] / spacing)[:, ::-1].ravel().tolist())
+    image.SetOrigin(matrix[:3, 3].tolist())
+    return image
+
+
+def right_handed(grid: Grid) -> Grid:
+    """SimpleITK refuses nothing, but its directions are proper; mirror the slices if need be."""
+    matrix = grid.mm_from_index.clone()
+    # (slice, row, column) is (z, y, x): reversed order flips the sign of a right-handed frame.
+    if torch.linalg.det(matrix[:3, :3]) > 0:
+        matrix[:3, 0] *= -1
+    return Grid(grid.shape, matrix)
+
+
+@given(seeds, st.sampled_from(["linear", "nearest"]))
+@settings(max_examples=60, deadline=None)
+def test_agrees_with_simpleitk_on_random_grids(seed: int, mode: str) -> None:
+    rng = np.random.default_rng(seed)
+    source = right_handed(random_grid(rng))
+    spin = posed(
+        source,
+        angle_rad=torch.from_numpy(rng.uniform(-3, 3, 3)),
+        scale=torch.from_numpy(rng.uniform(0.5, 1.5, 3)),
+        shift_mm=torch.from_numpy(rng.uniform(-3, 3, 3)),
+    )
+    target = right_handed(spin.resized([int(n) for n in rng.integers(2, 20, size=3)]))
+    volume = Volume(torch.from_numpy(rng.uniform(-1000, 1000, (1, *source.shape))), source)
+    got = resample(volume, target, mode=mode, fill=-5000.0).data[0].numpy()
+    kind = {"linear": sitk.sitkLinear, "nearest": sitk.sitkNearestNeighbor}[mode]
+    like = to_sitk(Volume(torch.zeros((1, *target.shape), dtype=torch.float64), target))
+    theirs = sitk.Resample(to_sitk(volume), like, sitk.Transform(), kind, -5000.0)
+    want = sitk.GetArrayFromImage(theirs)
+    # On the outer edge, or half way between voxels, rounding decides; random points miss it.
+    assert np.abs(got - want).max() < 1e-5
+
+
+# ---- there and back ----------------------------------------------------------------------------
+
+
+def ball(grid: Grid, diameter_mm: float, at_mm: Tensor) -> Tensor:
+    """(2, *shape) probabilities of background and ball: hard labels, as a reference would be."""
+    axes = [torch.arange(n, dtype=torch.float64) for n in grid.shape]
+    index = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 3)
+    far = torch.linalg.vector_norm(grid.mm(index) - at_mm, dim=-1).reshape(grid.shape)
+    hit = (far <= diameter_mm / 2).float()
+    return torch.stack([1 - hit, hit])
+
+
+def dice(a: Tensor, b: Tensor) -> float:
+    return float(2 * (a & b).sum() / (a.sum() + b.sum()))
+
+
+@given(seeds, st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_a_small_ball_survives_any_chain_of_pose_and_crop(seed: int, slicewise: bool) -> None:
+    rng = np.random.default_rng(seed)
+    scan = Grid.from_spacing((9, 96, 96), (1.5, 0.8, 0.8), centre_mm=rng.uniform(-50, 50, 3))
+    at = scan.centre_mm + torch.from_numpy(rng.uniform(-4, 4, 3))
+    reference = ball(scan, 6.0, at)
+    lead = (scan.shape[0],) if slicewise else ()
+
+    grid = scan
+    for _ in range(int(rng.integers(1, 4))):  # a chain of poses, then a crop about the ball
+        grid = posed(
+            grid,
+            angle_rad=torch.from_numpy(rng.uniform(-0.5, 0.5, lead)),
+            scale=torch.from_numpy(rng.uniform(0.8, 1.0, (*lead, 2))),
+            shift_mm=torch.from_numpy(rng.uniform(-3, 3, (*lead, 2))),
+        )
+    low = torch.tensor([-0.5, 15.5, 15.5]).expand(*lead, 3)
+    high = torch.tensor([0.5 if slicewise else 8.5, 79.5, 79.5]).expand(*lead, 3)
+    network = boxed(grid, low, high, (9, 80, 80))
+
+    seen = resample(Volume(reference, scan), network, fill=(1.0, 0.0))
+    back = resample(seen, scan, fill=(1.0, 0.0)).data
+    assert dice(back.argmax(0) == 1, reference[1] == 1) >= 0.98
+
+
+def test_outside_a_crop_is_background_with_certainty() -> None:
+    scan = Grid.from_spacing((2, 20, 20), (3, 1, 1))
+    crop = scan.crop((0, 5, 5), (2, 8, 8))
+    probabilities = Volume(torch.full((2, 2, 8, 8), 0.5), crop)
+    back = resample(probabilities, scan, fill=(1.0, 0.0)).data
+    assert (back[:, :, :5] == torch.tensor([1.0, 0.0])[:, None, None, None]).all()
+    assert (back[:, :, 5:13, 5:13] == 0.5).all()
+    assert torch.allclose(back.sum(0), torch.ones(2, 20, 20))
+
+
+@given(seeds)
+@settings(max_examples=30, deadline=None)
+def test_the_inverse_of_a_chain_restores_positions(seed: int) -> None:
+    """Pose and crop change where samples lie, never where the patient lies."""
+    rng = np.random.default_rng(seed)
+    scan = random_grid(rng)
+    pose = posed(scan, angle_rad=0.3, scale=(1.3, 0.8), shift_mm=(4.0, -2.0))
+    crop = pose.crop((0, 1, 1), scan.shape)
+    index = torch.from_numpy(rng.uniform(0, 5, (50, 3)))
+    assert torch.allclose(scan.mm(scan.index(crop.mm(index))), crop.mm(index), atol=1e-9)
+
+
+# ---- fill, edges, types ------------------------------------------------------------------------
+
+
+def test_a_voxel_reaches_half_a_step_beyond_its_centre() -> None:
+    """One row 10, 20 at 1 mm: edges at index -0.5 and 1.5; the half voxel holds the edge value."""
+    source = Grid.from_spacing((1, 1, 2), (1, 1, 1))
+    values = Volume(torch.tensor([[[[10.0, 20.0]]]]), source)
+    # Quarter steps from index -0.875 on: -0.875, -0.625 | -0.375, ... , 1.375 | 1.625
+    low, high = torch.tensor([-0.5, -0.5, -1.0]), torch.tensor([0.5, 0.5, 1.75])
+    fine = boxed(source, low, high, (1, 1, 11))
+    got = resample(values, fine, fill=-1.0).data.flatten()
+    want = [-1, -1, 10, 10, 11.25, 13.75, 16.25, 18.75, 20, 20, -1]
+    assert torch.allclose(got, torch.tensor(want))
+
+
+def test_single_slices_have_a_thickness() -> None:
+    source = Grid.from_spacing((1, 4, 4), (5, 1, 1))
+    thick = Grid.from_spacing((5, 4, 4), (2.4, 1, 1))  # centres at -4.8, -2.4, 0, 2.4, 4.8 mm
+    got = resample(Volume(torch.ones(1, 1, 4, 4), source), thick).data
+    assert got[0, :, 0, 0].tolist() == [0, 1, 1, 1, 0]
+
+
+def test_nearest_keeps_labels_and_their_type() -> None:
+    source = Grid.from_spacing((2, 4, 4), (2, 1, 1))
+    labels = Volume(torch.arange(32, dtype=torch.uint8).reshape(1, 2, 4, 4), source)
+    finer = resample(labels, source.resized((4, 8, 8)), mode="nearest")
+    assert finer.data.dtype == torch.uint8
+    assert torch.equal(finer.data[:, ::2, ::2, ::2], labels.data)
+    big = Volume(torch.full((1, 2, 4, 4), 2**30 + 1), source)
+    assert (resample(big, source.resized((4, 8, 8)), mode="nearest").data == 2**30 + 1).all()
+
+
+def test_a_sub_grid_is_copied_exactly_and_padded() -> None:
+    source = random_grid(np.random.default_rng(3))
+    values = torch.from_numpy(np.random.default_rng(4).normal(size=(2, *source.shape)))
+    volume = Volume(values, source)
+    assert torch.equal(resample(volume, source).data, values)
+    assert torch.equal(resample(volume, source.slicewise()).data, values)
+    nz, ny, nx = source.shape
+    wide = resample(volume, source.crop((-1, -2, -3), (nz + 2, ny + 4, nx + 6)), fill=(7.0, 8.0))
+    assert torch.equal(wide.data[:, 1:-1, 2:-2, 3:-3], values)
+    assert (wide.data[0, 0] == 7).all() and (wide.data[1, :, :, -3:] == 8).all()
+    far = resample(volume, source.crop((0, ny + 50, 0), source.shape), fill=7.0)
+    assert (far.data == 7).all()
+
+
+def test_a_slicewise_source_is_sampled_in_its_own_planes_only() -> None:
+    source = Grid.from_spacing((3, 8, 8), (2, 1, 1))
+    volume = Volume(torch.zeros(1, 3, 8, 8), source.slicewise())
+    with pytest.raises(ValueError, match="own planes"):
+        resample(volume, source.crop((1, 0, 0), source.shape))
+    with pytest.raises(ValueError, match="cannot pair"):
+        resample(volume, source.slices(0, 2))
+    tilted = posed(source, angle_rad=(0.1, 0.0, 0.0), scale=(1, 1, 1), shift_mm=(0, 0, 0))
+    with pytest.raises(ValueError, match="own planes"):
+        resample(volume, tilted)
+
+
+# ---- grids -------------------------------------------------------------------------------------
+
+
+def test_canonical_grid_by_hand() -> None:
+    """2 slices of 3 x 4 pixels, 5 x 2 x 1 mm, about (10, 20, 30)."""
+    grid = Grid.from_spacing((2, 3, 4), (5, 2, 1), centre_mm=(10, 20, 30))
+    # First voxel: 1.5 columns to the right of the middle, one row in front, half a slice below.
+    assert grid.mm((0, 0, 0)).tolist() == [11.5, 22.0, 27.5]
+    assert grid.mm((1, 2, 3)).tolist() == [8.5, 18.0, 32.5]
+    assert grid.index((10, 20, 30)).tolist() == [0.5, 1.0, 1.5]
+    assert grid.spacing_mm.tolist() == [5, 2, 1]
+    assert float(grid.voxel_ml) == pytest.approx(0.01)
+    assert grid.centre_mm.tolist() == [10, 20, 30]
+    assert grid.slicewise().centre_mm.tolist() == [[10, 20, 27.5], [10, 20, 32.5]]
+
+
+def test_spacing_changes_keep_the_extent() -> None:
+    grid = Grid.from_spacing((10, 100, 60), (3, 0.7, 0.9), centre_mm=(1, 2, 3))
+    coarse = grid.with_spacing((3, 1.0, 1.0))
+    assert coarse.shape == (10, 70, 54)
+    assert torch.allclose(coarse.centre_mm, grid.centre_mm)
+    extent = coarse.spacing_mm * torch.tensor(coarse.shape)
+    assert torch.allclose(extent, grid.spacing_mm * torch.tensor(grid.shape))
+    assert coarse.resized(grid.shape).same_as(grid)
+
+
+def test_grids_that_are_none_are_refused() -> None:
+    for matrix in (torch.zeros(4, 4), torch.full((4, 4), math.nan), torch.eye(3)):
+        with pytest.raises(ValueError):
+            Grid((1, 2, 3), matrix)
+    for shape in ((0, 2, 3), (2, 3)):
+        with pytest.raises(ValueError):
+            Grid(shape, torch.eye(4))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="2 matrices for 3 slices"):
+        Grid((3, 4, 4), torch.eye(4).expand(2, 4, 4))
+    with pytest.raises(ValueError, match="does not fit"):
+        Volume(torch.zeros(1, 2, 3, 4), Grid((4, 3, 2), torch.eye(4)))
+
+
+def test_same_as_looks_at_the_corners() -> None:
+    grid = Grid.from_spacing((10, 512, 512), (1, 0.5, 0.5))
+    turned = posed(grid, angle_rad=1e-5)  # 1e-5 rad at 180 mm: 1.8 micrometres
+    assert not turned.same_as(grid) and turned.same_as(grid, tolerance_mm=0.01)
+    assert grid.slicewise().same_as(grid) and not grid.same_as(grid.resized((10, 512, 511)))
+
+
+def test_a_batch_is_a_slicewise_volume() -> None:
+    rng = np.random.default_rng(0)
+    scans = [
+        Volume(torch.rand(2, 5, 8, 8), Grid.from_spacing((5, 8, 8), (2, s, s), rng.normal(size=3)))
+        for s in (0.5, 0.9)
+    ]
+    batch = stack([scans[0].slices(3, 4), scans[1].slices(0, 1), scans[0].slices(1, 3)])
+    assert batch.grid.shape == (4, 8, 8) and batch.grid.is_slicewise
+    assert torch.equal(batch.data[:, 1], scans[1].data[:, 0])
+    assert torch.allclose(batch.grid.centre_mm[0], scans[0].grid.slicewise().centre_mm[3])
+    with pytest.raises(ValueError, match="nothing"):
+        stack([])
+    with pytest.raises(ValueError, match="differ"):
+        stack([scans[0], Volume(torch.rand(1, 5, 8, 8), scans[0].grid)])
+
+
+# ---- theta and pose ----------------------------------------------------------------------------
+
+
+@given(seeds, st.sampled_from(["slices", "plane", "space"]))
+@settings(max_examples=40, deadline=None)
+def test_theta_and_grid_are_the_same_thing(seed: int, kind: str) -> None:
+    rng = np.random.default_rng(seed)
+    source = random_grid(rng)
+    shape = {"slices": (source.shape[0], 2, 3), "plane": (2, 3), "space": (3, 4)}[kind]
+    theta = torch.from_numpy(rng.normal(size=shape))
+    out_shape = (7 if kind == "space" else source.shape[0], 9, 11)
+    grid = grid_from_theta(theta, source, out_shape)
+    back = theta_from_grid(grid, source)
+    if kind == "plane":
+        back = back[:2][:, [0, 1, 3]]
+    assert torch.allclose(back, theta, atol=1e-8)
+
+
+@given(seeds)
+@settings(max_examples=30, deadline=None)
+def test_theta_means_what_torch_means(seed: int) -> None:
+    """torch samples with theta itself; kidseg with the grid that theta is."""
+    rng = np.random.default_rng(seed)
+    source = random_grid(rng)
+    n = source.shape[0]
+    data = torch.from_numpy(rng.normal(size=(2, *source.shape)))
+    theta = torch.from_numpy(rng.normal(size=(n, 2, 3)) * 0.1) + torch.eye(2, 3)
+    theirs = torch.nn.functional.grid_sample(
+        data.transpose(0, 1),
+        torch.nn.functional.affine_grid(theta, [n, 2, 13, 15], align_corners=False),
+        align_corners=False,
+        padding_mode="border",
+    ).transpose(0, 1)
+    grid = grid_from_theta(theta, source, (n, 13, 15))
+    ours = resample(Volume(data, source), grid, fill=math.nan).data
+    seen = torch.isfinite(ours)
+    assert seen.any() and torch.allclose(ours[seen], theirs[seen], atol=1e-9)
+
+
+def test_identity_theta_is_the_grid_itself() -> None:
+    grid = random_grid(np.random.default_rng(7))
+    assert grid_from_theta(torch.eye(2, 3), grid).same_as(grid, 1e-9)
+    assert grid_from_theta(torch.eye(3, 4), grid).same_as(grid, 1e-9)
+    assert torch.allclose(
+        theta_from_grid(grid, grid), torch.eye(3, 4, dtype=torch.float64), atol=1e-9
+    )
+
+
+def test_two_thetas_in_a_row_are_a_matrix_product() -> None:
+    rng = np.random.default_rng(8)
+    source = random_grid(rng)
+    a, b = (torch.from_numpy(rng.normal(size=(3, 4))) for _ in range(2))
+    both = grid_from_theta(b, grid_from_theta(a, source))
+    bottom = torch.tensor([[0.0, 0, 0, 1]], dtype=torch.float64)
+    product = torch.cat([a, bottom]) @ torch.cat([b, bottom])
+    assert both.same_as(grid_from_theta(product[:3], source), 1e-6)
+
+
+def test_a_rotation_is_a_rotation_for_non_square_pixels_and_images() -> None:
+    grid = Grid.from_spacing((1, 30, 200), (5, 2.0, 0.5))
+    turned = posed(grid, angle_rad=0.7)
+    centre = grid.centre_mm
+    index = torch.tensor([[0, 0, 0], [0, 29, 0], [0, 7, 150]], dtype=torch.float64)
+    before = torch.linalg.vector_norm(grid.mm(index) - centre, dim=-1)
+    after = torch.linalg.vector_norm(turned.mm(index) - centre, dim=-1)
+    assert torch.allclose(before, after)
+    assert torch.allclose(turned.spacing_mm, grid.spacing_mm)
+    across = turned.mm_from_index[:3, 1] @ turned.mm_from_index[:3, 2]
+    assert float(across) == pytest.approx(0, abs=1e-12)
+
+
+def test_pose_by_hand() -> None:
+    """A quarter turn, twice the width, 3 mm along columns (towards the patient's left)."""
+    grid = Grid.from_spacing((1, 11, 11), (5, 1, 1))
+    turned = posed(grid, angle_rad=math.pi / 2, scale=(2.0, 1.0), shift_mm=(3.0, 0.0))
+    # The middle moves 3 mm left (x = -3). One column on is 2 mm along what were the rows (back).
+    assert torch.allclose(turned.mm((0, 5, 5)), torch.tensor([-3.0, 0, 0]).double(), atol=1e-12)
+    assert torch.allclose(turned.mm((0, 5, 6)), torch.tensor([-3.0, -2, 0]).double(), atol=1e-12)
+    # One row on is 1 mm against what were the columns (to the right).
+    assert torch.allclose(turned.mm((0, 6, 5)), torch.tensor([-2.0, 0, 0]).double(), atol=1e-12)
+
+
+@given(seeds, st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_in_plane_pose_reads_back_what_posed_wrote(seed: int, slicewise: bool) -> None:
+    rng = np.random.default_rng(seed)
+    grid = random_grid(rng)
+    lead = (grid.shape[0],) if slicewise else ()
+    angle = torch.from_numpy(rng.uniform(-3, 3, lead))
+    scale = torch.from_numpy(rng.uniform(0.5, 2, (*lead, 2)))
+    shift = torch.from_numpy(rng.uniform(-9, 9, (*lead, 2)))
+    pose = posed(grid, angle_rad=angle, scale=scale, shift_mm=shift)
+    for target in (pose, pose.resized((grid.shape[0], 40, 50))):
+        read = in_plane_pose(target, grid)
+        assert torch.allclose(read.angle_rad, angle, atol=1e-9)
+        assert torch.allclose(read.scale, scale, atol=1e-9)
+        assert torch.allclose(read.shift_mm, shift, atol=1e-7)
+
+
+def test_gradients_reach_theta_and_pose() -> None:
+    """By finite differences, through the sampler: what an STN learns from."""
+    rng = np.random.default_rng(11)
+    scan = Grid.from_spacing((2, 12, 12), (3, 1, 1))
+    smooth = torch.from_numpy(rng.normal(size=(1, 2, 3, 3)))
+    data = resample(Volume(smooth, scan.resized((2, 3, 3))), scan).data
+
+    def by_pose(angle: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        grid = posed(scan, angle_rad=angle, scale=scale, shift_mm=shift)
+        return resample(Volume(data, scan), grid).data.pow(2).sum()
+
+    def by_theta(theta: Tensor) -> Tensor:
+        return resample(Volume(data, scan), grid_from_theta(theta, scan)).data.pow(2).sum()
+
+    def by_box(low: Tensor, high: Tensor) -> Tensor:
+        grid = boxed(scan, low, high, (2, 6, 6))
+        back = resample(resample(Volume(data, scan), grid), scan)
+        return back.data.pow(2).sum()
+
+    leaf = torch.float64
+    angle = torch.tensor([0.1, -0.2], dtype=leaf, requires_grad=True)
+    scale = torch.tensor([[0.9, 0.83], [0.77, 0.91]], dtype=leaf, requires_grad=True)
+    shift = torch.tensor([[0.3, 0.1], [-0.2, 0.4]], dtype=leaf, requires_grad=True)
+    assert torch.autograd.gradcheck(by_pose, (angle, scale, shift), eps=1e-7, atol=1e-3)
+    theta = (0.83 * torch.eye(2, 3, dtype=leaf) + 0.01).expand(2, 2, 3).clone().requires_grad_()
+    assert torch.autograd.gradcheck(by_theta, (theta,), eps=1e-7, atol=1e-3)
+    low = torch.tensor([[-0.5, 1.23, 2.31]] * 2, dtype=leaf, requires_grad=True)
+    high = torch.tensor([[0.5, 9.77, 8.41]] * 2, dtype=leaf, requires_grad=True)
+    assert torch.autograd.gradcheck(by_box, (low, high), eps=1e-7, atol=1e-3)
+
+
+def test_identity_start_still_has_gradients() -> None:
+    """The exact copy of a sub-grid must not cut an STN off at its identity start."""
+    scan = Grid.from_spacing((2, 12, 12), (3, 1, 1))
+    theta = torch.eye(2, 3).expand(2, 2, 3).clone().requires_grad_()
+    data = torch.rand(1, 2, 12, 12, generator=torch.Generator().manual_seed(0))
+    resample(Volume(data, scan), grid_from_theta(theta, scan)).data.pow(2).sum().backward()
+    assert theta.grad is not None and theta.grad.abs().sum() > 0
+
+
+def test_memory_is_bounded_by_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunked or not, the result is the same."""
+    from kidseg import geometry
+
+    source = random_grid(np.random.default_rng(5))
+    volume = Volume(torch.rand(2, *source.shape), source)
+    target = posed(source, angle_rad=(0.2, 0.1, 0.3), scale=(1, 1, 1), shift_mm=(0, 0, 0))
+    whole = resample(volume, target).data
+    monkeypatch.setattr(geometry, "_POINTS_AT_ONCE", 1)
+    assert torch.equal(resample(volume, target).data, whole)
