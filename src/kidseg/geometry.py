@@ -269,6 +269,10 @@ class Volume:
         """The sub-volume of slices start .. stop - 1; shares memory."""
         return Volume(self.data[:, start:stop], self.grid.slices(start, stop))
 
+    def astype(self, dtype: torch.dtype) -> Volume:
+        """The same volume with its values as `dtype`."""
+        return Volume(self.data.to(dtype), self.grid)
+
     def to(self, device: torch.device | str) -> Volume:
         """The same volume on `device`."""
         return Volume(self.data.to(device), self.grid.to(device))

@@ -1,0 +1,169 @@
+"""The patient's body in a CT: where it is, how it lies, how large it is.
+
+The body mask is what pose and size are read from; it needs no organ labels. Its image moments
+(centre, principal axes, radii) are the plain way to normalise pose and size, and the baseline for
+every learned one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kidseg.geometry import Grid, Volume, boxed, posed, resample
+
+__all__ = ["Moments", "body_mask", "moments", "normalized"]
+
+# Skin and fat are above, air, foam and clothes below. Source: fat is -120..-60 HU, lung and foam
+# below -500 (Hounsfield scale); half way keeps partial volume at the skin unbiased.
+_AIR_HU = -300.0
+# Sheets thinner than twice this are no body: table tops, blankets, tubes. Thinner than any wrist.
+_SHEET_RADIUS_MM = 4.0
+# The mask's shape is found at this pixel size, its edge at the scan's own.
+_COARSE_MM = 2.0
+
+
+def body_mask(scan: Volume) -> Volume:
+    """The largest body in a CT, without table, blankets, tubes and detached arms.
+
+    Air is thresholded; thin sheets are opened away in the axial planes; the largest component in
+    space remains, with the holes of each slice (lungs, bowel gas) filled. The shape is decided at
+    2 mm, the edge at the scan's own pixels.
+
+    Args:
+        scan: (1, slices, rows, columns) HU, volumetric, canonical.
+
+    Returns:
+        (1, slices, rows, columns) bool on the scan's grid; all False if nothing is denser than air.
+    """
+    grid = scan.grid
+    dz, dy, dx = grid.spacing_mm.tolist()
+    coarse = grid.with_spacing((dz, max(dy, _COARSE_MM), max(dx, _COARSE_MM)))
+    dense = resample(scan, coarse, fill=-1024.0).data[0].numpy() > _AIR_HU
+    rough = Volume(torch.from_numpy(_largest_body(dense, coarse))[None], coarse)
+    near = resample(rough.astype(torch.float32), grid).data > 0
+    solid = (near & (scan.data > _AIR_HU))[0].numpy()
+    return Volume(torch.from_numpy(_filled(solid))[None], grid)
+
+
+def _largest_body(dense: np.ndarray, grid: Grid) -> np.ndarray:
+    """(slices, rows, columns) bool: opened in the planes, largest component, widened by a pixel."""
+    from scipy import ndimage
+
+    _, dy, dx = grid.spacing_mm.tolist()
+    thick = np.zeros_like(dense)
+    for k, plane in enumerate(_filled(dense)):
+        core = ndimage.distance_transform_edt(np.pad(plane, 1), (dy, dx)) > _SHEET_RADIUS_MM
+        if core.any():
+            reach = ndimage.distance_transform_edt(~core, (dy, dx)) <= _SHEET_RADIUS_MM
+            thick[k] = reach[1:-1, 1:-1] & plane
+    components, count = ndimage.label(thick)
+    if count == 0:
+        return thick
+    largest = components == 1 + np.argmax(np.bincount(components.ravel())[1:])
+    in_plane = np.zeros((3, 3, 3), dtype=bool)
+    in_plane[1] = True
+    return np.asarray(ndimage.binary_dilation(largest, in_plane))
+
+
+def _filled(mask: np.ndarray) -> np.ndarray:
+    from scipy import ndimage
+
+    return np.stack([ndimage.binary_fill_holes(plane) for plane in mask])
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """A mask's place, turn and size in its grid's planes; () or (slices,) leading.
+
+    Attributes:
+        centre_mm: (..., 2) centroid as (x along columns, y along rows) from the grid's middle.
+        angle_rad: (...) of the long principal axis against the columns, in -pi/2 .. pi/2, positive
+            from columns towards rows.
+        radii_mm: (..., 2) semi-axes, long and short, of the ellipse with the same second moments.
+
+    Where a mask is empty: centre and angle 0, radii NaN.
+    """
+
+    centre_mm: Tensor
+    angle_rad: Tensor
+    radii_mm: Tensor
+
+
+def moments(mask: Volume, *, per: Literal["slice", "volume"] = "slice") -> Moments:
+    """First and second moments of a mask (1, slices, rows, columns), in each plane or over all.
+
+    A pixel is a square of mass, not a point, so radii are right for few pixels too. Over all slices
+    the centres are aligned first: the second moments are the mean of the slices', by area, so a
+    slanting body is not broadened.
+
+    Source: an ellipse with semi-axis a has variance a^2 / 4 along it.
+    """
+    weight = mask.data[0].double().cpu()
+    _, dy, dx = (float(s) for s in _plane_spacing(mask.grid))
+    y = (torch.arange(weight.shape[1]) - (weight.shape[1] - 1) / 2) * dy
+    x = (torch.arange(weight.shape[2]) - (weight.shape[2] - 1) / 2) * dx
+    y, x = y.double(), x.double()
+    by_row, by_column = weight.sum(2), weight.sum(1)
+    mass = by_row.sum(1)
+    safe = mass.clamp(min=1e-12)
+    mean_y, mean_x = by_row @ y / safe, by_column @ x / safe
+    yy = by_row @ (y * y) / safe - mean_y**2 + dy**2 / 12
+    xx = by_column @ (x * x) / safe - mean_x**2 + dx**2 / 12
+    xy = torch.einsum("krc,r,c->k", weight, y, x) / safe - mean_x * mean_y
+    if per == "volume":
+        share = mass / mass.sum().clamp(min=1e-12)
+        mean_y, mean_x, yy, xx, xy = ((share * m).sum() for m in (mean_y, mean_x, yy, xx, xy))
+        mass = mass.sum()
+    spread = torch.sqrt(((xx - yy) / 2) ** 2 + xy**2)
+    middle = (xx + yy) / 2
+    radii = 2 * torch.sqrt(torch.stack([middle + spread, (middle - spread).clamp(min=0)], dim=-1))
+    angle = 0.5 * torch.atan2(2 * xy, xx - yy)
+    empty = mass <= 0
+    return Moments(
+        torch.stack([mean_x, mean_y], dim=-1),
+        torch.where(empty, torch.zeros_like(angle), angle),
+        torch.where(empty[..., None], torch.full_like(radii, torch.nan), radii),
+    )
+
+
+def normalized(
+    grid: Grid,
+    own: Moments,
+    *,
+    radii_mm: tuple[float, float],
+    field_mm: float,
+    size: int,
+    scales: Literal[1, 2] = 2,
+) -> Grid:
+    """The grid on which a body with these moments lies upright, centred and in the reference size.
+
+    Args:
+        grid: the scan's, volumetric; its planes and slices stay.
+        own: the body's moments on it, per slice (gives a slice-wise grid) or per volume.
+        radii_mm: long (left-right) and short semi-axis that the body shall have.
+        field_mm: side of the square field of view, in the reference's millimetres.
+        size: pixels along each side.
+        scales: 2 fits each radius, 1 their geometric mean (a similarity).
+
+    Where the mask was empty the image is only centred: angle 0, scale 1.
+    """
+    _, dy, dx = _plane_spacing(grid)
+    half = torch.tensor([0.0, field_mm / 2 / float(dy), field_mm / 2 / float(dx)])
+    middle = torch.tensor([(n - 1) / 2 for n in grid.shape])
+    depth = torch.tensor([grid.shape[0] / 2, 0.0, 0.0])
+    frame = boxed(grid, middle - half - depth, middle + half + depth, (grid.shape[0], size, size))
+    scale = own.radii_mm / torch.tensor(radii_mm, dtype=own.radii_mm.dtype)
+    if scales == 1:
+        scale = scale.prod(-1, keepdim=True).sqrt().expand_as(scale)
+    scale = torch.where(scale.isfinite(), scale, torch.ones_like(scale))
+    return posed(frame, angle_rad=own.angle_rad, scale=scale, shift_mm=own.centre_mm)
+
+
+def _plane_spacing(grid: Grid) -> Tensor:
+    spacing = grid.spacing_mm
+    return spacing.median(dim=0).values if grid.is_slicewise else spacing

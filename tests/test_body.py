@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kidseg.body import body_mask, moments, normalized
+from kidseg.geometry import Grid, Volume, posed, resample
+
+LYING = Grid.from_spacing((4, 160, 200), (5, 1.5, 1.5))
+
+
+def plane_mm(grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, columns) y and x in millimetres from the middle of a plane."""
+    _, dy, dx = grid.spacing_mm.tolist()
+    y = (np.arange(grid.shape[1]) - (grid.shape[1] - 1) / 2) * dy
+    x = (np.arange(grid.shape[2]) - (grid.shape[2] - 1) / 2) * dx
+    return y[:, None], x[None, :]
+
+
+def ellipse(
+    grid: Grid, angle: float, radii: tuple[float, float], centre: tuple[float, float]
+) -> np.ndarray:
+    """(rows, columns) bool, filled ellipse; angle from columns towards rows."""
+    y, x = plane_mm(grid)
+    u = (x - centre[0]) * math.cos(angle) + (y - centre[1]) * math.sin(angle)
+    v = -(x - centre[0]) * math.sin(angle) + (y - centre[1]) * math.cos(angle)
+    return (u / radii[0]) ** 2 + (v / radii[1]) ** 2 <= 1
+
+
+def lying(body: np.ndarray, grid: Grid = LYING) -> np.ndarray:
+    """(slices, rows, columns) HU: the body as soft tissue in air, in every slice."""
+    return np.where(np.broadcast_to(body, grid.shape), 40.0, -1000.0).astype(np.float32)
+
+
+def mask_of(hu: np.ndarray, grid: Grid = LYING) -> np.ndarray:
+    return body_mask(Volume(torch.from_numpy(hu)[None], grid)).data[0].numpy()
+
+
+def test_a_body_with_gas_is_filled_and_its_table_and_arm_are_left_out() -> None:
+    body = ellipse(LYING, 0.2, (100, 70), (5, -8))
+    hu = lying(body)
+    hu[:, ellipse(LYING, 0, (15, 12), (0, -20))] = -900  # bowel gas
+    y, x = plane_mm(LYING)
+    bottom = (y * 0 + 0 * x) + np.nonzero(body.any(1))[0].max()
+    rows = np.arange(LYING.shape[1])[:, None] + 0 * x
+    table = (rows >= bottom) & (rows < bottom + 3)  # touches the back
+    hu[:, table] = 200
+    hu[:, ellipse(LYING, 0, (14, 14), (-130, 0))] = 40  # an arm
+    mask = mask_of(hu)
+    for plane in mask:
+        overlap = 2 * (plane & body).sum() / (plane.sum() + body.sum())
+        assert overlap > 0.995
+    assert (mask & table & ~body).sum() < 0.005 * mask.sum()  # only what the skin touches
+    assert not mask[:, :, :20].any()
+
+
+def test_nothing_but_air_gives_an_empty_mask() -> None:
+    mask = mask_of(np.full(LYING.shape, -1000, np.float32))
+    assert not mask.any()
+
+
+def test_mask_edge_lies_at_the_scans_own_pixels() -> None:
+    fine = Grid.from_spacing((2, 300, 300), (5, 0.5, 0.5))
+    body = ellipse(fine, 0.0, (60, 45), (3.2, -1.7))
+    assert (mask_of(lying(body, fine), fine) == body).all()
+
+
+@given(
+    st.floats(-1.2, 1.2),
+    st.floats(60, 90),
+    st.floats(30, 50),
+    st.tuples(st.floats(-15, 15), st.floats(-15, 15)),
+)
+@settings(max_examples=30, deadline=None)
+def test_moments_of_an_ellipse_are_its_own(
+    angle: float, long: float, short: float, centre: tuple[float, float]
+) -> None:
+    mask = torch.from_numpy(ellipse(LYING, angle, (long, short), centre))
+    volume = Volume(mask.expand(1, *LYING.shape), LYING)
+    for per in ("slice", "volume"):
+        got = moments(volume, per=per)
+        lead = (4,) if per == "slice" else ()
+        assert got.angle_rad.shape == lead
+        assert torch.allclose(got.angle_rad, torch.tensor(angle).double(), atol=0.02)
+        assert torch.allclose(got.radii_mm, torch.tensor([long, short]).double(), atol=0.4)
+        assert torch.allclose(got.centre_mm, torch.tensor(centre).double(), atol=0.3)
+
+
+def test_one_pixel_has_the_moments_of_a_square() -> None:
+    """A 1.5 mm pixel: variance 1.5^2 / 12 each way, radius 2 * sqrt of it."""
+    data = torch.zeros(1, *LYING.shape)
+    data[0, :, 10, 20] = 1
+    got = moments(Volume(data, LYING), per="volume")
+    assert got.radii_mm.tolist() == pytest.approx([1.5 / math.sqrt(3)] * 2)
+
+
+def test_empty_slices_keep_their_place() -> None:
+    data = torch.from_numpy(lying(ellipse(LYING, 0.3, (90, 60), (10, 5))) > 0)[None].clone()
+    data[:, 2] = False
+    got = moments(Volume(data, LYING))
+    assert got.radii_mm[2].isnan().all()
+    assert got.angle_rad[2] == 0
+    assert got.centre_mm[2].tolist() == [0, 0]
+    grid = normalized(LYING, got, radii_mm=(80, 55), field_mm=240, size=64)
+    plain = normalized(
+        LYING,
+        moments(Volume(torch.zeros_like(data), LYING)),
+        radii_mm=(80, 55),
+        field_mm=240,
+        size=64,
+    )
+    assert torch.allclose(grid.mm_from_index[2], plain.mm_from_index[2])
+
+
+@pytest.mark.parametrize("per", ["slice", "volume"])
+def test_normalizing_undoes_turn_shift_and_size(per: str) -> None:
+    """Whatever the pose, the normalised ellipse is the reference's."""
+    reference = Grid.from_spacing((4, 128, 128), (5, 240 / 128, 240 / 128))
+    want = ellipse(reference, 0.0, (80, 55), (0, 0))
+    for angle, radii, centre in [(0.4, (100, 60), (8, -6)), (-0.3, (60, 50), (-20, 10))]:
+        body = ellipse(LYING, angle, radii, centre)
+        volume = Volume(torch.from_numpy(lying(body) > 0)[None], LYING)
+        grid = normalized(
+            LYING, moments(volume, per=per), radii_mm=(80, 55), field_mm=240, size=128
+        )
+        assert grid.is_slicewise == (per == "slice")
+        got = resample(volume.astype(torch.float32), grid).data[0].numpy() > 0.5
+        overlap = 2 * (got & want).sum() / (got.sum() + 4 * want.sum())
+        assert overlap > 0.985
+
+
+def test_one_scale_is_a_similarity() -> None:
+    body = ellipse(LYING, 0.4, (100, 50), (0, 0))
+    volume = Volume(torch.from_numpy(lying(body) > 0)[None], LYING)
+    own = moments(volume, per="volume")
+    grid = normalized(LYING, own, radii_mm=(80, 55), field_mm=240, size=128, scales=1)
+    _, dy, dx = grid.spacing_mm.tolist()
+    assert dy == pytest.approx(dx)
+    assert dy == pytest.approx(240 / 128 * math.sqrt(100 * 50 / (80 * 55)), rel=0.01)
+
+
+def test_a_turned_scan_gives_the_same_normalized_image() -> None:
+    """The pose of the scanner's grid must not matter."""
+    body = Volume(torch.from_numpy(lying(ellipse(LYING, 0.1, (80, 55), (4, 3))))[None], LYING)
+    images = []
+    for turn in (0.0, 0.35):
+        scan = resample(body, posed(LYING, angle_rad=turn), fill=-1000)
+        own = moments(body_mask(scan), per="volume")
+        grid = normalized(scan.grid, own, radii_mm=(80, 55), field_mm=220, size=96)
+        images.append(resample(scan, grid, fill=-1000).data > -300)
+    assert (images[0] ^ images[1]).float().mean() < 0.01
