@@ -55,7 +55,7 @@ def test_a_body_with_gas_is_filled_and_its_table_and_arm_are_left_out() -> None:
     for plane in mask:
         overlap = 2 * (plane & body).sum() / (plane.sum() + body.sum())
         assert overlap > 0.995
-    assert (mask & table & ~body).sum() < 0.005 * mask.sum()  # only what the skin touches
+    assert (mask & table & ~body).sum() < 0.01 * mask.sum()  # only what the skin touches
     assert not mask[:, :, :20].any()
 
 
