@@ -1,0 +1,134 @@
+"""The rooms and their order: a module imports only from rooms above its own."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "kidseg"
+
+# Top to bottom. A package is one room.
+ROOMS = [
+    "errors",
+    "labels",
+    "config",
+    "geometry",
+    "io",
+    "cases",
+    "splits",
+    "check",
+    "export",
+    "phantom",
+    "intensity",
+    "body",
+    "plan",
+    "nets",
+    "losses",
+    "augment",
+    "sampling",
+    "sliding",
+    "pipeline",
+    "methods",
+    "checkpoint",
+    "train",
+    "postprocess",
+    "segment",
+    "measure",
+    "evaluate",
+    "compare",
+    "report",
+    "demo",
+    "cli",
+    "serve",
+]
+# What a light module must not pull in when it is imported.
+HEAVY = {"torch", "numpy", "scipy", "nibabel", "SimpleITK", "pydicom", "highdicom", "matplotlib"}
+LIGHT = {"errors", "labels", "config", "cli", "__init__"}
+READERS = {"nibabel", "SimpleITK", "pydicom", "highdicom", "matplotlib"}
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def files() -> list[Path]:
+    return sorted(SOURCE.rglob("*.py"))
+
+
+def imports(path: Path, *, at_top_only: bool = False) -> set[str]:
+    """Dotted names imported by a file, without those for type checking only."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            return
+        if at_top_only and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            return
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module or "")
+            if node.module == "kidseg":
+                found.update(f"kidseg.{alias.name}" for alias in node.names)
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(tree)
+    return found
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(SOURCE)))
+def test_imports_point_upwards(path: Path) -> None:
+    room = room_of(path)
+    if room == "__init__":
+        return
+    assert room in ROOMS, f"{room} is no room; add it to the list where it belongs"
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] != "kidseg" or len(parts) == 1 or parts[1] == room:
+            continue
+        assert parts[1] in ROOMS, f"{path.name} imports {name}"
+        assert ROOMS.index(parts[1]) < ROOMS.index(room), f"{path.name} imports {name} from below"
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(SOURCE)))
+def test_light_modules_and_lazy_readers(path: Path) -> None:
+    top = {name.split(".")[0] for name in imports(path, at_top_only=True)}
+    assert not top & READERS, "readers and plots are imported where they are used"
+    if room_of(path) in LIGHT and path.parent == SOURCE:
+        assert not top & HEAVY
+
+
+def test_interpolation_lives_in_geometry_alone() -> None:
+    words = ("grid_sample", "affine_grid", "interpolate(", "ndimage.zoom", "map_coordinates")
+    for path in files():
+        if path.name != "geometry.py":
+            text = path.read_text(encoding="utf-8")
+            assert not [word for word in words if word in text], path
+
+
+def test_no_pickle_and_no_broad_excepts() -> None:
+    for path in files():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        assert not {name.split(".")[0] for name in imports(path)} & {"pickle", "joblib", "dill"}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ExceptHandler):
+                assert node.type is not None, f"bare except in {path.name}:{node.lineno}"
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".load"):
+                text = ast.unparse(node)
+                assert "allow_pickle=True" not in text, f"{path.name}:{node.lineno}"
+                if text.startswith("torch.load"):
+                    assert "weights_only=True" in text, f"{path.name}:{node.lineno}"
+
+
+def test_every_module_has_a_test() -> None:
+    tests = {p.stem.removeprefix("test_") for p in Path(__file__).parent.glob("test_*.py")}
+    for path in files():
+        name = "_".join(path.relative_to(SOURCE).with_suffix("").parts)
+        if name.endswith("__init__"):
+            continue
+        room = room_of(path)
+        assert name in tests or room in tests or any(t.startswith(f"{room}_") for t in tests), name
