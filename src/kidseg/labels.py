@@ -7,8 +7,10 @@ figures are reported for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from colorsys import hsv_to_rgb
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Literal
 
 __all__ = ["KIDNEY_TUMOUR", "KIDNEY_TUMOUR_CYST", "Code", "CystAs", "Label", "LabelSchema"]
@@ -97,6 +99,14 @@ class LabelSchema:
     def names(self) -> dict[int, str]:
         """{number: name}, without background."""
         return {label.id: label.name for label in self.labels}
+
+
+def _colours() -> Iterator[tuple[int, int, int]]:
+    """The palette, then hues a golden section apart, so that neighbours stay far from each other."""
+    yield from _PALETTE
+    for k in count(1):
+        red, green, blue = hsv_to_rgb(k * 0.61803398875 % 1.0, 0.65, 0.9)
+        yield round(255 * red), round(255 * green), round(255 * blue)
 
 
 # Source of the codes: SNOMED CT as used by DICOM PS3.16 (CID 7166, CID 7159) for segment types.
