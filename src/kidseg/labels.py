@@ -81,13 +81,17 @@ class LabelSchema:
         """A schema for {number: name}, as data sets state it; known names keep their codes."""
         known = {label.name: label for label in KIDNEY_TUMOUR_CYST.labels}
         known["tumor"] = known["tumour"]
+        taken = {known[name.lower()].rgb for name in names.values() if name.lower() in known}
+        colours = (rgb for rgb in _colours() if rgb not in taken)
         labels = []
-        for rank, (number, name) in enumerate(sorted(names.items())):
+        for number, name in sorted(names.items()):
             if number == 0:
                 continue
             like = known.get(name.lower())
-            colour = like.rgb if like else _PALETTE[rank % len(_PALETTE)]
-            labels.append(Label(id=number, name=name, rgb=colour, code=like.code if like else None))
+            if like:
+                labels.append(Label(id=number, name=name, rgb=like.rgb, code=like.code))
+            else:
+                labels.append(Label(id=number, name=name, rgb=next(colours)))
         return cls(labels=tuple(labels), regions=dict(regions or {}))
 
     @property
@@ -102,7 +106,7 @@ class LabelSchema:
 
 
 def _colours() -> Iterator[tuple[int, int, int]]:
-    """The palette, then hues a golden section apart, so that neighbours stay far from each other."""
+    """The palette, then hues a golden section apart, so that neighbours differ."""
     yield from _PALETTE
     for k in count(1):
         red, green, blue = hsv_to_rgb(k * 0.61803398875 % 1.0, 0.65, 0.9)
