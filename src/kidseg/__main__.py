@@ -1,0 +1,5 @@
+"""`python -m kidseg` is `kidseg`."""
+
+from kidseg.cli import main
+
+main()

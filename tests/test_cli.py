@@ -1,0 +1,142 @@
+"""The command line as a user meets it: real processes, exit codes, one JSON object."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+KIDSEG = [sys.executable, "-m", "kidseg"]
+SMALL = ["--size", "64", "--set", "max_slices=8", "--set", "slice_mm=[4, 5]"]
+
+
+def run(*arguments: str | Path, check: int | None = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [*KIDSEG, *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    if check is not None:
+        assert done.returncode == check, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def test_help_is_light_and_says_research_only() -> None:
+    code = (
+        "import sys; from kidseg.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "heavy = {'torch', 'numpy', 'matplotlib', 'nibabel', 'SimpleITK'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "research use only" in " ".join(done.stdout.lower().split())
+
+
+def test_version_and_no_command() -> None:
+    assert run("--version").stdout.strip()
+    assert "Usage" in run(check=None).stdout
+
+
+@pytest.fixture(scope="module")
+def patients(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("cli") / "patients with spaces é"
+    done = run("phantom", out, "-n", "2", "--seed", "3", "--ages", "1-4", *SMALL, "--json")
+    assert json.loads(done.stdout)["patients"] == 2
+    return out
+
+
+def test_phantom_then_check(patients: Path) -> None:
+    report = json.loads(run("check", patients, "--json").stdout)
+    assert report["kind"] == "dataset"
+    assert report["n_cases"] == 2
+    assert not [f for f in report["findings"] if f["severity"] == "error"]
+    text = run("check", patients).stdout
+    assert "0 error(s)" in text
+    assert run("check", patients, "--quiet").stdout == ""
+
+
+def test_check_names_every_problem_and_exits_3(patients: Path, tmp_path: Path) -> None:
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(patients, broken)
+    images = sorted((broken / "imagesTr").glob("*.nii.gz"))
+    images[0].write_bytes(images[0].read_bytes()[:1000])
+    images[1].write_bytes(b"<html>not found</html>")
+    done = run("check", broken, "--json", check=3)
+    report = json.loads(done.stdout)
+    errors = [f for f in report["findings"] if f["severity"] == "error"]
+    assert {Path(f["path"]).name for f in errors} >= {image.name for image in images}
+    assert all(f["cause"] for f in errors)
+
+
+def test_check_of_one_scan(patients: Path) -> None:
+    image = next((patients / "imagesTr").glob("*.nii.gz"))
+    assert json.loads(run("check", image, "--json").stdout)["kind"] == "scan"
+
+
+def test_bad_input_is_one_json_object_too(tmp_path: Path) -> None:
+    done = run("check", tmp_path / "nothing.nii.gz", "--json", check=3)
+    answer = json.loads(done.stdout)
+    text = json.dumps(answer)
+    assert "nothing.nii.gz" in text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["phantom"],
+        ["phantom", "x", "--layout", "bids"],
+        ["phantom", "x", "--ages", "old"],
+        ["phantom", "x", "--ages", "9-3"],
+        ["phantom", "x", "--set", "sizes=3"],
+        ["phantom", "x", "-n", "0"],
+        ["unknown"],
+    ],
+)
+def test_wrong_usage_exits_2_and_writes_nothing(arguments: list[str], tmp_path: Path) -> None:
+    done = subprocess.run(
+        [*KIDSEG, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_existing_folder_is_kept_unless_overwritten(patients: Path) -> None:
+    before = sorted(p.name for p in patients.rglob("*"))
+    done = run("phantom", patients, "-n", "1", *SMALL, check=2)
+    assert "--overwrite" in done.stderr
+    assert sorted(p.name for p in patients.rglob("*")) == before
+
+
+def test_dry_run_says_and_writes_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "new"
+    done = run("phantom", out, "-n", "5", "--size", "128", "--dry-run")
+    assert "size = 128" in done.stdout
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_exits_130_and_leaves_no_half_file(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    out = tmp_path / "many"
+    process = subprocess.Popen(
+        [*KIDSEG, "phantom", str(out), "-n", "200", *SMALL],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not list(tmp_path.rglob("*_0000.nii.gz")):
+        time.sleep(0.1)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert not [p for p in tmp_path.rglob("*") if p.name.endswith((".tmp", ".part"))]
