@@ -1,0 +1,98 @@
+"""A method at work: steps that choose a grid and segment on it, then the way back.
+
+The scan is interpolated once, from its own voxels to each step's grid; the probabilities once, from
+the last grid straight to the scan's voxels; the decision between labels comes last of all.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from kidseg.geometry import Grid, Volume, resample
+
+__all__ = ["Locate", "Outcome", "Segment", "Step", "restore", "run"]
+
+AIR_HU = -1024.0
+
+Locate = Callable[[Volume, Grid, Volume | None], Grid]
+"""(scan, current grid, probabilities found so far) -> the grid to go on with."""
+
+Segment = Callable[[Volume], Volume]
+"""HU on a grid -> (labels + 1, slices, rows, columns) probabilities on the same grid."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One step of a method: where to look and, maybe, what is there."""
+
+    name: str
+    locate: Locate
+    segment: Segment | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a run gave.
+
+    Attributes:
+        labels: (1, slices, rows, columns) uint8 on the scan's own grid.
+        found: the last step's probabilities on its own grid.
+        grids: the grid of each step, by name.
+        seconds: wall time of each step, and of "restore".
+    """
+
+    labels: Volume
+    found: Volume
+    grids: dict[str, Grid]
+    seconds: dict[str, float]
+
+
+def run(scan: Volume, steps: Sequence[Step]) -> Outcome:
+    """Take a scan, (1, slices, rows, columns) HU, through the steps and back.
+
+    Raises:
+        ValueError: no step segments.
+    """
+    grid, found = scan.grid, None
+    grids: dict[str, Grid] = {}
+    seconds: dict[str, float] = {}
+    for step in steps:
+        start = time.perf_counter()
+        grid = step.locate(scan, grid, found)
+        grids[step.name] = grid
+        if step.segment is not None:
+            found = step.segment(resample(scan, grid, fill=AIR_HU))
+        seconds[step.name] = time.perf_counter() - start
+    if found is None:
+        raise ValueError("no step segments")
+    start = time.perf_counter()
+    labels = restore(found, scan.grid)
+    seconds["restore"] = time.perf_counter() - start
+    return Outcome(labels=labels, found=found, grids=grids, seconds=seconds)
+
+
+def restore(probabilities: Volume, scan: Grid) -> Volume:
+    """Probabilities brought onto the scan's voxels and decided there.
+
+    Outside the grid of the probabilities background is certain. Slice by slice, so that the
+    probabilities of a whole scan never lie in memory together.
+
+    Args:
+        probabilities: (labels + 1, slices, rows, columns), background first.
+        scan: volumetric grid of the scan.
+
+    Returns:
+        (1, slices, rows, columns) uint8: the most probable label; the lower number on a tie.
+    """
+    source = probabilities.grid
+    fill = [1.0] + [0.0] * (probabilities.channels - 1)
+    out = torch.zeros((1, *scan.shape), dtype=torch.uint8)
+    for k in range(scan.shape[0]):
+        target = scan.slices(k, k + 1)
+        part = probabilities.slices(k, k + 1) if source.is_slicewise else probabilities
+        out[0, k] = resample(part, target, fill=fill).data[:, 0].argmax(0).to("cpu")
+    return Volume(out, scan)
