@@ -17,13 +17,27 @@ from torch import Tensor
 
 from kidseg.geometry import Grid, Volume
 
-__all__ = ["affine_of_grid", "canonical", "mm_from_index_of_affine", "ras_from_lps", "reorient"]
+__all__ = [
+    "affine_of_grid",
+    "canonical",
+    "mm_from_index_of_affine",
+    "ras_from",
+    "ras_from_lps",
+    "reorient",
+]
 
 # Columns: slice, row and column axis of a canonical grid in RAS+ patient space.
 _CANONICAL = np.array([[0.0, 0.0, -1.0], [0.0, -1.0, 0.0], [1.0, 0.0, 0.0]])
 
 ras_from_lps = np.diag([-1.0, -1.0, 1.0, 1.0])
 """(4, 4): DICOM and ITK patient space (Left, Posterior, Superior) to ours; its own inverse."""
+
+ras_from = {
+    "RAS": np.eye(4),
+    "LPS": ras_from_lps,
+    "LAS": np.diag([-1.0, 1.0, 1.0, 1.0]),
+}
+"""(4, 4) from each patient space that a file may use to ours."""
 
 
 def mm_from_index_of_affine(affine: np.ndarray) -> Tensor:

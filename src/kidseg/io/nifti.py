@@ -1,0 +1,155 @@
+"""NIfTI-1 and NIfTI-2, plain or gzip.
+
+nibabel knows the header; bytes are read and verified here (`kidseg.io.payload`) and go straight
+into one array. Where nibabel takes one of the two affines of a file and SimpleITK the other, a
+disagreement is refused.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+
+from kidseg.errors import Finding, UsageError
+from kidseg.geometry import Grid, Volume
+from kidseg.io.nifti_header import (
+    AGREE_MM,
+    corner_gap_mm,
+    parse,
+    qform_of,
+    read_header,
+    sform_of,
+)
+from kidseg.io.numbers import scaled, stored_array
+from kidseg.io.orientation import affine_of_grid
+from kidseg.io.payload import open_payload
+from kidseg.io.scan import ReadOptions, Scan, scan_of
+
+if TYPE_CHECKING:
+    import nibabel
+
+__all__ = ["read_nifti", "read_nifti_grid", "write_nifti"]
+
+
+def read_nifti(path: Path, options: ReadOptions) -> Scan:
+    """A NIfTI file as a scan.
+
+    Raises:
+        InputError: anything that is not one sound volume; see the codes of `kidseg.io.checks`, and
+            "not-nifti", "bad-header", "unsupported-type", "colour-image", "bad-scaling",
+            "affines-disagree", "no-orientation", "bad-unit".
+        ResourceError: "not-enough-memory".
+    """
+    with open_payload(path) as payload:
+        header = read_header(payload, options)
+        count = math.prod(header.native.shape)
+        values = payload.array(header.stored, count, options.memory_limit_bytes)
+        extra = payload.finish()
+    packed = payload.encoding == "gzip"
+    findings = (*header.findings, *_name_findings(path, packed=packed), *extra)
+    data = scaled(values, header.slope, header.intercept, path)
+    return scan_of(
+        data.reshape(1, *header.native.shape),
+        header.native,
+        path=path,
+        format="nifti",
+        options=options,
+        stored=header.stored,
+        findings=findings,
+    )
+
+
+def read_nifti_grid(path: Path, options: ReadOptions) -> Grid:
+    """The voxel grid of a NIfTI file, from its header alone.
+
+    Raises:
+        InputError: as `read_nifti`, for what the header shows.
+    """
+    with open_payload(path) as payload:
+        return read_header(payload, options).native
+
+
+def write_nifti(volume: Volume, file: BinaryIO, path: Path, *, like: Path | None = None) -> None:
+    """Write one channel in its own voxel order; gzip if `path` ends in .gz.
+
+    Both affines are written, with code 1. Those of `like`, a NIfTI file on the same grid, are taken
+    over bit for bit. Where the qform cannot hold the grid to 1e-3 mm (a quaternion in float32 near
+    half a turn, or a sheared grid), its code is 0 and readers take the sform.
+
+    Raises:
+        UsageError: "too-large-for-nifti": over 32767 voxels along an axis.
+    """
+    array = stored_array(volume.data[0])
+    header = _new_header(volume.grid, array.dtype, path, like)
+    content = [memoryview(header.binaryblock + b"\0\0\0\0"), memoryview(array.data).cast("B")]
+    if path.suffix.lower() == ".gz":
+        from isal import igzip
+
+        with igzip.IGzipFile("", "wb", 1, file, mtime=0) as packed:
+            for part in content:
+                packed.write(part)
+    else:
+        for part in content:
+            file.write(part)
+
+
+def _name_findings(path: Path, *, packed: bool) -> tuple[Finding, ...]:
+    named_packed = path.suffix.lower() == ".gz"
+    if packed == named_packed:
+        return ()
+    code = "gzip-not-named-gz" if packed else "plain-named-gz"
+    cause = "it is gzip, though not named .gz" if packed else "it is named .gz, but is not gzip"
+    return (
+        Finding(
+            code=code,
+            path=str(path),
+            cause=cause,
+            next_step="Rename it: other programs go by the name.",
+        ),
+    )
+
+
+def _new_header(
+    grid: Grid, stored: np.dtype, path: Path, like: Path | None
+) -> nibabel.Nifti1Header:
+    import nibabel
+
+    shape = grid.shape[::-1]
+    if max(shape) > np.iinfo(np.int16).max:
+        raise UsageError(
+            f"{max(shape)} voxels along an axis are too many for NIfTI",
+            path=path,
+            code="too-large-for-nifti",
+            next_step="Write .nrrd or .mha.",
+        )
+    header = nibabel.Nifti1Header(endianness="<")
+    header.set_data_dtype(stored)
+    header.set_data_shape(shape)
+    header.set_xyzt_units("mm")
+    header["magic"], header["vox_offset"], header["descrip"] = b"n+1", 352, b"kidseg"
+    header["scl_slope"], header["scl_inter"] = 1.0, 0.0
+    affine = affine_of_grid(grid)
+    header.set_sform(affine, 1)
+    header.set_qform(affine, 1, strip_shears=True)
+    if like is not None:
+        with open_payload(like) as payload:
+            _take_over(header, parse(payload))
+    steps = np.array(header["pixdim"][1:4], dtype=np.float64)
+    written = qform_of(header, steps, path)
+    if corner_gap_mm(sform_of(header), written, grid.shape) > AGREE_MM:
+        header["qform_code"] = 0
+    return header
+
+
+def _take_over(header: nibabel.Nifti1Header, source: nibabel.Nifti1Header) -> None:
+    """The affines that `source` has, bit for bit."""
+    if int(source["sform_code"]) > 0:
+        for name in ("srow_x", "srow_y", "srow_z"):
+            header[name] = source[name]
+    if int(source["qform_code"]) > 0:
+        header["pixdim"][:4] = source["pixdim"][:4]
+        for name in [*(f"quatern_{i}" for i in "bcd"), *(f"qoffset_{i}" for i in "xyz")]:
+            header[name] = source[name]

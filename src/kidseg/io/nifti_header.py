@@ -1,0 +1,381 @@
+"""What the header of a NIfTI file says: type, scaling, and where its voxels lie."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+
+from kidseg.errors import Finding, InputError
+from kidseg.geometry import Grid
+from kidseg.io import checks
+from kidseg.io.numbers import is_supported
+from kidseg.io.orientation import mm_from_index_of_affine
+from kidseg.io.payload import Payload
+from kidseg.io.scan import ReadOptions
+
+if TYPE_CHECKING:
+    import nibabel
+
+__all__ = [
+    "AGREE_MM",
+    "NiftiHeader",
+    "corner_gap_mm",
+    "parse",
+    "qform_of",
+    "read_header",
+    "sform_of",
+]
+
+AGREE_MM = 1e-3
+"""Two affines that put every corner within this distance are the same."""
+
+_UNKNOWN_UNIT, _MILLIMETRE = 0, 2
+_ORDERS: tuple[Literal["little", "big"], ...] = ("little", "big")
+_SINGLE_FILE = {b"n+1\0", b"n+2\0"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NiftiHeader:
+    """A checked header: stored type, grid of the file's own voxels, scaling, findings."""
+
+    stored: np.dtype
+    native: Grid
+    slope: float
+    intercept: float
+    findings: tuple[Finding, ...]
+
+
+# ---- header ------------------------------------------------------------------------------------
+
+
+def read_header(payload: Payload, options: ReadOptions) -> NiftiHeader:
+    """The header of a file just opened; leaves the payload at the first voxel.
+
+    Raises:
+        InputError: as `kidseg.io.nifti.read_nifti`, for what the header shows.
+    """
+    path = payload.path
+    fields = parse(payload)
+    offset = float(fields["vox_offset"])
+    if not (offset.is_integer() and fields.sizeof_hdr <= offset < 2**31):
+        raise _bad_header(f"voxels are said to start at byte {offset:g}", path)
+    skip = int(offset) - fields.sizeof_hdr
+    if len(payload.read(skip)) < skip:
+        raise InputError(
+            "the file ends before its voxels start",
+            path=path,
+            code="truncated-file",
+            next_step="Copy or export the file again.",
+        )
+    ranks = int(fields["dim"][0])
+    if not 1 <= ranks <= 7:
+        raise _bad_header(f"it says to have {ranks} dimensions", path)
+    stored = _stored_type(fields, path)
+    nx, ny, nz = checks.three_dimensional(fields["dim"][1 : 1 + ranks], path)
+    mm_from_index, findings = _position(fields, (nz, ny, nx), path, options)
+    slope, intercept = _scaling(fields, path)
+    native = checks.grid_of((nz, ny, nx), mm_from_index, path)
+    return NiftiHeader(
+        stored=stored, native=native, slope=slope, intercept=intercept, findings=findings
+    )
+
+
+def parse(payload: Payload) -> nibabel.Nifti1Header:
+    """The raw fields of a NIfTI-1 or NIfTI-2 header, not yet checked.
+
+    Raises:
+        InputError: "not-nifti", "truncated-file", "detached-nifti".
+    """
+    import nibabel
+
+    start = payload.read(4)
+    known = {n.to_bytes(4, order): n for n in (348, 540) for order in _ORDERS}
+    if (size := known.get(start)) is None:
+        raise InputError(
+            "it is no NIfTI file",
+            path=payload.path,
+            code="not-nifti",
+            next_step="Check that it is the file that was meant.",
+        )
+    block = start + payload.read(size - 4)
+    if len(block) < size:
+        raise InputError(
+            f"it ends within its header, after {len(block)} bytes",
+            path=payload.path,
+            code="truncated-file",
+            next_step="Copy or export the file again.",
+        )
+    fields: nibabel.Nifti1Header
+    if size == 348:
+        fields = nibabel.Nifti1Header(block, check=False)
+    else:
+        fields = nibabel.Nifti2Header(block, check=False)
+    if bytes(fields["magic"].tobytes()[:4]) not in _SINGLE_FILE:
+        raise InputError(
+            "its voxels are in another file (.hdr and .img: NIfTI pair or Analyze)",
+            path=payload.path,
+            code="detached-nifti",
+            next_step="Convert it to a single .nii.gz; Analyze files know no left and right.",
+        )
+    return fields
+
+
+def _stored_type(fields: nibabel.Nifti1Header, path: Path) -> np.dtype:
+    from nibabel.spatialimages import HeaderDataError
+
+    try:
+        stored: np.dtype = np.dtype(fields.get_data_dtype())
+    except HeaderDataError as error:
+        raise InputError(
+            f"its data type, code {int(fields['datatype'])}, is unknown",
+            path=path,
+            code="unsupported-type",
+            next_step="Convert it to int16 or float32.",
+        ) from error
+    if stored.fields is not None:
+        raise InputError(
+            "it holds colours, not one value per voxel",
+            path=path,
+            code="colour-image",
+            next_step="Use the scan itself, not a picture of it.",
+        )
+    if not is_supported(stored):
+        raise InputError(
+            f"voxels of type {stored.name} cannot be read",
+            path=path,
+            code="unsupported-type",
+            next_step="Convert it to int16 or float32.",
+        )
+    if int(fields["bitpix"]) != 8 * stored.itemsize:
+        raise _bad_header(
+            f"type {stored.name} and {int(fields['bitpix'])} bits a voxel contradict", path
+        )
+    return stored
+
+
+def _scaling(fields: nibabel.Nifti1Header, path: Path) -> tuple[float, float]:
+    """Slope and intercept. Source: NIfTI-1, scl_slope: zero means that none is to be applied."""
+    slope, intercept = float(fields["scl_slope"]), float(fields["scl_inter"])
+    if slope == 0 or math.isnan(slope):
+        return 1.0, 0.0
+    if not (math.isfinite(slope) and math.isfinite(intercept)):
+        raise InputError(
+            f"its scaling is {slope:g} x value + {intercept:g}",
+            path=path,
+            code="bad-scaling",
+            next_step="The header is damaged: export the scan again.",
+        )
+    return slope, intercept
+
+
+def _bad_header(cause: str, path: Path) -> InputError:
+    return InputError(
+        cause,
+        path=path,
+        code="bad-header",
+        next_step="The header is damaged: copy or export the file again.",
+    )
+
+
+# ---- position ----------------------------------------------------------------------------------
+
+
+def _position(
+    fields: nibabel.Nifti1Header,
+    shape: tuple[int, int, int],
+    path: Path,
+    options: ReadOptions,
+) -> tuple[torch.Tensor, tuple[Finding, ...]]:
+    """mm_from_index (4, 4) of the file's voxel order, and what was odd about it."""
+    unit = int(fields["xyzt_units"]) % 8
+    if unit not in (_UNKNOWN_UNIT, _MILLIMETRE):
+        raise InputError(
+            f"its positions are in {({1: 'metres', 3: 'micrometres'}).get(unit, 'unknown units')}",
+            path=path,
+            code="bad-unit",
+            next_step="Export the scan again in millimetres.",
+        )
+    pixdim = np.array(fields["pixdim"][1:4], dtype=np.float64)
+    override = options.spacing_mm
+    if override is None:
+        checks.check_spacing(pixdim[::-1].tolist(), path)
+    affine, findings = _affine(fields, pixdim, shape, path, options)
+    matrix = mm_from_index_of_affine(affine)
+    if override is None:
+        return matrix, findings
+    return checks.with_spacing(matrix, override, path), findings
+
+
+def _affine(
+    fields: nibabel.Nifti1Header,
+    pixdim: np.ndarray,
+    shape: tuple[int, int, int],
+    path: Path,
+    options: ReadOptions,
+) -> tuple[np.ndarray, tuple[Finding, ...]]:
+    sform = sform_of(fields) if int(fields["sform_code"]) > 0 else None
+    qform = None
+    if int(fields["qform_code"]) > 0 and options.trust != "sform":
+        # An overriding spacing takes the place of these lengths; the directions stand.
+        steps = np.ones(3) if options.spacing_mm is not None else pixdim
+        qform = qform_of(fields, steps, path)
+    if options.trust is not None:
+        trusted = {"sform": sform, "qform": qform}[options.trust]
+        if trusted is None:
+            raise InputError(
+                f"it has no {options.trust} to trust (its code is 0)",
+                path=path,
+                code="no-orientation",
+                next_step="Trust the other one.",
+            )
+        return trusted, ()
+    if sform is None and qform is None:
+        return _without_codes(fields, path, options)
+    if sform is None or qform is None:
+        only = qform if sform is None else sform
+        assert only is not None
+        if sform is not None and options.spacing_mm is None:
+            return only, _check_lengths(sform, pixdim, shape, path)
+        return only, ()
+    _check_agreement(sform, qform, shape, fields, path, options)
+    return sform, ()
+
+
+def sform_of(fields: nibabel.Nifti1Header) -> np.ndarray:
+    """(4, 4) affine of the sform."""
+    affine = np.eye(4)
+    affine[:3] = [fields["srow_x"], fields["srow_y"], fields["srow_z"]]
+    return affine
+
+
+def qform_of(fields: nibabel.Nifti1Header, steps_mm: np.ndarray, path: Path) -> np.ndarray:
+    """(4, 4) affine of the qform, with the given steps.
+
+    Raises:
+        InputError: "bad-affine": no rotation.
+
+    Source: NIfTI-1, "method 2": rotation by a quaternion, steps, and a handedness.
+    """
+    imaginary = np.array([fields[f"quatern_{i}"] for i in "bcd"], dtype=np.float64)
+    b, c, d = imaginary
+    rest = 1.0 - float(imaginary @ imaginary)
+    rounding = 3 * float(np.finfo(fields["quatern_b"].dtype).eps)
+    if not rest >= -rounding:
+        raise InputError(
+            f"the rotation of its qform, ({b:g}, {c:g}, {d:g}), is none",
+            path=path,
+            code="bad-affine",
+            next_step="If its sform is sound, use --trust sform.",
+        )
+    a = math.sqrt(rest) if rest > rounding else 0.0
+    turn = np.array(
+        [
+            [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
+            [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
+            [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c],
+        ]
+    )
+    if a == 0.0:
+        turn /= float(imaginary @ imaginary)
+    steps = steps_mm.copy()
+    steps[2] *= -1.0 if float(fields["pixdim"][0]) < 0 else 1.0
+    affine = np.eye(4)
+    affine[:3, :3] = turn * steps
+    affine[:3, 3] = [float(fields[f"qoffset_{i}"]) for i in "xyz"]
+    return affine
+
+
+def _without_codes(
+    fields: nibabel.Nifti1Header, path: Path, options: ReadOptions
+) -> tuple[np.ndarray, tuple[Finding, ...]]:
+    """Source: NIfTI-1, "method 1", for files whose codes are both 0: axes run R, A, S."""
+    if options.spacing_mm is None:
+        raise InputError(
+            "it does not say where its voxels lie (sform and qform codes are 0)",
+            path=path,
+            code="no-orientation",
+            next_step="If you know its axes to run to the right, front and top, state the "
+            "spacing with --spacing SLICE,ROW,COLUMN.",
+        )
+    cause = "it does not say where its voxels lie; axes were taken to run right, front and top"
+    return np.eye(4), (Finding(code="orientation-assumed", path=str(path), cause=cause),)
+
+
+def _check_agreement(
+    sform: np.ndarray,
+    qform: np.ndarray,
+    shape: tuple[int, int, int],
+    fields: nibabel.Nifti1Header,
+    path: Path,
+    options: ReadOptions,
+) -> None:
+    """Refuse two affines over 1e-3 mm apart at a corner, beyond what rounding explains.
+
+    The quaternion's real part is left out of the file: near half a turn (any oblique scan stored
+    LPS) rounding of the others moves it, by up to `sqrt(error)`, and the corners with it.
+    """
+    if options.spacing_mm is not None:
+        sform = sform.copy()
+        sform[:3, :3] /= np.linalg.norm(sform[:3, :3], axis=0)
+    apart = corner_gap_mm(sform, qform, shape)
+    tolerance = AGREE_MM + _quaternion_rounding(fields) * _extent_mm(qform, shape)
+    if not apart <= tolerance:
+        raise InputError(
+            f"its two affines, sform and qform, disagree by {apart:.3g} mm",
+            path=path,
+            code="affines-disagree",
+            next_step="Find out which is right, then use --trust sform or --trust qform.",
+        )
+
+
+def _check_lengths(
+    sform: np.ndarray, pixdim: np.ndarray, shape: tuple[int, int, int], path: Path
+) -> tuple[Finding, ...]:
+    """Do the sform's steps have the lengths that pixdim states (which SimpleITK takes)?
+
+    Up to half a voxel over the whole extent it is rounding to few digits, and is said.
+    """
+    lengths = np.linalg.norm(sform[:3, :3], axis=0)
+    apart = np.abs(lengths - pixdim) * (np.array(shape[::-1]) - 1)
+    if (apart <= AGREE_MM).all():
+        return ()
+    lengths_text = " x ".join(f"{s:.6g}" for s in lengths)
+    cause = (
+        f"its sform has steps of {lengths_text} mm, its pixdim of "
+        f"{' x '.join(f'{s:.6g}' for s in pixdim)} mm"
+    )
+    if not (apart < 0.5 * pixdim).all():
+        raise InputError(
+            cause,
+            path=path,
+            code="affines-disagree",
+            next_step="Use --trust sform, or state the true one with --spacing SLICE,ROW,COLUMN.",
+        )
+    return (Finding(code="spacing-rounded", path=str(path), cause=f"{cause}; took the sform"),)
+
+
+def corner_gap_mm(a: np.ndarray, b: np.ndarray, shape: tuple[int, int, int]) -> float:
+    """How far two affines put the corners of (slices, rows, columns) apart, at most."""
+    nz, ny, nx = shape
+    ends = np.array(np.meshgrid([0, nx - 1], [0, ny - 1], [0, nz - 1], [1])).reshape(4, -1)
+    return float(np.linalg.norm(((a - b) @ ends)[:3], axis=0).max())
+
+
+def _extent_mm(affine: np.ndarray, shape: tuple[int, int, int]) -> float:
+    steps = np.linalg.norm(affine[:3, :3], axis=0)
+    return float(np.linalg.norm(steps * (np.array(shape[::-1]) - 1)))
+
+
+def _quaternion_rounding(fields: nibabel.Nifti1Header) -> float:
+    """By how much the rotation is uncertain, in radians, from rounding b, c and d."""
+    imaginary = np.array([fields[f"quatern_{i}"] for i in "bcd"], dtype=np.float64)
+    unit = float(np.finfo(fields["quatern_b"].dtype).eps)
+    square = 2.0 * unit * float(np.abs(imaginary).sum())
+    real = math.sqrt(max(0.0, 1.0 - float(imaginary @ imaginary)))
+    # a = sqrt(1 - bb - cc - dd) = cos(angle / 2)
+    return 2.0 * (math.sqrt(real * real + square) - real) + 4.0 * unit

@@ -1,0 +1,101 @@
+"""Number types: between those that files hold and those that torch computes with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kidseg.errors import InputError
+
+__all__ = ["is_supported", "scaled", "stored_array"]
+
+_SUPPORTED = {*(f"{sign}int{n}" for sign in ("", "u") for n in (8, 16, 32, 64))} | {
+    "float16",
+    "float32",
+    "float64",
+}
+# torch has these types in name, but few operations on them.
+_WIDER = {"uint16": "int32", "uint32": "int64", "uint64": "int64", "float16": "float32"}
+
+
+def is_supported(stored: np.dtype) -> bool:
+    """Can voxels of this type be read? Integers up to 64 bits and floats up to 64."""
+    return stored.name in _SUPPORTED
+
+
+def scaled(values: np.ndarray, slope: float, intercept: float, path: Path) -> Tensor:
+    """slope * values + intercept in a type that torch computes with.
+
+    Whole numbers stay whole where the scaling is whole: as stored (or the next wider signed type)
+    without scaling, else in the smallest of int16, int32 and int64 that holds the result. Fractions
+    come as float32, computed in float64; from 64-bit floats and integers over 16 bits as float64.
+
+    Args:
+        values: in the byte order of this machine; may be overwritten.
+        slope: of the scaling; 1 with intercept 0 is none.
+        intercept: of the scaling.
+        path: of the file, for messages.
+
+    Raises:
+        InputError: "unsupported-type": a uint64 beyond what int64 holds.
+    """
+    if values.dtype == np.uint64 and values.size and int(values.max()) > np.iinfo(np.int64).max:
+        raise InputError(
+            "it holds whole numbers beyond 64 signed bits",
+            path=path,
+            code="unsupported-type",
+            next_step="Convert it to int16 or float32.",
+        )
+    if slope == 1 and intercept == 0:
+        wider = _WIDER.get(values.dtype.name)
+        return torch.from_numpy(values if wider is None else values.astype(wider))
+    if values.dtype.kind in "iu" and slope.is_integer() and intercept.is_integer():
+        whole = _scaled_whole(values, int(slope), int(intercept))
+        if whole is not None:
+            return torch.from_numpy(whole)
+    precise = values.dtype.itemsize > (2 if values.dtype.kind in "iu" else 4)
+    if precise:
+        return torch.from_numpy(values.astype(np.float64) * slope + intercept)
+    out = np.empty(values.shape, np.float32)
+    for start in range(0, len(values), 2**20):  # float64 for a part at a time
+        part = slice(start, start + 2**20)
+        out[part] = values[part].astype(np.float64) * slope + intercept
+    return torch.from_numpy(out)
+
+
+def _scaled_whole(values: np.ndarray, slope: int, intercept: int) -> np.ndarray | None:
+    """The whole result, or None if no type holds it."""
+    ends = [slope * int(v) + intercept for v in (values.min(), values.max())]
+    products = [slope * int(v) for v in (values.min(), values.max())]
+    stages = (slope, intercept, int(values.min()), int(values.max()), *products, *ends)
+    for wide in ("int16", "int32", "int64"):
+        info = np.iinfo(wide)
+        if all(info.min <= n <= info.max for n in stages):
+            out: np.ndarray = values.astype(wide) * slope + intercept
+            return out
+    return None
+
+
+def stored_array(data: Tensor) -> np.ndarray:
+    """The values as a contiguous little-endian array of a type that every program reads.
+
+    Types are kept, but for those that only computing uses: bool and int64 (what argmax gives) as
+    uint8 where the values are 0..255, int64 else as int32 where it holds them; float16 and
+    bfloat16 as float32.
+    """
+    data = data.detach().cpu()
+    if data.dtype in (torch.float16, torch.bfloat16):
+        data = data.float()
+    elif data.dtype == torch.bool:
+        data = data.to(torch.uint8)
+    elif data.dtype == torch.int64:
+        low, high = (int(v) for v in data.aminmax())
+        if low >= 0 and high <= 255:
+            data = data.to(torch.uint8)
+        elif max(-low - 1, high) < 2**31:
+            data = data.to(torch.int32)
+    array: np.ndarray = np.ascontiguousarray(data.numpy())
+    return array.astype(array.dtype.newbyteorder("<"), copy=False)

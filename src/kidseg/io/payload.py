@@ -1,0 +1,234 @@
+"""The bytes in a file, unpacked and verified: nothing truncated or damaged gets through.
+
+SimpleITK gives zeros for what a truncated file lacks, and nibabel stops before the checksum of a
+gzip file. Here the checksum and the length are always verified, and memory is only taken for what
+the file can hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import numpy as np
+from isal import igzip_lib
+
+from kidseg.errors import Finding, InputError
+from kidseg.io.checks import check_memory
+
+__all__ = ["Encoding", "Payload", "head", "open_payload"]
+
+Encoding = Literal["raw", "gzip", "zlib"]
+
+_GZIP_MAGIC = b"\x1f\x8b"
+# Source: no deflate stream expands more than 1032 times ("zlib technical details", zlib.net).
+_MAX_DEFLATE_RATIO = 1032
+_CHUNK = 2**20
+
+_FLAG = {"gzip": igzip_lib.DECOMP_GZIP, "zlib": igzip_lib.DECOMP_ZLIB}
+_EXPORT_AGAIN = "Copy, download or export the file again."
+
+
+class Payload:
+    """Reads a file from where it stands to its end, unpacking on the way.
+
+    Attributes:
+        path: the file.
+        encoding: how its bytes are packed.
+        held_bytes: the most that can come out of it.
+    """
+
+    def __init__(self, file: BinaryIO, path: Path, encoding: Encoding) -> None:
+        self.path = path
+        self.encoding = encoding
+        left = path.stat().st_size - file.tell()
+        self.held_bytes = left if encoding == "raw" else left * _MAX_DEFLATE_RATIO
+        self._file = file
+        self._stream = self._new_stream()
+        self._ended = False
+        self._garbage = 0
+
+    def read(self, count: int) -> bytes:
+        """The next `count` bytes; fewer at the end.
+
+        Raises:
+            InputError: "truncated-file", "damaged-file".
+        """
+        if self._stream is None:
+            return self._file.read(count)
+        parts, got = [], 0
+        while got < count and (part := self._unpack(count - got)):
+            parts.append(part)
+            got += len(part)
+        return b"".join(parts)
+
+    def array(self, dtype: np.dtype, count: int, limit_bytes: int | None = None) -> np.ndarray:
+        """The next `count` values of `dtype`, in the byte order of this machine, writable.
+
+        Raises:
+            InputError: "absurd-size", "truncated-file", "damaged-file".
+            ResourceError: "not-enough-memory".
+        """
+        asked = count * dtype.itemsize
+        if self._stream is None and asked > self._remaining():
+            raise self._truncated(asked, self._remaining())
+        check_memory(asked, self.path, held_bytes=self.held_bytes, limit_bytes=limit_bytes)
+        values = np.empty(count, dtype)
+        view, got = memoryview(values.view(np.uint8).data), 0
+        while got < asked:
+            if self._stream is None:
+                step = self._file.readinto(view[got:])  # type: ignore[attr-defined]
+            else:
+                part = self._unpack(asked - got)
+                step = len(part)
+                view[got : got + step] = part
+            if not step:
+                raise self._truncated(asked, got)
+            got += step
+        if not dtype.isnative:
+            values = values.byteswap(inplace=True).view(dtype.newbyteorder("="))
+        return values
+
+    def finish(self) -> tuple[Finding, ...]:
+        """Read to the end, so that the last checksum is verified, and say what else was there.
+
+        Returns:
+            "trailing-bytes" if the file goes on after what was wanted.
+
+        Raises:
+            InputError: "truncated-file", "damaged-file".
+        """
+        extra = 0
+        while part := self.read(_CHUNK):
+            extra += len(part)
+        extra += self._garbage
+        if not extra:
+            return ()
+        cause = f"{extra} bytes follow the voxels; they were ignored"
+        return (Finding(code="trailing-bytes", path=str(self.path), cause=cause),)
+
+    def _new_stream(self) -> igzip_lib.IgzipDecompressor | None:
+        if self.encoding == "raw":
+            return None
+        return igzip_lib.IgzipDecompressor(flag=_FLAG[self.encoding])
+
+    def _unpack(self, limit: int) -> bytes:
+        """Up to `limit` unpacked bytes; none at the end of the last member."""
+        part = b""
+        while not part:
+            assert self._stream is not None
+            if self._stream.eof:
+                if not self._next_member():
+                    return b""
+                continue
+            packed = self._file.read(_CHUNK) if self._stream.needs_input else b""
+            if not packed and self._stream.needs_input:
+                raise InputError(
+                    f"the {self.encoding} stream ends too early: the file is truncated",
+                    path=self.path,
+                    code="truncated-file",
+                    next_step=_EXPORT_AGAIN,
+                )
+            try:
+                part = self._stream.decompress(packed, min(limit, 4 * _CHUNK))
+            except igzip_lib.IsalError as error:  # type: ignore[misc]  # isal's stubs are wrong
+                raise InputError(
+                    f"the {self.encoding} stream is damaged ({error})",
+                    path=self.path,
+                    code="damaged-file",
+                    next_step=_EXPORT_AGAIN,
+                ) from error
+        return part
+
+    def _next_member(self) -> bool:
+        """Go on to a further gzip member; zeros and anything else after the last end the stream."""
+        assert self._stream is not None
+        if self._ended:
+            return False
+        at = self._file.tell() - len(self._stream.unused_data)
+        self._file.seek(at)
+        magic = self._file.read(2)
+        self._file.seek(at)
+        if self.encoding == "gzip" and magic == _GZIP_MAGIC:
+            self._stream = self._new_stream()
+            return True
+        self._ended = True
+        while part := self._file.read(_CHUNK):
+            self._garbage += len(part) if part.strip(b"\0") else 0
+        return False
+
+    def _remaining(self) -> int:
+        return self.path.stat().st_size - self._file.tell()
+
+    def _truncated(self, asked: int, held: int) -> InputError:
+        return InputError(
+            f"the header asks for {asked} bytes of voxels, and {held} are there: "
+            "the file is truncated",
+            path=self.path,
+            code="truncated-file",
+            next_step=_EXPORT_AGAIN,
+        )
+
+
+@contextmanager
+def open_payload(
+    path: Path, *, offset: int = 0, encoding: Encoding | None = None
+) -> Iterator[Payload]:
+    """The file's bytes from `offset` on; gzip is recognised by its content where not stated.
+
+    Raises:
+        InputError: "not-found", "unreadable", "empty-file".
+    """
+    with _opened(path) as file:
+        if encoding is None:
+            encoding = "gzip" if file.read(2) == _GZIP_MAGIC else "raw"
+        file.seek(offset)
+        yield Payload(file, path, encoding)
+
+
+def head(path: Path, count: int = 1024) -> tuple[bytes, Encoding]:
+    """The first bytes of a file, unpacked if it is gzip, and whether it is.
+
+    Raises:
+        InputError: "not-found", "unreadable", "empty-file", "damaged-file"; "truncated-file" if
+            gzip ends before `count` bytes.
+    """
+    with open_payload(path) as payload:
+        return payload.read(count), payload.encoding
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    try:
+        if path.is_dir():
+            raise InputError(
+                "it is a folder, and a file was expected", path=path, code="not-a-file"
+            )
+        file = path.open("rb")
+    except FileNotFoundError as error:
+        raise InputError(
+            "no such file", path=path, code="not-found", next_step="Check the path."
+        ) from error
+    except OSError as error:
+        raise InputError(
+            f"it cannot be opened ({error.strerror})",
+            path=path,
+            code="unreadable",
+            next_step="Check its permissions.",
+        ) from error
+    with file:
+        if path.stat().st_size == 0:
+            raise InputError(
+                "the file is empty", path=path, code="empty-file", next_step=_EXPORT_AGAIN
+            )
+        try:
+            yield file
+        except OSError as error:
+            raise InputError(
+                f"reading it failed ({error.strerror or error})",
+                path=path,
+                code="unreadable",
+                next_step="Check the disk or network drive it lies on.",
+            ) from error
