@@ -178,7 +178,7 @@ def draw_scanner(
         texture=texture,
         noise_hu=float(np.clip(level, *_NOISE_RANGE_HU)),
         kv=kv,
-        hardening=float(rng.uniform(0.01, 0.05) * (1.3 if kv == 80 else 1.0)),
+        hardening=float(rng.uniform(0.02, 0.08) * (1.3 if kv == 80 else 1.0)),
         cupping=float(rng.normal(0.0, 0.0006)),
         table=draw_table(rng) if rng.random() < 0.93 else None,
         tubes=draw_tubes(rng),

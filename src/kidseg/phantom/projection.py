@@ -121,7 +121,8 @@ def _shadow_before(at: np.ndarray, angle_rad: np.ndarray) -> np.ndarray:
     b = np.maximum(np.abs(np.sin(angle_rad)), 1e-4)
 
     def ramp(shift: np.ndarray) -> np.ndarray:
-        return np.maximum(at + shift, 0.0) ** 2 / 2.0
+        area: np.ndarray = np.maximum(at + shift, 0.0) ** 2 / 2.0
+        return area
 
     wide, narrow = (a + b) / 2, (a - b) / 2
     total: np.ndarray = (ramp(wide) - ramp(narrow) - ramp(-narrow) + ramp(-wide)) / (a * b)
