@@ -20,7 +20,7 @@ from pydantic.dataclasses import dataclass
 
 from kidseg.errors import InputError, UsageError
 
-__all__ = ["PhantomConfig", "dump", "load", "schema"]
+__all__ = ["LocalizerConfig", "PhantomConfig", "UNetConfig", "dump", "load", "schema"]
 
 _CHECKED = ConfigDict(extra="forbid", strict=True)
 Config = TypeVar("Config")
@@ -59,6 +59,154 @@ class PhantomConfig:
         if not 0.5 <= thin <= thick <= 5:
             raise ValueError("slice_mm must rise within 0.5 to 5 mm")
         return self
+
+
+@dataclass(frozen=True, kw_only=True, config=_CHECKED)
+class UNetConfig:
+    """The segmentation network of System A.
+
+    Attributes:
+        size: pixels along each side of the training images; fixes the depth. Once built, the
+            network takes any image whose sides are multiples of `size / bottleneck`.
+        bottleneck: side of the deepest level; halving `size` must reach it.
+        features: maps at the finest level; they double per level.
+        max_features: at most so many maps.
+        skips: levels joined from encoder to decoder: "all", or 32 for those with at least 32 pixels
+            along each side of a training image.
+        supervised_to: side of the coarsest level that is trained directly (deep supervision).
+        head_kernel: side of the output convolutions.
+        dimensions: 2 for slices, 3 for volumes.
+    """
+
+    size: int = Field(default=512, ge=2)
+    bottleneck: int = Field(default=8, ge=1)
+    features: int = Field(default=32, ge=1)
+    max_features: int = Field(default=512, ge=1)
+    skips: Literal["all", 32] = "all"
+    supervised_to: int = Field(default=32, ge=1)
+    head_kernel: Literal[1, 3] = 3
+    dimensions: Literal[2, 3] = 2
+
+    @model_validator(mode="after")
+    def _check_depth(self) -> UNetConfig:
+        if self.bottleneck << self.halvings != self.size or self.halvings < 1:
+            raise ValueError(
+                f"halving {self.size} pixels does not reach {self.bottleneck}; "
+                f"size must be {self.bottleneck} times 2, 4, 8, ..."
+            )
+        return self
+
+    @property
+    def halvings(self) -> int:
+        """Levels below the finest: 4 for 128 pixels, 5 for 256, 6 for 512."""
+        return max(0, (self.size // self.bottleneck).bit_length() - 1)
+
+    @property
+    def supervised(self) -> int:
+        """N, the coarsest level with an output: 2 for 128 pixels, 3 for 256, 4 for 512.
+
+        At most the finest level above the bottleneck; 0, only the finest, for small images.
+        """
+        sides = [self.size >> level for level in range(self.halvings)]
+        return max(0, sum(side >= self.supervised_to for side in sides) - 1)
+
+
+@dataclass(frozen=True, kw_only=True, config=_CHECKED)
+class LocalizerConfig:
+    """The localisation network of a spatial transformer (STN1, STN2), and what its outputs mean.
+
+    Attributes:
+        size: pixels along each side of its input, a multiple of 4.
+        maps: feature maps of the two convolutions.
+        kernels: their sides, odd.
+        head: "pooled" averages the maps to a fixed grid before the hidden layers; "dense" hands
+            them over whole (the paper's).
+        pooled: side of that grid; divides `size / 4`, or is it where that is smaller.
+        hidden: units of the two hidden layers.
+        scales: 2 scales a pose along x and y, 1 in both alike (a similarity).
+        scale_limit: scales lie in 1 / limit .. limit.
+        shift_limit: shifts lie in -limit .. limit, in half images.
+        angle_limit_deg: angles lie in -limit .. limit.
+        square: crops are square (in parts of the image).
+        least_side: smallest side of a crop, as a part of the image.
+        margin: how much a crop is widened at inference, as a part of its side.
+    """
+
+    size: int = Field(default=512, ge=8, multiple_of=4)
+    maps: tuple[int, int] = (8, 10)
+    kernels: tuple[int, int] = (7, 5)
+    head: Literal["pooled", "dense"] = "pooled"
+    pooled: int = Field(default=16, ge=1)
+    hidden: tuple[int, int] = (128, 64)
+    scales: Literal[1, 2] = 2
+    scale_limit: float = Field(default=2.0, gt=1.0)
+    shift_limit: float = Field(default=1.0, gt=0.0)
+    angle_limit_deg: float = Field(default=180.0, gt=0.0, le=180.0)
+    square: bool = True
+    least_side: float = Field(default=0.25, gt=0.0, le=1.0)
+    margin: float = Field(default=0.1, ge=0.0)
+
+    @model_validator(mode="after")
+    def _check_layers(self) -> LocalizerConfig:
+        if min(*self.maps, *self.hidden) < 1:
+            raise ValueError("maps and hidden must be at least 1")
+        if min(self.kernels) < 1 or not all(kernel % 2 for kernel in self.kernels):
+            raise ValueError("kernels must be odd, so that they have a middle")
+        if self.size // 4 % min(self.pooled, self.size // 4):
+            raise ValueError(f"pooled must divide a quarter of size, {self.size // 4}")
+        return self
+
+    @property
+    def mapped(self) -> int:
+        """Side of the feature maps that the hidden layers see."""
+        quarter = self.size // 4
+        return quarter if self.head == "dense" else min(self.pooled, quarter)
+
+
+@dataclass(frozen=True, kw_only=True, config=_CHECKED)
+class OptimizerConfig:
+    """How weights are changed.
+
+    Attributes:
+        name: "sgd" (with Nesterov momentum) or "adam".
+        learning_rate: at the start.
+        momentum: of SGD; 0 is plain gradient descent.
+        weight_decay: coupled L2, added to the gradient.
+        poly_power: the rate falls as (1 - epoch / epochs) ** power; 0 keeps it.
+        clip_norm: gradients are scaled down to this norm; None leaves them.
+
+    Source: defaults of nnU-Net v2's trainer; poly as in Chen et al., DeepLab, TPAMI 2018.
+    """
+
+    name: Literal["sgd", "adam"] = "sgd"
+    learning_rate: float = Field(default=0.01, gt=0)
+    momentum: float = Field(default=0.99, ge=0, lt=1)
+    weight_decay: float = Field(default=3e-5, ge=0)
+    poly_power: float = Field(default=0.9, ge=0)
+    clip_norm: float | None = Field(default=12.0, gt=0)
+
+
+@dataclass(frozen=True, kw_only=True, config=_CHECKED)
+class StageConfig:
+    """How long and how one network is trained.
+
+    Attributes:
+        epochs: at most so many.
+        min_epochs: early stopping not before.
+        patience: stop after so many epochs without a better validation score; None never stops.
+        batch_size: slices (or patches) per step, over all processes.
+        steps: optimizer steps per epoch; None: every training slice once.
+        budget_s: stop after the epoch in which this much training time was used; None: no limit.
+        optimizer: see `OptimizerConfig`.
+    """
+
+    epochs: int = Field(default=50, ge=1)
+    min_epochs: int = Field(default=50, ge=0)
+    patience: int | None = Field(default=None, ge=1)
+    batch_size: int = Field(default=12, ge=1)
+    steps: int | None = Field(default=None, ge=1)
+    budget_s: float | None = Field(default=None, gt=0)
+    optimizer: OptimizerConfig = OptimizerConfig()
 
 
 def load(kind: type[Config], *, file: Path | None = None, overrides: Sequence[str] = ()) -> Config:
