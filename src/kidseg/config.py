@@ -20,7 +20,16 @@ from pydantic.dataclasses import dataclass
 
 from kidseg.errors import InputError, UsageError
 
-__all__ = ["LocalizerConfig", "PhantomConfig", "UNetConfig", "dump", "load", "schema"]
+__all__ = [
+    "LocalizerConfig",
+    "OptimizerConfig",
+    "PhantomConfig",
+    "StageConfig",
+    "UNetConfig",
+    "dump",
+    "load",
+    "schema",
+]
 
 _CHECKED = ConfigDict(extra="forbid", strict=True)
 Config = TypeVar("Config")
