@@ -1,0 +1,282 @@
+"""The only training loop: `fit` trains any stage of any method.
+
+A stage brings its network, the loss of a step and a validation score; the loop brings everything
+else, read from top to bottom. Randomness belongs to (seed, stage, epoch, step), never to what ran
+before, so a run killed at any moment and resumed ends with the same bits on the same device.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from kidseg.checkpoint import load_state, save_state
+from kidseg.config import OptimizerConfig, StageConfig
+from kidseg.errors import ModelError, ResourceError
+from kidseg.io.atomic import writing
+
+__all__ = ["Fitted", "Run", "Stage", "Step", "fit"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """Where training stands, for drawing a batch: the same step draws the same batch.
+
+    `rank` of `world` processes shares the batch.
+    """
+
+    seed: int
+    epoch: int
+    index: int
+    rank: int = 0
+    world: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One thing to train.
+
+    Attributes:
+        name: of the stage, for logs and files.
+        net: what is trained.
+        config: how long and how.
+        steps: optimizer steps per epoch.
+        loss: (network to call, step) -> named scalars; "loss" is minimised, the others are logged.
+        validate: () -> named figures; "score" is better when higher. The network is in eval mode.
+    """
+
+    name: str
+    net: nn.Module
+    config: StageConfig
+    steps: int
+    loss: Callable[[nn.Module, Step], dict[str, Tensor]]
+    validate: Callable[[], dict[str, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Where and on what a training runs; common to its stages.
+
+    Attributes:
+        folder: holds log.jsonl and the state.
+        device: of the networks.
+        seed: of all randomness.
+        precision: "bf16" runs the forward passes under autocast; weights stay float32.
+        resume: go on from the state in `folder`, if there is one.
+        on_epoch: called after each epoch with (stage, epochs done, epochs planned, log line).
+    """
+
+    folder: Path
+    device: torch.device
+    seed: int = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    resume: bool = False
+    on_epoch: Callable[[str, int, int, Mapping[str, Any]], None] | None = None
+
+    @property
+    def rank(self) -> int:
+        """This process among those that train together (0 alone)."""
+        return dist.get_rank() if dist.is_initialized() else 0
+
+    @property
+    def world(self) -> int:
+        """How many processes train together."""
+        return dist.get_world_size() if dist.is_initialized() else 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """How a stage went: the epoch that was kept, its score, epochs run, seconds of training."""
+
+    epoch: int
+    score: float
+    epochs: int
+    seconds: float
+    stopped: Literal["epochs", "patience", "budget"]
+
+
+def fit(stage: Stage, run: Run) -> Fitted:
+    """Train a stage and leave the weights of its best validation score in `stage.net`.
+
+    Writes a line per epoch to log.jsonl and, after each epoch, the state to resume from.
+
+    Raises:
+        ModelError: the loss is not finite; the message names epoch, step and losses. Or the state
+            to resume from is damaged.
+        ResourceError: the device is out of memory.
+    """
+    config, net = stage.config, stage.net.to(run.device)
+    optimizer = _optimizer(net, config.optimizer)
+    first, best, spent = 0, _Best(), 0.0
+    state_file = run.folder / f"state-{stage.name}.pt"
+    if run.resume and (state := load_state(state_file, run.device)) is not None:
+        net.load_state_dict(state["net"])
+        optimizer.load_state_dict(state["optimizer"])
+        best = _Best(epoch=state["best_epoch"], score=state["best_score"], net=state["best_net"])
+        first, spent = state["epoch"] + 1, state["seconds"]
+
+    called = DistributedDataParallel(net) if run.world > 1 else net
+    stopped = _why_stop(config, first, best, spent)
+    epoch = first - 1
+    while stopped is None:
+        epoch += 1
+        start = time.perf_counter()
+        rate = _set_rate(optimizer, config, epoch)
+        net.train()
+        sums: dict[str, float] = {}
+        for index in range(stage.steps):
+            torch.manual_seed(_seed(run.seed, stage.name, epoch, index))
+            step = Step(seed=run.seed, epoch=epoch, index=index, rank=run.rank, world=run.world)
+            with _memory_named(run), _autocast(run):
+                losses = stage.loss(called, step)
+            _check_finite(losses, stage.name, epoch, index)
+            optimizer.zero_grad(set_to_none=True)
+            with _memory_named(run):
+                losses["loss"].backward()  # type: ignore[no-untyped-call]
+            if config.optimizer.clip_norm is not None:
+                nn.utils.clip_grad_norm_(net.parameters(), config.optimizer.clip_norm)
+            optimizer.step()
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + float(value.detach())
+        net.eval()
+        with torch.no_grad():
+            figures = stage.validate()
+        spent += time.perf_counter() - start
+        if figures["score"] > best.score:
+            best = _Best(epoch=epoch, score=figures["score"], net=copy.deepcopy(net.state_dict()))
+        line = {
+            "stage": stage.name,
+            "epoch": epoch,
+            "rate": rate,
+            **{name: total / stage.steps for name, total in sums.items()},
+            **{f"val_{name}": value for name, value in figures.items()},
+            "seconds": round(spent, 3),
+        }
+        stopped = _why_stop(config, epoch + 1, best, spent)
+        if run.rank == 0:
+            state = {
+                "net": net.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "epoch": epoch,
+                "seconds": spent,
+                "best_epoch": best.epoch,
+                "best_score": best.score,
+                "best_net": best.net,
+            }
+            save_state(state, state_file)
+            _log(run.folder / "log.jsonl", line)
+            if run.on_epoch is not None:
+                run.on_epoch(stage.name, epoch + 1, config.epochs, line)
+    if best.net is not None:
+        net.load_state_dict(best.net)
+    net.eval()
+    return Fitted(
+        epoch=best.epoch, score=best.score, epochs=epoch + 1, seconds=spent, stopped=stopped
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Best:
+    epoch: int = -1
+    score: float = -math.inf
+    net: dict[str, Tensor] | None = None
+
+
+def _why_stop(
+    config: StageConfig, epochs: int, best: _Best, spent: float
+) -> Literal["epochs", "patience", "budget"] | None:
+    """The reason to end after so many epochs, or None to go on."""
+    if epochs >= config.epochs:
+        return "epochs"
+    if config.budget_s is not None and spent >= config.budget_s:
+        return "budget"
+    waited = epochs - 1 - best.epoch
+    if config.patience is not None and epochs >= config.min_epochs and waited >= config.patience:
+        return "patience"
+    return None
+
+
+def _optimizer(net: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    weights = [p for p in net.parameters() if p.requires_grad]
+    if config.name == "adam":
+        return torch.optim.Adam(weights, lr=config.learning_rate, weight_decay=config.weight_decay)
+    return torch.optim.SGD(
+        weights,
+        lr=config.learning_rate,
+        momentum=config.momentum,
+        nesterov=config.momentum > 0,
+        weight_decay=config.weight_decay,
+    )
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, config: StageConfig, epoch: int) -> float:
+    """Source: polynomial decay, Chen et al., DeepLab, TPAMI 2018."""
+    left: float = (1 - epoch / config.epochs) ** config.optimizer.poly_power
+    rate = config.optimizer.learning_rate * left
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    return rate
+
+
+def _seed(*parts: object) -> int:
+    """A seed of 63 bits that depends on every part, and on nothing else."""
+    import hashlib
+
+    digest = hashlib.sha256(repr(parts).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def _autocast(run: Run) -> AbstractContextManager[Any]:
+    if run.precision == "bf16":
+        return torch.autocast(run.device.type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+class _memory_named(AbstractContextManager[None]):  # noqa: N801
+    """Turn a device's out-of-memory into an error that says what to do."""
+
+    def __init__(self, run: Run) -> None:
+        self.device = run.device
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise ResourceError(
+                f"not enough memory on {self.device}",
+                next_step="Set a smaller batch_size, or use precision bf16.",
+                code="out-of-memory",
+            ) from error
+
+
+def _check_finite(losses: Mapping[str, Tensor], stage: str, epoch: int, index: int) -> None:
+    if not torch.isfinite(losses["loss"]):
+        values = {name: float(value.detach()) for name, value in losses.items()}
+        raise ModelError(
+            f"the loss of stage '{stage}' is not finite in epoch {epoch}, step {index}: {values}",
+            next_step="Lower the learning rate, or use precision fp32; --resume goes on from the "
+            "last epoch.",
+            code="loss-not-finite",
+        )
+
+
+def _log(file: Path, line: Mapping[str, Any]) -> None:
+    """Append one line; a line of an epoch that is trained again after a kill replaces the old."""
+    lines = file.read_text().splitlines() if file.exists() else []
+    kept = []
+    for old in lines:
+        entry = json.loads(old)
+        if (entry["stage"], entry["epoch"]) != (line["stage"], line["epoch"]):
+            kept.append(old)
+    with writing(file, overwrite=True) as out:
+        out.write("".join(f"{entry}\n" for entry in [*kept, json.dumps(line)]).encode())
