@@ -1,0 +1,34 @@
+"""Networks: plain modules, built from a configuration by `build`."""
+
+from __future__ import annotations
+
+from typing import overload
+
+import torch
+
+from kidseg.config import LocalizerConfig, UNetConfig
+from kidseg.nets.stn import Localizer
+from kidseg.nets.unet import UNet
+
+__all__ = ["Localizer", "UNet", "build"]
+
+
+@overload
+def build(config: UNetConfig, in_channels: int, out_channels: int, *, seed: int = 0) -> UNet: ...
+@overload
+def build(
+    config: LocalizerConfig, in_channels: int, out_channels: int, *, seed: int = 0
+) -> Localizer: ...
+def build(
+    config: UNetConfig | LocalizerConfig, in_channels: int, out_channels: int, *, seed: int = 0
+) -> UNet | Localizer:
+    """The network that a configuration describes, on the CPU, in training mode, float32.
+
+    Its weights depend on the seed alone; the state of torch's own random generator is left as it
+    was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        if isinstance(config, UNetConfig):
+            return UNet(config, in_channels, out_channels)
+        return Localizer(config, in_channels, out_channels)
