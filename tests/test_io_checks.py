@@ -1,0 +1,242 @@
+"""The checks that every format shares: each is tripped, and lets through what is sound."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from kidseg.errors import InputError, ResourceError
+from kidseg.geometry import Grid
+from kidseg.io import checks
+
+HERE = Path("scan.nii.gz")
+
+
+def body(seed: int = 0) -> torch.Tensor:
+    """(1, 6, 64, 64) int16 HU: air around a disc of fat around soft tissue, with some bone."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[-1:1:64j, -1:1:64j]
+    far = np.hypot(x, y)
+    plane = np.where(far < 0.6, 50.0, np.where(far < 0.75, -100.0, -1000.0))
+    plane[np.hypot(x, y - 0.4) < 0.1] = 600.0
+    noisy = plane + rng.normal(0, 15, (6, 64, 64))
+    return torch.from_numpy(np.maximum(noisy, -1024).astype(np.int16))[None]
+
+
+def codes(data: torch.Tensor, stored: str | None = None) -> list[str]:
+    dtype = None if stored is None else np.dtype(stored)
+    return [f.code for f in checks.check_intensities(data, HERE, dtype)]
+
+
+def refused(data: torch.Tensor, stored: str | None = None) -> str:
+    with pytest.raises(InputError) as caught:
+        codes(data, stored)
+    assert caught.value.path == str(HERE) and caught.value.next_step
+    return caught.value.code
+
+
+# ---- row 11: Hounsfield units ------------------------------------------------------------------
+
+
+def test_row_11_a_ct_passes_in_silence() -> None:
+    assert codes(body(), "int16") == []
+    assert codes(body().float(), "float32") == []
+    for padding in (-2000, -2048, -3024):
+        padded = body()
+        padded[..., :12] = padding
+        assert codes(padded) == []
+    metal = body()
+    metal[0, 3, 30:32, 30:32] = 30000
+    assert codes(metal) == []
+    nearly_air = body()  # a small body in a large field, as a newborn in an adult's
+    nearly_air[..., :20] = nearly_air[..., -20:] = -1000
+    assert codes(nearly_air) == []
+
+
+def test_row_11_surely_no_hounsfield_units_is_refused() -> None:
+    ct = body().float()
+    assert refused(torch.full((1, 4, 8, 8), -7.0)) == "constant-image"
+    assert refused(torch.from_numpy(np.arange(256).reshape(1, 4, 8, 8) % 3)) == "label-map"
+    assert refused((ct + 1024) / 2048) == "normalised-intensities"
+    assert refused((ct + 1024) / 1024 - 1) == "normalised-intensities"
+    assert refused((ct - ct.mean()) / ct.std()) == "normalised-intensities"
+    clipped = ct.clamp(-36, 303)  # nnU-Net's preprocessed
+    assert refused((clipped - 77) / 68) == "normalised-intensities"
+    window = ((ct + 160) / 400 * 255).clamp(0, 255).to(torch.uint8)
+    assert refused(window, "uint8") == "eight-bit-intensities"
+    for shift in (1000, 1024):
+        assert refused(body() + shift) == "shifted-hu"
+        padded = body() + shift
+        padded[..., :12] = -2000
+        assert refused(padded) == "shifted-hu"
+    assert refused(ct * 1e6) == "absurd-intensities"
+
+
+def test_row_11_shifted_is_seen_in_a_small_body_and_in_a_crop() -> None:
+    small = torch.full((1, 6, 64, 64), 3, dtype=torch.int16)
+    small[..., 25:35, 25:35] = body()[..., 25:35, 25:35] + 1024
+    assert refused(small) == "shifted-hu"
+    assert refused(body()[..., 25:35, 25:35] + 1024) == "shifted-hu"
+
+
+def test_row_11_doubtful_is_said() -> None:
+    ct = body()
+    assert codes(ct.clamp(0, 255), "int16") == ["windowed-intensities"]
+    assert codes(ct.clamp(-160, 240)) == ["no-air"]
+    assert codes(ct.clamp(-500, 2000)) == ["windowed-intensities"]
+    crop = ct[..., 16:48, 16:48]  # fat and tissue
+    assert codes(crop) == ["no-air"]
+    assert codes(ct - 1024) == ["no-soft-tissue"]
+    quantised = (ct // 16 * 16).float()
+    assert codes(quantised, "uint8") == ["eight-bit-intensities"]
+    assert codes(torch.full_like(ct, -1000) + (ct > 0).short()) == ["no-soft-tissue"]
+
+
+# ---- row 9: NaN and Inf ------------------------------------------------------------------------
+
+
+def test_row_09_nonfinite_is_refused_or_replaced_and_said() -> None:
+    data = body().float()
+    data[0, 0, 0, :4] = torch.tensor([math.nan, -math.inf, math.inf, 5.0])
+    with pytest.raises(InputError, match="3 of 24576"):
+        checks.finite(data, HERE, nonfinite="refuse", values="ct")
+    with pytest.raises(InputError, match="NaN"):  # a label is never made up
+        checks.finite(data, HERE, nonfinite="replace", values="labels")
+    highest = float(data[torch.isfinite(data)].max())
+    mended, (finding,) = checks.finite(data, HERE, nonfinite="replace", values="ct")
+    assert mended[0, 0, 0, :4].tolist() == [-1024, -1024, highest, 5]
+    assert finding.code == "nonfinite-voxels" and "3 of 24576" in finding.cause
+    other, _ = checks.finite(data + 5000, HERE, nonfinite="replace", values="any")
+    assert float(other.min()) > 3000
+    with pytest.raises(InputError):
+        checks.finite(data * math.nan, HERE, nonfinite="replace", values="ct")
+
+
+def test_row_09_sound_data_are_the_same_object() -> None:
+    for data in (body(), body().float()):
+        same, findings = checks.finite(data, HERE, nonfinite="refuse", values="ct")
+        assert same is data and findings == ()
+
+
+# ---- row 16: resolution ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spacing_mm", "expected"),
+    [
+        ((5.0, 0.9, 0.9), []),
+        ((5.0000002, 0.9, 0.9), []),
+        ((5.1, 0.9, 0.9), ["thick-slices"]),
+        ((4.2, 0.7, 0.7), []),
+        ((4.3, 0.7, 0.7), ["anisotropic-voxels"]),
+        ((7.5, 0.7, 0.7), ["anisotropic-voxels", "thick-slices"]),
+        ((0.7, 0.7, 6.0), ["anisotropic-voxels", "thick-slices"]),
+    ],
+)
+def test_row_16_coarse_voxels_are_said(
+    spacing_mm: tuple[float, float, float], expected: list[str]
+) -> None:
+    grid = Grid.from_spacing((10, 20, 20), spacing_mm)
+    assert [f.code for f in checks.check_resolution(grid, HERE)] == expected
+    assert [f.code for f in checks.check_resolution(grid.slicewise(), HERE)] == expected
+
+
+# ---- rows 4 and 5: positions -------------------------------------------------------------------
+
+
+def sheared(grid: Grid, slope: float) -> Grid:
+    """Each slice shifted along the rows by `slope` times its height."""
+    shear = torch.eye(4, dtype=torch.float64)
+    shear[1, 2] = slope
+    return grid.moved(shear)
+
+
+def test_row_04_shear_is_ignored_mended_or_refused_by_size() -> None:
+    grid = Grid.from_spacing((40, 50, 60), (2.0, 0.8, 0.8), centre_mm=(5, 6, 7))
+    assert checks.upright(grid, HERE) == (grid, ())
+    rounding = sheared(grid, 1e-6)
+    assert checks.upright(rounding, HERE) == (rounding, ())
+
+    little = sheared(grid, 0.005)
+    straight, (finding,) = checks.upright(little, HERE)
+    axes = straight.mm_from_index[:3, :3] / straight.spacing_mm
+    assert torch.allclose(axes.T @ axes, torch.eye(3, dtype=torch.float64), atol=1e-12)
+    assert torch.allclose(straight.centre_mm, little.centre_mm)
+    assert torch.allclose(straight.spacing_mm, little.spacing_mm)
+    assert finding.code == "slightly-sheared"
+    # The promise: every voxel of the new grid is nearest to its own in the file.
+    index = torch.tensor([[0, 0, 0], [39, 49, 59], [0, 49, 0], [39, 0, 59]], dtype=torch.float64)
+    assert torch.equal(little.index(straight.mm(index)).round(), index)
+
+    with pytest.raises(InputError, match=r"2\.00 degrees") as caught:
+        checks.upright(sheared(grid, math.tan(math.radians(2))), HERE)
+    assert caught.value.code == "sheared"
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
+def test_row_05_bad_spacing_is_refused(bad: float) -> None:
+    with pytest.raises(InputError, match="spacing") as caught:
+        checks.check_spacing((1.0, bad, 1.0), HERE)
+    assert caught.value.code == "bad-spacing" and "--spacing" in caught.value.next_step
+
+
+def test_row_05_a_matrix_without_positions_is_refused() -> None:
+    eye = torch.eye(4, dtype=torch.float64)
+    flat = eye.clone()
+    flat[:3, 1] = flat[:3, 0]
+    broken = eye.clone()
+    broken[0, 3] = math.nan
+    for matrix, code in [(flat, "bad-affine"), (broken, "bad-affine")]:
+        with pytest.raises(InputError) as caught:
+            checks.grid_of((1, 2, 3), matrix, HERE)
+        assert caught.value.code == code
+    none = eye.clone()
+    none[:3, 0] = 0
+    with pytest.raises(InputError, match="spacing"):
+        checks.check_matrix(none, HERE)
+    with pytest.raises(InputError):  # no direction to stretch
+        checks.with_spacing(none, (1, 1, 1), HERE)
+    wide = checks.with_spacing(eye, (4, 3, 2), HERE)
+    assert torch.equal(wide, torch.diag(torch.tensor([4.0, 3, 2, 1], dtype=torch.float64)))
+    with pytest.raises(InputError):
+        checks.with_spacing(eye, (4, 3, 0), HERE)
+
+
+# ---- rows 6, 7, 8: size and shape --------------------------------------------------------------
+
+
+def test_row_06_what_cannot_be_true_or_does_not_fit_is_refused() -> None:
+    with pytest.raises(InputError, match="cannot hold") as caught:
+        checks.check_memory(2**50, HERE, held_bytes=2**20)
+    assert caught.value.code == "absurd-size"
+    with pytest.raises(ResourceError, match=r"1\.0 GiB") as short:
+        checks.check_memory(2**30, HERE, held_bytes=2**31, limit_bytes=2**20)
+    assert short.value.code == "not-enough-memory" and short.value.exit_code == 5
+    with pytest.raises(ResourceError):  # beyond any machine
+        checks.check_memory(2**60, HERE)
+    checks.check_memory(2**20, HERE, held_bytes=2**20, limit_bytes=2**20)
+
+
+def test_memory_is_known_on_this_machine() -> None:
+    free = checks.available_memory_bytes()
+    assert free is not None and 2**20 < free < 2**50
+
+
+def test_rows_07_08_shapes() -> None:
+    assert checks.three_dimensional((512, 512, 1), HERE) == (512, 512, 1)
+    assert checks.three_dimensional((4, 5, 6, 1, 1), HERE) == (4, 5, 6)
+    for shape, code in [
+        ((512, 512), "two-dimensional"),
+        ((4, 5, 6, 2), "several-volumes"),
+        ((4, 5, 6, 1, 3), "several-volumes"),
+        ((4, 0, 6), "empty-axis"),
+        ((4, -3, 6), "empty-axis"),
+        ((), "empty-axis"),
+    ]:
+        with pytest.raises(InputError) as caught:
+            checks.three_dimensional(shape, HERE)
+        assert caught.value.code == code
