@@ -175,7 +175,8 @@ def place(
         affine = ras_from["LPS"]
     else:
         affine[:3, :3], affine[:3, 3] = axes_mm, origin_mm
-        affine = ras_from[space] @ affine
+        if np.isfinite(affine).all():  # else it is refused as it is
+            affine = ras_from[space] @ affine
     matrix = mm_from_index_of_affine(affine)
     if options.spacing_mm is not None:
         matrix = checks.with_spacing(matrix, options.spacing_mm, path)
