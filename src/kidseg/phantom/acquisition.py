@@ -304,9 +304,9 @@ class _Spectrum:
         ny, nx = self.shape
         after = (self.size[0] - ny - _EDGE, self.size[1] - nx - _EDGE)
         padded = np.pad(slab, ((0, 0), (_EDGE, after[0]), (_EDGE, after[1])), mode="edge")
-        spectrum = fft.rfft2(padded, workers=2)
+        spectrum = fft.rfft2(padded, workers=torch.get_num_threads())
         spectrum *= self.transfer
-        full = fft.irfft2(spectrum, s=self.size, workers=2)
+        full = fft.irfft2(spectrum, s=self.size, workers=torch.get_num_threads())
         return np.ascontiguousarray(full[:, _EDGE : _EDGE + ny, _EDGE : _EDGE + nx])
 
     def noise(self, white: np.ndarray, strength: np.ndarray) -> np.ndarray:
@@ -314,10 +314,10 @@ class _Spectrum:
         from scipy import fft
 
         ny, nx = self.shape
-        spectrum = fft.rfft2(white, workers=2)
+        spectrum = fft.rfft2(white, workers=torch.get_num_threads())
         total = np.zeros((len(white), ny, nx), dtype=np.float32)
         for colour, local in zip(self.colours, strength, strict=True):
-            part = fft.irfft2(spectrum * colour, s=self.size, workers=2)
+            part = fft.irfft2(spectrum * colour, s=self.size, workers=torch.get_num_threads())
             total += part[:, :ny, :nx] * local
         return total
 

@@ -187,6 +187,7 @@ def flaws(
     )
     variance = np.exp(np.minimum(p_water + p_dense + _bow_tie(p_water), _OPAQUE))
     inside = p_water > 0.2
+    variance = _modulated(variance, inside)
     middle_image, noise = _noise_maps(rays, variance, water)
     # Variance of filtered back-projection: sum of ray variances x pi^2 / (12 views^2), per pixel^2.
     per_hu2 = (1000.0 / per_pixel) ** 2 * np.pi**2 / (12.0 * rays.views**2)
@@ -229,6 +230,18 @@ def _bow_tie(p_water: np.ndarray) -> np.ndarray:
     peak = float(np.percentile(p_water.max(1), 50))
     added: np.ndarray = (_BOW_TIE * peak * (1.0 - chord)).astype(np.float32)[None, :, None]
     return added
+
+
+def _modulated(variance: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """Ray variances with the tube current following the attenuation of each view and slice.
+
+    Noise in the image is least if the current goes with the root of the mean attenuation. Source:
+    Gies et al., Med Phys 1999 (attenuation-controlled tube-current modulation).
+    """
+    count = np.maximum(inside.sum(1, keepdims=True), 1)
+    mean = np.maximum((variance * inside).sum(1, keepdims=True) / count, 1.0)
+    result: np.ndarray = (variance / np.sqrt(mean)).astype(np.float32)
+    return result
 
 
 def _noise_maps(

@@ -1,0 +1,179 @@
+"""One digital patient from (seed, index): drawn, rendered, scanned, with its ground truth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from kidseg.config import Phase, PhantomConfig
+from kidseg.geometry import Grid, Volume
+from kidseg.phantom.acquisition import Scanner, acquire, draw_scanner
+from kidseg.phantom.anatomy import ORGANS, Anatomy, draw_anatomy
+from kidseg.phantom.pose import Pose, draw_pose
+from kidseg.phantom.render import render
+
+__all__ = ["DigitalPatient", "draw_age", "draw_phase", "make_patient"]
+
+# Ages of children operated for a renal tumour: half of them around two years, some at any age, so
+# that every band from birth to 16 years occurs. Source: the ISBI 2021 cohort (80 children from a
+# few days to 16 years, 2 years on average); peak age of Wilms tumour 2 to 4 years.
+_AGE_MEDIAN_YEARS = 2.0
+_AGE_LOG_SD = 0.9
+_AGE_ANY_SHARE = 0.25
+# "mixed" phases: surgical planning is early arterial, as in that cohort; the others occur.
+_PHASE_SHARES: dict[Phase, float] = {
+    "early-arterial": 0.72,
+    "portal-venous": 0.20,
+    "excretory": 0.04,
+    "unenhanced": 0.04,
+}
+_WHOLE_ABDOMEN_SHARE = 0.65
+_MARGIN_MM = 6.0
+# With arms in view, the field takes them in or cuts them off.
+_ARMS_IN_FIELD_SHARE = 0.5
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DigitalPatient:
+    """A scan and everything that is known about it; all volumes on one grid, in canonical order.
+
+    Attributes:
+        scan: (1, slices, rows, columns) int16 HU.
+        labels: uint8, 0 background, 1 kidney, 2 tumour.
+        organs: uint8, numbers of `kidseg.phantom.ORGANS`.
+        truth: plain data: age_years, sex, phase, body_scale, effective_diameter_mm, pose, anatomy,
+            scanner, kidneys, tumours, tumour_side, kidney_ml, tumour_ml, organs_ml.
+    """
+
+    scan: Volume
+    labels: Volume
+    organs: Volume
+    truth: dict[str, Any]
+
+
+def make_patient(config: PhantomConfig, *, seed: int, index: int) -> DigitalPatient:
+    """Digital patient `index` of `seed`: the same alone or among others, in any order.
+
+    Anatomy, pose, scanner and noise are drawn independently, so that the same child comes out at
+    any size and in any number of slices.
+    """
+    streams = np.random.SeedSequence([seed, index]).spawn(5)
+    who, lying, machine, tissue, noise = (np.random.default_rng(s) for s in streams)
+    age = draw_age(who, config.ages_years)
+    phase = draw_phase(who, config)
+    ill = bool(who.random() < config.tumour_share)
+    anatomy = draw_anatomy(who, age, tumour=None if ill else "none")
+    pose = draw_pose(lying, max_angle_deg=config.max_angle_deg)
+    scanner = _draw_scanner(machine, config, anatomy, pose)
+    grid = scanner.grid()
+    rendering = render(anatomy, pose, grid, phase, tissue)
+    hu = acquire(rendering.hu, grid, scanner, noise)
+
+    def volume(values: np.ndarray) -> Volume:
+        return Volume(torch.from_numpy(values)[None], grid)
+
+    truth = {
+        "age_years": age,
+        "sex": anatomy.sex,
+        "phase": phase,
+        **_body_truth(anatomy, pose),
+        "anatomy": anatomy.as_dict(),
+        "scanner": scanner.as_dict(),
+        **_measured(rendering.labels, rendering.organs, grid),
+    }
+    return DigitalPatient(
+        scan=volume(hu),
+        labels=volume(rendering.labels),
+        organs=volume(rendering.organs),
+        truth=truth,
+    )
+
+
+def draw_age(rng: np.random.Generator, ages_years: tuple[float, float]) -> float:
+    """An age in years within the range: log-normal around two years, a quarter of them anywhere."""
+    from scipy.stats import norm
+
+    low, high = ages_years
+    anywhere, share = rng.random(), rng.random()
+    logs = (np.log(np.maximum([low, high], 1e-3)) - np.log(_AGE_MEDIAN_YEARS)) / _AGE_LOG_SD
+    before, after = norm.cdf(logs)
+    if anywhere < _AGE_ANY_SHARE or after - before < 1e-6:
+        return float(low + share * (high - low))
+    age = np.exp(norm.ppf(before + share * (after - before)) * _AGE_LOG_SD) * _AGE_MEDIAN_YEARS
+    return float(np.clip(age, low, high))
+
+
+def draw_phase(rng: np.random.Generator, config: PhantomConfig) -> Phase:
+    """The configured phase, or one of the mixture."""
+    drawn = rng.choice(len(_PHASE_SHARES), p=list(_PHASE_SHARES.values()))
+    return list(_PHASE_SHARES)[int(drawn)] if config.phase == "mixed" else config.phase
+
+
+def _draw_scanner(
+    rng: np.random.Generator, config: PhantomConfig, anatomy: Anatomy, pose: Pose
+) -> Scanner:
+    """The field over the body as it lies; the range from the whole abdomen to just the kidneys."""
+    scanner_from_anatomy = pose.scanner_from_anatomy().numpy()
+    needed = np.array(anatomy.kidneys_mm) + [-_MARGIN_MM, _MARGIN_MM]
+    if rng.random() < _WHOLE_ABDOMEN_SHARE:
+        wished = [
+            anatomy.crest_mm - rng.uniform(0.0, 0.15) * anatomy.height_mm * 0.2,
+            anatomy.dome_mm + rng.uniform(-0.02, 0.02) * anatomy.height_mm,
+        ]
+    else:
+        wished = needed + np.array([-1.0, 1.0]) * rng.uniform(5.0, 40.0, size=2)
+    low = max(min(wished[0], needed[0]), anatomy.modelled_mm[0])
+    high = min(max(wished[1], needed[1]), anatomy.modelled_mm[1])
+    centre = scanner_from_anatomy @ [0.0, 0.0, needed.mean(), 1.0]
+    arms = pose.arms and rng.random() < _ARMS_IN_FIELD_SHARE
+    return draw_scanner(
+        rng,
+        config,
+        width_mm=anatomy.width_mm(pose) if arms else _trunk_width_mm(anatomy, pose),
+        diameter_mm=anatomy.effective_diameter_mm,
+        centre_mm=(float(centre[0]), float(centre[1])),
+        range_mm=_along_scanner(scanner_from_anatomy, (low, high)),
+        needed_mm=_along_scanner(scanner_from_anatomy, (needed[0], needed[1])),
+    )
+
+
+def _trunk_width_mm(anatomy: Anatomy, pose: Pose) -> float:
+    """Extent across of the trunk's ellipse, turned."""
+    angle = np.deg2rad(pose.angle_deg)
+    return float(np.hypot(anatomy.lateral_mm * np.cos(angle), anatomy.ap_mm * np.sin(angle)))
+
+
+def _along_scanner(
+    scanner_from_anatomy: np.ndarray, range_mm: tuple[float, float]
+) -> tuple[float, float]:
+    points = np.array([[0.0, 0.0, z, 1.0] for z in range_mm])
+    z = (points @ scanner_from_anatomy.T)[:, 2]
+    return float(z.min()), float(z.max())
+
+
+def _body_truth(anatomy: Anatomy, pose: Pose) -> dict[str, Any]:
+    sides = {tumour.side for tumour in anatomy.tumours}
+    return {
+        "body_scale": anatomy.body_scale,
+        "effective_diameter_mm": anatomy.effective_diameter_mm,
+        "pose": pose.as_dict(),
+        "scanner_from_anatomy": pose.scanner_from_anatomy().tolist(),
+        "kidneys": [{"side": k.side, "length_mm": k.length_mm} for k in anatomy.kidneys],
+        "tumours": [{"side": t.side, "volume_ml": t.volume_ml} for t in anatomy.tumours],
+        "tumour_side": "bilateral" if len(sides) > 1 else next(iter(sides), None),
+    }
+
+
+def _measured(labels: np.ndarray, organs: np.ndarray, grid: Grid) -> dict[str, Any]:
+    """Volumes of what is in view, counted in voxels."""
+    ml = float(grid.voxel_ml)
+    counts = np.bincount(labels.ravel(), minlength=3)
+    per_organ = np.bincount(organs.ravel(), minlength=256)
+    return {
+        "kidney_ml": float(counts[1]) * ml,
+        "tumour_ml": float(counts[2]) * ml,
+        "organs_ml": {name: float(per_organ[number]) * ml for number, name in ORGANS.items()},
+    }

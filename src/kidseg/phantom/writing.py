@@ -1,0 +1,268 @@
+"""Digital patients on disk: as an nnU-Net, KiTS19 or DICOM data set, with their ground truth.
+
+    OUT/<images and labels as the layout wants them>
+    OUT/patients.csv                    age, sex and side, for stratified splits
+    OUT/truth/<case>.json               age, pose, scale, volumes, scanner
+    OUT/truth/<case>_organs.nii.gz      all organ labels, on the scan's voxels
+    OUT/truth/organs.json               what their numbers mean
+
+A case appears when it is whole: its files are written aside, then moved into place.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from kidseg.cases import case_paths, write_dataset_json, write_patients_csv
+from kidseg.config import PhantomConfig
+from kidseg.errors import ResourceError, UsageError
+from kidseg.geometry import Grid, Volume
+from kidseg.io import save
+from kidseg.io.orientation import reorient
+from kidseg.labels import KIDNEY_TUMOUR
+from kidseg.phantom.patient import DigitalPatient, make_patient
+from kidseg.phantom.anatomy import ORGANS
+
+__all__ = ["Layout", "write_patients"]
+
+Layout = Literal["nnunet", "kits19", "dicom"]
+Progress = Callable[[int, int], None]
+
+_ASIDE = ".writing"
+_TRUTH = "truth"
+_MARK = "organs.json"
+_OURS = ("imagesTr", "labelsTr", "data", "dataset.json", "patients.csv", _ASIDE)
+# How KiTS19 stores its volumes: slowest to fastest axis right-left, front-back, and slices from
+# head to foot. Source: the affines of its imaging.nii.gz files.
+_KITS_ORDER = Grid((2, 2, 2), torch.diag(torch.tensor([-1.0, -1.0, -1.0, 1.0]).double()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    out: Path
+    config: PhantomConfig
+    seed: int
+    index: int
+    layout: Layout
+
+    @property
+    def case(self) -> str:
+        return f"case_{self.index:05d}" if self.layout == "kits19" else f"phantom_{self.index:04d}"
+
+
+def write_patients(
+    out: Path,
+    config: PhantomConfig,
+    *,
+    patients: int,
+    seed: int,
+    layout: Layout = "nnunet",
+    jobs: int = 1,
+    progress: Progress | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Make digital patients 0 .. patients - 1 of a seed and write them as a data set.
+
+    Args:
+        out: folder to make; its parent folders are made too.
+        config: which patients.
+        patients: how many, at least 1.
+        seed: with the same seed and settings patient k is the same in any number of patients.
+        layout: "nnunet" (v2 raw folder), "kits19", or "dicom" (a series per patient, NIfTI labels).
+        jobs: processes; each takes about 1 GB for a large scan.
+        progress: called with (done, all) after each patient.
+        overwrite: replace digital patients that are in `out`; other files there are left alone.
+
+    Returns:
+        Plain data: out, layout, seed, config, and one row per case with age, sex, side, volumes.
+
+    Raises:
+        UsageError: "output-exists", or "not-phantoms": `out` holds something else.
+        ResourceError: "disk-full"; the patients written so far stay, whole.
+    """
+    if patients < 1:
+        raise UsageError(f"{patients} patients cannot be made", code="no-patients")
+    _check_out(out, overwrite)
+    tasks = [
+        _Task(out=out, config=config, seed=seed, index=k, layout=layout) for k in range(patients)
+    ]
+    try:
+        _clear(out)
+        organs = {str(number): name for number, name in ORGANS.items()}
+        _write_json(out / _TRUTH / _MARK, organs)
+        rows: dict[int, dict[str, Any]] = {}
+        for index, row in _written(tasks, jobs):
+            rows[index] = row
+            if progress is not None:
+                progress(len(rows), patients)
+        cases = [rows[k] for k in range(patients)]
+        _write_tables(out, layout, cases)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise _disk_full(out) from error
+    finally:
+        shutil.rmtree(out / _ASIDE, ignore_errors=True)
+    return {
+        "out": str(out),
+        "layout": layout,
+        "seed": seed,
+        "config": asdict(config),
+        "cases": cases,
+    }
+
+
+def _check_out(out: Path, overwrite: bool) -> None:
+    """Refuse an output that is there, or that holds something other than digital patients."""
+    if out.is_dir() and not any(out.iterdir()):
+        return
+    if not (out.exists() or out.is_symlink()):
+        return
+    if not overwrite or not out.is_dir():
+        raise UsageError(
+            "it exists already",
+            path=out,
+            next_step="Choose another folder, or replace the digital patients in it: --overwrite.",
+            code="output-exists",
+        )
+    if not (out / _TRUTH / _MARK).is_file():
+        raise UsageError(
+            "it holds no digital patients, so nothing in it is replaced",
+            path=out,
+            next_step="Choose another folder.",
+            code="not-phantoms",
+        )
+
+
+def _clear(out: Path) -> None:
+    """Remove what an earlier run wrote; the mark of our folders goes last. Then make the folder."""
+    ours = [out / name for name in _OURS]
+    ours += [path for path in sorted(out.glob("phantom_*")) if (path / "ct").is_dir()]
+    ours += [path for path in sorted(out.glob(f"{_TRUTH}/*")) if path.name != _MARK]
+    for path in [*ours, out / _TRUTH]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    (out / _TRUTH).mkdir(parents=True)
+
+
+def _written(tasks: list[_Task], jobs: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Make and write each case, in this process or several, as they get done."""
+    if jobs == 1 or len(tasks) == 1:
+        for task in tasks:
+            yield task.index, _write_case(task)
+        return
+    workers = min(jobs, len(tasks))
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,))
+    try:
+        futures = {pool.submit(_write_case, task): task.index for task in tasks}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _write_case(task: _Task) -> dict[str, Any]:
+    """One patient: made, written aside, moved into place with the image last."""
+    patient = make_patient(task.config, seed=task.seed, index=task.index)
+    aside = task.out / _ASIDE / task.case
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        for path in _save_files(task, patient, aside):
+            target = task.out / path.relative_to(aside)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(target)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    truth = patient.truth
+    return {
+        "case": task.case,
+        "age_years": truth["age_years"],
+        "sex": truth["sex"],
+        "side": truth["tumour_side"],
+        "phase": truth["phase"],
+        "shape": truth["scanner"]["shape"],
+        "kidney_ml": truth["kidney_ml"],
+        "tumour_ml": truth["tumour_ml"],
+    }
+
+
+def _save_files(task: _Task, patient: DigitalPatient, root: Path) -> list[Path]:
+    """All files of a case below `root`, in the order in which they may appear."""
+    truth = root / _TRUTH / f"{task.case}.json"
+    organs = root / _TRUTH / f"{task.case}_organs.nii.gz"
+    (image,), labels = case_paths(root, task.layout, task.case, 1)
+    for path in (truth, organs, labels, image):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    _write_json(truth, {"case": task.case, "seed": task.seed, "index": task.index, **patient.truth})
+    for volume, path in ((patient.organs, organs), (patient.labels, labels)):
+        save(_ordered(volume, task.layout), path)
+    if task.layout == "dicom":
+        from kidseg.io.dicom import write_series
+
+        write_series(patient.scan, image, facts=_series_facts(task, patient))
+    else:
+        save(_ordered(patient.scan, task.layout), image)
+    return [truth, organs, labels, image]
+
+
+def _ordered(volume: Volume, layout: Layout) -> Volume:
+    return reorient(volume, _KITS_ORDER) if layout == "kits19" else volume
+
+
+def _series_facts(task: _Task, patient: DigitalPatient) -> dict[str, str]:
+    age = patient.truth["age_years"]
+    return {
+        "patient_id": task.case,
+        "sex": str(patient.truth["sex"]),
+        "age": f"{int(age):03d}Y" if age >= 2 else f"{int(age * 12):03d}M",
+        "description": f"digital patient, {patient.truth['phase']}",
+        "seed": f"{task.seed}/{task.index}/{task.config!r}",
+    }
+
+
+def _write_tables(out: Path, layout: Layout, cases: Iterable[dict[str, Any]]) -> None:
+    """patients.csv, and for nnU-Net dataset.json last: with it the data set is complete."""
+    cases = list(cases)
+    write_patients_csv(
+        out,
+        [
+            {
+                "case": row["case"],
+                "patient": row["case"],
+                "age_years": row["age_years"],
+                "sex": row["sex"],
+                "side": row["side"],
+            }
+            for row in cases
+        ],
+    )
+    if layout == "nnunet":
+        write_dataset_json(out, channels=("CT",), schema=KIDNEY_TUMOUR, n_training=len(cases))
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    from kidseg.io.atomic import writing
+
+    with writing(path, overwrite=True) as file:
+        file.write((json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+
+
+def _disk_full(out: Path) -> ResourceError:
+    return ResourceError(
+        "the disk is full; only whole patients were kept",
+        path=out,
+        next_step="Free some space and run again with --overwrite.",
+        code="disk-full",
+    )

@@ -1,0 +1,169 @@
+"""One digital patient: reproducible, consistent with its ground truth, within its settings."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from kidseg.config import PhantomConfig
+from kidseg.io.orientation import canonical
+from kidseg.phantom import ORGANS, DigitalPatient, make_patient
+from kidseg.phantom.patient import draw_age, draw_phase
+
+SMALL = PhantomConfig(size=64, max_slices=20, phase="early-arterial", tumour_share=1.0)
+
+
+@pytest.fixture(scope="module")
+def patients() -> list[DigitalPatient]:
+    return [make_patient(SMALL, seed=11, index=k) for k in range(4)]
+
+
+def same(a: DigitalPatient, b: DigitalPatient) -> bool:
+    pairs = [(a.scan, b.scan), (a.labels, b.labels), (a.organs, b.organs)]
+    equal = all(torch.equal(p.data, q.data) and p.grid.same_as(q.grid, 0.0) for p, q in pairs)
+    return equal and json.dumps(a.truth) == json.dumps(b.truth)
+
+
+def test_a_patient_is_the_same_alone_or_among_others(patients: list[DigitalPatient]) -> None:
+    assert same(make_patient(SMALL, seed=11, index=2), patients[2])
+
+
+def test_other_indices_and_seeds_are_other_patients(patients: list[DigitalPatient]) -> None:
+    ages = {p.truth["age_years"] for p in patients}
+    assert len(ages) == len(patients)
+    assert make_patient(SMALL, seed=12, index=0).truth["age_years"] not in ages
+
+
+def test_the_number_of_threads_changes_nothing(patients: list[DigitalPatient]) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert same(make_patient(SMALL, seed=11, index=1), patients[1])
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_same_child_comes_at_any_size(patients: list[DigitalPatient]) -> None:
+    finer = make_patient(
+        PhantomConfig(size=128, max_slices=40, phase="early-arterial", tumour_share=1.0),
+        seed=11,
+        index=0,
+    )
+    coarse = patients[0]
+    assert finer.truth["anatomy"] == coarse.truth["anatomy"]
+    assert finer.truth["pose"] == coarse.truth["pose"]
+    for key in ("kidney_ml", "tumour_ml"):
+        assert finer.truth[key] == pytest.approx(coarse.truth[key], rel=0.15)
+    wide, narrow = (p.scan.grid.spacing_mm[2] * p.scan.grid.shape[2] for p in (finer, coarse))
+    assert float(wide) == pytest.approx(float(narrow))
+
+
+def test_volumes_fit_each_other_and_are_canonical(patients: list[DigitalPatient]) -> None:
+    for patient in patients:
+        scan = patient.scan
+        assert scan.data.dtype == torch.int16
+        assert patient.labels.data.dtype == patient.organs.data.dtype == torch.uint8
+        assert scan.grid.same_as(patient.labels.grid) and scan.grid.same_as(patient.organs.grid)
+        assert canonical(scan).grid.same_as(scan.grid)
+        assert int(scan.data.min()) >= -1024 and int(scan.data.max()) <= 3071
+        assert set(patient.labels.data.unique().tolist()) <= {0, 1, 2}
+        assert set(patient.organs.data.unique().tolist()) <= {0, *ORGANS}
+
+
+def test_truth_is_plain_and_counts_the_voxels(patients: list[DigitalPatient]) -> None:
+    for patient in patients:
+        truth = json.loads(json.dumps(patient.truth, allow_nan=False))
+        ml = float(patient.labels.grid.voxel_ml)
+        labels = patient.labels.data
+        assert truth["kidney_ml"] == pytest.approx(int((labels == 1).sum()) * ml)
+        assert truth["tumour_ml"] == pytest.approx(int((labels == 2).sum()) * ml)
+        assert sum(truth["organs_ml"].values()) == pytest.approx(
+            int((patient.organs.data > 0).sum()) * ml
+        )
+        assert set(truth["organs_ml"]) == set(ORGANS.values())
+        for key in ("age_years", "sex", "phase", "body_scale", "effective_diameter_mm", "pose"):
+            assert key in truth
+        sides = {tumour["side"] for tumour in truth["tumours"]}
+        assert truth["tumour_side"] == ("bilateral" if len(sides) == 2 else sides.pop())
+
+
+def test_the_drawn_tumour_is_the_labelled_one(patients: list[DigitalPatient]) -> None:
+    for patient in patients:
+        drawn = sum(tumour["volume_ml"] for tumour in patient.truth["tumours"])
+        assert patient.truth["tumour_ml"] == pytest.approx(drawn, rel=0.25, abs=3.0)
+
+
+def test_kidneys_and_tumours_are_whole_within_the_scan(patients: list[DigitalPatient]) -> None:
+    for patient in patients:
+        labels = patient.labels.data[0] > 0
+        assert labels.any()
+        assert not labels[0].any() and not labels[-1].any()
+        assert not labels[:, [0, -1]].any() and not labels[:, :, [0, -1]].any()
+
+
+def test_kidneys_are_brighter_than_what_surrounds_them(patients: list[DigitalPatient]) -> None:
+    for patient in patients:
+        hu, labels = patient.scan.data.float(), patient.labels.data
+        body = (patient.organs.data > 0) & (labels == 0)
+        assert hu[labels == 1].mean() > 80
+        assert hu[labels == 1].mean() > hu[body].mean()
+        assert hu[labels == 1].mean() > hu[labels == 2].mean()
+
+
+def test_without_tumours_there_are_none() -> None:
+    healthy = make_patient(PhantomConfig(size=64, max_slices=12, tumour_share=0.0), seed=0, index=0)
+    assert healthy.truth["tumours"] == []
+    assert healthy.truth["tumour_side"] is None
+    assert healthy.truth["tumour_ml"] == 0
+    assert (healthy.labels.data != 2).all()
+    assert healthy.truth["kidney_ml"] > 0
+
+
+@pytest.mark.parametrize("age", [0.0, 16.0])
+def test_the_youngest_and_the_oldest(age: float) -> None:
+    config = PhantomConfig(size=64, max_slices=10, ages_years=(age, age))
+    patient = make_patient(config, seed=4, index=0)
+    assert patient.truth["age_years"] == age
+    assert patient.scan.grid.shape[0] <= 10
+    assert (patient.labels.data == 1).any()
+
+
+def test_rotation_stays_within_the_settings() -> None:
+    straight = PhantomConfig(size=32, max_slices=4, max_angle_deg=0.0)
+    assert make_patient(straight, seed=0, index=0).truth["pose"]["angle_deg"] == 0.0
+    wide = PhantomConfig(size=32, max_slices=4, max_angle_deg=90.0)
+    angles = [make_patient(wide, seed=0, index=k).truth["pose"]["angle_deg"] for k in range(4)]
+    assert max(abs(a) for a in angles) <= 90
+
+
+# ---- draws -------------------------------------------------------------------------------------
+
+
+def test_ages_are_mostly_around_two_and_every_band_occurs() -> None:
+    rng = np.random.default_rng(0)
+    ages = np.array([draw_age(rng, (0.0, 16.0)) for _ in range(2000)])
+    assert ages.min() >= 0 and ages.max() <= 16
+    assert 1.8 < np.median(ages) < 3.0
+    counts, _ = np.histogram(ages, [0, 1, 2, 5, 10, 16])
+    assert (counts > 0.05 * len(ages)).all()
+
+
+@pytest.mark.parametrize("ages", [(3.0, 3.0), (12.0, 16.0), (0.0, 0.5), (0.0, 0.0)])
+def test_ages_stay_within_their_range(ages: tuple[float, float]) -> None:
+    rng = np.random.default_rng(1)
+    drawn = [draw_age(rng, ages) for _ in range(200)]
+    assert ages[0] <= min(drawn) and max(drawn) <= ages[1]
+    if ages[1] > ages[0]:
+        assert max(drawn) - min(drawn) > 0.5 * (ages[1] - ages[0])
+
+
+def test_phases_are_the_chosen_one_or_mostly_early_arterial() -> None:
+    rng = np.random.default_rng(2)
+    assert {draw_phase(rng, PhantomConfig(phase="excretory")) for _ in range(20)} == {"excretory"}
+    mixed = Counter(draw_phase(rng, PhantomConfig()) for _ in range(1000))
+    assert mixed.most_common(1)[0][0] == "early-arterial"
+    assert len(mixed) == 4

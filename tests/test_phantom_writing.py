@@ -1,0 +1,221 @@
+"""Digital patients on disk: sound in every layout, whole or absent, replaced only on request."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+from kidseg.cases import open_dataset
+from kidseg.check import check
+from kidseg.config import PhantomConfig
+from kidseg.errors import ResourceError, UsageError
+from kidseg.io import load, read
+from kidseg.phantom import make_patient, write_patients, writing
+from kidseg.phantom.writing import Layout
+
+TINY = PhantomConfig(size=48, max_slices=10)
+LAYOUTS: tuple[Layout, ...] = ("nnunet", "kits19", "dicom")
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two patients in each layout."""
+    folders = {}
+    for layout in LAYOUTS:
+        folders[layout] = tmp_path_factory.mktemp("made") / layout
+        write_patients(folders[layout], TINY, patients=2, seed=5, layout=layout)
+    return folders
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_data_set_is_sound(made: dict[str, Path], layout: Layout) -> None:
+    report = check(made[layout])
+    assert [str(f) for f in report.findings if f.severity == "error"] == []
+    assert report.n_cases == 2
+    dataset = open_dataset(made[layout])
+    assert [case.age_years for case in dataset.cases] == [
+        json.loads(path.read_text())["age_years"]
+        for path in sorted((made[layout] / "truth").glob("*[0-9].json"))
+    ]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_is_read_back_is_what_was_made(made: dict[str, Path], layout: Layout) -> None:
+    dataset = open_dataset(made[layout])
+    for index, case in enumerate(dataset.cases):
+        patient = make_patient(TINY, seed=5, index=index)
+        scan = read(case.images[0]).volume
+        assert case.labels is not None
+        labels = load(case.labels, values="labels")
+        organs = load(made[layout] / "truth" / f"{case.id}_organs.nii.gz", values="labels")
+        for found, given in (
+            (scan, patient.scan),
+            (labels, patient.labels),
+            (organs, patient.organs),
+        ):
+            assert found.grid.same_as(given.grid)
+            assert torch.equal(found.data.long(), given.data.long())
+
+
+def test_truth_stands_beside_the_data(made: dict[str, Path]) -> None:
+    truth = json.loads((made["nnunet"] / "truth" / "phantom_0001.json").read_text())
+    assert truth["case"] == "phantom_0001"
+    assert (truth["seed"], truth["index"]) == (5, 1)
+    assert truth["tumour_ml"] >= 0
+    organs = json.loads((made["nnunet"] / "truth" / "organs.json").read_text())
+    assert organs and all(int(number) > 0 for number in organs)
+
+
+def test_kits19_stores_slices_first_from_head_to_foot(made: dict[str, Path]) -> None:
+    image = nibabel.load(made["kits19"] / "data" / "case_00000" / "imaging.nii.gz")
+    assert nibabel.aff2axcodes(image.affine) == ("I", "P", "L")
+
+
+def test_a_patient_does_not_depend_on_the_others(made: dict[str, Path], tmp_path: Path) -> None:
+    write_patients(tmp_path / "one", TINY, patients=1, seed=5)
+    both, one = files(made["nnunet"]), files(tmp_path / "one")
+    for name in one:
+        if "phantom_0000" in name:
+            assert one[name] == both[name]
+
+
+def test_two_processes_write_the_same_bytes(made: dict[str, Path], tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    write_patients(
+        tmp_path / "two",
+        TINY,
+        patients=2,
+        seed=5,
+        jobs=2,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert files(tmp_path / "two") == files(made["nnunet"])
+    assert seen == [(1, 2), (2, 2)]
+
+
+def test_the_summary_is_plain_and_complete(tmp_path: Path) -> None:
+    summary = write_patients(tmp_path / "out", TINY, patients=1, seed=0)
+    summary = json.loads(json.dumps(summary, allow_nan=False))
+    (case,) = summary["cases"]
+    assert case["case"] == "phantom_0000"
+    assert {"age_years", "side", "phase", "kidney_ml", "tumour_ml"} <= set(case)
+    assert summary["config"]["size"] == 48
+
+
+# ---- guards ------------------------------------------------------------------------------------
+
+
+def test_an_output_that_exists_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("kept")
+    with pytest.raises(UsageError) as refused:
+        write_patients(tmp_path, TINY, patients=1, seed=0)
+    assert refused.value.code == "output-exists"
+    assert files(tmp_path) == {"mine.txt": b"kept"}
+
+
+def test_overwrite_replaces_patients_only(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    write_patients(out, TINY, patients=2, seed=0)
+    (out / "notes.txt").write_text("kept")
+    write_patients(out, TINY, patients=1, seed=1, overwrite=True)
+    names = set(files(out))
+    assert "notes.txt" in names
+    assert not any("0001" in name for name in names)
+    assert check(out).n_cases == 1
+
+
+def test_overwrite_may_change_the_layout(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for layout in LAYOUTS:
+        write_patients(out, TINY, patients=1, seed=0, layout=layout, overwrite=True)
+        dataset = open_dataset(out)
+        assert dataset.layout == {"kits19": "kits"}.get(layout, layout)
+        assert len(dataset.cases) == 1
+
+
+def test_overwrite_never_touches_a_folder_of_other_things(tmp_path: Path) -> None:
+    (tmp_path / "imagesTr").mkdir()
+    (tmp_path / "imagesTr" / "real_0000.nii.gz").write_bytes(b"real")
+    with pytest.raises(UsageError) as refused:
+        write_patients(tmp_path, TINY, patients=1, seed=0, overwrite=True)
+    assert refused.value.code == "not-phantoms"
+    assert files(tmp_path) == {"imagesTr/real_0000.nii.gz": b"real"}
+
+
+def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+    for overwrite in (False, True):
+        with pytest.raises(UsageError):
+            write_patients(tmp_path / "out", TINY, patients=1, seed=0, overwrite=overwrite)
+
+
+def test_no_patients_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        write_patients(tmp_path / "out", TINY, patients=0, seed=0)
+    assert not (tmp_path / "out").exists()
+
+
+def test_spaces_and_unicode_in_the_path(tmp_path: Path) -> None:
+    out = tmp_path / "digitale Kinder é"
+    write_patients(out, TINY, patients=1, seed=0)
+    assert check(out).ok
+
+
+def test_a_full_disk_leaves_whole_patients_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    genuine, calls = writing.save, iter(range(100))
+
+    def fills_up(*args: object, **kwargs: object) -> object:
+        # Three files per patient: the disk fills while the second one's labels are written.
+        if next(calls) == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return genuine(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(writing, "save", fills_up)
+    with pytest.raises(ResourceError) as full:
+        write_patients(out, TINY, patients=3, seed=5)
+    assert full.value.code == "disk-full"
+    names = set(files(out))
+    assert any("phantom_0000" in name for name in names)
+    assert not any("phantom_0001" in name for name in names)
+    assert not (out / ".writing").exists()
+
+
+def test_an_interrupted_run_leaves_no_half_patient_and_can_be_repeated(
+    made: dict[str, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_patients(out, TINY, patients=2, seed=5, progress=interrupt)
+    whole = files(made["nnunet"])
+    assert all(whole[name] == content for name, content in files(out).items())
+    assert "dataset.json" not in files(out)
+    write_patients(out, TINY, patients=2, seed=5, overwrite=True)
+    assert files(out) == whole
+
+
+def test_scans_hold_whole_hounsfield_units(made: dict[str, Path]) -> None:
+    image = nibabel.load(made["nnunet"] / "imagesTr" / "phantom_0000_0000.nii.gz")
+    assert image.get_data_dtype() == np.int16
+    slope = image.header["scl_slope"]
+    assert np.isnan(slope) or slope in (0, 1)
