@@ -7,6 +7,7 @@ lower is better.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -100,7 +101,8 @@ def crop_loss(crop: Tensor, target: Tensor, theta: Tensor, target_theta: Tensor)
     """
     pixels = (crop.float() - target.float()).abs().mean()
     distance = torch.linalg.vector_norm(theta.float() - target_theta.float())
-    return pixels + distance / len(theta) ** 0.5
+    loss: Tensor = pixels + distance / math.sqrt(len(theta))
+    return loss
 
 
 def level_weights(count: int) -> list[float]:
