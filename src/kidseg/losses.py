@@ -1,8 +1,8 @@
 """What the networks are trained on.
 
 Networks give (n, channels, *size), classes with background first; `labels` are (n, *size) whole
-numbers below the number of classes. Every loss is a scalar in float32, whatever the inputs, and
-lower is better.
+numbers below the number of classes. Every loss is a scalar, computed in float32 at least,
+and lower is better.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def soft_dice(
 
     Source: La Barbera et al., ISBI 2021, eq. 1; Milletari et al., V-Net, 3DV 2016.
     """
-    found = found.float()
+    found = _wide(found)
     reference = reference.to(found)
     if valid is not None:
         found, reference = found * valid[:, None], reference * valid[:, None]
@@ -99,8 +99,8 @@ def crop_loss(crop: Tensor, target: Tensor, theta: Tensor, target_theta: Tensor)
 
     Source: La Barbera et al., ISBI 2021, eq. 2; its first norm is the L1 norm that the text names.
     """
-    pixels = (crop.float() - target.float()).abs().mean()
-    distance = torch.linalg.vector_norm(theta.float() - target_theta.float())
+    pixels = (_wide(crop) - _wide(target)).abs().mean()
+    distance = torch.linalg.vector_norm(_wide(theta) - _wide(target_theta))
     loss: Tensor = pixels + distance / math.sqrt(len(theta))
     return loss
 
@@ -145,7 +145,7 @@ def cross_entropy(
         valid: (n, *size) bool; other pixels do not count. 0 if none counts.
         class_weights: (classes,); the mean is divided by the sum of the pixels' weights.
     """
-    true = probabilities.float().gather(1, labels.long()[:, None])[:, 0]
+    true = _wide(probabilities).gather(1, labels.long()[:, None])[:, 0]
     return _weighted_mean(-torch.log(true + LEAST_PROBABILITY), labels, valid, class_weights)
 
 
@@ -177,7 +177,7 @@ def segmentation_loss(
         size = logits.shape[2:]
         true = coarsened(labels, size)
         counted = None if valid is None else coarsened(valid, size)
-        log_probabilities = torch.log_softmax(logits.float(), dim=1)
+        log_probabilities = torch.log_softmax(_wide(logits), dim=1)
         surprise = -log_probabilities.gather(1, true.long()[:, None])[:, 0]
         losses.append(
             _weighted_mean(surprise, true, counted, class_weights)
@@ -195,10 +195,10 @@ def restored(logits: Tensor, grid: Grid, original: Grid) -> Volume:
         original: where the answer is wanted.
 
     Returns:
-        (classes, *original.shape) float32; sums to 1 everywhere. Outside `grid` background is
-        certain. Differentiable in logits and grid.
+        (classes, *original.shape), float32 at least; sums to 1 everywhere. Outside `grid`
+        background is certain. Differentiable in logits and grid.
     """
-    probabilities = torch.softmax(logits.float(), dim=1).transpose(0, 1)
+    probabilities = torch.softmax(_wide(logits), dim=1).transpose(0, 1)
     seen = Volume(probabilities, grid.resized((grid.shape[0], *logits.shape[2:])))
     certain = [1.0] + [0.0] * (len(probabilities) - 1)
     return resample(seen, original, fill=certain)
@@ -241,6 +241,10 @@ def restored_segmentation_loss(
             + _dice_loss(probabilities, true, counted, over)
         )
     return _over_levels(losses)
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _dice_loss(probabilities: Tensor, labels: Tensor, valid: Tensor | None, over: Over) -> Tensor:
