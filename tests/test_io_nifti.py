@@ -17,6 +17,7 @@ from kidseg import io
 from kidseg.errors import InputError, ResourceError, UsageError
 from kidseg.geometry import Grid, Volume
 from kidseg.io import ReadOptions, Scan
+from kidseg.io.numbers import scaled
 from kidseg.io.orientation import affine_of_grid, mm_from_index_of_affine
 
 SHAPE = (12, 10, 6)  # of the file: columns, rows, slices
@@ -249,6 +250,41 @@ def test_row_03_rounding_near_half_a_turn_is_no_disagreement(tmp_path: Path, see
     path.write_bytes(header.binaryblock + bytes(4))
     with pytest.raises(InputError, match="disagree"):
         io.read_grid(path)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_row_03_at_half_a_turn_both_signs_of_a_quaternion_are_the_same(
+    tmp_path: Path, sign: float
+) -> None:
+    """Its real part, 1e-4, is below what float32 tells apart from none."""
+    axis = np.array([0.6, -0.64, 0.48])
+    affine = np.eye(4)
+    affine[:3, :3] = rotation_about(axis, math.pi - 2e-4) * [0.8, 0.8, 3.0]
+    affine[:3, 3] = [200.0, 100.0, -400.0]
+    header = nib.Nifti1Header()
+    header.set_data_shape((512, 512, 40))
+    header.set_sform(affine, 1)
+    header.set_qform(affine, 1)
+    header["magic"], header["vox_offset"] = b"n+1", 352
+    for name, part in zip("bcd", axis, strict=True):
+        header[f"quatern_{name}"] = sign * part
+    path = tmp_path / "header.nii"
+    path.write_bytes(header.binaryblock + bytes(4))
+    assert np.allclose(affine_of_grid(io.read_grid(path)), affine, atol=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_qform_alone_means_what_nibabel_says(tmp_path: Path, seed: int) -> None:
+    """Any rotation, right- and left-handed."""
+    rng = np.random.default_rng(seed)
+    affine = np.eye(4)
+    steps = [0.8, 0.7, -3.0 if seed % 2 else 3.0]
+    affine[:3, :3] = rotation_about(rng.normal(size=3), rng.uniform(-3, 3)) * steps
+    affine[:3, 3] = rng.uniform(-500, 500, 3)
+    path = write(tmp_path / "scan.nii", affine=affine, edit=lambda i: i.set_sform(None, 0))
+    peer = nib.load(path)
+    assert (peer.header["pixdim"][0] == -1) == (seed % 2 == 1)
+    assert np.allclose(affine_of_grid(io.read_grid(path)), peer.get_qform(), atol=1e-6)
 
 
 def rotation_about(axis: np.ndarray, angle: float) -> np.ndarray:
@@ -485,6 +521,14 @@ def test_row_10_scaling_agrees_with_nibabel(
     assert np.allclose(back, nib.load(path).get_fdata(), rtol=1e-6, atol=0)
 
 
+def test_row_10_whole_scaling_never_overflows_on_the_way() -> None:
+    values = np.array([40000, 60000], np.uint16)
+    assert scaled(values, 1, -40000, Path("x")).tolist() == [0, 20000]
+    assert scaled(values, -(2**40), 0, Path("x")).tolist() == [-40000 * 2**40, -60000 * 2**40]
+    beyond = scaled(values, 2**60, 0, Path("x"))  # no whole type holds it
+    assert beyond.is_floating_point() and float(beyond[1]) == pytest.approx(60000 * 2.0**60)
+
+
 def test_row_10_nifti_2(tmp_path: Path) -> None:
     nib.save(nib.Nifti2Image(hounsfield(), AFFINE), tmp_path / "scan.nii.gz")
     scan = io.read(tmp_path / "scan.nii.gz")
@@ -546,19 +590,23 @@ def test_written_affines_are_the_scans_bit_for_bit(tmp_path: Path) -> None:
 
 def test_a_qform_that_rounds_badly_is_not_written(tmp_path: Path) -> None:
     """Near half a turn the sform alone is exact; SimpleITK and nibabel then both take it."""
-    turn = rotation_about(np.array([1.0, 0.2, 0]), 0.002) @ np.diag([-1.0, -1, 1])
-    affine = np.eye(4)
-    affine[:3, :3] = turn * [0.8, 0.8, 3.0]
-    affine[:3, 3] = [200.0, 180.0, -900.0]
-    grid = Grid((40, 512, 512), mm_from_index_of_affine(affine))
-    volume = Volume(torch.zeros((1, 40, 512, 512), dtype=torch.uint8), grid)
-    out = io.save(volume, tmp_path / "labels.nii.gz")
-    header = nib.load(out).header
-    assert header["sform_code"] == 1
-    itk = sitk.ReadImage(str(out))
-    corner = itk.TransformIndexToPhysicalPoint((511, 511, 39))
-    truth = np.diag([-1, -1, 1, 1]) @ affine @ [511, 511, 39, 1]
-    assert np.allclose(corner, truth[:3], atol=2e-3)
+    rng = np.random.default_rng(5)
+    codes_written = set()
+    for angle in [0.004] * 6 + [0.5] * 6:
+        turn = rotation_about(rng.normal(size=3), angle) @ np.diag([-1.0, -1, 1])
+        affine = np.eye(4)
+        affine[:3, :3] = turn * [0.8, 0.8, 3.0]
+        affine[:3, 3] = [200.0, 180.0, -900.0]
+        grid = Grid((4, 512, 512), mm_from_index_of_affine(affine))
+        volume = Volume(torch.zeros((1, 4, 512, 512), dtype=torch.uint8), grid)
+        out = io.save(volume, tmp_path / "labels.nii", overwrite=True)
+        header = nib.load(out).header
+        codes_written.add(int(header["qform_code"]))
+        assert header["sform_code"] == 1
+        corner = sitk.ReadImage(str(out)).TransformIndexToPhysicalPoint((511, 511, 3))
+        truth = np.diag([-1, -1, 1, 1]) @ affine @ [511, 511, 3, 1]
+        assert np.allclose(corner, truth[:3], atol=2e-3, rtol=0)
+    assert codes_written == {0, 1}
 
 
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])

@@ -25,7 +25,7 @@ from kidseg.io.nifti_header import (
 )
 from kidseg.io.numbers import scaled, stored_array
 from kidseg.io.orientation import affine_of_grid
-from kidseg.io.payload import open_payload
+from kidseg.io.payload import open_payload, pack_gzip
 from kidseg.io.scan import ReadOptions, Scan, scan_of
 
 if TYPE_CHECKING:
@@ -84,16 +84,13 @@ def write_nifti(volume: Volume, file: BinaryIO, path: Path, *, like: Path | None
     """
     array = stored_array(volume.data[0])
     header = _new_header(volume.grid, array.dtype, path, like)
-    content = [memoryview(header.binaryblock + b"\0\0\0\0"), memoryview(array.data).cast("B")]
+    start = memoryview(header.binaryblock + b"\0\0\0\0")
+    voxels = memoryview(array.data).cast("B")
     if path.suffix.lower() == ".gz":
-        from isal import igzip
-
-        with igzip.IGzipFile("", "wb", 1, file, mtime=0) as packed:
-            for part in content:
-                packed.write(part)
+        pack_gzip(file, start, voxels)
     else:
-        for part in content:
-            file.write(part)
+        file.write(start)
+        file.write(voxels)
 
 
 def _name_findings(path: Path, *, packed: bool) -> tuple[Finding, ...]:

@@ -17,7 +17,7 @@ from kidseg.geometry import Grid, Volume
 from kidseg.io import checks
 from kidseg.io.numbers import stored_array
 from kidseg.io.orientation import affine_of_grid, ras_from_lps
-from kidseg.io.payload import Encoding
+from kidseg.io.payload import Encoding, pack_gzip
 from kidseg.io.scan import ReadOptions, Scan
 from kidseg.io.voxels import VoxelBlock, beside, place, read_block, stored_type, text_header
 
@@ -85,8 +85,6 @@ def read_nrrd_grid(path: Path, options: ReadOptions) -> Grid:
 
 def write_nrrd(volume: Volume, file: BinaryIO) -> None:
     """Write one channel in its own voxel order, gzip, in LPS as ITK and 3D Slicer do."""
-    from isal import igzip
-
     array = stored_array(volume.data[0])
     affine = ras_from_lps @ affine_of_grid(volume.grid)
     lines = [
@@ -102,8 +100,7 @@ def write_nrrd(volume: Volume, file: BinaryIO) -> None:
         f"space origin: {_vector(affine[:3, 3])}",
     ]
     file.write(("\n".join(lines) + "\n\n").encode("ascii"))
-    with igzip.IGzipFile("", "wb", 1, file, mtime=0) as packed:
-        packed.write(memoryview(array.data).cast("B"))
+    pack_gzip(file, memoryview(array.data).cast("B"))
 
 
 def _vector(values: np.ndarray) -> str:

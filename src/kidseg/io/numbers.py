@@ -52,7 +52,7 @@ def scaled(values: np.ndarray, slope: float, intercept: float, path: Path) -> Te
     if slope == 1 and intercept == 0:
         wider = _WIDER.get(values.dtype.name)
         return torch.from_numpy(values if wider is None else values.astype(wider))
-    if values.dtype.kind in "iu" and slope.is_integer() and intercept.is_integer():
+    if values.dtype.kind in "iu" and slope == int(slope) and intercept == int(intercept):
         whole = _scaled_whole(values, int(slope), int(intercept))
         if whole is not None:
             return torch.from_numpy(whole)
