@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from kidseg import nets
-from kidseg.config import UNetConfig, load
+from kidseg.config import LocalizerConfig, UNetConfig, dump, load
 from kidseg.errors import UsageError
 from kidseg.losses import segmentation_loss
 
@@ -116,6 +118,16 @@ def test_a_size_that_does_not_reach_the_bottleneck_is_refused(size: int) -> None
         UNetConfig(size=size)
     with pytest.raises(UsageError, match="does not reach 8"):
         load(UNetConfig, overrides=[f"size={size}"])
+
+
+def test_configs_read_back_from_toml(tmp_path: Path) -> None:
+    file = tmp_path / "net.toml"
+    unet = load(UNetConfig, overrides=["skips=32", "size=128"])
+    assert unet == UNetConfig(skips=32, size=128)
+    localizer = load(LocalizerConfig, overrides=["hidden=[960, 64]", "head=dense", "scale_limit=3"])
+    for config in (unet, localizer):
+        file.write_text(dump(config))
+        assert load(type(config), file=file) == config
 
 
 def test_another_bottleneck_allows_other_sizes() -> None:
