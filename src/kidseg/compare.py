@@ -1,0 +1,392 @@
+"""Is one run better than another? Paired statistics between evaluated runs.
+
+For every pair of runs, structure and metric, over the cases that both have a figure for: the mean
+difference with its bootstrap interval, who is better how often, and the Wilcoxon signed-rank test.
+A difference is the first run's figure minus the second's; of volume errors the absolute values are
+compared. Age bands are described with intervals and counts and not tested.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+
+from kidseg.errors import InputError, UsageError
+from kidseg.evaluate import METRICS, Row, Run, read_run
+from kidseg.evaluate.tables import prepare_output, write_csv, write_json
+from kidseg.io.atomic import writing
+from kidseg.splits import age_band
+
+__all__ = ["Comparison", "compare", "holm"]
+
+FEWEST_PAIRS = 6
+"""With five pairs the smallest two-sided p of the signed-rank test is 2 / 2^5 = 0.0625."""
+
+N_RESAMPLES = 10_000
+CONFIDENCE = 0.95
+ALL = "all"
+
+# Bounds the memory of a bootstrap: 1000 resamples of 1000 cases are 8 MB.
+_RESAMPLES_AT_ONCE = 1000
+
+_OUTPUTS = ("compare.json", "compare.csv", "compare.md")
+_LARGER_IS_BETTER = {"dice": True, "hd95_mm": False, "surface_dice": True, "volume_error_ml": False}
+# Figures that differ by less are the same: far above the rounding of a mean, far below meaning.
+_DECIMALS = 10
+# Relative difference of reference volumes of one case, beyond which they are not one reference.
+_SAME_VOLUME = 1e-6
+
+_RULES = {
+    "difference": "first run minus second; volume errors by absolute value",
+    "interval": f"{CONFIDENCE:.0%} bootstrap of the mean difference, {N_RESAMPLES} resamples of "
+    "cases, bias-corrected and accelerated (BCa)",
+    "p": "Wilcoxon signed-rank test, two-sided; zero differences ranked, then dropped (Pratt)",
+    "p_holm": "Holm's correction over pairs of runs and structures, for each metric",
+    "strata": "described, not tested",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Two runs by one metric of one structure, in one stratum of cases.
+
+    Attributes:
+        a: name of the first run.
+        b: name of the second.
+        metric: "volume_error_ml" means its absolute value.
+        structure: as the protocol names it.
+        stratum: "all", or an age band.
+        n: pairs.
+        n_left_out: common cases in which a figure is undefined in either run.
+        mean_a: mean over the pairs; None without pairs, as the next five.
+        mean_b: likewise.
+        mean_difference: of a minus b.
+        median_difference: likewise.
+        low: of the interval of the mean difference; None below two pairs.
+        high: likewise.
+        wins: pairs in which a is better.
+        ties: pairs in which they are equal.
+        losses: pairs in which b is better.
+        p: of the signed-rank test; None where it is not given.
+        p_holm: p corrected for how many were tested.
+        why_no_p: reason, where p is None.
+    """
+
+    a: str
+    b: str
+    metric: str
+    structure: str
+    stratum: str
+    n: int
+    n_left_out: int
+    mean_a: float | None = None
+    mean_b: float | None = None
+    mean_difference: float | None = None
+    median_difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    wins: int = 0
+    ties: int = 0
+    losses: int = 0
+    p: float | None = None
+    p_holm: float | None = None
+    why_no_p: str = ""
+
+
+def compare(
+    runs: Sequence[Path], out: Path, *, seed: int = 0, overwrite: bool = False
+) -> dict[str, Any]:
+    """Compare evaluated runs pair by pair; writes `compare.json`, `compare.csv`, `compare.md`.
+
+    Args:
+        runs: at least two folders that `evaluate` wrote, by the same protocol and references.
+        out: folder for the results; made if it is not there.
+        seed: of the bootstrap; the same seed gives the same bytes.
+        overwrite: replace results that are there.
+
+    Returns:
+        The content of `compare.json`: "protocol", "runs", "pairs" (with the cases that only one of
+        the two has, and of how many patients the common ones are), "comparisons" (each a
+        `Comparison`), "seed" and "rules".
+
+    Raises:
+        UsageError: "too-few-runs", "same-run", "output-exists".
+        InputError: "not-evaluated", "damaged-table"; "different-protocols",
+            "different-references" or "no-common-cases": the runs cannot be compared.
+    """
+    paths, out = [Path(run) for run in runs], Path(out)
+    _check_distinct(paths)
+    prepare_output(out, _OUTPUTS, overwrite=overwrite)
+    read = [read_run(path) for path in paths]
+    _check_same_protocol(read)
+    named = dict(zip(_names(paths), read, strict=True))
+    found: list[Comparison] = []
+    pairs = []
+    for (a, run_a), (b, run_b) in combinations(named.items(), 2):
+        in_a, in_b = ({row.case for row in run.rows} for run in (run_a, run_b))
+        if not in_a & in_b:
+            raise InputError(
+                f"has no case in common with {run_a.path}", path=run_b.path, code="no-common-cases"
+            )
+        pairs.append(
+            {
+                "a": a,
+                "b": b,
+                "n_common": len(in_a & in_b),
+                "n_patients": len({row.patient for row in run_a.rows if row.case in in_b}),
+                "only_a": sorted(in_a - in_b),
+                "only_b": sorted(in_b - in_a),
+            }
+        )
+        found += _compare_pair((a, run_a), (b, run_b), seed)
+    result = {
+        "protocol": read[0].summary["protocol"],
+        "runs": [{"name": name, "path": str(run.path)} for name, run in named.items()],
+        "pairs": pairs,
+        "comparisons": [asdict(one) for one in _corrected(found)],
+        "seed": seed,
+        "rules": _RULES,
+    }
+    _write(out, result, overwrite=overwrite)
+    return result
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p values corrected for how many there are, in the order given.
+
+    The smallest is multiplied by their number, the next by one less, and so on; none becomes
+    smaller than one before it, or larger than 1. No p values give none.
+
+    Source: Holm, "A simple sequentially rejective multiple test procedure", Scand J Stat 1979.
+    """
+    corrected = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, place in enumerate(np.argsort(p_values, kind="stable").tolist()):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        corrected[place] = largest
+    return corrected
+
+
+def _compare_pair(a: tuple[str, Run], b: tuple[str, Run], seed: int) -> list[Comparison]:
+    rows_b = {(row.case, row.structure): row for row in b[1].rows}
+    both = [(row, rows_b[k]) for row in a[1].rows if (k := (row.case, row.structure)) in rows_b]
+    _check_same_references(both, a[1], b[1])
+    found = []
+    for metric in METRICS:
+        for structure in a[1].summary["structures"]:
+            here = [(p, q) for p, q in both if p.structure == structure]
+            for stratum, members in _strata(here).items():
+                key = (a[0], b[0], metric, structure, stratum)
+                found.append(_compared(key, members, seed))
+    return found
+
+
+def _compared(
+    key: tuple[str, str, str, str, str], members: Sequence[tuple[Row, Row]], seed: int
+) -> Comparison:
+    a, b, metric, structure, stratum = key
+    figures = [(p.figures[metric], q.figures[metric]) for p, q in members]
+    pairs = np.array([(p, q) for p, q in figures if p is not None and q is not None]).reshape(-1, 2)
+    empty = Comparison(
+        a=a,
+        b=b,
+        metric=metric,
+        structure=structure,
+        stratum=stratum,
+        n=len(pairs),
+        n_left_out=len(members) - len(pairs),
+        why_no_p="no pairs" if stratum == ALL else "strata are not tested",
+    )
+    if not len(pairs):
+        return empty
+    if metric == "volume_error_ml":
+        pairs = np.abs(pairs)
+    difference = np.round(pairs[:, 0] - pairs[:, 1], _DECIMALS)
+    better = difference if _LARGER_IS_BETTER[metric] else -difference
+    low, high = _interval(difference, [seed, crc32("\n".join(key).encode())])
+    p, why = _signed_rank(difference) if stratum == ALL else (None, empty.why_no_p)
+    return replace(
+        empty,
+        mean_a=float(pairs[:, 0].mean()),
+        mean_b=float(pairs[:, 1].mean()),
+        mean_difference=float(difference.mean()),
+        median_difference=float(np.median(difference)),
+        low=low,
+        high=high,
+        wins=int((better > 0).sum()),
+        ties=int((better == 0).sum()),
+        losses=int((better < 0).sum()),
+        p=p,
+        why_no_p=why,
+    )
+
+
+def _signed_rank(difference: np.ndarray) -> tuple[float | None, str]:
+    """Two-sided p, or None and why.
+
+    Zero differences are ranked with the others and then dropped (Pratt 1959), which is conservative
+    and counts a tie as evidence for no difference. The p is exact without ties or zeros up to 50
+    pairs, and by all permutations of signs with them up to 13; else the normal approximation.
+    """
+    from scipy.stats import wilcoxon
+
+    if difference.size < FEWEST_PAIRS:
+        return None, f"{difference.size} pairs; below {FEWEST_PAIRS} no difference can reach 0.05"
+    if not difference.any():
+        return 1.0, ""
+    return float(wilcoxon(difference, zero_method="pratt").pvalue), ""
+
+
+def _interval(difference: np.ndarray, seed: Sequence[int]) -> tuple[float | None, float | None]:
+    """Bootstrap interval of the mean; see `_RULES`."""
+    from scipy.stats import bootstrap
+
+    if difference.size < 2:
+        return None, None
+    if np.ptp(difference) == 0:
+        return float(difference[0]), float(difference[0])
+    found = bootstrap(
+        (difference,),
+        np.mean,
+        n_resamples=N_RESAMPLES,
+        batch=_RESAMPLES_AT_ONCE,
+        confidence_level=CONFIDENCE,
+        method="BCa",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(found.low), float(found.high)
+
+
+def _corrected(found: Sequence[Comparison]) -> list[Comparison]:
+    """With Holm's correction over all tests of a metric."""
+    corrected = list(found)
+    for metric in METRICS:
+        tested = [i for i, one in enumerate(found) if one.metric == metric and one.p is not None]
+        for i, p in zip(tested, holm([found[i].p or 0.0 for i in tested]), strict=True):
+            corrected[i] = replace(found[i], p_holm=p)
+    return corrected
+
+
+def _strata(members: Sequence[tuple[Row, Row]]) -> dict[str, list[tuple[Row, Row]]]:
+    """All cases, and where ages are known those of each band, youngest first."""
+    strata = {ALL: list(members)}
+    if any(row.age_years is not None for row, _ in members):
+        by_age = sorted(members, key=lambda m: (m[0].age_years is None, m[0].age_years or 0.0))
+        for pair in by_age:
+            age = pair[0].age_years
+            name = "age unknown" if age is None else age_band(age)
+            strata.setdefault(name, []).append(pair)
+    return strata
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that tell them apart."""
+    parts = [path.absolute().parts for path in paths]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-count:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]
+
+
+def _check_distinct(paths: Sequence[Path]) -> None:
+    if len(paths) < 2:
+        raise UsageError(
+            "a comparison needs at least two evaluated folders",
+            code="too-few-runs",
+            next_step="Name two or more folders that kidseg evaluate wrote.",
+        )
+    resolved = [path.resolve() for path in paths]
+    for path in paths:
+        if resolved.count(path.resolve()) > 1:
+            raise UsageError("is named twice", path=path, code="same-run")
+
+
+def _check_same_protocol(runs: Sequence[Run]) -> None:
+    for run in runs[1:]:
+        for key in ("protocol", "rules"):
+            if run.summary[key] != runs[0].summary[key]:
+                raise InputError(
+                    f"was scored by other rules ({key}) than {runs[0].path}",
+                    path=run.path,
+                    code="different-protocols",
+                    next_step="Evaluate both with the same protocol and settings.",
+                )
+
+
+def _check_same_references(both: Sequence[tuple[Row, Row]], a: Run, b: Run) -> None:
+    for p, q in both:
+        if not np.isclose(p.reference_ml, q.reference_ml, rtol=_SAME_VOLUME, atol=0.0):
+            raise InputError(
+                f"the reference of case '{p.case}' holds {q.reference_ml:.6g} ml of {p.structure}, "
+                f"and {p.reference_ml:.6g} ml in {a.path}: it is not the same",
+                path=b.path,
+                code="different-references",
+                next_step="Evaluate both runs against the same references.",
+            )
+
+
+def _write(out: Path, result: Mapping[str, Any], *, overwrite: bool) -> None:
+    if overwrite:
+        (out / "compare.json").unlink(missing_ok=True)
+    columns = [field.name for field in fields(Comparison)]
+    rows = ([one[name] for name in columns] for one in result["comparisons"])
+    write_csv(out / "compare.csv", columns, rows, overwrite=overwrite)
+    with writing(out / "compare.md", overwrite=overwrite) as file:
+        file.write(_markdown(result).encode())
+    write_json(out / "compare.json", result, overwrite=overwrite)
+
+
+def _markdown(result: Mapping[str, Any]) -> str:
+    lines = [f"# Comparison ({result['protocol']} protocol)", ""]
+    for pair in result["pairs"]:
+        lines += [f"## {pair['a']} against {pair['b']}: {pair['n_common']} common cases", ""]
+        if pair["n_patients"] < pair["n_common"]:
+            lines += [
+                f"These are of {pair['n_patients']} patients only; intervals and p take cases as "
+                "independent.",
+                "",
+            ]
+        for side in ("a", "b"):
+            if only := pair[f"only_{side}"]:
+                lines += [f"Only in {pair[side]}, left out: {', '.join(only)}", ""]
+        lines += [
+            "| metric | structure | cases | n | first | second | difference [95 %] "
+            "| wins, ties, losses | p | p (Holm) |",
+            "|---|---|---|---|---|---|---|---|---|---|",
+            *(_line(one) for one in result["comparisons"] if (one["a"], one["b"]) == _ends(pair)),
+            "",
+        ]
+    lines += [f"- {name}: {rule}" for name, rule in result["rules"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def _ends(pair: Mapping[str, Any]) -> tuple[str, str]:
+    return pair["a"], pair["b"]
+
+
+def _line(one: Mapping[str, Any]) -> str:
+    low, high = _number(one["low"]), _number(one["high"])
+    cells = [
+        one["metric"],
+        one["structure"],
+        one["stratum"],
+        str(one["n"]),
+        _number(one["mean_a"]),
+        _number(one["mean_b"]),
+        f"{_number(one['mean_difference'])} [{low}, {high}]",
+        f"{one['wins']}, {one['ties']}, {one['losses']}",
+        _number(one["p"]),
+        _number(one["p_holm"]),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"

@@ -1,0 +1,216 @@
+"""Which prediction belongs to which reference."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from kidseg.cases import Case, open_dataset
+from kidseg.errors import Finding, InputError, UsageError
+from kidseg.labels import LabelSchema
+
+__all__ = ["LABEL_ENDINGS", "Missing", "Pair", "Pairing", "label_files", "pair"]
+
+Missing = Literal["error", "empty"]
+
+LABEL_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
+"""How a label volume in a folder ends; 3D Slicer's segments (.seg.nrrd) are no label volume."""
+
+_CHANNEL = "_0000"  # nnU-Net's name for the first channel of an image
+_MARKS = ("_seg", "_segmentation", "_labels", "_label")
+# Files named after what they hold, in a folder named after the case: KiTS and digital patients.
+_LABEL_NAMES = {"segmentation", "seg", "labels", "label", "prediction", "aggregated_MAJ"}
+_IMAGE_NAMES = {"imaging", "ct", "image"}
+_NAMED = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A case to score; `predicted` is None where a missing prediction counts as empty."""
+
+    id: str
+    reference: Path
+    predicted: Path | None
+    patient: str
+    age_years: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairing:
+    """The cases to score, in the order of their ids; the data set's labels if known; oddities."""
+
+    pairs: tuple[Pair, ...]
+    schema: LabelSchema | None
+    findings: tuple[Finding, ...]
+
+
+def pair(
+    predicted: Path,
+    reference: Path,
+    *,
+    missing: Missing = "error",
+    cases: Collection[str] | None = None,
+) -> Pairing:
+    """Pairs predictions with references by the id of the case.
+
+    Args:
+        predicted: a folder of label volumes, or one.
+        reference: a data set, a folder of label volumes, or one.
+        missing: is a reference without a prediction an error, or scored as if nothing was found?
+        cases: score these only; all references by default.
+
+    Raises:
+        InputError: "not-found", "no-labels", "duplicate-case", "missing-prediction",
+            "unknown-case"; and what `open_dataset` refuses.
+        UsageError: "unknown-choice" for `missing`.
+    """
+    if missing not in ("error", "empty"):
+        raise UsageError(f"missing='{missing}' is neither error nor empty", code="unknown-choice")
+    known, schema = _references(reference)
+    found = label_files(predicted)
+    if predicted.is_file() and reference.is_file():
+        found = dict(zip(known, found.values(), strict=True))
+    found = {_matching(case, known): file for case, file in found.items()}
+    wanted = sorted(known) if cases is None else sorted(set(cases))
+    if not wanted:
+        raise InputError("there are no cases to score", path=reference, code="no-labels")
+    _refuse_missing(
+        [case for case in wanted if case not in known],
+        reference,
+        code="unknown-case",
+        what="has no reference for",
+        next_step="Check the names of the cases.",
+    )
+    if missing == "error":
+        _refuse_missing(
+            [case for case in wanted if case not in found],
+            predicted,
+            code="missing-prediction",
+            what="has no prediction for",
+            next_step="Predict these cases, or count them as empty with --missing empty."
+            f" Found are: {_listed(sorted(found))}.",
+        )
+    pairs = tuple(
+        Pair(
+            id=case,
+            reference=known[case].labels or reference,
+            predicted=found.get(case),
+            patient=known[case].patient,
+            age_years=known[case].age_years,
+        )
+        for case in wanted
+    )
+    return Pairing(
+        pairs=pairs,
+        schema=schema,
+        findings=tuple(_extra(found[case], case) for case in sorted(set(found) - set(known))),
+    )
+
+
+def label_files(path: Path) -> dict[str, Path]:
+    """{case id: label volume} in a folder and the folders in it, or of one file.
+
+    The id is the file's name without its ending and `_seg`; or the name of its folder, if the file
+    is named after what it holds, as KiTS's `segmentation.nii.gz`. Where a folder holds files that
+    are marked as segmentations, its other files are images.
+
+    Raises:
+        InputError: "not-found", "no-labels", "duplicate-case".
+    """
+    if path.is_file():
+        return {case_id(path): path}
+    if not path.is_dir():
+        raise InputError("there is no such file or folder", path=path, code="not-found")
+    found: dict[str, Path] = {}
+    inside = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+    for file in [file for folder in (path, *inside) for file in _labels_in(folder)]:
+        case = case_id(file)
+        if case in found:
+            raise InputError(
+                f"case '{case}' occurs twice: {found[case]} and {file}",
+                path=path,
+                code="duplicate-case",
+                next_step="Remove or rename one.",
+            )
+        found[case] = file
+    if not found:
+        raise InputError(
+            f"holds no label volumes ({', '.join(LABEL_ENDINGS)})",
+            path=path,
+            code="no-labels",
+            next_step="Name a folder with one label volume per case.",
+        )
+    return found
+
+
+def case_id(path: Path) -> str:
+    """The id of the case that a label volume is of; see `label_files`."""
+    stem = _unmarked(_stem(path))
+    return path.absolute().parent.name if stem in _LABEL_NAMES | _IMAGE_NAMES else stem
+
+
+def _references(path: Path) -> tuple[Mapping[str, Case], LabelSchema | None]:
+    try:
+        dataset = open_dataset(path) if path.is_dir() else None
+    except InputError as error:
+        if error.code != "not-a-dataset":
+            raise
+        dataset = None
+    if dataset is not None:
+        return {case.id: case for case in dataset.cases}, dataset.schema
+    files = label_files(path)
+    return {i: Case(id=i, images=(), labels=file, patient=i) for i, file in files.items()}, None
+
+
+def _labels_in(folder: Path) -> list[Path]:
+    files = sorted(
+        p
+        for p in folder.iterdir()
+        if p.name.lower().endswith(LABEL_ENDINGS)
+        and not p.name.startswith(".")
+        and not p.name.lower().endswith(".seg.nrrd")
+        and p.is_file()
+    )
+    marked = [p for p in files if _stem(p).endswith(_MARKS) or _stem(p) in _LABEL_NAMES]
+    return marked or files
+
+
+def _stem(path: Path) -> str:
+    ending = next((e for e in LABEL_ENDINGS if path.name.lower().endswith(e)), "")
+    return path.name[: len(path.name) - len(ending)]
+
+
+def _unmarked(stem: str) -> str:
+    mark = next((m for m in _MARKS if stem.endswith(m)), "")
+    return stem.removesuffix(mark)
+
+
+def _refuse_missing(cases: list[str], path: Path, *, code: str, what: str, next_step: str) -> None:
+    if cases:
+        raise InputError(
+            f"{what} {len(cases)} case(s): {_listed(cases)}",
+            path=path,
+            code=code,
+            next_step=next_step,
+        )
+
+
+def _matching(case: str, known: Collection[str]) -> str:
+    """The case a prediction is of: it may be named after its image, with nnU-Net's channel."""
+    bare = case.removesuffix(_CHANNEL)
+    return bare if case not in known and bare in known else case
+
+
+def _listed(cases: list[str]) -> str:
+    more = f" and {len(cases) - _NAMED} more" if len(cases) > _NAMED else ""
+    return ", ".join(cases[:_NAMED]) + more
+
+
+def _extra(path: Path, case: str) -> Finding:
+    return Finding(
+        code="extra-prediction",
+        path=str(path),
+        cause=f"there is no reference for case '{case}'; it was not scored",
+    )

@@ -1,0 +1,184 @@
+"""The files of an evaluation: `cases.csv`, a row per case and structure, and `summary.json`.
+
+Each is written whole or not at all, and the same figures always give the same bytes. The summary is
+written last and removed first, so a folder that has one is complete.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kidseg.errors import InputError, UsageError
+from kidseg.io.atomic import check_writable, writing
+
+__all__ = [
+    "COLUMNS",
+    "METRICS",
+    "Row",
+    "Run",
+    "prepare_output",
+    "read_run",
+    "write_csv",
+    "write_json",
+]
+
+METRICS = ("dice", "hd95_mm", "surface_dice", "volume_error_ml")
+"""The figures of a row, as columns of `cases.csv` and keys of `summary.json`."""
+
+_VOLUMES = ("reference_ml", "predicted_ml")
+COLUMNS = ("case", "patient", "age_years", "structure", *_VOLUMES, *METRICS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One structure of one case; a figure is None where it is undefined or left out."""
+
+    case: str
+    patient: str
+    age_years: float | None
+    structure: str
+    reference_ml: float
+    predicted_ml: float
+    figures: Mapping[str, float | None]
+
+    @property
+    def both_empty(self) -> bool:
+        """Was there nothing to find, and nothing found?"""
+        return self.reference_ml == 0 and self.predicted_ml == 0
+
+    def values(self) -> tuple[str | float | None, ...]:
+        """In the order of the columns."""
+        return (
+            self.case,
+            self.patient,
+            self.age_years,
+            self.structure,
+            self.reference_ml,
+            self.predicted_ml,
+            *(self.figures[metric] for metric in METRICS),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """An evaluated output folder."""
+
+    path: Path
+    summary: Mapping[str, Any]
+    rows: tuple[Row, ...]
+
+
+def prepare_output(out: Path, names: Sequence[str], *, overwrite: bool) -> None:
+    """Make the folder, and make sure that these files can be written in it.
+
+    Raises:
+        UsageError: "output-exists".
+        InputError: "not-writable".
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise UsageError(
+            "is a file, not a folder",
+            path=out,
+            code="output-exists",
+            next_step="Choose another name.",
+        ) from error
+    except OSError as error:
+        raise InputError(
+            f"the folder cannot be made ({error.strerror})",
+            path=out,
+            code="not-writable",
+            next_step="Choose a folder that you may write to.",
+        ) from error
+    for name in names:
+        check_writable(out / name, overwrite=overwrite)
+
+
+def write_csv(
+    path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]], *, overwrite: bool
+) -> None:
+    """A table as UTF-8; None is an empty cell; a float reads back equal."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(header)
+    table.writerows(rows)
+    with writing(path, overwrite=overwrite) as file:
+        file.write(text.getvalue().encode())
+
+
+def write_json(path: Path, content: Mapping[str, Any], *, overwrite: bool) -> None:
+    """Plain data as JSON; None is null, and NaN is refused."""
+    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
+    with writing(path, overwrite=overwrite) as file:
+        file.write(text.encode() + b"\n")
+
+
+def read_run(folder: Path) -> Run:
+    """What `evaluate` wrote.
+
+    Raises:
+        InputError: "not-evaluated": the files are not there; "damaged-table": they are not what
+            `evaluate` writes, with the line.
+    """
+    try:
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        text = (folder / "cases.csv").read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(
+            f"is no evaluated folder: {error.filename} cannot be read ({error.strerror})",
+            path=folder,
+            code="not-evaluated",
+            next_step="Run kidseg evaluate on it first.",
+        ) from error
+    except ValueError as error:
+        raise _damaged(folder / "summary.json", f"is no JSON ({error})") from error
+    if not isinstance(summary, dict) or not {"protocol", "structures", "rules"} <= set(summary):
+        raise _damaged(folder / "summary.json", "is no summary of an evaluation")
+    table, lines = folder / "cases.csv", list(csv.reader(io.StringIO(text, newline="")))
+    if not lines or tuple(lines[0]) != COLUMNS:
+        raise _damaged(table, f"line 1: the columns are not {', '.join(COLUMNS)}")
+    rows = tuple(_row(cells, table, number) for number, cells in enumerate(lines[1:], start=2))
+    keys = [(row.case, row.structure) for row in rows]
+    if len(set(keys)) != len(keys):
+        raise _damaged(table, "a case and structure occurs twice")
+    return Run(path=folder, summary=summary, rows=rows)
+
+
+def _row(cells: Sequence[str], path: Path, number: int) -> Row:
+    try:
+        content = dict(zip(COLUMNS, cells, strict=True))
+        volumes = {name: _number(content[name]) for name in _VOLUMES}
+        if not content["case"] or not content["structure"] or None in volumes.values():
+            raise ValueError("an empty cell")
+        return Row(
+            case=content["case"],
+            patient=content["patient"],
+            age_years=_number(content["age_years"]),
+            structure=content["structure"],
+            reference_ml=volumes["reference_ml"] or 0.0,
+            predicted_ml=volumes["predicted_ml"] or 0.0,
+            figures={metric: _number(content[metric]) for metric in METRICS},
+        )
+    except ValueError as error:
+        raise _damaged(path, f"line {number}: {error}") from error
+
+
+def _number(text: str) -> float | None:
+    if not text:
+        return None
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"'{text}' is no finite number")
+    return value
+
+
+def _damaged(path: Path, cause: str) -> InputError:
+    return InputError(cause, path=path, code="damaged-table", next_step="Evaluate again.")

@@ -1,0 +1,365 @@
+"""Paired statistics: worked out by hand, properties, guards, and what is written."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kidseg.compare import compare, holm
+from kidseg.errors import InputError, UsageError
+from kidseg.evaluate import METRICS, Row, protocol_named, summarise
+from kidseg.evaluate.tables import COLUMNS, write_csv, write_json
+
+Figures = Mapping[str, Sequence[float | None]]
+STRUCTURES = ("kidney", "kidney+tumour", "tumour")
+
+
+def write_run(
+    folder: Path,
+    figures: Figures,
+    *,
+    metric: str = "dice",
+    ages: Sequence[float | None] | None = None,
+    names: Sequence[str] | None = None,
+    patient: str | None = None,
+    reference_ml: float = 10.0,
+    protocol: str = "native",
+) -> Path:
+    """An evaluated folder: {structure: a value per case}; the other metrics are constant."""
+    rows = []
+    for structure in STRUCTURES:
+        for number, value in enumerate(figures.get(structure, [])):
+            name = names[number] if names else f"case_{number:03d}"
+            constant: dict[str, float | None] = dict.fromkeys(METRICS, 0.5)
+            rows.append(
+                Row(
+                    case=name,
+                    patient=patient or name,
+                    age_years=ages[number] if ages else None,
+                    structure=structure,
+                    reference_ml=reference_ml,
+                    predicted_ml=9.0,
+                    figures={**constant, metric: value},
+                )
+            )
+    folder.mkdir(parents=True)
+    write_csv(folder / "cases.csv", COLUMNS, (row.values() for row in rows), overwrite=False)
+    summary = summarise(rows, protocol_named(protocol))
+    write_json(folder / "summary.json", summary, overwrite=False)
+    return folder
+
+
+def two(
+    tmp_path: Path, a: Sequence[float | None], b: Sequence[float | None], **options: Any
+) -> Any:
+    """The comparison of two runs by one metric of the kidney over all cases."""
+    metric = options.get("metric", "dice")
+    runs = [write_run(tmp_path / n, {"kidney": v}, **options) for n, v in (("a", a), ("b", b))]
+    return one(compare(runs, tmp_path / "out"), metric)
+
+
+def one(result: dict, metric: str = "dice", structure: str = "kidney", stratum: str = "all") -> Any:
+    (found,) = (
+        c
+        for c in result["comparisons"]
+        if (c["metric"], c["structure"], c["stratum"]) == (metric, structure, stratum)
+    )
+    return found
+
+
+# Worked out by hand
+
+
+def test_six_wins(tmp_path: Path) -> None:
+    """All six differences positive and distinct: p = 2 / 2^6."""
+    b = [0.5, 0.6, 0.7, 0.8, 0.4, 0.3]
+    a = [v + 0.01 * (i + 1) for i, v in enumerate(b)]
+    found = two(tmp_path, a, b)
+    assert (found["wins"], found["ties"], found["losses"], found["n"]) == (6, 0, 0, 6)
+    assert found["p"] == pytest.approx(2 / 64)
+    assert found["mean_difference"] == pytest.approx(0.035)
+    assert found["median_difference"] == pytest.approx(0.035)
+    assert found["mean_b"] == pytest.approx(3.3 / 6)
+    assert 0.01 <= found["low"] < 0.035 < found["high"] <= 0.06
+
+
+def test_signed_ranks_with_losses(tmp_path: Path) -> None:
+    """Differences +1 +2 +3 +4 +5 +6 -7 (%): W- = 7; of 2^7 sign patterns those with a rank sum of
+    at most 7 are the distinct-part partitions of 0..7: 1+1+1+2+2+3+4+5 = 19. So p = 2 * 19 / 128.
+    """
+    steps = [0.01, 0.02, 0.03, 0.04, 0.05, 0.06, -0.07]
+    found = two(tmp_path, [0.5 + s for s in steps], [0.5] * 7)
+    assert found["p"] == pytest.approx(2 * 19 / 128)
+    assert (found["wins"], found["losses"]) == (6, 1)
+
+
+def test_zero_differences_are_ranked_then_dropped(tmp_path: Path) -> None:
+    """0, 1, 2, 3, 4, 5: five signs, all plus: p = 2 / 2^5 (discarding zeros would leave n = 5)."""
+    found = two(tmp_path, [0.5, 0.51, 0.52, 0.53, 0.54, 0.55], [0.5] * 6)
+    assert (found["wins"], found["ties"]) == (5, 1)
+    assert found["p"] == pytest.approx(2 / 32)
+
+
+def test_pratt_ranks(tmp_path: Path) -> None:
+    """0, 0, -1, 2, 3, 4 (%): ranks of the non-zeros are 3..6, so W- = 3. Of 2^4 patterns, a sum of
+    at most 3 has: nothing, and {3}: p = 2 * 2 / 16."""
+    found = two(tmp_path, [0.5, 0.5, 0.49, 0.52, 0.53, 0.54], [0.5] * 6)
+    assert found["p"] == pytest.approx(4 / 16)
+
+
+def test_equal_runs(tmp_path: Path) -> None:
+    found = two(tmp_path, [0.1, 0.5, 0.9, 0.3, 0.2, 0.7], [0.1, 0.5, 0.9, 0.3, 0.2, 0.7])
+    assert (found["ties"], found["p"], found["p_holm"]) == (6, 1.0, 1.0)
+    assert (found["low"], found["high"]) == (0.0, 0.0)
+
+
+def test_rounding_is_no_difference(tmp_path: Path) -> None:
+    found = two(tmp_path, [0.1 + 0.2] * 6, [0.3] * 6)
+    assert found["ties"] == 6 and found["p"] == 1.0
+
+
+def test_too_few_pairs(tmp_path: Path) -> None:
+    found = two(tmp_path, [0.9] * 5, [0.1, 0.2, 0.3, 0.4, 0.5])
+    assert found["p"] is None and found["p_holm"] is None
+    assert "5 pairs" in found["why_no_p"]
+    assert found["low"] is not None
+
+
+def test_one_pair_and_none(tmp_path: Path) -> None:
+    found = two(tmp_path / "1", [0.9], [0.5])
+    assert found["mean_difference"] == pytest.approx(0.4)
+    assert (found["low"], found["high"], found["p"]) == (None, None, None)
+    found = two(tmp_path / "0", [None], [0.5])
+    assert (found["n"], found["n_left_out"], found["mean_a"]) == (0, 1, None)
+    assert found["why_no_p"] == "no pairs"
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.6]) == pytest.approx([1.0, 1.0])
+    assert holm([0.02]) == [0.02]
+    assert holm([]) == []
+
+
+def test_holm_over_pairs_and_structures(tmp_path: Path) -> None:
+    """Three runs and two structures: the smallest of six p values is multiplied by six."""
+    rng = np.random.default_rng(0)
+    runs = []
+    for number in range(3):
+        figures = {s: list(rng.uniform(0.3, 0.6, 8) + 0.1 * number) for s in STRUCTURES[:2]}
+        runs.append(write_run(tmp_path / f"run{number}", figures))
+    result = compare(runs, tmp_path / "out")
+    assert [(p["a"], p["b"]) for p in result["pairs"]] == [
+        ("run0", "run1"),
+        ("run0", "run2"),
+        ("run1", "run2"),
+    ]
+    tested = [c for c in result["comparisons"] if c["metric"] == "dice" and c["p"] is not None]
+    assert len(tested) == 6
+    assert [c["p_holm"] for c in tested] == pytest.approx(holm([c["p"] for c in tested]))
+    smallest = min(tested, key=lambda c: c["p"])
+    assert smallest["p_holm"] == pytest.approx(6 * smallest["p"])
+
+
+@pytest.mark.parametrize(
+    ("metric", "a", "b", "difference", "wins"),
+    [
+        ("dice", 0.9, 0.8, 0.1, 2),
+        ("surface_dice", 0.9, 0.8, 0.1, 2),
+        ("hd95_mm", 3.0, 5.0, -2.0, 2),
+        ("volume_error_ml", -3.0, 2.0, 1.0, 0),  # 3 ml too little is worse than 2 ml too much
+    ],
+)
+def test_which_way_is_better(
+    tmp_path: Path, metric: str, a: float, b: float, difference: float, wins: int
+) -> None:
+    found = two(tmp_path, [a, a], [b, b], metric=metric)
+    assert found["mean_difference"] == pytest.approx(difference)
+    assert (found["wins"], found["losses"]) == (wins, 2 - wins)
+
+
+def test_undefined_figures_leave_the_pair_out(tmp_path: Path) -> None:
+    found = two(tmp_path, [1.0, None, 3.0], [2.0, 2.0, None], metric="hd95_mm")
+    assert (found["n"], found["n_left_out"], found["mean_difference"]) == (1, 2, -1.0)
+
+
+# Properties
+
+
+def test_swapping_the_runs_mirrors_the_result(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    a, b = rng.uniform(0, 1, 20), rng.uniform(0, 1, 20)
+    forth = two(tmp_path / "forth", list(a), list(b))
+    back = two(tmp_path / "back", list(b), list(a))
+    assert forth["mean_difference"] == pytest.approx(-back["mean_difference"])
+    assert (forth["wins"], forth["losses"]) == (back["losses"], back["wins"])
+    assert forth["p"] == pytest.approx(back["p"])
+    assert forth["low"] == pytest.approx(-back["high"], abs=0.01)
+
+
+def test_interval_of_many_is_that_of_the_normal(tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    d = rng.normal(0.05, 0.1, 400)
+    found = two(tmp_path, list(0.5 + d), [0.5] * 400)
+    half = 1.96 * d.std(ddof=1) / math.sqrt(400)
+    assert found["low"] == pytest.approx(d.mean() - half, abs=half / 10)
+    assert found["high"] == pytest.approx(d.mean() + half, abs=half / 10)
+
+
+def test_interval_covers_as_often_as_it_says(tmp_path: Path) -> None:
+    """30 samples with a known mean: about 95 % of the intervals hold it."""
+    rng, held = np.random.default_rng(3), 0
+    for trial in range(10):
+        figures = {s: list(0.4 + rng.normal(0.02, 0.05, 30)) for s in STRUCTURES}
+        still = {s: [0.4] * 30 for s in STRUCTURES}
+        runs = [write_run(tmp_path / f"{trial}/{n}", f) for n, f in (("a", figures), ("b", still))]
+        result = compare(runs, tmp_path / f"{trial}/out")
+        held += sum(
+            one(result, "dice", s)["low"] <= 0.02 <= one(result, "dice", s)["high"]
+            for s in STRUCTURES
+        )
+    assert 25 <= held <= 30
+
+
+def test_same_seed_same_bytes(tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    for name in "ab":
+        write_run(tmp_path / name, {"kidney": list(rng.uniform(0, 1, 12))})
+    runs = [tmp_path / "a", tmp_path / "b"]
+    for out, seed in (("x", 0), ("y", 0), ("z", 1)):
+        compare(runs, tmp_path / out, seed=seed)
+    for name in ("compare.json", "compare.csv", "compare.md"):
+        assert (tmp_path / "x" / name).read_bytes() == (tmp_path / "y" / name).read_bytes()
+    low = [one(json.loads((tmp_path / o / "compare.json").read_text()))["low"] for o in "xz"]
+    assert low[0] != low[1]
+
+
+# Cases and strata
+
+
+def test_cases_in_one_run_only_are_named(tmp_path: Path) -> None:
+    a = write_run(tmp_path / "a", {"kidney": [0.5, 0.6, 0.7]}, names=["p", "q", "r"])
+    b = write_run(tmp_path / "b", {"kidney": [0.6, 0.7, 0.8]}, names=["q", "r", "s"])
+    result = compare([a, b], tmp_path / "out")
+    (pair,) = result["pairs"]
+    assert (pair["n_common"], pair["only_a"], pair["only_b"]) == (2, ["p"], ["s"])
+    assert one(result)["mean_difference"] == pytest.approx(0.0)
+    text = (tmp_path / "out" / "compare.md").read_text()
+    assert "Only in a, left out: p" in text and "Only in b, left out: s" in text
+
+
+def test_several_cases_of_a_patient_are_said(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / n, {"kidney": [0.5, 0.6]}, patient="one") for n in "ab"]
+    (pair,) = compare(runs, tmp_path / "out")["pairs"]
+    assert (pair["n_common"], pair["n_patients"]) == (2, 1)
+    assert "of 1 patients only" in (tmp_path / "out" / "compare.md").read_text()
+
+
+def test_strata_by_age(tmp_path: Path) -> None:
+    ages = [0.5, 12.0, 3.0, 0.2, None, 4.0, 11.0]
+    a = [0.9, 0.5, 0.7, 0.8, 0.1, 0.7, 0.6]
+    options: Any = {"ages": ages}
+    runs = [
+        write_run(tmp_path / "a", {"kidney": a}, **options),
+        write_run(tmp_path / "b", {"kidney": [0.5] * 7}, **options),
+    ]
+    found = [c for c in compare(runs, tmp_path / "out")["comparisons"] if c["metric"] == "dice"]
+    found = [c for c in found if c["structure"] == "kidney"]
+    assert found[0]["stratum"] == "all" and found[0]["n"] == 7 and found[0]["p"] is not None
+    assert [c["n"] for c in found[1:]] == [2, 2, 2, 1]  # infants, 2-5, 10-16, unknown
+    assert found[-1]["stratum"] == "age unknown"
+    assert [c["mean_difference"] for c in found[1:]] == pytest.approx([0.35, 0.2, 0.05, -0.4])
+    assert all(c["p"] is None and "not tested" in c["why_no_p"] for c in found[1:])
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / n / "eval", {"kidney": [0.5, 0.6]}) for n in ("x", "y")]
+    result = compare(runs, tmp_path / "out")
+    assert [run["name"] for run in result["runs"]] == ["x/eval", "y/eval"]
+
+
+# What is written
+
+
+def test_files_agree_with_what_is_returned(tmp_path: Path) -> None:
+    a = write_run(tmp_path / "a", {"tumour": [0.5] * 7})
+    b = write_run(tmp_path / "b", {"tumour": [0.1, 0.2, 0.3, 0.4, 0.45, 0.46, 0.6]})
+    result = compare([a, b], tmp_path / "out")
+    out = tmp_path / "out"
+    assert sorted(p.name for p in out.iterdir()) == ["compare.csv", "compare.json", "compare.md"]
+    assert json.loads((out / "compare.json").read_text()) == result
+    with (out / "compare.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(result["comparisons"])
+    for row, found in zip(rows, result["comparisons"], strict=True):
+        assert row["metric"] == found["metric"] and int(row["n"]) == found["n"]
+        assert row["p"] == ("" if found["p"] is None else repr(found["p"]))
+    found = one(result, "dice", "tumour")
+    assert f"| {found['p']:.4g} |" in (out / "compare.md").read_text()
+
+
+# Guards
+
+
+def test_runs_that_cannot_be_compared(tmp_path: Path) -> None:
+    a = write_run(tmp_path / "a", {"kidney": [0.5, 0.6]})
+    wrong = {
+        "different-protocols": write_run(tmp_path / "p", {"tumour": [0.5]}, protocol="kits23"),
+        "different-references": write_run(tmp_path / "r", {"kidney": [0.5, 0.6]}, reference_ml=11),
+        "no-common-cases": write_run(tmp_path / "n", {"kidney": [0.5]}, names=["other"]),
+        "not-evaluated": tmp_path,
+    }
+    for code, run in wrong.items():
+        with pytest.raises(InputError) as raised:
+            compare([a, run], tmp_path / "out")
+        assert raised.value.code == code and raised.value.path == str(run)
+    for runs, code in (([a], "too-few-runs"), ([], "too-few-runs"), ([a, a], "same-run")):
+        with pytest.raises(UsageError) as raised:
+            compare(runs, tmp_path / "out")
+        assert raised.value.code == code
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("case,", "name,", "line 1: the columns"),
+        ("0.5", "nan", "line 2: 'nan' is no finite"),
+        ("0.5", "half", "line 2: could not convert"),
+        ("case_000,case_000", ",case_000", "line 2: an empty cell"),
+        ("case_001,", "case_000,", "occurs twice"),
+        ("case_001,", "case_001,,", "line 3"),
+    ],
+)
+def test_damaged_tables_are_refused(tmp_path: Path, old: str, new: str, words: str) -> None:
+    runs = [write_run(tmp_path / n, {"kidney": [0.5, 0.6]}) for n in "ab"]
+    table = runs[1] / "cases.csv"
+    table.write_text(table.read_text().replace(old, new, 1))
+    with pytest.raises(InputError, match=words) as raised:
+        compare(runs, tmp_path / "out")
+    assert raised.value.code == "damaged-table"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"protocol": "native"}'])
+def test_damaged_summaries_are_refused(tmp_path: Path, text: str) -> None:
+    runs = [write_run(tmp_path / n, {"kidney": [0.5, 0.6]}) for n in "ab"]
+    (runs[0] / "summary.json").write_text(text)
+    with pytest.raises(InputError) as raised:
+        compare(runs, tmp_path / "out")
+    assert raised.value.code == "damaged-table"
+
+
+def test_results_are_not_replaced_unasked(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / n, {"kidney": [0.5, 0.6]}) for n in "ab"]
+    compare(runs, tmp_path / "out")
+    with pytest.raises(UsageError) as raised:
+        compare(runs, tmp_path / "out")
+    assert raised.value.code == "output-exists"
+    compare(runs, tmp_path / "out", overwrite=True)

@@ -1,0 +1,467 @@
+"""Evaluation from files: pairing, protocols, empty masks, guards, and what is written."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from kidseg.errors import InputError, UsageError
+from kidseg.evaluate import KITS_TOLERANCE_MM, METRICS, evaluate, protocol_named, read_run
+from kidseg.evaluate.pairs import label_files
+from kidseg.geometry import Grid, Volume
+from kidseg.io import save
+from kidseg.labels import KIDNEY_TUMOUR, LabelSchema
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+SHAPE, SPACING_MM = (6, 20, 24), (3.0, 1.0, 0.5)
+
+
+def labels(**parts: tuple[int, slice]) -> np.ndarray:
+    """A label volume of boxes: name=(number, columns)."""
+    volume = np.zeros(SHAPE, np.uint8)
+    for number, columns in parts.values():
+        volume[1:4, 4:12, columns] = number
+    return volume
+
+
+def write(path: Path, values: np.ndarray, grid: Grid | None = None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    grid = grid or Grid.from_spacing(values.shape, SPACING_MM)
+    return save(Volume(torch.from_numpy(values.copy())[None], grid), path)
+
+
+# 3 slices x 8 rows of voxels of 1.5 mm3: 0.036 ml for each column.
+COLUMN_ML = 3 * 8 * 1.5 / 1000
+REFERENCE = labels(kidney=(1, slice(2, 10)), tumour=(2, slice(10, 14)))
+PREDICTED = labels(kidney=(1, slice(2, 10)), tumour=(2, slice(12, 16)))
+HEALTHY = labels(kidney=(1, slice(2, 10)))
+CYSTIC = labels(kidney=(1, slice(2, 6)), tumour=(2, slice(6, 8)), cyst=(3, slice(8, 12)))
+
+
+def run(tmp_path: Path, pairs: list[tuple[np.ndarray, np.ndarray]], **options: Any) -> dict:
+    for number, (predicted, reference) in enumerate(pairs):
+        write(tmp_path / "pred" / f"case_{number}_seg.nii.gz", predicted)
+        write(tmp_path / "ref" / f"case_{number}.nii.gz", reference)
+    return evaluate(tmp_path / "pred", tmp_path / "ref", tmp_path / "out", **options)
+
+
+# Figures
+
+
+def test_native_by_hand(tmp_path: Path) -> None:
+    """Kidney found exactly; the tumour's box lies two columns of 0.5 mm on: half of it is hit."""
+    summary = run(tmp_path, [(PREDICTED, REFERENCE)])
+    assert list(summary) == ["protocol", "n_cases", "structures", "rules", "findings"]
+    assert (summary["protocol"], summary["n_cases"]) == ("native", 1)
+    found = summary["structures"]
+    assert list(found) == ["kidney", "kidney+tumour", "tumour"]
+    assert found["kidney"]["dice"] == {
+        "mean": 1.0,
+        "sd": None,
+        "n": 1,
+        "n_empty": 0,
+        "n_undefined": 0,
+    }
+    assert found["kidney"]["hd95_mm"]["mean"] == 0.0
+    assert found["tumour"]["dice"]["mean"] == 0.5
+    assert found["tumour"]["hd95_mm"]["mean"] == pytest.approx(1.0)
+    assert found["tumour"]["surface_dice"]["mean"] == 1.0  # all within 1.15 mm
+    assert found["tumour"]["volume_error_ml"]["mean"] == pytest.approx(0.0)
+    # Kidney and tumour: 12 columns each (two of the prediction lie apart), 10 in common.
+    assert found["kidney+tumour"]["dice"]["mean"] == pytest.approx(2 * 10 / 24)
+
+
+def test_mean_and_sample_sd(tmp_path: Path) -> None:
+    """Tumour Dice 0.5 and 1: mean 0.75, SD with n - 1 = sqrt(0.125)."""
+    summary = run(tmp_path, [(PREDICTED, REFERENCE), (REFERENCE, REFERENCE)])
+    tumour = summary["structures"]["tumour"]["dice"]
+    assert tumour["mean"] == 0.75
+    assert tumour["sd"] == pytest.approx(math.sqrt(0.125))
+
+
+def test_volume_errors_are_signed_and_absolute(tmp_path: Path) -> None:
+    more = labels(kidney=(1, slice(2, 12)))
+    less = labels(kidney=(1, slice(2, 9)))
+    summary = run(tmp_path, [(more, HEALTHY), (less, HEALTHY)])
+    error = summary["structures"]["kidney"]["volume_error_ml"]
+    assert error["mean"] == pytest.approx((2 - 1) / 2 * COLUMN_ML)
+    assert error["mean_absolute"] == pytest.approx((2 + 1) / 2 * COLUMN_ML)
+
+
+# Empty masks
+
+
+@pytest.mark.parametrize("protocol", ["native", "kits19", "kits23"])
+def test_both_empty(tmp_path: Path, protocol: str) -> None:
+    """A healthy patient found healthy, and a tumour half hit."""
+    summary = run(tmp_path, [(HEALTHY, HEALTHY), (PREDICTED, REFERENCE)], protocol=protocol)
+    tumour = summary["structures"]["tumour"]
+    for metric in ("dice", "surface_dice"):
+        found = 0.5 if metric == "dice" else 1.0
+        if protocol == "kits23":
+            assert tumour[metric]["mean"] == pytest.approx((1.0 + found) / 2)
+            assert (tumour[metric]["n"], tumour[metric]["n_empty"]) == (2, 1)
+        else:
+            assert tumour[metric]["mean"] == pytest.approx(found)
+            assert (tumour[metric]["n"], tumour[metric]["n_empty"]) == (1, 1)
+    for metric in ("hd95_mm", "volume_error_ml"):
+        assert (tumour[metric]["n"], tumour[metric]["n_empty"]) == (1, 1)
+
+
+@pytest.mark.parametrize("protocol", ["native", "kits19", "kits23"])
+@pytest.mark.parametrize("missed", [True, False])
+def test_one_empty_scores_zero(tmp_path: Path, protocol: str, missed: bool) -> None:
+    pair = (HEALTHY, REFERENCE) if missed else (REFERENCE, HEALTHY)
+    tumour = run(tmp_path, [pair], protocol=protocol)["structures"]["tumour"]
+    assert tumour["dice"]["mean"] == 0.0 and tumour["surface_dice"]["mean"] == 0.0
+    assert tumour["hd95_mm"]["mean"] is None
+    assert (tumour["hd95_mm"]["n"], tumour["hd95_mm"]["n_undefined"]) == (0, 1)
+    whole = 4 * COLUMN_ML * (-1 if missed else 1)
+    assert tumour["volume_error_ml"]["mean"] == pytest.approx(whole)
+
+
+def test_nothing_anywhere(tmp_path: Path) -> None:
+    nothing = np.zeros(SHAPE, np.uint8)
+    summary = run(tmp_path, [(nothing, nothing)])
+    for structure in summary["structures"].values():
+        assert all(structure[m]["mean"] is None and structure[m]["n_empty"] == 1 for m in METRICS)
+
+
+# Protocols
+
+
+def test_kits19_scores_every_label_above_a_threshold(tmp_path: Path) -> None:
+    """Its code: kidney and tumour is > 0, tumour is > 1; so a cyst would be tumour."""
+    all_tumour = labels(kidney=(1, slice(2, 6)), tumour=(2, slice(6, 12)))
+    found = run(tmp_path, [(CYSTIC, all_tumour)], protocol="kits19")["structures"]
+    assert list(found) == ["kidney+tumour", "tumour"]
+    assert found["kidney+tumour"]["dice"]["mean"] == 1.0
+    assert found["tumour"]["dice"]["mean"] == 1.0
+
+
+def test_kits23_regions_and_tolerances(tmp_path: Path) -> None:
+    all_tumour = labels(kidney=(1, slice(2, 6)), tumour=(2, slice(6, 12)))
+    summary = run(tmp_path, [(CYSTIC, all_tumour)], protocol="kits23")
+    found = summary["structures"]
+    assert list(found) == ["kidney+mass", "mass", "tumour"]
+    assert found["kidney+mass"]["dice"]["mean"] == found["mass"]["dice"]["mean"] == 1.0
+    assert found["tumour"]["dice"]["mean"] == pytest.approx(2 * 2 / (2 + 6))
+    rounded = {name: round(mm, 3) for name, mm in summary["rules"]["tolerance_mm"].items()}
+    assert rounded == {"kidney+mass": 1.033, "mass": 1.133, "tumour": 1.150}
+
+
+def test_surface_dice_uses_the_tolerance_of_its_structure(tmp_path: Path) -> None:
+    """Plates 1.1 mm apart are within the tumour's 1.150 mm and outside the kidney's 1.033 mm."""
+    grid = Grid.from_spacing((12, 12, 12), (1.1, 1.1, 1.1))
+    for number, name in ((1, "kidney"), (2, "tumour")):
+        a, b = np.zeros((2, 12, 12, 12), np.uint8)
+        a[5], b[6] = number, number
+        write(tmp_path / name / "pred.nii.gz", a, grid)
+        write(tmp_path / name / "ref.nii.gz", b, grid)
+    surfaces = {}
+    for name in ("kidney", "tumour"):
+        folder = tmp_path / name
+        summary = evaluate(folder / "pred.nii.gz", folder / "ref.nii.gz", folder / "out")
+        surfaces[name] = summary["structures"][name]["surface_dice"]["mean"]
+    # Each plate has two faces; one of them meets the other plate's at 0 mm.
+    assert surfaces["tumour"] == 1.0
+    assert surfaces["kidney"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("cyst", "regions"),
+    [
+        ("tumour", {"kidney": [1], "kidney+tumour": [1, 2, 3], "tumour": [2, 3]}),
+        ("kidney", {"kidney": [1, 3], "kidney+tumour": [1, 2, 3], "tumour": [2]}),
+        ("background", {"kidney": [1], "kidney+tumour": [1, 2], "tumour": [2]}),
+    ],
+)
+def test_what_a_cyst_counts_as(tmp_path: Path, cyst: Any, regions: dict) -> None:
+    summary = run(tmp_path, [(CYSTIC, CYSTIC)], cyst=cyst)
+    assert summary["rules"]["labels"] == regions
+    tumour = protocol_named("kits19", cyst=cyst).structures[1]
+    assert list(tumour.labels) == regions["tumour"]
+
+
+def test_regions_of_a_schema() -> None:
+    schema = LabelSchema.from_names({1: "Kidney", 2: "Tumor", 4: "spleen"}, {"renal": (1, 2)})
+    native = protocol_named("native", schema)
+    assert [(s.name, s.labels) for s in native.structures] == [("renal", (1, 2))]
+    assert set(native.known) == {1, 2, 4}
+    tumor = LabelSchema.from_names({1: "kidney", 2: "tumor"})
+    found = {s.name: s.tolerance_mm for s in protocol_named("native", tumor).structures}
+    assert found == {
+        "kidney": KITS_TOLERANCE_MM["kidney+mass"],
+        "tumor": KITS_TOLERANCE_MM["tumour"],
+    }
+
+
+def test_wrong_protocols_are_refused() -> None:
+    with pytest.raises(UsageError, match="no protocol 'kits21'") as raised:
+        protocol_named("kits21")
+    assert raised.value.code == "unknown-protocol"
+    with pytest.raises(UsageError) as raised:
+        protocol_named("kits23", cyst="kidney")
+    assert raised.value.code == "fixed-cyst"
+    with pytest.raises(UsageError) as raised:
+        protocol_named("native", cyst="liver")  # type: ignore[arg-type]
+    assert raised.value.code == "unknown-cyst"
+    for names in ({1: "tumour", 2: "kidney"}, {1: "kidney", 4: "spleen"}):
+        with pytest.raises(UsageError) as raised:
+            protocol_named("kits19", LabelSchema.from_names(names))
+        assert raised.value.code == "other-numbers"
+    assert protocol_named("kits19", KIDNEY_TUMOUR).name == "kits19"
+
+
+# Pairing
+
+
+def test_names_of_predictions(tmp_path: Path) -> None:
+    """Predictions named after the image, in folders, as nnU-Net; images beside them are ignored."""
+    pred = tmp_path / "pred"
+    write(pred / "a_0000_seg.nii.gz", HEALTHY)
+    write(pred / "a_0000_ct.nii.gz", HEALTHY)
+    write(pred / "b" / "segmentation.nii.gz", HEALTHY)
+    write(pred / "b" / "imaging.nii.gz", HEALTHY)
+    write(pred / "c" / "imaging_seg.nrrd", HEALTHY)
+    write(pred / "d" / "d.mha", HEALTHY)
+    (pred / "notes.txt").write_text("not a volume")
+    assert sorted(label_files(pred)) == ["a_0000", "b", "c", "d"]
+    for name in "abcd":
+        write(tmp_path / "ref" / f"{name}.nii.gz", HEALTHY)
+    summary = evaluate(pred, tmp_path / "ref", tmp_path / "out")
+    assert summary["n_cases"] == 4 and not summary["findings"]
+    rows = read_run(tmp_path / "out").rows
+    assert sorted({row.case for row in rows}) == ["a", "b", "c", "d"]
+
+
+def test_a_slicer_segmentation_is_no_label_volume(tmp_path: Path) -> None:
+    write(tmp_path / "a_seg.nii.gz", HEALTHY)
+    write(tmp_path / "other.nrrd", HEALTHY).rename(tmp_path / "a.seg.nrrd")
+    assert list(label_files(tmp_path)) == ["a"]
+
+
+def test_a_case_whose_own_name_ends_like_a_channel(tmp_path: Path) -> None:
+    for folder in ("pred", "ref"):
+        for name in ("case_0000", "case_0001"):
+            write(tmp_path / folder / f"{name}.nii.gz", HEALTHY)
+    assert evaluate(tmp_path / "pred", tmp_path / "ref", tmp_path / "out")["n_cases"] == 2
+
+
+def test_kits_folders_against_flat_files(tmp_path: Path) -> None:
+    for number in (0, 1):
+        write(tmp_path / "data" / f"case_{number:05d}" / "segmentation.nii.gz", REFERENCE)
+        write(tmp_path / "pred" / f"case_{number:05d}.nii.gz", PREDICTED)
+    summary = evaluate(tmp_path / "pred", tmp_path / "data", tmp_path / "out", protocol="kits19")
+    assert summary["structures"]["tumour"]["dice"]["mean"] == 0.5
+
+
+def test_missing_predictions_are_named(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        write(tmp_path / "ref" / f"{name}.nii.gz", REFERENCE)
+    write(tmp_path / "pred" / "b_seg.nii.gz", REFERENCE)
+    with pytest.raises(InputError, match=r"2 case\(s\): a, c") as raised:
+        evaluate(tmp_path / "pred", tmp_path / "ref", tmp_path / "out")
+    assert raised.value.code == "missing-prediction"
+    assert not (tmp_path / "out").exists()
+    summary = evaluate(tmp_path / "pred", tmp_path / "ref", tmp_path / "out", missing="empty")
+    tumour = summary["structures"]["tumour"]
+    assert tumour["dice"]["mean"] == pytest.approx(1 / 3)
+    assert tumour["hd95_mm"]["n_undefined"] == 2
+    assert [f["code"] for f in summary["findings"]] == ["missing-prediction"] * 2
+    with pytest.raises(UsageError):
+        evaluate(tmp_path / "pred", tmp_path / "ref", tmp_path / "o", missing="no")  # type: ignore[arg-type]
+
+
+def test_only_some_cases(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write(tmp_path / "ref" / f"{name}.nii.gz", REFERENCE)
+    write(tmp_path / "pred" / "b.nii.gz", REFERENCE)
+    summary = evaluate(tmp_path / "pred", tmp_path / "ref", tmp_path / "out", cases=["b"])
+    assert summary["n_cases"] == 1
+    with pytest.raises(InputError, match="z") as raised:
+        evaluate(tmp_path / "pred", tmp_path / "ref", tmp_path / "o", cases=["b", "z"])
+    assert raised.value.code == "unknown-case"
+    with pytest.raises(InputError, match="no cases"):
+        evaluate(tmp_path / "pred", tmp_path / "ref", tmp_path / "o", cases=[])
+
+
+def test_extra_predictions_are_a_finding(tmp_path: Path) -> None:
+    write(tmp_path / "ref" / "a.nii.gz", REFERENCE)
+    for name in ("a", "b"):
+        write(tmp_path / "pred" / f"{name}.nii.gz", REFERENCE)
+    (finding,) = evaluate(tmp_path / "pred", tmp_path / "ref", tmp_path / "out")["findings"]
+    assert finding["code"] == "extra-prediction" and "'b'" in finding["cause"]
+
+
+def test_folders_that_do_not_serve(tmp_path: Path) -> None:
+    write(tmp_path / "ref" / "a.nii.gz", REFERENCE)
+    (tmp_path / "empty").mkdir()
+    for folder, code in ((tmp_path / "empty", "no-labels"), (tmp_path / "none", "not-found")):
+        with pytest.raises(InputError) as raised:
+            evaluate(folder, tmp_path / "ref", tmp_path / "out")
+        assert raised.value.code == code
+    write(tmp_path / "twice" / "a.nii.gz", REFERENCE)
+    write(tmp_path / "twice" / "a.mha", REFERENCE)
+    with pytest.raises(InputError, match="occurs twice") as raised:
+        evaluate(tmp_path / "twice", tmp_path / "ref", tmp_path / "out")
+    assert raised.value.code == "duplicate-case"
+
+
+# Grids and labels
+
+
+def test_another_voxel_order_is_the_same_patient(tmp_path: Path) -> None:
+    """The prediction stored with turned and flipped axes, as another program may write it."""
+    write(tmp_path / "ref.nii.gz", REFERENCE)
+    straight = nib.load(write(tmp_path / "pred.nii.gz", PREDICTED))
+    turned = nib.as_closest_canonical(straight)
+    orientation = nib.orientations.axcodes2ornt(("S", "P", "L"))
+    turned = turned.as_reoriented(
+        nib.orientations.ornt_transform(nib.io_orientation(turned.affine), orientation)
+    )
+    nib.save(turned, tmp_path / "turned.nii.gz")
+    assert turned.shape != straight.shape
+    found = [
+        evaluate(tmp_path / name, tmp_path / "ref.nii.gz", tmp_path / name.split(".")[0])
+        for name in ("pred.nii.gz", "turned.nii.gz")
+    ]
+    assert found[0]["structures"] == found[1]["structures"]
+
+
+def test_grids_must_be_the_same(tmp_path: Path) -> None:
+    """Row 12: up to 1e-3 mm is the same grid; beyond it, or in another shape, an error."""
+    write(tmp_path / "ref.nii.gz", REFERENCE)
+    for name, shift_mm in (("near", 5e-4), ("far", 0.01)):
+        grid = Grid.from_spacing(SHAPE, SPACING_MM, (0.0, shift_mm, 0.0))
+        write(tmp_path / f"{name}.nii.gz", REFERENCE, grid)
+    write(tmp_path / "cut.nii.gz", REFERENCE[1:])
+    evaluate(tmp_path / "near.nii.gz", tmp_path / "ref.nii.gz", tmp_path / "out")
+    for name, words in (("far", "centres 0.01 mm"), ("cut", "5 x 20 x 24")):
+        with pytest.raises(InputError, match=words) as raised:
+            evaluate(tmp_path / f"{name}.nii.gz", tmp_path / "ref.nii.gz", tmp_path / "o")
+        assert raised.value.code == "grid-mismatch"
+        assert str(raised.value.path).endswith(f"{name}.nii.gz")
+
+
+def test_unexpected_labels_are_counted(tmp_path: Path) -> None:
+    wrong = REFERENCE.copy()
+    wrong[0, 0, :7], wrong[5, 0, :2] = 9, 7
+    write(tmp_path / "ref.nii.gz", REFERENCE)
+    for kind in (np.uint8, np.int16, np.float32):
+        name = f"{np.dtype(kind).name}.nii.gz"
+        write(tmp_path / name, wrong.astype(kind))
+        with pytest.raises(InputError, match="7 in 2 voxels, 9 in 7 voxels") as raised:
+            evaluate(tmp_path / name, tmp_path / "ref.nii.gz", tmp_path / "out")
+        assert raised.value.code == "unexpected-labels"
+    write(tmp_path / "minus.nii.gz", np.where(wrong == 9, -1, 0).astype(np.int16))
+    with pytest.raises(InputError, match="-1 in 7 voxels"):
+        evaluate(tmp_path / "minus.nii.gz", tmp_path / "ref.nii.gz", tmp_path / "out")
+
+
+def test_probabilities_are_no_labels(tmp_path: Path) -> None:
+    write(tmp_path / "ref.nii.gz", REFERENCE)
+    write(tmp_path / "whole.nii.gz", REFERENCE.astype(np.float32))
+    evaluate(tmp_path / "whole.nii.gz", tmp_path / "ref.nii.gz", tmp_path / "out")
+    write(tmp_path / "half.nii.gz", REFERENCE.astype(np.float32) / 4)
+    with pytest.raises(InputError, match=r"0\.25") as raised:
+        evaluate(tmp_path / "half.nii.gz", tmp_path / "ref.nii.gz", tmp_path / "o")
+    assert raised.value.code == "fractional-labels"
+
+
+def test_every_bad_case_is_named_and_nothing_written(tmp_path: Path) -> None:
+    wrong = REFERENCE.copy()
+    wrong[0, 0, 0] = 9
+    bad = [(wrong, REFERENCE), (REFERENCE, REFERENCE), (REFERENCE[1:], REFERENCE)]
+    with pytest.raises(InputError, match=r"case_0.*unexpected.*case_2.*5 x 20 x 24") as raised:
+        run(tmp_path, bad)
+    assert raised.value.code == "bad-cases"
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+# What is written
+
+
+def test_files_hold_what_is_returned(tmp_path: Path) -> None:
+    pairs = [(PREDICTED, REFERENCE), (HEALTHY, REFERENCE), (HEALTHY, HEALTHY)]
+    seen: list[tuple[int, int]] = []
+    summary = run(tmp_path, pairs, progress=lambda done, total: seen.append((done, total)))
+    out = tmp_path / "out"
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert sorted(p.name for p in out.iterdir()) == ["cases.csv", "summary.json"]
+    assert json.loads((out / "summary.json").read_text()) == summary
+    with (out / "cases.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 9
+    tumours = [row for row in rows if row["structure"] == "tumour"]
+    assert [row["dice"] for row in tumours] == ["0.5", "0.0", ""]
+    assert [row["hd95_mm"] != "" for row in tumours] == [True, False, False]
+    assert float(tumours[0]["reference_ml"]) == pytest.approx(4 * COLUMN_ML)
+    # A summary can be recomputed from the table: read back, every figure is the same.
+    read = read_run(out)
+    dice = [row.figures["dice"] for row in read.rows if row.structure == "tumour"]
+    assert dice == [0.5, 0.0, None]
+    assert summary["structures"]["tumour"]["dice"]["mean"] == 0.25
+
+
+def test_same_bytes_however_many_jobs(tmp_path: Path) -> None:
+    run(tmp_path, [(PREDICTED, REFERENCE), (HEALTHY, REFERENCE), (CYSTIC, CYSTIC)])
+    again = tmp_path / "again"
+    evaluate(tmp_path / "pred", tmp_path / "ref", again, jobs=2)
+    for name in ("cases.csv", "summary.json"):
+        assert (again / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+
+
+def test_results_are_not_replaced_unasked(tmp_path: Path) -> None:
+    run(tmp_path, [(PREDICTED, REFERENCE)])
+    with pytest.raises(UsageError) as raised:
+        evaluate(tmp_path / "pred", tmp_path / "ref", tmp_path / "out")
+    assert raised.value.code == "output-exists"
+    summary = evaluate(
+        tmp_path / "pred", tmp_path / "ref", tmp_path / "out", protocol="kits19", overwrite=True
+    )
+    assert read_run(tmp_path / "out").summary == summary
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="not a folder"):
+        evaluate(tmp_path / "pred", tmp_path / "ref", tmp_path / "file")
+    with pytest.raises(InputError, match="cannot be made"):
+        evaluate(tmp_path / "pred", tmp_path / "ref", tmp_path / "file" / "below")
+
+
+# Real labels
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the data beside the project is absent")
+def test_real_slices_against_themselves(tmp_path: Path) -> None:
+    slices = SHARED / "kits19_slices"
+    summary = evaluate(slices, slices, tmp_path, protocol="kits19", jobs=2)
+    assert summary["n_cases"] == 41
+    tumour = summary["structures"]["tumour"]
+    assert (tumour["dice"]["n"], tumour["dice"]["n_empty"]) == (40, 1)
+    assert (tumour["dice"]["mean"], tumour["hd95_mm"]["mean"]) == (1.0, 0.0)
+    assert tumour["volume_error_ml"]["mean_absolute"] == 0.0
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the data beside the project is absent")
+def test_real_labels_moved_by_a_voxel(tmp_path: Path) -> None:
+    """A real kidney moved by one slice of 1.5 mm: nowhere farther off than that."""
+    source = nib.load(sorted((SHARED / "kits19_labels").glob("*.nii.gz"))[0])
+    values = np.asarray(source.dataobj)
+    moved = np.zeros_like(values)
+    moved[:, :, 1:] = values[:, :, :-1]
+    nib.save(nib.Nifti1Image(moved, source.affine), tmp_path / "moved.nii.gz")
+    nib.save(nib.Nifti1Image(values, source.affine), tmp_path / "ref.nii.gz")
+    summary = evaluate(tmp_path / "moved.nii.gz", tmp_path / "ref.nii.gz", tmp_path / "out")
+    found = summary["structures"]["kidney+tumour"]
+    a, b = moved > 0, values > 0
+    assert found["dice"]["mean"] == pytest.approx(2 * (a & b).sum() / (a.sum() + b.sum()))
+    assert 0 < found["hd95_mm"]["mean"] <= 1.5 + 1e-6
+    assert 0.3 < found["surface_dice"]["mean"] < 1.0
