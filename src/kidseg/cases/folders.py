@@ -1,0 +1,172 @@
+"""The other layouts: KiTS19, KiTS21, KiTS23, the Medical Segmentation Decathlon, and DICOM."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from kidseg.cases.case import Survey
+from kidseg.cases.gathering import Gathering, visible
+from kidseg.cases.nnunet import DATASET_JSON, schema_of
+from kidseg.cases.tables import read_kits_table
+from kidseg.errors import InputError
+from kidseg.labels import KIDNEY_TUMOUR, KIDNEY_TUMOUR_CYST
+
+__all__ = ["KITS_CASE", "kits_folder", "survey_dicom", "survey_kits", "survey_msd"]
+
+KITS_CASE = re.compile(r"case_\d{5}")
+_KITS21_LABELS = "aggregated_MAJ_seg.nii.gz"
+_KITS23_TABLE = "kits23.json"
+
+
+def kits_folder(root: Path) -> Path | None:
+    """The folder with case_00000, case_00001, ... of a KiTS data set, if this is one."""
+    for folder in (root / "data", root / "dataset", root):
+        if any(KITS_CASE.fullmatch(path.name) and path.is_dir() for path in visible(folder)):
+            return folder
+    return None
+
+
+def survey_kits(root: Path, folder: Path) -> Survey:
+    """A KiTS data set; a case without segmentation is a test case.
+
+        KiTS19   data/case_*/imaging.nii.gz, segmentation.nii.gz; data/kits.json
+        KiTS21   data/case_*/imaging.nii.gz, aggregated_MAJ_seg.nii.gz (majority of the annotators)
+        KiTS23   dataset/case_*/imaging.nii.gz, segmentation.nii.gz (3: cyst); dataset/kits23.json
+
+    Source: the READMEs of github.com/neheller/kits19, kits21 and kits23.
+    """
+    cases = [path for path in visible(folder) if KITS_CASE.fullmatch(path.name) and path.is_dir()]
+    year = _kits_year(folder, cases)
+    labels_name = _KITS21_LABELS if year == "kits21" else "segmentation.nii.gz"
+    found = Gathering(
+        root, 1, fetch="Fetch the images with the challenge's own download script, then try again."
+    )
+    for case in cases:
+        labels = case / labels_name
+        found.add(case.name, [case / "imaging.nii.gz"], labels if labels.exists() else None)
+    table = folder / (_KITS23_TABLE if year == "kits23" else "kits.json")
+    persons, noted = read_kits_table(table)
+    found.findings.extend(noted)
+    schema = KIDNEY_TUMOUR if year == "kits19" else KIDNEY_TUMOUR_CYST
+    return found.survey(persons, layout=year, name=year, schema=schema, channels=("CT",))
+
+
+def survey_msd(root: Path, content: Any) -> Survey:
+    """A task of the Medical Segmentation Decathlon: dataset.json lists the files.
+
+    A file with several modalities is four-dimensional; it then stands once per channel in
+    `Case.images`.
+
+    Source: Simpson et al., "A large annotated medical image dataset ...", 2019,
+    arXiv:1902.09063, and the dataset.json of its tasks.
+
+    Raises:
+        InputError: "bad-dataset-json".
+    """
+    path = root / DATASET_JSON
+    channels = _numbered(content, "modality", path)
+    names = _numbered(content, "labels", path)
+    found = Gathering(root, len(channels), fetch=_fetch_msd(root))
+    listed: set[Path] = set()
+    for field in ("training", "test"):
+        entries = content.get(field, [])
+        if not isinstance(entries, list):
+            raise _bad(f"'{field}' must be a list", path)
+        for entry in entries:
+            image, labels = _files(root, entry, field, path)
+            listed |= {image} if labels is None else {image, labels}
+            if not image.name.startswith("._"):
+                name = re.sub(r"\.nii(\.gz)?$", "", image.name)
+                found.add(name, [image] * len(channels), labels)
+    n_training = len(content.get("training", []))
+    if content.get("numTraining", n_training) != n_training:
+        found.error(
+            "wrong-case-count",
+            path,
+            f"numTraining is {content['numTraining']}, and {n_training} cases are listed",
+            "Correct it, or restore the missing cases.",
+        )
+    for folder in ("imagesTr", "labelsTr", "imagesTs"):
+        for file in visible(root / folder):
+            if file not in listed:
+                found.orphan(file)
+    try:
+        schema = schema_of({number: name for number, name in names.items() if number})
+    except ValueError as error:
+        raise _bad(str(error), path) from error
+    return found.survey(
+        layout="msd",
+        name=str(content.get("name") or root.name),
+        schema=schema,
+        channels=tuple(channels[k] for k in sorted(channels)),
+    )
+
+
+def survey_dicom(root: Path) -> Survey | None:
+    """A folder per case, with ct/*.dcm and labels.nii.gz: digital patients. None if it is not one.
+
+    A case without labels is a test case. Labels are kidney and tumour.
+    """
+    folders = [
+        path
+        for path in visible(root)
+        if (path / "ct").is_dir() or (path / "labels.nii.gz").is_file()
+    ]
+    if not any((f / "ct").is_dir() and (f / "labels.nii.gz").is_file() for f in folders):
+        return None
+    found = Gathering(root, 1)
+    for folder in folders:
+        labels = folder / "labels.nii.gz"
+        found.add(folder.name, [folder / "ct"], labels if labels.exists() else None)
+    return found.survey(layout="dicom", name=root.name, schema=KIDNEY_TUMOUR, channels=("CT",))
+
+
+def _kits_year(folder: Path, cases: list[Path]) -> Literal["kits19", "kits21", "kits23"]:
+    if any((case / _KITS21_LABELS).exists() for case in cases):
+        return "kits21"
+    if folder.name == "dataset" or (folder / _KITS23_TABLE).exists():
+        return "kits23"
+    return "kits23" if any((case / "instances").is_dir() for case in cases) else "kits19"
+
+
+def _numbered(content: Any, field: str, path: Path) -> dict[int, str]:
+    """A field such as {"0": "background", "1": "liver"}."""
+    value = content.get(field)
+    if not isinstance(value, dict) or not value:
+        raise _bad(f"'{field}' must number names, as {{'0': ...}}", path)
+    try:
+        numbered = {int(number): str(name) for number, name in value.items()}
+    except ValueError as error:
+        raise _bad(f"'{field}' must number names, as {{'0': ...}}, not {value}", path) from error
+    if field == "modality" and sorted(numbered) != list(range(len(numbered))):
+        raise _bad(f"'modality' must count from 0, not {sorted(numbered)}", path)
+    return numbered
+
+
+def _files(root: Path, entry: Any, field: str, path: Path) -> tuple[Path, Path | None]:
+    if isinstance(entry, str) and field == "test":
+        return root / entry, None
+    if isinstance(entry, dict) and isinstance(entry.get("image"), str):
+        labels = entry.get("label")
+        if field == "test":
+            return root / entry["image"], None
+        if isinstance(labels, str):
+            return root / entry["image"], root / labels
+    raise _bad(f"an entry of '{field}' does not name its files: {entry}", path)
+
+
+def _fetch_msd(root: Path) -> str:
+    if any(path.name.endswith("_0000.nii.gz") for path in visible(root / "imagesTr")):
+        return "This looks like a data set of nnU-Net v1: convert it with nnU-Net's own converter."
+    return "Fetch or restore the file, or remove it from dataset.json."
+
+
+def _bad(cause: str, path: Path) -> InputError:
+    return InputError(
+        cause,
+        path=path,
+        code="bad-dataset-json",
+        next_step="Correct the file, or fetch it again.",
+    )

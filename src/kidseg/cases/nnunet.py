@@ -1,0 +1,280 @@
+"""nnU-Net v2's raw data folder.
+
+    dataset.json                           channels, labels, file ending, number of cases
+    imagesTr/<case>_<channel, 4 digits><ending>, labelsTr/<case><ending>, imagesTs/
+
+or, instead of the folders, a "dataset" in dataset.json that names the files of each case.
+
+Source: nnU-Net, documentation/dataset_format.md, region_based_training.md and ignore_label.md;
+`get_filenames_of_train_images_and_targets` in nnunetv2/utilities/utils.py for the second form.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from kidseg.cases.case import Survey
+from kidseg.cases.gathering import Gathering, visible
+from kidseg.errors import InputError
+from kidseg.labels import KIDNEY_TUMOUR, KIDNEY_TUMOUR_CYST, LabelSchema
+
+__all__ = ["DATASET_JSON", "schema_of", "survey_nnunet", "write_dataset_json"]
+
+DATASET_JSON = "dataset.json"
+_CHECKED = ConfigDict(extra="ignore", strict=True)
+
+
+@dataclass(frozen=True, config=_CHECKED)
+class _Files:
+    images: list[str]
+    label: str
+
+
+@dataclass(frozen=True, config=_CHECKED)
+class _Description:
+    """dataset.json as nnU-Net reads it; the names are its own."""
+
+    channel_names: dict[str, str]
+    labels: dict[str, int | list[int]]
+    numTraining: int  # noqa: N815
+    file_ending: str
+    name: str | None = None
+    regions_class_order: list[int] | None = None
+    dataset: dict[str, _Files] | None = None
+
+
+@dataclass(frozen=True)
+class _Labels:
+    schema: LabelSchema
+    region_order: tuple[int, ...]
+    ignore_label: int | None
+
+
+def survey_nnunet(root: Path, content: Any) -> Survey:
+    """The data set that dataset.json and the folders describe.
+
+    Findings, of files: errors "missing-image", "missing-labels", "wrong-channel-count",
+    "wrong-case-count" (numTraining), "duplicate-case"; warnings "orphan-file",
+    "labels-not-consecutive".
+
+    Raises:
+        InputError: "bad-dataset-json": it names a wrong or missing field.
+    """
+    path = root / DATASET_JSON
+    told = _description(content, path)
+    channels = _channels(told, path)
+    labels = _labels(told, path)
+    found = Gathering(root, len(channels))
+    if told.dataset is None:
+        _add_training_folders(found, told.file_ending)
+        n_training = len(_by_case(found, root / "imagesTr", told.file_ending))
+    else:
+        for name, files in told.dataset.items():
+            found.add(name, [_placed(root, i) for i in files.images], _placed(root, files.label))
+        n_training = len(told.dataset)
+    for name, images in _by_case(found, root / "imagesTs", told.file_ending, note=True).items():
+        found.add(name, images, None)
+    if n_training != told.numTraining:
+        found.error(
+            "wrong-case-count",
+            path,
+            f"numTraining is {told.numTraining}, and there are {n_training} training cases",
+            "Correct it, or restore the missing cases.",
+        )
+    _check_numbers(found, labels, path)
+    return found.survey(
+        layout="nnunet",
+        name=told.name or root.name,
+        schema=labels.schema,
+        channels=channels,
+        region_order=labels.region_order,
+        ignore_label=labels.ignore_label,
+    )
+
+
+def schema_of(names: Mapping[int, str]) -> LabelSchema:
+    """The schema for {number: name}; kidney, tumour (and cyst) bring the usual regions."""
+    numbers = {name.lower().replace("tumor", "tumour"): number for number, name in names.items()}
+    for known in (KIDNEY_TUMOUR, KIDNEY_TUMOUR_CYST):
+        if set(numbers) == set(known.names.values()):
+            regions = {
+                region: tuple(numbers[known.names[label]] for label in members)
+                for region, members in known.regions.items()
+            }
+            return LabelSchema.from_names(names, regions)
+    return LabelSchema.from_names(names)
+
+
+def write_dataset_json(
+    root: Path,
+    *,
+    channels: Sequence[str],
+    schema: LabelSchema,
+    n_training: int,
+    name: str | None = None,
+    file_ending: str = ".nii.gz",
+    region_order: Sequence[int] = (),
+    ignore_label: int | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write nnU-Net's dataset.json.
+
+    Args:
+        root: of the data set.
+        channels: their names; "CT" has a meaning for nnU-Net.
+        schema: its labels are written; its regions too where `region_order` is given.
+        n_training: number of training cases.
+        name: of the data set; the folder's by default.
+        file_ending: of all files.
+        region_order: as in `Dataset`.
+        ignore_label: as in `Dataset`.
+        overwrite: replace a file that exists.
+
+    Raises:
+        UsageError, InputError, ResourceError: as `kidseg.io.atomic.writing`.
+    """
+    from kidseg.io.atomic import writing
+
+    labels: dict[str, int | list[int]] = {"background": 0}
+    if region_order:
+        for region, members in schema.regions.items():
+            labels[region] = list(members) if len(members) > 1 else members[0]
+    else:
+        labels |= {label.name: label.id for label in schema.labels}
+    if ignore_label is not None:
+        labels["ignore"] = ignore_label
+    content: dict[str, Any] = {
+        "name": name or root.resolve().name,
+        "channel_names": {str(k): channel for k, channel in enumerate(channels)},
+        "labels": labels,
+        "numTraining": n_training,
+        "file_ending": file_ending,
+    }
+    if region_order:
+        content["regions_class_order"] = list(region_order)
+    path = root / DATASET_JSON
+    with writing(path, overwrite=overwrite) as file:
+        file.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    return path
+
+
+def _description(content: Any, path: Path) -> _Description:
+    try:
+        told: _Description = TypeAdapter(_Description).validate_python(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise _bad(f"'{field}': {first['msg'].lower()}", path) from error
+    if not told.file_ending.startswith("."):
+        raise _bad(f"file_ending is '{told.file_ending}', without a dot", path)
+    return told
+
+
+def _channels(told: _Description, path: Path) -> tuple[str, ...]:
+    names = told.channel_names
+    if not names or set(names) != {str(k) for k in range(len(names))}:
+        raise _bad(f"channel_names must be numbered from 0, not {', '.join(names)}", path)
+    return tuple(names[str(k)] for k in range(len(names)))
+
+
+def _labels(told: _Description, path: Path) -> _Labels:
+    if told.labels.get("background") != 0:
+        raise _bad("labels must have 'background': 0", path)
+    ignore = told.labels.get("ignore")
+    if isinstance(ignore, list):
+        raise _bad("the ignore label must be one number", path)
+    regions = {
+        name: (tuple(dict.fromkeys(members)) if isinstance(members, list) else (members,))
+        for name, members in told.labels.items()
+        if name not in ("background", "ignore")
+    }
+    if not regions:
+        raise _bad("it names no labels", path)
+    names = {members[0]: name for name, members in regions.items() if len(members) == 1}
+    if len(names) != sum(len(members) == 1 for members in regions.values()):
+        raise _bad("two labels have the same number", path)
+    try:
+        if all(len(members) == 1 for members in regions.values()):
+            return _Labels(schema_of(names), (), ignore)
+        for number in {number for members in regions.values() for number in members}:
+            names.setdefault(number, f"label {number}")
+        schema = LabelSchema.from_names(names, regions)
+    except ValueError as error:
+        raise _bad(str(error), path) from error
+    order = told.regions_class_order or []
+    if len(order) != len(regions) or len(set(order)) != len(order) or not set(order) <= set(names):
+        raise _bad(
+            f"regions_class_order must give each of the {len(regions)} regions one of the labels, "
+            f"not {order}",
+            path,
+        )
+    return _Labels(schema, tuple(order), ignore)
+
+
+def _check_numbers(found: Gathering, labels: _Labels, path: Path) -> None:
+    numbers = sorted(labels.schema.ids)
+    if labels.ignore_label is not None:
+        numbers.append(labels.ignore_label)
+    if numbers != list(range(1, len(numbers) + 1)):
+        found.warn(
+            "labels-not-consecutive",
+            path,
+            f"the label numbers are {numbers}; nnU-Net wants 1, 2, 3, ... and 'ignore' last",
+            "Export the data set: that renumbers them.",
+        )
+
+
+def _add_training_folders(found: Gathering, ending: str) -> None:
+    images = _by_case(found, found.root / "imagesTr", ending, note=True)
+    folder = found.root / "labelsTr"
+    labelled = {}
+    for file in visible(folder):
+        if file.name.endswith(ending) and file.name != ending:
+            labelled[file.name.removesuffix(ending)] = file
+        else:
+            found.orphan(file)
+    for name in sorted({*images, *labelled}):
+        expected = [found.root / "imagesTr" / f"{name}_0000{ending}"]
+        found.add(name, images.get(name, expected), folder / f"{name}{ending}")
+
+
+def _by_case(
+    found: Gathering, folder: Path, ending: str, *, note: bool = False
+) -> dict[str, list[Path]]:
+    """{case: one file per channel}, with the name of what is missing between them."""
+    pattern = re.compile(rf"(.+)_(\d{{4}}){re.escape(ending)}")
+    channels: dict[str, dict[int, Path]] = {}
+    for file in visible(folder):
+        if match := pattern.fullmatch(file.name):
+            channels.setdefault(match[1], {})[int(match[2])] = file
+        elif note:
+            found.orphan(file)
+    return {
+        name: [
+            files.get(k, folder / f"{name}_{k:04d}{ending}")
+            for k in sorted({*range(found.n_channels), *files})
+        ]
+        for name, files in channels.items()
+    }
+
+
+def _placed(root: Path, name: str) -> Path:
+    """A path of the "dataset" entry: absolute, or from the folder on; variables as nnU-Net does."""
+    return Path(os.path.normpath(root / os.path.expandvars(name)))
+
+
+def _bad(cause: str, path: Path) -> InputError:
+    return InputError(
+        cause,
+        path=path,
+        code="bad-dataset-json",
+        next_step="Correct the file; nnU-Net's documentation of the dataset format says how.",
+    )

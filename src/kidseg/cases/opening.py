@@ -1,0 +1,116 @@
+"""Opening a data set whatever its layout, and where the files of a new one go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kidseg.cases.case import Dataset, Layout, Survey
+from kidseg.cases.folders import KITS_CASE, kits_folder, survey_dicom, survey_kits, survey_msd
+from kidseg.cases.nnunet import DATASET_JSON, survey_nnunet
+from kidseg.cases.tables import load_json
+from kidseg.errors import InputError, UsageError
+
+__all__ = ["case_paths", "open_dataset", "survey_dataset"]
+
+_LOOKED_FOR = (
+    "A data set has a dataset.json (nnU-Net v2 or Medical Segmentation Decathlon), "
+    "data/case_00000 or dataset/case_00000 (KiTS19, 21, 23), or a folder per case with ct/ and "
+    "labels.nii.gz (DICOM)."
+)
+
+
+def open_dataset(root: str | Path) -> Dataset:
+    """A data set in any of the layouts of `Layout`, recognised by its content.
+
+    No voxel is read; `kidseg.check.check` does that.
+
+    Raises:
+        InputError: "not-found", "not-a-dataset"; or the first of the errors that
+            `survey_dataset` finds, and how many more there are.
+    """
+    survey = survey_dataset(root)
+    errors = [finding for finding in survey.findings if finding.severity == "error"]
+    if errors:
+        first, more = errors[0], len(errors) - 1
+        raise InputError(
+            first.cause + (f" (and {more} more problem(s))" if more else ""),
+            path=first.path,
+            code=first.code,
+            next_step=f"{first.next_step} 'kidseg check' names every problem.".strip(),
+        )
+    return survey.dataset
+
+
+def survey_dataset(root: str | Path) -> Survey:
+    """A data set as its folders and tables show it, with every problem they have.
+
+    Raises:
+        InputError: "not-found"; "not-a-dataset": it has none of the layouts; "no-dataset-json",
+            "bad-json", "bad-dataset-json": it has, but what it is cannot be told.
+    """
+    root = Path(root)
+    if not root.exists():
+        raise InputError("no such folder", path=root, code="not-found", next_step=_LOOKED_FOR)
+    if (root / DATASET_JSON).is_file():
+        return _described(root)
+    if (root / "imagesTr").is_dir():
+        raise InputError(
+            "it has imagesTr, as nnU-Net's and Decathlon's data sets, but no dataset.json",
+            path=root,
+            code="no-dataset-json",
+            next_step="Fetch or write dataset.json.",
+        )
+    if root.is_dir():
+        if (folder := kits_folder(root)) is not None:
+            return survey_kits(root, folder)
+        if (survey := survey_dicom(root)) is not None:
+            return survey
+    raise InputError("it is no data set", path=root, code="not-a-dataset", next_step=_LOOKED_FOR)
+
+
+def case_paths(
+    root: Path, layout: Layout, case_id: str, n_channels: int = 1
+) -> tuple[tuple[Path, ...], Path]:
+    """Where the images (a file, or a DICOM folder) and the labels of a training case belong.
+
+    Raises:
+        UsageError: "bad-case-name": the layout does not allow it; "one-channel": KiTS and DICOM
+            data sets have one.
+    """
+    kits = layout in ("kits19", "kits21", "kits23")
+    if not case_id or Path(case_id).name != case_id or "\\" in case_id or case_id.startswith("."):
+        raise UsageError(f"'{case_id}' is no name for a case", code="bad-case-name")
+    if kits and not KITS_CASE.fullmatch(case_id):
+        raise UsageError(
+            f"'{case_id}' is no name for a case of KiTS",
+            code="bad-case-name",
+            next_step="They are case_00000, case_00001 and so on.",
+        )
+    if n_channels != 1 and (kits or layout == "dicom"):
+        raise UsageError(f"layout {layout} has one channel, not {n_channels}", code="one-channel")
+    if kits:
+        folder = root / ("dataset" if layout == "kits23" else "data") / case_id
+        name = "aggregated_MAJ_seg" if layout == "kits21" else "segmentation"
+        return (folder / "imaging.nii.gz",), folder / f"{name}.nii.gz"
+    if layout == "dicom":
+        return (root / case_id / "ct",), root / case_id / "labels.nii.gz"
+    labels = root / "labelsTr" / f"{case_id}.nii.gz"
+    if layout == "msd":
+        return (root / "imagesTr" / f"{case_id}.nii.gz",) * n_channels, labels
+    images = [root / "imagesTr" / f"{case_id}_{k:04d}.nii.gz" for k in range(n_channels)]
+    return tuple(images), labels
+
+
+def _described(root: Path) -> Survey:
+    path = root / DATASET_JSON
+    content = load_json(path)
+    if isinstance(content, dict) and {"channel_names", "file_ending"} & set(content):
+        return survey_nnunet(root, content)
+    if isinstance(content, dict) and {"modality", "training"} & set(content):
+        return survey_msd(root, content)
+    raise InputError(
+        "it has neither 'channel_names' (nnU-Net v2) nor 'modality' and 'training' (Decathlon)",
+        path=path,
+        code="bad-dataset-json",
+        next_step="Correct the file, or fetch it again.",
+    )

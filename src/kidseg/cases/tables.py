@@ -1,0 +1,229 @@
+"""Who the cases are: patients.csv beside any data set, and the clinical tables of KiTS."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from kidseg.cases.case import Case, Side
+from kidseg.errors import Finding, InputError
+
+__all__ = [
+    "PATIENTS_CSV",
+    "Person",
+    "load_json",
+    "read_kits_table",
+    "read_patients_csv",
+    "with_persons",
+    "write_patients_csv",
+]
+
+PATIENTS_CSV = "patients.csv"
+_COLUMNS = ("case", "patient", "age_years", "sex", "side")
+_OLDEST_YEARS = 130.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Person:
+    """What a table says of a case; None where it is silent."""
+
+    patient: str | None = None
+    age_years: float | None = None
+    side: Side | None = None
+
+
+def read_patients_csv(
+    root: Path, known: Iterable[str]
+) -> tuple[dict[str, Person], tuple[Finding, ...]]:
+    """The rows of patients.csv at the root of a data set, by case; nothing if there is no table.
+
+    Columns: `case` is needed; `patient`, `age_years` and `side` ("left", "right", "bilateral") may
+    be missing or empty; all others are left alone.
+
+    Args:
+        root: of the data set.
+        known: ids of its cases; a row for another case is a finding.
+
+    Returns:
+        The sound rows, and findings: errors "bad-table", "bad-row" (with the number of the line),
+        "duplicate-row"; the warning "unknown-case".
+    """
+    path = root / PATIENTS_CSV
+    if not path.is_file():
+        return {}, ()
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (UnicodeDecodeError, OSError) as error:
+        return {}, (_table(path, f"it cannot be read as UTF-8 text ({error})"),)
+    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        names = [(name or "").strip() for name in rows.fieldnames or ()]
+    except csv.Error as error:
+        return {}, (_table(path, f"its first line is no header ({error})"),)
+    if "case" not in names or len(set(names)) != len(names):
+        cause = f"its first line must name each column once, 'case' among them, not {names}"
+        return {}, (_table(path, cause),)
+    rows.fieldnames = names
+    return _read_rows(rows, path, set(known))
+
+
+def read_kits_table(path: Path) -> tuple[dict[str, Person], tuple[Finding, ...]]:
+    """Ages from the clinical table of a KiTS challenge; nothing if there is no table.
+
+    Source: `data/kits.json` of github.com/neheller/kits19 and kits21, `dataset/kits23.json` of
+    kits23: a list of {"case_id", "age_at_nephrectomy", ...}; early versions have no ages.
+    """
+    if not path.is_file():
+        return {}, ()
+    try:
+        content = load_json(path)
+    except InputError as error:
+        return {}, (error.as_finding(),)
+    if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
+        return {}, (_table(path, "it is no list of cases"),)
+    persons, findings = {}, []
+    for number, row in enumerate(content, start=1):
+        case, age = row.get("case_id"), row.get("age_at_nephrectomy")
+        is_number = isinstance(age, int | float) and not isinstance(age, bool)
+        if not isinstance(case, str):
+            findings.append(_table(path, f"entry {number} has no case_id"))
+        elif age is None:
+            persons[case] = Person()
+        elif is_number and 0 <= age <= _OLDEST_YEARS:
+            persons[case] = Person(age_years=float(age))
+        else:
+            findings.append(_table(path, f"entry {number} ({case}): an age of {age!r} years"))
+    return persons, tuple(findings)
+
+
+def with_persons(cases: Iterable[Case], persons: Mapping[str, Person]) -> tuple[Case, ...]:
+    """The cases with what the table says of them; what it does not say stays."""
+
+    def described(case: Case) -> Case:
+        person = persons.get(case.id, Person())
+        return replace(
+            case,
+            patient=person.patient or case.patient,
+            age_years=case.age_years if person.age_years is None else person.age_years,
+            side=person.side or case.side,
+        )
+
+    return tuple(described(case) for case in cases)
+
+
+def write_patients_csv(
+    root: Path, rows: Iterable[Mapping[str, Any]], *, overwrite: bool = False
+) -> Path:
+    """Write patients.csv: case, patient, age_years, sex, side.
+
+    Args:
+        root: of the data set.
+        rows: one mapping per case; other keys are left out, missing ones and None stay empty.
+        overwrite: replace a table that exists.
+
+    Raises:
+        UsageError, InputError, ResourceError: as `kidseg.io.atomic.writing`.
+        KeyError: a row without "case".
+    """
+    from kidseg.io.atomic import writing
+
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(_COLUMNS)
+    for row in rows:
+        values = [row["case"], *(row.get(name) for name in _COLUMNS[1:])]
+        table.writerow(["" if value is None else value for value in values])
+    path = root / PATIENTS_CSV
+    with writing(path, overwrite=overwrite) as file:
+        file.write(text.getvalue().encode())
+    return path
+
+
+def load_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        InputError: "not-found", "unreadable", "bad-json".
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError as error:
+        raise InputError("no such file", path=path, code="not-found") from error
+    except OSError as error:
+        raise InputError(
+            f"it cannot be read ({error.strerror})", path=path, code="unreadable"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"it is no JSON ({error})",
+            path=path,
+            code="bad-json",
+            next_step="Correct it or fetch it again.",
+        ) from error
+
+
+def _read_rows(
+    rows: csv.DictReader[str], path: Path, known: set[str]
+) -> tuple[dict[str, Person], tuple[Finding, ...]]:
+    persons: dict[str, Person] = {}
+    findings: list[Finding] = []
+
+    def note(code: str, cause: str, *, warning: bool = False) -> None:
+        findings.append(_table(path, f"line {rows.line_num}: {cause}", code, warning=warning))
+
+    try:
+        for row in rows:
+            if None in row:
+                note("bad-row", "it has more values than the header has names")
+                continue
+            cells = {name: (value or "").strip() for name, value in row.items()}
+            case = cells["case"]
+            if case in persons:
+                note("duplicate-row", f"case '{case}' has a row already")
+            elif case and case not in known:
+                note("unknown-case", f"there is no case '{case}'", warning=True)
+            elif person := _person(cells, note):
+                persons[case] = person
+    except csv.Error as error:
+        note("bad-row", str(error))
+    return persons, tuple(findings)
+
+
+def _person(cells: Mapping[str, str], note: Callable[[str, str], None]) -> Person | None:
+    if not cells["case"]:
+        note("bad-row", "it names no case")
+        return None
+    age_years: float | None = None
+    if text := cells.get("age_years"):
+        try:
+            age_years = float(text)
+        except ValueError:
+            age_years = math.nan
+        if not 0 <= age_years <= _OLDEST_YEARS:
+            note("bad-row", f"'{text}' is no age in years")
+            return None
+    side = cells.get("side", "").lower() or None
+    if side is not None and side not in get_args(Side):
+        note("bad-row", f"'{side}' is none of the sides {', '.join(get_args(Side))}")
+        return None
+    return Person(
+        patient=cells.get("patient") or None,
+        age_years=age_years,
+        side=cast("Side | None", side),
+    )
+
+
+def _table(path: Path, cause: str, code: str = "bad-table", *, warning: bool = False) -> Finding:
+    return Finding(
+        code=code,
+        path=str(path),
+        cause=cause,
+        next_step="" if warning else "Correct the table.",
+        severity="warning" if warning else "error",
+    )
