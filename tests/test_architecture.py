@@ -31,6 +31,7 @@ ROOMS = [
     "sampling",
     "sliding",
     "pipeline",
+    "stage",
     "methods",
     "checkpoint",
     "train",

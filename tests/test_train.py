@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from kidseg.checkpoint import load_state
 from kidseg.config import OptimizerConfig, StageConfig
 from kidseg.errors import ModelError
-from kidseg.train import Run, Stage, Step, fit
+from kidseg.stage import Moment, Stage
+from kidseg.train import Run, fit
 
 CPU = torch.device("cpu")
 
@@ -26,20 +27,21 @@ import sys, torch
 from pathlib import Path
 from torch import nn
 from kidseg.config import OptimizerConfig, StageConfig
-from kidseg.train import Run, Stage, fit
+from kidseg.stage import Stage
+from kidseg.train import Run, fit
 
 torch.set_num_threads(1)
 torch.manual_seed(0)
 net = nn.Sequential(nn.Linear(8, 64), nn.BatchNorm1d(64), nn.Dropout(0.2), nn.ReLU(),
                     nn.Linear(64, 1))
 
-def draw(step):
-    generator = torch.Generator().manual_seed(1000 * step.epoch + step.index)
+def draw(now):
+    generator = torch.Generator().manual_seed(1000 * now.epoch + now.step)
     x = torch.rand(16, 8, generator=generator)
     return x, x.pow(2).sum(1, keepdim=True)
 
-def loss(called, step):
-    x, y = draw(step)
+def loss(called, now):
+    x, y = draw(now)
     return {"loss": (called(x) - y).pow(2).mean()}
 
 def validate():
@@ -81,7 +83,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path: Path) -> 
     for _ in range(20):
         process = start(broken)
         assert process.stdout is not None
-        for _ in range(moments.randint(1, 12)):
+        for _ in range(moments.randint(1, 8)):
             if not process.stdout.readline():
                 break
         time.sleep(moments.random() * 0.02)
@@ -123,7 +125,7 @@ def slope_stage(config: StageConfig, scores: list[float] | None = None) -> Stage
     net = Slope()
     told = iter(scores or [])
 
-    def loss(called: nn.Module, step: Step) -> dict[str, Tensor]:
+    def loss(called: nn.Module, now: Moment) -> dict[str, Tensor]:
         return {"loss": called()}
 
     def validate() -> dict[str, float]:
@@ -141,7 +143,7 @@ def test_gradient_descent_by_hand(tmp_path: Path) -> None:
     """w <- w - 0.1 * 2 (w - 3): the distance to 3 shrinks by 0.8 a step, 0.64 an epoch."""
     stage = slope_stage(config(epochs=3))
     fitted = fit(stage, Run(folder=tmp_path, device=CPU))
-    assert float(stage.net.weight) == pytest.approx(3 * (1 - 0.8**6))
+    assert stage.net.weight.item() == pytest.approx(3 * (1 - 0.8**6))
     assert fitted.stopped == "epochs"
     assert fitted.epoch == 2
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -153,7 +155,7 @@ def test_the_best_weights_are_left_in_the_network(tmp_path: Path) -> None:
     stage = slope_stage(config(epochs=4), scores=[0.1, 0.9, 0.5, 0.2])
     fitted = fit(stage, Run(folder=tmp_path, device=CPU))
     assert fitted.epoch == 1
-    assert float(stage.net.weight) == pytest.approx(3 * (1 - 0.8**4))
+    assert stage.net.weight.item() == pytest.approx(3 * (1 - 0.8**4))
 
 
 def test_patience_counts_from_the_best_epoch(tmp_path: Path) -> None:
@@ -185,8 +187,8 @@ def test_the_rate_falls_by_the_polynomial(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_with_its_place(tmp_path: Path) -> None:
     net = Slope()
 
-    def loss(called: nn.Module, step: Step) -> dict[str, Tensor]:
-        value = called() * (float("nan") if (step.epoch, step.index) == (1, 1) else 1.0)
+    def loss(called: nn.Module, now: Moment) -> dict[str, Tensor]:
+        value = called() * (float("nan") if (now.epoch, now.step) == (1, 1) else 1.0)
         return {"loss": value}
 
     stage = Stage(
@@ -213,4 +215,4 @@ def test_both_optimizers_learn(tmp_path: Path, name: str) -> None:
     chosen = OptimizerConfig(name=name, learning_rate=0.1, momentum=0.9, weight_decay=0.0)
     stage = slope_stage(config(epochs=60, optimizer=chosen))
     fit(stage, Run(folder=tmp_path, device=CPU))
-    assert float(stage.net.weight) == pytest.approx(3, abs=0.1)
+    assert stage.net.weight.item() == pytest.approx(3, abs=0.1)

@@ -26,43 +26,9 @@ from kidseg.checkpoint import load_state, save_state
 from kidseg.config import OptimizerConfig, StageConfig
 from kidseg.errors import ModelError, ResourceError
 from kidseg.io.atomic import writing
+from kidseg.stage import Moment, Stage
 
-__all__ = ["Fitted", "Run", "Stage", "Step", "fit"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """Where training stands, for drawing a batch: the same step draws the same batch.
-
-    `rank` of `world` processes shares the batch.
-    """
-
-    seed: int
-    epoch: int
-    index: int
-    rank: int = 0
-    world: int = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """One thing to train.
-
-    Attributes:
-        name: of the stage, for logs and files.
-        net: what is trained.
-        config: how long and how.
-        steps: optimizer steps per epoch.
-        loss: (network to call, step) -> named scalars; "loss" is minimised, the others are logged.
-        validate: () -> named figures; "score" is better when higher. The network is in eval mode.
-    """
-
-    name: str
-    net: nn.Module
-    config: StageConfig
-    steps: int
-    loss: Callable[[nn.Module, Step], dict[str, Tensor]]
-    validate: Callable[[], dict[str, float]]
+__all__ = ["Fitted", "Run", "fit"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,9 +104,9 @@ def fit(stage: Stage, run: Run) -> Fitted:
         sums: dict[str, float] = {}
         for index in range(stage.steps):
             torch.manual_seed(_seed(run.seed, stage.name, epoch, index))
-            step = Step(seed=run.seed, epoch=epoch, index=index, rank=run.rank, world=run.world)
+            now = Moment(seed=run.seed, epoch=epoch, step=index, rank=run.rank, world=run.world)
             with _memory_named(run), _autocast(run):
-                losses = stage.loss(called, step)
+                losses = stage.loss(called, now)
             _check_finite(losses, stage.name, epoch, index)
             optimizer.zero_grad(set_to_none=True)
             with _memory_named(run):
@@ -175,8 +141,10 @@ def fit(stage: Stage, run: Run) -> Fitted:
                 "best_score": best.score,
                 "best_net": best.net,
             }
-            save_state(state, state_file)
+            # The line first: an epoch that is trained again after a kill replaces its line, but
+            # one that is not trained again could never add it.
             _log(run.folder / "log.jsonl", line)
+            save_state(state, state_file)
             if run.on_epoch is not None:
                 run.on_epoch(stage.name, epoch + 1, config.epochs, line)
     if best.net is not None:
