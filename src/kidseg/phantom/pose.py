@@ -1,0 +1,88 @@
+"""How a patient lies in the scanner: turned, tilted, off centre, with a curved spine, arms down."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["ARMS_DOWN_SHARE", "SCOLIOSIS_SHARE", "Pose", "draw_pose"]
+
+ARMS_DOWN_SHARE = 0.15
+"""Part of the patients whose arms lie beside the body and in view."""
+SCOLIOSIS_SHARE = 0.12
+"""Part of the patients with a spine visibly curved sideways, by lying or by disease."""
+
+# Standard deviations of what a radiographer leaves uncorrected, within the largest angle.
+_ANGLE_SD = 0.4
+_TILT_SD_DEG = 3.0
+_OFFSET_SD_MM = (12.0, 12.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pose:
+    """Where the anatomy lies in the scanner.
+
+    Attributes:
+        angle_deg: turn about the long axis; positive lifts the patient's right side (towards the
+            left side lying down).
+        tilt_deg: turn of the long axis in the coronal plane; positive leans the head to the right.
+        offset_mm: (x, y) of the anatomy's origin in the scanner.
+        scoliosis_mm: largest sideways shift of the spine; positive to the right.
+        scoliosis_length_mm: half the wavelength of the curve.
+        arms: beside the body?
+    """
+
+    angle_deg: float = 0.0
+    tilt_deg: float = 0.0
+    offset_mm: tuple[float, float] = (0.0, 0.0)
+    scoliosis_mm: float = 0.0
+    scoliosis_length_mm: float = 200.0
+    arms: bool = False
+
+    def scanner_from_anatomy(self) -> Tensor:
+        """(4, 4) float64: scanner mm from anatomy mm, RAS+; a rotation and a shift."""
+        turn, lean = np.deg2rad(self.angle_deg), np.deg2rad(self.tilt_deg)
+        about_z = np.eye(4)
+        about_z[:2, :2] = [[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]
+        about_y = np.eye(4)
+        about_y[0, [0, 2]] = np.cos(lean), np.sin(lean)
+        about_y[2, [0, 2]] = -np.sin(lean), np.cos(lean)
+        shift = np.eye(4)
+        shift[:2, 3] = self.offset_mm
+        return torch.from_numpy(shift @ about_y @ about_z)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain data, for JSON."""
+        return asdict(self)
+
+
+def draw_pose(
+    rng: np.random.Generator, *, max_angle_deg: float = 25.0, segment_mm: float = 20.0
+) -> Pose:
+    """A pose as in practice: mostly nearly straight, sometimes turned up to the largest angle.
+
+    Args:
+        rng: every draw.
+        max_angle_deg: largest turn about the long axis, either way.
+        segment_mm: height of a lumbar segment, for the curve of a scoliosis.
+    """
+    wide = rng.random() < 0.35
+    angle = rng.uniform(-1.0, 1.0) if wide else np.clip(rng.normal(0.0, _ANGLE_SD), -1.0, 1.0)
+    tilt = np.clip(rng.normal(0.0, _TILT_SD_DEG), -9.0, 9.0)
+    offset = rng.normal(0.0, _OFFSET_SD_MM)
+    curved = rng.random() < SCOLIOSIS_SHARE
+    bend = rng.choice([-1.0, 1.0]) * rng.uniform(0.2, 0.7) * segment_mm
+    length = rng.uniform(7.0, 11.0) * segment_mm
+    arms = rng.random() < ARMS_DOWN_SHARE
+    return Pose(
+        angle_deg=float(angle * max_angle_deg),
+        tilt_deg=float(tilt),
+        offset_mm=(float(offset[0]), float(offset[1])),
+        scoliosis_mm=float(bend) if curved else 0.0,
+        scoliosis_length_mm=float(length),
+        arms=bool(arms),
+    )

@@ -1,0 +1,253 @@
+"""From a child's anatomy and pose to true HU and labels on a scan's voxels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kidseg.config import Phase
+from kidseg.geometry import Grid, Volume
+from kidseg.phantom.anatomy import ORGANS, Anatomy
+from kidseg.phantom.bowel import COLON, SMALL, Loop, colon_of, paint_bowel, small_bowel_of
+from kidseg.phantom.canvas import Canvas, Locator, Noise
+from kidseg.phantom.kidneys import paint_cysts, paint_kidneys
+from kidseg.phantom.organs import (
+    paint_adrenals,
+    paint_liver,
+    paint_pancreas,
+    paint_spleen,
+    paint_stomach,
+)
+from kidseg.phantom.pose import Pose
+from kidseg.phantom.skeleton import paint_pelvis, paint_ribs, paint_spine
+from kidseg.phantom.surfaces import skin
+from kidseg.phantom.tissues import draw_tissues
+from kidseg.phantom.trunk import (
+    arm_centres,
+    paint_arms,
+    paint_deep_muscles,
+    paint_thorax,
+    paint_wall,
+)
+from kidseg.phantom.tumour import distance_mm, paint_tumours, pushed
+from kidseg.phantom.vessels import Vessel, paint_vessels, vessels_of
+
+__all__ = ["KIDNEY", "TUMOUR", "Rendering", "render"]
+
+KIDNEY, TUMOUR = 1, 2
+"""Values of `Rendering.labels`."""
+
+# What counts as kidney: parenchyma, and cysts as in KiTS19. Fat and pelvis of the sinus do not.
+_KIDNEY_ORGANS = ("renal cortex", "renal medulla", "cyst")
+_SLAB_VOXELS = 2_500_000
+# Coarse nodes per body diameter; the smoothest displacement is many nodes long.
+_NODES_PER_DIAMETER = 44
+_WOBBLE = 0.011
+
+
+@dataclass(frozen=True, eq=False)
+class Rendering:
+    """A child as voxels, before any scanner adds its part.
+
+    Attributes:
+        hu: (slices, rows, columns) float32; partial volume included; -1000 outside the body.
+        organs: uint8, numbers of `ORGANS`.
+        labels: uint8, 0, 1 kidney, 2 tumour.
+    """
+
+    hu: np.ndarray
+    organs: np.ndarray
+    labels: np.ndarray
+
+
+def render(
+    anatomy: Anatomy, pose: Pose, grid: Grid, phase: Phase, rng: np.random.Generator
+) -> Rendering:
+    """Draw a child on a grid.
+
+    Args:
+        anatomy: the child.
+        pose: how it lies in the scanner.
+        grid: axial, canonical order, in scanner mm; any spacing and extent.
+        phase: contrast phase.
+        rng: HU of tissues and texture; draws do not depend on the grid.
+
+    Returns:
+        HU and labels on `grid`. A grid beside the body gives air and no labels.
+    """
+    hu = draw_tissues(rng, phase)
+    scale = anatomy.body_scale
+    noises = _draw_noises(rng, anatomy, pose)
+    detail = np.random.default_rng(anatomy.detail_seed)
+    details = _Details(
+        small_bowel_of(anatomy, detail), colon_of(anatomy, detail), vessels_of(anatomy, detail)
+    )
+    out = np.full(grid.shape, -1000.0, dtype=np.float32)
+    organs = np.zeros(grid.shape, dtype=np.uint8)
+    coarse = _coarse_field(anatomy, pose, grid, noises, grid_step_mm=scale)
+    rows, columns = _body_window(anatomy, pose, grid, coarse)
+    if rows.start < rows.stop and columns.start < columns.stop:
+        window = (rows.stop - rows.start, columns.stop - columns.start)
+        locator = Locator(coarse.data[:3])
+        thick = max(1, _SLAB_VOXELS // (window[0] * window[1]))
+        for start in range(0, grid.shape[0], thick):
+            stop = min(start + thick, grid.shape[0])
+            slab = grid.crop((start, rows.start, columns.start), (stop - start, *window))
+            canvas = Canvas(slab, coarse, locator, noises)
+            _paint(canvas, anatomy, pose, details, hu, phase)
+            out[start:stop, rows, columns] = canvas.hu.numpy()
+            organs[start:stop, rows, columns] = canvas.organs.numpy()
+    return Rendering(out, organs, _labels(organs))
+
+
+@dataclass(frozen=True, eq=False)
+class _Details:
+    small_bowel: list[Loop]
+    colon: list[Loop]
+    vessels: list[Vessel]
+
+
+def _paint(
+    canvas: Canvas,
+    anatomy: Anatomy,
+    pose: Pose,
+    details: _Details,
+    hu: dict[str, float],
+    phase: Phase,
+) -> None:
+    """Everything, from the bottom up: what is painted later lies in front."""
+    arterial = phase == "early-arterial"
+    paint_wall(canvas, anatomy, hu)
+    paint_bowel(canvas, anatomy, details.small_bowel, SMALL, hu)
+    paint_pancreas(canvas, anatomy, hu)
+    paint_bowel(canvas, anatomy, details.colon, COLON, hu)
+    paint_stomach(canvas, anatomy, hu)
+    paint_liver(canvas, anatomy, hu)
+    paint_spleen(canvas, anatomy, hu, mottled=arterial)
+    paint_thorax(canvas, anatomy, hu)
+    paint_deep_muscles(canvas, anatomy, hu)
+    paint_kidneys(canvas, anatomy, hu)
+    paint_adrenals(canvas, anatomy, hu)
+    paint_cysts(canvas, anatomy.cysts, hu)
+    paint_vessels(canvas, anatomy, details.vessels, hu, phase)
+    paint_tumours(canvas, anatomy.tumours, hu, bright=arterial)
+    paint_pelvis(canvas, anatomy, hu)
+    paint_spine(canvas, anatomy, hu)
+    paint_ribs(canvas, anatomy, hu)
+    if pose.arms:
+        paint_arms(canvas, anatomy, hu)
+
+
+def _draw_noises(rng: np.random.Generator, anatomy: Anatomy, pose: Pose) -> dict[str, Noise]:
+    low, high = anatomy.modelled_mm
+    wide = 1.25 * anatomy.lateral_mm
+    size = (wide, wide, 1.1 * (high - low) + 20.0)
+    centre = (pose.offset_mm[0], pose.offset_mm[1], (low + high) / 2)
+    fine = 1.5 * max(1.0, anatomy.body_scale)
+    scale = anatomy.body_scale**0.5
+    lengths = {
+        "fine": fine,
+        "middle": 2.6 * scale,
+        "vessels": 1.8 * scale,
+        "large": 7.0 * scale,
+        "blotch": 11.0 * scale,
+        "wobble x": 26.0 * scale,
+        "wobble y": 26.0 * scale,
+        "wobble z": 26.0 * scale,
+    }
+    return {name: Noise.draw(rng, size, centre, mm) for name, mm in lengths.items()}
+
+
+def _coarse_field(
+    anatomy: Anatomy, pose: Pose, grid: Grid, noises: dict[str, Noise], grid_step_mm: float
+) -> Volume:
+    """Reference (x, y, z) and each tumour's distance, every few mm over the grid and a bit more."""
+    step = anatomy.effective_diameter_mm / _NODES_PER_DIAMETER
+    spacing = grid.spacing_mm.tolist()
+    margin = [2 * step / s for s in spacing]
+    shape = [
+        max(2, int(np.ceil((n + 2 * m) * s / step)))
+        for n, m, s in zip(grid.shape, margin, spacing, strict=True)
+    ]
+    from kidseg.geometry import boxed
+
+    low = torch.tensor([-0.5 - m for m in margin])
+    high = torch.tensor([n - 0.5 + m for n, m in zip(grid.shape, margin, strict=True)])
+    nodes = boxed(grid, low, high, shape)
+    axes = [torch.arange(n, dtype=torch.float64) for n in nodes.shape]
+    index = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 3)
+    scanner = nodes.mm(index)
+    matrix = torch.linalg.inv(pose.scanner_from_anatomy())
+    place = (scanner @ matrix[:3, :3].T + matrix[:3, 3]).T.reshape(3, *nodes.shape).float()
+    place = _straightened(anatomy, pose, place)
+    distances = [distance_mm(t, anatomy.body, place)[None] for t in anatomy.tumours]
+    before = place
+    for tumour in anatomy.tumours:
+        before = before + (pushed(tumour, anatomy.body, place) - place)
+    before = _relaxed(anatomy, before, [noises[f"wobble {axis}"].on(nodes) for axis in "xyz"])
+    return Volume(torch.cat([before, *distances]), nodes)
+
+
+def _straightened(anatomy: Anatomy, pose: Pose, place: Tensor) -> Tensor:
+    """A scoliosis undone: the spine's sideways shift, fading towards skin and front."""
+    if pose.scoliosis_mm == 0.0:
+        return place
+    x, y, z = place
+    body = anatomy.body
+    bend = pose.scoliosis_mm * torch.cos(np.pi * z / pose.scoliosis_length_mm)
+    reach = 1.1 * body.half_lateral_mm
+    fade = torch.exp(-((x / reach) ** 2) - ((y - body.spine_y_mm) / reach) ** 2)
+    return torch.stack([x - bend * fade, y, z])
+
+
+def _relaxed(anatomy: Anatomy, place: Tensor, wobble: list[Tensor]) -> Tensor:
+    """Lordosis, the trunk's taper, and small smooth deviations from the ideal shapes undone."""
+    x, y, z = place
+    body = anatomy.body
+    level = z / body.segment_mm
+    curve = body.lordosis_mm * (torch.cos((level + 2.0) * 0.55) - 0.6)
+    behind = torch.exp(-(((y - body.spine_y_mm) / (0.7 * body.half_depth_mm)) ** 2))
+    y = y - curve * behind * (x.abs() / body.half_lateral_mm - 1.0).clamp(-1.0, 0.0).abs()
+    taper = (
+        1.0 + 0.012 * (level + 0.5).clamp(-5.0, 0.0) * (0.4) - 0.010 * (level - 2.0).clamp(0.0, 5.0)
+    )
+    x, y = x / taper, torch.where(y > 0, y / taper, y)
+    amplitude = _WOBBLE * anatomy.effective_diameter_mm
+    soft = ((torch.hypot(x, y - body.spine_y_mm) / body.vertebra_mm - 0.7) / 1.0).clamp(0.15, 1.0)
+    moved = [p + amplitude * soft * w for p, w in zip((x, y, z), wobble, strict=True)]
+    return torch.stack(moved)
+
+
+def _body_window(anatomy: Anatomy, pose: Pose, grid: Grid, coarse: Volume) -> tuple[slice, slice]:
+    """Rows and columns that can show the body."""
+    body = anatomy.body
+    x, y = coarse.data[0], coarse.data[1]
+    shown = skin(body, x, y) < 1.06
+    if pose.arms:
+        x0, y0, radius = arm_centres(body)
+        shown |= torch.hypot(x.abs() - x0, y - y0) < 1.5 * radius
+    index_from_node = torch.linalg.inv(grid.mm_from_index) @ coarse.grid.mm_from_index
+    found = []
+    for axis, other in ((1, 1), (2, 0)):
+        hits = shown.any(dim=0).any(dim=other).nonzero()
+        if len(hits) == 0:
+            return slice(0, 0), slice(0, 0)
+        scale, shift = float(index_from_node[axis, axis]), float(index_from_node[axis, 3])
+        first = int(np.floor((int(hits[0]) - 1) * scale + shift))
+        last = int(np.ceil((int(hits[-1]) + 1) * scale + shift)) + 1
+        found.append(slice(max(0, first), min(grid.shape[axis], last)))
+    return found[0], found[1]
+
+
+def _labels(organs: np.ndarray) -> np.ndarray:
+    table = np.zeros(256, dtype=np.uint8)
+    for number, name in ORGANS.items():
+        if name in _KIDNEY_ORGANS:
+            table[number] = KIDNEY
+        elif name == "tumour":
+            table[number] = TUMOUR
+    mapped: np.ndarray = table[organs]
+    return mapped

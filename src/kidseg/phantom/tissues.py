@@ -1,0 +1,61 @@
+"""HU of every tissue by contrast phase: population mean and spread between patients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from kidseg.config import Phase
+
+__all__ = ["TISSUES_HU", "draw_tissues"]
+
+_PHASES: tuple[Phase, ...] = ("unenhanced", "early-arterial", "portal-venous", "excretory")
+
+# (mean in each of _PHASES, standard deviation between patients). Children are scanned at 80 to 100
+# kV, where iodine is brighter than at 120. Source: usual values of abdominal CT; renal cortex,
+# medulla and aorta of the early arterial phase as in the set of the ISBI 2021 paper.
+TISSUES_HU: Mapping[str, tuple[tuple[float, float, float, float], float]] = {
+    "skin": ((38.0, 45.0, 60.0, 60.0), 12.0),
+    "fat": ((-102.0, -102.0, -100.0, -100.0), 5.0),
+    "visceral fat": ((-96.0, -95.0, -92.0, -92.0), 6.0),
+    "muscle": ((52.0, 56.0, 64.0, 64.0), 5.0),
+    "marrow": ((190.0, 195.0, 205.0, 205.0), 30.0),
+    "cortical bone": ((640.0, 640.0, 650.0, 650.0), 80.0),
+    "cartilage": ((88.0, 92.0, 98.0, 98.0), 8.0),
+    "disc": ((78.0, 80.0, 86.0, 86.0), 6.0),
+    "canal": ((24.0, 26.0, 28.0, 28.0), 5.0),
+    "lung": ((-810.0, -800.0, -795.0, -795.0), 40.0),
+    "heart": ((42.0, 210.0, 150.0, 110.0), 20.0),
+    "liver": ((60.0, 72.0, 114.0, 104.0), 8.0),
+    "hepatic vein": ((42.0, 56.0, 158.0, 118.0), 8.0),
+    "portal vein": ((42.0, 92.0, 168.0, 122.0), 12.0),
+    "gallbladder": ((8.0, 8.0, 9.0, 10.0), 5.0),
+    "spleen": ((48.0, 108.0, 124.0, 104.0), 12.0),
+    "pancreas": ((42.0, 92.0, 102.0, 84.0), 9.0),
+    "stomach wall": ((42.0, 72.0, 88.0, 78.0), 8.0),
+    "bowel wall": ((40.0, 82.0, 102.0, 86.0), 10.0),
+    "bowel fluid": ((14.0, 16.0, 18.0, 18.0), 8.0),
+    "adrenal": ((32.0, 82.0, 74.0, 58.0), 8.0),
+    "aorta": ((42.0, 298.0, 158.0, 122.0), 28.0),
+    "vena cava": ((42.0, 56.0, 148.0, 118.0), 8.0),
+    "renal vein": ((42.0, 150.0, 165.0, 122.0), 20.0),
+    "mesenteric vein": ((42.0, 82.0, 164.0, 118.0), 14.0),
+    "renal cortex": ((34.0, 200.0, 186.0, 152.0), 24.0),
+    "renal medulla": ((32.0, 74.0, 178.0, 152.0), 12.0),
+    "urine": ((6.0, 8.0, 12.0, 420.0), 6.0),
+    "tumour": ((36.0, 50.0, 66.0, 62.0), 7.0),
+    "tumour rim": ((40.0, 84.0, 96.0, 84.0), 10.0),
+    "necrosis": ((18.0, 20.0, 22.0, 22.0), 5.0),
+    "haemorrhage": ((58.0, 60.0, 64.0, 62.0), 6.0),
+    "cyst": ((6.0, 7.0, 8.0, 8.0), 5.0),
+}
+
+
+def draw_tissues(rng: np.random.Generator, phase: Phase) -> dict[str, float]:
+    """HU of each tissue in one patient and one phase."""
+    column = _PHASES.index(phase)
+    return {
+        name: float(means[column] + sd * np.clip(rng.normal(), -2.0, 2.0))
+        for name, (means, sd) in TISSUES_HU.items()
+    }

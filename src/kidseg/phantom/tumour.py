@@ -1,0 +1,211 @@
+"""Renal tumours: their shape, how they push the anatomy aside, and what they look like inside.
+
+A tumour grows from a point of its kidney. Tissue that lay at distance r' from that point lies, once
+the tumour of radius R has grown, at r with r^3 = R^3 + r'^3: nothing is lost, all is pushed. So the
+kidney becomes a thinning crescent around the tumour (the claw sign), and liver, bowel and vessels
+move aside. Spine and back hold against it, and the tumour moulds itself to them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kidseg.phantom.anatomy import Body, Kidney, Tumour
+from kidseg.phantom.canvas import Canvas
+from kidseg.phantom.surfaces import cavity, spine_clearance
+
+__all__ = ["distance_mm", "draw_tumour", "paint_tumours", "pushed"]
+
+TUMOUR = 26
+_SAMPLES = 44
+
+
+def draw_tumour(rng: np.random.Generator, body: Body, kidney: Kidney, volume_ml: float) -> Tumour:
+    """A tumour of this volume somewhere in a kidney."""
+    from kidseg.phantom.kidneys import Frame
+
+    frame = Frame.of(kidney)
+    latitude = rng.uniform(-75.0, 75.0)
+    azimuth = rng.normal(0.0, 55.0)
+    lat, az = np.deg2rad([latitude, azimuth])
+    outward = np.array([np.cos(lat) * np.cos(az), np.cos(lat) * np.sin(az), np.sin(lat)])
+    origin = frame.anatomy_mm(*(rng.uniform(0.45, 0.95) * outward * (1.0, 1.0, 0.85)))
+    radius = float(np.cbrt(volume_ml * 1000.0 * 3 / (4 * np.pi)))
+    centre = _settled(body, origin, origin + 0.7 * radius * (outward @ frame.axes), radius)
+    lobes = [(0.0, 0.0, 0.0, float(rng.uniform(0.85, 0.95)))]
+    for _ in range(int(rng.integers(2, 7))):
+        away = rng.normal(size=3)
+        away *= rng.uniform(0.35, 0.62) / np.linalg.norm(away)
+        x, y, z = (float(v) for v in away * (1.0, 1.0, 1.15))
+        lobes.append((x, y, z, float(rng.uniform(0.35, 0.60))))
+    ox, oy, oz = (float(v) for v in origin)
+    cx, cy, cz = (float(v) for v in centre)
+    rough = Tumour(
+        side=kidney.side,
+        volume_ml=volume_ml,
+        origin_mm=(ox, oy, oz),
+        centre_mm=(cx, cy, cz),
+        radius_mm=radius,
+        lobes=tuple(lobes),
+        necrosis=float(rng.beta(1.6, 2.6)),
+        haemorrhage=float(rng.beta(1.2, 5.0)),
+        septa=float(rng.beta(1.5, 2.0)),
+        rim_mm=float(rng.uniform(0.8, 1.8)),
+        calcified=bool(rng.random() < 0.09),
+    )
+    return _scaled_to_volume(rough, body)
+
+
+def _settled(body: Body, origin: np.ndarray, centre: np.ndarray, radius: float) -> np.ndarray:
+    """The centre moved until the tumour rests on spine, back and wall instead of inside them."""
+    spine = np.array([0.0, body.spine_y_mm])
+    lateral = body.half_lateral_mm - body.fat_lateral_mm - body.wall_lateral_mm
+    front = body.half_depth_mm - body.fat_front_mm - body.wall_front_mm
+    back = body.half_depth_mm - body.fat_back_mm - body.wall_back_mm
+    centre = centre.copy()
+    sign = np.sign(origin[0])
+    for _ in range(60):
+        away = centre[:2] - spine
+        gap = 0.75 * body.vertebra_mm + 0.80 * radius - np.linalg.norm(away)
+        if gap > 0:
+            away = away + np.array([sign * 0.5, 0.5])
+            centre[:2] += 0.3 * gap * away / np.linalg.norm(away)
+        centre[1] = max(centre[1], -back + 0.85 * radius)
+        centre[1] = min(centre[1], max(front - 0.72 * radius, -back + 0.85 * radius))
+        limit = max(lateral - 0.78 * radius, 0.0)
+        centre[0] = sign * min(sign * centre[0], limit)
+        # No further from its origin than growth explains.
+        step = centre - origin
+        far = np.linalg.norm(step)
+        if far > 1.05 * radius:
+            centre = origin + step * (1.05 * radius / far)
+    return centre
+
+
+def _scaled_to_volume(tumour: Tumour, body: Body) -> Tumour:
+    """The same tumour with the radius that gives its volume, moulded as rendered."""
+    from dataclasses import replace
+
+    low, high = 0.6 * tumour.radius_mm, 2.2 * tumour.radius_mm
+    for _ in range(12):
+        middle = (low + high) / 2
+        trial = replace(tumour, radius_mm=middle)
+        if _volume_ml(trial, body) < tumour.volume_ml:
+            low = middle
+        else:
+            high = middle
+    return replace(tumour, radius_mm=(low + high) / 2)
+
+
+def _volume_ml(tumour: Tumour, body: Body) -> float:
+    reach = 1.6 * tumour.radius_mm
+    steps = torch.linspace(-reach, reach, _SAMPLES)
+    offsets = torch.meshgrid(steps, steps, steps, indexing="ij")
+    place = torch.stack([o + c for o, c in zip(offsets, tumour.centre_mm, strict=True)])
+    step = 2 * reach / (_SAMPLES - 1)
+    inside = (0.5 - distance_mm(tumour, body, place) / step).clamp(0.0, 1.0)
+    return float(inside.sum()) * step**3 / 1000.0
+
+
+def _free_distance_mm(tumour: Tumour, place: Tensor) -> Tensor:
+    """Distance from the tumour's surface as if nothing held it: rounded lobes, grown together."""
+    away = [p - float(c) for p, c in zip(place, tumour.centre_mm, strict=True)]
+    scale = tumour.radius_mm
+    total = torch.zeros_like(place[0])
+    sharp = 7.0
+    for x, y, z, radius in tumour.lobes:
+        d = torch.sqrt(
+            (away[0] / scale - x) ** 2 + (away[1] / scale - y) ** 2 + (away[2] / scale - z) ** 2
+        )
+        total += torch.exp(-sharp * (d - radius).clamp(max=10.0))
+    return -torch.log(total.clamp(min=1e-30)) / sharp * scale
+
+
+def distance_mm(tumour: Tumour, body: Body, place: Tensor) -> Tensor:
+    """Signed distance, about, from the tumour's surface, moulded to spine, back and wall.
+
+    Args:
+        tumour: the tumour.
+        body: what holds it.
+        place: (3, ...) x, y, z in the anatomy, straight, with the tumour grown.
+    """
+    free = _free_distance_mm(tumour, place)
+    where = pushed(tumour, body, place, free)
+    wall = (cavity(body, where[0], where[1]) - 1.0) * body.half_depth_mm + 0.5
+    held = torch.maximum(wall, 0.5 - spine_clearance(body, place[0], place[1]))
+    return torch.maximum(free, held)
+
+
+def pushed(tumour: Tumour, body: Body, place: Tensor, free_mm: Tensor | None = None) -> Tensor:
+    """Where tissue lay before the tumour grew.
+
+    Args:
+        tumour: what pushes.
+        body: what holds.
+        place: (3, ...) x, y, z now.
+        free_mm: (...) the tumour's free distance there, if known.
+
+    Returns:
+        (3, ...) x, y, z before.
+    """
+    free = _free_distance_mm(tumour, place) if free_mm is None else free_mm
+    ratio = (1.0 + free / tumour.radius_mm).clamp(min=1.0)
+    shrink = (1.0 - ratio**-3).clamp(min=0.0) ** (1.0 / 3.0)
+    stay = ratio**-2
+    yields = _yielding(body, place) * _fade(ratio)
+    moved = []
+    for p, c, o in zip(place, tumour.centre_mm, tumour.origin_mm, strict=True):
+        before = o + (c - o) * (1.0 - stay) + (p - c) * shrink
+        moved.append(p + yields * (before - p))
+    return torch.stack(moved)
+
+
+def _fade(ratio: Tensor) -> Tensor:
+    """Beyond three radii nothing moves, so that far organs stay put."""
+    return ((3.4 - ratio) / 1.2).clamp(0.0, 1.0)
+
+
+def _yielding(body: Body, place: Tensor) -> Tensor:
+    """1 where tissue gives way, 0 where it holds: spine and back."""
+    x, y = place[0], place[1]
+    spine = (spine_clearance(body, x, y) / (0.8 * body.vertebra_mm)).clamp(0.0, 1.0)
+    back = -(body.half_depth_mm - body.fat_back_mm - body.wall_back_mm)
+    behind = ((y - back) / (0.45 * body.half_depth_mm)).clamp(0.0, 1.0)
+    both = spine * behind
+    return both * both * (3.0 - 2.0 * both)
+
+
+def paint_tumours(
+    canvas: Canvas, tumours: tuple[Tumour, ...], hu: dict[str, float], bright: bool
+) -> None:
+    """Heterogeneous tissue: necrosis, haemorrhage, septa, pseudocapsule, calcifications."""
+    for k, tumour in enumerate(tumours):
+        reach = float(canvas.field[3 + k].min())
+        if reach >= 1.0:
+            continue
+        patch = canvas.where(canvas.field[3 + k] < 2.0)
+        if patch is None:
+            continue
+        middle = patch.noise("middle", halo=True)
+        f = patch.extra[k] + 0.35 * middle
+        middle, fine = middle[:-1], patch.noise("fine")
+        large, blotch = patch.noise("large"), patch.noise("blotch")
+        depth = (-f[:-1] / tumour.radius_mm).clamp(0.0, 1.0)
+        value = hu["tumour"] + 5.0 * large + 5.0 * middle + 3.0 * fine
+        dead = (blotch + 0.7 * large + 1.2 * depth - 2.3 + 3.6 * tumour.necrosis) * 1.8
+        value = value.lerp(hu["necrosis"] + 4.0 * large + 2.0 * fine, dead.clamp(0.0, 1.0))
+        bled = (large - 0.6 * blotch - 2.3 + 2.2 * tumour.haemorrhage) * 2.0
+        value = value.lerp(hu["haemorrhage"] + 4.0 * middle, bled.clamp(0.0, 1.0))
+        ridge = (1.0 - (large + 0.35 * middle).abs() * 5.5).clamp(min=0.0)
+        value = value + ridge * tumour.septa * (0.55 * (hu["tumour rim"] - hu["tumour"]) + 8.0)
+        if bright:
+            vessels = (patch.noise("vessels") - 2.1).clamp(0.0, 0.5) * 2.0
+            value = value + vessels * 60.0 * (1.0 - dead.clamp(0.0, 1.0))
+        if tumour.calcified:
+            specks = (patch.noise("vessels") + blotch - 4.1).clamp(0.0, 0.5) * 2.0
+            value = value + specks * 300.0
+        rim = ((f[:-1] + tumour.rim_mm) / 0.5).clamp(0.0, 1.0)
+        value = value.lerp(torch.full_like(value, hu["tumour rim"]), 0.75 * rim)
+        patch.paint(patch.cover(f), value, TUMOUR)

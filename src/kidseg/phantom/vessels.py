@@ -1,0 +1,228 @@
+"""Painting vessels: aorta and its branches, vena cava, renal, portal, hepatic, mesenteric."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from kidseg.config import Phase
+from kidseg.phantom.anatomy import Anatomy
+from kidseg.phantom.canvas import Canvas
+from kidseg.phantom.kidneys import Frame
+from kidseg.phantom.shapes import tube
+
+__all__ = ["Vessel", "branched", "paint_vessels", "vessels_of"]
+
+AORTA, CAVA, PORTAL, OTHER, LIVER = 17, 18, 19, 20, 10
+
+
+@dataclass(frozen=True, eq=False)
+class Vessel:
+    """A tube: (n, 3) points and (n,) radii in mm, tissue, organ number; only inside `within`."""
+
+    points: np.ndarray
+    radii: np.ndarray
+    tissue: str
+    organ: int
+    within: int | None = None
+
+
+def branched(
+    rng: np.random.Generator,
+    start: np.ndarray,
+    direction: np.ndarray,
+    length: float,
+    radius: float,
+    depth: int,
+    spread: float = 0.6,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """A tree of tubes that fork, each thinner by Murray's law: r^3 = r1^3 + r2^3."""
+    direction = direction / np.linalg.norm(direction)
+    bend = rng.normal(0.0, 0.18, size=3)
+    middle = start + 0.5 * length * (direction + bend)
+    end = start + length * (direction + 0.5 * bend)
+    points = np.stack([start, middle, end])
+    found = [(points, radius * np.array([1.0, 0.9, 0.8]))]
+    if depth > 0:
+        for _ in range(2 if rng.random() < 0.8 else 3):
+            turn = direction + rng.normal(0.0, spread, size=3)
+            found += branched(
+                rng, end, turn, length * rng.uniform(0.6, 0.85), radius * 0.72, depth - 1, spread
+            )
+    return found
+
+
+def vessels_of(anatomy: Anatomy, rng: np.random.Generator) -> list[Vessel]:
+    """All vessels but aorta and vena cava."""
+    return [
+        *_renal(anatomy, rng),
+        *_splanchnic(anatomy, rng),
+        *_hepatic(anatomy, rng),
+    ]
+
+
+def _aorta_at(anatomy: Anatomy, segments: float) -> np.ndarray:
+    body, width = anatomy.body, anatomy.viscera.aorta_mm
+    y = body.spine_y_mm + 0.36 * body.vertebra_mm + 0.60 * width
+    x = -0.10 * body.vertebra_mm - 0.04 * body.vertebra_mm * max(segments, 0.0)
+    return np.array([x, y - 0.015 * body.vertebra_mm * segments, segments * body.segment_mm])
+
+
+def _cava_at(anatomy: Anatomy, segments: float) -> np.ndarray:
+    body, width = anatomy.body, anatomy.viscera.aorta_mm
+    forward = np.clip(segments - 1.0, 0.0, 3.0)
+    y = body.spine_y_mm + (0.30 + 0.13 * forward) * body.vertebra_mm + 0.55 * width
+    x = (0.40 + 0.05 * forward) * body.vertebra_mm
+    return np.array([x, y, segments * body.segment_mm])
+
+
+def paint_vessels(
+    canvas: Canvas, anatomy: Anatomy, vessels: list[Vessel], hu: dict[str, float], phase: Phase
+) -> None:
+    """Great vessels and all others; in the early arterial phase the vena cava mixes streams."""
+    for vessel in vessels:
+        reach = float(vessel.radii.max()) + 1.0
+        patch = canvas.patch((vessel.points.min(0) - reach, vessel.points.max(0) + reach))
+        if patch is None:
+            continue
+        cover = patch.cover(tube(patch.place, vessel.points, vessel.radii))
+        if vessel.within is not None:
+            cover = cover * (patch.organs == vessel.within)
+        patch.paint(cover, hu[vessel.tissue], vessel.organ)
+    _paint_great(canvas, anatomy, hu, phase)
+
+
+def _paint_great(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float], phase: Phase) -> None:
+    body, width = anatomy.body, anatomy.viscera.aorta_mm
+    low, high = anatomy.modelled_mm
+    top = high / body.segment_mm + 2
+    levels = np.linspace(-2.1, top, 9)
+    points = np.stack([_cava_at(anatomy, s) for s in levels])
+    radius = 0.58 * width
+    patch = canvas.patch((points.min(0) - 2 * radius - 1, points.max(0) + 2 * radius + 1))
+    if patch is not None:
+        flat = anatomy.viscera.cava_flatness
+        # An oval: the cross-section of a tube in a space stretched from front to back.
+        place = (patch.x, patch.y / flat, patch.z)
+        radii = np.full(len(points), radius / flat**0.5)
+        f = tube(place, points * (1.0, 1.0 / flat, 1.0), radii)
+        value = torch.full_like(patch.hu, hu["vena cava"])
+        if phase == "early-arterial":
+            above = ((patch.z[:-1] / body.segment_mm - 0.4) / 1.2).clamp(0.0, 1.0)
+            stream = (0.5 + 0.6 * patch.noise("middle")).clamp(0.0, 1.0)
+            value = value + above * stream * 0.8 * (hu["renal vein"] - hu["vena cava"])
+        patch.paint(patch.cover(f), value, CAVA)
+    levels = np.linspace(-2.0, top, 9)
+    points = np.stack([_aorta_at(anatomy, s) for s in levels])
+    radii = width / 2 * np.interp(levels, (-2, 2, 5), (0.9, 1.05, 1.25))
+    patch = canvas.patch((points.min(0) - width, points.max(0) + width))
+    if patch is not None:
+        f = tube(patch.place, points, radii)
+        patch.paint(patch.cover(f - 0.7), 48.0, AORTA)
+        patch.paint(patch.cover(f), hu["aorta"] + 3.0 * patch.noise("fine"), AORTA)
+
+
+def _renal(anatomy: Anatomy, rng: np.random.Generator) -> list[Vessel]:
+    body, width = anatomy.body, anatomy.viscera.aorta_mm
+    found = []
+    for kidney in anatomy.kidneys:
+        frame = Frame.of(kidney)
+        right = kidney.side == "right"
+        hilum = frame.anatomy_mm(-1.25, 0.0, 0.05)
+        sinus = frame.anatomy_mm(-0.45, 0.0, 0.0)
+        source = _aorta_at(anatomy, float(rng.uniform(0.5, 1.0)))
+        between = (source + hilum) / 2 - (0, 0.05 * body.vertebra_mm, 0)
+        if right:
+            between[1] = min(between[1], _cava_at(anatomy, 0.6)[1] - 0.75 * width)
+        trunk = np.stack([source, between, hilum, sinus])
+        radius = 0.17 * width * float(rng.uniform(0.85, 1.15))
+        found.append(Vessel(trunk, np.full(4, radius) * (1, 1, 0.9, 0.8), "aorta", OTHER))
+        drain = _cava_at(anatomy, float(rng.uniform(0.4, 0.8)))
+        shift = np.array([0.0, 0.10 * width, -0.25 * width])
+        points = [sinus + shift, hilum + shift]
+        if not right:
+            front = _aorta_at(anatomy, 0.5) + (0, 1.15 * width, 0)
+            points += [front + (-0.9 * width, -0.45 * width, 0), front]
+        points.append(drain)
+        vein = np.stack(points)
+        radii = np.linspace(0.22, 0.34, len(points)) * width
+        found.append(Vessel(vein, radii, "renal vein", OTHER))
+        for _ in range(6):
+            angle, level = rng.uniform(-np.pi / 2, np.pi / 2), rng.uniform(-0.6, 0.6)
+            end = frame.anatomy_mm(-0.15, 0.35 * np.sin(angle), level)
+            half = (sinus + end) / 2 + rng.normal(0.0, 0.6, size=3)
+            for tissue, shrink in (("aorta", 0.09), ("renal vein", 0.13)):
+                path = np.stack([sinus, half, end]) + rng.normal(0.0, 0.8, size=(3, 3))
+                found.append(Vessel(path, width * shrink * np.array([1, 0.8, 0.6]), tissue, OTHER))
+    return found
+
+
+def _splanchnic(anatomy: Anatomy, rng: np.random.Generator) -> list[Vessel]:
+    """Coeliac trunk, upper mesenteric artery and vein with branches, splenic and portal vein."""
+    body, width = anatomy.body, anatomy.viscera.aorta_mm
+    a, b, segment = body.half_lateral_mm, body.half_depth_mm, body.segment_mm
+    start = _aorta_at(anatomy, 1.2)
+    front = start + (0, 1.6 * width, -0.8 * segment)
+    root = np.array([0.03 * a, front[1] + 0.10 * b, -1.5 * segment])
+    found = [
+        Vessel(
+            np.stack([start, start + (0, 1.1 * width, -0.2 * segment), front, root]),
+            0.21 * width * np.array([1, 1, 0.9, 0.6]),
+            "aorta",
+            OTHER,
+        )
+    ]
+    beside = np.array([0.75 * width, 0.1 * width, 0.0])
+    confluence = np.array([0.10 * a, front[1] + 0.12 * b, 1.0 * segment])
+    found.append(
+        Vessel(
+            np.stack([root + beside, front + 1.3 * beside, confluence]),
+            0.30 * width * np.array([0.7, 1, 1.1]),
+            "mesenteric vein",
+            OTHER,
+        )
+    )
+    porta = np.array([0.30 * a, 0.02 * b, 2.3 * segment])
+    found.append(
+        Vessel(np.stack([confluence, porta]), 0.36 * width * np.ones(2), "portal vein", PORTAL)
+    )
+    hilum = np.array([-0.52 * a, -0.12 * b, 2.2 * segment])
+    path = np.stack([confluence, [-0.12 * a, front[1] + 0.05 * b, 1.5 * segment], hilum])
+    found.append(Vessel(path, 0.25 * width * np.array([1.1, 1, 0.8]), "portal vein", PORTAL))
+    coeliac = _aorta_at(anatomy, 1.8)
+    fork = coeliac + (0, 1.3 * width, 0.1 * segment)
+    found.append(Vessel(np.stack([coeliac, fork]), 0.22 * width * np.ones(2), "aorta", OTHER))
+    for end in (porta + (0, 2, 0), hilum + (0, 3, 4)):
+        half = (fork + end) / 2 + rng.normal(0, 2, size=3)
+        found.append(
+            Vessel(
+                np.stack([fork, half, end]), 0.14 * width * np.array([1, 0.9, 0.8]), "aorta", OTHER
+            )
+        )
+    for tissue, radius, shift in (("aorta", 0.11, 0.0), ("mesenteric vein", 0.15, 1.0)):
+        for _ in range(9):
+            begin = front + (root - front) * rng.uniform(0.2, 1.0) + shift * beside
+            direction = np.array([rng.normal(0, 1.0), rng.uniform(0.1, 0.9), rng.normal(-0.5, 0.6)])
+            for points, radii in branched(
+                rng, begin, direction, 0.20 * b + 3.0, radius * width, 3, 0.7
+            ):
+                found.append(Vessel(points, radii, tissue, OTHER))
+    return found
+
+
+def _hepatic(anatomy: Anatomy, rng: np.random.Generator) -> list[Vessel]:
+    """Portal branches from the porta, hepatic veins from the vena cava, only inside the liver."""
+    body, width = anatomy.body, anatomy.viscera.aorta_mm
+    a, b, segment = body.half_lateral_mm, body.half_depth_mm, body.segment_mm
+    porta = np.array([0.30 * a, 0.02 * b, 2.3 * segment])
+    found = []
+    for way in ([1.0, 0.1, -0.1], [0.9, -0.4, 0.5], [-0.7, 0.7, 0.3]):
+        for points, radii in branched(rng, porta, np.array(way), 0.26 * a, 0.26 * width, 4, 0.55):
+            found.append(Vessel(points, radii, "portal vein", LIVER, within=LIVER))
+    outlet = _cava_at(anatomy, anatomy.dome_mm / segment - 0.7)
+    for way in ([1.0, 0.0, -0.5], [0.5, 0.8, -0.5], [-0.4, 0.9, -0.3]):
+        for points, radii in branched(rng, outlet, np.array(way), 0.26 * a, 0.24 * width, 4, 0.5):
+            found.append(Vessel(points, radii, "hepatic vein", LIVER, within=LIVER))
+    return found
