@@ -273,8 +273,9 @@ def test_strata_by_age(tmp_path: Path) -> None:
     found = [c for c in compare(runs, tmp_path / "out")["comparisons"] if c["metric"] == "dice"]
     found = [c for c in found if c["structure"] == "kidney"]
     assert found[0]["stratum"] == "all" and found[0]["n"] == 7 and found[0]["p"] is not None
-    assert [c["n"] for c in found[1:]] == [2, 2, 2, 1]  # infants, 2-5, 10-16, unknown
-    assert found[-1]["stratum"] == "age unknown"
+    assert [c["n"] for c in found[1:]] == [2, 2, 2, 1]
+    bands = ["0-1 years", "2-5 years", "10-16 years", "unknown"]
+    assert [c["stratum"] for c in found[1:]] == bands
     assert [c["mean_difference"] for c in found[1:]] == pytest.approx([0.35, 0.2, 0.05, -0.4])
     assert all(c["p"] is None and "not tested" in c["why_no_p"] for c in found[1:])
 
@@ -335,6 +336,7 @@ def test_runs_that_cannot_be_compared(tmp_path: Path) -> None:
         ("0.5", "half", "line 2: could not convert"),
         ("case_000,case_000", ",case_000", "line 2: an empty cell"),
         ("case_001,", "case_000,", "occurs twice"),
+        ("case_000,,", "case_000,-3,", "line 2: an age of -3"),
         ("case_001,", "case_001,,", "line 3"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import math
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from kidseg.errors import InputError, UsageError
+from kidseg.errors import InputError, ResourceError, UsageError
 from kidseg.evaluate import KITS_TOLERANCE_MM, METRICS, evaluate, protocol_named, read_run
 from kidseg.evaluate.pairs import label_files
 from kidseg.geometry import Grid, Volume
@@ -316,6 +317,81 @@ def test_folders_that_do_not_serve(tmp_path: Path) -> None:
     assert raised.value.code == "duplicate-case"
 
 
+def nnunet(root: Path, labels: dict[str, Any]) -> Path:
+    """An nnU-Net data set of three patients, two with images."""
+    for name in ("ann_0000", "bob_0000", "cid_0000"):
+        write(root / "labelsTr" / f"{name}.nii.gz", REFERENCE)
+        if name != "cid_0000":
+            write(root / "imagesTr" / f"{name}_0000.nii.gz", REFERENCE.astype(np.int16))
+    content = {
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0, **labels},
+        "numTraining": 3,
+        "file_ending": ".nii.gz",
+    }
+    (root / "dataset.json").write_text(json.dumps(content))
+    (root / "patients.csv").write_text("case,patient,age_years\nann_0000,ann,3.5\nbob_0000,bob,\n")
+    return root
+
+
+def test_a_data_set_as_reference(tmp_path: Path) -> None:
+    """Its labels, patients and ages are taken over; its images need not be there."""
+    root = nnunet(tmp_path / "data", {"renal": 1, "mass": 2})
+    for name in ("ann", "bob", "cid"):
+        write(tmp_path / "pred" / f"{name}_0000_0000_seg.nii.gz", PREDICTED)
+    summary = evaluate(tmp_path / "pred", root, tmp_path / "out")
+    assert list(summary["structures"]) == ["renal", "mass"]
+    assert summary["structures"]["mass"]["dice"] | {"sd": 0} == {
+        "mean": 0.5,
+        "sd": 0,
+        "n": 3,
+        "n_empty": 0,
+        "n_undefined": 0,
+    }
+    rows = {row.case: row for row in read_run(tmp_path / "out").rows}
+    assert (rows["ann_0000"].patient, rows["ann_0000"].age_years) == ("ann", 3.5)
+    assert (rows["bob_0000"].patient, rows["bob_0000"].age_years) == ("bob", None)
+
+
+def test_ignored_voxels_count_neither_way(tmp_path: Path) -> None:
+    """The reference leaves the last two columns of the predicted tumour open."""
+    root = nnunet(tmp_path / "data", {"kidney": 1, "tumour": 2, "ignore": 3})
+    open_ = REFERENCE.copy()
+    open_[1:4, 4:12, 14:16] = 3
+    name = root / "labelsTr" / "ann_0000.nii.gz"
+    name.unlink()
+    write(name, open_)
+    write(tmp_path / "pred" / "ann_0000.nii.gz", PREDICTED)
+    summary = evaluate(tmp_path / "pred", root, tmp_path / "out", cases=["ann_0000"])
+    # Two columns predicted, four wanted, two in common.
+    assert summary["structures"]["tumour"]["dice"]["mean"] == pytest.approx(2 * 2 / (2 + 4))
+    write(tmp_path / "bad" / "ann_0000.nii.gz", open_)
+    with pytest.raises(InputError) as raised:
+        evaluate(tmp_path / "bad", root, tmp_path / "o", cases=["ann_0000"])
+    assert raised.value.code == "unexpected-labels"
+
+
+def test_a_data_set_with_bad_labels_or_tables_is_refused(tmp_path: Path) -> None:
+    root = nnunet(tmp_path / "data", {"kidney": 1, "tumour": 2})
+    write(tmp_path / "pred" / "ann_0000.nii.gz", PREDICTED)
+    (root / "patients.csv").write_text("case,age_years\nann_0000,old\n")
+    with pytest.raises(InputError, match="'old' is no age") as raised:
+        evaluate(tmp_path / "pred", root, tmp_path / "out")
+    assert raised.value.code == "bad-row"
+    (root / "patients.csv").unlink()
+    for file in (root / "labelsTr").iterdir():
+        file.unlink()
+    with pytest.raises(InputError):
+        evaluate(tmp_path / "pred", root, tmp_path / "out")
+
+
+def test_segment_output_in_folders_named_as_in_kits(tmp_path: Path) -> None:
+    for folder in ("ref", "pred"):
+        write(tmp_path / folder / "case_00003" / "imaging_seg.nii.gz", HEALTHY)
+    evaluate(tmp_path / "pred", tmp_path / "ref", tmp_path / "out")
+    assert {row.case for row in read_run(tmp_path / "out").rows} == {"case_00003"}
+
+
 # Grids and labels
 
 
@@ -434,6 +510,21 @@ def test_results_are_not_replaced_unasked(tmp_path: Path) -> None:
         evaluate(tmp_path / "pred", tmp_path / "ref", tmp_path / "file")
     with pytest.raises(InputError, match="cannot be made"):
         evaluate(tmp_path / "pred", tmp_path / "ref", tmp_path / "file" / "below")
+
+
+def test_a_full_disk_leaves_no_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path, [(PREDICTED, REFERENCE)])
+
+    def fsync(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fsync)
+    for out in ("new", "out"):
+        with pytest.raises(ResourceError) as raised:
+            evaluate(tmp_path / "pred", tmp_path / "ref", tmp_path / out, overwrite=True)
+        assert raised.value.code == "disk-full"
+        names = [p.name for p in (tmp_path / out).iterdir()]
+        assert "summary.json" not in names and not [n for n in names if n.endswith(".tmp")]
 
 
 # Real labels

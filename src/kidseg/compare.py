@@ -279,9 +279,7 @@ def _strata(members: Sequence[tuple[Row, Row]]) -> dict[str, list[tuple[Row, Row
     if any(row.age_years is not None for row, _ in members):
         by_age = sorted(members, key=lambda m: (m[0].age_years is None, m[0].age_years or 0.0))
         for pair in by_age:
-            age = pair[0].age_years
-            name = "age unknown" if age is None else age_band(age)
-            strata.setdefault(name, []).append(pair)
+            strata.setdefault(age_band(pair[0].age_years), []).append(pair)
     return strata
 
 

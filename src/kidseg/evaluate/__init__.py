@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from kidseg.errors import Finding, InputError
-from kidseg.evaluate.pairs import Missing, Pair, pair
+from kidseg.evaluate.pairs import Missing, Pair, Pairing, pair
 from kidseg.evaluate.protocols import (
     KITS_TOLERANCE_MM,
     Protocol,
@@ -105,7 +105,7 @@ def evaluate(
     pairing = pair(pred, ref, missing=missing, cases=cases)
     rules = protocol_named(protocol, pairing.schema, cyst)
     prepare_output(out, _OUTPUTS, overwrite=overwrite)
-    scored = _score_all(pairing.pairs, rules, jobs, progress, pred)
+    scored = _score_all(pairing, rules, jobs, progress, pred)
     rows = [row for case in scored for row in case.rows]
     findings = [*pairing.findings, *(finding for case in scored for finding in case.findings)]
     summary = summarise(rows, rules, findings)
@@ -124,21 +124,28 @@ class Scored:
     findings: tuple[Finding, ...]
 
 
-def score(case: Pair, protocol: Protocol) -> Scored:
+def score(case: Pair, protocol: Protocol, ignore_label: int | None = None) -> Scored:
     """Read and measure one case.
+
+    Voxels whose reference is `ignore_label` are background in both.
 
     Raises:
         InputError: see `evaluate`.
     """
-    reference, grid, findings = _read_labels(case.reference, protocol)
+    known = dict(protocol.known)
+    marked = known if ignore_label is None else known | {ignore_label: "ignored"}
+    reference, grid, findings = _read_labels(case.reference, marked)
     if case.predicted is None:
         predicted = np.zeros_like(reference)
         note = f"case '{case.id}' has no prediction; it was scored as if nothing was found"
         findings += (Finding(code="missing-prediction", path=str(case.reference), cause=note),)
     else:
-        predicted, found_grid, more = _read_labels(case.predicted, protocol)
+        predicted, found_grid, more = _read_labels(case.predicted, known)
         _check_same_grid(found_grid, grid, case)
         findings += more
+    if ignore_label is not None:
+        ignored = reference == ignore_label
+        predicted, reference = (np.where(ignored, 0, labels) for labels in (predicted, reference))
     box = union_box(predicted, reference) or (slice(0, 1),) * 3
     predicted, reference = predicted[box], reference[box]
     grid = grid.crop([side.start for side in box], reference.shape)
@@ -184,12 +191,15 @@ def summarise(
 
 
 def _score_all(
-    pairs: Sequence[Pair], protocol: Protocol, jobs: int, progress: Progress | None, pred: Path
+    pairing: Pairing, protocol: Protocol, jobs: int, progress: Progress | None, pred: Path
 ) -> list[Scored]:
+    pairs = pairing.pairs
     done: dict[str, Scored] = {}
     refused: dict[str, InputError] = {}
     with ThreadPoolExecutor(max_workers=max(1, jobs)) as pool:
-        waiting = {pool.submit(score, case, protocol): case.id for case in pairs}
+        waiting = {
+            pool.submit(score, case, protocol, pairing.ignore_label): case.id for case in pairs
+        }
         try:
             for count, future in enumerate(as_completed(waiting), start=1):
                 try:
@@ -218,17 +228,19 @@ def _all_refused(errors: Sequence[InputError], pred: Path) -> InputError:
     )
 
 
-def _read_labels(path: Path, protocol: Protocol) -> tuple[np.ndarray, Grid, tuple[Finding, ...]]:
+def _read_labels(
+    path: Path, known: Mapping[int, str]
+) -> tuple[np.ndarray, Grid, tuple[Finding, ...]]:
     """(slices, rows, columns) label numbers as uint8, in canonical order, all known."""
     scan = read(path, ReadOptions(values="labels", nonfinite="refuse"))
     values = scan.volume.data[0].numpy()
     counts = _counts(values, path)
-    unknown = {v: n for v, n in counts.items() if v != 0 and v not in protocol.known}
+    unknown = {v: n for v, n in counts.items() if v != 0 and v not in known}
     if unknown:
         found = ", ".join(f"{v} in {n} voxels" for v, n in sorted(unknown.items())[:_NAMED])
-        known = ", ".join(f"{i} {name}" for i, name in sorted(protocol.known.items()))
+        names = ", ".join(f"{i} {name}" for i, name in sorted(known.items()))
         raise InputError(
-            f"holds unexpected labels: {found}; known are 0 background, {known}",
+            f"holds unexpected labels: {found}; known are 0 background, {names}",
             path=path,
             code="unexpected-labels",
             next_step="Renumber the labels, or evaluate against the data set that defines them.",

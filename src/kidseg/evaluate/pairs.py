@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from kidseg.cases import Case, open_dataset
+from kidseg.cases import Case, Survey, survey_dataset
 from kidseg.errors import Finding, InputError, UsageError
 from kidseg.labels import LabelSchema
 
@@ -23,6 +23,8 @@ _MARKS = ("_seg", "_segmentation", "_labels", "_label")
 # Files named after what they hold, in a folder named after the case: KiTS and digital patients.
 _LABEL_NAMES = {"segmentation", "seg", "labels", "label", "prediction", "aggregated_MAJ"}
 _IMAGE_NAMES = {"imaging", "ct", "image"}
+# What a data set may lack and still serve as reference.
+_OF_IMAGES = {"missing-image", "wrong-channel-count", "wrong-case-count"}
 _NAMED = 8
 
 
@@ -39,11 +41,26 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class Pairing:
-    """The cases to score, in the order of their ids; the data set's labels if known; oddities."""
+    """What to score.
+
+    Attributes:
+        pairs: the cases, in the order of their ids.
+        schema: the labels of the data set; None for mere files.
+        ignore_label: voxels of the reference with this value count neither way.
+        findings: predictions without a reference.
+    """
 
     pairs: tuple[Pair, ...]
     schema: LabelSchema | None
+    ignore_label: int | None
     findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _References:
+    cases: Mapping[str, Case]
+    schema: LabelSchema | None = None
+    ignore_label: int | None = None
 
 
 def pair(
@@ -63,12 +80,14 @@ def pair(
 
     Raises:
         InputError: "not-found", "no-labels", "duplicate-case", "missing-prediction",
-            "unknown-case"; and what `open_dataset` refuses.
+            "unknown-case"; and what `kidseg.cases.open_dataset` refuses of labels and tables. The
+            images of a data set need not be there.
         UsageError: "unknown-choice" for `missing`.
     """
     if missing not in ("error", "empty"):
         raise UsageError(f"missing='{missing}' is neither error nor empty", code="unknown-choice")
-    known, schema = _references(reference)
+    references = _references(reference)
+    known = references.cases
     found = label_files(predicted)
     if predicted.is_file() and reference.is_file():
         found = dict(zip(known, found.values(), strict=True))
@@ -104,7 +123,8 @@ def pair(
     )
     return Pairing(
         pairs=pairs,
-        schema=schema,
+        schema=references.schema,
+        ignore_label=references.ignore_label,
         findings=tuple(_extra(found[case], case) for case in sorted(set(found) - set(known))),
     )
 
@@ -151,17 +171,37 @@ def case_id(path: Path) -> str:
     return path.absolute().parent.name if stem in _LABEL_NAMES | _IMAGE_NAMES else stem
 
 
-def _references(path: Path) -> tuple[Mapping[str, Case], LabelSchema | None]:
-    try:
-        dataset = open_dataset(path) if path.is_dir() else None
-    except InputError as error:
-        if error.code != "not-a-dataset":
-            raise
-        dataset = None
-    if dataset is not None:
-        return {case.id: case for case in dataset.cases}, dataset.schema
+def _references(path: Path) -> _References:
+    if path.is_dir():
+        try:
+            survey = survey_dataset(path)
+        except InputError as error:
+            if error.code != "not-a-dataset":
+                raise
+        else:
+            cases = [c for c in (*survey.dataset.cases, *survey.incomplete) if c.labels is not None]
+            # Folders named case_00000 look like KiTS, but may hold labels under other names.
+            if cases or not survey.dataset.layout.startswith("kits"):
+                return _of_dataset(survey, cases, path)
     files = label_files(path)
-    return {i: Case(id=i, images=(), labels=file, patient=i) for i, file in files.items()}, None
+    return _References(
+        cases={i: Case(id=i, images=(), labels=file, patient=i) for i, file in files.items()}
+    )
+
+
+def _of_dataset(survey: Survey, cases: list[Case], path: Path) -> _References:
+    for finding in survey.findings:
+        if finding.severity == "error" and finding.code not in _OF_IMAGES:
+            raise InputError(
+                finding.cause, path=finding.path, code=finding.code, next_step=finding.next_step
+            )
+    if not cases:
+        raise InputError("the data set has no labels", path=path, code="no-labels")
+    return _References(
+        cases={case.id: case for case in cases},
+        schema=survey.dataset.schema,
+        ignore_label=survey.dataset.ignore_label,
+    )
 
 
 def _labels_in(folder: Path) -> list[Path]:

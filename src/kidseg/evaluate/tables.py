@@ -156,12 +156,15 @@ def _row(cells: Sequence[str], path: Path, number: int) -> Row:
     try:
         content = dict(zip(COLUMNS, cells, strict=True))
         volumes = {name: _number(content[name]) for name in _VOLUMES}
+        age_years = _number(content["age_years"])
+        if age_years is not None and age_years < 0:
+            raise ValueError(f"an age of {age_years:g} years")
         if not content["case"] or not content["structure"] or None in volumes.values():
             raise ValueError("an empty cell")
         return Row(
             case=content["case"],
             patient=content["patient"],
-            age_years=_number(content["age_years"]),
+            age_years=age_years,
             structure=content["structure"],
             reference_ml=volumes["reference_ml"] or 0.0,
             predicted_ml=volumes["predicted_ml"] or 0.0,
