@@ -1,0 +1,255 @@
+"""Writing a volume as a DICOM series of CT images: for digital patients."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import secrets
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kidseg.errors import InputError, ResourceError, UsageError
+from kidseg.geometry import Volume
+from kidseg.io.checks import upright
+from kidseg.io.orientation import ras_from_lps
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+    from pydicom.uid import UID
+
+__all__ = ["write_series"]
+
+_NOTICE = "RESEARCH USE ONLY - digital phantom, not a patient, not for diagnosis"
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_SEXES = {"F", "M", "O"}
+# A fixed name space of our own, so that the same seed always gives the same UIDs (RFC 4122).
+_UIDS = uuid.UUID("5e9f7d52-6a3c-5d1e-9b64-3f0b8f6f2c11")
+
+
+def write_series(volume: Volume, folder: Path, *, facts: Mapping[str, str]) -> list[Path]:
+    """Write a digital patient as CT images, one file per slice; all of them or none.
+
+    Uncompressed, signed 16 bits, HU rounded to whole numbers. Every object says that it is a
+    digital phantom for research. The same volume and facts give the same bytes.
+
+    Args:
+        volume: (1, slices, rows, columns) in HU within -32768..32767, on a grid with axes at right
+            angles, in any direction.
+        folder: to be made; must not exist, its parent must.
+        facts: "seed" (required; the UIDs derive from it alone), "patient_id", "sex" (F, M, O),
+            "age" ("007Y", "011M"), "description".
+
+    Returns:
+        The files, in the order of the slices.
+
+    Raises:
+        UsageError: "output-exists"; "not-one-volume"; "no-seed"; "bad-fact".
+        InputError: "not-writable"; "not-hounsfield": values that are not finite or do not fit;
+            "sheared".
+        ResourceError: "disk-full".
+    """
+    folder = Path(folder)
+    values = _whole_hu(volume, folder)
+    matrix = _lps_from_index(volume, folder)
+    template = _template(volume, facts, matrix, folder)
+    if folder.exists():
+        raise UsageError(
+            "it exists already",
+            path=folder,
+            code="output-exists",
+            next_step="Choose another name, or remove it.",
+        )
+    aside = folder.parent / f".kidseg-{secrets.token_hex(8)}.tmp"
+    try:
+        aside.mkdir()
+        names = []
+        for k, plane in enumerate(values):
+            names.append(f"{k + 1:04d}.dcm")
+            _write_slice(aside / names[-1], template, plane, k, matrix, facts["seed"])
+        aside.replace(folder)
+    except OSError as error:
+        if error.errno in _FULL:
+            raise ResourceError(
+                "the disk is full; nothing was written",
+                path=folder,
+                code="disk-full",
+                next_step="Free some space, or write elsewhere.",
+            ) from error
+        raise InputError(
+            f"it cannot be written ({error.strerror})",
+            path=folder,
+            code="not-writable",
+            next_step="Create the folder above it, or choose one that you may write to.",
+        ) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return [folder / name for name in names]
+
+
+def _whole_hu(volume: Volume, folder: Path) -> np.ndarray:
+    """(slices, rows, columns) int16."""
+    if volume.channels != 1 or volume.grid.is_slicewise:
+        raise UsageError(
+            f"one channel on one grid can be written, not {volume.channels} on {volume.grid}",
+            path=folder,
+            code="not-one-volume",
+        )
+    values: np.ndarray = volume.data[0].detach().cpu().numpy()
+    if np.issubdtype(values.dtype, np.floating):
+        values = np.rint(values)
+    limits = np.iinfo(np.int16)
+    low, high = float(values.min()), float(values.max())
+    if not (low >= limits.min and high <= limits.max):  # NaN is neither
+        raise InputError(
+            f"its values {low:g}..{high:g} do not fit in 16 bits",
+            path=folder,
+            code="not-hounsfield",
+            next_step="Write values in Hounsfield units.",
+        )
+    return values.astype("<i2")
+
+
+def _lps_from_index(volume: Volume, folder: Path) -> np.ndarray:
+    grid, _ = upright(volume.grid, folder)
+    if grid is not volume.grid:
+        raise InputError(
+            "its axes are not at right angles",
+            path=folder,
+            code="sheared",
+            next_step="Resample it onto an upright grid first.",
+        )
+    matrix: np.ndarray = ras_from_lps @ grid.mm_from_index.detach().cpu().numpy()
+    return matrix
+
+
+def _uid(seed: str, what: str) -> UID:
+    """A UID that derives from a name.
+
+    Source: DICOM PS3.5, B.2: "2.25." and a UUID as a decimal number.
+    """
+    from pydicom.uid import UID
+
+    return UID(f"2.25.{uuid.uuid5(_UIDS, f'{seed}/{what}').int}")
+
+
+def _template(
+    volume: Volume, facts: Mapping[str, str], matrix: np.ndarray, folder: Path
+) -> Dataset:
+    """What all slices share.
+
+    Source: DICOM PS3.3, A.3 (CT Image IOD): its modules' attributes of type 1 and 2.
+    """
+    from pydicom import Dataset
+    from pydicom.uid import CTImageStorage
+
+    seed = _fact(facts, "seed", folder)
+    if not seed:
+        raise UsageError("facts need a 'seed' for the UIDs", path=folder, code="no-seed")
+    sex = _fact(facts, "sex", folder)
+    spacing = volume.grid.spacing_mm.tolist()
+    description = _fact(facts, "description", folder)
+    ds = Dataset()
+    ds.SpecificCharacterSet = "ISO_IR 192"
+    ds.ImageType = ["DERIVED", "PRIMARY", "AXIAL"]
+    ds.SOPClassUID = CTImageStorage
+    for name in ("StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName"):
+        setattr(ds, name, "")
+    ds.Modality = "CT"
+    ds.Manufacturer = "kidseg"
+    ds.SeriesDescription = f"{description} (RESEARCH USE ONLY)".strip()[:64]
+    ds.PatientName = f"{_fact(facts, 'patient_id', folder) or 'phantom'}^digital phantom"[:64]
+    ds.PatientID = _fact(facts, "patient_id", folder) or "phantom"
+    ds.PatientBirthDate = ""
+    ds.PatientSex = sex if sex in _SEXES else ""
+    ds.PatientAge = _age(_fact(facts, "age", folder), folder)
+    ds.PatientIdentityRemoved = "YES"
+    ds.DeidentificationMethod = "synthetic: there is no patient"
+    ds.BodyPartExamined = "ABDOMEN"
+    ds.SliceThickness = _decimal(spacing[0])
+    ds.KVP = ""
+    ds.PatientPosition = "HFS"
+    ds.StudyInstanceUID, ds.SeriesInstanceUID = _uid(seed, "study"), _uid(seed, "series")
+    ds.StudyID, ds.SeriesNumber, ds.AcquisitionNumber = "", 1, 1
+    ds.FrameOfReferenceUID, ds.PositionReferenceIndicator = _uid(seed, "frame"), ""
+    ds.ImageOrientationPatient = [
+        _decimal(v) for axis in (2, 1) for v in matrix[:3, axis] / np.linalg.norm(matrix[:3, axis])
+    ]
+    ds.ImageComments = _NOTICE
+    ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
+    ds.Rows, ds.Columns = volume.grid.shape[1:]
+    ds.PixelSpacing = [_decimal(spacing[1]), _decimal(spacing[2])]
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 1
+    ds.RescaleIntercept, ds.RescaleSlope, ds.RescaleType = "0", "1", "HU"
+    ds.WindowCenter, ds.WindowWidth = "40", "400"
+    return ds
+
+
+def _fact(facts: Mapping[str, str], name: str, folder: Path) -> str:
+    """A fact as DICOM can hold it.
+
+    Raises:
+        UsageError: "bad-fact": control characters, a backslash, or too long for an identifier.
+    """
+    value = facts.get(name, "").strip()
+    bad = "\\" in value or not (value.isprintable() or not value)
+    if name == "seed":
+        return value
+    if bad or (name == "patient_id" and len(value) > 64):
+        raise UsageError(f"'{name}' cannot be {value!r} in DICOM", path=folder, code="bad-fact")
+    return value
+
+
+def _age(age: str, folder: Path) -> str:
+    if age and not (len(age) == 4 and age[:3].isdigit() and age[3] in "DWMY"):
+        raise UsageError(
+            f"an age is three digits and D, W, M or Y, not {age!r}", path=folder, code="bad-fact"
+        )
+    return age
+
+
+def _decimal(value: float) -> str:
+    """A number in the 16 characters of a Decimal String, as exact as they allow.
+
+    Source: DICOM PS3.5, 6.2, value representation DS.
+    """
+    assert math.isfinite(value)
+    for digits in range(16, 0, -1):
+        written = f"{value:.{digits}g}"
+        if len(written) <= 16:
+            break
+    return "0" if float(written) == 0 else written
+
+
+def _write_slice(
+    path: Path, template: Dataset, plane: np.ndarray, k: int, matrix: np.ndarray, seed: str
+) -> None:
+    from pydicom import Dataset
+    from pydicom.dataset import FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian
+
+    ds = Dataset()
+    ds.update(template)
+    ds.SOPInstanceUID = _uid(seed, f"image/{k}")
+    ds.InstanceNumber = k + 1
+    first = matrix @ np.array([k, 0.0, 0.0, 1.0])
+    ds.ImagePositionPatient = [_decimal(v) for v in first[:3]]
+    ds.PixelData = plane.tobytes()
+    ds["PixelData"].VR = "OW"
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = ds.SOPClassUID
+    meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.ImplementationClassUID = _uid("kidseg", "implementation")
+    meta.ImplementationVersionName = "KIDSEG"
+    ds.file_meta = meta
+    ds.preamble = b"\0" * 128
+    with path.open("xb") as file:
+        ds.save_as(file, enforce_file_format=True)
+        file.flush()
+        os.fsync(file.fileno())
