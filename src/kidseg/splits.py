@@ -41,8 +41,8 @@ AGE_BANDS_YEARS = (0.0, 1.0, 2.0, 5.0, 10.0, 16.0)
 """Lower ends of the bands; the last is open.
 
 Growth is why they widen: a kidney gains 1.9 cm in its first year and 0.22 cm in each further one
-(Rosenbaum 1984), and half of the Wilms tumours occur between 2 and 5 years. From 16 on the body
-is an adult's.
+(Rosenbaum 1984), and most Wilms tumours are found before 5 years. From 16 on the body is an
+adult's.
 """
 
 
@@ -165,9 +165,10 @@ def holdout(
             next_step="Give either a fraction between 0 and 1, or a number of patients that "
             "leaves some to train on.",
         )
-    # Every (count / n_test)-th along the line, in whole numbers so that nothing is rounded.
+    # Every (count / n_test)-th along the line, in whole numbers so that nothing is rounded. As the
+    # start is below `count`, the first lies before count / n_test and the last before `count`.
     start = _draw(seed, "holdout") % count
-    tested = {(start + k * count) // n_test % count for k in range(n_test)}
+    tested = {(start + k * count) // n_test for k in range(n_test)}
     return Holdout(
         train=_ids(p for k, p in enumerate(patients) if k not in tested),
         test=_ids(p for k, p in enumerate(patients) if k in tested),

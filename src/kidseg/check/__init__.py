@@ -1,0 +1,200 @@
+"""Is a data set, or a scan, sound? Every problem is named, not only the first.
+
+What the readers refuse or notice is in `kidseg.io`, what folders and tables show in
+`kidseg.cases`; here each case is read, and cases are compared with one another.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from kidseg.cases import Case, Dataset, Survey, survey_dataset
+from kidseg.check.cases import Examined, examine
+from kidseg.check.report import Report
+from kidseg.errors import Finding, InputError, ResourceError
+from kidseg.io import ReadOptions, read
+from kidseg.labels import KIDNEY_TUMOUR_CYST, LabelSchema
+
+__all__ = ["Report", "check"]
+
+Progress = Callable[[int, int], None]
+
+_DEFAULT = ReadOptions()
+# Labels that a sound data set may lack altogether: not everybody has a tumour or a cyst.
+_LESIONS = {label.code for label in KIDNEY_TUMOUR_CYST.labels if label.name != "kidney"}
+
+
+def check(
+    path: str | Path,
+    *,
+    options: ReadOptions = _DEFAULT,
+    jobs: int = 2,
+    progress: Progress | None = None,
+) -> Report:
+    """Check a data set in any layout, or a single scan (a file, a DICOM folder or a zip).
+
+    In a data set, beyond what `kidseg.cases.survey_dataset` and `kidseg.check.cases.examine` find:
+    errors "same-image" (between training and test, or between patients) and "label-never-used";
+    the warning "same-image" (twice of one patient), and "label-never-used" for tumour and cyst.
+
+    Args:
+        path: what to check.
+        options: how to read it. In a data set NaN voxels are always refused, as in training.
+        jobs: cases read at the same time, each with one image in memory.
+        progress: called with (done, all) after each case.
+
+    Returns:
+        What was found. That the path does not exist, or is neither, is a finding too.
+    """
+    path = Path(path)
+    try:
+        survey = survey_dataset(path)
+    except InputError as error:
+        if error.code == "not-a-dataset":
+            return _check_scan(path, options, error)
+        return Report(
+            path=path, kind="dataset", n_cases=0, findings=(error.as_finding(),), facts={}
+        )
+    return _check_dataset(path, survey, options, jobs, progress)
+
+
+def _check_scan(path: Path, options: ReadOptions, no_dataset: InputError) -> Report:
+    findings: tuple[Finding, ...]
+    facts: dict[str, Any] = {}
+    try:
+        scan = read(path, options)
+    except (InputError, ResourceError) as error:
+        finding = error.as_finding()
+        if path.is_dir():
+            step = f"{finding.next_step} Nor is it a data set. {no_dataset.next_step}".strip()
+            finding = replace(finding, next_step=step)
+        findings = (finding,)
+    else:
+        findings = scan.findings
+        low, high = scan.volume.data.aminmax()
+        facts = {
+            "format": scan.format,
+            "modality": scan.modality,
+            "shape": list(scan.volume.grid.shape),
+            "spacing_mm": [round(s, 6) for s in scan.volume.grid.spacing_mm.tolist()],
+            "values": [float(low), float(high)],
+        }
+    return Report(path=path, kind="scan", n_cases=1, findings=findings, facts=facts)
+
+
+def _check_dataset(
+    path: Path, survey: Survey, options: ReadOptions, jobs: int, progress: Progress | None
+) -> Report:
+    dataset = survey.dataset
+    cases = [*dataset.cases, *dataset.unlabelled, *survey.incomplete]
+    examined = []
+    for one in _examined(cases, dataset, options, jobs):
+        examined.append(one)
+        if progress is not None:
+            progress(len(examined), len(cases))
+    training = examined[: len(dataset.cases)]
+    findings = [
+        *survey.findings,
+        *_same_images(examined),
+        *_unused_labels(training, dataset),
+        *(finding for one in examined for finding in one.findings),
+    ]
+    return Report(
+        path=path,
+        kind="dataset",
+        n_cases=len(cases),
+        findings=tuple(findings),
+        facts=_facts(examined, dataset),
+    )
+
+
+def _examined(
+    cases: Sequence[Case], dataset: Dataset, options: ReadOptions, jobs: int
+) -> Iterator[Examined]:
+    """Each case examined, in order. Threads: unpacking and hashing run outside Python's lock."""
+    if jobs <= 1:
+        yield from (examine(case, dataset, options) for case in cases)
+        return
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        yield from pool.map(lambda case: examine(case, dataset, options), cases)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _same_images(examined: Sequence[Examined]) -> Iterator[Finding]:
+    by_digest: dict[str, list[Case]] = {}
+    for one in examined:
+        if one.digest is not None:
+            by_digest.setdefault(one.digest, []).append(one.case)
+    for first, *others in by_digest.values():
+        for other in others:
+            crossed = (first.labels is None) != (other.labels is None)
+            harmless = not crossed and first.patient == other.patient
+            yield Finding(
+                code="same-image",
+                path=str(other.images[0]),
+                cause=f"it has the same voxels as {first.images[0]}"
+                + (", which is on the other side of training and test" if crossed else ""),
+                next_step="Remove one of the two."
+                if crossed or harmless
+                else "Remove one of the two, or say in patients.csv that the patient is the same.",
+                severity="warning" if harmless else "error",
+            )
+
+
+def _unused_labels(training: Sequence[Examined], dataset: Dataset) -> Iterator[Finding]:
+    if not training:
+        return
+    used = {label for one in training for label in one.voxels}
+    for label in dataset.schema.labels:
+        if label.id not in used:
+            yield Finding(
+                code="label-never-used",
+                path=str(dataset.root),
+                cause=f"label {label.id} ({label.name}) occurs in none of the {len(training)} "
+                "training cases",
+                next_step="Check that the labels are complete and their numbers right.",
+                severity="warning" if label.code in _LESIONS else "error",
+            )
+
+
+def _facts(examined: Sequence[Examined], dataset: Dataset) -> dict[str, Any]:
+    grids = [one.grid for one in examined if one.grid is not None]
+    facts: dict[str, Any] = {
+        "layout": dataset.layout,
+        "name": dataset.name,
+        "channels": list(dataset.channels),
+        "n_training": len(dataset.cases),
+        "n_unlabelled": len(dataset.unlabelled),
+        "n_patients": len({case.patient for case in (*dataset.cases, *dataset.unlabelled)}),
+        "findings": dict(Counter(f.code for one in examined for f in one.findings)),
+    }
+    if grids:
+        shapes = list(zip(*(grid.shape for grid in grids), strict=True))
+        spacings = zip(*(grid.spacing_mm.tolist() for grid in grids), strict=True)
+        facts["median_spacing_mm"] = [round(median(s), 6) for s in spacings]
+        facts["smallest_shape"] = [min(sizes) for sizes in shapes]
+        facts["largest_shape"] = [max(sizes) for sizes in shapes]
+    facts["labels"] = _label_facts(examined, dataset.schema)
+    return facts
+
+
+def _label_facts(examined: Sequence[Examined], schema: LabelSchema) -> dict[str, Any]:
+    """Per label: in how many cases, voxels in all, and volumes where it occurs."""
+    facts = {}
+    for number, name in schema.names.items():
+        volumes = sorted(one.ml[number] for one in examined if number in one.ml)
+        facts[name] = {
+            "n_cases": len(volumes),
+            "voxels": sum(one.voxels.get(number, 0) for one in examined),
+            "median_ml": round(median(volumes), 3) if volumes else None,
+            "range_ml": [round(volumes[0], 3), round(volumes[-1], 3)] if volumes else None,
+        }
+    return facts

@@ -1,0 +1,163 @@
+"""Kidneys that are cut by the field of view, missing, single or joined: rare, but flagged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kidseg.errors import Finding
+from kidseg.geometry import Volume
+from kidseg.labels import KIDNEY_TUMOUR_CYST, LabelSchema
+
+__all__ = ["body_midline", "kidney_findings", "kidney_labels", "kidney_slices"]
+
+# A piece of kidney smaller than this part of the largest is a fragment of it, not a second kidney:
+# even a kidney that a tumour has compressed, or a small dysplastic one, keeps more.
+_FRAGMENT = 0.05
+# A joined kidney has at least this part of its parenchyma on either side of the body's midline; a
+# single one that a tumour pushes over the midline has less.
+_EITHER_SIDE = 0.2
+_BODY_HU = -300.0
+# Canonical order: slices go up, rows to the back, columns to the patient's left.
+_FACES = (("lower", "upper"), ("front", "back"), ("right", "left"))
+
+_CODES = {label.code: label.name for label in KIDNEY_TUMOUR_CYST.labels}
+_KIDNEY_WORDS = ("kidney", "renal")
+_MASS_WORDS = ("tumour", "tumor", "cyst", "mass", "lesion", "cancer")
+
+
+def kidney_labels(schema: LabelSchema) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Numbers of the labels that are renal parenchyma, and of those that are renal masses.
+
+    Known codes decide, then names: of the labels, or else of the regions.
+    """
+    coded = {label.id: _CODES[label.code] for label in schema.labels if label.code in _CODES}
+    named = {label.id: label.name.lower() for label in schema.labels if label.id not in coded}
+    mass = {i for i, name in coded.items() if name != "kidney"}
+    mass |= {
+        i for i, name in named.items() if _has(name, _KIDNEY_WORDS) and _has(name, _MASS_WORDS)
+    }
+    kidney = {i for i, name in coded.items() if name == "kidney"}
+    kidney |= {i for i, name in named.items() if _has(name, _KIDNEY_WORDS)} - mass
+    if not kidney:
+        for name, members in schema.regions.items():
+            if _has(name.lower(), _KIDNEY_WORDS):
+                kidney |= set(members)
+            elif _has(name.lower(), _MASS_WORDS):
+                mass |= set(members)
+        kidney -= mass
+    return tuple(sorted(kidney)), tuple(sorted(mass)) if kidney else ()
+
+
+def body_midline(image: Volume, slices: tuple[int, int]) -> float:
+    """Column (fractional) of the middle of the body in some slices of a canonical CT.
+
+    The middle of the grid where there is no body (nothing above -300 HU).
+    """
+    per_column = torch.zeros(image.grid.shape[2], dtype=torch.float64)
+    for index in range(slices[0], min(slices[1], image.grid.shape[0])):
+        per_column += (image.data[0, index] > _BODY_HU).sum(0)
+    columns = torch.arange(len(per_column), dtype=torch.float64)
+    total = float(per_column.sum())
+    return float((per_column * columns).sum()) / total if total else (len(columns) - 1) / 2
+
+
+def kidney_slices(labels: Volume, schema: LabelSchema) -> tuple[int, int] | None:
+    """The first slice with kidney or its mass and the one after the last; None if there is none."""
+    kidney, mass = kidney_labels(schema)
+    box = _box(_is_any(labels.data[0], (*kidney, *mass))) if kidney else None
+    return None if box is None else (box[0].start, box[0].stop)
+
+
+def kidney_findings(
+    labels: Volume, schema: LabelSchema, path: Path, midline: float
+) -> tuple[Finding, ...]:
+    """Findings on the kidneys of one case; none if the schema has no kidney.
+
+    "kidney-cut": a kidney or its mass reaches the border of the image, so its volume is partial.
+    "no-kidney", "one-kidney", "horseshoe-kidney" (both kidneys in one piece).
+
+    Args:
+        labels: (1, slices, rows, columns), uint8, canonical.
+        schema: of the labels.
+        path: of the label file.
+        midline: column of the body's middle, in the slices with kidney.
+    """
+    kidney, mass = kidney_labels(schema)
+    if not kidney:
+        return ()
+    data = labels.data[0]
+    found: list[tuple[str, str]] = []
+    box = _box(_is_any(data, (*kidney, *mass)))
+    if box is not None:
+        found += _cut(box, tuple(data.shape))
+        cropped = data[box].numpy()
+        pieces = _pieces(np.isin(cropped, kidney), np.isin(cropped, (*kidney, *mass)))
+    else:
+        pieces = []
+    if not pieces:
+        found.append(("no-kidney", "no kidney is labelled"))
+    elif len(pieces) == 1:
+        assert box is not None
+        if _spans(pieces[0], midline - box[2].start):
+            cause = "both kidneys are in one piece: a horseshoe kidney, or a mass joins them"
+            found.append(("horseshoe-kidney", cause))
+        else:
+            found.append(("one-kidney", "only one kidney is labelled"))
+    return tuple(Finding(code=code, path=str(path), cause=cause) for code, cause in found)
+
+
+def _cut(box: tuple[slice, slice, slice], shape: tuple[int, ...]) -> list[tuple[str, str]]:
+    faces = [
+        name
+        for extent, count, names in zip(box, shape, _FACES, strict=True)
+        for name, touched in zip(names, (extent.start == 0, extent.stop == count), strict=True)
+        if touched
+    ]
+    if not faces:
+        return []
+    cause = f"a kidney reaches the {' and the '.join(faces)} border of the image: its volume is "
+    return [("kidney-cut", cause + "partial")]
+
+
+def _pieces(kidney: np.ndarray, with_mass: np.ndarray) -> list[np.ndarray]:
+    """Column profiles of the parenchyma in each connected piece, without fragments."""
+    from scipy import ndimage
+
+    numbered, count = ndimage.label(with_mass, structure=np.ones((3, 3, 3)))
+    columns = kidney.shape[2]
+    _, _, column = np.nonzero(kidney)
+    keys = numbered[kidney].astype(np.int64) * columns + column
+    profiles = np.bincount(keys, minlength=(count + 1) * columns).reshape(count + 1, columns)
+    sizes = profiles.sum(1)
+    return [p for p, size in zip(profiles, sizes, strict=True) if size > _FRAGMENT * sizes.max()]
+
+
+def _spans(profile: np.ndarray, middle: float) -> bool:
+    right = profile[np.arange(len(profile)) < middle].sum() / profile.sum()
+    return bool(_EITHER_SIDE <= right <= 1 - _EITHER_SIDE)
+
+
+def _box(mask: Tensor) -> tuple[slice, slice, slice] | None:
+    """The box around the true voxels of (slices, rows, columns); None if there are none."""
+    extents = []
+    for axes in ((1, 2), (0, 2), (0, 1)):
+        hit = torch.nonzero(mask.any(axes[1]).any(axes[0]))[:, 0]
+        if not len(hit):
+            return None
+        extents.append(slice(int(hit[0]), int(hit[-1]) + 1))
+    return extents[0], extents[1], extents[2]
+
+
+def _is_any(data: Tensor, numbers: tuple[int, ...]) -> Tensor:
+    mask = data == numbers[0]
+    for number in numbers[1:]:
+        mask |= data == number
+    return mask
+
+
+def _has(text: str, words: tuple[str, ...]) -> bool:
+    return any(word in text for word in words)
