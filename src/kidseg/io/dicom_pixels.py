@@ -65,7 +65,7 @@ def check_pixels(
 
 
 def _check_syntax(image: Image) -> None:
-    from pydicom.pixels.decoders import get_decoder
+    from pydicom.pixels.decoders.base import get_decoder
     from pydicom.uid import UID
 
     uid = UID(image.syntax or _IMPLICIT)
