@@ -168,7 +168,8 @@ def write_dataset_json(
 
 def _description(content: Any, path: Path) -> _Description:
     try:
-        told: _Description = TypeAdapter(_Description).validate_python(content)
+        # Through JSON: strict validation of Python objects wants instances, not mappings.
+        told: _Description = TypeAdapter(_Description).validate_json(json.dumps(content))
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
