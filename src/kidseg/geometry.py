@@ -173,8 +173,8 @@ class Grid:
             return Grid((stop - start, *self.shape[1:]), self.mm_from_index[start:stop])
         return self.crop((start, 0, 0), (stop - start, *self.shape[1:]))
 
-    def crop(self, start: Sequence[int], shape: Sequence[int]) -> Grid:
-        """The voxels from index `start` on, `shape` of them; may reach beyond this grid (padding).
+    def crop(self, start: Sequence[float], shape: Sequence[int]) -> Grid:
+        """`shape` voxels from index `start` on, which may be fractional or outside (padding).
 
         A slice-wise grid is cropped in its planes only: `start[0]` = 0 and all slices kept.
         """

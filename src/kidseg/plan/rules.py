@@ -1,0 +1,327 @@
+"""From a fingerprint to a plan: voxel size, patch, batch and network, by nnU-Net's rules.
+
+Axes are (slice, row, column) and stay so: slices are axial, however thick they are. nnU-Net turns
+the axes so that the coarsest comes first; where slices are the thinnest, its 2D configuration is
+coronal or sagittal, ours is not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import ceil, prod
+from typing import Any, Literal
+
+import numpy as np
+
+from kidseg.errors import ModelError
+from kidseg.geometry import Grid
+from kidseg.intensity import Normalisation
+from kidseg.labels import CystAs, LabelSchema
+from kidseg.plan.facts import Fingerprint
+
+__all__ = ["Configuration", "Name", "Plan", "Topology", "plan"]
+
+Name = Literal["2d", "3d_fullres"]
+
+FORMAT = 1
+"""Number of the plan's file format."""
+
+# All constants of this file. Source: nnU-Net v2.8.1, default_experiment_planner.
+# Voxels are anisotropic if one side is more than this times the next.
+_ANISOTROPY = 3.0
+# The target along a much coarser axis: this percentile of the spacings, instead of the median.
+_COARSE_PERCENTILE = 10.0
+_FEATURES = 32
+_MOST_FEATURES = {2: 512, 3: 320}
+_CONVOLUTIONS = 2
+_LEAST_EDGE = 4
+_LEAST_BATCH = 2
+# Voxels of the patch from which the search starts.
+_FIRST_PATCH = {2: 2048**2, 3: 256**3}
+# Size of all feature maps, in values, that 8 GB hold with the batch beside it.
+_REFERENCE_SIZE = {2: 85_000_000, 3: 560_000_000}
+_REFERENCE_BATCH = {2: 12, 3: 2}
+_REFERENCE_GB = 8.0
+# A batch holds at most this part of the data set.
+_MOST_OF_DATASET = 0.05
+# Normalise inside the non-zero region where it is less than this part of the image.
+_CROP_PART = 0.75
+
+
+@dataclass(frozen=True, kw_only=True)
+class Topology:
+    """A U-Net, per stage from the finest: nnU-Net's PlainConvUNet.
+
+    Attributes:
+        features: feature maps.
+        kernels: sides of the convolutions, per axis.
+        strides: of the first convolution; 1 per axis at the finest stage.
+        convolutions: per stage of the encoder, and of the decoder (one stage fewer).
+    """
+
+    features: tuple[int, ...]
+    kernels: tuple[tuple[int, ...], ...]
+    strides: tuple[tuple[int, ...], ...]
+    convolutions: int = _CONVOLUTIONS
+
+    def feature_map_values(self, patch: Sequence[int], classes: int) -> int:
+        """Values in all feature maps for a patch: how nnU-Net estimates memory."""
+        sizes, side = [], list(patch)
+        for stride in self.strides:
+            side = [n // s for n, s in zip(side, stride, strict=True)]
+            sizes.append(prod(side))
+        maps = [f * n for f, n in zip(self.features, sizes, strict=True)]
+        # Encoder; decoder with its transposed convolution on top; output.
+        return (
+            self.convolutions * sum(maps)
+            + (self.convolutions + 1) * sum(maps[:-1])
+            + classes * sizes[0]
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configuration:
+    """What one network works on; two axes (row, column) in 2D, three in 3D.
+
+    Attributes:
+        spacing_mm: of the voxels. A 2D configuration keeps each scan's slices.
+        median_shape: of the data set's images at this spacing, after the crop to non-zero.
+        patch_size: voxels of a training patch.
+        batch_size: patches of a training step.
+        topology: of the network.
+    """
+
+    spacing_mm: tuple[float, ...]
+    median_shape: tuple[float, ...]
+    patch_size: tuple[int, ...]
+    batch_size: int
+    topology: Topology
+
+    @property
+    def dimensions(self) -> int:
+        """2 or 3."""
+        return len(self.spacing_mm)
+
+    def grid(self, scan: Grid) -> Grid:
+        """The scan's extent at this configuration's spacing."""
+        if self.dimensions == 2:
+            return scan.with_spacing((float(scan.spacing_mm[0]), *self.spacing_mm))
+        return scan.with_spacing(self.spacing_mm)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How a data set is prepared and what is trained on it; plain data.
+
+    Attributes:
+        channels: what is done to each.
+        labels: {number: name} of the labels.
+        cyst: what cysts were counted as, if anything but themselves.
+        median_spacing_mm: of the data set, (slice, row, column).
+        configurations: by name. nnU-Net's low-resolution cascade is not planned.
+        training: ids of the cases the plan was made from.
+    """
+
+    channels: tuple[Normalisation, ...]
+    labels: Mapping[int, str]
+    cyst: CystAs | None
+    median_spacing_mm: tuple[float, ...]
+    configurations: Mapping[str, Configuration]
+    training: tuple[str, ...]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the plan as JSON: equal plans have equal digests."""
+        text = json.dumps(self.as_dict(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain data, for JSON."""
+        data = asdict(self)
+        data["labels"] = {str(number): name for number, name in self.labels.items()}
+        return {"format": FORMAT, **data}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Plan:
+        """Inverse of `as_dict`, also after JSON.
+
+        Raises:
+            ModelError: "bad-plan": it is no plan, or one of another format.
+        """
+        if data.get("format") != FORMAT:
+            raise ModelError(
+                f"plan of format {data.get('format')}, not {FORMAT}",
+                code="bad-plan",
+                next_step="Plan again with this version of kidseg.",
+            )
+        try:
+            return cls(
+                channels=tuple(Normalisation.from_dict(entry) for entry in data["channels"]),
+                labels={int(number): str(name) for number, name in data["labels"].items()},
+                cyst=data["cyst"],
+                median_spacing_mm=tuple(data["median_spacing_mm"]),
+                configurations={
+                    name: _configuration_from_dict(entry)
+                    for name, entry in data["configurations"].items()
+                },
+                training=tuple(data["training"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ModelError(f"is no plan: {error!r}", code="bad-plan") from error
+
+
+def plan(fingerprint: Fingerprint, schema: LabelSchema, *, memory_gb: float = 8.0) -> Plan:
+    """A plan for a data set: a 2D configuration and, for volumes, "3d_fullres". Pure.
+
+    Args:
+        fingerprint: of the training cases.
+        schema: of the data set; cysts are counted as the fingerprint says.
+        memory_gb: of the GPU that nnU-Net would train on; sets patch and batch size.
+
+    Source: nnU-Net v2 (Isensee et al., Nature Methods 2021, and default_experiment_planner). The
+    batch size of "3d_fullres" is nnU-Net's; there is no low-resolution stage before it.
+    """
+    if fingerprint.cyst is not None:
+        from kidseg.cases import without_cyst
+
+        schema, _ = without_cyst(schema, fingerprint.cyst)
+    spacings = np.array([case.spacing_mm for case in fingerprint.cases])
+    cropped = np.array([case.shape_after_crop for case in fingerprint.cases])
+    target = _target_spacing(spacings, cropped)
+    resampled = [
+        [
+            round(s / t * n)
+            for s, t, n in zip(case.spacing_mm, target, case.shape_after_crop, strict=True)
+        ]
+        for case in fingerprint.cases
+    ]
+    median = tuple(float(n) for n in np.median(resampled, axis=0))
+    voxels = prod(median) * len(fingerprint.cases)
+    classes = len(schema.labels) + 1
+    configurations = {"2d": _configure(target[1:], median[1:], classes, voxels, memory_gb)}
+    if median[0] > 1:
+        configurations["3d_fullres"] = _configure(target, median, classes, voxels, memory_gb)
+    kept = np.median([prod(c.shape_after_crop) / prod(c.shape) for c in fingerprint.cases])
+    channels = tuple(
+        Normalisation.of_channel(name, statistics, inside_only=bool(kept < _CROP_PART))
+        for name, statistics in zip(fingerprint.channels, fingerprint.intensities, strict=True)
+    )
+    return Plan(
+        channels=channels,
+        labels=schema.names,
+        cyst=fingerprint.cyst,
+        median_spacing_mm=tuple(float(s) for s in np.median(spacings, axis=0)),
+        configurations=configurations,
+        training=tuple(case.id for case in fingerprint.cases),
+    )
+
+
+def _target_spacing(spacings: np.ndarray, shapes: np.ndarray) -> tuple[float, ...]:
+    """The median spacing; finer along one axis where it is much coarser than the others."""
+    target, shape = np.median(spacings, axis=0), np.median(shapes, axis=0)
+    worst = int(np.argmax(target))
+    others = [axis for axis in range(3) if axis != worst]
+    coarse = target[worst] > _ANISOTROPY * target[others].max()
+    few = shape[worst] * _ANISOTROPY < shape[others].min()
+    if coarse and few:
+        finer = np.percentile(spacings[:, worst], _COARSE_PERCENTILE)
+        # Never finer than the other axes: the coarse one shall stay recognisable as such.
+        target[worst] = max(finer, target[others].max() + 1e-5)
+    return tuple(float(s) for s in target)
+
+
+def _configure(
+    spacing: Sequence[float],
+    median: Sequence[float],
+    classes: int,
+    dataset_voxels: float,
+    memory_gb: float,
+) -> Configuration:
+    """The largest patch of the median image's proportions whose network fits; then the batch."""
+    dims = len(spacing)
+    density = [1 / s for s in spacing]
+    side = (_FIRST_PATCH[dims] / prod(density)) ** (1 / dims)
+    patch = tuple(int(min(round(d * side), n)) for d, n in zip(density, median, strict=True))
+    topology, patch = _topology(spacing, patch)
+    reference = _REFERENCE_SIZE[dims] * memory_gb / _REFERENCE_GB
+    batch_of_reference = _REFERENCE_BATCH[dims]
+
+    size = topology.feature_map_values(patch, classes)
+    while size / batch_of_reference * _LEAST_BATCH > reference:
+        longest = max(range(dims), key=lambda axis: (patch[axis] / median[axis], axis))
+        # What the patch must be divisible by depends on its size, so it is asked for anew.
+        step = _divisors(_topology(spacing, _shortened(patch, longest, _divisors(topology)))[0])
+        topology, patch = _topology(spacing, _shortened(patch, longest, step))
+        size = topology.feature_map_values(patch, classes)
+
+    batch = round(reference / size * batch_of_reference)
+    most = round(dataset_voxels * _MOST_OF_DATASET / prod(patch))
+    return Configuration(
+        spacing_mm=tuple(spacing),
+        median_shape=tuple(median),
+        patch_size=patch,
+        batch_size=max(min(batch, most), _LEAST_BATCH),
+        topology=topology,
+    )
+
+
+def _topology(spacing: Sequence[float], patch: Sequence[int]) -> tuple[Topology, tuple[int, ...]]:
+    """The network for a patch, and the patch enlarged to what the network can halve.
+
+    Axes are halved together while their spacings are within a factor of 2 of the finest and their
+    sides long enough; a kernel is 1 along an axis until its spacing has come that near.
+
+    Source: nnU-Net v2, network_topology.
+    """
+    dims = len(spacing)
+    current, sides = list(spacing), list(patch)
+    kernel, kernels, strides = [1] * dims, [], [(1,) * dims]
+    while True:
+        long = [axis for axis in range(dims) if sides[axis] >= 2 * _LEAST_EDGE]
+        if not long:
+            break
+        finest = min(current[axis] for axis in long)
+        halved = [axis for axis in long if current[axis] / finest < 2]
+        if len(halved) == 1 and sides[halved[0]] < 3 * _LEAST_EDGE:
+            break
+        finest = min(current)
+        kernel = [
+            3 if k == 3 or s / finest < 2 else 1 for k, s in zip(kernel, current, strict=True)
+        ]
+        kernels.append(tuple(kernel))
+        strides.append(tuple(2 if axis in halved else 1 for axis in range(dims)))
+        for axis in halved:
+            current[axis] *= 2
+            sides[axis] = ceil(sides[axis] / 2)
+    kernels.append((3,) * dims)
+    features = [min(_FEATURES << k, _MOST_FEATURES[dims]) for k in range(len(strides))]
+    topology = Topology(features=tuple(features), kernels=tuple(kernels), strides=tuple(strides))
+    padded = tuple(-(-n // d) * d for n, d in zip(patch, _divisors(topology), strict=True))
+    return topology, padded
+
+
+def _divisors(topology: Topology) -> tuple[int, ...]:
+    return tuple(prod(per_axis) for per_axis in zip(*topology.strides, strict=True))
+
+
+def _shortened(patch: Sequence[int], axis: int, step: Sequence[int]) -> tuple[int, ...]:
+    return tuple(n - step[axis] if k == axis else n for k, n in enumerate(patch))
+
+
+def _configuration_from_dict(data: Mapping[str, Any]) -> Configuration:
+    topology = data["topology"]
+    return Configuration(
+        spacing_mm=tuple(data["spacing_mm"]),
+        median_shape=tuple(data["median_shape"]),
+        patch_size=tuple(data["patch_size"]),
+        batch_size=data["batch_size"],
+        topology=Topology(
+            features=tuple(topology["features"]),
+            kernels=tuple(tuple(kernel) for kernel in topology["kernels"]),
+            strides=tuple(tuple(stride) for stride in topology["strides"]),
+            convolutions=topology["convolutions"],
+        ),
+    )
