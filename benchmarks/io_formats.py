@@ -102,7 +102,7 @@ def readers(content: str, ending: str) -> dict[str, Callable[[Path], object]]:
         "SimpleITK": lambda path: SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path))),
     }
     if ending.startswith(".nii"):
-        tools["nibabel"] = lambda path: np.array(nib.load(path).dataobj)
+        tools["nibabel"] = lambda path: np.asarray(nib.load(path).dataobj).copy()
     return tools
 
 
