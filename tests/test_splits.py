@@ -18,7 +18,7 @@ from kidseg.splits import Split, age_band, holdout, split, stratum, write_splits
 
 def case(number: int, **facts: object) -> Case:
     name = f"case_{number:04d}"
-    return Case(**{"id": name, "images": (), "labels": None, "patient": name, **facts})  # type: ignore[arg-type]
+    return Case(**{"id": name, "images": (), "labels": None, "patient": name, **facts})
 
 
 ages = st.one_of(st.none(), st.floats(0, 90))
@@ -30,7 +30,7 @@ def cohorts(draw: Callable[..., object], most: int = 60) -> list[Case]:
     """Patients with one case, or a few."""
     patients = draw(st.lists(st.tuples(ages, sides, st.integers(1, 3)), min_size=2, max_size=most))
     cases: list[Case] = []
-    for k, (age, side, count) in enumerate(patients):  # type: ignore[arg-type, var-annotated]
+    for k, (age, side, count) in enumerate(patients):
         cases += [
             case(len(cases) + i, patient=f"p{k}", age_years=age, side=side) for i in range(count)
         ]
@@ -68,8 +68,8 @@ def test_folds_partition_patients_evenly_overall_and_in_each_stratum(
     sizes = [len(h) for h in held]
     assert max(sizes) - min(sizes) <= 1
     for key in (lambda p: stratum_of[p], lambda p: stratum_of[p][0]):
-        counts = [Counter(map(key, held_out)) for held_out in held]  # type: ignore[arg-type]
-        for group in set(map(key, stratum_of)):  # type: ignore[arg-type]
+        counts = [Counter(map(key, held_out)) for held_out in held]
+        for group in set(map(key, stratum_of)):
             per_fold = [count[group] for count in counts]
             assert max(per_fold) - min(per_fold) <= 1
 
@@ -87,8 +87,8 @@ def test_a_test_set_has_its_size_and_each_stratum_its_share(
     assert sorted((*made.train, *made.test)) == sorted(c.id for c in cases)
     assert not tested & patients_of(cases, made.train)
     for key in (lambda p: stratum_of[p], lambda p: stratum_of[p][0]):
-        everyone = Counter(map(key, stratum_of))  # type: ignore[arg-type]
-        taken = Counter(map(key, tested))  # type: ignore[arg-type]
+        everyone = Counter(map(key, stratum_of))
+        taken = Counter(map(key, tested))
         for group, count in everyone.items():
             assert abs(taken[group] - count * n_test / len(stratum_of)) < 1
 
@@ -190,7 +190,7 @@ def test_what_cannot_be_split_is_refused() -> None:
 )
 def test_a_test_set_of_no_or_all_patients_is_refused(size: dict[str, float]) -> None:
     with pytest.raises(UsageError) as caught:
-        holdout([case(k) for k in range(3)], seed=0, **size)  # type: ignore[arg-type]
+        holdout([case(k) for k in range(3)], seed=0, **size)
     assert caught.value.code == "bad-test-size"
 
 

@@ -149,10 +149,12 @@ def load_json(path: Path) -> Any:
     """The content of a JSON file.
 
     Raises:
-        InputError: "not-found", "unreadable", "bad-json".
+        InputError: "not-found", "unreadable"; "bad-json", also if a name occurs twice: the last
+            one would win silently.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
+        return json.loads(text, object_pairs_hook=_once)
     except FileNotFoundError as error:
         raise InputError("no such file", path=path, code="not-found") from error
     except OSError as error:
@@ -168,6 +170,14 @@ def load_json(path: Path) -> Any:
         ) from error
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"'{next(n for n in names if names.count(n) > 1)}' occurs twice")
+    return content
+
+
 def _read_rows(
     rows: csv.DictReader[str], path: Path, known: set[str]
 ) -> tuple[dict[str, Person], tuple[Finding, ...]]:
@@ -175,7 +185,9 @@ def _read_rows(
     findings: list[Finding] = []
 
     def note(code: str, cause: str, *, warning: bool = False) -> None:
-        findings.append(_table(path, f"line {rows.line_num}: {cause}", code, warning=warning))
+        findings.append(
+            _table(path, f"line {rows.reader.line_num}: {cause}", code, warning=warning)
+        )
 
     try:
         for row in rows:
