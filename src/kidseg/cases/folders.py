@@ -18,12 +18,14 @@ __all__ = ["KITS_CASE", "kits_folder", "survey_dicom", "survey_kits", "survey_ms
 KITS_CASE = re.compile(r"case_\d{5}")
 _KITS21_LABELS = "aggregated_MAJ_seg.nii.gz"
 _KITS23_TABLE = "kits23.json"
+# What a case of KiTS holds at least one of; `raw` and `instances` are the annotations by hand.
+_KITS_FILES = ("imaging.nii.gz", "segmentation.nii.gz", _KITS21_LABELS, "raw", "instances")
 
 
 def kits_folder(root: Path) -> Path | None:
     """The folder with case_00000, case_00001, ... of a KiTS data set, if this is one."""
     for folder in (root / "data", root / "dataset", root):
-        if any(KITS_CASE.fullmatch(path.name) and path.is_dir() for path in visible(folder)):
+        if any((case / name).exists() for case in _kits_cases(folder) for name in _KITS_FILES):
             return folder
     return None
 
@@ -37,7 +39,7 @@ def survey_kits(root: Path, folder: Path) -> Survey:
 
     Source: the READMEs of github.com/neheller/kits19, kits21 and kits23.
     """
-    cases = [path for path in visible(folder) if KITS_CASE.fullmatch(path.name) and path.is_dir()]
+    cases = _kits_cases(folder)
     year = _kits_year(folder, cases)
     labels_name = _KITS21_LABELS if year == "kits21" else "segmentation.nii.gz"
     found = Gathering(
@@ -121,6 +123,10 @@ def survey_dicom(root: Path) -> Survey | None:
         labels = folder / "labels.nii.gz"
         found.add(folder.name, [folder / "ct"], labels if labels.exists() else None)
     return found.survey(layout="dicom", name=root.name, schema=KIDNEY_TUMOUR, channels=("CT",))
+
+
+def _kits_cases(folder: Path) -> list[Path]:
+    return [path for path in visible(folder) if KITS_CASE.fullmatch(path.name) and path.is_dir()]
 
 
 def _kits_year(folder: Path, cases: list[Path]) -> Literal["kits19", "kits21", "kits23"]:
