@@ -559,36 +559,34 @@ def _sample_spline(
     data = volume.data.detach().cpu()
     data = data if data.is_floating_point() else data.float()
     matrices = index_from_target.detach().cpu()
+    depths = matrices[:, 0, 3] if planes is None else planes.cpu().to(matrices)
     slope = matrices[:, [0, 0, 1, 2], [1, 2, 2, 1]].abs().max()
     unlike = (matrices[:, 1:3, 1:] - matrices[:1, 1:3, 1:]).abs().max()
+    sample = _spline_across_axes
     if slope <= _SAME_SLOPE and unlike <= _SAME_SLOPE:
-        values = _spline_along_axes(data, matrices, planes, target.shape[1:])
-    else:
-        values = _spline_across_axes(data, matrices, planes, target.shape[1:])
-
-    clipped = (2, 3) if volume.grid.is_slicewise else (1, 2, 3)
-    values = values.clamp(data.amin(clipped, keepdim=True), data.amax(clipped, keepdim=True))
-    rows, columns = _axes(target.shape[1:], matrices)
-    z, y, x = (_plane(matrices[:, axis], rows, columns) for axis in range(3))
-    if planes is not None:
-        z = planes.cpu()[:, None, None].to(z)
-    inside = _within(z, data.shape[1]) & _within(y, data.shape[2]) & _within(x, data.shape[3])
+        sample = _spline_along_axes
+    values, inside = sample(data, matrices, depths, planes is not None, target.shape[1:])
+    alike = (2, 3) if volume.grid.is_slicewise else (1, 2, 3)
+    values.clamp_(data.amin(alike, keepdim=True), data.amax(alike, keepdim=True))
     values = torch.where(inside, values, fill[:, None, None, None].to(values))
     return values.to(volume.data.device)
 
 
 def _spline_along_axes(
-    data: Tensor, matrices: Tensor, planes: Tensor | None, size: tuple[int, int]
-) -> Tensor:
-    """Cubic values where rows, columns and slices of both grids are parallel."""
-    if planes is None:
-        data = torch.einsum("kz,czyx->ckyx", _spline_matrix(matrices[:, 0, 3], data, 1), data)
+    data: Tensor, matrices: Tensor, depths: Tensor, in_planes: bool, size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Cubic values where rows, columns and slices of both grids are parallel; which are inside."""
+    inside = _within(depths, data.shape[1])[:, None, None]
+    if in_planes:
+        data = data[:, depths.long().clamp(0, data.shape[1] - 1)]
     else:
-        data = data[:, planes.cpu().clamp(0, data.shape[1] - 1)]
-    rows, columns = (torch.arange(n, dtype=matrices.dtype) for n in size)
-    along_rows = _spline_matrix(matrices[0, 1, 1] * rows + matrices[0, 1, 3], data, 2)
-    along_columns = _spline_matrix(matrices[0, 2, 2] * columns + matrices[0, 2, 3], data, 3)
-    return along_rows @ data @ along_columns.T
+        data = torch.einsum("kz,czyx->ckyx", _spline_matrix(depths, data, 1), data)
+    rows, columns = _axes(size, matrices)
+    y = matrices[0, 1, 1] * rows + matrices[0, 1, 3]
+    x = matrices[0, 2, 2] * columns + matrices[0, 2, 3]
+    along_rows, along_columns = _spline_matrix(y[:, 0], data, 2), _spline_matrix(x[0], data, 3)
+    inside = inside & _within(y, data.shape[2]) & _within(x, data.shape[3])
+    return along_rows @ data @ along_columns.T, inside
 
 
 def _spline_matrix(index: Tensor, data: Tensor, axis: int) -> Tensor:
@@ -608,31 +606,37 @@ def _spline_matrix(index: Tensor, data: Tensor, axis: int) -> Tensor:
 
 
 def _spline_across_axes(
-    data: Tensor, matrices: Tensor, planes: Tensor | None, size: tuple[int, int]
-) -> Tensor:
-    """Cubic values anywhere, point by point."""
+    data: Tensor, matrices: Tensor, depths: Tensor, in_planes: bool, size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Cubic values anywhere, slice by slice and point by point; which are inside."""
     from scipy import ndimage
 
-    axes = (0, 1, 2) if planes is None else (1, 2)
+    axes = (1, 2) if in_planes else (0, 1, 2)
     pads = [(_SPLINE_PAD, _SPLINE_PAD) if axis in axes else (0, 0) for axis in range(3)]
     rows, columns = _axes(size, matrices)
-    out = data.new_empty((data.shape[0], len(matrices), *size))
-    for channel, values in zip(out, data, strict=True):
-        coefficients = np.pad(values.numpy(), pads, mode="edge")
+    values = data.new_empty((data.shape[0], len(matrices), *size))
+    inside = torch.empty((len(matrices), *size), dtype=torch.bool)
+    for channel, source in zip(values, data, strict=True):
+        coefficients = np.pad(source.numpy(), pads, mode="edge")
         for axis in axes:
             coefficients = ndimage.spline_filter1d(
                 coefficients, order=3, axis=axis, output=coefficients.dtype, mode="nearest"
             )
         for k, matrix in enumerate(matrices):
-            at = np.stack([_plane(matrix[None, a], rows, columns)[0].numpy() for a in axes])
+            at = [_plane(matrix[None, axis], rows, columns)[0] for axis in axes]
             image = coefficients
-            if planes is not None:
-                image = coefficients[int(planes[k].clamp(0, data.shape[1] - 1))]
+            if in_planes:
+                image = coefficients[int(depths[k].clamp(0, data.shape[1] - 1))]
+            index = np.stack(at) + _SPLINE_PAD
             sampled = ndimage.map_coordinates(
-                image, at + _SPLINE_PAD, order=3, mode="nearest", prefilter=False
+                image, index, order=3, mode="nearest", prefilter=False
             )
             channel[k] = torch.from_numpy(sampled)
-    return out
+            near = [_within(i, data.shape[1 + axis]) for i, axis in zip(at, axes, strict=True)]
+            inside[k] = torch.stack(near).all(dim=0)
+            if in_planes:
+                inside[k] &= _within(depths[k], data.shape[1])
+    return values, inside
 
 
 def _sub_grid(
