@@ -80,7 +80,7 @@ def healthy_kidneys(labels: np.ndarray, patient: Any) -> tuple[list[float], list
     from scipy import ndimage
 
     ill = {tumour["side"] for tumour in patient.truth["tumours"]}
-    if len(ill) == 2 or patient.truth["anatomy"]["fused"] != "separate":
+    if len(ill) == 2 or patient.truth["anatomy"]["form"] != "separate":
         return [], []
     grid = patient.scan.grid
     parts, count = ndimage.label(labels > 0)

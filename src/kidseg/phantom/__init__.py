@@ -1,1 +1,20 @@
 """The digital patient: an abdomen from birth to 16 years, posed, rendered and scanned."""
+
+from kidseg.phantom.anatomy import ORGANS, Anatomy, draw_anatomy
+from kidseg.phantom.patient import DigitalPatient, make_patient
+from kidseg.phantom.pose import Pose, draw_pose
+from kidseg.phantom.render import Rendering, render
+from kidseg.phantom.writing import write_patients
+
+__all__ = [
+    "ORGANS",
+    "Anatomy",
+    "DigitalPatient",
+    "Pose",
+    "Rendering",
+    "draw_anatomy",
+    "draw_pose",
+    "make_patient",
+    "render",
+    "write_patients",
+]

@@ -54,7 +54,7 @@ _NOISE_SLICE_MM = 3.0
 # with exp(mu d / 2), mu = 0.0193 per mm. Source: Boone et al., Radiology 2003.
 _NOISE_PER_MM = 0.35 * 0.0193 / 2
 _NOISE_SPREAD = 0.25
-_NOISE_RANGE_HU = (3.5, 45.0)
+_NOISE_RANGE_HU = (4.5, 45.0)
 # Slices made on scanners, and how often.
 _SLICES_MM = (0.6, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0)
 _SLICE_SHARES = (0.03, 0.05, 0.16, 0.10, 0.10, 0.14, 0.10, 0.17, 0.05, 0.10)
@@ -155,9 +155,10 @@ def draw_scanner(
     count = max(1, round((high - low) / slice_mm))
     thickness = slice_mm * float(rng.choice([1.0, rng.uniform(1.25, 2.0)], p=[0.7, 0.3]))
     thickness = slice_mm if slice_mm > 2.5 else thickness
+    collimated = min(thickness, _SLICES_MM[-1])
     kernel = str(rng.choice(list(_KERNEL_SHARES), p=list(_KERNEL_SHARES.values())))
     texture = float(rng.choice([1.0, rng.uniform(0.4, 0.9)], p=[0.6, 0.4]))
-    level = noise_hu(diameter_mm, thickness, kernel) * np.exp(rng.normal(0.0, _NOISE_SPREAD))
+    level = noise_hu(diameter_mm, collimated, kernel) * np.exp(rng.normal(0.0, _NOISE_SPREAD))
     level *= 0.75 + 0.25 * texture
     shift = rng.normal(0.0, 0.02 * width_mm, size=2)
     # The smallest voltage that the body lets through. Source: usual paediatric protocols.

@@ -14,6 +14,7 @@ from kidseg.phantom.acquisition import Scanner, acquire, draw_scanner
 from kidseg.phantom.anatomy import ORGANS, Anatomy, draw_anatomy
 from kidseg.phantom.pose import Pose, draw_pose
 from kidseg.phantom.render import render
+from kidseg.phantom.trunk import arm_centres
 
 __all__ = ["DigitalPatient", "draw_age", "draw_phase", "make_patient"]
 
@@ -124,7 +125,8 @@ def _draw_scanner(
             anatomy.dome_mm + rng.uniform(-0.02, 0.02) * anatomy.height_mm,
         ]
     else:
-        wished = needed + np.array([-1.0, 1.0]) * rng.uniform(5.0, 40.0, size=2)
+        below, above = rng.uniform(5.0, 40.0, size=2)
+        wished = [needed[0] - below, needed[1] + above]
     low = max(min(wished[0], needed[0]), anatomy.modelled_mm[0])
     high = min(max(wished[1], needed[1]), anatomy.modelled_mm[1])
     centre = scanner_from_anatomy @ [0.0, 0.0, needed.mean(), 1.0]
@@ -132,7 +134,7 @@ def _draw_scanner(
     return draw_scanner(
         rng,
         config,
-        width_mm=anatomy.width_mm(pose) if arms else _trunk_width_mm(anatomy, pose),
+        width_mm=_width_mm(anatomy, pose, arms=arms),
         diameter_mm=anatomy.effective_diameter_mm,
         centre_mm=(float(centre[0]), float(centre[1])),
         range_mm=_along_scanner(scanner_from_anatomy, (low, high)),
@@ -140,9 +142,12 @@ def _draw_scanner(
     )
 
 
-def _trunk_width_mm(anatomy: Anatomy, pose: Pose) -> float:
-    """Extent across of the trunk's ellipse, turned."""
+def _width_mm(anatomy: Anatomy, pose: Pose, *, arms: bool) -> float:
+    """Extent across of the trunk's ellipse, turned; or from arm to arm."""
     angle = np.deg2rad(pose.angle_deg)
+    if arms:
+        x, _, radius = arm_centres(anatomy.body)
+        return float(2 * (x * abs(np.cos(angle)) + radius))
     return float(np.hypot(anatomy.lateral_mm * np.cos(angle), anatomy.ap_mm * np.sin(angle)))
 
 
@@ -161,6 +166,7 @@ def _body_truth(anatomy: Anatomy, pose: Pose) -> dict[str, Any]:
         "effective_diameter_mm": anatomy.effective_diameter_mm,
         "pose": pose.as_dict(),
         "scanner_from_anatomy": pose.scanner_from_anatomy().tolist(),
+        "kidney_form": anatomy.form,
         "kidneys": [{"side": k.side, "length_mm": k.length_mm} for k in anatomy.kidneys],
         "tumours": [{"side": t.side, "volume_ml": t.volume_ml} for t in anatomy.tumours],
         "tumour_side": "bilateral" if len(sides) > 1 else next(iter(sides), None),

@@ -225,7 +225,7 @@ def _series_facts(task: _Task, patient: DigitalPatient) -> dict[str, str]:
     age = patient.truth["age_years"]
     return {
         "patient_id": task.case,
-        "sex": str(patient.truth["sex"]),
+        "sex": {"female": "F", "male": "M"}[patient.truth["sex"]],
         "age": f"{int(age):03d}Y" if age >= 2 else f"{int(age * 12):03d}M",
         "description": f"digital patient, {patient.truth['phase']}",
         "seed": f"{task.seed}/{task.index}/{task.config!r}",
