@@ -175,10 +175,10 @@ def test_row_25_two_names_for_one_file(
 def test_row_25_thousands_of_files(tmp_path: Path, temporary: Path) -> None:
     path = pack(tmp_path / "x.zip", {f"{k}": b"" for k in range(5001)}, zipfile.ZIP_STORED)
     assert refused(path, temporary) == "too-many-files"
-    with unpacked(path, Limits(files=5001)) as folder:
-        assert len(list(folder.iterdir())) == 5001
     few = pack(tmp_path / "few.zip", {"1": b"", "2": b"", "3": b""})
     assert refused(few, temporary, Limits(files=2)) == "too-many-files"
+    with unpacked(few, Limits(files=3)) as folder:
+        assert len(list(folder.iterdir())) == 3
 
 
 def test_row_25_a_bomb(tmp_path: Path, temporary: Path) -> None:

@@ -22,6 +22,7 @@ from kidseg.io.dicom_series import Series, check_alike, choose, grouped, identit
 from kidseg.io.dicom_stack import (
     Stack,
     arrange,
+    check_line,
     coincident,
     gap_error,
     made_even,
@@ -57,8 +58,9 @@ def read_series(path: str | Path, options: ReadOptions = _DEFAULT) -> Scan:
     Raises:
         InputError: "no-dicom", "zstd-packed", "bad-dicom"; which series: see
             `dicom_series.choose`; images that differ: `dicom_series.check_alike`; where they lie:
-            `dicom_stack.arrange` and `gap_error`, "duplicate-slices", "same-position",
-            "several-volumes", "gantry-tilt"; their pixels: `dicom_pixels`; values: `scan.scan_of`.
+            `dicom_stack.arrange`, `check_line` and `gap_error`, "duplicate-slices",
+            "same-position", "several-volumes", "gantry-tilt"; pixels: `dicom_pixels`; values:
+            `scan.scan_of`.
         ResourceError: "not-enough-memory".
     """
     path = Path(path)
@@ -76,6 +78,7 @@ def read_series(path: str | Path, options: ReadOptions = _DEFAULT) -> Scan:
     )
     stack = arrange(planes, shape, path, options.spacing_mm)
     stack, dropped = _without_duplicates(stack, series, path, options)
+    check_line(stack, path)
     uneven = gap_error(stack, path)
     if uneven is not None and not options.repair:
         raise uneven

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +24,16 @@ from kidseg.io import checks
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-__all__ = ["Image", "Plane", "find_images", "is_zstd", "number", "quiet", "read_dataset"]
+__all__ = [
+    "Image",
+    "Plane",
+    "derived_uid",
+    "find_images",
+    "is_zstd",
+    "number",
+    "quiet",
+    "read_dataset",
+]
 
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66"
@@ -31,6 +41,9 @@ _DIRECTORY = "1.2.840.10008.1.3.10"
 _DEFLATED = b"1.2.840.10008.1.2.1.99\0"
 _DEFLATE_RATIO = 1032  # the most that deflate can pack (zlib's documentation)
 _ZSTD = b"\x28\xb5\x2f\xfd"
+
+# The name space of our own UIDs.
+_NAMES = uuid.UUID("5e9f7d52-6a3c-5d1e-9b64-3f0b8f6f2c11")
 
 _CT_CLASSES = {
     "1.2.840.10008.5.1.4.1.1.2",  # CT Image Storage
@@ -267,6 +280,14 @@ def _numbers(dataset: Dataset, name: str, count: int) -> list[float] | None:
         return [float(part) for part in parts]
     except ValueError:
         return None
+
+
+def derived_uid(*names: str) -> str:
+    """A UID that is always the same for the same names.
+
+    Source: DICOM PS3.5, B.2: "2.25." and a UUID as a decimal number; RFC 4122, 4.3 (UUID by name).
+    """
+    return f"2.25.{uuid.uuid5(_NAMES, '/'.join(names)).int}"
 
 
 # ---- planes ------------------------------------------------------------------------------------

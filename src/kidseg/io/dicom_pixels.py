@@ -86,7 +86,8 @@ def _check_syntax(image: Image) -> None:
 def _is_packed(syntax: str) -> bool:
     from pydicom.uid import UID
 
-    return UID(syntax or _IMPLICIT).is_compressed
+    uid = UID(syntax or _IMPLICIT)
+    return uid.is_encapsulated or uid.is_deflated
 
 
 def _bits(image: Image) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kidseg.errors import Finding, InputError
-from kidseg.io.dicom_header import Image
+from kidseg.io.dicom_header import Image, derived_uid
 from kidseg.io.scan import ReadOptions
 
 __all__ = ["Series", "check_alike", "choose", "grouped", "identity", "series_facts"]
@@ -202,14 +202,12 @@ def identity(series: Series, path: Path) -> tuple[dict[str, str], tuple[Finding,
         patient_id, study_uid, series_uid and frame_of_reference_uid; and a finding
         "missing-identity" that names those made up.
     """
-    from pydicom.uid import generate_uid
-
     first = series.images[0]
     known = {name: first.text(name) for name in _IDENTITY}
     lost = [name for name, value in known.items() if not value]
     seeds = sorted(image.text("SOPInstanceUID") or image.path.name for image in series.images)
     for name in lost:
-        known[name] = "unknown" if name == "PatientID" else generate_uid(None, [name, *seeds])
+        known[name] = "unknown" if name == "PatientID" else derived_uid(name, *seeds)
     facts = {_IDENTITY[name]: value for name, value in known.items()}
     if not lost:
         return facts, ()

@@ -23,7 +23,15 @@ from kidseg.io import checks
 from kidseg.io.dicom_header import Plane
 from kidseg.io.orientation import ras_from_lps
 
-__all__ = ["Stack", "arrange", "coincident", "gap_error", "made_even", "native_grid"]
+__all__ = [
+    "Stack",
+    "arrange",
+    "check_line",
+    "coincident",
+    "gap_error",
+    "made_even",
+    "native_grid",
+]
 
 # Positions are decimal strings, often with two decimals: two of them differ by 0.01 mm at most
 # through rounding.
@@ -215,28 +223,37 @@ def coincident(stack: Stack) -> list[list[int]]:
     return groups
 
 
-def gap_error(stack: Stack, path: Path) -> InputError | None:
-    """Why the planes are unevenly spaced, None if they are not. No two may coincide.
+def check_line(stack: Stack, path: Path) -> None:
+    """The slices must follow each other along one line. No two may coincide.
 
-    Codes "missing-slices" (gaps are multiples of the smallest), "uneven-slices" and, where slices
-    are shifted in their planes, "misaligned-slices".
+    Raises:
+        InputError: "misaligned-slices": one is shifted in its plane. That is never repaired.
     """
-    depth, count = stack.depth_mm, len(stack.planes)
-    if count < 2:
-        return None
-    line = np.outer(
-        (depth - depth[0]) / (depth[-1] - depth[0]), stack.positions_mm[-1] - stack.positions_mm[0]
-    )
-    beside = np.linalg.norm(stack.positions_mm - stack.positions_mm[0] - line, axis=1)
+    depth, positions = stack.depth_mm, stack.positions_mm
+    if len(depth) < 3:
+        return
+    along = (depth - depth[0]) / (depth[-1] - depth[0])
+    line = positions[0] + along[:, None] * (positions[-1] - positions[0])
+    beside = np.linalg.norm(positions - line, axis=1)
     worst = int(beside.argmax())
     if beside[worst] > max(_DRIFT_MM, _OFF_LINE * min(stack.spacing_mm)):
-        return InputError(
+        raise InputError(
             f"slice {worst + 1} ({_name(stack.planes[worst])}) lies {beside[worst]:.2f} mm beside "
             "the line from the first slice to the last",
             path=path,
             code="misaligned-slices",
             next_step="Slices of several fields of view cannot be stacked: export one.",
         )
+
+
+def gap_error(stack: Stack, path: Path) -> InputError | None:
+    """Why the slices are unevenly spaced, None if they are not. No two may coincide.
+
+    Codes "missing-slices" (gaps are multiples of the smallest) and "uneven-slices".
+    """
+    depth, count = stack.depth_mm, len(stack.planes)
+    if count < 2:
+        return None
     even = np.linspace(depth[0], depth[-1], count)
     apart = (depth[-1] - depth[0]) / (count - 1)
     if np.abs(depth - even).max() <= max(_DECIMALS_MM, _OFF_PLACE * apart):
@@ -345,16 +362,15 @@ def made_even(
     mode: Literal["linear", "nearest"] = "nearest" if labels else "linear"
     if even:
         return resample(Volume(values, native_grid(stack, path)), target, mode=mode, fill=fill)
-    # Target slices by the gap that they lie in; one at an acquired slice is the start of a gap.
-    wanted = np.linspace(depth[0], depth[-1], target.shape[0])
-    gap_of = np.clip(np.searchsorted(depth, wanted + 1e-6, side="right") - 1, 0, len(gaps) - 1)
     parts = []
-    for k in np.unique(gap_of):
-        chosen = np.flatnonzero(gap_of == k)
-        step = stack.positions_mm[k + 1] - stack.positions_mm[k]
-        pair = Grid((2, *stack.shape), _matrix(stack, step, stack.positions_mm[k]))
-        part = target.slices(int(chosen[0]), int(chosen[-1]) + 1)
-        parts.append(resample(Volume(values[:, k : k + 2], pair), part, mode=mode, fill=fill).data)
+    for k, wanted in enumerate(np.linspace(depth[0], depth[-1], target.shape[0])):
+        # The gap that it lies in; a slice at an acquired one is at the start of a gap.
+        gap = int(np.searchsorted(depth, wanted + 1e-6, side="right")) - 1
+        gap = min(max(gap, 0), len(gaps) - 1)
+        step = stack.positions_mm[gap + 1] - stack.positions_mm[gap]
+        pair = Grid((2, *stack.shape), _matrix(stack, step, stack.positions_mm[gap]))
+        slab = Volume(values[:, gap : gap + 2], pair)
+        parts.append(resample(slab, target.slices(k, k + 1), mode=mode, fill=fill).data)
     return Volume(torch.cat(parts, dim=1), target)
 
 

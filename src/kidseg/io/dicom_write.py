@@ -7,7 +7,6 @@ import math
 import os
 import secrets
 import shutil
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ import numpy as np
 from kidseg.errors import InputError, ResourceError, UsageError
 from kidseg.geometry import Volume
 from kidseg.io.checks import upright
+from kidseg.io.dicom_header import derived_uid
 from kidseg.io.orientation import ras_from_lps
 
 if TYPE_CHECKING:
@@ -28,8 +28,6 @@ __all__ = ["write_series"]
 _NOTICE = "RESEARCH USE ONLY - digital phantom, not a patient, not for diagnosis"
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _SEXES = {"F", "M", "O"}
-# A fixed name space of our own, so that the same seed always gives the same UIDs (RFC 4122).
-_UIDS = uuid.UUID("5e9f7d52-6a3c-5d1e-9b64-3f0b8f6f2c11")
 
 
 def write_series(volume: Volume, folder: Path, *, facts: Mapping[str, str]) -> list[Path]:
@@ -129,13 +127,9 @@ def _lps_from_index(volume: Volume, folder: Path) -> np.ndarray:
 
 
 def _uid(seed: str, what: str) -> UID:
-    """A UID that derives from a name.
-
-    Source: DICOM PS3.5, B.2: "2.25." and a UUID as a decimal number.
-    """
     from pydicom.uid import UID
 
-    return UID(f"2.25.{uuid.uuid5(_UIDS, f'{seed}/{what}').int}")
+    return UID(derived_uid(seed, what))
 
 
 def _template(
