@@ -35,6 +35,7 @@ __all__ = [
     "Grid",
     "InPlanePose",
     "Volume",
+    "binned",
     "boxed",
     "grid_from_theta",
     "in_plane_pose",
@@ -384,6 +385,41 @@ def boxed(grid: Grid, low: Tensor, high: Tensor, shape: Sequence[int]) -> Grid:
     step = (high - low) / count
     index_from_index = _affine(linear=torch.diag_embed(step), translation=low + step / 2)
     return Grid((nz, ny, nx), grid.mm_from_index @ index_from_index)
+
+
+def binned(volume: Volume, factor: int) -> Volume:
+    """The mean over blocks of `factor` x `factor` pixels of each slice, on their grid.
+
+    Makes a scan coarser without aliasing before it is interpolated. If a side is no multiple of
+    `factor`, the last block goes on with the edge value beyond the edge, as `resample` does.
+
+    Args:
+        volume: (channels, slices, rows, columns), any type.
+        factor: 1 gives the volume itself.
+
+    Returns:
+        (channels, slices, ceil(rows / factor), ceil(columns / factor)), floating point; the type of
+        the data if that is floating point, else float32.
+
+    Raises:
+        ValueError: `factor` is below 1.
+    """
+    if factor < 1:
+        raise ValueError(f"blocks of {factor} pixels")
+    if factor == 1:
+        return volume
+    nz, ny, nx = volume.grid.shape
+    rows, columns = -(-ny // factor), -(-nx // factor)
+    kind = volume.data.dtype if volume.data.is_floating_point() else torch.float32
+    out = torch.empty((volume.channels, nz, rows, columns), dtype=kind, device=volume.data.device)
+    pad = (0, columns * factor - nx, 0, rows * factor - ny)
+    for k in range(nz):
+        plane = F.pad(volume.data[:, k].to(kind)[None], pad, mode="replicate")
+        out[:, k] = F.avg_pool2d(plane, factor)[0]
+    low = volume.grid.mm_from_index.new_tensor([-0.5, -0.5, -0.5])
+    last = 1 if volume.grid.is_slicewise else nz
+    high = low + low.new_tensor([last, rows * factor, columns * factor])
+    return Volume(out, boxed(volume.grid, low, high, (nz, rows, columns)))
 
 
 def grid_from_theta(theta: Tensor, source: Grid, shape: Sequence[int] | None = None) -> Grid:

@@ -1,0 +1,105 @@
+"""What the networks run on: device, arithmetic, and the allocator behind it."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from kidseg.errors import ResourceError, UsageError
+
+__all__ = ["Device", "Precision", "choose_device", "tune_allocator"]
+
+Precision = Literal["fp32", "bf16"]
+
+# Parameters of glibc's mallopt. Source: malloc.h.
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_MAX = -4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """A device and the precision of its convolutions.
+
+    Attributes:
+        torch: the device.
+        precision: of the networks' forward passes; weights stay float32.
+        note: how it was chosen, if that was left open.
+    """
+
+    torch: torch.device
+    precision: Precision = "fp32"
+    note: str = ""
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context in which networks run."""
+        if self.precision == "bf16":
+            return torch.autocast(self.torch.type, dtype=torch.bfloat16)
+        return nullcontext()
+
+
+def choose_device(
+    name: str = "auto", precision: Literal["auto", "fp32", "bf16"] = "auto"
+) -> Device:
+    """The device of this name; "auto" takes a GPU if there is one. "auto" alone may fall back.
+
+    Args:
+        name: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        precision: "auto" is bf16 where the device has instructions for it, else fp32.
+
+    Raises:
+        UsageError: "unknown-device": no such name.
+        ResourceError: "no-such-device": this machine does not have it.
+    """
+    note = ""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+        note = f"device auto: {name}"
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (number and not (kind == "cuda" and number.isdigit())):
+        raise UsageError(
+            f"there is no device '{name}'",
+            code="unknown-device",
+            next_step="Choose auto, cpu, cuda, cuda:N or mps.",
+        )
+    missing = (kind == "cuda" and int(number or 0) >= torch.cuda.device_count()) or (
+        kind == "mps" and not torch.backends.mps.is_available()
+    )
+    if missing:
+        raise ResourceError(
+            f"this machine has no device '{name}'",
+            code="no-such-device",
+            next_step="Choose another --device, or auto.",
+        )
+    chosen: Precision = "fp32" if precision == "auto" else precision
+    if precision == "auto" and _computes_bf16(kind):
+        chosen = "bf16"
+    return Device(torch=torch.device(name), precision=chosen, note=note)
+
+
+def tune_allocator() -> bool:
+    """Let glibc keep the memory of freed tensors, instead of handing it back and asking anew.
+
+    To be called before the first large tensor. Exact; does nothing where there is no glibc.
+
+    Returns:
+        Whether it was done.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def _computes_bf16(kind: str) -> bool:
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if kind == "cpu":
+        return bool(torch.cpu._is_avx512_bf16_supported())
+    return False
