@@ -10,6 +10,7 @@ import errno
 import os
 import re
 import shutil
+import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -1048,6 +1049,19 @@ def test_row_20_real_compressed_files_agree(case: str) -> None:
         assert 0 < float(off.mean()) < 40
     refused(ODD / "wg04" / f"{case}_UNC.zst", code="zstd-packed")
     refused(ODD / "wg04", code="several-series")
+
+
+@needs_data
+@pytest.mark.skipif(shutil.which("zstd") is None, reason="the zstd command is absent")
+@pytest.mark.parametrize("case", ["CT1", "CT2"])
+def test_row_20_real_compressed_files_equal_their_originals(tmp_path: Path, case: str) -> None:
+    original = tmp_path / "original.dcm"
+    packed = ODD / "wg04" / f"{case}_UNC.zst"
+    subprocess.run(["zstd", "-dq", str(packed), "-o", str(original)], check=True)
+    truth = read_series(original).volume
+    for name in ("J2KR", "JLSL", "JPLL", "RLE"):
+        volume = read_series(ODD / "wg04" / f"{case}_{name}").volume
+        assert torch.equal(volume.data, truth.data) and volume.grid.same_as(truth.grid)
 
 
 @needs_data

@@ -38,7 +38,7 @@ __all__ = [
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66"
 _DIRECTORY = "1.2.840.10008.1.3.10"
-_DEFLATED = b"1.2.840.10008.1.2.1.99\0"
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
 _DEFLATE_RATIO = 1032  # the most that deflate can pack (zlib's documentation)
 _ZSTD = b"\x28\xb5\x2f\xfd"
 

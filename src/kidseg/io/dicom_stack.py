@@ -266,7 +266,7 @@ def _uneven(stack: Stack, path: Path) -> InputError:
     smallest = float(gaps.min())
     widest = int(gaps.argmax())
     between = (
-        f"{gaps[widest]:.3g} mm between slice {widest + 1} ({_name(stack.planes[widest])}, at "
+        f"{gaps[widest]:.4g} mm between slice {widest + 1} ({_name(stack.planes[widest])}, at "
         f"{stack.depth_mm[widest]:.2f} mm) and slice {widest + 2} "
         f"({_name(stack.planes[widest + 1])})"
     )
