@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from kidseg.config import Phase, PhantomConfig
+from kidseg.config import PhantomConfig, Phase
 from kidseg.geometry import Grid, Volume
 from kidseg.phantom.acquisition import Scanner, acquire, draw_scanner
 from kidseg.phantom.anatomy import ORGANS, Anatomy, draw_anatomy
 from kidseg.phantom.pose import Pose, draw_pose
 from kidseg.phantom.render import render
 from kidseg.phantom.trunk import arm_centres
+from kidseg.phantom.tumour import distance_mm, pushed
 
 __all__ = ["DigitalPatient", "draw_age", "draw_phase", "make_patient"]
 
@@ -33,6 +34,10 @@ _PHASE_SHARES: dict[Phase, float] = {
 }
 _WHOLE_ABDOMEN_SHARE = 0.65
 _MARGIN_MM = 6.0
+# The scout, from which the range is set: step, and half-axes around a kidney as parts of its width
+# (twice) and length, wide enough for its slant.
+_SCOUT_MM = 5.0
+_SCOUT_AXES = (0.75, 0.75, 0.53)
 # With arms in view, the field takes them in or cuts them off.
 _ARMS_IN_FIELD_SHARE = 0.5
 
@@ -118,18 +123,18 @@ def _draw_scanner(
 ) -> Scanner:
     """The field over the body as it lies; the range from the whole abdomen to just the kidneys."""
     scanner_from_anatomy = pose.scanner_from_anatomy().numpy()
-    needed = np.array(anatomy.kidneys_mm) + [-_MARGIN_MM, _MARGIN_MM]
+    needed = _kidneys_mm(anatomy, scanner_from_anatomy)
+    modelled = _along_scanner(scanner_from_anatomy, anatomy.modelled_mm)
     if rng.random() < _WHOLE_ABDOMEN_SHARE:
-        wished = [
-            anatomy.crest_mm - rng.uniform(0.0, 0.15) * anatomy.height_mm * 0.2,
-            anatomy.dome_mm + rng.uniform(-0.02, 0.02) * anatomy.height_mm,
-        ]
+        crest, dome = _along_scanner(scanner_from_anatomy, (anatomy.crest_mm, anatomy.dome_mm))
+        below, above = rng.uniform(0.0, 0.03, size=2) * anatomy.height_mm
+        wished = crest - below, dome + above - 0.02 * anatomy.height_mm
     else:
         below, above = rng.uniform(5.0, 40.0, size=2)
-        wished = [needed[0] - below, needed[1] + above]
-    low = max(min(wished[0], needed[0]), anatomy.modelled_mm[0])
-    high = min(max(wished[1], needed[1]), anatomy.modelled_mm[1])
-    centre = scanner_from_anatomy @ [0.0, 0.0, needed.mean(), 1.0]
+        wished = needed[0] - below, needed[1] + above
+    low = min(max(wished[0], modelled[0]), needed[0])
+    high = max(min(wished[1], modelled[1]), needed[1])
+    centre = scanner_from_anatomy @ [0.0, 0.0, 0.0, 1.0]
     arms = pose.arms and rng.random() < _ARMS_IN_FIELD_SHARE
     return draw_scanner(
         rng,
@@ -137,9 +142,30 @@ def _draw_scanner(
         width_mm=_width_mm(anatomy, pose, arms=arms),
         diameter_mm=anatomy.effective_diameter_mm,
         centre_mm=(float(centre[0]), float(centre[1])),
-        range_mm=_along_scanner(scanner_from_anatomy, (low, high)),
-        needed_mm=_along_scanner(scanner_from_anatomy, (needed[0], needed[1])),
+        range_mm=(low, high),
+        needed_mm=needed,
     )
+
+
+def _kidneys_mm(anatomy: Anatomy, scanner_from_anatomy: np.ndarray) -> tuple[float, float]:
+    """(low, high) z in the scanner of kidneys, where tumours pushed them to, and tumours."""
+    reach = 0.8 * anatomy.lateral_mm
+    low, high = anatomy.modelled_mm
+    axes = [np.arange(a, b, _SCOUT_MM) for a, b in ((-reach, reach), (-reach, reach), (low, high))]
+    place = torch.from_numpy(np.stack(np.meshgrid(*axes, indexing="ij"))).float()
+    found = torch.zeros(place.shape[1:], dtype=torch.bool)
+    before = place
+    for tumour in anatomy.tumours:
+        found |= distance_mm(tumour, anatomy.body, place) < 0
+        before = before + pushed(tumour, anatomy.body, place) - place
+    for kidney in anatomy.kidneys:
+        axes_mm = torch.tensor([kidney.width_mm, kidney.width_mm, kidney.length_mm])
+        half = axes_mm * torch.tensor(_SCOUT_AXES)
+        off = before - torch.tensor(kidney.centre_mm)[:, None, None, None]
+        found |= (off / half[:, None, None, None]).square().sum(0) < 1
+    points = place[:, found].numpy()
+    z = scanner_from_anatomy[2, :3] @ points + scanner_from_anatomy[2, 3]
+    return float(z.min()) - _MARGIN_MM, float(z.max()) + _MARGIN_MM
 
 
 def _width_mm(anatomy: Anatomy, pose: Pose, *, arms: bool) -> float:

@@ -41,10 +41,10 @@ TISSUES_HU: Mapping[str, tuple[tuple[float, float, float, float], float]] = {
     "vena cava": ((42.0, 56.0, 148.0, 118.0), 8.0),
     "renal vein": ((42.0, 150.0, 165.0, 122.0), 20.0),
     "mesenteric vein": ((42.0, 82.0, 164.0, 118.0), 14.0),
-    "renal cortex": ((34.0, 200.0, 186.0, 152.0), 24.0),
-    "renal medulla": ((32.0, 74.0, 178.0, 152.0), 12.0),
+    "renal cortex": ((34.0, 212.0, 190.0, 155.0), 34.0),
+    "renal medulla": ((32.0, 76.0, 178.0, 152.0), 16.0),
     "urine": ((6.0, 8.0, 12.0, 420.0), 6.0),
-    "tumour": ((36.0, 50.0, 66.0, 62.0), 7.0),
+    "tumour": ((36.0, 52.0, 68.0, 62.0), 12.0),
     "tumour rim": ((40.0, 84.0, 96.0, 84.0), 10.0),
     "necrosis": ((18.0, 20.0, 22.0, 22.0), 5.0),
     "haemorrhage": ((58.0, 60.0, 64.0, 62.0), 6.0),
@@ -52,10 +52,26 @@ TISSUES_HU: Mapping[str, tuple[tuple[float, float, float, float], float]] = {
 }
 
 
+# Spread of what contrast medium adds, common to a patient's tissues; what counts as enhancing; and
+# the spread between patients of what does not.
+_BOLUS_LOG_SD = 0.12
+_ENHANCING_HU = 30.0
+_PLAIN_SD_HU = 8.0
+
+
 def draw_tissues(rng: np.random.Generator, phase: Phase) -> dict[str, float]:
-    """HU of each tissue in one patient and one phase."""
+    """HU of each tissue in one patient and one phase.
+
+    What contrast medium adds is common to all tissues up to a factor (dose, weight, timing), and
+    each tissue's own deviation shrinks with what it takes up.
+    """
     column = _PHASES.index(phase)
-    return {
-        name: float(means[column] + sd * np.clip(rng.normal(), -2.0, 2.0))
-        for name, (means, sd) in TISSUES_HU.items()
-    }
+    bolus = float(np.exp(_BOLUS_LOG_SD * np.clip(rng.normal(), -2.0, 2.0)))
+    drawn = {}
+    for name, (means, sd) in TISSUES_HU.items():
+        uptake = means[column] - means[0]
+        most = max(abs(mean - means[0]) for mean in means)
+        part = abs(uptake) / most if most > _ENHANCING_HU else 1.0
+        own = max(part * sd, min(sd, _PLAIN_SD_HU)) * np.clip(rng.normal(), -2.0, 2.0)
+        drawn[name] = float(means[0] + uptake * bolus + own)
+    return drawn

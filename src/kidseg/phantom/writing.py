@@ -30,8 +30,8 @@ from kidseg.geometry import Grid, Volume
 from kidseg.io import save
 from kidseg.io.orientation import reorient
 from kidseg.labels import KIDNEY_TUMOUR
-from kidseg.phantom.patient import DigitalPatient, make_patient
 from kidseg.phantom.anatomy import ORGANS
+from kidseg.phantom.patient import DigitalPatient, make_patient
 
 __all__ = ["Layout", "write_patients"]
 
