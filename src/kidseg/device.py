@@ -99,7 +99,7 @@ def tune_allocator() -> bool:
 
 def _computes_bf16(kind: str) -> bool:
     if kind == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if kind == "cpu":
         return bool(torch.cpu._is_avx512_bf16_supported())
     return False

@@ -39,7 +39,7 @@ class Outcome:
     """What a run gave.
 
     Attributes:
-        labels: (1, slices, rows, columns) uint8 on the scan's own grid.
+        labels: (1, slices, rows, columns) uint8 on the scan's own grid, or where they were wanted.
         found: the last step's probabilities on its own grid.
         grids: the grid of each step, by name.
         seconds: wall time of each step, and of "restore".
@@ -51,8 +51,13 @@ class Outcome:
     seconds: dict[str, float]
 
 
-def run(scan: Volume, steps: Sequence[Step]) -> Outcome:
+def run(scan: Volume, steps: Sequence[Step], *, onto: Grid | None = None) -> Outcome:
     """Take a scan, (1, slices, rows, columns) HU, through the steps and back.
+
+    Args:
+        scan: what the steps look at.
+        steps: at least one of them segments.
+        onto: where the labels are wanted; the scan's own grid by default.
 
     Raises:
         ValueError: no step segments.
@@ -70,7 +75,7 @@ def run(scan: Volume, steps: Sequence[Step]) -> Outcome:
     if found is None:
         raise ValueError("no step segments")
     start = time.perf_counter()
-    labels = restore(found, scan.grid)
+    labels = restore(found, scan.grid if onto is None else onto)
     seconds["restore"] = time.perf_counter() - start
     return Outcome(labels=labels, found=found, grids=grids, seconds=seconds)
 

@@ -1,0 +1,26 @@
+"""The methods: what each trains, and the steps by which it segments."""
+
+from __future__ import annotations
+
+from kidseg.errors import UsageError
+from kidseg.methods.method import Method
+from kidseg.methods.plain import PLAIN
+
+__all__ = ["METHODS", "Method", "method_named"]
+
+METHODS = {method.name: method for method in (PLAIN,)}
+
+
+def method_named(name: str) -> Method:
+    """The method of this name.
+
+    Raises:
+        UsageError: "unknown-method".
+    """
+    if name not in METHODS:
+        raise UsageError(
+            f"there is no method '{name}'",
+            code="unknown-method",
+            next_step=f"Choose one of {', '.join(METHODS)}.",
+        )
+    return METHODS[name]

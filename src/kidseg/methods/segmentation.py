@@ -1,0 +1,180 @@
+"""The U-Net's part in every method of System A: its batches, its loss, its validation, its use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from kidseg.augment import Augmentation
+from kidseg.config import StageConfig
+from kidseg.device import Device
+from kidseg.geometry import Grid, Volume, resample, stack
+from kidseg.losses import restored_segmentation_loss, segmentation_loss
+from kidseg.methods.cohort import Cohort
+from kidseg.methods.subject import Subject, as_input, gather
+from kidseg.pipeline import AIR_HU, Segment, restore
+from kidseg.plan import Plan
+from kidseg.sampling import Drawn, draw, steps_per_epoch
+from kidseg.stage import Moment, Stage
+
+__all__ = ["Labelled", "drawn_labels", "join", "segmentation_stage", "segmenter", "slices_of"]
+
+_SLICES_AT_ONCE = 16
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Labelled:
+    """Reference labels of a batch.
+
+    Attributes:
+        labels: (1, slices, rows, columns) uint8.
+        valid: (slices, rows, columns) bool; None if all pixels count.
+    """
+
+    labels: Volume
+    valid: Tensor | None
+
+
+def segmentation_stage(
+    net: nn.Module,
+    config: StageConfig,
+    cohort: Cohort,
+    *,
+    training: Sequence[Grid],
+    validation: Sequence[Grid],
+    device: Device,
+    loss_space: Literal["original", "network"] = "network",
+    augmentation: Augmentation | None = None,
+) -> Stage:
+    """How the U-Net is trained on given grids.
+
+    Args:
+        net: the U-Net.
+        config: its training.
+        cohort: the cases.
+        training: the network's grid for each training case, one grid per slice.
+        validation: the same for the validation cases.
+        device: for validation.
+        loss_space: labels are compared on the "network" grid, or on the "original" base grid after
+            the inverse warp.
+        augmentation: of what the network sees; with `loss_space` "network".
+
+    The score is the mean Dice of whole patients on `Subject.whole`: the original space, at the
+    network's resolution.
+    """
+
+    def loss(called: nn.Module, now: Moment) -> dict[str, Tensor]:
+        drawn = draw(cohort.index, now, config.batch_size)
+        grid = join([training[case].slices(k, k + 1) for case, k in drawn])
+        if augmentation is not None:
+            image, reference = _augmented(cohort, drawn, grid, augmentation, now)
+        else:
+            hu = gather(slices_of(cohort.training, drawn), grid, fill=AIR_HU)
+            image = as_input(hu.data, cohort.plan)
+            seen = grid if loss_space == "network" else _base(cohort, drawn)
+            reference = drawn_labels(cohort, drawn, seen)
+        levels = called(image.contiguous(memory_format=torch.channels_last))
+        if loss_space == "network":
+            labels = reference.labels.data[0]
+            return {"loss": segmentation_loss(levels, labels, valid=reference.valid)}
+        value = restored_segmentation_loss(levels, grid, reference.labels, valid=reference.valid)
+        return {"loss": value}
+
+    def validate() -> dict[str, float]:
+        segment = segmenter(net, cohort.plan, device)
+        found = []
+        for subject, grid in zip(cohort.validation, validation, strict=True):
+            probabilities = segment(resample(subject.image, grid, fill=AIR_HU))
+            found.append(restore(probabilities, subject.whole))
+        return cohort.score(found)
+
+    return Stage(
+        name="segment",
+        net=net,
+        config=config,
+        steps=config.steps or steps_per_epoch(cohort.index, config.batch_size),
+        loss=loss,
+        validate=validate,
+    )
+
+
+def segmenter(net: nn.Module, plan: Plan, device: Device) -> Segment:
+    """HU on a grid -> (classes, slices, rows, columns) float32 probabilities on it, on the CPU."""
+
+    @torch.no_grad()
+    def segment(image: Volume) -> Volume:
+        parts = []
+        for start in range(0, image.grid.shape[0], _SLICES_AT_ONCE):
+            hu = image.data[:, start : start + _SLICES_AT_ONCE].to(device.torch)
+            seen = as_input(hu, plan).contiguous(memory_format=torch.channels_last)
+            with device.autocast():
+                (logits,) = net(seen)
+            parts.append(torch.softmax(logits.float(), dim=1).transpose(0, 1).cpu())
+        return Volume(torch.cat(parts, dim=1), image.grid)
+
+    return segment
+
+
+def join(grids: Sequence[Grid]) -> Grid:
+    """Slice-wise grids of the same size, one after the other."""
+    matrices = torch.cat([grid.slicewise().mm_from_index for grid in grids])
+    return Grid((len(matrices), *grids[0].shape[1:]), matrices)
+
+
+def slices_of(
+    subjects: Sequence[Subject],
+    drawn: Drawn,
+    of: Callable[[Subject], Volume] = lambda subject: subject.image,
+) -> list[Volume]:
+    """The drawn slices of a volume of each case, images by default."""
+    return [of(subjects[case]).slices(k, k + 1) for case, k in drawn]
+
+
+def drawn_labels(cohort: Cohort, drawn: Drawn, grid: Grid) -> Labelled:
+    """The drawn slices' labels on a slice-wise grid: the nearest of `Subject.whole`."""
+
+    def at(volume: Volume, row: int, k: int) -> Volume:
+        return resample(volume.slices(k, k + 1), grid.slices(row, row + 1), mode="nearest")
+
+    labels, valid = [], []
+    for row, (case, k) in enumerate(drawn):
+        subject = cohort.training[case]
+        assert subject.labels is not None
+        labels.append(at(subject.labels, row, k))
+        if subject.voids is None:
+            valid.append(torch.ones_like(labels[-1].data[0], dtype=torch.bool))
+        else:
+            valid.append(~at(subject.voids, row, k).data[0])
+    all_count = all(subject.voids is None for subject in cohort.training)
+    return Labelled(labels=stack(labels), valid=None if all_count else torch.cat(valid))
+
+
+def _base(cohort: Cohort, drawn: Drawn) -> Grid:
+    return join([cohort.training[case].base.slices(k, k + 1) for case, k in drawn])
+
+
+def _augmented(
+    cohort: Cohort, drawn: Drawn, grid: Grid, augmentation: Augmentation, now: Moment
+) -> tuple[Tensor, Labelled]:
+    """Image and labels on a larger grid, so that turned corners are filled; then augmented."""
+    rows, columns = augmentation.source_size
+    top, left = (rows - grid.shape[1]) // 2, (columns - grid.shape[2]) // 2
+    wide = grid.crop((0, -top, -left), (grid.shape[0], rows, columns))
+    hu = gather(slices_of(cohort.training, drawn), wide, fill=AIR_HU)
+    reference = drawn_labels(cohort, drawn, wide)
+    channels = [reference.labels.data[0]]
+    if reference.valid is not None:
+        channels.append(reference.valid.to(torch.uint8))
+    image, masks = augmentation(
+        as_input(hu.data, cohort.plan),
+        torch.stack(channels, dim=1),
+        seed=(now.seed, now.epoch, now.step),
+        first=now.rank,
+        stride=now.world,
+    )
+    valid = masks[:, 1] > 0 if reference.valid is not None else None
+    return image, Labelled(labels=Volume(masks[:, 0][None], grid), valid=valid)
