@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from kidseg.checkpoint import load_model, load_state, read_header, save_model, save_state
+from kidseg.checkpoint import load_model, load_state, save_model, save_state
 from kidseg.errors import KidsegWarning, ModelError, UsageError
+from kidseg.header import read_header
 
 PARTS = {
     "pose": {"head.weight": torch.arange(6.0).reshape(2, 3)},

@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import os
-import struct
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,24 +22,13 @@ import torch
 from torch import Tensor
 
 from kidseg.errors import KidsegWarning, ModelError
+from kidseg.header import FORMAT, KEY, read_header
 from kidseg.io.atomic import writing
 
-__all__ = [
-    "FORMAT",
-    "Model",
-    "load_model",
-    "load_state",
-    "read_header",
-    "save_model",
-    "save_state",
-]
-
-FORMAT = 1
-"""Number of the header's layout; a file of a higher one was written by a later kidseg."""
+__all__ = ["Model", "load_model", "load_state", "save_model", "save_state"]
 
 INTENDED_USE = "Research use only. Not a medical device."
 
-_KEY = "kidseg"
 _STATE_MARK = b"kidseg-state-1 "
 
 
@@ -95,48 +83,10 @@ def save_model(
         **header,
         "tensors_sha256": _digest(tensors),
     }
-    payload = save(tensors, metadata={_KEY: json.dumps(full)})
+    payload = save(tensors, metadata={KEY: json.dumps(full)})
     with writing(path, overwrite=overwrite) as file:
         file.write(payload)
     return hashlib.sha256(payload).hexdigest()
-
-
-def read_header(path: Path) -> dict[str, Any]:
-    """The header of a model file, without reading a tensor.
-
-    Raises:
-        ModelError: the file is missing, no model of kidseg, cut short, or of a later format.
-    """
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if not 2 <= length <= size - 8:
-                raise ValueError("its header is cut short")
-            layout = json.loads(file.read(length))
-        header: dict[str, Any] = json.loads(layout["__metadata__"][_KEY])
-        ends = [entry["data_offsets"][1] for key, entry in layout.items() if key != "__metadata__"]
-        if 8 + length + max(ends, default=0) != size:
-            raise ValueError(f"{size} bytes where its header says {8 + length + max(ends)}")
-    except OSError as error:
-        raise ModelError(
-            f"cannot be read: {error.strerror}", path=path, code="unreadable"
-        ) from error
-    except (ValueError, KeyError, TypeError, struct.error) as error:
-        raise ModelError(
-            f"is no whole kidseg model: {error}",
-            path=path,
-            next_step="Copy it again, or train it again.",
-            code="damaged-model",
-        ) from error
-    if header.get("format", 0) > FORMAT:
-        raise ModelError(
-            f"has format {header['format']}; this kidseg reads up to {FORMAT}",
-            path=path,
-            next_step="Install a newer kidseg.",
-            code="later-format",
-        )
-    return header
 
 
 def load_model(path: Path) -> Model:
