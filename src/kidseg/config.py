@@ -7,6 +7,7 @@ so that it can be read anywhere.
 
 from __future__ import annotations
 
+import copy
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,13 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import tomli_w
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 from pydantic.dataclasses import dataclass
 
 from kidseg.errors import InputError, UsageError
@@ -35,9 +42,13 @@ __all__ = [
     "ViewConfig",
     "dump",
     "load",
+    "preset",
+    "presets",
     "schema",
 ]
 
+_PRESETS = Path(__file__).parent / "configs"
+_NULL = "null"
 _CHECKED = ConfigDict(extra="forbid", strict=True)
 Config = TypeVar("Config")
 
@@ -440,19 +451,49 @@ def _check_input(side: int, unet: UNetConfig) -> None:
         raise ValueError(f"the U-Net takes multiples of {multiple} pixels, not {side}")
 
 
-def load(kind: type[Config], *, file: Path | None = None, overrides: Sequence[str] = ()) -> Config:
-    """A configuration from defaults, a TOML file and `key=value` overrides, in this order.
+def presets() -> tuple[str, ...]:
+    """Names of the presets that come with the package."""
+    return tuple(sorted(file.stem for file in _PRESETS.glob("*.toml")))
+
+
+def preset(name: str, method: str) -> dict[str, Any]:
+    """What a preset sets for a method: its table "common", then the one named like the method.
+
+    Raises:
+        UsageError: "unknown-preset": there is none of this name, or it is not for this method.
+    """
+    for_method = name in presets() and (tables := _read_toml(_PRESETS / f"{name}.toml"))
+    if not for_method or method not in tables:
+        raise UsageError(
+            f"there is no preset '{name}' for {method}",
+            next_step=f"Choose one of {', '.join(presets())}.",
+            code="unknown-preset",
+        )
+    return _merged(tables.get("common", {}), tables[method])
+
+
+def load(
+    kind: type[Config],
+    *,
+    base: Mapping[str, Any] | None = None,
+    file: Path | None = None,
+    overrides: Sequence[str] = (),
+) -> Config:
+    """A configuration from defaults, a preset, a TOML file and overrides, in this order.
 
     Args:
         kind: the dataclass, for example `PhantomConfig`.
+        base: what a `preset` sets.
         file: a TOML file; tables are nested dataclasses.
         overrides: "a.b=3"; the value is read as TOML, or as text if it is none.
+
+    TOML has no null; "null" stands for None, in files and overrides.
 
     Raises:
         InputError: the file is missing or no TOML.
         UsageError: an unknown key, a value of the wrong type or outside its range.
     """
-    data: dict[str, Any] = {} if file is None else _read_toml(file)
+    data = _merged(base or {}, {} if file is None else _read_toml(file))
     for override in overrides:
         key, found, text = override.partition("=")
         if not found or not key.strip():
@@ -464,7 +505,9 @@ def load(kind: type[Config], *, file: Path | None = None, overrides: Sequence[st
         _assign(data, key.strip().split("."), _value(text.strip()), override)
     try:
         # Through JSON, where strict means: no number from text, but a list may be a tuple.
-        return TypeAdapter(kind).validate_json(json.dumps(data, default=str), strict=True)
+        return TypeAdapter(kind).validate_json(
+            json.dumps(_replaced(data, _NULL, None), default=str), strict=True
+        )
     except ValidationError as error:
         problems = "; ".join(_problem(entry) for entry in error.errors())
         raise UsageError(
@@ -476,8 +519,8 @@ def load(kind: type[Config], *, file: Path | None = None, overrides: Sequence[st
 
 
 def dump(config: Any) -> str:
-    """The whole configuration as TOML; `load` reads it back to an equal one. None is left out."""
-    return tomli_w.dumps(_without_none(asdict(config)))
+    """The whole configuration as TOML; `load` reads it back to an equal one. None is "null"."""
+    return tomli_w.dumps(_replaced(asdict(config), None, _NULL))
 
 
 def schema(kind: type) -> dict[str, Any]:
@@ -496,6 +539,15 @@ def _read_toml(file: Path) -> dict[str, Any]:
         raise InputError(
             f"is no TOML: {error}", path=file, next_step="Mend the line it names.", code="not-toml"
         ) from error
+
+
+def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables merged key by key; of two values the upper wins."""
+    out = dict(under)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
+        out[key] = _merged(out[key], value) if both else copy.deepcopy(value)
+    return out
 
 
 def _value(text: str) -> Any:
@@ -524,9 +576,10 @@ def _keys(node: Mapping[str, Any]) -> list[str]:
     return sorted(node.get("properties", {}))
 
 
-def _without_none(node: Any) -> Any:
+def _replaced(node: Any, old: Any, new: Any) -> Any:
+    """Plain data with one value replaced by another wherever it stands."""
     if isinstance(node, dict):
-        return {key: _without_none(value) for key, value in node.items() if value is not None}
+        return {key: _replaced(value, old, new) for key, value in node.items()}
     if isinstance(node, list | tuple):
-        return [_without_none(value) for value in node]
-    return node
+        return [_replaced(value, old, new) for value in node]
+    return new if node == old else node
