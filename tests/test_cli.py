@@ -140,3 +140,35 @@ def test_an_interrupted_run_exits_130_and_leaves_no_half_file(
     process.communicate(timeout=60)
     assert process.returncode == 130
     assert not [p for p in tmp_path.rglob("*") if p.name.endswith((".tmp", ".part"))]
+
+
+def test_evaluate_a_data_set_against_itself_then_compare(patients: Path, tmp_path: Path) -> None:
+    labels = patients / "labelsTr"
+    for name in ("a", "b"):
+        run("evaluate", labels, labels, "-o", tmp_path / name, "--quiet")
+    done = run("evaluate", labels, labels, "-o", tmp_path / "c", "--json")
+    summary = json.loads(done.stdout)
+    assert summary["structures"]["kidney+tumour"]["dice"]["mean"] == 1.0
+    assert "n = 2" in run("evaluate", labels, labels, "-o", tmp_path / "d").stdout
+    compared = run("compare", tmp_path / "a", tmp_path / "b", "-o", tmp_path / "e", "--json")
+    assert json.loads(compared.stdout)
+    assert (tmp_path / "e" / "compare.md").is_file()
+
+
+def test_info_reads_a_model_without_torch(tmp_path: Path) -> None:
+    import torch
+
+    from kidseg.checkpoint import save_model
+
+    model = tmp_path / "m.safetensors"
+    save_model(model, {"segment": {"w": torch.ones(3)}}, {"method": "plain"})
+    assert json.loads(run("info", model, "--json").stdout)["method"] == "plain"
+    assert "method: " in run("info", model).stdout
+    code = (
+        "import sys; from kidseg.cli import main\n"
+        f"try: main(['info', {str(model)!r}])\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert run("info", tmp_path / "none.safetensors", check=6).stderr

@@ -129,6 +129,75 @@ def check(
 
 
 @app.command()
+def evaluate(
+    pred: Annotated[Path, typer.Argument(help="Predicted labels: a folder or a file.")],
+    ref: Annotated[Path, typer.Argument(help="Reference: a data set, a folder or a file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
+    protocol: Annotated[
+        Literal["native", "kits19", "kits23"], typer.Option(help="Whose rules to score by.")
+    ] = "native",
+    cyst: Annotated[
+        Literal["tumour", "kidney", "background"] | None,
+        typer.Option(help="What a cyst counts as."),
+    ] = None,
+    missing: Annotated[
+        Literal["error", "empty"], typer.Option(help="A case without prediction.")
+    ] = "error",
+    cases: Annotated[list[str] | None, typer.Option("--case", help="Score only this case.")] = None,
+    jobs: Jobs = 1,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Score predicted labels: Dice, HD95, surface Dice and volume error per structure."""
+    from kidseg.evaluate import evaluate as score
+
+    with _progress("cases", quiet or as_json) as advance:
+        summary = score(
+            pred,
+            ref,
+            out,
+            protocol=protocol,
+            cyst=cyst,
+            missing=missing,
+            cases=cases,
+            overwrite=overwrite,
+            jobs=jobs,
+            progress=advance,
+        )
+    _say(summary, _scores_text(summary), as_json, quiet)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Folders that `kidseg evaluate` wrote.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare evaluated runs case by case: paired tests, intervals, strata by age."""
+    from kidseg.compare import compare as pair
+
+    result = pair(runs, out, seed=seed, overwrite=overwrite)
+    _say(result, (out / "compare.md").read_text(encoding="utf-8"), as_json, quiet)
+
+
+@app.command()
+def info(
+    model: Annotated[Path, typer.Argument(help="A model file (.safetensors).")],
+    as_json: AsJson = False,
+) -> None:
+    """What a model is, what it takes, how it was trained and measured."""
+    from kidseg.header import read_header
+
+    header = read_header(model)
+    lines = [f"{key}: {json.dumps(value)}" for key, value in header.items()]
+    _say(header, "\n".join(lines), as_json, quiet=False)
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")] = Path("demo"),
     patients: Annotated[int, typer.Option("--patients", "-n", min=2, help="How many.")] = 8,
@@ -258,4 +327,16 @@ def _findings_text(report: Report) -> str:
         f"{report.path}: {report.kind} with {report.n_cases} case(s): "
         f"{errors} error(s), {warnings} warning(s)."
     )
+    return "\n".join(lines)
+
+
+def _scores_text(summary: dict[str, Any]) -> str:
+    lines = [f"{summary['n_cases']} case(s), protocol {summary['protocol']}; mean (SD) of Dice:"]
+    for name, figures in summary["structures"].items():
+        dice = figures["dice"]
+        if dice["mean"] is None:
+            lines.append(f"  {name:14} no case has it")
+        else:
+            spread = "" if dice["sd"] is None else f" ({dice['sd']:.4f})"
+            lines.append(f"  {name:14} {dice['mean']:.4f}{spread}, n = {dice['n']}")
     return "\n".join(lines)
