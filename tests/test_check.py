@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from kidseg.cases import case_paths, write_dataset_json
+from kidseg.cases import case_paths, open_dataset, write_dataset_json
 from kidseg.check import Report, check
 from kidseg.check.cases import values_and_counts
 from kidseg.check.kidneys import kidney_labels
 from kidseg.errors import InputError
 from kidseg.geometry import Grid, Volume
-from kidseg.io import ReadOptions, save
+from kidseg.io import ReadOptions, read, save
 from kidseg.io.orientation import reorient
 from kidseg.labels import KIDNEY_TUMOUR, KIDNEY_TUMOUR_CYST, LabelSchema
 
@@ -149,6 +149,45 @@ def test_several_channels(tmp_path: Path) -> None:
     report = check(root)
     assert codes(report) == {"grid-mismatch": "error"}
     assert "0.5 mm" in report.findings[0].cause and "c0_0001" in report.findings[0].path
+
+
+def test_msd_with_several_channels_in_one_file(tmp_path: Path) -> None:
+    import nibabel
+
+    root = tmp_path
+    for k, folder in enumerate(("imagesTr", "labelsTr")):
+        (root / folder).mkdir()
+        save(Volume(kidneys(), GRID) if k else body(), root / folder / "b.nii.gz")
+    flat = nibabel.load(root / "imagesTr/b.nii.gz")
+    volumes = np.stack([np.asarray(flat.dataobj) + 7 * k for k in range(3)], axis=-1)
+    nibabel.save(nibabel.Nifti1Image(volumes, flat.affine), root / "imagesTr/b.nii.gz")
+    told = {
+        "modality": {"0": "FLAIR", "1": "T1w", "2": "T2w"},
+        "labels": {"0": "background", "1": "kidney", "2": "tumour"},
+        "training": [{"image": "./imagesTr/b.nii.gz", "label": "./labelsTr/b.nii.gz"}],
+    }
+    (root / "dataset.json").write_text(json.dumps(told))
+    assert check(root).findings == ()
+    (case,) = open_dataset(root).cases
+    for k in range(3):
+        channel = read(case.images[k], ReadOptions(values="any", volume=case.volume_of(k)))
+        assert torch.equal(channel.volume.data, body().data + 7 * k)
+    told["modality"] = {"0": "FLAIR", "1": "T1w", "2": "T2w", "3": "more"}
+    (root / "dataset.json").write_text(json.dumps(told))
+    report = check(root)
+    assert codes(report) == {"no-such-volume": "error"} and len(report.findings) == 1
+    nrrd = save(body(), root / "x.nrrd")
+    with pytest.raises(InputError) as caught:
+        read(nrrd, ReadOptions(volume=1))
+    assert caught.value.code == "no-such-volume"
+    cut = volumes[..., :2].tobytes(order="F")
+    whole = (save(body(), root / "cut.nii")).read_bytes()[:352]
+    header = bytearray(whole)
+    header[40:42], header[48:50] = (4).to_bytes(2, "little"), (3).to_bytes(2, "little")
+    (root / "cut.nii").write_bytes(bytes(header) + cut)
+    with pytest.raises(InputError) as caught:
+        read(root / "cut.nii", ReadOptions(values="any", volume=1))
+    assert caught.value.code == "truncated-file"
 
 
 # ---- rows of the robustness table --------------------------------------------------------------

@@ -37,6 +37,13 @@ class Case:
     age_years: float | None = None
     side: Side | None = None
 
+    def volume_of(self, channel: int) -> int | None:
+        """Which volume of its file a channel is; None if the file holds no other channel."""
+        path = self.images[channel]
+        if self.images.count(path) == 1:
+            return None
+        return self.images[:channel].count(path)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:

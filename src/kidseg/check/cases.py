@@ -79,7 +79,12 @@ def examine(case: Case, dataset: Dataset, options: ReadOptions) -> Examined:
     for channel, path in enumerate(case.images):
         # Training sees these voxels, so NaN and infinity are refused here.
         is_ct = dataset.holds_ct(min(channel, len(dataset.channels) - 1))
-        asked = replace(options, values="ct" if is_ct else "any", nonfinite="refuse")
+        asked = replace(
+            options,
+            values="ct" if is_ct else "any",
+            nonfinite="refuse",
+            volume=case.volume_of(channel),
+        )
         if (scan := _read(found, path, asked, first=found.grid is None)) is None:
             continue
         digests.append(_digest(scan.volume))
@@ -215,5 +220,5 @@ def _digest(volume: Volume) -> bytes:
     """Of shape and values, whatever type they are stored as."""
     whole = hashlib.sha256(repr(volume.grid.shape).encode())
     for part in volume.data[0]:
-        whole.update(part.to(torch.float32).contiguous().numpy())
+        whole.update(np.ascontiguousarray(part.numpy(), dtype=np.float32).data)
     return whole.digest()

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from kidseg.errors import Finding
 from kidseg.geometry import Volume
@@ -57,18 +55,18 @@ def body_midline(image: Volume, slices: tuple[int, int]) -> float:
 
     The middle of the grid where there is no body (nothing above -300 HU).
     """
-    per_column = torch.zeros(image.grid.shape[2], dtype=torch.float64)
-    for index in range(slices[0], min(slices[1], image.grid.shape[0])):
-        per_column += (image.data[0, index] > _BODY_HU).sum(0)
-    columns = torch.arange(len(per_column), dtype=torch.float64)
-    total = float(per_column.sum())
-    return float((per_column * columns).sum()) / total if total else (len(columns) - 1) / 2
+    per_column = np.zeros(image.grid.shape[2], dtype=np.int64)
+    for part in image.data[0, slices[0] : slices[1]]:
+        per_column += np.count_nonzero(part.numpy() > _BODY_HU, axis=0)
+    columns = np.arange(len(per_column))
+    total = int(per_column.sum())
+    return float(per_column @ columns) / total if total else (len(columns) - 1) / 2
 
 
 def kidney_slices(labels: Volume, schema: LabelSchema) -> tuple[int, int] | None:
     """The first slice with kidney or its mass and the one after the last; None if there is none."""
     kidney, mass = kidney_labels(schema)
-    box = _box(_is_any(labels.data[0], (*kidney, *mass))) if kidney else None
+    box = _box(np.isin(labels.data[0].numpy(), (*kidney, *mass))) if kidney else None
     return None if box is None else (box[0].start, box[0].stop)
 
 
@@ -89,12 +87,12 @@ def kidney_findings(
     kidney, mass = kidney_labels(schema)
     if not kidney:
         return ()
-    data = labels.data[0]
+    data = labels.data[0].numpy()
     found: list[tuple[str, str]] = []
-    box = _box(_is_any(data, (*kidney, *mass)))
+    box = _box(np.isin(data, (*kidney, *mass)))
     if box is not None:
         found += _cut(box, tuple(data.shape))
-        cropped = data[box].numpy()
+        cropped = data[box]
         pieces = _pieces(np.isin(cropped, kidney), np.isin(cropped, (*kidney, *mass)))
     else:
         pieces = []
@@ -141,22 +139,15 @@ def _spans(profile: np.ndarray, middle: float) -> bool:
     return bool(_EITHER_SIDE <= right <= 1 - _EITHER_SIDE)
 
 
-def _box(mask: Tensor) -> tuple[slice, slice, slice] | None:
+def _box(mask: np.ndarray) -> tuple[slice, slice, slice] | None:
     """The box around the true voxels of (slices, rows, columns); None if there are none."""
     extents = []
     for axes in ((1, 2), (0, 2), (0, 1)):
-        hit = torch.nonzero(mask.any(axes[1]).any(axes[0]))[:, 0]
+        hit = np.flatnonzero(mask.any(axis=axes))
         if not len(hit):
             return None
         extents.append(slice(int(hit[0]), int(hit[-1]) + 1))
     return extents[0], extents[1], extents[2]
-
-
-def _is_any(data: Tensor, numbers: tuple[int, ...]) -> Tensor:
-    mask = data == numbers[0]
-    for number in numbers[1:]:
-        mask |= data == number
-    return mask
 
 
 def _has(text: str, words: tuple[str, ...]) -> bool:

@@ -46,6 +46,13 @@ def read(path: str | Path, options: ReadOptions = _DEFAULT) -> Scan:
     """
     path = Path(path)
     kind = kind_of(path)
+    if options.volume and kind in ("nrrd", "metaimage", "dicom"):
+        raise InputError(
+            f"volume {options.volume} was asked for, and only NIfTI files are read by volume",
+            path=path,
+            code="no-such-volume",
+            next_step="Save each volume as a file of its own.",
+        )
     if kind == "nifti":
         from kidseg.io.nifti import read_nifti
 

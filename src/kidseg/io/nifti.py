@@ -40,13 +40,15 @@ def read_nifti(path: Path, options: ReadOptions) -> Scan:
     Raises:
         InputError: anything that is not one sound volume; see the codes of `kidseg.io.checks`, and
             "not-nifti", "bad-header", "unsupported-type", "colour-image", "bad-scaling",
-            "affines-disagree", "no-orientation", "bad-unit".
+            "affines-disagree", "no-orientation", "bad-unit", "no-such-volume".
         ResourceError: "not-enough-memory".
     """
     with open_payload(path) as payload:
         header = read_header(payload, options)
         count = math.prod(header.native.shape)
+        payload.skip(header.bytes_before)
         values = payload.array(header.stored, count, options.memory_limit_bytes)
+        payload.skip(header.bytes_after)
         extra = payload.finish()
     packed = payload.encoding == "gzip"
     findings = (*header.findings, *_name_findings(path, packed=packed), *extra)

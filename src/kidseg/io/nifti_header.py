@@ -41,13 +41,18 @@ _SINGLE_FILE = {b"n+1\0", b"n+2\0"}
 
 @dataclass(frozen=True, kw_only=True)
 class NiftiHeader:
-    """A checked header: stored type, grid of the file's own voxels, scaling, findings."""
+    """A checked header: stored type, grid of the file's own voxels, scaling, findings.
+
+    In a file with several volumes, `bytes_before` and `bytes_after` the chosen one are the others.
+    """
 
     stored: np.dtype
     native: Grid
     slope: float
     intercept: float
     findings: tuple[Finding, ...]
+    bytes_before: int = 0
+    bytes_after: int = 0
 
 
 # ---- header ------------------------------------------------------------------------------------
@@ -76,12 +81,24 @@ def read_header(payload: Payload, options: ReadOptions) -> NiftiHeader:
     if not 1 <= ranks <= 7:
         raise _bad_header(f"it says to have {ranks} dimensions", path)
     stored = _stored_type(fields, path)
-    nx, ny, nz = checks.three_dimensional(fields["dim"][1 : 1 + ranks], path)
+    sizes = [int(n) for n in fields["dim"][1 : 1 + ranks]]
+    before, after = 0, 0
+    if options.volume is not None and min(sizes) >= 1:
+        before, after = _other_volumes(math.prod(sizes[3:]), options.volume, path)
+        sizes = sizes[:3]
+    nx, ny, nz = checks.three_dimensional(sizes, path)
+    volume_bytes = nx * ny * nz * stored.itemsize
     mm_from_index, findings = _position(fields, (nz, ny, nx), path, options)
     slope, intercept = _scaling(fields, path)
     native = checks.grid_of((nz, ny, nx), mm_from_index, path)
     return NiftiHeader(
-        stored=stored, native=native, slope=slope, intercept=intercept, findings=findings
+        stored=stored,
+        native=native,
+        slope=slope,
+        intercept=intercept,
+        findings=findings,
+        bytes_before=before * volume_bytes,
+        bytes_after=after * volume_bytes,
     )
 
 
@@ -123,6 +140,18 @@ def parse(payload: Payload) -> nibabel.Nifti1Header:
             next_step="Convert it to a single .nii.gz; Analyze files know no left and right.",
         )
     return fields
+
+
+def _other_volumes(count: int, chosen: int, path: Path) -> tuple[int, int]:
+    """How many volumes lie before the chosen one, and after it."""
+    if not 0 <= chosen < count:
+        raise InputError(
+            f"it holds {count} volume(s), so there is no volume {chosen} (they count from 0)",
+            path=path,
+            code="no-such-volume",
+            next_step="Check how many channels the data set should have.",
+        )
+    return chosen, count - 1 - chosen
 
 
 def _stored_type(fields: nibabel.Nifti1Header, path: Path) -> np.dtype:

@@ -66,6 +66,18 @@ class Payload:
             got += len(part)
         return b"".join(parts)
 
+    def skip(self, count: int) -> None:
+        """Pass over the next `count` bytes.
+
+        Raises:
+            InputError: "truncated-file", "damaged-file".
+        """
+        left = count
+        while left and (part := self.read(min(left, _CHUNK))):
+            left -= len(part)
+        if left:
+            raise self._truncated(count, count - left)
+
     def array(self, dtype: np.dtype, count: int, limit_bytes: int | None = None) -> np.ndarray:
         """The next `count` values of `dtype`, in the byte order of this machine, writable.
 

@@ -31,6 +31,7 @@ class ReadOptions:
         trust: which of a NIfTI file's two affines to take where they disagree.
         spacing_mm: (slice, row, column) of the file's own voxel order, instead of the header's.
         series: UID or number of the DICOM series to take from a folder that holds several.
+        volume: which of the volumes of a four-dimensional NIfTI file to take, from 0 on.
         repair: mend a DICOM series that is no even stack, where that can be done.
         nonfinite: NaN and Inf are refused (training) or replaced with a finding (inference).
         values: what the voxel values mean. Only "ct" is checked for plausible Hounsfield units;
@@ -41,6 +42,7 @@ class ReadOptions:
     trust: Literal["sform", "qform"] | None = None
     spacing_mm: tuple[float, float, float] | None = None
     series: str | None = None
+    volume: int | None = None
     repair: bool = False
     nonfinite: Literal["refuse", "replace"] = "replace"
     values: Literal["ct", "any", "labels"] = "ct"
