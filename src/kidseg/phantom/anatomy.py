@@ -19,6 +19,7 @@ __all__ = [
     "BILATERAL_SHARE",
     "CYST_SHARE",
     "HORSESHOE_SHARE",
+    "ORAL_CONTRAST_SHARE",
     "ORGANS",
     "SINGLE_KIDNEY_SHARE",
     "TUMOUR_MEDIAN_ML",
@@ -46,6 +47,9 @@ CYST_SHARE = 0.12
 """Children with one or more simple cysts: distractors, more than in practice."""
 TUMOUR_MEDIAN_ML = 320.0
 """Of the median above one year. Source: 250-500 ml at diagnosis in the SIOP trials."""
+
+ORAL_CONTRAST_SHARE = 0.10
+"""Children who drank contrast: some loops of small bowel are bright."""
 
 _TUMOUR_LOG_SD = 0.75
 _TUMOUR_RANGE_ML = (10.0, 1500.0)
@@ -207,6 +211,7 @@ class Viscera:
     colon_gas: float
     colon_stool: float
     heart: float
+    oral_contrast_hu: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -407,6 +412,7 @@ def _draw_viscera(rng: np.random.Generator, age: float, body: Body) -> Viscera:
         colon_gas=float(rng.beta(2.0, 2.0)),
         colon_stool=float(rng.beta(2.0, 2.0)),
         heart=vary(1.0, 0.08),
+        oral_contrast_hu=float(rng.uniform(120, 300) if rng.random() < ORAL_CONTRAST_SHARE else 0),
     )
 
 

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from kidseg.phantom.anatomy import Anatomy
-from kidseg.phantom.canvas import Canvas, Patch
-from kidseg.phantom.organs import below_diaphragm
+from kidseg.phantom.canvas import Canvas
 from kidseg.phantom.shapes import smooth_max, tube
+from kidseg.phantom.surfaces import cavity
 
 __all__ = ["Loop", "colon_of", "paint_bowel", "small_bowel_of"]
 
@@ -27,6 +28,7 @@ class Loop:
         stool: 0 fluid to 1 formed and mottled.
         distension: thins the wall where large.
         folds: depth of the folds, part of the wall.
+        density_hu: of the fluid, above plain bowel fluid.
     """
 
     points: np.ndarray
@@ -35,6 +37,7 @@ class Loop:
     stool: float
     distension: float
     folds: float
+    density_hu: float = 0.0
 
 
 def small_bowel_of(anatomy: Anatomy, rng: np.random.Generator) -> list[Loop]:
@@ -42,24 +45,25 @@ def small_bowel_of(anatomy: Anatomy, rng: np.random.Generator) -> list[Loop]:
     body, viscera = anatomy.body, anatomy.viscera
     a, b, segment = body.half_lateral_mm, body.half_depth_mm, body.segment_mm
     size = viscera.small_bowel_mm
-    step = size * 0.98
+    step = size * 0.86
     front = body.half_depth_mm - body.fat_front_mm - body.wall_front_mm
     back = body.spine_y_mm + 0.25 * body.vertebra_mm
     loops: list[Loop] = []
     spots = []
     for z in np.arange(-4.4 * segment, 3.0 * segment, step):
         for y in np.arange(back - 0.25 * b, front, step):
-            for x in np.arange(-0.85 * a, 0.85 * a, step):
+            for x in np.arange(-0.9 * a, 0.9 * a, step):
                 spots.append((x, y, z))
     lattice = np.array(spots) + rng.normal(0.0, 0.14 * step, size=(len(spots), 3))
-    inside = (np.abs(lattice[:, 0]) / (0.86 * a)) ** 2 + (lattice[:, 1] / (0.80 * b)) ** 2 < 1.0
+    x, y = torch.from_numpy(lattice[:, :2].T.copy())
+    inside = (cavity(body, x, y) < 1.0 - 0.35 * size / body.half_depth_mm).numpy()
     lattice = lattice[inside]
     unused = np.ones(len(lattice), dtype=bool)
     order = rng.permutation(len(lattice))
     for start in order:
         if not unused[start]:
             continue
-        path = _walk(rng, lattice, unused, int(start), step, int(rng.integers(3, 11)))
+        path = _walk(rng, lattice, unused, int(start), step, int(rng.integers(3, 9)))
         points = lattice[path]
         if len(points) == 1:
             points = np.stack([points[0], points[0] + rng.normal(0.0, 0.25 * step, size=3)])
@@ -75,6 +79,7 @@ def small_bowel_of(anatomy: Anatomy, rng: np.random.Generator) -> list[Loop]:
                 0.0,
                 distension,
                 float(rng.uniform(0.2, 1.0) if points[:, 0].mean() < 0 else rng.uniform(0, 0.4)),
+                float(rng.normal(6.0, 9.0)) + viscera.oral_contrast_hu * (rng.random() < 0.7),
             )
         )
     return loops
@@ -159,49 +164,95 @@ def colon_of(anatomy: Anatomy, rng: np.random.Generator) -> list[Loop]:
 
 
 def paint_bowel(
-    canvas: Canvas, anatomy: Anatomy, loops: list[Loop], organ: int, hu: dict[str, float]
+    canvas: Canvas,
+    anatomy: Anatomy,
+    loops: list[Loop],
+    up: np.ndarray,
+    organ: int,
+    hu: dict[str, float],
 ) -> None:
-    """Wall, contents and gas of each stretch."""
-    body = anatomy.body
-    wall_mm = (0.9 + 0.016 * body.half_lateral_mm) * (0.8 if organ == COLON else 1.0)
-    for loop in loops:
-        reach = float(loop.radii.max()) * 1.1 + 1.0
-        patch = canvas.patch((loop.points.min(0) - reach, loop.points.max(0) + reach))
-        if patch is not None:
-            _paint_loop(patch, anatomy, loop, wall_mm, organ, hu)
+    """Wall, contents and gas of all loops; where loops touch they flatten against each other.
 
-
-def _paint_loop(
-    patch: Patch, anatomy: Anatomy, loop: Loop, wall_mm: float, organ: int, hu: dict[str, float]
-) -> None:
-    large = patch.noise("large", halo=True)
-    f = tube(patch.place, loop.points, loop.radii) + 0.06 * float(loop.radii.mean()) * large
-    f = smooth_max(f, below_diaphragm(anatomy.body, patch, 0.4), 2.0)
-    cover = patch.cover(f)
-    if not bool((cover > 0).any()):
+    Args:
+        canvas: the slab.
+        anatomy: the child.
+        loops: small bowel or colon.
+        up: (4,) height in the scanner of anatomy (x, y, z, 1), against gravity.
+        organ: number of the organ.
+        hu: of the tissues.
+    """
+    nearest = _Nearest.of(canvas, loops)
+    patch = canvas.where(nearest.first < 1.5)
+    if patch is None:
         return
+    window = patch.deep
+    first, second = nearest.first[window], nearest.second[window]
+    owner = nearest.owner[window][:-1].clamp(min=0).long()
+    body = anatomy.body
+    apart_mm = 0.25 + 0.8 * body.visceral_fat
+    bulge = 0.5 * patch.noise("middle", halo=True)
+    f = torch.maximum(first + bulge, 0.5 * (first - second + apart_mm))
+    f = smooth_max(f, patch.abdomen + 0.4, 1.5)
     fine, middle = patch.noise("fine"), patch.noise("middle")
-    fat_mm = 0.1 + 1.2 * anatomy.body.visceral_fat
-    patch.paint(patch.cover(f - fat_mm), hu["visceral fat"] + 5.0 * fine + 8.0 * middle, 2)
-    patch.paint(cover, hu["bowel wall"] + 6.0 * fine, organ)
-    thick = wall_mm / loop.distension
-    folded = f + thick * (1.0 + loop.folds * patch.noise("middle", halo=True).clamp(-0.8, 1.6))
-    lumen = patch.cover(folded)
-    fluid = hu["bowel fluid"] + 4.0 * fine + 5.0 * middle + 8.0 * loop.folds
-    if loop.stool > 0.25:
-        crumbs = fine + 0.9 * middle
-        stool = 25.0 + 35.0 * middle - 750.0 * ((crumbs - 1.15) * 1.3).clamp(0.0, 1.0)
-        stool = stool - 130.0 * (patch.noise("middle") < -0.5)
-        fluid = fluid.lerp(stool, min(1.0, 1.4 * (loop.stool - 0.25) + 0.4))
+    patch.paint(patch.cover(f), hu["bowel wall"] + 6.0 * fine + 4.0 * middle, organ)
+
+    def each(values: list[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32)[owner]
+
+    wall_mm = (0.75 + 0.014 * body.half_lateral_mm) * (0.8 if organ == COLON else 1.0)
+    thick = torch.tensor([wall_mm / loop.distension for loop in loops], dtype=torch.float32)
+    folds = torch.tensor([loop.folds for loop in loops], dtype=torch.float32)
+    deep_owner = nearest.owner[window].clamp(min=0).long()
+    crinkle = 1.0 + folds[deep_owner] * patch.noise("middle", halo=True).clamp(-0.7, 1.8)
+    lumen = patch.cover(f + thick[deep_owner] * crinkle)
+    fluid = (
+        hu["bowel fluid"] + each([loop.density_hu for loop in loops]) + 4.0 * fine + 5.0 * middle
+    )
+    stool = each([loop.stool for loop in loops])
+    crumbs = ((fine + 1.1 * middle - 1.3) * 1.3).clamp_(0.0, 1.0)
+    mottled = 18.0 + 22.0 * middle + 10.0 * fine - 90.0 * (middle < -0.7) - 750.0 * crumbs
+    fluid = fluid.lerp(mottled, (1.6 * stool - 0.3).clamp_(0.0, 1.0))
     patch.paint(lumen, fluid, organ)
-    if loop.gas > 0.02:
-        rows = lumen.sum(dim=(0, 2))
-        filled = (rows > 0).nonzero()
-        if len(filled) == 0:
-            return
-        _, scanner_up = filled, patch.up_mm[:, 0]
-        top, bottom = float(scanner_up[filled[0, 0]]), float(scanner_up[filled[-1, 0]])
-        level = top - loop.gas * (top - bottom)
-        ragged = 1.5 * loop.stool * middle
-        above = ((patch.up_mm[None] + ragged - level) / 0.9 + 0.5).clamp(0.0, 1.0)
-        patch.paint(lumen * above, -975.0, organ)
+    level = each([_gas_level_mm(loop, up) for loop in loops])
+    above = (patch.up_mm[None] + 1.6 * stool * middle - level) / 0.9 + 0.5
+    patch.paint(lumen * above.clamp_(0.0, 1.0), -975.0, organ)
+
+
+def _gas_level_mm(loop: Loop, up: np.ndarray) -> float:
+    """Height in the scanner above which a loop holds gas; beyond everything if it has none."""
+    if loop.gas <= 0.02:
+        return 1e6
+    heights = loop.points @ up[:3] + up[3]
+    top, bottom = (heights + loop.radii).max(), (heights - loop.radii).min()
+    return float(top - loop.gas * (top - bottom))
+
+
+@dataclass(frozen=True, eq=False)
+class _Nearest:
+    """Distance of each voxel (with halo) from the nearest loop and from the next other one."""
+
+    first: Tensor
+    second: Tensor
+    owner: Tensor
+
+    @classmethod
+    def of(cls, canvas: Canvas, loops: list[Loop]) -> _Nearest:
+        shape = canvas.field.shape[1:]
+        first, second = torch.full(shape, 1e3), torch.full(shape, 1e3)
+        owner = torch.full(shape, -1, dtype=torch.int16)
+        for number, loop in enumerate(loops):
+            for k in range(len(loop.points) - 1):
+                ends, radii = loop.points[k : k + 2], loop.radii[k : k + 2]
+                reach = float(radii.max()) + 2.5
+                window = canvas.window((ends.min(0) - reach, ends.max(0) + reach))
+                if window is None:
+                    continue
+                deep = canvas.deepened(window)
+                x, y, z = canvas.field[:3, *deep]
+                d = tube((x, y, z), ends, radii)
+                a, b, mine = first[deep], second[deep], owner[deep]
+                same = mine == number
+                b.copy_(torch.where(same, b, torch.minimum(b, torch.maximum(a, d))))
+                mine.masked_fill_(d < a, number)
+                torch.minimum(a, d, out=a)
+        return cls(first, second, owner)

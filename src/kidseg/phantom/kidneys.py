@@ -89,7 +89,7 @@ def paint_kidneys(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> Non
         _paint_isthmus(canvas, anatomy, hu)
     for kidney in anatomy.kidneys:
         frame = Frame.of(kidney)
-        fat_mm = 0.4 + 7.0 * anatomy.body.visceral_fat * anatomy.body_scale
+        fat_mm = 0.3 + 5.0 * anatomy.body.visceral_fat * anatomy.body_scale
         patch = canvas.patch(frame.box(fat_mm + 1.0))
         if patch is not None:
             _paint_kidney(patch, kidney, frame, fat_mm, hu)
@@ -101,11 +101,12 @@ def _paint_kidney(
     hu_, hv, hw = (float(h) for h in frame.half)
     u, v, w = frame.local(patch.x, patch.y, patch.z)
     radius = kidney_radius(kidney, frame, u, v, w)
-    capsule = (radius - 1.0) * hv
+    # About mm, also at the poles, where the radius grows more slowly.
+    capsule = (radius - 1.0) * (hv + (hw - hv) * ((w / hw) ** 2).clamp(max=1.5))
     fine, middle = patch.noise("fine"), patch.noise("middle")
     strands = (1.0 - middle.abs() * 6.0).clamp_(min=0.0)
-    padding = (radius - 1.0) * hv - fat_mm * (0.6 + 0.4 * (w / hw).abs())
-    patch.paint(patch.cover(padding), hu["visceral fat"] + 4.0 * fine + 14.0 * strands, FAT)
+    padding = patch.cover(torch.maximum(capsule - fat_mm, patch.abdomen - 1.0))
+    patch.paint(padding, hu["visceral fat"] + 4.0 * fine + 14.0 * strands, FAT)
     patch.paint(patch.cover(capsule), hu["renal cortex"] + 5.0 * fine + 4.0 * middle, CORTEX)
     inner = capsule + kidney.cortex_mm
     pyramids = _pyramids(kidney, frame, u, v, w) + 0.45 * patch.noise("middle", halo=True)

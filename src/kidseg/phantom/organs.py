@@ -12,7 +12,6 @@ from kidseg.phantom.shapes import ellipsoid, smooth_max, smooth_min, tube
 from kidseg.phantom.surfaces import cavity, dome_mm
 
 __all__ = [
-    "below_diaphragm",
     "paint_adrenals",
     "paint_liver",
     "paint_pancreas",
@@ -21,13 +20,6 @@ __all__ = [
 ]
 
 FAT, LIVER, GALLBLADDER, SPLEEN, PANCREAS, STOMACH, ADRENAL = 2, 10, 11, 12, 13, 14, 21
-
-
-def below_diaphragm(body: Body, patch: Patch, gap_mm: float) -> Tensor:
-    """Implicit function of the abdominal cavity, `gap_mm` inside wall and diaphragm."""
-    wall = (cavity(body, patch.x, patch.y) - 1.0) * 0.8 * body.half_depth_mm + gap_mm
-    under = (patch.z - dome_mm(body, patch.x, patch.y)) * 0.6 + 0.9 + 0.02 * body.half_lateral_mm
-    return torch.maximum(wall, under + gap_mm)
 
 
 def paint_liver(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> None:
@@ -63,7 +55,7 @@ def paint_liver(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> None:
     liver = smooth_max(liver, -bed, 0.06 * a)
     spine = torch.hypot(patch.x / 1.25, patch.y - body.spine_y_mm) - 0.72 * body.vertebra_mm
     liver = smooth_max(liver, -spine, 0.05 * a)
-    liver = smooth_max(liver, below_diaphragm(body, patch, 0.6), 0.03 * a)
+    liver = smooth_max(liver, patch.abdomen + 0.6, 0.03 * a)
     fine, middle = patch.noise("fine"), patch.noise("middle")
     value = hu["liver"] + 3.5 * fine + 1.5 * middle
     cover = patch.cover(liver)
@@ -90,7 +82,7 @@ def _paint_gallbladder(
     along = np.linspace(0.0, 1.0, 5)
     points = neck + along[:, None] * (fundus - neck)
     f = tube(patch.place, points, half * (0.16 + 0.34 * np.sqrt(along)))
-    f = torch.maximum(f, below_diaphragm(body, patch, 1.5))
+    f = torch.maximum(f, patch.abdomen + 1.5)
     patch.paint(patch.cover(f), hu["liver"] * 0.75, GALLBLADDER)
     patch.paint(patch.cover(f + 1.0), hu["gallbladder"], GALLBLADDER)
 
@@ -114,7 +106,7 @@ def paint_spleen(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float], mottled
     outer = (outer - 1.0) * 0.3 * a
     hollow = torch.hypot((patch.x + 0.36 * a) / 1.0, (patch.y - 0.12 * b + slope) / 1.25) - 0.27 * a
     f = smooth_max(outer, -hollow, 0.06 * a)
-    f = smooth_max(f, below_diaphragm(body, patch, 0.7), 0.04 * a)
+    f = smooth_max(f, patch.abdomen + 0.7, 0.04 * a)
     value = hu["spleen"] + 3.5 * patch.noise("fine") + 2.0 * patch.noise("middle")
     if mottled:
         value = value + 16.0 * patch.noise("large").clamp(-1.5, 1.5)
@@ -147,7 +139,7 @@ def paint_pancreas(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> No
     patch.paint(patch.cover(f), value, PANCREAS)
 
 
-def paint_stomach(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> None:
+def paint_stomach(canvas: Canvas, anatomy: Anatomy, up: np.ndarray, hu: dict[str, float]) -> None:
     """A bag from the left dome across the mid-line, folds inside, gas above what it holds."""
     body, viscera = anatomy.body, anatomy.viscera
     a, b, segment = body.half_lateral_mm, body.half_depth_mm, body.segment_mm
@@ -167,7 +159,7 @@ def paint_stomach(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> Non
     if patch is None:
         return
     f = tube(patch.place, points, radii) + 0.6 * patch.noise("large", halo=True)
-    f = smooth_max(f, below_diaphragm(body, patch, 1.0), 0.04 * a)
+    f = smooth_max(f, patch.abdomen + 1.0, 0.04 * a)
     fine, middle = patch.noise("fine"), patch.noise("middle")
     wall = 1.6 + 0.02 * a
     folds = wall * (1.0 + 0.55 * patch.noise("middle", halo=True).clamp(-1.0, 2.0))
@@ -176,20 +168,11 @@ def paint_stomach(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> Non
     food = hu["bowel fluid"] + 10.0 + 25.0 * chunks + 5.0 * fine
     patch.paint(patch.cover(f + folds), food, STOMACH)
     cover = patch.cover(f + folds)
-    level = _gas_level(patch, cover, viscera.stomach_gas)
-    gas = ((patch.up_mm - level) / 0.8).clamp(0.0, 1.0)[None]
+    heights = points @ up[:3] + up[3]
+    top_mm, bottom_mm = (heights + radii).max(), (heights - radii).min()
+    level = float(top_mm - viscera.stomach_gas * (top_mm - bottom_mm))
+    gas = ((patch.up_mm - level) / 0.8 + 0.5).clamp(0.0, 1.0)[None]
     patch.paint(cover * gas, -960.0, STOMACH)
-
-
-def _gas_level(patch: Patch, cover: Tensor, share: float) -> float:
-    """Height above which the given part of a hollow organ lies; high above an empty one."""
-    rows = cover.sum(dim=(0, 2))
-    total = float(rows.sum())
-    if total <= 0:
-        return 1e6
-    above = rows.cumsum(0) / total
-    k = int((above > share).nonzero()[0])
-    return float(patch.up_mm[k, 0])
 
 
 def paint_adrenals(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kidseg.config import Phase
-from kidseg.geometry import Grid, Volume
+from kidseg.geometry import Grid
 from kidseg.phantom.anatomy import ORGANS, Anatomy
 from kidseg.phantom.bowel import COLON, SMALL, Loop, colon_of, paint_bowel, small_bowel_of
-from kidseg.phantom.canvas import Canvas, Locator, Noise
+from kidseg.phantom.canvas import Canvas, Locator
 from kidseg.phantom.kidneys import paint_cysts, paint_kidneys
 from kidseg.phantom.organs import (
     paint_adrenals,
@@ -23,7 +25,8 @@ from kidseg.phantom.organs import (
 )
 from kidseg.phantom.pose import Pose
 from kidseg.phantom.skeleton import paint_pelvis, paint_ribs, paint_spine
-from kidseg.phantom.surfaces import skin
+from kidseg.phantom.splines import Splines, axes_mm, draw_texture
+from kidseg.phantom.surfaces import below_diaphragm, skin
 from kidseg.phantom.tissues import draw_tissues
 from kidseg.phantom.trunk import (
     arm_centres,
@@ -79,24 +82,24 @@ def render(
         HU and labels on `grid`. A grid beside the body gives air and no labels.
     """
     hu = draw_tissues(rng, phase)
-    scale = anatomy.body_scale
-    noises = _draw_noises(rng, anatomy, pose)
+    textures = _draw_textures(rng, anatomy, pose)
     detail = np.random.default_rng(anatomy.detail_seed)
     details = _Details(
         small_bowel_of(anatomy, detail), colon_of(anatomy, detail), vessels_of(anatomy, detail)
     )
     out = np.full(grid.shape, -1000.0, dtype=np.float32)
     organs = np.zeros(grid.shape, dtype=np.uint8)
-    coarse = _coarse_field(anatomy, pose, grid, noises, grid_step_mm=scale)
-    rows, columns = _body_window(anatomy, pose, grid, coarse)
+    field = _draw_field(anatomy, pose, grid, textures)
+    rows, columns = _body_window(anatomy, pose, grid, field)
     if rows.start < rows.stop and columns.start < columns.stop:
         window = (rows.stop - rows.start, columns.stop - columns.start)
-        locator = Locator(coarse.data[:3])
+        locator = Locator(field.coefficients[:3])
+        abdomen = partial(below_diaphragm, anatomy.body)
         thick = max(1, _SLAB_VOXELS // (window[0] * window[1]))
         for start in range(0, grid.shape[0], thick):
             stop = min(start + thick, grid.shape[0])
             slab = grid.crop((start, rows.start, columns.start), (stop - start, *window))
-            canvas = Canvas(slab, coarse, locator, noises)
+            canvas = Canvas(slab, field, locator, textures, abdomen)
             _paint(canvas, anatomy, pose, details, hu, phase)
             out[start:stop, rows, columns] = canvas.hu.numpy()
             organs[start:stop, rows, columns] = canvas.organs.numpy()
@@ -120,11 +123,12 @@ def _paint(
 ) -> None:
     """Everything, from the bottom up: what is painted later lies in front."""
     arterial = phase == "early-arterial"
+    up = pose.scanner_from_anatomy()[1].numpy()
     paint_wall(canvas, anatomy, hu)
-    paint_bowel(canvas, anatomy, details.small_bowel, SMALL, hu)
+    paint_bowel(canvas, anatomy, details.small_bowel, up, SMALL, hu)
     paint_pancreas(canvas, anatomy, hu)
-    paint_bowel(canvas, anatomy, details.colon, COLON, hu)
-    paint_stomach(canvas, anatomy, hu)
+    paint_bowel(canvas, anatomy, details.colon, up, COLON, hu)
+    paint_stomach(canvas, anatomy, up, hu)
     paint_liver(canvas, anatomy, hu)
     paint_spleen(canvas, anatomy, hu, mottled=arterial)
     paint_thorax(canvas, anatomy, hu)
@@ -141,54 +145,55 @@ def _paint(
         paint_arms(canvas, anatomy, hu)
 
 
-def _draw_noises(rng: np.random.Generator, anatomy: Anatomy, pose: Pose) -> dict[str, Noise]:
+def _draw_textures(rng: np.random.Generator, anatomy: Anatomy, pose: Pose) -> dict[str, Splines]:
     low, high = anatomy.modelled_mm
-    wide = 1.25 * anatomy.lateral_mm
+    wide = 1.3 * anatomy.lateral_mm
     size = (wide, wide, 1.1 * (high - low) + 20.0)
     centre = (pose.offset_mm[0], pose.offset_mm[1], (low + high) / 2)
-    fine = 1.5 * max(1.0, anatomy.body_scale)
     scale = anatomy.body_scale**0.5
     lengths = {
-        "fine": fine,
+        "fine": 1.3 * scale,
         "middle": 2.6 * scale,
         "vessels": 1.8 * scale,
         "large": 7.0 * scale,
         "blotch": 11.0 * scale,
-        "wobble x": 26.0 * scale,
-        "wobble y": 26.0 * scale,
-        "wobble z": 26.0 * scale,
+        "wobble x": 24.0 * scale,
+        "wobble y": 24.0 * scale,
+        "wobble z": 24.0 * scale,
     }
-    return {name: Noise.draw(rng, size, centre, mm) for name, mm in lengths.items()}
+    return {name: draw_texture(rng, size, centre, mm) for name, mm in lengths.items()}
 
 
-def _coarse_field(
-    anatomy: Anatomy, pose: Pose, grid: Grid, noises: dict[str, Noise], grid_step_mm: float
-) -> Volume:
-    """Reference (x, y, z) and each tumour's distance, every few mm over the grid and a bit more."""
+def _draw_field(
+    anatomy: Anatomy, pose: Pose, grid: Grid, textures: Mapping[str, Splines]
+) -> Splines:
+    """Reference (x, y, z) and each tumour's distance, at nodes over the grid and a bit more.
+
+    Nodes lie at multiples of their step, so that all grids of a patient share them.
+    """
     step = anatomy.effective_diameter_mm / _NODES_PER_DIAMETER
-    spacing = grid.spacing_mm.tolist()
-    margin = [2 * step / s for s in spacing]
-    shape = [
-        max(2, int(np.ceil((n + 2 * m) * s / step)))
-        for n, m, s in zip(grid.shape, margin, spacing, strict=True)
-    ]
-    from kidseg.geometry import boxed
-
-    low = torch.tensor([-0.5 - m for m in margin])
-    high = torch.tensor([n - 0.5 + m for n, m in zip(grid.shape, margin, strict=True)])
-    nodes = boxed(grid, low, high, shape)
-    axes = [torch.arange(n, dtype=torch.float64) for n in nodes.shape]
-    index = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 3)
-    scanner = nodes.mm(index)
+    ends = np.array([[float(mm.min()), float(mm.max())] for mm in axes_mm(grid)])
+    first = np.floor(ends[:, 0] / step).astype(int) - 3
+    counts = np.ceil(ends[:, 1] / step).astype(int) + 4 - first
+    axes = [torch.from_numpy((f + np.arange(n)) * step) for f, n in zip(first, counts, strict=True)]
+    z, y, x = torch.meshgrid(*axes, indexing="ij")
+    scanner = torch.stack([x, y, z])
     matrix = torch.linalg.inv(pose.scanner_from_anatomy())
-    place = (scanner @ matrix[:3, :3].T + matrix[:3, 3]).T.reshape(3, *nodes.shape).float()
-    place = _straightened(anatomy, pose, place)
+    place = torch.einsum("ij,j...->i...", matrix[:3, :3], scanner) + matrix[:3, 3, None, None, None]
+    place = _straightened(anatomy, pose, place.float())
     distances = [distance_mm(t, anatomy.body, place)[None] for t in anatomy.tumours]
     before = place
     for tumour in anatomy.tumours:
         before = before + (pushed(tumour, anatomy.body, place) - place)
-    before = _relaxed(anatomy, before, [noises[f"wobble {axis}"].on(nodes) for axis in "xyz"])
-    return Volume(torch.cat([before, *distances]), nodes)
+    nodes = Grid.from_spacing(
+        tuple(int(n) for n in counts),
+        (step,) * 3,
+        tuple((float(a[0] + a[-1]) / 2) for a in axes[::-1]),
+    )
+    wobble = [textures[f"wobble {axis}"].on(nodes)[0].flip(1, 2) for axis in "xyz"]
+    before = _relaxed(anatomy, before, wobble)
+    first_mm = [float(a[0]) for a in axes[::-1]]
+    return Splines.through(torch.cat([before, *distances]), first_mm, step)
 
 
 def _straightened(anatomy: Anatomy, pose: Pose, place: Tensor) -> Tensor:
@@ -221,24 +226,23 @@ def _relaxed(anatomy: Anatomy, place: Tensor, wobble: list[Tensor]) -> Tensor:
     return torch.stack(moved)
 
 
-def _body_window(anatomy: Anatomy, pose: Pose, grid: Grid, coarse: Volume) -> tuple[slice, slice]:
+def _body_window(anatomy: Anatomy, pose: Pose, grid: Grid, field: Splines) -> tuple[slice, slice]:
     """Rows and columns that can show the body."""
     body = anatomy.body
-    x, y = coarse.data[0], coarse.data[1]
+    x, y = field.coefficients[0], field.coefficients[1]
     shown = skin(body, x, y) < 1.06
     if pose.arms:
         x0, y0, radius = arm_centres(body)
         shown |= torch.hypot(x.abs() - x0, y - y0) < 1.5 * radius
-    index_from_node = torch.linalg.inv(grid.mm_from_index) @ coarse.grid.mm_from_index
     found = []
-    for axis, other in ((1, 1), (2, 0)):
+    for axis, other, first in ((1, 1, field.first_mm[1]), (2, 0, field.first_mm[0])):
         hits = shown.any(dim=0).any(dim=other).nonzero()
         if len(hits) == 0:
             return slice(0, 0), slice(0, 0)
-        scale, shift = float(index_from_node[axis, axis]), float(index_from_node[axis, 3])
-        first = int(np.floor((int(hits[0]) - 1) * scale + shift))
-        last = int(np.ceil((int(hits[-1]) + 1) * scale + shift)) + 1
-        found.append(slice(max(0, first), min(grid.shape[axis], last)))
+        low = first + (int(hits[0]) - 1) * field.step_mm
+        high = first + (int(hits[-1]) + 1) * field.step_mm
+        inside = ((axes_mm(grid)[axis] >= low) & (axes_mm(grid)[axis] <= high)).nonzero()
+        found.append(slice(int(inside[0]), int(inside[-1]) + 1) if len(inside) else slice(0, 0))
     return found[0], found[1]
 
 

@@ -160,11 +160,13 @@ def paint_pelvis(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> None
     half = (0.045 + 0.05 * (2 * t - 0.9) ** 2).clamp(max=0.16) * w + 0.035 * w
     f = torch.maximum(off.abs() - half, ((t - 0.48).abs() - 0.5 * open_) * length)
     f = torch.maximum(f, patch.z - top)
-    glute = torch.maximum((off - 0.18 * w).abs() - 0.16 * w - 0.04 * a, (0.05 - t) * length)
+    glute = torch.maximum(
+        (off + 0.18 * w + 0.02 * a).abs() - 0.16 * w - 0.04 * a, (0.05 - t) * length
+    )
     glute = torch.maximum(glute, torch.maximum((t - 0.85) * length, patch.z - top + 0.2 * segment))
     patch.paint(patch.cover(glute), hu["muscle"] + 4.0 * fine, MUSCLE)
     iliacus = torch.maximum(
-        (off + 0.16 * w).abs() - 0.12 * w, (t - 0.48).abs() * length - 0.42 * length
+        (off - 0.14 * w).abs() - 0.10 * w, (t - 0.48).abs() * length - 0.42 * length
     )
     iliacus = torch.maximum(iliacus, patch.z - top + 0.8 * segment)
     patch.paint(patch.cover(iliacus), hu["muscle"] + 4.0 * fine, MUSCLE)

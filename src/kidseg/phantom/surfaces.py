@@ -11,7 +11,15 @@ from torch import Tensor
 
 from kidseg.phantom.anatomy import Body
 
-__all__ = ["cavity", "dome_mm", "fascia", "paraspinal", "skin", "spine_clearance"]
+__all__ = [
+    "below_diaphragm",
+    "cavity",
+    "dome_mm",
+    "fascia",
+    "paraspinal",
+    "skin",
+    "spine_clearance",
+]
 
 
 def skin(body: Body, x: Tensor, y: Tensor) -> Tensor:
@@ -57,6 +65,13 @@ def dome_mm(body: Body, x: Tensor, y: Tensor) -> Tensor:
         fall = across * across * 1.7 + along * along * 2.1
         domes.append(top - segment * (fall - (0.5 * along).clamp(max=0.0)))
     return torch.maximum(domes[0], domes[1])
+
+
+def below_diaphragm(body: Body, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    """Implicit function of the abdominal cavity: inside the wall, below the diaphragm; about mm."""
+    wall = (cavity(body, x, y) - 1.0) * 0.8 * body.half_depth_mm
+    under = (z - dome_mm(body, x, y)) * 0.6 + 0.9 + 0.02 * body.half_lateral_mm
+    return torch.maximum(wall, under)
 
 
 def spine_clearance(body: Body, x: Tensor, y: Tensor) -> Tensor:

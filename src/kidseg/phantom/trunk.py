@@ -87,7 +87,7 @@ def paint_deep_muscles(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -
     size = body.muscularity
     for sign in (1.0, -1.0):
         down = ((1.6 * segment - patch.z) / segment).clamp(min=0.0)
-        radius = vertebra * size * (0.10 * down.clamp(max=4.0) + 0.07)
+        radius = vertebra * size * (0.085 * down.clamp(max=3.5) + 0.07)
         apart = vertebra * (0.50 + 0.045 * down) + 0.62 * radius
         psoas = torch.hypot(
             patch.x * sign - apart, (patch.y - y0 + vertebra * 0.10 - 0.25 * radius) / 1.25
@@ -126,7 +126,13 @@ def paint_thorax(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> None
     mediastinum = torch.hypot(
         (patch.x + 0.05 * a) / 0.30, (patch.y - body.spine_y_mm - 0.25 * b) / 0.75
     )
-    f = torch.maximum(torch.maximum(inside, -above), (a * 0.9 - mediastinum) * 0.3)
+    between = (a * 0.9 - mediastinum) * 0.3
+    soft = torch.maximum(torch.maximum(inside, -above), -between)
+    patch.paint(patch.cover(soft), hu["visceral fat"] + 25.0 + 25.0 * middle, FAT)
+    gullet = torch.hypot(patch.x + 0.10 * a, patch.y - body.spine_y_mm - 0.75 * body.vertebra_mm)
+    gullet = torch.maximum(gullet - 0.035 * a - 2.0, -above)
+    patch.paint(patch.cover(gullet), hu["stomach wall"], MUSCLE)
+    f = torch.maximum(torch.maximum(inside, -above), between)
     patch.paint(patch.cover(f), lung + 2.0 * back, LUNG)
     centre = body.dome_left_mm + 0.55 * segment
     heart = torch.sqrt(

@@ -20,6 +20,8 @@ __all__ = ["distance_mm", "draw_tumour", "paint_tumours", "pushed"]
 
 TUMOUR = 26
 _SAMPLES = 44
+# Part of the push that the body wall takes up without bulging.
+_WALL_HOLDS = 0.55
 
 
 def draw_tumour(rng: np.random.Generator, body: Body, kidney: Kidney, volume_ml: float) -> Tumour:
@@ -31,7 +33,7 @@ def draw_tumour(rng: np.random.Generator, body: Body, kidney: Kidney, volume_ml:
     azimuth = rng.normal(0.0, 55.0)
     lat, az = np.deg2rad([latitude, azimuth])
     outward = np.array([np.cos(lat) * np.cos(az), np.cos(lat) * np.sin(az), np.sin(lat)])
-    origin = frame.anatomy_mm(*(rng.uniform(0.45, 0.95) * outward * (1.0, 1.0, 0.85)))
+    origin = frame.anatomy_mm(*(rng.uniform(0.80, 1.0) * outward * (1.0, 1.0, 0.85)))
     radius = float(np.cbrt(volume_ml * 1000.0 * 3 / (4 * np.pi)))
     centre = _settled(body, origin, origin + 0.7 * radius * (outward @ frame.axes), radius)
     lobes = [(0.0, 0.0, 0.0, float(rng.uniform(0.85, 0.95)))]
@@ -132,8 +134,10 @@ def distance_mm(tumour: Tumour, body: Body, place: Tensor) -> Tensor:
         place: (3, ...) x, y, z in the anatomy, straight, with the tumour grown.
     """
     free = _free_distance_mm(tumour, place)
-    where = pushed(tumour, body, place, free)
-    wall = (cavity(body, where[0], where[1]) - 1.0) * body.half_depth_mm + 0.5
+    before = pushed(tumour, body, place, free)
+    # The wall gives way a little: room is what was inside before or is now.
+    wall = torch.minimum(cavity(body, before[0], before[1]), cavity(body, place[0], place[1]))
+    wall = (wall - 1.0) * body.half_depth_mm + 0.5
     held = torch.maximum(wall, 0.5 - spine_clearance(body, place[0], place[1]))
     return torch.maximum(free, held)
 
@@ -170,11 +174,15 @@ def _fade(ratio: Tensor) -> Tensor:
 def _yielding(body: Body, place: Tensor) -> Tensor:
     """1 where tissue gives way, 0 where it holds: spine and back."""
     x, y = place[0], place[1]
-    spine = (spine_clearance(body, x, y) / (0.8 * body.vertebra_mm)).clamp(0.0, 1.0)
+    vertebra = body.vertebra_mm
+    vessels = torch.hypot(x / 1.2, y - body.spine_y_mm - 0.55 * vertebra) - 0.45 * vertebra
+    clearance = torch.minimum(spine_clearance(body, x, y), vessels)
+    spine = (clearance / (1.1 * vertebra)).clamp(0.0, 1.0)
     back = -(body.half_depth_mm - body.fat_back_mm - body.wall_back_mm)
-    behind = ((y - back) / (0.45 * body.half_depth_mm)).clamp(0.0, 1.0)
+    behind = ((y - 1.1 * back) / (0.75 * body.half_depth_mm)).clamp(0.0, 1.0)
     both = spine * behind
-    return both * both * (3.0 - 2.0 * both)
+    wall = ((cavity(body, x, y) - 0.75) / 0.45).clamp(0.0, 1.0)
+    return both * both * (3.0 - 2.0 * both) * (1.0 - _WALL_HOLDS * wall * wall * (3.0 - 2.0 * wall))
 
 
 def paint_tumours(
@@ -204,7 +212,7 @@ def paint_tumours(
             vessels = (patch.noise("vessels") - 2.1).clamp(0.0, 0.5) * 2.0
             value = value + vessels * 60.0 * (1.0 - dead.clamp(0.0, 1.0))
         if tumour.calcified:
-            specks = (patch.noise("vessels") + blotch - 4.1).clamp(0.0, 0.5) * 2.0
+            specks = (patch.noise("vessels") + 0.5 * blotch - 3.6).clamp(0.0, 0.5) * 2.0
             value = value + specks * 300.0
         rim = ((f[:-1] + tumour.rim_mm) / 0.5).clamp(0.0, 1.0)
         value = value.lerp(torch.full_like(value, hu["tumour rim"]), 0.75 * rim)
