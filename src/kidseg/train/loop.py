@@ -1,4 +1,4 @@
-"""The only training loop: `fit` trains any stage of any method.
+"""The loop: `fit` trains any stage of any method.
 
 A stage brings its network, the loss of a step and a validation score; the loop brings everything
 else, read from top to bottom. Randomness belongs to (seed, stage, epoch, step), never to what ran
@@ -118,7 +118,7 @@ def fit(stage: Stage, run: Run) -> Fitted:
                 sums[name] = sums.get(name, 0.0) + float(value.detach())
         net.eval()
         with torch.no_grad():
-            figures = stage.validate()
+            figures = _same_everywhere(stage.validate(), run)
         spent += time.perf_counter() - start
         if figures["score"] > best.score:
             best = _Best(epoch=epoch, score=figures["score"], net=copy.deepcopy(net.state_dict()))
@@ -204,6 +204,15 @@ def _seed(*parts: object) -> int:
 
     digest = hashlib.sha256(repr(parts).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
+
+
+def _same_everywhere(figures: dict[str, float], run: Run) -> dict[str, float]:
+    """The first process's figures: all processes must stop at the same epoch."""
+    if run.world == 1:
+        return figures
+    shared = [figures]
+    dist.broadcast_object_list(shared, src=0)
+    return shared[0]
 
 
 def _autocast(run: Run) -> AbstractContextManager[Any]:

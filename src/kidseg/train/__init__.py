@@ -1,0 +1,6 @@
+"""Training: `fit`, the only loop, and `train`, a method on a data set from start to model file."""
+
+from kidseg.train.loop import Fitted, Run, fit
+from kidseg.train.training import train
+
+__all__ = ["Fitted", "Run", "fit", "train"]
