@@ -527,7 +527,7 @@ def test_a_cyst_counts_as_chosen(choice: Any, number: int) -> None:
 
 def test_a_cyst_cannot_count_as_what_is_not_there() -> None:
     with pytest.raises(UsageError) as caught:
-        without_cyst(KIDNEY_TUMOUR_CYST, "liver")  # type: ignore[arg-type]
+        without_cyst(KIDNEY_TUMOUR_CYST, "liver")
     assert caught.value.code == "unknown-cyst"
     with pytest.raises(UsageError) as caught:
         without_cyst(LabelSchema.from_names({1: "kidney", 2: "cyst"}), "tumour")
