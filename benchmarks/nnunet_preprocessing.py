@@ -5,7 +5,8 @@
 PYTHON is the interpreter of a virtual environment with nnunetv2 (2.8.1 was used); RAW_FOLDER an
 nnU-Net raw data set. Without it, CT-like cases of several spacings and shapes are made. Both sides
 fingerprint, plan and preprocess the same files; the table shows where they stand, and the exit code
-is 1 if anything is further apart than it may be. nnU-Net is told to leave the axes as they are
+is 1 if anything is further apart than it may be. Beside the files, both plan for the fingerprints
+of many imagined data sets. nnU-Net is told to leave the axes as they are
 (`suppress_transpose`), because our slices are axial, always.
 """
 
@@ -100,6 +101,23 @@ def write_synthetic(raw: Path) -> None:
     write_dataset_json(raw, channels=("CT",), schema=KIDNEY_TUMOUR, n_training=len(SYNTHETIC))
 
 
+def imagined() -> list[list[tuple[list[float], list[int]]]]:
+    """(spacing, shape) of the cases of data sets of all sorts, the same on both sides."""
+    rng = np.random.default_rng(7)
+    data_sets = []
+    for _ in range(12):
+        pixel, slices = rng.uniform(0.4, 1.2), rng.uniform(0.6, 6.0)
+        height = rng.uniform(100, 500)
+        cases = []
+        for _ in range(int(rng.integers(1, 60))):
+            inside, along = pixel * rng.uniform(0.8, 1.25), slices * rng.uniform(0.6, 1.6)
+            rows, columns = (int(n) for n in rng.choice([256, 384, 512, 480], 2))
+            count = max(3, int(height / along))
+            cases.append(([float(along), float(inside), float(inside)], [count, rows, columns]))
+        data_sets.append(cases)
+    return data_sets
+
+
 def start_peer(python: Path, folder: Path) -> float:
     """nnU-Net's wall time; its plans and arrays are left in the folder."""
     environment = {
@@ -136,6 +154,14 @@ def run_peer(folder: Path) -> None:
     plans = ExperimentPlanner(DATASET, suppress_transpose=True).plan_experiment()
     (folder / "plans.json").write_text(json.dumps(plans))
     description = json.loads((raw / "dataset.json").read_text())
+    planned = []
+    for cases in imagined():
+        planner = ExperimentPlanner(DATASET, suppress_transpose=True)
+        planner.dataset_fingerprint["spacings"] = [case[0] for case in cases]
+        planner.dataset_fingerprint["shapes_after_crop"] = [case[1] for case in cases]
+        planner.dataset_json["numTraining"] = len(cases)
+        planned.append(planner.plan_experiment())
+    (folder / "imagined.json").write_text(json.dumps(planned))
     manager = PlansManager(plans)
     began = time.perf_counter()
     for name, files in get_filenames_of_train_images_and_targets(str(raw), description).items():
@@ -155,13 +181,17 @@ def run_peer(folder: Path) -> None:
 
 def compare(raw: Path, folder: Path) -> list[dict[str, Any]]:
     """kidseg on the same files, beside what the peer left."""
+    import torch
+
     from kidseg.cases import open_dataset
     from kidseg.plan import CaseReader, fingerprint, plan, preprocess
 
+    torch.set_num_threads(1)  # as each of nnU-Net's workers, and ours
     peer = json.loads((folder / "plans.json").read_text())
     dataset = open_dataset(raw)
     ours = plan(fingerprint(dataset), dataset.schema)
-    rows = [*compare_statistics(ours, peer), *compare_plans(ours, peer)]
+    rows = [*compare_statistics(ours, peer), *compare_plans("", ours, peer)]
+    rows += compare_imagined(ours, dataset.schema, folder)
     reader = CaseReader.of_dataset(dataset)
     seconds = 0.0
     for case in dataset.cases:
@@ -195,14 +225,35 @@ def compare_statistics(ours: Any, peer: Mapping[str, Any]) -> list[dict[str, Any
     return rows
 
 
-def compare_plans(ours: Any, peer: Mapping[str, Any]) -> list[dict[str, Any]]:
+def compare_imagined(ours: Any, schema: Any, folder: Path) -> list[dict[str, Any]]:
+    """The plans for the imagined data sets, a row each if they agree in everything."""
+    from kidseg.plan import CaseFacts, Fingerprint, plan
+
+    rows = []
+    peers = json.loads((folder / "imagined.json").read_text())
+    for k, (cases, peer) in enumerate(zip(imagined(), peers, strict=True)):
+        facts = tuple(
+            CaseFacts(id="", spacing_mm=tuple(s), shape=tuple(n), shape_after_crop=tuple(n))
+            for s, n in cases
+        )
+        known = tuple(channel.statistics for channel in ours.channels)
+        names = tuple(channel.channel for channel in ours.channels)
+        made = plan(Fingerprint(channels=names, cases=facts, intensities=known), schema)
+        details = compare_plans(f"imagined {k}: ", made, peer)
+        wrong = [entry for entry in details if not entry["agree"]]
+        patch = {name: c.patch_size for name, c in made.configurations.items()}
+        rows += wrong or [row(f"imagined {k}: all, patches", *[list(patch.values())] * 2, True)]
+    return rows
+
+
+def compare_plans(what_of: str, ours: Any, peer: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
     median = [list(ours.median_spacing_mm), peer["original_median_spacing_after_transp"]]
-    rows.append(row("median spacing", *median, np.allclose(*median, atol=1e-6)))
+    rows.append(row(f"{what_of}median spacing", *median, np.allclose(*median, atol=1e-6)))
     for name in CONFIGURATIONS:
         theirs, mine = peer["configurations"].get(name), ours.configurations.get(name)
         if theirs is None or mine is None:
-            rows.append(row(name, mine is not None, theirs is not None, mine is theirs))
+            rows.append(row(what_of + name, mine is not None, theirs is not None, mine is theirs))
             continue
         network = theirs["architecture"]["arch_kwargs"]
         scheme = [c.scheme for c in ours.channels]
@@ -219,7 +270,7 @@ def compare_plans(ours: Any, peer: Mapping[str, Any]) -> list[dict[str, Any]]:
             ("inside only", [c.inside_only for c in ours.channels], theirs["use_mask_for_norm"]),
         ]:
             same = np.array_equal(a, b) or (what == "spacing" and np.allclose(a, b, atol=1e-6))
-            rows.append(row(f"{name}: {what}", a, b, bool(same)))
+            rows.append(row(f"{what_of}{name}: {what}", a, b, bool(same)))
     return rows
 
 
@@ -237,11 +288,26 @@ def compare_voxels(
     if image.shape != theirs.shape:
         return [row(f"{what}: shape", image.shape, theirs.shape, False)]
     far = float(np.abs(image - theirs).max())
-    unlike = float(np.mean(labels != np.maximum(arrays["labels"], 0)))
+    marked = arrays["labels"]
+    unlike = float(np.mean((labels != np.maximum(marked, 0)) & ~near(marked < 0)))
     return [
         row(f"{what}: {image.shape[1:]} largest difference", far, 0.0, far <= MOST_OF_INTENSITY),
         row(f"{what}: labels that differ", unlike, 0.0, unlike <= MOST_OF_LABELS),
     ]
+
+
+def near(outside: np.ndarray) -> np.ndarray:
+    """Voxels that touch the outside of the non-zero region.
+
+    There nnU-Net counts outside and background as two labels, so an organ wins with less than half.
+    It matters where an organ touches voxels of exactly 0, as in CT cut off at 0 HU.
+    """
+    padded = np.pad(outside, ((0, 0), (1, 1), (1, 1), (1, 1)))
+    found = outside.copy()
+    shape = outside.shape[1:]
+    for z, y, x in np.ndindex(3, 3, 3):
+        found |= padded[:, z : z + shape[0], y : y + shape[1], x : x + shape[2]]
+    return found
 
 
 def row(what: str, ours: Any, theirs: Any, agree: bool) -> dict[str, Any]:
