@@ -32,6 +32,7 @@ WRITTEN_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
 """What `save` writes."""
 
 _DEFAULT = ReadOptions()
+_PACKED = ((b"\x28\xb5\x2f\xfd", "Zstandard"), (b"BZh", "bzip2"), (b"\xfd7zXZ\x00", "xz"))
 _META_KEYS = (b"ObjectType", b"NDims", b"Comment", b"ObjectSubType")
 
 
@@ -223,6 +224,9 @@ def _what_else(start: bytes, packed: bool) -> str:
         return "it is a web page, as a failed download leaves it"
     if text.startswith(b"version https://git-lfs"):
         return "it is a Git LFS pointer; the file itself was not fetched"
+    for mark, name in _PACKED:
+        if start.startswith(mark):
+            return f"it is packed with {name}, and must be unpacked first"
     if not any(start):
         return "it is all zeros, as an interrupted copy leaves it"
     return "it is gzip, but no NIfTI file inside" if packed else "it is no scan"
