@@ -19,7 +19,7 @@ SMALL = PhantomConfig(size=64, max_slices=20, phase="early-arterial", tumour_sha
 
 @pytest.fixture(scope="module")
 def patients() -> list[DigitalPatient]:
-    return [make_patient(SMALL, seed=11, index=k) for k in range(4)]
+    return [make_patient(SMALL, seed=11, index=k) for k in range(3)]
 
 
 def same(a: DigitalPatient, b: DigitalPatient) -> bool:

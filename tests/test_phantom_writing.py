@@ -15,11 +15,13 @@ from kidseg.cases import open_dataset
 from kidseg.check import check
 from kidseg.config import PhantomConfig
 from kidseg.errors import ResourceError, UsageError
-from kidseg.io import load, read
-from kidseg.phantom import make_patient, write_patients, writing
+from kidseg.io import ReadOptions, read
+from kidseg.phantom import DigitalPatient, make_patient, write_patients, writing
 from kidseg.phantom.writing import Layout
 
 TINY = PhantomConfig(size=48, max_slices=10)
+MADE: dict[Layout, int] = {"nnunet": 2, "kits19": 1, "dicom": 1}
+LABELS = ReadOptions(values="labels")
 LAYOUTS: tuple[Layout, ...] = ("nnunet", "kits19", "dicom")
 
 
@@ -33,19 +35,24 @@ def files(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Two patients in each layout."""
+    """Two patients as an nnU-Net data set, one in each other layout."""
     folders = {}
     for layout in LAYOUTS:
         folders[layout] = tmp_path_factory.mktemp("made") / layout
-        write_patients(folders[layout], TINY, patients=2, seed=5, layout=layout)
+        write_patients(folders[layout], TINY, patients=MADE[layout], seed=5, layout=layout)
     return folders
+
+
+@pytest.fixture(scope="module")
+def originals() -> list[DigitalPatient]:
+    return [make_patient(TINY, seed=5, index=k) for k in range(2)]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_data_set_is_sound(made: dict[str, Path], layout: Layout) -> None:
     report = check(made[layout])
     assert [str(f) for f in report.findings if f.severity == "error"] == []
-    assert report.n_cases == 2
+    assert report.n_cases == MADE[layout]
     dataset = open_dataset(made[layout])
     assert [case.age_years for case in dataset.cases] == [
         json.loads(path.read_text())["age_years"]
@@ -54,14 +61,16 @@ def test_the_data_set_is_sound(made: dict[str, Path], layout: Layout) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_what_is_read_back_is_what_was_made(made: dict[str, Path], layout: Layout) -> None:
+def test_what_is_read_back_is_what_was_made(
+    made: dict[str, Path], originals: list[DigitalPatient], layout: Layout
+) -> None:
     dataset = open_dataset(made[layout])
     for index, case in enumerate(dataset.cases):
-        patient = make_patient(TINY, seed=5, index=index)
+        patient = originals[index]
         scan = read(case.images[0]).volume
         assert case.labels is not None
-        labels = load(case.labels, values="labels")
-        organs = load(made[layout] / "truth" / f"{case.id}_organs.nii.gz", values="labels")
+        labels = read(case.labels, LABELS).volume
+        organs = read(made[layout] / "truth" / f"{case.id}_organs.nii.gz", LABELS).volume
         for found, given in (
             (scan, patient.scan),
             (labels, patient.labels),
@@ -96,14 +105,14 @@ def test_a_patient_does_not_depend_on_the_others(made: dict[str, Path], tmp_path
 def test_two_processes_write_the_same_bytes(made: dict[str, Path], tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     write_patients(
-        tmp_path / "two",
+        tmp_path / "nnunet",
         TINY,
         patients=2,
         seed=5,
         jobs=2,
         progress=lambda done, total: seen.append((done, total)),
     )
-    assert files(tmp_path / "two") == files(made["nnunet"])
+    assert files(tmp_path / "nnunet") == files(made["nnunet"])
     assert seen == [(1, 2), (2, 2)]
 
 
@@ -143,7 +152,7 @@ def test_overwrite_may_change_the_layout(tmp_path: Path) -> None:
     for layout in LAYOUTS:
         write_patients(out, TINY, patients=1, seed=0, layout=layout, overwrite=True)
         dataset = open_dataset(out)
-        assert dataset.layout == {"kits19": "kits"}.get(layout, layout)
+        assert dataset.layout == layout
         assert len(dataset.cases) == 1
 
 
@@ -200,7 +209,7 @@ def test_a_full_disk_leaves_whole_patients_only(
 def test_an_interrupted_run_leaves_no_half_patient_and_can_be_repeated(
     made: dict[str, Path], tmp_path: Path
 ) -> None:
-    out = tmp_path / "out"
+    out = tmp_path / "nnunet"
 
     def interrupt(done: int, total: int) -> None:
         raise KeyboardInterrupt
