@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -100,15 +101,13 @@ def make_patient(config: PhantomConfig, *, seed: int, index: int) -> DigitalPati
 
 def draw_age(rng: np.random.Generator, ages_years: tuple[float, float]) -> float:
     """An age in years within the range: log-normal around two years, a quarter of them anywhere."""
-    from scipy.stats import norm
-
     low, high = ages_years
     anywhere, share = rng.random(), rng.random()
-    logs = (np.log(np.maximum([low, high], 1e-3)) - np.log(_AGE_MEDIAN_YEARS)) / _AGE_LOG_SD
-    before, after = norm.cdf(logs)
+    logs = NormalDist(float(np.log(_AGE_MEDIAN_YEARS)), _AGE_LOG_SD)
+    before, after = (logs.cdf(float(np.log(max(age, 1e-3)))) for age in (low, high))
     if anywhere < _AGE_ANY_SHARE or after - before < 1e-6:
         return float(low + share * (high - low))
-    age = np.exp(norm.ppf(before + share * (after - before)) * _AGE_LOG_SD) * _AGE_MEDIAN_YEARS
+    age = float(np.exp(logs.inv_cdf(np.clip(before + share * (after - before), 1e-9, 1 - 1e-9))))
     return float(np.clip(age, low, high))
 
 
