@@ -131,7 +131,7 @@ class Kidney:
         centre_mm: (x, y, z).
         coronal_deg: upper pole towards the mid-line; negative in a horseshoe kidney.
         sagittal_deg: upper pole backwards.
-        hilum_deg: how far the hilum looks forward from the mid-line; 90 in a horseshoe kidney.
+        hilum_deg: how far the hilum looks forward from the mid-line; about 75 in a horseshoe kidney.
         bend: how far the poles lean to the hilum, part of half the width.
         cortex_mm: thickness of the outer cortex.
         sinus: size of the sinus, part of the kidney's half-axes.
@@ -460,9 +460,9 @@ def _draw_kidney(
         centre_mm=(float(sign * lateral), float(y), float(z * body.segment_mm)),
         coronal_deg=float(-rng.uniform(14, 22) if horseshoe else rng.normal(14.0, 4.0)),
         sagittal_deg=float(rng.normal(9.0, 4.0)),
-        hilum_deg=float(rng.normal(75.0, 8.0) if horseshoe else rng.normal(32.0, 10.0)),
+        hilum_deg=float(rng.normal(75.0, 8.0) if horseshoe else rng.normal(44.0, 10.0)),
         bend=float(rng.uniform(0.15, 0.40)),
-        cortex_mm=float(length * rng.uniform(0.060, 0.080)),
+        cortex_mm=float(length * rng.uniform(0.046, 0.062)),
         sinus=float(np.interp(age, (0, 3, 16), (0.30, 0.38, 0.48)) * rng.uniform(0.88, 1.12)),
         lobulation=float(np.interp(age, (0, 1, 4), (0.045, 0.03, 0.008)) * rng.uniform(0.5, 1.3)),
         pelvis_mm=float(length * 0.035 * (rng.uniform(1.5, 3.0) if rng.random() < 0.12 else 1.0)),

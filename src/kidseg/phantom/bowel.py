@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kidseg.phantom.anatomy import Anatomy
+from kidseg.phantom.anatomy import Anatomy, Tumour
 from kidseg.phantom.canvas import Canvas
 from kidseg.phantom.shapes import smooth_max, tube
 from kidseg.phantom.surfaces import cavity
 
-__all__ = ["Loop", "colon_of", "paint_bowel", "small_bowel_of"]
+__all__ = ["Loop", "colon_of", "emptied", "paint_bowel", "small_bowel_of"]
 
 SMALL, COLON = 15, 16
 
@@ -216,6 +216,18 @@ def paint_bowel(
     level = each([_gas_level_mm(loop, up) for loop in loops])
     above = (patch.up_mm[None] + 1.6 * stool * middle - level) / 0.9 + 0.5
     patch.paint(lumen * above.clamp_(0.0, 1.0), -975.0, organ)
+
+
+def emptied(loops: list[Loop], tumours: tuple[Tumour, ...]) -> list[Loop]:
+    """The same loops; those that a tumour presses hold neither gas nor stool."""
+    out = []
+    for loop in loops:
+        pressed = any(
+            np.linalg.norm(loop.points - np.array(t.origin_mm), axis=1).min() < 0.9 * t.radius_mm
+            for t in tumours
+        )
+        out.append(replace(loop, gas=0.0, stool=0.2 * loop.stool) if pressed else loop)
+    return out
 
 
 def _gas_level_mm(loop: Loop, up: np.ndarray) -> float:

@@ -103,10 +103,12 @@ class Patch:
         """(x, y, z) with halo."""
         return self.x, self.y, self.z
 
-    def cover(self, f: Tensor) -> Tensor:
+    def cover(self, f: Tensor, thick: float | None = None) -> Tensor:
         """Part of each voxel where f < 0, from f (with halo) and its change from voxel to voxel.
 
-        Exact for a plane boundary through a box seen along its normal; f needs no unit slope.
+        Exact for a plane boundary through a box seen along its normal; f needs no unit slope. Of
+        something `thick` mm thin (where f comes down to -thick / 2 only), what is beyond counts
+        out, so that a vessel in a thick slice is faint and not wide.
         """
         here = f[:-1]
         width = (f[1:] - here).abs_()
@@ -115,7 +117,11 @@ class Patch:
         width[:, :-1] += (here[:, 1:] - here[:, :-1]).abs_()
         width[:, -1:] += width[:, -2:-1] * 0.5
         # Where f jumps it has no slope; no distance changes faster than this.
-        return (0.5 - here / width.clamp_(_FLATTEST, self.steepest)).clamp_(0.0, 1.0)
+        width.clamp_(_FLATTEST, self.steepest)
+        cover = (0.5 - here / width).clamp_(0.0, 1.0)
+        if thick is not None:
+            cover -= (0.5 - (here + thick) / width).clamp_(0.0, 1.0)
+        return cover
 
     def paint(self, cover: Tensor, hu: Tensor | float, organ: int | None = None) -> None:
         """Blend `hu` in by its cover; where that is half or more the voxel is the organ's."""

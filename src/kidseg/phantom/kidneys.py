@@ -19,12 +19,10 @@ FAT, CORTEX, MEDULLA, PELVIS, SINUS, CYST = 2, 22, 23, 24, 25, 27
 # Where pyramids lie, seen from the sinus: (latitude towards the poles, azimuth from the outer
 # border to the front), degrees. Source: 7 to 14 pyramids in a front and a back row.
 _PYRAMIDS = (
-    *((latitude, azimuth) for latitude in (-48, -20, 8, 36) for azimuth in (-62, 50)),
-    *((latitude, 0) for latitude in (-34, -5, 22)),
-    (-78, -20),
-    (-72, 60),
-    (75, 20),
-    (68, -60),
+    *((latitude, azimuth) for latitude in (-50, -24, 2, 28, 52) for azimuth in (-68, 60)),
+    *((latitude, azimuth) for latitude in (-38, -11, 15, 40) for azimuth in (-4,)),
+    (-80, 0),
+    (82, 0),
 )
 
 
@@ -136,7 +134,7 @@ def _pyramids(kidney: Kidney, frame: Frame, u: Tensor, v: Tensor, w: Tensor) -> 
         off = [component - t * float(a) for component, a in zip(p, axis, strict=True)]
         # In the normalised frame a millimetre along the kidney is shorter: undo it.
         away = torch.sqrt((off[0] * hu) ** 2 + (off[1] * hv) ** 2 + (off[2] * hw) ** 2 + 1e-6)
-        nearest = torch.minimum(nearest, away - hv * (0.13 + 0.25 * t))
+        nearest = torch.minimum(nearest, away - hv * (0.14 + 0.27 * t))
     return nearest
 
 
@@ -165,8 +163,8 @@ def _paint_sinus(
     within = patch.cover(capsule)
     patch.paint(cover * within, fat, SINUS)
     depth = kidney.pelvis_mm
-    funnel = (u + 0.20 * hu_).abs() / (1.0 * hu_)
-    pelvis = torch.sqrt((v / (1.25 * depth)) ** 2 + (w / (0.34 * hw)) ** 2 + funnel**2 + 1e-6)
+    funnel = (u + 0.80 * hu_ + 0.1 * v).abs() / (0.72 * hu_)
+    pelvis = torch.sqrt((v / (1.25 * depth)) ** 2 + (w / (0.24 * hw)) ** 2 + funnel**2 + 1e-6)
     f = (pelvis - 1.0) * depth
     for latitude, azimuth in _PYRAMIDS[::2]:
         lat, az = np.deg2rad(latitude), np.deg2rad(azimuth)

@@ -13,7 +13,7 @@ from torch import Tensor
 from kidseg.config import Phase
 from kidseg.geometry import Grid
 from kidseg.phantom.anatomy import ORGANS, Anatomy
-from kidseg.phantom.bowel import COLON, SMALL, Loop, colon_of, paint_bowel, small_bowel_of
+from kidseg.phantom.bowel import COLON, SMALL, Loop, colon_of, emptied, paint_bowel, small_bowel_of
 from kidseg.phantom.canvas import Canvas, Locator
 from kidseg.phantom.kidneys import paint_cysts, paint_kidneys
 from kidseg.phantom.organs import (
@@ -85,7 +85,9 @@ def render(
     textures = _draw_textures(rng, anatomy, pose)
     detail = np.random.default_rng(anatomy.detail_seed)
     details = _Details(
-        small_bowel_of(anatomy, detail), colon_of(anatomy, detail), vessels_of(anatomy, detail)
+        emptied(small_bowel_of(anatomy, detail), anatomy.tumours),
+        emptied(colon_of(anatomy, detail), anatomy.tumours),
+        vessels_of(anatomy, detail),
     )
     out = np.full(grid.shape, -1000.0, dtype=np.float32)
     organs = np.zeros(grid.shape, dtype=np.uint8)

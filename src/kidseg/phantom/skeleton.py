@@ -77,9 +77,9 @@ def _paint_arch(
     facet = torch.maximum(facet, 0.035 * w + 0.3 - joint.abs())
     out = ((side - 0.4 * w) / (0.68 * w)).clamp(0.0, 1.0)
     transverse = torch.hypot(
-        patch.y - middle_y - 0.02 * w + 0.14 * w * out, (within - 0.06) * segment
+        patch.y - middle_y - 0.02 * w + 0.22 * w * out * out, (within - 0.06) * segment
     )
-    transverse = torch.maximum(transverse - w * (0.13 - 0.05 * out), side - 1.05 * w)
+    transverse = torch.maximum(transverse - w * (0.13 - 0.06 * out), side - 0.98 * w)
     transverse = torch.where(side > 0.35 * w, transverse, torch.full_like(transverse, 9.0))
     back = ((middle_y - half[0] - patch.y) / (0.66 * w)).clamp(0.0, 1.2)
     spinous = side - w * (0.05 + 0.05 * back**3)
@@ -93,7 +93,7 @@ def _paint_arch(
     bone = torch.minimum(bone, spinous)
     patch.paint(patch.cover(bone), hu["cortical bone"] * 0.8, SPINE)
     patch.paint(patch.cover(bone + 0.045 * w), 1.25 * trabeculae, SPINE)
-    patch.paint(patch.cover(ring), hu["canal"] - 45.0, CANAL)
+    patch.paint(patch.cover(ring), hu["canal"] - 25.0, CANAL)
     sac = torch.hypot(side / half[1], (patch.y - middle_y - 0.06 * half[0]) / half[0])
     sac = (sac - 0.88) * half[0]
     patch.paint(patch.cover(sac), hu["canal"], CANAL)
@@ -125,12 +125,15 @@ def paint_ribs(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> None:
     depth = (apart - half_thick - 0.8) / half_thick
     f = torch.sqrt(depth * depth + (across / half_high) ** 2 + 1e-6) - 1.0
     f = f * half_thick
-    bony = torch.maximum(f, (angle - end) * 0.8 * b)
-    bony = torch.maximum(bony, 0.62 * w - patch.x.abs())
+    # Past its end a rib is as far off as the middle between two, so that nothing jumps there.
+    gap = half_thick * (0.5 * segment / half_high - 1.0)
+    medial = 0.62 * w - patch.x.abs()
+    bony = torch.maximum(f, ((angle - end) * 0.8 * b).clamp(max=gap))
+    bony = torch.maximum(bony, medial)
     fine = patch.noise("fine")
     last = torch.where(rib < 4.5, end + 0.06, torch.full_like(end, _CARTILAGE))
-    soft = torch.maximum(f, (angle - last) * 0.8 * b)
-    soft = torch.maximum(soft, 0.62 * w - patch.x.abs())
+    soft = torch.maximum(f, ((angle - last) * 0.8 * b).clamp(max=gap))
+    soft = torch.maximum(soft, medial)
     patch.paint(patch.cover(soft), hu["cartilage"] + 5.0 * fine, RIBS)
     patch.paint(patch.cover(bony), hu["cortical bone"] * 0.9, RIBS)
     patch.paint(patch.cover(bony + 0.35 * half_thick), hu["marrow"] * 1.1 + 15.0 * fine, RIBS)

@@ -62,7 +62,7 @@ def dome_mm(body: Body, x: Tensor, y: Tensor) -> Tensor:
     domes = []
     for sign, top in ((1.0, body.dome_right_mm), (-1.0, body.dome_left_mm)):
         across, along = (x - sign * 0.40 * a) / (0.55 * a), (y - 0.12 * b) / (0.80 * b)
-        fall = across * across * 1.7 + along * along * 2.1
+        fall = across * across * 1.6 + along * along * 1.6
         domes.append(top - segment * (fall - (0.5 * along).clamp(max=0.0)))
     return torch.maximum(domes[0], domes[1])
 

@@ -44,25 +44,34 @@ def _paint_layers(
     front = patch.y / body.half_depth_mm
     wall_mm = body.wall_lateral_mm
     half_line = (0.25 + 0.45 * body.visceral_fat) / wall_mm
-    lateral = (side > 0.45)[:-1] & (front > -0.45)[:-1]
+    slant = front[:-1] + 0.22 * (depth[:-1] - 0.5)
+    lateral = _ramp(side[:-1], 0.50, 0.58) * _ramp(slant, -0.36, -0.28)
+    large = patch.noise("large", halo=True)
     for level in (0.36, 0.70):
-        line = patch.cover((depth - level).abs() - half_line) * wall
+        line = (depth + 0.05 * large - level).abs() - half_line
+        line = patch.cover(line * wall_mm, 2 * half_line * wall_mm) * wall
         patch.paint(line * lateral * 0.85, fat)
-    in_front = ((front > 0.3) & (side < 0.62))[:-1]
     # The rectus: a lens on each side of the white line; between it and the flank only sinew.
+    in_front = _ramp(front[:-1], 0.25, 0.33) * _ramp(-side[:-1], -0.60, -0.52)
     across = (side - 0.27) / 0.255
     lens = across**2 + ((depth - 0.42) / 0.62) ** 2 - 1.0
     gap = patch.cover(-lens) * wall * in_front
     sinew = patch.cover((depth - 0.88).abs() - 0.10)
     patch.paint(gap, fat)
     patch.paint(gap * sinew, 45.0)
-    behind = (front < -0.30)[:-1]
-    strip = wall * behind
+    strip = wall * _ramp(-slant, 0.30, 0.40)
     patch.paint(strip, fat, FAT)
-    thin = patch.cover((depth - 0.22).abs() - 0.20 * min(1.0, body.muscularity))
-    shell = patch.cover((depth - 0.80).abs() - 0.16)
+    size = min(1.0, body.muscularity)
+    thin = patch.cover((depth - 0.20 + 0.04 * large).abs() - 0.17 * size)
+    shell = patch.cover((depth - 0.78 + 0.05 * large).abs() - 0.17)
+    muscle = 52.0 + 4.0 * patch.noise("fine")
     for sheet in (thin, shell):
-        patch.paint(sheet * strip * (side > 0.2)[:-1], 54.0, MUSCLE)
+        patch.paint(sheet * strip * (side > 0.2)[:-1], muscle, MUSCLE)
+
+
+def _ramp(values: Tensor, low: float, high: float) -> Tensor:
+    """0 up to `low`, 1 from `high` on, straight between."""
+    return ((values - low) / (high - low)).clamp(0.0, 1.0)
 
 
 def paint_deep_muscles(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> None:
@@ -81,7 +90,12 @@ def paint_deep_muscles(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -
     streaked = muscle - (20.0 + 45.0 * body.visceral_fat) * streaks
     back = paraspinal(body, patch.x, patch.y)
     patch.paint(patch.cover(back), streaked, MUSCLE)
-    cleft = (patch.x.abs() - 0.62 * vertebra - 0.25 * (patch.y - y0 + vertebra)).abs()
+    cleft = (
+        patch.x.abs()
+        + 0.05 * vertebra * patch.noise("large", halo=True)
+        - 0.62 * vertebra
+        - 0.25 * (patch.y - y0 + vertebra)
+    ).abs()
     line = patch.cover(torch.maximum(cleft - 0.3 - 0.5 * body.visceral_fat, back + 1.5))
     patch.paint(line * 0.7, -60.0)
     size = body.muscularity
@@ -152,7 +166,7 @@ def paint_thorax(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> None
 def arm_centres(body: Body) -> tuple[float, float, float]:
     """(|x|, y, radius) of the arms beside the body, mm."""
     radius = 0.235 * body.half_lateral_mm
-    return body.half_lateral_mm + 1.35 * radius, -0.35 * body.half_depth_mm, radius
+    return body.half_lateral_mm + 1.35 * radius, -0.55 * body.half_depth_mm, radius
 
 
 def paint_arms(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> None:

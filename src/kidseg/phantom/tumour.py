@@ -8,6 +8,8 @@ move aside. Spine and back hold against it, and the tumour moulds itself to them
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -22,6 +24,8 @@ TUMOUR = 26
 _SAMPLES = 44
 # Part of the push that the body wall takes up without bulging.
 _WALL_HOLDS = 0.55
+# Part of its free shape that a tumour keeps at least, before it moves on.
+_LEAST_ROOM = 0.72
 
 
 def draw_tumour(rng: np.random.Generator, body: Body, kidney: Kidney, volume_ml: float) -> Tumour:
@@ -51,13 +55,13 @@ def draw_tumour(rng: np.random.Generator, body: Body, kidney: Kidney, volume_ml:
         centre_mm=(cx, cy, cz),
         radius_mm=radius,
         lobes=tuple(lobes),
-        necrosis=float(rng.beta(1.6, 2.6)),
+        necrosis=float(rng.beta(2.0, 2.4)),
         haemorrhage=float(rng.beta(1.2, 5.0)),
         septa=float(rng.beta(1.5, 2.0)),
         rim_mm=float(rng.uniform(0.8, 1.8)),
         calcified=bool(rng.random() < 0.09),
     )
-    return _scaled_to_volume(rough, body)
+    return _scaled_to_volume(_with_room(rough, body), body)
 
 
 def _settled(body: Body, origin: np.ndarray, centre: np.ndarray, radius: float) -> np.ndarray:
@@ -81,15 +85,27 @@ def _settled(body: Body, origin: np.ndarray, centre: np.ndarray, radius: float) 
         # No further from its origin than growth explains.
         step = centre - origin
         far = np.linalg.norm(step)
-        if far > 1.05 * radius:
-            centre = origin + step * (1.05 * radius / far)
+        if far > 0.85 * radius:
+            centre = origin + step * (0.85 * radius / far)
     return centre
+
+
+def _with_room(tumour: Tumour, body: Body) -> Tumour:
+    """The tumour moved forwards until spine and back cut away little of it."""
+    for _ in range(10):
+        held, free = _volume_ml(tumour, body), _volume_ml(tumour, None)
+        if held > _LEAST_ROOM * free:
+            break
+        x, y, z = tumour.centre_mm
+        shift = 0.12 * tumour.radius_mm
+        limit = 0.5 * (body.half_lateral_mm - body.fat_lateral_mm - body.wall_lateral_mm)
+        x += float(np.clip(np.sign(tumour.origin_mm[0]) * limit - x, -shift / 2, shift / 2))
+        tumour = replace(tumour, centre_mm=(x, y + shift, z))
+    return tumour
 
 
 def _scaled_to_volume(tumour: Tumour, body: Body) -> Tumour:
     """The same tumour with the radius that gives its volume, moulded as rendered."""
-    from dataclasses import replace
-
     low, high = 0.6 * tumour.radius_mm, 2.2 * tumour.radius_mm
     for _ in range(12):
         middle = (low + high) / 2
@@ -101,13 +117,17 @@ def _scaled_to_volume(tumour: Tumour, body: Body) -> Tumour:
     return replace(tumour, radius_mm=(low + high) / 2)
 
 
-def _volume_ml(tumour: Tumour, body: Body) -> float:
+def _volume_ml(tumour: Tumour, body: Body | None) -> float:
     reach = 1.6 * tumour.radius_mm
     steps = torch.linspace(-reach, reach, _SAMPLES)
     offsets = torch.meshgrid(steps, steps, steps, indexing="ij")
     place = torch.stack([o + c for o, c in zip(offsets, tumour.centre_mm, strict=True)])
     step = 2 * reach / (_SAMPLES - 1)
-    inside = (0.5 - distance_mm(tumour, body, place) / step).clamp(0.0, 1.0)
+    if body is None:
+        distance = _free_distance_mm(tumour, place)
+    else:
+        distance = distance_mm(tumour, body, place)
+    inside = (0.5 - distance / step).clamp(0.0, 1.0)
     return float(inside.sum()) * step**3 / 1000.0
 
 
@@ -201,14 +221,16 @@ def paint_tumours(
         middle, fine = middle[:-1], patch.noise("fine")
         large, blotch = patch.noise("large"), patch.noise("blotch")
         depth = (-f[:-1] / tumour.radius_mm).clamp(0.0, 1.0)
-        value = hu["tumour"] + 5.0 * large + 5.0 * middle + 3.0 * fine
+        value = hu["tumour"] + 8.0 * blotch + 8.0 * large + 6.0 * middle + 3.0 * fine
         dead = (blotch + 0.7 * large + 1.2 * depth - 2.3 + 3.6 * tumour.necrosis) * 1.8
         value = value.lerp(hu["necrosis"] + 4.0 * large + 2.0 * fine, dead.clamp(0.0, 1.0))
         bled = (large - 0.6 * blotch - 2.3 + 2.2 * tumour.haemorrhage) * 2.0
         value = value.lerp(hu["haemorrhage"] + 4.0 * middle, bled.clamp(0.0, 1.0))
-        ridge = (1.0 - (large + 0.35 * middle).abs() * 5.5).clamp(min=0.0)
-        value = value + ridge * tumour.septa * (0.55 * (hu["tumour rim"] - hu["tumour"]) + 8.0)
+        ridge = (1.0 - (large + 0.5 * middle).abs() * 3.5).clamp(min=0.0)
+        value = value + ridge * tumour.septa * (0.45 * (hu["tumour rim"] - hu["tumour"]) + 5.0)
         if bright:
+            lively = (0.7 * large - 0.8 * blotch - 0.5).clamp(0.0, 1.0)
+            value = value + 0.35 * (hu["tumour rim"] - hu["necrosis"]) * lively
             vessels = (patch.noise("vessels") - 2.1).clamp(0.0, 0.5) * 2.0
             value = value + vessels * 60.0 * (1.0 - dead.clamp(0.0, 1.0))
         if tumour.calcified:

@@ -87,7 +87,8 @@ def paint_vessels(
         patch = canvas.patch((vessel.points.min(0) - reach, vessel.points.max(0) + reach))
         if patch is None:
             continue
-        cover = patch.cover(tube(patch.place, vessel.points, vessel.radii))
+        thick = 2.0 * float(vessel.radii.mean())
+        cover = patch.cover(tube(patch.place, vessel.points, vessel.radii), thick)
         if vessel.within is not None:
             cover = cover * (patch.organs == vessel.within)
         patch.paint(cover, hu[vessel.tissue], vessel.organ)
@@ -202,11 +203,11 @@ def _splanchnic(anatomy: Anatomy, rng: np.random.Generator) -> list[Vessel]:
             )
         )
     for tissue, radius, shift in (("aorta", 0.11, 0.0), ("mesenteric vein", 0.15, 1.0)):
-        for _ in range(9):
+        for _ in range(6):
             begin = front + (root - front) * rng.uniform(0.2, 1.0) + shift * beside
             direction = np.array([rng.normal(0, 1.0), rng.uniform(0.1, 0.9), rng.normal(-0.5, 0.6)])
             for points, radii in branched(
-                rng, begin, direction, 0.20 * b + 3.0, radius * width, 3, 0.7
+                rng, begin, direction, 0.20 * b + 3.0, radius * width, 3, 0.8
             ):
                 found.append(Vessel(points, radii, tissue, OTHER))
     return found
