@@ -345,4 +345,4 @@ def test_packed_files_say_how_they_are_packed(tmp_path: Path, start: bytes, name
     path = tmp_path / "scan.nii.zst"
     path.write_bytes(start + bytes(500))
     with pytest.raises(InputError, match=f"packed with {name}"):
-        read(path)
+        io.read(path)
