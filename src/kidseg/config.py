@@ -337,7 +337,7 @@ class PoseConfig:
             with the one at the same relative height in the labelled region.
         levels: heights at which a reference volume is kept.
         iterations: how often the network looks and corrects at inference.
-        per: at inference, "volume" takes the mean correction of all slices, "slice" each its own.
+        per: at inference, "volume" takes the median correction of all slices, "slice" each its own.
         jitter_deg, jitter_scale, jitter_shift: in training the start is turned, scaled and shifted
             at random by up to so much: degrees, logarithm, half images.
     """
@@ -368,10 +368,11 @@ class CropConfig:
     Attributes:
         localizer: the network; its `size` is the resolution at which it looks.
         stage: its training.
-        empty: box to aim at in slices without labels: the "patient"'s own over all slices (then for
-            all slices), or the whole image ("identity").
+        target: box to aim at: the "patient"'s over all slices, or each "slice"'s own.
+        empty: for target "slice", the box to aim at in slices without labels: the "patient"'s over
+            all slices, or the whole image ("identity").
         output: sides of the crop in pixels, as a part of `view.size`.
-        per: at inference, "volume" takes the mean box of all slices, "slice" each its own.
+        per: at inference, "volume" takes the median box of all slices, "slice" each its own.
     """
 
     localizer: LocalizerConfig = LocalizerConfig(size=128)
@@ -379,6 +380,7 @@ class CropConfig:
         batch_size=32,
         optimizer=OptimizerConfig(name="adam", learning_rate=1e-3, weight_decay=0.0),
     )
+    target: Literal["patient", "slice"] = "patient"
     empty: Literal["patient", "identity"] = "patient"
     output: Literal["full", "half", "quarter"] = "full"
     per: Literal["volume", "slice"] = "volume"

@@ -347,7 +347,7 @@ def _grid_facts(grid: Grid, subject: Subject) -> dict[str, Any]:
             "least": [round(float(v), 4) for v in table.amin(0)],
             "most": [round(float(v), 4) for v in table.amax(0)],
         }
-        if grid.is_slicewise:
+        if bool((table != table[:1]).any()):
             facts[name]["per_slice"] = [[round(float(v), 4) for v in row] for row in table]
     return facts
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from kidseg.errors import UsageError
+from kidseg.methods.homogenized import HOMOGENIZED
 from kidseg.methods.method import Method
 from kidseg.methods.plain import PLAIN
 
 __all__ = ["METHODS", "Method", "method_named"]
 
-METHODS = {method.name: method for method in (PLAIN,)}
+METHODS = {method.name: method for method in (PLAIN, HOMOGENIZED)}
 
 
 def method_named(name: str) -> Method:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -49,13 +50,21 @@ class Subject:
     labels: Volume | None = None
     voids: Volume | None = None
 
-    @property
-    def labelled(self) -> tuple[int, int] | None:
-        """First and last slice with a label."""
-        if self.labels is None:
-            return None
-        there = (self.labels.data[0] > 0).flatten(1).any(1).nonzero()[:, 0]
-        return (int(there[0]), int(there[-1])) if len(there) else None
+    @cached_property
+    def labelled_or_all(self) -> tuple[int, int]:
+        """First and last slice with a label; of all slices, if none has one."""
+        if self.labels is not None:
+            there = (self.labels.data[0] > 0).flatten(1).any(1).nonzero()[:, 0]
+            if len(there):
+                return int(there[0]), int(there[-1])
+        return 0, self.image.grid.shape[0] - 1
+
+    @cached_property
+    def fullest(self) -> int:
+        """The slice with most labelled pixels; the middle one, if there are none."""
+        if self.labels is not None and bool((self.labels.data > 0).any()):
+            return int((self.labels.data[0] > 0).flatten(1).sum(1).argmax())
+        return self.image.grid.shape[0] // 2
 
     def shown(self, classes: int) -> np.ndarray:
         """(slices, classes - 1) bool: which labels each slice shows."""
@@ -158,9 +167,10 @@ def hu_at(subject: Subject, grid: Grid) -> Volume:
     return resample(subject.image, grid, fill=AIR_HU)
 
 
-def masks_at(subject: Subject, grid: Grid) -> Volume:
-    """(2, *grid.shape) float 0..1 on the grid."""
-    found = resample(subject.masks, grid)
+def masks_at(subject: Subject, grid: Grid, k: int | None = None) -> Volume:
+    """(2, *grid.shape) float 0..1 on the grid; of slice `k` alone, if that is where it lies."""
+    masks = subject.masks if k is None else subject.masks.slices(k, k + 1)
+    found = resample(masks, grid)
     return Volume(found.data / 255.0, found.grid)
 
 
