@@ -47,7 +47,7 @@ _KERNEL_SHARES = {"soft": 0.25, "standard": 0.45, "medium": 0.22, "sharp": 0.08}
 # Noise of a standard kernel in 3 mm slices of a water cylinder of this diameter at the usual dose
 # for that size. Source: paediatric abdominal CT is tuned to 10-15 HU (e.g. Boone et al., Radiology
 # 2003; Singh et al., Radiology 2009).
-_NOISE_HU = 13.0
+_NOISE_HU = 14.0
 _NOISE_DIAMETER_MM = 160.0
 _NOISE_SLICE_MM = 3.0
 # Part of the growth of noise with size that tube-current modulation leaves. Without it noise goes
