@@ -71,6 +71,7 @@ def small_bowel_of(anatomy: Anatomy, rng: np.random.Generator) -> list[Loop]:
         distension = float(rng.uniform(0.80, 1.12))
         waves = 1.0 + 0.08 * rng.normal(size=len(points))
         gassy = rng.random() < 0.15 + 0.7 * viscera.small_bowel_gas
+        gassy &= points[:, 1].mean() > -0.05 * b
         loops.append(
             Loop(
                 points,
@@ -255,7 +256,7 @@ class _Nearest:
         for number, loop in enumerate(loops):
             for k in range(len(loop.points) - 1):
                 ends, radii = loop.points[k : k + 2], loop.radii[k : k + 2]
-                reach = float(radii.max()) + 2.5
+                reach = float(radii.max()) + 1.2
                 window = canvas.window((ends.min(0) - reach, ends.max(0) + reach))
                 if window is None:
                     continue

@@ -21,7 +21,7 @@ from kidseg.phantom.splines import Splines, axes_mm
 
 __all__ = ["Box", "Canvas", "Locator", "Patch"]
 
-Box = tuple[Sequence[float], Sequence[float]]
+Box = tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]
 """Lowest and highest (x, y, z) of a structure in the reference anatomy, mm."""
 
 _CELL_MM = 3.0
@@ -46,6 +46,7 @@ class Locator:
         order = np.argsort(key, kind="stable")
         filled, starts = np.unique(key[order], return_index=True)
         far = np.iinfo(np.int32).max
+        self._found: dict[tuple[float, ...], tuple[np.ndarray, np.ndarray] | None] = {}
         self._first = np.full((3, *counts), far, dtype=np.int32)
         self._last = np.full((3, *counts), -far, dtype=np.int32)
         sorted_nodes = nodes[:, order]
@@ -54,9 +55,15 @@ class Locator:
 
     def nodes(self, box: Box) -> tuple[np.ndarray, np.ndarray] | None:
         """(first, last) node (slice, row, column) around the box, one to spare; None if nowhere."""
-        counts = np.array(self._first.shape[1:])
+        key = (*map(float, box[0]), *map(float, box[1]))
+        if key not in self._found:
+            self._found[key] = self._search(box)
+        return self._found[key]
+
+    def _search(self, box: Box) -> tuple[np.ndarray, np.ndarray] | None:
         # Where tissue is squeezed, neighbouring nodes lie far apart: no box is so small as to fall
         # between them.
+        counts = np.array(self._first.shape[1:])
         middle = (np.asarray(box[0]) + np.asarray(box[1])) / 2
         half = np.maximum((np.asarray(box[1]) - np.asarray(box[0])) / 2, _LEAST_MM)
         low = np.floor((middle - half - self._low) / _CELL_MM).astype(int)

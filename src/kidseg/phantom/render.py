@@ -139,10 +139,11 @@ def _paint(
     paint_adrenals(canvas, anatomy, hu)
     paint_cysts(canvas, anatomy.cysts, hu)
     paint_vessels(canvas, anatomy, details.vessels, hu, phase)
-    paint_tumours(canvas, anatomy.tumours, hu, bright=arterial)
     paint_pelvis(canvas, anatomy, hu)
     paint_spine(canvas, anatomy, hu)
     paint_ribs(canvas, anatomy, hu)
+    # Last: inside of a tumour the field shows whatever lay around its origin.
+    paint_tumours(canvas, anatomy.tumours, hu, bright=arterial)
     if pose.arms:
         paint_arms(canvas, anatomy, hu)
 

@@ -22,8 +22,9 @@ __all__ = ["distance_mm", "draw_tumour", "paint_tumours", "pushed"]
 
 TUMOUR = 26
 _SAMPLES = 44
-# Part of the push that the body wall takes up without bulging.
-_WALL_HOLDS = 0.55
+# The belly swells about a large tumour by this part, over this many tumour radii.
+_BULGE = 0.24
+_BULGE_REACH = 1.5
 # Part of its free shape that a tumour keeps at least, before it moves on.
 _LEAST_ROOM = 0.72
 
@@ -154,12 +155,9 @@ def distance_mm(tumour: Tumour, body: Body, place: Tensor) -> Tensor:
         place: (3, ...) x, y, z in the anatomy, straight, with the tumour grown.
     """
     free = _free_distance_mm(tumour, place)
-    before = pushed(tumour, body, place, free)
-    # The wall gives way a little: room is what was inside before or is now.
-    wall = torch.minimum(cavity(body, before[0], before[1]), cavity(body, place[0], place[1]))
-    wall = (wall - 1.0) * body.half_depth_mm + 0.5
-    held = torch.maximum(wall, 0.5 - spine_clearance(body, place[0], place[1]))
-    return torch.maximum(free, held)
+    within = _deflated(tumour, body, place)
+    wall = (cavity(body, within[0], within[1]) - 1.0) * body.half_depth_mm + 0.5
+    return torch.maximum(free, torch.maximum(wall, 0.5 - spine_clearance(body, *place[:2])))
 
 
 def pushed(tumour: Tumour, body: Body, place: Tensor, free_mm: Tensor | None = None) -> Tensor:
@@ -178,12 +176,23 @@ def pushed(tumour: Tumour, body: Body, place: Tensor, free_mm: Tensor | None = N
     ratio = (1.0 + free / tumour.radius_mm).clamp(min=1.0)
     shrink = (1.0 - ratio**-3).clamp(min=0.0) ** (1.0 / 3.0)
     stay = ratio**-2
-    yields = _yielding(body, place) * _fade(ratio)
+    place_then = _deflated(tumour, body, place)
+    yields = _yielding(body, place_then) * _fade(ratio)
     moved = []
-    for p, c, o in zip(place, tumour.centre_mm, tumour.origin_mm, strict=True):
+    for p, c, o in zip(place_then, tumour.centre_mm, tumour.origin_mm, strict=True):
         before = o + (c - o) * (1.0 - stay) + (p - c) * shrink
         moved.append(p + yields * (before - p))
     return torch.stack(moved)
+
+
+def _deflated(tumour: Tumour, body: Body, place: Tensor) -> Tensor:
+    """Where tissue lay before the belly bulged over the tumour: a smooth swelling about it."""
+    away = [p - c for p, c in zip(place, tumour.centre_mm, strict=True)]
+    reach = _BULGE_REACH * tumour.radius_mm
+    square = sum((a / reach) ** 2 for a in away)
+    swelling = _BULGE * min(1.0, 2.0 * tumour.radius_mm / body.half_lateral_mm)
+    share = swelling * torch.exp(-torch.as_tensor(square)) * _unheld(body, place)
+    return torch.stack([p - a * share for p, a in zip(place, away, strict=True)])
 
 
 def _fade(ratio: Tensor) -> Tensor:
@@ -192,17 +201,24 @@ def _fade(ratio: Tensor) -> Tensor:
 
 
 def _yielding(body: Body, place: Tensor) -> Tensor:
-    """1 where tissue gives way, 0 where it holds: spine and back."""
+    """1 where tissue gives way, 0 where it holds: spine, back and wall."""
+    wall = ((1.0 - cavity(body, place[0], place[1])) / 0.22).clamp(0.0, 1.0)
+    return _unheld(body, place) * _eased(wall)
+
+
+def _unheld(body: Body, place: Tensor) -> Tensor:
+    """1 where neither spine, great vessels nor back hold, 0 in them."""
     x, y = place[0], place[1]
     vertebra = body.vertebra_mm
     vessels = torch.hypot(x / 1.2, y - body.spine_y_mm - 0.55 * vertebra) - 0.45 * vertebra
     clearance = torch.minimum(spine_clearance(body, x, y), vessels)
-    spine = (clearance / (1.1 * vertebra)).clamp(0.0, 1.0)
     back = -(body.half_depth_mm - body.fat_back_mm - body.wall_back_mm)
     behind = ((y - 1.1 * back) / (0.75 * body.half_depth_mm)).clamp(0.0, 1.0)
-    both = spine * behind
-    wall = ((cavity(body, x, y) - 0.75) / 0.45).clamp(0.0, 1.0)
-    return both * both * (3.0 - 2.0 * both) * (1.0 - _WALL_HOLDS * wall * wall * (3.0 - 2.0 * wall))
+    return _eased((clearance / (1.1 * vertebra)).clamp(0.0, 1.0) * behind)
+
+
+def _eased(share: Tensor) -> Tensor:
+    return share * share * (3.0 - 2.0 * share)
 
 
 def paint_tumours(
