@@ -19,6 +19,7 @@ from torch import Tensor
 from kidseg.geometry import (
     Grid,
     Volume,
+    binned,
     boxed,
     grid_from_theta,
     in_plane_pose,
@@ -592,3 +593,38 @@ def test_cubic_keeps_to_the_range_of_the_source() -> None:
     each = resample(Volume(step, source.slicewise()), target.slicewise(), mode="cubic").data
     assert whole[0, 0].max() > 1.01 and whole.min() == 0.0  # overshoots within the volume's 0..4
     assert each[0, 0].max() == 1.0
+
+
+def test_binned_means_blocks_on_their_grid() -> None:
+    """A ramp in millimetres, averaged over blocks, is the ramp at the blocks' middles."""
+    grid = Grid.from_spacing((3, 12, 8), (5.0, 0.7, 0.9), (10.0, -20.0, 30.0))
+    slope = torch.tensor([1.5, -2.0, 0.25], dtype=torch.float64)
+
+    def ramp(on: Grid) -> torch.Tensor:
+        axes = [torch.arange(n, dtype=torch.float64) for n in on.shape]
+        index = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
+        return (on.mm(index) @ slope)[None]
+
+    out = binned(Volume(ramp(grid), grid), 4)
+    assert out.grid.shape == (3, 3, 2)
+    torch.testing.assert_close(out.data, ramp(out.grid))
+    torch.testing.assert_close(out.grid.centre_mm, grid.centre_mm)
+
+
+def test_binned_keeps_all_pixels_where_blocks_do_not_fit() -> None:
+    """Five columns in blocks of two: the last block is the fifth column, twice."""
+    grid = Grid.from_spacing((1, 2, 5), (1.0, 1.0, 1.0))
+    data = torch.arange(10, dtype=torch.int16).reshape(1, 1, 2, 5)
+    out = binned(Volume(data, grid), 2)
+    assert out.data.tolist() == [[[[3.0, 5.0, 6.5]]]]
+    torch.testing.assert_close(out.grid.mm([0, 0, 0]), grid.mm([0, 0.5, 0.5]))
+    assert binned(Volume(data, grid), 1).data is data
+    with pytest.raises(ValueError, match="blocks of 0"):
+        binned(Volume(data, grid), 0)
+
+
+def test_binned_of_a_slicewise_volume() -> None:
+    grid = Grid.from_spacing((2, 4, 4), (3.0, 1.0, 1.0)).slicewise()
+    out = binned(Volume(torch.ones(1, 2, 4, 4), grid), 2)
+    assert out.grid.is_slicewise and out.grid.shape == (2, 2, 2)
+    torch.testing.assert_close(out.grid.spacing_mm[:, 1:], torch.full((2, 2), 2.0).double())

@@ -75,9 +75,10 @@ class Augmentation:
                 words = np.random.SeedSequence([*seed, first + k * stride]).generate_state(1)
                 np.random.seed(int(words[0]))  # noqa: NPY002
                 torch.default_generator.manual_seed(int(words[0]))
-                out = self._transforms(
-                    image=image[k].cpu().float(), segmentation=masks[k].cpu().to(torch.int16)
-                )
+                # Copies: some of the transforms write into what they are given.
+                picture = image[k].detach().to("cpu", torch.float32, copy=True)
+                labels = masks[k].to("cpu", torch.int16, copy=True)
+                out = self._transforms(image=picture, segmentation=labels)
                 images.append(out["image"])
                 moved.append(out["segmentation"].to(torch.uint8))
         np.random.set_state(before)  # noqa: NPY002

@@ -107,7 +107,8 @@ def normalise(
     if len(image) != len(channels):
         raise ValueError(f"{len(image)} channels where the plan has {len(channels)}")
     out = image.to(torch.float32, copy=True)
-    for values, channel in zip(out, channels, strict=True):
+    for k, channel in enumerate(channels):
+        values = out[k]  # a view that gradients pass through, unlike those of iteration
         if channel.scheme == "ct":
             known = channel.statistics
             values.clamp_(known.percentile_00_5, known.percentile_99_5)

@@ -1,0 +1,73 @@
+"""Small pieces go, are named, and a newborn's kidney stays."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from kidseg.config import PostprocessConfig
+from kidseg.geometry import Grid, Volume
+from kidseg.postprocess import least_volume_ml, remove_small
+
+
+def labels_of(*boxes: tuple[tuple[slice, slice, slice], int]) -> Volume:
+    """Voxels of 2 x 2 x 2.5 mm: 0.01 ml."""
+    data = torch.zeros((1, 12, 20, 20), dtype=torch.uint8)
+    for (z, y, x), label in boxes:
+        data[0, z, y, x] = label
+    return Volume(data, Grid.from_spacing((12, 20, 20), (2.5, 2.0, 2.0)))
+
+
+LARGE = (slice(2, 8), slice(2, 12), slice(2, 7))  # 300 voxels, 3 ml
+SMALL = (slice(4, 6), slice(15, 17), slice(15, 17))  # 8 voxels, 0.08 ml
+
+
+def test_by_hand() -> None:
+    labels = labels_of((LARGE, 1), (SMALL, 2))
+    kept, removed = remove_small(labels, 0.1)
+    assert torch.equal(kept.data, labels_of((LARGE, 1)).data)
+    (piece,) = removed
+    assert piece.volume_ml == pytest.approx(0.08)
+    assert piece.voxels == {2: 8}
+    assert piece.centre_mm == pytest.approx(tuple(labels.grid.mm([4.5, 15.5, 15.5]).tolist()))
+    assert labels.data.sum() > kept.data.sum(), "the volume that was given is left as it was"
+
+
+def test_nothing_below_the_threshold_is_the_same_volume() -> None:
+    labels = labels_of((LARGE, 1), (SMALL, 2))
+    for least in (0.0, 0.08):
+        kept, removed = remove_small(labels, least)
+        assert kept is labels and removed == ()
+
+
+def test_kidney_and_tumour_count_as_one_piece() -> None:
+    beside = (slice(4, 5), slice(12, 13), slice(4, 5))
+    kept, removed = remove_small(labels_of((LARGE, 1), (beside, 2)), 0.1)
+    assert removed == () and (kept.data == 2).sum() == 1
+
+
+def test_what_reaches_the_ends_stays() -> None:
+    for at in (slice(0, 1), slice(11, 12)):
+        labels = labels_of(((at, slice(15, 17), slice(15, 17)), 1))
+        assert remove_small(labels, 0.1)[1] == ()
+
+
+def test_an_empty_mask_stays_empty() -> None:
+    kept, removed = remove_small(labels_of(), 5.0)
+    assert not kept.data.any() and removed == ()
+
+
+def test_the_default_keeps_a_newborns_kidney() -> None:
+    """10 ml at least; a trunk of 11 cm effective diameter. Even a fiftieth of it stays."""
+    least = least_volume_ml(PostprocessConfig(), 55.0)
+    assert least < 10 / 50
+    assert least_volume_ml(PostprocessConfig(), 150.0) == pytest.approx(3.0)
+    assert least_volume_ml(PostprocessConfig(), 75.0) == pytest.approx(3.0 / 8)
+
+
+def test_no_body_removes_nothing_and_a_giant_no_more_than_an_adult() -> None:
+    assert least_volume_ml(PostprocessConfig(), None) == 0
+    assert least_volume_ml(PostprocessConfig(), math.nan) == 0
+    assert least_volume_ml(PostprocessConfig(), 300.0) == pytest.approx(3.0)

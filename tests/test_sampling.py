@@ -1,0 +1,89 @@
+"""Batches: a pure function of the moment, with their share of every label."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kidseg.errors import UsageError
+from kidseg.sampling import SliceIndex, draw, steps_per_epoch
+from kidseg.stage import Moment
+
+
+def index_of(label_share: float = 1 / 3) -> SliceIndex:
+    """Three cases of 10, 20 and 30 slices; a fifth shows kidney, a tenth tumour."""
+    random = np.random.default_rng(0)
+    shown = [random.random((n, 2)) < (0.2, 0.1) for n in (10, 20, 30)]
+    return SliceIndex.of_cases(shown, label_share)
+
+
+def at(step: int, *, epoch: int = 0, seed: int = 0, rank: int = 0, world: int = 1) -> Moment:
+    return Moment(seed=seed, epoch=epoch, step=step, rank=rank, world=world)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    batch=st.integers(1, 40),
+    step=st.integers(0, 200),
+    epoch=st.integers(0, 50),
+    share=st.sampled_from([0.0, 0.25, 1 / 3, 0.5, 1.0]),
+)
+def test_every_label_has_its_share(batch: int, step: int, epoch: int, share: float) -> None:
+    index = index_of(share)
+    drawn = draw(index, at(step, epoch=epoch), batch)
+    assert len(drawn) == batch
+    rows = [np.flatnonzero((index.every == pair).all(1))[0] for pair in drawn]
+    wanted = min(math.ceil(share * batch - 1e-9), batch // 2)
+    for group in index.by_label:
+        assert np.isin(rows, group).sum() >= wanted
+
+
+def test_the_same_moment_draws_the_same_batch_and_another_another() -> None:
+    index = index_of()
+    first = draw(index, at(3, epoch=2, seed=5), 12)
+    assert first == draw(index, at(3, epoch=2, seed=5), 12)
+    others = [at(4, epoch=2, seed=5), at(3, epoch=1, seed=5), at(3, epoch=2, seed=6)]
+    assert all(draw(index, other, 12) != first for other in others)
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_the_processes_share_the_batch(world: int) -> None:
+    index = index_of()
+    whole = draw(index, at(7), 12)
+    parts = [draw(index, at(7, rank=rank, world=world), 12) for rank in range(world)]
+    assert [parts[k % world][k // world] for k in range(12)] == whole
+
+
+def test_an_uneven_share_is_refused() -> None:
+    with pytest.raises(UsageError, match="cannot be shared") as error:
+        draw(index_of(), at(0, world=5), 12)
+    assert error.value.code == "bad-batch-size"
+
+
+def test_no_slice_comes_again_before_all_have_come() -> None:
+    """Without shares an epoch of 60 slices in batches of 8 starts with 56 different ones."""
+    index = index_of(0.0)
+    drawn = [pair for step in range(7) for pair in draw(index, at(step), 8)]
+    assert len(set(drawn)) == 56
+    more = drawn + draw(index, at(7), 8)
+    assert set(more) == {tuple(pair) for pair in index.every.tolist()}
+
+
+def test_a_label_that_no_slice_shows_leaves_its_places() -> None:
+    index = SliceIndex.of_cases([np.array([[True, False]] * 4)], 1 / 3)
+    assert len(draw(index, at(0), 9)) == 9
+
+
+def test_no_slices_are_refused() -> None:
+    with pytest.raises(ValueError, match="no slices"):
+        SliceIndex.of_cases([np.zeros((0, 2), dtype=bool)], 1 / 3)
+
+
+def test_steps_cover_all_slices() -> None:
+    assert steps_per_epoch(index_of(), 32) == 2
+    assert steps_per_epoch(index_of(), 60) == 1
+    assert steps_per_epoch(index_of(), 59) == 2
