@@ -42,7 +42,7 @@ KERNELS: dict[str, Kernel] = {
     "medium": Kernel(mtf50_per_mm=0.45, overshoot=0.10, noise=1.3),
     "sharp": Kernel(mtf50_per_mm=0.58, overshoot=0.18, noise=1.9),
 }
-_KERNEL_SHARES = {"soft": 0.25, "standard": 0.45, "medium": 0.22, "sharp": 0.08}
+_KERNEL_SHARES = {"soft": 0.15, "standard": 0.47, "medium": 0.28, "sharp": 0.10}
 
 # Noise of a standard kernel in 3 mm slices of a water cylinder of this diameter at the usual dose
 # for that size. Source: paediatric abdominal CT is tuned to 10-15 HU (e.g. Boone et al., Radiology

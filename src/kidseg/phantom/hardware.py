@@ -159,10 +159,11 @@ def add_hardware(hu: np.ndarray, grid: Grid, table: Table | None, tubes: tuple[T
 
     An empty image (nothing above -300 HU) gets the table in its lower third and no tubes.
     """
+    body = hu > _BODY_HU
     if table is not None:
-        np.maximum(hu, _table_image(hu.max(0) > _BODY_HU, grid, table), out=hu)
+        np.maximum(hu, _table_image(body.any(0), grid, table), out=hu)
     for tube in tubes:
-        _lay(hu, grid, tube)
+        _lay(hu, body, grid, tube)
 
 
 def _table_image(body: np.ndarray, grid: Grid, table: Table) -> np.ndarray:
@@ -235,16 +236,15 @@ def _add_rails(
         image += share.astype(np.float32) * (np.float32(table.rail_hu) - image)
 
 
-def _lay(hu: np.ndarray, grid: Grid, tube: Tube) -> None:
+def _lay(hu: np.ndarray, body: np.ndarray, grid: Grid, tube: Tube) -> None:
     """One tube, slice by slice, where the skin lies in its direction."""
     _, dy, dx = grid.spacing_mm.tolist()
     nz = len(hu)
     first, last = int(tube.start * nz), int(np.ceil(tube.stop * nz))
     for k in range(max(0, first), min(nz, last)):
-        body = hu[k] > _BODY_HU
         along = (k + 0.5) / nz
         angle = np.deg2rad(tube.angle_deg + tube.wander_deg * np.sin(2.5 * along))
-        found = _skin(body, angle, dy, dx)
+        found = _skin(body[k], angle, dy, dx)
         if found is None:
             continue
         row, column, out_y, out_x = found
