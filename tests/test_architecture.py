@@ -53,7 +53,7 @@ ROOMS = [
 # What a light module must not pull in when it is imported.
 HEAVY = {"torch", "numpy", "scipy", "nibabel", "SimpleITK", "pydicom", "highdicom", "matplotlib"}
 LIGHT = {"errors", "labels", "config", "header", "cli", "__init__"}
-READERS = {"nibabel", "SimpleITK", "pydicom", "highdicom", "matplotlib"}
+READERS = {"nibabel", "SimpleITK", "pydicom", "highdicom", "isal", "monai", "matplotlib"}
 
 
 def room_of(path: Path) -> str:

@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import numpy as np
-from isal import igzip, igzip_lib
 
 from kidseg.errors import Finding, InputError
 from kidseg.io.checks import check_memory
+
+if TYPE_CHECKING:
+    from isal import igzip_lib
 
 __all__ = ["Encoding", "Payload", "head", "open_payload", "pack_gzip"]
 
@@ -29,7 +31,6 @@ _CHUNK = 2**20
 # Measured on real CT: level 3 saves 1.5 % of the size for a third more time.
 _LEVEL = 1
 
-_FLAG = {"gzip": igzip_lib.DECOMP_GZIP, "zlib": igzip_lib.DECOMP_ZLIB}
 _EXPORT_AGAIN = "Copy, download or export the file again."
 
 
@@ -126,10 +127,15 @@ class Payload:
     def _new_stream(self) -> igzip_lib.IgzipDecompressor | None:
         if self.encoding == "raw":
             return None
-        return igzip_lib.IgzipDecompressor(flag=_FLAG[self.encoding])
+        from isal import igzip_lib
+
+        flag = {"gzip": igzip_lib.DECOMP_GZIP, "zlib": igzip_lib.DECOMP_ZLIB}[self.encoding]
+        return igzip_lib.IgzipDecompressor(flag=flag)
 
     def _unpack(self, limit: int) -> bytes:
         """Up to `limit` unpacked bytes; none at the end of the last member."""
+        from isal import igzip_lib
+
         part = b""
         while not part:
             assert self._stream is not None
@@ -215,6 +221,8 @@ def head(path: Path, count: int = 1024) -> tuple[bytes, Encoding]:
 
 def pack_gzip(file: BinaryIO, *parts: memoryview) -> None:
     """Write the parts (of bytes) as one gzip member; the same parts always give the same bytes."""
+    from isal import igzip
+
     with igzip.IGzipFile("", "wb", _LEVEL, file, mtime=0) as packed:
         for part in parts:
             for start in range(0, len(part), 16 * _CHUNK):
