@@ -1,0 +1,309 @@
+"""System A: the reference, the pose, the crop, and what the U-Net then sees."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from cohorts import PLAN, VIEW, make_cohort
+from ellipses import make_ellipse_patient
+from kidseg.body import Moments
+from kidseg.config import (
+    CropConfig,
+    HomogenizedConfig,
+    LocalizerConfig,
+    OptimizerConfig,
+    PoseConfig,
+    StageConfig,
+    UNetConfig,
+)
+from kidseg.device import choose_device
+from kidseg.errors import UsageError
+from kidseg.geometry import in_plane_pose, posed
+from kidseg.losses import soft_dice
+from kidseg.methods import method_named
+from kidseg.methods.cohort import Cohort
+from kidseg.methods.crop import boxes, crop_stage, cropped, found_boxes
+from kidseg.methods.pose import located, overlap, pose_inputs, pose_stage
+from kidseg.methods.reference import Reference, chosen, medoid, start_grid
+from kidseg.methods.subject import Subject, masks_at
+from kidseg.nets import build
+from kidseg.nets.stn import CROP_OUTPUTS, pose_outputs
+from kidseg.stage import Moment, Stage
+from kidseg.train import Run, fit
+
+CPU = choose_device("cpu", "fp32")
+LOCALIZER = LocalizerConfig(size=32, pooled=8, hidden=(32, 16))
+STAGE = StageConfig(
+    epochs=4,
+    min_epochs=0,
+    batch_size=12,
+    steps=15,
+    optimizer=OptimizerConfig(name="adam", learning_rate=3e-3, weight_decay=0.0),
+)
+POSE = PoseConfig(localizer=LOCALIZER, stage=STAGE)
+NOW = Moment(seed=0, epoch=0, step=0)
+
+
+@pytest.fixture(scope="module")
+def cohort() -> Cohort:
+    return make_cohort()
+
+
+def loss_of(stage: Stage, net: torch.nn.Module, now: Moment) -> float:
+    return float(stage.loss(net, now)["loss"].detach())
+
+
+def adopted(cohort: Cohort, config: PoseConfig = POSE) -> Reference:
+    reference = Reference(config)
+    reference.adopt(chosen(cohort.training, config.reference), config, VIEW)
+    return reference
+
+
+def test_the_medoid_is_the_one_that_is_like_the_others(cohort: Cohort) -> None:
+    """Of one patient twice, and one unlike it, one of the two."""
+    a, b = cohort.training[0], cohort.training[1]
+    assert medoid([b, a, a]) != 0
+    assert medoid([a]) == 0
+
+
+def test_the_reference_may_be_named(cohort: Cohort) -> None:
+    assert chosen(cohort.training, "ellipse_002").id == "ellipse_002"
+    with pytest.raises(UsageError, match="ellipse_006") as error:
+        chosen(cohort.training, "ellipse_006")
+    assert error.value.code == "unknown-case"
+
+
+@pytest.mark.parametrize("mode", ["slice", "volume"])
+@pytest.mark.parametrize("start", ["identity", "moments"])
+@pytest.mark.parametrize("target", ["body", "body+bone"])
+def test_the_reference_overlaps_with_itself(
+    cohort: Cohort, mode: str, start: str, target: str
+) -> None:
+    config = replace(POSE, reference_mode=mode, start=start, target=target)
+    reference = adopted(cohort, config)
+    subject = chosen(cohort.training, None)
+    assert reference.case == subject.id
+    own = overlap(subject, start_grid(subject, config, reference, 48), config, reference)
+    assert own.shape == ((2,) if target == "body+bone" else (1,))
+    assert (own > 0.99).all()
+
+
+def test_slices_meet_at_the_same_relative_height(cohort: Cohort) -> None:
+    reference = adopted(cohort)
+    subject = cohort.training[0]
+    first, last = subject.labelled_or_all
+    levels = [reference.level(subject, k) for k in range(subject.image.grid.shape[0])]
+    assert levels == sorted(levels)
+    count = len(reference.masks)
+    assert levels[first] == int((0.5 / 6 + 0.5) / 2 * count)
+    assert levels[first] + levels[last] == count - 1
+    flat = adopted(cohort, replace(POSE, reference_mode="slice"))
+    assert {flat.level(subject, k) for k in range(8)} == {0}
+
+
+def test_moments_put_a_patient_upright_and_in_size(cohort: Cohort) -> None:
+    """The truth of the ellipses: angle and size; a symmetric body shows both by its moments."""
+    reference = adopted(cohort)
+    for seed, subject in enumerate(cohort.training):
+        patient = make_ellipse_patient(seed)
+        grid = start_grid(subject, POSE, reference, 48)
+        pose = in_plane_pose(grid, subject.image.grid)
+        assert float(pose.angle_rad[0]) == pytest.approx(patient.angle_rad, abs=math.radians(2))
+        width = float(grid.spacing_mm[0, 2]) * 48 * POSE.fill  # type: ignore[operator]
+        assert width / 2 == pytest.approx(90 * patient.size, rel=0.05)
+    identity = start_grid(cohort.training[0], replace(POSE, start="identity"), reference, 48)
+    assert identity.same_as(cohort.training[0].base)
+
+
+def test_a_fresh_network_changes_nothing(cohort: Cohort) -> None:
+    reference = adopted(cohort)
+    net = build(LOCALIZER, pose_inputs(POSE), pose_outputs(LOCALIZER)).eval()
+    subject = cohort.training[1]
+    grid = located(net, POSE, reference, subject, PLAN, 48)
+    assert grid.same_as(start_grid(subject, POSE, reference, 48), 1e-6)
+
+
+def turned(subject: Subject, angle_deg: float, size: float) -> Subject:
+    """The same scan, whose moments are told wrongly: what the network has to put right."""
+    own = subject.body
+    told = Moments(
+        own.centre_mm + torch.tensor([6.0, -4.0]),
+        own.angle_rad + math.radians(angle_deg),
+        own.radii_mm * size,
+    )
+    return replace(subject, body=told)
+
+
+def test_the_pose_is_learned_and_undoes_what_it_never_saw(cohort: Cohort, tmp_path: Path) -> None:
+    reference = adopted(cohort)
+    net = build(LOCALIZER, pose_inputs(POSE), pose_outputs(LOCALIZER))
+    stage = pose_stage(net, POSE, cohort, reference, 48)
+    run = Run(folder=tmp_path, device=CPU.torch)
+    fitted = fit(stage, run)
+    assert fitted.score > 0.95
+    for subject in cohort.validation:
+        wrong = turned(subject, 10.0, 1.12)
+        start = start_grid(wrong, POSE, reference, 48)
+        before = overlap(wrong, start, POSE, reference)
+        grid = located(net, POSE, reference, wrong, PLAN, 48)
+        after = overlap(wrong, grid, POSE, reference)
+        assert float(after.mean()) > float(before.mean()) + 0.03
+        right = start_grid(subject, POSE, reference, 48)
+        off = in_plane_pose(grid, right)
+        assert float(torch.rad2deg(off.angle_rad.abs())[0]) < 4.0
+        assert float(off.scale.mean()) == pytest.approx(1.0, abs=0.05)
+
+
+def test_the_pose_of_a_volume_is_one_and_of_slices_their_own(cohort: Cohort) -> None:
+    reference = adopted(cohort)
+    net = build(LOCALIZER, pose_inputs(POSE), pose_outputs(LOCALIZER), seed=3)
+    torch.nn.init.normal_(net.head[-1].weight, std=0.1, generator=torch.Generator().manual_seed(0))
+    subject = cohort.training[0]
+    for per, alike in (("volume", True), ("slice", False)):
+        grid = located(net.eval(), replace(POSE, per=per), reference, subject, PLAN, 48)
+        angles = in_plane_pose(grid, subject.image.grid).angle_rad
+        assert bool((angles - angles[0]).abs().max() < 1e-9) == alike
+
+
+def test_the_jitter_is_of_the_moment_and_shared_between_processes(cohort: Cohort) -> None:
+    reference = adopted(cohort)
+    net = build(LOCALIZER, pose_inputs(POSE), pose_outputs(LOCALIZER))
+    stage = pose_stage(net, POSE, cohort, reference, 48)
+    whole = loss_of(stage, net, NOW)
+    assert loss_of(stage, net, NOW) == whole
+    halves = [loss_of(stage, net, replace(NOW, rank=r, world=2)) for r in range(2)]
+    assert sum(halves) / 2 == pytest.approx(whole, abs=1e-6)
+    still = replace(POSE, jitter_deg=0.0, jitter_scale=0.0, jitter_shift=0.0)
+    calm = pose_stage(net, still, cohort, reference, 48)
+    assert loss_of(calm, net, NOW) < whole - 0.05
+
+
+CROP = CropConfig(localizer=LOCALIZER, stage=STAGE, output="half")
+
+
+def test_boxes_hold_the_labels(cohort: Cohort) -> None:
+    reference = adopted(cohort)
+    subject = cohort.training[0]
+    grid = start_grid(subject, POSE, reference, 48)
+    patient = boxes(subject, grid, CROP)
+    assert patient.half.unique(dim=0).shape[0] == 1
+    own = boxes(subject, grid, replace(CROP, target="slice"))
+    first, last = subject.labelled_or_all
+    assert (own.half[first : last + 1] <= patient.half[0] + 1e-6).all()
+    assert torch.equal(own.half[0], patient.half[0]), "without labels: the patient's"
+    whole = boxes(subject, grid, replace(CROP, target="slice", empty="identity"))
+    assert torch.equal(whole.half[0], torch.ones(2))
+
+
+def test_the_crop_is_learned_and_covers(cohort: Cohort, tmp_path: Path) -> None:
+    reference = adopted(cohort)
+    grids = {
+        subject.id: start_grid(subject, POSE, reference, 48)
+        for subject in (*cohort.training, *cohort.validation)
+    }
+    net = build(LOCALIZER, 3, CROP_OUTPUTS)
+    stage = crop_stage(
+        net,
+        CROP,
+        cohort,
+        [grids[subject.id] for subject in cohort.training],
+        [grids[subject.id] for subject in cohort.validation],
+        2,
+    )
+    fitted = fit(stage, Run(folder=tmp_path, device=CPU.torch))
+    figures = stage.validate()
+    assert fitted.score > 0.85 and figures["covered"] > 0.98
+    subject = cohort.validation[0]
+    grid = cropped(net, CROP, subject, grids[subject.id], PLAN, 2, 24)
+    assert grid.shape == (8, 24, 24)
+    box = found_boxes(net, CROP, subject, grids[subject.id], PLAN, 2)
+    wide = float(box.half[0, 0]) * (1 + LOCALIZER.margin)
+    ratio = float(grid.spacing_mm[0, 2] * 24) / float(grids[subject.id].spacing_mm[0, 2] * 48)
+    assert ratio == pytest.approx(min(1.0, wide), rel=1e-5)
+
+
+CONFIG = HomogenizedConfig(
+    view=VIEW,
+    pose=replace(POSE, per="slice"),
+    crop=replace(CROP, per="slice"),
+    unet=UNetConfig(size=64, features=4),
+    segment=StageConfig(epochs=1, batch_size=6, steps=1),
+    schedule="joint",
+    joint=StageConfig(epochs=1, batch_size=6, steps=1),
+)
+
+
+def test_stages_and_steps_follow_the_settings(cohort: Cohort) -> None:
+    method = method_named("homogenized")
+    nets = method.networks(CONFIG, 3, 0)
+    for net in nets.values():
+        net.eval()
+    stages = list(method.stages(CONFIG, nets, cohort, CPU))
+    assert [stage.name for stage in stages] == ["pose", "crop", "segment", "joint"]
+    steps = method.steps(CONFIG, nets, PLAN, cohort.validation[0], CPU)
+    assert [step.name for step in steps] == ["pose", "crop", "segment"]
+    bare = replace(CONFIG, crop=None, schedule="sequential")
+    nets = method.networks(bare, 3, 0)
+    assert [stage.name for stage in method.stages(bare, nets, cohort, CPU)] == ["pose", "segment"]
+    assert method.facts(nets)["reference"]["case"] in {s.id for s in cohort.training}
+
+
+def test_trained_together_the_segmentation_moves_pose_and_crop(cohort: Cohort) -> None:
+    method = method_named("homogenized")
+    nets = method.networks(CONFIG, 3, 0)
+    *_, joint = method.stages(CONFIG, nets, cohort, CPU)
+    joint.net.train()
+    joint.loss(joint.net, NOW)["loss"].backward()
+    for name in ("pose", "crop", "segment"):
+        last = list(nets[name].parameters())[-1]
+        assert last.grad is not None and float(last.grad.abs().sum()) > 0, name
+
+
+def test_losses_on_the_original_and_on_the_networks_grid_agree_without_a_pose(
+    cohort: Cohort,
+) -> None:
+    """Where the pose is the identity, the way back is none."""
+    config = replace(CONFIG, crop=None, schedule="sequential", pose=replace(POSE, start="identity"))
+    method = method_named("homogenized")
+    values = []
+    for space in ("original", "network"):
+        chosen_config = replace(config, loss_space=space)
+        nets = method.networks(chosen_config, 3, 0)
+        for net in nets.values():
+            net.eval()
+        _, segment = method.stages(chosen_config, nets, cohort, CPU)
+        values.append(loss_of(segment, segment.net, NOW))
+    assert values[0] == pytest.approx(values[1], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"schedule": "joint", "pose": POSE}, "per 'slice'"),
+        ({"augment": "nnunet"}, "loss_space"),
+        ({"augment": "nnunet", "loss_space": "network"}, "does not augment"),
+        ({"crop": replace(CROP, output="quarter")}, "multiples of 8"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(changes: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        replace(CONFIG, **changes)
+
+
+def test_masks_of_a_turned_grid_turn() -> None:
+    """A check of direction: on a grid turned with the body, the body stands upright."""
+    subject = make_cohort(1, 0).training[0]
+    own = subject.body
+    grid = posed(subject.base, angle_rad=own.angle_rad)
+    still = masks_at(subject, grid).data[:1]
+    mirrored = still.flip(-1)
+    first, last = subject.labelled_or_all
+    upright = soft_dice(
+        still[:, first:last].transpose(0, 1), mirrored[:, first:last].transpose(0, 1)
+    )
+    assert float(upright.mean()) > 0.97

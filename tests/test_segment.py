@@ -1,0 +1,216 @@
+"""Scans in, labels out: on the scan's own voxels, with a record; one bad scan stops no other."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+from ellipses import make_ellipse_patient, write_ellipse_dataset
+from kidseg.errors import BatchError, InputError, ModelError, UsageError
+from kidseg.geometry import Grid, Volume
+from kidseg.io import ReadOptions, read, save
+from kidseg.segment import load_predictor, scan_name, segment
+from kidseg.train import train
+
+SETTINGS = (
+    "view.size=32",
+    "unet.size=32",
+    "unet.features=8",
+    "precision=fp32",
+    "segment.epochs=6",
+    "segment.min_epochs=0",
+    "segment.steps=10",
+    "segment.batch_size=9",
+    "segment.optimizer.name=adam",
+    "segment.optimizer.learning_rate=0.01",
+    "pose.localizer.size=32",
+    "pose.localizer.pooled=4",
+    "pose.localizer.hidden=[16,8]",
+    "pose.stage.epochs=1",
+    "pose.stage.min_epochs=0",
+    "pose.stage.steps=2",
+    "pose.stage.batch_size=6",
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("segment")
+    write_ellipse_dataset(root / "data", 5)
+    train(root / "data", root / "run", method="homogenized", overrides=SETTINGS, device="cpu")
+    return root
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Path:
+    return folder / "run" / "model.safetensors"
+
+
+def scan(folder: Path, number: int = 0) -> Path:
+    return folder / "data" / "imagesTr" / f"ellipse_{number:03d}_0000.nii.gz"
+
+
+def labels_of(path: Path) -> Volume:
+    return read(path, ReadOptions(values="labels")).volume
+
+
+def test_labels_lie_on_the_scans_own_voxels(folder: Path, model: Path, tmp_path: Path) -> None:
+    (result,) = segment([scan(folder)], model, tmp_path, device="cpu")
+    written = nibabel.load(tmp_path / "ellipse_000_seg.nii.gz")
+    original = nibabel.load(scan(folder))
+    assert written.shape == original.shape
+    assert np.array_equal(written.affine, original.affine)
+    values = np.asarray(written.dataobj)
+    assert set(np.unique(values)) <= {0, 1, 2} and values.dtype == np.uint8
+    truth = labels_of(folder / "data" / "labelsTr" / "ellipse_000.nii.gz").data > 0
+    found = labels_of(tmp_path / "ellipse_000_seg.nii.gz").data > 0
+    assert 2 * (truth & found).sum() / (truth.sum() + found.sum()) > 0.7
+    voxel_ml = 10 * 4 * 4 / 1000
+    assert result["volumes_ml"]["kidney+tumour"] == pytest.approx(float(found.sum()) * voxel_ml)
+
+
+def test_the_record(folder: Path, model: Path, tmp_path: Path) -> None:
+    (result,) = segment([scan(folder)], model, tmp_path, device="cpu")
+    record = json.loads((tmp_path / "result.json").read_text())
+    assert record["scans"] == [json.loads(json.dumps(result))]
+    assert "Not a medical device" in record["intended_use"]
+    assert record["model"]["sha256"] == load_predictor(model, "cpu").sha256
+    assert record["device"] == "cpu" and record["precision"] == "fp32"
+    assert set(result["grids"]) == {"pose", "segment"}
+    assert {"angle_deg", "scale", "shift_mm", "pixel_mm", "shape"} == set(result["grids"]["pose"])
+    steps = ("read", "prepare", "pose", "segment", "restore", "postprocess", "write")
+    assert tuple(result["seconds"]) == steps
+    assert [warning["code"] for warning in result["warnings"]].count("thick-slices") == 1
+
+
+@pytest.mark.parametrize("order", ["RAS", "LPS", "SRA", "ASL"])
+def test_any_axis_order_gives_the_same_result(
+    folder: Path, model: Path, tmp_path: Path, order: str
+) -> None:
+    image = nibabel.load(scan(folder, 1))
+    turn = nibabel.orientations.ornt_transform(
+        nibabel.orientations.io_orientation(image.affine),
+        nibabel.orientations.axcodes2ornt(order),
+    )
+    turned = tmp_path / "turned.nii.gz"
+    nibabel.save(image.as_reoriented(turn), turned)
+    segment([scan(folder, 1), turned], model, tmp_path / "out", device="cpu")
+    a, b = (
+        labels_of(tmp_path / "out" / f"{name}_seg.nii.gz") for name in ("ellipse_001", "turned")
+    )
+    assert a.grid.same_as(b.grid)
+    assert (a.data != b.data).sum() <= 2
+
+
+def test_in_python(model: Path) -> None:
+    predictor = load_predictor(model, "cpu")
+    patient = make_ellipse_patient(3)
+    found = predictor(patient.image)
+    assert found.labels.grid is patient.image.grid
+    assert found.labels.data.dtype == torch.uint8
+
+
+def test_one_bad_scan_stops_no_other(folder: Path, model: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.nii.gz"
+    bad.write_bytes(scan(folder).read_bytes()[:2000])
+    out = tmp_path / "out"
+    heard: list[tuple[int, int]] = []
+    with pytest.raises(BatchError, match=r"1 of 3.*bad\.nii\.gz"):
+        segment(
+            [scan(folder), bad, scan(folder, 1)],
+            model,
+            out,
+            device="cpu",
+            progress=lambda done, total: heard.append((done, total)),
+        )
+    assert heard == [(1, 3), (2, 3), (3, 3)]
+    names = {file.name for file in out.iterdir()}
+    assert names == {"ellipse_000_seg.nii.gz", "ellipse_001_seg.nii.gz", "result.json"}
+    record = json.loads((out / "result.json").read_text())
+    assert len(record["scans"]) == 2 and "bad.nii.gz" in record["failed"][0]["path"]
+
+
+def test_a_single_bad_scan_is_its_own_error(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as error:
+        segment([tmp_path / "nothing.nii.gz"], model, tmp_path / "out", device="cpu")
+    assert error.value.code == "not-found"
+
+
+@pytest.mark.parametrize(
+    ("scans", "formats", "code"),
+    [
+        (["a.nii.gz"], ["dcm"], "unknown-format"),
+        ([], ["nii"], "no-scans"),
+        (["x/a.nii.gz", "y/a_0000.nii"], ["nii"], "same-name"),
+    ],
+)
+def test_wrong_calls(scans: list[str], formats: list[str], code: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as error:
+        segment(scans, tmp_path / "model.safetensors", tmp_path / "out", formats=formats)
+    assert error.value.code == code
+    assert not (tmp_path / "out").exists()
+
+
+def test_results_that_are_there_stay(folder: Path, model: Path, tmp_path: Path) -> None:
+    segment([scan(folder)], model, tmp_path, device="cpu", formats=["nii", "nrrd"])
+    before = (tmp_path / "ellipse_000_seg.nii.gz").read_bytes()
+    with pytest.raises(UsageError) as error:
+        segment([scan(folder)], model, tmp_path, device="cpu")
+    assert error.value.code == "output-exists"
+    segment([scan(folder)], model, tmp_path, device="cpu", overwrite=True)
+    assert (tmp_path / "ellipse_000_seg.nii.gz").read_bytes() == before, "the same, bit for bit"
+    assert (tmp_path / "ellipse_000_seg.nrrd").exists()
+
+
+def test_a_damaged_model_is_refused(model: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "model.safetensors"
+    shutil.copy(model, copy)
+    content = bytearray(copy.read_bytes())
+    content[-1] ^= 1
+    copy.write_bytes(content)
+    with pytest.raises(ModelError):
+        load_predictor(copy, "cpu")
+
+
+def findings(model: Path, image: Volume) -> dict[str, Any]:
+    found = load_predictor(model, "cpu")(image)
+    return {finding.code: finding for finding in found.findings}
+
+
+def test_what_the_result_says_of_itself(folder: Path, model: Path) -> None:
+    grid = Grid.from_spacing((4, 64, 64), (10.0, 4.0, 4.0))
+    air = Volume(torch.full((1, 4, 64, 64), -1000, dtype=torch.int16), grid)
+    assert "no-body" in findings(model, air)
+    patient = make_ellipse_patient(0).image
+    middle = patient.slices(3, 5)
+    assert "cut-by-field" in findings(model, middle)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("a/scan.nii.gz", "scan"),
+        ("a/case_0000.nii.gz", "case"),
+        ("case_00012/imaging.nii.gz", "case_00012"),
+        ("case_00012/ct", "case_00012"),
+        ("patient 1.zip", "patient 1"),
+        ("v1.2.3", "v1.2.3"),
+        ("a/b.NRRD", "b"),
+    ],
+)
+def test_names(path: str, name: str) -> None:
+    assert scan_name(Path(path)) == name
+
+
+def test_a_written_volume_is_read_as_a_scan(model: Path, tmp_path: Path) -> None:
+    """MetaImage in, MetaImage out."""
+    path = save(make_ellipse_patient(2).image, tmp_path / "scan.mha")
+    segment([path], model, tmp_path / "out", formats=["mha"], device="cpu")
+    assert (tmp_path / "out" / "scan_seg.mha").exists()

@@ -1,0 +1,228 @@
+"""A training from files to a model: what it writes, refuses, and that nothing stops it for good."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ellipses import write_ellipse_dataset
+from kidseg.checkpoint import load_model, read_header
+from kidseg.config import PlainConfig, load
+from kidseg.errors import InputError, ModelError, UsageError
+from kidseg.plan import Plan
+from kidseg.train import train
+
+TINY = (
+    "view.size=32",
+    "unet.size=32",
+    "unet.features=4",
+    "precision=fp32",
+    "segment.epochs=3",
+    "segment.min_epochs=0",
+    "segment.steps=2",
+    "segment.batch_size=6",
+)
+POSE = (
+    "pose.localizer.size=32",
+    "pose.localizer.pooled=4",
+    "pose.localizer.hidden=[16,8]",
+    "pose.stage.epochs=2",
+    "pose.stage.min_epochs=0",
+    "pose.stage.steps=2",
+    "pose.stage.batch_size=6",
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data") / "ellipses"
+    write_ellipse_dataset(root, 4)
+    return root
+
+
+def quick(data: Path, out: Path, **changes: Any) -> dict[str, Any]:
+    return train(data, out, **{"method": "plain", "overrides": TINY, "device": "cpu", **changes})
+
+
+def test_what_it_writes(data: Path, tmp_path: Path) -> None:
+    heard: list[tuple[str, int, int]] = []
+    out = tmp_path / "run"
+    summary = quick(
+        data, out, seed=3, progress=lambda what, done, total, _: heard.append((what, done, total))
+    )
+    assert {file.name for file in out.iterdir()} == {
+        ".lock",
+        "cases.json",
+        "config.toml",
+        "curves.png",
+        "log.jsonl",
+        "model.safetensors",
+        "plan.json",
+        "state-segment.pt",
+        "state-segment-before.pt",
+        "summary.json",
+    }
+    assert json.loads((out / "summary.json").read_text()) == summary
+    assert heard[-3:] == [("segment", 1, 3), ("segment", 2, 3), ("segment", 3, 3)]
+    config = load(PlainConfig, file=out / "config.toml")
+    assert config == load(PlainConfig, overrides=TINY)
+    plan = Plan.from_dict(json.loads((out / "plan.json").read_text()))
+    cases = json.loads((out / "cases.json").read_text())
+    assert list(plan.training) == cases["training"] and len(cases["validation"]) == 1
+    assert summary["cases"]["training_slices"] == 24
+    assert summary["peak_memory_mb"]["process"] > 100
+    assert summary["seconds"]["segment"] > 0
+
+    header = read_header(out / "model.safetensors")
+    assert header["method"] == "plain"
+    assert header["labels"]["names"] == {"1": "kidney", "2": "tumour"}
+    assert header["training_set"] == {"digest": cases["digest"], "cases": 3}
+    assert Plan.from_dict(header["plan"]) == plan
+    assert load(PlainConfig, base=header["config"]) == config
+    model = load_model(out / "model.safetensors")
+    assert model.sha256 == summary["model"]["sha256"]
+    assert set(model.parts) == {"segment"}
+
+
+def test_the_same_seed_gives_the_same_model(data: Path, tmp_path: Path) -> None:
+    digests = [
+        quick(data, tmp_path / name, seed=seed)["model"]["sha256"]
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    ]
+    first, second, third = (
+        load_model(tmp_path / name / "model.safetensors").header["tensors_sha256"] for name in "abc"
+    )
+    assert first == second != third
+    assert len(digests) == 3
+
+
+def test_the_cases_may_be_named(data: Path, tmp_path: Path) -> None:
+    summary = quick(
+        data,
+        tmp_path / "run",
+        cases=["ellipse_000", "ellipse_002", "ellipse_003"],
+        validation=["ellipse_002"],
+    )
+    assert summary["cases"]["training"] == ["ellipse_000", "ellipse_003"]
+    assert summary["cases"]["validation"] == ["ellipse_002"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "code"),
+    [
+        ({"method": "best"}, UsageError, "unknown-method"),
+        ({"preset_name": "best"}, UsageError, "unknown-preset"),
+        ({"overrides": ["segment.epoch=3"]}, UsageError, "bad-setting"),
+        ({"validation": ["nobody"]}, UsageError, "unknown-case"),
+        ({"cases": ["ellipse_000"], "validation": ["ellipse_000"]}, UsageError, "bad-split"),
+        ({"cases": ["ellipse_000"]}, InputError, "too-few-patients"),
+        ({"resume": True}, UsageError, "nothing-to-resume"),
+        ({"device": "gpu"}, UsageError, "unknown-device"),
+    ],
+)
+def test_what_it_refuses(
+    data: Path, tmp_path: Path, changes: dict[str, Any], error: type[Exception], code: str
+) -> None:
+    with pytest.raises(error) as caught:
+        quick(data, tmp_path / "run", **changes)
+    assert caught.value.code == code  # type: ignore[attr-defined]
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_a_run_that_is_there_is_kept_or_replaced(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    quick(data, out)
+    with pytest.raises(UsageError) as error:
+        quick(data, out)
+    assert error.value.code == "output-exists"
+    fewer = [*TINY, "segment.epochs=1"]
+    with pytest.raises(UsageError) as error:
+        quick(data, out, overrides=fewer, resume=True)
+    assert error.value.code == "other-settings"
+    with pytest.raises(UsageError) as error:
+        quick(data, out, seed=7, validation=["ellipse_001"], resume=True)
+    assert error.value.code == "other-cases"
+    quick(data, out, overrides=fewer, overwrite=True)
+    assert len((out / "log.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_finished_run_resumed_is_the_same(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    first = quick(data, out)
+    again = quick(data, out, resume=True)
+    assert first["model"] == again["model"]
+    assert first["validation"] == again["validation"]
+
+
+def test_two_trainings_never_share_a_folder(data: Path, tmp_path: Path) -> None:
+    import fcntl
+
+    out = tmp_path / "run"
+    out.mkdir()
+    with (out / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UsageError) as error:
+            quick(data, out)
+    assert error.value.code == "in-use"
+
+
+def test_a_damaged_state_is_never_a_fresh_start(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    quick(data, out)
+    for state in out.glob("state-*.pt"):
+        state.write_bytes(state.read_bytes()[:-10])
+    with (
+        pytest.raises(ModelError) as error,
+        pytest.warns(match="damaged"),
+    ):
+        quick(data, out, resume=True)
+    assert error.value.code == "damaged-state"
+
+
+KILLED = """
+import sys
+from pathlib import Path
+import torch
+from kidseg.train import train
+
+torch.set_num_threads(1)
+overrides = sys.argv[3:]
+train(Path(sys.argv[1]), Path(sys.argv[2]), method="homogenized", overrides=overrides,
+      device="cpu", resume=(Path(sys.argv[2]) / "config.toml").exists(),
+      progress=lambda *a: print(*a[:3], flush=True))
+"""
+
+
+def test_killed_in_each_stage_it_ends_with_the_same_bits(data: Path, tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(KILLED)
+    overrides = [*TINY, *POSE, "pose.target=body"]
+
+    def start(out: Path) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, str(script), str(data), str(out), *overrides],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert start(whole).wait(timeout=120) == 0
+    for moment in ("pose 1", "segment 1"):
+        process = start(broken)
+        assert process.stdout is not None
+        assert any(line.startswith(moment) for line in process.stdout)
+        time.sleep(0.01)
+        process.kill()
+        process.wait()
+    assert not (broken / "model.safetensors").exists()
+    assert start(broken).wait(timeout=120) == 0
+    headers = [read_header(out / "model.safetensors") for out in (whole, broken)]
+    assert headers[0]["tensors_sha256"] == headers[1]["tensors_sha256"]
+    figures = [json.loads((out / "summary.json").read_text()) for out in (whole, broken)]
+    assert figures[0]["validation"] == figures[1]["validation"]
