@@ -375,7 +375,7 @@ def main() -> None:
         if options.out is None or not options.real.is_dir():
             parser.error("--real needs an existing folder, and -o")
         options.out.mkdir(parents=True, exist_ok=True)
-        full = made(12, PhantomConfig(max_slices=80), options.jobs, first=1000)
+        full = made(12, PhantomConfig(max_slices=48), options.jobs, first=1000)
         draw_contact_sheet(full, real_slices(options.real), options.out / "contact_sheet.png")
         print(options.out / "contact_sheet.png")
         return
@@ -385,7 +385,7 @@ def main() -> None:
     print(hu_tables(patients))
     print(size_table(patients))
     if options.docs is not None:
-        pictured = made(12, PhantomConfig(max_slices=80), options.jobs, first=500)
+        pictured = made(12, PhantomConfig(max_slices=48), options.jobs, first=500)
         draw_slices(pictured, options.docs / "phantom_slices.png")
         draw_growth(patients, options.docs / "phantom_growth.png")
         draw_histogram(patients, options.docs / "phantom_hu.png")
