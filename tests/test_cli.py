@@ -47,7 +47,7 @@ def test_version_and_no_command() -> None:
 def patients(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("cli") / "patients with spaces é"
     done = run("phantom", out, "-n", "2", "--seed", "3", "--ages", "1-4", *SMALL, "--json")
-    assert json.loads(done.stdout)["patients"] == 2
+    assert len(json.loads(done.stdout)["cases"]) == 2
     return out
 
 
@@ -172,3 +172,11 @@ def test_info_reads_a_model_without_torch(tmp_path: Path) -> None:
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     assert run("info", tmp_path / "none.safetensors", check=6).stderr
+
+
+def test_export_gives_an_nnunet_data_set(patients: Path, tmp_path: Path) -> None:
+    out = tmp_path / "Dataset042_Phantoms"
+    answer = json.loads(run("export", patients, out, "--folds", "2", "--json").stdout)
+    assert answer["linked"] + answer["written"] >= 4
+    assert json.loads(run("check", out, "--json").stdout)["n_cases"] == 2
+    assert "exists" in run("export", patients, out, "--folds", "2", check=2).stderr

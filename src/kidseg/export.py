@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from kidseg.cases import (
     DATASET_JSON,
@@ -64,6 +65,21 @@ class Exported:
     linked: int
     written: int
     findings: tuple[Finding, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain data, for JSON."""
+        return {
+            "root": str(self.root),
+            "new_from_old": {str(old): new for old, new in self.new_from_old.items()},
+            "linked": self.linked,
+            "written": self.written,
+            "findings": [finding.as_dict() for finding in self.findings],
+        }
+
+    def __str__(self) -> str:
+        said = [f"{finding.severity}: {finding}" for finding in self.findings]
+        files = f"{self.linked} file(s) linked, {self.written} written"
+        return "\n".join([*said, f"{self.root}: {files}."])
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,74 @@
+"""The command line, thin: options in, one function called, its result said.
+
+Heavy imports are inside the commands, so that help comes at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
+
+import typer
+
+from kidseg.cli.data import check, demo, export, phantom
+from kidseg.cli.models import compare, evaluate, info, segment, train
+from kidseg.cli.terminal import disk_full, out_of_memory, refuse
+from kidseg.errors import KidsegError
+
+__all__ = ["app", "main"]
+
+RESEARCH_ONLY = "For research use only. Not a medical device."
+
+app = typer.Typer(
+    name="kidseg",
+    help=f"Kidneys and renal tumours in CT, of children first. {RESEARCH_ONLY}",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (phantom, check, export, train, segment, evaluate, compare, info, demo):
+    app.command()(command)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(installed("kidseg"))
+        raise typer.Exit
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a command and exit: 0 done, 2 usage, 3 bad input, 5 resources, 130 interrupted, ...
+
+    The other codes stand on the classes in `kidseg.errors`. With --json an error is one JSON object
+    too, {"error": {"code", "path", "cause", "next_step"}}.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    signal.signal(signal.SIGTERM, _terminate)
+    # Where other work shares the cores, threads that spin while they wait make a run ten times
+    # slower. To be set before torch starts its threads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        app(arguments)
+    except KidsegError as error:
+        refuse(error, "--json" in arguments)
+    except MemoryError as error:
+        refuse(out_of_memory(error), "--json" in arguments)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        refuse(disk_full(error), "--json" in arguments)
+    sys.exit(0)
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    """Leave by an exception, so that temporary files go and nothing is half written."""
+    raise KeyboardInterrupt

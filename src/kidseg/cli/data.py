@@ -1,0 +1,177 @@
+"""Commands on data: made, checked, exported, shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from kidseg.cli.options import (
+    AsJson,
+    Cyst,
+    DryRun,
+    Jobs,
+    Overwrite,
+    Quiet,
+    Repair,
+    Seed,
+    Series,
+    Spacing,
+    Trust,
+)
+from kidseg.cli.terminal import progress, say
+from kidseg.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from kidseg.check import Report
+
+__all__ = ["check", "demo", "export", "phantom"]
+
+
+def phantom(
+    out: Annotated[Path, typer.Argument(help="Folder to write; must not exist.")],
+    patients: Annotated[int, typer.Option("--patients", "-n", min=1, help="How many.")] = 10,
+    seed: Seed = 0,
+    size: Annotated[int | None, typer.Option(help="Pixels along a side of a slice [512].")] = None,
+    layout: Annotated[
+        Literal["nnunet", "kits19", "dicom"], typer.Option(help="How to lay out the files.")
+    ] = "nnunet",
+    ages: Annotated[str | None, typer.Option(help="Youngest-oldest, in years [0-16].")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file of settings.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="One setting, key=value.")] = None,
+    jobs: Jobs = 1,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make digital patients: CT scans of children with kidneys and tumours, and their truth."""
+    from kidseg.config import PhantomConfig, dump, load
+
+    settings = list(set_ or [])
+    if size is not None:
+        settings.append(f"size={size}")
+    if ages is not None:
+        low, high = _ages(ages)
+        settings.append(f"ages_years=[{low}, {high}]")
+    chosen = load(PhantomConfig, file=config, overrides=settings)
+    if dry_run:
+        say(
+            {"out": str(out), "patients": patients, "layout": layout, "config": dump(chosen)},
+            f"Would make {patients} patients in {out} ({layout} layout), seed {seed}:\n"
+            + dump(chosen),
+            as_json,
+            quiet,
+        )
+        return
+    from kidseg.phantom import write_patients
+
+    with progress("patients", quiet or as_json) as advance:
+        summary = write_patients(
+            out,
+            chosen,
+            patients=patients,
+            seed=seed,
+            layout=layout,
+            jobs=jobs,
+            overwrite=overwrite,
+            progress=advance,
+        )
+    say(summary, f"{patients} digital patients in {out}.", as_json, quiet)
+
+
+def check(
+    path: Annotated[Path, typer.Argument(help="A data set's folder, or a scan.")],
+    trust: Trust = None,
+    spacing: Spacing = None,
+    series: Series = None,
+    repair: Repair = False,
+    values: Annotated[
+        Literal["ct", "any"], typer.Option(help="What a single scan's values are.")
+    ] = "ct",
+    jobs: Jobs = 2,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Is this data set or scan sound? Names every problem; exit code 3 if there is an error."""
+    from kidseg.check import check as examine
+    from kidseg.io import ReadOptions
+
+    options = ReadOptions(
+        trust=trust, spacing_mm=spacing, series=series, repair=repair, values=values
+    )
+    with progress("cases", quiet or as_json) as advance:
+        report = examine(path, options=options, jobs=jobs, progress=advance)
+    say(report.as_dict(), _findings_text(report), as_json, quiet)
+    if not report.ok:
+        raise typer.Exit(InputError.exit_code)
+
+
+def export(
+    dataset: Annotated[Path, typer.Argument(help="A data set in any layout.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write, named like Dataset042_Name.")],
+    cyst: Cyst = None,
+    folds: Annotated[int, typer.Option(min=2, help="Splits to write beside it.")] = 5,
+    seed: Seed = 0,
+    jobs: Jobs = 2,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a data set as an nnU-Net v2 raw folder, with splits by patient."""
+    from kidseg.cases import open_dataset
+    from kidseg.export import export_nnunet
+    from kidseg.splits import split
+
+    data = open_dataset(dataset)
+    splits = split(data.cases, folds=folds, seed=seed)
+    with progress("cases", quiet or as_json) as advance:
+        exported = export_nnunet(
+            data,
+            out,
+            cyst=cyst,
+            splits=splits,
+            overwrite=overwrite,
+            jobs=jobs,
+            progress=advance,
+        )
+    say(exported.as_dict(), str(exported), as_json, quiet)
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")] = Path("demo"),
+    patients: Annotated[int, typer.Option("--patients", "-n", min=2, help="How many.")] = 8,
+    seed: Seed = 6,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make digital patients, check them, normalise their pose and size, draw the result."""
+    from kidseg.demo import run
+
+    with progress("steps", quiet or as_json) as advance:
+        result = run(out, patients=patients, seed=seed, overwrite=overwrite, progress=advance)
+    say(result.as_dict(), str(result), as_json, quiet)
+
+
+def _ages(text: str) -> tuple[float, float]:
+    low, dash, high = text.partition("-")
+    try:
+        youngest = float(low)
+        return youngest, float(high) if dash else youngest
+    except ValueError:
+        raise UsageError(
+            f"--ages '{text}' is no range", next_step="Write it as 0-16, in years.", code="bad-ages"
+        ) from None
+
+
+def _findings_text(report: Report) -> str:
+    lines = [f"{finding.severity}: {finding}" for finding in report.findings]
+    errors = sum(finding.severity == "error" for finding in report.findings)
+    warnings = len(report.findings) - errors
+    lines.append(
+        f"{report.path}: {report.kind} with {report.n_cases} case(s): "
+        f"{errors} error(s), {warnings} warning(s)."
+    )
+    return "\n".join(lines)

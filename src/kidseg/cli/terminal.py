@@ -1,0 +1,108 @@
+"""What is said to the terminal: results on standard output, progress and errors on the other."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import typer
+
+from kidseg.errors import KidsegError, ResourceError
+
+__all__ = ["disk_full", "out_of_memory", "progress", "refuse", "say", "stages"]
+
+
+def say(result: dict[str, Any], text: str, as_json: bool, quiet: bool) -> None:
+    """Print a result: as one JSON object, or as text unless quiet."""
+    if as_json:
+        typer.echo(json.dumps(result, indent=2, allow_nan=False))
+    elif not quiet:
+        typer.echo(text)
+
+
+@contextmanager
+def progress(what: str, silent: bool) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error, if that is a terminal; call it with (done, total)."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(
+        *columns, console=console, disable=silent or not console.is_terminal, transient=True
+    ) as bar:
+        task = bar.add_task(what, total=None)
+
+        def advance(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        yield advance
+
+
+@contextmanager
+def stages(silent: bool) -> Iterator[Callable[[str, int, int, Mapping[str, Any]], None]]:
+    """A bar per stage of a training, with its score; call it with (stage, done, total, figures)."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[score]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=silent or not console.is_terminal) as bar:
+        tasks: dict[str, Any] = {}
+
+        def advance(stage: str, done: int, total: int, figures: Mapping[str, Any]) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total, score="")
+            score = f"score {figures['val_score']:.3f}" if "val_score" in figures else ""
+            bar.update(tasks[stage], completed=done, total=total, score=score)
+
+        yield advance
+
+
+def refuse(error: KidsegError, as_json: bool) -> NoReturn:
+    """Print an error and exit with its code; with --json it is one JSON object too."""
+    finding = error.as_finding()
+    if as_json:
+        typer.echo(json.dumps({"error": finding.as_dict()}))
+    typer.echo(f"kidseg: {error}", err=True)
+    sys.exit(error.exit_code)
+
+
+def out_of_memory(error: MemoryError) -> ResourceError:
+    """What a lack of memory is to the user."""
+    return ResourceError(
+        f"not enough memory: {error}" if str(error) else "not enough memory",
+        next_step="Use fewer --jobs or a larger machine.",
+        code="out-of-memory",
+    )
+
+
+def disk_full(error: OSError) -> ResourceError:
+    """What a full disk is to the user."""
+    return ResourceError(
+        "the disk is full",
+        path=error.filename,
+        next_step="Free some space and run again with --overwrite.",
+        code="disk-full",
+    )
