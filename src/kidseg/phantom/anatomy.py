@@ -131,7 +131,7 @@ class Kidney:
         centre_mm: (x, y, z).
         coronal_deg: upper pole towards the mid-line; negative in a horseshoe kidney.
         sagittal_deg: upper pole backwards.
-        hilum_deg: how far the hilum looks forward from the mid-line; about 75 in a horseshoe kidney.
+        hilum_deg: how far the hilum looks forward from the mid-line; 75 in a horseshoe kidney.
         bend: how far the poles lean to the hilum, part of half the width.
         cortex_mm: thickness of the outer cortex.
         sinus: size of the sinus, part of the kidney's half-axes.
@@ -322,7 +322,7 @@ def draw_anatomy(
     largest_ml = _TUMOUR_SHARE_OF_TRUNK * _trunk_ml(body)
     tumours = []
     for side in chosen:
-        volume_ml = draw_tumour_volume_ml(rng, age_years, largest_ml / len(chosen))
+        volume_ml = draw_tumour_volume_ml(rng, age_years, largest_ml / len(chosen)) / len(chosen)
         kidney = next(k for k in both if k.side == side)
         tumours.append(draw_tumour(rng, body, kidney, volume_ml))
     return Anatomy(
@@ -406,7 +406,7 @@ def _draw_viscera(rng: np.random.Generator, age: float, body: Body) -> Viscera:
         stomach=vary(1.0, 0.2),
         stomach_gas=float(rng.uniform(0.05, 0.6)),
         gallbladder_mm=vary(float(np.interp(age, (0, 2, 16), (22.0, 40.0, 70.0))), 0.2),
-        small_bowel_mm=vary(float(np.interp(age, (0, 2, 16), (11.0, 14.0, 20.0))), 0.1),
+        small_bowel_mm=vary(float(np.interp(age, (0, 2, 16), (12.5, 16.0, 26.0))), 0.1),
         small_bowel_gas=float(rng.beta(1.2, 4.0)),
         colon_mm=vary(float(np.interp(age, (0, 2, 16), (15.0, 22.0, 36.0))), 0.12),
         colon_gas=float(rng.beta(2.0, 2.0)),

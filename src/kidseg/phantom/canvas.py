@@ -1,6 +1,6 @@
-"""Where the digital patient is painted: voxels, their place in the anatomy, partial volume, texture.
+"""Where a digital patient is painted: voxels, their place in the anatomy, partial volume, texture.
 
-Organs are implicit functions of the *reference anatomy* (no tumour, straight spine, nothing pushed).
+Organs are implicit functions of the *reference anatomy*: no tumour, straight spine, not pushed.
 A smooth field says for each voxel which point of the reference anatomy lies there; see `splines`.
 Organs are painted over each other,
 each only in the box of voxels in which the field says it can be.

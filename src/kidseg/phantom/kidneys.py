@@ -28,7 +28,7 @@ _PYRAMIDS = (
 
 @dataclass(frozen=True)
 class Frame:
-    """A kidney's own axes as unit vectors: u away from the hilum, v forward, w up; half-axes, mm."""
+    """A kidney's axes as unit vectors: u away from the hilum, v forward, w up; half-axes, mm."""
 
     centre: np.ndarray
     axes: np.ndarray
@@ -83,14 +83,14 @@ def kidney_radius(kidney: Kidney, frame: Frame, u: Tensor, v: Tensor, w: Tensor)
 
 def paint_kidneys(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> None:
     """Every kidney, and the isthmus of a horseshoe kidney."""
-    if anatomy.form == "horseshoe":
-        _paint_isthmus(canvas, anatomy, hu)
     for kidney in anatomy.kidneys:
         frame = Frame.of(kidney)
         fat_mm = 0.3 + 5.0 * anatomy.body.visceral_fat * anatomy.body_scale
         patch = canvas.patch(frame.box(fat_mm + 1.0))
         if patch is not None:
             _paint_kidney(patch, kidney, frame, fat_mm, hu)
+    if anatomy.form == "horseshoe":
+        _paint_isthmus(canvas, anatomy, hu)
 
 
 def _paint_kidney(

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from kidseg.phantom.anatomy import Anatomy, Body
-from kidseg.phantom.canvas import Canvas, Patch
+from kidseg.phantom.anatomy import Anatomy
+from kidseg.phantom.canvas import Canvas
 from kidseg.phantom.shapes import ellipsoid, smooth_max, smooth_min, tube
-from kidseg.phantom.surfaces import cavity, dome_mm
 
 __all__ = [
     "paint_adrenals",
@@ -36,7 +34,7 @@ def paint_liver(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> None:
         (0.52 * a, -0.05 * b, top - 0.48 * viscera.liver_mm),
         (0.56 * a, 0.88 * b, 0.62 * viscera.liver_mm),
     )
-    # The right lobe's inner face runs from the front mid-line to the outer back, lower down more so.
+    # The right lobe's inner face runs from the front mid-line to the outer back, more so below.
     down = ((top - patch.z) / viscera.liver_mm).clamp(0.0, 1.2)
     face = (0.02 + 0.62 * (down - 0.30).clamp(min=0.0)) * a - patch.x
     face = face + 0.22 * patch.y * (down - 0.2).clamp(min=0.0) - 0.004 / b * patch.y * patch.y
@@ -55,7 +53,7 @@ def paint_liver(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> None:
     liver = smooth_max(liver, -bed, 0.06 * a)
     spine = torch.hypot(patch.x / 1.25, patch.y - body.spine_y_mm) - 0.72 * body.vertebra_mm
     liver = smooth_max(liver, -spine, 0.05 * a)
-    liver = smooth_max(liver, patch.abdomen + 0.6, 0.03 * a)
+    liver = smooth_max(liver, patch.abdomen + 0.3, 0.02 * a)
     fine, middle = patch.noise("fine"), patch.noise("middle")
     value = hu["liver"] + 3.5 * fine + 1.5 * middle
     cover = patch.cover(liver)
@@ -106,7 +104,7 @@ def paint_spleen(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float], mottled
     outer = (outer - 1.0) * 0.3 * a
     hollow = torch.hypot((patch.x + 0.36 * a) / 1.0, (patch.y - 0.12 * b + slope) / 1.25) - 0.27 * a
     f = smooth_max(outer, -hollow, 0.06 * a)
-    f = smooth_max(f, patch.abdomen + 0.7, 0.04 * a)
+    f = smooth_max(f, patch.abdomen + 0.4, 0.03 * a)
     value = hu["spleen"] + 3.5 * patch.noise("fine") + 2.0 * patch.noise("middle")
     if mottled:
         value = value + 16.0 * patch.noise("large").clamp(-1.5, 1.5)

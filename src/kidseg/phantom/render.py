@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -45,10 +44,14 @@ KIDNEY, TUMOUR = 1, 2
 
 # What counts as kidney: parenchyma, and cysts as in KiTS19. Fat and pelvis of the sinus do not.
 _KIDNEY_ORGANS = ("renal cortex", "renal medulla", "cyst")
-_SLAB_VOXELS = 2_500_000
+_NUMBERS = {name: number for number, name in ORGANS.items()}
+_SHRED_ML = 0.3
+_SLAB_VOXELS = 1_200_000
 # Coarse nodes per body diameter; the smoothest displacement is many nodes long.
 _NODES_PER_DIAMETER = 44
 _WOBBLE = 0.011
+_WOBBLE_LENGTH_MM = 30.0
+_WAVES = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +94,7 @@ def render(
     )
     out = np.full(grid.shape, -1000.0, dtype=np.float32)
     organs = np.zeros(grid.shape, dtype=np.uint8)
-    field = _draw_field(anatomy, pose, grid, textures)
+    field = _draw_field(anatomy, pose, grid)
     rows, columns = _body_window(anatomy, pose, grid, field)
     if rows.start < rows.stop and columns.start < columns.stop:
         window = (rows.stop - rows.start, columns.stop - columns.start)
@@ -105,6 +108,8 @@ def render(
             _paint(canvas, anatomy, pose, details, hu, phase)
             out[start:stop, rows, columns] = canvas.hu.numpy()
             organs[start:stop, rows, columns] = canvas.organs.numpy()
+    if anatomy.tumours:
+        _absorb_shreds(organs, float(grid.voxel_ml))
     return Rendering(out, organs, _labels(organs))
 
 
@@ -160,16 +165,11 @@ def _draw_textures(rng: np.random.Generator, anatomy: Anatomy, pose: Pose) -> di
         "vessels": 1.8 * scale,
         "large": 7.0 * scale,
         "blotch": 11.0 * scale,
-        "wobble x": 24.0 * scale,
-        "wobble y": 24.0 * scale,
-        "wobble z": 24.0 * scale,
     }
     return {name: draw_texture(rng, size, centre, mm) for name, mm in lengths.items()}
 
 
-def _draw_field(
-    anatomy: Anatomy, pose: Pose, grid: Grid, textures: Mapping[str, Splines]
-) -> Splines:
+def _draw_field(anatomy: Anatomy, pose: Pose, grid: Grid) -> Splines:
     """Reference (x, y, z) and each tumour's distance, at nodes over the grid and a bit more.
 
     Nodes lie at multiples of their step, so that all grids of a patient share them.
@@ -188,13 +188,7 @@ def _draw_field(
     before = place
     for tumour in anatomy.tumours:
         before = before + (pushed(tumour, anatomy.body, place) - place)
-    nodes = Grid.from_spacing(
-        tuple(int(n) for n in counts),
-        (step,) * 3,
-        tuple((float(a[0] + a[-1]) / 2) for a in axes[::-1]),
-    )
-    wobble = [textures[f"wobble {axis}"].on(nodes)[0].flip(1, 2) for axis in "xyz"]
-    before = _relaxed(anatomy, before, wobble)
+    before = _relaxed(anatomy, before)
     first_mm = [float(a[0]) for a in axes[::-1]]
     return Splines.through(torch.cat([before, *distances]), first_mm, step)
 
@@ -211,22 +205,44 @@ def _straightened(anatomy: Anatomy, pose: Pose, place: Tensor) -> Tensor:
     return torch.stack([x - bend * fade, y, z])
 
 
-def _relaxed(anatomy: Anatomy, place: Tensor, wobble: list[Tensor]) -> Tensor:
+def _relaxed(anatomy: Anatomy, place: Tensor) -> Tensor:
     """Lordosis, the trunk's taper, and small smooth deviations from the ideal shapes undone."""
     x, y, z = place
     body = anatomy.body
     level = z / body.segment_mm
     curve = body.lordosis_mm * (torch.cos((level + 2.0) * 0.55) - 0.6)
     behind = torch.exp(-(((y - body.spine_y_mm) / (0.7 * body.half_depth_mm)) ** 2))
-    y = y - curve * behind * (x.abs() / body.half_lateral_mm - 1.0).clamp(-1.0, 0.0).abs()
-    taper = (
-        1.0 + 0.012 * (level + 0.5).clamp(-5.0, 0.0) * (0.4) - 0.010 * (level - 2.0).clamp(0.0, 5.0)
-    )
+    medial = (1.0 - x.abs() / body.half_lateral_mm).clamp(0.0, 1.0)
+    y = y - curve * behind * medial
+    below, above = (level + 0.5).clamp(-5.0, 0.0), (level - 2.0).clamp(0.0, 5.0)
+    taper = 1.0 + 0.005 * below - 0.010 * above
     x, y = x / taper, torch.where(y > 0, y / taper, y)
     amplitude = _WOBBLE * anatomy.effective_diameter_mm
-    soft = ((torch.hypot(x, y - body.spine_y_mm) / body.vertebra_mm - 0.7) / 1.0).clamp(0.15, 1.0)
-    moved = [p + amplitude * soft * w for p, w in zip((x, y, z), wobble, strict=True)]
+    away = torch.hypot(x, y - body.spine_y_mm) / body.vertebra_mm
+    soft = amplitude * (away - 0.7).clamp(0.15, 1.0)
+    moved = [p + soft * w for p, w in zip((x, y, z), _wobble(anatomy, place), strict=True)]
     return torch.stack(moved)
+
+
+def _wobble(anatomy: Anatomy, place: Tensor) -> list[Tensor]:
+    """Three smooth random functions of the place, standard deviation 1, the child's own.
+
+    Source: random Fourier features of a Gaussian process, Rahimi and Recht, NeurIPS 2007.
+    """
+    rng = np.random.default_rng([anatomy.detail_seed, 1])
+    length_mm = _WOBBLE_LENGTH_MM * anatomy.body_scale**0.5
+    x, y, z = place
+    found = []
+    for _ in range(3):
+        total = torch.zeros_like(x)
+        for kx, ky, kz, phase in zip(
+            *rng.normal(size=(3, _WAVES)) / length_mm,
+            rng.uniform(0, 2 * np.pi, _WAVES),
+            strict=True,
+        ):
+            total += torch.cos(float(kx) * x + float(ky) * y + float(kz) * z + float(phase))
+        found.append(total * (2.0 / _WAVES) ** 0.5)
+    return found
 
 
 def _body_window(anatomy: Anatomy, pose: Pose, grid: Grid, field: Splines) -> tuple[slice, slice]:
@@ -247,6 +263,29 @@ def _body_window(anatomy: Anatomy, pose: Pose, grid: Grid, field: Splines) -> tu
         inside = ((axes_mm(grid)[axis] >= low) & (axes_mm(grid)[axis] <= high)).nonzero()
         found.append(slice(int(inside[0]), int(inside[-1]) + 1) if len(inside) else slice(0, 0))
     return found[0], found[1]
+
+
+def _absorb_shreds(organs: np.ndarray, voxel_ml: float) -> None:
+    """Make shreds of kidney on a tumour's surface part of it, in place.
+
+    Where a tumour stretches its kidney to less than a voxel, specks of kidney are left over, which
+    no reader would outline.
+    """
+    from scipy import ndimage
+
+    kidney, tumour = _NUMBERS["renal cortex"], _NUMBERS["tumour"]
+    parts = (organs == kidney) | (organs == _NUMBERS["renal medulla"])
+    if not parts.any() or not (organs == tumour).any():
+        return
+    box = ndimage.find_objects(parts.astype(np.uint8))[0]
+    window, inside = organs[box], parts[box]
+    number, _ = ndimage.label(inside, structure=np.ones((3, 3, 3)))
+    size_ml = np.bincount(number.ravel()) * voxel_ml
+    near = ndimage.binary_dilation(window == tumour, iterations=2)
+    touching = np.zeros(len(size_ml), dtype=bool)
+    touching[np.unique(number[near & inside])] = True
+    shreds = touching & (size_ml < _SHRED_ML)
+    window[shreds[number] & inside] = tumour
 
 
 def _labels(organs: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Implicit functions of simple shapes: negative inside, about the distance in mm near the surface."""
+"""Implicit functions of simple shapes: negative inside, about the distance in mm at the surface."""
 
 from __future__ import annotations
 

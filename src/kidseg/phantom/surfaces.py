@@ -70,7 +70,7 @@ def dome_mm(body: Body, x: Tensor, y: Tensor) -> Tensor:
 def below_diaphragm(body: Body, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
     """Implicit function of the abdominal cavity: inside the wall, below the diaphragm; about mm."""
     wall = (cavity(body, x, y) - 1.0) * 0.8 * body.half_depth_mm
-    under = (z - dome_mm(body, x, y)) * 0.6 + 0.9 + 0.02 * body.half_lateral_mm
+    under = (z - dome_mm(body, x, y)) * 0.6 + 0.3 + 0.006 * body.half_lateral_mm
     return torch.maximum(wall, under)
 
 

@@ -129,7 +129,7 @@ def paint_thorax(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> None
     steep = 1.0 + 1.2 * (patch.x.abs() / a + patch.y.abs() / b)
     above = (patch.z - dome) / steep
     inside = (cavity(body, patch.x, patch.y, grow_mm=0.5) - 1.0) * 0.7 * b
-    thick = 0.9 + 0.02 * a
+    thick = 0.8 + 0.014 * a
     leaf = torch.maximum(inside, -above - thick)
     patch.paint(patch.cover(leaf), hu["muscle"], DIAPHRAGM)
     fine, middle = patch.noise("fine"), patch.noise("middle")

@@ -173,7 +173,9 @@ def pushed(tumour: Tumour, body: Body, place: Tensor, free_mm: Tensor | None = N
         (3, ...) x, y, z before.
     """
     free = _free_distance_mm(tumour, place) if free_mm is None else free_mm
-    ratio = (1.0 + free / tumour.radius_mm).clamp(min=1.0)
+    # Tissue that would be stretched thinner than this is part of the tumour.
+    lost = 0.5 + 0.035 * tumour.radius_mm
+    ratio = ((free + tumour.radius_mm) / (tumour.radius_mm - lost)).clamp(min=1.0)
     shrink = (1.0 - ratio**-3).clamp(min=0.0) ** (1.0 / 3.0)
     stay = ratio**-2
     place_then = _deflated(tumour, body, place)

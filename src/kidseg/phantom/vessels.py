@@ -97,8 +97,7 @@ def paint_vessels(
 
 def _paint_great(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float], phase: Phase) -> None:
     body, width = anatomy.body, anatomy.viscera.aorta_mm
-    low, high = anatomy.modelled_mm
-    top = high / body.segment_mm + 2
+    top = anatomy.modelled_mm[1] / body.segment_mm + 2
     levels = np.linspace(-2.1, top, 9)
     points = np.stack([_cava_at(anatomy, s) for s in levels])
     radius = 0.58 * width
@@ -144,8 +143,8 @@ def _renal(anatomy: Anatomy, rng: np.random.Generator) -> list[Vessel]:
         shift = np.array([0.0, 0.10 * width, -0.25 * width])
         points = [sinus + shift, hilum + shift]
         if not right:
-            front = _aorta_at(anatomy, 0.5) + (0, 1.15 * width, 0)
-            points += [front + (-0.9 * width, -0.45 * width, 0), front]
+            front = _aorta_at(anatomy, 0.5) + np.array([0, 1.15 * width, 0])
+            points += [front + np.array([-0.9 * width, -0.45 * width, 0]), front]
         points.append(drain)
         vein = np.stack(points)
         radii = np.linspace(0.22, 0.34, len(points)) * width
@@ -165,11 +164,11 @@ def _splanchnic(anatomy: Anatomy, rng: np.random.Generator) -> list[Vessel]:
     body, width = anatomy.body, anatomy.viscera.aorta_mm
     a, b, segment = body.half_lateral_mm, body.half_depth_mm, body.segment_mm
     start = _aorta_at(anatomy, 1.2)
-    front = start + (0, 1.6 * width, -0.8 * segment)
+    front = start + np.array([0, 1.6 * width, -0.8 * segment])
     root = np.array([0.03 * a, front[1] + 0.10 * b, -1.5 * segment])
     found = [
         Vessel(
-            np.stack([start, start + (0, 1.1 * width, -0.2 * segment), front, root]),
+            np.stack([start, start + np.array([0, 1.1 * width, -0.2 * segment]), front, root]),
             0.21 * width * np.array([1, 1, 0.9, 0.6]),
             "aorta",
             OTHER,
@@ -193,9 +192,9 @@ def _splanchnic(anatomy: Anatomy, rng: np.random.Generator) -> list[Vessel]:
     path = np.stack([confluence, [-0.12 * a, front[1] + 0.05 * b, 1.5 * segment], hilum])
     found.append(Vessel(path, 0.25 * width * np.array([1.1, 1, 0.8]), "portal vein", PORTAL))
     coeliac = _aorta_at(anatomy, 1.8)
-    fork = coeliac + (0, 1.3 * width, 0.1 * segment)
+    fork = coeliac + np.array([0, 1.3 * width, 0.1 * segment])
     found.append(Vessel(np.stack([coeliac, fork]), 0.22 * width * np.ones(2), "aorta", OTHER))
-    for end in (porta + (0, 2, 0), hilum + (0, 3, 4)):
+    for end in (porta + np.array([0, 2, 0]), hilum + np.array([0, 3, 4])):
         half = (fork + end) / 2 + rng.normal(0, 2, size=3)
         found.append(
             Vessel(
