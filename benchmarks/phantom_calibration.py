@@ -1,6 +1,6 @@
 """How close the digital patients are to real children: HU, sizes, and how they look.
 
-    python benchmarks/phantom_calibration.py -n 48 --docs docs
+    python benchmarks/phantom_calibration.py -n 40 --docs docs
     python benchmarks/phantom_calibration.py -n 12 --real REAL_DATA -o OUT
 
 The first writes docs/phantom.md and its pictures (digital patients only). The second writes
@@ -336,8 +336,11 @@ def document(patients: list[Measured], size: int) -> str:
     return f"""# The digital patient, calibrated
 
 `kidseg phantom` draws abdomens of children from birth to 16 years, renders them and scans them.
-This page is written by `python benchmarks/phantom_calibration.py -n {len(patients)} --size {size}
---docs docs` (seed {SEED}).
+This page is written by
+
+    python benchmarks/phantom_calibration.py -n {len(patients)} --size {size} --docs docs
+
+(seed {SEED}); the pictures are made at 512 pixels.
 
 ![Twelve digital patients, window -160..240 HU](phantom_slices.png)
 
@@ -364,8 +367,8 @@ def main() -> None:
     """Measure, and write what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-n", type=int, default=48, help="digital patients to measure")
-    parser.add_argument("--size", type=int, default=192, help="pixels along a side")
-    parser.add_argument("--max-slices", type=int, default=64)
+    parser.add_argument("--size", type=int, default=256, help="pixels along a side")
+    parser.add_argument("--max-slices", type=int, default=60)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--docs", type=Path, help="write phantom.md and its pictures here")
     parser.add_argument("--real", type=Path, help="folder of real slices, for the contact sheet")

@@ -45,9 +45,9 @@ KERNELS: dict[str, Kernel] = {
 _KERNEL_SHARES = {"soft": 0.15, "standard": 0.47, "medium": 0.28, "sharp": 0.10}
 
 # Noise of a standard kernel in 3 mm slices of a water cylinder of this diameter at the usual dose
-# for that size. Source: paediatric abdominal CT is tuned to 10-15 HU (e.g. Boone et al., Radiology
+# for that size. Source: paediatric abdominal CT is tuned to 10-20 HU (e.g. Boone et al., Radiology
 # 2003; Singh et al., Radiology 2009).
-_NOISE_HU = 14.0
+_NOISE_HU = 16.0
 _NOISE_DIAMETER_MM = 160.0
 _NOISE_SLICE_MM = 3.0
 # Part of the growth of noise with size that tube-current modulation leaves. Without it noise goes
