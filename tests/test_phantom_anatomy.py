@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 
 from kidseg.phantom import growth
-from kidseg.phantom.anatomy import (
+from kidseg.phantom.anatomy import ORGANS, Anatomy
+from kidseg.phantom.child import (
     BILATERAL_SHARE,
     HORSESHOE_SHARE,
-    ORGANS,
     SINGLE_KIDNEY_SHARE,
-    Anatomy,
     draw_anatomy,
     draw_tumour_volume_ml,
 )

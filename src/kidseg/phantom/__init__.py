@@ -1,6 +1,7 @@
 """The digital patient: an abdomen from birth to 16 years, posed, rendered and scanned."""
 
-from kidseg.phantom.anatomy import ORGANS, Anatomy, draw_anatomy
+from kidseg.phantom.anatomy import ORGANS, Anatomy
+from kidseg.phantom.child import draw_anatomy
 from kidseg.phantom.patient import DigitalPatient, make_patient
 from kidseg.phantom.pose import Pose, draw_pose
 from kidseg.phantom.render import Rendering, render

@@ -99,6 +99,7 @@ def paint_deep_muscles(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -
     line = patch.cover(torch.maximum(cleft - 0.3 - 0.5 * body.visceral_fat, back + 1.5))
     patch.paint(line * 0.7, -60.0)
     size = body.muscularity
+    gap_mm = 0.3 + 1.2 * body.visceral_fat
     for sign in (1.0, -1.0):
         down = ((1.6 * segment - patch.z) / segment).clamp(min=0.0)
         radius = vertebra * size * (0.085 * down.clamp(max=3.5) + 0.07)
@@ -107,6 +108,7 @@ def paint_deep_muscles(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -
             patch.x * sign - apart, (patch.y - y0 + vertebra * 0.10 - 0.25 * radius) / 1.25
         )
         f = torch.where(patch.z < 1.6 * segment, psoas - radius, torch.full_like(psoas, 9.0))
+        patch.paint(0.8 * patch.cover(f - gap_mm), hu["visceral fat"])
         patch.paint(patch.cover(f), muscle - 25.0 * streaks, MUSCLE)
         lumborum = torch.hypot(
             (patch.x * sign - vertebra * (1.32 + 0.04 * down)) / 2.4,
@@ -114,6 +116,7 @@ def paint_deep_muscles(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -
         )
         f = lumborum - 0.17 * vertebra * size
         f = torch.where(patch.z < 2.0 * segment, f, torch.full_like(f, 9.0))
+        patch.paint(0.8 * patch.cover(f - gap_mm), hu["visceral fat"])
         patch.paint(patch.cover(f), muscle, MUSCLE)
 
 
@@ -166,7 +169,7 @@ def paint_thorax(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> None
 def arm_centres(body: Body) -> tuple[float, float, float]:
     """(|x|, y, radius) of the arms beside the body, mm."""
     radius = 0.235 * body.half_lateral_mm
-    return body.half_lateral_mm + 1.35 * radius, -0.55 * body.half_depth_mm, radius
+    return body.half_lateral_mm + 1.35 * radius, -0.72 * body.half_depth_mm, radius
 
 
 def paint_arms(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> None:

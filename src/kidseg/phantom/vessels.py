@@ -15,7 +15,7 @@ from kidseg.phantom.shapes import tube
 
 __all__ = ["Vessel", "branched", "paint_vessels", "vessels_of"]
 
-AORTA, CAVA, PORTAL, OTHER, LIVER = 17, 18, 19, 20, 10
+FAT, LIVER, AORTA, CAVA, PORTAL, OTHER = 2, 10, 17, 18, 19, 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,7 +208,7 @@ def _splanchnic(anatomy: Anatomy, rng: np.random.Generator) -> list[Vessel]:
             for points, radii in branched(
                 rng, begin, direction, 0.20 * b + 3.0, radius * width, 3, 0.8
             ):
-                found.append(Vessel(points, radii, tissue, OTHER))
+                found.append(Vessel(points, radii, tissue, OTHER, within=FAT))
     return found
 
 
