@@ -338,6 +338,9 @@ class PoseConfig:
         levels: heights at which a reference volume is kept.
         iterations: how often the network looks and corrects at inference.
         per: at inference, "volume" takes the median correction of all slices, "slice" each its own.
+        teacher: weight, beside the overlap, of the distance to the pose that registration of the
+            masks with the reference's finds for each training patient. The overlap alone hardly
+            changes with the angle of a nearly round body. 0 trains by the overlap alone.
         jitter_deg, jitter_scale, jitter_shift: in training the start is turned, scaled and shifted
             at random by up to so much: degrees, logarithm, half images.
     """
@@ -356,6 +359,7 @@ class PoseConfig:
     levels: int = Field(default=32, ge=1)
     iterations: int = Field(default=2, ge=1)
     per: Literal["volume", "slice"] = "volume"
+    teacher: float = Field(default=1.0, ge=0)
     jitter_deg: float = Field(default=15.0, ge=0)
     jitter_scale: float = Field(default=0.15, ge=0)
     jitter_shift: float = Field(default=0.1, ge=0)

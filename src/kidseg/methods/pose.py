@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kidseg.config import PoseConfig
-from kidseg.geometry import Grid, resample
+from kidseg.geometry import Grid, in_plane_pose, resample
 from kidseg.losses import pose_loss, soft_dice
 from kidseg.methods.cohort import Cohort
 from kidseg.methods.reference import MASKS, Reference, start_grid
@@ -21,7 +21,12 @@ from kidseg.plan import Plan
 from kidseg.sampling import Drawn, draw, steps_per_epoch
 from kidseg.stage import Moment, Stage
 
-__all__ = ["located", "outputs_of", "overlap", "pose_inputs", "pose_stage", "seen"]
+__all__ = ["located", "outputs_of", "overlap", "pose_inputs", "pose_stage", "registered", "seen"]
+
+# Registration: slices, steps and step length (radians, logarithms and half images alike).
+_REGISTERED_SLICES = 12
+_REGISTRATION_STEPS = 80
+_REGISTRATION_RATE = 0.01
 
 
 def pose_inputs(config: PoseConfig) -> int:
@@ -45,6 +50,10 @@ def pose_stage(
         size: of the base grid.
     """
     starts = [start_grid(subject, config, reference, size) for subject in cohort.training]
+    aims: list[Grid] = []
+    if config.teacher:
+        pairs = zip(cohort.training, starts, strict=True)
+        aims = [registered(subject, start, config, reference) for subject, start in pairs]
     side, count = config.localizer.size, MASKS[config.target]
 
     def loss(called: nn.Module, now: Moment) -> dict[str, Tensor]:
@@ -52,10 +61,15 @@ def pose_stage(
         start = join([starts[case].slices(k, k + 1) for case, k in drawn])
         start = _jittered(start.resized((len(drawn), side, side)), config, now)
         outputs = outputs_of(called, seen(cohort, drawn, start, count))
-        grid = pose_grid(start, pose_from(outputs, config.localizer))
-        moved = _drawn_masks(cohort, drawn, grid, count)
+        pose = pose_from(outputs, config.localizer)
+        moved = _drawn_masks(cohort, drawn, pose_grid(start, pose), count)
         levels = [reference.level(cohort.training[case], k) for case, k in drawn]
-        return {"loss": pose_loss(moved, reference.targets(levels))}
+        loss = pose_loss(moved, reference.targets(levels))
+        if not config.teacher:
+            return {"loss": loss}
+        aim = join([aims[case].slices(k, k + 1) for case, k in drawn])
+        off = _distance(pose, aim, start)
+        return {"loss": loss + config.teacher * off, "overlap_loss": loss, "distance": off}
 
     def validate() -> dict[str, float]:
         before, after = [], []
@@ -113,6 +127,40 @@ def located(
     return grid
 
 
+def registered(subject: Subject, start: Grid, config: PoseConfig, reference: Reference) -> Grid:
+    """The grid, like `start`, on which a patient's masks overlap best with the reference's.
+
+    One pose for all slices, by gradient descent on `pose_loss` over some of the labelled slices;
+    `start` itself if nothing better is found.
+
+    Args:
+        subject: a patient; its labels tell which heights belong together.
+        start: slice-wise.
+        config: of the pose.
+        reference: already adopted.
+    """
+    first, last = subject.labelled_or_all
+    rows = sorted({round(k) for k in np.linspace(first, last, _REGISTERED_SLICES).tolist()})
+    side, count = config.localizer.size, MASKS[config.target]
+    grid = join([start.slices(k, k + 1) for k in rows]).resized((len(rows), side, side))
+    sources = [subject.masks.slices(k, k + 1) for k in rows]
+    aim = reference.targets([reference.level(subject, k) for k in rows])
+    free = torch.zeros(2 + config.localizer.scales + 1, dtype=torch.float64, requires_grad=True)
+    descent = torch.optim.Adam([free], lr=_REGISTRATION_RATE)
+    best, least = free.detach().clone(), math.inf
+    with torch.enable_grad():
+        for _ in range(_REGISTRATION_STEPS):
+            pose = pose_from(free.expand(len(rows), -1), config.localizer)
+            moved = gather(sources, pose_grid(grid, pose)).data[:count].transpose(0, 1) / 255.0
+            loss = pose_loss(moved, aim)
+            if float(loss.detach()) < least:
+                best, least = free.detach().clone(), float(loss.detach())
+            descent.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            descent.step()
+    return pose_grid(start, pose_from(best.expand(start.shape[0], -1), config.localizer))
+
+
 def overlap(subject: Subject, grid: Grid, config: PoseConfig, reference: Reference) -> Tensor:
     """(masks,) mean soft Dice with the reference over the labelled slices (all, if none is)."""
     side, count = config.localizer.size, MASKS[config.target]
@@ -140,6 +188,21 @@ def _drawn_masks(cohort: Cohort, drawn: Drawn, grid: Grid, count: int) -> Tensor
     """(n, count, rows, columns) float 0..1, differentiable in the grid."""
     sources = slices_of(cohort.training, drawn, lambda subject: subject.masks)
     return gather(sources, grid).data[:count].transpose(0, 1) / 255.0
+
+
+def _distance(pose: Pose, aim: Grid, start: Grid) -> Tensor:
+    """Mean distance of poses upon `start` from those that would lead to `aim`.
+
+    The sum of those of angle (radians), scales (logarithms) and shifts (half images).
+    """
+    wanted = in_plane_pose(aim, start)
+    half_mm = start.spacing_mm[:, 1:].flip(-1) * start.shape[2] / 2
+    parts = (
+        pose.angle_rad - wanted.angle_rad.to(pose.angle_rad),
+        pose.scale.log() - wanted.scale.log().to(pose.scale),
+        pose.shift - (wanted.shift_mm / half_mm).to(pose.shift),
+    )
+    return torch.stack([part.abs().mean() for part in parts]).sum()
 
 
 def _jittered(start: Grid, config: PoseConfig, now: Moment) -> Grid:
