@@ -140,24 +140,26 @@ def turned(subject: Subject, angle_deg: float, size: float) -> Subject:
 
 
 def test_the_pose_is_learned_and_undoes_what_it_never_saw(cohort: Cohort, tmp_path: Path) -> None:
-    """Validated on patients whose moments are wrong; tried on them with other errors."""
+    """Validated on a patient whose moments are wrong; tried on another with other errors."""
     reference = adopted(cohort)
-    config = replace(POSE, stage=replace(STAGE, epochs=10))
+    config = replace(POSE, stage=replace(STAGE, epochs=9, batch_size=24))
     net = build(LOCALIZER, pose_inputs(POSE), pose_outputs(LOCALIZER))
-    wrong = tuple(turned(subject, -8.0, 0.9) for subject in cohort.validation)
+    first, second = cohort.validation
+    wrong = (turned(first, -8.0, 0.9), turned(first, 10.0, 1.12))
     stage = pose_stage(net, config, replace(cohort, validation=wrong), reference, 48)
     fitted = fit(stage, Run(folder=tmp_path, device=CPU.torch))
-    assert fitted.score > stage.validate()["start"] + 0.02
-    for subject in cohort.validation:
-        other = turned(subject, 10.0, 1.12)
+    assert fitted.score > stage.validate()["start"] + 0.03
+    right = start_grid(second, POSE, reference, 48)
+    for angle_deg, size in ((10.0, 1.1), (-8.0, 0.92)):
+        other = turned(second, angle_deg, size)
         start = start_grid(other, POSE, reference, 48)
-        right = start_grid(subject, POSE, reference, 48)
         before = overlap(other, start, POSE, reference)
         grid = located(net, POSE, reference, other, PLAN, 48)
         after = overlap(other, grid, POSE, reference)
         assert float(after.mean()) > float(before.mean()) + 0.01
         off = in_plane_pose(grid, right)
-        assert float(torch.rad2deg(off.angle_rad.abs())[0]) < 5.0
+        assert float(torch.rad2deg(off.angle_rad.abs())[0]) < 4.0
+        assert float(off.scale.mean()) == pytest.approx(1.0, abs=0.06)
 
 
 def test_registration_undoes_a_wrong_start(cohort: Cohort) -> None:
