@@ -159,9 +159,9 @@ def add_hardware(hu: np.ndarray, grid: Grid, table: Table | None, tubes: tuple[T
 
     An empty image (nothing above -300 HU) gets the table in its lower third and no tubes.
     """
-    body = hu > _BODY_HU
+    body: np.ndarray = hu > _BODY_HU
     if table is not None:
-        np.maximum(hu, _table_image(body.any(0), grid, table), out=hu)
+        np.maximum(hu, _table_image(np.any(body, axis=0), grid, table), out=hu)
     for tube in tubes:
         _lay(hu, body, grid, tube)
 
