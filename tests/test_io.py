@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import nibabel as nib
@@ -79,6 +81,14 @@ def test_load_warns_of_findings(tmp_path: Path) -> None:
         assert io.load(path, values="any").data.dtype == torch.int16
     with pytest.raises(TypeError):
         io.load(path, vlaues="any")
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "scan.nii.gz"
+    os.mkfifo(pipe)
+    with pytest.raises(InputError) as caught:
+        io.read(pipe)
+    assert caught.value.code == "not-a-file"
 
 
 # ---- save --------------------------------------------------------------------------------------
@@ -171,34 +181,38 @@ def test_row_26_an_output_that_exists_is_refused_unless_overwritten(tmp_path: Pa
 
 
 @pytest.fixture
-def ordinary_user() -> Iterator[None]:
-    """Permissions bind; root is above them."""
+def as_ordinary_user(tmp_path: Path) -> Callable[[], AbstractContextManager[None]]:
+    """A context in which permissions bind (root is above them) and `tmp_path` can be reached."""
     if os.name != "posix":
         pytest.skip("needs POSIX permissions")
-    was = os.geteuid()
-    if was == 0:
-        os.seteuid(65534)
-    yield
-    os.seteuid(was)
+
+    @contextmanager
+    def ordinary() -> Iterator[None]:
+        was = os.geteuid()
+        for folder in (tmp_path, *tmp_path.parents):
+            if folder.stat().st_uid == was and folder.is_relative_to(tempfile.gettempdir()):
+                folder.chmod(folder.stat().st_mode | 0o055)
+        if was == 0:
+            os.seteuid(65534)
+        try:
+            yield
+        finally:
+            os.seteuid(was)
+
+    return ordinary
 
 
 def test_row_26_a_read_only_folder_is_refused_before_the_work(
-    tmp_path: Path, ordinary_user: None
+    tmp_path: Path, as_ordinary_user: Callable[[], AbstractContextManager[None]]
 ) -> None:
-    was = os.geteuid()
-    if os.getuid() == 0:
-        os.seteuid(0)
     locked = tmp_path / "locked"
     locked.mkdir()
     locked.chmod(0o555)
-    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        folder.chmod(0o755)
-    os.seteuid(was)
     for act in (
         lambda: io.check_output(locked / "seg.nii.gz"),
         lambda: io.save(labels(), locked / "seg.nii.gz"),
     ):
-        with pytest.raises(InputError) as caught:
+        with as_ordinary_user(), pytest.raises(InputError) as caught:
             act()
         assert caught.value.code == "not-writable" and caught.value.exit_code == 3
     assert list(locked.iterdir()) == []
@@ -213,16 +227,12 @@ def test_row_26_a_missing_folder_is_refused(tmp_path: Path) -> None:
         io.check_output(tmp_path / "file" / "seg.nii.gz")
 
 
-def test_an_unreadable_file_is_named(tmp_path: Path, ordinary_user: None) -> None:
-    was = os.geteuid()
-    if os.getuid() == 0:
-        os.seteuid(0)
+def test_an_unreadable_file_is_named(
+    tmp_path: Path, as_ordinary_user: Callable[[], AbstractContextManager[None]]
+) -> None:
     path = io.save(labels(), tmp_path / "seg.nii.gz")
     path.chmod(0)
-    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        folder.chmod(0o755)
-    os.seteuid(was)
-    with pytest.raises(InputError) as caught:
+    with as_ordinary_user(), pytest.raises(InputError) as caught:
         io.read(path)
     assert caught.value.code == "unreadable" and caught.value.path == str(path)
 
