@@ -220,6 +220,13 @@ def test_scoliosis_moves_the_spine_and_arms_appear() -> None:
     assert (bent.organs == NUMBER["arm"]).any() and not (straight.organs == NUMBER["arm"]).any()
 
 
+def test_scoliosis_keeps_the_tumours_volume() -> None:
+    anatomy, _ = ill()
+    bent = drawn(anatomy, Pose(scoliosis_mm=-14.0, scoliosis_length_mm=180.0))
+    volume_ml = (bent.labels == TUMOUR).sum() * STEP_MM**3 / 1000.0
+    assert volume_ml == pytest.approx(anatomy.tumours[0].volume_ml, rel=0.04)
+
+
 def test_horseshoe_kidneys_are_joined_and_single_ones_alone() -> None:
     joined = drawn(child(21, 5.0, tumour="none", kidneys="horseshoe"))
     parts, count = ndimage.label(joined.labels == KIDNEY)

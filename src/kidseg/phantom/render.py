@@ -194,14 +194,13 @@ def _draw_field(anatomy: Anatomy, pose: Pose, grid: Grid) -> Splines:
 
 
 def _straightened(anatomy: Anatomy, pose: Pose, place: Tensor) -> Tensor:
-    """A scoliosis undone: the spine's sideways shift, fading towards skin and front."""
+    """A scoliosis undone: the sideways shift of spine and back, less in front. Keeps volumes."""
     if pose.scoliosis_mm == 0.0:
         return place
     x, y, z = place
     body = anatomy.body
     bend = pose.scoliosis_mm * torch.cos(np.pi * z / pose.scoliosis_length_mm)
-    reach = 1.1 * body.half_lateral_mm
-    fade = torch.exp(-((x / reach) ** 2) - ((y - body.spine_y_mm) / reach) ** 2)
+    fade = torch.exp(-(((y - body.spine_y_mm) / (1.1 * body.half_lateral_mm)) ** 2))
     return torch.stack([x - bend * fade, y, z])
 
 
