@@ -69,3 +69,63 @@ def test_configs_are_frozen_and_have_a_schema() -> None:
 def test_config_imports_no_torch() -> None:
     code = "import sys, kidseg.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_none_is_written_as_null_and_read_back(tmp_path: Path) -> None:
+    from kidseg.config import CropConfig, HomogenizedConfig
+
+    config = HomogenizedConfig(crop=CropConfig(output="half"))
+    file = tmp_path / "config.toml"
+    file.write_text(dump(config))
+    assert load(HomogenizedConfig, file=file) == config
+    assert load(HomogenizedConfig, file=file, overrides=["crop=null"]).crop is None
+    without = load(HomogenizedConfig, overrides=["pose.fill=null"])
+    assert without.pose.fill is None
+    file.write_text(dump(without))
+    assert load(HomogenizedConfig, file=file) == without
+
+
+def test_presets_lie_under_a_file_and_overrides(tmp_path: Path) -> None:
+    from kidseg.config import PlainConfig, preset, presets
+
+    assert {"demo", "paper-128", "paper-512"} <= set(presets())
+    base = preset("paper-512", "plain")
+    file = tmp_path / "mine.toml"
+    file.write_text("[segment]\nbatch_size = 6\n")
+    config = load(PlainConfig, base=base, file=file, overrides=["view.size=256"])
+    assert (config.segment.batch_size, config.view.size, config.unet.size) == (6, 256, 512)
+    assert config.segment.optimizer.momentum == 0.99
+    assert preset("paper-512", "plain") == base, "what was handed out is the caller's own"
+    for name, method in (("best", "plain"), ("demo", "common2")):
+        with pytest.raises(UsageError) as error:
+            preset(name, method)
+        assert error.value.code == "unknown-preset"
+
+
+@pytest.mark.parametrize(("size", "batch"), [(128, 32), (512, 12)])
+def test_the_papers_numbers(size: int, batch: int) -> None:
+    """SPEC: La Barbera et al., ISBI 2021, section 4 and 5."""
+    from kidseg.config import HomogenizedConfig, preset
+
+    config = load(HomogenizedConfig, base=preset(f"paper-{size}", "homogenized"))
+    assert config.view.size == config.unet.size == config.pose.localizer.size == size
+    assert (config.unet.features, config.unet.max_features, config.unet.bottleneck) == (32, 512, 8)
+    assert config.pose.start == "identity" and config.pose.target == "body"
+    assert config.pose.localizer.head == "dense" and config.pose.localizer.scales == 2
+    assert (config.pose.localizer.maps, config.pose.localizer.kernels) == ((8, 10), (7, 5))
+    sgd = config.segment.optimizer
+    assert (sgd.name, sgd.learning_rate, sgd.momentum, sgd.weight_decay, sgd.poly_power) == (
+        "sgd",
+        0.01,
+        0.99,
+        3e-5,
+        0.9,
+    )
+    assert config.segment.min_epochs == 50 and config.segment.patience is not None
+    assert config.loss_space == "original" and config.schedule == "sequential"
+    stages = [config.pose.stage] + ([config.crop.stage] if config.crop else [])
+    for stage in stages:
+        assert (stage.epochs, stage.batch_size) == (50, batch)
+        assert (stage.optimizer.name, stage.optimizer.learning_rate) == ("sgd", 0.01)
+    assert config.segment.batch_size == batch
+    assert (config.crop is not None) == (size == 512)

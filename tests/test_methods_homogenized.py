@@ -292,7 +292,9 @@ def test_losses_on_the_original_and_on_the_networks_grid_agree_without_a_pose(
     cohort: Cohort,
 ) -> None:
     """Where the pose is the identity, the way back is none."""
-    config = replace(CONFIG, crop=None, schedule="sequential", pose=replace(POSE, start="identity"))
+    config = replace(
+        CONFIG, crop=None, schedule="sequential", pose=replace(CONFIG.pose, start="identity")
+    )
     method = method_named("homogenized")
     values = []
     for space in ("original", "network"):

@@ -539,7 +539,10 @@ def _read_toml(file: Path) -> dict[str, Any]:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(
-            f"cannot be read: {error.strerror}", path=file, code="unreadable"
+            f"cannot be read: {error.strerror}",
+            path=file,
+            next_step="Check its name and permissions.",
+            code="unreadable",
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(
@@ -549,7 +552,7 @@ def _read_toml(file: Path) -> dict[str, Any]:
 
 def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Tables merged key by key; of two values the upper wins."""
-    out = dict(under)
+    out = copy.deepcopy(dict(under))
     for key, value in over.items():
         both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
         out[key] = _merged(out[key], value) if both else copy.deepcopy(value)
