@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -11,6 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from kidseg.cli import main
 
 KIDSEG = [sys.executable, "-m", "kidseg"]
 SMALL = ["--size", "64", "--set", "max_slices=8", "--set", "slice_mm=[4, 5]"]
@@ -106,6 +109,44 @@ def test_wrong_usage_exits_2_and_writes_nothing(arguments: list[str], tmp_path: 
     )
     assert done.returncode == 2, done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["check"], ["check", "x", "--trust", "me"], ["unknown"], ["phantom", "x", "-n", "0"]],
+)
+def test_wrong_usage_is_one_json_object_too(arguments: list[str]) -> None:
+    answer = json.loads(run(*arguments, "--json", check=2).stdout)
+    assert answer["error"]["code"] == "usage" and answer["error"]["cause"]
+
+
+def test_a_system_error_names_the_file_and_is_one_json_object_too(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = run("demo", "--out", tmp_path / "file" / "demo", "--json", check=3)
+    answer = json.loads(done.stdout)["error"]
+    assert answer["code"] == "not-accessible" and str(tmp_path / "file") in answer["path"]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), 5),  # a write names no file
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "out.nii.gz"), 5),
+        (OSError(errno.EACCES, "Permission denied", "out.nii.gz"), 3),
+    ],
+)
+def test_what_the_system_refuses_has_the_exit_code_of_its_cause(
+    error: OSError, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("kidseg.check.check", fail)
+    with pytest.raises(SystemExit) as caught:
+        main(["check", "x", "--json"])
+    assert caught.value.code == code
+    assert json.loads(capsys.readouterr().out)["error"]["next_step"]
 
 
 def test_an_existing_folder_is_kept_unless_overwritten(patients: Path) -> None:

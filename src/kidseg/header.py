@@ -37,7 +37,10 @@ def read_header(path: Path) -> dict[str, Any]:
             raise ValueError(f"{size} bytes where its header says {8 + length + max(ends)}")
     except OSError as error:
         raise ModelError(
-            f"cannot be read: {error.strerror}", path=path, code="unreadable"
+            f"cannot be read: {error.strerror}",
+            path=path,
+            next_step="Check its name and permissions.",
+            code="unreadable",
         ) from error
     except (ValueError, KeyError, TypeError, struct.error) as error:
         raise ModelError(

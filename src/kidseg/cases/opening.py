@@ -50,7 +50,9 @@ def survey_dataset(root: str | Path) -> Survey:
     """
     root = Path(root)
     if not root.exists():
-        raise InputError("no such folder", path=root, code="not-found", next_step=_LOOKED_FOR)
+        raise InputError(
+            "no such file or folder", path=root, code="not-found", next_step="Check the path."
+        )
     if (root / DATASET_JSON).is_file():
         return _described(root)
     if (root / "imagesTr").is_dir():

@@ -5,7 +5,6 @@ Heavy imports are inside the commands, so that help comes at once.
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import sys
@@ -16,8 +15,8 @@ import typer
 
 from kidseg.cli.data import check, demo, export, phantom
 from kidseg.cli.models import compare, evaluate, info, segment, train
-from kidseg.cli.terminal import disk_full, out_of_memory, refuse
-from kidseg.errors import KidsegError
+from kidseg.cli.terminal import out_of_memory, refuse, system_refusal
+from kidseg.errors import KidsegError, UsageError
 
 __all__ = ["app", "main"]
 
@@ -49,24 +48,26 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and exit: 0 done, 2 usage, 3 bad input, 5 resources, 130 interrupted, ...
 
     The other codes stand on the classes in `kidseg.errors`. With --json an error is one JSON object
-    too, {"error": {"code", "path", "cause", "next_step"}}.
+    too, {"error": {"code", "path", "cause", "next_step", "severity"}}.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     signal.signal(signal.SIGTERM, _terminate)
     # Where other work shares the cores, threads that spin while they wait make a run ten times
     # slower. To be set before torch starts its threads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    as_json = "--json" in arguments
     try:
-        app(arguments)
+        sys.exit(app(arguments, standalone_mode=not as_json))
     except KidsegError as error:
-        refuse(error, "--json" in arguments)
+        refuse(error, as_json)
+    except typer.TyperException as error:
+        refuse(UsageError(error.format_message(), next_step="See --help.", code="usage"), as_json)
     except MemoryError as error:
-        refuse(out_of_memory(error), "--json" in arguments)
+        refuse(out_of_memory(error), as_json)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if (refusal := system_refusal(error)) is None:
             raise
-        refuse(disk_full(error), "--json" in arguments)
-    sys.exit(0)
+        refuse(refusal, as_json)
 
 
 def _terminate(number: int, frame: object) -> NoReturn:

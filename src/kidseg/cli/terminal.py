@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -10,9 +11,9 @@ from typing import Any, NoReturn
 
 import typer
 
-from kidseg.errors import KidsegError, ResourceError
+from kidseg.errors import InputError, KidsegError, ResourceError
 
-__all__ = ["disk_full", "out_of_memory", "progress", "refuse", "say", "stages"]
+__all__ = ["out_of_memory", "progress", "refuse", "say", "stages", "system_refusal"]
 
 
 def say(result: dict[str, Any], text: str, as_json: bool, quiet: bool) -> None:
@@ -98,11 +99,20 @@ def out_of_memory(error: MemoryError) -> ResourceError:
     )
 
 
-def disk_full(error: OSError) -> ResourceError:
-    """What a full disk is to the user."""
-    return ResourceError(
-        "the disk is full",
+def system_refusal(error: OSError) -> KidsegError | None:
+    """What it is to the user that a file cannot be read or written; None if it is about no file."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ResourceError(
+            "the disk is full",
+            path=error.filename,
+            next_step="Free some space and run again with --overwrite.",
+            code="disk-full",
+        )
+    if error.filename is None:
+        return None
+    return InputError(
+        f"it cannot be read or written ({error.strerror})",
         path=error.filename,
-        next_step="Free some space and run again with --overwrite.",
-        code="disk-full",
+        next_step="Check its name and permissions.",
+        code="not-accessible",
     )

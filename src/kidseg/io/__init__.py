@@ -191,8 +191,8 @@ def kind_of(path: Path) -> Kind:
     """What a file or folder is, by its content.
 
     Raises:
-        InputError: "not-found", "unreadable", "empty-file", "not-a-scan", and what damaged gzip
-            gives.
+        InputError: "not-found", "not-a-file", "unreadable", "empty-file", "not-a-scan", and what
+            damaged gzip gives.
     """
     if path.is_dir():
         return "dicom"

@@ -158,7 +158,7 @@ def check_spacing(spacing_mm: Sequence[float], path: Path) -> None:
             f"the voxel spacing is {' x '.join(f'{s:g}' for s in spacing_mm)} mm",
             path=path,
             code="bad-spacing",
-            next_step="State the true spacing with --spacing SLICE,ROW,COLUMN.",
+            next_step="State the true spacing with --spacing SLICE ROW COLUMN.",
         )
 
 

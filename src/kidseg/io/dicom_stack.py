@@ -190,7 +190,7 @@ def _one_spacing(
             f"first {_name(lost[0])}",
             path=path,
             code="bad-spacing",
-            next_step="State the true spacing with --spacing SLICE,ROW,COLUMN.",
+            next_step="State the true spacing with --spacing SLICE ROW COLUMN.",
         )
     spacings = np.array([p.spacing_mm for p in planes])
     for spacing, plane in zip(spacings, planes, strict=True):
@@ -305,7 +305,7 @@ def native_grid(stack: Stack, path: Path) -> Grid:
                 "it is one slice, and does not say how thick it is",
                 path=path,
                 code="no-thickness",
-                next_step="State the spacing with --spacing SLICE,ROW,COLUMN.",
+                next_step="State the spacing with --spacing SLICE ROW COLUMN.",
             )
         step = stack.normal * stack.thickness_mm
     else:

@@ -329,7 +329,7 @@ def _without_codes(
             path=path,
             code="no-orientation",
             next_step="If you know its axes to run to the right, front and top, state the "
-            "spacing with --spacing SLICE,ROW,COLUMN.",
+            "spacing with --spacing SLICE ROW COLUMN.",
         )
     cause = "it does not say where its voxels lie; axes were taken to run right, front and top"
     return np.eye(4), (Finding(code="orientation-assumed", path=str(path), cause=cause),)
@@ -403,7 +403,7 @@ def _check_lengths(
             cause,
             path=path,
             code="affines-disagree",
-            next_step="Use --trust sform, or state the true one with --spacing SLICE,ROW,COLUMN.",
+            next_step="Use --trust sform, or state the true one with --spacing SLICE ROW COLUMN.",
         )
     return (Finding(code="spacing-rounded", path=str(path), cause=f"{cause}; took the sform"),)
 

@@ -199,7 +199,7 @@ def open_payload(
     """The file's bytes from `offset` on; gzip is recognised by its content where not stated.
 
     Raises:
-        InputError: "not-found", "unreadable", "empty-file".
+        InputError: "not-found", "not-a-file", "unreadable", "empty-file".
     """
     with _opened(path) as file:
         if encoding is None:
@@ -212,8 +212,8 @@ def head(path: Path, count: int = 1024) -> tuple[bytes, Encoding]:
     """The first bytes of a file, unpacked if it is gzip, and whether it is.
 
     Raises:
-        InputError: "not-found", "unreadable", "empty-file", "damaged-file"; "truncated-file" if
-            gzip ends before `count` bytes.
+        InputError: "not-found", "not-a-file", "unreadable", "empty-file", "damaged-file";
+            "truncated-file" if gzip ends before `count` bytes.
     """
     with open_payload(path) as payload:
         return payload.read(count), payload.encoding
@@ -232,9 +232,12 @@ def pack_gzip(file: BinaryIO, *parts: memoryview) -> None:
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
     try:
-        if path.is_dir():
+        if path.exists() and not path.is_file():  # opening a pipe would wait for its other end
             raise InputError(
-                "it is a folder, and a file was expected", path=path, code="not-a-file"
+                "it is a folder, pipe or device, and a file was expected",
+                path=path,
+                code="not-a-file",
+                next_step="Give the file itself.",
             )
         file = path.open("rb")
     except FileNotFoundError as error:

@@ -168,7 +168,7 @@ def place(
                 path=path,
                 code="no-orientation",
                 next_step="If you know its axes to run to the left, back and top, state the "
-                "spacing with --spacing SLICE,ROW,COLUMN.",
+                "spacing with --spacing SLICE ROW COLUMN.",
             )
         cause = "it does not say where its voxels lie; axes were taken to run left, back and top"
         findings = (Finding(code="orientation-assumed", path=str(path), cause=cause),)
