@@ -18,7 +18,7 @@ from kidseg.nets.stn import Crop, crop_around, crop_from, crop_grid, widened
 from kidseg.pipeline import AIR_HU
 from kidseg.plan import Plan
 from kidseg.sampling import draw, steps_per_epoch
-from kidseg.stage import Moment, Stage
+from kidseg.stage import Moment, Stage, gathered
 
 __all__ = ["boxes", "crop_stage", "cropped", "found_boxes"]
 
@@ -62,7 +62,8 @@ def crop_stage(
             as_input(gather(sources, crop_grid(grid, box, side), fill=AIR_HU).data, cohort.plan)
             for box in (crop, aim)
         ]
-        return {"loss": crop_loss(parts[0], parts[1], crop.theta, aim.theta)}
+        whole = [gathered(values) for values in (*parts, crop.theta, aim.theta)]
+        return {"loss": crop_loss(*whole)}
 
     def validate() -> dict[str, float]:
         overlaps, covers = [], []

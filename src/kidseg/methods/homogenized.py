@@ -16,7 +16,6 @@ from kidseg.augment import Augmentation
 from kidseg.config import HomogenizedConfig
 from kidseg.device import Device
 from kidseg.geometry import Grid, resample
-from kidseg.losses import restored_segmentation_loss
 from kidseg.methods.cohort import Cohort
 from kidseg.methods.crop import crop_stage, cropped
 from kidseg.methods.method import Method, Nets
@@ -28,6 +27,7 @@ from kidseg.methods.segmentation import (
     segmentation_stage,
     segmenter,
     slices_of,
+    whole_restored_loss,
 )
 from kidseg.methods.subject import Subject, as_input, gather
 from kidseg.nets import build
@@ -176,8 +176,7 @@ def _joint_stage(config: HomogenizedConfig, nets: Nets, cohort: Cohort, device: 
         levels, grid = called(drawn, join([starts[case].slices(k, k + 1) for case, k in drawn]))
         base = join([cohort.training[case].base.slices(k, k + 1) for case, k in drawn])
         labels = drawn_labels(cohort, drawn, base)
-        value = restored_segmentation_loss(levels, grid, labels.labels, valid=labels.valid)
-        return {"loss": value}
+        return {"loss": whole_restored_loss(levels, grid, labels)}
 
     def validate() -> dict[str, float]:
         segment = segmenter(nets["segment"], cohort.plan, device)

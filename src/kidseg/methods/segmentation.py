@@ -19,9 +19,17 @@ from kidseg.methods.subject import Subject, as_input, gather
 from kidseg.pipeline import AIR_HU, Segment, restore
 from kidseg.plan import Plan
 from kidseg.sampling import Drawn, draw, steps_per_epoch
-from kidseg.stage import Moment, Stage
+from kidseg.stage import Moment, Stage, gathered
 
-__all__ = ["Labelled", "drawn_labels", "join", "segmentation_stage", "segmenter", "slices_of"]
+__all__ = [
+    "Labelled",
+    "drawn_labels",
+    "join",
+    "segmentation_stage",
+    "segmenter",
+    "slices_of",
+    "whole_restored_loss",
+]
 
 _SLICES_AT_ONCE = 16
 
@@ -78,11 +86,12 @@ def segmentation_stage(
             seen = grid if loss_space == "network" else _base(cohort, drawn)
             reference = drawn_labels(cohort, drawn, seen)
         levels = called(image.contiguous(memory_format=torch.channels_last))
-        if loss_space == "network":
-            labels = reference.labels.data[0]
-            return {"loss": segmentation_loss(levels, labels, valid=reference.valid)}
-        value = restored_segmentation_loss(levels, grid, reference.labels, valid=reference.valid)
-        return {"loss": value}
+        if loss_space == "original":
+            return {"loss": whole_restored_loss(levels, grid, reference)}
+        labels, valid = gathered(reference.labels.data[0]), reference.valid
+        valid = None if valid is None else gathered(valid)
+        whole = [gathered(level) for level in levels]
+        return {"loss": segmentation_loss(whole, labels, valid=valid)}
 
     def validate() -> dict[str, float]:
         segment = segmenter(net, cohort.plan, device)
@@ -100,6 +109,15 @@ def segmentation_stage(
         loss=loss,
         validate=validate,
     )
+
+
+def whole_restored_loss(levels: Sequence[Tensor], grid: Grid, reference: Labelled) -> Tensor:
+    """`restored_segmentation_loss` of the batch of all processes, which each has a part of."""
+    seen_on, base = _gathered_grid(grid), _gathered_grid(reference.labels.grid)
+    labels = Volume(gathered(reference.labels.data[0])[None], base)
+    valid = None if reference.valid is None else gathered(reference.valid)
+    whole = [gathered(level) for level in levels]
+    return restored_segmentation_loss(whole, seen_on, labels, valid=valid)
 
 
 def segmenter(net: nn.Module, plan: Plan, device: Device) -> Segment:
@@ -151,6 +169,11 @@ def drawn_labels(cohort: Cohort, drawn: Drawn, grid: Grid) -> Labelled:
             valid.append(~at(subject.voids, row, k).data[0])
     all_count = all(subject.voids is None for subject in cohort.training)
     return Labelled(labels=stack(labels), valid=None if all_count else torch.cat(valid))
+
+
+def _gathered_grid(grid: Grid) -> Grid:
+    matrices = gathered(grid.mm_from_index)
+    return Grid((len(matrices), *grid.shape[1:]), matrices)
 
 
 def _base(cohort: Cohort, drawn: Drawn) -> Grid:

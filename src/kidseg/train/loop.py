@@ -27,6 +27,7 @@ from kidseg.config import OptimizerConfig, StageConfig
 from kidseg.errors import ModelError, ResourceError
 from kidseg.io.atomic import writing
 from kidseg.stage import Moment, Stage
+from kidseg.train.distributed import share_norms
 
 __all__ = ["Fitted", "Run", "fit"]
 
@@ -84,6 +85,8 @@ def fit(stage: Stage, run: Run) -> Fitted:
         ResourceError: the device is out of memory.
     """
     config, net = stage.config, stage.net.to(run.device)
+    if run.world > 1:
+        share_norms(net)
     optimizer = _optimizer(net, config.optimizer)
     first, best, spent = 0, _Best(), 0.0
     state_file = run.folder / f"state-{stage.name}.pt"
@@ -126,7 +129,7 @@ def fit(stage: Stage, run: Run) -> Fitted:
             "stage": stage.name,
             "epoch": epoch,
             "rate": rate,
-            **{name: total / stage.steps for name, total in sums.items()},
+            **{name: total / stage.steps for name, total in _mean(sums, run).items()},
             **{f"val_{name}": value for name, value in figures.items()},
             "seconds": round(spent, 3),
         }
@@ -204,6 +207,15 @@ def _seed(*parts: object) -> int:
 
     digest = hashlib.sha256(repr(parts).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
+
+
+def _mean(sums: dict[str, float], run: Run) -> dict[str, float]:
+    """The mean over the processes."""
+    if run.world == 1:
+        return sums
+    values = torch.tensor(list(sums.values()), device=run.device)
+    dist.all_reduce(values)
+    return dict(zip(sums, (values / run.world).tolist(), strict=True))
 
 
 def _same_everywhere(figures: dict[str, float], run: Run) -> dict[str, float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from kidseg.methods.cohort import Cohort, gather_cohort
 from kidseg.plan import Plan, fingerprint, plan
 from kidseg.splits import holdout
 from kidseg.train.curves import draw_curves
+from kidseg.train.distributed import joined, local_device, rank
 from kidseg.train.loop import Fitted, Run, fit
 
 __all__ = ["Progress", "train"]
@@ -107,10 +107,10 @@ def train(
     base = None if preset_name is None else preset(preset_name, method)
     config: Any = load(chosen.config, base=base, file=config_file, overrides=overrides)
     tune_allocator()
-    hardware = choose_device(_local(device), config.precision)
+    hardware = choose_device(local_device(device), config.precision)
     out = Path(out)
     start = time.perf_counter()
-    with _together(hardware), _alone(out, resume=resume, overwrite=overwrite):
+    with joined(hardware.torch), _alone(out, resume=resume, overwrite=overwrite):
         tell = progress or (lambda *_: None)
         data = open_dataset(dataset)
         used = _chosen_cases(data, cases, validation, config.cohort.validation_share, seed)
@@ -236,7 +236,7 @@ def _planned(
         progress=lambda done, total: tell("planning", done, total, {}),
     )
     planned = plan(facts, training.schema)
-    if _rank() == 0:
+    if rank() == 0:
         _write_json(out / "plan.json", planned.as_dict())
         _write_json(out / "cases.json", used.as_dict())
         # Last: a run without it is none to resume.
@@ -304,7 +304,7 @@ def _best_figures(out: Path, fitted: Mapping[str, Fitted]) -> dict[str, dict[str
 @contextmanager
 def _alone(out: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
     """The folder, made or checked, and locked against a second training."""
-    if _rank() != 0:
+    if rank() != 0:
         dist.barrier()
         yield
         return
@@ -349,33 +349,6 @@ def _alone(out: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
         if dist.is_initialized():
             dist.barrier()
         yield
-
-
-@contextmanager
-def _together(hardware: Device) -> Iterator[None]:
-    """The processes that torchrun started, joined."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
-        yield
-        return
-    dist.init_process_group("nccl" if hardware.torch.type == "cuda" else "gloo")
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
-
-
-def _local(device: str) -> str:
-    """Under torchrun each process takes the GPU of its number."""
-    number = os.environ.get("LOCAL_RANK")
-    if number is not None and (
-        device == "cuda" or (device == "auto" and torch.cuda.is_available())
-    ):
-        return f"cuda:{number}"
-    return device
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def _content(case: Case) -> str:

@@ -1,0 +1,98 @@
+"""Several processes that train as one: joined by torchrun, batch norms over the whole batch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+__all__ = ["SharedBatchNorm", "joined", "local_device", "rank", "share_norms"]
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[None]:
+    """The processes that torchrun started, joined for as long as this lasts."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def local_device(name: str) -> str:
+    """Under torchrun each process takes the GPU of its number."""
+    number = os.environ.get("LOCAL_RANK")
+    if number is not None and (name == "cuda" or (name == "auto" and torch.cuda.is_available())):
+        return f"cuda:{number}"
+    return name
+
+
+def rank() -> int:
+    """Number of this process among those that are joined; 0 alone."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def share_norms(net: nn.Module) -> None:
+    """Let the batch norms inside a network count the samples of all processes, in place."""
+    for parent in list(net.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, _BatchNorm) and not isinstance(child, SharedBatchNorm):
+                setattr(parent, name, SharedBatchNorm.like(child))
+
+
+class SharedBatchNorm(_BatchNorm):
+    """Batch norm over the batches of all processes; on any device, unlike torch's SyncBatchNorm.
+
+    Its state is that of the norm it replaces.
+    """
+
+    @classmethod
+    def like(cls, norm: _BatchNorm) -> SharedBatchNorm:
+        """One with the same settings that shares the parameters and statistics of `norm`."""
+        if norm.momentum is None or not norm.affine or not norm.track_running_stats:
+            raise ValueError(f"{norm} is not shared between processes")
+        shared = cls(norm.num_features, eps=norm.eps, momentum=norm.momentum)
+        shared.weight, shared.bias = norm.weight, norm.bias
+        shared.running_mean, shared.running_var = norm.running_mean, norm.running_var
+        shared.num_batches_tracked = norm.num_batches_tracked
+        shared.train(norm.training)
+        return shared
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
+        """(n, channels, ...), normalised by the mean and variance of all processes' samples."""
+        if not self.training or not dist.is_initialized():
+            return super().forward(input)
+        from torch.distributed.nn.functional import all_reduce
+
+        values = input.float()
+        axes = [0, *range(2, values.ndim)]
+        count = values.new_full((1,), values.numel() / values.shape[1])
+        sums: Any = torch.cat([values.sum(axes), values.square().sum(axes), count])
+        total = all_reduce(sums)  # type: ignore[no-untyped-call]
+        n = total[-1]
+        mean, square = (total[:-1] / n).chunk(2)
+        variance = (square - mean.square()).clamp(min=0)
+        assert self.running_mean is not None and self.running_var is not None
+        assert self.momentum is not None and self.num_batches_tracked is not None
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * n / (n - 1), self.momentum)
+        shape = [1, -1, *[1] * (values.ndim - 2)]
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        shift = self.bias - mean * scale
+        out: Tensor = values * scale.view(shape) + shift.view(shape)
+        return out.to(input.dtype)
+
+    def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002
+        if input.ndim < 2:
+            raise ValueError(f"(n, channels, ...) is needed, not {tuple(input.shape)}")

@@ -1,0 +1,113 @@
+"""Two processes that train as one give the model that one gives."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ellipses import write_ellipse_dataset
+from kidseg.checkpoint import load_model
+from kidseg.stage import gathered
+from kidseg.train import train
+from kidseg.train.distributed import SharedBatchNorm, local_device, rank, share_norms
+
+# Plain gradient descent: Adam would blow rounding up to whole steps where gradients are near zero.
+SETTINGS = (
+    "view.size=32",
+    "unet.size=32",
+    "unet.features=4",
+    "precision=fp32",
+    "segment.epochs=2",
+    "segment.min_epochs=0",
+    "segment.steps=2",
+    "segment.batch_size=6",
+    "segment.optimizer.momentum=0.0",
+    "pose.localizer.size=32",
+    "pose.localizer.pooled=4",
+    "pose.localizer.hidden=[16,8]",
+    "pose.stage.epochs=1",
+    "pose.stage.min_epochs=0",
+    "pose.stage.steps=2",
+    "pose.stage.batch_size=6",
+    "pose.stage.optimizer.name=sgd",
+    "pose.stage.optimizer.learning_rate=0.01",
+    "pose.teacher=0.0",
+    "crop.localizer.size=32",
+    "crop.localizer.pooled=4",
+    "crop.localizer.hidden=[16,8]",
+    "crop.stage.epochs=1",
+    "crop.stage.min_epochs=0",
+    "crop.stage.steps=2",
+    "crop.stage.batch_size=6",
+    "crop.stage.optimizer.name=sgd",
+    "crop.stage.optimizer.learning_rate=0.01",
+)
+
+SCRIPT = """
+import sys
+from kidseg.train import train
+train(sys.argv[1], sys.argv[2], method="homogenized", overrides=sys.argv[3:], device="cpu")
+"""
+
+
+def test_two_processes_train_the_model_of_one(tmp_path: Path) -> None:
+    """The same losses, batch norms over both halves, one log, one model."""
+    write_ellipse_dataset(tmp_path / "data", 3)
+    alone = train(
+        tmp_path / "data", tmp_path / "one", method="homogenized", overrides=SETTINGS, device="cpu"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    launched = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*launched, str(script), str(tmp_path / "data"), str(tmp_path / "two"), *SETTINGS],
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    summary = json.loads((tmp_path / "two" / "summary.json").read_text())
+    assert (alone["processes"], summary["processes"]) == (1, 2)
+    logs = [
+        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    ]
+    assert len(logs[0]) == len(logs[1]) == 4
+    for a, b in zip(*logs, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4), a["stage"]
+    models = [load_model(tmp_path / name / "model.safetensors") for name in ("one", "two")]
+    for part, tensors in models[0].parts.items():
+        for name, values in tensors.items():
+            torch.testing.assert_close(
+                models[1].parts[part][name], values, atol=2e-4, rtol=2e-3, msg=f"{part}.{name}"
+            )
+
+
+def test_one_process_alone_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = torch.rand(3, 2, requires_grad=True)
+    assert gathered(values) is values
+    assert rank() == 0
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert local_device("cuda") == "cuda"
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert (local_device("cuda"), local_device("cpu")) == ("cuda:3", "cpu")
+
+
+def test_shared_norms_keep_state_and_parameters() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()))
+    image = torch.rand(5, 1, 8, 8)
+    net(image)
+    before, expected = set(map(id, net.parameters())), net(image)
+    names = list(net.state_dict())
+    share_norms(net)
+    assert isinstance(net[1][0], SharedBatchNorm)
+    assert set(map(id, net.parameters())) == before and list(net.state_dict()) == names
+    torch.testing.assert_close(net(image), expected)
+    with pytest.raises(ValueError, match="not shared"):
+        SharedBatchNorm.like(nn.BatchNorm2d(4, affine=False))
