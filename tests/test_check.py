@@ -298,6 +298,8 @@ def test_row_14_the_same_image_in_training_and_test(tmp_path: Path) -> None:
     report = check(root)
     assert codes(report) == {"same-image": "error"}
     assert "c1_0000" in report.findings[0].cause and "training and test" in report.findings[0].cause
+    (root / "patients.csv").write_text("case,patient\nc1,Ann\nt,Ann\n")
+    assert codes(check(root)) == {"same-image": "error"}  # twice of one patient is no excuse here
 
 
 def test_row_14_one_image_for_two_patients_or_twice_for_one(tmp_path: Path) -> None:

@@ -221,3 +221,9 @@ def test_export_gives_an_nnunet_data_set(patients: Path, tmp_path: Path) -> None
     assert answer["linked"] + answer["written"] >= 4
     assert json.loads(run("check", out, "--json").stdout)["n_cases"] == 2
     assert "exists" in run("export", patients, out, "--folds", "2", check=2).stderr
+
+
+def test_a_warning_is_a_line_for_people(patients: Path, tmp_path: Path) -> None:
+    done = run("export", patients, tmp_path / "Dataset043_Few", "--json")
+    assert json.loads(done.stdout)["linked"] >= 0
+    assert done.stderr == "kidseg: 2 patients make 2 folds, not 5\n"

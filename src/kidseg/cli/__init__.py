@@ -15,7 +15,7 @@ import typer
 
 from kidseg.cli.data import check, demo, export, phantom
 from kidseg.cli.models import compare, evaluate, info, segment, train
-from kidseg.cli.terminal import out_of_memory, refuse, system_refusal
+from kidseg.cli.terminal import out_of_memory, refuse, show_plain_warnings, system_refusal
 from kidseg.errors import KidsegError, UsageError
 
 __all__ = ["app", "main"]
@@ -55,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     # Where other work shares the cores, threads that spin while they wait make a run ten times
     # slower. To be set before torch starts its threads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    show_plain_warnings()
     as_json = "--json" in arguments
     try:
         sys.exit(app(arguments, standalone_mode=not as_json))

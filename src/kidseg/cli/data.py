@@ -78,7 +78,7 @@ def phantom(
             overwrite=overwrite,
             progress=advance,
         )
-    say(summary, f"{patients} digital patients in {out}.", as_json, quiet)
+    say(summary, f"{patients} digital patient(s) in {out}.", as_json, quiet)
 
 
 def check(

@@ -5,15 +5,24 @@ from __future__ import annotations
 import errno
 import json
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import typer
 
-from kidseg.errors import InputError, KidsegError, ResourceError
+from kidseg.errors import InputError, KidsegError, KidsegWarning, ResourceError
 
-__all__ = ["out_of_memory", "progress", "refuse", "say", "stages", "system_refusal"]
+__all__ = [
+    "out_of_memory",
+    "progress",
+    "refuse",
+    "say",
+    "show_plain_warnings",
+    "stages",
+    "system_refusal",
+]
 
 
 def say(result: dict[str, Any], text: str, as_json: bool, quiet: bool) -> None:
@@ -88,6 +97,24 @@ def refuse(error: KidsegError, as_json: bool) -> NoReturn:
         typer.echo(json.dumps({"error": finding.as_dict()}))
     typer.echo(f"kidseg: {error}", err=True)
     sys.exit(error.exit_code)
+
+
+def show_plain_warnings() -> None:
+    """Make kidseg's own warnings one line for people, without the place in the source."""
+    usual = warnings.formatwarning
+
+    def plain(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        line: str | None = None,
+    ) -> str:
+        if issubclass(category, KidsegWarning):
+            return f"kidseg: {message}\n"
+        return usual(message, category, filename, lineno, line)
+
+    warnings.formatwarning = plain
 
 
 def out_of_memory(error: MemoryError) -> ResourceError:
