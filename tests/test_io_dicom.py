@@ -674,6 +674,16 @@ def beside_the_ct(folder: Path) -> None:
     save(nowhere, folder / "summary.dcm")
 
 
+@pytest.mark.parametrize("which", [0, 2, -1])
+def test_row_17_an_empty_file_among_the_slices(tmp_path: Path, which: int) -> None:
+    folder = series(tmp_path / "ct")
+    sorted(folder.iterdir())[which].write_bytes(b"")
+    assert "empty" in refused(folder, code="empty-file")
+    if which != 2:
+        scan = read_series(folder, ReadOptions(repair=True))
+        assert scan.native.shape[0] == SHAPE[0] - 1 and "ignored-files" in codes(scan)
+
+
 def test_row_19_what_lies_beside_the_ct_is_left_aside(tmp_path: Path) -> None:
     series(tmp_path / "ct")
     beside_the_ct(tmp_path)

@@ -56,7 +56,7 @@ def read_series(path: str | Path, options: ReadOptions = _DEFAULT) -> Scan:
     of a repaired series it is the repaired grid.
 
     Raises:
-        InputError: "no-dicom", "zstd-packed", "bad-dicom"; which series: see
+        InputError: "no-dicom", "zstd-packed", "bad-dicom", "empty-file"; which series: see
             `dicom_series.choose`; images that differ: `dicom_series.check_alike`; where they lie:
             `dicom_stack.arrange`, `check_line` and `gap_error`, "duplicate-slices",
             "same-position", "several-volumes", "gantry-tilt"; pixels: `dicom_pixels`; values:
@@ -68,6 +68,7 @@ def read_series(path: str | Path, options: ReadOptions = _DEFAULT) -> Scan:
     if not images:
         raise _no_dicom(path, others)
     series, findings = choose(grouped(images), path, options)
+    _check_whole(series, others, path, options)
     shape = check_alike(series, path)
     found, identified = identity(series, path)
     noticed = [*_ignored_files(path, others), *findings, *identified]
@@ -130,6 +131,19 @@ def _ignored_files(path: Path, others: list[Path]) -> tuple[Finding, ...]:
     more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
     cause = f"{len(others)} files are no DICOM images and were ignored: {names}{more}"
     return (Finding(code="ignored-files", path=str(path), cause=cause),)
+
+
+def _check_whole(series: Series, others: list[Path], path: Path, options: ReadOptions) -> None:
+    """Refuse an empty file among the slices: at either end of a stack it would leave no gap."""
+    kinds = {(image.path.parent, image.path.suffix) for image in series.images}
+    lost = [f for f in others if (f.parent, f.suffix) in kinds and f.stat().st_size == 0]
+    if lost and not options.repair:
+        raise InputError(
+            f"{len(lost)} files among its images are empty, first {lost[0].name}",
+            path=path,
+            code="empty-file",
+            next_step="Export the whole series again, or read what is left with --repair.",
+        )
 
 
 # ---- duplicates --------------------------------------------------------------------------------
