@@ -47,3 +47,11 @@ def test_its_picture_shows_something(demo: Path) -> None:
 def test_a_second_run_needs_overwrite(demo: Path) -> None:
     with pytest.raises(UsageError, match="overwrite"):
         run(demo, patients=3, seed=1, size=96)
+
+
+def test_a_picture_without_its_patients_is_not_overwritten_either(tmp_path: Path) -> None:
+    (tmp_path / "demo.png").write_bytes(b"mine")
+    with pytest.raises(UsageError, match="overwrite"):
+        run(tmp_path, patients=2, seed=1, size=64)
+    assert (tmp_path / "demo.png").read_bytes() == b"mine"
+    assert not (tmp_path / "patients").exists()

@@ -228,3 +228,10 @@ def test_scans_hold_whole_hounsfield_units(made: dict[str, Path]) -> None:
     assert image.get_data_dtype() == np.int16
     slope = image.header["scl_slope"]
     assert np.isnan(slope) or slope in (0, 1)
+
+
+def test_a_file_in_the_way_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(UsageError, match="is a file"):
+        write_patients(tmp_path / "out", TINY, patients=1, seed=0, overwrite=True)
+    assert (tmp_path / "out").read_text() == "mine"

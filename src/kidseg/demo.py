@@ -15,7 +15,7 @@ from kidseg.body import Moments, body_mask, moments, normalized
 from kidseg.cases import Case, open_dataset
 from kidseg.check import check
 from kidseg.config import PhantomConfig
-from kidseg.errors import InputError
+from kidseg.errors import InputError, UsageError
 from kidseg.geometry import resample
 from kidseg.io import ReadOptions, read
 from kidseg.labels import KIDNEY_TUMOUR
@@ -108,10 +108,17 @@ def run(
         progress: called with (steps done, all steps).
 
     Raises:
-        UsageError: `out` has a demo already and `overwrite` is not set.
+        UsageError: "output-exists": `out` has a demo already and `overwrite` is not set.
         InputError: the check found an error in the digital patients.
     """
-    folder = out / "patients"
+    folder, figure, summary = out / "patients", out / "demo.png", out / "demo.json"
+    if (figure.exists() or summary.exists()) and not overwrite:
+        raise UsageError(
+            "it holds a demo already",
+            path=out,
+            next_step="Choose another folder, or replace it: --overwrite.",
+            code="output-exists",
+        )
     config = PhantomConfig(size=size, max_slices=_SLICES)
     steps = 2 * patients + 2
 
@@ -144,7 +151,6 @@ def run(
         shown.append(patient)
         found.append(facts)
         advance(patients + 2 + k)
-    figure = out / "demo.png"
     _draw(shown, figure)
     result = DemoResult(
         folder=str(out),
@@ -154,7 +160,7 @@ def run(
         overlap_before=_mean_overlap([patient.scanned.body for patient in shown]),
         overlap_after=_mean_overlap([patient.homogenized.body for patient in shown]),
     )
-    (out / "demo.json").write_text(json.dumps(result.as_dict(), indent=2) + "\n")
+    summary.write_text(json.dumps(result.as_dict(), indent=2) + "\n")
     advance(steps)
     return result
 

@@ -128,7 +128,14 @@ def _check_out(out: Path, overwrite: bool) -> None:
         return
     if not (out.exists() or out.is_symlink()):
         return
-    if not overwrite or not out.is_dir():
+    if not out.is_dir():
+        raise UsageError(
+            "it is a file, not a folder",
+            path=out,
+            next_step="Choose another name for the folder.",
+            code="output-exists",
+        )
+    if not overwrite:
         raise UsageError(
             "it exists already",
             path=out,
