@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -101,16 +103,34 @@ def render(
         locator = Locator(field.coefficients[:3])
         abdomen = partial(below_diaphragm, anatomy.body)
         thick = max(1, _SLAB_VOXELS // (window[0] * window[1]))
-        for start in range(0, grid.shape[0], thick):
+
+        def paint(start: int) -> None:
             stop = min(start + thick, grid.shape[0])
             slab = grid.crop((start, rows.start, columns.start), (stop - start, *window))
             canvas = Canvas(slab, field, locator, textures, abdomen)
             _paint(canvas, anatomy, pose, details, hu, phase)
             out[start:stop, rows, columns] = canvas.hu.numpy()
             organs[start:stop, rows, columns] = canvas.organs.numpy()
+
+        _side_by_side(paint, range(0, grid.shape[0], thick))
     if anatomy.tumours:
         _absorb_shreds(organs, float(grid.voxel_ml))
     return Rendering(out, organs, _labels(organs))
+
+
+def _side_by_side(work: Callable[[int], None], starts: Iterable[int]) -> None:
+    """Slabs do not depend on each other: each thread of torch's own takes whole ones.
+
+    Organs are small boxes, which threads within one operation would only hand to and fro.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            for _ in pool.map(work, starts):
+                pass
+    finally:
+        torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True, eq=False)
