@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 
 import numpy as np
@@ -38,13 +39,19 @@ def test_other_indices_and_seeds_are_other_patients(patients: list[DigitalPatien
     assert make_patient(SMALL, seed=12, index=0).truth["age_years"] not in ages
 
 
-def test_the_number_of_threads_changes_nothing(patients: list[DigitalPatient]) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def test_the_number_of_threads_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        sys.modules["kidseg.phantom.render"], "_SLAB_VOXELS", 4000
+    )  # many slabs, also of a small patient
+    before, made = torch.get_num_threads(), []
     try:
-        assert same(make_patient(SMALL, seed=11, index=1), patients[1])
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            made.append(make_patient(SMALL, seed=11, index=1))
+            assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
+    assert same(*made)
 
 
 def test_the_same_child_comes_at_any_size(patients: list[DigitalPatient]) -> None:
