@@ -160,6 +160,8 @@ def test_dry_run_says_and_writes_nothing(tmp_path: Path) -> None:
     out = tmp_path / "new"
     done = run("phantom", out, "-n", "5", "--size", "128", "--dry-run")
     assert "size = 128" in done.stdout
+    told = json.loads(run("phantom", out, "--size", "128", "--dry-run", "--json").stdout)
+    assert told["config"]["size"] == 128
     assert not out.exists()
 
 

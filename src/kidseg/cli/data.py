@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -58,7 +59,7 @@ def phantom(
     chosen = load(PhantomConfig, file=config, overrides=settings)
     if dry_run:
         say(
-            {"out": str(out), "patients": patients, "layout": layout, "config": dump(chosen)},
+            {"out": str(out), "patients": patients, "layout": layout, "config": asdict(chosen)},
             f"Would make {patients} patients in {out} ({layout} layout), seed {seed}:\n"
             + dump(chosen),
             as_json,
