@@ -368,3 +368,17 @@ def test_tissues_vary_between_patients_about_their_means() -> None:
     cortex = np.array([draw_tissues(rng, "early-arterial")["renal cortex"] for _ in range(400)])
     assert cortex.mean() == pytest.approx(TISSUES_HU["renal cortex"][0][1], rel=0.06)
     assert cortex.std() > 10
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_a_scan_of_one_row_or_column_is_drawn_too(axis: int) -> None:
+    anatomy, whole = ill()
+    grid = around_kidneys(anatomy)
+    start, shape = [0, 0, 0], list(grid.shape)
+    start[axis], shape[axis] = grid.shape[axis] // 2, 1
+    strip = render(
+        anatomy, Pose(), grid.crop(start, shape), "early-arterial", np.random.default_rng(1)
+    )
+    same = strip.organs == whole.organs.take([start[axis]], axis)
+    assert same.mean() > 0.95
+    assert np.isfinite(strip.hu).all()

@@ -119,10 +119,12 @@ class Patch:
         """
         here = f[:-1]
         width = (f[1:] - here).abs_()
-        width[:, :, :-1] += (here[:, :, 1:] - here[:, :, :-1]).abs_()
-        width[:, :, -1:] += width[:, :, -2:-1] * 0.5
-        width[:, :-1] += (here[:, 1:] - here[:, :-1]).abs_()
-        width[:, -1:] += width[:, -2:-1] * 0.5
+        if here.shape[2] > 1:
+            width[:, :, :-1] += (here[:, :, 1:] - here[:, :, :-1]).abs_()
+            width[:, :, -1:] += width[:, :, -2:-1] * 0.5
+        if here.shape[1] > 1:
+            width[:, :-1] += (here[:, 1:] - here[:, :-1]).abs_()
+            width[:, -1:] += width[:, -2:-1] * 0.5
         # Where f jumps it has no slope; no distance changes faster than this.
         width.clamp_(_FLATTEST, self.steepest)
         cover = (0.5 - here / width).clamp_(0.0, 1.0)
