@@ -1,0 +1,41 @@
+"""Every setting of kidseg, as plain data: frozen dataclasses with named, checked fields.
+
+A configuration comes from its defaults, then a TOML file, then `key=value` overrides, each winning
+over the one before. Unknown keys and wrong types are refused by name. This module imports no torch,
+so that it can be read anywhere.
+"""
+
+from kidseg.config.loading import dump, load, preset, presets, schema
+from kidseg.config.methods import (
+    CohortConfig,
+    CropConfig,
+    HomogenizedConfig,
+    PlainConfig,
+    PoseConfig,
+    PostprocessConfig,
+    ViewConfig,
+)
+from kidseg.config.networks import LocalizerConfig, UNetConfig
+from kidseg.config.phantom import PhantomConfig, Phase
+from kidseg.config.training import OptimizerConfig, StageConfig
+
+__all__ = [
+    "CohortConfig",
+    "CropConfig",
+    "HomogenizedConfig",
+    "LocalizerConfig",
+    "OptimizerConfig",
+    "PhantomConfig",
+    "Phase",
+    "PlainConfig",
+    "PoseConfig",
+    "PostprocessConfig",
+    "StageConfig",
+    "UNetConfig",
+    "ViewConfig",
+    "dump",
+    "load",
+    "preset",
+    "presets",
+    "schema",
+]

@@ -1,0 +1,159 @@
+"""Configurations from presets, files and overrides, and back to text."""
+
+from __future__ import annotations
+
+import copy
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tomli_w
+from pydantic import TypeAdapter, ValidationError
+
+from kidseg.errors import InputError, UsageError
+
+__all__ = ["dump", "load", "preset", "presets", "schema"]
+
+_PRESETS = Path(__file__).parents[1] / "configs"
+_NULL = "null"
+Config = TypeVar("Config")
+
+
+def presets() -> tuple[str, ...]:
+    """Names of the presets that come with the package."""
+    return tuple(sorted(file.stem for file in _PRESETS.glob("*.toml")))
+
+
+def preset(name: str, method: str) -> dict[str, Any]:
+    """What a preset sets for a method: its table "common", then the one named like the method.
+
+    Raises:
+        UsageError: "unknown-preset": there is none of this name, or it is not for this method.
+    """
+    for_method = name in presets() and (tables := _read_toml(_PRESETS / f"{name}.toml"))
+    if not for_method or method not in tables:
+        raise UsageError(
+            f"there is no preset '{name}' for {method}",
+            next_step=f"Choose one of {', '.join(presets())}.",
+            code="unknown-preset",
+        )
+    return _merged(tables.get("common", {}), tables[method])
+
+
+def load(
+    kind: type[Config],
+    *,
+    base: Mapping[str, Any] | None = None,
+    file: Path | None = None,
+    overrides: Sequence[str] = (),
+) -> Config:
+    """A configuration from defaults, a preset, a TOML file and overrides, in this order.
+
+    Args:
+        kind: the dataclass, for example `PhantomConfig`.
+        base: what a `preset` sets.
+        file: a TOML file; tables are nested dataclasses.
+        overrides: "a.b=3"; the value is read as TOML, or as text if it is none.
+
+    TOML has no null; "null" stands for None, in files and overrides.
+
+    Raises:
+        InputError: the file is missing or no TOML.
+        UsageError: an unknown key, a value of the wrong type or outside its range.
+    """
+    data = _merged(base or {}, {} if file is None else _read_toml(file))
+    for override in overrides:
+        key, found, text = override.partition("=")
+        if not found or not key.strip():
+            raise UsageError(
+                f"'{override}' is no setting",
+                next_step="Write it as key=value.",
+                code="bad-setting",
+            )
+        _assign(data, key.strip().split("."), _value(text.strip()), override)
+    try:
+        # Through JSON, where strict means: no number from text, but a list may be a tuple.
+        return TypeAdapter(kind).validate_json(
+            json.dumps(_replaced(data, _NULL, None), default=str), strict=True
+        )
+    except ValidationError as error:
+        problems = "; ".join(_problem(entry) for entry in error.errors())
+        raise UsageError(
+            f"{kind.__name__}: {problems}",
+            path=file,
+            next_step=f"Known keys: {', '.join(_keys(schema(kind)))}.",
+            code="bad-setting",
+        ) from None
+
+
+def dump(config: Any) -> str:
+    """The whole configuration as TOML; `load` reads it back to an equal one. None is "null"."""
+    return tomli_w.dumps(_replaced(asdict(config), None, _NULL))
+
+
+def schema(kind: type) -> dict[str, Any]:
+    """The JSON schema of a configuration."""
+    return TypeAdapter(kind).json_schema()
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(
+            f"cannot be read: {error.strerror}",
+            path=file,
+            next_step="Check its name and permissions.",
+            code="unreadable",
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"is no TOML: {error}", path=file, next_step="Mend the line it names.", code="not-toml"
+        ) from error
+
+
+def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables merged key by key; of two values the upper wins."""
+    out = copy.deepcopy(dict(under))
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
+        out[key] = _merged(out[key], value) if both else copy.deepcopy(value)
+    return out
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _assign(data: dict[str, Any], keys: list[str], value: Any, override: str) -> None:
+    for key in keys[:-1]:
+        data = data.setdefault(key, {})
+        if not isinstance(data, dict):
+            raise UsageError(f"'{override}': '{key}' is a value, not a table", code="bad-setting")
+    data[keys[-1]] = value
+
+
+def _problem(entry: Mapping[str, Any]) -> str:
+    where = ".".join(str(part) for part in entry["loc"])
+    if entry["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"unknown key '{where}'"
+    return f"'{where}': {entry['msg']}" if where else str(entry["msg"])
+
+
+def _keys(node: Mapping[str, Any]) -> list[str]:
+    return sorted(node.get("properties", {}))
+
+
+def _replaced(node: Any, old: Any, new: Any) -> Any:
+    """Plain data with one value replaced by another wherever it stands."""
+    if isinstance(node, dict):
+        return {key: _replaced(value, old, new) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [_replaced(value, old, new) for value in node]
+    return new if node == old else node

@@ -1,0 +1,114 @@
+"""Settings of networks."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from kidseg.config.checked import CHECKED
+
+__all__ = ["LocalizerConfig", "UNetConfig"]
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class UNetConfig:
+    """The segmentation network of System A.
+
+    Attributes:
+        size: pixels along each side of the training images; fixes the depth. Once built, the
+            network takes any image whose sides are multiples of `size / bottleneck`.
+        bottleneck: side of the deepest level; halving `size` must reach it.
+        features: maps at the finest level; they double per level.
+        max_features: at most so many maps.
+        skips: levels joined from encoder to decoder: "all", or 32 for those with at least 32 pixels
+            along each side of a training image.
+        supervised_to: side of the coarsest level that is trained directly (deep supervision).
+        head_kernel: side of the output convolutions.
+        dimensions: 2 for slices, 3 for volumes.
+    """
+
+    size: int = Field(default=512, ge=2)
+    bottleneck: int = Field(default=8, ge=1)
+    features: int = Field(default=32, ge=1)
+    max_features: int = Field(default=512, ge=1)
+    skips: Literal["all", 32] = "all"
+    supervised_to: int = Field(default=32, ge=1)
+    head_kernel: Literal[1, 3] = 3
+    dimensions: Literal[2, 3] = 2
+
+    @model_validator(mode="after")
+    def _check_depth(self) -> UNetConfig:
+        if self.bottleneck << self.halvings != self.size or self.halvings < 1:
+            raise ValueError(
+                f"halving {self.size} pixels does not reach {self.bottleneck}; "
+                f"size must be {self.bottleneck} times 2, 4, 8, ..."
+            )
+        return self
+
+    @property
+    def halvings(self) -> int:
+        """Levels below the finest: 4 for 128 pixels, 5 for 256, 6 for 512."""
+        return max(0, (self.size // self.bottleneck).bit_length() - 1)
+
+    @property
+    def supervised(self) -> int:
+        """N, the coarsest level with an output: 2 for 128 pixels, 3 for 256, 4 for 512.
+
+        At most the finest level above the bottleneck; 0, only the finest, for small images.
+        """
+        sides = [self.size >> level for level in range(self.halvings)]
+        return max(0, sum(side >= self.supervised_to for side in sides) - 1)
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class LocalizerConfig:
+    """The localisation network of a spatial transformer (STN1, STN2), and what its outputs mean.
+
+    Attributes:
+        size: pixels along each side of its input, a multiple of 4.
+        maps: feature maps of the two convolutions.
+        kernels: their sides, odd.
+        head: "pooled" averages the maps to a fixed grid before the hidden layers; "dense" hands
+            them over whole (the paper's).
+        pooled: side of that grid; divides `size / 4`, or is it where that is smaller.
+        hidden: units of the two hidden layers.
+        scales: 2 scales a pose along x and y, 1 in both alike (a similarity).
+        scale_limit: scales lie in 1 / limit .. limit.
+        shift_limit: shifts lie in -limit .. limit, in half images.
+        angle_limit_deg: angles lie in -limit .. limit.
+        square: crops are square (in parts of the image).
+        least_side: smallest side of a crop, as a part of the image.
+        margin: how much a crop is widened at inference, as a part of its side.
+    """
+
+    size: int = Field(default=512, ge=8, multiple_of=4)
+    maps: tuple[int, int] = (8, 10)
+    kernels: tuple[int, int] = (7, 5)
+    head: Literal["pooled", "dense"] = "pooled"
+    pooled: int = Field(default=16, ge=1)
+    hidden: tuple[int, int] = (128, 64)
+    scales: Literal[1, 2] = 2
+    scale_limit: float = Field(default=2.0, gt=1.0)
+    shift_limit: float = Field(default=1.0, gt=0.0)
+    angle_limit_deg: float = Field(default=180.0, gt=0.0, le=180.0)
+    square: bool = True
+    least_side: float = Field(default=0.25, gt=0.0, le=1.0)
+    margin: float = Field(default=0.1, ge=0.0)
+
+    @model_validator(mode="after")
+    def _check_layers(self) -> LocalizerConfig:
+        if min(*self.maps, *self.hidden) < 1:
+            raise ValueError("maps and hidden must be at least 1")
+        if min(self.kernels) < 1 or not all(kernel % 2 for kernel in self.kernels):
+            raise ValueError("kernels must be odd, so that they have a middle")
+        if self.size // 4 % min(self.pooled, self.size // 4):
+            raise ValueError(f"pooled must divide a quarter of size, {self.size // 4}")
+        return self
+
+    @property
+    def mapped(self) -> int:
+        """Side of the feature maps that the hidden layers see."""
+        quarter = self.size // 4
+        return quarter if self.head == "dense" else min(self.pooled, quarter)
