@@ -8,11 +8,13 @@ never printed and forgotten, and reach `result.json`.
 
 from __future__ import annotations
 
+import errno
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
 __all__ = [
+    "DISK_FULL",
     "BatchError",
     "Finding",
     "InputError",
@@ -22,6 +24,9 @@ __all__ = [
     "ResourceError",
     "UsageError",
 ]
+
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""Error numbers of a disk, or of a quota, with no room left."""
 
 Severity = Literal["warning", "error"]
 

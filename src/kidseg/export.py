@@ -11,7 +11,6 @@ than the image) are written anew. The folder takes its name only when it is whol
 
 from __future__ import annotations
 
-import errno
 import re
 import secrets
 import shutil
@@ -32,7 +31,7 @@ from kidseg.cases import (
     write_dataset_json,
     write_patients_csv,
 )
-from kidseg.errors import Finding, InputError, ResourceError, UsageError
+from kidseg.errors import DISK_FULL, Finding, InputError, ResourceError, UsageError
 from kidseg.geometry import Grid, Volume
 from kidseg.io import ReadOptions, Scan, kind_of, read, read_grid, save
 from kidseg.io.checks import upright
@@ -45,7 +44,6 @@ __all__ = ["Exported", "export_nnunet"]
 Progress = Callable[[int, int], None]
 
 _NAME = re.compile(r"Dataset\d{3}_.+")
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +150,7 @@ def export_nnunet(
         )
         _put(aside, out)
     except OSError as error:
-        if error.errno not in _FULL:
+        if error.errno not in DISK_FULL:
             raise
         raise ResourceError(
             "the disk is full; nothing was exported",
@@ -222,7 +220,7 @@ def _aside(out: Path) -> Path:
     try:
         folder.mkdir(parents=True)
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in DISK_FULL:
             raise ResourceError(
                 "the disk is full; nothing was exported", path=out, code="disk-full"
             ) from error
@@ -354,7 +352,7 @@ def _link(source: Path, target: Path) -> None:
     try:
         target.hardlink_to(source)
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in DISK_FULL:
             raise
         shutil.copyfile(source, target)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import sys
 import warnings
@@ -12,7 +11,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from kidseg.errors import InputError, KidsegError, KidsegWarning, ResourceError
+from kidseg.errors import DISK_FULL, InputError, KidsegError, KidsegWarning, ResourceError
 
 __all__ = [
     "out_of_memory",
@@ -128,7 +127,7 @@ def out_of_memory(error: MemoryError) -> ResourceError:
 
 def system_refusal(error: OSError) -> KidsegError | None:
     """What it is to the user that a file cannot be read or written; None if it is about no file."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in DISK_FULL:
         return ResourceError(
             "the disk is full",
             path=error.filename,

@@ -20,11 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from kidseg.errors import InputError, ResourceError
+from kidseg.errors import DISK_FULL, InputError, ResourceError
 
 __all__ = ["Limits", "unpacked"]
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 _CHUNK = 2**20
 _METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 _PACKED_ENDINGS = (".zip", ".7z", ".rar", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
@@ -99,7 +98,7 @@ def _refused(path: Path, code: str, cause: str, next_step: str = "") -> InputErr
 
 
 def _failed(path: Path, error: OSError) -> InputError | ResourceError:
-    if error.errno in _FULL:
+    if error.errno in DISK_FULL:
         return _no_space(path)
     return InputError(
         f"it cannot be read ({error.strerror or error})",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import secrets
 from collections.abc import Iterator
@@ -10,11 +9,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from kidseg.errors import InputError, ResourceError, UsageError
+from kidseg.errors import DISK_FULL, InputError, ResourceError, UsageError
 
 __all__ = ["check_writable", "writing"]
-
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 def check_writable(path: Path, *, overwrite: bool = False) -> None:
@@ -58,7 +55,7 @@ def writing(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
-        if isinstance(error, OSError) and error.errno in _FULL:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise ResourceError(
                 "the disk is full; nothing was written",
                 path=path,
@@ -74,7 +71,7 @@ def _temporary(path: Path) -> tuple[BinaryIO, Path]:
     try:
         return temporary.open("xb"), temporary
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in DISK_FULL:
             raise ResourceError(
                 "the disk is full; nothing was written",
                 path=path,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import secrets
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kidseg.errors import InputError, ResourceError, UsageError
+from kidseg.errors import DISK_FULL, InputError, ResourceError, UsageError
 from kidseg.geometry import Volume
 from kidseg.io.checks import upright
 from kidseg.io.dicom_header import derived_uid
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["write_series"]
 
 _NOTICE = "RESEARCH USE ONLY - digital phantom, not a patient, not for diagnosis"
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 _SEXES = {"F", "M", "O"}
 
 
@@ -72,7 +70,7 @@ def write_series(volume: Volume, folder: Path, *, facts: Mapping[str, str]) -> l
             _write_slice(aside / names[-1], template, plane, k, matrix, facts["seed"])
         aside.replace(folder)
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in DISK_FULL:
             raise ResourceError(
                 "the disk is full; nothing was written",
                 path=folder,

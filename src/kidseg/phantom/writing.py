@@ -11,7 +11,6 @@ A case appears when it is whole: its files are written aside, then moved into pl
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +24,7 @@ import torch
 
 from kidseg.cases import case_paths, write_dataset_json, write_patients_csv
 from kidseg.config import PhantomConfig
-from kidseg.errors import ResourceError, UsageError
+from kidseg.errors import DISK_FULL, ResourceError, UsageError
 from kidseg.geometry import Grid, Volume
 from kidseg.io import save
 from kidseg.io.orientation import reorient
@@ -108,7 +107,7 @@ def write_patients(
         cases = [rows[k] for k in range(patients)]
         _write_tables(out, layout, cases)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in DISK_FULL:
             raise
         raise _disk_full(out) from error
     finally:

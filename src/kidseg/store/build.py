@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from kidseg.errors import InputError, ModelError, ResourceError, UsageError
+from kidseg.errors import DISK_FULL, InputError, ModelError, ResourceError, UsageError
 from kidseg.geometry import Volume
 from kidseg.plan import CaseReader, CaseVoxels, Plan, over_cases, preprocess
 from kidseg.plan.workers import Progress
@@ -216,7 +215,7 @@ class _Writing:
             folder.replace(self.cases / case.id)
         except BaseException as error:
             shutil.rmtree(folder, ignore_errors=True)
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if isinstance(error, OSError) and error.errno in DISK_FULL:
                 raise ResourceError(
                     f"the disk is full; case '{case.id}' was not stored, those before it are",
                     path=folder.parent,
