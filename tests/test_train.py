@@ -184,6 +184,17 @@ def test_the_rate_falls_by_the_polynomial(tmp_path: Path) -> None:
     )
 
 
+def test_under_a_budget_the_rate_falls_with_the_time(tmp_path: Path) -> None:
+    poly = OptimizerConfig(learning_rate=0.1, momentum=0.0, weight_decay=0.0, poly_power=0.9)
+    timed = config(epochs=10_000, budget_s=0.5, optimizer=poly)
+    fit(slope_stage(timed), Run(folder=tmp_path, device=CPU))
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    spent = [0.0, *(line["seconds"] for line in lines[:-1])]
+    rates = [0.1 * (1 - seconds / 0.5) ** 0.9 for seconds in spent]
+    assert [line["rate"] for line in lines] == pytest.approx(rates, abs=5e-4)
+    assert rates[-1] < 0.05
+
+
 def test_a_loss_that_is_not_finite_stops_with_its_place(tmp_path: Path) -> None:
     net = Slope()
 

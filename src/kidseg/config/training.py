@@ -21,7 +21,8 @@ class OptimizerConfig:
         learning_rate: at the start.
         momentum: of SGD; 0 is plain gradient descent.
         weight_decay: coupled L2, added to the gradient.
-        poly_power: the rate falls as (1 - epoch / epochs) ** power; 0 keeps it.
+        poly_power: the rate falls as (1 - part of the epochs, or of the budget if that is further
+            gone) ** power; 0 keeps it.
         clip_norm: gradients are scaled down to this norm; None leaves them.
 
     Source: defaults of nnU-Net v2's trainer; poly as in Chen et al., DeepLab, TPAMI 2018.
@@ -45,7 +46,8 @@ class StageConfig:
         patience: stop after so many epochs without a better validation score; None never stops.
         batch_size: slices (or patches) per step, over all processes.
         steps: optimizer steps per epoch; None: every training slice once.
-        budget_s: stop after the epoch in which this much training time was used; None: no limit.
+        budget_s: stop after the epoch in which this much time was used, validation included; None:
+            no limit.
         optimizer: see `OptimizerConfig`.
     """
 

@@ -2,7 +2,8 @@
 
 A stage brings its network, the loss of a step and a validation score; the loop brings everything
 else, read from top to bottom. Randomness belongs to (seed, stage, epoch, step), never to what ran
-before, so a run killed at any moment and resumed ends with the same bits on the same device.
+before, so a run killed at any moment and resumed ends with the same bits on the same device. Under
+a budget of time, which no two runs spend alike, it goes on from the time it had spent.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ def fit(stage: Stage, run: Run) -> Fitted:
     while stopped is None:
         epoch += 1
         start = time.perf_counter()
-        rate = _set_rate(optimizer, config, epoch)
+        rate = _set_rate(optimizer, config, epoch, spent)
         net.train()
         sums: dict[str, float] = {}
         for index in range(stage.steps):
@@ -192,10 +193,17 @@ def _optimizer(net: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer
     )
 
 
-def _set_rate(optimizer: torch.optim.Optimizer, config: StageConfig, epoch: int) -> float:
-    """Source: polynomial decay, Chen et al., DeepLab, TPAMI 2018."""
-    left: float = (1 - epoch / config.epochs) ** config.optimizer.poly_power
-    rate = config.optimizer.learning_rate * left
+def _set_rate(
+    optimizer: torch.optim.Optimizer, config: StageConfig, epoch: int, spent: float
+) -> float:
+    """Polynomial decay over the epochs or over the budget, whichever is further gone.
+
+    Source: Chen et al., DeepLab, TPAMI 2018.
+    """
+    gone = epoch / config.epochs
+    if config.budget_s is not None:
+        gone = max(gone, spent / config.budget_s)
+    rate: float = config.optimizer.learning_rate * (1 - gone) ** config.optimizer.poly_power
     for group in optimizer.param_groups:
         group["lr"] = rate
     return rate
