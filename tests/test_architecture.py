@@ -45,6 +45,7 @@ ROOMS = [
     "measure",
     "evaluate",
     "compare",
+    "study",
     "report",
     "demo",
     "cli",

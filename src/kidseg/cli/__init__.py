@@ -15,6 +15,7 @@ import typer
 
 from kidseg.cli.data import check, demo, export, phantom
 from kidseg.cli.models import compare, evaluate, info, segment, train
+from kidseg.cli.studies import study
 from kidseg.cli.terminal import out_of_memory, refuse, show_plain_warnings, system_refusal
 from kidseg.errors import KidsegError, UsageError
 
@@ -29,7 +30,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (phantom, check, export, train, segment, evaluate, compare, info, demo):
+for command in (phantom, check, export, train, segment, evaluate, compare, study, info, demo):
     app.command()(command)
 
 

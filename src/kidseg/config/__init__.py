@@ -17,6 +17,7 @@ from kidseg.config.methods import (
 )
 from kidseg.config.networks import LocalizerConfig, UNetConfig
 from kidseg.config.phantom import PhantomConfig, Phase
+from kidseg.config.study import StudyCommonConfig, StudyConfig, StudyMethodConfig
 from kidseg.config.training import OptimizerConfig, StageConfig
 
 __all__ = [
@@ -31,6 +32,9 @@ __all__ = [
     "PoseConfig",
     "PostprocessConfig",
     "StageConfig",
+    "StudyCommonConfig",
+    "StudyConfig",
+    "StudyMethodConfig",
     "UNetConfig",
     "ViewConfig",
     "dump",

@@ -1,0 +1,154 @@
+"""Methods compared on one data set: each trained with each seed, tested, and set side by side.
+
+The data are divided once, by patient: test, validation, training, the same for all methods and
+seeds. Trainings and segmentations run in processes of their own, so that their time and memory are
+theirs alone. What is complete is not repeated; see `kidseg.study.runs`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from kidseg.compare import compare
+from kidseg.config import dump
+from kidseg.errors import BatchError, KidsegError, ResourceError
+from kidseg.evaluate.tables import prepare_output, write_json
+from kidseg.io.atomic import writing
+from kidseg.study.design import Arm, Design, design
+from kidseg.study.figure import draw
+from kidseg.study.process import Launcher
+from kidseg.study.report import markdown
+from kidseg.study.results import gather, write_average
+from kidseg.study.runs import StudyRun
+
+__all__ = ["Arm", "Design", "StudyRun", "design", "study", "study_runs"]
+
+Progress = Callable[[str, str, int, int], None]
+"""(run, step that begins or "", runs done, in all)."""
+
+
+def study(
+    file: Path,
+    out: Path,
+    *,
+    dataset: Path | None = None,
+    device: str = "auto",
+    jobs: int = 1,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Run a study, or what is left of it, and write its tables.
+
+    Writes into `out`: study.toml (resolved), runs/, labels/ and scores/ with a folder for each
+    method and seed, averaged/ with one for each method, compared/ (paired statistics of these),
+    logs/ (what the processes said), study.json, study.md and study.png.
+
+    Args:
+        file: see `kidseg.config.StudyConfig`.
+        out: folder of the study; made, or gone on with.
+        dataset: instead of the one that the file names.
+        device: of training and segmentation.
+        jobs: runs at a time. With several, their times are measured under contention.
+        seed: of the bootstrap in the comparison; the trainings' are in the file.
+        progress: told what is done.
+
+    Returns:
+        The content of study.json.
+
+    Raises:
+        UsageError: as `design`; "other-settings": a run in `out` is of other settings or data. All
+            before any work.
+        InputError: as `design`.
+        ResourceError: the disk is full.
+        BatchError: "runs-failed": some runs failed; tables are written of the others.
+    """
+    plan = design(file, dataset=dataset)
+    runs = study_runs(plan, out, device=device, jobs=jobs)
+    for run in runs:
+        run.check()
+    prepare_output(out, (), overwrite=True)
+    with writing(out / "study.toml", overwrite=True) as text:
+        text.write(dump(plan.resolved).encode())
+    failed = _perform(runs, jobs, progress or (lambda *_: None))
+    complete = [run for run in runs if run.name not in failed]
+    result = _write(plan, complete, failed, out, seed)
+    if failed:
+        raise BatchError(
+            f"{len(failed)} of {len(runs)} runs failed: "
+            + "; ".join(f"{name}: {cause}" for name, cause in failed.items()),
+            path=out,
+            code="runs-failed",
+            next_step="The others are in study.md. Run the study again to go on with these.",
+        )
+    return result
+
+
+def study_runs(
+    plan: Design, out: Path, *, device: str = "auto", jobs: int = 1
+) -> tuple[StudyRun, ...]:
+    """The runs of a study, in the order in which they are done."""
+    return tuple(
+        StudyRun(arm=arm, seed=seed, design=plan, out=out, device=device, jobs=jobs)
+        for arm, seed in plan.runs
+    )
+
+
+def _perform(runs: Sequence[StudyRun], jobs: int, tell: Progress) -> dict[str, str]:
+    """Do all runs, some at a time; {run: why it failed}."""
+    launcher = Launcher(threads=_threads(jobs))
+    failed: dict[str, str] = {}
+    done = 0
+
+    def perform(run: StudyRun) -> None:
+        run.perform(launcher, lambda step: tell(run.name, step, done, len(runs)))
+
+    with ThreadPoolExecutor(max_workers=jobs) as pool:
+        waiting = {pool.submit(perform, run): run.name for run in runs}
+        try:
+            for future in as_completed(waiting):
+                name = waiting[future]
+                try:
+                    future.result()
+                except ResourceError:
+                    raise
+                except KidsegError as error:
+                    failed[name] = str(error)
+                done += 1
+                tell(name, "", done, len(runs))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            launcher.stop()
+            raise
+    return {run.name: failed[run.name] for run in runs if run.name in failed}
+
+
+def _threads(jobs: int) -> int | None:
+    """For each of several processes its share of the processors; more would wait for each other."""
+    if jobs == 1 or "OMP_NUM_THREADS" in os.environ:
+        return None
+    return max(1, (os.cpu_count() or 1) // jobs)
+
+
+def _write(
+    plan: Design, runs: Sequence[StudyRun], failed: dict[str, str], out: Path, seed: int
+) -> dict[str, Any]:
+    (out / "study.json").unlink(missing_ok=True)
+    averages = {}
+    for arm in plan.arms:
+        if own := [run for run in runs if run.arm.name == arm.name]:
+            averages[arm.name] = write_average(own, plan, out / "averaged" / arm.name)
+    compared = None
+    if len(averages) > 1:
+        folders = [out / "averaged" / name for name in averages]
+        compared = compare(folders, out / "compared", seed=seed, overwrite=True)
+    result = gather(plan, runs, failed, averages, compared)
+    if runs:
+        draw(runs, out / "averaged", out / "study.png")
+    with writing(out / "study.md", overwrite=True) as text:
+        text.write(markdown(result).encode())
+    write_json(out / "study.json", result, overwrite=True)
+    return result

@@ -1,0 +1,104 @@
+"""A study drawn: each patient's Dice by method, and how validation rose with training time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kidseg.evaluate import read_run
+from kidseg.io.atomic import writing
+from kidseg.study.runs import StudyRun
+
+__all__ = ["draw", "validation_curve"]
+
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#999999")
+"""Told apart with any colour vision. Source: Okabe and Ito, Color Universal Design, 2008."""
+
+_SEGMENTING = ("segment", "joint")
+_JITTER = 0.22
+_GOLDEN = 0.618034  # multiples of it, modulo 1, fill an interval evenly
+
+
+def validation_curve(log: Path) -> tuple[list[float], list[float]]:
+    """(seconds since the start of the first stage, validation score) of the segmenting epochs.
+
+    Stages that come before, as pose, count in the seconds and have no segmentation to score.
+    """
+    lines = [json.loads(text) for text in log.read_text().splitlines()]
+    stages = list(dict.fromkeys(line["stage"] for line in lines))
+    ends = {stage: max(x["seconds"] for x in lines if x["stage"] == stage) for stage in stages}
+    before = {stage: sum(ends[s] for s in stages[:k]) for k, stage in enumerate(stages)}
+    kept = [line for line in lines if line["stage"] in _SEGMENTING]
+    return (
+        [before[line["stage"]] + line["seconds"] for line in kept],
+        [line["val_score"] for line in kept],
+    )
+
+
+def draw(runs: Sequence[StudyRun], averages: Path, path: Path) -> None:
+    """A panel per structure, a dot per patient (mean over seeds); below, validation by time.
+
+    Args:
+        runs: those that are complete.
+        averages: folder with each arm's average over seeds.
+        path: a .png file; replaced.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    arms = list(dict.fromkeys(run.arm.name for run in runs))
+    colours = {arm: _COLOURS[k % len(_COLOURS)] for k, arm in enumerate(arms)}
+    tables = {arm: read_run(averages / arm) for arm in arms}
+    structures = list(tables[arms[0]].summary["structures"])
+    size = (max(7.0, 3.4 * len(structures)), 7.4)
+    figure = Figure(figsize=size, facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(2, len(structures), height_ratios=(1.15, 1))
+    panels = [figure.add_subplot(grid[0, k]) for k in range(len(structures))]
+    for panel, structure in zip(panels, structures, strict=True):
+        for place, arm in enumerate(arms):
+            rows = [row for row in tables[arm].rows if row.structure == structure]
+            _dots(panel, place, [row.figures["dice"] for row in rows], colours[arm])
+        panel.set_title(f"{structure}", fontsize=10)
+        panel.set_xticks(range(len(arms)), arms, rotation=25, ha="right", fontsize=8)
+        panel.set_xlim(-0.6, len(arms) - 0.4)
+        panel.set_ylim(-0.03, 1.03)
+        panel.grid(axis="y", color="#dddddd", linewidth=0.6)
+        panel.set_axisbelow(True)
+    panels[0].set_ylabel("Dice of a test patient")
+    panel = figure.add_subplot(grid[1, :])
+    for run in runs:
+        seconds, scores = validation_curve(run.run / "log.jsonl")
+        colour = colours[run.arm.name]
+        panel.plot(seconds, scores, color=colour, linewidth=0.8, alpha=0.35)
+        first = run.seed == min(r.seed for r in runs if r.arm.name == run.arm.name)
+        best = list(accumulate(scores, max))
+        label = run.arm.name if first else None
+        panel.step(seconds, best, where="post", color=colour, linewidth=1.6, label=label)
+    panel.set(xlabel="training time, all stages (s)", ylabel="validation score (mean Dice)")
+    panel.set_xlim(left=0)
+    panel.grid(color="#dddddd", linewidth=0.6)
+    panel.legend(
+        fontsize=8,
+        loc="lower right",
+        title="a line per seed: each epoch, and best so far",
+        title_fontsize=8,
+    )
+    with writing(path, overwrite=True) as file:
+        figure.savefig(file, format="png", dpi=130)
+
+
+def _dots(panel: Any, place: int, values: Sequence[float | None], colour: str) -> None:
+    """A dot per patient, each at the same offset in every column, and their mean as a line."""
+    known = [(k, value) for k, value in enumerate(values) if value is not None]
+    if not known:
+        return
+    offsets = [(k * _GOLDEN % 1 - 0.5) * 2 * _JITTER for k, _ in known]
+    dice = [value for _, value in known]
+    panel.scatter(np.add(place, offsets), dice, s=16, color=colour, alpha=0.75, linewidths=0)
+    panel.hlines(np.mean(dice), place - 0.32, place + 0.32, color=colour, linewidth=2.2)

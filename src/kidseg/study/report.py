@@ -1,0 +1,163 @@
+"""A study's figures as text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["markdown"]
+
+
+def markdown(study: Mapping[str, Any]) -> str:
+    """The content of study.md, from that of study.json."""
+    methods, runs = study["methods"], study["runs"]
+    done = {name: figures for name, figures in methods.items() if "dice" in figures}
+    structures = list(next(iter(done.values()))["dice"]) if done else []
+    lines = ["# Study", "", *_about(study), ""]
+    lines += ["## Dice, averaged over seeds: mean (SD over patients)", ""]
+    lines += _table(
+        ["method", "seeds", *structures],
+        [
+            [name, _seeds(figures), *(_dice(figures, structure) for structure in structures)]
+            for name, figures in methods.items()
+        ],
+    )
+    lines += ["## Dice between seeds: mean of the seeds' means (SD between seeds)", ""]
+    lines += _table(
+        ["method", *structures],
+        [
+            [name, *(_pair(figures["between_seeds"][s], 4) for s in structures)]
+            for name, figures in done.items()
+        ],
+    )
+    lines += ["## Time and memory: mean (SD between seeds)", "", *_costs(done)]
+    lines += ["## Paired differences of Dice (first minus second)", "", *_compared(study)]
+    lines += ["## Each run: Dice, mean (SD over patients)", ""]
+    lines += _table(
+        ["run", *structures, "training s", "epochs"],
+        [
+            [
+                name,
+                *(_pair(run["dice"][s], 4) for s in structures),
+                ", ".join(f"{k} {v:.1f}" for k, v in run["training_seconds"].items()),
+                ", ".join(f"{k} {v}" for k, v in run["training_epochs"].items()),
+            ]
+            for name, run in runs.items()
+        ],
+    )
+    lines += [f"- {name}: {rule}" for name, rule in study["rules"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def _about(study: Mapping[str, Any]) -> list[str]:
+    """Data, conditions, and what a reader must know before the tables."""
+    data = study["data"]
+    parts = ", ".join(
+        f"{part} {data[part]['patients']} patient(s) in {len(data[part]['cases'])} case(s)"
+        for part in ("training", "validation", "test")
+    )
+    lines = [f"{data['dataset']}: {parts}; {study['protocol']} protocol."]
+    runs = study["runs"].values()
+    for what, title in (
+        ("device", "Device"),
+        ("precision", "Precision"),
+        ("jobs", "Runs at a time"),
+    ):
+        found = sorted({str(run[what]) for run in runs})
+        differ = " (runs differ: times cannot be compared)" if len(found) > 1 else ""
+        lines[0] += f" {title}: {' and '.join(found)}{differ}." if found else ""
+    if any(run["jobs"] > 1 for run in runs):
+        lines.append("Several runs at a time shared the machine: times are under contention.")
+    again = [name for name, run in study["runs"].items() if run["training_attempts"] > 1]
+    if again:
+        lines.append(
+            f"Training was interrupted and resumed: {', '.join(again)}; of these the whole process "
+            "is the last one only."
+        )
+    for figures in study["methods"].values():
+        lines += [f"**Failed: {name}**: {cause}" for name, cause in figures["failed"].items()]
+    return "\n\n".join(lines).split("\n")
+
+
+def _seeds(figures: Mapping[str, Any]) -> str:
+    failed = f", {len(figures['failed'])} failed" if figures["failed"] else ""
+    return f"{len(figures['seeds'])}{failed}"
+
+
+def _dice(figures: Mapping[str, Any], structure: str) -> str:
+    if "dice" not in figures:
+        return "-"
+    dice = figures["dice"][structure]
+    empty = f", {dice['n_empty']} empty" if dice["n_empty"] else ""
+    return f"{_pair(dice, 3)}, n {dice['n']}{empty}"
+
+
+def _costs(done: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    by_length = sorted(done.values(), key=lambda figures: -len(figures["training_seconds"]))
+    stages = list(dict.fromkeys(s for figures in by_length for s in figures["training_seconds"]))
+    stages.sort(key=lambda stage: stage == "whole process")
+    device = any("device" in figures["training_peak_memory_mb"] for figures in done.values())
+    rows = []
+    for name, figures in done.items():
+        seconds, memory = figures["training_seconds"], figures["training_peak_memory_mb"]
+        cells = [_pair(seconds[stage], 1) if stage in seconds else "-" for stage in stages]
+        cells.append(_pair(figures["segmentation_seconds_per_scan"], 2))
+        cells.append(_pair(memory["process"], 0))
+        cells += [_pair(memory["device"], 0) if "device" in memory else "-"] if device else []
+        cells.append(_pair(figures["segmentation_peak_memory_mb"], 0))
+        rows.append([name, *cells])
+    return _table(
+        [
+            "method",
+            *(f"training s: {stage}" for stage in stages),
+            "segmentation s per scan",
+            "training peak MB",
+            *(["on the GPU"] if device else []),
+            "segmentation peak MB",
+        ],
+        rows,
+    )
+
+
+def _compared(study: Mapping[str, Any]) -> list[str]:
+    rows = [
+        [
+            f"{one['a']} - {one['b']}",
+            one["structure"],
+            str(one["n"]),
+            f"{_number(one['mean_difference'])} [{_number(one['low'])}, {_number(one['high'])}]",
+            f"{one['wins']}, {one['ties']}, {one['losses']}",
+            _p(one["p"]),
+            _p(one["p_holm"]),
+        ]
+        for one in study["comparisons"]
+        if one["metric"] == "dice"
+    ]
+    if not rows:
+        return ["There were no two methods to compare.", ""]
+    head = ["methods", "structure", "n", "mean [95 %]", "wins, ties, losses", "p", "p (Holm)"]
+    return _table(head, rows)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [
+        f"| {' | '.join(head)} |",
+        "|" + "---|" * len(head),
+        *(f"| {' | '.join(row)} |" for row in rows),
+        "",
+    ]
+
+
+def _pair(figures: Mapping[str, Any], decimals: int) -> str:
+    if figures["mean"] is None:
+        return "-"
+    sd = "-" if figures["sd"] is None else f"{figures['sd']:.{decimals}f}"
+    return f"{figures['mean']:.{decimals}f} ({sd})"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.3f}"
+
+
+def _p(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"

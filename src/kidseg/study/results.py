@@ -1,0 +1,169 @@
+"""What a study found: figures per method and seed, averages over seeds, what it cost.
+
+Patients and seeds are two kinds of spread and are kept apart. The patients' figures are averaged
+over the seeds first, so that means, SD and paired tests count each patient once, however often a
+method was trained; how far the seeds' own means lie apart stands beside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kidseg.evaluate import METRICS, Row, read_run, summarise
+from kidseg.evaluate.tables import COLUMNS, write_csv, write_json
+from kidseg.study.design import Design
+from kidseg.study.runs import StudyRun
+
+__all__ = ["average", "gather", "spread", "write_average"]
+
+
+def average(runs: Sequence[Sequence[Row]]) -> tuple[Row, ...]:
+    """The rows of several runs, averaged case by case and structure by structure.
+
+    A figure is the mean over the runs in which it is defined, None where it is in none: a tumour
+    that one seed invents in a healthy patient scores 0 there, though the others rightly found
+    nothing. Volumes are means over all runs.
+
+    Raises:
+        ValueError: there are no runs, or not all have the same cases and structures.
+    """
+    tables = [{(row.case, row.structure): row for row in rows} for rows in runs]
+    if not tables or any(table.keys() != tables[0].keys() for table in tables):
+        raise ValueError("runs to be averaged must have the same cases and structures")
+    averaged = []
+    for key, first in tables[0].items():
+        rows = [table[key] for table in tables]
+        figures: dict[str, float | None] = {}
+        for metric in METRICS:
+            known = [value for row in rows if (value := row.figures[metric]) is not None]
+            figures[metric] = float(np.mean(known)) if known else None
+        predicted_ml = float(np.mean([row.predicted_ml for row in rows]))
+        averaged.append(replace(first, predicted_ml=predicted_ml, figures=figures))
+    return tuple(averaged)
+
+
+def write_average(runs: Sequence[StudyRun], design: Design, out: Path) -> Mapping[str, Any]:
+    """An arm's runs averaged over its seeds, as a folder that `compare` reads; its summary."""
+    rows = average([read_run(run.scores).rows for run in runs])
+    summary = {
+        **summarise(rows, design.protocol),
+        "averaged_over_seeds": [run.seed for run in runs],
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "summary.json").unlink(missing_ok=True)
+    write_csv(out / "cases.csv", COLUMNS, (row.values() for row in rows), overwrite=True)
+    write_json(out / "summary.json", summary, overwrite=True)
+    return summary
+
+
+def spread(values: Sequence[float]) -> dict[str, float | int | None]:
+    """Mean, sample SD (n - 1; None below two) and n; the mean of none is None."""
+    return {
+        "mean": float(np.mean(values)) if len(values) else None,
+        "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        "n": len(values),
+    }
+
+
+def gather(
+    design: Design,
+    runs: Sequence[StudyRun],
+    failed: Mapping[str, str],
+    averages: Mapping[str, Mapping[str, Any]],
+    compared: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """The content of study.json.
+
+    Args:
+        design: of the study.
+        runs: those that are complete.
+        failed: {name of a run: why}.
+        averages: {arm: summary of its average over seeds}.
+        compared: what `compare` gave between these, if there were two.
+    """
+    single = {run.name: _single(run) for run in runs}
+    methods = {}
+    for arm in design.arms:
+        own = [run for run in runs if run.arm.name == arm.name]
+        methods[arm.name] = {
+            "method": arm.method,
+            "preset": arm.preset,
+            "overrides": list(arm.overrides),
+            "seeds": [run.seed for run in own],
+            "failed": {
+                name: cause
+                for name, cause in failed.items()
+                if name in {f"{arm.name}-{seed}" for seed in design.config.seeds}
+            },
+            **_figures([single[run.name] for run in own], averages.get(arm.name)),
+        }
+    return {
+        "data": design.as_dict(),
+        "protocol": design.config.protocol,
+        "seeds": list(design.config.seeds),
+        "methods": methods,
+        "runs": single,
+        "comparisons": []
+        if compared is None
+        else [one for one in compared["comparisons"] if one["stratum"] == "all"],
+        "rules": {
+            "dice": "each patient's mean over the seeds; then mean and sample SD over patients",
+            "between_seeds": "mean and sample SD over the seeds of a seed's mean over patients",
+            "comparisons": "of these averages, paired by case (see compared/)",
+            "seconds": "mean and sample SD over the seeds; of training by stage, 'prepare' being "
+            "reading and planning, and of the whole process from start to end; of segmentation "
+            "from reading a scan to writing its labels",
+            "memory": "peak of the whole process, libraries included, mean and sample SD over the "
+            "seeds",
+        },
+    }
+
+
+def _single(run: StudyRun) -> dict[str, Any]:
+    """One run's scores and costs."""
+    summary = read_run(run.scores).summary
+    return {
+        "method": run.arm.name,
+        "seed": run.seed,
+        "dice": {name: figures["dice"] for name, figures in summary["structures"].items()},
+        **run.costs(),
+    }
+
+
+def _figures(
+    runs: Sequence[Mapping[str, Any]], averaged: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Those of one arm over its complete runs; empty without any."""
+    if not runs or averaged is None:
+        return {}
+    structures = list(averaged["structures"])
+    stages = list(dict.fromkeys(name for run in runs for name in run["training_seconds"]))
+    memory = list(dict.fromkeys(name for run in runs for name in run["training_peak_memory_mb"]))
+    means = {
+        name: [run["dice"][name]["mean"] for run in runs if run["dice"][name]["mean"] is not None]
+        for name in structures
+    }
+    return {
+        "dice": {name: averaged["structures"][name]["dice"] for name in structures},
+        "between_seeds": {name: spread(values) for name, values in means.items()},
+        "training_seconds": {
+            **{
+                stage: spread([run["training_seconds"].get(stage, 0.0) for run in runs])
+                for stage in stages
+            },
+            "whole process": spread([run["training_process_seconds"] for run in runs]),
+        },
+        "training_peak_memory_mb": {
+            name: spread([run["training_peak_memory_mb"].get(name, 0.0) for run in runs])
+            for name in memory
+        },
+        "segmentation_seconds_per_scan": spread(
+            [run["segmentation_seconds_per_scan"] for run in runs]
+        ),
+        "segmentation_peak_memory_mb": spread([run["segmentation_peak_memory_mb"] for run in runs]),
+    }

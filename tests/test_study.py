@@ -1,0 +1,414 @@
+"""A study: what it refuses, how it divides, averages and measures; and one done by real runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ellipses import write_ellipse_dataset
+from kidseg.config import StudyConfig, load
+from kidseg.errors import BatchError, InputError, KidsegError, UsageError
+from kidseg.evaluate import METRICS, Row, read_run
+from kidseg.study import Design, design, study, study_runs
+from kidseg.study.figure import validation_curve
+from kidseg.study.process import Ended, Launcher
+from kidseg.study.results import average, spread
+
+TINY = """
+seeds = [0]
+validation_share = 0.25
+{top}
+
+[common]
+set = ["view.size=32", "unet.size=32", "unet.features=4", "precision=fp32",
+  "segment.epochs=2", "segment.min_epochs=0", "segment.steps=1", "segment.batch_size=6"]
+
+[methods.plain]
+method = "plain"
+{more}
+"""
+POSED = """
+[methods.posed]
+method = "homogenized"
+set = ["pose.localizer.size=32", "pose.localizer.pooled=4", "pose.localizer.hidden=[16,8]",
+  "pose.stage.epochs=2", "pose.stage.min_epochs=0", "pose.stage.steps=2", "pose.stage.batch_size=6"]
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("study") / "ellipses"
+    write_ellipse_dataset(root, 6)
+    return root
+
+
+def toml(folder: Path, top: str = "test_patients = 2", more: str = "") -> Path:
+    file = folder / "study.toml"
+    file.write_text(TINY.format(top=top, more=more))
+    return file
+
+
+# The file
+
+
+@pytest.mark.parametrize(
+    ("top", "more", "named"),
+    [
+        ("test_patient = 2", "", "unknown key 'test_patient'"),
+        ("", "", "test_patients"),
+        ('test = ["a"]\ntest_patients = 2', "", "test_patients"),
+        ("test_patients = 0", "", "'test_patients'"),
+        ("test_patients = 2\nprotocol = 'best'", "", "'protocol'"),
+        ("test_patients = 2", '[methods."a/b"]\nmethod = "plain"', "a/b"),
+        ("test_patients = 2", '[methods.b]\nmethod = "unet"', "methods.b.method"),
+        ("test_patients = 2", '[methods.b]\nmethod = "plain"\nseed = 3', "methods.b.seed"),
+        (
+            "test_patients = 2",
+            '[methods.b]\nmethod = "plain"\nset = ["unet.feature=3"]',
+            r"methods\.b: PlainConfig: unknown key 'unet\.feature'",
+        ),
+        (
+            "test_patients = 2",
+            '[methods.b]\nmethod = "plain"\nset = ["cohort.validation_share=0.5"]',
+            r"methods\.b: all methods validate on the same",
+        ),
+        ("test_patients = 2", '[methods.b]\nmethod = "plain"\npreset = "x"', r"methods\.b: .*'x'"),
+    ],
+)
+def test_wrong_settings_are_named(
+    top: str, more: str, named: str, data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=named):
+        design(toml(tmp_path, top, more), dataset=data)
+
+
+def test_seeds_are_distinct_and_there_are_methods(tmp_path: Path) -> None:
+    file = tmp_path / "s.toml"
+    for text, named in (("seeds = [1, 1]\n[methods.a]\nmethod='plain'", "twice"), ("", "methods")):
+        file.write_text(f"test_patients = 2\n{text}")
+        with pytest.raises(UsageError, match=named):
+            load(StudyConfig, file=file)
+
+
+@pytest.mark.parametrize(
+    ("top", "code", "given"),
+    [
+        ("test_patients = 2", "no-dataset", False),
+        ('test = ["ellipse_009"]', "unknown-case", True),
+        ("test_patients = 6", "bad-test-size", True),
+        ("test_patients = 5", "bad-split", True),
+    ],
+)
+def test_data_that_do_not_fit(top: str, code: str, given: bool, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(KidsegError) as caught:
+        design(toml(tmp_path, top), dataset=data if given else None)
+    assert caught.value.code == code and caught.value.next_step + caught.value.cause
+
+
+def test_a_patient_is_in_one_part_only(data: Path, tmp_path: Path) -> None:
+    """Two cases of one patient, by nnU-Net's table of this project: one named, one not."""
+    import shutil
+
+    root = tmp_path / "two"
+    shutil.copytree(data, root)
+    text = "case,patient\n" + "".join(f"ellipse_{k:03d},p{k // 2}\n" for k in range(6))
+    (root / "patients.csv").write_text(text)
+    with pytest.raises(UsageError, match="other") as caught:
+        design(toml(tmp_path, 'test = ["ellipse_000"]'), dataset=root)
+    assert caught.value.code == "bad-split"
+    found = design(toml(tmp_path, 'test = ["ellipse_000", "ellipse_001"]'), dataset=root)
+    assert found.n_patients(found.test) == 1
+
+
+# The design
+
+
+def test_the_parts_share_nothing_and_are_the_same_each_time(data: Path, tmp_path: Path) -> None:
+    found = design(toml(tmp_path), dataset=data)
+    parts = (found.training, found.validation, found.test)
+    assert [len(part) for part in parts] == [3, 1, 2]
+    assert sorted(sum(parts, ())) == [f"ellipse_{k:03d}" for k in range(6)]
+    assert parts == _parts(design(toml(tmp_path), dataset=data))
+    others = {
+        design(toml(tmp_path, f"test_patients = 2\nsplit_seed = {seed}"), dataset=data).test
+        for seed in range(6)
+    }
+    assert len(others) > 1
+
+
+def test_a_resolved_study_is_the_same_study(data: Path, tmp_path: Path) -> None:
+    from kidseg.config import dump
+
+    first = design(toml(tmp_path, more=POSED), dataset=data)
+    again = tmp_path / "elsewhere" / "study.toml"
+    again.parent.mkdir()
+    again.write_text(dump(first.resolved))
+    second = design(again)
+    assert _parts(first) == _parts(second) and first.sha256 == second.sha256
+    assert [arm.settings for arm in first.arms] == [arm.settings for arm in second.arms]
+
+
+def test_settings_are_the_methods_own_over_the_common_over_the_file(
+    data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "own.toml").write_text("augment = 'nnunet'\n[unet]\nfeatures = 7\nhead_kernel = 1")
+    more = (
+        '[methods.b]\nmethod = "plain"\nconfig = "own.toml"\n'
+        'set = ["segment.epochs=9"]\npreset = "demo"'
+    )
+    found = design(toml(tmp_path, more=more), dataset=data)
+    settings = dict(zip((arm.name for arm in found.arms), found.arms, strict=True))["b"].settings
+    for text in ("epochs = 9", "features = 4", "head_kernel = 1", "max_features = 96"):
+        assert text in settings
+    assert [(arm.name, seed) for arm, seed in found.runs] == [("plain", 0), ("b", 0)]
+
+
+def _parts(found: Design) -> tuple[tuple[str, ...], ...]:
+    return found.training, found.validation, found.test
+
+
+# Averages
+
+
+def row(case: str, dice: float | None, predicted_ml: float = 1.0, structure: str = "tumour") -> Row:
+    return Row(
+        case=case,
+        patient=case,
+        age_years=3.0,
+        structure=structure,
+        reference_ml=0.0 if dice is None else 2.0,
+        predicted_ml=predicted_ml,
+        figures=dict.fromkeys(METRICS) | {"dice": dice},
+    )
+
+
+def test_seeds_are_averaged_case_by_case() -> None:
+    runs = [
+        [row("a", 0.9, 1.0), row("b", 0.2), row("c", None, 0.0), row("d", None, 0.0)],
+        [row("b", 0.4), row("a", 0.6, 4.0), row("c", None, 0.0), row("d", 0.0, 1.0)],
+    ]
+    found = {r.case: r for r in average(runs)}
+    assert found["a"].figures["dice"] == pytest.approx(0.75)
+    assert found["a"].predicted_ml == 2.5
+    assert found["b"].figures["dice"] == pytest.approx(0.3)
+    # Nothing there and nothing found by any; then something found by one.
+    assert found["c"].figures["dice"] is None and found["c"].both_empty
+    assert found["d"].figures["dice"] == 0.0 and not found["d"].both_empty
+    assert average(runs[:1]) == tuple(runs[0])
+
+
+def test_runs_of_other_cases_are_not_averaged() -> None:
+    with pytest.raises(ValueError, match="same cases"):
+        average([[row("a", 0.5)], [row("b", 0.5)]])
+    with pytest.raises(ValueError, match="same cases"):
+        average([])
+
+
+def test_spread_by_hand() -> None:
+    assert spread([1.0, 3.0]) == {"mean": 2.0, "sd": pytest.approx(2**0.5), "n": 2}
+    assert spread([5.0]) == {"mean": 5.0, "sd": None, "n": 1}
+    assert spread([]) == {"mean": None, "sd": None, "n": 0}
+
+
+def test_the_time_of_earlier_stages_counts(tmp_path: Path) -> None:
+    lines = [
+        {"stage": "pose", "epoch": 0, "seconds": 2.0, "val_score": 0.9},
+        {"stage": "pose", "epoch": 1, "seconds": 5.0, "val_score": 0.9},
+        {"stage": "segment", "epoch": 0, "seconds": 3.0, "val_score": 0.1},
+        {"stage": "segment", "epoch": 1, "seconds": 7.0, "val_score": 0.4},
+    ]
+    log = tmp_path / "log.jsonl"
+    log.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert validation_curve(log) == ([8.0, 12.0], [0.1, 0.4])
+
+
+# Processes
+
+
+def test_a_process_is_measured_by_itself(tmp_path: Path) -> None:
+    """However large this one is, which has torch loaded."""
+    launcher, log = Launcher(), tmp_path / "log"
+    small = launcher.run([sys.executable, "-c", "pass"], log=log)
+    assert small.exit_code == 0 and 0 < small.peak_memory_mb < 60
+    code = "import sys, time; b = bytearray(150 << 20); time.sleep(0.3); sys.exit(5)"
+    large = launcher.run([sys.executable, "-c", code], log=log)
+    assert large.exit_code == 5 and large.seconds > 0.3
+    assert 150 < large.peak_memory_mb < 150 + 60
+
+
+def test_what_a_process_said_is_its_cause(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    code = "import sys; sys.exit('kidseg: no such file\\nsome more')"
+    assert (
+        Launcher().run([sys.executable, "-c", code], log=log).cause == "exit code 1: no such file"
+    )
+    second = Launcher().run([sys.executable, "-c", "import os; os.abort()"], log=log)
+    assert second.exit_code == -6 and second.said == "" and "nothing" in second.cause
+    assert "no such file" in log.read_text()
+    assert "-9" in Ended(exit_code=-9, seconds=1, peak_memory_mb=1, said="").cause
+
+
+def test_a_stopped_launcher_ends_its_processes(tmp_path: Path) -> None:
+    launcher, pid = Launcher(threads=1), tmp_path / "pid"
+    code = (
+        "import os, pathlib, time; assert os.environ['OMP_NUM_THREADS'] == '1'; "
+        f"pathlib.Path({str(pid)!r}).write_text(str(os.getpid())); time.sleep(60)"
+    )
+    caught: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            launcher.run([sys.executable, "-c", code], log=tmp_path / "log")
+        except KeyboardInterrupt as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and not (pid.exists() and pid.read_text()):
+        time.sleep(0.02)
+    launcher.stop()
+    thread.join(timeout=30)
+    assert caught and not thread.is_alive()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
+    with pytest.raises(KeyboardInterrupt):
+        launcher.run([sys.executable, "-c", "pass"], log=tmp_path / "log")
+
+
+# By real runs
+
+
+def command(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "kidseg", "study", *map(str, arguments), "--device", "cpu"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def marks(out: Path) -> dict[str, int]:
+    """When each file of the runs was written; the tables are written each time."""
+    return {
+        str(file): file.stat().st_mtime_ns
+        for part in ("runs", "labels", "scores")
+        for file in (out / part).rglob("*")
+        if file.is_file() and file.name != ".lock"
+    }
+
+
+def test_one_run_is_trained_tested_kept_and_not_mixed(data: Path, tmp_path: Path) -> None:
+    file, out = toml(tmp_path), tmp_path / "out"
+    steps: list[tuple[str, str]] = []
+    tell: Any = lambda run, step, done, total: steps.append((run, step))  # noqa: E731
+    result = study(file, out, dataset=data, device="cpu", progress=tell)
+    assert [step for _, step in steps] == ["train", "segment", "evaluate", ""]
+    assert json.loads((out / "study.json").read_text()) == result
+    assert {path.name for path in out.iterdir()} == {
+        *("study.toml", "study.json", "study.md", "study.png"),
+        *("runs", "labels", "scores", "averaged", "logs"),
+    }
+    run = result["runs"]["plain-0"]
+    assert run["dice"]["kidney"]["n"] == 2 and run["training_epochs"] == {"segment": 2}
+    assert run["training_peak_memory_mb"]["process"] > run["segmentation_peak_memory_mb"] / 2 > 50
+    assert run["segmentation_process_seconds"] > run["segmentation_seconds_per_scan"] > 0
+    trained = json.loads((out / "runs" / "plain-0" / "summary.json").read_text())["cases"]
+    parts = result["data"]
+    assert trained["training"] == parts["training"]["cases"]
+    assert trained["validation"] == parts["validation"]["cases"]
+    rows = read_run(out / "scores" / "plain-0").rows
+    assert sorted({r.case for r in rows}) == parts["test"]["cases"]
+    assert not set(parts["test"]["cases"]) & {*trained["training"], *trained["validation"]}
+
+    before = marks(out)
+    assert study(out / "study.toml", out, device="cpu") == result
+    assert marks(out) == before
+
+    changed = toml(tmp_path, 'test_patients = 2\nprotocol = "kits19"')
+    other = tmp_path / "other.toml"
+    other.write_text(toml(tmp_path).read_text().replace("segment.epochs=2", "segment.epochs=3"))
+    split = tmp_path / "split.toml"
+    split.write_text(toml(tmp_path, 'test = ["ellipse_000", "ellipse_001"]').read_text())
+    changed.write_text(TINY.format(top='test_patients = 2\nprotocol = "kits19"', more=""))
+    for wrong, named in ((changed, "protocol"), (other, "settings"), (split, "training")):
+        with pytest.raises(UsageError, match=named) as caught:
+            study(wrong, out, dataset=data, device="cpu")
+        assert caught.value.code == "other-settings"
+    assert marks(out) == before
+
+    stamp = out / "runs" / "plain-0" / "stamp.json"
+    stamp.write_text("{")
+    with pytest.raises(InputError) as damaged:
+        study(toml(tmp_path), out, dataset=data, device="cpu")
+    assert damaged.value.code == "damaged-stamp"
+
+
+def test_a_dry_run_lists_and_writes_nothing(data: Path, tmp_path: Path) -> None:
+    file, out = toml(tmp_path, more=POSED), tmp_path / "out"
+    told = json.loads(command(file, "-o", out, "--dataset", data, "--dry-run", "--json").stdout)
+    assert told["runs"] == [
+        {"run": "plain-0", "state": "to do"},
+        {"run": "posed-0", "state": "to do"},
+    ]
+    assert told["data"]["test"]["patients"] == 2
+    assert not out.exists()
+
+
+@pytest.mark.slow
+def test_a_whole_study_with_a_failure_and_a_kill(data: Path, tmp_path: Path) -> None:
+    """Two methods and one that fails, two seeds, killed in a training and gone on with."""
+    wrong = '[methods.wrong]\nmethod = "homogenized"\nset = ["pose.reference=nobody"]'
+    text = toml(tmp_path, more=POSED + wrong).read_text().replace("seeds = [0]", "seeds = [0, 1]")
+    file, out = tmp_path / "whole.toml", tmp_path / "out"
+    file.write_text(text.replace("segment.epochs=2", "segment.epochs=40"))
+    arguments = [sys.executable, "-m", "kidseg", "study", str(file), "-o", str(out), "--quiet"]
+    arguments += ["--dataset", str(data), "--device", "cpu"]
+    first = subprocess.Popen(arguments, stderr=subprocess.PIPE)
+    log = out / "runs" / "plain-0" / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not log.exists():
+        time.sleep(0.05)
+    first.terminate()
+    first.communicate(timeout=60)
+    assert first.returncode == 130
+    assert not (out / "study.json").exists()
+    found = design(file, dataset=data)
+    assert [run.state for run in study_runs(found, out)] == ["begun", *["to do"] * 5]
+
+    done = command(file, "-o", out, "--dataset", data, "--jobs", "2", "--json", code=4)
+    error = json.loads(done.stdout)["error"]
+    assert error["code"] == "runs-failed" and "wrong-0" in error["cause"]
+    assert "nobody" in error["cause"]
+    result = json.loads((out / "study.json").read_text())
+    assert result["runs"]["plain-0"]["training_attempts"] == 2
+    assert {run["jobs"] for run in result["runs"].values()} == {2}
+    epochs = [json.loads(line)["epoch"] for line in log.read_text().splitlines()]
+    assert epochs == list(range(40))
+    assert set(result["methods"]["wrong"]["failed"]) == {"wrong-0", "wrong-1"}
+    assert result["methods"]["posed"]["seeds"] == [0, 1]
+    for one in result["comparisons"]:
+        assert (one["a"], one["b"]) == ("plain", "posed") and one["n"] + one["n_left_out"] == 2
+    means = [result["runs"][f"posed-{seed}"]["dice"]["kidney"]["mean"] for seed in (0, 1)]
+    posed = result["methods"]["posed"]
+    assert posed["between_seeds"]["kidney"]["mean"] == pytest.approx(sum(means) / 2)
+    assert posed["dice"]["kidney"]["mean"] == pytest.approx(sum(means) / 2)
+    text = (out / "study.md").read_text()
+    for words in ("Failed: wrong-0", "plain - posed", "under contention", "resumed: plain-0"):
+        assert words in text
+
+    before = marks(out)
+    with pytest.raises(BatchError):
+        study(file, out, dataset=data, device="cpu")
+    after = marks(out)
+    assert not [name for name in before if before[name] != after[name] and "wrong" not in name]
