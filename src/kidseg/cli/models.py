@@ -75,6 +75,12 @@ def segment(
     model: Annotated[Path, typer.Option("--model", "-m", help="A model file.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
     formats: Annotated[str, typer.Option(help="Of the labels: nii,nrrd,mha.")] = "nii",
+    figures: Annotated[
+        bool, typer.Option("--figures", help="Draw the steps of each scan, too.")
+    ] = False,
+    reference: Annotated[
+        Path | None, typer.Option(help="Labels to show there: a file, or a data set.")
+    ] = None,
     trust: Trust = None,
     spacing: Spacing = None,
     series: Series = None,
@@ -97,10 +103,19 @@ def segment(
             formats=tuple(formats.split(",")),
             device=device,
             options=options,
+            figures=figures,
+            reference=reference,
             overwrite=overwrite,
             progress=advance,
         )
-    say({"results": results}, f"{len(results)} scan(s) segmented in {out}.", as_json, quiet)
+    lines = [f"{len(results)} scan(s) segmented in {out}."]
+    for result in results:
+        lines += [
+            f"{result['name']}: {finding['cause']}. {finding['next_step']}"
+            for finding in result["warnings"]
+            if finding["code"] in ("outside-training-range", "no-figure")
+        ]
+    say({"results": results}, "\n".join(lines), as_json, quiet)
 
 
 def evaluate(

@@ -19,6 +19,7 @@ from kidseg.geometry import Grid, resample
 from kidseg.methods.cohort import Cohort
 from kidseg.methods.crop import crop_stage, cropped
 from kidseg.methods.method import Method, Nets
+from kidseg.methods.placement import Placement, brought_to_reference, training_range
 from kidseg.methods.pose import located, outputs_of, pose_inputs, pose_stage, seen
 from kidseg.methods.reference import MASKS, Reference, chosen, start_grid
 from kidseg.methods.segmentation import (
@@ -205,14 +206,26 @@ def _multiple(config: HomogenizedConfig) -> int:
     return config.unet.size // config.unet.bottleneck
 
 
-def _facts(nets: Nets) -> Mapping[str, Any]:
+def _place(
+    config: HomogenizedConfig, nets: Nets, subject: Subject, grids: Mapping[str, Grid]
+) -> Placement:
+    reference, size = _reference(nets), config.view.size
+    return brought_to_reference(subject, grids["pose"], config.pose, reference, size)
+
+
+def _facts(config: HomogenizedConfig, nets: Nets, cohort: Cohort) -> Mapping[str, Any]:
     reference = _reference(nets)
+    placed = [
+        _place(config, nets, subject, {"pose": _pose(config, nets, cohort.plan, subject)})
+        for subject in cohort.training
+    ]
     return {
+        "training_range": training_range([patient.figures for patient in placed]),
         "reference": {
             "case": reference.case,
             "radii_mm": reference.radii_mm.tolist(),
             "field_mm": float(reference.field_mm),
-        }
+        },
     }
 
 
@@ -223,6 +236,7 @@ HOMOGENIZED = Method(
     stages=_stages,
     steps=_steps,
     multiple=_multiple,
+    place=_place,
     facts=_facts,
 )
 """STN pose; STN crop, if there is one, and U-Net; slice by slice."""

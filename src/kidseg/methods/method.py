@@ -9,7 +9,9 @@ from typing import Any
 from torch import nn
 
 from kidseg.device import Device
+from kidseg.geometry import Grid
 from kidseg.methods.cohort import Cohort
+from kidseg.methods.placement import Placement
 from kidseg.methods.subject import Subject
 from kidseg.pipeline import Step
 from kidseg.plan import Plan
@@ -34,7 +36,10 @@ class Method:
         steps: (configuration, networks, plan, subject, device) -> what to do with a scan; the
             image to run them on is `subject.image`.
         multiple: (configuration) -> `multiple` for `kidseg.methods.subject.prepare`.
-        facts: (networks) -> plain data about the model, for its header.
+        place: (configuration, networks, subject, grids of the steps) -> how the patient lies and
+            meets the reference. The subject's labels are known or those that were found.
+        facts: (configuration, networks, cohort) -> plain data about the model, for its header;
+            "training_range" among them, of what `place` says of the training patients.
     """
 
     name: str
@@ -43,4 +48,5 @@ class Method:
     stages: Callable[[Any, Nets, Cohort, Device], Iterator[Stage]]
     steps: Callable[[Any, Nets, Plan, Subject, Device], Sequence[Step]]
     multiple: Callable[[Any], int]
-    facts: Callable[[Nets], Mapping[str, Any]]
+    place: Callable[[Any, Nets, Subject, Mapping[str, Grid]], Placement]
+    facts: Callable[[Any, Nets, Cohort], Mapping[str, Any]]

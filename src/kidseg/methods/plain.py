@@ -8,8 +8,10 @@ from typing import Any
 from kidseg.augment import Augmentation
 from kidseg.config import PlainConfig
 from kidseg.device import Device
+from kidseg.geometry import Grid
 from kidseg.methods.cohort import Cohort
 from kidseg.methods.method import Method, Nets
+from kidseg.methods.placement import Placement, figures_of, training_range
 from kidseg.methods.segmentation import segmentation_stage, segmenter
 from kidseg.methods.subject import Subject
 from kidseg.nets import build
@@ -48,8 +50,14 @@ def _multiple(config: PlainConfig) -> int:
     return config.unet.size // config.unet.bottleneck
 
 
-def _facts(nets: Nets) -> Mapping[str, Any]:
-    return {}
+def _place(
+    config: PlainConfig, nets: Nets, subject: Subject, grids: Mapping[str, Grid]
+) -> Placement:
+    return Placement(figures=figures_of(subject), overlap={})
+
+
+def _facts(config: PlainConfig, nets: Nets, cohort: Cohort) -> Mapping[str, Any]:
+    return {"training_range": training_range([figures_of(case) for case in cohort.training])}
 
 
 PLAIN = Method(
@@ -59,6 +67,7 @@ PLAIN = Method(
     stages=_stages,
     steps=_steps,
     multiple=_multiple,
+    place=_place,
     facts=_facts,
 )
 """Trains on the base grid, centred on the body; segments on as much as it takes to see it whole."""

@@ -276,7 +276,7 @@ def _write_model(
             "seed": summary["seed"],
         },
         "licence": "as the training data allow",
-        **method.facts(nets),
+        **method.facts(config, nets, cohort),
     }
     parts = {name: net.state_dict() for name, net in nets.items()}
     path = out / "model.safetensors"

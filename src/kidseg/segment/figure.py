@@ -1,0 +1,239 @@
+"""The picture of how a scan was segmented: what each step saw and gave, in one telling slice."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from kidseg.geometry import Grid, Volume, in_plane_pose, resample
+from kidseg.io.atomic import writing
+from kidseg.labels import LabelSchema
+from kidseg.methods.cohort import patient_dice
+from kidseg.pipeline import AIR_HU
+from kidseg.segment.predictor import Segmentation
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["Panel", "draw_panels", "draw_steps", "step_panels", "telling_slice"]
+
+# Abdominal soft-tissue window: level 40, width 400.
+_WINDOW_HU = (-160.0, 240.0)
+# Reference body and crop: colours of no label of kidney, tumour or cyst. Source: as labels'.
+_OUTLINE, _FRAME = "#CC79A7", "#F0E442"
+_PANEL_INCHES, _PANEL_PIXELS = 2.7, 100
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Panel:
+    """One image of a row.
+
+    Attributes:
+        title: of the step.
+        hu: (rows, columns).
+        spacing_mm: between (rows, columns).
+        labels: (rows, columns), drawn as contours.
+        outline: (rows, columns) float 0..1, drawn at a half.
+        frame: (5, 2) indices (row, column) of a closed square: where the next step looks.
+    """
+
+    title: str
+    hu: np.ndarray
+    spacing_mm: tuple[float, float]
+    labels: np.ndarray | None = None
+    outline: np.ndarray | None = None
+    frame: np.ndarray | None = None
+
+
+def draw_steps(
+    path: Path,
+    name: str,
+    scan: Volume,
+    result: Segmentation,
+    schema: LabelSchema,
+    *,
+    reference: Volume | None = None,
+    voids: Volume | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Draw the steps of a segmentation; see `step_panels` and `telling_slice`.
+
+    The title has the slice's angle, scales and shift, the overlap with the reference patient before
+    and after the pose, and Dice over the whole patient if reference labels are given.
+
+    Args:
+        path: a .png file.
+        name: of the scan.
+        scan: (1, slices, rows, columns) HU, as it was segmented.
+        result: what was found in it.
+        schema: of the labels.
+        reference: (1, ...) labels on the scan's voxels.
+        voids: (1, ...) bool: voxels that do not count in Dice.
+        overwrite: replace a file that is there.
+    """
+    k = telling_slice(result.labels, reference)
+    lines = [f"{name}, slice {k + 1} of {scan.grid.shape[0]}", *_pose_text(scan, result, k)]
+    if reference is not None:
+        dice = patient_dice(result.labels, reference, schema, voids)
+        found = [f"{region} {value:.2f}" for region, value in dice.items() if value is not None]
+        lines.append(f"Dice over the patient: {', '.join(found) or 'nothing there, nothing found'}")
+    panels = step_panels(scan, result, k, reference)
+    draw_panels(path, panels, schema, title="\n".join(lines), overwrite=overwrite)
+
+
+def telling_slice(labels: Volume, reference: Volume | None = None) -> int:
+    """The slice with most labelled pixels; with most in the reference, if none; or the middle."""
+    for volume in (labels, reference):
+        if volume is not None and bool((volume.data > 0).any()):
+            return int((volume.data[0] > 0).flatten(1).sum(1).argmax())
+    return labels.grid.shape[0] // 2
+
+
+def step_panels(
+    scan: Volume, result: Segmentation, k: int, reference: Volume | None = None
+) -> list[Panel]:
+    """Slice `k`: scan, homogenized, cropped, predicted, restored, reference; those that there are.
+
+    The homogenized image bears the outline of the reference patient's body, and the frame of the
+    crop.
+    """
+    grids = result.grids
+    panels = [_panel("scan", scan, scan.grid, k)]
+    if "pose" in grids:
+        pose, body = grids["pose"].slices(k, k + 1), result.placement.reference_body
+        outline = None if body is None else resample(body.slices(k, k + 1), pose).data[0, 0].numpy()
+        frame = _frame(grids["crop"].slices(k, k + 1), pose) if "crop" in grids else None
+        panels.append(_panel("homogenized", scan, grids["pose"], k, outline=outline, frame=frame))
+    if "crop" in grids:
+        panels.append(_panel("cropped", scan, grids["crop"], k))
+    decided = result.decided
+    panels.append(_panel("predicted", scan, decided.grid, k, decided.data[0, k].numpy()))
+    panels.append(_panel("restored", scan, scan.grid, k, result.labels.data[0, k].numpy()))
+    if reference is not None:
+        panels.append(_panel("reference", scan, scan.grid, k, reference.data[0, k].numpy()))
+    return panels
+
+
+def draw_panels(
+    path: Path,
+    panels: Sequence[Panel],
+    schema: LabelSchema,
+    *,
+    title: str = "",
+    overwrite: bool = False,
+) -> None:
+    """Panels side by side, in true proportions, labels as contours in their colours.
+
+    Raises:
+        UsageError, InputError, ResourceError: as `kidseg.io.atomic.writing`.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    above = 0.3 + 0.2 * len(title.splitlines()) if title else 0.3
+    size = (_PANEL_INCHES * len(panels), _PANEL_INCHES + above + 0.25)
+    figure = Figure(figsize=size, facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    row = figure.subplots(1, len(panels), squeeze=False)[0]
+    for number, (axes, panel) in enumerate(zip(row, panels, strict=True), start=1):
+        _show(axes, panel, schema)
+        axes.set_title(f"{number}  {panel.title}", fontsize=9)
+    known: list[tuple[str, Any]] = [(label.name, _colour(label.rgb)) for label in schema.labels]
+    if any(panel.outline is not None for panel in panels):
+        known.append(("reference patient's body", _OUTLINE))
+    if any(panel.frame is not None for panel in panels):
+        known.append(("crop", _FRAME))
+    handles = [Line2D([], [], color=colour, label=name) for name, colour in known]
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False
+    )
+    if title:
+        figure.suptitle(title, fontsize=9)
+    with writing(path, overwrite=overwrite) as file:
+        figure.savefig(file, format="png", dpi=_PANEL_PIXELS)
+
+
+def _panel(
+    title: str,
+    scan: Volume,
+    grid: Grid,
+    k: int,
+    labels: np.ndarray | None = None,
+    outline: np.ndarray | None = None,
+    frame: np.ndarray | None = None,
+) -> Panel:
+    place = grid.slices(k, k + 1)
+    _, rows_mm, columns_mm = place.spacing_mm.reshape(-1, 3)[0].tolist()
+    image = resample(scan.slices(k, k + 1), place, fill=AIR_HU).data[0, 0]
+    return Panel(
+        title=title,
+        hu=image.numpy(),
+        spacing_mm=(rows_mm, columns_mm),
+        labels=labels,
+        outline=outline,
+        frame=frame,
+    )
+
+
+def _frame(inner: Grid, outer: Grid) -> np.ndarray:
+    """Corners of one slice's edge, as (row, column) indices of another; the first again at last."""
+    rows, columns = inner.shape[1] - 0.5, inner.shape[2] - 0.5
+    ends = [(-0.5, -0.5), (-0.5, columns), (rows, columns), (rows, -0.5), (-0.5, -0.5)]
+    corners = [outer.index(inner.mm((0.0, *end))).reshape(3)[1:] for end in ends]
+    return torch.stack(corners).numpy()
+
+
+def _pose_text(scan: Volume, result: Segmentation, k: int) -> list[str]:
+    if "pose" not in result.grids:
+        return []
+    grid = result.grids["pose"].slices(k, k + 1)
+    pose = in_plane_pose(grid, scan.grid.slices(k, k + 1))
+    angle = math.degrees(float(pose.angle_rad.reshape(-1)[0]))
+    across, down = pose.shift_mm.reshape(-1, 2)[0].tolist()
+    median = result.facts["grids"]["pose"]["scale"]
+    own = median.get("per_slice", [median["median"]])
+    wide, high = own[k if len(own) > 1 else 0]
+    lines = [
+        f"turned by {angle:+.1f} deg, scaled by {wide:.2f} x {high:.2f},"
+        f" shifted by ({across:+.0f}, {down:+.0f}) mm"
+    ]
+    overlap = result.placement.overlap
+    if overlap:
+        parts = [
+            f"{mask} {overlap['before'][mask]:.2f} -> {overlap['after'][mask]:.2f}"
+            for mask in overlap["after"]
+        ]
+        lines.append(f"overlap with the reference patient: {', '.join(parts)}")
+    return lines
+
+
+def _show(axes: Axes, panel: Panel, schema: LabelSchema) -> None:
+    aspect = panel.spacing_mm[0] / panel.spacing_mm[1]
+    axes.imshow(panel.hu, cmap="gray", vmin=_WINDOW_HU[0], vmax=_WINDOW_HU[1], aspect=aspect)
+    axes.set_axis_off()
+    if panel.outline is not None and panel.outline.min() < 0.5 <= panel.outline.max():
+        axes.contour(panel.outline, [0.5], colors=[_OUTLINE], linewidths=1.0)
+    if panel.frame is not None:
+        axes.plot(panel.frame[:, 1], panel.frame[:, 0], color=_FRAME, linewidth=1.2)
+        axes.set(xlim=(-0.5, panel.hu.shape[1] - 0.5), ylim=(panel.hu.shape[0] - 0.5, -0.5))
+    if panel.labels is None:
+        return
+    for label in schema.labels:
+        mask = panel.labels == label.id
+        if mask.any():
+            # With a border of nothing, so that a mask that fills the image has an edge too.
+            padded = np.pad(mask.astype(float), 1)
+            rows, columns = (np.arange(-1, n + 1) for n in mask.shape)
+            axes.contour(columns, rows, padded, [0.5], colors=[_colour(label.rgb)], linewidths=1.2)
+    axes.set(xlim=(-0.5, panel.hu.shape[1] - 0.5), ylim=(panel.hu.shape[0] - 0.5, -0.5))
+
+
+def _colour(rgb: tuple[int, int, int]) -> tuple[float, float, float]:
+    return (rgb[0] / 255, rgb[1] / 255, rgb[2] / 255)
