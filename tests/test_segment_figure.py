@@ -1,0 +1,304 @@
+"""The picture of the steps: the right panels, in proportion; never at the cost of the labels."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ellipses import make_ellipse_patient, write_ellipse_dataset
+from kidseg.checkpoint import load_model, save_model
+from kidseg.errors import BatchError, InputError, KidsegError, UsageError
+from kidseg.geometry import Grid, Volume
+from kidseg.io import read, save
+from kidseg.labels import KIDNEY_TUMOUR
+from kidseg.segment import Predictor, load_predictor, segment
+from kidseg.segment.figure import Panel, draw_panels, step_panels, telling_slice
+from kidseg.train import train
+from test_segment import SETTINGS, labels_of
+
+CROP = (
+    "crop.localizer.size=32",
+    "crop.localizer.pooled=4",
+    "crop.localizer.hidden=[16,8]",
+    "crop.stage.epochs=1",
+    "crop.stage.min_epochs=0",
+    "crop.stage.steps=2",
+    "crop.stage.batch_size=6",
+    "segment.epochs=4",
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("figure") / "data"
+    write_ellipse_dataset(root, 4)
+    return root
+
+
+@pytest.fixture(scope="module")
+def model(data: Path) -> Path:
+    """Pose, crop and U-Net."""
+    run = data.parent / "run"
+    train(data, run, method="homogenized", overrides=[*SETTINGS, *CROP], device="cpu")
+    return run / "model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def predictor(model: Path) -> Predictor:
+    return load_predictor(model, "cpu")
+
+
+def scan(data: Path, number: int) -> Path:
+    return data / "imagesTr" / f"ellipse_{number:03d}_0000.nii.gz"
+
+
+def truth(data: Path, number: int) -> Path:
+    return data / "labelsTr" / f"ellipse_{number:03d}.nii.gz"
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    from matplotlib.image import imread
+
+    height, width = imread(path).shape[:2]
+    return width, height
+
+
+def panels_in(path: Path) -> int:
+    """Each panel is as wide as it is."""
+    return round(size_of(path)[0] / 270)
+
+
+def test_all_steps_are_there(predictor: Predictor) -> None:
+    patient = make_ellipse_patient(0)
+    result = predictor(patient.image)
+    k = telling_slice(result.labels, patient.labels)
+    panels = step_panels(patient.image, result, k, patient.labels)
+    titles = ["scan", "homogenized", "cropped", "predicted", "restored", "reference"]
+    assert [panel.title for panel in panels] == titles
+    seen, homogenized, cropped, predicted, restored, wanted = panels
+    assert np.array_equal(seen.hu, patient.image.data[0, k].numpy())
+    assert homogenized.outline is not None and homogenized.frame is not None
+    assert homogenized.outline.shape == homogenized.hu.shape == (32, 32)
+    assert np.array_equal(predicted.hu, cropped.hu)
+    assert restored.labels is not None and wanted.labels is not None
+    assert np.array_equal(restored.labels, result.labels.data[0, k].numpy())
+    assert np.array_equal(wanted.labels, patient.labels.data[0, k].numpy())
+
+
+def test_the_frame_holds_what_is_cropped(predictor: Predictor) -> None:
+    """Its corners in millimetres are those of the crop."""
+    patient = make_ellipse_patient(1)
+    result = predictor(patient.image)
+    k = 4
+    frame = step_panels(patient.image, result, k)[1].frame
+    assert frame is not None and np.array_equal(frame[0], frame[-1])
+    pose, crop = result.grids["pose"].slices(k, k + 1), result.grids["crop"].slices(k, k + 1)
+    sides = np.linalg.norm(np.diff(frame, axis=0), axis=1) * float(pose.spacing_mm[0, 2])
+    across = float(crop.spacing_mm[0, 2]) * crop.shape[2]
+    assert sides[0] == pytest.approx(across, rel=0.02)
+
+
+def test_a_figure_per_scan(data: Path, predictor: Predictor, tmp_path: Path) -> None:
+    results = segment(
+        [scan(data, 0), scan(data, 1)], predictor, tmp_path, figures=True, reference=data
+    )
+    for number, result in enumerate(results):
+        file = tmp_path / f"ellipse_{number:03d}_steps.png"
+        assert panels_in(file) == 6
+        assert file.name in result["outputs"] and "figure" in result["seconds"]
+    segment([scan(data, 2)], predictor, tmp_path / "bare", figures=True)
+    assert panels_in(tmp_path / "bare" / "ellipse_002_steps.png") == 5
+
+
+def test_a_plain_model_has_fewer_steps(data: Path, tmp_path: Path) -> None:
+    settings = [s for s in SETTINGS if not s.startswith("pose.")]
+    settings += ["segment.epochs=1", "segment.steps=2"]
+    train(data, tmp_path / "run", method="plain", overrides=settings, device="cpu")
+    (result,) = segment(
+        [scan(data, 0)], tmp_path / "run" / "model.safetensors", tmp_path, device="cpu",
+        figures=True, reference=truth(data, 0),
+    )  # fmt: skip
+    assert panels_in(tmp_path / "ellipse_000_steps.png") == 4
+    assert result["overlap"] is None
+    assert set(result["training_range"]["figures"]) >= {"radius_long_mm", "slice_mm"}
+
+
+def test_what_the_record_says_of_the_pose(data: Path, predictor: Predictor, tmp_path: Path) -> None:
+    (result,) = segment([scan(data, 0)], predictor, tmp_path)
+    overlap, judged = result["overlap"], result["training_range"]
+    for when in ("before", "start", "after"):
+        assert set(overlap[when]) == {"body", "bone"}
+        assert all(0 <= value <= 1 for value in overlap[when].values())
+    found = labels_of(tmp_path / "ellipse_000_seg.nii.gz").data[0] > 0
+    shown = found.flatten(1).any(1).nonzero()[:, 0].tolist()
+    compared = overlap["compared"]
+    assert compared["by"] == "slices where something was found"
+    assert [compared["first"], compared["last"]] == [shown[0], shown[-1]]
+    assert judged["known"] is True and judged["far_sd"] == 1.0
+    assert {"angle_deg", "scale_x", "shift_y_mm", "overlap"} <= set(judged["figures"])
+    assert judged["figures"]["slice_mm"]["distance_sd"] == 0.0
+    json.dumps(result)
+
+
+def far(result: dict[str, object]) -> list[str]:
+    warnings = result["warnings"]
+    assert isinstance(warnings, list)
+    return [w["cause"] for w in warnings if w["code"] == "outside-training-range"]
+
+
+def test_a_scan_of_another_size_is_flagged(
+    data: Path, predictor: Predictor, tmp_path: Path
+) -> None:
+    """The same voxels, said to be twice as large. One of the training set is not flagged."""
+    own = read(scan(data, 0)).volume
+    grid = Grid.from_spacing(own.grid.shape, (20.0, 8.0, 8.0))
+    giant = save(Volume(own.data, grid), tmp_path / "giant.nii.gz")
+    header = load_model(predictor.path).header
+    trained = [i for i in range(4) if f"ellipse_{i:03d}" not in held_out(data)]
+    assert header["training_range"]["slice_mm"]["n"] == len(trained)
+    results = segment([scan(data, trained[0]), giant], predictor, tmp_path / "out")
+    assert not [cause for cause in far(results[0]) if "radius" in cause or "_mm" in cause]
+    (cause,) = far(results[1])
+    for name in ("radius_long_mm", "radius_short_mm", "slice_mm"):
+        assert f"{name} " in cause
+
+
+def held_out(data: Path) -> list[str]:
+    content = json.loads((data.parent / "run" / "cases.json").read_text())
+    return list(content["validation"])
+
+
+def test_a_model_without_a_range_says_so(data: Path, predictor: Predictor, tmp_path: Path) -> None:
+    """As written before there were any."""
+    file = load_model(predictor.path)
+    header = {name: value for name, value in file.header.items() if name != "training_range"}
+    save_model(tmp_path / "old.safetensors", file.parts, header)
+    (result,) = segment([scan(data, 0)], tmp_path / "old.safetensors", tmp_path, device="cpu")
+    assert result["training_range"] == {"known": False, "far_sd": 1.0, "figures": {}}
+    assert not far(result)
+
+
+def test_labels_stay_if_the_figure_fails(data: Path, predictor: Predictor, tmp_path: Path) -> None:
+    """A folder stands where it should go."""
+    (tmp_path / "ellipse_000_steps.png").mkdir()
+    (result,) = segment([scan(data, 0)], predictor, tmp_path, figures=True, overwrite=True)
+    codes = [warning["code"] for warning in result["warnings"]]
+    assert codes.count("no-figure") == 1
+    assert result["outputs"] == ["ellipse_000_seg.nii.gz"]
+    assert (tmp_path / "ellipse_000_seg.nii.gz").exists()
+    record = json.loads((tmp_path / "result.json").read_text())
+    assert record["scans"] == [json.loads(json.dumps(result))] and not record["failed"]
+
+
+def test_a_figure_that_is_there_stays(data: Path, predictor: Predictor, tmp_path: Path) -> None:
+    (tmp_path / "ellipse_000_steps.png").write_text("mine")
+    assert code_of([scan(data, 0)], predictor, tmp_path) == "output-exists"
+    assert not (tmp_path / "ellipse_000_seg.nii.gz").exists()
+
+
+def code_of(
+    scans: list[Path], predictor: Predictor, out: Path, reference: Path | None = None
+) -> str:
+    with pytest.raises(KidsegError) as error:
+        segment(scans, predictor, out, figures=True, reference=reference)
+    return error.value.code
+
+
+def test_a_reference_must_fit(data: Path, predictor: Predictor, tmp_path: Path) -> None:
+    labels = labels_of(truth(data, 0))
+    shifted = Volume(labels.data, labels.grid.crop((0, 1, 0), labels.grid.shape))
+    save(shifted, tmp_path / "shifted.nii.gz")
+    other = Volume(labels.data * 3, labels.grid)
+    save(other, tmp_path / "other.nii.gz")
+    out = tmp_path / "out"
+    one = [scan(data, 0)]
+    assert code_of(one, predictor, out, tmp_path / "shifted.nii.gz") == "label-grid-mismatch"
+    assert code_of(one, predictor, out, tmp_path / "other.nii.gz") == "unexpected-labels"
+    assert not list(out.glob("*_seg.nii.gz")), "refused before it was segmented"
+    both = [scan(data, 0), scan(data, 1)]
+    assert code_of(both, predictor, tmp_path / "x", truth(data, 0)) == "one-reference"
+    assert code_of(one, predictor, tmp_path / "x", tmp_path / "none") == "not-found"
+    strange = save(make_ellipse_patient(7).image, tmp_path / "strange.nii.gz")
+    assert code_of([strange], predictor, tmp_path / "x", data) == "no-reference"
+    with pytest.raises(UsageError) as error:
+        segment(one, predictor, tmp_path / "x", reference=data)
+    assert error.value.code == "reference-unused"
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_bad_reference_stops_no_other_scan(
+    data: Path, predictor: Predictor, tmp_path: Path
+) -> None:
+    write_ellipse_dataset(tmp_path / "data", 2)
+    labels = labels_of(truth(data, 1))
+    save(labels.slices(0, 4), truth(tmp_path / "data", 1), overwrite=True)
+    with pytest.raises(BatchError, match="do not lie on the voxels"):
+        segment(
+            [scan(data, 0), scan(data, 1)],
+            predictor,
+            tmp_path / "out",
+            figures=True,
+            reference=tmp_path / "data",
+        )
+    names = {file.name for file in (tmp_path / "out").iterdir()}
+    assert names == {"ellipse_000_seg.nii.gz", "ellipse_000_steps.png", "result.json"}
+
+
+def test_a_data_set_with_other_labels_is_refused(
+    data: Path, predictor: Predictor, tmp_path: Path
+) -> None:
+    write_ellipse_dataset(tmp_path / "data", 1)
+    path = tmp_path / "data" / "dataset.json"
+    path.write_text(path.read_text().replace('"tumour"', '"spleen"'))
+    with pytest.raises(InputError) as error:
+        segment([scan(data, 0)], predictor, tmp_path, figures=True, reference=tmp_path / "data")
+    assert error.value.code == "other-labels"
+
+
+def test_numbers_in_another_order_and_voxels_that_do_not_count(
+    data: Path, predictor: Predictor, tmp_path: Path
+) -> None:
+    """nnU-Net's ignore label, and kidney 4, tumour 7, mean the same as 1 and 2."""
+    from kidseg.segment.reference import find_references
+
+    write_ellipse_dataset(tmp_path / "data", 1)
+    path = tmp_path / "data" / "dataset.json"
+    content = json.loads(path.read_text())
+    content["labels"] = {"background": 0, "kidney": 1, "tumour": 2, "ignore": 3}
+    path.write_text(json.dumps(content))
+    labels = labels_of(truth(data, 0))
+    marked = labels.data.clone()
+    marked[0, 0] = 3
+    save(Volume(marked, labels.grid), truth(tmp_path / "data", 0), overwrite=True)
+    own = scan(tmp_path / "data", 0)
+    found = find_references({own: "ellipse_000"}, tmp_path / "data", predictor.schema, None)
+    on_scan, voids = found[own].on(labels.grid)
+    assert voids is not None and int(voids.data.sum()) == labels.data[0, 0].numel()
+    assert torch.equal(on_scan.data[0, 1:], labels.data[0, 1:])
+    assert not on_scan.data[0, 0].any()
+
+
+def test_the_telling_slice() -> None:
+    grid = Grid.from_spacing((5, 4, 4), (1.0, 1.0, 1.0))
+    nothing = Volume(torch.zeros((1, 5, 4, 4), dtype=torch.uint8), grid)
+    found, wanted = nothing.data.clone(), nothing.data.clone()
+    found[0, 3, 0, :2] = 1
+    wanted[0, 1] = 2
+    assert telling_slice(Volume(found, grid), Volume(wanted, grid)) == 3
+    assert telling_slice(nothing, Volume(wanted, grid)) == 1
+    assert telling_slice(nothing, nothing) == telling_slice(nothing) == 2
+
+
+def test_pixels_keep_their_proportions(tmp_path: Path) -> None:
+    """40 x 20 black pixels of 1 x 2 mm make a square."""
+    from matplotlib.image import imread
+
+    panel = Panel(title="", hu=np.full((40, 20), -1000.0), spacing_mm=(1.0, 2.0))
+    draw_panels(tmp_path / "a.png", [panel], KIDNEY_TUMOUR)
+    dark = imread(tmp_path / "a.png")[..., :3].max(-1) < 0.01
+    rows, columns = dark.sum(0).max(), dark.sum(1).max()
+    assert abs(int(rows) - int(columns)) <= 2 and rows > 100
