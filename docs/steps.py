@@ -10,16 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from torch import Tensor
 
 from kidseg.body import body_mask, moments, normalized
 from kidseg.config import PhantomConfig
 from kidseg.geometry import Grid, Volume, resample
 from kidseg.labels import KIDNEY_TUMOUR
 from kidseg.phantom import make_patient
-from kidseg.pipeline import restore
+from kidseg.pipeline import AIR_HU, restore
+from kidseg.segment.figure import Panel, draw_panels, frame_of
 
 SEED, INDEX = 6, 1
 MARGIN = 1.05
@@ -38,26 +37,28 @@ def draw(path: Path) -> None:
     back = restore(found, scan.grid)
 
     panels = [
-        ("1  the scan", scan, None),
-        ("2  pose and size normalised", resample(scan, upright, fill=-1024), crop),
-        ("3  region cropped", resample(scan, crop, fill=-1024), None),
-        ("4  labels found there", resample(scan, crop, fill=-1024), found.data.argmax(0)),
-        ("5  back on the scan's own voxels", scan, back.data[0]),
+        panel("the scan", scan, middle),
+        panel(
+            "pose and size normalised",
+            resample(scan, upright, fill=AIR_HU),
+            middle,
+            frame=frame_of(crop.slices(middle, middle + 1), upright.slices(middle, middle + 1)),
+        ),
+        panel("region cropped", resample(scan, crop, fill=AIR_HU), middle),
+        panel(
+            "labels found there", resample(scan, crop, fill=AIR_HU), middle, found.data.argmax(0)
+        ),
+        panel("back on the scan's own voxels", scan, middle, back.data[0]),
     ]
-    figure = Figure(figsize=(15, 3.3), facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, (title, image, found_labels) in zip(figure.subplots(1, 5), panels, strict=True):
-        axes.imshow(image.data[0, middle], cmap="gray", vmin=-160, vmax=240)
-        axes.set_title(title, fontsize=11)
-        axes.set_axis_off()
-        if isinstance(found_labels, Grid):
-            last = (0.0, found_labels.shape[1] - 0.5, found_labels.shape[2] - 0.5)
-            _, y0, x0 = upright.index(found_labels.mm((0.0, -0.5, -0.5))).tolist()
-            _, y1, x1 = upright.index(found_labels.mm(last)).tolist()
-            axes.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color="#56B4E9", linewidth=2)
-        elif found_labels is not None:
-            outline(axes, found_labels[middle].numpy())
-    figure.savefig(path, dpi=80)
+    draw_panels(path, panels, KIDNEY_TUMOUR, overwrite=True)
+
+
+def panel(
+    title: str, image: Volume, k: int, labels: Tensor | None = None, frame: np.ndarray | None = None
+) -> Panel:
+    """Pixels are square in the scan and in the normalised frame."""
+    found = None if labels is None else labels[k].numpy()
+    return Panel(title=title, hu=image.data[0, k].numpy(), pixel=(1, 1), labels=found, frame=frame)
 
 
 def square_around(labels: Volume, grid: Grid) -> Grid:
@@ -67,13 +68,6 @@ def square_around(labels: Volume, grid: Grid) -> Grid:
     side = math.ceil(MARGIN * float((high - low).max()))
     start = ((low + high) / 2 - side / 2).round().int().tolist()
     return grid.crop((0, *start), (grid.shape[0], side, side))
-
-
-def outline(axes: Axes, labels: np.ndarray) -> None:
-    for label in KIDNEY_TUMOUR.labels:
-        if (labels == label.id).any():
-            colour = tuple(channel / 255 for channel in label.rgb)
-            axes.contour(labels == label.id, [0.5], colors=[colour], linewidths=1.5)
 
 
 if __name__ == "__main__":

@@ -84,6 +84,9 @@ def test_all_steps_are_there(predictor: Predictor) -> None:
     assert homogenized.outline is not None and homogenized.frame is not None
     assert homogenized.outline.shape == homogenized.hu.shape == (32, 32)
     assert np.array_equal(predicted.hu, cropped.hu)
+    scales = result.grids["pose"].spacing_mm[k, 1:].tolist()
+    assert abs(scales[0] / scales[1] - 1) > 1e-3, "the patient is stretched ..."
+    assert homogenized.pixel == pytest.approx((1.0, 1.0)), "... to the reference's shape"
     assert restored.labels is not None and wanted.labels is not None
     assert np.array_equal(restored.labels, result.labels.data[0, k].numpy())
     assert np.array_equal(wanted.labels, patient.labels.data[0, k].numpy())
@@ -297,7 +300,7 @@ def test_pixels_keep_their_proportions(tmp_path: Path) -> None:
     """40 x 20 black pixels of 1 x 2 mm make a square."""
     from matplotlib.image import imread
 
-    panel = Panel(title="", hu=np.full((40, 20), -1000.0), spacing_mm=(1.0, 2.0))
+    panel = Panel(title="", hu=np.full((40, 20), -1000.0), pixel=(1.0, 2.0))
     draw_panels(tmp_path / "a.png", [panel], KIDNEY_TUMOUR)
     dark = imread(tmp_path / "a.png")[..., :3].max(-1) < 0.01
     rows, columns = dark.sum(0).max(), dark.sum(1).max()

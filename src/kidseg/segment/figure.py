@@ -21,7 +21,7 @@ from kidseg.segment.predictor import Segmentation
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Panel", "draw_panels", "draw_steps", "step_panels", "telling_slice"]
+__all__ = ["Panel", "draw_panels", "draw_steps", "frame_of", "step_panels", "telling_slice"]
 
 # Abdominal soft-tissue window: level 40, width 400.
 _WINDOW_HU = (-160.0, 240.0)
@@ -37,7 +37,7 @@ class Panel:
     Attributes:
         title: of the step.
         hu: (rows, columns).
-        spacing_mm: between (rows, columns).
+        pixel: its (height, width), in any unit.
         labels: (rows, columns), drawn as contours.
         outline: (rows, columns) float 0..1, drawn at a half.
         frame: (5, 2) indices (row, column) of a closed square: where the next step looks.
@@ -45,7 +45,7 @@ class Panel:
 
     title: str
     hu: np.ndarray
-    spacing_mm: tuple[float, float]
+    pixel: tuple[float, float]
     labels: np.ndarray | None = None
     outline: np.ndarray | None = None
     frame: np.ndarray | None = None
@@ -64,8 +64,8 @@ def draw_steps(
 ) -> None:
     """Draw the steps of a segmentation; see `step_panels` and `telling_slice`.
 
-    The title has the slice's angle, scales and shift, the overlap with the reference patient before
-    and after the pose, and Dice over the whole patient if reference labels are given.
+    The title has the slice's angle, scales and shift; the overlap with the reference patient before
+    the pose, at its start and after it; and, if reference labels are given, Dice over the patient.
 
     Args:
         path: a .png file.
@@ -103,17 +103,20 @@ def step_panels(
     The homogenized image bears the outline of the reference patient's body, and the frame of the
     crop.
     """
-    grids = result.grids
+    grids, decided = result.grids, result.decided
+    posed = grids.get("pose")
     panels = [_panel("scan", scan, scan.grid, k)]
-    if "pose" in grids:
-        pose, body = grids["pose"].slices(k, k + 1), result.placement.reference_body
+    if posed is not None:
+        pose, body = posed.slices(k, k + 1), result.placement.reference_body
         outline = None if body is None else resample(body.slices(k, k + 1), pose).data[0, 0].numpy()
-        frame = _frame(grids["crop"].slices(k, k + 1), pose) if "crop" in grids else None
-        panels.append(_panel("homogenized", scan, grids["pose"], k, outline=outline, frame=frame))
+        frame = frame_of(grids["crop"].slices(k, k + 1), pose) if "crop" in grids else None
+        panels.append(
+            _panel("homogenized", scan, posed, k, homogenized=posed, outline=outline, frame=frame)
+        )
     if "crop" in grids:
-        panels.append(_panel("cropped", scan, grids["crop"], k))
-    decided = result.decided
-    panels.append(_panel("predicted", scan, decided.grid, k, decided.data[0, k].numpy()))
+        panels.append(_panel("cropped", scan, grids["crop"], k, homogenized=posed))
+    found = decided.data[0, k].numpy()
+    panels.append(_panel("predicted", scan, decided.grid, k, found, homogenized=posed))
     panels.append(_panel("restored", scan, scan.grid, k, result.labels.data[0, k].numpy()))
     if reference is not None:
         panels.append(_panel("reference", scan, scan.grid, k, reference.data[0, k].numpy()))
@@ -166,23 +169,27 @@ def _panel(
     grid: Grid,
     k: int,
     labels: np.ndarray | None = None,
+    homogenized: Grid | None = None,
     outline: np.ndarray | None = None,
     frame: np.ndarray | None = None,
 ) -> Panel:
     place = grid.slices(k, k + 1)
-    _, rows_mm, columns_mm = place.spacing_mm.reshape(-1, 3)[0].tolist()
+    pixel = place.spacing_mm.reshape(-1, 3)[0]
+    if homogenized is not None:
+        # As the network sees it: the pose's pixels are square in the reference's size.
+        pixel = pixel / homogenized.slices(k, k + 1).spacing_mm.reshape(-1, 3)[0]
     image = resample(scan.slices(k, k + 1), place, fill=AIR_HU).data[0, 0]
     return Panel(
         title=title,
         hu=image.numpy(),
-        spacing_mm=(rows_mm, columns_mm),
+        pixel=(float(pixel[1]), float(pixel[2])),
         labels=labels,
         outline=outline,
         frame=frame,
     )
 
 
-def _frame(inner: Grid, outer: Grid) -> np.ndarray:
+def frame_of(inner: Grid, outer: Grid) -> np.ndarray:
     """Corners of one slice's edge, as (row, column) indices of another; the first again at last."""
     rows, columns = inner.shape[1] - 0.5, inner.shape[2] - 0.5
     ends = [(-0.5, -0.5), (-0.5, columns), (rows, columns), (rows, -0.5), (-0.5, -0.5)]
@@ -207,15 +214,18 @@ def _pose_text(scan: Volume, result: Segmentation, k: int) -> list[str]:
     overlap = result.placement.overlap
     if overlap:
         parts = [
-            f"{mask} {overlap['before'][mask]:.2f} -> {overlap['after'][mask]:.2f}"
+            f"{mask} {' -> '.join(f'{overlap[when][mask]:.2f}' for when in overlap)}"
             for mask in overlap["after"]
         ]
-        lines.append(f"overlap with the reference patient: {', '.join(parts)}")
+        lines.append(
+            f"overlap with the reference patient, as scanned -> at the start -> homogenized:"
+            f" {', '.join(parts)}"
+        )
     return lines
 
 
 def _show(axes: Axes, panel: Panel, schema: LabelSchema) -> None:
-    aspect = panel.spacing_mm[0] / panel.spacing_mm[1]
+    aspect = panel.pixel[0] / panel.pixel[1]
     axes.imshow(panel.hu, cmap="gray", vmin=_WINDOW_HU[0], vmax=_WINDOW_HU[1], aspect=aspect)
     axes.set_axis_off()
     if panel.outline is not None and panel.outline.min() < 0.5 <= panel.outline.max():
