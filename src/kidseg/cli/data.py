@@ -21,7 +21,7 @@ from kidseg.cli.options import (
     Spacing,
     Trust,
 )
-from kidseg.cli.terminal import progress, say
+from kidseg.cli.terminal import progress, say, stages
 from kidseg.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -142,17 +142,33 @@ def export(
 
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")] = Path("demo"),
-    patients: Annotated[int, typer.Option("--patients", "-n", min=2, help="How many.")] = 8,
+    patients: Annotated[int, typer.Option("--patients", "-n", min=5, help="How many.")] = 20,
+    held_out: Annotated[
+        int, typer.Option("--held-out", min=2, help="How many the model never sees.")
+    ] = 4,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="One setting of the training, key=value.")
+    ] = None,
     seed: Seed = 6,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make digital patients, check them, normalise their pose and size, draw the result."""
+    """Train a model on digital patients, try it on others, show what came of it."""
     from kidseg.demo import run
 
-    with progress("steps", quiet or as_json) as advance:
-        result = run(out, patients=patients, seed=seed, overwrite=overwrite, progress=advance)
+    silent = quiet or as_json
+    with stages(silent) as advance:
+        result = run(
+            out,
+            patients=patients,
+            held_out=held_out,
+            seed=seed,
+            overrides=set_ or (),
+            overwrite=overwrite,
+            say=None if silent else typer.echo,
+            progress=advance,
+        )
     say(result.as_dict(), str(result), as_json, quiet)
 
 
