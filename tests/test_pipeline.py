@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 import torch
 
+from kidseg import pipeline
 from kidseg.geometry import Grid, Volume, boxed, posed, resample
 from kidseg.pipeline import Step, restore, run
 
@@ -90,6 +94,120 @@ def test_outside_everything_and_on_ties_it_is_background() -> None:
     assert not restore(Volume(certain, far), SCAN).data.any()
     tie = Volume(torch.full((2, *SCAN.shape), 0.5), SCAN)
     assert not restore(tie, SCAN).data.any()
+
+
+def random_scan(rng: np.random.Generator) -> Grid:
+    shape = (int(rng.integers(1, 6)), *rng.integers(5, 40, 2).tolist())
+    return Grid.from_spacing(shape, rng.uniform(0.3, 4.0, 3).tolist())
+
+
+def random_grid(rng: np.random.Generator, scan: Grid, kind: str) -> Grid:
+    """Where a network could have looked: bigger, smaller, turned, beside the scan."""
+    nz = scan.shape[0]
+    rows, columns = (int(n) for n in rng.integers(3, 40, 2))
+    if kind == "copied":
+        return scan.crop((0, *rng.integers(-5, 5, 2).tolist()), (nz, rows, columns))
+    if kind == "space":
+        angle, scale, shift = rng.uniform(-1, 1, (3, 3))
+        turned = posed(
+            scan,
+            angle_rad=torch.from_numpy(angle),
+            scale=torch.from_numpy(np.exp(scale * 0.4)),
+            shift_mm=torch.from_numpy(shift * 8),
+        )
+        return turned.resized((int(rng.integers(1, 8)), rows, columns))
+    if kind == "slices":
+        return scan.resized((int(rng.integers(1, 10)), rows, columns))
+    lead = (nz,) if kind == "each slice" else ()
+    turned = posed(
+        scan,
+        angle_rad=torch.from_numpy(np.asarray(rng.uniform(-math.pi, math.pi, lead))),
+        scale=torch.from_numpy(np.exp(rng.uniform(-0.7, 0.7, (*lead, 2)))),
+        shift_mm=torch.from_numpy(rng.uniform(-15, 15, (*lead, 2))),
+    )
+    return turned.resized((nz, rows, columns)).crop((0, *rng.uniform(-4, 4, 2)), (nz, rows, 9))
+
+
+def random_probabilities(rng: np.random.Generator, grid: Grid, kind: str) -> Volume:
+    classes = int(rng.integers(2, 5))
+    shape = (classes, *grid.shape)
+    if kind == "noise":
+        data = rng.dirichlet(np.ones(classes), grid.shape).transpose(3, 0, 1, 2)
+    elif kind == "nearly tied":  # within a few roundings of each other
+        data = 1 / classes + rng.integers(-3, 4, shape) * 6e-8
+    else:
+        data = np.zeros(shape)
+        data[0] = 1.0
+        if kind == "ties":
+            data[1] = rng.integers(0, 3, grid.shape) / 2
+            data[0] = 1 - data[1]
+        elif kind == "all of one label":
+            data[0], data[-1] = 0.0, 1.0
+        else:  # spots, at the edges too
+            for _ in range(int(rng.integers(0, 4))):
+                z, y, x = (int(rng.integers(0, n)) for n in grid.shape)
+                data[:, z : z + 2, y : y + 4, x : x + 4] = rng.dirichlet(np.ones(classes))[
+                    :, None, None, None
+                ]
+    return Volume(torch.from_numpy(np.ascontiguousarray(data)).float(), grid)
+
+
+@pytest.mark.parametrize(
+    "content", ["noise", "nearly tied", "ties", "all of one label", "spots", "more spots"]
+)
+@pytest.mark.parametrize("place", ["copied", "volume", "each slice", "space", "slices"])
+def test_restored_labels_are_those_of_all_voxels_resampled(place: str, content: str) -> None:
+    found_anything = 0
+    for seed in range(15):
+        rng = np.random.default_rng([seed, len(place), len(content)])
+        scan = random_scan(rng)
+        found = random_probabilities(rng, random_grid(rng, scan, place), content)
+        fill = [1.0] + [0.0] * (found.channels - 1)
+        whole = resample(found, scan, fill=fill).data.argmax(0).to(torch.uint8)
+        assert torch.equal(restore(found, scan).data[0], whole), f"seed {seed}"
+        found_anything += int(whole.any())
+    assert found_anything >= 3
+
+
+def test_only_what_lies_around_something_is_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampled = []
+    whole = pipeline.sample_window
+
+    def counted(*given):  # type: ignore[no-untyped-def]
+        sampled.append(math.prod(len(line) for line in given[3]))
+        return whole(*given)
+
+    monkeypatch.setattr(pipeline, "sample_window", counted)
+    grid = posed(SCAN, angle_rad=torch.full((6,), 0.1), scale=torch.ones(6, 2))
+    data = torch.zeros(2, *SCAN.shape)
+    data[0] = 1.0
+    assert not restore(Volume(data, grid), SCAN).data.any()
+    assert not sampled
+    data[:, 2, 30:34, 40:44] = torch.tensor([0.0, 1.0])[:, None, None]
+    assert restore(Volume(data, grid), SCAN).data.sum() > 10
+    # One slice; 4 x 4 pixels and their neighbours, 6 x 6, turned by 0.1.
+    assert len(sampled) == 1
+    assert sampled[0] <= 9 * 9
+
+
+def test_the_edge_value_holds_half_a_voxel_beyond() -> None:
+    """One row of pixels, all label, fills two rows of half its size to their ends."""
+    scan = Grid.from_spacing((1, 40, 8), (1, 0.5, 0.5))
+    only = scan.resized((1, 20, 4)).crop((0, 10, 0), (1, 1, 4))
+    certain = torch.stack([torch.zeros(only.shape), torch.ones(only.shape)])
+    labels = restore(Volume(certain, only), scan).data[0, 0]
+    assert labels[20:22].all()
+    assert labels.sum() == 2 * 8
+
+
+def test_a_value_that_is_no_number_is_not_passed_over() -> None:
+    grid = posed(SCAN, angle_rad=0.2)
+    data = torch.zeros(2, *SCAN.shape)
+    data[0] = 1.0
+    data[1, 3, 32, 40] = torch.nan
+    whole = resample(Volume(data, grid), SCAN, fill=(1.0, 0.0)).data.argmax(0)
+    assert whole.any()
+    assert torch.equal(restore(Volume(data, grid), SCAN).data[0], whole.to(torch.uint8))
 
 
 def test_steps_that_never_segment_are_a_mistake() -> None:

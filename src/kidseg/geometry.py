@@ -21,8 +21,7 @@ from kidseg.grid import (
     Grid,
     Volume,
     boxed,
-    check_paired_planes,
-    coinciding_planes,
+    index_from_voxels,
     stack,
 )
 from kidseg.pose import InPlanePose, grid_from_theta, in_plane_pose, posed, theta_from_grid
@@ -35,8 +34,11 @@ __all__ = [
     "boxed",
     "grid_from_theta",
     "in_plane_pose",
+    "index_from_voxels",
+    "is_sub_grid",
     "posed",
     "resample",
+    "sample_window",
     "stack",
     "theta_from_grid",
 ]
@@ -81,42 +83,71 @@ def resample(
     Raises:
         ValueError: the planes of a slice-wise source and the target do not coincide.
     """
-    source = volume.grid
     data, kept_type = volume.data, volume.data.dtype
     fills = torch.as_tensor(fill, dtype=torch.float64).expand(volume.channels)
-    target_matrix = target.slicewise().mm_from_index.to(source.mm_from_index)
-    if source.is_slicewise:
-        check_paired_planes(target.slicewise(), source)
-    index_from_target = torch.linalg.inv(source.mm_from_index) @ target_matrix
-
-    planes = coinciding_planes(index_from_target.detach())
-    if planes is not None and source.is_slicewise:
-        planes = torch.arange(source.shape[0])
-    if planes is not None and not index_from_target.requires_grad:
+    index_from_target, planes = index_from_voxels(volume.grid, target)
+    if planes is not None and is_sub_grid(index_from_target):
         exact = _sub_grid(data, planes, index_from_target, target, fills)
-        if exact is not None:
-            exact = exact if mode == "nearest" or exact.is_floating_point() else exact.float()
-            return Volume(exact, target)
+        exact = exact if mode == "nearest" or exact.is_floating_point() else exact.float()
+        return Volume(exact, target)
 
     if mode == "cubic":
         return Volume(_sample_spline(volume, index_from_target, planes, target, fills), target)
     if not data.is_floating_point():
         wide = data.dtype in (torch.int32, torch.int64) and data.device.type != "mps"
         data = data.double() if wide and mode == "nearest" else data.float()
-    sample = _sample_volume if planes is None else _sample_planes
     out = []
     at_once = max(1, _POINTS_AT_ONCE // (target.shape[1] * target.shape[2]))
+    window = (range(target.shape[1]), range(target.shape[2]))
     for start in range(0, target.shape[0], at_once):
         chunk = slice(start, start + at_once)
-        matrices = index_from_target[chunk].to(data.dtype).to(data.device)
-        chosen = None if planes is None else planes[chunk].to(data.device)
-        out.append(
-            sample(
-                data, matrices, chosen, target.shape[1:], mode, fills.to(data.dtype).to(data.device)
-            )
-        )
+        chosen = None if planes is None else planes[chunk]
+        out.append(sample_window(data, index_from_target[chunk], chosen, window, fills, mode))
     result = torch.cat(out, dim=1) if len(out) > 1 else out[0]
     return Volume(result.to(kept_type) if mode == "nearest" else result, target)
+
+
+def is_sub_grid(index_from_target: Tensor) -> bool:
+    """Are the rows and columns of all target slices the source's, so that values can be copied?
+
+    Args:
+        index_from_target: of slices in planes of the source, see `index_from_voxels`; one that
+            carries gradients is none, because copying would lose them.
+    """
+    if index_from_target.requires_grad:
+        return False
+    in_plane, offset = index_from_target[:, 1:3, 1:3], index_from_target[:, 1:3, 3]
+    turned = (in_plane - torch.eye(2).to(in_plane)).abs() > SAME_SLOPE
+    moved = (offset - offset[0].round()).abs() > SAME_INDEX
+    return not bool(turned.any() or moved.any())
+
+
+def sample_window(
+    data: Tensor,
+    index_from_target: Tensor,
+    planes: Tensor | None,
+    window: tuple[range, range],
+    fill: Tensor,
+    mode: Literal["linear", "nearest"] = "linear",
+) -> Tensor:
+    """What `resample` gives in a window of target slices, to the last bit.
+
+    Args:
+        data: (channels, slices, rows, columns) floating point, of the source.
+        index_from_target: (target slices, 4, 4), see `index_from_voxels`.
+        planes: (target slices,), see there.
+        window: rows and columns of the target.
+        fill: (channels,), outside the source.
+        mode: as in `resample`.
+
+    Returns:
+        (channels, target slices, rows, columns) of the window.
+    """
+    matrices = index_from_target.to(data.dtype).to(data.device)
+    outside = fill.to(data.dtype).to(data.device)
+    if planes is None:
+        return _sample_volume(data, matrices, window, mode, outside)
+    return _sample_planes(data, matrices, planes.to(data.device), window, mode, outside)
 
 
 def binned(volume: Volume, factor: int) -> Volume:
@@ -157,16 +188,15 @@ def binned(volume: Volume, factor: int) -> Volume:
 def _sample_planes(
     data: Tensor,
     index_from_target: Tensor,
-    planes: Tensor | None,
-    size: tuple[int, int],
+    planes: Tensor,
+    window: tuple[range, range],
     mode: str,
     fill: Tensor,
 ) -> Tensor:
     """Bilinear sampling where each target slice lies in the plane of source slice `planes[k]`."""
-    assert planes is not None
     inside_z = (planes >= 0) & (planes < data.shape[1])
     images = data[:, planes.clamp(0, data.shape[1] - 1)].transpose(0, 1)
-    rows, columns = _axes(size, data)
+    rows, columns = _axes(window, data)
     y = _plane(index_from_target[:, 1], rows, columns)
     x = _plane(index_from_target[:, 2], rows, columns)
     counts = data.shape[2:]
@@ -181,13 +211,12 @@ def _sample_planes(
 def _sample_volume(
     data: Tensor,
     index_from_target: Tensor,
-    planes: Tensor | None,
-    size: tuple[int, int],
+    window: tuple[range, range],
     mode: str,
     fill: Tensor,
 ) -> Tensor:
     """Trilinear sampling at target slices that lie anywhere in a volumetric source."""
-    rows, columns = _axes(size, data)
+    rows, columns = _axes(window, data)
     z, y, x = (_plane(index_from_target[:, axis], rows, columns) for axis in range(3))
     nz, ny, nx = data.shape[1:]
     inside = _within(z, nz) & _within(y, ny) & _within(x, nx)
@@ -227,7 +256,7 @@ def _spline_along_axes(
         data = data[:, depths.long().clamp(0, data.shape[1] - 1)]
     else:
         data = torch.einsum("kz,czyx->ckyx", _spline_matrix(depths, data, 1), data)
-    rows, columns = _axes(size, matrices)
+    rows, columns = _axes((range(size[0]), range(size[1])), matrices)
     y = matrices[0, 1, 1] * rows + matrices[0, 1, 3]
     x = matrices[0, 2, 2] * columns + matrices[0, 2, 3]
     along_rows, along_columns = _spline_matrix(y[:, 0], data, 2), _spline_matrix(x[0], data, 3)
@@ -259,7 +288,7 @@ def _spline_across_axes(
 
     axes = (1, 2) if in_planes else (0, 1, 2)
     pads = [(_SPLINE_PAD, _SPLINE_PAD) if axis in axes else (0, 0) for axis in range(3)]
-    rows, columns = _axes(size, matrices)
+    rows, columns = _axes((range(size[0]), range(size[1])), matrices)
     values = data.new_empty((data.shape[0], len(matrices), *size))
     inside = torch.empty((len(matrices), *size), dtype=torch.bool)
     for channel, source in zip(values, data, strict=True):
@@ -287,16 +316,9 @@ def _spline_across_axes(
 
 def _sub_grid(
     data: Tensor, planes: Tensor, index_from_target: Tensor, target: Grid, fill: Tensor
-) -> Tensor | None:
-    """The target's values copied, if its voxels are voxels of the source in the same order."""
-    in_plane = index_from_target[:, 1:3, 1:3]
-    offset = index_from_target[:, 1:3, 3]
-    corner = offset[0].round()
-    if ((in_plane - torch.eye(2).to(in_plane)).abs() > SAME_SLOPE).any():
-        return None
-    if ((offset - corner).abs() > SAME_INDEX).any():
-        return None
-    top, left = (int(c) for c in corner.tolist())
+) -> Tensor:
+    """The target's values copied: see `is_sub_grid`."""
+    top, left = (int(c) for c in index_from_target[0, 1:3, 3].round().tolist())
     counts = data.shape[1:]
     shape = (data.shape[0], *target.shape)
     out = fill.to(data.device)[:, None, None, None].to(data.dtype).expand(shape).clone()
@@ -311,9 +333,10 @@ def _sub_grid(
     return out
 
 
-def _axes(size: tuple[int, int], like: Tensor) -> tuple[Tensor, Tensor]:
-    rows = torch.arange(size[0], device=like.device, dtype=like.dtype)
-    columns = torch.arange(size[1], device=like.device, dtype=like.dtype)
+def _axes(window: tuple[range, range], like: Tensor) -> tuple[Tensor, Tensor]:
+    rows, columns = (
+        torch.arange(line.start, line.stop, device=like.device, dtype=like.dtype) for line in window
+    )
     return rows[:, None], columns[None, :]
 
 

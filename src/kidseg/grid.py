@@ -29,7 +29,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-__all__ = ["Grid", "Volume", "boxed", "stack"]
+__all__ = ["Grid", "Volume", "boxed", "index_from_voxels", "stack"]
 
 # Two positions closer than this part of a voxel are the same: far above float64 rounding of patient
 # coordinates (1e-13 of a metre), far below anything interpolation could show.
@@ -312,14 +312,31 @@ def coinciding_planes(index_from_target: Tensor) -> Tensor | None:
     return planes.long()
 
 
-def check_paired_planes(target: Grid, source: Grid) -> None:
-    if target.shape[0] != source.shape[0]:
+def index_from_voxels(source: Grid, target: Grid) -> tuple[Tensor, Tensor | None]:
+    """Where the voxels of each target slice lie in the source.
+
+    Returns:
+        (target slices, 4, 4): takes (0, row, column, 1) of a target slice to an index of the
+        source, or of its own source slice if the source is slice-wise; and the (target slices,)
+        source slices in whose planes the target slices lie, None if any lies between.
+
+    Raises:
+        ValueError: the planes of a slice-wise source and the target do not coincide.
+    """
+    if source.is_slicewise and target.shape[0] != source.shape[0]:
         raise ValueError(f"{target.shape[0]} slices cannot pair with {source.shape[0]}")
-    matrix = source.mm_from_index.detach()
-    index_from_target = torch.linalg.inv(matrix) @ target.mm_from_index.detach().to(matrix)
-    planes = coinciding_planes(index_from_target)
-    if planes is None or (planes != 0).any():
-        raise ValueError("the slices of a slice-wise grid are sampled in their own planes only")
+    target_matrix = target.slicewise().mm_from_index.to(source.mm_from_index)
+    index_from_target = torch.linalg.inv(source.mm_from_index) @ target_matrix
+    planes = coinciding_planes(index_from_target.detach())
+    if source.is_slicewise:
+        if planes is None or (planes != 0).any():
+            raise ValueError("the slices of a slice-wise grid are sampled in their own planes only")
+        planes = torch.arange(source.shape[0])
+    return index_from_target, planes
+
+
+def check_paired_planes(target: Grid, source: Grid) -> None:
+    index_from_voxels(source, target)
 
 
 def _check_affine(matrix: Tensor) -> None:

@@ -9,14 +9,27 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from kidseg.geometry import Grid, Volume, resample
+from kidseg.geometry import (
+    Grid,
+    Volume,
+    index_from_voxels,
+    is_sub_grid,
+    resample,
+    sample_window,
+)
 
 __all__ = ["Locate", "Outcome", "Segment", "Step", "restore", "run"]
 
 AIR_HU = -1024.0
+# How far a label must stay below background, in units of rounding, so that interpolation cannot
+# bring it on top: eight products and sums on either side, with room to spare.
+_ROUNDING = 64
 
 Locate = Callable[[Volume, Grid, Volume | None], Grid]
 """(scan, current grid, probabilities found so far) -> the grid to go on with."""
@@ -80,24 +93,105 @@ def run(scan: Volume, steps: Sequence[Step], *, onto: Grid | None = None) -> Out
     return Outcome(labels=labels, found=found, grids=grids, seconds=seconds)
 
 
+@torch.no_grad()
 def restore(probabilities: Volume, scan: Grid) -> Volume:
     """Probabilities brought onto the scan's voxels and decided there.
 
-    Outside the grid of the probabilities background is certain. Slice by slice, so that the
-    probabilities of a whole scan never lie in memory together.
+    The labels are those of `resample` onto the whole scan and argmax. But between voxels that are
+    all background interpolation finds background, so only what lies around the others is sampled,
+    slice by slice: a scan's probabilities are neither computed everywhere nor held in memory.
+
+    Outside the grid of the probabilities background is certain.
 
     Args:
-        probabilities: (labels + 1, slices, rows, columns), background first.
-        scan: volumetric grid of the scan.
+        probabilities: (labels + 1, slices, rows, columns), background first, 0 to 1.
+        scan: grid of the scan.
 
     Returns:
         (1, slices, rows, columns) uint8: the most probable label; the lower number on a tie.
+
+    Raises:
+        ValueError: the planes of slice-wise probabilities and the scan do not coincide.
     """
-    source = probabilities.grid
-    fill = [1.0] + [0.0] * (probabilities.channels - 1)
+    data, source = probabilities.data, probabilities.grid
+    index_from_scan, planes = index_from_voxels(source, scan)
+    if planes is not None and is_sub_grid(index_from_scan):
+        return resample(Volume(_decided(data)[None], source), scan, mode="nearest")
+    fill = torch.tensor([1.0] + [0.0] * (probabilities.channels - 1))
+    boxes = _boxes(data)
     out = torch.zeros((1, *scan.shape), dtype=torch.uint8)
-    for k in range(scan.shape[0]):
-        target = scan.slices(k, k + 1)
-        part = probabilities.slices(k, k + 1) if source.is_slicewise else probabilities
-        out[0, k] = resample(part, target, fill=fill).data[:, 0].argmax(0).to("cpu")
+    for k, matrix in enumerate(index_from_scan.cpu().numpy()):
+        plane = None if planes is None else int(planes[k])
+        window = _window(boxes, matrix, plane, scan.shape[1:])
+        if window is None:
+            continue
+        rows, columns = window
+        this = slice(k, k + 1)
+        chosen = None if planes is None else planes[this]
+        values = sample_window(data, index_from_scan[this], chosen, window, fill)
+        part = out[0, k, rows.start : rows.stop, columns.start : columns.stop]
+        part.copy_(values[:, 0].argmax(0))
     return Volume(out, scan)
+
+
+def _decided(data: Tensor) -> Tensor:
+    """(slices, rows, columns) uint8 on the CPU: the most probable label of each voxel."""
+    out = torch.empty(data.shape[1:], dtype=torch.uint8)
+    for k in range(len(out)):
+        out[k].copy_(data[:, k].argmax(0))
+    return out
+
+
+def _boxes(data: Tensor) -> np.ndarray:
+    """(slices, 4): first and last row and column that may be other than background; -1 if none is.
+
+    A voxel is background if no label comes near: within what rounding could make of it.
+    """
+    least = _ROUNDING * torch.finfo(data.dtype).eps
+    boxes = np.full((data.shape[1], 4), -1)
+    for k, box in enumerate(boxes):
+        # Not "at least", so that a NaN is no background.
+        doubtful = ~(data[1:, k].amax(0) < data[0, k] - least)
+        rows, columns = (doubtful.any(axis).nonzero()[:, 0] for axis in (1, 0))
+        if len(rows):
+            box[:] = (int(rows[0]), int(rows[-1]), int(columns[0]), int(columns[-1]))
+    return boxes
+
+
+def _window(
+    boxes: np.ndarray, index_from_target: np.ndarray, plane: int | None, size: tuple[int, int]
+) -> tuple[range, range] | None:
+    """Rows and columns of a target slice that see something of the boxes; None if none do.
+
+    Args:
+        boxes: of the source's slices, see `_boxes`.
+        index_from_target: (4, 4), see `index_from_voxels`.
+        plane: the source slice in whose plane the target slice lies, if it lies in one.
+        size: rows and columns of the target.
+    """
+    if plane is None:
+        depths = index_from_target[0] @ _corners((0, 0), *((0, n - 1) for n in size))
+        first, last = int(np.floor(depths.min())), int(np.ceil(depths.max()))
+    else:
+        first = last = plane
+    slices = np.arange(max(first, 0), min(last, len(boxes) - 1) + 1)
+    slices = slices[boxes[slices, 0] >= 0]
+    if not len(slices):
+        return None
+    # A pixel reaches as far as its neighbours, and a little on for the rounding of positions.
+    low, high = boxes[slices].min(0)[[0, 2]] - 1.01, boxes[slices].max(0)[[1, 3]] + 1.01
+    ends = (slices[0] - 1.01, slices[-1] + 1.01)
+    if plane is not None:
+        ends = (index_from_target[0, 3],) * 2
+    corners = _corners(ends, *zip(low, high, strict=True))
+    there = np.linalg.inv(index_from_target)[1:3] @ corners
+    starts = np.maximum(np.ceil(there.min(1)), 0).astype(int)
+    stops = np.minimum(np.floor(there.max(1)) + 1, size).astype(int)
+    if (starts >= stops).any():
+        return None
+    return range(starts[0], stops[0]), range(starts[1], stops[1])
+
+
+def _corners(*ends: tuple[float, float]) -> np.ndarray:
+    """(4, 8) homogeneous corners of the box between two ends of each axis."""
+    return np.array([(*corner, 1.0) for corner in product(*ends)]).T
