@@ -323,6 +323,9 @@ def test_one_run_is_trained_tested_kept_and_not_mixed(data: Path, tmp_path: Path
     assert run["dice"]["kidney"]["n"] == 2 and run["training_epochs"] == {"segment": 2}
     assert run["training_peak_memory_mb"]["process"] > run["segmentation_peak_memory_mb"] / 2 > 50
     assert run["segmentation_process_seconds"] > run["segmentation_seconds_per_scan"] > 0
+    seconds = result["methods"]["plain"]["training_seconds"]
+    parts_s = [seconds[name]["mean"] for name in ("prepare", "segment", "set-up")]
+    assert min(parts_s) > 0 and sum(parts_s) == pytest.approx(seconds["whole process"]["mean"])
     trained = json.loads((out / "runs" / "plain-0" / "summary.json").read_text())["cases"]
     parts = result["data"]
     assert trained["training"] == parts["training"]["cases"]
@@ -404,6 +407,8 @@ def test_a_whole_study_with_a_failure_and_a_kill(data: Path, tmp_path: Path) -> 
     assert posed["between_seeds"]["kidney"]["mean"] == pytest.approx(sum(means) / 2)
     assert posed["dice"]["kidney"]["mean"] == pytest.approx(sum(means) / 2)
     text = (out / "study.md").read_text()
+    # A resumed training's process is not its whole time.
+    assert result["methods"]["plain"]["training_seconds"]["whole process"]["n"] == 1
     for words in ("Failed: wrong-0", "plain - posed", "under contention", "resumed: plain-0"):
         assert words in text
 

@@ -80,7 +80,9 @@ def draw(runs: Sequence[StudyRun], averages: Path, path: Path) -> None:
         best = list(accumulate(scores, max))
         label = run.arm.name if first else None
         panel.step(seconds, best, where="post", color=colour, linewidth=1.6, label=label)
-    panel.set(xlabel="training time, all stages (s)", ylabel="validation score (mean Dice)")
+    panel.set(
+        xlabel="time in training stages, set-up left out (s)", ylabel="validation score (mean Dice)"
+    )
     panel.set_xlim(left=0)
     panel.grid(color="#dddddd", linewidth=0.6)
     panel.legend(

@@ -71,8 +71,8 @@ def _about(study: Mapping[str, Any]) -> list[str]:
     again = [name for name, run in study["runs"].items() if run["training_attempts"] > 1]
     if again:
         lines.append(
-            f"Training was interrupted and resumed: {', '.join(again)}; of these the whole process "
-            "is the last one only."
+            f"Training was interrupted and resumed: {', '.join(again)}; set-up and whole process "
+            "are of the others."
         )
     for figures in study["methods"].values():
         lines += [f"**Failed: {name}**: {cause}" for name, cause in figures["failed"].items()]
@@ -95,7 +95,7 @@ def _dice(figures: Mapping[str, Any], structure: str) -> str:
 def _costs(done: Mapping[str, Mapping[str, Any]]) -> list[str]:
     by_length = sorted(done.values(), key=lambda figures: -len(figures["training_seconds"]))
     stages = list(dict.fromkeys(s for figures in by_length for s in figures["training_seconds"]))
-    stages.sort(key=lambda stage: stage == "whole process")
+    stages.sort(key=lambda stage: (stage == "whole process", stage == "set-up"))
     device = any("device" in figures["training_peak_memory_mb"] for figures in done.values())
     rows = []
     for name, figures in done.items():

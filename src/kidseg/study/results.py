@@ -116,8 +116,9 @@ def gather(
             "between_seeds": "mean and sample SD over the seeds of a seed's mean over patients",
             "comparisons": "of these averages, paired by case (see compared/)",
             "seconds": "mean and sample SD over the seeds; of training by stage, 'prepare' being "
-            "reading and planning, and of the whole process from start to end; of segmentation "
-            "from reading a scan to writing its labels",
+            "reading and planning, 'set-up' all that is in no stage (start of the program, "
+            "registration of the training patients), and of the whole process from start to end, "
+            "unless it was interrupted; of segmentation from reading a scan to writing its labels",
             "memory": "peak of the whole process, libraries included, mean and sample SD over the "
             "seeds",
         },
@@ -144,6 +145,7 @@ def _figures(
     structures = list(averaged["structures"])
     stages = list(dict.fromkeys(name for run in runs for name in run["training_seconds"]))
     memory = list(dict.fromkeys(name for run in runs for name in run["training_peak_memory_mb"]))
+    once = [run for run in runs if run["training_attempts"] == 1]
     means = {
         name: [run["dice"][name]["mean"] for run in runs if run["dice"][name]["mean"] is not None]
         for name in structures
@@ -156,7 +158,8 @@ def _figures(
                 stage: spread([run["training_seconds"].get(stage, 0.0) for run in runs])
                 for stage in stages
             },
-            "whole process": spread([run["training_process_seconds"] for run in runs]),
+            "set-up": spread([run["training_process_seconds"] - _staged(run) for run in once]),
+            "whole process": spread([run["training_process_seconds"] for run in once]),
         },
         "training_peak_memory_mb": {
             name: spread([run["training_peak_memory_mb"].get(name, 0.0) for run in runs])
@@ -167,3 +170,8 @@ def _figures(
         ),
         "segmentation_peak_memory_mb": spread([run["segmentation_peak_memory_mb"] for run in runs]),
     }
+
+
+def _staged(run: Mapping[str, Any]) -> float:
+    """Seconds of a training that its stages account for."""
+    return float(sum(run["training_seconds"].values()))
