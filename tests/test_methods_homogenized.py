@@ -168,7 +168,7 @@ def test_registration_undoes_a_wrong_start(cohort: Cohort) -> None:
     subject = cohort.training[1]
     wrong = start_grid(turned(subject, 9.0, 0.9), POSE, reference, 48)
     right = start_grid(subject, POSE, reference, 48)
-    found = registered(subject, wrong, POSE, reference)
+    (found,) = registered([subject], [wrong], POSE, reference)
     off = in_plane_pose(found, right)
     assert float(torch.rad2deg(off.angle_rad.abs()).max()) < 1.5
     assert float((off.scale - 1).abs().max()) < 0.03
@@ -202,7 +202,7 @@ def test_the_jitter_is_of_the_moment_and_shared_between_processes(cohort: Cohort
     assert loss_of(stage, net, NOW) == whole
     halves = [loss_of(stage, net, replace(NOW, rank=r, world=2)) for r in range(2)]
     assert sum(halves) / 2 == pytest.approx(whole, abs=1e-6)
-    still = replace(config, jitter_deg=0.0, jitter_scale=0.0, jitter_shift=0.0)
+    still = replace(config, jitter_deg=0.0, jitter_scale=0.0, jitter_shift=0.0, cut=0.0)
     calm = pose_stage(net, still, cohort, reference, 48)
     assert loss_of(calm, net, NOW) < whole - 0.05
 
@@ -274,7 +274,9 @@ def test_stages_and_steps_follow_the_settings(cohort: Cohort) -> None:
     bare = replace(CONFIG, crop=None, schedule="sequential")
     nets = method.networks(bare, 3, 0)
     assert [stage.name for stage in method.stages(bare, nets, cohort, CPU)] == ["pose", "segment"]
-    assert method.facts(nets)["reference"]["case"] in {s.id for s in cohort.training}
+    facts = method.facts(bare, nets, cohort)
+    assert facts["reference"]["case"] in {s.id for s in cohort.training}
+    assert facts["training_range"]["overlap"]["n"] == len(cohort.training)
 
 
 def test_trained_together_the_segmentation_moves_pose_and_crop(cohort: Cohort) -> None:

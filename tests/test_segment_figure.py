@@ -11,6 +11,7 @@ import torch
 
 from ellipses import make_ellipse_patient, write_ellipse_dataset
 from kidseg.checkpoint import load_model, save_model
+from kidseg.cli import main
 from kidseg.errors import BatchError, InputError, KidsegError, UsageError
 from kidseg.geometry import Grid, Volume
 from kidseg.io import read, save
@@ -305,3 +306,19 @@ def test_pixels_keep_their_proportions(tmp_path: Path) -> None:
     dark = imread(tmp_path / "a.png")[..., :3].max(-1) < 0.01
     rows, columns = dark.sum(0).max(), dark.sum(1).max()
     assert abs(int(rows) - int(columns)) <= 2 and rows > 100
+
+
+def test_on_the_command_line(
+    data: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a reader should know of a scan is said there, not only in the record."""
+    own = read(scan(data, 0)).volume
+    grid = Grid.from_spacing(own.grid.shape, (20.0, 8.0, 8.0))
+    giant = save(Volume(own.data, grid), tmp_path / "giant.nii.gz")
+    reference = save(Volume(labels_of(truth(data, 0)).data, grid), tmp_path / "truth.nii.gz")
+    words = ["segment", giant, "-m", model, "-o", tmp_path / "out", "--device", "cpu"]
+    with pytest.raises(SystemExit) as end:
+        main([*map(str, words), "--figures", "--reference", str(reference)])
+    assert not end.value.code
+    assert "giant: it lies outside what the model was trained on" in capsys.readouterr().out
+    assert panels_in(tmp_path / "out" / "giant_steps.png") == 6
