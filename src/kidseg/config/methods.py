@@ -113,7 +113,7 @@ class PoseConfig:
         start: what the network corrects: the scan as it lies, or as the moments of the body mask
             put it upright, centred and in size.
         moments: taken per volume (a patient lies as one) or per slice.
-        target: masks that are to agree with the reference's: the body, or body and bone.
+        target: masks that are seen and compared: the body, or body and bone.
         localizer: the network; its `size` is the resolution at which it looks and compares.
         stage: its training.
         fill: the reference's body is this part of the width of the field; None keeps the field of
@@ -124,18 +124,26 @@ class PoseConfig:
         levels: heights at which a reference volume is kept.
         iterations: how often the network looks and corrects at inference.
         per: at inference, "volume" takes the median correction of all slices, "slice" each its own.
-        teacher: weight, beside the overlap, of the distance to the pose that registration of the
-            masks with the reference's finds for each training patient. The overlap alone hardly
-            changes with the angle of a nearly round body. 0 trains by the overlap alone.
+        bone: weight of the bone's overlap with the reference's, where the body's is 1. Ribs of two
+            patients seldom meet; a pose that makes them do so is no better for it.
+        symmetry: weight of the masks' overlap with their own mirror image, where the body's with
+            the reference's is 1: it tells how a trunk is turned. The reference, too, is set upright
+            by it. 0 does without.
+        teacher: weight, beside the overlaps, of the distance to the pose at which registration of
+            the masks finds them best, for each training patient. 0 trains by the overlaps alone.
+        mirrored: the network sees mirror images as well: in training at random, at inference both.
         jitter_deg, jitter_scale, jitter_shift: in training the start is turned, scaled and shifted
             at random by up to so much: degrees, logarithm, half images.
+        cut: part of the training slices that are shown with a field of view that cuts the body.
     """
 
     start: Literal["identity", "moments"] = "moments"
     moments: Literal["volume", "slice"] = "volume"
     target: Literal["body", "body+bone"] = "body+bone"
-    localizer: LocalizerConfig = LocalizerConfig(size=128)
+    localizer: LocalizerConfig = LocalizerConfig(size=64)
     stage: StageConfig = StageConfig(
+        epochs=20,
+        min_epochs=0,
         batch_size=32,
         optimizer=OptimizerConfig(name="adam", learning_rate=1e-3, weight_decay=0.0),
     )
@@ -145,10 +153,14 @@ class PoseConfig:
     levels: int = Field(default=32, ge=1)
     iterations: int = Field(default=2, ge=1)
     per: Literal["volume", "slice"] = "volume"
+    bone: float = Field(default=0.0, ge=0)
+    symmetry: float = Field(default=1.0, ge=0)
     teacher: float = Field(default=1.0, ge=0)
+    mirrored: bool = True
     jitter_deg: float = Field(default=15.0, ge=0)
     jitter_scale: float = Field(default=0.15, ge=0)
     jitter_shift: float = Field(default=0.1, ge=0)
+    cut: float = Field(default=0.25, ge=0, le=1)
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)

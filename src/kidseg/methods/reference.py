@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from kidseg.body import normalized
+from kidseg.body import Moments, normalized
 from kidseg.config import PoseConfig, ViewConfig
 from kidseg.errors import UsageError
 from kidseg.geometry import Grid
 from kidseg.losses import soft_dice
+from kidseg.methods.registration import upright
 from kidseg.methods.subject import Subject, masks_at
 
 __all__ = ["MASKS", "Reference", "chosen", "medoid", "start_grid"]
@@ -52,7 +53,8 @@ class Reference(nn.Module):
         """Become this patient.
 
         Without a body its radii are taken as those of the field. Without labels, its slices count
-        from the first to the last.
+        from the first to the last. With `config.symmetry` a start by moments is first turned and
+        moved to where its masks are most symmetric: it stands upright.
         """
         base_mm = float(subject.base.spacing_mm[1]) * view.size
         radii = subject.body.radii_mm
@@ -62,6 +64,8 @@ class Reference(nn.Module):
         self.field_mm.fill_(base_mm if config.fill is None else 2 * float(radii[0]) / config.fill)
         side = config.localizer.size
         start = start_grid(subject, config, self, view.size)
+        if config.symmetry and config.start == "moments":
+            start = upright(subject, start, config, self.masks.shape[1])
         for level, k in enumerate(self._levels_of(subject, config)):
             grid = start.slices(k, k + 1).resized((1, side, side))
             found = masks_at(subject, grid, k).data[: self.masks.shape[1], 0]
@@ -95,11 +99,12 @@ def start_grid(subject: Subject, config: PoseConfig, reference: Reference, size:
     """Where the pose is sought from: (slices, size, size), slice-wise.
 
     The scan as it lies ("identity"), or upright, centred and in the reference's size by the moments
-    of its body.
+    of its body. A volume's slices are centred on the body's axis, which a patient who lies aslant
+    has aslant.
     """
     if config.start == "identity":
         return subject.base.resized((subject.base.shape[0], size, size)).slicewise()
-    own = subject.body if config.moments == "volume" else subject.body_per_slice
+    own = subject.body_per_slice if config.moments == "slice" else _along_axis(subject)
     long, short = (float(radius) for radius in reference.radii_mm)
     grid = normalized(
         subject.image.grid,
@@ -110,6 +115,26 @@ def start_grid(subject: Subject, config: PoseConfig, reference: Reference, size:
         scales=config.localizer.scales,
     )
     return grid.slicewise()
+
+
+def _along_axis(subject: Subject) -> Moments:
+    """Of each slice: the volume's angle and radii, and the centre where the body's axis meets it.
+
+    The axis is the straight line with the least squared distance, weighted by area, from the
+    slices' centroids; with fewer than two slices of body, the volume's centre.
+    """
+    own, each = subject.body, subject.body_per_slice
+    area = each.radii_mm.prod(-1).nan_to_num(0.0)
+    height = torch.arange(len(area), dtype=area.dtype)
+    height = height - (area * height).sum() / area.sum().clamp(min=1e-12)
+    moment = (area * height.square()).sum().clamp(min=1e-12)
+    slope = ((area * height)[:, None] * each.centre_mm).sum(0) / moment
+    count = len(area)
+    return Moments(
+        own.centre_mm + height[:, None] * slope,
+        own.angle_rad.expand(count),
+        own.radii_mm.expand(count, 2),
+    )
 
 
 def medoid(subjects: Sequence[Subject], size: int = 64) -> int:

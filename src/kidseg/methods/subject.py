@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,7 +18,20 @@ from kidseg.intensity import normalise
 from kidseg.pipeline import AIR_HU
 from kidseg.plan import Plan
 
-__all__ = ["Subject", "as_input", "gather", "hu_at", "masks_at", "pixel_mm", "prepare"]
+__all__ = [
+    "Field",
+    "Subject",
+    "as_input",
+    "gather",
+    "hu_at",
+    "masks_at",
+    "pixel_mm",
+    "prepare",
+    "sampled",
+]
+
+Field = tuple[int, int, int, int]
+"""A part of a slice: first row, row after the last, first column, column after the last."""
 
 # Semi-axes of an adult's trunk, geometric mean: where the least volume of bone is stated.
 _ADULT_RADIUS_MM = 150.0
@@ -149,6 +163,8 @@ def prepare(
 def gather(volumes: list[Volume], grid: Grid, fill: float = 0.0) -> Volume:
     """One slice of each source on the matching slice of a slice-wise grid, one interpolation each.
 
+    Sources of one size are sampled at once.
+
     Args:
         volumes: (channels, 1, rows, columns) each, any sizes.
         grid: slice-wise, as many slices.
@@ -157,8 +173,50 @@ def gather(volumes: list[Volume], grid: Grid, fill: float = 0.0) -> Volume:
     Returns:
         (channels, slices, *grid.shape[1:]), differentiable in the grid.
     """
-    pairs = ((v, grid.slices(k, k + 1)) for k, v in enumerate(volumes))
-    data = torch.cat([resample(volume, place, fill=fill).data for volume, place in pairs], dim=1)
+    return sampled(volumes, [(n, 0) for n in range(len(volumes))], grid, fill=fill)
+
+
+def sampled(
+    volumes: Sequence[Volume],
+    drawn: Sequence[tuple[int, int]],
+    grid: Grid,
+    *,
+    fill: float = 0.0,
+    fields: Sequence[Field | None] = (),
+) -> Volume:
+    """As `gather`, of slices drawn from volumes.
+
+    Args:
+        volumes: (channels, slices, rows, columns) each, volumetric, any sizes.
+        drawn: (volume, slice) for each slice of the grid.
+        grid: slice-wise, as many slices.
+        fill: outside a source, and outside of its field.
+        fields: for each slice the part that is in view, None for all of it; none: all of all.
+
+    Returns:
+        (channels, slices, *grid.shape[1:]), differentiable in the grid.
+    """
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for row, (n, _) in enumerate(drawn):
+        alike.setdefault(tuple(volumes[n].data.shape[2:]), []).append(row)
+    parts = []
+    for rows in alike.values():
+        picked = [(volumes[drawn[row][0]], drawn[row][1]) for row in rows]
+        data = torch.stack([volume.data[:, k] for volume, k in picked], dim=1)
+        for n, row in enumerate(rows):
+            if fields and (field := fields[row]) is not None:
+                top, bottom, left, right = field
+                kept = data[:, n, top:bottom, left:right].clone()
+                data[:, n] = round(fill)
+                data[:, n, top:bottom, left:right] = kept
+        matrices = torch.stack([volume.grid.mm_from_index for volume, _ in picked]).clone()
+        heights = torch.tensor([k for _, k in picked]).to(matrices)
+        matrices[:, :3, 3] += heights[:, None] * matrices[:, :3, 0]
+        source = Volume(data, Grid((len(rows), *data.shape[2:]), matrices))
+        place = Grid((len(rows), *grid.shape[1:]), grid.mm_from_index[rows])
+        parts.append(resample(source, place, fill=fill).data)
+    order = torch.tensor([row for rows in alike.values() for row in rows]).argsort()
+    data = torch.cat(parts, dim=1)[:, order.to(parts[0].device)] if len(parts) > 1 else parts[0]
     return Volume(data, grid)
 
 
