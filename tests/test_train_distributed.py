@@ -111,3 +111,49 @@ def test_shared_norms_keep_state_and_parameters() -> None:
     torch.testing.assert_close(net(image), expected)
     with pytest.raises(ValueError, match="not shared"):
         SharedBatchNorm.like(nn.BatchNorm2d(4, affine=False))
+
+
+CLOCKS = """
+import sys, time, torch
+from pathlib import Path
+from torch import nn
+from kidseg.config import StageConfig
+from kidseg.stage import Stage
+from kidseg.train.distributed import joined, rank
+from kidseg.train.loop import Run, fit
+
+class Slope(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+    def forward(self):
+        return (self.weight - 3.0).square()
+
+net = Slope()
+def loss(called, now):
+    time.sleep(0.02 * rank())
+    return {"loss": called()}
+def validate():
+    time.sleep(0.03 * rank())
+    return {"score": 0.0}
+config = StageConfig(epochs=1000, min_epochs=0, budget_s=0.5)
+stage = Stage(name="slope", net=net, config=config, steps=1, loss=loss, validate=validate)
+with joined(torch.device("cpu")):
+    fitted = fit(stage, Run(folder=Path(sys.argv[1]), device=torch.device("cpu")))
+    print("END", fitted.epochs, fitted.stopped, net.weight.item(), flush=True)
+"""
+
+
+def test_processes_with_other_clocks_spend_one_budget(tmp_path: Path) -> None:
+    """They stop after the same epoch, and their rates fell alike: the same weights to the bit."""
+    script = tmp_path / "script.py"
+    script.write_text(CLOCKS)
+    launched = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*launched, str(script), str(tmp_path)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    ends = [line.split("END ")[1] for line in done.stdout.splitlines() if "END" in line]
+    assert len(ends) == 2
+    assert ends[0] == ends[1]
+    assert "budget" in ends[0]

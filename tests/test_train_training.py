@@ -135,6 +135,39 @@ def test_what_it_refuses(
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
+def test_a_whole_trainings_budget_leaves_the_last_stage_the_rest(
+    data: Path, tmp_path: Path
+) -> None:
+    """Reading and the stages before count; a stage's own smaller budget holds."""
+    start = time.perf_counter()
+    summary = quick(
+        data,
+        tmp_path / "run",
+        method="homogenized",
+        overrides=(
+            *TINY,
+            *POSE,
+            "pose.stage.epochs=100000",
+            "pose.stage.budget_s=0.5",
+            "segment.epochs=100000",
+            "segment.patience=null",
+            "budget_s=4.0",
+        ),
+    )
+    took = time.perf_counter() - start
+    pose, segment = summary["stages"]["pose"], summary["stages"]["segment"]
+    assert (pose["stopped"], segment["stopped"]) == ("budget", "budget")
+    assert segment["seconds"] < 4.0 - pose["seconds"]
+    assert took > 4.0
+
+
+def test_after_a_budget_is_gone_each_stage_has_one_epoch(data: Path, tmp_path: Path) -> None:
+    summary = quick(
+        data, tmp_path / "run", method="homogenized", overrides=(*TINY, *POSE, "budget_s=0.001")
+    )
+    assert [stage["epochs"] for stage in summary["stages"].values()] == [1, 1]
+
+
 def test_a_run_that_is_there_is_kept_or_replaced(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     quick(data, out)

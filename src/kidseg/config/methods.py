@@ -87,6 +87,8 @@ class PlainConfig:
         unet: the network; `view.size` is a multiple of `unet.size / unet.bottleneck`.
         segment: its training.
         augment: "nnunet" is nnU-Net's own augmentation, spatial and of intensities.
+        budget_s: no stage goes on when the training as a whole, from planning and reading on, has
+            taken so long; the last stage gets what the others leave. None: no limit.
         precision: "auto" is bf16 where the device computes with it, else fp32.
         postprocess: of the result.
     """
@@ -96,6 +98,7 @@ class PlainConfig:
     unet: UNetConfig = UNetConfig(size=128)
     segment: StageConfig = StageConfig(epochs=250, patience=50, batch_size=32)
     augment: Literal["none", "nnunet"] = "none"
+    budget_s: float | None = Field(default=None, gt=0)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     postprocess: PostprocessConfig = PostprocessConfig()
 
@@ -142,7 +145,7 @@ class PoseConfig:
     target: Literal["body", "body+bone"] = "body+bone"
     localizer: LocalizerConfig = LocalizerConfig(size=64)
     stage: StageConfig = StageConfig(
-        epochs=20,
+        epochs=16,
         min_epochs=0,
         batch_size=32,
         optimizer=OptimizerConfig(name="adam", learning_rate=1e-3, weight_decay=0.0),
@@ -209,6 +212,8 @@ class HomogenizedConfig:
         loss_space: where labels are compared: on the "original" base grid, after the inverse warp
             (the paper's), or on the grid the "network" sees.
         augment: "nnunet" augments what the U-Net sees; needs loss_space "network".
+        budget_s: no stage goes on when the training as a whole, from planning and reading on, has
+            taken so long; the last stage gets what the others leave. None: no limit.
         precision: "auto" is bf16 where the device computes with it, else fp32.
         postprocess: of the result.
     """
@@ -225,6 +230,7 @@ class HomogenizedConfig:
     )
     loss_space: Literal["original", "network"] = "original"
     augment: Literal["none", "nnunet"] = "none"
+    budget_s: float | None = Field(default=None, gt=0)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     postprocess: PostprocessConfig = PostprocessConfig()
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["SharedBatchNorm", "joined", "local_device", "rank", "share_norms"]
+__all__ = ["SharedBatchNorm", "from_first", "joined", "local_device", "rank", "share_norms"]
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -39,6 +41,15 @@ def local_device(name: str) -> str:
 def rank() -> int:
     """Number of this process among those that are joined; 0 alone."""
     return dist.get_rank() if dist.is_initialized() else 0
+
+
+def from_first(value: T) -> T:
+    """The first process's value, plain data, in all: what they decide by must be the same."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return value
+    shared = [value]
+    dist.broadcast_object_list(shared, src=0)
+    return shared[0]
 
 
 def share_norms(net: nn.Module) -> None:

@@ -28,7 +28,7 @@ from kidseg.config import OptimizerConfig, StageConfig
 from kidseg.errors import ModelError, ResourceError
 from kidseg.io.atomic import writing
 from kidseg.stage import Moment, Stage
-from kidseg.train.distributed import share_norms
+from kidseg.train.distributed import from_first, share_norms
 
 __all__ = ["Fitted", "Run", "fit"]
 
@@ -122,8 +122,8 @@ def fit(stage: Stage, run: Run) -> Fitted:
                 sums[name] = sums.get(name, 0.0) + float(value.detach())
         net.eval()
         with torch.no_grad():
-            figures = _same_everywhere(stage.validate(), run)
-        spent += time.perf_counter() - start
+            figures = stage.validate()
+        figures, spent = from_first((figures, spent + time.perf_counter() - start))
         if figures["score"] > best.score:
             best = _Best(epoch=epoch, score=figures["score"], net=copy.deepcopy(net.state_dict()))
         line = {
@@ -224,15 +224,6 @@ def _mean(sums: dict[str, float], run: Run) -> dict[str, float]:
     values = torch.tensor(list(sums.values()), device=run.device)
     dist.all_reduce(values)
     return dict(zip(sums, (values / run.world).tolist(), strict=True))
-
-
-def _same_everywhere(figures: dict[str, float], run: Run) -> dict[str, float]:
-    """The first process's figures: all processes must stop at the same epoch."""
-    if run.world == 1:
-        return figures
-    shared = [figures]
-    dist.broadcast_object_list(shared, src=0)
-    return shared[0]
 
 
 def _autocast(run: Run) -> AbstractContextManager[Any]:

@@ -24,8 +24,9 @@ from kidseg.methods import Method, method_named
 from kidseg.methods.cohort import Cohort, gather_cohort
 from kidseg.plan import Plan, fingerprint, plan
 from kidseg.splits import holdout
+from kidseg.stage import Stage
 from kidseg.train.curves import draw_curves
-from kidseg.train.distributed import joined, local_device, rank
+from kidseg.train.distributed import from_first, joined, local_device, rank
 from kidseg.train.loop import Fitted, Run, fit
 
 __all__ = ["Progress", "train"]
@@ -137,9 +138,14 @@ def train(
         nets = chosen.networks(config, cohort.classes, seed)
         for net in nets.values():
             net.to(hardware.torch)
-        fitted = {}
+        fitted: dict[str, Fitted] = {}
+        outside_s, mark = 0.0, start
         for stage in chosen.stages(config, nets, cohort, hardware):
-            fitted[stage.name] = fit(stage, run)
+            # What a stage needs before it starts is made when it is asked for.
+            outside_s += time.perf_counter() - mark
+            spent = outside_s + sum(how.seconds for how in fitted.values())
+            fitted[stage.name] = fit(_within(stage, config.budget_s, spent), run)
+            mark = time.perf_counter()
         summary = {
             "method": method,
             "preset": preset_name,
@@ -166,6 +172,16 @@ def train(
             draw_curves(out / "log.jsonl", out / "curves.png")
             _write_json(out / "summary.json", summary)
     return summary
+
+
+def _within(stage: Stage, budget_s: float | None, spent: float) -> Stage:
+    """The stage with no more time than is left of the whole training's; one epoch in any case."""
+    if budget_s is None:
+        return stage
+    left = max(budget_s - from_first(spent), 1e-3)
+    own = stage.config.budget_s
+    config = replace(stage.config, budget_s=left if own is None else min(own, left))
+    return replace(stage, config=config)
 
 
 def _chosen_cases(
