@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from cohorts import PLAN, make_cohort
-from ellipses import write_ellipse_dataset
-from kidseg.cases import open_dataset
-from kidseg.config import CohortConfig, PlainConfig, StageConfig, UNetConfig, ViewConfig
+from kidseg.config import PlainConfig, StageConfig, UNetConfig, ViewConfig
 from kidseg.device import choose_device
-from kidseg.errors import InputError, UsageError
+from kidseg.errors import UsageError
 from kidseg.geometry import Volume, resample
 from kidseg.labels import KIDNEY_TUMOUR
 from kidseg.methods import method_named
-from kidseg.methods.cohort import gather_cohort, patient_dice
+from kidseg.methods.cohort import patient_dice
 from kidseg.methods.segmentation import segmentation_stage, segmenter
 from kidseg.methods.subject import hu_at
 from kidseg.pipeline import run
@@ -163,40 +160,6 @@ def test_cases_without_a_region_count_in_no_mean() -> None:
     )
     assert replace(cohort, validation=unlabelled).score(nothing) == {"score": 0.0}
     assert cohort.score(nothing)["score"] == 0.0
-
-
-def test_a_cohort_is_read_as_it_was_written(tmp_path: Path) -> None:
-    root = tmp_path / "data"
-    write_ellipse_dataset(root, 2)
-    data = open_dataset(root)
-    heard: list[tuple[int, int]] = []
-
-    def read(config: CohortConfig, training: tuple[str, ...] = ("ellipse_000",)) -> object:
-        return gather_cohort(
-            data,
-            training,
-            ("ellipse_001",),
-            PLAN,
-            ViewConfig(size=48),
-            config,
-            multiple=8,
-            progress=lambda done, total: heard.append((done, total)),
-        )
-
-    cohort = read(CohortConfig())
-    assert heard == [(1, 2), (2, 2)]
-    in_memory = make_cohort(1, 1)
-    for a, b in zip(
-        (*cohort.training, *cohort.validation),  # type: ignore[attr-defined]
-        (*in_memory.training, *in_memory.validation),
-        strict=True,
-    ):
-        assert torch.equal(a.image.data, b.image.data)
-        assert a.labels is not None and b.labels is not None
-        assert torch.equal(a.labels.data, b.labels.data)
-    with pytest.raises(InputError, match="liver") as error:
-        read(CohortConfig(selection=("liver",)))
-    assert error.value.code == "unknown-region"
 
 
 def test_settings_that_do_not_fit_are_refused() -> None:

@@ -1,23 +1,25 @@
-"""The cases a method learns from, in memory."""
+"""The cases a method learns from, mapped into memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import torch
 
-from kidseg.cases import Case, Dataset, consecutive, relabelled
-from kidseg.config import CohortConfig, ViewConfig
+from kidseg.config import CohortConfig
 from kidseg.errors import Finding, InputError
 from kidseg.geometry import Volume
 from kidseg.labels import KIDNEY_TUMOUR, LabelSchema
-from kidseg.methods.subject import Subject, prepare
-from kidseg.plan import CaseReader, Plan
+from kidseg.methods.stored import schema_of_store, subject_of
+from kidseg.methods.subject import Subject
+from kidseg.plan import Plan
 from kidseg.sampling import SliceIndex
+from kidseg.store import Store
 
-__all__ = ["Cohort", "gather_cohort", "patient_dice"]
+__all__ = ["Cohort", "check_selection", "gather_cohort", "patient_dice"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -87,66 +89,40 @@ class Cohort:
         return {"score": sum(chosen) / len(chosen) if chosen else 0.0, **figures}
 
 
-def gather_cohort(
-    dataset: Dataset,
-    training: Sequence[str],
-    validation: Sequence[str],
-    plan: Plan,
-    view: ViewConfig,
-    config: CohortConfig,
-    *,
-    multiple: int,
-    progress: Callable[[int, int], None] | None = None,
-) -> Cohort:
-    """Read the cases and make them ready; see `kidseg.methods.subject.prepare`.
+def gather_cohort(store: Store, config: CohortConfig) -> Cohort:
+    """The cases of a store of subjects: those its plan was made from train, the others validate.
+
+    Their voxels stay on the disk until they are looked at, and are shared between processes.
 
     Raises:
-        InputError: what `CaseReader.read` refuses; "regions-not-labels"; "unknown-region": a region
-            of `selection` that the data set does not have.
+        InputError: as `check_selection`.
     """
-    if dataset.region_order:
-        raise InputError(
-            "it trains overlapping regions; these methods train labels",
-            path=dataset.root,
-            code="regions-not-labels",
-            next_step="Give each voxel one label in dataset.json.",
-        )
-    reader = CaseReader.of_dataset(dataset, cyst=config.cyst)
-    schema, new_from_old = consecutive(reader.schema, reader.ignore_label)
+    schema = schema_of_store(store)
+    check_selection(schema, config, store.path)
+    training = set(store.plan.training)
+    return Cohort(
+        training=tuple(subject_of(case) for case in store.cases if case.id in training),
+        validation=tuple(subject_of(case) for case in store.cases if case.id not in training),
+        schema=schema,
+        plan=store.plan,
+        config=config,
+        findings=tuple(Finding(**entry) for case in store.cases for entry in case.findings),
+    )
+
+
+def check_selection(schema: LabelSchema, config: CohortConfig, path: Path) -> None:
+    """Are the regions that select the weights among those that the labels make?
+
+    Raises:
+        InputError: "unknown-region".
+    """
     if unknown := set(config.selection) - set(schema.regions):
         raise InputError(
             f"it has no region {sorted(unknown)}; there are {sorted(schema.regions)}",
-            path=dataset.root,
+            path=path,
             code="unknown-region",
             next_step="Name some of these in cohort.selection.",
         )
-    ignore = None if reader.ignore_label is None else new_from_old[reader.ignore_label]
-    by_id = dataset.by_id
-    wanted = [*training, *validation]
-    findings: list[Finding] = []
-
-    def ready(case: Case) -> Subject:
-        voxels = reader.read(case)
-        findings.extend(voxels.findings)
-        assert voxels.labels is not None
-        labels = relabelled(voxels.labels, new_from_old)
-        return prepare(
-            voxels.image, view, plan, name=case.id, multiple=multiple, labels=labels, ignore=ignore
-        )
-
-    subjects = []
-    for k, name in enumerate(wanted):
-        subjects.append(ready(by_id[name]))
-        if progress is not None:
-            progress(k + 1, len(wanted))
-    return Cohort(
-        training=tuple(subjects[: len(training)]),
-        validation=tuple(subjects[len(training) :]),
-        schema=schema,
-        plan=plan,
-        config=config,
-        findings=tuple(findings),
-    )
 
 
 def patient_dice(

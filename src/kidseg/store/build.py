@@ -10,18 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from kidseg.errors import DISK_FULL, InputError, ModelError, ResourceError, UsageError
-from kidseg.geometry import Volume
-from kidseg.plan import CaseReader, CaseVoxels, Plan, over_cases, preprocess
+from kidseg.plan import CaseReader, Plan, over_cases
 from kidseg.plan.workers import Progress
 from kidseg.store.files import (
+    BEGUN,
     CASE,
     CASES,
     PLAN,
     STORE,
-    Content,
     Identity,
     Source,
     grid_to_json,
@@ -32,13 +30,14 @@ from kidseg.store.files import (
     write_array,
 )
 from kidseg.store.opening import Store, open_store, sources_unchanged, verify_case
+from kidseg.store.recipe import Content, Recipe, recipe_of
 
 if TYPE_CHECKING:
     from kidseg.cases import Case, Dataset
 
 __all__ = ["build_store"]
 
-_LOCK, _BEGUN, _UNFINISHED = "lock", "begun.json", ".unfinished"
+_LOCK, _UNFINISHED = "lock", ".unfinished"
 
 
 def build_store(
@@ -46,7 +45,7 @@ def build_store(
     plan: Plan,
     path: Path,
     *,
-    content: Content = "voxels",
+    content: Content | Recipe = "voxels",
     jobs: int = 1,
     progress: Progress | None = None,
 ) -> Store:
@@ -61,7 +60,7 @@ def build_store(
         path: the store's folder; made if it is missing.
         content: "voxels" keeps the scans' own voxels (HU as int16 where that holds them), for
             methods that choose their grids; "2d" and "3d_fullres" what nnU-Net's preprocessing
-            makes of them.
+            makes of them; a recipe what it makes of them.
         jobs: processes; each holds one case at a time.
         progress: told after each case that had to be written.
 
@@ -72,10 +71,9 @@ def build_store(
         ResourceError: "disk-full"; "worker-killed". What was finished is kept.
     """
     path = Path(path)
-    if content != "voxels" and content not in plan.configurations:
-        raise UsageError(f"the plan has no '{content}'", code="no-such-configuration")
+    recipe = recipe_of(content, plan)
     _check_names(dataset)
-    identity = Identity.of(dataset, plan, content)
+    identity = Identity.of(dataset, plan, recipe.content, recipe.settings)
     with _alone_in(path):
         if not (path / STORE).is_file():
             _begin(path, identity, plan)
@@ -83,13 +81,12 @@ def build_store(
                 root=dataset.root,
                 cases=path / CASES,
                 reader=CaseReader.of_dataset(dataset, cyst=plan.cyst),
-                plan=plan,
-                content=content,
+                recipe=recipe,
             )
             left = [case for case in dataset.cases if not task.is_done(case)]
             over_cases(task, left, jobs=jobs, progress=progress)
             _finish(path, identity, dataset)
-    return open_store(path, dataset=dataset, plan=plan, content=content)
+    return open_store(path, dataset=dataset, plan=plan, content=recipe)
 
 
 def _check_names(dataset: Dataset) -> None:
@@ -132,11 +129,11 @@ def _alone_in(path: Path) -> Iterator[None]:
 
 def _begin(path: Path, identity: Identity, plan: Plan) -> None:
     """Note what is being built; what another build has begun here must be the same."""
-    if (path / _BEGUN).is_file():
-        identity.check(read_json(path / _BEGUN), path)
+    if (path / BEGUN).is_file():
+        identity.check(read_json(path / BEGUN), path)
     else:
         _write_json(path / PLAN, plan.as_dict())
-        _write_json(path / _BEGUN, identity.as_dict())
+        _write_json(path / BEGUN, identity.as_dict())
     (path / CASES).mkdir(exist_ok=True)
     for folder in (path / CASES).glob(f"*{_UNFINISHED}"):
         shutil.rmtree(folder)
@@ -162,8 +159,7 @@ class _Writing:
     root: Path
     cases: Path
     reader: CaseReader
-    plan: Plan
-    content: Content
+    recipe: Recipe
 
     def is_done(self, case: Case) -> bool:
         """Is this case there from an earlier run, whole, and made from the same files?"""
@@ -184,11 +180,9 @@ class _Writing:
 
         sources = [Source.of_file(path, self.root) for path in source_files(case)]
         voxels = self.reader.read(case)
-        image, labels = self._prepared(voxels)
-        assert voxels.labels is not None
-        arrays = {"image": image.data.numpy(), "labels": labels.data.numpy()}
-        if labels is not voxels.labels:
-            arrays["reference"] = voxels.labels.data.numpy()
+        made = self.recipe(case, voxels)
+        image, labels = made.image, made.labels
+        arrays = {"image": image.data.numpy(), "labels": labels.data.numpy(), **made.arrays}
         folder = self.cases / f"{case.id}{_UNFINISHED}"
         try:
             folder.mkdir()
@@ -204,10 +198,12 @@ class _Writing:
                 "age_years": case.age_years,
                 "side": case.side,
                 "grid": grid_to_json(image.grid),
+                "labels_grid": grid_to_json(labels.grid),
                 "original": grid_to_json(voxels.image.grid),
                 "spacing_mm": image.grid.spacing_mm.tolist(),
                 "voxels_per_slice": _voxels_per_slice(labels.data[0].numpy()),
                 "findings": [finding.as_dict() for finding in voxels.findings],
+                "facts": dict(made.facts),
                 "arrays": described,
                 "sources": [asdict(source) for source in sources],
             }
@@ -223,20 +219,6 @@ class _Writing:
                     next_step="Free some space and start again.",
                 ) from error
             raise
-
-    def _prepared(self, voxels: CaseVoxels) -> tuple[Volume, Volume]:
-        assert voxels.labels is not None
-        if self.content == "voxels":
-            return Volume(_compact(voxels.image.data), voxels.image.grid), voxels.labels
-        done = preprocess(voxels.image, voxels.labels, self.plan, self.content)
-        assert done.labels is not None
-        return done.image, done.labels
-
-
-def _compact(data: torch.Tensor) -> torch.Tensor:
-    """As int16 where that changes no value, else as float32."""
-    short = data.to(torch.int16)
-    return short if torch.equal(short.to(data.dtype), data) else data.to(torch.float32)
 
 
 def _voxels_per_slice(labels: np.ndarray) -> dict[str, list[list[int]]]:

@@ -5,8 +5,9 @@ plan.json
 cases/<id>/
     case.json       grids, facts, label counts per slice, SHA-256 of the arrays and the sources
     image.npy       (channels, slices, rows, columns) int16 or float32
-    labels.npy      (1, slices, rows, columns) uint8, on the image's grid
-    reference.npy   the same on the scan's own grid, where that is another
+    labels.npy      (1, slices, rows, columns) uint8, on the image's grid or one of their own
+    reference.npy   labels on the scan's own grid, where that is another
+    <other>.npy     what a method's recipe makes
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import torch
@@ -28,16 +29,14 @@ from kidseg.plan.rules import Plan
 if TYPE_CHECKING:
     from kidseg.cases import Case, Dataset
 
-__all__ = ["ARRAYS", "CASES", "FORMAT", "PLAN", "STORE", "Content", "Identity", "Source"]
+__all__ = ["CASES", "FORMAT", "PLAN", "STORE", "Identity", "Source", "is_store"]
 
-FORMAT = 1
+FORMAT = 2
 """Number of the file format and of what is computed; a store of another number is refused."""
 
 STORE, PLAN, CASES, CASE = "store.json", "plan.json", "cases", "case.json"
-ARRAYS = ("image", "labels", "reference")
-
-Content = Literal["voxels", "2d", "3d_fullres"]
-"""What is stored: the scan's own voxels (HU), or what a configuration of the plan makes of them."""
+BEGUN = "begun.json"
+_ANOTHER = "Choose another folder, or delete this one to make it anew."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,25 +72,32 @@ class Identity:
     """What a store is of: two builds with the same identity give the same bits.
 
     Attributes:
-        content: see `Content`.
+        content: of the recipe.
         plan: digest of the plan.
         dataset: name, channels, labels, and per case its id, patient and number of images.
+        settings: of the recipe.
     """
 
-    content: Content
+    content: str
     plan: str
     dataset: Mapping[str, Any]
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, dataset: Dataset, plan: Plan, content: Content) -> Identity:
+    def of(
+        cls, dataset: Dataset, plan: Plan, content: str, settings: Mapping[str, Any]
+    ) -> Identity:
         """The identity of a store to be built, or to be found."""
-        return cls(content=content, plan=plan.digest, dataset=_described(dataset))
+        return cls(
+            content=content, plan=plan.digest, dataset=_described(dataset), settings=settings
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """As plain data, for JSON."""
         return {
             "format": FORMAT,
             "content": self.content,
+            "settings": dict(self.settings),
             "plan_sha256": self.plan,
             "dataset": dict(self.dataset),
         }
@@ -100,24 +106,36 @@ class Identity:
         """Is a store with this head the one that is meant?
 
         Raises:
-            ModelError: "store-version", "store-of-another-content", "store-of-another-plan",
-                "store-of-another-dataset".
+            ModelError: "store-version", "store-of-another-content", "store-of-other-settings",
+                "store-of-another-plan", "store-of-another-dataset".
         """
+        check_version(found, path)
         mine = self.as_dict()
         reasons = {
-            "format": ("store-version", "it was made by another version of kidseg"),
             "content": ("store-of-another-content", f"it does not hold '{self.content}'"),
+            "settings": ("store-of-other-settings", "it was made with other settings"),
             "plan_sha256": ("store-of-another-plan", "it was made with another plan"),
             "dataset": ("store-of-another-dataset", "it was made from another data set"),
         }
         for key, (code, cause) in reasons.items():
             if found.get(key) != mine[key]:
-                raise ModelError(
-                    cause,
-                    path=path,
-                    code=code,
-                    next_step="Choose another folder, or delete this one to make it anew.",
-                )
+                raise ModelError(cause, path=path, code=code, next_step=_ANOTHER)
+
+
+def check_version(head: Mapping[str, Any], path: Path) -> None:
+    """Was the store, or what was begun of it, made by a version that this one understands?
+
+    Raises:
+        ModelError: "store-version".
+    """
+    if head.get("format", FORMAT) != FORMAT:
+        cause = "it was made by another version of kidseg"
+        raise ModelError(cause, path=path, code="store-version", next_step=_ANOTHER)
+
+
+def is_store(path: Path) -> bool:
+    """Is there a store, or one that was begun?"""
+    return (path / STORE).is_file() or (path / BEGUN).is_file()
 
 
 def source_files(case: Case) -> list[Path]:

@@ -17,14 +17,13 @@ from kidseg.errors import InputError, ModelError
 from kidseg.geometry import Grid, Volume
 from kidseg.plan.rules import Plan
 from kidseg.store.files import (
-    ARRAYS,
     CASE,
     CASES,
     PLAN,
     STORE,
-    Content,
     Identity,
     Source,
+    check_version,
     damaged,
     grid_from_json,
     read_json,
@@ -32,6 +31,7 @@ from kidseg.store.files import (
     source_files,
     to_json,
 )
+from kidseg.store.recipe import Content, Recipe, recipe_of
 
 if TYPE_CHECKING:
     from kidseg.cases import Dataset
@@ -49,11 +49,14 @@ class StoredCase:
         patient: splits are by patient.
         age_years: if known.
         side: of the tumour, if known.
-        grid: of the stored image and labels.
+        grid: of the stored image.
+        labels_grid: of the stored labels; mostly the same.
         original: of the scan itself, canonical: where figures are taken.
         spacing_mm: of the stored voxels, (slice, row, column).
         voxels_per_slice: {label: {slice: voxels}} on `grid`, slices without the label left out.
         findings: what the readers noticed, as plain data.
+        facts: what else the recipe says of the case.
+        sources: the files it was made from.
     """
 
     folder: Path
@@ -62,36 +65,41 @@ class StoredCase:
     age_years: float | None
     side: str | None
     grid: Grid
+    labels_grid: Grid
     original: Grid
     spacing_mm: tuple[float, float, float]
     voxels_per_slice: Mapping[int, Mapping[int, int]]
-    findings: tuple[Mapping[str, str], ...]
+    findings: tuple[Mapping[str, Any], ...]
+    facts: Mapping[str, Any]
+    sources: tuple[Source, ...]
 
     @cached_property
     def image(self) -> Volume:
         """(channels, slices, rows, columns), int16 HU or float32; changes stay in memory."""
-        return Volume(self._mapped("image"), self.grid)
+        return Volume(self.array("image"), self.grid)
 
     @cached_property
     def labels(self) -> Volume:
-        """(1, slices, rows, columns) uint8 on the grid of `image`."""
-        return Volume(self._mapped("labels"), self.grid)
+        """(1, slices, rows, columns) uint8."""
+        return Volume(self.array("labels"), self.labels_grid)
 
     @cached_property
     def reference(self) -> Volume:
         """(1, slices, rows, columns) uint8 labels on the original grid, as the file has them."""
-        stored = "reference" if (self.folder / "reference.npy").exists() else "labels"
-        return Volume(self._mapped(stored), self.original)
+        return Volume(self.array("reference" if self.has("reference") else "labels"), self.original)
 
     def slices_with(self, *labels: int) -> np.ndarray:
         """(n,) ascending indices of the slices that show any of these labels; maybe none."""
         found = set().union(*(self.voxels_per_slice.get(label, {}) for label in labels))
         return np.array(sorted(found), dtype=np.int64)
 
-    def _mapped(self, name: str) -> torch.Tensor:
-        # Copy on write: a slip in a training process must not reach the file.
-        array = np.load(self.folder / f"{name}.npy", mmap_mode="c", allow_pickle=False)
-        return torch.from_numpy(array)
+    def has(self, name: str) -> bool:
+        """Is there an array of this name?"""
+        return (self.folder / f"{name}.npy").is_file()
+
+    def array(self, name: str) -> torch.Tensor:
+        """An array of the recipe's, mapped into memory; changes stay in memory."""
+        return mapped(self.folder / f"{name}.npy")
 
     def __getstate__(self) -> dict[str, Any]:
         """For other processes: without the arrays, which they map on their own."""
@@ -105,13 +113,15 @@ class Store:
     Attributes:
         path: its folder.
         content: what the arrays are.
+        settings: with which they were made.
         plan: that it was made with.
         cases: in the order of the data set.
         digest: SHA-256 over what is stored, wherever it lies; names the training set in a model.
     """
 
     path: Path
-    content: Content
+    content: str
+    settings: Mapping[str, Any]
     plan: Plan
     cases: tuple[StoredCase, ...]
     digest: str
@@ -127,7 +137,7 @@ def open_store(
     *,
     dataset: Dataset | None = None,
     plan: Plan | None = None,
-    content: Content | None = None,
+    content: Content | Recipe | None = None,
     verify: bool = True,
 ) -> Store:
     """Open a store that `build_store` has written.
@@ -142,20 +152,22 @@ def open_store(
 
     Raises:
         ModelError: "no-store"; "unfinished-store": the work was interrupted and can go on;
-            "damaged-store"; "store-version", "store-of-another-content", "store-of-another-plan",
-            "store-of-another-dataset".
+            "damaged-store"; "store-version", "store-of-another-content", "store-of-other-settings",
+            "store-of-another-plan", "store-of-another-dataset".
     """
     path = Path(path)
     head = _read_head(path)
     written = Plan.from_dict(read_json(path / PLAN))
     if written.digest != head["plan_sha256"]:
         raise damaged(path / PLAN, "is not the plan that the store was made with")
+    recipe = None if content is None else recipe_of(content, plan or written)
     wanted = Identity(
-        content=content or head["content"],
+        content=head["content"] if recipe is None else recipe.content,
+        settings=head["settings"] if recipe is None else recipe.settings,
         plan=head["plan_sha256"] if plan is None else plan.digest,
         dataset=head["dataset"]
         if dataset is None
-        else Identity.of(dataset, written, head["content"]).dataset,
+        else Identity.of(dataset, written, head["content"], {}).dataset,
     )
     wanted.check(head, path)
 
@@ -173,6 +185,7 @@ def open_store(
     return Store(
         path=path,
         content=head["content"],
+        settings=head["settings"],
         plan=written,
         cases=cases,
         digest=_content_digest(head, entries),
@@ -194,13 +207,12 @@ def verify_case(folder: Path, sha256: str | None = None, *, arrays: bool = True)
     entry = read_json(file)
     if sha256 is not None and sha256_of(file) != sha256:
         raise damaged(file, "was altered")
-    for name in ARRAYS:
-        known = entry["arrays"].get(name)
+    known_names = {f"{name}.npy" for name in entry["arrays"]}
+    for array in folder.glob("*.npy"):
+        if array.name not in known_names:
+            raise damaged(array, "does not belong here")
+    for name, known in entry["arrays"].items():
         array = folder / f"{name}.npy"
-        if known is None:
-            if array.exists():
-                raise damaged(array, "does not belong here")
-            continue
         if not array.is_file() or array.stat().st_size != known["size"]:
             raise damaged(array, "is missing or cut short")
         if arrays and sha256_of(array) != known["sha256"]:
@@ -218,16 +230,18 @@ def _read_head(path: Path) -> dict[str, Any]:
             next_step="Build it; what is there already is kept." if begun else "Build it first.",
         )
     head = read_json(path / STORE)
-    missing = {"format", "content", "plan_sha256", "dataset", "cases", "order"} - set(head)
+    check_version(head, path)
+    names = {"format", "content", "settings", "plan_sha256", "dataset", "cases", "order"}
+    missing = names - set(head)
     if missing:
         raise damaged(path / STORE, f"lacks {', '.join(sorted(missing))}")
     return head
 
 
 def _content_digest(head: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> str:
-    kept = ("id", "grid", "original", "arrays")
+    kept = ("id", "grid", "labels_grid", "original", "arrays", "facts")
     content = [{key: entry[key] for key in kept} for entry in entries]
-    known = {key: head[key] for key in ("format", "content", "plan_sha256", "dataset")}
+    known = {key: head[key] for key in ("format", "content", "settings", "plan_sha256", "dataset")}
     return hashlib.sha256(to_json({"head": known, "cases": content})).hexdigest()
 
 
@@ -240,6 +254,7 @@ def _stored(folder: Path, entry: Mapping[str, Any]) -> StoredCase:
         age_years=entry["age_years"],
         side=entry["side"],
         grid=grid_from_json(entry["grid"]),
+        labels_grid=grid_from_json(entry["labels_grid"]),
         original=grid_from_json(entry["original"]),
         spacing_mm=(dz, dy, dx),
         voxels_per_slice={
@@ -247,6 +262,8 @@ def _stored(folder: Path, entry: Mapping[str, Any]) -> StoredCase:
             for label, counts in entry["voxels_per_slice"].items()
         },
         findings=tuple(entry["findings"]),
+        facts=entry["facts"],
+        sources=tuple(Source(**source) for source in entry["sources"]),
     )
 
 
@@ -274,3 +291,21 @@ def sources_unchanged(entry: Mapping[str, Any], files: list[Path], root: Path) -
         raise InputError(
             f"cannot be read ({error.strerror})", path=error.filename, code="unreadable"
         ) from error
+
+
+def mapped(path: Path) -> torch.Tensor:
+    """The array of an .npy file, mapped into memory; changes stay in memory.
+
+    `numpy.memmap` would keep a file open for each: a thousand arrays are a usual system's limit.
+    """
+    with path.open("rb") as file:
+        version = np.lib.format.read_magic(file)
+        assert version == (1, 0), version
+        shape, fortran_order, kind = np.lib.format.read_array_header_1_0(file)
+        assert not fortran_order, path
+        start = file.tell()
+        size = file.seek(0, 2)
+    # Copy on write: a slip in a training process must not reach the file.
+    raw = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+    element = torch.from_numpy(np.empty(0, kind)).dtype
+    return raw[start:].view(element).view(shape)

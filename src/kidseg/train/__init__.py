@@ -1,6 +1,7 @@
 """Training: `fit`, the only loop, and `train`, a method on a data set from start to model file."""
 
 from kidseg.train.loop import Fitted, Run, fit
+from kidseg.train.material import make_store
 from kidseg.train.training import train
 
-__all__ = ["Fitted", "Run", "fit", "train"]
+__all__ = ["Fitted", "Run", "fit", "make_store", "train"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -12,7 +13,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["SharedBatchNorm", "from_first", "joined", "local_device", "rank", "share_norms"]
+__all__ = [
+    "SharedBatchNorm",
+    "first_alone",
+    "from_first",
+    "joined",
+    "local_device",
+    "rank",
+    "share_norms",
+]
 
 T = TypeVar("T")
 
@@ -50,6 +59,20 @@ def from_first(value: T) -> T:
     shared = [value]
     dist.broadcast_object_list(shared, src=0)
     return shared[0]
+
+
+@contextmanager
+def first_alone() -> Iterator[bool]:
+    """True in the first process, False in the others, which wait at the end until it has done.
+
+    It may take a day, longer than other waits are given: a data set is read meanwhile.
+    """
+    if not dist.is_initialized():
+        yield True
+        return
+    group = dist.new_group(backend="gloo", timeout=timedelta(days=1))
+    yield rank() == 0
+    dist.barrier(group=group)
 
 
 def share_norms(net: nn.Module) -> None:

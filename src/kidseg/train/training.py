@@ -1,59 +1,35 @@
-"""A method trained on a data set, from its files to a model file."""
+"""A method trained, from a data set or a store to a model file."""
 
 from __future__ import annotations
 
-import hashlib
 import json
+import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from kidseg.cases import Case, Dataset, open_dataset
 from kidseg.checkpoint import save_model
-from kidseg.config import dump, load, preset
+from kidseg.config import dump
 from kidseg.device import Device, choose_device, tune_allocator
-from kidseg.errors import InputError, UsageError
+from kidseg.errors import Finding, InputError, UsageError
 from kidseg.io.atomic import writing
-from kidseg.methods import Method, method_named
+from kidseg.methods import Method
 from kidseg.methods.cohort import Cohort, gather_cohort
-from kidseg.plan import Plan, fingerprint, plan
-from kidseg.splits import holdout
 from kidseg.stage import Stage
 from kidseg.train.curves import draw_curves
 from kidseg.train.distributed import from_first, joined, local_device, rank
 from kidseg.train.loop import Fitted, Run, fit
+from kidseg.train.material import STORE, Cases, Progress, Request, configured, training_store
 
-__all__ = ["Progress", "train"]
-
-Progress = Callable[[str, int, int, Mapping[str, Any]], None]
-"""(what is under way, done, in all, the epoch's log line if it is a stage)."""
+__all__ = ["train"]
 
 _OUTPUTS = ("model.safetensors", "log.jsonl", "config.toml", "plan.json", "cases.json")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Cases:
-    """Which cases a training uses, and what their files hold."""
-
-    training: tuple[str, ...]
-    validation: tuple[str, ...]
-    sha256: Mapping[str, str]
-
-    @property
-    def digest(self) -> str:
-        """Of the training cases' names and contents."""
-        text = json.dumps([(name, self.sha256[name]) for name in self.training])
-        return hashlib.sha256(text.encode()).hexdigest()
-
-    def as_dict(self) -> dict[str, Any]:
-        """As plain data, for JSON."""
-        return {**asdict(self), "digest": self.digest}
 
 
 def train(
@@ -73,26 +49,31 @@ def train(
     jobs: int = 1,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Train a method on a data set.
+    """Train a method on a data set, or on a store that `make_store` has made of one.
 
     Writes into `out`: config.toml (resolved), cases.json (which, and their digests), plan.json,
     log.jsonl (a line per epoch), state-*.pt (to resume from), model.safetensors, curves.png and
-    summary.json. Under torchrun the processes share each batch.
+    summary.json. Under torchrun the processes share each batch. From files, the cases are first
+    made ready in a store in `out`, which is removed in the end.
+
+    From a store it needs torch, numpy, safetensors, pydantic and tomli_w, and no reader of scans;
+    where matplotlib is missing there are no curves, and a finding says so.
 
     Args:
-        dataset: folder in any layout of `kidseg.cases`.
+        dataset: folder in any layout of `kidseg.cases`; or a store.
         out: folder to make.
         method: one of `kidseg.methods.METHODS`.
         preset_name: settings that come with the package.
         config_file: TOML, over the preset.
         overrides: "key=value", over both.
-        validation: ids of the cases to validate on; by default a share of the patients, stratified.
-        cases: train and validate on these alone; by default on all labelled cases.
+        validation: ids of the cases to validate on; by default a share of the patients, stratified,
+            or the store's.
+        cases: train and validate on these alone; by default on all labelled cases, or the store's.
         seed: of all randomness; the split's too.
         resume: go on where the run in `out` stopped, with the same settings and cases.
         overwrite: remove the run that is in `out`.
         device: "auto", "cpu", "cuda", "cuda:N", "mps".
-        jobs: processes that read the data set for planning.
+        jobs: processes that read the data set.
         progress: told what is done.
 
     Returns:
@@ -100,32 +81,30 @@ def train(
 
     Raises:
         UsageError: "output-exists", "in-use" (another training runs there), "nothing-to-resume",
-            "other-settings" and "other-cases" (resumed, but not the same), unknown names.
-        InputError: what `open_dataset`, `fingerprint`, `holdout` and `gather_cohort` refuse.
+            "other-settings" and "other-cases" (resumed, but not the same), unknown names;
+            "store-of-other-settings", "other-split": the store is not of what is asked for.
+        InputError: what `open_dataset`, `fingerprint`, `holdout` and `build_store` refuse.
         ModelError, ResourceError: as `fit`.
     """
-    chosen = method_named(method)
-    base = None if preset_name is None else preset(preset_name, method)
-    config: Any = load(chosen.config, base=base, file=config_file, overrides=overrides)
+    chosen, config = configured(method, preset_name, config_file, overrides)
     tune_allocator()
     hardware = choose_device(local_device(device), config.precision)
     out = Path(out)
     start = time.perf_counter()
     with joined(hardware.torch), _alone(out, resume=resume, overwrite=overwrite):
         tell = progress or (lambda *_: None)
-        data = open_dataset(dataset)
-        used = _chosen_cases(data, cases, validation, config.cohort.validation_share, seed)
-        planned = _planned(data, used, config, out, resume, jobs, tell)
-        cohort = gather_cohort(
-            data,
-            used.training,
-            used.validation,
-            planned,
-            config.view,
-            config.cohort,
+        request = Request(
+            view=config.view,
+            cohort=config.cohort,
             multiple=chosen.multiple(config),
-            progress=lambda done, total: tell("reading", done, total, {}),
-        ).to(hardware.torch)
+            cases=cases,
+            validation=validation,
+            seed=seed,
+            jobs=jobs,
+            tell=tell,
+        )
+        store, used = training_store(Path(dataset), out, request, dump(config), resume=resume)
+        cohort = gather_cohort(store, config.cohort).to(hardware.torch)
         ready_s = time.perf_counter() - start
         run = Run(
             folder=out,
@@ -146,6 +125,7 @@ def train(
             spent = outside_s + sum(how.seconds for how in fitted.values())
             fitted[stage.name] = fit(_within(stage, config.budget_s, spent), run)
             mark = time.perf_counter()
+        findings = [finding.as_dict() for finding in cohort.findings]
         summary = {
             "method": method,
             "preset": preset_name,
@@ -158,7 +138,7 @@ def train(
                 "validation": list(used.validation),
                 "training_slices": len(cohort.index),
             },
-            "findings": [finding.as_dict() for finding in cohort.findings],
+            "findings": findings,
             "stages": {name: asdict(how) for name, how in fitted.items()},
             "validation": _best_figures(out, fitted),
             "seconds": {
@@ -169,8 +149,9 @@ def train(
         }
         if run.rank == 0:
             _write_model(out, chosen, config, nets, cohort, used, summary)
-            draw_curves(out / "log.jsonl", out / "curves.png")
+            findings += [finding.as_dict() for finding in _draw(out)]
             _write_json(out / "summary.json", summary)
+            shutil.rmtree(out / STORE, ignore_errors=True)
     return summary
 
 
@@ -184,90 +165,13 @@ def _within(stage: Stage, budget_s: float | None, spent: float) -> Stage:
     return replace(stage, config=config)
 
 
-def _chosen_cases(
-    data: Dataset,
-    cases: Sequence[str] | None,
-    validation: Sequence[str] | None,
-    share: float,
-    seed: int,
-) -> _Cases:
-    known = data.by_id
-    if unknown := {*(cases or ()), *(validation or ())} - set(known):
-        raise UsageError(
-            f"there is no labelled case {', '.join(sorted(unknown))}",
-            path=data.root,
-            code="unknown-case",
-        )
-    wanted = [case for case in data.cases if cases is None or case.id in cases]
-    if validation is None:
-        parts = holdout(wanted, test_fraction=share, seed=seed)
-        training, kept = parts.train, parts.test
-    else:
-        kept = tuple(sorted(validation))
-        training = tuple(case.id for case in wanted if case.id not in kept)
-    shared = {known[name].patient for name in kept} & {known[name].patient for name in training}
-    if shared or not training or not kept:
-        cause = (
-            f"patient {sorted(shared)[0]} is in training and validation"
-            if shared
-            else "training and validation need at least one case each"
-        )
-        raise UsageError(cause, path=data.root, code="bad-split")
-    digests = {name: _content(known[name]) for name in (*training, *kept)}
-    return _Cases(training=training, validation=kept, sha256=digests)
-
-
-def _planned(
-    data: Dataset,
-    used: _Cases,
-    config: Any,
-    out: Path,
-    resume: bool,
-    jobs: int,
-    tell: Progress,
-) -> Plan:
-    """The plan made from the training cases; a resumed run's own, if it is of the same settings."""
-    settings = dump(config)
-    if resume:
-        if (out / "config.toml").read_text() != settings:
-            raise UsageError(
-                "the run was started with other settings",
-                path=out / "config.toml",
-                code="other-settings",
-                next_step="Resume with the same preset, file and overrides.",
-            )
-        if json.loads((out / "cases.json").read_text()) != json.loads(json.dumps(used.as_dict())):
-            raise UsageError(
-                "the run was started with other cases, or their files have changed",
-                path=out / "cases.json",
-                code="other-cases",
-                next_step="Resume with the same data set, split and seed.",
-            )
-        return Plan.from_dict(json.loads((out / "plan.json").read_text()))
-    training = replace(data, cases=tuple(data.by_id[name] for name in used.training))
-    facts = fingerprint(
-        training,
-        cyst=config.cohort.cyst,
-        jobs=jobs,
-        progress=lambda done, total: tell("planning", done, total, {}),
-    )
-    planned = plan(facts, training.schema)
-    if rank() == 0:
-        _write_json(out / "plan.json", planned.as_dict())
-        _write_json(out / "cases.json", used.as_dict())
-        # Last: a run without it is none to resume.
-        with writing(out / "config.toml", overwrite=True) as file:
-            file.write(settings.encode())
-    return planned
-
-
 def _write_model(
     out: Path,
     method: Method,
     config: Any,
     nets: Mapping[str, torch.nn.Module],
     cohort: Cohort,
-    used: _Cases,
+    used: Cases,
     summary: dict[str, Any],
 ) -> None:
     header = {
@@ -362,20 +266,26 @@ def _alone(out: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
         if not resume:
             for path in there:
                 path.unlink()
+            shutil.rmtree(out / STORE, ignore_errors=True)
         if dist.is_initialized():
             dist.barrier()
         yield
 
 
-def _content(case: Case) -> str:
-    """SHA-256 of a case's files, by content alone."""
-    digest = hashlib.sha256()
-    for path in (*case.images, *([] if case.labels is None else [case.labels])):
-        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-        for file in files:
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
+def _draw(out: Path) -> list[Finding]:
+    """The curves; what kept them from being drawn, where there is nothing to draw with."""
+    try:
+        draw_curves(out / "log.jsonl", out / "curves.png")
+    except ModuleNotFoundError as error:
+        return [
+            Finding(
+                code="no-curves",
+                path=str(out / "curves.png"),
+                cause=f"the curves were not drawn: there is no {error.name}",
+                next_step="Install matplotlib; the figures are in log.jsonl.",
+            )
+        ]
+    return []
 
 
 def _peak_memory_mb(hardware: Device) -> dict[str, float]:

@@ -1,0 +1,319 @@
+"""What a training learns from: cases chosen, planned, made ready in a store.
+
+Every training reads a store of subjects. One that starts from files makes it first, in the run's
+folder, and removes it in the end; `make_store` makes one to keep, for many runs, or for a machine
+without readers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from kidseg.cases import Case, Dataset, open_dataset
+from kidseg.config import CohortConfig, ViewConfig, load, preset
+from kidseg.errors import UsageError
+from kidseg.io.atomic import writing
+from kidseg.methods import Method, method_named
+from kidseg.methods.cohort import check_selection
+from kidseg.methods.stored import SubjectRecipe, check_view, learned_schema
+from kidseg.plan import Plan, fingerprint, plan
+from kidseg.splits import holdout
+from kidseg.store import Store, build_store, is_store, open_store
+from kidseg.store.files import sha256_of, source_files
+from kidseg.train.distributed import first_alone, rank
+
+__all__ = ["STORE", "Cases", "Progress", "Request", "configured", "make_store", "training_store"]
+
+Progress = Callable[[str, int, int, Mapping[str, Any]], None]
+"""(what is under way, done, in all, the epoch's log line if it is a stage)."""
+
+STORE = "store"
+"""Folder, in a run's, of the store that a training from files makes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cases:
+    """Which cases a training uses, and what their files hold."""
+
+    training: tuple[str, ...]
+    validation: tuple[str, ...]
+    sha256: Mapping[str, str]
+
+    @property
+    def digest(self) -> str:
+        """Of the training cases' names and contents."""
+        text = json.dumps([(name, self.sha256[name]) for name in self.training])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain data, for JSON."""
+        return {**asdict(self), "digest": self.digest}
+
+    @classmethod
+    def of_store(cls, store: Store) -> Cases:
+        """Those of a store: the same, file by file, as of the data set it was made from."""
+        training = set(store.plan.training)
+        return cls(
+            training=store.plan.training,
+            validation=tuple(case.id for case in store.cases if case.id not in training),
+            sha256={case.id: _joint(s.sha256 for s in case.sources) for case in store.cases},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Which cases are asked for, and how they are to be made ready.
+
+    Attributes:
+        view: of the method's configuration.
+        cohort: likewise.
+        multiple: of the method; see `kidseg.methods.subject.prepare`.
+        cases: ids, to train and validate on these alone; None: all.
+        validation: ids, to validate on these; None: a share of the patients.
+        seed: of that choice.
+        jobs: processes that read.
+        tell: told what is done.
+    """
+
+    view: ViewConfig
+    cohort: CohortConfig
+    multiple: int
+    cases: Sequence[str] | None
+    validation: Sequence[str] | None
+    seed: int
+    jobs: int
+    tell: Progress
+
+
+def configured(
+    method: str, preset_name: str | None, config_file: Path | None, overrides: Sequence[str]
+) -> tuple[Method, Any]:
+    """A method and its configuration.
+
+    Raises:
+        UsageError, InputError: as `method_named`, `preset` and `load`.
+    """
+    chosen = method_named(method)
+    base = None if preset_name is None else preset(preset_name, method)
+    return chosen, load(chosen.config, base=base, file=config_file, overrides=overrides)
+
+
+def make_store(
+    dataset: str | Path,
+    path: str | Path,
+    *,
+    method: str = "homogenized",
+    preset_name: str | None = None,
+    config_file: Path | None = None,
+    overrides: Sequence[str] = (),
+    validation: Sequence[str] | None = None,
+    cases: Sequence[str] | None = None,
+    seed: int = 0,
+    jobs: int = 1,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Make the cases of a data set ready for training, once, in a store.
+
+    `train` takes the store in place of the data set, as often as you like, with any method and
+    settings that look through the same window (`view`, `cohort.cyst` and the U-Net's depth), and
+    gives the bits it gives with the files. There it needs torch, numpy, safetensors, pydantic and
+    tomli_w, and nothing that reads scans (with `augment` "nnunet" batchgeneratorsv2, too). What is
+    split into training and validation, and planned, is split and planned here.
+
+    A build that was interrupted goes on. Arguments as for `kidseg.train.train`.
+
+    Returns:
+        {"path", "digest", "cases": {"training": [...], "validation": [...]}, "megabytes"}.
+
+    Raises:
+        UsageError, InputError, ResourceError, ModelError: as `open_dataset`, `fingerprint`,
+            `holdout` and `build_store`; "bad-split", "unknown-case".
+    """
+    chosen, config = configured(method, preset_name, config_file, overrides)
+    request = Request(
+        view=config.view,
+        cohort=config.cohort,
+        multiple=chosen.multiple(config),
+        cases=cases,
+        validation=validation,
+        seed=seed,
+        jobs=jobs,
+        tell=progress or (lambda *_: None),
+    )
+    data = open_dataset(dataset)
+    used = _chosen(data, request)
+    store = _built(data, used, _planned(data, used, request), Path(path), request)
+    size = sum(file.stat().st_size for file in store.path.rglob("*") if file.is_file())
+    return {
+        "path": str(store.path),
+        "digest": store.digest,
+        "cases": {"training": list(used.training), "validation": list(used.validation)},
+        "megabytes": round(size / 1e6, 1),
+    }
+
+
+def training_store(
+    source: Path, out: Path, request: Request, settings: str, *, resume: bool
+) -> tuple[Store, Cases]:
+    """The store to train from, and its cases; notes them in a fresh run's folder.
+
+    Args:
+        source: a store; or a data set, of which one is made in `out`.
+        out: folder of the run.
+        request: what is asked for.
+        settings: the resolved configuration, as in config.toml.
+        resume: `out` holds a run; it must be of the same settings and cases.
+
+    Raises:
+        UsageError: "other-settings", "other-cases": resumed, but not the same; "other-split": the
+            store is of other cases than asked for; as `check_view`.
+        InputError, ModelError, ResourceError: as `open_dataset`, `fingerprint`, `build_store`,
+            `open_store`.
+    """
+    if is_store(source):
+        store = open_store(source, verify=rank() == 0)
+        check_view(store, request.view, request.cohort.cyst, multiple=request.multiple)
+        used = Cases.of_store(store)
+        _check_asked(request, used, source)
+        if resume:
+            _check_resumed(out, settings, used)
+            if _noted_plan(out).digest != store.plan.digest:
+                raise _other_cases(out / "plan.json")
+        elif rank() == 0:
+            _note(out, settings, used, store.plan)
+        return store, used
+    with first_alone() as first:
+        if first:
+            data = open_dataset(source)
+            used = _chosen(data, request)
+            if resume:
+                _check_resumed(out, settings, used)
+                planned = _noted_plan(out)
+            else:
+                planned = _planned(data, used, request)
+                _note(out, settings, used, planned)
+            _built(data, used, planned, out / STORE, request)
+    store = open_store(out / STORE, verify=False)
+    return store, Cases.of_store(store)
+
+
+def _chosen(data: Dataset, request: Request) -> Cases:
+    known = data.by_id
+    cases, validation = request.cases, request.validation
+    if unknown := {*(cases or ()), *(validation or ())} - set(known):
+        raise UsageError(
+            f"there is no labelled case {', '.join(sorted(unknown))}",
+            path=data.root,
+            code="unknown-case",
+        )
+    wanted = [case for case in data.cases if cases is None or case.id in cases]
+    if validation is None:
+        share = request.cohort.validation_share
+        parts = holdout(wanted, test_fraction=share, seed=request.seed)
+        training, kept = parts.train, parts.test
+    else:
+        kept = tuple(sorted(validation))
+        training = tuple(case.id for case in wanted if case.id not in kept)
+    shared = {known[name].patient for name in kept} & {known[name].patient for name in training}
+    if shared or not training or not kept:
+        cause = (
+            f"patient {sorted(shared)[0]} is in training and validation"
+            if shared
+            else "training and validation need at least one case each"
+        )
+        raise UsageError(cause, path=data.root, code="bad-split")
+    digests = {name: _content(known[name]) for name in (*training, *kept)}
+    return Cases(training=training, validation=kept, sha256=digests)
+
+
+def _planned(data: Dataset, used: Cases, request: Request) -> Plan:
+    """The plan made from the training cases."""
+    cyst = request.cohort.cyst
+    schema, _, _ = learned_schema(data, cyst)
+    check_selection(schema, request.cohort, data.root)  # before hours of reading
+    training = replace(data, cases=tuple(data.by_id[name] for name in used.training))
+    facts = fingerprint(
+        training,
+        cyst=cyst,
+        jobs=request.jobs,
+        progress=lambda done, total: request.tell("planning", done, total, {}),
+    )
+    return plan(facts, training.schema)
+
+
+def _built(data: Dataset, used: Cases, planned: Plan, path: Path, request: Request) -> Store:
+    names = (*used.training, *used.validation)
+    chosen = replace(data, cases=tuple(data.by_id[name] for name in names))
+    return build_store(
+        chosen,
+        planned,
+        path,
+        content=SubjectRecipe.of_dataset(chosen, planned, request.view, multiple=request.multiple),
+        jobs=request.jobs,
+        progress=lambda done, total: request.tell("reading", done, total, {}),
+    )
+
+
+def _check_asked(request: Request, used: Cases, path: Path) -> None:
+    """Cases that are named must be the store's."""
+    names = {*used.training, *used.validation}
+    asked = names if request.cases is None else {*request.cases, *(request.validation or ())}
+    kept = used.validation if request.validation is None else request.validation
+    if asked != names or set(kept) != set(used.validation):
+        raise UsageError(
+            "the store is of another split into training and validation",
+            path=path,
+            code="other-split",
+            next_step="Name no cases, to take the store's; or make a store of these.",
+        )
+
+
+def _check_resumed(out: Path, settings: str, used: Cases) -> None:
+    if (out / "config.toml").read_text() != settings:
+        raise UsageError(
+            "the run was started with other settings",
+            path=out / "config.toml",
+            code="other-settings",
+            next_step="Resume with the same preset, file and overrides.",
+        )
+    if json.loads((out / "cases.json").read_text()) != json.loads(json.dumps(used.as_dict())):
+        raise _other_cases(out / "cases.json")
+
+
+def _other_cases(path: Path) -> UsageError:
+    return UsageError(
+        "the run was started with other cases, or their files have changed",
+        path=path,
+        code="other-cases",
+        next_step="Resume with the same data set, split and seed.",
+    )
+
+
+def _noted_plan(out: Path) -> Plan:
+    return Plan.from_dict(json.loads((out / "plan.json").read_text()))
+
+
+def _note(out: Path, settings: str, used: Cases, planned: Plan) -> None:
+    for name, content in (("plan.json", planned.as_dict()), ("cases.json", used.as_dict())):
+        with writing(out / name, overwrite=True) as file:
+            file.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    # Last: a run without it is none to resume.
+    with writing(out / "config.toml", overwrite=True) as file:
+        file.write(settings.encode())
+
+
+def _content(case: Case) -> str:
+    """SHA-256 of a case's files, by content alone."""
+    return _joint(sha256_of(file) for file in source_files(case))
+
+
+def _joint(digests: Iterable[str]) -> str:
+    joint = hashlib.sha256()
+    for digest in digests:
+        joint.update(bytes.fromhex(digest))
+    return joint.hexdigest()
