@@ -12,7 +12,7 @@ from kidseg.config import ViewConfig
 from kidseg.errors import InputError
 from kidseg.geometry import Grid, Volume, resample
 from kidseg.intensity import Normalisation, Statistics
-from kidseg.methods.subject import Subject, gather, hu_at, masks_at, pixel_mm, prepare
+from kidseg.methods.subject import Subject, gather, hu_at, masks_at, pixel_mm, prepare, sampled
 from kidseg.plan import Configuration, Plan, Topology
 
 STATISTICS = Statistics(
@@ -180,3 +180,24 @@ def test_gathered_slices_are_those_of_one_resampling() -> None:
     slices = [subject.image.slices(k, k + 1) for k in rows]
     found = gather(slices, part, fill=-1024.0)
     assert torch.equal(found.data, resample(subject.image, grid, fill=-1024.0).data[:, rows])
+
+
+def test_slices_drawn_from_volumes_of_any_size_are_those_slices() -> None:
+    """Two sizes mixed, in the drawn order; one shown through a field, air around it."""
+    small = Grid.from_spacing((3, 4, 4), (5.0, 1.0, 1.0))
+    large = Grid.from_spacing((2, 4, 6), (3.0, 1.0, 1.0))
+    volumes = [
+        Volume(torch.arange(float(n)).reshape(1, *grid.shape), grid)
+        for n, grid in ((48, small), (48, large))
+    ]
+    drawn = [(0, 2), (1, 0), (0, 0), (1, 1)]
+    places = [volumes[n].grid.slices(k, k + 1).crop((0, 0, 0), (1, 4, 4)) for n, k in drawn]
+    grid = Grid((4, 4, 4), torch.cat([place.slicewise().mm_from_index for place in places]))
+    found = sampled(volumes, drawn, grid).data[0]
+    for row, (n, k) in enumerate(drawn):
+        assert torch.equal(found[row], volumes[n].data[0, k, :, :4])
+    fields = [None, (1, 3, 0, 2), None, None]
+    through = sampled(volumes, drawn, grid, fill=-7.0, fields=fields).data[0]
+    assert torch.equal(through[[0, 2, 3]], found[[0, 2, 3]])
+    assert torch.equal(through[1, 1:3, :2], found[1, 1:3, :2])
+    assert float(through[1].sum()) == float(found[1, 1:3, :2].sum()) - 7.0 * 12

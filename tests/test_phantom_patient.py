@@ -174,3 +174,16 @@ def test_phases_are_the_chosen_one_or_mostly_early_arterial() -> None:
     mixed = Counter(draw_phase(rng, PhantomConfig()) for _ in range(1000))
     assert mixed.most_common(1)[0][0] == "early-arterial"
     assert len(mixed) == 4
+
+
+def test_arms_and_table_can_be_asked_for(patients: list[DigitalPatient]) -> None:
+    """The same child in the same field; only arms and table come and go."""
+    number = next(number for number, name in ORGANS.items() if name == "arm")
+    with_arms = make_patient(SMALL, seed=11, index=0, arms=True)
+    bare = make_patient(SMALL, seed=11, index=0, arms=False, table=False)
+    assert bool((with_arms.organs.data == number).any())
+    assert not bool((bare.organs.data == number).any())
+    assert with_arms.scan.grid.same_as(bare.scan.grid, 0.0)
+    assert torch.equal(with_arms.labels.data, bare.labels.data)
+    assert bare.truth["scanner"]["table"] is None
+    assert with_arms.truth["scanner"]["table"] == patients[0].truth["scanner"]["table"] is not None

@@ -125,7 +125,7 @@ def located(
         if config.per == "volume":
             there = masks[:, 0].flatten(1).any(1).cpu()
             kept = outputs[there] if bool(there.any()) else outputs
-            outputs = kept.median(0).values.expand_as(outputs)
+            outputs = kept.quantile(0.5, dim=0).expand_as(outputs)
         grid = pose_grid(grid, pose_from(outputs, config.localizer))
     return grid
 

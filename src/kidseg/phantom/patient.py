@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Any
 
@@ -62,11 +62,26 @@ class DigitalPatient:
     truth: dict[str, Any]
 
 
-def make_patient(config: PhantomConfig, *, seed: int, index: int) -> DigitalPatient:
+def make_patient(
+    config: PhantomConfig,
+    *,
+    seed: int,
+    index: int,
+    arms: bool | None = None,
+    table: bool = True,
+) -> DigitalPatient:
     """Digital patient `index` of `seed`: the same alone or among others, in any order.
 
     Anatomy, pose, scanner and noise are drawn independently, so that the same child comes out at
     any size and in any number of slices.
+
+    Args:
+        config: which patients.
+        seed: of the patients.
+        index: of this one.
+        arms: beside the body or not, in the field that was drawn without asking; by default as
+            drawn.
+        table: False takes it away, if one was drawn.
     """
     streams = np.random.SeedSequence([seed, index]).spawn(5)
     who, lying, machine, tissue, noise = (np.random.default_rng(s) for s in streams)
@@ -76,6 +91,10 @@ def make_patient(config: PhantomConfig, *, seed: int, index: int) -> DigitalPati
     anatomy = draw_anatomy(who, age, tumour=None if ill else "none")
     pose = draw_pose(lying, max_angle_deg=config.max_angle_deg)
     scanner = _draw_scanner(machine, config, anatomy, pose)
+    if arms is not None:
+        pose = replace(pose, arms=arms)
+    if not table:
+        scanner = replace(scanner, table=None)
     grid = scanner.grid()
     rendering = render(anatomy, pose, grid, phase, tissue)
     hu = acquire(rendering.hu, grid, scanner, noise)

@@ -1,0 +1,504 @@
+"""The first transformer alone, on digital patients whose pose and size are known.
+
+    python benchmarks/pose_trial.py -o OUT [--train 46 --test 60 --seed 101] [-k NAME ...]
+                                    [--json] [--docs docs]
+
+Trains the pose stage of each way with the real loop on patients of one seed, and tries it on
+held-out patients of another (seed + 202), against the scans as they lie, plain image moments, and
+two bounds that no way may use: the true pose and size, and registration that knows the labelled
+heights. Some held-out patients are rendered again: bare, with arms, on a table, and with a cut
+field of view. OUT keeps the patients, the trained networks and the figures, so that a second call
+is quick; -k redoes the named ways only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kidseg.body import Moments, normalized
+from kidseg.cases import open_dataset
+from kidseg.config import (
+    CohortConfig,
+    HomogenizedConfig,
+    PhantomConfig,
+    PoseConfig,
+    ViewConfig,
+    load,
+    preset,
+)
+from kidseg.geometry import Grid, Volume
+from kidseg.losses import soft_dice
+from kidseg.methods.cohort import Cohort, gather_cohort
+from kidseg.methods.pose import located, pose_inputs, pose_stage, registered
+from kidseg.methods.reference import MASKS, Reference, chosen, start_grid
+from kidseg.methods.subject import Subject, masks_at, prepare
+from kidseg.nets import build
+from kidseg.nets.stn import pose_outputs
+from kidseg.phantom import make_patient, write_patients
+from kidseg.plan import Plan, fingerprint, plan
+from kidseg.train import Run, fit
+
+PATIENTS = PhantomConfig(size=128, max_slices=24, max_angle_deg=25.0)
+VIEW = ViewConfig(size=128)
+SIDE = 128
+# Of the width of the trunk, cut off on the left; and of its depth, in front.
+CUT_LEFT, CUT_FRONT = 0.10, 0.05
+
+Locate = Callable[[Subject], Grid]
+
+
+@dataclass(frozen=True, eq=False)
+class Patient:
+    """Somebody held out, and the truth."""
+
+    subject: Subject
+    truth: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Way:
+    """A way to find poses: its reference and how it locates."""
+
+    config: PoseConfig
+    reference: Reference
+    locate: Callable[[Patient], Grid]
+    seconds: float = 0.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("-o", "--out", type=Path, required=True)
+    parser.add_argument("--train", type=int, default=46)
+    parser.add_argument("--validation", type=int, default=12)
+    parser.add_argument("--test", type=int, default=60)
+    parser.add_argument("--paired", type=int, default=20, help="test patients rendered four ways")
+    parser.add_argument("--seed", type=int, default=101)
+    parser.add_argument("--paper-size", type=int, default=128, help="pixels of the paper's network")
+    parser.add_argument("-k", "--only", nargs="*", help="ways to do again, or for the first time")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--docs", type=Path, help="folder for pose_trial.md and pose_trial.png")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    cohort = training_cohort(options)
+    names = list(ways(options.paper_size)) if options.only is None else options.only
+    held_out: list[Patient] = []
+    twins: dict[str, list[Patient]] = {}
+    results = {}
+    for name in ways(options.paper_size):
+        kept = options.out / "ways" / f"{name}.json"
+        if name not in names or (options.only is None and kept.exists()):
+            if kept.exists():
+                results[name] = json.loads(kept.read_text())
+            continue
+        way = made(name, cohort, options)
+        if not held_out:
+            held_out = test_patients(options, cohort.plan)
+            twins = paired_patients(options, cohort.plan)
+        rows = {"all": [measured(p, way) for p in held_out]}
+        rows |= {kind: [measured(p, way) for p in group] for kind, group in twins.items()}
+        results[name] = {"seconds": way.seconds, "rows": rows}
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps(results[name]))
+        print(name, json.dumps(figures(rows["all"])), flush=True)
+    table = {
+        name: {kind: figures(rows) for kind, rows in r["rows"].items()}
+        for name, r in results.items()
+    }
+    if options.docs is not None:
+        held_out = held_out or test_patients(options, cohort.plan)
+        (options.docs / "pose_trial.md").write_text(
+            markdown(results, table, len(cohort.index), options)
+        )
+        draw(held_out, cohort, results, options)
+    print(
+        json.dumps(table, indent=2)
+        if options.json
+        else markdown(results, table, len(cohort.index), options)
+    )
+
+
+def ways(paper_size: int) -> dict[str, PoseConfig]:
+    """The ways by name; the paper's network looks at `paper_size` x `paper_size` pixels."""
+    paper = load(HomogenizedConfig, base=preset("paper-128", "homogenized")).pose
+    paper = replace(paper, localizer=replace(paper.localizer, size=paper_size))
+    default = HomogenizedConfig().pose
+
+    def optimised(**changes: Any) -> PoseConfig:
+        optimizer = replace(paper.stage.optimizer, **changes)
+        return replace(paper, stage=replace(paper.stage, optimizer=optimizer))
+
+    plain = replace(default, symmetry=0.0, bone=0.0)
+    return {
+        "untouched": plain,
+        "moments of each slice": replace(plain, moments="slice"),
+        "moments of the volume": plain,
+        "paper (SGD 0.01)": paper,
+        "paper, momentum 0.9": optimised(momentum=0.9),
+        "paper, Adam 0.001": optimised(name="adam", learning_rate=1e-3),
+        "default": default,
+        "default, no mirror images": replace(default, symmetry=0.0, mirrored=False),
+        "default, bone of the reference": replace(default, symmetry=0.0, mirrored=False, bone=1.0),
+        "bound: registration": default,
+        "bound: true pose and size": default,
+    }
+
+
+def made(name: str, cohort: Cohort, options: argparse.Namespace) -> Way:
+    """A way, trained if it learns."""
+    config = ways(options.paper_size)[name]
+    reference = Reference(config)
+    reference.adopt(chosen(cohort.training, None), config, VIEW)
+    # Everything is measured alike: body and bone, at matching heights, at one resolution.
+    seen = replace(
+        config,
+        reference_mode="volume",
+        target="body+bone",
+        localizer=replace(config.localizer, size=SIDE),
+    )
+    judge = Reference(seen)
+    judge.adopt(chosen(cohort.training, None), seen, VIEW)
+    if name == "untouched":
+        return Way(seen, judge, lambda p: as_it_lies(p.subject, judge))
+    if name.startswith("moments"):
+        return Way(seen, judge, lambda p: start_grid(p.subject, config, judge, SIDE))
+    if name == "bound: true pose and size":
+        return Way(seen, judge, lambda p: truly_posed(p, judge))
+    if name == "bound: registration":
+        return Way(seen, judge, lambda p: teacher(p.subject, config, reference))
+    net = build(config.localizer, pose_inputs(config), pose_outputs(config.localizer), seed=0)
+    folder = options.out / "runs" / name.replace(" ", "-")
+    trained = folder / "net.pt"
+    if trained.exists() and name not in (options.only or ()):
+        kept = torch.load(trained, weights_only=True)
+        net.load_state_dict(kept["net"])
+    else:
+        begun = time.perf_counter()
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob("*"):
+            old.unlink()
+        stage = pose_stage(net, config, cohort, reference, SIDE)
+        fit(stage, Run(folder=folder, device=torch.device("cpu"), seed=0))
+        kept = {"net": net.state_dict(), "seconds": time.perf_counter() - begun}
+        torch.save(kept, trained)
+    net.eval()
+    return Way(
+        seen,
+        judge,
+        lambda p: located(net, config, reference, p.subject, cohort.plan, SIDE),
+        kept["seconds"],
+    )
+
+
+def teacher(subject: Subject, config: PoseConfig, reference: Reference) -> Grid:
+    return registered([subject], [start_grid(subject, config, reference, SIDE)], config, reference)[
+        0
+    ]
+
+
+def as_it_lies(subject: Subject, reference: Reference) -> Grid:
+    """Centred on the body, in the reference's field, neither turned nor scaled."""
+    radii = reference.radii_mm
+    own = Moments(subject.body.centre_mm, torch.zeros(()).double(), radii)
+    return brought(subject, own, reference)
+
+
+def truly_posed(patient: Patient, reference: Reference) -> Grid:
+    """Upright, centred and in size by the truth of the phantom, in each slice."""
+    grid, truth = patient.subject.image.grid, patient.truth
+    scanner_from_anatomy = np.array(truth["scanner_from_anatomy"])
+    body = truth["anatomy"]["body"]
+    matrix = grid.slicewise().mm_from_index.numpy()
+    _, rows, columns = grid.shape
+    middle = matrix @ [0.0, (rows - 1) / 2, (columns - 1) / 2, 1.0]
+    axis = scanner_from_anatomy[:3, 2] / scanner_from_anatomy[2, 2]
+    origin = scanner_from_anatomy[:3, 3]
+    centre = origin + (middle[:, 2:3] - origin[2]) * axis - middle[:, :3]
+    x, y = (matrix[:, :3, k] / np.linalg.norm(matrix[:, :3, k], axis=1)[:, None] for k in (2, 1))
+    shift = np.stack([(centre * x).sum(1), (centre * y).sum(1)], axis=1)
+    angle = -math.radians(angles_deg(grid.slicewise(), truth)[0])
+    long, short = body["half_lateral_mm"], body["half_depth_mm"]
+    count = grid.shape[0]
+    # The reference's radii are those of its mask's moments; a trunk's half-axes are as much larger
+    # in all patients as they are in the reference.
+    own = Moments(
+        torch.from_numpy(shift),
+        torch.full((count,), angle).double(),
+        torch.tensor([[long, short]]).double().expand(count, 2),
+    )
+    return brought(patient.subject, own, reference)
+
+
+def brought(subject: Subject, own: Moments, reference: Reference) -> Grid:
+    long, short = (float(radius) for radius in reference.radii_mm)
+    field = float(reference.field_mm)
+    grid = subject.image.grid
+    return normalized(grid, own, radii_mm=(long, short), field_mm=field, size=SIDE).slicewise()
+
+
+def angles_deg(grid: Grid, truth: dict[str, Any]) -> np.ndarray:
+    """(slices,) how far a grid's columns are turned from the patient's left-right axis, -90..90."""
+    axis = np.array(truth["scanner_from_anatomy"])[:2, 0]
+    columns = grid.slicewise().mm_from_index.numpy()[:, :2, 2]
+    cross = axis[0] * columns[:, 1] - axis[1] * columns[:, 0]
+    turned = np.degrees(np.arctan2(cross, columns @ axis))
+    # Rows and columns run towards back and left; the sign is that of a turn from columns to rows.
+    return np.asarray((turned + 90.0) % 180.0 - 90.0)
+
+
+def measured(patient: Patient, way: Way) -> dict[str, Any]:
+    """What one patient's labelled slices say."""
+    subject, truth = patient.subject, patient.truth
+    grid = way.locate(patient)
+    first, last = subject.labelled_or_all
+    looked = grid.resized((grid.shape[0], SIDE, SIDE))
+    count = MASKS[way.config.target]
+    masks = masks_at(subject, looked).data[:count].transpose(0, 1)[first : last + 1]
+    levels = [way.reference.level(subject, k) for k in range(first, last + 1)]
+    dice = soft_dice(masks, way.reference.targets(levels))
+    spacing = grid.slicewise().spacing_mm[first : last + 1]
+    side = (spacing[:, 1] * spacing[:, 2]).sqrt() * SIDE
+    size = torch.log(side / way.reference.field_mm / truth["effective_diameter_mm"])
+    return {
+        "id": subject.id,
+        "true_angle_deg": truth["pose"]["angle_deg"],
+        "arms": truth["pose"]["arms"],
+        "table": truth["scanner"]["table"] is not None,
+        "body": dice[:, 0].tolist(),
+        "bone": dice[:, 1].tolist(),
+        "angle_deg": angles_deg(grid, truth)[first : last + 1].tolist(),
+        "size": size.tolist(),
+    }
+
+
+def figures(rows: Sequence[dict[str, Any]]) -> dict[str, float | int]:
+    """Summary; of slices where it is not said that it is of patients."""
+    body = [statistics.fmean(row["body"]) for row in rows]
+    angle = np.concatenate([row["angle_deg"] for row in rows])
+    of_patients = np.array([statistics.median(row["angle_deg"]) for row in rows])
+    size = np.concatenate([row["size"] for row in rows])
+    size_of_patients = [statistics.median(row["size"]) for row in rows]
+    slices = np.concatenate([row["body"] for row in rows])
+    return {
+        "patients": len(rows),
+        "slices": len(angle),
+        "body": statistics.fmean(body),
+        "body_sd": statistics.stdev(body),
+        "body_slices": float(slices.mean()),
+        "body_slices_sd": float(slices.std(ddof=1)),
+        "bone": statistics.fmean(statistics.fmean(row["bone"]) for row in rows),
+        "angle_median_deg": float(np.median(np.abs(angle))),
+        "angle_mean_deg": float(np.abs(angle).mean()),
+        "angle_p90_deg": float(np.percentile(np.abs(angle), 90)),
+        "angle_spread_deg": float(np.std(of_patients - np.median(of_patients), ddof=1)),
+        "size_spread": float(size.std(ddof=1)),
+        "size_spread_patients": statistics.stdev(size_of_patients),
+    }
+
+
+def training_cohort(options: argparse.Namespace) -> Cohort:
+    folder = options.out / "training"
+    write_once(folder, options.train + options.validation, options.seed)
+    data = open_dataset(folder)
+    ids = [case.id for case in data.cases]
+    training, validation = ids[: options.train], ids[options.train :]
+    only = replace(data, cases=tuple(data.by_id[name] for name in training))
+    made_plan = plan(fingerprint(only), only.schema)
+    return gather_cohort(data, training, validation, made_plan, VIEW, CohortConfig(), multiple=8)
+
+
+def test_patients(options: argparse.Namespace, made_plan: Plan) -> list[Patient]:
+    folder = options.out / "held-out"
+    write_once(folder, options.test, options.seed + 202)
+    data = open_dataset(folder)
+    ids = [case.id for case in data.cases]
+    found = gather_cohort(data, ids, [], made_plan, VIEW, CohortConfig(), multiple=8)
+    truths = [json.loads((folder / "truth" / f"{name}.json").read_text()) for name in ids]
+    return [Patient(s, t) for s, t in zip(found.training, truths, strict=True)]
+
+
+def write_once(folder: Path, patients: int, seed: int) -> None:
+    if not (folder / "dataset.json").exists():
+        write_patients(folder, PATIENTS, patients=patients, seed=seed, overwrite=True)
+
+
+def paired_patients(options: argparse.Namespace, made_plan: Plan) -> dict[str, list[Patient]]:
+    """The first test patients: bare, with arms, on a table, and bare with the field cut."""
+    kinds = {"bare": (False, False), "arms": (True, False), "table": (False, True)}
+    out: dict[str, list[Patient]] = {kind: [] for kind in (*kinds, "cut")}
+    folder = options.out / "paired"
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(options.paired):
+        for kind, (arms, table) in kinds.items():
+            file = folder / f"{kind}-{index}.pt"
+            if not file.exists():
+                made_one = make_patient(
+                    PATIENTS, seed=options.seed + 202, index=index, arms=arms, table=table
+                )
+                tensors = (
+                    made_one.scan.data,
+                    made_one.labels.data,
+                    made_one.scan.grid.mm_from_index,
+                )
+                torch.save((*tensors, json.dumps(made_one.truth)), file)
+            scan, labels, matrix, text = torch.load(file, weights_only=True)
+            truth = json.loads(text)
+            grid = Grid(tuple(scan.shape[1:]), matrix)
+            out[kind].append(
+                readied(Volume(scan, grid), Volume(labels, grid), truth, made_plan, index)
+            )
+            if kind == "bare":
+                cut = field_cut(out[kind][-1], grid)
+                out["cut"].append(
+                    readied(
+                        Volume(scan[cut], grid.crop(*corner(cut, scan.shape))),
+                        Volume(labels[cut], grid.crop(*corner(cut, scan.shape))),
+                        truth,
+                        made_plan,
+                        index,
+                    )
+                )
+    return out
+
+
+def field_cut(patient: Patient, grid: Grid) -> tuple[slice, ...]:
+    """The part of a scan that is left when a flank and some of the front lie outside the field."""
+    there = patient.subject.masks.data[0].amax(0) > 127
+    rows, columns = (there.any(axis).nonzero()[:, 0] for axis in (1, 0))
+    # The image may be coarser than the scan.
+    factor = grid.shape[1] / there.shape[0]
+    top, bottom = float(rows[0]) * factor, float(rows[-1] + 1) * factor
+    left, right = float(columns[0]) * factor, float(columns[-1] + 1) * factor
+    return (
+        slice(None),
+        slice(None),
+        slice(round(top + CUT_FRONT * (bottom - top)), None),
+        slice(round(left + CUT_LEFT * (right - left)), None),
+    )
+
+
+def corner(cut: tuple[slice, ...], shape: Sequence[int]) -> tuple[list[int], list[int]]:
+    first = [0, cut[2].start, cut[3].start]
+    return first, [shape[1], shape[2] - first[1], shape[3] - first[2]]
+
+
+def readied(
+    scan: Volume, labels: Volume, truth: dict[str, Any], made_plan: Plan, index: int
+) -> Patient:
+    name = f"phantom_{index:04d}"
+    return Patient(prepare(scan, VIEW, made_plan, name=name, multiple=8, labels=labels), truth)
+
+
+def markdown(
+    results: dict[str, Any], table: dict[str, Any], slices: int, options: argparse.Namespace
+) -> str:
+    """The tables of docs/pose.md."""
+    command = (
+        f"python benchmarks/pose_trial.py -o OUT --train {options.train} --validation "
+        f"{options.validation} --test {options.test} --paired {options.paired} "
+        f"--seed {options.seed} --paper-size {options.paper_size}"
+    )
+    one = next(iter(table.values()))["all"]
+    lines = [
+        f"    {command}",
+        "",
+        f"{options.train} training patients ({slices} slices), {one['patients']} held-out patients "
+        f"({one['slices']} labelled slices).",
+        "",
+        "| way | overlap, patients | overlap, slices | angle error: median, mean, p90 (deg) | "
+        "spread of angle (deg) | spread of size | training (s) |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, kinds in table.items():
+        f = kinds["all"]
+        seconds = results[name]["seconds"]
+        lines.append(
+            f"| {name} | {f['body']:.3f} ({f['body_sd']:.3f}) | {f['body_slices']:.3f} "
+            f"({f['body_slices_sd']:.3f}) | {f['angle_median_deg']:.1f}, "
+            f"{f['angle_mean_deg']:.1f}, {f['angle_p90_deg']:.1f} | "
+            f"{f['angle_spread_deg']:.1f} | {f['size_spread']:.3f} | "
+            f"{f'{seconds:.0f}' if seconds else '-'} |"
+        )
+    lines += [
+        "",
+        f"The first {options.paired} held-out patients, rendered again: overlap; median and 90th "
+        "percentile of the angle's error (deg); spread of size.",
+        "",
+        "| way | bare | arms beside the body | on a table | field of view cut |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name, kinds in table.items():
+        cells = [
+            f"{f['body']:.3f}; {f['angle_median_deg']:.1f}, {f['angle_p90_deg']:.1f}; "
+            f"{f['size_spread']:.3f}"
+            for f in (kinds[kind] for kind in ("bare", "arms", "table", "cut"))
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(
+    patients: Sequence[Patient],
+    cohort: Cohort,
+    results: dict[str, Any],
+    options: argparse.Namespace,
+) -> None:
+    """Outlines and bones on each other; true against found angles."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    config = ways(options.paper_size)["default"]
+    reference = Reference(config)
+    reference.adopt(chosen(cohort.training, None), config, VIEW)
+    net = build(config.localizer, pose_inputs(config), pose_outputs(config.localizer), seed=0)
+    kept = torch.load(options.out / "runs" / "default" / "net.pt", weights_only=True)
+    net.load_state_dict(kept["net"])
+    net.eval()
+    locates: dict[str, Locate] = {
+        "as they lie": lambda s: as_it_lies(s, reference),
+        "moments": lambda s: start_grid(s, config, reference, SIDE),
+        "learned": lambda s: located(net, config, reference, s, cohort.plan, SIDE),
+    }
+    figure = Figure(figsize=(15.0, 4.1), facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, 4)
+    for ax, (title, locate) in zip(axes, locates.items(), strict=False):
+        bones = np.zeros((SIDE, SIDE))
+        for patient in patients:
+            k = patient.subject.fullest
+            grid = locate(patient.subject).slices(k, k + 1)
+            body, bone = masks_at(patient.subject, grid, k).data[:, 0].numpy()
+            bones += bone / len(patients)
+            ax.contour(body, [0.5], colors=["#0072B2"], linewidths=0.6, alpha=0.45)
+        ax.imshow(bones, cmap="Greys", vmin=0, vmax=0.6)
+        ax.set_title(f"{title}: {len(patients)} outlines, mean bone", fontsize=10)
+        ax.set_axis_off()
+    ax = axes[3]
+    for name, colour, mark in (
+        ("moments of the volume", "#D55E00", "x"),
+        ("default", "#0072B2", "o"),
+    ):
+        rows = results[name]["rows"]["all"]
+        true = np.array([row["true_angle_deg"] for row in rows])
+        off = np.array([statistics.median(row["angle_deg"]) for row in rows])
+        ax.scatter(true, true + off, s=14, c=colour, marker=mark, label=name, alpha=0.8)
+    ax.plot([-25, 25], [-25, 25], c="#888888", linewidth=0.8)
+    ax.set_xlabel("true angle (deg)")
+    ax.set_ylabel("found angle (deg)")
+    ax.set_aspect("equal")
+    ax.legend(fontsize=8)
+    figure.savefig(options.docs / "pose_trial.png", dpi=90)
+
+
+if __name__ == "__main__":
+    main()
