@@ -225,6 +225,17 @@ def test_export_gives_an_nnunet_data_set(patients: Path, tmp_path: Path) -> None
     assert "exists" in run("export", patients, out, "--folds", "2", check=2).stderr
 
 
+def test_store_reads_a_data_set_once_for_training(patients: Path, tmp_path: Path) -> None:
+    out = tmp_path / "store"
+    command = ("store", patients, "-o", out, "--preset", "demo", "--json")
+    answer = json.loads(run(*command).stdout)
+    used = answer["cases"]
+    assert len(used["training"]) + len(used["validation"]) == len(list(out.glob("cases/*")))
+    assert json.loads(run(*command).stdout) == answer  # a finished store is left as it is
+    refused = run("train", out, "-o", tmp_path / "run", "--set", "view.size=64", check=2)
+    assert "view.size" in refused.stderr
+
+
 def test_a_warning_is_a_line_for_people(patients: Path, tmp_path: Path) -> None:
     done = run("export", patients, tmp_path / "Dataset043_Few", "--json")
     assert json.loads(done.stdout)["linked"] >= 0

@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from kidseg.cli.data import check, demo, export, phantom
+from kidseg.cli.data import check, demo, export, phantom, store
 from kidseg.cli.models import compare, evaluate, info, segment, train
 from kidseg.cli.studies import study
 from kidseg.cli.terminal import out_of_memory, refuse, show_plain_warnings, system_refusal
@@ -30,7 +30,19 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (phantom, check, export, train, segment, evaluate, compare, study, info, demo):
+for command in (
+    phantom,
+    check,
+    export,
+    store,
+    train,
+    segment,
+    evaluate,
+    compare,
+    study,
+    info,
+    demo,
+):
     app.command()(command)
 
 

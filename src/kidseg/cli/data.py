@@ -1,4 +1,4 @@
-"""Commands on data: made, checked, exported, shown."""
+"""Commands on data: made, checked, exported, made ready for training, shown."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from kidseg.errors import InputError, UsageError
 if TYPE_CHECKING:
     from kidseg.check import Report
 
-__all__ = ["check", "demo", "export", "phantom"]
+__all__ = ["check", "demo", "export", "phantom", "store"]
 
 
 def phantom(
@@ -138,6 +138,54 @@ def export(
             progress=advance,
         )
     say(exported.as_dict(), str(exported), as_json, quiet)
+
+
+def store(
+    dataset: Annotated[Path, typer.Argument(help="A data set in any layout.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the store.")],
+    method: Annotated[Literal["homogenized", "plain"], typer.Option()] = "homogenized",
+    preset: Annotated[
+        Literal["demo", "paper-128", "paper-512"] | None, typer.Option(help="Named settings.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file of settings.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="One setting, key=value.")] = None,
+    cases: Annotated[list[str] | None, typer.Option("--case", help="Use only this case.")] = None,
+    validation: Annotated[
+        list[str] | None, typer.Option("--validation", help="Validate on this case.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the split.")] = 0,
+    jobs: Jobs = 1,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make a data set ready once; `kidseg train STORE -o RUN` then trains from it.
+
+    For several runs on the same cases. The split is the store's; training asks for the same
+    settings of `view` and `cohort.cyst`. `kidseg.train.train` trains from it with torch, numpy,
+    safetensors, pydantic and tomli_w alone, on machines that cannot read scans.
+    """
+    from kidseg.train import make_store
+
+    with stages(quiet or as_json) as advance:
+        summary = make_store(
+            dataset,
+            out,
+            method=method,
+            preset_name=preset,
+            config_file=config,
+            overrides=set_ or (),
+            validation=validation,
+            cases=cases,
+            seed=seed,
+            jobs=jobs,
+            progress=advance,
+        )
+    counts = {name: len(ids) for name, ids in summary["cases"].items()}
+    text = (
+        f"{counts['training']} training and {counts['validation']} validation case(s), "
+        f"{summary['megabytes']} MB, in {out}."
+    )
+    say(summary, text, as_json, quiet)
 
 
 def demo(

@@ -27,7 +27,7 @@ __all__ = ["compare", "evaluate", "info", "segment", "train"]
 
 
 def train(
-    dataset: Annotated[Path, typer.Argument(help="A data set in any layout.")],
+    dataset: Annotated[Path, typer.Argument(help="A data set in any layout, or a store of one.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")],
     method: Annotated[Literal["homogenized", "plain"], typer.Option()] = "homogenized",
     preset: Annotated[
@@ -47,7 +47,7 @@ def train(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a method on a data set; gives a model file."""
+    """Train a method on a data set, or on a store of it (`kidseg store`); gives a model file."""
     from kidseg.train import train as fit
 
     with stages(quiet or as_json) as advance:

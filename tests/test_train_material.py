@@ -1,0 +1,217 @@
+"""What a training learns from: the same from files and from a store, wherever the store is read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ellipses import make_ellipse_patient, write_ellipse_dataset
+from kidseg.checkpoint import read_header
+from kidseg.errors import KidsegError
+from kidseg.io import save
+from kidseg.store import open_store
+from kidseg.train import make_store, train
+
+TINY = (
+    "view.size=32",
+    "unet.size=32",
+    "unet.features=4",
+    "precision=fp32",
+    "segment.epochs=1",
+    "segment.min_epochs=0",
+    "segment.steps=2",
+    "segment.batch_size=6",
+)
+HOMOGENIZED = (
+    *TINY,
+    "pose.target=body",
+    "pose.localizer.size=32",
+    "pose.localizer.pooled=4",
+    "pose.localizer.hidden=[16,8]",
+    "pose.stage.epochs=1",
+    "pose.stage.min_epochs=0",
+    "pose.stage.steps=2",
+    "pose.stage.batch_size=6",
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data") / "ellipses"
+    write_ellipse_dataset(root, 4)
+    return root
+
+
+@pytest.fixture(scope="module")
+def store(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("stores") / "store"
+    made = make_store(data, path, method="homogenized", overrides=HOMOGENIZED)
+    opened = open_store(path)
+    assert made["digest"] == opened.digest and made["megabytes"] > 0
+    assert tuple(made["cases"]["training"]) == opened.plan.training
+    assert len(made["cases"]["validation"]) == 1
+    return path
+
+
+def run(source: Path, out: Path, **changes: Any) -> dict[str, Any]:
+    return train(source, out, **{"method": "plain", "overrides": TINY, "device": "cpu", **changes})
+
+
+def code_of(action: Callable[[], object]) -> str:
+    with pytest.raises(KidsegError) as caught:
+        action()
+    assert caught.value.next_step and caught.value.path
+    return caught.value.code
+
+
+@pytest.mark.parametrize(("method", "overrides"), [("plain", TINY), ("homogenized", HOMOGENIZED)])
+def test_files_and_store_give_the_same_bits(
+    data: Path, store: Path, tmp_path: Path, method: str, overrides: tuple[str, ...]
+) -> None:
+    """One store serves both methods; the run's notes, too, are the same."""
+    runs = [tmp_path / "files", tmp_path / "store"]
+    for source, out in zip((data, store), runs, strict=True):
+        run(source, out, method=method, overrides=overrides)
+    headers = [read_header(out / "model.safetensors") for out in runs]
+    assert headers[0]["tensors_sha256"] == headers[1]["tensors_sha256"]
+    assert headers[0]["training_set"] == headers[1]["training_set"]
+    for name in ("cases.json", "plan.json", "config.toml"):
+        assert (runs[0] / name).read_bytes() == (runs[1] / name).read_bytes(), name
+    assert not (runs[0] / "store").exists()
+
+
+BARE = """
+import importlib.abc, sys
+class Missing(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in sys.argv[3].split(","):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Missing())
+from kidseg.train import train
+train(sys.argv[1], sys.argv[2], method="homogenized", overrides=sys.argv[4:], device="cpu")
+print(*sorted({name.split(".")[0] for name in sys.modules}))
+"""
+# Every package that kidseg depends on, but for those that its training needs.
+NOT_NEEDED = (
+    "SimpleITK",
+    "nibabel",
+    "pydicom",
+    "highdicom",
+    "isal",
+    "scipy",
+    "skimage",
+    "trimesh",
+    "slicerio",
+    "monai",
+    "batchgeneratorsv2",
+    "matplotlib",
+    "typer",
+    "rich",
+)
+
+
+def test_a_store_trains_where_no_reader_is(data: Path, store: Path, tmp_path: Path) -> None:
+    """torch, numpy, safetensors, pydantic and tomli_w are enough; the model is the same."""
+    out = tmp_path / "bare"
+    command = [sys.executable, "-c", BARE, str(store), str(out), ",".join(NOT_NEEDED), *HOMOGENIZED]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert not set(NOT_NEEDED) & set(done.stdout.split())
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["findings"][-1]["code"] == "no-curves"
+    assert "matplotlib" in summary["findings"][-1]["cause"]
+    full = run(store, tmp_path / "full", method="homogenized", overrides=HOMOGENIZED)
+    assert full["findings"] == summary["findings"][:-1] and full["findings"]
+    headers = [read_header(tmp_path / name / "model.safetensors") for name in ("bare", "full")]
+    assert headers[0]["tensors_sha256"] == headers[1]["tensors_sha256"]
+    # The same process with files instead of a store fails: what is blocked is what reads them.
+    command[3:5] = [str(data), str(tmp_path / "files")]
+    failed = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert failed.returncode != 0 and "ModuleNotFoundError" in failed.stderr
+
+
+def stop_at(what: str, done: int) -> Callable[[str, int, int, Mapping[str, Any]], None]:
+    def tell(stage: str, count: int, total: int, figures: Mapping[str, Any]) -> None:
+        if (stage, count) == (what, done):
+            raise KeyboardInterrupt
+
+    return tell
+
+
+def test_a_run_stopped_while_reading_goes_on_there(data: Path, tmp_path: Path) -> None:
+    out, whole = tmp_path / "run", tmp_path / "whole"
+    with pytest.raises(KeyboardInterrupt):
+        run(data, out, progress=stop_at("reading", 2))
+    assert len(list((out / "store" / "cases").iterdir())) == 2
+    heard: list[tuple[str, int, int]] = []
+    run(data, out, resume=True, progress=lambda what, a, b, _: heard.append((what, a, b)))
+    assert heard[:2] == [("reading", 1, 2), ("reading", 2, 2)] and heard[2][0] == "segment"
+    run(data, whole)
+    first, second = (read_header(path / "model.safetensors") for path in (out, whole))
+    assert first["tensors_sha256"] == second["tensors_sha256"]
+
+
+def test_a_run_resumes_from_a_store_of_its_cases_only(
+    data: Path, store: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    first = run(data, out)
+    again = run(store, out, resume=True)
+    assert again["model"] == first["model"]
+    other = tmp_path / "other"
+    make_store(data, other, method="plain", overrides=TINY, validation=["ellipse_003"])
+    assert open_store(other).plan.training != open_store(store).plan.training
+    assert code_of(lambda: run(other, out, resume=True)) == "other-cases"
+    plan = json.loads((out / "plan.json").read_text())
+    (out / "plan.json").write_text(json.dumps({**plan, "median_spacing_mm": [9.0, 9.0, 9.0]}))
+    assert code_of(lambda: run(store, out, resume=True)) == "other-cases"
+
+
+def test_changed_files_are_other_cases(tmp_path: Path) -> None:
+    """Whether the store that the run made is still there or not."""
+    data, out = tmp_path / "data", tmp_path / "run"
+    write_ellipse_dataset(data, 4)
+    with pytest.raises(KeyboardInterrupt):
+        run(data, out, progress=stop_at("segment", 1))
+    assert (out / "store" / "store.json").is_file()
+    shutil.copytree(out, tmp_path / "bare", ignore=shutil.ignore_patterns("store"))
+    image = data / "imagesTr" / "ellipse_001_0000.nii.gz"
+    save(make_ellipse_patient(99).image, image, overwrite=True)
+    for folder in (out, tmp_path / "bare"):
+        assert code_of(lambda: run(data, folder, resume=True)) == "other-cases"  # noqa: B023
+
+
+def test_stores_that_are_not_what_is_asked_for(store: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    training = open_store(store).plan.training
+    (validation,) = {case.id for case in open_store(store).cases} - set(training)
+    refused: dict[str, dict[str, Any]] = {
+        "other-split": {"validation": [training[0]]},
+        "store-of-other-settings": {"overrides": (*TINY, "view.bone_hu=200.0")},
+    }
+    for code, changes in refused.items():
+        assert code_of(lambda: run(store, out, **changes)) == code  # noqa: B023
+    assert code_of(lambda: run(store, out, cases=list(training))) == "other-split"
+    copy = tmp_path / "copy"
+    shutil.copytree(store, copy)
+    (copy / "store.json").unlink()
+    assert code_of(lambda: run(copy, out)) == "unfinished-store"
+    assert not (out / "config.toml").exists()
+    summary = run(store, out, cases=[*training, validation], validation=[validation])
+    assert summary["cases"]["validation"] == [validation]
+
+
+def test_a_fresh_run_takes_no_store_of_an_older_one(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        run(data, out, progress=stop_at("reading", 3))
+    wider = [*TINY, "view.bone_hu=200.0"]
+    assert run(data, out, overrides=wider, overwrite=True)["model"]["sha256"]
+    assert not (out / "store").exists()
