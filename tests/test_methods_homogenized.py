@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,7 @@ def loss_of(stage: Stage, net: torch.nn.Module, now: Moment) -> float:
     return float(stage.loss(net, now)["loss"].detach())
 
 
+@cache
 def adopted(cohort: Cohort, config: PoseConfig = POSE) -> Reference:
     reference = Reference(config)
     reference.adopt(chosen(cohort.training, config.reference), config, VIEW)
@@ -205,6 +207,22 @@ def test_the_jitter_is_of_the_moment_and_shared_between_processes(cohort: Cohort
     still = replace(config, jitter_deg=0.0, jitter_scale=0.0, jitter_shift=0.0, cut=0.0)
     calm = pose_stage(net, still, cohort, reference, 48)
     assert loss_of(calm, net, NOW) < whole - 0.05
+
+
+def test_a_cut_field_hides_from_the_network_and_not_from_the_loss(cohort: Cohort) -> None:
+    """A network that does nothing loses nothing by it; one that looks sees something else."""
+    reference = adopted(cohort)
+    stages = [
+        pose_stage(net, replace(POSE, teacher=0.0, cut=cut), cohort, reference, 48)
+        for net in [build(LOCALIZER, pose_inputs(POSE), pose_outputs(LOCALIZER), seed=3)]
+        for cut in (0.0, 1.0)
+    ]
+    whole, cut = (loss_of(stage, stage.net, NOW) for stage in stages)
+    assert whole == cut
+    last = list(stages[0].net.parameters())[-2]
+    torch.nn.init.normal_(last, std=1.0, generator=torch.Generator().manual_seed(0))
+    whole, cut = (loss_of(stage, stage.net, NOW) for stage in stages)
+    assert abs(whole - cut) > 1e-3
 
 
 CROP = CropConfig(localizer=LOCALIZER, stage=STAGE, output="half")

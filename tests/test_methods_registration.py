@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -31,6 +32,7 @@ def cohort() -> Cohort:
     return make_cohort(3, 1)
 
 
+@cache
 def adopted(subject: Subject, config: PoseConfig = POSE) -> Reference:
     reference = Reference(config)
     reference.adopt(subject, config, VIEW)
