@@ -135,6 +135,9 @@ def random_probabilities(rng: np.random.Generator, grid: Grid, kind: str) -> Vol
         data = rng.dirichlet(np.ones(classes), grid.shape).transpose(3, 0, 1, 2)
     elif kind == "nearly tied":  # within a few roundings of each other
         data = 1 / classes + rng.integers(-3, 4, shape) * 6e-8
+    elif kind == "a rounding below":  # background everywhere, but what will rounding make of it?
+        data = np.full(shape, rng.uniform(0.1, 0.4, grid.shape))
+        data[0] = np.nextafter(data[0].astype(np.float32), np.float32(1))
     else:
         data = np.zeros(shape)
         data[0] = 1.0
@@ -153,7 +156,8 @@ def random_probabilities(rng: np.random.Generator, grid: Grid, kind: str) -> Vol
 
 
 @pytest.mark.parametrize(
-    "content", ["noise", "nearly tied", "ties", "all of one label", "spots", "more spots"]
+    "content",
+    ["noise", "nearly tied", "a rounding below", "ties", "all of one label", "spots", "more spots"],
 )
 @pytest.mark.parametrize("place", ["copied", "volume", "each slice", "space", "slices"])
 def test_restored_labels_are_those_of_all_voxels_resampled(place: str, content: str) -> None:
@@ -166,7 +170,7 @@ def test_restored_labels_are_those_of_all_voxels_resampled(place: str, content: 
         whole = resample(found, scan, fill=fill).data.argmax(0).to(torch.uint8)
         assert torch.equal(restore(found, scan).data[0], whole), f"seed {seed}"
         found_anything += int(whole.any())
-    assert found_anything >= 3
+    assert found_anything >= 3 or content == "a rounding below"
 
 
 def test_only_what_lies_around_something_is_sampled(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,9 +27,6 @@ from kidseg.geometry import (
 __all__ = ["Locate", "Outcome", "Segment", "Step", "restore", "run"]
 
 AIR_HU = -1024.0
-# How far a label must stay below background, in units of rounding, so that interpolation cannot
-# bring it on top: eight products and sums on either side, with room to spare.
-_ROUNDING = 64
 
 Locate = Callable[[Volume, Grid, Volume | None], Grid]
 """(scan, current grid, probabilities found so far) -> the grid to go on with."""
@@ -145,13 +142,13 @@ def _decided(data: Tensor) -> Tensor:
 def _boxes(data: Tensor) -> np.ndarray:
     """(slices, 4): first and last row and column that may be other than background; -1 if none is.
 
-    A voxel is background if no label comes near: within what rounding could make of it.
+    Between voxels where no label exceeds background none does: the weights are the same for all
+    channels and not negative, and products, sums and their rounding keep "at most".
     """
-    least = _ROUNDING * torch.finfo(data.dtype).eps
     boxes = np.full((data.shape[1], 4), -1)
     for k, box in enumerate(boxes):
-        # Not "at least", so that a NaN is no background.
-        doubtful = ~(data[1:, k].amax(0) < data[0, k] - least)
+        # Not "exceeds", so that a NaN is no background.
+        doubtful = ~(data[1:, k].amax(0) <= data[0, k])
         rows, columns = (doubtful.any(axis).nonzero()[:, 0] for axis in (1, 0))
         if len(rows):
             box[:] = (int(rows[0]), int(rows[-1]), int(columns[0]), int(columns[-1]))
