@@ -175,7 +175,9 @@ def time_steps(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]
         stdout=sys.stderr,
         check=True,
     )
-    store = train_model(raw, folder / "model", "plain", [], SIDE).parent / "store"
+    store = folder / "store"
+    make = [sys.executable, "-m", "kidseg", "store", raw, "-o", store, "--method", "plain"]
+    subprocess.run([*make, "--quiet"], check=True, stdout=sys.stderr)
     turns: list[tuple[str, Contestant]] = []
     times: dict[str, list[float]] = {name: [] for name in (*PEER_STEPS, *OUR_STEPS)}
     try:
@@ -273,7 +275,7 @@ def train_peer(folder: str, loader: str) -> None:
 
 
 def train_us(store: str) -> None:
-    """The stages of the real methods, on the store of a real training."""
+    """The stages of the real methods, on a store as `kidseg store` makes it."""
     import torch
 
     from kidseg.config import load
@@ -308,7 +310,7 @@ def step_of(stage: Any, device: Any) -> Callable[[], None]:
 
     from kidseg.stage import Moment
 
-    rules, net = stage.config.optimizer, stage.net.to(memory_format=torch.channels_last)
+    rules, net = stage.config.optimizer, stage.net
     assert rules.name == "sgd"
     optimizer = torch.optim.SGD(
         net.parameters(),
