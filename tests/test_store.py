@@ -20,12 +20,20 @@ import pytest
 import torch
 
 from kidseg import io
-from kidseg.cases import Dataset, case_paths, open_dataset, write_dataset_json, write_patients_csv
+from kidseg.cases import (
+    Case,
+    Dataset,
+    case_paths,
+    open_dataset,
+    write_dataset_json,
+    write_patients_csv,
+)
 from kidseg.errors import InputError, KidsegError, ResourceError, UsageError
 from kidseg.geometry import Grid, Volume
 from kidseg.labels import KIDNEY_TUMOUR
-from kidseg.plan import CaseReader, Plan, fingerprint, plan, preprocess
-from kidseg.store import build_store, open_store
+from kidseg.plan import CaseReader, CaseVoxels, Plan, fingerprint, plan, preprocess
+from kidseg.store import Prepared, build_store, is_store, open_store
+from kidseg.store.files import FORMAT
 
 SHAPES = [(6, 20, 24), (5, 26, 22), (7, 18, 20)]
 SPACINGS = [(3.0, 1.0, 1.0), (4.0, 0.8, 0.8), (3.0, 1.2, 1.1)]
@@ -190,8 +198,64 @@ def test_changed_source_files_are_noticed(tmp_path: Path) -> None:
 def test_another_version_is_refused(made: Made, tmp_path: Path) -> None:
     path = build_store(made.dataset, made.plan, tmp_path / "store").path
     head = json.loads((path / "store.json").read_text())
-    (path / "store.json").write_text(json.dumps({**head, "format": 99}))
-    assert code_of(lambda: open_store(path)) == "store-version"
+    for other in ({**head, "format": 99}, {"format": 99}):  # whatever that version calls things
+        (path / "store.json").write_text(json.dumps(other))
+        assert code_of(lambda: open_store(path)) == "store-version"
+    (path / "store.json").unlink()
+    begun = json.loads((path / "begun.json").read_text())
+    (path / "begun.json").write_text(json.dumps({**begun, "format": 99}))
+    assert code_of(lambda: build_store(made.dataset, made.plan, path)) == "store-version"
+
+
+@dataclass(frozen=True)
+class Halved:
+    """A recipe: every second row of the labels, the number of bright voxels, the darkest slice."""
+
+    bright_hu: int
+    content: str = "halved"
+
+    @property
+    def settings(self) -> dict[str, int]:
+        return {"bright_hu": self.bright_hu}
+
+    def __call__(self, case: Case, voxels: CaseVoxels) -> Prepared:
+        assert voxels.labels is not None
+        nz, ny, nx = voxels.image.grid.shape
+        labels = Volume(voxels.labels.data[:, :, ::2], voxels.image.grid.resized((nz, ny // 2, nx)))
+        bright = voxels.image.data > self.bright_hu
+        return Prepared(
+            image=voxels.image,
+            labels=labels,
+            arrays={"bright": bright.numpy()},
+            facts={"count": int(bright.sum()), "share": float(bright.double().mean())},
+        )
+
+
+def test_a_recipe_decides_what_is_kept(made: Made, tmp_path: Path) -> None:
+    path, recipe = tmp_path / "store", Halved(100)
+    store = build_store(made.dataset, made.plan, path, content=recipe, jobs=2)
+    assert (store.content, store.settings) == ("halved", {"bright_hu": 100})
+    reader = CaseReader.of_dataset(made.dataset)
+    for case, stored in zip(made.dataset.cases, store.cases, strict=True):
+        voxels = reader.read(case)
+        assert voxels.labels is not None
+        bright = voxels.image.data > 100
+        assert torch.equal(stored.array("bright"), bright) and stored.array("bright").any()
+        assert stored.facts == {"count": int(bright.sum()), "share": float(bright.double().mean())}
+        assert torch.equal(stored.labels.data, voxels.labels.data[:, :, ::2])
+        assert stored.labels.grid.shape[1] == stored.image.grid.shape[1] // 2
+        assert stored.has("bright") and not stored.has("reference")
+        assert [s.name for s in stored.sources] == [
+            f"imagesTr/{case.id}_0000.nii.gz",
+            f"labelsTr/{case.id}.nii.gz",
+        ]
+    other = Halved(50)
+    for action in (
+        lambda: build_store(made.dataset, made.plan, path, content=other),
+        lambda: open_store(path, content=other),
+    ):
+        assert code_of(action) == "store-of-other-settings"
+    assert code_of(lambda: open_store(path, content="voxels")) == "store-of-another-content"
 
 
 def flip_byte(file: Path) -> None:
@@ -207,12 +271,13 @@ def test_damage_is_noticed(made: Made, tmp_path: Path) -> None:
         ("cases/case_1/labels.npy", flip_byte, True),
         ("cases/case_1/image.npy", lambda f: f.write_bytes(f.read_bytes()[:-1]), False),
         ("cases/case_2/reference.npy", Path.unlink, False),
+        ("cases/case_2/other.npy", lambda f: f.write_bytes(b""), False),
         ("cases/case_0/case.json", lambda f: f.write_text(f.read_text() + " "), False),
         ("cases/case_0/case.json", lambda f: f.write_text("{"), False),
         ("cases/case_0/case.json", Path.unlink, False),
         ("plan.json", lambda f: f.write_text(f.read_text().replace('"ct"', '"zscore"')), False),
         ("store.json", lambda f: f.write_text("[]"), False),
-        ("store.json", lambda f: f.write_text('{"format": 1}'), False),
+        ("store.json", lambda f: f.write_text(f'{{"format": {FORMAT}}}'), False),
     ]
     for k, (name, damage, only_when_verified) in enumerate(damages):
         path = tmp_path / f"copy_{k}"
@@ -228,8 +293,9 @@ def test_damage_is_noticed(made: Made, tmp_path: Path) -> None:
 def test_no_store_and_unfinished_store(made: Made, tmp_path: Path) -> None:
     assert code_of(lambda: open_store(tmp_path / "nothing")) == "no-store"
     path = build_store(made.dataset, made.plan, tmp_path / "store").path
+    assert is_store(path) and not is_store(tmp_path)
     (path / "store.json").unlink()
-    assert code_of(lambda: open_store(path)) == "unfinished-store"
+    assert code_of(lambda: open_store(path)) == "unfinished-store" and is_store(path)
 
 
 def test_an_unfinished_store_goes_on_and_mends(made: Made, tmp_path: Path) -> None:
