@@ -140,7 +140,8 @@ def train(
             },
             "findings": findings,
             "stages": {name: asdict(how) for name, how in fitted.items()},
-            "validation": _best_figures(out, fitted),
+            # The others may be here before the first has written its log.
+            "validation": from_first(_best_figures(out, fitted) if run.rank == 0 else {}),
             "seconds": {
                 "prepare": ready_s,
                 **{name: how.seconds for name, how in fitted.items()},
