@@ -161,6 +161,18 @@ def test_a_whole_trainings_budget_leaves_the_last_stage_the_rest(
     assert took > 4.0
 
 
+def test_seconds_may_be_the_processors(data: Path, tmp_path: Path) -> None:
+    """A loss that sleeps takes wall time, but hardly any of the processor's."""
+    slow = quick(data, tmp_path / "slow", progress=lambda *_: time.sleep(0.3))
+    spare = quick(
+        data,
+        tmp_path / "spare",
+        overrides=(*TINY, "budget_clock=processor"),
+        progress=lambda *_: time.sleep(0.3),
+    )
+    assert slow["seconds"]["prepare"] - spare["seconds"]["prepare"] > 1.0
+
+
 def test_after_a_budget_is_gone_each_stage_has_one_epoch(data: Path, tmp_path: Path) -> None:
     summary = quick(
         data, tmp_path / "run", method="homogenized", overrides=(*TINY, *POSE, "budget_s=0.001")

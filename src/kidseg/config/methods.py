@@ -89,6 +89,8 @@ class PlainConfig:
         augment: "nnunet" is nnU-Net's own augmentation, spatial and of intensities.
         budget_s: no stage goes on when the training as a whole, from planning and reading on, has
             taken so long; the last stage gets what the others leave. None: no limit.
+        budget_clock: what all seconds of a training are measured by: "wall", or the "processor"'s
+            time for this process, which other work on the same cores hardly lengthens.
         precision: "auto" is bf16 where the device computes with it, else fp32.
         postprocess: of the result.
     """
@@ -99,6 +101,7 @@ class PlainConfig:
     segment: StageConfig = StageConfig(epochs=250, patience=50, batch_size=32)
     augment: Literal["none", "nnunet"] = "none"
     budget_s: float | None = Field(default=None, gt=0)
+    budget_clock: Literal["wall", "processor"] = "wall"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     postprocess: PostprocessConfig = PostprocessConfig()
 
@@ -214,6 +217,8 @@ class HomogenizedConfig:
         augment: "nnunet" augments what the U-Net sees; needs loss_space "network".
         budget_s: no stage goes on when the training as a whole, from planning and reading on, has
             taken so long; the last stage gets what the others leave. None: no limit.
+        budget_clock: what all seconds of a training are measured by: "wall", or the "processor"'s
+            time for this process, which other work on the same cores hardly lengthens.
         precision: "auto" is bf16 where the device computes with it, else fp32.
         postprocess: of the result.
     """
@@ -231,6 +236,7 @@ class HomogenizedConfig:
     loss_space: Literal["original", "network"] = "original"
     augment: Literal["none", "nnunet"] = "none"
     budget_s: float | None = Field(default=None, gt=0)
+    budget_clock: Literal["wall", "processor"] = "wall"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     postprocess: PostprocessConfig = PostprocessConfig()
 

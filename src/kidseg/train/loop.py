@@ -44,6 +44,7 @@ class Run:
         precision: "bf16" runs the forward passes under autocast; weights stay float32.
         resume: go on from the state in `folder`, if there is one.
         on_epoch: called after each epoch with (stage, epochs done, epochs planned, log line).
+        clock: in seconds; what budgets are measured by.
     """
 
     folder: Path
@@ -52,6 +53,7 @@ class Run:
     precision: Literal["fp32", "bf16"] = "fp32"
     resume: bool = False
     on_epoch: Callable[[str, int, int, Mapping[str, Any]], None] | None = None
+    clock: Callable[[], float] = time.perf_counter
 
     @property
     def rank(self) -> int:
@@ -102,7 +104,7 @@ def fit(stage: Stage, run: Run) -> Fitted:
     epoch = first - 1
     while stopped is None:
         epoch += 1
-        start = time.perf_counter()
+        start = run.clock()
         rate = _set_rate(optimizer, config, epoch, spent)
         net.train()
         sums: dict[str, float] = {}
@@ -123,7 +125,7 @@ def fit(stage: Stage, run: Run) -> Fitted:
         net.eval()
         with torch.no_grad():
             figures = stage.validate()
-        figures, spent = from_first((figures, spent + time.perf_counter() - start))
+        figures, spent = from_first((figures, spent + run.clock() - start))
         if figures["score"] > best.score:
             best = _Best(epoch=epoch, score=figures["score"], net=copy.deepcopy(net.state_dict()))
         line = {
