@@ -41,6 +41,23 @@ def mask_of(hu: np.ndarray, grid: Grid = LYING) -> np.ndarray:
     return body_mask(Volume(torch.from_numpy(hu)[None], grid)).data[0].numpy()
 
 
+def test_in_a_scan_clipped_to_a_window_the_body_ends_where_fat_begins() -> None:
+    """Fat and air are both 0 there: taken as they stand, the whole field would be body."""
+    skin, muscle = (ellipse(LYING, 0.2, radii, (5, -8)) for radii in ((100, 70), (88, 58)))
+    hu = np.where(muscle, 40.0, np.where(skin, -100.0, -1000.0))
+    hu = np.broadcast_to(hu, LYING.shape).astype(np.float32)
+    assert (mask_of(hu) == skin).all()
+    clipped = mask_of(hu.clip(0, 255))
+    assert 2 * (clipped & muscle).sum() / (clipped.sum() + 4 * muscle.sum()) > 0.995
+
+
+def test_a_field_inside_the_body_is_all_body() -> None:
+    """No air, but no window either: nothing is at the floor, or all is."""
+    rng = np.random.default_rng(0)
+    assert mask_of(rng.normal(40, 15, LYING.shape).astype(np.float32)).all()
+    assert mask_of(np.full(LYING.shape, 40, np.float32)).all()
+
+
 def test_a_body_with_gas_is_filled_and_its_table_and_arm_are_left_out() -> None:
     body = ellipse(LYING, 0.2, (100, 70), (5, -8))
     hu = lying(body)

@@ -21,6 +21,8 @@ __all__ = ["Moments", "body_mask", "moments", "normalized"]
 # Skin and fat are above, air, foam and clothes below. Source: fat is -120..-60 HU, lung and foam
 # below -500 (Hounsfield scale); half way keeps partial volume at the skin unbiased.
 _AIR_HU = -300.0
+# A scan without air of which at least this part lies at its lowest value was clipped to a window.
+_CLIPPED_PART = 0.1
 # Sheets thinner than twice this are no body: table tops, blankets, tubes. Thinner than any wrist.
 _SHEET_RADIUS_MM = 4.0
 # The mask's shape is found at this pixel size, its edge at the scan's own.
@@ -34,6 +36,10 @@ def body_mask(scan: Volume) -> Volume:
     space remains, with the holes of each slice (lungs, bowel gas) filled. The shape is decided at
     2 mm, the edge at the scan's own pixels.
 
+    In a scan that was clipped to a soft-tissue window (the readers find "windowed-intensities") air
+    cannot be told from fat: what lies at the lowest value counts as air, and the body is that
+    without the fat beneath the skin.
+
     Args:
         scan: (1, slices, rows, columns) HU, volumetric, canonical.
 
@@ -43,11 +49,19 @@ def body_mask(scan: Volume) -> Volume:
     grid = scan.grid
     dz, dy, dx = grid.spacing_mm.tolist()
     coarse = grid.with_spacing((dz, max(dy, _COARSE_MM), max(dx, _COARSE_MM)))
-    dense = resample(scan, coarse, fill=-1024.0).data[0].numpy() > _AIR_HU
+    air_hu = _air_hu(scan)
+    dense = resample(scan, coarse, fill=-1024.0).data[0].numpy() > air_hu
     rough = Volume(torch.from_numpy(_largest_body(dense, coarse))[None], coarse)
     near = resample(rough.astype(torch.float32), grid).data > 0
-    solid = (near & (scan.data > _AIR_HU))[0].numpy()
+    solid = (near & (scan.data > air_hu))[0].numpy()
     return Volume(torch.from_numpy(_filled(solid))[None], grid)
+
+
+def _air_hu(scan: Volume) -> float:
+    """What is not denser than this is air."""
+    lowest = float(scan.data.min())
+    part = float((scan.data == lowest).float().mean())
+    return lowest if lowest > _AIR_HU and _CLIPPED_PART <= part < 1.0 else _AIR_HU
 
 
 def _largest_body(dense: np.ndarray, grid: Grid) -> np.ndarray:
