@@ -175,6 +175,15 @@ def test_a_budget_ends_the_stage(tmp_path: Path) -> None:
     assert 1 <= fitted.epochs < 10_000
 
 
+def test_a_stage_that_its_budget_ended_stays_ended_when_resumed(tmp_path: Path) -> None:
+    """However much is left now: stages that came after have learned from it as it was."""
+    first = slope_stage(config(epochs=10_000, budget_s=0.1))
+    fitted = fit(first, Run(folder=tmp_path, device=CPU))
+    more = slope_stage(config(epochs=10_000, budget_s=fitted.seconds + 0.3))
+    assert fit(more, Run(folder=tmp_path, device=CPU, resume=True)) == fitted
+    assert torch.equal(more.net.weight, first.net.weight)
+
+
 def test_the_rate_falls_by_the_polynomial(tmp_path: Path) -> None:
     poly = OptimizerConfig(learning_rate=0.1, momentum=0.0, weight_decay=0.0, poly_power=0.9)
     fit(slope_stage(config(epochs=4, optimizer=poly)), Run(folder=tmp_path, device=CPU))

@@ -92,15 +92,19 @@ def fit(stage: Stage, run: Run) -> Fitted:
         share_norms(net)
     optimizer = _optimizer(net, config.optimizer)
     first, best, spent = 0, _Best(), 0.0
+    ended: Literal["budget"] | None = None
     state_file = run.folder / f"state-{stage.name}.pt"
     if run.resume and (state := load_state(state_file, run.device)) is not None:
         net.load_state_dict(state["net"])
         optimizer.load_state_dict(state["optimizer"])
         best = _Best(epoch=state["best_epoch"], score=state["best_score"], net=state["best_net"])
         first, spent = state["epoch"] + 1, state["seconds"]
+        # What was left of a whole training's budget cannot be told again: it may seem more now, and
+        # later stages have learned from this one as it ended.
+        ended = "budget" if state.get("stopped") == "budget" else None
 
     called = DistributedDataParallel(net) if run.world > 1 else net
-    stopped = _why_stop(config, first, best, spent)
+    stopped = ended or _why_stop(config, first, best, spent)
     epoch = first - 1
     while stopped is None:
         epoch += 1
@@ -143,6 +147,7 @@ def fit(stage: Stage, run: Run) -> Fitted:
                 "optimizer": optimizer.state_dict(),
                 "epoch": epoch,
                 "seconds": spent,
+                "stopped": stopped,
                 "best_epoch": best.epoch,
                 "best_score": best.score,
                 "best_net": best.net,
