@@ -241,6 +241,7 @@ def test_a_process_is_measured_by_itself(tmp_path: Path) -> None:
     code = "import sys, time; b = bytearray(150 << 20); time.sleep(0.3); sys.exit(5)"
     large = launcher.run([sys.executable, "-c", code], log=log)
     assert large.exit_code == 5 and large.seconds > 0.3
+    assert 0 < large.processor_seconds < large.seconds - 0.2  # it slept
     assert 150 < large.peak_memory_mb < 150 + 60
 
 
@@ -253,7 +254,9 @@ def test_what_a_process_said_is_its_cause(tmp_path: Path) -> None:
     second = Launcher().run([sys.executable, "-c", "import os; os.abort()"], log=log)
     assert second.exit_code == -6 and second.said == "" and "nothing" in second.cause
     assert "no such file" in log.read_text()
-    assert "-9" in Ended(exit_code=-9, seconds=1, peak_memory_mb=1, said="").cause
+    assert (
+        "-9" in Ended(exit_code=-9, seconds=1, processor_seconds=1, peak_memory_mb=1, said="").cause
+    )
 
 
 def test_a_stopped_launcher_ends_its_processes(tmp_path: Path) -> None:
@@ -355,6 +358,34 @@ def test_one_run_is_trained_tested_kept_and_not_mixed(data: Path, tmp_path: Path
     with pytest.raises(InputError) as damaged:
         study(toml(tmp_path), out, dataset=data, device="cpu")
     assert damaged.value.code == "damaged-stamp"
+
+
+@pytest.mark.parametrize(("clock", "set_up_s"), [("wall", 30.0), ("processor", 5.0)])
+def test_set_up_is_measured_by_the_clock_of_the_stages(
+    clock: str, set_up_s: float, data: Path, tmp_path: Path
+) -> None:
+    """Shared cores make wall time long; what the processor did not do is no set-up."""
+    text = toml(tmp_path).read_text()
+    file = tmp_path / "clock.toml"
+    file.write_text(text.replace("set = [", f'set = ["budget_clock={clock}", ', 1))
+    (run,) = study_runs(design(file, dataset=data), tmp_path / "out")
+    stamp = {"process_seconds": 40.0, "processor_seconds": 15.0, "peak_memory_mb": 1.0}
+    stamp |= {"attempts": 1, "jobs": 2}
+    summary = {
+        "seconds": {"prepare": 2.0, "segment": 8.0},
+        "stages": {"segment": {"epochs": 3}},
+        "peak_memory_mb": {"process": 1.0},
+        "device": "cpu",
+        "precision": "fp32",
+    }
+    contents = {"stamp.json": stamp, "summary.json": summary}
+    contents["result.json"] = {"scans": [{"seconds": {"read": 1.0}}]}
+    for folder in (run.run, run.labels):
+        folder.mkdir(parents=True)
+        for name, content in contents.items():
+            (folder / name).write_text(json.dumps(content))
+    costs = run.costs()
+    assert (costs["training_clock"], costs["training_set_up_seconds"]) == (clock, set_up_s)
 
 
 def test_a_dry_run_lists_and_writes_nothing(data: Path, tmp_path: Path) -> None:

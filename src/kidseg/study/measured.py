@@ -1,4 +1,4 @@
-"""Run a command; write how it ended, its wall time and its peak memory to a file.
+"""Run a command; write how it ended, its wall and processor time and its peak memory to a file.
 
     python -I measured.py RESULT.json COMMAND...
 
@@ -33,6 +33,7 @@ def main() -> int:
     content = {
         "exit_code": os.waitstatus_to_exitcode(status),
         "seconds": seconds,
+        "processor_seconds": usage.ru_utime + usage.ru_stime,
         "peak_memory_mb": usage.ru_maxrss * unit / 2**20,
     }
     with open(result, "w", encoding="utf-8") as file:  # noqa: PTH123

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -26,12 +27,15 @@ class Ended:
     Attributes:
         exit_code: negative for a signal.
         seconds: wall time, start of Python included.
+        processor_seconds: the processor's time for it, in all its threads, and for the processes
+            that it started.
         peak_memory_mb: largest resident memory of the process.
         said: what it wrote to standard error.
     """
 
     exit_code: int
     seconds: float
+    processor_seconds: float
     peak_memory_mb: float
     said: str
 
@@ -85,7 +89,13 @@ class Launcher:
             file.seek(before)
             said = file.read().decode(errors="replace")
             if code != 0 or not result.exists():
-                return Ended(exit_code=code or 1, seconds=0.0, peak_memory_mb=0.0, said=said)
+                return Ended(
+                    exit_code=code or 1,
+                    seconds=0.0,
+                    processor_seconds=0.0,
+                    peak_memory_mb=0.0,
+                    said=said,
+                )
             return Ended(**json.loads(result.read_text()), said=said)
 
     def stop(self) -> None:
@@ -93,7 +103,8 @@ class Launcher:
         with self._lock:
             self._stopped = True
             for group in self._groups:
-                os.killpg(group, signal.SIGTERM)
+                with suppress(ProcessLookupError):  # it has just ended
+                    os.killpg(group, signal.SIGTERM)
 
     def _start(
         self, command: Sequence[str], env: dict[str, str], file: BinaryIO

@@ -62,6 +62,7 @@ def _about(study: Mapping[str, Any]) -> list[str]:
         ("device", "Device"),
         ("precision", "Precision"),
         ("jobs", "Runs at a time"),
+        ("training_clock", "Clock of training stages and set-up"),
     ):
         found = sorted({str(run[what]) for run in runs})
         differ = " (runs differ: times cannot be compared)" if len(found) > 1 else ""

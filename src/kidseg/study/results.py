@@ -117,8 +117,9 @@ def gather(
             "comparisons": "of these averages, paired by case (see compared/)",
             "seconds": "mean and sample SD over the seeds; of training by stage, 'prepare' being "
             "reading and planning, 'set-up' all that is in no stage (start of the program, "
-            "registration of the training patients), and of the whole process from start to end, "
-            "unless it was interrupted; of segmentation from reading a scan to writing its labels",
+            "registration of the training patients), by the wall's clock or the processor's as "
+            "said above; wall time of the whole process from start to end, unless it was "
+            "interrupted; wall time of segmentation from reading a scan to writing its labels",
             "memory": "peak of the whole process, libraries included, mean and sample SD over the "
             "seeds",
         },
@@ -158,7 +159,9 @@ def _figures(
                 stage: spread([run["training_seconds"].get(stage, 0.0) for run in runs])
                 for stage in stages
             },
-            "set-up": spread([run["training_process_seconds"] - _staged(run) for run in once]),
+            "set-up": spread(
+                [s for run in once if (s := run["training_set_up_seconds"]) is not None]
+            ),
             "whole process": spread([run["training_process_seconds"] for run in once]),
         },
         "training_peak_memory_mb": {
@@ -170,8 +173,3 @@ def _figures(
         ),
         "segmentation_peak_memory_mb": spread([run["segmentation_peak_memory_mb"] for run in runs]),
     }
-
-
-def _staged(run: Mapping[str, Any]) -> float:
-    """Seconds of a training that its stages account for."""
-    return float(sum(run["training_seconds"].values()))

@@ -8,6 +8,7 @@ incomplete one goes on, and one of another key is refused: results of two settin
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,8 +146,7 @@ class StudyRun:
         arguments += [w for name in (*data.training, *data.validation) for w in ("--case", name)]
         arguments += [word for name in data.validation for word in ("--validation", name)]
         ended = self._in_process(launcher, arguments, "train")
-        peak = max(ended.peak_memory_mb, stamp.get("peak_memory_mb", 0.0))
-        _write_stamp(self.run, _completed(begun, ended, peak_memory_mb=round(peak, 1)))
+        _write_stamp(self.run, _completed(begun, ended))
 
     def _segment(self, launcher: Launcher) -> None:
         model = json.loads((self.run / "summary.json").read_text())["model"]["sha256"]
@@ -205,16 +205,23 @@ class StudyRun:
     def costs(self) -> dict[str, Any]:
         """Time and memory of a completed run, as plain data.
 
-        Seconds of training by stage, as `train` reports them; of segmentation per scan, from
-        reading to writing, without the start of the program. Peaks of memory are of the whole
-        process, the program and its libraries included; "device" that of a GPU's allocations.
+        Seconds of training by stage, as `train` reports them, by the clock of the settings ("wall"
+        or "processor"); "set-up" by the same clock is the whole process's without its stages, None
+        if nothing measured it. Of segmentation seconds per scan, from reading to writing, without
+        the start of the program. Peaks of memory are of the whole process, the program and its
+        libraries included; "device" that of a GPU's allocations.
         """
         summary = json.loads((self.run / "summary.json").read_text())
         result = json.loads((self.labels / "result.json").read_text())
         trained, used = _read_stamp(self.run), _read_stamp(self.labels)
         per_scan = [sum(scan["seconds"].values()) for scan in result["scans"]]
+        clock = tomllib.loads(self.arm.settings)["budget_clock"]
+        whole = trained.get({"wall": "process_seconds", "processor": "processor_seconds"}[clock])
+        staged = sum(summary["seconds"].values())
         return {
+            "training_clock": clock,
             "training_seconds": summary["seconds"],
+            "training_set_up_seconds": None if whole is None else whole - staged,
             "training_epochs": {name: how["epochs"] for name, how in summary["stages"].items()},
             "training_process_seconds": trained["process_seconds"],
             "training_peak_memory_mb": {
@@ -245,12 +252,13 @@ def _stamp(inputs: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     return {"key": digest(inputs), "done": False, **more, "inputs": inputs}
 
 
-def _completed(stamp: Mapping[str, Any], ended: Ended, **more: Any) -> dict[str, Any]:
+def _completed(stamp: Mapping[str, Any], ended: Ended) -> dict[str, Any]:
     measured = {
         "process_seconds": round(ended.seconds, 3),
+        "processor_seconds": round(ended.processor_seconds, 3),
         "peak_memory_mb": round(ended.peak_memory_mb, 1),
     }
-    return {**stamp, "done": True, **measured, **more}
+    return {**stamp, "done": True, **measured}
 
 
 def _read_stamp(folder: Path) -> dict[str, Any]:
