@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import subprocess
@@ -173,6 +174,14 @@ def test_a_budget_ends_the_stage(tmp_path: Path) -> None:
     fitted = fit(stage, Run(folder=tmp_path, device=CPU))
     assert fitted.stopped == "budget"
     assert 1 <= fitted.epochs < 10_000
+
+
+def test_a_budget_is_spent_by_the_clock_that_is_given(tmp_path: Path) -> None:
+    """One that ticks at each look: an epoch, from start to after validation, is a second."""
+    ticks = itertools.count()
+    stage = slope_stage(config(epochs=10_000, budget_s=5.0))
+    fitted = fit(stage, Run(folder=tmp_path, device=CPU, clock=lambda: float(next(ticks))))
+    assert (fitted.epochs, fitted.seconds, fitted.stopped) == (5, 5.0, "budget")
 
 
 def test_a_stage_that_its_budget_ended_stays_ended_when_resumed(tmp_path: Path) -> None:

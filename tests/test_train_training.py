@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from kidseg.config import PlainConfig, load
 from kidseg.errors import InputError, ModelError, UsageError
 from kidseg.plan import Plan
 from kidseg.train import train
+from kidseg.train.training import CLOCKS
 
 TINY = (
     "view.size=32",
@@ -171,6 +173,16 @@ def test_seconds_may_be_the_processors(data: Path, tmp_path: Path) -> None:
         progress=lambda *_: time.sleep(0.3),
     )
     assert slow["seconds"]["prepare"] - spare["seconds"]["prepare"] > 1.0
+
+
+def test_stages_are_measured_by_the_clock_of_the_settings(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that ticks at each look: an epoch is a second."""
+    ticks = itertools.count()
+    monkeypatch.setitem(CLOCKS, "processor", lambda: float(next(ticks)))
+    summary = quick(data, tmp_path / "run", overrides=(*TINY, "budget_clock=processor"))
+    assert summary["seconds"]["segment"] == summary["stages"]["segment"]["epochs"] > 0
 
 
 def test_after_a_budget_is_gone_each_stage_has_one_epoch(data: Path, tmp_path: Path) -> None:
