@@ -28,7 +28,7 @@ def write_run(
     metric: str = "dice",
     ages: Sequence[float | None] | None = None,
     names: Sequence[str] | None = None,
-    patient: str | None = None,
+    patients: Sequence[str] | None = None,
     reference_ml: float = 10.0,
     protocol: str = "native",
 ) -> Path:
@@ -41,7 +41,7 @@ def write_run(
             rows.append(
                 Row(
                     case=name,
-                    patient=patient or name,
+                    patient=patients[number] if patients else name,
                     age_years=ages[number] if ages else None,
                     structure=structure,
                     reference_ml=reference_ml,
@@ -256,10 +256,56 @@ def test_cases_in_one_run_only_are_named(tmp_path: Path) -> None:
 
 
 def test_several_cases_of_a_patient_are_said(tmp_path: Path) -> None:
-    runs = [write_run(tmp_path / n, {"kidney": [0.5, 0.6]}, patient="one") for n in "ab"]
+    options: Any = {"patients": ["one", "one"]}
+    runs = [write_run(tmp_path / n, {"kidney": [0.5, 0.6]}, **options) for n in "ab"]
     (pair,) = compare(runs, tmp_path / "out")["pairs"]
     assert (pair["n_common"], pair["n_patients"]) == (2, 1)
-    assert "of 1 patients only" in (tmp_path / "out" / "compare.md").read_text()
+    assert "of 1 patients; each counts once" in (tmp_path / "out" / "compare.md").read_text()
+
+
+def test_a_patient_counts_once_however_often_scanned(tmp_path: Path) -> None:
+    """Patient p: a 0.9, 0.7 against b 0.6, 0.6 is 0.8 against 0.6; q: 0.4 against 0.5.
+
+    By cases the mean difference would be (0.3 + 0.1 - 0.1) / 3 = 0.1, and two wins.
+    """
+    found = two(tmp_path, [0.9, 0.4, 0.7], [0.6, 0.5, 0.6], patients=["p", "q", "p"])
+    assert (found["n"], found["n_left_out"], found["wins"], found["losses"]) == (2, 0, 1, 1)
+    assert (found["mean_a"], found["mean_b"]) == pytest.approx((0.6, 0.55))
+    assert found["mean_difference"] == pytest.approx((0.2 - 0.1) / 2)
+
+
+def test_cases_of_a_patient_do_not_add_to_the_evidence(tmp_path: Path) -> None:
+    """Six cases of three patients are three pairs: too few for a p."""
+    a = [0.6, 0.61, 0.62, 0.63, 0.64, 0.65]
+    found = two(tmp_path, a, [0.5] * 6, patients=["p", "p", "q", "q", "r", "r"])
+    assert (found["n"], found["wins"], found["p"]) == (3, 3, None)
+    assert "3 pairs" in found["why_no_p"]
+
+
+def test_a_patient_is_averaged_over_the_cases_that_both_runs_have(tmp_path: Path) -> None:
+    """p: only its first case counts, 1 - 2; q has none and is left out; r: |-3| and 1 against 0."""
+    a, b = [1.0, 9.0, None, -3.0, 1.0], [2.0, None, 4.0, 0.0, 0.0]
+    options: Any = {"patients": ["p", "p", "q", "r", "r"], "metric": "volume_error_ml"}
+    found = two(tmp_path, a, b, **options)
+    assert (found["n"], found["n_left_out"]) == (2, 1)
+    assert found["mean_a"] == pytest.approx((1 + 2) / 2)
+    assert found["mean_difference"] == pytest.approx((-1 + 2) / 2)
+
+
+def test_a_patient_is_in_the_band_of_its_youngest_case(tmp_path: Path) -> None:
+    options: Any = {"ages": [11.0, 0.5, 3.0, None], "patients": ["p", "p", "q", "q"]}
+    runs = [
+        write_run(tmp_path / "a", {"kidney": [0.9, 0.7, 0.6, 0.8]}, **options),
+        write_run(tmp_path / "b", {"kidney": [0.5] * 4}, **options),
+    ]
+    found = [c for c in compare(runs, tmp_path / "out")["comparisons"] if c["metric"] == "dice"]
+    kidney = [c for c in found if c["structure"] == "kidney"]
+    assert [(c["stratum"], c["n"]) for c in kidney] == [
+        ("all", 2),
+        ("0-1 years", 1),
+        ("2-5 years", 1),
+    ]
+    assert [c["mean_a"] for c in kidney] == pytest.approx([0.75, 0.8, 0.7])
 
 
 def test_strata_by_age(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """Is one run better than another? Paired statistics between evaluated runs.
 
-For every pair of runs, structure and metric, over the cases that both have a figure for: the mean
-difference with its bootstrap interval, who is better how often, and the Wilcoxon signed-rank test.
-A difference is the first run's figure minus the second's; of volume errors the absolute values are
-compared. Age bands are described with intervals and counts and not tested.
+For every pair of runs, structure and metric: the mean difference with its bootstrap interval, who
+is better how often, and the Wilcoxon signed-rank test. What is paired are patients: both runs'
+figures are averaged over those of a patient's cases that both have a figure for, so that one who
+was scanned often counts once. A difference is the first run's figure minus the second's; of volume
+errors the absolute values are compared. Age bands are described with intervals and counts and not
+tested.
 """
 
 from __future__ import annotations
@@ -43,18 +45,20 @@ _DECIMALS = 10
 _SAME_VOLUME = 1e-6
 
 _RULES = {
+    "patients": "each counts once: both runs' figures are averaged over those of its cases that "
+    "both have a figure for",
     "difference": "first run minus second; volume errors by absolute value",
     "interval": f"{CONFIDENCE:.0%} bootstrap of the mean difference, {N_RESAMPLES} resamples of "
-    "cases, bias-corrected and accelerated (BCa)",
+    "patients, bias-corrected and accelerated (BCa)",
     "p": "Wilcoxon signed-rank test, two-sided; zero differences ranked, then dropped (Pratt)",
     "p_holm": "Holm's correction over pairs of runs and structures, for each metric",
-    "strata": "described, not tested",
+    "strata": "described, not tested; a patient is in that of its youngest case",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Two runs by one metric of one structure, in one stratum of cases.
+    """Two runs by one metric of one structure, in one stratum of patients.
 
     Attributes:
         a: name of the first run.
@@ -62,8 +66,8 @@ class Comparison:
         metric: "volume_error_ml" means its absolute value.
         structure: as the protocol names it.
         stratum: "all", or an age band.
-        n: pairs.
-        n_left_out: common cases in which a figure is undefined in either run.
+        n: pairs, one per patient.
+        n_left_out: patients without a case in which both runs have a figure.
         mean_a: mean over the pairs; None without pairs, as the next five.
         mean_b: likewise.
         mean_difference: of a minus b.
@@ -104,6 +108,8 @@ def compare(
 ) -> dict[str, Any]:
     """Compare evaluated runs pair by pair; writes `compare.json`, `compare.csv`, `compare.md`.
 
+    Which cases are one patient's, and their ages, is read from the first run of a pair.
+
     Args:
         runs: at least two folders that `evaluate` wrote, by the same protocol and references.
         out: folder for the results; made if it is not there.
@@ -139,7 +145,7 @@ def compare(
                 "a": a,
                 "b": b,
                 "n_common": len(in_a & in_b),
-                "n_patients": len({row.patient for row in run_a.rows if row.case in in_b}),
+                "n_patients": len({_patient(row) for row in run_a.rows if row.case in in_b}),
                 "only_a": sorted(in_a - in_b),
                 "only_b": sorted(in_b - in_a),
             }
@@ -191,8 +197,7 @@ def _compared(
     key: tuple[str, str, str, str, str], members: Sequence[tuple[Row, Row]], seed: int
 ) -> Comparison:
     a, b, metric, structure, stratum = key
-    figures = [(p.figures[metric], q.figures[metric]) for p, q in members]
-    pairs = np.array([(p, q) for p, q in figures if p is not None and q is not None]).reshape(-1, 2)
+    pairs = _by_patient(members, metric)
     empty = Comparison(
         a=a,
         b=b,
@@ -200,13 +205,11 @@ def _compared(
         structure=structure,
         stratum=stratum,
         n=len(pairs),
-        n_left_out=len(members) - len(pairs),
+        n_left_out=len({_patient(row) for row, _ in members}) - len(pairs),
         why_no_p="no pairs" if stratum == ALL else "strata are not tested",
     )
     if not len(pairs):
         return empty
-    if metric == "volume_error_ml":
-        pairs = np.abs(pairs)
     difference = np.round(pairs[:, 0] - pairs[:, 1], _DECIMALS)
     better = difference if _LARGER_IS_BETTER[metric] else -difference
     low, high = _interval(difference, [seed, crc32("\n".join(key).encode())])
@@ -225,6 +228,22 @@ def _compared(
         p=p,
         why_no_p=why,
     )
+
+
+def _by_patient(members: Sequence[tuple[Row, Row]], metric: str) -> np.ndarray:
+    """(patients, 2): a patient's mean in each run, over the cases in which both have a figure."""
+    known: dict[str, list[tuple[float, float]]] = {}
+    for row, other in members:
+        a, b = row.figures[metric], other.figures[metric]
+        if a is not None and b is not None:
+            pair = (abs(a), abs(b)) if metric == "volume_error_ml" else (a, b)
+            known.setdefault(_patient(row), []).append(pair)
+    return np.array([np.mean(pairs, axis=0) for pairs in known.values()]).reshape(-1, 2)
+
+
+def _patient(row: Row) -> str:
+    """Whom a case is of; a case of nobody known is a patient of its own."""
+    return row.patient or row.case
 
 
 def _signed_rank(difference: np.ndarray) -> tuple[float | None, str]:
@@ -274,12 +293,19 @@ def _corrected(found: Sequence[Comparison]) -> list[Comparison]:
 
 
 def _strata(members: Sequence[tuple[Row, Row]]) -> dict[str, list[tuple[Row, Row]]]:
-    """All cases, and where ages are known those of each band, youngest first."""
+    """All cases, and where ages are known those of each band's patients, youngest first.
+
+    All cases of a patient are in the band of its youngest one, so that no patient is in two.
+    """
     strata = {ALL: list(members)}
-    if any(row.age_years is not None for row, _ in members):
-        by_age = sorted(members, key=lambda m: (m[0].age_years is None, m[0].age_years or 0.0))
-        for pair in by_age:
-            strata.setdefault(age_band(pair[0].age_years), []).append(pair)
+    youngest: dict[str, float] = {}
+    for row, _ in members:
+        if row.age_years is not None:
+            known = youngest.get(_patient(row), row.age_years)
+            youngest[_patient(row)] = min(known, row.age_years)
+    if youngest:
+        for pair in sorted(members, key=lambda m: youngest.get(_patient(m[0]), np.inf)):
+            strata.setdefault(age_band(youngest.get(_patient(pair[0]))), []).append(pair)
     return strata
 
 
@@ -347,15 +373,15 @@ def _markdown(result: Mapping[str, Any]) -> str:
         lines += [f"## {pair['a']} against {pair['b']}: {pair['n_common']} common cases", ""]
         if pair["n_patients"] < pair["n_common"]:
             lines += [
-                f"These are of {pair['n_patients']} patients only; intervals and p take cases as "
-                "independent.",
+                f"These are of {pair['n_patients']} patients; each counts once, by the mean over "
+                "its cases.",
                 "",
             ]
         for side in ("a", "b"):
             if only := pair[f"only_{side}"]:
                 lines += [f"Only in {pair[side]}, left out: {', '.join(only)}", ""]
         lines += [
-            "| metric | structure | cases | n | first | second | difference [95 %] "
+            "| metric | structure | patients | n | first | second | difference [95 %] "
             "| wins, ties, losses | p | p (Holm) |",
             "|---|---|---|---|---|---|---|---|---|---|",
             *(_line(one) for one in result["comparisons"] if (one["a"], one["b"]) == _ends(pair)),

@@ -114,7 +114,7 @@ def gather(
         "rules": {
             "dice": "each patient's mean over the seeds; then mean and sample SD over patients",
             "between_seeds": "mean and sample SD over the seeds of a seed's mean over patients",
-            "comparisons": "of these averages, paired by case (see compared/)",
+            "comparisons": "of these averages, paired by patient (see compared/)",
             "seconds": "mean and sample SD over the seeds; of training by stage, 'prepare' being "
             "reading and planning, 'set-up' all that is in no stage (start of the program, "
             "registration of the training patients), by the wall's clock or the processor's as "
