@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from kidseg import pipeline
+from kidseg.errors import ModelError
 from kidseg.geometry import Grid, Volume, boxed, posed, resample
 from kidseg.pipeline import Step, restore, run
 
@@ -204,14 +205,20 @@ def test_the_edge_value_holds_half_a_voxel_beyond() -> None:
     assert labels.sum() == 2 * 8
 
 
-def test_a_value_that_is_no_number_is_not_passed_over() -> None:
-    grid = posed(SCAN, angle_rad=0.2)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("channel", [0, 1])
+@pytest.mark.parametrize("turn_rad", [0.0, 0.2])  # decided at once, and sampled
+def test_probabilities_that_are_no_numbers_are_refused(
+    value: float, channel: int, turn_rad: float
+) -> None:
     data = torch.zeros(2, *SCAN.shape)
     data[0] = 1.0
-    data[1, 3, 32, 40] = torch.nan
-    whole = resample(Volume(data, grid), SCAN, fill=(1.0, 0.0)).data.argmax(0)
-    assert whole.any()
-    assert torch.equal(restore(Volume(data, grid), SCAN).data[0], whole.to(torch.uint8))
+    found = Volume(data, posed(SCAN, angle_rad=turn_rad))
+    assert not restore(found, SCAN).data.any()
+    data[channel, 3, 32, 40] = value
+    with pytest.raises(ModelError, match=r"slice 3 of 6\. .*fp32") as raised:
+        restore(found, SCAN)
+    assert raised.value.code == "not-finite-probabilities"
 
 
 def test_steps_that_never_segment_are_a_mistake() -> None:

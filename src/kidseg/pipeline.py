@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kidseg.errors import ModelError
 from kidseg.geometry import (
     Grid,
     Volume,
@@ -71,6 +72,7 @@ def run(scan: Volume, steps: Sequence[Step], *, onto: Grid | None = None) -> Out
 
     Raises:
         ValueError: no step segments.
+        ModelError: as `restore`.
     """
     grid, found = scan.grid, None
     grids: dict[str, Grid] = {}
@@ -109,8 +111,10 @@ def restore(probabilities: Volume, scan: Grid) -> Volume:
 
     Raises:
         ValueError: the planes of slice-wise probabilities and the scan do not coincide.
+        ModelError: "not-finite-probabilities".
     """
     data, source = probabilities.data, probabilities.grid
+    _check_finite(data)
     index_from_scan, planes = index_from_voxels(source, scan)
     if planes is not None and is_sub_grid(index_from_scan):
         return resample(Volume(_decided(data)[None], source), scan, mode="nearest")
@@ -131,6 +135,19 @@ def restore(probabilities: Volume, scan: Grid) -> Volume:
     return Volume(out, scan)
 
 
+def _check_finite(data: Tensor) -> None:
+    """Where a probability is no number, argmax would make a label of it."""
+    # A slice at a time, and a sum: it holds nothing in memory, and is finite only if all terms are.
+    for k in range(data.shape[1]):
+        if not bool(data[:, k].sum(dtype=torch.float32).isfinite()):
+            raise ModelError(
+                f"the model's probabilities are not finite in slice {k} of {data.shape[1]}",
+                code="not-finite-probabilities",
+                next_step="Segment in precision fp32; if it is, the model's training diverged: "
+                "train again.",
+            )
+
+
 def _decided(data: Tensor) -> Tensor:
     """(slices, rows, columns) uint8 on the CPU: the most probable label of each voxel."""
     out = torch.empty(data.shape[1:], dtype=torch.uint8)
@@ -147,8 +164,7 @@ def _boxes(data: Tensor) -> np.ndarray:
     """
     boxes = np.full((data.shape[1], 4), -1)
     for k, box in enumerate(boxes):
-        # Not "exceeds", so that a NaN is no background.
-        doubtful = ~(data[1:, k].amax(0) <= data[0, k])
+        doubtful = data[1:, k].amax(0) > data[0, k]
         rows, columns = (doubtful.any(axis).nonzero()[:, 0] for axis in (1, 0))
         if len(rows):
             box[:] = (int(rows[0]), int(rows[-1]), int(columns[0]), int(columns[-1]))
