@@ -51,6 +51,25 @@ def test_in_a_scan_clipped_to_a_window_the_body_ends_where_fat_begins() -> None:
     assert 2 * (clipped & muscle).sum() / (clipped.sum() + 4 * muscle.sum()) > 0.995
 
 
+@pytest.mark.parametrize(
+    ("floor", "spacing_mm"), [(-160.0, (0.73, 0.79)), (-150.2, (0.8, 0.5)), (-250.7, (0.8, 0.5))]
+)
+def test_the_floor_of_a_window_is_air_however_it_is_rounded(
+    floor: float, spacing_mm: tuple[float, float]
+) -> None:
+    """Interpolated, a floor other than 0 comes out beside itself: compared with it to the last bit,
+    a quarter of the air at 0.8 x 0.5 mm would be dense, and an arm of one piece with the body."""
+    dy, dx = spacing_mm
+    turn = np.array([[1, 0, 0], [0, 0.8, -0.6], [0, 0.6, 0.8]]) @ np.diag([5, dy, dx])
+    matrix = np.eye(4)
+    matrix[:3, :3] = turn
+    oblique = Grid((1, int(220 / dy), int(260 / dx)), torch.from_numpy(matrix))
+    body, arm = ellipse(oblique, 0, (70, 50), (-30, 0)), ellipse(oblique, 0, (13, 13), (85, 0))
+    mask = mask_of(np.where((body | arm)[None], 40.0, floor).astype(np.float32), oblique)[0]
+    assert not (mask & ~body).any()
+    assert mask.sum() > 0.995 * body.sum()
+
+
 def test_a_field_inside_the_body_is_all_body() -> None:
     """No air, but no window either: nothing is at the floor, or all is."""
     rng = np.random.default_rng(0)

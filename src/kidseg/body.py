@@ -23,6 +23,9 @@ __all__ = ["Moments", "body_mask", "moments", "normalized"]
 _AIR_HU = -300.0
 # A scan without air of which at least this part lies at its lowest value was clipped to a window.
 _CLIPPED_PART = 0.1
+# Interpolating between values at the floor of a window gives the floor only to rounding. HU are
+# whole numbers: half of one above it is the floor still.
+_FLOOR_ROUNDING_HU = 0.5
 # Sheets thinner than twice this are no body: table tops, blankets, tubes. Thinner than any wrist.
 _SHEET_RADIUS_MM = 4.0
 # The mask's shape is found at this pixel size, its edge at the scan's own.
@@ -61,7 +64,8 @@ def _air_hu(scan: Volume) -> float:
     """What is not denser than this is air."""
     lowest = float(scan.data.min())
     part = float((scan.data == lowest).float().mean())
-    return lowest if lowest > _AIR_HU and _CLIPPED_PART <= part < 1.0 else _AIR_HU
+    clipped = lowest > _AIR_HU and _CLIPPED_PART <= part < 1.0
+    return lowest + _FLOOR_ROUNDING_HU if clipped else _AIR_HU
 
 
 def _largest_body(dense: np.ndarray, grid: Grid) -> np.ndarray:
