@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +147,26 @@ def test_what_the_record_says_of_the_pose(data: Path, predictor: Predictor, tmp_
     assert {"angle_deg", "scale_x", "shift_y_mm", "overlap"} <= set(judged["figures"])
     assert judged["figures"]["slice_mm"]["distance_sd"] == 0.0
     json.dumps(result)
+
+
+def test_slices_are_said_to_be_compared_by_what_they_were(
+    data: Path, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A single voxel of the scan may be none of the coarser grid on which slices are compared."""
+    image = read(scan(data, 0)).volume
+    last = image.grid.shape[0] - 1
+    said = set()
+    for row, column in product(range(2), repeat=2):
+        labels = torch.zeros(1, *image.grid.shape, dtype=torch.uint8)
+        middle = tuple(n // 2 for n in image.grid.shape)
+        labels[0, middle[0], middle[1] + row, middle[2] + column] = 1
+        found = Volume(labels, image.grid)
+        monkeypatch.setattr("kidseg.segment.predictor.remove_small", lambda *_, f=found: (f, ()))
+        compared = predictor(image).facts["overlap"]["compared"]
+        whole = (compared["first"], compared["last"]) == (0, last)
+        assert compared["by"] == ("all slices" if whole else "slices where something was found")
+        said.add(compared["by"])
+    assert len(said) == 2
 
 
 def far(result: dict[str, object]) -> list[str]:

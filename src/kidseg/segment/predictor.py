@@ -89,7 +89,7 @@ class Predictor:
         away = distances(placement.figures, self.training_range or {})
         facts = {
             "grids": {name: _grid_facts(grid, subject) for name, grid in outcome.grids.items()},
-            "overlap": _overlap_facts(placement, labels),
+            "overlap": _overlap_facts(placement, found),
             "training_range": {"known": known, "far_sd": FAR_SD, "figures": _rounded(away)},
             "removed": {
                 "below_ml": round(least_ml, 4),
@@ -206,11 +206,16 @@ def _grid_facts(grid: Grid, subject: Subject) -> dict[str, Any]:
     return facts
 
 
-def _overlap_facts(placement: Placement, labels: Volume) -> dict[str, Any] | None:
-    """Overlap with the reference, and which slices were compared; None without a reference."""
+def _overlap_facts(placement: Placement, found: Volume) -> dict[str, Any] | None:
+    """Overlap with the reference, and which slices were compared; None without a reference.
+
+    Args:
+        placement: of the patient.
+        found: the labels that it was placed by; few voxels of the scan may be none of these.
+    """
     if placement.compared is None:
         return None
-    by = "slices where something was found" if bool((labels.data > 0).any()) else "all slices"
+    by = "slices where something was found" if bool((found.data > 0).any()) else "all slices"
     return {
         **{when: _rounded(masks) for when, masks in placement.overlap.items()},
         "compared": {"first": placement.compared[0], "last": placement.compared[1], "by": by},
