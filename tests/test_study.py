@@ -17,7 +17,7 @@ from ellipses import write_ellipse_dataset
 from kidseg.config import StudyConfig, load
 from kidseg.errors import BatchError, InputError, KidsegError, UsageError
 from kidseg.evaluate import METRICS, Row, read_run
-from kidseg.study import Design, design, study, study_runs
+from kidseg.study import Design, _write, design, study, study_runs
 from kidseg.study.figure import validation_curve
 from kidseg.study.process import Ended, Launcher
 from kidseg.study.results import average, spread
@@ -231,6 +231,26 @@ def test_the_time_of_earlier_stages_counts(tmp_path: Path) -> None:
 
 
 # Processes
+
+
+def test_results_of_runs_that_are_gone_do_not_stay(data: Path, tmp_path: Path) -> None:
+    plan, out = design(toml(tmp_path), dataset=data), tmp_path / "out"
+    stale = ["compared/compare.json", "compared/compare.csv", "compared/compare.md", "study.png"]
+    stale += [
+        f"averaged/{arm}/{name}"
+        for arm in ("plain", "posed")
+        for name in ("summary.json", "cases.csv")
+    ]
+    own = ["compared/notes.txt", "averaged/posed/notes.txt", "notes.png", "runs/plain-0/log.jsonl"]
+    for name in (*stale, *own, "study.json", "study.md"):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("old")
+    _write(plan, [], {"plain-0": "the disk was pulled"}, out, 0)
+    left = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert left == {*own, "study.json", "study.md"}
+    assert not (out / "averaged" / "plain").exists()
+    assert "the disk was pulled" in (out / "study.md").read_text()
+    assert json.loads((out / "study.json").read_text())["comparisons"] == []
 
 
 def test_a_process_is_measured_by_itself(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def _threads(jobs: int) -> int | None:
 def _write(
     plan: Design, runs: Sequence[StudyRun], failed: dict[str, str], out: Path, seed: int
 ) -> dict[str, Any]:
-    (out / "study.json").unlink(missing_ok=True)
+    _remove_written(plan, out)
     averages = {}
     for arm in plan.arms:
         if own := [run for run in runs if run.arm.name == arm.name]:
@@ -152,3 +152,19 @@ def _write(
         text.write(markdown(result).encode())
     write_json(out / "study.json", result, overwrite=True)
     return result
+
+
+def _remove_written(plan: Design, out: Path) -> None:
+    """Results of an earlier call, which may have had more runs; whatever else is there stays."""
+    for name in ("study.json", "study.md", "study.png"):
+        (out / name).unlink(missing_ok=True)
+    tables = [
+        (out / "compared", ("compare.json", "compare.csv", "compare.md")),
+        *((folder, ("summary.json", "cases.csv")) for folder in (out / "averaged").glob("*")),
+        (out / "averaged", ()),
+    ]
+    for folder, names in tables:
+        for name in names:
+            (folder / name).unlink(missing_ok=True)
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
