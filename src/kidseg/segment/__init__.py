@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from kidseg.errors import BatchError, Finding, InputError, KidsegError, UsageErr
 from kidseg.geometry import Volume
 from kidseg.io import ReadOptions, read, save
 from kidseg.io.atomic import writing
+from kidseg.io.content import sha256_of, sha256_of_all
 from kidseg.segment.predictor import Predictor, Segmentation, load_predictor
 from kidseg.segment.reference import ReferenceLabels, find_references
 
@@ -217,7 +217,7 @@ def _one(
     return {
         "name": scan_name(path),
         "path": str(path),
-        "sha256": _content(path),
+        "sha256": sha256_of_all([path]) if path.is_dir() else sha256_of(path),
         "outputs": [file.name for file in outputs],
         **result.facts,
         "warnings": [finding.as_dict() for finding in findings],
@@ -284,15 +284,3 @@ def _write_result(
     }
     with writing(out / "result.json", overwrite=True) as file:
         file.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
-
-
-def _content(path: Path) -> str:
-    """SHA-256 of a file; of a folder, over its files' digests in the order of their names."""
-    if path.is_file():
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    digest = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.is_file()):
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()

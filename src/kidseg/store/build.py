@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kidseg.errors import DISK_FULL, InputError, ModelError, ResourceError, UsageError
+from kidseg.io.content import sha256_of
 from kidseg.plan import CaseReader, Plan, over_cases
 from kidseg.plan.workers import Progress
 from kidseg.store.files import (
@@ -24,7 +25,6 @@ from kidseg.store.files import (
     Source,
     grid_to_json,
     read_json,
-    sha256_of,
     source_files,
     to_json,
     write_array,

@@ -24,6 +24,7 @@ import torch
 
 from kidseg.errors import ModelError
 from kidseg.geometry import Grid
+from kidseg.io.content import sha256_of
 from kidseg.plan.rules import Plan
 
 if TYPE_CHECKING:
@@ -145,12 +146,6 @@ def source_files(case: Case) -> list[Path]:
         inner = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
         files += [p for p in inner if p not in files]
     return files
-
-
-def sha256_of(path: Path) -> str:
-    """Of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def to_json(data: Any) -> bytes:

@@ -15,6 +15,7 @@ import torch
 
 from kidseg.errors import InputError, ModelError
 from kidseg.geometry import Grid, Volume
+from kidseg.io.content import sha256_of
 from kidseg.plan.rules import Plan
 from kidseg.store.files import (
     CASE,
@@ -27,7 +28,6 @@ from kidseg.store.files import (
     damaged,
     grid_from_json,
     read_json,
-    sha256_of,
     source_files,
     to_json,
 )

@@ -13,6 +13,7 @@ from kidseg.cases import Case, Dataset, open_dataset
 from kidseg.config import StudyConfig, StudyMethodConfig, dump, load, preset
 from kidseg.errors import InputError, UsageError
 from kidseg.evaluate import Protocol, protocol_named
+from kidseg.io.content import sha256_of_all
 from kidseg.methods import method_named
 from kidseg.splits import holdout
 
@@ -210,11 +211,5 @@ def _parts(
 
 
 def _content(case: Case) -> str:
-    """SHA-256 of a case's files, by content alone."""
-    found = hashlib.sha256()
-    for path in (*case.images, *([] if case.labels is None else [case.labels])):
-        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-        for file in files:
-            with file.open("rb") as stream:
-                found.update(hashlib.file_digest(stream, "sha256").digest())
-    return found.hexdigest()
+    """SHA-256 of a case's files, by content alone; a file of several channels counts for each."""
+    return sha256_of_all([*case.images, *([] if case.labels is None else [case.labels])])

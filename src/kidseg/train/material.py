@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,14 @@ from kidseg.cases import Case, Dataset, open_dataset
 from kidseg.config import CohortConfig, ViewConfig, load, preset
 from kidseg.errors import UsageError
 from kidseg.io.atomic import writing
+from kidseg.io.content import joint_sha256, sha256_of_all
 from kidseg.methods import Method, method_named
 from kidseg.methods.cohort import check_selection
 from kidseg.methods.stored import SubjectRecipe, check_view, learned_schema
 from kidseg.plan import Plan, fingerprint, plan
 from kidseg.splits import holdout
 from kidseg.store import Store, build_store, is_store, open_store
-from kidseg.store.files import sha256_of, source_files
+from kidseg.store.files import source_files
 from kidseg.train.distributed import first_alone, rank
 
 __all__ = ["STORE", "Cases", "Progress", "Request", "configured", "make_store", "training_store"]
@@ -61,7 +62,7 @@ class Cases:
         return cls(
             training=store.plan.training,
             validation=tuple(case.id for case in store.cases if case.id not in training),
-            sha256={case.id: _joint(s.sha256 for s in case.sources) for case in store.cases},
+            sha256={case.id: joint_sha256(s.sha256 for s in case.sources) for case in store.cases},
         )
 
 
@@ -308,12 +309,5 @@ def _note(out: Path, settings: str, used: Cases, planned: Plan) -> None:
 
 
 def _content(case: Case) -> str:
-    """SHA-256 of a case's files, by content alone."""
-    return _joint(sha256_of(file) for file in source_files(case))
-
-
-def _joint(digests: Iterable[str]) -> str:
-    joint = hashlib.sha256()
-    for digest in digests:
-        joint.update(bytes.fromhex(digest))
-    return joint.hexdigest()
+    """SHA-256 of a case's files, by content alone; a file of several channels counts once."""
+    return sha256_of_all(source_files(case))

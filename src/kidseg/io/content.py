@@ -1,0 +1,35 @@
+"""Files by their content alone: the same bytes, the same digest, whatever their names and dates."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+__all__ = ["joint_sha256", "sha256_of", "sha256_of_all"]
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_all(paths: Iterable[Path]) -> str:
+    """Joint digest of files in the order given; of a folder, of its files in that of their names.
+
+    What is named twice counts twice. Nothing gives the digest of no bytes.
+    """
+    return joint_sha256(
+        sha256_of(file)
+        for path in paths
+        for file in (sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path])
+    )
+
+
+def joint_sha256(digests: Iterable[str]) -> str:
+    """SHA-256 of SHA-256 digests, each in hexadecimal, in the order given."""
+    joint = hashlib.sha256()
+    for digest in digests:
+        joint.update(bytes.fromhex(digest))
+    return joint.hexdigest()
