@@ -124,8 +124,10 @@ class Contestant:
         return answer
 
     def end(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        """One process may have several turns, and is ended once."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
 
     def _answer(self) -> dict[str, Any]:
         assert self.process.stdout is not None
