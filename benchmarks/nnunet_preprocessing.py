@@ -184,7 +184,8 @@ def compare(raw: Path, folder: Path) -> list[dict[str, Any]]:
     import torch
 
     from kidseg.cases import open_dataset
-    from kidseg.plan import CaseReader, fingerprint, plan, preprocess
+    from kidseg.cases.reading import CaseReader
+    from kidseg.plan import fingerprint, plan, preprocess
 
     torch.set_num_threads(1)  # as each of nnU-Net's workers, and ours
     peer = json.loads((folder / "plans.json").read_text())

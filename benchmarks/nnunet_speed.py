@@ -277,10 +277,10 @@ def train_us(store: str) -> None:
     """The stages of the real methods, on a store as `kidseg store` makes it."""
     import torch
 
+    from kidseg.cohort.cohort import gather_cohort
     from kidseg.config import load
     from kidseg.device import choose_device, tune_allocator
     from kidseg.methods import method_named
-    from kidseg.methods.cohort import gather_cohort
     from kidseg.store import open_store
 
     tune_allocator()

@@ -26,6 +26,9 @@ import torch
 
 from kidseg.body import Moments, normalized
 from kidseg.cases import open_dataset
+from kidseg.cases.reading import CaseReader
+from kidseg.cohort.cohort import Cohort
+from kidseg.cohort.subject import Subject, masks_at, prepare
 from kidseg.config import (
     CohortConfig,
     HomogenizedConfig,
@@ -37,14 +40,12 @@ from kidseg.config import (
 )
 from kidseg.geometry import Grid, Volume
 from kidseg.losses import soft_dice
-from kidseg.methods.cohort import Cohort
-from kidseg.methods.pose import located, pose_inputs, pose_stage, registered
-from kidseg.methods.reference import MASKS, Reference, chosen, start_grid
-from kidseg.methods.subject import Subject, masks_at, prepare
+from kidseg.methods.homogenized.pose_stage import located, pose_inputs, pose_stage, registered
+from kidseg.methods.homogenized.reference import MASKS, Reference, chosen, start_grid
 from kidseg.nets import build
 from kidseg.nets.stn import pose_outputs
 from kidseg.phantom import make_patient, write_patients
-from kidseg.plan import CaseReader, Plan, fingerprint, plan
+from kidseg.plan import Plan, fingerprint, plan
 from kidseg.train import Run, fit
 
 PATIENTS = PhantomConfig(size=128, max_slices=24, max_angle_deg=25.0)

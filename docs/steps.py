@@ -15,9 +15,10 @@ from torch import Tensor
 from kidseg.body import body_mask, moments, normalized
 from kidseg.config import PhantomConfig
 from kidseg.geometry import Grid, Volume, resample
+from kidseg.intensity import AIR_HU
 from kidseg.labels import KIDNEY_TUMOUR
 from kidseg.phantom import make_patient
-from kidseg.pipeline import AIR_HU, restore
+from kidseg.pipeline import restore
 from kidseg.segment.figure import Panel, draw_panels, frame_of
 
 SEED, INDEX = 6, 1

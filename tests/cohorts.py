@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from ellipses import make_ellipse_patient
+from kidseg.cohort.cohort import Cohort
+from kidseg.cohort.subject import prepare
 from kidseg.config import CohortConfig, ViewConfig
 from kidseg.intensity import Normalisation, Statistics
 from kidseg.labels import KIDNEY_TUMOUR
-from kidseg.methods.cohort import Cohort
-from kidseg.methods.subject import prepare
 from kidseg.plan import Configuration, Plan, Topology
 
 VIEW = ViewConfig(size=48)

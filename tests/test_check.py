@@ -11,8 +11,8 @@ import torch
 
 from kidseg.cases import case_paths, open_dataset, write_dataset_json
 from kidseg.check import Report, check
+from kidseg.check.anomalies import kidney_labels
 from kidseg.check.cases import values_and_counts
-from kidseg.check.kidneys import kidney_labels
 from kidseg.errors import InputError
 from kidseg.geometry import Grid, Volume
 from kidseg.io import ReadOptions, read, save
@@ -443,7 +443,7 @@ def test_counts_of_any_type() -> None:
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the development data are not here")
 def test_real_labels_have_two_kidneys_where_they_should(tmp_path: Path) -> None:
-    from kidseg.check.kidneys import kidney_findings
+    from kidseg.check.anomalies import kidney_findings
     from kidseg.io import load
 
     for name in ("case_00005", "case_00031", "case_00064"):

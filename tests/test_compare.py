@@ -15,7 +15,8 @@ import pytest
 from kidseg.compare import compare, holm
 from kidseg.errors import InputError, UsageError
 from kidseg.evaluate import METRICS, Row, protocol_named, summarise
-from kidseg.evaluate.tables import COLUMNS, write_csv, write_json
+from kidseg.evaluate.summary import COLUMNS, write_csv
+from kidseg.io.atomic import write_json
 
 Figures = Mapping[str, Sequence[float | None]]
 STRUCTURES = ("kidney", "kidney+tumour", "tumour")

@@ -13,6 +13,8 @@ import torch
 from cohorts import PLAN, VIEW, make_cohort
 from ellipses import make_ellipse_patient
 from kidseg.body import Moments
+from kidseg.cohort.cohort import Cohort
+from kidseg.cohort.subject import Subject, masks_at
 from kidseg.config import (
     CropConfig,
     HomogenizedConfig,
@@ -27,11 +29,15 @@ from kidseg.errors import UsageError
 from kidseg.geometry import in_plane_pose, posed
 from kidseg.losses import soft_dice
 from kidseg.methods import method_named
-from kidseg.methods.cohort import Cohort
-from kidseg.methods.crop import boxes, crop_stage, cropped, found_boxes
-from kidseg.methods.pose import located, overlap, pose_inputs, pose_stage, registered
-from kidseg.methods.reference import Reference, chosen, medoid, start_grid
-from kidseg.methods.subject import Subject, masks_at
+from kidseg.methods.homogenized.crop_stage import boxes, crop_stage, cropped, found_boxes
+from kidseg.methods.homogenized.pose_stage import (
+    located,
+    overlap,
+    pose_inputs,
+    pose_stage,
+    registered,
+)
+from kidseg.methods.homogenized.reference import Reference, chosen, medoid, start_grid
 from kidseg.nets import build
 from kidseg.nets.stn import CROP_OUTPUTS, pose_outputs
 from kidseg.stage import Moment, Stage

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from cohorts import PLAN, make_cohort
+from kidseg.cohort.cohort import patient_dice
+from kidseg.cohort.subject import hu_at
 from kidseg.config import PlainConfig, StageConfig, UNetConfig, ViewConfig
 from kidseg.device import choose_device
 from kidseg.errors import UsageError
 from kidseg.geometry import Volume, resample
 from kidseg.labels import KIDNEY_TUMOUR
 from kidseg.methods import method_named
-from kidseg.methods.cohort import patient_dice
 from kidseg.methods.segmentation import segmentation_stage, segmenter
-from kidseg.methods.subject import hu_at
 from kidseg.pipeline import run
 from kidseg.stage import Moment, Stage
 

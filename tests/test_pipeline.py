@@ -1,12 +1,12 @@
 from __future__ import annotations
 
+import importlib
 import math
 
 import numpy as np
 import pytest
 import torch
 
-from kidseg import pipeline
 from kidseg.errors import ModelError
 from kidseg.geometry import Grid, Volume, boxed, posed, resample
 from kidseg.pipeline import Step, restore, run
@@ -176,13 +176,14 @@ def test_restored_labels_are_those_of_all_voxels_resampled(place: str, content: 
 
 def test_only_what_lies_around_something_is_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
     sampled = []
-    whole = pipeline.sample_window
+    module = importlib.import_module("kidseg.pipeline.restore")
+    whole = module.sample_window
 
     def counted(*given):  # type: ignore[no-untyped-def]
         sampled.append(math.prod(len(line) for line in given[3]))
         return whole(*given)
 
-    monkeypatch.setattr(pipeline, "sample_window", counted)
+    monkeypatch.setattr(module, "sample_window", counted)
     grid = posed(SCAN, angle_rad=torch.full((6,), 0.1), scale=torch.ones(6, 2))
     data = torch.zeros(2, *SCAN.shape)
     data[0] = 1.0

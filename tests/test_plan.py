@@ -20,20 +20,20 @@ from hypothesis import strategies as st
 
 from kidseg import io
 from kidseg.cases import Dataset, case_paths, open_dataset, write_dataset_json
+from kidseg.cases.reading import CaseReader
 from kidseg.errors import InputError, ModelError, ResourceError
 from kidseg.geometry import Grid, Volume
 from kidseg.intensity import Statistics
 from kidseg.labels import KIDNEY_TUMOUR, KIDNEY_TUMOUR_CYST, LabelSchema
 from kidseg.plan import (
     CaseFacts,
-    CaseReader,
     Fingerprint,
     Plan,
     fingerprint,
-    over_cases,
     plan,
     preprocess,
 )
+from kidseg.workers import over_cases
 
 STATISTICS = Statistics(
     mean=80.0,

@@ -288,7 +288,7 @@ def test_numbers_in_another_order_and_voxels_that_do_not_count(
     data: Path, predictor: Predictor, tmp_path: Path
 ) -> None:
     """nnU-Net's ignore label, and kidney 4, tumour 7, mean the same as 1 and 2."""
-    from kidseg.segment.reference import find_references
+    from kidseg.segment.truth import find_references
 
     write_ellipse_dataset(tmp_path / "data", 1)
     path = tmp_path / "data" / "dataset.json"

@@ -28,10 +28,11 @@ from kidseg.cases import (
     write_dataset_json,
     write_patients_csv,
 )
+from kidseg.cases.reading import CaseReader, CaseVoxels
 from kidseg.errors import InputError, KidsegError, ResourceError, UsageError
 from kidseg.geometry import Grid, Volume
 from kidseg.labels import KIDNEY_TUMOUR
-from kidseg.plan import CaseReader, CaseVoxels, Plan, fingerprint, plan, preprocess
+from kidseg.plan import Plan, fingerprint, plan, preprocess
 from kidseg.store import Prepared, build_store, is_store, open_store
 from kidseg.store.files import FORMAT
 

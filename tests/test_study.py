@@ -18,7 +18,7 @@ from kidseg.config import StudyConfig, load
 from kidseg.errors import BatchError, InputError, KidsegError, UsageError
 from kidseg.evaluate import METRICS, Row, read_run
 from kidseg.study import Design, _write, design, study, study_runs
-from kidseg.study.figure import validation_curve
+from kidseg.study.chart import validation_curve
 from kidseg.study.process import Ended, Launcher
 from kidseg.study.results import average, spread
 

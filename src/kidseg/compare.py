@@ -21,8 +21,8 @@ import numpy as np
 
 from kidseg.errors import InputError, UsageError
 from kidseg.evaluate import METRICS, Row, Run, read_run
-from kidseg.evaluate.tables import prepare_output, write_csv, write_json
-from kidseg.io.atomic import writing
+from kidseg.evaluate.summary import prepare_output, write_csv
+from kidseg.io.atomic import write_json, writing
 from kidseg.splits import age_band
 
 __all__ = ["Comparison", "compare", "holm"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,11 +18,11 @@ from kidseg.config import PhantomConfig
 from kidseg.errors import InputError, UsageError
 from kidseg.evaluate import evaluate
 from kidseg.geometry import Grid, resample
+from kidseg.intensity import AIR_HU
 from kidseg.io import ReadOptions, read
-from kidseg.io.atomic import writing
+from kidseg.io.atomic import write_json, writing
 from kidseg.labels import KIDNEY_TUMOUR, Label
 from kidseg.phantom import write_patients
-from kidseg.pipeline import AIR_HU
 from kidseg.segment import Predictor, load_predictor, segment
 from kidseg.splits import holdout
 from kidseg.train import train
@@ -211,8 +210,7 @@ def run(
         },
         seconds=clock.seconds,
     )
-    with writing(out / "demo.json", overwrite=True) as file:
-        file.write((json.dumps(found.as_dict(), indent=2) + "\n").encode())
+    write_json(out / "demo.json", found.as_dict(), overwrite=True)
     return found
 
 

@@ -15,13 +15,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Normalisation", "Sample", "Scheme", "Statistics", "normalise", "pool", "sample"]
+__all__ = [
+    "AIR_HU",
+    "Normalisation",
+    "Sample",
+    "Scheme",
+    "Statistics",
+    "as_input",
+    "normalise",
+    "pool",
+    "sample",
+]
 
 Scheme = Literal["ct", "zscore", "rescale_to_0_1", "rgb_to_0_1", "nonorm"]
 """How one channel is normalised; the names are those that a channel of a data set may bear.
 
 Source: nnU-Net v2, "How to set up dataset.json", channel_names.
 """
+
+AIR_HU = -1024.0
+"""What lies outside a CT. Source: the Hounsfield scale's -1000, and its usual floor."""
 
 # A spread below this counts as this, so that a constant image is no division by zero.
 # Source: nnU-Net v2, default_normalization_schemes.
@@ -125,6 +138,16 @@ def normalise(
                 raise ValueError(f"channel '{channel.channel}' has values outside 0..255")
             values.div_(255.0)
     return out
+
+
+def as_input(image: Tensor, channels: Sequence[Normalisation]) -> Tensor:
+    """(channels, slices, rows, columns) as networks take slices: (slices, channels, rows, columns).
+
+    Args:
+        image: HU for CT.
+        channels: one per channel; see `normalise`.
+    """
+    return normalise(image, channels).transpose(0, 1)
 
 
 def _standardise(values: Tensor, inside: Tensor | None) -> None:

@@ -13,7 +13,15 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Literal
 
-__all__ = ["KIDNEY_TUMOUR", "KIDNEY_TUMOUR_CYST", "Code", "CystAs", "Label", "LabelSchema"]
+__all__ = [
+    "KIDNEY_TUMOUR",
+    "KIDNEY_TUMOUR_CYST",
+    "Code",
+    "CystAs",
+    "Label",
+    "LabelSchema",
+    "Target",
+]
 
 CystAs = Literal["tumour", "kidney", "background"]
 
@@ -103,6 +111,58 @@ class LabelSchema:
     def names(self) -> dict[int, str]:
         """{number: name}, without background."""
         return {label.id: label.name for label in self.labels}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What the output channels of a network mean.
+
+    Attributes:
+        channels: the labels that each channel covers. Exclusive channels share no label, and the
+            background is a channel of its own before them; labels that no channel covers count as
+            background.
+        exclusive: each voxel belongs to one channel or to the background (softmax); otherwise
+            channels are regions that may overlap, each decided on its own (sigmoid), as in
+            nnU-Net's region-based training.
+        writes: the label that each channel writes. Where regions overlap, the later channel's
+            holds (nnU-Net's `regions_class_order`).
+
+    Raises:
+        ValueError: no channel, an empty one, exclusive ones that share a label, or another number
+            of labels to write than of channels.
+    """
+
+    channels: tuple[tuple[int, ...], ...]
+    exclusive: bool = True
+    writes: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.writes:
+            object.__setattr__(self, "writes", tuple(channel[0] for channel in self.channels))
+        if not self.channels or not all(self.channels):
+            raise ValueError(f"channels must cover labels: {self.channels}")
+        if len(self.writes) != len(self.channels):
+            raise ValueError(
+                f"{len(self.writes)} labels to write for {len(self.channels)} channels"
+            )
+        members = [label for channel in self.channels for label in channel]
+        if self.exclusive and len(set(members)) != len(members):
+            raise ValueError(f"exclusive channels share a label: {self.channels}")
+
+    @classmethod
+    def of_labels(cls, schema: LabelSchema) -> Target:
+        """Each label of a schema a channel."""
+        return cls(channels=tuple((number,) for number in schema.ids))
+
+    @property
+    def outputs(self) -> int:
+        """Channels of the network; with the background's, if they are exclusive."""
+        return len(self.channels) + int(self.exclusive)
+
+    @property
+    def background(self) -> tuple[float, ...]:
+        """Probabilities where there is background for certain."""
+        return (1.0,) * int(self.exclusive) + (0.0,) * len(self.channels)
 
 
 def _colours() -> Iterator[tuple[int, int, int]]:

@@ -183,11 +183,10 @@ def write_splits_json(splits: Sequence[Split], path: Path, *, overwrite: bool = 
 
     Source: `nnUNetTrainer.do_split`: a list of {"train": [...], "val": [...]}.
     """
-    from kidseg.io.atomic import writing
+    from kidseg.io.atomic import write_json
 
     content = [{"train": list(s.train), "val": list(s.validation)} for s in splits]
-    with writing(path, overwrite=overwrite) as file:
-        file.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    write_json(path, content, overwrite=overwrite)
     return path
 
 

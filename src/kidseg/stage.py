@@ -1,7 +1,7 @@
 """One thing to train, as a method describes it and the loop trains it.
 
 Several processes may share each batch. A loss that is a mean over samples is the mean of theirs;
-any other is taken of the whole batch, which `gathered` brings together.
+any other is taken of the whole batch, which `kidseg.distributed.gathered` brings together.
 """
 
 from __future__ import annotations
@@ -9,13 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from kidseg.config import StageConfig
 
-__all__ = ["Moment", "Stage", "gathered"]
+__all__ = ["Moment", "Stage"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,20 +49,3 @@ class Stage:
     steps: int
     loss: Callable[[nn.Module, Moment], dict[str, Tensor]]
     validate: Callable[[], dict[str, float]]
-
-
-def gathered(values: Tensor) -> Tensor:
-    """The values (n, ...) of all processes, (processes * n, ...): process by process.
-
-    Differentiable: the gradients of all processes' losses come back to each value's own process.
-    The values themselves where there is one process.
-    """
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return values
-    if not values.requires_grad:
-        out = [torch.empty_like(values) for _ in range(dist.get_world_size())]
-        dist.all_gather(out, values.contiguous())
-        return torch.cat(out)
-    from torch.distributed.nn.functional import all_gather
-
-    return torch.cat(all_gather(values.contiguous()))  # type: ignore[no-untyped-call]

@@ -1,10 +1,10 @@
 """Data sets as they are: nnU-Net v2, KiTS19/21/23, Medical Segmentation Decathlon, DICOM."""
 
 from kidseg.cases.case import Case, Dataset, Layout, Side, Survey
+from kidseg.cases.dataset import case_paths, open_dataset, survey_dataset
 from kidseg.cases.nnunet import DATASET_JSON, schema_of, write_dataset_json
-from kidseg.cases.opening import case_paths, open_dataset, survey_dataset
+from kidseg.cases.persons import PATIENTS_CSV, write_patients_csv
 from kidseg.cases.relabel import consecutive, relabelled, without_cyst
-from kidseg.cases.tables import PATIENTS_CSV, write_patients_csv
 
 __all__ = [
     "DATASET_JSON",

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from kidseg.cases.case import Survey
 from kidseg.cases.gathering import Gathering, visible
 from kidseg.cases.nnunet import DATASET_JSON, schema_of
-from kidseg.cases.tables import read_kits_table
+from kidseg.cases.persons import read_kits_table
 from kidseg.errors import InputError
 from kidseg.labels import KIDNEY_TUMOUR, KIDNEY_TUMOUR_CYST
 

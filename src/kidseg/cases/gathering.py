@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kidseg.cases.case import Case, Dataset, Survey
-from kidseg.cases.tables import Person, read_patients_csv, with_persons
+from kidseg.cases.persons import Person, read_patients_csv, with_persons
 from kidseg.errors import Finding
 
 __all__ = ["Gathering", "visible"]

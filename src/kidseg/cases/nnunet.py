@@ -141,7 +141,7 @@ def write_dataset_json(
     Raises:
         UsageError, InputError, ResourceError: as `kidseg.io.atomic.writing`.
     """
-    from kidseg.io.atomic import writing
+    from kidseg.io.atomic import write_json
 
     labels: dict[str, int | list[int]] = {"background": 0}
     if region_order:
@@ -161,8 +161,7 @@ def write_dataset_json(
     if region_order:
         content["regions_class_order"] = list(region_order)
     path = root / DATASET_JSON
-    with writing(path, overwrite=overwrite) as file:
-        file.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    write_json(path, content, overwrite=overwrite)
     return path
 
 

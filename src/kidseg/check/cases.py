@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kidseg.cases import Case, Dataset
-from kidseg.check.kidneys import body_midline, kidney_findings, kidney_slices
+from kidseg.check.anomalies import body_midline, kidney_findings, kidney_slices
 from kidseg.errors import Finding, InputError, ResourceError
 from kidseg.geometry import Grid, Volume
 from kidseg.io import ReadOptions, Scan, read

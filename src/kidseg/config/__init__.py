@@ -17,8 +17,8 @@ from kidseg.config.methods import (
 )
 from kidseg.config.networks import LocalizerConfig, UNetConfig
 from kidseg.config.phantom import PhantomConfig, Phase
+from kidseg.config.stages import OptimizerConfig, StageConfig
 from kidseg.config.study import StudyCommonConfig, StudyConfig, StudyMethodConfig
-from kidseg.config.training import OptimizerConfig, StageConfig
 
 __all__ = [
     "CohortConfig",

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import tomli_w
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from kidseg.errors import InputError, UsageError
 
-__all__ = ["dump", "load", "preset", "presets", "schema"]
+__all__ = ["CHECKED", "dump", "load", "preset", "presets", "schema"]
+
+CHECKED = ConfigDict(extra="forbid", strict=True)
+"""Of every configuration: unknown keys and values of another type are refused."""
 
 _PRESETS = Path(__file__).parents[1] / "configs"
 _NULL = "null"

@@ -7,9 +7,9 @@ from typing import Literal
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from kidseg.config.checked import CHECKED
+from kidseg.config.loading import CHECKED
 from kidseg.config.networks import LocalizerConfig, UNetConfig
-from kidseg.config.training import OptimizerConfig, StageConfig
+from kidseg.config.stages import OptimizerConfig, StageConfig
 
 __all__ = [
     "CohortConfig",

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from kidseg.config.checked import CHECKED
+from kidseg.config.loading import CHECKED
 
 __all__ = ["LocalizerConfig", "UNetConfig"]
 

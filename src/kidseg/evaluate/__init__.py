@@ -23,7 +23,7 @@ from kidseg.evaluate.protocols import (
     Structure,
     protocol_named,
 )
-from kidseg.evaluate.tables import (
+from kidseg.evaluate.summary import (
     COLUMNS,
     METRICS,
     Row,
@@ -31,10 +31,10 @@ from kidseg.evaluate.tables import (
     prepare_output,
     read_run,
     write_csv,
-    write_json,
 )
 from kidseg.geometry import Grid
 from kidseg.io import ReadOptions, read
+from kidseg.io.atomic import write_json
 from kidseg.labels import CystAs
 from kidseg.metrics import Measures, measure, union_box
 

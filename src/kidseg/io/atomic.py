@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from kidseg.errors import DISK_FULL, InputError, ResourceError, UsageError
 
-__all__ = ["check_writable", "writing"]
+__all__ = ["check_writable", "write_json", "writing"]
 
 
 def check_writable(path: Path, *, overwrite: bool = False) -> None:
@@ -84,3 +85,15 @@ def _temporary(path: Path) -> tuple[BinaryIO, Path]:
             code="not-writable",
             next_step="Create the folder, or choose one that you may write to.",
         ) from error
+
+
+def write_json(path: Path, content: Any, *, overwrite: bool = False) -> None:
+    """Plain data as an indented JSON file, whole or not at all; None is null.
+
+    Raises:
+        ValueError: a number is NaN or infinite, which JSON does not have.
+        UsageError, InputError, ResourceError: as `writing`.
+    """
+    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
+    with writing(path, overwrite=overwrite) as file:
+        file.write(text.encode() + b"\n")

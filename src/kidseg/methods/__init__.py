@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kidseg.errors import UsageError
-from kidseg.methods.homogenized import HOMOGENIZED
+from kidseg.methods.homogenized.system_a import HOMOGENIZED
 from kidseg.methods.method import Method
 from kidseg.methods.plain import PLAIN
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import nn
 
+from kidseg.cohort.cohort import Cohort
+from kidseg.cohort.subject import Subject
 from kidseg.device import Device
 from kidseg.geometry import Grid
-from kidseg.methods.cohort import Cohort
-from kidseg.methods.placement import Placement
-from kidseg.methods.subject import Subject
+from kidseg.methods.homogenized.placement import Placement
 from kidseg.pipeline import Step
 from kidseg.plan import Plan
 from kidseg.stage import Stage
@@ -35,7 +35,7 @@ class Method:
             asked for once the one before it is trained, and may rest on it.
         steps: (configuration, networks, plan, subject, device) -> what to do with a scan; the
             image to run them on is `subject.image`.
-        multiple: (configuration) -> `multiple` for `kidseg.methods.subject.prepare`.
+        multiple: (configuration) -> `multiple` for `kidseg.cohort.subject.prepare`.
         place: (configuration, networks, subject, grids of the steps) -> how the patient lies and
             meets the reference. The subject's labels are known or those that were found.
         facts: (configuration, networks, cohort) -> plain data about the model, for its header;

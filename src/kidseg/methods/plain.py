@@ -6,14 +6,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kidseg.augment import Augmentation
+from kidseg.cohort.cohort import Cohort
+from kidseg.cohort.subject import Subject
+from kidseg.cohort.training_range import training_range
 from kidseg.config import PlainConfig
 from kidseg.device import Device
 from kidseg.geometry import Grid
-from kidseg.methods.cohort import Cohort
+from kidseg.methods.homogenized.placement import Placement, figures_of
 from kidseg.methods.method import Method, Nets
-from kidseg.methods.placement import Placement, figures_of, training_range
 from kidseg.methods.segmentation import segmentation_stage, segmenter
-from kidseg.methods.subject import Subject
 from kidseg.nets import build
 from kidseg.pipeline import Step
 from kidseg.plan import Plan

@@ -2,49 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from kidseg.augment import Augmentation
+from kidseg.cohort.batch import Labelled, drawn_labels, join, slices_of
+from kidseg.cohort.cohort import Cohort
+from kidseg.cohort.items import Drawn, draw, steps_per_epoch
+from kidseg.cohort.subject import gather
 from kidseg.config import StageConfig
 from kidseg.device import Device
-from kidseg.geometry import Grid, Volume, resample, stack
+from kidseg.distributed import gathered
+from kidseg.geometry import Grid, Volume, resample
+from kidseg.intensity import AIR_HU, as_input
 from kidseg.losses import restored_segmentation_loss, segmentation_loss
-from kidseg.methods.cohort import Cohort
-from kidseg.methods.subject import Subject, as_input, gather
-from kidseg.pipeline import AIR_HU, Segment, restore
+from kidseg.pipeline import Segment, restore
 from kidseg.plan import Plan
-from kidseg.sampling import Drawn, draw, steps_per_epoch
-from kidseg.stage import Moment, Stage, gathered
+from kidseg.stage import Moment, Stage
 
 __all__ = [
-    "Labelled",
-    "drawn_labels",
-    "join",
     "segmentation_stage",
     "segmenter",
-    "slices_of",
     "whole_restored_loss",
 ]
 
 _SLICES_AT_ONCE = 16
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Labelled:
-    """Reference labels of a batch.
-
-    Attributes:
-        labels: (1, slices, rows, columns) uint8.
-        valid: (slices, rows, columns) bool; None if all pixels count.
-    """
-
-    labels: Volume
-    valid: Tensor | None
 
 
 def segmentation_stage(
@@ -82,7 +67,7 @@ def segmentation_stage(
             image, reference = _augmented(cohort, drawn, grid, augmentation, now)
         else:
             hu = gather(slices_of(cohort.training, drawn), grid, fill=AIR_HU)
-            image = as_input(hu.data, cohort.plan)
+            image = as_input(hu.data, cohort.plan.channels)
             seen = grid if loss_space == "network" else _base(cohort, drawn)
             reference = drawn_labels(cohort, drawn, seen)
         levels = called(image.contiguous(memory_format=torch.channels_last))
@@ -128,47 +113,13 @@ def segmenter(net: nn.Module, plan: Plan, device: Device) -> Segment:
         parts = []
         for start in range(0, image.grid.shape[0], _SLICES_AT_ONCE):
             hu = image.data[:, start : start + _SLICES_AT_ONCE].to(device.torch)
-            seen = as_input(hu, plan).contiguous(memory_format=torch.channels_last)
+            seen = as_input(hu, plan.channels).contiguous(memory_format=torch.channels_last)
             with device.autocast():
                 (logits,) = net(seen)
             parts.append(torch.softmax(logits.float(), dim=1).transpose(0, 1).cpu())
         return Volume(torch.cat(parts, dim=1), image.grid)
 
     return segment
-
-
-def join(grids: Sequence[Grid]) -> Grid:
-    """Slice-wise grids of the same size, one after the other."""
-    matrices = torch.cat([grid.slicewise().mm_from_index for grid in grids])
-    return Grid((len(matrices), *grids[0].shape[1:]), matrices)
-
-
-def slices_of(
-    subjects: Sequence[Subject],
-    drawn: Drawn,
-    of: Callable[[Subject], Volume] = lambda subject: subject.image,
-) -> list[Volume]:
-    """The drawn slices of a volume of each case, images by default."""
-    return [of(subjects[case]).slices(k, k + 1) for case, k in drawn]
-
-
-def drawn_labels(cohort: Cohort, drawn: Drawn, grid: Grid) -> Labelled:
-    """The drawn slices' labels on a slice-wise grid: the nearest of `Subject.whole`."""
-
-    def at(volume: Volume, row: int, k: int) -> Volume:
-        return resample(volume.slices(k, k + 1), grid.slices(row, row + 1), mode="nearest")
-
-    labels, valid = [], []
-    for row, (case, k) in enumerate(drawn):
-        subject = cohort.training[case]
-        assert subject.labels is not None
-        labels.append(at(subject.labels, row, k))
-        if subject.voids is None:
-            valid.append(torch.ones_like(labels[-1].data[0], dtype=torch.bool))
-        else:
-            valid.append(~at(subject.voids, row, k).data[0])
-    all_count = all(subject.voids is None for subject in cohort.training)
-    return Labelled(labels=stack(labels), valid=None if all_count else torch.cat(valid))
 
 
 def _gathered_grid(grid: Grid) -> Grid:
@@ -193,7 +144,7 @@ def _augmented(
     if reference.valid is not None:
         channels.append(reference.valid.to(torch.uint8))
     image, masks = augmentation(
-        as_input(hu.data, cohort.plan),
+        as_input(hu.data, cohort.plan.channels),
         torch.stack(channels, dim=1),
         seed=(now.seed, now.epoch, now.step),
         first=now.rank,

@@ -3,7 +3,7 @@
 from kidseg.phantom.anatomy import ORGANS, Anatomy
 from kidseg.phantom.child import draw_anatomy
 from kidseg.phantom.patient import DigitalPatient, make_patient
-from kidseg.phantom.pose import Pose, draw_pose
+from kidseg.phantom.posture import Pose, draw_pose
 from kidseg.phantom.render import Rendering, render
 from kidseg.phantom.writing import write_patients
 

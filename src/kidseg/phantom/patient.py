@@ -14,7 +14,7 @@ from kidseg.geometry import Grid, Volume
 from kidseg.phantom.acquisition import Scanner, acquire, draw_scanner
 from kidseg.phantom.anatomy import ORGANS, Anatomy
 from kidseg.phantom.child import draw_anatomy
-from kidseg.phantom.pose import Pose, draw_pose
+from kidseg.phantom.posture import Pose, draw_pose
 from kidseg.phantom.render import render
 from kidseg.phantom.trunk import arm_centres
 from kidseg.phantom.tumour import distance_mm, pushed

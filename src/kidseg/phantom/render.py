@@ -24,7 +24,7 @@ from kidseg.phantom.organs import (
     paint_spleen,
     paint_stomach,
 )
-from kidseg.phantom.pose import Pose
+from kidseg.phantom.posture import Pose
 from kidseg.phantom.skeleton import paint_pelvis, paint_ribs, paint_spine
 from kidseg.phantom.splines import Splines, axes_mm, draw_texture
 from kidseg.phantom.surfaces import below_diaphragm, skin

@@ -11,7 +11,6 @@ A case appears when it is whole: its files are written aside, then moved into pl
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -27,6 +26,7 @@ from kidseg.config import PhantomConfig
 from kidseg.errors import DISK_FULL, ResourceError, UsageError
 from kidseg.geometry import Grid, Volume
 from kidseg.io import save
+from kidseg.io.atomic import write_json
 from kidseg.io.orientation import reorient
 from kidseg.labels import KIDNEY_TUMOUR
 from kidseg.phantom.anatomy import ORGANS
@@ -98,7 +98,7 @@ def write_patients(
     try:
         _clear(out)
         organs = {str(number): name for number, name in ORGANS.items()}
-        _write_json(out / _TRUTH / _MARK, organs)
+        write_json(out / _TRUTH / _MARK, organs, overwrite=True)
         rows: dict[int, dict[str, Any]] = {}
         for index, row in _written(tasks, jobs):
             rows[index] = row
@@ -211,7 +211,11 @@ def _save_files(task: _Task, patient: DigitalPatient, root: Path) -> list[Path]:
     (image,), labels = case_paths(root, task.layout, task.case, 1)
     for path in (truth, organs, labels, image):
         path.parent.mkdir(parents=True, exist_ok=True)
-    _write_json(truth, {"case": task.case, "seed": task.seed, "index": task.index, **patient.truth})
+    write_json(
+        truth,
+        {"case": task.case, "seed": task.seed, "index": task.index, **patient.truth},
+        overwrite=True,
+    )
     for volume, path in ((patient.organs, organs), (patient.labels, labels)):
         save(_ordered(volume, task.layout), path)
     if task.layout == "dicom":
@@ -256,13 +260,6 @@ def _write_tables(out: Path, layout: Layout, cases: Iterable[dict[str, Any]]) ->
     )
     if layout == "nnunet":
         write_dataset_json(out, channels=("CT",), schema=KIDNEY_TUMOUR, n_training=len(cases))
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    from kidseg.io.atomic import writing
-
-    with writing(path, overwrite=True) as file:
-        file.write((json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
 
 def _disk_full(out: Path) -> ResourceError:

@@ -11,12 +11,12 @@ import numpy as np
 from kidseg.errors import InputError
 from kidseg.intensity import Sample, Statistics, pool, sample
 from kidseg.labels import CystAs
-from kidseg.plan.preprocessing import nonzero_box
-from kidseg.plan.reading import CaseReader
-from kidseg.plan.workers import Progress, over_cases
+from kidseg.plan.nonzero import nonzero_box
+from kidseg.workers import Progress, over_cases
 
 if TYPE_CHECKING:
     from kidseg.cases import Case, Dataset
+    from kidseg.cases.reading import CaseReader
 
 __all__ = ["CaseFacts", "Fingerprint", "fingerprint"]
 
@@ -105,6 +105,8 @@ def fingerprint(
 
     Source: nnU-Net v2, fingerprint_extractor.
     """
+    from kidseg.cases.reading import CaseReader
+
     if not dataset.cases:
         raise InputError(
             "it has no labelled case",

@@ -13,23 +13,21 @@ from math import ceil, floor
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from kidseg.geometry import Grid, Volume, resample
 from kidseg.intensity import normalise
+from kidseg.plan.nonzero import Box, nonzero_box, nonzero_region
 
 if TYPE_CHECKING:
     from kidseg.plan.rules import Plan
 
-__all__ = ["Preprocessed", "nonzero_box", "preprocess"]
+__all__ = ["Preprocessed", "preprocess"]
 
 # Slices this much thicker than pixels are wide are resampled on their own, and repeated or left out
 # along the patient. Source: nnU-Net v2, ANISO_THRESHOLD.
 _ANISOTROPY = 3.0
 # Parts of a voxel, and of a label's share: less than this is a tie.
 _TIE = 1e-6
-
-Box = tuple[tuple[int, int, int], tuple[int, int, int]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +74,7 @@ def preprocess(
     image = _cropped(image, start, shape)
     inside = None
     if any(channel.inside_only for channel in plan.channels):
-        inside = _nonzero_region(image.data)
+        inside = nonzero_region(image.data)
     image = Volume(normalise(image.data, plan.channels, inside), image.grid)
     chosen = plan.configurations[configuration]
     target = chosen.grid(image.grid)
@@ -85,30 +83,6 @@ def preprocess(
         image=resampled(image, target, _cubic),
         labels=labels and resampled(_cropped(labels, start, shape), target, _largest_share),
     )
-
-
-def nonzero_box(image: Volume) -> Box:
-    """First index and shape of the smallest box around the voxels that are not 0 in all channels.
-
-    The whole image, if all are 0.
-    """
-    nonzero = (image.data != 0).any(dim=0)
-    start, shape = [], []
-    for axis in range(3):
-        others = tuple(other for other in range(3) if other != axis)
-        there = nonzero.any(dim=others[1]).any(dim=others[0]).nonzero()[:, 0]
-        if not len(there):
-            return (0, 0, 0), image.grid.shape
-        start.append(int(there[0]))
-        shape.append(int(there[-1]) - start[-1] + 1)
-    return (start[0], start[1], start[2]), (shape[0], shape[1], shape[2])
-
-
-def _nonzero_region(data: Tensor) -> Tensor:
-    """(slices, rows, columns) bool: not 0 in any channel, holes filled."""
-    from scipy import ndimage
-
-    return torch.from_numpy(ndimage.binary_fill_holes((data != 0).any(dim=0).numpy()))
 
 
 def _cropped(volume: Volume, start: Sequence[int], shape: Sequence[int]) -> Volume:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,10 +16,10 @@ from kidseg.device import tune_allocator
 from kidseg.errors import BatchError, Finding, InputError, KidsegError, UsageError
 from kidseg.geometry import Volume
 from kidseg.io import ReadOptions, read, save
-from kidseg.io.atomic import writing
+from kidseg.io.atomic import write_json
 from kidseg.io.content import sha256_of, sha256_of_all
 from kidseg.segment.predictor import Predictor, Segmentation, load_predictor
-from kidseg.segment.reference import ReferenceLabels, find_references
+from kidseg.segment.truth import ReferenceLabels, find_references
 
 __all__ = ["FORMATS", "Predictor", "Segmentation", "load_predictor", "scan_name", "segment"]
 
@@ -282,5 +281,4 @@ def _write_result(
         "scans": list(done),
         "failed": [error.as_finding().as_dict() for error in failed],
     }
-    with writing(out / "result.json", overwrite=True) as file:
-        file.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    write_json(out / "result.json", content, overwrite=True)

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from kidseg.cohort.cohort import patient_dice
 from kidseg.geometry import Grid, Volume, in_plane_pose, resample
+from kidseg.intensity import AIR_HU
 from kidseg.io.atomic import writing
 from kidseg.labels import LabelSchema
-from kidseg.methods.cohort import patient_dice
-from kidseg.pipeline import AIR_HU
 from kidseg.segment.predictor import Segmentation
 
 if TYPE_CHECKING:

@@ -13,14 +13,15 @@ import torch
 from torch import nn
 
 from kidseg.checkpoint import load_model
+from kidseg.cohort.subject import Subject, prepare
+from kidseg.cohort.training_range import FAR_SD, distances
 from kidseg.config import load
 from kidseg.device import Device, choose_device
 from kidseg.errors import Finding, ModelError, UsageError
 from kidseg.geometry import Grid, Volume, in_plane_pose, resample
 from kidseg.labels import LabelSchema
 from kidseg.methods import Method, method_named
-from kidseg.methods.placement import FAR_SD, Placement, distances
-from kidseg.methods.subject import Subject, prepare
+from kidseg.methods.homogenized.placement import Placement
 from kidseg.pipeline import run
 from kidseg.plan import Plan
 from kidseg.postprocess import least_volume_ml, remove_small
@@ -42,7 +43,7 @@ class Predictor:
         sha256: of the model file.
         path: of the model file.
         training_range: what the model file says of its training patients; see
-            `kidseg.methods.placement.training_range`. None if it says nothing.
+            `kidseg.methods.homogenized.placement.training_range`. None if it says nothing.
     """
 
     method: Method
@@ -59,7 +60,7 @@ class Predictor:
         """Segment a scan, (1, slices, rows, columns) HU in canonical order.
 
         Raises:
-            InputError: as `kidseg.methods.subject.prepare`.
+            InputError: as `kidseg.cohort.subject.prepare`.
         """
         start = time.perf_counter()
         subject = prepare(

@@ -13,8 +13,7 @@ import numpy as np
 
 from kidseg.errors import DISK_FULL, InputError, ModelError, ResourceError, UsageError
 from kidseg.io.content import sha256_of
-from kidseg.plan import CaseReader, Plan, over_cases
-from kidseg.plan.workers import Progress
+from kidseg.plan import Plan
 from kidseg.store.files import (
     BEGUN,
     CASE,
@@ -31,9 +30,11 @@ from kidseg.store.files import (
 )
 from kidseg.store.opening import Store, open_store, sources_unchanged, verify_case
 from kidseg.store.recipe import Content, Recipe, recipe_of
+from kidseg.workers import Progress, over_cases
 
 if TYPE_CHECKING:
     from kidseg.cases import Case, Dataset
+    from kidseg.cases.reading import CaseReader
 
 __all__ = ["build_store"]
 
@@ -70,6 +71,8 @@ def build_store(
         UsageError: "no-such-configuration"; "not-a-store": the folder holds something else.
         ResourceError: "disk-full"; "worker-killed". What was finished is kept.
     """
+    from kidseg.cases.reading import CaseReader
+
     path = Path(path)
     recipe = recipe_of(content, plan)
     _check_names(dataset)

@@ -11,10 +11,11 @@ import torch
 
 from kidseg.errors import UsageError
 from kidseg.geometry import Volume
-from kidseg.plan import CaseVoxels, Plan, preprocess
+from kidseg.plan import Plan, preprocess
 
 if TYPE_CHECKING:
     from kidseg.cases import Case
+    from kidseg.cases.reading import CaseVoxels
 
 __all__ = ["Content", "Prepared", "Recipe", "recipe_of"]
 

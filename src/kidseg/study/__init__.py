@@ -16,12 +16,12 @@ from typing import Any
 from kidseg.compare import compare
 from kidseg.config import dump
 from kidseg.errors import BatchError, KidsegError, ResourceError
-from kidseg.evaluate.tables import prepare_output, write_json
-from kidseg.io.atomic import writing
+from kidseg.evaluate.summary import prepare_output
+from kidseg.io.atomic import write_json, writing
+from kidseg.study.chart import draw
 from kidseg.study.design import Arm, Design, design
-from kidseg.study.figure import draw
+from kidseg.study.page import markdown
 from kidseg.study.process import Launcher
-from kidseg.study.report import markdown
 from kidseg.study.results import gather, write_average
 from kidseg.study.runs import StudyRun
 

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from kidseg.evaluate import METRICS, Row, read_run, summarise
-from kidseg.evaluate.tables import COLUMNS, write_csv, write_json
+from kidseg.evaluate.summary import COLUMNS, write_csv
+from kidseg.io.atomic import write_json
 from kidseg.study.design import Design
 from kidseg.study.runs import StudyRun
 

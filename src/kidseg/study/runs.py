@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from kidseg.errors import InputError, KidsegError, UsageError
 from kidseg.evaluate import evaluate
-from kidseg.io.atomic import writing
+from kidseg.io.atomic import write_json
 from kidseg.study.design import Arm, Design, digest
 from kidseg.study.process import Ended, Launcher
 
@@ -279,5 +279,4 @@ def _read_stamp(folder: Path) -> dict[str, Any]:
 
 def _write_stamp(folder: Path, content: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    with writing(folder / STAMP, overwrite=True) as file:
-        file.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    write_json(folder / STAMP, content, overwrite=True)

@@ -2,6 +2,6 @@
 
 from kidseg.train.loop import Fitted, Run, fit
 from kidseg.train.material import make_store
-from kidseg.train.training import train
+from kidseg.train.run import train
 
 __all__ = ["Fitted", "Run", "fit", "make_store", "train"]

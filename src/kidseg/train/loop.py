@@ -25,10 +25,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from kidseg.checkpoint import load_state, save_state
 from kidseg.config import OptimizerConfig, StageConfig
+from kidseg.distributed import from_first, share_norms
 from kidseg.errors import ModelError, ResourceError
 from kidseg.io.atomic import writing
 from kidseg.stage import Moment, Stage
-from kidseg.train.distributed import from_first, share_norms
 
 __all__ = ["Fitted", "Run", "fit"]
 

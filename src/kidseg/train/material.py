@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from kidseg.cases import Case, Dataset, open_dataset
+from kidseg.cohort.cohort import check_selection
+from kidseg.cohort.stored import SubjectRecipe, check_view, learned_schema
 from kidseg.config import CohortConfig, ViewConfig, load, preset
+from kidseg.distributed import first_alone, rank
 from kidseg.errors import UsageError
-from kidseg.io.atomic import writing
+from kidseg.io.atomic import write_json, writing
 from kidseg.io.content import joint_sha256, sha256_of_all
 from kidseg.methods import Method, method_named
-from kidseg.methods.cohort import check_selection
-from kidseg.methods.stored import SubjectRecipe, check_view, learned_schema
 from kidseg.plan import Plan, fingerprint, plan
 from kidseg.splits import holdout
 from kidseg.store import Store, build_store, is_store, open_store
 from kidseg.store.files import source_files
-from kidseg.train.distributed import first_alone, rank
 
 __all__ = ["STORE", "Cases", "Progress", "Request", "configured", "make_store", "training_store"]
 
@@ -73,7 +73,7 @@ class Request:
     Attributes:
         view: of the method's configuration.
         cohort: likewise.
-        multiple: of the method; see `kidseg.methods.subject.prepare`.
+        multiple: of the method; see `kidseg.cohort.subject.prepare`.
         cases: ids, to train and validate on these alone; None: all.
         validation: ids, to validate on these; None: a share of the patients.
         seed: of that choice.
@@ -301,8 +301,7 @@ def _noted_plan(out: Path) -> Plan:
 
 def _note(out: Path, settings: str, used: Cases, planned: Plan) -> None:
     for name, content in (("plan.json", planned.as_dict()), ("cases.json", used.as_dict())):
-        with writing(out / name, overwrite=True) as file:
-            file.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+        write_json(out / name, content, overwrite=True)
     # Last: a run without it is none to resume.
     with writing(out / "config.toml", overwrite=True) as file:
         file.write(settings.encode())

@@ -26,7 +26,6 @@ __all__ = [
     "prepare_output",
     "read_run",
     "write_csv",
-    "write_json",
 ]
 
 METRICS = ("dice", "hd95_mm", "surface_dice", "volume_error_ml")
@@ -112,13 +111,6 @@ def write_csv(
     table.writerows(rows)
     with writing(path, overwrite=overwrite) as file:
         file.write(text.getvalue().encode())
-
-
-def write_json(path: Path, content: Mapping[str, Any], *, overwrite: bool) -> None:
-    """Plain data as JSON; None is null, and NaN is refused."""
-    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
-    with writing(path, overwrite=overwrite) as file:
-        file.write(text.encode() + b"\n")
 
 
 def read_run(folder: Path) -> Run:

@@ -9,17 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kidseg.cohort.cohort import Cohort
+from kidseg.cohort.items import Drawn, draw, steps_per_epoch
+from kidseg.cohort.subject import Field, Subject, masks_at, sampled
 from kidseg.config import PoseConfig
 from kidseg.geometry import Grid, in_plane_pose, resample
+from kidseg.intensity import AIR_HU, as_input
 from kidseg.losses import soft_dice
-from kidseg.methods.cohort import Cohort
-from kidseg.methods.reference import MASKS, Reference, start_grid
-from kidseg.methods.registration import agreement, descended, looked_at
-from kidseg.methods.subject import Field, Subject, as_input, masks_at, sampled
+from kidseg.methods.homogenized.reference import MASKS, Reference, start_grid
+from kidseg.methods.homogenized.registration import agreement, descended, looked_at
 from kidseg.nets.stn import Pose, pose_from, pose_grid
-from kidseg.pipeline import AIR_HU
 from kidseg.plan import Plan
-from kidseg.sampling import Drawn, draw, steps_per_epoch
 from kidseg.stage import Moment, Stage
 
 __all__ = ["located", "outputs_of", "overlap", "pose_inputs", "pose_stage", "registered", "seen"]
@@ -114,7 +114,7 @@ def located(
     device = reference.masks.device
     for _ in range(config.iterations):
         looked = grid.resized((grid.shape[0], side, side))
-        image = as_input(resample(subject.image, looked, fill=AIR_HU).data, plan)
+        image = as_input(resample(subject.image, looked, fill=AIR_HU).data, plan.channels)
         masks = masks_at(subject, looked).data[:count].transpose(0, 1)
         view = torch.cat([image, masks], dim=1).to(device)
         outputs = outputs_of(net, view).double().cpu()
@@ -194,7 +194,7 @@ def seen(
     images = [subject.image for subject in cohort.training]
     hu = sampled(images, drawn, grid, fill=AIR_HU, fields=fields)
     found = _drawn_masks(cohort, drawn, grid, count, fields)
-    return torch.cat([as_input(hu.data, cohort.plan), found], 1)
+    return torch.cat([as_input(hu.data, cohort.plan.channels), found], 1)
 
 
 def _drawn_masks(

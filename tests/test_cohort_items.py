@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kidseg.cohort.items import SliceIndex, draw, steps_per_epoch
 from kidseg.errors import UsageError
-from kidseg.sampling import SliceIndex, draw, steps_per_epoch
 from kidseg.stage import Moment
 
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import torch
 
+from kidseg.cohort.items import SliceIndex
+from kidseg.cohort.stored import schema_of_store, subject_of
+from kidseg.cohort.subject import Subject
 from kidseg.config import CohortConfig
 from kidseg.errors import Finding, InputError
 from kidseg.geometry import Volume
 from kidseg.labels import KIDNEY_TUMOUR, LabelSchema
-from kidseg.methods.stored import schema_of_store, subject_of
-from kidseg.methods.subject import Subject
 from kidseg.plan import Plan
-from kidseg.sampling import SliceIndex
 from kidseg.store import Store
 
 __all__ = ["Cohort", "check_selection", "gather_cohort", "patient_dice"]

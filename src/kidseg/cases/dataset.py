@@ -7,7 +7,7 @@ from pathlib import Path
 from kidseg.cases.case import Dataset, Layout, Survey
 from kidseg.cases.folders import KITS_CASE, kits_folder, survey_dicom, survey_kits, survey_msd
 from kidseg.cases.nnunet import DATASET_JSON, survey_nnunet
-from kidseg.cases.tables import load_json
+from kidseg.cases.persons import load_json
 from kidseg.errors import InputError, UsageError
 
 __all__ = ["case_paths", "open_dataset", "survey_dataset"]

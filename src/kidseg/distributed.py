@@ -17,6 +17,7 @@ __all__ = [
     "SharedBatchNorm",
     "first_alone",
     "from_first",
+    "gathered",
     "joined",
     "local_device",
     "rank",
@@ -73,6 +74,23 @@ def first_alone() -> Iterator[bool]:
     group = dist.new_group(backend="gloo", timeout=timedelta(days=1))
     yield rank() == 0
     dist.barrier(group=group)
+
+
+def gathered(values: Tensor) -> Tensor:
+    """The values (n, ...) of all processes, (processes * n, ...): process by process.
+
+    Differentiable: the gradients of all processes' losses come back to each value's own process.
+    The values themselves where there is one process.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return values
+    if not values.requires_grad:
+        out = [torch.empty_like(values) for _ in range(dist.get_world_size())]
+        dist.all_gather(out, values.contiguous())
+        return torch.cat(out)
+    from torch.distributed.nn.functional import all_gather
+
+    return torch.cat(all_gather(values.contiguous()))  # type: ignore[no-untyped-call]
 
 
 def share_norms(net: nn.Module) -> None:

@@ -13,13 +13,13 @@ import torch
 from cohorts import PLAN, VIEW
 from ellipses import make_ellipse_patient, write_ellipse_dataset
 from kidseg.cases import Dataset, open_dataset
+from kidseg.cohort.cohort import gather_cohort
+from kidseg.cohort.stored import SubjectRecipe, check_view, schema_of_store, subject_of
+from kidseg.cohort.subject import Subject, prepare
 from kidseg.config import CohortConfig, ViewConfig
 from kidseg.errors import InputError, KidsegError, UsageError
 from kidseg.geometry import Grid, Volume
 from kidseg.io import save
-from kidseg.methods.cohort import gather_cohort
-from kidseg.methods.stored import SubjectRecipe, check_view, schema_of_store, subject_of
-from kidseg.methods.subject import Subject, prepare
 from kidseg.plan import Plan
 from kidseg.store import Store, build_store, open_store
 

@@ -15,12 +15,13 @@ import torch
 
 from kidseg.body import Moments
 from kidseg.cases import Case, Dataset, consecutive, relabelled
+from kidseg.cases.reading import CaseReader, CaseVoxels
+from kidseg.cohort.subject import Subject, prepare
 from kidseg.config import ViewConfig
 from kidseg.errors import InputError, UsageError
 from kidseg.geometry import Volume
 from kidseg.labels import CystAs, LabelSchema
-from kidseg.methods.subject import Subject, prepare
-from kidseg.plan import CaseReader, CaseVoxels, Plan
+from kidseg.plan import Plan
 from kidseg.store import Prepared, Store, StoredCase, grid_from_json, grid_to_json
 
 __all__ = ["SubjectRecipe", "check_view", "schema_of_store", "subject_of"]
@@ -32,7 +33,7 @@ _MOMENTS = ("centre_mm", "angle_rad", "radii_mm")
 
 @dataclass(frozen=True, kw_only=True)
 class SubjectRecipe:
-    """Makes the subjects of a data set ready for a store; see `kidseg.methods.subject.prepare`.
+    """Makes the subjects of a data set ready for a store; see `kidseg.cohort.subject.prepare`.
 
     Attributes:
         view: as there.

@@ -7,18 +7,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from kidseg.cohort.batch import join, slices_of
+from kidseg.cohort.cohort import Cohort
+from kidseg.cohort.items import draw, steps_per_epoch
+from kidseg.cohort.subject import Subject, gather, masks_at
 from kidseg.config import CropConfig
+from kidseg.distributed import gathered
 from kidseg.geometry import Grid, resample
+from kidseg.intensity import AIR_HU, as_input
 from kidseg.losses import crop_loss
-from kidseg.methods.cohort import Cohort
-from kidseg.methods.pose import outputs_of, seen
-from kidseg.methods.segmentation import join, slices_of
-from kidseg.methods.subject import Subject, as_input, gather, masks_at
+from kidseg.methods.homogenized.pose_stage import outputs_of, seen
 from kidseg.nets.stn import Crop, crop_around, crop_from, crop_grid, widened
-from kidseg.pipeline import AIR_HU
 from kidseg.plan import Plan
-from kidseg.sampling import draw, steps_per_epoch
-from kidseg.stage import Moment, Stage, gathered
+from kidseg.stage import Moment, Stage
 
 __all__ = ["boxes", "crop_stage", "cropped", "found_boxes"]
 
@@ -59,7 +60,9 @@ def crop_stage(
         )
         sources = slices_of(cohort.training, drawn)
         parts = [
-            as_input(gather(sources, crop_grid(grid, box, side), fill=AIR_HU).data, cohort.plan)
+            as_input(
+                gather(sources, crop_grid(grid, box, side), fill=AIR_HU).data, cohort.plan.channels
+            )
             for box in (crop, aim)
         ]
         whole = [gathered(values) for values in (*parts, crop.theta, aim.theta)]
@@ -109,7 +112,7 @@ def found_boxes(
     """The boxes that the network finds in each slice; with `per` "volume" the median for all."""
     side = config.localizer.size
     looked = grid.resized((grid.shape[0], side, side))
-    image = as_input(resample(subject.image, looked, fill=AIR_HU).data, plan)
+    image = as_input(resample(subject.image, looked, fill=AIR_HU).data, plan.channels)
     parts = [image, masks_at(subject, looked).data[:masks].transpose(0, 1)]
     device = next(net.parameters()).device
     crop = crop_from(

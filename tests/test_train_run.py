@@ -18,7 +18,7 @@ from kidseg.config import PlainConfig, load
 from kidseg.errors import InputError, ModelError, UsageError
 from kidseg.plan import Plan
 from kidseg.train import train
-from kidseg.train.training import CLOCKS
+from kidseg.train.run import CLOCKS
 
 TINY = (
     "view.size=32",

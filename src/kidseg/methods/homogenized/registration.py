@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kidseg.cohort.subject import Subject, sampled
 from kidseg.config import LocalizerConfig, PoseConfig
 from kidseg.geometry import Grid
 from kidseg.losses import soft_dice
-from kidseg.methods.subject import Subject, sampled
 from kidseg.nets.stn import pose_from, pose_grid, pose_outputs
 
 __all__ = ["agreement", "descended", "looked_at", "mirrored", "upright"]

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from kidseg.config.checked import CHECKED
+from kidseg.config.loading import CHECKED
 
 __all__ = ["OptimizerConfig", "StageConfig"]
 

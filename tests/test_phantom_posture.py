@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from kidseg.phantom.pose import ARMS_DOWN_SHARE, SCOLIOSIS_SHARE, Pose, draw_pose
+from kidseg.phantom.posture import ARMS_DOWN_SHARE, SCOLIOSIS_SHARE, Pose, draw_pose
 
 
 def test_straight_patient_is_the_identity() -> None:

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from kidseg.body import Moments, normalized
+from kidseg.cohort.subject import Subject, masks_at
 from kidseg.config import PoseConfig, ViewConfig
 from kidseg.errors import UsageError
 from kidseg.geometry import Grid
 from kidseg.losses import soft_dice
-from kidseg.methods.registration import upright
-from kidseg.methods.subject import Subject, masks_at
+from kidseg.methods.homogenized.registration import upright
 
 __all__ = ["MASKS", "Reference", "chosen", "medoid", "start_grid"]
 

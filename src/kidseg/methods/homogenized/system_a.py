@@ -13,24 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from kidseg.augment import Augmentation
+from kidseg.cohort.batch import drawn_labels, join, slices_of
+from kidseg.cohort.cohort import Cohort
+from kidseg.cohort.items import Drawn, draw, steps_per_epoch
+from kidseg.cohort.subject import Subject, gather
+from kidseg.cohort.training_range import training_range
 from kidseg.config import HomogenizedConfig
 from kidseg.device import Device
 from kidseg.geometry import Grid, resample
-from kidseg.methods.cohort import Cohort
-from kidseg.methods.crop import crop_stage, cropped
+from kidseg.intensity import AIR_HU, as_input
+from kidseg.methods.homogenized.crop_stage import crop_stage, cropped
+from kidseg.methods.homogenized.placement import Placement, brought_to_reference
+from kidseg.methods.homogenized.pose_stage import located, outputs_of, pose_inputs, pose_stage, seen
+from kidseg.methods.homogenized.reference import MASKS, Reference, chosen, start_grid
 from kidseg.methods.method import Method, Nets
-from kidseg.methods.placement import Placement, brought_to_reference, training_range
-from kidseg.methods.pose import located, outputs_of, pose_inputs, pose_stage, seen
-from kidseg.methods.reference import MASKS, Reference, chosen, start_grid
-from kidseg.methods.segmentation import (
-    drawn_labels,
-    join,
-    segmentation_stage,
-    segmenter,
-    slices_of,
-    whole_restored_loss,
-)
-from kidseg.methods.subject import Subject, as_input, gather
+from kidseg.methods.segmentation import segmentation_stage, segmenter, whole_restored_loss
 from kidseg.nets import build
 from kidseg.nets.stn import (
     CROP_OUTPUTS,
@@ -41,9 +38,8 @@ from kidseg.nets.stn import (
     pose_outputs,
     widened,
 )
-from kidseg.pipeline import AIR_HU, Step, restore
+from kidseg.pipeline import Step, restore
 from kidseg.plan import Plan
-from kidseg.sampling import Drawn, draw, steps_per_epoch
 from kidseg.stage import Moment, Stage
 
 __all__ = ["HOMOGENIZED"]
@@ -161,7 +157,9 @@ class _Chain(nn.Module):
             size = config.view.size // config.divisor
             grid = crop_grid(grid, widened(crop, config.crop.localizer), size)
         hu = gather(slices_of(cohort.training, drawn), grid, fill=AIR_HU)
-        image = as_input(hu.data, cohort.plan).contiguous(memory_format=torch.channels_last)
+        image = as_input(hu.data, cohort.plan.channels).contiguous(
+            memory_format=torch.channels_last
+        )
         return self.nets["segment"](image), grid
 
 

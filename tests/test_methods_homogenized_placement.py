@@ -10,20 +10,15 @@ import torch
 
 from cohorts import PLAN, VIEW, make_cohort
 from ellipses import make_ellipse_patient
+from kidseg.cohort.cohort import Cohort
+from kidseg.cohort.subject import Subject, masks_at, prepare
+from kidseg.cohort.training_range import FAR_SD, distances, training_range
 from kidseg.config import LocalizerConfig, PlainConfig, PoseConfig
 from kidseg.geometry import Grid, resample
 from kidseg.methods import method_named
-from kidseg.methods.cohort import Cohort
-from kidseg.methods.placement import (
-    FAR_SD,
-    brought_to_reference,
-    distances,
-    figures_of,
-    training_range,
-)
-from kidseg.methods.pose import overlap
-from kidseg.methods.reference import Reference, start_grid
-from kidseg.methods.subject import Subject, masks_at, prepare
+from kidseg.methods.homogenized.placement import brought_to_reference, figures_of
+from kidseg.methods.homogenized.pose_stage import overlap
+from kidseg.methods.homogenized.reference import Reference, start_grid
 
 POSE = PoseConfig(localizer=LocalizerConfig(size=32, pooled=8, hidden=(32, 16)))
 SIZE = VIEW.size

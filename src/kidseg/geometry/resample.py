@@ -1,9 +1,4 @@
-"""Geometry in patient millimetres, and the only interpolation in the package.
-
-Choosing where to sample is `kidseg.grid` (what a grid is, conventions) and `kidseg.pose` (grids by
-pose or theta); sampling is here, once on the way to a network and once on the way back. Everything
-public can be imported from here.
-"""
+"""The only interpolation in the package: once on the way to a network, once on the way back."""
 
 from __future__ import annotations
 
@@ -15,33 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kidseg.grid import (
+from kidseg.geometry.grid import (
     SAME_INDEX,
     SAME_SLOPE,
     Grid,
     Volume,
     boxed,
     index_from_voxels,
-    stack,
 )
-from kidseg.pose import InPlanePose, grid_from_theta, in_plane_pose, posed, theta_from_grid
 
-__all__ = [
-    "Grid",
-    "InPlanePose",
-    "Volume",
-    "binned",
-    "boxed",
-    "grid_from_theta",
-    "in_plane_pose",
-    "index_from_voxels",
-    "is_sub_grid",
-    "posed",
-    "resample",
-    "sample_window",
-    "stack",
-    "theta_from_grid",
-]
+__all__ = ["binned", "is_sub_grid", "resample", "sample_window"]
 
 # Coordinates computed at once, so that a whole volume's never lie in memory together: 16 M points.
 _POINTS_AT_ONCE = 2**24

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from ellipses import make_ellipse_patient
+from kidseg.cohort.subject import Subject, gather, hu_at, masks_at, pixel_mm, prepare, sampled
 from kidseg.config import ViewConfig
 from kidseg.errors import InputError
 from kidseg.geometry import Grid, Volume, resample
 from kidseg.intensity import Normalisation, Statistics
-from kidseg.methods.subject import Subject, gather, hu_at, masks_at, pixel_mm, prepare, sampled
 from kidseg.plan import Configuration, Plan, Topology
 
 STATISTICS = Statistics(

@@ -13,9 +13,8 @@ from torch import nn
 
 from ellipses import write_ellipse_dataset
 from kidseg.checkpoint import load_model
-from kidseg.stage import gathered
+from kidseg.distributed import SharedBatchNorm, gathered, local_device, rank, share_norms
 from kidseg.train import train
-from kidseg.train.distributed import SharedBatchNorm, local_device, rank, share_norms
 
 # Plain gradient descent: Adam would blow rounding up to whole steps where gradients are near zero.
 SETTINGS = (
@@ -119,7 +118,7 @@ from pathlib import Path
 from torch import nn
 from kidseg.config import StageConfig
 from kidseg.stage import Stage
-from kidseg.train.distributed import joined, rank
+from kidseg.distributed import joined, rank
 from kidseg.train.loop import Run, fit
 
 class Slope(nn.Module):

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kidseg.grid import Grid, affine, applied, check_paired_planes, like_matrix
+from kidseg.geometry.grid import Grid, affine, applied, check_paired_planes, like_matrix
 
 __all__ = ["InPlanePose", "grid_from_theta", "in_plane_pose", "posed", "theta_from_grid"]
 

@@ -12,14 +12,20 @@ import torch
 from cohorts import PLAN, VIEW, make_cohort
 from ellipses import make_ellipse_patient
 from kidseg.body import Moments
+from kidseg.cohort.cohort import Cohort
+from kidseg.cohort.subject import Subject, prepare
 from kidseg.config import LocalizerConfig, PoseConfig
 from kidseg.geometry import Volume, in_plane_pose
 from kidseg.losses import soft_dice
-from kidseg.methods.cohort import Cohort
-from kidseg.methods.pose import located, pose_inputs
-from kidseg.methods.reference import Reference, start_grid
-from kidseg.methods.registration import agreement, descended, looked_at, mirrored, upright
-from kidseg.methods.subject import Subject, prepare
+from kidseg.methods.homogenized.pose_stage import located, pose_inputs
+from kidseg.methods.homogenized.reference import Reference, start_grid
+from kidseg.methods.homogenized.registration import (
+    agreement,
+    descended,
+    looked_at,
+    mirrored,
+    upright,
+)
 from kidseg.nets import build
 from kidseg.nets.stn import pose_outputs
 

@@ -14,14 +14,12 @@ from kidseg.body import Moments, body_mask, moments
 from kidseg.config import ViewConfig
 from kidseg.errors import InputError
 from kidseg.geometry import Grid, Volume, binned, boxed, resample
-from kidseg.intensity import normalise
-from kidseg.pipeline import AIR_HU
+from kidseg.intensity import AIR_HU
 from kidseg.plan import Plan
 
 __all__ = [
     "Field",
     "Subject",
-    "as_input",
     "gather",
     "hu_at",
     "masks_at",
@@ -230,11 +228,6 @@ def masks_at(subject: Subject, grid: Grid, k: int | None = None) -> Volume:
     masks = subject.masks if k is None else subject.masks.slices(k, k + 1)
     found = resample(masks, grid)
     return Volume(found.data / 255.0, found.grid)
-
-
-def as_input(hu: Tensor, plan: Plan) -> Tensor:
-    """(1, slices, rows, columns) HU as networks take images: (slices, 1, rows, columns) float32."""
-    return normalise(hu, plan.channels).transpose(0, 1)
 
 
 def _centred(grid: Grid, centre: Tensor, sides: tuple[int, int], pixel: float) -> Grid:

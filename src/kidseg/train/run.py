@@ -15,15 +15,15 @@ import torch
 import torch.distributed as dist
 
 from kidseg.checkpoint import save_model
+from kidseg.cohort.cohort import Cohort, gather_cohort
 from kidseg.config import dump
 from kidseg.device import Device, choose_device, tune_allocator
+from kidseg.distributed import from_first, joined, local_device, rank
 from kidseg.errors import Finding, InputError, UsageError
-from kidseg.io.atomic import writing
+from kidseg.io.atomic import write_json
 from kidseg.methods import Method
-from kidseg.methods.cohort import Cohort, gather_cohort
 from kidseg.stage import Stage
 from kidseg.train.curves import draw_curves
-from kidseg.train.distributed import from_first, joined, local_device, rank
 from kidseg.train.loop import Fitted, Run, fit
 from kidseg.train.material import STORE, Cases, Progress, Request, configured, training_store
 
@@ -156,7 +156,7 @@ def train(
         if run.rank == 0:
             _write_model(out, chosen, config, nets, cohort, used, summary)
             findings += [finding.as_dict() for finding in _draw(out)]
-            _write_json(out / "summary.json", summary)
+            write_json(out / "summary.json", summary, overwrite=True)
             shutil.rmtree(out / STORE, ignore_errors=True)
     return summary
 
@@ -302,8 +302,3 @@ def _peak_memory_mb(hardware: Device) -> dict[str, float]:
     if hardware.torch.type == "cuda":
         peak["device"] = torch.cuda.max_memory_allocated(hardware.torch) / 2**20
     return {name: round(value, 1) for name, value in peak.items()}
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    with writing(path, overwrite=True) as file:
-        file.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())

@@ -1,0 +1,32 @@
+"""Geometry in patient millimetres, and the only interpolation in the package.
+
+`grid` says what a grid is, and the conventions; `pose` chooses grids by pose or theta; `resample`
+samples on them. Everything public can be imported from here.
+"""
+
+from kidseg.geometry.grid import Grid, Volume, boxed, index_from_voxels, stack
+from kidseg.geometry.pose import (
+    InPlanePose,
+    grid_from_theta,
+    in_plane_pose,
+    posed,
+    theta_from_grid,
+)
+from kidseg.geometry.resample import binned, is_sub_grid, resample, sample_window
+
+__all__ = [
+    "Grid",
+    "InPlanePose",
+    "Volume",
+    "binned",
+    "boxed",
+    "grid_from_theta",
+    "in_plane_pose",
+    "index_from_voxels",
+    "is_sub_grid",
+    "posed",
+    "resample",
+    "sample_window",
+    "stack",
+    "theta_from_grid",
+]

@@ -1,0 +1,1 @@
+"""System A: pose and size homogenized, cropped, segmented."""
