@@ -43,7 +43,7 @@ def draw(path: Path) -> None:
             "pose and size normalised",
             resample(scan, upright, fill=AIR_HU),
             middle,
-            frame=frame_of(crop.slices(middle, middle + 1), upright.slices(middle, middle + 1)),
+            frames=(frame_of(crop.slices(middle, middle + 1), upright.slices(middle, middle + 1)),),
         ),
         panel("region cropped", resample(scan, crop, fill=AIR_HU), middle),
         panel(
@@ -55,11 +55,17 @@ def draw(path: Path) -> None:
 
 
 def panel(
-    title: str, image: Volume, k: int, labels: Tensor | None = None, frame: np.ndarray | None = None
+    title: str,
+    image: Volume,
+    k: int,
+    labels: Tensor | None = None,
+    frames: tuple[np.ndarray, ...] = (),
 ) -> Panel:
     """Pixels are square in the scan and in the normalised frame."""
     found = None if labels is None else labels[k].numpy()
-    return Panel(title=title, hu=image.data[0, k].numpy(), pixel=(1, 1), labels=found, frame=frame)
+    return Panel(
+        title=title, hu=image.data[0, k].numpy(), pixel=(1, 1), labels=found, frames=frames
+    )
 
 
 def square_around(labels: Volume, grid: Grid) -> Grid:

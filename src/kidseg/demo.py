@@ -254,6 +254,7 @@ def _views(case: Case, predictor: Predictor, side: int) -> _Patient:
     scan = read(case.images[0]).volume
     known = read(case.labels, ReadOptions(values="labels")).volume
     result = predictor(scan, case.id)
+    (posed,) = result.progress.steps["pose"]
     body = body_mask(scan)
     k = int((known.data[0] > 0).sum((1, 2)).argmax())
 
@@ -274,7 +275,7 @@ def _views(case: Case, predictor: Predictor, side: int) -> _Patient:
     return _Patient(
         title=f"{case.id}, {age}",
         scanned=view(as_scanned.slices(k, k + 1)),
-        homogenized=view(result.grids["pose"].slices(k, k + 1).resized((1, side, side))),
+        homogenized=view(posed.grid.slices(k, k + 1).resized((1, side, side))),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -15,16 +15,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 __all__ = [
     "SharedBatchNorm",
+    "all_gather",
+    "broadcast",
     "first_alone",
-    "from_first",
-    "gathered",
     "joined",
     "local_device",
     "rank",
     "share_norms",
+    "shared_map",
 ]
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 @contextmanager
@@ -53,7 +55,7 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def from_first(value: T) -> T:
+def broadcast(value: T) -> T:
     """The first process's value, plain data, in all: what they decide by must be the same."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return value
@@ -76,7 +78,7 @@ def first_alone() -> Iterator[bool]:
     dist.barrier(group=group)
 
 
-def gathered(values: Tensor) -> Tensor:
+def all_gather(values: Tensor) -> Tensor:
     """The values (n, ...) of all processes, (processes * n, ...): process by process.
 
     Differentiable: the gradients of all processes' losses come back to each value's own process.
@@ -88,9 +90,21 @@ def gathered(values: Tensor) -> Tensor:
         out = [torch.empty_like(values) for _ in range(dist.get_world_size())]
         dist.all_gather(out, values.contiguous())
         return torch.cat(out)
-    from torch.distributed.nn.functional import all_gather
+    from torch.distributed.nn import functional
 
-    return torch.cat(all_gather(values.contiguous()))  # type: ignore[no-untyped-call]
+    return torch.cat(functional.all_gather(values.contiguous()))  # type: ignore[no-untyped-call]
+
+
+def shared_map(task: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """`task` of all items, in their order, each done by one of the processes; plain data."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [task(item) for item in items]
+    world = dist.get_world_size()
+    mine = {k: task(items[k]) for k in range(rank(), len(items), world)}
+    parts: list[Any] = [None] * world
+    dist.all_gather_object(parts, mine)
+    done: dict[int, R] = {k: value for part in parts for k, value in part.items()}
+    return [done[k] for k in range(len(items))]
 
 
 def share_norms(net: nn.Module) -> None:

@@ -1,19 +1,18 @@
-"""Drawn slices brought together: what a training batch is made of."""
+"""Drawn slices brought together: what a training batch is sampled from."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from kidseg.cohort.cohort import Cohort
 from kidseg.cohort.items import Drawn
 from kidseg.cohort.subject import Subject
-from kidseg.geometry import Grid, Volume, resample, stack
+from kidseg.geometry import Grid, Slices, Volume, resample, sampled
 
-__all__ = ["Labelled", "drawn_labels", "join", "slices_of"]
+__all__ = ["Labelled", "drawn_labels", "join", "picked"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,6 +27,27 @@ class Labelled:
     labels: Volume
     valid: Tensor | None
 
+    def to(self, device: torch.device) -> Labelled:
+        """The same on a device; the grid stays on the CPU."""
+        labels = Volume(self.labels.data.to(device), self.labels.grid)
+        valid = None if self.valid is None else self.valid.to(device)
+        return replace(self, labels=labels, valid=valid)
+
+
+def drawn_labels(subjects: Sequence[Subject], drawn: Drawn, grid: Grid) -> Labelled:
+    """The drawn slices' labels on a slice-wise grid, the nearest of each subject's."""
+    known = [subject.labels for subject in subjects]
+    assert all(labels is not None for labels in known)
+    labels = sampled(Slices.of(known, drawn), grid, mode="nearest")  # type: ignore[arg-type]
+    if all(subject.ignore is None for subject in subjects):
+        return Labelled(labels=labels, valid=None)
+    valid = torch.ones(labels.data.shape[1:], dtype=torch.bool)
+    for row, (case, k) in enumerate(drawn):
+        if (ignore := subjects[case].ignore) is not None:
+            at = grid.slices(row, row + 1)
+            valid[row] = ~resample(ignore.slices(k, k + 1), at, mode="nearest").data[0, 0]
+    return Labelled(labels=labels, valid=valid)
+
 
 def join(grids: Sequence[Grid]) -> Grid:
     """Slice-wise grids of the same size, one after the other."""
@@ -35,29 +55,7 @@ def join(grids: Sequence[Grid]) -> Grid:
     return Grid((len(matrices), *grids[0].shape[1:]), matrices)
 
 
-def slices_of(
-    subjects: Sequence[Subject],
-    drawn: Drawn,
-    of: Callable[[Subject], Volume] = lambda subject: subject.image,
-) -> list[Volume]:
-    """The drawn slices of a volume of each case, images by default."""
-    return [of(subjects[case]).slices(k, k + 1) for case, k in drawn]
-
-
-def drawn_labels(cohort: Cohort, drawn: Drawn, grid: Grid) -> Labelled:
-    """The drawn slices' labels on a slice-wise grid: the nearest of `Subject.whole`."""
-
-    def at(volume: Volume, row: int, k: int) -> Volume:
-        return resample(volume.slices(k, k + 1), grid.slices(row, row + 1), mode="nearest")
-
-    labels, valid = [], []
-    for row, (case, k) in enumerate(drawn):
-        subject = cohort.training[case]
-        assert subject.labels is not None
-        labels.append(at(subject.labels, row, k))
-        if subject.voids is None:
-            valid.append(torch.ones_like(labels[-1].data[0], dtype=torch.bool))
-        else:
-            valid.append(~at(subject.voids, row, k).data[0])
-    all_count = all(subject.voids is None for subject in cohort.training)
-    return Labelled(labels=stack(labels), valid=None if all_count else torch.cat(valid))
+def picked(grids: Sequence[Grid], drawn: Drawn) -> Grid:
+    """The drawn slices of slice-wise grids, one of each case, all of one size."""
+    matrices = torch.stack([grids[case].mm_from_index[k] for case, k in drawn])
+    return Grid((len(drawn), *grids[0].shape[1:]), matrices)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch
 
-from kidseg.cohort.items import SliceIndex
+from kidseg.cohort.items import Drawn, SliceIndex
 from kidseg.cohort.stored import schema_of_store, subject_of
 from kidseg.cohort.subject import Subject
 from kidseg.config import CohortConfig
 from kidseg.errors import Finding, InputError
 from kidseg.geometry import Volume
-from kidseg.labels import KIDNEY_TUMOUR, LabelSchema
+from kidseg.labels import KIDNEY_TUMOUR, LabelSchema, Target
 from kidseg.plan import Plan
 from kidseg.store import Store
 
@@ -42,15 +42,10 @@ class Cohort:
     config: CohortConfig
     findings: tuple[Finding, ...] = ()
 
-    @property
-    def classes(self) -> int:
-        """Background and the labels."""
-        return len(self.schema.labels) + 1
-
     @cached_property
     def index(self) -> SliceIndex:
         """The training slices."""
-        shown = [subject.shown(self.classes) for subject in self.training]
+        shown = [subject.shown(len(self.schema.labels) + 1) for subject in self.training]
         return SliceIndex.of_cases(shown, self.config.label_share)
 
     @property
@@ -61,25 +56,33 @@ class Cohort:
         usual = tuple(name for name in KIDNEY_TUMOUR.regions if name != "kidney")
         return usual if set(usual) <= set(self.schema.regions) else tuple(self.schema.regions)
 
-    def to(self, device: torch.device) -> Cohort:
-        """The same cohort with its voxels on a device."""
-        return replace(
-            self,
-            training=tuple(_moved(subject, device) for subject in self.training),
-            validation=tuple(_moved(subject, device) for subject in self.validation),
-        )
+    @property
+    def target(self) -> Target:
+        """What the channels of a network that finds all labels mean."""
+        return Target.of_labels(self.schema)
 
-    def score(self, found: Sequence[Volume]) -> dict[str, float]:
-        """Figures of the validation cases from their labels, (1, ...) on `Subject.whole` each.
+    def names(self, drawn: Drawn) -> tuple[str, ...]:
+        """Of drawn training slices, for messages; slices count from 0."""
+        return tuple(f"{self.training[case].id} slice {k}" for case, k in drawn)
+
+    def dice(self, case: int, found: Volume) -> dict[str, float | None]:
+        """Dice of each region in a validation case; see `patient_dice`.
+
+        Args:
+            case: number of the validation case.
+            found: (1, ...) labels on its `Subject.whole`.
+        """
+        subject = self.validation[case]
+        assert subject.labels is not None
+        return patient_dice(found, subject.labels, self.schema, subject.ignore)
+
+    def score(self, cases: Sequence[Mapping[str, float | None]]) -> dict[str, float]:
+        """Figures of the validation cases from the Dice of each.
 
         Per region the mean Dice over patients; a patient without the region, in whom none was
         found, is left out. "score" is the mean over `selection`; a region that no patient has
         counts in no mean. No region at all: score 0.
         """
-        cases: list[Mapping[str, float | None]] = []
-        for subject, labels in zip(self.validation, found, strict=True):
-            assert subject.labels is not None
-            cases.append(patient_dice(labels, subject.labels, self.schema, subject.voids))
         figures = {}
         for name in self.schema.regions:
             known = [value for case in cases if (value := case[name]) is not None]
@@ -126,7 +129,7 @@ def check_selection(schema: LabelSchema, config: CohortConfig, path: Path) -> No
 
 
 def patient_dice(
-    found: Volume, reference: Volume, schema: LabelSchema, voids: Volume | None = None
+    found: Volume, reference: Volume, schema: LabelSchema, ignore: Volume | None = None
 ) -> dict[str, float | None]:
     """Dice of each region in one patient; None where neither has it.
 
@@ -134,25 +137,15 @@ def patient_dice(
         found: (1, slices, rows, columns) labels.
         reference: the same.
         schema: for its regions.
-        voids: (1, ...) bool: voxels that do not count.
+        ignore: (1, ...) bool: voxels that do not count.
     """
     out: dict[str, float | None] = {}
     for name, members in schema.regions.items():
         numbers = torch.tensor(members, dtype=torch.uint8)
         a = torch.isin(found.data.cpu(), numbers)
         b = torch.isin(reference.data.cpu(), numbers)
-        if voids is not None:
-            a, b = a & ~voids.data.cpu(), b & ~voids.data.cpu()
+        if ignore is not None:
+            a, b = a & ~ignore.data.cpu(), b & ~ignore.data.cpu()
         total = int(a.sum()) + int(b.sum())
         out[name] = 2 * int((a & b).sum()) / total if total else None
     return out
-
-
-def _moved(subject: Subject, device: torch.device) -> Subject:
-    def there(volume: Volume | None) -> Volume | None:
-        return None if volume is None else Volume(volume.data.to(device), volume.grid)
-
-    image, masks = there(subject.image), there(subject.masks)
-    assert image is not None and masks is not None
-    labels, voids = there(subject.labels), there(subject.voids)
-    return replace(subject, image=image, masks=masks, labels=labels, voids=voids)

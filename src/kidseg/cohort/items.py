@@ -1,5 +1,5 @@
-"""Which slices make a training batch: a pure function of the moment, so that a batch never depends
-on what ran before it.
+"""Which slices make a training batch: a pure function of the training step, so that a batch never
+depends on what ran before it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kidseg.errors import UsageError
-from kidseg.stage import Moment
+from kidseg.stage import TrainStep
 
 __all__ = ["Drawn", "SliceIndex", "draw", "steps_per_epoch"]
 
@@ -51,8 +51,8 @@ class SliceIndex:
         return len(self.every)
 
 
-def draw(index: SliceIndex, moment: Moment, batch_size: int) -> Drawn:
-    """The slices that this process trains on at this moment.
+def draw(index: SliceIndex, step: TrainStep, batch_size: int) -> Drawn:
+    """The slices that this process trains on at this step.
 
     Of the whole batch, `ceil(label_share * batch_size)` places go to each label in turn (fewer
     where labels would not leave room for one another), the rest to any slice. Within an epoch each
@@ -61,15 +61,15 @@ def draw(index: SliceIndex, moment: Moment, batch_size: int) -> Drawn:
 
     Args:
         index: what to draw from.
-        moment: seed, epoch and step decide; `rank` takes its share of the batch.
+        step: seed, epoch and step decide; `rank` takes its share of the batch.
         batch_size: over all processes.
 
     Raises:
         UsageError: "bad-batch-size": the processes cannot share the batch evenly.
     """
-    if batch_size % moment.world:
+    if batch_size % step.world:
         raise UsageError(
-            f"a batch of {batch_size} cannot be shared by {moment.world} processes",
+            f"a batch of {batch_size} cannot be shared by {step.world} processes",
             code="bad-batch-size",
             next_step="Choose a multiple.",
         )
@@ -80,10 +80,10 @@ def draw(index: SliceIndex, moment: Moment, batch_size: int) -> Drawn:
     rows: list[int] = []
     for number, group in enumerate(index.by_label):
         if len(group):
-            rows += _dealt(group, moment, places, number + 1)
-    rows += _dealt(np.arange(len(index)), moment, batch_size - len(rows), 0)
-    mixed = _random(moment, moment.step, len(index.by_label) + 1).permutation(rows)
-    chosen = index.every[mixed[moment.rank :: moment.world]]
+            rows += _dealt(group, step, places, number + 1)
+    rows += _dealt(np.arange(len(index)), step, batch_size - len(rows), 0)
+    mixed = _random(step, step.step, len(index.by_label) + 1).permutation(rows)
+    chosen = index.every[mixed[step.rank :: step.world]]
     return [(int(case), int(k)) for case, k in chosen]
 
 
@@ -92,16 +92,16 @@ def steps_per_epoch(index: SliceIndex, batch_size: int) -> int:
     return math.ceil(len(index) / batch_size)
 
 
-def _dealt(group: np.ndarray, moment: Moment, count: int, stream: int) -> list[int]:
+def _dealt(group: np.ndarray, step: TrainStep, count: int, stream: int) -> list[int]:
     """The next `count` of the group, in this epoch's order; a new order after each round."""
     out: list[int] = []
-    first = moment.step * count
+    first = step.step * count
     while len(out) < count:
         turn, offset = divmod(first + len(out), len(group))
-        order = _random(moment, turn, stream).permutation(group)
+        order = _random(step, turn, stream).permutation(group)
         out += order[offset : offset + count - len(out)].tolist()
     return out
 
 
-def _random(moment: Moment, *stream: int) -> np.random.Generator:
-    return np.random.default_rng(np.random.SeedSequence([moment.seed, moment.epoch, *stream]))
+def _random(step: TrainStep, *stream: int) -> np.random.Generator:
+    return np.random.default_rng(np.random.SeedSequence([step.seed, step.epoch, *stream]))

@@ -95,12 +95,12 @@ class SubjectRecipe:
             name=case.id,
             multiple=self.multiple,
             labels=relabelled(voxels.labels, self.new_from_old),
-            ignore=self.ignore,
+            ignore_label=self.ignore,
         )
         assert subject.labels is not None
         arrays = {"masks": subject.masks.data.numpy()}
-        if subject.voids is not None:
-            arrays["voids"] = subject.voids.data.numpy()
+        if subject.ignore is not None:
+            arrays["ignore"] = subject.ignore.data.numpy()
         facts = {
             "base": grid_to_json(subject.base),
             "body": _moments_to_json(subject.body),
@@ -178,7 +178,7 @@ def subject_of(case: StoredCase) -> Subject:
         base=grid_from_json(case.facts["base"]),
         whole=labels.grid,
         labels=labels,
-        voids=Volume(case.array("voids"), labels.grid) if case.has("voids") else None,
+        ignore=Volume(case.array("ignore"), labels.grid) if case.has("ignore") else None,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,22 +13,14 @@ from kidseg.body import Moments, body_mask, moments
 from kidseg.config import ViewConfig
 from kidseg.errors import InputError
 from kidseg.geometry import Grid, Volume, binned, boxed, resample
-from kidseg.intensity import AIR_HU
 from kidseg.plan import Plan
 
 __all__ = [
-    "Field",
     "Subject",
-    "gather",
-    "hu_at",
     "masks_at",
     "pixel_mm",
     "prepare",
-    "sampled",
 ]
-
-Field = tuple[int, int, int, int]
-"""A part of a slice: first row, row after the last, first column, column after the last."""
 
 # Semi-axes of an adult's trunk, geometric mean: where the least volume of bone is stated.
 _ADULT_RADIUS_MM = 150.0
@@ -49,7 +40,7 @@ class Subject:
         base: (slices, size, size), centred on the body, slices as scanned.
         whole: `base` with rows and columns added evenly until it holds the body.
         labels: (1, ...) uint8 on `whole`: 0 background, then the classes; None if unknown.
-        voids: (1, ...) bool on `whole`: pixels that do not count; None if all do.
+        ignore: (1, ...) bool on `whole`: pixels that do not count; None if all do.
     """
 
     id: str
@@ -60,7 +51,7 @@ class Subject:
     base: Grid
     whole: Grid
     labels: Volume | None = None
-    voids: Volume | None = None
+    ignore: Volume | None = None
 
     @cached_property
     def labelled_or_all(self) -> tuple[int, int]:
@@ -105,7 +96,7 @@ def prepare(
     name: str,
     multiple: int,
     labels: Volume | None = None,
-    ignore: int | None = None,
+    ignore_label: int | None = None,
 ) -> Subject:
     """Make a scan ready.
 
@@ -116,7 +107,7 @@ def prepare(
         name: of the case.
         multiple: sides of `Subject.whole` exceed the base grid's by multiples of it.
         labels: (1, ...) uint8 on the scan's grid.
-        ignore: the label of voxels that do not count.
+        ignore_label: of voxels that do not count.
 
     If nothing is denser than air, the base grid is centred on the scan and `whole` holds all of it.
 
@@ -139,12 +130,12 @@ def prepare(
     masks = _masks(image, body, own, config)
     base = _centred(image.grid, own.centre_mm, (config.size, config.size), pixel)
     whole = _grown(base, body, multiple)
-    on_whole, voids = None, None
+    on_whole, ignore = None, None
     if labels is not None:
         on_whole = resample(labels, whole, mode="nearest")
-        if ignore is not None and bool((on_whole.data == ignore).any()):
-            voids = Volume(on_whole.data == ignore, whole)
-            on_whole = Volume(on_whole.data.masked_fill(voids.data, 0), whole)
+        if ignore_label is not None and bool((on_whole.data == ignore_label).any()):
+            ignore = Volume(on_whole.data == ignore_label, whole)
+            on_whole = Volume(on_whole.data.masked_fill(ignore.data, 0), whole)
     return Subject(
         id=name,
         image=image,
@@ -154,73 +145,8 @@ def prepare(
         base=base,
         whole=whole,
         labels=on_whole,
-        voids=voids,
+        ignore=ignore,
     )
-
-
-def gather(volumes: list[Volume], grid: Grid, fill: float = 0.0) -> Volume:
-    """One slice of each source on the matching slice of a slice-wise grid, one interpolation each.
-
-    Sources of one size are sampled at once.
-
-    Args:
-        volumes: (channels, 1, rows, columns) each, any sizes.
-        grid: slice-wise, as many slices.
-        fill: outside a source.
-
-    Returns:
-        (channels, slices, *grid.shape[1:]), differentiable in the grid.
-    """
-    return sampled(volumes, [(n, 0) for n in range(len(volumes))], grid, fill=fill)
-
-
-def sampled(
-    volumes: Sequence[Volume],
-    drawn: Sequence[tuple[int, int]],
-    grid: Grid,
-    *,
-    fill: float = 0.0,
-    fields: Sequence[Field | None] = (),
-) -> Volume:
-    """As `gather`, of slices drawn from volumes.
-
-    Args:
-        volumes: (channels, slices, rows, columns) each, volumetric, any sizes.
-        drawn: (volume, slice) for each slice of the grid.
-        grid: slice-wise, as many slices.
-        fill: outside a source, and outside of its field.
-        fields: for each slice the part that is in view, None for all of it; none: all of all.
-
-    Returns:
-        (channels, slices, *grid.shape[1:]), differentiable in the grid.
-    """
-    alike: dict[tuple[int, ...], list[int]] = {}
-    for row, (n, _) in enumerate(drawn):
-        alike.setdefault(tuple(volumes[n].data.shape[2:]), []).append(row)
-    parts = []
-    for rows in alike.values():
-        picked = [(volumes[drawn[row][0]], drawn[row][1]) for row in rows]
-        data = torch.stack([volume.data[:, k] for volume, k in picked], dim=1)
-        for n, row in enumerate(rows):
-            if fields and (field := fields[row]) is not None:
-                top, bottom, left, right = field
-                kept = data[:, n, top:bottom, left:right].clone()
-                data[:, n] = round(fill)
-                data[:, n, top:bottom, left:right] = kept
-        matrices = torch.stack([volume.grid.mm_from_index for volume, _ in picked]).clone()
-        heights = torch.tensor([k for _, k in picked]).to(matrices)
-        matrices[:, :3, 3] += heights[:, None] * matrices[:, :3, 0]
-        source = Volume(data, Grid((len(rows), *data.shape[2:]), matrices))
-        place = Grid((len(rows), *grid.shape[1:]), grid.mm_from_index[rows])
-        parts.append(resample(source, place, fill=fill).data)
-    order = torch.tensor([row for rows in alike.values() for row in rows]).argsort()
-    data = torch.cat(parts, dim=1)[:, order.to(parts[0].device)] if len(parts) > 1 else parts[0]
-    return Volume(data, grid)
-
-
-def hu_at(subject: Subject, grid: Grid) -> Volume:
-    """(1, *grid.shape) HU on the grid; air outside the scan."""
-    return resample(subject.image, grid, fill=AIR_HU)
 
 
 def masks_at(subject: Subject, grid: Grid, k: int | None = None) -> Volume:

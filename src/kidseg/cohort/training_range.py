@@ -1,12 +1,18 @@
-"""How far a patient is from those that a model was trained on."""
+"""How a patient lies, and how far that is from the patients that a model was trained on."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["FAR_SD", "distances", "training_range"]
+import torch
+
+from kidseg.cohort.subject import Subject
+from kidseg.geometry import Grid, Volume, in_plane_pose
+
+__all__ = ["FAR_SD", "Placement", "distances", "figures_of", "training_range"]
 
 FAR_SD = 1.0
 """Beyond the training range by more standard deviations than this, a patient is far from it.
@@ -21,6 +27,55 @@ _LEAST_SD = {"_deg": 1.0, "_mm": 0.1}
 _LEAST_SD_OF_RATIOS = 0.01
 # More than in training is no trouble.
 _ONLY_BELOW = {"overlap"}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Placement:
+    """How one patient lies before a method.
+
+    Attributes:
+        figures: see `figures_of`; and "overlap", the mean of `overlap["after"]`.
+        overlap: soft Dice of the masks with the reference's, by mask: "before" (the scan as it
+            lies, only centred on the body, millimetre for millimetre), at the "start" of the pose
+            and "after" it. Empty without a reference.
+        compared: first and last slice that were compared.
+        outlines: by the name of a step, (1, slices, rows, columns) float 0..1 on the step's grid
+            or a coarser one: what its image should cover, the reference's body at each slice's
+            height.
+    """
+
+    figures: Mapping[str, float]
+    overlap: Mapping[str, Mapping[str, float]]
+    compared: tuple[int, int] | None = None
+    outlines: Mapping[str, Volume] = field(default_factory=dict)
+
+
+def figures_of(subject: Subject, grid: Grid | None = None) -> dict[str, float]:
+    """What places a patient among others, a number each.
+
+    "radius_long_mm" and "radius_short_mm" of the body (left out if there is none), "pixel_mm" and
+    "slice_mm" of the image as it is sampled. With a homogenized grid, its medians over the slices:
+    "angle_deg", "scale_x" and "scale_y" (its pixel in those of the base grid), "shift_x_mm" and
+    "shift_y_mm" from the scan's middle.
+    """
+    spacing = subject.image.grid.spacing_mm
+    figures = {"pixel_mm": float(spacing[1:].prod().sqrt()), "slice_mm": float(spacing[0])}
+    radii = subject.body.radii_mm
+    if bool(radii.isfinite().all()):
+        figures |= {"radius_long_mm": float(radii[0]), "radius_short_mm": float(radii[1])}
+    if grid is not None:
+        pose = in_plane_pose(grid, subject.image.grid)
+        pixel = grid.spacing_mm.reshape(-1, 3)[:, 1:].flip(-1)
+        scale = (pixel / subject.base.spacing_mm[1:].flip(0)).median(0).values
+        shift = pose.shift_mm.reshape(-1, 2).median(0).values
+        figures |= {
+            "angle_deg": float(torch.rad2deg(pose.angle_rad).median()),
+            "scale_x": float(scale[0]),
+            "scale_y": float(scale[1]),
+            "shift_x_mm": float(shift[0]),
+            "shift_y_mm": float(shift[1]),
+        }
+    return figures
 
 
 def training_range(patients: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float | None]]:

@@ -7,9 +7,11 @@ so that it can be read anywhere.
 
 from kidseg.config.loading import dump, load, preset, presets, schema
 from kidseg.config.methods import (
+    METHODS,
     CohortConfig,
     CropConfig,
     HomogenizedConfig,
+    MethodConfig,
     PlainConfig,
     PoseConfig,
     PostprocessConfig,
@@ -21,10 +23,12 @@ from kidseg.config.stages import OptimizerConfig, StageConfig
 from kidseg.config.study import StudyCommonConfig, StudyConfig, StudyMethodConfig
 
 __all__ = [
+    "METHODS",
     "CohortConfig",
     "CropConfig",
     "HomogenizedConfig",
     "LocalizerConfig",
+    "MethodConfig",
     "OptimizerConfig",
     "PhantomConfig",
     "Phase",

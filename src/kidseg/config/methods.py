@@ -12,9 +12,11 @@ from kidseg.config.networks import LocalizerConfig, UNetConfig
 from kidseg.config.stages import OptimizerConfig, StageConfig
 
 __all__ = [
+    "METHODS",
     "CohortConfig",
     "CropConfig",
     "HomogenizedConfig",
+    "MethodConfig",
     "PlainConfig",
     "PoseConfig",
     "PostprocessConfig",
@@ -78,32 +80,50 @@ class PostprocessConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
-class PlainConfig:
-    """The baseline: a U-Net on the scan as it lies, with or without augmentation.
+class MethodConfig:
+    """What all methods have in common.
 
     Attributes:
-        view: the base grid.
         cohort: cases and batches.
-        unet: the network; `view.size` is a multiple of `unet.size / unet.bottleneck`.
-        segment: its training.
-        augment: "nnunet" is nnU-Net's own augmentation, spatial and of intensities.
         budget_s: no stage goes on when the training as a whole, from planning and reading on, has
             taken so long; the last stage gets what the others leave. None: no limit.
         budget_clock: what all seconds of a training are measured by: "wall", or the "processor"'s
             time for this process, which other work on the same cores hardly lengthens.
         precision: "auto" is bf16 where the device computes with it, else fp32.
+        workers: processes that make batches ahead; changes no bit of the result. None: none on the
+            CPU, else as many as there are other cores, at most 8.
         postprocess: of the result.
     """
 
-    view: ViewConfig = ViewConfig()
     cohort: CohortConfig = CohortConfig()
-    unet: UNetConfig = UNetConfig(size=128)
-    segment: StageConfig = StageConfig(epochs=250, patience=50, batch_size=32)
-    augment: Literal["none", "nnunet"] = "none"
     budget_s: float | None = Field(default=None, gt=0)
     budget_clock: Literal["wall", "processor"] = "wall"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    workers: int | None = Field(default=None, ge=0)
     postprocess: PostprocessConfig = PostprocessConfig()
+
+    @model_validator(mode="after")
+    def _check_clock(self) -> MethodConfig:
+        if self.budget_clock == "processor" and self.workers:
+            raise ValueError("budget_clock 'processor' does not count workers; set workers to 0")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class PlainConfig(MethodConfig):
+    """The baseline: a U-Net on the scan as it lies, with or without augmentation.
+
+    Attributes:
+        view: the base grid.
+        unet: the network; `view.size` is a multiple of `unet.size / unet.bottleneck`.
+        segment: its training.
+        augment: "nnunet" is nnU-Net's own augmentation, spatial and of intensities.
+    """
+
+    view: ViewConfig = ViewConfig()
+    unet: UNetConfig = UNetConfig(size=128)
+    segment: StageConfig = StageConfig(epochs=250, patience=50, batch_size=32)
+    augment: Literal["none", "nnunet"] = "none"
 
     @model_validator(mode="after")
     def _check_sides(self) -> PlainConfig:
@@ -200,12 +220,11 @@ class CropConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
-class HomogenizedConfig:
+class HomogenizedConfig(MethodConfig):
     """System A: pose and size homogenized, cropped, segmented.
 
     Attributes:
         view: the base grid.
-        cohort: cases and batches.
         pose: the first transformer.
         crop: the second; None does without.
         unet: the network; its input is `view.size`, or what `crop.output` leaves of it.
@@ -215,16 +234,9 @@ class HomogenizedConfig:
         loss_space: where labels are compared: on the "original" base grid, after the inverse warp
             (the paper's), or on the grid the "network" sees.
         augment: "nnunet" augments what the U-Net sees; needs loss_space "network".
-        budget_s: no stage goes on when the training as a whole, from planning and reading on, has
-            taken so long; the last stage gets what the others leave. None: no limit.
-        budget_clock: what all seconds of a training are measured by: "wall", or the "processor"'s
-            time for this process, which other work on the same cores hardly lengthens.
-        precision: "auto" is bf16 where the device computes with it, else fp32.
-        postprocess: of the result.
     """
 
     view: ViewConfig = ViewConfig()
-    cohort: CohortConfig = CohortConfig()
     pose: PoseConfig = PoseConfig()
     crop: CropConfig | None = None
     unet: UNetConfig = UNetConfig(size=128)
@@ -235,10 +247,6 @@ class HomogenizedConfig:
     )
     loss_space: Literal["original", "network"] = "original"
     augment: Literal["none", "nnunet"] = "none"
-    budget_s: float | None = Field(default=None, gt=0)
-    budget_clock: Literal["wall", "processor"] = "wall"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    postprocess: PostprocessConfig = PostprocessConfig()
 
     @model_validator(mode="after")
     def _check_together(self) -> HomogenizedConfig:
@@ -262,6 +270,12 @@ class HomogenizedConfig:
 
 
 def _check_input(side: int, unet: UNetConfig) -> None:
-    multiple = unet.size // unet.bottleneck
-    if side % multiple:
-        raise ValueError(f"the U-Net takes multiples of {multiple} pixels, not {side}")
+    if side % unet.multiple:
+        raise ValueError(f"the U-Net takes multiples of {unet.multiple} pixels, not {side}")
+
+
+METHODS: dict[str, type[MethodConfig]] = {
+    "homogenized": HomogenizedConfig,
+    "plain": PlainConfig,
+}
+"""The methods by their names on the command line, the default first, and their settings."""

@@ -53,6 +53,11 @@ class UNetConfig:
         return max(0, (self.size // self.bottleneck).bit_length() - 1)
 
     @property
+    def multiple(self) -> int:
+        """Sides of images are multiples of this."""
+        return self.size // self.bottleneck
+
+    @property
     def supervised(self) -> int:
         """N, the coarsest level with an output: 2 for 128 pixels, 3 for 256, 4 for 512.
 

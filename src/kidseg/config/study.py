@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from kidseg.config.loading import CHECKED
+from kidseg.config.methods import METHODS
 
 __all__ = ["StudyCommonConfig", "StudyConfig", "StudyMethodConfig"]
 
 _FolderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
+
+
+def _known_method(name: str) -> str:
+    if name not in METHODS:
+        raise ValueError(f"there is no method '{name}', only {', '.join(METHODS)}")
+    return name
+
+
 _Seed = Annotated[int, Field(ge=0)]
 
 
@@ -37,7 +46,7 @@ class StudyMethodConfig:
         set: settings, each "key=value", over all others.
     """
 
-    method: Literal["homogenized", "plain"]
+    method: Annotated[str, AfterValidator(_known_method)]
     preset: str | None = None
     config: str | None = None
     set: tuple[str, ...] = ()

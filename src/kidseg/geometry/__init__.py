@@ -13,10 +13,13 @@ from kidseg.geometry.pose import (
     theta_from_grid,
 )
 from kidseg.geometry.resample import binned, is_sub_grid, resample, sample_window
+from kidseg.geometry.slices import Field, Slices, sampled
 
 __all__ = [
+    "Field",
     "Grid",
     "InPlanePose",
+    "Slices",
     "Volume",
     "binned",
     "boxed",
@@ -27,6 +30,7 @@ __all__ = [
     "posed",
     "resample",
     "sample_window",
+    "sampled",
     "stack",
     "theta_from_grid",
 ]

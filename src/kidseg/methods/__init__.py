@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from kidseg.config import METHODS as CONFIGS
 from kidseg.errors import UsageError
-from kidseg.methods.homogenized.system_a import HOMOGENIZED
+from kidseg.methods.homogenized.system_a import Homogenized
 from kidseg.methods.method import Method
-from kidseg.methods.plain import PLAIN
+from kidseg.methods.plain import Plain
 
 __all__ = ["METHODS", "Method", "method_named"]
 
-METHODS = {method.name: method for method in (PLAIN, HOMOGENIZED)}
+METHODS: dict[str, type[Method]] = {method.name: method for method in (Plain, Homogenized)}
+assert set(METHODS) == set(CONFIGS)
 
 
-def method_named(name: str) -> Method:
+def method_named(name: str) -> type[Method]:
     """The method of this name.
 
     Raises:

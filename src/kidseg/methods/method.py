@@ -1,52 +1,91 @@
-"""What a method is: a configuration, networks, stages to train them, and steps to use them."""
+"""What a method is: networks, stages to train them, and steps to use them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Protocol, Self
 
 from torch import nn
 
 from kidseg.cohort.cohort import Cohort
 from kidseg.cohort.subject import Subject
+from kidseg.cohort.training_range import Placement
+from kidseg.config import MethodConfig
 from kidseg.device import Device
-from kidseg.geometry import Grid
-from kidseg.methods.homogenized.placement import Placement
-from kidseg.pipeline import Step
+from kidseg.labels import Target
+from kidseg.pipeline import Progress, Step
 from kidseg.plan import Plan
 from kidseg.stage import Stage
 
-__all__ = ["Method", "Nets"]
-
-Nets = Mapping[str, nn.Module]
-"""Networks and what else a model file holds, by the names of its parts."""
+__all__ = ["Method"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Method:
-    """A method.
+class Method(Protocol):
+    """A method bound to its networks; every method is a class of this form, and extends none.
 
     Attributes:
         name: as the command line says it.
-        config: its configuration class.
-        networks: (configuration, classes, seed) -> fresh networks.
-        stages: (configuration, networks, cohort, device) -> what to train, in turn. A stage is
-            asked for once the one before it is trained, and may rest on it.
-        steps: (configuration, networks, plan, subject, device) -> what to do with a scan; the
-            image to run them on is `subject.image`.
-        multiple: (configuration) -> `multiple` for `kidseg.cohort.subject.prepare`.
-        place: (configuration, networks, subject, grids of the steps) -> how the patient lies and
-            meets the reference. The subject's labels are known or those that were found.
-        facts: (configuration, networks, cohort) -> plain data about the model, for its header;
-            "training_range" among them, of what `place` says of the training patients.
+        config: its settings.
+        target: what the channels of the labels it finds mean.
+        plan: of the training set.
+        parts: networks and what else a model file holds, by name.
+        device: where networks run.
     """
 
-    name: str
-    config: type
-    networks: Callable[[Any, int, int], Nets]
-    stages: Callable[[Any, Nets, Cohort, Device], Iterator[Stage]]
-    steps: Callable[[Any, Nets, Plan, Subject, Device], Sequence[Step]]
-    multiple: Callable[[Any], int]
-    place: Callable[[Any, Nets, Subject, Mapping[str, Grid]], Placement]
-    facts: Callable[[Any, Nets, Cohort], Mapping[str, Any]]
+    name: ClassVar[str]
+
+    @property
+    def config(self) -> MethodConfig:
+        """See the class."""
+        ...
+
+    @property
+    def target(self) -> Target:
+        """See the class."""
+        ...
+
+    @property
+    def plan(self) -> Plan:
+        """See the class."""
+        ...
+
+    @property
+    def parts(self) -> Mapping[str, nn.Module]:
+        """See the class."""
+        ...
+
+    @property
+    def device(self) -> Device:
+        """See the class."""
+        ...
+
+    @classmethod
+    def build(
+        cls, config: Any, target: Target, plan: Plan, *, seed: int = 0, device: Device
+    ) -> Self:
+        """A method with fresh networks, on the device."""
+        ...
+
+    def stages(self, cohort: Cohort) -> Iterator[Stage]:
+        """What to train, in turn. A stage is asked for once the one before it is trained, and may
+        rest on it.
+        """
+        ...
+
+    def steps(self, subject: Subject) -> Sequence[Step]:
+        """What to do with a scan; the image to advance is `subject.image`."""
+        ...
+
+    def report(self, subject: Subject, progress: Progress) -> Placement:
+        """How a patient lies before the method.
+
+        Args:
+            subject: with labels that are known, or those that were found.
+            progress: what the steps located; those that segment need not have run.
+        """
+        ...
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """Plain data about the trained method, for the model file."""
+        ...

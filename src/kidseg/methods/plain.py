@@ -3,72 +3,81 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar, Self
+
+from torch import nn
 
 from kidseg.augment import Augmentation
 from kidseg.cohort.cohort import Cohort
 from kidseg.cohort.subject import Subject
-from kidseg.cohort.training_range import training_range
+from kidseg.cohort.training_range import Placement, figures_of
 from kidseg.config import PlainConfig
 from kidseg.device import Device
-from kidseg.geometry import Grid
-from kidseg.methods.homogenized.placement import Placement, figures_of
-from kidseg.methods.method import Method, Nets
-from kidseg.methods.segmentation import segmentation_stage, segmenter
+from kidseg.labels import Target
+from kidseg.methods.segmentation import segmentation_stage
 from kidseg.nets import build
-from kidseg.pipeline import Step
+from kidseg.pipeline import Planes, Progress, Region, Step
 from kidseg.plan import Plan
 from kidseg.stage import Stage
 
-__all__ = ["PLAIN"]
+__all__ = ["Plain"]
 
 
-def _networks(config: PlainConfig, classes: int, seed: int) -> Nets:
-    return {"segment": build(config.unet, 1, classes, seed=seed)}
+class Plain:
+    """Trains on the base grid, centred on the body; segments on as much as shows it whole."""
 
+    name: ClassVar[str] = "plain"
 
-def _stages(config: PlainConfig, nets: Nets, cohort: Cohort, device: Device) -> Iterator[Stage]:
-    augmentation = Augmentation(config.view.size) if config.augment == "nnunet" else None
-    yield segmentation_stage(
-        nets["segment"],
-        config.segment,
-        cohort,
-        training=[subject.base for subject in cohort.training],
-        validation=[subject.whole for subject in cohort.validation],
-        device=device,
-        augmentation=augmentation,
-    )
+    def __init__(
+        self,
+        config: PlainConfig,
+        target: Target,
+        plan: Plan,
+        parts: Mapping[str, nn.Module],
+        device: Device,
+    ) -> None:
+        self.config, self.target, self.plan = config, target, plan
+        self.parts, self.device = parts, device
+        self.view = Planes(channels=plan.channels, device=device)
 
+    @classmethod
+    def build(
+        cls, config: PlainConfig, target: Target, plan: Plan, *, seed: int = 0, device: Device
+    ) -> Self:
+        """See `Method.build`."""
+        net = build(config.unet, len(plan.channels), target.outputs, seed=seed)
+        return cls(config, target, plan, {"segment": net.to(device.torch)}, device)
 
-def _steps(
-    config: PlainConfig, nets: Nets, plan: Plan, subject: Subject, device: Device
-) -> list[Step]:
-    segment = segmenter(nets["segment"], plan, device)
-    return [Step(name="segment", locate=lambda *_: subject.whole, segment=segment)]
+    def stages(self, cohort: Cohort) -> Iterator[Stage]:
+        """The one stage, "segment"."""
+        config = self.config
+        yield segmentation_stage(
+            self.parts["segment"],
+            config.segment,
+            cohort,
+            view=self.view,
+            training=[subject.base for subject in cohort.training],
+            validation=[subject.whole for subject in cohort.validation],
+            augmentation=Augmentation(config.view.size) if config.augment == "nnunet" else None,
+        )
 
+    def steps(self, subject: Subject) -> list[Step]:
+        """The one step, "segment"."""
+        return [
+            Step(
+                name="segment",
+                locate=lambda _: [Region(grid=subject.whole)],
+                segment=partial(self.view.predict, self.parts["segment"]),
+                target=self.target,
+            )
+        ]
 
-def _multiple(config: PlainConfig) -> int:
-    return config.unet.size // config.unet.bottleneck
+    def report(self, subject: Subject, progress: Progress) -> Placement:
+        """The size of the body and of the voxels."""
+        return Placement(figures=figures_of(subject), overlap={})
 
-
-def _place(
-    config: PlainConfig, nets: Nets, subject: Subject, grids: Mapping[str, Grid]
-) -> Placement:
-    return Placement(figures=figures_of(subject), overlap={})
-
-
-def _facts(config: PlainConfig, nets: Nets, cohort: Cohort) -> Mapping[str, Any]:
-    return {"training_range": training_range([figures_of(case) for case in cohort.training])}
-
-
-PLAIN = Method(
-    name="plain",
-    config=PlainConfig,
-    networks=_networks,
-    stages=_stages,
-    steps=_steps,
-    multiple=_multiple,
-    place=_place,
-    facts=_facts,
-)
-"""Trains on the base grid, centred on the body; segments on as much as it takes to see it whole."""
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """None."""
+        return {}

@@ -1,6 +1,18 @@
 """Inference: the steps of a method, and the way back to the scan's own voxels."""
 
-from kidseg.pipeline.outcome import Locate, Outcome, Segment, Step, run
-from kidseg.pipeline.restore import restore
+from kidseg.pipeline.restore import decided, restore
+from kidseg.pipeline.steps import Locate, Progress, Region, Segment, Step, advance
+from kidseg.pipeline.views import Planes, View
 
-__all__ = ["Locate", "Outcome", "Segment", "Step", "restore", "run"]
+__all__ = [
+    "Locate",
+    "Planes",
+    "Progress",
+    "Region",
+    "Segment",
+    "Step",
+    "View",
+    "advance",
+    "decided",
+    "restore",
+]

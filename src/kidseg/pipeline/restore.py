@@ -22,7 +22,7 @@ from kidseg.geometry import (
     sample_window,
 )
 
-__all__ = ["restore"]
+__all__ = ["decided", "restore"]
 
 
 @torch.no_grad()
@@ -50,7 +50,7 @@ def restore(probabilities: Volume, scan: Grid) -> Volume:
     _check_finite(data)
     index_from_scan, planes = index_from_voxels(source, scan)
     if planes is not None and is_sub_grid(index_from_scan):
-        return resample(Volume(_decided(data)[None], source), scan, mode="nearest")
+        return resample(decided(probabilities), scan, mode="nearest")
     fill = torch.tensor([1.0] + [0.0] * (probabilities.channels - 1))
     boxes = _boxes(data)
     out = torch.zeros((1, *scan.shape), dtype=torch.uint8)
@@ -81,12 +81,13 @@ def _check_finite(data: Tensor) -> None:
             )
 
 
-def _decided(data: Tensor) -> Tensor:
-    """(slices, rows, columns) uint8 on the CPU: the most probable label of each voxel."""
+def decided(probabilities: Volume) -> Volume:
+    """(1, slices, rows, columns) uint8 on the CPU: the most probable label of each voxel."""
+    data = probabilities.data
     out = torch.empty(data.shape[1:], dtype=torch.uint8)
     for k in range(len(out)):
         out[k].copy_(data[:, k].argmax(0))
-    return out
+    return Volume(out[None], probabilities.grid)
 
 
 def _boxes(data: Tensor) -> np.ndarray:

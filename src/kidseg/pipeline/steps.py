@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from kidseg.geometry import Grid, Volume
+from kidseg.geometry import Grid, Slices, Volume
 from kidseg.labels import Target
 
 __all__ = ["Locate", "Progress", "Region", "Segment", "Step", "advance"]
@@ -39,13 +39,14 @@ class Progress:
     """A scan, and the regions of each step that has run: what every later step may read.
 
     Attributes:
-        image: (channels, slices, rows, columns), HU for CT.
+        image: (channels, slices, rows, columns), HU for CT; the slices of a batch in
+            joint training.
         steps: the regions of each step, by its name, in order. A step that had nothing to do has
             none.
         seconds: wall time of each step.
     """
 
-    image: Volume
+    image: Volume | Slices
     steps: Mapping[str, tuple[Region, ...]] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
 
@@ -55,6 +56,8 @@ class Progress:
         for regions in reversed(tuple(self.steps.values())):
             if regions:
                 return regions
+        if isinstance(self.image, Slices):
+            raise ValueError("slices of a batch have no grid in common; a step must come first")
         return (Region(grid=self.image.grid),)
 
     @property
@@ -90,7 +93,7 @@ class Step:
     target: Target | None = None
 
 
-def advance(image: Volume, steps: Sequence[Step]) -> Progress:
+def advance(image: Volume | Slices, steps: Sequence[Step]) -> Progress:
     """Take an image through steps, each reading what those before it located and found."""
     progress = Progress(image=image)
     for step in steps:

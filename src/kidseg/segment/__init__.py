@@ -99,7 +99,7 @@ def segment(
     references: dict[Path, ReferenceLabels] = {}
     if reference is not None:
         names = {scan: scan_name(scan) for scan in targets}
-        cyst = predictor.config.cohort.cyst
+        cyst = predictor.method.config.cohort.cyst
         references = find_references(names, Path(reference), predictor.schema, cyst)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -236,7 +236,7 @@ def _drawn(
     """The figure drawn; what went wrong, if it could not be."""
     from kidseg.segment.figure import draw_steps
 
-    reference, voids = shown or (None, None)
+    reference, ignore = shown or (None, None)
     try:
         draw_steps(
             file,
@@ -245,7 +245,7 @@ def _drawn(
             result,
             predictor.schema,
             reference=reference,
-            voids=voids,
+            ignore=ignore,
             overwrite=overwrite,
         )
     except (KidsegError, OSError, ValueError, RuntimeError, MemoryError) as error:
@@ -271,8 +271,8 @@ def _write_result(
         "kidseg": version("kidseg"),
         "torch": torch.__version__,
         "numpy": np.__version__,
-        "device": str(predictor.device.torch),
-        "precision": predictor.device.precision,
+        "device": str(predictor.method.device.torch),
+        "precision": predictor.method.device.precision,
         "model": {
             "path": str(predictor.path),
             "sha256": predictor.sha256,

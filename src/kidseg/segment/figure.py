@@ -16,6 +16,7 @@ from kidseg.geometry import Grid, Volume, in_plane_pose, resample
 from kidseg.intensity import AIR_HU
 from kidseg.io.atomic import writing
 from kidseg.labels import LabelSchema
+from kidseg.pipeline import Region, decided
 from kidseg.segment.predictor import Segmentation
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Panel:
         pixel: its (height, width), in any unit.
         labels: (rows, columns), drawn as contours.
         outline: (rows, columns) float 0..1, drawn at a half.
-        frame: (5, 2) indices (row, column) of a closed square: where the next step looks.
+        frames: (5, 2) indices (row, column) of closed squares: where the next step looks.
     """
 
     title: str
@@ -48,7 +49,7 @@ class Panel:
     pixel: tuple[float, float]
     labels: np.ndarray | None = None
     outline: np.ndarray | None = None
-    frame: np.ndarray | None = None
+    frames: tuple[np.ndarray, ...] = ()
 
 
 def draw_steps(
@@ -59,7 +60,7 @@ def draw_steps(
     schema: LabelSchema,
     *,
     reference: Volume | None = None,
-    voids: Volume | None = None,
+    ignore: Volume | None = None,
     overwrite: bool = False,
 ) -> None:
     """Draw the steps of a segmentation; see `step_panels` and `telling_slice`.
@@ -74,13 +75,13 @@ def draw_steps(
         result: what was found in it.
         schema: of the labels.
         reference: (1, ...) labels on the scan's voxels.
-        voids: (1, ...) bool: voxels that do not count in Dice.
+        ignore: (1, ...) bool: voxels that do not count in Dice.
         overwrite: replace a file that is there.
     """
     k = telling_slice(result.labels, reference)
     lines = [f"{name}, slice {k + 1} of {scan.grid.shape[0]}", *_pose_text(scan, result, k)]
     if reference is not None:
-        dice = patient_dice(result.labels, reference, schema, voids)
+        dice = patient_dice(result.labels, reference, schema, ignore)
         found = [f"{region} {value:.2f}" for region, value in dice.items() if value is not None]
         lines.append(f"Dice over the patient: {', '.join(found) or 'nothing there, nothing found'}")
     panels = step_panels(scan, result, k, reference)
@@ -98,28 +99,36 @@ def telling_slice(labels: Volume, reference: Volume | None = None) -> int:
 def step_panels(
     scan: Volume, result: Segmentation, k: int, reference: Volume | None = None
 ) -> list[Panel]:
-    """Slice `k`: scan, homogenized, cropped, predicted, restored, reference; those that there are.
+    """Slice `k`: the scan, each region of each step, labels, reference; those that there are.
 
-    The homogenized image bears the outline of the reference patient's body, and the frame of the
-    crop.
+    An image of a step bears the outline that its patient should cover, what was found there, and
+    the frames of the next step's regions.
     """
-    grids, decided = result.grids, result.decided
-    posed = grids.get("pose")
-    panels = [_panel("scan", scan, scan.grid, k)]
-    if posed is not None:
-        pose, body = posed.slices(k, k + 1), result.placement.reference_body
-        outline = None if body is None else resample(body.slices(k, k + 1), pose).data[0, 0].numpy()
-        frame = frame_of(grids["crop"].slices(k, k + 1), pose) if "crop" in grids else None
-        panels.append(
-            _panel("homogenized", scan, posed, k, homogenized=posed, outline=outline, frame=frame)
-        )
-    if "crop" in grids:
-        panels.append(_panel("cropped", scan, grids["crop"], k, homogenized=posed))
-    found = decided.data[0, k].numpy()
-    panels.append(_panel("predicted", scan, decided.grid, k, found, homogenized=posed))
-    panels.append(_panel("restored", scan, scan.grid, k, result.labels.data[0, k].numpy()))
+    steps = list(result.progress.steps.items())
+    panels = [_panel("scan", scan, scan.grid.slices(k, k + 1))]
+    for number, (name, regions) in enumerate(steps, start=1):
+        later = steps[number][1] if number < len(steps) else ()
+        for region in regions:
+            row = _row_at(region.grid, scan.grid, k)
+            if row is None:
+                continue
+            place = region.grid.slices(row, row + 1)
+            outline = result.placement.outlines.get(name)
+            panels.append(
+                _panel(
+                    " ".join(filter(None, (name, region.name))),
+                    scan,
+                    place,
+                    as_seen=True,
+                    labels=None if region.found is None else _labels(region.found, row),
+                    outline=None if outline is None else _outline(outline, place, row),
+                    frames=_frames(later, place, scan.grid, k),
+                )
+            )
+    here = scan.grid.slices(k, k + 1)
+    panels.append(_panel("labels", scan, here, labels=result.labels.data[0, k].numpy()))
     if reference is not None:
-        panels.append(_panel("reference", scan, scan.grid, k, reference.data[0, k].numpy()))
+        panels.append(_panel("reference", scan, here, labels=reference.data[0, k].numpy()))
     return panels
 
 
@@ -151,8 +160,8 @@ def draw_panels(
     known: list[tuple[str, Any]] = [(label.name, _colour(label.rgb)) for label in schema.labels]
     if any(panel.outline is not None for panel in panels):
         known.append(("reference patient's body", _OUTLINE))
-    if any(panel.frame is not None for panel in panels):
-        known.append(("crop", _FRAME))
+    if any(panel.frames for panel in panels):
+        known.append(("where the next step looks", _FRAME))
     handles = [Line2D([], [], color=colour, label=name) for name, colour in known]
     figure.legend(
         handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False
@@ -166,27 +175,52 @@ def draw_panels(
 def _panel(
     title: str,
     scan: Volume,
-    grid: Grid,
-    k: int,
+    place: Grid,
+    *,
+    as_seen: bool = False,
     labels: np.ndarray | None = None,
-    homogenized: Grid | None = None,
     outline: np.ndarray | None = None,
-    frame: np.ndarray | None = None,
+    frames: tuple[np.ndarray, ...] = (),
 ) -> Panel:
-    place = grid.slices(k, k + 1)
+    """One slice of a grid; with square pixels, as a network sees it, or in millimetres."""
     pixel = place.spacing_mm.reshape(-1, 3)[0]
-    if homogenized is not None:
-        # As the network sees it: the pose's pixels are square in the reference's size.
-        pixel = pixel / homogenized.slices(k, k + 1).spacing_mm.reshape(-1, 3)[0]
-    image = resample(scan.slices(k, k + 1), place, fill=AIR_HU).data[0, 0]
+    image = resample(scan, place, fill=AIR_HU).data[0, 0]
     return Panel(
         title=title,
         hu=image.numpy(),
-        pixel=(float(pixel[1]), float(pixel[2])),
+        pixel=(1.0, 1.0) if as_seen else (float(pixel[1]), float(pixel[2])),
         labels=labels,
         outline=outline,
-        frame=frame,
+        frames=frames,
     )
+
+
+def _row_at(grid: Grid, scan: Grid, k: int) -> int | None:
+    """The slice of a grid that lies in slice `k` of the scan, or nearest to it; None beyond."""
+    if grid.is_slicewise:
+        return k
+    row = round(float(grid.index(scan.slices(k, k + 1).centre_mm.reshape(-1, 3)[0])[0]))
+    return row if 0 <= row < grid.shape[0] else None
+
+
+def _labels(found: Volume, row: int) -> np.ndarray:
+    labels: np.ndarray = decided(found.slices(row, row + 1)).data[0, 0].numpy()
+    return labels
+
+
+def _outline(outline: Volume, place: Grid, row: int) -> np.ndarray:
+    drawn: np.ndarray = resample(outline.slices(row, row + 1), place).data[0, 0].numpy()
+    return drawn
+
+
+def _frames(regions: Sequence[Region], place: Grid, scan: Grid, k: int) -> tuple[np.ndarray, ...]:
+    """The edges of regions in a slice; those that are all of it are no frames."""
+    frames = []
+    for region in regions:
+        row = _row_at(region.grid, scan, k)
+        if row is not None and not region.grid.slices(row, row + 1).same_as(place):
+            frames.append(frame_of(region.grid.slices(row, row + 1), place))
+    return tuple(frames)
 
 
 def frame_of(inner: Grid, outer: Grid) -> np.ndarray:
@@ -198,19 +232,22 @@ def frame_of(inner: Grid, outer: Grid) -> np.ndarray:
 
 
 def _pose_text(scan: Volume, result: Segmentation, k: int) -> list[str]:
-    if "pose" not in result.grids:
-        return []
-    grid = result.grids["pose"].slices(k, k + 1)
-    pose = in_plane_pose(grid, scan.grid.slices(k, k + 1))
-    angle = math.degrees(float(pose.angle_rad.reshape(-1)[0]))
-    across, down = pose.shift_mm.reshape(-1, 2)[0].tolist()
-    median = result.facts["grids"]["pose"]["scale"]
-    own = median.get("per_slice", [median["median"]])
-    wide, high = own[k if len(own) > 1 else 0]
-    lines = [
-        f"turned by {angle:+.1f} deg, scaled by {wide:.2f} x {high:.2f},"
-        f" shifted by ({across:+.0f}, {down:+.0f}) mm"
-    ]
+    """How the slice lies in each step that turns or scales it, and the overlap that this brings."""
+    lines = []
+    for name, regions in result.progress.steps.items():
+        if name not in result.placement.outlines:
+            continue
+        grid = regions[0].grid.slices(k, k + 1)
+        pose = in_plane_pose(grid, scan.grid.slices(k, k + 1))
+        angle = math.degrees(float(pose.angle_rad.reshape(-1)[0]))
+        across, down = pose.shift_mm.reshape(-1, 2)[0].tolist()
+        median = result.facts["grids"][name][0]["scale"]
+        own = median.get("per_slice", [median["median"]])
+        wide, high = own[k if len(own) > 1 else 0]
+        lines.append(
+            f"turned by {angle:+.1f} deg, scaled by {wide:.2f} x {high:.2f},"
+            f" shifted by ({across:+.0f}, {down:+.0f}) mm"
+        )
     overlap = result.placement.overlap
     if overlap:
         parts = [
@@ -230,8 +267,9 @@ def _show(axes: Axes, panel: Panel, schema: LabelSchema) -> None:
     axes.set_axis_off()
     if panel.outline is not None and panel.outline.min() < 0.5 <= panel.outline.max():
         axes.contour(panel.outline, [0.5], colors=[_OUTLINE], linewidths=1.0)
-    if panel.frame is not None:
-        axes.plot(panel.frame[:, 1], panel.frame[:, 0], color=_FRAME, linewidth=1.2)
+    for frame in panel.frames:
+        axes.plot(frame[:, 1], frame[:, 0], color=_FRAME, linewidth=1.2)
+    if panel.frames:
         axes.set(xlim=(-0.5, panel.hu.shape[1] - 0.5), ylim=(panel.hu.shape[0] - 0.5, -0.5))
     if panel.labels is None:
         return

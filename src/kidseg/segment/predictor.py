@@ -10,19 +10,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from kidseg.checkpoint import load_model
 from kidseg.cohort.subject import Subject, prepare
-from kidseg.cohort.training_range import FAR_SD, distances
-from kidseg.config import load
-from kidseg.device import Device, choose_device
+from kidseg.cohort.training_range import FAR_SD, Placement, distances
+from kidseg.config import METHODS, load
+from kidseg.device import choose_device
 from kidseg.errors import Finding, ModelError, UsageError
 from kidseg.geometry import Grid, Volume, in_plane_pose, resample
-from kidseg.labels import LabelSchema
+from kidseg.labels import LabelSchema, Target
 from kidseg.methods import Method, method_named
-from kidseg.methods.homogenized.placement import Placement
-from kidseg.pipeline import run
+from kidseg.pipeline import Progress, Region, advance, decided, restore
 from kidseg.plan import Plan
 from kidseg.postprocess import least_volume_ml, remove_small
 
@@ -34,82 +32,67 @@ class Predictor:
     """A trained method, ready on a device.
 
     Attributes:
-        method: what it is.
-        config: its settings.
-        plan: of its training set.
+        method: bound to its networks, which are in evaluation mode.
         schema: numbers and names of its labels.
-        nets: its networks, in evaluation mode.
-        device: where they run.
         sha256: of the model file.
         path: of the model file.
         training_range: what the model file says of its training patients; see
-            `kidseg.methods.homogenized.placement.training_range`. None if it says nothing.
+            `kidseg.cohort.training_range.training_range`. None if it says nothing.
     """
 
     method: Method
-    config: Any
-    plan: Plan
     schema: LabelSchema
-    nets: Mapping[str, nn.Module]
-    device: Device
     sha256: str
     path: Path
     training_range: Mapping[str, Any] | None = None
 
+    @torch.no_grad()
     def __call__(self, scan: Volume, name: str = "scan") -> Segmentation:
         """Segment a scan, (1, slices, rows, columns) HU in canonical order.
 
         Raises:
             InputError: as `kidseg.cohort.subject.prepare`.
         """
-        start = time.perf_counter()
+        clock = _Clock()
+        config: Any = self.method.config
         subject = prepare(
-            scan,
-            self.config.view,
-            self.plan,
-            name=name,
-            multiple=self.method.multiple(self.config),
+            scan, config.view, self.method.plan, name=name, multiple=config.unet.multiple
         )
-        prepared_s = time.perf_counter() - start
-        steps = self.method.steps(self.config, self.nets, self.plan, subject, self.device)
-        outcome = run(subject.image, steps, onto=scan.grid)
-        start = time.perf_counter()
+        clock.lap("prepare")
+        progress = advance(subject.image, self.method.steps(subject))
+        clock.add(progress.seconds)
+        restored = _restored(progress, scan.grid)
+        clock.lap("restore")
         radius = float(subject.body.radii_mm.prod().sqrt())
-        least_ml = least_volume_ml(self.config.postprocess, radius)
-        labels, removed = remove_small(outcome.labels, least_ml)
-        seconds = {
-            "prepare": prepared_s,
-            **outcome.seconds,
-            "postprocess": time.perf_counter() - start,
-        }
+        least_ml = least_volume_ml(config.postprocess, radius)
+        labels, removed = remove_small(restored, least_ml)
+        clock.lap("postprocess")
         found = resample(labels, subject.whole, mode="nearest")
-        placement = self.method.place(
-            self.config, self.nets, replace(subject, labels=found), outcome.grids
-        )
-        known = self.training_range is not None
+        placement = self.method.report(replace(subject, labels=found), progress)
         away = distances(placement.figures, self.training_range or {})
         facts = {
-            "grids": {name: _grid_facts(grid, subject) for name, grid in outcome.grids.items()},
+            "grids": {
+                name: [_grid_facts(region, subject) for region in regions]
+                for name, regions in progress.steps.items()
+            },
             "overlap": _overlap_facts(placement, found),
-            "training_range": {"known": known, "far_sd": FAR_SD, "figures": _rounded(away)},
+            "training_range": {
+                "known": self.training_range is not None,
+                "far_sd": FAR_SD,
+                "figures": _rounded(away),
+            },
             "removed": {
                 "below_ml": round(least_ml, 4),
                 "pieces": [piece.as_dict() for piece in removed],
             },
             "volumes_ml": _volumes(labels, self.schema),
         }
-        decided = Volume(
-            outcome.found.data.argmax(0, keepdim=True).to("cpu", torch.uint8), outcome.found.grid
-        )
-        findings = _findings(labels, subject, decided, outcome.grids, name)
-        findings += _far(away, name)
         return Segmentation(
             labels=labels,
             facts=facts,
-            findings=findings,
-            seconds=seconds,
-            grids=outcome.grids,
-            decided=decided,
+            findings=(*_findings(labels, subject, progress, name), *_far(away, name)),
+            seconds=clock.seconds,
+            progress=progress,
             placement=placement,
         )
 
@@ -124,8 +107,7 @@ class Segmentation:
             range, pieces removed, volumes.
         findings: what a reader of the result should know.
         seconds: wall time of each step.
-        grids: the grid of each step, by name.
-        decided: (1, slices, rows, columns) labels on the last grid, before postprocessing.
+        progress: the regions of each step, and what was found there, before postprocessing.
         placement: how the patient lies.
     """
 
@@ -133,8 +115,7 @@ class Segmentation:
     facts: Mapping[str, Any]
     findings: tuple[Finding, ...]
     seconds: Mapping[str, float]
-    grids: Mapping[str, Grid]
-    decided: Volume
+    progress: Progress
     placement: Placement
 
 
@@ -148,42 +129,72 @@ def load_predictor(model: str | Path, device: str = "auto") -> Predictor:
     path = Path(model)
     file = load_model(path)
     try:
-        method = method_named(file.header["method"])
-        config: Any = load(method.config, base=file.header["config"])
+        name = file.header["method"]
+        kind = method_named(name)
+        config: Any = load(METHODS[name], base=file.header["config"])
         plan = Plan.from_dict(file.header["plan"])
         labels = file.header["labels"]
         schema = LabelSchema.from_names(
             {int(number): name for number, name in labels["names"].items()},
             {name: tuple(ids) for name, ids in labels["regions"].items()},
         )
-        nets = method.networks(config, len(schema.labels) + 1, 0)
-        for name, net in nets.items():
-            net.load_state_dict(dict(file.parts[name]))
-    except (KeyError, TypeError, ValueError, RuntimeError, UsageError) as error:
-        raise ModelError(
-            f"does not hold what its header says: {error}",
-            path=path,
-            code="damaged-model",
-            next_step="Was it written by a newer kidseg?",
-        ) from error
-    hardware = choose_device(device, config.precision)
-    for net in nets.values():
-        net.to(hardware.torch).eval().requires_grad_(False)
+        hardware = choose_device(device, config.precision)
+        method = kind.build(config, Target.of_labels(schema), plan, device=hardware)
+        for part, net in method.parts.items():
+            net.load_state_dict(dict(file.parts[part]))
+            net.eval().requires_grad_(False)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise _damaged(path, error) from error
+    except UsageError as error:
+        if error.code != "unknown-method" and error.code != "bad-setting":
+            raise
+        raise _damaged(path, error) from error
     return Predictor(
         method=method,
-        config=config,
-        plan=plan,
         schema=schema,
-        nets=nets,
-        device=hardware,
         sha256=file.sha256,
         path=path,
         training_range=file.header.get("training_range"),
     )
 
 
-def _grid_facts(grid: Grid, subject: Subject) -> dict[str, Any]:
-    """Shape and pixel of a grid, and how its planes lie in the scan's."""
+def _damaged(path: Path, error: Exception) -> ModelError:
+    return ModelError(
+        f"does not hold what its header says: {error}",
+        path=path,
+        code="damaged-model",
+        next_step="Was it written by a newer kidseg?",
+    )
+
+
+class _Clock:
+    """Wall time of what is done one after the other."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._mark = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """What was done since the last mark had this name."""
+        now = time.perf_counter()
+        self.seconds[name] = now - self._mark
+        self._mark = now
+
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """What was done since the last mark was timed by others."""
+        self.seconds |= seconds
+        self._mark = time.perf_counter()
+
+
+def _restored(progress: Progress, scan: Grid) -> Volume:
+    (region,) = progress.found
+    assert region.found is not None
+    return restore(region.found, scan)
+
+
+def _grid_facts(region: Region, subject: Subject) -> dict[str, Any]:
+    """Shape and pixel of a region's grid, and how its planes lie in the scan's."""
+    grid = region.grid
     pose = in_plane_pose(grid, subject.image.grid)
     spacing = grid.spacing_mm.reshape(-1, 3)
     figures = {
@@ -192,6 +203,7 @@ def _grid_facts(grid: Grid, subject: Subject) -> dict[str, Any]:
         "shift_mm": pose.shift_mm.reshape(-1, 2),
     }
     facts: dict[str, Any] = {
+        "name": region.name,
         "shape": list(grid.shape),
         "pixel_mm": [round(float(v), 4) for v in spacing[:, 1:].median(0).values],
     }
@@ -260,7 +272,7 @@ def _volumes(labels: Volume, schema: LabelSchema) -> dict[str, float]:
 
 
 def _findings(
-    labels: Volume, subject: Subject, decided: Volume, grids: Mapping[str, Grid], path: str
+    labels: Volume, subject: Subject, progress: Progress, path: str
 ) -> tuple[Finding, ...]:
     """What the result itself says about how far it can be trusted."""
     from scipy import ndimage
@@ -279,17 +291,28 @@ def _findings(
         if pieces != 2:
             cause = f"kidneys and tumour form {pieces} connected piece(s), not two"
             notes.append(("not-two-kidneys", cause, "Single, fused or missed kidney: look at it."))
-    if _touches_border(decided, grids):
-        cause = "what was found reaches the border of the crop in the plane"
-        notes.append(("crop-border", cause, "Widen crop.localizer.margin, or do without a crop."))
+    if any(_touches_border(region, labels.grid) for region in progress.found):
+        cause = "what was found reaches the border of the region that was looked at"
+        step = "Look at it; train with a larger region (crop.localizer.margin), or without a crop."
+        notes.append(("region-border", cause, step))
     return tuple(
         Finding(code=code, path=path, cause=cause, next_step=step) for code, cause, step in notes
     )
 
 
-def _touches_border(decided: Volume, grids: Mapping[str, Grid]) -> bool:
-    if "crop" not in grids:
+def _touches_border(region: Region, scan: Grid) -> bool:
+    """Does what was found reach the border of its region's planes, where the scan goes on?"""
+    assert region.found is not None
+    there = decided(region.found).data[0] > 0
+    inner = torch.zeros_like(there[0])
+    inner[1:-1, 1:-1] = True
+    edge = (there & ~inner).nonzero()
+    if not len(edge):
         return False
-    there = decided.data[0] > 0
-    edges = (there[:, 0], there[:, -1], there[:, :, 0], there[:, :, -1])
-    return any(bool(edge.any()) for edge in edges)
+    grid = region.grid.slicewise()
+    matrices = grid.mm_from_index[edge[:, 0]]
+    index = torch.cat([torch.zeros(len(edge), 1), edge[:, 1:], torch.ones(len(edge), 1)], dim=1)
+    mm = torch.einsum("kij,kj->ki", matrices, index.to(matrices))[:, :3]
+    rows, columns = scan.index(mm)[:, 1:].unbind(1)
+    inside = (rows > 0.5) & (rows < scan.shape[1] - 1.5)
+    return bool((inside & (columns > 0.5) & (columns < scan.shape[2] - 1.5)).any())

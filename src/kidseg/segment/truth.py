@@ -37,7 +37,7 @@ class ReferenceLabels:
     ignored: int | None = None
 
     def on(self, grid: Grid, options: ReadOptions | None = None) -> tuple[Volume, Volume | None]:
-        """(1, slices, rows, columns) labels on a scan's own voxels, and voids; None if all count.
+        """(1, slices, rows, columns) labels on a scan's own voxels, and which do not count.
 
         Args:
             grid: of the scan.
@@ -58,10 +58,10 @@ class ReferenceLabels:
                 next_step="Name the labels that belong to this scan.",
             )
         labels = relabelled(volume, self.new_from_old)
-        voids = None
+        ignore = None
         if self.ignored is not None:
-            voids = Volume(labels.data == self.ignored, grid)
-            labels = Volume(labels.data.masked_fill(voids.data, 0), grid)
+            ignore = Volume(labels.data == self.ignored, grid)
+            labels = Volume(labels.data.masked_fill(ignore.data, 0), grid)
         odd = set(torch.unique(labels.data).tolist()) - {0, *self.schema.ids}
         if odd:
             raise InputError(
@@ -70,7 +70,7 @@ class ReferenceLabels:
                 code="unexpected-labels",
                 next_step=f"The model knows {self.schema.names}.",
             )
-        return Volume(labels.data, grid), voids
+        return Volume(labels.data, grid), ignore
 
 
 def find_references(
@@ -125,7 +125,7 @@ def find_references(
 def _meaning(
     data: Dataset, schema: LabelSchema, cyst: CystAs | None
 ) -> tuple[dict[int, int], int | None]:
-    """{number in the files: number of the model}, and the model-side number of voids."""
+    """{number in the files: number of the model}, and the model's number of ignored voxels."""
     known, counted = data.schema, dict[int, int]()
     if cyst is not None:
         known, counted = without_cyst(known, cyst)

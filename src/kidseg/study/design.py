@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from kidseg.cases import Case, Dataset, open_dataset
-from kidseg.config import StudyConfig, StudyMethodConfig, dump, load, preset
+from kidseg.config import METHODS, StudyConfig, StudyMethodConfig, dump, load, preset
 from kidseg.errors import InputError, UsageError
 from kidseg.evaluate import Protocol, protocol_named
 from kidseg.io.content import sha256_of_all
-from kidseg.methods import method_named
 from kidseg.splits import holdout
 
 __all__ = ["Arm", "Design", "design"]
@@ -155,7 +154,7 @@ def _arm(name: str, table: StudyMethodConfig, config: StudyConfig, file: Path) -
     chosen = None if table.config is None else (file.parent / table.config).resolve()
     try:
         base = None if table.preset is None else preset(table.preset, table.method)
-        kind = method_named(table.method).config
+        kind = METHODS[table.method]
         settings = dump(load(kind, base=base, file=chosen, overrides=overrides))
     except UsageError as error:
         raise UsageError(

@@ -1,9 +1,10 @@
 """The loop: `fit` trains any stage of any method.
 
-A stage brings its network, the loss of a step and a validation score; the loop brings everything
-else, read from top to bottom. Randomness belongs to (seed, stage, epoch, step), never to what ran
-before, so a run killed at any moment and resumed ends with the same bits on the same device. Under
-a budget of time, which no two runs spend alike, it goes on from the time it had spent.
+A stage brings its network, its batches, their loss and a validation score; the loop brings
+everything else, read from top to bottom. Randomness belongs to (seed, stage, epoch, step), never to
+what ran before, so a run killed at any moment and resumed ends with the same bits on the same
+device. Under a budget of time, which no two runs spend alike, it goes on from the time that it had
+spent.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import copy
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +23,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import Dataset
 
 from kidseg.checkpoint import load_state, save_state
 from kidseg.config import OptimizerConfig, StageConfig
-from kidseg.distributed import from_first, share_norms
+from kidseg.distributed import broadcast, share_norms
 from kidseg.errors import ModelError, ResourceError
 from kidseg.io.atomic import writing
-from kidseg.stage import Moment, Stage
+from kidseg.stage import Batch, Stage, TrainStep
 
 __all__ = ["Fitted", "Run", "fit"]
 
@@ -45,6 +47,7 @@ class Run:
         resume: go on from the state in `folder`, if there is one.
         on_epoch: called after each epoch with (stage, epochs done, epochs planned, log line).
         clock: in seconds; what budgets are measured by.
+        workers: processes that make batches ahead.
     """
 
     folder: Path
@@ -54,6 +57,7 @@ class Run:
     resume: bool = False
     on_epoch: Callable[[str, int, int, Mapping[str, Any]], None] | None = None
     clock: Callable[[], float] = time.perf_counter
+    workers: int = 0
 
     @property
     def rank(self) -> int:
@@ -83,26 +87,17 @@ def fit(stage: Stage, run: Run) -> Fitted:
     Writes a line per epoch to log.jsonl and, after each epoch, the state to resume from.
 
     Raises:
-        ModelError: the loss is not finite; the message names epoch, step and losses. Or the state
-            to resume from is damaged.
+        ModelError: the loss is not finite; the message names epoch, step, losses and samples. Or
+            the state to resume from is damaged.
         ResourceError: the device is out of memory.
     """
     config, net = stage.config, stage.net.to(run.device)
     if run.world > 1:
         share_norms(net)
+    frozen = freeze(net, stage.trainable)
     optimizer = _optimizer(net, config.optimizer)
-    first, best, spent = 0, _Best(), 0.0
-    ended: Literal["budget"] | None = None
     state_file = run.folder / f"state-{stage.name}.pt"
-    if run.resume and (state := load_state(state_file, run.device)) is not None:
-        net.load_state_dict(state["net"])
-        optimizer.load_state_dict(state["optimizer"])
-        best = _Best(epoch=state["best_epoch"], score=state["best_score"], net=state["best_net"])
-        first, spent = state["epoch"] + 1, state["seconds"]
-        # What was left of a whole training's budget cannot be told again: it may seem more now, and
-        # later stages have learned from this one as it ended.
-        ended = "budget" if state.get("stopped") == "budget" else None
-
+    first, best, spent, ended = _resumed(net, optimizer, state_file, run)
     called = DistributedDataParallel(net) if run.world > 1 else net
     stopped = ended or _why_stop(config, first, best, spent)
     epoch = first - 1
@@ -111,51 +106,42 @@ def fit(stage: Stage, run: Run) -> Fitted:
         start = run.clock()
         rate = _set_rate(optimizer, config, epoch, spent)
         net.train()
-        sums: dict[str, float] = {}
-        for index in range(stage.steps):
+        for module in frozen:
+            module.train(False)
+        losses = _Losses(stage.name, epoch)
+        for index, batch in enumerate(batches(stage, run, epoch)):
             torch.manual_seed(_seed(run.seed, stage.name, epoch, index))
-            now = Moment(seed=run.seed, epoch=epoch, step=index, rank=run.rank, world=run.world)
-            with _memory_named(run), _autocast(run):
-                losses = stage.loss(called, now)
-            _check_finite(losses, stage.name, epoch, index)
-            optimizer.zero_grad(set_to_none=True)
             with _memory_named(run):
-                losses["loss"].backward()  # type: ignore[no-untyped-call]
+                there = batch.to(run.device)
+                with _autocast(run):
+                    found = stage.loss(called, there)
+                losses.add(found, batch.names)
+                optimizer.zero_grad(set_to_none=True)
+                found["loss"].backward()  # type: ignore[no-untyped-call]
             if config.optimizer.clip_norm is not None:
                 nn.utils.clip_grad_norm_(net.parameters(), config.optimizer.clip_norm)
             optimizer.step()
-            for name, value in losses.items():
-                sums[name] = sums.get(name, 0.0) + float(value.detach())
+        means = losses.means()
         net.eval()
         with torch.no_grad():
             figures = stage.validate()
-        figures, spent = from_first((figures, spent + run.clock() - start))
+        figures, spent = broadcast((figures, spent + run.clock() - start))
         if figures["score"] > best.score:
             best = _Best(epoch=epoch, score=figures["score"], net=copy.deepcopy(net.state_dict()))
         line = {
             "stage": stage.name,
             "epoch": epoch,
             "rate": rate,
-            **{name: total / stage.steps for name, total in _mean(sums, run).items()},
+            **_mean(means, run),
             **{f"val_{name}": value for name, value in figures.items()},
             "seconds": round(spent, 3),
         }
         stopped = _why_stop(config, epoch + 1, best, spent)
         if run.rank == 0:
-            state = {
-                "net": net.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "epoch": epoch,
-                "seconds": spent,
-                "stopped": stopped,
-                "best_epoch": best.epoch,
-                "best_score": best.score,
-                "best_net": best.net,
-            }
             # The line first: an epoch that is trained again after a kill replaces its line, but
             # one that is not trained again could never add it.
             _log(run.folder / "log.jsonl", line)
-            save_state(state, state_file)
+            _save(state_file, net, optimizer, (epoch, spent, stopped), best)
             if run.on_epoch is not None:
                 run.on_epoch(stage.name, epoch + 1, config.epochs, line)
     if best.net is not None:
@@ -164,6 +150,162 @@ def fit(stage: Stage, run: Run) -> Fitted:
     return Fitted(
         epoch=best.epoch, score=best.score, epochs=epoch + 1, seconds=spent, stopped=stopped
     )
+
+
+def batches(stage: Stage, run: Run, epoch: int) -> Iterator[Batch]:
+    """The batches of an epoch, made ahead by workers if there are any; the same in any case."""
+
+    def batch(index: int) -> Batch:
+        made: Batch = stage.batch(
+            TrainStep(seed=run.seed, epoch=epoch, step=index, rank=run.rank, world=run.world)
+        )
+        return made
+
+    if run.workers == 0:
+        yield from map(batch, range(stage.steps))
+        return
+    from torch.utils.data import DataLoader
+
+    try:
+        yield from DataLoader(
+            _Made(batch, stage.steps),
+            batch_size=None,
+            num_workers=run.workers,
+            # The workers take stages as they are; what they read is mapped into memory.
+            multiprocessing_context="fork",
+            prefetch_factor=2,
+        )
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise ResourceError(
+            f"a worker that makes batches was killed in stage '{stage.name}', epoch {epoch}",
+            next_step="Most often memory ran out: set fewer workers; --resume goes on.",
+            code="worker-killed",
+        ) from error
+
+
+class _Made(Dataset[Batch]):
+    """Batches by their number."""
+
+    def __init__(self, batch: Callable[[int], Batch], count: int) -> None:
+        self.batch, self.count = batch, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.batch(index)
+
+
+def freeze(net: nn.Module, trainable: Sequence[str] | None) -> list[nn.Module]:
+    """Let only some parameters change, and say which modules stay as they are.
+
+    Args:
+        net: all its parameters can be trained.
+        trainable: beginnings of the names of those that shall be; None: all.
+
+    Returns:
+        The modules without children in which nothing is trained and something is kept: to be left
+        in eval mode, or the running statistics of their norms would go on.
+
+    Raises:
+        ValueError: no parameter is left to train.
+    """
+    if trainable is None:
+        return []
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(name.startswith(tuple(trainable)))
+    if not any(parameter.requires_grad for parameter in net.parameters()):
+        raise ValueError(f"no parameter's name begins with any of {tuple(trainable)}")
+    return [
+        module
+        for module in net.modules()
+        if not list(module.children())
+        and list(module.parameters())
+        and not any(parameter.requires_grad for parameter in module.parameters())
+    ]
+
+
+class _Losses:
+    """The losses of an epoch, kept on the device: asking for each would wait for it each time."""
+
+    CHECKED_EVERY = 32
+
+    def __init__(self, stage: str, epoch: int) -> None:
+        self.stage, self.epoch = stage, epoch
+        self.sums: dict[str, float] = {}
+        self.steps = 0
+        self.waiting: list[tuple[dict[str, Tensor], tuple[str, ...]]] = []
+
+    def add(self, losses: Mapping[str, Tensor], names: tuple[str, ...]) -> None:
+        """The losses of a step, and the names of its samples."""
+        self.waiting.append(({name: value.detach() for name, value in losses.items()}, names))
+        if losses["loss"].device.type == "cpu" or len(self.waiting) == self.CHECKED_EVERY:
+            self._look()
+
+    def means(self) -> dict[str, float]:
+        """Of all steps."""
+        self._look()
+        return {name: total / self.steps for name, total in self.sums.items()}
+
+    def _look(self) -> None:
+        """Add up what waits.
+
+        Raises:
+            ModelError: "loss-not-finite".
+        """
+        for losses, names in self.waiting:
+            values = {name: float(value) for name, value in losses.items()}
+            if not math.isfinite(values["loss"]):
+                raise ModelError(
+                    f"the loss of stage '{self.stage}' is not finite in epoch {self.epoch}, step"
+                    f" {self.steps}: {values}; samples: {', '.join(names)}",
+                    next_step="Lower the learning rate, or use precision fp32; --resume goes on "
+                    "from the last epoch.",
+                    code="loss-not-finite",
+                )
+            for name, value in values.items():
+                self.sums[name] = self.sums.get(name, 0.0) + value
+            self.steps += 1
+        self.waiting.clear()
+
+
+def _resumed(
+    net: nn.Module, optimizer: torch.optim.Optimizer, file: Path, run: Run
+) -> tuple[int, _Best, float, Literal["budget"] | None]:
+    """The first epoch to train, the best so far, seconds spent, and "budget" if that ended it."""
+    if not run.resume or (state := load_state(file, run.device)) is None:
+        return 0, _Best(), 0.0, None
+    net.load_state_dict(state["net"])
+    optimizer.load_state_dict(state["optimizer"])
+    best = _Best(epoch=state["best_epoch"], score=state["best_score"], net=state["best_net"])
+    # What was left of a whole training's budget cannot be told again: it may seem more now, and
+    # later stages have learned from this one as it ended.
+    ended: Literal["budget"] | None = "budget" if state.get("stopped") == "budget" else None
+    return state["epoch"] + 1, best, state["seconds"], ended
+
+
+def _save(
+    file: Path,
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    where: tuple[int, float, str | None],
+    best: _Best,
+) -> None:
+    """Keep what resuming takes; `where` is epoch, seconds spent and why training stopped."""
+    epoch, seconds, stopped = where
+    state = {
+        "net": net.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "epoch": epoch,
+        "seconds": seconds,
+        "stopped": stopped,
+        "best_epoch": best.epoch,
+        "best_score": best.score,
+        "best_net": best.net,
+    }
+    save_state(state, file)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,17 +394,6 @@ class _memory_named(AbstractContextManager[None]):  # noqa: N801
                 next_step="Set a smaller batch_size, or use precision bf16.",
                 code="out-of-memory",
             ) from error
-
-
-def _check_finite(losses: Mapping[str, Tensor], stage: str, epoch: int, index: int) -> None:
-    if not torch.isfinite(losses["loss"]):
-        values = {name: float(value.detach()) for name, value in losses.items()}
-        raise ModelError(
-            f"the loss of stage '{stage}' is not finite in epoch {epoch}, step {index}: {values}",
-            next_step="Lower the learning rate, or use precision fp32; --resume goes on from the "
-            "last epoch.",
-            code="loss-not-finite",
-        )
 
 
 def _log(file: Path, line: Mapping[str, Any]) -> None:

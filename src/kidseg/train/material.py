@@ -17,7 +17,7 @@ from typing import Any
 from kidseg.cases import Case, Dataset, open_dataset
 from kidseg.cohort.cohort import check_selection
 from kidseg.cohort.stored import SubjectRecipe, check_view, learned_schema
-from kidseg.config import CohortConfig, ViewConfig, load, preset
+from kidseg.config import METHODS, CohortConfig, ViewConfig, load, preset
 from kidseg.distributed import first_alone, rank
 from kidseg.errors import UsageError
 from kidseg.io.atomic import write_json, writing
@@ -93,7 +93,7 @@ class Request:
 
 def configured(
     method: str, preset_name: str | None, config_file: Path | None, overrides: Sequence[str]
-) -> tuple[Method, Any]:
+) -> tuple[type[Method], Any]:
     """A method and its configuration.
 
     Raises:
@@ -101,7 +101,7 @@ def configured(
     """
     chosen = method_named(method)
     base = None if preset_name is None else preset(preset_name, method)
-    return chosen, load(chosen.config, base=base, file=config_file, overrides=overrides)
+    return chosen, load(METHODS[method], base=base, file=config_file, overrides=overrides)
 
 
 def make_store(
@@ -135,11 +135,11 @@ def make_store(
         UsageError, InputError, ResourceError, ModelError: as `open_dataset`, `fingerprint`,
             `holdout` and `build_store`; "bad-split", "unknown-case".
     """
-    chosen, config = configured(method, preset_name, config_file, overrides)
+    _, config = configured(method, preset_name, config_file, overrides)
     request = Request(
         view=config.view,
         cohort=config.cohort,
-        multiple=chosen.multiple(config),
+        multiple=config.unet.multiple,
         cases=cases,
         validation=validation,
         seed=seed,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,15 @@ import torch.distributed as dist
 
 from kidseg.checkpoint import save_model
 from kidseg.cohort.cohort import Cohort, gather_cohort
+from kidseg.cohort.subject import Subject
+from kidseg.cohort.training_range import training_range
 from kidseg.config import dump
 from kidseg.device import Device, choose_device, tune_allocator
-from kidseg.distributed import from_first, joined, local_device, rank
+from kidseg.distributed import broadcast, joined, local_device, rank
 from kidseg.errors import Finding, InputError, UsageError
 from kidseg.io.atomic import write_json
 from kidseg.methods import Method
+from kidseg.pipeline import advance
 from kidseg.stage import Stage
 from kidseg.train.curves import draw_curves
 from kidseg.train.loop import Fitted, Run, fit
@@ -100,7 +105,7 @@ def train(
         request = Request(
             view=config.view,
             cohort=config.cohort,
-            multiple=chosen.multiple(config),
+            multiple=config.unet.multiple,
             cases=cases,
             validation=validation,
             seed=seed,
@@ -108,8 +113,8 @@ def train(
             tell=tell,
         )
         store, used = training_store(Path(dataset), out, request, dump(config), resume=resume)
-        cohort = gather_cohort(store, config.cohort).to(hardware.torch)
-        ready_s = clock() - start
+        cohort = gather_cohort(store, config.cohort)
+        trained = chosen.build(config, cohort.target, cohort.plan, seed=seed, device=hardware)
         run = Run(
             folder=out,
             device=hardware.torch,
@@ -118,18 +123,9 @@ def train(
             resume=resume,
             on_epoch=tell,
             clock=clock,
+            workers=_workers(config.workers, hardware),
         )
-        nets = chosen.networks(config, cohort.classes, seed)
-        for net in nets.values():
-            net.to(hardware.torch)
-        fitted: dict[str, Fitted] = {}
-        outside_s, mark = 0.0, start
-        for stage in chosen.stages(config, nets, cohort, hardware):
-            # What a stage needs before it starts is made when it is asked for.
-            outside_s += clock() - mark
-            spent = outside_s + sum(how.seconds for how in fitted.values())
-            fitted[stage.name] = fit(_within(stage, config.budget_s, spent), run)
-            mark = clock()
+        fitted, seconds = _fitted(trained, cohort, run, config.budget_s, start)
         findings = [finding.as_dict() for finding in cohort.findings]
         summary = {
             "method": method,
@@ -146,43 +142,57 @@ def train(
             "findings": findings,
             "stages": {name: asdict(how) for name, how in fitted.items()},
             # The others may be here before the first has written its log.
-            "validation": from_first(_best_figures(out, fitted) if run.rank == 0 else {}),
-            "seconds": {
-                "prepare": ready_s,
-                **{name: how.seconds for name, how in fitted.items()},
-            },
+            "validation": broadcast(_best_figures(out, fitted) if run.rank == 0 else {}),
+            "seconds": seconds,
             "peak_memory_mb": _peak_memory_mb(hardware),
         }
         if run.rank == 0:
-            _write_model(out, chosen, config, nets, cohort, used, summary)
+            _write_model(out, trained, cohort, used, summary)
             findings += [finding.as_dict() for finding in _draw(out)]
             write_json(out / "summary.json", summary, overwrite=True)
             shutil.rmtree(out / STORE, ignore_errors=True)
     return summary
 
 
+def _fitted(
+    method: Method, cohort: Cohort, run: Run, budget_s: float | None, start: float
+) -> tuple[dict[str, Fitted], dict[str, float]]:
+    """All stages trained, and the seconds of each; "prepare" is what it took to get here."""
+    fitted: dict[str, Fitted] = {}
+    ready_s = run.clock() - start
+    outside_s, mark = 0.0, start
+    for stage in method.stages(cohort):
+        # What a stage needs before it starts is made when it is asked for.
+        outside_s += run.clock() - mark
+        spent = outside_s + sum(how.seconds for how in fitted.values())
+        fitted[stage.name] = fit(_within(stage, budget_s, spent), run)
+        mark = run.clock()
+    return fitted, {"prepare": ready_s, **{name: how.seconds for name, how in fitted.items()}}
+
+
+def _workers(wanted: int | None, hardware: Device) -> int:
+    """Processes that make batches: none on the CPU, where they would take the network's cores."""
+    if wanted is not None:
+        return wanted
+    return 0 if hardware.torch.type == "cpu" else min(8, max(0, (os.cpu_count() or 1) - 1))
+
+
 def _within(stage: Stage, budget_s: float | None, spent: float) -> Stage:
     """The stage with no more time than is left of the whole training's; one epoch in any case."""
     if budget_s is None:
         return stage
-    left = max(budget_s - from_first(spent), 1e-3)
+    left = max(budget_s - broadcast(spent), 1e-3)
     own = stage.config.budget_s
     config = replace(stage.config, budget_s=left if own is None else min(own, left))
     return replace(stage, config=config)
 
 
 def _write_model(
-    out: Path,
-    method: Method,
-    config: Any,
-    nets: Mapping[str, torch.nn.Module],
-    cohort: Cohort,
-    used: Cases,
-    summary: dict[str, Any],
+    out: Path, method: Method, cohort: Cohort, used: Cases, summary: dict[str, Any]
 ) -> None:
     header = {
         "method": method.name,
-        "config": asdict(config),
+        "config": asdict(method.config),
         "plan": cohort.plan.as_dict(),
         "labels": {
             "names": {str(number): name for number, name in cohort.schema.names.items()},
@@ -202,14 +212,22 @@ def _write_model(
             "seed": summary["seed"],
         },
         "licence": "as the training data allow",
-        **method.facts(config, nets, cohort),
+        "training_range": training_range([_figures(method, case) for case in cohort.training]),
+        **method.facts,
     }
-    parts = {name: net.state_dict() for name, net in nets.items()}
+    parts = {name: net.state_dict() for name, net in method.parts.items()}
     path = out / "model.safetensors"
     summary["model"] = {
         "path": path.name,
         "sha256": save_model(path, parts, header, overwrite=True),
     }
+
+
+@torch.no_grad()
+def _figures(method: Method, subject: Subject) -> Mapping[str, float]:
+    """How a training patient lies before the method; nothing is segmented for it."""
+    steps = takewhile(lambda step: step.segment is None, method.steps(subject))
+    return method.report(subject, advance(subject.image, list(steps))).figures
 
 
 def _best_figures(out: Path, fitted: Mapping[str, Fitted]) -> dict[str, dict[str, float]]:

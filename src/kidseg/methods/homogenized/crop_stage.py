@@ -3,90 +3,150 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from kidseg.cohort.batch import join, slices_of
+from kidseg.cohort.batch import picked
 from kidseg.cohort.cohort import Cohort
 from kidseg.cohort.items import draw, steps_per_epoch
-from kidseg.cohort.subject import Subject, gather, masks_at
+from kidseg.cohort.subject import Subject
 from kidseg.config import CropConfig
-from kidseg.distributed import gathered
-from kidseg.geometry import Grid, resample
+from kidseg.distributed import all_gather, shared_map
+from kidseg.geometry import Grid, Slices, resample, sampled
 from kidseg.intensity import AIR_HU, as_input
 from kidseg.losses import crop_loss
-from kidseg.methods.homogenized.pose_stage import outputs_of, seen
+from kidseg.methods.homogenized.scene import Scene, outputs_of
 from kidseg.nets.stn import Crop, crop_around, crop_from, crop_grid, widened
-from kidseg.plan import Plan
-from kidseg.stage import Moment, Stage
+from kidseg.stage import Stage, TrainStep
 
-__all__ = ["boxes", "crop_stage", "cropped", "found_boxes"]
+__all__ = ["CropTransformer", "boxes"]
 
 
-def crop_stage(
-    net: nn.Module,
-    config: CropConfig,
-    cohort: Cohort,
-    training: Sequence[Grid],
-    validation: Sequence[Grid],
-    masks: int,
-) -> Stage:
-    """How the crop is learned on homogenized grids.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CropTransformer:
+    """The localisation network of the crop, and all that it takes to use it.
 
-    The score is the mean overlap (intersection over union) of the boxes with those aimed at, over
-    slices and patients; "covered" is the part of the labelled pixels that the widened boxes hold.
-
-    Args:
-        net: the localisation network.
-        config: of this stage.
-        cohort: the cases.
-        training: homogenized grids of the training cases, slice-wise.
-        validation: and of the validation cases.
+    Attributes:
+        net: the network.
+        config: of the crop.
         masks: how many masks the network sees beside the image.
+        size: pixels along each side of the crop.
     """
-    side = config.localizer.size
-    aims = [boxes(subject, grid, config) for subject, grid in _pairs(cohort.training, training)]
 
-    def loss(called: nn.Module, now: Moment) -> dict[str, Tensor]:
-        drawn = draw(cohort.index, now, config.stage.batch_size)
-        grid = join([training[case].slices(k, k + 1) for case, k in drawn])
-        looked = grid.resized((len(drawn), side, side))
-        view = seen(cohort, drawn, looked, masks)
-        crop = crop_from(outputs_of(called, view), config.localizer)
-        aim = Crop(
-            torch.stack([aims[case].centre[k] for case, k in drawn]).to(crop.centre),
-            torch.stack([aims[case].half[k] for case, k in drawn]).to(crop.half),
+    net: nn.Module
+    config: CropConfig
+    masks: int
+    size: int
+
+    def boxes(self, scene: Scene, grid: Grid) -> Crop:
+        """The box in each slice of a grid; with `per` "volume" the median for all."""
+        side = self.config.localizer.size
+        view = scene.view(grid.resized((grid.shape[0], side, side)), self.masks)
+        device = next(self.net.parameters()).device
+        outputs = outputs_of(self.net, view.to(device)).cpu().double()
+        crop = crop_from(outputs, self.config.localizer)
+        if self.config.per == "slice":
+            return crop
+        centre, half = (
+            values.median(0).values.expand_as(values) for values in (crop.centre, crop.half)
         )
-        sources = slices_of(cohort.training, drawn)
-        parts = [
-            as_input(
-                gather(sources, crop_grid(grid, box, side), fill=AIR_HU).data, cohort.plan.channels
-            )
-            for box in (crop, aim)
+        return Crop(centre, half)
+
+    def locate(self, scene: Scene, grid: Grid) -> Grid:
+        """The grid that the U-Net sees: the boxes, with the safety margin, in `size` pixels."""
+        return crop_grid(grid, widened(self.boxes(scene, grid), self.config.localizer), self.size)
+
+    def stage(
+        self,
+        cohort: Cohort,
+        training: Sequence[Grid],
+        validation: Sequence[tuple[Scene, Grid]],
+    ) -> Stage:
+        """How the crop is learned on homogenized grids.
+
+        The score is the mean overlap (intersection over union) of the boxes with those aimed at,
+        over slices and patients; "covered" is the part of the labelled pixels that the widened
+        boxes hold.
+
+        Args:
+            cohort: the cases.
+            training: homogenized grids of the training cases, slice-wise.
+            validation: the validation cases as they are looked at, and their homogenized grids.
+        """
+        config, side = self.config, self.config.localizer.size
+        aims = [
+            boxes(subject, grid, config)
+            for subject, grid in zip(cohort.training, training, strict=True)
         ]
-        whole = [gathered(values) for values in (*parts, crop.theta, aim.theta)]
-        return {"loss": crop_loss(*whole)}
+        pairs = list(zip(cohort.validation, validation, strict=True))
 
-    def validate() -> dict[str, float]:
-        overlaps, covers = [], []
-        for subject, grid in _pairs(cohort.validation, validation):
-            crop = found_boxes(net, config, subject, grid, cohort.plan, masks)
-            overlaps.append(float(_overlap(crop, boxes(subject, grid, config)).mean()))
-            covers.append(_covered(subject, grid, widened(crop, config.localizer), side))
-        return {
-            "score": sum(overlaps) / len(overlaps),
-            "covered": sum(covers) / len(covers),
-        }
+        def batch(step: TrainStep) -> _CropBatch:
+            drawn = draw(cohort.index, step, config.stage.batch_size)
+            grid = picked(training, drawn)
+            images = Slices.of([subject.image for subject in cohort.training], drawn)
+            aim = Crop(
+                torch.stack([aims[case].centre[k] for case, k in drawn]),
+                torch.stack([aims[case].half[k] for case, k in drawn]),
+            )
+            scene = Scene(
+                image=images,
+                masks=Slices.of([subject.masks for subject in cohort.training], drawn),
+                start=grid,
+                channels=cohort.plan.channels,
+            )
+            return _CropBatch(names=cohort.names(drawn), scene=scene, aim=aim)
 
-    return Stage(
-        name="crop",
-        net=net,
-        config=config.stage,
-        steps=config.stage.steps or steps_per_epoch(cohort.index, config.stage.batch_size),
-        loss=loss,
-        validate=validate,
-    )
+        def loss(called: nn.Module, batch: _CropBatch) -> dict[str, Tensor]:
+            scene, grid = batch.scene, batch.scene.start
+            view = scene.view(grid.resized((grid.shape[0], side, side)), self.masks)
+            crop = crop_from(outputs_of(called, view), config.localizer)
+            aim = Crop(batch.aim.centre.to(crop.centre), batch.aim.half.to(crop.half))
+            parts = [
+                as_input(
+                    sampled(scene.image, crop_grid(grid, box, side), fill=AIR_HU).data,
+                    scene.channels,
+                )
+                for box in (crop, aim)
+            ]
+            whole = [all_gather(values) for values in (*parts, crop.theta, aim.theta)]
+            return {"loss": crop_loss(*whole)}
+
+        def figures(pair: tuple[Subject, tuple[Scene, Grid]]) -> tuple[float, float]:
+            subject, (scene, grid) = pair
+            crop = self.boxes(scene, grid)
+            overlap = float(_overlap(crop, boxes(subject, grid, config)).mean())
+            return overlap, _covered(subject, grid, widened(crop, config.localizer), side)
+
+        def validate() -> dict[str, float]:
+            overlaps, covers = zip(*shared_map(figures, pairs), strict=True)
+            return {
+                "score": sum(overlaps) / len(overlaps),
+                "covered": sum(covers) / len(covers),
+            }
+
+        return Stage(
+            name="crop",
+            net=self.net,
+            config=config.stage,
+            steps=config.stage.steps or steps_per_epoch(cohort.index, config.stage.batch_size),
+            batch=batch,
+            loss=loss,
+            validate=validate,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _CropBatch:
+    """Slices on their homogenized grids (`scene.start`), and the boxes to aim at."""
+
+    names: tuple[str, ...]
+    scene: Scene
+    aim: Crop
+
+    def to(self, device: torch.device) -> _CropBatch:
+        return replace(self, scene=self.scene.to(device))
 
 
 def boxes(subject: Subject, grid: Grid, config: CropConfig) -> Crop:
@@ -103,41 +163,6 @@ def boxes(subject: Subject, grid: Grid, config: CropConfig) -> Crop:
     return Crop(
         torch.where(there, own.centre, patient.centre), torch.where(there, own.half, patient.half)
     )
-
-
-@torch.no_grad()
-def found_boxes(
-    net: nn.Module, config: CropConfig, subject: Subject, grid: Grid, plan: Plan, masks: int
-) -> Crop:
-    """The boxes that the network finds in each slice; with `per` "volume" the median for all."""
-    side = config.localizer.size
-    looked = grid.resized((grid.shape[0], side, side))
-    image = as_input(resample(subject.image, looked, fill=AIR_HU).data, plan.channels)
-    parts = [image, masks_at(subject, looked).data[:masks].transpose(0, 1)]
-    device = next(net.parameters()).device
-    crop = crop_from(
-        outputs_of(net, torch.cat(parts, dim=1).to(device)).double().cpu(), config.localizer
-    )
-    if config.per == "slice":
-        return crop
-    centre, half = (
-        values.median(0).values.expand_as(values) for values in (crop.centre, crop.half)
-    )
-    return Crop(centre, half)
-
-
-def cropped(
-    net: nn.Module,
-    config: CropConfig,
-    subject: Subject,
-    grid: Grid,
-    plan: Plan,
-    masks: int,
-    size: int,
-) -> Grid:
-    """The grid that the U-Net sees: the boxes found, with the safety margin, in `size` pixels."""
-    crop = found_boxes(net, config, subject, grid, plan, masks)
-    return crop_grid(grid, widened(crop, config.localizer), size)
 
 
 def _labels_on(subject: Subject, grid: Grid, side: int) -> Tensor:
@@ -167,7 +192,3 @@ def _overlap(a: Crop, b: Crop) -> Tensor:
     shared = (high - low).clamp(min=0).prod(-1)
     both = (2 * a.half).prod(-1) + (2 * b.half).prod(-1) - shared
     return shared / both
-
-
-def _pairs(subjects: Sequence[Subject], grids: Sequence[Grid]) -> list[tuple[Subject, Grid]]:
-    return list(zip(subjects, grids, strict=True))

@@ -4,130 +4,193 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kidseg.cohort.batch import picked
 from kidseg.cohort.cohort import Cohort
 from kidseg.cohort.items import Drawn, draw, steps_per_epoch
-from kidseg.cohort.subject import Field, Subject, masks_at, sampled
+from kidseg.cohort.subject import Subject
 from kidseg.config import PoseConfig
-from kidseg.geometry import Grid, in_plane_pose, resample
-from kidseg.intensity import AIR_HU, as_input
+from kidseg.distributed import shared_map
+from kidseg.geometry import Field, Grid, Slices, in_plane_pose
+from kidseg.intensity import AIR_HU, Normalisation
 from kidseg.losses import soft_dice
-from kidseg.methods.homogenized.reference import MASKS, Reference, start_grid
+from kidseg.methods.homogenized.reference import Reference, start_grid
 from kidseg.methods.homogenized.registration import agreement, descended, looked_at
+from kidseg.methods.homogenized.scene import MASKS, Scene, masks_on, outputs_of
 from kidseg.nets.stn import Pose, pose_from, pose_grid
-from kidseg.plan import Plan
-from kidseg.stage import Moment, Stage
+from kidseg.stage import Stage, TrainStep
 
-__all__ = ["located", "outputs_of", "overlap", "pose_inputs", "pose_stage", "registered", "seen"]
-
-
-def pose_inputs(config: PoseConfig) -> int:
-    """Channels that the network sees: the image and the masks."""
-    return 1 + MASKS[config.target]
+__all__ = ["PoseTransformer", "overlap", "registered"]
 
 
-def pose_stage(
-    net: nn.Module, config: PoseConfig, cohort: Cohort, reference: Reference, size: int
-) -> Stage:
-    """How the pose is learned: by the overlap of masks with the reference's, without labels.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PoseTransformer:
+    """The localisation network of the pose, and all that it takes to use it.
 
-    Labels serve to pair slices with the reference's and to draw the batches. The score is the mean
-    agreement over validation slices, mean over patients, as at inference.
-
-    Args:
-        net: the localisation network.
-        config: of this stage.
-        cohort: the cases.
-        reference: already adopted.
+    Attributes:
+        net: the network.
+        config: of the pose.
+        reference: whose pose and size are aimed at.
         size: of the base grid.
+        channels: how the image is normalised.
     """
-    starts = [start_grid(subject, config, reference, size) for subject in cohort.training]
-    aims: list[Grid] = []
-    if config.teacher:
-        aims = registered(cohort.training, starts, config, reference)
-    side, count = config.localizer.size, MASKS[config.target]
 
-    def loss(called: nn.Module, now: Moment) -> dict[str, Tensor]:
-        drawn = draw(cohort.index, now, config.stage.batch_size)
-        chance = _chance(len(drawn), now)
-        start = _picked(starts, drawn).resized((len(drawn), side, side))
-        start = _jittered(start, config, chance[:, :5])
-        view = seen(cohort, drawn, start, count, _fields(cohort, drawn, config, chance[:, 5:9]))
-        flipped = chance[:, 9] > 0 if config.mirrored else torch.zeros(len(drawn)).bool()
-        outputs = _turned_back(outputs_of(called, _flipped(view, flipped)), flipped)
+    net: nn.Module
+    config: PoseConfig
+    reference: Reference
+    size: int
+    channels: Sequence[Normalisation]
+
+    @property
+    def masks(self) -> int:
+        """Masks that the network sees beside the image."""
+        return MASKS[self.config.target]
+
+    def start(self, subject: Subject) -> Grid:
+        """Where a patient's pose is sought from; see `start_grid`."""
+        return start_grid(subject, self.config, self.reference, self.size)
+
+    def scene(self, subject: Subject) -> Scene:
+        """A patient, as the transformers look at it."""
+        return Scene(
+            image=subject.image,
+            masks=subject.masks,
+            start=self.start(subject),
+            channels=self.channels,
+        )
+
+    def locate(self, scene: Scene) -> Grid:
+        """The homogenized grid: (slices, size, size), slice-wise; differentiable in the network.
+
+        The network looks (with `mirrored` in a mirror, too), the grid is corrected, and it looks
+        again. With `per` "volume" the correction is the median over the slices with a body, so that
+        a patient is moved as one.
+        """
+        config, grid = self.config, scene.start
+        side = config.localizer.size
+        device = self.reference.masks.device
+        for _ in range(config.iterations):
+            view = scene.view(grid.resized((grid.shape[0], side, side)), self.masks).to(device)
+            outputs = outputs_of(self.net, view).cpu().double()
+            if config.mirrored:
+                every = torch.ones(len(outputs), dtype=torch.bool)
+                other = outputs_of(self.net, view.flip(-1)).cpu().double()
+                outputs = (outputs + _mirrored_back(other, every)) / 2
+            if config.per == "volume":
+                there = view[:, -self.masks].flatten(1).any(1).cpu()
+                kept = outputs[there] if bool(there.any()) else outputs
+                outputs = kept.quantile(0.5, dim=0).expand_as(outputs)
+            grid = pose_grid(grid, pose_from(outputs, config.localizer))
+        return grid
+
+    def stage(self, cohort: Cohort) -> Stage:
+        """How the pose is learned: by the overlap of masks with the reference's, without labels.
+
+        Labels serve to pair slices with the reference's and to draw the batches. The score is the
+        mean agreement over validation slices, mean over patients, as at inference.
+        """
+        starts = [self.start(subject) for subject in cohort.training]
+        aims: list[Grid] | None = None
+        if self.config.teacher:
+            aims = registered(cohort.training, starts, self.config, self.reference)
+
+        def batch(step: TrainStep) -> _PoseBatch:
+            return self._batch(cohort, starts, aims, step)
+
+        def validate() -> dict[str, float]:
+            found = shared_map(self._figures, cohort.validation)
+            means = torch.tensor([list(one.values()) for one in found]).mean(0).tolist()
+            return dict(zip(found[0], means, strict=True))
+
+        config = self.config.stage
+        return Stage(
+            name="pose",
+            net=self.net,
+            config=config,
+            steps=config.steps or steps_per_epoch(cohort.index, config.batch_size),
+            batch=batch,
+            loss=self._loss,
+            validate=validate,
+        )
+
+    def _batch(
+        self, cohort: Cohort, starts: Sequence[Grid], aims: Sequence[Grid] | None, step: TrainStep
+    ) -> _PoseBatch:
+        config, side = self.config, self.config.localizer.size
+        drawn = draw(cohort.index, step, config.stage.batch_size)
+        chance = _chance(len(drawn), step)
+        start = picked(starts, drawn).resized((len(drawn), side, side))
+        fields = _fields(cohort, drawn, config, chance[:, 5:9])
+        masks = [subject.masks for subject in cohort.training]
+        images = [subject.image for subject in cohort.training]
+        return _PoseBatch(
+            names=cohort.names(drawn),
+            scene=Scene(
+                image=Slices.of(images, drawn, fill=AIR_HU, fields=fields),
+                masks=Slices.of(masks, drawn, fields=fields),
+                start=_jittered(start, config, chance[:, :5]),
+                channels=self.channels,
+            ),
+            masks=Slices.of(masks, drawn),
+            mirrored=(chance[:, 9] > 0) & config.mirrored,
+            levels=tuple(self.reference.level(cohort.training[case], k) for case, k in drawn),
+            aims=None if aims is None else picked(aims, drawn),
+        )
+
+    def _loss(self, called: nn.Module, batch: _PoseBatch) -> dict[str, Tensor]:
+        config, start = self.config, batch.scene.start
+        view = _mirrored(batch.scene.view(start, self.masks), batch.mirrored)
+        outputs = _mirrored_back(outputs_of(called, view), batch.mirrored)
         pose = pose_from(outputs, config.localizer)
-        moved = _drawn_masks(cohort, drawn, pose_grid(start, pose), count)
-        levels = [reference.level(cohort.training[case], k) for case, k in drawn]
-        loss = 1.0 - agreement(moved, reference.targets(levels), config).mean()
-        if not config.teacher:
+        moved = masks_on(batch.masks, pose_grid(start, pose), self.masks)
+        loss = 1.0 - agreement(moved, self.reference.targets(batch.levels), config).mean()
+        if batch.aims is None:
             return {"loss": loss}
-        off = _distance(pose, _picked(aims, drawn), start)
+        off = _distance(pose, batch.aims, start)
         return {"loss": loss + config.teacher * off, "overlap_loss": loss, "distance": off}
 
-    def validate() -> dict[str, float]:
-        found, overlaps = [], []
-        for subject in cohort.validation:
-            start = start_grid(subject, config, reference, size)
-            grid = located(net, config, reference, subject, cohort.plan, size)
-            overlaps.append(overlap(subject, grid, config, reference))
-            found.append([_agreed(subject, g, config, reference) for g in (start, grid)])
-        before, after = torch.tensor(found).mean(0).tolist()
-        names = ("body", "bone")[:count]
-        figures = torch.stack(overlaps).mean(0)
+    def _figures(self, subject: Subject) -> dict[str, float]:
+        """Of a validation patient."""
+        scene = self.scene(subject)
+        grid = self.locate(scene)
+        before, after = (
+            _agreed(subject, place, self.config, self.reference) for place in (scene.start, grid)
+        )
+        own = overlap(subject, grid, self.config, self.reference).tolist()
         return {
             "score": after,
             "start": before,
-            **{name: float(value) for name, value in zip(names, figures, strict=True)},
+            **dict(zip(("body", "bone")[: self.masks], own, strict=True)),
         }
 
-    return Stage(
-        name="pose",
-        net=net,
-        config=config.stage,
-        steps=config.stage.steps or steps_per_epoch(cohort.index, config.stage.batch_size),
-        loss=loss,
-        validate=validate,
-    )
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _PoseBatch:
+    """Slices as the network sees them, and their masks whole for the loss.
 
-@torch.no_grad()
-def located(
-    net: nn.Module,
-    config: PoseConfig,
-    reference: Reference,
-    subject: Subject,
-    plan: Plan,
-    size: int,
-) -> Grid:
-    """The homogenized grid of a scan: (slices, size, size), slice-wise.
-
-    The network looks (with `mirrored` in a mirror, too), the grid is corrected, and it looks again.
-    With `per` "volume" the correction is the median over the slices with a body, so that a patient
-    is moved as one.
+    Attributes:
+        names: of the slices.
+        scene: what the network sees, from the start that it is to correct.
+        masks: all of them, also outside of the field in view.
+        mirrored: (n,) bool: which are seen in a mirror.
+        levels: of the reference, that they meet.
+        aims: the grids that registration found, if it teaches.
     """
-    grid = start_grid(subject, config, reference, size)
-    side, count = config.localizer.size, MASKS[config.target]
-    device = reference.masks.device
-    for _ in range(config.iterations):
-        looked = grid.resized((grid.shape[0], side, side))
-        image = as_input(resample(subject.image, looked, fill=AIR_HU).data, plan.channels)
-        masks = masks_at(subject, looked).data[:count].transpose(0, 1)
-        view = torch.cat([image, masks], dim=1).to(device)
-        outputs = outputs_of(net, view).double().cpu()
-        if config.mirrored:
-            every = torch.ones(len(outputs), dtype=torch.bool)
-            other = outputs_of(net, view.flip(-1)).double().cpu()
-            outputs = (outputs + _turned_back(other, every)) / 2
-        if config.per == "volume":
-            there = masks[:, 0].flatten(1).any(1).cpu()
-            kept = outputs[there] if bool(there.any()) else outputs
-            outputs = kept.quantile(0.5, dim=0).expand_as(outputs)
-        grid = pose_grid(grid, pose_from(outputs, config.localizer))
-    return grid
+
+    names: tuple[str, ...]
+    scene: Scene
+    masks: Slices
+    mirrored: Tensor
+    levels: tuple[int, ...]
+    aims: Grid | None
+
+    def to(self, device: torch.device) -> _PoseBatch:
+        return replace(self, scene=self.scene.to(device), masks=self.masks.to(device))
 
 
 def registered(
@@ -172,43 +235,11 @@ def _labelled_masks(
     """(n, masks, size, size) of the labelled slices on a grid, and the reference's."""
     side, count = config.localizer.size, MASKS[config.target]
     first, last = subject.labelled_or_all
-    seen_on = grid.resized((grid.shape[0], side, side))
-    masks = masks_at(subject, seen_on).data[:count].transpose(0, 1)[first : last + 1]
-    return masks, reference.targets([reference.level(subject, k) for k in range(first, last + 1)])
-
-
-def outputs_of(net: nn.Module, view: Tensor) -> Tensor:
-    """A localisation network's outputs, in float32: an angle needs more than bfloat16 holds."""
-    with torch.autocast(view.device.type, enabled=False):
-        out: Tensor = net(view)
-    return out
-
-
-def seen(
-    cohort: Cohort, drawn: Drawn, grid: Grid, count: int, fields: Sequence[Field | None] = ()
-) -> Tensor:
-    """(n, 1 + count, rows, columns): drawn images and masks on a grid, as localisers take them.
-
-    `fields` are the parts of the slices that are in view, if not all is.
-    """
-    images = [subject.image for subject in cohort.training]
-    hu = sampled(images, drawn, grid, fill=AIR_HU, fields=fields)
-    found = _drawn_masks(cohort, drawn, grid, count, fields)
-    return torch.cat([as_input(hu.data, cohort.plan.channels), found], 1)
-
-
-def _drawn_masks(
-    cohort: Cohort, drawn: Drawn, grid: Grid, count: int, fields: Sequence[Field | None] = ()
-) -> Tensor:
-    """(n, count, rows, columns) float 0..1, differentiable in the grid."""
-    masks = [subject.masks for subject in cohort.training]
-    return sampled(masks, drawn, grid, fields=fields).data[:count].transpose(0, 1) / 255.0
-
-
-def _picked(grids: Sequence[Grid], drawn: Drawn) -> Grid:
-    """The drawn slices of slice-wise grids, one of each case, all of one size."""
-    matrices = torch.stack([grids[case].mm_from_index[k] for case, k in drawn])
-    return Grid((len(drawn), *grids[0].shape[1:]), matrices)
+    rows = range(first, last + 1)
+    seen_on = picked([grid.slicewise()], [(0, k) for k in rows]).resized((len(rows), side, side))
+    masks = masks_on(Slices.of([subject.masks], [(0, k) for k in rows]), seen_on, count)
+    aim = reference.targets([reference.level(subject, k) for k in rows])
+    return masks.to(aim.device), aim
 
 
 def _distance(pose: Pose, aim: Grid, start: Grid) -> Tensor:
@@ -226,11 +257,11 @@ def _distance(pose: Pose, aim: Grid, start: Grid) -> Tensor:
     return torch.stack([part.abs().mean() for part in parts]).sum()
 
 
-def _chance(count: int, now: Moment) -> Tensor:
+def _chance(count: int, step: TrainStep) -> Tensor:
     """(count, 10) uniform in -1 .. 1: all that this process's part of a step leaves to chance."""
-    words = np.random.SeedSequence([now.seed, now.epoch, now.step])
-    drawn = np.random.default_rng(words).uniform(-1, 1, (count * now.world, 10))
-    return torch.from_numpy(drawn[now.rank :: now.world])
+    words = np.random.SeedSequence([step.seed, step.epoch, step.step])
+    drawn = np.random.default_rng(words).uniform(-1, 1, (count * step.world, 10))
+    return torch.from_numpy(drawn[step.rank :: step.world])
 
 
 def _jittered(start: Grid, config: PoseConfig, chance: Tensor) -> Grid:
@@ -273,12 +304,12 @@ def _fields(cohort: Cohort, drawn: Drawn, config: PoseConfig, chance: Tensor) ->
     return fields
 
 
-def _flipped(view: Tensor, which: Tensor) -> Tensor:
+def _mirrored(view: Tensor, which: Tensor) -> Tensor:
     """Some of the views (n, channels, rows, columns) as in a mirror."""
     return torch.where(which[:, None, None, None].to(view.device), view.flip(-1), view)
 
 
-def _turned_back(outputs: Tensor, which: Tensor) -> Tensor:
+def _mirrored_back(outputs: Tensor, which: Tensor) -> Tensor:
     """Outputs (n, `pose_outputs`), of mirrored views, as for the views themselves.
 
     In a mirror the angle and the sideways shift change their signs.

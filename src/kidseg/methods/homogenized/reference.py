@@ -14,11 +14,9 @@ from kidseg.errors import UsageError
 from kidseg.geometry import Grid
 from kidseg.losses import soft_dice
 from kidseg.methods.homogenized.registration import upright
+from kidseg.methods.homogenized.scene import MASKS
 
-__all__ = ["MASKS", "Reference", "chosen", "medoid", "start_grid"]
-
-MASKS = {"body": 1, "body+bone": 2}
-"""Masks that a pose is fitted by."""
+__all__ = ["Reference", "chosen", "medoid", "start_grid"]
 
 # A reference volume is kept from half its labelled height below to half above the labelled region.
 _BEYOND = 0.5

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kidseg.cohort.subject import Subject, sampled
+from kidseg.cohort.subject import Subject
 from kidseg.config import LocalizerConfig, PoseConfig
-from kidseg.geometry import Grid
+from kidseg.geometry import Grid, Slices
 from kidseg.losses import soft_dice
+from kidseg.methods.homogenized.scene import masks_on
 from kidseg.nets.stn import pose_from, pose_grid, pose_outputs
 
 __all__ = ["agreement", "descended", "looked_at", "mirrored", "upright"]
@@ -124,7 +125,7 @@ def _descended(
     pairs = [(n, k) for n, own in enumerate(rows) for k in own]
     places = torch.stack([starts[n].mm_from_index[k] for n, k in pairs])
     grid = Grid((len(pairs), *starts[0].shape[1:]), places).resized((len(pairs), side, side))
-    masks_of = [subject.masks for subject in subjects]
+    seen = Slices.of([subject.masks for subject in subjects], pairs)
     aim = torch.cat(list(aims)) if aims[0].ndim else aims[0]
     numbers = torch.zeros(len(subjects), pose_outputs(localizer), dtype=torch.float64)
     numbers.requires_grad_()
@@ -137,8 +138,8 @@ def _descended(
             for group in descent.param_groups:
                 group["lr"] = _RATE * (1 - step / _STEPS) ** 0.9
             moved = pose_grid(grid, pose_from(numbers[owner], localizer))
-            masks = sampled(masks_of, pairs, moved).data[:count].transpose(0, 1) / 255.0
-            each = loss(masks, aim).double().cpu()
+            masks = masks_on(seen, moved, count)
+            each = loss(masks.to(aim.device), aim).double().cpu()
             mean = torch.zeros_like(least).index_add(0, owner, each) / slices
             better = mean.detach() < least
             best = torch.where(better[:, None], numbers.detach(), best)

@@ -1,0 +1,100 @@
+"""Slices of volumes of any size, one after the other: what a training batch is sampled from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from kidseg.geometry.grid import Grid, Volume
+from kidseg.geometry.resample import resample
+
+__all__ = ["Field", "Slices", "sampled"]
+
+Field = tuple[int, int, int, int]
+"""A part of a slice: first row, row after the last, first column, column after the last."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Slices:
+    """Copies of slices.
+
+    Attributes:
+        parts: slices of one size as a slice-wise volume, with their places in the whole.
+    """
+
+    parts: tuple[tuple[tuple[int, ...], Volume], ...]
+
+    @classmethod
+    def of(
+        cls,
+        volumes: Sequence[Volume],
+        drawn: Sequence[tuple[int, int]],
+        *,
+        fill: float = 0.0,
+        fields: Sequence[Field | None] = (),
+    ) -> Slices:
+        """Slices drawn from volumes.
+
+        Args:
+            volumes: (channels, slices, rows, columns) each, volumetric, any sizes.
+            drawn: (volume, slice) each.
+            fill: outside of a slice's field.
+            fields: for each slice the part that is in view, None for all of it; none: all of all.
+        """
+        alike: dict[tuple[int, ...], list[int]] = {}
+        for row, (n, _) in enumerate(drawn):
+            alike.setdefault(tuple(volumes[n].data.shape[2:]), []).append(row)
+        parts = []
+        for rows in alike.values():
+            picks = [(volumes[drawn[row][0]], drawn[row][1]) for row in rows]
+            data = torch.stack([volume.data[:, k] for volume, k in picks], dim=1)
+            for n, row in enumerate(rows):
+                if fields and (field := fields[row]) is not None:
+                    top, bottom, left, right = field
+                    kept = data[:, n, top:bottom, left:right].clone()
+                    data[:, n] = round(fill)
+                    data[:, n, top:bottom, left:right] = kept
+            matrices = torch.stack([volume.grid.mm_from_index for volume, _ in picks]).clone()
+            heights = torch.tensor([k for _, k in picks]).to(matrices)
+            matrices[:, :3, 3] += heights[:, None] * matrices[:, :3, 0]
+            grid = Grid((len(rows), *data.shape[2:]), matrices)
+            parts.append((tuple(rows), Volume(data, grid)))
+        return cls(parts=tuple(parts))
+
+    def to(self, device: torch.device) -> Slices:
+        """The same voxels on a device; grids stay where they are."""
+        moved = ((rows, Volume(part.data.to(device), part.grid)) for rows, part in self.parts)
+        return Slices(parts=tuple(moved))
+
+
+def sampled(
+    image: Volume | Slices,
+    grid: Grid,
+    *,
+    mode: Literal["linear", "nearest"] = "linear",
+    fill: float = 0.0,
+) -> Volume:
+    """A volume, or slices, at the voxels of a grid, one interpolation each; see `resample`.
+
+    Args:
+        image: what is sampled. Of `Slices` each lies in the plane of the matching grid slice.
+        grid: slice-wise, as many slices, for `Slices`.
+        mode: as in `resample`.
+        fill: outside of the source.
+
+    Returns:
+        (channels, *grid.shape), differentiable in the grid unless "nearest".
+    """
+    if isinstance(image, Volume):
+        return resample(image, grid, mode=mode, fill=fill)
+    found = []
+    for rows, source in image.parts:
+        place = Grid((len(rows), *grid.shape[1:]), grid.mm_from_index[list(rows)])
+        found.append(resample(source, place, mode=mode, fill=fill).data)
+    if len(found) == 1:
+        return Volume(found[0], grid)
+    order = torch.tensor([row for rows, _ in image.parts for row in rows]).argsort()
+    return Volume(torch.cat(found, dim=1)[:, order.to(found[0].device)], grid)

@@ -1,0 +1,61 @@
+"""What a spatial transformer looks at: one patient, or the slices of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from kidseg.geometry import Grid, Slices, Volume, sampled
+from kidseg.intensity import AIR_HU, Normalisation, as_input
+
+__all__ = ["MASKS", "Scene", "masks_on", "outputs_of"]
+
+MASKS = {"body": 1, "body+bone": 2}
+"""Masks that a pose is fitted by."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scene:
+    """Image and masks, wherever they are looked at.
+
+    Attributes:
+        image: (1, slices, rows, columns) HU of a patient, or drawn slices.
+        masks: (2, ...) uint8 of the same, 0..255 for 0..1: body and bone.
+        start: slice-wise, where the pose is sought from.
+        channels: how the image is normalised.
+    """
+
+    image: Volume | Slices
+    masks: Volume | Slices
+    start: Grid
+    channels: Sequence[Normalisation]
+
+    def to(self, device: torch.device) -> Scene:
+        """The same voxels on a device; grids stay on the CPU."""
+        return replace(self, image=_to(self.image, device), masks=_to(self.masks, device))
+
+    def view(self, grid: Grid, masks: int) -> Tensor:
+        """(slices, 1 + masks, rows, columns) on a grid, as localisation networks take them."""
+        image = as_input(sampled(self.image, grid, fill=AIR_HU).data, self.channels)
+        return torch.cat([image, masks_on(self.masks, grid, masks)], dim=1)
+
+
+def masks_on(masks: Volume | Slices, grid: Grid, count: int) -> Tensor:
+    """(slices, count, rows, columns) float 0..1 on a grid, differentiable in it."""
+    return sampled(masks, grid).data[:count].transpose(0, 1) / 255.0
+
+
+def outputs_of(net: nn.Module, view: Tensor) -> Tensor:
+    """A localisation network's outputs, in float32: an angle needs more than bfloat16 holds."""
+    with torch.autocast(view.device.type, enabled=False):
+        out: Tensor = net(view)
+    return out
+
+
+def _to(image: Volume | Slices, device: torch.device) -> Volume | Slices:
+    if isinstance(image, Volume):
+        return Volume(image.data.to(device), image.grid)
+    return image.to(device)

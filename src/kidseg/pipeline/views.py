@@ -1,0 +1,71 @@
+"""How a network sees a region: slice by slice, with neighbours, or in blocks.
+
+The only code that knows slices, slabs and blocks. A view takes what lies on a grid to the input of
+a network, and the network's answer to probabilities on the grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kidseg.device import Device
+from kidseg.geometry import Grid, Slices, Volume, sampled
+from kidseg.intensity import AIR_HU, Normalisation, as_input
+from kidseg.pipeline.steps import Progress, Region
+
+__all__ = ["Planes", "View"]
+
+_SLICES_AT_ONCE = 16
+
+
+class View(Protocol):
+    """What a network sees of a region."""
+
+    def image(self, image: Volume | Slices, grid: Grid) -> Tensor:
+        """The input of the network on a grid."""
+        ...
+
+    def predict(self, net: nn.Module, progress: Progress, region: Region) -> Volume:
+        """Probabilities on the region's grid."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planes:
+    """Two-dimensional networks: each slice on its own.
+
+    Attributes:
+        channels: how each channel of the image is normalised.
+        device: where networks run.
+    """
+
+    channels: Sequence[Normalisation]
+    device: Device
+
+    def image(self, image: Volume | Slices, grid: Grid) -> Tensor:
+        """(slices, channels, rows, columns) float32, normalised; air outside the image."""
+        return as_input(sampled(image, grid, fill=AIR_HU).data, self.channels)
+
+    @torch.no_grad()
+    def predict(self, net: nn.Module, progress: Progress, region: Region) -> Volume:
+        """(classes, *region.grid.shape) float32 on the CPU."""
+        hu = sampled(progress.image, region.grid, fill=AIR_HU).data
+        parts = []
+        for start in range(0, region.grid.shape[0], _SLICES_AT_ONCE):
+            part = hu[:, start : start + _SLICES_AT_ONCE].to(self.device.torch)
+            seen = as_input(part, self.channels).contiguous(memory_format=torch.channels_last)
+            rows, columns = seen.shape[2:]
+            multiple = int(getattr(net, "multiple", 1))
+            if rows % multiple or columns % multiple:
+                seen = F.pad(seen, (0, -columns % multiple, 0, -rows % multiple), mode="replicate")
+            with self.device.autocast():
+                (logits,) = net(seen)
+            found = torch.softmax(logits[..., :rows, :columns].float(), dim=1)
+            parts.append(found.transpose(0, 1).cpu())
+        return Volume(torch.cat(parts, dim=1), region.grid)
