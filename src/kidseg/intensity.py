@@ -19,12 +19,14 @@ __all__ = [
     "AIR_HU",
     "Normalisation",
     "Sample",
+    "Scaling",
     "Scheme",
     "Statistics",
     "as_input",
     "normalise",
     "pool",
     "sample",
+    "scalings",
 ]
 
 Scheme = Literal["ct", "zscore", "rescale_to_0_1", "rgb_to_0_1", "nonorm"]
@@ -73,6 +75,11 @@ class Normalisation:
     statistics: Statistics
     inside_only: bool = False
 
+    @property
+    def padding_value(self) -> float:
+        """What lies outside of an image: air in a CT; no signal, 0, in any other."""
+        return AIR_HU if self.scheme == "ct" else 0.0
+
     @classmethod
     def of_channel(
         cls, channel: str, statistics: Statistics, *, inside_only: bool = False
@@ -97,19 +104,34 @@ class Normalisation:
         return cls(**{**data, "statistics": Statistics(**data["statistics"])})
 
 
-def normalise(
+@dataclass(frozen=True, kw_only=True)
+class Scaling:
+    """What is done to one channel of one case: clip, subtract `shift`, divide by `scale`.
+
+    Attributes:
+        low: smaller values become this; None: none do.
+        high: larger values become this.
+        shift: becomes 0.
+        scale: so far above `shift` becomes 1.
+        inside_only: where all channels are 0, the result is 0.
+    """
+
+    low: float | None = None
+    high: float | None = None
+    shift: float = 0.0
+    scale: float = 1.0
+    inside_only: bool = False
+
+
+def scalings(
     image: Tensor, channels: Sequence[Normalisation], inside: Tensor | None = None
-) -> Tensor:
-    """An image as networks see it: float32, about 0, spread about 1.
+) -> tuple[Scaling, ...]:
+    """How the channels of one case are normalised: CT as all cases, others by their own values.
 
     Args:
-        image: (channels, ...) of any type; HU for CT.
+        image: (channels, ...) of any type, the whole case; HU for CT.
         channels: one per channel.
         inside: (...) bool, the non-zero region, needed where a channel is normalised `inside_only`.
-
-    Returns:
-        (channels, ...) float32, a new tensor on the same device. An image without a voxel inside
-        stays as it is.
 
     Raises:
         ValueError: the number of channels differs, or `inside` is needed and missing; "rgb_to_0_1"
@@ -119,49 +141,91 @@ def normalise(
     """
     if len(image) != len(channels):
         raise ValueError(f"{len(image)} channels where the plan has {len(channels)}")
-    out = image.to(torch.float32, copy=True)
-    for k, channel in enumerate(channels):
-        values = out[k]  # a view that gradients pass through, unlike those of iteration
-        if channel.scheme == "ct":
-            known = channel.statistics
-            values.clamp_(known.percentile_00_5, known.percentile_99_5)
-            values.sub_(known.mean).div_(max(known.sd, _LEAST_SD))
-        elif channel.scheme == "zscore":
-            if channel.inside_only and inside is None:
-                raise ValueError(f"channel '{channel.channel}' needs the non-zero region")
-            _standardise(values, inside if channel.inside_only else None)
-        elif channel.scheme == "rescale_to_0_1":
-            values.sub_(values.min())
-            values.div_(max(float(values.max()), _LEAST_SD))
-        elif channel.scheme == "rgb_to_0_1":
-            if values.min() < 0 or values.max() > 255:
-                raise ValueError(f"channel '{channel.channel}' has values outside 0..255")
-            values.div_(255.0)
-    return out
+    return tuple(
+        _scaling(values, channel, inside) for values, channel in zip(image, channels, strict=True)
+    )
 
 
-def as_input(image: Tensor, channels: Sequence[Normalisation]) -> Tensor:
+def normalise(
+    image: Tensor, channels: Sequence[Normalisation], inside: Tensor | None = None
+) -> Tensor:
+    """A whole case as networks see it: float32, about 0, spread about 1.
+
+    Args:
+        image: (channels, ...) of any type; HU for CT.
+        channels: one per channel.
+        inside: as in `scalings`.
+
+    Returns:
+        (channels, ...) float32, a new tensor on the same device. An image without a voxel inside
+        stays as it is.
+
+    Raises:
+        ValueError: as `scalings`.
+    """
+    return _scaled(image, scalings(image, channels, inside), inside)
+
+
+def as_input(image: Tensor, each: Sequence[Sequence[Scaling]]) -> Tensor:
     """(channels, slices, rows, columns) as networks take slices: (slices, channels, rows, columns).
 
     Args:
         image: HU for CT.
-        channels: one per channel; see `normalise`.
+        each: the scalings of each slice's case; one for all, if all are of one case.
     """
-    return normalise(image, channels).transpose(0, 1)
+    kinds = list(dict.fromkeys(tuple(one) for one in each))
+    if len(kinds) == 1:
+        return _scaled(image, kinds[0]).transpose(0, 1)
+    parts, rows = [], []
+    for kind in kinds:
+        own = [row for row, one in enumerate(each) if tuple(one) == kind]
+        parts.append(_scaled(image[:, own], kind))
+        rows += own
+    order = torch.tensor(rows).argsort().to(image.device)
+    return torch.cat(parts, dim=1)[:, order].transpose(0, 1)
 
 
-def _standardise(values: Tensor, inside: Tensor | None) -> None:
-    """Z-score, in place."""
-    chosen = values if inside is None else values[inside]
-    if not chosen.numel():
-        return
-    kind = torch.float32 if values.device.type == "mps" else torch.float64
-    mean = float(chosen.to(kind).mean())
-    sd = max(float(chosen.to(kind).std(correction=0)), _LEAST_SD)
-    if inside is None:
-        values.sub_(mean).div_(sd)
-    else:
-        values[inside] = (chosen - mean) / sd
+def _scaling(values: Tensor, channel: Normalisation, inside: Tensor | None) -> Scaling:
+    if channel.scheme == "ct":
+        known = channel.statistics
+        return Scaling(
+            low=known.percentile_00_5,
+            high=known.percentile_99_5,
+            shift=known.mean,
+            scale=max(known.sd, _LEAST_SD),
+        )
+    if channel.scheme == "zscore":
+        if channel.inside_only and inside is None:
+            raise ValueError(f"channel '{channel.channel}' needs the non-zero region")
+        chosen = values[inside] if channel.inside_only else values
+        if not chosen.numel():
+            return Scaling()
+        wide = chosen.to(torch.float32 if values.device.type == "mps" else torch.float64)
+        mean, sd = float(wide.mean()), float(wide.std(correction=0))
+        return Scaling(shift=mean, scale=max(sd, _LEAST_SD), inside_only=channel.inside_only)
+    low, high = float(values.min()), float(values.max())
+    if channel.scheme == "rescale_to_0_1":
+        return Scaling(shift=low, scale=max(high - low, _LEAST_SD))
+    if channel.scheme == "rgb_to_0_1":
+        if low < 0 or high > 255:
+            raise ValueError(f"channel '{channel.channel}' has values outside 0..255")
+        return Scaling(scale=255.0)
+    return Scaling()
+
+
+def _scaled(image: Tensor, how: Sequence[Scaling], inside: Tensor | None = None) -> Tensor:
+    """(channels, ...) float32; `inside` is what is not 0 in all channels, if not given."""
+    out = image.to(torch.float32, copy=True)
+    for k, scaling in enumerate(how):
+        values = out[k]  # a view that gradients pass through, unlike those of iteration
+        if scaling.low is not None or scaling.high is not None:
+            values.clamp_(scaling.low, scaling.high)
+        if scaling != Scaling():
+            values.sub_(scaling.shift).div_(scaling.scale)
+        if scaling.inside_only:
+            nothing = (image == 0).all(0) if inside is None else ~inside
+            values.masked_fill_(nothing, 0.0)
+    return out
 
 
 @dataclass(frozen=True, kw_only=True)

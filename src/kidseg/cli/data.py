@@ -154,6 +154,9 @@ def store(
         list[str] | None, typer.Option("--validation", help="Validate on this case.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the split.")] = 0,
+    full: Annotated[
+        bool, typer.Option("--full", help="Keep the scans' own pixels: for all methods.")
+    ] = False,
     jobs: Jobs = 1,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -177,6 +180,7 @@ def store(
             validation=validation,
             cases=cases,
             seed=seed,
+            full=full,
             jobs=jobs,
             progress=advance,
         )

@@ -11,13 +11,14 @@ import torch
 
 from kidseg.cohort.items import Drawn, SliceIndex
 from kidseg.cohort.stored import schema_of_store, subject_of
-from kidseg.cohort.subject import Subject
+from kidseg.cohort.subject import Material, Subject, adapted
 from kidseg.config import CohortConfig
 from kidseg.errors import Finding, InputError
 from kidseg.geometry import Volume
+from kidseg.intensity import Scaling
 from kidseg.labels import KIDNEY_TUMOUR, LabelSchema, Target
 from kidseg.plan import Plan
-from kidseg.store import Store
+from kidseg.store import Store, StoredCase
 
 __all__ = ["Cohort", "check_selection", "gather_cohort", "patient_dice"]
 
@@ -42,6 +43,11 @@ class Cohort:
     config: CohortConfig
     findings: tuple[Finding, ...] = ()
 
+    @property
+    def masks(self) -> list[Volume]:
+        """Of body and bone, of the training cases."""
+        return [subject.masks for subject in self.training if subject.masks is not None]
+
     @cached_property
     def index(self) -> SliceIndex:
         """The training slices."""
@@ -65,12 +71,16 @@ class Cohort:
         """Of drawn training slices, for messages; slices count from 0."""
         return tuple(f"{self.training[case].id} slice {k}" for case, k in drawn)
 
+    def scalings(self, drawn: Drawn) -> list[tuple[Scaling, ...]]:
+        """Of the cases of drawn training slices."""
+        return [self.training[case].scalings for case, _ in drawn]
+
     def dice(self, case: int, found: Volume) -> dict[str, float | None]:
         """Dice of each region in a validation case; see `patient_dice`.
 
         Args:
             case: number of the validation case.
-            found: (1, ...) labels on its `Subject.whole`.
+            found: (1, ...) labels on the grid of its image.
         """
         subject = self.validation[case]
         assert subject.labels is not None
@@ -92,20 +102,30 @@ class Cohort:
         return {"score": sum(chosen) / len(chosen) if chosen else 0.0, **figures}
 
 
-def gather_cohort(store: Store, config: CohortConfig) -> Cohort:
+def gather_cohort(store: Store, config: CohortConfig, material: Material) -> Cohort:
     """The cases of a store of subjects: those its plan was made from train, the others validate.
 
-    Their voxels stay on the disk until they are looked at, and are shared between processes.
+    Their voxels stay on the disk until they are looked at, and are shared between processes; but
+    what the store lacks (coarser pixels, masks) is made now and held in memory.
+
+    Args:
+        store: of subjects.
+        config: of the cohort.
+        material: what the method asks of subjects.
 
     Raises:
-        InputError: as `check_selection`.
+        InputError: as `check_selection` and `adapted`.
     """
     schema = schema_of_store(store)
     check_selection(schema, config, store.path)
     training = set(store.plan.training)
+
+    def subject(case: StoredCase) -> Subject:
+        return adapted(subject_of(case), material, store.plan.channels, case.original)
+
     return Cohort(
-        training=tuple(subject_of(case) for case in store.cases if case.id in training),
-        validation=tuple(subject_of(case) for case in store.cases if case.id not in training),
+        training=tuple(subject(case) for case in store.cases if case.id in training),
+        validation=tuple(subject(case) for case in store.cases if case.id not in training),
         schema=schema,
         plan=store.plan,
         config=config,

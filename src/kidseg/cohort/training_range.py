@@ -50,7 +50,9 @@ class Placement:
     outlines: Mapping[str, Volume] = field(default_factory=dict)
 
 
-def figures_of(subject: Subject, grid: Grid | None = None) -> dict[str, float]:
+def figures_of(
+    subject: Subject, grid: Grid | None = None, base: Grid | None = None
+) -> dict[str, float]:
     """What places a patient among others, a number each.
 
     "radius_long_mm" and "radius_short_mm" of the body (left out if there is none), "pixel_mm" and
@@ -60,13 +62,13 @@ def figures_of(subject: Subject, grid: Grid | None = None) -> dict[str, float]:
     """
     spacing = subject.image.grid.spacing_mm
     figures = {"pixel_mm": float(spacing[1:].prod().sqrt()), "slice_mm": float(spacing[0])}
-    radii = subject.body.radii_mm
-    if bool(radii.isfinite().all()):
+    radii = None if subject.body is None else subject.body.whole.radii_mm
+    if radii is not None and bool(radii.isfinite().all()):
         figures |= {"radius_long_mm": float(radii[0]), "radius_short_mm": float(radii[1])}
-    if grid is not None:
+    if grid is not None and base is not None:
         pose = in_plane_pose(grid, subject.image.grid)
         pixel = grid.spacing_mm.reshape(-1, 3)[:, 1:].flip(-1)
-        scale = (pixel / subject.base.spacing_mm[1:].flip(0)).median(0).values
+        scale = (pixel / base.spacing_mm[1:].flip(0)).median(0).values
         shift = pose.shift_mm.reshape(-1, 2).median(0).values
         figures |= {
             "angle_deg": float(torch.rad2deg(pose.angle_rad).median()),

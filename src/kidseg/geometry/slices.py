@@ -75,7 +75,7 @@ def sampled(
     grid: Grid,
     *,
     mode: Literal["linear", "nearest"] = "linear",
-    fill: float = 0.0,
+    fill: float | Sequence[float] = 0.0,
 ) -> Volume:
     """A volume, or slices, at the voxels of a grid, one interpolation each; see `resample`.
 
@@ -83,7 +83,7 @@ def sampled(
         image: what is sampled. Of `Slices` each lies in the plane of the matching grid slice.
         grid: slice-wise, as many slices, for `Slices`.
         mode: as in `resample`.
-        fill: outside of the source.
+        fill: outside of the source, one for all channels or one per channel.
 
     Returns:
         (channels, *grid.shape), differentiable in the grid unless "nearest".

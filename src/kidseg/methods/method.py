@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol, Self
 from torch import nn
 
 from kidseg.cohort.cohort import Cohort
-from kidseg.cohort.subject import Subject
+from kidseg.cohort.subject import Material, Subject
 from kidseg.cohort.training_range import Placement
 from kidseg.config import MethodConfig
 from kidseg.device import Device
@@ -57,6 +57,11 @@ class Method(Protocol):
     @property
     def device(self) -> Device:
         """See the class."""
+        ...
+
+    @classmethod
+    def material(cls, config: Any, plan: Plan) -> Material:
+        """What it asks of subjects."""
         ...
 
     @classmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Self
 
@@ -10,10 +10,12 @@ from torch import nn
 
 from kidseg.augment import Augmentation
 from kidseg.cohort.cohort import Cohort
-from kidseg.cohort.subject import Subject
+from kidseg.cohort.frame import Frame, frame, pixel_mm
+from kidseg.cohort.subject import Material, Subject
 from kidseg.cohort.training_range import Placement, figures_of
 from kidseg.config import PlainConfig
 from kidseg.device import Device
+from kidseg.intensity import Scaling
 from kidseg.labels import Target
 from kidseg.methods.segmentation import segmentation_stage
 from kidseg.nets import build
@@ -39,7 +41,11 @@ class Plain:
     ) -> None:
         self.config, self.target, self.plan = config, target, plan
         self.parts, self.device = parts, device
-        self.view = Planes(channels=plan.channels, device=device)
+
+    @classmethod
+    def material(cls, config: PlainConfig, plan: Plan) -> Material:
+        """Any channels; no masks."""
+        return Material(pixel_mm=pixel_mm(config.view, plan))
 
     @classmethod
     def build(
@@ -56,19 +62,20 @@ class Plain:
             self.parts["segment"],
             config.segment,
             cohort,
-            view=self.view,
-            training=[subject.base for subject in cohort.training],
-            validation=[subject.whole for subject in cohort.validation],
+            view=self._view,
+            training=[self._frame(subject).base for subject in cohort.training],
+            validation=[self._frame(subject).whole for subject in cohort.validation],
             augmentation=Augmentation(config.view.size) if config.augment == "nnunet" else None,
         )
 
     def steps(self, subject: Subject) -> list[Step]:
         """The one step, "segment"."""
+        view = self._view([subject.scalings])
         return [
             Step(
                 name="segment",
-                locate=lambda _: [Region(grid=subject.whole)],
-                segment=partial(self.view.predict, self.parts["segment"]),
+                locate=lambda _: [Region(grid=self._frame(subject).whole)],
+                segment=partial(view.predict, self.parts["segment"]),
                 target=self.target,
             )
         ]
@@ -76,6 +83,12 @@ class Plain:
     def report(self, subject: Subject, progress: Progress) -> Placement:
         """The size of the body and of the voxels."""
         return Placement(figures=figures_of(subject), overlap={})
+
+    def _view(self, scalings: Sequence[Sequence[Scaling]]) -> Planes:
+        return Planes(scalings=scalings, padding=self.plan.padding, device=self.device)
+
+    def _frame(self, subject: Subject) -> Frame:
+        return frame(subject, self.config.view, self.plan, self.config.unet.multiple)
 
     @property
     def facts(self) -> Mapping[str, Any]:

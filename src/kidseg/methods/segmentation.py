@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +14,8 @@ from kidseg.cohort.cohort import Cohort
 from kidseg.cohort.items import Drawn, draw, steps_per_epoch
 from kidseg.config import StageConfig
 from kidseg.distributed import all_gather, shared_map
-from kidseg.geometry import Grid, Slices, Volume, sampled
-from kidseg.intensity import AIR_HU, as_input
+from kidseg.geometry import Grid, Slices, Volume
+from kidseg.intensity import Scaling
 from kidseg.losses import restored_segmentation_loss, segmentation_loss
 from kidseg.pipeline import Planes, Progress, Region, restore
 from kidseg.stage import Stage, TrainStep
@@ -29,10 +28,10 @@ def segmentation_stage(
     config: StageConfig,
     cohort: Cohort,
     *,
-    view: Planes,
+    view: Callable[[Sequence[Sequence[Scaling]]], Planes],
     training: Sequence[Grid],
     validation: Sequence[Grid],
-    loss_space: Literal["original", "network"] = "network",
+    original: Sequence[Grid] | None = None,
     augmentation: Augmentation | None = None,
 ) -> Stage:
     """How a network is trained on given grids.
@@ -41,38 +40,39 @@ def segmentation_stage(
         net: the network.
         config: its training.
         cohort: the cases.
-        view: how the network sees a grid.
+        view: (scalings of one or all slices) -> how the network sees them.
         training: the network's grid for each training case.
         validation: the same for the validation cases.
-        loss_space: labels are compared on the "network" grid, or on the "original" base grid after
-            the inverse warp.
-        augmentation: of what the network sees; with `loss_space` "network".
+        original: for each training case the grid on which labels are compared, after the inverse
+            warp; None compares them where the network sees them.
+        augmentation: of what the network sees; without `original`.
 
-    The score is the mean Dice of whole patients on `Subject.whole`: the original space, at the
-    network's resolution.
+    The score is the mean Dice of whole patients on their scans' slices, as they are stored.
     """
     slicewise = [grid.slicewise() for grid in training]
-    base = [subject.base.slicewise() for subject in cohort.training]
+    base = None if original is None else [grid.slicewise() for grid in original]
 
     def batch(step: TrainStep) -> _SliceBatch:
         drawn = draw(cohort.index, step, config.batch_size)
         grid = picked(slicewise, drawn)
-        names = cohort.names(drawn)
+        names, scalings = cohort.names(drawn), cohort.scalings(drawn)
         if augmentation is not None:
-            image, reference = _augmented(cohort, drawn, grid, augmentation, step)
+            image, reference = _augmented(cohort, view, drawn, grid, augmentation, step)
             return _SliceBatch(names=names, image=image, grid=grid, reference=reference)
         images = Slices.of([subject.image for subject in cohort.training], drawn)
-        seen = grid if loss_space == "network" else picked(base, drawn)
+        seen = grid if base is None else picked(base, drawn)
         reference = drawn_labels(cohort.training, drawn, seen)
-        return _SliceBatch(names=names, image=images, grid=grid, reference=reference)
+        return _SliceBatch(
+            names=names, image=images, grid=grid, reference=reference, scalings=scalings
+        )
 
     def loss(called: nn.Module, batch: _SliceBatch) -> dict[str, Tensor]:
         image = batch.image
         if isinstance(image, Slices):
-            image = view.image(image, batch.grid)
+            image = view(batch.scalings).image(image, batch.grid)
         levels = called(image.contiguous(memory_format=torch.channels_last))
         reference = batch.reference
-        if loss_space == "original":
+        if base is not None:
             return {"loss": whole_restored_loss(levels, batch.grid, reference)}
         labels, valid = all_gather(reference.labels.data[0]), reference.valid
         valid = None if valid is None else all_gather(valid)
@@ -81,8 +81,8 @@ def segmentation_stage(
 
     def dice(case: int) -> dict[str, float | None]:
         subject, region = cohort.validation[case], Region(grid=validation[case])
-        found = view.predict(net, Progress(image=subject.image), region)
-        return cohort.dice(case, restore(found, subject.whole))
+        found = view([subject.scalings]).predict(net, Progress(image=subject.image), region)
+        return cohort.dice(case, restore(found, subject.image.grid))
 
     def validate() -> dict[str, float]:
         return cohort.score(shared_map(dice, range(len(cohort.validation))))
@@ -106,13 +106,15 @@ class _SliceBatch:
         names: of the slices.
         image: as scanned; or what the network sees, where that was made already.
         grid: slice-wise, what the network sees.
-        reference: on `grid`, or on the base grid.
+        reference: on `grid`, or on the original grid.
+        scalings: of the slices' cases, if the image is as scanned.
     """
 
     names: tuple[str, ...]
     image: Slices | Tensor
     grid: Grid
     reference: Labelled
+    scalings: Sequence[Sequence[Scaling]] = ()
 
     def to(self, device: torch.device) -> _SliceBatch:
         return replace(self, image=self.image.to(device), reference=self.reference.to(device))
@@ -133,7 +135,12 @@ def _gathered_grid(grid: Grid) -> Grid:
 
 
 def _augmented(
-    cohort: Cohort, drawn: Drawn, grid: Grid, augmentation: Augmentation, step: TrainStep
+    cohort: Cohort,
+    view: Callable[[Sequence[Sequence[Scaling]]], Planes],
+    drawn: Drawn,
+    grid: Grid,
+    augmentation: Augmentation,
+    step: TrainStep,
 ) -> tuple[Tensor, Labelled]:
     """Image and labels on a larger grid, so that turned corners are filled; then augmented."""
     rows, columns = augmentation.source_size
@@ -145,7 +152,7 @@ def _augmented(
     if reference.valid is not None:
         channels.append(reference.valid.to(torch.uint8))
     image, masks = augmentation(
-        as_input(sampled(images, wide, fill=AIR_HU).data, cohort.plan.channels),
+        view(cohort.scalings(drawn)).image(images, wide),
         torch.stack(channels, dim=1),
         seed=(step.seed, step.epoch, step.step),
         first=step.rank,

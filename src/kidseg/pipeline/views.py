@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from kidseg.device import Device
 from kidseg.geometry import Grid, Slices, Volume, sampled
-from kidseg.intensity import AIR_HU, Normalisation, as_input
+from kidseg.intensity import Scaling, as_input
 from kidseg.pipeline.steps import Progress, Region
 
 __all__ = ["Planes", "View"]
@@ -41,25 +41,27 @@ class Planes:
     """Two-dimensional networks: each slice on its own.
 
     Attributes:
-        channels: how each channel of the image is normalised.
+        scalings: how the image's channels are normalised: one for all slices, or one for each.
+        padding: of each channel, what lies outside of the image.
         device: where networks run.
     """
 
-    channels: Sequence[Normalisation]
+    scalings: Sequence[Sequence[Scaling]]
+    padding: Sequence[float]
     device: Device
 
     def image(self, image: Volume | Slices, grid: Grid) -> Tensor:
-        """(slices, channels, rows, columns) float32, normalised; air outside the image."""
-        return as_input(sampled(image, grid, fill=AIR_HU).data, self.channels)
+        """(slices, channels, rows, columns) float32, normalised."""
+        return as_input(sampled(image, grid, fill=self.padding).data, self.scalings)
 
     @torch.no_grad()
     def predict(self, net: nn.Module, progress: Progress, region: Region) -> Volume:
         """(classes, *region.grid.shape) float32 on the CPU."""
-        hu = sampled(progress.image, region.grid, fill=AIR_HU).data
+        raw = sampled(progress.image, region.grid, fill=self.padding).data
         parts = []
         for start in range(0, region.grid.shape[0], _SLICES_AT_ONCE):
-            part = hu[:, start : start + _SLICES_AT_ONCE].to(self.device.torch)
-            seen = as_input(part, self.channels).contiguous(memory_format=torch.channels_last)
+            part = raw[:, start : start + _SLICES_AT_ONCE].to(self.device.torch)
+            seen = as_input(part, self.scalings).contiguous(memory_format=torch.channels_last)
             rows, columns = seen.shape[2:]
             multiple = int(getattr(net, "multiple", 1))
             if rows % multiple or columns % multiple:

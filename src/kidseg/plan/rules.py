@@ -133,6 +133,11 @@ class Plan:
     training: tuple[str, ...]
 
     @property
+    def padding(self) -> tuple[float, ...]:
+        """Of each channel, what lies outside of an image."""
+        return tuple(channel.padding_value for channel in self.channels)
+
+    @property
     def digest(self) -> str:
         """SHA-256 of the plan as JSON: equal plans have equal digests."""
         text = json.dumps(self.as_dict(), sort_keys=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from kidseg.cohort.training_range import FAR_SD, Placement, distances
 from kidseg.config import METHODS, load
 from kidseg.device import choose_device
 from kidseg.errors import Finding, ModelError, UsageError
-from kidseg.geometry import Grid, Volume, in_plane_pose, resample
+from kidseg.geometry import Grid, Volume, in_plane_pose
 from kidseg.labels import LabelSchema, Target
 from kidseg.methods import Method, method_named
 from kidseg.pipeline import Progress, Region, advance, decided, restore
@@ -55,27 +55,27 @@ class Predictor:
         """
         clock = _Clock()
         config: Any = self.method.config
-        subject = prepare(
-            scan, config.view, self.method.plan, name=name, multiple=config.unet.multiple
-        )
+        plan = self.method.plan
+        material = self.method.material(config, plan)
+        subject = prepare(scan, material, plan.channels, name=name)
         clock.lap("prepare")
         progress = advance(subject.image, self.method.steps(subject))
         clock.add(progress.seconds)
         restored = _restored(progress, scan.grid)
         clock.lap("restore")
-        radius = float(subject.body.radii_mm.prod().sqrt())
+        radius = None if subject.body is None else subject.body.radius_mm
         least_ml = least_volume_ml(config.postprocess, radius)
         labels, removed = remove_small(restored, least_ml)
         clock.lap("postprocess")
-        found = resample(labels, subject.whole, mode="nearest")
-        placement = self.method.report(replace(subject, labels=found), progress)
+        placement = self.method.report(subject.with_labels(labels), progress)
         away = distances(placement.figures, self.training_range or {})
+        unit_mm = material.pixel_mm or float(scan.grid.spacing_mm[2])
         facts = {
             "grids": {
-                name: [_grid_facts(region, subject) for region in regions]
+                name: [_grid_facts(region, subject, unit_mm) for region in regions]
                 for name, regions in progress.steps.items()
             },
-            "overlap": _overlap_facts(placement, found),
+            "overlap": _overlap_facts(placement, labels),
             "training_range": {
                 "known": self.training_range is not None,
                 "far_sd": FAR_SD,
@@ -192,14 +192,20 @@ def _restored(progress: Progress, scan: Grid) -> Volume:
     return restore(region.found, scan)
 
 
-def _grid_facts(region: Region, subject: Subject) -> dict[str, Any]:
-    """Shape and pixel of a region's grid, and how its planes lie in the scan's."""
+def _grid_facts(region: Region, subject: Subject, unit_mm: float) -> dict[str, Any]:
+    """Shape and pixel of a region's grid, and how its planes lie in the scan's.
+
+    Args:
+        region: of a step.
+        subject: the patient.
+        unit_mm: the pixel that has scale 1.
+    """
     grid = region.grid
     pose = in_plane_pose(grid, subject.image.grid)
     spacing = grid.spacing_mm.reshape(-1, 3)
     figures = {
         "angle_deg": torch.rad2deg(pose.angle_rad).reshape(-1, 1),
-        "scale": (spacing[:, 1:].flip(-1) / subject.base.spacing_mm[1:].flip(0)),
+        "scale": spacing[:, 1:].flip(-1) / unit_mm,
         "shift_mm": pose.shift_mm.reshape(-1, 2),
     }
     facts: dict[str, Any] = {
@@ -224,7 +230,7 @@ def _overlap_facts(placement: Placement, found: Volume) -> dict[str, Any] | None
 
     Args:
         placement: of the patient.
-        found: the labels that it was placed by; few voxels of the scan may be none of these.
+        found: the labels that it was placed by.
     """
     if placement.compared is None:
         return None
@@ -279,7 +285,7 @@ def _findings(
 
     found = labels.data[0].numpy() > 0
     notes = []
-    if not bool(subject.body.radii_mm.isfinite().all()):
+    if subject.body is not None and subject.body.box is None:
         notes.append(("no-body", "no body was found in it", "Is it a CT in Hounsfield units?"))
     if found[0].any() or found[-1].any():
         cause = "what was found reaches the first or last slice; its volume is partial"

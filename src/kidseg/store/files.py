@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CASES", "FORMAT", "PLAN", "STORE", "Identity", "Source", "is_store"]
 
-FORMAT = 2
+FORMAT = 3
 """Number of the file format and of what is computed; a store of another number is refused."""
 
 STORE, PLAN, CASES, CASE = "store.json", "plan.json", "cases", "case.json"

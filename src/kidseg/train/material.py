@@ -11,13 +11,15 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from kidseg.cases import Case, Dataset, open_dataset
 from kidseg.cohort.cohort import check_selection
-from kidseg.cohort.stored import SubjectRecipe, check_view, learned_schema
-from kidseg.config import METHODS, CohortConfig, ViewConfig, load, preset
+from kidseg.cohort.stored import SubjectRecipe, check_store, learned_schema
+from kidseg.cohort.subject import Material
+from kidseg.config import METHODS, CohortConfig, load, preset
 from kidseg.distributed import first_alone, rank
 from kidseg.errors import UsageError
 from kidseg.io.atomic import write_json, writing
@@ -71,9 +73,8 @@ class Request:
     """Which cases are asked for, and how they are to be made ready.
 
     Attributes:
-        view: of the method's configuration.
-        cohort: likewise.
-        multiple: of the method; see `kidseg.cohort.subject.prepare`.
+        material: (plan) -> what the method asks of subjects.
+        cohort: of the method's configuration.
         cases: ids, to train and validate on these alone; None: all.
         validation: ids, to validate on these; None: a share of the patients.
         seed: of that choice.
@@ -81,9 +82,8 @@ class Request:
         tell: told what is done.
     """
 
-    view: ViewConfig
+    material: Callable[[Plan], Material]
     cohort: CohortConfig
-    multiple: int
     cases: Sequence[str] | None
     validation: Sequence[str] | None
     seed: int
@@ -115,18 +115,20 @@ def make_store(
     validation: Sequence[str] | None = None,
     cases: Sequence[str] | None = None,
     seed: int = 0,
+    full: bool = False,
     jobs: int = 1,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Make the cases of a data set ready for training, once, in a store.
 
     `train` takes the store in place of the data set, as often as you like, with any method and
-    settings that look through the same window (`view`, `cohort.cyst` and the U-Net's depth), and
+    settings that ask for the same pixels or, of a store of the scans' own (`full`), for any; and
     gives the bits it gives with the files. There it needs torch, numpy, safetensors, pydantic and
     tomli_w, and nothing that reads scans (with `augment` "nnunet" batchgeneratorsv2, too). What is
     split into training and validation, and planned, is split and planned here.
 
-    A build that was interrupted goes on. Arguments as for `kidseg.train.train`.
+    A build that was interrupted goes on. Arguments as for `kidseg.train.train`; with `full` the
+    store keeps the scans' own pixels and no masks, and serves all methods and resolutions.
 
     Returns:
         {"path", "digest", "cases": {"training": [...], "validation": [...]}, "megabytes"}.
@@ -135,11 +137,10 @@ def make_store(
         UsageError, InputError, ResourceError, ModelError: as `open_dataset`, `fingerprint`,
             `holdout` and `build_store`; "bad-split", "unknown-case".
     """
-    _, config = configured(method, preset_name, config_file, overrides)
+    chosen, config = configured(method, preset_name, config_file, overrides)
     request = Request(
-        view=config.view,
+        material=(lambda _: Material()) if full else partial(chosen.material, config),
         cohort=config.cohort,
-        multiple=config.unet.multiple,
         cases=cases,
         validation=validation,
         seed=seed,
@@ -172,13 +173,13 @@ def training_store(
 
     Raises:
         UsageError: "other-settings", "other-cases": resumed, but not the same; "other-split": the
-            store is of other cases than asked for; as `check_view`.
+            store is of other cases than asked for; as `check_store`.
         InputError, ModelError, ResourceError: as `open_dataset`, `fingerprint`, `build_store`,
             `open_store`.
     """
     if is_store(source):
         store = open_store(source, verify=rank() == 0)
-        check_view(store, request.view, request.cohort.cyst, multiple=request.multiple)
+        check_store(store, request.material(store.plan), request.cohort.cyst)
         used = Cases.of_store(store)
         _check_asked(request, used, source)
         if resume:
@@ -254,7 +255,7 @@ def _built(data: Dataset, used: Cases, planned: Plan, path: Path, request: Reque
         chosen,
         planned,
         path,
-        content=SubjectRecipe.of_dataset(chosen, planned, request.view, multiple=request.multiple),
+        content=SubjectRecipe.of_dataset(chosen, planned, request.material(planned)),
         jobs=request.jobs,
         progress=lambda done, total: request.tell("reading", done, total, {}),
     )

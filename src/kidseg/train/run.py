@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -103,9 +104,8 @@ def train(
     with joined(hardware.torch), _alone(out, resume=resume, overwrite=overwrite):
         tell = progress or (lambda *_: None)
         request = Request(
-            view=config.view,
+            material=partial(chosen.material, config),
             cohort=config.cohort,
-            multiple=config.unet.multiple,
             cases=cases,
             validation=validation,
             seed=seed,
@@ -113,7 +113,7 @@ def train(
             tell=tell,
         )
         store, used = training_store(Path(dataset), out, request, dump(config), resume=resume)
-        cohort = gather_cohort(store, config.cohort)
+        cohort = gather_cohort(store, config.cohort, chosen.material(config, store.plan))
         trained = chosen.build(config, cohort.target, cohort.plan, seed=seed, device=hardware)
         run = Run(
             folder=out,

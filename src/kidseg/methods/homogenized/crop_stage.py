@@ -92,9 +92,9 @@ class CropTransformer:
             )
             scene = Scene(
                 image=images,
-                masks=Slices.of([subject.masks for subject in cohort.training], drawn),
+                masks=Slices.of(cohort.masks, drawn),
                 start=grid,
-                channels=cohort.plan.channels,
+                scalings=[cohort.training[case].scalings for case, _ in drawn],
             )
             return _CropBatch(names=cohort.names(drawn), scene=scene, aim=aim)
 
@@ -106,7 +106,7 @@ class CropTransformer:
             parts = [
                 as_input(
                     sampled(scene.image, crop_grid(grid, box, side), fill=AIR_HU).data,
-                    scene.channels,
+                    scene.scalings,
                 )
                 for box in (crop, aim)
             ]

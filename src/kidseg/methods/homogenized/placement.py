@@ -18,7 +18,7 @@ __all__ = ["brought_to_reference"]
 
 
 def brought_to_reference(
-    subject: Subject, grid: Grid, config: PoseConfig, reference: Reference, size: int
+    subject: Subject, base: Grid, grid: Grid, config: PoseConfig, reference: Reference
 ) -> Placement:
     """How a patient lies, and how well it meets the reference.
 
@@ -27,15 +27,15 @@ def brought_to_reference(
 
     Args:
         subject: with labels that are known or found.
+        base: its grid before any pose.
         grid: homogenized, slice-wise.
         config: of the pose.
         reference: already adopted.
-        size: of the base grid.
     """
     first, last = subject.labelled_or_all
     grids = {
-        "before": _untouched(subject, config, reference, size),
-        "start": start_grid(subject, config, reference, size),
+        "before": _untouched(subject, base, config, reference),
+        "start": start_grid(subject, base, config, reference),
         "after": grid,
     }
     overlaps = {}
@@ -45,7 +45,7 @@ def brought_to_reference(
     levels = [reference.level(subject, k) for k in range(grid.shape[0])]
     side = config.localizer.size
     body = reference.targets(levels)[:, :1].transpose(0, 1).cpu()
-    figures = figures_of(subject, grid)
+    figures = figures_of(subject, grid, base)
     figures["overlap"] = statistics.fmean(overlaps["after"].values())
     return Placement(
         figures=figures,
@@ -55,18 +55,23 @@ def brought_to_reference(
     )
 
 
-def _untouched(subject: Subject, config: PoseConfig, reference: Reference, size: int) -> Grid:
+def _untouched(subject: Subject, base: Grid, config: PoseConfig, reference: Reference) -> Grid:
     """The scan as it lies, centred on the body, in the field in which the reference is seen."""
     if config.start == "identity":
-        return start_grid(subject, config, reference, size)
+        return start_grid(subject, base, config, reference)
+    assert subject.body is not None
     long, short = (float(radius) for radius in reference.radii_mm)
     as_it_lies = Moments(
-        subject.body.centre_mm,
+        subject.body.whole.centre_mm,
         torch.zeros((), dtype=torch.float64),
         torch.tensor([long, short], dtype=torch.float64),
     )
     field_mm = float(reference.field_mm)
     grid = normalized(
-        subject.image.grid, as_it_lies, radii_mm=(long, short), field_mm=field_mm, size=size
+        subject.image.grid,
+        as_it_lies,
+        radii_mm=(long, short),
+        field_mm=field_mm,
+        size=base.shape[2],
     )
     return grid.slicewise()

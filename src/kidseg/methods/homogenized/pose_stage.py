@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,7 +17,7 @@ from kidseg.cohort.subject import Subject
 from kidseg.config import PoseConfig
 from kidseg.distributed import shared_map
 from kidseg.geometry import Field, Grid, Slices, in_plane_pose
-from kidseg.intensity import AIR_HU, Normalisation
+from kidseg.intensity import AIR_HU
 from kidseg.losses import soft_dice
 from kidseg.methods.homogenized.reference import Reference, start_grid
 from kidseg.methods.homogenized.registration import agreement, descended, looked_at
@@ -36,15 +36,13 @@ class PoseTransformer:
         net: the network.
         config: of the pose.
         reference: whose pose and size are aimed at.
-        size: of the base grid.
-        channels: how the image is normalised.
+        base: (subject) -> its base grid.
     """
 
     net: nn.Module
     config: PoseConfig
     reference: Reference
-    size: int
-    channels: Sequence[Normalisation]
+    base: Callable[[Subject], Grid]
 
     @property
     def masks(self) -> int:
@@ -53,15 +51,16 @@ class PoseTransformer:
 
     def start(self, subject: Subject) -> Grid:
         """Where a patient's pose is sought from; see `start_grid`."""
-        return start_grid(subject, self.config, self.reference, self.size)
+        return start_grid(subject, self.base(subject), self.config, self.reference)
 
     def scene(self, subject: Subject) -> Scene:
         """A patient, as the transformers look at it."""
+        assert subject.masks is not None
         return Scene(
             image=subject.image,
             masks=subject.masks,
             start=self.start(subject),
-            channels=self.channels,
+            scalings=(subject.scalings,),
         )
 
     def locate(self, scene: Scene) -> Grid:
@@ -126,7 +125,7 @@ class PoseTransformer:
         chance = _chance(len(drawn), step)
         start = picked(starts, drawn).resized((len(drawn), side, side))
         fields = _fields(cohort, drawn, config, chance[:, 5:9])
-        masks = [subject.masks for subject in cohort.training]
+        masks = cohort.masks
         images = [subject.image for subject in cohort.training]
         return _PoseBatch(
             names=cohort.names(drawn),
@@ -134,7 +133,7 @@ class PoseTransformer:
                 image=Slices.of(images, drawn, fill=AIR_HU, fields=fields),
                 masks=Slices.of(masks, drawn, fields=fields),
                 start=_jittered(start, config, chance[:, :5]),
-                channels=self.channels,
+                scalings=[cohort.training[case].scalings for case, _ in drawn],
             ),
             masks=Slices.of(masks, drawn),
             mirrored=(chance[:, 9] > 0) & config.mirrored,
@@ -237,6 +236,7 @@ def _labelled_masks(
     first, last = subject.labelled_or_all
     rows = range(first, last + 1)
     seen_on = picked([grid.slicewise()], [(0, k) for k in rows]).resized((len(rows), side, side))
+    assert subject.masks is not None
     masks = masks_on(Slices.of([subject.masks], [(0, k) for k in rows]), seen_on, count)
     aim = reference.targets([reference.level(subject, k) for k in rows])
     return masks.to(aim.device), aim
@@ -280,7 +280,9 @@ def _fields(cohort: Cohort, drawn: Drawn, config: PoseConfig, chance: Tensor) ->
     """A field of view that cuts the body on one or more sides, for a share of the slices."""
     fields: list[Field | None] = []
     for (case, k), (which, *u) in zip(drawn, chance.tolist(), strict=True):
-        own = cohort.training[case].body_per_slice
+        body = cohort.training[case].body
+        assert body is not None
+        own = body.per_slice
         if (which + 1) / 2 >= config.cut or not bool(own.radii_mm[k].isfinite().all()):
             fields.append(None)
             continue

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from kidseg.body import Moments, normalized
-from kidseg.cohort.subject import Subject, masks_at
-from kidseg.config import PoseConfig, ViewConfig
+from kidseg.cohort.subject import Body, Subject
+from kidseg.config import PoseConfig
 from kidseg.errors import UsageError
-from kidseg.geometry import Grid
+from kidseg.geometry import Grid, resample
 from kidseg.losses import soft_dice
 from kidseg.methods.homogenized.registration import upright
 from kidseg.methods.homogenized.scene import MASKS
@@ -47,27 +47,29 @@ class Reference(nn.Module):
         self.register_buffer("field_mm", torch.ones((), dtype=torch.float64))
         self.case = ""
 
-    def adopt(self, subject: Subject, config: PoseConfig, view: ViewConfig) -> None:
+    def adopt(self, subject: Subject, base: Grid, config: PoseConfig) -> None:
         """Become this patient.
 
         Without a body its radii are taken as those of the field. Without labels, its slices count
         from the first to the last. With `config.symmetry` a start by moments is first turned and
         moved to where its masks are most symmetric: it stands upright.
         """
-        base_mm = float(subject.base.spacing_mm[1]) * view.size
-        radii = subject.body.radii_mm
+        assert subject.body is not None
+        base_mm = float(base.spacing_mm[1]) * base.shape[2]
+        radii = subject.body.whole.radii_mm
         if not bool(radii.isfinite().all()):
             radii = torch.full((2,), base_mm / 2, dtype=torch.float64)
         self.radii_mm.copy_(radii)
         self.field_mm.fill_(base_mm if config.fill is None else 2 * float(radii[0]) / config.fill)
         side = config.localizer.size
-        start = start_grid(subject, config, self, view.size)
+        start = start_grid(subject, base, config, self)
         if config.symmetry and config.start == "moments":
             start = upright(subject, start, config, self.masks.shape[1])
         for level, k in enumerate(self._levels_of(subject, config)):
             grid = start.slices(k, k + 1).resized((1, side, side))
-            found = masks_at(subject, grid, k).data[: self.masks.shape[1], 0]
-            self.masks[level].copy_((found * 255).round())
+            assert subject.masks is not None
+            mask = resample(subject.masks.slices(k, k + 1), grid).data / 255.0
+            self.masks[level].copy_((mask[: self.masks.shape[1], 0] * 255).round())
         self.case = subject.id
 
     def targets(self, levels: Sequence[int]) -> Tensor:
@@ -93,16 +95,24 @@ class Reference(nn.Module):
         return [min(max(k, 0), slices - 1) for k in nearest]
 
 
-def start_grid(subject: Subject, config: PoseConfig, reference: Reference, size: int) -> Grid:
+def start_grid(subject: Subject, base: Grid, config: PoseConfig, reference: Reference) -> Grid:
     """Where the pose is sought from: (slices, size, size), slice-wise.
 
     The scan as it lies ("identity"), or upright, centred and in the reference's size by the moments
     of its body. A volume's slices are centred on the body's axis, which a patient who lies aslant
     has aslant.
+
+    Args:
+        subject: a patient.
+        base: its grid before any pose, centred on the body.
+        config: of the pose.
+        reference: for the size.
     """
+    size = base.shape[2]
     if config.start == "identity":
-        return subject.base.resized((subject.base.shape[0], size, size)).slicewise()
-    own = subject.body_per_slice if config.moments == "slice" else _along_axis(subject)
+        return base.slicewise()
+    assert subject.body is not None
+    own = subject.body.per_slice if config.moments == "slice" else _along_axis(subject.body)
     long, short = (float(radius) for radius in reference.radii_mm)
     grid = normalized(
         subject.image.grid,
@@ -115,13 +125,13 @@ def start_grid(subject: Subject, config: PoseConfig, reference: Reference, size:
     return grid.slicewise()
 
 
-def _along_axis(subject: Subject) -> Moments:
+def _along_axis(body: Body) -> Moments:
     """Of each slice: the volume's angle and radii, and the centre where the body's axis meets it.
 
     The axis is the straight line with the least squared distance, weighted by area, from the
     slices' centroids; with fewer than two slices of body, the volume's centre.
     """
-    own, each = subject.body, subject.body_per_slice
+    own, each = body.whole, body.per_slice
     area = each.radii_mm.prod(-1).nan_to_num(0.0)
     height = torch.arange(len(area), dtype=area.dtype)
     height = height - (area * height).sum() / area.sum().clamp(min=1e-12)
@@ -135,29 +145,30 @@ def _along_axis(subject: Subject) -> Moments:
     )
 
 
-def medoid(subjects: Sequence[Subject], size: int = 64) -> int:
+def medoid(subjects: Sequence[Subject], bases: Sequence[Grid], size: int = 64) -> int:
     """The patient whose body, centred, overlaps best with the others' at kidney level."""
     masks = []
-    for subject in subjects:
+    for subject, base in zip(subjects, bases, strict=True):
         k = subject.fullest
-        grid = subject.base.slices(k, k + 1).resized((1, size, size))
-        masks.append(masks_at(subject, grid, k).data[:1, 0])
+        grid = base.slices(k, k + 1).resized((1, size, size))
+        assert subject.masks is not None
+        masks.append(resample(subject.masks.slices(k, k + 1), grid).data[:1, 0] / 255.0)
     stacked = torch.stack(masks).cpu()
     scores = [float(soft_dice(stacked, mask[None]).mean()) for mask in stacked]
     return max(range(len(scores)), key=scores.__getitem__)
 
 
-def chosen(subjects: Sequence[Subject], name: str | None) -> Subject:
-    """The case of this name, or the medoid.
+def chosen(subjects: Sequence[Subject], bases: Sequence[Grid], name: str | None) -> int:
+    """Number of the case of this name, or of the medoid.
 
     Raises:
         UsageError: "unknown-case": it is not among the training cases.
     """
     if name is None:
-        return subjects[medoid(subjects)]
-    for subject in subjects:
+        return medoid(subjects, bases)
+    for number, subject in enumerate(subjects):
         if subject.id == name:
-            return subject
+            return number
     raise UsageError(
         f"the reference '{name}' is not among the training cases",
         code="unknown-case",

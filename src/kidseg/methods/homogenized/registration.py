@@ -125,7 +125,8 @@ def _descended(
     pairs = [(n, k) for n, own in enumerate(rows) for k in own]
     places = torch.stack([starts[n].mm_from_index[k] for n, k in pairs])
     grid = Grid((len(pairs), *starts[0].shape[1:]), places).resized((len(pairs), side, side))
-    seen = Slices.of([subject.masks for subject in subjects], pairs)
+    known = [subject.masks for subject in subjects if subject.masks is not None]
+    seen = Slices.of(known, pairs)
     aim = torch.cat(list(aims)) if aims[0].ndim else aims[0]
     numbers = torch.zeros(len(subjects), pose_outputs(localizer), dtype=torch.float64)
     numbers.requires_grad_()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kidseg.geometry import Grid, Slices, Volume, sampled
-from kidseg.intensity import AIR_HU, Normalisation, as_input
+from kidseg.intensity import AIR_HU, Scaling, as_input
 
 __all__ = ["MASKS", "Scene", "masks_on", "outputs_of"]
 
@@ -25,13 +25,13 @@ class Scene:
         image: (1, slices, rows, columns) HU of a patient, or drawn slices.
         masks: (2, ...) uint8 of the same, 0..255 for 0..1: body and bone.
         start: slice-wise, where the pose is sought from.
-        channels: how the image is normalised.
+        scalings: how the image is normalised: one for all slices, or one for each.
     """
 
     image: Volume | Slices
     masks: Volume | Slices
     start: Grid
-    channels: Sequence[Normalisation]
+    scalings: Sequence[Sequence[Scaling]]
 
     def to(self, device: torch.device) -> Scene:
         """The same voxels on a device; grids stay on the CPU."""
@@ -39,7 +39,7 @@ class Scene:
 
     def view(self, grid: Grid, masks: int) -> Tensor:
         """(slices, 1 + masks, rows, columns) on a grid, as localisation networks take them."""
-        image = as_input(sampled(self.image, grid, fill=AIR_HU).data, self.channels)
+        image = as_input(sampled(self.image, grid, fill=AIR_HU).data, self.scalings)
         return torch.cat([image, masks_on(self.masks, grid, masks)], dim=1)
 
 

@@ -6,7 +6,7 @@ to improve and accelerate pediatric segmentation, ISBI 2021.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Self, cast
@@ -17,13 +17,15 @@ from torch import Tensor, nn
 from kidseg.augment import Augmentation
 from kidseg.cohort.batch import Labelled, drawn_labels, picked
 from kidseg.cohort.cohort import Cohort
+from kidseg.cohort.frame import frame, pixel_mm
 from kidseg.cohort.items import draw, steps_per_epoch
-from kidseg.cohort.subject import Subject
+from kidseg.cohort.subject import BodyMasks, Material, Subject
 from kidseg.cohort.training_range import Placement
 from kidseg.config import HomogenizedConfig
 from kidseg.device import Device
 from kidseg.distributed import shared_map
 from kidseg.geometry import Grid, Slices
+from kidseg.intensity import Scaling
 from kidseg.labels import Target
 from kidseg.methods.homogenized.crop_stage import CropTransformer
 from kidseg.methods.homogenized.placement import brought_to_reference
@@ -56,13 +58,11 @@ class Homogenized:
         self.config, self.target, self.plan = config, target, plan
         self.parts, self.device = parts, device
         self.reference = cast("Reference", parts["reference"])
-        self.view = Planes(channels=plan.channels, device=device)
         self.pose = PoseTransformer(
             net=parts["pose"],
             config=config.pose,
             reference=self.reference,
-            size=config.view.size,
-            channels=plan.channels,
+            base=self._base,
         )
         self.crop: CropTransformer | None = None
         if config.crop is not None:
@@ -72,6 +72,17 @@ class Homogenized:
                 masks=MASKS[config.pose.target],
                 size=config.view.size // config.divisor,
             )
+
+    @classmethod
+    def material(cls, config: HomogenizedConfig, plan: Plan) -> Material:
+        """One channel of CT, and masks of body and bone."""
+        view = config.view
+        masks = BodyMasks(
+            bone_hu=view.bone_hu,
+            bone_least_ml=view.bone_least_ml,
+            bone_blur_mm=view.bone_blur_mm,
+        )
+        return Material(pixel_mm=pixel_mm(view, plan), masks=masks)
 
     @classmethod
     def build(
@@ -94,8 +105,9 @@ class Homogenized:
     def stages(self, cohort: Cohort) -> Iterator[Stage]:
         """ "pose", "crop" if there is one, "segment", and "joint" with that schedule."""
         config = self.config
-        patient = chosen(cohort.training, config.pose.reference)
-        self.reference.adopt(patient, config.pose, config.view)
+        bases = [self._base(subject) for subject in cohort.training]
+        number = chosen(cohort.training, bases, config.pose.reference)
+        self.reference.adopt(cohort.training[number], bases[number], config.pose)
         yield self.pose.stage(cohort)
         if self.crop is not None:
             yield self.crop.stage(
@@ -111,10 +123,10 @@ class Homogenized:
             self.parts["segment"],
             config.segment,
             cohort,
-            view=self.view,
+            view=self._view,
             training=[self._grid(subject, last) for subject in cohort.training],
             validation=[self._grid(subject, last) for subject in cohort.validation],
-            loss_space=config.loss_space,
+            original=bases if config.loss_space == "original" else None,
             augmentation=augmentation,
         )
         if config.schedule == "joint":
@@ -128,7 +140,7 @@ class Homogenized:
         """How the pose brings the patient to the reference."""
         (region,) = progress.steps["pose"]
         return brought_to_reference(
-            subject, region.grid, self.config.pose, self.reference, self.config.view.size
+            subject, self._base(subject), region.grid, self.config.pose, self.reference
         )
 
     @property
@@ -142,6 +154,13 @@ class Homogenized:
             }
         }
 
+    def _view(self, scalings: Sequence[Sequence[Scaling]]) -> Planes:
+        return Planes(scalings=scalings, padding=self.plan.padding, device=self.device)
+
+    def _base(self, subject: Subject) -> Grid:
+        """The grid before any pose, centred on the body."""
+        return frame(subject, self.config.view, self.plan, self.config.unet.multiple).base
+
     def _steps(self, scene: Scene) -> list[Step]:
         """The chain, for a patient or the slices of a batch."""
         steps = [Step(name="pose", locate=lambda _: [Region(grid=self.pose.locate(scene))])]
@@ -154,7 +173,7 @@ class Homogenized:
         segment = Step(
             name="segment",
             locate=lambda progress: progress.last,
-            segment=partial(self.view.predict, self.parts["segment"]),
+            segment=partial(self._view(scene.scalings).predict, self.parts["segment"]),
             target=self.target,
         )
         return [*steps, segment]
@@ -170,15 +189,15 @@ class Homogenized:
         """All networks trained end to end, by the segmentation loss on the original grid."""
         config = self.config.joint
         starts = [self.pose.start(subject) for subject in cohort.training]
-        base = [subject.base.slicewise() for subject in cohort.training]
+        base = [self._base(subject).slicewise() for subject in cohort.training]
 
         def batch(step: TrainStep) -> _JointBatch:
             drawn = draw(cohort.index, step, config.batch_size)
             scene = Scene(
                 image=Slices.of([subject.image for subject in cohort.training], drawn),
-                masks=Slices.of([subject.masks for subject in cohort.training], drawn),
+                masks=Slices.of(cohort.masks, drawn),
                 start=picked(starts, drawn),
-                channels=self.plan.channels,
+                scalings=cohort.scalings(drawn),
             )
             reference = drawn_labels(cohort.training, drawn, picked(base, drawn))
             return _JointBatch(names=cohort.names(drawn), scene=scene, reference=reference)
@@ -191,7 +210,7 @@ class Homogenized:
             subject = cohort.validation[case]
             (region,) = advance(subject.image, self.steps(subject)).found
             assert region.found is not None
-            return cohort.dice(case, restore(region.found, subject.whole))
+            return cohort.dice(case, restore(region.found, subject.image.grid))
 
         return Stage(
             name="joint",
@@ -215,12 +234,12 @@ class _Chain(nn.Module):
         super().__init__()
         parts = method.parts
         self.nets = nn.ModuleDict({name: parts[name] for name in parts if name != "reference"})
-        self.chain, self.view = method._steps, method.view
+        self.chain, self.view = method._steps, method._view
 
     def forward(self, scene: Scene) -> tuple[list[Tensor], Grid]:
         """Logits of the slices, by level, and the grid they are on."""
         grid = advance(scene.image, self.chain(scene)[:-1]).last[0].grid
-        image = self.view.image(scene.image, grid)
+        image = self.view(scene.scalings).image(scene.image, grid)
         return self.nets["segment"](image.contiguous(memory_format=torch.channels_last)), grid
 
 

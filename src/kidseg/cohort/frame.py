@@ -1,0 +1,80 @@
+"""The grids of a slice-wise method before any pose: to train on, and to see a body whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kidseg.cohort.subject import Subject
+from kidseg.config import ViewConfig
+from kidseg.geometry import Grid, boxed
+from kidseg.plan import Plan
+
+__all__ = ["Frame", "frame", "pixel_mm"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Frame:
+    """Grids of one subject.
+
+    Attributes:
+        base: (slices, size, size), centred on the body, slices as scanned.
+        whole: `base` with rows and columns added evenly until it holds the body.
+    """
+
+    base: Grid
+    whole: Grid
+
+
+def pixel_mm(config: ViewConfig, plan: Plan) -> float:
+    """Pixel of the base grid: as configured; or the plan's, coarser if the field asks for it."""
+    if config.pixel_mm is not None:
+        return config.pixel_mm
+    planned = plan.configurations["2d"]
+    pairs = zip(planned.median_shape, planned.spacing_mm, strict=True)
+    field_mm = max(n * s for n, s in pairs)
+    return max(*planned.spacing_mm, field_mm / config.size)
+
+
+def frame(subject: Subject, config: ViewConfig, plan: Plan, multiple: int) -> Frame:
+    """The grids of a subject. Where no body is known, it is centred on the image and shows it all.
+
+    Args:
+        subject: any.
+        config: size and pixel of the base grid.
+        plan: of the training set.
+        multiple: sides of `Frame.whole` exceed the base grid's by multiples of it.
+    """
+    grid = subject.image.grid
+    centre = torch.zeros(2, dtype=torch.float64)
+    box = (0, grid.shape[1] - 1, 0, grid.shape[2] - 1)
+    if subject.body is not None:
+        centre, box = subject.body.whole.centre_mm, subject.body.box or box
+    base = _centred(grid, centre, config.size, pixel_mm(config, plan))
+    return Frame(base=base, whole=_grown(base, grid, box, multiple))
+
+
+def _centred(grid: Grid, centre: Tensor, side: int, pixel: float) -> Grid:
+    """The scan's slices, `side` pixels along rows and columns around (x, y) from its middle."""
+    spacing = grid.spacing_mm
+    middle = torch.tensor([(n - 1) / 2 for n in grid.shape], dtype=torch.float64)
+    middle = middle + torch.stack([torch.zeros(()), *(centre.flip(0) / spacing[1:])])
+    half = torch.tensor([grid.shape[0], side * pixel, side * pixel], dtype=torch.float64) / 2
+    half = half / torch.cat([torch.ones(1), spacing[1:]])
+    return boxed(grid, middle - half, middle + half, (grid.shape[0], side, side))
+
+
+def _grown(base: Grid, grid: Grid, box: tuple[int, int, int, int], multiple: int) -> Grid:
+    """`base` with rows and columns added on both sides, by multiples, until the box is inside."""
+    added = []
+    for axis, (first, last) in ((1, box[:2]), (2, box[2:])):
+        ends = torch.zeros((2, 3), dtype=torch.float64)
+        ends[0, axis], ends[1, axis] = first - 0.5, last + 0.5
+        at = base.index(grid.mm(ends))[:, axis]
+        beyond = max(-0.5 - float(at.min()), float(at.max()) - (base.shape[axis] - 0.5), 0.0)
+        added.append(-(-2 * beyond // multiple) * multiple)
+    rows, columns = (int(n) for n in added)
+    start = (0, -(rows // 2), -(columns // 2))
+    return base.crop(start, (base.shape[0], base.shape[1] + rows, base.shape[2] + columns))
