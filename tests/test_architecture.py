@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import re
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -29,6 +32,10 @@ ROOMS = [
 HEAVY = {"torch", "numpy", "scipy", "nibabel", "SimpleITK", "pydicom", "highdicom", "matplotlib"}
 LIGHT = {"errors", "labels", "config", "header", "cli", "__init__"}
 READERS = {"nibabel", "SimpleITK", "pydicom", "highdicom", "isal", "monai", "matplotlib"}
+
+
+# Decoders, which pydicom finds by itself.
+DECODERS = {"python-gdcm", "pylibjpeg", "pylibjpeg-openjpeg"}
 
 
 def room_of(path: Path) -> str:
@@ -90,6 +97,40 @@ def test_interpolation_lives_in_geometry_alone() -> None:
         if room_of(path) != "geometry":
             text = path.read_text(encoding="utf-8")
             assert not [word for word in words if word in text], path
+
+
+def packages(path: Path, *, at_top_only: bool = False) -> set[str]:
+    """Third-party packages imported by a file, without those for type checking only."""
+    names = {name.split(".")[0] for name in imports(path, at_top_only=at_top_only)}
+    own = {"", "kidseg"} | set(sys.stdlib_module_names)
+    return {name.lower().replace("_", "-") for name in names - own}
+
+
+def declared() -> dict[str, set[str]]:
+    """The dependencies in pyproject.toml: "core", and those of each extra."""
+    project = tomllib.loads((SOURCE.parents[1] / "pyproject.toml").read_text())["project"]
+    lists = {"core": project["dependencies"], **project["optional-dependencies"]}
+    return {
+        extra: {re.split(r"[^\w-]", line)[0].lower().replace("_", "-") for line in lines}
+        for extra, lines in lists.items()
+    }
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(SOURCE)))
+def test_what_is_imported_is_a_dependency(path: Path) -> None:
+    """An extra is imported inside functions only, so that kidseg works without it."""
+    lists = declared()
+    core = lists.pop("core")
+    extras = set().union(*(names for extra, names in lists.items() if extra != "dev"))
+    assert packages(path, at_top_only=True) <= core
+    assert packages(path) <= core | extras
+
+
+def test_every_dependency_is_imported() -> None:
+    imported = set().union(*(packages(path) for path in files()))
+    for extra, names in declared().items():
+        if extra != "dev":
+            assert names - DECODERS <= imported, extra
 
 
 def test_no_pickle_and_no_broad_excepts() -> None:

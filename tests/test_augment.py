@@ -66,6 +66,6 @@ def test_samples_of_a_batch_differ() -> None:
 
 def test_without_the_library_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UsageError, match="pip install") as error:
+    with pytest.raises(UsageError, match=r"pip install 'kidseg\[train\]'") as error:
         Augmentation(48)
     assert error.value.code == "no-batchgenerators"

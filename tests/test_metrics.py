@@ -15,6 +15,7 @@ from scipy import ndimage
 
 from kidseg.geometry import Grid, posed
 from kidseg.metrics import (
+    _areas_mm2,
     dice,
     hd95_mm,
     measure,
@@ -64,6 +65,21 @@ def test_one_voxel_has_the_surface_of_an_octahedron() -> None:
     surfaces = surface_distances(one, one, grid((3, 3, 3), spacing))
     assert surfaces.reference_mm2.sum() == pytest.approx(area, rel=1e-6)
     assert len(surfaces.reference_mm) == 8
+
+
+def test_areas_of_corner_codes() -> None:
+    """At 5 x 0.8 x 0.7 mm: a plane across each axis, a bevelled edge, one corner, nothing."""
+    spacing = np.array((5.0, 0.8, 0.7))
+    areas = _areas_mm2(spacing)
+    z, y, x = spacing
+    assert areas[[0b00000000, 0b11111111]].tolist() == [0, 0]
+    planes = areas[[0b11110000, 0b11001100, 0b10101010]]
+    assert planes == pytest.approx([y * x, z * x, z * y])
+    assert areas[0b11000000] == pytest.approx(x * math.hypot(y / 2, z / 2))
+    corner = 0.5 * math.sqrt((z * y) ** 2 + (y * x) ** 2 + (x * z) ** 2) / 4
+    assert areas[0b10000000] == pytest.approx(corner)
+    assert areas[0b01101001] == pytest.approx(4 * corner)  # no two of the four are neighbours
+    assert areas.tolist() == areas[::-1].tolist()  # inside and outside may change places
 
 
 def test_two_voxels_apart() -> None:
@@ -255,6 +271,17 @@ def monai_metrics():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield metrics
+
+
+@pytest.mark.parametrize(
+    "spacing",
+    [(1.0, 1.0, 1.0), (5.0, 0.8, 0.8), (0.6, 0.7, 3.0), (1.3, 0.4, 2.9), (0.05, 12.0, 1.0)],
+)
+def test_areas_of_all_256_corner_codes_are_those_of_monai(monai_metrics, spacing) -> None:
+    """MONAI computes with 32-bit floats."""
+    peer, _ = monai_metrics.utils.get_code_to_measure_table(list(spacing))
+    assert peer.shape == (256,)
+    np.testing.assert_allclose(_areas_mm2(np.array(spacing)), peer.numpy(), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -178,6 +178,5 @@ class Augmentation:
             raise UsageError(
                 "nnU-Net's augmentation needs batchgeneratorsv2, which is not installed",
                 code="no-batchgenerators",
-                next_step="pip install --no-deps batchgeneratorsv2 batchgenerators, or augment "
-                "'none'.",
+                next_step="pip install 'kidseg[train]', or train with augment \"none\".",
             )

@@ -10,13 +10,14 @@ that touches the border has a surface there. A single slice is a slab, with a to
 
 Source: the surface elements of DeepMind's surface-distance (Nikolov et al., "Clinically applicable
 segmentation of head and neck anatomy for radiotherapy", J Med Internet Res 2021), with which KiTS23
-is scored; their areas are taken from MONAI, which carries the same table.
+is scored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from itertools import permutations, product
 
 import numpy as np
 from torch import Tensor
@@ -37,6 +38,22 @@ __all__ = [
 
 Mask = np.ndarray | Tensor
 Box = tuple[slice, slice, slice]
+
+# The patches of marching cubes. A patch cuts a group of neighbouring corners off a 2 x 2 x 2 cell,
+# half-way along each edge. Up to rotation and reflection there are six: the corners of the group,
+# as (dz, dy, dx), and for each triangle of the patch the areas of its projections along z, y and x,
+# in eighths of the cell's face. A patch that is not flat can be triangulated in several ways; this
+# is the way with which KiTS23 is scored. Source: Lorensen and Cline, "Marching cubes", SIGGRAPH
+# 1987; triangles as in surface-distance (see the module), which MONAI carries too and against which
+# all 256 codes are tested.
+_PATCHES = (
+    ("000", ((1, 1, 1),)),
+    ("000 001", ((2, 2, 0), (2, 2, 0))),
+    ("000 001 010", ((4, 0, 0), (2, 2, 2), (1, 1, 1))),
+    ("000 001 010 011", ((4, 0, 0), (4, 0, 0))),
+    ("000 001 010 100", ((2, 2, 2), (2, 2, 2), (1, 1, 1), (1, 1, 1))),
+    ("001 000 010 110", ((3, 3, 3), (2, 2, 0), (0, 2, 2), (1, 1, 1))),
+)
 
 # A distance that exceeds the tolerance by less is within it: files keep spacings as 32-bit floats,
 # whose rounding over a tolerance of 10 mm stays below this.
@@ -270,12 +287,52 @@ def _is_surface(codes: np.ndarray) -> np.ndarray:
 
 
 def _areas_mm2(spacing_mm: np.ndarray) -> np.ndarray:
-    """(256,): area of the surface element of each corner code."""
-    from monai.metrics.utils import get_code_to_measure_table
+    """(256,): area of the surface element of each corner code, at a spacing in mm (z, y, x)."""
+    faces_mm2 = spacing_mm.prod() / spacing_mm
+    areas: np.ndarray = np.linalg.norm(_triangles() * faces_mm2, axis=-1).sum(axis=-1)
+    return areas
 
-    table_of: Callable[[list[float]], tuple[Tensor, Tensor]] = get_code_to_measure_table
-    table, _ = table_of(spacing_mm.tolist())
-    return np.asarray(table.numpy(), dtype=np.float64)
+
+@cache
+def _triangles() -> np.ndarray:
+    """(256, 4, 3): projections, on a cell of unit size, of the triangles of each corner code.
+
+    The corners of the smaller side are cut off, each group of neighbours by a patch of its own;
+    with four on each side both ways give the same areas. Rows that are not needed are 0.
+    """
+    patches = _turned_patches()
+    table = np.zeros((256, 4, 3))
+    for code in range(256):
+        inside = frozenset(corner for corner in range(8) if code >> (7 - corner) & 1)
+        smaller = min(inside, frozenset(range(8)) - inside, key=len)
+        found = [triangle for group in _groups(smaller) for triangle in patches[group]]
+        if found:
+            table[code, : len(found)] = np.array(found) / 8
+    return table
+
+
+def _turned_patches() -> dict[frozenset[int], list[tuple[int, ...]]]:
+    """The triangles of each group of corners: the patches, turned and reflected in all 48 ways."""
+    turned = {}
+    for corners, triangles in _PATCHES:
+        for order, flip in product(permutations(range(3)), range(8)):
+            group = frozenset(
+                int("".join(corner[axis] for axis in order), 2) ^ flip for corner in corners.split()
+            )
+            turned[group] = [tuple(triangle[axis] for axis in order) for triangle in triangles]
+    return turned
+
+
+def _groups(corners: frozenset[int]) -> list[frozenset[int]]:
+    """Corners of a cell, numbered 4 dz + 2 dy + dx, as groups that are joined by edges."""
+    groups = []
+    while corners:
+        group = frozenset({min(corners)})
+        while joined := {c for c in corners - group if {c ^ 1, c ^ 2, c ^ 4} & group}:
+            group |= joined
+        groups.append(group)
+        corners -= group
+    return groups
 
 
 def _distances_mm(here: np.ndarray, there: np.ndarray, spacing_mm: np.ndarray) -> np.ndarray:
