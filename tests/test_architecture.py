@@ -26,11 +26,12 @@ ROOMS = [
     *("nets", "losses", "augment", "body", "postprocess", "metrics"),
     "io",
     "geometry",
-    *("workers", "stage", "distributed", "device", "intensity", "labels", "config", "errors"),
+    *("workers", "stage", "distributed", "device", "intensity", "labels", "config"),
+    *("meaning", "errors"),
 ]
 # What a light module must not pull in when it is imported.
 HEAVY = {"torch", "numpy", "scipy", "nibabel", "SimpleITK", "pydicom", "highdicom", "matplotlib"}
-LIGHT = {"errors", "labels", "config", "header", "cli", "__init__"}
+LIGHT = {"errors", "meaning", "labels", "config", "header", "cli", "__init__"}
 READERS = {"nibabel", "SimpleITK", "pydicom", "highdicom", "isal", "monai", "matplotlib"}
 
 

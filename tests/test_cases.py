@@ -13,6 +13,7 @@ from kidseg.cases import (
     Dataset,
     case_paths,
     consecutive,
+    learned_labels,
     open_dataset,
     relabelled,
     survey_dataset,
@@ -20,9 +21,10 @@ from kidseg.cases import (
     write_dataset_json,
     write_patients_csv,
 )
+from kidseg.cases.reading import CaseReader
 from kidseg.errors import InputError, UsageError
 from kidseg.geometry import Grid, Volume
-from kidseg.labels import KIDNEY_TUMOUR, KIDNEY_TUMOUR_CYST, LabelSchema
+from kidseg.labels import KIDNEY_TUMOUR, KIDNEY_TUMOUR_CYST, LabelSchema, Target
 
 Write = Callable[..., Path]
 
@@ -149,9 +151,59 @@ def test_regions_and_ignore_label(tmp_path: Path) -> None:
     nnunet(tmp_path, labels=labels, regions_class_order=[1, 3, 2])
     dataset = open_dataset(tmp_path)
     assert dataset.schema.regions == {"kidney": (1, 2, 3), "masses": (2, 3), "tumor": (2,)}
-    assert dataset.schema.names == {1: "label 1", 2: "tumor", 3: "label 3"}
+    assert list(dataset.schema.regions) == ["kidney", "masses", "tumor"]  # nnU-Net's channels
+    assert dataset.schema.names == {
+        1: "kidney without masses",
+        2: "tumor",
+        3: "masses without tumor",
+    }
+    assert dataset.schema.meaning == {1: "kidney", 2: "tumour", 3: "cyst"}
     assert dataset.region_order == (1, 3, 2)
     assert dataset.ignore_label == 4
+
+
+@pytest.mark.parametrize(
+    ("regions", "names"),
+    [
+        ({"whole": [1, 2], "tumor": 2}, {1: "whole without tumor", 2: "tumor"}),
+        ({"tumor": [2], "whole": [1, 2]}, {1: "whole without tumor", 2: "tumor"}),
+        (
+            {"kidney": [2, 4, 9], "Wilms": 9},
+            {2: "kidney without Wilms part 1", 4: "kidney without Wilms part 2", 9: "Wilms"},
+        ),
+        ({"kidney": [5, 1]}, {1: "kidney part 1", 5: "kidney part 2"}),
+        ({"a": [1, 2], "b": [2, 3]}, {1: "a without b", 2: "a and b", 3: "b without a"}),
+        ({"a": [1, 2], "b": [2, 1]}, {1: "a and b part 1", 2: "a and b part 2"}),
+        # BraTS, from nnU-Net's documentation.
+        (
+            {"whole_tumor": [1, 2, 3], "tumor_core": [2, 3], "enhancing_tumor": 3},
+            {
+                1: "whole_tumor without tumor_core",
+                2: "tumor_core without enhancing_tumor",
+                3: "enhancing_tumor",
+            },
+        ),
+    ],
+)
+def test_labels_of_regions_are_named_after_them(
+    tmp_path: Path, regions: dict[str, Any], names: dict[int, str]
+) -> None:
+    order = sorted(names)[: len(regions)]
+    nnunet(tmp_path, labels={"background": 0, **regions}, regions_class_order=order)
+    assert open_dataset(tmp_path).schema.names == names
+
+
+@pytest.mark.parametrize("left", ["left_kidney", "Kidney L", "kidney_left"])
+def test_left_and_right_kidney_and_other_names_are_understood(tmp_path: Path, left: str) -> None:
+    labels = {"background": 0, left: 1, left.replace("left", "right") + " R": 2, "Wilms": 3}
+    nnunet(tmp_path, labels={**labels, "spleen": 4})
+    schema = open_dataset(tmp_path).schema
+    assert dict(schema.regions) == {
+        "kidney": (1, 2),
+        "kidney+tumour": (1, 2, 3),
+        "tumour": (3,),
+        "spleen": (4,),
+    }
 
 
 def test_labels_of_any_name_and_number(tmp_path: Path) -> None:
@@ -532,6 +584,75 @@ def test_a_cyst_cannot_count_as_what_is_not_there() -> None:
     with pytest.raises(UsageError) as caught:
         without_cyst(LabelSchema.from_names({1: "kidney", 2: "cyst"}), "tumour")
     assert caught.value.code == "no-such-label"
+
+
+def test_a_cyst_counts_as_what_is_on_its_side() -> None:
+    """TotalSegmentator's names."""
+    schema = LabelSchema.from_names(
+        {1: "kidney_right", 2: "kidney_left", 3: "kidney_cyst_left", 4: "kidney_cyst_right"}
+    )
+    rest, mapping = without_cyst(schema, "kidney")
+    assert mapping == {3: 2, 4: 1}
+    assert rest.names == {1: "kidney_right", 2: "kidney_left"}
+    assert dict(rest.regions) == {"kidney": (1, 2)}
+    assert without_cyst(schema, "background")[1] == {3: 0, 4: 0}
+    unsided = LabelSchema.from_names({1: "kidney_right", 2: "kidney_left", 3: "cyst"})
+    with pytest.raises(UsageError) as caught:
+        without_cyst(unsided, "kidney")
+    assert caught.value.code == "several-such-labels"
+    one_tumour = LabelSchema.from_names({1: "cyst_left", 2: "tumour"})
+    assert without_cyst(one_tumour, "tumour")[1] == {1: 2}
+
+
+def test_learned_labels_of_a_plain_data_set(tmp_path: Path) -> None:
+    nnunet(tmp_path, labels={"background": 0, "cyst": 2, "Tumor": 3, "kidney": 7, "ignore": 9})
+    dataset = open_dataset(tmp_path)
+    learned = learned_labels(dataset)
+    assert learned.schema.names == {1: "cyst", 2: "Tumor", 3: "kidney"}
+    assert (learned.new_from_old, learned.ignore) == ({2: 1, 3: 2, 7: 3, 9: 4}, 4)
+    assert learned.target == Target.of_labels(learned.schema)
+    counted = learned_labels(dataset, "tumour")
+    assert counted.schema.names == {1: "Tumor", 2: "kidney"}
+    assert (counted.new_from_old, counted.ignore) == ({2: 1, 3: 1, 7: 2, 9: 3}, 3)
+    assert learned_labels(dataset, "background").new_from_old == {2: 0, 3: 1, 7: 2, 9: 3}
+    # The same whether or not a reader has counted the cysts before.
+    reader = CaseReader.of_dataset(dataset, cyst="tumour")
+    for old, new in counted.new_from_old.items():
+        assert counted.new_from_old[reader.relabel.get(old, old)] == new
+
+
+def test_learned_labels_of_a_region_based_data_set(tmp_path: Path) -> None:
+    labels = {"background": 0, "kidney": [2, 4, 6], "masses": [4, 6], "tumor": 4, "ignore": 8}
+    nnunet(tmp_path, labels=labels, regions_class_order=[2, 6, 4])
+    dataset = open_dataset(tmp_path)
+    learned = learned_labels(dataset)
+    assert (learned.new_from_old, learned.ignore) == ({2: 1, 4: 2, 6: 3, 8: 4}, 4)
+    assert learned.schema.regions == {"kidney": (1, 2, 3), "masses": (2, 3), "tumor": (2,)}
+    assert learned.target == Target(
+        channels=((1, 2, 3), (2, 3), (2,)), exclusive=False, writes=(1, 3, 2)
+    )
+    assert Target.merged(learned.schema).channels == ((1, 2, 3),)
+    assert Target.alone(learned.schema, "tumour").channels == ((2,),)
+    for refuse in (
+        lambda: learned_labels(dataset, "tumour"),
+        lambda: CaseReader.of_dataset(dataset, cyst="tumour"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            refuse()
+        assert caught.value.code == "cyst-in-regions"
+
+
+@pytest.mark.parametrize("order", [(1, 3, 2), (3, 1, 2)])
+def test_what_regions_write_is_read_back_by_nnunets_rule(order: tuple[int, ...]) -> None:
+    """Certain probabilities of the regions of a label give that label, outer regions first."""
+    regions = {"kidney": (1, 2, 3), "masses": (2, 3), "tumor": (2,)}
+    schema = LabelSchema.from_names({1: "a", 2: "b", 3: "c"}, regions)
+    target = Target.of_regions(schema, order)
+    for label in (0, *schema.ids):
+        decided = 0
+        for members, written in zip(target.channels, target.writes, strict=True):
+            decided = written if label in members else decided
+        assert (decided == label) is (order == (1, 3, 2) or label in (0, 2))
 
 
 def test_consecutive_numbers_keep_names_and_regions() -> None:

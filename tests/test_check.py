@@ -136,7 +136,37 @@ def test_any_mr_data_set_with_labels_of_its_own(tmp_path: Path) -> None:
     for k in range(2):
         image = Volume((body(k).data + 1000).clamp(min=0), GRID)
         write_case(root, f"c{k}", image, kidneys())
-    assert check(root).findings == ()  # no Hounsfield units asked, no kidneys counted
+    # No Hounsfield units asked, no kidneys counted; but it is said that there are none.
+    assert codes(check(root)) == {"label-not-understood": "warning", "no-kidney-label": "warning"}
+
+
+@pytest.mark.parametrize("layout", ["nnunet", "msd"])
+def test_labels_that_are_not_understood_are_named(tmp_path: Path, layout: str) -> None:
+    root = dataset(tmp_path, schema=LabelSchema.from_names({1: "Niere", 2: "Wilms"}))
+    if layout == "msd":
+        files = [(f"./imagesTr/c{k}_0000.nii.gz", f"./labelsTr/c{k}.nii.gz") for k in range(2)]
+        told = {
+            "modality": {"0": "CT"},
+            "labels": {"0": "background", "1": "Niere", "2": "Wilms"},
+            "training": [{"image": image, "label": labels} for image, labels in files],
+        }
+        (root / "dataset.json").write_text(json.dumps(told))
+    report = check(root)
+    assert report.ok and report.facts["layout"] == layout
+    assert codes(report) == {"label-not-understood": "warning", "no-kidney-label": "warning"}
+    assert all(f.path == str(root / "dataset.json") for f in report.findings)
+    assert "1 (Niere)" in report.findings[0].cause and "Wilms" not in report.findings[0].cause
+
+
+def test_left_and_right_kidney_count_as_two(tmp_path: Path) -> None:
+    schema = LabelSchema.from_names({1: "Kidney_R", 2: "Wilms", 3: "left_kidney"})
+    root = dataset(tmp_path, schema=schema)
+    labels = kidneys()
+    labels[0, :, :, 42:][labels[0, :, :, 42:] == 1] = 3
+    for case in ("c0", "c1"):
+        write_case(root, case, body(int(case[1])), labels)
+    assert codes(check(root)) == {}
+    assert codes(relabel(root, labels.where(labels != 3, 0))) == {"one-kidney": "warning"}
 
 
 def test_several_channels(tmp_path: Path) -> None:
@@ -278,7 +308,8 @@ def test_row_13_a_label_that_no_case_has(tmp_path: Path) -> None:
     schema = LabelSchema.from_names({1: "kidney", 2: "tumour", 3: "spleen"})
     write_dataset_json(root, channels=("CT",), schema=schema, n_training=2, overwrite=True)
     report = check(root)
-    assert codes(report) == {"label-never-used": "error"} and "spleen" in report.findings[0].cause
+    assert codes(report) == {"label-never-used": "error", "label-not-understood": "warning"}
+    assert all("spleen" in finding.cause for finding in report.findings)
 
 
 def test_the_ignore_label_is_expected(tmp_path: Path) -> None:
@@ -388,6 +419,8 @@ def test_row_24_no_kidney(tmp_path: Path) -> None:
             ((1,), (2, 3)),
         ),
         ({1: "liver", 2: "tumour"}, {}, ((), ())),
+        ({1: "right adrenal gland", 2: "renal vein"}, {}, ((), ())),
+        ({1: "Wilms", 2: "kidney"}, {}, ((2,), (1,))),
     ],
 )
 def test_which_labels_are_kidney(

@@ -19,7 +19,7 @@ from kidseg.evaluate import KITS_TOLERANCE_MM, METRICS, evaluate, protocol_named
 from kidseg.evaluate.pairs import label_files
 from kidseg.geometry import Grid, Volume
 from kidseg.io import save
-from kidseg.labels import KIDNEY_TUMOUR, LabelSchema
+from kidseg.labels import KIDNEY_TUMOUR, KIDNEY_TUMOUR_CYST, LabelSchema
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 SHAPE, SPACING_MM = (6, 20, 24), (3.0, 1.0, 0.5)
@@ -201,8 +201,58 @@ def test_regions_of_a_schema() -> None:
     found = {s.name: s.tolerance_mm for s in protocol_named("native", tumor).structures}
     assert found == {
         "kidney": KITS_TOLERANCE_MM["kidney+mass"],
-        "tumor": KITS_TOLERANCE_MM["tumour"],
+        "kidney+tumour": KITS_TOLERANCE_MM["kidney+mass"],
+        "tumour": KITS_TOLERANCE_MM["tumour"],
     }
+
+
+KITS23_IN_NNUNET = LabelSchema.from_names(
+    {1: "kidney without masses", 2: "tumor", 3: "masses without tumor"},
+    {"kidney": (1, 2, 3), "masses": (2, 3), "tumor": (2,)},
+)
+
+
+def labels_of(protocol: str, schema: LabelSchema, cyst: Any = None) -> dict[str, tuple[int, ...]]:
+    return {s.name: s.labels for s in protocol_named(protocol, schema, cyst).structures}
+
+
+def test_every_spelling_is_scored_by_every_protocol() -> None:
+    usual = [labels_of(name, KIDNEY_TUMOUR) for name in ("native", "kits19", "kits23")]
+    for names in ({1: "Kidney", 2: "Wilms"}, {1: "renal parenchyma", 2: "renal mass"}):
+        schema = LabelSchema.from_names(names)
+        assert [labels_of(name, schema) for name in ("native", "kits19", "kits23")] == usual
+    sides = LabelSchema.from_names({1: "left_kidney", 2: "right_kidney", 3: "Wilms", 4: "cyst"})
+    assert labels_of("kits19", sides) == {"kidney+tumour": (1, 2, 3, 4), "tumour": (3, 4)}
+    assert labels_of("kits23", sides) == {
+        "kidney+mass": (1, 2, 3, 4),
+        "mass": (3, 4),
+        "tumour": (3,),
+    }
+    assert labels_of("native", sides, "kidney") == {
+        "kidney": (1, 2, 4),
+        "kidney+tumour": (1, 2, 3, 4),
+        "tumour": (3,),
+    }
+    swapped = LabelSchema.from_names({1: "tumour", 2: "kidney"})
+    assert labels_of("kits19", swapped) == {"kidney+tumour": (1, 2, 3), "tumour": (1, 3)}
+
+
+def test_region_based_data_sets_are_scored_by_every_protocol() -> None:
+    assert labels_of("native", KITS23_IN_NNUNET) == KITS23_IN_NNUNET.regions
+    assert labels_of("kits23", KITS23_IN_NNUNET) == labels_of("kits23", KIDNEY_TUMOUR_CYST)
+    assert labels_of("kits19", KITS23_IN_NNUNET) == labels_of("kits19", KIDNEY_TUMOUR_CYST)
+    native = {s.name: s for s in protocol_named("native", KITS23_IN_NNUNET).structures}
+    assert native["masses"].tolerance_mm == KITS_TOLERANCE_MM["mass"]
+    assert native["tumor"].tolerance_mm == KITS_TOLERANCE_MM["tumour"]
+    assert native["kidney"].tolerance_mm == KITS_TOLERANCE_MM["kidney+mass"]
+
+
+def test_predictions_may_have_what_the_references_lack() -> None:
+    """KiTS19's references have no cyst, KiTS23's numbers do."""
+    assert dict(protocol_named("kits23", KIDNEY_TUMOUR).known) == KIDNEY_TUMOUR_CYST.names
+    assert labels_of("kits23", KIDNEY_TUMOUR)["mass"] == (2, 3)
+    only = LabelSchema.from_names({1: "Kidney"})
+    assert labels_of("kits19", only) == {"kidney+tumour": (1, 2, 3), "tumour": (2, 3)}
 
 
 def test_wrong_protocols_are_refused() -> None:
@@ -215,10 +265,16 @@ def test_wrong_protocols_are_refused() -> None:
     with pytest.raises(UsageError) as raised:
         protocol_named("native", cyst="liver")  # type: ignore[arg-type]
     assert raised.value.code == "unknown-cyst"
-    for names in ({1: "tumour", 2: "kidney"}, {1: "kidney", 4: "spleen"}):
-        with pytest.raises(UsageError) as raised:
-            protocol_named("kits19", LabelSchema.from_names(names))
-        assert raised.value.code == "other-numbers"
+    for names, said in (
+        ({1: "kidney", 2: "tumour", 4: "spleen"}, r"4 \(spleen\)"),
+        ({1: "Niere", 2: "tumour"}, r"1 \(Niere\)"),
+        ({1: "left kidney", 2: "right kidney"}, "scores tumour"),
+        ({1: "tumour"}, "scores kidney"),
+    ):
+        for protocol in ("kits19", "kits23"):
+            with pytest.raises(UsageError, match=said) as raised:
+                protocol_named(protocol, LabelSchema.from_names(names))
+            assert raised.value.code == "other-labels" and "native" in raised.value.next_step
     assert protocol_named("kits19", KIDNEY_TUMOUR).name == "kits19"
 
 
@@ -340,8 +396,8 @@ def test_a_data_set_as_reference(tmp_path: Path) -> None:
     for name in ("ann", "bob", "cid"):
         write(tmp_path / "pred" / f"{name}_0000_0000_seg.nii.gz", PREDICTED)
     summary = evaluate(tmp_path / "pred", root, tmp_path / "out")
-    assert list(summary["structures"]) == ["renal", "mass"]
-    assert summary["structures"]["mass"]["dice"] | {"sd": 0} == {
+    assert list(summary["structures"]) == ["kidney", "kidney+tumour", "tumour"]
+    assert summary["structures"]["tumour"]["dice"] | {"sd": 0} == {
         "mean": 0.5,
         "sd": 0,
         "n": 3,
@@ -351,6 +407,16 @@ def test_a_data_set_as_reference(tmp_path: Path) -> None:
     rows = {row.case: row for row in read_run(tmp_path / "out").rows}
     assert (rows["ann_0000"].patient, rows["ann_0000"].age_years) == ("ann", 3.5)
     assert (rows["bob_0000"].patient, rows["bob_0000"].age_years) == ("bob", None)
+
+
+def test_labels_that_are_not_understood_are_scored_and_named(tmp_path: Path) -> None:
+    root = nnunet(tmp_path / "data", {"kidney": 1, "Gefäß": 2})
+    for name in ("ann", "bob", "cid"):
+        write(tmp_path / "pred" / f"{name}_0000_0000_seg.nii.gz", PREDICTED)
+    summary = evaluate(tmp_path / "pred", root, tmp_path / "out")
+    assert list(summary["structures"]) == ["kidney", "Gefäß"]
+    assert [f["code"] for f in summary["findings"]] == ["label-not-understood"]
+    assert "2 (Gefäß)" in summary["findings"][0]["cause"]
 
 
 def test_ignored_voxels_count_neither_way(tmp_path: Path) -> None:

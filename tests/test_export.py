@@ -11,7 +11,14 @@ import pytest
 import torch
 
 from kidseg import export
-from kidseg.cases import Case, case_paths, open_dataset, write_dataset_json, write_patients_csv
+from kidseg.cases import (
+    Case,
+    case_paths,
+    learned_labels,
+    open_dataset,
+    write_dataset_json,
+    write_patients_csv,
+)
 from kidseg.check import check
 from kidseg.errors import InputError, ResourceError, UsageError
 from kidseg.export import export_nnunet
@@ -225,6 +232,13 @@ def test_regions_and_ignore_label_are_renumbered_together(tmp_path: Path) -> Non
     result = export_nnunet(open_dataset(root), tmp_path / "Dataset001_X")
     assert result.new_from_old == {2: 1, 4: 2, 9: 3, 5: 4}
     exported = open_dataset(result.root)
+    first, second = (learned_labels(open_dataset(folder)) for folder in (root, result.root))
+    assert (first.schema, first.target, first.ignore) == (
+        second.schema,
+        second.target,
+        second.ignore,
+    )
+    assert list(second.new_from_old) == list(second.new_from_old.values())
     assert dict(exported.schema.regions) == {"kidney": (1, 2), "Wilms": (3,)}
     assert (exported.region_order, exported.ignore_label) == ((1, 3), 4)
     old = load(root / "labelsTr/c0.nii.gz", values="labels").data

@@ -25,9 +25,8 @@ from kidseg.cases import (
     Case,
     Dataset,
     case_paths,
-    consecutive,
+    learned_labels,
     relabelled,
-    without_cyst,
     write_dataset_json,
     write_patients_csv,
 )
@@ -114,39 +113,28 @@ def export_nnunet(
 
     Raises:
         UsageError: "bad-dataset-name"; "output-exists"; "not-a-dataset": `out` is there and is no
-            nnU-Net data set, so it is not replaced; "export-into-itself"; "cyst-in-regions";
-            "unknown-case": `splits` name one that is not there; and as `without_cyst`.
+            nnU-Net data set, so it is not replaced; "export-into-itself";
+            "unknown-case": `splits` name one that is not there; and as `count_cyst`.
         InputError: a file cannot be read, or labels do not lie on their image ("grid-mismatch").
         ResourceError: "disk-full". Nothing is left at `out` then, and what was there stays.
     """
     out = Path(out)
     _check_out(out, dataset, overwrite)
     _check_splits(splits, dataset)
-    schema, from_cyst = dataset.schema, dict[int, int]()
-    if cyst is not None:
-        if dataset.region_order:
-            raise UsageError(
-                "the data set trains overlapping regions, which say what a cyst counts as",
-                code="cyst-in-regions",
-                next_step="Leave the choice out.",
-            )
-        schema, from_cyst = without_cyst(schema, cyst)
-    schema, renumbered = consecutive(schema, dataset.ignore_label)
-    moved = renumbered | {old: renumbered.get(new, 0) for old, new in from_cyst.items()}
-    moved = {old: new for old, new in moved.items() if old != new}
+    learned = learned_labels(dataset, cyst)
+    moved = {old: new for old, new in learned.new_from_old.items() if old != new}
     aside = _aside(out)
     try:
         files = _write_cases(dataset, aside, moved, options or ReadOptions(), jobs, progress)
         _write_tables(dataset, aside, splits)
-        ignore = None if dataset.ignore_label is None else renumbered[dataset.ignore_label]
         write_dataset_json(
             aside,
             channels=dataset.channels,
-            schema=schema,
+            schema=learned.schema,
             n_training=len(dataset.cases),
             name=out.name,
-            region_order=[renumbered[number] for number in dataset.region_order],
-            ignore_label=ignore,
+            region_order=learned.target.writes if dataset.region_order else (),
+            ignore_label=learned.ignore,
         )
         _put(aside, out)
     except OSError as error:

@@ -2,16 +2,22 @@
 
 The schema comes from the data set: kidney and tumour are the default, and any other set of names
 works everywhere. A *label* is one voxel value; a *region* is a named union of labels and is what
-figures are reported for.
+figures are reported for. Which labels are kidney, tumour or cyst is told from their names, by
+`kidseg.meaning`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from colorsys import hsv_to_rgb
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import count
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
+
+from kidseg.errors import Finding, InputError
+from kidseg.meaning import Meaning, meaning_of, meanings_in
 
 __all__ = [
     "KIDNEY_TUMOUR",
@@ -20,7 +26,9 @@ __all__ = [
     "CystAs",
     "Label",
     "LabelSchema",
+    "Meaning",
     "Target",
+    "unclear_labels",
 ]
 
 CystAs = Literal["tumour", "kidney", "background"]
@@ -61,6 +69,10 @@ class Label:
 class LabelSchema:
     """The labels of a data set, without background (always 0), and its reported regions.
 
+    Attributes:
+        labels: numbers, names, colours, codes.
+        regions: {name: labels}, in the order of the report; `usual_regions` unless given.
+
     Raises:
         ValueError: a number or a name occurs twice, a number is outside 1..255, or a region names
             a number that is no label.
@@ -80,26 +92,28 @@ class LabelSchema:
             if not members or not set(members) <= set(ids):
                 raise ValueError(f"region '{name}' = {members} must name some of the labels {ids}")
         if not self.regions:
-            object.__setattr__(self, "regions", {n: (i,) for n, i in zip(names, ids, strict=True)})
+            object.__setattr__(self, "regions", self.usual_regions())
 
     @classmethod
     def from_names(
         cls, names: Mapping[int, str], regions: Mapping[str, tuple[int, ...]] | None = None
     ) -> LabelSchema:
-        """A schema for {number: name}, as data sets state it; known names keep their codes."""
-        known = {label.name: label for label in KIDNEY_TUMOUR_CYST.labels}
-        known["tumor"] = known["tumour"]
-        taken = {known[name.lower()].rgb for name in names.values() if name.lower() in known}
-        colours = (rgb for rgb in _colours() if rgb not in taken)
+        """A schema for {number: name}, as data sets state it; what is understood has its code.
+
+        Kidney, tumour and cyst have their own colours; a second label of one of them, as the other
+        kidney, and labels that are not understood have others.
+        """
+        names = {number: name for number, name in sorted(names.items()) if number != 0}
+        like = {number: _USUAL.get(m) for number, m in _meanings(names, regions or {}).items()}
+        reserved = {known.rgb for known in like.values() if known}
+        others = (rgb for rgb in _colours() if rgb not in reserved)
+        used: set[tuple[int, int, int]] = set()
         labels = []
-        for number, name in sorted(names.items()):
-            if number == 0:
-                continue
-            like = known.get(name.lower())
-            if like:
-                labels.append(Label(id=number, name=name, rgb=like.rgb, code=like.code))
-            else:
-                labels.append(Label(id=number, name=name, rgb=next(colours)))
+        for number, name in names.items():
+            known = like[number]
+            rgb = known.rgb if known and known.rgb not in used else next(others)
+            used.add(rgb)
+            labels.append(Label(id=number, name=name, rgb=rgb, code=known.code if known else None))
         return cls(labels=tuple(labels), regions=dict(regions or {}))
 
     @property
@@ -112,20 +126,77 @@ class LabelSchema:
         """{number: name}, without background."""
         return {label.id: label.name for label in self.labels}
 
+    @cached_property
+    def meaning(self) -> dict[int, Meaning | None]:
+        """{number: kidney, tumour or cyst}; None where that is not understood.
+
+        The code of a label decides; then its name; then the smallest region that holds it and is
+        understood, less what smaller regions in it are: in nnU-Net's KiTS23, `kidney` = 1, 2, 3,
+        `masses` = 2, 3 and `tumor` = 2 make 1 kidney, 2 tumour and 3 cyst.
+        """
+        coded = {label.id: _MEANING_OF_CODE.get(label.code) for label in self.labels if label.code}
+        told = _meanings(self.names, self.regions)
+        return {number: coded.get(number) or meant for number, meant in told.items()}
+
+    def ids_of(self, *meanings: Meaning) -> tuple[int, ...]:
+        """The labels that mean one of these, in the order of `meanings`, then of the schema."""
+        return tuple(i for m in meanings for i in self.ids if self.meaning[i] == m)
+
+    def usual_regions(self, cyst: CystAs | None = None) -> dict[str, tuple[int, ...]]:
+        """The regions by which kidneys are reported, as far as there are labels for them.
+
+        Always both conventions: kidney, kidney+tumour, tumour; where cysts are labels of their own,
+        KiTS23's kidney+mass, mass, tumour. Left and right are united. A label that is not
+        understood is a region of its own name.
+
+        Args:
+            cyst: what a cyst counts as; None: as a label of its own.
+        """
+        kidney, tumour, cysts = (self.ids_of(m) for m in ("kidney", "tumour", "cyst"))
+        if cyst is not None:
+            kidney += cysts if cyst == "kidney" else ()
+            tumour += cysts if cyst == "tumour" else ()
+            cysts = ()
+        mass = tumour + cysts
+        regions = {
+            "kidney": kidney if not (tumour and cysts) else (),
+            "kidney+tumour": kidney + tumour if kidney and tumour and not cysts else (),
+            "kidney+mass": kidney + mass if kidney and tumour and cysts else (),
+            "mass": mass if tumour and cysts else (),
+            "tumour": tumour,
+            "cyst": cysts if not tumour else (),
+        }
+        regions = {name: members for name, members in regions.items() if members}
+        for number, name in self.names.items():
+            if self.meaning[number] is None:
+                regions[name if name not in regions else f"{name} (label {number})"] = (number,)
+        return regions
+
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What the output channels of a network mean.
+    """What the output channels of a network mean, and so how labels are decided.
+
+    Exclusive channels: the background's, then one for each of `channels`; softmax; a voxel's label
+    is what the channel with the highest probability writes (argmax), or 0.
+
+    Others are regions that may overlap, each with a probability of its own (sigmoid). The labels
+    begin as 0; then, in the order of the channels, every voxel with a probability above 0.5 takes
+    what the channel writes, over what is there::
+
+        for i, label in enumerate(target.writes):
+            labels[probabilities[i] > 0.5] = label
+
+    So regions that hold others must come first. Source: nnU-Net,
+    `LabelManager.convert_probabilities_to_segmentation` and region_based_training.md.
 
     Attributes:
-        channels: the labels that each channel covers. Exclusive channels share no label, and the
-            background is a channel of its own before them; labels that no channel covers count as
+        channels: the labels that each channel covers. Labels that no channel covers count as
             background.
-        exclusive: each voxel belongs to one channel or to the background (softmax); otherwise
-            channels are regions that may overlap, each decided on its own (sigmoid), as in
-            nnU-Net's region-based training.
-        writes: the label that each channel writes. Where regions overlap, the later channel's
-            holds (nnU-Net's `regions_class_order`).
+        exclusive: each voxel belongs to one channel or to the background, so no two channels share
+            a label.
+        writes: the label that each channel writes, nnU-Net's `regions_class_order`; by default the
+            first that it covers.
 
     Raises:
         ValueError: no channel, an empty one, exclusive ones that share a label, or another number
@@ -137,10 +208,10 @@ class Target:
     writes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.writes:
-            object.__setattr__(self, "writes", tuple(channel[0] for channel in self.channels))
         if not self.channels or not all(self.channels):
             raise ValueError(f"channels must cover labels: {self.channels}")
+        if not self.writes:
+            object.__setattr__(self, "writes", tuple(channel[0] for channel in self.channels))
         if len(self.writes) != len(self.channels):
             raise ValueError(
                 f"{len(self.writes)} labels to write for {len(self.channels)} channels"
@@ -154,6 +225,54 @@ class Target:
         """Each label of a schema a channel."""
         return cls(channels=tuple((number,) for number in schema.ids))
 
+    @classmethod
+    def of_regions(cls, schema: LabelSchema, writes: Sequence[int]) -> Target:
+        """Each region of a schema a channel that may overlap others, in the order of the schema."""
+        return cls(channels=tuple(schema.regions.values()), exclusive=False, writes=tuple(writes))
+
+    @classmethod
+    def merged(cls, schema: LabelSchema) -> Target:
+        """Kidneys with all that is in them, one channel: kidney, tumour and cyst.
+
+        Raises:
+            InputError: "no-kidney-label": no label is understood as kidney.
+        """
+        if not schema.ids_of("kidney"):
+            raise _lacks("kidney", schema)
+        return cls(channels=(schema.ids_of("kidney", "tumour", "cyst"),))
+
+    @classmethod
+    def alone(cls, schema: LabelSchema, meaning: Meaning) -> Target:
+        """The labels of one meaning, one channel: "tumour", everything else background.
+
+        Raises:
+            InputError: "no-kidney-label", "no-tumour-label", "no-cyst-label": there are none.
+        """
+        if not schema.ids_of(meaning):
+            raise _lacks(meaning, schema)
+        return cls(channels=(schema.ids_of(meaning),))
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Target:
+        """What `as_dict` gave, from JSON.
+
+        Raises:
+            ValueError, KeyError, TypeError: it is something else.
+        """
+        return cls(
+            channels=tuple(tuple(int(i) for i in channel) for channel in data["channels"]),
+            exclusive=bool(data["exclusive"]),
+            writes=tuple(int(i) for i in data["writes"]),
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain data, for JSON."""
+        return {
+            "channels": [list(channel) for channel in self.channels],
+            "exclusive": self.exclusive,
+            "writes": list(self.writes),
+        }
+
     @property
     def outputs(self) -> int:
         """Channels of the network; with the background's, if they are exclusive."""
@@ -163,6 +282,69 @@ class Target:
     def background(self) -> tuple[float, ...]:
         """Probabilities where there is background for certain."""
         return (1.0,) * int(self.exclusive) + (0.0,) * len(self.channels)
+
+
+def unclear_labels(schema: LabelSchema, path: str | Path) -> tuple[Finding, ...]:
+    """Warnings where it is not understood what the labels of a data set are.
+
+    "label-not-understood" names them all; "no-kidney-label": none is understood as kidney.
+
+    Args:
+        schema: of the data set.
+        path: the file that names the labels, or the data set.
+    """
+    names = {i: name for i, name in schema.names.items() if schema.meaning[i] is None}
+    found = []
+    if names:
+        found.append(
+            Finding(
+                code="label-not-understood",
+                path=str(path),
+                cause=f"it is not understood whether these labels are kidney, tumour or cyst: "
+                f"{_listed(names)}; they are trained and reported under their own names",
+                next_step="If one is, rename it, or the region that holds it, in dataset.json: "
+                "'kidney', 'tumour' or 'cyst'.",
+            )
+        )
+    if not schema.ids_of("kidney"):
+        error = _lacks("kidney", schema, path)
+        found.append(replace(error.as_finding(), severity="warning"))
+    return tuple(found)
+
+
+def _lacks(meaning: Meaning, schema: LabelSchema, path: str | Path | None = None) -> InputError:
+    return InputError(
+        f"none of its labels is understood as {meaning}: {_listed(schema.names)}",
+        path=path,
+        code=f"no-{meaning}-label",
+        next_step=f"Name it '{meaning}' in dataset.json, or 'left {meaning}' and so on.",
+    )
+
+
+def _listed(names: Mapping[int, str]) -> str:
+    return ", ".join(f"{number} ({name})" for number, name in names.items())
+
+
+def _meanings(
+    names: Mapping[int, str], regions: Mapping[str, tuple[int, ...]]
+) -> dict[int, Meaning | None]:
+    """What labels mean by their names, or else by the regions that hold them."""
+    return {i: meaning_of(name) or _by_regions(i, regions) for i, name in names.items()}
+
+
+def _by_regions(number: int, regions: Mapping[str, tuple[int, ...]]) -> Meaning | None:
+    """What the smallest region that is understood means, less what smaller ones in it are."""
+    for name, members in sorted(regions.items(), key=lambda region: len(set(region[1]))):
+        if number not in members or not (meanings := meanings_in(name)):
+            continue
+        inside = [n for n, m in regions.items() if set(m) < set(members) and number not in m]
+        rest = meanings.difference(*(meanings_in(n) for n in inside)) or meanings
+        if rest == meanings:
+            return meaning_of(name)
+        if rest == {"tumour", "cyst"}:
+            return "tumour"  # a mass, not told apart
+        return next(iter(rest)) if len(rest) == 1 else None
+    return None
 
 
 def _colours() -> Iterator[tuple[int, int, int]]:
@@ -204,3 +386,6 @@ KIDNEY_TUMOUR_CYST = LabelSchema(
     regions={"kidney+mass": (1, 2, 3), "mass": (2, 3), "tumour": (2,)},
 )
 """KiTS21 and KiTS23. Source of the regions: KiTS23's "hierarchical evaluation classes"."""
+
+_USUAL: dict[Meaning | None, Label] = {"kidney": _KIDNEY, "tumour": _TUMOUR, "cyst": _CYST}
+_MEANING_OF_CODE = {label.code: meaning for meaning, label in _USUAL.items()}

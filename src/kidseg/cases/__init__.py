@@ -2,9 +2,16 @@
 
 from kidseg.cases.case import Case, Dataset, Layout, Side, Survey
 from kidseg.cases.dataset import case_paths, open_dataset, survey_dataset
-from kidseg.cases.nnunet import DATASET_JSON, schema_of, write_dataset_json
+from kidseg.cases.nnunet import DATASET_JSON, write_dataset_json
 from kidseg.cases.persons import PATIENTS_CSV, write_patients_csv
-from kidseg.cases.relabel import consecutive, relabelled, without_cyst
+from kidseg.cases.relabel import (
+    LearnedLabels,
+    consecutive,
+    count_cyst,
+    learned_labels,
+    relabelled,
+    without_cyst,
+)
 
 __all__ = [
     "DATASET_JSON",
@@ -12,13 +19,15 @@ __all__ = [
     "Case",
     "Dataset",
     "Layout",
+    "LearnedLabels",
     "Side",
     "Survey",
     "case_paths",
     "consecutive",
+    "count_cyst",
+    "learned_labels",
     "open_dataset",
     "relabelled",
-    "schema_of",
     "survey_dataset",
     "without_cyst",
     "write_dataset_json",

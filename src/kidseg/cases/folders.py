@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 from kidseg.cases.case import Survey
 from kidseg.cases.gathering import Gathering, visible
-from kidseg.cases.nnunet import DATASET_JSON, schema_of
+from kidseg.cases.nnunet import DATASET_JSON
 from kidseg.cases.persons import read_kits_table
 from kidseg.errors import InputError
-from kidseg.labels import KIDNEY_TUMOUR, KIDNEY_TUMOUR_CYST
+from kidseg.labels import KIDNEY_TUMOUR, KIDNEY_TUMOUR_CYST, LabelSchema
 
 __all__ = ["KITS_CASE", "kits_folder", "survey_dicom", "survey_kits", "survey_msd"]
 
@@ -95,7 +95,7 @@ def survey_msd(root: Path, content: Any) -> Survey:
             if file not in listed:
                 found.orphan(file)
     try:
-        schema = schema_of({number: name for number, name in names.items() if number})
+        schema = LabelSchema.from_names(names)
     except ValueError as error:
         raise _bad(str(error), path) from error
     return found.survey(

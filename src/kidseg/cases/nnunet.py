@@ -24,9 +24,9 @@ from pydantic.dataclasses import dataclass
 from kidseg.cases.case import Survey
 from kidseg.cases.gathering import Gathering, visible
 from kidseg.errors import InputError
-from kidseg.labels import KIDNEY_TUMOUR, KIDNEY_TUMOUR_CYST, LabelSchema
+from kidseg.labels import LabelSchema
 
-__all__ = ["DATASET_JSON", "schema_of", "survey_nnunet", "write_dataset_json"]
+__all__ = ["DATASET_JSON", "survey_nnunet", "write_dataset_json"]
 
 DATASET_JSON = "dataset.json"
 _CHECKED = ConfigDict(extra="ignore", strict=True)
@@ -98,19 +98,6 @@ def survey_nnunet(root: Path, content: Any) -> Survey:
         region_order=labels.region_order,
         ignore_label=labels.ignore_label,
     )
-
-
-def schema_of(names: Mapping[int, str]) -> LabelSchema:
-    """The schema for {number: name}; kidney, tumour (and cyst) bring the usual regions."""
-    numbers = {name.lower().replace("tumor", "tumour"): number for number, name in names.items()}
-    for known in (KIDNEY_TUMOUR, KIDNEY_TUMOUR_CYST):
-        if set(numbers) == set(known.names.values()):
-            regions = {
-                region: tuple(numbers[known.names[label]] for label in members)
-                for region, members in known.regions.items()
-            }
-            return LabelSchema.from_names(names, regions)
-    return LabelSchema.from_names(names)
 
 
 def write_dataset_json(
@@ -203,9 +190,8 @@ def _labels(told: _Description, path: Path) -> _Labels:
         raise _bad("two labels have the same number", path)
     try:
         if all(len(members) == 1 for members in regions.values()):
-            return _Labels(schema_of(names), (), ignore)
-        for number in {number for members in regions.values() for number in members}:
-            names.setdefault(number, f"label {number}")
+            return _Labels(LabelSchema.from_names(names), (), ignore)
+        names = _named_by_regions(regions)
         schema = LabelSchema.from_names(names, regions)
     except ValueError as error:
         raise _bad(str(error), path) from error
@@ -217,6 +203,32 @@ def _labels(told: _Description, path: Path) -> _Labels:
             path,
         )
     return _Labels(schema, tuple(order), ignore)
+
+
+def _named_by_regions(regions: Mapping[str, tuple[int, ...]]) -> dict[int, str]:
+    """A name for each label of a region-based data set, which names regions only.
+
+    A label is called after the smallest region that holds it, less the largest ones in it that do
+    not: in KiTS23 (`kidney` = 1, 2, 3, `masses` = 2, 3, `tumor` = 2) 1 is "kidney without masses",
+    2 "tumor", 3 "masses without tumor". Regions of which none holds the other are joined by "and".
+    Labels that no region tells apart are parts of it: "kidney part 1", "kidney part 2". So names
+    depend on regions alone, not on the numbers, and an export keeps them.
+    """
+    sets = {name: frozenset(members) for name, members in regions.items()}
+    called: dict[str, list[int]] = {}
+    for number in sorted(frozenset[int]().union(*sets.values())):
+        around = {name: members for name, members in sets.items() if number in members}
+        smallest = [name for name, m in around.items() if not any(o < m for o in around.values())]
+        shared = frozenset.intersection(*around.values())
+        others = {name: m & shared for name, m in sets.items() if number not in m and m & shared}
+        largest = [name for name, m in others.items() if not any(m < o for o in others.values())]
+        name = " and ".join(smallest) + (f" without {' and '.join(largest)}" if largest else "")
+        called.setdefault(name, []).append(number)
+    names = {}
+    for name, numbers in called.items():
+        for k, number in enumerate(numbers, start=1):
+            names[number] = name if len(numbers) == 1 else f"{name} part {k}"
+    return names
 
 
 def _check_numbers(found: Gathering, labels: _Labels, path: Path) -> None:

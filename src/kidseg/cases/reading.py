@@ -53,13 +53,14 @@ class CaseReader:
 
     @classmethod
     def of_dataset(cls, dataset: Dataset, *, cyst: CystAs | None = None) -> CaseReader:
-        """The reader for a data set, with its cysts, if told so, counted as something else."""
-        from kidseg.cases import without_cyst
+        """The reader for a data set, with its cysts, if told so, counted as something else.
 
-        schema = dataset.schema
-        relabel: dict[int, int] = {}
-        if cyst is not None:
-            schema, relabel = without_cyst(schema, cyst)
+        Raises:
+            UsageError: as `kidseg.cases.count_cyst`.
+        """
+        from kidseg.cases import count_cyst
+
+        schema, relabel = count_cyst(dataset, cyst)
         return cls(
             are_ct=tuple(dataset.holds_ct(k) for k in range(len(dataset.channels))),
             schema=schema,

@@ -3,26 +3,95 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import get_args
 
 import torch
 
-from kidseg.cases.nnunet import schema_of
+from kidseg.cases.case import Dataset
 from kidseg.errors import InputError, UsageError
 from kidseg.geometry import Volume
-from kidseg.labels import KIDNEY_TUMOUR_CYST, CystAs, LabelSchema
+from kidseg.labels import CystAs, LabelSchema, Meaning, Target
+from kidseg.meaning import side_of
 
-__all__ = ["consecutive", "relabelled", "without_cyst"]
+__all__ = [
+    "LearnedLabels",
+    "consecutive",
+    "count_cyst",
+    "learned_labels",
+    "relabelled",
+    "without_cyst",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnedLabels:
+    """What networks learn from a data set: its labels as 1, 2, 3, ...
+
+    Attributes:
+        schema: labels 1, 2, 3, ... in the order of the numbers in the files, and the regions.
+        new_from_old: from the numbers in the files; those of cysts too, where they count as
+            something else. It is as right after `CaseReader` has counted cysts as before.
+        ignore: of voxels that do not count: the number after the last; None if there are none.
+        target: what the data set asks networks to give: labels, or its overlapping regions.
+    """
+
+    schema: LabelSchema
+    new_from_old: Mapping[int, int]
+    ignore: int | None
+    target: Target
+
+
+def learned_labels(dataset: Dataset, cyst: CystAs | None = None) -> LearnedLabels:
+    """What networks learn from a data set.
+
+    Args:
+        dataset: of labels, or of overlapping regions (nnU-Net's `regions_class_order`).
+        cyst: what a cyst counts as; None: as a label of its own.
+
+    Raises:
+        UsageError: as `count_cyst`.
+    """
+    known, counted = count_cyst(dataset, cyst)
+    schema, renumbered = consecutive(known, dataset.ignore_label)
+    both = {old: renumbered.get(new, 0) for old, new in counted.items()}
+    ignore = None if dataset.ignore_label is None else renumbered[dataset.ignore_label]
+    if dataset.region_order:
+        target = Target.of_regions(schema, [renumbered[n] for n in dataset.region_order])
+    else:
+        target = Target.of_labels(schema)
+    return LearnedLabels(
+        schema=schema, new_from_old={**renumbered, **both}, ignore=ignore, target=target
+    )
+
+
+def count_cyst(dataset: Dataset, cyst: CystAs | None) -> tuple[LabelSchema, dict[int, int]]:
+    """The schema of a data set with its cysts counted as something else, and {old number: new}.
+
+    Raises:
+        UsageError: "cyst-in-regions": overlapping regions say so themselves; as `without_cyst`.
+    """
+    if cyst is None:
+        return dataset.schema, {}
+    if dataset.region_order:
+        raise UsageError(
+            "the data set trains overlapping regions, which say what a cyst counts as",
+            path=dataset.root,
+            code="cyst-in-regions",
+            next_step="Leave the choice out.",
+        )
+    return without_cyst(dataset.schema, cyst)
 
 
 def without_cyst(schema: LabelSchema, cyst: CystAs) -> tuple[LabelSchema, dict[int, int]]:
-    """The schema with its cyst counted as something else, and {old number: new}.
+    """The schema with its cysts counted as something else, and {old number: new}.
 
-    A schema without a cyst stays as it is, with {}.
+    Where left and right are labels of their own, a cyst counts as the one of its side. A schema
+    without a cyst stays as it is, with {}.
 
     Raises:
         UsageError: "unknown-cyst": `cyst` is no such choice; "no-such-label": the schema does not
-            have what a cyst is to count as.
+            have what a cyst is to count as; "several-such-labels", of which none is of its side.
     """
     if cyst not in get_args(CystAs):
         raise UsageError(
@@ -30,17 +99,29 @@ def without_cyst(schema: LabelSchema, cyst: CystAs) -> tuple[LabelSchema, dict[i
             code="unknown-cyst",
             next_step=f"Choose one of {', '.join(get_args(CystAs))}.",
         )
-    meanings = {label.code: label.name for label in KIDNEY_TUMOUR_CYST.labels}
-    numbers = {meanings[label.code]: label.id for label in schema.labels if label.code in meanings}
-    old = numbers.get("cyst")
-    if old is None:
+    moved = {
+        old: 0 if cyst == "background" else _counterpart(schema, old, cyst)
+        for old in schema.ids_of("cyst")
+    }
+    if not moved:
         return schema, {}
-    new = 0 if cyst == "background" else numbers.get(cyst)
-    if new is None:
-        raise UsageError(
-            f"a cyst cannot count as {cyst}: there is no such label", code="no-such-label"
-        )
-    return schema_of({i: name for i, name in schema.names.items() if i != old}), {old: new}
+    return LabelSchema.from_names({i: n for i, n in schema.names.items() if i not in moved}), moved
+
+
+def _counterpart(schema: LabelSchema, old: int, meaning: Meaning) -> int:
+    """The label of this meaning; of several, the one on the same side."""
+    names = schema.names
+    found = schema.ids_of(meaning)
+    if len(found) > 1:
+        found = tuple(i for i in found if side_of(names[i]) == side_of(names[old])) or found
+    if len(found) == 1:
+        return found[0]
+    raise UsageError(
+        f"label {old} ({names[old]}) cannot count as {meaning}: "
+        + ("several labels are" if found else "no label is"),
+        code="several-such-labels" if found else "no-such-label",
+        next_step="Count cysts as something else, or as themselves.",
+    )
 
 
 def consecutive(

@@ -14,20 +14,18 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from kidseg.cases import Case, Dataset, Survey, survey_dataset
+from kidseg.cases import DATASET_JSON, Case, Dataset, Survey, survey_dataset
 from kidseg.check.cases import Examined, examine
 from kidseg.check.report import Report
 from kidseg.errors import Finding, InputError, ResourceError
 from kidseg.io import ReadOptions, read
-from kidseg.labels import KIDNEY_TUMOUR_CYST, LabelSchema
+from kidseg.labels import LabelSchema, unclear_labels
 
 __all__ = ["Report", "check"]
 
 Progress = Callable[[int, int], None]
 
 _DEFAULT = ReadOptions()
-# Labels that a sound data set may lack altogether: not everybody has a tumour or a cyst.
-_LESIONS = {label.code for label in KIDNEY_TUMOUR_CYST.labels if label.name != "kidney"}
 
 
 def check(
@@ -41,7 +39,8 @@ def check(
 
     In a data set, beyond what `kidseg.cases.survey_dataset` and `kidseg.check.cases.examine` find:
     errors "same-image" (between training and test, or between patients) and "label-never-used";
-    the warning "same-image" (twice of one patient), and "label-never-used" for tumour and cyst.
+    the warnings "same-image" (twice of one patient), "label-never-used" for tumour and cyst, and
+    those of `kidseg.labels.unclear_labels`.
 
     Args:
         path: what to check.
@@ -101,6 +100,7 @@ def _check_dataset(
     training = examined[: len(dataset.cases)]
     findings = [
         *survey.findings,
+        *_unclear_labels(dataset),
         *_same_images(examined),
         *_unused_labels(training, dataset),
         *(finding for one in examined for finding in one.findings),
@@ -149,10 +149,17 @@ def _same_images(examined: Sequence[Examined]) -> Iterator[Finding]:
             )
 
 
+def _unclear_labels(dataset: Dataset) -> tuple[Finding, ...]:
+    described = dataset.root / DATASET_JSON
+    return unclear_labels(dataset.schema, described if described.is_file() else dataset.root)
+
+
 def _unused_labels(training: Sequence[Examined], dataset: Dataset) -> Iterator[Finding]:
     if not training:
         return
     used = {label for one in training for label in one.voxels}
+    # Not everybody has a tumour or a cyst.
+    lesions = dataset.schema.ids_of("tumour", "cyst")
     for label in dataset.schema.labels:
         if label.id not in used:
             yield Finding(
@@ -161,7 +168,7 @@ def _unused_labels(training: Sequence[Examined], dataset: Dataset) -> Iterator[F
                 cause=f"label {label.id} ({label.name}) occurs in none of the {len(training)} "
                 "training cases",
                 next_step="Check that the labels are complete and their numbers right.",
-                severity="warning" if label.code in _LESIONS else "error",
+                severity="warning" if label.id in lesions else "error",
             )
 
 

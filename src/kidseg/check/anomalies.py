@@ -8,7 +8,7 @@ import numpy as np
 
 from kidseg.errors import Finding
 from kidseg.geometry import Volume
-from kidseg.labels import KIDNEY_TUMOUR_CYST, LabelSchema
+from kidseg.labels import LabelSchema
 
 __all__ = ["body_midline", "kidney_findings", "kidney_labels", "kidney_slices"]
 
@@ -22,32 +22,14 @@ _BODY_HU = -300.0
 # Canonical order: slices go up, rows to the back, columns to the patient's left.
 _FACES = (("lower", "upper"), ("front", "back"), ("right", "left"))
 
-_CODES = {label.code: label.name for label in KIDNEY_TUMOUR_CYST.labels}
-_KIDNEY_WORDS = ("kidney", "renal")
-_MASS_WORDS = ("tumour", "tumor", "cyst", "mass", "lesion", "cancer")
-
 
 def kidney_labels(schema: LabelSchema) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Numbers of the labels that are renal parenchyma, and of those that are renal masses.
 
-    Known codes decide, then names: of the labels, or else of the regions.
+    As `LabelSchema.meaning` understands them. Without a kidney there is no renal mass either.
     """
-    coded = {label.id: _CODES[label.code] for label in schema.labels if label.code in _CODES}
-    named = {label.id: label.name.lower() for label in schema.labels if label.id not in coded}
-    mass = {i for i, name in coded.items() if name != "kidney"}
-    mass |= {
-        i for i, name in named.items() if _has(name, _KIDNEY_WORDS) and _has(name, _MASS_WORDS)
-    }
-    kidney = {i for i, name in coded.items() if name == "kidney"}
-    kidney |= {i for i, name in named.items() if _has(name, _KIDNEY_WORDS)} - mass
-    if not kidney:
-        for name, members in schema.regions.items():
-            if _has(name.lower(), _KIDNEY_WORDS):
-                kidney |= set(members)
-            elif _has(name.lower(), _MASS_WORDS):
-                mass |= set(members)
-        kidney -= mass
-    return tuple(sorted(kidney)), tuple(sorted(mass)) if kidney else ()
+    kidney = schema.ids_of("kidney")
+    return kidney, schema.ids_of("tumour", "cyst") if kidney else ()
 
 
 def body_midline(image: Volume, slices: tuple[int, int]) -> float:
@@ -148,7 +130,3 @@ def _box(mask: np.ndarray) -> tuple[slice, slice, slice] | None:
             return None
         extents.append(slice(int(hit[0]), int(hit[-1]) + 1))
     return extents[0], extents[1], extents[2]
-
-
-def _has(text: str, words: tuple[str, ...]) -> bool:
-    return any(word in text for word in words)

@@ -35,7 +35,7 @@ from kidseg.evaluate.summary import (
 from kidseg.geometry import Grid
 from kidseg.io import ReadOptions, read
 from kidseg.io.atomic import write_json
-from kidseg.labels import CystAs
+from kidseg.labels import CystAs, unclear_labels
 from kidseg.metrics import Measures, measure, union_box
 
 __all__ = [
@@ -92,7 +92,8 @@ def evaluate(
         progress: called with (cases done, cases in all).
 
     Returns:
-        The content of `summary.json`; see `summarise`.
+        The content of `summary.json`; see `summarise`. Its findings name labels of a data set that
+        are not understood; see `kidseg.labels.unclear_labels`.
 
     Raises:
         UsageError: "output-exists", an unknown protocol or setting.
@@ -107,7 +108,9 @@ def evaluate(
     prepare_output(out, _OUTPUTS, overwrite=overwrite)
     scored = _score_all(pairing, rules, jobs, progress, pred)
     rows = [row for case in scored for row in case.rows]
-    findings = [*pairing.findings, *(finding for case in scored for finding in case.findings)]
+    unclear = () if pairing.schema is None else unclear_labels(pairing.schema, ref)
+    noticed = (finding for case in scored for finding in case.findings)
+    findings = [*unclear, *pairing.findings, *noticed]
     summary = summarise(rows, rules, findings)
     if overwrite:
         (out / "summary.json").unlink(missing_ok=True)

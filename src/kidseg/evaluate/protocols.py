@@ -6,10 +6,14 @@ found, and what a case counts for in which there was nothing to find and nothing
 | protocol | structures | both masks empty |
 |---|---|---|
 | native | kidney, kidney+tumour, tumour; or the regions of the data set | left out, counted |
-| kits19 | kidney+tumour (every label above 0), tumour (above 1) | left out, counted |
+| kits19 | kidney+tumour (1, 2, 3), tumour (2, 3) | left out, counted |
 | kits23 | kidney+mass (1, 2, 3), mass (2, 3), tumour (2) | Dice and surface Dice 1 |
 
 If one mask is empty, Dice and surface Dice are 0 in all of them.
+
+The labels of a data set are those that `LabelSchema.meaning` understands as kidney, tumour and
+cyst, whatever their numbers and names; left and right are united. The protocols of KiTS refuse a
+data set with other labels, since their code knows none.
 
 Sources: kits19, `starter_code/evaluation.py` of the KiTS19 repository. Its code catches a division
 by zero in order to score 0 where both masks are empty, but numpy gives NaN there and raises
@@ -25,7 +29,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from kidseg.errors import UsageError
-from kidseg.labels import KIDNEY_TUMOUR_CYST, CystAs, LabelSchema
+from kidseg.labels import KIDNEY_TUMOUR_CYST, CystAs, LabelSchema, Meaning
 
 __all__ = ["KITS_TOLERANCE_MM", "Protocol", "ProtocolName", "Structure", "protocol_named"]
 
@@ -42,8 +46,8 @@ KITS_TOLERANCE_MM = {
 # one, so that figures compare between protocols. Choice: the papers score no surfaces.
 _OTHER_TOLERANCE_MM = KITS_TOLERANCE_MM["kidney+mass"]
 
-_KITS_NUMBERS = {"kidney": 1, "tumour": 2, "cyst": 3}
-_KITS23_STRUCTURES = {"kidney+mass": (1, 2, 3), "mass": (2, 3), "tumour": (2,)}
+# Of KiTS's labels 1, 2, 3.
+_MEANINGS: tuple[Meaning, ...] = ("kidney", "tumour", "cyst")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +90,9 @@ def protocol_named(
             ("mass"), as the code of KiTS19 counts it.
 
     Raises:
-        UsageError: "unknown-protocol"; "fixed-cyst": kits23 fixes what a cyst is; "other-numbers":
-            the data set's numbers are not those of the KiTS protocol; "unknown-cyst".
+        UsageError: "unknown-protocol"; "fixed-cyst": kits23 fixes what a cyst is; "other-labels":
+            the data set has labels that the KiTS protocols do not know, or lacks one that they
+            score; "unknown-cyst".
     """
     if cyst is not None and cyst not in get_args(CystAs):
         raise UsageError(
@@ -103,77 +108,91 @@ def protocol_named(
             code="unknown-protocol",
             next_step=f"Choose one of {', '.join(get_args(ProtocolName))}.",
         )
-    if schema is not None:
-        _check_kits_numbers(name, schema)
-    if name == "kits19":
-        regions = _with_cyst(_KITS_NUMBERS, cyst or "tumour")
-        regions.pop("kidney")
-        return _protocol("kits19", regions, KIDNEY_TUMOUR_CYST.names)
-    if cyst is not None:
+    if name == "kits23" and cyst is not None:
         raise UsageError(
             "the kits23 protocol fixes what a cyst counts as",
             code="fixed-cyst",
             next_step="Leave out the cyst setting, or use --protocol native.",
         )
-    return _protocol("kits23", _KITS23_STRUCTURES, KIDNEY_TUMOUR_CYST.names, empty_scores_one=True)
+    known = _as_kits(name, schema or KIDNEY_TUMOUR_CYST)
+    if name == "kits19":
+        regions = _sorted(known.usual_regions(cyst or "tumour"))
+        regions.pop("kidney")
+        return _protocol("kits19", regions, known)
+    regions = {
+        "kidney+mass": known.ids_of("kidney", "tumour", "cyst"),
+        "mass": known.ids_of("tumour", "cyst"),
+        "tumour": known.ids_of("tumour"),
+    }
+    return _protocol("kits23", _sorted(regions), known, empty_scores_one=True)
 
 
 def _native(schema: LabelSchema | None, cyst: CystAs | None) -> Protocol:
     if schema is None:
         return _native(KIDNEY_TUMOUR_CYST, cyst or "tumour")
-    numbers = _numbers(schema)
-    regions: Mapping[str, tuple[int, ...]] = schema.regions
-    if cyst is not None and set(numbers) == set(_KITS_NUMBERS):
-        regions = _with_cyst(numbers, cyst)
-    return _protocol("native", regions, schema.names)
+    regions = schema.regions
+    if cyst is not None and schema.ids_of("cyst"):
+        regions = _sorted(schema.usual_regions(cyst))
+    return _protocol("native", regions, schema)
 
 
 def _protocol(
     name: ProtocolName,
     regions: Mapping[str, tuple[int, ...]],
-    known: Mapping[int, str],
+    schema: LabelSchema,
     *,
     empty_scores_one: bool = False,
 ) -> Protocol:
     structures = tuple(
-        Structure(
-            name=region,
-            labels=labels,
-            tolerance_mm=KITS_TOLERANCE_MM.get(
-                region.replace("tumor", "tumour"), _OTHER_TOLERANCE_MM
-            ),
-        )
+        Structure(name=region, labels=labels, tolerance_mm=_tolerance_mm(region, labels, schema))
         for region, labels in regions.items()
     )
     return Protocol(
-        name=name, structures=structures, known=known, empty_scores_one=empty_scores_one
+        name=name, structures=structures, known=schema.names, empty_scores_one=empty_scores_one
     )
 
 
-def _with_cyst(numbers: Mapping[str, int], cyst: CystAs) -> dict[str, tuple[int, ...]]:
-    """The default regions, each with the cyst where it holds what a cyst counts as."""
-    kidney, tumour = numbers["kidney"], numbers["tumour"]
-    regions = {"kidney": {kidney}, "kidney+tumour": {kidney, tumour}, "tumour": {tumour}}
-    if cyst != "background":
-        for labels in regions.values():
-            if numbers[cyst] in labels:
-                labels.add(numbers["cyst"])
-    return {name: tuple(sorted(labels)) for name, labels in regions.items()}
+def _tolerance_mm(region: str, labels: tuple[int, ...], schema: LabelSchema) -> float:
+    """Of the like structure: by name, or else by what its labels are."""
+    if region in KITS_TOLERANCE_MM:
+        return KITS_TOLERANCE_MM[region]
+    meanings = {schema.meaning[label] for label in labels}
+    if meanings == {"tumour"}:
+        return KITS_TOLERANCE_MM["tumour"]
+    if meanings and meanings <= {"tumour", "cyst"}:
+        return KITS_TOLERANCE_MM["mass"]
+    return _OTHER_TOLERANCE_MM
 
 
-def _numbers(schema: LabelSchema) -> dict[str, int]:
-    """{name: number}, in our spelling."""
-    return {name.lower().replace("tumor", "tumour"): i for i, name in schema.names.items()}
+def _as_kits(protocol: str, schema: LabelSchema) -> LabelSchema:
+    """The schema, with what it lacks under KiTS's number if that is free: a prediction may have it.
 
-
-def _check_kits_numbers(protocol: str, schema: LabelSchema) -> None:
-    numbers = _numbers(schema)
-    wrong = {n: i for n, i in numbers.items() if _KITS_NUMBERS.get(n, i) != i}
-    beyond = {n: i for n, i in numbers.items() if i not in _KITS_NUMBERS.values()}
-    if wrong or beyond:
-        found = ", ".join(f"{i} {n}" for n, i in sorted((wrong | beyond).items()))
+    Raises:
+        UsageError: "other-labels".
+    """
+    odd = [f"{i} ({name})" for i, name in schema.names.items() if schema.meaning[i] is None]
+    if odd:
         raise UsageError(
-            f"{protocol} numbers 1 kidney, 2 tumour, 3 cyst; this data set has {found}",
-            code="other-numbers",
-            next_step="Use --protocol native, or number the labels as KiTS does.",
+            f"{protocol} scores kidney, tumour and cyst; this data set has {', '.join(odd)}, which "
+            "is not understood as one of them",
+            code="other-labels",
+            next_step="Use --protocol native, or rename these labels in dataset.json.",
         )
+    free = tuple(
+        label
+        for meaning, label in zip(_MEANINGS, KIDNEY_TUMOUR_CYST.labels, strict=True)
+        if not schema.ids_of(meaning) and label.id not in schema.ids
+    )
+    filled = LabelSchema(labels=schema.labels + free, regions=schema.regions)
+    for meaning in _MEANINGS[:2]:
+        if not filled.ids_of(meaning):
+            raise UsageError(
+                f"{protocol} scores {meaning}, and no label of this data set is understood as that",
+                code="other-labels",
+                next_step=f"Use --protocol native, or name the label '{meaning}' in dataset.json.",
+            )
+    return filled
+
+
+def _sorted(regions: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(sorted(labels)) for name, labels in regions.items()}

@@ -1,0 +1,123 @@
+"""What the name of a label means: kidney, tumour, cyst, or nothing that is known here.
+
+A name is understood if every word of it is. Case, plural, accents, numbering, the separators
+(`left_kidney`, `Kidney-L`, `KidneyTumor`) and the side do not matter. One unknown word, and the
+name is not understood: an *adrenal* gland, a renal *vein*, a *liver* tumour or a kidney *stone* is
+neither kidney nor renal tumour, and to guess would be worse than to ask.
+
+Sources of the names: KiTS19, KiTS21 and KiTS23 ("kidney", "tumor", "cyst"); nnU-Net's data set of
+KiTS23 ("kidney", "masses", "tumor"); AMOS, BTCV and FLARE22 ("right kidney", "left kidney", also
+"kidney right", "R.kidney", "RK"); TotalSegmentator ("kidney_left", "kidney_cyst_right"); for
+radiotherapy AAPM TG-263 ("Kidney_L", "Kidneys", "Kidney_Cortex_R"), and "GTV". Names of tumours:
+WHO Classification of Tumours, Urinary and Male Genital Tumours (5th edition, 2022) and Pediatric
+Tumours (5th edition, 2023). Nephroblastomatosis and nephrogenic rests are precursors, not tumours,
+and left out on purpose. "Cystic mass" is left out as well: tumour or cyst is what it leaves open.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from typing import Literal
+
+__all__ = ["Meaning", "Side", "meaning_of", "meanings_in", "side_of"]
+
+Meaning = Literal["kidney", "tumour", "cyst"]
+Side = Literal["left", "right"]
+
+_SIDES: dict[str, Side] = {
+    **dict.fromkeys(("left", "l", "lt", "lk", "lkidney"), "left"),
+    **dict.fromkeys(("right", "r", "rt", "rk", "rkidney"), "right"),
+}
+# Words that change nothing: which one, how much of it, what is done with it.
+_NEUTRAL = {"both", "bilateral", "contralateral", "ipsilateral", "left", "right"}
+_NEUTRAL |= {"l", "lt", "r", "rt", "whole", "total", "entire", "all", "of", "the", "in"}
+_NEUTRAL |= {"label", "mask", "seg", "segmentation"}
+
+_KIDNEY = {"kidney", "ren", "renal", "lk", "rk", "lkidney", "rkidney"}
+_PARENCHYMA = {"parenchyma", "cortex", "medulla", "tissue", "healthy", "normal", "remnant"}
+_PARENCHYMA |= {"affected", "unaffected", "residual", "native", "transplant", "horseshoe"}
+
+_TUMOUR = {"tumour", "tumor", "neoplasm", "neoplasia", "cancer", "malignancy", "carcinoma"}
+_TUMOUR |= {"adenocarcinoma", "sarcoma", "rcc", "ccrcc", "prcc", "chrcc", "oncocytoma"}
+_TUMOUR |= {"angiomyolipoma", "wilms", "wilm", "nephroblastoma", "nephroma", "rhabdoid"}
+_TUMOUR |= {"ccsk", "mrtk", "gtv"}
+_OF_TUMOURS = {"tissue", "solid", "primary", "malignant", "benign", "residual", "cell", "clear"}
+_OF_TUMOURS |= {"papillary", "chromophobe", "mesoblastic", "congenital", "cellular"}
+# A mass may be a tumour or a cyst. Source: KiTS23, whose "mass" is both.
+_MASS = {"mass", "lesion"}
+
+_CYST = {"cyst"}
+_OF_CYSTS = {"simple", "complex", "benign", "bosniak"}
+
+_KNOWN = _NEUTRAL | _KIDNEY | _PARENCHYMA | _TUMOUR | _OF_TUMOURS | _MASS | _CYST | _OF_CYSTS
+_JOINED = re.compile(r"[+&/,]|\b(?:and|with|plus|or)\b")
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+_GLUED = re.compile(r"(left|right)?(.+?)(left|right)?")
+
+
+def meaning_of(name: str) -> Meaning | None:
+    """What the name of a label means; None if it is not understood, or means several things.
+
+    A label that is a mass or lesion counts as tumour.
+    """
+    meanings = meanings_in(name)
+    if meanings == {"tumour", "cyst"} and not _JOINED.search(_plain(name)):
+        return "tumour"
+    return next(iter(meanings)) if len(meanings) == 1 else None
+
+
+def meanings_in(name: str) -> frozenset[Meaning]:
+    """All that is in a structure of this name: "kidney+tumour" is both, a "mass" tumour or cyst.
+
+    Empty if any part of the name is not understood.
+    """
+    split = (set(_words(part)) - _NEUTRAL for part in _JOINED.split(_plain(name)))
+    parts = [_of_words(words) for words in split if words]  # "left and right kidney" is one
+    return frozenset[Meaning]().union(*parts) if all(parts) else frozenset()
+
+
+def side_of(name: str) -> Side | None:
+    """The side that a name gives; None if it gives none, or both."""
+    sides = {_SIDES[word] for word in _words(_plain(name)) if word in _SIDES}
+    return sides.pop() if len(sides) == 1 else None
+
+
+def _of_words(words: set[str]) -> frozenset[Meaning]:
+    """What a name without "and" means."""
+    lesion, cyst = words & (_TUMOUR | _MASS), words & _CYST
+    if lesion and not cyst and words <= _TUMOUR | _MASS | _OF_TUMOURS | _KIDNEY:
+        return frozenset(("tumour",) if words & _TUMOUR else ("tumour", "cyst"))
+    if cyst and words <= _CYST | _OF_CYSTS | _KIDNEY:
+        return frozenset(("cyst",))
+    if words & _KIDNEY and words <= _KIDNEY | _PARENCHYMA:
+        return frozenset(("kidney",))
+    return frozenset()
+
+
+def _plain(name: str) -> str:
+    """In lower case, without accents and apostrophes, a space at each change of case."""
+    letters = unicodedata.normalize("NFKD", name).replace("'", "").replace("’", "")
+    letters = "".join(letter for letter in letters if not unicodedata.combining(letter))
+    # "ccRCC" and "RCC" are words as they are.
+    split = [
+        word if _singular(word.lower()) in _KNOWN else _CAMEL.sub(" ", word)
+        for word in re.split(r"([^A-Za-z]+)", letters)
+    ]
+    return re.sub(r"[_\s]+", " ", "".join(split).lower())
+
+
+def _words(text: str) -> Iterable[str]:
+    """Its words in the singular, without numbers; "leftkidney" is two."""
+    for word in re.findall(r"[^\W\d_]+", text):
+        if (known := _singular(word)) in _KNOWN:
+            yield known
+        elif (match := _GLUED.fullmatch(word)) is not None:
+            yield from (_singular(part) for part in match.groups() if part)
+
+
+def _singular(word: str) -> str:
+    """The known word that this is, or is the plural of; else the word itself."""
+    found = (word, word.removesuffix("s"), word.removesuffix("es"))
+    return next((one for one in found if one in _KNOWN), word)
