@@ -60,7 +60,7 @@ class Block(nn.Module):
             self.convolution = _CONVOLUTION[dimensions](
                 inputs, outputs, 3, stride=stride, padding=1, bias=False
             )
-        self.norm = _BATCH_NORM[dimensions](outputs)
+        self.norm: nn.Module = _BATCH_NORM[dimensions](outputs)
         self.activation = nn.ReLU(inplace=True)
         for weight in self.convolution.parameters():
             nn.init.kaiming_normal_(weight, nonlinearity="relu")
