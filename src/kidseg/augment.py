@@ -33,7 +33,7 @@ class Augmentation:
     low resolution, gamma, mirroring along all axes. The angles depend on the patch: any in a slice,
     but within 15 degrees where one side is more than 1.5 times the other; within 30 degrees about
     each axis of a volume; in flat volumes, whose longest side is more than 3 times the number of
-    slices, any angle in the plane, and slices are neither mixed nor made coarser.
+    slices, rotation (any angle), scaling and low resolution act in the planes alone.
 
     What a sample undergoes depends on its seed alone. One thing differs from nnU-Net: which
     implementation blurs is not decided by timing them, which would let a resumed training end with

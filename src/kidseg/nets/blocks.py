@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-__all__ = ["Block", "Dimensions", "InstanceNormBlock", "convolution", "draw", "upsampling"]
+__all__ = ["Block", "Dimensions", "InstanceNormBlock", "convolution", "initialised", "upsampling"]
 
 Dimensions = Literal[2, 3]
 
@@ -99,7 +99,7 @@ class InstanceNormBlock(nn.Module):
         )
         self.norm = _INSTANCE_NORM[dimensions](outputs, eps=_NORM_EPSILON, affine=True)
         self.activation = nn.LeakyReLU(_NEGATIVE_SLOPE, inplace=True)
-        draw(self.convolution)
+        initialised(self.convolution)
 
     def forward(self, image: Tensor) -> Tensor:
         """(n, inputs, *size) to (n, outputs, *size / stride)."""
@@ -110,11 +110,11 @@ class InstanceNormBlock(nn.Module):
 def upsampling(inputs: int, outputs: int, stride: Sequence[int]) -> nn.Module:
     """nnU-Net's transposed convolution with bias: each voxel becomes `stride` voxels."""
     factor = tuple(stride)
-    return draw(_TRANSPOSED[len(factor)](inputs, outputs, factor, stride=factor))
+    return initialised(_TRANSPOSED[len(factor)](inputs, outputs, factor, stride=factor))
 
 
-def draw(convolution: nn.Module) -> nn.Module:
-    """Draw the weights of a convolution anew as nnU-Net does: He et al., eq. 15; biases 0."""
+def initialised(convolution: nn.Module) -> nn.Module:
+    """A convolution, its weights drawn anew as nnU-Net does: He et al., eq. 15; biases 0."""
     for name, values in convolution.named_parameters():
         if name == "bias":
             nn.init.zeros_(values)

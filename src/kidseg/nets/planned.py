@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from kidseg.config import Topology
-from kidseg.nets.blocks import InstanceNormBlock, convolution, draw, upsampling
+from kidseg.nets.blocks import InstanceNormBlock, convolution, initialised, upsampling
 from kidseg.nets.unet import check_sides
 
 __all__ = ["PlannedUNet"]
@@ -68,7 +68,7 @@ class PlannedUNet(nn.Module):
             stage(2 * width[level], level, strides[0]) for level in range(depth)
         )
         self.heads = nn.ModuleList(
-            draw(convolution(topology.dimensions, width[level], out_channels, 1))
+            initialised(convolution(topology.dimensions, width[level], out_channels, 1))
             for level in range(max(1, depth - 1))
         )
 
