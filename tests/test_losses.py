@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kidseg.geometry import Grid, Volume, boxed, posed, resample
+from kidseg.labels import Target
 from kidseg.losses import (
     LEAST_PROBABILITY,
     coarsened,
     crop_loss,
     cross_entropy,
     level_weights,
-    pose_loss,
     restored,
     restored_segmentation_loss,
     segmentation_loss,
@@ -94,45 +94,6 @@ def test_bfloat16_is_summed_in_float32() -> None:
     half = ones.clone()
     half[..., 256:] = 0
     assert soft_dice(ones, half).item() == pytest.approx(2 * 0.5 / 1.5, abs=1e-5)
-
-
-# ---- pose --------------------------------------------------------------------------------------
-
-
-def test_pose_loss_is_the_mean_over_channels() -> None:
-    body, bone = torch.zeros(4, 4), torch.zeros(4, 4)
-    body[:2], bone[0] = 1, 1
-    reference = torch.stack([body, bone])
-    assert pose_loss(reference[None].expand(3, -1, -1, -1), reference).item() == pytest.approx(
-        0, abs=1e-6
-    )
-    turned = torch.stack([body, bone.flip(0)])  # the bone apart: Dice 1 and 0
-    assert pose_loss(turned[None], reference).item() == pytest.approx(0.5, abs=1e-5)
-
-
-def test_pose_loss_of_two_boxes_by_hand() -> None:
-    one, other = torch.zeros(1, 1, 8, 8), torch.zeros(1, 8, 8)
-    one[..., 2:6, 2:6] = 1
-    other[..., 2:6, 4:8] = 1
-    assert pose_loss(one, other).item() == pytest.approx(1 - 2 * 8 / 32, abs=1e-5)
-
-
-def test_pose_loss_leads_a_shifted_disc_home() -> None:
-    grid = scan_grid(1, 32).slicewise()
-    at = torch.arange(32) - 15.5
-    disc = ((at[:, None] ** 2 + at[None, :] ** 2) < 80).float()
-    mask = Volume(disc.roll(4, 1)[None, None], grid)
-    shift_mm = torch.zeros(1, 2, requires_grad=True)
-    optimizer = torch.optim.Adam([shift_mm], lr=0.5)
-    for _ in range(60):
-        optimizer.zero_grad()
-        seen = resample(
-            mask, posed(grid, angle_rad=torch.zeros(1), scale=torch.ones(1, 2), shift_mm=shift_mm)
-        )
-        loss = pose_loss(seen.data.transpose(0, 1), disc[None])
-        loss.backward()
-        optimizer.step()
-    assert shift_mm[0].tolist() == pytest.approx([4 * 1.5, 0.0], abs=0.2)
 
 
 # ---- crop --------------------------------------------------------------------------------------
@@ -382,13 +343,18 @@ def test_gradients_are_the_derivatives() -> None:
         )
         return restored_segmentation_loss([values], grid, Volume(labels[None], original))
 
-    def pose(values: Tensor) -> Tensor:
-        return pose_loss(values.sigmoid(), reference)
+    def overlap(values: Tensor) -> Tensor:
+        return 1.0 - soft_dice(values.sigmoid(), reference).mean()
+
+    def regions(values: Tensor) -> Tensor:
+        target = Target(channels=((1, 2), (2,), (0,)), exclusive=False)
+        return segmentation_loss([values], labels, target=target)
 
     def crop(values: Tensor, matrix: Tensor) -> Tensor:
         return crop_loss(values, reference, matrix, torch.ones_like(matrix))
 
     assert torch.autograd.gradcheck(plain, (logits,))
     assert torch.autograd.gradcheck(warped, (logits, shift_mm))
-    assert torch.autograd.gradcheck(pose, (logits,))
+    assert torch.autograd.gradcheck(overlap, (logits,))
+    assert torch.autograd.gradcheck(regions, (logits,))
     assert torch.autograd.gradcheck(crop, (logits, theta))

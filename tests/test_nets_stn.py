@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from kidseg import nets
 from kidseg.config import LocalizerConfig
 from kidseg.geometry import Grid, Volume, boxed, in_plane_pose, posed, resample, theta_from_grid
-from kidseg.losses import crop_loss, pose_loss
+from kidseg.losses import crop_loss, soft_dice
 from kidseg.nets.stn import (
     CROP_OUTPUTS,
     Crop,
@@ -122,7 +122,7 @@ def test_the_first_step_moves_the_last_layer_and_the_next_all_layers() -> None:
     def gradients(net: nets.Localizer) -> dict[str, float]:
         found = pose_grid(grid, pose_from(net(image), config))
         seen = resample(Volume(mask.transpose(0, 1), grid), found)
-        pose_loss(seen.data.transpose(0, 1), mask.flip(0)).backward()
+        (1 - soft_dice(seen.data.transpose(0, 1), mask.flip(0)).mean()).backward()
         return {name: float(p.grad.abs().max()) for name, p in net.named_parameters()}  # type: ignore[union-attr]
 
     fresh = gradients(nets.build(config, 2, 5))
@@ -395,7 +395,8 @@ def test_it_learns_to_undo_known_poses() -> None:
     for _ in range(150):
         optimizer.zero_grad()
         found = pose_grid(scans, pose_from(net(image), config))
-        loss = pose_loss(resample(masks, found).data.transpose(0, 1), reference)
+        seen = resample(masks, found).data.transpose(0, 1)
+        loss = 1 - soft_dice(seen, reference).mean()
         loss.backward()
         optimizer.step()
         history.append(loss.item())

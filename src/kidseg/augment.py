@@ -1,8 +1,9 @@
-"""nnU-Net's own augmentation of slices: the baseline that homogenization is measured against."""
+"""nnU-Net's own augmentation: the baseline that homogenization is measured against."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -15,37 +16,82 @@ from kidseg.errors import UsageError
 __all__ = ["Augmentation"]
 
 # Source of all constants: nnU-Net v2.8.1, `nnUNetTrainer.get_training_transforms` and
-# `configure_rotation_dummyDA_mirroring_and_inital_patch_size`, 2D configuration.
-_ROTATION_RAD = (-math.pi, math.pi)
+# `configure_rotation_dummyDA_mirroring_and_inital_patch_size`.
 _SCALING = (0.7, 1.4)
 _SOURCE_SCALE = 0.85
+# Patches longer than this times the shortest side (2D) or the slices (3D) are special.
+_ELONGATED = 1.5
+_FLAT = 3.0
+# Gaussian blur mirrors three voxels at each edge. Source: batchgeneratorsv2, sigma up to 1.
+_LEAST_SIDE = 4
 
 
 class Augmentation:
-    """nnU-Net v2's default training transforms for 2D, by batchgeneratorsv2.
+    """nnU-Net v2's default training transforms in two or three dimensions, by batchgeneratorsv2.
 
-    Rotation (p 0.2, any angle), scaling (p 0.2, 0.7 to 1.4), Gaussian noise and blur, brightness,
-    contrast, low resolution, gamma, mirroring along both axes. What a sample undergoes depends on
-    its seed alone. One thing differs from nnU-Net: which implementation blurs is not decided by
-    timing them, which would let a resumed training end with other bits.
+    Rotation (p 0.2), scaling (p 0.2, 0.7 to 1.4), Gaussian noise and blur, brightness, contrast,
+    low resolution, gamma, mirroring along all axes. The angles depend on the patch: any in a slice,
+    but within 15 degrees where one side is more than 1.5 times the other; within 30 degrees about
+    each axis of a volume; in flat volumes, whose longest side is more than 3 times the number of
+    slices, rotation (any angle), scaling and low resolution act in the planes alone.
+
+    What a sample undergoes depends on its seed alone. One thing differs from nnU-Net: which
+    implementation blurs is not decided by timing them, which would let a resumed training end with
+    other bits.
 
     Args:
-        size: pixels along each side of what comes out.
+        size: voxels along each side of what comes out: (rows, columns), (slices, rows, columns), or
+            one number for square slices.
+
+    Attributes:
+        size: the same, per axis.
 
     Raises:
+        ValueError: not two or three sides, or one below 4, which blurring needs.
         UsageError: "no-batchgenerators": batchgeneratorsv2 is not installed.
     """
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, size: int | Sequence[int]) -> None:
+        self.size = (size, size) if isinstance(size, int) else tuple(size)
+        if len(self.size) not in (2, 3) or min(self.size) < _LEAST_SIDE:
+            raise ValueError(f"two or three sides of at least {_LEAST_SIDE}, not {self.size}")
         self._check_installed()
 
     @property
-    def source_size(self) -> tuple[int, int]:
-        """Rows and columns of what is to go in, so that most turned corners find values."""
-        side = int(self.size / _SOURCE_SCALE)
-        side += (side - self.size) % 2  # as much on either side
-        return side, side
+    def is_flat(self) -> bool:
+        """Is each slice of a volume turned and scaled in its plane (nnU-Net's dummy 2D)?"""
+        return len(self.size) == 3 and max(self.size) / self.size[0] > _FLAT
+
+    @property
+    def rotation_limit_rad(self) -> float:
+        """Angles lie within this, either way."""
+        if len(self.size) == 2:
+            return math.radians(15 if max(self.size) / min(self.size) > _ELONGATED else 180)
+        return math.radians(180 if self.is_flat else 30)
+
+    @property
+    def source_size(self) -> tuple[int, ...]:
+        """Sides of what is to go in, so that most turned corners find values.
+
+        By as much on either side larger than `size`. Source: nnU-Net v2.8.1, `get_patch_size`,
+        which turns one corner about one axis at a time.
+        """
+        sides = [int(side / _SOURCE_SCALE) for side in self._turned()]
+        sides = [side + (side - n) % 2 for side, n in zip(sides, self.size, strict=True)]
+        return (self.size[0], *sides[1:]) if self.is_flat else tuple(sides)
+
+    def _turned(self) -> list[float]:
+        """Furthest reach along each axis of the patch and of its turned corner."""
+        angle = self.rotation_limit_rad
+        # A quarter turn reaches furthest; its cosine is 0, not 6e-17.
+        cos, sin = (0.0, 1.0) if angle >= math.pi / 2 else (math.cos(angle), math.sin(angle))
+        reach = [float(n) for n in self.size]
+        turns = [(0, 1)] if len(self.size) == 2 else [(1, 2), (2, 0), (0, 1)]
+        for first, second in turns:
+            a, b = self.size[first], self.size[second]
+            reach[first] = max(reach[first], a * cos + b * sin)
+            reach[second] = max(reach[second], abs(b * cos - a * sin))
+        return reach
 
     def __call__(
         self,
@@ -66,7 +112,7 @@ class Augmentation:
             stride: between the places of this process.
 
         Returns:
-            Both at `size`, on the image's device.
+            Both at `size`, each on its own device.
         """
         images, moved = [], []
         before = np.random.get_state()  # noqa: NPY002 - the library draws from the global state
@@ -86,6 +132,44 @@ class Augmentation:
 
     @cached_property
     def _transforms(self) -> Any:
+        from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
+        from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
+        from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+        from batchgeneratorsv2.transforms.utils.pseudo2d import (
+            Convert2DTo3DTransform,
+            Convert3DTo2DTransform,
+        )
+        from batchgeneratorsv2.transforms.utils.random import RandomTransform
+        from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
+
+        spatial = SpatialTransform(
+            self.size[1:] if self.is_flat else self.size,
+            patch_center_dist_from_border=0,
+            random_crop=False,
+            p_elastic_deform=0,
+            p_rotation=0.2,
+            rotation=(-self.rotation_limit_rad, self.rotation_limit_rad),
+            p_scaling=0.2,
+            scaling=_SCALING,
+            p_synchronize_scaling_across_axes=1,
+            bg_style_seg_sampling=False,
+            border_mode_seg="constant",
+            padding_value_seg=-1,
+        )
+        moved = [spatial]
+        if self.is_flat:
+            moved = [Convert3DTo2DTransform(), spatial, Convert2DTo3DTransform()]
+        return ComposeTransforms(
+            [
+                *moved,
+                *(RandomTransform(change, apply_probability=p) for change, p in self._intensity()),
+                MirrorTransform(allowed_axes=tuple(range(len(self.size)))),
+                RemoveLabelTansform(-1, 0),
+            ]
+        )
+
+    def _intensity(self) -> list[tuple[Any, float]]:
+        """What may happen to intensities, in order, and with which probability."""
         from batchgeneratorsv2.transforms.intensity.brightness import (
             MultiplicativeBrightnessTransform,
         )
@@ -96,64 +180,43 @@ class Augmentation:
         from batchgeneratorsv2.transforms.spatial.low_resolution import (
             SimulateLowResolutionTransform,
         )
-        from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
-        from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
-        from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
-        from batchgeneratorsv2.transforms.utils.random import RandomTransform
-        from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
 
-        spatial = SpatialTransform(
-            (self.size, self.size),
-            patch_center_dist_from_border=0,
-            random_crop=False,
-            p_elastic_deform=0,
-            p_rotation=0.2,
-            rotation=_ROTATION_RAD,
-            p_scaling=0.2,
-            scaling=_SCALING,
-            p_synchronize_scaling_across_axes=1,
-            bg_style_seg_sampling=False,
-            border_mode_seg="constant",
-            padding_value_seg=-1,
-        )
+        each: dict[str, Any] = {"synchronize_channels": False}
         noise = GaussianNoiseTransform(
             noise_variance=(0, 0.1), p_per_channel=1, synchronize_channels=True
         )
         blur = GaussianBlurTransform(
             blur_sigma=(0.5, 1.0),
-            synchronize_channels=False,
             synchronize_axes=False,
             p_per_channel=0.5,
             benchmark=False,
+            **each,
         )
         brightness = MultiplicativeBrightnessTransform(
-            multiplier_range=BGContrast((0.75, 1.25)), synchronize_channels=False, p_per_channel=1
+            multiplier_range=BGContrast((0.75, 1.25)), p_per_channel=1, **each
         )
         contrast = ContrastTransform(
-            contrast_range=BGContrast((0.75, 1.25)),
-            preserve_range=True,
-            synchronize_channels=False,
-            p_per_channel=1,
+            contrast_range=BGContrast((0.75, 1.25)), preserve_range=True, p_per_channel=1, **each
         )
         coarse = SimulateLowResolutionTransform(
             scale=(0.5, 1),
-            synchronize_channels=False,
             synchronize_axes=True,
-            ignore_axes=None,
+            ignore_axes=(0,) if self.is_flat else None,
             allowed_channels=None,
             p_per_channel=0.5,
+            **each,
         )
         inverted, gamma = (
             GammaTransform(
                 gamma=BGContrast((0.7, 1.5)),
                 p_invert_image=invert,
-                synchronize_channels=False,
                 p_per_channel=1,
                 p_retain_stats=1,
+                **each,
             )
             for invert in (1, 0)
         )
-        chances = (
+        return [
             (noise, 0.1),
             (blur, 0.2),
             (brightness, 0.15),
@@ -161,15 +224,7 @@ class Augmentation:
             (coarse, 0.25),
             (inverted, 0.1),
             (gamma, 0.3),
-        )
-        return ComposeTransforms(
-            [
-                spatial,
-                *(RandomTransform(change, apply_probability=p) for change, p in chances),
-                MirrorTransform(allowed_axes=(0, 1)),
-                RemoveLabelTansform(-1, 0),
-            ]
-        )
+        ]
 
     def _check_installed(self) -> None:
         from importlib.util import find_spec

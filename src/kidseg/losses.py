@@ -1,27 +1,31 @@
-"""What the networks are trained on.
+"""What the networks are trained on, in two and three dimensions.
 
-Networks give (n, channels, *size), classes with background first; `labels` are (n, *size) whole
-numbers below the number of classes. Every loss is a scalar, computed in float32 at least,
-and lower is better.
+Networks give logits (n, channels, *size). What their channels mean a `Target` says: exclusive
+classes with background first (softmax), or regions that may overlap (sigmoid). `labels` are
+(n, *size) whole numbers: the data set's, or without a target the classes themselves. Every loss is
+a scalar, computed in float32 at least, and lower is better.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, overload
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kidseg.geometry import Grid, Volume, resample
+from kidseg.labels import Target
 
 __all__ = [
     "coarsened",
     "crop_loss",
     "cross_entropy",
+    "encode",
     "level_weights",
-    "pose_loss",
+    "probabilities",
     "restored",
     "restored_segmentation_loss",
     "segmentation_loss",
@@ -39,6 +43,7 @@ less than 25 logits below the winner; float32 itself would hold 1e-38.
 """
 
 Over = Literal["batch", "sample"]
+Grids = Grid | Sequence[Grid]
 
 
 def soft_dice(
@@ -69,21 +74,6 @@ def soft_dice(
     total = found.square().sum(axes) + reference.square().sum(axes)
     dice: Tensor = (2.0 * overlap + SMOOTH) / (total + SMOOTH)
     return dice
-
-
-def pose_loss(homogenized: Tensor, reference: Tensor) -> Tensor:
-    """1 - SoftDice(H, T), the mean over samples and channels.
-
-    Args:
-        homogenized: (n, channels, rows, columns) masks on their pose grids: the body; bone beside
-            it, if that is to fix the angle.
-        reference: (channels, rows, columns) for all, or (n, channels, rows, columns).
-
-    A sample that is empty in both adds 0; one that is empty in one adds 1 and no gradient.
-
-    Source: La Barbera et al., ISBI 2021, eq. 1, as a loss.
-    """
-    return 1.0 - soft_dice(homogenized, reference).mean()
 
 
 def crop_loss(crop: Tensor, target: Tensor, theta: Tensor, target_theta: Tensor) -> Tensor:
@@ -128,6 +118,39 @@ def coarsened(values: Tensor, size: Sequence[int]) -> Tensor:
     return values
 
 
+def encode(labels: Tensor, target: Target) -> Tensor:
+    """What a network with this target should say of labels (n, *size).
+
+    Returns:
+        (n, *size) int64 classes, if the target is exclusive: 0, background, for labels that no
+        channel covers, else 1 + the channel. Otherwise (n, channels, *size) bool: inside the
+        region or not.
+    """
+    covered = [torch.tensor(members, device=labels.device) for members in target.channels]
+    regions = [torch.isin(labels, members) for members in covered]
+    if not target.exclusive:
+        return torch.stack(regions, dim=1)
+    classes = torch.zeros_like(labels, dtype=torch.long)
+    for number, region in enumerate(regions, start=1):
+        classes[region] = number
+    return classes
+
+
+def probabilities(logits: Tensor, target: Target | None = None) -> Tensor:
+    """Probabilities of logits (n, channels, *size), float32 at least.
+
+    Args:
+        logits: of a network.
+        target: what its channels mean; exclusive classes, background first, by default. These sum
+            to 1 over the channels; regions are decided each on its own.
+
+    Raises:
+        ValueError: another number of channels than the target's outputs.
+    """
+    values = _checked(logits, target)
+    return torch.softmax(values, dim=1) if _exclusive(target) else values.sigmoid()
+
+
 def cross_entropy(
     probabilities: Tensor,
     labels: Tensor,
@@ -141,18 +164,19 @@ def cross_entropy(
 
     Args:
         probabilities: (n, classes, *size).
-        labels: (n, *size).
+        labels: (n, *size) classes.
         valid: (n, *size) bool; other pixels do not count. 0 if none counts.
         class_weights: (classes,); the mean is divided by the sum of the pixels' weights.
     """
-    true = _wide(probabilities).gather(1, labels.long()[:, None])[:, 0]
-    return _weighted_mean(-torch.log(true + LEAST_PROBABILITY), labels, valid, class_weights)
+    surprise = -torch.log(_of_truth(_wide(probabilities), labels) + LEAST_PROBABILITY)
+    return _weighted_mean(surprise, labels, valid, class_weights)
 
 
 def segmentation_loss(
     levels: Sequence[Tensor],
     labels: Tensor,
     *,
+    target: Target | None = None,
     valid: Tensor | None = None,
     class_weights: Tensor | None = None,
     over: Over = "batch",
@@ -160,87 +184,190 @@ def segmentation_loss(
     """Cross entropy + (1 - SoftDice) at each level, weighted: the U-Net's loss without a warp.
 
     Args:
-        levels: logits (n, classes, *size), finest first; coarser ones meet coarser labels.
+        levels: logits (n, channels, *size), finest first; coarser ones meet coarser labels.
         labels: (n, *size) of the finest level.
+        target: what the channels mean; None: exclusive classes, which `labels` are.
         valid: (n, *size) bool; other pixels do not count, at any level.
-        class_weights: (classes,) for the cross entropy.
+        class_weights: (classes,) for the cross entropy, if they are exclusive.
         over: what a Dice sums over. Source: nnU-Net's 2D configuration takes the batch.
 
-    The Dice is the mean over the classes but background. A class that is nowhere in the batch adds
+    Of classes the Dice is the mean over all but background; one that is nowhere in the batch adds
     about 1 while any of it is predicted, with hardly a gradient, and 0 once none is; cross entropy
-    is what unlearns it.
+    is what unlearns it. Regions have binary cross entropy, and Dice of all channels.
 
-    Source: La Barbera et al., ISBI 2021, eq. 3; background left out of the Dice as in nnU-Net.
+    Raises:
+        ValueError: another number of channels than the target's; class weights for regions.
+
+    Source: La Barbera et al., ISBI 2021, eq. 3; background left out of the Dice as in nnU-Net;
+    regions as in its `DC_and_BCE_loss`, but squares in the Dice, and always the mean over channels.
     """
     losses = []
     for logits in levels:
         size = logits.shape[2:]
         true = coarsened(labels, size)
+        true = true if target is None else encode(true, target)
         counted = None if valid is None else coarsened(valid, size)
-        log_probabilities = torch.log_softmax(_wide(logits), dim=1)
-        surprise = -log_probabilities.gather(1, true.long()[:, None])[:, 0]
-        losses.append(
-            _weighted_mean(surprise, true, counted, class_weights)
-            + _dice_loss(log_probabilities.exp(), true, counted, over)
-        )
+        if _exclusive(target):
+            log_probabilities = torch.log_softmax(_checked(logits, target), dim=1)
+            surprise = -_of_truth(log_probabilities, true)
+            found = log_probabilities.exp()
+        else:
+            found = probabilities(logits, target)
+            surprise = F.binary_cross_entropy_with_logits(
+                _wide(logits), true.to(found), reduction="none"
+            )
+        losses.append(_compared(surprise, found, true, counted, class_weights, over))
     return _over_levels(losses)
 
 
-def restored(logits: Tensor, grid: Grid, original: Grid) -> Volume:
+@overload
+def restored(
+    logits: Tensor, grid: Grid, original: Grid, *, target: Target | None = None
+) -> Volume: ...
+@overload
+def restored(
+    logits: Tensor, grid: Grids, original: Grids, *, target: Target | None = None
+) -> Volume | list[Volume]: ...
+def restored(
+    logits: Tensor, grid: Grids, original: Grids, *, target: Target | None = None
+) -> Volume | list[Volume]:
     """Probabilities on the original grid: the inverse of every pose and crop that led to `grid`.
 
     Args:
-        logits: (slices, classes, rows, columns) of the image on `grid`, at its size or coarser.
-        grid: the network's, slice-wise or volumetric.
-        original: where the answer is wanted.
+        logits: at the size of `grid` or coarser: (slices, channels, rows, columns) with one grid
+            for all, or volumes (n, channels, slices, rows, columns) with n grids.
+        grid: the network's, slice-wise or volumetric; of volumes one each.
+        original: where the answer is wanted; of volumes one each.
+        target: what the channels mean; exclusive classes, background first, by default.
 
     Returns:
-        (classes, *original.shape), float32 at least; sums to 1 everywhere. Outside `grid`
-        background is certain. Differentiable in logits and grid.
+        (channels, *original.shape), float32 at least; a list of these for volumes. Exclusive
+        classes sum to 1 everywhere. Outside `grid` background is certain. Differentiable in logits
+        and grid.
+
+    Raises:
+        ValueError: another number of grids than of volumes, or of channels than the target's.
     """
-    probabilities = torch.softmax(_wide(logits), dim=1).transpose(0, 1)
-    seen = Volume(probabilities, grid.resized((grid.shape[0], *logits.shape[2:])))
-    certain = [1.0] + [0.0] * (len(probabilities) - 1)
-    return resample(seen, original, fill=certain)
+    found = probabilities(logits, target)
+    certain = target.background if target else (1.0,) + (0.0,) * (found.shape[1] - 1)
+
+    def bring_back(data: Tensor, seen: Grid, scan: Grid) -> Volume:
+        return resample(Volume(data, seen.resized(data.shape[1:])), scan, fill=certain)
+
+    if isinstance(grid, Grid) and isinstance(original, Grid):
+        return bring_back(found.transpose(0, 1), grid, original)
+    if isinstance(grid, Grid) or isinstance(original, Grid):
+        raise ValueError("slices have one grid on both sides, volumes one each on both sides")
+    return [bring_back(*triple) for triple in zip(found, grid, original, strict=True)]
 
 
 def restored_segmentation_loss(
     levels: Sequence[Tensor],
-    grid: Grid,
-    labels: Volume,
+    grid: Grids,
+    labels: Volume | Sequence[Volume],
     *,
+    target: Target | None = None,
     valid: Tensor | None = None,
     class_weights: Tensor | None = None,
     over: Over = "batch",
 ) -> Tensor:
     """`segmentation_loss` after the inverse warp, against the untouched reference.
 
-    Level n is compared on the original grid coarsened 2^n times. If `grid` is the original, this is
-    `segmentation_loss`. Labels that a crop has lost are paid for: their probability is 0.
+    Each level is compared on the original grid, coarsened as the level is. If `grid` is the
+    original, this is `segmentation_loss`. Labels lost by a crop are paid for: probability 0.
 
     Args:
-        levels: logits (slices, classes, rows / 2^n, columns / 2^n) on `grid`, n = 0, 1, ...
-        grid: the network's; `rows` and `columns` are its size.
-        labels: (1, slices, rows, columns) whole numbers on the original grid, slice-wise, or
-            volumetric with `grid` in its planes.
-        valid: (slices, rows, columns) bool on the original grid.
-        class_weights: (classes,) for the cross entropy.
+        levels: logits on `grid`, finest first, as for `restored`.
+        grid: the network's; of volumes one each.
+        labels: (1, slices, rows, columns) on the original grid, slice-wise, or volumetric with
+            `grid` in its planes; of volumes one each, all of one size.
+        target: what the channels mean; None: exclusive classes, which `labels` are.
+        valid: bool on the original grid: (slices, rows, columns), or (n, slices, rows, columns).
+        class_weights: (classes,) for the cross entropy, if they are exclusive.
         over: what a Dice sums over.
+
+    The gradient of a region's cross entropy fades where the network is surer of it than float32
+    can say (logits above 17) and wrong.
+
+    Raises:
+        ValueError: as `segmentation_loss` and `restored`; volumes that differ in size.
 
     Source: La Barbera et al., ISBI 2021, eq. 3.
     """
-    losses = []
-    for level, logits in enumerate(levels):
-        size = [max(1, round(side / 2**level)) for side in labels.grid.shape[1:]]
-        original = labels.grid.resized((labels.grid.shape[0], *size))
-        probabilities = restored(logits, grid, original).data.transpose(0, 1)
-        true = coarsened(labels.data[0], size)
+    losses, whole = [], _stacked(labels)
+    for logits in levels:
+        ratios = zip(whole.shape[1:], logits.shape[2:], levels[0].shape[2:], strict=True)
+        size = [max(1, round(side * new / finest)) for side, new, finest in ratios]
+        true = coarsened(whole, size)
+        true = true if target is None else encode(true, target)
         counted = None if valid is None else coarsened(valid, size)
-        losses.append(
-            cross_entropy(probabilities, true, valid=counted, class_weights=class_weights)
-            + _dice_loss(probabilities, true, counted, over)
-        )
+        found = _on_original(logits, grid, labels, size, target)
+        if _exclusive(target):
+            of_truth = _of_truth(found, true)
+        else:
+            of_truth = torch.where(true, found, 1.0 - found)
+        surprise = -torch.log(of_truth + LEAST_PROBABILITY)
+        losses.append(_compared(surprise, found, true, counted, class_weights, over))
     return _over_levels(losses)
+
+
+def _exclusive(target: Target | None) -> bool:
+    return target is None or target.exclusive
+
+
+def _checked(logits: Tensor, target: Target | None) -> Tensor:
+    if target is not None and logits.shape[1] != target.outputs:
+        raise ValueError(f"{logits.shape[1]} channels for a target with {target.outputs}")
+    return _wide(logits)
+
+
+def _stacked(labels: Volume | Sequence[Volume]) -> Tensor:
+    if isinstance(labels, Volume):
+        return labels.data[0]
+    if len({volume.grid.shape for volume in labels}) != 1:
+        raise ValueError("volumes of a batch must be of one size on the original grid")
+    return torch.stack([volume.data[0] for volume in labels])
+
+
+def _on_original(
+    logits: Tensor,
+    grid: Grids,
+    labels: Volume | Sequence[Volume],
+    size: Sequence[int],
+    target: Target | None,
+) -> Tensor:
+    """(n, channels, *size) probabilities on the labels' grids, coarsened to `size`."""
+    if isinstance(labels, Volume):
+        original: Grids = labels.grid.resized((labels.grid.shape[0], *size))
+    else:
+        original = [volume.grid.resized(size) for volume in labels]
+    back = restored(logits, grid, original, target=target)
+    if isinstance(back, Volume):
+        return back.data.transpose(0, 1)
+    return torch.stack([one.data for one in back])
+
+
+def _of_truth(values: Tensor, classes: Tensor) -> Tensor:
+    """(n, *size): of values (n, classes, *size) that of the true class."""
+    return values.gather(1, classes.long()[:, None])[:, 0]
+
+
+def _compared(
+    surprise: Tensor,
+    found: Tensor,
+    true: Tensor,
+    valid: Tensor | None,
+    class_weights: Tensor | None,
+    over: Over,
+) -> Tensor:
+    """Mean of -log(probability of the truth) + 1 - Dice; `true` is what `encode` gives."""
+    if true.ndim < found.ndim:
+        mean = _weighted_mean(surprise, true, valid, class_weights)
+        return mean + _dice_loss(found, true, valid, over)
+    if class_weights is not None:
+        raise ValueError("class weights are for exclusive classes, not for regions")
+    dice = soft_dice(found, true, valid=valid, over=over)
+    return _weighted_mean(surprise.mean(1), true, valid, None) + (1.0 - dice.mean())
 
 
 def _wide(values: Tensor) -> Tensor:

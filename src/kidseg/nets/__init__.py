@@ -6,22 +6,31 @@ from typing import overload
 
 import torch
 
-from kidseg.config import LocalizerConfig, UNetConfig
+from kidseg.config import LocalizerConfig, Topology, UNetConfig
+from kidseg.nets.planned import PlannedUNet
 from kidseg.nets.stn import Localizer
 from kidseg.nets.unet import UNet
 
-__all__ = ["Localizer", "UNet", "build"]
+__all__ = ["Localizer", "PlannedUNet", "UNet", "build"]
 
 
 @overload
 def build(config: UNetConfig, in_channels: int, out_channels: int, *, seed: int = 0) -> UNet: ...
 @overload
 def build(
+    config: Topology, in_channels: int, out_channels: int, *, seed: int = 0
+) -> PlannedUNet: ...
+@overload
+def build(
     config: LocalizerConfig, in_channels: int, out_channels: int, *, seed: int = 0
 ) -> Localizer: ...
 def build(
-    config: UNetConfig | LocalizerConfig, in_channels: int, out_channels: int, *, seed: int = 0
-) -> UNet | Localizer:
+    config: UNetConfig | Topology | LocalizerConfig,
+    in_channels: int,
+    out_channels: int,
+    *,
+    seed: int = 0,
+) -> UNet | PlannedUNet | Localizer:
     """The network that a configuration describes, on the CPU, in training mode, float32.
 
     Its weights depend on the seed alone; the state of torch's own random generator is left as it
@@ -31,4 +40,6 @@ def build(
         torch.default_generator.manual_seed(seed)
         if isinstance(config, UNetConfig):
             return UNet(config, in_channels, out_channels)
+        if isinstance(config, Topology):
+            return PlannedUNet(config, in_channels, out_channels)
         return Localizer(config, in_channels, out_channels)

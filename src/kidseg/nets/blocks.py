@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from torch import Tensor, nn
 
-__all__ = ["Block", "Dimensions", "convolution"]
+__all__ = ["Block", "Dimensions", "InstanceNormBlock", "convolution", "initialised", "upsampling"]
 
 Dimensions = Literal[2, 3]
 
-_CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}
-_TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+_Convolution = Callable[..., nn.Module]
+_CONVOLUTION: Mapping[int, _Convolution] = {2: nn.Conv2d, 3: nn.Conv3d}
+_TRANSPOSED: Mapping[int, _Convolution] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 _BATCH_NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+_INSTANCE_NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+
+# Source: nnU-Net v2.8.1: torch's default for LeakyReLU, which `InitWeights_He` draws for too; the
+# norm's epsilon by default_experiment_planner.
+_NEGATIVE_SLOPE = 0.01
+_NORM_EPSILON = 1e-5
 
 
 def convolution(dimensions: Dimensions, inputs: int, outputs: int, kernel: int) -> nn.Module:
@@ -44,7 +52,7 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         if resize == "double":
-            self.convolution: nn.Module = _TRANSPOSED[dimensions](
+            self.convolution = _TRANSPOSED[dimensions](
                 inputs, outputs, 3, stride=2, padding=1, output_padding=1, bias=False
             )
         else:
@@ -52,7 +60,7 @@ class Block(nn.Module):
             self.convolution = _CONVOLUTION[dimensions](
                 inputs, outputs, 3, stride=stride, padding=1, bias=False
             )
-        self.norm = _BATCH_NORM[dimensions](outputs)
+        self.norm: nn.Module = _BATCH_NORM[dimensions](outputs)
         self.activation = nn.ReLU(inplace=True)
         for weight in self.convolution.parameters():
             nn.init.kaiming_normal_(weight, nonlinearity="relu")
@@ -61,3 +69,55 @@ class Block(nn.Module):
         """(n, inputs, *size) to (n, outputs, *size), (..., size / 2) or (..., size * 2)."""
         out: Tensor = self.activation(self.norm(self.convolution(image)))
         return out
+
+
+class InstanceNormBlock(nn.Module):
+    """nnU-Net's block: a convolution with bias, instance norm with scale and shift, LeakyReLU.
+
+    The weights are drawn for LeakyReLU, the biases are 0.
+
+    Source: `ConvDropoutNormReLU` of dynamic_network_architectures 0.4.4, as nnU-Net v2.8.1 sets it.
+
+    Args:
+        inputs: channels in.
+        outputs: channels out.
+        kernel: side of the convolution per axis (2 or 3 of them), odd.
+        stride: per axis; sides that are no multiple of it are rounded up.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int]
+    ) -> None:
+        super().__init__()
+        dimensions = len(kernel)
+        self.convolution = _CONVOLUTION[dimensions](
+            inputs,
+            outputs,
+            tuple(kernel),
+            stride=tuple(stride),
+            padding=tuple(side // 2 for side in kernel),
+        )
+        self.norm = _INSTANCE_NORM[dimensions](outputs, eps=_NORM_EPSILON, affine=True)
+        self.activation = nn.LeakyReLU(_NEGATIVE_SLOPE, inplace=True)
+        initialised(self.convolution)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(n, inputs, *size) to (n, outputs, *size / stride)."""
+        out: Tensor = self.activation(self.norm(self.convolution(image)))
+        return out
+
+
+def upsampling(inputs: int, outputs: int, stride: Sequence[int]) -> nn.Module:
+    """nnU-Net's transposed convolution with bias: each voxel becomes `stride` voxels."""
+    factor = tuple(stride)
+    return initialised(_TRANSPOSED[len(factor)](inputs, outputs, factor, stride=factor))
+
+
+def initialised(convolution: nn.Module) -> nn.Module:
+    """A convolution, its weights drawn anew as nnU-Net does: He et al., eq. 15; biases 0."""
+    for name, values in convolution.named_parameters():
+        if name == "bias":
+            nn.init.zeros_(values)
+        else:
+            nn.init.kaiming_normal_(values, a=_NEGATIVE_SLOPE)
+    return convolution

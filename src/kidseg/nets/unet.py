@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from kidseg.config import UNetConfig
 from kidseg.nets.blocks import Block, convolution
 
-__all__ = ["UNet"]
+__all__ = ["UNet", "check_sides"]
 
 
 class UNet(nn.Module):
@@ -25,6 +27,9 @@ class UNet(nn.Module):
         config: its shape.
         in_channels: channels of the image.
         out_channels: classes, background first.
+
+    Attributes:
+        multiple: what the sides of an image must be multiples of, per axis.
     """
 
     def __init__(self, config: UNetConfig, in_channels: int, out_channels: int) -> None:
@@ -33,7 +38,7 @@ class UNet(nn.Module):
         width = [min(config.features << level, config.max_features) for level in range(depth + 1)]
         least = 1 if config.skips == "all" else config.skips
         self.joined = tuple(config.size >> level >= least for level in range(depth))
-        self.multiple = 1 << depth
+        self.multiple = (1 << depth,) * dims
 
         entering = [in_channels, *width[1:]]
         self.encode = nn.ModuleList(Block(dims, entering[k], width[k]) for k in range(depth))
@@ -62,10 +67,7 @@ class UNet(nn.Module):
         Raises:
             ValueError: a side that cannot be halved so often.
         """
-        if any(side % self.multiple for side in image.shape[2:]):
-            raise ValueError(
-                f"sides must be multiples of {self.multiple}, not {tuple(image.shape[2:])}"
-            )
+        check_sides(image, self.multiple)
         skips = []
         features = image
         for encode, down in zip(self.encode, self.down, strict=True):
@@ -83,3 +85,15 @@ class UNet(nn.Module):
             if level == 0 or (self.training and level < len(self.heads)):
                 logits.append(self.heads[level](features))
         return logits[::-1]
+
+
+def check_sides(image: Tensor, multiple: Sequence[int]) -> None:
+    """Refuse an image (n, channels, *size) whose sides are no multiples of these, per axis.
+
+    Raises:
+        ValueError: so it is, or the image has another number of axes.
+    """
+    sides = tuple(image.shape[2:])
+    if len(sides) != len(multiple) or any(n % m for n, m in zip(sides, multiple, strict=True)):
+        wanted = " x ".join(map(str, multiple))
+        raise ValueError(f"sides must be multiples of {wanted}, not {sides}")

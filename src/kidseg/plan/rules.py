@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from kidseg.config import Topology
 from kidseg.errors import ModelError
 from kidseg.geometry import Grid
 from kidseg.intensity import Normalisation
@@ -36,7 +37,6 @@ _ANISOTROPY = 3.0
 _COARSE_PERCENTILE = 10.0
 _FEATURES = 32
 _MOST_FEATURES = {2: 512, 3: 320}
-_CONVOLUTIONS = 2
 _LEAST_EDGE = 4
 _LEAST_BATCH = 2
 # Voxels of the patch from which the search starts.
@@ -49,37 +49,6 @@ _REFERENCE_GB = 8.0
 _MOST_OF_DATASET = 0.05
 # Normalise inside the non-zero region where it is less than this part of the image.
 _CROP_PART = 0.75
-
-
-@dataclass(frozen=True, kw_only=True)
-class Topology:
-    """A U-Net, per stage from the finest: nnU-Net's PlainConvUNet.
-
-    Attributes:
-        features: feature maps.
-        kernels: sides of the convolutions, per axis.
-        strides: of the first convolution; 1 per axis at the finest stage.
-        convolutions: per stage of the encoder, and of the decoder (one stage fewer).
-    """
-
-    features: tuple[int, ...]
-    kernels: tuple[tuple[int, ...], ...]
-    strides: tuple[tuple[int, ...], ...]
-    convolutions: int = _CONVOLUTIONS
-
-    def feature_map_values(self, patch: Sequence[int], classes: int) -> int:
-        """Values in all feature maps for a patch: how nnU-Net estimates memory."""
-        sizes, side = [], list(patch)
-        for stride in self.strides:
-            side = [n // s for n, s in zip(side, stride, strict=True)]
-            sizes.append(prod(side))
-        maps = [f * n for f, n in zip(self.features, sizes, strict=True)]
-        # Encoder; decoder with its transposed convolution on top; output.
-        return (
-            self.convolutions * sum(maps)
-            + (self.convolutions + 1) * sum(maps[:-1])
-            + classes * sizes[0]
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,7 +227,7 @@ def _configure(
     while size / batch_of_reference * _LEAST_BATCH > reference:
         longest = max(range(dims), key=lambda axis: (patch[axis] / median[axis], axis))
         # What the patch must be divisible by depends on its size, so it is asked for anew.
-        step = _divisors(_topology(spacing, _shortened(patch, longest, _divisors(topology)))[0])
+        step = _topology(spacing, _shortened(patch, longest, topology.divisors))[0].divisors
         topology, patch = _topology(spacing, _shortened(patch, longest, step))
         size = topology.feature_map_values(patch, classes)
 
@@ -304,12 +273,8 @@ def _topology(spacing: Sequence[float], patch: Sequence[int]) -> tuple[Topology,
     kernels.append((3,) * dims)
     features = [min(_FEATURES << k, _MOST_FEATURES[dims]) for k in range(len(strides))]
     topology = Topology(features=tuple(features), kernels=tuple(kernels), strides=tuple(strides))
-    padded = tuple(-(-n // d) * d for n, d in zip(patch, _divisors(topology), strict=True))
+    padded = tuple(-(-n // d) * d for n, d in zip(patch, topology.divisors, strict=True))
     return topology, padded
-
-
-def _divisors(topology: Topology) -> tuple[int, ...]:
-    return tuple(prod(per_axis) for per_axis in zip(*topology.strides, strict=True))
 
 
 def _shortened(patch: Sequence[int], axis: int, step: Sequence[int]) -> tuple[int, ...]:
