@@ -106,6 +106,36 @@ def test_mask_edge_lies_at_the_scans_own_pixels() -> None:
     assert (mask_of(lying(body, fine), fine) == body).all()
 
 
+@pytest.mark.parametrize("dy", [0.7, 3.0])  # below the mask's own pixels, and above
+def test_whole_numbers_have_the_same_body(dy: float) -> None:
+    grid = Grid.from_spacing((3, int(220 / dy), 150), (5, dy, 1.6))
+    hu = lying(ellipse(grid, 0.3, (80, 60), (4, 3)), grid)
+    hu += np.random.default_rng(0).integers(-30, 30, hu.shape)
+    for floor in (-1100, -150):  # clipped to a window, too
+        floating = torch.from_numpy(hu.clip(floor))[None]
+        masks = [body_mask(Volume(floating.to(k), grid)) for k in (torch.float32, torch.int16)]
+        assert torch.equal(masks[0].data, masks[1].data)
+        assert masks[0].data.any() and masks[0].data.dtype == torch.bool
+
+
+def test_moments_by_their_definition() -> None:
+    """Of weights, in float64, all at once."""
+    rng = np.random.default_rng(4)
+    grid = Grid.from_spacing((3, 9, 14), (5, 1.2, 0.7))
+    weight = rng.uniform(0, 1, grid.shape)
+    got = moments(Volume(torch.from_numpy(weight)[None], grid))
+    y, x = plane_mm(grid)
+    for k, plane in enumerate(weight):
+        share = plane / plane.sum()
+        mean_x, mean_y = (share * x).sum(), (share * y).sum()
+        assert got.centre_mm[k].tolist() == pytest.approx([mean_x, mean_y])
+        xx = (share * (x - mean_x) ** 2).sum() + 0.7**2 / 12
+        yy = (share * (y - mean_y) ** 2).sum() + 1.2**2 / 12
+        xy = (share * (x - mean_x) * (y - mean_y)).sum()
+        axes = np.linalg.eigvalsh([[xx, xy], [xy, yy]])
+        assert got.radii_mm[k].tolist() == pytest.approx((2 * np.sqrt(axes[::-1])).tolist())
+
+
 @given(
     st.floats(-1.2, 1.2),
     st.floats(60, 90),

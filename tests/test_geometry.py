@@ -509,9 +509,94 @@ def test_memory_is_bounded_by_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     source = random_grid(np.random.default_rng(5))
     volume = Volume(torch.rand(2, *source.shape), source)
     target = posed(source, angle_rad=(0.2, 0.1, 0.3), scale=(1, 1, 1), shift_mm=(0, 0, 0))
-    whole = resample(volume, target).data
-    monkeypatch.setattr(module, "_POINTS_AT_ONCE", 1)
-    assert torch.equal(resample(volume, target).data, whole)
+    labels = Volume((volume.data * 9).to(torch.uint8), source)
+    # In space, and in the planes.
+    for grid in (
+        target,
+        posed(source, angle_rad=0.3),
+        source.slicewise().crop((0, 1.5, 1), (source.shape[0], 9, 9)),
+    ):
+        monkeypatch.undo()
+        whole = resample(volume, grid).data
+        nearest = resample(labels, grid, mode="nearest").data
+        monkeypatch.setattr(module, "_POINTS_AT_ONCE", 1)
+        assert torch.equal(resample(volume, grid).data, whole)
+        again = resample(labels, grid, mode="nearest").data
+        assert torch.equal(again, nearest) and again.dtype == torch.uint8
+
+
+def test_gradients_do_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("kidseg.geometry.resample")
+    source = random_grid(np.random.default_rng(5))
+    target, gradients = posed(source, angle_rad=0.3), []
+    for points in (2**20, 1):
+        monkeypatch.setattr(module, "_POINTS_AT_ONCE", points)
+        data = torch.ones(2, *source.shape, dtype=torch.float64, requires_grad=True)
+        resample(Volume(data, source), target).data.pow(2).sum().backward()
+        assert data.grad is not None
+        gradients.append(data.grad)
+    assert torch.equal(*gradients)
+
+
+@given(seeds, st.sampled_from(["linear", "nearest"]))
+@settings(max_examples=60, deadline=None)
+def test_whole_numbers_are_sampled_like_floating_point(seed: int, mode: str) -> None:
+    """To the last bit, though only what is seen of them is converted."""
+    rng = np.random.default_rng(seed)
+    source = random_grid(rng)
+    values = torch.from_numpy(rng.integers(-1000, 1000, (2, *source.shape)))
+    turn = np.eye(4)
+    turn[:3, :3] = rotation(rng)
+    turn[:3, 3] = rng.uniform(-60, 60, 3)
+    centre = source.mm([0, 0, 0]).numpy()
+    turn[:3, 3] += centre - turn[:3, :3] @ centre
+    anywhere = source.resized((3, 9, 7)).moved(torch.from_numpy(turn))  # in part, or not at all
+    in_planes = posed(source, angle_rad=float(rng.uniform(-3, 3))).crop((-1, 0, 0), (4, 9, 7))
+    copied = source.crop((1, -2, 3), (source.shape[0], 9, 7))
+    for target in (anywhere, in_planes, copied):
+        want = resample(Volume(values.float(), source), target, mode=mode, fill=-2000.0).data
+        for kind in (torch.int16, torch.int32):
+            got = resample(Volume(values.to(kind), source), target, mode=mode, fill=-2000.0).data
+            assert got.dtype == (kind if mode == "nearest" else torch.float32)
+            assert torch.equal(got.float(), want)
+
+
+def test_only_what_is_seen_is_converted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest of the memory may hold anything: here, what is no number."""
+    source = Grid.from_spacing((40, 50, 60), (1, 1, 1))
+    values = torch.from_numpy(np.random.default_rng(1).integers(0, 99, (1, *source.shape)))
+    patch = posed(
+        source.crop((20, 10, 30), (5, 6, 7)),
+        angle_rad=(0.1, 0.2, 0.3),
+        scale=(1, 1, 1),
+        shift_mm=(0.2, 0.3, 0.4),
+    )
+    want = resample(Volume(values.float(), source), patch).data
+    made, empty = [], torch.empty
+
+    def poisoned(*size, **how):  # type: ignore[no-untyped-def]
+        made.append(empty(*size, **how).fill_(math.nan))
+        return made[-1]
+
+    monkeypatch.setattr(torch, "empty", poisoned)
+    got = resample(Volume(values.to(torch.int16), source), patch).data
+    assert torch.equal(got, want)
+    (wide,) = made
+    assert 0 < wide.isfinite().sum() < 20**3
+
+
+@pytest.mark.parametrize("planes", [(2, 2, 9, 0), (1, 2, 3, 4), (-1, 0, 1, 2), (2, 1, 0, -1)])
+def test_slices_of_a_sub_grid_are_copied_in_any_order(planes: tuple[int, ...]) -> None:
+    source = Grid.from_spacing((4, 3, 3), (1, 1, 1))
+    values = torch.arange(36, dtype=torch.int16).reshape(1, 4, 3, 3)
+    matrices = source.mm_from_index.repeat(4, 1, 1)
+    matrices[:, :3, 3] += torch.tensor(planes)[:, None] * source.mm_from_index[:3, 0]
+    got = resample(Volume(values, source), Grid((4, 3, 3), matrices), fill=-1.0).data
+    assert got.dtype == torch.float32
+    for k, plane in enumerate(planes):
+        inside = 0 <= plane < 4
+        want = values[0, plane].float() if inside else torch.full((3, 3), -1.0)
+        assert torch.equal(got[0, k], want)
 
 
 @settings(deadline=None, max_examples=25)

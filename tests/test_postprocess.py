@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import asdict
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kidseg.config import PostprocessConfig
 from kidseg.geometry import Grid, Volume
-from kidseg.postprocess import least_volume_ml, remove_small
+from kidseg.postprocess import Piece, least_volume_ml, remove_small
 
 
 def labels_of(*boxes: tuple[tuple[slice, slice, slice], int]) -> Volume:
@@ -57,6 +62,52 @@ def test_what_reaches_the_ends_stays() -> None:
 def test_an_empty_mask_stays_empty() -> None:
     kept, removed = remove_small(labels_of(), 5.0)
     assert not kept.data.any() and removed == ()
+
+
+def one_by_one(labels: Volume, least_ml: float) -> tuple[np.ndarray, list[Piece]]:
+    """What `remove_small` says it does, a piece at a time."""
+    from scipy import ndimage
+
+    values = labels.data[0].numpy()
+    pieces, count = ndimage.label(values > 0)
+    kept, removed = values.copy(), []
+    for number in range(1, count + 1):
+        there = pieces == number
+        volume_ml = float(there.sum() * float(labels.grid.voxel_ml))
+        if volume_ml >= least_ml or there[0].any() or there[-1].any():
+            continue
+        x, y, z = labels.grid.mm(np.argwhere(there).mean(0)).tolist()
+        ids, counts = np.unique(values[there], return_counts=True)
+        voxels = dict(zip(ids.tolist(), counts.tolist(), strict=True))
+        removed.append(Piece(volume_ml=volume_ml, centre_mm=(x, y, z), voxels=voxels))
+        kept[there] = 0
+    return kept, sorted(removed, key=lambda piece: -piece.volume_ml)
+
+
+@given(st.integers(0, 2**31 - 1), st.floats(0.02, 0.5), st.floats(0, 0.2))
+@settings(max_examples=60, deadline=None)
+def test_noise_is_removed_piece_by_piece(seed: int, density: float, least_ml: float) -> None:
+    rng = np.random.default_rng(seed)
+    shape = tuple(int(n) for n in rng.integers(1, 12, 3))
+    values = rng.integers(1, 4, shape) * (rng.random(shape) < density)
+    grid = Grid.from_spacing(shape, (2.5, 2.0, 2.0), (10.0, -40.0, 300.0))
+    labels = Volume(torch.from_numpy(values.astype(np.uint8))[None], grid)
+    before = labels.data.clone()
+    kept, removed = remove_small(labels, least_ml)
+    want, pieces = one_by_one(labels, least_ml)
+    assert np.array_equal(kept.data[0].numpy(), want)
+    assert torch.equal(labels.data, before)
+    assert len(removed) == len(pieces)
+    for piece, other in zip(removed, pieces, strict=True):
+        assert (piece.volume_ml, piece.voxels) == (other.volume_ml, other.voxels)
+        assert piece.centre_mm == pytest.approx(other.centre_mm, abs=1e-9)
+        assert piece.as_dict() == asdict(piece)
+
+
+def test_pieces_are_plain_numbers() -> None:
+    """For JSON."""
+    _, (piece,) = remove_small(labels_of((LARGE, 1), (SMALL, 2)), 0.1)
+    assert json.loads(json.dumps(piece.as_dict()))["voxels"] == {"2": 8}
 
 
 def test_the_default_keeps_a_newborns_kidney() -> None:

@@ -7,6 +7,7 @@ every learned one.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kidseg.geometry import Grid, Volume, boxed, posed, resample
+from kidseg.geometry import (
+    Grid,
+    Volume,
+    boxed,
+    index_from_voxels,
+    is_sub_grid,
+    posed,
+    resample,
+    sample_window,
+)
 
 __all__ = ["Moments", "body_mask", "moments", "normalized"]
 
@@ -55,16 +65,34 @@ def body_mask(scan: Volume) -> Volume:
     air_hu = _air_hu(scan)
     dense = resample(scan, coarse, fill=-1024.0).data[0].numpy() > air_hu
     rough = Volume(torch.from_numpy(_largest_body(dense, coarse))[None], coarse)
-    near = resample(rough.astype(torch.float32), grid).data > 0
-    solid = (near & (scan.data > air_hu))[0].numpy()
-    return Volume(torch.from_numpy(_filled(solid))[None], grid)
+    mask = torch.empty(scan.data.shape, dtype=torch.bool)
+    for k, near in enumerate(_around(rough, grid)):
+        solid = near & (scan.data[0, k] > air_hu)
+        mask[0, k] = torch.from_numpy(_filled(solid.numpy()[None])[0])
+    return Volume(mask, grid)
+
+
+def _around(rough: Volume, grid: Grid) -> Iterator[Tensor]:
+    """(rows, columns) bool, slice by slice of the grid: what has part in the mask's voxels."""
+    index_from_target, planes = index_from_voxels(rough.grid, grid)
+    window = (range(grid.shape[1]), range(grid.shape[2]))
+    if planes is not None and is_sub_grid(index_from_target):
+        yield from rough.data[0]
+        return
+    for k in range(grid.shape[0]):
+        this = slice(k, k + 1)
+        chosen = None if planes is None else planes[this]
+        seen = sample_window(rough.data, index_from_target[this], chosen, window, torch.zeros(1))
+        yield seen[0, 0] > 0
 
 
 def _air_hu(scan: Volume) -> float:
     """What is not denser than this is air."""
     lowest = float(scan.data.min())
-    part = float((scan.data == lowest).float().mean())
-    clipped = lowest > _AIR_HU and _CLIPPED_PART <= part < 1.0
+    if not lowest > _AIR_HU:
+        return _AIR_HU
+    count = sum(int((plane == lowest).sum()) for plane in scan.data[0])
+    clipped = _CLIPPED_PART <= count / scan.data.numel() < 1.0
     return lowest + _FLOOR_ROUNDING_HU if clipped else _AIR_HU
 
 
@@ -121,18 +149,24 @@ def moments(mask: Volume, *, per: Literal["slice", "volume"] = "slice") -> Momen
 
     Source: an ellipse with semi-axis a has variance a^2 / 4 along it.
     """
-    weight = mask.data[0].double().cpu()
+    slices, rows, columns = mask.grid.shape
     _, dy, dx = (float(s) for s in _plane_spacing(mask.grid))
-    y = (torch.arange(weight.shape[1]) - (weight.shape[1] - 1) / 2) * dy
-    x = (torch.arange(weight.shape[2]) - (weight.shape[2] - 1) / 2) * dx
+    y = (torch.arange(rows) - (rows - 1) / 2) * dy
+    x = (torch.arange(columns) - (columns - 1) / 2) * dx
     y, x = y.double(), x.double()
-    by_row, by_column = weight.sum(2), weight.sum(1)
+    by_row = torch.empty((slices, rows), dtype=torch.float64)
+    by_column = torch.empty((slices, columns), dtype=torch.float64)
+    product = torch.empty(slices, dtype=torch.float64)
+    for k in range(slices):  # one at a time: in float64 they are eight times the mask
+        weight = mask.data[0, k : k + 1].double().cpu()
+        by_row[k], by_column[k] = weight.sum(2)[0], weight.sum(1)[0]
+        product[k] = torch.einsum("krc,r,c->k", weight, y, x)[0]
     mass = by_row.sum(1)
     safe = mass.clamp(min=1e-12)
     mean_y, mean_x = by_row @ y / safe, by_column @ x / safe
     yy = by_row @ (y * y) / safe - mean_y**2 + dy**2 / 12
     xx = by_column @ (x * x) / safe - mean_x**2 + dx**2 / 12
-    xy = torch.einsum("krc,r,c->k", weight, y, x) / safe - mean_x * mean_y
+    xy = product / safe - mean_x * mean_y
     if per == "volume":
         share = mass / mass.sum().clamp(min=1e-12)
         mean_y, mean_x, yy, xx, xy = ((share * m).sum() for m in (mean_y, mean_x, yy, xx, xy))

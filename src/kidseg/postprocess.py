@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from kidseg.config import PostprocessConfig
-from kidseg.geometry import Volume
+from kidseg.geometry import Grid, Volume
 
 __all__ = ["Piece", "least_volume_ml", "remove_small"]
 
@@ -30,7 +30,11 @@ class Piece:
 
     def as_dict(self) -> dict[str, Any]:
         """As plain data, for JSON."""
-        return asdict(self)
+        return {
+            "volume_ml": self.volume_ml,
+            "centre_mm": self.centre_mm,
+            "voxels": dict(self.voxels),
+        }
 
 
 def least_volume_ml(config: PostprocessConfig, body_radius_mm: float | None) -> float:
@@ -68,33 +72,67 @@ def remove_small(labels: Volume, least_ml: float) -> tuple[Volume, tuple[Piece, 
     from scipy import ndimage
 
     values = labels.data[0].numpy()
-    pieces, count = ndimage.label(values > 0)
-    voxel_ml = float(labels.grid.voxel_ml)
-    sizes = np.bincount(pieces.ravel(), minlength=count + 1)
-    at_ends = set(np.unique(pieces[[0, -1]]).tolist())
-    small = [
-        number
-        for number in range(1, count + 1)
-        if sizes[number] * voxel_ml < least_ml and number not in at_ends
-    ]
-    if not small:
+    box = _box(values)
+    if box is None or least_ml <= 0:
         return labels, ()
-    kept, removed = values.copy(), []
-    boxes = ndimage.find_objects(pieces)
-    for number in small:
-        box = boxes[number - 1]
-        there = pieces[box] == number
-        found = values[box][there]
-        index = np.argwhere(there).mean(axis=0) + [side.start for side in box]
-        x, y, z = labels.grid.mm(index).tolist()
-        ids, counts = np.unique(found, return_counts=True)
-        removed.append(
-            Piece(
-                volume_ml=float(sizes[number] * voxel_ml),
-                centre_mm=(x, y, z),
-                voxels={int(i): int(n) for i, n in zip(ids, counts, strict=True)},
-            )
-        )
-        kept[box][there] = 0
-    removed.sort(key=lambda piece: -piece.volume_ml)
-    return Volume(torch.from_numpy(kept)[None], labels.grid), tuple(removed)
+    inside = values[box]
+    pieces, count = ndimage.label(inside > 0)
+    there = np.flatnonzero(inside)
+    piece = pieces.ravel()[there]
+    sizes = np.bincount(piece, minlength=count + 1)
+    small = sizes * float(labels.grid.voxel_ml) < least_ml
+    small[0] = False  # the background
+    if box[0].start == 0:
+        small[pieces[0].ravel()] = False
+    if box[0].stop == len(values):
+        small[pieces[-1].ravel()] = False
+    if not small.any():
+        return labels, ()
+    goes = small[piece]
+    index = np.stack(np.unravel_index(there[goes], inside.shape))
+    index += np.array([[side.start] for side in box])
+    kept = values.copy()
+    kept[tuple(index)] = 0
+    # Numbered 0, 1, ... without those that stay, in the order of their first voxels.
+    number = (np.cumsum(small) - 1)[piece[goes]]
+    removed = _pieces(number, index, values[tuple(index)], labels.grid)
+    return Volume(torch.from_numpy(kept)[None], labels.grid), removed
+
+
+def _box(values: np.ndarray) -> tuple[slice, slice, slice] | None:
+    """Around all that is no background; None if there is nothing."""
+    slices = np.flatnonzero(values.any(axis=(1, 2)))
+    if not len(slices):
+        return None
+    plane = np.zeros(values.shape[1:], dtype=bool)
+    for k in slices:
+        plane |= values[k] > 0
+    rows, columns = (np.flatnonzero(plane.any(axis=axis)) for axis in (1, 0))
+    z, y, x = (slice(int(line[0]), int(line[-1]) + 1) for line in (slices, rows, columns))
+    return z, y, x
+
+
+def _pieces(
+    number: np.ndarray, index: np.ndarray, values: np.ndarray, grid: Grid
+) -> tuple[Piece, ...]:
+    """What voxels make up, largest first.
+
+    Args:
+        number: (voxels,) the piece of each, 0, 1, ...
+        index: (3, voxels) slice, row, column.
+        values: (voxels,) labels.
+        grid: of the labels.
+    """
+    sizes = np.bincount(number)
+    sums = [np.bincount(number, weights=axis) for axis in index]
+    centres = grid.mm(np.stack(sums, axis=1) / sizes[:, None]).tolist()
+    volumes = (sizes * float(grid.voxel_ml)).tolist()
+    voxels: list[dict[int, int]] = [{} for _ in sizes]
+    for label in np.unique(values).tolist():
+        counts = np.bincount(number[values == label], minlength=len(sizes))
+        for k in np.flatnonzero(counts).tolist():
+            voxels[k][label] = int(counts[k])
+    return tuple(
+        Piece(volume_ml=volumes[k], centre_mm=tuple(centres[k]), voxels=voxels[k])
+        for k in np.argsort(-sizes, kind="stable").tolist()
+    )

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from kidseg.cohort.items import Drawn, SliceIndex
-from kidseg.cohort.stored import schema_of_store, subject_of
+from kidseg.cohort.stored import schema_of_store, subject_of, target_of_store
 from kidseg.cohort.subject import Material, Subject, adapted
 from kidseg.config import CohortConfig
 from kidseg.errors import Finding, InputError
@@ -30,7 +30,8 @@ class Cohort:
     Attributes:
         training: at least one.
         validation: at least one.
-        schema: labels 1, 2, 3, ... : the classes of the networks.
+        schema: labels 1, 2, 3, ...
+        target: what networks learn of them: labels, or overlapping regions.
         plan: made from the training cases.
         config: as given.
         findings: what the readers noticed.
@@ -39,6 +40,7 @@ class Cohort:
     training: tuple[Subject, ...]
     validation: tuple[Subject, ...]
     schema: LabelSchema
+    target: Target
     plan: Plan
     config: CohortConfig
     findings: tuple[Finding, ...] = ()
@@ -61,11 +63,6 @@ class Cohort:
             return self.config.selection
         usual = tuple(name for name in KIDNEY_TUMOUR.regions if name != "kidney")
         return usual if set(usual) <= set(self.schema.regions) else tuple(self.schema.regions)
-
-    @property
-    def target(self) -> Target:
-        """What the channels of a network that finds all labels mean."""
-        return Target.of_labels(self.schema)
 
     def names(self, drawn: Drawn) -> tuple[str, ...]:
         """Of drawn training slices, for messages; slices count from 0."""
@@ -127,6 +124,7 @@ def gather_cohort(store: Store, config: CohortConfig, material: Material) -> Coh
         training=tuple(subject(case) for case in store.cases if case.id in training),
         validation=tuple(subject(case) for case in store.cases if case.id not in training),
         schema=schema,
+        target=target_of_store(store),
         plan=store.plan,
         config=config,
         findings=tuple(Finding(**entry) for case in store.cases for entry in case.findings),

@@ -17,18 +17,18 @@ import torch
 
 from kidseg.body import Moments
 from kidseg.cohort.subject import Body, Material, Subject, prepare
-from kidseg.errors import InputError, UsageError
+from kidseg.errors import UsageError
 from kidseg.geometry import Volume
 from kidseg.intensity import Scaling
-from kidseg.labels import CystAs, LabelSchema
+from kidseg.labels import CystAs, LabelSchema, Target
 from kidseg.plan import Plan
 from kidseg.store import Prepared, Store, StoredCase
 
 if TYPE_CHECKING:
-    from kidseg.cases import Case, Dataset
+    from kidseg.cases import Case, Dataset, LearnedLabels
     from kidseg.cases.reading import CaseVoxels
 
-__all__ = ["SubjectRecipe", "check_store", "schema_of_store", "subject_of"]
+__all__ = ["SubjectRecipe", "check_store", "schema_of_store", "subject_of", "target_of_store"]
 
 CONTENT = "subjects"
 
@@ -42,28 +42,23 @@ class SubjectRecipe:
     Attributes:
         material: as there.
         plan: of the training cases.
-        schema: labels 1, 2, 3, ... : the classes of the networks.
-        new_from_old: their numbers from those in the files.
-        ignore: number, among the new ones, of voxels that do not count.
+        learned: what networks learn from the data set's labels.
     """
 
     material: Material
     plan: Plan
-    schema: LabelSchema
-    new_from_old: Mapping[int, int]
-    ignore: int | None
+    learned: LearnedLabels
 
     @classmethod
     def of_dataset(cls, dataset: Dataset, plan: Plan, material: Material) -> SubjectRecipe:
         """For a data set, its cysts counted as the plan says.
 
         Raises:
-            InputError: as `learned_schema`.
+            UsageError: as `learned_labels`.
         """
-        schema, new_from_old, ignore = learned_schema(dataset, plan.cyst)
-        return cls(
-            material=material, plan=plan, schema=schema, new_from_old=new_from_old, ignore=ignore
-        )
+        from kidseg.cases import learned_labels
+
+        return cls(material=material, plan=plan, learned=learned_labels(dataset, plan.cyst))
 
     @property
     def content(self) -> str:
@@ -73,11 +68,13 @@ class SubjectRecipe:
     @property
     def settings(self) -> Mapping[str, Any]:
         """What decides the result, beside the plan, and what the labels mean."""
+        learned = self.learned
         return {
             **asdict(self.material),
-            "labels": {str(number): name for number, name in self.schema.names.items()},
-            "regions": {name: list(ids) for name, ids in self.schema.regions.items()},
-            "ignore": self.ignore,
+            "labels": {str(number): name for number, name in learned.schema.names.items()},
+            "regions": {name: list(ids) for name, ids in learned.schema.regions.items()},
+            "target": learned.target.as_dict(),
+            "ignore": learned.ignore,
         }
 
     def __call__(self, case: Case, voxels: CaseVoxels) -> Prepared:
@@ -90,8 +87,8 @@ class SubjectRecipe:
             self.material,
             self.plan.channels,
             name=case.id,
-            labels=relabelled(voxels.labels, self.new_from_old),
-            ignore_label=self.ignore,
+            labels=relabelled(voxels.labels, self.learned.new_from_old),
+            ignore_label=self.learned.ignore,
         )
         assert subject.labels is not None
         arrays = {}
@@ -104,31 +101,6 @@ class SubjectRecipe:
             "body": None if subject.body is None else _body_to_json(subject.body),
         }
         return Prepared(image=subject.image, labels=subject.labels, arrays=arrays, facts=facts)
-
-
-def learned_schema(
-    dataset: Dataset, cyst: CystAs | None
-) -> tuple[LabelSchema, dict[int, int], int | None]:
-    """Labels 1, 2, 3, ... of a data set, {number in the files: new one}, new ignore label.
-
-    Raises:
-        InputError: "regions-not-labels".
-        UsageError: as `without_cyst`.
-    """
-    from kidseg.cases import consecutive
-    from kidseg.cases.reading import CaseReader
-
-    if dataset.region_order:
-        raise InputError(
-            "it trains overlapping regions; these methods train labels",
-            path=dataset.root,
-            code="regions-not-labels",
-            next_step="Give each voxel one label in dataset.json.",
-        )
-    reader = CaseReader.of_dataset(dataset, cyst=cyst)
-    schema, new_from_old = consecutive(reader.schema, reader.ignore_label)
-    ignore = None if reader.ignore_label is None else new_from_old[reader.ignore_label]
-    return schema, new_from_old, ignore
 
 
 def check_store(store: Store, material: Material, cyst: CystAs | None) -> None:
@@ -173,6 +145,11 @@ def schema_of_store(store: Store) -> LabelSchema:
     names = {int(number): name for number, name in store.settings["labels"].items()}
     regions = {name: tuple(ids) for name, ids in store.settings["regions"].items()}
     return LabelSchema.from_names(names, regions)
+
+
+def target_of_store(store: Store) -> Target:
+    """What a network that finds all that was learned gives."""
+    return Target.from_dict(store.settings["target"])
 
 
 def subject_of(case: StoredCase) -> Subject:

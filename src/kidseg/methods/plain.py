@@ -62,6 +62,7 @@ class Plain:
             self.parts["segment"],
             config.segment,
             cohort,
+            target=self.target,
             view=self._view,
             training=[self._frame(subject).base for subject in cohort.training],
             validation=[self._frame(subject).whole for subject in cohort.validation],
@@ -75,7 +76,7 @@ class Plain:
             Step(
                 name="segment",
                 locate=lambda _: [Region(grid=self._frame(subject).whole)],
-                segment=partial(view.predict, self.parts["segment"]),
+                segment=partial(view.predict, self.parts["segment"], self.target),
                 target=self.target,
             )
         ]

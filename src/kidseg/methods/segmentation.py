@@ -16,6 +16,7 @@ from kidseg.config import StageConfig
 from kidseg.distributed import all_gather, shared_map
 from kidseg.geometry import Grid, Slices, Volume
 from kidseg.intensity import Scaling
+from kidseg.labels import Target
 from kidseg.losses import restored_segmentation_loss, segmentation_loss
 from kidseg.pipeline import Planes, Progress, Region, restore
 from kidseg.stage import Stage, TrainStep
@@ -28,6 +29,7 @@ def segmentation_stage(
     config: StageConfig,
     cohort: Cohort,
     *,
+    target: Target,
     view: Callable[[Sequence[Sequence[Scaling]]], Planes],
     training: Sequence[Grid],
     validation: Sequence[Grid],
@@ -40,6 +42,7 @@ def segmentation_stage(
         net: the network.
         config: its training.
         cohort: the cases.
+        target: what the network's channels mean.
         view: (scalings of one or all slices) -> how the network sees them.
         training: the network's grid for each training case.
         validation: the same for the validation cases.
@@ -73,16 +76,18 @@ def segmentation_stage(
         levels = called(image.contiguous(memory_format=torch.channels_last))
         reference = batch.reference
         if base is not None:
-            return {"loss": whole_restored_loss(levels, batch.grid, reference)}
+            return {"loss": whole_restored_loss(levels, batch.grid, reference, target)}
         labels, valid = all_gather(reference.labels.data[0]), reference.valid
         valid = None if valid is None else all_gather(valid)
         whole = [all_gather(level) for level in levels]
-        return {"loss": segmentation_loss(whole, labels, valid=valid)}
+        return {"loss": segmentation_loss(whole, labels, target=target, valid=valid)}
 
     def dice(case: int) -> dict[str, float | None]:
         subject, region = cohort.validation[case], Region(grid=validation[case])
-        found = view([subject.scalings]).predict(net, Progress(image=subject.image), region)
-        return cohort.dice(case, restore(found, subject.image.grid))
+        seen = view([subject.scalings])
+        found = seen.predict(net, target, Progress(image=subject.image), region)
+        regions = [replace(region, found=found)]
+        return cohort.dice(case, restore(regions, subject.image.grid, target))
 
     def validate() -> dict[str, float]:
         return cohort.score(shared_map(dice, range(len(cohort.validation))))
@@ -120,13 +125,15 @@ class _SliceBatch:
         return replace(self, image=self.image.to(device), reference=self.reference.to(device))
 
 
-def whole_restored_loss(levels: Sequence[Tensor], grid: Grid, reference: Labelled) -> Tensor:
+def whole_restored_loss(
+    levels: Sequence[Tensor], grid: Grid, reference: Labelled, target: Target
+) -> Tensor:
     """`restored_segmentation_loss` of the batch of all processes, which each has a part of."""
     seen_on, base = _gathered_grid(grid), _gathered_grid(reference.labels.grid)
     labels = Volume(all_gather(reference.labels.data[0])[None], base)
     valid = None if reference.valid is None else all_gather(reference.valid)
     whole = [all_gather(level) for level in levels]
-    return restored_segmentation_loss(whole, seen_on, labels, valid=valid)
+    return restored_segmentation_loss(whole, seen_on, labels, target=target, valid=valid)
 
 
 def _gathered_grid(grid: Grid) -> Grid:

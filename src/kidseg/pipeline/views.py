@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from kidseg.device import Device
 from kidseg.geometry import Grid, Slices, Volume, sampled
 from kidseg.intensity import Scaling, as_input
+from kidseg.labels import Target
+from kidseg.losses import probabilities
 from kidseg.pipeline.steps import Progress, Region
 
-__all__ = ["Planes", "View"]
+__all__ = ["Planes", "View", "padded"]
 
 _SLICES_AT_ONCE = 16
 
@@ -31,7 +33,7 @@ class View(Protocol):
         """The input of the network on a grid."""
         ...
 
-    def predict(self, net: nn.Module, progress: Progress, region: Region) -> Volume:
+    def predict(self, net: nn.Module, target: Target, progress: Progress, region: Region) -> Volume:
         """Probabilities on the region's grid."""
         ...
 
@@ -55,19 +57,26 @@ class Planes:
         return as_input(sampled(image, grid, fill=self.padding).data, self.scalings)
 
     @torch.no_grad()
-    def predict(self, net: nn.Module, progress: Progress, region: Region) -> Volume:
-        """(classes, *region.grid.shape) float32 on the CPU."""
+    def predict(self, net: nn.Module, target: Target, progress: Progress, region: Region) -> Volume:
+        """(target.outputs, *region.grid.shape) float32 on the CPU."""
         raw = sampled(progress.image, region.grid, fill=self.padding).data
         parts = []
         for start in range(0, region.grid.shape[0], _SLICES_AT_ONCE):
             part = raw[:, start : start + _SLICES_AT_ONCE].to(self.device.torch)
             seen = as_input(part, self.scalings).contiguous(memory_format=torch.channels_last)
             rows, columns = seen.shape[2:]
-            multiple = int(getattr(net, "multiple", 1))
-            if rows % multiple or columns % multiple:
-                seen = F.pad(seen, (0, -columns % multiple, 0, -rows % multiple), mode="replicate")
+            seen = padded(seen, getattr(net, "multiple", (1, 1)))
             with self.device.autocast():
                 (logits,) = net(seen)
-            found = torch.softmax(logits[..., :rows, :columns].float(), dim=1)
+            found = probabilities(logits[..., :rows, :columns], target)
             parts.append(found.transpose(0, 1).cpu())
         return Volume(torch.cat(parts, dim=1), region.grid)
+
+
+def padded(image: Tensor, multiple: Sequence[int]) -> Tensor:
+    """(n, channels, *size) with the last values repeated until sides are multiples."""
+    added = [-side % m for side, m in zip(image.shape[2:], multiple, strict=True)]
+    if not any(added):
+        return image
+    ends = [n for end in reversed(added) for n in (0, end)]
+    return F.pad(image, ends, mode="replicate")

@@ -15,7 +15,7 @@ from kidseg.cohort.cohort import patient_dice
 from kidseg.geometry import Grid, Volume, in_plane_pose, resample
 from kidseg.intensity import AIR_HU
 from kidseg.io.atomic import writing
-from kidseg.labels import LabelSchema
+from kidseg.labels import LabelSchema, Target
 from kidseg.pipeline import Region, decided
 from kidseg.segment.predictor import Segmentation
 
@@ -120,7 +120,7 @@ def step_panels(
                     scan,
                     place,
                     as_seen=True,
-                    labels=None if region.found is None else _labels(region.found, row),
+                    labels=_labels(region, row, result.target),
                     outline=None if outline is None else _outline(outline, place, row),
                     frames=_frames(later, place, scan.grid, k),
                 )
@@ -203,8 +203,10 @@ def _row_at(grid: Grid, scan: Grid, k: int) -> int | None:
     return row if 0 <= row < grid.shape[0] else None
 
 
-def _labels(found: Volume, row: int) -> np.ndarray:
-    labels: np.ndarray = decided(found.slices(row, row + 1)).data[0, 0].numpy()
+def _labels(region: Region, row: int, target: Target) -> np.ndarray | None:
+    if region.found is None:
+        return None
+    labels: np.ndarray = decided(region.found.slices(row, row + 1), target).data[0, 0].numpy()
     return labels
 
 

@@ -61,7 +61,7 @@ class Predictor:
         clock.lap("prepare")
         progress = advance(subject.image, self.method.steps(subject))
         clock.add(progress.seconds)
-        restored = _restored(progress, scan.grid)
+        restored = restore(progress.found, scan.grid, self.method.target)
         clock.lap("restore")
         radius = None if subject.body is None else subject.body.radius_mm
         least_ml = least_volume_ml(config.postprocess, radius)
@@ -90,9 +90,13 @@ class Predictor:
         return Segmentation(
             labels=labels,
             facts=facts,
-            findings=(*_findings(labels, subject, progress, name), *_far(away, name)),
+            findings=(
+                *_findings(labels, subject, progress, self.method.target, name),
+                *_far(away, name),
+            ),
             seconds=clock.seconds,
             progress=progress,
+            target=self.method.target,
             placement=placement,
         )
 
@@ -108,6 +112,7 @@ class Segmentation:
         findings: what a reader of the result should know.
         seconds: wall time of each step.
         progress: the regions of each step, and what was found there, before postprocessing.
+        target: what the channels of what was found mean.
         placement: how the patient lies.
     """
 
@@ -116,6 +121,7 @@ class Segmentation:
     findings: tuple[Finding, ...]
     seconds: Mapping[str, float]
     progress: Progress
+    target: Target
     placement: Placement
 
 
@@ -139,7 +145,8 @@ def load_predictor(model: str | Path, device: str = "auto") -> Predictor:
             {name: tuple(ids) for name, ids in labels["regions"].items()},
         )
         hardware = choose_device(device, config.precision)
-        method = kind.build(config, Target.of_labels(schema), plan, device=hardware)
+        target = _target(labels, schema)
+        method = kind.build(config, target, plan, device=hardware)
         for part, net in method.parts.items():
             net.load_state_dict(dict(file.parts[part]))
             net.eval().requires_grad_(False)
@@ -186,10 +193,10 @@ class _Clock:
         self._mark = time.perf_counter()
 
 
-def _restored(progress: Progress, scan: Grid) -> Volume:
-    (region,) = progress.found
-    assert region.found is not None
-    return restore(region.found, scan)
+def _target(labels: Mapping[str, Any], schema: LabelSchema) -> Target:
+    """Of a model file; those of format 1 have labels alone."""
+    known = labels.get("target")
+    return Target.of_labels(schema) if known is None else Target.from_dict(known)
 
 
 def _grid_facts(region: Region, subject: Subject, unit_mm: float) -> dict[str, Any]:
@@ -278,7 +285,7 @@ def _volumes(labels: Volume, schema: LabelSchema) -> dict[str, float]:
 
 
 def _findings(
-    labels: Volume, subject: Subject, progress: Progress, path: str
+    labels: Volume, subject: Subject, progress: Progress, target: Target, path: str
 ) -> tuple[Finding, ...]:
     """What the result itself says about how far it can be trusted."""
     from scipy import ndimage
@@ -297,7 +304,7 @@ def _findings(
         if pieces != 2:
             cause = f"kidneys and tumour form {pieces} connected piece(s), not two"
             notes.append(("not-two-kidneys", cause, "Single, fused or missed kidney: look at it."))
-    if any(_touches_border(region, labels.grid) for region in progress.found):
+    if any(_touches_border(region, labels.grid, target) for region in progress.found):
         cause = "what was found reaches the border of the region that was looked at"
         step = "Look at it; train with a larger region (crop.localizer.margin), or without a crop."
         notes.append(("region-border", cause, step))
@@ -306,10 +313,10 @@ def _findings(
     )
 
 
-def _touches_border(region: Region, scan: Grid) -> bool:
+def _touches_border(region: Region, scan: Grid, target: Target) -> bool:
     """Does what was found reach the border of its region's planes, where the scan goes on?"""
     assert region.found is not None
-    there = decided(region.found).data[0] > 0
+    there = decided(region.found, target).data[0] > 0
     inner = torch.zeros_like(there[0])
     inner[1:-1, 1:-1] = True
     edge = (there & ~inner).nonzero()

@@ -15,9 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kidseg.cases import Case, Dataset, open_dataset
+from kidseg.cases import Case, Dataset, learned_labels, open_dataset
 from kidseg.cohort.cohort import check_selection
-from kidseg.cohort.stored import SubjectRecipe, check_store, learned_schema
+from kidseg.cohort.stored import SubjectRecipe, check_store
 from kidseg.cohort.subject import Material
 from kidseg.config import METHODS, CohortConfig, load, preset
 from kidseg.distributed import first_alone, rank
@@ -236,8 +236,9 @@ def _chosen(data: Dataset, request: Request) -> Cases:
 def _planned(data: Dataset, used: Cases, request: Request) -> Plan:
     """The plan made from the training cases."""
     cyst = request.cohort.cyst
-    schema, _, _ = learned_schema(data, cyst)
-    check_selection(schema, request.cohort, data.root)  # before hours of reading
+    check_selection(
+        learned_labels(data, cyst).schema, request.cohort, data.root
+    )  # before hours of reading
     training = replace(data, cases=tuple(data.by_id[name] for name in used.training))
     facts = fingerprint(
         training,

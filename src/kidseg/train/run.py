@@ -197,6 +197,7 @@ def _write_model(
         "labels": {
             "names": {str(number): name for number, name in cohort.schema.names.items()},
             "regions": {name: list(ids) for name, ids in cohort.schema.regions.items()},
+            "target": cohort.target.as_dict(),
         },
         "input": {
             "channels": [channel.channel for channel in cohort.plan.channels],

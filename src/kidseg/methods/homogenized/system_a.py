@@ -123,6 +123,7 @@ class Homogenized:
             self.parts["segment"],
             config.segment,
             cohort,
+            target=self.target,
             view=self._view,
             training=[self._grid(subject, last) for subject in cohort.training],
             validation=[self._grid(subject, last) for subject in cohort.validation],
@@ -170,10 +171,11 @@ class Homogenized:
                 return [Region(grid=crop.locate(scene, progress.last[0].grid))]
 
             steps.append(Step(name="crop", locate=locate))
+        view = self._view(scene.scalings)
         segment = Step(
             name="segment",
             locate=lambda progress: progress.last,
-            segment=partial(self._view(scene.scalings).predict, self.parts["segment"]),
+            segment=partial(view.predict, self.parts["segment"], self.target),
             target=self.target,
         )
         return [*steps, segment]
@@ -204,13 +206,12 @@ class Homogenized:
 
         def loss(called: nn.Module, batch: _JointBatch) -> dict[str, Tensor]:
             levels, grid = called(batch.scene)
-            return {"loss": whole_restored_loss(levels, grid, batch.reference)}
+            return {"loss": whole_restored_loss(levels, grid, batch.reference, self.target)}
 
         def dice(case: int) -> dict[str, float | None]:
             subject = cohort.validation[case]
-            (region,) = advance(subject.image, self.steps(subject)).found
-            assert region.found is not None
-            return cohort.dice(case, restore(region.found, subject.image.grid))
+            found = advance(subject.image, self.steps(subject)).found
+            return cohort.dice(case, restore(found, subject.image.grid, self.target))
 
         return Stage(
             name="joint",
