@@ -33,7 +33,6 @@ from kidseg.evaluate.summary import (
     write_csv,
 )
 from kidseg.geometry import Grid
-from kidseg.io.atomic import write_json
 from kidseg.io import ReadOptions, read
 from kidseg.io.atomic import write_json
 from kidseg.labels import CystAs

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import json
 import os
 import secrets
 from collections.abc import Iterator
@@ -86,18 +85,6 @@ def _temporary(path: Path) -> tuple[BinaryIO, Path]:
             code="not-writable",
             next_step="Create the folder, or choose one that you may write to.",
         ) from error
-
-
-def write_json(path: Path, content: Any, *, overwrite: bool = False) -> None:
-    """Plain data as an indented JSON file, whole or not at all; None is null.
-
-    Raises:
-        ValueError: a number is NaN or infinite, which JSON does not have.
-        UsageError, InputError, ResourceError: as `writing`.
-    """
-    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
-    with writing(path, overwrite=overwrite) as file:
-        file.write(text.encode() + b"\n")
 
 
 def write_json(path: Path, content: Any, *, overwrite: bool = False) -> None:

@@ -23,7 +23,6 @@ import torch
 
 from kidseg.cases import case_paths, write_dataset_json, write_patients_csv
 from kidseg.config import PhantomConfig
-from kidseg.io.atomic import write_json
 from kidseg.errors import DISK_FULL, ResourceError, UsageError
 from kidseg.geometry import Grid, Volume
 from kidseg.io import save
