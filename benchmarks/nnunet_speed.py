@@ -278,7 +278,7 @@ def train_us(store: str) -> None:
     import torch
 
     from kidseg.cohort.cohort import gather_cohort
-    from kidseg.config import load
+    from kidseg.config import METHODS, load
     from kidseg.device import choose_device, tune_allocator
     from kidseg.methods import method_named
     from kidseg.store import open_store
@@ -293,12 +293,11 @@ def train_us(store: str) -> None:
             continue  # that is "plain"
         method = method_named(method_name)
         own = ["pose.teacher=0.0", "pose.symmetry=0.0"] if method_name == "homogenized" else []
-        config: Any = load(method.config, overrides=[*own, *settings])
+        config: Any = load(METHODS[method_name], overrides=[*own, *settings])
         assert (config.view.size, config.segment.batch_size) == (SIDE, BATCH)
         cohort = gather_cohort(opened, config.cohort)
-        nets = method.networks(config, cohort.classes, 0)
-        stages = method.stages(config, nets, cohort, device)
-        stage = next(stage for stage in stages if stage.name == "segment")
+        bound = method.build(config, cohort.target, cohort.plan, device=device)
+        stage = next(stage for stage in bound.stages(cohort) if stage.name == "segment")
         steps[name] = step_of(stage, device)
         side = config.view.size // getattr(config, "divisor", 1)
         size = size_of(stage.net, torch.zeros((1, 1, side, side)))
@@ -311,7 +310,7 @@ def step_of(stage: Any, device: Any) -> Callable[[], None]:
     import torch
     from torch import nn
 
-    from kidseg.stage import Moment
+    from kidseg.stage import TrainStep
 
     rules, net = stage.config.optimizer, stage.net
     assert rules.name == "sgd"
@@ -322,12 +321,13 @@ def step_of(stage: Any, device: Any) -> Callable[[], None]:
         nesterov=True,
         weight_decay=rules.weight_decay,
     )
-    moments: Iterator[Moment] = (Moment(seed=0, epoch=0, step=k) for k in range(10**6))
+    places: Iterator[TrainStep] = (TrainStep(seed=0, epoch=0, step=k) for k in range(10**6))
 
     def step() -> None:
         net.train()
+        batch = stage.batch(next(places)).to(device.torch)
         with device.autocast():
-            loss = stage.loss(net, next(moments))["loss"]
+            loss = stage.loss(net, batch)["loss"]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(net.parameters(), rules.clip_norm)

@@ -40,8 +40,9 @@ from kidseg.config import (
 )
 from kidseg.geometry import Grid, Volume
 from kidseg.losses import soft_dice
-from kidseg.methods.homogenized.pose_stage import located, pose_inputs, pose_stage, registered
-from kidseg.methods.homogenized.reference import MASKS, Reference, chosen, start_grid
+from kidseg.methods.homogenized.pose_stage import PoseTransformer, registered
+from kidseg.methods.homogenized.reference import Reference, chosen, start_grid
+from kidseg.methods.homogenized.scene import MASKS
 from kidseg.nets import build
 from kidseg.nets.stn import pose_outputs
 from kidseg.phantom import make_patient, write_patients
@@ -177,27 +178,32 @@ def made(name: str, cohort: Cohort, options: argparse.Namespace) -> Way:
         return Way(seen, judge, lambda p: start_grid(p.subject, config, judge, SIDE))
     if name.startswith("bound"):
         return Way(seen, judge, lambda p: teacher(p.subject, config, reference))
-    net = build(config.localizer, pose_inputs(config), pose_outputs(config.localizer), seed=0)
+    pose = fresh(config, reference, cohort)
     folder = options.out / "runs" / name.replace(" ", "-")
     trained = folder / "net.pt"
     if trained.exists() and name not in (options.only or ()):
         kept = torch.load(trained, weights_only=True)
-        net.load_state_dict(kept["net"])
+        pose.net.load_state_dict(kept["net"])
     else:
         begun = time.perf_counter()
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.glob("*"):
             old.unlink()
-        stage = pose_stage(net, config, cohort, reference, SIDE)
-        fit(stage, Run(folder=folder, device=torch.device("cpu"), seed=0))
-        kept = {"net": net.state_dict(), "seconds": time.perf_counter() - begun}
+        fit(pose.stage(cohort), Run(folder=folder, device=torch.device("cpu"), seed=0))
+        kept = {"net": pose.net.state_dict(), "seconds": time.perf_counter() - begun}
         torch.save(kept, trained)
-    net.eval()
-    return Way(
-        seen,
-        judge,
-        lambda p: located(net, config, reference, p.subject, cohort.plan, SIDE),
-        kept["seconds"],
+    pose.net.eval().requires_grad_(False)
+    return Way(seen, judge, lambda p: pose.locate(pose.scene(p.subject)), kept["seconds"])
+
+
+def fresh(config: PoseConfig, reference: Reference, cohort: Cohort) -> PoseTransformer:
+    inputs, outputs = 1 + MASKS[config.target], pose_outputs(config.localizer)
+    return PoseTransformer(
+        net=build(config.localizer, inputs, outputs, seed=0),
+        config=config,
+        reference=reference,
+        size=SIDE,
+        channels=cohort.plan.channels,
     )
 
 
@@ -456,14 +462,14 @@ def draw(
     config = ways(options.paper_size)["default"]
     reference = Reference(config)
     reference.adopt(chosen(cohort.training, None), config, VIEW)
-    net = build(config.localizer, pose_inputs(config), pose_outputs(config.localizer), seed=0)
+    pose = fresh(config, reference, cohort)
     kept = torch.load(options.out / "runs" / "default" / "net.pt", weights_only=True)
-    net.load_state_dict(kept["net"])
-    net.eval()
+    pose.net.load_state_dict(kept["net"])
+    pose.net.eval().requires_grad_(False)
     locates: dict[str, Locate] = {
         "as they lie": lambda s: as_it_lies(s, reference),
         "moments": lambda s: start_grid(s, config, reference, SIDE),
-        "learned": lambda s: located(net, config, reference, s, cohort.plan, SIDE),
+        "learned": lambda s: pose.locate(pose.scene(s)),
     }
     figure = Figure(figsize=(15.0, 4.1), facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)

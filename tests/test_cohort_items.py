@@ -1,4 +1,4 @@
-"""Batches: a pure function of the moment, with their share of every label."""
+"""Batches: a pure function of the training step, with their share of every label."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kidseg.cohort.items import SliceIndex, draw, steps_per_epoch
 from kidseg.errors import UsageError
-from kidseg.stage import Moment
+from kidseg.stage import TrainStep
 
 
 def index_of(label_share: float = 1 / 3) -> SliceIndex:
@@ -21,8 +21,8 @@ def index_of(label_share: float = 1 / 3) -> SliceIndex:
     return SliceIndex.of_cases(shown, label_share)
 
 
-def at(step: int, *, epoch: int = 0, seed: int = 0, rank: int = 0, world: int = 1) -> Moment:
-    return Moment(seed=seed, epoch=epoch, step=step, rank=rank, world=world)
+def at(step: int, *, epoch: int = 0, seed: int = 0, rank: int = 0, world: int = 1) -> TrainStep:
+    return TrainStep(seed=seed, epoch=epoch, step=step, rank=rank, world=world)
 
 
 @settings(deadline=None, max_examples=50)
@@ -42,7 +42,7 @@ def test_every_label_has_its_share(batch: int, step: int, epoch: int, share: flo
         assert np.isin(rows, group).sum() >= wanted
 
 
-def test_the_same_moment_draws_the_same_batch_and_another_another() -> None:
+def test_the_same_step_draws_the_same_batch_and_another_another() -> None:
     index = index_of()
     first = draw(index, at(3, epoch=2, seed=5), 12)
     assert first == draw(index, at(3, epoch=2, seed=5), 12)

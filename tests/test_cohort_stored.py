@@ -65,7 +65,7 @@ def assert_same_grid(a: Grid, b: Grid) -> None:
 
 def assert_same_subject(a: Subject, b: Subject) -> None:
     assert a.id == b.id
-    for name in ("image", "masks", "labels", "voids"):
+    for name in ("image", "masks", "labels", "ignore"):
         assert_same_volume(getattr(a, name), getattr(b, name))
     assert_same_grid(a.base, b.base)
     assert_same_grid(a.whole, b.whole)
@@ -104,9 +104,9 @@ def test_slices_without_a_body_and_voxels_that_do_not_count(tmp_path: Path) -> N
     (root / "dataset.json").write_text(json.dumps(content))
     store = built(open_dataset(root), tmp_path / "store")
     made = prepare(
-        image, VIEW, PLAN, name="ellipse_000", multiple=MULTIPLE, labels=labels, ignore=3
+        image, VIEW, PLAN, name="ellipse_000", multiple=MULTIPLE, labels=labels, ignore_label=3
     )
-    assert made.voids is not None and made.voids.data.any()
+    assert made.ignore is not None and made.ignore.data.any()
     assert made.body_per_slice.radii_mm[0].isnan().all()
     assert_same_subject(subject_of(store.cases[0]), made)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ellipses import make_ellipse_patient
-from kidseg.cohort.subject import Subject, gather, hu_at, masks_at, pixel_mm, prepare, sampled
+from kidseg.cohort.subject import Subject, masks_at, pixel_mm, prepare
 from kidseg.config import ViewConfig
 from kidseg.errors import InputError
 from kidseg.geometry import Grid, Volume, resample
@@ -112,7 +112,7 @@ def test_fine_pixels_are_averaged_before_they_are_interpolated() -> None:
     )
     assert subject.image.grid.spacing_mm.tolist() == pytest.approx([5.0, 4.0, 4.0])
     inner = subject.base.crop((0, 4, 4), (2, 40, 40))
-    assert hu_at(subject, inner).data.unique().tolist() == [50.0]
+    assert resample(subject.image, inner).data.unique().tolist() == [50.0]
 
 
 def test_bone_is_found_and_a_kidney_is_none() -> None:
@@ -146,7 +146,7 @@ def test_an_empty_scan_is_seen_whole() -> None:
     assert subject.labelled_or_all == (0, 2)
 
 
-def test_ignored_voxels_are_void_and_background() -> None:
+def test_ignored_voxels_do_not_count_and_are_background() -> None:
     patient = make_ellipse_patient(0)
     subject = prepare(
         patient.image,
@@ -155,12 +155,12 @@ def test_ignored_voxels_are_void_and_background() -> None:
         name="a",
         multiple=8,
         labels=patient.labels,
-        ignore=2,
+        ignore_label=2,
     )
-    assert subject.voids is not None and subject.labels is not None
-    assert subject.voids.data.any()
-    assert not subject.labels.data[subject.voids.data].any()
-    assert subject_of().voids is None
+    assert subject.ignore is not None and subject.labels is not None
+    assert subject.ignore.data.any()
+    assert not subject.labels.data[subject.ignore.data].any()
+    assert subject_of().ignore is None
 
 
 def test_what_is_no_ct_is_refused() -> None:
@@ -170,34 +170,3 @@ def test_what_is_no_ct_is_refused() -> None:
         with pytest.raises(InputError) as error:
             prepare(patient.image, ViewConfig(size=48), plan, name="scan.nii", multiple=8)
         assert error.value.code == "not-ct" and error.value.path == "scan.nii"
-
-
-def test_gathered_slices_are_those_of_one_resampling() -> None:
-    subject = subject_of()
-    grid = subject.base.slicewise()
-    rows = [3, 0, 5]
-    part = Grid((3, 48, 48), grid.mm_from_index[rows])
-    slices = [subject.image.slices(k, k + 1) for k in rows]
-    found = gather(slices, part, fill=-1024.0)
-    assert torch.equal(found.data, resample(subject.image, grid, fill=-1024.0).data[:, rows])
-
-
-def test_slices_drawn_from_volumes_of_any_size_are_those_slices() -> None:
-    """Two sizes mixed, in the drawn order; one shown through a field, air around it."""
-    small = Grid.from_spacing((3, 4, 4), (5.0, 1.0, 1.0))
-    large = Grid.from_spacing((2, 4, 6), (3.0, 1.0, 1.0))
-    volumes = [
-        Volume(torch.arange(float(n)).reshape(1, *grid.shape), grid)
-        for n, grid in ((48, small), (48, large))
-    ]
-    drawn = [(0, 2), (1, 0), (0, 0), (1, 1)]
-    places = [volumes[n].grid.slices(k, k + 1).crop((0, 0, 0), (1, 4, 4)) for n, k in drawn]
-    grid = Grid((4, 4, 4), torch.cat([place.slicewise().mm_from_index for place in places]))
-    found = sampled(volumes, drawn, grid).data[0]
-    for row, (n, k) in enumerate(drawn):
-        assert torch.equal(found[row], volumes[n].data[0, k, :, :4])
-    fields = [None, (1, 3, 0, 2), None, None]
-    through = sampled(volumes, drawn, grid, fill=-7.0, fields=fields).data[0]
-    assert torch.equal(through[[0, 2, 3]], found[[0, 2, 3]])
-    assert torch.equal(through[1, 1:3, :2], found[1, 1:3, :2])
-    assert float(through[1].sum()) == float(found[1, 1:3, :2].sum()) - 7.0 * 12

@@ -13,7 +13,15 @@ from torch import nn
 
 from ellipses import write_ellipse_dataset
 from kidseg.checkpoint import load_model
-from kidseg.distributed import SharedBatchNorm, gathered, local_device, rank, share_norms
+from kidseg.distributed import (
+    SharedBatchNorm,
+    all_gather,
+    broadcast,
+    local_device,
+    rank,
+    share_norms,
+    shared_map,
+)
 from kidseg.train import train
 
 # Plain gradient descent: Adam would blow rounding up to whole steps where gradients are near zero.
@@ -90,8 +98,11 @@ def test_two_processes_train_the_model_of_one(tmp_path: Path) -> None:
 
 def test_one_process_alone_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     values = torch.rand(3, 2, requires_grad=True)
-    assert gathered(values) is values
+    assert all_gather(values) is values
     assert rank() == 0
+    assert broadcast({"a": 1}) == {"a": 1}
+    assert shared_map(lambda n: 2 * n, [3, 1, 2]) == [6, 2, 4]
+    assert shared_map(str, []) == []
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     assert local_device("cuda") == "cuda"
     monkeypatch.setenv("LOCAL_RANK", "3")
@@ -128,15 +139,21 @@ class Slope(nn.Module):
     def forward(self):
         return (self.weight - 3.0).square()
 
+class Nothing:
+    names = ()
+    def to(self, device):
+        return self
+
 net = Slope()
-def loss(called, now):
+def loss(called, batch):
     time.sleep(0.02 * rank())
     return {"loss": called()}
 def validate():
     time.sleep(0.03 * rank())
     return {"score": 0.0}
 config = StageConfig(epochs=1000, min_epochs=0, budget_s=0.5)
-stage = Stage(name="slope", net=net, config=config, steps=1, loss=loss, validate=validate)
+stage = Stage(name="slope", net=net, config=config, steps=1, batch=lambda step: Nothing(),
+              loss=loss, validate=validate)
 with joined(torch.device("cpu")):
     fitted = fit(stage, Run(folder=Path(sys.argv[1]), device=torch.device("cpu")))
     print("END", fitted.epochs, fitted.stopped, net.weight.item(), flush=True)
@@ -156,3 +173,49 @@ def test_processes_with_other_clocks_spend_one_budget(tmp_path: Path) -> None:
     assert len(ends) == 2
     assert ends[0] == ends[1]
     assert "budget" in ends[0]
+
+
+SHARED = """
+import json, torch
+from kidseg.distributed import all_gather, broadcast, first_alone, joined, rank, shared_map
+
+done = []
+def task(item):
+    done.append(item)
+    return {"item": item, "by": rank()}
+
+with joined(torch.device("cpu")):
+    found = {str(n): shared_map(task, [f"case {k}" for k in range(n)]) for n in (5, 2, 1, 0)}
+    mine = torch.full((2, 3), float(rank()))
+    plain = all_gather(mine)
+    weight = torch.full((2, 3), 1.0 + rank(), requires_grad=True)
+    (all_gather(weight) * torch.arange(4.0)[:, None]).sum().backward()
+    with first_alone() as first:
+        alone = first
+    print("END", json.dumps({"rank": rank(), "found": found, "done": done, "first": alone,
+          "told": broadcast({"from": rank()}), "gathered": plain[:, 0].tolist(),
+          "gradient": weight.grad[:, 0].tolist()}), flush=True)
+"""
+
+
+def test_work_is_shared_and_all_have_all_of_it(tmp_path: Path) -> None:
+    """Each item is done once, by one of two; each process has all results, in order."""
+    script = tmp_path / "script.py"
+    script.write_text(SHARED)
+    launched = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    run = subprocess.run([*launched, str(script)], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr[-3000:]
+    ends = [json.loads(line.split("END ")[1]) for line in run.stdout.splitlines() if "END" in line]
+    first, second = sorted(ends, key=lambda end: end["rank"])
+    assert first["found"] == second["found"]
+    for count in (5, 2, 1, 0):
+        results = first["found"][str(count)]
+        assert [result["item"] for result in results] == [f"case {k}" for k in range(count)]
+        assert [result["by"] for result in results] == [k % 2 for k in range(count)]
+    assert first["done"] == ["case 0", "case 2", "case 4", "case 0", "case 0"]
+    assert second["done"] == ["case 1", "case 3", "case 1"]
+    assert first["told"] == second["told"] == {"from": 0}
+    assert (first["first"], second["first"]) == (True, False)
+    assert first["gathered"] == second["gathered"] == [0.0, 0.0, 1.0, 1.0]
+    # Of both processes' losses, each sees its own rows' weights: 0 and 1, 2 and 3, twice.
+    assert (first["gradient"], second["gradient"]) == ([0.0, 2.0], [4.0, 6.0])

@@ -6,17 +6,15 @@ import math
 from dataclasses import replace
 
 import pytest
-import torch
 
 from cohorts import PLAN, VIEW, make_cohort
 from ellipses import make_ellipse_patient
 from kidseg.cohort.cohort import Cohort
 from kidseg.cohort.subject import Subject, masks_at, prepare
-from kidseg.cohort.training_range import FAR_SD, distances, training_range
-from kidseg.config import LocalizerConfig, PlainConfig, PoseConfig
+from kidseg.cohort.training_range import figures_of
+from kidseg.config import LocalizerConfig, PoseConfig
 from kidseg.geometry import Grid, resample
-from kidseg.methods import method_named
-from kidseg.methods.homogenized.placement import brought_to_reference, figures_of
+from kidseg.methods.homogenized.placement import brought_to_reference
 from kidseg.methods.homogenized.pose_stage import overlap
 from kidseg.methods.homogenized.reference import Reference, start_grid
 
@@ -113,68 +111,9 @@ def test_without_labels_all_slices_are_compared(reference: Reference) -> None:
 def test_the_references_body_lies_on_the_homogenized_grid(reference: Reference) -> None:
     subject = subject_of(2, angle_deg=20.0, size=1.25)
     grid = upright(subject, reference)
-    body = brought_to_reference(subject, grid, POSE, reference, SIZE).reference_body
-    assert body is not None
+    outlines = brought_to_reference(subject, grid, POSE, reference, SIZE).outlines
+    assert set(outlines) == {"pose"}
+    body = outlines["pose"]
     a = resample(body, grid).data[0] > 0.5
     b = masks_at(subject, grid).data[0] > 0.5
     assert 2 * float((a & b).sum()) / float(a.sum() + b.sum()) > 0.95
-
-
-def test_ranges_by_hand() -> None:
-    ranges = training_range([{"a_mm": 1.0, "b": 4.0}, {"a_mm": 3.0}, {"a_mm": 5.0}])
-    assert ranges == {
-        "a_mm": {"n": 3, "min": 1.0, "max": 5.0, "mean": 3.0, "sd": 2.0},
-        "b": {"n": 1, "min": 4.0, "max": 4.0, "mean": 4.0, "sd": None},
-    }
-    assert training_range([]) == {}
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "expected"),
-    [
-        ("a_mm", 1.0, 0.0),
-        ("a_mm", 5.0, 0.0),
-        ("a_mm", 9.0, 2.0),
-        ("a_mm", -1.0, 1.0),
-        ("alone", 4.0, 0.0),
-        ("alone", 4.1, None),
-        ("same_deg", 12.0, 2.0),
-        ("same_mm", 10.05, 0.5),
-        ("same", 10.02, 2.0),
-        ("overlap", 1.0, 0.0),
-        ("overlap", 0.7, 1.0),
-    ],
-)
-def test_distances_by_hand(name: str, value: float, expected: float | None) -> None:
-    """Beyond the range in SDs; these no less than 1 deg, 0.1 mm, 0.01; one patient has none."""
-    ranges = {
-        "a_mm": {"min": 1.0, "max": 5.0, "sd": 2.0},
-        "alone": {"min": 4.0, "max": 4.0, "sd": None},
-        "same_deg": {"min": 10.0, "max": 10.0, "sd": 0.0},
-        "same_mm": {"min": 10.0, "max": 10.0, "sd": 0.0},
-        "same": {"min": 10.0, "max": 10.0, "sd": 0.0},
-        "overlap": {"min": 0.8, "max": 0.9, "sd": 0.1},
-    }
-    found = distances({name: value, "unheard of": 3.0}, ranges)
-    assert set(found) == {name}
-    assert found[name]["value"] == value
-    assert found[name]["distance_sd"] == (None if expected is None else pytest.approx(expected))
-
-
-def test_one_of_the_training_is_near_and_one_of_another_size_is_far(cohort: Cohort) -> None:
-    config = PlainConfig(view=VIEW)
-    ranges = method_named("plain").facts(config, {}, cohort)["training_range"]
-    assert ranges["radius_long_mm"]["n"] == len(cohort.training)
-    for subject in cohort.training:
-        near = distances(figures_of(subject), ranges)
-        assert {known["distance_sd"] for known in near.values()} == {0.0}
-    giant = distances(figures_of(subject_of(9, angle_deg=20.0, size=1.4)), ranges)
-    far = [name for name, known in giant.items() if (known["distance_sd"] or 0) > FAR_SD]
-    assert far == ["radius_long_mm", "radius_short_mm"]
-
-
-def test_no_body_has_no_radii(cohort: Cohort) -> None:
-    image = make_ellipse_patient(0).image
-    air = replace(image, data=torch.full_like(image.data, -1000))
-    figures = figures_of(prepare(air, VIEW, PLAN, name="air", multiple=8))
-    assert set(figures) == {"pixel_mm", "slice_mm"}

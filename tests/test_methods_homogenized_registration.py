@@ -17,7 +17,7 @@ from kidseg.cohort.subject import Subject, prepare
 from kidseg.config import LocalizerConfig, PoseConfig
 from kidseg.geometry import Volume, in_plane_pose
 from kidseg.losses import soft_dice
-from kidseg.methods.homogenized.pose_stage import located, pose_inputs
+from kidseg.methods.homogenized.pose_stage import PoseTransformer
 from kidseg.methods.homogenized.reference import Reference, start_grid
 from kidseg.methods.homogenized.registration import (
     agreement,
@@ -26,6 +26,7 @@ from kidseg.methods.homogenized.registration import (
     mirrored,
     upright,
 )
+from kidseg.methods.homogenized.scene import MASKS
 from kidseg.nets import build
 from kidseg.nets.stn import pose_outputs
 
@@ -163,13 +164,16 @@ def test_the_pose_of_a_mirror_image_is_the_mirrored_pose(cohort: Cohort) -> None
         multiple=8,
         labels=Volume(patient.labels.data.flip(-1), patient.labels.grid),
     )
-    net = build(LOCALIZER, pose_inputs(POSE), pose_outputs(LOCALIZER), seed=3).eval()
+    net = build(LOCALIZER, 1 + MASKS[POSE.target], pose_outputs(LOCALIZER), seed=3).eval()
     last = list(net.parameters())[-2]
     torch.nn.init.normal_(last, std=1.0, generator=torch.Generator().manual_seed(0))
     reference = adopted(cohort.training[1])
     subject, flipped = told(subject, 10.0), told(flipped, -10.0)
+    both_sided = PoseTransformer(
+        net=net, config=POSE, reference=reference, size=48, channels=PLAN.channels
+    )
     poses = [
-        in_plane_pose(located(net, POSE, reference, s, PLAN, 48), s.image.grid)
+        in_plane_pose(both_sided.locate(both_sided.scene(s)), s.image.grid)
         for s in (subject, flipped)
     ]
     start = in_plane_pose(start_grid(subject, POSE, reference, 48), subject.image.grid)
@@ -178,8 +182,8 @@ def test_the_pose_of_a_mirror_image_is_the_mirrored_pose(cohort: Cohort) -> None
     assert (poses[0].scale - poses[1].scale).abs().max() < 2e-3
     mirror = torch.tensor([-1.0, 1.0])
     assert (poses[0].shift_mm - poses[1].shift_mm * mirror).abs().max() < 0.3
-    one_sided = replace(POSE, mirrored=False)
-    other = [located(net, one_sided, reference, s, PLAN, 48) for s in (subject, flipped)]
+    one_sided = replace(both_sided, config=replace(POSE, mirrored=False))
+    other = [one_sided.locate(one_sided.scene(s)) for s in (subject, flipped)]
     angles = [in_plane_pose(g, subject.image.grid).angle_rad for g in other]
     assert (angles[0] + angles[1]).abs().max() > 5e-3, "without the mirror, it is not so"
 

@@ -9,17 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from cohorts import PLAN, make_cohort
-from kidseg.cohort.cohort import patient_dice
-from kidseg.cohort.subject import hu_at
+from kidseg.cohort.cohort import Cohort, patient_dice
+from kidseg.cohort.items import draw
 from kidseg.config import PlainConfig, StageConfig, UNetConfig, ViewConfig
 from kidseg.device import choose_device
 from kidseg.errors import UsageError
 from kidseg.geometry import Volume, resample
 from kidseg.labels import KIDNEY_TUMOUR
-from kidseg.methods import method_named
-from kidseg.methods.segmentation import segmentation_stage, segmenter
-from kidseg.pipeline import run
-from kidseg.stage import Moment, Stage
+from kidseg.methods import METHODS, method_named
+from kidseg.methods.plain import Plain
+from kidseg.methods.segmentation import segmentation_stage
+from kidseg.pipeline import Planes, advance, restore
+from kidseg.stage import Stage, TrainStep
 
 CPU = choose_device("cpu", "fp32")
 CONFIG = PlainConfig(
@@ -27,11 +28,18 @@ CONFIG = PlainConfig(
     unet=UNetConfig(size=64, features=4),
     segment=StageConfig(epochs=1, batch_size=6, steps=2),
 )
-NOW = Moment(seed=0, epoch=0, step=0)
+NOW = TrainStep(seed=0, epoch=0, step=0)
+VIEW = Planes(channels=PLAN.channels, device=CPU)
 
 
-def loss_of(stage: Stage, net: nn.Module, now: Moment) -> float:
-    return float(stage.loss(net, now)["loss"].detach())
+def loss_of(stage: Stage, net: nn.Module, step: TrainStep) -> float:
+    batch = stage.batch(step).to(torch.device("cpu"))
+    return float(stage.loss(net, batch)["loss"].detach())
+
+
+def plain_with(net: nn.Module, cohort: Cohort, config: PlainConfig = CONFIG) -> Plain:
+    """The method, bound to this network."""
+    return Plain(config, cohort.target, cohort.plan, {"segment": net}, CPU)
 
 
 class Oracle(nn.Module):
@@ -57,9 +65,9 @@ def test_a_perfect_network_is_scored_as_one() -> None:
         Oracle(),
         CONFIG.segment,
         cohort,
+        view=VIEW,
         training=[subject.base for subject in cohort.training],
         validation=[subject.whole for subject in cohort.validation],
-        device=CPU,
     )
     with torch.no_grad():
         figures = stage.validate()
@@ -68,12 +76,52 @@ def test_a_perfect_network_is_scored_as_one() -> None:
     assert loss_of(stage, stage.net, NOW) < 0.6
 
 
-def test_the_batch_depends_on_the_moment_alone() -> None:
+def test_a_method_is_bound_to_fresh_networks() -> None:
+    cohort = make_cohort(1, 1)
+    first, same, other = (
+        Plain.build(CONFIG, cohort.target, PLAN, seed=seed, device=CPU) for seed in (0, 0, 1)
+    )
+    assert method_named("plain") is METHODS["plain"] is Plain and first.name == "plain"
+    assert (first.config, first.target, first.plan) == (CONFIG, cohort.target, PLAN)
+    assert list(first.parts) == ["segment"] and not first.facts
+    for weights, again, others in zip(
+        *(method.parts["segment"].parameters() for method in (first, same, other)), strict=True
+    ):
+        assert torch.equal(weights, again)
+        assert weights.std() == 0 or not torch.equal(weights, others)
+    (step,) = first.steps(cohort.validation[0])
+    assert step.name == "segment" and step.target == cohort.target
+    (stage,) = first.stages(cohort)
+    assert stage.net is first.parts["segment"] and stage.trainable is None
+
+
+def test_the_batch_depends_on_the_step_alone() -> None:
     cohort = make_cohort(3, 1)
-    (stage,) = method_named("plain").stages(CONFIG, {"segment": Oracle()}, cohort, CPU)
+    (stage,) = plain_with(Oracle(), cohort).stages(cohort)
     first = loss_of(stage, stage.net, NOW)
     other = loss_of(stage, stage.net, replace(NOW, step=1))
     assert loss_of(stage, stage.net, NOW) == first != other
+
+
+def test_a_batch_names_its_slices_and_shows_these() -> None:
+    """Those of the whole batch, dealt out to the processes; no network has touched it."""
+    cohort = make_cohort(3, 1)
+    net = Oracle()
+    (stage,) = plain_with(net, cohort).stages(cohort)
+    whole = stage.batch(NOW)
+    drawn = draw(cohort.index, NOW, 6)
+    assert whole.names == tuple(f"ellipse_{case:03d} slice {k}" for case, k in drawn)
+    assert not net.seen
+    halves = [stage.batch(replace(NOW, rank=rank, world=2)) for rank in range(2)]
+    assert [halves[k % 2].names[k // 2] for k in range(6)] == list(whole.names)
+    image = VIEW.image(whole.image, whole.grid)
+    for row, (case, k) in enumerate(drawn):
+        subject = cohort.training[case]
+        own = VIEW.image(subject.image, subject.base)[k]
+        torch.testing.assert_close(image[row], own, atol=1e-5, rtol=1e-5)
+        assert subject.labels is not None
+        labels = resample(subject.labels, subject.base, mode="nearest").data[0, k]
+        assert torch.equal(whole.reference.labels.data[0, row], labels)
 
 
 def test_ignored_pixels_do_not_count() -> None:
@@ -86,20 +134,20 @@ def test_ignored_pixels_do_not_count() -> None:
         for subject in cohort.training:
             assert subject.labels is not None
             rows = (subject.whole.shape[1] - 48) // 2
-            voids = torch.ones_like(subject.labels.data, dtype=torch.bool)
-            voids[:, :, rows + part.start : rows + part.stop] = False
+            ignore = torch.ones_like(subject.labels.data, dtype=torch.bool)
+            ignore[:, :, rows + part.start : rows + part.stop] = False
             wrong = subject.labels.data.clone()
             wrong[:, :, : rows + 24] = 2
             subjects.append(
                 replace(
                     subject,
                     labels=Volume(wrong, subject.whole),
-                    voids=Volume(voids, subject.whole),
+                    ignore=Volume(ignore, subject.whole),
                 )
             )
         changed = replace(cohort, training=tuple(subjects))
         stage = segmentation_stage(
-            Oracle(), CONFIG.segment, changed, training=grids, validation=[], device=CPU
+            Oracle(), CONFIG.segment, changed, view=VIEW, training=grids, validation=[]
         )
         return loss_of(stage, stage.net, NOW)
 
@@ -109,27 +157,17 @@ def test_ignored_pixels_do_not_count() -> None:
 def test_at_inference_the_whole_body_is_seen() -> None:
     cohort = make_cohort(1, 1, ViewConfig(size=48, pixel_mm=2.0))
     subject, net = cohort.validation[0], Oracle().eval()
-    method = method_named("plain")
-    steps = method.steps(CONFIG, {"segment": net}, PLAN, subject, CPU)
-    outcome = run(subject.image, steps, onto=subject.image.grid)
-    assert outcome.labels.grid is subject.image.grid
+    progress = advance(subject.image, plain_with(net, cohort).steps(subject))
+    (region,) = progress.found
+    assert region.found is not None
+    labels = restore(region.found, subject.image.grid)
+    assert labels.grid is subject.image.grid
     assert {shape[2:] for shape in net.seen} == {subject.whole.shape[1:]}
     assert subject.whole.shape[2] > 48
     assert subject.labels is not None
-    on_whole = resample(outcome.labels, subject.whole, mode="nearest")
+    on_whole = resample(labels, subject.whole, mode="nearest")
     dice = patient_dice(on_whole, subject.labels, KIDNEY_TUMOUR)
     assert all(value is not None and value > 0.8 for value in dice.values())
-
-
-def test_probabilities_are_those_of_the_network_in_any_number_of_slices() -> None:
-    subject = make_cohort(1, 1).training[0]
-    net = method_named("plain").networks(CONFIG, 3, 0)["segment"].eval()
-    segment = segmenter(net, PLAN, CPU)
-    whole = segment(hu_at(subject, subject.base))
-    assert whole.data.shape == (3, 8, 48, 48)
-    torch.testing.assert_close(whole.data.sum(0), torch.ones(8, 48, 48))
-    one = segment(hu_at(subject, subject.base.slices(3, 4)))
-    torch.testing.assert_close(one.data[:, 0], whole.data[:, 3], atol=1e-5, rtol=1e-4)
 
 
 def test_dice_of_a_patient_by_hand() -> None:
@@ -148,8 +186,8 @@ def test_dice_of_a_patient_by_hand() -> None:
     assert dice["kidney+tumour"] == 1
     assert patient_dice(labels(1), labels(0, 2), KIDNEY_TUMOUR)["tumour"] == 0
     assert patient_dice(labels(1), labels(1), KIDNEY_TUMOUR)["tumour"] is None
-    void = Volume(labels(0, 1).data > 0, grid)
-    assert patient_dice(labels(1, 1), labels(1, 2), KIDNEY_TUMOUR, void)["kidney"] == 1
+    ignore = Volume(labels(0, 1).data > 0, grid)
+    assert patient_dice(labels(1, 1), labels(1, 2), KIDNEY_TUMOUR, ignore)["kidney"] == 1
 
 
 def test_cases_without_a_region_count_in_no_mean() -> None:
@@ -158,8 +196,42 @@ def test_cases_without_a_region_count_in_no_mean() -> None:
     unlabelled = tuple(
         replace(s, labels=n) for s, n in zip(cohort.validation, nothing, strict=True)
     )
-    assert replace(cohort, validation=unlabelled).score(nothing) == {"score": 0.0}
-    assert cohort.score(nothing)["score"] == 0.0
+
+    def score(of: Cohort) -> dict[str, float]:
+        return of.score([of.dice(case, found) for case, found in enumerate(nothing)])
+
+    assert score(replace(cohort, validation=unlabelled)) == {"score": 0.0}
+    assert score(cohort)["score"] == 0.0
+
+
+def test_the_score_is_the_mean_over_patients_then_regions() -> None:
+    cohort = make_cohort(1, 2)
+    assert cohort.selection == ("kidney+tumour", "tumour")
+    figures = cohort.score(
+        [
+            {"kidney": 0.5, "kidney+tumour": 0.6, "tumour": None},
+            {"kidney": 0.7, "kidney+tumour": 0.8, "tumour": 0.3},
+        ]
+    )
+    means = {"kidney": 0.6, "kidney+tumour": 0.7, "tumour": 0.3}
+    assert figures == pytest.approx({"score": (0.7 + 0.3) / 2, **means})
+
+
+def test_dice_of_a_case_leaves_out_what_does_not_count() -> None:
+    """Its own labels have Dice 1; wrong ones do not show where they are ignored."""
+    cohort = make_cohort(1, 2)
+    subject = cohort.validation[1]
+    assert subject.labels is not None
+    assert set(cohort.dice(1, subject.labels).values()) == {1.0}
+    assert cohort.dice(0, subject.labels) != cohort.dice(1, subject.labels)
+    wrong, where = subject.labels.data.clone(), torch.zeros_like(subject.labels.data).bool()
+    where[:, 3] = True
+    wrong[where] = 2
+    found = Volume(wrong, subject.whole)
+    assert (cohort.dice(1, found)["tumour"] or 0) < 1
+    ignoring = replace(subject, ignore=Volume(where, subject.whole))
+    changed = replace(cohort, validation=(cohort.validation[0], ignoring))
+    assert set(changed.dice(1, found).values()) == {1.0}
 
 
 def test_settings_that_do_not_fit_are_refused() -> None:
@@ -175,7 +247,7 @@ def test_augmented_batches_have_the_networks_size() -> None:
     cohort = make_cohort(2, 1)
     net = Oracle()
     config = replace(CONFIG, augment="nnunet")
-    (stage,) = method_named("plain").stages(config, {"segment": net}, cohort, CPU)
+    (stage,) = plain_with(net, cohort, config).stages(cohort)
     first = loss_of(stage, net, NOW)
     assert net.seen[-1] == (6, 1, 48, 48)
     assert loss_of(stage, net, NOW) == first

@@ -14,8 +14,10 @@ import torch
 
 from ellipses import make_ellipse_patient, write_ellipse_dataset
 from kidseg.errors import BatchError, InputError, ModelError, UsageError
-from kidseg.geometry import Grid, Volume
+from kidseg.geometry import Grid, Volume, posed
 from kidseg.io import ReadOptions, read, save
+from kidseg.methods.homogenized.system_a import Homogenized
+from kidseg.pipeline import Region, Step
 from kidseg.segment import load_predictor, scan_name, segment
 from kidseg.train import train
 
@@ -84,7 +86,9 @@ def test_the_record(folder: Path, model: Path, tmp_path: Path) -> None:
     assert record["model"]["sha256"] == load_predictor(model, "cpu").sha256
     assert record["device"] == "cpu" and record["precision"] == "fp32"
     assert set(result["grids"]) == {"pose", "segment"}
-    assert {"angle_deg", "scale", "shift_mm", "pixel_mm", "shape"} == set(result["grids"]["pose"])
+    for (grid,) in result["grids"].values():
+        assert set(grid) == {"name", "angle_deg", "scale", "shift_mm", "pixel_mm", "shape"}
+        assert grid["name"] == "" and grid["shape"] == [8, 32, 32]
     steps = ("read", "prepare", "pose", "segment", "restore", "postprocess", "write")
     assert tuple(result["seconds"]) == steps
     assert [warning["code"] for warning in result["warnings"]].count("thick-slices") == 1
@@ -214,3 +218,35 @@ def test_a_written_volume_is_read_as_a_scan(model: Path, tmp_path: Path) -> None
     path = save(make_ellipse_patient(2).image, tmp_path / "scan.mha")
     segment([path], model, tmp_path / "out", formats=["mha"], device="cpu")
     assert (tmp_path / "out" / "scan_seg.mha").exists()
+
+
+@pytest.mark.parametrize("turn_rad", [0.0, 0.2])
+def test_a_region_that_cuts_what_was_found_is_noticed(
+    model: Path, monkeypatch: pytest.MonkeyPatch, turn_rad: float
+) -> None:
+    """Whatever the method; not where the region ends with the scan, or nothing reaches its end."""
+    predictor = load_predictor(model, "cpu")
+    patient = make_ellipse_patient(0)
+    grid = patient.image.grid
+
+    def codes(region: Grid, rows: slice) -> list[str]:
+        """Of a method that finds a tumour in these rows of its region, in all columns but two."""
+        data = torch.zeros((3, *region.shape))
+        data[2, :, rows, 2:-2] = 1.0
+        data[0] = 1.0 - data[2]
+        step = Step(
+            name="segment",
+            locate=lambda _: [Region(grid=region)],
+            segment=lambda _, place: Volume(data, place.grid),
+        )
+        pose = Step(name="pose", locate=lambda _: [Region(grid=grid.slicewise())])
+        monkeypatch.setattr(Homogenized, "steps", lambda *_: [pose, step])
+        return [finding.code for finding in predictor(patient.image).findings]
+
+    inside = grid.crop((0, 16, 16), (8, 32, 32))
+    inside = posed(inside, angle_rad=torch.full((8,), turn_rad)) if turn_rad else inside
+    assert "region-border" in codes(inside, slice(0, 9))
+    assert "region-border" in codes(inside, slice(20, 32))
+    assert "region-border" not in codes(inside, slice(1, 31))
+    assert "region-border" not in codes(grid, slice(0, 9)), "there is nothing beyond"
+    assert "region-border" not in codes(grid.crop((0, -6, 0), (8, 70, 64)), slice(0, 9))

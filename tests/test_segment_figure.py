@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -13,10 +14,12 @@ import torch
 from ellipses import make_ellipse_patient, write_ellipse_dataset
 from kidseg.checkpoint import load_model, save_model
 from kidseg.cli import main
+from kidseg.cohort.training_range import Placement
 from kidseg.errors import BatchError, InputError, KidsegError, UsageError
 from kidseg.geometry import Grid, Volume
 from kidseg.io import read, save
 from kidseg.labels import KIDNEY_TUMOUR
+from kidseg.pipeline import Progress, Region
 from kidseg.segment import Predictor, load_predictor, segment
 from kidseg.segment.figure import Panel, draw_panels, step_panels, telling_slice
 from kidseg.train import train
@@ -26,10 +29,12 @@ CROP = (
     "crop.localizer.size=32",
     "crop.localizer.pooled=4",
     "crop.localizer.hidden=[16,8]",
-    "crop.stage.epochs=1",
+    "crop.localizer.margin=0.0",
+    "crop.stage.epochs=2",
     "crop.stage.min_epochs=0",
-    "crop.stage.steps=2",
+    "crop.stage.steps=10",
     "crop.stage.batch_size=6",
+    "crop.stage.optimizer.learning_rate=0.01",
     "segment.epochs=4",
 )
 
@@ -79,16 +84,23 @@ def test_all_steps_are_there(predictor: Predictor) -> None:
     result = predictor(patient.image)
     k = telling_slice(result.labels, patient.labels)
     panels = step_panels(patient.image, result, k, patient.labels)
-    titles = ["scan", "homogenized", "cropped", "predicted", "restored", "reference"]
+    titles = ["scan", "pose", "crop", "segment", "labels", "reference"]
     assert [panel.title for panel in panels] == titles
     seen, homogenized, cropped, predicted, restored, wanted = panels
     assert np.array_equal(seen.hu, patient.image.data[0, k].numpy())
-    assert homogenized.outline is not None and homogenized.frame is not None
+    assert homogenized.outline is not None and len(homogenized.frames) == 1
     assert homogenized.outline.shape == homogenized.hu.shape == (32, 32)
     assert np.array_equal(predicted.hu, cropped.hu)
-    scales = result.grids["pose"].spacing_mm[k, 1:].tolist()
+    for other in (seen, cropped, predicted, restored, wanted):
+        assert other.outline is None and other.frames == ()
+    (region,) = result.progress.steps["pose"]
+    scales = region.grid.spacing_mm[k, 1:].tolist()
     assert abs(scales[0] / scales[1] - 1) > 1e-3, "the patient is stretched ..."
     assert homogenized.pixel == pytest.approx((1.0, 1.0)), "... to the reference's shape"
+    (region,) = result.progress.found
+    assert region.found is not None and predicted.labels is not None
+    assert np.array_equal(predicted.labels, region.found.data[:, k].argmax(0).numpy())
+    assert seen.labels is None and homogenized.labels is None and cropped.labels is None
     assert restored.labels is not None and wanted.labels is not None
     assert np.array_equal(restored.labels, result.labels.data[0, k].numpy())
     assert np.array_equal(wanted.labels, patient.labels.data[0, k].numpy())
@@ -99,12 +111,52 @@ def test_the_frame_holds_what_is_cropped(predictor: Predictor) -> None:
     patient = make_ellipse_patient(1)
     result = predictor(patient.image)
     k = 4
-    frame = step_panels(patient.image, result, k)[1].frame
-    assert frame is not None and np.array_equal(frame[0], frame[-1])
-    pose, crop = result.grids["pose"].slices(k, k + 1), result.grids["crop"].slices(k, k + 1)
+    (frame,) = step_panels(patient.image, result, k)[1].frames
+    assert np.array_equal(frame[0], frame[-1])
+    steps = result.progress.steps
+    pose, crop = (steps[name][0].grid.slices(k, k + 1) for name in ("pose", "crop"))
     sides = np.linalg.norm(np.diff(frame, axis=0), axis=1) * float(pose.spacing_mm[0, 2])
     across = float(crop.spacing_mm[0, 2]) * crop.shape[2]
+    assert across < 0.97 * float(pose.spacing_mm[0, 2]) * pose.shape[2], "a crop, not all of it"
     assert sides[0] == pytest.approx(across, rel=0.02)
+
+
+def test_each_region_has_its_panel_and_its_frame(predictor: Predictor) -> None:
+    """Two kidneys, one in the upper half of the scan alone; steps that do nothing have none."""
+    patient = make_ellipse_patient(0)
+    scan_grid = patient.image.grid
+    found = torch.zeros((3, 4, 20, 24))
+    found[2, :, 5:9, 6:12] = 1.0
+    left = scan_grid.crop((0, 20, 4), (8, 24, 24))
+    right = scan_grid.crop((4, 22, 34), (4, 20, 24))
+    steps = {
+        "coarse": (Region(grid=scan_grid),),
+        "correct": (),
+        "each": (Region(grid=left, name="left"), Region(grid=right, name="right")),
+        "fine": (Region(grid=right, name="right", found=Volume(found, right)),),
+    }
+    result = predictor(patient.image)
+    progress = Progress(image=patient.image, steps=steps)
+    result = replace(result, progress=progress, placement=Placement(figures={}, overlap={}))
+    panels = step_panels(patient.image, result, 5)
+    titles = ["scan", "coarse", "each left", "each right", "fine right", "labels"]
+    assert [panel.title for panel in panels] == titles
+    assert [len(panel.frames) for panel in panels] == [0, 0, 1, 0, 0, 0]
+    _, _, first, second, fine, _ = panels
+    assert np.array_equal(first.hu, patient.image.data[0, 5, 20:44, 4:28].numpy())
+    assert np.array_equal(second.hu, patient.image.data[0, 5, 22:42, 34:58].numpy())
+    assert first.frames[0][0] == pytest.approx([22 - 20 - 0.5, 34 - 4 - 0.5])
+    assert fine.labels is not None and set(np.unique(fine.labels)) == {0, 2}
+    assert (fine.labels[5:9, 6:12] == 2).all() and fine.labels.sum() == 2 * 24
+    below = step_panels(patient.image, result, 2)
+    assert [panel.title for panel in below] == ["scan", "coarse", "each left", "labels"]
+    both = {"whole": steps["coarse"], "each": steps["each"]}
+    result = replace(result, progress=Progress(image=patient.image, steps=both))
+    _, whole, *_ = step_panels(patient.image, result, 5)
+    assert [frame[0].tolist() for frame in whole.frames] == [
+        pytest.approx([19.5, 3.5]),
+        pytest.approx([21.5, 33.5]),
+    ]
 
 
 def test_a_figure_per_scan(data: Path, predictor: Predictor, tmp_path: Path) -> None:
@@ -127,7 +179,7 @@ def test_a_plain_model_has_fewer_steps(data: Path, tmp_path: Path) -> None:
         [scan(data, 0)], tmp_path / "run" / "model.safetensors", tmp_path, device="cpu",
         figures=True, reference=truth(data, 0),
     )  # fmt: skip
-    assert panels_in(tmp_path / "ellipse_000_steps.png") == 4
+    assert panels_in(tmp_path / "ellipse_000_steps.png") == 4, "scan, segment, labels, reference"
     assert result["overlap"] is None
     assert set(result["training_range"]["figures"]) >= {"radius_long_mm", "slice_mm"}
 
@@ -301,8 +353,8 @@ def test_numbers_in_another_order_and_voxels_that_do_not_count(
     save(Volume(marked, labels.grid), truth(tmp_path / "data", 0), overwrite=True)
     own = scan(tmp_path / "data", 0)
     found = find_references({own: "ellipse_000"}, tmp_path / "data", predictor.schema, None)
-    on_scan, voids = found[own].on(labels.grid)
-    assert voids is not None and int(voids.data.sum()) == labels.data[0, 0].numel()
+    on_scan, ignore = found[own].on(labels.grid)
+    assert ignore is not None and int(ignore.data.sum()) == labels.data[0, 0].numel()
     assert torch.equal(on_scan.data[0, 1:], labels.data[0, 1:])
     assert not on_scan.data[0, 0].any()
 

@@ -1,4 +1,4 @@
-"""A moment is a value: two of the same make the same batch, and it cannot be changed."""
+"""A training step is a value: two of the same make the same batch, and it cannot be changed."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 
-from kidseg.stage import Moment
+from kidseg.stage import TrainStep
 
 
-def test_a_moment_is_a_value() -> None:
-    moment = Moment(seed=1, epoch=2, step=3)
-    assert moment == Moment(seed=1, epoch=2, step=3, rank=0, world=1)
-    assert len({moment, Moment(seed=1, epoch=2, step=3), Moment(seed=1, epoch=2, step=4)}) == 2
+def test_a_training_step_is_a_value() -> None:
+    step = TrainStep(seed=1, epoch=2, step=3)
+    assert step == TrainStep(seed=1, epoch=2, step=3, rank=0, world=1)
+    assert len({step, TrainStep(seed=1, epoch=2, step=3), TrainStep(seed=1, epoch=2, step=4)}) == 2
     with pytest.raises(FrozenInstanceError):
-        moment.step = 4  # type: ignore[misc]
+        step.step = 4  # type: ignore[misc]

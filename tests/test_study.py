@@ -69,6 +69,11 @@ def toml(folder: Path, top: str = "test_patients = 2", more: str = "") -> Path:
         ("test_patients = 2\nprotocol = 'best'", "", "'protocol'"),
         ("test_patients = 2", '[methods."a/b"]\nmethod = "plain"', "a/b"),
         ("test_patients = 2", '[methods.b]\nmethod = "unet"', "methods.b.method"),
+        (
+            "test_patients = 2",
+            '[methods.b]\nmethod = "unet"',
+            "there is no method 'unet', only homogenized, plain",
+        ),
         ("test_patients = 2", '[methods.b]\nmethod = "plain"\nseed = 3', "methods.b.seed"),
         (
             "test_patients = 2",

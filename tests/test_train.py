@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -16,15 +19,17 @@ from torch import Tensor, nn
 
 from kidseg.checkpoint import load_state
 from kidseg.config import OptimizerConfig, StageConfig
-from kidseg.errors import ModelError
-from kidseg.stage import Moment, Stage
+from kidseg.errors import ModelError, ResourceError, UsageError
+from kidseg.stage import Stage, TrainStep
 from kidseg.train import Run, fit
+from kidseg.train.loop import batches, freeze
 
 CPU = torch.device("cpu")
 
 # A small network with batch norm and dropout, so that buffers and random numbers matter too.
 TRAINER = """
 import sys, torch
+from dataclasses import dataclass, replace
 from pathlib import Path
 from torch import nn
 from kidseg.config import OptimizerConfig, StageConfig
@@ -36,27 +41,33 @@ torch.manual_seed(0)
 net = nn.Sequential(nn.Linear(8, 64), nn.BatchNorm1d(64), nn.Dropout(0.2), nn.ReLU(),
                     nn.Linear(64, 1))
 
-def draw(now):
-    generator = torch.Generator().manual_seed(1000 * now.epoch + now.step)
-    x = torch.rand(16, 8, generator=generator)
-    return x, x.pow(2).sum(1, keepdim=True)
+@dataclass
+class Points:
+    x: torch.Tensor
+    names: tuple = ()
+    def to(self, device):
+        return replace(self, x=self.x.to(device))
 
-def loss(called, now):
-    x, y = draw(now)
-    return {"loss": (called(x) - y).pow(2).mean()}
+def batch(step):
+    generator = torch.Generator().manual_seed(1000 * step.epoch + step.step)
+    return Points(torch.rand(16, 8, generator=generator))
+
+def loss(called, points):
+    y = points.x.pow(2).sum(1, keepdim=True)
+    return {"loss": (called(points.x) - y).pow(2).mean()}
 
 def validate():
     x = torch.linspace(0, 1, 80).reshape(10, 8)
     return {"score": -float((net(x) - x.pow(2).sum(1, keepdim=True)).pow(2).mean())}
 
 stage = Stage(
-    name="fit", net=net, steps=10, loss=loss, validate=validate,
+    name="fit", net=net, steps=10, batch=batch, loss=loss, validate=validate,
     config=StageConfig(epochs=int(sys.argv[2]), min_epochs=0, batch_size=16,
                        optimizer=OptimizerConfig(learning_rate=0.01, momentum=0.9)),
 )
 folder = Path(sys.argv[1])
 folder.mkdir(exist_ok=True)
-run = Run(folder=folder, device=torch.device("cpu"), resume=True,
+run = Run(folder=folder, device=torch.device("cpu"), resume=True, workers=int(sys.argv[3]),
           on_epoch=lambda *a: print("epoch", flush=True))
 fitted = fit(stage, run)
 torch.save({"net": net.state_dict(), "epoch": fitted.epoch, "score": fitted.score},
@@ -64,25 +75,27 @@ torch.save({"net": net.state_dict(), "epoch": fitted.epoch, "score": fitted.scor
 """
 
 
-def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path: Path, workers: int) -> None:
+    """Of the whole run, without workers: they change nothing either."""
     trainer = tmp_path / "trainer.py"
     trainer.write_text(TRAINER)
     epochs = "40"
 
-    def start(folder: Path) -> subprocess.Popen[str]:
+    def start(folder: Path, workers: int) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, str(trainer), str(folder), epochs],
+            [sys.executable, str(trainer), str(folder), epochs, str(workers)],
             stdout=subprocess.PIPE,
             text=True,
         )
 
     whole = tmp_path / "whole"
-    assert start(whole).wait(timeout=120) == 0
+    assert start(whole, 0).wait(timeout=120) == 0
 
     broken, kills = tmp_path / "broken", 0
     moments = random.Random(5)
     for _ in range(20):
-        process = start(broken)
+        process = start(broken, workers)
         assert process.stdout is not None
         for _ in range(moments.randint(1, 8)):
             if not process.stdout.readline():
@@ -111,6 +124,28 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path: Path) -> 
     assert [line["epoch"] for line in lines(whole)] == list(range(int(epochs)))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Points:
+    """A batch: some numbers, and where they were moved to."""
+
+    step: TrainStep
+    values: Tensor
+    moved: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        step = self.step
+        return (f"point {step.epoch}-{step.step}-a", f"point {step.epoch}-{step.step}-b")
+
+    def to(self, device: torch.device) -> Points:
+        return replace(self, values=self.values.to(device), moved=(*self.moved, str(device)))
+
+
+def points(step: TrainStep) -> Points:
+    generator = torch.Generator().manual_seed(1000 * step.epoch + step.step)
+    return Points(step=step, values=torch.rand(6, 3, 4, generator=generator))
+
+
 class Slope(nn.Module):
     """One weight; the loss is (weight - 3)^2."""
 
@@ -126,13 +161,21 @@ def slope_stage(config: StageConfig, scores: list[float] | None = None) -> Stage
     net = Slope()
     told = iter(scores or [])
 
-    def loss(called: nn.Module, now: Moment) -> dict[str, Tensor]:
+    def loss(called: nn.Module, batch: Points) -> dict[str, Tensor]:
         return {"loss": called()}
 
     def validate() -> dict[str, float]:
         return {"score": next(told) if scores else -float(net())}
 
-    return Stage(name="slope", net=net, config=config, steps=2, loss=loss, validate=validate)
+    return Stage(
+        name="slope",
+        net=net,
+        config=config,
+        steps=2,
+        batch=points,
+        loss=loss,
+        validate=validate,
+    )
 
 
 def config(**changes: object) -> StageConfig:
@@ -213,21 +256,203 @@ def test_under_a_budget_the_rate_falls_with_the_time(tmp_path: Path) -> None:
     assert rates[-1] < 0.05
 
 
-def test_a_loss_that_is_not_finite_stops_with_its_place(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_loss_that_is_not_finite_stops_with_its_place(tmp_path: Path, workers: int) -> None:
+    """Epoch, step, all losses and the samples, by which it can be looked for."""
     net = Slope()
 
-    def loss(called: nn.Module, now: Moment) -> dict[str, Tensor]:
-        value = called() * (float("nan") if (now.epoch, now.step) == (1, 1) else 1.0)
-        return {"loss": value}
+    def loss(called: nn.Module, batch: Points) -> dict[str, Tensor]:
+        place = (batch.step.epoch, batch.step.step)
+        value = called() * (float("nan") if place == (1, 1) else 1.0)
+        return {"loss": value, "other": torch.tensor(0.25)}
 
     stage = Stage(
-        name="slope", net=net, config=config(), steps=2, loss=loss, validate=lambda: {"score": 0}
+        name="slope",
+        net=net,
+        config=config(),
+        steps=3,
+        batch=points,
+        loss=loss,
+        validate=lambda: {"score": 0},
     )
-    with pytest.raises(ModelError, match="epoch 1, step 1"):
-        fit(stage, Run(folder=tmp_path, device=CPU))
+    with pytest.raises(ModelError, match="epoch 1, step 1") as error:
+        fit(stage, Run(folder=tmp_path, device=CPU, workers=workers))
+    assert error.value.code == "loss-not-finite"
+    assert "stage 'slope'" in error.value.cause and "'other': 0.25" in error.value.cause
+    assert error.value.cause.endswith("samples: point 1-1-a, point 1-1-b")
     state = load_state(tmp_path / "state-slope.pt", CPU)
     assert state is not None
     assert state["epoch"] == 0
+
+
+def test_losses_are_of_the_batch_on_the_device_at_its_step(tmp_path: Path) -> None:
+    """Each once, in turn; made on the CPU, then brought to the run's device."""
+    seen: list[Points] = []
+    stage = slope_stage(config(epochs=2))
+
+    def loss(called: nn.Module, batch: Points) -> dict[str, Tensor]:
+        seen.append(batch)
+        return {"loss": called()}
+
+    fit(replace(stage, loss=loss), Run(folder=tmp_path, device=CPU, seed=7))
+    steps = [TrainStep(seed=7, epoch=epoch, step=step) for epoch in range(2) for step in range(2)]
+    assert [batch.step for batch in seen] == steps
+    assert all(batch.moved == ("cpu",) for batch in seen)
+
+
+# Workers
+
+
+def net_of_norms() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv1d(3, 5, 3, bias=False),
+        nn.BatchNorm1d(5),
+        nn.ReLU(),
+        nn.Dropout(0.2),
+        nn.Conv1d(5, 4, 1, bias=False),
+        nn.BatchNorm1d(4),
+    )
+
+
+def norms_stage(trainable: tuple[str, ...] | None = None) -> Stage:
+    """With batch norms and dropout, so that buffers and random numbers matter too."""
+    net = net_of_norms()
+
+    def loss(called: nn.Module, batch: Points) -> dict[str, Tensor]:
+        return {"loss": (called(batch.values) - 1.0).square().mean()}
+
+    return Stage(
+        name="norms",
+        net=net,
+        config=config(epochs=3),
+        steps=5,
+        batch=points,
+        loss=loss,
+        validate=lambda: {"score": -float((net(torch.ones(1, 3, 4)) - 1.0).square().mean())},
+        trainable=trainable,
+    )
+
+
+def test_workers_change_no_bit(tmp_path: Path) -> None:
+    trained = []
+    for workers in (0, 2):
+        stage, folder = norms_stage(), tmp_path / str(workers)
+        folder.mkdir()
+        fitted = fit(stage, Run(folder=folder, device=CPU, workers=workers))
+        lines = [json.loads(text) for text in (folder / "log.jsonl").read_text().splitlines()]
+        for line in lines:
+            del line["seconds"]
+        trained.append((fitted.score, lines, stage.net.state_dict()))
+    assert trained[0][:2] == trained[1][:2]
+    fresh = net_of_norms().state_dict()
+    for name, values in trained[0][2].items():
+        assert torch.equal(values, trained[1][2][name]), name
+        assert not torch.equal(values, fresh[name]), name
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_batches_are_those_of_their_steps_in_order(tmp_path: Path, workers: int) -> None:
+    stage = replace(norms_stage(), steps=7)
+    run = Run(folder=tmp_path, device=CPU, seed=3, workers=workers)
+    made = [batch for batch in batches(stage, run, 4) if isinstance(batch, Points)]
+    assert [batch.step for batch in made] == [
+        TrainStep(seed=3, epoch=4, step=step) for step in range(7)
+    ]
+    assert all(torch.equal(batch.values, points(batch.step).values) for batch in made)
+
+
+def test_a_worker_that_is_killed_is_said_to_be(tmp_path: Path) -> None:
+    """As the system does where memory runs out: with the stage, the epoch and what helps."""
+
+    def batch(step: TrainStep) -> Points:
+        if (step.epoch, step.step) == (1, 3):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return points(step)
+
+    stage = replace(norms_stage(), batch=batch)
+    with pytest.raises(ResourceError, match="stage 'norms', epoch 1") as error:
+        fit(stage, Run(folder=tmp_path, device=CPU, workers=2))
+    assert error.value.code == "worker-killed"
+    assert "fewer workers" in (error.value.next_step or "")
+    whole = fit(norms_stage(), Run(folder=tmp_path, device=CPU, workers=2, resume=True))
+    (tmp_path / "alone").mkdir()
+    alone = fit(norms_stage(), Run(folder=tmp_path / "alone", device=CPU))
+    assert (whole.epochs, whole.score) == (alone.epochs, alone.score), "and it went on from there"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_goes_wrong_in_a_batch_stays_what_it_is(tmp_path: Path, workers: int) -> None:
+    """A worker's error is the batch's own, not one of workers."""
+
+    def batch(step: TrainStep) -> Points:
+        raise RuntimeError(f"no such slice in step {step.step}")
+
+    with pytest.raises(RuntimeError, match="no such slice in step 0"):
+        fit(replace(norms_stage(), batch=batch), Run(folder=tmp_path, device=CPU, workers=workers))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_a_batch_refuses_is_refused_as_such(tmp_path: Path, workers: int) -> None:
+    """With code, path and next step, whoever made it."""
+
+    def batch(step: TrainStep) -> Points:
+        raise UsageError("cannot be shared", path="a.nii", next_step="Choose.", code="bad-batch")
+
+    stage = replace(norms_stage(), batch=batch)
+    with pytest.raises(UsageError) as error:
+        fit(stage, Run(folder=tmp_path, device=CPU, workers=workers))
+    caught = error.value
+    assert (caught.cause, caught.path) == ("cannot be shared", "a.nii")
+    assert (caught.next_step, caught.code) == ("Choose.", "bad-batch")
+
+
+# Parts that are not trained
+
+
+def test_what_is_not_trained_stays_to_the_bit(tmp_path: Path) -> None:
+    """Weights and the statistics of norms alike; the rest is trained."""
+    stage = norms_stage(trainable=("4", "5"))
+    before = {name: values.clone() for name, values in stage.net.state_dict().items()}
+    fit(stage, Run(folder=tmp_path, device=CPU))
+    after = stage.net.state_dict()
+    assert "1.running_mean" in after and "1.num_batches_tracked" in after
+    for name, values in after.items():
+        assert torch.equal(values, before[name]) == (name[0] in "01"), name
+
+
+def test_frozen_parts_are_in_evaluation_mode_while_the_others_train(tmp_path: Path) -> None:
+    modes = []
+    stage = norms_stage(trainable=("4.", "5."))
+
+    def loss(called: nn.Module, batch: Points) -> dict[str, Tensor]:
+        modes.append([module.training for module in stage.net])
+        return {"loss": (called(batch.values) - 1.0).square().mean()}
+
+    fit(replace(stage, loss=loss), Run(folder=tmp_path, device=CPU))
+    # Convolution and norm in front are frozen; ReLU and dropout have nothing to train.
+    assert modes == [[False, False, True, True, True, True]] * 15
+    assert not stage.net.training
+
+
+def test_freezing_by_hand() -> None:
+    net = net_of_norms()
+    assert freeze(net, None) == []
+    assert all(parameter.requires_grad for parameter in net.parameters())
+    assert freeze(net, ("1.bias", "4")) == [net[0], net[5]], "half a norm is trained"
+    named = {name for name, parameter in net.named_parameters() if parameter.requires_grad}
+    assert named == {"1.bias", "4.weight"}
+    assert freeze(net, ("",)) == []
+    assert all(parameter.requires_grad for parameter in net.parameters()), "it can be undone"
+
+
+@pytest.mark.parametrize("trainable", [("encoder",), ()])
+def test_nothing_to_train_is_refused(tmp_path: Path, trainable: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="no parameter's name begins with"):
+        freeze(net_of_norms(), trainable)
+    with pytest.raises(ValueError, match="no parameter's name begins with"):
+        fit(norms_stage(trainable), Run(folder=tmp_path, device=CPU))
+    assert not (tmp_path / "log.jsonl").exists()
 
 
 def test_a_finished_stage_is_not_trained_again(tmp_path: Path) -> None:

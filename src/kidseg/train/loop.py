@@ -28,7 +28,7 @@ from torch.utils.data import Dataset
 from kidseg.checkpoint import load_state, save_state
 from kidseg.config import OptimizerConfig, StageConfig
 from kidseg.distributed import broadcast, share_norms
-from kidseg.errors import ModelError, ResourceError
+from kidseg.errors import KidsegError, ModelError, ResourceError
 from kidseg.io.atomic import writing
 from kidseg.stage import Batch, Stage, TrainStep
 
@@ -167,16 +167,20 @@ def batches(stage: Stage, run: Run, epoch: int) -> Iterator[Batch]:
     from torch.utils.data import DataLoader
 
     try:
-        yield from DataLoader(
+        for made in DataLoader(
             _Made(batch, stage.steps),
             batch_size=None,
             num_workers=run.workers,
             # The workers take stages as they are; what they read is mapped into memory.
             multiprocessing_context="fork",
             prefetch_factor=2,
-        )
+        ):
+            if isinstance(made, _Refused):
+                raise made.kind(**made.words)
+            yield made
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        # Of one that ended; an error within a worker bears these words, too.
+        if not str(error).startswith("DataLoader worker (pid"):
             raise
         raise ResourceError(
             f"a worker that makes batches was killed in stage '{stage.name}', epoch {epoch}",
@@ -185,7 +189,15 @@ def batches(stage: Stage, run: Run, epoch: int) -> Iterator[Batch]:
         ) from error
 
 
-class _Made(Dataset[Batch]):
+@dataclass(frozen=True, kw_only=True)
+class _Refused:
+    """An error on purpose, as it comes from a worker: exceptions would lose all but their text."""
+
+    kind: type[KidsegError]
+    words: dict[str, Any]
+
+
+class _Made(Dataset[Batch | _Refused]):
     """Batches by their number."""
 
     def __init__(self, batch: Callable[[int], Batch], count: int) -> None:
@@ -194,8 +206,11 @@ class _Made(Dataset[Batch]):
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> Batch:
-        return self.batch(index)
+    def __getitem__(self, index: int) -> Batch | _Refused:
+        try:
+            return self.batch(index)
+        except KidsegError as error:
+            return _Refused(kind=type(error), words=vars(error))
 
 
 def freeze(net: nn.Module, trainable: Sequence[str] | None) -> list[nn.Module]:

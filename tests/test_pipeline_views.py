@@ -1,0 +1,112 @@
+"""How a network sees a region: each slice on its own, padded to what it takes, and cut back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cohorts import PLAN, make_cohort
+from ellipses import make_ellipse_patient
+from kidseg.config import UNetConfig
+from kidseg.device import choose_device
+from kidseg.geometry import Grid, Slices, posed, resample
+from kidseg.intensity import AIR_HU
+from kidseg.nets import build
+from kidseg.pipeline import Planes, Progress, Region
+
+CPU = choose_device("cpu", "fp32")
+VIEW = Planes(channels=PLAN.channels, device=CPU)
+
+
+class Seen(nn.Module):
+    """Keeps what it is shown; its logits are 0, the image and minus the image."""
+
+    def __init__(self, multiple: int | None = None) -> None:
+        super().__init__()
+        self.images: list[Tensor] = []
+        if multiple is not None:
+            self.multiple = multiple
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        self.images.append(image)
+        return [torch.cat([torch.zeros_like(image), image, -image], dim=1)]
+
+
+def predict(net: nn.Module, grid: Grid, seed: int = 0) -> Tensor:
+    image = make_ellipse_patient(seed).image
+    found = VIEW.predict(net, Progress(image=image), Region(grid=grid))
+    assert found.grid is grid and found.data.dtype == torch.float32
+    return found.data
+
+
+def turned(shape: tuple[int, int, int]) -> Grid:
+    return posed(make_ellipse_patient(0).image.grid, angle_rad=0.3).resized(shape)
+
+
+def test_the_image_is_normalised_with_air_around_it() -> None:
+    image = make_ellipse_patient(0).image
+    grid = image.grid.crop((0, -8, -8), (8, 80, 80))
+    seen = VIEW.image(image, grid)
+    assert seen.shape == (8, 1, 80, 80) and seen.dtype == torch.float32
+    hu = resample(image, grid, fill=AIR_HU).data.transpose(0, 1)
+    torch.testing.assert_close(seen, (hu.clamp(40, 230) - 130) / 50, atol=1e-6, rtol=1e-6)
+    assert seen[:, :, 0].unique().tolist() == pytest.approx([(40 - 130) / 50])
+    drawn = Slices.of([image], [(0, 5), (0, 2)])
+    place = Grid((2, 80, 80), grid.slicewise().mm_from_index[[5, 2]])
+    torch.testing.assert_close(VIEW.image(drawn, place), seen[[5, 2]], atol=0, rtol=0)
+
+
+def test_a_network_sees_what_the_view_shows_of_it() -> None:
+    """In training and in inference alike; the answer is the softmax."""
+    net, grid = Seen(), turned((8, 24, 32))
+    found = predict(net, grid)
+    (shown,) = net.images
+    torch.testing.assert_close(shown, VIEW.image(make_ellipse_patient(0).image, grid))
+    logits = torch.cat([torch.zeros_like(shown), shown, -shown], dim=1)
+    torch.testing.assert_close(found, logits.softmax(1).transpose(0, 1))
+
+
+@pytest.mark.parametrize("multiple", [None, 1, 8, 5])
+def test_sides_are_padded_to_what_the_network_takes_and_cut_back(multiple: int | None) -> None:
+    """20 x 27 pixels; of its border, repeated: the same answer as without."""
+    net, grid = Seen(multiple), turned((8, 20, 27))
+    found = predict(net, grid)
+    assert found.shape == (3, 8, 20, 27)
+    (shown,) = net.images
+    wanted = {None: (20, 27), 1: (20, 27), 8: (24, 32), 5: (20, 30)}[multiple]
+    assert shown.shape == (8, 1, *wanted)
+    rows, columns = (
+        torch.arange(n).clamp(max=m - 1) for n, m in zip(wanted, (20, 27), strict=True)
+    )
+    plain = Seen()
+    torch.testing.assert_close(predict(plain, grid), found, atol=0, rtol=0)
+    assert torch.equal(shown, plain.images[0][:, :, rows][:, :, :, columns])
+
+
+def test_a_unet_takes_any_side() -> None:
+    """Its sides must be multiples of 8; where they are, nothing is added."""
+    net = build(UNetConfig(size=64, features=4), 1, 3, seed=0).eval()
+    assert net.multiple == 8
+    odd = predict(net, turned((8, 43, 50)))
+    assert odd.shape == (3, 8, 43, 50)
+    torch.testing.assert_close(odd.sum(0), torch.ones(8, 43, 50))
+    even = predict(net, turned((8, 48, 56)))
+    with torch.no_grad():
+        image = VIEW.image(make_ellipse_patient(0).image, turned((8, 48, 56)))
+        direct = net(image)[0].softmax(1).transpose(0, 1)
+    torch.testing.assert_close(even, direct, atol=1e-5, rtol=1e-4)
+
+
+def test_probabilities_are_those_of_the_network_in_any_number_of_slices() -> None:
+    subject = make_cohort(1, 1).training[0]
+    net = build(UNetConfig(size=64, features=4), 1, 3, seed=0).eval()
+    progress = Progress(image=subject.image)
+    whole = VIEW.predict(net, progress, Region(grid=subject.base))
+    assert whole.data.shape == (3, 8, 48, 48)
+    torch.testing.assert_close(whole.data.sum(0), torch.ones(8, 48, 48))
+    one = VIEW.predict(net, progress, Region(grid=subject.base.slices(3, 4)))
+    torch.testing.assert_close(one.data[:, 0], whole.data[:, 3], atol=1e-5, rtol=1e-4)
+    many = VIEW.predict(net, progress, Region(grid=subject.base.resized((37, 48, 48))))
+    assert many.data.shape == (3, 37, 48, 48), "more than are shown at once"
+    torch.testing.assert_close(many.data.sum(0), torch.ones(37, 48, 48))
