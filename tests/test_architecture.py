@@ -27,7 +27,7 @@ ROOMS = [
     "io",
     "geometry",
     *("workers", "stage", "distributed", "device", "intensity", "labels", "config"),
-    *("meaning", "errors"),
+    *("meaning", "registry", "errors"),
 ]
 # What a light module must not pull in when it is imported.
 HEAVY = {"torch", "numpy", "scipy", "nibabel", "SimpleITK", "pydicom", "highdicom", "matplotlib"}

@@ -86,7 +86,8 @@ def test_none_is_written_as_null_and_read_back(tmp_path: Path) -> None:
 
 
 def test_presets_lie_under_a_file_and_overrides(tmp_path: Path) -> None:
-    from kidseg.config import PlainConfig, preset, presets
+    from kidseg.config import PlainConfig, preset
+    from kidseg.registry import presets
 
     assert {"demo", "paper-128", "paper-512"} <= set(presets())
     base = preset("paper-512", "plain")

@@ -10,19 +10,26 @@ import typer
 
 from kidseg.cli.options import (
     AsJson,
+    Cases,
+    Config,
     Cyst,
     DryRun,
     Jobs,
+    Method,
     Overwrite,
+    Preset,
     Quiet,
     Repair,
     Seed,
     Series,
+    Set,
     Spacing,
     Trust,
+    Validation,
 )
 from kidseg.cli.terminal import progress, say, stages
 from kidseg.errors import InputError, UsageError
+from kidseg.registry import METHODS
 
 if TYPE_CHECKING:
     from kidseg.check import Report
@@ -39,8 +46,8 @@ def phantom(
         Literal["nnunet", "kits19", "dicom"], typer.Option(help="How to lay out the files.")
     ] = "nnunet",
     ages: Annotated[str | None, typer.Option(help="Youngest-oldest, in years [0-16].")] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file of settings.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="One setting, key=value.")] = None,
+    config: Config = None,
+    set_: Set = None,
     jobs: Jobs = 1,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
@@ -143,16 +150,12 @@ def export(
 def store(
     dataset: Annotated[Path, typer.Argument(help="A data set in any layout.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the store.")],
-    method: Annotated[Literal["homogenized", "plain"], typer.Option()] = "homogenized",
-    preset: Annotated[
-        Literal["demo", "paper-128", "paper-512"] | None, typer.Option(help="Named settings.")
-    ] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file of settings.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="One setting, key=value.")] = None,
-    cases: Annotated[list[str] | None, typer.Option("--case", help="Use only this case.")] = None,
-    validation: Annotated[
-        list[str] | None, typer.Option("--validation", help="Validate on this case.")
-    ] = None,
+    method: Method = METHODS[0],
+    preset: Preset = None,
+    config: Config = None,
+    set_: Set = None,
+    cases: Cases = None,
+    validation: Validation = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the split.")] = 0,
     full: Annotated[
         bool, typer.Option("--full", help="Keep the scans' own pixels: for all methods.")

@@ -10,18 +10,25 @@ import typer
 
 from kidseg.cli.options import (
     AsJson,
+    Cases,
+    Config,
     Cyst,
     Device,
     Jobs,
+    Method,
     Overwrite,
+    Preset,
     Quiet,
     Repair,
     Seed,
     Series,
+    Set,
     Spacing,
     Trust,
+    Validation,
 )
 from kidseg.cli.terminal import progress, say, stages
+from kidseg.registry import METHODS
 
 __all__ = ["compare", "evaluate", "info", "segment", "train"]
 
@@ -29,16 +36,12 @@ __all__ = ["compare", "evaluate", "info", "segment", "train"]
 def train(
     dataset: Annotated[Path, typer.Argument(help="A data set in any layout, or a store of one.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")],
-    method: Annotated[Literal["homogenized", "plain"], typer.Option()] = "homogenized",
-    preset: Annotated[
-        Literal["demo", "paper-128", "paper-512"] | None, typer.Option(help="Named settings.")
-    ] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file of settings.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="One setting, key=value.")] = None,
-    cases: Annotated[list[str] | None, typer.Option("--case", help="Use only this case.")] = None,
-    validation: Annotated[
-        list[str] | None, typer.Option("--validation", help="Validate on this case.")
-    ] = None,
+    method: Method = METHODS[0],
+    preset: Preset = None,
+    config: Config = None,
+    set_: Set = None,
+    cases: Cases = None,
+    validation: Validation = None,
     seed: Seed = 0,
     device: Device = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on where it stopped.")] = False,

@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from kidseg.registry import METHODS, presets
+
 __all__ = [
     "AsJson",
+    "Cases",
+    "Config",
     "Cyst",
     "Device",
     "DryRun",
     "Jobs",
+    "Method",
     "Overwrite",
+    "Preset",
     "Quiet",
     "Repair",
     "Seed",
     "Series",
+    "Set",
     "Spacing",
     "Trust",
+    "Validation",
 ]
 
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")
+]
+Method = Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")]
+Preset = Annotated[str | None, typer.Option(help=f"Named settings: one of {', '.join(presets())}.")]
+Config = Annotated[Path | None, typer.Option(help="TOML file of settings.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="One setting, key=value.")]
+Cases = Annotated[list[str] | None, typer.Option("--case", help="Use only this case.")]
+Validation = Annotated[
+    list[str] | None, typer.Option("--validation", help="Validate on this case.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Same seed, same result.")]

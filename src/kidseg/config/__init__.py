@@ -5,13 +5,15 @@ over the one before. Unknown keys and wrong types are refused by name. This modu
 so that it can be read anywhere.
 """
 
-from kidseg.config.loading import dump, load, preset, presets, schema
+from kidseg.config.loading import dump, load, preset, schema
 from kidseg.config.methods import (
     METHODS,
+    BlocksConfig,
     CohortConfig,
     CropConfig,
     HomogenizedConfig,
     MethodConfig,
+    Plain3dConfig,
     PlainConfig,
     PoseConfig,
     PostprocessConfig,
@@ -24,6 +26,7 @@ from kidseg.config.study import StudyCommonConfig, StudyConfig, StudyMethodConfi
 
 __all__ = [
     "METHODS",
+    "BlocksConfig",
     "CohortConfig",
     "CropConfig",
     "HomogenizedConfig",
@@ -32,6 +35,7 @@ __all__ = [
     "OptimizerConfig",
     "PhantomConfig",
     "Phase",
+    "Plain3dConfig",
     "PlainConfig",
     "PoseConfig",
     "PostprocessConfig",
@@ -45,6 +49,5 @@ __all__ = [
     "dump",
     "load",
     "preset",
-    "presets",
     "schema",
 ]

@@ -14,20 +14,15 @@ import tomli_w
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from kidseg.errors import InputError, UsageError
+from kidseg.registry import PRESETS, presets
 
-__all__ = ["CHECKED", "dump", "load", "preset", "presets", "schema"]
+__all__ = ["CHECKED", "dump", "load", "preset", "schema"]
 
 CHECKED = ConfigDict(extra="forbid", strict=True)
 """Of every configuration: unknown keys and values of another type are refused."""
 
-_PRESETS = Path(__file__).parents[1] / "configs"
 _NULL = "null"
 Config = TypeVar("Config")
-
-
-def presets() -> tuple[str, ...]:
-    """Names of the presets that come with the package."""
-    return tuple(sorted(file.stem for file in _PRESETS.glob("*.toml")))
 
 
 def preset(name: str, method: str) -> dict[str, Any]:
@@ -36,7 +31,7 @@ def preset(name: str, method: str) -> dict[str, Any]:
     Raises:
         UsageError: "unknown-preset": there is none of this name, or it is not for this method.
     """
-    for_method = name in presets() and (tables := _read_toml(_PRESETS / f"{name}.toml"))
+    for_method = name in presets() and (tables := _read_toml(PRESETS / f"{name}.toml"))
     if not for_method or method not in tables:
         raise UsageError(
             f"there is no preset '{name}' for {method}",

@@ -7,16 +7,19 @@ from typing import Literal
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from kidseg import registry
 from kidseg.config.loading import CHECKED
 from kidseg.config.networks import LocalizerConfig, UNetConfig
 from kidseg.config.stages import OptimizerConfig, StageConfig
 
 __all__ = [
     "METHODS",
+    "BlocksConfig",
     "CohortConfig",
     "CropConfig",
     "HomogenizedConfig",
     "MethodConfig",
+    "Plain3dConfig",
     "PlainConfig",
     "PoseConfig",
     "PostprocessConfig",
@@ -129,6 +132,52 @@ class PlainConfig(MethodConfig):
     def _check_sides(self) -> PlainConfig:
         _check_input(self.view.size, self.unet)
         return self
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class BlocksConfig:
+    """Through which blocks a three-dimensional network sees a scan; what is None the plan says.
+
+    Attributes:
+        spacing_mm: of the voxels, (slice, row, column).
+        patch: voxels of a block; enlarged to what the network can halve.
+        features: maps at the finest stage; they double per stage.
+        max_features: at most so many maps.
+        overlap: part by which neighbouring blocks overlap at least, at inference.
+        foreground_share: part of the blocks of a batch that are centred on a label.
+
+    Source: a third on labels, overlap one half: nnU-Net v2.
+    """
+
+    spacing_mm: tuple[float, float, float] | None = None
+    patch: tuple[int, int, int] | None = None
+    features: int | None = Field(default=None, ge=1)
+    max_features: int | None = Field(default=None, ge=1)
+    overlap: float = Field(default=0.5, ge=0, lt=1)
+    foreground_share: float = Field(default=1 / 3, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _check_positive(self) -> BlocksConfig:
+        if min(*(self.spacing_mm or (1,)), *(self.patch or (1,)), 1) <= 0:
+            raise ValueError("spacing_mm and patch must be positive")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class Plain3dConfig(MethodConfig):
+    """The three-dimensional baseline: the plan's network on blocks of the scan as it lies.
+
+    Attributes:
+        blocks: what the network sees.
+        segment: its training.
+        augment: "nnunet" is nnU-Net's own augmentation, spatial and of intensities.
+
+    Source: nnU-Net v2's trainer: 1000 epochs of 250 steps, two blocks each.
+    """
+
+    blocks: BlocksConfig = BlocksConfig()
+    segment: StageConfig = StageConfig(epochs=1000, min_epochs=0, batch_size=2, steps=250)
+    augment: Literal["none", "nnunet"] = "nnunet"
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -274,8 +323,7 @@ def _check_input(side: int, unet: UNetConfig) -> None:
         raise ValueError(f"the U-Net takes multiples of {unet.multiple} pixels, not {side}")
 
 
-METHODS: dict[str, type[MethodConfig]] = {
-    "homogenized": HomogenizedConfig,
-    "plain": PlainConfig,
-}
-"""The methods by their names on the command line, the default first, and their settings."""
+_CONFIGS: tuple[type[MethodConfig], ...] = (HomogenizedConfig, PlainConfig, Plain3dConfig)
+
+METHODS: dict[str, type[MethodConfig]] = dict(zip(registry.METHODS, _CONFIGS, strict=True))
+"""The settings of each method, by its name."""

@@ -7,10 +7,11 @@ from kidseg.errors import UsageError
 from kidseg.methods.homogenized.system_a import Homogenized
 from kidseg.methods.method import Method
 from kidseg.methods.plain import Plain
+from kidseg.methods.plain3d import Plain3d
 
 __all__ = ["METHODS", "Method", "method_named"]
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Plain, Homogenized)}
+METHODS: dict[str, type[Method]] = {method.name: method for method in (Homogenized, Plain, Plain3d)}
 assert set(METHODS) == set(CONFIGS)
 
 

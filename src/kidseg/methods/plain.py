@@ -65,7 +65,7 @@ class Plain:
             target=self.target,
             view=self._view,
             training=[self._frame(subject).base for subject in cohort.training],
-            validation=[self._frame(subject).whole for subject in cohort.validation],
+            validation_grids=[self._frame(subject).whole for subject in cohort.validation],
             augmentation=Augmentation(config.view.size) if config.augment == "nnunet" else None,
         )
 

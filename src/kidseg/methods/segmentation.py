@@ -12,6 +12,7 @@ from kidseg.augment import Augmentation
 from kidseg.cohort.batch import Labelled, drawn_labels, picked
 from kidseg.cohort.cohort import Cohort
 from kidseg.cohort.items import Drawn, draw, steps_per_epoch
+from kidseg.cohort.subject import Subject
 from kidseg.config import StageConfig
 from kidseg.distributed import all_gather, shared_map
 from kidseg.geometry import Grid, Slices, Volume
@@ -21,7 +22,7 @@ from kidseg.losses import restored_segmentation_loss, segmentation_loss
 from kidseg.pipeline import Planes, Progress, Region, restore
 from kidseg.stage import Stage, TrainStep
 
-__all__ = ["segmentation_stage", "whole_restored_loss"]
+__all__ = ["segmentation_stage", "validation", "whole_restored_loss"]
 
 
 def segmentation_stage(
@@ -32,7 +33,7 @@ def segmentation_stage(
     target: Target,
     view: Callable[[Sequence[Sequence[Scaling]]], Planes],
     training: Sequence[Grid],
-    validation: Sequence[Grid],
+    validation_grids: Sequence[Grid],
     original: Sequence[Grid] | None = None,
     augmentation: Augmentation | None = None,
 ) -> Stage:
@@ -45,7 +46,7 @@ def segmentation_stage(
         target: what the network's channels mean.
         view: (scalings of one or all slices) -> how the network sees them.
         training: the network's grid for each training case.
-        validation: the same for the validation cases.
+        validation_grids: the same for the validation cases.
         original: for each training case the grid on which labels are compared, after the inverse
             warp; None compares them where the network sees them.
         augmentation: of what the network sees; without `original`.
@@ -82,15 +83,12 @@ def segmentation_stage(
         whole = [all_gather(level) for level in levels]
         return {"loss": segmentation_loss(whole, labels, target=target, valid=valid)}
 
-    def dice(case: int) -> dict[str, float | None]:
-        subject, region = cohort.validation[case], Region(grid=validation[case])
-        seen = view([subject.scalings])
-        found = seen.predict(net, target, Progress(image=subject.image), region)
-        regions = [replace(region, found=found)]
-        return cohort.dice(case, restore(regions, subject.image.grid, target))
+    places = {s.id: grid for s, grid in zip(cohort.validation, validation_grids, strict=True)}
 
-    def validate() -> dict[str, float]:
-        return cohort.score(shared_map(dice, range(len(cohort.validation))))
+    def found(subject: Subject) -> list[Region]:
+        region, seen = Region(grid=places[subject.id]), view([subject.scalings])
+        answer = seen.predict(net, target, Progress(image=subject.image), region)
+        return [replace(region, found=answer)]
 
     return Stage(
         name="segment",
@@ -99,8 +97,26 @@ def segmentation_stage(
         steps=config.steps or steps_per_epoch(cohort.index, config.batch_size),
         batch=batch,
         loss=loss,
-        validate=validate,
+        validate=validation(cohort, found, target),
     )
+
+
+def validation(
+    cohort: Cohort, found: Callable[[Subject], Sequence[Region]], target: Target
+) -> Callable[[], dict[str, float]]:
+    """How a network is validated: the figures of `Cohort.score`, cases shared by the processes.
+
+    Args:
+        cohort: the cases.
+        found: regions with what was found in a validation case.
+        target: what its channels mean.
+    """
+
+    def dice(case: int) -> dict[str, float | None]:
+        subject = cohort.validation[case]
+        return cohort.dice(case, restore(found(subject), subject.image.grid, target))
+
+    return lambda: cohort.score(shared_map(dice, range(len(cohort.validation))))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -2,9 +2,10 @@
 
 from kidseg.pipeline.restore import decided, restore
 from kidseg.pipeline.steps import Locate, Progress, Region, Segment, Step, advance
-from kidseg.pipeline.views import Planes, View
+from kidseg.pipeline.views import Blocks, Planes, View
 
 __all__ = [
+    "Blocks",
     "Locate",
     "Planes",
     "Progress",

@@ -19,9 +19,10 @@ from kidseg.geometry import Grid, Slices, Volume, sampled
 from kidseg.intensity import Scaling, as_input
 from kidseg.labels import Target
 from kidseg.losses import probabilities
+from kidseg.pipeline.sliding import windowed
 from kidseg.pipeline.steps import Progress, Region
 
-__all__ = ["Planes", "View", "padded"]
+__all__ = ["Blocks", "Planes", "View", "padded"]
 
 _SLICES_AT_ONCE = 16
 
@@ -71,6 +72,56 @@ class Planes:
             found = probabilities(logits[..., :rows, :columns], target)
             parts.append(found.transpose(0, 1).cpu())
         return Volume(torch.cat(parts, dim=1), region.grid)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blocks:
+    """Three-dimensional networks: windows that slide over a volumetric grid.
+
+    Attributes:
+        patch: sides of a window, (slices, rows, columns).
+        overlap: part by which neighbouring windows overlap at least.
+        scalings: how the image's channels are normalised: one, of the case.
+        padding: of each channel, what lies outside of the image.
+        device: where networks run.
+    """
+
+    patch: tuple[int, int, int]
+    overlap: float
+    scalings: Sequence[Sequence[Scaling]]
+    padding: Sequence[float]
+    device: Device
+
+    def image(self, image: Volume | Slices, grid: Grid) -> Tensor:
+        """(1, channels, slices, rows, columns) float32, normalised."""
+        seen = as_input(sampled(image, grid, fill=self.padding).data, self.scalings)
+        return seen.transpose(0, 1)[None]
+
+    @torch.no_grad()
+    def predict(self, net: nn.Module, target: Target, progress: Progress, region: Region) -> Volume:
+        """(target.outputs, *region.grid.shape) float32 on the CPU; windows weighted by Gaussians.
+
+        A region smaller than a window is looked at with what lies around it.
+        """
+        grid = region.grid
+        added = [max(0, w - n) for w, n in zip(self.patch, grid.shape, strict=True)]
+        before = [n // 2 for n in added]
+        wide = grid
+        if any(added):
+            shape = [n + more for n, more in zip(grid.shape, added, strict=True)]
+            wide = grid.crop([-n for n in before], shape)
+
+        def ask(window: Tensor) -> Tensor:
+            with self.device.autocast():
+                (logits,) = net(window.to(self.device.torch))
+            answer: Tensor = logits.float().cpu()
+            return answer
+
+        image = self.image(progress.image, wide)[0]
+        logits = windowed(ask, image, self.patch, outputs=target.outputs, overlap=self.overlap)
+        found = probabilities(logits[None], target)[0]
+        box = tuple(slice(b, b + n) for b, n in zip(before, grid.shape, strict=True))
+        return Volume(found[(slice(None), *box)].contiguous(), grid)
 
 
 def padded(image: Tensor, multiple: Sequence[int]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from kidseg.plan.facts import CaseFacts, Fingerprint, fingerprint
 from kidseg.plan.preprocessing import Preprocessed, preprocess
-from kidseg.plan.rules import Configuration, Plan, Topology, plan
+from kidseg.plan.rules import Configuration, Plan, Topology, adapted, plan
 
 __all__ = [
     "CaseFacts",
@@ -11,6 +11,7 @@ __all__ = [
     "Plan",
     "Preprocessed",
     "Topology",
+    "adapted",
     "fingerprint",
     "plan",
     "preprocess",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import ceil, prod
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ from kidseg.intensity import Normalisation
 from kidseg.labels import CystAs, LabelSchema
 from kidseg.plan.facts import Fingerprint
 
-__all__ = ["Configuration", "Name", "Plan", "Topology", "plan"]
+__all__ = ["Configuration", "Name", "Plan", "Topology", "adapted", "plan"]
 
 Name = Literal["2d", "3d_fullres"]
 
@@ -275,6 +275,42 @@ def _topology(spacing: Sequence[float], patch: Sequence[int]) -> tuple[Topology,
     topology = Topology(features=tuple(features), kernels=tuple(kernels), strides=tuple(strides))
     padded = tuple(-(-n // d) * d for n, d in zip(patch, topology.divisors, strict=True))
     return topology, padded
+
+
+def adapted(
+    planned: Configuration,
+    *,
+    spacing_mm: Sequence[float] | None = None,
+    patch: Sequence[int] | None = None,
+    features: int | None = None,
+    max_features: int | None = None,
+) -> Configuration:
+    """A configuration with some of its choices made otherwise; the rest follows the rules.
+
+    Args:
+        planned: by `plan`.
+        spacing_mm: of the voxels; patch and median shape keep their extent, as far as no patch is
+            given.
+        patch: voxels of a patch; enlarged to what the network can halve.
+        features: maps at the finest stage; they double per stage.
+        max_features: at most so many.
+    """
+    if not (spacing_mm or patch or features or max_features):
+        return planned
+    spacing = tuple(spacing_mm or planned.spacing_mm)
+    ratio = [old / new for old, new in zip(planned.spacing_mm, spacing, strict=True)]
+    median = tuple(n * r for n, r in zip(planned.median_shape, ratio, strict=True))
+    wanted = patch or [max(1, round(n * r)) for n, r in zip(planned.patch_size, ratio, strict=True)]
+    topology, enlarged = _topology(spacing, wanted)
+    first, most = features or _FEATURES, max_features or _MOST_FEATURES[len(spacing)]
+    widths = tuple(min(first << k, most) for k in range(len(topology.features)))
+    return replace(
+        planned,
+        spacing_mm=spacing,
+        median_shape=median,
+        patch_size=enlarged,
+        topology=replace(topology, features=widths),
+    )
 
 
 def _shortened(patch: Sequence[int], axis: int, step: Sequence[int]) -> tuple[int, ...]:

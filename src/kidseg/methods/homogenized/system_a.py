@@ -23,7 +23,6 @@ from kidseg.cohort.subject import BodyMasks, Material, Subject
 from kidseg.cohort.training_range import Placement
 from kidseg.config import HomogenizedConfig
 from kidseg.device import Device
-from kidseg.distributed import shared_map
 from kidseg.geometry import Grid, Slices
 from kidseg.intensity import Scaling
 from kidseg.labels import Target
@@ -32,10 +31,10 @@ from kidseg.methods.homogenized.placement import brought_to_reference
 from kidseg.methods.homogenized.pose_stage import PoseTransformer
 from kidseg.methods.homogenized.reference import Reference, chosen
 from kidseg.methods.homogenized.scene import MASKS, Scene
-from kidseg.methods.segmentation import segmentation_stage, whole_restored_loss
+from kidseg.methods.segmentation import segmentation_stage, validation, whole_restored_loss
 from kidseg.nets import build
 from kidseg.nets.stn import CROP_OUTPUTS, pose_outputs
-from kidseg.pipeline import Planes, Progress, Region, Step, advance, restore
+from kidseg.pipeline import Planes, Progress, Region, Step, advance
 from kidseg.plan import Plan
 from kidseg.stage import Stage, TrainStep
 
@@ -126,7 +125,7 @@ class Homogenized:
             target=self.target,
             view=self._view,
             training=[self._grid(subject, last) for subject in cohort.training],
-            validation=[self._grid(subject, last) for subject in cohort.validation],
+            validation_grids=[self._grid(subject, last) for subject in cohort.validation],
             original=bases if config.loss_space == "original" else None,
             augmentation=augmentation,
         )
@@ -208,10 +207,8 @@ class Homogenized:
             levels, grid = called(batch.scene)
             return {"loss": whole_restored_loss(levels, grid, batch.reference, self.target)}
 
-        def dice(case: int) -> dict[str, float | None]:
-            subject = cohort.validation[case]
-            found = advance(subject.image, self.steps(subject)).found
-            return cohort.dice(case, restore(found, subject.image.grid, self.target))
+        def found(subject: Subject) -> Sequence[Region]:
+            return advance(subject.image, self.steps(subject)).found
 
         return Stage(
             name="joint",
@@ -220,7 +217,7 @@ class Homogenized:
             steps=config.steps or steps_per_epoch(cohort.index, config.batch_size),
             batch=batch,
             loss=loss,
-            validate=lambda: cohort.score(shared_map(dice, range(len(cohort.validation)))),
+            validate=validation(cohort, found, self.target),
         )
 
 

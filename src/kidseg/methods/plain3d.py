@@ -1,0 +1,230 @@
+"""The three-dimensional baseline: the network that nnU-Net would plan, on blocks of the scan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from kidseg.augment import Augmentation
+from kidseg.cohort.blocks import Block, draw_blocks
+from kidseg.cohort.cohort import Cohort
+from kidseg.cohort.subject import Material, Subject
+from kidseg.cohort.training_range import Placement, figures_of
+from kidseg.config import Plain3dConfig
+from kidseg.device import Device
+from kidseg.distributed import all_gather
+from kidseg.errors import UsageError
+from kidseg.geometry import Grid, resample
+from kidseg.labels import Target
+from kidseg.losses import segmentation_loss
+from kidseg.methods.segmentation import validation
+from kidseg.nets import build
+from kidseg.pipeline import Blocks, Progress, Region, Step, advance
+from kidseg.plan import Configuration, Plan, adapted
+from kidseg.stage import Stage, TrainStep
+
+__all__ = ["Plain3d"]
+
+
+class Plain3d:
+    """Trains on blocks at the plan's spacing; segments with windows that slide over the scan."""
+
+    name: ClassVar[str] = "plain3d"
+
+    def __init__(
+        self,
+        config: Plain3dConfig,
+        target: Target,
+        plan: Plan,
+        parts: Mapping[str, nn.Module],
+        device: Device,
+    ) -> None:
+        self.config, self.target, self.plan = config, target, plan
+        self.parts, self.device = parts, device
+        self.planned = _configuration(config, plan)
+        slices, rows, columns = self.planned.patch_size
+        self.patch = (slices, rows, columns)
+
+    @classmethod
+    def material(cls, config: Plain3dConfig, plan: Plan) -> Material:
+        """Any channels; no masks."""
+        return Material(pixel_mm=max(_configuration(config, plan).spacing_mm[1:]))
+
+    @classmethod
+    def build(
+        cls, config: Plain3dConfig, target: Target, plan: Plan, *, seed: int = 0, device: Device
+    ) -> Self:
+        """See `Method.build`.
+
+        Raises:
+            UsageError: "no-volumes": the plan has no three-dimensional configuration.
+        """
+        topology = _configuration(config, plan).topology
+        net = build(topology, len(plan.channels), target.outputs, seed=seed)
+        return cls(config, target, plan, {"segment": net.to(device.torch)}, device)
+
+    def stages(self, cohort: Cohort) -> Iterator[Stage]:
+        """The one stage, "segment".
+
+        The score is the mean Dice of whole patients on their scans' slices, as they are stored.
+        """
+        config = self.config.segment
+        grids = [self._grid(subject) for subject in cohort.training]
+        augmentation = None
+        if self.config.augment == "nnunet":
+            augmentation = Augmentation(self.patch)
+
+        def batch(step: TrainStep) -> _BlockBatch:
+            drawn = draw_blocks(
+                cohort.training,
+                grids,
+                self.patch,
+                step,
+                batch_size=config.batch_size,
+                foreground_share=self.config.blocks.foreground_share,
+            )
+            return self._batch(cohort, drawn, augmentation, step)
+
+        def loss(called: nn.Module, batch: _BlockBatch) -> dict[str, Tensor]:
+            whole = [all_gather(level) for level in called(batch.image)]
+            labels = all_gather(batch.labels)
+            valid = None if batch.valid is None else all_gather(batch.valid)
+            value = segmentation_loss(whole, labels, target=self.target, valid=valid, over="sample")
+            return {"loss": value}
+
+        def found(subject: Subject) -> Sequence[Region]:
+            return advance(subject.image, self.steps(subject)).found
+
+        yield Stage(
+            name="segment",
+            net=self.parts["segment"],
+            config=config,
+            steps=config.steps or max(1, len(cohort.training) // config.batch_size),
+            batch=batch,
+            loss=loss,
+            validate=validation(cohort, found, self.target),
+        )
+
+    def steps(self, subject: Subject) -> list[Step]:
+        """The one step, "segment"."""
+        view = self._view(subject)
+        return [
+            Step(
+                name="segment",
+                locate=lambda _: [Region(grid=self._grid(subject))],
+                segment=partial(view.predict, self.parts["segment"], self.target),
+                target=self.target,
+            )
+        ]
+
+    def report(self, subject: Subject, progress: Progress) -> Placement:
+        """The size of the body and of the voxels."""
+        return Placement(figures=figures_of(subject), overlap={})
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What the network sees."""
+        return {
+            "blocks": {
+                "spacing_mm": list(self.planned.spacing_mm),
+                "patch": list(self.planned.patch_size),
+            }
+        }
+
+    def _view(self, subject: Subject) -> Blocks:
+        return Blocks(
+            patch=self.patch,
+            overlap=self.config.blocks.overlap,
+            scalings=[subject.scalings],
+            padding=self.plan.padding,
+            device=self.device,
+        )
+
+    def _grid(self, subject: Subject) -> Grid:
+        """All of the scan, at the network's spacing."""
+        return self.planned.grid(subject.image.grid)
+
+    def _batch(
+        self,
+        cohort: Cohort,
+        drawn: Sequence[Block],
+        augmentation: Augmentation | None,
+        step: TrainStep,
+    ) -> _BlockBatch:
+        images, masks = [], []
+        ignored = any(subject.ignore is not None for subject in cohort.training)
+        for block in drawn:
+            subject, grid = cohort.training[block.case], block.grid
+            assert subject.labels is not None
+            if augmentation is not None:
+                size = augmentation.source_size
+                before = [(s - n) // 2 for s, n in zip(size, grid.shape, strict=True)]
+                grid = grid.crop([-n for n in before], size)
+            images.append(self._view(subject).image(subject.image, grid)[0])
+            mask = [resample(subject.labels, grid, mode="nearest").data]
+            if ignored:
+                counted = torch.ones_like(mask[0])
+                if subject.ignore is not None:
+                    counted -= resample(subject.ignore, grid, mode="nearest").data.to(torch.uint8)
+                mask.append(counted)
+            masks.append(torch.cat(mask))
+        image, labels = torch.stack(images), torch.stack(masks)
+        if augmentation is not None:
+            image, labels = augmentation(
+                image,
+                labels,
+                seed=(step.seed, step.epoch, step.step),
+                first=step.rank,
+                stride=step.world,
+            )
+        return _BlockBatch(
+            names=tuple(cohort.training[block.case].id for block in drawn),
+            image=image,
+            labels=labels[:, 0],
+            valid=labels[:, 1] > 0 if ignored else None,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _BlockBatch:
+    """Blocks that a network learns from.
+
+    Attributes:
+        names: of the blocks' cases.
+        image: (n, channels, slices, rows, columns), normalised.
+        labels: (n, slices, rows, columns) uint8.
+        valid: (n, slices, rows, columns) bool; None if all voxels count.
+    """
+
+    names: tuple[str, ...]
+    image: Tensor
+    labels: Tensor
+    valid: Tensor | None
+
+    def to(self, device: torch.device) -> _BlockBatch:
+        valid = None if self.valid is None else self.valid.to(device)
+        return replace(
+            self, image=self.image.to(device), labels=self.labels.to(device), valid=valid
+        )
+
+
+def _configuration(config: Plain3dConfig, plan: Plan) -> Configuration:
+    if "3d_fullres" not in plan.configurations:
+        raise UsageError(
+            "the scans are single slices; there are no volumes to plan a network for",
+            code="no-volumes",
+            next_step="Train with method 'plain'.",
+        )
+    blocks = config.blocks
+    return adapted(
+        plan.configurations["3d_fullres"],
+        spacing_mm=blocks.spacing_mm,
+        patch=blocks.patch,
+        features=blocks.features,
+        max_features=blocks.max_features,
+    )
