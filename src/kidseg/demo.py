@@ -25,7 +25,7 @@ from kidseg.labels import KIDNEY_TUMOUR, Label
 from kidseg.phantom import write_patients
 from kidseg.segment import Predictor, load_predictor, segment
 from kidseg.splits import holdout
-from kidseg.train import train
+from kidseg.train import Setup, train
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -168,11 +168,7 @@ def run(
     train(
         folder,
         model.parent,
-        method=METHOD,
-        preset_name=PRESET,
-        overrides=overrides,
-        cases=parts.train,
-        seed=seed,
+        Setup(method=METHOD, preset=PRESET, overrides=overrides, cases=parts.train, seed=seed),
         overwrite=overwrite,
         progress=show,
     )

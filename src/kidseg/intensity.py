@@ -25,6 +25,7 @@ __all__ = [
     "as_input",
     "normalise",
     "pool",
+    "rescaled",
     "sample",
     "scalings",
 ]
@@ -143,6 +144,15 @@ def scalings(
         raise ValueError(f"{len(image)} channels where the plan has {len(channels)}")
     return tuple(
         _scaling(values, channel, inside) for values, channel in zip(image, channels, strict=True)
+    )
+
+
+def rescaled(own: Sequence[Scaling], channels: Sequence[Normalisation]) -> tuple[Scaling, ...]:
+    """A case's scalings under another plan: CT as that says, other channels by their own values."""
+    pairs = zip(own, channels, strict=True)
+    return tuple(
+        _scaling(torch.empty(0), channel, None) if channel.scheme == "ct" else scaling
+        for scaling, channel in pairs
     )
 
 

@@ -29,7 +29,6 @@ from kidseg.cli.options import (
 )
 from kidseg.cli.terminal import progress, say, stages
 from kidseg.errors import InputError, UsageError
-from kidseg.registry import METHODS
 
 if TYPE_CHECKING:
     from kidseg.check import Report
@@ -150,7 +149,7 @@ def export(
 def store(
     dataset: Annotated[Path, typer.Argument(help="A data set in any layout.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the store.")],
-    method: Method = METHODS[0],
+    method: Method = None,
     preset: Preset = None,
     config: Config = None,
     set_: Set = None,
@@ -170,23 +169,20 @@ def store(
     settings of `view` and `cohort.cyst`. `kidseg.train.train` trains from it with torch, numpy,
     safetensors, pydantic and tomli_w alone, on machines that cannot read scans.
     """
-    from kidseg.train import make_store
+    from kidseg.train import Setup, make_store
 
+    setup = Setup(
+        method=method,
+        preset=preset,
+        config_file=config,
+        overrides=set_ or (),
+        cases=cases,
+        validation=validation,
+        seed=seed,
+        jobs=jobs,
+    )
     with stages(quiet or as_json) as advance:
-        summary = make_store(
-            dataset,
-            out,
-            method=method,
-            preset_name=preset,
-            config_file=config,
-            overrides=set_ or (),
-            validation=validation,
-            cases=cases,
-            seed=seed,
-            full=full,
-            jobs=jobs,
-            progress=advance,
-        )
+        summary = make_store(dataset, out, setup, full=full, progress=advance)
     counts = {name: len(ids) for name, ids in summary["cases"].items()}
     text = (
         f"{counts['training']} training and {counts['validation']} validation case(s), "

@@ -24,11 +24,12 @@ from kidseg.cli.options import (
     Series,
     Set,
     Spacing,
+    Start,
     Trust,
+    Tune,
     Validation,
 )
 from kidseg.cli.terminal import progress, say, stages
-from kidseg.registry import METHODS
 
 __all__ = ["compare", "evaluate", "info", "segment", "train"]
 
@@ -36,10 +37,12 @@ __all__ = ["compare", "evaluate", "info", "segment", "train"]
 def train(
     dataset: Annotated[Path, typer.Argument(help="A data set in any layout, or a store of one.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")],
-    method: Method = METHODS[0],
+    method: Method = None,
     preset: Preset = None,
     config: Config = None,
     set_: Set = None,
+    start: Start = None,
+    tune: Tune = "all",
     cases: Cases = None,
     validation: Validation = None,
     seed: Seed = 0,
@@ -51,23 +54,29 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a method on a data set, or on a store of it (`kidseg store`); gives a model file."""
+    from kidseg.train import Setup
     from kidseg.train import train as fit
 
+    setup = Setup(
+        method=method,
+        preset=preset,
+        config_file=config,
+        overrides=set_ or (),
+        start=start,
+        tune=tune,
+        cases=cases,
+        validation=validation,
+        seed=seed,
+        jobs=jobs,
+    )
     with stages(quiet or as_json) as advance:
         summary = fit(
             dataset,
             out,
-            method=method,
-            preset_name=preset,
-            config_file=config,
-            overrides=set_ or (),
-            validation=validation,
-            cases=cases,
-            seed=seed,
+            setup,
             resume=resume,
             overwrite=overwrite,
             device=device,
-            jobs=jobs,
             progress=advance,
         )
     say(summary, f"{out / 'model.safetensors'}\n{json.dumps(summary, indent=2)}", as_json, quiet)

@@ -26,17 +26,26 @@ __all__ = [
     "Series",
     "Set",
     "Spacing",
+    "Start",
     "Trust",
+    "Tune",
     "Validation",
 ]
 
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")
 ]
-Method = Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")]
+Method = Annotated[
+    str | None,
+    typer.Option(help=f"One of {', '.join(METHODS)}; by default the model's, or the first."),
+]
 Preset = Annotated[str | None, typer.Option(help=f"Named settings: one of {', '.join(presets())}.")]
 Config = Annotated[Path | None, typer.Option(help="TOML file of settings.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="One setting, key=value.")]
+Start = Annotated[Path | None, typer.Option("--from", help="A model file to go on from.")]
+Tune = Annotated[
+    str, typer.Option(help="With --from: all, decoder, ends, or patterns of parameter names.")
+]
 Cases = Annotated[list[str] | None, typer.Option("--case", help="Use only this case.")]
 Validation = Annotated[
     list[str] | None, typer.Option("--validation", help="Validate on this case.")

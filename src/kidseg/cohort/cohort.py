@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from kidseg.cohort.subject import Material, Subject, adapted
 from kidseg.config import CohortConfig
 from kidseg.errors import Finding, InputError
 from kidseg.geometry import Volume
-from kidseg.intensity import Scaling
+from kidseg.intensity import Scaling, rescaled
 from kidseg.labels import KIDNEY_TUMOUR, LabelSchema, Target
 from kidseg.plan import Plan
 from kidseg.store import Store, StoredCase
@@ -99,7 +99,12 @@ class Cohort:
         return {"score": sum(chosen) / len(chosen) if chosen else 0.0, **figures}
 
 
-def gather_cohort(store: Store, config: CohortConfig, material: Material) -> Cohort:
+def gather_cohort(
+    store: Store,
+    config: CohortConfig,
+    material: Callable[[Plan], Material],
+    start: Plan | None = None,
+) -> Cohort:
     """The cases of a store of subjects: those its plan was made from train, the others validate.
 
     Their voxels stay on the disk until they are looked at, and are shared between processes; but
@@ -108,24 +113,31 @@ def gather_cohort(store: Store, config: CohortConfig, material: Material) -> Coh
     Args:
         store: of subjects.
         config: of the cohort.
-        material: what the method asks of subjects.
+        material: (plan) -> what the method asks of subjects.
+        start: the plan of a model to go on from, in place of the store's; None: the store's.
 
     Raises:
         InputError: as `check_selection` and `adapted`.
     """
     schema = schema_of_store(store)
     check_selection(schema, config, store.path)
-    training = set(store.plan.training)
+    training, plan = set(store.plan.training), store.plan
+    if start is not None:
+        kept = (store.plan.training, store.plan.labels, store.plan.cyst)
+        plan = replace(start, training=kept[0], labels=kept[1], cyst=kept[2])
+    wanted = material(plan)
 
     def subject(case: StoredCase) -> Subject:
-        return adapted(subject_of(case), material, store.plan.channels, case.original)
+        own = subject_of(case)
+        own = replace(own, scalings=rescaled(own.scalings, plan.channels))
+        return adapted(own, wanted, plan.channels, case.original)
 
     return Cohort(
         training=tuple(subject(case) for case in store.cases if case.id in training),
         validation=tuple(subject(case) for case in store.cases if case.id not in training),
         schema=schema,
         target=target_of_store(store),
-        plan=store.plan,
+        plan=plan,
         config=config,
         findings=tuple(Finding(**entry) for case in store.cases for entry in case.findings),
     )

@@ -3,5 +3,6 @@
 from kidseg.train.loop import Fitted, Run, fit
 from kidseg.train.material import make_store
 from kidseg.train.run import train
+from kidseg.train.setup import Setup
 
-__all__ = ["Fitted", "Run", "fit", "make_store", "train"]
+__all__ = ["Fitted", "Run", "Setup", "fit", "make_store", "train"]

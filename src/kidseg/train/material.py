@@ -9,28 +9,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kidseg.cases import Case, Dataset, learned_labels, open_dataset
+from kidseg.cases import Case, Dataset, count_cyst, learned_labels, open_dataset
 from kidseg.cohort.cohort import check_selection
 from kidseg.cohort.stored import SubjectRecipe, check_store
 from kidseg.cohort.subject import Material
-from kidseg.config import METHODS, CohortConfig, load, preset
+from kidseg.config import CohortConfig
 from kidseg.distributed import first_alone, rank
 from kidseg.errors import UsageError
 from kidseg.io.atomic import write_json, writing
 from kidseg.io.content import joint_sha256, sha256_of_all
-from kidseg.methods import Method, method_named
 from kidseg.plan import Plan, fingerprint, plan
 from kidseg.splits import holdout
 from kidseg.store import Store, build_store, is_store, open_store
 from kidseg.store.files import source_files
+from kidseg.train.setup import Configured, Setup, configured, planned_as
 
-__all__ = ["STORE", "Cases", "Progress", "Request", "configured", "make_store", "training_store"]
+__all__ = ["STORE", "Cases", "Progress", "Request", "make_store", "training_store"]
 
 Progress = Callable[[str, int, int, Mapping[str, Any]], None]
 """(what is under way, done, in all, the epoch's log line if it is a stage)."""
@@ -73,80 +73,65 @@ class Request:
     """Which cases are asked for, and how they are to be made ready.
 
     Attributes:
+        setup: cases, seed of their split, processes that read.
         material: (plan) -> what the method asks of subjects.
         cohort: of the method's configuration.
-        cases: ids, to train and validate on these alone; None: all.
-        validation: ids, to validate on these; None: a share of the patients.
-        seed: of that choice.
-        jobs: processes that read.
+        plan: of a model to go on from; None: planned from the training cases.
         tell: told what is done.
     """
 
+    setup: Setup
     material: Callable[[Plan], Material]
     cohort: CohortConfig
-    cases: Sequence[str] | None
-    validation: Sequence[str] | None
-    seed: int
-    jobs: int
+    plan: Plan | None
     tell: Progress
 
-
-def configured(
-    method: str, preset_name: str | None, config_file: Path | None, overrides: Sequence[str]
-) -> tuple[type[Method], Any]:
-    """A method and its configuration.
-
-    Raises:
-        UsageError, InputError: as `method_named`, `preset` and `load`.
-    """
-    chosen = method_named(method)
-    base = None if preset_name is None else preset(preset_name, method)
-    return chosen, load(METHODS[method], base=base, file=config_file, overrides=overrides)
+    @classmethod
+    def of(cls, setup: Setup, chosen: Configured, progress: Progress | None) -> Request:
+        """For a method as it is configured."""
+        return cls(
+            setup=setup,
+            material=partial(chosen.method.material, chosen.config),
+            cohort=chosen.config.cohort,
+            plan=chosen.plan,
+            tell=progress or (lambda *_: None),
+        )
 
 
 def make_store(
     dataset: str | Path,
     path: str | Path,
+    setup: Setup | None = None,
     *,
-    method: str = "homogenized",
-    preset_name: str | None = None,
-    config_file: Path | None = None,
-    overrides: Sequence[str] = (),
-    validation: Sequence[str] | None = None,
-    cases: Sequence[str] | None = None,
-    seed: int = 0,
     full: bool = False,
-    jobs: int = 1,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Make the cases of a data set ready for training, once, in a store.
 
     `train` takes the store in place of the data set, as often as you like, with any method and
-    settings that ask for the same pixels or, of a store of the scans' own (`full`), for any; and
-    gives the bits it gives with the files. There it needs torch, numpy, safetensors, pydantic and
-    tomli_w, and nothing that reads scans (with `augment` "nnunet" batchgeneratorsv2, too). What is
-    split into training and validation, and planned, is split and planned here.
+    settings that ask for the same pixels; and gives the bits it gives with the files. There it
+    needs torch, numpy, safetensors, pydantic and tomli_w, and nothing that reads scans (with
+    `augment` "nnunet" batchgeneratorsv2, too). What is split into training and validation, and
+    planned, is split and planned here. A build that was interrupted goes on.
 
-    A build that was interrupted goes on. Arguments as for `kidseg.train.train`; with `full` the
-    store keeps the scans' own pixels and no masks, and serves all methods and resolutions.
+    Args:
+        dataset: folder in any layout of `kidseg.cases`.
+        path: folder of the store.
+        setup: for which method, of which cases.
+        full: keep the scans' own pixels and no masks: for all methods and resolutions.
+        progress: told what is done.
 
     Returns:
         {"path", "digest", "cases": {"training": [...], "validation": [...]}, "megabytes"}.
 
     Raises:
-        UsageError, InputError, ResourceError, ModelError: as `open_dataset`, `fingerprint`,
-            `holdout` and `build_store`; "bad-split", "unknown-case".
+        UsageError, InputError, ResourceError, ModelError: as `configured`, `open_dataset`,
+            `fingerprint`, `holdout` and `build_store`; "bad-split", "unknown-case".
     """
-    chosen, config = configured(method, preset_name, config_file, overrides)
-    request = Request(
-        material=(lambda _: Material()) if full else partial(chosen.material, config),
-        cohort=config.cohort,
-        cases=cases,
-        validation=validation,
-        seed=seed,
-        jobs=jobs,
-        tell=progress or (lambda *_: None),
-    )
+    setup = setup or Setup()
+    request = Request.of(setup, configured(setup), progress)
+    if full:
+        request = replace(request, material=lambda _: Material())
     data = open_dataset(dataset)
     used = _chosen(data, request)
     store = _built(data, used, _planned(data, used, request), Path(path), request)
@@ -206,7 +191,7 @@ def training_store(
 
 def _chosen(data: Dataset, request: Request) -> Cases:
     known = data.by_id
-    cases, validation = request.cases, request.validation
+    cases, validation = request.setup.cases, request.setup.validation
     if unknown := {*(cases or ()), *(validation or ())} - set(known):
         raise UsageError(
             f"there is no labelled case {', '.join(sorted(unknown))}",
@@ -216,7 +201,7 @@ def _chosen(data: Dataset, request: Request) -> Cases:
     wanted = [case for case in data.cases if cases is None or case.id in cases]
     if validation is None:
         share = request.cohort.validation_share
-        parts = holdout(wanted, test_fraction=share, seed=request.seed)
+        parts = holdout(wanted, test_fraction=share, seed=request.setup.seed)
         training, kept = parts.train, parts.test
     else:
         kept = tuple(sorted(validation))
@@ -234,16 +219,18 @@ def _chosen(data: Dataset, request: Request) -> Cases:
 
 
 def _planned(data: Dataset, used: Cases, request: Request) -> Plan:
-    """The plan made from the training cases."""
+    """The plan made from the training cases, or that of the model to go on from."""
     cyst = request.cohort.cyst
-    check_selection(
-        learned_labels(data, cyst).schema, request.cohort, data.root
-    )  # before hours of reading
+    check_selection(learned_labels(data, cyst).schema, request.cohort, data.root)
+    if request.plan is not None:
+        schema, _ = count_cyst(data, cyst)
+        start = replace(request.plan, cyst=cyst)
+        return planned_as(start, data.channels, used.training, schema.names)
     training = replace(data, cases=tuple(data.by_id[name] for name in used.training))
     facts = fingerprint(
         training,
         cyst=cyst,
-        jobs=request.jobs,
+        jobs=request.setup.jobs,
         progress=lambda done, total: request.tell("planning", done, total, {}),
     )
     return plan(facts, training.schema)
@@ -257,7 +244,7 @@ def _built(data: Dataset, used: Cases, planned: Plan, path: Path, request: Reque
         planned,
         path,
         content=SubjectRecipe.of_dataset(chosen, planned, request.material(planned)),
-        jobs=request.jobs,
+        jobs=request.setup.jobs,
         progress=lambda done, total: request.tell("reading", done, total, {}),
     )
 
@@ -265,8 +252,12 @@ def _built(data: Dataset, used: Cases, planned: Plan, path: Path, request: Reque
 def _check_asked(request: Request, used: Cases, path: Path) -> None:
     """Cases that are named must be the store's."""
     names = {*used.training, *used.validation}
-    asked = names if request.cases is None else {*request.cases, *(request.validation or ())}
-    kept = used.validation if request.validation is None else request.validation
+    asked = (
+        names
+        if request.setup.cases is None
+        else {*request.setup.cases, *(request.setup.validation or ())}
+    )
+    kept = used.validation if request.setup.validation is None else request.setup.validation
     if asked != names or set(kept) != set(used.validation):
         raise UsageError(
             "the store is of another split into training and validation",

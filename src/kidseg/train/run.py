@@ -6,10 +6,9 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -26,44 +25,51 @@ from kidseg.device import Device, choose_device, tune_allocator
 from kidseg.distributed import broadcast, joined, local_device, rank
 from kidseg.errors import Finding, InputError, UsageError
 from kidseg.io.atomic import write_json
+from kidseg.io.content import sha256_of
 from kidseg.methods import Method
 from kidseg.pipeline import advance
 from kidseg.stage import Stage
 from kidseg.train.curves import draw_curves
 from kidseg.train.loop import Fitted, Run, fit
-from kidseg.train.material import STORE, Cases, Progress, Request, configured, training_store
+from kidseg.train.material import STORE, Cases, Progress, Request, training_store
+from kidseg.train.setup import Configured, Setup, configured
+from kidseg.train.tuning import take_over, tuned
 
 __all__ = ["train"]
 
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 """What a training's seconds are measured by."""
 
-_OUTPUTS = ("model.safetensors", "log.jsonl", "config.toml", "plan.json", "cases.json")
+_START, _START_NOTE = "start.safetensors", "start.json"
+
+_OUTPUTS = (
+    _START,
+    _START_NOTE,
+    "model.safetensors",
+    "log.jsonl",
+    "config.toml",
+    "plan.json",
+    "cases.json",
+)
 
 
 def train(
     dataset: str | Path,
     out: str | Path,
+    setup: Setup | None = None,
     *,
-    method: str = "homogenized",
-    preset_name: str | None = None,
-    config_file: Path | None = None,
-    overrides: Sequence[str] = (),
-    validation: Sequence[str] | None = None,
-    cases: Sequence[str] | None = None,
-    seed: int = 0,
     resume: bool = False,
     overwrite: bool = False,
     device: str = "auto",
-    jobs: int = 1,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Train a method on a data set, or on a store that `make_store` has made of one.
 
     Writes into `out`: config.toml (resolved), cases.json (which, and their digests), plan.json,
     log.jsonl (a line per epoch), state-*.pt (to resume from), model.safetensors, curves.png and
-    summary.json. Under torchrun the processes share each batch. From files, the cases are first
-    made ready in a store in `out`, which is removed in the end.
+    summary.json; start.safetensors and start.json where it goes on from a model. Under torchrun the
+    processes share each batch. From files, the cases are first made ready in a store in `out`,
+    which is removed in the end.
 
     From a store it needs torch, numpy, safetensors, pydantic and tomli_w, and no reader of scans;
     where matplotlib is missing there are no curves, and a finding says so.
@@ -71,18 +77,10 @@ def train(
     Args:
         dataset: folder in any layout of `kidseg.cases`; or a store.
         out: folder to make.
-        method: one of `kidseg.methods.METHODS`.
-        preset_name: settings that come with the package.
-        config_file: TOML, over the preset.
-        overrides: "key=value", over both.
-        validation: ids of the cases to validate on; by default a share of the patients, stratified,
-            or the store's.
-        cases: train and validate on these alone; by default on all labelled cases, or the store's.
-        seed: of all randomness; the split's too.
-        resume: go on where the run in `out` stopped, with the same settings and cases.
+        setup: method, settings, cases, seed; a model to go on from.
+        resume: go on where the run in `out` stopped, with the same setup.
         overwrite: remove the run that is in `out`.
         device: "auto", "cpu", "cuda", "cuda:N", "mps".
-        jobs: processes that read the data set.
         progress: told what is done.
 
     Returns:
@@ -91,46 +89,45 @@ def train(
     Raises:
         UsageError: "output-exists", "in-use" (another training runs there), "nothing-to-resume",
             "other-settings" and "other-cases" (resumed, but not the same), unknown names;
-            "store-of-other-settings", "other-split": the store is not of what is asked for.
+            "store-of-other-settings", "other-split": the store is not of what is asked for;
+            what `configured`, `take_over` and `tuned` refuse.
         InputError: what `open_dataset`, `fingerprint`, `holdout` and `build_store` refuse.
         ModelError, ResourceError: as `fit`.
     """
-    chosen, config = configured(method, preset_name, config_file, overrides)
+    out = Path(out)
+    setup = _resumed(out, setup or Setup()) if resume else setup or Setup()
+    chosen = configured(setup)
+    config = chosen.config
     tune_allocator()
     hardware = choose_device(local_device(device), config.precision)
-    out = Path(out)
     clock = CLOCKS[config.budget_clock]
     start = clock()
     with joined(hardware.torch), _alone(out, resume=resume, overwrite=overwrite):
-        tell = progress or (lambda *_: None)
-        request = Request(
-            material=partial(chosen.material, config),
-            cohort=config.cohort,
-            cases=cases,
-            validation=validation,
-            seed=seed,
-            jobs=jobs,
-            tell=tell,
-        )
+        if rank() == 0 and not resume:
+            _note_start(out, setup, chosen)  # before the settings, without which none resumes
+        request = Request.of(setup, chosen, progress)
         store, used = training_store(Path(dataset), out, request, dump(config), resume=resume)
-        cohort = gather_cohort(store, config.cohort, chosen.material(config, store.plan))
-        trained = chosen.build(config, cohort.target, cohort.plan, seed=seed, device=hardware)
+        cohort = gather_cohort(store, request.cohort, request.material, chosen.plan)
+        method = chosen.method.build(
+            config, cohort.target, cohort.plan, seed=setup.seed, device=hardware
+        )
+        taken = None if chosen.start is None else take_over(method, chosen.start.parts)
         run = Run(
             folder=out,
             device=hardware.torch,
-            seed=seed,
+            seed=setup.seed,
             precision=hardware.precision,
             resume=resume,
-            on_epoch=tell,
+            on_epoch=request.tell,
             clock=clock,
             workers=_workers(config.workers, hardware),
         )
-        fitted, seconds = _fitted(trained, cohort, run, config.budget_s, start)
+        fitted, seconds = _fitted(method, cohort, run, setup.tune, start)
         findings = [finding.as_dict() for finding in cohort.findings]
-        summary = {
-            "method": method,
-            "preset": preset_name,
-            "seed": seed,
+        summary: dict[str, Any] = {
+            "method": method.name,
+            "preset": setup.preset,
+            "seed": setup.seed,
             "device": str(hardware.torch),
             "precision": hardware.precision,
             "processes": run.world,
@@ -139,6 +136,9 @@ def train(
                 "validation": list(used.validation),
                 "training_slices": len(cohort.index),
             },
+            "start": None
+            if chosen.start is None or taken is None
+            else {"sha256": chosen.start.sha256, "tune": setup.tune, **taken.as_dict()},
             "findings": findings,
             "stages": {name: asdict(how) for name, how in fitted.items()},
             # The others may be here before the first has written its log.
@@ -147,7 +147,7 @@ def train(
             "peak_memory_mb": _peak_memory_mb(hardware),
         }
         if run.rank == 0:
-            _write_model(out, trained, cohort, used, summary)
+            _write_model(out, method, cohort, used, summary)
             findings += [finding.as_dict() for finding in _draw(out)]
             write_json(out / "summary.json", summary, overwrite=True)
             shutil.rmtree(out / STORE, ignore_errors=True)
@@ -155,9 +155,10 @@ def train(
 
 
 def _fitted(
-    method: Method, cohort: Cohort, run: Run, budget_s: float | None, start: float
+    method: Method, cohort: Cohort, run: Run, tune: str, start: float
 ) -> tuple[dict[str, Fitted], dict[str, float]]:
     """All stages trained, and the seconds of each; "prepare" is what it took to get here."""
+    budget_s = method.config.budget_s
     fitted: dict[str, Fitted] = {}
     ready_s = run.clock() - start
     outside_s, mark = 0.0, start
@@ -165,9 +166,40 @@ def _fitted(
         # What a stage needs before it starts is made when it is asked for.
         outside_s += run.clock() - mark
         spent = outside_s + sum(how.seconds for how in fitted.values())
-        fitted[stage.name] = fit(_within(stage, budget_s, spent), run)
+        chosen = tuned(stage, method, tune)
+        if chosen is not None:
+            fitted[stage.name] = fit(_within(chosen, budget_s, spent), run)
         mark = run.clock()
     return fitted, {"prepare": ready_s, **{name: how.seconds for name, how in fitted.items()}}
+
+
+def _note_start(out: Path, setup: Setup, chosen: Configured) -> None:
+    """Keep the model that is gone on from: resuming needs it, wherever it came from."""
+    if chosen.start is None or setup.start is None:
+        return
+    shutil.copyfile(setup.start, out / _START)
+    note = {"path": str(setup.start), "sha256": chosen.start.sha256, "tune": setup.tune}
+    write_json(out / _START_NOTE, note, overwrite=True)
+
+
+def _resumed(out: Path, setup: Setup) -> Setup:
+    """The setup with the model that the run in a folder was started from.
+
+    Raises:
+        UsageError: "other-settings": another model, or another part of it, is asked for.
+    """
+    if not (out / _START_NOTE).exists():
+        return setup
+    note = json.loads((out / _START_NOTE).read_text())
+    asked = None if setup.start is None else sha256_of(setup.start)
+    if asked not in (None, note["sha256"]) or setup.tune not in ("all", note["tune"]):
+        raise UsageError(
+            f"the run went on from {note['path']}, tuning '{note['tune']}'",
+            path=out / _START_NOTE,
+            code="other-settings",
+            next_step="Resume with the same --from and --tune, or with none.",
+        )
+    return replace(setup, start=out / _START, tune=note["tune"])
 
 
 def _workers(wanted: int | None, hardware: Device) -> int:

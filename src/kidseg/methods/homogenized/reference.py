@@ -72,6 +72,11 @@ class Reference(nn.Module):
             self.masks[level].copy_((mask[: self.masks.shape[1], 0] * 255).round())
         self.case = subject.id
 
+    @property
+    def is_known(self) -> bool:
+        """Has it become a patient?"""
+        return bool(self.masks.any())
+
     def targets(self, levels: Sequence[int]) -> Tensor:
         """(n, masks, size, size) float 0..1 at these levels."""
         return self.masks[list(levels)] / 255.0

@@ -102,11 +102,15 @@ class Homogenized:
         return cls(config, target, plan, parts, device)
 
     def stages(self, cohort: Cohort) -> Iterator[Stage]:
-        """ "pose", "crop" if there is one, "segment", and "joint" with that schedule."""
+        """ "pose", "crop" if there is one, "segment", and "joint" with that schedule.
+
+        A reference that came with a model stays: its pose is what the networks know.
+        """
         config = self.config
         bases = [self._base(subject) for subject in cohort.training]
-        number = chosen(cohort.training, bases, config.pose.reference)
-        self.reference.adopt(cohort.training[number], bases[number], config.pose)
+        if not self.reference.is_known:
+            number = chosen(cohort.training, bases, config.pose.reference)
+            self.reference.adopt(cohort.training[number], bases[number], config.pose)
         yield self.pose.stage(cohort)
         if self.crop is not None:
             yield self.crop.stage(
