@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -158,6 +158,7 @@ def right_handed(grid: Grid) -> Grid:
     return Grid(grid.shape, matrix)
 
 
+@example(26067, "linear")  # a point 8e-7 voxels beyond the outer edge, which ITK takes as within
 @given(seeds, st.sampled_from(["linear", "nearest"]))
 @settings(max_examples=60, deadline=None)
 def test_agrees_with_simpleitk_on_random_grids(seed: int, mode: str) -> None:
@@ -176,8 +177,14 @@ def test_agrees_with_simpleitk_on_random_grids(seed: int, mode: str) -> None:
     like = to_sitk(Volume(torch.zeros((1, *target.shape), dtype=torch.float64), target))
     theirs = sitk.Resample(to_sitk(volume), like, sitk.Transform(), kind, -5000.0)
     want = sitk.GetArrayFromImage(theirs)
-    # On the outer edge, or half way between voxels, rounding decides; random points miss it.
-    assert np.abs(got - want).max() < 1e-5
+    # Half way between voxels rounding decides, and random points miss it; on the outer edge ITK is
+    # lenient by 1e-6 voxels.
+    axes = [torch.arange(n, dtype=torch.float64) for n in target.shape]
+    at = source.index(target.mm(torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)))
+    ends = torch.tensor(source.shape) - 0.5
+    on_edge = (torch.minimum((at + 0.5).abs(), (at - ends).abs()) < 1e-5).any(-1).numpy()
+    assert on_edge.sum() <= 1
+    assert np.abs(got - want)[~on_edge].max() < 1e-5
 
 
 # ---- there and back ----------------------------------------------------------------------------

@@ -381,6 +381,26 @@ def test_a_worker_that_is_killed_is_said_to_be(tmp_path: Path) -> None:
     assert (whole.epochs, whole.score) == (alone.epochs, alone.score), "and it went on from there"
 
 
+def test_a_worker_may_be_killed_while_the_network_learns(tmp_path: Path) -> None:
+    """Not only while its batch is waited for."""
+
+    def batch(step: TrainStep) -> Points:
+        if step.step == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return points(step)
+
+    def loss(called: nn.Module, batch: Points) -> dict[str, Tensor]:
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            time.sleep(0.01)
+        raise AssertionError("it was not told")
+
+    stage = replace(norms_stage(), batch=batch, loss=loss)
+    with pytest.raises(ResourceError, match="stage 'norms', epoch 0") as error:
+        fit(stage, Run(folder=tmp_path, device=CPU, workers=1))
+    assert error.value.code == "worker-killed"
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_what_goes_wrong_in_a_batch_stays_what_it_is(tmp_path: Path, workers: int) -> None:
     """A worker's error is the batch's own, not one of workers."""

@@ -7,18 +7,21 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ellipses import write_ellipse_dataset
 from kidseg.checkpoint import load_model, read_header
-from kidseg.config import PlainConfig, load
+from kidseg.config import MethodConfig, PlainConfig, load
+from kidseg.device import choose_device
 from kidseg.errors import InputError, ModelError, UsageError
 from kidseg.plan import Plan
 from kidseg.train import train
-from kidseg.train.run import CLOCKS
+from kidseg.train.run import CLOCKS, _workers
 
 TINY = (
     "view.size=32",
@@ -102,6 +105,39 @@ def test_the_same_seed_gives_the_same_model(data: Path, tmp_path: Path) -> None:
     )
     assert first == second != third
     assert len(digests) == 3
+
+
+@pytest.mark.parametrize("method", ["plain", "homogenized"])
+def test_workers_that_make_batches_change_no_bit(data: Path, tmp_path: Path, method: str) -> None:
+    """Of no stage; how many there were stands in the settings alone."""
+    overrides = TINY if method == "plain" else (*TINY, *POSE)
+    digests = []
+    for workers in (0, 2):
+        out = tmp_path / str(workers)
+        settings = [*overrides, f"workers={workers}"]
+        quick(data, out, method=method, overrides=settings)
+        digests.append(read_header(out / "model.safetensors")["tensors_sha256"])
+    assert digests[0] == digests[1]
+
+
+def test_as_many_workers_as_are_asked_for_and_by_default_none_on_the_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A GPU is fed by all cores but one, at most eight."""
+    cpu = choose_device("cpu", "fp32")
+    cuda = replace(cpu, torch=torch.device("cuda"))
+
+    def asked(workers: int | None, clock: str = "wall") -> MethodConfig:
+        return MethodConfig(workers=workers, budget_clock=clock)
+
+    assert [_workers(asked(wanted), cpu) for wanted in (None, 0, 3)] == [0, 0, 3]
+    for cores, expected in ((1, 0), (4, 3), (64, 8), (None, 0)):
+        monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
+        assert _workers(asked(None), cuda) == expected
+        assert _workers(asked(2), cuda) == 2
+        assert _workers(asked(None, "processor"), cuda) == 0, "they would not be counted"
+    with pytest.raises(ValueError, match="does not count workers"):
+        asked(1, "processor")
 
 
 def test_the_cases_may_be_named(data: Path, tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ class MethodConfig:
             time for this process, which other work on the same cores hardly lengthens.
         precision: "auto" is bf16 where the device computes with it, else fp32.
         workers: processes that make batches ahead; changes no bit of the result. None: none on the
-            CPU, else as many as there are other cores, at most 8.
+            CPU or by the processor's clock, else as many as there are other cores, at most 8.
         postprocess: of the result.
     """
 

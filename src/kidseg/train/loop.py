@@ -89,7 +89,7 @@ def fit(stage: Stage, run: Run) -> Fitted:
     Raises:
         ModelError: the loss is not finite; the message names epoch, step, losses and samples. Or
             the state to resume from is damaged.
-        ResourceError: the device is out of memory.
+        ResourceError: the device is out of memory; "worker-killed".
     """
     config, net = stage.config, stage.net.to(run.device)
     if run.world > 1:
@@ -109,18 +109,19 @@ def fit(stage: Stage, run: Run) -> Fitted:
         for module in frozen:
             module.train(False)
         losses = _Losses(stage.name, epoch)
-        for index, batch in enumerate(batches(stage, run, epoch)):
-            torch.manual_seed(_seed(run.seed, stage.name, epoch, index))
-            with _memory_named(run):
-                there = batch.to(run.device)
-                with _autocast(run):
-                    found = stage.loss(called, there)
-                losses.add(found, batch.names)
-                optimizer.zero_grad(set_to_none=True)
-                found["loss"].backward()  # type: ignore[no-untyped-call]
-            if config.optimizer.clip_norm is not None:
-                nn.utils.clip_grad_norm_(net.parameters(), config.optimizer.clip_norm)
-            optimizer.step()
+        with _workers_named(stage.name, epoch):
+            for index, batch in enumerate(batches(stage, run, epoch)):
+                torch.manual_seed(_seed(run.seed, stage.name, epoch, index))
+                with _memory_named(run):
+                    there = batch.to(run.device)
+                    with _autocast(run):
+                        found = stage.loss(called, there)
+                    losses.add(found, batch.names)
+                    optimizer.zero_grad(set_to_none=True)
+                    found["loss"].backward()  # type: ignore[no-untyped-call]
+                if config.optimizer.clip_norm is not None:
+                    nn.utils.clip_grad_norm_(net.parameters(), config.optimizer.clip_norm)
+                optimizer.step()
         means = losses.means()
         net.eval()
         with torch.no_grad():
@@ -166,27 +167,17 @@ def batches(stage: Stage, run: Run, epoch: int) -> Iterator[Batch]:
         return
     from torch.utils.data import DataLoader
 
-    try:
-        for made in DataLoader(
-            _Made(batch, stage.steps),
-            batch_size=None,
-            num_workers=run.workers,
-            # The workers take stages as they are; what they read is mapped into memory.
-            multiprocessing_context="fork",
-            prefetch_factor=2,
-        ):
-            if isinstance(made, _Refused):
-                raise made.kind(**made.words)
-            yield made
-    except RuntimeError as error:
-        # Of one that ended; an error within a worker bears these words, too.
-        if not str(error).startswith("DataLoader worker (pid"):
-            raise
-        raise ResourceError(
-            f"a worker that makes batches was killed in stage '{stage.name}', epoch {epoch}",
-            next_step="Most often memory ran out: set fewer workers; --resume goes on.",
-            code="worker-killed",
-        ) from error
+    for made in DataLoader(
+        _Made(batch, stage.steps),
+        batch_size=None,
+        num_workers=run.workers,
+        # The workers take stages as they are; what they read is mapped into memory.
+        multiprocessing_context="fork",
+        prefetch_factor=2,
+    ):
+        if isinstance(made, _Refused):
+            raise made.kind(**made.words)
+        yield made
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -408,6 +399,26 @@ class _memory_named(AbstractContextManager[None]):  # noqa: N801
                 f"not enough memory on {self.device}",
                 next_step="Set a smaller batch_size, or use precision bf16.",
                 code="out-of-memory",
+            ) from error
+
+
+class _workers_named(AbstractContextManager[None]):  # noqa: N801
+    """Turn the end of a worker into an error that says what to do.
+
+    torch raises it from a signal's handler, wherever this process is: in a forward pass, too.
+    """
+
+    def __init__(self, stage: str, epoch: int) -> None:
+        self.stage, self.epoch = stage, epoch
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        # What goes wrong within a worker bears the first of these words, too.
+        if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid"):
+            raise ResourceError(
+                f"a worker that makes batches was killed in stage '{self.stage}', epoch"
+                f" {self.epoch}",
+                next_step="Most often memory ran out: set fewer workers; --resume goes on.",
+                code="worker-killed",
             ) from error
 
 

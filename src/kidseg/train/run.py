@@ -20,7 +20,7 @@ from kidseg.checkpoint import save_model
 from kidseg.cohort.cohort import Cohort, gather_cohort
 from kidseg.cohort.subject import Subject
 from kidseg.cohort.training_range import training_range
-from kidseg.config import dump
+from kidseg.config import MethodConfig, dump
 from kidseg.device import Device, choose_device, tune_allocator
 from kidseg.distributed import broadcast, joined, local_device, rank
 from kidseg.errors import Finding, InputError, UsageError
@@ -120,7 +120,7 @@ def train(
             resume=resume,
             on_epoch=request.tell,
             clock=clock,
-            workers=_workers(config.workers, hardware),
+            workers=_workers(config, hardware),
         )
         fitted, seconds = _fitted(method, cohort, run, setup.tune, start)
         findings = [finding.as_dict() for finding in cohort.findings]
@@ -202,11 +202,15 @@ def _resumed(out: Path, setup: Setup) -> Setup:
     return replace(setup, start=out / _START, tune=note["tune"])
 
 
-def _workers(wanted: int | None, hardware: Device) -> int:
-    """Processes that make batches: none on the CPU, where they would take the network's cores."""
-    if wanted is not None:
-        return wanted
-    return 0 if hardware.torch.type == "cpu" else min(8, max(0, (os.cpu_count() or 1) - 1))
+def _workers(config: MethodConfig, hardware: Device) -> int:
+    """Processes that make batches: none on the CPU, where they would take the network's cores, and
+    none by the processor's clock, which does not count them.
+    """
+    if config.workers is not None:
+        return config.workers
+    if hardware.torch.type == "cpu" or config.budget_clock == "processor":
+        return 0
+    return min(8, max(0, (os.cpu_count() or 1) - 1))
 
 
 def _within(stage: Stage, budget_s: float | None, spent: float) -> Stage:
