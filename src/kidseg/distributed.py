@@ -38,6 +38,7 @@ def joined(device: torch.device) -> Iterator[None]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield
+        dist.barrier()  # one that left while others still talk to it would end them, and itself
     finally:
         dist.destroy_process_group()
 

@@ -237,7 +237,7 @@ def _pose_text(scan: Volume, result: Segmentation, k: int) -> list[str]:
     """How the slice lies in each step that turns or scales it, and the overlap that this brings."""
     lines = []
     for name, regions in result.progress.steps.items():
-        if name not in result.placement.outlines:
+        if name not in result.placement.outlines or not regions:
             continue
         grid = regions[0].grid.slices(k, k + 1)
         pose = in_plane_pose(grid, scan.grid.slices(k, k + 1))

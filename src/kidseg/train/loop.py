@@ -219,6 +219,7 @@ def freeze(net: nn.Module, trainable: Sequence[str] | None) -> list[nn.Module]:
         ValueError: no parameter is left to train.
     """
     if trainable is None:
+        net.requires_grad_(True)
         return []
     for name, parameter in net.named_parameters():
         parameter.requires_grad_(name.startswith(tuple(trainable)))
