@@ -34,6 +34,15 @@ class Method(Protocol):
 
     name: ClassVar[str]
 
+    def __init__(
+        self,
+        config: Any,
+        target: Target,
+        plan: Plan,
+        parts: Mapping[str, nn.Module],
+        device: Device,
+    ) -> None: ...
+
     @property
     def config(self) -> MethodConfig:
         """See the class."""

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from kidseg.checkpoint import INTENDED_USE
-from kidseg.device import tune_allocator
 from kidseg.errors import BatchError, Finding, InputError, KidsegError, UsageError
 from kidseg.geometry import Volume
 from kidseg.io import ReadOptions, read, save
@@ -85,7 +84,6 @@ def segment(
         BatchError: some of several scans failed; each is named. The error itself, if there was one
             scan.
     """
-    tune_allocator()
     out = Path(out)
     if reference is not None and not figures:
         raise UsageError(

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from kidseg.checkpoint import load_model
 from kidseg.cohort.subject import Subject, prepare
@@ -20,6 +21,8 @@ from kidseg.errors import Finding, ModelError, UsageError
 from kidseg.geometry import Grid, Volume, in_plane_pose
 from kidseg.labels import LabelSchema, Target
 from kidseg.methods import Method, method_named
+from kidseg.nets import PlannedUNet, UNet
+from kidseg.nets.folding import folded
 from kidseg.pipeline import Progress, Region, advance, decided, restore
 from kidseg.plan import Plan
 from kidseg.postprocess import least_volume_ml, remove_small
@@ -150,6 +153,9 @@ def load_predictor(model: str | Path, device: str = "auto") -> Predictor:
         for part, net in method.parts.items():
             net.load_state_dict(dict(file.parts[part]))
             net.eval().requires_grad_(False)
+        if hardware.precision == "bf16":
+            parts = {part: _narrowed(net) for part, net in method.parts.items()}
+            method = kind(config, target, plan, parts, hardware)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise _damaged(path, error) from error
     except UsageError as error:
@@ -163,6 +169,11 @@ def load_predictor(model: str | Path, device: str = "auto") -> Predictor:
         path=path,
         training_range=file.header.get("training_range"),
     )
+
+
+def _narrowed(net: nn.Module) -> nn.Module:
+    """A segmentation network with bfloat16 weights, batch norms folded; others as they are."""
+    return folded(net, torch.bfloat16) if isinstance(net, UNet | PlannedUNet) else net
 
 
 def _damaged(path: Path, error: Exception) -> ModelError:
