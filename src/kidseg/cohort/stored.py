@@ -168,10 +168,12 @@ def subject_of(case: StoredCase) -> Subject:
 
 
 def _counts(case: StoredCase) -> np.ndarray:
-    counts = np.zeros((case.grid.shape[0], 256), dtype=np.int64)
-    for label, slices in case.voxels_per_slice.items():
-        for k, voxels in slices.items():
+    slices, rows, columns = case.grid.shape
+    counts = np.zeros((slices, 256), dtype=np.int64)
+    for label, own in case.voxels_per_slice.items():
+        for k, voxels in own.items():
             counts[k, label] = voxels
+    counts[:, 0] = rows * columns - counts[:, 1:].sum(1)  # a store counts no background
     return counts
 
 
