@@ -368,8 +368,3 @@ def test_what_is_no_answer_is_refused() -> None:
     bad = flat(0.5, math.nan, 0.5)
     with pytest.raises(ModelError, match="of region 'left' are not finite in slice 0 of 6"):
         restore([region(bad, "left")], SCAN, KIDNEY_TUMOUR)
-
-
-def test_a_volume_alone_is_background_and_labels() -> None:
-    found = flat(0.2, 0.3, 0.5)
-    assert torch.equal(restore(found, SCAN).data, one(found, SCAN).data)

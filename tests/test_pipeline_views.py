@@ -6,23 +6,24 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cohorts import PLAN, make_cohort
+from cohorts import PLAN, TARGET, base_of, make_cohort
 from ellipses import make_ellipse_patient
 from kidseg.config import UNetConfig
 from kidseg.device import choose_device
 from kidseg.geometry import Grid, Slices, posed, resample
-from kidseg.intensity import AIR_HU
+from kidseg.intensity import AIR_HU, scalings
 from kidseg.nets import build
 from kidseg.pipeline import Planes, Progress, Region
 
 CPU = choose_device("cpu", "fp32")
-VIEW = Planes(channels=PLAN.channels, device=CPU)
+SCALINGS = scalings(torch.zeros(1, 1), PLAN.channels)  # of a CT: the same for all
+VIEW = Planes(scalings=[SCALINGS], padding=PLAN.padding, device=CPU)
 
 
 class Seen(nn.Module):
     """Keeps what it is shown; its logits are 0, the image and minus the image."""
 
-    def __init__(self, multiple: int | None = None) -> None:
+    def __init__(self, multiple: tuple[int, int] | None = None) -> None:
         super().__init__()
         self.images: list[Tensor] = []
         if multiple is not None:
@@ -35,7 +36,7 @@ class Seen(nn.Module):
 
 def predict(net: nn.Module, grid: Grid, seed: int = 0) -> Tensor:
     image = make_ellipse_patient(seed).image
-    found = VIEW.predict(net, Progress(image=image), Region(grid=grid))
+    found = VIEW.predict(net, TARGET, Progress(image=image), Region(grid=grid))
     assert found.grid is grid and found.data.dtype == torch.float32
     return found.data
 
@@ -67,14 +68,23 @@ def test_a_network_sees_what_the_view_shows_of_it() -> None:
     torch.testing.assert_close(found, logits.softmax(1).transpose(0, 1))
 
 
-@pytest.mark.parametrize("multiple", [None, 1, 8, 5])
-def test_sides_are_padded_to_what_the_network_takes_and_cut_back(multiple: int | None) -> None:
+@pytest.mark.parametrize("multiple", [None, (1, 1), (8, 8), (5, 5), (4, 9), (8, 1)])
+def test_sides_are_padded_to_what_the_network_takes_and_cut_back(
+    multiple: tuple[int, int] | None,
+) -> None:
     """20 x 27 pixels; of its border, repeated: the same answer as without."""
     net, grid = Seen(multiple), turned((8, 20, 27))
     found = predict(net, grid)
     assert found.shape == (3, 8, 20, 27)
     (shown,) = net.images
-    wanted = {None: (20, 27), 1: (20, 27), 8: (24, 32), 5: (20, 30)}[multiple]
+    wanted = {
+        None: (20, 27),
+        (1, 1): (20, 27),
+        (8, 8): (24, 32),
+        (5, 5): (20, 30),
+        (4, 9): (20, 27),
+        (8, 1): (24, 27),
+    }[multiple]
     assert shown.shape == (8, 1, *wanted)
     rows, columns = (
         torch.arange(n).clamp(max=m - 1) for n, m in zip(wanted, (20, 27), strict=True)
@@ -87,7 +97,7 @@ def test_sides_are_padded_to_what_the_network_takes_and_cut_back(multiple: int |
 def test_a_unet_takes_any_side() -> None:
     """Its sides must be multiples of 8; where they are, nothing is added."""
     net = build(UNetConfig(size=64, features=4), 1, 3, seed=0).eval()
-    assert net.multiple == 8
+    assert net.multiple == (8, 8)
     odd = predict(net, turned((8, 43, 50)))
     assert odd.shape == (3, 8, 43, 50)
     torch.testing.assert_close(odd.sum(0), torch.ones(8, 43, 50))
@@ -101,12 +111,12 @@ def test_a_unet_takes_any_side() -> None:
 def test_probabilities_are_those_of_the_network_in_any_number_of_slices() -> None:
     subject = make_cohort(1, 1).training[0]
     net = build(UNetConfig(size=64, features=4), 1, 3, seed=0).eval()
-    progress = Progress(image=subject.image)
-    whole = VIEW.predict(net, progress, Region(grid=subject.base))
+    base, progress = base_of(subject), Progress(image=subject.image)
+    whole = VIEW.predict(net, TARGET, progress, Region(grid=base))
     assert whole.data.shape == (3, 8, 48, 48)
     torch.testing.assert_close(whole.data.sum(0), torch.ones(8, 48, 48))
-    one = VIEW.predict(net, progress, Region(grid=subject.base.slices(3, 4)))
+    one = VIEW.predict(net, TARGET, progress, Region(grid=base.slices(3, 4)))
     torch.testing.assert_close(one.data[:, 0], whole.data[:, 3], atol=1e-5, rtol=1e-4)
-    many = VIEW.predict(net, progress, Region(grid=subject.base.resized((37, 48, 48))))
+    many = VIEW.predict(net, TARGET, progress, Region(grid=base.resized((37, 48, 48))))
     assert many.data.shape == (3, 37, 48, 48), "more than are shown at once"
     torch.testing.assert_close(many.data.sum(0), torch.ones(37, 48, 48))
