@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cohorts import PLAN, material_of
-from ellipses import make_ellipse_patient, write_ellipse_dataset
+from ellipses import in_fine_pixels, make_ellipse_patient, write_ellipse_dataset
 from kidseg.cases import Dataset, open_dataset
 from kidseg.cohort.cohort import gather_cohort
 from kidseg.cohort.stored import (
@@ -198,13 +198,23 @@ def test_a_store_of_other_settings_is_refused(stores: dict[str, Store]) -> None:
         check_store(full, fits, None)
 
 
-def test_one_case_of_finer_pixels_is_refused_by_its_name(
-    stores: dict[str, Store],
-) -> None:
-    """Where the first case fits, whoever gathers the others is told which does not."""
-    with pytest.raises(InputError, match="blocks of 2 x 2 pixels") as error:
-        gather_cohort(stores["blocks"], CohortConfig(), replace(BLOCKS, pixel_mm=4.0))
-    assert (error.value.code, error.value.path) == ("too-coarse", "ellipse_000")
+def test_one_case_that_does_not_fit_is_named_before_anything_is_read(tmp_path: Path) -> None:
+    """Scans of 4 and 2 mm, seen with 4 mm: the first fits finer settings, the second does not."""
+    root = tmp_path / "data"
+    write_ellipse_dataset(root, 2)
+    fine = in_fine_pixels(make_ellipse_patient(1), 2)
+    save(fine.image, root / "imagesTr" / "ellipse_001_0000.nii.gz", overwrite=True)
+    save(fine.labels, root / "labelsTr" / "ellipse_001.nii.gz", overwrite=True)
+    store = built(open_dataset(root), tmp_path / "store", material=Material(pixel_mm=4.0))
+    assert {case.grid.shape for case in store.cases} == {(8, 64, 64)}
+    check_store(store, Material(pixel_mm=4.0), None)
+    finer = Material(pixel_mm=2.0)
+    with pytest.raises(UsageError, match="'ellipse_001' averaged over 2 x 2") as error:
+        check_store(store, finer, None)
+    assert error.value.code == "store-of-other-settings"
+    with pytest.raises(InputError, match="blocks of 2 x 2 pixels") as late:
+        gather_cohort(store, CohortConfig(), finer)
+    assert (late.value.code, late.value.path) == ("too-coarse", "ellipse_001")
 
 
 def test_a_store_of_other_contents_is_refused(data: Dataset, tmp_path: Path) -> None:

@@ -125,11 +125,12 @@ def check_store(store: Store, material: Material, cyst: CystAs | None) -> None:
         for name, value in wanted.items()
         if found[name] != value
     ]
-    odd += [
+    coarse = [
         f"case '{case.id}' averaged over {had} x {had} pixels, not {factor} x {factor}"
-        for case in store.cases[:1]
+        for case in store.cases
         if (had := _factor(case)) not in (1, factor := material.factor(case.original))
     ]
+    odd += coarse[:1]
     if odd:
         raise UsageError(
             f"the store was made with {'; '.join(odd)}",

@@ -124,8 +124,9 @@ def make_store(
     `train` takes the store in place of the data set, as often as you like, with any method and
     settings that ask for the same pixels or, of a store of the scans' own (`full`), for any; and
     gives the bits it gives with the files. There it needs torch, numpy, safetensors, pydantic and
-    tomli_w, and nothing that reads scans (with `augment` "nnunet" batchgeneratorsv2, too). What is
-    split into training and validation, and planned, is split and planned here.
+    tomli_w, and nothing that reads scans (with `augment` "nnunet" batchgeneratorsv2, too; and scipy
+    where masks or coarser pixels are made of a store that lacks them). What is split into training
+    and validation, and planned, is split and planned here.
 
     A build that was interrupted goes on. Arguments as for `kidseg.train.train`; with `full` the
     store keeps the scans' own pixels and no masks, and serves all methods and resolutions.
