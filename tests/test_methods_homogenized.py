@@ -300,7 +300,7 @@ def test_the_crop_is_learned_and_covers(cohort: Cohort, tmp_path: Path) -> None:
     grid = crop.locate(scene, scene.start)
     assert grid.shape == (8, 24, 24)
     box = crop.boxes(scene, scene.start)
-    wide = float(box.half[0, 0]) * (1 + LOCALIZER.margin)
+    wide = float(box.half[0, 0].detach()) * (1 + LOCALIZER.margin)
     ratio = float(grid.spacing_mm[0, 2] * 24) / float(scene.start.spacing_mm[0, 2] * 48)
     assert ratio == pytest.approx(min(1.0, wide), rel=1e-5)
 
