@@ -56,9 +56,10 @@ def measure(kind: str, at_once: int, options: argparse.Namespace) -> dict[str, A
     import torch
 
     from kidseg import nets
-    from kidseg.config import Topology, UNetConfig
+    from kidseg.config import UNetConfig
     from kidseg.device import tune_allocator
     from kidseg.nets.folding import folded
+    from kidseg.topology import Topology
 
     tune_allocator()
     config = UNetConfig(size=options.size, features=options.features)

@@ -28,7 +28,8 @@ from kidseg.body import Moments, normalized
 from kidseg.cases import open_dataset
 from kidseg.cases.reading import CaseReader
 from kidseg.cohort.cohort import Cohort
-from kidseg.cohort.subject import Subject, masks_at, prepare
+from kidseg.cohort.frame import frame
+from kidseg.cohort.subject import Subject, masks_on, prepare
 from kidseg.config import (
     CohortConfig,
     HomogenizedConfig,
@@ -39,10 +40,12 @@ from kidseg.config import (
     preset,
 )
 from kidseg.geometry import Grid, Volume
+from kidseg.labels import Target
 from kidseg.losses import soft_dice
 from kidseg.methods.homogenized.pose_stage import PoseTransformer, registered
 from kidseg.methods.homogenized.reference import Reference, chosen, start_grid
 from kidseg.methods.homogenized.scene import MASKS
+from kidseg.methods.homogenized.system_a import Homogenized
 from kidseg.nets import build
 from kidseg.nets.stn import pose_outputs
 from kidseg.phantom import make_patient, write_patients
@@ -161,8 +164,7 @@ def ways(paper_size: int) -> dict[str, PoseConfig]:
 def made(name: str, cohort: Cohort, options: argparse.Namespace) -> Way:
     """A way, trained if it learns."""
     config = ways(options.paper_size)[name]
-    reference = Reference(config)
-    reference.adopt(chosen(cohort.training, None), config, VIEW)
+    reference = adopted(config, cohort)
     # Everything is measured alike: body and bone, at matching heights, at one resolution.
     seen = replace(
         config,
@@ -170,14 +172,13 @@ def made(name: str, cohort: Cohort, options: argparse.Namespace) -> Way:
         target="body+bone",
         localizer=replace(config.localizer, size=SIDE),
     )
-    judge = Reference(seen)
-    judge.adopt(chosen(cohort.training, None), seen, VIEW)
+    judge = adopted(seen, cohort)
     if name == "untouched":
         return Way(seen, judge, lambda p: as_it_lies(p.subject, judge))
     if name.startswith("moments"):
-        return Way(seen, judge, lambda p: start_grid(p.subject, config, judge, SIDE))
+        return Way(seen, judge, lambda p: start_of(p.subject, config, judge, cohort.plan))
     if name.startswith("bound"):
-        return Way(seen, judge, lambda p: teacher(p.subject, config, reference))
+        return Way(seen, judge, lambda p: teacher(p.subject, config, reference, cohort.plan))
     pose = fresh(config, reference, cohort)
     folder = options.out / "runs" / name.replace(" ", "-")
     trained = folder / "net.pt"
@@ -202,21 +203,37 @@ def fresh(config: PoseConfig, reference: Reference, cohort: Cohort) -> PoseTrans
         net=build(config.localizer, inputs, outputs, seed=0),
         config=config,
         reference=reference,
-        size=SIDE,
-        channels=cohort.plan.channels,
+        base=lambda subject: base_of(subject, cohort.plan),
     )
 
 
-def teacher(subject: Subject, config: PoseConfig, reference: Reference) -> Grid:
-    return registered([subject], [start_grid(subject, config, reference, SIDE)], config, reference)[
-        0
-    ]
+def base_of(subject: Subject, made_plan: Plan) -> Grid:
+    return frame(subject, VIEW, made_plan, MULTIPLE).base
+
+
+def start_of(subject: Subject, config: PoseConfig, reference: Reference, made_plan: Plan) -> Grid:
+    return start_grid(subject, base_of(subject, made_plan), config, reference)
+
+
+def adopted(config: PoseConfig, cohort: Cohort) -> Reference:
+    """The medoid of the training patients as the reference."""
+    bases = [base_of(subject, cohort.plan) for subject in cohort.training]
+    number = chosen(cohort.training, bases, None)
+    reference = Reference(config)
+    reference.adopt(cohort.training[number], bases[number], config)
+    return reference
+
+
+def teacher(subject: Subject, config: PoseConfig, reference: Reference, made_plan: Plan) -> Grid:
+    start = start_of(subject, config, reference, made_plan)
+    return registered([subject], [start], config, reference)[0]
 
 
 def as_it_lies(subject: Subject, reference: Reference) -> Grid:
     """Centred on the body, in the reference's field, neither turned nor scaled."""
     radii = reference.radii_mm
-    own = Moments(subject.body.centre_mm, torch.zeros(()).double(), radii)
+    assert subject.body is not None
+    own = Moments(subject.body.whole.centre_mm, torch.zeros(()).double(), radii)
     return brought(subject, own, reference)
 
 
@@ -244,7 +261,7 @@ def measured(patient: Patient, way: Way) -> dict[str, Any]:
     first, last = subject.labelled_or_all
     looked = grid.resized((grid.shape[0], SIDE, SIDE))
     count = MASKS[way.config.target]
-    masks = masks_at(subject, looked).data[:count].transpose(0, 1)[first : last + 1]
+    masks = masks_on(subject, looked)[first : last + 1, :count]
     levels = [way.reference.level(subject, k) for k in range(first, last + 1)]
     dice = soft_dice(masks, way.reference.targets(levels))
     spacing = grid.slicewise().spacing_mm[first : last + 1]
@@ -298,6 +315,7 @@ def training_cohort(options: argparse.Namespace) -> Cohort:
         training=tuple(subjects[: options.train]),
         validation=tuple(subjects[options.train :]),
         schema=data.schema,
+        target=Target.of_labels(data.schema),
         plan=made_plan,
         config=CohortConfig(),
     )
@@ -318,12 +336,13 @@ def subjects_in(folder: Path, made_plan: Plan) -> list[Subject]:
     out = []
     for case in data.cases:
         read = reader.read(case)
-        out.append(
-            prepare(
-                read.image, VIEW, made_plan, name=case.id, multiple=MULTIPLE, labels=read.labels
-            )
-        )
+        out.append(prepared(read.image, read.labels, case.id, made_plan))
     return out
+
+
+def prepared(scan: Volume, labels: Volume | None, name: str, made_plan: Plan) -> Subject:
+    material = Homogenized.material(HomogenizedConfig(view=VIEW), made_plan)
+    return prepare(scan, material, made_plan.channels, name=name, labels=labels)
 
 
 def write_once(folder: Path, patients: int, seed: int) -> None:
@@ -372,6 +391,7 @@ def paired_patients(options: argparse.Namespace, made_plan: Plan) -> dict[str, l
 
 def field_cut(patient: Patient, grid: Grid) -> tuple[slice, ...]:
     """The part of a scan that is left when a flank and some of the front lie outside the field."""
+    assert patient.subject.masks is not None
     there = patient.subject.masks.data[0].amax(0) > 127
     rows, columns = (there.any(axis).nonzero()[:, 0] for axis in (1, 0))
     # The image may be coarser than the scan.
@@ -395,9 +415,7 @@ def readied(
     scan: Volume, labels: Volume, truth: dict[str, Any], made_plan: Plan, index: int
 ) -> Patient:
     name = f"phantom_{index:04d}"
-    return Patient(
-        prepare(scan, VIEW, made_plan, name=name, multiple=MULTIPLE, labels=labels), truth
-    )
+    return Patient(prepared(scan, labels, name, made_plan), truth)
 
 
 def markdown(
@@ -460,15 +478,14 @@ def draw(
     from matplotlib.figure import Figure
 
     config = ways(options.paper_size)["default"]
-    reference = Reference(config)
-    reference.adopt(chosen(cohort.training, None), config, VIEW)
+    reference = adopted(config, cohort)
     pose = fresh(config, reference, cohort)
     kept = torch.load(options.out / "runs" / "default" / "net.pt", weights_only=True)
     pose.net.load_state_dict(kept["net"])
     pose.net.eval().requires_grad_(False)
     locates: dict[str, Locate] = {
         "as they lie": lambda s: as_it_lies(s, reference),
-        "moments": lambda s: start_grid(s, config, reference, SIDE),
+        "moments": lambda s: start_of(s, config, reference, cohort.plan),
         "learned": lambda s: pose.locate(pose.scene(s)),
     }
     figure = Figure(figsize=(15.0, 4.1), facecolor="white", layout="constrained")
@@ -479,7 +496,10 @@ def draw(
         for patient in patients:
             k = patient.subject.fullest
             grid = locate(patient.subject).slices(k, k + 1)
-            body, bone = masks_at(patient.subject, grid, k).data[:, 0].numpy()
+            masks = patient.subject.masks
+            assert masks is not None
+            shown = replace(patient.subject, masks=masks.slices(k, k + 1))
+            body, bone = masks_on(shown, grid)[0].numpy()
             bones += bone / len(patients)
             ax.contour(body, [0.5], colors=["#0072B2"], linewidths=0.6, alpha=0.45)
         ax.imshow(bones, cmap="Greys", vmin=0, vmax=0.6)

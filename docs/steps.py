@@ -16,9 +16,9 @@ from kidseg.body import body_mask, moments, normalized
 from kidseg.config import PhantomConfig
 from kidseg.geometry import Grid, Volume, resample
 from kidseg.intensity import AIR_HU
-from kidseg.labels import KIDNEY_TUMOUR
+from kidseg.labels import KIDNEY_TUMOUR, Target
 from kidseg.phantom import make_patient
-from kidseg.pipeline import restore
+from kidseg.pipeline import Region, restore
 from kidseg.segment.figure import Panel, draw_panels, frame_of
 
 SEED, INDEX = 6, 1
@@ -35,7 +35,8 @@ def draw(path: Path) -> None:
     crop = square_around(posed_labels, upright)
     hard = torch.stack([(labels.data[0] == n).float() for n in (0, *KIDNEY_TUMOUR.ids)])
     found = resample(Volume(hard, labels.grid), crop, fill=(1.0, 0.0, 0.0))
-    back = restore(found, scan.grid)
+    target = Target.of_labels(KIDNEY_TUMOUR)
+    back = restore([Region(grid=crop, found=found)], scan.grid, target)
 
     panels = [
         panel("the scan", scan, middle),

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from ellipses import make_ellipse_patient
 from kidseg.cohort.cohort import Cohort
-from kidseg.cohort.subject import prepare
-from kidseg.config import CohortConfig, ViewConfig
+from kidseg.cohort.frame import Frame, frame, pixel_mm
+from kidseg.cohort.subject import BodyMasks, Material, Subject, prepare
+from kidseg.config import CohortConfig, PoseConfig, ViewConfig
+from kidseg.geometry import Grid
 from kidseg.intensity import Normalisation, Statistics
-from kidseg.labels import KIDNEY_TUMOUR
+from kidseg.labels import KIDNEY_TUMOUR, Target
+from kidseg.methods.homogenized.reference import Reference, start_grid
 from kidseg.plan import Configuration, Plan, Topology
 
 VIEW = ViewConfig(size=48)
+MULTIPLE = 8
+TARGET = Target.of_labels(KIDNEY_TUMOUR)
 
 PLAN = Plan(
     channels=(
@@ -43,6 +48,32 @@ PLAN = Plan(
 )
 
 
+def material_of(view: ViewConfig = VIEW, plan: Plan = PLAN) -> Material:
+    """What a slice-wise method asks for, with masks of body and bone."""
+    masks = BodyMasks(
+        bone_hu=view.bone_hu,
+        bone_least_ml=view.bone_least_ml,
+        bone_blur_mm=view.bone_blur_mm,
+    )
+    return Material(pixel_mm=pixel_mm(view, plan), masks=masks)
+
+
+def frame_of(subject: Subject, view: ViewConfig = VIEW, plan: Plan = PLAN) -> Frame:
+    return frame(subject, view, plan, MULTIPLE)
+
+
+def base_of(subject: Subject, view: ViewConfig = VIEW, plan: Plan = PLAN) -> Grid:
+    return frame_of(subject, view, plan).base
+
+
+def whole_of(subject: Subject, view: ViewConfig = VIEW, plan: Plan = PLAN) -> Grid:
+    return frame_of(subject, view, plan).whole
+
+
+def start_of(subject: Subject, config: PoseConfig, reference: Reference) -> Grid:
+    return start_grid(subject, base_of(subject), config, reference)
+
+
 def make_cohort(training: int = 5, validation: int = 2, view: ViewConfig = VIEW) -> Cohort:
     subjects = []
     for seed in range(training + validation):
@@ -50,10 +81,9 @@ def make_cohort(training: int = 5, validation: int = 2, view: ViewConfig = VIEW)
         subjects.append(
             prepare(
                 patient.image,
-                view,
-                PLAN,
+                material_of(view),
+                PLAN.channels,
                 name=f"ellipse_{seed:03d}",
-                multiple=8,
                 labels=patient.labels,
             )
         )
@@ -61,6 +91,7 @@ def make_cohort(training: int = 5, validation: int = 2, view: ViewConfig = VIEW)
         training=tuple(subjects[:training]),
         validation=tuple(subjects[training:]),
         schema=KIDNEY_TUMOUR,
+        target=TARGET,
         plan=PLAN,
         config=CohortConfig(),
     )

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +18,7 @@ from kidseg.io import save
 
 SIZE, SLICES = 64, 8
 PIXEL_MM, SLICE_MM = 4.0, 10.0
+LABELS = {"background": 0, "kidney": 1, "tumour": 2}
 
 
 @dataclass(frozen=True)
@@ -68,21 +72,68 @@ def make_ellipse_patient(
     )
 
 
-def write_ellipse_dataset(root: Path, count: int, *, seed: int = 0) -> dict[str, EllipsePatient]:
-    """An nnU-Net data set of such patients; {case id: patient}."""
+def in_fine_pixels(patient: EllipsePatient, times: int) -> EllipsePatient:
+    """Each pixel as `times` x `times` of other values; their labels, too, are mixed at edges."""
+    random = np.random.default_rng(times)
+    fine = patient.image.data[0].numpy().repeat(times, 1).repeat(times, 2)
+    fine = fine + random.normal(0, 20, fine.shape).round().astype(np.int16)
+    labels = patient.labels.data[0].numpy().repeat(times, 1).repeat(times, 2)
+    labels = np.roll(labels, 1, axis=(1, 2))
+    pixel_mm = PIXEL_MM / times
+    grid = Grid.from_spacing(fine.shape, (SLICE_MM, pixel_mm, pixel_mm))
+    return replace(
+        patient,
+        image=Volume(torch.from_numpy(fine)[None], grid),
+        labels=Volume(torch.from_numpy(labels.copy())[None], grid),
+    )
+
+
+def in_two_channels(patient: EllipsePatient, gain: float) -> EllipsePatient:
+    """As if of an MR: 0 around the body, and two channels in units of the scanner's own."""
+    hu = patient.image.data.float()
+    inside = hu > -500
+    t1, t2 = (hu + 400).clamp(50, 1000), (700 - hu).clamp(50, 1000)
+    data = torch.cat([t1, t2]) * inside * gain
+    return replace(patient, image=Volume(data.round().to(torch.int16), patient.image.grid))
+
+
+def write_ellipse_dataset(
+    root: Path,
+    count: int,
+    *,
+    seed: int = 0,
+    fine: int = 1,
+    channels: Sequence[str] = ("CT",),
+    tells: Mapping[str, Any] = MappingProxyType({"labels": LABELS}),
+) -> dict[str, EllipsePatient]:
+    """An nnU-Net data set of such patients; {case id: patient}.
+
+    Args:
+        root: folder to make.
+        count: patients.
+        seed: other patients.
+        fine: pixels become so many along each side, with noise of their own.
+        channels: "CT", or two of an MR, each patient with a gain of its own.
+        tells: what dataset.json says beside; its labels.
+    """
     (root / "imagesTr").mkdir(parents=True)
     (root / "labelsTr").mkdir()
     patients = {}
     for k in range(count):
         name = f"ellipse_{k:03d}"
-        patients[name] = make_ellipse_patient(1000 * seed + k)
-        save(patients[name].image, root / "imagesTr" / f"{name}_0000.nii.gz")
-        save(patients[name].labels, root / "labelsTr" / f"{name}.nii.gz")
+        patient = make_ellipse_patient(1000 * seed + k)
+        patient = in_fine_pixels(patient, fine) if fine > 1 else patient
+        patient = in_two_channels(patient, 1.0 + 0.7 * k) if len(channels) > 1 else patient
+        patients[name] = patient
+        for number, data in enumerate(patient.image.data):
+            channel = Volume(data[None], patient.image.grid)
+            save(channel, root / "imagesTr" / f"{name}_{number:04d}.nii.gz")
+        save(patient.labels, root / "labelsTr" / f"{name}.nii.gz")
     content = {
-        "channel_names": {"0": "CT"},
-        "labels": {"background": 0, "kidney": 1, "tumour": 2},
+        "channel_names": {str(number): channel for number, channel in enumerate(channels)},
         "numTraining": count,
         "file_ending": ".nii.gz",
+        **tells,
     }
     (root / "dataset.json").write_text(json.dumps(content))
     return patients

@@ -232,8 +232,10 @@ def test_store_reads_a_data_set_once_for_training(patients: Path, tmp_path: Path
     used = answer["cases"]
     assert len(used["training"]) + len(used["validation"]) == len(list(out.glob("cases/*")))
     assert json.loads(run(*command).stdout) == answer  # a finished store is left as it is
-    refused = run("train", out, "-o", tmp_path / "run", "--set", "view.size=64", check=2)
-    assert "view.size" in refused.stderr
+    settings = ("--preset", "demo", "--set", "view.bone_hu=190.0")
+    refused = run("train", out, "-o", tmp_path / "run", *settings, check=2)
+    assert "bone_hu" in refused.stderr and "--full" in refused.stderr
+    assert not (tmp_path / "run" / "config.toml").exists()
 
 
 def test_a_warning_is_a_line_for_people(patients: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from cohorts import make_cohort
+from cohorts import base_of, make_cohort
 from kidseg.cohort.batch import Labelled, drawn_labels, join, picked
 from kidseg.geometry import Grid, Volume, resample
 
@@ -15,14 +15,14 @@ DRAWN = [(1, 4), (0, 3), (1, 2)]
 
 def test_drawn_labels_are_those_of_each_case() -> None:
     cohort = make_cohort(2, 1)
-    grids = [subject.base.slicewise() for subject in cohort.training]
+    grids = [base_of(subject).slicewise() for subject in cohort.training]
     found = drawn_labels(cohort.training, DRAWN, picked(grids, DRAWN))
     assert found.valid is None
     assert found.labels.data.dtype == torch.uint8
     for row, (case, k) in enumerate(DRAWN):
         subject = cohort.training[case]
         assert subject.labels is not None
-        own = resample(subject.labels, subject.base, mode="nearest").data[0, k]
+        own = resample(subject.labels, base_of(subject), mode="nearest").data[0, k]
         assert torch.equal(found.labels.data[0, row], own) and own.any()
 
 
@@ -30,14 +30,14 @@ def test_pixels_that_do_not_count_are_those_of_their_case() -> None:
     """One case ignores some of its pixels, the other none."""
     cohort = make_cohort(2, 1)
     first, second = cohort.training
-    data = torch.zeros((1, *second.whole.shape), dtype=torch.bool)
+    data = torch.zeros((1, *second.image.grid.shape), dtype=torch.bool)
     data[:, 4, 20:30] = True
-    marked = replace(second, ignore=Volume(data, second.whole))
-    grids = [first.base.slicewise(), second.base.slicewise()]
+    marked = replace(second, ignore=Volume(data, second.image.grid))
+    grids = [base_of(subject).slicewise() for subject in (first, second)]
     found = drawn_labels((first, marked), DRAWN, picked(grids, DRAWN))
     assert found.valid is not None and found.valid.shape == (3, 48, 48)
     assert found.valid[1:].all(), "another case, and another slice of the same"
-    own = resample(marked.ignore, second.base, mode="nearest").data[0, 4]  # type: ignore[arg-type]
+    own = resample(marked.ignore, base_of(second), mode="nearest").data[0, 4]  # type: ignore[arg-type]
     assert torch.equal(found.valid[0], ~own) and own.any() and not own.all()
 
 

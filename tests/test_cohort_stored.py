@@ -10,27 +10,37 @@ from pathlib import Path
 import pytest
 import torch
 
-from cohorts import PLAN, VIEW
-from ellipses import make_ellipse_patient, write_ellipse_dataset
+from cohorts import PLAN, material_of
+from ellipses import in_fine_pixels, make_ellipse_patient, write_ellipse_dataset
 from kidseg.cases import Dataset, open_dataset
 from kidseg.cohort.cohort import gather_cohort
-from kidseg.cohort.stored import SubjectRecipe, check_view, schema_of_store, subject_of
-from kidseg.cohort.subject import Subject, prepare
-from kidseg.config import CohortConfig, ViewConfig
+from kidseg.cohort.stored import (
+    SubjectRecipe,
+    check_store,
+    schema_of_store,
+    subject_of,
+    target_of_store,
+)
+from kidseg.cohort.subject import Material, Subject, prepare
+from kidseg.config import CohortConfig
 from kidseg.errors import InputError, KidsegError, UsageError
 from kidseg.geometry import Grid, Volume
 from kidseg.io import save
+from kidseg.labels import KIDNEY_TUMOUR, Target
 from kidseg.plan import Plan
 from kidseg.store import Store, build_store, open_store
 
-MULTIPLE = 8
+MATERIAL = material_of()
+BLOCKS = replace(MATERIAL, pixel_mm=8.0)
+FULL = Material()
 # The stored plan says which case trains.
 ONE_TRAINS = replace(PLAN, training=("ellipse_000",))
 
 
-def built(data: Dataset, path: Path, plan: Plan = ONE_TRAINS) -> Store:
-    recipe = SubjectRecipe.of_dataset(data, plan, VIEW, multiple=MULTIPLE)
-    return build_store(data, plan, path, content=recipe)
+def built(
+    data: Dataset, path: Path, plan: Plan = ONE_TRAINS, material: Material = MATERIAL
+) -> Store:
+    return build_store(data, plan, path, content=SubjectRecipe.of_dataset(data, plan, material))
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +53,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 @pytest.fixture(scope="module")
 def store(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Store:
     return built(data, tmp_path_factory.mktemp("stores") / "store")
+
+
+@pytest.fixture(scope="module")
+def stores(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Store]:
+    """Of the scans' own pixels, of blocks of 2 x 2, and of these without masks."""
+    root = tmp_path_factory.mktemp("stores")
+    kinds = {"full": FULL, "blocks": BLOCKS, "bare": replace(BLOCKS, masks=None)}
+    return {name: built(data, root / name, material=kind) for name, kind in kinds.items()}
 
 
 def code_of(action: Callable[[], object]) -> str:
@@ -64,30 +82,65 @@ def assert_same_grid(a: Grid, b: Grid) -> None:
 
 
 def assert_same_subject(a: Subject, b: Subject) -> None:
-    assert a.id == b.id
+    assert (a.id, a.scalings) == (b.id, b.scalings)
     for name in ("image", "masks", "labels", "ignore"):
         assert_same_volume(getattr(a, name), getattr(b, name))
-    assert_same_grid(a.base, b.base)
-    assert_same_grid(a.whole, b.whole)
-    for name in ("body", "body_per_slice"):
+    assert a.counts.shape == b.counts.shape and (a.counts == b.counts).all()
+    assert (a.body is None) == (b.body is None)
+    if a.body is None or b.body is None:
+        return
+    assert a.body.box == b.body.box
+    for name in ("whole", "per_slice"):
         for part in ("centre_mm", "angle_rad", "radii_mm"):
-            x, y = (getattr(getattr(s, name), part) for s in (a, b))
+            x, y = (getattr(getattr(body, name), part) for body in (a.body, b.body))
             assert x.dtype == y.dtype and torch.equal(x.isnan(), y.isnan())
             assert torch.equal(x.nan_to_num(), y.nan_to_num())
 
 
+def made(seed: int, material: Material) -> Subject:
+    patient = make_ellipse_patient(seed)
+    return prepare(
+        patient.image,
+        material,
+        PLAN.channels,
+        name=f"ellipse_{seed:03d}",
+        labels=patient.labels,
+    )
+
+
 def test_a_stored_subject_is_the_one_made_in_memory(store: Store) -> None:
-    cohort = gather_cohort(store, CohortConfig())
+    cohort = gather_cohort(store, CohortConfig(), MATERIAL)
     assert [s.id for s in cohort.training] == ["ellipse_000"]
     assert [s.id for s in cohort.validation] == ["ellipse_001"]
     assert cohort.plan == ONE_TRAINS and cohort.schema.names == {1: "kidney", 2: "tumour"}
+    assert cohort.target == target_of_store(store) == Target.of_labels(KIDNEY_TUMOUR)
+    assert_same_volume(cohort.masks[0], cohort.training[0].masks)
+    assert len(cohort.masks) == 1
     for seed, stored in enumerate((*cohort.training, *cohort.validation)):
-        patient = make_ellipse_patient(seed)
-        name = f"ellipse_{seed:03d}"
-        made = prepare(
-            patient.image, VIEW, PLAN, name=name, multiple=MULTIPLE, labels=patient.labels
-        )
-        assert_same_subject(stored, made)
+        assert_same_subject(stored, made(seed, MATERIAL))
+
+
+@pytest.mark.parametrize("kind", ["full", "blocks", "bare"])
+@pytest.mark.parametrize("masks", [True, False])
+def test_what_a_store_lacks_is_made_of_it(stores: dict[str, Store], kind: str, masks: bool) -> None:
+    """Coarser pixels, masks of the body: the bits that the files would give."""
+    wanted = BLOCKS if masks else replace(BLOCKS, masks=None)
+    check_store(stores[kind], wanted, None)
+    cohort = gather_cohort(stores[kind], CohortConfig(), wanted)
+    for seed, stored in enumerate((*cohort.training, *cohort.validation)):
+        there = stored if masks else replace(stored, masks=None)
+        assert_same_subject(there, made(seed, wanted))
+
+
+def test_counts_are_those_of_the_stored_labels(stores: dict[str, Store]) -> None:
+    """The store keeps them apart from the labels."""
+    for store in stores.values():
+        for case in store.cases:
+            subject = subject_of(case)
+            assert subject.labels is not None
+            again = replace(subject, counts=subject.counts[:0])
+            assert again.counts.shape == subject.counts.shape == (8, 256)
+            assert (again.counts == subject.counts).all()
 
 
 def test_slices_without_a_body_and_voxels_that_do_not_count(tmp_path: Path) -> None:
@@ -102,35 +155,75 @@ def test_slices_without_a_body_and_voxels_that_do_not_count(tmp_path: Path) -> N
     content = json.loads((root / "dataset.json").read_text())
     content["labels"]["ignore"] = 3
     (root / "dataset.json").write_text(json.dumps(content))
-    store = built(open_dataset(root), tmp_path / "store")
-    made = prepare(
-        image, VIEW, PLAN, name="ellipse_000", multiple=MULTIPLE, labels=labels, ignore_label=3
+    opened = open_dataset(root)
+    store = built(opened, tmp_path / "store")
+    wanted = prepare(
+        image, MATERIAL, PLAN.channels, name="ellipse_000", labels=labels, ignore_label=3
     )
-    assert made.ignore is not None and made.ignore.data.any()
-    assert made.body_per_slice.radii_mm[0].isnan().all()
-    assert_same_subject(subject_of(store.cases[0]), made)
+    assert wanted.ignore is not None and wanted.ignore.data.any()
+    assert wanted.body is not None and wanted.body.per_slice.radii_mm[0].isnan().all()
+    assert_same_subject(subject_of(store.cases[0]), wanted)
+    full = built(opened, tmp_path / "full", material=FULL)
+    blocks = prepare(
+        image, BLOCKS, PLAN.channels, name="ellipse_000", labels=labels, ignore_label=3
+    )
+    assert blocks.ignore is not None and blocks.ignore.data.any()
+    (adapted,) = gather_cohort(full, CohortConfig(), BLOCKS).training
+    assert_same_subject(adapted, blocks)
 
 
-def test_a_store_of_another_window_is_refused(store: Store) -> None:
-    check_view(store, VIEW, None, multiple=MULTIPLE)
-    wider = replace(VIEW, size=56)
-    for action in (
-        lambda: check_view(store, wider, None, multiple=MULTIPLE),
-        lambda: check_view(store, VIEW, "kidney", multiple=MULTIPLE),
-        lambda: check_view(store, VIEW, None, multiple=16),
+def test_a_store_of_other_settings_is_refused(stores: dict[str, Store]) -> None:
+    """Finer pixels, other blocks, another bone; cysts that count as something else."""
+    blocks, full = stores["blocks"], stores["full"]
+    assert BLOCKS.masks is not None
+    other = replace(BLOCKS, masks=replace(BLOCKS.masks, bone_hu=200.0))
+    finer, coarser = replace(BLOCKS, pixel_mm=4.0), replace(BLOCKS, pixel_mm=13.0)
+    for store, material, cyst in (
+        (blocks, finer, None),
+        (blocks, coarser, None),
+        (blocks, FULL, None),
+        (blocks, other, None),
+        (blocks, BLOCKS, "kidney"),
+        (full, BLOCKS, "kidney"),
     ):
-        assert code_of(action) == "store-of-other-settings"
-    with pytest.raises(UsageError, match=r"view\.size = 48, not 56"):
-        check_view(store, wider, None, multiple=MULTIPLE)
+        assert code_of(lambda: check_store(store, material, cyst)) == "store-of-other-settings"  # noqa: B023
+    with pytest.raises(UsageError, match=r"averaged over 2 x 2 pixels, not 1 x 1") as error:
+        check_store(blocks, finer, None)
+    assert "--full" in (error.value.next_step or "") and error.value.path == str(blocks.path)
+    with pytest.raises(UsageError, match=r'"bone_hu": 220.0.*not .*"bone_hu": 200.0'):
+        check_store(blocks, other, None)
+    for fits in (BLOCKS, replace(BLOCKS, pixel_mm=11.9), replace(BLOCKS, masks=None)):
+        check_store(blocks, fits, None)
+    for fits in (BLOCKS, finer, coarser, other, FULL):
+        check_store(full, fits, None)
+
+
+def test_one_case_that_does_not_fit_is_named_before_anything_is_read(tmp_path: Path) -> None:
+    """Scans of 4 and 2 mm, seen with 4 mm: the first fits finer settings, the second does not."""
+    root = tmp_path / "data"
+    write_ellipse_dataset(root, 2)
+    fine = in_fine_pixels(make_ellipse_patient(1), 2)
+    save(fine.image, root / "imagesTr" / "ellipse_001_0000.nii.gz", overwrite=True)
+    save(fine.labels, root / "labelsTr" / "ellipse_001.nii.gz", overwrite=True)
+    store = built(open_dataset(root), tmp_path / "store", material=Material(pixel_mm=4.0))
+    assert {case.grid.shape for case in store.cases} == {(8, 64, 64)}
+    check_store(store, Material(pixel_mm=4.0), None)
+    finer = Material(pixel_mm=2.0)
+    with pytest.raises(UsageError, match="'ellipse_001' averaged over 2 x 2") as error:
+        check_store(store, finer, None)
+    assert error.value.code == "store-of-other-settings"
+    with pytest.raises(InputError, match="blocks of 2 x 2 pixels") as late:
+        gather_cohort(store, CohortConfig(), finer)
+    assert (late.value.code, late.value.path) == ("too-coarse", "ellipse_001")
 
 
 def test_a_store_of_other_contents_is_refused(data: Dataset, tmp_path: Path) -> None:
     voxels = build_store(data, PLAN, tmp_path / "store")
-    assert code_of(lambda: check_view(voxels, VIEW, None, multiple=8)) == "not-subjects"
+    assert code_of(lambda: check_store(voxels, MATERIAL, None)) == "not-subjects"
 
 
 def test_a_build_with_other_settings_is_refused(data: Dataset, store: Store) -> None:
-    other = SubjectRecipe.of_dataset(data, ONE_TRAINS, ViewConfig(size=56), multiple=MULTIPLE)
+    other = SubjectRecipe.of_dataset(data, ONE_TRAINS, BLOCKS)
     assert (
         code_of(lambda: build_store(data, ONE_TRAINS, store.path, content=other))
         == "store-of-other-settings"
@@ -138,15 +231,24 @@ def test_a_build_with_other_settings_is_refused(data: Dataset, store: Store) -> 
     assert code_of(lambda: open_store(store.path, content=other)) == "store-of-other-settings"
 
 
-def test_regions_that_are_no_labels_and_unknown_ones(data: Dataset, store: Store) -> None:
+def test_unknown_regions_are_refused(data: Dataset, store: Store) -> None:
     assert schema_of_store(store).regions == data.schema.regions
     with pytest.raises(InputError, match="liver") as error:
-        gather_cohort(store, CohortConfig(selection=("liver",)))
+        gather_cohort(store, CohortConfig(selection=("liver",)), MATERIAL)
     assert error.value.code == "unknown-region"
-    regions = replace(data, region_order=(1, 2))
-    with pytest.raises(InputError) as error:
-        SubjectRecipe.of_dataset(regions, PLAN, VIEW, multiple=MULTIPLE)
-    assert error.value.code == "regions-not-labels"
+
+
+def test_regions_that_overlap_are_kept_as_such(data: Dataset, tmp_path: Path) -> None:
+    """What a store of nnU-Net's regions says of them is what the data set says."""
+    regions = {"kidney+tumour": (1, 2), "tumour": (2,)}
+    order = (1, 2)
+    overlapping = replace(data, schema=replace(data.schema, regions=regions), region_order=order)
+    kept = built(overlapping, tmp_path / "regions")
+    target = target_of_store(kept)
+    assert target == Target(channels=((1, 2), (2,)), exclusive=False, writes=order)
+    assert schema_of_store(kept).regions == regions
+    cohort = gather_cohort(kept, CohortConfig(), MATERIAL)
+    assert cohort.target == target and cohort.selection == ("kidney+tumour", "tumour")
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts open files as Linux does")
@@ -154,5 +256,5 @@ def test_mapped_arrays_keep_no_file_open(store: Store) -> None:
     """A usual system lets a process open 1024 files; a data set has that many arrays."""
     before = len(list(Path("/proc/self/fd").iterdir()))
     subjects = [subject_of(case) for case in store.cases for _ in range(20)]
-    assert all(bool(subject.masks.data.any()) for subject in subjects)
+    assert all(s.masks is not None and bool(s.masks.data.any()) for s in subjects)
     assert len(list(Path("/proc/self/fd").iterdir())) == before

@@ -1,19 +1,20 @@
-"""A scan made ready: where the grids lie, what they hold, and what is refused."""
+"""A scan made ready: what is kept of it, on which pixels, and what is refused."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
+from cohorts import base_of, material_of
 from ellipses import make_ellipse_patient
-from kidseg.cohort.subject import Subject, masks_at, pixel_mm, prepare
+from kidseg.cohort.subject import BodyMasks, Material, Subject, adapted, masks_on, prepare
 from kidseg.config import ViewConfig
 from kidseg.errors import InputError
 from kidseg.geometry import Grid, Volume, resample
-from kidseg.intensity import Normalisation, Statistics
-from kidseg.plan import Configuration, Plan, Topology
+from kidseg.intensity import Normalisation, Scaling, Statistics
 
 STATISTICS = Statistics(
     mean=100.0,
@@ -24,76 +25,37 @@ STATISTICS = Statistics(
     percentile_00_5=0.0,
     percentile_99_5=250.0,
 )
+CT = (Normalisation.of_channel("CT", STATISTICS),)
+MR = tuple(Normalisation.of_channel(name, STATISTICS) for name in ("T1", "T2"))
+VIEW = ViewConfig(size=48)
+FINE = Grid.from_spacing((1, 4, 4), (5.0, 1.0, 1.0))
 
 
-def plan_of(channel: str = "CT", spacing: float = 4.0, side: float = 64.0) -> Plan:
-    topology = Topology(features=(8,), kernels=((3, 3),), strides=((1, 1),))
-    planned = Configuration(
-        spacing_mm=(spacing, spacing),
-        median_shape=(side, side),
-        patch_size=(64, 64),
-        batch_size=2,
-        topology=topology,
-    )
-    return Plan(
-        channels=(Normalisation.of_channel(channel, STATISTICS),),
-        labels={1: "kidney", 2: "tumour"},
-        cyst=None,
-        median_spacing_mm=(10.0, spacing, spacing),
-        configurations={"2d": planned},
-        training=("a",),
-    )
-
-
-def subject_of(seed: int = 0, **view: object) -> Subject:
+def subject_of(seed: int = 0, view: ViewConfig = VIEW) -> Subject:
     patient = make_ellipse_patient(seed)
+    return prepare(patient.image, material_of(view), CT, name="a", labels=patient.labels)
+
+
+def labelled(rows: list[list[int]], pixel_mm: float, ignore: int | None = None) -> Subject:
+    """One slice of these labels, of pixels of 1 mm."""
+    labels = torch.tensor(rows, dtype=torch.uint8)[None, None]
+    grid = Grid.from_spacing(labels.shape[1:], (5.0, 1.0, 1.0))
+    image = Volume(torch.zeros(labels.shape, dtype=torch.int16), grid)
     return prepare(
-        patient.image,
-        ViewConfig(**{"size": 48, **view}),
-        plan_of(),
+        image,
+        Material(pixel_mm=pixel_mm),
+        CT,
         name="a",
-        multiple=8,
-        labels=patient.labels,
+        labels=Volume(labels, grid),
+        ignore_label=ignore,
     )
 
 
-def test_the_pixel_is_the_plans_or_as_coarse_as_the_field_asks() -> None:
-    assert pixel_mm(ViewConfig(size=64), plan_of()) == pytest.approx(4.0)
-    assert pixel_mm(ViewConfig(size=128), plan_of()) == pytest.approx(4.0)
-    assert pixel_mm(ViewConfig(size=32), plan_of()) == pytest.approx(8.0)
-    assert pixel_mm(ViewConfig(size=32, pixel_mm=3.0), plan_of()) == pytest.approx(3.0)
-
-
-def test_the_base_grid_is_centred_on_the_body() -> None:
-    subject = subject_of()
-    assert subject.base.shape == (8, 48, 48)
-    body = masks_at(subject, subject.base).data[0]
-    axis = torch.arange(48) - 23.5
-    for profile in (body.sum((0, 1)), body.sum((0, 2))):
-        assert abs(float((profile * axis).sum() / profile.sum())) < 0.2
-
-
-def test_the_whole_grid_holds_the_body_and_is_the_base_grid_grown() -> None:
-    """Pixels of 2 mm: 48 of them do not hold a body of some 180 mm."""
-    subject = subject_of(pixel_mm=2.0)
-    rows, columns = subject.whole.shape[1:]
-    assert rows >= 48 and columns > 48
-    assert (rows - 48) % 8 == 0 and (columns - 48) % 8 == 0
-    start = ((rows - 48) // 2, (columns - 48) // 2)
-    assert subject.whole.crop((0, *start), (8, 48, 48)).same_as(subject.base, 1e-6)
-    body = masks_at(subject, subject.whole).data[0]
-    voxels = float(body.sum() * subject.whole.voxel_ml)
-    all_of_it = float((subject.masks.data[0] > 0).sum() * subject.image.grid.voxel_ml)
-    assert voxels == pytest.approx(all_of_it, rel=0.01)
-
-
-def test_labels_on_the_whole_grid_keep_their_volume() -> None:
+def test_labels_lie_on_the_images_own_pixels() -> None:
     patient, subject = make_ellipse_patient(0), subject_of()
-    assert subject.labels is not None and subject.labels.grid is subject.whole
-    for label in (1, 2):
-        before = float((patient.labels.data == label).sum() * patient.labels.grid.voxel_ml)
-        after = float((subject.labels.data == label).sum() * subject.whole.voxel_ml)
-        assert after == pytest.approx(before, rel=0.1)
+    assert subject.labels is not None
+    assert torch.equal(subject.labels.data, patient.labels.data)
+    assert subject.labels.grid.same_as(subject.image.grid)
     shown = subject.shown(3)
     assert shown.shape == (8, 2)
     there = torch.stack([(patient.labels.data[0] == c).flatten(1).any(1) for c in (1, 2)], dim=1)
@@ -102,23 +64,110 @@ def test_labels_on_the_whole_grid_keep_their_volume() -> None:
     assert subject.fullest in (3, 4)
 
 
+def test_counts_are_of_every_label_in_every_slice() -> None:
+    subject = subject_of()
+    assert subject.labels is not None
+    for k in range(subject.slices):
+        for label in (0, 1, 2, 3):
+            assert subject.counts[k, label] == int((subject.labels.data[0, k] == label).sum())
+    assert subject.counts.shape == (8, 256) and (subject.counts.sum(1) == 64 * 64).all()
+
+
+def test_other_labels_are_counted_anew_and_nothing_of_them_is_ignored() -> None:
+    subject = subject_of()
+    ignored = torch.ones_like(subject.image.data, dtype=torch.bool)
+    subject = replace(subject, ignore=Volume(ignored, subject.image.grid))
+    data = torch.zeros((1, 8, 64, 64), dtype=torch.uint8)
+    data[:, 2, :3, :5] = 2
+    other = subject.with_labels(Volume(data, subject.image.grid))
+    assert other.labelled_or_all == (2, 2) and other.fullest == 2
+    assert other.counts[2, 2] == 15 and not other.shown(3)[:, 0].any()
+    assert other.ignore is None and other.image is subject.image
+    assert subject.labelled_or_all == (1, 6), "the one before is as it was"
+
+
+def test_of_no_labels_all_slices_count() -> None:
+    bare = prepare(make_ellipse_patient(0).image, material_of(VIEW), CT, name="a")
+    assert bare.labels is None and bare.ignore is None
+    assert bare.labelled_or_all == (0, 7) and bare.fullest == 4
+    assert not bare.shown(3).any() and bare.shown(3).shape == (8, 2)
+
+
+def test_a_block_takes_the_label_that_most_of_its_pixels_have() -> None:
+    """Four blocks of 2 x 2: three of four; two of four, and two others; a tie; a tie with 0."""
+    subject = labelled(
+        [
+            [1, 1, 2, 2],
+            [1, 2, 1, 0],
+            [2, 1, 2, 0],
+            [1, 2, 0, 2],
+        ],
+        2.0,
+    )
+    assert subject.labels is not None
+    assert subject.labels.data[0, 0].tolist() == [[1, 2], [1, 0]]
+    assert subject.labels.data.dtype == torch.uint8
+    assert subject.labels.grid.same_as(subject.image.grid)
+    assert subject.counts[0, :4].tolist() == [1, 2, 1, 0], "of blocks"
+
+
+def test_a_block_beyond_the_edge_goes_on_with_the_edge() -> None:
+    """Three columns in blocks of two: the last block has its column twice."""
+    subject = labelled([[1, 1, 2], [1, 2, 2]], 2.0)
+    assert subject.labels is not None and subject.labels.data[0, 0].tolist() == [[1, 2]]
+
+
+def test_labels_of_blocks_by_brute_force() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.choice([0, 1, 2, 200, 255], (12, 15), p=[0.3, 0.2, 0.2, 0.2, 0.1])
+    subject = labelled(rows.tolist(), 3.0)
+    assert subject.labels is not None
+    for i in range(4):
+        for j in range(5):
+            block = rows[3 * i : 3 * i + 3, 3 * j : 3 * j + 3]
+            wanted = np.bincount(block.ravel()).argmax()  # the first of those that are most
+            assert subject.labels.data[0, 0, i, j] == wanted
+
+
+def test_finer_pixels_are_averaged_and_coarser_ones_stay() -> None:
+    """As many as fit into the pixel that is asked for, never more."""
+    for pixel_mm, factor in ((None, 1), (0.5, 1), (1.0, 1), (1.9, 1), (2.0, 2), (3.5, 3)):
+        assert Material(pixel_mm=pixel_mm).factor(FINE) == factor
+    aslant = Grid.from_spacing((1, 4, 4), (5.0, 1.0, 2.0))
+    assert Material(pixel_mm=2.0).factor(aslant) == 1, "the larger side decides"
+
+
 def test_fine_pixels_are_averaged_before_they_are_interpolated() -> None:
     """A checkerboard of 1 mm pixels seen with 4 mm ones is flat, not aliased."""
     grid = Grid.from_spacing((2, 200, 200), (5.0, 1.0, 1.0))
     rows, columns = torch.arange(200)[:, None], torch.arange(200)[None]
     board = (100 * ((rows + columns) % 2)).to(torch.int16).expand(1, 2, 200, 200)
-    subject = prepare(
-        Volume(board, grid), ViewConfig(size=48, pixel_mm=4.0), plan_of(), name="a", multiple=8
-    )
+    view = ViewConfig(size=48, pixel_mm=4.0)
+    subject = prepare(Volume(board, grid), material_of(view), CT, name="a")
     assert subject.image.grid.spacing_mm.tolist() == pytest.approx([5.0, 4.0, 4.0])
-    inner = subject.base.crop((0, 4, 4), (2, 40, 40))
+    inner = base_of(subject, view).crop((0, 4, 4), (2, 40, 40))
     assert resample(subject.image, inner).data.unique().tolist() == [50.0]
+
+
+def test_masks_are_made_where_they_are_asked_for() -> None:
+    subject = subject_of()
+    image = make_ellipse_patient(0).image
+    bare = prepare(image, replace(material_of(VIEW), masks=None), CT, name="a")
+    assert bare.masks is None and subject.masks is not None
+    assert bare.body is not None and subject.body is not None
+    assert torch.equal(bare.body.whole.radii_mm, subject.body.whole.radii_mm)
+    there = subject.masks.data[0].any(0)
+    rows, columns = there.any(1).nonzero()[:, 0], there.any(0).nonzero()[:, 0]
+    box = (int(rows[0]), int(rows[-1]), int(columns[0]), int(columns[-1]))
+    assert bare.body.box == subject.body.box == box
+    long, short = subject.body.whole.radii_mm.tolist()
+    assert subject.body.radius_mm == pytest.approx((long * short) ** 0.5)
 
 
 def test_bone_is_found_and_a_kidney_is_none() -> None:
     subject = subject_of()
     assert subject.labels is not None
-    bone = masks_at(subject, subject.whole).data[1]
+    bone = masks_on(subject, subject.image.grid)[:, 1]
     assert bone.max() > 0.9
     assert bone[subject.labels.data[0] > 0].max() < 0.5
 
@@ -130,43 +179,182 @@ def test_small_pieces_of_bone_are_dropped() -> None:
     speckled = Volume(image, patient.image.grid)
     at = patient.image.grid.mm([4, 32, 32])
     for least, expected in ((0.0, True), (5.0, False)):
-        view = ViewConfig(size=48, bone_least_ml=least, bone_blur_mm=0.0)
-        subject = prepare(speckled, view, plan_of(), name="a", multiple=8)
+        how = BodyMasks(bone_hu=VIEW.bone_hu, bone_least_ml=least, bone_blur_mm=0.0)
+        subject = prepare(speckled, Material(masks=how), CT, name="a")
+        assert subject.masks is not None
         k, row, column = (round(float(i)) for i in subject.image.grid.index(at))
         assert bool(subject.masks.data[1, k, row, column] > 0) == expected
 
 
-def test_an_empty_scan_is_seen_whole() -> None:
+def test_an_empty_scan_has_no_body() -> None:
     grid = Grid.from_spacing((3, 64, 64), (5.0, 4.0, 4.0))
     air = Volume(torch.full((1, 3, 64, 64), -1000, dtype=torch.int16), grid)
-    subject = prepare(air, ViewConfig(size=32), plan_of(), name="a", multiple=8)
-    assert not subject.body.radii_mm.isfinite().any()
-    assert subject.whole.shape == (3, 32, 32)
-    torch.testing.assert_close(subject.base.centre_mm, grid.centre_mm)
+    subject = prepare(air, material_of(ViewConfig(size=32)), CT, name="a")
+    assert subject.body is not None and subject.body.box is None
+    assert not subject.body.whole.radii_mm.isfinite().any()
+    assert np.isnan(subject.body.radius_mm)
     assert subject.labelled_or_all == (0, 2)
 
 
 def test_ignored_voxels_do_not_count_and_are_background() -> None:
     patient = make_ellipse_patient(0)
     subject = prepare(
-        patient.image,
-        ViewConfig(size=48),
-        plan_of(),
-        name="a",
-        multiple=8,
-        labels=patient.labels,
-        ignore_label=2,
+        patient.image, material_of(VIEW), CT, name="a", labels=patient.labels, ignore_label=2
     )
     assert subject.ignore is not None and subject.labels is not None
-    assert subject.ignore.data.any()
+    assert torch.equal(subject.ignore.data, patient.labels.data == 2) and subject.ignore.data.any()
     assert not subject.labels.data[subject.ignore.data].any()
+    assert not subject.counts[:, 2].any() and subject.counts[:, 1].any()
     assert subject_of().ignore is None
 
 
-def test_what_is_no_ct_is_refused() -> None:
+def test_a_block_is_ignored_where_most_of_its_pixels_are() -> None:
+    subject = labelled([[3, 3, 3, 1], [3, 1, 1, 1]], 2.0, ignore=3)
+    assert subject.labels is not None and subject.ignore is not None
+    assert subject.ignore.data[0, 0].tolist() == [[True, False]]
+    assert subject.labels.data[0, 0].tolist() == [[0, 1]]
+
+
+def mr_scan(seed: int = 0, scale: float = 1.0) -> Volume:
+    """Two channels, 0 around a block of other values."""
+    data = torch.zeros((2, 4, 16, 20))
+    rng = np.random.default_rng(seed)
+    values = scale * rng.uniform([[[[100]]], [[[500]]]], [[[[300]]], [[[900]]]], (2, 3, 9, 8))
+    data[:, 1:, 3:12, 4:12] = torch.from_numpy(values.round()).float()
+    return Volume(data, Grid.from_spacing((4, 16, 20), (5.0, 1.0, 1.0)))
+
+
+def test_channels_that_are_no_ct_are_scaled_by_the_box_of_what_is_not_0() -> None:
+    scan = mr_scan()
+    subject = prepare(scan, Material(), MR, name="a")
+    assert subject.body is None and subject.masks is None
+    inside = scan.data[:, 1:, 3:12, 4:12].double()
+    for scaling, values in zip(subject.scalings, inside, strict=True):
+        assert scaling.shift == pytest.approx(float(values.mean()), rel=1e-12)
+        assert scaling.scale == pytest.approx(float(values.std(correction=0)), rel=1e-12)
+        assert scaling.low is None and scaling.high is None
+
+
+def test_scalings_are_of_the_scan_and_not_of_its_blocks() -> None:
+    scan = mr_scan()
+    fine, coarse = (prepare(scan, Material(pixel_mm=p), MR, name="a") for p in (None, 2.0))
+    assert coarse.image.grid.spacing_mm[1] == 2.0 and fine.scalings == coarse.scalings
+    assert fine.scalings != prepare(mr_scan(1), Material(), MR, name="a").scalings
+
+
+def test_of_a_ct_the_scaling_is_the_plans_and_of_an_empty_image_harmless() -> None:
+    (scaling,) = subject_of().scalings
+    assert scaling == Scaling(low=0.0, high=250.0, shift=100.0, scale=50.0)
+    empty = Volume(torch.zeros(2, 4, 16, 20), mr_scan().grid)
+    scalings = prepare(empty, Material(), MR, name="a").scalings
+    assert all(s.shift == 0.0 and 0 < s.scale < 1e-6 for s in scalings)
+
+
+def test_values_are_kept_in_the_least_that_holds_them() -> None:
+    whole, odd = mr_scan(), mr_scan(scale=0.37)
+    odd = Volume(odd.data + 0.25, odd.grid)
+    wide = Volume(whole.data * 1000, whole.grid)
+    for scan, dtype in ((whole, torch.int16), (odd, torch.float32), (wide, torch.float32)):
+        image = prepare(scan, Material(), MR, name="a").image
+        assert image.data.dtype == dtype
+        assert torch.equal(image.data.float(), scan.data)
+    ct = prepare(Volume(odd.data[:1], odd.grid), Material(), CT, name="a").image
+    assert ct.data.dtype == torch.int16
+    assert torch.equal(ct.data.float(), odd.data[:1].round())
+
+
+def test_what_does_not_fit_the_channels_is_refused() -> None:
     patient = make_ellipse_patient(0)
-    two = replace(plan_of(), channels=plan_of().channels * 2)
-    for plan in (plan_of("T1"), two):
+    masks = material_of(VIEW)
+    colours = (Normalisation.of_channel("rgb_to_0_1", STATISTICS),)
+    for scan, material, channels, code in (
+        (patient.image, masks, MR[:1], "not-ct"),
+        (mr_scan(), masks, CT * 2, "not-ct"),
+        (mr_scan(), masks, MR, "not-ct"),
+        (patient.image, Material(), CT * 2, "wrong-channels"),
+        (mr_scan(), Material(), MR[:1], "wrong-channels"),
+        (patient.image, masks, CT * 2, "wrong-channels"),
+        (patient.image, Material(), colours, "bad-values"),
+    ):
         with pytest.raises(InputError) as error:
-            prepare(patient.image, ViewConfig(size=48), plan, name="scan.nii", multiple=8)
-        assert error.value.code == "not-ct" and error.value.path == "scan.nii"
+            prepare(scan, material, channels, name="scan.nii")
+        assert error.value.code == code and error.value.path == "scan.nii"
+        assert error.value.next_step
+
+
+# ---- one that was prepared for other methods ----------------------------------------------------
+
+
+def assert_same(a: Subject, b: Subject) -> None:
+    assert (a.id, a.scalings) == (b.id, b.scalings)
+    for name in ("image", "masks", "labels", "ignore"):
+        one, other = getattr(a, name), getattr(b, name)
+        assert (one is None) == (other is None), name
+        if one is not None:
+            assert one.data.dtype == other.data.dtype and torch.equal(one.data, other.data), name
+            assert torch.equal(one.grid.mm_from_index, other.grid.mm_from_index)
+    assert (a.body is None) == (b.body is None)
+    if a.body is not None and b.body is not None:
+        assert a.body.box == b.body.box
+        for part in ("whole", "per_slice"):
+            for value in ("centre_mm", "angle_rad", "radii_mm"):
+                x, y = (getattr(getattr(s.body, part), value) for s in (a, b))
+                assert torch.equal(x.nan_to_num(-1.0), y.nan_to_num(-1.0))
+    assert (a.counts == b.counts).all()
+
+
+MASKS = material_of(VIEW).masks
+
+
+@pytest.mark.parametrize("fractions", [False, True])
+@pytest.mark.parametrize(
+    ("kept", "wanted"),
+    [
+        (Material(), Material(pixel_mm=8.0, masks=MASKS)),
+        (Material(), Material(pixel_mm=13.0)),
+        (Material(), Material(masks=MASKS)),
+        (Material(pixel_mm=8.0), Material(pixel_mm=8.0, masks=MASKS)),
+        (Material(masks=MASKS), Material(pixel_mm=8.0, masks=MASKS)),
+    ],
+)
+def test_what_is_lacking_is_made_as_if_from_the_scan(
+    kept: Material, wanted: Material, fractions: bool
+) -> None:
+    """To the bit, with voxels that do not count; of HU that are no whole numbers, too."""
+    patient = make_ellipse_patient(0)
+    image, labels = patient.image, patient.labels.data.clone()
+    if fractions:
+        image = Volume(image.data.float() * 0.3 + 0.1, image.grid)
+    labels[:, 3, :31] = 3
+    known = {"name": "a", "labels": Volume(labels, image.grid), "ignore_label": 3}
+    had = prepare(image, kept, CT, **known)  # type: ignore[arg-type]
+    made = prepare(image, wanted, CT, **known)  # type: ignore[arg-type]
+    assert made.ignore is not None and made.ignore.data.any()
+    assert_same(adapted(had, wanted, CT, image.grid), made)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int32])
+def test_several_channels_are_averaged_as_if_from_the_scan(dtype: torch.dtype) -> None:
+    scan = mr_scan(scale=0.37)
+    scan = Volume((scan.data.double() * 1.1).to(dtype), scan.grid)
+    had = prepare(scan, Material(), MR, name="a")
+    wanted = Material(pixel_mm=2.0)
+    assert_same(adapted(had, wanted, MR, scan.grid), prepare(scan, wanted, MR, name="a"))
+
+
+def test_what_lacks_nothing_stays_what_it_is() -> None:
+    image = make_ellipse_patient(0).image
+    full = prepare(image, material_of(VIEW), CT, name="a")
+    for wanted in (Material(), material_of(VIEW), Material(pixel_mm=5.0)):
+        assert adapted(full, wanted, CT, image.grid) is full
+
+
+@pytest.mark.parametrize("pixel_mm", [None, 4.0, 13.0])
+def test_other_blocks_are_refused(pixel_mm: float | None) -> None:
+    """Finer pixels are gone; of blocks of 2 none of 3 can be made."""
+    image = make_ellipse_patient(0).image
+    blocks = prepare(image, Material(pixel_mm=8.0), CT, name="a")
+    with pytest.raises(InputError, match="blocks of 2 x 2 pixels") as error:
+        adapted(blocks, Material(pixel_mm=pixel_mm), CT, image.grid)
+    assert error.value.code == "too-coarse" and error.value.path == "a"
+    assert "own pixels" in (error.value.next_step or "")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cohorts import PLAN, VIEW, make_cohort
+from cohorts import PLAN, VIEW, make_cohort, material_of
 from ellipses import make_ellipse_patient
 from kidseg.cohort.cohort import Cohort
 from kidseg.cohort.subject import prepare
@@ -78,7 +78,7 @@ def test_one_of_the_training_is_near_and_one_of_another_size_is_far(cohort: Coho
         near = distances(figures_of(subject), ranges)
         assert {known["distance_sd"] for known in near.values()} == {0.0}
     patient = make_ellipse_patient(9, sizes=(1.4, 1.4))
-    large = prepare(patient.image, VIEW, PLAN, name="large", multiple=8)
+    large = prepare(patient.image, material_of(), PLAN.channels, name="large")
     giant = distances(figures_of(large), ranges)
     far = [name for name, known in giant.items() if (known["distance_sd"] or 0) > FAR_SD]
     assert far == ["radius_long_mm", "radius_short_mm"]
@@ -87,5 +87,5 @@ def test_one_of_the_training_is_near_and_one_of_another_size_is_far(cohort: Coho
 def test_no_body_has_no_radii(cohort: Cohort) -> None:
     image = make_ellipse_patient(0).image
     air = replace(image, data=torch.full_like(image.data, -1000))
-    figures = figures_of(prepare(air, VIEW, PLAN, name="air", multiple=8))
+    figures = figures_of(prepare(air, material_of(), PLAN.channels, name="air"))
     assert set(figures) == {"pixel_mm", "slice_mm"}

@@ -6,10 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from ellipses import write_ellipse_dataset
+from kidseg.checkpoint import read_header
+from kidseg.cohort.cohort import patient_dice
+from kidseg.errors import InputError
 from kidseg.evaluate import evaluate
-from kidseg.segment import segment
+from kidseg.geometry import Volume
+from kidseg.io import ReadOptions, read, save
+from kidseg.segment import load_predictor, segment
 from kidseg.train import train
 
 SETTINGS = (
@@ -76,3 +82,97 @@ def test_a_method_learns_and_is_measured(data: Path, tmp_path: Path, name: str) 
     assert summary["n_cases"] == 2
     for structure in ("kidney", "kidney+tumour", "tumour"):
         assert summary["structures"][structure]["dice"]["mean"] > 0.8, structure
+
+
+REGIONS = {
+    "labels": {"background": 0, "kidney and tumour": [1, 2], "tumour": [1]},
+    "regions_class_order": [2, 1],
+}
+
+
+def test_regions_that_overlap_are_learned_and_written_as_labels(tmp_path: Path) -> None:
+    """nnU-Net's region-based training: two channels, each with a probability of its own.
+
+    The tumour is label 1 here, and kidney what is left of the outer region, label 2.
+    """
+    data = tmp_path / "data"
+    patients = write_ellipse_dataset(data, 9, tells=REGIONS)
+    other = torch.tensor([0, 2, 1], dtype=torch.uint8)
+    for name, patient in patients.items():
+        swapped = Volume(other[patient.labels.data.int()], patient.labels.grid)
+        save(swapped, data / "labelsTr" / f"{name}.nii.gz", overwrite=True)
+    cases = sorted(patients)
+    summary = train(
+        data,
+        tmp_path / "run",
+        method="plain",
+        overrides=[*SETTINGS, "segment.epochs=20"],
+        cases=cases[:7],
+        device="cpu",
+    )
+    assert set(summary["validation"]["segment"]) == {"score", "kidney and tumour", "tumour"}
+    model = tmp_path / "run" / "model.safetensors"
+    header = read_header(model)
+    assert header["input"]["unit"] == "HU"
+    labels = header["labels"]
+    assert labels["target"] == {
+        "channels": [[1, 2], [1]],
+        "exclusive": False,
+        "writes": [2, 1],
+    }
+    predictor = load_predictor(model, "cpu")
+    assert not predictor.method.target.exclusive and predictor.method.target.outputs == 2
+    scans = [data / "imagesTr" / f"{case}_0000.nii.gz" for case in cases[7:]]
+    segment(scans, model, tmp_path / "found", device="cpu")
+    for case in cases[7:]:
+        options = ReadOptions(values="labels")
+        found = read(tmp_path / "found" / f"{case}_seg.nii.gz", options).volume.data
+        assert found.unique().tolist() == [0, 1, 2]
+    evaluate(tmp_path / "found", data, tmp_path / "figures", cases=cases[7:])
+    figures = json.loads((tmp_path / "figures" / "summary.json").read_text())
+    assert figures["n_cases"] == 2
+    assert set(figures["structures"]) == {"kidney and tumour", "tumour"}
+    for name, structure in figures["structures"].items():
+        assert structure["dice"]["mean"] > 0.8, name
+
+
+def test_two_channels_of_an_mr_are_learned(tmp_path: Path) -> None:
+    """Each patient with a gain of its own; the command line takes one file per scan so far."""
+    data = tmp_path / "data"
+    patients = write_ellipse_dataset(data, 9, channels=("T1", "T2"))
+    cases = sorted(patients)
+    train(
+        data,
+        tmp_path / "run",
+        method="plain",
+        overrides=SETTINGS,
+        cases=cases[:7],
+        device="cpu",
+    )
+    model = tmp_path / "run" / "model.safetensors"
+    header = read_header(model)
+    assert header["input"]["channels"] == ["T1", "T2"]
+    assert header["input"]["unit"] == "as in the data set"
+    predictor = load_predictor(model, "cpu")
+    for case in cases[7:]:
+        patient = patients[case]
+        found = predictor(patient.image, case)
+        dice = patient_dice(found.labels, patient.labels, predictor.schema)
+        assert all(value is not None and value > 0.8 for value in dice.values()), dice
+        louder = predictor(Volume(patient.image.data * 3, patient.image.grid), case)
+        same = (louder.labels.data == found.labels.data).float().mean()
+        assert same > 0.999, "the gain does not count"
+    with pytest.raises(InputError, match="1 channel") as error:
+        segment(
+            [data / "imagesTr" / f"{cases[7]}_0000.nii.gz"], model, tmp_path / "s", device="cpu"
+        )
+    assert error.value.code == "wrong-channels"
+
+
+def test_homogenization_of_an_mr_is_refused_before_it_is_trained(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    write_ellipse_dataset(data, 4, channels=("T1", "T2"))
+    with pytest.raises(InputError, match="one channel of CT") as error:
+        train(data, tmp_path / "run", method="homogenized", device="cpu")
+    assert error.value.code == "unsound-cases" and "ellipse_000" in str(error.value)
+    assert not (tmp_path / "run" / "model.safetensors").exists()

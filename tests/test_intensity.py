@@ -8,7 +8,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kidseg.intensity import Normalisation, Statistics, normalise, pool, sample
+from kidseg.intensity import (
+    AIR_HU,
+    Normalisation,
+    Scaling,
+    Statistics,
+    as_input,
+    normalise,
+    pool,
+    sample,
+    scalings,
+)
 
 STATISTICS = Statistics(
     mean=80.0,
@@ -135,3 +145,100 @@ def test_many_distinct_values_are_merged_without_moving_the_figures() -> None:
 def test_order_of_voxels_does_not_matter() -> None:
     values = np.random.default_rng(1).integers(-100, 300, 5000)
     assert pool([sample(values)]) == pool([sample(values[::-1].copy())])
+
+
+# ---- scalings of each case -----------------------------------------------------------------------
+
+
+def test_outside_of_a_ct_is_air_and_of_all_else_nothing() -> None:
+    names = ("CT", "T1", "zscore", "rescale_to_0_1", "rgb_to_0_1", "noNorm")
+    assert [channel(name).padding_value for name in names] == [AIR_HU, 0.0, 0.0, 0.0, 0.0, 0.0]
+
+
+def test_scalings_by_hand() -> None:
+    image = torch.tensor([[50.0, 100.0, 150.0, 200.0]])
+    sd = (50**2 * 5 / 4) ** 0.5
+    expected = {
+        "CT": Scaling(low=-40.0, high=300.0, shift=80.0, scale=20.0),
+        "T1": Scaling(shift=125.0, scale=sd),
+        "rescale_to_0_1": Scaling(shift=50.0, scale=150.0),
+        "rgb_to_0_1": Scaling(scale=255.0),
+        "noNorm": Scaling(),
+    }
+    for name, wanted in expected.items():
+        (found,) = scalings(image, [channel(name)])
+        for part in ("low", "high", "shift", "scale"):
+            one, other = getattr(found, part), getattr(wanted, part)
+            assert one == (None if other is None else pytest.approx(other)), name
+    inside = torch.tensor([True, True, False, False])
+    (found,) = scalings(image, [channel("T1", inside_only=True)], inside)
+    assert found == Scaling(shift=75.0, scale=25.0, inside_only=True)
+
+
+def two_patients() -> tuple[torch.Tensor, torch.Tensor]:
+    """(2 channels, 4 and 3 slices, 6, 5), of quite other values."""
+    generator = torch.Generator().manual_seed(0)
+    first = torch.rand((2, 4, 6, 5), generator=generator) * 100 + 40
+    second = torch.rand((2, 3, 6, 5), generator=generator) * 3000 - 500
+    second[:, :, :2] = 0.0
+    return first, second
+
+
+@pytest.mark.parametrize("inside_only", [False, True])
+def test_patients_in_one_batch_are_normalised_each_with_its_own(inside_only: bool) -> None:
+    """To the bit as if alone, whichever slices are drawn, in whichever order."""
+    how = [channel(name, inside_only=inside_only) for name in ("T1", "T2")]
+    patients = two_patients()
+    own = [scalings(p, how, (p != 0).any(0)) for p in patients]
+    assert own[0] != own[1]
+    alone = [as_input(p, [s]) for p, s in zip(patients, own, strict=True)]
+    for seen, patient in zip(alone, patients, strict=True):
+        assert seen.shape == (patient.shape[1], 2, 6, 5)
+        torch.testing.assert_close(
+            seen.transpose(0, 1), normalise(patient, how, (patient != 0).any(0))
+        )
+    drawn = [(1, 2), (0, 3), (1, 0), (0, 3), (0, 1)]
+    batch = torch.stack([patients[case][:, k] for case, k in drawn], dim=1)
+    together = as_input(batch, [own[case] for case, _ in drawn])
+    for row, (case, k) in enumerate(drawn):
+        assert torch.equal(together[row], alone[case][k])
+    assert torch.equal(batch[:, 0], patients[1][:, 2]), "the input is left alone"
+
+
+def test_of_a_ct_the_batch_is_normalised_as_ever() -> None:
+    """One scaling for all, or each case's own: clip, subtract, divide, to the bit."""
+    hu = torch.randint(-1024, 2000, (1, 5, 6, 7), generator=torch.Generator().manual_seed(0))
+    hu = hu.to(torch.int16)
+    wanted = (hu.float().clamp(-40, 300) - 80) / 20
+    own = scalings(hu, [channel("CT")])
+    for each in ([own], [own] * 5, [scalings(hu[:, :1], [channel("CT")])] * 5):
+        assert torch.equal(as_input(hu, each), wanted.transpose(0, 1))
+    assert torch.equal(normalise(hu, [channel("CT")]), wanted)
+
+
+def test_what_lies_outside_of_the_image_stays_0_inside_only() -> None:
+    """Also where a grid reaches beyond the scan, which is filled with `padding_value`."""
+    how = [channel(name, inside_only=True) for name in ("T1", "T2")]
+    patient = two_patients()[0]
+    own = scalings(patient, how, torch.ones(patient.shape[1:], dtype=torch.bool))
+    wide = torch.zeros((2, 4, 10, 5))
+    wide[:, :, 2:8] = patient
+    seen = as_input(wide, [own])
+    assert not seen[:, :, :2].any() and not seen[:, :, 8:].any()
+    assert torch.equal(seen[:, :, 2:8], as_input(patient, [own]))
+
+
+def test_gradients_pass_through_what_networks_see() -> None:
+    image = torch.linspace(-200, 500, 24).reshape(1, 2, 3, 4).requires_grad_()
+    own = scalings(image.detach(), [channel("CT")])
+    other = (Scaling(shift=3.0, scale=4.0),)
+    as_input(image, [own, other]).sum().backward()
+    assert image.grad is not None
+    inside = (image[0, 0] > -40) & (image[0, 0] < 300)
+    torch.testing.assert_close(image.grad[0, 0], inside / 20.0)
+    assert (image.grad[0, 1] == 0.25).all()
+
+
+def test_scalings_of_another_number_of_channels_are_refused() -> None:
+    with pytest.raises(ValueError, match="1 channels where the plan has 2"):
+        scalings(torch.zeros(1, 2, 2, 2), [channel("T1"), channel("T2")])

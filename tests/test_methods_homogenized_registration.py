@@ -9,7 +9,7 @@ from functools import cache
 import pytest
 import torch
 
-from cohorts import PLAN, VIEW, make_cohort
+from cohorts import PLAN, base_of, make_cohort, material_of, start_of
 from ellipses import make_ellipse_patient
 from kidseg.body import Moments
 from kidseg.cohort.cohort import Cohort
@@ -18,7 +18,7 @@ from kidseg.config import LocalizerConfig, PoseConfig
 from kidseg.geometry import Volume, in_plane_pose
 from kidseg.losses import soft_dice
 from kidseg.methods.homogenized.pose_stage import PoseTransformer
-from kidseg.methods.homogenized.reference import Reference, start_grid
+from kidseg.methods.homogenized.reference import Reference
 from kidseg.methods.homogenized.registration import (
     agreement,
     descended,
@@ -42,19 +42,20 @@ def cohort() -> Cohort:
 @cache
 def adopted(subject: Subject, config: PoseConfig = POSE) -> Reference:
     reference = Reference(config)
-    reference.adopt(subject, config, VIEW)
+    reference.adopt(subject, base_of(subject), config)
     return reference
 
 
 def told(subject: Subject, angle_deg: float, shift_mm: float = 0.0) -> Subject:
     """The same scan, whose moments are told wrongly."""
-    own = subject.body
+    assert subject.body is not None
+    own = subject.body.whole
     wrong = Moments(
         own.centre_mm + torch.tensor([shift_mm, 0.0]),
         own.angle_rad + math.radians(angle_deg),
         own.radii_mm,
     )
-    return replace(subject, body=wrong)
+    return replace(subject, body=replace(subject.body, whole=wrong))
 
 
 def test_masks_mirror_themselves_if_both_halves_are_alike() -> None:
@@ -89,7 +90,7 @@ def test_symmetry_sets_a_patient_upright(cohort: Cohort) -> None:
     """Told 12 degrees and 8 mm wrong, it comes back to its true angle; its size stays."""
     subject, patient = cohort.training[1], make_ellipse_patient(1)
     reference = adopted(subject, replace(POSE, symmetry=0.0))
-    wrong = start_grid(told(subject, 12.0, 8.0), POSE, reference, 48)
+    wrong = start_of(told(subject, 12.0, 8.0), POSE, reference)
     found = upright(subject, wrong, POSE, 2)
     angle = float(in_plane_pose(found, subject.image.grid).angle_rad[0])
     assert abs(math.degrees(angle - patient.angle_rad)) < 1.0
@@ -109,7 +110,7 @@ def test_each_patient_is_registered_as_if_alone(cohort: Cohort) -> None:
     pair = cohort.training[:2]
     reference = adopted(pair[0], replace(POSE, symmetry=0.0))
     starts = [
-        start_grid(told(subject, angle), POSE, reference, 48)
+        start_of(told(subject, angle), POSE, reference)
         for subject, angle in zip(pair, (8.0, -6.0), strict=True)
     ]
     none = [torch.zeros(())] * 2
@@ -136,19 +137,21 @@ def test_a_body_that_lies_aslant_is_centred_in_every_slice(cohort: Cohort) -> No
     """Slices moved along by 3 mm each, and one centroid astray by a tumour: a straight axis."""
     subject = cohort.training[0]
     reference = adopted(subject)
-    each, own = subject.body_per_slice, subject.body
+    body = subject.body
+    assert body is not None
+    each, own = body.per_slice, body.whole
     count = len(each.radii_mm)
     along = (torch.arange(count) - (count - 1) / 2).double()
     centres = own.centre_mm + along[:, None] * torch.tensor([3.0, -1.0])
-    aslant = replace(subject, body_per_slice=replace(each, centre_mm=centres))
-    grid = start_grid(aslant, POSE, reference, 48)
+    aslant = replace(subject, body=replace(body, per_slice=replace(each, centre_mm=centres)))
+    grid = start_of(aslant, POSE, reference)
     shift = in_plane_pose(grid, subject.image.grid).shift_mm
     assert (shift - shift.mean(0) - along[:, None] * torch.tensor([3.0, -1.0])).abs().max() < 0.1
     steps = shift.diff(dim=0)
     centres = centres.clone()
     centres[count // 2] += 20.0
-    bent = replace(subject, body_per_slice=replace(each, centre_mm=centres))
-    moved = in_plane_pose(start_grid(bent, POSE, reference, 48), subject.image.grid).shift_mm
+    bent = replace(subject, body=replace(body, per_slice=replace(each, centre_mm=centres)))
+    moved = in_plane_pose(start_of(bent, POSE, reference), subject.image.grid).shift_mm
     assert (moved.diff(dim=0) - steps).abs().max() < 3.0, "one slice does not go astray"
 
 
@@ -158,10 +161,9 @@ def test_the_pose_of_a_mirror_image_is_the_mirrored_pose(cohort: Cohort) -> None
     subject = cohort.training[0]
     flipped = prepare(
         Volume(patient.image.data.flip(-1), patient.image.grid),
-        VIEW,
-        PLAN,
+        material_of(),
+        PLAN.channels,
         name="mirror",
-        multiple=8,
         labels=Volume(patient.labels.data.flip(-1), patient.labels.grid),
     )
     net = build(LOCALIZER, 1 + MASKS[POSE.target], pose_outputs(LOCALIZER), seed=3).eval()
@@ -169,14 +171,12 @@ def test_the_pose_of_a_mirror_image_is_the_mirrored_pose(cohort: Cohort) -> None
     torch.nn.init.normal_(last, std=1.0, generator=torch.Generator().manual_seed(0))
     reference = adopted(cohort.training[1])
     subject, flipped = told(subject, 10.0), told(flipped, -10.0)
-    both_sided = PoseTransformer(
-        net=net, config=POSE, reference=reference, size=48, channels=PLAN.channels
-    )
+    both_sided = PoseTransformer(net=net, config=POSE, reference=reference, base=base_of)
     poses = [
         in_plane_pose(both_sided.locate(both_sided.scene(s)), s.image.grid)
         for s in (subject, flipped)
     ]
-    start = in_plane_pose(start_grid(subject, POSE, reference, 48), subject.image.grid)
+    start = in_plane_pose(start_of(subject, POSE, reference), subject.image.grid)
     assert (poses[0].angle_rad - start.angle_rad).abs().max() > 0.01, "the network does something"
     assert (poses[0].angle_rad + poses[1].angle_rad).abs().max() < 2e-3
     assert (poses[0].scale - poses[1].scale).abs().max() < 2e-3
@@ -192,7 +192,7 @@ def test_a_reference_is_itself_on_its_own_grid(cohort: Cohort) -> None:
     """Upright or not, registration of the reference with itself moves nothing."""
     subject = cohort.training[0]
     reference = adopted(subject)
-    start = upright(subject, start_grid(subject, POSE, reference, 48), POSE, 2)
+    start = upright(subject, start_of(subject, POSE, reference), POSE, 2)
 
     def loss(masks: torch.Tensor, aim: torch.Tensor) -> torch.Tensor:
         return 1.0 - soft_dice(masks, aim).mean(1)

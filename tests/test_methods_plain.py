@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from cohorts import PLAN, make_cohort
+from cohorts import PLAN, TARGET, base_of, make_cohort, whole_of
+from ellipses import in_two_channels, make_ellipse_patient
 from kidseg.cohort.cohort import Cohort, patient_dice
+from kidseg.cohort.frame import frame
 from kidseg.cohort.items import draw
+from kidseg.cohort.subject import prepare
 from kidseg.config import PlainConfig, StageConfig, UNetConfig, ViewConfig
 from kidseg.device import choose_device
 from kidseg.errors import UsageError
 from kidseg.geometry import Volume, resample
+from kidseg.intensity import Normalisation, Scaling
 from kidseg.labels import KIDNEY_TUMOUR
 from kidseg.methods import METHODS, method_named
 from kidseg.methods.plain import Plain
@@ -29,7 +34,10 @@ CONFIG = PlainConfig(
     segment=StageConfig(epochs=1, batch_size=6, steps=2),
 )
 NOW = TrainStep(seed=0, epoch=0, step=0)
-VIEW = Planes(channels=PLAN.channels, device=CPU)
+
+
+def view(scalings: Sequence[Sequence[Scaling]]) -> Planes:
+    return Planes(scalings=scalings, padding=PLAN.padding, device=CPU)
 
 
 def loss_of(stage: Stage, net: nn.Module, step: TrainStep) -> float:
@@ -59,21 +67,25 @@ class Oracle(nn.Module):
         return [torch.cat(logits, dim=1) * self.scale]
 
 
-def test_a_perfect_network_is_scored_as_one() -> None:
-    cohort = make_cohort()
+@pytest.mark.parametrize(("size", "least", "most"), [(64, 0.92, 0.65), (48, 0.84, 0.6)])
+def test_a_perfect_network_is_scored_as_one(size: int, least: float, most: float) -> None:
+    """On the scans' own pixels, as far as those that it sees, of 4 and 5.3 mm, are as fine."""
+    seen = ViewConfig(size=size)
+    cohort = make_cohort(view=seen)
     stage = segmentation_stage(
         Oracle(),
         CONFIG.segment,
         cohort,
-        view=VIEW,
-        training=[subject.base for subject in cohort.training],
-        validation=[subject.whole for subject in cohort.validation],
+        target=TARGET,
+        view=view,
+        training=[base_of(subject, seen) for subject in cohort.training],
+        validation=[whole_of(subject, seen) for subject in cohort.validation],
     )
     with torch.no_grad():
         figures = stage.validate()
-    assert figures["score"] > 0.85
+    assert figures["score"] > least, figures
     assert figures["score"] == pytest.approx((figures["kidney+tumour"] + figures["tumour"]) / 2)
-    assert loss_of(stage, stage.net, NOW) < 0.6
+    assert loss_of(stage, stage.net, NOW) < most
 
 
 def test_a_method_is_bound_to_fresh_networks() -> None:
@@ -114,65 +126,71 @@ def test_a_batch_names_its_slices_and_shows_these() -> None:
     assert not net.seen
     halves = [stage.batch(replace(NOW, rank=rank, world=2)) for rank in range(2)]
     assert [halves[k % 2].names[k // 2] for k in range(6)] == list(whole.names)
-    image = VIEW.image(whole.image, whole.grid)
+    image = view(whole.scalings).image(whole.image, whole.grid)
     for row, (case, k) in enumerate(drawn):
         subject = cohort.training[case]
-        own = VIEW.image(subject.image, subject.base)[k]
+        own = view([subject.scalings]).image(subject.image, base_of(subject))[k]
         torch.testing.assert_close(image[row], own, atol=1e-5, rtol=1e-5)
         assert subject.labels is not None
-        labels = resample(subject.labels, subject.base, mode="nearest").data[0, k]
+        labels = resample(subject.labels, base_of(subject), mode="nearest").data[0, k]
         assert torch.equal(whole.reference.labels.data[0, row], labels)
 
 
 def test_ignored_pixels_do_not_count() -> None:
     cohort = make_cohort(3, 1)
-    grids = [subject.base for subject in cohort.training]
+    grids = [base_of(subject) for subject in cohort.training]
 
     def loss_with(part: slice) -> float:
-        """The loss, all other rows being ignored, of reference labels that are wrong above 24."""
+        """The loss, all other rows being ignored, of reference labels that are wrong above 32."""
         subjects = []
         for subject in cohort.training:
             assert subject.labels is not None
-            rows = (subject.whole.shape[1] - 48) // 2
             ignore = torch.ones_like(subject.labels.data, dtype=torch.bool)
-            ignore[:, :, rows + part.start : rows + part.stop] = False
+            ignore[:, :, part] = False
             wrong = subject.labels.data.clone()
-            wrong[:, :, : rows + 24] = 2
+            wrong[:, :, :32] = 2
             subjects.append(
                 replace(
                     subject,
-                    labels=Volume(wrong, subject.whole),
-                    ignore=Volume(ignore, subject.whole),
+                    labels=Volume(wrong, subject.labels.grid),
+                    ignore=Volume(ignore, subject.labels.grid),
                 )
             )
         changed = replace(cohort, training=tuple(subjects))
         stage = segmentation_stage(
-            Oracle(), CONFIG.segment, changed, view=VIEW, training=grids, validation=[]
+            Oracle(),
+            CONFIG.segment,
+            changed,
+            target=TARGET,
+            view=view,
+            training=grids,
+            validation=[],
         )
         return loss_of(stage, stage.net, NOW)
 
-    assert loss_with(slice(24, 48)) < 0.7 < 2.0 < loss_with(slice(0, 24))
+    assert loss_with(slice(32, 64)) < 0.7 < 2.0 < loss_with(slice(0, 32))
 
 
 def test_at_inference_the_whole_body_is_seen() -> None:
-    cohort = make_cohort(1, 1, ViewConfig(size=48, pixel_mm=2.0))
+    near = ViewConfig(size=48, pixel_mm=2.0)
+    cohort = make_cohort(1, 1, near)
     subject, net = cohort.validation[0], Oracle().eval()
-    progress = advance(subject.image, plain_with(net, cohort).steps(subject))
-    (region,) = progress.found
-    assert region.found is not None
-    labels = restore(region.found, subject.image.grid)
+    method = plain_with(net, cohort, replace(CONFIG, view=near))
+    progress = advance(subject.image, method.steps(subject))
+    assert progress.found[0].found is not None
+    labels = restore(progress.found, subject.image.grid, method.target)
     assert labels.grid is subject.image.grid
-    assert {shape[2:] for shape in net.seen} == {subject.whole.shape[1:]}
-    assert subject.whole.shape[2] > 48
+    whole = whole_of(subject, near)
+    assert {shape[2:] for shape in net.seen} == {whole.shape[1:]}
+    assert whole.shape[2] > 48
     assert subject.labels is not None
-    on_whole = resample(labels, subject.whole, mode="nearest")
-    dice = patient_dice(on_whole, subject.labels, KIDNEY_TUMOUR)
+    dice = patient_dice(labels, subject.labels, KIDNEY_TUMOUR)
     assert all(value is not None and value > 0.8 for value in dice.values())
 
 
 def test_dice_of_a_patient_by_hand() -> None:
     subject = make_cohort(1, 1).training[0]
-    grid = subject.base.slices(0, 1)
+    grid = base_of(subject).slices(0, 1)
 
     def labels(*rows: int) -> Volume:
         data = torch.zeros((1, 1, 48, 48), dtype=torch.uint8)
@@ -192,7 +210,7 @@ def test_dice_of_a_patient_by_hand() -> None:
 
 def test_cases_without_a_region_count_in_no_mean() -> None:
     cohort = make_cohort(1, 2)
-    nothing = [Volume(torch.zeros_like(s.labels.data), s.whole) for s in cohort.validation]  # type: ignore[union-attr]
+    nothing = [Volume(torch.zeros_like(s.labels.data), s.image.grid) for s in cohort.validation]  # type: ignore[union-attr]
     unlabelled = tuple(
         replace(s, labels=n) for s, n in zip(cohort.validation, nothing, strict=True)
     )
@@ -227,9 +245,9 @@ def test_dice_of_a_case_leaves_out_what_does_not_count() -> None:
     wrong, where = subject.labels.data.clone(), torch.zeros_like(subject.labels.data).bool()
     where[:, 3] = True
     wrong[where] = 2
-    found = Volume(wrong, subject.whole)
+    found = Volume(wrong, subject.labels.grid)
     assert (cohort.dice(1, found)["tumour"] or 0) < 1
-    ignoring = replace(subject, ignore=Volume(where, subject.whole))
+    ignoring = replace(subject, ignore=Volume(where, subject.image.grid))
     changed = replace(cohort, validation=(cohort.validation[0], ignoring))
     assert set(changed.dice(1, found).values()) == {1.0}
 
@@ -251,3 +269,63 @@ def test_augmented_batches_have_the_networks_size() -> None:
     first = loss_of(stage, net, NOW)
     assert net.seen[-1] == (6, 1, 48, 48)
     assert loss_of(stage, net, NOW) == first
+
+
+MR = replace(
+    PLAN,
+    channels=tuple(
+        Normalisation.of_channel(name, PLAN.channels[0].statistics) for name in ("T1", "T2")
+    ),
+)
+
+
+def mr_cohort() -> Cohort:
+    """Two patients, the second ten times as bright as the first; and one to validate."""
+    subjects = []
+    for seed, gain in enumerate((1.0, 10.0, 3.0)):
+        patient = in_two_channels(make_ellipse_patient(seed), gain)
+        subjects.append(
+            prepare(
+                patient.image,
+                Plain.material(CONFIG, MR),
+                MR.channels,
+                name=f"mr_{seed}",
+                labels=patient.labels,
+            )
+        )
+    cohort = make_cohort(1, 1)
+    return replace(cohort, training=tuple(subjects[:2]), validation=(subjects[2],), plan=MR)
+
+
+def test_patients_of_an_mr_are_each_normalised_with_their_own_in_a_batch() -> None:
+    """What the network sees of a slice is what it sees of the patient alone; 0 around the scan."""
+    cohort = mr_cohort()
+    assert cohort.training[0].scalings != cohort.training[1].scalings
+    method = Plain.build(CONFIG, cohort.target, MR, device=CPU)
+    (stage,) = method.stages(cohort)
+    batch = stage.batch(NOW)
+    shown: list[Tensor] = []
+
+    def called(image: Tensor) -> list[Tensor]:
+        shown.append(image)
+        return list(method.parts["segment"](image))
+
+    stage.loss(called, batch)  # type: ignore[arg-type]
+    (image,) = shown
+    assert image.shape == (6, 2, 48, 48)
+    drawn = draw(cohort.index, NOW, 6)
+    assert {case for case, _ in drawn} == {0, 1}
+    view = Planes(scalings=(), padding=MR.padding, device=CPU)
+    for row, (case, k) in enumerate(drawn):
+        subject = cohort.training[case]
+        own = replace(view, scalings=[subject.scalings]).image(
+            subject.image, frame(subject, CONFIG.view, MR, 8).base
+        )
+        torch.testing.assert_close(image[row], own[k], atol=1e-5, rtol=1e-5)
+    seen = {
+        case: image[[row for row, (c, _) in enumerate(drawn) if c == case]].std() for case in (0, 1)
+    }
+    assert 0.5 < float(seen[0] / seen[1]) < 2.0, "ten times as bright no more"
+    method.parts["segment"].eval()
+    (region,) = advance(cohort.validation[0].image, method.steps(cohort.validation[0])).found
+    assert region.found is not None and region.found.channels == 3

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from kidseg import nets
-from kidseg.config import Topology, UNetConfig
+from kidseg.config import UNetConfig
 from kidseg.nets.folding import folded
+from kidseg.topology import Topology
 
 CONFIGS = {
     "2D": (UNetConfig(size=64, features=8, max_features=32), (128, 64)),

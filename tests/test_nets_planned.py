@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from kidseg import nets
-from kidseg.config import Topology
 from kidseg.losses import segmentation_loss
+from kidseg.topology import Topology
 
 FLAT = Topology(
     features=(4, 8, 16),
@@ -28,33 +28,6 @@ THICK = Topology(
 def image_for(net: nets.PlannedUNet, channels: int = 2, times: int = 2) -> torch.Tensor:
     sides = [times * side for side in net.multiple]
     return torch.randn(2, channels, *sides, generator=torch.Generator().manual_seed(0))
-
-
-# ---- the topology ------------------------------------------------------------------------------
-
-
-def test_divisors_are_the_products_of_strides() -> None:
-    assert FLAT.divisors == (4, 4)
-    assert THICK.divisors == (4, 8, 4)
-    assert (FLAT.dimensions, THICK.dimensions) == (2, 3)
-
-
-@pytest.mark.parametrize(
-    ("change", "match"),
-    [
-        ({"features": (4, 8)}, "agree"),
-        ({"kernels": ((3, 3), (3, 3), (3, 3, 3))}, "agree"),
-        ({"features": (), "kernels": (), "strides": ()}, "agree"),
-        ({"features": (4, 0, 16)}, "at least 1"),
-        ({"convolutions": 0}, "at least 1"),
-        ({"strides": ((2, 2), (2, 2), (2, 2))}, "first strides"),
-        ({"kernels": ((2, 3), (3, 3), (3, 3))}, "odd"),
-    ],
-)
-def test_a_topology_that_is_none_is_refused(change: dict[str, object], match: str) -> None:
-    whole = {"features": FLAT.features, "kernels": FLAT.kernels, "strides": FLAT.strides}
-    with pytest.raises(ValueError, match=match):
-        Topology(**{**whole, **change})  # type: ignore[arg-type]
 
 
 # ---- shape -------------------------------------------------------------------------------------

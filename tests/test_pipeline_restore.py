@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from kidseg.errors import ModelError
 from kidseg.geometry import Grid, Volume, posed, resample
 from kidseg.labels import Target
-from kidseg.pipeline.restore import restore
+from kidseg.pipeline.restore import decided, restore
 from kidseg.pipeline.steps import Region
 from probabilities import (
     PLACES,
@@ -370,6 +370,20 @@ def test_what_is_no_answer_is_refused() -> None:
         restore([region(bad, "left")], SCAN, KIDNEY_TUMOUR)
 
 
-def test_a_volume_alone_is_background_and_labels() -> None:
-    found = flat(0.2, 0.3, 0.5)
-    assert torch.equal(restore(found, SCAN).data, one(found, SCAN).data)
+def test_on_its_own_grid_labels_are_decided_as_when_they_are_restored() -> None:
+    """A background that wins, ties, regions that overlap; the same where the two grids are one."""
+    generator = torch.Generator().manual_seed(0)
+    for exclusive in (True, False):
+        target = Target(channels=((1, 2), (5,)), exclusive=exclusive, writes=(2, 7))
+        shape = (target.outputs, *SCAN.shape)
+        data = torch.rand(shape, generator=generator)
+        data[:, 0, :9] = 0.5
+        found = Volume(data.softmax(0) if exclusive else data, SCAN)
+        labels = decided(found, target)
+        assert labels.data.unique().tolist() == [0, 2, 7] and labels.grid is SCAN
+        assert labels.data.dtype == torch.uint8 and not labels.data[0, 0, :9].any()
+        assert torch.equal(labels.data, restore([region(found)], SCAN, target).data)
+    by_hand = torch.tensor([[0.9, 0.9, 0.4], [0.2, 0.6, 0.7]])[:, None, None]
+    grid = Grid.from_spacing((1, 1, 3), (1, 1, 1))
+    target = Target(channels=((1, 2), (2,)), exclusive=False, writes=(1, 2))
+    assert decided(Volume(by_hand, grid), target).data.flatten().tolist() == [1, 2, 2]

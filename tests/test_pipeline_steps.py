@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from kidseg.geometry import Grid, Slices, Volume, boxed, posed, resample
+from kidseg.labels import Target
 from kidseg.pipeline import Progress, Region, Step, advance, restore
 
 SCAN = Grid.from_spacing((6, 64, 80), (3, 1, 1), centre_mm=(5, -7, 30))
+BRIGHT = Target(channels=((1,),))
 
 
 def bright_box() -> Volume:
@@ -37,7 +39,7 @@ def test_one_step_on_the_scans_own_grid_is_exact() -> None:
     scan = bright_box()
     progress = advance(scan, [Step(name="all", locate=lambda p: p.last, segment=threshold)])
     (region,) = progress.found
-    labels = restore(found_of(region), scan.grid)
+    labels = restore([region], scan.grid, BRIGHT)
     assert torch.equal(labels.data[0] == 1, scan.data[0] > 0)
     assert region.grid is scan.grid and labels.grid.same_as(SCAN)
     assert set(progress.seconds) == {"all"} and progress.image is scan
@@ -71,9 +73,8 @@ def test_pose_then_crop_comes_back_onto_the_scan(slicewise: bool) -> None:
     progress = advance(scan, steps)
     assert progress.steps["pose"][0].grid is seen[0]
     assert progress.steps["pose"][0].found is None
-    found = found_of(progress.found[0])
-    assert found.grid.shape == (6, 58, 70)
-    got, want = restore(found, scan.grid).data[0] == 1, scan.data[0] > 0
+    assert found_of(progress.found[0]).grid.shape == (6, 58, 70)
+    got, want = restore(progress.found, scan.grid, BRIGHT).data[0] == 1, scan.data[0] > 0
     assert 2 * (got & want).sum() / (got.sum() + want.sum()) > 0.97
 
 
@@ -99,7 +100,7 @@ def test_a_later_step_sees_what_was_found() -> None:
     (fine,) = progress.steps["fine"]
     assert progress.found == progress.last == (fine,)
     assert fine.grid.shape[1] < 32
-    got, want = restore(found_of(fine), scan.grid).data[0] == 1, scan.data[0] > 0
+    got, want = restore([fine], scan.grid, BRIGHT).data[0] == 1, scan.data[0] > 0
     assert 2 * (got & want).sum() / (got.sum() + want.sum()) > 0.9
 
 

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from cohorts import PLAN, make_cohort
+from cohorts import PLAN, TARGET, base_of, make_cohort
 from ellipses import make_ellipse_patient
 from kidseg.config import UNetConfig
 from kidseg.device import choose_device
-from kidseg.geometry import Grid, Slices, posed, resample
-from kidseg.intensity import AIR_HU
+from kidseg.geometry import Grid, Slices, Volume, posed, resample
+from kidseg.intensity import AIR_HU, Normalisation, as_input, scalings
+from kidseg.labels import Target
 from kidseg.nets import build
 from kidseg.pipeline import Planes, Progress, Region
+from kidseg.pipeline.views import padded
 
 CPU = choose_device("cpu", "fp32")
-VIEW = Planes(channels=PLAN.channels, device=CPU)
+SCALINGS = scalings(torch.zeros(1, 1), PLAN.channels)  # of a CT: the same for all
+VIEW = Planes(scalings=[SCALINGS], padding=PLAN.padding, device=CPU)
 
 
 class Seen(nn.Module):
     """Keeps what it is shown; its logits are 0, the image and minus the image."""
 
-    def __init__(self, multiple: int | None = None) -> None:
+    def __init__(self, multiple: tuple[int, int] | None = None) -> None:
         super().__init__()
         self.images: list[Tensor] = []
         if multiple is not None:
@@ -35,7 +40,7 @@ class Seen(nn.Module):
 
 def predict(net: nn.Module, grid: Grid, seed: int = 0) -> Tensor:
     image = make_ellipse_patient(seed).image
-    found = VIEW.predict(net, Progress(image=image), Region(grid=grid))
+    found = VIEW.predict(net, TARGET, Progress(image=image), Region(grid=grid))
     assert found.grid is grid and found.data.dtype == torch.float32
     return found.data
 
@@ -67,14 +72,23 @@ def test_a_network_sees_what_the_view_shows_of_it() -> None:
     torch.testing.assert_close(found, logits.softmax(1).transpose(0, 1))
 
 
-@pytest.mark.parametrize("multiple", [None, 1, 8, 5])
-def test_sides_are_padded_to_what_the_network_takes_and_cut_back(multiple: int | None) -> None:
+@pytest.mark.parametrize("multiple", [None, (1, 1), (8, 8), (5, 5), (4, 9), (8, 1)])
+def test_sides_are_padded_to_what_the_network_takes_and_cut_back(
+    multiple: tuple[int, int] | None,
+) -> None:
     """20 x 27 pixels; of its border, repeated: the same answer as without."""
     net, grid = Seen(multiple), turned((8, 20, 27))
     found = predict(net, grid)
     assert found.shape == (3, 8, 20, 27)
     (shown,) = net.images
-    wanted = {None: (20, 27), 1: (20, 27), 8: (24, 32), 5: (20, 30)}[multiple]
+    wanted = {
+        None: (20, 27),
+        (1, 1): (20, 27),
+        (8, 8): (24, 32),
+        (5, 5): (20, 30),
+        (4, 9): (20, 27),
+        (8, 1): (24, 27),
+    }[multiple]
     assert shown.shape == (8, 1, *wanted)
     rows, columns = (
         torch.arange(n).clamp(max=m - 1) for n, m in zip(wanted, (20, 27), strict=True)
@@ -87,7 +101,7 @@ def test_sides_are_padded_to_what_the_network_takes_and_cut_back(multiple: int |
 def test_a_unet_takes_any_side() -> None:
     """Its sides must be multiples of 8; where they are, nothing is added."""
     net = build(UNetConfig(size=64, features=4), 1, 3, seed=0).eval()
-    assert net.multiple == 8
+    assert net.multiple == (8, 8)
     odd = predict(net, turned((8, 43, 50)))
     assert odd.shape == (3, 8, 43, 50)
     torch.testing.assert_close(odd.sum(0), torch.ones(8, 43, 50))
@@ -101,12 +115,89 @@ def test_a_unet_takes_any_side() -> None:
 def test_probabilities_are_those_of_the_network_in_any_number_of_slices() -> None:
     subject = make_cohort(1, 1).training[0]
     net = build(UNetConfig(size=64, features=4), 1, 3, seed=0).eval()
-    progress = Progress(image=subject.image)
-    whole = VIEW.predict(net, progress, Region(grid=subject.base))
+    base, progress = base_of(subject), Progress(image=subject.image)
+    whole = VIEW.predict(net, TARGET, progress, Region(grid=base))
     assert whole.data.shape == (3, 8, 48, 48)
     torch.testing.assert_close(whole.data.sum(0), torch.ones(8, 48, 48))
-    one = VIEW.predict(net, progress, Region(grid=subject.base.slices(3, 4)))
+    one = VIEW.predict(net, TARGET, progress, Region(grid=base.slices(3, 4)))
     torch.testing.assert_close(one.data[:, 0], whole.data[:, 3], atol=1e-5, rtol=1e-4)
-    many = VIEW.predict(net, progress, Region(grid=subject.base.resized((37, 48, 48))))
+    many = VIEW.predict(net, TARGET, progress, Region(grid=base.resized((37, 48, 48))))
     assert many.data.shape == (3, 37, 48, 48), "more than are shown at once"
     torch.testing.assert_close(many.data.sum(0), torch.ones(37, 48, 48))
+
+
+def test_regions_that_overlap_have_probabilities_of_their_own() -> None:
+    net, grid = Seen(), turned((8, 24, 32))
+    target = Target(channels=((1, 2), (1,), (2,)), exclusive=False)
+    found = VIEW.predict(
+        net, target, Progress(image=make_ellipse_patient(0).image), Region(grid=grid)
+    )
+    shown = net.images[0].transpose(0, 1)
+    wanted = torch.cat([torch.zeros_like(shown), shown, -shown]).sigmoid()
+    torch.testing.assert_close(found.data, wanted)
+
+
+def test_several_channels_have_their_own_scaling_and_surroundings() -> None:
+    """Air around a CT, 0 around another; in predict as in training."""
+    statistics = PLAN.channels[0].statistics
+    channels = tuple(Normalisation.of_channel(name, statistics) for name in ("CT", "T1"))
+    ct = make_ellipse_patient(0).image
+    image = Volume(torch.cat([ct.data.float(), ct.data.abs() * 3.0]), ct.grid)
+    own = scalings(image.data, channels)
+    padding = [channel.padding_value for channel in channels]
+    view = Planes(scalings=[own], padding=padding, device=CPU)
+    grid = ct.grid.crop((0, -8, -8), (8, 80, 80))
+    seen = view.image(image, grid)
+    assert seen.shape == (8, 2, 80, 80)
+    air, nothing = (40 - 130) / 50, -own[1].shift / own[1].scale
+    assert seen[:, 0, 0].unique().tolist() == pytest.approx([air])
+    assert seen[:, 1, 0].unique().tolist() == pytest.approx([nothing])
+    torch.testing.assert_close(seen[:, :, 8:72, 8:72], as_input(image.data, [own]))
+
+    class Two(nn.Module):
+        def forward(self, shown: Tensor) -> list[Tensor]:
+            torch.testing.assert_close(shown, seen)
+            return [torch.zeros(len(shown), 3, *shown.shape[2:])]
+
+    view.predict(Two(), TARGET, Progress(image=image), Region(grid=grid))
+
+
+def test_slices_of_several_patients_are_each_scaled_as_their_own() -> None:
+    statistics = PLAN.channels[0].statistics
+    how = (Normalisation.of_channel("T1", statistics),)
+    images = [make_ellipse_patient(0).image, make_ellipse_patient(1).image]
+    images[1] = Volume(images[1].data.float() * 7, images[1].grid)
+    own = [scalings(image.data, how) for image in images]
+    drawn = [(1, 5), (0, 2), (1, 0)]
+    matrices = [images[case].grid.slicewise().mm_from_index[k] for case, k in drawn]
+    place = Grid((3, 64, 64), torch.stack(matrices))
+    view = Planes(scalings=[own[case] for case, _ in drawn], padding=[0.0], device=CPU)
+    seen = view.image(Slices.of(images, drawn), place)
+    for row, (case, k) in enumerate(drawn):
+        alone = replace(view, scalings=[own[case]]).image(images[case], images[case].grid)
+        torch.testing.assert_close(seen[row], alone[k], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("sides", "multiple", "wanted"),
+    [
+        ((5, 8), (1, 1), (5, 8)),
+        ((5, 8), (4, 4), (8, 8)),
+        ((5, 8), (1, 16), (5, 16)),
+        ((3, 5, 8), (2, 4, 3), (4, 8, 9)),
+    ],
+)
+def test_padding_repeats_the_end_of_each_axis(
+    sides: tuple[int, ...], multiple: tuple[int, ...], wanted: tuple[int, ...]
+) -> None:
+    image = torch.rand((2, 3, *sides), generator=torch.Generator().manual_seed(0))
+    found = padded(image, multiple)
+    assert found.shape == (2, 3, *wanted)
+    for axis, (old, new) in enumerate(zip(sides, wanted, strict=True), start=2):
+        image = image.index_select(axis, torch.arange(new).clamp(max=old - 1))
+    assert torch.equal(found, image)
+
+
+def test_padding_of_another_number_of_axes_is_refused() -> None:
+    with pytest.raises(ValueError, match="argument"):
+        padded(torch.zeros(1, 1, 4, 4), (2, 2, 2))

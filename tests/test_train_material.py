@@ -87,6 +87,92 @@ def test_files_and_store_give_the_same_bits(
     assert not (runs[0] / "store").exists()
 
 
+# Pixels of 2 mm, seen with those of 4 or more: blocks of 2 x 2 are averaged.
+COARSE = ("view.pixel_mm=4.0",)
+
+
+@pytest.fixture(scope="module")
+def fine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data") / "fine"
+    write_ellipse_dataset(root, 4, fine=2)
+    return root
+
+
+@pytest.fixture(scope="module")
+def full(fine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of the scans' own pixels, whatever the method and settings it was made with."""
+    path = tmp_path_factory.mktemp("stores") / "full"
+    make_store(fine, path, method="plain", overrides=TINY, full=True)
+    opened = open_store(path)
+    for case in opened.cases:
+        assert case.grid.shape == (8, 128, 128) and case.grid.same_as(case.original)
+        assert not case.has("masks")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("method", "overrides", "pixels"),
+    [
+        ("plain", (*TINY, *COARSE), 2),
+        ("homogenized", (*HOMOGENIZED, *COARSE), 2),
+        ("plain", (*TINY, "view.pixel_mm=2.0"), 1),
+        ("homogenized", (*HOMOGENIZED, "view.pixel_mm=2.0"), 1),
+        ("plain", (*TINY, "view.pixel_mm=6.5"), 3),
+    ],
+)
+def test_files_and_a_full_store_give_the_same_bits(
+    fine: Path,
+    full: Path,
+    tmp_path: Path,
+    method: str,
+    overrides: tuple[str, ...],
+    pixels: int,
+) -> None:
+    """Of any method and resolution: where the scans' pixels are averaged, and where they are not.
+
+    And so does a store that was made with these settings.
+    """
+    kept = tmp_path / "kept"
+    make_store(fine, kept, method=method, overrides=overrides)
+    side = -(-128 // pixels)
+    assert {case.grid.shape for case in open_store(kept).cases} == {(8, side, side)}
+    found = []
+    for number, source in enumerate((fine, full, kept)):
+        out = tmp_path / f"run {number}"
+        run(source, out, method=method, overrides=overrides)
+        header = read_header(out / "model.safetensors")
+        found.append((header["tensors_sha256"], header["training_range"], header["training_set"]))
+        log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+        found[-1] += tuple(  # type: ignore[assignment]
+            {name: value for name, value in line.items() if name.startswith(("loss", "val_"))}
+            for line in log
+        )
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_store_of_blocks_is_refused_for_finer_settings(fine: Path, tmp_path: Path) -> None:
+    store, out = tmp_path / "store", tmp_path / "run"
+    make_store(fine, store, method="plain", overrides=(*TINY, *COARSE))
+    with pytest.raises(KidsegError, match="averaged over 2 x 2 pixels, not 1 x 1") as error:
+        run(store, out, overrides=(*TINY, "view.pixel_mm=2.0"))
+    assert error.value.code == "store-of-other-settings"
+    assert "--full" in (error.value.next_step or "")
+    assert not (out / "config.toml").exists() and not (out / "model.safetensors").exists()
+    same_blocks = run(store, out, overrides=(*TINY, "view.pixel_mm=5.0"))
+    assert same_blocks["model"]["sha256"]
+
+
+def test_the_command_makes_a_full_store(fine: Path, full: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    command = [sys.executable, "-m", "kidseg", "store", str(fine), "-o", str(store), "--full"]
+    done = subprocess.run(
+        [*command, "--json"], capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout)["digest"] == open_store(store).digest
+    assert open_store(store).digest == open_store(full).digest, "of all methods"
+
+
 BARE = """
 import importlib.abc, sys
 class Missing(importlib.abc.MetaPathFinder):
@@ -135,6 +221,19 @@ def test_a_store_trains_where_no_reader_is(data: Path, store: Path, tmp_path: Pa
     command[3:5] = [str(data), str(tmp_path / "files")]
     failed = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert failed.returncode != 0 and "ModuleNotFoundError" in failed.stderr
+
+
+def test_masks_and_coarser_pixels_are_made_where_no_reader_is(full: Path, tmp_path: Path) -> None:
+    """Of a full store: with scipy, and nothing else than one that holds them takes."""
+    blocked = ",".join(name for name in NOT_NEEDED if name != "scipy")
+    settings = (*HOMOGENIZED, *COARSE)
+    command = [sys.executable, "-c", BARE, str(full), str(tmp_path / "bare"), blocked, *settings]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert not set(blocked.split(",")) & set(done.stdout.split())
+    run(full, tmp_path / "run", method="homogenized", overrides=settings)
+    headers = [read_header(tmp_path / name / "model.safetensors") for name in ("bare", "run")]
+    assert headers[0]["tensors_sha256"] == headers[1]["tensors_sha256"]
 
 
 def stop_at(what: str, done: int) -> Callable[[str, int, int, Mapping[str, Any]], None]:
@@ -194,7 +293,10 @@ def test_stores_that_are_not_what_is_asked_for(store: Path, tmp_path: Path) -> N
     (validation,) = {case.id for case in open_store(store).cases} - set(training)
     refused: dict[str, dict[str, Any]] = {
         "other-split": {"validation": [training[0]]},
-        "store-of-other-settings": {"overrides": (*TINY, "view.bone_hu=200.0")},
+        "store-of-other-settings": {
+            "method": "homogenized",
+            "overrides": (*HOMOGENIZED, "view.bone_hu=200.0"),
+        },
     }
     for code, changes in refused.items():
         assert code_of(lambda: run(store, out, **changes)) == code  # noqa: B023
@@ -204,6 +306,8 @@ def test_stores_that_are_not_what_is_asked_for(store: Path, tmp_path: Path) -> N
     (copy / "store.json").unlink()
     assert code_of(lambda: run(copy, out)) == "unfinished-store"
     assert not (out / "config.toml").exists()
+    bone = (*TINY, "view.bone_hu=200.0")
+    assert run(store, tmp_path / "bone", overrides=bone)["model"]["sha256"], "which it never sees"
     summary = run(store, out, cases=[*training, validation], validation=[validation])
     assert summary["cases"]["validation"] == [validation]
 

@@ -166,8 +166,9 @@ def store(
     """Make a data set ready once; `kidseg train STORE -o RUN` then trains from it.
 
     For several runs on the same cases. The split is the store's; training asks for the same
-    settings of `view` and `cohort.cyst`. `kidseg.train.train` trains from it with torch, numpy,
-    safetensors, pydantic and tomli_w alone, on machines that cannot read scans.
+    pixels, masks and `cohort.cyst`, or of a store with --full for any pixels and masks.
+    `kidseg.train.train` trains from it with torch, numpy, safetensors, pydantic and tomli_w alone
+    (scipy too, where it has to make masks or coarser pixels), on machines that cannot read scans.
     """
     from kidseg.train import Setup, make_store
 

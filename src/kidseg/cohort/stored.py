@@ -125,11 +125,12 @@ def check_store(store: Store, material: Material, cyst: CystAs | None) -> None:
         for name, value in wanted.items()
         if found[name] != value
     ]
-    odd += [
+    coarse = [
         f"case '{case.id}' averaged over {had} x {had} pixels, not {factor} x {factor}"
-        for case in store.cases[:1]
+        for case in store.cases
         if (had := _factor(case)) not in (1, factor := material.factor(case.original))
     ]
+    odd += coarse[:1]
     if odd:
         raise UsageError(
             f"the store was made with {'; '.join(odd)}",
@@ -168,10 +169,12 @@ def subject_of(case: StoredCase) -> Subject:
 
 
 def _counts(case: StoredCase) -> np.ndarray:
-    counts = np.zeros((case.grid.shape[0], 256), dtype=np.int64)
-    for label, slices in case.voxels_per_slice.items():
-        for k, voxels in slices.items():
+    slices, rows, columns = case.grid.shape
+    counts = np.zeros((slices, 256), dtype=np.int64)
+    for label, own in case.voxels_per_slice.items():
+        for k, voxels in own.items():
             counts[k, label] = voxels
+    counts[:, 0] = rows * columns - counts[:, 1:].sum(1)  # a store counts no background
     return counts
 
 

@@ -162,7 +162,9 @@ def prepare(
     """
     _check_channels(scan, material, channels, name)
     factor = material.factor(scan.grid)
-    image = _compact(binned(scan, factor), channels)
+    image = _compact(scan, channels)
+    if factor > 1:  # of what a store keeps, so that its blocks are these to the bit
+        image = _compact(binned(image, factor), channels)
     body = masks = None
     if channels[0].scheme == "ct":
         hu = Volume(image.data[:1], image.grid)

@@ -19,7 +19,7 @@ from kidseg.config.methods import (
     PostprocessConfig,
     ViewConfig,
 )
-from kidseg.config.networks import LocalizerConfig, Topology, UNetConfig
+from kidseg.config.networks import LocalizerConfig, UNetConfig
 from kidseg.config.phantom import PhantomConfig, Phase
 from kidseg.config.stages import OptimizerConfig, StageConfig
 from kidseg.config.study import StudyCommonConfig, StudyConfig, StudyMethodConfig
@@ -43,7 +43,6 @@ __all__ = [
     "StudyCommonConfig",
     "StudyConfig",
     "StudyMethodConfig",
-    "Topology",
     "UNetConfig",
     "ViewConfig",
     "dump",

@@ -6,10 +6,11 @@ from typing import overload
 
 import torch
 
-from kidseg.config import LocalizerConfig, Topology, UNetConfig
+from kidseg.config import LocalizerConfig, UNetConfig
 from kidseg.nets.planned import PlannedUNet
 from kidseg.nets.stn import Localizer
 from kidseg.nets.unet import UNet
+from kidseg.topology import Topology
 
 __all__ = ["Localizer", "PlannedUNet", "UNet", "build"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from kidseg.config import Topology
 from kidseg.nets.blocks import InstanceNormBlock, convolution, initialised, upsampling
 from kidseg.nets.unet import check_sides
+from kidseg.topology import Topology
 
 __all__ = ["PlannedUNet"]
 

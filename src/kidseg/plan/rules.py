@@ -16,12 +16,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from kidseg.config import Topology
 from kidseg.errors import ModelError
 from kidseg.geometry import Grid
 from kidseg.intensity import Normalisation
 from kidseg.labels import CystAs, LabelSchema
 from kidseg.plan.facts import Fingerprint
+from kidseg.topology import Topology
 
 __all__ = ["Configuration", "Name", "Plan", "Topology", "adapted", "plan"]
 

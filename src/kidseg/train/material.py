@@ -109,10 +109,11 @@ def make_store(
     """Make the cases of a data set ready for training, once, in a store.
 
     `train` takes the store in place of the data set, as often as you like, with any method and
-    settings that ask for the same pixels; and gives the bits it gives with the files. There it
-    needs torch, numpy, safetensors, pydantic and tomli_w, and nothing that reads scans (with
-    `augment` "nnunet" batchgeneratorsv2, too). What is split into training and validation, and
-    planned, is split and planned here. A build that was interrupted goes on.
+    settings that ask for the same pixels or, of a store of the scans' own (`full`), for any; and
+    gives the bits it gives with the files. There it needs torch, numpy, safetensors, pydantic and
+    tomli_w, and nothing that reads scans (with `augment` "nnunet" batchgeneratorsv2, too; and scipy
+    where masks or coarser pixels are made of a store that lacks them). What is split into training
+    and validation, and planned, is split and planned here. A build that was interrupted goes on.
 
     Args:
         dataset: folder in any layout of `kidseg.cases`.

@@ -226,6 +226,7 @@ def _within(stage: Stage, budget_s: float | None, spent: float) -> Stage:
 def _write_model(
     out: Path, method: Method, cohort: Cohort, used: Cases, summary: dict[str, Any]
 ) -> None:
+    all_ct = all(channel.scheme == "ct" for channel in cohort.plan.channels)
     header = {
         "method": method.name,
         "config": asdict(method.config),
@@ -237,7 +238,7 @@ def _write_model(
         },
         "input": {
             "channels": [channel.channel for channel in cohort.plan.channels],
-            "unit": "HU",
+            "unit": "HU" if all_ct else "as in the data set",
             "orientation": "any; brought to canonical order",
         },
         "training_set": {"digest": used.digest, "cases": len(used.training)},

@@ -1,0 +1,66 @@
+"""The shape of a U-Net as a plan gives it; read wherever a store or a model is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+__all__ = ["Topology"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Topology:
+    """A U-Net as the plan gives it, per stage from the finest: nnU-Net's PlainConvUNet.
+
+    Attributes:
+        features: feature maps.
+        kernels: sides of the convolutions, per axis; odd.
+        strides: of the first convolution, per axis; 1 at the finest stage.
+        convolutions: per stage of the encoder, and of the decoder (one stage fewer).
+
+    Raises:
+        ValueError: another number of stages or axes in one than in the others, or a number that is
+            no such size.
+    """
+
+    features: tuple[int, ...]
+    kernels: tuple[tuple[int, ...], ...]
+    strides: tuple[tuple[int, ...], ...]
+    convolutions: int = 2  # Source: nnU-Net v2.8.1, default_experiment_planner.
+
+    def __post_init__(self) -> None:
+        stages = {len(self.features), len(self.kernels), len(self.strides)}
+        axes = {len(per_axis) for per_axis in (*self.kernels, *self.strides)}
+        if len(stages) != 1 or len(axes) != 1 or not axes <= {2, 3}:
+            raise ValueError("features, kernels and strides must agree in stages and axes (2 or 3)")
+        sizes = [*self.features, *sum(self.strides, ()), self.convolutions]
+        if min(sizes) < 1 or set(self.strides[0]) != {1}:
+            raise ValueError(f"sizes must be at least 1, and 1 the first strides: {self}")
+        if not all(kernel > 0 and kernel % 2 for kernel in sum(self.kernels, ())):
+            raise ValueError(f"kernels must be odd, so that they have a middle: {self.kernels}")
+
+    @property
+    def dimensions(self) -> Literal[2, 3]:
+        """2 for slices, 3 for volumes."""
+        return 2 if len(self.strides[0]) == 2 else 3
+
+    @property
+    def divisors(self) -> tuple[int, ...]:
+        """What the sides of an image must be multiples of, per axis."""
+        return tuple(prod(per_axis) for per_axis in zip(*self.strides, strict=True))
+
+    def feature_map_values(self, patch: Sequence[int], classes: int) -> int:
+        """Values in all feature maps for a patch: how nnU-Net estimates memory."""
+        sizes, side = [], list(patch)
+        for stride in self.strides:
+            side = [n // s for n, s in zip(side, stride, strict=True)]
+            sizes.append(prod(side))
+        maps = [f * n for f, n in zip(self.features, sizes, strict=True)]
+        # Encoder; decoder with its transposed convolution on top; output.
+        return (
+            self.convolutions * sum(maps)
+            + (self.convolutions + 1) * sum(maps[:-1])
+            + classes * sizes[0]
+        )
