@@ -22,7 +22,7 @@ from kidseg.distributed import (
     share_norms,
     shared_map,
 )
-from kidseg.train import train
+from kidseg.train import Setup, train
 
 # Plain gradient descent: Adam would blow rounding up to whole steps where gradients are near zero.
 SETTINGS = (
@@ -58,8 +58,8 @@ SETTINGS = (
 
 SCRIPT = """
 import sys
-from kidseg.train import train
-train(sys.argv[1], sys.argv[2], method="homogenized", overrides=sys.argv[3:], device="cpu")
+from kidseg.train import Setup, train
+train(sys.argv[1], sys.argv[2], Setup(method="homogenized", overrides=sys.argv[3:]), device="cpu")
 """
 
 
@@ -67,7 +67,10 @@ def test_two_processes_train_the_model_of_one(tmp_path: Path) -> None:
     """The same losses, batch norms over both halves, one log, one model."""
     write_ellipse_dataset(tmp_path / "data", 3)
     alone = train(
-        tmp_path / "data", tmp_path / "one", method="homogenized", overrides=SETTINGS, device="cpu"
+        tmp_path / "data",
+        tmp_path / "one",
+        Setup(method="homogenized", overrides=SETTINGS),
+        device="cpu",
     )
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)

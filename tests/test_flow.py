@@ -16,7 +16,7 @@ from kidseg.evaluate import evaluate
 from kidseg.geometry import Volume
 from kidseg.io import ReadOptions, read, save
 from kidseg.segment import load_predictor, segment
-from kidseg.train import train
+from kidseg.train import Setup, train
 
 SETTINGS = (
     "view.size=48",
@@ -70,9 +70,7 @@ def test_a_method_learns_and_is_measured(data: Path, tmp_path: Path, name: str) 
     train(
         data,
         tmp_path / "run",
-        method=method,
-        overrides=[*SETTINGS, *settings],
-        cases=cases[:7],
+        Setup(method=method, overrides=[*SETTINGS, *settings], cases=cases[:7]),
         device="cpu",
     )
     scans = [data / "imagesTr" / f"{case}_0000.nii.gz" for case in cases[7:]]
@@ -105,9 +103,7 @@ def test_regions_that_overlap_are_learned_and_written_as_labels(tmp_path: Path) 
     summary = train(
         data,
         tmp_path / "run",
-        method="plain",
-        overrides=[*SETTINGS, "segment.epochs=20"],
-        cases=cases[:7],
+        Setup(method="plain", overrides=[*SETTINGS, "segment.epochs=20"], cases=cases[:7]),
         device="cpu",
     )
     assert set(summary["validation"]["segment"]) == {"score", "kidney and tumour", "tumour"}
@@ -144,9 +140,7 @@ def test_two_channels_of_an_mr_are_learned(tmp_path: Path) -> None:
     train(
         data,
         tmp_path / "run",
-        method="plain",
-        overrides=SETTINGS,
-        cases=cases[:7],
+        Setup(method="plain", overrides=SETTINGS, cases=cases[:7]),
         device="cpu",
     )
     model = tmp_path / "run" / "model.safetensors"
@@ -173,6 +167,6 @@ def test_homogenization_of_an_mr_is_refused_before_it_is_trained(tmp_path: Path)
     data = tmp_path / "data"
     write_ellipse_dataset(data, 4, channels=("T1", "T2"))
     with pytest.raises(InputError, match="one channel of CT") as error:
-        train(data, tmp_path / "run", method="homogenized", device="cpu")
+        train(data, tmp_path / "run", Setup(method="homogenized"), device="cpu")
     assert error.value.code == "unsound-cases" and "ellipse_000" in str(error.value)
     assert not (tmp_path / "run" / "model.safetensors").exists()

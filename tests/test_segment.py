@@ -19,7 +19,7 @@ from kidseg.io import ReadOptions, read, save
 from kidseg.methods.homogenized.system_a import Homogenized
 from kidseg.pipeline import Region, Step
 from kidseg.segment import load_predictor, scan_name, segment
-from kidseg.train import train
+from kidseg.train import Setup, train
 
 SETTINGS = (
     "view.size=32",
@@ -46,7 +46,8 @@ SETTINGS = (
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("segment")
     write_ellipse_dataset(root / "data", 5)
-    train(root / "data", root / "run", method="homogenized", overrides=SETTINGS, device="cpu")
+    setup = Setup(method="homogenized", overrides=SETTINGS)
+    train(root / "data", root / "run", setup, device="cpu")
     return root
 
 

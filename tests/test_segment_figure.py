@@ -22,7 +22,7 @@ from kidseg.labels import KIDNEY_TUMOUR
 from kidseg.pipeline import Progress, Region
 from kidseg.segment import Predictor, load_predictor, segment
 from kidseg.segment.figure import Panel, draw_panels, step_panels, telling_slice
-from kidseg.train import train
+from kidseg.train import Setup, train
 from test_segment import SETTINGS, labels_of
 
 CROP = (
@@ -50,7 +50,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(data: Path) -> Path:
     """Pose, crop and U-Net."""
     run = data.parent / "run"
-    train(data, run, method="homogenized", overrides=[*SETTINGS, *CROP], device="cpu")
+    train(data, run, Setup(method="homogenized", overrides=[*SETTINGS, *CROP]), device="cpu")
     return run / "model.safetensors"
 
 
@@ -174,7 +174,7 @@ def test_a_figure_per_scan(data: Path, predictor: Predictor, tmp_path: Path) -> 
 def test_a_plain_model_has_fewer_steps(data: Path, tmp_path: Path) -> None:
     settings = [s for s in SETTINGS if not s.startswith("pose.")]
     settings += ["segment.epochs=1", "segment.steps=2"]
-    train(data, tmp_path / "run", method="plain", overrides=settings, device="cpu")
+    train(data, tmp_path / "run", Setup(method="plain", overrides=settings), device="cpu")
     (result,) = segment(
         [scan(data, 0)], tmp_path / "run" / "model.safetensors", tmp_path, device="cpu",
         figures=True, reference=truth(data, 0),

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from kidseg.checkpoint import read_header
 from kidseg.errors import KidsegError
 from kidseg.io import save
 from kidseg.store import open_store
-from kidseg.train import make_store, train
+from kidseg.train import Setup, make_store, train
 
 TINY = (
     "view.size=32",
@@ -52,7 +53,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def store(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("stores") / "store"
-    made = make_store(data, path, method="homogenized", overrides=HOMOGENIZED)
+    made = make_store(data, path, Setup(method="homogenized", overrides=HOMOGENIZED))
     opened = open_store(path)
     assert made["digest"] == opened.digest and made["megabytes"] > 0
     assert tuple(made["cases"]["training"]) == opened.plan.training
@@ -61,7 +62,10 @@ def store(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(source: Path, out: Path, **changes: Any) -> dict[str, Any]:
-    return train(source, out, **{"method": "plain", "overrides": TINY, "device": "cpu", **changes})
+    asked = {"method": "plain", "overrides": TINY, "device": "cpu", **changes}
+    names = {field.name for field in fields(Setup)}
+    setup = Setup(**{name: asked.pop(name) for name in list(asked) if name in names})
+    return train(source, out, setup, **asked)
 
 
 def code_of(action: Callable[[], object]) -> str:
@@ -102,7 +106,7 @@ def fine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def full(fine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of the scans' own pixels, whatever the method and settings it was made with."""
     path = tmp_path_factory.mktemp("stores") / "full"
-    make_store(fine, path, method="plain", overrides=TINY, full=True)
+    make_store(fine, path, Setup(method="plain", overrides=TINY), full=True)
     opened = open_store(path)
     for case in opened.cases:
         assert case.grid.shape == (8, 128, 128) and case.grid.same_as(case.original)
@@ -133,7 +137,7 @@ def test_files_and_a_full_store_give_the_same_bits(
     And so does a store that was made with these settings.
     """
     kept = tmp_path / "kept"
-    make_store(fine, kept, method=method, overrides=overrides)
+    make_store(fine, kept, Setup(method=method, overrides=overrides))
     side = -(-128 // pixels)
     assert {case.grid.shape for case in open_store(kept).cases} == {(8, side, side)}
     found = []
@@ -152,7 +156,7 @@ def test_files_and_a_full_store_give_the_same_bits(
 
 def test_a_store_of_blocks_is_refused_for_finer_settings(fine: Path, tmp_path: Path) -> None:
     store, out = tmp_path / "store", tmp_path / "run"
-    make_store(fine, store, method="plain", overrides=(*TINY, *COARSE))
+    make_store(fine, store, Setup(method="plain", overrides=(*TINY, *COARSE)))
     with pytest.raises(KidsegError, match="averaged over 2 x 2 pixels, not 1 x 1") as error:
         run(store, out, overrides=(*TINY, "view.pixel_mm=2.0"))
     assert error.value.code == "store-of-other-settings"
@@ -180,8 +184,9 @@ class Missing(importlib.abc.MetaPathFinder):
         if name.split(".")[0] in sys.argv[3].split(","):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Missing())
-from kidseg.train import train
-train(sys.argv[1], sys.argv[2], method="homogenized", overrides=sys.argv[4:], device="cpu")
+from kidseg.train import Setup, train
+setup = Setup(method="homogenized", overrides=sys.argv[4:])
+train(sys.argv[1], sys.argv[2], setup, device="cpu")
 print(*sorted({name.split(".")[0] for name in sys.modules}))
 """
 # Every package that kidseg depends on, but for those that its training needs.
@@ -265,7 +270,7 @@ def test_a_run_resumes_from_a_store_of_its_cases_only(
     again = run(store, out, resume=True)
     assert again["model"] == first["model"]
     other = tmp_path / "other"
-    make_store(data, other, method="plain", overrides=TINY, validation=["ellipse_003"])
+    make_store(data, other, Setup(method="plain", overrides=TINY, validation=["ellipse_003"]))
     assert open_store(other).plan.training != open_store(store).plan.training
     assert code_of(lambda: run(other, out, resume=True)) == "other-cases"
     plan = json.loads((out / "plan.json").read_text())

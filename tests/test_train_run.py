@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from kidseg.config import MethodConfig, PlainConfig, load
 from kidseg.device import choose_device
 from kidseg.errors import InputError, ModelError, UsageError
 from kidseg.plan import Plan
-from kidseg.train import train
+from kidseg.train import Setup, train
 from kidseg.train.run import CLOCKS, _workers
 
 TINY = (
@@ -52,7 +52,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def quick(data: Path, out: Path, **changes: Any) -> dict[str, Any]:
-    return train(data, out, **{"method": "plain", "overrides": TINY, "device": "cpu", **changes})
+    asked = {"method": "plain", "overrides": TINY, "device": "cpu", **changes}
+    names = {field.name for field in fields(Setup)}
+    setup = Setup(**{name: asked.pop(name) for name in list(asked) if name in names})
+    return train(data, out, setup, **asked)
 
 
 def test_what_it_writes(data: Path, tmp_path: Path) -> None:
@@ -155,7 +158,7 @@ def test_the_cases_may_be_named(data: Path, tmp_path: Path) -> None:
     ("changes", "error", "code"),
     [
         ({"method": "best"}, UsageError, "unknown-method"),
-        ({"preset_name": "best"}, UsageError, "unknown-preset"),
+        ({"preset": "best"}, UsageError, "unknown-preset"),
         ({"overrides": ["segment.epoch=3"]}, UsageError, "bad-setting"),
         ({"validation": ["nobody"]}, UsageError, "unknown-case"),
         ({"cases": ["ellipse_000"], "validation": ["ellipse_000"]}, UsageError, "bad-split"),
@@ -282,11 +285,11 @@ KILLED = """
 import sys
 from pathlib import Path
 import torch
-from kidseg.train import train
+from kidseg.train import Setup, train
 
 torch.set_num_threads(1)
 overrides = sys.argv[3:]
-train(Path(sys.argv[1]), Path(sys.argv[2]), method="homogenized", overrides=overrides,
+train(Path(sys.argv[1]), Path(sys.argv[2]), Setup(method="homogenized", overrides=overrides),
       device="cpu", resume=(Path(sys.argv[2]) / "config.toml").exists(),
       progress=lambda *a: print(*a[:3], flush=True))
 """

@@ -22,7 +22,7 @@ from kidseg.geometry import Volume
 from kidseg.intensity import Scaling
 from kidseg.labels import CystAs, LabelSchema, Target
 from kidseg.plan import Plan
-from kidseg.store import Prepared, Store, StoredCase
+from kidseg.store import Prepared, Store, StoredCase, grid_from_json, grid_to_json
 
 if TYPE_CHECKING:
     from kidseg.cases import Case, Dataset, LearnedLabels
@@ -97,6 +97,7 @@ class SubjectRecipe:
         if subject.ignore is not None:
             arrays["ignore"] = subject.ignore.data.numpy()
         facts = {
+            "masks_grid": None if subject.masks is None else grid_to_json(subject.masks.grid),
             "scalings": [asdict(scaling) for scaling in subject.scalings],
             "body": None if subject.body is None else _body_to_json(subject.body),
         }
@@ -161,11 +162,15 @@ def subject_of(case: StoredCase) -> Subject:
         image=case.image,
         scalings=tuple(Scaling(**entry) for entry in case.facts["scalings"]),
         body=None if body is None else _body_from_json(body),
-        masks=Volume(case.array("masks"), case.grid) if case.has("masks") else None,
+        masks=None if not case.has("masks") else _masks_of(case),
         labels=labels,
         ignore=Volume(case.array("ignore"), labels.grid) if case.has("ignore") else None,
         counts=_counts(case),
     )
+
+
+def _masks_of(case: StoredCase) -> Volume:
+    return Volume(case.array("masks"), grid_from_json(case.facts["masks_grid"]))
 
 
 def _counts(case: StoredCase) -> np.ndarray:

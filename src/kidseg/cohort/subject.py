@@ -19,6 +19,8 @@ __all__ = ["Body", "BodyMasks", "Material", "Subject", "adapted", "masks_on", "p
 
 # Semi-axes of an adult's trunk, geometric mean: where the least volume of bone is stated.
 _ADULT_RADIUS_MM = 150.0
+# Masks need no finer pixels: the body's shape is found at this size, and bone is blurred.
+_MASK_MM = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +88,8 @@ class Subject:
             `Material`); HU as int16 for CT.
         scalings: how each channel is normalised.
         body: None where the image is no CT.
-        masks: (2, ...) uint8 on the image's grid, 0..255 for 0..1: body, and blurred bone; None
-            where they were not asked for.
+        masks: (2, ...) uint8 on the image's slices, 0..255 for 0..1: body, and blurred bone, in
+            pixels of up to 2 mm where the image's are finer; None where they were not asked for.
         labels: (1, ...) uint8 on the image's slices: 0 background, then the classes; None if
             unknown.
         ignore: (1, ...) bool, where labels do not count; None if all do.
@@ -314,18 +316,20 @@ def _body(mask: Volume) -> Body:
 def _masks(image: Volume, mask: Volume, body: Body, how: BodyMasks) -> Volume:
     from scipy import ndimage
 
-    grid = image.grid
-    dense = ((image.data > how.bone_hu) & mask.data)[0].numpy()
+    factor = max(1, int(_MASK_MM / float(image.grid.spacing_mm[1:].max()) + 1e-6))
+    inside = binned(mask.astype(torch.float32), factor)
+    dense = (image.data > how.bone_hu) & mask.data
+    bony = (binned(Volume(dense.float(), image.grid), factor).data > 0.5)[0].numpy()
     part = (body.radius_mm / _ADULT_RADIUS_MM) ** 3 if np.isfinite(body.radius_mm) else 1.0
-    least = how.bone_least_ml * part / float(grid.voxel_ml)
-    pieces, count = ndimage.label(dense)
+    least = how.bone_least_ml * part / float(inside.grid.voxel_ml)
+    pieces, count = ndimage.label(bony)
     sizes = np.bincount(pieces.ravel(), minlength=count + 1)
     kept = sizes >= least
     kept[0] = False
-    spread = [0.0, *(how.bone_blur_mm / grid.spacing_mm[1:]).tolist()]
+    spread = [0.0, *(how.bone_blur_mm / inside.grid.spacing_mm[1:]).tolist()]
     bone = ndimage.gaussian_filter(kept[pieces].astype(np.float32), spread, mode="constant")
-    both = torch.stack([mask.data[0].float(), torch.from_numpy(bone)])
-    return Volume((both * 255.0).round().to(torch.uint8), grid)
+    both = torch.stack([inside.data[0], torch.from_numpy(bone)])
+    return Volume((both * 255.0).round().to(torch.uint8), inside.grid)
 
 
 def _counts(labels: Volume) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,12 @@ from kidseg.nets import PlannedUNet, UNet
 from kidseg.nets.folding import folded
 from kidseg.pipeline import Progress, Region, advance, decided, restore
 from kidseg.plan import Plan
-from kidseg.postprocess import least_volume_ml, remove_small
+from kidseg.postprocess import Piece, least_volume_ml, remove_small
 
 __all__ = ["Predictor", "Segmentation", "load_predictor"]
+
+# Noise may be of 100,000 pieces; nobody reads so many, and writing them takes seconds.
+_PIECES_NAMED = 100
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -84,10 +87,7 @@ class Predictor:
                 "far_sd": FAR_SD,
                 "figures": _rounded(away),
             },
-            "removed": {
-                "below_ml": round(least_ml, 4),
-                "pieces": [piece.as_dict() for piece in removed],
-            },
+            "removed": _removed_facts(removed, least_ml),
             "volumes_ml": _volumes(labels, self.schema),
         }
         return Segmentation(
@@ -241,6 +241,16 @@ def _grid_facts(region: Region, subject: Subject, unit_mm: float) -> dict[str, A
         if bool((table != table[:1]).any()):
             facts[name]["per_slice"] = [[round(float(v), 4) for v in row] for row in table]
     return facts
+
+
+def _removed_facts(removed: Sequence[Piece], least_ml: float) -> dict[str, Any]:
+    """What postprocessing removed: all of it in sum, the largest pieces one by one."""
+    return {
+        "below_ml": round(least_ml, 4),
+        "count": len(removed),
+        "volume_ml": round(sum(piece.volume_ml for piece in removed), 4),
+        "pieces": [piece.as_dict() for piece in removed[:_PIECES_NAMED]],
+    }
 
 
 def _overlap_facts(placement: Placement, found: Volume) -> dict[str, Any] | None:

@@ -131,7 +131,7 @@ class PoseTransformer:
             names=cohort.names(drawn),
             scene=Scene(
                 image=Slices.of(images, drawn, fill=AIR_HU, fields=fields),
-                masks=Slices.of(masks, drawn, fields=fields),
+                masks=Slices.of(masks, drawn, fields=_coarser(fields, cohort, drawn)),
                 start=_jittered(start, config, chance[:, :5]),
                 scalings=[cohort.training[case].scalings for case, _ in drawn],
             ),
@@ -304,6 +304,18 @@ def _fields(cohort: Cohort, drawn: Drawn, config: PoseConfig, chance: Tensor) ->
             )
         )
     return fields
+
+
+def _coarser(fields: Sequence[Field | None], cohort: Cohort, drawn: Drawn) -> list[Field | None]:
+    """Fields of images as those of their masks, whose pixels may be larger."""
+    out: list[Field | None] = []
+    for field, (case, _) in zip(fields, drawn, strict=True):
+        subject = cohort.training[case]
+        assert subject.masks is not None
+        ratio = float(subject.masks.grid.spacing_mm[2] / subject.image.grid.spacing_mm[2])
+        top, bottom, left, right = (round(n / ratio) for n in field or (0, 0, 0, 0))
+        out.append(None if field is None else (top, bottom, left, right))
+    return out
 
 
 def _mirrored(view: Tensor, which: Tensor) -> Tensor:
