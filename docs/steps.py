@@ -65,7 +65,7 @@ def panel(
     """Pixels are square in the scan and in the normalised frame."""
     found = None if labels is None else labels[k].numpy()
     return Panel(
-        title=title, hu=image.data[0, k].numpy(), pixel=(1, 1), labels=found, frames=frames
+        title=title, values=image.data[0, k].numpy(), pixel=(1, 1), labels=found, frames=frames
     )
 
 

@@ -376,7 +376,7 @@ def test_pixels_keep_their_proportions(tmp_path: Path) -> None:
     """40 x 20 black pixels of 1 x 2 mm make a square."""
     from matplotlib.image import imread
 
-    panel = Panel(title="", hu=np.full((40, 20), -1000.0), pixel=(1.0, 2.0))
+    panel = Panel(title="", values=np.full((40, 20), -1000.0), pixel=(1.0, 2.0))
     draw_panels(tmp_path / "a.png", [panel], KIDNEY_TUMOUR)
     dark = imread(tmp_path / "a.png")[..., :3].max(-1) < 0.01
     rows, columns = dark.sum(0).max(), dark.sum(1).max()

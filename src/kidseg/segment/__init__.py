@@ -14,18 +14,17 @@ import torch
 from kidseg.checkpoint import INTENDED_USE
 from kidseg.errors import BatchError, Finding, InputError, KidsegError, UsageError
 from kidseg.geometry import Volume
-from kidseg.io import ReadOptions, read, save
+from kidseg.io import ReadOptions, save
 from kidseg.io.atomic import write_json
 from kidseg.io.content import sha256_of, sha256_of_all
 from kidseg.segment.predictor import Predictor, Segmentation, load_predictor
+from kidseg.segment.scans import read_scan, scan_name
 from kidseg.segment.truth import ReferenceLabels, find_references
 
 __all__ = ["FORMATS", "Predictor", "Segmentation", "load_predictor", "scan_name", "segment"]
 
 FORMATS = {"nii": ".nii.gz", "nrrd": ".nrrd", "mha": ".mha"}
 """Formats of label volumes, and their endings."""
-
-_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".zip", ".dcm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +59,8 @@ def segment(
     finding, "no-figure"; the labels are there.
 
     Args:
-        scans: files or folders, as `kidseg.io.read` takes them.
+        scans: files or folders, as `kidseg.io.read` takes them; of a model of several channels the
+            first file of each scan, see `read_scan`.
         model: a model file, or a predictor.
         out: folder; made if it is not there.
         formats: keys of `FORMATS`.
@@ -128,21 +128,6 @@ def segment(
     return done
 
 
-def scan_name(path: Path) -> str:
-    """What a scan's results are called: its file or folder, without endings and channel number.
-
-    "imaging" (as KiTS names all files) and "ct" (a DICOM case) are called like their folder.
-    """
-    name = path.resolve().name if path.name in ("", ".", "..") else path.name
-    for ending in _ENDINGS:
-        if name.lower().endswith(ending):
-            name = name[: -len(ending)]
-            break
-    if name in ("imaging", "ct"):
-        name = path.resolve().parent.name
-    return name.removesuffix("_0000")
-
-
 def _targets(
     scans: Sequence[Path], out: Path, formats: Sequence[str], figures: bool, overwrite: bool
 ) -> dict[Path, _Files]:
@@ -191,7 +176,7 @@ def _one(
     overwrite: bool,
 ) -> dict[str, Any]:
     start = time.perf_counter()
-    scan = read(path, options)
+    scan = read_scan(path, predictor.method.plan.channels, options)
     shown = None
     if reference is not None:
         shown = reference.on(scan.volume.grid, replace(options, series=None, volume=None))
@@ -199,7 +184,7 @@ def _one(
     result = predictor(scan.volume, str(path))
     start = time.perf_counter()
     for file in files.labels:
-        like = path if scan.format == "nifti" and path.suffix != ".zip" else scan.native
+        like = path if scan.first.format == "nifti" and path.suffix != ".zip" else scan.first.native
         save(result.labels, file, like=like, overwrite=overwrite)
     seconds = {"read": read_s, **result.seconds, "write": time.perf_counter() - start}
     outputs, findings = list(files.labels), [*scan.findings, *result.findings]
@@ -214,7 +199,9 @@ def _one(
     return {
         "name": scan_name(path),
         "path": str(path),
-        "sha256": sha256_of_all([path]) if path.is_dir() else sha256_of(path),
+        "sha256": sha256_of(path)
+        if path.is_file() and len(scan.paths) == 1
+        else sha256_of_all(scan.paths),
         "outputs": [file.name for file in outputs],
         **result.facts,
         "warnings": [finding.as_dict() for finding in findings],

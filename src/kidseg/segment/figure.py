@@ -13,7 +13,7 @@ import torch
 
 from kidseg.cohort.cohort import patient_dice
 from kidseg.geometry import Grid, Volume, in_plane_pose, resample
-from kidseg.intensity import AIR_HU
+from kidseg.intensity import Normalisation
 from kidseg.io.atomic import writing
 from kidseg.labels import LabelSchema, Target
 from kidseg.pipeline import Region, decided
@@ -37,7 +37,8 @@ class Panel:
 
     Attributes:
         title: of the step.
-        hu: (rows, columns).
+        values: (rows, columns); HU for CT.
+        window: values that are black and white.
         pixel: its (height, width), in any unit.
         labels: (rows, columns), drawn as contours.
         outline: (rows, columns) float 0..1, drawn at a half.
@@ -45,8 +46,9 @@ class Panel:
     """
 
     title: str
-    hu: np.ndarray
+    values: np.ndarray
     pixel: tuple[float, float]
+    window: tuple[float, float] = _WINDOW_HU
     labels: np.ndarray | None = None
     outline: np.ndarray | None = None
     frames: tuple[np.ndarray, ...] = ()
@@ -105,7 +107,7 @@ def step_panels(
     the frames of the next step's regions.
     """
     steps = list(result.progress.steps.items())
-    panels = [_panel("scan", scan, scan.grid.slices(k, k + 1))]
+    panels = [_panel("scan", scan, scan.grid.slices(k, k + 1), result)]
     for number, (name, regions) in enumerate(steps, start=1):
         later = steps[number][1] if number < len(steps) else ()
         for region in regions:
@@ -119,6 +121,7 @@ def step_panels(
                     " ".join(filter(None, (name, region.name))),
                     scan,
                     place,
+                    result,
                     as_seen=True,
                     labels=_labels(region, row, result.target),
                     outline=None if outline is None else _outline(outline, place, row),
@@ -126,9 +129,9 @@ def step_panels(
                 )
             )
     here = scan.grid.slices(k, k + 1)
-    panels.append(_panel("labels", scan, here, labels=result.labels.data[0, k].numpy()))
+    panels.append(_panel("labels", scan, here, result, labels=result.labels.data[0, k].numpy()))
     if reference is not None:
-        panels.append(_panel("reference", scan, here, labels=reference.data[0, k].numpy()))
+        panels.append(_panel("reference", scan, here, result, labels=reference.data[0, k].numpy()))
     return panels
 
 
@@ -176,6 +179,7 @@ def _panel(
     title: str,
     scan: Volume,
     place: Grid,
+    result: Segmentation,
     *,
     as_seen: bool = False,
     labels: np.ndarray | None = None,
@@ -184,15 +188,25 @@ def _panel(
 ) -> Panel:
     """One slice of a grid; with square pixels, as a network sees it, or in millimetres."""
     pixel = place.spacing_mm.reshape(-1, 3)[0]
-    image = resample(scan, place, fill=AIR_HU).data[0, 0]
+    fill = [channel.padding_value for channel in result.channels]
+    image = resample(scan, place, fill=fill).data[0, 0]
     return Panel(
         title=title,
-        hu=image.numpy(),
+        values=image.numpy(),
+        window=_window(scan, result.channels[0]),
         pixel=(1.0, 1.0) if as_seen else (float(pixel[1]), float(pixel[2])),
         labels=labels,
         outline=outline,
         frames=frames,
     )
+
+
+def _window(scan: Volume, channel: Normalisation) -> tuple[float, float]:
+    """The abdominal window of a CT; of any other image all but its brightest half per cent."""
+    if channel.scheme == "ct":
+        return _WINDOW_HU
+    low, high = np.percentile(scan.data[0].numpy(), (0.0, 99.5)).tolist()
+    return low, max(high, low + 1e-6)
 
 
 def _row_at(grid: Grid, scan: Grid, k: int) -> int | None:
@@ -265,14 +279,16 @@ def _pose_text(scan: Volume, result: Segmentation, k: int) -> list[str]:
 
 def _show(axes: Axes, panel: Panel, schema: LabelSchema) -> None:
     aspect = panel.pixel[0] / panel.pixel[1]
-    axes.imshow(panel.hu, cmap="gray", vmin=_WINDOW_HU[0], vmax=_WINDOW_HU[1], aspect=aspect)
+    axes.imshow(
+        panel.values, cmap="gray", vmin=panel.window[0], vmax=panel.window[1], aspect=aspect
+    )
     axes.set_axis_off()
     if panel.outline is not None and panel.outline.min() < 0.5 <= panel.outline.max():
         axes.contour(panel.outline, [0.5], colors=[_OUTLINE], linewidths=1.0)
     for frame in panel.frames:
         axes.plot(frame[:, 1], frame[:, 0], color=_FRAME, linewidth=1.2)
     if panel.frames:
-        axes.set(xlim=(-0.5, panel.hu.shape[1] - 0.5), ylim=(panel.hu.shape[0] - 0.5, -0.5))
+        axes.set(xlim=(-0.5, panel.values.shape[1] - 0.5), ylim=(panel.values.shape[0] - 0.5, -0.5))
     if panel.labels is None:
         return
     for label in schema.labels:
@@ -282,7 +298,7 @@ def _show(axes: Axes, panel: Panel, schema: LabelSchema) -> None:
             padded = np.pad(mask.astype(float), 1)
             rows, columns = (np.arange(-1, n + 1) for n in mask.shape)
             axes.contour(columns, rows, padded, [0.5], colors=[_colour(label.rgb)], linewidths=1.2)
-    axes.set(xlim=(-0.5, panel.hu.shape[1] - 0.5), ylim=(panel.hu.shape[0] - 0.5, -0.5))
+    axes.set(xlim=(-0.5, panel.values.shape[1] - 0.5), ylim=(panel.values.shape[0] - 0.5, -0.5))
 
 
 def _colour(rgb: tuple[int, int, int]) -> tuple[float, float, float]:

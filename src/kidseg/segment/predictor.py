@@ -19,6 +19,7 @@ from kidseg.config import METHODS, load
 from kidseg.device import choose_device
 from kidseg.errors import Finding, ModelError, UsageError
 from kidseg.geometry import Grid, Volume, in_plane_pose
+from kidseg.intensity import Normalisation
 from kidseg.labels import LabelSchema, Target
 from kidseg.methods import Method, method_named
 from kidseg.nets import PlannedUNet, UNet
@@ -54,7 +55,7 @@ class Predictor:
 
     @torch.no_grad()
     def __call__(self, scan: Volume, name: str = "scan") -> Segmentation:
-        """Segment a scan, (1, slices, rows, columns) HU in canonical order.
+        """Segment a scan, (channels, slices, rows, columns) in canonical order; HU for CT.
 
         Raises:
             InputError: as `kidseg.cohort.subject.prepare`.
@@ -100,6 +101,7 @@ class Predictor:
             seconds=clock.seconds,
             progress=progress,
             target=self.method.target,
+            channels=plan.channels,
             placement=placement,
         )
 
@@ -116,6 +118,7 @@ class Segmentation:
         seconds: wall time of each step.
         progress: the regions of each step, and what was found there, before postprocessing.
         target: what the channels of what was found mean.
+        channels: of the scan.
         placement: how the patient lies.
     """
 
@@ -125,6 +128,7 @@ class Segmentation:
     seconds: Mapping[str, float]
     progress: Progress
     target: Target
+    channels: tuple[Normalisation, ...]
     placement: Placement
 
 
