@@ -1,15 +1,15 @@
-"""What becomes of every file and series in a folder of odd DICOM, as a Markdown table.
+"""Read every file and series in a folder of unusual DICOM; results as a Markdown table.
 
     python benchmarks/dicom_odd.py FOLDER...
 
-Read are each folder that holds files, as a user would give it, without and with --repair; and on
-its own each file that is no slice of the one series in its folder. "Agrees" is the greatest
-difference from what others make of the same files:
+The benchmark reads each folder that contains files, as a user would, without and with --repair,
+and separately each file that is not a slice of the only series in its folder. "Agrees" is the
+largest difference from independent readers of the same files:
 
-- positions: the affine made by hand from the tags of the first and last image; highdicom's for
+- positions: the affine computed from the tags of the first and last image; highdicom for
   multi-frame files;
-- values: SimpleITK's, which decodes and rescales by itself (highdicom's for multi-frame files),
-  where kidseg has not set padding to -1024.
+- values: SimpleITK, which decodes and rescales independently (highdicom for multi-frame files),
+  except where kidseg set padding to -1024.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ NOT_REPAIRED = ("repaired-", "dropped-")
 
 @dataclass(frozen=True)
 class Given:
-    """A file or folder to read, and the name it goes by in the table."""
+    """A file or folder to read, and its name in the table."""
 
     path: Path
     name: str
 
 
 def inputs(root: Path) -> Iterator[Given]:
-    """`root`, the folders below that hold files, and the files to be read on their own."""
+    """`root`, the folders below it that contain files, and the files to read separately."""
     for folder in [root, *sorted(p for p in root.rglob("*") if p.is_dir())]:
         files = sorted(p for p in folder.iterdir() if p.is_file())
         if files or folder == root:
@@ -67,8 +67,8 @@ def read(given: Given, *, repair: bool) -> Scan | KidsegError:
         return error
 
 
-def told(result: Scan | KidsegError, given: Given) -> str:
-    """What happened, in a table cell."""
+def as_cell(result: Scan | KidsegError, given: Given) -> str:
+    """The result as a table cell."""
     if isinstance(result, KidsegError):
         cause = result.cause.replace(str(given.path), given.name).replace("|", "/")
         return f"refused: `{result.code}`: {shortened(cause)}"
@@ -85,7 +85,7 @@ def shortened(text: str, limit: int = 230) -> str:
 
 
 def agrees(scan: Scan, given: Given) -> str:
-    """Do independent readers see the same? Only asked where nothing was repaired."""
+    """Compare with independent readers; only if nothing was repaired."""
     if any(f.code.startswith(NOT_REPAIRED) for f in scan.findings):
         return "(repaired)"
     files = [given.path] if given.path.is_file() else chosen_files(scan, given.path)
@@ -121,7 +121,7 @@ def chosen_files(scan: Scan, folder: Path) -> list[Path]:
 
 
 def peer_volume(datasets: list[pydicom.Dataset]) -> tuple[np.ndarray, np.ndarray]:
-    """Affine (4, 4) LPS and values (slices, rows, columns) HU by other means."""
+    """Affine (4, 4) LPS and values (slices, rows, columns) HU from independent readers."""
     first = datasets[0]
     if "PerFrameFunctionalGroupsSequence" in first:
         volume = highdicom.Image.from_dataset(first).get_volume(apply_real_world_transform=False)
@@ -135,7 +135,7 @@ def peer_volume(datasets: list[pydicom.Dataset]) -> tuple[np.ndarray, np.ndarray
 
 
 def hounsfield(dataset: pydicom.Dataset) -> np.ndarray:
-    """By SimpleITK, which decodes through its own GDCM."""
+    """HU from SimpleITK, which decodes with its own GDCM."""
     return SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(dataset.filename)))[0]
 
 
@@ -145,7 +145,7 @@ def normal(dataset: pydicom.Dataset) -> np.ndarray:
 
 
 def tags_affine(datasets: list[pydicom.Dataset]) -> np.ndarray:
-    """From the tags, by hand: columns are the steps of slice, row, column, and the first voxel."""
+    """Affine from the tags: columns are the steps of slice, row, column, and the first voxel."""
     first = np.array(datasets[0].ImagePositionPatient, float)
     last = np.array(datasets[-1].ImagePositionPatient, float)
     if len(datasets) > 1:
@@ -165,18 +165,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folders", nargs="+", type=Path)
     folders = parser.parse_args().folders
-    warnings.simplefilter("ignore", UserWarning)  # pydicom's remarks on odd headers
+    warnings.simplefilter("ignore", UserWarning)  # pydicom's warnings about invalid headers
     SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
     print("| file or series | what happened | agrees with other readers | with `--repair` |")
     print("|---|---|---|---|")
     for folder in folders:
         for given in inputs(folder.resolve()):
             plain = read(given, repair=False)
-            mended = read(given, repair=True)
-            same = told(plain, given) == told(mended, given)
+            repaired = read(given, repair=True)
+            same = as_cell(plain, given) == as_cell(repaired, given)
             check = agrees(plain, given) if isinstance(plain, Scan) else ""
-            after = "the same" if same else told(mended, given)
-            print(f"| `{given.name}` | {told(plain, given)} | {check} | {after} |")
+            after = "the same" if same else as_cell(repaired, given)
+            print(f"| `{given.name}` | {as_cell(plain, given)} | {check} | {after} |")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""Speed and memory of the U-Net alone at inference: autocast beside folded bfloat16 weights.
+"""Speed and memory of the U-Net at inference: autocast compared with folded bfloat16 weights.
 
     OMP_NUM_THREADS=1 python benchmarks/inference_speed.py [-n 5] [--size 512] [--features 32]
         [--at-once 1 2 4 16] [--json]
 
 The network of System A on slices of noise, on the CPU, with the allocator as in `kidseg segment`.
-Each line is a process of its own, so that its peak of memory is its own. Times are of the
-processor, so that what else runs does not count; with one thread they are those of the clock.
+Each row is a separate process, so that its peak memory is separate. Times are CPU times, so that
+other processes do not count; with one thread they equal the wall time.
 
 "autocast" keeps float32 weights, channels last, under bfloat16 autocast; "folded" is
 `kidseg.nets.folding.folded` in bfloat16; "planned" and "planned, folded" are the same for nnU-Net's
-2D network with as many stages (not channels last, which instance norms are slower with).
+2D network with the same number of stages (not channels last, which slows down instance norms).
 """
 
 from __future__ import annotations

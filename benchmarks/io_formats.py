@@ -1,11 +1,11 @@
-"""Time and memory to read and write each format, as ratios to its peers in the same run.
+"""Time and memory to read and write each format, relative to peers in the same run.
 
     python benchmarks/io_formats.py [--shape 100 512 512] [--repeats 5] [--json]
 
 Peers: nibabel and SimpleITK for NIfTI, SimpleITK for NRRD and MetaImage, pydicom for DICOM. The
-tools take turns, so that a drift of the machine hits all alike; times are medians. Memory is the
-peak above what was held before (Linux only). All files come from the page cache. kidseg also
-verifies checksums, positions and Hounsfield units, and gives the canonical order.
+tools take turns, so that changes of the machine affect all of them; times are medians. Memory is
+the peak above the memory at the start (Linux only). All files are in the page cache. kidseg also
+verifies checksums, geometry and Hounsfield units, and returns the canonical order.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Row:
-    """One tool at one job: median seconds, peak MiB above the start, MiB on the disk."""
+    """One tool at one job: median seconds, peak MiB above the start, MiB on disk."""
 
     format: str
     content: str
@@ -50,7 +50,7 @@ class Row:
 
 
 def ct_like(shape: tuple[int, int, int]) -> Volume:
-    """Air around an ellipse of tissue with noise of 15 HU, which packs about as real CT does."""
+    """Air around an ellipse of tissue with noise of 15 HU, which compresses like real CT."""
     rng = np.random.default_rng(0)
     z, y, x = np.ogrid[-1 : 1 : shape[0] * 1j, -1 : 1 : shape[1] * 1j, -1 : 1 : shape[2] * 1j]
     inside = (x / 0.8) ** 2 + (y / 0.6) ** 2 + 0 * z < 1
@@ -82,7 +82,7 @@ def itk_image(volume: Volume) -> SimpleITK.Image:
 
 
 def writers(volume: Volume, ending: str) -> dict[str, Callable[[Path], object]]:
-    """Per tool, what writes a file."""
+    """Functions that write a file, by tool."""
     image = itk_image(volume)
     tools: dict[str, Callable[[Path], object]] = {
         "kidseg": lambda path: io.save(volume, path, overwrite=True),
@@ -95,7 +95,7 @@ def writers(volume: Volume, ending: str) -> dict[str, Callable[[Path], object]]:
 
 
 def readers(content: str, ending: str) -> dict[str, Callable[[Path], object]]:
-    """Per tool, what reads a file into an array."""
+    """Functions that read a file into an array, by tool."""
     options = io.ReadOptions(values="ct" if content == "CT" else "labels")
     tools: dict[str, Callable[[Path], object]] = {
         "kidseg": lambda path: io.read(path, options),
@@ -107,7 +107,7 @@ def readers(content: str, ending: str) -> dict[str, Callable[[Path], object]]:
 
 
 def series_by_pydicom(folder: Path) -> np.ndarray:
-    """The plain way: every file, sorted by height, rescaled."""
+    """Read every file, sort by position and rescale."""
     slices = [pydicom.dcmread(path) for path in sorted(folder.glob("*.dcm"))]
     slices.sort(key=lambda s: float(s.ImagePositionPatient[2]))
     return np.stack(
@@ -124,7 +124,7 @@ def series_by_itk(folder: Path) -> np.ndarray:
 
 
 def resident_mib(field: str) -> float:
-    """A line of /proc/self/status in MiB; NaN where there is none."""
+    """A field of /proc/self/status in MiB; NaN if it is missing."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     except OSError:
@@ -133,9 +133,9 @@ def resident_mib(field: str) -> float:
 
 
 def measured(act: Callable[[], object]) -> tuple[float, float]:
-    """Seconds, and MiB at the peak above the start."""
+    """Seconds, and peak MiB above the start."""
     gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc keeps what was freed
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc keeps freed memory
     if trim is not None:
         trim(0)
     try:
@@ -152,7 +152,7 @@ def measured(act: Callable[[], object]) -> tuple[float, float]:
 def compared(
     tools: dict[str, Callable[[], object]], repeats: int
 ) -> dict[str, tuple[float, float]]:
-    """Per tool, median seconds and median peak; the tools take turns, after one unmeasured."""
+    """Median seconds and median peak by tool; the tools take turns, after one warm-up."""
     for act in tools.values():
         act()
     results: dict[str, list[tuple[float, float]]] = {name: [] for name in tools}
@@ -172,7 +172,7 @@ def size_mib(path: Path) -> float:
 
 
 def file_rows(volume: Volume, content: str, ending: str, folder: Path, repeats: int) -> list[Row]:
-    """Writing, then reading the file that kidseg wrote."""
+    """Write a file, then read the one that kidseg wrote."""
     rows = []
     paths = {tool: folder / f"{tool}{ending}" for tool in writers(volume, ending)}
     writing = {
@@ -192,7 +192,7 @@ def file_rows(volume: Volume, content: str, ending: str, folder: Path, repeats: 
 
 
 def dicom_rows(volume: Volume, folder: Path, repeats: int) -> list[Row]:
-    """A series, uncompressed, as kidseg writes it."""
+    """An uncompressed series as written by kidseg."""
     series = folder / "series"
 
     def write() -> None:
@@ -212,7 +212,7 @@ def dicom_rows(volume: Volume, folder: Path, repeats: int) -> list[Row]:
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown: a line per job, kidseg's figures, and kidseg / peer for each peer."""
+    """Markdown: one row per job with kidseg's figures, and kidseg / peer for each peer."""
     lines = [
         "| format | content | job | kidseg | peak | file | time, memory and size as ratios |",
         "|---|---|---|---|---|---|---|",

@@ -2,12 +2,12 @@
 
     python benchmarks/nnunet_preprocessing.py --peer PYTHON [--dataset RAW_FOLDER] [--json]
 
-PYTHON is the interpreter of a virtual environment with nnunetv2 (2.8.1 was used); RAW_FOLDER an
-nnU-Net raw data set. Without it, CT-like cases of several spacings and shapes are made. Both sides
-fingerprint, plan and preprocess the same files; the table shows where they stand, and the exit code
-is 1 if anything is further apart than it may be. Beside the files, both plan for the fingerprints
-of many imagined data sets. nnU-Net is told to leave the axes as they are
-(`suppress_transpose`), because our slices are axial, always.
+PYTHON is the interpreter of a virtual environment with nnunetv2 (2.8.1 was used); RAW_FOLDER is an
+nnU-Net raw dataset. Without it, CT-like cases with several spacings and shapes are created. Both
+sides fingerprint, plan and preprocess the same files; the table compares the results, and the exit
+code is 1 if any difference exceeds its tolerance. Both also plan for the fingerprints of many
+synthetic datasets. nnU-Net runs with `suppress_transpose`, because slices in kidseg are always
+axial.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import numpy as np
 
 DATASET = "Dataset901_Peer"
 CONFIGURATIONS = ("2d", "3d_fullres")
-# Allowed differences: of statistics in SD, of normalised voxel values, of the part of labels.
+# Tolerances: statistics in SD, normalised voxel values, fraction of labels.
 MOST_OF_STATISTICS = 1e-3
 MOST_OF_INTENSITY = 1e-3
 MOST_OF_LABELS = 1e-4
@@ -71,7 +71,7 @@ def main() -> int:
 
 
 def write_synthetic(raw: Path) -> None:
-    """Bodies with two organs of known HU, noise, and air around; the last one cut by zeros."""
+    """Write bodies with two organs of known HU, noise and air; the last one cropped with zeros."""
     import torch
 
     from kidseg import io
@@ -102,7 +102,7 @@ def write_synthetic(raw: Path) -> None:
 
 
 def imagined() -> list[list[tuple[list[float], list[int]]]]:
-    """(spacing, shape) of the cases of data sets of all sorts, the same on both sides."""
+    """(spacing, shape) of the cases of varied synthetic datasets, the same on both sides."""
     rng = np.random.default_rng(7)
     data_sets = []
     for _ in range(12):
@@ -119,7 +119,7 @@ def imagined() -> list[list[tuple[list[float], list[int]]]]:
 
 
 def start_peer(python: Path, folder: Path) -> float:
-    """nnU-Net's wall time; its plans and arrays are left in the folder."""
+    """Run nnU-Net and return its wall time; its plans and arrays stay in the folder."""
     environment = {
         **os.environ,
         "nnUNet_raw": str(folder / "raw"),
@@ -138,7 +138,7 @@ def start_peer(python: Path, folder: Path) -> float:
 
 
 def run_peer(folder: Path) -> None:
-    """Inside the other environment: nnU-Net's own classes, called as its commands call them."""
+    """Call nnU-Net's classes as its commands do; runs in the other environment."""
     from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import (
         DatasetFingerprintExtractor,
     )
@@ -180,7 +180,7 @@ def run_peer(folder: Path) -> None:
 
 
 def compare(raw: Path, folder: Path) -> list[dict[str, Any]]:
-    """kidseg on the same files, beside what the peer left."""
+    """Run kidseg on the same files and compare with the results of the peer."""
     import torch
 
     from kidseg.cases import open_dataset
@@ -227,7 +227,7 @@ def compare_statistics(ours: Any, peer: Mapping[str, Any]) -> list[dict[str, Any
 
 
 def compare_imagined(ours: Any, schema: Any, folder: Path) -> list[dict[str, Any]]:
-    """The plans for the imagined data sets, a row each if they agree in everything."""
+    """Compare the plans for the synthetic datasets; one row each if they agree completely."""
     from kidseg.plan import CaseFacts, Fingerprint, plan
 
     rows = []
@@ -278,7 +278,7 @@ def compare_plans(what_of: str, ours: Any, peer: Mapping[str, Any]) -> list[dict
 def compare_voxels(
     what: str, done: Any, file: Path, arrays: Mapping[str, np.ndarray]
 ) -> list[dict[str, Any]]:
-    """Largest difference of a value, and the part of the labels that differ."""
+    """Largest difference of a value, and the fraction of labels that differ."""
     from kidseg import io
     from kidseg.io.orientation import reorient
 
@@ -300,8 +300,8 @@ def compare_voxels(
 def near(outside: np.ndarray) -> np.ndarray:
     """Voxels that touch the outside of the non-zero region.
 
-    There nnU-Net counts outside and background as two labels, so an organ wins with less than half.
-    It matters where an organ touches voxels of exactly 0, as in CT cut off at 0 HU.
+    nnU-Net treats outside and background as two labels, so an organ can win with less than half.
+    This matters if an organ touches voxels of exactly 0, as in CT clipped at 0 HU.
     """
     padded = np.pad(outside, ((0, 0), (1, 1), (1, 1), (1, 1)))
     found = outside.copy()

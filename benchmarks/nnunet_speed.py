@@ -1,18 +1,18 @@
-"""Peer benchmark: speed and memory beside the real nnU-Net v2, in the same run.
+"""Peer benchmark: speed and memory compared with the real nnU-Net v2, in the same run.
 
     python benchmarks/nnunet_speed.py --peer PYTHON [-n 5] [-k 1] [--slices 100] [--size 512]
         [--only train|volume] [--json]
 
-PYTHON is the interpreter of a virtual environment with nnunetv2 (2.8.1 was used) and our torch,
-without torchvision, which it can do without and which would bring another torch:
+PYTHON is the interpreter of a virtual environment with nnunetv2 (2.8.1 was used) and the same
+torch, without torchvision, which is not needed and would install another torch:
 
     pip install nnunetv2==2.8.1; pip uninstall -y torch torchvision; pip install torch==2.13.0
 
-Train step: 32 slices of 128 x 128 of the same digital patients; each side's own batches, network,
-losses with deep supervision and optimiser, turn by turn. Volume: a digital patient of 512 x 512,
-file to file, each in a fresh process. Weights are (nearly) random: speed holds, labels mean
-nothing; and labels all over the place are the worst case for kidseg's way back. The time
-of nnU-Net's background workers counts: they sleep while others are measured.
+Training step: 32 slices of 128 x 128 of the same digital patients; each side uses its own batches,
+network, losses with deep supervision and optimiser, and they take turns. Volume: a digital patient
+of 512 x 512, file to file, each in a new process. Weights are almost random: the speed is valid,
+but labels are meaningless, and scattered labels are the worst case for restoring in kidseg. The
+time of nnU-Net's background workers counts: they are stopped while others are measured.
 """
 
 from __future__ import annotations
@@ -80,11 +80,11 @@ def main() -> None:
     print(json.dumps(report, indent=1) if options.json else as_tables(report, options))
 
 
-# --- what both sides are given
+# --- input of both sides
 
 
 def make_patients(folder: Path, count: int, size: int, slices: int) -> Path:
-    """Digital patients in nnU-Net's layout, all of one spacing."""
+    """Digital patients in nnU-Net's layout, all with one spacing."""
     raw = folder / "raw" / DATASET
     command = [sys.executable, "-m", "kidseg", "phantom", raw, "-n", str(count), "--quiet"]
     command += ["--size", str(size), "--set", f"max_slices={slices}", "--ages", "4-8"]
@@ -93,14 +93,14 @@ def make_patients(folder: Path, count: int, size: int, slices: int) -> Path:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """As a user's shell would have it; nnU-Net's folders."""
+    """The environment of a user's shell, with nnU-Net's folders."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
     names = ("raw", "preprocessed", "results")
     return {**kept, **{f"nnUNet_{name}": str(folder / name) for name in names}}
 
 
 class Contestant:
-    """A process that does one thing at each bidding; with its children it sleeps in between."""
+    """A process that runs one step per request; it and its children are stopped in between."""
 
     def __init__(self, command: list[Any], folder: Path) -> None:
         self.process = subprocess.Popen(
@@ -124,7 +124,7 @@ class Contestant:
         return answer
 
     def end(self) -> None:
-        """One process may have several turns, and is ended once."""
+        """End the process; may be called several times."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
@@ -143,7 +143,7 @@ def answer(**facts: Any) -> None:
 
 
 def serve(steps: dict[str, Callable[[], Any]], **facts: Any) -> None:
-    """Do what is asked for on standard input, and tell how long it took."""
+    """Run the steps requested on standard input, and report how long they take."""
     answer(**facts)
     for line in sys.stdin:
         began = time.perf_counter()
@@ -200,7 +200,7 @@ def time_steps(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]
 
 
 def prepare_peer(folder: str, side: str, batch: str) -> None:
-    """Fingerprint, plan for this patch and batch, preprocess: nnU-Net's own classes."""
+    """Fingerprint, plan for this patch and batch, and preprocess with nnU-Net's classes."""
     from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import (
         DatasetFingerprintExtractor,
     )
@@ -262,19 +262,19 @@ def train_peer(folder: str, loader: str) -> None:
     trainer.network.train()
     trainer.on_train_epoch_start()
     size = size_of(trainer.network, torch.zeros((1, 1, SIDE, SIDE)))
-    facts = {**size, "precision": "fp32"}  # its trainer autocasts on GPUs alone
+    facts = {**size, "precision": "fp32"}  # its trainer uses autocast only on GPUs
     if loader == "again":
         if hasattr(loaded, "_finish"):
             loaded._finish()
         serve({PEER_STEPS[0]: lambda: trainer.train_step(first)}, **facts)
     else:
-        for _ in range(16):  # what the workers had ready is used up
+        for _ in range(16):  # use up the batches that the workers have prepared
             next(loaded)
         serve({PEER_STEPS[1]: lambda: trainer.train_step(next(loaded))}, **facts)
 
 
 def train_us(store: str) -> None:
-    """The stages of the real methods, on a store as `kidseg store` makes it."""
+    """The stages of the methods, on a store created as by `kidseg store`."""
     import torch
 
     from kidseg.cohort.cohort import gather_cohort
@@ -307,7 +307,7 @@ def train_us(store: str) -> None:
 
 
 def step_of(stage: Any, device: Any) -> Callable[[], None]:
-    """A step as in `kidseg.train.fit`; each call the next."""
+    """A function that runs the next step on each call, as in `kidseg.train.fit`."""
     import torch
     from torch import nn
 
@@ -367,7 +367,7 @@ def time_volumes(options: argparse.Namespace, folder: Path) -> list[dict[str, An
 
 
 def train_model(raw: Path, out: Path, method: str, settings: list[str], size: int) -> Path:
-    """A model of full size by `kidseg train`, one step of each stage."""
+    """Train a model of full size with `kidseg train`, one step of each stage."""
     divisor = {"half": 2, "quarter": 4}.get(settings[0].split("=")[1], 1) if settings else 1
     given = [f"view.size={size}", f"unet.size={size // divisor}", *settings]
     stages = {"segment": 2}
@@ -389,7 +389,7 @@ def train_model(raw: Path, out: Path, method: str, settings: list[str], size: in
 
 
 def watched(command: list[Any], folder: Path) -> dict[str, float]:
-    """Wall time of a process, what it told of itself, and peak memory with its children."""
+    """Wall time of a process, its own report, and peak memory including its children."""
     began = time.perf_counter()
     process = subprocess.Popen(
         [str(part) for part in command],
@@ -407,15 +407,15 @@ def watched(command: list[Any], folder: Path) -> dict[str, float]:
         except subprocess.TimeoutExpired:
             peak = max(peak, memory_gb(process.pid))
     wall = time.perf_counter() - began
-    told = [line for line in out.splitlines() if line.startswith("answer ")]
-    if process.returncode or not told:
+    answers = [line for line in out.splitlines() if line.startswith("answer ")]
+    if process.returncode or not answers:
         raise RuntimeError(f"{command} failed:\n{trouble[-3000:]}")
-    inside = json.loads(told[-1].removeprefix("answer "))
+    inside = json.loads(answers[-1].removeprefix("answer "))
     return {"wall_s": wall, "peak_gb": peak, **inside}
 
 
 def memory_gb(session: int) -> float:
-    """Memory of all processes of a session; what they share counts once."""
+    """Memory of all processes of a session; shared memory counts once."""
     total = 0
     for folder in Path("/proc").glob("[0-9]*"):
         try:

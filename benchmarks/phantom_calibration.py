@@ -1,11 +1,11 @@
-"""How close the digital patients are to real children: HU, sizes, and how they look.
+"""Compare the digital patients with real children: HU, sizes and appearance.
 
     python benchmarks/phantom_calibration.py -n 40 --docs docs
     python benchmarks/phantom_calibration.py -n 12 --real REAL_DATA -o OUT
 
-The first writes docs/phantom.md and its pictures (digital patients only). The second writes
-OUT/contact_sheet.png: 12 digital and 12 real slices at the same window and pixel scale; REAL_DATA
-is a folder with kits19_slices/*_ct.nii.gz, amos_ct/*_ct.nii.gz. Real images never enter docs.
+The first command writes docs/phantom.md and its figures (digital patients only). The second writes
+OUT/contact_sheet.png: 12 digital and 12 real slices with the same window and pixel scale; REAL_DATA
+is a folder with kits19_slices/*_ct.nii.gz, amos_ct/*_ct.nii.gz. docs never contains real images.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LOWEST_HU, HIGHEST_HU = -1024, 3071
 TARGET = {"mean": 77.0, "SD": 68.0, "0.5 %": -36.0, "99.5 %": 303.0}
 SOFT_TISSUE = (-160.0, 240.0)
 KITS = (0.0, 255.0)
-"""kits19_slices hold HU clipped to this range."""
+"""HU in kits19_slices are clipped to this range."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ def histogram(values: np.ndarray) -> np.ndarray:
 
 
 def healthy_kidneys(labels: np.ndarray, patient: Any) -> tuple[list[float], list[float]]:
-    """Length (mm, along the longest axis) and volume (ml) of kidneys without tumour, uncut."""
+    """Length (mm, along the longest axis) and volume (ml) of complete kidneys without tumour."""
     from scipy import ndimage
 
     ill = {tumour["side"] for tumour in patient.truth["tumours"]}
@@ -143,7 +143,7 @@ def table(head: list[str], rows: list[list[object]]) -> str:
 
 
 def hu_tables(patients: list[Measured]) -> str:
-    """Labelled voxels against the real figures, and every organ."""
+    """HU of labelled voxels compared with the real values, and of every organ."""
     pooled = sum(p.labelled for p in patients)
     each = sum(p.labelled / p.labelled.sum() for p in patients)
     arterial = [p for p in patients if p.truth["phase"] == "early-arterial"]
@@ -192,7 +192,7 @@ def hu_tables(patients: list[Measured]) -> str:
 
 
 def size_table(patients: list[Measured]) -> str:
-    """Kidneys, tumours and bodies by age band, against the formulas."""
+    """Kidneys, tumours and bodies by age band, compared with the formulas."""
     rows = []
     for low, high in ((0, 1), (1, 2), (2, 5), (5, 10), (10, 17)):
         band = [p for p in patients if low <= p.truth["age_years"] < high]
@@ -217,7 +217,7 @@ def size_table(patients: list[Measured]) -> str:
 
 
 def spread(pairs: list[tuple[float, float]]) -> tuple[str, str]:
-    """Mean and SD of the measured, mean of the expected."""
+    """Mean and SD of the measured values, mean of the expected ones."""
     if not pairs:
         return "", ""
     values = np.array(pairs)
@@ -313,7 +313,7 @@ def real_slices(folder: Path) -> list[tuple[np.ndarray, tuple[float, float], str
 def draw_contact_sheet(
     patients: list[Measured], real: list[tuple[np.ndarray, tuple[float, float], str]], path: Path
 ) -> None:
-    """Real above digital, pair by pair at the same window, one image pixel per screen pixel."""
+    """Real slices above digital ones, in pairs with the same window, without scaling pixels."""
     import matplotlib.pyplot as plt
 
     size = 512
@@ -364,7 +364,7 @@ slices with kidneys (a large tumour widens the body).
 
 
 def main() -> None:
-    """Measure, and write what was asked for."""
+    """Measure, and write the requested output."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-n", type=int, default=48, help="digital patients to measure")
     parser.add_argument("--size", type=int, default=256, help="pixels along a side")

@@ -1,9 +1,9 @@
-"""Time and peak memory to make a digital patient.
+"""Time and peak memory for making a digital patient.
 
     python benchmarks/phantom_speed.py [--size 512] [--slices 100] [-k 5] [--json]
 
-Each patient is made in a fresh process, as `kidseg phantom` would: the first includes building
-what is kept between patients, and the peak memory is that of the whole process.
+Each patient is made in a new process, as by `kidseg phantom`: the first time includes filling the
+caches, and the peak memory is that of the process.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _KEYS = ("cold_s", "warm_s", "warm_cpu_s", "peak_gb")
 
 
 def one(size: int, slices: int, index: int) -> None:
-    """Make a patient, then again with everything warm; print the figures as JSON."""
+    """Make a patient twice, the second time with warm caches; print the figures as JSON."""
     start = time.perf_counter()
     from kidseg.config import PhantomConfig
     from kidseg.phantom import make_patient

@@ -1,13 +1,13 @@
-"""The first transformer alone, on digital patients whose pose and size are known.
+"""Evaluate the pose stage alone, on digital patients with known pose and size.
 
     python benchmarks/pose_trial.py -o OUT [--train 46 --test 60 --seed 101] [-k NAME ...]
                                     [--json] [--docs docs]
 
-Trains the pose stage of each way with the real loop on patients of one seed, and tries it on
-held-out patients of another (seed + 202), against the scans as they lie, plain image moments, and
-what registration finds that knows the labelled heights. Some held-out patients are rendered again:
-bare, with arms, on a table, and with a cut field of view. OUT keeps the patients, the trained
-networks and the figures, so that a second call is quick; -k redoes the named ways only.
+Trains the pose stage of each way with the training loop on patients of one seed, and evaluates it
+on held-out patients of another (seed + 202). Baselines are the scans without a pose, image moments,
+and registration with known labelled slices. Some held-out patients are rendered again: bare, with
+arms, on a table, and with a cropped field of view. OUT keeps the patients, the trained networks and
+the figures, so that a second call is fast; -k repeats only the named ways.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from kidseg.train import Run, fit
 PATIENTS = PhantomConfig(size=128, max_slices=24, max_angle_deg=25.0)
 VIEW = ViewConfig(size=128)
 SIDE, MULTIPLE = 128, 8
-# Of the width of the trunk, cut off on the left; and of its depth, in front.
+# Fraction of the trunk's width that is cut off on the left, and of its depth in front.
 CUT_LEFT, CUT_FRONT = 0.10, 0.05
 BEGIN, END = "<!-- benchmarks/pose_trial.py -->", "<!-- end -->"
 
@@ -64,7 +64,7 @@ Locate = Callable[[Subject], Grid]
 
 @dataclass(frozen=True, eq=False)
 class Patient:
-    """Somebody held out, and the truth."""
+    """A held-out patient with its ground truth."""
 
     subject: Subject
     truth: dict[str, Any]
@@ -72,7 +72,7 @@ class Patient:
 
 @dataclass(frozen=True, eq=False)
 class Way:
-    """A way to find poses: its reference and how it locates."""
+    """A way to find poses: its reference and its locate function."""
 
     config: PoseConfig
     reference: Reference
@@ -136,7 +136,7 @@ def main() -> None:
 
 
 def ways(paper_size: int) -> dict[str, PoseConfig]:
-    """The ways by name; the paper's network looks at `paper_size` x `paper_size` pixels."""
+    """The ways by name; the input of the paper's network is `paper_size` x `paper_size` pixels."""
     paper = load(HomogenizedConfig, base=preset("paper-128", "homogenized")).pose
     paper = replace(paper, localizer=replace(paper.localizer, size=paper_size))
     default = HomogenizedConfig().pose
@@ -162,10 +162,10 @@ def ways(paper_size: int) -> dict[str, PoseConfig]:
 
 
 def made(name: str, cohort: Cohort, options: argparse.Namespace) -> Way:
-    """A way, trained if it learns."""
+    """Make a way, and train it if it is learned."""
     config = ways(options.paper_size)[name]
     reference = adopted(config, cohort)
-    # Everything is measured alike: body and bone, at matching heights, at one resolution.
+    # All ways are measured the same: body and bone, at matching slices, at one resolution.
     seen = replace(
         config,
         reference_mode="volume",
@@ -230,7 +230,7 @@ def teacher(subject: Subject, config: PoseConfig, reference: Reference, made_pla
 
 
 def as_it_lies(subject: Subject, reference: Reference) -> Grid:
-    """Centred on the body, in the reference's field, neither turned nor scaled."""
+    """Centred on the body, in the reference's field of view, neither rotated nor scaled."""
     radii = reference.radii_mm
     assert subject.body is not None
     own = Moments(subject.body.whole.centre_mm, torch.zeros(()).double(), radii)
@@ -245,17 +245,18 @@ def brought(subject: Subject, own: Moments, reference: Reference) -> Grid:
 
 
 def angles_deg(grid: Grid, truth: dict[str, Any]) -> np.ndarray:
-    """(slices,) how far a grid's columns are turned from the patient's left-right axis, -90..90."""
+    """(slices,) angle between a grid's columns and the patient's left-right axis, -90..90."""
     axis = np.array(truth["scanner_from_anatomy"])[:2, 0]
     columns = grid.slicewise().mm_from_index.numpy()[:, :2, 2]
     cross = axis[0] * columns[:, 1] - axis[1] * columns[:, 0]
     turned = np.degrees(np.arctan2(cross, columns @ axis))
-    # Rows and columns run towards back and left; the sign is that of a turn from columns to rows.
+    # Rows and columns run to posterior and left; the sign is that of a rotation from columns to
+    # rows.
     return np.asarray((turned + 90.0) % 180.0 - 90.0)
 
 
 def measured(patient: Patient, way: Way) -> dict[str, Any]:
-    """What one patient's labelled slices say."""
+    """Measure one patient on its labelled slices."""
     subject, truth = patient.subject, patient.truth
     grid = way.locate(patient)
     first, last = subject.labelled_or_all
@@ -280,7 +281,7 @@ def measured(patient: Patient, way: Way) -> dict[str, Any]:
 
 
 def figures(rows: Sequence[dict[str, Any]]) -> dict[str, float | int]:
-    """Summary; of slices where it is not said that it is of patients."""
+    """Summary over slices, or over patients where the name says so."""
     body = [statistics.fmean(row["body"]) for row in rows]
     angle = np.concatenate([row["angle_deg"] for row in rows])
     of_patients = np.array([statistics.median(row["angle_deg"]) for row in rows])
@@ -351,7 +352,7 @@ def write_once(folder: Path, patients: int, seed: int) -> None:
 
 
 def paired_patients(options: argparse.Namespace, made_plan: Plan) -> dict[str, list[Patient]]:
-    """The first test patients: bare, with arms, on a table, and bare with the field cut."""
+    """The first test patients: bare, with arms, on a table, and bare with a cropped field."""
     kinds = {"bare": (False, False), "arms": (True, False), "table": (False, True)}
     out: dict[str, list[Patient]] = {kind: [] for kind in (*kinds, "cut")}
     folder = options.out / "paired"
@@ -390,7 +391,7 @@ def paired_patients(options: argparse.Namespace, made_plan: Plan) -> dict[str, l
 
 
 def field_cut(patient: Patient, grid: Grid) -> tuple[slice, ...]:
-    """The part of a scan that is left when a flank and some of the front lie outside the field."""
+    """The remaining part of a scan if a flank and some of the front are outside the field."""
     assert patient.subject.masks is not None
     there = patient.subject.masks.data[0].amax(0) > 127
     rows, columns = (there.any(axis).nonzero()[:, 0] for axis in (1, 0))
@@ -473,7 +474,7 @@ def draw(
     results: dict[str, Any],
     options: argparse.Namespace,
 ) -> None:
-    """Outlines and bones on each other; true against found angles."""
+    """Draw superimposed outlines and bones, and true against found angles."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,14 +1,14 @@
-"""A model on real CT: the slices and volumes of a folder laid out as below, segmented and scored.
+"""Evaluate a model on real CT: segment and score the slices and volumes of a folder.
 
     python benchmarks/real_ct.py DATA -m MODEL -o OUT [--json]
 
-DATA holds any of
+DATA contains any of
     kits19_slices/<case>_s<slice>_ct.nii.gz with <case>_s<slice>_seg.nii.gz (1 kidney, 2 tumour)
     amos_ct/<case>_ct.nii.gz with <case>_kidney.nii.gz (1 kidney)
     totalsegmentator_ct/ct.nii.gz with kidney.nii.gz (1 kidney)
-Scores are Dice on each scan's own voxels. Of several slices of a patient the mean is taken first,
-so that n counts patients. Where the reference tells no tumour, only kidney+tumour is scored,
-against its kidney. OUT/overlay.png shows reference (line) and result (area) of each patient.
+Scores are Dice on each scan's native voxels. Several slices of a patient are averaged first, so
+that n counts patients. If the reference has no tumour label, only kidney+tumour is scored, against
+its kidney. OUT/overlay.png shows reference (line) and result (area) of each patient.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def markdown(table: dict[str, dict[str, dict[str, float | int | None]]]) -> str:
 
 
 def draw(shown: list[tuple[Real, Path]], path: Path) -> None:
-    """The slice with most reference of each patient: reference as line, result as area."""
+    """Draw each patient's slice with most reference: reference as line, result as area."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

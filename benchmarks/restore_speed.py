@@ -1,12 +1,11 @@
-"""All that is done to a scan besides the networks: time and peak memory, against an older version.
+"""Time and peak memory of inference without the networks, compared with an older version.
 
     git archive 4907bbc src | tar x -C /tmp/old
     python benchmarks/restore_speed.py --old /tmp/old/src [--slices 200] [-k 3] [--only WORD]
 
-For Linux. Each job runs in a process of its own, one thread, old and new in turn; figures are
-medians of CPU seconds, and of the peak memory over what was there before. The results must be
-equal. A version that knows no regions resamples each region everywhere, slice by slice, and decides
-with argmax.
+Linux only. Each job runs in a separate process with one thread, old and new in turn; figures are
+medians of CPU seconds, and of the peak memory above the start. The results must be equal. A version
+without regions resamples each region onto the full scan, slice by slice, and applies argmax.
 """
 
 from __future__ import annotations
@@ -44,10 +43,10 @@ Job = Callable[[Grid], Callable[[], torch.Tensor]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--old", type=Path, help="folder that holds an older package kidseg")
+    parser.add_argument("--old", type=Path, help="folder with an older kidseg package")
     parser.add_argument("--slices", type=int, default=200)
     parser.add_argument("-k", type=int, default=3, help="times each")
-    parser.add_argument("--only", default="", help="jobs whose name holds this")
+    parser.add_argument("--only", default="", help="jobs whose name contains this")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.job:
@@ -86,9 +85,9 @@ def measure(job: Job, slices: int) -> None:
     torch.set_num_threads(1)
     tune_allocator()
     work = job(Grid.from_spacing((slices, 512, 512), (2.5, 0.7, 0.7)))
-    ctypes.CDLL(None).malloc_trim(0)  # what making the input left free would hide the peak
+    ctypes.CDLL(None).malloc_trim(0)  # freed memory would hide the peak
     before = memory_mb("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here on
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     began = time.process_time()
     result = work()
     seconds = time.process_time() - began
@@ -121,7 +120,7 @@ def restoring(regions: Callable[[Grid], Found]) -> Job:
 
 
 def all_of_it(found: Found, scan: Grid) -> torch.Tensor:
-    """Every probability at every voxel; slice by slice."""
+    """Resample all probabilities at all voxels, slice by slice."""
     out = torch.empty((1, *scan.shape), dtype=torch.uint8)
     for k in range(scan.shape[0]):
         means = []
@@ -175,7 +174,7 @@ def noisy(grid: Grid) -> Volume:
 
 
 def two_places(scan: Grid) -> Found:
-    """A region around each kidney, which overlap, and two opinions on each."""
+    """Two predictions for each of two overlapping regions around the kidneys."""
     whole, found = kidneys(turned(scan, 256)), []
     for name, start in (("right", 0), ("left", 112)):
         grid = whole.grid.crop((0, 0, start), (scan.shape[0], 256, 144))
@@ -211,7 +210,7 @@ def sampled(source: Callable[[Grid], Volume], target: Callable[[Grid], Grid], mo
 
 
 def patch(scan: Grid) -> Grid:
-    """128 voxels of 1.2 mm along each axis, turned in space."""
+    """128 voxels of 1.2 mm along each axis, rotated in space."""
     cube = Grid.from_spacing((128, 128, 128), (1.2, 1.2, 1.2), scan.centre_mm.tolist())
     return posed(cube, angle_rad=(0.1, 0.2, 0.1), scale=(1, 1, 1), shift_mm=(0, 0, 0))
 

@@ -1,23 +1,23 @@
-"""Does a rewritten kidseg train and segment as the one before, to the last bit?
+"""Check that a changed kidseg trains and segments bit-identically to an earlier version.
 
     python benchmarks/same_results.py --old OTHER/CHECKOUT [--new CHECKOUT] [--work DIR]
                                       [--only NAME ...] [--json] [--self-test]
 
-Two checkouts do the same small jobs on digital patients, on one thread of the CPU, through the
-command line alone. For each configuration both train with the same seed, and three patients that
-were not trained on are segmented three times: by the old code with the old model, by the new code
-with the new model, and by the new code with the old model's file. Compared are
+Two checkouts run the same small jobs on digital patients, on one CPU thread, only through the
+command line. For each configuration both train with the same seed, and three held-out patients are
+segmented three times: by the old code with the old model, by the new code with the new model, and
+by the new code with the old model file. The benchmark compares
 
 - the weights, bit by bit;
 - log.jsonl (all but seconds), plan.json, the split, and the validation figures of summary.json;
 - the labels, voxel by voxel, and every number in result.json that both have.
 
-Exits with 1 if anything differs, 2 if the old checkout itself fails. What the old checkout made is
-kept in DIR and used again as long as neither its source nor the job changes. `--self-test` alters
-copies of the old checkout, one constant each, and wants every alteration noticed where it acts.
+The exit code is 1 if anything differs, 2 if the old checkout itself fails. The results of the old
+checkout are cached in DIR until its source or the job changes. `--self-test` alters copies of the
+old checkout, one constant each, and checks that every alteration is detected where it acts.
 
-Setting names that the new checkout has changed belong in `NEW_NAMES`; a setting that only one of
-them takes, or that means something else, in `old` and `new` of its configuration.
+List settings that were renamed in the new checkout in `NEW_NAMES`, and settings that only one
+checkout accepts, or that have another meaning, in `old` and `new` of the configuration.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ from safetensors.torch import load_file
 
 SEED = 0
 PATIENTS = {"training": (7, 3), "held-out": (3, 4)}
-"""How many, and of which seed."""
+"""Number of patients, and their seed."""
 
 NEW_NAMES: dict[str, str] = {}
 """Names that the new checkout has changed: settings ("pose.levels") and, after "log:", "plan:" or
 "tensor:", fields of log.jsonl, keys of plan.json and names or first parts of names of tensors."""
 
-# So few steps leave a network that finds kidneys everywhere, and decides most voxels by a hair: its
-# labels show what a better one's would hide.
+# After so few steps, the network predicts kidneys everywhere, and small differences change many
+# voxels: its labels are more sensitive than those of a better network.
 UNET = (
     "precision=fp32",
     "view.size=64",
@@ -116,8 +116,8 @@ class Configuration:
     settings: tuple[str, ...]
     old: tuple[str, ...] = ()
     new: tuple[str, ...] = ()
-    ignore: bool = False  # trained on patients with voxels that are to be ignored
-    store: bool = False  # made ready by `kidseg store`, then trained from that
+    ignore: bool = False  # train on patients with ignored voxels
+    store: bool = False  # train from a store created by `kidseg store`
 
     def overrides(self, side: Side, renamed: bool) -> list[str]:
         out = []
@@ -156,7 +156,7 @@ CONFIGURATIONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Alteration:
-    """A constant of the old checkout, changed; what of a configuration must then differ."""
+    """A changed constant of the old checkout, and the results that must then differ."""
 
     name: str
     before: str
@@ -198,12 +198,12 @@ ROWS = ("tensors", "log", "labels", "old file")
 
 
 class TreeError(Exception):
-    """A checkout could not do a job."""
+    """A checkout failed to run a job."""
 
 
 @dataclass
 class Outcome:
-    """What came of a configuration: by row, what differs (nothing: it is equal)."""
+    """The differences of a configuration by row; empty rows are equal."""
 
     differences: dict[str, list[str]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -216,7 +216,7 @@ class Outcome:
 
 
 class Tree:
-    """A checkout at work: its command line in child processes, on one thread."""
+    """A checkout: runs its command line in child processes, on one thread."""
 
     def __init__(self, root: Path, work: Path) -> None:
         self.source = root.resolve() / "src"
@@ -229,7 +229,7 @@ class Tree:
             raise TreeError(f"{root}: Python would use {found} instead")
 
     def kidseg(self, *arguments: str | Path) -> float:
-        """One command; the seconds it took."""
+        """Run one command and return its seconds."""
         start = time.perf_counter()
         done = self._python("-m", "kidseg", *map(str, arguments))
         if done.returncode:
@@ -256,8 +256,8 @@ class Bench:
 
     old: Tree
     new: Tree
-    kept: Path  # what the old checkout made
-    fresh: Path  # what the new one makes
+    kept: Path  # results of the old checkout
+    fresh: Path  # results of the new checkout
     renamed: bool
 
     def compare(self, configuration: Configuration) -> Outcome:
@@ -289,7 +289,7 @@ class Bench:
         return outcome
 
     def _old_run(self, configuration: Configuration) -> tuple[Path, float]:
-        """The old checkout's training and labels; made, unless they are there."""
+        """The old checkout's training and labels; created if they are missing."""
         job = repr((configuration, configuration.overrides("old", False), SEED, torch.__version__))
         out = self.kept / hashlib.sha256(job.encode()).hexdigest()[:16]
         finished = out / "seconds.json"
@@ -319,7 +319,7 @@ class Bench:
         tree.kidseg("segment", *scans, "-m", model, "-o", out, "--device", "cpu", "--quiet")
 
     def _segmented(self, model: Path, labels: Path, out: Path) -> list[str]:
-        """How the new checkout's labels, with a model, differ from those that are there."""
+        """Segment with the new checkout and compare with existing labels."""
         try:
             self._segment("new", model, out)
         except TreeError as error:
@@ -327,7 +327,7 @@ class Bench:
         return _listed(_label_differences(labels, out))
 
     def patients(self, which: str, ignore: bool = False) -> Path:
-        """Digital patients by the old checkout; made, unless they are there."""
+        """Digital patients of the old checkout; created if they are missing."""
         count, seed = PATIENTS[which]
         out = self.kept / f"{which}-{count}-{seed}"
         if not (out / "dataset.json").is_file():  # written last
@@ -338,7 +338,7 @@ class Bench:
 
 
 def _with_ignored(data: Path) -> Path:
-    """A copy of a data set in which a block of every patient's voxels is to be ignored."""
+    """A copy of a dataset in which a block of every patient's voxels is ignored."""
     out = data.with_name(f"{data.name}-ignore")
     if (out / "dataset.json").is_file():
         return out
@@ -358,7 +358,7 @@ def _with_ignored(data: Path) -> Path:
 
 
 def _listed(differences: Iterator[str]) -> list[str]:
-    """All of them; a file that is missing or of another form is one."""
+    """List all differences; a missing or invalid file is one."""
     out = []
     try:
         out.extend(differences)
@@ -385,7 +385,7 @@ def _tensor_differences(old_file: Path, new_file: Path) -> Iterator[str]:
 
 
 def _log_differences(old: Path, new: Path) -> Iterator[str]:
-    """Of what training wrote about itself."""
+    """Differences of the training logs."""
     lines = [_log(run / "log.jsonl") for run in (old, new)]
     if len(lines[0]) != len(lines[1]) or not lines[0]:
         yield f"log.jsonl: {len(lines[0])} lines in the old run, {len(lines[1])} in the new"
@@ -411,7 +411,7 @@ def _log(file: Path) -> list[dict[str, Any]]:
 
 
 def _field_differences(where: str, old: Any, new: Any, kind: str) -> Iterator[str]:
-    """All of two JSON values, keys as the new checkout calls them; numbers to the last digit."""
+    """All differences of two JSON values, with keys of the new checkout and exact numbers."""
     mine = {_renamed_path(kind, key): value for key, value in _leaves(old)}
     theirs = dict(_leaves(new))
     for key in (*mine, *(key for key in theirs if key not in mine)):
@@ -451,7 +451,7 @@ def _affines(old: Path, new: Path) -> dict[str, str]:
 
 
 def _figure_differences(where: str, old: Any, new: Any) -> Iterator[str]:
-    """Of the numbers that two JSON values have in common, by their path."""
+    """Differences of the numbers that two JSON values share, by their path."""
     mine, theirs = (
         {key: value for key, value in _leaves(data) if _is_figure(key, value)}
         for data in (old, new)
@@ -469,7 +469,7 @@ def _is_figure(key: str, value: Any) -> bool:
 
 
 def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """(path, value) of all that is not a table or a list in JSON; empty ones are values."""
+    """(path, value) of all JSON values that are not objects or arrays; empty ones are values."""
     if isinstance(node, Mapping | list) and node:
         entries = node.items() if isinstance(node, Mapping) else enumerate(node)
         for key, value in entries:
@@ -479,7 +479,7 @@ def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _renamed(kind: str, name: str) -> str:
-    """A name as the new checkout has it: the whole of it, or its first part before a dot."""
+    """The name in the new checkout: renamed completely, or its first part before a dot."""
     part, dot, rest = name.partition(".")
     part = NEW_NAMES.get(f"{kind}:{part}", part)
     return NEW_NAMES.get(f"{kind}:{name}", f"{part}{dot}{rest}")
@@ -504,7 +504,7 @@ def _bench(old: Tree, new: Tree, work: Path, *, altered: bool = False) -> Bench:
 
 
 def check(bench: Bench, names: Sequence[str], as_json: bool) -> bool:
-    """All configurations side by side; whether everything is equal."""
+    """Compare all configurations; return whether everything is equal."""
     start = time.perf_counter()
     outcomes: dict[str, Outcome] = {}
     if not as_json:
@@ -546,7 +546,7 @@ def _row(name: str, outcome: Outcome) -> str:
 
 
 def self_test(old: Tree, work: Path) -> bool:
-    """Alter copies of the old checkout; whether each alteration is noticed where it acts."""
+    """Alter copies of the old checkout; return whether each alteration is detected."""
     good = True
     for alteration in ALTERATIONS:
         with tempfile.TemporaryDirectory(dir=work) as folder:
@@ -578,7 +578,7 @@ def _altered(tree: Tree, alteration: Alteration, folder: Path) -> Path:
 
 
 def main() -> int:
-    """The command line; its exit code."""
+    """Run the command line and return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--old", type=Path, required=True, help="checkout to compare with")
     parser.add_argument("--new", type=Path, default=Path(__file__).parents[1], help="[this one]")

@@ -85,7 +85,7 @@ def test_scheme_follows_the_name_of_the_channel() -> None:
 
 
 def test_wrong_number_of_channels_is_refused() -> None:
-    with pytest.raises(ValueError, match="2 channels where the plan has 1"):
+    with pytest.raises(ValueError, match="2 channels, but the plan 1"):
         normalise(torch.zeros(2, 3), [channel("CT")])
 
 

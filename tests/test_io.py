@@ -351,8 +351,8 @@ def test_row_15_real_labels_go_back_where_they_came_from(tmp_path: Path) -> None
     ("start", "name"),
     [(b"\x28\xb5\x2f\xfd", "Zstandard"), (b"BZh91AY&SY", "bzip2"), (b"\xfd7zXZ\x00", "xz")],
 )
-def test_packed_files_say_how_they_are_packed(tmp_path: Path, start: bytes, name: str) -> None:
+def test_the_refusal_names_the_compression(tmp_path: Path, start: bytes, name: str) -> None:
     path = tmp_path / "scan.nii.zst"
     path.write_bytes(start + bytes(500))
-    with pytest.raises(InputError, match=f"packed with {name}"):
+    with pytest.raises(InputError, match=f"compressed with {name}"):
         io.read(path)

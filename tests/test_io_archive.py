@@ -19,13 +19,13 @@ import torch
 from kidseg.errors import InputError, ResourceError
 from kidseg.geometry import Grid, Volume
 from kidseg.io import read, save
-from kidseg.io.archive import Limits, unpacked
+from kidseg.io.archive import Limits, extracted
 from kidseg.io.dicom import write_series
 
 
 @pytest.fixture(autouse=True)
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where zips are unpacked, so that a test can see what is left."""
+    """Where zips are extracted, so that a test can see what is left."""
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
@@ -42,7 +42,7 @@ def pack(path: Path, files: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED
 
 
 def refused(path: Path, temporary: Path, limits: Limits | None = None) -> str:
-    """The code; nothing may have been unpacked, and nothing left."""
+    """The code; nothing may have been extracted, and nothing left."""
     made: list[str] = []
     original = zipfile.ZipFile.open
 
@@ -54,9 +54,9 @@ def refused(path: Path, temporary: Path, limits: Limits | None = None) -> str:
         patch.setattr(zipfile.ZipFile, "open", spy)
         with (
             pytest.raises((InputError, ResourceError)) as caught,
-            unpacked(path, limits or Limits()),
+            extracted(path, limits or Limits()),
         ):
-            pytest.fail("it was unpacked")
+            pytest.fail("it was extracted")
     assert caught.value.path == str(path) and caught.value.next_step
     assert made == [] and not list(temporary.iterdir())
     return caught.value.code
@@ -79,7 +79,7 @@ def test_files_come_out_as_they_went_in_and_are_gone_afterwards(
 ) -> None:
     files = {"a/1.bin": os.urandom(3_000_000), "a/b/2.bin": b"", "3 ü.bin": b"three"}
     path = pack(tmp_path / "scan ü.zip", {**files, "__MACOSX/._3": b"x", "a/.DS_Store": b"y"})
-    with unpacked(path) as folder:
+    with extracted(path) as folder:
         found = {str(f.relative_to(folder)): f for f in folder.rglob("*") if f.is_file()}
         assert {name: f.read_bytes() for name, f in found.items()} == files
     assert not list(temporary.iterdir())
@@ -87,14 +87,14 @@ def test_files_come_out_as_they_went_in_and_are_gone_afterwards(
 
 def test_files_are_gone_after_an_error_too(tmp_path: Path, temporary: Path) -> None:
     path = pack(tmp_path / "scan.zip", {"a": b"a"})
-    with pytest.raises(RuntimeError), unpacked(path):
+    with pytest.raises(RuntimeError), extracted(path):
         raise RuntimeError
     assert not list(temporary.iterdir())
 
 
 def test_backslashes_separate_folders(tmp_path: Path) -> None:
     path = pack(tmp_path / "windows.zip", {"series\\1.dcm": b"1", "series\\2.dcm": b"2"})
-    with unpacked(path) as folder:
+    with extracted(path) as folder:
         assert (folder / "series" / "1.dcm").read_bytes() == b"1"
 
 
@@ -177,14 +177,14 @@ def test_row_25_thousands_of_files(tmp_path: Path, temporary: Path) -> None:
     assert refused(path, temporary) == "too-many-files"
     few = pack(tmp_path / "few.zip", {"1": b"", "2": b"", "3": b""})
     assert refused(few, temporary, Limits(files=2)) == "too-many-files"
-    with unpacked(few, Limits(files=3)) as folder:
+    with extracted(few, Limits(files=3)) as folder:
         assert len(list(folder.iterdir())) == 3
 
 
 def test_row_25_a_bomb(tmp_path: Path, temporary: Path) -> None:
     path = pack(tmp_path / "x.zip", {"a": bytes(2**26 + 1)})
     assert refused(path, temporary) == "zip-bomb"
-    with unpacked(path, Limits(ratio=2000)):
+    with extracted(path, Limits(ratio=2000)):
         pass
 
 
@@ -201,7 +201,7 @@ def test_row_25_overlapping_entries(tmp_path: Path, temporary: Path) -> None:
 def test_row_25_too_large_and_too_deep(tmp_path: Path, temporary: Path) -> None:
     path = pack(tmp_path / "x.zip", {"a": os.urandom(1000), "b": os.urandom(1000)})
     assert refused(path, temporary, Limits(total_bytes=1999)) == "too-large"
-    with unpacked(path, Limits(total_bytes=2000)):
+    with extracted(path, Limits(total_bytes=2000)):
         pass
     deep = pack(tmp_path / "deep.zip", {"/".join("abcdefghijklm"): b"1"})
     assert refused(deep, temporary) == "nested-too-deep"
@@ -214,7 +214,7 @@ def test_row_25_more_than_the_disk_holds(
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1999))
     assert refused(path, temporary, Limits(spare_disk_bytes=1000)) == "disk-full"
-    with unpacked(path, Limits(spare_disk_bytes=999)):
+    with extracted(path, Limits(spare_disk_bytes=999)):
         pass
 
 
@@ -260,8 +260,8 @@ def test_row_25_damaged_zips_leave_nothing(
     content = bytearray(path.read_bytes())
     damage(content)
     path.write_bytes(content)
-    with pytest.raises(InputError) as caught, unpacked(path):
-        pytest.fail("it was unpacked")
+    with pytest.raises(InputError) as caught, extracted(path):
+        pytest.fail("it was extracted")
     assert caught.value.code == "bad-zip" and not list(temporary.iterdir())
 
 
@@ -284,6 +284,6 @@ def test_a_full_disk_while_unpacking_leaves_nothing(
         return original(self, mode, *args, **kwargs)  # type: ignore[call-overload]
 
     monkeypatch.setattr(Path, "open", full)
-    with pytest.raises(ResourceError) as caught, unpacked(path):
-        pytest.fail("it was unpacked")
+    with pytest.raises(ResourceError) as caught, extracted(path):
+        pytest.fail("it was extracted")
     assert caught.value.code == "disk-full" and not list(temporary.iterdir())

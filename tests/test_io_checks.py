@@ -103,22 +103,22 @@ def test_row_09_nonfinite_is_refused_or_replaced_and_said() -> None:
     data = body().float()
     data[0, 0, 0, :4] = torch.tensor([math.nan, -math.inf, math.inf, 5.0])
     with pytest.raises(InputError, match="3 of 24576"):
-        checks.finite(data, HERE, nonfinite="refuse", values="ct")
+        checks.replace_nonfinite(data, HERE, nonfinite="refuse", values="ct")
     with pytest.raises(InputError, match="NaN"):  # a label is never made up
-        checks.finite(data, HERE, nonfinite="replace", values="labels")
+        checks.replace_nonfinite(data, HERE, nonfinite="replace", values="labels")
     highest = float(data[torch.isfinite(data)].max())
-    mended, (finding,) = checks.finite(data, HERE, nonfinite="replace", values="ct")
-    assert mended[0, 0, 0, :4].tolist() == [-1024, -1024, highest, 5]
+    replaced, (finding,) = checks.replace_nonfinite(data, HERE, nonfinite="replace", values="ct")
+    assert replaced[0, 0, 0, :4].tolist() == [-1024, -1024, highest, 5]
     assert finding.code == "nonfinite-voxels" and "3 of 24576" in finding.cause
-    other, _ = checks.finite(data + 5000, HERE, nonfinite="replace", values="any")
+    other, _ = checks.replace_nonfinite(data + 5000, HERE, nonfinite="replace", values="any")
     assert float(other.min()) > 3000
     with pytest.raises(InputError):
-        checks.finite(data * math.nan, HERE, nonfinite="replace", values="ct")
+        checks.replace_nonfinite(data * math.nan, HERE, nonfinite="replace", values="ct")
 
 
 def test_row_09_sound_data_are_the_same_object() -> None:
     for data in (body(), body().float()):
-        same, findings = checks.finite(data, HERE, nonfinite="refuse", values="ct")
+        same, findings = checks.replace_nonfinite(data, HERE, nonfinite="refuse", values="ct")
         assert same is data and findings == ()
 
 
@@ -155,14 +155,14 @@ def sheared(grid: Grid, slope: float) -> Grid:
     return grid.moved(shear)
 
 
-def test_row_04_shear_is_ignored_mended_or_refused_by_size() -> None:
+def test_row_04_shear_is_ignored_replaced_or_refused_by_size() -> None:
     grid = Grid.from_spacing((40, 50, 60), (2.0, 0.8, 0.8), centre_mm=(5, 6, 7))
-    assert checks.upright(grid, HERE) == (grid, ())
+    assert checks.orthogonal_grid(grid, HERE) == (grid, ())
     rounding = sheared(grid, 1e-6)
-    assert checks.upright(rounding, HERE) == (rounding, ())
+    assert checks.orthogonal_grid(rounding, HERE) == (rounding, ())
 
     little = sheared(grid, 0.005)
-    straight, (finding,) = checks.upright(little, HERE)
+    straight, (finding,) = checks.orthogonal_grid(little, HERE)
     axes = straight.mm_from_index[:3, :3] / straight.spacing_mm
     assert torch.allclose(axes.T @ axes, torch.eye(3, dtype=torch.float64), atol=1e-12)
     assert torch.allclose(straight.centre_mm, little.centre_mm)
@@ -173,7 +173,7 @@ def test_row_04_shear_is_ignored_mended_or_refused_by_size() -> None:
     assert torch.equal(little.index(straight.mm(index)).round(), index)
 
     with pytest.raises(InputError, match=r"2\.00 degrees") as caught:
-        checks.upright(sheared(grid, math.tan(math.radians(2))), HERE)
+        checks.orthogonal_grid(sheared(grid, math.tan(math.radians(2))), HERE)
     assert caught.value.code == "sheared"
 
 
@@ -227,8 +227,8 @@ def test_memory_is_known_on_this_machine() -> None:
 
 
 def test_rows_07_08_shapes() -> None:
-    assert checks.three_dimensional((512, 512, 1), HERE) == (512, 512, 1)
-    assert checks.three_dimensional((4, 5, 6, 1, 1), HERE) == (4, 5, 6)
+    assert checks.volume_shape((512, 512, 1), HERE) == (512, 512, 1)
+    assert checks.volume_shape((4, 5, 6, 1, 1), HERE) == (4, 5, 6)
     for shape, code in [
         ((512, 512), "two-dimensional"),
         ((4, 5, 6, 2), "several-volumes"),
@@ -238,5 +238,5 @@ def test_rows_07_08_shapes() -> None:
         ((), "empty-axis"),
     ]:
         with pytest.raises(InputError) as caught:
-            checks.three_dimensional(shape, HERE)
+            checks.volume_shape(shape, HERE)
         assert caught.value.code == code

@@ -124,8 +124,8 @@ def test_row_01_each_damaged_byte_of_the_trailer_is_seen(tmp_path: Path) -> None
         (b"<!DOCTYPE html><html>404</html>", "web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "LFS"),
         (bytes(5000), "zeros"),
-        (b"hello", "no scan"),
-        (gzip.compress(b"hello", mtime=0), "no NIfTI"),
+        (b"hello", "not a scan"),
+        (gzip.compress(b"hello", mtime=0), "does not contain a NIfTI"),
     ],
 )
 def test_row_01_what_is_no_scan_is_named(tmp_path: Path, content: bytes, word: str) -> None:

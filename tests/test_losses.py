@@ -12,7 +12,7 @@ from torch import Tensor
 from kidseg.geometry import Grid, Volume, boxed, posed, resample
 from kidseg.labels import Target
 from kidseg.losses import (
-    LEAST_PROBABILITY,
+    MIN_PROBABILITY,
     coarsened,
     crop_loss,
     cross_entropy,
@@ -297,7 +297,7 @@ def test_a_crop_that_loses_tumour_is_punished() -> None:
     assert loss(28) == pytest.approx(0, abs=1e-4)
     lost = 6 * 4  # rows 12..17, columns 22..25 of 48 tumour pixels
     dice = 2 * (48 - lost) / (48 - lost + 48)
-    paid = -math.log(LEAST_PROBABILITY) * lost / 32**2
+    paid = -math.log(MIN_PROBABILITY) * lost / 32**2
     assert loss(22) == pytest.approx(paid + (1 - dice) / 2, rel=1e-4)
 
 

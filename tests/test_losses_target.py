@@ -13,7 +13,7 @@ from torch import Tensor
 from kidseg.geometry import Grid, Volume, boxed, posed, resample
 from kidseg.labels import KIDNEY_TUMOUR, Target
 from kidseg.losses import (
-    LEAST_PROBABILITY,
+    MIN_PROBABILITY,
     coarsened,
     encode,
     probabilities,
@@ -82,7 +82,7 @@ def test_probabilities_of_classes_sum_to_one_and_of_regions_stand_alone() -> Non
 @pytest.mark.parametrize("target", [MERGED, REGIONS])
 def test_another_number_of_channels_is_refused(target: Target) -> None:
     logits, labels, scan = random(1, 3, 2, 4), some_labels(1, 2, 4), grids((1, 2, 4), 1)[0]
-    with pytest.raises(ValueError, match="3 channels for a target with 2"):
+    with pytest.raises(ValueError, match="3 channels, but the target 2"):
         segmentation_loss([logits], labels, target=target)
     with pytest.raises(ValueError, match="3 channels"):
         restored(logits, scan, scan, target=target)
@@ -242,7 +242,7 @@ def test_tumour_that_a_box_cuts_off_is_paid_for(target: Target) -> None:
     loss = restored_segmentation_loss(
         [logits], [box], [Volume(labels[None], original)], target=target
     )
-    share, paid = 16 / labels.numel(), -math.log(LEAST_PROBABILITY)
+    share, paid = 16 / labels.numel(), -math.log(MIN_PROBABILITY)
     dice = 2 * 32 / (32 + 48)
     # Regions: both channels lose it. Classes: kidney is absent and perfect, tumour is cut.
     expected = share * paid + (1 - dice) / (1 if target is REGIONS else 2)
@@ -282,7 +282,7 @@ def test_volumes_that_do_not_pair_are_refused() -> None:
     on, logits = grids((4, 8, 8)), random(2, 3, 4, 8, 8)
     labels = [Volume(some_labels(1, 4, 8, 8), grid) for grid in on]
     other = Volume(some_labels(1, 4, 8, 6), grids((4, 8, 6), 1)[0])
-    with pytest.raises(ValueError, match="one size"):
+    with pytest.raises(ValueError, match="the same size"):
         restored_segmentation_loss([logits], on, [labels[0], other])
     with pytest.raises(ValueError, match=r"shorter|longer"):
         restored_segmentation_loss([logits], on[:1], labels)

@@ -192,9 +192,9 @@ def test_masks_and_grid_must_fit() -> None:
         dice(EMPTY.astype(np.uint8), EMPTY)
     with pytest.raises(ValueError, match="different shapes"):
         dice(EMPTY, EMPTY[1:])
-    with pytest.raises(ValueError, match="on a grid"):
+    with pytest.raises(ValueError, match="do not match a grid"):
         hd95_mm(EMPTY, EMPTY, grid((6, 7, 9)))
-    with pytest.raises(ValueError, match="on a grid"):
+    with pytest.raises(ValueError, match="do not match a grid"):
         volume_error_ml(EMPTY, EMPTY, grid((6, 7, 9)))
     with pytest.raises(ValueError, match="volumetric"):
         surface_dice(EMPTY, EMPTY, g.slicewise(), 1.0)

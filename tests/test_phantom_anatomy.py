@@ -103,8 +103,12 @@ def test_same_seed_same_child_and_plain_data() -> None:
     assert one == two
     data = json.loads(json.dumps(one.as_dict()))
     assert data["kidneys"][0]["side"] == one.kidneys[0].side
-    low, high = one.kidneys_mm
-    assert one.modelled_mm[0] < low < high
+    for kidney in one.kidneys:
+        low = kidney.centre_mm[2] - kidney.length_mm / 2
+        assert one.modelled_mm[0] < low < low + kidney.length_mm < one.modelled_mm[1]
+    for tumour in one.tumours:
+        reach = 1.05 * tumour.radius_mm * max(abs(z) + r for _, _, z, r in tumour.lobes)
+        assert one.modelled_mm[0] < tumour.centre_mm[2] - reach
     assert one.crest_mm < 0 < one.dome_mm < one.modelled_mm[1]
 
 

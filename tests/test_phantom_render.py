@@ -31,8 +31,18 @@ def child(seed: int, age: float, **options: str) -> Anatomy:
     return draw_anatomy(np.random.default_rng(seed), age, **options)  # type: ignore[arg-type]
 
 
+def kidneys_mm(anatomy: Anatomy) -> tuple[float, float]:
+    """(low, high) z of kidneys and tumours."""
+    ends = [(k.centre_mm[2], k.length_mm / 2) for k in anatomy.kidneys]
+    ends += [
+        (t.centre_mm[2], 1.05 * t.radius_mm * max(abs(z) + r for _, _, z, r in t.lobes))
+        for t in anatomy.tumours
+    ]
+    return min(z - h for z, h in ends), max(z + h for z, h in ends)
+
+
 def around_kidneys(anatomy: Anatomy, step_mm: float = STEP_MM) -> Grid:
-    low, high = anatomy.kidneys_mm
+    low, high = kidneys_mm(anatomy)
     side = int(1.35 * anatomy.lateral_mm / step_mm)
     shape = (int((high - low + 30.0) / step_mm), side, side)
     return Grid.from_spacing(shape, (step_mm,) * 3, (0.0, 0.0, (low + high) / 2))
@@ -323,14 +333,14 @@ def a_canvas(shape: tuple[int, int, int], spacing: tuple[float, float, float]) -
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (4.0, 1.0, 1.0), (2.0, 0.7, 1.1)])
 def test_partial_volume_conserves_a_balls_volume(spacing: tuple[float, float, float]) -> None:
     shape = tuple(int(40 / s) for s in spacing)
-    patch = a_canvas(shape, spacing).whole()  # type: ignore[arg-type]
+    patch = a_canvas(shape, spacing).full()  # type: ignore[arg-type]
     cover = patch.cover(ellipsoid(patch.place, (0.3, -0.2, 0.4), (10, 10, 10)))
     volume = float(cover.sum()) * np.prod(spacing)
     assert volume == pytest.approx(4 / 3 * np.pi * 1000, rel=0.03)
 
 
 def test_thin_vessels_stay_thin_in_thick_slices() -> None:
-    patch = a_canvas((1, 40, 40), (8.0, 1.0, 1.0)).whole()
+    patch = a_canvas((1, 40, 40), (8.0, 1.0, 1.0)).full()
     path, radii = np.array([[-30.0, 0, -20.0], [30, 0, 20.0]]), np.array([0.4, 0.4])
     f = tube(patch.place, path, radii)
     assert float(patch.cover(f, 0.8).max()) < 0.35 < float(patch.cover(f).max())

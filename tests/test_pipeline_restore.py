@@ -363,7 +363,7 @@ def test_what_is_no_answer_is_refused() -> None:
     with pytest.raises(ValueError, match="2 channels in region 'left', but 3"):
         restore([region(flat(0.5, 0.5), "left")], SCAN, KIDNEY_TUMOUR)
     some = SCAN.slicewise().slices(0, 3)
-    with pytest.raises(ValueError, match="cannot pair"):
+    with pytest.raises(ValueError, match="cannot be paired"):
         restore([region(flat(1, 0, 0, grid=some))], SCAN, KIDNEY_TUMOUR)
     bad = flat(0.5, math.nan, 0.5)
     with pytest.raises(ModelError, match="of region 'left' are not finite in slice 0 of 6"):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from kidseg.config import PostprocessConfig
 from kidseg.geometry import Grid, Volume
-from kidseg.postprocess import Piece, least_volume_ml, remove_small
+from kidseg.postprocess import Piece, min_volume_ml, remove_small
 
 
 def labels_of(*boxes: tuple[tuple[slice, slice, slice], int]) -> Volume:
@@ -64,7 +64,7 @@ def test_an_empty_mask_stays_empty() -> None:
     assert not kept.data.any() and removed == ()
 
 
-def one_by_one(labels: Volume, least_ml: float) -> tuple[np.ndarray, list[Piece]]:
+def one_by_one(labels: Volume, min_ml: float) -> tuple[np.ndarray, list[Piece]]:
     """What `remove_small` says it does, a piece at a time."""
     from scipy import ndimage
 
@@ -74,7 +74,7 @@ def one_by_one(labels: Volume, least_ml: float) -> tuple[np.ndarray, list[Piece]
     for number in range(1, count + 1):
         there = pieces == number
         volume_ml = float(there.sum() * float(labels.grid.voxel_ml))
-        if volume_ml >= least_ml or there[0].any() or there[-1].any():
+        if volume_ml >= min_ml or there[0].any() or there[-1].any():
             continue
         x, y, z = labels.grid.mm(np.argwhere(there).mean(0)).tolist()
         ids, counts = np.unique(values[there], return_counts=True)
@@ -86,15 +86,15 @@ def one_by_one(labels: Volume, least_ml: float) -> tuple[np.ndarray, list[Piece]
 
 @given(st.integers(0, 2**31 - 1), st.floats(0.02, 0.5), st.floats(0, 0.2))
 @settings(max_examples=60, deadline=None)
-def test_noise_is_removed_piece_by_piece(seed: int, density: float, least_ml: float) -> None:
+def test_noise_is_removed_piece_by_piece(seed: int, density: float, min_ml: float) -> None:
     rng = np.random.default_rng(seed)
     shape = tuple(int(n) for n in rng.integers(1, 12, 3))
     values = rng.integers(1, 4, shape) * (rng.random(shape) < density)
     grid = Grid.from_spacing(shape, (2.5, 2.0, 2.0), (10.0, -40.0, 300.0))
     labels = Volume(torch.from_numpy(values.astype(np.uint8))[None], grid)
     before = labels.data.clone()
-    kept, removed = remove_small(labels, least_ml)
-    want, pieces = one_by_one(labels, least_ml)
+    kept, removed = remove_small(labels, min_ml)
+    want, pieces = one_by_one(labels, min_ml)
     assert np.array_equal(kept.data[0].numpy(), want)
     assert torch.equal(labels.data, before)
     assert len(removed) == len(pieces)
@@ -112,13 +112,13 @@ def test_pieces_are_plain_numbers() -> None:
 
 def test_the_default_keeps_a_newborns_kidney() -> None:
     """10 ml at least; a trunk of 11 cm effective diameter. Even a fiftieth of it stays."""
-    least = least_volume_ml(PostprocessConfig(), 55.0)
+    least = min_volume_ml(PostprocessConfig(), 55.0)
     assert least < 10 / 50
-    assert least_volume_ml(PostprocessConfig(), 150.0) == pytest.approx(3.0)
-    assert least_volume_ml(PostprocessConfig(), 75.0) == pytest.approx(3.0 / 8)
+    assert min_volume_ml(PostprocessConfig(), 150.0) == pytest.approx(3.0)
+    assert min_volume_ml(PostprocessConfig(), 75.0) == pytest.approx(3.0 / 8)
 
 
 def test_no_body_removes_nothing_and_a_giant_no_more_than_an_adult() -> None:
-    assert least_volume_ml(PostprocessConfig(), None) == 0
-    assert least_volume_ml(PostprocessConfig(), math.nan) == 0
-    assert least_volume_ml(PostprocessConfig(), 300.0) == pytest.approx(3.0)
+    assert min_volume_ml(PostprocessConfig(), None) == 0
+    assert min_volume_ml(PostprocessConfig(), math.nan) == 0
+    assert min_volume_ml(PostprocessConfig(), 300.0) == pytest.approx(3.0)

@@ -122,7 +122,7 @@ def test_a_thousand_patients_in_five_folds() -> None:
 
 def test_two_patients_make_two_folds_and_that_is_said() -> None:
     cases = [case(0), case(1), case(2, patient="case_0001")]
-    with pytest.warns(KidsegWarning, match="2 patients make 2 folds, not 5"):
+    with pytest.warns(KidsegWarning, match="2 patients give 2 folds, not 5"):
         folds = split(cases, seed=0)
     assert {fold.validation for fold in folds} == {("case_0000",), ("case_0001", "case_0002")}
 
@@ -148,7 +148,7 @@ def test_age_bands(age: float | None, band: str) -> None:
 
 @pytest.mark.parametrize("age", [-0.1, float("nan")])
 def test_an_impossible_age_has_no_band(age: float) -> None:
-    with pytest.raises(ValueError, match="an age of"):
+    with pytest.raises(ValueError, match="an age must be at least 0 years"):
         age_band(age)
 
 

@@ -1,4 +1,4 @@
-"""nnU-Net's own augmentation: the baseline that homogenization is measured against."""
+"""nnU-Net's own augmentation, the baseline for homogenization."""
 
 from __future__ import annotations
 
@@ -19,71 +19,74 @@ __all__ = ["Augmentation"]
 # `configure_rotation_dummyDA_mirroring_and_inital_patch_size`.
 _SCALING = (0.7, 1.4)
 _SOURCE_SCALE = 0.85
-# Patches longer than this times the shortest side (2D) or the slices (3D) are special.
+# Ratio of the longest side to the shortest (2D), or to the number of slices (3D), above which a
+# patch is elongated or flat.
 _ELONGATED = 1.5
 _FLAT = 3.0
 # Gaussian blur mirrors three voxels at each edge. Source: batchgeneratorsv2, sigma up to 1.
-_LEAST_SIDE = 4
+_MIN_SIDE = 4
 
 
 class Augmentation:
     """nnU-Net v2's default training transforms in two or three dimensions, by batchgeneratorsv2.
 
     Rotation (p 0.2), scaling (p 0.2, 0.7 to 1.4), Gaussian noise and blur, brightness, contrast,
-    low resolution, gamma, mirroring along all axes. The angles depend on the patch: any in a slice,
-    but within 15 degrees where one side is more than 1.5 times the other; within 30 degrees about
-    each axis of a volume; in flat volumes, whose longest side is more than 3 times the number of
-    slices, rotation (any angle), scaling and low resolution act in the planes alone.
+    low resolution, gamma, mirroring along all axes. The rotation angles depend on the patch: any
+    angle in a slice, but within 15 degrees if one side is more than 1.5 times the other; within 30
+    degrees about each axis of a volume. In flat volumes, whose longest side is more than 3 times
+    the number of slices, rotation (any angle), scaling and low resolution act only in the planes.
 
-    What a sample undergoes depends on its seed alone. One thing differs from nnU-Net: which
-    implementation blurs is not decided by timing them, which would let a resumed training end with
-    other bits.
+    The transforms of a sample depend only on its seed. One difference from nnU-Net: the
+    implementation of the blur is not chosen by timing, which would make a resumed training run
+    differ in its last bits.
 
     Args:
-        size: voxels along each side of what comes out: (rows, columns), (slices, rows, columns), or
-            one number for square slices.
+        size: voxels along each side of the output: (rows, columns), (slices, rows, columns), or one
+            number for square slices.
 
     Attributes:
-        size: the same, per axis.
+        size: output size per axis.
 
     Raises:
-        ValueError: not two or three sides, or one below 4, which blurring needs.
+        ValueError: not two or three sides, or a side below 4, the minimum for blurring.
         UsageError: "no-batchgenerators": batchgeneratorsv2 is not installed.
     """
 
     def __init__(self, size: int | Sequence[int]) -> None:
         self.size = (size, size) if isinstance(size, int) else tuple(size)
-        if len(self.size) not in (2, 3) or min(self.size) < _LEAST_SIDE:
-            raise ValueError(f"two or three sides of at least {_LEAST_SIDE}, not {self.size}")
+        if len(self.size) not in (2, 3) or min(self.size) < _MIN_SIDE:
+            raise ValueError(
+                f"the size must be two or three sides of at least {_MIN_SIDE}, not {self.size}"
+            )
         self._check_installed()
 
     @property
     def is_flat(self) -> bool:
-        """Is each slice of a volume turned and scaled in its plane (nnU-Net's dummy 2D)?"""
+        """Whether a volume is rotated and scaled only in its planes (nnU-Net's dummy 2D)."""
         return len(self.size) == 3 and max(self.size) / self.size[0] > _FLAT
 
     @property
     def rotation_limit_rad(self) -> float:
-        """Angles lie within this, either way."""
+        """Largest rotation angle in either direction."""
         if len(self.size) == 2:
             return math.radians(15 if max(self.size) / min(self.size) > _ELONGATED else 180)
         return math.radians(180 if self.is_flat else 30)
 
     @property
     def source_size(self) -> tuple[int, ...]:
-        """Sides of what is to go in, so that most turned corners find values.
+        """Input size at which most corners of the rotated patch are inside the input.
 
-        By as much on either side larger than `size`. Source: nnU-Net v2.8.1, `get_patch_size`,
-        which turns one corner about one axis at a time.
+        Larger than `size` by the same amount on both sides. Source: nnU-Net v2.8.1,
+        `get_patch_size`, which rotates one corner about one axis at a time.
         """
-        sides = [int(side / _SOURCE_SCALE) for side in self._turned()]
+        sides = [int(side / _SOURCE_SCALE) for side in self._rotated_extent()]
         sides = [side + (side - n) % 2 for side, n in zip(sides, self.size, strict=True)]
         return (self.size[0], *sides[1:]) if self.is_flat else tuple(sides)
 
-    def _turned(self) -> list[float]:
-        """Furthest reach along each axis of the patch and of its turned corner."""
+    def _rotated_extent(self) -> list[float]:
+        """Largest extent of the patch and of its rotated corner along each axis."""
         angle = self.rotation_limit_rad
-        # A quarter turn reaches furthest; its cosine is 0, not 6e-17.
+        # 90 degrees gives the largest extent; its cosine is 0, not 6e-17.
         cos, sin = (0.0, 1.0) if angle >= math.pi / 2 else (math.cos(angle), math.sin(angle))
         reach = [float(n) for n in self.size]
         turns = [(0, 1)] if len(self.size) == 2 else [(1, 2), (2, 0), (0, 1)]
@@ -106,10 +109,10 @@ class Augmentation:
 
         Args:
             image: (n, channels, *source_size) float32, normalised.
-            masks: (n, masks, *source_size) uint8, moved with the image; 0 comes in at the edges.
+            masks: (n, masks, *source_size) uint8, transformed like the image; padded with 0.
             seed: of the batch.
-            first: place of the first sample in the whole batch.
-            stride: between the places of this process.
+            first: index of the first sample in the global batch.
+            stride: distance between the indices of this process.
 
         Returns:
             Both at `size`, each on its own device.
@@ -121,7 +124,7 @@ class Augmentation:
                 words = np.random.SeedSequence([*seed, first + k * stride]).generate_state(1)
                 np.random.seed(int(words[0]))  # noqa: NPY002
                 torch.default_generator.manual_seed(int(words[0]))
-                # Copies: some of the transforms write into what they are given.
+                # Copies, because some transforms modify their input.
                 picture = image[k].detach().to("cpu", torch.float32, copy=True)
                 labels = masks[k].to("cpu", torch.int16, copy=True)
                 out = self._transforms(image=picture, segmentation=labels)
@@ -169,7 +172,7 @@ class Augmentation:
         )
 
     def _intensity(self) -> list[tuple[Any, float]]:
-        """What may happen to intensities, in order, and with which probability."""
+        """Intensity transforms in order, with their probabilities."""
         from batchgeneratorsv2.transforms.intensity.brightness import (
             MultiplicativeBrightnessTransform,
         )

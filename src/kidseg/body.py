@@ -1,8 +1,8 @@
-"""The patient's body in a CT: where it is, how it lies, how large it is.
+"""Position, orientation and size of the patient's body in a CT.
 
-The body mask is what pose and size are read from; it needs no organ labels. Its image moments
-(centre, principal axes, radii) are the plain way to normalise pose and size, and the baseline for
-every learned one.
+They are measured from a body mask, which needs no organ labels. Its image moments (centre,
+principal axes, radii) are the simplest way to normalise pose and size, and the baseline for the
+learned ones.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ from kidseg.geometry import (
 __all__ = ["Moments", "body_mask", "moments", "normalized"]
 
 # Skin and fat are above, air, foam and clothes below. Source: fat is -120..-60 HU, lung and foam
-# below -500 (Hounsfield scale); half way keeps partial volume at the skin unbiased.
+# below -500 (Hounsfield scale); a threshold half way keeps partial volume at the skin unbiased.
 _AIR_HU = -300.0
-# A scan without air of which at least this part lies at its lowest value was clipped to a window.
-_CLIPPED_PART = 0.1
-# Interpolating between values at the floor of a window gives the floor only to rounding. HU are
-# whole numbers: half of one above it is the floor still.
+# A scan without air was clipped to a window if at least this share of voxels has the lowest value.
+_CLIPPED_SHARE = 0.1
+# Interpolation between values at the lower end of a window returns that value only up to rounding.
+# HU are integers, so anything less than half a unit above it counts as that value.
 _FLOOR_ROUNDING_HU = 0.5
-# Sheets thinner than twice this are no body: table tops, blankets, tubes. Thinner than any wrist.
+# Sheets thinner than twice this are not body: table tops, blankets, tubes. Thinner than any wrist.
 _SHEET_RADIUS_MM = 4.0
-# The mask's shape is found at this pixel size, its edge at the scan's own.
+# The shape of the mask is determined at this pixel size, its edge at the scan's own.
 _COARSE_MM = 2.0
 
 
 def body_mask(scan: Volume) -> Volume:
     """The largest body in a CT, without table, blankets, tubes and detached arms.
 
-    Air is thresholded; thin sheets are opened away in the axial planes; the largest component in
-    space remains, with the holes of each slice (lungs, bowel gas) filled. The shape is decided at
-    2 mm, the edge at the scan's own pixels.
+    Air is thresholded; a morphological opening in the axial planes removes thin sheets; the largest
+    3D component remains, and the holes of each slice (lungs, bowel gas) are filled. The shape is
+    determined at 2 mm, the edge at the scan's own pixels.
 
-    In a scan that was clipped to a soft-tissue window (the readers find "windowed-intensities") air
-    cannot be told from fat: what lies at the lowest value counts as air, and the body is that
-    without the fat beneath the skin.
+    In a scan that was clipped to a soft-tissue window (finding "windowed-intensities" of the
+    readers), air cannot be distinguished from fat: voxels with the lowest value count as air, so
+    the mask lacks the fat beneath the skin.
 
     Args:
         scan: (1, slices, rows, columns) HU, volumetric, canonical.
@@ -73,7 +73,7 @@ def body_mask(scan: Volume) -> Volume:
 
 
 def _around(rough: Volume, grid: Grid) -> Iterator[Tensor]:
-    """(rows, columns) bool, slice by slice of the grid: what has part in the mask's voxels."""
+    """(rows, columns) bool for each slice of the grid: pixels that touch voxels of the mask."""
     index_from_target, planes = index_from_voxels(rough.grid, grid)
     window = (range(grid.shape[1]), range(grid.shape[2]))
     if planes is not None and is_sub_grid(index_from_target):
@@ -87,17 +87,17 @@ def _around(rough: Volume, grid: Grid) -> Iterator[Tensor]:
 
 
 def _air_hu(scan: Volume) -> float:
-    """What is not denser than this is air."""
+    """The highest value that counts as air."""
     lowest = float(scan.data.min())
     if not lowest > _AIR_HU:
         return _AIR_HU
     count = sum(int((plane == lowest).sum()) for plane in scan.data[0])
-    clipped = _CLIPPED_PART <= count / scan.data.numel() < 1.0
+    clipped = _CLIPPED_SHARE <= count / scan.data.numel() < 1.0
     return lowest + _FLOOR_ROUNDING_HU if clipped else _AIR_HU
 
 
 def _largest_body(dense: np.ndarray, grid: Grid) -> np.ndarray:
-    """(slices, rows, columns) bool: opened in the planes, largest component, widened by a pixel."""
+    """(slices, rows, columns) bool: opened in the planes, largest component, dilated by a pixel."""
     from scipy import ndimage
 
     _, dy, dx = grid.spacing_mm.tolist()
@@ -124,15 +124,15 @@ def _filled(mask: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """A mask's place, turn and size in its grid's planes; () or (slices,) leading.
+    """Position, orientation and size of a mask in its grid's planes; leading shape () or (slices,).
 
     Attributes:
-        centre_mm: (..., 2) centroid as (x along columns, y along rows) from the grid's middle.
-        angle_rad: (...) of the long principal axis against the columns, in -pi/2 .. pi/2, positive
-            from columns towards rows.
+        centre_mm: (..., 2) centroid as (x along columns, y along rows) from the grid's centre.
+        angle_rad: (...) from the columns to the long principal axis, in -pi/2 .. pi/2, positive
+            towards the rows.
         radii_mm: (..., 2) semi-axes, long and short, of the ellipse with the same second moments.
 
-    Where a mask is empty: centre and angle 0, radii NaN.
+    For an empty mask, centre and angle are 0 and radii NaN.
     """
 
     centre_mm: Tensor
@@ -141,11 +141,11 @@ class Moments:
 
 
 def moments(mask: Volume, *, per: Literal["slice", "volume"] = "slice") -> Moments:
-    """First and second moments of a mask (1, slices, rows, columns), in each plane or over all.
+    """First and second moments of a mask (1, slices, rows, columns), per slice or per volume.
 
-    A pixel is a square of mass, not a point, so radii are right for few pixels too. Over all slices
-    the centres are aligned first: the second moments are the mean of the slices', by area, so a
-    slanting body is not broadened.
+    A pixel is a square, not a point, so radii are correct for few pixels too. The second moments of
+    a volume are the area-weighted mean of those of the slices about their own centres, so an
+    oblique body does not appear wider.
 
     Source: an ellipse with semi-axis a has variance a^2 / 4 along it.
     """
@@ -157,7 +157,7 @@ def moments(mask: Volume, *, per: Literal["slice", "volume"] = "slice") -> Momen
     by_row = torch.empty((slices, rows), dtype=torch.float64)
     by_column = torch.empty((slices, columns), dtype=torch.float64)
     product = torch.empty(slices, dtype=torch.float64)
-    for k in range(slices):  # one at a time: in float64 they are eight times the mask
+    for k in range(slices):  # one at a time: float64 takes eight times the memory of the mask
         weight = mask.data[0, k : k + 1].double().cpu()
         by_row[k], by_column[k] = weight.sum(2)[0], weight.sum(1)[0]
         product[k] = torch.einsum("krc,r,c->k", weight, y, x)[0]
@@ -192,17 +192,17 @@ def normalized(
     size: int,
     scales: Literal[1, 2] = 2,
 ) -> Grid:
-    """The grid on which a body with these moments lies upright, centred and in the reference size.
+    """The grid on which a body with these moments is upright, centred and of the reference size.
 
     Args:
         grid: the scan's, volumetric; its planes and slices stay.
         own: the body's moments on it, per slice (gives a slice-wise grid) or per volume.
-        radii_mm: long (left-right) and short semi-axis that the body shall have.
-        field_mm: side of the square field of view, in the reference's millimetres.
+        radii_mm: long (left-right) and short semi-axis of the normalised body.
+        field_mm: side of the square field of view, in millimetres of the reference.
         size: pixels along each side.
-        scales: 2 fits each radius, 1 their geometric mean (a similarity).
+        scales: 2 fits each radius, 1 their geometric mean (a similarity transform).
 
-    Where the mask was empty the image is only centred: angle 0, scale 1.
+    For an empty mask the image is only centred: angle 0, scale 1.
     """
     _, dy, dx = _plane_spacing(grid)
     half = torch.tensor([0.0, field_mm / 2 / float(dy), field_mm / 2 / float(dx)])

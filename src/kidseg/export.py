@@ -33,7 +33,7 @@ from kidseg.cases import (
 from kidseg.errors import DISK_FULL, Finding, InputError, ResourceError, UsageError
 from kidseg.geometry import Grid, Volume
 from kidseg.io import ReadOptions, Scan, kind_of, read, read_grid, save
-from kidseg.io.checks import upright
+from kidseg.io.checks import orthogonal_grid
 from kidseg.io.payload import head
 from kidseg.labels import CystAs
 from kidseg.splits import Split, write_splits_json
@@ -331,7 +331,7 @@ def _fits(path: Path, options: ReadOptions) -> bool:
     if not (path.is_file() and path.name.endswith(".nii.gz") and kind_of(path) == "nifti"):
         return False
     grid = read_grid(path, options)
-    return head(path)[1] == "gzip" and upright(grid, path)[0] is grid
+    return head(path)[1] == "gzip" and orthogonal_grid(grid, path)[0] is grid
 
 
 def _link(source: Path, target: Path) -> None:

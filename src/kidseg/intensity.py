@@ -1,8 +1,8 @@
-"""Voxel values: what is known of them over a data set, and how a network gets to see them.
+"""Intensity statistics of a dataset, and intensity normalisation for the networks.
 
-The rules are nnU-Net's. Hounsfield units mean the same in every scanner, so CT is clipped to the
-range of the labelled tissue and standardised with that tissue's mean and spread, the same for all
-patients. Any other modality is standardised image by image.
+The rules are nnU-Net's. Hounsfield units are comparable between scanners, so CT is clipped to the
+range of the labelled tissue and standardised with the mean and standard deviation of that tissue,
+the same for all patients. Other modalities are standardised per image.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ __all__ = [
 ]
 
 Scheme = Literal["ct", "zscore", "rescale_to_0_1", "rgb_to_0_1", "nonorm"]
-"""How one channel is normalised; the names are those that a channel of a data set may bear.
+"""Normalisation of one channel; the names are valid channel names of a dataset.
 
 Source: nnU-Net v2, "How to set up dataset.json", channel_names.
 """
 
 AIR_HU = -1024.0
-"""What lies outside a CT. Source: the Hounsfield scale's -1000, and its usual floor."""
+"""Value outside a CT. Source: air is -1000 on the Hounsfield scale; -1024 is its usual minimum."""
 
-# A spread below this counts as this, so that a constant image is no division by zero.
+# Lower limit of the standard deviation, which avoids a division by zero for constant images.
 # Source: nnU-Net v2, default_normalization_schemes.
-_LEAST_SD = 1e-8
-# Distinct values kept per case and channel. CT has some thousands, which are kept as they are.
-_MOST_VALUES = 2**16
+_MIN_SD = 1e-8
+# Maximum number of distinct values per case and channel. CT has a few thousand, which all stay.
+_MAX_VALUES = 2**16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Statistics:
-    """Foreground intensities of one channel over a data set, each case with the same weight."""
+    """Foreground intensities of one channel over a dataset; all cases have the same weight."""
 
     mean: float
     sd: float
@@ -61,14 +61,14 @@ class Statistics:
 
 @dataclass(frozen=True, kw_only=True)
 class Normalisation:
-    """What is done to one channel.
+    """Normalisation of one channel.
 
     Attributes:
-        channel: its name in the data set.
+        channel: its name in the dataset.
         scheme: see `Scheme`.
-        statistics: used by "ct"; of the others, for the record.
-        inside_only: mean and SD are taken inside the non-zero region alone, and values outside it
-            stay 0 ("zscore" alone heeds it).
+        statistics: used by "ct"; only for information in other schemes.
+        inside_only: compute mean and SD inside the non-zero region, and keep 0 outside it (only
+            used by "zscore").
     """
 
     channel: str
@@ -78,14 +78,14 @@ class Normalisation:
 
     @property
     def padding_value(self) -> float:
-        """What lies outside of an image: air in a CT; no signal, 0, in any other."""
+        """Value outside the image: air in CT, 0 in other modalities."""
         return AIR_HU if self.scheme == "ct" else 0.0
 
     @classmethod
     def of_channel(
         cls, channel: str, statistics: Statistics, *, inside_only: bool = False
     ) -> Normalisation:
-        """The scheme that a channel's name asks for; "zscore" if it asks for none."""
+        """The scheme of a channel's name; "zscore" for other names."""
         name = channel.strip().casefold()
         scheme = cast("Scheme", name if name in get_args(Scheme) else "zscore")
         return cls(
@@ -107,14 +107,14 @@ class Normalisation:
 
 @dataclass(frozen=True, kw_only=True)
 class Scaling:
-    """What is done to one channel of one case: clip, subtract `shift`, divide by `scale`.
+    """Normalisation of one channel of one case: clip, subtract `shift`, divide by `scale`.
 
     Attributes:
-        low: smaller values become this; None: none do.
-        high: larger values become this.
-        shift: becomes 0.
-        scale: so far above `shift` becomes 1.
-        inside_only: where all channels are 0, the result is 0.
+        low: lower limit for clipping; None: no limit.
+        high: upper limit for clipping; None: no limit.
+        shift: the value that becomes 0.
+        scale: `shift` + `scale` becomes 1.
+        inside_only: the result is 0 where all channels are 0.
     """
 
     low: float | None = None
@@ -127,28 +127,28 @@ class Scaling:
 def scalings(
     image: Tensor, channels: Sequence[Normalisation], inside: Tensor | None = None
 ) -> tuple[Scaling, ...]:
-    """How the channels of one case are normalised: CT as all cases, others by their own values.
+    """The scalings of the channels of one case: CT by the dataset, others by their own values.
 
     Args:
-        image: (channels, ...) of any type, the whole case; HU for CT.
+        image: (channels, ...) of any dtype, the complete case; HU for CT.
         channels: one per channel.
-        inside: (...) bool, the non-zero region, needed where a channel is normalised `inside_only`.
+        inside: (...) bool, the non-zero region; required if a channel is normalised `inside_only`.
 
     Raises:
-        ValueError: the number of channels differs, or `inside` is needed and missing; "rgb_to_0_1"
-            and values outside 0..255.
+        ValueError: the number of channels differs; `inside` is required but missing; or values are
+            outside 0..255 for "rgb_to_0_1".
 
     Source: nnU-Net v2, default_normalization_schemes.
     """
     if len(image) != len(channels):
-        raise ValueError(f"{len(image)} channels where the plan has {len(channels)}")
+        raise ValueError(f"the image has {len(image)} channels, but the plan {len(channels)}")
     return tuple(
         _scaling(values, channel, inside) for values, channel in zip(image, channels, strict=True)
     )
 
 
 def rescaled(own: Sequence[Scaling], channels: Sequence[Normalisation]) -> tuple[Scaling, ...]:
-    """A case's scalings under another plan: CT as that says, other channels by their own values."""
+    """The scalings of a case under another plan: CT by that plan, other channels unchanged."""
     pairs = zip(own, channels, strict=True)
     return tuple(
         _scaling(torch.empty(0), channel, None) if channel.scheme == "ct" else scaling
@@ -159,16 +159,16 @@ def rescaled(own: Sequence[Scaling], channels: Sequence[Normalisation]) -> tuple
 def normalise(
     image: Tensor, channels: Sequence[Normalisation], inside: Tensor | None = None
 ) -> Tensor:
-    """A whole case as networks see it: float32, about 0, spread about 1.
+    """Normalise a complete case for a network: float32, mean about 0, SD about 1.
 
     Args:
-        image: (channels, ...) of any type; HU for CT.
+        image: (channels, ...) of any dtype; HU for CT.
         channels: one per channel.
         inside: as in `scalings`.
 
     Returns:
-        (channels, ...) float32, a new tensor on the same device. An image without a voxel inside
-        stays as it is.
+        (channels, ...) float32, a new tensor on the same device. An image without voxels inside is
+        unchanged.
 
     Raises:
         ValueError: as `scalings`.
@@ -177,11 +177,11 @@ def normalise(
 
 
 def as_input(image: Tensor, each: Sequence[Sequence[Scaling]]) -> Tensor:
-    """(channels, slices, rows, columns) as networks take slices: (slices, channels, rows, columns).
+    """Normalise slices (channels, slices, rows, columns) to (slices, channels, rows, columns).
 
     Args:
         image: HU for CT.
-        each: the scalings of each slice's case; one for all, if all are of one case.
+        each: the scalings for each slice, by its case; or a single one for all slices.
     """
     kinds = list(dict.fromkeys(tuple(one) for one in each))
     if len(kinds) == 1:
@@ -202,20 +202,20 @@ def _scaling(values: Tensor, channel: Normalisation, inside: Tensor | None) -> S
             low=known.percentile_00_5,
             high=known.percentile_99_5,
             shift=known.mean,
-            scale=max(known.sd, _LEAST_SD),
+            scale=max(known.sd, _MIN_SD),
         )
     if channel.scheme == "zscore":
         if channel.inside_only and inside is None:
-            raise ValueError(f"channel '{channel.channel}' needs the non-zero region")
+            raise ValueError(f"channel '{channel.channel}' requires the non-zero region")
         chosen = values[inside] if channel.inside_only else values
         if not chosen.numel():
             return Scaling()
         wide = chosen.to(torch.float32 if values.device.type == "mps" else torch.float64)
         mean, sd = float(wide.mean()), float(wide.std(correction=0))
-        return Scaling(shift=mean, scale=max(sd, _LEAST_SD), inside_only=channel.inside_only)
+        return Scaling(shift=mean, scale=max(sd, _MIN_SD), inside_only=channel.inside_only)
     low, high = float(values.min()), float(values.max())
     if channel.scheme == "rescale_to_0_1":
-        return Scaling(shift=low, scale=max(high - low, _LEAST_SD))
+        return Scaling(shift=low, scale=max(high - low, _MIN_SD))
     if channel.scheme == "rgb_to_0_1":
         if low < 0 or high > 255:
             raise ValueError(f"channel '{channel.channel}' has values outside 0..255")
@@ -223,24 +223,24 @@ def _scaling(values: Tensor, channel: Normalisation, inside: Tensor | None) -> S
     return Scaling()
 
 
-def _scaled(image: Tensor, how: Sequence[Scaling], inside: Tensor | None = None) -> Tensor:
-    """(channels, ...) float32; `inside` is what is not 0 in all channels, if not given."""
+def _scaled(image: Tensor, channels: Sequence[Scaling], inside: Tensor | None = None) -> Tensor:
+    """(channels, ...) float32; by default, `inside` is where any channel is not 0."""
     out = image.to(torch.float32, copy=True)
-    for k, scaling in enumerate(how):
-        values = out[k]  # a view that gradients pass through, unlike those of iteration
+    for k, scaling in enumerate(channels):
+        values = out[k]  # unlike iteration, indexing gives a view with gradients
         if scaling.low is not None or scaling.high is not None:
             values.clamp_(scaling.low, scaling.high)
         if scaling != Scaling():
             values.sub_(scaling.shift).div_(scaling.scale)
         if scaling.inside_only:
-            nothing = (image == 0).all(0) if inside is None else ~inside
-            values.masked_fill_(nothing, 0.0)
+            outside = (image == 0).all(0) if inside is None else ~inside
+            values.masked_fill_(outside, 0.0)
     return out
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """The foreground values of one case in one channel: distinct values, ascending, with counts.
+    """The foreground values of one case in one channel: distinct values in ascending order.
 
     Attributes:
         values: (n,) float64.
@@ -256,10 +256,10 @@ class Sample:
 
 
 def sample(foreground: np.ndarray) -> Sample | None:
-    """What `pool` needs to know of the foreground voxels (n,) of a case; None if there are none.
+    """Summarise the foreground voxels (n,) of a case for `pool`; None if there are none.
 
-    More than 65536 distinct values (images that are no CT) are merged to that many, neighbours
-    with neighbours; mean and spread are kept exactly.
+    More than 65536 distinct values (images other than CT) are reduced to that number by merging
+    neighbouring values; mean and standard deviation stay exact.
     """
     if not foreground.size:
         return None
@@ -267,8 +267,8 @@ def sample(foreground: np.ndarray) -> Sample | None:
     total = counts.sum()
     mean = float(values @ counts / total)
     mean_square = float(values**2 @ counts / total)
-    if len(values) > _MOST_VALUES:
-        edges = np.linspace(0, len(values), _MOST_VALUES, endpoint=False).astype(np.int64)
+    if len(values) > _MAX_VALUES:
+        edges = np.linspace(0, len(values), _MAX_VALUES, endpoint=False).astype(np.int64)
         merged = np.add.reduceat(counts, edges)
         ends = values[0], values[-1]
         merged_values: np.ndarray = np.add.reduceat(values * counts, edges) / merged
@@ -278,11 +278,12 @@ def sample(foreground: np.ndarray) -> Sample | None:
 
 
 def pool(samples: Sequence[Sample | None]) -> Statistics | None:
-    """Statistics over all cases, each with the same weight however large its organs are.
+    """Statistics over all cases, with the same weight for each case regardless of organ size.
 
     nnU-Net draws the same number of foreground voxels from each case, with replacement, 10^8 in
-    all, and takes the statistics of these. This is the limit of more and more draws: the values it
-    gives are nnU-Net's up to its sampling error (of the mean, 10^-4 SD), without a random number.
+    total, and computes the statistics of these. This function computes the limit of infinitely many
+    draws: it is deterministic and differs from nnU-Net only by its sampling error (10^-4 SD for the
+    mean).
 
     Returns:
         None if no case has foreground.

@@ -1,9 +1,9 @@
-"""What the networks are trained on, in two and three dimensions.
+"""Loss functions in two and three dimensions.
 
-Networks give logits (n, channels, *size). What their channels mean a `Target` says: exclusive
-classes with background first (softmax), or regions that may overlap (sigmoid). `labels` are
-(n, *size) whole numbers: the data set's, or without a target the classes themselves. Every loss is
-a scalar, computed in float32 at least, and lower is better.
+Networks return logits (n, channels, *size). A `Target` defines their channels: exclusive classes
+with background first (softmax), or regions that may overlap (sigmoid). `labels` are (n, *size)
+integers: the labels of the dataset, or without a target the classes. Every loss is a scalar,
+computed in at least float32; lower is better.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ __all__ = [
 ]
 
 SMOOTH = 1e-5
-"""Added above and below the Dice fraction. Source: nnU-Net's `SoftDiceLoss` training setting."""
+"""Added to numerator and denominator of Dice. Source: nnU-Net's `SoftDiceLoss` in training."""
 
-LEAST_PROBABILITY = 1e-12
+MIN_PROBABILITY = 1e-12
 """Added to a probability before its logarithm.
 
-What a crop has lost for certain costs 27.6 per pixel. The gradient stays whole for classes that lie
-less than 25 logits below the winner; float32 itself would hold 1e-38.
+A pixel that a crop has cut off costs 27.6. The gradient is accurate for classes that are less than
+25 logits below the maximum; the minimum of float32 is 1e-38.
 """
 
 Over = Literal["batch", "sample"]
@@ -49,17 +49,16 @@ Grids = Grid | Sequence[Grid]
 def soft_dice(
     found: Tensor, reference: Tensor, *, valid: Tensor | None = None, over: Over = "sample"
 ) -> Tensor:
-    """2 |H.T| / (|H|^2 + |T|^2) with squared sums, smoothed; 1 is full agreement.
+    """2 |H.T| / (|H|^2 + |T|^2) with squared sums, smoothed; 1 is perfect agreement.
 
     Args:
         found: (n, channels, *size), probabilities or soft masks.
-        reference: the same shape, or one that broadcasts to it; bool or numbers.
-        valid: (n, *size) bool; other pixels count as empty in both.
-        over: sums over each sample, or over the whole batch.
+        reference: of the same or a broadcastable shape; bool or numbers.
+        valid: (n, *size) bool; other pixels count as background in both.
+        over: sum over each sample or over the batch.
 
     Returns:
-        (n, channels), or (channels,) over the batch; 1 where both are empty, and about 0 where one
-        is.
+        (n, channels), or (channels,) over the batch; 1 if both are empty, about 0 if only one is.
 
     Source: La Barbera et al., ISBI 2021, eq. 1; Milletari et al., V-Net, 3DV 2016.
     """
@@ -77,7 +76,7 @@ def soft_dice(
 
 
 def crop_loss(crop: Tensor, target: Tensor, theta: Tensor, target_theta: Tensor) -> Tensor:
-    """Mean |HC - TC| over all values, plus the root of the mean squared distance of the thetas.
+    """Mean |HC - TC| over all values, plus the root mean square distance of the thetas.
 
     Args:
         crop: (n, channels, rows, columns) image on the predicted box.
@@ -96,7 +95,7 @@ def crop_loss(crop: Tensor, target: Tensor, theta: Tensor, target_theta: Tensor)
 
 
 def level_weights(count: int) -> list[float]:
-    """Deep supervision: 1 / 2^level, finest first, with sum 1.
+    """Weights for deep supervision: 1 / 2^level, finest level first, normalised to sum 1.
 
     Source: La Barbera et al., ISBI 2021, eq. 3, normalised as nnU-Net does.
     """
@@ -105,9 +104,9 @@ def level_weights(count: int) -> list[float]:
 
 
 def coarsened(values: Tensor, size: Sequence[int]) -> Tensor:
-    """The nearest of `values` (..., *old) at each pixel of `size`: the same extent, coarser.
+    """Downsample `values` (..., *old) to `size` by nearest neighbour.
 
-    Of an even number of nearest, the upper middle. Source: nnU-Net's (batchgeneratorsv2's)
+    Between two equally near values it takes the upper one. Source: nnU-Net's (batchgeneratorsv2's)
     `DownsampleSegForDSTransform`, which is torch's "nearest-exact".
     """
     for axis, new in zip(range(-len(size), 0), size, strict=True):
@@ -119,12 +118,11 @@ def coarsened(values: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def encode(labels: Tensor, target: Target) -> Tensor:
-    """What a network with this target should say of labels (n, *size).
+    """Encode labels (n, *size) as the ideal output of a network with this target.
 
     Returns:
-        (n, *size) int64 classes, if the target is exclusive: 0, background, for labels that no
-        channel covers, else 1 + the channel. Otherwise (n, channels, *size) bool: inside the
-        region or not.
+        (n, *size) int64 classes if the target is exclusive: 0 (background) for labels that no
+        channel covers, otherwise 1 + channel. If not exclusive, (n, channels, *size) bool regions.
     """
     covered = [torch.tensor(members, device=labels.device) for members in target.channels]
     regions = [torch.isin(labels, members) for members in covered]
@@ -137,15 +135,15 @@ def encode(labels: Tensor, target: Target) -> Tensor:
 
 
 def probabilities(logits: Tensor, target: Target | None = None) -> Tensor:
-    """Probabilities of logits (n, channels, *size), float32 at least.
+    """Probabilities of logits (n, channels, *size), in at least float32.
 
     Args:
-        logits: of a network.
-        target: what its channels mean; exclusive classes, background first, by default. These sum
-            to 1 over the channels; regions are decided each on its own.
+        logits: output of a network.
+        target: defines its channels; by default exclusive classes, background first. Exclusive
+            classes sum to 1 over the channels; regions are independent.
 
     Raises:
-        ValueError: another number of channels than the target's outputs.
+        ValueError: the number of channels differs from the target's outputs.
     """
     values = _checked(logits, target)
     return torch.softmax(values, dim=1) if _exclusive(target) else values.sigmoid()
@@ -158,18 +156,18 @@ def cross_entropy(
     valid: Tensor | None = None,
     class_weights: Tensor | None = None,
 ) -> Tensor:
-    """Mean of -log(probability of the true class + `LEAST_PROBABILITY`), weighted by class.
+    """Mean of -log(probability of the true class + `MIN_PROBABILITY`), weighted by class.
 
-    As `torch.nn.functional.cross_entropy`, but of probabilities.
+    Like `torch.nn.functional.cross_entropy`, but for probabilities.
 
     Args:
         probabilities: (n, classes, *size).
         labels: (n, *size) classes.
-        valid: (n, *size) bool; other pixels do not count. 0 if none counts.
-        class_weights: (classes,); the mean is divided by the sum of the pixels' weights.
+        valid: (n, *size) bool; other pixels are ignored. The loss is 0 if all are ignored.
+        class_weights: (classes,); the sum is divided by the sum of the pixels' weights.
     """
-    surprise = -torch.log(_of_truth(_wide(probabilities), labels) + LEAST_PROBABILITY)
-    return _weighted_mean(surprise, labels, valid, class_weights)
+    log_loss = -torch.log(_of_truth(_wide(probabilities), labels) + MIN_PROBABILITY)
+    return _weighted_mean(log_loss, labels, valid, class_weights)
 
 
 def segmentation_loss(
@@ -181,25 +179,25 @@ def segmentation_loss(
     class_weights: Tensor | None = None,
     over: Over = "batch",
 ) -> Tensor:
-    """Cross entropy + (1 - SoftDice) at each level, weighted: the U-Net's loss without a warp.
+    """Weighted sum of cross entropy + (1 - SoftDice) over the levels, without an inverse warp.
 
     Args:
-        levels: logits (n, channels, *size), finest first; coarser ones meet coarser labels.
+        levels: logits (n, channels, *size), finest first; labels are downsampled for coarser ones.
         labels: (n, *size) of the finest level.
-        target: what the channels mean; None: exclusive classes, which `labels` are.
-        valid: (n, *size) bool; other pixels do not count, at any level.
-        class_weights: (classes,) for the cross entropy, if they are exclusive.
-        over: what a Dice sums over. Source: nnU-Net's 2D configuration takes the batch.
+        target: defines the channels; None: exclusive classes, given by `labels`.
+        valid: (n, *size) bool; other pixels are ignored at all levels.
+        class_weights: (classes,) for the cross entropy, only for exclusive classes.
+        over: the sums in Dice. Source: nnU-Net's 2D configuration sums over the batch.
 
-    Of classes the Dice is the mean over all but background; one that is nowhere in the batch adds
-    about 1 while any of it is predicted, with hardly a gradient, and 0 once none is; cross entropy
-    is what unlearns it. Regions have binary cross entropy, and Dice of all channels.
+    For classes, Dice is the mean over all but background. A class that is missing in the batch adds
+    about 1 as long as any of it is predicted, with almost no gradient, and 0 otherwise; only cross
+    entropy suppresses such predictions. Regions use binary cross entropy and Dice of all channels.
 
     Raises:
-        ValueError: another number of channels than the target's; class weights for regions.
+        ValueError: the number of channels differs from the target's; class weights for regions.
 
-    Source: La Barbera et al., ISBI 2021, eq. 3; background left out of the Dice as in nnU-Net;
-    regions as in its `DC_and_BCE_loss`, but squares in the Dice, and always the mean over channels.
+    Source: La Barbera et al., ISBI 2021, eq. 3; Dice without background as in nnU-Net; regions as
+    in its `DC_and_BCE_loss`, but with squares in Dice, and always the mean over channels.
     """
     losses = []
     for logits in levels:
@@ -209,14 +207,14 @@ def segmentation_loss(
         counted = None if valid is None else coarsened(valid, size)
         if _exclusive(target):
             log_probabilities = torch.log_softmax(_checked(logits, target), dim=1)
-            surprise = -_of_truth(log_probabilities, true)
+            log_loss = -_of_truth(log_probabilities, true)
             found = log_probabilities.exp()
         else:
             found = probabilities(logits, target)
-            surprise = F.binary_cross_entropy_with_logits(
+            log_loss = F.binary_cross_entropy_with_logits(
                 _wide(logits), true.to(found), reduction="none"
             )
-        losses.append(_compared(surprise, found, true, counted, class_weights, over))
+        losses.append(_loss(log_loss, found, true, counted, class_weights, over))
     return _over_levels(losses)
 
 
@@ -231,34 +229,35 @@ def restored(
 def restored(
     logits: Tensor, grid: Grids, original: Grids, *, target: Target | None = None
 ) -> Volume | list[Volume]:
-    """Probabilities on the original grid: the inverse of every pose and crop that led to `grid`.
+    """Resample probabilities onto the original grid: the inverse of all poses and crops.
 
     Args:
         logits: at the size of `grid` or coarser: (slices, channels, rows, columns) with one grid
             for all, or volumes (n, channels, slices, rows, columns) with n grids.
-        grid: the network's, slice-wise or volumetric; of volumes one each.
-        original: where the answer is wanted; of volumes one each.
-        target: what the channels mean; exclusive classes, background first, by default.
+        grid: the network's, slice-wise or volumetric; one per volume.
+        original: the output grid; one per volume.
+        target: defines the channels; by default exclusive classes, background first.
 
     Returns:
-        (channels, *original.shape), float32 at least; a list of these for volumes. Exclusive
-        classes sum to 1 everywhere. Outside `grid` background is certain. Differentiable in logits
-        and grid.
+        (channels, *original.shape), in at least float32; a list of these for volumes. Exclusive
+        classes sum to 1 everywhere. Outside `grid`, background has probability 1. Differentiable in
+        logits and grid.
 
     Raises:
-        ValueError: another number of grids than of volumes, or of channels than the target's.
+        ValueError: the number of grids differs from that of volumes, or the number of channels
+            from the target's.
     """
     found = probabilities(logits, target)
-    certain = target.background if target else (1.0,) + (0.0,) * (found.shape[1] - 1)
+    background = target.background if target else (1.0,) + (0.0,) * (found.shape[1] - 1)
 
-    def bring_back(data: Tensor, seen: Grid, scan: Grid) -> Volume:
-        return resample(Volume(data, seen.resized(data.shape[1:])), scan, fill=certain)
+    def restore(data: Tensor, source: Grid, scan: Grid) -> Volume:
+        return resample(Volume(data, source.resized(data.shape[1:])), scan, fill=background)
 
     if isinstance(grid, Grid) and isinstance(original, Grid):
-        return bring_back(found.transpose(0, 1), grid, original)
+        return restore(found.transpose(0, 1), grid, original)
     if isinstance(grid, Grid) or isinstance(original, Grid):
-        raise ValueError("slices have one grid on both sides, volumes one each on both sides")
-    return [bring_back(*triple) for triple in zip(found, grid, original, strict=True)]
+        raise ValueError("slices need one grid on both sides, volumes one grid each on both sides")
+    return [restore(*triple) for triple in zip(found, grid, original, strict=True)]
 
 
 def restored_segmentation_loss(
@@ -271,34 +270,35 @@ def restored_segmentation_loss(
     class_weights: Tensor | None = None,
     over: Over = "batch",
 ) -> Tensor:
-    """`segmentation_loss` after the inverse warp, against the untouched reference.
+    """`segmentation_loss` after the inverse warp, compared with the original labels.
 
-    Each level is compared on the original grid, coarsened as the level is. If `grid` is the
-    original, this is `segmentation_loss`. Labels lost by a crop are paid for: probability 0.
+    Each level is compared on the original grid, downsampled by the same factor as the level. If
+    `grid` is the original grid, this equals `segmentation_loss`. Labels that a crop cuts off have
+    probability 0 and add to the loss.
 
     Args:
         levels: logits on `grid`, finest first, as for `restored`.
-        grid: the network's; of volumes one each.
+        grid: the network's; one per volume.
         labels: (1, slices, rows, columns) on the original grid, slice-wise, or volumetric with
-            `grid` in its planes; of volumes one each, all of one size.
-        target: what the channels mean; None: exclusive classes, which `labels` are.
+            `grid` in its planes; one per volume, all of the same size.
+        target: defines the channels; None: exclusive classes, given by `labels`.
         valid: bool on the original grid: (slices, rows, columns), or (n, slices, rows, columns).
-        class_weights: (classes,) for the cross entropy, if they are exclusive.
-        over: what a Dice sums over.
+        class_weights: (classes,) for the cross entropy, only for exclusive classes.
+        over: the sums in Dice.
 
-    The gradient of a region's cross entropy fades where the network is surer of it than float32
-    can say (logits above 17) and wrong.
+    The gradient of a region's cross entropy vanishes if the network is wrong and its probability
+    rounds to 1 in float32 (logits above 17).
 
     Raises:
-        ValueError: as `segmentation_loss` and `restored`; volumes that differ in size.
+        ValueError: as `segmentation_loss` and `restored`; volumes differ in size.
 
     Source: La Barbera et al., ISBI 2021, eq. 3.
     """
-    losses, whole = [], _stacked(labels)
+    losses, stacked = [], _stacked(labels)
     for logits in levels:
-        ratios = zip(whole.shape[1:], logits.shape[2:], levels[0].shape[2:], strict=True)
+        ratios = zip(stacked.shape[1:], logits.shape[2:], levels[0].shape[2:], strict=True)
         size = [max(1, round(side * new / finest)) for side, new, finest in ratios]
-        true = coarsened(whole, size)
+        true = coarsened(stacked, size)
         true = true if target is None else encode(true, target)
         counted = None if valid is None else coarsened(valid, size)
         found = _on_original(logits, grid, labels, size, target)
@@ -306,8 +306,8 @@ def restored_segmentation_loss(
             of_truth = _of_truth(found, true)
         else:
             of_truth = torch.where(true, found, 1.0 - found)
-        surprise = -torch.log(of_truth + LEAST_PROBABILITY)
-        losses.append(_compared(surprise, found, true, counted, class_weights, over))
+        log_loss = -torch.log(of_truth + MIN_PROBABILITY)
+        losses.append(_loss(log_loss, found, true, counted, class_weights, over))
     return _over_levels(losses)
 
 
@@ -317,7 +317,9 @@ def _exclusive(target: Target | None) -> bool:
 
 def _checked(logits: Tensor, target: Target | None) -> Tensor:
     if target is not None and logits.shape[1] != target.outputs:
-        raise ValueError(f"{logits.shape[1]} channels for a target with {target.outputs}")
+        raise ValueError(
+            f"the logits have {logits.shape[1]} channels, but the target {target.outputs}"
+        )
     return _wide(logits)
 
 
@@ -325,7 +327,7 @@ def _stacked(labels: Volume | Sequence[Volume]) -> Tensor:
     if isinstance(labels, Volume):
         return labels.data[0]
     if len({volume.grid.shape for volume in labels}) != 1:
-        raise ValueError("volumes of a batch must be of one size on the original grid")
+        raise ValueError("volumes of a batch must have the same size on the original grid")
     return torch.stack([volume.data[0] for volume in labels])
 
 
@@ -336,7 +338,7 @@ def _on_original(
     size: Sequence[int],
     target: Target | None,
 ) -> Tensor:
-    """(n, channels, *size) probabilities on the labels' grids, coarsened to `size`."""
+    """(n, channels, *size) probabilities on the labels' grids at `size`."""
     if isinstance(labels, Volume):
         original: Grids = labels.grid.resized((labels.grid.shape[0], *size))
     else:
@@ -348,26 +350,26 @@ def _on_original(
 
 
 def _of_truth(values: Tensor, classes: Tensor) -> Tensor:
-    """(n, *size): of values (n, classes, *size) that of the true class."""
+    """(n, *size): the value of the true class, from values (n, classes, *size)."""
     return values.gather(1, classes.long()[:, None])[:, 0]
 
 
-def _compared(
-    surprise: Tensor,
+def _loss(
+    log_loss: Tensor,
     found: Tensor,
     true: Tensor,
     valid: Tensor | None,
     class_weights: Tensor | None,
     over: Over,
 ) -> Tensor:
-    """Mean of -log(probability of the truth) + 1 - Dice; `true` is what `encode` gives."""
+    """Mean of -log(probability of the truth) + 1 - Dice; `true` is the result of `encode`."""
     if true.ndim < found.ndim:
-        mean = _weighted_mean(surprise, true, valid, class_weights)
+        mean = _weighted_mean(log_loss, true, valid, class_weights)
         return mean + _dice_loss(found, true, valid, over)
     if class_weights is not None:
-        raise ValueError("class weights are for exclusive classes, not for regions")
+        raise ValueError("class weights need exclusive classes, not regions")
     dice = soft_dice(found, true, valid=valid, over=over)
-    return _weighted_mean(surprise.mean(1), true, valid, None) + (1.0 - dice.mean())
+    return _weighted_mean(log_loss.mean(1), true, valid, None) + (1.0 - dice.mean())
 
 
 def _wide(values: Tensor) -> Tensor:
@@ -390,7 +392,7 @@ def _weighted_mean(
         weights = class_weights.to(losses)[labels.long()]
     if valid is not None:
         weights = weights * valid
-    # Where nothing counts, both sums are 0 and so is the loss.
+    # If all pixels are ignored, both sums and the loss are 0.
     total = weights.sum()
     return (losses * weights).sum() / torch.where(total > 0, total, torch.ones_like(total))
 

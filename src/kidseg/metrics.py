@@ -1,12 +1,12 @@
-"""How well a mask agrees with its reference: Dice, HD95, surface Dice, volume error.
+"""Agreement of a mask with its reference: Dice, HD95, surface Dice, volume error.
 
-Pure functions of two masks and the grid they share. Distances are in millimetres on any
-volumetric grid, however anisotropic. Masks are (slices, rows, columns), boolean, arrays or tensors.
+Pure functions of two masks on the same grid. Distances are in millimetres on any volumetric grid,
+anisotropic ones included. Masks are (slices, rows, columns), boolean, arrays or tensors.
 
-A surface is made of *surface elements*: one at each corner where eight voxels meet, not all on the
-same side, with the area of the marching-cubes patch that separates them. So a figure does not
-depend on how many voxels happen to line a face. Voxels beyond the volume are background: a mask
-that touches the border has a surface there. A single slice is a slab, with a top and a bottom.
+A surface consists of *surface elements*: one at each corner of eight voxels that are not all on the
+same side, with the area of the marching-cubes patch that separates them. So the measures do not
+depend on the number of voxels along a face. Voxels outside the volume are background: a mask that
+touches the border has a surface there. A single slice is a slab with a top and a bottom surface.
 
 Source: the surface elements of DeepMind's surface-distance (Nikolov et al., "Clinically applicable
 segmentation of head and neck anatomy for radiotherapy", J Med Internet Res 2021), with which KiTS23
@@ -40,12 +40,12 @@ Mask = np.ndarray | Tensor
 Box = tuple[slice, slice, slice]
 
 # The patches of marching cubes. A patch cuts a group of neighbouring corners off a 2 x 2 x 2 cell,
-# half-way along each edge. Up to rotation and reflection there are six: the corners of the group,
-# as (dz, dy, dx), and for each triangle of the patch the areas of its projections along z, y and x,
-# in eighths of the cell's face. A patch that is not flat can be triangulated in several ways; this
-# is the way with which KiTS23 is scored. Source: Lorensen and Cline, "Marching cubes", SIGGRAPH
-# 1987; triangles as in surface-distance (see the module), which MONAI carries too and against which
-# all 256 codes are tested.
+# half-way along each edge. Up to rotation and reflection there are six. Each entry gives the
+# corners of the group as (dz, dy, dx), and for each triangle of the patch the areas of its
+# projections along z, y and x in eighths of the cell's face. A patch that is not flat can be
+# triangulated in several ways; these are the ones that KiTS23 uses. Source: Lorensen and Cline,
+# "Marching cubes", SIGGRAPH 1987; triangles as in surface-distance (see the module docstring),
+# which MONAI includes too. The tests compare all 256 codes with it.
 _PATCHES = (
     ("000", ((1, 1, 1),)),
     ("000 001", ((2, 2, 0), (2, 2, 0))),
@@ -55,14 +55,14 @@ _PATCHES = (
     ("001 000 010 110", ((3, 3, 3), (2, 2, 0), (0, 2, 2), (1, 1, 1))),
 )
 
-# A distance that exceeds the tolerance by less is within it: files keep spacings as 32-bit floats,
-# whose rounding over a tolerance of 10 mm stays below this.
+# Margin of the tolerance. Files store spacings as 32-bit floats, whose rounding over a tolerance of
+# 10 mm stays below this.
 _SAME_MM = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measures:
-    """All figures of one structure in one case; None where a figure is undefined.
+    """All measures of one structure in one case; None if a measure is undefined.
 
     Attributes:
         reference_ml: volume of the reference.
@@ -82,13 +82,13 @@ class Measures:
 
     @property
     def both_empty(self) -> bool:
-        """Was there nothing to find, and nothing found?"""
+        """Whether both masks are empty."""
         return self.dice is None
 
 
 @dataclass(frozen=True, eq=False)
 class SurfaceDistances:
-    """The surface elements of two masks, and how far each is from the other surface.
+    """The surface elements of two masks, and the distance of each to the other surface.
 
     Attributes:
         predicted_mm: (elements of the prediction,) to the nearest element of the reference; inf if
@@ -104,9 +104,9 @@ class SurfaceDistances:
     reference_mm2: np.ndarray
 
     def percentile_mm(self, percent: float) -> float | None:
-        """The distance within which `percent` of the area of each surface lies from the other.
+        """Percentile of the distances from each surface to the other; the larger of the two.
 
-        Weighted by area, each way by itself, the larger of the two. None if a surface is missing.
+        Weighted by area. None if a surface is missing.
         """
         if not (self.predicted_mm.size and self.reference_mm.size):
             return None
@@ -124,7 +124,7 @@ class SurfaceDistances:
             ValueError: the tolerance is negative or not finite.
         """
         if not (np.isfinite(tolerance_mm) and tolerance_mm >= 0):
-            raise ValueError(f"a tolerance is at least 0 mm, not {tolerance_mm}")
+            raise ValueError(f"the tolerance must be at least 0 mm, not {tolerance_mm}")
         area = self.predicted_mm2.sum() + self.reference_mm2.sum()
         if not area:
             return None
@@ -150,10 +150,10 @@ def dice(predicted: Mask, reference: Mask) -> float | None:
 
 
 def volume_error_ml(predicted: Mask, reference: Mask, grid: Grid) -> float:
-    """Predicted minus reference volume; the whole volume, signed, where one mask is empty.
+    """Predicted minus reference volume; the signed volume of the other mask if one is empty.
 
     Raises:
-        ValueError: masks or grid do not fit together.
+        ValueError: masks and grid do not match.
     """
     a, b = _pair(predicted, reference)
     _check_grid(a, grid)
@@ -161,37 +161,36 @@ def volume_error_ml(predicted: Mask, reference: Mask, grid: Grid) -> float:
 
 
 def hd95_mm(predicted: Mask, reference: Mask, grid: Grid) -> float | None:
-    """The 95th percentile of the distances between the surfaces, the larger of the two ways.
+    """95th percentile of the distances from each surface to the other; the larger of the two.
 
-    Percentiles are weighted by surface area. None if either mask is empty: there is no distance to
-    nothing.
+    Percentiles are weighted by surface area. None if either mask is empty.
 
     Raises:
-        ValueError: masks or grid do not fit together.
+        ValueError: masks and grid do not match.
 
-    Source: "robust Hausdorff" of DeepMind's surface-distance; see the module.
+    Source: "robust Hausdorff" of DeepMind's surface-distance; see the module docstring.
     """
     return surface_distances(predicted, reference, grid).percentile_mm(95.0)
 
 
 def surface_dice(predicted: Mask, reference: Mask, grid: Grid, tolerance_mm: float) -> float | None:
-    """Share of both surfaces' area that lies within `tolerance_mm` of the other surface.
+    """Share of the area of both surfaces within `tolerance_mm` of the other surface.
 
     None if both masks are empty; 0 if one is.
 
     Raises:
-        ValueError: masks, grid or tolerance do not fit.
+        ValueError: masks and grid do not match, or the tolerance is invalid.
 
-    Source: Nikolov et al. 2021, "surface Dice at tolerance"; see the module.
+    Source: Nikolov et al. 2021, "surface Dice at tolerance"; see the module docstring.
     """
     return surface_distances(predicted, reference, grid).overlap(tolerance_mm)
 
 
 def measure(predicted: Mask, reference: Mask, grid: Grid, tolerance_mm: float) -> Measures:
-    """All figures at once, for the price of one: see the functions of the same names.
+    """All measures from one computation of the surfaces: see the functions of the same names.
 
     Raises:
-        ValueError: masks, grid or tolerance do not fit.
+        ValueError: masks and grid do not match, or the tolerance is invalid.
     """
     a, b = _pair(predicted, reference)
     surfaces = surface_distances(a, b, grid)
@@ -207,20 +206,21 @@ def measure(predicted: Mask, reference: Mask, grid: Grid, tolerance_mm: float) -
 
 
 def surface_distances(predicted: Mask, reference: Mask, grid: Grid) -> SurfaceDistances:
-    """The surface elements of both masks and the distance of each to the other surface.
+    """The surface elements of both masks, and the distance of each to the other surface.
 
-    Works on the box around both masks, so that its cost follows the surfaces, not the volume.
+    Only the bounding box of both masks is processed, so the run time depends on the masks, not on
+    the volume.
 
     Raises:
-        ValueError: masks or grid do not fit together.
+        ValueError: masks and grid do not match.
     """
     a, b = _pair(predicted, reference)
     _check_grid(a, grid)
     spacing_mm = grid.spacing_mm.detach().cpu().numpy()
     box = union_box(a, b)
     if box is None:
-        nothing = np.zeros(0)
-        return SurfaceDistances(nothing, nothing, nothing, nothing)
+        empty = np.zeros(0)
+        return SurfaceDistances(empty, empty, empty, empty)
     areas_mm2 = _areas_mm2(spacing_mm)
     codes_a, codes_b = _corner_codes(a[box]), _corner_codes(b[box])
     surface_a, surface_b = _is_surface(codes_a), _is_surface(codes_b)
@@ -233,7 +233,7 @@ def surface_distances(predicted: Mask, reference: Mask, grid: Grid) -> SurfaceDi
 
 
 def union_box(*masks: np.ndarray) -> Box | None:
-    """The smallest box that holds every non-zero voxel of all masks; None if there is none.
+    """Bounding box of the non-zero voxels of all masks; None if there are none.
 
     Args:
         masks: (slices, rows, columns), at least one, all of the same shape.
@@ -253,24 +253,24 @@ def _pair(predicted: Mask, reference: Mask) -> tuple[np.ndarray, np.ndarray]:
         m.detach().cpu().numpy() if isinstance(m, Tensor) else m for m in (predicted, reference)
     )
     if a.dtype != bool or b.dtype != bool:
-        raise ValueError(f"masks are boolean, not {a.dtype} and {b.dtype}")
+        raise ValueError(f"masks must be boolean, not {a.dtype} and {b.dtype}")
     if a.shape != b.shape:
-        raise ValueError(f"masks of different shapes: {a.shape} and {b.shape}")
+        raise ValueError(f"masks have different shapes: {a.shape} and {b.shape}")
     return a, b
 
 
 def _check_grid(mask: np.ndarray, grid: Grid) -> None:
     if grid.is_slicewise:
-        raise ValueError("distances and volumes are measured on a volumetric grid")
+        raise ValueError("distances and volumes need a volumetric grid")
     if mask.shape != grid.shape:
-        raise ValueError(f"masks of shape {mask.shape} on a grid of {grid.shape}")
+        raise ValueError(f"masks of shape {mask.shape} do not match a grid of {grid.shape}")
 
 
 def _corner_codes(mask: np.ndarray) -> np.ndarray:
-    """Which of the eight voxels around each corner are inside, as the bits of one byte.
+    """The eight voxels around each corner as the bits of one byte; 1 is inside.
 
     (n + 1, ...) for a mask (n, ...). The voxel at offset (dz, dy, dx) from the first of the eight
-    is bit 7 - (4 dz + 2 dy + dx), as the table of areas numbers them.
+    is bit 7 - (4 dz + 2 dy + dx), as in the table of areas.
     """
     padded = np.pad(mask, 1).view(np.uint8)
     codes = np.zeros([n - 1 for n in padded.shape], np.uint8)
@@ -287,7 +287,7 @@ def _is_surface(codes: np.ndarray) -> np.ndarray:
 
 
 def _areas_mm2(spacing_mm: np.ndarray) -> np.ndarray:
-    """(256,): area of the surface element of each corner code, at a spacing in mm (z, y, x)."""
+    """(256,): area of the surface element of each corner code, for a spacing in mm (z, y, x)."""
     faces_mm2 = spacing_mm.prod() / spacing_mm
     areas: np.ndarray = np.linalg.norm(_triangles() * faces_mm2, axis=-1).sum(axis=-1)
     return areas
@@ -295,12 +295,12 @@ def _areas_mm2(spacing_mm: np.ndarray) -> np.ndarray:
 
 @cache
 def _triangles() -> np.ndarray:
-    """(256, 4, 3): projections, on a cell of unit size, of the triangles of each corner code.
+    """(256, 4, 3): projections of the triangles of each corner code, in a cell of unit size.
 
-    The corners of the smaller side are cut off, each group of neighbours by a patch of its own;
-    with four on each side both ways give the same areas. Rows that are not needed are 0.
+    The corners on the smaller side are cut off, each group of neighbours by a separate patch; with
+    four corners on each side, both choices give the same areas. Unused rows are 0.
     """
-    patches = _turned_patches()
+    patches = _oriented_patches()
     table = np.zeros((256, 4, 3))
     for code in range(256):
         inside = frozenset(corner for corner in range(8) if code >> (7 - corner) & 1)
@@ -311,20 +311,20 @@ def _triangles() -> np.ndarray:
     return table
 
 
-def _turned_patches() -> dict[frozenset[int], list[tuple[int, ...]]]:
-    """The triangles of each group of corners: the patches, turned and reflected in all 48 ways."""
-    turned = {}
+def _oriented_patches() -> dict[frozenset[int], list[tuple[int, ...]]]:
+    """The triangles of each group of corners: the patches in all 48 orientations."""
+    oriented = {}
     for corners, triangles in _PATCHES:
         for order, flip in product(permutations(range(3)), range(8)):
             group = frozenset(
                 int("".join(corner[axis] for axis in order), 2) ^ flip for corner in corners.split()
             )
-            turned[group] = [tuple(triangle[axis] for axis in order) for triangle in triangles]
-    return turned
+            oriented[group] = [tuple(triangle[axis] for axis in order) for triangle in triangles]
+    return oriented
 
 
 def _groups(corners: frozenset[int]) -> list[frozenset[int]]:
-    """Corners of a cell, numbered 4 dz + 2 dy + dx, as groups that are joined by edges."""
+    """Group the corners of a cell, numbered 4 dz + 2 dy + dx, that are connected by edges."""
     groups = []
     while corners:
         group = frozenset({min(corners)})
@@ -335,23 +335,23 @@ def _groups(corners: frozenset[int]) -> list[frozenset[int]]:
     return groups
 
 
-def _distances_mm(here: np.ndarray, there: np.ndarray, spacing_mm: np.ndarray) -> np.ndarray:
-    """From each element of one surface to the nearest of the other; inf if it has none."""
+def _distances_mm(surface: np.ndarray, other: np.ndarray, spacing_mm: np.ndarray) -> np.ndarray:
+    """From each element of a surface to the nearest one of the other; inf if that is empty."""
     from scipy.spatial import KDTree
 
-    distances = np.zeros(np.count_nonzero(here))
-    if not there.any():
+    distances = np.zeros(np.count_nonzero(surface))
+    if not other.any():
         return np.full_like(distances, np.inf)
-    apart = ~there[here]
+    apart = ~other[surface]
     if apart.any():
-        tree = KDTree(np.argwhere(there) * spacing_mm)
-        distances[apart] = tree.query(np.argwhere(here)[apart] * spacing_mm)[0]
+        tree = KDTree(np.argwhere(other) * spacing_mm)
+        distances[apart] = tree.query(np.argwhere(surface)[apart] * spacing_mm)[0]
     return distances
 
 
 def _weighted_percentile(values: np.ndarray, weights: np.ndarray, percent: float) -> float:
-    """The smallest value such that `percent` of the weight lies at it or below."""
+    """The smallest value such that values up to it have `percent` of the total weight."""
     order = np.argsort(values, kind="stable")
     share = np.cumsum(weights[order]) / weights.sum()
-    place = int(np.searchsorted(share, percent / 100.0))
-    return float(values[order[min(place, values.size - 1)]])
+    position = int(np.searchsorted(share, percent / 100.0))
+    return float(values[order[min(position, values.size - 1)]])

@@ -1,4 +1,4 @@
-"""What is done to a segmentation after the networks: small pieces removed, and said so."""
+"""Postprocess a segmentation: remove small components and report them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import torch
 from kidseg.config import PostprocessConfig
 from kidseg.geometry import Grid, Volume
 
-__all__ = ["Piece", "least_volume_ml", "remove_small"]
+__all__ = ["Piece", "min_volume_ml", "remove_small"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """A connected piece that was removed.
+    """A connected component that was removed.
 
     Attributes:
-        volume_ml: of the piece.
-        centre_mm: (x, y, z) of its voxels, RAS+.
+        volume_ml: its volume.
+        centre_mm: (x, y, z) centroid, RAS+.
         voxels: {label: number of voxels}.
     """
 
@@ -37,16 +37,16 @@ class Piece:
         }
 
 
-def least_volume_ml(config: PostprocessConfig, body_radius_mm: float | None) -> float:
-    """The smallest volume that stays, in a body of this size.
+def min_volume_ml(config: PostprocessConfig, body_radius_mm: float | None) -> float:
+    """The minimum volume of a component, for a body of this size.
 
     Volumes scale with the cube of a length. A newborn's trunk has a radius of about 55 mm and an
-    adult's of 150 mm: of 3 ml for adults 0.15 ml are left, far below a newborn's kidney (10-18 ml).
+    adult's of 150 mm, so 3 ml for adults become 0.15 ml, far below a newborn's kidney (10-18 ml).
 
     Args:
         config: threshold for an adult.
-        body_radius_mm: geometric mean of the body's semi-axes; None or NaN if there was no body:
-            then nothing is removed.
+        body_radius_mm: geometric mean of the body's semi-axes; None or NaN if there is no body:
+            nothing is removed then.
     """
     if body_radius_mm is None or not np.isfinite(body_radius_mm):
         return 0.0
@@ -55,32 +55,32 @@ def least_volume_ml(config: PostprocessConfig, body_radius_mm: float | None) -> 
     )
 
 
-def remove_small(labels: Volume, least_ml: float) -> tuple[Volume, tuple[Piece, ...]]:
-    """Remove connected pieces, all labels together, that are smaller than `least_ml`.
+def remove_small(labels: Volume, min_ml: float) -> tuple[Volume, tuple[Piece, ...]]:
+    """Remove connected components of all labels together that are smaller than `min_ml`.
 
-    Voxels are connected by faces. Pieces in the first or last slice stay: what they belong to may
-    lie outside the scan.
+    Voxels are connected by faces. Components in the first or last slice stay, because they may
+    continue outside the scan.
 
     Args:
         labels: (1, slices, rows, columns) uint8, volumetric.
-        least_ml: see `least_volume_ml`; 0 removes nothing.
+        min_ml: see `min_volume_ml`; 0 removes nothing.
 
     Returns:
-        The labels, a new volume if anything was removed, and what was removed, largest first. An
-        empty mask stays empty.
+        The labels, a new volume if anything was removed, and the removed components, largest first.
+        An empty mask stays empty.
     """
     from scipy import ndimage
 
     values = labels.data[0].numpy()
     box = _box(values)
-    if box is None or least_ml <= 0:
+    if box is None or min_ml <= 0:
         return labels, ()
     inside = values[box]
     pieces, count = ndimage.label(inside > 0)
-    there = np.flatnonzero(inside)
-    piece = pieces.ravel()[there]
+    foreground = np.flatnonzero(inside)
+    piece = pieces.ravel()[foreground]
     sizes = np.bincount(piece, minlength=count + 1)
-    small = sizes * float(labels.grid.voxel_ml) < least_ml
+    small = sizes * float(labels.grid.voxel_ml) < min_ml
     small[0] = False  # the background
     if box[0].start == 0:
         small[pieces[0].ravel()] = False
@@ -88,19 +88,19 @@ def remove_small(labels: Volume, least_ml: float) -> tuple[Volume, tuple[Piece, 
         small[pieces[-1].ravel()] = False
     if not small.any():
         return labels, ()
-    goes = small[piece]
-    index = np.stack(np.unravel_index(there[goes], inside.shape))
+    remove = small[piece]
+    index = np.stack(np.unravel_index(foreground[remove], inside.shape))
     index += np.array([[side.start] for side in box])
     kept = values.copy()
     kept[tuple(index)] = 0
-    # Numbered 0, 1, ... without those that stay, in the order of their first voxels.
-    number = (np.cumsum(small) - 1)[piece[goes]]
+    # Removed components are numbered 0, 1, ... in the order of their first voxels.
+    number = (np.cumsum(small) - 1)[piece[remove]]
     removed = _pieces(number, index, values[tuple(index)], labels.grid)
     return Volume(torch.from_numpy(kept)[None], labels.grid), removed
 
 
 def _box(values: np.ndarray) -> tuple[slice, slice, slice] | None:
-    """Around all that is no background; None if there is nothing."""
+    """Bounding box of the foreground; None if it is empty."""
     slices = np.flatnonzero(values.any(axis=(1, 2)))
     if not len(slices):
         return None
@@ -115,10 +115,10 @@ def _box(values: np.ndarray) -> tuple[slice, slice, slice] | None:
 def _pieces(
     number: np.ndarray, index: np.ndarray, values: np.ndarray, grid: Grid
 ) -> tuple[Piece, ...]:
-    """What voxels make up, largest first.
+    """The components that voxels form, largest first.
 
     Args:
-        number: (voxels,) the piece of each, 0, 1, ...
+        number: (voxels,) component of each, 0, 1, ...
         index: (3, voxels) slice, row, column.
         values: (voxels,) labels.
         grid: of the labels.

@@ -1,16 +1,16 @@
-"""Splits by patient, stratified by age and side.
+"""Split patients into folds or a test set, stratified by age and side.
 
-Patients are lined up by stratum (age band, then side of the tumour; unknown is a stratum of its
-own), in an order drawn from the seed within each, and dealt out along the line: to the folds in
-turn, or every n-th to the test set. So, exactly:
+Patients are sorted by stratum (age band, then side of the tumour; unknown is a separate stratum),
+in random order within each stratum. They are then assigned in this order: to the folds in turn, or
+every n-th to the test set. This guarantees:
 
 - the folds partition the patients, and their sizes differ by at most one patient;
 - the number of patients of a stratum, or of an age band, differs between folds by at most one;
 - in a test set it differs from its proportional share by less than one;
-- the result depends on the seed, the patients and what is known of them: not on the order of the
-  cases, the machine or a version of a random number generator.
+- the result depends only on the seed, the patients and their metadata: not on the order of the
+  cases, the machine or the version of a random number generator.
 
-What counts is patients. Cases of one patient stay together, so folds may differ more in cases.
+The unit is the patient. Cases of one patient stay together, so folds may differ more in cases.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ __all__ = [
 ]
 
 AGE_BANDS_YEARS = (0.0, 1.0, 2.0, 5.0, 10.0, 16.0)
-"""Lower ends of the bands; the last is open.
+"""Lower limits of the age bands; the last band is open.
 
-Growth is why they widen: a kidney gains 1.9 cm in its first year and 0.22 cm in each further one
-(Rosenbaum 1984), and most Wilms tumours are found before 5 years. From 16 on the body is an
-adult's.
+The bands widen with age because growth slows down: a kidney grows 1.9 cm in the first year and
+0.22 cm in each further year (Rosenbaum 1984), and most Wilms tumours are found before 5 years.
+From 16 years the body is that of an adult.
 """
 
 
@@ -56,7 +56,7 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True)
 class Holdout:
-    """Case ids to develop on, and those kept apart, sorted."""
+    """Case ids for development and for testing, sorted."""
 
     train: tuple[str, ...]
     test: tuple[str, ...]
@@ -70,15 +70,15 @@ class _Patient:
 
 
 def age_band(age_years: float | None) -> str:
-    """The band of an age, as "2-5 years"; "unknown" for None.
+    """The band of an age, such as "2-5 years"; "unknown" for None.
 
     Raises:
-        ValueError: negative or not a number.
+        ValueError: negative or NaN.
     """
     if age_years is None:
         return "unknown"
     if not age_years >= 0:
-        raise ValueError(f"an age of {age_years} years")
+        raise ValueError(f"an age must be at least 0 years, not {age_years}")
     ends = (*AGE_BANDS_YEARS[1:], math.inf)
     low, high = next(
         (low, high) for low, high in zip(AGE_BANDS_YEARS, ends, strict=True) if age_years < high
@@ -99,30 +99,30 @@ def stratum(cases: Iterable[Case]) -> tuple[str, str]:
 
 
 def split(cases: Sequence[Case], *, folds: int = 5, seed: int) -> tuple[Split, ...]:
-    """Cross-validation folds; see the top of this module for what is guaranteed.
+    """Split cases into cross-validation folds; the module docstring lists the guarantees.
 
-    With fewer patients than folds there is one fold per patient, and a `KidsegWarning` says so.
+    With fewer patients than folds there is one fold per patient, with a `KidsegWarning`.
 
     Args:
-        cases: those to split, of at least two patients.
-        folds: how many, at least 2.
-        seed: another seed, another split.
+        cases: of at least two patients.
+        folds: number of folds, at least 2.
+        seed: of the random assignment.
 
     Raises:
         UsageError: "too-few-folds".
         InputError: "too-few-patients", "duplicate-case".
     """
     if folds < 2:
-        raise UsageError(f"{folds} fold(s) leave nothing to validate on", code="too-few-folds")
-    patients = _lined_up(cases, seed)
+        raise UsageError(f"at least 2 folds are needed, not {folds}", code="too-few-folds")
+    patients = _sorted_patients(cases, seed)
     if len(patients) < folds:
         warnings.warn(
-            f"{len(patients)} patients make {len(patients)} folds, not {folds}",
+            f"{len(patients)} patients give {len(patients)} folds, not {folds}",
             KidsegWarning,
             stacklevel=2,
         )
         folds = len(patients)
-    # Where the dealing starts, and with it which folds are larger, is the seed's choice.
+    # The seed decides the first fold, and thus which folds are larger.
     start = _draw(seed, "folds") % folds
     fold_of = {patient.id: (start + k) % folds for k, patient in enumerate(patients)}
     return tuple(
@@ -141,32 +141,32 @@ def holdout(
     n_test: int | None = None,
     seed: int,
 ) -> Holdout:
-    """A test set of whole patients; see the top of this module for what is guaranteed.
+    """Split cases into training and test set by patient; see the module docstring.
 
     Args:
-        cases: those to split, of at least two patients.
-        test_fraction: of the patients; rounded, and at least one patient stays on each side.
+        cases: of at least two patients.
+        test_fraction: fraction of the patients; rounded, with at least one patient in each set.
         n_test: number of patients, instead of a fraction.
-        seed: another seed, another test set.
+        seed: of the random assignment.
 
     Raises:
         UsageError: "bad-test-size": not exactly one of the two is given, or it is out of range.
         InputError: "too-few-patients", "duplicate-case".
     """
-    patients = _lined_up(cases, seed)
+    patients = _sorted_patients(cases, seed)
     count = len(patients)
     if test_fraction is not None and n_test is None and 0 < test_fraction < 1:
         n_test = min(max(1, round(test_fraction * count)), count - 1)
     elif test_fraction is not None or n_test is None or not 1 <= n_test < count:
         raise UsageError(
             f"a test set of {n_test if test_fraction is None else test_fraction} "
-            f"of {count} patients cannot be made",
+            f"of {count} patients is not possible",
             code="bad-test-size",
-            next_step="Give either a fraction between 0 and 1, or a number of patients that "
-            "leaves some to train on.",
+            next_step="Specify either a fraction between 0 and 1, or a number of patients that "
+            "leaves some for training.",
         )
-    # Every (count / n_test)-th along the line, in whole numbers so that nothing is rounded. As the
-    # start is below `count`, the first lies before count / n_test and the last before `count`.
+    # Every (count / n_test)-th patient, in exact integer arithmetic. As the start is below `count`,
+    # the first is before count / n_test and the last before `count`.
     start = _draw(seed, "holdout") % count
     tested = {(start + k * count) // n_test for k in range(n_test)}
     return Holdout(
@@ -176,7 +176,7 @@ def holdout(
 
 
 def write_splits_json(splits: Sequence[Split], path: Path, *, overwrite: bool = False) -> Path:
-    """Write splits_final.json as nnU-Net reads it from its folder of preprocessed data.
+    """Write splits_final.json, which nnU-Net reads from its folder of preprocessed data.
 
     Raises:
         UsageError, InputError, ResourceError: as `kidseg.io.atomic.writing`.
@@ -190,8 +190,8 @@ def write_splits_json(splits: Sequence[Split], path: Path, *, overwrite: bool = 
     return path
 
 
-def _lined_up(cases: Sequence[Case], seed: int) -> list[_Patient]:
-    """The patients by stratum, youngest first, and within it as the seed draws."""
+def _sorted_patients(cases: Sequence[Case], seed: int) -> list[_Patient]:
+    """The patients by stratum, youngest first, in random order within each stratum."""
     by_patient: dict[str, list[Case]] = {}
     for case in cases:
         by_patient.setdefault(case.patient, []).append(case)
@@ -216,7 +216,7 @@ def _lined_up(cases: Sequence[Case], seed: int) -> list[_Patient]:
 
 
 def _draw(seed: int, *words: str) -> int:
-    """A number that looks random and depends on nothing but its arguments."""
+    """A pseudo-random number that depends only on its arguments."""
     text = json.dumps([seed, *words])
     return int.from_bytes(hashlib.sha256(text.encode()).digest(), "big")
 

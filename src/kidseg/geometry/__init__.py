@@ -1,7 +1,7 @@
 """Geometry in patient millimetres, and the only interpolation in the package.
 
-`grid` says what a grid is, and the conventions; `pose` chooses grids by pose or theta; `resample`
-samples on them. Everything public can be imported from here.
+`grid` defines grids and the conventions, `pose` builds grids from a pose or a theta, and `resample`
+samples on them. Import everything public from here.
 """
 
 from kidseg.geometry.grid import Grid, Volume, boxed, index_from_voxels, stack
@@ -10,7 +10,6 @@ from kidseg.geometry.pose import (
     grid_from_theta,
     in_plane_pose,
     posed,
-    theta_from_grid,
 )
 from kidseg.geometry.resample import binned, is_sub_grid, resample, sample_window
 from kidseg.geometry.slices import Field, Slices, sampled
@@ -32,5 +31,4 @@ __all__ = [
     "sample_window",
     "sampled",
     "stack",
-    "theta_from_grid",
 ]

@@ -1,22 +1,22 @@
 """Grids and volumes in patient millimetres.
 
 A spacing change, a pose normalization, a crop, a coarse-to-fine region and a spatial augmentation
-are one act: choosing an output `Grid`. A chain of them is a matrix product, and the inverse of any
-chain is "resample onto the original grid". So a scan is interpolated once on its way to a network,
-and the probabilities once on their way back.
+are the same operation: choosing an output `Grid`. A chain of them is a matrix product, and the
+inverse of any chain is "resample onto the original grid". So a scan is interpolated once on the way
+to a network, and the probabilities once on the way back.
 
-Conventions, here and everywhere:
+Conventions of the package:
 
 - Arrays and indices are in the order (slice, row, column) = (z, y, x).
-- World coordinates are patient millimetres (x, y, z), growing to the patient's Right, Anterior and
-  Superior: "RAS+".
-- An index names the *centre* of a voxel; the voxel fills half an index step to each side. A grid of
-  n voxels along an axis therefore spans the indices -0.5 .. n - 0.5.
+- World coordinates are patient millimetres (x, y, z), increasing to the patient's Right, Anterior
+  and Superior: "RAS+".
+- An index refers to the *centre* of a voxel, which extends half an index step to each side. A grid
+  of n voxels along an axis therefore spans the indices -0.5 .. n - 0.5.
 - A matrix is named `target_from_source`, so that products read by adjacency:
   `mm_from_index @ index_from_theta`.
 
-A grid is either *volumetric* (one matrix) or *slice-wise* (one matrix per slice, each for a stack
-of its own with a single slice, index 0). A batch of slices from many patients is a slice-wise grid.
+A grid is either *volumetric* (one matrix) or *slice-wise* (one matrix per slice, each for a
+separate stack with a single slice of index 0). A batch of slices from many patients is slice-wise.
 """
 
 from __future__ import annotations
@@ -31,27 +31,26 @@ from torch import Tensor
 
 __all__ = ["Grid", "Volume", "boxed", "index_from_voxels", "stack"]
 
-# Two positions closer than this part of a voxel are the same: far above float64 rounding of patient
-# coordinates (1e-13 of a metre), far below anything interpolation could show.
+# Positions that differ by less than this fraction of a voxel are equal. It is far above float64
+# rounding of patient coordinates (1e-13 of a metre) and far below visible effects of interpolation.
 SAME_INDEX = 1e-6
-# The same for a slope, in slices per pixel: over 1000 pixels it adds up to `SAME_INDEX`.
+# Tolerance of a slope, in slices per pixel: over 1000 pixels it adds up to `SAME_INDEX`.
 SAME_SLOPE = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """Where voxels lie in the patient.
+    """The positions of voxels in the patient.
 
     Attributes:
         shape: number of voxels (slices, rows, columns), each at least 1.
-        mm_from_index: (4, 4), or (slices, 4, 4) for a slice-wise grid; float64, on the device it
-            was given on (on the CPU where the device has no float64). Takes a homogeneous index
-            (slice, row, column, 1) to (x, y, z, 1) in millimetres, RAS+. In a slice-wise grid
-            matrix k takes (0, row, column, 1). Carries gradients if it was made from a tensor that
-            does.
+        mm_from_index: (4, 4), or (slices, 4, 4) for a slice-wise grid; float64, on the device of
+            the input (on the CPU if the device has no float64). Maps a homogeneous index (slice,
+            row, column, 1) to (x, y, z, 1) in millimetres, RAS+. In a slice-wise grid, matrix k
+            maps (0, row, column, 1). Keeps the gradients of its input.
 
     Raises:
-        ValueError: a shape or matrix that is no grid: wrong size, not finite, not invertible.
+        ValueError: invalid shape or matrix: wrong size, not finite, not invertible.
     """
 
     shape: tuple[int, int, int]
@@ -60,13 +59,13 @@ class Grid:
     def __post_init__(self) -> None:
         shape = tuple(int(n) for n in self.shape)
         if len(shape) != 3 or min(shape) < 1:
-            raise ValueError(f"a grid has three sizes of at least 1, not {self.shape}")
+            raise ValueError(f"a grid needs three sizes of at least 1, not {self.shape}")
         matrix = as_matrix(self.mm_from_index)
         if matrix.shape[-2:] != (4, 4) or matrix.ndim not in (2, 3):
-            raise ValueError(f"mm_from_index is (4, 4) or (slices, 4, 4), not {matrix.shape}")
+            raise ValueError(f"mm_from_index must be (4, 4) or (slices, 4, 4), not {matrix.shape}")
         if matrix.ndim == 3 and matrix.shape[0] != shape[0]:
             raise ValueError(f"{matrix.shape[0]} matrices for {shape[0]} slices")
-        if matrix.device.type == "cpu":  # elsewhere a look at the values would wait for the device
+        if matrix.device.type == "cpu":  # on other devices this would force a synchronisation
             _check_affine(matrix.detach())
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "mm_from_index", matrix)
@@ -78,12 +77,12 @@ class Grid:
         spacing_mm: Sequence[float],
         centre_mm: Sequence[float] = (0.0, 0.0, 0.0),
     ) -> Grid:
-        """An axial grid in the canonical order: slices go up, rows back, columns to the left.
+        """An axial grid in canonical order: slices to superior, rows to posterior, columns to left.
 
         Args:
             shape: (slices, rows, columns).
             spacing_mm: distance between voxel centres along (slice, row, column), positive.
-            centre_mm: (x, y, z) of the middle of the grid, RAS+ mm.
+            centre_mm: (x, y, z) of the centre of the grid, RAS+ mm.
         """
         dz, dy, dx = (float(s) for s in spacing_mm)
         matrix = np.zeros((4, 4))
@@ -95,7 +94,7 @@ class Grid:
 
     @property
     def is_slicewise(self) -> bool:
-        """One matrix per slice?"""
+        """Whether there is one matrix per slice."""
         return self.mm_from_index.ndim == 3
 
     @property
@@ -112,7 +111,7 @@ class Grid:
 
     @property
     def centre_mm(self) -> Tensor:
-        """(x, y, z) of the middle of the grid: (3,), or of each slice: (slices, 3)."""
+        """(x, y, z) of the centre of the grid: (3,), or of each slice: (slices, 3)."""
         shape = (1, *self.shape[1:]) if self.is_slicewise else self.shape
         middle = self.mm_from_index.new_tensor([(n - 1) / 2 for n in shape])
         return self.mm(middle)
@@ -121,8 +120,8 @@ class Grid:
         """Patient position of an index.
 
         Args:
-            index: (..., 3) indices (slice, row, column), whole or fractional. For a slice-wise grid
-                the last-but-one axis is the slices: (slices, 3), all with slice index 0, or (3,).
+            index: (..., 3) indices (slice, row, column), integer or fractional. For a slice-wise
+                grid (slices, 3), all with slice index 0, or (3,).
 
         Returns:
             (..., 3) positions (x, y, z) in millimetres.
@@ -134,7 +133,7 @@ class Grid:
         return applied(torch.linalg.inv(self.mm_from_index), mm)
 
     def slicewise(self) -> Grid:
-        """The same voxels as a slice-wise grid (itself if it is one)."""
+        """The same voxels as a slice-wise grid; itself if it is slice-wise."""
         if self.is_slicewise:
             return self
         steps = torch.zeros((self.shape[0], 3), dtype=self.mm_from_index.dtype)
@@ -155,18 +154,18 @@ class Grid:
         return self.crop((start, 0, 0), (stop - start, *self.shape[1:]))
 
     def crop(self, start: Sequence[float], shape: Sequence[int]) -> Grid:
-        """`shape` voxels from index `start` on, which may be fractional or outside (padding).
+        """`shape` voxels from index `start`, which may be fractional or outside (padding).
 
-        A slice-wise grid is cropped in its planes only: `start[0]` = 0 and all slices kept.
+        A slice-wise grid can only be cropped in its planes: `start[0]` = 0, and all slices stay.
         """
         nz, ny, nx = shape
         if self.is_slicewise and (start[0] != 0 or nz != self.shape[0]):
-            raise ValueError("a slice-wise grid is cropped in its planes; take slices() before")
+            raise ValueError("a slice-wise grid is cropped in its planes only; use slices() first")
         shift = self.mm_from_index.new_tensor([float(s) for s in start])
         return Grid((nz, ny, nx), self.mm_from_index @ affine(translation=shift))
 
     def resized(self, shape: Sequence[int]) -> Grid:
-        """The same extent in millimetres, cut into `shape` voxels."""
+        """The same extent in millimetres, divided into `shape` voxels."""
         nz, ny, nx = shape
         if self.is_slicewise and nz != self.shape[0]:
             raise ValueError("a slice-wise grid keeps its number of slices")
@@ -175,22 +174,24 @@ class Grid:
         return boxed(self, low, high, (nz, ny, nx))
 
     def with_spacing(self, spacing_mm: Sequence[float]) -> Grid:
-        """The same extent at (nearly) the given spacing (slice, row, column).
+        """The same extent at approximately the given spacing (slice, row, column).
 
-        The number of voxels is rounded and the extent is kept, so the spacing is met to half a
-        voxel over the whole extent. Source: nnU-Net's `compute_new_shape`.
+        The number of voxels is rounded and the extent is kept, so the deviation is at most half a
+        voxel over the full extent. Source: nnU-Net's `compute_new_shape`.
 
         Raises:
-            ValueError: this grid is slice-wise; or a spacing is not positive.
+            ValueError: this grid is slice-wise, or a spacing is not positive.
         """
         if self.is_slicewise or min(spacing_mm) <= 0:
-            raise ValueError(f"a volumetric grid and positive spacing, not {tuple(spacing_mm)}")
+            raise ValueError(
+                f"a volumetric grid and positive spacing are needed, not {tuple(spacing_mm)}"
+            )
         old = self.spacing_mm.tolist()
         pairs = zip(old, self.shape, spacing_mm, strict=True)
         return self.resized([max(1, round(s / new * n)) for s, n, new in pairs])
 
     def moved(self, mm_from_mm: Tensor) -> Grid:
-        """This grid carried through a map of patient space, (4, 4) or (slices, 4, 4)."""
+        """This grid transformed by a map of patient space, (4, 4) or (slices, 4, 4)."""
         return Grid(self.shape, as_matrix(mm_from_mm) @ self.mm_from_index)
 
     def to(self, device: torch.device | str) -> Grid:
@@ -198,9 +199,9 @@ class Grid:
         return Grid(self.shape, as_matrix(self.mm_from_index, torch.device(device)))
 
     def same_as(self, other: Grid, tolerance_mm: float = 1e-3) -> bool:
-        """Do all voxels lie within `tolerance_mm` of the other grid's, with the same shape?
+        """Whether the shapes are equal and all voxels within `tolerance_mm` of the other grid's.
 
-        Two affine maps differ most at a corner, so the corners decide.
+        Two affine maps differ most at a corner, so only the corners are compared.
         """
         if self.shape != other.shape:
             return False
@@ -225,10 +226,10 @@ class Grid:
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """Voxel values and where they lie.
+    """Voxel values and their positions.
 
     Attributes:
-        data: (channels, slices, rows, columns), any type and device.
+        data: (channels, slices, rows, columns), any dtype and device.
         grid: their positions; `grid.shape` equals `data.shape[1:]`.
 
     Raises:
@@ -242,7 +243,7 @@ class Volume:
         if self.data.ndim != 4 or tuple(self.data.shape[1:]) != self.grid.shape:
             raise ValueError(
                 f"data (channels, slices, rows, columns) = {tuple(self.data.shape)} "
-                f"does not fit a grid of {self.grid.shape}"
+                f"does not match a grid of {self.grid.shape}"
             )
 
     @property
@@ -264,10 +265,10 @@ class Volume:
 
 
 def stack(volumes: Sequence[Volume]) -> Volume:
-    """Slices from anywhere as one slice-wise volume: a training batch.
+    """Stack slices of different volumes into one slice-wise volume: a training batch.
 
     Args:
-        volumes: at least one; same channels, rows and columns; any number of slices each.
+        volumes: at least one; equal channels, rows and columns; any number of slices each.
 
     Raises:
         ValueError: nothing to stack, or sizes differ.
@@ -285,11 +286,11 @@ def boxed(grid: Grid, low: Tensor, high: Tensor, shape: Sequence[int]) -> Grid:
     """The grid of `shape` voxels that fills the box from index `low` to index `high`.
 
     Args:
-        grid: what the indices refer to.
+        grid: the grid of the indices.
         low: (3,) or (slices, 3) lower *edges* in index units (slice, row, column). The box of the
-            whole grid is -0.5 .. n - 0.5. One box per slice gives a slice-wise grid, and its slice
-            edges are -0.5 .. 0.5. Differentiable.
-        high: the upper edges, likewise.
+            full grid is -0.5 .. n - 0.5. One box per slice gives a slice-wise grid, with slice
+            edges -0.5 .. 0.5. Differentiable.
+        high: the upper edges, as `low`.
         shape: voxels of the new grid.
     """
     nz, ny, nx = shape
@@ -304,7 +305,7 @@ def boxed(grid: Grid, low: Tensor, high: Tensor, shape: Sequence[int]) -> Grid:
 
 
 def coinciding_planes(index_from_target: Tensor) -> Tensor | None:
-    """(slices,) source slice in which each target slice lies, or None if any lies between."""
+    """(slices,) source slice of each target slice; None if any target slice is between slices."""
     across, depth = index_from_target[:, 0, 1:3], index_from_target[:, 0, 3]
     planes = depth.round()
     if (across.abs() > SAME_SLOPE).any() or ((depth - planes).abs() > SAME_INDEX).any():
@@ -313,18 +314,18 @@ def coinciding_planes(index_from_target: Tensor) -> Tensor | None:
 
 
 def index_from_voxels(source: Grid, target: Grid) -> tuple[Tensor, Tensor | None]:
-    """Where the voxels of each target slice lie in the source.
+    """Map the voxels of each target slice to indices of the source.
 
     Returns:
-        (target slices, 4, 4): takes (0, row, column, 1) of a target slice to an index of the
-        source, or of its own source slice if the source is slice-wise; and the (target slices,)
-        source slices in whose planes the target slices lie, None if any lies between.
+        (target slices, 4, 4): maps (0, row, column, 1) of a target slice to an index of the
+        source, or of its source slice if the source is slice-wise; and the (target slices,) source
+        slices whose planes contain the target slices, None if any is between two planes.
 
     Raises:
         ValueError: the planes of a slice-wise source and the target do not coincide.
     """
     if source.is_slicewise and target.shape[0] != source.shape[0]:
-        raise ValueError(f"{target.shape[0]} slices cannot pair with {source.shape[0]}")
+        raise ValueError(f"{target.shape[0]} slices cannot be paired with {source.shape[0]}")
     target_matrix = target.slicewise().mm_from_index.to(source.mm_from_index)
     index_from_target = torch.linalg.inv(source.mm_from_index) @ target_matrix
     planes = coinciding_planes(index_from_target.detach())
@@ -333,10 +334,6 @@ def index_from_voxels(source: Grid, target: Grid) -> tuple[Tensor, Tensor | None
             raise ValueError("the slices of a slice-wise grid are sampled in their own planes only")
         planes = torch.arange(source.shape[0])
     return index_from_target, planes
-
-
-def check_paired_planes(target: Grid, source: Grid) -> None:
-    index_from_voxels(source, target)
 
 
 def _check_affine(matrix: Tensor) -> None:
@@ -354,7 +351,7 @@ def as_matrix(values: Tensor | ArrayLike, device: torch.device | None = None) ->
 
 
 def affine(*, linear: Tensor | None = None, translation: Tensor) -> Tensor:
-    """(..., 4, 4) from (..., 3, 3), identity by default, and (..., 3)."""
+    """(..., 4, 4) from a linear map (..., 3, 3), by default the identity, and (..., 3)."""
     if linear is None:
         linear = torch.eye(3).to(translation).expand(*translation.shape[:-1], 3, 3)
     lead = np.broadcast_shapes(linear.shape[:-2], translation.shape[:-1])
@@ -364,7 +361,7 @@ def affine(*, linear: Tensor | None = None, translation: Tensor) -> Tensor:
 
 
 def like_matrix(values: ArrayLike | Tensor, matrix: Tensor) -> Tensor:
-    """As a tensor of the matrix's type and device; plain numbers never pass through float32."""
+    """A tensor of the matrix's dtype and device; plain numbers are never rounded to float32."""
     if isinstance(values, Tensor):
         return values.to(matrix)
     return torch.as_tensor(values, dtype=matrix.dtype, device=matrix.device)

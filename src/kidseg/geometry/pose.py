@@ -1,7 +1,7 @@
-"""Poses and spatial transformers' thetas: both are grids.
+"""Build grids from poses and from the thetas of spatial transformers.
 
-A pose is built in millimetres, so that a rotation is a rotation also where pixels or images are not
-square; a theta is the same map in normalised coordinates.
+A pose is applied in millimetres, so that a rotation stays a rotation if pixels or images are not
+square. A theta is the same map in normalised coordinates.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kidseg.geometry.grid import Grid, affine, applied, check_paired_planes, like_matrix
+from kidseg.geometry.grid import Grid, affine, applied, like_matrix
 
-__all__ = ["InPlanePose", "grid_from_theta", "in_plane_pose", "posed", "theta_from_grid"]
+__all__ = ["InPlanePose", "grid_from_theta", "in_plane_pose", "posed"]
 
 
 def posed(
@@ -25,24 +25,25 @@ def posed(
     scale: Tensor | Sequence[float] = (1.0, 1.0),
     shift_mm: Tensor | Sequence[float] = (0.0, 0.0),
 ) -> Grid:
-    """The grid whose voxels lie at `grid`'s, scaled, turned and shifted about its middle.
+    """Scale, rotate and shift a grid about its centre.
 
-    Built in millimetres along the grid's own rows and columns, so that a rotation is a rotation
-    also where pixels or images are not square. A point p of the new grid, seen from the middle in
-    (x along columns, y along rows), lies at `rotation(angle) @ diag(scale) @ p + shift`. So an
-    object that is `scale` times too large and turned by `angle` comes out upright and in size.
+    The transform is applied in millimetres along the grid's own rows and columns, so that a
+    rotation stays a rotation if pixels or images are not square. A point p relative to the centre,
+    in (x along columns, y along rows), moves to `rotation(angle) @ diag(scale) @ p + shift`. So an
+    object that is `scale` times too large and rotated by `angle` is upright and of normal size on
+    the new grid.
 
     In the plane: `angle_rad` (...), `scale` (..., 2) and `shift_mm` (..., 2) as (x, y); the angle
-    turns columns towards rows. In space: `angle_rad` (..., 3), `scale` and `shift_mm` (..., 3)
-    about and along (x, y, z) = (column, row, slice) axes; rotations apply about x, then y, then z.
-    The leading shape is () for one pose of the whole grid, or (slices,) for one per slice, which
-    gives a slice-wise grid. Differentiable in all three.
+    rotates columns towards rows. In space: `angle_rad` (..., 3), `scale` and `shift_mm` (..., 3)
+    about and along the (x, y, z) = (column, row, slice) axes; rotations are about x, then y, then
+    z. The leading shape is () for one pose of the grid, or (slices,) for one per slice, which gives
+    a slice-wise grid. Differentiable in all three.
     """
     matrix = grid.mm_from_index
     angle, size, shift = (like_matrix(values, matrix) for values in (angle_rad, scale, shift_mm))
     if size.shape[-1] == 2:
-        nothing = torch.zeros_like(angle)
-        angle = torch.stack([nothing, nothing, angle], dim=-1)
+        zero = torch.zeros_like(angle)
+        angle = torch.stack([zero, zero, angle], dim=-1)
         size = torch.cat([size, torch.ones_like(size[..., :1])], dim=-1)
         shift = torch.cat([shift, torch.zeros_like(shift[..., :1])], dim=-1)
     frame_from_frame = affine(linear=_rotation(angle) * size[..., None, :], translation=shift)
@@ -55,7 +56,7 @@ def posed(
 
 @dataclass(frozen=True, eq=False)
 class InPlanePose:
-    """How one grid's planes lie in another's: see `posed`. Shapes () or (slices,), and (..., 2)."""
+    """Pose of one grid in the planes of another: see `posed`. Shapes () or (slices,), (..., 2)."""
 
     angle_rad: Tensor
     scale: Tensor
@@ -63,10 +64,10 @@ class InPlanePose:
 
 
 def in_plane_pose(target: Grid, source: Grid) -> InPlanePose:
-    """The pose that, applied to `source` as `posed` does, gives `target`'s axes and middle.
+    """The pose with which `posed` maps `source` to the axes and the centre of `target`.
 
-    Pixel size and image size drop out: a change of resolution alone is angle 0, scale 1, shift 0.
-    A shear, which `posed` cannot make, is ignored.
+    It does not depend on pixel size and image size: a mere change of resolution is angle 0, scale
+    1, shift 0. A shear, which `posed` cannot express, is ignored.
     """
     if target.is_slicewise or source.is_slicewise:
         target, source = target.slicewise(), source.slicewise()
@@ -83,14 +84,14 @@ def in_plane_pose(target: Grid, source: Grid) -> InPlanePose:
 
 
 def grid_from_theta(theta: Tensor, source: Grid, shape: Sequence[int] | None = None) -> Grid:
-    """The output grid that a spatial transformer's theta means on a source grid.
+    """The output grid of a spatial transformer's theta on a source grid.
 
     Args:
         theta: (slices, 2, 3) for one in-plane map per slice, (2, 3) for the same in all slices, or
-            (3, 4) in space. Takes normalised output coordinates (x, y[, z], 1) in -1 .. 1 to
-            normalised source coordinates, edges of the outer voxels at -1 and 1.
+            (3, 4) in space. Maps normalised output coordinates (x, y[, z], 1) in -1 .. 1 to
+            normalised source coordinates; the edges of the outer voxels are at -1 and 1.
         source: the grid that theta samples.
-        shape: voxels of the output; the source's by default.
+        shape: voxels of the output; by default those of the source.
 
     Source: Jaderberg et al., Spatial Transformer Networks, NeurIPS 2015, eq. 1; the normalisation
     is torch's, with half-pixel centres.
@@ -101,59 +102,41 @@ def grid_from_theta(theta: Tensor, source: Grid, shape: Sequence[int] | None = N
     theta = theta.to(source.mm_from_index)
     if theta.shape[-2:] == (2, 3):
         if nz != source.shape[0]:
-            raise ValueError("an in-plane theta keeps the number of slices")
+            raise ValueError("an in-plane theta cannot change the number of slices")
         lifted = torch.eye(4).to(theta).expand(*theta.shape[:-2], 4, 4).clone()
         lifted[..., :2, :2], lifted[..., :2, 3] = theta[..., :2], theta[..., 2]
     elif theta.shape == (3, 4):
         lifted = torch.cat([theta, theta.new_tensor([[0.0, 0.0, 0.0, 1.0]])])
     else:
-        raise ValueError(f"theta is (slices, 2, 3), (2, 3) or (3, 4), not {tuple(theta.shape)}")
+        raise ValueError(
+            f"theta must be (slices, 2, 3), (2, 3) or (3, 4), not {tuple(theta.shape)}"
+        )
     sizes = (1, ny, nx) if source.is_slicewise else (nz, ny, nx)
     index_from_theta = _index_from_normalised(_counts(source)).to(theta)
     theta_from_index = torch.linalg.inv(_index_from_normalised(theta.new_tensor(sizes)))
     return Grid((nz, ny, nx), source.mm_from_index @ index_from_theta @ lifted @ theta_from_index)
 
 
-def theta_from_grid(target: Grid, source: Grid) -> Tensor:
-    """The theta by which `source` is sampled at `target`; inverse of `grid_from_theta`.
-
-    Returns:
-        (slices, 2, 3) if either grid is slice-wise, else (3, 4).
-
-    Raises:
-        ValueError: slice-wise, and the planes of the two do not coincide.
-    """
-    if target.is_slicewise or source.is_slicewise:
-        target, source = target.slicewise(), source.slicewise()
-        check_paired_planes(target, source)
-    source_from_target = torch.linalg.inv(source.mm_from_index) @ target.mm_from_index
-    source_normal = torch.linalg.inv(_index_from_normalised(_counts(source)))
-    lifted = source_normal @ source_from_target @ _index_from_normalised(_counts(target))
-    if target.is_slicewise:
-        return _rows(lifted, 2)[..., [0, 1, 3]]
-    return _rows(lifted, 3)
-
-
 def _rotation(angle_rad: Tensor) -> Tensor:
     """(..., 3, 3) rotations about x, then y, then z, from (..., 3) angles."""
     cos, sin = torch.cos(angle_rad), torch.sin(angle_rad)
-    one, nothing = torch.ones_like(cos[..., 0]), torch.zeros_like(cos[..., 0])
+    one, zero = torch.ones_like(cos[..., 0]), torch.zeros_like(cos[..., 0])
 
-    def turn(rows: list[list[Tensor]]) -> Tensor:
+    def matrix(rows: list[list[Tensor]]) -> Tensor:
         return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
 
     (cx, cy, cz), (sx, sy, sz) = cos.unbind(-1), sin.unbind(-1)
-    about_x = turn([[one, nothing, nothing], [nothing, cx, -sx], [nothing, sx, cx]])
-    about_y = turn([[cy, nothing, sy], [nothing, one, nothing], [-sy, nothing, cy]])
-    about_z = turn([[cz, -sz, nothing], [sz, cz, nothing], [nothing, nothing, one]])
+    about_x = matrix([[one, zero, zero], [zero, cx, -sx], [zero, sx, cx]])
+    about_y = matrix([[cy, zero, sy], [zero, one, zero], [-sy, zero, cy]])
+    about_z = matrix([[cz, -sz, zero], [sz, cz, zero], [zero, zero, one]])
     return about_z @ about_y @ about_x
 
 
 def _mm_from_frame(grid: Grid) -> Tensor:
-    """The grid's own millimetre frame: origin in its middle, x along columns, y along rows.
+    """The grid's own millimetre frame: origin at its centre, x along columns, y along rows.
 
-    z is the third axis of the right-hand system; for a grid without shear it runs along the slice
-    axis, forwards or backwards. Constant: carries no gradients.
+    z completes the right-handed system; for a grid without shear it is parallel to the slice axis,
+    in either direction. Has no gradients.
     """
     matrix = grid.mm_from_index.detach()
     x = F.normalize(matrix[..., :3, 2], dim=-1)
@@ -165,17 +148,13 @@ def _mm_from_frame(grid: Grid) -> Tensor:
 
 
 def _index_from_normalised(counts: Tensor) -> Tensor:
-    """(4, 4): normalised (x, y, z, 1), edges at -1 and 1, to index (slice, row, column, 1)."""
+    """(4, 4): maps normalised (x, y, z, 1), edges at -1 and 1, to (slice, row, column, 1)."""
     nz, ny, nx = counts.tolist()
     matrix = counts.new_zeros((4, 4))
     for axis, (column, count) in enumerate([(2, nz), (1, ny), (0, nx)]):
         matrix[axis, column], matrix[axis, 3] = count / 2, (count - 1) / 2
     matrix[3, 3] = 1.0
     return matrix
-
-
-def _rows(matrix: Tensor, count: int) -> Tensor:
-    return matrix[..., :count, :]
 
 
 def _counts(grid: Grid) -> Tensor:

@@ -21,12 +21,12 @@ from kidseg.geometry.grid import (
 
 __all__ = ["binned", "is_sub_grid", "resample", "sample_window"]
 
-# Points computed at once, so that a whole volume's coordinates never lie in memory together: on a
-# CPU they stay near its caches (twice as fast as 16 M); elsewhere each start of a kernel costs.
-_POINTS_AT_ONCE, _POINTS_AT_ONCE_ELSEWHERE = 2**20, 2**24
-# Edge values put around an image before its cubic spline is fitted: the pole of the cubic B-spline,
-# sqrt(3) - 2, to this power is 1e-7, so what lies further out has no say. Source: Unser, "Splines:
-# a perfect fit for signal and image processing", 1999; the same number as in scipy.ndimage.
+# Points per chunk, which limits the memory for coordinates. On a CPU small chunks fit its caches
+# (twice as fast as 16 M); on other devices each kernel launch costs time.
+_CPU_CHUNK_POINTS, _DEVICE_CHUNK_POINTS = 2**20, 2**24
+# Edge padding before a cubic spline is fitted. The pole of the cubic B-spline, sqrt(3) - 2, to this
+# power is 1e-7, so values further out have no effect. Source: Unser, "Splines: a perfect fit for
+# signal and image processing", 1999; the same number as in scipy.ndimage.
 _SPLINE_PAD = 12
 
 
@@ -37,27 +37,27 @@ def resample(
     mode: Literal["linear", "nearest", "cubic"] = "linear",
     fill: float | Sequence[float] = 0.0,
 ) -> Volume:
-    """The values of `volume` at the voxels of `target`: the one interpolation.
+    """Sample `volume` at the voxels of `target`.
 
     Args:
         volume: the source, volumetric or slice-wise.
-        target: where to sample. If the source is slice-wise, target slice k must lie in the plane
-            of source slice k.
-        mode: "linear" (bilinear where the planes coincide, else trilinear; floating-point result),
-            "nearest" (keeps the type of the data, for labels), or "cubic": the interpolating cubic
-            spline, in the planes alone where these coincide, as if the edge values went on beyond
-            the edges. Its overshoots are clipped to the range of the source's values: of the
-            channel, or of the slice if the source is slice-wise. It is made for preprocessing: on
-            the CPU, fast where the axes of the grids are parallel. Source: what nnU-Net does with
+        target: the output grid. If the source is slice-wise, target slice k must be in the plane of
+            source slice k.
+        mode: "linear" (bilinear if the planes coincide, otherwise trilinear; floating-point
+            result), "nearest" (keeps the dtype of the data, for labels), or "cubic": the
+            interpolating cubic spline with edge padding, within the planes if they coincide.
+            Overshoots are clipped to the range of the source's values: of the channel, or of the
+            slice if the source is slice-wise. Cubic is meant for preprocessing: it runs on the CPU
+            and is fast if the axes of the grids are parallel. Source: what nnU-Net does with
             `skimage.transform.resize(order=3, mode="edge", clip=True)`.
         fill: value outside the source, one for all channels or one per channel. A voxel centre is
-            outside if it lies more than half a voxel beyond the outermost centres; within that
-            half voxel the edge value holds.
+            outside if it is more than half a voxel beyond the outermost centres; within that half
+            voxel the edge value is used.
 
     Returns:
         (channels, *target.shape) on the target grid, on the device of the data. Differentiable in
-        the data and in both grids' matrices ("cubic": not). A target that is a sub-grid of the
-        source gives its values exactly.
+        the data and in both grids' matrices (not "cubic"). If the target is a sub-grid of the
+        source, values are copied exactly.
 
     Raises:
         ValueError: the planes of a slice-wise source and the target do not coincide.
@@ -71,31 +71,31 @@ def resample(
 
     if mode == "cubic":
         return Volume(_sample_spline(volume, index_from_target, planes, target, fills), target)
-    points = _POINTS_AT_ONCE if data.device.type == "cpu" else _POINTS_AT_ONCE_ELSEWHERE
-    at_once = max(1, points // (target.shape[1] * target.shape[2]))
+    points = _CPU_CHUNK_POINTS if data.device.type == "cpu" else _DEVICE_CHUNK_POINTS
+    chunk_slices = max(1, points // (target.shape[1] * target.shape[2]))
     window = (range(target.shape[1]), range(target.shape[2]))
-    data = data if planes is not None else _computable(data, index_from_target, window, mode)
+    data = data if planes is not None else _as_floating(data, index_from_target, window, mode)
     parts, result = [], None
-    for start in range(0, target.shape[0], at_once):
-        chunk = slice(start, start + at_once)
+    for start in range(0, target.shape[0], chunk_slices):
+        chunk = slice(start, start + chunk_slices)
         chosen = None if planes is None else planes[chunk]
         part = sample_window(data, index_from_target[chunk], chosen, window, fills, mode)
         part = part.to(kept_type) if mode == "nearest" else part
-        if part.requires_grad or at_once >= target.shape[0]:
+        if part.requires_grad or chunk_slices >= target.shape[0]:
             parts.append(part)
             continue
-        # Without gradients not all parts and their sum lie in memory together.
+        # Without gradients, avoid holding all parts and the result in memory.
         result = part.new_empty((volume.channels, *target.shape)) if result is None else result
         result[:, chunk] = part
     return Volume(torch.cat(parts, dim=1) if result is None else result, target)
 
 
 def is_sub_grid(index_from_target: Tensor) -> bool:
-    """Are the rows and columns of all target slices the source's, so that values can be copied?
+    """Whether all target rows and columns coincide with the source's, so values can be copied.
 
     Args:
-        index_from_target: of slices in planes of the source, see `index_from_voxels`; one that
-            carries gradients is none, because copying would lose them.
+        index_from_target: for slices in planes of the source, see `index_from_voxels`. False if it
+            requires gradients, because copying would lose them.
     """
     if index_from_target.requires_grad:
         return False
@@ -113,22 +113,22 @@ def sample_window(
     fill: Tensor,
     mode: Literal["linear", "nearest"] = "linear",
 ) -> Tensor:
-    """What `resample` gives in a window of target slices, to the last bit.
+    """Sample a window of target slices; bit-identical to the result of `resample`.
 
     Args:
-        data: (channels, slices, rows, columns) of the source. If it is not floating point, no more
-            of it is converted than what can be seen.
+        data: (channels, slices, rows, columns) of the source. If it is not floating point, only the
+            part that is sampled is converted.
         index_from_target: (target slices, 4, 4), see `index_from_voxels`.
-        planes: (target slices,), see there.
+        planes: (target slices,), see `index_from_voxels`.
         window: rows and columns of the target.
-        fill: (channels,), outside the source.
+        fill: (channels,), value outside the source.
         mode: as in `resample`.
 
     Returns:
         (channels, target slices, rows, columns) of the window.
     """
     if planes is None:
-        data = _computable(data, index_from_target, window, mode)
+        data = _as_floating(data, index_from_target, window, mode)
     kind = _computed_type(data, mode)
     matrices = index_from_target.to(kind).to(data.device)
     outside = fill.to(kind).to(data.device)
@@ -138,24 +138,24 @@ def sample_window(
 
 
 def binned(volume: Volume, factor: int) -> Volume:
-    """The mean over blocks of `factor` x `factor` pixels of each slice, on their grid.
+    """Average blocks of `factor` x `factor` pixels in each slice.
 
-    Makes a scan coarser without aliasing before it is interpolated. If a side is no multiple of
-    `factor`, the last block goes on with the edge value beyond the edge, as `resample` does.
+    Downsamples a scan without aliasing before it is interpolated. If a side is not a multiple of
+    `factor`, the last block is padded with the edge value, as in `resample`.
 
     Args:
-        volume: (channels, slices, rows, columns), any type.
-        factor: 1 gives the volume itself.
+        volume: (channels, slices, rows, columns), any dtype.
+        factor: 1 returns the volume itself.
 
     Returns:
-        (channels, slices, ceil(rows / factor), ceil(columns / factor)), floating point; the type of
-        the data if that is floating point, else float32.
+        (channels, slices, ceil(rows / factor), ceil(columns / factor)), in the dtype of the data if
+        that is floating point, otherwise float32.
 
     Raises:
         ValueError: `factor` is below 1.
     """
     if factor < 1:
-        raise ValueError(f"blocks of {factor} pixels")
+        raise ValueError(f"the factor must be at least 1, not {factor}")
     if factor == 1:
         return volume
     nz, ny, nx = volume.grid.shape
@@ -173,20 +173,20 @@ def binned(volume: Volume, factor: int) -> Volume:
 
 
 def _computed_type(data: Tensor, mode: str) -> torch.dtype:
-    """The type in which values are interpolated: whole numbers beyond 2^24 need float64."""
+    """The dtype for interpolation: integers beyond 2^24 need float64."""
     if data.is_floating_point():
         return data.dtype
     wide = data.dtype in (torch.int32, torch.int64) and data.device.type != "mps"
     return torch.float64 if wide and mode == "nearest" else torch.float32
 
 
-def _computable(
+def _as_floating(
     data: Tensor, index_from_target: Tensor, window: tuple[range, range], mode: str
 ) -> Tensor:
-    """Volumetric data as floating point: of the same shape, but only what the target sees.
+    """Convert volumetric data to floating point, but only the part that the target samples.
 
-    The rest is never written, so large volumes take no memory there; nor is it read, because
-    positions are clamped to the volume and those that remain lie in what is converted.
+    The shape stays the same. The other part is never written, so it takes no memory in large
+    volumes, and never read, because sampled positions are clamped to the converted part.
     """
     if data.is_floating_point():
         return data
@@ -194,20 +194,20 @@ def _computable(
     corners = torch.tensor([(0, y, x, 1) for y in ends[0] for x in ends[1]]).T
     matrices = index_from_target.detach()
     at = matrices[:, :3] @ corners.to(matrices)
-    seen = [slice(None)]
+    sampled = [slice(None)]
     for axis, count in enumerate(data.shape[1:]):
-        # Beyond the next voxel one more, for the rounding of positions.
+        # One voxel more than interpolation needs, because positions are rounded.
         low, high = float(at[:, axis].min()) - 2, float(at[:, axis].max()) + 3
-        seen.append(slice(int(min(max(low, 0), count - 1)), int(min(max(high, 1), count)) + 1))
+        sampled.append(slice(int(min(max(low, 0), count - 1)), int(min(max(high, 1), count)) + 1))
     wide = torch.empty(data.shape, dtype=_computed_type(data, mode), device=data.device)
-    wide[tuple(seen)] = data[tuple(seen)]
+    wide[tuple(sampled)] = data[tuple(sampled)]
     return wide
 
 
 def _slices(data: Tensor, planes: Tensor) -> Tensor:
-    """(channels, len(planes), rows, columns); those beyond the ends are the first and last slice.
+    """(channels, len(planes), rows, columns); indices are clamped to the first and last slice.
 
-    A single one shares memory.
+    A single slice shares memory.
     """
     if len(planes) == 1 and planes.device.type == "cpu":
         k = min(max(int(planes[0]), 0), data.shape[1] - 1)
@@ -223,7 +223,7 @@ def _sample_planes(
     mode: str,
     fill: Tensor,
 ) -> Tensor:
-    """Bilinear sampling where each target slice lies in the plane of source slice `planes[k]`."""
+    """Bilinear sampling if each target slice is in the plane of source slice `planes[k]`."""
     inside_z = (planes >= 0) & (planes < data.shape[1])
     images = _slices(data, planes).to(index_from_target.dtype).transpose(0, 1)
     rows, columns = _axes(window, images)
@@ -245,7 +245,7 @@ def _sample_volume(
     mode: str,
     fill: Tensor,
 ) -> Tensor:
-    """Trilinear sampling at target slices that lie anywhere in a volumetric source."""
+    """Trilinear sampling of a volumetric source at arbitrary target slices."""
     rows, columns = _axes(window, data)
     z, y, x = (_plane(index_from_target[:, axis], rows, columns) for axis in range(3))
     nz, ny, nx = data.shape[1:]
@@ -260,19 +260,19 @@ def _sample_volume(
 def _sample_spline(
     volume: Volume, index_from_target: Tensor, planes: Tensor | None, target: Grid, fill: Tensor
 ) -> Tensor:
-    """Cubic sampling. Between parallel axes it is a product with one small matrix per axis."""
+    """Cubic sampling; for parallel axes it is a product with one small matrix per axis."""
     data = volume.data.detach().cpu()
     data = data if data.is_floating_point() else data.float()
     matrices = index_from_target.detach().cpu()
     depths = matrices[:, 0, 3] if planes is None else planes.cpu().to(matrices)
     slope = matrices[:, [0, 0, 1, 2], [1, 2, 2, 1]].abs().max()
-    unlike = (matrices[:, 1:3, 1:] - matrices[:1, 1:3, 1:]).abs().max()
+    difference = (matrices[:, 1:3, 1:] - matrices[:1, 1:3, 1:]).abs().max()
     sample = _spline_across_axes
-    if slope <= SAME_SLOPE and unlike <= SAME_SLOPE:
+    if slope <= SAME_SLOPE and difference <= SAME_SLOPE:
         sample = _spline_along_axes
     values, inside = sample(data, matrices, depths, planes is not None, target.shape[1:])
-    alike = (2, 3) if volume.grid.is_slicewise else (1, 2, 3)
-    values.clamp_(data.amin(alike, keepdim=True), data.amax(alike, keepdim=True))
+    axes = (2, 3) if volume.grid.is_slicewise else (1, 2, 3)
+    values.clamp_(data.amin(axes, keepdim=True), data.amax(axes, keepdim=True))
     values = torch.where(inside, values, fill[:, None, None, None].to(values))
     return values.to(volume.data.device)
 
@@ -280,7 +280,7 @@ def _sample_spline(
 def _spline_along_axes(
     data: Tensor, matrices: Tensor, depths: Tensor, in_planes: bool, size: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """Cubic values where rows, columns and slices of both grids are parallel; which are inside."""
+    """Cubic values for grids with parallel axes, and a mask of the points inside the source."""
     inside = _within(depths, data.shape[1])[:, None, None]
     if in_planes:
         data = data[:, depths.long().clamp(0, data.shape[1] - 1)]
@@ -295,13 +295,13 @@ def _spline_along_axes(
 
 
 def _spline_matrix(index: Tensor, data: Tensor, axis: int) -> Tensor:
-    """(targets, sources): what each value along an axis adds to the spline at each index."""
+    """(targets, sources): weight of each value along an axis in the spline at each index."""
     from scipy import ndimage
 
     count = data.shape[axis]
     unit = np.pad(np.eye(count), ((_SPLINE_PAD, _SPLINE_PAD), (0, 0)), mode="edge")
     coefficients = ndimage.spline_filter1d(unit, order=3, axis=0, mode="nearest")
-    at = index.clamp(-1.0, count).numpy()  # further out is outside in any case
+    at = index.clamp(-1.0, count).numpy()  # indices further out are outside
     below = np.floor(at)
     s = (at - below)[:, None]
     weights = (1 - s) ** 3, 4 - 3 * s**2 * (2 - s), 4 - 3 * (1 - s) ** 2 * (1 + s), s**3
@@ -313,7 +313,7 @@ def _spline_matrix(index: Tensor, data: Tensor, axis: int) -> Tensor:
 def _spline_across_axes(
     data: Tensor, matrices: Tensor, depths: Tensor, in_planes: bool, size: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """Cubic values anywhere, slice by slice and point by point; which are inside."""
+    """Cubic values at arbitrary points, slice by slice, and a mask of the points inside."""
     from scipy import ndimage
 
     axes = (1, 2) if in_planes else (0, 1, 2)
@@ -352,7 +352,7 @@ def _sub_grid(
     fill: Tensor,
     kind: torch.dtype,
 ) -> Tensor:
-    """The target's values copied, as `kind`: see `is_sub_grid`."""
+    """Copy the target's values as dtype `kind`: see `is_sub_grid`."""
     top, left = (int(c) for c in index_from_target[0, 1:3, 3].round().tolist())
     counts = data.shape[1:]
     shape = (data.shape[0], *target.shape)
@@ -363,14 +363,16 @@ def _sub_grid(
     kept = ((planes >= 0) & (planes < counts[0])).nonzero()[:, 0]
     if not len(kept) or rows.start >= rows.stop or columns.start >= columns.stop:
         return out
-    seen = data[..., rows.start + top : rows.stop + top, columns.start + left : columns.stop + left]
+    source = data[
+        ..., rows.start + top : rows.stop + top, columns.start + left : columns.stop + left
+    ]
     sources = planes[kept]
     if bool((sources.diff() == 1).all()) and len(kept) == kept[-1] + 1 - kept[0]:
-        # The usual case, without a copy in between.
+        # The common case, without an intermediate copy.
         first, number = int(sources[0]), len(kept)
-        out[:, kept[0] : kept[-1] + 1, rows, columns] = seen[:, first : first + number]
+        out[:, kept[0] : kept[-1] + 1, rows, columns] = source[:, first : first + number]
     else:
-        out[:, kept.to(data.device), rows, columns] = seen[:, sources.to(data.device)].to(kind)
+        out[:, kept.to(data.device), rows, columns] = source[:, sources.to(data.device)].to(kind)
     return out
 
 

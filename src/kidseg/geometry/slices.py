@@ -1,4 +1,4 @@
-"""Slices of volumes of any size, one after the other: what a training batch is sampled from."""
+"""Slices of volumes of different sizes, from which a training batch is sampled."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kidseg.geometry.resample import resample
 __all__ = ["Field", "Slices", "sampled"]
 
 Field = tuple[int, int, int, int]
-"""A part of a slice: first row, row after the last, first column, column after the last."""
+"""A field of view in a slice: first row, end of rows, first column, end of columns (exclusive)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -22,7 +22,7 @@ class Slices:
     """Copies of slices.
 
     Attributes:
-        parts: slices of one size as a slice-wise volume, with their places in the whole.
+        parts: slices of one size as a slice-wise volume, with their positions in the batch.
     """
 
     parts: tuple[tuple[tuple[int, ...], Volume], ...]
@@ -36,19 +36,19 @@ class Slices:
         fill: float = 0.0,
         fields: Sequence[Field | None] = (),
     ) -> Slices:
-        """Slices drawn from volumes.
+        """Copy the drawn slices.
 
         Args:
             volumes: (channels, slices, rows, columns) each, volumetric, any sizes.
-            drawn: (volume, slice) each.
-            fill: outside of a slice's field.
-            fields: for each slice the part that is in view, None for all of it; none: all of all.
+            drawn: index pairs (volume, slice).
+            fill: value outside the field of view.
+            fields: field of view per slice, None for the full slice; empty: all slices in full.
         """
-        alike: dict[tuple[int, ...], list[int]] = {}
+        rows_of: dict[tuple[int, ...], list[int]] = {}
         for row, (n, _) in enumerate(drawn):
-            alike.setdefault(tuple(volumes[n].data.shape[2:]), []).append(row)
+            rows_of.setdefault(tuple(volumes[n].data.shape[2:]), []).append(row)
         parts = []
-        for rows in alike.values():
+        for rows in rows_of.values():
             picks = [(volumes[drawn[row][0]], drawn[row][1]) for row in rows]
             data = torch.stack([volume.data[:, k] for volume, k in picks], dim=1)
             for n, row in enumerate(rows):
@@ -65,7 +65,7 @@ class Slices:
         return cls(parts=tuple(parts))
 
     def to(self, device: torch.device) -> Slices:
-        """The same voxels on a device; grids stay where they are."""
+        """The same voxels on a device; grids are not moved."""
         moved = ((rows, Volume(part.data.to(device), part.grid)) for rows, part in self.parts)
         return Slices(parts=tuple(moved))
 
@@ -77,13 +77,13 @@ def sampled(
     mode: Literal["linear", "nearest"] = "linear",
     fill: float | Sequence[float] = 0.0,
 ) -> Volume:
-    """A volume, or slices, at the voxels of a grid, one interpolation each; see `resample`.
+    """Sample a volume, or slices, at the voxels of a grid with one interpolation; see `resample`.
 
     Args:
-        image: what is sampled. Of `Slices` each lies in the plane of the matching grid slice.
-        grid: slice-wise, as many slices, for `Slices`.
+        image: the source. `Slices` must be in the planes of the corresponding grid slices.
+        grid: the target; for `Slices` slice-wise with as many slices.
         mode: as in `resample`.
-        fill: outside of the source, one for all channels or one per channel.
+        fill: value outside the source, one for all channels or one per channel.
 
     Returns:
         (channels, *grid.shape), differentiable in the grid unless "nearest".
@@ -92,8 +92,8 @@ def sampled(
         return resample(image, grid, mode=mode, fill=fill)
     found = []
     for rows, source in image.parts:
-        place = Grid((len(rows), *grid.shape[1:]), grid.mm_from_index[list(rows)])
-        found.append(resample(source, place, mode=mode, fill=fill).data)
+        target = Grid((len(rows), *grid.shape[1:]), grid.mm_from_index[list(rows)])
+        found.append(resample(source, target, mode=mode, fill=fill).data)
     if len(found) == 1:
         return Volume(found[0], grid)
     order = torch.tensor([row for rows, _ in image.parts for row in rows]).argsort()

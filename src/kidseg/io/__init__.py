@@ -1,4 +1,4 @@
-"""Files in and out; see `kidseg.io.orientation` for the one place that knows axis orders."""
+"""Read and write image files. Only `kidseg.io.orientation` knows axis orders."""
 
 from __future__ import annotations
 
@@ -32,40 +32,42 @@ WRITTEN_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
 """What `save` writes."""
 
 _DEFAULT = ReadOptions()
-_PACKED = ((b"\x28\xb5\x2f\xfd", "Zstandard"), (b"BZh", "bzip2"), (b"\xfd7zXZ\x00", "xz"))
+_COMPRESSED = ((b"\x28\xb5\x2f\xfd", "Zstandard"), (b"BZh", "bzip2"), (b"\xfd7zXZ\x00", "xz"))
 _META_KEYS = (b"ObjectType", b"NDims", b"Comment", b"ObjectSubType")
 
 
 def read(path: str | Path, options: ReadOptions = _DEFAULT) -> Scan:
-    """A scan from a NIfTI, NRRD or MetaImage file, a DICOM folder or file, or a zip of one.
+    """Read a scan from a NIfTI, NRRD or MetaImage file, a DICOM folder or file, or a zip of one.
 
-    What it is is told by its content; a misleading name is a finding at most.
+    The format is detected from the content. A misleading file name gives at most a finding.
 
     Raises:
-        InputError: it is not one sound scan. The codes are named by the readers.
+        InputError: the input is not exactly one valid scan. Each reader lists its codes.
         ResourceError: "not-enough-memory".
     """
     path = Path(path)
     kind = kind_of(path)
     if options.volume and kind in ("nrrd", "metaimage", "dicom"):
         raise InputError(
-            f"volume {options.volume} was asked for, and only NIfTI files are read by volume",
+            f"volume {options.volume} was requested, but only NIfTI files can hold several volumes",
             path=path,
             code="no-such-volume",
-            next_step="Save each volume as a file of its own.",
+            next_step="Save each volume as a separate file.",
         )
     if kind == "nifti":
         from kidseg.io.nifti import read_nifti
 
         return read_nifti(path, options)
     if kind == "nrrd":
-        from kidseg.io.nrrd import read_nrrd
+        from kidseg.io.nrrd import describe_nrrd
+        from kidseg.io.voxels import read_block
 
-        return read_nrrd(path, options)
+        return read_block(describe_nrrd(path, options), path, "nrrd", options)
     if kind == "metaimage":
-        from kidseg.io.metaimage import read_metaimage
+        from kidseg.io.metaimage import describe_metaimage
+        from kidseg.io.voxels import read_block
 
-        return read_metaimage(path, options)
+        return read_block(describe_metaimage(path, options), path, "metaimage", options)
     if kind == "dicom":
         from kidseg.io.dicom import read_series
 
@@ -74,10 +76,12 @@ def read(path: str | Path, options: ReadOptions = _DEFAULT) -> Scan:
 
 
 def read_grid(path: str | Path, options: ReadOptions = _DEFAULT) -> Grid:
-    """The file's own voxel grid, slowest axis first: from the header alone where it has one.
+    """Read the file's native voxel grid, slowest axis first.
+
+    Only the header is read where the format has one.
 
     Raises:
-        InputError: as `read`, for what was looked at.
+        InputError: as `read`, for the parts that were read.
     """
     path = Path(path)
     kind = kind_of(path)
@@ -86,18 +90,18 @@ def read_grid(path: str | Path, options: ReadOptions = _DEFAULT) -> Grid:
 
         return read_nifti_grid(path, options)
     if kind == "nrrd":
-        from kidseg.io.nrrd import read_nrrd_grid
+        from kidseg.io.nrrd import describe_nrrd
 
-        return read_nrrd_grid(path, options)
+        return describe_nrrd(path, options).native
     if kind == "metaimage":
-        from kidseg.io.metaimage import read_metaimage_grid
+        from kidseg.io.metaimage import describe_metaimage
 
-        return read_metaimage_grid(path, options)
+        return describe_metaimage(path, options).native
     return read(path, options).native
 
 
 def load(path: str | Path, **options: Any) -> Volume:
-    """The volume in a file or folder, in canonical order; what was odd comes as `KidsegWarning`.
+    """Load the volume in a file or folder in canonical order; findings become `KidsegWarning`s.
 
     Args:
         path: as for `read`.
@@ -119,37 +123,37 @@ def save(
     like: str | Path | Grid | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write a volume with one channel, whole or not at all; values are never rescaled.
+    """Write a volume with one channel atomically. Values are never rescaled.
 
-    Types are kept, but for bool and int64, which become uint8 where the values are labels (0..255)
-    and int32 else, and half floats, which become float32. The same volume always gives the same
-    bytes.
+    Data types are kept, with these exceptions: bool and int64 become uint8 if all values are in
+    0..255 and int32 otherwise; half-precision floats become float32. The same volume always gives
+    the same bytes.
 
     Args:
         volume: one channel, volumetric.
         path: ends in .nii, .nii.gz, .nrrd or .mha.
-        like: a scan, or its native grid: the voxels are put in its order, without interpolation.
-            NIfTI output takes over the affines of a NIfTI scan bit for bit.
-        overwrite: replace a file that exists.
+        like: a scan, or its native grid. Voxels are written in its order, without interpolation.
+            NIfTI output copies the affines of a NIfTI scan bit for bit.
+        overwrite: replace an existing file.
 
     Returns:
         The path.
 
     Raises:
         UsageError: "unknown-format", "output-exists", "not-one-volume", "too-large-for-nifti".
-        InputError: "grid-mismatch": the voxels are not those of `like`; "not-writable".
+        InputError: "grid-mismatch": the grid differs from that of `like`; "not-writable".
         ResourceError: "disk-full".
     """
     path = Path(path)
     check_output(path, overwrite=overwrite)
     if volume.channels != 1 or volume.grid.is_slicewise:
         raise UsageError(
-            f"one channel on one grid can be written, not {volume.channels} on {volume.grid}",
+            f"only one channel on one grid can be written, not {volume.channels} on {volume.grid}",
             path=path,
             code="not-one-volume",
         )
     if like is not None:
-        volume = _placed(volume, like)
+        volume = _reordered(volume, like)
     name = path.name.lower()
     with writing(path, overwrite=overwrite) as file:
         if name.endswith(".nrrd"):
@@ -170,7 +174,7 @@ def save(
 
 
 def check_output(path: str | Path, *, overwrite: bool = False) -> None:
-    """Could `save` write this file? To be asked before the work starts.
+    """Check that `save` can write this file. Call it before long computations.
 
     Raises:
         UsageError: "unknown-format", "output-exists".
@@ -179,28 +183,28 @@ def check_output(path: str | Path, *, overwrite: bool = False) -> None:
     path = Path(path)
     if not path.name.lower().endswith(WRITTEN_ENDINGS):
         raise UsageError(
-            f"its ending names no format that can be written ({', '.join(WRITTEN_ENDINGS)})",
+            f"the file extension is not supported for writing ({', '.join(WRITTEN_ENDINGS)})",
             path=path,
             code="unknown-format",
-            next_step="Choose one of these endings.",
+            next_step="Use one of these extensions.",
         )
     check_writable(path, overwrite=overwrite)
 
 
 def kind_of(path: Path) -> Kind:
-    """What a file or folder is, by its content.
+    """Detect the format of a file or folder from its content.
 
     Raises:
-        InputError: "not-found", "not-a-file", "unreadable", "empty-file", "not-a-scan", and what
-            damaged gzip gives.
+        InputError: "not-found", "not-a-file", "unreadable", "empty-file", "not-a-scan", and the
+            codes for damaged gzip data.
     """
     if path.is_dir():
         return "dicom"
     start, encoding = head(path)
-    packed = encoding == "gzip"
+    is_gzip = encoding == "gzip"
     if start[:4] in (b"\x5c\x01\0\0", b"\0\0\x01\x5c", b"\x1c\x02\0\0", b"\0\0\x02\x1c"):
         return "nifti"
-    if not packed:
+    if not is_gzip:
         if start.startswith(b"NRRD"):
             return "nrrd"
         if start.lstrip().startswith(_META_KEYS) and b"=" in start:
@@ -211,46 +215,52 @@ def kind_of(path: Path) -> Kind:
         if start.startswith(b"PK"):
             return "zip"
     raise InputError(
-        _what_else(start, packed),
+        _describe_other(start, is_gzip),
         path=path,
         code="not-a-scan",
         next_step="A scan is a NIfTI, NRRD or MetaImage file, a DICOM folder, or a zip of one.",
     )
 
 
-def _what_else(start: bytes, packed: bool) -> str:
+def _describe_other(start: bytes, is_gzip: bool) -> str:
+    """Describe a file that is not a scan, by its first bytes."""
     text = start.lstrip().lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        return "it is a web page, as a failed download leaves it"
+        return "it is a web page, probably from a failed download"
     if text.startswith(b"version https://git-lfs"):
         return "it is a Git LFS pointer; the file itself was not fetched"
-    for mark, name in _PACKED:
-        if start.startswith(mark):
-            return f"it is packed with {name}, and must be unpacked first"
+    for magic, name in _COMPRESSED:
+        if start.startswith(magic):
+            return f"it is compressed with {name} and must be decompressed first"
     if not any(start):
-        return "it is all zeros, as an interrupted copy leaves it"
-    return "it is gzip, but no NIfTI file inside" if packed else "it is no scan"
+        return "it contains only zeros, probably from an interrupted copy"
+    if is_gzip:
+        return "it is a gzip file, but does not contain a NIfTI file"
+    return "it is not a scan in a supported format"
 
 
-def _placed(volume: Volume, like: str | Path | Grid) -> Volume:
-    """The voxels in the order of `like`, on exactly its grid."""
+def _reordered(volume: Volume, like: str | Path | Grid) -> Volume:
+    """Reorder the voxels to match `like`, and return them on exactly its grid."""
     grid = like if isinstance(like, Grid) else read_grid(like, ReadOptions(values="any"))
-    moved = reorient(volume, grid)
-    if not moved.grid.same_as(grid):
+    reordered = reorient(volume, grid)
+    if not reordered.grid.same_as(grid):
         raise InputError(
-            f"the voxels to write ({volume.grid}) are not those of the scan ({grid})",
+            f"the grid of the volume ({volume.grid}) does not match the scan ({grid})",
             path=None if isinstance(like, Grid) else like,
             code="grid-mismatch",
-            next_step="Resample onto the scan's grid first.",
+            next_step="Resample the volume onto the scan's grid first.",
         )
-    return Volume(moved.data, grid)
+    return Volume(reordered.data, grid)
 
 
 def _read_zip(path: Path, options: ReadOptions) -> Scan:
-    """The one scan in a zip. Findings and errors name the zip: the unpacked files are soon gone."""
-    from kidseg.io.archive import unpacked
+    """Read the only scan in a zip.
 
-    with unpacked(path) as folder:
+    Findings and errors name the zip, because the extracted files are temporary.
+    """
+    from kidseg.io.archive import extracted
+
+    with extracted(path) as folder:
 
         def named(inner: str) -> str:
             return inner.replace(str(folder), str(path))
@@ -272,7 +282,7 @@ def _read_zip(path: Path, options: ReadOptions) -> Scan:
 
 
 def _sole_scan(folder: Path, path: Path) -> Path:
-    """The one NIfTI, NRRD or MetaImage file below a folder; the folder if there is none."""
+    """Find the only NIfTI, NRRD or MetaImage file below a folder; the folder if there is none."""
     if not folder.is_dir():
         return folder
     files = []
@@ -285,9 +295,9 @@ def _sole_scan(folder: Path, path: Path) -> Path:
     if len(files) > 1:
         names = ", ".join(str(f.relative_to(folder)) for f in files[:5])
         raise InputError(
-            f"it holds {len(files)} scans: {names}",
+            f"it contains {len(files)} scans: {names}",
             path=path,
             code="several-scans",
-            next_step="Pack one scan in a zip.",
+            next_step="Put only one scan in each zip.",
         )
     return files[0] if files else folder

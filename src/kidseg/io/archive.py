@@ -1,7 +1,8 @@
-"""Zip files from anywhere: looked through before a byte is unpacked, and refused whole.
+"""Extract zip files from untrusted sources.
 
-A zip is an upload of a stranger. It may hold one scan: a NIfTI, NRRD or MetaImage file, or the
-files of a DICOM series in any folders. Nothing in it decides where anything is written.
+All entries are checked before anything is extracted, and one bad entry rejects the archive. A zip
+may contain one scan: a NIfTI, NRRD or MetaImage file, or the files of a DICOM series in any
+folders. Its contents never decide where files are written.
 """
 
 from __future__ import annotations
@@ -22,26 +23,26 @@ from typing import Any
 
 from kidseg.errors import DISK_FULL, InputError, ResourceError
 
-__all__ = ["Limits", "unpacked"]
+__all__ = ["Limits", "extracted"]
 
 _CHUNK = 2**20
 _METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
-_PACKED_ENDINGS = (".zip", ".7z", ".rar", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
+_ARCHIVE_ENDINGS = (".zip", ".7z", ".rar", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
 _LOCAL_HEADER = 30  # bytes before the name of an entry (PKWARE APPNOTE.TXT, 4.3.7)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a zip may hold.
+    """Limits on the contents of a zip.
 
     Attributes:
-        files: number of entries, folders included.
-        depth: folders within each other, the file counted.
-        name_bytes: length of one part of a name, which file systems limit to 255.
-        total_bytes: all files unpacked.
-        ratio: unpacked to packed size. Deflate reaches 1032 on zeros; a CT 2 to 10.
-        ratio_free_bytes: the ratio is not looked at below this unpacked size.
-        spare_disk_bytes: to be left free on the disk.
+        files: number of entries, including folders.
+        depth: levels of nested folders, including the file.
+        name_bytes: length of one path component, which file systems limit to 255.
+        total_bytes: uncompressed size of all files.
+        ratio: uncompressed to compressed size. Deflate reaches 1032 on zeros; a CT 2 to 10.
+        ratio_free_bytes: the ratio is not checked below this uncompressed size.
+        spare_disk_bytes: disk space to keep free.
     """
 
     files: int = 5000
@@ -57,18 +58,19 @@ _DEFAULT = Limits()
 
 
 @contextmanager
-def unpacked(path: Path, limits: Limits = _DEFAULT) -> Iterator[Path]:
-    """A folder with the files of a zip; it is gone afterwards, whatever happens.
+def extracted(path: Path, limits: Limits = _DEFAULT) -> Iterator[Path]:
+    """Extract a zip into a temporary folder, which is always deleted afterwards.
 
-    Files that operating systems add (`__MACOSX`, `.DS_Store`) are checked like all others, but left
-    packed.
+    Files that operating systems add (`__MACOSX`, `.DS_Store`) are checked like all others, but not
+    extracted.
 
     Raises:
-        InputError: "bad-zip": no zip, truncated or damaged; "encrypted-zip"; "unsafe-name": a name
-            that is absolute, leads outside, or cannot be a file's; "archive-link": a link or
-            device; "duplicate-name"; "nested-archive"; "nested-too-deep"; "too-many-files";
-            "too-large"; "zip-bomb"; "unsupported-compression"; "empty-zip".
-        ResourceError: "disk-full": more than the free space of the disk for temporary files.
+        InputError: "bad-zip": not a zip file, truncated or damaged; "encrypted-zip";
+            "unsafe-name": an absolute name, one that leads outside the folder, or an invalid file
+            name; "archive-link": a link or device; "duplicate-name"; "nested-archive";
+            "nested-too-deep"; "too-many-files"; "too-large"; "zip-bomb";
+            "unsupported-compression"; "empty-zip".
+        ResourceError: "disk-full": the disk for temporary files has too little free space.
     """
     path = Path(path)
     with tempfile.TemporaryDirectory(prefix="kidseg-") as name:
@@ -85,19 +87,20 @@ def unpacked(path: Path, limits: Limits = _DEFAULT) -> Iterator[Path]:
             zipfile.BadZipFile, zlib.error, EOFError, struct.error, NotImplementedError, ValueError
         ) as error:  # fmt: skip
             raise _refused(
-                path, "bad-zip", f"it is no sound zip file ({error})", "Pack or copy it again."
+                path, "bad-zip", f"it is not a valid zip file ({error})", "Create or copy it again."
             ) from error
         except OSError as error:
-            raise _failed(path, error) from error
+            raise _converted(path, error) from error
         yield folder
 
 
 def _refused(path: Path, code: str, cause: str, next_step: str = "") -> InputError:
-    step = next_step or "Pack the files of one scan, and nothing else, in a zip."
-    return InputError(f"{cause}; nothing was unpacked", path=path, code=code, next_step=step)
+    step = next_step or "Create a zip with the files of one scan and nothing else."
+    return InputError(f"{cause}; nothing was extracted", path=path, code=code, next_step=step)
 
 
-def _failed(path: Path, error: OSError) -> InputError | ResourceError:
+def _converted(path: Path, error: OSError) -> InputError | ResourceError:
+    """Convert an OSError to a KidsegError."""
     if error.errno in DISK_FULL:
         return _no_space(path)
     return InputError(
@@ -110,19 +113,19 @@ def _failed(path: Path, error: OSError) -> InputError | ResourceError:
 
 def _no_space(path: Path) -> ResourceError:
     return ResourceError(
-        "the disk for temporary files has not enough space to unpack it",
+        "the disk for temporary files has too little free space to extract it",
         path=path,
         code="disk-full",
         next_step="Free some space, or set TMPDIR to a larger disk.",
     )
 
 
-# ---- before anything is unpacked ---------------------------------------------------------------
+# ---- checks before extraction ------------------------------------------------------------------
 
 
 def _check(entries: Sequence[zipfile.ZipInfo], path: Path, limits: Limits) -> None:
     if len(entries) > limits.files:
-        cause = f"it holds {len(entries)} files; {limits.files} are allowed"
+        cause = f"it contains {len(entries)} files; the limit is {limits.files}"
         raise _refused(path, "too-many-files", cause)
     for entry in entries:
         _check_name(entry, path, limits)
@@ -130,11 +133,11 @@ def _check(entries: Sequence[zipfile.ZipInfo], path: Path, limits: Limits) -> No
     _check_unique(entries, path)
     _check_sizes(entries, path, limits)
     if not any(not entry.is_dir() and not _is_clutter(entry) for entry in entries):
-        raise _refused(path, "empty-zip", "it holds no files")
+        raise _refused(path, "empty-zip", "it contains no files")
 
 
 def _parts(entry: zipfile.ZipInfo) -> tuple[str, ...]:
-    """The folders and the name of an entry; backslashes, which some writers use, separate too."""
+    """The path components of an entry. Some writers use backslashes as separators."""
     return PurePosixPath(entry.orig_filename.replace("\\", "/")).parts
 
 
@@ -143,13 +146,13 @@ def _check_name(entry: zipfile.ZipInfo, path: Path, limits: Limits) -> None:
     shown = ascii(name[:100])
     absolute = PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor
     if absolute or ".." in parts or not parts:
-        raise _refused(path, "unsafe-name", f"it holds {shown}, which leads outside its folder")
+        raise _refused(path, "unsafe-name", f"it contains {shown}, which leads outside its folder")
     unprintable = any(unicodedata.category(c) in ("Cc", "Cs") for c in name)
     longest = max(len(part.encode("utf-8", "surrogatepass")) for part in parts)
     if unprintable or longest > limits.name_bytes:
-        raise _refused(path, "unsafe-name", f"it holds {shown}, which cannot name a file")
+        raise _refused(path, "unsafe-name", f"it contains {shown}, which is an invalid file name")
     if len(parts) > limits.depth:
-        cause = f"{shown} lies {len(parts)} folders deep; {limits.depth} are allowed"
+        cause = f"{shown} is {len(parts)} levels deep; the limit is {limits.depth}"
         raise _refused(path, "nested-too-deep", cause)
 
 
@@ -158,22 +161,24 @@ def _check_kind(entry: zipfile.ZipInfo, path: Path) -> None:
     kind = stat.S_IFMT(entry.external_attr >> 16)
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         what = "a link" if kind == stat.S_IFLNK else "a device"
-        raise _refused(path, "archive-link", f"it holds {what}, {shown}")
+        raise _refused(path, "archive-link", f"it contains {what}, {shown}")
     if entry.flag_bits & 0x1:
-        raise _refused(path, "encrypted-zip", f"{shown} is encrypted", "Pack it unencrypted.")
+        step = "Create the zip without encryption."
+        raise _refused(path, "encrypted-zip", f"{shown} is encrypted", step)
     if entry.is_dir():
         if entry.file_size:
-            raise _refused(path, "bad-zip", f"the folder {shown} has a content")
+            raise _refused(path, "bad-zip", f"the folder entry {shown} contains data")
         return
     if entry.compress_type not in _METHODS:
-        step = "Pack it with the usual method (deflate)."
-        raise _refused(path, "unsupported-compression", f"{shown} is packed unusually", step)
-    if _parts(entry)[-1].lower().endswith(_PACKED_ENDINGS):
-        raise _refused(path, "nested-archive", f"it holds another archive, {shown}")
+        step = "Use the standard compression method (deflate)."
+        cause = f"the compression method of {shown} is not supported"
+        raise _refused(path, "unsupported-compression", cause, step)
+    if _parts(entry)[-1].lower().endswith(_ARCHIVE_ENDINGS):
+        raise _refused(path, "nested-archive", f"it contains another archive, {shown}")
 
 
 def _check_unique(entries: Sequence[zipfile.ZipInfo], path: Path) -> None:
-    """No two names for one file, also where a file system ignores case or Unicode forms."""
+    """Reject names that collide, also on file systems that ignore case or Unicode form."""
     files: set[tuple[str, ...]] = set()
     folders: set[tuple[str, ...]] = set()
     for entry in entries:
@@ -183,26 +188,27 @@ def _check_unique(entries: Sequence[zipfile.ZipInfo], path: Path) -> None:
         if not entry.is_dir():
             if key in files:
                 shown = ascii(entry.orig_filename[:100])
-                raise _refused(path, "duplicate-name", f"it holds {shown} twice")
+                raise _refused(path, "duplicate-name", f"it contains {shown} twice")
             files.add(key)
     both = files & folders
     if both:
         shown = ascii("/".join(min(both))[:100])
-        raise _refused(path, "duplicate-name", f"{shown} is a file and a folder")
+        raise _refused(path, "duplicate-name", f"{shown} is both a file and a folder")
 
 
 def _check_sizes(entries: Sequence[zipfile.ZipInfo], path: Path, limits: Limits) -> None:
     total = sum(entry.file_size for entry in entries)
-    packed = max(1, path.stat().st_size)
-    if total > limits.ratio_free_bytes and total / packed > limits.ratio:
-        cause = f"it unpacks to {total} bytes, {total / packed:.0f} times its size: a zip bomb"
+    compressed = max(1, path.stat().st_size)
+    if total > limits.ratio_free_bytes and total / compressed > limits.ratio:
+        times = total / compressed
+        cause = f"it expands to {total} bytes, {times:.0f} times its size: a zip bomb"
         raise _refused(path, "zip-bomb", cause)
     if total > limits.total_bytes:
-        cause = f"it unpacks to {total} bytes; {limits.total_bytes} are allowed"
+        cause = f"it expands to {total} bytes; the limit is {limits.total_bytes}"
         raise _refused(path, "too-large", cause)
     end = 0
     for entry in sorted(entries, key=lambda e: e.header_offset):
-        if entry.header_offset < end:  # many entries that share one stretch of packed bytes
+        if entry.header_offset < end:  # several entries share compressed bytes
             raise _refused(path, "zip-bomb", "its entries overlap: a zip bomb")
         end = entry.header_offset + _LOCAL_HEADER + entry.compress_size
 
@@ -215,7 +221,7 @@ def _check_disk(
         raise _no_space(path)
 
 
-# ---- unpacking ---------------------------------------------------------------------------------
+# ---- extraction --------------------------------------------------------------------------------
 
 
 def _is_clutter(entry: zipfile.ZipInfo) -> bool:
@@ -224,7 +230,7 @@ def _is_clutter(entry: zipfile.ZipInfo) -> bool:
 
 
 def _extract(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path, path: Path) -> None:
-    """One file, never more bytes than it says it has; its CRC is checked on the way."""
+    """Extract one file, up to its declared size, and verify its CRC."""
     target = folder.joinpath(*_parts(entry))
     assert target.parent.resolve().is_relative_to(folder)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -235,12 +241,12 @@ def _extract(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path, pat
             left -= len(chunk)
     if left:
         shown = ascii(entry.orig_filename[:100])
-        raise _refused(path, "bad-zip", f"{shown} ends early", "Pack or copy it again.")
+        raise _refused(path, "bad-zip", f"{shown} is truncated", "Create or copy it again.")
 
 
 def _read(source: Any, left: int) -> bytes:
-    """The next bytes; reading on after the last lets zipfile compare the CRC."""
+    """The next bytes. Reading past the last one makes zipfile verify the CRC."""
     chunk: bytes = source.read(min(_CHUNK, left) or 1)
     if len(chunk) > left:
-        raise zipfile.BadZipFile("an entry is longer than it says")
+        raise zipfile.BadZipFile("an entry is longer than its declared size")
     return chunk

@@ -1,4 +1,4 @@
-"""Writing a file whole or not at all."""
+"""Write files atomically: complete or not at all."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from typing import Any, BinaryIO
 
 from kidseg.errors import DISK_FULL, InputError, ResourceError, UsageError
 
-__all__ = ["check_writable", "write_json", "writing"]
+__all__ = ["check_writable", "disk_full", "write_json", "writing"]
 
 
 def check_writable(path: Path, *, overwrite: bool = False) -> None:
-    """Can this file be written? To be asked before the work starts; leaves nothing behind.
+    """Check that this file can be written. Call it before long computations.
+
+    Leaves no files behind.
 
     Raises:
-        UsageError: "output-exists": it is there, and `overwrite` is off, or it is a folder.
-        InputError: "not-writable": its folder is missing, read-only or no folder.
+        UsageError: "output-exists": the file exists and `overwrite` is off, or it is a folder.
+        InputError: "not-writable": the parent is missing, read-only or not a folder.
     """
     if path.is_dir() or (path.exists() and not overwrite):
         kind = "a folder of this name" if path.is_dir() else "the file"
         raise UsageError(
-            f"{kind} exists already",
+            f"{kind} already exists",
             path=path,
             code="output-exists",
             next_step="Choose another name" + ("." if path.is_dir() else ", or --overwrite."),
@@ -37,9 +39,9 @@ def check_writable(path: Path, *, overwrite: bool = False) -> None:
 
 @contextmanager
 def writing(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
-    """A file to write that takes its name only once it is whole and on the disk.
+    """Open a temporary file that is renamed to `path` once it is complete and on disk.
 
-    If anything fails, no file is left, and one that was there before is untouched.
+    If anything fails, the temporary file is deleted and an existing file stays unchanged.
 
     Raises:
         UsageError, InputError: as `check_writable`.
@@ -57,41 +59,41 @@ def writing(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
         with suppress(OSError):
             temporary.unlink()
         if isinstance(error, OSError) and error.errno in DISK_FULL:
-            raise ResourceError(
-                "the disk is full; nothing was written",
-                path=path,
-                code="disk-full",
-                next_step="Free some space, or write elsewhere.",
-            ) from error
+            raise disk_full(path) from error
         raise
 
 
+def disk_full(path: Path) -> ResourceError:
+    """The error "disk-full" for an output of which nothing was kept."""
+    return ResourceError(
+        "the disk is full; nothing was written",
+        path=path,
+        code="disk-full",
+        next_step="Free some space, or write elsewhere.",
+    )
+
+
 def _temporary(path: Path) -> tuple[BinaryIO, Path]:
-    """A new file in the folder of `path`, open for writing."""
+    """Create a file in the folder of `path`, open for writing."""
     temporary = path.parent / f".kidseg-{secrets.token_hex(8)}.tmp"
     try:
         return temporary.open("xb"), temporary
     except OSError as error:
         if error.errno in DISK_FULL:
-            raise ResourceError(
-                "the disk is full; nothing was written",
-                path=path,
-                code="disk-full",
-                next_step="Free some space, or write elsewhere.",
-            ) from error
+            raise disk_full(path) from error
         raise InputError(
-            f"its folder cannot be written to ({error.strerror})",
+            f"its folder is not writable ({error.strerror})",
             path=path,
             code="not-writable",
-            next_step="Create the folder, or choose one that you may write to.",
+            next_step="Create the folder, or choose a writable one.",
         ) from error
 
 
 def write_json(path: Path, content: Any, *, overwrite: bool = False) -> None:
-    """Plain data as an indented JSON file, whole or not at all; None is null.
+    """Write plain data as an indented JSON file atomically. None becomes null.
 
     Raises:
-        ValueError: a number is NaN or infinite, which JSON does not have.
+        ValueError: a number is NaN or infinite, which JSON cannot represent.
         UsageError, InputError, ResourceError: as `writing`.
     """
     text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)

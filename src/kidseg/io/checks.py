@@ -1,7 +1,7 @@
-"""Is what a reader found a scan at all? The checks that every format shares.
+"""Validity checks that the readers of all formats share.
 
-Each check raises `InputError` where the answer is a sure no, and returns findings where it is
-doubtful. Nothing here opens a file.
+Each check raises `InputError` for invalid input and returns findings for doubtful input. Nothing
+here opens a file.
 """
 
 from __future__ import annotations
@@ -23,35 +23,46 @@ from kidseg.geometry import Grid
 __all__ = [
     "AIR_HU",
     "available_memory_bytes",
+    "bad_header",
     "check_intensities",
     "check_matrix",
     "check_memory",
     "check_resolution",
     "check_spacing",
-    "finite",
     "grid_of",
-    "three_dimensional",
-    "upright",
+    "orthogonal_grid",
+    "replace_nonfinite",
+    "volume_shape",
     "with_spacing",
 ]
 
 AIR_HU = -1024.0
-"""What a missing CT value becomes: the lowest value of most scanners, at or below air."""
+"""Replaces missing CT values: the lowest value of most scanners, at or below air."""
 
 # Row 16 of the robustness table.
 _MAX_ANISOTROPY = 6.0
 _MAX_SLICE_MM = 5.0
-# Rounding in a header, as 5.0000002 mm, is not a thicker slice.
+# Tolerance for rounding in a header, such as 5.0000002 mm.
 _ROUNDING = 1e-4
 
-_VOXELS_LOOKED_AT = 2**20
+_MAX_SAMPLED_VOXELS = 2**20
+
+
+def bad_header(cause: str, path: Path) -> InputError:
+    """The error "bad-header"."""
+    return InputError(
+        cause,
+        path=path,
+        code="bad-header",
+        next_step="The header is damaged: copy or export the file again.",
+    )
 
 
 # ---- size and shape ----------------------------------------------------------------------------
 
 
 def available_memory_bytes() -> int | None:
-    """Memory that can be had now, within the limit of a container; None where none can say."""
+    """Memory available now, within the limit of a container; None if it is unknown."""
     found: list[int] = []
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
@@ -71,21 +82,21 @@ def available_memory_bytes() -> int | None:
 def check_memory(
     asked_bytes: int, path: Path, *, held_bytes: int | None = None, limit_bytes: int | None = None
 ) -> None:
-    """Refuse before allocation what cannot be true or does not fit.
+    """Check a size before allocation: it must be plausible for the file and fit in memory.
 
     Args:
-        asked_bytes: what the header says its voxels need.
+        asked_bytes: size of the voxels according to the header.
         path: the file, for the message.
-        held_bytes: the most that the file can hold once unpacked, if known.
-        limit_bytes: the most that may be allocated; the memory available now by default.
+        held_bytes: maximum size of the file's decompressed content, if known.
+        limit_bytes: memory limit; by default the memory available now.
 
     Raises:
-        InputError: "absurd-size": the file cannot hold what its header asks for.
-        ResourceError: "not-enough-memory": it may, but the memory does not suffice.
+        InputError: "absurd-size": the file cannot hold as many voxels as its header states.
+        ResourceError: "not-enough-memory".
     """
     if held_bytes is not None and asked_bytes > held_bytes:
         raise InputError(
-            f"the header asks for {_size(asked_bytes)} of voxels, but the file cannot hold more "
+            f"the header states {_size(asked_bytes)} of voxels, but the file cannot hold more "
             f"than {_size(held_bytes)}",
             path=path,
             code="absurd-size",
@@ -94,17 +105,17 @@ def check_memory(
     limit = available_memory_bytes() if limit_bytes is None else limit_bytes
     if limit is not None and asked_bytes > limit:
         raise ResourceError(
-            f"reading it needs {_size(asked_bytes)}, and {_size(limit)} of memory may be used",
+            f"reading it needs {_size(asked_bytes)} of memory, but only {_size(limit)} may be used",
             path=path,
             code="not-enough-memory",
             next_step="Use a machine with more memory, or crop the scan.",
         )
 
 
-def three_dimensional(shape: Sequence[int], path: Path) -> tuple[int, int, int]:
+def volume_shape(shape: Sequence[int], path: Path) -> tuple[int, int, int]:
     """The three sizes of a volume, from the sizes along a file's axes, fastest axis first.
 
-    Further axes of length 1 are dropped. A volume with a single slice is fine.
+    Further axes of length 1 are dropped. A volume may have a single slice.
 
     Raises:
         InputError: "empty-axis", "two-dimensional" or "several-volumes".
@@ -127,10 +138,10 @@ def three_dimensional(shape: Sequence[int], path: Path) -> tuple[int, int, int]:
         )
     if any(n != 1 for n in sizes[3:]):
         raise InputError(
-            f"it holds several volumes or components ({text}); one is wanted",
+            f"it contains several volumes or components ({text}); only one is supported",
             path=path,
             code="several-volumes",
-            next_step="Save the volume to use as a file of its own.",
+            next_step="Save the required volume as a separate file.",
         )
     return sizes[0], sizes[1], sizes[2]
 
@@ -144,26 +155,26 @@ def _size(n_bytes: int) -> str:
     return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
 
 
-# ---- positions ---------------------------------------------------------------------------------
+# ---- geometry ----------------------------------------------------------------------------------
 
 
 def check_spacing(spacing_mm: Sequence[float], path: Path) -> None:
-    """Spacing must be positive and finite.
+    """Check that the spacing is positive and finite.
 
     Raises:
         InputError: "bad-spacing".
     """
     if not all(math.isfinite(s) and s > 0 for s in spacing_mm):
         raise InputError(
-            f"the voxel spacing is {' x '.join(f'{s:g}' for s in spacing_mm)} mm",
+            f"the voxel spacing is invalid: {' x '.join(f'{s:g}' for s in spacing_mm)} mm",
             path=path,
             code="bad-spacing",
-            next_step="State the true spacing with --spacing SLICE ROW COLUMN.",
+            next_step="Specify the correct spacing with --spacing SLICE ROW COLUMN.",
         )
 
 
 def check_matrix(mm_from_index: Tensor, path: Path) -> None:
-    """A position for every voxel: finite, and no two axes along one line.
+    """Check that an affine is finite and invertible.
 
     Raises:
         InputError: "bad-affine" or "bad-spacing".
@@ -175,15 +186,15 @@ def check_matrix(mm_from_index: Tensor, path: Path) -> None:
         if float(torch.linalg.det(linear / spacing).abs()) > 1e-3:
             return
     raise InputError(
-        "the header gives voxels no sound position: its affine is not finite or not invertible",
+        "its affine is invalid: not finite or not invertible",
         path=path,
         code="bad-affine",
-        next_step="Export the scan again, or use --trust to choose the sound one of two.",
+        next_step="Export the scan again, or use --trust to choose the other affine.",
     )
 
 
 def grid_of(shape: Sequence[int], mm_from_index: Tensor, path: Path) -> Grid:
-    """The grid of a file's header.
+    """The grid that a file's header describes.
 
     Raises:
         InputError: "bad-affine" or "bad-spacing".
@@ -194,13 +205,13 @@ def grid_of(shape: Sequence[int], mm_from_index: Tensor, path: Path) -> Grid:
 
 
 def with_spacing(mm_from_index: Tensor, spacing_mm: Sequence[float], path: Path) -> Tensor:
-    """The matrix with its axes stretched to `spacing_mm` (slice, row, column), origin kept.
+    """Scale the axes of the matrix to `spacing_mm`; the origin stays.
 
-    `spacing_mm` is along the axes as they come: (slice, row, column) of the file's own voxel order.
+    `spacing_mm` is (slice, row, column) in the file's native voxel order.
 
     Raises:
-        InputError: "bad-spacing" if the new one is not positive; "bad-affine" if the axes have no
-            directions.
+        InputError: "bad-spacing" if the new spacing is not positive; "bad-affine" if an axis has no
+            direction.
     """
     check_spacing(spacing_mm, path)
     matrix = mm_from_index.clone()
@@ -210,12 +221,12 @@ def with_spacing(mm_from_index: Tensor, spacing_mm: Sequence[float], path: Path)
     return matrix
 
 
-def upright(grid: Grid, path: Path) -> tuple[Grid, tuple[Finding, ...]]:
-    """The grid itself, or the nearest one with axes at right angles if it is a little sheared.
+def orthogonal_grid(grid: Grid, path: Path) -> tuple[Grid, tuple[Finding, ...]]:
+    """The grid itself, or the closest one with orthogonal axes if it is slightly sheared.
 
-    Up to 1e-3 mm at a corner is rounding, and the grid comes back untouched. Less than half a voxel
-    at every corner is little: each voxel of the upright grid is still nearest to its own voxel in
-    the file, so that resampling moves no label.
+    A shear of up to 1e-3 mm at every corner counts as rounding: the grid is returned unchanged. A
+    shear of less than half a voxel at every corner is slight: each voxel of the orthogonal grid is
+    still closest to its own voxel in the file, so resampling moves no label.
 
     Raises:
         InputError: "sheared": some voxel would move by half a voxel or more.
@@ -230,35 +241,35 @@ def upright(grid: Grid, path: Path) -> tuple[Grid, tuple[Finding, ...]]:
     matrix[:3, :3] = (left @ right) * spacing
     middle = (torch.tensor(grid.shape, dtype=torch.float64) - 1) / 2
     matrix[:3, 3] = grid.centre_mm - matrix[:3, :3] @ middle
-    straight = Grid(grid.shape, matrix)
-    if straight.same_as(grid):
+    orthogonal = Grid(grid.shape, matrix)
+    if orthogonal.same_as(grid):
         return grid, ()
     corners = torch.tensor(list(product(*((0, n - 1) for n in grid.shape))), dtype=torch.float64)
-    moved = (grid.index(straight.mm(corners)) - corners).abs().max().item()
+    moved = (grid.index(orthogonal.mm(corners)) - corners).abs().max().item()
     gram = (axes.T @ axes).abs()
     angle = 90 - math.degrees(math.acos(min(1.0, float((gram - torch.diag(gram.diag())).max()))))
     if moved >= 0.5:
         raise InputError(
-            f"its axes are not at right angles ({angle:.2f} degrees off: a sheared grid)",
+            f"its axes are not orthogonal ({angle:.2f} degrees off): the grid is sheared",
             path=path,
             code="sheared",
             next_step="If the gantry was tilted, read the DICOM series with --repair; "
-            "else resample the scan onto an upright grid.",
+            "otherwise resample the scan onto an orthogonal grid.",
         )
     finding = Finding(
         code="slightly-sheared",
         path=str(path),
-        cause=f"its axes are {angle:.3f} degrees off right angles ({moved:.2f} voxels at a "
-        "corner); it was resampled onto the nearest upright grid",
+        cause=f"its axes are {angle:.3f} degrees off orthogonal ({moved:.2f} voxels at a "
+        "corner); it was resampled onto the closest orthogonal grid",
     )
-    return straight, (finding,)
+    return orthogonal, (finding,)
 
 
 def check_resolution(grid: Grid, path: Path) -> tuple[Finding, ...]:
-    """Findings on voxels too coarse to see small structures in all directions.
+    """Findings on voxels that are too coarse to show small structures.
 
-    "anisotropic-voxels" if the longest side is over 6 times the shortest, "thick-slices" if it is
-    over 5 mm.
+    "anisotropic-voxels" if the largest spacing is over 6 times the smallest, "thick-slices" if it
+    is over 5 mm.
     """
     spacing = grid.spacing_mm.reshape(-1, 3).median(dim=0).values.tolist()
     thickest, ratio = max(spacing), max(spacing) / min(spacing)
@@ -270,7 +281,7 @@ def check_resolution(grid: Grid, path: Path) -> tuple[Finding, ...]:
                 path=str(path),
                 cause=f"voxels are {ratio:.1f} times longer than wide "
                 f"({' x '.join(f'{s:.3g}' for s in spacing)} mm)",
-                next_step="Prefer a thinner reconstruction where there is one.",
+                next_step="Use a reconstruction with thinner slices if there is one.",
             )
         )
     if thickest > _MAX_SLICE_MM * (1 + _ROUNDING):
@@ -279,7 +290,7 @@ def check_resolution(grid: Grid, path: Path) -> tuple[Finding, ...]:
                 code="thick-slices",
                 path=str(path),
                 cause=f"slices are {thickest:.3g} mm apart",
-                next_step="Prefer a thinner reconstruction where there is one.",
+                next_step="Use a reconstruction with thinner slices if there is one.",
             )
         )
     return tuple(findings)
@@ -288,40 +299,40 @@ def check_resolution(grid: Grid, path: Path) -> tuple[Finding, ...]:
 # ---- values ------------------------------------------------------------------------------------
 
 
-def finite(
+def replace_nonfinite(
     data: Tensor,
     path: Path,
     *,
     nonfinite: Literal["refuse", "replace"],
     values: Literal["ct", "any", "labels"],
 ) -> tuple[Tensor, tuple[Finding, ...]]:
-    """The data without NaN and Inf.
+    """Replace NaN and Inf.
 
-    Replaced, NaN and -Inf become air (-1024) in CT and the lowest finite value elsewhere; +Inf the
+    NaN and -Inf become air (-1024) in CT and the lowest finite value otherwise; +Inf becomes the
     highest finite value. Labels are never replaced.
 
     Raises:
-        InputError: "nonfinite-voxels": there are some and `nonfinite` is "refuse", or these are
-            labels, or nothing else is left.
+        InputError: "nonfinite-voxels": some values are not finite and `nonfinite` is "refuse", or
+            they are labels, or no value is finite.
     """
     if not data.is_floating_point() or bool(torch.isfinite(torch.stack(data.aminmax())).all()):
         return data, ()
-    sound = torch.isfinite(data)
-    count, total = int((~sound).sum()), data.numel()
+    is_finite = torch.isfinite(data)
+    count, total = int((~is_finite).sum()), data.numel()
     if nonfinite == "refuse" or values == "labels" or count == total:
         raise InputError(
             f"{count} of {total} voxels are NaN or infinite",
             path=path,
             code="nonfinite-voxels",
-            next_step="Find out what wrote them and export the scan again.",
+            next_step="Find the program that wrote these values and export the scan again.",
         )
-    low, high = (float(v) for v in data[sound].aminmax())
+    low, high = (float(v) for v in data[is_finite].aminmax())
     low = AIR_HU if values == "ct" else low
     finding = Finding(
         code="nonfinite-voxels",
         path=str(path),
         cause=f"{count} of {total} voxels are NaN or infinite; they were replaced "
-        f"(NaN and -Inf by {low:g}, +Inf by {high:g})",
+        f"(NaN and -Inf with {low:g}, +Inf with {high:g})",
     )
     return torch.nan_to_num(data, nan=low, posinf=high, neginf=low), (finding,)
 
@@ -329,70 +340,78 @@ def finite(
 def check_intensities(
     data: Tensor, path: Path, stored: np.dtype | None = None
 ) -> tuple[Finding, ...]:
-    """Can these be Hounsfield units? Findings where doubtful.
+    """Check that the values can be Hounsfield units; findings if that is doubtful.
 
-    Air is about -1000 HU, fat -100, soft tissue 0 to 100, bone up to some 2000 by the definition of
-    the scale (air -1000, water 0); anything lower than air is padding.
+    By the definition of the scale (air -1000, water 0), air is about -1000 HU, fat -100, soft
+    tissue 0 to 100 and bone up to about 2000; lower values than air are padding.
 
     Args:
-        data: finite values, after scaling; any shape.
+        data: finite values, after rescaling; any shape.
         path: the file, for messages.
-        stored: type in which the file keeps them, if known.
+        stored: data type in the file, if known.
 
     Raises:
-        InputError: surely not HU. "constant-image": one value everywhere; "label-map": small whole
-            numbers from 0 on; "normalised-intensities": a range of under 50 units with fractions;
-            "eight-bit-intensities": 0..255 kept in eight bits; "shifted-hu": soft tissue at about
-            1000, so that air is at 0; "absurd-intensities": beyond 100 000.
+        InputError: definitely not HU. "constant-image": a single value; "label-map": small
+            integers from 0 upwards; "normalised-intensities": fractions within a range of under 50
+            units; "eight-bit-intensities": 0..255 stored in eight bits; "shifted-hu": soft tissue
+            at about 1000, so that air is at 0; "absurd-intensities": beyond 100 000.
     """
     low, high = (float(v) for v in data.aminmax())
     flat = data.flatten() if data.is_contiguous() else data.reshape(-1)
-    sample = flat[:: max(1, flat.numel() // _VOXELS_LOOKED_AT)].to(torch.float32)
-    _refuse_no_hu(sample, low, high, path, stored)
+    sample = flat[:: max(1, flat.numel() // _MAX_SAMPLED_VOXELS)].to(torch.float32)
+    _refuse_non_hu(sample, low, high, path, stored)
     findings: list[tuple[str, str]] = []
     if stored is not None and stored.itemsize == 1:
         findings.append(("eight-bit-intensities", "it is stored in eight bits: at most 256 levels"))
     if low >= 0 and high <= 255:
         findings.append(
-            ("windowed-intensities", f"values lie in {low:g}..{high:g}: a window, fat and air lost")
+            (
+                "windowed-intensities",
+                f"values are in {low:g}..{high:g}: a window was applied, fat and air are lost",
+            )
         )
     elif low > -300:
         findings.append(
-            ("no-air", f"the lowest value is {low:g} HU: no air, so a crop, a window or no HU")
+            (
+                "no-air",
+                f"the lowest value is {low:g} HU: the scan contains no air, so it was cropped or "
+                "windowed, or the values are not HU",
+            )
         )
     elif low > -900 and float((sample == low).float().mean()) > 0.01:
-        findings.append(("windowed-intensities", f"values were cut off below {low:g} HU"))
+        findings.append(("windowed-intensities", f"values below {low:g} HU were clipped"))
     if _share(sample, -200, 300) < 0.005:
         findings.append(
-            ("no-soft-tissue", "hardly a voxel lies between -200 and 300 HU, where tissue is")
+            ("no-soft-tissue", "almost no voxels are in the range of soft tissue, -200 to 300 HU")
         )
-    step = "Check the export: kidseg expects Hounsfield units, unclipped."
+    step = "Check the export: kidseg expects unclipped Hounsfield units."
     return tuple(Finding(code=c, path=str(path), cause=t, next_step=step) for c, t in findings)
 
 
-def _refuse_no_hu(
+def _refuse_non_hu(
     sample: Tensor, low: float, high: float, path: Path, stored: np.dtype | None
 ) -> None:
-    whole = bool((sample == sample.round()).all())
+    is_integer = bool((sample == sample.round()).all())
     dense = sample > 300
     cause, code = "", ""
     if low == high:
         cause, code = f"every voxel is {low:g}", "constant-image"
-    elif whole and low >= 0 and high <= 40:
-        cause = f"values are whole numbers in {low:g}..{high:g}: this looks like a label map"
+    elif is_integer and low >= 0 and high <= 40:
+        cause = f"values are integers in {low:g}..{high:g}: this looks like a label map"
         code = "label-map"
-    elif not whole and high - low < 50 and max(-low, high) < 50:
-        cause = f"values lie in {low:.3g}..{high:.3g}: normalised, not Hounsfield units"
+    elif not is_integer and high - low < 50 and max(-low, high) < 50:
+        cause = f"values are in {low:.3g}..{high:.3g}: normalised, not Hounsfield units"
         code = "normalised-intensities"
     elif low >= 0 and high <= 255 and stored is not None and stored.itemsize == 1:
-        cause = f"values are {low:g}..{high:g} in eight bits: a windowed picture, not HU"
+        cause = f"values are {low:g}..{high:g} in eight bits: a windowed image, not HU"
         code = "eight-bit-intensities"
     elif max(-low, high) > 100_000:
-        cause, code = f"values reach {low:g}..{high:g}: not Hounsfield units", "absurd-intensities"
-    # In HU what exceeds 300 is bone and contrast, most of it below 850. If most of it lies at
-    # 850..1200 instead, that is soft tissue, and 1000 or 1024 was never subtracted.
+        cause = f"values are in {low:g}..{high:g}: not Hounsfield units"
+        code = "absurd-intensities"
+    # In HU, values above 300 are bone and contrast agent, most of them below 850. If most of them
+    # are in 850..1200 instead, they are soft tissue, and 1000 or 1024 was never subtracted.
     elif float(dense.float().mean()) >= 0.02 and _share(sample[dense], 850, 1200) >= 0.6:
-        cause = "soft tissue lies at about 1000: values are shifted by 1000 or 1024 from HU"
+        cause = "soft tissue is at about 1000: values are shifted from HU by 1000 or 1024"
         code = "shifted-hu"
     if code:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Files by their content alone: the same bytes, the same digest, whatever their names and dates."""
+"""Checksums of file contents. Names and dates do not count."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ __all__ = ["joint_sha256", "sha256_of", "sha256_of_all"]
 
 
 def sha256_of(path: Path) -> str:
-    """Of a file's bytes."""
+    """SHA-256 digest of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_of_all(paths: Iterable[Path]) -> str:
-    """Joint digest of files in the order given; of a folder, of its files in that of their names.
+    """Joint digest of files in the given order; the files of a folder are sorted by name.
 
-    What is named twice counts twice. Nothing gives the digest of no bytes.
+    A file that is listed twice counts twice. Without files it is the digest of no bytes.
     """
     return joint_sha256(
         sha256_of(file)
@@ -28,7 +28,7 @@ def sha256_of_all(paths: Iterable[Path]) -> str:
 
 
 def joint_sha256(digests: Iterable[str]) -> str:
-    """SHA-256 of SHA-256 digests, each in hexadecimal, in the order given."""
+    """SHA-256 of SHA-256 digests, each in hexadecimal, in the given order."""
     joint = hashlib.sha256()
     for digest in digests:
         joint.update(bytes.fromhex(digest))

@@ -1,8 +1,8 @@
-"""DICOM series: files to one volume in Hounsfield units, or a reason why not.
+"""Read a DICOM series as one volume in Hounsfield units.
 
-A series is read only if its planes make one even, upright grid. Broken ones are refused with
-numbers; `ReadOptions.repair` mends what can be mended without inventing anatomy: identical
-duplicates, gaps of up to 15 mm, and gantry tilt.
+A series must form one orthogonal grid of evenly spaced slices. Others are refused with the
+measured deviations. `ReadOptions.repair` repairs what can be repaired without inventing anatomy:
+identical duplicates, gaps of up to 15 mm, and gantry tilt.
 """
 
 from __future__ import annotations
@@ -18,15 +18,22 @@ from kidseg.geometry import Grid, Volume
 from kidseg.io import checks
 from kidseg.io.dicom_header import Image, find_images, is_zstd, number
 from kidseg.io.dicom_pixels import check_pixels, decode
-from kidseg.io.dicom_series import Series, check_alike, choose, grouped, identity, series_facts
+from kidseg.io.dicom_series import (
+    Series,
+    check_consistent,
+    choose,
+    group_series,
+    identity,
+    series_facts,
+)
 from kidseg.io.dicom_stack import (
     Stack,
     arrange,
     check_line,
-    coincident,
     gap_error,
-    made_even,
+    group_coincident,
     native_grid,
+    resample_evenly,
 )
 from kidseg.io.dicom_write import write_series
 from kidseg.io.scan import ReadOptions, Scan, scan_of
@@ -38,26 +45,26 @@ _NAMED = 5
 
 
 def list_series(path: str | Path) -> tuple[Series, ...]:
-    """The series in a folder (with all folders in it) or a file, volumes or not, by number.
+    """List all series in a folder (recursively) or a file, sorted by number.
 
-    Empty where there is no DICOM.
+    Includes series that are not volumes. Empty if there are no DICOM files.
 
     Raises:
         InputError: "not-found", "unreadable", "bad-dicom", "bad-orientation".
     """
-    return grouped(find_images(Path(path))[0])
+    return group_series(find_images(Path(path))[0])
 
 
 def read_series(path: str | Path, options: ReadOptions = _DEFAULT) -> Scan:
-    """The one CT volume in a folder (with all folders in it), or in one file.
+    """Read the only CT volume in a folder (recursively) or a file.
 
-    Localisers, dose reports, segmentations, secondary captures and files that are no DICOM are left
-    aside, with a finding. `native` is the grid of the acquired slices, sorted along their normal;
-    of a repaired series it is the repaired grid.
+    Localisers, dose reports, segmentations, secondary captures and files that are not DICOM are
+    ignored, with a finding. `native` is the grid of the acquired slices, sorted along their normal;
+    for a repaired series it is the repaired grid.
 
     Raises:
-        InputError: "no-dicom", "zstd-packed", "bad-dicom", "empty-file"; which series: see
-            `dicom_series.choose`; images that differ: `dicom_series.check_alike`; where they lie:
+        InputError: "no-dicom", "zstd-packed", "bad-dicom", "empty-file"; choice of series: see
+            `dicom_series.choose`; inconsistent images: `dicom_series.check_consistent`; geometry:
             `dicom_stack.arrange`, `check_line` and `gap_error`, "duplicate-slices",
             "same-position", "several-volumes", "gantry-tilt"; pixels: `dicom_pixels`; values:
             `scan.scan_of`.
@@ -67,12 +74,12 @@ def read_series(path: str | Path, options: ReadOptions = _DEFAULT) -> Scan:
     images, others = find_images(path)
     if not images:
         raise _no_dicom(path, others)
-    series, findings = choose(grouped(images), path, options)
-    _check_whole(series, others, path, options)
-    shape = check_alike(series, path)
-    found, identified = identity(series, path)
-    noticed = [*_ignored_files(path, others), *findings, *identified]
-    noticed += check_pixels(series, shape, path, options)
+    series, ignored = choose(group_series(images), path, options)
+    _check_complete(series, others, path, options)
+    shape = check_consistent(series, path)
+    identifiers, made_up = identity(series, path)
+    findings = [*_ignored_files(path, others), *ignored, *made_up]
+    findings += check_pixels(series, shape, path, options)
     planes = sorted(
         (plane for image in series.images for plane in image.planes),
         key=lambda plane: (str(plane.path), plane.frame),
@@ -86,10 +93,10 @@ def read_series(path: str | Path, options: ReadOptions = _DEFAULT) -> Scan:
     native = native_grid(stack, path)
     tilted = _is_tilted(stack, native, path, options) if uneven is None else stack.tilt_deg > 0
     values, stored, padded = decode(stack.planes, series.images, shape, path, options)
-    noticed += [*dropped, *_tilt_tag(stack, series, path), *_single(stack, native, path), *padded]
+    findings += [*dropped, *_tilt_tag(stack, series, path), *_single(stack, native, path), *padded]
     if uneven is not None or tilted:
         values, native, repaired = _repaired(values, stack, path, options, uneven)
-        noticed += repaired
+        findings += repaired
     if options.spacing_mm is not None:
         matrix = checks.with_spacing(native.mm_from_index, options.spacing_mm, path)
         native = Grid(native.shape, matrix)
@@ -101,26 +108,30 @@ def read_series(path: str | Path, options: ReadOptions = _DEFAULT) -> Scan:
         options=options,
         stored=stored,
         modality=series.modality or "unknown",
-        findings=noticed,
-        facts={**series_facts(series), **found},
+        findings=findings,
+        facts={**series_facts(series), **identifiers},
     )
 
 
 def _no_dicom(path: Path, others: list[Path]) -> InputError:
-    packed = [file for file in others if is_zstd(file)]
-    if path.is_file() and packed:
+    compressed = [file for file in others if is_zstd(file)]
+    if path.is_file() and compressed:
         return InputError(
-            "it is packed with Zstandard",
+            "it is compressed with Zstandard",
             path=path,
             code="zstd-packed",
-            next_step="Unpack it first: zstd -d FILE.",
+            next_step="Decompress it first: zstd -d FILE.",
         )
-    what = "it is no DICOM file" if path.is_file() else f"none of its {len(others)} files is DICOM"
+    cause = (
+        "it is not a DICOM file"
+        if path.is_file()
+        else f"none of its {len(others)} files is a DICOM file"
+    )
     return InputError(
-        what + (f" ({len(packed)} are packed with Zstandard)" if packed else ""),
+        cause + (f" ({len(compressed)} are compressed with Zstandard)" if compressed else ""),
         path=path,
         code="no-dicom",
-        next_step="Give a folder of DICOM files.",
+        next_step="Use a folder of DICOM files.",
     )
 
 
@@ -129,20 +140,20 @@ def _ignored_files(path: Path, others: list[Path]) -> tuple[Finding, ...]:
         return ()
     names = ", ".join(str(file.relative_to(path)) for file in others[:_NAMED])
     more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
-    cause = f"{len(others)} files are no DICOM images and were ignored: {names}{more}"
+    cause = f"{len(others)} files are not DICOM images and were ignored: {names}{more}"
     return (Finding(code="ignored-files", path=str(path), cause=cause),)
 
 
-def _check_whole(series: Series, others: list[Path], path: Path, options: ReadOptions) -> None:
-    """Refuse an empty file among the slices: at either end of a stack it would leave no gap."""
+def _check_complete(series: Series, others: list[Path], path: Path, options: ReadOptions) -> None:
+    """Refuse empty files among the slices. At either end of a stack they would leave no gap."""
     kinds = {(image.path.parent, image.path.suffix) for image in series.images}
-    lost = [f for f in others if (f.parent, f.suffix) in kinds and f.stat().st_size == 0]
-    if lost and not options.repair:
+    empty = [f for f in others if (f.parent, f.suffix) in kinds and f.stat().st_size == 0]
+    if empty and not options.repair:
         raise InputError(
-            f"{len(lost)} files among its images are empty, first {lost[0].name}",
+            f"{len(empty)} files among its images are empty, first {empty[0].name}",
             path=path,
             code="empty-file",
-            next_step="Export the whole series again, or read what is left with --repair.",
+            next_step="Export the complete series again, or read the other files with --repair.",
         )
 
 
@@ -152,41 +163,42 @@ def _check_whole(series: Series, others: list[Path], path: Path, options: ReadOp
 def _without_duplicates(
     stack: Stack, series: Series, path: Path, options: ReadOptions
 ) -> tuple[Stack, tuple[Finding, ...]]:
-    """The stack with one plane at each place.
+    """The stack with one plane at each position.
 
     Raises:
-        InputError: "same-position": all are at one; "several-volumes": several at each;
-            "duplicate-slices": at some, and no repair is wanted or they are not identical.
+        InputError: "same-position": all planes share one position; "several-volumes": every
+            position has several; "duplicate-slices": some positions have several, and repair is
+            off or the planes are not identical.
     """
-    groups = coincident(stack)
-    doubled = [group for group in groups if len(group) > 1]
-    if not doubled:
+    groups = group_coincident(stack)
+    duplicates = [group for group in groups if len(group) > 1]
+    if not duplicates:
         return stack, ()
-    same = all(_identical(stack.kept(group), series, path, options) for group in doubled)
+    same = all(_identical(stack.select(group), series, path, options) for group in duplicates)
     if same and options.repair:
-        extra = sum(len(group) - 1 for group in doubled)
-        cause = f"{extra} images were dropped that are identical to others at the same position"
+        extra = sum(len(group) - 1 for group in duplicates)
+        cause = f"{extra} images that are identical to others at the same position were dropped"
         dropped = Finding(code="dropped-duplicates", path=str(path), cause=cause)
-        return stack.kept([group[0] for group in groups]), (dropped,)
-    first = doubled[0]
+        return stack.select([group[0] for group in groups]), (dropped,)
+    first = duplicates[0]
     names = ", ".join(stack.planes[k].path.name for k in first[:_NAMED])
     at = f"at {stack.depth_mm[first[0]]:.2f} mm ({names})"
-    code, next_step = "duplicate-slices", "Remove one of each, or put each in a folder of its own."
+    code, next_step = "duplicate-slices", "Remove the extra images, or put them in another folder."
     if len(groups) == 1:
-        cause = f"all {len(first)} images lie at one position, {at}: no volume"
-        code, next_step = "same-position", "Give a series of slices side by side."
+        cause = f"all {len(first)} images have the same position, {at}: they form no volume"
+        code, next_step = "same-position", "Use a series of adjacent slices."
     elif len({len(group) for group in groups}) == 1 and not same:
-        cause = f"each of {len(groups)} positions has {len(first)} different images, as {at}"
+        cause = f"each of {len(groups)} positions has {len(first)} different images, first {at}"
         code, next_step = "several-volumes", "Put each phase or reconstruction in its own folder."
     else:
         kind = "identical" if same else "different"
-        cause = f"{len(doubled)} positions have several {kind} images, first {at}"
+        cause = f"{len(duplicates)} positions have several {kind} images, first {at}"
         next_step = "Drop the copies with --repair." if same else next_step
     raise InputError(cause, path=path, code=code, next_step=next_step)
 
 
 def _identical(stack: Stack, series: Series, path: Path, options: ReadOptions) -> bool:
-    """Do these planes show the same, at the same place?"""
+    """Whether these planes have the same values and the same position."""
     images: list[Image] = list(series.images)
     values, _, _ = decode(stack.planes, images, stack.shape, path, options)
     apart = abs(stack.positions_mm - stack.positions_mm[0]).max()
@@ -197,36 +209,36 @@ def _identical(stack: Stack, series: Series, path: Path, options: ReadOptions) -
 
 
 def _is_tilted(stack: Stack, native: Grid, path: Path, options: ReadOptions) -> bool:
-    """Is the shear too large for `scan_of`, so that it has to be repaired?
+    """Whether the shear is too large for `scan_of`, so that it must be repaired.
 
     Raises:
-        InputError: "gantry-tilt", without repair.
+        InputError: "gantry-tilt", if repair is off.
     """
     try:
-        checks.upright(native, path)
+        checks.orthogonal_grid(native, path)
     except InputError as error:
         if options.repair:
             return True
         raise InputError(
-            f"the gantry was tilted: slices stand {stack.tilt_deg:.2f} degrees off the direction "
-            "in which they follow each other",
+            f"the gantry was tilted: the slice normal is {stack.tilt_deg:.2f} degrees off the "
+            "direction of the stack",
             path=path,
             code="gantry-tilt",
-            next_step="Resample it onto upright slices with --repair.",
+            next_step="Resample it onto an orthogonal grid with --repair.",
         ) from error
     return False
 
 
 def _tilt_tag(stack: Stack, series: Series, path: Path) -> tuple[Finding, ...]:
-    """A finding where the header claims a tilt that the positions do not show."""
+    """A finding if the header states a tilt that contradicts the positions."""
     claimed = number(series.images[0].header, "GantryDetectorTilt")
     if len(stack.planes) < 2 or not claimed or not math.isfinite(claimed) or abs(claimed) < 0.5:
         return ()
     if abs(abs(claimed) - stack.tilt_deg) < 1.0:
         return ()
     cause = (
-        f"its header states a gantry tilt of {claimed:g} degrees, its positions show "
-        f"{stack.tilt_deg:.2f}; the positions were taken"
+        f"its header states a gantry tilt of {claimed:g} degrees, but its positions show "
+        f"{stack.tilt_deg:.2f}; the positions were used"
     )
     return (Finding(code="tilt-disagrees", path=str(path), cause=cause),)
 
@@ -235,26 +247,26 @@ def _single(stack: Stack, native: Grid, path: Path) -> tuple[Finding, ...]:
     if len(stack.planes) > 1:
         return ()
     thickness = float(native.spacing_mm[0])
-    cause = f"it is one slice; its thickness of {thickness:g} mm was taken from the header"
+    cause = f"it is a single slice; its thickness of {thickness:g} mm was taken from the header"
     return (Finding(code="single-slice", path=str(path), cause=cause),)
 
 
 def _repaired(
     values: Tensor, stack: Stack, path: Path, options: ReadOptions, uneven: InputError | None
 ) -> tuple[Tensor, Grid, tuple[Finding, ...]]:
-    """Values and grid, even and upright, and what was done."""
+    """Values on an evenly spaced orthogonal grid, the grid, and findings on the repairs."""
     labels = options.values == "labels"
     fill = checks.AIR_HU if options.values == "ct" else float(values.min())
-    volume: Volume = made_even(values, stack, path, labels=labels, fill=fill)
-    onto = f"an even grid of {volume.grid.shape[0]} slices, which labels go back to"
+    volume: Volume = resample_evenly(values, stack, path, labels=labels, fill=fill)
+    target = f"{volume.grid.shape[0]} evenly spaced slices; labels are written on this grid"
     findings = []
     if uneven is not None:
-        cause = f"{uneven.cause}; the series was interpolated onto {onto}"
+        cause = f"{uneven.cause}; the series was interpolated onto {target}"
         findings.append(Finding(code=f"repaired-{uneven.code}", path=str(path), cause=cause))
     if stack.tilt_deg > 0:
         cause = (
-            f"the gantry was tilted by {stack.tilt_deg:.2f} degrees; slices were moved within "
-            f"their planes, onto {onto}"
+            f"the gantry was tilted by {stack.tilt_deg:.2f} degrees; slices were shifted within "
+            f"their planes, onto {target}"
         )
         findings.append(Finding(code="repaired-gantry-tilt", path=str(path), cause=cause))
     data = volume.data if labels else volume.data.to(torch.float32)

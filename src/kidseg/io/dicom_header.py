@@ -1,7 +1,7 @@
-"""The headers of DICOM files, and the image planes they describe.
+"""Read the headers of DICOM files, and the image planes that they describe.
 
-A file holds one plane (CT Image) or many (Enhanced CT Image, in functional groups). Both become a
-tuple of `Plane`s, so that nothing after this module knows the difference.
+A file contains one plane (CT Image) or many (Enhanced CT Image, in functional groups). Both become
+a tuple of `Plane`s, so the other modules need no distinction.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66"
 _DIRECTORY = "1.2.840.10008.1.3.10"
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
-_DEFLATE_RATIO = 1032  # the most that deflate can pack (zlib's documentation)
+_DEFLATE_RATIO = 1032  # maximum compression ratio of deflate (zlib's documentation)
 _ZSTD = b"\x28\xb5\x2f\xfd"
 
-# The name space of our own UIDs.
+# Namespace of the UIDs that kidseg derives.
 _NAMES = uuid.UUID("5e9f7d52-6a3c-5d1e-9b64-3f0b8f6f2c11")
 
 _CT_CLASSES = {
@@ -51,7 +51,7 @@ _CT_CLASSES = {
     "1.2.840.10008.5.1.4.1.1.2.2",  # Legacy Converted Enhanced
 }
 
-# What is read of a header: nothing else is parsed.
+# Only these elements of a header are parsed.
 _TAGS = [
     "SpecificCharacterSet", "ImageType", "SOPClassUID", "SOPInstanceUID", "Modality",
     "StudyDate", "StudyDescription", "SeriesDescription", "Manufacturer", "ManufacturerModelName",
@@ -70,18 +70,18 @@ _TAGS = [
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Plane:
-    """One image plane: where it lies and how its values are scaled. None: the file does not say.
+    """Geometry and rescaling of one image plane. None means that the file does not state it.
 
     Attributes:
         path: its file.
-        frame: its number in the file, from 0.
+        frame: frame index in the file, from 0.
         position_mm: (3,) LPS, centre of the first voxel.
         directions: (2, 3) unit vectors LPS: along a row (growing column index), then down a column.
         spacing_mm: between (rows, columns).
-        thickness_mm: distance between slices if stated, else thickness of the slice.
-        slope: of the rescaling.
-        intercept: of the rescaling.
-        rescale_type: what the rescaled values are, "HU" in most.
+        thickness_mm: distance between slices if stated, otherwise slice thickness.
+        slope: rescale slope.
+        intercept: rescale intercept.
+        rescale_type: unit of the rescaled values, usually "HU".
     """
 
     path: Path
@@ -101,8 +101,8 @@ class Image:
 
     Attributes:
         path: the file.
-        header: its data elements, as far as kidseg reads them.
-        planes: what it shows; one if it holds no frames.
+        header: the data elements that kidseg reads.
+        planes: its image planes; one for a single-frame file.
     """
 
     path: Path
@@ -110,22 +110,22 @@ class Image:
     planes: tuple[Plane, ...]
 
     def text(self, name: str) -> str:
-        """A data element as text, "" where it is missing, empty or cannot be read."""
+        """A data element as text; "" if it is missing, empty or unreadable."""
         return text(self.header, name)
 
     @property
     def modality(self) -> str:
-        """As stated; else what the kind of object implies; else ""."""
+        """The stated modality; otherwise that of the SOP class; otherwise ""."""
         return self.text("Modality") or ("CT" if self.text("SOPClassUID") in _CT_CLASSES else "")
 
     @property
     def syntax(self) -> str:
-        """UID of the transfer syntax, "" if the file does not say."""
+        """UID of the transfer syntax; "" if it is missing."""
         return text(self.header.file_meta, "TransferSyntaxUID")
 
     @property
-    def no_plane(self) -> str:
-        """Why this is no plane of a volume ("localiser", ...); "" if it may be one."""
+    def excluded_kind(self) -> str:
+        """The kind of an image that cannot belong to a volume ("localiser", ...); otherwise ""."""
         from pydicom.uid import UID
 
         kind, name = self.text("SOPClassUID"), UID(self.text("SOPClassUID")).name
@@ -143,12 +143,12 @@ class Image:
 
 
 def find_images(path: Path) -> tuple[list[Image], list[Path]]:
-    """The DICOM images of a folder and all folders in it, or of one file; and what is none.
+    """Find the DICOM images in a folder (recursively) or a file; also return all other files.
 
-    Hidden files and folders and `__MACOSX` are left out; links to folders are not followed.
+    Hidden files and folders and `__MACOSX` are skipped; links to folders are not followed.
 
     Raises:
-        InputError: "not-found", "unreadable"; "bad-dicom": a DICOM file that is damaged.
+        InputError: "not-found", "unreadable"; "bad-dicom": a damaged DICOM file.
     """
     images: list[Image] = []
     others: list[Path] = []
@@ -162,7 +162,7 @@ def find_images(path: Path) -> tuple[list[Image], list[Path]]:
 
 
 def is_zstd(path: Path) -> bool:
-    """Is the file packed with Zstandard?"""
+    """Whether the file is compressed with Zstandard."""
     with path.open("rb") as file:
         return file.read(4) == _ZSTD
 
@@ -170,10 +170,10 @@ def is_zstd(path: Path) -> bool:
 def _files(path: Path) -> Iterator[Path]:
     if not path.exists():
         raise InputError(
-            "there is no such file or folder",
+            "no such file or folder",
             path=path,
             code="not-found",
-            next_step="Check the name.",
+            next_step="Check the path.",
         )
     if path.is_file():
         yield path
@@ -191,14 +191,14 @@ def _files(path: Path) -> Iterator[Path]:
 
 
 def _read_header(path: Path) -> Image | None:
-    """The image in a file, or None if it is no DICOM or a DICOMDIR."""
+    """The image in a file; None for a DICOMDIR or a file that is not DICOM."""
     try:
         with path.open("rb") as file:
             start = file.read(1024)
     except OSError as error:
         raise _unreadable(path, error) from error
-    whole = start[128:132] == b"DICM"
-    if not whole and start[:2] not in (b"\x02\0", b"\x08\0"):
+    has_preamble = start[128:132] == b"DICM"
+    if not has_preamble and start[:2] not in (b"\x02\0", b"\x08\0"):
         return None
     if _DEFLATED in start:
         checks.check_memory(path.stat().st_size * _DEFLATE_RATIO, path)
@@ -208,19 +208,19 @@ def _read_header(path: Path) -> Image | None:
     ):
         return None
     known = text(header, "SOPClassUID") or text(header, "Modality")
-    if not known and not whole:
+    if not known and not has_preamble:
         return None
     if not known or (text(header, "SOPClassUID") in _CT_CLASSES and "Rows" not in header):
-        raise _damaged(path, "its header ends early")
+        raise _damaged(path, "its header is truncated")
     with quiet():
         return Image(path=path, header=header, planes=_planes(path, header))
 
 
 def read_dataset(path: Path, *, headers_only: bool = False) -> Dataset:
-    """A file's data elements: all of them, or those of the header.
+    """Read a file's data elements: all of them, or only those of the header.
 
     Raises:
-        InputError: "unreadable"; "bad-dicom": what is no sound DICOM.
+        InputError: "unreadable"; "bad-dicom": not a valid DICOM file.
     """
     import struct
     import zlib
@@ -228,7 +228,7 @@ def read_dataset(path: Path, *, headers_only: bool = False) -> Dataset:
     from pydicom import dcmread
     from pydicom.errors import BytesLengthException, InvalidDicomError
 
-    wrong = (InvalidDicomError, BytesLengthException, EOFError, struct.error, zlib.error)
+    invalid = (InvalidDicomError, BytesLengthException, EOFError, struct.error, zlib.error)
     try:
         with quiet():
             if headers_only:
@@ -237,7 +237,7 @@ def read_dataset(path: Path, *, headers_only: bool = False) -> Dataset:
     except OSError as error:
         raise _unreadable(path, error) from error
     except (
-        *wrong, ValueError, KeyError, IndexError, TypeError, AttributeError, NotImplementedError,
+        *invalid, ValueError, KeyError, IndexError, TypeError, AttributeError, NotImplementedError,
         RecursionError, MemoryError,
     ) as error:  # fmt: skip
         raise _damaged(path, f"it cannot be read as DICOM ({error})") from error
@@ -245,14 +245,14 @@ def read_dataset(path: Path, *, headers_only: bool = False) -> Dataset:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without pydicom's remarks on values that it reads nevertheless."""
+    """Suppress pydicom's warnings about invalid values that it can still read."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         yield
 
 
 def text(dataset: Dataset, name: str) -> str:
-    """A data element as text; several values are joined by backslashes; "" if there is none."""
+    """A data element as text; several values are joined by backslashes; "" if it is missing."""
     from pydicom.multival import MultiValue
 
     try:
@@ -267,7 +267,7 @@ def text(dataset: Dataset, name: str) -> str:
 
 
 def number(dataset: Dataset, name: str) -> float | None:
-    """A data element as one number, None if it is missing or none."""
+    """A data element as one number; None if it is missing or not a single number."""
     values = _numbers(dataset, name, 1)
     return None if values is None else values[0]
 
@@ -283,7 +283,7 @@ def _numbers(dataset: Dataset, name: str, count: int) -> list[float] | None:
 
 
 def derived_uid(*names: str) -> str:
-    """A UID that is always the same for the same names.
+    """Derive a UID from names; the same names always give the same UID.
 
     Source: DICOM PS3.5, B.2: "2.25." and a UUID as a decimal number; RFC 4122, 4.3 (UUID by name).
     """
@@ -294,7 +294,7 @@ def derived_uid(*names: str) -> str:
 
 
 def _planes(path: Path, header: Dataset) -> tuple[Plane, ...]:
-    """The plane of a single-frame image, or those of the functional groups of a multi-frame one."""
+    """The plane of a single-frame image, or the planes of a multi-frame image."""
     frames = header.get("PerFrameFunctionalGroupsSequence")
     if not frames:
         return (_plane(path, 0, lambda _sequence: header),)
@@ -315,7 +315,7 @@ def _planes(path: Path, header: Dataset) -> tuple[Plane, ...]:
 
 
 def _plane(path: Path, frame: int, group: Callable[[str], Dataset]) -> Plane:
-    """A plane from the data sets that hold its position, orientation, measures and scaling.
+    """A plane from the data sets with its position, orientation, pixel measures and rescaling.
 
     Source: DICOM PS3.3, C.7.6.2 (image plane), C.7.6.16.2 (functional groups), C.11.1.
     """
@@ -343,16 +343,16 @@ def _finite(values: Sequence[float] | None) -> np.ndarray | None:
 
 
 def _orthonormal(cosines: list[float], path: Path) -> np.ndarray:
-    """(2, 3) row and column direction, freed of the rounding of their decimals.
+    """(2, 3) row and column direction, orthonormalised to remove the rounding of decimals.
 
     Raises:
-        InputError: "bad-orientation": they are no unit vectors at right angles.
+        InputError: "bad-orientation": they are not orthogonal unit vectors.
     """
     along, down = np.array(cosines).reshape(2, 3)
     lengths = np.linalg.norm([along, down], axis=1)
     if not (np.abs(lengths - 1) < 1e-2).all() or abs(float(along @ down)) > 1e-2:
         raise InputError(
-            f"its image orientation {cosines} is no pair of unit vectors at right angles",
+            f"its image orientation {cosines} is invalid: not two orthogonal unit vectors",
             path=path,
             code="bad-orientation",
             next_step="The header is damaged: export the series again.",

@@ -1,4 +1,4 @@
-"""The pixels of DICOM images: decoded, rescaled, padding made air."""
+"""Decode and rescale the pixels of DICOM images, and replace padding."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _LOSSY = {
     "1.2.840.10008.1.2.4.51",  # JPEG Extended
     "1.2.840.10008.1.2.4.81",  # JPEG-LS near-lossless
 }
-# The most that a picture is compressed by: a constant one by JPEG 2000, far beyond any patient.
+# Maximum compression ratio: a constant image in JPEG 2000, far beyond that of any patient.
 _COMPRESSION = 10_000
-# What counts as padding in CT: no tissue, lung included, lies below.
+# Padding in CT is below this value; all tissue, including lung, is above.
 _PADDING_HU = -950.0
 
 
 def check_pixels(
     series: Series, shape: tuple[int, int], path: Path, options: ReadOptions
 ) -> tuple[Finding, ...]:
-    """Before anything is decoded: can it be, does it fit in memory, what is to be said about it?
+    """Check before decoding that the pixels can be decoded and fit in memory.
 
     Raises:
         InputError: "undecodable-syntax", "unsupported-type", "modality-lut", "not-hounsfield",
@@ -45,19 +45,19 @@ def check_pixels(
     for image in series.images:
         _check_syntax(image)
         bits = _bits(image)
-        packed = _is_packed(image.syntax)
+        compressed = _is_compressed(image.syntax)
         checks.check_memory(
             rows * columns * len(image.planes) * bits // 8,
             image.path,
-            held_bytes=image.path.stat().st_size * (_COMPRESSION if packed else 1),
+            held_bytes=image.path.stat().st_size * (_COMPRESSION if compressed else 1),
             limit_bytes=options.memory_limit_bytes,
         )
         if "ModalityLUTSequence" in image.header:
             raise InputError(
-                "its values are scaled by a table (Modality LUT)",
+                "its values are rescaled with a lookup table (Modality LUT): not supported",
                 path=image.path,
                 code="modality-lut",
-                next_step="Export the original CT images, in Hounsfield units.",
+                next_step="Export the original CT images in Hounsfield units.",
             )
     voxels = rows * columns * series.n_images
     checks.check_memory(2 * 4 * voxels, path, limit_bytes=options.memory_limit_bytes)
@@ -83,7 +83,7 @@ def _check_syntax(image: Image) -> None:
     )
 
 
-def _is_packed(syntax: str) -> bool:
+def _is_compressed(syntax: str) -> bool:
     from pydicom.uid import UID
 
     uid = UID(syntax or _IMPLICIT)
@@ -91,18 +91,18 @@ def _is_packed(syntax: str) -> bool:
 
 
 def _bits(image: Image) -> int:
-    """Bits Allocated, if it is a layout of bits that can be read.
+    """Bits Allocated, if the bit layout is supported.
 
     Raises:
         InputError: "unsupported-type".
     """
     names = ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
     allocated, stored, high, signed = (number(image.header, name) for name in names)
-    sound = allocated in (8, 16, 32) and stored is not None and 0 < stored <= (allocated or 0)
-    if sound and signed in (0, 1) and high in (None, (stored or 0) - 1):
+    valid = allocated in (8, 16, 32) and stored is not None and 0 < stored <= (allocated or 0)
+    if valid and signed in (0, 1) and high in (None, (stored or 0) - 1):
         return int(allocated or 0)
     raise InputError(
-        f"its pixels are of a type that cannot be read ({allocated} bits allocated, {stored} "
+        f"its pixel format is not supported ({allocated} bits allocated, {stored} "
         f"stored, high bit {high}, pixel representation {signed})",
         path=image.path,
         code="unsupported-type",
@@ -119,25 +119,25 @@ def _lossy(series: Series, path: Path) -> tuple[Finding, ...]:
     if not lossy:
         return ()
     ratio = lossy[0].text("LossyImageCompressionRatio")
-    cause = f"{len(lossy)} of {len(series.images)} files underwent lossy compression" + (
+    cause = f"{len(lossy)} of {len(series.images)} files have lossy compression" + (
         f" (ratio {ratio})" if ratio else ""
     )
-    step = "Prefer the original: small structures may be lost."
+    step = "Use the original if possible: small structures may be lost."
     return (Finding(code="lossy-compression", path=str(path), cause=cause, next_step=step),)
 
 
 def _rescaling(series: Series, path: Path, options: ReadOptions) -> tuple[Finding, ...]:
-    """What is to be said about slope, intercept and the kind of value.
+    """Check slope, intercept and the unit of the values.
 
     Raises:
-        InputError: "not-hounsfield": the file says that its values are something else;
-            "bad-rescale": a slope or intercept that is no number.
+        InputError: "not-hounsfield": the file states another unit; "bad-rescale": the slope is zero
+            or slope or intercept is not finite.
     """
     planes = [plane for image in series.images for plane in image.planes]
     for plane in planes:
         if plane.slope == 0 or not np.isfinite([plane.slope or 1, plane.intercept or 0]).all():
             raise InputError(
-                f"its rescale slope is {plane.slope:g} and intercept {plane.intercept}",
+                f"its rescale slope {plane.slope:g} or intercept {plane.intercept} is invalid",
                 path=plane.path,
                 code="bad-rescale",
                 next_step="The header is damaged: export the series again.",
@@ -145,11 +145,11 @@ def _rescaling(series: Series, path: Path, options: ReadOptions) -> tuple[Findin
     if options.values != "ct":
         return ()
     findings = []
-    lost = sum(plane.slope is None or plane.intercept is None for plane in planes)
-    if lost:
+    missing = sum(plane.slope is None or plane.intercept is None for plane in planes)
+    if missing:
         cause = (
-            f"{lost} of {len(planes)} images state no rescale slope or intercept; 1 and 0 were "
-            "taken, so that stored values are Hounsfield units"
+            f"rescale slope or intercept is missing in {missing} of {len(planes)} images; 1 and 0 "
+            "were used: stored values are assumed to be Hounsfield units"
         )
         findings.append(Finding(code="missing-rescale", path=str(path), cause=cause))
     kinds = Counter(plane.rescale_type for plane in planes)
@@ -164,13 +164,13 @@ def _rescaling(series: Series, path: Path, options: ReadOptions) -> tuple[Findin
         )
     if any("PERFUSION" in image.text("ImageType") for image in series.images):
         kind = series.images[0].text("ImageType")
-        cause = f"it is a perfusion map (Image Type {kind}): its values may be no Hounsfield units"
+        cause = f"it is a perfusion map (Image Type {kind}): values may not be Hounsfield units"
         findings.append(Finding(code="derived-values", path=str(path), cause=cause))
     if "US" in kinds:
-        cause = "it does not say that its values are Hounsfield units (Rescale Type is US)"
+        cause = "the unit of its values is unspecified (Rescale Type is US)"
         findings.append(Finding(code="unspecified-values", path=str(path), cause=cause))
     if any(image.text("PhotometricInterpretation") == "MONOCHROME1" for image in series.images):
-        cause = "it is to be shown inverted (MONOCHROME1), which changes no value"
+        cause = "it is displayed inverted (MONOCHROME1); values are not affected"
         findings.append(Finding(code="monochrome1", path=str(path), cause=cause))
     return tuple(findings)
 
@@ -185,36 +185,36 @@ def decode(
     path: Path,
     options: ReadOptions,
 ) -> tuple[Tensor, np.dtype, tuple[Finding, ...]]:
-    """The values of planes, rescaled each with its own slope and intercept.
+    """Decode planes and rescale each with its own slope and intercept.
 
-    Pixels that the header calls padding become air (-1024 HU) in CT, the lowest other value
-    elsewhere.
+    Padding according to the header becomes air (-1024 HU) in CT and the lowest other value
+    otherwise.
 
     Args:
-        planes: in the order wanted.
+        planes: in output order.
         images: their files.
         shape: (rows, columns) of each.
-        path: of the series, for messages.
+        path: the series, for messages.
         options: what the values mean.
 
     Returns:
-        (1, planes, rows, columns), the type that they are stored in, and findings.
+        (1, planes, rows, columns), the stored data type, and findings.
 
     Raises:
-        InputError: "bad-pixels": pixels that are truncated or cannot be decoded.
+        InputError: "bad-pixels": pixels are truncated or cannot be decoded.
     """
-    of = {image.path: image for image in images}
-    stored = np.result_type(*(_stored_type(of[plane.path]) for plane in planes))
+    image_of = {image.path: image for image in images}
+    stored = np.result_type(*(_stored_type(image_of[plane.path]) for plane in planes))
     raw = np.empty((len(planes), *shape), stored)
-    where: dict[Path, list[int]] = {}
+    indices_of: dict[Path, list[int]] = {}
     for k, plane in enumerate(planes):
-        where.setdefault(plane.path, []).append(k)
+        indices_of.setdefault(plane.path, []).append(k)
     padding = np.zeros(raw.shape, bool) if any(_padding(i) for i in images) else None
-    for file, places in where.items():
-        _decode_file(of[file], [planes[k].frame for k in places], raw, places)
-        limits = _padding(of[file])
+    for file, indices in indices_of.items():
+        _decode_file(image_of[file], [planes[k].frame for k in indices], raw, indices)
+        limits = _padding(image_of[file])
         if padding is not None and limits is not None:
-            for k in places:
+            for k in indices:
                 padding[k] = (raw[k] >= limits[0]) & (raw[k] <= limits[1])
     scales = [(1.0 if p.slope is None else p.slope, p.intercept or 0.0) for p in planes]
     if len(set(scales)) == 1:
@@ -228,7 +228,7 @@ def decode(
 
 
 def _extremes(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Two of the tensors whose common type holds all of them."""
+    """Two of the tensors whose common data type can hold all of them."""
     by_width = sorted(parts, key=lambda t: (t.is_floating_point(), t.dtype.itemsize))
     return by_width[-1], max(parts, key=lambda t: t.dtype.itemsize)
 
@@ -238,23 +238,23 @@ def _stored_type(image: Image) -> np.dtype:
     return np.dtype(f"{'int' if signed else 'uint'}{bits}")
 
 
-def _decode_file(image: Image, frames: Sequence[int], out: np.ndarray, places: list[int]) -> None:
-    """Decode some frames of a file into out[places].
+def _decode_file(image: Image, frames: Sequence[int], out: np.ndarray, indices: list[int]) -> None:
+    """Decode some frames of a file into out[indices].
 
-    pydicom corrects signs and the bits beyond Bits Stored.
+    pydicom corrects signs and masks the bits beyond Bits Stored.
     """
     from pydicom.pixels.utils import iter_pixels
     from pydicom.uid import UID
 
     dataset = read_dataset(image.path)
-    if not image.syntax:  # a data set without a head: DICOM's default, or pydicom could not read it
+    if not image.syntax:  # no file meta information: DICOM's default transfer syntax
         dataset.file_meta.TransferSyntaxUID = UID(_IMPLICIT)
     try:
         with quiet():
-            for place, frame in zip(places, iter_pixels(dataset, indices=frames), strict=True):
+            for index, frame in zip(indices, iter_pixels(dataset, indices=frames), strict=True):
                 if frame.shape != out.shape[1:]:
                     raise ValueError(f"decoded to {frame.shape} pixels, not {out.shape[1:]}")
-                out[place] = frame
+                out[index] = frame
     except (
         ValueError, RuntimeError, AttributeError, KeyError, IndexError, TypeError, EOFError,
         NotImplementedError,
@@ -269,7 +269,7 @@ def _decode_file(image: Image, frames: Sequence[int], out: np.ndarray, places: l
 
 
 def _padding(image: Image) -> tuple[int, int] | None:
-    """Least and greatest stored value that is padding, None if the file names none.
+    """Lowest and highest stored value that is padding; None if the header states none.
 
     Source: DICOM PS3.3, C.7.5.1.1.2 (Pixel Padding Value and Pixel Padding Range Limit).
     """
@@ -279,13 +279,13 @@ def _padding(image: Image) -> tuple[int, int] | None:
     limit = number(image.header, "PixelPaddingRangeLimit")
     ends = [int(value), int(value if limit is None else limit)]
     info = np.iinfo(_stored_type(image))
-    # Signed padding is at times written with the unsigned type, as 63536 for -2000.
+    # Some writers store signed padding as unsigned, for example 63536 for -2000.
     ends = [end - 2**info.bits if end > info.max and info.min < 0 else end for end in ends]
     return min(ends), max(ends)
 
 
 def _pad(values: Tensor, padding: Tensor, path: Path, options: ReadOptions) -> tuple[Finding, ...]:
-    """Overwrite padding in place, unless it could be tissue."""
+    """Replace padding in place, unless it could be tissue."""
     count = int(padding.sum())
     if not count or options.values == "labels":
         return ()
@@ -293,7 +293,7 @@ def _pad(values: Tensor, padding: Tensor, path: Path, options: ReadOptions) -> t
     highest = float(values[padding].max())
     if options.values == "ct":
         if highest > _PADDING_HU:
-            cause = f"{share} by their stored value, but up to {highest:g} HU; they were kept"
+            cause = f"{share} by their stored value, but reach {highest:g} HU; they were kept"
             return (Finding(code="ambiguous-padding", path=str(path), cause=cause),)
         fill = checks.AIR_HU
     else:

@@ -1,4 +1,4 @@
-"""Which DICOM series a folder holds, and which of them is the scan."""
+"""Group DICOM images by series, and choose the series to read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kidseg.errors import Finding, InputError
 from kidseg.io.dicom_header import Image, derived_uid
 from kidseg.io.scan import ReadOptions
 
-__all__ = ["Series", "check_alike", "choose", "grouped", "identity", "series_facts"]
+__all__ = ["Series", "check_consistent", "choose", "group_series", "identity", "series_facts"]
 
 _CODES = {
     "segmentation": "not-a-scan",
@@ -24,7 +24,7 @@ _CODES = {
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Series:
-    """Images of one Series Instance UID that are of one kind.
+    """Images of one kind that share a Series Instance UID.
 
     Attributes:
         uid: Series Instance UID, "" if missing.
@@ -32,7 +32,7 @@ class Series:
         description: Series Description.
         modality: "CT", "MR", ...; "" if not stated.
         images: its files.
-        kind: "volume", or what else it holds: "localiser", "segmentation", ...
+        kind: "volume", or another kind: "localiser", "segmentation", ...
     """
 
     uid: str
@@ -56,15 +56,15 @@ class Series:
         )
 
 
-def grouped(images: Sequence[Image]) -> tuple[Series, ...]:
-    """The images by series, and by kind where a series mixes them; sorted by number."""
+def group_series(images: Sequence[Image]) -> tuple[Series, ...]:
+    """Group images by series, and by kind within a series; sorted by number."""
     groups: dict[tuple[str, str, str], list[Image]] = {}
     for image in images:
-        key = (image.text("SeriesInstanceUID"), image.modality, image.no_plane)
+        key = (image.text("SeriesInstanceUID"), image.modality, image.excluded_kind)
         groups.setdefault(key, []).append(image)
     found = []
-    for (uid, modality, no_plane), members in groups.items():
-        nowhere = all(p.position_mm is None for image in members for p in image.planes)
+    for (uid, modality, kind), members in groups.items():
+        unplaced = all(p.position_mm is None for image in members for p in image.planes)
         found.append(
             Series(
                 uid=uid,
@@ -72,7 +72,7 @@ def grouped(images: Sequence[Image]) -> tuple[Series, ...]:
                 description=members[0].text("SeriesDescription"),
                 modality=modality,
                 images=tuple(members),
-                kind=no_plane or ("images without position" if nowhere else "volume"),
+                kind=kind or ("images without position" if unplaced else "volume"),
             )
         )
     return tuple(sorted(found, key=lambda s: (s.number.zfill(8), s.uid, s.kind)))
@@ -81,35 +81,37 @@ def grouped(images: Sequence[Image]) -> tuple[Series, ...]:
 def choose(
     series: Sequence[Series], path: Path, options: ReadOptions
 ) -> tuple[Series, tuple[Finding, ...]]:
-    """The series to read, and what was left aside.
+    """Choose the series to read; findings name the ignored ones.
 
     Raises:
         InputError: "no-such-series"; "several-series"; "not-ct": volumes of another modality;
-            "no-position", "colour-image", "not-a-scan": no volume at all.
+            "no-position", "colour-image", "not-a-scan", "no-volume": it contains no volume.
     """
-    offered = [s for s in series if options.series in (None, s.uid, s.number)]
-    if not offered:
-        raise _refusal(f"it holds no series {options.series}, but", series, path, "no-such-series")
-    volumes = [s for s in offered if s.kind == "volume"]
-    wanted = [s for s in volumes if s.modality == "CT" or options.values != "ct"]
-    if len(wanted) > 1:
-        raise _refusal(f"it holds {len(wanted)} series:", wanted, path, "several-series")
-    if volumes and not wanted:
+    matching = [s for s in series if options.series in (None, s.uid, s.number)]
+    if not matching:
+        raise _refusal(
+            f"it does not contain series {options.series}, but", series, path, "no-such-series"
+        )
+    volumes = [s for s in matching if s.kind == "volume"]
+    usable = [s for s in volumes if s.modality == "CT" or options.values != "ct"]
+    if len(usable) > 1:
+        raise _refusal(f"it contains {len(usable)} series:", usable, path, "several-series")
+    if volumes and not usable:
         names = ", ".join(sorted({s.modality or "not stated" for s in volumes}))
         raise InputError(
             f"its modality is {names}, not CT: {'; '.join(map(str, volumes[:8]))}",
             path=path,
             code="not-ct",
-            next_step="Give a CT series.",
+            next_step="Use a CT series.",
         )
-    if not wanted:
-        code = _CODES.get(offered[0].kind, "not-a-scan") if len(offered) == 1 else "no-volume"
-        raise _refusal("it holds no volume, but", offered, path, code)
-    ignored = [s for s in series if s is not wanted[0]]
+    if not usable:
+        code = _CODES.get(matching[0].kind, "not-a-scan") if len(matching) == 1 else "no-volume"
+        raise _refusal("it does not contain a volume, but", matching, path, code)
+    ignored = [s for s in series if s is not usable[0]]
     if not ignored:
-        return wanted[0], ()
-    cause = f"{wanted[0]} was read; left aside: {_listed(ignored)}"
-    return wanted[0], (Finding(code="ignored-series", path=str(path), cause=cause),)
+        return usable[0], ()
+    cause = f"{usable[0]} was read; ignored: {_listed(ignored)}"
+    return usable[0], (Finding(code="ignored-series", path=str(path), cause=cause),)
 
 
 def _refusal(cause: str, series: Sequence[Series], path: Path, code: str) -> InputError:
@@ -117,13 +119,13 @@ def _refusal(cause: str, series: Sequence[Series], path: Path, code: str) -> Inp
         "no-such-series": "Choose one with --series NUMBER or --series UID.",
         "several-series": "Choose one with --series NUMBER or --series UID.",
         "no-position": "Export the original series from the scanner or the archive again: "
-        "Image Position (Patient) is needed.",
+        "Image Position (Patient) is required.",
     }
     return InputError(
         f"{cause} {_listed(series)}",
         path=path,
         code=code,
-        next_step=steps.get(code, "Give a CT series of parallel slices."),
+        next_step=steps.get(code, "Use a CT series of parallel slices."),
     )
 
 
@@ -132,8 +134,8 @@ def _listed(series: Sequence[Series], limit: int = 20) -> str:
     return "; ".join(map(str, series[:limit])) + more
 
 
-def check_alike(series: Series, path: Path) -> tuple[int, int]:
-    """(rows, columns) of all images of a series, which must be of one patient.
+def check_consistent(series: Series, path: Path) -> tuple[int, int]:
+    """Check that all images share a patient and a size, (rows, columns), and return the size.
 
     Raises:
         InputError: "mixed-patients", "mixed-frames-of-reference", "mixed-size", "empty-axis".
@@ -149,7 +151,7 @@ def check_alike(series: Series, path: Path) -> tuple[int, int]:
                 f"its images differ in {name}: {shown}; their positions cannot be compared",
                 path=path,
                 code=code,
-                next_step="Put each patient and each acquisition in a folder of its own.",
+                next_step="Put each patient and each acquisition in a separate folder.",
             )
     sizes = Counter((image.text("Rows"), image.text("Columns")) for image in series.images)
     if len(sizes) > 1:
@@ -158,7 +160,7 @@ def check_alike(series: Series, path: Path) -> tuple[int, int]:
             f"images differ in size: {shown}",
             path=path,
             code="mixed-size",
-            next_step="Put each reconstruction in a folder of its own.",
+            next_step="Put each reconstruction in a separate folder.",
         )
     ((rows, columns),) = sizes
     if not (rows.isdigit() and columns.isdigit() and int(rows) and int(columns)):
@@ -196,27 +198,27 @@ _FACTS = {
 
 
 def identity(series: Series, path: Path) -> tuple[dict[str, str], tuple[Finding, ...]]:
-    """Who and what this is: missing identifiers get placeholders, the same on each reading.
+    """The identifiers of a series. Missing ones get placeholders, which are reproducible.
 
     Returns:
         patient_id, study_uid, series_uid and frame_of_reference_uid; and a finding
-        "missing-identity" that names those made up.
+        "missing-identity" that names the placeholders.
     """
     first = series.images[0]
     known = {name: first.text(name) for name in _IDENTITY}
-    lost = [name for name, value in known.items() if not value]
+    missing = [name for name, value in known.items() if not value]
     seeds = sorted(image.text("SOPInstanceUID") or image.path.name for image in series.images)
-    for name in lost:
+    for name in missing:
         known[name] = "unknown" if name == "PatientID" else derived_uid(name, *seeds)
     facts = {_IDENTITY[name]: value for name, value in known.items()}
-    if not lost:
+    if not missing:
         return facts, ()
-    cause = f"it does not state {', '.join(lost)}; placeholders were taken"
+    cause = f"{', '.join(missing)} missing in the header; placeholders were used"
     return facts, (Finding(code="missing-identity", path=str(path), cause=cause),)
 
 
 def series_facts(series: Series) -> dict[str, str]:
-    """What else the header says, without what it leaves out."""
+    """Other metadata in the header; missing elements are left out."""
     first = series.images[0]
     facts = {name: first.text(tag) for tag, name in _FACTS.items()}
     return {name: value for name, value in facts.items() if value}

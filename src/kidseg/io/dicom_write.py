@@ -1,4 +1,4 @@
-"""Writing a volume as a DICOM series of CT images: for digital patients."""
+"""Write the volume of a digital patient as a DICOM series of CT images."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kidseg.errors import DISK_FULL, InputError, ResourceError, UsageError
+from kidseg.errors import DISK_FULL, InputError, UsageError
 from kidseg.geometry import Volume
-from kidseg.io.checks import upright
+from kidseg.io.atomic import disk_full
+from kidseg.io.checks import orthogonal_grid
 from kidseg.io.dicom_header import derived_uid
 from kidseg.io.orientation import ras_from_lps
 
@@ -29,70 +30,65 @@ _SEXES = {"F", "M", "O"}
 
 
 def write_series(volume: Volume, folder: Path, *, facts: Mapping[str, str]) -> list[Path]:
-    """Write a digital patient as CT images, one file per slice; all of them or none.
+    """Write a digital patient as CT images, one file per slice, atomically.
 
-    Uncompressed, signed 16 bits, HU rounded to whole numbers. Every object says that it is a
-    digital phantom for research. The same volume and facts give the same bytes.
+    Pixels are uncompressed signed 16-bit integers, HU rounded to integers. Every object states that
+    it is a digital phantom for research. The same volume and facts give the same bytes.
 
     Args:
-        volume: (1, slices, rows, columns) in HU within -32768..32767, on a grid with axes at right
-            angles, in any direction.
-        folder: to be made; must not exist, its parent must.
-        facts: "seed" (required; the UIDs derive from it alone), "patient_id", "sex" (F, M, O),
+        volume: (1, slices, rows, columns) in HU within -32768..32767, on a grid with orthogonal
+            axes of any direction.
+        folder: is created; must not exist, but its parent must.
+        facts: "seed" (required; all UIDs derive from it alone), "patient_id", "sex" (F, M, O),
             "age" ("007Y", "011M"), "description".
 
     Returns:
-        The files, in the order of the slices.
+        The files, in slice order.
 
     Raises:
         UsageError: "output-exists"; "not-one-volume"; "no-seed"; "bad-fact".
-        InputError: "not-writable"; "not-hounsfield": values that are not finite or do not fit;
+        InputError: "not-writable"; "not-hounsfield": values are not finite or exceed 16 bits;
             "sheared".
         ResourceError: "disk-full".
     """
     folder = Path(folder)
-    values = _whole_hu(volume, folder)
+    values = _rounded_hu(volume, folder)
     matrix = _lps_from_index(volume, folder)
     template = _template(volume, facts, matrix, folder)
     if folder.exists():
         raise UsageError(
-            "it exists already",
+            "it already exists",
             path=folder,
             code="output-exists",
             next_step="Choose another name, or remove it.",
         )
-    aside = folder.parent / f".kidseg-{secrets.token_hex(8)}.tmp"
+    temporary = folder.parent / f".kidseg-{secrets.token_hex(8)}.tmp"
     try:
-        aside.mkdir()
+        temporary.mkdir()
         names = []
         for k, plane in enumerate(values):
             names.append(f"{k + 1:04d}.dcm")
-            _write_slice(aside / names[-1], template, plane, k, matrix, facts["seed"])
-        aside.replace(folder)
+            _write_slice(temporary / names[-1], template, plane, k, matrix, facts["seed"])
+        temporary.replace(folder)
     except OSError as error:
         if error.errno in DISK_FULL:
-            raise ResourceError(
-                "the disk is full; nothing was written",
-                path=folder,
-                code="disk-full",
-                next_step="Free some space, or write elsewhere.",
-            ) from error
+            raise disk_full(folder) from error
         raise InputError(
             f"it cannot be written ({error.strerror})",
             path=folder,
             code="not-writable",
-            next_step="Create the folder above it, or choose one that you may write to.",
+            next_step="Create its parent folder, or choose a writable one.",
         ) from error
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return [folder / name for name in names]
 
 
-def _whole_hu(volume: Volume, folder: Path) -> np.ndarray:
+def _rounded_hu(volume: Volume, folder: Path) -> np.ndarray:
     """(slices, rows, columns) int16."""
     if volume.channels != 1 or volume.grid.is_slicewise:
         raise UsageError(
-            f"one channel on one grid can be written, not {volume.channels} on {volume.grid}",
+            f"only one channel on one grid can be written, not {volume.channels} on {volume.grid}",
             path=folder,
             code="not-one-volume",
         )
@@ -101,7 +97,7 @@ def _whole_hu(volume: Volume, folder: Path) -> np.ndarray:
         values = np.rint(values)
     limits = np.iinfo(np.int16)
     low, high = float(values.min()), float(values.max())
-    if not (low >= limits.min and high <= limits.max):  # NaN is neither
+    if not (low >= limits.min and high <= limits.max):  # also true for NaN
         raise InputError(
             f"its values {low:g}..{high:g} do not fit in 16 bits",
             path=folder,
@@ -112,13 +108,13 @@ def _whole_hu(volume: Volume, folder: Path) -> np.ndarray:
 
 
 def _lps_from_index(volume: Volume, folder: Path) -> np.ndarray:
-    grid, _ = upright(volume.grid, folder)
+    grid, _ = orthogonal_grid(volume.grid, folder)
     if grid is not volume.grid:
         raise InputError(
-            "its axes are not at right angles",
+            "its axes are not orthogonal",
             path=folder,
             code="sheared",
-            next_step="Resample it onto an upright grid first.",
+            next_step="Resample it onto an orthogonal grid first.",
         )
     matrix: np.ndarray = ras_from_lps @ grid.mm_from_index.detach().cpu().numpy()
     return matrix
@@ -133,7 +129,7 @@ def _uid(seed: str, what: str) -> UID:
 def _template(
     volume: Volume, facts: Mapping[str, str], matrix: np.ndarray, folder: Path
 ) -> Dataset:
-    """What all slices share.
+    """The data elements that all slices share.
 
     Source: DICOM PS3.3, A.3 (CT Image IOD): its modules' attributes of type 1 and 2.
     """
@@ -142,7 +138,7 @@ def _template(
 
     seed = _fact(facts, "seed", folder)
     if not seed:
-        raise UsageError("facts need a 'seed' for the UIDs", path=folder, code="no-seed")
+        raise UsageError("the facts lack a 'seed' for the UIDs", path=folder, code="no-seed")
     sex = _fact(facts, "sex", folder)
     spacing = volume.grid.spacing_mm.tolist()
     description = _fact(facts, "description", folder)
@@ -183,30 +179,34 @@ def _template(
 
 
 def _fact(facts: Mapping[str, str], name: str, folder: Path) -> str:
-    """A fact as DICOM can hold it.
+    """A fact that is valid in DICOM.
 
     Raises:
-        UsageError: "bad-fact": control characters, a backslash, or too long for an identifier.
+        UsageError: "bad-fact": control characters, a backslash, or an identifier that is too long.
     """
     value = facts.get(name, "").strip()
     bad = "\\" in value or not (value.isprintable() or not value)
     if name == "seed":
         return value
     if bad or (name == "patient_id" and len(value) > 64):
-        raise UsageError(f"'{name}' cannot be {value!r} in DICOM", path=folder, code="bad-fact")
+        raise UsageError(
+            f"{value!r} is not a valid '{name}' in DICOM", path=folder, code="bad-fact"
+        )
     return value
 
 
 def _age(age: str, folder: Path) -> str:
     if age and not (len(age) == 4 and age[:3].isdigit() and age[3] in "DWMY"):
         raise UsageError(
-            f"an age is three digits and D, W, M or Y, not {age!r}", path=folder, code="bad-fact"
+            f"an age must be three digits and D, W, M or Y, not {age!r}",
+            path=folder,
+            code="bad-fact",
         )
     return age
 
 
 def _decimal(value: float) -> str:
-    """A number in the 16 characters of a Decimal String, as exact as they allow.
+    """A number as a Decimal String, as precise as its 16 characters allow.
 
     Source: DICOM PS3.5, 6.2, value representation DS.
     """

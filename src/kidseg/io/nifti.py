@@ -1,8 +1,7 @@
-"""NIfTI-1 and NIfTI-2, plain or gzip.
+"""NIfTI-1 and NIfTI-2, uncompressed or gzip.
 
-nibabel knows the header; bytes are read and verified here (`kidseg.io.payload`) and go straight
-into one array. Where nibabel takes one of the two affines of a file and SimpleITK the other, a
-disagreement is refused.
+nibabel parses the header; `kidseg.io.payload` reads and verifies the data, directly into one array.
+nibabel and SimpleITK use different affines of a file, so files whose affines disagree are refused.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from kidseg.io.nifti_header import (
 )
 from kidseg.io.numbers import scaled, stored_array
 from kidseg.io.orientation import affine_of_grid
-from kidseg.io.payload import open_payload, pack_gzip
+from kidseg.io.payload import open_payload, write_gzip
 from kidseg.io.scan import ReadOptions, Scan, scan_of
 
 if TYPE_CHECKING:
@@ -35,10 +34,10 @@ __all__ = ["read_nifti", "read_nifti_grid", "write_nifti"]
 
 
 def read_nifti(path: Path, options: ReadOptions) -> Scan:
-    """A NIfTI file as a scan.
+    """Read a NIfTI file as a scan.
 
     Raises:
-        InputError: anything that is not one sound volume; see the codes of `kidseg.io.checks`, and
+        InputError: the file is not one valid volume; see the codes of `kidseg.io.checks`, and
             "not-nifti", "bad-header", "unsupported-type", "colour-image", "bad-scaling",
             "affines-disagree", "no-orientation", "bad-unit", "no-such-volume".
         ResourceError: "not-enough-memory".
@@ -50,8 +49,8 @@ def read_nifti(path: Path, options: ReadOptions) -> Scan:
         values = payload.array(header.stored, count, options.memory_limit_bytes)
         payload.skip(header.bytes_after)
         extra = payload.finish()
-    packed = payload.encoding == "gzip"
-    findings = (*header.findings, *_name_findings(path, packed=packed), *extra)
+    is_gzip = payload.encoding == "gzip"
+    findings = (*header.findings, *_name_findings(path, is_gzip=is_gzip), *extra)
     data = scaled(values, header.slope, header.intercept, path)
     return scan_of(
         data.reshape(1, *header.native.shape),
@@ -65,21 +64,21 @@ def read_nifti(path: Path, options: ReadOptions) -> Scan:
 
 
 def read_nifti_grid(path: Path, options: ReadOptions) -> Grid:
-    """The voxel grid of a NIfTI file, from its header alone.
+    """Read the native grid of a NIfTI file from its header.
 
     Raises:
-        InputError: as `read_nifti`, for what the header shows.
+        InputError: as `read_nifti`, for problems in the header.
     """
     with open_payload(path) as payload:
         return read_header(payload, options).native
 
 
 def write_nifti(volume: Volume, file: BinaryIO, path: Path, *, like: Path | None = None) -> None:
-    """Write one channel in its own voxel order; gzip if `path` ends in .gz.
+    """Write one channel in its native voxel order; gzip if `path` ends in .gz.
 
-    Both affines are written, with code 1. Those of `like`, a NIfTI file on the same grid, are taken
-    over bit for bit. Where the qform cannot hold the grid to 1e-3 mm (a quaternion in float32 near
-    half a turn, or a sheared grid), its code is 0 and readers take the sform.
+    Both affines are written with code 1. Those of `like`, a NIfTI file on the same grid, are copied
+    bit for bit. If the qform cannot represent the grid to 1e-3 mm (a float32 quaternion of a
+    rotation by almost 180 degrees, or a sheared grid), its code is 0 and readers use the sform.
 
     Raises:
         UsageError: "too-large-for-nifti": over 32767 voxels along an axis.
@@ -89,24 +88,27 @@ def write_nifti(volume: Volume, file: BinaryIO, path: Path, *, like: Path | None
     start = memoryview(header.binaryblock + b"\0\0\0\0")
     voxels = memoryview(array.data).cast("B")
     if path.suffix.lower() == ".gz":
-        pack_gzip(file, start, voxels)
+        write_gzip(file, start, voxels)
     else:
         file.write(start)
         file.write(voxels)
 
 
-def _name_findings(path: Path, *, packed: bool) -> tuple[Finding, ...]:
-    named_packed = path.suffix.lower() == ".gz"
-    if packed == named_packed:
+def _name_findings(path: Path, *, is_gzip: bool) -> tuple[Finding, ...]:
+    if is_gzip == (path.suffix.lower() == ".gz"):
         return ()
-    code = "gzip-not-named-gz" if packed else "plain-named-gz"
-    cause = "it is gzip, though not named .gz" if packed else "it is named .gz, but is not gzip"
+    code = "gzip-not-named-gz" if is_gzip else "plain-named-gz"
+    cause = (
+        "it is a gzip file, but is not named .gz"
+        if is_gzip
+        else "it is named .gz, but is not a gzip file"
+    )
     return (
         Finding(
             code=code,
             path=str(path),
             cause=cause,
-            next_step="Rename it: other programs go by the name.",
+            next_step="Rename it: other programs rely on the name.",
         ),
     )
 
@@ -135,7 +137,7 @@ def _new_header(
     header.set_qform(affine, 1, strip_shears=True)
     if like is not None:
         with open_payload(like) as payload:
-            _take_over(header, parse(payload))
+            _copy_affines(header, parse(payload))
     steps = np.array(header["pixdim"][1:4], dtype=np.float64)
     written = qform_of(header, steps, path)
     if corner_gap_mm(sform_of(header), written, grid.shape) > AGREE_MM:
@@ -143,8 +145,8 @@ def _new_header(
     return header
 
 
-def _take_over(header: nibabel.Nifti1Header, source: nibabel.Nifti1Header) -> None:
-    """The affines that `source` has, bit for bit."""
+def _copy_affines(header: nibabel.Nifti1Header, source: nibabel.Nifti1Header) -> None:
+    """Copy the affines of `source` bit for bit."""
     if int(source["sform_code"]) > 0:
         for name in ("srow_x", "srow_y", "srow_z"):
             header[name] = source[name]

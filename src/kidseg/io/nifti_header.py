@@ -1,4 +1,4 @@
-"""What the header of a NIfTI file says: type, scaling, and where its voxels lie."""
+"""Parse and check the header of a NIfTI file: data type, scaling and geometry."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from kidseg.errors import Finding, InputError
 from kidseg.geometry import Grid
 from kidseg.io import checks
+from kidseg.io.checks import bad_header
 from kidseg.io.numbers import is_supported
 from kidseg.io.orientation import mm_from_index_of_affine
 from kidseg.io.payload import Payload
@@ -32,7 +33,7 @@ __all__ = [
 ]
 
 AGREE_MM = 1e-3
-"""Two affines that put every corner within this distance are the same."""
+"""Two affines agree if no corner differs by more than this distance."""
 
 _UNKNOWN_UNIT, _MILLIMETRE = 0, 2
 _ORDERS: tuple[Literal["little", "big"], ...] = ("little", "big")
@@ -41,9 +42,9 @@ _SINGLE_FILE = {b"n+1\0", b"n+2\0"}
 
 @dataclass(frozen=True, kw_only=True)
 class NiftiHeader:
-    """A checked header: stored type, grid of the file's own voxels, scaling, findings.
+    """A valid header: stored data type, native grid, scaling, findings.
 
-    In a file with several volumes, `bytes_before` and `bytes_after` the chosen one are the others.
+    In a file with several volumes, the others take `bytes_before` and `bytes_after` the chosen one.
     """
 
     stored: np.dtype
@@ -59,34 +60,34 @@ class NiftiHeader:
 
 
 def read_header(payload: Payload, options: ReadOptions) -> NiftiHeader:
-    """The header of a file just opened; leaves the payload at the first voxel.
+    """Read the header from the start of a payload, up to the first voxel.
 
     Raises:
-        InputError: as `kidseg.io.nifti.read_nifti`, for what the header shows.
+        InputError: as `kidseg.io.nifti.read_nifti`, for problems in the header.
     """
     path = payload.path
     fields = parse(payload)
     offset = float(fields["vox_offset"])
     if not (offset.is_integer() and fields.sizeof_hdr <= offset < 2**31):
-        raise _bad_header(f"voxels are said to start at byte {offset:g}", path)
+        raise bad_header(f"its voxel offset, byte {offset:g}, is invalid", path)
     skip = int(offset) - fields.sizeof_hdr
     if len(payload.read(skip)) < skip:
         raise InputError(
-            "the file ends before its voxels start",
+            "it is truncated before the first voxel",
             path=path,
             code="truncated-file",
             next_step="Copy or export the file again.",
         )
     ranks = int(fields["dim"][0])
     if not 1 <= ranks <= 7:
-        raise _bad_header(f"it says to have {ranks} dimensions", path)
+        raise bad_header(f"its number of dimensions, {ranks}, is invalid", path)
     stored = _stored_type(fields, path)
     sizes = [int(n) for n in fields["dim"][1 : 1 + ranks]]
     before, after = 0, 0
     if options.volume is not None and min(sizes) >= 1:
         before, after = _other_volumes(math.prod(sizes[3:]), options.volume, path)
         sizes = sizes[:3]
-    nx, ny, nz = checks.three_dimensional(sizes, path)
+    nx, ny, nz = checks.volume_shape(sizes, path)
     volume_bytes = nx * ny * nz * stored.itemsize
     mm_from_index, findings = _position(fields, (nz, ny, nx), path, options)
     slope, intercept = _scaling(fields, path)
@@ -103,7 +104,7 @@ def read_header(payload: Payload, options: ReadOptions) -> NiftiHeader:
 
 
 def parse(payload: Payload) -> nibabel.Nifti1Header:
-    """The raw fields of a NIfTI-1 or NIfTI-2 header, not yet checked.
+    """Parse the raw fields of a NIfTI-1 or NIfTI-2 header without checking them.
 
     Raises:
         InputError: "not-nifti", "truncated-file", "detached-nifti".
@@ -114,15 +115,15 @@ def parse(payload: Payload) -> nibabel.Nifti1Header:
     known = {n.to_bytes(4, order): n for n in (348, 540) for order in _ORDERS}
     if (size := known.get(start)) is None:
         raise InputError(
-            "it is no NIfTI file",
+            "it is not a NIfTI file",
             path=payload.path,
             code="not-nifti",
-            next_step="Check that it is the file that was meant.",
+            next_step="Check that this is the intended file.",
         )
     block = start + payload.read(size - 4)
     if len(block) < size:
         raise InputError(
-            f"it ends within its header, after {len(block)} bytes",
+            f"its header is truncated after {len(block)} bytes",
             path=payload.path,
             code="truncated-file",
             next_step="Copy or export the file again.",
@@ -134,22 +135,22 @@ def parse(payload: Payload) -> nibabel.Nifti1Header:
         fields = nibabel.Nifti2Header(block, check=False)
     if bytes(fields["magic"].tobytes()[:4]) not in _SINGLE_FILE:
         raise InputError(
-            "its voxels are in another file (.hdr and .img: NIfTI pair or Analyze)",
+            "its voxels are in a separate file (.hdr and .img: NIfTI pair or Analyze)",
             path=payload.path,
             code="detached-nifti",
-            next_step="Convert it to a single .nii.gz; Analyze files know no left and right.",
+            next_step="Convert it to a single .nii.gz; Analyze files do not state left and right.",
         )
     return fields
 
 
 def _other_volumes(count: int, chosen: int, path: Path) -> tuple[int, int]:
-    """How many volumes lie before the chosen one, and after it."""
+    """Number of volumes before and after the chosen one."""
     if not 0 <= chosen < count:
         raise InputError(
-            f"it holds {count} volume(s), so there is no volume {chosen} (they count from 0)",
+            f"it contains {count} volume(s), so there is no volume {chosen} (counted from 0)",
             path=path,
             code="no-such-volume",
-            next_step="Check how many channels the data set should have.",
+            next_step="Check the number of channels in the dataset.",
         )
     return chosen, count - 1 - chosen
 
@@ -161,40 +162,40 @@ def _stored_type(fields: nibabel.Nifti1Header, path: Path) -> np.dtype:
         stored: np.dtype = np.dtype(fields.get_data_dtype())
     except (HeaderDataError, KeyError) as error:
         raise InputError(
-            f"its data type, code {int(fields['datatype'])}, is unknown",
+            f"its data type code {int(fields['datatype'])} is unknown",
             path=path,
             code="unsupported-type",
             next_step="Convert it to int16 or float32.",
         ) from error
     if stored.fields is not None:
         raise InputError(
-            "it holds colours, not one value per voxel",
+            "it is a colour image, not one value per voxel",
             path=path,
             code="colour-image",
-            next_step="Use the scan itself, not a picture of it.",
+            next_step="Use the original scan.",
         )
     if not is_supported(stored):
         raise InputError(
-            f"voxels of type {stored.name} cannot be read",
+            f"its data type {stored.name} is not supported",
             path=path,
             code="unsupported-type",
             next_step="Convert it to int16 or float32.",
         )
     if int(fields["bitpix"]) != 8 * stored.itemsize:
-        raise _bad_header(
-            f"type {stored.name} and {int(fields['bitpix'])} bits a voxel contradict", path
+        raise bad_header(
+            f"data type {stored.name} and {int(fields['bitpix'])} bits per voxel disagree", path
         )
     return stored
 
 
 def _scaling(fields: nibabel.Nifti1Header, path: Path) -> tuple[float, float]:
-    """Slope and intercept. Source: NIfTI-1, scl_slope: zero means that none is to be applied."""
+    """Slope and intercept. Source: NIfTI-1, scl_slope: zero means no scaling."""
     slope, intercept = float(fields["scl_slope"]), float(fields["scl_inter"])
     if slope == 0 or math.isnan(slope):
         return 1.0, 0.0
     if not (math.isfinite(slope) and math.isfinite(intercept)):
         raise InputError(
-            f"its scaling is {slope:g} x value + {intercept:g}",
+            f"its scaling is invalid: {slope:g} x value + {intercept:g}",
             path=path,
             code="bad-scaling",
             next_step="The header is damaged: export the scan again.",
@@ -202,16 +203,7 @@ def _scaling(fields: nibabel.Nifti1Header, path: Path) -> tuple[float, float]:
     return slope, intercept
 
 
-def _bad_header(cause: str, path: Path) -> InputError:
-    return InputError(
-        cause,
-        path=path,
-        code="bad-header",
-        next_step="The header is damaged: copy or export the file again.",
-    )
-
-
-# ---- position ----------------------------------------------------------------------------------
+# ---- geometry ----------------------------------------------------------------------------------
 
 
 def _position(
@@ -220,11 +212,12 @@ def _position(
     path: Path,
     options: ReadOptions,
 ) -> tuple[torch.Tensor, tuple[Finding, ...]]:
-    """mm_from_index (4, 4) of the file's voxel order, and what was odd about it."""
+    """mm_from_index (4, 4) of the native voxel order, and findings."""
     unit = int(fields["xyzt_units"]) % 8
     if unit not in (_UNKNOWN_UNIT, _MILLIMETRE):
         raise InputError(
-            f"its positions are in {({1: 'metres', 3: 'micrometres'}).get(unit, 'unknown units')}",
+            "its unit of length is not millimetres, but "
+            f"{({1: 'metres', 3: 'micrometres'}).get(unit, 'unknown')}",
             path=path,
             code="bad-unit",
             next_step="Export the scan again in millimetres.",
@@ -250,17 +243,17 @@ def _affine(
     sform = sform_of(fields) if int(fields["sform_code"]) > 0 else None
     qform = None
     if int(fields["qform_code"]) > 0 and options.trust != "sform":
-        # An overriding spacing takes the place of these lengths; the directions stand.
+        # An overriding spacing replaces these lengths; the directions are kept.
         steps = np.ones(3) if options.spacing_mm is not None else pixdim
         qform = qform_of(fields, steps, path)
     if options.trust is not None:
         trusted = {"sform": sform, "qform": qform}[options.trust]
         if trusted is None:
             raise InputError(
-                f"it has no {options.trust} to trust (its code is 0)",
+                f"it has no {options.trust} (its code is 0)",
                 path=path,
                 code="no-orientation",
-                next_step="Trust the other one.",
+                next_step="Use the other one with --trust.",
             )
         return trusted, ()
     if sform is None and qform is None:
@@ -283,10 +276,10 @@ def sform_of(fields: nibabel.Nifti1Header) -> np.ndarray:
 
 
 def qform_of(fields: nibabel.Nifti1Header, steps_mm: np.ndarray, path: Path) -> np.ndarray:
-    """(4, 4) affine of the qform, with the given steps.
+    """(4, 4) affine of the qform, with the given voxel size.
 
     Raises:
-        InputError: "bad-affine": no rotation.
+        InputError: "bad-affine": the quaternion is not a rotation.
 
     Source: NIfTI-1, "method 2": rotation by a quaternion, steps, and a handedness.
     """
@@ -296,10 +289,10 @@ def qform_of(fields: nibabel.Nifti1Header, steps_mm: np.ndarray, path: Path) -> 
     rounding = 3 * float(np.finfo(fields["quatern_b"].dtype).eps)
     if not rest >= -rounding:
         raise InputError(
-            f"the rotation of its qform, ({b:g}, {c:g}, {d:g}), is none",
+            f"the quaternion of its qform, ({b:g}, {c:g}, {d:g}), is not a rotation",
             path=path,
             code="bad-affine",
-            next_step="If its sform is sound, use --trust sform.",
+            next_step="If its sform is valid, use --trust sform.",
         )
     a = math.sqrt(rest) if rest > rounding else 0.0
     turn = np.array(
@@ -325,13 +318,16 @@ def _without_codes(
     """Source: NIfTI-1, "method 1", for files whose codes are both 0: axes run R, A, S."""
     if options.spacing_mm is None:
         raise InputError(
-            "it does not say where its voxels lie (sform and qform codes are 0)",
+            "its position and orientation are missing (sform and qform codes are 0)",
             path=path,
             code="no-orientation",
-            next_step="If you know its axes to run to the right, front and top, state the "
+            next_step="If you know that its axes run to right, anterior and superior, specify the "
             "spacing with --spacing SLICE ROW COLUMN.",
         )
-    cause = "it does not say where its voxels lie; axes were taken to run right, front and top"
+    cause = (
+        "its position and orientation are missing; axes were assumed to run to right, anterior "
+        "and superior"
+    )
     return np.eye(4), (Finding(code="orientation-assumed", path=str(path), cause=cause),)
 
 
@@ -343,11 +339,11 @@ def _check_agreement(
     path: Path,
     options: ReadOptions,
 ) -> None:
-    """Refuse two affines over 1e-3 mm apart at a corner, beyond what rounding explains.
+    """Refuse affines that differ by over 1e-3 mm at a corner, unless rounding explains it.
 
-    The quaternion's real part is left out of the file: near half a turn, as in any oblique scan
-    stored LPS, rounding of the other three moves it by up to 5e-4, and a corner by 0.1 mm. So a
-    quaternion that is the sform's own, rounded, agrees with it.
+    A file does not store the real part of the quaternion. For rotations by almost 180 degrees, as
+    in any oblique scan stored in LPS, rounding of the other three parts changes it by up to 5e-4,
+    and a corner by 0.1 mm. So a quaternion that equals the sform's after rounding agrees with it.
     """
     if options.spacing_mm is not None:
         sform = sform.copy()
@@ -363,12 +359,12 @@ def _check_agreement(
             f"its two affines, sform and qform, disagree by {apart:.3g} mm",
             path=path,
             code="affines-disagree",
-            next_step="Find out which is right, then use --trust sform or --trust qform.",
+            next_step="Determine which is correct, then use --trust sform or --trust qform.",
         )
 
 
 def _is_rounded_rotation(fields: nibabel.Nifti1Header, sform: np.ndarray) -> bool:
-    """Is the file's quaternion, but for rounding, that of the sform's rotation?"""
+    """Whether the file's quaternion is the rotation of the sform up to rounding."""
     from nibabel.quaternions import mat2quat
 
     turn = sform[:3, :3] / np.linalg.norm(sform[:3, :3], axis=0)
@@ -385,9 +381,9 @@ def _is_rounded_rotation(fields: nibabel.Nifti1Header, sform: np.ndarray) -> boo
 def _check_lengths(
     sform: np.ndarray, pixdim: np.ndarray, shape: tuple[int, int, int], path: Path
 ) -> tuple[Finding, ...]:
-    """Do the sform's steps have the lengths that pixdim states (which SimpleITK takes)?
+    """Compare the voxel size of the sform with pixdim, which SimpleITK uses.
 
-    Up to half a voxel over the whole extent it is rounding to few digits, and is said.
+    A deviation of less than half a voxel over the full extent is rounding and gives a finding.
     """
     lengths = np.linalg.norm(sform[:3, :3], axis=0)
     apart = np.abs(lengths - pixdim) * (np.array(shape[::-1]) - 1)
@@ -395,21 +391,22 @@ def _check_lengths(
         return ()
     lengths_text = " x ".join(f"{s:.6g}" for s in lengths)
     cause = (
-        f"its sform has steps of {lengths_text} mm, its pixdim of "
-        f"{' x '.join(f'{s:.6g}' for s in pixdim)} mm"
+        f"its voxel size is {lengths_text} mm in the sform, but "
+        f"{' x '.join(f'{s:.6g}' for s in pixdim)} mm in pixdim"
     )
     if not (apart < 0.5 * pixdim).all():
         raise InputError(
             cause,
             path=path,
             code="affines-disagree",
-            next_step="Use --trust sform, or state the true one with --spacing SLICE ROW COLUMN.",
+            next_step="Use --trust sform, or specify the spacing with --spacing SLICE ROW COLUMN.",
         )
-    return (Finding(code="spacing-rounded", path=str(path), cause=f"{cause}; took the sform"),)
+    cause = f"{cause}; the sform was used"
+    return (Finding(code="spacing-rounded", path=str(path), cause=cause),)
 
 
 def corner_gap_mm(a: np.ndarray, b: np.ndarray, shape: tuple[int, int, int]) -> float:
-    """How far two affines put the corners of (slices, rows, columns) apart, at most."""
+    """Largest distance between the corners of (slices, rows, columns) under two affines."""
     nz, ny, nx = shape
     ends = np.array(np.meshgrid([0, nx - 1], [0, ny - 1], [0, nz - 1], [1])).reshape(4, -1)
     return float(np.linalg.norm(((a - b) @ ends)[:3], axis=0).max())

@@ -1,4 +1,4 @@
-"""Number types: between those that files hold and those that torch computes with."""
+"""Convert between the number types stored in files and those that torch supports."""
 
 from __future__ import annotations
 
@@ -17,34 +17,35 @@ _SUPPORTED = {*(f"{sign}int{n}" for sign in ("", "u") for n in (8, 16, 32, 64))}
     "float32",
     "float64",
 }
-# torch has these types in name, but few operations on them.
+# torch defines these types, but supports few operations on them.
 _WIDER = {"uint16": "int32", "uint32": "int64", "uint64": "int64", "float16": "float32"}
 
 
 def is_supported(stored: np.dtype) -> bool:
-    """Can voxels of this type be read? Integers up to 64 bits and floats up to 64."""
+    """Whether voxels of this type can be read: integers and floats of up to 64 bits."""
     return stored.name in _SUPPORTED
 
 
 def scaled(values: np.ndarray, slope: float, intercept: float, path: Path) -> Tensor:
-    """slope * values + intercept in a type that torch computes with.
+    """slope * values + intercept, in a type that torch supports.
 
-    Whole numbers stay whole where the scaling is whole: as stored (or the next wider signed type)
-    without scaling, else in the smallest of int16, int32 and int64 that holds the result. Fractions
-    come as float32, computed in float64; from 64-bit floats and integers over 16 bits as float64.
+    Integers stay integers if slope and intercept are integers: without scaling in the stored type
+    (or the next wider signed type), otherwise in the smallest of int16, int32 and int64 that holds
+    the result. Other results are computed in float64 and returned as float32; those of 64-bit
+    floats and of integers over 16 bits are returned as float64.
 
     Args:
-        values: in the byte order of this machine; may be overwritten.
-        slope: of the scaling; 1 with intercept 0 is none.
-        intercept: of the scaling.
-        path: of the file, for messages.
+        values: in native byte order; may be overwritten.
+        slope: rescale slope; 1 with intercept 0 means no scaling.
+        intercept: rescale intercept.
+        path: the file, for messages.
 
     Raises:
-        InputError: "unsupported-type": a uint64 beyond what int64 holds.
+        InputError: "unsupported-type": a uint64 value exceeds int64.
     """
     if values.dtype == np.uint64 and values.size and int(values.max()) > np.iinfo(np.int64).max:
         raise InputError(
-            "it holds whole numbers beyond 64 signed bits",
+            "it contains integers that exceed 64 signed bits",
             path=path,
             code="unsupported-type",
             next_step="Convert it to int16 or float32.",
@@ -53,21 +54,21 @@ def scaled(values: np.ndarray, slope: float, intercept: float, path: Path) -> Te
         wider = _WIDER.get(values.dtype.name)
         return torch.from_numpy(values if wider is None else values.astype(wider))
     if values.dtype.kind in "iu" and slope == int(slope) and intercept == int(intercept):
-        whole = _scaled_whole(values, int(slope), int(intercept))
-        if whole is not None:
-            return torch.from_numpy(whole)
+        integers = _scaled_integers(values, int(slope), int(intercept))
+        if integers is not None:
+            return torch.from_numpy(integers)
     precise = values.dtype.itemsize > (2 if values.dtype.kind in "iu" else 4)
     if precise:
         return torch.from_numpy(values.astype(np.float64) * slope + intercept)
     out = np.empty(values.shape, np.float32)
-    for start in range(0, len(values), 2**20):  # float64 for a part at a time
+    for start in range(0, len(values), 2**20):  # chunks limit the memory for float64
         part = slice(start, start + 2**20)
         out[part] = values[part].astype(np.float64) * slope + intercept
     return torch.from_numpy(out)
 
 
-def _scaled_whole(values: np.ndarray, slope: int, intercept: int) -> np.ndarray | None:
-    """The whole result, or None if no type holds it."""
+def _scaled_integers(values: np.ndarray, slope: int, intercept: int) -> np.ndarray | None:
+    """The result as integers, or None if no type can hold it."""
     ends = [slope * int(v) + intercept for v in (values.min(), values.max())]
     products = [slope * int(v) for v in (values.min(), values.max())]
     stages = (slope, intercept, int(values.min()), int(values.max()), *products, *ends)
@@ -80,11 +81,11 @@ def _scaled_whole(values: np.ndarray, slope: int, intercept: int) -> np.ndarray 
 
 
 def stored_array(data: Tensor) -> np.ndarray:
-    """The values as a contiguous little-endian array of a type that every program reads.
+    """The values as a contiguous little-endian array of a type that every program can read.
 
-    Types are kept, but for those that only computing uses: bool and int64 (what argmax gives) as
-    uint8 where the values are 0..255, int64 else as int32 where it holds them; float16 and
-    bfloat16 as float32.
+    Data types are kept, with these exceptions: bool and int64 (from argmax) become uint8 if all
+    values are in 0..255; other int64 values become int32 if they fit; float16 and bfloat16 become
+    float32.
     """
     data = data.detach().cpu()
     if data.dtype in (torch.float16, torch.bfloat16):

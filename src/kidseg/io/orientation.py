@@ -1,10 +1,10 @@
-"""Axis order: between a file's own voxel order and the canonical one, without interpolation.
+"""Convert between a file's native axis order and the canonical one, without interpolation.
 
-In memory a volume is *canonical*: slices go up (superior), rows back (posterior), columns to the
-patient's left, as far as the axes of an oblique scan allow; so slices are axial and look as a
-radiologist expects. A file may store the same patient in 48 ways (six orders of the axes, eight
-flips). Going from one to the other only relabels voxels: no value changes, and the way back is
-exact.
+In memory a volume is *canonical*: slices run to superior, rows to posterior and columns to the
+patient's left, as closely as the axes of an oblique scan allow. Slices are then axial and in
+radiological orientation. A file may store the same volume in 48 ways (six axis orders, eight
+combinations of flips). The conversion only permutes and flips axes, so values do not change and
+it can be inverted exactly.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ __all__ = [
 _CANONICAL = np.array([[0.0, 0.0, -1.0], [0.0, -1.0, 0.0], [1.0, 0.0, 0.0]])
 
 ras_from_lps = np.diag([-1.0, -1.0, 1.0, 1.0])
-"""(4, 4): DICOM and ITK patient space (Left, Posterior, Superior) to ours; its own inverse."""
+"""(4, 4): from DICOM and ITK patient space (LPS+) to RAS+; its own inverse."""
 
 ras_from = {
     "RAS": np.eye(4),
     "LPS": ras_from_lps,
     "LAS": np.diag([-1.0, 1.0, 1.0, 1.0]),
 }
-"""(4, 4) from each patient space that a file may use to ours."""
+"""(4, 4): from each supported patient space to RAS+."""
 
 
 def mm_from_index_of_affine(affine: np.ndarray) -> Tensor:
-    """A Grid's matrix from a NIfTI affine (4, 4), whose index order is (column, row, slice)."""
+    """Convert a NIfTI affine (4, 4), index order (column, row, slice), to a Grid's matrix."""
     return torch.from_numpy(np.asarray(affine, dtype=np.float64)[:, [2, 1, 0, 3]].copy())
 
 
@@ -51,21 +51,21 @@ def affine_of_grid(grid: Grid) -> np.ndarray:
 
 
 def canonical(volume: Volume) -> Volume:
-    """The same voxels in canonical order. Data are a view of the given ones where torch allows."""
-    return _rearranged(volume, _CANONICAL)
+    """The same voxels in canonical order. The data are a view of the input where possible."""
+    return _reordered(volume, _CANONICAL)
 
 
 def reorient(volume: Volume, like: Grid) -> Volume:
-    """The same voxels in the axis order and directions nearest to those of `like`.
+    """The same voxels in the axis order and directions closest to those of `like`.
 
-    `reorient(canonical(v), v.grid)` is `v` again, exactly, for any volume `v`.
+    `reorient(canonical(v), v.grid)` equals `v` exactly, for any volume `v`.
     """
     linear = like.mm_from_index.cpu().numpy()[:3, :3]
-    return _rearranged(volume, linear / np.linalg.norm(linear, axis=0))
+    return _reordered(volume, linear / np.linalg.norm(linear, axis=0))
 
 
-def _rearranged(volume: Volume, directions: np.ndarray) -> Volume:
-    """Axes permuted and flipped so that each runs along the nearest column of `directions`."""
+def _reordered(volume: Volume, directions: np.ndarray) -> Volume:
+    """Permute and flip axes so that each follows the closest column of `directions`."""
     linear = volume.grid.mm_from_index.cpu().numpy()[:3, :3]
     cosines = directions.T @ (linear / np.linalg.norm(linear, axis=0))
     order = max(permutations(range(3)), key=lambda p: sum(abs(cosines[i, p[i]]) for i in range(3)))

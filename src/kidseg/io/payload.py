@@ -1,8 +1,8 @@
-"""The bytes in a file, unpacked and verified: nothing truncated or damaged gets through.
+"""Decompress and verify the bytes of a file, so that truncation and damage are detected.
 
-SimpleITK gives zeros for what a truncated file lacks, and nibabel stops before the checksum of a
-gzip file. Here the checksum and the length are always verified, and memory is only taken for what
-the file can hold.
+SimpleITK returns zeros for the missing part of a truncated file, and nibabel does not verify the
+checksum of a gzip file. Here checksum and length are always verified, and no more memory is
+allocated than the file can fill.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kidseg.io.checks import check_memory
 if TYPE_CHECKING:
     from isal import igzip_lib
 
-__all__ = ["Encoding", "Payload", "head", "open_payload", "pack_gzip"]
+__all__ = ["Encoding", "Payload", "head", "open_payload", "write_gzip"]
 
 Encoding = Literal["raw", "gzip", "zlib"]
 
@@ -28,19 +28,19 @@ _GZIP_MAGIC = b"\x1f\x8b"
 # Source: no deflate stream expands more than 1032 times ("zlib technical details", zlib.net).
 _MAX_DEFLATE_RATIO = 1032
 _CHUNK = 2**20
-# Measured on real CT: level 3 saves 1.5 % of the size for a third more time.
+# Measured on real CT: level 3 saves 1.5 % of the size and takes a third longer.
 _LEVEL = 1
 
 _EXPORT_AGAIN = "Copy, download or export the file again."
 
 
 class Payload:
-    """Reads a file from where it stands to its end, unpacking on the way.
+    """Reads and decompresses a file from its current position to its end.
 
     Attributes:
         path: the file.
-        encoding: how its bytes are packed.
-        held_bytes: the most that can come out of it.
+        encoding: its compression.
+        held_bytes: maximum size of the decompressed data.
     """
 
     def __init__(self, file: BinaryIO, path: Path, encoding: Encoding) -> None:
@@ -51,7 +51,7 @@ class Payload:
         self._file = file
         self._stream = self._new_stream()
         self._ended = False
-        self._garbage = 0
+        self._trailing = 0
 
     def read(self, count: int) -> bytes:
         """The next `count` bytes; fewer at the end.
@@ -62,13 +62,13 @@ class Payload:
         if self._stream is None:
             return self._file.read(count)
         parts, got = [], 0
-        while got < count and (part := self._unpack(count - got)):
+        while got < count and (part := self._decompress(count - got)):
             parts.append(part)
             got += len(part)
         return b"".join(parts)
 
     def skip(self, count: int) -> None:
-        """Pass over the next `count` bytes.
+        """Skip the next `count` bytes.
 
         Raises:
             InputError: "truncated-file", "damaged-file".
@@ -80,7 +80,7 @@ class Payload:
             raise self._truncated(count, count - left)
 
     def array(self, dtype: np.dtype, count: int, limit_bytes: int | None = None) -> np.ndarray:
-        """The next `count` values of `dtype`, in the byte order of this machine, writable.
+        """The next `count` values of `dtype`, in native byte order, writable.
 
         Raises:
             InputError: "absurd-size", "truncated-file", "damaged-file".
@@ -96,7 +96,7 @@ class Payload:
             if self._stream is None:
                 step = self._file.readinto(view[got:])  # type: ignore[attr-defined]
             else:
-                part = self._unpack(asked - got)
+                part = self._decompress(asked - got)
                 step = len(part)
                 view[got : got + step] = part
             if not step:
@@ -107,10 +107,10 @@ class Payload:
         return values
 
     def finish(self) -> tuple[Finding, ...]:
-        """Read to the end, so that the last checksum is verified, and say what else was there.
+        """Read to the end, which verifies the last checksum.
 
         Returns:
-            "trailing-bytes" if the file goes on after what was wanted.
+            The finding "trailing-bytes" if more data follow.
 
         Raises:
             InputError: "truncated-file", "damaged-file".
@@ -118,7 +118,7 @@ class Payload:
         extra = 0
         while part := self.read(_CHUNK):
             extra += len(part)
-        extra += self._garbage
+        extra += self._trailing
         if not extra:
             return ()
         cause = f"{extra} bytes follow the voxels; they were ignored"
@@ -132,8 +132,8 @@ class Payload:
         flag = {"gzip": igzip_lib.DECOMP_GZIP, "zlib": igzip_lib.DECOMP_ZLIB}[self.encoding]
         return igzip_lib.IgzipDecompressor(flag=flag)
 
-    def _unpack(self, limit: int) -> bytes:
-        """Up to `limit` unpacked bytes; none at the end of the last member."""
+    def _decompress(self, limit: int) -> bytes:
+        """Up to `limit` decompressed bytes; none at the end of the last member."""
         from isal import igzip_lib
 
         part = b""
@@ -143,8 +143,8 @@ class Payload:
                 if not self._next_member():
                     return b""
                 continue
-            packed = self._file.read(_CHUNK) if self._stream.needs_input else b""
-            if not packed and self._stream.needs_input:
+            chunk = self._file.read(_CHUNK) if self._stream.needs_input else b""
+            if not chunk and self._stream.needs_input:
                 raise InputError(
                     f"the {self.encoding} stream ends too early: the file is truncated",
                     path=self.path,
@@ -152,7 +152,7 @@ class Payload:
                     next_step=_EXPORT_AGAIN,
                 )
             try:
-                part = self._stream.decompress(packed, min(limit, 4 * _CHUNK))
+                part = self._stream.decompress(chunk, min(limit, 4 * _CHUNK))
             except igzip_lib.IsalError as error:  # type: ignore[misc]  # isal's stubs are wrong
                 raise InputError(
                     f"the {self.encoding} stream is damaged ({error})",
@@ -163,7 +163,7 @@ class Payload:
         return part
 
     def _next_member(self) -> bool:
-        """Go on to a further gzip member; zeros and anything else after the last end the stream."""
+        """Start the next gzip member. Any other data after a member end the stream."""
         assert self._stream is not None
         if self._ended:
             return False
@@ -176,7 +176,7 @@ class Payload:
             return True
         self._ended = True
         while part := self._file.read(_CHUNK):
-            self._garbage += len(part) if part.strip(b"\0") else 0
+            self._trailing += len(part) if part.strip(b"\0") else 0
         return False
 
     def _remaining(self) -> int:
@@ -184,8 +184,8 @@ class Payload:
 
     def _truncated(self, asked: int, held: int) -> InputError:
         return InputError(
-            f"the header asks for {asked} bytes of voxels, and {held} are there: "
-            "the file is truncated",
+            f"the header states {asked} bytes of voxels, but the file contains {held}: "
+            "it is truncated",
             path=self.path,
             code="truncated-file",
             next_step=_EXPORT_AGAIN,
@@ -196,12 +196,12 @@ class Payload:
 def open_payload(
     path: Path, *, offset: int = 0, encoding: Encoding | None = None
 ) -> Iterator[Payload]:
-    """The file's bytes from `offset` on; gzip is recognised by its content where not stated.
+    """Open a file at `offset`. Without `encoding`, gzip is detected from the content.
 
     Raises:
         InputError: "not-found", "not-a-file", "unreadable", "empty-file".
     """
-    with _opened(path) as file:
+    with _open(path) as file:
         if encoding is None:
             encoding = "gzip" if file.read(2) == _GZIP_MAGIC else "raw"
         file.seek(offset)
@@ -209,35 +209,36 @@ def open_payload(
 
 
 def head(path: Path, count: int = 1024) -> tuple[bytes, Encoding]:
-    """The first bytes of a file, unpacked if it is gzip, and whether it is.
+    """The first bytes of a file, decompressed if it is gzip, and its encoding.
 
     Raises:
         InputError: "not-found", "not-a-file", "unreadable", "empty-file", "damaged-file";
-            "truncated-file" if gzip ends before `count` bytes.
+            "truncated-file" if a gzip stream ends before `count` bytes.
     """
     with open_payload(path) as payload:
         return payload.read(count), payload.encoding
 
 
-def pack_gzip(file: BinaryIO, *parts: memoryview) -> None:
+def write_gzip(file: BinaryIO, *parts: memoryview) -> None:
     """Write the parts (of bytes) as one gzip member; the same parts always give the same bytes."""
     from isal import igzip
 
-    with igzip.IGzipFile("", "wb", _LEVEL, file, mtime=0) as packed:
+    with igzip.IGzipFile("", "wb", _LEVEL, file, mtime=0) as stream:
         for part in parts:
             for start in range(0, len(part), 16 * _CHUNK):
-                packed.write(part[start : start + 16 * _CHUNK])
+                stream.write(part[start : start + 16 * _CHUNK])
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def _open(path: Path) -> Iterator[BinaryIO]:
+    """Open a file and convert each OSError, also while reading, to an InputError."""
     try:
-        if path.exists() and not path.is_file():  # opening a pipe would wait for its other end
+        if path.exists() and not path.is_file():  # opening a pipe would block
             raise InputError(
-                "it is a folder, pipe or device, and a file was expected",
+                "it is a folder, pipe or device, not a file",
                 path=path,
                 code="not-a-file",
-                next_step="Give the file itself.",
+                next_step="Specify the file itself.",
             )
         file = path.open("rb")
     except FileNotFoundError as error:
@@ -263,5 +264,5 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
                 f"reading it failed ({error.strerror or error})",
                 path=path,
                 code="unreadable",
-                next_step="Check the disk or network drive it lies on.",
+                next_step="Check its disk or network drive.",
             ) from error

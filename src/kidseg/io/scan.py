@@ -1,4 +1,4 @@
-"""What a reader is asked, and what it gives back."""
+"""Options of the readers, and the scan that they return."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ _NOTHING: Mapping[str, str] = MappingProxyType({})
 
 @dataclass(frozen=True, kw_only=True)
 class ReadOptions:
-    """How to read what a file leaves open.
+    """How to read ambiguous or defective files.
 
     Attributes:
-        trust: which of a NIfTI file's two affines to take where they disagree.
-        spacing_mm: (slice, row, column) of the file's own voxel order, instead of the header's.
-        series: UID or number of the DICOM series to take from a folder that holds several.
-        volume: which of the volumes of a four-dimensional NIfTI file to take, from 0 on.
-        repair: mend a DICOM series that is no even stack, where that can be done.
-        nonfinite: NaN and Inf are refused (training) or replaced with a finding (inference).
+        trust: which of a NIfTI file's two affines to use if they disagree.
+        spacing_mm: (slice, row, column) in the native voxel order; overrides the header.
+        series: UID or number of the DICOM series to read from a folder with several.
+        volume: index (from 0) of the volume to read from a four-dimensional NIfTI file.
+        repair: repair a DICOM series with uneven or tilted slices where that is possible.
+        nonfinite: refuse NaN and Inf (training) or replace them with a finding (inference).
         values: what the voxel values mean. Only "ct" is checked for plausible Hounsfield units;
             "labels" are never interpolated.
-        memory_limit_bytes: the most one volume may take; what is available by default.
+        memory_limit_bytes: memory limit for one volume; by default the available memory.
     """
 
     trust: Literal["sform", "qform"] | None = None
@@ -51,16 +51,16 @@ class ReadOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Scan:
-    """One volume out of a file or folder.
+    """One volume from a file or folder.
 
     Attributes:
         volume: canonical voxel order, (1, slices, rows, columns); HU for CT.
-        native: the file's own voxels, slowest axis first: where labels go back to.
-        path: where it was read from.
-        format: of the file.
-        modality: "CT", "MR", ... as the file says, or "unknown".
-        findings: what was noticed without refusing.
-        facts: what else the file says (DICOM: patient id, series uid, description, ...).
+        native: the file's native grid, slowest axis first; labels are written on it.
+        path: the file or folder that was read.
+        format: file format.
+        modality: "CT", "MR", ... as stated in the file, or "unknown".
+        findings: problems that did not prevent reading.
+        facts: other metadata of the file (DICOM: patient id, series uid, description, ...).
     """
 
     volume: Volume
@@ -84,34 +84,36 @@ def scan_of(
     findings: Sequence[Finding] = (),
     facts: Mapping[str, str] = _NOTHING,
 ) -> Scan:
-    """The last step of every reader: values and positions checked, voxels in canonical order.
+    """Check values and geometry, and put the voxels in canonical order: the end of every reader.
 
     Args:
-        data: (1, slices, rows, columns) on `native`, values scaled as the file says.
-        native: the file's own grid.
-        path: of the file or folder.
-        format: of the file.
-        options: as given to the reader.
-        stored: type in which the file keeps its values.
+        data: (1, slices, rows, columns) on `native`, after rescaling.
+        native: the file's native grid.
+        path: the file or folder.
+        format: file format.
+        options: the options of the reader.
+        stored: data type in the file.
         modality: as in `Scan`.
-        findings: noticed so far.
+        findings: findings so far.
         facts: as in `Scan`.
 
     Raises:
-        InputError: voxels that are not finite, no Hounsfield units, or a sheared grid.
+        InputError: values that are not finite or not Hounsfield units, or a sheared grid.
     """
-    data, replaced = checks.finite(data, path, nonfinite=options.nonfinite, values=options.values)
+    data, replaced = checks.replace_nonfinite(
+        data, path, nonfinite=options.nonfinite, values=options.values
+    )
     noticed = [*findings, *replaced]
     if options.values == "ct":
         noticed += checks.check_intensities(data, path, stored)
-    straight, sheared = checks.upright(native, path)
+    orthogonal, sheared = checks.orthogonal_grid(native, path)
     volume = Volume(data, native)
-    if straight is not native:
+    if orthogonal is not native:
         if options.values == "labels":
-            volume = resample(volume, straight, mode="nearest")
+            volume = resample(volume, orthogonal, mode="nearest")
         else:
             fill = checks.AIR_HU if options.values == "ct" else float(data.min())
-            volume = resample(volume, straight, fill=fill)
+            volume = resample(volume, orthogonal, fill=fill)
     noticed += [*sheared, *checks.check_resolution(native, path)]
     ordered = canonical(volume)
     return Scan(

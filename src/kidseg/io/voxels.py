@@ -1,8 +1,9 @@
-"""A block of voxels as a text header (NRRD, MetaImage) describes it, and reading it."""
+"""Text headers (NRRD, MetaImage), and the block of voxels that they describe."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -13,28 +14,39 @@ from torch import Tensor
 from kidseg.errors import Finding, InputError
 from kidseg.geometry import Grid
 from kidseg.io import checks
+from kidseg.io.checks import bad_header
 from kidseg.io.numbers import is_supported, scaled
 from kidseg.io.orientation import mm_from_index_of_affine, ras_from
 from kidseg.io.payload import Encoding, open_payload
 from kidseg.io.scan import Format, ReadOptions, Scan, scan_of
 
-__all__ = ["VoxelBlock", "beside", "place", "read_block", "stored_type", "text_header"]
+__all__ = [
+    "VoxelBlock",
+    "format_numbers",
+    "header_matrix",
+    "parse_numbers",
+    "read_block",
+    "require_fields",
+    "separate_file",
+    "stored_type",
+    "text_header",
+]
 
 _MAX_HEADER_BYTES = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
 class VoxelBlock:
-    """Where the voxels are and what they mean.
+    """Location, data type and grid of the voxels.
 
     Attributes:
-        native: grid of the file's own voxels.
-        stored: type, with byte order.
-        file: the file that holds them.
-        offset: byte at which they, or their packed stream, start.
-        skip: unpacked bytes to leave out before them; -1: they are the last of the file.
-        encoding: how they are packed.
-        findings: noticed in the header.
+        native: the file's native grid.
+        stored: data type, with byte order.
+        file: the file with the voxels.
+        offset: first byte of the voxels, or of their compressed stream.
+        skip: decompressed bytes to skip before them; -1: the voxels end at the end of the file.
+        encoding: compression.
+        findings: findings on the header.
     """
 
     native: Grid
@@ -47,10 +59,10 @@ class VoxelBlock:
 
 
 def read_block(block: VoxelBlock, path: Path, format: Format, options: ReadOptions) -> Scan:  # noqa: A002
-    """The scan that a header describes.
+    """Read the scan that a header describes.
 
     Raises:
-        InputError: truncated or damaged data, or values and positions that are no scan's.
+        InputError: truncated or damaged data, or invalid values or geometry.
         ResourceError: "not-enough-memory".
     """
     count = math.prod(block.native.shape)
@@ -73,12 +85,12 @@ def read_block(block: VoxelBlock, path: Path, format: Format, options: ReadOptio
 
 
 def text_header(path: Path, last: bytes) -> tuple[list[str], int]:
-    """The lines up to the one that starts with `last` (b"": is blank), and the byte after them.
+    """The lines up to one that starts with `last` (b"": that is blank), and the next byte's offset.
 
     Without such a line, all lines of the file.
 
     Raises:
-        InputError: "bad-header": no text, or too long.
+        InputError: "bad-header": not text, or too long.
     """
     lines: list[str] = []
     with open_payload(path, encoding="raw") as payload:
@@ -91,48 +103,89 @@ def text_header(path: Path, last: bytes) -> tuple[list[str], int]:
         try:
             lines.append(line.decode("utf-8"))
         except UnicodeDecodeError as error:
-            raise _bad("its header is not text", path) from error
+            raise bad_header("its header is not text", path) from error
         if line == last if not last else line.startswith(last):
             return lines, at
     if len(text) == _MAX_HEADER_BYTES:
-        raise _bad("its header does not end", path)
+        raise bad_header("the end of its header is missing", path)
     return lines, len(text)
 
 
-def beside(path: Path, name: str) -> Path:
-    """The data file that a header names: in its folder or below.
+def require_fields(fields: Mapping[str, str], names: Sequence[str], path: Path) -> None:
+    """Check that a header has these fields.
 
     Raises:
-        InputError: "data-file-outside": an absolute name or one with `..`; "data-file-missing".
+        InputError: "bad-header".
     """
+    for name in names:
+        if name not in fields:
+            raise bad_header(f"its header lacks '{name}'", path)
+
+
+def parse_numbers(text: str, path: Path) -> list[float]:
+    """Parse numbers separated by whitespace.
+
+    Raises:
+        InputError: "bad-header".
+    """
+    try:
+        return [float(part) for part in text.split()]
+    except ValueError as error:
+        raise bad_header(f"'{text}' is not a list of numbers", path) from error
+
+
+def format_numbers(values: np.ndarray, separator: str) -> str:
+    """The numbers as text that parses to the same values; negative zero becomes zero."""
+    return separator.join(repr(float(v) + 0.0) for v in values.ravel())
+
+
+def separate_file(path: Path, name: str, single: str) -> Path:
+    """The voxel file that a header names, in the folder of the header or below.
+
+    Args:
+        path: the header.
+        name: as stated in the header.
+        single: file extension of the format's single-file variant, for messages.
+
+    Raises:
+        InputError: "unsupported-encoding": several files; "data-file-outside": an absolute name or
+            one with `..`; "data-file-missing".
+    """
+    if name.upper().startswith("LIST") or "%" in name:
+        raise InputError(
+            "its voxels are in several files, which is not supported",
+            path=path,
+            code="unsupported-encoding",
+            next_step=f"Convert it to a single {single} file.",
+        )
     parts = {*PurePosixPath(name).parts, *PureWindowsPath(name).parts}
     if PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor or ".." in parts:
         raise InputError(
-            f"its voxels are said to be outside its folder, in '{name}'",
+            f"its voxel file '{name}' is outside its folder",
             path=path,
             code="data-file-outside",
-            next_step="Put the data file beside the header and name it there without a folder.",
+            next_step="Put the voxel file next to the header and remove the folder from its name.",
         )
     file = path.parent / name
     if not file.is_file():
         raise InputError(
-            f"its voxels should be in '{name}', which is missing",
+            f"its voxel file '{name}' is missing",
             path=path,
             code="data-file-missing",
-            next_step="Keep the header and its data file together, or convert to one file.",
+            next_step="Keep the header and its voxel file together, or convert to a single file.",
         )
     return file
 
 
 def stored_type(name: str | None, big_endian: bool, path: Path) -> np.dtype:
-    """The dtype named as numpy does.
+    """The dtype with this numpy name and byte order.
 
     Raises:
         InputError: "unsupported-type".
     """
     if name is None or not is_supported(np.dtype(name)):
         raise InputError(
-            "its voxels are of a type that cannot be read",
+            "its data type is not supported",
             path=path,
             code="unsupported-type",
             next_step="Convert it to int16 or float32.",
@@ -140,21 +193,21 @@ def stored_type(name: str | None, big_endian: bool, path: Path) -> np.dtype:
     return np.dtype(name).newbyteorder(">" if big_endian else "<")
 
 
-def place(
+def header_matrix(
     axes_mm: np.ndarray | None,
     origin_mm: np.ndarray | None,
     space: str,
     path: Path,
     options: ReadOptions,
 ) -> tuple[Tensor, tuple[Finding, ...]]:
-    """mm_from_index (4, 4) of a file's own voxel order.
+    """mm_from_index (4, 4) of the native voxel order.
 
     Args:
-        axes_mm: (3, 3), a column per axis, fastest first: its step. None: the file does not say.
-        origin_mm: (3,) centre of the first voxel. None: the file does not say.
-        space: in which patient space they are, "RAS", "LPS" or "LAS".
+        axes_mm: (3, 3), step along each axis as a column, fastest axis first; None if missing.
+        origin_mm: (3,) centre of the first voxel; None if missing.
+        space: their patient space, "RAS", "LPS" or "LAS".
         path: the file, for messages.
-        options: an overriding spacing changes the steps, or makes up for missing ones.
+        options: an overriding spacing replaces the step lengths, or missing axes.
 
     Raises:
         InputError: "no-orientation", "bad-spacing", "bad-affine".
@@ -164,29 +217,23 @@ def place(
     if axes_mm is None or origin_mm is None:
         if options.spacing_mm is None:
             raise InputError(
-                "it does not say where its voxels lie",
+                "its position and orientation are missing",
                 path=path,
                 code="no-orientation",
-                next_step="If you know its axes to run to the left, back and top, state the "
-                "spacing with --spacing SLICE ROW COLUMN.",
+                next_step="If you know that its axes run to left, posterior and superior, specify "
+                "the spacing with --spacing SLICE ROW COLUMN.",
             )
-        cause = "it does not say where its voxels lie; axes were taken to run left, back and top"
+        cause = (
+            "its position and orientation are missing; axes were assumed to run to left, "
+            "posterior and superior"
+        )
         findings = (Finding(code="orientation-assumed", path=str(path), cause=cause),)
         affine = ras_from["LPS"]
     else:
         affine[:3, :3], affine[:3, 3] = axes_mm, origin_mm
-        if np.isfinite(affine).all():  # else it is refused as it is
+        if np.isfinite(affine).all():  # otherwise it is refused later
             affine = ras_from[space] @ affine
     matrix = mm_from_index_of_affine(affine)
     if options.spacing_mm is not None:
         matrix = checks.with_spacing(matrix, options.spacing_mm, path)
     return torch.as_tensor(matrix), findings
-
-
-def _bad(cause: str, path: Path) -> InputError:
-    return InputError(
-        cause,
-        path=path,
-        code="bad-header",
-        next_step="The header is damaged: copy or export the file again.",
-    )

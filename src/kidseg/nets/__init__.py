@@ -1,4 +1,4 @@
-"""Networks: plain modules, built from a configuration by `build`."""
+"""Networks: plain PyTorch modules that `build` creates from a configuration."""
 
 from __future__ import annotations
 
@@ -32,10 +32,9 @@ def build(
     *,
     seed: int = 0,
 ) -> UNet | PlannedUNet | Localizer:
-    """The network that a configuration describes, on the CPU, in training mode, float32.
+    """Build the network of a configuration, on the CPU, in training mode, float32.
 
-    Its weights depend on the seed alone; the state of torch's own random generator is left as it
-    was.
+    Its weights depend only on the seed; the state of torch's random generator does not change.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

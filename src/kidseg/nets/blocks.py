@@ -1,4 +1,4 @@
-"""What networks are built of, in two or three dimensions."""
+"""Building blocks of the networks, in two or three dimensions."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ _TRANSPOSED: Mapping[int, _Convolution] = {2: nn.ConvTranspose2d, 3: nn.ConvTran
 _BATCH_NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _INSTANCE_NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 
-# Source: nnU-Net v2.8.1: torch's default for LeakyReLU, which `InitWeights_He` draws for too; the
-# norm's epsilon by default_experiment_planner.
+# Source: nnU-Net v2.8.1: torch's default for LeakyReLU, which `InitWeights_He` uses too; the norm's
+# epsilon from default_experiment_planner.
 _NEGATIVE_SLOPE = 0.01
 _NORM_EPSILON = 1e-5
 
 
 def convolution(dimensions: Dimensions, inputs: int, outputs: int, kernel: int) -> nn.Module:
-    """A convolution with bias that keeps the image's size; `kernel` is odd."""
+    """A convolution with bias that keeps the image size; `kernel` is odd."""
     return _CONVOLUTION[dimensions](inputs, outputs, kernel, padding=kernel // 2)
 
 
 class Block(nn.Module):
-    """A convolution with kernel 3 that keeps, halves or doubles the image; batch norm; ReLU.
+    """A convolution with kernel 3 that keeps, halves or doubles the image size; batch norm; ReLU.
 
-    No bias: the batch norm that follows has one. The weights are drawn for ReLU.
+    No bias: the batch norm that follows has one. The weights are initialised for ReLU.
 
     Source: He et al., Delving Deep into Rectifiers, ICCV 2015, eq. 10.
 
     Args:
         dimensions: 2 or 3.
-        inputs: channels in.
-        outputs: channels out.
-        resize: "keep" has stride 1, "halve" stride 2, "double" is the transposed convolution with
+        inputs: input channels.
+        outputs: output channels.
+        resize: "keep" has stride 1, "halve" stride 2, "double" is a transposed convolution with
             stride 2. Halving an odd side rounds up.
     """
 
@@ -74,15 +74,15 @@ class Block(nn.Module):
 class InstanceNormBlock(nn.Module):
     """nnU-Net's block: a convolution with bias, instance norm with scale and shift, LeakyReLU.
 
-    The weights are drawn for LeakyReLU, the biases are 0.
+    The weights are initialised for LeakyReLU, the biases are 0.
 
     Source: `ConvDropoutNormReLU` of dynamic_network_architectures 0.4.4, as nnU-Net v2.8.1 sets it.
 
     Args:
-        inputs: channels in.
-        outputs: channels out.
-        kernel: side of the convolution per axis (2 or 3 of them), odd.
-        stride: per axis; sides that are no multiple of it are rounded up.
+        inputs: input channels.
+        outputs: output channels.
+        kernel: kernel size per axis (2 or 3 axes), odd.
+        stride: per axis; sides that are not multiples of it are rounded up.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ def upsampling(inputs: int, outputs: int, stride: Sequence[int]) -> nn.Module:
 
 
 def initialised(convolution: nn.Module) -> nn.Module:
-    """A convolution, its weights drawn anew as nnU-Net does: He et al., eq. 15; biases 0."""
+    """Initialise a convolution as nnU-Net does: weights by He et al., eq. 15; biases 0."""
     for name, values in convolution.named_parameters():
         if name == "bias":
             nn.init.zeros_(values)

@@ -1,4 +1,4 @@
-"""Networks made ready for inference: batch norms folded into convolutions, narrow weights."""
+"""Prepare networks for inference: batch norms folded into convolutions, low-precision weights."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ __all__ = ["FoldedNet", "folded"]
 
 
 def folded(net: UNet | PlannedUNet, dtype: torch.dtype = torch.float32) -> FoldedNet:
-    """A copy of a network for inference alone, faster; the network stays as it is.
+    """A faster copy of a network for inference only; the network itself does not change.
 
-    Each batch norm is folded into the convolution before it, transposed ones too. Weights and
-    features are of type `dtype` without autocast, which would cast the weights anew for each batch.
-    Instance norms stay, because their statistics are each image's own: float32 weights and sums.
+    Each batch norm is folded into the preceding convolution, transposed or not. Weights and
+    features have type `dtype` without autocast, which would cast the weights for each batch.
+    Instance norms are kept, because their statistics depend on the image; their weights and sums
+    are float32.
 
-    Folding rounds differently: logits differ by about 1e-6 of their size in float32, so it is not
-    exact, and by 1e-2 in bfloat16.
+    Folding is not exact, because it rounds differently: logits differ by about 1e-6 of their
+    magnitude in float32 and by 1e-2 in bfloat16.
 
     Args:
         net: in any mode and on any device; its running statistics are used.
-        dtype: torch.float32 or torch.bfloat16 (or float16 where the device computes with it).
+        dtype: torch.float32 or torch.bfloat16 (or float16 if the device supports it).
 
     Source: Jacob et al., Quantization and Training of Neural Networks for Efficient
     Integer-Arithmetic-Only Inference, CVPR 2018, section 3.2.
@@ -38,13 +39,13 @@ def folded(net: UNet | PlannedUNet, dtype: torch.dtype = torch.float32) -> Folde
 
 
 class FoldedNet(nn.Module):
-    """What `folded` gives: always as in evaluation mode, with the finest output, without gradients.
+    """The result of `folded`: in evaluation mode, with the finest output, without gradients.
 
     Attributes:
-        multiple: what the sides of an image must be multiples of, per axis.
+        multiple: the sides of an image must be multiples of these, per axis.
         dtype: of weights and features.
-        memory_format: of features: channels last, but where instance norms would wait for it
-            (benchmarks/inference_speed.py).
+        memory_format: of features: channels last, except with instance norms, which it would slow
+            down (benchmarks/inference_speed.py).
     """
 
     def __init__(self, net: UNet | PlannedUNet, dtype: torch.dtype) -> None:
@@ -71,11 +72,11 @@ class FoldedNet(nn.Module):
         """Float32 logits [(n, out_channels, *size)] of float32 (n, in_channels, *size).
 
         Raises:
-            ValueError: sides that are no multiples of `multiple`.
+            ValueError: sides that are not multiples of `multiple`.
         """
         with torch.no_grad(), torch.autocast(image.device.type, enabled=False):
-            narrow = image.to(dtype=self.dtype, memory_format=self.memory_format)
-            (logits,) = self.net(narrow)
+            converted = image.to(dtype=self.dtype, memory_format=self.memory_format)
+            (logits,) = self.net(converted)
             return [logits.float()]
 
 

@@ -15,10 +15,10 @@ __all__ = ["PlannedUNet"]
 class PlannedUNet(nn.Module):
     """nnU-Net's U-Net in two or three dimensions, each stage with kernels and strides per axis.
 
-    A stage of the encoder starts with its stride; the decoder comes back by transposed convolutions
-    with the same strides and joins every skip. One thing is left out: nnU-Net also has an output at
-    the coarsest resolution of the decoder, and weighs its loss with 0. Without it the
-    plain weights of `kidseg.losses.level_weights` are nnU-Net's, and no parameter is idle.
+    A stage of the encoder starts with its stride; the decoder upsamples with transposed
+    convolutions of the same strides and concatenates every skip. One difference: nnU-Net also has
+    an output at the coarsest resolution of the decoder, with loss weight 0. Without it, the weights
+    of `kidseg.losses.level_weights` equal nnU-Net's, and every parameter is used.
 
     Source: PlainConvUNet of dynamic_network_architectures 0.4.4, as nnU-Net v2.8.1 plans it;
     `nnUNetTrainer._build_loss` for the weights.
@@ -29,10 +29,10 @@ class PlannedUNet(nn.Module):
         out_channels: channels of the logits.
 
     Attributes:
-        multiple: what the sides of an image must be multiples of, per axis.
+        multiple: the sides of an image must be multiples of these, per axis.
 
     Raises:
-        ValueError: a topology of a single stage, which has no decoder.
+        ValueError: a topology with a single stage, which has no decoder.
     """
 
     def __init__(self, topology: Topology, in_channels: int, out_channels: int) -> None:
@@ -40,7 +40,7 @@ class PlannedUNet(nn.Module):
         width, kernels, strides = topology.features, topology.kernels, topology.strides
         depth = len(width) - 1
         if depth < 1:
-            raise ValueError("a U-Net has at least two stages")
+            raise ValueError("a U-Net needs at least two stages")
         self.multiple = topology.divisors
         entering = (in_channels, *width[:-1])
 
@@ -73,18 +73,18 @@ class PlannedUNet(nn.Module):
         )
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Logits of the levels, finest first; in evaluation mode of the finest alone.
+        """Logits of the levels, finest first; in evaluation mode only of the finest.
 
         Args:
             image: (n, in_channels, *size), sides multiples of `multiple` and not all equal to it:
                 an instance norm needs more than one voxel at the coarsest stage.
 
         Returns:
-            (n, out_channels, *size / strides so far), for all resolutions of the decoder but the
-            coarsest in training mode (of a single one, for that), else for the finest.
+            (n, out_channels, *size / strides so far). In training mode, for all resolutions of the
+            decoder but the coarsest (if there is only one, for that); otherwise for the finest.
 
         Raises:
-            ValueError: sides that do not fit.
+            ValueError: sides that are not multiples of `multiple`.
         """
         check_sides(image, self.multiple)
         skips = []

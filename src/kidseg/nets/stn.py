@@ -1,9 +1,9 @@
-"""The localisation network of a spatial transformer, and what its outputs mean.
+"""The localisation network of a spatial transformer, and the interpretation of its outputs.
 
-The network gives plain numbers, all zero when fresh. `pose_from` and `crop_from` bound them and
-give them meaning, so that zero is the identity; `pose_grid` and `crop_grid` choose the grid that
-they mean. One network may do both: 9 outputs, the first five for `pose_from`, the rest for
-`crop_from`.
+The network returns unbounded numbers, which are zero before training. `pose_from` and `crop_from`
+convert them to a bounded pose or crop, with zero as the identity; `pose_grid` and `crop_grid` build
+the corresponding grid. One network may do both: 9 outputs, the first five for `pose_from`, the
+others for `crop_from`.
 
 Normalised coordinates are (x along columns, y along rows), -1 and 1 at the outer edges of the outer
 pixels, as in `kidseg.geometry.grid_from_theta`. All leading shapes are (slices,).
@@ -37,22 +37,23 @@ __all__ = [
 ]
 
 CROP_OUTPUTS = 4
-"""Numbers that `crop_from` takes: the box's corners, low x, low y, high x, high y."""
+"""Number of outputs for `crop_from`: the corners of the box, low x, low y, high x, high y."""
 
 
 class Localizer(nn.Module):
     """Two blocks of convolution, 2x2 max-pooling and ReLU, then two hidden layers.
 
-    The last layer starts at zero, so a fresh network gives zeros: the identity. The hidden layers
-    run in float32 also under autocast: an angle needs more than the 8 bits of bfloat16.
+    The last layer is initialised with zeros, so an untrained network returns the identity. The
+    hidden layers run in float32 even under autocast: an angle needs more than the 8 bits of
+    bfloat16.
 
     Source: La Barbera et al., ISBI 2021, section 4; Jaderberg et al., Spatial
     Transformer Networks, NeurIPS 2015.
 
     Args:
-        config: its shape.
-        in_channels: channels of the image: intensities, and masks.
-        out_channels: numbers to give; see `pose_outputs` and `CROP_OUTPUTS`.
+        config: its architecture.
+        in_channels: channels of the image: intensities and masks.
+        out_channels: number of outputs; see `pose_outputs` and `CROP_OUTPUTS`.
     """
 
     def __init__(self, config: LocalizerConfig, in_channels: int, out_channels: int) -> None:
@@ -79,11 +80,11 @@ class Localizer(nn.Module):
         """Float32 (n, out_channels) of (n, in_channels, size, size).
 
         Raises:
-            ValueError: another size than the configured.
+            ValueError: the size differs from the configured one.
         """
         if tuple(image.shape[2:]) != (self.size, self.size):
             raise ValueError(
-                f"this network sees {self.size} x {self.size} pixels, not {tuple(image.shape[2:])}"
+                f"this network needs {self.size} x {self.size} pixels, not {tuple(image.shape[2:])}"
             )
         features = image
         for convolution in self.convolutions:
@@ -97,12 +98,12 @@ class Localizer(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Pose:
-    """How slices lie: the object is turned by `angle_rad`, `scale` too large, off by `shift`.
+    """Pose of slices: the object is rotated by `angle_rad`, scaled by `scale`, shifted by `shift`.
 
     Attributes:
-        angle_rad: (slices,), columns towards rows.
+        angle_rad: (slices,), from columns towards rows.
         scale: (slices, 2) along x and y.
-        shift: (slices, 2) along x and y, in half images (1 moves the middle to the edge).
+        shift: (slices, 2) along x and y, in half images (1 moves the centre to the edge).
     """
 
     angle_rad: Tensor
@@ -111,16 +112,15 @@ class Pose:
 
 
 def pose_outputs(config: LocalizerConfig) -> int:
-    """Numbers that `pose_from` takes: 5 (angle, scale x, y, shift x, y), or 4 with one scale."""
+    """Number of outputs for `pose_from`: 5 (angle, scale x, y, shift x, y), or 4 with one scale."""
     return 3 + config.scales
 
 
 def pose_from(outputs: Tensor, config: LocalizerConfig) -> Pose:
-    """The pose that outputs (slices, `pose_outputs(config)`) mean; zeros are the identity.
+    """Convert outputs (slices, `pose_outputs(config)`) to a pose; zeros are the identity.
 
-    The angle is in radians and the scale is a logarithm, so that twice and half are equally far;
-    each passes through a tanh that has slope 1 at zero and its limit at infinity, so a gradient
-    always remains.
+    The angle is in radians. The scale is logarithmic, so that doubling and halving are symmetric.
+    Each is limited by a tanh with slope 1 at zero, which always leaves a gradient.
     """
     angle, size, shift = outputs[..., 0], outputs[..., 1:-2], outputs[..., -2:]
     scale = torch.exp(_limited(size, math.log(config.scale_limit)))
@@ -132,10 +132,11 @@ def pose_from(outputs: Tensor, config: LocalizerConfig) -> Pose:
 
 
 def pose_grid(start: Grid, pose: Pose) -> Grid:
-    """The grid on which the slices of `start` lie as the pose says, homogenized.
+    """Apply the pose to `start`: the grid of the homogenized slices.
 
-    The pose is a residual upon `start`, which is the scan's own grid or one normalised by moments.
-    Built in millimetres by `kidseg.geometry.posed`; slice-wise, `start`'s shape, differentiable.
+    The pose is relative to `start`, which is the scan's own grid or one normalised by moments. It
+    is applied in millimetres by `kidseg.geometry.posed`. The result is slice-wise, has the shape of
+    `start` and is differentiable.
     """
     spacing_mm = start.spacing_mm.detach()[..., 1:].flip(-1)
     half_mm = spacing_mm * spacing_mm.new_tensor([start.shape[2] / 2, start.shape[1] / 2])
@@ -148,8 +149,8 @@ class Crop:
     """A box in each slice.
 
     Attributes:
-        centre: (slices, 2) middle along x and y, normalised.
-        half: (slices, 2) half sides, normalised: 1 is the whole image.
+        centre: (slices, 2) centre along x and y, normalised.
+        half: (slices, 2) half sides, normalised: 1 is the full image.
     """
 
     centre: Tensor
@@ -157,33 +158,33 @@ class Crop:
 
     @property
     def theta(self) -> Tensor:
-        """(slices, 2, 3): the scale and shift, as `kidseg.geometry.grid_from_theta` takes them."""
+        """(slices, 2, 3): scale and shift, as input for `kidseg.geometry.grid_from_theta`."""
         return torch.cat([torch.diag_embed(self.half), self.centre[..., None]], dim=-1)
 
 
 def crop_from(outputs: Tensor, config: LocalizerConfig) -> Crop:
-    """The box that outputs (slices, 4) mean, inside the image; zeros are the whole image.
+    """Convert outputs (slices, 4) to a box inside the image; zeros are the full image.
 
-    The outputs move the corners (low x, low y, high x, high y) from the image's own. A square box
-    has the mean of both sides. What reaches too far is brought back exactly; there, the gradient
-    that leads back in still passes.
+    The outputs move the corners (low x, low y, high x, high y) from those of the image. A square
+    box has the mean of both sides. Boxes beyond the bounds are projected onto them; gradients that
+    point back inside are kept.
     """
     low, high = outputs[..., :2] - 1.0, outputs[..., 2:4] + 1.0
     return _bounded((low + high) / 2, (high - low) / 2, config)
 
 
 def crop_around(mask: Tensor, config: LocalizerConfig) -> Crop:
-    """The smallest lawful box around each mask: the target of the crop.
+    """The smallest allowed box around each mask: the target of the crop.
 
-    The extent of the non-zero pixels, made square by its longer side, at least `least_side`, moved
-    inside the image.
+    It is the extent of the non-zero pixels, made square by its longer side, at least `least_side`,
+    and shifted inside the image.
 
     Args:
         mask: (slices, rows, columns), bool or numbers.
         config: the box's bounds.
 
     Returns:
-        float32; the whole image where a mask is empty.
+        float32; the full image for an empty mask.
     """
     extents = [_extent((mask != 0).any(axis)) for axis in (-2, -1)]
     low = torch.stack([extent[0] for extent in extents], dim=-1)
@@ -195,7 +196,7 @@ def crop_around(mask: Tensor, config: LocalizerConfig) -> Crop:
 
 
 def widened(crop: Crop, config: LocalizerConfig) -> Crop:
-    """The box with its sides longer by `margin`, moved inside the image, at most all of it."""
+    """The box enlarged by `margin`, shifted inside the image, at most the full image."""
     return _bounded(crop.centre, crop.half * (1.0 + config.margin), config)
 
 
@@ -232,10 +233,10 @@ def _project(value: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
 
 class _Projection(torch.autograd.Function):
-    """Clamp, with the gradient of a projected descent.
+    """Clamp with the gradient of projected gradient descent.
 
-    Where a value is clamped, descent may bring it back in, but not push it further out; plain
-    clamping would leave it stuck. The bounds get their true derivative.
+    Descent can move a clamped value back inside, but not further out; an ordinary clamp would have
+    no gradient there. The bounds get their exact derivative.
     """
 
     @staticmethod
@@ -248,9 +249,9 @@ class _Projection(torch.autograd.Function):
         (gradient,) = gradients
         below, above = ctx.saved_tensors
         outwards = (below & (gradient > 0)) | (above & (gradient < 0))
-        nothing = torch.zeros_like(gradient)
+        zero = torch.zeros_like(gradient)
         return (
-            torch.where(outwards, nothing, gradient),
-            torch.where(below, gradient, nothing),
-            torch.where(above, gradient, nothing),
+            torch.where(outwards, zero, gradient),
+            torch.where(below, gradient, zero),
+            torch.where(above, gradient, zero),
         )

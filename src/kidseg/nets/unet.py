@@ -14,30 +14,30 @@ __all__ = ["UNet", "check_sides"]
 
 
 class UNet(nn.Module):
-    """Encoder and decoder, each level of two blocks, joined level by level.
+    """Encoder and decoder with two blocks per level, connected by skips.
 
-    In the encoder the first block keeps the size and the second halves it, doubling the features;
-    in the decoder the first takes the level's skip in and the second doubles the size, halving the
-    features. At the bottleneck the two meet: one keeps, one doubles. The finest level ends in the
-    output block.
+    In the encoder, the first block of a level keeps the size and the second halves it and doubles
+    the features. In the decoder, the first block takes the level's skip and the second doubles the
+    size and halves the features. The bottleneck has one block that keeps the size and one that
+    doubles it. The finest level ends with the output block.
 
     Source: La Barbera et al., ISBI 2021, section 4, "U-Net for segmentation".
 
     Args:
-        config: its shape.
+        config: its architecture.
         in_channels: channels of the image.
         out_channels: classes, background first.
 
     Attributes:
-        multiple: what the sides of an image must be multiples of, per axis.
+        multiple: the sides of an image must be multiples of these, per axis.
     """
 
     def __init__(self, config: UNetConfig, in_channels: int, out_channels: int) -> None:
         super().__init__()
         depth, dims = config.halvings, config.dimensions
         width = [min(config.features << level, config.max_features) for level in range(depth + 1)]
-        least = 1 if config.skips == "all" else config.skips
-        self.joined = tuple(config.size >> level >= least for level in range(depth))
+        min_size = 1 if config.skips == "all" else config.skips
+        self.joined = tuple(config.size >> level >= min_size for level in range(depth))
         self.multiple = (1 << depth,) * dims
 
         entering = [in_channels, *width[1:]]
@@ -56,16 +56,16 @@ class UNet(nn.Module):
         )
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Logits of the levels, finest first; in evaluation mode of the finest alone.
+        """Logits of the levels, finest first; in evaluation mode only of the finest.
 
         Args:
             image: (n, in_channels, *size), sides multiples of `multiple`.
 
         Returns:
-            (n, out_channels, *size / 2^level) for level 0..N in training mode, else for level 0.
+            (n, out_channels, *size / 2^level) for level 0..N in training mode, otherwise for 0.
 
         Raises:
-            ValueError: a side that cannot be halved so often.
+            ValueError: sides that are not multiples of `multiple`.
         """
         check_sides(image, self.multiple)
         skips = []
@@ -88,12 +88,12 @@ class UNet(nn.Module):
 
 
 def check_sides(image: Tensor, multiple: Sequence[int]) -> None:
-    """Refuse an image (n, channels, *size) whose sides are no multiples of these, per axis.
+    """Check that the sides of an image (n, channels, *size) are multiples of these, per axis.
 
     Raises:
-        ValueError: so it is, or the image has another number of axes.
+        ValueError: they are not, or the number of axes differs.
     """
     sides = tuple(image.shape[2:])
     if len(sides) != len(multiple) or any(n % m for n, m in zip(sides, multiple, strict=True)):
-        wanted = " x ".join(map(str, multiple))
-        raise ValueError(f"sides must be multiples of {wanted}, not {sides}")
+        required = " x ".join(map(str, multiple))
+        raise ValueError(f"sides must be multiples of {required}, not {sides}")

@@ -1,4 +1,4 @@
-"""The digital patient: an abdomen from birth to 16 years, posed, rendered and scanned."""
+"""Digital patients: abdomens of children from birth to 16 years, posed, rendered and scanned."""
 
 from kidseg.phantom.anatomy import ORGANS, Anatomy
 from kidseg.phantom.child import draw_anatomy

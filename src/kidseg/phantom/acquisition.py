@@ -1,9 +1,9 @@
-"""From the patient's true HU to a scan: what a CT scanner and its reconstruction add.
+"""Simulate a CT scanner and its reconstruction: from the patient's true HU to a scan.
 
-Table and tubes; beam hardening, cupping and starved rays (by projecting the patient coarsely, see
+Adds table and tubes; beam hardening, cupping and photon starvation (from a coarse projection, see
 `projection`); the blur of the reconstruction kernel and the slice profile; noise with the texture
-of a filtered back-projection, stronger in the middle of large bodies and streaky along dense ones;
-padding outside the reconstructed circle; whole HU.
+of filtered back-projection, stronger in the centre of large bodies and streaky along dense ones;
+padding outside the reconstructed circle. HU are rounded to integers.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ __all__ = ["KERNELS", "Kernel", "Scanner", "acquire", "draw_scanner", "noise_hu"
 
 @dataclass(frozen=True, kw_only=True)
 class Kernel:
-    """How a reconstruction weighs fine detail.
+    """Frequency response of a reconstruction kernel.
 
-    mtf50_per_mm is the frequency (line pairs per mm) at which contrast is halved; overshoot lifts
-    middle frequencies (edge enhancement) by this part; noise is the factor on the noise level.
+    mtf50_per_mm is the frequency (line pairs per mm) at which contrast is halved; overshoot is the
+    relative gain of medium frequencies (edge enhancement); noise is a factor on the noise level.
     """
 
     mtf50_per_mm: float
@@ -45,17 +45,17 @@ KERNELS: dict[str, Kernel] = {
 _KERNEL_SHARES = {"soft": 0.15, "standard": 0.47, "medium": 0.28, "sharp": 0.10}
 
 # Noise of a standard kernel in 3 mm slices of a water cylinder of this diameter at the usual dose
-# for that size. Source: paediatric abdominal CT is tuned to 10-20 HU (e.g. Boone et al., Radiology
-# 2003; Singh et al., Radiology 2009).
+# for that size. Source: the target of paediatric abdominal CT is 10-20 HU (e.g. Boone et al.,
+# Radiology 2003; Singh et al., Radiology 2009).
 _NOISE_HU = 16.0
 _NOISE_DIAMETER_MM = 160.0
 _NOISE_SLICE_MM = 3.0
-# Part of the growth of noise with size that tube-current modulation leaves. Without it noise goes
-# with exp(mu d / 2), mu = 0.0193 per mm. Source: Boone et al., Radiology 2003.
+# Increase of noise with size that remains after tube-current modulation. Without modulation, noise
+# is proportional to exp(mu d / 2), mu = 0.0193 per mm. Source: Boone et al., Radiology 2003.
 _NOISE_PER_MM = 0.35 * 0.0193 / 2
 _NOISE_SPREAD = 0.25
 _NOISE_RANGE_HU = (4.5, 45.0)
-# Slices made on scanners, and how often.
+# Common slice distances, and their frequencies.
 _SLICES_MM = (0.6, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0)
 _SLICE_SHARES = (0.03, 0.05, 0.16, 0.10, 0.10, 0.14, 0.10, 0.17, 0.05, 0.10)
 _PIXEL_MM = (0.35, 0.95)
@@ -67,22 +67,23 @@ _HU_RANGE = (-1024.0, 3071.0)
 
 @dataclass(frozen=True, kw_only=True)
 class Scanner:
-    """One scan's acquisition.
+    """Acquisition parameters of one scan.
 
     Attributes:
         shape: (slices, rows, columns).
         pixel_mm, slice_mm: distance between voxel centres.
-        thickness_mm: of a slice; more than slice_mm where slices overlap.
-        centre_mm: (x, y, z) of the middle of the field.
+        thickness_mm: slice thickness; more than slice_mm if slices overlap.
+        centre_mm: (x, y, z) of the centre of the field.
         kernel: a name of `KERNELS`.
-        texture: exponent of the noise power's rise with frequency: 1 for filtered back-projection,
-            less for iterative reconstruction.
-        noise_hu: standard deviation in the middle of the body, before pixels average it.
+        texture: exponent of the increase of noise power with frequency: 1 for filtered
+            back-projection, less for iterative reconstruction.
+        noise_hu: standard deviation in the centre of the body, before averaging over pixels.
         kv: tube voltage.
-        hardening, cupping: what the beam-hardening correction leaves, see `projection.flaws`.
-        table: what the patient lies on.
+        hardening, cupping: residual errors of the beam-hardening correction, see
+            `projection.flaws`.
+        table: patient table.
         tubes: leads and lines.
-        circle: padding of -1024 HU outside the inscribed circle.
+        circle: whether voxels outside the inscribed circle are padded with -1024 HU.
     """
 
     shape: tuple[int, int, int]
@@ -112,13 +113,13 @@ class Scanner:
 
 
 def noise_hu(diameter_mm: float, thickness_mm: float, kernel: str, dose: float = 1.0) -> float:
-    """Expected noise: inverse root of dose and slice thickness, exponential in body diameter.
+    """Expected noise: proportional to 1 / sqrt(dose x slice thickness), exponential in diameter.
 
     Args:
         diameter_mm: water-equivalent diameter of the body.
         thickness_mm: of the slices.
         kernel: a name of `KERNELS`.
-        dose: relative to the usual one for the body's size.
+        dose: relative to the usual dose for the body's size.
 
     Source: see the constants above.
     """
@@ -137,17 +138,18 @@ def draw_scanner(
     range_mm: tuple[float, float],
     needed_mm: tuple[float, float],
 ) -> Scanner:
-    """An acquisition as a radiographer would choose it for this body.
+    """Draw an acquisition that is realistic for this body.
 
     Args:
-        rng: draws everything that is not given by the body.
-        config: size, slices.
-        width_mm: widest extent of the body across, as it lies.
+        rng: random generator.
+        config: size and slices.
+        width_mm: largest lateral extent of the posed body.
         diameter_mm: effective diameter, for the dose.
-        centre_mm: (x, y) of the body's middle in the scanner.
-        range_mm: (low, high) z that would be scanned.
-        needed_mm: (low, high) z of kidneys and tumours; if `config.max_slices` is short, the scan
-            shrinks to these before slices grow thicker, beyond `config.slice_mm` if need be.
+        centre_mm: (x, y) of the body's centre in the scanner.
+        range_mm: (low, high) z of the preferred scan range.
+        needed_mm: (low, high) z of kidneys and tumours. If `config.max_slices` is too small, the
+            range is reduced to these first; then slices become thicker, if necessary beyond
+            `config.slice_mm`.
     """
     spread = rng.choice([rng.uniform(0.96, 1.03), rng.uniform(1.04, 1.35)], p=[0.05, 0.95])
     full_mm = np.clip(width_mm * spread / _FULL_SIZE, *_PIXEL_MM)
@@ -193,7 +195,7 @@ def _slices(
     range_mm: tuple[float, float],
     needed_mm: tuple[float, float],
 ) -> tuple[float, tuple[float, float]]:
-    """Slice distance and range: usual slices within the settings, at most `max_slices`."""
+    """Slice distance and range: a common distance within the settings, at most `max_slices`."""
     thin, thick = config.slice_mm
     usual = [(s, p) for s, p in zip(_SLICES_MM, _SLICE_SHARES, strict=True) if thin <= s <= thick]
     if usual:
@@ -214,13 +216,13 @@ def _slices(
 
 
 def acquire(hu: np.ndarray, grid: Grid, scanner: Scanner, rng: np.random.Generator) -> np.ndarray:
-    """Scan a patient.
+    """Simulate the scan of a patient.
 
     Args:
         hu: (slices, rows, columns) float32, true HU with partial volume, air -1000. Overwritten.
-        grid: where they lie; axial, square pixels.
+        grid: of `hu`; axial, square pixels.
         scanner: the acquisition.
-        rng: for the noise.
+        rng: random generator for the noise.
 
     Returns:
         (slices, rows, columns) int16 HU in -1024..3071.
@@ -258,11 +260,12 @@ def acquire(hu: np.ndarray, grid: Grid, scanner: Scanner, rng: np.random.Generat
 
 @dataclass(frozen=True, eq=False)
 class _Spectrum:
-    """The kernel's filters on the padded plane, as the real FFT orders its frequencies.
+    """The kernel's filters on the padded plane, in the frequency order of the real FFT.
 
-    `size` of the padded plane, `transfer` of the signal, `colours` (SECTORS, ...) of the noise:
-    white noise of standard deviation 1 through their sum has the scan's noise for noise_hu = 1.
-    `coarse_share` is the part of the noise's amplitude that the coarse projection's pixels see.
+    `size` is the size of the padded plane, `transfer` the filter of the signal, `colours`
+    (SECTORS, ...) the filters of the noise: white noise of standard deviation 1 filtered by their
+    sum is the scan's noise for noise_hu = 1. `coarse_share` is the fraction of the noise amplitude
+    at the coarse resolution of the projection.
     """
 
     shape: tuple[int, int]
@@ -299,7 +302,7 @@ class _Spectrum:
         )
 
     def blurred(self, slab: np.ndarray) -> np.ndarray:
-        """(slices, rows, columns) through the kernel; edges go on beyond the field."""
+        """(slices, rows, columns) filtered by the kernel, with edge padding."""
         from scipy import fft
 
         ny, nx = self.shape
@@ -311,7 +314,7 @@ class _Spectrum:
         return np.ascontiguousarray(full[:, _EDGE : _EDGE + ny, _EDGE : _EDGE + nx])
 
     def noise(self, white: np.ndarray, strength: np.ndarray) -> np.ndarray:
-        """White noise (slices, *size) coloured per direction, times (SECTORS, slices, ...)."""
+        """White noise (slices, *size), filtered per direction, times (SECTORS, slices, ...)."""
         from scipy import fft
 
         ny, nx = self.shape
@@ -324,7 +327,7 @@ class _Spectrum:
 
 
 class _White:
-    """White noise along the slices, correlated as their profile overlaps; unit variance."""
+    """White noise of unit variance, correlated between slices by their overlapping profiles."""
 
     def __init__(self, rng: np.random.Generator, size: tuple[int, int], profile: float) -> None:
         self._rng, self._size, self._side = rng, size, profile
@@ -345,7 +348,7 @@ class _White:
 
 
 def _mtf(f: np.ndarray, kernel: Kernel) -> np.ndarray:
-    """Contrast passed at f line pairs per mm: halved at the kernel's MTF50, lifted before it."""
+    """Contrast at f line pairs per mm: halved at the kernel's MTF50, with a gain below it."""
     ratio = f / kernel.mtf50_per_mm
     lift = 1.0 + kernel.overshoot * np.sin(np.pi * np.minimum(ratio, 1.0)) ** 2
     passed: np.ndarray = lift * np.exp2(-(ratio**2.2))
@@ -353,7 +356,7 @@ def _mtf(f: np.ndarray, kernel: Kernel) -> np.ndarray:
 
 
 def _noise_power(kernel: Kernel, texture: float) -> _Power:
-    """Noise power per area of frequency: f^texture MTF^2, of unit integral over the plane."""
+    """Noise power density f^texture MTF^2, normalised to a unit integral over the plane."""
     power = _Power(kernel, texture, 1.0)
     return _Power(kernel, texture, 1.0 / _plane_integral(power, 4 * kernel.mtf50_per_mm))
 
@@ -375,15 +378,15 @@ def _plane_integral(power: _Power, up_to: float) -> float:
 
 
 def _slice_profile(overlap: float) -> float:
-    """Weight of each neighbour when a slice is `overlap` times thicker than their distance.
+    """Weight of each neighbouring slice if slices are `overlap` times thicker than their distance.
 
-    A box of that width has the variance of the three weights (and the voxel's own box).
+    The variance of the three weights (and the voxel's own box) equals that of a box of this width.
     """
     return float(np.clip((overlap**2 - 1) / 24, 0.0, 1 / 3))
 
 
 def _profiled(hu: np.ndarray, start: int, stop: int, side: float) -> np.ndarray:
-    """Slices start .. stop - 1, mixed with their neighbours."""
+    """Slices start .. stop - 1, blended with their neighbours."""
     if side == 0.0:
         return hu[start:stop]
     last = len(hu) - 1

@@ -1,8 +1,8 @@
-"""One child, drawn: every size and position that rendering needs, as plain data.
+"""The anatomy of one child: all sizes and positions for rendering, as plain data.
 
-Anatomy coordinates are millimetres (x, y, z), RAS+, of the child lying straight: x = 0 is the
-mid-line, y = 0 the middle of the body from front to back, z = 0 the middle of the second lumbar
-vertebra. Positions are those *before* a tumour pushes them, except the tumours' own.
+Anatomy coordinates are millimetres (x, y, z), RAS+, of the child in a straight position: x = 0 is
+the mid-line, y = 0 the centre of the body from front to back, z = 0 the centre of the second lumbar
+vertebra. Positions are those *before* displacement by a tumour, except those of tumours.
 """
 
 from __future__ import annotations
@@ -64,14 +64,15 @@ ORGANS: Mapping[int, str] = {
     29: "diaphragm",
     30: "intervertebral disc",
 }
-"""Values of `Rendering.organs`; 0 is outside of the body."""
+"""Values of `Rendering.organs`; 0 is outside the body."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Body:
-    """Trunk: half-axes of its surfaces and the spine's measures, all mm.
+    """Trunk: half-axes of its surfaces and dimensions of the spine, all mm.
 
-    `half_*` is skin to middle; `fat_*` the fat under the skin; `wall_*` the muscle inside it.
+    `half_*` is the distance from the centre to the skin, `fat_*` the thickness of the fat under the
+    skin, `wall_*` that of the muscle inside it.
     """
 
     half_lateral_mm: float
@@ -102,16 +103,17 @@ class Kidney:
     """One kidney, as an ellipsoid bent around its hilum.
 
     Attributes:
-        side: the patient's.
-        length_mm, width_mm, thickness_mm: along its long axis, hilum to outer border, and across.
+        side: side of the patient.
+        length_mm, width_mm, thickness_mm: along the long axis, from hilum to outer border, and
+            perpendicular to both.
         centre_mm: (x, y, z).
-        coronal_deg: upper pole towards the mid-line; negative in a horseshoe kidney.
-        sagittal_deg: upper pole backwards.
-        hilum_deg: how far the hilum looks forward from the mid-line; 75 in a horseshoe kidney.
-        bend: how far the poles lean to the hilum, part of half the width.
+        coronal_deg: tilt of the upper pole to the mid-line; negative in a horseshoe kidney.
+        sagittal_deg: tilt of the upper pole backwards.
+        hilum_deg: angle of the hilum from the mid-line to the front; 75 in a horseshoe kidney.
+        bend: displacement of the poles towards the hilum, as a fraction of half the width.
         cortex_mm: thickness of the outer cortex.
-        sinus: size of the sinus, part of the kidney's half-axes.
-        lobulation: depth of the foetal lobes, part of the radius.
+        sinus: size of the sinus, as a fraction of the kidney's half-axes.
+        lobulation: depth of the foetal lobes, as a fraction of the radius.
         pelvis_mm: half the depth of the renal pelvis.
     """
 
@@ -135,16 +137,16 @@ class Tumour:
     """A renal tumour that grew from one point of its kidney.
 
     Attributes:
-        side: of the kidney.
-        volume_ml: of the rendered shape.
-        origin_mm: where in the undeformed anatomy it began.
-        centre_mm: its middle, grown.
-        radius_mm: scale of the shape that gives the volume.
-        lobes: (x, y, z, radius) of the rounded parts, in units of radius_mm, about the centre.
-        necrosis, haemorrhage: part of the tumour, 0-1.
+        side: side of the kidney.
+        volume_ml: volume of the rendered shape.
+        origin_mm: its origin in the undeformed anatomy.
+        centre_mm: its centre after growth.
+        radius_mm: scale of the shape, which determines the volume.
+        lobes: (x, y, z, radius) of the lobes, in units of radius_mm, relative to the centre.
+        necrosis, haemorrhage: fraction of the tumour, 0-1.
         septa: strength of the bright septa, 0-1.
         rim_mm: thickness of the pseudocapsule.
-        calcified: a few small calcifications?
+        calcified: whether it has a few small calcifications.
     """
 
     side: Side
@@ -162,7 +164,7 @@ class Tumour:
 
 @dataclass(frozen=True, kw_only=True)
 class Cyst:
-    """A simple cyst: a sphere in or on a kidney, water inside."""
+    """A simple cyst: a sphere of water in or on a kidney."""
 
     side: Side
     centre_mm: tuple[float, float, float]
@@ -171,7 +173,7 @@ class Cyst:
 
 @dataclass(frozen=True, kw_only=True)
 class Viscera:
-    """Sizes and filling of the other organs. Scales are relative to the mean for the body."""
+    """Sizes and contents of the other organs. Scales are relative to the mean for the body."""
 
     liver_mm: float
     left_lobe: float
@@ -192,7 +194,7 @@ class Viscera:
 
 @dataclass(frozen=True, kw_only=True)
 class Anatomy:
-    """A child before lying down in the scanner. See the module for the coordinates."""
+    """A child before it is posed. The module docstring defines the coordinates."""
 
     age_years: float
     sex: Literal["female", "male"]
@@ -207,17 +209,17 @@ class Anatomy:
 
     @property
     def lateral_mm(self) -> float:
-        """Skin to skin across, without arms and without a tumour's bulge."""
+        """Lateral distance from skin to skin, without arms and without bulging by a tumour."""
         return 2 * self.body.half_lateral_mm
 
     @property
     def ap_mm(self) -> float:
-        """Skin to skin from front to back."""
+        """Distance from skin to skin from front to back."""
         return 2 * self.body.half_depth_mm
 
     @property
     def effective_diameter_mm(self) -> float:
-        """Diameter of the circle of the same area as the ellipse of both diameters.
+        """Diameter of the circle with the same area as the ellipse of both diameters.
 
         Source: AAPM Report 204 (2011): the square root of their product.
         """
@@ -241,18 +243,8 @@ class Anatomy:
 
     @property
     def modelled_mm(self) -> tuple[float, float]:
-        """z between which the anatomy is drawn: first sacral vertebra to the lung bases."""
+        """(low, high) z of the modelled anatomy: first sacral vertebra to the lung bases."""
         return -4.6 * self.body.segment_mm, self.dome_mm + 1.5 * self.body.segment_mm
-
-    @property
-    def kidneys_mm(self) -> tuple[float, float]:
-        """(low, high) z of kidneys and tumours."""
-        ends = [(k.centre_mm[2], k.length_mm / 2) for k in self.kidneys]
-        ends += [
-            (t.centre_mm[2], 1.05 * t.radius_mm * max(abs(z) + r for _, _, z, r in t.lobes))
-            for t in self.tumours
-        ]
-        return min(z - h for z, h in ends), max(z + h for z, h in ends)
 
     def as_dict(self) -> dict[str, Any]:
         """As plain data, for JSON."""

@@ -1,4 +1,4 @@
-"""Painting the bowel: loops of small bowel that fill the cavity, and the frame of the colon."""
+"""Paint the bowel: loops of small bowel that fill the cavity, and the colon around them."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ SMALL, COLON = 15, 16
 
 @dataclass(frozen=True, eq=False)
 class Loop:
-    """A stretch of bowel.
+    """A segment of bowel.
 
     Attributes:
         points, radii: (n, 3) and (n,), mm.
-        gas: part of its height that is gas, 0-1.
-        stool: 0 fluid to 1 formed and mottled.
-        distension: thins the wall where large.
-        folds: depth of the folds, part of the wall.
-        density_hu: of the fluid, above plain bowel fluid.
+        gas: fraction of its height that is gas, 0-1.
+        stool: 0 (fluid) to 1 (formed and mottled).
+        distension: large values make the wall thinner.
+        folds: depth of the folds, as a fraction of the wall.
+        density_hu: of the contents, relative to normal bowel fluid.
     """
 
     points: np.ndarray
@@ -41,7 +41,7 @@ class Loop:
 
 
 def small_bowel_of(anatomy: Anatomy, rng: np.random.Generator) -> list[Loop]:
-    """Loops through the jittered points of a lattice that fills the front of the cavity."""
+    """Loops along jittered lattice points that fill the front of the cavity."""
     body, viscera = anatomy.body, anatomy.viscera
     a, b, segment = body.half_lateral_mm, body.half_depth_mm, body.segment_mm
     size = viscera.small_bowel_mm
@@ -94,7 +94,7 @@ def _walk(
     step: float,
     length: int,
 ) -> list[int]:
-    """Indices of a self-avoiding walk between neighbours, which it uses up; it prefers no turns."""
+    """Indices of a self-avoiding walk between neighbours, mostly straight; marks them as used."""
     path = [start]
     unused[start] = False
     heading = rng.normal(size=3) * (1.0, 1.0, 0.5)
@@ -112,7 +112,7 @@ def _walk(
 
 
 def _rounded(points: np.ndarray) -> np.ndarray:
-    """Corners cut once. Source: Chaikin 1974."""
+    """Cut the corners once. Source: Chaikin 1974."""
     if len(points) < 3:
         return points
     quarter = 0.75 * points[:-1] + 0.25 * points[1:]
@@ -122,7 +122,7 @@ def _rounded(points: np.ndarray) -> np.ndarray:
 
 
 def colon_of(anatomy: Anatomy, rng: np.random.Generator) -> list[Loop]:
-    """Ascending, transverse and descending colon in stretches with a filling of their own."""
+    """Ascending, transverse and descending colon, in segments with different contents."""
     body, viscera = anatomy.body, anatomy.viscera
     a, b, segment = body.half_lateral_mm, body.half_depth_mm, body.segment_mm
     y0 = body.spine_y_mm
@@ -172,13 +172,13 @@ def paint_bowel(
     organ: int,
     hu: dict[str, float],
 ) -> None:
-    """Wall, contents and gas of all loops; where loops touch they flatten against each other.
+    """Paint wall, contents and gas of all loops. Adjacent loops flatten against each other.
 
     Args:
         canvas: the slab.
         anatomy: the child.
         loops: small bowel or colon.
-        up: (4,) height in the scanner of anatomy (x, y, z, 1), against gravity.
+        up: (4,) maps anatomy (x, y, z, 1) to height in the scanner, against gravity.
         organ: number of the organ.
         hu: of the tissues.
     """
@@ -220,7 +220,7 @@ def paint_bowel(
 
 
 def emptied(loops: list[Loop], tumours: tuple[Tumour, ...]) -> list[Loop]:
-    """The same loops; those that a tumour presses hold neither gas nor stool."""
+    """Remove gas and most stool from loops that a tumour compresses."""
     out = []
     for loop in loops:
         pressed = any(
@@ -232,7 +232,7 @@ def emptied(loops: list[Loop], tumours: tuple[Tumour, ...]) -> list[Loop]:
 
 
 def _gas_level_mm(loop: Loop, up: np.ndarray) -> float:
-    """Height in the scanner above which a loop holds gas; beyond everything if it has none."""
+    """Height in the scanner above which a loop contains gas; very large without gas."""
     if loop.gas <= 0.02:
         return 1e6
     heights = loop.points @ up[:3] + up[3]
@@ -242,7 +242,7 @@ def _gas_level_mm(loop: Loop, up: np.ndarray) -> float:
 
 @dataclass(frozen=True, eq=False)
 class _Nearest:
-    """Distance of each voxel (with halo) from the nearest loop and from the next other one."""
+    """Distance of each voxel (with halo) to the nearest loop and to the second nearest."""
 
     first: Tensor
     second: Tensor

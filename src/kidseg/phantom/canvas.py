@@ -1,9 +1,8 @@
-"""Where a digital patient is painted: voxels, their place in the anatomy, partial volume, texture.
+"""The voxels on which a digital patient is painted, with partial volume and texture.
 
-Organs are implicit functions of the *reference anatomy*: no tumour, straight spine, not pushed.
-A smooth field says for each voxel which point of the reference anatomy lies there; see `splines`.
-Organs are painted over each other,
-each only in the box of voxels in which the field says it can be.
+Organs are implicit functions of the *reference anatomy*: no tumour, straight spine, undeformed. A
+smooth field maps each voxel to a point of the reference anatomy; see `splines`. Organs are painted
+over each other, each only in the box of voxels that the field can map into it.
 """
 
 from __future__ import annotations
@@ -25,18 +24,18 @@ Box = tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]
 """Lowest and highest (x, y, z) of a structure in the reference anatomy, mm."""
 
 _CELL_MM = 3.0
-_LEAST_MM = 4.5
-_FLATTEST = 1e-5
+_MIN_HALF_MM = 4.5
+_MIN_SLOPE = 1e-5
 
 
 class Locator:
-    """Which coarse nodes show a box of the reference anatomy.
+    """Finds the coarse nodes that map into a box of the reference anatomy.
 
-    A table over cells of the reference anatomy holds the range of node indices that fall into each.
+    A table over cells of the reference anatomy stores the range of node indices in each cell.
     """
 
     def __init__(self, places: Tensor) -> None:
-        """From the places: (3, slices, rows, columns) reference (x, y, z) of the coarse nodes."""
+        """Build the table from (3, slices, rows, columns) reference (x, y, z) of the nodes."""
         flat = places.reshape(3, -1).numpy()
         self._low = flat.min(axis=1)
         counts = np.floor((flat.max(axis=1) - self._low) / _CELL_MM).astype(int) + 1
@@ -54,18 +53,18 @@ class Locator:
         self._last.reshape(3, -1)[:, filled] = np.maximum.reduceat(sorted_nodes, starts, axis=1)
 
     def nodes(self, box: Box) -> tuple[np.ndarray, np.ndarray] | None:
-        """(first, last) node (slice, row, column) around the box, one to spare; None if nowhere."""
+        """(first, last) node (slice, row, column) around the box, with a margin of one; or None."""
         key = (*map(float, box[0]), *map(float, box[1]))
         if key not in self._found:
             self._found[key] = self._search(box)
         return self._found[key]
 
     def _search(self, box: Box) -> tuple[np.ndarray, np.ndarray] | None:
-        # Where tissue is squeezed, neighbouring nodes lie far apart: no box is so small as to fall
-        # between them.
+        # In compressed tissue neighbouring nodes are far apart. The minimum size of a box makes
+        # sure that it contains a node.
         counts = np.array(self._first.shape[1:])
         middle = (np.asarray(box[0]) + np.asarray(box[1])) / 2
-        half = np.maximum((np.asarray(box[1]) - np.asarray(box[0])) / 2, _LEAST_MM)
+        half = np.maximum((np.asarray(box[1]) - np.asarray(box[0])) / 2, _MIN_HALF_MM)
         low = np.floor((middle - half - self._low) / _CELL_MM).astype(int)
         high = np.floor((middle + half - self._low) / _CELL_MM).astype(int) + 1
         low, high = np.maximum(low, 0), np.minimum(high, counts)
@@ -81,16 +80,16 @@ class Locator:
 
 @dataclass(eq=False)
 class Patch:
-    """A box of voxels to paint in. Tensors with a halo have one slice more at their end.
+    """A box of voxels to paint in. Tensors with a halo have one additional slice at the end.
 
     Attributes:
-        deep: where it lies in the canvas, with halo.
-        x, y, z: place in the reference anatomy, mm, with halo.
+        deep: its slices in the canvas, with halo.
+        x, y, z: position in the reference anatomy, mm, with halo.
         abdomen: implicit function of the abdominal cavity, with halo.
         extra: further channels of the field, (channels, ...) with halo.
         up_mm: (rows, 1) height in the scanner, against gravity.
         hu, organs: views of the canvas, without halo.
-        steepest: largest change of a distance from voxel to voxels, mm.
+        steepest: largest possible change of a distance between neighbouring voxels, mm.
     """
 
     deep: tuple[slice, ...]
@@ -111,11 +110,11 @@ class Patch:
         return self.x, self.y, self.z
 
     def cover(self, f: Tensor, thick: float | None = None) -> Tensor:
-        """Part of each voxel where f < 0, from f (with halo) and its change from voxel to voxel.
+        """Fraction of each voxel where f < 0, from f (with halo) and its local differences.
 
-        Exact for a plane boundary through a box seen along its normal; f needs no unit slope. Of
-        something `thick` mm thin (where f comes down to -thick / 2 only), what is beyond counts
-        out, so that a vessel in a thick slice is faint and not wide.
+        Exact for a planar boundary along an axis of the voxel; f needs no unit slope. `thick` is
+        the thickness in mm of a thin structure (f reaches only -thick / 2): the volume beyond its
+        far side is subtracted, so that a vessel in a thick slice is faint and not wide.
         """
         here = f[:-1]
         width = (f[1:] - here).abs_()
@@ -125,15 +124,15 @@ class Patch:
         if here.shape[1] > 1:
             width[:, :-1] += (here[:, 1:] - here[:, :-1]).abs_()
             width[:, -1:] += width[:, -2:-1] * 0.5
-        # Where f jumps it has no slope; no distance changes faster than this.
-        width.clamp_(_FLATTEST, self.steepest)
+        # Limits the slope at discontinuities of f; no distance changes faster than this.
+        width.clamp_(_MIN_SLOPE, self.steepest)
         cover = (0.5 - here / width).clamp_(0.0, 1.0)
         if thick is not None:
             cover -= (0.5 - (here + thick) / width).clamp_(0.0, 1.0)
         return cover
 
     def paint(self, cover: Tensor, hu: Tensor | float, organ: int | None = None) -> None:
-        """Blend `hu` in by its cover; where that is half or more the voxel is the organ's."""
+        """Blend `hu` by its cover; voxels with a cover of at least one half get the organ."""
         value = hu if isinstance(hu, Tensor) else torch.tensor(hu, dtype=torch.float32)
         self.hu.lerp_(value.expand_as(self.hu) if value.ndim == 0 else value, cover)
         if organ is not None:
@@ -145,12 +144,12 @@ class Patch:
 
 
 class Canvas:
-    """A slab of the scan: some slices, all in memory together.
+    """A slab of consecutive slices of the scan.
 
     Args:
         grid: of the slab; axial.
         field: channels x, y, z of the reference anatomy, then any others.
-        locator: over the field's nodes.
+        locator: for the nodes of the field.
         textures: by name.
         abdomen: implicit function of the abdominal cavity at x, y, z.
     """
@@ -181,17 +180,17 @@ class Canvas:
         self._shift = (first - start) * way / np.array(spacing)
         self._up_mm = axes[1].float()[:, None]
 
-    def whole(self) -> Patch:
-        """All of the slab."""
+    def full(self) -> Patch:
+        """The complete slab."""
         return self._patch(tuple(slice(0, n) for n in self.grid.shape))
 
     def patch(self, box: Box) -> Patch | None:
-        """The voxels that may show a box of the reference anatomy; None if none does."""
+        """The voxels that may map into a box of the reference anatomy; None if there are none."""
         window = self.window(box)
         return None if window is None else self._patch(window)
 
     def window(self, box: Box) -> tuple[slice, ...] | None:
-        """Slices, rows and columns that may show a box of the reference anatomy."""
+        """Slices, rows and columns that may map into a box of the reference anatomy."""
         nodes = self._locator.nodes(box)
         if nodes is None:
             return None

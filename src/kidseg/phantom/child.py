@@ -1,4 +1,4 @@
-"""Drawing one child: sizes by growth, forms and tumours by their shares, each with its spread."""
+"""Draw the anatomy of one child: sizes by age, forms and tumours by frequency, with variation."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ __all__ = [
 ]
 
 BILATERAL_SHARE = 0.08
-"""Of the children with a tumour. Source: 5-8 % of Wilms tumours are bilateral (Breslow 1993)."""
+"""Share of children with a tumour. Source: 5-8 % of Wilms tumours are bilateral (Breslow 1993)."""
 SINGLE_KIDNEY_SHARE = 0.02
-"""More than the 1 in 1000 of all newborns, so that small cohorts have one."""
+"""More than the 1 in 1000 of newborns, so that small cohorts include the case."""
 HORSESHOE_SHARE = 0.02
-"""More than the 1 in 500 of all newborns, likewise."""
+"""More than the 1 in 500 of newborns, for the same reason."""
 CYST_SHARE = 0.12
-"""Children with one or more simple cysts: distractors, more than in practice."""
+"""Share of children with one or more simple cysts: distractors, more than in practice."""
 TUMOUR_MEDIAN_ML = 320.0
-"""Of the median above one year. Source: 250-500 ml at diagnosis in the SIOP trials."""
+"""Median volume from the age of three. Source: 250-500 ml at diagnosis in the SIOP trials."""
 
 ORAL_CONTRAST_SHARE = 0.10
-"""Children who drank contrast: some loops of small bowel are bright."""
+"""Share of children with oral contrast, which makes some loops of small bowel bright."""
 
 _TUMOUR_LOG_SD = 0.75
 _TUMOUR_RANGE_ML = (10.0, 1500.0)
-# The largest part of the trunk between diaphragm and pelvis that a tumour fills.
+# The largest fraction of the trunk between diaphragm and pelvis that a tumour fills.
 _TUMOUR_SHARE_OF_TRUNK = 0.16
 
 
@@ -57,14 +57,13 @@ def draw_anatomy(
     tumour: TumourForm | None = None,
     kidneys: KidneyForm | None = None,
 ) -> Anatomy:
-    """A child of this age.
+    """Draw a child of this age.
 
     Args:
-        rng: every draw.
+        rng: random generator.
         age_years: 0 to 16.
-        tumour: "one-sided", "bilateral" or "none"; by default one-sided or bilateral, in
-            proportion.
-        kidneys: "separate", "single" or "horseshoe"; by default in proportion.
+        tumour: "one-sided", "bilateral" or "none"; by default one-sided or bilateral at random.
+        kidneys: "separate", "single" or "horseshoe"; by default at random.
 
     Raises:
         ValueError: an age outside 0..16.
@@ -105,7 +104,7 @@ def draw_anatomy(
 
 
 def draw_tumour_volume_ml(rng: np.random.Generator, age_years: float, largest_ml: float) -> float:
-    """Log-normal; smaller in the first year; never more than the body can hold."""
+    """Draw a log-normal volume, smaller in the first years and limited by the size of the body."""
     median = TUMOUR_MEDIAN_ML * float(np.interp(age_years, (0.0, 1.0, 3.0), (0.3, 0.75, 1.0)))
     low, high = _TUMOUR_RANGE_ML
     volume = median * float(np.exp(rng.normal(0.0, _TUMOUR_LOG_SD)))
@@ -187,7 +186,7 @@ def _draw_kidneys(
     low, high = growth.KIDNEY_LENGTH_SD_MM
     sd = float(np.interp(age, growth.AGE_RANGE_YEARS, (low, high)))
     common = float(np.clip(rng.normal(0.0, 0.85 * sd), -2 * sd, 2 * sd))
-    # The left kidney is a little longer. Source: Konus et al., AJR 171 (1998): 0.1 to 0.2 cm.
+    # The left kidney is slightly longer. Source: Konus et al., AJR 171 (1998): 0.1 to 0.2 cm.
     difference = {"right": -0.7, "left": 0.7}
     only: Side = "left" if rng.random() < 0.5 else "right"
     made = []
@@ -195,7 +194,7 @@ def _draw_kidneys(
     for side in sides:
         own = float(np.clip(rng.normal(0.0, 0.5 * sd), -sd, sd))
         length = growth.kidney_length_mm(age) + common + own + difference[side]
-        # A single kidney grows to make up for the other. Source: Rottenberg et al., 1996.
+        # A single kidney grows larger to compensate. Source: Rottenberg et al., 1996.
         length *= 1.18 if form == "single" else 1.0
         kidney = _draw_kidney(rng, age, body, side, float(length), form)
         if form != "single" or side == only:

@@ -1,6 +1,6 @@
-"""How large children and their organs are, from birth to 16 years.
+"""Sizes of children and their organs, from birth to 16 years.
 
-Every formula gives the mean; `vary` draws one child around it.
+Every formula gives the mean; `vary` draws the value of one child.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ def kidney_length_mm(age_years: float) -> float:
 
 
 def effective_diameter_mm(age_years: float) -> float:
-    """Mean diameter of the circle of the abdomen's cross-section area.
+    """Mean diameter of the circle with the area of the abdominal cross-section.
 
     Source: ICRU Report 74 (2005), as tabulated by AAPM Report 204 (2011), smoothed: about 11 cm at
-    birth, 17 at 5, 20 at 10 and 25 at 15 years, with the quick growth of the first year.
+    birth, 17 at 5, 20 at 10 and 25 at 15 years, with fast growth in the first year.
     """
     return _interpolated(age_years, (112.0, 140.0, 149.0, 170.0, 200.0, 250.0, 256.0))
 
 
 def body_aspect(age_years: float) -> float:
-    """Mean ratio of lateral to front-back diameter: round babies, flatter adolescents.
+    """Mean ratio of lateral to anteroposterior diameter: infants are rounder than adolescents.
 
     Source: lateral and AP dimensions of AAPM Report 204 (2011), tables 1A-1D.
     """
@@ -72,8 +72,9 @@ def height_mm(age_years: float) -> float:
 def lumbar_segment_mm(age_years: float) -> float:
     """Mean height of a lumbar vertebra with its disc.
 
-    Source: part of the height per segment, 0.0235 in the newborn, whose trunk is long, to 0.0207
-    (Taylor, Growth of human intervertebral discs and vertebral bodies, J Anat 120 (1975) 49-68).
+    Source: fraction of the height per segment, from 0.0235 in newborns, whose trunk is long, to
+    0.0207 (Taylor, Growth of human intervertebral discs and vertebral bodies, J Anat 120 (1975)
+    49-68).
     """
     share = _interpolated(age_years, (0.0235, 0.0225, 0.0220, 0.0213, 0.0208, 0.0207, 0.0207))
     return share * height_mm(age_years)
@@ -107,7 +108,7 @@ def spleen_length_mm(age_years: float) -> float:
 
 
 def vary(rng: np.random.Generator, mean: float, relative_sd: float) -> float:
-    """One child's value: log-normal about `mean`, cut at 2.5 standard deviations."""
+    """Draw the value of one child: log-normal about `mean`, clipped at 2.5 standard deviations."""
     z = float(np.clip(rng.normal(), -2.5, 2.5))
     return float(mean * np.exp(relative_sd * z))
 

@@ -1,7 +1,7 @@
-"""What lies in the scanner beside the patient: the table, a mattress, leads, lines and tubes.
+"""Objects in the scanner besides the patient: the table, a mattress, leads, lines and tubes.
 
-All of it is put into the noise-free HU before blur and noise, in scanner coordinates: the table
-stays level however the patient lies on it.
+They are added to the noise-free HU before blur and noise, in scanner coordinates: the table stays
+level for every pose of the patient.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from kidseg.geometry import Grid
 
 __all__ = ["Shell", "Table", "Tube", "add_hardware", "draw_table", "draw_tubes"]
 
-# Skin and denser; foam and cloth are below.
+# Threshold of the body: skin is above, foam and cloth are below.
 _BODY_HU = -300.0
 _AIR_HU = -1000.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shell:
-    """A thin sheet, the same in all slices, bent up at its sides as a parabola.
+    """A thin sheet, the same in all slices, with the cross-section of a parabola.
 
-    depth_mm is measured at the middle from the top of the table, downwards; rise_mm is how much
-    higher the sides lie, half_width_mm away.
+    depth_mm is the depth of the centre below the top of the table; rise_mm is the height of the
+    edges above the centre, at the distance half_width_mm.
     """
 
     depth_mm: float
@@ -39,7 +39,7 @@ class Shell:
 class Table:
     """Shells around a foam core, with or without denser rails, and a mattress on top.
 
-    The table's top touches the lowest point of the patient, `gap_mm` of mattress between.
+    The mattress of thickness `gap_mm` is between the table and the lowest point of the patient.
     """
 
     shells: tuple[Shell, ...]
@@ -53,14 +53,14 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Tube:
-    """Something round and thin along the patient: a lead on the skin or a line beside the body.
+    """A thin object along the patient: a lead or electrode on the skin, or a line next to the body.
 
     Attributes:
-        kind: "lead" on the skin, "electrode" (a flat pad on the skin), "line" beside the patient.
-        angle_deg: around the body, 0 at the front, 90 at the patient's left.
-        wander_deg: how far it strays over the scan.
-        start, stop: part of the scan's length it spans, 0 at its lower end to 1.
-        radius_mm, lumen_mm: outer radius and that of the hollow inside.
+        kind: "lead" on the skin, "electrode" (a flat pad on the skin), "line" next to the patient.
+        angle_deg: position around the body, 0 at the front, 90 at the patient's left.
+        wander_deg: variation of the angle along the scan.
+        start, stop: its range as fractions of the scan's length, 0 at the lower end to 1.
+        radius_mm, lumen_mm: outer and inner radius.
         hu: of the wall; the lumen is water.
     """
 
@@ -75,7 +75,7 @@ class Tube:
 
 
 def draw_table(rng: np.random.Generator) -> Table:
-    """A table as the common makers build it: carbon-fibre shells around foam."""
+    """Draw a typical table: carbon-fibre shells around foam."""
     kind = rng.choice(["double", "single", "cradle"], p=[0.45, 0.25, 0.30])
     half = rng.uniform(195.0, 225.0)
     rise = rng.uniform(18.0, 45.0)
@@ -105,7 +105,7 @@ def draw_table(rng: np.random.Generator) -> Table:
 
 
 def draw_tubes(rng: np.random.Generator) -> tuple[Tube, ...]:
-    """Leads with their electrodes and infusion lines, as a third of sick children have them."""
+    """Draw leads with electrodes (in a third of the patients) and infusion lines."""
     tubes: list[Tube] = []
     for _ in range(int(rng.choice([0, 1, 2, 3], p=[0.66, 0.14, 0.12, 0.08]))):
         angle, end = rng.uniform(-75.0, 75.0), rng.uniform(0.35, 1.0)
@@ -149,15 +149,15 @@ def draw_tubes(rng: np.random.Generator) -> tuple[Tube, ...]:
 
 
 def add_hardware(hu: np.ndarray, grid: Grid, table: Table | None, tubes: tuple[Tube, ...]) -> None:
-    """Put the table under the patient and the tubes on and beside it, in place.
+    """Add the table below the patient, and tubes on and next to the patient, in place.
 
     Args:
         hu: (slices, rows, columns) float32, the patient in air of -1000 HU.
-        grid: volumetric and axial: rows go down in the scanner.
-        table: none if the patient lies outside of the field or on air.
-        tubes: in the order they are laid.
+        grid: volumetric and axial: rows run downwards in the scanner.
+        table: None for no table.
+        tubes: in the order in which they are added.
 
-    An empty image (nothing above -300 HU) gets the table in its lower third and no tubes.
+    In an empty image (nothing above -300 HU) the table is in the lower third, without tubes.
     """
     body: np.ndarray = hu > _BODY_HU
     if table is not None:
@@ -167,7 +167,7 @@ def add_hardware(hu: np.ndarray, grid: Grid, table: Table | None, tubes: tuple[T
 
 
 def _table_image(body: np.ndarray, grid: Grid, table: Table) -> np.ndarray:
-    """(rows, columns) HU of the table alone: where the body's shadow along z touches it."""
+    """(rows, columns) HU of the table, in contact with the projection of the body along z."""
     _, dy, dx = grid.spacing_mm.tolist()
     ny, nx = body.shape
     x_mm = grid.mm([[0.0, 0.0, c] for c in range(nx)])[:, 0].numpy() - table.centre_x_mm
@@ -206,7 +206,7 @@ def _add_shell(
     dy: float,
     dx: float,
 ) -> None:
-    """Blend one sheet in by its share of each pixel; its ends are cut square."""
+    """Blend one sheet by its fraction of each pixel; its ends are square."""
     slope = 2 * shell.rise_mm * x_mm / shell.half_width_mm**2
     away = np.abs(depth[:, None] - _surface(x_mm, shell, zero)) / np.sqrt(1 + slope**2)
     share = np.clip(
@@ -237,7 +237,7 @@ def _add_rails(
 
 
 def _lay(hu: np.ndarray, body: np.ndarray, grid: Grid, tube: Tube) -> None:
-    """One tube, slice by slice, where the skin lies in its direction."""
+    """Add one tube, slice by slice, at the skin in its direction."""
     _, dy, dx = grid.spacing_mm.tolist()
     nz = len(hu)
     first, last = int(tube.start * nz), int(np.ceil(tube.stop * nz))
@@ -257,7 +257,7 @@ def _lay(hu: np.ndarray, body: np.ndarray, grid: Grid, tube: Tube) -> None:
 def _skin(
     body: np.ndarray, angle: float, dy: float, dx: float
 ) -> tuple[float, float, float, float] | None:
-    """(row, column) where a ray from the body's middle leaves it, and its (y, x) direction."""
+    """(row, column) where a ray from the body's centre leaves it, and its (y, x) direction."""
     rows, columns = np.nonzero(body[::4, ::4])
     if len(rows) == 0:
         return None
@@ -281,7 +281,7 @@ def _stamp(
     out: tuple[float, float],
     spacing: tuple[float, float],
 ) -> None:
-    """Blend the tube's section into one slice by its share of each pixel, in air only."""
+    """Blend the tube's cross-section into one slice by its fraction of each pixel, only in air."""
     dy, dx = spacing
     margin = tube.radius_mm + 2 * max(dy, dx)
     y0, y1 = int(row - margin / dy), int(row + margin / dy) + 2

@@ -1,4 +1,4 @@
-"""Painting kidneys: cortex, medullary pyramids, sinus with fat, pelvis and calyces, cysts."""
+"""Paint kidneys: cortex, medullary pyramids, sinus with fat, pelvis and calyces, cysts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Frame", "kidney_radius", "paint_cysts", "paint_kidneys"]
 
 FAT, CORTEX, MEDULLA, PELVIS, SINUS, CYST = 2, 22, 23, 24, 25, 27
 
-# Where pyramids lie, seen from the sinus: (latitude towards the poles, azimuth from the outer
+# Directions of the pyramids from the sinus: (latitude towards the poles, azimuth from the outer
 # border to the front), degrees. Source: 7 to 14 pyramids in a front and a back row.
 _PYRAMIDS = (
     *((latitude, azimuth) for latitude in (-50, -24, 2, 28, 52) for azimuth in (-68, 60)),
@@ -51,12 +51,12 @@ class Frame:
         return cls(np.asarray(kidney.centre_mm), np.stack([u, v, w]), half)
 
     def box(self, margin_mm: float) -> Box:
-        """Around the kidney."""
+        """Bounding box of the kidney with a margin."""
         reach = np.abs(self.axes.T) @ (self.half * 1.1) + margin_mm
         return self.centre - reach, self.centre + reach
 
     def local(self, x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Place along the kidney's axes, mm."""
+        """Position along the kidney's axes, mm."""
         dx, dy, dz = (p - float(c) for p, c in zip((x, y, z), self.centre, strict=True))
         u, v, w = (
             dx * float(axis[0]) + dy * float(axis[1]) + dz * float(axis[2]) for axis in self.axes
@@ -64,13 +64,13 @@ class Frame:
         return u, v, w
 
     def anatomy_mm(self, u: float, v: float, w: float) -> np.ndarray:
-        """(3,) x, y, z of a place given in half-axes."""
+        """(3,) x, y, z of a position in units of the half-axes."""
         place: np.ndarray = self.centre + (np.array([u, v, w]) * self.half) @ self.axes
         return place
 
 
 def kidney_radius(kidney: Kidney, frame: Frame, u: Tensor, v: Tensor, w: Tensor) -> Tensor:
-    """Radius relative to the capsule's, without the sinus: 1 on it, less inside."""
+    """Radius relative to the capsule, ignoring the sinus: 1 on the capsule, less inside."""
     hu, hv, hw = (float(h) for h in frame.half)
     along = w / hw
     across = u / hu + kidney.bend * (along * along - 0.35)
@@ -82,7 +82,7 @@ def kidney_radius(kidney: Kidney, frame: Frame, u: Tensor, v: Tensor, w: Tensor)
 
 
 def paint_kidneys(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> None:
-    """Every kidney, and the isthmus of a horseshoe kidney."""
+    """Paint all kidneys, and the isthmus of a horseshoe kidney."""
     for kidney in anatomy.kidneys:
         frame = Frame.of(kidney)
         fat_mm = 0.3 + 5.0 * anatomy.body.visceral_fat * anatomy.body_scale
@@ -99,7 +99,7 @@ def _paint_kidney(
     hu_, hv, hw = (float(h) for h in frame.half)
     u, v, w = frame.local(patch.x, patch.y, patch.z)
     radius = kidney_radius(kidney, frame, u, v, w)
-    # About mm, also at the poles, where the radius grows more slowly.
+    # Approximately mm, also at the poles, where the radius changes more slowly.
     capsule = (radius - 1.0) * (hv + (hw - hv) * ((w / hw) ** 2).clamp(max=1.5))
     fine, middle = patch.noise("fine"), patch.noise("middle")
     strands = (1.0 - middle.abs() * 6.0).clamp_(min=0.0)
@@ -132,7 +132,7 @@ def _pyramids(kidney: Kidney, frame: Frame, u: Tensor, v: Tensor, w: Tensor) -> 
         t = (p[0] * float(axis[0]) + p[1] * float(axis[1]) + p[2] * float(axis[2])) / length2
         t = t.clamp(0.0, 1.0)
         off = [component - t * float(a) for component, a in zip(p, axis, strict=True)]
-        # In the normalised frame a millimetre along the kidney is shorter: undo it.
+        # Convert from the normalised frame to millimetres.
         away = torch.sqrt((off[0] * hu) ** 2 + (off[1] * hv) ** 2 + (off[2] * hw) ** 2 + 1e-6)
         nearest = torch.minimum(nearest, away - hv * (0.14 + 0.27 * t))
     return nearest
@@ -146,7 +146,7 @@ def _paint_sinus(
     capsule: Tensor,
     hu: dict[str, float],
 ) -> None:
-    """Fat around the pelvis, which opens through the hilum; calyces towards the pyramids."""
+    """Paint the sinus fat, the pelvis, which opens through the hilum, and the calyces."""
     hu_, hv, hw = (float(h) for h in frame.half)
     u, v, w = place
     size = kidney.sinus
@@ -175,7 +175,7 @@ def _paint_sinus(
 
 
 def _paint_isthmus(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> None:
-    """The bridge of a horseshoe kidney between the lower poles, in front of the great vessels."""
+    """Paint the bridge between the lower poles, in front of the great vessels."""
     body = anatomy.body
     poles = [Frame.of(k).anatomy_mm(-0.2, 0.2, -0.80) for k in anatomy.kidneys]
     radius = 0.20 * float(np.mean([k.thickness_mm for k in anatomy.kidneys]))
@@ -192,7 +192,7 @@ def _paint_isthmus(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> No
 
 
 def paint_cysts(canvas: Canvas, cysts: tuple[Cyst, ...], hu: dict[str, float]) -> None:
-    """Water with a thin wall."""
+    """Paint cysts: spheres of water."""
     for cyst in cysts:
         centre = np.asarray(cyst.centre_mm)
         patch = canvas.patch((centre - cyst.radius_mm - 1.0, centre + cyst.radius_mm + 1.0))

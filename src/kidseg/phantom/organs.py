@@ -1,4 +1,4 @@
-"""Painting liver, gallbladder, spleen, pancreas, stomach and adrenals."""
+"""Paint liver, gallbladder, spleen, pancreas, stomach and adrenals."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FAT, LIVER, GALLBLADDER, SPLEEN, PANCREAS, STOMACH, ADRENAL = 2, 10, 11, 12, 13,
 
 
 def paint_liver(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> None:
-    """Right and left lobe under the diaphragm, fissure, gallbladder in its bed."""
+    """Paint the right and left lobe below the diaphragm, the fissure and the gallbladder."""
     body, viscera = anatomy.body, anatomy.viscera
     a, b, segment = body.half_lateral_mm, body.half_depth_mm, body.segment_mm
     top = body.dome_right_mm
@@ -86,7 +86,7 @@ def _paint_gallbladder(
 
 
 def paint_spleen(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float], mottled: bool) -> None:
-    """A crescent along the left back wall; in the early arterial phase it enhances in bands."""
+    """Paint a crescent at the left back wall; in the early arterial phase it enhances in bands."""
     body, length = anatomy.body, anatomy.viscera.spleen_mm
     a, b = body.half_lateral_mm, body.half_depth_mm
     top = body.dome_left_mm - 0.35 * body.segment_mm
@@ -112,7 +112,7 @@ def paint_spleen(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float], mottled
 
 
 def paint_pancreas(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> None:
-    """From the duodenum across the great vessels to the spleen: lobulated."""
+    """Paint a lobulated pancreas from the duodenum across the great vessels to the spleen."""
     body = anatomy.body
     a, b, segment = body.half_lateral_mm, body.half_depth_mm, body.segment_mm
     front = body.spine_y_mm + 0.42 * body.vertebra_mm + 1.5 * anatomy.viscera.aorta_mm
@@ -138,7 +138,7 @@ def paint_pancreas(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> No
 
 
 def paint_stomach(canvas: Canvas, anatomy: Anatomy, up: np.ndarray, hu: dict[str, float]) -> None:
-    """A bag from the left dome across the mid-line, folds inside, gas above what it holds."""
+    """Paint the stomach from the left dome across the mid-line, with folds, contents and gas."""
     body, viscera = anatomy.body, anatomy.viscera
     a, b, segment = body.half_lateral_mm, body.half_depth_mm, body.segment_mm
     top = body.dome_left_mm
@@ -174,7 +174,7 @@ def paint_stomach(canvas: Canvas, anatomy: Anatomy, up: np.ndarray, hu: dict[str
 
 
 def paint_adrenals(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> None:
-    """Two thin limbs in the fat above and inside of each kidney's upper pole."""
+    """Paint two thin limbs in the fat above and medial to each kidney's upper pole."""
     body = anatomy.body
     size = 0.30 * body.vertebra_mm + 3.0
     for sign in (1.0, -1.0):

@@ -1,4 +1,4 @@
-"""One digital patient from (seed, index): drawn, rendered, scanned, with its ground truth."""
+"""Make one digital patient from (seed, index), with its ground truth."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from kidseg.phantom.tumour import distance_mm, pushed
 
 __all__ = ["DigitalPatient", "draw_age", "draw_phase", "make_patient"]
 
-# Ages of children operated for a renal tumour: half of them around two years, some at any age, so
-# that every band from birth to 16 years occurs. Source: the ISBI 2021 cohort (80 children from a
-# few days to 16 years, 2 years on average); peak age of Wilms tumour 2 to 4 years.
+# Ages of children with surgery for a renal tumour: half of them around two years, some at any age,
+# so that every age band from birth to 16 years occurs. Source: the ISBI 2021 cohort (80 children
+# from a few days to 16 years, 2 years on average); peak age of Wilms tumour 2 to 4 years.
 _AGE_MEDIAN_YEARS = 2.0
 _AGE_LOG_SD = 0.9
 _AGE_ANY_SHARE = 0.25
@@ -36,17 +36,17 @@ _PHASE_SHARES: dict[Phase, float] = {
 }
 _WHOLE_ABDOMEN_SHARE = 0.65
 _MARGIN_MM = 6.0
-# The scout, from which the range is set: step, and half-axes around a kidney as parts of its width
-# (twice) and length, wide enough for its slant.
+# The scout, which determines the scan range: step, and half-axes around a kidney as fractions of
+# its width (twice) and length, large enough for its tilt.
 _SCOUT_MM = 5.0
 _SCOUT_AXES = (0.75, 0.75, 0.53)
-# With arms in view, the field takes them in or cuts them off.
+# If the arms are next to the body, the field of view includes them or cuts them off.
 _ARMS_IN_FIELD_SHARE = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DigitalPatient:
-    """A scan and everything that is known about it; all volumes on one grid, in canonical order.
+    """A scan with its ground truth; all volumes are on one grid, in canonical order.
 
     Attributes:
         scan: (1, slices, rows, columns) int16 HU.
@@ -70,18 +70,18 @@ def make_patient(
     arms: bool | None = None,
     table: bool = True,
 ) -> DigitalPatient:
-    """Digital patient `index` of `seed`: the same alone or among others, in any order.
+    """Make digital patient `index` of `seed`. It does not depend on other patients.
 
-    Anatomy, pose, scanner and noise are drawn independently, so that the same child comes out at
-    any size and in any number of slices.
+    Anatomy, pose, scanner and noise are drawn independently, so the child is the same for any image
+    size and any number of slices.
 
     Args:
-        config: which patients.
+        config: of the patients.
         seed: of the patients.
-        index: of this one.
-        arms: beside the body or not, in the field that was drawn without asking; by default as
-            drawn.
-        table: False takes it away, if one was drawn.
+        index: of this patient.
+        arms: whether the arms are next to the body; by default at random. The field of view does
+            not change.
+        table: False removes the table, if one was drawn.
     """
     streams = np.random.SeedSequence([seed, index]).spawn(5)
     who, lying, machine, tissue, noise = (np.random.default_rng(s) for s in streams)
@@ -120,7 +120,7 @@ def make_patient(
 
 
 def draw_age(rng: np.random.Generator, ages_years: tuple[float, float]) -> float:
-    """An age in years within the range: log-normal around two years, a quarter of them anywhere."""
+    """Draw an age in years within the range: log-normal around two years, a quarter uniform."""
     low, high = ages_years
     anywhere, share = rng.random(), rng.random()
     logs = NormalDist(float(np.log(_AGE_MEDIAN_YEARS)), _AGE_LOG_SD)
@@ -132,7 +132,7 @@ def draw_age(rng: np.random.Generator, ages_years: tuple[float, float]) -> float
 
 
 def draw_phase(rng: np.random.Generator, config: PhantomConfig) -> Phase:
-    """The configured phase, or one of the mixture."""
+    """The configured phase; for "mixed" a random one."""
     drawn = rng.choice(len(_PHASE_SHARES), p=list(_PHASE_SHARES.values()))
     return list(_PHASE_SHARES)[int(drawn)] if config.phase == "mixed" else config.phase
 
@@ -140,7 +140,7 @@ def draw_phase(rng: np.random.Generator, config: PhantomConfig) -> Phase:
 def _draw_scanner(
     rng: np.random.Generator, config: PhantomConfig, anatomy: Anatomy, pose: Pose
 ) -> Scanner:
-    """The field over the body as it lies; the range from the whole abdomen to just the kidneys."""
+    """Draw the field of view for the posed body; the range is the abdomen or only the kidneys."""
     scanner_from_anatomy = pose.scanner_from_anatomy().numpy()
     needed = _kidneys_mm(anatomy, scanner_from_anatomy)
     modelled = _along_scanner(scanner_from_anatomy, anatomy.modelled_mm)
@@ -167,7 +167,7 @@ def _draw_scanner(
 
 
 def _kidneys_mm(anatomy: Anatomy, scanner_from_anatomy: np.ndarray) -> tuple[float, float]:
-    """(low, high) z in the scanner of kidneys, where tumours pushed them to, and tumours."""
+    """(low, high) z in the scanner of tumours and of kidneys after displacement by tumours."""
     reach = 0.8 * anatomy.lateral_mm
     low, high = anatomy.modelled_mm
     axes = [np.arange(a, b, _SCOUT_MM) for a, b in ((-reach, reach), (-reach, reach), (low, high))]
@@ -188,7 +188,7 @@ def _kidneys_mm(anatomy: Anatomy, scanner_from_anatomy: np.ndarray) -> tuple[flo
 
 
 def _width_mm(anatomy: Anatomy, pose: Pose, *, arms: bool) -> float:
-    """Extent across of the trunk's ellipse, turned; or from arm to arm."""
+    """Lateral extent of the rotated trunk's ellipse, or from arm to arm."""
     angle = np.deg2rad(pose.angle_deg)
     if arms:
         x, _, radius = arm_centres(anatomy.body)
@@ -219,7 +219,7 @@ def _body_truth(anatomy: Anatomy, pose: Pose) -> dict[str, Any]:
 
 
 def _measured(labels: np.ndarray, organs: np.ndarray, grid: Grid) -> dict[str, Any]:
-    """Volumes of what is in view, counted in voxels."""
+    """Volumes inside the field of view, counted in voxels."""
     ml = float(grid.voxel_ml)
     counts = np.bincount(labels.ravel(), minlength=3)
     per_organ = np.bincount(organs.ravel(), minlength=256)

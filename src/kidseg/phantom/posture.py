@@ -1,4 +1,4 @@
-"""How a patient lies in the scanner: turned, tilted, off centre, with a curved spine, arms down."""
+"""Pose of a patient in the scanner: rotation, tilt, offset, scoliosis and position of the arms."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 __all__ = ["ARMS_DOWN_SHARE", "SCOLIOSIS_SHARE", "Pose", "draw_pose"]
 
 ARMS_DOWN_SHARE = 0.15
-"""Part of the patients whose arms lie beside the body and in view."""
+"""Share of patients with arms next to the body and in view."""
 SCOLIOSIS_SHARE = 0.12
-"""Part of the patients with a spine visibly curved sideways, by lying or by disease."""
+"""Share of patients with a visible lateral curve of the spine, from posture or disease."""
 
-# Standard deviations of what a radiographer leaves uncorrected, within the largest angle.
+# Standard deviations of uncorrected poses in practice, within the largest angle.
 _ANGLE_SD = 0.4
 _TILT_SD_DEG = 3.0
 _OFFSET_SD_MM = (12.0, 12.0)
@@ -24,16 +24,17 @@ _OFFSET_SD_MM = (12.0, 12.0)
 
 @dataclass(frozen=True, kw_only=True)
 class Pose:
-    """Where the anatomy lies in the scanner.
+    """Pose of the anatomy in the scanner.
 
     Attributes:
-        angle_deg: turn about the long axis; positive lifts the patient's right side (towards the
-            left side lying down).
-        tilt_deg: turn of the long axis in the coronal plane; positive leans the head to the right.
+        angle_deg: rotation about the long axis; positive raises the patient's right side
+            (towards lying on the left side).
+        tilt_deg: rotation of the long axis in the coronal plane; positive tilts the head to the
+            right.
         offset_mm: (x, y) of the anatomy's origin in the scanner.
-        scoliosis_mm: largest sideways shift of the spine; positive to the right.
+        scoliosis_mm: largest lateral shift of the spine; positive to the right.
         scoliosis_length_mm: half the wavelength of the curve.
-        arms: beside the body?
+        arms: whether the arms are next to the body.
     """
 
     angle_deg: float = 0.0
@@ -63,11 +64,11 @@ class Pose:
 def draw_pose(
     rng: np.random.Generator, *, max_angle_deg: float = 25.0, segment_mm: float = 20.0
 ) -> Pose:
-    """A pose as in practice: mostly nearly straight, sometimes turned up to the largest angle.
+    """Draw a realistic pose: mostly almost straight, sometimes rotated up to the largest angle.
 
     Args:
-        rng: every draw.
-        max_angle_deg: largest turn about the long axis, either way.
+        rng: random generator.
+        max_angle_deg: largest rotation about the long axis in either direction.
         segment_mm: height of a lumbar segment, for the curve of a scoliosis.
     """
     wide = rng.random() < 0.35

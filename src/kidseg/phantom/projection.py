@@ -1,8 +1,8 @@
-"""X-rays through the patient, at a coarse scale: where noise comes from and streaks.
+"""Project X-rays through the patient at a coarse scale, to simulate noise and streaks.
 
-The full physics of a scanner (project, harden the beam, lose photons, reconstruct) is done on
-pixels of a few millimetres. What is left of it at the scan's own pixels is smooth: an error in HU
-from beam hardening and starved rays, and how strong the noise is in every place *and direction*.
+The physics of a scanner (projection, beam hardening, photon starvation, reconstruction) is
+simulated on pixels of a few millimetres. The results are smooth at the scan's own pixels: an error
+in HU from beam hardening and starved rays, and the noise level by position *and direction*.
 
 Sources: filtered back-projection, Kak and Slaney, Principles of Computerized Tomographic Imaging,
 1988, chapter 3 (also the variance of the image as the back-projected variance of the rays); beam
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["SECTORS", "Flaws", "Projector", "flaws", "projector", "sector_windows"]
 
 SECTORS = 6
-"""Directions of noise told apart; each spans 2/6 of a half turn, overlapping its neighbours."""
+"""Number of noise directions; each spans 2/6 of a half turn and overlaps its neighbours."""
 
 _SIDE = 128
 _VIEWS = 144
@@ -36,25 +36,26 @@ _SLAB_MM = 5.0
 # lower tube voltage. Source: NIST XCOM, 0.193 /cm at 70 keV, 0.206 /cm at 60 keV.
 _WATER_PER_MM_120KV = 0.0193
 _WATER_PER_MM_PER_KV = -0.000025
-# What is denser hardens the beam like bone: cortical bone, iodine, metal.
+# Denser material hardens the beam like bone: cortical bone, iodine, metal.
 _DENSE_HU = 120.0
-# The bow-tie filter flattens this part of a water cylinder of the body's size.
+# The bow-tie filter compensates this fraction of a water cylinder of the body's size.
 _BOW_TIE = 0.7
-# Rays this much noisier than the median ray through the body make streaks of their own.
+# Rays with this ratio of noise to the median ray through the body cause separate streaks.
 _STARVED = 4.0
-# Attenuation beyond which the detector's electronic noise and clipping rule: no ray gets worse.
+# Upper limit of the attenuation, beyond which electronic noise and clipping of the detector
+# dominate.
 _OPAQUE = 9.0
 
 
 @dataclass(frozen=True, eq=False)
 class Projector:
-    """Parallel-beam line sums of square images, exactly adjoint to its back-projection.
+    """Parallel-beam projection of square images, with its exact adjoint as back-projection.
 
     Attributes:
         side: pixels along each side of the image.
-        views: directions over half a turn; view v has its normal at the angle pi v / views, turned
-            from columns towards rows.
-        bins: detector bins per view, one pixel wide, the middle one at the image's middle.
+        views: directions over half a turn; the normal of view v has the angle pi v / views, from
+            columns towards rows.
+        bins: detector bins per view, one pixel wide, the central one at the image centre.
         matrix: (views x bins, side x side) sparse, in pixels.
     """
 
@@ -69,13 +70,13 @@ class Projector:
         return np.arange(self.views) * (np.pi / self.views)
 
     def project(self, images: np.ndarray) -> np.ndarray:
-        """(slices, side, side) to line sums (views, bins, slices), in values x pixels."""
+        """(slices, side, side) to line integrals (views, bins, slices), in values x pixels."""
         flat = np.ascontiguousarray(images.reshape(len(images), -1).T)
         sums: np.ndarray = self.matrix @ flat
         return sums.reshape(self.views, self.bins, -1)
 
     def back_project(self, sinogram: np.ndarray) -> np.ndarray:
-        """(views, bins, slices) smeared back and summed over views: (slices, side, side)."""
+        """(views, bins, slices) back-projected and summed over views: (slices, side, side)."""
         flat = self.matrix.T @ sinogram.reshape(self.views * self.bins, -1)
         return np.ascontiguousarray(flat.T).reshape(-1, self.side, self.side)
 
@@ -97,7 +98,7 @@ class Projector:
 
 @lru_cache(maxsize=2)
 def projector(side: int, views: int = _VIEWS) -> Projector:
-    """The projector of `side` x `side` images; the last two are kept."""
+    """The projector of `side` x `side` images; the last two are cached."""
     from scipy.sparse import csc_matrix
 
     bins = 2 * int(np.ceil(side / np.sqrt(2.0))) + 3
@@ -116,7 +117,7 @@ def projector(side: int, views: int = _VIEWS) -> Projector:
 
 
 def _shadow_before(at: np.ndarray, angle_rad: np.ndarray) -> np.ndarray:
-    """Part of a unit square's shadow (a trapezoid of area 1, middle 0) before `at`."""
+    """Integral up to `at` of a unit square's projection (a trapezoid of area 1, centre 0)."""
     a = np.maximum(np.abs(np.cos(angle_rad)), 1e-4)
     b = np.maximum(np.abs(np.sin(angle_rad)), 1e-4)
 
@@ -140,12 +141,12 @@ def sector_windows(angle_rad: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Flaws:
-    """What projecting did to the image, on a coarse grid over the same field.
+    """Artefacts on a coarse grid over the same field.
 
     Attributes:
         error_hu: (1, ...) streaks, bands and cupping to add.
-        noise: (SECTORS, ...) strength of the noise in each direction, as a multiple of that in the
-            middle of the body, averaged over directions.
+        noise: (SECTORS, ...) noise level in each direction, relative to that in the centre of the
+            body averaged over directions.
     """
 
     error_hu: Volume
@@ -162,18 +163,18 @@ def flaws(
     coarse_noise_hu: float,
     rng: np.random.Generator,
 ) -> Flaws:
-    """Project the patient, harden the beam, starve rays; reconstruct what it did.
+    """Simulate projection, beam hardening and photon starvation, and reconstruct the artefacts.
 
     Args:
-        hu: (slices, rows, columns) the patient with all that lies around, without noise.
+        hu: (slices, rows, columns) the patient with table and tubes, without noise.
         grid: volumetric, square pixels.
         kv: tube voltage.
         hardening: missing attenuation per (bone integral x (water + half the bone integral));
-            0 is a perfect correction. A few hundredths are left in practice.
-        cupping: the same per squared water integral; either sign.
-        coarse_noise_hu: noise in the middle of the body as far as these coarse pixels show it; the
-            starved rays' share is scaled to it.
-        rng: for the starved rays.
+            0 is a perfect correction. A few hundredths remain in practice.
+        cupping: the same per squared water integral; positive or negative.
+        coarse_noise_hu: noise in the centre of the body at the coarse resolution; scales the noise
+            of starved rays.
+        rng: random generator for the starved rays.
     """
     coarse, water, dense = _coarse(hu, grid)
     rays = projector(water.shape[1])
@@ -221,7 +222,7 @@ def _coarse(hu: np.ndarray, grid: Grid) -> tuple[Grid, np.ndarray, np.ndarray]:
 
 
 def _bow_tie(p_water: np.ndarray) -> np.ndarray:
-    """(1, bins, 1) attenuation the filter adds away from the middle, for the median body."""
+    """(1, bins, 1) attenuation that the filter adds outside the centre, for the median body."""
     bins = p_water.shape[1]
     across = (p_water > 0.2).sum(1)
     diameter = float(np.median(across[across > 0])) if (across > 0).any() else 1.0
@@ -233,10 +234,10 @@ def _bow_tie(p_water: np.ndarray) -> np.ndarray:
 
 
 def _modulated(variance: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """Ray variances with the tube current following the attenuation of each view and slice.
+    """Ray variances with the tube current modulated by the attenuation of each view and slice.
 
-    Noise in the image is least if the current goes with the root of the mean attenuation. Source:
-    Gies et al., Med Phys 1999 (attenuation-controlled tube-current modulation).
+    Image noise is minimal if the current is proportional to the root of the mean attenuation.
+    Source: Gies et al., Med Phys 1999 (attenuation-controlled tube-current modulation).
     """
     count = np.maximum(inside.sum(1, keepdims=True), 1)
     mean = np.maximum((variance * inside).sum(1, keepdims=True) / count, 1.0)
@@ -247,7 +248,7 @@ def _modulated(variance: np.ndarray, inside: np.ndarray) -> np.ndarray:
 def _noise_maps(
     rays: Projector, variance: np.ndarray, water: np.ndarray
 ) -> tuple[float, np.ndarray]:
-    """Sum of ray variances in the body's middle, and (SECTORS, slices, side, side) strengths."""
+    """Sum of ray variances in the body's centre, and (SECTORS, slices, side, side) noise levels."""
     weights = sector_windows(rays.angles_rad).astype(np.float32)
     sectors = np.stack([rays.back_project(w[:, None, None] * variance) for w in weights])
     np.maximum(sectors, 0.0, out=sectors)

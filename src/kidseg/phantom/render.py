@@ -1,4 +1,4 @@
-"""From a child's anatomy and pose to true HU and labels on a scan's voxels."""
+"""Render a child's anatomy and pose as true HU and labels on the voxels of a scan."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ __all__ = ["KIDNEY", "TUMOUR", "Rendering", "render"]
 KIDNEY, TUMOUR = 1, 2
 """Values of `Rendering.labels`."""
 
-# What counts as kidney: parenchyma, and cysts as in KiTS19. Fat and pelvis of the sinus do not.
+# Organs of the label kidney: parenchyma, and cysts as in KiTS19, without sinus fat and pelvis.
 _KIDNEY_ORGANS = ("renal cortex", "renal medulla", "cyst")
 _NUMBERS = {name: number for number, name in ORGANS.items()}
 _SHRED_ML = 0.3
 _SLAB_VOXELS = 1_200_000
-# Coarse nodes per body diameter; the smoothest displacement is many nodes long.
+# Coarse nodes per body diameter; displacements are smooth over many nodes.
 _NODES_PER_DIAMETER = 44
 _WOBBLE = 0.011
 _WOBBLE_LENGTH_MM = 30.0
@@ -58,7 +58,7 @@ _WAVES = 16
 
 @dataclass(frozen=True, eq=False)
 class Rendering:
-    """A child as voxels, before any scanner adds its part.
+    """A child on voxels, without the effects of a scanner.
 
     Attributes:
         hu: (slices, rows, columns) float32; partial volume included; -1000 outside the body.
@@ -74,17 +74,17 @@ class Rendering:
 def render(
     anatomy: Anatomy, pose: Pose, grid: Grid, phase: Phase, rng: np.random.Generator
 ) -> Rendering:
-    """Draw a child on a grid.
+    """Render a child on a grid.
 
     Args:
         anatomy: the child.
-        pose: how it lies in the scanner.
+        pose: its pose in the scanner.
         grid: axial, canonical order, in scanner mm; any spacing and extent.
         phase: contrast phase.
-        rng: HU of tissues and texture; draws do not depend on the grid.
+        rng: random generator for tissue HU and texture; draws do not depend on the grid.
 
     Returns:
-        HU and labels on `grid`. A grid beside the body gives air and no labels.
+        HU and labels on `grid`. Outside the body there is air without labels.
     """
     hu = draw_tissues(rng, phase)
     textures = _draw_textures(rng, anatomy, pose)
@@ -119,9 +119,9 @@ def render(
 
 
 def _side_by_side(work: Callable[[int], None], starts: Iterable[int]) -> None:
-    """Slabs do not depend on each other: each thread of torch's own takes whole ones.
+    """Process slabs in parallel, one thread per slab.
 
-    Organs are small boxes, which threads within one operation would only hand to and fro.
+    Organs are small boxes, for which threads within one operation would be inefficient.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -148,7 +148,7 @@ def _paint(
     hu: dict[str, float],
     phase: Phase,
 ) -> None:
-    """Everything, from the bottom up: what is painted later lies in front."""
+    """Paint all organs; later ones cover earlier ones."""
     arterial = phase == "early-arterial"
     up = pose.scanner_from_anatomy()[1].numpy()
     paint_wall(canvas, anatomy, hu)
@@ -167,7 +167,7 @@ def _paint(
     paint_pelvis(canvas, anatomy, hu)
     paint_spine(canvas, anatomy, hu)
     paint_ribs(canvas, anatomy, hu)
-    # Last: inside of a tumour the field shows whatever lay around its origin.
+    # Tumours come last: inside a tumour the field maps to the surroundings of its origin.
     paint_tumours(canvas, anatomy.tumours, hu, bright=arterial)
     if pose.arms:
         paint_arms(canvas, anatomy, hu)
@@ -190,9 +190,9 @@ def _draw_textures(rng: np.random.Generator, anatomy: Anatomy, pose: Pose) -> di
 
 
 def _draw_field(anatomy: Anatomy, pose: Pose, grid: Grid) -> Splines:
-    """Reference (x, y, z) and each tumour's distance, at nodes over the grid and a bit more.
+    """Reference (x, y, z) and distance to each tumour, at nodes over the grid and a margin.
 
-    Nodes lie at multiples of their step, so that all grids of a patient share them.
+    Nodes are at multiples of their step, so that all grids of a patient share them.
     """
     step = anatomy.effective_diameter_mm / _NODES_PER_DIAMETER
     ends = np.array([[float(mm.min()), float(mm.max())] for mm in axes_mm(grid)])
@@ -214,7 +214,7 @@ def _draw_field(anatomy: Anatomy, pose: Pose, grid: Grid) -> Splines:
 
 
 def _straightened(anatomy: Anatomy, pose: Pose, place: Tensor) -> Tensor:
-    """A scoliosis undone: the sideways shift of spine and back, less in front. Keeps volumes."""
+    """Undo a scoliosis: the lateral shift of spine and back, less in front. Preserves volumes."""
     if pose.scoliosis_mm == 0.0:
         return place
     x, y, z = place
@@ -225,7 +225,7 @@ def _straightened(anatomy: Anatomy, pose: Pose, place: Tensor) -> Tensor:
 
 
 def _relaxed(anatomy: Anatomy, place: Tensor) -> Tensor:
-    """Lordosis, the trunk's taper, and small smooth deviations from the ideal shapes undone."""
+    """Undo lordosis, the taper of the trunk, and small smooth deviations from ideal shapes."""
     x, y, z = place
     body = anatomy.body
     level = z / body.segment_mm
@@ -244,7 +244,7 @@ def _relaxed(anatomy: Anatomy, place: Tensor) -> Tensor:
 
 
 def _wobble(anatomy: Anatomy, place: Tensor) -> list[Tensor]:
-    """Three smooth random functions of the place, standard deviation 1, the child's own.
+    """Three smooth random functions of the position, standard deviation 1, specific to the child.
 
     Source: random Fourier features of a Gaussian process, Rahimi and Recht, NeurIPS 2007.
     """
@@ -265,7 +265,7 @@ def _wobble(anatomy: Anatomy, place: Tensor) -> list[Tensor]:
 
 
 def _body_window(anatomy: Anatomy, pose: Pose, grid: Grid, field: Splines) -> tuple[slice, slice]:
-    """Rows and columns that can show the body."""
+    """Rows and columns that may contain the body."""
     body = anatomy.body
     x, y = field.coefficients[0], field.coefficients[1]
     shown = skin(body, x, y) < 1.06
@@ -285,9 +285,9 @@ def _body_window(anatomy: Anatomy, pose: Pose, grid: Grid, field: Splines) -> tu
 
 
 def _absorb_shreds(organs: np.ndarray, voxel_ml: float) -> None:
-    """Make shreds of kidney on a tumour's surface part of it, in place.
+    """Relabel kidney fragments on the surface of a tumour as tumour, in place.
 
-    Where a tumour stretches its kidney to less than a voxel, specks of kidney are left over, which
+    If a tumour stretches its kidney to less than a voxel, isolated voxels of kidney remain, which
     no reader would outline.
     """
     from scipy import ndimage

@@ -1,4 +1,4 @@
-"""Implicit functions of simple shapes: negative inside, about the distance in mm at the surface."""
+"""Implicit functions of simple shapes: negative inside, approximately the distance in mm."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def ellipsoid(place: Place, centre: Sequence[float], half: Sequence[float]) -> T
 
 
 def tube(place: Place, points: np.ndarray, radii: np.ndarray) -> Tensor:
-    """A tube along (n, 3) points whose radius goes through (n,) radii; n at least 2."""
+    """A tube along (n, 3) points with interpolated (n,) radii; n at least 2."""
     nearest: Tensor | None = None
     for k in range(len(points) - 1):
         start, axis = points[k], points[k + 1] - points[k]

@@ -1,7 +1,7 @@
-"""Painting the bones: spine with discs and canal, ribs, iliac wings and sacrum.
+"""Paint the bones: spine with discs and canal, ribs, iliac wings and sacrum.
 
-The spine repeats itself from segment to segment, and so do the ribs along their slope; one implicit
-function of the place within a segment draws all of them.
+The spine is periodic from segment to segment, and so are the ribs along their slope; one implicit
+function of the position within a segment represents all of them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _TWELFTH, _ELEVENTH, _TENTH, _OTHERS, _CARTILAGE = 0.95, 1.40, 1.85, 2.15, 2.62
 
 
 def paint_spine(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> None:
-    """Bodies with rim and marrow, discs, arches with their processes, and the canal."""
+    """Paint vertebral bodies with rim and marrow, discs, arches with processes, and the canal."""
     body = anatomy.body
     w, y0 = body.vertebra_mm, body.spine_y_mm
     low, high = anatomy.modelled_mm
@@ -100,7 +100,7 @@ def _paint_arch(
 
 
 def paint_ribs(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> None:
-    """Ribs 8 to 12, sloping down from the back to the front, with their cartilage."""
+    """Paint ribs 8 to 12, sloping down from back to front, with cartilage."""
     body = anatomy.body
     w, segment = body.vertebra_mm, body.segment_mm
     a, b = body.half_lateral_mm, body.half_depth_mm
@@ -125,7 +125,8 @@ def paint_ribs(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> None:
     depth = (apart - half_thick - 0.8) / half_thick
     f = torch.sqrt(depth * depth + (across / half_high) ** 2 + 1e-6) - 1.0
     f = f * half_thick
-    # Past its end a rib is as far off as the middle between two, so that nothing jumps there.
+    # Beyond its end, the distance to a rib is that of the centre between two ribs, which keeps the
+    # function continuous.
     gap = half_thick * (0.5 * segment / half_high - 1.0)
     medial = 0.62 * w - patch.x.abs()
     bony = torch.maximum(f, ((angle - end) * 0.8 * b).clamp(max=gap))
@@ -140,7 +141,7 @@ def paint_ribs(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> None:
 
 
 def paint_pelvis(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> None:
-    """Iliac wings from the crest down, the sacrum's wings, and the gluteal muscles."""
+    """Paint the iliac wings below the crest, the wings of the sacrum, and the gluteal muscles."""
     body = anatomy.body
     w, segment, y0 = body.vertebra_mm, body.segment_mm, body.spine_y_mm
     a, b = body.half_lateral_mm, body.half_depth_mm

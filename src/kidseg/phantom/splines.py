@@ -1,6 +1,6 @@
-"""Smooth functions of space as sums of cubic B-splines: the field of deformation, and textures.
+"""Smooth functions of space as sums of cubic B-splines: the deformation field, and textures.
 
-On an axial grid each is three small matrix products per slab, which is fast, and smooth at every
+On an axial grid, each needs three small matrix products per slab, which is fast and smooth for any
 voxel size. Source: free-form deformation, Rueckert et al., IEEE TMI 18 (1999) 712-721.
 """
 
@@ -26,12 +26,12 @@ _WIDTH = 3.0**-0.5
 
 @dataclass(frozen=True, eq=False)
 class Splines:
-    """A function of space with some channels.
+    """A function of space with one or more channels.
 
     Attributes:
         coefficients: (channels, slices, rows, columns) float32, one per node.
         first_mm: (x, y, z) of the first node.
-        step_mm: between nodes, the same along all axes; nodes go towards +x, +y and +z.
+        step_mm: between nodes, the same along all axes; nodes run to +x, +y and +z.
     """
 
     coefficients: Tensor
@@ -40,9 +40,9 @@ class Splines:
 
     @classmethod
     def through(cls, values: Tensor, first_mm: Sequence[float], step_mm: float) -> Splines:
-        """The function that takes about `values` (channels, slices, rows, columns) at the nodes.
+        """A function with approximately `values` (channels, slices, rows, columns) at the nodes.
 
-        Exact for linear functions; else to fourth order in the step.
+        Exact for linear functions; otherwise accurate to fourth order in the step.
         """
         bent = torch.zeros_like(values)
         for axis in (1, 2, 3):
@@ -54,7 +54,7 @@ class Splines:
         return cls(values + bent, (x, y, z), step_mm)
 
     def on(self, grid: Grid) -> Tensor:
-        """(channels, *grid.shape) at an axial grid; falls to 0 beyond the nodes."""
+        """(channels, *grid.shape) on an axial grid; decays to 0 outside the nodes."""
         out = self.coefficients
         counts = self.coefficients.shape[1:]
         for axis, (mm, first, count) in enumerate(
@@ -71,7 +71,7 @@ def axes_mm(grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
     """World z of the slices, y of the rows and x of the columns of an axial grid.
 
     Raises:
-        ValueError: the grid is slice-wise or its axes are not those of the scanner.
+        ValueError: the grid is slice-wise or not axial.
     """
     matrix = grid.mm_from_index
     if grid.is_slicewise or not _is_axial(matrix):
@@ -96,12 +96,12 @@ def draw_texture(
     centre_mm: Sequence[float],
     correlation_mm: float,
 ) -> Splines:
-    """A random smooth texture over a box: mean 0, standard deviation 1.
+    """Draw a random smooth texture over a box: mean 0, standard deviation 1.
 
     Args:
-        rng: every draw; their number depends on the box alone.
-        size_mm: (x, y, z) of the box that is to be covered; beyond it the texture fades out.
-        centre_mm: its middle.
+        rng: random generator; the number of draws depends only on the box.
+        size_mm: (x, y, z) of the box; outside it the texture fades out.
+        centre_mm: centre of the box.
         correlation_mm: standard deviation of the smoothing; details are about twice as large.
     """
     step = correlation_mm / _WIDTH
@@ -113,7 +113,7 @@ def draw_texture(
 
 
 def _cubic(t: Tensor) -> Tensor:
-    """The cubic B-spline at t nodes from its middle."""
+    """The cubic B-spline at t nodes from its centre."""
     t = t.abs()
     near = 2.0 / 3.0 - t * t + 0.5 * t**3
     far = (2.0 - t).clamp(min=0.0) ** 3 / 6.0

@@ -1,7 +1,7 @@
 """The nested surfaces of the trunk, as implicit functions: skin, fascia, cavity, diaphragm, spine.
 
-Each surface is a rounded rectangle between ellipse and box, with its own half-axes to the front and
-the back, so that layers of different thickness lie between them.
+Each surface is a superellipse with different half-axes to the front and to the back, so that the
+layers between the surfaces vary in thickness.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = [
 
 
 def skin(body: Body, x: Tensor, y: Tensor) -> Tensor:
-    """Radius relative to the skin's: 1 on it, less inside."""
+    """Radius relative to the skin: 1 on the skin, less inside."""
     b = body.half_depth_mm
     return _radius(body, x, y, body.half_lateral_mm, b, b, groove=1.0)
 
@@ -57,7 +57,7 @@ def cavity(body: Body, x: Tensor, y: Tensor, grow_mm: float = 0.0) -> Tensor:
 
 
 def dome_mm(body: Body, x: Tensor, y: Tensor) -> Tensor:
-    """z of the diaphragm's upper side: two domes that fall off to the wall, most at the back."""
+    """z of the upper side of the diaphragm: two domes that slope to the wall, most at the back."""
     a, b, segment = body.half_lateral_mm, body.half_depth_mm, body.segment_mm
     domes = []
     for sign, top in ((1.0, body.dome_right_mm), (-1.0, body.dome_left_mm)):
@@ -68,21 +68,21 @@ def dome_mm(body: Body, x: Tensor, y: Tensor) -> Tensor:
 
 
 def below_diaphragm(body: Body, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-    """Implicit function of the abdominal cavity: inside the wall, below the diaphragm; about mm."""
+    """Implicit function of the abdominal cavity inside the wall, below the diaphragm; about mm."""
     wall = (cavity(body, x, y) - 1.0) * 0.8 * body.half_depth_mm
     under = (z - dome_mm(body, x, y)) * 0.6 + 0.3 + 0.006 * body.half_lateral_mm
     return torch.maximum(wall, under)
 
 
 def spine_clearance(body: Body, x: Tensor, y: Tensor) -> Tensor:
-    """Distance in mm from the spine with the psoas and the muscles behind it; negative inside."""
+    """Distance in mm to the spine with psoas and the muscles behind it; negative inside."""
     vertebra = body.vertebra_mm
     column = torch.hypot(x / 1.45, y - body.spine_y_mm + 0.15 * vertebra) - 0.55 * vertebra
     return torch.minimum(column, paraspinal(body, x, y))
 
 
 def paraspinal(body: Body, x: Tensor, y: Tensor) -> Tensor:
-    """Signed distance in mm, about, from the muscle mass behind the transverse processes."""
+    """Approximate signed distance in mm to the muscles behind the transverse processes."""
     vertebra = body.vertebra_mm
     middle = 1.0 * vertebra
     top = body.spine_y_mm - 0.42 * vertebra

@@ -1,4 +1,4 @@
-"""HU of every tissue by contrast phase: population mean and spread between patients."""
+"""HU of every tissue by contrast phase: population mean and variation between patients."""
 
 from __future__ import annotations
 
@@ -52,18 +52,18 @@ TISSUES_HU: Mapping[str, tuple[tuple[float, float, float, float], float]] = {
 }
 
 
-# Spread of what contrast medium adds, common to a patient's tissues; what counts as enhancing; and
-# the spread between patients of what does not.
+# Relative variation of the enhancement, common to a patient's tissues; minimum enhancement of an
+# enhancing tissue; and the variation between patients of other tissues.
 _BOLUS_LOG_SD = 0.12
 _ENHANCING_HU = 30.0
 _PLAIN_SD_HU = 8.0
 
 
 def draw_tissues(rng: np.random.Generator, phase: Phase) -> dict[str, float]:
-    """HU of each tissue in one patient and one phase.
+    """Draw the HU of each tissue in one patient and one phase.
 
-    What contrast medium adds is common to all tissues up to a factor (dose, weight, timing), and
-    each tissue's own deviation shrinks with what it takes up.
+    All tissues share one random factor on the enhancement (dose, weight, timing). The deviation of
+    a single tissue is smaller the less it enhances.
     """
     column = _PHASES.index(phase)
     bolus = float(np.exp(_BOLUS_LOG_SD * np.clip(rng.normal(), -2.0, 2.0)))

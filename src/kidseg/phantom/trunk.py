@@ -1,4 +1,4 @@
-"""Painting the body wall: skin, fat, muscle layers, diaphragm, lung bases, arms."""
+"""Paint the body wall: skin, fat, muscle layers, diaphragm, lung bases, arms."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ SKIN, FAT, MUSCLE, LUNG, HEART, ARM, DIAPHRAGM = 1, 2, 3, 8, 9, 28, 29
 
 
 def paint_wall(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> None:
-    """Skin, fat under it, the muscle layers, and fat to fill the cavity."""
-    body, patch = anatomy.body, canvas.whole()
+    """Paint skin, subcutaneous fat, the muscle layers, and visceral fat in the cavity."""
+    body, patch = anatomy.body, canvas.full()
     radius = torch.hypot(patch.x, patch.y)
     outer = skin(body, patch.x, patch.y)
     depth = radius * (1.0 / outer.clamp(min=1e-3) - 1.0)
@@ -38,7 +38,7 @@ def paint_wall(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> None:
 def _paint_layers(
     patch: Patch, body: Body, rho_out: Tensor, rho_in: Tensor, wall: Tensor, fat: Tensor
 ) -> None:
-    """Fat between the flat muscles, around the rectus and behind the flank."""
+    """Paint fat between the flat muscles, around the rectus and behind the flank."""
     depth = ((1.0 - rho_out) / (rho_in - rho_out).clamp(min=1e-3)).clamp(-0.5, 1.5)
     side = patch.x.abs() / body.half_lateral_mm
     front = patch.y / body.half_depth_mm
@@ -51,7 +51,7 @@ def _paint_layers(
         line = (depth + 0.05 * large - level).abs() - half_line
         line = patch.cover(line * wall_mm, 2 * half_line * wall_mm) * wall
         patch.paint(line * lateral * 0.85, fat)
-    # The rectus: a lens on each side of the white line; between it and the flank only sinew.
+    # The rectus: a lens on each side of the linea alba; only tendon between it and the flank.
     in_front = _ramp(front[:-1], 0.25, 0.33) * _ramp(-side[:-1], -0.60, -0.52)
     across = (side - 0.27) / 0.255
     lens = across**2 + ((depth - 0.42) / 0.62) ** 2 - 1.0
@@ -70,12 +70,12 @@ def _paint_layers(
 
 
 def _ramp(values: Tensor, low: float, high: float) -> Tensor:
-    """0 up to `low`, 1 from `high` on, straight between."""
+    """0 up to `low`, 1 from `high`, linear in between."""
     return ((values - low) / (high - low)).clamp(0.0, 1.0)
 
 
 def paint_deep_muscles(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> None:
-    """Psoas, square lumbar muscle and the muscles behind the spine."""
+    """Paint psoas, quadratus lumborum and the muscles behind the spine."""
     body = anatomy.body
     vertebra, segment = body.vertebra_mm, body.segment_mm
     reach = 2.2 * vertebra
@@ -121,7 +121,7 @@ def paint_deep_muscles(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -
 
 
 def paint_thorax(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> None:
-    """Diaphragm, lungs with their vessels, and the heart on the diaphragm."""
+    """Paint diaphragm, lungs with their vessels, and the heart above the diaphragm."""
     body, segment = anatomy.body, anatomy.body.segment_mm
     a, b = body.half_lateral_mm, body.half_depth_mm
     low, high = -0.5 * segment, anatomy.modelled_mm[1] + 2 * segment
@@ -167,13 +167,13 @@ def paint_thorax(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> None
 
 
 def arm_centres(body: Body) -> tuple[float, float, float]:
-    """(|x|, y, radius) of the arms beside the body, mm."""
+    """(|x|, y, radius) of arms next to the body, mm."""
     radius = 0.235 * body.half_lateral_mm
     return body.half_lateral_mm + 1.35 * radius, -0.72 * body.half_depth_mm, radius
 
 
 def paint_arms(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> None:
-    """Both arms along the body: elbow at the second lumbar vertebra, forearm below."""
+    """Paint both arms along the body: elbow at the second lumbar vertebra, forearm below."""
     body = anatomy.body
     x0, y0, radius = arm_centres(body)
     low, high = anatomy.modelled_mm

@@ -1,9 +1,9 @@
-"""Renal tumours: their shape, how they push the anatomy aside, and what they look like inside.
+"""Renal tumours: their shape, the displacement of the anatomy, and their internal texture.
 
-A tumour grows from a point of its kidney. Tissue that lay at distance r' from that point lies, once
-the tumour of radius R has grown, at r with r^3 = R^3 + r'^3: nothing is lost, all is pushed. So the
-kidney becomes a thinning crescent around the tumour (the claw sign), and liver, bowel and vessels
-move aside. Spine and back hold against it, and the tumour moulds itself to them.
+A tumour grows from a point of its kidney. A tumour of radius R moves tissue at distance r' from
+that point to the distance r with r^3 = R^3 + r'^3: volume is preserved. So the kidney becomes a
+thin crescent around the tumour (the claw sign), and liver, bowel and vessels are displaced. Spine
+and back do not move, and the tumour adapts to their shape.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ __all__ = ["distance_mm", "draw_tumour", "paint_tumours", "pushed"]
 
 TUMOUR = 26
 _SAMPLES = 44
-# The belly swells about a large tumour by this part, over this many tumour radii.
+# A large tumour makes the belly bulge by this fraction, over this many tumour radii.
 _BULGE = 0.24
 _BULGE_REACH = 1.5
-# Part of its free shape that a tumour keeps at least, before it moves on.
+# Minimum fraction of its free shape that a tumour keeps; otherwise it is moved.
 _LEAST_ROOM = 0.72
 
 
 def draw_tumour(rng: np.random.Generator, body: Body, kidney: Kidney, volume_ml: float) -> Tumour:
-    """A tumour of this volume somewhere in a kidney."""
+    """Draw a tumour of this volume in a kidney."""
     from kidseg.phantom.kidneys import Frame
 
     frame = Frame.of(kidney)
@@ -66,7 +66,7 @@ def draw_tumour(rng: np.random.Generator, body: Body, kidney: Kidney, volume_ml:
 
 
 def _settled(body: Body, origin: np.ndarray, centre: np.ndarray, radius: float) -> np.ndarray:
-    """The centre moved until the tumour rests on spine, back and wall instead of inside them."""
+    """Move the centre until the tumour touches spine, back and wall but is not inside them."""
     spine = np.array([0.0, body.spine_y_mm])
     lateral = body.half_lateral_mm - body.fat_lateral_mm - body.wall_lateral_mm
     front = body.half_depth_mm - body.fat_front_mm - body.wall_front_mm
@@ -83,7 +83,7 @@ def _settled(body: Body, origin: np.ndarray, centre: np.ndarray, radius: float) 
         centre[1] = min(centre[1], max(front - 0.72 * radius, -back + 0.85 * radius))
         limit = max(lateral - 0.78 * radius, 0.0)
         centre[0] = sign * min(sign * centre[0], limit)
-        # No further from its origin than growth explains.
+        # Growth limits the distance from the origin.
         step = centre - origin
         far = np.linalg.norm(step)
         if far > 0.85 * radius:
@@ -92,7 +92,7 @@ def _settled(body: Body, origin: np.ndarray, centre: np.ndarray, radius: float) 
 
 
 def _with_room(tumour: Tumour, body: Body) -> Tumour:
-    """The tumour moved forwards until spine and back cut away little of it."""
+    """Move the tumour forwards until spine and back cut off little of it."""
     for _ in range(10):
         held, free = _volume_ml(tumour, body), _volume_ml(tumour, None)
         if held > _LEAST_ROOM * free:
@@ -106,7 +106,7 @@ def _with_room(tumour: Tumour, body: Body) -> Tumour:
 
 
 def _scaled_to_volume(tumour: Tumour, body: Body) -> Tumour:
-    """The same tumour with the radius that gives its volume, moulded as rendered."""
+    """Set the radius so that the rendered shape has the tumour's volume."""
     low, high = 0.6 * tumour.radius_mm, 2.2 * tumour.radius_mm
     for _ in range(12):
         middle = (low + high) / 2
@@ -133,7 +133,7 @@ def _volume_ml(tumour: Tumour, body: Body | None) -> float:
 
 
 def _free_distance_mm(tumour: Tumour, place: Tensor) -> Tensor:
-    """Distance from the tumour's surface as if nothing held it: rounded lobes, grown together."""
+    """Distance to the surface of the unconstrained tumour: a smooth union of round lobes."""
     away = [p - float(c) for p, c in zip(place, tumour.centre_mm, strict=True)]
     scale = tumour.radius_mm
     total = torch.zeros_like(place[0])
@@ -147,12 +147,12 @@ def _free_distance_mm(tumour: Tumour, place: Tensor) -> Tensor:
 
 
 def distance_mm(tumour: Tumour, body: Body, place: Tensor) -> Tensor:
-    """Signed distance, about, from the tumour's surface, moulded to spine, back and wall.
+    """Approximate signed distance to the tumour's surface, limited by spine, back and wall.
 
     Args:
         tumour: the tumour.
-        body: what holds it.
-        place: (3, ...) x, y, z in the anatomy, straight, with the tumour grown.
+        body: constrains the tumour.
+        place: (3, ...) x, y, z in the straight anatomy after growth of the tumour.
     """
     free = _free_distance_mm(tumour, place)
     within = _deflated(tumour, body, place)
@@ -161,19 +161,19 @@ def distance_mm(tumour: Tumour, body: Body, place: Tensor) -> Tensor:
 
 
 def pushed(tumour: Tumour, body: Body, place: Tensor, free_mm: Tensor | None = None) -> Tensor:
-    """Where tissue lay before the tumour grew.
+    """Position of tissue before the tumour grew.
 
     Args:
-        tumour: what pushes.
-        body: what holds.
-        place: (3, ...) x, y, z now.
-        free_mm: (...) the tumour's free distance there, if known.
+        tumour: the tumour that displaces it.
+        body: constrains the displacement.
+        place: (3, ...) x, y, z after growth.
+        free_mm: (...) distance to the unconstrained tumour at these positions, if known.
 
     Returns:
-        (3, ...) x, y, z before.
+        (3, ...) x, y, z before growth.
     """
     free = _free_distance_mm(tumour, place) if free_mm is None else free_mm
-    # Tissue that would be stretched thinner than this is part of the tumour.
+    # Tissue that would become thinner than this belongs to the tumour.
     lost = 0.5 + 0.035 * tumour.radius_mm
     ratio = ((free + tumour.radius_mm) / (tumour.radius_mm - lost)).clamp(min=1.0)
     shrink = (1.0 - ratio**-3).clamp(min=0.0) ** (1.0 / 3.0)
@@ -188,7 +188,7 @@ def pushed(tumour: Tumour, body: Body, place: Tensor, free_mm: Tensor | None = N
 
 
 def _deflated(tumour: Tumour, body: Body, place: Tensor) -> Tensor:
-    """Where tissue lay before the belly bulged over the tumour: a smooth swelling about it."""
+    """Position of tissue before the belly bulged smoothly over the tumour."""
     away = [p - c for p, c in zip(place, tumour.centre_mm, strict=True)]
     reach = _BULGE_REACH * tumour.radius_mm
     square = sum((a / reach) ** 2 for a in away)
@@ -198,18 +198,18 @@ def _deflated(tumour: Tumour, body: Body, place: Tensor) -> Tensor:
 
 
 def _fade(ratio: Tensor) -> Tensor:
-    """Beyond three radii nothing moves, so that far organs stay put."""
+    """Weight of the displacement: 0 beyond three radii, so that distant organs do not move."""
     return ((3.4 - ratio) / 1.2).clamp(0.0, 1.0)
 
 
 def _yielding(body: Body, place: Tensor) -> Tensor:
-    """1 where tissue gives way, 0 where it holds: spine, back and wall."""
+    """1 where tissue can move, 0 where it is fixed: spine, back and wall."""
     wall = ((1.0 - cavity(body, place[0], place[1])) / 0.22).clamp(0.0, 1.0)
     return _unheld(body, place) * _eased(wall)
 
 
 def _unheld(body: Body, place: Tensor) -> Tensor:
-    """1 where neither spine, great vessels nor back hold, 0 in them."""
+    """0 in spine, great vessels and back, 1 elsewhere."""
     x, y = place[0], place[1]
     vertebra = body.vertebra_mm
     vessels = torch.hypot(x / 1.2, y - body.spine_y_mm - 0.55 * vertebra) - 0.45 * vertebra
@@ -226,7 +226,7 @@ def _eased(share: Tensor) -> Tensor:
 def paint_tumours(
     canvas: Canvas, tumours: tuple[Tumour, ...], hu: dict[str, float], bright: bool
 ) -> None:
-    """Heterogeneous tissue: necrosis, haemorrhage, septa, pseudocapsule, calcifications."""
+    """Paint heterogeneous tissue: necrosis, haemorrhage, septa, pseudocapsule, calcifications."""
     for k, tumour in enumerate(tumours):
         reach = float(canvas.field[3 + k].min())
         if reach >= 1.0:

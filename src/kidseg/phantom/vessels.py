@@ -1,4 +1,4 @@
-"""Painting vessels: aorta and its branches, vena cava, renal, portal, hepatic, mesenteric."""
+"""Paint vessels: aorta and its branches, vena cava, renal, portal, hepatic, mesenteric."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FAT, LIVER, AORTA, CAVA, PORTAL, OTHER = 2, 10, 17, 18, 19, 20
 
 @dataclass(frozen=True, eq=False)
 class Vessel:
-    """A tube: (n, 3) points and (n,) radii in mm, tissue, organ number; only inside `within`."""
+    """A tube: (n, 3) points and (n,) radii in mm, tissue, organ; limited to the organ `within`."""
 
     points: np.ndarray
     radii: np.ndarray
@@ -38,7 +38,7 @@ def branched(
     depth: int,
     spread: float = 0.6,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """A tree of tubes that fork, each thinner by Murray's law: r^3 = r1^3 + r2^3."""
+    """A branching tree of tubes with radii by Murray's law: r^3 = r1^3 + r2^3."""
     direction = direction / np.linalg.norm(direction)
     bend = rng.normal(0.0, 0.18, size=3)
     middle = start + 0.5 * length * (direction + bend)
@@ -55,7 +55,7 @@ def branched(
 
 
 def vessels_of(anatomy: Anatomy, rng: np.random.Generator) -> list[Vessel]:
-    """All vessels but aorta and vena cava."""
+    """All vessels except aorta and vena cava."""
     return [
         *_renal(anatomy, rng),
         *_splanchnic(anatomy, rng),
@@ -81,7 +81,7 @@ def _cava_at(anatomy: Anatomy, segments: float) -> np.ndarray:
 def paint_vessels(
     canvas: Canvas, anatomy: Anatomy, vessels: list[Vessel], hu: dict[str, float], phase: Phase
 ) -> None:
-    """Great vessels and all others; in the early arterial phase the vena cava mixes streams."""
+    """Paint all vessels; in the early arterial phase the vena cava shows mixing artefacts."""
     for vessel in vessels:
         reach = float(vessel.radii.max()) + 1.0
         patch = canvas.patch((vessel.points.min(0) - reach, vessel.points.max(0) + reach))
@@ -104,7 +104,7 @@ def _paint_great(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float], phase: 
     patch = canvas.patch((points.min(0) - 2 * radius - 1, points.max(0) + 2 * radius + 1))
     if patch is not None:
         flat = anatomy.viscera.cava_flatness
-        # An oval: the cross-section of a tube in a space stretched from front to back.
+        # An oval cross-section: a tube in a space that is stretched from front to back.
         place = (patch.x, patch.y / flat, patch.z)
         radii = np.full(len(points), radius / flat**0.5)
         f = tube(place, points * (1.0, 1.0 / flat, 1.0), radii)
@@ -160,7 +160,7 @@ def _renal(anatomy: Anatomy, rng: np.random.Generator) -> list[Vessel]:
 
 
 def _splanchnic(anatomy: Anatomy, rng: np.random.Generator) -> list[Vessel]:
-    """Coeliac trunk, upper mesenteric artery and vein with branches, splenic and portal vein."""
+    """Coeliac trunk, superior mesenteric artery and vein with branches, splenic and portal vein."""
     body, width = anatomy.body, anatomy.viscera.aorta_mm
     a, b, segment = body.half_lateral_mm, body.half_depth_mm, body.segment_mm
     start = _aorta_at(anatomy, 1.2)
@@ -174,11 +174,11 @@ def _splanchnic(anatomy: Anatomy, rng: np.random.Generator) -> list[Vessel]:
             OTHER,
         )
     ]
-    beside = np.array([0.75 * width, 0.1 * width, 0.0])
+    lateral = np.array([0.75 * width, 0.1 * width, 0.0])
     confluence = np.array([0.10 * a, front[1] + 0.12 * b, 1.0 * segment])
     found.append(
         Vessel(
-            np.stack([root + beside, front + 1.3 * beside, confluence]),
+            np.stack([root + lateral, front + 1.3 * lateral, confluence]),
             0.30 * width * np.array([0.7, 1, 1.1]),
             "mesenteric vein",
             OTHER,
@@ -203,7 +203,7 @@ def _splanchnic(anatomy: Anatomy, rng: np.random.Generator) -> list[Vessel]:
         )
     for tissue, radius, shift in (("aorta", 0.11, 0.0), ("mesenteric vein", 0.15, 1.0)):
         for _ in range(6):
-            begin = front + (root - front) * rng.uniform(0.2, 1.0) + shift * beside
+            begin = front + (root - front) * rng.uniform(0.2, 1.0) + shift * lateral
             direction = np.array([rng.normal(0, 1.0), rng.uniform(0.1, 0.9), rng.normal(-0.5, 0.6)])
             for points, radii in branched(
                 rng, begin, direction, 0.20 * b + 3.0, radius * width, 3, 0.8
@@ -213,7 +213,7 @@ def _splanchnic(anatomy: Anatomy, rng: np.random.Generator) -> list[Vessel]:
 
 
 def _hepatic(anatomy: Anatomy, rng: np.random.Generator) -> list[Vessel]:
-    """Portal branches from the porta, hepatic veins from the vena cava, only inside the liver."""
+    """Portal branches from the porta and hepatic veins from the vena cava, inside the liver."""
     body, width = anatomy.body, anatomy.viscera.aorta_mm
     a, b, segment = body.half_lateral_mm, body.half_depth_mm, body.segment_mm
     porta = np.array([0.30 * a, 0.02 * b, 2.3 * segment])

@@ -1,12 +1,12 @@
-"""Digital patients on disk: as an nnU-Net, KiTS19 or DICOM data set, with their ground truth.
+"""Write digital patients as an nnU-Net, KiTS19 or DICOM dataset, with their ground truth.
 
-    OUT/<images and labels as the layout wants them>
+    OUT/<images and labels in the layout>
     OUT/patients.csv                    age, sex and side, for stratified splits
     OUT/truth/<case>.json               age, pose, scale, volumes, scanner
     OUT/truth/<case>_organs.nii.gz      all organ labels, on the scan's voxels
-    OUT/truth/organs.json               what their numbers mean
+    OUT/truth/organs.json               names of the organ labels
 
-A case appears when it is whole: its files are written aside, then moved into place.
+A case appears only when it is complete: its files are written to a temporary folder, then moved.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ __all__ = ["Layout", "write_patients"]
 Layout = Literal["nnunet", "kits19", "dicom"]
 Progress = Callable[[int, int], None]
 
-_ASIDE = ".writing"
+_TEMPORARY = ".writing"
 _TRUTH = "truth"
 _MARK = "organs.json"
-_OURS = ("imagesTr", "labelsTr", "data", "dataset.json", "patients.csv", _ASIDE)
-# How KiTS19 stores its volumes: slowest to fastest axis right-left, front-back, and slices from
-# head to foot. Source: the affines of its imaging.nii.gz files.
+_OURS = ("imagesTr", "labelsTr", "data", "dataset.json", "patients.csv", _TEMPORARY)
+# Axis order of KiTS19, slowest to fastest: right-left, front-back, and slices from head to foot.
+# Source: the affines of its imaging.nii.gz files.
 _KITS_ORDER = Grid((2, 2, 2), torch.diag(torch.tensor([-1.0, -1.0, -1.0, 1.0]).double()))
 
 
@@ -70,27 +70,29 @@ def write_patients(
     progress: Progress | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Make digital patients 0 .. patients - 1 of a seed and write them as a data set.
+    """Make digital patients 0 .. patients - 1 of a seed and write them as a dataset.
 
     Args:
-        out: folder to make; its parent folders are made too.
-        config: which patients.
-        patients: how many, at least 1.
-        seed: with the same seed and settings patient k is the same in any number of patients.
+        out: folder to create, with its parents.
+        config: of the patients.
+        patients: number of patients, at least 1.
+        seed: of the patients; with the same settings, patient k does not depend on their number.
         layout: "nnunet" (v2 raw folder), "kits19", or "dicom" (a series per patient, NIfTI labels).
         jobs: processes; each takes about 1 GB for a large scan.
-        progress: called with (done, all) after each patient.
-        overwrite: replace digital patients that are in `out`; other files there are left alone.
+        progress: called with (done, total) after each patient.
+        overwrite: replace digital patients in `out`; other files there are not touched.
 
     Returns:
         Plain data: out, layout, seed, config, and one row per case with age, sex, side, volumes.
 
     Raises:
-        UsageError: "output-exists", or "not-phantoms": `out` holds something else.
-        ResourceError: "disk-full"; the patients written so far stay, whole.
+        UsageError: "output-exists", or "not-phantoms": `out` contains something else.
+        ResourceError: "disk-full"; patients that are already complete are kept.
     """
     if patients < 1:
-        raise UsageError(f"{patients} patients cannot be made", code="no-patients")
+        raise UsageError(
+            f"the number of patients must be at least 1, not {patients}", code="no-patients"
+        )
     _check_out(out, overwrite)
     tasks = [
         _Task(out=out, config=config, seed=seed, index=k, layout=layout) for k in range(patients)
@@ -111,7 +113,7 @@ def write_patients(
             raise
         raise _disk_full(out) from error
     finally:
-        shutil.rmtree(out / _ASIDE, ignore_errors=True)
+        shutil.rmtree(out / _TEMPORARY, ignore_errors=True)
     return {
         "out": str(out),
         "layout": layout,
@@ -122,7 +124,7 @@ def write_patients(
 
 
 def _check_out(out: Path, overwrite: bool) -> None:
-    """Refuse an output that is there, or that holds something other than digital patients."""
+    """Refuse an output that exists, or that contains something other than digital patients."""
     if out.is_dir() and not any(out.iterdir()):
         return
     if not (out.exists() or out.is_symlink()):
@@ -136,14 +138,14 @@ def _check_out(out: Path, overwrite: bool) -> None:
         )
     if not overwrite:
         raise UsageError(
-            "it exists already",
+            "it already exists",
             path=out,
             next_step="Choose another folder, or replace the digital patients in it: --overwrite.",
             code="output-exists",
         )
     if not (out / _TRUTH / _MARK).is_file():
         raise UsageError(
-            "it holds no digital patients, so nothing in it is replaced",
+            "it does not contain digital patients, so it is not overwritten",
             path=out,
             next_step="Choose another folder.",
             code="not-phantoms",
@@ -151,7 +153,7 @@ def _check_out(out: Path, overwrite: bool) -> None:
 
 
 def _clear(out: Path) -> None:
-    """Remove what an earlier run wrote; the mark of our folders goes last. Then make the folder."""
+    """Remove the output of an earlier run, the marker file last; then create the folder."""
     ours = [out / name for name in _OURS]
     ours += [path for path in sorted(out.glob("phantom_*")) if (path / "ct").is_dir()]
     ours += [path for path in sorted(out.glob(f"{_TRUTH}/*")) if path.name != _MARK]
@@ -164,7 +166,7 @@ def _clear(out: Path) -> None:
 
 
 def _written(tasks: list[_Task], jobs: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Make and write each case, in this process or several, as they get done."""
+    """Make and write each case, in one or several processes; yields them as they complete."""
     if jobs == 1 or len(tasks) == 1:
         for task in tasks:
             yield task.index, _write_case(task)
@@ -180,17 +182,17 @@ def _written(tasks: list[_Task], jobs: int) -> Iterator[tuple[int, dict[str, Any
 
 
 def _write_case(task: _Task) -> dict[str, Any]:
-    """One patient: made, written aside, moved into place with the image last."""
+    """Make one patient, write it to a temporary folder and move it, the image last."""
     patient = make_patient(task.config, seed=task.seed, index=task.index)
-    aside = task.out / _ASIDE / task.case
-    shutil.rmtree(aside, ignore_errors=True)
+    temporary = task.out / _TEMPORARY / task.case
+    shutil.rmtree(temporary, ignore_errors=True)
     try:
-        for path in _save_files(task, patient, aside):
-            target = task.out / path.relative_to(aside)
+        for path in _save_files(task, patient, temporary):
+            target = task.out / path.relative_to(temporary)
             target.parent.mkdir(parents=True, exist_ok=True)
             path.replace(target)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     truth = patient.truth
     return {
         "case": task.case,
@@ -205,7 +207,7 @@ def _write_case(task: _Task) -> dict[str, Any]:
 
 
 def _save_files(task: _Task, patient: DigitalPatient, root: Path) -> list[Path]:
-    """All files of a case below `root`, in the order in which they may appear."""
+    """Write all files of a case below `root`; returns them in the order in which to move them."""
     truth = root / _TRUTH / f"{task.case}.json"
     organs = root / _TRUTH / f"{task.case}_organs.nii.gz"
     (image,), labels = case_paths(root, task.layout, task.case, 1)
@@ -243,7 +245,7 @@ def _series_facts(task: _Task, patient: DigitalPatient) -> dict[str, str]:
 
 
 def _write_tables(out: Path, layout: Layout, cases: Iterable[dict[str, Any]]) -> None:
-    """patients.csv, and for nnU-Net dataset.json last: with it the data set is complete."""
+    """Write patients.csv, and for nnU-Net dataset.json last, which completes the dataset."""
     cases = list(cases)
     write_patients_csv(
         out,
@@ -264,7 +266,7 @@ def _write_tables(out: Path, layout: Layout, cases: Iterable[dict[str, Any]]) ->
 
 def _disk_full(out: Path) -> ResourceError:
     return ResourceError(
-        "the disk is full; only whole patients were kept",
+        "the disk is full; only complete patients were kept",
         path=out,
         next_step="Free some space and run again with --overwrite.",
         code="disk-full",

@@ -26,7 +26,7 @@ from kidseg.nets import PlannedUNet, UNet
 from kidseg.nets.folding import folded
 from kidseg.pipeline import Progress, Region, advance, decided, restore
 from kidseg.plan import Plan
-from kidseg.postprocess import Piece, least_volume_ml, remove_small
+from kidseg.postprocess import Piece, min_volume_ml, remove_small
 
 __all__ = ["Predictor", "Segmentation", "load_predictor"]
 
@@ -71,7 +71,7 @@ class Predictor:
         restored = restore(progress.found, scan.grid, self.method.target)
         clock.lap("restore")
         radius = None if subject.body is None else subject.body.radius_mm
-        least_ml = least_volume_ml(config.postprocess, radius)
+        least_ml = min_volume_ml(config.postprocess, radius)
         labels, removed = remove_small(restored, least_ml)
         clock.lap("postprocess")
         placement = self.method.report(subject.with_labels(labels), progress)
