@@ -28,6 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -295,8 +296,7 @@ def train_us(store: str) -> None:
         own = ["pose.teacher=0.0", "pose.symmetry=0.0"] if method_name == "homogenized" else []
         config: Any = load(METHODS[method_name], overrides=[*own, *settings])
         assert (config.view.size, config.segment.batch_size) == (SIDE, BATCH)
-        material = method.material(config, opened.plan)
-        cohort = gather_cohort(opened, config.cohort, material)
+        cohort = gather_cohort(opened, config.cohort, partial(method.material, config))
         bound = method.build(config, cohort.target, cohort.plan, device=device)
         stage = next(stage for stage in bound.stages(cohort) if stage.name == "segment")
         steps[name] = step_of(stage, device)

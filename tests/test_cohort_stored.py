@@ -109,7 +109,7 @@ def made(seed: int, material: Material) -> Subject:
 
 
 def test_a_stored_subject_is_the_one_made_in_memory(store: Store) -> None:
-    cohort = gather_cohort(store, CohortConfig(), MATERIAL)
+    cohort = gather_cohort(store, CohortConfig(), lambda _: MATERIAL)
     assert [s.id for s in cohort.training] == ["ellipse_000"]
     assert [s.id for s in cohort.validation] == ["ellipse_001"]
     assert cohort.plan == ONE_TRAINS and cohort.schema.names == {1: "kidney", 2: "tumour"}
@@ -126,7 +126,7 @@ def test_what_a_store_lacks_is_made_of_it(stores: dict[str, Store], kind: str, m
     """Coarser pixels, masks of the body: the bits that the files would give."""
     wanted = BLOCKS if masks else replace(BLOCKS, masks=None)
     check_store(stores[kind], wanted, None)
-    cohort = gather_cohort(stores[kind], CohortConfig(), wanted)
+    cohort = gather_cohort(stores[kind], CohortConfig(), lambda _: wanted)
     for seed, stored in enumerate((*cohort.training, *cohort.validation)):
         there = stored if masks else replace(stored, masks=None)
         assert_same_subject(there, made(seed, wanted))
@@ -168,7 +168,7 @@ def test_slices_without_a_body_and_voxels_that_do_not_count(tmp_path: Path) -> N
         image, BLOCKS, PLAN.channels, name="ellipse_000", labels=labels, ignore_label=3
     )
     assert blocks.ignore is not None and blocks.ignore.data.any()
-    (adapted,) = gather_cohort(full, CohortConfig(), BLOCKS).training
+    (adapted,) = gather_cohort(full, CohortConfig(), lambda _: BLOCKS).training
     assert_same_subject(adapted, blocks)
 
 
@@ -213,7 +213,7 @@ def test_one_case_that_does_not_fit_is_named_before_anything_is_read(tmp_path: P
         check_store(store, finer, None)
     assert error.value.code == "store-of-other-settings"
     with pytest.raises(InputError, match="blocks of 2 x 2 pixels") as late:
-        gather_cohort(store, CohortConfig(), finer)
+        gather_cohort(store, CohortConfig(), lambda _: finer)
     assert (late.value.code, late.value.path) == ("too-coarse", "ellipse_001")
 
 
@@ -247,7 +247,7 @@ def test_regions_that_overlap_are_kept_as_such(data: Dataset, tmp_path: Path) ->
     target = target_of_store(kept)
     assert target == Target(channels=((1, 2), (2,)), exclusive=False, writes=order)
     assert schema_of_store(kept).regions == regions
-    cohort = gather_cohort(kept, CohortConfig(), MATERIAL)
+    cohort = gather_cohort(kept, CohortConfig(), lambda _: MATERIAL)
     assert cohort.target == target and cohort.selection == ("kidney+tumour", "tumour")
 
 

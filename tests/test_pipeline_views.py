@@ -29,12 +29,17 @@ class Seen(nn.Module):
 
     def __init__(self, multiple: tuple[int, int] | None = None) -> None:
         super().__init__()
-        self.images: list[Tensor] = []
+        self.parts: list[Tensor] = []
         if multiple is not None:
             self.multiple = multiple
 
+    @property
+    def images(self) -> list[Tensor]:
+        """All slices, which come a few at a time."""
+        return [torch.cat(self.parts)]
+
     def forward(self, image: Tensor) -> list[Tensor]:
-        self.images.append(image)
+        self.parts.append(image)
         return [torch.cat([torch.zeros_like(image), image, -image], dim=1)]
 
 
@@ -154,12 +159,15 @@ def test_several_channels_have_their_own_scaling_and_surroundings() -> None:
     assert seen[:, 1, 0].unique().tolist() == pytest.approx([nothing])
     torch.testing.assert_close(seen[:, :, 8:72, 8:72], as_input(image.data, [own]))
 
+    parts: list[Tensor] = []
+
     class Two(nn.Module):
         def forward(self, shown: Tensor) -> list[Tensor]:
-            torch.testing.assert_close(shown, seen)
+            parts.append(shown)
             return [torch.zeros(len(shown), 3, *shown.shape[2:])]
 
     view.predict(Two(), TARGET, Progress(image=image), Region(grid=grid))
+    torch.testing.assert_close(torch.cat(parts), seen)
 
 
 def test_slices_of_several_patients_are_each_scaled_as_their_own() -> None:

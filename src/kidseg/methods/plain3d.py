@@ -97,7 +97,8 @@ class Plain3d:
             value = segmentation_loss(whole, labels, target=self.target, valid=valid, over="sample")
             return {"loss": value}
 
-        def found(subject: Subject) -> Sequence[Region]:
+        def found(case: int) -> Sequence[Region]:
+            subject = cohort.validation[case]
             return advance(subject.image, self.steps(subject)).found
 
         yield Stage(

@@ -12,7 +12,6 @@ from kidseg.augment import Augmentation
 from kidseg.cohort.batch import Labelled, drawn_labels, picked
 from kidseg.cohort.cohort import Cohort
 from kidseg.cohort.items import Drawn, draw, steps_per_epoch
-from kidseg.cohort.subject import Subject
 from kidseg.config import StageConfig
 from kidseg.distributed import all_gather, shared_map
 from kidseg.geometry import Grid, Slices, Volume
@@ -83,10 +82,9 @@ def segmentation_stage(
         whole = [all_gather(level) for level in levels]
         return {"loss": segmentation_loss(whole, labels, target=target, valid=valid)}
 
-    places = {s.id: grid for s, grid in zip(cohort.validation, validation_grids, strict=True)}
-
-    def found(subject: Subject) -> list[Region]:
-        region, seen = Region(grid=places[subject.id]), view([subject.scalings])
+    def found(case: int) -> list[Region]:
+        subject = cohort.validation[case]
+        region, seen = Region(grid=validation_grids[case]), view([subject.scalings])
         answer = seen.predict(net, target, Progress(image=subject.image), region)
         return [replace(region, found=answer)]
 
@@ -102,19 +100,19 @@ def segmentation_stage(
 
 
 def validation(
-    cohort: Cohort, found: Callable[[Subject], Sequence[Region]], target: Target
+    cohort: Cohort, found: Callable[[int], Sequence[Region]], target: Target
 ) -> Callable[[], dict[str, float]]:
     """How a network is validated: the figures of `Cohort.score`, cases shared by the processes.
 
     Args:
         cohort: the cases.
-        found: regions with what was found in a validation case.
+        found: regions with what was found in the validation case of a number.
         target: what its channels mean.
     """
 
     def dice(case: int) -> dict[str, float | None]:
-        subject = cohort.validation[case]
-        return cohort.dice(case, restore(found(subject), subject.image.grid, target))
+        grid = cohort.validation[case].image.grid
+        return cohort.dice(case, restore(found(case), grid, target))
 
     return lambda: cohort.score(shared_map(dice, range(len(cohort.validation))))
 

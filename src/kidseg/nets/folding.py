@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from kidseg.nets.blocks import Block
+from kidseg.nets.layers import Block
 from kidseg.nets.planned import PlannedUNet
 from kidseg.nets.unet import UNet
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from kidseg.nets.blocks import InstanceNormBlock, convolution, initialised, upsampling
+from kidseg.nets.layers import InstanceNormBlock, convolution, initialised, upsampling
 from kidseg.nets.unet import check_sides
 from kidseg.topology import Topology
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kidseg.config import UNetConfig
-from kidseg.nets.blocks import Block, convolution
+from kidseg.nets.layers import Block, convolution
 
 __all__ = ["UNet", "check_sides"]
 

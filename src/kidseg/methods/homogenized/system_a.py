@@ -211,7 +211,8 @@ class Homogenized:
             levels, grid = called(batch.scene)
             return {"loss": whole_restored_loss(levels, grid, batch.reference, self.target)}
 
-        def found(subject: Subject) -> Sequence[Region]:
+        def found(case: int) -> Sequence[Region]:
+            subject = cohort.validation[case]
             return advance(subject.image, self.steps(subject)).found
 
         return Stage(
