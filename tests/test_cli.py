@@ -241,4 +241,4 @@ def test_store_reads_a_data_set_once_for_training(patients: Path, tmp_path: Path
 def test_a_warning_is_a_line_for_people(patients: Path, tmp_path: Path) -> None:
     done = run("export", patients, tmp_path / "Dataset043_Few", "--json")
     assert json.loads(done.stdout)["linked"] >= 0
-    assert done.stderr == "kidseg: 2 patients make 2 folds, not 5\n"
+    assert done.stderr == "kidseg: 2 patients give 2 folds, not 5\n"

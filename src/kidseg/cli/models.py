@@ -79,6 +79,15 @@ def train(
             device=device,
             progress=advance,
         )
+    for finding in summary["findings"]:
+        if (
+            finding["code"] in ("label-not-understood", "no-kidney-label", "no-curves")
+            and not quiet
+        ):
+            text = f"kidseg: {finding['path']}: {finding['cause']}. {finding['next_step']}"
+            typer.echo(text, err=True)
+    if summary["start"] is not None and not quiet:
+        typer.echo(f"kidseg: {summary['start']['text']}", err=True)
     say(summary, f"{out / 'model.safetensors'}\n{json.dumps(summary, indent=2)}", as_json, quiet)
 
 

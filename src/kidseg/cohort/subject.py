@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kidseg.body import Moments, body_mask, moments
 from kidseg.errors import InputError
-from kidseg.geometry import Grid, Volume, binned, resample
+from kidseg.geometry import Grid, Volume, binned, binned_grid, resample
 from kidseg.intensity import Normalisation, Scaling, scalings
 from kidseg.plan.nonzero import nonzero_box, nonzero_region
 
@@ -288,20 +288,26 @@ def _compact(image: Volume, channels: tuple[Normalisation, ...]) -> Volume:
 
 
 def _binned_labels(labels: Volume, factor: int) -> Volume:
+    """The label of most pixels of each block; of several the lowest."""
     if factor == 1:
         return labels
-    most: Tensor | None = None
-    chosen: Volume | None = None
-    for number in torch.bincount(labels.data.flatten().long()).nonzero()[:, 0].tolist():
-        share = binned(Volume((labels.data == number).to(torch.float32), labels.grid), factor)
-        if most is None or chosen is None:
-            most = share.data
-            chosen = Volume(torch.full_like(share.data, number, dtype=torch.uint8), share.grid)
-        else:
-            chosen.data[share.data > most] = number
-            most = torch.maximum(most, share.data)
-    assert chosen is not None
-    return chosen
+    out: list[Tensor] = []
+    for k in range(labels.grid.shape[0]):
+        plane = labels.slices(k, k + 1)
+        numbers = torch.bincount(plane.data.flatten()).nonzero()[:, 0].tolist()
+        chosen, most = None, None
+        for number in numbers:
+            here = Volume((plane.data == number).to(torch.float32), plane.grid)
+            share = binned(here, factor).data
+            if chosen is None or most is None:
+                chosen, most = torch.full_like(share, number, dtype=torch.uint8), share
+            else:
+                chosen[share > most] = number
+                most = torch.maximum(most, share)
+        assert chosen is not None
+        out.append(chosen)
+    data = torch.cat(out, dim=1)
+    return Volume(data, binned_grid(labels.grid, factor))
 
 
 def _body(mask: Volume) -> Body:

@@ -11,7 +11,7 @@ from kidseg.geometry.pose import (
     in_plane_pose,
     posed,
 )
-from kidseg.geometry.resample import binned, is_sub_grid, resample, sample_window
+from kidseg.geometry.resample import binned, binned_grid, is_sub_grid, resample, sample_window
 from kidseg.geometry.slices import Field, Slices, sampled
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Slices",
     "Volume",
     "binned",
+    "binned_grid",
     "boxed",
     "grid_from_theta",
     "in_plane_pose",

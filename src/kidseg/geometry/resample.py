@@ -19,7 +19,7 @@ from kidseg.geometry.grid import (
     index_from_voxels,
 )
 
-__all__ = ["binned", "is_sub_grid", "resample", "sample_window"]
+__all__ = ["binned", "binned_grid", "is_sub_grid", "resample", "sample_window"]
 
 # Points per chunk, which limits the memory for coordinates. On a CPU small chunks fit its caches
 # (twice as fast as 16 M); on other devices each kernel launch costs time.
@@ -158,18 +158,25 @@ def binned(volume: Volume, factor: int) -> Volume:
         raise ValueError(f"the factor must be at least 1, not {factor}")
     if factor == 1:
         return volume
-    nz, ny, nx = volume.grid.shape
-    rows, columns = -(-ny // factor), -(-nx // factor)
+    grid, (_, ny, nx) = binned_grid(volume.grid, factor), volume.grid.shape
+    nz, rows, columns = grid.shape
     kind = volume.data.dtype if volume.data.is_floating_point() else torch.float32
     out = torch.empty((volume.channels, nz, rows, columns), dtype=kind, device=volume.data.device)
     pad = (0, columns * factor - nx, 0, rows * factor - ny)
     for k in range(nz):
         plane = F.pad(volume.data[:, k].to(kind)[None], pad, mode="replicate")
         out[:, k] = F.avg_pool2d(plane, factor)[0]
-    low = volume.grid.mm_from_index.new_tensor([-0.5, -0.5, -0.5])
-    last = 1 if volume.grid.is_slicewise else nz
+    return Volume(out, grid)
+
+
+def binned_grid(grid: Grid, factor: int) -> Grid:
+    """The grid of blocks of `factor` x `factor` pixels; the last may reach beyond the edge."""
+    nz, ny, nx = grid.shape
+    rows, columns = -(-ny // factor), -(-nx // factor)
+    low = grid.mm_from_index.new_tensor([-0.5, -0.5, -0.5])
+    last = 1 if grid.is_slicewise else nz
     high = low + low.new_tensor([last, rows * factor, columns * factor])
-    return Volume(out, boxed(volume.grid, low, high, (nz, rows, columns)))
+    return boxed(grid, low, high, (nz, rows, columns))
 
 
 def _computed_type(data: Tensor, mode: str) -> torch.dtype:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from kidseg.cases import Dataset, consecutive, open_dataset, relabelled, without_cyst
+from kidseg.cases import learned_labels, open_dataset, relabelled
 from kidseg.errors import InputError, UsageError
 from kidseg.geometry import Grid, Volume
 from kidseg.io import ReadOptions, read
@@ -104,7 +104,14 @@ def find_references(
             )
         return {scan: ReferenceLabels(path=reference, schema=schema) for scan in scans}
     data = open_dataset(reference)
-    new_from_old, ignored = _meaning(data, schema, cyst)
+    learned = learned_labels(data, cyst)
+    if learned.schema.names != schema.names:
+        raise InputError(
+            f"its labels {learned.schema.names} are not those of the model, {schema.names}",
+            path=data.root,
+            code="other-labels",
+            next_step="Name a data set with the labels that the model was trained on.",
+        )
     by_image = {case.images[0].resolve(): case for case in data.cases}
     found = {}
     for scan, name in scans.items():
@@ -117,28 +124,12 @@ def find_references(
                 next_step=f"Cases are called like their scans, '{name}' here.",
             )
         found[scan] = ReferenceLabels(
-            path=case.labels, schema=schema, new_from_old=new_from_old, ignored=ignored
+            path=case.labels,
+            schema=schema,
+            new_from_old=learned.new_from_old,
+            ignored=learned.ignore,
         )
     return found
-
-
-def _meaning(
-    data: Dataset, schema: LabelSchema, cyst: CystAs | None
-) -> tuple[dict[int, int], int | None]:
-    """{number in the files: number of the model}, and the model's number of ignored voxels."""
-    known, counted = data.schema, dict[int, int]()
-    if cyst is not None:
-        known, counted = without_cyst(known, cyst)
-    theirs, numbers = consecutive(known, data.ignore_label)
-    if theirs.names != schema.names:
-        raise InputError(
-            f"its labels {theirs.names} are not those of the model, {schema.names}",
-            path=data.root,
-            code="other-labels",
-            next_step="Name a data set with the labels that the model was trained on.",
-        )
-    both = {old: numbers.get(new, new) for old, new in counted.items()}
-    return {**numbers, **both}, None if data.ignore_label is None else numbers[data.ignore_label]
 
 
 def _place(grid: Grid) -> str:

@@ -21,7 +21,7 @@ from kidseg.cohort.stored import SubjectRecipe, check_store
 from kidseg.cohort.subject import Material
 from kidseg.config import CohortConfig
 from kidseg.distributed import first_alone, rank
-from kidseg.errors import UsageError
+from kidseg.errors import InputError, UsageError
 from kidseg.io.atomic import write_json, writing
 from kidseg.io.content import joint_sha256, sha256_of_all
 from kidseg.plan import Plan, fingerprint, plan
@@ -234,7 +234,25 @@ def _planned(data: Dataset, used: Cases, request: Request) -> Plan:
         jobs=request.setup.jobs,
         progress=lambda done, total: request.tell("planning", done, total, {}),
     )
-    return plan(facts, training.schema)
+    planned = plan(facts, training.schema)
+    _check_ct(data, request.material(planned))
+    return planned
+
+
+def _check_ct(data: Dataset, material: Material) -> None:
+    """Can masks of the body be made, if the method asks for them? Before all cases are read.
+
+    Raises:
+        InputError: "not-ct".
+    """
+    if material.masks is not None and (len(data.channels) > 1 or not data.holds_ct(0)):
+        raise InputError(
+            f"this method takes one channel of CT, not {', '.join(data.channels)}",
+            path=data.root,
+            code="not-ct",
+            next_step="Name the channel 'CT' in dataset.json if it holds Hounsfield units; methods"
+            " 'plain' and 'plain3d' take any channels.",
+        )
 
 
 def _built(data: Dataset, used: Cases, planned: Plan, path: Path, request: Request) -> Store:

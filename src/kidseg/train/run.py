@@ -26,6 +26,7 @@ from kidseg.distributed import broadcast, joined, local_device, rank
 from kidseg.errors import Finding, InputError, UsageError
 from kidseg.io.atomic import write_json
 from kidseg.io.content import sha256_of
+from kidseg.labels import unclear_labels
 from kidseg.methods import Method
 from kidseg.pipeline import advance
 from kidseg.stage import Stage
@@ -123,7 +124,8 @@ def train(
             workers=_workers(config, hardware),
         )
         fitted, seconds = _fitted(method, cohort, run, setup.tune, start)
-        findings = [finding.as_dict() for finding in cohort.findings]
+        noticed = (*unclear_labels(cohort.schema, dataset), *cohort.findings)
+        findings = [finding.as_dict() for finding in noticed]
         summary: dict[str, Any] = {
             "method": method.name,
             "preset": setup.preset,
@@ -138,7 +140,12 @@ def train(
             },
             "start": None
             if chosen.start is None or taken is None
-            else {"sha256": chosen.start.sha256, "tune": setup.tune, **taken.as_dict()},
+            else {
+                "sha256": chosen.start.sha256,
+                "tune": setup.tune,
+                **taken.as_dict(),
+                "text": str(taken),
+            },
             "findings": findings,
             "stages": {name: asdict(how) for name, how in fitted.items()},
             # The others may be here before the first has written its log.
