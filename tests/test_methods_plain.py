@@ -79,7 +79,7 @@ def test_a_perfect_network_is_scored_as_one(size: int, least: float, most: float
         target=TARGET,
         view=view,
         training=[base_of(subject, seen) for subject in cohort.training],
-        validation=[whole_of(subject, seen) for subject in cohort.validation],
+        validation_grids=[whole_of(subject, seen) for subject in cohort.validation],
     )
     with torch.no_grad():
         figures = stage.validate()
@@ -164,7 +164,7 @@ def test_ignored_pixels_do_not_count() -> None:
             target=TARGET,
             view=view,
             training=grids,
-            validation=[],
+            validation_grids=[whole_of(subject) for subject in changed.validation],
         )
         return loss_of(stage, stage.net, NOW)
 
