@@ -189,6 +189,13 @@ def _resumed(out: Path, setup: Setup) -> Setup:
         UsageError: "other-settings": another model, or another part of it, is asked for.
     """
     if not (out / _START_NOTE).exists():
+        if setup.start is not None and (out / "config.toml").exists():
+            raise UsageError(
+                "the run went on from no model",
+                path=out,
+                code="other-settings",
+                next_step="Resume without --from.",
+            )
         return setup
     note = json.loads((out / _START_NOTE).read_text())
     asked = None if setup.start is None else sha256_of(setup.start)
