@@ -98,6 +98,8 @@ def train(
     setup = _resumed(out, setup or Setup()) if resume else setup or Setup()
     chosen = configured(setup)
     config = chosen.config
+    if not resume:
+        _check_start(out, setup)
     tune_allocator()
     hardware = choose_device(local_device(device), config.precision)
     clock = CLOCKS[config.budget_clock]
@@ -171,6 +173,19 @@ def _fitted(
             fitted[stage.name] = fit(_within(chosen, budget_s, spent), run)
         mark = run.clock()
     return fitted, {"prepare": ready_s, **{name: how.seconds for name, how in fitted.items()}}
+
+
+def _check_start(out: Path, setup: Setup) -> None:
+    """Refuse to replace the run that holds the model to go on from."""
+    if setup.start is None or setup.start.resolve().parent != out.resolve():
+        return
+    if setup.start.name in _OUTPUTS:
+        raise UsageError(
+            "the model to go on from is the one that would be replaced",
+            path=setup.start,
+            code="output-exists",
+            next_step="Choose another folder.",
+        )
 
 
 def _note_start(out: Path, setup: Setup, chosen: Configured) -> None:
