@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from cohorts import PLAN, TARGET, VOLUMES, make_cohort
 from ellipses import make_ellipse_patient, write_ellipse_dataset
 from kidseg.checkpoint import read_header
-from kidseg.cohort.blocks import draw_blocks
+from kidseg.cohort.block import draw_blocks
 from kidseg.cohort.cohort import Cohort, patient_dice
 from kidseg.config import BlocksConfig, Plain3dConfig, StageConfig
 from kidseg.device import choose_device

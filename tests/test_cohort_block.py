@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cohorts import make_cohort
-from kidseg.cohort.blocks import Block, draw_blocks
+from kidseg.cohort.block import Block, draw_blocks
 from kidseg.cohort.subject import Subject
 from kidseg.errors import UsageError
 from kidseg.geometry import Grid
