@@ -87,10 +87,10 @@ def test_all_steps_are_there(predictor: Predictor) -> None:
     titles = ["scan", "pose", "crop", "segment", "labels", "reference"]
     assert [panel.title for panel in panels] == titles
     seen, homogenized, cropped, predicted, restored, wanted = panels
-    assert np.array_equal(seen.hu, patient.image.data[0, k].numpy())
+    assert np.array_equal(seen.values, patient.image.data[0, k].numpy())
     assert homogenized.outline is not None and len(homogenized.frames) == 1
-    assert homogenized.outline.shape == homogenized.hu.shape == (32, 32)
-    assert np.array_equal(predicted.hu, cropped.hu)
+    assert homogenized.outline.shape == homogenized.values.shape == (32, 32)
+    assert np.array_equal(predicted.values, cropped.values)
     for other in (seen, cropped, predicted, restored, wanted):
         assert other.outline is None and other.frames == ()
     (region,) = result.progress.steps["pose"]
@@ -143,8 +143,8 @@ def test_each_region_has_its_panel_and_its_frame(predictor: Predictor) -> None:
     assert [panel.title for panel in panels] == titles
     assert [len(panel.frames) for panel in panels] == [0, 0, 1, 0, 0, 0]
     _, _, first, second, fine, _ = panels
-    assert np.array_equal(first.hu, patient.image.data[0, 5, 20:44, 4:28].numpy())
-    assert np.array_equal(second.hu, patient.image.data[0, 5, 22:42, 34:58].numpy())
+    assert np.array_equal(first.values, patient.image.data[0, 5, 20:44, 4:28].numpy())
+    assert np.array_equal(second.values, patient.image.data[0, 5, 22:42, 34:58].numpy())
     assert first.frames[0][0] == pytest.approx([22 - 20 - 0.5, 34 - 4 - 0.5])
     assert fine.labels is not None and set(np.unique(fine.labels)) == {0, 2}
     assert (fine.labels[5:9, 6:12] == 2).all() and fine.labels.sum() == 2 * 24
