@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ellipses import make_ellipse_patient
 from kidseg.cohort.cohort import Cohort
 from kidseg.cohort.frame import Frame, frame, pixel_mm
@@ -46,6 +48,26 @@ PLAN = Plan(
     },
     training=(),
 )
+
+
+VOLUMES = replace(
+    PLAN,
+    configurations={
+        **PLAN.configurations,
+        "3d_fullres": Configuration(
+            spacing_mm=(10.0, 4.0, 4.0),
+            median_shape=(8.0, 64.0, 64.0),
+            patch_size=(8, 32, 32),
+            batch_size=2,
+            topology=Topology(
+                features=(4, 8, 8),
+                kernels=((1, 3, 3), (3, 3, 3), (3, 3, 3)),
+                strides=((1, 1, 1), (1, 2, 2), (2, 2, 2)),
+            ),
+        ),
+    },
+)
+"""With a three-dimensional network, on the patients' own voxels."""
 
 
 def material_of(view: ViewConfig = VIEW, plan: Plan = PLAN) -> Material:

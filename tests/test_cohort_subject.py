@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cohorts import base_of, material_of
-from ellipses import make_ellipse_patient
+from ellipses import in_fine_pixels, make_ellipse_patient
 from kidseg.cohort.subject import BodyMasks, Material, Subject, adapted, masks_on, prepare
 from kidseg.config import ViewConfig
 from kidseg.errors import InputError
@@ -184,6 +184,44 @@ def test_small_pieces_of_bone_are_dropped() -> None:
         assert subject.masks is not None
         k, row, column = (round(float(i)) for i in subject.image.grid.index(at))
         assert bool(subject.masks.data[1, k, row, column] > 0) == expected
+
+
+@pytest.mark.parametrize(
+    ("fine", "pixel_mm", "mask_mm"),
+    [(4, 1.0, 2.0), (8, 0.5, 2.0), (3, 4 / 3, 4 / 3), (1, 4.0, 4.0)],
+)
+def test_masks_have_pixels_of_up_to_2_mm_and_no_finer_than_the_images(
+    fine: int, pixel_mm: float, mask_mm: float
+) -> None:
+    """They lie where the image lies, whatever its pixels."""
+    patient = make_ellipse_patient(0)
+    patient = in_fine_pixels(patient, fine) if fine > 1 else patient
+    subject = prepare(patient.image, replace(material_of(VIEW), pixel_mm=None), CT, name="a")
+    assert subject.masks is not None
+    assert subject.image.grid.spacing_mm[1:].tolist() == pytest.approx([pixel_mm] * 2)
+    assert subject.masks.grid.spacing_mm.tolist() == pytest.approx([10.0, mask_mm, mask_mm])
+    assert subject.masks.data.shape == (2, 8, 256 / mask_mm, 256 / mask_mm)
+    assert subject.masks.data.dtype == torch.uint8
+    for place in (subject.image.grid, subject.masks.grid):
+        corner = place.mm([0, -0.5, -0.5])
+        torch.testing.assert_close(corner, patient.image.grid.mm([0, -0.5, -0.5]))
+
+
+def test_masks_of_a_fine_image_agree_with_those_of_the_coarser_one() -> None:
+    """1 mm pixels, and the same averaged to 2 mm: body and bone on the same grid nearly alike."""
+    patient = in_fine_pixels(make_ellipse_patient(0), 4)
+    fine, coarse = (
+        prepare(patient.image, replace(material_of(VIEW), pixel_mm=pixel), CT, name="a")
+        for pixel in (None, 2.0)
+    )
+    assert fine.masks is not None and coarse.masks is not None
+    assert fine.masks.grid.same_as(coarse.masks.grid)
+    assert fine.image.grid.shape[1] == 2 * coarse.image.grid.shape[1]
+    for own, other in zip(fine.masks.data.float(), coarse.masks.data.float(), strict=True):
+        dice = 2 * torch.minimum(own, other).sum() / (own.sum() + other.sum())
+        assert dice > 0.98
+    assert fine.body is not None and coarse.body is not None
+    assert fine.body.radius_mm == pytest.approx(coarse.body.radius_mm, rel=0.01)
 
 
 def test_an_empty_scan_has_no_body() -> None:

@@ -130,3 +130,48 @@ def test_the_papers_numbers(size: int, batch: int) -> None:
         assert (stage.optimizer.name, stage.optimizer.learning_rate) == ("sgd", 0.01)
     assert config.segment.batch_size == batch
     assert (config.crop is not None) == (size == 512)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"spacing_mm": (1.0, 0.0, 1.0)}, "must be positive"),
+        ({"spacing_mm": (-1.0, 1.0, 1.0)}, "must be positive"),
+        ({"patch": (0, 8, 8)}, "must be positive"),
+        ({"patch": (8, 8, -8)}, "must be positive"),
+        ({"patch": (8, 8)}, "patch"),
+        ({"features": 0}, "greater than or equal to 1"),
+        ({"max_features": 0}, "greater than or equal to 1"),
+        ({"overlap": 1.0}, "less than 1"),
+        ({"overlap": -0.1}, "greater than or equal to 0"),
+        ({"foreground_share": 1.1}, "less than or equal to 1"),
+    ],
+)
+def test_blocks_that_cannot_be_are_refused(settings: dict[str, object], words: str) -> None:
+    from kidseg.config import BlocksConfig
+
+    with pytest.raises(ValueError, match=words):
+        BlocksConfig(**settings)  # type: ignore[arg-type]
+
+
+def test_blocks_of_the_plan_and_edges_of_what_is_allowed() -> None:
+    from kidseg.config import BlocksConfig, Plain3dConfig
+
+    assert Plain3dConfig().blocks == BlocksConfig()
+    assert BlocksConfig().patch is BlocksConfig().spacing_mm is None
+    BlocksConfig(spacing_mm=(0.1, 3.0, 1.0), patch=(1, 1, 1), overlap=0.0, foreground_share=1.0)
+    read = load(Plain3dConfig, overrides=["blocks.patch=[8,16,16]", "blocks.spacing_mm=[5,1,1]"])
+    assert read.blocks.patch == (8, 16, 16) and read.blocks.spacing_mm == (5.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("method", ["homogenized", "plain", "plain3d"])
+def test_the_processors_clock_does_not_count_workers(method: str) -> None:
+    from kidseg.config import METHODS
+
+    with pytest.raises(UsageError, match="does not count workers"):
+        load(METHODS[method], overrides=["budget_clock=processor", "workers=2"])
+    for settings in (["budget_clock=processor", "workers=0"], ["workers=2"]):
+        assert load(METHODS[method], overrides=settings)
+    assert load(METHODS[method], overrides=["budget_clock=processor"]).workers is None
+    with pytest.raises(UsageError, match="workers"):
+        load(METHODS[method], overrides=["workers=-1"])

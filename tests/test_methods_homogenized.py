@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from cohorts import VIEW, base_of, make_cohort, start_of
-from ellipses import make_ellipse_patient
+from cohorts import PLAN, VIEW, base_of, make_cohort, material_of, start_of
+from ellipses import in_fine_pixels, make_ellipse_patient
 from kidseg.body import Moments
 from kidseg.cohort.cohort import Cohort
 from kidseg.cohort.items import draw
-from kidseg.cohort.subject import Subject, masks_on
+from kidseg.cohort.subject import Subject, masks_on, prepare
 from kidseg.cohort.training_range import training_range
 from kidseg.config import (
     CropConfig,
@@ -29,10 +29,11 @@ from kidseg.config import (
 from kidseg.device import choose_device
 from kidseg.errors import UsageError
 from kidseg.geometry import Grid, Slices, Volume, in_plane_pose, posed
+from kidseg.intensity import AIR_HU
 from kidseg.losses import soft_dice
 from kidseg.methods import METHODS, method_named
 from kidseg.methods.homogenized.crop_stage import CropTransformer, boxes
-from kidseg.methods.homogenized.pose_stage import PoseTransformer, overlap, registered
+from kidseg.methods.homogenized.pose_stage import PoseTransformer, _coarser, overlap, registered
 from kidseg.methods.homogenized.reference import Reference, chosen, medoid
 from kidseg.methods.homogenized.scene import MASKS, Scene
 from kidseg.methods.homogenized.system_a import Homogenized
@@ -260,6 +261,55 @@ def test_a_cut_field_hides_from_the_network_and_not_from_the_loss(cohort: Cohort
     torch.nn.init.normal_(last, std=1.0, generator=torch.Generator().manual_seed(0))
     whole, cut = (loss_of(stage) for stage in stages)
     assert abs(whole - cut) > 1e-3
+
+
+def fine_cohort(columns: int) -> Cohort:
+    """Pixels of 1 mm, masks of 2 mm; so many columns."""
+    subjects = []
+    for seed in range(3):
+        patient = in_fine_pixels(make_ellipse_patient(seed), 4)
+        scan, labels = (
+            Volume(volume.data[..., :columns], volume.grid.crop((0, 0, 0), (8, 256, columns)))
+            for volume in (patient.image, patient.labels)
+        )
+        material = replace(material_of(), pixel_mm=None)
+        subjects.append(prepare(scan, material, PLAN.channels, name=str(seed), labels=labels))
+    return replace(make_cohort(1, 1), training=tuple(subjects[:2]), validation=(subjects[2],))
+
+
+@pytest.mark.parametrize("columns", [256, 251])
+def test_a_cut_field_is_the_same_of_a_fine_image_and_its_coarser_masks(columns: int) -> None:
+    """To a pixel of the masks; what is in the field is as it was, what is not is air and 0."""
+    cohort = fine_cohort(columns)
+    reference = Reference(POSE)
+    reference.adopt(cohort.training[0], base_of(cohort.training[0]), POSE)
+    config = replace(POSE, teacher=0.0, cut=1.0)
+    batch = transformer(pose_net(), reference, config).stage(cohort).batch(NOW)
+    ((rows, image),) = batch.scene.image.parts
+    ((_, seen),) = batch.scene.masks.parts
+    ((_, whole),) = batch.masks.parts
+    assert seen.data.shape[-1] == -(-columns // 2)
+    hidden = 0
+    for n in range(len(rows)):
+        shown = image.data[0, n] != AIR_HU
+        inner = torch.zeros(seen.data.shape[2:], dtype=torch.bool)
+        outer = torch.zeros_like(inner)
+        boxes = [shown.any(axis).nonzero()[:, 0] / 2 for axis in (1, 0)]
+        (top, left), (bottom, right) = ([int(box[end]) for box in boxes] for end in (0, -1))
+        inner[top + 2 : bottom - 1, left + 2 : right - 1] = True
+        outer[max(0, top - 1) : bottom + 2, max(0, left - 1) : right + 2] = True
+        assert torch.equal(seen.data[:, n][:, inner], whole.data[:, n][:, inner])
+        assert not bool(seen.data[:, n][:, ~outer].any())
+        hidden += bool(whole.data[0, n][~outer].any())
+    assert hidden > 5, "of the body"
+
+
+def test_a_field_that_is_all_of_an_image_is_all_of_its_masks() -> None:
+    """251 columns are 126 of the masks, of which the last reaches beyond."""
+    cohort = fine_cohort(251)
+    whole, left = (0, 256, 0, 251), (10, 101, 20, 120)
+    found = _coarser([whole, None, left], cohort, [(0, 0), (1, 3), (0, 2)])
+    assert found == [(0, 128, 0, 126), None, (5, 50, 10, 60)]
 
 
 CROP = CropConfig(localizer=LOCALIZER, stage=STAGE, output="half")

@@ -164,7 +164,7 @@ def test_ignored_pixels_do_not_count() -> None:
             target=TARGET,
             view=view,
             training=grids,
-            validation_grids=[],
+            validation_grids=[whole_of(subject) for subject in changed.validation],
         )
         return loss_of(stage, stage.net, NOW)
 

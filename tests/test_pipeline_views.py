@@ -16,8 +16,9 @@ from kidseg.geometry import Grid, Slices, Volume, posed, resample
 from kidseg.intensity import AIR_HU, Normalisation, as_input, scalings
 from kidseg.labels import Target
 from kidseg.nets import build
-from kidseg.pipeline import Planes, Progress, Region
+from kidseg.pipeline import Blocks, Planes, Progress, Region
 from kidseg.pipeline.views import padded
+from kidseg.topology import Topology
 
 CPU = choose_device("cpu", "fp32")
 SCALINGS = scalings(torch.zeros(1, 1), PLAN.channels)  # of a CT: the same for all
@@ -71,7 +72,7 @@ def test_a_network_sees_what_the_view_shows_of_it() -> None:
     """In training and in inference alike; the answer is the softmax."""
     net, grid = Seen(), turned((8, 24, 32))
     found = predict(net, grid)
-    (shown,) = net.images
+    shown = torch.cat(net.images)
     torch.testing.assert_close(shown, VIEW.image(make_ellipse_patient(0).image, grid))
     logits = torch.cat([torch.zeros_like(shown), shown, -shown], dim=1)
     torch.testing.assert_close(found, logits.softmax(1).transpose(0, 1))
@@ -85,7 +86,7 @@ def test_sides_are_padded_to_what_the_network_takes_and_cut_back(
     net, grid = Seen(multiple), turned((8, 20, 27))
     found = predict(net, grid)
     assert found.shape == (3, 8, 20, 27)
-    (shown,) = net.images
+    shown = torch.cat(net.images)
     wanted = {
         None: (20, 27),
         (1, 1): (20, 27),
@@ -100,7 +101,7 @@ def test_sides_are_padded_to_what_the_network_takes_and_cut_back(
     )
     plain = Seen()
     torch.testing.assert_close(predict(plain, grid), found, atol=0, rtol=0)
-    assert torch.equal(shown, plain.images[0][:, :, rows][:, :, :, columns])
+    assert torch.equal(shown, torch.cat(plain.images)[:, :, rows][:, :, :, columns])
 
 
 def test_a_unet_takes_any_side() -> None:
@@ -137,7 +138,7 @@ def test_regions_that_overlap_have_probabilities_of_their_own() -> None:
     found = VIEW.predict(
         net, target, Progress(image=make_ellipse_patient(0).image), Region(grid=grid)
     )
-    shown = net.images[0].transpose(0, 1)
+    shown = torch.cat(net.images).transpose(0, 1)
     wanted = torch.cat([torch.zeros_like(shown), shown, -shown]).sigmoid()
     torch.testing.assert_close(found.data, wanted)
 
@@ -159,15 +160,16 @@ def test_several_channels_have_their_own_scaling_and_surroundings() -> None:
     assert seen[:, 1, 0].unique().tolist() == pytest.approx([nothing])
     torch.testing.assert_close(seen[:, :, 8:72, 8:72], as_input(image.data, [own]))
 
-    parts: list[Tensor] = []
+    shown: list[Tensor] = []
 
     class Two(nn.Module):
-        def forward(self, shown: Tensor) -> list[Tensor]:
-            parts.append(shown)
-            return [torch.zeros(len(shown), 3, *shown.shape[2:])]
+        def forward(self, image: Tensor) -> list[Tensor]:
+            shown.append(image)
+            return [torch.zeros(len(image), 3, *image.shape[2:])]
 
     view.predict(Two(), TARGET, Progress(image=image), Region(grid=grid))
-    torch.testing.assert_close(torch.cat(parts), seen)
+    assert {len(image) for image in shown} == {view.at_once}
+    torch.testing.assert_close(torch.cat(shown), seen)
 
 
 def test_slices_of_several_patients_are_each_scaled_as_their_own() -> None:
@@ -209,3 +211,120 @@ def test_padding_repeats_the_end_of_each_axis(
 def test_padding_of_another_number_of_axes_is_refused() -> None:
     with pytest.raises(ValueError, match="argument"):
         padded(torch.zeros(1, 1, 4, 4), (2, 2, 2))
+
+
+# Three-dimensional networks
+
+
+def blocks(patch: tuple[int, int, int], overlap: float = 0.5) -> Blocks:
+    return Blocks(
+        patch=patch, overlap=overlap, scalings=[SCALINGS], padding=PLAN.padding, device=CPU
+    )
+
+
+def answered(view: Blocks, net: nn.Module, grid: Grid, image: Volume | None = None) -> Tensor:
+    image = image or make_ellipse_patient(0).image
+    found = view.predict(net, TARGET, Progress(image=image), Region(grid=grid))
+    assert found.grid is grid and found.data.dtype == torch.float32
+    assert found.data.shape == (3, *grid.shape) and found.data.is_contiguous()
+    return found.data
+
+
+def test_of_a_volume_the_slices_are_an_axis_of_the_image() -> None:
+    image = make_ellipse_patient(0).image
+    grid = image.grid.crop((-1, -8, 0), (10, 80, 64))
+    seen = blocks((4, 16, 16)).image(image, grid)
+    assert seen.shape == (1, 1, 10, 80, 64)
+    slicewise = VIEW.image(image, grid)
+    assert torch.equal(seen[0, 0], slicewise[:, 0])
+    assert seen[0, 0, 0].unique().tolist() == pytest.approx([(40 - 130) / 50]), "air around it"
+
+
+def test_one_window_that_covers_a_region_is_a_direct_call() -> None:
+    topology = Topology(
+        features=(4, 8), kernels=((1, 3, 3), (3, 3, 3)), strides=((1, 1, 1), (2, 2, 2))
+    )
+    net = build(topology, 1, 3, seed=0).eval()
+    view, image = blocks((8, 32, 48)), make_ellipse_patient(0).image
+    grid = image.grid.crop((0, 16, 8), (8, 32, 48))
+    with torch.no_grad():
+        direct = net(view.image(image, grid))[0].softmax(1)[0]
+    torch.testing.assert_close(answered(view, net, grid), direct, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.5, 0.7])
+@pytest.mark.parametrize("spacing_mm", [(10.0, 4.0, 4.0), (2.5, 6.0, 3.0), (7.0, 2.0, 9.0)])
+def test_windows_of_any_voxels_are_put_together(
+    spacing_mm: tuple[float, float, float], overlap: float
+) -> None:
+    """What a network says of each voxel is what it would say of the whole."""
+    image = make_ellipse_patient(0).image
+    grid = image.grid.with_spacing(spacing_mm)
+    net, view = Seen(), blocks((4, 16, 24), overlap)
+    found = answered(view, net, grid)
+    assert len(net.images) > 8 and {tuple(i.shape) for i in net.images} == {(1, 1, 4, 16, 24)}
+    shown = view.image(image, grid)[0]
+    wanted = torch.cat([torch.zeros_like(shown), shown, -shown]).softmax(0)
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("patch", [(11, 24, 24), (8, 20, 17), (13, 40, 35), (4, 21, 8)])
+def test_a_region_smaller_than_a_window_is_seen_with_what_lies_around(
+    patch: tuple[int, int, int],
+) -> None:
+    """On both sides, the odd voxel behind; the answer is of the region alone."""
+    image = make_ellipse_patient(0).image
+    grid = image.grid.crop((0, 20, 20), (8, 20, 17))
+    net, view = Seen(), blocks(patch)
+    found = answered(view, net, grid)
+    before = [max(0, w - n) // 2 for w, n in zip(patch, grid.shape, strict=True)]
+    wide = grid.crop(
+        [-b for b in before], [max(w, n) for w, n in zip(patch, grid.shape, strict=True)]
+    )
+    seen = view.image(image, wide)
+    if wide.shape == patch:
+        (shown,) = net.images
+        assert torch.equal(shown, seen)
+        if patch[1] > 20:
+            assert seen[..., 4, before[1] - 1, :].std() > 0, "patient, not padding, around"
+    inner = view.image(image, grid)[0]
+    wanted = torch.cat([torch.zeros_like(inner), inner, -inner]).softmax(0)
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_blocks_of_two_channels_have_their_own_scaling_and_surroundings() -> None:
+    statistics = PLAN.channels[0].statistics
+    channels = tuple(Normalisation.of_channel(name, statistics) for name in ("CT", "T1"))
+    ct = make_ellipse_patient(0).image
+    image = Volume(torch.cat([ct.data.float(), ct.data.abs() * 3.0]), ct.grid)
+    own = scalings(image.data, channels)
+    padding = [channel.padding_value for channel in channels]
+    view = Blocks(patch=(10, 66, 32), overlap=0.5, scalings=[own], padding=padding, device=CPU)
+    shown: list[Tensor] = []
+
+    class First(nn.Module):
+        def forward(self, block: Tensor) -> list[Tensor]:
+            shown.append(block)
+            return [torch.cat([block, block[:, :1]], dim=1)]
+
+    found = answered(view, First(), ct.grid, image)
+    assert {tuple(block.shape) for block in shown} == {(1, 2, 10, 66, 32)}
+    air, nothing = (40 - 130) / 50, -own[1].shift / own[1].scale
+    for block in shown:
+        assert block[0, 0, 0].unique().tolist() == pytest.approx([air])
+        assert block[0, 1, 0].unique().tolist() == pytest.approx([nothing])
+    whole = as_input(image.data, [own]).transpose(0, 1)
+    torch.testing.assert_close(
+        found, torch.cat([whole, whole[:1]]).softmax(0), atol=1e-5, rtol=1e-4
+    )
+
+
+def test_blocks_of_regions_that_overlap_have_probabilities_of_their_own() -> None:
+    net, grid = Seen(), make_ellipse_patient(0).image.grid
+    target = Target(channels=((1, 2), (1,), (2,)), exclusive=False)
+    image = make_ellipse_patient(0).image
+    view = blocks((4, 32, 32))
+    found = view.predict(net, target, Progress(image=image), Region(grid=grid)).data
+    shown = view.image(image, grid)[0]
+    wanted = torch.cat([torch.zeros_like(shown), shown, -shown]).sigmoid()
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)

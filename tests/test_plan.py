@@ -27,8 +27,10 @@ from kidseg.intensity import Statistics
 from kidseg.labels import KIDNEY_TUMOUR, KIDNEY_TUMOUR_CYST, LabelSchema
 from kidseg.plan import (
     CaseFacts,
+    Configuration,
     Fingerprint,
     Plan,
+    adapted,
     fingerprint,
     plan,
     preprocess,
@@ -386,10 +388,80 @@ def test_plan_of_other_modalities() -> None:
 
 def test_plans_of_another_format_and_non_plans_are_refused() -> None:
     data = plan(facts_of(((3.0, 1.0, 1.0), (20, 100, 100))), KIDNEY_TUMOUR).as_dict()
-    for bad in ({**data, "format": 99}, {**data, "channels": None}, {"format": 1}, {}):
+    for bad in (
+        {**data, "format": 99},
+        {**data, "channels": None},
+        {"format": 1},
+        {},
+        None,
+        "plan",
+    ):
         with pytest.raises(ModelError) as caught:
             Plan.from_dict(bad)
         assert caught.value.code == "bad-plan"
+
+
+# Choices made otherwise
+
+
+def volumes() -> Configuration:
+    facts = facts_of(*[((3.0, 0.8, 0.8), (100, 400, 400))] * 5)
+    return plan(facts, KIDNEY_TUMOUR).configurations["3d_fullres"]
+
+
+def test_nothing_asked_for_the_configuration_stays() -> None:
+    planned = volumes()
+    assert adapted(planned) is planned
+    assert adapted(planned, spacing_mm=None, patch=None, features=None) is planned
+    again = adapted(planned, spacing_mm=planned.spacing_mm)
+    assert again == planned, "the plan's own spacing follows the same rules to the same end"
+
+
+def test_another_spacing_keeps_the_extent_of_patch_and_image() -> None:
+    planned = volumes()
+    found = adapted(planned, spacing_mm=(6.0, 1.6, 1.6))
+    assert found.spacing_mm == (6.0, 1.6, 1.6) and found.batch_size == planned.batch_size
+    assert found.median_shape == pytest.approx([n / 2 for n in planned.median_shape])
+    for new, old, divisor in zip(
+        found.patch_size, planned.patch_size, found.topology.divisors, strict=True
+    ):
+        assert new % divisor == 0 and round(old / 2) <= new < round(old / 2) + divisor
+    assert found.grid(Grid.from_spacing((100, 400, 400), (3.0, 0.8, 0.8))).shape == (50, 200, 200)
+
+
+@pytest.mark.parametrize("patch", [(8, 16, 16), (10, 33, 65), (40, 100, 90), (7, 9, 200)])
+def test_a_patch_is_enlarged_to_what_the_network_can_halve(patch: tuple[int, ...]) -> None:
+    planned = volumes()
+    found = adapted(planned, patch=patch)
+    assert found.spacing_mm == planned.spacing_mm and found.median_shape == planned.median_shape
+    for new, asked, divisor in zip(found.patch_size, patch, found.topology.divisors, strict=True):
+        assert new % divisor == 0 and asked <= new < asked + divisor
+    assert adapted(planned, patch=found.patch_size).patch_size == found.patch_size
+
+
+def test_other_features_double_up_to_the_most() -> None:
+    planned = volumes()
+    stages = len(planned.topology.features)
+    assert planned.topology.features == tuple(min(32 << k, 320) for k in range(stages))
+    few = adapted(planned, features=4)
+    assert few.topology.features == tuple(min(4 << k, 320) for k in range(stages))
+    capped = adapted(planned, features=4, max_features=10).topology.features
+    assert capped == (4, 8, *(10,) * (stages - 2))
+    alone = adapted(planned, max_features=50).topology.features
+    assert alone == (32, *(50,) * (stages - 1))
+    for other in (few, adapted(planned, max_features=50)):
+        assert other.topology.kernels == planned.topology.kernels
+        assert other.topology.strides == planned.topology.strides
+        assert other.patch_size == planned.patch_size
+
+
+def test_slices_on_their_own_are_adapted_too() -> None:
+    flat = plan(facts_of(((3.0, 1.0, 1.0), (20, 256, 256))), KIDNEY_TUMOUR).configurations["2d"]
+    found = adapted(flat, spacing_mm=(2.0, 2.0), features=16)
+    assert found.dimensions == 2 and found.median_shape == (128.0, 128.0)
+    assert found.topology.features[0] == 16
+    with pytest.raises(ValueError, match="zip"):
+        adapted(flat, spacing_mm=(3.0, 2.0, 2.0))
 
 
 # Preprocessing

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kidseg.augment import Augmentation
-from kidseg.cohort.blocks import Block, draw_blocks
+from kidseg.cohort.block import Block, draw_blocks
 from kidseg.cohort.cohort import Cohort
 from kidseg.cohort.subject import Material, Subject
 from kidseg.cohort.training_range import Placement, figures_of

@@ -125,6 +125,8 @@ class Plan:
         Raises:
             ModelError: "bad-plan": it is no plan, or one of another format.
         """
+        if not isinstance(data, Mapping):
+            raise ModelError(f"is no plan: {data!r}", code="bad-plan")
         if data.get("format") != FORMAT:
             raise ModelError(
                 f"plan of format {data.get('format')}, not {FORMAT}",

@@ -99,6 +99,8 @@ def train(
     setup = _resumed(out, setup or Setup()) if resume else setup or Setup()
     chosen = configured(setup)
     config = chosen.config
+    if not resume:
+        _check_start(out, setup)
     tune_allocator()
     hardware = choose_device(local_device(device), config.precision)
     clock = CLOCKS[config.budget_clock]
@@ -180,6 +182,19 @@ def _fitted(
     return fitted, {"prepare": ready_s, **{name: how.seconds for name, how in fitted.items()}}
 
 
+def _check_start(out: Path, setup: Setup) -> None:
+    """Refuse to replace the run that holds the model to go on from."""
+    if setup.start is None or setup.start.resolve().parent != out.resolve():
+        return
+    if setup.start.name in _OUTPUTS:
+        raise UsageError(
+            "the model to go on from is the one that would be replaced",
+            path=setup.start,
+            code="output-exists",
+            next_step="Choose another folder.",
+        )
+
+
 def _note_start(out: Path, setup: Setup, chosen: Configured) -> None:
     """Keep the model that is gone on from: resuming needs it, wherever it came from."""
     if chosen.start is None or setup.start is None:
@@ -196,6 +211,13 @@ def _resumed(out: Path, setup: Setup) -> Setup:
         UsageError: "other-settings": another model, or another part of it, is asked for.
     """
     if not (out / _START_NOTE).exists():
+        if setup.start is not None and (out / "config.toml").exists():
+            raise UsageError(
+                "the run went on from no model",
+                path=out,
+                code="other-settings",
+                next_step="Resume without --from.",
+            )
         return setup
     note = json.loads((out / _START_NOTE).read_text())
     asked = None if setup.start is None else sha256_of(setup.start)

@@ -65,9 +65,16 @@ def take_over(method: Method, parts: Mapping[str, Mapping[str, Tensor]]) -> Take
     """Give a method's networks the tensors of a model, name by name, where the shapes agree.
 
     Raises:
-        UsageError: "nothing-taken-over".
+        UsageError: "nothing-taken-over": no weights fit; biases and the counters of norms, which
+            fit networks of any size, do not count as such.
     """
     loaded, fresh, reshaped = 0, [], []
+    weights = {
+        f"{part}.{name}"
+        for part, net in method.parts.items()
+        for name, parameter in net.named_parameters()
+        if parameter.ndim > 1
+    }
     wanted = {
         f"{part}.{name}": tensor
         for part, net in method.parts.items()
@@ -83,9 +90,9 @@ def take_over(method: Method, parts: Mapping[str, Mapping[str, Tensor]]) -> Take
             else:
                 tensor.copy_(known[name])
                 loaded += 1
-    if not loaded:
+    if weights <= {*fresh, *reshaped}:
         raise UsageError(
-            "no tensor of the model fits the networks of these settings",
+            "no weights of the model fit the networks of these settings",
             code="nothing-taken-over",
             next_step="Train with the settings of the model: 'kidseg info MODEL' shows them.",
         )

@@ -314,6 +314,11 @@ def _coarser(fields: Sequence[Field | None], cohort: Cohort, drawn: Drawn) -> li
         assert subject.masks is not None
         ratio = float(subject.masks.grid.spacing_mm[2] / subject.image.grid.spacing_mm[2])
         top, bottom, left, right = (round(n / ratio) for n in field or (0, 0, 0, 0))
+        if field is not None:  # the last block of pixels may reach beyond the image
+            _, rows, columns = subject.image.grid.shape
+            _, most_rows, most_columns = subject.masks.grid.shape
+            bottom = most_rows if field[1] == rows else bottom
+            right = most_columns if field[3] == columns else right
         out.append(None if field is None else (top, bottom, left, right))
     return out
 

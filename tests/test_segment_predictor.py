@@ -1,0 +1,198 @@
+"""A model ready for scans: its networks as quick as its precision allows, and what it says."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ellipses import LABELS, make_ellipse_patient, write_ellipse_dataset
+from kidseg.checkpoint import load_model, save_model
+from kidseg.cli import main
+from kidseg.geometry import Grid, Volume
+from kidseg.io import ReadOptions, read
+from kidseg.nets import UNet
+from kidseg.postprocess import Piece
+from kidseg.segment import load_predictor
+from kidseg.segment.figure import step_panels
+from kidseg.segment.predictor import _removed_facts
+from kidseg.train import Setup, train
+
+SETTINGS = (
+    "view.size=32",
+    "unet.size=32",
+    "unet.features=8",
+    "precision=fp32",
+    "segment.epochs=3",
+    "segment.min_epochs=0",
+    "segment.steps=15",
+    "segment.batch_size=9",
+    "segment.optimizer.name=adam",
+    "segment.optimizer.learning_rate=0.01",
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("predictor")
+    write_ellipse_dataset(root / "data", 4)
+    setup = Setup(method="plain", overrides=SETTINGS)
+    train(root / "data", root / "run", setup, device="cpu")
+    return root / "run" / "model.safetensors"
+
+
+def in_precision(model: Path, precision: str, path: Path) -> Path:
+    """The same weights, asked to compute otherwise."""
+    known = load_model(model)
+    header = {**known.header, "config": {**known.header["config"], "precision": precision}}
+    save_model(path, known.parts, header)
+    return path
+
+
+def norms(net: nn.Module) -> int:
+    return sum(isinstance(module, nn.BatchNorm2d) for module in net.modules())
+
+
+def test_networks_are_folded_for_bf16_alone(model: Path, tmp_path: Path) -> None:
+    whole = load_predictor(model, "cpu").method
+    quick = load_predictor(in_precision(model, "bf16", tmp_path / "a.safetensors"), "cpu").method
+    assert (whole.device.precision, quick.device.precision) == ("fp32", "bf16")
+    net, folded = whole.parts["segment"], quick.parts["segment"]
+    assert isinstance(net, UNet) and norms(net) > 0
+    assert all(parameter.dtype == torch.float32 for parameter in net.parameters())
+    assert not isinstance(folded, UNet) and norms(folded) == 0
+    kinds = {m.weight.dtype for m in folded.modules() if isinstance(m, nn.Conv2d)}
+    assert kinds == {torch.bfloat16}
+    assert not any(parameter.requires_grad for parameter in folded.parameters())
+
+
+def test_bf16_gives_the_labels_of_fp32_nearly_everywhere(model: Path, tmp_path: Path) -> None:
+    whole = load_predictor(model, "cpu")
+    quick = load_predictor(in_precision(model, "bf16", tmp_path / "a.safetensors"), "cpu")
+    for seed in (0, 11):
+        image = make_ellipse_patient(seed).image
+        expected, found = whole(image).labels.data, quick(image).labels.data
+        assert (expected > 0).any() and (expected == found).float().mean() >= 0.99
+        there = (expected > 0) | (found > 0)
+        assert (expected == found)[there].float().mean() > 0.9, "nor only where nothing is"
+
+
+def test_of_thousands_of_pieces_the_largest_hundred_are_named() -> None:
+    """All are counted; 150 pieces of 1 to 150 voxels of 0.01 ml are 113.25 ml."""
+    pieces = [
+        Piece(volume_ml=k / 100, centre_mm=(0.0, 0.0, 0.0), voxels={1: k})
+        for k in range(150, 0, -1)
+    ]
+    facts = _removed_facts(pieces, 3.0)
+    assert (facts["count"], facts["volume_ml"], facts["below_ml"]) == (150, 113.25, 3.0)
+    assert [piece["volume_ml"] for piece in facts["pieces"]] == [
+        k / 100 for k in range(150, 50, -1)
+    ]
+    none = _removed_facts([], 0.0)
+    assert none == {"below_ml": 0.0, "count": 0, "volume_ml": 0, "pieces": []}
+
+
+class Noise(nn.Module):
+    """Finds a kidney in every second pixel along each side, in the middle four of eight slices."""
+
+    multiple = (1, 1)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slices = 0
+
+    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+        logits = torch.zeros(len(image), 3, *image.shape[2:])
+        logits[:, 0] = 1.0
+        for row in range(len(image)):
+            if 2 <= self.slices + row < 6:
+                logits[row, 1, ::2, ::2] = 1.6  # too little to reach half way to the next
+        self.slices += len(image)
+        return [logits]
+
+
+def test_noise_is_removed_counted_and_not_all_of_it_listed(model: Path) -> None:
+    known = load_predictor(model, "cpu").method
+    noise = {"segment": Noise()}
+    method = type(known)(known.config, known.target, known.plan, noise, known.device)
+    image = make_ellipse_patient(0).image
+    thin = Volume(image.data, Grid.from_spacing(image.grid.shape, (0.25, 4.0, 4.0)))
+    found = replace(load_predictor(model, "cpu"), method=method)(thin)
+    assert not bool(found.labels.data.any())
+    removed = found.facts["removed"]
+    assert removed["count"] > 100 == len(removed["pieces"])
+    sizes = [piece["volume_ml"] for piece in removed["pieces"]]
+    assert sizes == sorted(sizes, reverse=True) and 0 < sizes[0] < removed["below_ml"]
+    assert sum(sizes) < removed["volume_ml"] <= sizes[0] * removed["count"]
+
+
+# Several channels
+
+
+@pytest.fixture(scope="module")
+def mr(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("mr")
+    write_ellipse_dataset(root / "data", 4, channels=("T1", "T2"))
+    setup = Setup(method="plain", overrides=SETTINGS, cases=[f"ellipse_{k:03d}" for k in range(3)])
+    train(root / "data", root / "run", setup, device="cpu")
+    return root
+
+
+def command(*words: object) -> int:
+    with pytest.raises(SystemExit) as end:
+        main([*map(str, words), "--device", "cpu"])
+    return int(end.value.code or 0)
+
+
+def test_two_channels_on_the_command_line(
+    mr: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second lies beside the first; labels, record and figure as of a CT."""
+    from matplotlib.image import imread
+
+    first = mr / "data" / "imagesTr" / "ellipse_003_0000.nii.gz"
+    model, out = mr / "run" / "model.safetensors", tmp_path / "out"
+    assert command("segment", first, "-m", model, "-o", out, "--figures", "--json") == 0
+    (result,) = json.loads(capsys.readouterr().out)["results"]
+    assert result["name"] == "ellipse_003"
+    assert {file.name for file in out.iterdir()} == {
+        "ellipse_003_seg.nii.gz",
+        "ellipse_003_steps.png",
+        "result.json",
+    }
+    options = ReadOptions(values="labels")
+    found = read(out / "ellipse_003_seg.nii.gz", options).volume
+    truth = read(mr / "data" / "labelsTr" / "ellipse_003.nii.gz", options).volume
+    assert found.grid.same_as(truth.grid) and set(found.data.unique().tolist()) <= set(
+        LABELS.values()
+    )
+    there, wanted = found.data > 0, truth.data > 0
+    assert 2 * (there & wanted).sum() / (there.sum() + wanted.sum()) > 0.6
+    assert imread(out / "ellipse_003_steps.png")[..., :3].std() > 0.1, "it is drawn"
+
+
+def test_an_mr_is_drawn_in_its_own_window(mr: Path) -> None:
+    """From its darkest to all but its brightest half per cent; a CT in that of the abdomen."""
+    predictor = load_predictor(mr / "run" / "model.safetensors", "cpu")
+    files = [mr / "data" / "imagesTr" / f"ellipse_003_000{k}.nii.gz" for k in (0, 1)]
+    channels = [read(file, ReadOptions(values="any")).volume for file in files]
+    image = Volume(torch.cat([one.data for one in channels]), channels[0].grid)
+    panels = step_panels(image, predictor(image), 4)
+    first = image.data[0].float()
+    wanted = (float(first.min()), float(first.quantile(0.995)))
+    for panel in panels:
+        assert panel.window == pytest.approx(wanted, rel=0.01)
+
+
+def test_a_channel_that_is_missing_exits_3(
+    mr: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = tmp_path / "a_0000.nii.gz"
+    first.write_bytes((mr / "data" / "imagesTr" / "ellipse_003_0000.nii.gz").read_bytes())
+    model = mr / "run" / "model.safetensors"
+    assert command("segment", first, "-m", model, "-o", tmp_path / "out", "--json") == 3
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "missing-channel"

@@ -1,0 +1,171 @@
+"""What is trained: settings laid over one another, and a model to go on from."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cohorts import PLAN, TARGET, VOLUMES
+from kidseg.checkpoint import save_model
+from kidseg.config import HomogenizedConfig, Plain3dConfig, PlainConfig, UNetConfig, ViewConfig
+from kidseg.device import choose_device
+from kidseg.errors import InputError, KidsegWarning, ModelError, UsageError
+from kidseg.methods import METHODS
+from kidseg.methods.plain import Plain
+from kidseg.plan import Plan
+from kidseg.registry import METHODS as NAMES
+from kidseg.train import Setup
+from kidseg.train.setup import configured, planned_as
+
+CPU = choose_device("cpu", "fp32")
+CONFIG = PlainConfig(
+    view=ViewConfig(size=48), unet=UNetConfig(size=64, features=4), precision="fp32"
+)
+
+
+def write_model(
+    path: Path, change: Callable[[dict[str, Any]], object] = lambda _: None, plan: Plan = PLAN
+) -> Path:
+    """A model of method 'plain', fresh; its header changed."""
+    method = Plain.build(CONFIG, TARGET, plan, device=CPU)
+    header = {"method": "plain", "config": asdict(CONFIG), "plan": plan.as_dict()}
+    change(header)
+    save_model(path, {name: net.state_dict() for name, net in method.parts.items()}, header)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("setup") / "model.safetensors")
+
+
+def test_without_a_model_it_is_the_method_that_is_named_or_the_first() -> None:
+    first = configured(Setup())
+    assert first.method is METHODS[NAMES[0]] and first.config == HomogenizedConfig()
+    assert first.start is None and first.plan is None
+    chosen = configured(Setup(method="plain3d", overrides=["segment.epochs=7"]))
+    assert chosen.method is METHODS["plain3d"] and isinstance(chosen.config, Plain3dConfig)
+    assert chosen.config.segment.epochs == 7
+
+
+def test_with_a_model_it_is_the_models_method_settings_and_plan(model: Path) -> None:
+    chosen = configured(Setup(start=model))
+    assert chosen.method is Plain and chosen.config == CONFIG and chosen.plan == PLAN
+    assert chosen.start is not None and set(chosen.start.parts) == {"segment"}
+    assert configured(Setup(start=model, method="plain")).config == CONFIG
+
+
+def test_settings_lie_over_one_another(model: Path, tmp_path: Path) -> None:
+    """Defaults, the model's, the preset's, the file's, those that are named; key by key."""
+    file = tmp_path / "mine.toml"
+    file.write_text("[segment]\nbatch_size = 7\nsteps = 9\n")
+
+    def resolved(**asked: Any) -> PlainConfig:
+        found: PlainConfig = configured(Setup(start=model, **asked)).config
+        return found
+
+    over_all = resolved(preset="demo", config_file=file, overrides=["segment.steps=11"])
+    # view.size: default 128, model 48, preset 96; features: 32, 4, 12; size: the preset's.
+    assert (over_all.view.size, over_all.unet.features, over_all.unet.size) == (96, 12, 128)
+    assert over_all.precision == "fp32", "the model's, of which the others say nothing"
+    assert over_all.view.bone_hu == 220.0, "the default of all"
+    # batch_size: preset 16, file 7; steps: preset 20, file 9, override 11.
+    assert (over_all.segment.batch_size, over_all.segment.steps) == (7, 11)
+    assert over_all.segment.budget_s == 150.0, "the preset's beside the file's"
+    less = resolved(config_file=file)
+    assert (less.view.size, less.segment.batch_size, less.segment.steps) == (48, 7, 9)
+    assert less.segment.optimizer.name == "sgd"
+    alone = configured(Setup(method="plain", preset="demo", config_file=file)).config
+    assert (alone.view.size, alone.precision, alone.segment.batch_size) == (96, "auto", 7)
+
+
+@pytest.mark.parametrize(
+    ("asked", "error", "code"),
+    [
+        ({"method": "plain3d"}, UsageError, "other-method"),
+        ({"method": "best"}, UsageError, "other-method"),
+        ({"preset": "best"}, UsageError, "unknown-preset"),
+        ({"overrides": ["view.sizes=3"]}, UsageError, "bad-setting"),
+        ({"config_file": Path("nowhere.toml")}, InputError, "unreadable"),
+    ],
+)
+def test_what_does_not_go_with_the_model_is_refused(
+    model: Path, asked: dict[str, Any], error: type[UsageError | InputError], code: str
+) -> None:
+    with pytest.raises(error) as caught:
+        configured(Setup(start=model, **asked))
+    assert caught.value.code == code and caught.value.next_step
+    if code == "other-method":
+        assert str(model) in str(caught.value) and "'plain'" in str(caught.value)
+
+
+@pytest.mark.parametrize("tune", ["decoder", "ends", "segment.*"])
+def test_a_part_of_no_model_cannot_be_trained(tune: str) -> None:
+    with pytest.raises(UsageError, match="no model") as error:
+        configured(Setup(method="plain", tune=tune))
+    assert error.value.code == "tune-without-model" and "--from" in (error.value.next_step or "")
+
+
+@pytest.mark.parametrize("method", ["best", "unet"])
+def test_an_unknown_method_is_refused(method: str) -> None:
+    with pytest.raises(UsageError) as error:
+        configured(Setup(method=method))
+    assert error.value.code == "unknown-method"
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (lambda header: header.pop("plan"), "damaged-model"),
+        (lambda header: header.pop("config"), "damaged-model"),
+        (lambda header: header.update(config=3), "damaged-model"),
+        (lambda header: header.update(config="small"), "damaged-model"),
+        (lambda header: header.update(plan="small"), "bad-plan"),
+        (lambda header: header.update(plan=None), "bad-plan"),
+        (lambda header: header["plan"].pop("channels"), "bad-plan"),
+        (lambda header: header["plan"].update(format=99), "bad-plan"),
+    ],
+)
+def test_a_header_that_does_not_say_what_it_must_is_refused(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], code: str
+) -> None:
+    path = write_model(tmp_path / "model.safetensors", change)
+    with pytest.raises(ModelError) as error:
+        configured(Setup(start=path))
+    assert error.value.code == code
+
+
+def test_a_model_that_is_none_is_refused(model: Path, tmp_path: Path) -> None:
+    with pytest.raises((ModelError, InputError)):
+        configured(Setup(start=tmp_path / "nothing.safetensors"))
+    broken = tmp_path / "broken.safetensors"
+    content = bytearray(model.read_bytes())
+    content[-1] ^= 1
+    broken.write_bytes(content)
+    with pytest.raises(ModelError) as error:
+        configured(Setup(start=broken))
+    assert error.value.code == "damaged-model"
+
+
+def test_the_models_plan_is_kept_for_other_cases() -> None:
+    """Values and voxels stay; cases and labels are the new ones."""
+    found = planned_as(VOLUMES, ["CT"], ["a", "b"], {1: "kidney"})
+    assert found == replace(VOLUMES, training=("a", "b"), labels={1: "kidney"})
+    assert VOLUMES.training == () and VOLUMES.labels == {1: "kidney", 2: "tumour"}
+
+
+def test_another_number_of_channels_is_refused_and_other_names_are_told() -> None:
+    with pytest.raises(UsageError, match=r"takes 1 channel\(s\), the data set has 2") as error:
+        planned_as(PLAN, ["CT", "T1"], ["a"], {1: "kidney"})
+    assert error.value.code == "other-channels"
+    with pytest.warns(KidsegWarning, match=r"\['CT'\]; these are \['T1'\]"):
+        found = planned_as(PLAN, ["T1"], ["a"], {1: "kidney"})
+    assert found.channels == PLAN.channels
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        planned_as(PLAN, ["CT"], ["a"], {1: "kidney"})

@@ -1,0 +1,447 @@
+"""Fine-tuning: what is taken over from a model, what goes on learning, and what stays."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cohorts import PLAN, TARGET, VOLUMES, make_cohort
+from ellipses import write_ellipse_dataset
+from kidseg.checkpoint import load_model
+from kidseg.config import (
+    BlocksConfig,
+    HomogenizedConfig,
+    LocalizerConfig,
+    Plain3dConfig,
+    PlainConfig,
+    PoseConfig,
+    StageConfig,
+    UNetConfig,
+    ViewConfig,
+)
+from kidseg.device import choose_device
+from kidseg.errors import KidsegWarning, UsageError
+from kidseg.geometry import Grid, Volume
+from kidseg.io import save
+from kidseg.labels import Target
+from kidseg.methods.homogenized.system_a import Homogenized
+from kidseg.methods.method import Method
+from kidseg.methods.plain import Plain
+from kidseg.methods.plain3d import Plain3d
+from kidseg.plan import Plan
+from kidseg.stage import Stage
+from kidseg.train import Setup, train
+from kidseg.train.tuning import take_over, tuned
+
+CPU = choose_device("cpu", "fp32")
+CONFIG = PlainConfig(
+    view=ViewConfig(size=32),
+    unet=UNetConfig(size=64, features=2),
+    segment=StageConfig(epochs=1, batch_size=4, steps=1),
+)
+KIDNEY = Target(channels=((1,),))
+LOCALIZER = LocalizerConfig(size=32, pooled=4, hidden=(16, 8))
+
+
+def plain(seed: int = 0, target: Target = TARGET, config: PlainConfig = CONFIG) -> Plain:
+    return Plain.build(config, target, PLAN, seed=seed, device=CPU)
+
+
+def tensors(method: Method) -> dict[str, dict[str, Tensor]]:
+    return {
+        part: {name: tensor.clone() for name, tensor in net.state_dict().items()}
+        for part, net in method.parts.items()
+    }
+
+
+def flat(parts: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {f"{part}.{name}": t for part, state in parts.items() for name, t in state.items()}
+
+
+def test_all_is_taken_over_by_networks_of_the_same_form() -> None:
+    model, method = tensors(plain(1)), plain(0)
+    model["segment"]["encode.0.norm.running_mean"].fill_(7.0)
+    weights = method.parts["segment"].state_dict()
+    taken = take_over(method, model)
+    assert taken.loaded == len(weights) and not (taken.fresh or taken.reshaped or taken.unused)
+    for name, tensor in method.parts["segment"].state_dict().items():
+        assert torch.equal(tensor, model["segment"][name]), name
+    assert str(taken) == f"{taken.loaded} tensors taken over from the model"
+    model["segment"]["heads.0.weight"].fill_(99.0)
+    assert not (method.parts["segment"].state_dict()["heads.0.weight"] == 99).any(), "a copy"
+
+
+def test_heads_of_other_labels_stay_fresh_and_are_named() -> None:
+    model, method = tensors(plain(1)), plain(0, KIDNEY)
+    before = flat(tensors(method))
+    taken = take_over(method, model)
+    heads = {name for name in before if ".heads." in name}
+    assert set(taken.reshaped) == heads and heads and not taken.fresh and not taken.unused
+    assert taken.loaded == len(before) - len(heads)
+    for name, tensor in flat(tensors(method)).items():
+        wanted = before if name in heads else flat(model)
+        assert torch.equal(tensor, wanted[name]), name
+    assert f"{len(heads)} fresh, as the model's have another shape" in str(taken)
+
+
+def test_what_the_model_lacks_and_what_is_not_used_is_named() -> None:
+    """One head less, and one part more, in the model."""
+    model, method = tensors(plain(1)), plain(0)
+    fresh = {f"segment.{name}" for name in list(model["segment"]) if name.startswith("up.0.")}
+    for name in fresh:
+        del model["segment"][name.removeprefix("segment.")]
+    model["pose"] = {"weight": torch.ones(3), "bias": torch.ones(1)}
+    before = flat(tensors(method))
+    taken = take_over(method, model)
+    assert set(taken.fresh) == fresh and taken.unused == ("pose.weight", "pose.bias")
+    assert taken.loaded == len(before) - len(fresh) and not taken.reshaped
+    after = flat(tensors(method))
+    assert all(torch.equal(after[name], before[name]) for name in fresh)
+    text = str(taken)
+    assert "fresh, as the model has none (segment.up.0." in text
+    assert "2 of the model not used (pose.weight, pose.bias)" in text
+    assert taken.as_dict() == asdict(taken)
+
+
+def test_of_many_names_four_are_said() -> None:
+    model, method = tensors(plain(1)), plain(0)
+    model["other"] = {str(k): torch.ones(1) for k in range(6)}
+    assert str(take_over(method, model)).endswith("(other.0, other.1, other.2, other.3, ...)")
+
+
+@pytest.mark.parametrize("model", [{}, {"pose": {"weight": torch.ones(3)}}])
+def test_a_model_of_which_nothing_fits_is_refused(model: dict[str, dict[str, Tensor]]) -> None:
+    with pytest.raises(UsageError, match="no weights") as error:
+        take_over(plain(), model)
+    assert error.value.code == "nothing-taken-over" and error.value.next_step
+
+
+# What is trained
+
+
+METHODS: dict[str, Any] = {
+    "plain": lambda: plain(),
+    "plain3d": lambda: Plain3d.build(
+        Plain3dConfig(
+            blocks=BlocksConfig(patch=(8, 32, 32), features=2),
+            segment=CONFIG.segment,
+            augment="none",
+        ),
+        TARGET,
+        VOLUMES,
+        device=CPU,
+    ),
+    "homogenized": lambda: Homogenized.build(
+        HomogenizedConfig(
+            view=ViewConfig(size=32),
+            unet=UNetConfig(size=64, features=2),
+            segment=CONFIG.segment,
+            pose=PoseConfig(localizer=LOCALIZER, teacher=0.0, stage=CONFIG.segment),
+        ),
+        TARGET,
+        PLAN,
+        device=CPU,
+    ),
+}
+
+
+def stages_of(method: Method) -> list[Stage]:
+    plan = VOLUMES if method.name == "plain3d" else PLAN
+    cohort = replace(make_cohort(2, 1, ViewConfig(size=32)), plan=plan)
+    return list(method.stages(cohort))
+
+
+def names_of(net: nn.Module, beginnings: Iterable[str]) -> set[str]:
+    begin = tuple(beginnings)
+    return {name for name, _ in net.named_parameters() if name.startswith(begin)}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_regimes_choose_parts_of_the_network(name: str) -> None:
+    """Levels count from the finest; of the encoder all but its first two stay, with "ends"."""
+    method = METHODS[name]()
+    *before, stage = stages_of(method)
+    net = stage.net
+    assert tuned(stage, method, "all") is stage
+    decoder = tuned(stage, method, "decoder")
+    assert decoder is not None and decoder.trainable is not None
+    assert set(decoder.trainable) == names_of(net, ("up.", "decode.", "heads."))
+    ends = tuned(stage, method, "ends")
+    assert ends is not None and ends.trainable is not None
+    blocks = [f"{block}.{k}." for block in ("encode", "down", "up", "decode") for k in (0, 1)]
+    assert set(ends.trainable) == names_of(net, (*blocks, "heads."))
+    everything = {one for one, _ in net.named_parameters()}
+    for chosen in (decoder, ends):
+        assert 0 < len(set(chosen.trainable or ())) < len(everything)
+        assert (chosen.name, chosen.net, chosen.config) == (stage.name, net, stage.config)
+    assert not any(tuned(other, method, "decoder") for other in before), "nothing of theirs"
+    assert len(before) == (name == "homogenized")
+
+
+@pytest.mark.parametrize(
+    ("tune", "beginnings"),
+    [
+        ("segment.*", [""]),
+        ("*", [""]),
+        ("segment.heads.*", ["heads."]),
+        ("segment.heads.0.weight", ["heads.0.weight"]),
+        ("segment.heads.*, segment.up.0.*", ["heads.", "up.0."]),
+        ("segment.encode.[01].*", ["encode.0.", "encode.1."]),
+        ("pose.*,segment.heads.*", ["heads."]),
+    ],
+)
+def test_patterns_choose_parameters(tune: str, beginnings: list[str]) -> None:
+    method = plain()
+    (stage,) = stages_of(method)
+    chosen = tuned(stage, method, tune)
+    assert chosen is not None and set(chosen.trainable or ()) == names_of(stage.net, beginnings)
+
+
+def test_patterns_of_one_part_leave_the_other_stages_out() -> None:
+    method = METHODS["homogenized"]()
+    pose, segment = stages_of(method)
+    assert tuned(segment, method, "pose.*") is None
+    chosen = tuned(pose, method, "pose.*")
+    assert chosen is not None and chosen.trainable == tuple(
+        n for n, _ in pose.net.named_parameters()
+    )
+
+
+@pytest.mark.parametrize("tune", ["decode", "heads.*", "", ",", "Segment.*"])
+def test_patterns_that_name_nothing_are_refused(tune: str) -> None:
+    method = plain()
+    (stage,) = stages_of(method)
+    with pytest.raises(UsageError, match="no parameter is called like") as error:
+        tuned(stage, method, tune)
+    assert error.value.code == "nothing-to-tune"
+    assert "decoder" in (error.value.next_step or "")
+    assert "segment.encode.0." in (error.value.next_step or "")
+
+
+# From a model to a model
+
+
+TINY = (
+    "view.size=32",
+    "unet.size=32",
+    "unet.features=4",
+    "precision=fp32",
+    "segment.epochs=2",
+    "segment.min_epochs=0",
+    "segment.steps=2",
+    "segment.batch_size=6",
+)
+POSE = (
+    "pose.localizer.size=32",
+    "pose.localizer.pooled=4",
+    "pose.localizer.hidden=[16,8]",
+    "pose.teacher=0.0",
+    "pose.stage.epochs=1",
+    "pose.stage.min_epochs=0",
+    "pose.stage.steps=1",
+    "pose.stage.batch_size=6",
+)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model in "run", of "data"; and "other": brighter, of finer pixels, of kidneys alone."""
+    root = tmp_path_factory.mktemp("tuning")
+    write_ellipse_dataset(root / "data", 3)
+    train(root / "data", root / "run", Setup(method="plain", overrides=TINY), device="cpu")
+    labels = {"labels": {"background": 0, "kidney": 1}}
+    for name, patient in write_ellipse_dataset(root / "other", 3, seed=1, tells=labels).items():
+        grid = Grid.from_spacing((8, 64, 64), (8.0, 3.0, 3.0))
+        image = Volume(patient.image.data + 300, grid)
+        save(image, root / "other" / "imagesTr" / f"{name}_0000.nii.gz", overwrite=True)
+        kidney = Volume((patient.labels.data > 0).byte(), grid)
+        save(kidney, root / "other" / "labelsTr" / f"{name}.nii.gz", overwrite=True)
+    return root
+
+
+def model_of(run: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    model = load_model(run / "model.safetensors")
+    return dict(model.header), flat({part: dict(state) for part, state in model.parts.items()})
+
+
+def start_of(root: Path) -> Path:
+    return root / "run" / "model.safetensors"
+
+
+def goes_on(root: Path, out: Path, data: str = "data", **asked: Any) -> dict[str, Any]:
+    how = {name: asked.pop(name) for name in ("resume", "overwrite", "progress") if name in asked}
+    setup = Setup(start=start_of(root), **asked)
+    return train(root / data, out, setup, device="cpu", **how)
+
+
+def test_only_the_decoder_moves_and_no_statistic_of_a_frozen_norm(
+    root: Path, tmp_path: Path
+) -> None:
+    summary = goes_on(root, tmp_path / "run", tune="decoder")
+    (_, before), (_, after) = model_of(root / "run"), model_of(tmp_path / "run")
+    assert before.keys() == after.keys()
+    moving = ("segment.up.", "segment.decode.", "segment.heads.")
+    still = [name for name in before if not name.startswith(moving)]
+    assert any("running_var" in name for name in still)
+    for name, tensor in after.items():
+        assert torch.equal(tensor, before[name]) == (name in still), name
+    assert summary["start"]["tune"] == "decoder" and summary["start"]["loaded"] == len(before)
+    sha256 = load_model(start_of(root)).sha256
+    assert summary["start"]["sha256"] == sha256
+    note = json.loads((tmp_path / "run" / "start.json").read_text())
+    assert note == {"path": str(start_of(root)), "sha256": sha256, "tune": "decoder"}
+    kept = tmp_path / "run" / "start.safetensors"
+    assert kept.read_bytes() == start_of(root).read_bytes()
+    assert summary["method"] == "plain", "the model's, which was not named"
+
+
+def test_the_plan_travels_with_the_model(root: Path, tmp_path: Path) -> None:
+    """Clip values and spacing are the model's; cases and labels those of the new data."""
+    summary = goes_on(root, tmp_path / "run", "other", overrides=["segment.epochs=1"])
+    fresh = Setup(method="plain", overrides=[*TINY, "segment.epochs=1"])
+    train(root / "other", tmp_path / "fresh", fresh, device="cpu")
+    old, new, own = (
+        Plan.from_dict(model_of(run)[0]["plan"])
+        for run in (root / "run", tmp_path / "run", tmp_path / "fresh")
+    )
+    assert new.channels == old.channels and new.median_spacing_mm == old.median_spacing_mm
+    assert new.configurations == old.configurations
+    assert own.channels != old.channels and own.median_spacing_mm == (8.0, 3.0, 3.0)
+    assert new.labels == {1: "kidney"} and old.labels == {1: "kidney", 2: "tumour"}
+    assert list(new.training) == summary["cases"]["training"]
+    assert json.loads((tmp_path / "run" / "plan.json").read_text()) == json.loads(
+        json.dumps(new.as_dict())
+    )
+    heads = {name for name in model_of(root / "run")[1] if ".heads." in name}
+    assert set(summary["start"]["reshaped"]) == heads and summary["start"]["fresh"] == ()
+    assert model_of(tmp_path / "run")[0]["labels"]["names"] == {"1": "kidney"}
+
+
+def test_other_channels_are_refused_and_other_names_told(root: Path, tmp_path: Path) -> None:
+    write_ellipse_dataset(tmp_path / "two", 3, channels=("T1", "T2"))
+    with pytest.raises(UsageError) as error:
+        goes_on(root, tmp_path / "a", str(tmp_path / "two"))
+    assert error.value.code == "other-channels"
+    content = json.loads((root / "data" / "dataset.json").read_text())
+    (tmp_path / "t1").mkdir()
+    for folder in ("imagesTr", "labelsTr"):
+        (tmp_path / "t1" / folder).symlink_to(root / "data" / folder)
+    content["channel_names"] = {"0": "T1"}
+    (tmp_path / "t1" / "dataset.json").write_text(json.dumps(content))
+    with pytest.warns(KidsegWarning, match=r"\['CT'\]; these are \['T1'\]"):
+        goes_on(root, tmp_path / "b", str(tmp_path / "t1"), overrides=["segment.epochs=1"])
+
+
+def test_networks_of_another_width_take_over_nothing(root: Path, tmp_path: Path) -> None:
+    """Counters of norms and biases of heads of as many labels would fit; they are no weights."""
+    with pytest.raises(UsageError) as error:
+        goes_on(root, tmp_path / "run", overrides=["unet.features=6"])
+    assert error.value.code == "nothing-taken-over"
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+class Stop(Exception):
+    """A training is stopped."""
+
+
+def stop(what: str, done: int, *_: Any) -> None:
+    if (what, done) == ("segment", 1):
+        raise Stop
+
+
+def test_resumed_without_naming_the_model_it_ends_with_the_same_bits(
+    root: Path, tmp_path: Path
+) -> None:
+    """Its model may be gone by then; another, or another part, is refused."""
+    model = tmp_path / "model.safetensors"
+    model.write_bytes(start_of(root).read_bytes())
+    setup = Setup(start=model, tune="ends", seed=4)
+    train(root / "data", tmp_path / "whole", setup, device="cpu")
+    out = tmp_path / "broken"
+    with pytest.raises(Stop):
+        train(root / "data", out, setup, device="cpu", progress=stop)
+    other = model.rename(tmp_path / "moved.safetensors")
+    with pytest.raises(UsageError) as error:
+        train(root / "data", out, replace(setup, start=other, tune="decoder"), resume=True)
+    assert error.value.code == "other-settings" and "tuning 'ends'" in str(error.value)
+    changed = tmp_path / "whole" / "model.safetensors"
+    with pytest.raises(UsageError) as error:
+        train(root / "data", out, replace(setup, start=changed), resume=True)
+    assert error.value.code == "other-settings"
+    train(root / "data", out, Setup(seed=4), device="cpu", resume=True)
+    headers = [model_of(run)[0] for run in (tmp_path / "whole", out)]
+    assert headers[0]["tensors_sha256"] == headers[1]["tensors_sha256"]
+    again = train(root / "data", out, replace(setup, start=other), device="cpu", resume=True)
+    assert again["start"]["tune"] == "ends"
+
+
+def test_a_run_from_no_model_is_not_resumed_with_one(root: Path, tmp_path: Path) -> None:
+    setup = Setup(method="plain", overrides=TINY)
+    out = tmp_path / "run"
+    with pytest.raises(Stop):
+        train(root / "data", out, setup, device="cpu", progress=stop)
+    with pytest.raises(UsageError) as error:
+        train(root / "data", out, replace(setup, start=start_of(root)), device="cpu", resume=True)
+    assert error.value.code == "other-settings"
+
+
+def test_a_run_is_not_replaced_by_one_that_goes_on_from_its_model(
+    root: Path, tmp_path: Path
+) -> None:
+    """The model would be removed before it is read for good."""
+    out = tmp_path / "run"
+    out.mkdir()
+    model = out / "model.safetensors"
+    model.write_bytes(start_of(root).read_bytes())
+    with pytest.raises(UsageError) as error:
+        train(root / "data", out, Setup(start=model), device="cpu", overwrite=True)
+    assert error.value.code == "output-exists"
+    assert model.read_bytes() == start_of(root).read_bytes()
+
+
+def test_stages_with_nothing_to_tune_are_left_out(root: Path, tmp_path: Path) -> None:
+    """The decoder of System A is the U-Net's; its pose and its reference stay to the bit."""
+    setup = Setup(method="homogenized", overrides=[*TINY, *POSE, "segment.epochs=1"])
+    train(root / "data", tmp_path / "first", setup, device="cpu")
+    start = tmp_path / "first" / "model.safetensors"
+    again = Setup(start=start, tune="decoder")
+    summary = train(root / "data", tmp_path / "second", again, device="cpu")
+    assert set(summary["stages"]) == {"segment"} == set(summary["seconds"]) - {"prepare"}
+    (old, before), (new, after) = model_of(tmp_path / "first"), model_of(tmp_path / "second")
+    for name, tensor in before.items():
+        if name.startswith(("pose.", "reference.")):
+            assert torch.equal(tensor, after[name]), name
+    assert not torch.equal(before["segment.heads.0.weight"], after["segment.heads.0.weight"])
+    for figure in ("radii_mm", "field_mm"):
+        assert new["reference"][figure] == old["reference"][figure]
+
+
+def test_a_regime_that_names_nothing_is_refused_before_training(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as error:
+        goes_on(root, tmp_path / "run", tune="segment.decoder.*")
+    assert error.value.code == "nothing-to-tune"
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+def test_on_the_command_line(root: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "kidseg", "train", str(root / "data"), "--json"]
+    how = ["--device", "cpu", "--set", "segment.epochs=1"]
+    asked = ["-o", str(tmp_path / "run"), "--from", str(start_of(root)), "--tune", "decoder", *how]
+    done = subprocess.run([*command, *asked], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["start"]["tune"] == "decoder" and summary["method"] == "plain"
+    assert summary == json.loads((tmp_path / "run" / "summary.json").read_text())
+    refused = ["-o", str(tmp_path / "none"), "--tune", "decoder", *how]
+    done = subprocess.run([*command, *refused], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["error"]["code"] == "tune-without-model"
