@@ -20,15 +20,15 @@ class UNetConfig:
     """The segmentation network of System A.
 
     Attributes:
-        size: pixels along each side of the training images; fixes the depth. Once built, the
-            network takes any image whose sides are multiples of `size / bottleneck`.
+        size: pixels along each side of the training images; determines the depth. The network
+            accepts any image whose sides are multiples of `size / bottleneck`.
         bottleneck: side of the deepest level; halving `size` must reach it.
-        features: maps at the finest level; they double per level.
-        max_features: at most so many maps.
-        skips: levels joined from encoder to decoder: "all", or 32 for those with at least 32 pixels
-            along each side of a training image.
-        supervised_to: side of the coarsest level that is trained directly (deep supervision).
-        head_kernel: side of the output convolutions.
+        features: feature maps of the finest level; doubled at each level.
+        max_features: upper limit of the feature maps.
+        skips: levels with skip connections: "all", or 32 for those with at least 32 pixels along
+            each side of a training image.
+        supervised_to: side of the coarsest level with deep supervision.
+        head_kernel: kernel size of the output convolutions.
         dimensions: 2 for slices, 3 for volumes.
     """
 
@@ -57,14 +57,14 @@ class UNetConfig:
 
     @property
     def multiple(self) -> int:
-        """Sides of images are multiples of this."""
+        """Sides of images must be multiples of this."""
         return self.size // self.bottleneck
 
     @property
     def supervised(self) -> int:
         """N, the coarsest level with an output: 2 for 128 pixels, 3 for 256, 4 for 512.
 
-        At most the finest level above the bottleneck; 0, only the finest, for small images.
+        At most the level above the bottleneck; 0, only the finest, for small images.
         """
         sides = [self.size >> level for level in range(self.halvings)]
         return max(0, sum(side >= self.supervised_to for side in sides) - 1)
@@ -72,23 +72,23 @@ class UNetConfig:
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class LocalizerConfig:
-    """The localisation network of a spatial transformer (STN1, STN2), and what its outputs mean.
+    """The localisation network of a spatial transformer (STN1, STN2), and its output ranges.
 
     Attributes:
         size: pixels along each side of its input, a multiple of 4.
         maps: feature maps of the two convolutions.
-        kernels: their sides, odd.
-        head: "pooled" averages the maps to a fixed grid before the hidden layers; "dense" hands
-            them over whole (the paper's).
-        pooled: side of that grid; divides `size / 4`, or is it where that is smaller.
+        kernels: their kernel sizes, odd.
+        head: "pooled" average-pools the maps to a fixed grid before the hidden layers; "dense"
+            passes them unpooled (the paper's).
+        pooled: side of that grid; must divide `size / 4` unless it is larger.
         hidden: units of the two hidden layers.
-        scales: 2 scales a pose along x and y, 1 in both alike (a similarity).
+        scales: 2: a pose has separate scales along x and y, 1: one scale (a similarity).
         scale_limit: scales lie in 1 / limit .. limit.
         shift_limit: shifts lie in -limit .. limit, in half images.
         angle_limit_deg: angles lie in -limit .. limit.
-        square: crops are square (in parts of the image).
-        least_side: smallest side of a crop, as a part of the image.
-        margin: how much a crop is widened at inference, as a part of its side.
+        square: crops are square (as fractions of the image).
+        least_side: minimum side of a crop, as a fraction of the image.
+        margin: enlargement of a crop at inference, as a fraction of its side.
     """
 
     size: int = Field(default=512, ge=8, multiple_of=4)
@@ -110,31 +110,30 @@ class LocalizerConfig:
         if min(*self.maps, *self.hidden) < 1:
             raise ValueError("maps and hidden must be at least 1")
         if min(self.kernels) < 1 or not all(kernel % 2 for kernel in self.kernels):
-            raise ValueError("kernels must be odd, so that they have a middle")
+            raise ValueError("kernels must be odd")
         if self.size // 4 % min(self.pooled, self.size // 4):
             raise ValueError(f"pooled must divide a quarter of size, {self.size // 4}")
         return self
 
     @property
     def mapped(self) -> int:
-        """Side of the feature maps that the hidden layers see."""
+        """Side of the feature maps that enter the hidden layers."""
         quarter = self.size // 4
         return quarter if self.head == "dense" else min(self.pooled, quarter)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Topology:
-    """A U-Net as the plan gives it, per stage from the finest: nnU-Net's PlainConvUNet.
+    """A planned U-Net, per stage from the finest: nnU-Net's PlainConvUNet.
 
     Attributes:
         features: feature maps.
-        kernels: sides of the convolutions, per axis; odd.
+        kernels: kernel sizes of the convolutions, per axis; odd.
         strides: of the first convolution, per axis; 1 at the finest stage.
         convolutions: per stage of the encoder, and of the decoder (one stage fewer).
 
     Raises:
-        ValueError: another number of stages or axes in one than in the others, or a number that is
-            no such size.
+        ValueError: the numbers of stages or axes differ, or a size is invalid.
     """
 
     features: tuple[int, ...]
@@ -149,9 +148,9 @@ class Topology:
             raise ValueError("features, kernels and strides must agree in stages and axes (2 or 3)")
         sizes = [*self.features, *sum(self.strides, ()), self.convolutions]
         if min(sizes) < 1 or set(self.strides[0]) != {1}:
-            raise ValueError(f"sizes must be at least 1, and 1 the first strides: {self}")
+            raise ValueError(f"sizes must be at least 1, and the first strides 1: {self}")
         if not all(kernel > 0 and kernel % 2 for kernel in sum(self.kernels, ())):
-            raise ValueError(f"kernels must be odd, so that they have a middle: {self.kernels}")
+            raise ValueError(f"kernels must be odd: {self.kernels}")
 
     @property
     def dimensions(self) -> Literal[2, 3]:
@@ -160,11 +159,11 @@ class Topology:
 
     @property
     def divisors(self) -> tuple[int, ...]:
-        """What the sides of an image must be multiples of, per axis."""
+        """The sides of an image must be multiples of these, per axis."""
         return tuple(prod(per_axis) for per_axis in zip(*self.strides, strict=True))
 
     def feature_map_values(self, patch: Sequence[int], classes: int) -> int:
-        """Values in all feature maps for a patch: how nnU-Net estimates memory."""
+        """Number of values in all feature maps for a patch, nnU-Net's estimate of memory."""
         sizes, side = [], list(patch)
         for stride in self.strides:
             side = [n // s for n, s in zip(side, stride, strict=True)]
