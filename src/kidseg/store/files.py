@@ -163,7 +163,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise damaged(path, f"cannot be read ({error})") from error
     if not isinstance(data, dict):
-        raise damaged(path, "is no JSON object")
+        raise damaged(path, "is not a JSON object")
     return data
 
 

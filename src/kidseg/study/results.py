@@ -116,13 +116,12 @@ def gather(
             "dice": "each patient's mean over the seeds; then mean and sample SD over patients",
             "between_seeds": "mean and sample SD over the seeds of a seed's mean over patients",
             "comparisons": "of these averages, paired by patient (see compared/)",
-            "seconds": "mean and sample SD over the seeds; of training by stage, 'prepare' being "
-            "reading and planning, 'set-up' all that is in no stage (start of the program, "
-            "registration of the training patients), by the wall's clock or the processor's as "
-            "said above; wall time of the whole process from start to end, unless it was "
-            "interrupted; wall time of segmentation from reading a scan to writing its labels",
-            "memory": "peak of the whole process, libraries included, mean and sample SD over the "
-            "seeds",
+            "seconds": "mean and sample SD over the seeds. Training by stage: 'prepare' is reading "
+            "and planning, 'set-up' everything outside the stages (start of the program, "
+            "registration of the training patients), by the clock stated above. Process: wall time "
+            "from start to end, unless it was interrupted. Segmentation: wall time from reading a "
+            "scan to writing its labels",
+            "memory": "peak of the process, including libraries, mean and sample SD over the seeds",
         },
     }
 
