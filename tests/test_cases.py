@@ -234,7 +234,7 @@ def test_labels_of_any_name_and_number(tmp_path: Path) -> None:
         ({"channel_names": {}}, "numbered from 0"),
         ({"numTraining": "two"}, "numTraining"),
         ({"numTraining": None}, "numTraining"),
-        ({"file_ending": "nii.gz"}, "without a dot"),
+        ({"file_ending": "nii.gz"}, "must begin with a dot"),
     ],
 )
 def test_a_wrong_field_of_dataset_json_is_named(
@@ -361,7 +361,7 @@ def test_kits_without_its_images_says_how_to_get_them(tmp_path: Path) -> None:
     for image in tmp_path.glob("data/*/imaging.nii.gz"):
         image.unlink()
     error = refusal(tmp_path)
-    assert error.code == "missing-image" and "download script" in error.next_step
+    assert error.code == "missing-image" and "challenge's own script" in error.next_step
     assert codes(tmp_path).count("missing-image") == 2
 
 
@@ -482,14 +482,14 @@ def test_patients_csv_wins_over_the_clinical_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "code", "words"),
     [
-        ("c0,p,old,left", "bad-row", "'old' is no age"),
-        ("c0,p,-1,left", "bad-row", "'-1' is no age"),
-        ("c0,p,nan,left", "bad-row", "'nan' is no age"),
-        ("c0,p,131,left", "bad-row", "'131' is no age"),
-        ("c0,p,3,up", "bad-row", "'up' is none of the sides"),
-        (",p,3,left", "bad-row", "names no case"),
-        ("c0,p,3,left,5", "bad-row", "more values"),
-        ("c1,p,3,left", "duplicate-row", "'c1' has a row"),
+        ("c0,p,old,left", "bad-row", "'old' is not a valid age"),
+        ("c0,p,-1,left", "bad-row", "'-1' is not a valid age"),
+        ("c0,p,nan,left", "bad-row", "'nan' is not a valid age"),
+        ("c0,p,131,left", "bad-row", "'131' is not a valid age"),
+        ("c0,p,3,up", "bad-row", "'up' is not one of left, right, bilateral"),
+        (",p,3,left", "bad-row", "the case is missing"),
+        ("c0,p,3,left,5", "bad-row", "more values than columns"),
+        ("c1,p,3,left", "duplicate-row", "'c1' has an earlier row"),
         ('c0,"p,3,left', "bad-row", "line 3"),
     ],
 )

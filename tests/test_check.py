@@ -74,16 +74,15 @@ def relabel(root: Path, labels: torch.Tensor | Volume, case: str = "c0") -> Repo
     return check(root)
 
 
-# ---- what is sound -----------------------------------------------------------------------------
+# ---- valid data --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_a_sound_data_set(tmp_path: Path, jobs: int) -> None:
+def test_a_valid_data_set(tmp_path: Path, jobs: int) -> None:
     done: list[tuple[int, int]] = []
     write_case(tmp_path, "t", body(9), None)
     report = check(dataset(tmp_path), jobs=jobs, progress=lambda k, n: done.append((k, n)))
     assert report.ok and report.findings == ()
-    report.raise_for_errors()
     assert (report.kind, report.n_cases) == ("dataset", 3)
     assert done == [(1, 3), (2, 3), (3, 3)]
     facts = report.facts
@@ -239,8 +238,6 @@ def test_row_01_02_what_the_readers_find_is_named_for_every_file(tmp_path: Path)
         "not-a-scan": str(root / "imagesTr/c2_0000.nii.gz"),
         "plain-named-gz": str(root / "labelsTr/c3.nii.gz"),
     }
-    with pytest.raises(InputError, match="and 2 more"):
-        report.raise_for_errors()
 
 
 def test_row_09_nan_is_refused_for_training_and_reported_for_a_scan(tmp_path: Path) -> None:
@@ -328,7 +325,10 @@ def test_row_14_the_same_image_in_training_and_test(tmp_path: Path) -> None:
     write_case(root, "t", same, None)
     report = check(root)
     assert codes(report) == {"same-image": "error"}
-    assert "c1_0000" in report.findings[0].cause and "training and test" in report.findings[0].cause
+    assert (
+        "c1_0000" in report.findings[0].cause
+        and "one is a training case" in report.findings[0].cause
+    )
     (root / "patients.csv").write_text("case,patient\nc1,Ann\nt,Ann\n")
     assert codes(check(root)) == {"same-image": "error"}  # twice of one patient is no excuse here
 
@@ -447,7 +447,7 @@ def test_what_cannot_be_opened_at_all_is_a_finding(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     report = check(tmp_path / "empty")
     assert report.kind == "scan" and not report.ok
-    assert "Nor is it a data set" in report.findings[0].next_step
+    assert "Not a data set either" in report.findings[0].next_step
 
 
 def test_a_single_scan(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_models_are_never_overwritten_unasked(model: Path) -> None:
 def test_a_model_cut_short_is_refused(model: Path, keep: int) -> None:
     model.write_bytes(model.read_bytes()[:keep])
     for read in (read_header, load_model):
-        with pytest.raises(ModelError, match="no whole kidseg model"):
+        with pytest.raises(ModelError, match="not a complete kidseg model"):
             read(model)
 
 
@@ -64,7 +64,7 @@ def test_one_altered_bit_is_noticed(model: Path) -> None:
     payload = bytearray(model.read_bytes())
     payload[-3] ^= 1
     model.write_bytes(payload)
-    with pytest.raises(ModelError, match="not those that were saved"):
+    with pytest.raises(ModelError, match="do not match their checksum"):
         load_model(model)
 
 
@@ -75,7 +75,7 @@ def test_other_files_and_later_formats_are_refused(tmp_path: Path) -> None:
         read_header(tmp_path / "missing.safetensors")
     other = tmp_path / "other.safetensors"
     save_file({"x": torch.ones(2)}, other)
-    with pytest.raises(ModelError, match="no whole kidseg model"):
+    with pytest.raises(ModelError, match="not a complete kidseg model"):
         read_header(other)
     later = tmp_path / "later.safetensors"
     save_file({"x": torch.ones(2)}, later, metadata={"kidseg": json.dumps({"format": 99})})
@@ -108,7 +108,7 @@ def test_damaged_states_are_no_fresh_start(tmp_path: Path) -> None:
     path = tmp_path / "state-pose.pt"
     save_state({"epoch": 0}, path)
     path.write_bytes(b"nothing")
-    with pytest.warns(KidsegWarning), pytest.raises(ModelError, match="every training state"):
+    with pytest.warns(KidsegWarning), pytest.raises(ModelError, match="every saved training state"):
         load_state(path, CPU)
 
 

@@ -379,11 +379,11 @@ def test_runs_that_cannot_be_compared(tmp_path: Path) -> None:
     ("old", "new", "words"),
     [
         ("case,", "name,", "line 1: the columns"),
-        ("0.5", "nan", "line 2: 'nan' is no finite"),
+        ("0.5", "nan", "line 2: 'nan' is not finite"),
         ("0.5", "half", "line 2: could not convert"),
-        ("case_000,case_000", ",case_000", "line 2: an empty cell"),
+        ("case_000,case_000", ",case_000", "line 2: a required cell is empty"),
         ("case_001,", "case_000,", "occurs twice"),
-        ("case_000,,", "case_000,-3,", "line 2: an age of -3"),
+        ("case_000,,", "case_000,-3,", "line 2: negative age -3"),
         ("case_001,", "case_001,,", "line 3"),
     ],
 )

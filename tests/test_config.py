@@ -33,9 +33,9 @@ def test_dump_reads_back_equal(tmp_path: Path) -> None:
         ("size=big", "'size'"),
         ('size="128"', "'size'"),
         ("size=8", "greater than or equal to 32"),
-        ("ages_years=[5, 2]", "must rise"),
+        ("ages_years=[5, 2]", "must be ascending"),
         ("phase=late", "'phase"),
-        ("size", "is no setting"),
+        ("size", "is not a setting"),
         ("size.x=3", "'size"),
     ],
 )
@@ -49,7 +49,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         load(PhantomConfig, file=tmp_path / "missing.toml")
     broken = tmp_path / "broken.toml"
     broken.write_text("size = = 3")
-    with pytest.raises(InputError, match="is no TOML"):
+    with pytest.raises(InputError, match="not valid TOML"):
         load(PhantomConfig, file=broken)
 
 

@@ -28,7 +28,7 @@ SHORT = (
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("demo") / "d"
-    said: list[str] = []
+    lines: list[str] = []
     shown = []
     result = run(
         out,
@@ -37,29 +37,29 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
         seed=1,
         size=64,
         overrides=SHORT,
-        say=said.append,
+        say=lines.append,
         progress=lambda stage, done, total, _: shown.append((stage, done, total)),
     )
     assert {"patients", "pose", "segment", "segmenting"} <= {stage for stage, _, _ in shown}
-    assert len(said) == 3
+    assert len(lines) == 3
     assert "kidseg segment" in str(result)
     return out
 
 
 def test_the_model_never_saw_the_patients_it_is_tried_on(demo: Path) -> None:
-    told = json.loads((demo / "demo.json").read_text())
+    written = json.loads((demo / "demo.json").read_text())
     used = json.loads((demo / "run" / "cases.json").read_text())
     learned = {*used["training"], *used["validation"]}
-    assert len(told["held_out"]) == 2
-    assert learned == set(told["training"])
-    assert not learned & set(told["held_out"])
+    assert len(written["held_out"]) == 2
+    assert learned == set(written["training"])
+    assert not learned & set(written["held_out"])
 
 
 def test_what_it_says_is_what_was_scored(demo: Path) -> None:
-    told = json.loads((demo / "demo.json").read_text())
+    written = json.loads((demo / "demo.json").read_text())
     scores = json.loads((demo / "scores" / "summary.json").read_text())
     assert scores["n_cases"] == 2
-    assert told["dice"] == {name: s["dice"] for name, s in scores["structures"].items()}
+    assert written["dice"] == {name: s["dice"] for name, s in scores["structures"].items()}
 
 
 def test_homogenized_outlines_overlap_more(demo: Path) -> None:

@@ -122,7 +122,7 @@ def test_shared_norms_keep_state_and_parameters() -> None:
     assert isinstance(net[1][0], SharedBatchNorm)
     assert set(map(id, net.parameters())) == before and list(net.state_dict()) == names
     torch.testing.assert_close(net(image), expected)
-    with pytest.raises(ValueError, match="not shared"):
+    with pytest.raises(ValueError, match="cannot be shared"):
         SharedBatchNorm.like(nn.BatchNorm2d(4, affine=False))
 
 

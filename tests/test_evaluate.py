@@ -256,7 +256,7 @@ def test_predictions_may_have_what_the_references_lack() -> None:
 
 
 def test_wrong_protocols_are_refused() -> None:
-    with pytest.raises(UsageError, match="no protocol 'kits21'") as raised:
+    with pytest.raises(UsageError, match="unknown protocol 'kits21'") as raised:
         protocol_named("kits21")
     assert raised.value.code == "unknown-protocol"
     with pytest.raises(UsageError) as raised:
@@ -441,7 +441,7 @@ def test_a_data_set_with_bad_labels_or_tables_is_refused(tmp_path: Path) -> None
     root = nnunet(tmp_path / "data", {"kidney": 1, "tumour": 2})
     write(tmp_path / "pred" / "ann_0000.nii.gz", PREDICTED)
     (root / "patients.csv").write_text("case,age_years\nann_0000,old\n")
-    with pytest.raises(InputError, match="'old' is no age") as raised:
+    with pytest.raises(InputError, match="'old' is not a valid age") as raised:
         evaluate(tmp_path / "pred", root, tmp_path / "out")
     assert raised.value.code == "bad-row"
     (root / "patients.csv").unlink()
@@ -574,7 +574,7 @@ def test_results_are_not_replaced_unasked(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="not a folder"):
         evaluate(tmp_path / "pred", tmp_path / "ref", tmp_path / "file")
-    with pytest.raises(InputError, match="cannot be made"):
+    with pytest.raises(InputError, match="cannot create the folder"):
         evaluate(tmp_path / "pred", tmp_path / "ref", tmp_path / "file" / "below")
 
 

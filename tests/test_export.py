@@ -66,7 +66,8 @@ def nnunet(root: Path, ending: str = ".nii.gz", schema: LabelSchema = KIDNEY_TUM
         save(image(k), root / f"imagesTr/c{k}_0000{ending}")
         save(labels(*schema.ids), root / f"labelsTr/c{k}{ending}")
     save(image(9), root / f"imagesTs/t_0000{ending}")
-    write_dataset_json(root, channels=("CT",), schema=schema, n_training=2, file_ending=ending)
+    path = write_dataset_json(root, channels=("CT",), schema=schema, n_training=2)
+    path.write_text(path.read_text().replace(".nii.gz", ending))
     return root
 
 

@@ -189,11 +189,11 @@ def die(item: Numbered) -> int:
 def test_over_cases_keeps_order_and_tells_progress() -> None:
     items = [Numbered(str(k), k) for k in (3, 1, 2)]
     threads = torch.get_num_threads()
-    told: list[tuple[int, int]] = []
+    calls: list[tuple[int, int]] = []
     for jobs in (1, 2):
-        found = over_cases(square, items, jobs=jobs, progress=lambda a, b: told.append((a, b)))
+        found = over_cases(square, items, jobs=jobs, progress=lambda a, b: calls.append((a, b)))
         assert found == [9, 1, 4]
-    assert told == [(1, 3), (2, 3), (3, 3)] * 2
+    assert calls == [(1, 3), (2, 3), (3, 3)] * 2
     assert torch.get_num_threads() == threads
 
 

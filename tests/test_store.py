@@ -1,4 +1,4 @@
-"""The store: whole or not at all, the same bits however it was made, and no reader needed."""
+"""The store: complete or refused, always bit-identical, and read without image readers."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,15 +29,30 @@ from kidseg.cases import (
     write_patients_csv,
 )
 from kidseg.cases.reading import CaseReader, CaseVoxels
-from kidseg.errors import InputError, KidsegError, ResourceError, UsageError
+from kidseg.errors import InputError, KidsegError, ResourceError
 from kidseg.geometry import Grid, Volume
 from kidseg.labels import KIDNEY_TUMOUR
-from kidseg.plan import Plan, fingerprint, plan, preprocess
+from kidseg.plan import Plan, fingerprint, plan
 from kidseg.store import Prepared, build_store, is_store, open_store
 from kidseg.store.files import FORMAT
 
 SHAPES = [(6, 20, 24), (5, 26, 22), (7, 18, 20)]
 SPACINGS = [(3.0, 1.0, 1.0), (4.0, 0.8, 0.8), (3.0, 1.2, 1.1)]
+
+
+@dataclass(frozen=True)
+class Voxels:
+    """A recipe: the scan's own voxels."""
+
+    content: str = "voxels"
+    settings: Mapping[str, object] = field(default_factory=dict)
+
+    def __call__(self, case: Case, voxels: CaseVoxels) -> Prepared:
+        assert voxels.labels is not None
+        return Prepared(image=voxels.image, labels=voxels.labels)
+
+
+VOXELS = Voxels()
 
 
 @dataclass(frozen=True)
@@ -86,7 +101,7 @@ def code_of(action: Callable[[], object]) -> str:
 
 
 def test_voxels_are_the_scans_own(made: Made, tmp_path: Path) -> None:
-    store = build_store(made.dataset, made.plan, tmp_path / "store")
+    store = build_store(made.dataset, made.plan, tmp_path / "store", recipe=VOXELS)
     reader = CaseReader.of_dataset(made.dataset)
     assert [case.id for case in store.cases] == ["case_0", "case_1", "case_2"]
     assert store.content == "voxels" and store.plan == made.plan
@@ -96,7 +111,6 @@ def test_voxels_are_the_scans_own(made: Made, tmp_path: Path) -> None:
         assert stored.image.data.dtype == torch.int16
         assert torch.equal(stored.image.data, voxels.image.data)
         assert torch.equal(stored.labels.data, voxels.labels.data)
-        assert torch.equal(stored.reference.data, voxels.labels.data)
         assert torch.equal(stored.grid.mm_from_index, voxels.image.grid.mm_from_index)
         assert stored.original.same_as(stored.grid)
     anna = store.by_id["case_1"]
@@ -104,88 +118,75 @@ def test_voxels_are_the_scans_own(made: Made, tmp_path: Path) -> None:
     assert anna.spacing_mm == pytest.approx(SPACINGS[1])
 
 
-@pytest.mark.parametrize("content", ["2d", "3d_fullres"])
-def test_configurations_are_what_preprocess_gives(made: Made, tmp_path: Path, content: str) -> None:
-    store = build_store(made.dataset, made.plan, tmp_path / "store", content=content)  # type: ignore[arg-type]
-    reader = CaseReader.of_dataset(made.dataset)
-    for case, stored in zip(made.dataset.cases, store.cases, strict=True):
-        voxels = reader.read(case)
-        done = preprocess(voxels.image, voxels.labels, made.plan, content)
-        assert done.labels is not None and voxels.labels is not None
-        assert stored.image.data.dtype == torch.float32
-        assert torch.allclose(stored.image.data, done.image.data, atol=1e-5)
-        assert torch.equal(stored.labels.data, done.labels.data)
-        assert torch.equal(stored.reference.data, voxels.labels.data)
-        assert stored.original.same_as(voxels.image.grid)
-        assert stored.image.grid.same_as(done.image.grid)
-
-
 def test_slices_are_indexed_for_the_sampler(made: Made, tmp_path: Path) -> None:
-    first = build_store(made.dataset, made.plan, tmp_path / "store").cases[0]
-    assert first.slices_with(1).tolist() == [1, 2, 3]
-    assert first.slices_with(2).tolist() == [2, 3]
-    assert first.slices_with(1, 2).tolist() == [1, 2, 3]
-    assert first.slices_with(9).tolist() == []
+    first = build_store(made.dataset, made.plan, tmp_path / "store", recipe=VOXELS).cases[0]
+    assert set(first.voxels_per_slice) == {1, 2}
     assert first.voxels_per_slice[2] == {2: 12, 3: 12}
     assert first.voxels_per_slice[1] == {1: 42, 2: 30, 3: 30}
 
 
 def test_jobs_and_place_do_not_change_a_bit(made: Made, tmp_path: Path) -> None:
-    told: list[tuple[int, int]] = []
-    one = build_store(made.dataset, made.plan, tmp_path / "one", content="3d_fullres")
+    calls: list[tuple[int, int]] = []
+    one = build_store(made.dataset, made.plan, tmp_path / "one", recipe=VOXELS)
     two = build_store(
         made.dataset,
         made.plan,
         tmp_path / "two",
-        content="3d_fullres",
+        recipe=VOXELS,
         jobs=2,
-        progress=lambda done, total: told.append((done, total)),
+        progress=lambda done, total: calls.append((done, total)),
     )
     assert files_of(one.path) == files_of(two.path) and one.digest == two.digest
-    assert told == [(1, 3), (2, 3), (3, 3)]
+    assert calls == [(1, 3), (2, 3), (3, 3)]
 
 
 def test_a_copied_data_set_gives_the_same_digest(made: Made, tmp_path: Path) -> None:
-    """Times of change and paths are other; the content is not, and the store is accepted for it."""
-    store = build_store(made.dataset, made.plan, tmp_path / "store")
+    """Modification times and paths differ, the content does not: the store is accepted."""
+    store = build_store(made.dataset, made.plan, tmp_path / "store", recipe=VOXELS)
     shutil.copytree(made.dataset.root, tmp_path / "copy", copy_function=shutil.copyfile)
     copied = replace(open_dataset(tmp_path / "copy"), name=made.dataset.name)
     os.utime(copied.cases[0].images[0], (1, 1))
     assert open_store(store.path, dataset=copied, plan=made.plan).digest == store.digest
-    assert build_store(copied, made.plan, tmp_path / "other").digest == store.digest
+    assert build_store(copied, made.plan, tmp_path / "other", recipe=VOXELS).digest == store.digest
 
 
-def test_opening_again_writes_nothing(made: Made, tmp_path: Path) -> None:
+def test_a_finished_store_is_not_written_again(made: Made, tmp_path: Path) -> None:
     path = tmp_path / "store"
-    build_store(made.dataset, made.plan, path)
+    build_store(made.dataset, made.plan, path, recipe=VOXELS)
     before = {p: p.stat().st_mtime_ns for p in path.rglob("*.npy")}
-    told: list[int] = []
-    build_store(made.dataset, made.plan, path, progress=lambda done, total: told.append(done))
-    assert {p: p.stat().st_mtime_ns for p in path.rglob("*.npy")} == before and not told
+    calls: list[int] = []
+    build_store(
+        made.dataset,
+        made.plan,
+        path,
+        recipe=VOXELS,
+        progress=lambda done, total: calls.append(done),
+    )
+    assert {p: p.stat().st_mtime_ns for p in path.rglob("*.npy")} == before and not calls
 
 
 def test_a_store_of_something_else_is_refused(made: Made, tmp_path: Path) -> None:
     path = tmp_path / "store"
-    build_store(made.dataset, made.plan, path)
+    build_store(made.dataset, made.plan, path, recipe=VOXELS)
     other_plan = replace(made.plan, median_spacing_mm=(9.0, 9.0, 9.0))
     fewer = replace(made.dataset, cases=made.dataset.cases[:2])
     changed = {
-        "store-of-another-plan": lambda: build_store(made.dataset, other_plan, path),
-        "store-of-another-dataset": lambda: build_store(fewer, made.plan, path),
+        "store-of-another-plan": lambda: build_store(made.dataset, other_plan, path, recipe=VOXELS),
+        "store-of-another-dataset": lambda: build_store(fewer, made.plan, path, recipe=VOXELS),
         "store-of-another-content": lambda: build_store(
-            made.dataset, made.plan, path, content="2d"
+            made.dataset, made.plan, path, recipe=Halved(100)
         ),
     }
     for code, action in changed.items():
         assert code_of(action) == code
     assert code_of(lambda: open_store(path, plan=other_plan)) == "store-of-another-plan"
-    assert code_of(lambda: open_store(path, content="2d")) == "store-of-another-content"
-    assert open_store(path, dataset=made.dataset, plan=made.plan, content="voxels").cases
+    assert code_of(lambda: open_store(path, recipe=Halved(100))) == "store-of-another-content"
+    assert open_store(path, dataset=made.dataset, plan=made.plan, recipe=VOXELS).cases
 
 
 def test_changed_source_files_are_noticed(tmp_path: Path) -> None:
     made = write_dataset(tmp_path / "data")
-    store = build_store(made.dataset, made.plan, tmp_path / "store")
+    store = build_store(made.dataset, made.plan, tmp_path / "store", recipe=VOXELS)
     file = made.dataset.cases[1].images[0]
     scan = io.load(file)
     scan.data[0, 0, 5, 5] += 1
@@ -193,19 +194,22 @@ def test_changed_source_files_are_noticed(tmp_path: Path) -> None:
     assert (
         code_of(lambda: open_store(store.path, dataset=made.dataset)) == "store-of-another-dataset"
     )
-    assert open_store(store.path).digest == store.digest  # on its own it is as whole as before
+    assert open_store(store.path).digest == store.digest  # the store itself is unchanged
 
 
 def test_another_version_is_refused(made: Made, tmp_path: Path) -> None:
-    path = build_store(made.dataset, made.plan, tmp_path / "store").path
+    path = build_store(made.dataset, made.plan, tmp_path / "store", recipe=VOXELS).path
     head = json.loads((path / "store.json").read_text())
-    for other in ({**head, "format": 99}, {"format": 99}):  # whatever that version calls things
+    for other in ({**head, "format": 99}, {"format": 99}):  # its other keys may differ
         (path / "store.json").write_text(json.dumps(other))
         assert code_of(lambda: open_store(path)) == "store-version"
     (path / "store.json").unlink()
     begun = json.loads((path / "begun.json").read_text())
     (path / "begun.json").write_text(json.dumps({**begun, "format": 99}))
-    assert code_of(lambda: build_store(made.dataset, made.plan, path)) == "store-version"
+    assert (
+        code_of(lambda: build_store(made.dataset, made.plan, path, recipe=VOXELS))
+        == "store-version"
+    )
 
 
 @dataclass(frozen=True)
@@ -234,7 +238,7 @@ class Halved:
 
 def test_a_recipe_decides_what_is_kept(made: Made, tmp_path: Path) -> None:
     path, recipe = tmp_path / "store", Halved(100)
-    store = build_store(made.dataset, made.plan, path, content=recipe, jobs=2)
+    store = build_store(made.dataset, made.plan, path, recipe=recipe, jobs=2)
     assert (store.content, store.settings) == ("halved", {"bright_hu": 100})
     reader = CaseReader.of_dataset(made.dataset)
     for case, stored in zip(made.dataset.cases, store.cases, strict=True):
@@ -245,18 +249,18 @@ def test_a_recipe_decides_what_is_kept(made: Made, tmp_path: Path) -> None:
         assert stored.facts == {"count": int(bright.sum()), "share": float(bright.double().mean())}
         assert torch.equal(stored.labels.data, voxels.labels.data[:, :, ::2])
         assert stored.labels.grid.shape[1] == stored.image.grid.shape[1] // 2
-        assert stored.has("bright") and not stored.has("reference")
+        assert stored.has("bright") and not stored.has("other")
         assert [s.name for s in stored.sources] == [
             f"imagesTr/{case.id}_0000.nii.gz",
             f"labelsTr/{case.id}.nii.gz",
         ]
     other = Halved(50)
     for action in (
-        lambda: build_store(made.dataset, made.plan, path, content=other),
-        lambda: open_store(path, content=other),
+        lambda: build_store(made.dataset, made.plan, path, recipe=other),
+        lambda: open_store(path, recipe=other),
     ):
         assert code_of(action) == "store-of-other-settings"
-    assert code_of(lambda: open_store(path, content="voxels")) == "store-of-another-content"
+    assert code_of(lambda: open_store(path, recipe=VOXELS)) == "store-of-another-content"
 
 
 def flip_byte(file: Path) -> None:
@@ -266,12 +270,12 @@ def flip_byte(file: Path) -> None:
 
 
 def test_damage_is_noticed(made: Made, tmp_path: Path) -> None:
-    whole = build_store(made.dataset, made.plan, tmp_path / "store", content="2d").path
+    whole = build_store(made.dataset, made.plan, tmp_path / "store", recipe=Halved(100)).path
     damages: list[tuple[str, Callable[[Path], object], bool]] = [
         ("cases/case_1/image.npy", flip_byte, True),
         ("cases/case_1/labels.npy", flip_byte, True),
         ("cases/case_1/image.npy", lambda f: f.write_bytes(f.read_bytes()[:-1]), False),
-        ("cases/case_2/reference.npy", Path.unlink, False),
+        ("cases/case_2/bright.npy", Path.unlink, False),
         ("cases/case_2/other.npy", lambda f: f.write_bytes(b""), False),
         ("cases/case_0/case.json", lambda f: f.write_text(f.read_text() + " "), False),
         ("cases/case_0/case.json", lambda f: f.write_text("{"), False),
@@ -293,25 +297,30 @@ def test_damage_is_noticed(made: Made, tmp_path: Path) -> None:
 
 def test_no_store_and_unfinished_store(made: Made, tmp_path: Path) -> None:
     assert code_of(lambda: open_store(tmp_path / "nothing")) == "no-store"
-    path = build_store(made.dataset, made.plan, tmp_path / "store").path
+    path = build_store(made.dataset, made.plan, tmp_path / "store", recipe=VOXELS).path
     assert is_store(path) and not is_store(tmp_path)
     (path / "store.json").unlink()
     assert code_of(lambda: open_store(path)) == "unfinished-store" and is_store(path)
 
 
-def test_an_unfinished_store_goes_on_and_mends(made: Made, tmp_path: Path) -> None:
-    """What is whole is kept; what is not is made anew; leftovers go."""
-    path = build_store(made.dataset, made.plan, tmp_path / "store").path
+def test_an_unfinished_store_resumes_and_is_repaired(made: Made, tmp_path: Path) -> None:
+    """Complete cases are kept, others are prepared again, leftovers are removed."""
+    path = build_store(made.dataset, made.plan, tmp_path / "store", recipe=VOXELS).path
     expected = files_of(path)
     (path / "store.json").unlink()
     flip_byte(path / "cases" / "case_1" / "image.npy")
     shutil.move(path / "cases" / "case_2", path / "cases" / "case_2.unfinished")
     kept = (path / "cases" / "case_0" / "image.npy").stat().st_mtime_ns
     other = replace(made.plan, median_spacing_mm=(9.0, 9.0, 9.0))
-    assert code_of(lambda: build_store(made.dataset, other, path)) == "store-of-another-plan"
-    told: list[tuple[int, int]] = []
-    build_store(made.dataset, made.plan, path, progress=lambda a, b: told.append((a, b)))
-    assert files_of(path) == expected and told == [(1, 2), (2, 2)]
+    assert (
+        code_of(lambda: build_store(made.dataset, other, path, recipe=VOXELS))
+        == "store-of-another-plan"
+    )
+    calls: list[tuple[int, int]] = []
+    build_store(
+        made.dataset, made.plan, path, recipe=VOXELS, progress=lambda a, b: calls.append((a, b))
+    )
+    assert files_of(path) == expected and calls == [(1, 2), (2, 2)]
     assert (path / "cases" / "case_0" / "image.npy").stat().st_mtime_ns == kept
 
 
@@ -319,17 +328,23 @@ BUILD = """
 import json, pathlib, sys
 from kidseg.cases import open_dataset
 from kidseg.plan import Plan
-from kidseg.store import build_store
+from kidseg.store import Prepared, build_store
+class Voxels:
+    content, settings = "voxels", {}
+    def __call__(self, case, voxels):
+        return Prepared(image=voxels.image, labels=voxels.labels)
 if __name__ == "__main__":
     root, plan, out = sys.argv[1:]
     plan = Plan.from_dict(json.loads(pathlib.Path(plan).read_text()))
     print("ready", flush=True)
-    build_store(open_dataset(root), plan, pathlib.Path(out), content="2d")
+    build_store(open_dataset(root), plan, pathlib.Path(out), recipe=Voxels())
 """
 
 
 def test_a_build_killed_at_any_moment_ends_the_same(made: Made, tmp_path: Path) -> None:
-    expected = files_of(build_store(made.dataset, made.plan, tmp_path / "whole", content="2d").path)
+    expected = files_of(
+        build_store(made.dataset, made.plan, tmp_path / "whole", recipe=VOXELS).path
+    )
     (tmp_path / "plan.json").write_text(json.dumps(made.plan.as_dict()))
     path = tmp_path / "killed"
     rng = np.random.default_rng(1)
@@ -339,7 +354,7 @@ def test_a_build_killed_at_any_moment_ends_the_same(made: Made, tmp_path: Path) 
             assert process.stdout is not None and process.stdout.readline()
             time.sleep(rng.uniform(0.0, 0.15))
             process.send_signal(signal.SIGKILL)
-    build_store(made.dataset, made.plan, path, content="2d")
+    build_store(made.dataset, made.plan, path, recipe=VOXELS)
     assert files_of(path) == expected
 
 
@@ -349,7 +364,9 @@ def test_two_builders_share_the_work_of_one(made: Made, tmp_path: Path) -> None:
     command = [sys.executable, "-c", BUILD, made.dataset.root, tmp_path / "plan.json", path]
     builders = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(2)]
     assert [builder.wait(timeout=120) for builder in builders] == [0, 0]
-    expected = files_of(build_store(made.dataset, made.plan, tmp_path / "alone", content="2d").path)
+    expected = files_of(
+        build_store(made.dataset, made.plan, tmp_path / "alone", recipe=VOXELS).path
+    )
     assert files_of(path) == expected
 
 
@@ -369,30 +386,36 @@ def test_a_full_disk_leaves_no_half_case(
     monkeypatch.setattr(build, "write_array", full)
     path = tmp_path / "store"
     with pytest.raises(ResourceError) as caught:
-        build_store(made.dataset, made.plan, path)
+        build_store(made.dataset, made.plan, path, recipe=VOXELS)
     assert caught.value.code == "disk-full"
     assert [p.name for p in (path / "cases").iterdir()] == ["case_0"]
-    assert len(build_store(made.dataset, made.plan, path).cases) == 3
+    assert len(build_store(made.dataset, made.plan, path, recipe=VOXELS).cases) == 3
 
 
-def test_an_unsound_case_is_named_and_the_others_are_kept(tmp_path: Path) -> None:
+def test_an_invalid_case_is_named_and_the_others_are_kept(tmp_path: Path) -> None:
     made = write_dataset(tmp_path / "data")
     case = made.dataset.cases[1]
     scan = io.load(case.images[0]).astype(torch.float32)
     scan.data[0, 0, 0, 0] = float("nan")
     io.save(scan, case.images[0], overwrite=True)
     with pytest.raises(InputError, match="case_1"):
-        build_store(made.dataset, made.plan, tmp_path / "store")
+        build_store(made.dataset, made.plan, tmp_path / "store", recipe=VOXELS)
     kept = sorted(p.name for p in (tmp_path / "store" / "cases").iterdir())
     assert kept == ["case_0", "case_2"]
 
 
-def test_folders_that_are_no_store_are_left_alone(made: Made, tmp_path: Path) -> None:
+def test_folders_of_something_else_are_left_alone(made: Made, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    assert code_of(lambda: build_store(made.dataset, made.plan, tmp_path)) == "not-a-store"
+    assert (
+        code_of(lambda: build_store(made.dataset, made.plan, tmp_path, recipe=VOXELS))
+        == "not-a-store"
+    )
     (tmp_path / "file").write_text("")
     below = tmp_path / "file" / "store"
-    assert code_of(lambda: build_store(made.dataset, made.plan, below)) == "not-writable"
+    assert (
+        code_of(lambda: build_store(made.dataset, made.plan, below, recipe=VOXELS))
+        == "not-writable"
+    )
     assert {p.name for p in tmp_path.iterdir()} == {"mine.txt", "file"}
 
 
@@ -400,31 +423,19 @@ def test_names_that_cannot_be_folders_are_refused(made: Made, tmp_path: Path) ->
     for name in ("../up", ".hidden", "a/b"):
         odd = replace(made.dataset, cases=(replace(made.dataset.cases[0], id=name),))
         with pytest.raises(InputError) as caught:
-            build_store(odd, made.plan, tmp_path / "store")
+            build_store(odd, made.plan, tmp_path / "store", recipe=VOXELS)
         assert caught.value.code == "bad-case-name"
-    with pytest.raises(UsageError):
-        build_store(made.dataset, made.plan, tmp_path / "store", content="3d_lowres")  # type: ignore[arg-type]
     assert not (tmp_path / "store").exists()
 
 
-def test_values_that_int16_cannot_hold_are_kept_as_float32(tmp_path: Path) -> None:
-    made = write_dataset(tmp_path / "data")
-    file = made.dataset.cases[0].images[0]
-    scan = io.load(file)
-    fine = Volume(scan.data.float() + 0.25, scan.grid)
-    io.save(fine, file, overwrite=True)
-    stored = build_store(made.dataset, made.plan, tmp_path / "store").cases[0].image.data
-    assert stored.dtype == torch.float32 and torch.equal(stored, fine.data)
-
-
 def test_writing_to_a_mapped_array_never_reaches_the_file(made: Made, tmp_path: Path) -> None:
-    path = build_store(made.dataset, made.plan, tmp_path / "store").path
+    path = build_store(made.dataset, made.plan, tmp_path / "store", recipe=VOXELS).path
     open_store(path).cases[0].image.data.zero_()
     assert open_store(path).cases[0].image.data.any()
 
 
 def test_cases_travel_between_processes_without_their_voxels(made: Made, tmp_path: Path) -> None:
-    case = build_store(made.dataset, made.plan, tmp_path / "store").cases[0]
+    case = build_store(made.dataset, made.plan, tmp_path / "store", recipe=VOXELS).cases[0]
     assert case.image.data.any()
     packed = pickle.dumps(case)
     assert len(packed) < 4000
@@ -444,12 +455,12 @@ sys.meta_path.insert(0, Guard())
 from pathlib import Path
 from kidseg.store import open_store
 store = open_store(Path(sys.argv[1]))
-print(store.digest, int(store.cases[0].image.data.sum()), store.cases[0].slices_with(2).tolist())
+print(store.digest, int(store.cases[0].image.data.sum()), [*store.cases[0].voxels_per_slice[2]])
 """
 
 
 def test_a_store_opens_with_torch_and_numpy_alone(made: Made, tmp_path: Path) -> None:
-    store = build_store(made.dataset, made.plan, tmp_path / "store")
+    store = build_store(made.dataset, made.plan, tmp_path / "store", recipe=VOXELS)
     command = [sys.executable, "-c", ONLY_TORCH_AND_NUMPY, store.path]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr

@@ -19,7 +19,7 @@ from kidseg.errors import BatchError, InputError, KidsegError, UsageError
 from kidseg.evaluate import METRICS, Row, read_run
 from kidseg.study import Design, _write, design, study, study_runs
 from kidseg.study.chart import validation_curve
-from kidseg.study.process import Ended, Launcher
+from kidseg.study.process import Completed, Launcher
 from kidseg.study.results import average, spread
 
 TINY = """
@@ -72,7 +72,7 @@ def toml(folder: Path, top: str = "test_patients = 2", more: str = "") -> Path:
         (
             "test_patients = 2",
             '[methods.b]\nmethod = "unet"',
-            "there is no method 'unet', only homogenized, plain",
+            "unknown method 'unet'; choose one of homogenized, plain",
         ),
         ("test_patients = 2", '[methods.b]\nmethod = "plain"\nseed = 3', "methods.b.seed"),
         (
@@ -83,7 +83,7 @@ def toml(folder: Path, top: str = "test_patients = 2", more: str = "") -> Path:
         (
             "test_patients = 2",
             '[methods.b]\nmethod = "plain"\nset = ["cohort.validation_share=0.5"]',
-            r"methods\.b: all methods validate on the same",
+            r"methods\.b: all methods have the same validation patients",
         ),
         ("test_patients = 2", '[methods.b]\nmethod = "plain"\npreset = "x"', r"methods\.b: .*'x'"),
     ],
@@ -277,10 +277,13 @@ def test_what_a_process_said_is_its_cause(tmp_path: Path) -> None:
         Launcher().run([sys.executable, "-c", code], log=log).cause == "exit code 1: no such file"
     )
     second = Launcher().run([sys.executable, "-c", "import os; os.abort()"], log=log)
-    assert second.exit_code == -6 and second.said == "" and "nothing" in second.cause
+    assert second.exit_code == -6 and second.stderr == "" and "no error output" in second.cause
     assert "no such file" in log.read_text()
     assert (
-        "-9" in Ended(exit_code=-9, seconds=1, processor_seconds=1, peak_memory_mb=1, said="").cause
+        "-9"
+        in Completed(
+            exit_code=-9, seconds=1, processor_seconds=1, peak_memory_mb=1, stderr=""
+        ).cause
     )
 
 

@@ -1,9 +1,9 @@
-"""Model files, which describe themselves, and the state of a training that was interrupted.
+"""Model files, and the training state for resuming an interrupted training.
 
 A model is one .safetensors file: tensors by part ("pose.*", "crop.*", "segment.*") and a header
-that says what it is, what it takes, how it came about and what it may be used for. No pickle is
-ever loaded from it. A training state is a file of its own kind, kept twice, and read with torch's
-`weights_only`.
+with method, configuration, input, training history and intended use. No pickle is ever loaded from
+it. A training state is a separate file. The previous state is kept as well, and states are loaded
+with torch's `weights_only`.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _STATE_MARK = b"kidseg-state-1 "
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """What is in a model file.
+    """The contents of a model file.
 
     Attributes:
         header: plain data; see `save_model`.
         parts: {part: {name: tensor}}.
-        sha256: of the whole file.
+        sha256: of the file.
     """
 
     header: Mapping[str, Any]
@@ -54,15 +54,15 @@ def save_model(
     *,
     overwrite: bool = False,
 ) -> str:
-    """Write a model file, whole or not at all.
+    """Write a model file atomically.
 
     Args:
         path: ends in .safetensors.
         parts: state dictionaries by part; names are joined with a dot.
         header: plain data: "method", "config" (resolved), "plan", "labels", "input",
-            "training_set" (digest), "selection" (how it was chosen and measured), "licence".
-            Format number, package version, intended use and the tensors' digest are added.
-        overwrite: replace a file that exists.
+            "training_set" (digest), "selection" (how it was selected and evaluated), "licence".
+            Format version, package version, intended use and the tensors' digest are added.
+        overwrite: replace an existing file.
 
     Returns:
         SHA-256 of the file.
@@ -90,10 +90,10 @@ def save_model(
 
 
 def load_model(path: Path) -> Model:
-    """A model file, every tensor verified against the digest in its header.
+    """Load a model file and verify its tensors against the digest in the header.
 
     Raises:
-        ModelError: as `read_header`, or the tensors are not those that were saved.
+        ModelError: as `read_header`; the tensors do not match their digest.
     """
     from safetensors.torch import load
 
@@ -102,9 +102,9 @@ def load_model(path: Path) -> Model:
     tensors = load(payload)
     if _digest(tensors) != header.get("tensors_sha256"):
         raise ModelError(
-            "its weights are not those that were saved",
+            "the weights do not match their checksum",
             path=path,
-            next_step="Copy it again, or train it again.",
+            next_step="Copy the file again, or train the model again.",
             code="damaged-model",
         )
     parts: dict[str, dict[str, Tensor]] = {}
@@ -115,28 +115,28 @@ def load_model(path: Path) -> Model:
 
 
 def save_state(state: Mapping[str, Any], path: Path) -> None:
-    """Keep a training state; the one before stays beside it until the next."""
+    """Save a training state and keep the previous one."""
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     payload = buffer.getvalue()
     if path.exists():
-        before = _before(path)
-        before.unlink(missing_ok=True)
-        os.link(path, before)
+        previous = _previous(path)
+        previous.unlink(missing_ok=True)
+        os.link(path, previous)
     with writing(path, overwrite=True) as file:
         file.write(_STATE_MARK + hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload)
 
 
 def load_state(path: Path, device: torch.device) -> dict[str, Any] | None:
-    """The training state kept at `path`, or None if none was ever kept.
+    """Load the training state at `path`; None if there is none.
 
-    A damaged state is refused with a warning and the one before it is used.
+    If the state is damaged, a warning is issued and the previous state is loaded.
 
     Raises:
-        ModelError: there are states, and all are damaged; never a silent fresh start.
+        ModelError: all existing states are damaged; training never restarts silently.
     """
     found = False
-    for candidate in (path, _before(path)):
+    for candidate in (path, _previous(path)):
         if not candidate.exists():
             continue
         found = True
@@ -147,26 +147,26 @@ def load_state(path: Path, device: torch.device) -> dict[str, Any] | None:
             )
             return state
         warnings.warn(
-            f"{candidate}: this training state is damaged; the one before it is used",
+            f"{candidate}: the training state is damaged; trying the previous one",
             KidsegWarning,
             stacklevel=2,
         )
     if found:
         raise ModelError(
-            "every training state kept here is damaged",
+            "every saved training state is damaged",
             path=path,
-            next_step="Remove it to train from the start.",
+            next_step="Remove the saved states to train from the start.",
             code="damaged-state",
         )
     return None
 
 
-def _before(path: Path) -> Path:
+def _previous(path: Path) -> Path:
     return path.with_name(f"{path.stem}-before{path.suffix}")
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes, in the order of the names."""
+    """SHA-256 of names, types, shapes and bytes, ordered by name."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()

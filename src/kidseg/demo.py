@@ -1,4 +1,4 @@
-"""`kidseg demo`: a model trained on digital patients, tried on others, and what came of it."""
+"""`kidseg demo`: train a model on digital patients and evaluate it on others."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from kidseg.io.atomic import write_json, writing
 from kidseg.labels import KIDNEY_TUMOUR, Label
 from kidseg.phantom import write_patients
 from kidseg.segment import Predictor, load_predictor, segment
-from kidseg.splits import holdout
+from kidseg.splits import Holdout, holdout
 from kidseg.train import Setup, train
 
 if TYPE_CHECKING:
@@ -45,17 +45,17 @@ Progress = Callable[[str, int, int, Mapping[str, Any]], None]
 
 @dataclass(frozen=True, kw_only=True)
 class DemoResult:
-    """What the demo found, and where its files are.
+    """Results and files of the demo.
 
     Attributes:
-        folder: of everything below.
+        folder: output folder.
         model: file of the trained model.
-        figure: the picture of the held-out patients.
-        training: ids of the patients that were trained or validated on.
-        held_out: ids of those the model never saw.
-        dice: per structure the mean, SD and n over the held-out patients, as `kidseg evaluate`.
+        figure: image of the held-out patients.
+        training: ids of the training and validation patients.
+        held_out: ids of the held-out patients.
+        dice: per structure the mean, SD and n over the held-out patients, as in `kidseg evaluate`.
         overlap: mean Dice of the body outlines over all pairs of held-out patients, "before" and
-            "after" pose and size were homogenized.
+            "after" homogenizing pose and size.
         seconds: wall time of each part.
     """
 
@@ -73,7 +73,7 @@ class DemoResult:
         return asdict(self)
 
     def __str__(self) -> str:
-        lines = ["What it found, mean (SD) of Dice over the held-out patients:"]
+        lines = ["Dice over the held-out patients, mean (SD):"]
         for name, figures in self.dice.items():
             if figures["mean"] is not None:
                 spread = "" if figures["sd"] is None else f" ({figures['sd']:.2f})"
@@ -81,10 +81,10 @@ class DemoResult:
         lines += [
             "Overlap (Dice) of their body outlines, mean over all pairs: "
             f"{self.overlap['before']:.2f} as scanned, {self.overlap['after']:.2f} homogenized.",
-            f"Pictures: {self.figure}; each step: {self.folder}/result/*_steps.png; the training: "
+            f"Figure: {self.figure}; steps: {self.folder}/result/*_steps.png; training: "
             f"{self.folder}/run/curves.png.",
-            "A model of a few minutes, from digital patients: it shows the way, not the quality "
-            "that real data give. Your own scan:",
+            "This model was trained for a few minutes on digital patients. It shows the procedure, "
+            "not the quality reached with real data. To segment your own scan:",
             f"  kidseg segment SCAN -m {self.model} -o result --figures",
         ]
         return "\n".join(lines)
@@ -105,76 +105,43 @@ def run(
     """Run the demo into `out`: `patients/`, `run/`, `result/`, `scores/`, `demo.png`, `demo.json`.
 
     Args:
-        out: folder; made if it is not there.
-        patients: how many in all, at least 5.
-        held_out: how many of them the model never sees, at least 2.
+        out: folder; created if it is missing.
+        patients: number of patients, at least 5.
+        held_out: number of held-out patients among them, at least 2.
         seed: of the patients, of the split and of the training.
         size: pixels along a side of their slices.
-        overrides: of the training's settings, "key=value", over the preset "demo".
+        overrides: settings of the training, "key=value", which override the preset "demo".
         overwrite: replace an earlier demo.
-        say: told in words what is done, line by line.
-        progress: told (what is under way, done, in all, figures).
+        say: called with a line of text at each step.
+        progress: called with (step, done, total, figures).
 
     Raises:
-        UsageError: "output-exists": `out` has a demo already and `overwrite` is not set;
-            "too-few-patients": fewer than 3 are left to train and validate on.
+        UsageError: "output-exists": `out` contains a demo and `overwrite` is not set;
+            "too-few-patients": fewer than 3 remain for training and validation.
         InputError: "unsound-phantoms": the check found an error in the digital patients.
     """
-    there = [out / name for name in _OUTPUTS if (out / name).exists()]
-    if there and not overwrite:
-        raise UsageError(
-            f"it holds a demo already ({there[0].name})",
-            path=out,
-            next_step="Choose another folder, or replace it: --overwrite.",
-            code="output-exists",
-        )
-    if held_out < 2 or patients - held_out < 3:
-        raise UsageError(
-            f"{patients} patients, {held_out} of them held out, are too few",
-            code="too-few-patients",
-            next_step="Hold out at least 2 and leave at least 3.",
-        )
-    tell, show = say or (lambda _: None), progress or (lambda *_: None)
+    _check_request(out, patients, held_out, overwrite)
+    say, progress = say or (lambda _: None), progress or (lambda *_: None)
     clock, folder = _Clock(), out / "patients"
     (out / "demo.json").unlink(missing_ok=True)
 
-    tell(f"Making {patients} digital patients, from birth to 16 years, in {folder}.")
-    write_patients(
-        folder,
-        PhantomConfig(size=size, max_slices=_SLICES),
-        patients=patients,
-        seed=seed,
-        layout="nnunet",
-        overwrite=overwrite,
-        progress=lambda done, total: show("patients", done, total, {}),
-    )
-    report = check(folder)
-    if not report.ok:
-        raise InputError(
-            f"the digital patients are not sound: {report.errors[0]}",
-            path=folder,
-            next_step="Please report this with the seed.",
-            code="unsound-phantoms",
-        )
+    say(f"Making {patients} digital patients, from birth to 16 years, in {folder}.")
+    config = PhantomConfig(size=size, max_slices=_SLICES)
+    _write_patients(folder, config, patients, seed, overwrite, progress)
     clock.took("patients")
 
     cases = open_dataset(folder).cases
     parts = holdout(cases, n_test=held_out, seed=seed)
-    tell(
+    say(
         f"Training on {len(parts.train)} of them (method {METHOD}, preset {PRESET}): a transformer "
-        "that brings each to the pose and size of one, then a U-Net that finds kidneys and tumour."
+        "normalizes pose and size, then a U-Net segments kidneys and tumour."
     )
     model = out / "run" / "model.safetensors"
-    train(
-        folder,
-        model.parent,
-        Setup(method=METHOD, preset=PRESET, overrides=overrides, cases=parts.train, seed=seed),
-        overwrite=overwrite,
-        progress=show,
-    )
+    setup = Setup(method=METHOD, preset=PRESET, overrides=overrides, cases=parts.train, seed=seed)
+    train(folder, model.parent, setup, overwrite=overwrite, progress=progress)
     clock.took("training")
 
-    tell(f"Segmenting the {held_out} that it has not seen, and comparing with the truth.")
+    say(f"Segmenting the {held_out} held-out patients and evaluating the result.")
     unseen = [case for case in cases if case.id in parts.test]
     result = out / "result"
     segment(
@@ -184,19 +151,26 @@ def run(
         figures=True,
         reference=folder,
         overwrite=overwrite,
-        progress=lambda done, total: show("segmenting", done, total, {}),
+        progress=lambda done, total: progress("segmenting", done, total, {}),
     )
     scores = evaluate(result, folder, out / "scores", cases=parts.test, overwrite=overwrite)
     clock.took("segmenting")
+    return _finish(out, unseen, parts, scores, clock)
 
+
+def _finish(
+    out: Path, unseen: Sequence[Case], parts: Holdout, scores: Mapping[str, Any], clock: _Clock
+) -> DemoResult:
+    """Draw the figure and write `demo.json`."""
+    model, figure = out / "run" / "model.safetensors", out / "demo.png"
     predictor = load_predictor(model)
     views = [_views(case, predictor, _FIGURE_SIDE) for case in unseen]
-    _draw(views, out / "demo.png")
+    _draw(views, figure)
     clock.took("drawing")
     found = DemoResult(
         folder=str(out),
         model=str(model),
-        figure=str(out / "demo.png"),
+        figure=str(figure),
         training=tuple(parts.train),
         held_out=tuple(parts.test),
         dice={name: figures["dice"] for name, figures in scores["structures"].items()},
@@ -210,15 +184,60 @@ def run(
     return found
 
 
+def _check_request(out: Path, patients: int, held_out: int, overwrite: bool) -> None:
+    existing = [out / name for name in _OUTPUTS if (out / name).exists()]
+    if existing and not overwrite:
+        raise UsageError(
+            f"the folder already contains a demo ({existing[0].name})",
+            path=out,
+            next_step="Choose another folder, or use --overwrite.",
+            code="output-exists",
+        )
+    if held_out < 2 or patients - held_out < 3:
+        raise UsageError(
+            f"{patients} patients, {held_out} of them held out, are too few",
+            code="too-few-patients",
+            next_step="Hold out at least 2 and keep at least 3 for training.",
+        )
+
+
+def _write_patients(
+    folder: Path,
+    config: PhantomConfig,
+    patients: int,
+    seed: int,
+    overwrite: bool,
+    progress: Progress,
+) -> None:
+    """Write and check the digital patients."""
+    write_patients(
+        folder,
+        config,
+        patients=patients,
+        seed=seed,
+        layout="nnunet",
+        overwrite=overwrite,
+        progress=lambda done, total: progress("patients", done, total, {}),
+    )
+    report = check(folder)
+    if not report.ok:
+        raise InputError(
+            f"the digital patients are invalid: {report.errors[0]}",
+            path=folder,
+            next_step="Please report this error with the seed.",
+            code="unsound-phantoms",
+        )
+
+
 class _Clock:
-    """Wall time of one part after the other."""
+    """Wall time of successive parts."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._start = time.perf_counter()
 
     def took(self, part: str) -> None:
-        """The time since the part before belongs to this one."""
+        """Record the time since the previous part for this part."""
         now = time.perf_counter()
         self.seconds[part] = round(now - self._start, 1)
         self._start = now
@@ -226,18 +245,18 @@ class _Clock:
 
 @dataclass(frozen=True, kw_only=True)
 class _View:
-    """One slice on one grid, (rows, columns) each: HU, labels known and found, body mask."""
+    """One slice on one grid, (rows, columns) each: HU, labels and body mask."""
 
     hu: np.ndarray
-    known: np.ndarray
-    found: np.ndarray
+    reference: np.ndarray
+    predicted: np.ndarray
     body: np.ndarray
     side_mm: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Patient:
-    """What the figure shows of a patient: the same slice as scanned and homogenized."""
+    """The slice of a patient in the figure, as scanned and homogenized."""
 
     title: str
     scanned: _View
@@ -245,20 +264,20 @@ class _Patient:
 
 
 def _views(case: Case, predictor: Predictor, side: int) -> _Patient:
-    """The slice with most kidney and tumour, with what is known and what the model found."""
+    """The slice with most kidney and tumour, with reference and predicted labels."""
     assert case.labels is not None
     scan = read(case.images[0]).volume
-    known = read(case.labels, ReadOptions(values="labels")).volume
+    reference = read(case.labels, ReadOptions(values="labels")).volume
     result = predictor(scan, case.id)
     (posed,) = result.progress.steps["pose"]
     body = body_mask(scan)
-    k = int((known.data[0] > 0).sum((1, 2)).argmax())
+    k = int((reference.data[0] > 0).sum((1, 2)).argmax())
 
     def view(grid: Grid) -> _View:
         return _View(
             hu=resample(scan, grid, fill=AIR_HU).data[0, 0].numpy(),
-            known=resample(known, grid, mode="nearest").data[0, 0].numpy(),
-            found=resample(result.labels, grid, mode="nearest").data[0, 0].numpy(),
+            reference=resample(reference, grid, mode="nearest").data[0, 0].numpy(),
+            predicted=resample(result.labels, grid, mode="nearest").data[0, 0].numpy(),
             body=resample(body.astype(torch.float32), grid).data[0, 0].numpy() > 0.5,
             side_mm=float(grid.spacing_mm.reshape(-1, 3)[0, 2]) * grid.shape[2],
         )
@@ -286,7 +305,7 @@ def _mean_overlap(masks: Sequence[np.ndarray]) -> float:
 
 
 def _draw(patients: Sequence[_Patient], path: Path) -> None:
-    """A column per patient, as scanned and homogenized; then all outlines on each other."""
+    """Draw a column per patient, as scanned and homogenized, and all outlines overlaid."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -318,7 +337,7 @@ def _draw(patients: Sequence[_Patient], path: Path) -> None:
 def _show(axes: Axes, view: _View) -> None:
     axes.imshow(view.hu, cmap="gray", vmin=_WINDOW_HU[0], vmax=_WINDOW_HU[1])
     for label in KIDNEY_TUMOUR.labels:
-        for labels, style in ((view.found, "solid"), (view.known, "dotted")):
+        for labels, style in ((view.predicted, "solid"), (view.reference, "dotted")):
             if (labels == label.id).any():
                 axes.contour(
                     labels == label.id,

@@ -1,4 +1,4 @@
-"""What the networks run on: device, arithmetic, and the allocator behind it."""
+"""Device, precision and memory allocator of the networks."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Device:
 
     Attributes:
         torch: the device.
-        precision: of the networks' forward passes; weights stay float32.
-        note: how it was chosen, if that was left open.
+        precision: of the networks' forward passes; weights are float32.
+        note: the choice made for "auto".
     """
 
     torch: torch.device
@@ -36,7 +36,7 @@ class Device:
     note: str = ""
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The context in which networks run."""
+        """The context for forward passes."""
         if self.precision == "bf16":
             return torch.autocast(self.torch.type, dtype=torch.bfloat16)
         return nullcontext()
@@ -45,15 +45,15 @@ class Device:
 def choose_device(
     name: str = "auto", precision: Literal["auto", "fp32", "bf16"] = "auto"
 ) -> Device:
-    """The device of this name; "auto" takes a GPU if there is one. "auto" alone may fall back.
+    """The device of this name. "auto" uses a GPU if available; only "auto" may fall back.
 
     Args:
         name: "auto", "cpu", "cuda", "cuda:N" or "mps".
-        precision: "auto" is bf16 where the device has instructions for it, else fp32.
+        precision: "auto" is bf16 if the device supports it natively, otherwise fp32.
 
     Raises:
-        UsageError: "unknown-device": no such name.
-        ResourceError: "no-such-device": this machine does not have it.
+        UsageError: "unknown-device": invalid name.
+        ResourceError: "no-such-device": not available on this machine.
     """
     note = ""
     if name == "auto":
@@ -62,7 +62,7 @@ def choose_device(
     kind, _, number = name.partition(":")
     if kind not in ("cpu", "cuda", "mps") or (number and not (kind == "cuda" and number.isdigit())):
         raise UsageError(
-            f"there is no device '{name}'",
+            f"unknown device '{name}'",
             code="unknown-device",
             next_step="Choose auto, cpu, cuda, cuda:N or mps.",
         )
@@ -71,23 +71,24 @@ def choose_device(
     )
     if missing:
         raise ResourceError(
-            f"this machine has no device '{name}'",
+            f"device '{name}' is not available on this machine",
             code="no-such-device",
             next_step="Choose another --device, or auto.",
         )
     chosen: Precision = "fp32" if precision == "auto" else precision
-    if precision == "auto" and _computes_bf16(kind):
+    if precision == "auto" and _supports_bf16(kind):
         chosen = "bf16"
     return Device(torch=torch.device(name), precision=chosen, note=note)
 
 
 def tune_allocator() -> bool:
-    """Let glibc keep the memory of freed tensors, instead of handing it back and asking anew.
+    """Let glibc keep the memory of freed tensors instead of returning it to the system.
 
-    To be called before the first large tensor. Exact; does nothing where there is no glibc.
+    Call it before the first large tensor is allocated. Results are unaffected. No effect without
+    glibc.
 
     Returns:
-        Whether it was done.
+        True if the allocator was changed.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -97,7 +98,7 @@ def tune_allocator() -> bool:
     return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
 
 
-def _computes_bf16(kind: str) -> bool:
+def _supports_bf16(kind: str) -> bool:
     if kind == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if kind == "cpu":

@@ -1,4 +1,4 @@
-"""Several processes that train as one: joined by torchrun, batch norms over the whole batch."""
+"""Distributed training: processes started by torchrun, batch norms over the global batch."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ R = TypeVar("R")
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
-    """The processes that torchrun started, joined for as long as this lasts."""
+    """Initialize the process group if torchrun started several processes; destroy it on exit."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield
-        dist.barrier()  # one that left while others still talk to it would end them, and itself
+        dist.barrier()  # a process that leaves early makes the others fail
     finally:
         dist.destroy_process_group()
 
 
 def local_device(name: str) -> str:
-    """Under torchrun each process takes the GPU of its number."""
+    """The device of this process: under torchrun the GPU of its local rank."""
     number = os.environ.get("LOCAL_RANK")
     if number is not None and (name == "cuda" or (name == "auto" and torch.cuda.is_available())):
         return f"cuda:{number}"
@@ -52,12 +52,12 @@ def local_device(name: str) -> str:
 
 
 def rank() -> int:
-    """Number of this process among those that are joined; 0 alone."""
+    """Rank of this process; 0 without a process group."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def broadcast(value: T) -> T:
-    """The first process's value, plain data, in all: what they decide by must be the same."""
+    """The value of rank 0, plain data, in all processes, so that all decide alike."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return value
     shared = [value]
@@ -67,9 +67,9 @@ def broadcast(value: T) -> T:
 
 @contextmanager
 def first_alone() -> Iterator[bool]:
-    """True in the first process, False in the others, which wait at the end until it has done.
+    """True on rank 0, False on the others, which wait at the end for rank 0.
 
-    It may take a day, longer than other waits are given: a data set is read meanwhile.
+    The timeout is a day, longer than for other collectives: rank 0 may read a data set.
     """
     if not dist.is_initialized():
         yield True
@@ -80,10 +80,10 @@ def first_alone() -> Iterator[bool]:
 
 
 def all_gather(values: Tensor) -> Tensor:
-    """The values (n, ...) of all processes, (processes * n, ...): process by process.
+    """The values (n, ...) of all processes, concatenated by rank: (processes * n, ...).
 
-    Differentiable: the gradients of all processes' losses come back to each value's own process.
-    The values themselves where there is one process.
+    Differentiable: the gradients of all processes' losses return to the process that owns a value.
+    With one process, returns the values unchanged.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return values
@@ -97,19 +97,19 @@ def all_gather(values: Tensor) -> Tensor:
 
 
 def shared_map(task: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """`task` of all items, in their order, each done by one of the processes; plain data."""
+    """Apply `task` to all items, distributed over the processes; plain data, in order."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return [task(item) for item in items]
     world = dist.get_world_size()
-    mine = {k: task(items[k]) for k in range(rank(), len(items), world)}
+    own = {k: task(items[k]) for k in range(rank(), len(items), world)}
     parts: list[Any] = [None] * world
-    dist.all_gather_object(parts, mine)
+    dist.all_gather_object(parts, own)
     done: dict[int, R] = {k: value for part in parts for k, value in part.items()}
     return [done[k] for k in range(len(items))]
 
 
 def share_norms(net: nn.Module) -> None:
-    """Let the batch norms inside a network count the samples of all processes, in place."""
+    """Replace the batch norms of a network by `SharedBatchNorm`, in place."""
     for parent in list(net.modules()):
         for name, child in parent.named_children():
             if isinstance(child, _BatchNorm) and not isinstance(child, SharedBatchNorm):
@@ -119,14 +119,14 @@ def share_norms(net: nn.Module) -> None:
 class SharedBatchNorm(_BatchNorm):
     """Batch norm over the batches of all processes; on any device, unlike torch's SyncBatchNorm.
 
-    Its state is that of the norm it replaces.
+    It shares the state of the norm it replaces.
     """
 
     @classmethod
     def like(cls, norm: _BatchNorm) -> SharedBatchNorm:
-        """One with the same settings that shares the parameters and statistics of `norm`."""
+        """A norm with the same settings that shares the parameters and statistics of `norm`."""
         if norm.momentum is None or not norm.affine or not norm.track_running_stats:
-            raise ValueError(f"{norm} is not shared between processes")
+            raise ValueError(f"{norm} cannot be shared between processes")
         shared = cls(norm.num_features, eps=norm.eps, momentum=norm.momentum)
         shared.weight, shared.bias = norm.weight, norm.bias
         shared.running_mean, shared.running_var = norm.running_mean, norm.running_var
@@ -135,7 +135,7 @@ class SharedBatchNorm(_BatchNorm):
         return shared
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
-        """(n, channels, ...), normalised by the mean and variance of all processes' samples."""
+        """Normalise (n, channels, ...) by the mean and variance over all processes' samples."""
         if not self.training or not dist.is_initialized():
             return super().forward(input)
         from torch.distributed.nn.functional import all_reduce
@@ -162,4 +162,4 @@ class SharedBatchNorm(_BatchNorm):
 
     def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002
         if input.ndim < 2:
-            raise ValueError(f"(n, channels, ...) is needed, not {tuple(input.shape)}")
+            raise ValueError(f"expected (n, channels, ...), got {tuple(input.shape)}")

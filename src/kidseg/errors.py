@@ -1,9 +1,8 @@
-"""Every way kidseg refuses, and what it noticed without refusing.
+"""Exceptions, and findings that do not stop the work.
 
-One tree of exceptions: each class carries the exit code of the command line and the status of the
-server, so that neither translates anything. Each message names the file, the cause and the next
-step. A `Finding` is the same three things for what did not stop the work; findings are returned,
-never printed and forgotten, and reach `result.json`.
+Each exception class carries the exit code of the command line and the HTTP status of the server.
+Each message states the file, the cause and the next step. A `Finding` states the same without
+stopping the work; findings are returned, not printed, and are written to `result.json`.
 """
 
 from __future__ import annotations
@@ -26,17 +25,17 @@ __all__ = [
 ]
 
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-"""Error numbers of a disk, or of a quota, with no room left."""
+"""Error numbers of a full disk or an exceeded quota."""
 
 Severity = Literal["warning", "error"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """Something noticed about an input.
+    """An observation about an input.
 
     `code` is a stable kebab-case name ("anisotropic-voxels") for programs; `cause` and `next_step`
-    are sentences for people. `path` is the file or folder it is about.
+    are sentences for people. `path` is the file or folder concerned.
     """
 
     code: str
@@ -54,15 +53,15 @@ class Finding:
 
 
 class KidsegWarning(UserWarning):
-    """How `kidseg.load` passes a `Finding` to a Python user who did not ask for findings."""
+    """Category of the warnings by which `kidseg.load` reports findings."""
 
 
 class KidsegError(Exception):
-    """Base of every error that kidseg raises on purpose.
+    """Base class of all errors raised by kidseg.
 
     Args:
-        cause: what is wrong, in one sentence, without the path.
-        path: the file or folder at fault.
+        cause: the problem in one sentence, without the path.
+        path: the file or folder concerned.
         next_step: what the user can do about it.
         code: stable kebab-case name of the cause, for programs and tests.
     """
@@ -85,7 +84,7 @@ class KidsegError(Exception):
         super().__init__(_sentence(self.path, cause, next_step))
 
     def as_finding(self) -> Finding:
-        """This error as one entry of a list of problems, for `kidseg check`."""
+        """Convert this error to a finding, for `kidseg check`."""
         return Finding(
             code=self.code or type(self).__name__,
             path=self.path or "",
@@ -96,35 +95,35 @@ class KidsegError(Exception):
 
 
 class UsageError(KidsegError):
-    """The command was called wrongly: an unknown option value, an output that already exists."""
+    """Invalid call: an unknown option value, an output that already exists."""
 
     exit_code = 2
     http_status = 400
 
 
 class InputError(KidsegError):
-    """A file or data set is not sound, or is not what was asked for."""
+    """A file or data set is invalid, or not of the requested kind."""
 
     exit_code = 3
     http_status = 422
 
 
 class BatchError(KidsegError):
-    """Some cases of a batch failed; the others are done."""
+    """Some cases of a batch failed; the others are complete."""
 
     exit_code = 4
     http_status = 500
 
 
 class ResourceError(KidsegError):
-    """Not enough memory or disk."""
+    """Not enough memory or disk space."""
 
     exit_code = 5
     http_status = 507
 
 
 class ModelError(KidsegError):
-    """A model or a stored state is damaged, altered or of another version."""
+    """A model or a stored state is damaged, modified or of another version."""
 
     exit_code = 6
     http_status = 500

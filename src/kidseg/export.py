@@ -1,12 +1,13 @@
-"""A data set as nnU-Net v2's raw folder: `Dataset042_Name`, ready for its planning.
+"""Export a data set as an nnU-Net v2 raw folder, `Dataset042_Name`.
 
-    dataset.json, imagesTr/, labelsTr/, imagesTs/    as nnU-Net wants them, all .nii.gz
-    splits_final.json                                our folds; see `export_nnunet`
+    dataset.json, imagesTr/, labelsTr/, imagesTs/    in nnU-Net's format, all .nii.gz
+    splits_final.json                                kidseg's folds; see `export_nnunet`
     patients.csv                                     patient, age and side, for kidseg
 
-Voxels are never interpolated nor put in another order. A file that fits is hard-linked, or copied
-where that cannot be; others (another format, other label numbers, labels stored in another order
-than the image) are written anew. The folder takes its name only when it is whole.
+Voxels are never interpolated or reordered. Files in the required format are hard-linked, or copied
+if links are not possible. Others (another format, other label numbers, labels stored in another
+order than the image) are written as new files. The folder is renamed to its final name when it is
+complete.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from __future__ import annotations
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -47,14 +49,14 @@ _NAME = re.compile(r"Dataset\d{3}_.+")
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What was written.
+    """The result of an export.
 
     Attributes:
         root: the folder.
-        new_from_old: {label number in the data set: in the export}, without those that stay.
-        linked: files that are links to, or copies of, those of the data set.
-        written: files that were written anew.
-        findings: what was noticed on the way.
+        new_from_old: {label in the data set: label in the export}, changed labels only.
+        linked: number of files linked to, or copied from, the data set.
+        written: number of new files.
+        findings: of the readers.
     """
 
     root: Path
@@ -74,9 +76,9 @@ class Exported:
         }
 
     def __str__(self) -> str:
-        said = [f"{finding.severity}: {finding}" for finding in self.findings]
+        lines = [f"{finding.severity}: {finding}" for finding in self.findings]
         files = f"{self.linked} file(s) linked, {self.written} written"
-        return "\n".join([*said, f"{self.root}: {files}."])
+        return "\n".join([*lines, f"{self.root}: {files}."])
 
 
 @dataclass(frozen=True)
@@ -101,34 +103,32 @@ def export_nnunet(
 
     Args:
         dataset: in any layout.
-        out: folder to make, named as nnU-Net wants it, `Dataset042_Name`, in its folder nnUNet_raw.
-        cyst: what a cyst is to count as; it stays a label of its own by default.
-        splits: folds for splits_final.json. nnU-Net's planner copies that file to its folder of
-            preprocessed data, where its training looks for it; versions that do not need it copied
-            there by hand.
+        out: folder to create, with nnU-Net's naming, `Dataset042_Name`, in its folder nnUNet_raw.
+        cyst: what a cyst counts as; None: its own label.
+        splits: folds for splits_final.json. nnU-Net's planner copies this file to the folder of
+            preprocessed data, where training reads it. With versions that do not, copy it manually.
         options: how to read the files that are not linked.
-        overwrite: replace an nnU-Net data set that is at `out`.
-        jobs: cases written at the same time.
-        progress: called with (done, all) after each case.
+        overwrite: replace an nnU-Net data set at `out`.
+        jobs: cases written in parallel.
+        progress: called with (done, total) after each case.
 
     Raises:
-        UsageError: "bad-dataset-name"; "output-exists"; "not-a-dataset": `out` is there and is no
-            nnU-Net data set, so it is not replaced; "export-into-itself";
-            "unknown-case": `splits` name one that is not there; and as `count_cyst`.
-        InputError: a file cannot be read, or labels do not lie on their image ("grid-mismatch").
-        ResourceError: "disk-full". Nothing is left at `out` then, and what was there stays.
+        UsageError: "bad-dataset-name"; "output-exists"; "not-a-dataset": `out` exists and is not an
+            nnU-Net data set, so it is not replaced; "export-into-itself"; "unknown-case": in
+            `splits`; and as `count_cyst`.
+        InputError: a file cannot be read; labels and image differ in grid ("grid-mismatch").
+        ResourceError: "disk-full"; `out` is unchanged.
     """
     out = Path(out)
     _check_out(out, dataset, overwrite)
     _check_splits(splits, dataset)
     learned = learned_labels(dataset, cyst)
-    moved = {old: new for old, new in learned.new_from_old.items() if old != new}
-    aside = _aside(out)
-    try:
-        files = _write_cases(dataset, aside, moved, options or ReadOptions(), jobs, progress)
-        _write_tables(dataset, aside, splits)
+    changed = {old: new for old, new in learned.new_from_old.items() if old != new}
+    with _renamed_when_complete(out) as temporary:
+        files = _write_cases(dataset, temporary, changed, options or ReadOptions(), jobs, progress)
+        _write_tables(dataset, temporary, splits)
         write_dataset_json(
-            aside,
+            temporary,
             channels=dataset.channels,
             schema=learned.schema,
             n_training=len(dataset.cases),
@@ -136,21 +136,9 @@ def export_nnunet(
             region_order=learned.target.writes if dataset.region_order else (),
             ignore_label=learned.ignore,
         )
-        _put(aside, out)
-    except OSError as error:
-        if error.errno not in DISK_FULL:
-            raise
-        raise ResourceError(
-            "the disk is full; nothing was exported",
-            path=out,
-            code="disk-full",
-            next_step="Free some space, or export elsewhere.",
-        ) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return Exported(
         root=out,
-        new_from_old=moved,
+        new_from_old=changed,
         linked=sum(one.linked for one in files),
         written=sum(one.written for one in files),
         findings=tuple(finding for one in files for finding in one.findings),
@@ -160,31 +148,31 @@ def export_nnunet(
 def _check_out(out: Path, dataset: Dataset, overwrite: bool) -> None:
     if not _NAME.fullmatch(out.name):
         raise UsageError(
-            "nnU-Net does not find a data set of this name",
+            "not a valid name of an nnU-Net data set",
             path=out,
             code="bad-dataset-name",
-            next_step="Name it like Dataset042_Kidney: three digits and a name.",
+            next_step="Use a name such as Dataset042_Kidney: three digits and a name.",
         )
     here, there = out.resolve(), dataset.root.resolve()
     if here == there or here in there.parents or there in here.parents:
         raise UsageError(
-            f"it is, or lies in, or holds the data set itself ({dataset.root})",
+            f"the output is, contains or is inside the data set itself ({dataset.root})",
             path=out,
             code="export-into-itself",
-            next_step="Choose a folder apart from it.",
+            next_step="Choose a folder outside the data set.",
         )
     if not (out.exists() or out.is_symlink()):
         return
     if not overwrite:
         raise UsageError(
-            "it exists already",
+            "already exists",
             path=out,
             code="output-exists",
-            next_step="Choose another name, or --overwrite.",
+            next_step="Choose another name, or use --overwrite.",
         )
     if out.is_symlink() or not (out / DATASET_JSON).is_file():
         raise UsageError(
-            "it is no nnU-Net data set, so it is not replaced",
+            "not an nnU-Net data set, so it is not replaced",
             path=out,
             code="not-a-dataset",
             next_step="Choose another name, or remove it.",
@@ -195,16 +183,36 @@ def _check_splits(splits: Sequence[Split], dataset: Dataset) -> None:
     named = {case for fold in splits for case in (*fold.train, *fold.validation)}
     if unknown := sorted(named - set(dataset.by_id)):
         raise UsageError(
-            f"the splits name case '{unknown[0]}', which is no training case",
+            f"the splits contain case '{unknown[0]}', which is not a training case",
             path=dataset.root,
             code="unknown-case",
-            next_step="Make the splits from this data set.",
+            next_step="Create the splits from this data set.",
         )
 
 
-def _aside(out: Path) -> Path:
-    """A new folder beside `out`, on the same disk."""
-    folder = _beside(out)
+@contextmanager
+def _renamed_when_complete(out: Path) -> Iterator[Path]:
+    """A temporary folder to write to; renamed to `out` on success, otherwise removed."""
+    temporary = _make_temporary(out)
+    try:
+        yield temporary
+        _rename(temporary, out)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise ResourceError(
+            "the disk is full; nothing was exported",
+            path=out,
+            code="disk-full",
+            next_step="Free some disk space, or export elsewhere.",
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _make_temporary(out: Path) -> Path:
+    """Create a temporary folder next to `out`, on the same disk."""
+    folder = _temporary_name(out)
     try:
         folder.mkdir(parents=True)
     except OSError as error:
@@ -213,27 +221,27 @@ def _aside(out: Path) -> Path:
                 "the disk is full; nothing was exported", path=out, code="disk-full"
             ) from error
         raise InputError(
-            f"its folder cannot be written to ({error.strerror})",
+            f"cannot write to its parent folder ({error.strerror})",
             path=out,
             code="not-writable",
-            next_step="Choose a folder that you may write to.",
+            next_step="Choose a writable folder.",
         ) from error
     return folder
 
 
-def _beside(out: Path) -> Path:
+def _temporary_name(out: Path) -> Path:
     return out.parent / f".kidseg-{secrets.token_hex(8)}"
 
 
-def _put(aside: Path, out: Path) -> None:
-    """Give the whole folder its name; what had it goes, last."""
+def _rename(temporary: Path, out: Path) -> None:
+    """Rename the complete folder to `out`; remove an earlier one last."""
     if not out.exists():
-        aside.rename(out)
+        temporary.rename(out)
         return
-    old = _beside(out)
+    old = _temporary_name(out)
     out.rename(old)
     try:
-        aside.rename(out)
+        temporary.rename(out)
     except OSError:
         old.rename(out)
         raise
@@ -253,7 +261,7 @@ def _write_tables(dataset: Dataset, root: Path, splits: Sequence[Split]) -> None
 def _write_cases(
     dataset: Dataset,
     root: Path,
-    moved: Mapping[int, int],
+    changed: Mapping[int, int],
     options: ReadOptions,
     jobs: int,
     progress: Progress | None,
@@ -264,7 +272,7 @@ def _write_cases(
     done: list[_Files] = []
     pool = ThreadPoolExecutor(max(1, jobs))
     try:
-        for files in pool.map(lambda c: _write_case(c, dataset, root, moved, options), cases):
+        for files in pool.map(lambda c: _write_case(c, dataset, root, changed, options), cases):
             done.append(files)
             if progress is not None:
                 progress(len(done), len(cases))
@@ -274,7 +282,7 @@ def _write_cases(
 
 
 def _write_case(
-    case: Case, dataset: Dataset, root: Path, moved: Mapping[int, int], options: ReadOptions
+    case: Case, dataset: Dataset, root: Path, changed: Mapping[int, int], options: ReadOptions
 ) -> _Files:
     targets, labels_target = case_paths(root, "nnunet", case.id, len(dataset.channels))
     if case.labels is None:
@@ -288,44 +296,44 @@ def _write_case(
             linked += 1
         else:
             is_ct = dataset.holds_ct(channel)
-            asked = replace(options, values="ct" if is_ct else "any", volume=volume)
-            scan = read(source, asked)
+            scan_options = replace(options, values="ct" if is_ct else "any", volume=volume)
+            scan = read(source, scan_options)
             findings += scan.findings
             _save(scan, scan.volume, target)
         native = read_grid(target) if native is None else native
     if case.labels is not None and native is not None:
-        fits = not moved and _fits(case.labels, options)
+        fits = not changed and _fits(case.labels, options)
         if fits and read_grid(case.labels, options).same_as(native):
             _link(case.labels, labels_target)
             linked += 1
         else:
-            findings += _write_labels(case.labels, labels_target, targets[0], moved, options)
+            findings += _write_labels(case.labels, labels_target, targets[0], changed, options)
     total = len(targets) + (case.labels is not None)
     return _Files(linked, total - linked, tuple(findings))
 
 
 def _write_labels(
-    source: Path, target: Path, image: Path, moved: Mapping[int, int], options: ReadOptions
+    source: Path, target: Path, image: Path, changed: Mapping[int, int], options: ReadOptions
 ) -> tuple[Finding, ...]:
-    """The labels as uint8 with their new numbers, voxel by voxel as the written image."""
+    """Write labels as uint8 with new numbers, in the voxel order of the written image."""
     scan = read(source, replace(options, values="labels"))
     try:
-        save(relabelled(scan.volume, moved), target, like=image)
+        save(relabelled(scan.volume, changed), target, like=image)
     except InputError as error:
         cause = error.cause
         if error.code == "grid-mismatch":
-            cause = "its labels do not lie on the voxels of the image"
+            cause = "the grid of the labels differs from that of the image"
         raise InputError(
             cause,
             path=source,
             code=error.code,
-            next_step="'kidseg check' says more about it.",
+            next_step="Run 'kidseg check' for details.",
         ) from error
     return scan.findings
 
 
 def _fits(path: Path, options: ReadOptions) -> bool:
-    """May nnU-Net have the file as it is: upright gzip NIfTI, named so, its header believed?"""
+    """Can nnU-Net use the file unchanged: upright .nii.gz, with a header read without overrides?"""
     if options.trust is not None or options.spacing_mm is not None:
         return False
     if not (path.is_file() and path.name.endswith(".nii.gz") and kind_of(path) == "nifti"):
@@ -335,7 +343,7 @@ def _fits(path: Path, options: ReadOptions) -> bool:
 
 
 def _link(source: Path, target: Path) -> None:
-    """A hard link; a copy on another disk or where links are not allowed."""
+    """Create a hard link, or a copy on another disk or if links are not allowed."""
     source = source.resolve()
     try:
         target.hardlink_to(source)
@@ -346,6 +354,6 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _save(scan: Scan, volume: Volume, target: Path) -> None:
-    """In the voxel order of the file, unless its voxels had to be resampled to be upright."""
+    """Write in the voxel order of the source file, unless the reader resampled a sheared grid."""
     resampled = any(finding.code == "slightly-sheared" for finding in scan.findings)
     save(volume, target, like=None if resampled else scan.native)

@@ -1,4 +1,4 @@
-"""What a model file says of itself, read without torch."""
+"""The header of a model file, read without torch."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from kidseg.errors import ModelError
 __all__ = ["FORMAT", "KEY", "read_header"]
 
 FORMAT = 1
-"""Number of the header's layout; a file of a higher one was written by a later kidseg."""
+"""Version of the header format; a later kidseg may write a higher one."""
 
 KEY = "kidseg"
-"""Where the header stands among the metadata of a .safetensors file."""
+"""Key of the header in the metadata of a .safetensors file."""
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """The header of a model file, without reading a tensor.
+    """Read the header of a model file, without its tensors.
 
     Raises:
-        ModelError: the file is missing, no model of kidseg, cut short, or of a later format.
+        ModelError: the file is missing, truncated, not a kidseg model, or of a later format.
     """
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             if not 2 <= length <= size - 8:
-                raise ValueError("its header is cut short")
+                raise ValueError("the header is truncated")
             layout = json.loads(file.read(length))
         header: dict[str, Any] = json.loads(layout["__metadata__"][KEY])
         ends = [entry["data_offsets"][1] for key, entry in layout.items() if key != "__metadata__"]
         if 8 + length + max(ends, default=0) != size:
-            raise ValueError(f"{size} bytes where its header says {8 + length + max(ends)}")
+            raise ValueError(f"{size} bytes, but the header requires {8 + length + max(ends)}")
     except OSError as error:
         raise ModelError(
             f"cannot be read: {error.strerror}",
@@ -44,14 +44,14 @@ def read_header(path: Path) -> dict[str, Any]:
         ) from error
     except (ValueError, KeyError, TypeError, struct.error) as error:
         raise ModelError(
-            f"is no whole kidseg model: {error}",
+            f"not a complete kidseg model: {error}",
             path=path,
-            next_step="Copy it again, or train it again.",
+            next_step="Copy the file again, or train the model again.",
             code="damaged-model",
         ) from error
     if header.get("format", 0) > FORMAT:
         raise ModelError(
-            f"has format {header['format']}; this kidseg reads up to {FORMAT}",
+            f"format {header['format']} is not supported; this kidseg reads formats up to {FORMAT}",
             path=path,
             next_step="Install a newer kidseg.",
             code="later-format",

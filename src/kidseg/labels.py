@@ -1,9 +1,8 @@
-"""What the numbers in a label volume mean.
+"""The meaning of the numbers in a label volume.
 
-The schema comes from the data set: kidney and tumour are the default, and any other set of names
-works everywhere. A *label* is one voxel value; a *region* is a named union of labels and is what
-figures are reported for. Which labels are kidney, tumour or cyst is told from their names, by
-`kidseg.meaning`.
+The schema comes from the data set. Kidney and tumour are the default; any other names work too. A
+*label* is one voxel value. A *region* is a named union of labels; metrics are reported per region.
+`kidseg.meaning` derives from the names which labels are kidney, tumour or cyst.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ __all__ = [
 
 CystAs = Literal["tumour", "kidney", "background"]
 
-# Distinct colours for labels that bring none: the Okabe-Ito palette, safe for colour-blind readers.
+# Colours of labels without one of their own: the Okabe-Ito palette, safe for colour-blind readers.
 # Source: Okabe and Ito, "Color Universal Design", 2008.
 _PALETTE = (
     (0, 158, 115),
@@ -57,7 +56,7 @@ class Code:
 
 @dataclass(frozen=True, kw_only=True)
 class Label:
-    """One voxel value: number (1..255), name, colour (0..255 each), coded concept if known."""
+    """One voxel value: number (1..255), name, colour (0..255 each), and coded concept if known."""
 
     id: int
     name: str
@@ -74,8 +73,8 @@ class LabelSchema:
         regions: {name: labels}, in the order of the report; `usual_regions` unless given.
 
     Raises:
-        ValueError: a number or a name occurs twice, a number is outside 1..255, or a region names
-            a number that is no label.
+        ValueError: a number or a name occurs twice, a number is outside 1..255, or a region
+            contains a number that is not a label.
     """
 
     labels: tuple[Label, ...]
@@ -90,7 +89,7 @@ class LabelSchema:
             raise ValueError(f"label numbers must lie in 1..255: {ids}")
         for name, members in self.regions.items():
             if not members or not set(members) <= set(ids):
-                raise ValueError(f"region '{name}' = {members} must name some of the labels {ids}")
+                raise ValueError(f"region '{name}' = {members} must contain only labels of {ids}")
         if not self.regions:
             object.__setattr__(self, "regions", self.usual_regions())
 
@@ -98,10 +97,10 @@ class LabelSchema:
     def from_names(
         cls, names: Mapping[int, str], regions: Mapping[str, tuple[int, ...]] | None = None
     ) -> LabelSchema:
-        """A schema for {number: name}, as data sets state it; what is understood has its code.
+        """A schema for {number: name} as stated by a data set; recognized labels get their code.
 
-        Kidney, tumour and cyst have their own colours; a second label of one of them, as the other
-        kidney, and labels that are not understood have others.
+        Kidney, tumour and cyst have fixed colours. A second label of the same meaning (the other
+        kidney) and unrecognized labels get other colours.
         """
         names = {number: name for number, name in sorted(names.items()) if number != 0}
         like = {number: _USUAL.get(m) for number, m in _meanings(names, regions or {}).items()}
@@ -128,29 +127,30 @@ class LabelSchema:
 
     @cached_property
     def meaning(self) -> dict[int, Meaning | None]:
-        """{number: kidney, tumour or cyst}; None where that is not understood.
+        """{number: kidney, tumour or cyst}; None if the label is not recognized.
 
-        The code of a label decides; then its name; then the smallest region that holds it and is
-        understood, less what smaller regions in it are: in nnU-Net's KiTS23, `kidney` = 1, 2, 3,
+        The code of a label takes precedence, then its name, then the smallest recognized region
+        that contains it, minus the meanings of smaller regions inside it: in nnU-Net's KiTS23,
+        `kidney` = 1, 2, 3,
         `masses` = 2, 3 and `tumor` = 2 make 1 kidney, 2 tumour and 3 cyst.
         """
         coded = {label.id: _MEANING_OF_CODE.get(label.code) for label in self.labels if label.code}
-        told = _meanings(self.names, self.regions)
-        return {number: coded.get(number) or meant for number, meant in told.items()}
+        named = _meanings(self.names, self.regions)
+        return {number: coded.get(number) or meaning for number, meaning in named.items()}
 
     def ids_of(self, *meanings: Meaning) -> tuple[int, ...]:
-        """The labels that mean one of these, in the order of `meanings`, then of the schema."""
+        """The labels with one of these meanings, ordered by `meanings`, then by the schema."""
         return tuple(i for m in meanings for i in self.ids if self.meaning[i] == m)
 
     def usual_regions(self, cyst: CystAs | None = None) -> dict[str, tuple[int, ...]]:
-        """The regions by which kidneys are reported, as far as there are labels for them.
+        """The standard regions for reporting kidneys, as far as the schema has labels for them.
 
-        Always both conventions: kidney, kidney+tumour, tumour; where cysts are labels of their own,
-        KiTS23's kidney+mass, mass, tumour. Left and right are united. A label that is not
-        understood is a region of its own name.
+        Both conventions: kidney, kidney+tumour, tumour; with separate cyst labels KiTS23's
+        kidney+mass, mass, tumour. Left and right are merged. An unrecognized label is a region
+        under its own name.
 
         Args:
-            cyst: what a cyst counts as; None: as a label of its own.
+            cyst: what a cyst counts as; None: its own label.
         """
         kidney, tumour, cysts = (self.ids_of(m) for m in ("kidney", "tumour", "cyst"))
         if cyst is not None:
@@ -175,32 +175,31 @@ class LabelSchema:
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What the output channels of a network mean, and so how labels are decided.
+    """The meaning of a network's output channels, and how they are converted to labels.
 
-    Exclusive channels: the background's, then one for each of `channels`; softmax; a voxel's label
-    is what the channel with the highest probability writes (argmax), or 0.
+    Exclusive channels: background, then one for each of `channels`, with softmax. The label of a
+    voxel is the one written by the channel with the highest probability (argmax), or 0.
 
-    Others are regions that may overlap, each with a probability of its own (sigmoid). The labels
-    begin as 0; then, in the order of the channels, every voxel with a probability above 0.5 takes
-    what the channel writes, over what is there::
+    Channels that are not exclusive are regions that may overlap, each with its own probability
+    (sigmoid). Labels are initialized to 0; then, in channel order, each channel overwrites every
+    voxel with a probability above 0.5::
 
         for i, label in enumerate(target.writes):
             labels[probabilities[i] > 0.5] = label
 
-    So regions that hold others must come first. Source: nnU-Net,
+    So a region that contains others must come first. Source: nnU-Net,
     `LabelManager.convert_probabilities_to_segmentation` and region_based_training.md.
 
     Attributes:
-        channels: the labels that each channel covers. Labels that no channel covers count as
-            background.
+        channels: the labels that each channel covers. Other labels count as background.
         exclusive: each voxel belongs to one channel or to the background, so no two channels share
             a label.
         writes: the label that each channel writes, nnU-Net's `regions_class_order`; by default the
-            first that it covers.
+            first label it covers.
 
     Raises:
-        ValueError: no channel, an empty one, exclusive ones that share a label, or another number
-            of labels to write than of channels.
+        ValueError: no channels, an empty channel, exclusive channels that share a label, or the
+            lengths of `writes` and `channels` differ.
     """
 
     channels: tuple[tuple[int, ...], ...]
@@ -222,42 +221,42 @@ class Target:
 
     @classmethod
     def of_labels(cls, schema: LabelSchema) -> Target:
-        """Each label of a schema a channel."""
+        """One channel per label of a schema."""
         return cls(channels=tuple((number,) for number in schema.ids))
 
     @classmethod
     def of_regions(cls, schema: LabelSchema, writes: Sequence[int]) -> Target:
-        """Each region of a schema a channel that may overlap others, in the order of the schema."""
+        """One channel per region of a schema, not exclusive, in the order of the schema."""
         return cls(channels=tuple(schema.regions.values()), exclusive=False, writes=tuple(writes))
 
     @classmethod
     def merged(cls, schema: LabelSchema) -> Target:
-        """Kidneys with all that is in them, one channel: kidney, tumour and cyst.
+        """One channel for kidneys with their contents: kidney, tumour and cyst.
 
         Raises:
-            InputError: "no-kidney-label": no label is understood as kidney.
+            InputError: "no-kidney-label": no label is recognized as kidney.
         """
         if not schema.ids_of("kidney"):
-            raise _lacks("kidney", schema)
+            raise _missing("kidney", schema)
         return cls(channels=(schema.ids_of("kidney", "tumour", "cyst"),))
 
     @classmethod
     def alone(cls, schema: LabelSchema, meaning: Meaning) -> Target:
-        """The labels of one meaning, one channel: "tumour", everything else background.
+        """One channel for the labels of one meaning; everything else is background.
 
         Raises:
-            InputError: "no-kidney-label", "no-tumour-label", "no-cyst-label": there are none.
+            InputError: "no-kidney-label", "no-tumour-label", "no-cyst-label": no such label.
         """
         if not schema.ids_of(meaning):
-            raise _lacks(meaning, schema)
+            raise _missing(meaning, schema)
         return cls(channels=(schema.ids_of(meaning),))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Target:
-        """What `as_dict` gave, from JSON.
+        """Inverse of `as_dict`, also after JSON.
 
         Raises:
-            ValueError, KeyError, TypeError: it is something else.
+            ValueError, KeyError, TypeError: invalid data.
         """
         return cls(
             channels=tuple(tuple(int(i) for i in channel) for channel in data["channels"]),
@@ -275,19 +274,19 @@ class Target:
 
     @property
     def outputs(self) -> int:
-        """Channels of the network; with the background's, if they are exclusive."""
+        """Number of network output channels, including background if exclusive."""
         return len(self.channels) + int(self.exclusive)
 
     @property
     def background(self) -> tuple[float, ...]:
-        """Probabilities where there is background for certain."""
+        """Output probabilities of certain background."""
         return (1.0,) * int(self.exclusive) + (0.0,) * len(self.channels)
 
 
 def unclear_labels(schema: LabelSchema, path: str | Path) -> tuple[Finding, ...]:
-    """Warnings where it is not understood what the labels of a data set are.
+    """Warnings about labels of a data set that are not recognized.
 
-    "label-not-understood" names them all; "no-kidney-label": none is understood as kidney.
+    "label-not-understood" names them all; "no-kidney-label": no label is recognized as kidney.
 
     Args:
         schema: of the data set.
@@ -300,24 +299,24 @@ def unclear_labels(schema: LabelSchema, path: str | Path) -> tuple[Finding, ...]
             Finding(
                 code="label-not-understood",
                 path=str(path),
-                cause=f"it is not understood whether these labels are kidney, tumour or cyst: "
+                cause="these labels are not recognized as kidney, tumour or cyst: "
                 f"{_listed(names)}; they are trained and reported under their own names",
-                next_step="If one is, rename it, or the region that holds it, in dataset.json: "
-                "'kidney', 'tumour' or 'cyst'.",
+                next_step="If one of them is, rename it, or the region that contains it, in "
+                "dataset.json: 'kidney', 'tumour' or 'cyst'.",
             )
         )
     if not schema.ids_of("kidney"):
-        error = _lacks("kidney", schema, path)
+        error = _missing("kidney", schema, path)
         found.append(replace(error.as_finding(), severity="warning"))
     return tuple(found)
 
 
-def _lacks(meaning: Meaning, schema: LabelSchema, path: str | Path | None = None) -> InputError:
+def _missing(meaning: Meaning, schema: LabelSchema, path: str | Path | None = None) -> InputError:
     return InputError(
-        f"none of its labels is understood as {meaning}: {_listed(schema.names)}",
+        f"no label is recognized as {meaning}: {_listed(schema.names)}",
         path=path,
         code=f"no-{meaning}-label",
-        next_step=f"Name it '{meaning}' in dataset.json, or 'left {meaning}' and so on.",
+        next_step=f"Name the label '{meaning}', or 'left {meaning}' and so on, in dataset.json.",
     )
 
 
@@ -328,12 +327,12 @@ def _listed(names: Mapping[int, str]) -> str:
 def _meanings(
     names: Mapping[int, str], regions: Mapping[str, tuple[int, ...]]
 ) -> dict[int, Meaning | None]:
-    """What labels mean by their names, or else by the regions that hold them."""
+    """Meaning of each label by its name, or else by the regions that contain it."""
     return {i: meaning_of(name) or _by_regions(i, regions) for i, name in names.items()}
 
 
 def _by_regions(number: int, regions: Mapping[str, tuple[int, ...]]) -> Meaning | None:
-    """What the smallest region that is understood means, less what smaller ones in it are."""
+    """Meaning of the smallest recognized region, minus the meanings of regions inside it."""
     for name, members in sorted(regions.items(), key=lambda region: len(set(region[1]))):
         if number not in members or not (meanings := meanings_in(name)):
             continue
@@ -342,13 +341,13 @@ def _by_regions(number: int, regions: Mapping[str, tuple[int, ...]]) -> Meaning 
         if rest == meanings:
             return meaning_of(name)
         if rest == {"tumour", "cyst"}:
-            return "tumour"  # a mass, not told apart
+            return "tumour"  # a mass, not specified further
         return next(iter(rest)) if len(rest) == 1 else None
     return None
 
 
 def _colours() -> Iterator[tuple[int, int, int]]:
-    """The palette, then hues a golden section apart, so that neighbours differ."""
+    """The palette, then hues spaced by the golden ratio, so that consecutive colours differ."""
     yield from _PALETTE
     for k in count(1):
         red, green, blue = hsv_to_rgb(k * 0.61803398875 % 1.0, 0.65, 0.9)
@@ -379,7 +378,7 @@ KIDNEY_TUMOUR = LabelSchema(
     labels=(_KIDNEY, _TUMOUR),
     regions={"kidney": (1,), "kidney+tumour": (1, 2), "tumour": (2,)},
 )
-"""The default: 1 healthy renal parenchyma, 2 tumour; both reporting conventions, always named."""
+"""The default: 1 healthy renal parenchyma, 2 tumour; both reporting conventions."""
 
 KIDNEY_TUMOUR_CYST = LabelSchema(
     labels=(_KIDNEY, _TUMOUR, _CYST),

@@ -1,9 +1,9 @@
-"""What the name of a label means: kidney, tumour, cyst, or nothing that is known here.
+"""The meaning of a label name: kidney, tumour, cyst, or not recognized.
 
-A name is understood if every word of it is. Case, plural, accents, numbering, the separators
-(`left_kidney`, `Kidney-L`, `KidneyTumor`) and the side do not matter. One unknown word, and the
-name is not understood: an *adrenal* gland, a renal *vein*, a *liver* tumour or a kidney *stone* is
-neither kidney nor renal tumour, and to guess would be worse than to ask.
+A name is recognized if every word in it is. Case, plural, accents, numbering, separators
+(`left_kidney`, `Kidney-L`, `KidneyTumor`) and the side do not matter. One unknown word makes the
+name unrecognized: an *adrenal* gland, a renal *vein*, a *liver* tumour or a kidney *stone* is
+neither kidney nor renal tumour, and a wrong guess would be worse than none.
 
 Sources of the names: KiTS19, KiTS21 and KiTS23 ("kidney", "tumor", "cyst"); nnU-Net's data set of
 KiTS23 ("kidney", "masses", "tumor"); AMOS, BTCV and FLARE22 ("right kidney", "left kidney", also
@@ -11,7 +11,7 @@ KiTS23 ("kidney", "masses", "tumor"); AMOS, BTCV and FLARE22 ("right kidney", "l
 radiotherapy AAPM TG-263 ("Kidney_L", "Kidneys", "Kidney_Cortex_R"), and "GTV". Names of tumours:
 WHO Classification of Tumours, Urinary and Male Genital Tumours (5th edition, 2022) and Pediatric
 Tumours (5th edition, 2023). Nephroblastomatosis and nephrogenic rests are precursors, not tumours,
-and left out on purpose. "Cystic mass" is left out as well: tumour or cyst is what it leaves open.
+and deliberately excluded. "Cystic mass" is excluded too, because it may be a tumour or a cyst.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SIDES: dict[str, Side] = {
     **dict.fromkeys(("left", "l", "lt", "lk", "lkidney"), "left"),
     **dict.fromkeys(("right", "r", "rt", "rk", "rkidney"), "right"),
 }
-# Words that change nothing: which one, how much of it, what is done with it.
+# Words without influence on the meaning: side, extent, kind of annotation.
 _NEUTRAL = {"both", "bilateral", "contralateral", "ipsilateral", "left", "right"}
 _NEUTRAL |= {"l", "lt", "r", "rt", "whole", "total", "entire", "all", "of", "the", "in"}
 _NEUTRAL |= {"label", "mask", "seg", "segmentation"}
@@ -58,9 +58,9 @@ _GLUED = re.compile(r"(left|right)?(.+?)(left|right)?")
 
 
 def meaning_of(name: str) -> Meaning | None:
-    """What the name of a label means; None if it is not understood, or means several things.
+    """The meaning of a label name; None if it is not recognized or has several meanings.
 
-    A label that is a mass or lesion counts as tumour.
+    A mass or lesion counts as tumour.
     """
     meanings = meanings_in(name)
     if meanings == {"tumour", "cyst"} and not _JOINED.search(_plain(name)):
@@ -69,23 +69,23 @@ def meaning_of(name: str) -> Meaning | None:
 
 
 def meanings_in(name: str) -> frozenset[Meaning]:
-    """All that is in a structure of this name: "kidney+tumour" is both, a "mass" tumour or cyst.
+    """All meanings in a name: "kidney+tumour" has both, "mass" has tumour and cyst.
 
-    Empty if any part of the name is not understood.
+    Empty if any part of the name is not recognized.
     """
     split = (set(_words(part)) - _NEUTRAL for part in _JOINED.split(_plain(name)))
-    parts = [_of_words(words) for words in split if words]  # "left and right kidney" is one
+    parts = [_of_words(words) for words in split if words]  # "left and right kidney" has one part
     return frozenset[Meaning]().union(*parts) if all(parts) else frozenset()
 
 
 def side_of(name: str) -> Side | None:
-    """The side that a name gives; None if it gives none, or both."""
+    """The side stated by a name; None if it states none or both."""
     sides = {_SIDES[word] for word in _words(_plain(name)) if word in _SIDES}
     return sides.pop() if len(sides) == 1 else None
 
 
 def _of_words(words: set[str]) -> frozenset[Meaning]:
-    """What a name without "and" means."""
+    """The meanings of a name without "and"."""
     lesion, cyst = words & (_TUMOUR | _MASS), words & _CYST
     if lesion and not cyst and words <= _TUMOUR | _MASS | _OF_TUMOURS | _KIDNEY:
         return frozenset(("tumour",) if words & _TUMOUR else ("tumour", "cyst"))
@@ -97,10 +97,10 @@ def _of_words(words: set[str]) -> frozenset[Meaning]:
 
 
 def _plain(name: str) -> str:
-    """In lower case, without accents and apostrophes, a space at each change of case."""
+    """Lower case, without accents and apostrophes, CamelCase split into words."""
     letters = unicodedata.normalize("NFKD", name).replace("'", "").replace("’", "")
     letters = "".join(letter for letter in letters if not unicodedata.combining(letter))
-    # "ccRCC" and "RCC" are words as they are.
+    # Do not split known words such as "ccRCC".
     split = [
         word if _singular(word.lower()) in _KNOWN else _CAMEL.sub(" ", word)
         for word in re.split(r"([^A-Za-z]+)", letters)
@@ -109,7 +109,7 @@ def _plain(name: str) -> str:
 
 
 def _words(text: str) -> Iterable[str]:
-    """Its words in the singular, without numbers; "leftkidney" is two."""
+    """The words in the singular, without numbers; "leftkidney" gives two words."""
     for word in re.findall(r"[^\W\d_]+", text):
         if (known := _singular(word)) in _KNOWN:
             yield known
@@ -118,6 +118,6 @@ def _words(text: str) -> Iterable[str]:
 
 
 def _singular(word: str) -> str:
-    """The known word that this is, or is the plural of; else the word itself."""
+    """The known word that this is, or is the plural of; otherwise the word itself."""
     found = (word, word.removesuffix("s"), word.removesuffix("es"))
     return next((one for one in found if one in _KNOWN), word)

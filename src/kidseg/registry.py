@@ -1,4 +1,4 @@
-"""Names of the methods and presets: all lists of them come from here. Imports nothing heavy."""
+"""Names of the methods and presets, the only list of them. Imports no heavy packages."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 __all__ = ["METHODS", "PRESETS", "presets"]
 
 METHODS = ("homogenized", "plain", "plain3d")
-"""Methods by their names on the command line, the default first."""
+"""Command-line names of the methods; the first is the default."""
 
 PRESETS = Path(__file__).parent / "configs"
-"""Folder of the presets that come with the package, a TOML file each."""
+"""Folder of the package's presets, one TOML file each."""
 
 
 def presets() -> tuple[str, ...]:

@@ -12,17 +12,16 @@ __all__ = ["Topology"]
 
 @dataclass(frozen=True, kw_only=True)
 class Topology:
-    """A U-Net as the plan gives it, per stage from the finest: nnU-Net's PlainConvUNet.
+    """A planned U-Net, per stage from the finest: nnU-Net's PlainConvUNet.
 
     Attributes:
         features: feature maps.
-        kernels: sides of the convolutions, per axis; odd.
+        kernels: kernel sizes of the convolutions, per axis; odd.
         strides: of the first convolution, per axis; 1 at the finest stage.
         convolutions: per stage of the encoder, and of the decoder (one stage fewer).
 
     Raises:
-        ValueError: another number of stages or axes in one than in the others, or a number that is
-            no such size.
+        ValueError: the numbers of stages or axes differ, or a size is invalid.
     """
 
     features: tuple[int, ...]
@@ -37,9 +36,9 @@ class Topology:
             raise ValueError("features, kernels and strides must agree in stages and axes (2 or 3)")
         sizes = [*self.features, *sum(self.strides, ()), self.convolutions]
         if min(sizes) < 1 or set(self.strides[0]) != {1}:
-            raise ValueError(f"sizes must be at least 1, and 1 the first strides: {self}")
+            raise ValueError(f"sizes must be at least 1, and the first strides 1: {self}")
         if not all(kernel > 0 and kernel % 2 for kernel in sum(self.kernels, ())):
-            raise ValueError(f"kernels must be odd, so that they have a middle: {self.kernels}")
+            raise ValueError(f"kernels must be odd: {self.kernels}")
 
     @property
     def dimensions(self) -> Literal[2, 3]:
@@ -48,11 +47,11 @@ class Topology:
 
     @property
     def divisors(self) -> tuple[int, ...]:
-        """What the sides of an image must be multiples of, per axis."""
+        """The sides of an image must be multiples of these, per axis."""
         return tuple(prod(per_axis) for per_axis in zip(*self.strides, strict=True))
 
     def feature_map_values(self, patch: Sequence[int], classes: int) -> int:
-        """Values in all feature maps for a patch: how nnU-Net estimates memory."""
+        """Number of values in all feature maps for a patch, nnU-Net's estimate of memory."""
         sizes, side = [], list(patch)
         for stride in self.strides:
             side = [n // s for n, s in zip(side, stride, strict=True)]

@@ -1,4 +1,4 @@
-"""The same work on many cases, in one process or several."""
+"""Apply a function to many cases, in one or several processes."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from kidseg.errors import InputError, ResourceError
 __all__ = ["Named", "Progress", "over_cases"]
 
 Progress = Callable[[int, int], None]
-"""Called with (cases done, cases in all)."""
+"""Called with (cases done, total cases)."""
 
 
 class Named(Protocol):
-    """A case, or what stands for one."""
+    """A case, or another item with an id."""
 
     @property
     def id(self) -> str:
-        """Its name in messages."""
+        """Name in messages."""
         ...
 
 
@@ -32,11 +32,11 @@ Item = TypeVar("Item", bound=Named)
 Result = TypeVar("Result")
 
 
-class _Alone(Generic[Item, Result]):
-    """The task as a worker runs it: one thread; errors in the input are kept for a common report.
+class _SingleThreaded(Generic[Item, Result]):
+    """Runs the task in one thread and returns input errors, which are reported together.
 
-    One thread, because the order in which several add up is not the same everywhere, and results
-    must not depend on the number of jobs.
+    With several threads the order of summation may vary, but results must not depend on the number
+    of jobs.
     """
 
     def __init__(self, task: Callable[[Item], Result]) -> None:
@@ -57,30 +57,30 @@ def over_cases(
     jobs: int = 1,
     progress: Progress | None = None,
 ) -> list[Result]:
-    """The results of `task` for all items, in their order, the same for any number of jobs.
+    """Apply `task` to all items, in order; the results do not depend on `jobs`.
 
     Args:
-        task: can be pickled (a function of a module, or an instance) where `jobs` > 1.
-        items: what it is called with.
+        task: must be picklable if `jobs` > 1: a module-level function or an instance.
+        items: arguments of the task.
         jobs: processes; each holds one case at a time.
-        progress: told after each case.
+        progress: called after each case.
 
     Raises:
-        InputError: what the task raised; "unsound-cases" names all if several cases were unsound.
-            The other cases are worked off first.
-        ResourceError: "worker-killed": a process died, as the system's memory killer does it.
+        InputError: raised by the task; "unsound-cases" names all cases if several failed. The
+            other cases are processed first.
+        ResourceError: "worker-killed": a process was killed, for example for lack of memory.
     """
-    alone = _Alone(task)
+    run = _SingleThreaded(task)
     found: dict[int, Result | InputError] = {}
     if jobs <= 1 or len(items) <= 1:
         for k, item in enumerate(items):
-            found[k] = alone(item)
+            found[k] = run(item)
             if progress:
                 progress(len(found), len(items))
     else:
         pool = ProcessPoolExecutor(min(jobs, len(items)), mp_context=get_context("spawn"))
         try:
-            futures = {pool.submit(alone, item): k for k, item in enumerate(items)}
+            futures = {pool.submit(run, item): k for k, item in enumerate(items)}
             for future in as_completed(futures):
                 found[futures[future]] = future.result()
                 if progress:
@@ -88,32 +88,33 @@ def over_cases(
         except BrokenProcessPool as error:
             names = ", ".join(item.id for k, item in enumerate(items) if k not in found)
             raise ResourceError(
-                f"a worker process was killed; not done: {names}",
-                next_step="Most often memory ran out: use fewer jobs.",
+                f"a worker process was killed; incomplete cases: {names}",
+                next_step="The usual cause is a lack of memory: use fewer jobs.",
                 code="worker-killed",
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
-    return _all_sound(items, [found[k] for k in range(len(items))])
+    return _raise_errors(items, [found[k] for k in range(len(items))])
 
 
-def _all_sound(items: Sequence[Item], results: Sequence[Result | InputError]) -> list[Result]:
-    sound: list[Result] = []
+def _raise_errors(items: Sequence[Item], results: Sequence[Result | InputError]) -> list[Result]:
+    """The results; raises the input errors among them."""
+    valid: list[Result] = []
     errors: list[tuple[str, InputError]] = []
     for item, result in zip(items, results, strict=True):
         if isinstance(result, InputError):
             errors.append((item.id, result))
         else:
-            sound.append(result)
+            valid.append(result)
     if len(errors) == 1:
         raise errors[0][1]
     if errors:
         raise InputError(
-            f"{len(errors)} cases are unsound: " + "; ".join(f"{i}: {e}" for i, e in errors),
+            f"{len(errors)} cases are invalid: " + "; ".join(f"{i}: {e}" for i, e in errors),
             code="unsound-cases",
-            next_step="'kidseg check' names every problem.",
+            next_step="'kidseg check' lists every problem.",
         )
-    return sound
+    return valid
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Data sets as they are: nnU-Net v2, KiTS19/21/23, Medical Segmentation Decathlon, DICOM."""
+"""Data sets in their own layouts: nnU-Net v2, KiTS19/21/23, Medical Decathlon, DICOM."""
 
 from kidseg.cases.case import Case, Dataset, Layout, Side, Survey
 from kidseg.cases.dataset import case_paths, open_dataset, survey_dataset

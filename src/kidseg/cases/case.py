@@ -1,4 +1,4 @@
-"""What a data set is, whatever its folders look like."""
+"""Data sets and cases, independent of the folder layout."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Case:
 
     Attributes:
         id: unique among the training cases, and among the others.
-        images: one file or DICOM folder per channel, in channel order. A file that holds several
-            channels stands there several times.
+        images: one file or DICOM folder per channel, in channel order. A file that contains
+            several channels is listed once per channel.
         labels: the reference segmentation; None for unlabelled and test cases.
-        patient: splits are by patient; equals `id` unless the data set says otherwise.
-        age_years: at the scan, if known.
+        patient: splits are by patient; equal to `id` unless the data set states otherwise.
+        age_years: at the time of the scan, if known.
         side: of the tumour, if known.
     """
 
@@ -38,7 +38,7 @@ class Case:
     side: Side | None = None
 
     def volume_of(self, channel: int) -> int | None:
-        """Which volume of its file a channel is; None if the file holds no other channel."""
+        """Index of a channel in its file; None if the file has no other channel."""
         path = self.images[channel]
         if self.images.count(path) == 1:
             return None
@@ -47,20 +47,20 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """Cases with a common meaning of channels and labels.
+    """Cases that share channels and labels.
 
     Attributes:
         root: the folder.
         layout: how its files are laid out.
-        name: as the data set states it, or the folder's.
-        schema: numbers and names of the labels, and the regions that are reported.
-        channels: names of the channels, as "CT" or "T1".
-        cases: with labels, for training, in the order of their ids.
-        unlabelled: test cases and the like.
+        name: stated by the data set, or the name of the folder.
+        schema: numbers and names of the labels, and the reported regions.
+        channels: names of the channels, for example "CT" or "T1".
+        cases: training cases, with labels, ordered by id.
+        unlabelled: cases without labels, such as test cases.
         region_order: not empty if the data set trains overlapping regions (all those of `schema`)
-            instead of labels: the label that each region paints, later over earlier. nnU-Net's
-            `regions_class_order`.
-        ignore_label: voxels with this value, which is in no schema, count neither way.
+            instead of labels: the label that each region writes, later ones over earlier ones.
+            nnU-Net's `regions_class_order`.
+        ignore_label: voxels with this value, which is not in the schema, are ignored.
     """
 
     root: Path
@@ -75,22 +75,22 @@ class Dataset:
 
     @property
     def by_id(self) -> Mapping[str, Case]:
-        """The labelled cases by their id."""
+        """The labelled cases by id."""
         return {case.id: case for case in self.cases}
 
     def holds_ct(self, channel: int) -> bool:
-        """Does this channel hold Hounsfield units? Source: nnU-Net goes by the name "CT" too."""
+        """Is the channel in Hounsfield units? Source: nnU-Net uses the name "CT" too."""
         return self.channels[channel].strip().lower() == "ct"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """A data set as its folders and tables show it; no voxel has been looked at.
+    """A data set as described by its folders and tables; no voxels were read.
 
     Attributes:
         dataset: the complete cases.
-        findings: everything that is wrong.
-        incomplete: what there is of the other cases.
+        findings: all problems.
+        incomplete: the other cases, with the files that exist.
     """
 
     dataset: Dataset

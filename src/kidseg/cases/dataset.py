@@ -1,4 +1,4 @@
-"""Opening a data set whatever its layout, and where the files of a new one go."""
+"""Open a data set in any layout; file paths for a new one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kidseg.errors import InputError, UsageError
 
 __all__ = ["case_paths", "open_dataset", "survey_dataset"]
 
-_LOOKED_FOR = (
+_SUPPORTED = (
     "A data set has a dataset.json (nnU-Net v2 or Medical Segmentation Decathlon), "
     "data/case_00000 or dataset/case_00000 (KiTS19, 21, 23), or a folder per case with ct/ and "
     "labels.nii.gz (DICOM)."
@@ -20,13 +20,13 @@ _LOOKED_FOR = (
 
 
 def open_dataset(root: str | Path) -> Dataset:
-    """A data set in any of the layouts of `Layout`, recognised by its content.
+    """Open a data set in any of the layouts of `Layout`, detected from its content.
 
-    No voxel is read; `kidseg.check.check` does that.
+    No voxels are read; `kidseg.check.check` does that.
 
     Raises:
-        InputError: "not-found", "not-a-dataset"; or the first of the errors that
-            `survey_dataset` finds, and how many more there are.
+        InputError: "not-found", "not-a-dataset"; or the first error that `survey_dataset`
+            finds, with the number of further errors.
     """
     survey = survey_dataset(root)
     errors = [finding for finding in survey.findings if finding.severity == "error"]
@@ -36,17 +36,18 @@ def open_dataset(root: str | Path) -> Dataset:
             first.cause + (f" (and {more} more problem(s))" if more else ""),
             path=first.path,
             code=first.code,
-            next_step=f"{first.next_step} 'kidseg check' names every problem.".strip(),
+            next_step=f"{first.next_step} 'kidseg check' lists every problem.".strip(),
         )
     return survey.dataset
 
 
 def survey_dataset(root: str | Path) -> Survey:
-    """A data set as its folders and tables show it, with every problem they have.
+    """Read the folders and tables of a data set and report every problem.
 
     Raises:
-        InputError: "not-found"; "not-a-dataset": it has none of the layouts; "no-dataset-json",
-            "bad-json", "bad-dataset-json": it has, but what it is cannot be told.
+        InputError: "not-found"; "not-a-dataset": none of the layouts matches; "no-dataset-json",
+            "bad-json", "bad-dataset-json": a layout matches, but its description is missing or
+            invalid.
     """
     root = Path(root)
     if not root.exists():
@@ -54,39 +55,39 @@ def survey_dataset(root: str | Path) -> Survey:
             "no such file or folder", path=root, code="not-found", next_step="Check the path."
         )
     if (root / DATASET_JSON).is_file():
-        return _described(root)
+        return _survey_described(root)
     if (root / "imagesTr").is_dir():
         raise InputError(
-            "it has imagesTr, as nnU-Net's and Decathlon's data sets, but no dataset.json",
+            "imagesTr exists, as in nnU-Net and Decathlon data sets, but dataset.json is missing",
             path=root,
             code="no-dataset-json",
-            next_step="Fetch or write dataset.json.",
+            next_step="Download or write dataset.json.",
         )
     if root.is_dir():
         if (folder := kits_folder(root)) is not None:
             return survey_kits(root, folder)
         if (survey := survey_dicom(root)) is not None:
             return survey
-    raise InputError("it is no data set", path=root, code="not-a-dataset", next_step=_LOOKED_FOR)
+    raise InputError("not a data set", path=root, code="not-a-dataset", next_step=_SUPPORTED)
 
 
 def case_paths(
     root: Path, layout: Layout, case_id: str, n_channels: int = 1
 ) -> tuple[tuple[Path, ...], Path]:
-    """Where the images (a file, or a DICOM folder) and the labels of a training case belong.
+    """Paths of the images (a file or a DICOM folder) and the labels of a training case.
 
     Raises:
-        UsageError: "bad-case-name": the layout does not allow it; "one-channel": KiTS and DICOM
-            data sets have one.
+        UsageError: "bad-case-name": not allowed in this layout; "one-channel": KiTS and DICOM
+            data sets have one channel.
     """
     kits = layout in ("kits19", "kits21", "kits23")
     if not case_id or Path(case_id).name != case_id or "\\" in case_id or case_id.startswith("."):
-        raise UsageError(f"'{case_id}' is no name for a case", code="bad-case-name")
+        raise UsageError(f"'{case_id}' is not a valid case name", code="bad-case-name")
     if kits and not KITS_CASE.fullmatch(case_id):
         raise UsageError(
-            f"'{case_id}' is no name for a case of KiTS",
+            f"'{case_id}' is not a valid name for a KiTS case",
             code="bad-case-name",
-            next_step="They are case_00000, case_00001 and so on.",
+            next_step="KiTS cases are named case_00000, case_00001 and so on.",
         )
     if n_channels != 1 and (kits or layout == "dicom"):
         raise UsageError(f"layout {layout} has one channel, not {n_channels}", code="one-channel")
@@ -103,7 +104,7 @@ def case_paths(
     return tuple(images), labels
 
 
-def _described(root: Path) -> Survey:
+def _survey_described(root: Path) -> Survey:
     path = root / DATASET_JSON
     content = load_json(path)
     if isinstance(content, dict) and {"channel_names", "file_ending"} & set(content):
@@ -111,8 +112,8 @@ def _described(root: Path) -> Survey:
     if isinstance(content, dict) and {"modality", "training"} & set(content):
         return survey_msd(root, content)
     raise InputError(
-        "it has neither 'channel_names' (nnU-Net v2) nor 'modality' and 'training' (Decathlon)",
+        "neither 'channel_names' (nnU-Net v2) nor 'modality' and 'training' (Decathlon) found",
         path=path,
         code="bad-dataset-json",
-        next_step="Correct the file, or fetch it again.",
+        next_step="Fix the file, or download it again.",
     )

@@ -18,12 +18,12 @@ __all__ = ["KITS_CASE", "kits_folder", "survey_dicom", "survey_kits", "survey_ms
 KITS_CASE = re.compile(r"case_\d{5}")
 _KITS21_LABELS = "aggregated_MAJ_seg.nii.gz"
 _KITS23_TABLE = "kits23.json"
-# What a case of KiTS holds at least one of; `raw` and `instances` are the annotations by hand.
+# A KiTS case contains at least one of these; `raw` and `instances` are manual annotations.
 _KITS_FILES = ("imaging.nii.gz", "segmentation.nii.gz", _KITS21_LABELS, "raw", "instances")
 
 
 def kits_folder(root: Path) -> Path | None:
-    """The folder with case_00000, case_00001, ... of a KiTS data set, if this is one."""
+    """The folder that contains case_00000, case_00001, ... of a KiTS data set; None if not KiTS."""
     for folder in (root / "data", root / "dataset", root):
         if any((case / name).exists() for case in _kits_cases(folder) for name in _KITS_FILES):
             return folder
@@ -31,7 +31,7 @@ def kits_folder(root: Path) -> Path | None:
 
 
 def survey_kits(root: Path, folder: Path) -> Survey:
-    """A KiTS data set; a case without segmentation is a test case.
+    """Survey a KiTS data set; a case without segmentation is a test case.
 
         KiTS19   data/case_*/imaging.nii.gz, segmentation.nii.gz; data/kits.json
         KiTS21   data/case_*/imaging.nii.gz, aggregated_MAJ_seg.nii.gz (majority of the annotators)
@@ -43,7 +43,7 @@ def survey_kits(root: Path, folder: Path) -> Survey:
     year = _kits_year(folder, cases)
     labels_name = _KITS21_LABELS if year == "kits21" else "segmentation.nii.gz"
     found = Gathering(
-        root, 1, fetch="Fetch the images with the challenge's own download script, then try again."
+        root, 1, fetch="Download the images with the challenge's own script, then try again."
     )
     for case in cases:
         labels = case / labels_name
@@ -56,10 +56,10 @@ def survey_kits(root: Path, folder: Path) -> Survey:
 
 
 def survey_msd(root: Path, content: Any) -> Survey:
-    """A task of the Medical Segmentation Decathlon: dataset.json lists the files.
+    """Survey a task of the Medical Segmentation Decathlon: dataset.json lists the files.
 
-    A file with several modalities is four-dimensional; it then stands once per channel in
-    `Case.images`.
+    A file with several modalities is four-dimensional; `Case.images` then lists it once per
+    channel.
 
     Source: Simpson et al., "A large annotated medical image dataset ...", 2019,
     arXiv:1902.09063, and the dataset.json of its tasks.
@@ -87,8 +87,8 @@ def survey_msd(root: Path, content: Any) -> Survey:
         found.error(
             "wrong-case-count",
             path,
-            f"numTraining is {content['numTraining']}, and {n_training} cases are listed",
-            "Correct it, or restore the missing cases.",
+            f"numTraining is {content['numTraining']}, but {n_training} cases are listed",
+            "Correct numTraining, or restore the missing cases.",
         )
     for folder in ("imagesTr", "labelsTr", "imagesTs"):
         for file in visible(root / folder):
@@ -107,9 +107,9 @@ def survey_msd(root: Path, content: Any) -> Survey:
 
 
 def survey_dicom(root: Path) -> Survey | None:
-    """A folder per case, with ct/*.dcm and labels.nii.gz: digital patients. None if it is not one.
+    """Survey a folder per case with ct/*.dcm and labels.nii.gz, as for digital patients.
 
-    A case without labels is a test case. Labels are kidney and tumour.
+    A case without labels is a test case. Labels are kidney and tumour. None for another layout.
     """
     folders = [
         path
@@ -138,16 +138,18 @@ def _kits_year(folder: Path, cases: list[Path]) -> Literal["kits19", "kits21", "
 
 
 def _numbered(content: Any, field: str, path: Path) -> dict[int, str]:
-    """A field such as {"0": "background", "1": "liver"}."""
+    """Parse a field such as {"0": "background", "1": "liver"}."""
     value = content.get(field)
     if not isinstance(value, dict) or not value:
-        raise _bad(f"'{field}' must number names, as {{'0': ...}}", path)
+        raise _bad(f"'{field}' must map numbers to names, as in {{'0': ...}}", path)
     try:
         numbered = {int(number): str(name) for number, name in value.items()}
     except ValueError as error:
-        raise _bad(f"'{field}' must number names, as {{'0': ...}}, not {value}", path) from error
+        raise _bad(
+            f"'{field}' must map numbers to names, as in {{'0': ...}}, not {value}", path
+        ) from error
     if field == "modality" and sorted(numbered) != list(range(len(numbered))):
-        raise _bad(f"'modality' must count from 0, not {sorted(numbered)}", path)
+        raise _bad(f"'modality' must be numbered 0, 1, ..., not {sorted(numbered)}", path)
     return numbered
 
 
@@ -165,8 +167,8 @@ def _files(root: Path, entry: Any, field: str, path: Path) -> tuple[Path, Path |
 
 def _fetch_msd(root: Path) -> str:
     if any(path.name.endswith("_0000.nii.gz") for path in visible(root / "imagesTr")):
-        return "This looks like a data set of nnU-Net v1: convert it with nnU-Net's own converter."
-    return "Fetch or restore the file, or remove it from dataset.json."
+        return "This looks like an nnU-Net v1 data set; convert it with nnU-Net's own converter."
+    return "Download or restore the file, or remove it from dataset.json."
 
 
 def _bad(cause: str, path: Path) -> InputError:
@@ -174,5 +176,5 @@ def _bad(cause: str, path: Path) -> InputError:
         cause,
         path=path,
         code="bad-dataset-json",
-        next_step="Correct the file, or fetch it again.",
+        next_step="Fix the file, or download it again.",
     )

@@ -1,4 +1,4 @@
-"""Collecting the cases of a data set: complete ones, others, and what is wrong with their files."""
+"""Collect the cases of a data set and the problems of their files."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ __all__ = ["Gathering", "visible"]
 
 @dataclass
 class Gathering:
-    """Cases as a layout finds them. A problem becomes a finding; nothing stops at the first.
+    """Cases found by a layout. Each problem becomes a finding; collection continues.
 
     Attributes:
         root: of the data set.
         n_channels: images that each case must have.
-        fetch: what to do about a missing image.
+        fetch: the next step for a missing image.
     """
 
     root: Path
     n_channels: int
-    fetch: str = "Fetch or restore the file, or remove the case."
+    fetch: str = "Download or restore the file, or remove the case."
     findings: list[Finding] = field(default_factory=list)
     _cases: dict[str, Case] = field(default_factory=dict)
     _unlabelled: dict[str, Case] = field(default_factory=dict)
     _incomplete: list[Case] = field(default_factory=list)
 
     def add(self, name: str, images: Sequence[Path], labels: Path | None) -> None:
-        """A case as it should be; without labels it is a test case."""
+        """Add a case with its expected files; a case without labels is a test case."""
         case = Case(id=name, images=tuple(images), labels=labels, patient=name)
         if name in self._cases or name in self._unlabelled:
             self.error(
                 "duplicate-case",
                 self.root,
                 f"case '{name}' occurs twice",
-                "Give each case a name of its own.",
+                "Give each case a unique name.",
             )
         if self._is_complete(case):
             (self._unlabelled if labels is None else self._cases).setdefault(name, case)
@@ -50,36 +50,38 @@ class Gathering:
         self._incomplete.append(replace(case, images=there, labels=kept))
 
     def error(self, code: str, path: Path, cause: str, next_step: str = "") -> None:
-        """Note an error."""
+        """Add an error."""
         self.findings.append(
             Finding(code=code, path=str(path), cause=cause, next_step=next_step, severity="error")
         )
 
     def warn(self, code: str, path: Path, cause: str, next_step: str = "") -> None:
-        """Note a warning."""
+        """Add a warning."""
         self.findings.append(Finding(code=code, path=str(path), cause=cause, next_step=next_step))
 
     def orphan(self, path: Path) -> None:
-        """Note a file that belongs to no case."""
+        """Add a warning about a file that belongs to no case."""
         self.warn(
-            "orphan-file", path, "it belongs to no case", "Rename it, or remove it if not needed."
+            "orphan-file", path, "belongs to no case", "Rename it, or remove it if not needed."
         )
 
     def survey(self, persons: Mapping[str, Person] | None = None, **facts: Any) -> Survey:
-        """The data set, its cases described by `persons` and, over them, patients.csv.
+        """The data set. patients.csv describes the cases and takes precedence over `persons`.
 
         Args:
-            persons: what another table says.
+            persons: from another table.
             facts: the other fields of `Dataset`.
         """
-        everyone = {case.id for case in (*self._incomplete, *self._unlabelled.values())}
-        told, noted = read_patients_csv(self.root, everyone | set(self._cases))
+        others = {case.id for case in (*self._incomplete, *self._unlabelled.values())}
+        patients, noted = read_patients_csv(self.root, others | set(self._cases))
         if not (self._cases or self._unlabelled or self._incomplete):
-            self.error("no-cases", self.root, "it holds no cases", "Check that it is complete.")
+            self.error(
+                "no-cases", self.root, "contains no cases", "Check that the data set is complete."
+            )
 
         def described(cases: Mapping[str, Case]) -> tuple[Case, ...]:
             return with_persons(
-                with_persons((cases[name] for name in sorted(cases)), persons or {}), told
+                with_persons((cases[name] for name in sorted(cases)), persons or {}), patients
             )
 
         dataset = Dataset(
@@ -100,25 +102,25 @@ class Gathering:
             self.error(
                 "wrong-channel-count",
                 self.root,
-                f"case '{case.id}' has {len(case.images)} images, and the data set has "
+                f"case '{case.id}' has {len(case.images)} images, but the data set has "
                 f"{self.n_channels} channel(s)",
                 "Give each case one image per channel.",
             )
         for image in dict.fromkeys(case.images):
             if not image.exists():
-                self.error("missing-image", image, f"case '{case.id}' needs it", self.fetch)
+                self.error("missing-image", image, f"missing image of case '{case.id}'", self.fetch)
         if case.labels is not None and not case.labels.exists():
             self.error(
                 "missing-labels",
                 case.labels,
-                f"case '{case.id}' needs it",
-                "Fetch or restore the file, or move the case to the test cases.",
+                f"missing labels of case '{case.id}'",
+                "Download or restore the file, or move the case to the test cases.",
             )
         return len(self.findings) == before
 
 
 def visible(folder: Path) -> list[Path]:
-    """What is in a folder, sorted, without hidden files and macOS's "._" twins; [] if none."""
+    """Sorted contents of a folder, without hidden files (macOS's "._" too); [] if missing."""
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))

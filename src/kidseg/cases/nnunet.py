@@ -40,7 +40,7 @@ class _Files:
 
 @dataclass(frozen=True, config=_CHECKED)
 class _Description:
-    """dataset.json as nnU-Net reads it; the names are its own."""
+    """dataset.json with nnU-Net's field names."""
 
     channel_names: dict[str, str]
     labels: dict[str, int | list[int]]
@@ -59,40 +59,44 @@ class _Labels:
 
 
 def survey_nnunet(root: Path, content: Any) -> Survey:
-    """The data set that dataset.json and the folders describe.
+    """Survey the data set that dataset.json and the folders describe.
 
-    Findings, of files: errors "missing-image", "missing-labels", "wrong-channel-count",
+    Findings about files: errors "missing-image", "missing-labels", "wrong-channel-count",
     "wrong-case-count" (numTraining), "duplicate-case"; warnings "orphan-file",
     "labels-not-consecutive".
 
     Raises:
-        InputError: "bad-dataset-json": it names a wrong or missing field.
+        InputError: "bad-dataset-json": a field is missing or invalid; the message names it.
     """
     path = root / DATASET_JSON
-    told = _description(content, path)
-    channels = _channels(told, path)
-    labels = _labels(told, path)
+    description = _description(content, path)
+    channels = _channels(description, path)
+    labels = _labels(description, path)
     found = Gathering(root, len(channels))
-    if told.dataset is None:
-        _add_training_folders(found, told.file_ending)
-        n_training = len(_by_case(found, root / "imagesTr", told.file_ending))
+    if description.dataset is None:
+        _add_training_folders(found, description.file_ending)
+        n_training = len(_by_case(found, root / "imagesTr", description.file_ending))
     else:
-        for name, files in told.dataset.items():
-            found.add(name, [_placed(root, i) for i in files.images], _placed(root, files.label))
-        n_training = len(told.dataset)
-    for name, images in _by_case(found, root / "imagesTs", told.file_ending, note=True).items():
+        for name, files in description.dataset.items():
+            found.add(
+                name, [_resolved(root, i) for i in files.images], _resolved(root, files.label)
+            )
+        n_training = len(description.dataset)
+    for name, images in _by_case(
+        found, root / "imagesTs", description.file_ending, note=True
+    ).items():
         found.add(name, images, None)
-    if n_training != told.numTraining:
+    if n_training != description.numTraining:
         found.error(
             "wrong-case-count",
             path,
-            f"numTraining is {told.numTraining}, and there are {n_training} training cases",
-            "Correct it, or restore the missing cases.",
+            f"numTraining is {description.numTraining}, but there are {n_training} training cases",
+            "Correct numTraining, or restore the missing cases.",
         )
     _check_numbers(found, labels, path)
     return found.survey(
         layout="nnunet",
-        name=told.name or root.name,
+        name=description.name or root.name,
         schema=labels.schema,
         channels=channels,
         region_order=labels.region_order,
@@ -107,7 +111,6 @@ def write_dataset_json(
     schema: LabelSchema,
     n_training: int,
     name: str | None = None,
-    file_ending: str = ".nii.gz",
     region_order: Sequence[int] = (),
     ignore_label: int | None = None,
     overwrite: bool = False,
@@ -116,11 +119,10 @@ def write_dataset_json(
 
     Args:
         root: of the data set.
-        channels: their names; "CT" has a meaning for nnU-Net.
-        schema: its labels are written; its regions too where `region_order` is given.
+        channels: their names; nnU-Net treats "CT" specially.
+        schema: its labels are written; its regions too if `region_order` is given.
         n_training: number of training cases.
-        name: of the data set; the folder's by default.
-        file_ending: of all files.
+        name: of the data set; the name of the folder by default.
         region_order: as in `Dataset`.
         ignore_label: as in `Dataset`.
         overwrite: replace a file that exists.
@@ -143,7 +145,7 @@ def write_dataset_json(
         "channel_names": {str(k): channel for k, channel in enumerate(channels)},
         "labels": labels,
         "numTraining": n_training,
-        "file_ending": file_ending,
+        "file_ending": ".nii.gz",
     }
     if region_order:
         content["regions_class_order"] = list(region_order)
@@ -154,37 +156,37 @@ def write_dataset_json(
 
 def _description(content: Any, path: Path) -> _Description:
     try:
-        # Through JSON: strict validation of Python objects wants instances, not mappings.
-        told: _Description = TypeAdapter(_Description).validate_json(json.dumps(content))
+        # Via JSON: strict validation of Python objects requires instances, not mappings.
+        description: _Description = TypeAdapter(_Description).validate_json(json.dumps(content))
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         raise _bad(f"'{field}': {first['msg'].lower()}", path) from error
-    if not told.file_ending.startswith("."):
-        raise _bad(f"file_ending is '{told.file_ending}', without a dot", path)
-    return told
+    if not description.file_ending.startswith("."):
+        raise _bad(f"file_ending '{description.file_ending}' must begin with a dot", path)
+    return description
 
 
-def _channels(told: _Description, path: Path) -> tuple[str, ...]:
-    names = told.channel_names
+def _channels(description: _Description, path: Path) -> tuple[str, ...]:
+    names = description.channel_names
     if not names or set(names) != {str(k) for k in range(len(names))}:
         raise _bad(f"channel_names must be numbered from 0, not {', '.join(names)}", path)
     return tuple(names[str(k)] for k in range(len(names)))
 
 
-def _labels(told: _Description, path: Path) -> _Labels:
-    if told.labels.get("background") != 0:
-        raise _bad("labels must have 'background': 0", path)
-    ignore = told.labels.get("ignore")
+def _labels(description: _Description, path: Path) -> _Labels:
+    if description.labels.get("background") != 0:
+        raise _bad("labels must contain 'background': 0", path)
+    ignore = description.labels.get("ignore")
     if isinstance(ignore, list):
         raise _bad("the ignore label must be one number", path)
     regions = {
         name: (tuple(dict.fromkeys(members)) if isinstance(members, list) else (members,))
-        for name, members in told.labels.items()
+        for name, members in description.labels.items()
         if name not in ("background", "ignore")
     }
     if not regions:
-        raise _bad("it names no labels", path)
+        raise _bad("no labels besides background", path)
     names = {members[0]: name for name, members in regions.items() if len(members) == 1}
     if len(names) != sum(len(members) == 1 for members in regions.values()):
         raise _bad("two labels have the same number", path)
@@ -195,7 +197,7 @@ def _labels(told: _Description, path: Path) -> _Labels:
         schema = LabelSchema.from_names(names, regions)
     except ValueError as error:
         raise _bad(str(error), path) from error
-    order = told.regions_class_order or []
+    order = description.regions_class_order or []
     if len(order) != len(regions) or len(set(order)) != len(order) or not set(order) <= set(names):
         raise _bad(
             f"regions_class_order must give each of the {len(regions)} regions one of the labels, "
@@ -206,16 +208,17 @@ def _labels(told: _Description, path: Path) -> _Labels:
 
 
 def _named_by_regions(regions: Mapping[str, tuple[int, ...]]) -> dict[int, str]:
-    """A name for each label of a region-based data set, which names regions only.
+    """A name for each label of a region-based data set, which names only regions.
 
-    A label is called after the smallest region that holds it, less the largest ones in it that do
-    not: in KiTS23 (`kidney` = 1, 2, 3, `masses` = 2, 3, `tumor` = 2) 1 is "kidney without masses",
-    2 "tumor", 3 "masses without tumor". Regions of which none holds the other are joined by "and".
-    Labels that no region tells apart are parts of it: "kidney part 1", "kidney part 2". So names
-    depend on regions alone, not on the numbers, and an export keeps them.
+    A label is named after the smallest region that contains it, without the largest regions inside
+    it that do not: in KiTS23 (`kidney` = 1, 2, 3, `masses` = 2, 3, `tumor` = 2) 1 is "kidney
+    without masses",
+    2 "tumor", 3 "masses without tumor". Regions that do not contain one another are joined by
+    "and". Labels that no region distinguishes are numbered parts: "kidney part 1", "kidney part 2".
+    So the names depend only on the regions, not on the label numbers, and an export keeps them.
     """
     sets = {name: frozenset(members) for name, members in regions.items()}
-    called: dict[str, list[int]] = {}
+    by_name: dict[str, list[int]] = {}
     for number in sorted(frozenset[int]().union(*sets.values())):
         around = {name: members for name, members in sets.items() if number in members}
         smallest = [name for name, m in around.items() if not any(o < m for o in around.values())]
@@ -223,9 +226,9 @@ def _named_by_regions(regions: Mapping[str, tuple[int, ...]]) -> dict[int, str]:
         others = {name: m & shared for name, m in sets.items() if number not in m and m & shared}
         largest = [name for name, m in others.items() if not any(m < o for o in others.values())]
         name = " and ".join(smallest) + (f" without {' and '.join(largest)}" if largest else "")
-        called.setdefault(name, []).append(number)
+        by_name.setdefault(name, []).append(number)
     names = {}
-    for name, numbers in called.items():
+    for name, numbers in by_name.items():
         for k, number in enumerate(numbers, start=1):
             names[number] = name if len(numbers) == 1 else f"{name} part {k}"
     return names
@@ -239,8 +242,8 @@ def _check_numbers(found: Gathering, labels: _Labels, path: Path) -> None:
         found.warn(
             "labels-not-consecutive",
             path,
-            f"the label numbers are {numbers}; nnU-Net wants 1, 2, 3, ... and 'ignore' last",
-            "Export the data set: that renumbers them.",
+            f"the label numbers are {numbers}; nnU-Net requires 1, 2, 3, ... with 'ignore' last",
+            "Export the data set to renumber them.",
         )
 
 
@@ -261,7 +264,7 @@ def _add_training_folders(found: Gathering, ending: str) -> None:
 def _by_case(
     found: Gathering, folder: Path, ending: str, *, note: bool = False
 ) -> dict[str, list[Path]]:
-    """{case: one file per channel}, with the name of what is missing between them."""
+    """{case: one file per channel}; missing channels get the expected file name."""
     pattern = re.compile(rf"(.+)_(\d{{4}}){re.escape(ending)}")
     channels: dict[str, dict[int, Path]] = {}
     for file in visible(folder):
@@ -278,8 +281,8 @@ def _by_case(
     }
 
 
-def _placed(root: Path, name: str) -> Path:
-    """A path of the "dataset" entry: absolute, or from the folder on; variables as nnU-Net does."""
+def _resolved(root: Path, name: str) -> Path:
+    """A path of the "dataset" entry, absolute or relative to `root`; expands variables."""
     return Path(os.path.normpath(root / os.path.expandvars(name)))
 
 
@@ -288,5 +291,5 @@ def _bad(cause: str, path: Path) -> InputError:
         cause,
         path=path,
         code="bad-dataset-json",
-        next_step="Correct the file; nnU-Net's documentation of the dataset format says how.",
+        next_step="Fix the file; see nnU-Net's documentation of the dataset format.",
     )

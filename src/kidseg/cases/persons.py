@@ -1,4 +1,4 @@
-"""Who the cases are: patients.csv beside any data set, and the clinical tables of KiTS."""
+"""Patient data of the cases: patients.csv of any data set, and the clinical tables of KiTS."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _OLDEST_YEARS = 130.0
 
 @dataclass(frozen=True, kw_only=True)
 class Person:
-    """What a table says of a case; None where it is silent."""
+    """Patient data of one case; None where the table has no value."""
 
     patient: str | None = None
     age_years: float | None = None
@@ -41,17 +41,17 @@ class Person:
 def read_patients_csv(
     root: Path, known: Iterable[str]
 ) -> tuple[dict[str, Person], tuple[Finding, ...]]:
-    """The rows of patients.csv at the root of a data set, by case; nothing if there is no table.
+    """Read patients.csv at the root of a data set, by case; empty if there is no table.
 
-    Columns: `case` is needed; `patient`, `age_years` and `side` ("left", "right", "bilateral") may
-    be missing or empty; all others are left alone.
+    Columns: `case` is required; `patient`, `age_years` and `side` ("left", "right", "bilateral")
+    may be missing or empty; other columns are ignored.
 
     Args:
         root: of the data set.
         known: ids of its cases; a row for another case is a finding.
 
     Returns:
-        The sound rows, and findings: errors "bad-table", "bad-row" (with the number of the line),
+        The valid rows, and findings: errors "bad-table", "bad-row" (with the line number),
         "duplicate-row"; the warning "unknown-case".
     """
     path = root / PATIENTS_CSV
@@ -60,21 +60,21 @@ def read_patients_csv(
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (UnicodeDecodeError, OSError) as error:
-        return {}, (_table(path, f"it cannot be read as UTF-8 text ({error})"),)
+        return {}, (_table(path, f"cannot be read as UTF-8 text ({error})"),)
     rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         names = [(name or "").strip() for name in rows.fieldnames or ()]
     except csv.Error as error:
-        return {}, (_table(path, f"its first line is no header ({error})"),)
+        return {}, (_table(path, f"the first line is not a valid header ({error})"),)
     if "case" not in names or len(set(names)) != len(names):
-        cause = f"its first line must name each column once, 'case' among them, not {names}"
+        cause = f"the header must contain 'case' and name each column once, not {names}"
         return {}, (_table(path, cause),)
     rows.fieldnames = names
     return _read_rows(rows, path, set(known))
 
 
 def read_kits_table(path: Path) -> tuple[dict[str, Person], tuple[Finding, ...]]:
-    """Ages from the clinical table of a KiTS challenge; nothing if there is no table.
+    """Read ages from the clinical table of a KiTS challenge; empty if there is no table.
 
     Source: `data/kits.json` of github.com/neheller/kits19 and kits21, `dataset/kits23.json` of
     kits23: a list of {"case_id", "age_at_nephrectomy", ...}; early versions have no ages.
@@ -86,7 +86,7 @@ def read_kits_table(path: Path) -> tuple[dict[str, Person], tuple[Finding, ...]]
     except InputError as error:
         return {}, (error.as_finding(),)
     if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
-        return {}, (_table(path, "it is no list of cases"),)
+        return {}, (_table(path, "not a list of cases"),)
     persons, findings = {}, []
     for number, row in enumerate(content, start=1):
         case, age = row.get("case_id"), row.get("age_at_nephrectomy")
@@ -98,12 +98,12 @@ def read_kits_table(path: Path) -> tuple[dict[str, Person], tuple[Finding, ...]]
         elif is_number and 0 <= age <= _OLDEST_YEARS:
             persons[case] = Person(age_years=float(age))
         else:
-            findings.append(_table(path, f"entry {number} ({case}): an age of {age!r} years"))
+            findings.append(_table(path, f"entry {number} ({case}): invalid age {age!r}"))
     return persons, tuple(findings)
 
 
 def with_persons(cases: Iterable[Case], persons: Mapping[str, Person]) -> tuple[Case, ...]:
-    """The cases with what the table says of them; what it does not say stays."""
+    """The cases updated with the table's values; missing values are left unchanged."""
 
     def described(case: Case) -> Case:
         person = persons.get(case.id, Person())
@@ -146,31 +146,31 @@ def write_patients_csv(
 
 
 def load_json(path: Path) -> Any:
-    """The content of a JSON file.
+    """Load a JSON file.
 
     Raises:
-        InputError: "not-found", "unreadable"; "bad-json", also if a name occurs twice: the last
-            one would win silently.
+        InputError: "not-found", "unreadable"; "bad-json", also if a key occurs twice: the last
+            value would win silently.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
-        return json.loads(text, object_pairs_hook=_once)
+        return json.loads(text, object_pairs_hook=_unique_keys)
     except FileNotFoundError as error:
         raise InputError("no such file", path=path, code="not-found") from error
     except OSError as error:
         raise InputError(
-            f"it cannot be read ({error.strerror})", path=path, code="unreadable"
+            f"cannot be read ({error.strerror})", path=path, code="unreadable"
         ) from error
     except (ValueError, RecursionError) as error:
         raise InputError(
-            f"it is no JSON ({error})",
+            f"not valid JSON ({error})",
             path=path,
             code="bad-json",
-            next_step="Correct it or fetch it again.",
+            next_step="Fix the file or download it again.",
         ) from error
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) != len(pairs):
         names = [name for name, _ in pairs]
@@ -192,12 +192,12 @@ def _read_rows(
     try:
         for row in rows:
             if None in row:
-                note("bad-row", "it has more values than the header has names")
+                note("bad-row", "more values than columns")
                 continue
             cells = {name: (value or "").strip() for name, value in row.items()}
             case = cells["case"]
             if case in persons:
-                note("duplicate-row", f"case '{case}' has a row already")
+                note("duplicate-row", f"case '{case}' has an earlier row")
             elif case and case not in known:
                 note("unknown-case", f"there is no case '{case}'", warning=True)
             elif person := _person(cells, note):
@@ -209,7 +209,7 @@ def _read_rows(
 
 def _person(cells: Mapping[str, str], note: Callable[[str, str], None]) -> Person | None:
     if not cells["case"]:
-        note("bad-row", "it names no case")
+        note("bad-row", "the case is missing")
         return None
     age_years: float | None = None
     if text := cells.get("age_years"):
@@ -218,11 +218,11 @@ def _person(cells: Mapping[str, str], note: Callable[[str, str], None]) -> Perso
         except ValueError:
             age_years = math.nan
         if not 0 <= age_years <= _OLDEST_YEARS:
-            note("bad-row", f"'{text}' is no age in years")
+            note("bad-row", f"'{text}' is not a valid age in years")
             return None
     side = cells.get("side", "").lower() or None
     if side is not None and side not in get_args(Side):
-        note("bad-row", f"'{side}' is none of the sides {', '.join(get_args(Side))}")
+        note("bad-row", f"'{side}' is not one of {', '.join(get_args(Side))}")
         return None
     return Person(
         patient=cells.get("patient") or None,
@@ -236,6 +236,6 @@ def _table(path: Path, cause: str, code: str = "bad-table", *, warning: bool = F
         code=code,
         path=str(path),
         cause=cause,
-        next_step="" if warning else "Correct the table.",
+        next_step="" if warning else "Fix the table.",
         severity="warning" if warning else "error",
     )

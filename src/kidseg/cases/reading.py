@@ -1,4 +1,4 @@
-"""A case of a data set as voxels, checked: what planning and the store begin with."""
+"""Read and validate the voxels of a case, for planning and the store."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ __all__ = ["CaseReader", "CaseVoxels"]
 
 @dataclass(frozen=True, kw_only=True)
 class CaseVoxels:
-    """What the files of a case hold, in canonical order.
+    """The voxels of a case, in canonical order.
 
     Attributes:
         image: (channels, slices, rows, columns); HU for CT.
         labels: (1, slices, rows, columns) uint8 on the image's grid, None for unlabelled cases.
-        findings: noticed by the readers.
+        findings: of the readers.
     """
 
     image: Volume
@@ -37,13 +37,13 @@ class CaseVoxels:
 
 @dataclass(frozen=True, kw_only=True)
 class CaseReader:
-    """How the cases of a data set are read for training: strictly.
+    """Reads the cases of a data set for training, strictly.
 
     Attributes:
-        are_ct: per channel, whether it holds HU.
+        are_ct: per channel, whether it is in HU.
         schema: labels after `relabel`.
         ignore_label: of the data set.
-        relabel: {number in the files: number that it counts as}.
+        relabel: {label in the files: label that it counts as}.
     """
 
     are_ct: tuple[bool, ...]
@@ -53,7 +53,7 @@ class CaseReader:
 
     @classmethod
     def of_dataset(cls, dataset: Dataset, *, cyst: CystAs | None = None) -> CaseReader:
-        """The reader for a data set, with its cysts, if told so, counted as something else.
+        """The reader for a data set; `cyst` states what cysts count as, None: as themselves.
 
         Raises:
             UsageError: as `kidseg.cases.count_cyst`.
@@ -69,13 +69,13 @@ class CaseReader:
         )
 
     def read(self, case: Case) -> CaseVoxels:
-        """Read and check all files of a case.
+        """Read and validate all files of a case.
 
         Raises:
-            InputError: what `kidseg.io.read` refuses, voxels that are not finite among it;
-                "channels-differ", "label-grid-mismatch": images, or labels, that do not lie on the
-                first image's voxels; "wrong-channels"; "bad-labels", "unexpected-labels": values
-                that are no whole numbers, or not in the schema.
+            InputError: what `kidseg.io.read` refuses, including voxels that are not finite;
+                "channels-differ", "label-grid-mismatch": an image, or the labels, differ from the
+                first image in grid; "wrong-channels"; "bad-labels", "unexpected-labels": values
+                that are not integers, or not in the schema.
         """
         from kidseg import io
 
@@ -84,7 +84,7 @@ class CaseReader:
                 f"case '{case.id}' has {len(case.images)} images, not {len(self.are_ct)}",
                 path=case.images[0] if case.images else None,
                 code="wrong-channels",
-                next_step="Each case needs one image per channel of the data set.",
+                next_step="Provide one image per channel of the data set.",
             )
         volumes: list[Volume] = []
         findings: list[Finding] = []
@@ -111,18 +111,18 @@ class CaseReader:
             labels = relabelled(scan.volume, self.relabel)
         except InputError as error:
             raise InputError(
-                error.cause, path=path, code=error.code, next_step="Correct the label file."
+                error.cause, path=path, code=error.code, next_step="Fix the label file."
             ) from error
         counts = torch.bincount(labels.data.flatten().to(torch.int64), minlength=256)
         known = {0, *self.schema.ids, self.ignore_label}
-        odd = [v for v in counts.nonzero()[:, 0].tolist() if v not in known]
-        if odd:
-            named = ", ".join(f"{v} ({int(counts[v])} voxels)" for v in odd)
+        unexpected = [v for v in counts.nonzero()[:, 0].tolist() if v not in known]
+        if unexpected:
+            named = ", ".join(f"{v} ({int(counts[v])} voxels)" for v in unexpected)
             raise InputError(
-                f"the labels hold values that the data set does not name: {named}",
+                f"the label file contains values that the data set does not define: {named}",
                 path=path,
                 code="unexpected-labels",
-                next_step="Name them in the data set's description or correct the file.",
+                next_step="Define them in the data set's description, or fix the file.",
             )
         return Volume(labels.data, image.grid)
 
@@ -130,9 +130,8 @@ class CaseReader:
 def _check_same_grid(volume: Volume, first: Volume, path: Path, code: str) -> None:
     if not volume.grid.same_as(first.grid):
         raise InputError(
-            f"its voxels ({volume.grid}) are not those of the case's image ({first.grid}), "
-            "in number or in place",
+            f"its grid ({volume.grid}) differs from that of the case's first image ({first.grid})",
             path=path,
             code=code,
-            next_step="All files of a case must lie on the same voxels, within 0.001 mm.",
+            next_step="All files of a case must have the same grid, within 0.001 mm.",
         )

@@ -1,4 +1,4 @@
-"""Other numbers for the same labels: a cyst counted as something else, consecutive numbers."""
+"""Renumber labels: cysts counted as another label, consecutive numbers."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class LearnedLabels:
-    """What networks learn from a data set: its labels as 1, 2, 3, ...
+    """The labels of a data set as networks learn them: 1, 2, 3, ...
 
     Attributes:
         schema: labels 1, 2, 3, ... in the order of the numbers in the files, and the regions.
-        new_from_old: from the numbers in the files; those of cysts too, where they count as
-            something else. It is as right after `CaseReader` has counted cysts as before.
-        ignore: of voxels that do not count: the number after the last; None if there are none.
-        target: what the data set asks networks to give: labels, or its overlapping regions.
+        new_from_old: {label in the files: learned label}, including cysts that count as another
+            label. Valid before and after `CaseReader` has relabelled cysts.
+        ignore: label of ignored voxels, the number after the last; None if there is none.
+        target: what networks predict: labels, or the data set's overlapping regions.
     """
 
     schema: LabelSchema
@@ -43,11 +43,11 @@ class LearnedLabels:
 
 
 def learned_labels(dataset: Dataset, cyst: CystAs | None = None) -> LearnedLabels:
-    """What networks learn from a data set.
+    """The labels of a data set as networks learn them.
 
     Args:
         dataset: of labels, or of overlapping regions (nnU-Net's `regions_class_order`).
-        cyst: what a cyst counts as; None: as a label of its own.
+        cyst: what a cyst counts as; None: its own label.
 
     Raises:
         UsageError: as `count_cyst`.
@@ -66,32 +66,32 @@ def learned_labels(dataset: Dataset, cyst: CystAs | None = None) -> LearnedLabel
 
 
 def count_cyst(dataset: Dataset, cyst: CystAs | None) -> tuple[LabelSchema, dict[int, int]]:
-    """The schema of a data set with its cysts counted as something else, and {old number: new}.
+    """The schema of a data set with cysts counted as another label, and {old number: new}.
 
     Raises:
-        UsageError: "cyst-in-regions": overlapping regions say so themselves; as `without_cyst`.
+        UsageError: "cyst-in-regions": overlapping regions already define it; as `without_cyst`.
     """
     if cyst is None:
         return dataset.schema, {}
     if dataset.region_order:
         raise UsageError(
-            "the data set trains overlapping regions, which say what a cyst counts as",
+            "the data set trains overlapping regions, which define what a cyst counts as",
             path=dataset.root,
             code="cyst-in-regions",
-            next_step="Leave the choice out.",
+            next_step="Leave out the cyst setting.",
         )
     return without_cyst(dataset.schema, cyst)
 
 
 def without_cyst(schema: LabelSchema, cyst: CystAs) -> tuple[LabelSchema, dict[int, int]]:
-    """The schema with its cysts counted as something else, and {old number: new}.
+    """The schema with cysts counted as another label, and {old number: new}.
 
-    Where left and right are labels of their own, a cyst counts as the one of its side. A schema
-    without a cyst stays as it is, with {}.
+    Where left and right are separate labels, a cyst counts as the label of its side. A schema
+    without cysts is returned unchanged, with {}.
 
     Raises:
-        UsageError: "unknown-cyst": `cyst` is no such choice; "no-such-label": the schema does not
-            have what a cyst is to count as; "several-such-labels", of which none is of its side.
+        UsageError: "unknown-cyst": invalid `cyst`; "no-such-label": the schema has no label that a
+            cyst can count as; "several-such-labels": it has several, none on the cyst's side.
     """
     if cyst not in get_args(CystAs):
         raise UsageError(
@@ -109,7 +109,7 @@ def without_cyst(schema: LabelSchema, cyst: CystAs) -> tuple[LabelSchema, dict[i
 
 
 def _counterpart(schema: LabelSchema, old: int, meaning: Meaning) -> int:
-    """The label of this meaning; of several, the one on the same side."""
+    """The label with this meaning; if there are several, the one on the same side."""
     names = schema.names
     found = schema.ids_of(meaning)
     if len(found) > 1:
@@ -120,7 +120,7 @@ def _counterpart(schema: LabelSchema, old: int, meaning: Meaning) -> int:
         f"label {old} ({names[old]}) cannot count as {meaning}: "
         + ("several labels are" if found else "no label is"),
         code="several-such-labels" if found else "no-such-label",
-        next_step="Count cysts as something else, or as themselves.",
+        next_step="Choose another cyst setting, or leave it out.",
     )
 
 
@@ -142,16 +142,18 @@ def consecutive(
 
 
 def relabelled(labels: Volume, new_from_old: Mapping[int, int]) -> Volume:
-    """The volume as uint8 with other numbers; those not in the mapping stay.
+    """The volume as uint8 with new numbers; labels that are not in the mapping are unchanged.
 
     Raises:
-        InputError: "bad-labels": a value is no whole number in 0..255.
+        InputError: "bad-labels": a value is not an integer in 0..255.
     """
     data = labels.data
     low, high = (float(value) for value in data.aminmax())
     fractional = data.is_floating_point() and not bool((data == data.round()).all())
     if fractional or not (low >= 0 and high <= 255):
-        raise InputError(f"label values in {low:g}..{high:g} are no labels", code="bad-labels")
+        raise InputError(
+            f"label values {low:g}..{high:g} are not integers in 0..255", code="bad-labels"
+        )
     old_data = data.to(torch.uint8)
     new_data = old_data.clone()
     for old, new in new_from_old.items():

@@ -1,7 +1,7 @@
-"""Is a data set, or a scan, sound? Every problem is named, not only the first.
+"""Check a data set or a scan and report every problem, not only the first.
 
-What the readers refuse or notice is in `kidseg.io`, what folders and tables show in
-`kidseg.cases`; here each case is read, and cases are compared with one another.
+`kidseg.io` reports problems of single files and `kidseg.cases` those of folders and tables. This
+package reads each case and compares cases with one another.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ def check(
 ) -> Report:
     """Check a data set in any layout, or a single scan (a file, a DICOM folder or a zip).
 
-    In a data set, beyond what `kidseg.cases.survey_dataset` and `kidseg.check.cases.examine` find:
-    errors "same-image" (between training and test, or between patients) and "label-never-used";
-    the warnings "same-image" (twice of one patient), "label-never-used" for tumour and cyst, and
-    those of `kidseg.labels.unclear_labels`.
+    Findings of a data set besides those of `kidseg.cases.survey_dataset` and
+    `kidseg.check.cases.examine`: errors "same-image" (between training and test, or between
+    patients) and "label-never-used"; warnings "same-image" (two cases of one patient),
+    "label-never-used" for tumour and cyst, and those of `kidseg.labels.unclear_labels`.
 
     Args:
         path: what to check.
-        options: how to read it. In a data set NaN voxels are always refused, as in training.
-        jobs: cases read at the same time, each with one image in memory.
-        progress: called with (done, all) after each case.
+        options: how to read it. In a data set, NaN voxels are always errors, as in training.
+        jobs: cases read in parallel, each with one image in memory.
+        progress: called with (done, total) after each case.
 
     Returns:
-        What was found. That the path does not exist, or is neither, is a finding too.
+        The report. A path that does not exist, or is neither, is a finding too.
     """
     path = Path(path)
     try:
@@ -63,7 +63,7 @@ def check(
     return _check_dataset(path, survey, options, jobs, progress)
 
 
-def _check_scan(path: Path, options: ReadOptions, no_dataset: InputError) -> Report:
+def _check_scan(path: Path, options: ReadOptions, not_a_dataset: InputError) -> Report:
     findings: tuple[Finding, ...]
     facts: dict[str, Any] = {}
     try:
@@ -71,7 +71,7 @@ def _check_scan(path: Path, options: ReadOptions, no_dataset: InputError) -> Rep
     except (InputError, ResourceError) as error:
         finding = error.as_finding()
         if path.is_dir():
-            step = f"{finding.next_step} Nor is it a data set. {no_dataset.next_step}".strip()
+            step = f"{finding.next_step} Not a data set either. {not_a_dataset.next_step}".strip()
             finding = replace(finding, next_step=step)
         findings = (finding,)
     else:
@@ -117,7 +117,7 @@ def _check_dataset(
 def _examined(
     cases: Sequence[Case], dataset: Dataset, options: ReadOptions, jobs: int
 ) -> Iterator[Examined]:
-    """Each case examined, in order. Threads: unpacking and hashing run outside Python's lock."""
+    """Examine the cases, in order. Threads suffice: decompression and hashing release the GIL."""
     if jobs <= 1:
         yield from (examine(case, dataset, options) for case in cases)
         return
@@ -140,11 +140,11 @@ def _same_images(examined: Sequence[Examined]) -> Iterator[Finding]:
             yield Finding(
                 code="same-image",
                 path=str(other.images[0]),
-                cause=f"it has the same voxels as {first.images[0]}"
-                + (", which is on the other side of training and test" if crossed else ""),
+                cause=f"same voxels as {first.images[0]}"
+                + (": one is a training case, the other a test case" if crossed else ""),
                 next_step="Remove one of the two."
                 if crossed or harmless
-                else "Remove one of the two, or say in patients.csv that the patient is the same.",
+                else "Remove one of the two, or assign both to one patient in patients.csv.",
                 severity="warning" if harmless else "error",
             )
 
@@ -158,7 +158,7 @@ def _unused_labels(training: Sequence[Examined], dataset: Dataset) -> Iterator[F
     if not training:
         return
     used = {label for one in training for label in one.voxels}
-    # Not everybody has a tumour or a cyst.
+    # Not every patient has a tumour or a cyst.
     lesions = dataset.schema.ids_of("tumour", "cyst")
     for label in dataset.schema.labels:
         if label.id not in used:
@@ -167,7 +167,7 @@ def _unused_labels(training: Sequence[Examined], dataset: Dataset) -> Iterator[F
                 path=str(dataset.root),
                 cause=f"label {label.id} ({label.name}) occurs in none of the {len(training)} "
                 "training cases",
-                next_step="Check that the labels are complete and their numbers right.",
+                next_step="Check that the labels are complete and their numbers correct.",
                 severity="warning" if label.id in lesions else "error",
             )
 
@@ -194,7 +194,7 @@ def _facts(examined: Sequence[Examined], dataset: Dataset) -> dict[str, Any]:
 
 
 def _label_facts(examined: Sequence[Examined], schema: LabelSchema) -> dict[str, Any]:
-    """Per label: in how many cases, voxels in all, and volumes where it occurs."""
+    """Per label: number of cases, total voxels, and volumes in the cases that contain it."""
     facts = {}
     for number, name in schema.names.items():
         volumes = sorted(one.ml[number] for one in examined if number in one.ml)

@@ -1,4 +1,4 @@
-"""Kidneys that are cut by the field of view, missing, single or joined: rare, but flagged."""
+"""Rare kidneys to flag: truncated by the field of view, missing, single or fused."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from kidseg.labels import LabelSchema
 
 __all__ = ["body_midline", "kidney_findings", "kidney_labels", "kidney_slices"]
 
-# A piece of kidney smaller than this part of the largest is a fragment of it, not a second kidney:
-# even a kidney that a tumour has compressed, or a small dysplastic one, keeps more.
+# A component smaller than this fraction of the largest is a fragment, not a second kidney. Even a
+# compressed or dysplastic kidney is larger.
 _FRAGMENT = 0.05
-# A joined kidney has at least this part of its parenchyma on either side of the body's midline; a
-# single one that a tumour pushes over the midline has less.
-_EITHER_SIDE = 0.2
+# Fused kidneys have at least this fraction of the parenchyma on each side of the body's midline. A
+# single kidney that a tumour displaces across the midline has less.
+_EACH_SIDE = 0.2
 _BODY_HU = -300.0
-# Canonical order: slices go up, rows to the back, columns to the patient's left.
+# Canonical order: slices ascend, rows run to posterior, columns to the patient's left.
 _FACES = (("lower", "upper"), ("front", "back"), ("right", "left"))
 
 
 def kidney_labels(schema: LabelSchema) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Numbers of the labels that are renal parenchyma, and of those that are renal masses.
+    """The labels of renal parenchyma and those of renal masses, by `LabelSchema.meaning`.
 
-    As `LabelSchema.meaning` understands them. Without a kidney there is no renal mass either.
+    A schema without a kidney has no renal mass either.
     """
     kidney = schema.ids_of("kidney")
     return kidney, schema.ids_of("tumour", "cyst") if kidney else ()
 
 
 def body_midline(image: Volume, slices: tuple[int, int]) -> float:
-    """Column (fractional) of the middle of the body in some slices of a canonical CT.
+    """Column (fractional) of the body's centre in a range of slices of a canonical CT.
 
-    The middle of the grid where there is no body (nothing above -300 HU).
+    The centre of the grid if there is no body (no voxel above -300 HU).
     """
     per_column = np.zeros(image.grid.shape[2], dtype=np.int64)
     for part in image.data[0, slices[0] : slices[1]]:
@@ -46,7 +46,7 @@ def body_midline(image: Volume, slices: tuple[int, int]) -> float:
 
 
 def kidney_slices(labels: Volume, schema: LabelSchema) -> tuple[int, int] | None:
-    """The first slice with kidney or its mass and the one after the last; None if there is none."""
+    """First and end (exclusive) slice with kidney or renal mass; None if there is none."""
     kidney, mass = kidney_labels(schema)
     box = _box(np.isin(labels.data[0].numpy(), (*kidney, *mass))) if kidney else None
     return None if box is None else (box[0].start, box[0].stop)
@@ -55,16 +55,16 @@ def kidney_slices(labels: Volume, schema: LabelSchema) -> tuple[int, int] | None
 def kidney_findings(
     labels: Volume, schema: LabelSchema, path: Path, midline: float
 ) -> tuple[Finding, ...]:
-    """Findings on the kidneys of one case; none if the schema has no kidney.
+    """Findings about the kidneys of one case; none if the schema has no kidney.
 
-    "kidney-cut": a kidney or its mass reaches the border of the image, so its volume is partial.
-    "no-kidney", "one-kidney", "horseshoe-kidney" (both kidneys in one piece).
+    "kidney-cut": a kidney or renal mass touches the border of the image, so its volume is partial.
+    "no-kidney", "one-kidney", "horseshoe-kidney" (both kidneys form one component).
 
     Args:
         labels: (1, slices, rows, columns), uint8, canonical.
         schema: of the labels.
         path: of the label file.
-        midline: column of the body's middle, in the slices with kidney.
+        midline: column of the body's centre in the slices with kidney.
     """
     kidney, mass = kidney_labels(schema)
     if not kidney:
@@ -75,15 +75,15 @@ def kidney_findings(
     if box is not None:
         found += _cut(box, tuple(data.shape))
         cropped = data[box]
-        pieces = _pieces(np.isin(cropped, kidney), np.isin(cropped, (*kidney, *mass)))
+        components = _components(np.isin(cropped, kidney), np.isin(cropped, (*kidney, *mass)))
     else:
-        pieces = []
-    if not pieces:
+        components = []
+    if not components:
         found.append(("no-kidney", "no kidney is labelled"))
-    elif len(pieces) == 1:
+    elif len(components) == 1:
         assert box is not None
-        if _spans(pieces[0], midline - box[2].start):
-            cause = "both kidneys are in one piece: a horseshoe kidney, or a mass joins them"
+        if _spans(components[0], midline - box[2].start):
+            cause = "both kidneys form one component: a horseshoe kidney, or connected by a mass"
             found.append(("horseshoe-kidney", cause))
         else:
             found.append(("one-kidney", "only one kidney is labelled"))
@@ -99,12 +99,13 @@ def _cut(box: tuple[slice, slice, slice], shape: tuple[int, ...]) -> list[tuple[
     ]
     if not faces:
         return []
-    cause = f"a kidney reaches the {' and the '.join(faces)} border of the image: its volume is "
-    return [("kidney-cut", cause + "partial")]
+    faces_named = " and the ".join(faces)
+    cause = f"a kidney touches the {faces_named} border of the image: its volume is partial"
+    return [("kidney-cut", cause)]
 
 
-def _pieces(kidney: np.ndarray, with_mass: np.ndarray) -> list[np.ndarray]:
-    """Column profiles of the parenchyma in each connected piece, without fragments."""
+def _components(kidney: np.ndarray, with_mass: np.ndarray) -> list[np.ndarray]:
+    """Column profiles of the parenchyma in each connected component, without fragments."""
     from scipy import ndimage
 
     numbered, count = ndimage.label(with_mass, structure=np.ones((3, 3, 3)))
@@ -118,11 +119,11 @@ def _pieces(kidney: np.ndarray, with_mass: np.ndarray) -> list[np.ndarray]:
 
 def _spans(profile: np.ndarray, middle: float) -> bool:
     right = profile[np.arange(len(profile)) < middle].sum() / profile.sum()
-    return bool(_EITHER_SIDE <= right <= 1 - _EITHER_SIDE)
+    return bool(_EACH_SIDE <= right <= 1 - _EACH_SIDE)
 
 
 def _box(mask: np.ndarray) -> tuple[slice, slice, slice] | None:
-    """The box around the true voxels of (slices, rows, columns); None if there are none."""
+    """Bounding box of the true voxels of (slices, rows, columns); None if there are none."""
     extents = []
     for axes in ((1, 2), (0, 2), (0, 1)):
         hit = np.flatnonzero(mask.any(axis=axes))

@@ -1,4 +1,4 @@
-"""One case of a data set: its files read, compared with one another and with the schema."""
+"""Examine one case: read its files, compare them with one another and with the schema."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from kidseg.labels import LabelSchema
 __all__ = ["Examined", "examine", "values_and_counts"]
 
 _NAMED = 6
-# What the first image says, labels and further channels on the same voxels need not repeat.
-_ONCE = {"anisotropic-voxels", "thick-slices"}
+# Findings about the grid, reported for the first image only.
+_GRID_FINDINGS = {"anisotropic-voxels", "thick-slices"}
 
 
 @dataclass
 class Examined:
-    """What one case is like; filled in as its files are read.
+    """The examination of one case; filled in as its files are read.
 
     Attributes:
         case: the case.
-        findings: in the order in which they were made.
-        grid: of the first image that could be read, in canonical order.
-        native: the same voxels in the order of the file.
-        digest: of the voxel values of all channels; None unless all were read.
+        findings: in order of detection.
+        grid: of the first readable image, in canonical order.
+        native: the same grid in the voxel order of the file.
+        digest: of the voxel values of all channels; None unless all were readable.
         voxels: {label: number of voxels}, of the labels that occur.
         ml: {label: volume}.
     """
@@ -50,7 +50,7 @@ class Examined:
     def note(
         self, code: str, path: Path, cause: str, next_step: str = "", *, warning: bool = False
     ) -> None:
-        """Add a finding; an error unless it is said to be a warning."""
+        """Add an error, or a warning if `warning` is set."""
         self.findings.append(
             Finding(
                 code=code,
@@ -63,13 +63,13 @@ class Examined:
 
 
 def examine(case: Case, dataset: Dataset, options: ReadOptions) -> Examined:
-    """Read a case and name everything that is wrong with it.
+    """Read a case and report every problem.
 
     The labels and one image are in memory at a time.
 
-    Findings: what the readers say; errors "grid-mismatch" (labels, or a channel, lie elsewhere than
-    the first image), "unexpected-labels", "fractional-labels"; warnings "voxel-order-differs",
-    "float-labels", "empty-labels", and those of `kidney_findings`.
+    Findings: those of the readers; errors "grid-mismatch" (the grid of the labels, or of a channel,
+    differs from that of the first image), "unexpected-labels", "fractional-labels"; warnings
+    "voxel-order-differs", "float-labels", "empty-labels", and those of `kidney_findings`.
     """
     found = Examined(case)
     labels = _labels(found, dataset, options) if case.labels is not None else None
@@ -77,7 +77,7 @@ def examine(case: Case, dataset: Dataset, options: ReadOptions) -> Examined:
     middle = None
     digests: list[bytes] = []
     for channel, path in enumerate(case.images):
-        # Training sees these voxels, so NaN and infinity are refused here.
+        # Training uses these voxels, so NaN and infinity are errors.
         is_ct = dataset.holds_ct(min(channel, len(dataset.channels) - 1))
         asked = replace(
             options,
@@ -93,12 +93,12 @@ def examine(case: Case, dataset: Dataset, options: ReadOptions) -> Examined:
             if slices is not None and is_ct:
                 middle = body_midline(scan.volume, slices)
         else:
-            _compare(found, scan, "this channel")
+            _compare(found, scan, "this channel has")
     if digests and len(digests) == len(case.images):
         found.digest = hashlib.sha256(b"".join(digests)).hexdigest()
     if labels is not None and case.labels is not None:
         if found.grid is not None:
-            _compare(found, labels, "its labels")
+            _compare(found, labels, "the labels have")
         if found.voxels:
             middle = (labels.volume.grid.shape[2] - 1) / 2 if middle is None else middle
             found.findings += kidney_findings(labels.volume, dataset.schema, case.labels, middle)
@@ -106,12 +106,12 @@ def examine(case: Case, dataset: Dataset, options: ReadOptions) -> Examined:
 
 
 def values_and_counts(data: Tensor) -> dict[float, int]:
-    """{value: voxels}, in rising order."""
+    """{value: number of voxels}, in ascending order."""
     low, high = (float(value) for value in data.aminmax())
     if data.is_floating_point() or low < 0 or high > 255:
         values, counts = torch.unique(data, return_counts=True)
         return dict(zip(values.to(torch.float64).tolist(), counts.tolist(), strict=True))
-    # Slice by slice: `bincount` makes 64-bit numbers of what it is given.
+    # Slice by slice: `bincount` converts its input to 64-bit integers.
     total = np.zeros(256, dtype=np.int64)
     for part in data.to(torch.uint8).flatten(0, 1):
         total += np.bincount(part.numpy().ravel(), minlength=256)
@@ -124,12 +124,12 @@ def _read(found: Examined, path: Path, options: ReadOptions, *, first: bool) -> 
     except (InputError, ResourceError) as error:
         found.findings.append(error.as_finding())
         return None
-    found.findings += [f for f in scan.findings if first or f.code not in _ONCE]
+    found.findings += [f for f in scan.findings if first or f.code not in _GRID_FINDINGS]
     return scan
 
 
 def _labels(found: Examined, dataset: Dataset, options: ReadOptions) -> Scan | None:
-    """The label scan, as uint8 where its values are labels; what is wrong with them is noted."""
+    """Read the label scan as uint8 and report problems; unexpected values become background."""
     path = found.case.labels
     assert path is not None
     scan = _read(found, path, replace(options, values="labels"), first=not found.case.images)
@@ -141,15 +141,15 @@ def _labels(found: Examined, dataset: Dataset, options: ReadOptions) -> Scan | N
     unexpected = {value: n for value, n in counts.items() if value not in known}
     _note_values(found, path, unexpected, dataset.schema)
     if not unexpected and data.is_floating_point():
-        cause = "its labels are stored as floating-point numbers, though all are whole"
+        cause = "the labels are integers but stored as floating-point numbers"
         found.note("float-labels", path, cause, warning=True)
     found.voxels = {int(v): n for v, n in counts.items() if v in dataset.schema.ids}
     voxel_ml = float(grid.voxel_ml)
     found.ml = {label: n * voxel_ml for label, n in found.voxels.items()}
     if set(counts) == {0.0}:
         found.note("empty-labels", path, "no voxel has a label", warning=True)
-    sound = torch.where(_known(data, known), data, 0) if unexpected else data
-    return replace(scan, volume=Volume(sound.to(torch.uint8), grid))
+    valid = torch.where(_known(data, known), data, 0) if unexpected else data
+    return replace(scan, volume=Volume(valid.to(torch.uint8), grid))
 
 
 def _known(data: Tensor, known: set[int | None]) -> Tensor:
@@ -161,22 +161,22 @@ def _note_values(
     found: Examined, path: Path, unexpected: dict[float, int], schema: LabelSchema
 ) -> None:
     fractional = {value: n for value, n in unexpected.items() if not value.is_integer()}
-    whole = {value: n for value, n in unexpected.items() if value.is_integer()}
+    integers = {value: n for value, n in unexpected.items() if value.is_integer()}
     names = ", ".join(f"{i} {name}" for i, name in schema.names.items())
     if fractional:
         found.note(
             "fractional-labels",
             path,
-            f"{sum(fractional.values())} voxels are between labels: {_counted(fractional)}",
-            "Labels were interpolated: make them again with nearest-neighbour interpolation.",
+            f"{sum(fractional.values())} voxels have fractional values: {_counted(fractional)}",
+            "The labels were interpolated; resample them with nearest-neighbour interpolation.",
         )
-    if whole:
+    if integers:
         found.note(
             "unexpected-labels",
             path,
-            f"{sum(whole.values())} voxels have values that are no labels: {_counted(whole)}; "
-            f"labels are 0 background, {names}",
-            "Correct the file, or name the label in the data set's description.",
+            f"{sum(integers.values())} voxels have values that are not labels: "
+            f"{_counted(integers)}; the labels are 0 background, {names}",
+            "Fix the file, or define the label in the data set's description.",
         )
 
 
@@ -186,7 +186,7 @@ def _counted(counts: dict[float, int]) -> str:
 
 
 def _compare(found: Examined, scan: Scan, what: str) -> None:
-    """Note if a scan does not lie on the voxels of the first image."""
+    """Report a scan whose grid or voxel order differs from the first image's."""
     assert found.grid is not None and found.native is not None
     grid, image = scan.volume.grid, found.grid
     if not grid.same_as(image):
@@ -194,15 +194,15 @@ def _compare(found: Examined, scan: Scan, what: str) -> None:
             "grid-mismatch",
             scan.path,
             f"{what} {_difference(grid, image)} the image {found.case.images[0].name}",
-            "Make it again on the voxels of the image.",
+            "Resample it to the grid of the image.",
         )
     elif not scan.native.same_as(found.native):
         found.note(
             "voxel-order-differs",
             scan.path,
-            f"{what} lie on the image's voxels, but are stored in another order; other programs "
-            "may take that for a mismatch",
-            "Export the data set: that stores both alike.",
+            f"{what} the same grid as the image, but another voxel order; other programs may "
+            "report a mismatch",
+            "Export the data set, which stores both in the same order.",
             warning=True,
         )
 
@@ -210,15 +210,15 @@ def _compare(found: Examined, scan: Scan, what: str) -> None:
 def _difference(grid: Grid, image: Grid) -> str:
     if grid.shape != image.shape:
         mine, theirs = (" x ".join(map(str, g.shape)) for g in (grid, image))
-        return f"have {mine} voxels, not the {theirs} of"
+        return f"{mine} voxels, not the {theirs} of"
     corners = torch.tensor(list(product(*((0.0, n - 1.0) for n in grid.shape))))
     gap = torch.linalg.vector_norm(grid.mm(corners) - image.mm(corners), dim=-1).max()
-    return f"lie up to {float(gap):.3g} mm away from the voxels of"
+    return f"corners up to {float(gap):.3g} mm away from those of"
 
 
 def _digest(volume: Volume) -> bytes:
-    """Of shape and values, whatever type they are stored as."""
-    whole = hashlib.sha256(repr(volume.grid.shape).encode())
+    """Digest of shape and values, independent of the data type."""
+    digest = hashlib.sha256(repr(volume.grid.shape).encode())
     for part in volume.data[0]:
-        whole.update(np.ascontiguousarray(part.numpy(), dtype=np.float32).data)
-    return whole.digest()
+        digest.update(np.ascontiguousarray(part.numpy(), dtype=np.float32).data)
+    return digest.digest()

@@ -1,4 +1,4 @@
-"""What a check found."""
+"""The result of a check."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from kidseg.errors import Finding, InputError
+from kidseg.errors import Finding
 
 __all__ = ["Report"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Everything that is wrong or odd with a data set or a scan, and what it is like.
+    """The findings about a data set or a scan, and its properties.
 
     Attributes:
         path: what was checked.
-        kind: what it is.
+        kind: data set or scan.
         n_cases: labelled and unlabelled; 1 for a scan.
-        findings: of the data set, then of each case in the order of their names.
+        findings: of the data set, then of each case, ordered by name.
         facts: plain data: sizes, spacing, volumes of the labels.
     """
 
@@ -32,12 +32,12 @@ class Report:
 
     @property
     def errors(self) -> tuple[Finding, ...]:
-        """The findings that make it unfit for use."""
+        """The findings that prevent its use."""
         return tuple(f for f in self.findings if f.severity == "error")
 
     @property
     def ok(self) -> bool:
-        """Is there no error?"""
+        """Are there no errors?"""
         return not self.errors
 
     def as_dict(self) -> dict[str, Any]:
@@ -50,18 +50,3 @@ class Report:
             "findings": [finding.as_dict() for finding in self.findings],
             "facts": dict(self.facts),
         }
-
-    def raise_for_errors(self) -> None:
-        """Nothing if it is sound.
-
-        Raises:
-            InputError: the first error, with its code, and how many more there are.
-        """
-        if not self.ok:
-            first, more = self.errors[0], len(self.errors) - 1
-            raise InputError(
-                first.cause + (f" (and {more} more error(s))" if more else ""),
-                path=first.path,
-                next_step=first.next_step,
-                code=first.code,
-            )

@@ -1,4 +1,4 @@
-"""What is said to the terminal: results on standard output, progress and errors on the other."""
+"""Terminal output: results on standard output, progress and errors on standard error."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def show_plain_warnings() -> None:
 
 
 def out_of_memory(error: MemoryError) -> ResourceError:
-    """What a lack of memory is to the user."""
+    """Convert a MemoryError to a KidsegError."""
     return ResourceError(
         f"not enough memory: {error}" if str(error) else "not enough memory",
         next_step="Use fewer --jobs or a larger machine.",
@@ -126,7 +126,7 @@ def out_of_memory(error: MemoryError) -> ResourceError:
 
 
 def system_refusal(error: OSError) -> KidsegError | None:
-    """What it is to the user that a file cannot be read or written; None if it is about no file."""
+    """Convert an OSError to a KidsegError; None if it does not concern a file."""
     if error.errno in DISK_FULL:
         return ResourceError(
             "the disk is full",
@@ -137,7 +137,7 @@ def system_refusal(error: OSError) -> KidsegError | None:
     if error.filename is None:
         return None
     return InputError(
-        f"it cannot be read or written ({error.strerror})",
+        f"cannot be read or written ({error.strerror})",
         path=error.filename,
         next_step="Check its name and permissions.",
         code="not-accessible",

@@ -1,8 +1,8 @@
-"""Every setting of kidseg, as plain data: frozen dataclasses with named, checked fields.
+"""All settings of kidseg: frozen dataclasses with validated fields.
 
-A configuration comes from its defaults, then a TOML file, then `key=value` overrides, each winning
-over the one before. Unknown keys and wrong types are refused by name. This module imports no torch,
-so that it can be read anywhere.
+A configuration is built from its defaults, then a TOML file, then `key=value` overrides; later
+values take precedence. Errors name unknown keys and values of the wrong type. This package does not
+import torch, so that it works everywhere.
 """
 
 from kidseg.config.loading import dump, load, preset, schema

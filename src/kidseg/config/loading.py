@@ -1,4 +1,4 @@
-"""Configurations from presets, files and overrides, and back to text."""
+"""Load configurations from presets, files and overrides, and write them as text."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from kidseg.registry import PRESETS, presets
 __all__ = ["CHECKED", "dump", "load", "preset", "schema"]
 
 CHECKED = ConfigDict(extra="forbid", strict=True)
-"""Of every configuration: unknown keys and values of another type are refused."""
+"""Validation of every configuration: unknown keys and values of another type are errors."""
 
 _NULL = "null"
 Config = TypeVar("Config")
 
 
 def preset(name: str, method: str) -> dict[str, Any]:
-    """What a preset sets for a method: its table "common", then the one named like the method.
+    """The settings of a preset for a method: its table "common", then the method's own table.
 
     Raises:
-        UsageError: "unknown-preset": there is none of this name, or it is not for this method.
+        UsageError: "unknown-preset": no preset of this name, or none for this method.
     """
     for_method = name in presets() and (tables := _read_toml(PRESETS / f"{name}.toml"))
     if not for_method or method not in tables:
         raise UsageError(
-            f"there is no preset '{name}' for {method}",
+            f"unknown preset '{name}' for {method}",
             next_step=f"Choose one of {', '.join(presets())}.",
             code="unknown-preset",
         )
@@ -48,32 +48,32 @@ def load(
     file: Path | None = None,
     overrides: Sequence[str] = (),
 ) -> Config:
-    """A configuration from defaults, a preset, a TOML file and overrides, in this order.
+    """Build a configuration from defaults, a preset, a TOML file and overrides, in this order.
 
     Args:
         kind: the dataclass, for example `PhantomConfig`.
-        base: what a `preset` sets.
+        base: the settings of a `preset`.
         file: a TOML file; tables are nested dataclasses.
-        overrides: "a.b=3"; the value is read as TOML, or as text if it is none.
+        overrides: "a.b=3"; the value is parsed as TOML, or taken as text if that fails.
 
     TOML has no null; "null" stands for None, in files and overrides.
 
     Raises:
-        InputError: the file is missing or no TOML.
-        UsageError: an unknown key, a value of the wrong type or outside its range.
+        InputError: the file is missing or invalid.
+        UsageError: an unknown key, a value of the wrong type or out of range.
     """
     data = _merged(base or {}, {} if file is None else _read_toml(file))
     for override in overrides:
         key, found, text = override.partition("=")
         if not found or not key.strip():
             raise UsageError(
-                f"'{override}' is no setting",
+                f"'{override}' is not a setting",
                 next_step="Write it as key=value.",
                 code="bad-setting",
             )
         _assign(data, key.strip().split("."), _value(text.strip()), override)
     try:
-        # Through JSON, where strict means: no number from text, but a list may be a tuple.
+        # Via JSON, where strict validation refuses text for numbers but accepts lists for tuples.
         return TypeAdapter(kind).validate_json(
             json.dumps(_replaced(data, _NULL, None), default=str), strict=True
         )
@@ -88,7 +88,7 @@ def load(
 
 
 def dump(config: Any) -> str:
-    """The whole configuration as TOML; `load` reads it back to an equal one. None is "null"."""
+    """The complete configuration as TOML, which `load` can read. None is "null"."""
     return tomli_w.dumps(_replaced(asdict(config), None, _NULL))
 
 
@@ -109,12 +109,12 @@ def _read_toml(file: Path) -> dict[str, Any]:
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(
-            f"is no TOML: {error}", path=file, next_step="Mend the line it names.", code="not-toml"
+            f"not valid TOML: {error}", path=file, next_step="Fix that line.", code="not-toml"
         ) from error
 
 
 def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Tables merged key by key; of two values the upper wins."""
+    """Merge tables key by key; values of `over` take precedence."""
     out = copy.deepcopy(dict(under))
     for key, value in over.items():
         both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
@@ -149,7 +149,7 @@ def _keys(node: Mapping[str, Any]) -> list[str]:
 
 
 def _replaced(node: Any, old: Any, new: Any) -> Any:
-    """Plain data with one value replaced by another wherever it stands."""
+    """Plain data with all occurrences of a value replaced."""
     if isinstance(node, dict):
         return {key: _replaced(value, old, new) for key, value in node.items()}
     if isinstance(node, list | tuple):

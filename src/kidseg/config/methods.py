@@ -29,16 +29,16 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class ViewConfig:
-    """Through which window the networks see a scan, before any pose.
+    """The base grid on which networks process a scan, before any pose.
 
     Attributes:
         size: pixels along each side of the base grid, centred on the body.
-        pixel_mm: of the base grid; None takes the plan's: nnU-Net's, or as much coarser as it takes
-            to bring the cohort's median field of view into `size` pixels.
-        bone_hu: what is denser than this inside the body is bone (or contrast medium).
-        bone_least_ml: smaller pieces of it are dropped; at the size of an adult's body.
-        bone_blur_mm: SD of the blur of the bone mask in its planes, so that two that do not meet
-            still attract each other.
+        pixel_mm: of the base grid; None: the plan's pixel spacing (nnU-Net's), or coarser so that
+            the cohort's median field of view fits into `size` pixels.
+        bone_hu: voxels above this value inside the body are bone (or contrast medium).
+        bone_least_ml: smaller components of bone are removed; for the size of an adult's body.
+        bone_blur_mm: SD of the in-plane Gaussian blur of the bone mask, so that masks that do not
+            overlap still have a gradient.
     """
 
     size: int = Field(default=128, ge=8)
@@ -50,16 +50,17 @@ class ViewConfig:
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class CohortConfig:
-    """Which cases a network learns from, and how its batches are drawn.
+    """Cases for training and validation, and sampling of batches.
 
     Attributes:
-        validation_share: part of the patients kept for validation.
-        label_share: at least this part of each batch shows each label, if labels leave room for it.
-        selection: regions whose mean Dice selects the weights; none: those of the default schema
-            but "kidney", where they are known, else all.
-        cyst: what a cyst counts as, where there are cysts.
+        validation_share: fraction of the patients used for validation.
+        label_share: minimum fraction of each batch that shows each label, if the number of labels
+            allows it.
+        selection: regions whose mean Dice selects the weights; empty: those of the default schema
+            except "kidney", if the data set has them, else all.
+        cyst: what a cyst counts as, if there are cysts.
 
-    Source: a third kidney, a third tumour: La Barbera et al., ISBI 2021.
+    Source: one third kidney, one third tumour: La Barbera et al., ISBI 2021.
     """
 
     validation_share: float = Field(default=0.2, gt=0, lt=1)
@@ -70,10 +71,10 @@ class CohortConfig:
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class PostprocessConfig:
-    """Which pieces of a segmentation are removed.
+    """Removal of small components from a segmentation.
 
     Attributes:
-        least_ml: components (of all labels together) below this volume go, in a body of
+        least_ml: components (of all labels together) below this volume are removed, in a body of
             `body_radius_mm`; scaled with the cube of the body's radius. 0 removes nothing.
         body_radius_mm: geometric mean of the semi-axes of an adult's trunk.
     """
@@ -84,18 +85,18 @@ class PostprocessConfig:
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class MethodConfig:
-    """What all methods have in common.
+    """Settings common to all methods.
 
     Attributes:
         cohort: cases and batches.
-        budget_s: no stage goes on when the training as a whole, from planning and reading on, has
-            taken so long; the last stage gets what the others leave. None: no limit.
-        budget_clock: what all seconds of a training are measured by: "wall", or the "processor"'s
-            time for this process, which other work on the same cores hardly lengthens.
-        precision: "auto" is bf16 where the device computes with it, else fp32.
-        workers: processes that make batches ahead; changes no bit of the result. None: none on the
-            CPU or by the processor's clock, else as many as there are other cores, at most 8.
-        postprocess: of the result.
+        budget_s: time limit of the complete training, including planning and reading; every stage
+            stops at it, and the last stage gets the remaining time. None: no limit.
+        budget_clock: how seconds of a training are measured: "wall" time, or the "processor" time
+            of this process, which other work on the same cores hardly affects.
+        precision: "auto" is bf16 if the device supports it, otherwise fp32.
+        workers: processes that prefetch batches; the result is bit-identical. None: none on the CPU
+            or with budget_clock "processor", otherwise one per further core, at most 8.
+        postprocess: applied to the result.
     """
 
     cohort: CohortConfig = CohortConfig()
@@ -114,13 +115,13 @@ class MethodConfig:
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class PlainConfig(MethodConfig):
-    """The baseline: a U-Net on the scan as it lies, with or without augmentation.
+    """The baseline: a U-Net on the scan without normalized pose, with or without augmentation.
 
     Attributes:
         view: the base grid.
-        unet: the network; `view.size` is a multiple of `unet.size / unet.bottleneck`.
-        segment: its training.
-        augment: "nnunet" is nnU-Net's own augmentation, spatial and of intensities.
+        unet: the network; `view.size` must be a multiple of `unet.size / unet.bottleneck`.
+        segment: training of the network.
+        augment: "nnunet": nnU-Net's own augmentation, spatial and of intensities.
     """
 
     view: ViewConfig = ViewConfig()
@@ -136,17 +137,17 @@ class PlainConfig(MethodConfig):
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class BlocksConfig:
-    """Through which blocks a three-dimensional network sees a scan; what is None the plan says.
+    """Blocks on which a 3D network processes a scan; None: the plan's value.
 
     Attributes:
         spacing_mm: of the voxels, (slice, row, column).
-        patch: voxels of a block; enlarged to what the network can halve.
-        features: maps at the finest stage; they double per stage.
-        max_features: at most so many maps.
-        overlap: part by which neighbouring blocks overlap at least, at inference.
-        foreground_share: part of the blocks of a batch that are centred on a label.
+        patch: voxels of a block; rounded up to multiples of the network's strides.
+        features: feature maps of the first stage; doubled at each stage.
+        max_features: upper limit of the feature maps.
+        overlap: minimum overlap of neighbouring blocks at inference, as a fraction of the block.
+        foreground_share: fraction of a batch's blocks that are centred on a label.
 
-    Source: a third on labels, overlap one half: nnU-Net v2.
+    Source: one third on labels, overlap one half: nnU-Net v2.
     """
 
     spacing_mm: tuple[float, float, float] | None = None
@@ -165,12 +166,12 @@ class BlocksConfig:
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Plain3dConfig(MethodConfig):
-    """The three-dimensional baseline: the plan's network on blocks of the scan as it lies.
+    """The 3D baseline: the plan's network on blocks of the scan, without normalized pose.
 
     Attributes:
-        blocks: what the network sees.
-        segment: its training.
-        augment: "nnunet" is nnU-Net's own augmentation, spatial and of intensities.
+        blocks: input of the network.
+        segment: training of the network.
+        augment: "nnunet": nnU-Net's own augmentation, spatial and of intensities.
 
     Source: nnU-Net v2's trainer: 1000 epochs of 250 steps, two blocks each.
     """
@@ -185,31 +186,32 @@ class PoseConfig:
     """The first spatial transformer: pose and size.
 
     Attributes:
-        start: what the network corrects: the scan as it lies, or as the moments of the body mask
-            put it upright, centred and in size.
-        moments: taken per volume (a patient lies as one) or per slice.
-        target: masks that are seen and compared: the body, or body and bone.
-        localizer: the network; its `size` is the resolution at which it looks and compares.
-        stage: its training.
-        fill: the reference's body is this part of the width of the field; None keeps the field of
-            the base grid (the paper's).
-        reference: case to be the reference; None: the medoid of the training cases.
-        reference_mode: "slice" compares all slices with the reference's at kidney level, "volume"
-            with the one at the same relative height in the labelled region.
-        levels: heights at which a reference volume is kept.
-        iterations: how often the network looks and corrects at inference.
-        per: at inference, "volume" takes the median correction of all slices, "slice" each its own.
-        bone: weight of the bone's overlap with the reference's, where the body's is 1. Ribs of two
-            patients seldom meet; a pose that makes them do so is no better for it.
-        symmetry: weight of the masks' overlap with their own mirror image, where the body's with
-            the reference's is 1: it tells how a trunk is turned. The reference, too, is set upright
-            by it. 0 does without.
-        teacher: weight, beside the overlaps, of the distance to the pose at which registration of
-            the masks finds them best, for each training patient. 0 trains by the overlaps alone.
-        mirrored: the network sees mirror images as well: in training at random, at inference both.
-        jitter_deg, jitter_scale, jitter_shift: in training the start is turned, scaled and shifted
-            at random by up to so much: degrees, logarithm, half images.
-        cut: part of the training slices that are shown with a field of view that cuts the body.
+        start: initial pose that the network corrects: "identity", or the pose by the "moments" of
+            the body mask, which makes the body upright, centred and of standard size.
+        moments: computed per volume (a patient has one pose) or per slice.
+        target: masks for input and loss: the body, or body and bone.
+        localizer: the network; its `size` is the resolution of input and loss.
+        stage: training of the network.
+        fill: width of the reference's body as a fraction of the field of view; None keeps the field
+            of the base grid (the paper's).
+        reference: id of the reference case; None: the medoid of the training cases.
+        reference_mode: "slice" compares all slices with the reference's slice at kidney level,
+            "volume" with the slice at the same relative height in the labelled region.
+        levels: number of slices in a reference volume.
+        iterations: number of corrections at inference.
+        per: at inference, "volume" applies the median correction of all slices, "slice" one per
+            slice.
+        bone: weight of the overlap of the bone masks, relative to that of the body masks. The ribs
+            of two patients seldom coincide, and aligning them does not improve a pose.
+        symmetry: weight of the masks' overlap with their own mirror image, relative to that of the
+            body masks with the reference: it determines the rotation of a trunk. It also makes the
+            reference upright. 0: not used.
+        teacher: weight of the distance to the best pose found by registration of the masks, for
+            each training patient, added to the overlap losses. 0: overlap losses alone.
+        mirrored: also use flipped images: at random in training, both at inference.
+        jitter_deg, jitter_scale, jitter_shift: maximum random rotation, scaling and shift of the
+            initial pose in training: degrees, logarithm, half images.
+        cut: fraction of the training slices shown with a field of view that truncates the body.
     """
 
     start: Literal["identity", "moments"] = "moments"
@@ -243,13 +245,13 @@ class CropConfig:
     """The second spatial transformer: the square around kidneys and tumour.
 
     Attributes:
-        localizer: the network; its `size` is the resolution at which it looks.
-        stage: its training.
-        target: box to aim at: the "patient"'s over all slices, or each "slice"'s own.
-        empty: for target "slice", the box to aim at in slices without labels: the "patient"'s over
-            all slices, or the whole image ("identity").
-        output: sides of the crop in pixels, as a part of `view.size`.
-        per: at inference, "volume" takes the median box of all slices, "slice" each its own.
+        localizer: the network; its `size` is the resolution of its input.
+        stage: training of the network.
+        target: target box: one per "patient", over all slices, or one per "slice".
+        empty: with target "slice", the target box of slices without labels: that of the "patient"
+            over all slices, or the full image ("identity").
+        output: sides of the crop in pixels, as a fraction of `view.size`.
+        per: at inference, "volume" applies the median box of all slices, "slice" one per slice.
     """
 
     localizer: LocalizerConfig = LocalizerConfig(size=128)
@@ -264,25 +266,26 @@ class CropConfig:
 
     @property
     def divisor(self) -> int:
-        """`view.size` over the side of the crop in pixels."""
+        """`view.size` divided by the side of the crop in pixels."""
         return {"full": 1, "half": 2, "quarter": 4}[self.output]
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class HomogenizedConfig(MethodConfig):
-    """System A: pose and size homogenized, cropped, segmented.
+    """System A: homogenize pose and size, crop, segment.
 
     Attributes:
         view: the base grid.
         pose: the first transformer.
-        crop: the second; None does without.
-        unet: the network; its input is `view.size`, or what `crop.output` leaves of it.
-        segment: its training.
-        schedule: "joint" trains all networks together once each is trained on its own.
-        joint: that training.
-        loss_space: where labels are compared: on the "original" base grid, after the inverse warp
-            (the paper's), or on the grid the "network" sees.
-        augment: "nnunet" augments what the U-Net sees; needs loss_space "network".
+        crop: the second transformer; None: no crop.
+        unet: the segmentation network; the side of its input is that of `crop.output`, or
+            `view.size` without a crop.
+        segment: training of the U-Net.
+        schedule: "joint" trains all networks together after training each of them.
+        joint: the joint training.
+        loss_space: grid of the loss: the "original" base grid after the inverse warp (the
+            paper's), or the "network"'s input grid.
+        augment: "nnunet" augments the input of the U-Net; requires loss_space "network".
     """
 
     view: ViewConfig = ViewConfig()
@@ -303,27 +306,27 @@ class HomogenizedConfig(MethodConfig):
             raise ValueError(f"view.size must be a multiple of {self.divisor} for this crop")
         _check_input(self.view.size // self.divisor, self.unet)
         if self.augment != "none" and self.loss_space == "original":
-            raise ValueError("augment needs loss_space 'network': its labels are turned as well")
+            raise ValueError("augment requires loss_space 'network': it transforms the labels too")
         if self.schedule == "joint" and (
             self.pose.per == "volume" or (self.crop is not None and self.crop.per == "volume")
         ):
-            raise ValueError("schedule 'joint' needs pose.per and crop.per 'slice'")
+            raise ValueError("schedule 'joint' requires pose.per and crop.per 'slice'")
         if self.schedule == "joint" and self.augment != "none":
-            raise ValueError("schedule 'joint' does not augment")
+            raise ValueError("schedule 'joint' does not support augment")
         return self
 
     @property
     def divisor(self) -> int:
-        """`view.size` over the side of the U-Net's input."""
+        """`view.size` divided by the side of the U-Net's input."""
         return 1 if self.crop is None else self.crop.divisor
 
 
 def _check_input(side: int, unet: UNetConfig) -> None:
     if side % unet.multiple:
-        raise ValueError(f"the U-Net takes multiples of {unet.multiple} pixels, not {side}")
+        raise ValueError(f"U-Net input must be a multiple of {unet.multiple} pixels, not {side}")
 
 
 _CONFIGS: tuple[type[MethodConfig], ...] = (HomogenizedConfig, PlainConfig, Plain3dConfig)
 
 METHODS: dict[str, type[MethodConfig]] = dict(zip(registry.METHODS, _CONFIGS, strict=True))
-"""The settings of each method, by its name."""
+"""Configuration class of each method, by name."""

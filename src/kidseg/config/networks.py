@@ -17,15 +17,15 @@ class UNetConfig:
     """The segmentation network of System A.
 
     Attributes:
-        size: pixels along each side of the training images; fixes the depth. Once built, the
-            network takes any image whose sides are multiples of `size / bottleneck`.
+        size: pixels along each side of the training images; determines the depth. The network
+            accepts any image whose sides are multiples of `size / bottleneck`.
         bottleneck: side of the deepest level; halving `size` must reach it.
-        features: maps at the finest level; they double per level.
-        max_features: at most so many maps.
-        skips: levels joined from encoder to decoder: "all", or 32 for those with at least 32 pixels
-            along each side of a training image.
-        supervised_to: side of the coarsest level that is trained directly (deep supervision).
-        head_kernel: side of the output convolutions.
+        features: feature maps of the finest level; doubled at each level.
+        max_features: upper limit of the feature maps.
+        skips: levels with skip connections: "all", or 32 for those with at least 32 pixels along
+            each side of a training image.
+        supervised_to: side of the coarsest level with deep supervision.
+        head_kernel: kernel size of the output convolutions.
         dimensions: 2 for slices, 3 for volumes.
     """
 
@@ -54,14 +54,14 @@ class UNetConfig:
 
     @property
     def multiple(self) -> int:
-        """Sides of images are multiples of this."""
+        """Sides of images must be multiples of this."""
         return self.size // self.bottleneck
 
     @property
     def supervised(self) -> int:
         """N, the coarsest level with an output: 2 for 128 pixels, 3 for 256, 4 for 512.
 
-        At most the finest level above the bottleneck; 0, only the finest, for small images.
+        At most the level above the bottleneck; 0, only the finest, for small images.
         """
         sides = [self.size >> level for level in range(self.halvings)]
         return max(0, sum(side >= self.supervised_to for side in sides) - 1)
@@ -69,23 +69,23 @@ class UNetConfig:
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class LocalizerConfig:
-    """The localisation network of a spatial transformer (STN1, STN2), and what its outputs mean.
+    """The localisation network of a spatial transformer (STN1, STN2), and its output ranges.
 
     Attributes:
         size: pixels along each side of its input, a multiple of 4.
         maps: feature maps of the two convolutions.
-        kernels: their sides, odd.
-        head: "pooled" averages the maps to a fixed grid before the hidden layers; "dense" hands
-            them over whole (the paper's).
-        pooled: side of that grid; divides `size / 4`, or is it where that is smaller.
+        kernels: their kernel sizes, odd.
+        head: "pooled" average-pools the maps to a fixed grid before the hidden layers; "dense"
+            passes them unpooled (the paper's).
+        pooled: side of that grid; must divide `size / 4` unless it is larger.
         hidden: units of the two hidden layers.
-        scales: 2 scales a pose along x and y, 1 in both alike (a similarity).
+        scales: 2: a pose has separate scales along x and y, 1: one scale (a similarity).
         scale_limit: scales lie in 1 / limit .. limit.
         shift_limit: shifts lie in -limit .. limit, in half images.
         angle_limit_deg: angles lie in -limit .. limit.
-        square: crops are square (in parts of the image).
-        least_side: smallest side of a crop, as a part of the image.
-        margin: how much a crop is widened at inference, as a part of its side.
+        square: crops are square (as fractions of the image).
+        least_side: minimum side of a crop, as a fraction of the image.
+        margin: enlargement of a crop at inference, as a fraction of its side.
     """
 
     size: int = Field(default=512, ge=8, multiple_of=4)
@@ -107,13 +107,13 @@ class LocalizerConfig:
         if min(*self.maps, *self.hidden) < 1:
             raise ValueError("maps and hidden must be at least 1")
         if min(self.kernels) < 1 or not all(kernel % 2 for kernel in self.kernels):
-            raise ValueError("kernels must be odd, so that they have a middle")
+            raise ValueError("kernels must be odd")
         if self.size // 4 % min(self.pooled, self.size // 4):
             raise ValueError(f"pooled must divide a quarter of size, {self.size // 4}")
         return self
 
     @property
     def mapped(self) -> int:
-        """Side of the feature maps that the hidden layers see."""
+        """Side of the feature maps that enter the hidden layers."""
         quarter = self.size // 4
         return quarter if self.head == "dense" else min(self.pooled, quarter)

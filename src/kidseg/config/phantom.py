@@ -16,16 +16,16 @@ Phase = Literal["early-arterial", "portal-venous", "excretory", "unenhanced"]
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class PhantomConfig:
-    """Which digital patients to make.
+    """Digital patients to generate.
 
     Attributes:
-        ages_years: youngest and oldest, 0 to 16.
-        size: pixels along each side of a slice; the field of view stays when they are fewer.
-        max_slices: at most so many slices; the scan is made with thicker slices, not cut short.
-        slice_mm: thinnest and thickest slice.
-        max_angle_deg: largest rotation about the long axis, either way.
-        phase: contrast phase of all, or "mixed" as in practice.
-        tumour_share: part of the patients with a tumour.
+        ages_years: minimum and maximum age, 0 to 16.
+        size: pixels along each side of a slice; does not change the field of view.
+        max_slices: maximum number of slices; slices become thicker, the extent is unchanged.
+        slice_mm: minimum and maximum slice thickness.
+        max_angle_deg: maximum rotation about the long axis, in either direction.
+        phase: contrast phase of all scans, or "mixed" as in practice.
+        tumour_share: fraction of the patients with a tumour.
     """
 
     ages_years: tuple[float, float] = (0.0, 16.0)
@@ -40,8 +40,8 @@ class PhantomConfig:
     def _check_ranges(self) -> PhantomConfig:
         low, high = self.ages_years
         if not 0 <= low <= high <= 16:
-            raise ValueError("ages_years must rise within 0 to 16 years")
+            raise ValueError("ages_years must be ascending and within 0 to 16 years")
         thin, thick = self.slice_mm
         if not 0.5 <= thin <= thick <= 5:
-            raise ValueError("slice_mm must rise within 0.5 to 5 mm")
+            raise ValueError("slice_mm must be ascending and within 0.5 to 5 mm")
         return self

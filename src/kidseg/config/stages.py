@@ -14,16 +14,16 @@ __all__ = ["OptimizerConfig", "StageConfig"]
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class OptimizerConfig:
-    """How weights are changed.
+    """The optimizer.
 
     Attributes:
         name: "sgd" (with Nesterov momentum) or "adam".
-        learning_rate: at the start.
+        learning_rate: initial value.
         momentum: of SGD; 0 is plain gradient descent.
         weight_decay: coupled L2, added to the gradient.
-        poly_power: the rate falls as (1 - part of the epochs, or of the budget if that is further
-            gone) ** power; 0 keeps it.
-        clip_norm: gradients are scaled down to this norm; None leaves them.
+        poly_power: the rate decays as (1 - fraction of the epochs, or of the budget if larger) **
+            power; 0: constant rate.
+        clip_norm: maximum gradient norm; None: no clipping.
 
     Source: defaults of nnU-Net v2's trainer; poly as in Chen et al., DeepLab, TPAMI 2018.
     """
@@ -38,16 +38,17 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class StageConfig:
-    """How long and how one network is trained.
+    """The training of one network.
 
     Attributes:
-        epochs: at most so many.
-        min_epochs: early stopping not before.
-        patience: stop after so many epochs without a better validation score; None never stops.
+        epochs: maximum number of epochs.
+        min_epochs: minimum number of epochs before early stopping.
+        patience: early stopping after this many epochs without a better validation score; None: no
+            early stopping.
         batch_size: slices (or patches) per step, over all processes.
-        steps: optimizer steps per epoch; None: every training slice once.
-        budget_s: stop after the epoch in which this much time was used, validation included; None:
-            no limit.
+        steps: optimizer steps per epoch; None: each training slice once.
+        budget_s: time limit, including validation; training stops after the epoch that exceeds it.
+            None: no limit.
         optimizer: see `OptimizerConfig`.
     """
 

@@ -17,7 +17,7 @@ _FolderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
 
 def _known_method(name: str) -> str:
     if name not in METHODS:
-        raise ValueError(f"there is no method '{name}', only {', '.join(METHODS)}")
+        raise ValueError(f"unknown method '{name}'; choose one of {', '.join(METHODS)}")
     return name
 
 
@@ -26,10 +26,10 @@ _Seed = Annotated[int, Field(ge=0)]
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class StudyCommonConfig:
-    """What all methods of a study share.
+    """Settings common to all methods of a study.
 
     Attributes:
-        set: settings, each "key=value", over presets and files, under a method's own.
+        set: settings, each "key=value"; they override presets and files, but not a method's own.
     """
 
     set: tuple[str, ...] = ()
@@ -40,10 +40,10 @@ class StudyMethodConfig:
     """One row of a study's table.
 
     Attributes:
-        method: what is trained.
-        preset: settings that come with the package.
-        config: TOML file of settings, over the preset; its path is relative to the study's file.
-        set: settings, each "key=value", over all others.
+        method: name of the method.
+        preset: name of a preset of the package.
+        config: TOML file of settings, overrides the preset; relative to the study's file.
+        set: settings, each "key=value"; they override all others.
     """
 
     method: Annotated[str, AfterValidator(_known_method)]
@@ -57,17 +57,17 @@ class StudyConfig:
     """Methods, a data set, its test part and the seeds.
 
     Attributes:
-        methods: by the name that stands in tables and names folders.
+        methods: by the name used in tables and for folders.
         common: settings of all methods.
-        dataset: folder in any layout, relative to the study's file; None: given by the caller.
+        dataset: folder in any layout, relative to the study's file; None: passed by the caller.
         test: ids of the test cases; or
-        test_patients: how many patients are drawn for the test, stratified by age and side.
-        split_seed: draws the test patients, and of the others those to validate on. These are the
-            same for all methods and seeds, so that runs differ in nothing but method and seed.
-        validation_share: part of the patients left for development that is validated on.
-        seeds: each method is trained once with each.
-        protocol: by whose rules the test is scored.
-        cyst: what a cyst counts as in scores; None: as the protocol says.
+        test_patients: number of test patients, drawn at random, stratified by age and side.
+        split_seed: seed of the test and validation split. The split is the same for all methods and
+            seeds, so that runs differ only in method and seed.
+        validation_share: fraction of the other patients used for validation.
+        seeds: each method is trained once with each seed.
+        protocol: of the evaluation.
+        cyst: what a cyst counts as in the evaluation; None: as defined by the protocol.
     """
 
     methods: dict[_FolderName, StudyMethodConfig] = Field(min_length=1)
@@ -86,5 +86,5 @@ class StudyConfig:
         if bool(self.test) == (self.test_patients is not None):
             raise ValueError("give either test, the ids of cases, or test_patients, a number")
         if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError("a seed stands twice in seeds")
+            raise ValueError("seeds contains a seed twice")
         return self

@@ -1,7 +1,7 @@
-"""Predictions scored against references, in millimetres on the patient's own voxels.
+"""Evaluate predictions against references, in millimetres on the scan's own grid.
 
-See `kidseg.evaluate.protocols` for what is scored and by whose rules, `kidseg.metrics` for the
-figures, and `kidseg.evaluate.pairs` for which prediction belongs to which reference.
+`kidseg.evaluate.protocols` defines structures and rules, `kidseg.metrics` the metrics, and
+`kidseg.evaluate.pairs` matches predictions with references.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ __all__ = [
 
 Progress = Callable[[int, int], None]
 
-# Row 12 of the table of bad input: farther apart, and a label lies on other voxels.
+# Grids that differ by more are different grids.
 _SAME_GRID_MM = 1e-3
 _OUTPUTS = ("summary.json", "cases.csv")
 _NAMED = 8
@@ -76,31 +76,31 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score predicted label volumes and write `summary.json` and `cases.csv`.
 
-    Every problem of every case is looked for before anything is written. One case per job is in
+    All problems of all cases are collected before anything is written. One case per job is in
     memory at a time.
 
     Args:
         pred: a folder of label volumes, or one label volume.
         ref: a data set, a folder of label volumes, or one label volume.
-        out: folder for the results; made if it is not there.
+        out: folder for the results; created if it is missing.
         protocol: see `kidseg.evaluate.protocols`.
         cyst: what a cyst counts as; see `protocol_named`.
         missing: a reference without a prediction is an "error", or scored as "empty".
-        cases: score only these; all references by default.
-        overwrite: replace results that are there.
+        cases: ids of the cases to score; all references by default.
+        overwrite: replace existing results.
         jobs: threads.
-        progress: called with (cases done, cases in all).
+        progress: called with (cases done, total cases).
 
     Returns:
-        The content of `summary.json`; see `summarise`. Its findings name labels of a data set that
-        are not understood; see `kidseg.labels.unclear_labels`.
+        The content of `summary.json`; see `summarise`. Its findings include those of
+        `kidseg.labels.unclear_labels`.
 
     Raises:
         UsageError: "output-exists", an unknown protocol or setting.
-        InputError: predictions and references that do not pair up (see `pair`); "grid-mismatch",
+        InputError: predictions and references do not match (see `pair`); "grid-mismatch",
             "unexpected-labels", "fractional-labels" or what `kidseg.io.read` refuses, for a single
-            bad case; "bad-cases" for several, each named.
-        ResourceError: no memory or disk left.
+            invalid case; "bad-cases" for several, each named.
+        ResourceError: not enough memory or disk space.
     """
     pred, ref, out = Path(pred), Path(ref), Path(out)
     pairing = pair(pred, ref, missing=missing, cases=cases)
@@ -109,8 +109,8 @@ def evaluate(
     scored = _score_all(pairing, rules, jobs, progress, pred)
     rows = [row for case in scored for row in case.rows]
     unclear = () if pairing.schema is None else unclear_labels(pairing.schema, ref)
-    noticed = (finding for case in scored for finding in case.findings)
-    findings = [*unclear, *pairing.findings, *noticed]
+    of_cases = (finding for case in scored for finding in case.findings)
+    findings = [*unclear, *pairing.findings, *of_cases]
     summary = summarise(rows, rules, findings)
     if overwrite:
         (out / "summary.json").unlink(missing_ok=True)
@@ -121,16 +121,16 @@ def evaluate(
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """One case: a row per structure, and what was noticed while reading it."""
+    """One evaluated case: a row per structure, and the findings of the readers."""
 
     rows: tuple[Row, ...]
     findings: tuple[Finding, ...]
 
 
 def score(case: Pair, protocol: Protocol, ignore_label: int | None = None) -> Scored:
-    """Read and measure one case.
+    """Read and evaluate one case.
 
-    Voxels whose reference is `ignore_label` are background in both.
+    Voxels with `ignore_label` in the reference count as background in both.
 
     Raises:
         InputError: see `evaluate`.
@@ -140,7 +140,7 @@ def score(case: Pair, protocol: Protocol, ignore_label: int | None = None) -> Sc
     reference, grid, findings = _read_labels(case.reference, marked)
     if case.predicted is None:
         predicted = np.zeros_like(reference)
-        note = f"case '{case.id}' has no prediction; it was scored as if nothing was found"
+        note = f"case '{case.id}' has no prediction; it was scored as an empty prediction"
         findings += (Finding(code="missing-prediction", path=str(case.reference), cause=note),)
     else:
         predicted, found_grid, more = _read_labels(case.predicted, known)
@@ -165,10 +165,10 @@ def summarise(
 ) -> dict[str, Any]:
     """Means over cases, as plain data.
 
-    For each structure and metric: "mean" and "sd" over "n" cases (null where there are too few);
-    "n_empty" cases in which both masks are empty; "n_undefined" cases in which the metric has no
-    value although a mask is not empty (HD95 where one mask is). "sd" is the sample standard
-    deviation, with n - 1. Volume errors are signed; their "mean_absolute" stands beside.
+    For each structure and metric: "mean" and "sd" over "n" cases (null if there are too few);
+    "n_empty", cases in which both masks are empty; "n_undefined", cases in which the metric is
+    undefined although not both masks are empty (HD95 if one mask is empty). "sd" is the sample
+    standard deviation, with n - 1. Volume errors are signed; "mean_absolute" is reported as well.
     """
     return {
         "protocol": protocol.name,
@@ -198,7 +198,7 @@ def _score_all(
 ) -> list[Scored]:
     pairs = pairing.pairs
     done: dict[str, Scored] = {}
-    refused: dict[str, InputError] = {}
+    failed: dict[str, InputError] = {}
     with ThreadPoolExecutor(max_workers=max(1, jobs)) as pool:
         waiting = {
             pool.submit(score, case, protocol, pairing.ignore_label): case.id for case in pairs
@@ -208,33 +208,33 @@ def _score_all(
                 try:
                     done[waiting[future]] = future.result()
                 except InputError as error:
-                    refused[waiting[future]] = error
+                    failed[waiting[future]] = error
                 if progress:
                     progress(count, len(pairs))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    if refused:
-        raise _all_refused([refused[case.id] for case in pairs if case.id in refused], pred)
+    if failed:
+        raise _all_failed([failed[case.id] for case in pairs if case.id in failed], pred)
     return [done[case.id] for case in pairs]
 
 
-def _all_refused(errors: Sequence[InputError], pred: Path) -> InputError:
+def _all_failed(errors: Sequence[InputError], pred: Path) -> InputError:
     if len(errors) == 1:
         return errors[0]
     more = f"; and {len(errors) - _NAMED} more" if len(errors) > _NAMED else ""
     return InputError(
-        f"{len(errors)} cases cannot be scored: " + "; ".join(map(str, errors[:_NAMED])) + more,
+        f"{len(errors)} cases cannot be evaluated: " + "; ".join(map(str, errors[:_NAMED])) + more,
         path=pred,
         code="bad-cases",
-        next_step="Nothing was written. Mend these files, or score the other cases only.",
+        next_step="Nothing was written. Fix these files, or evaluate only the other cases.",
     )
 
 
 def _read_labels(
     path: Path, known: Mapping[int, str]
 ) -> tuple[np.ndarray, Grid, tuple[Finding, ...]]:
-    """(slices, rows, columns) label numbers as uint8, in canonical order, all known."""
+    """Read labels (slices, rows, columns) as uint8, in canonical order; all must be known."""
     scan = read(path, ReadOptions(values="labels", nonfinite="refuse"))
     values = scan.volume.data[0].numpy()
     counts = _counts(values, path)
@@ -243,7 +243,7 @@ def _read_labels(
         found = ", ".join(f"{v} in {n} voxels" for v, n in sorted(unknown.items())[:_NAMED])
         names = ", ".join(f"{i} {name}" for i, name in sorted(known.items()))
         raise InputError(
-            f"holds unexpected labels: {found}; known are 0 background, {names}",
+            f"unexpected labels: {found}; known labels are 0 background, {names}",
             path=path,
             code="unexpected-labels",
             next_step="Renumber the labels, or evaluate against the data set that defines them.",
@@ -252,7 +252,7 @@ def _read_labels(
 
 
 def _counts(values: np.ndarray, path: Path) -> dict[int, int]:
-    """{label: voxels}. A slice at a time, which keeps the memory of counting small."""
+    """{label: voxels}, counted slice by slice to save memory."""
     counts: dict[int, int] = {}
     for plane in values:
         if values.dtype == np.uint8:
@@ -263,11 +263,11 @@ def _counts(values: np.ndarray, path: Path) -> dict[int, int]:
             fractional = labels != np.rint(labels)
             if fractional.any():
                 raise InputError(
-                    f"holds values that are no label numbers, as {labels[fractional][0]:g} in "
+                    f"contains fractional values, for example {labels[fractional][0]:g} in "
                     f"{tally[fractional][0]} voxels of a slice",
                     path=path,
                     code="fractional-labels",
-                    next_step="Give label volumes, not probabilities or interpolated labels.",
+                    next_step="Provide label volumes, not probabilities or interpolated labels.",
                 )
             found = {int(v): int(n) for v, n in zip(labels, tally, strict=True)}
         for label, n in found.items():
@@ -278,15 +278,15 @@ def _counts(values: np.ndarray, path: Path) -> dict[int, int]:
 def _check_same_grid(found: Grid, wanted: Grid, case: Pair) -> None:
     if found.same_as(wanted, _SAME_GRID_MM):
         return
-    cause = f"it has {found}, and the reference {case.reference} has {wanted}"
+    cause = f"its grid is {found}, but that of the reference {case.reference} is {wanted}"
     if found.shape == wanted.shape:
         apart = float((found.centre_mm - wanted.centre_mm).norm())
-        cause = f"its voxels lie elsewhere than those of {case.reference}; centres {apart:.4g} mm"
+        cause = f"its grid is displaced from that of {case.reference}: centres {apart:.4g} mm apart"
     raise InputError(
         cause,
         path=case.predicted,
         code="grid-mismatch",
-        next_step="Save the prediction on the voxels of its scan.",
+        next_step="Save the prediction on the grid of its scan.",
     )
 
 

@@ -1,8 +1,8 @@
-"""Which prediction belongs to which reference."""
+"""Match predictions with references."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,21 +16,21 @@ __all__ = ["LABEL_ENDINGS", "Missing", "Pair", "Pairing", "label_files", "pair"]
 Missing = Literal["error", "empty"]
 
 LABEL_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
-"""How a label volume in a folder ends; 3D Slicer's segments (.seg.nrrd) are no label volume."""
+"""File endings of label volumes; 3D Slicer's segmentations (.seg.nrrd) are excluded."""
 
 _CHANNEL = "_0000"  # nnU-Net's name for the first channel of an image
 _MARKS = ("_seg", "_segmentation", "_labels", "_label")
-# Files named after what they hold, in a folder named after the case: KiTS and digital patients.
+# Files named after their content, in a folder named after the case: KiTS and digital patients.
 _LABEL_NAMES = {"segmentation", "seg", "labels", "label", "prediction", "aggregated_MAJ"}
 _IMAGE_NAMES = {"imaging", "ct", "image"}
-# What a data set may lack and still serve as reference.
-_OF_IMAGES = {"missing-image", "wrong-channel-count", "wrong-case-count"}
+# Problems of images, which do not matter for references.
+_IMAGE_FINDINGS = {"missing-image", "wrong-channel-count", "wrong-case-count"}
 _NAMED = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A case to score; `predicted` is None where a missing prediction counts as empty."""
+    """A case to score; `predicted` is None if a missing prediction counts as empty."""
 
     id: str
     reference: Path
@@ -41,12 +41,12 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class Pairing:
-    """What to score.
+    """The cases to score.
 
     Attributes:
-        pairs: the cases, in the order of their ids.
-        schema: the labels of the data set; None for mere files.
-        ignore_label: voxels of the reference with this value count neither way.
+        pairs: ordered by id.
+        schema: labels of the data set; None for plain files.
+        ignore_label: voxels of the reference with this value are ignored.
         findings: predictions without a reference.
     """
 
@@ -70,22 +70,24 @@ def pair(
     missing: Missing = "error",
     cases: Collection[str] | None = None,
 ) -> Pairing:
-    """Pairs predictions with references by the id of the case.
+    """Match predictions with references by case id.
 
     Args:
-        predicted: a folder of label volumes, or one.
-        reference: a data set, a folder of label volumes, or one.
-        missing: is a reference without a prediction an error, or scored as if nothing was found?
-        cases: score these only; all references by default.
+        predicted: a folder of label volumes, or one label volume.
+        reference: a data set, a folder of label volumes, or one label volume.
+        missing: a reference without a prediction is an "error", or scored as "empty".
+        cases: ids of the cases to score; all references by default.
 
     Raises:
         InputError: "not-found", "no-labels", "duplicate-case", "missing-prediction",
-            "unknown-case"; and what `kidseg.cases.open_dataset` refuses of labels and tables. The
-            images of a data set need not be there.
+            "unknown-case"; errors of `kidseg.cases.open_dataset` about labels and tables. The
+            images of a data set may be missing.
         UsageError: "unknown-choice" for `missing`.
     """
     if missing not in ("error", "empty"):
-        raise UsageError(f"missing='{missing}' is neither error nor empty", code="unknown-choice")
+        raise UsageError(
+            f"missing must be 'error' or 'empty', not '{missing}'", code="unknown-choice"
+        )
     references = _references(reference)
     known = references.cases
     found = label_files(predicted)
@@ -94,23 +96,8 @@ def pair(
     found = {_matching(case, known): file for case, file in found.items()}
     wanted = sorted(known) if cases is None else sorted(set(cases))
     if not wanted:
-        raise InputError("there are no cases to score", path=reference, code="no-labels")
-    _refuse_missing(
-        [case for case in wanted if case not in known],
-        reference,
-        code="unknown-case",
-        what="has no reference for",
-        next_step="Check the names of the cases.",
-    )
-    if missing == "error":
-        _refuse_missing(
-            [case for case in wanted if case not in found],
-            predicted,
-            code="missing-prediction",
-            what="has no prediction for",
-            next_step="Predict these cases, or count them as empty with --missing empty."
-            f" Found are: {_listed(sorted(found))}.",
-        )
+        raise InputError("no cases to score", path=reference, code="no-labels")
+    _check_complete(wanted, reference, known, predicted, found if missing == "error" else None)
     pairs = tuple(
         Pair(
             id=case,
@@ -129,12 +116,38 @@ def pair(
     )
 
 
-def label_files(path: Path) -> dict[str, Path]:
-    """{case id: label volume} in a folder and the folders in it, or of one file.
+def _check_complete(
+    wanted: Sequence[str],
+    reference: Path,
+    known: Collection[str],
+    predicted: Path,
+    found: Collection[str] | None,
+) -> None:
+    """Every wanted case needs a reference; and a prediction, unless `found` is None."""
+    _refuse_missing(
+        [case for case in wanted if case not in known],
+        reference,
+        code="unknown-case",
+        what="no reference for",
+        next_step="Check the case ids.",
+    )
+    if found is not None:
+        _refuse_missing(
+            [case for case in wanted if case not in found],
+            predicted,
+            code="missing-prediction",
+            what="no prediction for",
+            next_step="Predict these cases, or count them as empty with --missing empty."
+            f" Predictions exist for: {_listed(sorted(found))}.",
+        )
 
-    The id is the file's name without its ending and `_seg`; or the name of its folder, if the file
-    is named after what it holds, as KiTS's `segmentation.nii.gz`. Where a folder holds files that
-    are marked as segmentations, its other files are images.
+
+def label_files(path: Path) -> dict[str, Path]:
+    """{case id: label volume} of a folder and its subfolders, or of one file.
+
+    The id is the file name without ending and `_seg`, or the name of the folder if the file is
+    named after its content, like KiTS's `segmentation.nii.gz`. If a folder contains files marked as
+    segmentations, its other files are images.
 
     Raises:
         InputError: "not-found", "no-labels", "duplicate-case".
@@ -142,7 +155,7 @@ def label_files(path: Path) -> dict[str, Path]:
     if path.is_file():
         return {case_id(path): path}
     if not path.is_dir():
-        raise InputError("there is no such file or folder", path=path, code="not-found")
+        raise InputError("no such file or folder", path=path, code="not-found")
     found: dict[str, Path] = {}
     inside = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
     for file in [file for folder in (path, *inside) for file in _labels_in(folder)]:
@@ -157,16 +170,16 @@ def label_files(path: Path) -> dict[str, Path]:
         found[case] = file
     if not found:
         raise InputError(
-            f"holds no label volumes ({', '.join(LABEL_ENDINGS)})",
+            f"contains no label volumes ({', '.join(LABEL_ENDINGS)})",
             path=path,
             code="no-labels",
-            next_step="Name a folder with one label volume per case.",
+            next_step="Provide a folder with one label volume per case.",
         )
     return found
 
 
 def case_id(path: Path) -> str:
-    """The id of the case that a label volume is of; see `label_files`."""
+    """The case id of a label volume; see `label_files`."""
     stem = _unmarked(_stem(path))
     return path.absolute().parent.name if stem in _LABEL_NAMES | _IMAGE_NAMES else stem
 
@@ -180,7 +193,7 @@ def _references(path: Path) -> _References:
                 raise
         else:
             cases = [c for c in (*survey.dataset.cases, *survey.incomplete) if c.labels is not None]
-            # Folders named case_00000 look like KiTS, but may hold labels under other names.
+            # Folders named case_00000 look like KiTS, but may contain labels under other names.
             if cases or not survey.dataset.layout.startswith("kits"):
                 return _of_dataset(survey, cases, path)
     files = label_files(path)
@@ -191,7 +204,7 @@ def _references(path: Path) -> _References:
 
 def _of_dataset(survey: Survey, cases: list[Case], path: Path) -> _References:
     for finding in survey.findings:
-        if finding.severity == "error" and finding.code not in _OF_IMAGES:
+        if finding.severity == "error" and finding.code not in _IMAGE_FINDINGS:
             raise InputError(
                 finding.cause, path=finding.path, code=finding.code, next_step=finding.next_step
             )
@@ -238,7 +251,7 @@ def _refuse_missing(cases: list[str], path: Path, *, code: str, what: str, next_
 
 
 def _matching(case: str, known: Collection[str]) -> str:
-    """The case a prediction is of: it may be named after its image, with nnU-Net's channel."""
+    """The case of a prediction, which may be named after its image, with nnU-Net's channel."""
     bare = case.removesuffix(_CHANNEL)
     return bare if case not in known and bare in known else case
 
@@ -252,5 +265,5 @@ def _extra(path: Path, case: str) -> Finding:
     return Finding(
         code="extra-prediction",
         path=str(path),
-        cause=f"there is no reference for case '{case}'; it was not scored",
+        cause=f"no reference for case '{case}'; it was not scored",
     )

@@ -1,7 +1,7 @@
-"""What is scored, and by whose rules.
+"""Evaluation protocols.
 
-A protocol says which labels make up each structure, within which tolerance a surface counts as
-found, and what a case counts for in which there was nothing to find and nothing was found.
+A protocol defines the labels of each structure, the tolerance of surface Dice, and the score of a
+case in which both masks are empty.
 
 | protocol | structures | both masks empty |
 |---|---|---|
@@ -9,15 +9,15 @@ found, and what a case counts for in which there was nothing to find and nothing
 | kits19 | kidney+tumour (1, 2, 3), tumour (2, 3) | left out, counted |
 | kits23 | kidney+mass (1, 2, 3), mass (2, 3), tumour (2) | Dice and surface Dice 1 |
 
-If one mask is empty, Dice and surface Dice are 0 in all of them.
+If one mask is empty, Dice and surface Dice are 0 in all protocols.
 
-The labels of a data set are those that `LabelSchema.meaning` understands as kidney, tumour and
-cyst, whatever their numbers and names; left and right are united. The protocols of KiTS refuse a
-data set with other labels, since their code knows none.
+The labels of a data set are recognized as kidney, tumour and cyst by `LabelSchema.meaning`,
+independent of their numbers; left and right are merged. The KiTS protocols refuse a data set with
+other labels, because the official code has none.
 
 Sources: kits19, `starter_code/evaluation.py` of the KiTS19 repository. Its code catches a division
-by zero in order to score 0 where both masks are empty, but numpy gives NaN there and raises
-nothing, and every KiTS19 reference has kidney and tumour: no official figure depends on it. kits23,
+by zero in order to score 0 if both masks are empty, but numpy returns NaN and raises nothing. Every
+KiTS19 reference has kidney and tumour, so no official figure depends on it. kits23,
 `kits23/evaluation/metrics.py` and `kits23/configuration/labels.py` of the KiTS23 repository. Its
 official figures are Dice and surface Dice; HD95 and volume errors follow the native rules.
 """
@@ -40,10 +40,10 @@ KITS_TOLERANCE_MM = {
     "mass": 1.1328796488598762,
     "tumour": 1.1498198361434828,
 }
-"""How far annotators' surfaces lie apart. Source: KiTS23, `HEC_SD_TOLERANCES_MM`."""
+"""Surface distance between annotators. Source: KiTS23, `HEC_SD_TOLERANCES_MM`."""
 
-# The native protocol takes over the tolerance of the like structure, and the kidney's for any other
-# one, so that figures compare between protocols. Choice: the papers score no surfaces.
+# The native protocol uses the tolerance of the corresponding structure, or that of the kidney for
+# other structures, so that protocols are comparable. A choice: the papers have no surface Dice.
 _OTHER_TOLERANCE_MM = KITS_TOLERANCE_MM["kidney+mass"]
 
 # Of KiTS's labels 1, 2, 3.
@@ -52,7 +52,7 @@ _MEANINGS: tuple[Meaning, ...] = ("kidney", "tumour", "cyst")
 
 @dataclass(frozen=True, kw_only=True)
 class Structure:
-    """One thing to score: its name, the labels it is made of, the tolerance of its surface."""
+    """A structure to score: its name, labels and surface tolerance."""
 
     name: str
     labels: tuple[int, ...]
@@ -61,14 +61,14 @@ class Structure:
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """How predictions are scored.
+    """Rules for scoring predictions.
 
     Attributes:
         name: as on the command line.
         structures: in the order of the report.
-        known: {number: name} of the labels that may occur beside background.
-        empty_scores_one: do Dice and surface Dice count as 1 where both masks are empty? Else the
-            case is left out of the structure's mean, and counted.
+        known: {number: name} of the labels that may occur besides background.
+        empty_scores_one: Dice and surface Dice are 1 if both masks are empty. Otherwise the case is
+            excluded from the structure's mean, and counted.
     """
 
     name: ProtocolName
@@ -84,15 +84,15 @@ def protocol_named(
 
     Args:
         name: "native", "kits19" or "kits23".
-        schema: of the data set; without one, 1 is kidney, 2 tumour and 3 cyst.
-        cyst: what a cyst counts as, in "native" and "kits19". Without it, "native" reports the
-            regions of a data set as they are; and where there is no schema, a cyst is tumour
-            ("mass"), as the code of KiTS19 counts it.
+        schema: of the data set; None: 1 is kidney, 2 tumour and 3 cyst.
+        cyst: what a cyst counts as, in "native" and "kits19". If None, "native" reports the regions
+            of the data set unchanged; without a schema, a cyst counts as tumour ("mass"), as in the
+            code of KiTS19.
 
     Raises:
-        UsageError: "unknown-protocol"; "fixed-cyst": kits23 fixes what a cyst is; "other-labels":
-            the data set has labels that the KiTS protocols do not know, or lacks one that they
-            score; "unknown-cyst".
+        UsageError: "unknown-protocol"; "fixed-cyst": kits23 defines what a cyst counts as;
+            "other-labels": the data set has labels that the KiTS protocols do not know, or lacks
+            one that they score; "unknown-cyst".
     """
     if cyst is not None and cyst not in get_args(CystAs):
         raise UsageError(
@@ -104,13 +104,13 @@ def protocol_named(
         return _native(schema, cyst)
     if name not in get_args(ProtocolName):
         raise UsageError(
-            f"there is no protocol '{name}'",
+            f"unknown protocol '{name}'",
             code="unknown-protocol",
             next_step=f"Choose one of {', '.join(get_args(ProtocolName))}.",
         )
     if name == "kits23" and cyst is not None:
         raise UsageError(
-            "the kits23 protocol fixes what a cyst counts as",
+            "the kits23 protocol defines what a cyst counts as",
             code="fixed-cyst",
             next_step="Leave out the cyst setting, or use --protocol native.",
         )
@@ -153,7 +153,7 @@ def _protocol(
 
 
 def _tolerance_mm(region: str, labels: tuple[int, ...], schema: LabelSchema) -> float:
-    """Of the like structure: by name, or else by what its labels are."""
+    """Tolerance of the corresponding structure, by name or else by the meaning of its labels."""
     if region in KITS_TOLERANCE_MM:
         return KITS_TOLERANCE_MM[region]
     meanings = {schema.meaning[label] for label in labels}
@@ -165,16 +165,16 @@ def _tolerance_mm(region: str, labels: tuple[int, ...], schema: LabelSchema) -> 
 
 
 def _as_kits(protocol: str, schema: LabelSchema) -> LabelSchema:
-    """The schema, with what it lacks under KiTS's number if that is free: a prediction may have it.
+    """The schema with missing labels added under KiTS's numbers, which predictions may contain.
 
     Raises:
         UsageError: "other-labels".
     """
-    odd = [f"{i} ({name})" for i, name in schema.names.items() if schema.meaning[i] is None]
-    if odd:
+    others = [f"{i} ({name})" for i, name in schema.names.items() if schema.meaning[i] is None]
+    if others:
         raise UsageError(
-            f"{protocol} scores kidney, tumour and cyst; this data set has {', '.join(odd)}, which "
-            "is not understood as one of them",
+            f"{protocol} scores kidney, tumour and cyst; this data set has {', '.join(others)}, "
+            "which is not recognized as one of them",
             code="other-labels",
             next_step="Use --protocol native, or rename these labels in dataset.json.",
         )
@@ -187,7 +187,7 @@ def _as_kits(protocol: str, schema: LabelSchema) -> LabelSchema:
     for meaning in _MEANINGS[:2]:
         if not filled.ids_of(meaning):
             raise UsageError(
-                f"{protocol} scores {meaning}, and no label of this data set is understood as that",
+                f"{protocol} scores {meaning}, but the data set has no label recognized as that",
                 code="other-labels",
                 next_step=f"Use --protocol native, or name the label '{meaning}' in dataset.json.",
             )

@@ -1,7 +1,7 @@
 """The files of an evaluation: `cases.csv`, a row per case and structure, and `summary.json`.
 
-Each is written whole or not at all, and the same figures always give the same bytes. The summary is
-written last and removed first, so a folder that has one is complete.
+Each file is written atomically, and equal results give equal bytes. The summary is written last and
+removed first, so a folder with a summary is complete.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 METRICS = ("dice", "hd95_mm", "surface_dice", "volume_error_ml")
-"""The figures of a row, as columns of `cases.csv` and keys of `summary.json`."""
+"""The metrics of a row, as columns of `cases.csv` and keys of `summary.json`."""
 
 _VOLUMES = ("reference_ml", "predicted_ml")
 COLUMNS = ("case", "patient", "age_years", "structure", *_VOLUMES, *METRICS)
@@ -37,7 +37,7 @@ COLUMNS = ("case", "patient", "age_years", "structure", *_VOLUMES, *METRICS)
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One structure of one case; a figure is None where it is undefined or left out."""
+    """One structure of one case; a figure is None if it is undefined or excluded."""
 
     case: str
     patient: str
@@ -49,11 +49,11 @@ class Row:
 
     @property
     def both_empty(self) -> bool:
-        """Was there nothing to find, and nothing found?"""
+        """Are both masks empty?"""
         return self.reference_ml == 0 and self.predicted_ml == 0
 
     def values(self) -> tuple[str | float | None, ...]:
-        """In the order of the columns."""
+        """The values in the order of the columns."""
         return (
             self.case,
             self.patient,
@@ -75,7 +75,7 @@ class Run:
 
 
 def prepare_output(out: Path, names: Sequence[str], *, overwrite: bool) -> None:
-    """Make the folder, and make sure that these files can be written in it.
+    """Create the folder and check that these files can be written to it.
 
     Raises:
         UsageError: "output-exists".
@@ -92,10 +92,10 @@ def prepare_output(out: Path, names: Sequence[str], *, overwrite: bool) -> None:
         ) from error
     except OSError as error:
         raise InputError(
-            f"the folder cannot be made ({error.strerror})",
+            f"cannot create the folder ({error.strerror})",
             path=out,
             code="not-writable",
-            next_step="Choose a folder that you may write to.",
+            next_step="Choose a writable folder.",
         ) from error
     for name in names:
         check_writable(out / name, overwrite=overwrite)
@@ -104,7 +104,7 @@ def prepare_output(out: Path, names: Sequence[str], *, overwrite: bool) -> None:
 def write_csv(
     path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]], *, overwrite: bool
 ) -> None:
-    """A table as UTF-8; None is an empty cell; a float reads back equal."""
+    """Write a table as UTF-8; None is an empty cell; floats are written without loss."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(header)
@@ -114,33 +114,33 @@ def write_csv(
 
 
 def read_run(folder: Path) -> Run:
-    """What `evaluate` wrote.
+    """Read the results of `evaluate`.
 
     Raises:
-        InputError: "not-evaluated": the files are not there; "damaged-table": they are not what
-            `evaluate` writes, with the line.
+        InputError: "not-evaluated": the files are missing; "damaged-table": the files are invalid;
+            the message names the line.
     """
     try:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         text = (folder / "cases.csv").read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(
-            f"is no evaluated folder: {error.filename} cannot be read ({error.strerror})",
+            f"not an evaluated folder: cannot read {error.filename} ({error.strerror})",
             path=folder,
             code="not-evaluated",
             next_step="Run kidseg evaluate on it first.",
         ) from error
     except ValueError as error:
-        raise _damaged(folder / "summary.json", f"is no JSON ({error})") from error
+        raise _damaged(folder / "summary.json", f"not valid JSON ({error})") from error
     if not isinstance(summary, dict) or not {"protocol", "structures", "rules"} <= set(summary):
-        raise _damaged(folder / "summary.json", "is no summary of an evaluation")
+        raise _damaged(folder / "summary.json", "not the summary of an evaluation")
     table, lines = folder / "cases.csv", list(csv.reader(io.StringIO(text, newline="")))
     if not lines or tuple(lines[0]) != COLUMNS:
         raise _damaged(table, f"line 1: the columns are not {', '.join(COLUMNS)}")
     rows = tuple(_row(cells, table, number) for number, cells in enumerate(lines[1:], start=2))
     keys = [(row.case, row.structure) for row in rows]
     if len(set(keys)) != len(keys):
-        raise _damaged(table, "a case and structure occurs twice")
+        raise _damaged(table, "a combination of case and structure occurs twice")
     return Run(path=folder, summary=summary, rows=rows)
 
 
@@ -150,9 +150,9 @@ def _row(cells: Sequence[str], path: Path, number: int) -> Row:
         volumes = {name: _number(content[name]) for name in _VOLUMES}
         age_years = _number(content["age_years"])
         if age_years is not None and age_years < 0:
-            raise ValueError(f"an age of {age_years:g} years")
+            raise ValueError(f"negative age {age_years:g}")
         if not content["case"] or not content["structure"] or None in volumes.values():
-            raise ValueError("an empty cell")
+            raise ValueError("a required cell is empty")
         return Row(
             case=content["case"],
             patient=content["patient"],
@@ -171,7 +171,7 @@ def _number(text: str) -> float | None:
         return None
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"'{text}' is no finite number")
+        raise ValueError(f"'{text}' is not finite")
     return value
 
 

@@ -1,4 +1,4 @@
-"""Planning by nnU-Net's rules: what a data set is like, and what networks and voxels suit it."""
+"""Planning by nnU-Net's rules: fingerprint of a data set, voxel spacing and networks."""
 
 from kidseg.plan.facts import CaseFacts, Fingerprint, fingerprint
 from kidseg.plan.preprocessing import Preprocessed, preprocess

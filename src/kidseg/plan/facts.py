@@ -1,4 +1,4 @@
-"""What a data set is like: the fingerprint, all that planning knows of it."""
+"""The fingerprint of a data set, the only input of planning."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ Shape = tuple[int, int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class CaseFacts:
-    """What planning needs to know of one case; axes (slice, row, column), canonical.
+    """Properties of one case that planning uses; axes (slice, row, column), canonical.
 
     Attributes:
         id: of the case.
         spacing_mm: of its voxels.
         shape: of the image.
-        shape_after_crop: of the box of its non-zero voxels.
+        shape_after_crop: of the bounding box of the non-zero voxels.
         labels_ml: volume of each label, by name.
     """
 
@@ -45,13 +45,13 @@ class CaseFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Fingerprint:
-    """What planning needs to know of a data set; plain data.
+    """Properties of a data set that planning uses; plain data.
 
     Attributes:
         channels: their names.
         cases: in the order of the data set.
         intensities: foreground statistics, one per channel.
-        cyst: what cysts were counted as, if anything but themselves.
+        cyst: what cysts count as; None: their own label.
     """
 
     channels: tuple[str, ...]
@@ -86,18 +86,18 @@ def fingerprint(
     jobs: int = 1,
     progress: Progress | None = None,
 ) -> Fingerprint:
-    """Read all labelled cases of a data set and note what planning needs.
+    """Read all labelled cases of a data set and extract its fingerprint.
 
-    To plan from the training cases of a split alone, hand over a data set with these alone.
+    To plan from the training cases of a split, pass a data set with only these cases.
 
-    Foreground is every voxel with a label, an ignore label among them, as for nnU-Net. Cases
-    without foreground count for shapes and spacings only.
+    Foreground is every voxel with a label, including the ignore label, as in nnU-Net. Cases without
+    foreground contribute only shapes and spacings.
 
     Args:
         dataset: at least one labelled case.
-        cyst: what a cyst counts as, where the schema has one; None: as itself.
+        cyst: what a cyst counts as, if the schema has one; None: its own label.
         jobs: processes; the result is the same for any number.
-        progress: told after each case.
+        progress: called after each case.
 
     Raises:
         InputError: as `CaseReader.read` and `over_cases`; "no-cases"; "empty-image": all voxels
@@ -109,12 +109,12 @@ def fingerprint(
 
     if not dataset.cases:
         raise InputError(
-            "it has no labelled case",
+            "the data set has no labelled case",
             path=dataset.root,
             code="no-cases",
-            next_step="Planning and training need images with labels.",
+            next_step="Planning and training require images with labels.",
         )
-    task = _Survey(CaseReader.of_dataset(dataset, cyst=cyst))
+    task = _ExtractFacts(CaseReader.of_dataset(dataset, cyst=cyst))
     found = over_cases(task, dataset.cases, jobs=jobs, progress=progress)
     statistics = []
     for k in range(len(dataset.channels)):
@@ -124,7 +124,7 @@ def fingerprint(
                 "no voxel of any case has a label",
                 path=dataset.root,
                 code="no-foreground",
-                next_step="Are these the right label files?",
+                next_step="Check that these are the correct label files.",
             )
         statistics.append(pooled)
     return Fingerprint(
@@ -136,8 +136,8 @@ def fingerprint(
 
 
 @dataclass(frozen=True)
-class _Survey:
-    """Facts and foreground values of one case."""
+class _ExtractFacts:
+    """Extracts the facts and foreground values of one case."""
 
     reader: CaseReader
 
@@ -146,7 +146,7 @@ class _Survey:
         assert voxels.labels is not None
         grid = voxels.image.grid
         if not bool(voxels.image.data.any()):
-            raise InputError("all its voxels are zero", path=case.images[0], code="empty-image")
+            raise InputError("all voxels are zero", path=case.images[0], code="empty-image")
         start, shape = nonzero_box(voxels.image)
         numbers = voxels.labels.data[0].numpy()
         counts = np.bincount(numbers.ravel(), minlength=256)

@@ -1,8 +1,8 @@
-"""Voxels as nnU-Net hands them to its networks: cropped, normalised, resampled.
+"""nnU-Net's preprocessing: crop, normalise, resample.
 
-This is the other way to prepare a scan, kept beside kidseg's own so that the plain baseline sees
-what nnU-Net's networks see and a peer check can compare the two value by value. kidseg's methods
-choose a grid and interpolate the scan's HU once on it; they need no crop, and normalise after.
+It exists for the peer check `benchmarks/nnunet_preprocessing.py`, which compares its result with
+nnU-Net's voxel by voxel. kidseg's methods choose a grid and interpolate the scan's HU once on it;
+they do not crop, and normalise afterwards.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Preprocessed", "preprocess"]
 
-# Slices this much thicker than pixels are wide are resampled on their own, and repeated or left out
-# along the patient. Source: nnU-Net v2, ANISO_THRESHOLD.
+# Scans with a larger ratio of slice thickness to pixel spacing are resampled slice by slice, with
+# the nearest neighbour between slices. Source: nnU-Net v2, ANISO_THRESHOLD.
 _ANISOTROPY = 3.0
-# Parts of a voxel, and of a label's share: less than this is a tie.
+# Fractions of a voxel, or of a label's share, below this are ties.
 _TIE = 1e-6
 
 
@@ -46,15 +46,15 @@ class Preprocessed:
 def preprocess(
     image: Volume, labels: Volume | None, plan: Plan, configuration: str
 ) -> Preprocessed:
-    """Crop to the non-zero voxels, normalise, and resample as a configuration of the plan says.
+    """Crop to the non-zero voxels, normalise, and resample to a configuration of the plan.
 
     Images are resampled with cubic splines. Labels are interpolated linearly one by one; each voxel
-    takes the label with the largest share, at a tie the nearest voxel's. Where slices are over
+    gets the label with the largest share, or that of the nearest voxel in a tie. If slices are over
     three times thicker than pixels are wide, in the scan or the plan, both are resampled slice by
-    slice, and slices of a new number are the nearest of the old.
+    slice, with the nearest neighbour between slices.
 
-    Two things differ from nnU-Net: the axes are never transposed, and the voxels around the
-    non-zero region, which its labels mark as -1 until training, are background at once.
+    Two differences from nnU-Net: the axes are never transposed, and voxels outside the non-zero
+    region, which nnU-Net labels -1 until training, are background.
 
     Args:
         image: (channels, slices, rows, columns), canonical; HU for CT.
@@ -64,7 +64,7 @@ def preprocess(
 
     Raises:
         KeyError: the plan has no such configuration.
-        ValueError: the image has other channels than the plan; labels on another grid.
+        ValueError: the channels differ from the plan's, or the labels are on another grid.
 
     Source: nnU-Net v2.8.1, default_preprocessor and default_resampling.
     """
@@ -91,7 +91,7 @@ def _cropped(volume: Volume, start: Sequence[int], shape: Sequence[int]) -> Volu
 
 
 def _is_coarse(source: Grid, target_mm: Sequence[float]) -> bool:
-    """Are slices so much thicker than the pixels that the scan is resampled slice by slice?"""
+    """Are slices so thick that the scan is resampled slice by slice?"""
     source_mm = source.spacing_mm.tolist()
     for spacing_mm in (source_mm, [*source_mm[: 3 - len(target_mm)], *target_mm]):
         if max(spacing_mm) / min(spacing_mm) > _ANISOTROPY:
@@ -107,7 +107,7 @@ def _by_volume(volume: Volume, target: Grid, method: Method) -> Volume:
 
 
 def _by_slices(volume: Volume, target: Grid, method: Method) -> Volume:
-    """Each slice on its own; then the nearest slices, half way between two the later."""
+    """Resample slice by slice, then take the nearest slice; in a tie, the later one."""
     slices, wanted = volume.grid.shape[0], target.shape[0]
     planes = volume.grid.resized((slices, *target.shape[1:])).slicewise()
     data = method(Volume(volume.data, volume.grid.slicewise()), planes).data
@@ -121,9 +121,9 @@ def _cubic(image: Volume, target: Grid) -> Volume:
 
 
 def _largest_share(labels: Volume, target: Grid) -> Volume:
-    """The label with the largest share in each voxel of `target`, the same extent resized.
+    """The label with the largest share in each voxel of `target`, which has the same extent.
 
-    Only the box around the labels is looked at: elsewhere all is background.
+    Only the bounding box of the labels is processed; all other voxels are background.
     """
     out = torch.zeros((1, *target.shape), dtype=labels.data.dtype)
     if not bool(labels.data.any()):
@@ -131,7 +131,7 @@ def _largest_share(labels: Volume, target: Grid) -> Volume:
     box, target_box = _label_boxes(labels, target)
     near = _cropped(labels, *box)
     voxels = target.crop(*target_box)
-    # Double precision, so that half way between two voxels is half way; there the later is nearest.
+    # Double precision, so that midpoints between voxels are exact; there the later one is nearest.
     step = (_TIE if voxels.shape[0] != near.grid.shape[0] else 0.0, _TIE, _TIE)
     beyond = Volume(near.data.to(torch.int32), near.grid)
     nearest = resample(beyond, voxels.crop(step, voxels.shape), mode="nearest").data
@@ -149,7 +149,7 @@ def _largest_share(labels: Volume, target: Grid) -> Volume:
 
 
 def _label_boxes(labels: Volume, target: Grid) -> tuple[Box, Box]:
-    """The labels' box with a voxel of margin, and the target's voxels with their centres in it."""
+    """The labels' bounding box with a margin of one voxel, and the target voxels centred in it."""
     boxes: list[tuple[int, int, int, int]] = []
     counts = labels.grid.shape
     for axis, (start, length) in enumerate(zip(*nonzero_box(labels), strict=True)):

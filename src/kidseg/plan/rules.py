@@ -1,8 +1,8 @@
-"""From a fingerprint to a plan: voxel size, patch, batch and network, by nnU-Net's rules.
+"""Plan voxel spacing, patch, batch and network from a fingerprint, by nnU-Net's rules.
 
-Axes are (slice, row, column) and stay so: slices are axial, however thick they are. nnU-Net turns
-the axes so that the coarsest comes first; where slices are the thinnest, its 2D configuration is
-coronal or sagittal, ours is not.
+Axes are always (slice, row, column), and slices are axial. nnU-Net transposes the axes so that the
+coarsest comes first: if slices have the finest spacing, its 2D configuration is coronal or
+sagittal; this one is not.
 """
 
 from __future__ import annotations
@@ -28,36 +28,36 @@ __all__ = ["Configuration", "Name", "Plan", "Topology", "adapted", "plan"]
 Name = Literal["2d", "3d_fullres"]
 
 FORMAT = 1
-"""Number of the plan's file format."""
+"""Version of the plan's file format."""
 
 # All constants of this file. Source: nnU-Net v2.8.1, default_experiment_planner.
-# Voxels are anisotropic if one side is more than this times the next.
+# Voxels are anisotropic if the largest spacing exceeds the second largest by this factor.
 _ANISOTROPY = 3.0
-# The target along a much coarser axis: this percentile of the spacings, instead of the median.
+# Target along a much coarser axis: this percentile of the spacings instead of the median.
 _COARSE_PERCENTILE = 10.0
 _FEATURES = 32
 _MOST_FEATURES = {2: 512, 3: 320}
 _LEAST_EDGE = 4
 _LEAST_BATCH = 2
-# Voxels of the patch from which the search starts.
+# Voxels of the initial patch of the search.
 _FIRST_PATCH = {2: 2048**2, 3: 256**3}
-# Size of all feature maps, in values, that 8 GB hold with the batch beside it.
+# Values in all feature maps that fit into 8 GB at the batch size below.
 _REFERENCE_SIZE = {2: 85_000_000, 3: 560_000_000}
 _REFERENCE_BATCH = {2: 12, 3: 2}
 _REFERENCE_GB = 8.0
-# A batch holds at most this part of the data set.
+# A batch contains at most this fraction of the data set.
 _MOST_OF_DATASET = 0.05
-# Normalise inside the non-zero region where it is less than this part of the image.
-_CROP_PART = 0.75
+# Normalise inside the non-zero region if it is smaller than this fraction of the image.
+_CROP_FRACTION = 0.75
 
 
 @dataclass(frozen=True, kw_only=True)
 class Configuration:
-    """What one network works on; two axes (row, column) in 2D, three in 3D.
+    """Input and architecture of one network; axes (row, column) in 2D, three in 3D.
 
     Attributes:
-        spacing_mm: of the voxels. A 2D configuration keeps each scan's slices.
-        median_shape: of the data set's images at this spacing, after the crop to non-zero.
+        spacing_mm: of the voxels. A 2D configuration keeps the slices of each scan.
+        median_shape: of the data set's images at this spacing, cropped to the non-zero region.
         patch_size: voxels of a training patch.
         batch_size: patches of a training step.
         topology: of the network.
@@ -83,15 +83,15 @@ class Configuration:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How a data set is prepared and what is trained on it; plain data.
+    """How a data set is preprocessed and which networks are trained on it; plain data.
 
     Attributes:
-        channels: what is done to each.
+        channels: normalisation of each.
         labels: {number: name} of the labels.
-        cyst: what cysts were counted as, if anything but themselves.
+        cyst: what cysts count as; None: their own label.
         median_spacing_mm: of the data set, (slice, row, column).
-        configurations: by name. nnU-Net's low-resolution cascade is not planned.
-        training: ids of the cases the plan was made from.
+        configurations: by name; without nnU-Net's low-resolution cascade.
+        training: ids of the cases that the plan was made from.
     """
 
     channels: tuple[Normalisation, ...]
@@ -103,12 +103,12 @@ class Plan:
 
     @property
     def padding(self) -> tuple[float, ...]:
-        """Of each channel, what lies outside of an image."""
+        """Padding value of each channel."""
         return tuple(channel.padding_value for channel in self.channels)
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the plan as JSON: equal plans have equal digests."""
+        """SHA-256 of the plan as JSON; equal plans have equal digests."""
         text = json.dumps(self.as_dict(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -123,13 +123,13 @@ class Plan:
         """Inverse of `as_dict`, also after JSON.
 
         Raises:
-            ModelError: "bad-plan": it is no plan, or one of another format.
+            ModelError: "bad-plan": not a plan, or of another format.
         """
         if not isinstance(data, Mapping):
             raise ModelError(f"is no plan: {data!r}", code="bad-plan")
         if data.get("format") != FORMAT:
             raise ModelError(
-                f"plan of format {data.get('format')}, not {FORMAT}",
+                f"the plan has format {data.get('format')}, not {FORMAT}",
                 code="bad-plan",
                 next_step="Plan again with this version of kidseg.",
             )
@@ -146,19 +146,19 @@ class Plan:
                 training=tuple(data["training"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ModelError(f"is no plan: {error!r}", code="bad-plan") from error
+            raise ModelError(f"not a valid plan: {error!r}", code="bad-plan") from error
 
 
 def plan(fingerprint: Fingerprint, schema: LabelSchema, *, memory_gb: float = 8.0) -> Plan:
-    """A plan for a data set: a 2D configuration and, for volumes, "3d_fullres". Pure.
+    """Plan a data set: a 2D configuration and, for volumes, "3d_fullres".
 
     Args:
         fingerprint: of the training cases.
-        schema: of the data set; cysts are counted as the fingerprint says.
-        memory_gb: of the GPU that nnU-Net would train on; sets patch and batch size.
+        schema: of the data set; the fingerprint decides what cysts count as.
+        memory_gb: of the GPU that nnU-Net would train on; determines patch and batch size.
 
     Source: nnU-Net v2 (Isensee et al., Nature Methods 2021, and default_experiment_planner). The
-    batch size of "3d_fullres" is nnU-Net's; there is no low-resolution stage before it.
+    batch size of "3d_fullres" is nnU-Net's without a preceding low-resolution stage.
     """
     if fingerprint.cyst is not None:
         from kidseg.cases import without_cyst
@@ -182,7 +182,7 @@ def plan(fingerprint: Fingerprint, schema: LabelSchema, *, memory_gb: float = 8.
         configurations["3d_fullres"] = _configure(target, median, classes, voxels, memory_gb)
     kept = np.median([prod(c.shape_after_crop) / prod(c.shape) for c in fingerprint.cases])
     channels = tuple(
-        Normalisation.of_channel(name, statistics, inside_only=bool(kept < _CROP_PART))
+        Normalisation.of_channel(name, statistics, inside_only=bool(kept < _CROP_FRACTION))
         for name, statistics in zip(fingerprint.channels, fingerprint.intensities, strict=True)
     )
     return Plan(
@@ -196,7 +196,7 @@ def plan(fingerprint: Fingerprint, schema: LabelSchema, *, memory_gb: float = 8.
 
 
 def _target_spacing(spacings: np.ndarray, shapes: np.ndarray) -> tuple[float, ...]:
-    """The median spacing; finer along one axis where it is much coarser than the others."""
+    """The median spacing; finer along an axis that is much coarser than the others."""
     target, shape = np.median(spacings, axis=0), np.median(shapes, axis=0)
     worst = int(np.argmax(target))
     others = [axis for axis in range(3) if axis != worst]
@@ -204,7 +204,7 @@ def _target_spacing(spacings: np.ndarray, shapes: np.ndarray) -> tuple[float, ..
     few = shape[worst] * _ANISOTROPY < shape[others].min()
     if coarse and few:
         finer = np.percentile(spacings[:, worst], _COARSE_PERCENTILE)
-        # Never finer than the other axes: the coarse one shall stay recognisable as such.
+        # Never finer than the other axes, so that the coarse axis remains the coarsest.
         target[worst] = max(finer, target[others].max() + 1e-5)
     return tuple(float(s) for s in target)
 
@@ -216,7 +216,7 @@ def _configure(
     dataset_voxels: float,
     memory_gb: float,
 ) -> Configuration:
-    """The largest patch of the median image's proportions whose network fits; then the batch."""
+    """The largest patch with the median image's proportions that fits; then the batch size."""
     dims = len(spacing)
     density = [1 / s for s in spacing]
     side = (_FIRST_PATCH[dims] / prod(density)) ** (1 / dims)
@@ -228,7 +228,7 @@ def _configure(
     size = topology.feature_map_values(patch, classes)
     while size / batch_of_reference * _LEAST_BATCH > reference:
         longest = max(range(dims), key=lambda axis: (patch[axis] / median[axis], axis))
-        # What the patch must be divisible by depends on its size, so it is asked for anew.
+        # The divisors depend on the patch size, so they are computed again.
         step = _topology(spacing, _shortened(patch, longest, topology.divisors))[0].divisors
         topology, patch = _topology(spacing, _shortened(patch, longest, step))
         size = topology.feature_map_values(patch, classes)
@@ -245,10 +245,10 @@ def _configure(
 
 
 def _topology(spacing: Sequence[float], patch: Sequence[int]) -> tuple[Topology, tuple[int, ...]]:
-    """The network for a patch, and the patch enlarged to what the network can halve.
+    """The network for a patch, and the patch rounded up to multiples of its strides.
 
     Axes are halved together while their spacings are within a factor of 2 of the finest and their
-    sides long enough; a kernel is 1 along an axis until its spacing has come that near.
+    sides are long enough. A kernel is 1 along an axis until its spacing is within that factor.
 
     Source: nnU-Net v2, network_topology.
     """
@@ -287,15 +287,14 @@ def adapted(
     features: int | None = None,
     max_features: int | None = None,
 ) -> Configuration:
-    """A configuration with some of its choices made otherwise; the rest follows the rules.
+    """A configuration with some values replaced; the others follow the rules.
 
     Args:
         planned: by `plan`.
-        spacing_mm: of the voxels; patch and median shape keep their extent, as far as no patch is
-            given.
-        patch: voxels of a patch; enlarged to what the network can halve.
-        features: maps at the finest stage; they double per stage.
-        max_features: at most so many.
+        spacing_mm: of the voxels; median shape and patch (unless given) keep their extent in mm.
+        patch: voxels of a patch; rounded up to multiples of the network's strides.
+        features: feature maps of the first stage; doubled at each stage.
+        max_features: upper limit of the feature maps.
     """
     if not (spacing_mm or patch or features or max_features):
         return planned

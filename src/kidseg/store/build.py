@@ -1,4 +1,4 @@
-"""Writing a store: case by case, each whole or not at all, so that a killed build goes on."""
+"""Write a store case by case, each case atomically, so that an interrupted build can resume."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from kidseg.store.files import (
     to_json,
     write_array,
 )
-from kidseg.store.opening import Store, open_store, sources_unchanged, verify_case
-from kidseg.store.recipe import Content, Recipe, recipe_of
+from kidseg.store.recipe import Recipe
+from kidseg.store.store import Store, open_store, sources_unchanged, verify_case
 from kidseg.workers import Progress, over_cases
 
 if TYPE_CHECKING:
@@ -46,66 +46,66 @@ def build_store(
     plan: Plan,
     path: Path,
     *,
-    content: Content | Recipe = "voxels",
+    recipe: Recipe,
     jobs: int = 1,
     progress: Progress | None = None,
 ) -> Store:
-    """Write a store of the labelled cases of a data set, or finish or open the one that is there.
+    """Build a store of the labelled cases of a data set; resume or open an existing one.
 
-    The bits are the same for any number of jobs and interruptions. Processes that build the same
-    store wait for one another.
+    The result is bit-identical for any number of jobs and interruptions. Processes that build the
+    same store wait for one another.
 
     Args:
         dataset: what to store.
-        plan: of the data set; cysts are counted as it says.
-        path: the store's folder; made if it is missing.
-        content: "voxels" keeps the scans' own voxels (HU as int16 where that holds them), for
-            methods that choose their grids; "2d" and "3d_fullres" what nnU-Net's preprocessing
-            makes of them; a recipe what it makes of them.
+        plan: of the data set; it also decides what cysts count as.
+        path: the store's folder; created if it is missing.
+        recipe: prepares each case.
         jobs: processes; each holds one case at a time.
-        progress: told after each case that had to be written.
+        progress: called after each case that had to be written.
 
     Raises:
         InputError: as `CaseReader.read` and `over_cases`; "bad-case-name"; "not-writable".
-        ModelError: a store is there, but damaged or not this one; see `open_store`.
-        UsageError: "no-such-configuration"; "not-a-store": the folder holds something else.
-        ResourceError: "disk-full"; "worker-killed". What was finished is kept.
+        ModelError: the folder holds a damaged or different store; see `open_store`.
+        UsageError: "not-a-store": the folder holds something else.
+        ResourceError: "disk-full"; "worker-killed". Finished cases are kept.
     """
     from kidseg.cases.reading import CaseReader
 
     path = Path(path)
-    recipe = recipe_of(content, plan)
     _check_names(dataset)
     identity = Identity.of(dataset, plan, recipe.content, recipe.settings)
-    with _alone_in(path):
+    with _locked(path):
         if not (path / STORE).is_file():
             _begin(path, identity, plan)
-            task = _Writing(
+            task = _CaseWriter(
                 root=dataset.root,
                 cases=path / CASES,
                 reader=CaseReader.of_dataset(dataset, cyst=plan.cyst),
                 recipe=recipe,
             )
-            left = [case for case in dataset.cases if not task.is_done(case)]
-            over_cases(task, left, jobs=jobs, progress=progress)
+            remaining = [case for case in dataset.cases if not task.is_done(case)]
+            over_cases(task, remaining, jobs=jobs, progress=progress)
             _finish(path, identity, dataset)
-    return open_store(path, dataset=dataset, plan=plan, content=recipe)
+    return open_store(path, dataset=dataset, plan=plan, recipe=recipe)
 
 
 def _check_names(dataset: Dataset) -> None:
     for case in dataset.cases:
         if Path(case.id).name != case.id or case.id.startswith("."):
             raise InputError(
-                f"'{case.id}' cannot name a folder", path=dataset.root, code="bad-case-name"
+                f"'{case.id}' is not a valid folder name",
+                path=dataset.root,
+                code="bad-case-name",
+                next_step="Rename the case.",
             )
 
 
 @contextmanager
-def _alone_in(path: Path) -> Iterator[None]:
-    """One builder per folder; the system frees the lock of a process that is killed."""
+def _locked(path: Path) -> Iterator[None]:
+    """Lock the folder for one builder; the system releases the lock of a killed process."""
     if path.exists() and not (path / _LOCK).exists() and any(path.iterdir()):
         raise UsageError(
-            "the folder is not empty and holds no store",
+            "the folder is not empty and does not contain a store",
             path=path,
             code="not-a-store",
             next_step="Choose a new folder for the store.",
@@ -118,10 +118,10 @@ def _alone_in(path: Path) -> Iterator[None]:
             yield
             return
         raise InputError(
-            f"the store cannot be written there ({error.strerror})",
+            f"cannot write the store ({error.strerror})",
             path=path,
             code="not-writable",
-            next_step="Choose a folder that you may write to.",
+            next_step="Choose a writable folder.",
         ) from error
     import fcntl
 
@@ -131,7 +131,7 @@ def _alone_in(path: Path) -> Iterator[None]:
 
 
 def _begin(path: Path, identity: Identity, plan: Plan) -> None:
-    """Note what is being built; what another build has begun here must be the same."""
+    """Record what is being built; an unfinished build in this folder must match it."""
     if (path / BEGUN).is_file():
         identity.check(read_json(path / BEGUN), path)
     else:
@@ -156,7 +156,7 @@ def _write_json(path: Path, data: dict[str, Any]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Writing:
+class _CaseWriter:
     """Reads, prepares and writes one case."""
 
     root: Path
@@ -165,7 +165,7 @@ class _Writing:
     recipe: Recipe
 
     def is_done(self, case: Case) -> bool:
-        """Is this case there from an earlier run, whole, and made from the same files?"""
+        """Is the case complete from an earlier run, with unchanged source files?"""
         folder = self.cases / case.id
         if not folder.exists():
             return False
@@ -183,18 +183,18 @@ class _Writing:
 
         sources = [Source.of_file(path, self.root) for path in source_files(case)]
         voxels = self.reader.read(case)
-        made = self.recipe(case, voxels)
-        image, labels = made.image, made.labels
-        arrays = {"image": image.data.numpy(), "labels": labels.data.numpy(), **made.arrays}
+        prepared = self.recipe(case, voxels)
+        image, labels = prepared.image, prepared.labels
+        arrays = {"image": image.data.numpy(), "labels": labels.data.numpy(), **prepared.arrays}
         folder = self.cases / f"{case.id}{_UNFINISHED}"
         try:
             folder.mkdir()
-            described = {}
+            files = {}
             for name, array in arrays.items():
                 with writing(folder / f"{name}.npy") as file:
                     sha256 = write_array(file, array)
                 size = (folder / f"{name}.npy").stat().st_size
-                described[name] = {"sha256": sha256, "size": size}
+                files[name] = {"sha256": sha256, "size": size}
             entry = {
                 "id": case.id,
                 "patient": case.patient,
@@ -206,8 +206,8 @@ class _Writing:
                 "spacing_mm": image.grid.spacing_mm.tolist(),
                 "voxels_per_slice": _voxels_per_slice(labels.data[0].numpy()),
                 "findings": [finding.as_dict() for finding in voxels.findings],
-                "facts": dict(made.facts),
-                "arrays": described,
+                "facts": dict(prepared.facts),
+                "arrays": files,
                 "sources": [asdict(source) for source in sources],
             }
             _write_json(folder / CASE, entry)
@@ -216,16 +216,16 @@ class _Writing:
             shutil.rmtree(folder, ignore_errors=True)
             if isinstance(error, OSError) and error.errno in DISK_FULL:
                 raise ResourceError(
-                    f"the disk is full; case '{case.id}' was not stored, those before it are",
+                    f"the disk is full; case '{case.id}' was not stored, earlier cases are kept",
                     path=folder.parent,
                     code="disk-full",
-                    next_step="Free some space and start again.",
+                    next_step="Free some disk space and run the command again.",
                 ) from error
             raise
 
 
 def _voxels_per_slice(labels: np.ndarray) -> dict[str, list[list[int]]]:
-    """{label: [[slice, voxels], ...]} of the slices that show it, background left out."""
+    """{label: [[slice, voxels], ...]} of the slices that contain it, without background."""
     counts = np.stack([np.bincount(plane.ravel(), minlength=256) for plane in labels])
     present = np.flatnonzero(counts.any(axis=0))
     return {

@@ -1,13 +1,12 @@
-"""What lies in a store, and how it is named and checked.
+"""The file format of a store: names, identity, JSON and arrays.
 
-store.json          written last: format, content, plan's digest, digest of every case
+store.json          written last: format, content, digest of the plan, digest of every case
 plan.json
 cases/<id>/
     case.json       grids, facts, label counts per slice, SHA-256 of the arrays and the sources
     image.npy       (channels, slices, rows, columns) int16 or float32
-    labels.npy      (1, slices, rows, columns) uint8, on the image's grid or one of their own
-    reference.npy   labels on the scan's own grid, where that is another
-    <other>.npy     what a method's recipe makes
+    labels.npy      (1, slices, rows, columns) uint8, on the image's grid or on their own
+    <other>.npy     further arrays of the recipe
 """
 
 from __future__ import annotations
@@ -33,16 +32,16 @@ if TYPE_CHECKING:
 __all__ = ["CASES", "FORMAT", "PLAN", "STORE", "Identity", "Source", "is_store"]
 
 FORMAT = 3
-"""Number of the file format and of what is computed; a store of another number is refused."""
+"""Version of the file format and of the computation; other versions are refused."""
 
 STORE, PLAN, CASES, CASE = "store.json", "plan.json", "cases", "case.json"
 BEGUN = "begun.json"
-_ANOTHER = "Choose another folder, or delete this one to make it anew."
+_REBUILD = "Choose another folder, or delete this one to rebuild the store."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A file that a case was made from: path below the data set, bytes, time of change, SHA-256."""
+    """A source file of a case: path relative to the data set, size, modification time, SHA-256."""
 
     name: str
     size: int
@@ -51,26 +50,26 @@ class Source:
 
     @classmethod
     def of_file(cls, path: Path, root: Path) -> Source:
-        """Reads the whole file."""
+        """Describe a file; computes its checksum."""
         found = path.stat()
         return cls(
-            name=_below(path, root),
+            name=_relative(path, root),
             size=found.st_size,
             mtime_ns=found.st_mtime_ns,
             sha256=sha256_of(path),
         )
 
     def is_file(self, path: Path, root: Path) -> bool:
-        """Is it that file, unchanged? Read only if its time of change differs (a copy)."""
+        """Is `path` this file, unchanged? Hashed only if the modification time differs (a copy)."""
         found = path.stat()
-        if self.name != _below(path, root) or self.size != found.st_size:
+        if self.name != _relative(path, root) or self.size != found.st_size:
             return False
         return self.mtime_ns == found.st_mtime_ns or self.sha256 == sha256_of(path)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """What a store is of: two builds with the same identity give the same bits.
+    """What determines a store: two builds with the same identity are bit-identical.
 
     Attributes:
         content: of the recipe.
@@ -88,9 +87,9 @@ class Identity:
     def of(
         cls, dataset: Dataset, plan: Plan, content: str, settings: Mapping[str, Any]
     ) -> Identity:
-        """The identity of a store to be built, or to be found."""
+        """The identity of the store that these inputs produce."""
         return cls(
-            content=content, plan=plan.digest, dataset=_described(dataset), settings=settings
+            content=content, plan=plan.digest, dataset=_dataset_to_json(dataset), settings=settings
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -104,43 +103,43 @@ class Identity:
         }
 
     def check(self, found: Mapping[str, Any], path: Path) -> None:
-        """Is a store with this head the one that is meant?
+        """Compare with the head of an existing store.
 
         Raises:
             ModelError: "store-version", "store-of-another-content", "store-of-other-settings",
                 "store-of-another-plan", "store-of-another-dataset".
         """
         check_version(found, path)
-        mine = self.as_dict()
+        expected = self.as_dict()
         reasons = {
-            "content": ("store-of-another-content", f"it does not hold '{self.content}'"),
-            "settings": ("store-of-other-settings", "it was made with other settings"),
-            "plan_sha256": ("store-of-another-plan", "it was made with another plan"),
-            "dataset": ("store-of-another-dataset", "it was made from another data set"),
+            "content": ("store-of-another-content", f"the store does not contain '{self.content}'"),
+            "settings": ("store-of-other-settings", "the store was built with other settings"),
+            "plan_sha256": ("store-of-another-plan", "the store was built with another plan"),
+            "dataset": ("store-of-another-dataset", "the store was built from another data set"),
         }
         for key, (code, cause) in reasons.items():
-            if found.get(key) != mine[key]:
-                raise ModelError(cause, path=path, code=code, next_step=_ANOTHER)
+            if found.get(key) != expected[key]:
+                raise ModelError(cause, path=path, code=code, next_step=_REBUILD)
 
 
 def check_version(head: Mapping[str, Any], path: Path) -> None:
-    """Was the store, or what was begun of it, made by a version that this one understands?
+    """Check that this version supports the format of a store, finished or unfinished.
 
     Raises:
         ModelError: "store-version".
     """
     if head.get("format", FORMAT) != FORMAT:
-        cause = "it was made by another version of kidseg"
-        raise ModelError(cause, path=path, code="store-version", next_step=_ANOTHER)
+        cause = "the store was built by another version of kidseg"
+        raise ModelError(cause, path=path, code="store-version", next_step=_REBUILD)
 
 
 def is_store(path: Path) -> bool:
-    """Is there a store, or one that was begun?"""
+    """Does the folder contain a store, finished or unfinished?"""
     return (path / STORE).is_file() or (path / BEGUN).is_file()
 
 
 def source_files(case: Case) -> list[Path]:
-    """All files of a case, in a fixed order; those of a DICOM folder one by one."""
+    """All files of a case in a fixed order; a DICOM folder is expanded into its files."""
     files: list[Path] = []
     for path in [*case.images, *([] if case.labels is None else [case.labels])]:
         inner = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
@@ -149,44 +148,44 @@ def source_files(case: Case) -> list[Path]:
 
 
 def to_json(data: Any) -> bytes:
-    """The same data, the same bytes."""
+    """Plain data as JSON; equal data give equal bytes."""
     return (json.dumps(data, sort_keys=True, indent=1) + "\n").encode()
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
+    """Read a JSON object.
 
     Raises:
-        ModelError: "damaged-store": it is missing or none.
+        ModelError: "damaged-store": the file is missing or invalid.
     """
     try:
         data = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise damaged(path, f"cannot be read ({error})") from error
     if not isinstance(data, dict):
-        raise damaged(path, "is no JSON object")
+        raise damaged(path, "is not a JSON object")
     return data
 
 
 def damaged(path: Path, cause: str) -> ModelError:
-    """The error for a store that is not as it was written."""
+    """The error for a store whose files have changed."""
     return ModelError(
         cause,
         path=path,
         code="damaged-store",
-        next_step="Delete the store's folder and make it anew.",
+        next_step="Delete the store's folder and build it again.",
     )
 
 
 def write_array(file: BinaryIO, array: np.ndarray) -> str:
     """Write an .npy file; returns the SHA-256 of its bytes."""
-    digest = _Digest(file)
+    digest = _HashingFile(file)
     np.save(digest, np.ascontiguousarray(array), allow_pickle=False)
     return digest.sha256.hexdigest()
 
 
 def grid_to_json(grid: Grid) -> dict[str, Any]:
-    """A volumetric grid as plain data, exactly."""
+    """A volumetric grid as plain data, without loss."""
     return {"shape": list(grid.shape), "mm_from_index": grid.mm_from_index.tolist()}
 
 
@@ -196,8 +195,8 @@ def grid_from_json(data: Mapping[str, Any]) -> Grid:
     return Grid((nz, ny, nx), torch.tensor(data["mm_from_index"], dtype=torch.float64))
 
 
-class _Digest:
-    """A file that hashes what is written."""
+class _HashingFile:
+    """A file that hashes what is written to it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -208,8 +207,8 @@ class _Digest:
         return self.file.write(data)
 
 
-def _described(dataset: Dataset) -> dict[str, Any]:
-    """What of a data set decides what is stored, but for its files' bytes; no absolute paths."""
+def _dataset_to_json(dataset: Dataset) -> dict[str, Any]:
+    """What determines the stored data besides the files' contents; no absolute paths."""
     return {
         "name": dataset.name,
         "channels": list(dataset.channels),
@@ -221,13 +220,13 @@ def _described(dataset: Dataset) -> dict[str, Any]:
                 "patient": case.patient,
                 "age_years": case.age_years,
                 "side": case.side,
-                "files": [_below(path, dataset.root) for path in case.images]
-                + [None if case.labels is None else _below(case.labels, dataset.root)],
+                "files": [_relative(path, dataset.root) for path in case.images]
+                + [None if case.labels is None else _relative(case.labels, dataset.root)],
             }
             for case in dataset.cases
         ],
     }
 
 
-def _below(path: Path, root: Path) -> str:
+def _relative(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name

@@ -1,26 +1,20 @@
-"""What a store keeps of each case: the scan's own voxels, nnU-Net's, or what a method makes."""
+"""The protocol of what a store keeps of each case."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
 
-from kidseg.errors import UsageError
 from kidseg.geometry import Volume
-from kidseg.plan import Plan, preprocess
 
 if TYPE_CHECKING:
     from kidseg.cases import Case
     from kidseg.cases.reading import CaseVoxels
 
-__all__ = ["Content", "Prepared", "Recipe", "recipe_of"]
-
-Content = Literal["voxels", "2d", "3d_fullres"]
-"""What this room makes itself: the scan's voxels (HU), or those of a configuration of the plan."""
+__all__ = ["Prepared", "Recipe"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,9 +23,9 @@ class Prepared:
 
     Attributes:
         image: (channels, slices, rows, columns).
-        labels: (1, slices, rows, columns) uint8; as many slices, rows and columns may differ.
-        arrays: more of them, by name.
-        facts: more plain data, for JSON.
+        labels: (1, slices, rows, columns) uint8, on the image's grid or on another one.
+        arrays: further arrays by name.
+        facts: further plain data, for JSON.
     """
 
     image: Volume
@@ -41,71 +35,22 @@ class Prepared:
 
 
 class Recipe(Protocol):
-    """What is made of a case's voxels; can be pickled, for several processes.
+    """Turns a case's voxels into what is stored; picklable, so that several processes can use it.
 
-    `content` names what comes out, `settings` are plain data that decide it, beside the plan: two
-    stores of the same data set are the same if these are.
+    `content` names the result. `settings` are the plain data that determine it besides the plan.
+    Two stores of the same data set and plan are identical if their content and settings are equal.
     """
 
     @property
     def content(self) -> str:
-        """Its name."""
+        """Name of the result."""
         ...
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """As JSON gives them back: lists, no tuples."""
+        """The settings as JSON returns them: lists, not tuples."""
         ...
 
     def __call__(self, case: Case, voxels: CaseVoxels) -> Prepared:
-        """Make it."""
+        """Prepare one case."""
         ...
-
-
-def recipe_of(content: Content | Recipe, plan: Plan) -> Recipe:
-    """The recipe that is meant.
-
-    Raises:
-        UsageError: "no-such-configuration": the plan does not have it.
-    """
-    if not isinstance(content, str):
-        return content
-    if content == "voxels":
-        return _Voxels()
-    if content not in plan.configurations:
-        raise UsageError(f"the plan has no '{content}'", code="no-such-configuration")
-    return _Configured(content, plan)
-
-
-@dataclass(frozen=True)
-class _Voxels:
-    """The scan's own voxels, HU as int16 where that holds them."""
-
-    content: str = "voxels"
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-    def __call__(self, case: Case, voxels: CaseVoxels) -> Prepared:
-        assert voxels.labels is not None
-        image = Volume(_compact(voxels.image.data), voxels.image.grid)
-        return Prepared(image=image, labels=voxels.labels)
-
-
-@dataclass(frozen=True)
-class _Configured:
-    """What nnU-Net's preprocessing makes of it, and the labels as the file has them."""
-
-    content: str
-    plan: Plan
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-    def __call__(self, case: Case, voxels: CaseVoxels) -> Prepared:
-        done = preprocess(voxels.image, voxels.labels, self.plan, self.content)
-        assert done.labels is not None and voxels.labels is not None
-        reference = voxels.labels.data.numpy()
-        return Prepared(image=done.image, labels=done.labels, arrays={"reference": reference})
-
-
-def _compact(data: torch.Tensor) -> torch.Tensor:
-    """As int16 where that changes no value, else as float32."""
-    short = data.to(torch.int16)
-    return short if torch.equal(short.to(data.dtype), data) else data.to(torch.float32)

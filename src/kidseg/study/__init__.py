@@ -1,8 +1,8 @@
-"""Methods compared on one data set: each trained with each seed, tested, and set side by side.
+"""Compare methods on one data set: train, segment and evaluate each method with each seed.
 
-The data are divided once, by patient: test, validation, training, the same for all methods and
-seeds. Trainings and segmentations run in processes of their own, so that their time and memory are
-theirs alone. What is complete is not repeated; see `kidseg.study.runs`.
+The data set is split once, by patient, into test, validation and training cases, the same for all
+methods and seeds. Training and segmentation run in separate processes, so that their time and
+memory are measured separately. Completed steps are not repeated; see `kidseg.study.runs`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from kidseg.study.runs import StudyRun
 __all__ = ["Arm", "Design", "StudyRun", "design", "study", "study_runs"]
 
 Progress = Callable[[str, str, int, int], None]
-"""(run, step that begins or "", runs done, in all)."""
+"""Called with (run, step that starts or "", runs done, total runs)."""
 
 
 def study(
@@ -41,30 +41,30 @@ def study(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Run a study, or what is left of it, and write its tables.
+    """Run or resume a study and write its tables.
 
     Writes into `out`: study.toml (resolved), runs/, labels/ and scores/ with a folder for each
     method and seed, averaged/ with one for each method, compared/ (paired statistics of these),
-    logs/ (what the processes said), study.json, study.md and study.png.
+    logs/ (output of the processes), study.json, study.md and study.png.
 
     Args:
         file: see `kidseg.config.StudyConfig`.
-        out: folder of the study; made, or gone on with.
-        dataset: instead of the one that the file names.
+        out: folder of the study; created, or resumed if it exists.
+        dataset: overrides the data set in the file.
         device: of training and segmentation.
-        jobs: runs at a time. With several, their times are measured under contention.
-        seed: of the bootstrap in the comparison; the trainings' are in the file.
-        progress: told what is done.
+        jobs: parallel runs. With several, times are measured under contention.
+        seed: of the bootstrap in the comparison; training seeds are in the file.
+        progress: called at each step.
 
     Returns:
         The content of study.json.
 
     Raises:
-        UsageError: as `design`; "other-settings": a run in `out` is of other settings or data. All
+        UsageError: as `design`; "other-settings": a run in `out` has other settings or data. Raised
             before any work.
         InputError: as `design`.
         ResourceError: the disk is full.
-        BatchError: "runs-failed": some runs failed; tables are written of the others.
+        BatchError: "runs-failed": some runs failed; the tables contain the others.
     """
     plan = design(file, dataset=dataset)
     runs = study_runs(plan, out, device=device, jobs=jobs)
@@ -82,7 +82,7 @@ def study(
             + "; ".join(f"{name}: {cause}" for name, cause in failed.items()),
             path=out,
             code="runs-failed",
-            next_step="The others are in study.md. Run the study again to go on with these.",
+            next_step="The other runs are in study.md. Run the study again to resume these.",
         )
     return result
 
@@ -90,21 +90,21 @@ def study(
 def study_runs(
     plan: Design, out: Path, *, device: str = "auto", jobs: int = 1
 ) -> tuple[StudyRun, ...]:
-    """The runs of a study, in the order in which they are done."""
+    """The runs of a study, in order of execution."""
     return tuple(
         StudyRun(arm=arm, seed=seed, design=plan, out=out, device=device, jobs=jobs)
         for arm, seed in plan.runs
     )
 
 
-def _perform(runs: Sequence[StudyRun], jobs: int, tell: Progress) -> dict[str, str]:
-    """Do all runs, some at a time; {run: why it failed}."""
+def _perform(runs: Sequence[StudyRun], jobs: int, progress: Progress) -> dict[str, str]:
+    """Execute all runs, `jobs` in parallel; returns {run: cause of failure}."""
     launcher = Launcher(threads=_threads(jobs))
     failed: dict[str, str] = {}
     done = 0
 
     def perform(run: StudyRun) -> None:
-        run.perform(launcher, lambda step: tell(run.name, step, done, len(runs)))
+        run.perform(launcher, lambda step: progress(run.name, step, done, len(runs)))
 
     with ThreadPoolExecutor(max_workers=jobs) as pool:
         waiting = {pool.submit(perform, run): run.name for run in runs}
@@ -118,7 +118,7 @@ def _perform(runs: Sequence[StudyRun], jobs: int, tell: Progress) -> dict[str, s
                 except KidsegError as error:
                     failed[name] = str(error)
                 done += 1
-                tell(name, "", done, len(runs))
+                progress(name, "", done, len(runs))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             launcher.stop()
@@ -127,7 +127,7 @@ def _perform(runs: Sequence[StudyRun], jobs: int, tell: Progress) -> dict[str, s
 
 
 def _threads(jobs: int) -> int | None:
-    """For each of several processes its share of the processors; more would wait for each other."""
+    """Threads per process: its share of the cores, since more would slow each other down."""
     if jobs == 1 or "OMP_NUM_THREADS" in os.environ:
         return None
     return max(1, (os.cpu_count() or 1) // jobs)
@@ -155,7 +155,7 @@ def _write(
 
 
 def _remove_written(plan: Design, out: Path) -> None:
-    """Results of an earlier call, which may have had more runs; whatever else is there stays."""
+    """Remove results of an earlier call, which may have had more runs; keep all other files."""
     for name in ("study.json", "study.md", "study.png"):
         (out / name).unlink(missing_ok=True)
     tables = [

@@ -1,4 +1,4 @@
-"""A study drawn: each patient's Dice by method, and how validation rose with training time."""
+"""Figure of a study: Dice per patient and method, and validation score over training time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kidseg.study.runs import StudyRun
 __all__ = ["draw", "validation_curve"]
 
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#999999")
-"""Told apart with any colour vision. Source: Okabe and Ito, Color Universal Design, 2008."""
+"""Distinguishable with any colour vision. Source: Okabe and Ito, Color Universal Design, 2008."""
 
 _SEGMENTING = ("segment", "joint")
 _JITTER = 0.22
@@ -25,9 +25,9 @@ _GOLDEN = 0.618034  # multiples of it, modulo 1, fill an interval evenly
 
 
 def validation_curve(log: Path) -> tuple[list[float], list[float]]:
-    """(seconds since the start of the first stage, validation score) of the segmenting epochs.
+    """(seconds since the start of the first stage, validation score) of segmentation epochs.
 
-    Stages that come before, as pose, count in the seconds and have no segmentation to score.
+    Earlier stages, such as pose, count in the seconds but have no segmentation to score.
     """
     lines = [json.loads(text) for text in log.read_text().splitlines()]
     stages = list(dict.fromkeys(line["stage"] for line in lines))
@@ -41,11 +41,11 @@ def validation_curve(log: Path) -> tuple[list[float], list[float]]:
 
 
 def draw(runs: Sequence[StudyRun], averages: Path, path: Path) -> None:
-    """A panel per structure, a dot per patient (mean over seeds); below, validation by time.
+    """Draw a panel per structure with a dot per patient (mean over seeds), and validation curves.
 
     Args:
-        runs: those that are complete.
-        averages: folder with each arm's average over seeds.
+        runs: complete runs.
+        averages: folder with the average of each arm over seeds.
         path: a .png file; replaced.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -81,7 +81,7 @@ def draw(runs: Sequence[StudyRun], averages: Path, path: Path) -> None:
         label = run.arm.name if first else None
         panel.step(seconds, best, where="post", color=colour, linewidth=1.6, label=label)
     panel.set(
-        xlabel="time in training stages, set-up left out (s)", ylabel="validation score (mean Dice)"
+        xlabel="time in training stages, without set-up (s)", ylabel="validation score (mean Dice)"
     )
     panel.set_xlim(left=0)
     panel.grid(color="#dddddd", linewidth=0.6)
@@ -96,7 +96,7 @@ def draw(runs: Sequence[StudyRun], averages: Path, path: Path) -> None:
 
 
 def _dots(panel: Any, place: int, values: Sequence[float | None], colour: str) -> None:
-    """A dot per patient, each at the same offset in every column, and their mean as a line."""
+    """Draw a dot per patient, at the same offset in every column, and the mean as a line."""
     known = [(k, value) for k, value in enumerate(values) if value is not None]
     if not known:
         return

@@ -1,4 +1,4 @@
-"""What a study compares, made definite: arms with checked settings, parts of the data, digests."""
+"""The design of a study: arms with resolved settings, split of the data set, checksums."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Arm:
     """A method of a study with its settings.
 
     Attributes:
-        name: in tables and of folders.
-        method: what is trained.
-        preset: its name, if any.
+        name: used in tables and for folders.
+        method: name of the method.
+        preset: name of the preset, if any.
         config: TOML file of settings, if any.
-        overrides: the study's common settings, then its own.
-        settings: all of it resolved, as TOML.
+        overrides: the study's common settings, then the arm's own.
+        settings: the resolved configuration as TOML.
     """
 
     name: str
@@ -42,17 +42,17 @@ class Arm:
 
 @dataclass(frozen=True, kw_only=True)
 class Design:
-    """A study ready to be run.
+    """A validated study, ready to run.
 
     Attributes:
-        config: as it was read.
+        config: the study's settings.
         data: the data set.
-        arms: what is compared.
-        training: ids of the cases to learn from.
-        validation: ids of the cases to select weights by.
-        test: ids of the cases that take no part in either.
-        sha256: of the files of each case, image and labels.
-        protocol: how the test is scored.
+        arms: the methods to compare.
+        training: ids of the training cases.
+        validation: ids of the cases for selecting weights.
+        test: ids of the test cases.
+        sha256: checksum of each case's files, images and labels.
+        protocol: of the evaluation.
     """
 
     config: StudyConfig
@@ -71,7 +71,7 @@ class Design:
 
     @property
     def resolved(self) -> StudyConfig:
-        """The study with paths from the root and the test cases by name: the same wherever read."""
+        """The settings with absolute paths and explicit test cases, independent of the location."""
         methods = {
             arm.name: replace(table, config=None if arm.config is None else str(arm.config))
             for arm, table in zip(self.arms, self.config.methods.values(), strict=True)
@@ -85,11 +85,11 @@ class Design:
         )
 
     def n_patients(self, cases: Sequence[str]) -> int:
-        """Of how many patients these cases are."""
+        """Number of patients of these cases."""
         return len({self.data.by_id[name].patient for name in cases})
 
     def as_dict(self) -> dict[str, Any]:
-        """The data's part, as plain data."""
+        """The data set and its split, as plain data."""
         parts = {"training": self.training, "validation": self.validation, "test": self.test}
         return {
             "dataset": self.data.name,
@@ -102,25 +102,25 @@ class Design:
 
 
 def design(file: Path, *, dataset: Path | None = None) -> Design:
-    """Read a study's file, check all of it and divide the data.
+    """Read and validate a study's file and split the data set.
 
     Args:
         file: TOML; see `kidseg.config.StudyConfig`.
-        dataset: instead of the one that the file names.
+        dataset: overrides the data set in the file.
 
     Raises:
-        InputError: the file cannot be read; what `open_dataset` and `holdout` refuse.
+        InputError: the file cannot be read; as `open_dataset` and `holdout`.
         UsageError: "bad-setting", with the key; "no-dataset"; "unknown-preset"; "unknown-case";
-            "bad-split": nobody is left to train on, or a patient is in two parts.
+            "bad-split": no training cases remain, or a patient is in two parts.
     """
     config = load(StudyConfig, file=file)
     arms = tuple(_arm(name, table, config, file) for name, table in config.methods.items())
     if dataset is None and config.dataset is None:
         raise UsageError(
-            "names no data set",
+            "the study has no data set",
             path=file,
             code="no-dataset",
-            next_step="Give --dataset, or set dataset in the file.",
+            next_step="Use --dataset, or set dataset in the file.",
         )
     data = open_dataset(dataset or file.parent / (config.dataset or ""))
     training, validation, test = _parts(data, config)
@@ -146,7 +146,7 @@ def _arm(name: str, table: StudyMethodConfig, config: StudyConfig, file: Path) -
     overrides = (*config.common.set, *table.set)
     if any(text.partition("=")[0].strip() == "cohort.validation_share" for text in overrides):
         raise UsageError(
-            f"methods.{name}: all methods validate on the same patients",
+            f"methods.{name}: all methods have the same validation patients",
             path=file,
             next_step="Set validation_share at the top of the file instead.",
             code="bad-setting",
@@ -176,12 +176,12 @@ def _arm(name: str, table: StudyMethodConfig, config: StudyConfig, file: Path) -
 def _parts(
     data: Dataset, config: StudyConfig
 ) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """(training, validation, test), each of whole patients."""
+    """(training, validation, test) case ids; no patient is in two parts."""
     known = data.by_id
     if config.test:
         if unknown := sorted(set(config.test) - set(known)):
             raise UsageError(
-                f"there is no labelled case {', '.join(unknown)} to test on",
+                f"unknown test case(s), or without labels: {', '.join(unknown)}",
                 path=data.root,
                 code="unknown-case",
             )
@@ -192,23 +192,23 @@ def _parts(
     rest = [case for case in data.cases if case.id not in test]
     if both := sorted(tested & {case.patient for case in rest}):
         raise UsageError(
-            f"patient {both[0]} has cases in the test part and others beside it",
+            f"patient {both[0]} has both test cases and other cases",
             path=data.root,
             code="bad-split",
-            next_step="Name all cases of a patient in test, or none.",
+            next_step="List all cases of a patient in test, or none.",
         )
     try:
         kept = holdout(rest, test_fraction=config.validation_share, seed=config.split_seed)
     except InputError as error:
         raise UsageError(
-            f"with {len(tested)} patient(s) to test on, too few are left: {error.cause}",
+            f"too few patients remain besides {len(tested)} test patient(s): {error.cause}",
             path=data.root,
             code="bad-split",
-            next_step="Test on fewer.",
+            next_step="Use fewer test patients.",
         ) from error
     return kept.train, kept.test, test
 
 
 def _content(case: Case) -> str:
-    """SHA-256 of a case's files, by content alone; a file of several channels counts for each."""
+    """SHA-256 of a case's file contents; a file of several channels is hashed once per channel."""
     return sha256_of_all([*case.images, *([] if case.labels is None else [case.labels])])

@@ -1,10 +1,10 @@
-"""Run a command; write how it ended, its wall and processor time and its peak memory to a file.
+"""Run a command; write its exit code, wall and processor time and peak memory to a file.
 
     python -I measured.py RESULT.json COMMAND...
 
-A script in a process of its own, and a small one: on Linux a process inherits the peak of the one
-that started it, so that a child of a large process would be measured as at least as large.
-Interrupts are left to the command; this waits for its end.
+It runs as a small process of its own, because on Linux a process inherits the peak memory of its
+parent: a child of a large process would be measured as at least as large. Signals are handled by
+the command; this script waits for it to exit.
 
 Source: getrusage(2); `exec_mmap` in Linux's fs/exec.c keeps the old image's peak.
 """
@@ -20,7 +20,7 @@ import time
 
 
 def main() -> int:
-    """Exit code 0 however the command ended; RESULT.json has its own."""
+    """Always return 0; RESULT.json contains the exit code of the command."""
     for number in (signal.SIGINT, signal.SIGTERM):
         # A handler, not SIG_IGN, which the command would inherit.
         signal.signal(number, lambda *_: None)

@@ -1,4 +1,4 @@
-"""A study's figures as text."""
+"""The results of a study as Markdown."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["markdown"]
 
 
 def markdown(study: Mapping[str, Any]) -> str:
-    """The content of study.md, from that of study.json."""
+    """The content of study.md, from the content of study.json."""
     methods, runs = study["methods"], study["runs"]
     done = {name: figures for name, figures in methods.items() if "dice" in figures}
     structures = list(next(iter(done.values()))["dice"]) if done else []
@@ -50,7 +50,7 @@ def markdown(study: Mapping[str, Any]) -> str:
 
 
 def _about(study: Mapping[str, Any]) -> list[str]:
-    """Data, conditions, and what a reader must know before the tables."""
+    """Data set, conditions and warnings, before the tables."""
     data = study["data"]
     parts = ", ".join(
         f"{part} {data[part]['patients']} patient(s) in {len(data[part]['cases'])} case(s)"
@@ -65,7 +65,7 @@ def _about(study: Mapping[str, Any]) -> list[str]:
         ("training_clock", "Clock of training stages and set-up"),
     ):
         found = sorted({str(run[what]) for run in runs})
-        differ = " (runs differ: times cannot be compared)" if len(found) > 1 else ""
+        differ = " (runs differ: times are not comparable)" if len(found) > 1 else ""
         lines[0] += f" {title}: {' and '.join(found)}{differ}." if found else ""
     if any(run["jobs"] > 1 for run in runs):
         lines.append("Several runs at a time shared the machine: times are under contention.")
@@ -73,7 +73,7 @@ def _about(study: Mapping[str, Any]) -> list[str]:
     if again:
         lines.append(
             f"Training was interrupted and resumed: {', '.join(again)}; set-up and whole process "
-            "are of the others."
+            "exclude these runs."
         )
     for figures in study["methods"].values():
         lines += [f"**Failed: {name}**: {cause}" for name, cause in figures["failed"].items()]
@@ -135,7 +135,7 @@ def _compared(study: Mapping[str, Any]) -> list[str]:
         if one["metric"] == "dice"
     ]
     if not rows:
-        return ["There were no two methods to compare.", ""]
+        return ["Fewer than two methods to compare.", ""]
     head = ["methods", "structure", "n", "mean [95 %]", "wins, ties, losses", "p", "p (Holm)"]
     return _table(head, rows)
 

@@ -1,4 +1,4 @@
-"""Commands of kidseg in processes of their own, timed, and stopped together."""
+"""Run kidseg commands in separate processes, measure them and stop them together."""
 
 from __future__ import annotations
 
@@ -15,45 +15,44 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["Ended", "Launcher"]
+__all__ = ["Completed", "Launcher"]
 
 _MEASURED = Path(__file__).with_name("measured.py")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ended:
-    """How a command ended.
+class Completed:
+    """The result of a command.
 
     Attributes:
         exit_code: negative for a signal.
-        seconds: wall time, start of Python included.
-        processor_seconds: the processor's time for it, in all its threads, and for the processes
-            that it started.
-        peak_memory_mb: largest resident memory of the process.
-        said: what it wrote to standard error.
+        seconds: wall time, including the start of Python.
+        processor_seconds: processor time of all its threads and child processes.
+        peak_memory_mb: peak resident memory of the process.
+        stderr: its standard error.
     """
 
     exit_code: int
     seconds: float
     processor_seconds: float
     peak_memory_mb: float
-    said: str
+    stderr: str
 
     @property
     def cause(self) -> str:
-        """The last thing it said, for a message."""
-        lines = [line.strip() for line in self.said.splitlines() if line.strip()]
-        told = [line for line in lines if line.startswith("kidseg: ")]
-        last = (told or lines or ["it said nothing"])[-1].removeprefix("kidseg: ")
+        """Exit code and last line of the error output, for a message."""
+        lines = [line.strip() for line in self.stderr.splitlines() if line.strip()]
+        messages = [line for line in lines if line.startswith("kidseg: ")]
+        last = (messages or lines or ["no error output"])[-1].removeprefix("kidseg: ")
         return f"exit code {self.exit_code}: {last}"
 
 
 @dataclass(kw_only=True)
 class Launcher:
-    """Starts commands, several at a time, and can stop all of them.
+    """Starts commands, also in parallel, and can stop all of them.
 
     Attributes:
-        threads: of each process; None leaves the choice to it.
+        threads: of each process; None: the process decides.
     """
 
     threads: int | None = None
@@ -61,11 +60,11 @@ class Launcher:
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _stopped: bool = False
 
-    def kidseg(self, *arguments: str | Path, log: Path) -> Ended:
-        """Run a command of kidseg and wait for it; what it says is added to the file `log`."""
+    def kidseg(self, *arguments: str | Path, log: Path) -> Completed:
+        """Run a kidseg command and wait for it; append its error output to the file `log`."""
         return self.run([sys.executable, "-m", "kidseg", *map(str, arguments)], log=log)
 
-    def run(self, command: Sequence[str], *, log: Path) -> Ended:
+    def run(self, command: Sequence[str], *, log: Path) -> Completed:
         """Run a command and wait for it.
 
         Raises:
@@ -87,23 +86,23 @@ class Launcher:
             if self._stopped:
                 raise KeyboardInterrupt
             file.seek(before)
-            said = file.read().decode(errors="replace")
+            stderr = file.read().decode(errors="replace")
             if code != 0 or not result.exists():
-                return Ended(
+                return Completed(
                     exit_code=code or 1,
                     seconds=0.0,
                     processor_seconds=0.0,
                     peak_memory_mb=0.0,
-                    said=said,
+                    stderr=stderr,
                 )
-            return Ended(**json.loads(result.read_text()), said=said)
+            return Completed(**json.loads(result.read_text()), stderr=stderr)
 
     def stop(self) -> None:
-        """Ask all that run to end, and start no more; `run` raises once they have."""
+        """Terminate all running commands and start no more; `run` raises when they have exited."""
         with self._lock:
             self._stopped = True
             for group in self._groups:
-                with suppress(ProcessLookupError):  # it has just ended
+                with suppress(ProcessLookupError):  # it has just exited
                     os.killpg(group, signal.SIGTERM)
 
     def _start(

@@ -1,8 +1,8 @@
-"""What a study found: figures per method and seed, averages over seeds, what it cost.
+"""The results of a study: scores per method and seed, averages over seeds, time and memory.
 
-Patients and seeds are two kinds of spread and are kept apart. The patients' figures are averaged
-over the seeds first, so that means, SD and paired tests count each patient once, however often a
-method was trained; how far the seeds' own means lie apart stands beside.
+The variation between patients and that between seeds are reported separately. Each patient's
+figures are first averaged over the seeds, so that means, SD and paired tests count each patient
+once, independent of the number of seeds. The spread of the seeds' means is reported as well.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ __all__ = ["average", "gather", "spread", "write_average"]
 
 
 def average(runs: Sequence[Sequence[Row]]) -> tuple[Row, ...]:
-    """The rows of several runs, averaged case by case and structure by structure.
+    """Average the rows of several runs per case and structure.
 
-    A figure is the mean over the runs in which it is defined, None where it is in none: a tumour
-    that one seed invents in a healthy patient scores 0 there, though the others rightly found
-    nothing. Volumes are means over all runs.
+    A figure is the mean over the runs in which it is defined, None if there are none. So a false
+    positive tumour of one seed in a healthy patient scores 0, although the other seeds correctly
+    found nothing. Volumes are means over all runs.
 
     Raises:
-        ValueError: there are no runs, or not all have the same cases and structures.
+        ValueError: no runs, or different cases or structures.
     """
     tables = [{(row.case, row.structure): row for row in rows} for rows in runs]
     if not tables or any(table.keys() != tables[0].keys() for table in tables):
-        raise ValueError("runs to be averaged must have the same cases and structures")
+        raise ValueError("runs must have the same cases and structures to be averaged")
     averaged = []
     for key, first in tables[0].items():
         rows = [table[key] for table in tables]
@@ -49,7 +49,7 @@ def average(runs: Sequence[Sequence[Row]]) -> tuple[Row, ...]:
 
 
 def write_average(runs: Sequence[StudyRun], design: Design, out: Path) -> Mapping[str, Any]:
-    """An arm's runs averaged over its seeds, as a folder that `compare` reads; its summary."""
+    """Average an arm's runs over the seeds into a folder for `compare`; returns the summary."""
     rows = average([read_run(run.scores).rows for run in runs])
     summary = {
         **summarise(rows, design.protocol),
@@ -63,7 +63,7 @@ def write_average(runs: Sequence[StudyRun], design: Design, out: Path) -> Mappin
 
 
 def spread(values: Sequence[float]) -> dict[str, float | int | None]:
-    """Mean, sample SD (n - 1; None below two) and n; the mean of none is None."""
+    """Mean (None without values), sample SD (n - 1; None for fewer than two) and n."""
     return {
         "mean": float(np.mean(values)) if len(values) else None,
         "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None,
@@ -82,10 +82,10 @@ def gather(
 
     Args:
         design: of the study.
-        runs: those that are complete.
-        failed: {name of a run: why}.
+        runs: complete runs.
+        failed: {run: cause of failure}.
         averages: {arm: summary of its average over seeds}.
-        compared: what `compare` gave between these, if there were two.
+        compared: result of `compare` for these averages, if there are at least two.
     """
     single = {run.name: _single(run) for run in runs}
     methods = {}
@@ -116,19 +116,18 @@ def gather(
             "dice": "each patient's mean over the seeds; then mean and sample SD over patients",
             "between_seeds": "mean and sample SD over the seeds of a seed's mean over patients",
             "comparisons": "of these averages, paired by patient (see compared/)",
-            "seconds": "mean and sample SD over the seeds; of training by stage, 'prepare' being "
-            "reading and planning, 'set-up' all that is in no stage (start of the program, "
-            "registration of the training patients), by the wall's clock or the processor's as "
-            "said above; wall time of the whole process from start to end, unless it was "
-            "interrupted; wall time of segmentation from reading a scan to writing its labels",
-            "memory": "peak of the whole process, libraries included, mean and sample SD over the "
-            "seeds",
+            "seconds": "mean and sample SD over the seeds. Training by stage: 'prepare' is reading "
+            "and planning, 'set-up' everything outside the stages (start of the program, "
+            "registration of the training patients), by the clock stated above. Process: wall time "
+            "from start to end, unless it was interrupted. Segmentation: wall time from reading a "
+            "scan to writing its labels",
+            "memory": "peak of the process, including libraries, mean and sample SD over the seeds",
         },
     }
 
 
 def _single(run: StudyRun) -> dict[str, Any]:
-    """One run's scores and costs."""
+    """Scores, time and memory of one run."""
     summary = read_run(run.scores).summary
     return {
         "method": run.arm.name,
@@ -141,7 +140,7 @@ def _single(run: StudyRun) -> dict[str, Any]:
 def _figures(
     runs: Sequence[Mapping[str, Any]], averaged: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Those of one arm over its complete runs; empty without any."""
+    """Figures of one arm over its complete runs; empty if there are none."""
     if not runs or averaged is None:
         return {}
     structures = list(averaged["structures"])

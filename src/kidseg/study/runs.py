@@ -1,8 +1,8 @@
-"""One arm with one seed: trained, used on the test cases, scored; each step once.
+"""One arm with one seed: train, segment the test cases, evaluate; each step once.
 
-Each step's folder has a stamp (`stamp.json`): of what it is made, as a key over settings and the
-digests of all that went in, and whether it is complete. A complete step of the same key is kept, an
-incomplete one goes on, and one of another key is refused: results of two settings never mix.
+The folder of each step has a stamp (`stamp.json`) with a key, the digest of its settings and
+inputs, and whether it is complete. A complete step with the same key is kept, an incomplete one is
+resumed, and one with another key is refused, so that results of different settings never mix.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from kidseg.errors import InputError, KidsegError, UsageError
 from kidseg.evaluate import evaluate
 from kidseg.io.atomic import write_json
 from kidseg.study.design import Arm, Design, digest
-from kidseg.study.process import Ended, Launcher
+from kidseg.study.process import Completed, Launcher
 
 __all__ = ["State", "StudyRun"]
 
@@ -37,7 +37,7 @@ class StudyRun:
         design: of the study.
         out: folder of the study.
         device: for training and segmentation.
-        jobs: how many runs there are at a time, to be recorded.
+        jobs: number of parallel runs, for the record.
     """
 
     arm: Arm
@@ -49,39 +49,39 @@ class StudyRun:
 
     @property
     def name(self) -> str:
-        """Of its folders."""
+        """Name of its folders."""
         return f"{self.arm.name}-{self.seed}"
 
     @property
     def run(self) -> Path:
-        """Where it is trained."""
+        """Folder of the training."""
         return self.out / "runs" / self.name
 
     @property
     def labels(self) -> Path:
-        """Where the labels of the test cases are."""
+        """Folder of the predicted labels of the test cases."""
         return self.out / "labels" / self.name
 
     @property
     def scores(self) -> Path:
-        """Where they are scored."""
+        """Folder of the evaluation."""
         return self.out / "scores" / self.name
 
     @property
     def state(self) -> State:
-        """How far it is; whether of the same settings is for `check` to say."""
-        trained, used, scored = map(_read_stamp, (self.run, self.labels, self.scores))
-        if all(stamp.get("done") for stamp in (trained, used, scored)) and (
-            scored["inputs"]["labels"] == used["key"]
+        """Progress of the run; `check` verifies its settings."""
+        trained, segmented, scored = map(_read_stamp, (self.run, self.labels, self.scores))
+        if all(stamp.get("done") for stamp in (trained, segmented, scored)) and (
+            scored["inputs"]["labels"] == segmented["key"]
         ):
             return "done"
         return "begun" if trained else "to do"
 
     def check(self) -> None:
-        """Is what is there of this run, of the same settings and data?
+        """Check that existing results have the same settings and data.
 
         Raises:
-            UsageError: "other-settings": it is not.
+            UsageError: "other-settings": they do not.
             InputError: "damaged-stamp".
         """
         stamp = _read_stamp(self.run)
@@ -96,25 +96,25 @@ class StudyRun:
                 changed = sorted(k for k, v in wanted.items() if stamp["inputs"].get(k) != v)
                 raise _refusal(folder, changed)
 
-    def perform(self, launcher: Launcher, tell: Callable[[str], None]) -> None:
-        """Do what is left to do; `tell` is told each step as it begins.
+    def perform(self, launcher: Launcher, progress: Callable[[str], None]) -> None:
+        """Execute the remaining steps; `progress` is called with each step as it starts.
 
         Raises:
-            KidsegError: what evaluation refuses; with code "step-failed", a process that failed.
+            KidsegError: as `evaluate`; with code "step-failed": a process failed.
         """
         self.check()
         if self.state == "done":
             return
         if not _read_stamp(self.run).get("done"):
-            tell("train")
+            progress("train")
             self._train(launcher)
-        tell("segment")
+        progress("segment")
         self._segment(launcher)
-        tell("evaluate")
+        progress("evaluate")
         self._evaluate()
 
     def _inputs(self) -> dict[str, Any]:
-        """All that a training depends on."""
+        """All inputs of the training."""
         plan = self.design
         return {
             "method": self.arm.method,
@@ -145,8 +145,8 @@ class StudyRun:
         arguments += [word for text in self.arm.overrides for word in ("--set", text)]
         arguments += [w for name in (*data.training, *data.validation) for w in ("--case", name)]
         arguments += [word for name in data.validation for word in ("--validation", name)]
-        ended = self._in_process(launcher, arguments, "train")
-        _write_stamp(self.run, _completed(begun, ended))
+        completed = self._in_process(launcher, arguments, "train")
+        _write_stamp(self.run, _done(begun, completed))
 
     def _segment(self, launcher: Launcher) -> None:
         model = json.loads((self.run / "summary.json").read_text())["model"]["sha256"]
@@ -158,7 +158,7 @@ class StudyRun:
         _write_stamp(self.labels, begun)
         (self.scores / STAMP).unlink(missing_ok=True)
         known = self.design.data.by_id
-        ended = self._in_process(
+        completed = self._in_process(
             launcher,
             [
                 "segment",
@@ -174,7 +174,7 @@ class StudyRun:
             ],
             "segment",
         )
-        _write_stamp(self.labels, _completed(begun, ended))
+        _write_stamp(self.labels, _done(begun, completed))
 
     def _evaluate(self) -> None:
         begun = _stamp({**self._rules(), "labels": _read_stamp(self.labels)["key"]})
@@ -190,30 +190,30 @@ class StudyRun:
         )
         _write_stamp(self.scores, {**begun, "done": True})
 
-    def _in_process(self, launcher: Launcher, arguments: list[str | Path], step: str) -> Ended:
+    def _in_process(self, launcher: Launcher, arguments: list[str | Path], step: str) -> Completed:
         log = self.out / "logs" / f"{self.name}-{step}.log"
-        ended = launcher.kidseg(*arguments, log=log)
-        if ended.exit_code != 0:
+        completed = launcher.kidseg(*arguments, log=log)
+        if completed.exit_code != 0:
             raise KidsegError(
-                f"{step} ended with {ended.cause}",
+                f"{step} failed with {completed.cause}",
                 path=log,
                 code="step-failed",
-                next_step="The study goes on with it when it is run again.",
+                next_step="Run the study again to resume it.",
             )
-        return ended
+        return completed
 
     def costs(self) -> dict[str, Any]:
         """Time and memory of a completed run, as plain data.
 
         Seconds of training by stage, as `train` reports them, by the clock of the settings ("wall"
-        or "processor"); "set-up" by the same clock is the whole process's without its stages, None
-        if nothing measured it. Of segmentation seconds per scan, from reading to writing, without
-        the start of the program. Peaks of memory are of the whole process, the program and its
-        libraries included; "device" that of a GPU's allocations.
+        or "processor"). "set-up" is the time of the process outside its stages, by the same clock;
+        None if it was not measured. Segmentation seconds are per scan, from reading to writing,
+        without the start of the program. Peak memory is that of the process, including program and
+        libraries; "device" that of the GPU's allocations.
         """
         summary = json.loads((self.run / "summary.json").read_text())
         result = json.loads((self.labels / "result.json").read_text())
-        trained, used = _read_stamp(self.run), _read_stamp(self.labels)
+        trained, segmented = _read_stamp(self.run), _read_stamp(self.labels)
         per_scan = [sum(scan["seconds"].values()) for scan in result["scans"]]
         clock = tomllib.loads(self.arm.settings)["budget_clock"]
         whole = trained.get({"wall": "process_seconds", "processor": "processor_seconds"}[clock])
@@ -230,21 +230,21 @@ class StudyRun:
             },
             "training_attempts": trained["attempts"],
             "segmentation_seconds_per_scan": sum(per_scan) / len(per_scan),
-            "segmentation_process_seconds": used["process_seconds"],
-            "segmentation_peak_memory_mb": used["peak_memory_mb"],
+            "segmentation_process_seconds": segmented["process_seconds"],
+            "segmentation_peak_memory_mb": segmented["peak_memory_mb"],
             "device": summary["device"],
             "precision": summary["precision"],
-            "jobs": max(trained["jobs"], used["jobs"]),
+            "jobs": max(trained["jobs"], segmented["jobs"]),
         }
 
 
 def _refusal(folder: Path, changed: list[str]) -> UsageError:
     return UsageError(
-        f"was made otherwise than the study asks for now; what differs: {', '.join(changed)}",
+        f"existing results differ from the study in: {', '.join(changed)}",
         path=folder,
         code="other-settings",
-        next_step="Choose another folder for the changed study, or remove this run's folders "
-        "under runs, labels and scores.",
+        next_step="Choose another output folder, or remove this run's folders in runs, labels and "
+        "scores.",
     )
 
 
@@ -252,27 +252,27 @@ def _stamp(inputs: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     return {"key": digest(inputs), "done": False, **more, "inputs": inputs}
 
 
-def _completed(stamp: Mapping[str, Any], ended: Ended) -> dict[str, Any]:
+def _done(stamp: Mapping[str, Any], completed: Completed) -> dict[str, Any]:
     measured = {
-        "process_seconds": round(ended.seconds, 3),
-        "processor_seconds": round(ended.processor_seconds, 3),
-        "peak_memory_mb": round(ended.peak_memory_mb, 1),
+        "process_seconds": round(completed.seconds, 3),
+        "processor_seconds": round(completed.processor_seconds, 3),
+        "peak_memory_mb": round(completed.peak_memory_mb, 1),
     }
     return {**stamp, "done": True, **measured}
 
 
 def _read_stamp(folder: Path) -> dict[str, Any]:
-    """The stamp of a folder; empty if there is none."""
+    """The stamp of a folder; {} if there is none."""
     try:
         content: dict[str, Any] = json.loads((folder / STAMP).read_text())
     except FileNotFoundError:
         return {}
     except ValueError as error:
         raise InputError(
-            f"is no stamp of a study: {error}",
+            f"not a valid stamp of a study: {error}",
             path=folder / STAMP,
             code="damaged-stamp",
-            next_step="Remove this folder; the study makes it again.",
+            next_step="Remove this folder; the study creates it again.",
         ) from error
     return content
 

@@ -262,7 +262,7 @@ def _built(data: Dataset, used: Cases, planned: Plan, path: Path, request: Reque
         chosen,
         planned,
         path,
-        content=SubjectRecipe.of_dataset(chosen, planned, request.material(planned)),
+        recipe=SubjectRecipe.of_dataset(chosen, planned, request.material(planned)),
         jobs=request.setup.jobs,
         progress=lambda done, total: request.tell("reading", done, total, {}),
     )

@@ -1,11 +1,10 @@
-"""Is one run better than another? Paired statistics between evaluated runs.
+"""Compare evaluated runs by paired statistics.
 
-For every pair of runs, structure and metric: the mean difference with its bootstrap interval, who
-is better how often, and the Wilcoxon signed-rank test. What is paired are patients: both runs'
-figures are averaged over those of a patient's cases that both have a figure for, so that one who
-was scanned often counts once. A difference is the first run's figure minus the second's; of volume
-errors the absolute values are compared. Age bands are described with intervals and counts and not
-tested.
+For every pair of runs, structure and metric: the mean difference with a bootstrap interval, wins,
+ties and losses, and the Wilcoxon signed-rank test. Pairs are patients: both runs' figures are
+averaged over the cases of a patient for which both have a figure, so that each patient counts once.
+A difference is the first run's figure minus the second's; volume errors are compared by absolute
+value. Age bands are reported with intervals and counts, but not tested.
 """
 
 from __future__ import annotations
@@ -19,6 +18,13 @@ from zlib import crc32
 
 import numpy as np
 
+from kidseg.compare.statistics import (
+    CONFIDENCE,
+    N_RESAMPLES,
+    bootstrap_interval,
+    holm,
+    signed_rank,
+)
 from kidseg.errors import InputError, UsageError
 from kidseg.evaluate import METRICS, Row, Run, read_run
 from kidseg.evaluate.summary import prepare_output, write_csv
@@ -27,21 +33,13 @@ from kidseg.splits import age_band
 
 __all__ = ["Comparison", "compare", "holm"]
 
-FEWEST_PAIRS = 6
-"""With five pairs the smallest two-sided p of the signed-rank test is 2 / 2^5 = 0.0625."""
-
-N_RESAMPLES = 10_000
-CONFIDENCE = 0.95
 ALL = "all"
-
-# Bounds the memory of a bootstrap: 1000 resamples of 1000 cases are 8 MB.
-_RESAMPLES_AT_ONCE = 1000
 
 _OUTPUTS = ("compare.json", "compare.csv", "compare.md")
 _LARGER_IS_BETTER = {"dice": True, "hd95_mm": False, "surface_dice": True, "volume_error_ml": False}
-# Figures that differ by less are the same: far above the rounding of a mean, far below meaning.
+# Figures are rounded to this: far above rounding errors of a mean, far below relevance.
 _DECIMALS = 10
-# Relative difference of reference volumes of one case, beyond which they are not one reference.
+# Reference volumes of a case with a larger relative difference are different references.
 _SAME_VOLUME = 1e-6
 
 _RULES = {
@@ -58,7 +56,7 @@ _RULES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Two runs by one metric of one structure, in one stratum of patients.
+    """Comparison of two runs by one metric of one structure, in one stratum of patients.
 
     Attributes:
         a: name of the first run.
@@ -67,19 +65,19 @@ class Comparison:
         structure: as the protocol names it.
         stratum: "all", or an age band.
         n: pairs, one per patient.
-        n_left_out: patients without a case in which both runs have a figure.
-        mean_a: mean over the pairs; None without pairs, as the next five.
+        n_left_out: patients without a case for which both runs have a figure.
+        mean_a: mean over the pairs; None without pairs, like the next five.
         mean_b: likewise.
         mean_difference: of a minus b.
         median_difference: likewise.
-        low: of the interval of the mean difference; None below two pairs.
+        low: end of the interval of the mean difference; None for fewer than two pairs.
         high: likewise.
         wins: pairs in which a is better.
         ties: pairs in which they are equal.
         losses: pairs in which b is better.
-        p: of the signed-rank test; None where it is not given.
-        p_holm: p corrected for how many were tested.
-        why_no_p: reason, where p is None.
+        p: of the signed-rank test; None if not tested.
+        p_holm: p corrected for multiple testing.
+        why_no_p: the reason if p is None.
     """
 
     a: str
@@ -106,19 +104,19 @@ class Comparison:
 def compare(
     runs: Sequence[Path], out: Path, *, seed: int = 0, overwrite: bool = False
 ) -> dict[str, Any]:
-    """Compare evaluated runs pair by pair; writes `compare.json`, `compare.csv`, `compare.md`.
+    """Compare evaluated runs pair by pair; write `compare.json`, `compare.csv`, `compare.md`.
 
-    Which cases are one patient's, and their ages, is read from the first run of a pair.
+    Patients and ages of the cases are taken from the first run of each pair.
 
     Args:
-        runs: at least two folders that `evaluate` wrote, by the same protocol and references.
-        out: folder for the results; made if it is not there.
-        seed: of the bootstrap; the same seed gives the same bytes.
-        overwrite: replace results that are there.
+        runs: at least two output folders of `evaluate`, with the same protocol and references.
+        out: folder for the results; created if it is missing.
+        seed: of the bootstrap; equal seeds give equal bytes.
+        overwrite: replace existing results.
 
     Returns:
-        The content of `compare.json`: "protocol", "runs", "pairs" (with the cases that only one of
-        the two has, and of how many patients the common ones are), "comparisons" (each a
+        The content of `compare.json`: "protocol", "runs", "pairs" (with the cases of only one run,
+        and the number of patients of the common cases), "comparisons" (each a
         `Comparison`), "seed" and "rules".
 
     Raises:
@@ -138,7 +136,7 @@ def compare(
         in_a, in_b = ({row.case for row in run.rows} for run in (run_a, run_b))
         if not in_a & in_b:
             raise InputError(
-                f"has no case in common with {run_a.path}", path=run_b.path, code="no-common-cases"
+                f"no case in common with {run_a.path}", path=run_b.path, code="no-common-cases"
             )
         pairs.append(
             {
@@ -161,22 +159,6 @@ def compare(
     }
     _write(out, result, overwrite=overwrite)
     return result
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """p values corrected for how many there are, in the order given.
-
-    The smallest is multiplied by their number, the next by one less, and so on; none becomes
-    smaller than one before it, or larger than 1. No p values give none.
-
-    Source: Holm, "A simple sequentially rejective multiple test procedure", Scand J Stat 1979.
-    """
-    corrected = [0.0] * len(p_values)
-    largest = 0.0
-    for rank, place in enumerate(np.argsort(p_values, kind="stable").tolist()):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
-        corrected[place] = largest
-    return corrected
 
 
 def _compare_pair(a: tuple[str, Run], b: tuple[str, Run], seed: int) -> list[Comparison]:
@@ -212,8 +194,8 @@ def _compared(
         return empty
     difference = np.round(pairs[:, 0] - pairs[:, 1], _DECIMALS)
     better = difference if _LARGER_IS_BETTER[metric] else -difference
-    low, high = _interval(difference, [seed, crc32("\n".join(key).encode())])
-    p, why = _signed_rank(difference) if stratum == ALL else (None, empty.why_no_p)
+    low, high = bootstrap_interval(difference, [seed, crc32("\n".join(key).encode())])
+    p, why = signed_rank(difference) if stratum == ALL else (None, empty.why_no_p)
     return replace(
         empty,
         mean_a=float(pairs[:, 0].mean()),
@@ -231,7 +213,7 @@ def _compared(
 
 
 def _by_patient(members: Sequence[tuple[Row, Row]], metric: str) -> np.ndarray:
-    """(patients, 2): a patient's mean in each run, over the cases in which both have a figure."""
+    """(patients, 2): mean of each patient in each run, over the cases with figures in both."""
     known: dict[str, list[tuple[float, float]]] = {}
     for row, other in members:
         a, b = row.figures[metric], other.figures[metric]
@@ -242,48 +224,12 @@ def _by_patient(members: Sequence[tuple[Row, Row]], metric: str) -> np.ndarray:
 
 
 def _patient(row: Row) -> str:
-    """Whom a case is of; a case of nobody known is a patient of its own."""
+    """The patient of a case; a case without one is its own patient."""
     return row.patient or row.case
 
 
-def _signed_rank(difference: np.ndarray) -> tuple[float | None, str]:
-    """Two-sided p, or None and why.
-
-    Zero differences are ranked with the others and then dropped (Pratt 1959), which is conservative
-    and counts a tie as evidence for no difference. The p is exact without ties or zeros up to 50
-    pairs, and by all permutations of signs with them up to 13; else the normal approximation.
-    """
-    from scipy.stats import wilcoxon
-
-    if difference.size < FEWEST_PAIRS:
-        return None, f"{difference.size} pairs; below {FEWEST_PAIRS} no difference can reach 0.05"
-    if not difference.any():
-        return 1.0, ""
-    return float(wilcoxon(difference, zero_method="pratt").pvalue), ""
-
-
-def _interval(difference: np.ndarray, seed: Sequence[int]) -> tuple[float | None, float | None]:
-    """Bootstrap interval of the mean; see `_RULES`."""
-    from scipy.stats import bootstrap
-
-    if difference.size < 2:
-        return None, None
-    if np.ptp(difference) == 0:
-        return float(difference[0]), float(difference[0])
-    found = bootstrap(
-        (difference,),
-        np.mean,
-        n_resamples=N_RESAMPLES,
-        batch=_RESAMPLES_AT_ONCE,
-        confidence_level=CONFIDENCE,
-        method="BCa",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return float(found.low), float(found.high)
-
-
 def _corrected(found: Sequence[Comparison]) -> list[Comparison]:
-    """With Holm's correction over all tests of a metric."""
+    """Add Holm's correction over all tests of a metric."""
     corrected = list(found)
     for metric in METRICS:
         tested = [i for i, one in enumerate(found) if one.metric == metric and one.p is not None]
@@ -293,9 +239,9 @@ def _corrected(found: Sequence[Comparison]) -> list[Comparison]:
 
 
 def _strata(members: Sequence[tuple[Row, Row]]) -> dict[str, list[tuple[Row, Row]]]:
-    """All cases, and where ages are known those of each band's patients, youngest first.
+    """All cases, and if ages are known the cases of each age band, youngest first.
 
-    All cases of a patient are in the band of its youngest one, so that no patient is in two.
+    All cases of a patient are in the band of the youngest one, so that bands do not share patients.
     """
     strata = {ALL: list(members)}
     youngest: dict[str, float] = {}
@@ -310,7 +256,7 @@ def _strata(members: Sequence[tuple[Row, Row]]) -> dict[str, list[tuple[Row, Row
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that tell them apart."""
+    """The shortest distinct endings of the paths."""
     parts = [path.absolute().parts for path in paths]
     for count in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-count:]) for part in parts]
@@ -322,14 +268,14 @@ def _names(paths: Sequence[Path]) -> list[str]:
 def _check_distinct(paths: Sequence[Path]) -> None:
     if len(paths) < 2:
         raise UsageError(
-            "a comparison needs at least two evaluated folders",
+            "a comparison requires at least two evaluated folders",
             code="too-few-runs",
-            next_step="Name two or more folders that kidseg evaluate wrote.",
+            next_step="Provide two or more output folders of kidseg evaluate.",
         )
     resolved = [path.resolve() for path in paths]
     for path in paths:
         if resolved.count(path.resolve()) > 1:
-            raise UsageError("is named twice", path=path, code="same-run")
+            raise UsageError("listed twice", path=path, code="same-run")
 
 
 def _check_same_protocol(runs: Sequence[Run]) -> None:
@@ -337,7 +283,7 @@ def _check_same_protocol(runs: Sequence[Run]) -> None:
         for key in ("protocol", "rules"):
             if run.summary[key] != runs[0].summary[key]:
                 raise InputError(
-                    f"was scored by other rules ({key}) than {runs[0].path}",
+                    f"evaluated with other rules ({key}) than {runs[0].path}",
                     path=run.path,
                     code="different-protocols",
                     next_step="Evaluate both with the same protocol and settings.",
@@ -348,8 +294,8 @@ def _check_same_references(both: Sequence[tuple[Row, Row]], a: Run, b: Run) -> N
     for p, q in both:
         if not np.isclose(p.reference_ml, q.reference_ml, rtol=_SAME_VOLUME, atol=0.0):
             raise InputError(
-                f"the reference of case '{p.case}' holds {q.reference_ml:.6g} ml of {p.structure}, "
-                f"and {p.reference_ml:.6g} ml in {a.path}: it is not the same",
+                f"the reference of case '{p.case}' has {q.reference_ml:.6g} ml of {p.structure}, "
+                f"but {p.reference_ml:.6g} ml in {a.path}: the references differ",
                 path=b.path,
                 code="different-references",
                 next_step="Evaluate both runs against the same references.",

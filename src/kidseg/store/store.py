@@ -1,4 +1,4 @@
-"""Reading a store: torch and numpy are all it takes."""
+"""A finished store, read with torch and numpy alone."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from kidseg.store.files import (
     source_files,
     to_json,
 )
-from kidseg.store.recipe import Content, Recipe, recipe_of
+from kidseg.store.recipe import Recipe
 
 if TYPE_CHECKING:
     from kidseg.cases import Dataset
@@ -41,7 +41,7 @@ __all__ = ["Store", "StoredCase", "open_store", "verify_case"]
 
 @dataclass(frozen=True, kw_only=True)
 class StoredCase:
-    """One case; its arrays are mapped into memory on first use and shared between processes.
+    """One case; arrays are memory-mapped on first use and shared between processes.
 
     Attributes:
         folder: of its files.
@@ -50,13 +50,13 @@ class StoredCase:
         age_years: if known.
         side: of the tumour, if known.
         grid: of the stored image.
-        labels_grid: of the stored labels; mostly the same.
-        original: of the scan itself, canonical: where figures are taken.
+        labels_grid: of the stored labels; usually the same.
+        original: canonical grid of the scan, on which metrics are computed.
         spacing_mm: of the stored voxels, (slice, row, column).
-        voxels_per_slice: {label: {slice: voxels}} on `grid`, slices without the label left out.
-        findings: what the readers noticed, as plain data.
-        facts: what else the recipe says of the case.
-        sources: the files it was made from.
+        voxels_per_slice: {label: {slice: voxels}} on `grid`, without slices that do not contain it.
+        findings: of the readers, as plain data.
+        facts: further plain data of the recipe.
+        sources: the files the case was prepared from.
     """
 
     folder: Path
@@ -75,7 +75,7 @@ class StoredCase:
 
     @cached_property
     def image(self) -> Volume:
-        """(channels, slices, rows, columns), int16 HU or float32; changes stay in memory."""
+        """(channels, slices, rows, columns), int16 HU or float32; writes do not reach the file."""
         return Volume(self.array("image"), self.grid)
 
     @cached_property
@@ -83,40 +83,31 @@ class StoredCase:
         """(1, slices, rows, columns) uint8."""
         return Volume(self.array("labels"), self.labels_grid)
 
-    @cached_property
-    def reference(self) -> Volume:
-        """(1, slices, rows, columns) uint8 labels on the original grid, as the file has them."""
-        return Volume(self.array("reference" if self.has("reference") else "labels"), self.original)
-
-    def slices_with(self, *labels: int) -> np.ndarray:
-        """(n,) ascending indices of the slices that show any of these labels; maybe none."""
-        found = set().union(*(self.voxels_per_slice.get(label, {}) for label in labels))
-        return np.array(sorted(found), dtype=np.int64)
-
     def has(self, name: str) -> bool:
-        """Is there an array of this name?"""
+        """Does the case have an array of this name?"""
         return (self.folder / f"{name}.npy").is_file()
 
     def array(self, name: str) -> torch.Tensor:
-        """An array of the recipe's, mapped into memory; changes stay in memory."""
+        """An array of this name, memory-mapped; writes do not reach the file."""
         return mapped(self.folder / f"{name}.npy")
 
     def __getstate__(self) -> dict[str, Any]:
-        """For other processes: without the arrays, which they map on their own."""
+        """State for pickling, without the arrays: each process maps them itself."""
         return {field.name: self.__dict__[field.name] for field in fields(self)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Store:
-    """A whole store, verified.
+    """A complete, verified store.
 
     Attributes:
         path: its folder.
-        content: what the arrays are.
-        settings: with which they were made.
-        plan: that it was made with.
+        content: name of the recipe's result.
+        settings: of the recipe.
+        plan: the plan it was built with.
         cases: in the order of the data set.
-        digest: SHA-256 over what is stored, wherever it lies; names the training set in a model.
+        digest: SHA-256 of the contents, independent of the location; identifies the training set
+            in a model file.
     """
 
     path: Path
@@ -137,21 +128,21 @@ def open_store(
     *,
     dataset: Dataset | None = None,
     plan: Plan | None = None,
-    content: Content | Recipe | None = None,
+    recipe: Recipe | None = None,
     verify: bool = True,
 ) -> Store:
     """Open a store that `build_store` has written.
 
     Args:
         path: its folder.
-        dataset: if given, the store must have been made from it and its files be unchanged.
-        plan: if given, the store must have been made with it.
-        content: if given, the store must hold it.
-        verify: compare every array with its SHA-256. Off, only names and sizes of the files and
-            the digests of the JSON files are checked: for further processes on the same store.
+        dataset: if given, the store must have been built from it, and its files be unchanged.
+        plan: if given, the store must have been built with it.
+        recipe: if given, the store must have been built with it.
+        verify: compare every array with its SHA-256. If False, only file names, file sizes and
+            the checksums of the JSON files are verified: for further processes on the same store.
 
     Raises:
-        ModelError: "no-store"; "unfinished-store": the work was interrupted and can go on;
+        ModelError: "no-store"; "unfinished-store": the build was interrupted and can resume;
             "damaged-store"; "store-version", "store-of-another-content", "store-of-other-settings",
             "store-of-another-plan", "store-of-another-dataset".
     """
@@ -159,8 +150,7 @@ def open_store(
     head = _read_head(path)
     written = Plan.from_dict(read_json(path / PLAN))
     if written.digest != head["plan_sha256"]:
-        raise damaged(path / PLAN, "is not the plan that the store was made with")
-    recipe = None if content is None else recipe_of(content, plan or written)
+        raise damaged(path / PLAN, "is not the plan that the store was built with")
     wanted = Identity(
         content=head["content"] if recipe is None else recipe.content,
         settings=head["settings"] if recipe is None else recipe.settings,
@@ -172,7 +162,7 @@ def open_store(
     wanted.check(head, path)
 
     order = head["order"]
-    with ThreadPoolExecutor(4) as pool:  # hashing lets other threads run
+    with ThreadPoolExecutor(4) as pool:  # hashing releases the GIL
         entries = list(
             pool.map(
                 lambda name: verify_case(path / CASES / name, head["cases"][name], arrays=verify),
@@ -193,12 +183,12 @@ def open_store(
 
 
 def verify_case(folder: Path, sha256: str | None = None, *, arrays: bool = True) -> dict[str, Any]:
-    """The entry of a case whose files are as they were written.
+    """The entry of a case, after verifying its files.
 
     Args:
         folder: of the case.
-        sha256: of its case.json, if known from elsewhere.
-        arrays: compare the arrays' digests too, not only their sizes.
+        sha256: of its case.json, if known.
+        arrays: verify the checksums of the arrays, not only their sizes.
 
     Raises:
         ModelError: "damaged-store".
@@ -206,17 +196,17 @@ def verify_case(folder: Path, sha256: str | None = None, *, arrays: bool = True)
     file = folder / CASE
     entry = read_json(file)
     if sha256 is not None and sha256_of(file) != sha256:
-        raise damaged(file, "was altered")
+        raise damaged(file, "was modified")
     known_names = {f"{name}.npy" for name in entry["arrays"]}
     for array in folder.glob("*.npy"):
         if array.name not in known_names:
-            raise damaged(array, "does not belong here")
+            raise damaged(array, "does not belong to this case")
     for name, known in entry["arrays"].items():
         array = folder / f"{name}.npy"
         if not array.is_file() or array.stat().st_size != known["size"]:
-            raise damaged(array, "is missing or cut short")
+            raise damaged(array, "is missing or truncated")
         if arrays and sha256_of(array) != known["sha256"]:
-            raise damaged(array, "was altered")
+            raise damaged(array, "was modified")
     return entry
 
 
@@ -224,10 +214,10 @@ def _read_head(path: Path) -> dict[str, Any]:
     if not (path / STORE).is_file():
         begun = (path / CASES).is_dir()
         raise ModelError(
-            "the store is not finished" if begun else "there is no store",
+            "the store is not finished" if begun else "the folder does not contain a store",
             path=path,
             code="unfinished-store" if begun else "no-store",
-            next_step="Build it; what is there already is kept." if begun else "Build it first.",
+            next_step="Run the build again to finish it." if begun else "Build the store first.",
         )
     head = read_json(path / STORE)
     check_version(head, path)
@@ -268,20 +258,20 @@ def _stored(folder: Path, entry: Mapping[str, Any]) -> StoredCase:
 
 
 def _check_sources(dataset: Dataset, path: Path) -> None:
-    """Are the data set's files those that the store was made from?"""
+    """Check that the data set's files have not changed since the store was built."""
     for case in dataset.cases:
         entry = read_json(path / CASES / case.id / CASE)
         if not sources_unchanged(entry, source_files(case), dataset.root):
             raise ModelError(
-                f"the files of case '{case.id}' have changed since the store was made",
+                f"the files of case '{case.id}' have changed since the store was built",
                 path=path,
                 code="store-of-another-dataset",
-                next_step="Choose another folder, or delete this one to make it anew.",
+                next_step="Choose another folder, or delete this one to rebuild the store.",
             )
 
 
 def sources_unchanged(entry: Mapping[str, Any], files: list[Path], root: Path) -> bool:
-    """Are these the files that the entry was made from?"""
+    """Are these the files that the entry was prepared from, unchanged?"""
     known = [Source(**source) for source in entry["sources"]]
     if len(known) != len(files):
         return False
@@ -294,9 +284,9 @@ def sources_unchanged(entry: Mapping[str, Any], files: list[Path], root: Path) -
 
 
 def mapped(path: Path) -> torch.Tensor:
-    """The array of an .npy file, mapped into memory; changes stay in memory.
+    """The array of an .npy file, memory-mapped; writes do not reach the file.
 
-    `numpy.memmap` would keep a file open for each: a thousand arrays are a usual system's limit.
+    `numpy.memmap` would keep a file open for each array; systems usually allow about a thousand.
     """
     with path.open("rb") as file:
         version = np.lib.format.read_magic(file)
@@ -305,7 +295,7 @@ def mapped(path: Path) -> torch.Tensor:
         assert not fortran_order, path
         start = file.tell()
         size = file.seek(0, 2)
-    # Copy on write: a slip in a training process must not reach the file.
+    # Copy on write, so that a bug in a training process cannot modify the file.
     raw = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
     element = torch.from_numpy(np.empty(0, kind)).dtype
     return raw[start:].view(element).view(shape)
