@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kidseg.augment import Augmentation
-from kidseg.cohort.batch import Labelled, drawn_labels, picked
+from kidseg.cohort.batch import Labelled, drawn_grid, drawn_labels
 from kidseg.cohort.cohort import Cohort
 from kidseg.cohort.items import Drawn, draw, steps_per_epoch
 from kidseg.config import StageConfig
@@ -57,13 +57,13 @@ def segmentation_stage(
 
     def batch(step: TrainStep) -> _SliceBatch:
         drawn = draw(cohort.index, step, config.batch_size)
-        grid = picked(slicewise, drawn)
+        grid = drawn_grid(slicewise, drawn)
         names, scalings = cohort.names(drawn), cohort.scalings(drawn)
         if augmentation is not None:
             image, reference = _augmented(cohort, view, drawn, grid, augmentation, step)
             return _SliceBatch(names=names, image=image, grid=grid, reference=reference)
         images = Slices.of([subject.image for subject in cohort.training], drawn)
-        seen = grid if base is None else picked(base, drawn)
+        seen = grid if base is None else drawn_grid(base, drawn)
         reference = drawn_labels(cohort.training, drawn, seen)
         return _SliceBatch(
             names=names, image=images, grid=grid, reference=reference, scalings=scalings

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from kidseg.cohort.batch import picked
+from kidseg.cohort.batch import drawn_grid
 from kidseg.cohort.cohort import Cohort
 from kidseg.cohort.items import draw, steps_per_epoch
 from kidseg.cohort.subject import Subject
@@ -84,7 +84,7 @@ class CropTransformer:
 
         def batch(step: TrainStep) -> _CropBatch:
             drawn = draw(cohort.index, step, config.stage.batch_size)
-            grid = picked(training, drawn)
+            grid = drawn_grid(training, drawn)
             images = Slices.of([subject.image for subject in cohort.training], drawn)
             aim = Crop(
                 torch.stack([aims[case].centre[k] for case, k in drawn]),

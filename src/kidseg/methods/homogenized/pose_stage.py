@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kidseg.cohort.batch import picked
+from kidseg.cohort.batch import drawn_grid
 from kidseg.cohort.cohort import Cohort
 from kidseg.cohort.items import Drawn, draw, steps_per_epoch
 from kidseg.cohort.subject import Subject
@@ -123,7 +123,7 @@ class PoseTransformer:
         config, side = self.config, self.config.localizer.size
         drawn = draw(cohort.index, step, config.stage.batch_size)
         chance = _chance(len(drawn), step)
-        start = picked(starts, drawn).resized((len(drawn), side, side))
+        start = drawn_grid(starts, drawn).resized((len(drawn), side, side))
         fields = _fields(cohort, drawn, config, chance[:, 5:9])
         masks = cohort.masks
         images = [subject.image for subject in cohort.training]
@@ -138,7 +138,7 @@ class PoseTransformer:
             masks=Slices.of(masks, drawn),
             mirrored=(chance[:, 9] > 0) & config.mirrored,
             levels=tuple(self.reference.level(cohort.training[case], k) for case, k in drawn),
-            aims=None if aims is None else picked(aims, drawn),
+            aims=None if aims is None else drawn_grid(aims, drawn),
         )
 
     def _loss(self, called: nn.Module, batch: _PoseBatch) -> dict[str, Tensor]:
@@ -235,7 +235,9 @@ def _labelled_masks(
     side, count = config.localizer.size, MASKS[config.target]
     first, last = subject.labelled_or_all
     rows = range(first, last + 1)
-    seen_on = picked([grid.slicewise()], [(0, k) for k in rows]).resized((len(rows), side, side))
+    seen_on = drawn_grid([grid.slicewise()], [(0, k) for k in rows]).resized(
+        (len(rows), side, side)
+    )
     assert subject.masks is not None
     masks = masks_on(Slices.of([subject.masks], [(0, k) for k in rows]), seen_on, count)
     aim = reference.targets([reference.level(subject, k) for k in rows])

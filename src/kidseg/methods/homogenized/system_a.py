@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kidseg.augment import Augmentation
-from kidseg.cohort.batch import Labelled, drawn_labels, picked
+from kidseg.cohort.batch import Labelled, drawn_grid, drawn_labels
 from kidseg.cohort.cohort import Cohort
 from kidseg.cohort.frame import frame, pixel_mm
 from kidseg.cohort.items import draw, steps_per_epoch
@@ -201,10 +201,10 @@ class Homogenized:
             scene = Scene(
                 image=Slices.of([subject.image for subject in cohort.training], drawn),
                 masks=Slices.of(cohort.masks, drawn),
-                start=picked(starts, drawn),
+                start=drawn_grid(starts, drawn),
                 scalings=cohort.scalings(drawn),
             )
-            reference = drawn_labels(cohort.training, drawn, picked(base, drawn))
+            reference = drawn_labels(cohort.training, drawn, drawn_grid(base, drawn))
             return _JointBatch(names=cohort.names(drawn), scene=scene, reference=reference)
 
         def loss(called: nn.Module, batch: _JointBatch) -> dict[str, Tensor]:
