@@ -392,7 +392,7 @@ def test_other_blocks_are_refused(pixel_mm: float | None) -> None:
     """Finer pixels are gone; of blocks of 2 none of 3 can be made."""
     image = make_ellipse_patient(0).image
     blocks = prepare(image, Material(pixel_mm=8.0), CT, name="a")
-    with pytest.raises(InputError, match="blocks of 2 x 2 pixels") as error:
+    with pytest.raises(InputError, match="averaged over blocks of 2 x 2; blocks of") as error:
         adapt(blocks, Material(pixel_mm=pixel_mm), CT, image.grid)
     assert error.value.code == "too-coarse" and error.value.path == "a"
     assert "own pixels" in (error.value.next_step or "")
