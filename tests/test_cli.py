@@ -172,6 +172,8 @@ def test_an_interrupted_run_exits_130_and_leaves_no_half_file(
     out = tmp_path / "many"
     process = subprocess.Popen(
         [*KIDSEG, "phantom", str(out), "-n", "200", *SMALL],
+        # A shell starts background jobs with SIGINT ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},

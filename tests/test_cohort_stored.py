@@ -29,6 +29,7 @@ from kidseg.io import save
 from kidseg.labels import KIDNEY_TUMOUR, Target
 from kidseg.plan import Plan
 from kidseg.store import Store, build_store, open_store
+from test_store import VOXELS
 
 MATERIAL = material_of()
 BLOCKS = replace(MATERIAL, pixel_mm=8.0)
@@ -40,7 +41,7 @@ ONE_TRAINS = replace(PLAN, training=("ellipse_000",))
 def built(
     data: Dataset, path: Path, plan: Plan = ONE_TRAINS, material: Material = MATERIAL
 ) -> Store:
-    return build_store(data, plan, path, content=SubjectRecipe.of_dataset(data, plan, material))
+    return build_store(data, plan, path, recipe=SubjectRecipe.of_dataset(data, plan, material))
 
 
 @pytest.fixture(scope="module")
@@ -218,17 +219,17 @@ def test_one_case_that_does_not_fit_is_named_before_anything_is_read(tmp_path: P
 
 
 def test_a_store_of_other_contents_is_refused(data: Dataset, tmp_path: Path) -> None:
-    voxels = build_store(data, PLAN, tmp_path / "store")
+    voxels = build_store(data, PLAN, tmp_path / "store", recipe=VOXELS)
     assert code_of(lambda: check_store(voxels, MATERIAL, None)) == "not-subjects"
 
 
 def test_a_build_with_other_settings_is_refused(data: Dataset, store: Store) -> None:
     other = SubjectRecipe.of_dataset(data, ONE_TRAINS, BLOCKS)
     assert (
-        code_of(lambda: build_store(data, ONE_TRAINS, store.path, content=other))
+        code_of(lambda: build_store(data, ONE_TRAINS, store.path, recipe=other))
         == "store-of-other-settings"
     )
-    assert code_of(lambda: open_store(store.path, content=other)) == "store-of-other-settings"
+    assert code_of(lambda: open_store(store.path, recipe=other)) == "store-of-other-settings"
 
 
 def test_unknown_regions_are_refused(data: Dataset, store: Store) -> None:
