@@ -42,8 +42,8 @@ from kidseg.config import (
 from kidseg.geometry import Grid, Volume
 from kidseg.labels import Target
 from kidseg.losses import soft_dice
-from kidseg.methods.homogenized.pose_stage import PoseTransformer, registered
-from kidseg.methods.homogenized.reference import Reference, chosen, start_grid
+from kidseg.methods.homogenized.pose_stage import PoseTransformer, register
+from kidseg.methods.homogenized.reference import Reference, choose_reference, start_grid
 from kidseg.methods.homogenized.scene import MASKS
 from kidseg.methods.homogenized.system_a import Homogenized
 from kidseg.nets import build
@@ -218,7 +218,7 @@ def start_of(subject: Subject, config: PoseConfig, reference: Reference, made_pl
 def adopted(config: PoseConfig, cohort: Cohort) -> Reference:
     """The medoid of the training patients as the reference."""
     bases = [base_of(subject, cohort.plan) for subject in cohort.training]
-    number = chosen(cohort.training, bases, None)
+    number = choose_reference(cohort.training, bases, None)
     reference = Reference(config)
     reference.adopt(cohort.training[number], bases[number], config)
     return reference
@@ -226,7 +226,7 @@ def adopted(config: PoseConfig, cohort: Cohort) -> Reference:
 
 def teacher(subject: Subject, config: PoseConfig, reference: Reference, made_plan: Plan) -> Grid:
     start = start_of(subject, config, reference, made_plan)
-    return registered([subject], [start], config, reference)[0]
+    return register([subject], [start], config, reference)[0]
 
 
 def as_it_lies(subject: Subject, reference: Reference) -> Grid:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from cohorts import base_of, make_cohort
-from kidseg.cohort.batch import Labelled, drawn_labels, join, picked
+from kidseg.cohort.batch import Labelled, drawn_grid, drawn_labels, join
 from kidseg.geometry import Grid, Volume, resample
 
 DRAWN = [(1, 4), (0, 3), (1, 2)]
@@ -16,7 +16,7 @@ DRAWN = [(1, 4), (0, 3), (1, 2)]
 def test_drawn_labels_are_those_of_each_case() -> None:
     cohort = make_cohort(2, 1)
     grids = [base_of(subject).slicewise() for subject in cohort.training]
-    found = drawn_labels(cohort.training, DRAWN, picked(grids, DRAWN))
+    found = drawn_labels(cohort.training, DRAWN, drawn_grid(grids, DRAWN))
     assert found.valid is None
     assert found.labels.data.dtype == torch.uint8
     for row, (case, k) in enumerate(DRAWN):
@@ -34,7 +34,7 @@ def test_pixels_that_do_not_count_are_those_of_their_case() -> None:
     data[:, 4, 20:30] = True
     marked = replace(second, ignore=Volume(data, second.image.grid))
     grids = [base_of(subject).slicewise() for subject in (first, second)]
-    found = drawn_labels((first, marked), DRAWN, picked(grids, DRAWN))
+    found = drawn_labels((first, marked), DRAWN, drawn_grid(grids, DRAWN))
     assert found.valid is not None and found.valid.shape == (3, 48, 48)
     assert found.valid[1:].all(), "another case, and another slice of the same"
     own = resample(marked.ignore, base_of(second), mode="nearest").data[0, 4]  # type: ignore[arg-type]
@@ -53,14 +53,14 @@ def test_on_a_device_labels_move_and_the_grid_stays() -> None:
 
 
 def test_grids_joined_and_picked() -> None:
-    """Slice after slice, volumetric or slice-wise; picked in the drawn order."""
+    """Slice after slice, volumetric or slice-wise; drawn_grid in the drawn order."""
     a = Grid.from_spacing((3, 4, 5), (5.0, 1.0, 1.0))
     b = Grid.from_spacing((5, 4, 5), (2.0, 3.0, 3.0)).slicewise()
     both = join([a, b])
     assert both.shape == (8, 4, 5)
     assert both.slices(0, 3).same_as(a.slicewise()) and both.slices(3, 8).same_as(b)
     drawn = [(1, 4), (0, 2), (1, 0), (0, 0)]
-    found = picked([a.slicewise(), b], drawn)
+    found = drawn_grid([a.slicewise(), b], drawn)
     assert found.shape == (4, 4, 5)
     for row, (case, k) in enumerate(drawn):
         assert found.slices(row, row + 1).same_as((a, b)[case].slicewise().slices(k, k + 1))

@@ -64,7 +64,7 @@ def test_processes_share_the_batch(subjects: tuple[Subject, ...], world: int) ->
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(subjects: tuple[Subject, ...]) -> None:
-    with pytest.raises(UsageError, match="batch of 6 cannot be shared by 4") as error:
+    with pytest.raises(UsageError, match="batch size of 6 is not divisible by 4") as error:
         drawn(subjects, replace(NOW, world=4))
     assert error.value.code == "bad-batch-size"
 

@@ -59,7 +59,7 @@ def test_the_processes_share_the_batch(world: int) -> None:
 
 
 def test_an_uneven_share_is_refused() -> None:
-    with pytest.raises(UsageError, match="cannot be shared") as error:
+    with pytest.raises(UsageError, match="not divisible by") as error:
         draw(index_of(), at(0, world=5), 12)
     assert error.value.code == "bad-batch-size"
 

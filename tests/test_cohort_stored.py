@@ -213,7 +213,7 @@ def test_one_case_that_does_not_fit_is_named_before_anything_is_read(tmp_path: P
     with pytest.raises(UsageError, match="'ellipse_001' averaged over 2 x 2") as error:
         check_store(store, finer, None)
     assert error.value.code == "store-of-other-settings"
-    with pytest.raises(InputError, match="blocks of 2 x 2 pixels") as late:
+    with pytest.raises(InputError, match="averaged over blocks of 2 x 2; blocks of") as late:
         gather_cohort(store, CohortConfig(), lambda _: finer)
     assert (late.value.code, late.value.path) == ("too-coarse", "ellipse_001")
 

@@ -10,7 +10,7 @@ import torch
 
 from cohorts import base_of, material_of
 from ellipses import in_fine_pixels, make_ellipse_patient
-from kidseg.cohort.subject import BodyMasks, Material, Subject, adapted, masks_on, prepare
+from kidseg.cohort.subject import BodyMasks, Material, Subject, adapt, masks_on, prepare
 from kidseg.config import ViewConfig
 from kidseg.errors import InputError
 from kidseg.geometry import Grid, Volume, resample
@@ -56,7 +56,7 @@ def test_labels_lie_on_the_images_own_pixels() -> None:
     assert subject.labels is not None
     assert torch.equal(subject.labels.data, patient.labels.data)
     assert subject.labels.grid.same_as(subject.image.grid)
-    shown = subject.shown(3)
+    shown = subject.labels_by_slice(3)
     assert shown.shape == (8, 2)
     there = torch.stack([(patient.labels.data[0] == c).flatten(1).any(1) for c in (1, 2)], dim=1)
     assert (torch.from_numpy(shown) == there).all()
@@ -81,7 +81,7 @@ def test_other_labels_are_counted_anew_and_nothing_of_them_is_ignored() -> None:
     data[:, 2, :3, :5] = 2
     other = subject.with_labels(Volume(data, subject.image.grid))
     assert other.labelled_or_all == (2, 2) and other.fullest == 2
-    assert other.counts[2, 2] == 15 and not other.shown(3)[:, 0].any()
+    assert other.counts[2, 2] == 15 and not other.labels_by_slice(3)[:, 0].any()
     assert other.ignore is None and other.image is subject.image
     assert subject.labelled_or_all == (1, 6), "the one before is as it was"
 
@@ -90,7 +90,7 @@ def test_of_no_labels_all_slices_count() -> None:
     bare = prepare(make_ellipse_patient(0).image, material_of(VIEW), CT, name="a")
     assert bare.labels is None and bare.ignore is None
     assert bare.labelled_or_all == (0, 7) and bare.fullest == 4
-    assert not bare.shown(3).any() and bare.shown(3).shape == (8, 2)
+    assert not bare.labels_by_slice(3).any() and bare.labels_by_slice(3).shape == (8, 2)
 
 
 def test_a_block_takes_the_label_that_most_of_its_pixels_have() -> None:
@@ -368,7 +368,7 @@ def test_what_is_lacking_is_made_as_if_from_the_scan(
     had = prepare(image, kept, CT, **known)  # type: ignore[arg-type]
     made = prepare(image, wanted, CT, **known)  # type: ignore[arg-type]
     assert made.ignore is not None and made.ignore.data.any()
-    assert_same(adapted(had, wanted, CT, image.grid), made)
+    assert_same(adapt(had, wanted, CT, image.grid), made)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int32])
@@ -377,14 +377,14 @@ def test_several_channels_are_averaged_as_if_from_the_scan(dtype: torch.dtype) -
     scan = Volume((scan.data.double() * 1.1).to(dtype), scan.grid)
     had = prepare(scan, Material(), MR, name="a")
     wanted = Material(pixel_mm=2.0)
-    assert_same(adapted(had, wanted, MR, scan.grid), prepare(scan, wanted, MR, name="a"))
+    assert_same(adapt(had, wanted, MR, scan.grid), prepare(scan, wanted, MR, name="a"))
 
 
 def test_what_lacks_nothing_stays_what_it_is() -> None:
     image = make_ellipse_patient(0).image
     full = prepare(image, material_of(VIEW), CT, name="a")
     for wanted in (Material(), material_of(VIEW), Material(pixel_mm=5.0)):
-        assert adapted(full, wanted, CT, image.grid) is full
+        assert adapt(full, wanted, CT, image.grid) is full
 
 
 @pytest.mark.parametrize("pixel_mm", [None, 4.0, 13.0])
@@ -392,7 +392,7 @@ def test_other_blocks_are_refused(pixel_mm: float | None) -> None:
     """Finer pixels are gone; of blocks of 2 none of 3 can be made."""
     image = make_ellipse_patient(0).image
     blocks = prepare(image, Material(pixel_mm=8.0), CT, name="a")
-    with pytest.raises(InputError, match="blocks of 2 x 2 pixels") as error:
-        adapted(blocks, Material(pixel_mm=pixel_mm), CT, image.grid)
+    with pytest.raises(InputError, match="averaged over blocks of 2 x 2; blocks of") as error:
+        adapt(blocks, Material(pixel_mm=pixel_mm), CT, image.grid)
     assert error.value.code == "too-coarse" and error.value.path == "a"
     assert "own pixels" in (error.value.next_step or "")

@@ -32,9 +32,9 @@ from kidseg.geometry import Grid, Slices, Volume, in_plane_pose, posed
 from kidseg.intensity import AIR_HU
 from kidseg.losses import soft_dice
 from kidseg.methods import METHODS, method_named
-from kidseg.methods.homogenized.crop_stage import CropTransformer, boxes
-from kidseg.methods.homogenized.pose_stage import PoseTransformer, _coarser, overlap, registered
-from kidseg.methods.homogenized.reference import Reference, chosen, medoid
+from kidseg.methods.homogenized.crop_stage import CropTransformer, target_boxes
+from kidseg.methods.homogenized.pose_stage import PoseTransformer, _mask_fields, overlap, register
+from kidseg.methods.homogenized.reference import Reference, choose_reference, medoid
 from kidseg.methods.homogenized.scene import MASKS, Scene
 from kidseg.methods.homogenized.system_a import Homogenized
 from kidseg.nets import build
@@ -92,7 +92,7 @@ def bases_of(cohort: Cohort) -> list[Grid]:
 @cache
 def adopted(cohort: Cohort, config: PoseConfig = POSE) -> Reference:
     reference = Reference(config)
-    subject = cohort.training[chosen(cohort.training, bases_of(cohort), config.reference)]
+    subject = cohort.training[choose_reference(cohort.training, bases_of(cohort), config.reference)]
     reference.adopt(subject, base_of(subject), config)
     return reference
 
@@ -106,10 +106,10 @@ def test_the_medoid_is_the_one_that_is_like_the_others(cohort: Cohort) -> None:
 
 def test_the_reference_may_be_named(cohort: Cohort) -> None:
     bases = bases_of(cohort)
-    assert chosen(cohort.training, bases, "ellipse_002") == 2
-    assert chosen(cohort.training, bases, None) == medoid(cohort.training, bases)
+    assert choose_reference(cohort.training, bases, "ellipse_002") == 2
+    assert choose_reference(cohort.training, bases, None) == medoid(cohort.training, bases)
     with pytest.raises(UsageError, match="ellipse_006") as error:
-        chosen(cohort.training, bases, "ellipse_006")
+        choose_reference(cohort.training, bases, "ellipse_006")
     assert error.value.code == "unknown-case"
 
 
@@ -208,7 +208,7 @@ def test_registration_undoes_a_wrong_start(cohort: Cohort) -> None:
     subject = cohort.training[1]
     wrong = start_of(turned(subject, 9.0, 0.9), POSE, reference)
     right = start_of(subject, POSE, reference)
-    (found,) = registered([subject], [wrong], POSE, reference)
+    (found,) = register([subject], [wrong], POSE, reference)
     off = in_plane_pose(found, right)
     assert float(torch.rad2deg(off.angle_rad.abs()).max()) < 1.5
     assert float((off.scale - 1).abs().max()) < 0.03
@@ -278,7 +278,7 @@ def fine_cohort(columns: int) -> Cohort:
 
 
 @pytest.mark.parametrize("columns", [256, 251])
-def test_a_cut_field_is_the_same_of_a_fine_image_and_its_coarser_masks(columns: int) -> None:
+def test_a_cut_field_is_the_same_of_a_fine_image_and_its_mask_fields_masks(columns: int) -> None:
     """To a pixel of the masks; what is in the field is as it was, what is not is air and 0."""
     cohort = fine_cohort(columns)
     reference = Reference(POSE)
@@ -308,7 +308,7 @@ def test_a_field_that_is_all_of_an_image_is_all_of_its_masks() -> None:
     """251 columns are 126 of the masks, of which the last reaches beyond."""
     cohort = fine_cohort(251)
     whole, left = (0, 256, 0, 251), (10, 101, 20, 120)
-    found = _coarser([whole, None, left], cohort, [(0, 0), (1, 3), (0, 2)])
+    found = _mask_fields([whole, None, left], cohort, [(0, 0), (1, 3), (0, 2)])
     assert found == [(0, 128, 0, 126), None, (5, 50, 10, 60)]
 
 
@@ -319,13 +319,13 @@ def test_boxes_hold_the_labels(cohort: Cohort) -> None:
     reference = adopted(cohort)
     subject = cohort.training[0]
     grid = start_of(subject, POSE, reference)
-    patient = boxes(subject, grid, CROP)
+    patient = target_boxes(subject, grid, CROP)
     assert patient.half.unique(dim=0).shape[0] == 1
-    own = boxes(subject, grid, replace(CROP, target="slice"))
+    own = target_boxes(subject, grid, replace(CROP, target="slice"))
     first, last = subject.labelled_or_all
     assert (own.half[first : last + 1] <= patient.half[0] + 1e-6).all()
     assert torch.equal(own.half[0], patient.half[0]), "without labels: the patient's"
-    whole = boxes(subject, grid, replace(CROP, target="slice", empty="identity"))
+    whole = target_boxes(subject, grid, replace(CROP, target="slice", empty="identity"))
     assert torch.equal(whole.half[0], torch.ones(2))
 
 

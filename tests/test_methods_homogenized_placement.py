@@ -14,7 +14,7 @@ from kidseg.cohort.subject import Subject, masks_on, prepare
 from kidseg.cohort.training_range import Placement, figures_of
 from kidseg.config import LocalizerConfig, PoseConfig
 from kidseg.geometry import Grid, resample
-from kidseg.methods.homogenized.placement import brought_to_reference
+from kidseg.methods.homogenized.placement import reference_placement
 from kidseg.methods.homogenized.pose_stage import overlap
 from kidseg.methods.homogenized.reference import Reference
 
@@ -52,7 +52,7 @@ def upright(subject: Subject, reference: Reference) -> Grid:
 
 
 def placed_by(subject: Subject, grid: Grid, config: PoseConfig, reference: Reference) -> Placement:
-    return brought_to_reference(subject, base_of(subject), grid, config, reference)
+    return reference_placement(subject, base_of(subject), grid, config, reference)
 
 
 def test_figures_are_the_patients_own(reference: Reference) -> None:

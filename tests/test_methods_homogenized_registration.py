@@ -21,9 +21,9 @@ from kidseg.methods.homogenized.pose_stage import PoseTransformer
 from kidseg.methods.homogenized.reference import Reference
 from kidseg.methods.homogenized.registration import (
     agreement,
-    descended,
-    looked_at,
-    mirrored,
+    flip_symmetry,
+    minimize_pose,
+    registration_slices,
     upright,
 )
 from kidseg.methods.homogenized.scene import MASKS
@@ -61,11 +61,11 @@ def told(subject: Subject, angle_deg: float, shift_mm: float = 0.0) -> Subject:
 def test_masks_mirror_themselves_if_both_halves_are_alike() -> None:
     half = torch.zeros((1, 1, 4, 4))
     half[..., :2] = 1.0
-    assert float(mirrored(half)) == pytest.approx(0.0, abs=1e-4)
-    assert float(mirrored(half + half.flip(-1))) == pytest.approx(1.0)
+    assert float(flip_symmetry(half)) == pytest.approx(0.0, abs=1e-4)
+    assert float(flip_symmetry(half + half.flip(-1))) == pytest.approx(1.0)
     three_of_four = torch.zeros((1, 1, 1, 4))
     three_of_four[..., :3] = 1.0
-    assert float(mirrored(three_of_four)) == pytest.approx(2 * 2 / (3 + 3), abs=1e-4)
+    assert float(flip_symmetry(three_of_four)) == pytest.approx(2 * 2 / (3 + 3), abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_symmetry_sets_a_patient_upright(cohort: Cohort) -> None:
 def test_the_reference_stands_upright_whatever_its_moments_say(cohort: Cohort) -> None:
     subject = told(cohort.training[0], 10.0)
     symmetric, aslant = (
-        float(mirrored(adopted(subject, replace(POSE, symmetry=s)).masks.float()).mean())
+        float(flip_symmetry(adopted(subject, replace(POSE, symmetry=s)).masks.float()).mean())
         for s in (1.0, 0.0)
     )
     assert symmetric > 0.97 > aslant + 0.03
@@ -116,20 +116,20 @@ def test_each_patient_is_registered_as_if_alone(cohort: Cohort) -> None:
     none = [torch.zeros(())] * 2
 
     def crooked(masks: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-        return 1.0 - mirrored(masks)
+        return 1.0 - flip_symmetry(masks)
 
-    together = descended(pair, starts, none, LOCALIZER, 2, crooked)
+    together = minimize_pose(pair, starts, none, LOCALIZER, 2, crooked)
     for subject, start, grid in zip(pair, starts, together, strict=True):
-        (alone,) = descended([subject], [start], none[:1], LOCALIZER, 2, crooked)
+        (alone,) = minimize_pose([subject], [start], none[:1], LOCALIZER, 2, crooked)
         assert alone.same_as(grid, 0.05)
-    held = descended(pair, starts, none, LOCALIZER, 2, crooked, torch.zeros(5))
+    held = minimize_pose(pair, starts, none, LOCALIZER, 2, crooked, torch.zeros(5))
     assert all(grid.same_as(start, 1e-6) for grid, start in zip(held, starts, strict=True))
 
 
 def test_registration_looks_at_labelled_slices(cohort: Cohort) -> None:
     subject = cohort.training[0]
     first, last = subject.labelled_or_all
-    rows = looked_at(subject)
+    rows = registration_slices(subject)
     assert rows[0] == first and rows[-1] == last and len(rows) <= 12
 
 
@@ -197,8 +197,8 @@ def test_a_reference_is_itself_on_its_own_grid(cohort: Cohort) -> None:
     def loss(masks: torch.Tensor, aim: torch.Tensor) -> torch.Tensor:
         return 1.0 - soft_dice(masks, aim).mean(1)
 
-    aim = reference.targets([reference.level(subject, k) for k in looked_at(subject)])
-    (found,) = descended([subject], [start], [aim], LOCALIZER, 2, loss)
+    aim = reference.targets([reference.level(subject, k) for k in registration_slices(subject)])
+    (found,) = minimize_pose([subject], [start], [aim], LOCALIZER, 2, loss)
     off = in_plane_pose(found, start)
     assert math.degrees(float(off.angle_rad.abs().max())) < 0.5
     assert float((off.scale - 1).abs().max()) < 0.01

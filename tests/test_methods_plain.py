@@ -23,7 +23,7 @@ from kidseg.intensity import Normalisation, Scaling
 from kidseg.labels import KIDNEY_TUMOUR
 from kidseg.methods import METHODS, method_named
 from kidseg.methods.plain import Plain
-from kidseg.methods.segmentation import segmentation_stage
+from kidseg.methods.segmentation import StageGrids, segmentation_stage
 from kidseg.pipeline import Planes, advance, restore
 from kidseg.stage import Stage, TrainStep
 
@@ -76,10 +76,12 @@ def test_a_perfect_network_is_scored_as_one(size: int, least: float, most: float
         Oracle(),
         CONFIG.segment,
         cohort,
+        StageGrids(
+            training=[base_of(subject, seen) for subject in cohort.training],
+            validation=[whole_of(subject, seen) for subject in cohort.validation],
+        ),
         target=TARGET,
         view=view,
-        training=[base_of(subject, seen) for subject in cohort.training],
-        validation_grids=[whole_of(subject, seen) for subject in cohort.validation],
     )
     with torch.no_grad():
         figures = stage.validate()
@@ -161,10 +163,11 @@ def test_ignored_pixels_do_not_count() -> None:
             Oracle(),
             CONFIG.segment,
             changed,
+            StageGrids(
+                training=grids, validation=[whole_of(subject) for subject in changed.validation]
+            ),
             target=TARGET,
             view=view,
-            training=grids,
-            validation_grids=[whole_of(subject) for subject in changed.validation],
         )
         return loss_of(stage, stage.net, NOW)
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from kidseg.errors import ModelError
 from kidseg.geometry import Grid, Volume, posed, resample
 from kidseg.labels import Target
-from kidseg.pipeline.restore import decided, restore
+from kidseg.pipeline.restore import decide, restore
 from kidseg.pipeline.steps import Region
 from probabilities import (
     PLACES,
@@ -358,9 +358,9 @@ def test_halves_that_rounding_makes_more_of_are_not_missed() -> None:
 
 
 def test_what_is_no_answer_is_refused() -> None:
-    with pytest.raises(ValueError, match="nothing was found in region 'left'"):
+    with pytest.raises(ValueError, match="region 'left' has no probabilities"):
         restore([Region(grid=SCAN, name="left")], SCAN, KIDNEY_TUMOUR)
-    with pytest.raises(ValueError, match="2 channels in region 'left', but 3"):
+    with pytest.raises(ValueError, match="region 'left' has 2 channels, the target 3"):
         restore([region(flat(0.5, 0.5), "left")], SCAN, KIDNEY_TUMOUR)
     some = SCAN.slicewise().slices(0, 3)
     with pytest.raises(ValueError, match="cannot be paired"):
@@ -379,11 +379,11 @@ def test_on_its_own_grid_labels_are_decided_as_when_they_are_restored() -> None:
         data = torch.rand(shape, generator=generator)
         data[:, 0, :9] = 0.5
         found = Volume(data.softmax(0) if exclusive else data, SCAN)
-        labels = decided(found, target)
+        labels = decide(found, target)
         assert labels.data.unique().tolist() == [0, 2, 7] and labels.grid is SCAN
         assert labels.data.dtype == torch.uint8 and not labels.data[0, 0, :9].any()
         assert torch.equal(labels.data, restore([region(found)], SCAN, target).data)
     by_hand = torch.tensor([[0.9, 0.9, 0.4], [0.2, 0.6, 0.7]])[:, None, None]
     grid = Grid.from_spacing((1, 1, 3), (1, 1, 1))
     target = Target(channels=((1, 2), (2,)), exclusive=False, writes=(1, 2))
-    assert decided(Volume(by_hand, grid), target).data.flatten().tolist() == [1, 2, 2]
+    assert decide(Volume(by_hand, grid), target).data.flatten().tolist() == [1, 2, 2]

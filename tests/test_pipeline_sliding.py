@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kidseg.pipeline.sliding import importance, starts, windowed
+from kidseg.pipeline.sliding import gaussian_weights, sliding_window, window_starts
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ from kidseg.pipeline.sliding import importance, starts, windowed
 def test_windows_start_where_nnunets_do(
     size: int, window: int, overlap: float, wanted: list[int]
 ) -> None:
-    assert starts(size, window, overlap) == wanted
+    assert window_starts(size, window, overlap) == wanted
 
 
 @settings(max_examples=100, deadline=None)
@@ -42,7 +42,7 @@ def test_windows_start_where_nnunets_do(
 )
 def test_windows_reach_from_end_to_end_and_overlap(window: int, more: int, overlap: float) -> None:
     """By what is asked for, but for half a voxel of rounding at either side."""
-    found = starts(window + more, window, overlap)
+    found = window_starts(window + more, window, overlap)
     assert found[0] == 0 and found[-1] == more
     gaps = [b - a for a, b in pairwise(found)]
     assert all(0 <= gap <= window for gap in gaps), "no voxel is left out"
@@ -56,12 +56,12 @@ def test_windows_reach_from_end_to_end_and_overlap(window: int, more: int, overl
 )
 def test_windows_that_cannot_be_are_refused(size: int, window: int, overlap: float) -> None:
     with pytest.raises(ValueError, match="windows of"):
-        starts(size, window, overlap)
+        window_starts(size, window, overlap)
 
 
 @pytest.mark.parametrize("window", [(5,), (4, 6), (3, 5, 7), (128, 128, 128), (1, 1, 1)])
 def test_weights_are_positive_symmetric_and_1_in_the_middle(window: tuple[int, ...]) -> None:
-    weights = importance(window)
+    weights = gaussian_weights(window)
     assert weights.shape == window and weights.dtype == torch.float32
     assert float(weights.min()) > 0 and float(weights.max()) == 1.0
     assert torch.equal(weights, weights.flip(tuple(range(len(window)))))
@@ -71,12 +71,14 @@ def test_weights_are_positive_symmetric_and_1_in_the_middle(window: tuple[int, .
 
 def test_weights_by_hand() -> None:
     """A Gaussian with an SD of an eighth of the side, a product over the axes."""
-    weights = importance((17,))
+    weights = gaussian_weights((17,))
     sd = 17 / 8
     wanted = [math.exp(-(((k - 8) / sd) ** 2) / 2) for k in range(17)]
     assert weights.tolist() == pytest.approx(wanted, rel=1e-6)
-    both = importance((17, 9))
-    torch.testing.assert_close(both, importance((17,))[:, None] * importance((9,))[None])
+    both = gaussian_weights((17, 9))
+    torch.testing.assert_close(
+        both, gaussian_weights((17,))[:, None] * gaussian_weights((9,))[None]
+    )
 
 
 @pytest.mark.parametrize("overlap", [0.0, 0.3, 0.5, 0.8])
@@ -93,10 +95,10 @@ def test_a_network_that_returns_its_input_gives_the_input_back(
         assert block.shape == (1, 2, *window)
         return torch.cat([block, -block], dim=1)
 
-    found = windowed(ask, image, window, outputs=4, overlap=overlap)
+    found = sliding_window(ask, image, window, outputs=4, overlap=overlap)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, torch.cat([image, -image]), atol=1e-6, rtol=1e-5)
-    count = [len(starts(n, w, overlap)) for n, w in zip((7, 9, 11), window, strict=True)]
+    count = [len(window_starts(n, w, overlap)) for n, w in zip((7, 9, 11), window, strict=True)]
     assert seen == math.prod(count)
 
 
@@ -107,8 +109,8 @@ def test_where_windows_overlap_each_counts_by_its_weight() -> None:
     def ask(block: Tensor) -> Tensor:
         return torch.full_like(block, next(answers))
 
-    found = windowed(ask, torch.zeros((1, 6)), (4,), outputs=1)
-    a, b = importance((4,)).tolist()[2:]
+    found = sliding_window(ask, torch.zeros((1, 6)), (4,), outputs=1)
+    a, b = gaussian_weights((4,)).tolist()[2:]
     # The second window's first two voxels have the weights of its edge and inner voxel: b, a.
     wanted = [1, 1, (a * 1 + b * 5) / (a + b), (b * 1 + a * 5) / (a + b), 5, 5]
     assert found[0].tolist() == pytest.approx(wanted, rel=1e-6)
@@ -116,6 +118,6 @@ def test_where_windows_overlap_each_counts_by_its_weight() -> None:
 
 def test_an_image_smaller_than_a_window_is_refused() -> None:
     with pytest.raises(ValueError, match="windows of 5 in 4"):
-        windowed(lambda block: block, torch.zeros((1, 4, 8, 8)), (5, 8, 8), outputs=1)
+        sliding_window(lambda block: block, torch.zeros((1, 4, 8, 8)), (5, 8, 8), outputs=1)
     with pytest.raises(ValueError, match="argument"):
-        windowed(lambda block: block, torch.zeros((1, 8, 8)), (4, 4, 4), outputs=1)
+        sliding_window(lambda block: block, torch.zeros((1, 8, 8)), (4, 4, 4), outputs=1)

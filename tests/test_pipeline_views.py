@@ -17,7 +17,7 @@ from kidseg.intensity import AIR_HU, Normalisation, as_input, scalings
 from kidseg.labels import Target
 from kidseg.nets import build
 from kidseg.pipeline import Blocks, Planes, Progress, Region
-from kidseg.pipeline.views import padded
+from kidseg.pipeline.views import pad_to_multiple
 from kidseg.topology import Topology
 
 CPU = choose_device("cpu", "fp32")
@@ -168,7 +168,7 @@ def test_several_channels_have_their_own_scaling_and_surroundings() -> None:
             return [torch.zeros(len(image), 3, *image.shape[2:])]
 
     view.predict(Two(), TARGET, Progress(image=image), Region(grid=grid))
-    assert {len(image) for image in shown} == {view.at_once}
+    assert {len(image) for image in shown} == {view.batch_size}
     torch.testing.assert_close(torch.cat(shown), seen)
 
 
@@ -201,7 +201,7 @@ def test_padding_repeats_the_end_of_each_axis(
     sides: tuple[int, ...], multiple: tuple[int, ...], wanted: tuple[int, ...]
 ) -> None:
     image = torch.rand((2, 3, *sides), generator=torch.Generator().manual_seed(0))
-    found = padded(image, multiple)
+    found = pad_to_multiple(image, multiple)
     assert found.shape == (2, 3, *wanted)
     for axis, (old, new) in enumerate(zip(sides, wanted, strict=True), start=2):
         image = image.index_select(axis, torch.arange(new).clamp(max=old - 1))
@@ -210,7 +210,7 @@ def test_padding_repeats_the_end_of_each_axis(
 
 def test_padding_of_another_number_of_axes_is_refused() -> None:
     with pytest.raises(ValueError, match="argument"):
-        padded(torch.zeros(1, 1, 4, 4), (2, 2, 2))
+        pad_to_multiple(torch.zeros(1, 1, 4, 4), (2, 2, 2))
 
 
 # Three-dimensional networks

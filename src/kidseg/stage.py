@@ -1,7 +1,8 @@
-"""One thing to train, as a method describes it and the loop trains it.
+"""The interface between a method and the training loop: a method defines stages, `fit` trains them.
 
-Several processes may share each batch. A loss that is a mean over samples is the mean of theirs;
-any other is taken of the whole batch, which `kidseg.distributed.all_gather` brings together.
+With distributed training, each batch is split across the processes. A loss that is a mean over
+samples needs no communication; any other loss is computed on the full batch, which
+`kidseg.distributed.all_gather` collects.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ __all__ = ["Batch", "Stage", "TrainStep"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainStep:
-    """Where a training stands: the same step draws the same batch.
+    """Identifies one optimizer step; equal steps draw equal batches.
 
-    `rank` of `world` processes shares the batch.
+    Process `rank` of `world` draws its share of the batch.
     """
 
     seed: int
@@ -33,38 +34,34 @@ class TrainStep:
 
 
 class Batch(Protocol):
-    """What a training step learns from; made on the CPU, then brought to the device.
-
-    `names` says which samples it holds, for messages.
-    """
+    """The samples of a training step; created on the CPU, then moved to the device."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of its samples: case and slice or place."""
+        """Names of the samples, for error messages: case, and slice where there is one."""
         ...
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on a device."""
+        """A copy of the batch on the device."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One thing to train.
+    """One network to train, with its batches, loss and validation.
 
     Attributes:
         name: of the stage, for logs and files.
-        net: what is trained.
-        config: how long and how.
+        net: the network to train.
+        config: number of epochs, batch size, optimizer, early stopping.
         steps: optimizer steps per epoch.
-        batch: a training step's samples. Depends on nothing but the step and reads nothing that
-            training changes, so that it may be made ahead, in another process.
-        loss: (network to call, batch) -> named scalars; "loss" is minimised, others are logged.
-        validate: () -> named figures; a higher "score" is better. The network is in eval mode.
-            Processes that train as one share the cases.
-        trainable: beginnings of the names of the parameters that are trained; None: all. Modules of
-            which no parameter is trained stay in eval mode, so that the statistics of their norms
-            stay too.
+        batch: creates the batch of a step. A pure function of the step that reads nothing training
+            modifies, so that worker processes can prefetch batches.
+        loss: (network to call, batch) -> named scalars; "loss" is minimised, all are logged.
+        validate: () -> named metrics; a higher "score" is better. The network is in eval mode. The
+            cases are distributed over the processes.
+        trainable: prefixes of the names of the parameters to train; None: all. Modules without
+            trainable parameters stay in eval mode, so that their norm statistics do not change.
     """
 
     name: str

@@ -1,1 +1,1 @@
-"""Training material: subjects, made ready in a store, and the batches drawn from them."""
+"""Training data: preprocessed subjects, kept in a store, and the batches drawn from them."""

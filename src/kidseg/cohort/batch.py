@@ -1,4 +1,4 @@
-"""Drawn slices brought together: what a training batch is sampled from."""
+"""Grids and reference labels of the slices drawn for a training batch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kidseg.cohort.items import Drawn
 from kidseg.cohort.subject import Subject
 from kidseg.geometry import Grid, Slices, Volume, resample, sampled
 
-__all__ = ["Labelled", "drawn_labels", "join", "picked"]
+__all__ = ["Labelled", "drawn_grid", "drawn_labels", "join"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -21,21 +21,21 @@ class Labelled:
 
     Attributes:
         labels: (1, slices, rows, columns) uint8.
-        valid: (slices, rows, columns) bool; None if all pixels count.
+        valid: (slices, rows, columns) bool, False for ignored pixels; None if all are valid.
     """
 
     labels: Volume
     valid: Tensor | None
 
     def to(self, device: torch.device) -> Labelled:
-        """The same on a device; the grid stays on the CPU."""
+        """A copy on the device; the grid stays on the CPU."""
         labels = Volume(self.labels.data.to(device), self.labels.grid)
         valid = None if self.valid is None else self.valid.to(device)
         return replace(self, labels=labels, valid=valid)
 
 
 def drawn_labels(subjects: Sequence[Subject], drawn: Drawn, grid: Grid) -> Labelled:
-    """The drawn slices' labels on a slice-wise grid, the nearest of each subject's."""
+    """Labels of the drawn slices, resampled to a slice-wise grid (nearest neighbour)."""
     known = [subject.labels for subject in subjects]
     assert all(labels is not None for labels in known)
     labels = sampled(Slices.of(known, drawn), grid, mode="nearest")  # type: ignore[arg-type]
@@ -50,12 +50,17 @@ def drawn_labels(subjects: Sequence[Subject], drawn: Drawn, grid: Grid) -> Label
 
 
 def join(grids: Sequence[Grid]) -> Grid:
-    """Slice-wise grids of the same size, one after the other."""
+    """Concatenate grids of the same size into one slice-wise grid."""
     matrices = torch.cat([grid.slicewise().mm_from_index for grid in grids])
     return Grid((len(matrices), *grids[0].shape[1:]), matrices)
 
 
-def picked(grids: Sequence[Grid], drawn: Drawn) -> Grid:
-    """The drawn slices of slice-wise grids, one of each case, all of one size."""
+def drawn_grid(grids: Sequence[Grid], drawn: Drawn) -> Grid:
+    """One slice-wise grid of the drawn slices.
+
+    Args:
+        grids: of each case, slice-wise, all of the same size.
+        drawn: (case, slice) pairs.
+    """
     matrices = torch.stack([grids[case].mm_from_index[k] for case, k in drawn])
     return Grid((len(drawn), *grids[0].shape[1:]), matrices)

@@ -1,4 +1,4 @@
-"""Which blocks make a training batch of a three-dimensional network, and where they lie."""
+"""Draw the 3D patches (blocks) of a training batch."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ __all__ = ["Block", "draw_blocks"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Block:
-    """A block to learn from.
+    """A 3D patch of a training case.
 
     Attributes:
-        case: number of the training case.
-        grid: its voxels.
-        label: that it was centred on; 0 if it lies anywhere.
+        case: index of the training case.
+        grid: of the patch.
+        label: the foreground label it is centred on; 0 if its position is uniformly random.
     """
 
     case: int
@@ -40,46 +40,46 @@ def draw_blocks(
     batch_size: int,
     foreground_share: float,
 ) -> list[Block]:
-    """The blocks that this process trains on at this step: a pure function of the step.
+    """Draw the blocks of this process for a training step; a pure function of the step.
 
-    Each is of a case drawn with replacement. The last `foreground_share` of the whole batch are
-    centred on a voxel of one of the labels that their case shows, each label as likely as the
-    others; the rest lie anywhere. Blocks stay inside the case's grid, or centred on it where it is
-    smaller.
+    Cases are drawn with replacement. The last `foreground_share` of the global batch is centred on
+    a random voxel of a random label of the case, all labels with equal probability; the other
+    blocks have a uniformly random position. Blocks stay inside the case's grid, or are centred on
+    it along axes where it is smaller.
 
     Args:
         subjects: the training cases.
         grids: of each case, at the network's spacing.
-        patch: voxels of a block, (slices, rows, columns).
-        step: seed, epoch and step decide; `rank` takes its share of the batch.
+        patch: size of a block in voxels, (slices, rows, columns).
+        step: seed, epoch and step determine the batch; `rank` selects this process's share.
         batch_size: over all processes.
         foreground_share: see above.
 
     Raises:
-        UsageError: "bad-batch-size": the processes cannot share the batch evenly.
+        UsageError: "bad-batch-size": the batch size is not divisible by the number of processes.
 
-    Source: nnU-Net v2.8.1, `nnUNetDataLoader`; there the upper bound of a block is left open.
+    Source: nnU-Net v2.8.1, `nnUNetDataLoader`; there the upper bound of a block is exclusive.
     """
     if batch_size % step.world:
         raise UsageError(
-            f"a batch of {batch_size} cannot be shared by {step.world} processes",
+            f"a batch size of {batch_size} is not divisible by {step.world} processes",
             code="bad-batch-size",
-            next_step="Choose a multiple.",
+            next_step="Set batch_size to a multiple of the number of processes.",
         )
-    anywhere = round(batch_size * (1 - foreground_share))
+    first_foreground = round(batch_size * (1 - foreground_share))
     blocks = []
-    for place in range(step.rank, batch_size, step.world):
-        words = np.random.SeedSequence([step.seed, step.epoch, step.step, place])
-        random = np.random.default_rng(words)
+    for position in range(step.rank, batch_size, step.world):
+        seed = np.random.SeedSequence([step.seed, step.epoch, step.step, position])
+        random = np.random.default_rng(seed)
         case = int(random.integers(len(subjects)))
         label, centre = 0, None
-        if place >= anywhere:
-            label, centre = _voxel(subjects[case], random)
+        if position >= first_foreground:
+            label, centre = _foreground_voxel(subjects[case], random)
         grid = grids[case]
         room = [n - w for n, w in zip(grid.shape, patch, strict=True)]
-        chance = random.random(3)
+        uniform = random.random(3)
         start = [
-            -(-r // 2) if r < 0 else int(u * (r + 1)) for r, u in zip(room, chance, strict=True)
+            -(-r // 2) if r < 0 else int(u * (r + 1)) for r, u in zip(room, uniform, strict=True)
         ]
         if centre is not None:
             at = grid.index(subjects[case].image.grid.mm(centre)).tolist()
@@ -91,12 +91,14 @@ def draw_blocks(
     return blocks
 
 
-def _voxel(subject: Subject, random: np.random.Generator) -> tuple[int, list[float] | None]:
-    """A label that the subject shows, and one of its voxels; 0 and None without labels."""
-    shown = np.flatnonzero(subject.counts[:, 1:].any(0)) + 1
-    if subject.labels is None or not len(shown):
+def _foreground_voxel(
+    subject: Subject, random: np.random.Generator
+) -> tuple[int, list[float] | None]:
+    """Draw a label of the subject and one of its voxels; 0 and None without foreground."""
+    present = np.flatnonzero(subject.counts[:, 1:].any(0)) + 1
+    if subject.labels is None or not len(present):
         return 0, None
-    label = int(random.choice(shown))
+    label = int(random.choice(present))
     counts = subject.counts[:, label]
     number = int(random.integers(counts.sum()))
     k = int(np.searchsorted(np.cumsum(counts), number, side="right"))

@@ -1,4 +1,4 @@
-"""The cases a method learns from, mapped into memory."""
+"""The training and validation cases of a method, memory-mapped."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from kidseg.cohort.items import Drawn, SliceIndex
 from kidseg.cohort.stored import schema_of_store, subject_of, target_of_store
-from kidseg.cohort.subject import Material, Subject, adapted
+from kidseg.cohort.subject import Material, Subject, adapt
 from kidseg.config import CohortConfig
 from kidseg.errors import Finding, InputError
 from kidseg.geometry import Volume
@@ -25,16 +25,16 @@ __all__ = ["Cohort", "check_selection", "gather_cohort", "patient_dice"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Cohort:
-    """Training and validation cases, and what their labels mean.
+    """Training and validation cases, with the meaning of their labels.
 
     Attributes:
         training: at least one.
         validation: at least one.
         schema: labels 1, 2, 3, ...
-        target: what networks learn of them: labels, or overlapping regions.
+        target: output channels of the networks: labels, or overlapping regions.
         plan: made from the training cases.
-        config: as given.
-        findings: what the readers noticed.
+        config: settings of the cohort.
+        findings: of the readers.
     """
 
     training: tuple[Subject, ...]
@@ -47,48 +47,50 @@ class Cohort:
 
     @property
     def masks(self) -> list[Volume]:
-        """Of body and bone, of the training cases."""
+        """Body and bone masks of the training cases."""
         return [subject.masks for subject in self.training if subject.masks is not None]
 
     @cached_property
     def index(self) -> SliceIndex:
-        """The training slices."""
-        shown = [subject.shown(len(self.schema.labels) + 1) for subject in self.training]
-        return SliceIndex.of_cases(shown, self.config.label_share)
+        """The training slices, by label."""
+        present = [
+            subject.labels_by_slice(len(self.schema.labels) + 1) for subject in self.training
+        ]
+        return SliceIndex.of_cases(present, self.config.label_share)
 
     @property
     def selection(self) -> tuple[str, ...]:
-        """Regions whose mean Dice selects the weights."""
+        """Regions whose mean Dice selects the best epoch."""
         if self.config.selection:
             return self.config.selection
-        usual = tuple(name for name in KIDNEY_TUMOUR.regions if name != "kidney")
-        return usual if set(usual) <= set(self.schema.regions) else tuple(self.schema.regions)
+        default = tuple(name for name in KIDNEY_TUMOUR.regions if name != "kidney")
+        return default if set(default) <= set(self.schema.regions) else tuple(self.schema.regions)
 
     def names(self, drawn: Drawn) -> tuple[str, ...]:
-        """Of drawn training slices, for messages; slices count from 0."""
+        """Names of the drawn training slices, for messages; slices count from 0."""
         return tuple(f"{self.training[case].id} slice {k}" for case, k in drawn)
 
     def scalings(self, drawn: Drawn) -> list[tuple[Scaling, ...]]:
-        """Of the cases of drawn training slices."""
+        """Channel scalings of the cases of the drawn training slices."""
         return [self.training[case].scalings for case, _ in drawn]
 
     def dice(self, case: int, found: Volume) -> dict[str, float | None]:
         """Dice of each region in a validation case; see `patient_dice`.
 
         Args:
-            case: number of the validation case.
-            found: (1, ...) labels on the grid of its image.
+            case: index of the validation case.
+            found: (1, ...) predicted labels on the grid of its image.
         """
         subject = self.validation[case]
         assert subject.labels is not None
         return patient_dice(found, subject.labels, self.schema, subject.ignore)
 
     def score(self, cases: Sequence[Mapping[str, float | None]]) -> dict[str, float]:
-        """Figures of the validation cases from the Dice of each.
+        """Aggregate the Dice of the validation cases.
 
-        Per region the mean Dice over patients; a patient without the region, in whom none was
-        found, is left out. "score" is the mean over `selection`; a region that no patient has
-        counts in no mean. No region at all: score 0.
+        Returns the mean Dice over patients for each region, without patients in whom both reference
+        and prediction are empty. "score" is the mean over `selection`, without regions that no
+        patient has; 0 if there are none.
         """
         figures = {}
         for name in self.schema.regions:
@@ -105,19 +107,19 @@ def gather_cohort(
     material: Callable[[Plan], Material],
     start: Plan | None = None,
 ) -> Cohort:
-    """The cases of a store of subjects: those its plan was made from train, the others validate.
+    """Load the cohort of a store: the cases its plan was made from train, the others validate.
 
-    Their voxels stay on the disk until they are looked at, and are shared between processes; but
-    what the store lacks (coarser pixels, masks) is made now and held in memory.
+    Voxels are memory-mapped and shared between processes. Whatever the store lacks (coarser pixels,
+    masks) is computed here and held in memory.
 
     Args:
         store: of subjects.
         config: of the cohort.
-        material: (plan) -> what the method asks of subjects.
-        start: the plan of a model to go on from, in place of the store's; None: the store's.
+        material: (plan) -> what the method requires of subjects.
+        start: the plan of the model to fine-tune; None: the store's plan.
 
     Raises:
-        InputError: as `check_selection` and `adapted`.
+        InputError: see `check_selection` and `adapt`.
     """
     schema = schema_of_store(store)
     check_selection(schema, config, store.path)
@@ -125,12 +127,12 @@ def gather_cohort(
     if start is not None:
         kept = (store.plan.training, store.plan.labels, store.plan.cyst)
         plan = replace(start, training=kept[0], labels=kept[1], cyst=kept[2])
-    wanted = material(plan)
+    required = material(plan)
 
     def subject(case: StoredCase) -> Subject:
-        own = subject_of(case)
-        own = replace(own, scalings=rescaled(own.scalings, plan.channels))
-        return adapted(own, wanted, plan.channels, case.original)
+        stored = subject_of(case)
+        stored = replace(stored, scalings=rescaled(stored.scalings, plan.channels))
+        return adapt(stored, required, plan.channels, case.original)
 
     return Cohort(
         training=tuple(subject(case) for case in store.cases if case.id in training),
@@ -144,30 +146,30 @@ def gather_cohort(
 
 
 def check_selection(schema: LabelSchema, config: CohortConfig, path: Path) -> None:
-    """Are the regions that select the weights among those that the labels make?
+    """Check that the regions in `cohort.selection` exist.
 
     Raises:
         InputError: "unknown-region".
     """
     if unknown := set(config.selection) - set(schema.regions):
         raise InputError(
-            f"it has no region {sorted(unknown)}; there are {sorted(schema.regions)}",
+            f"the labels have no region {sorted(unknown)}; there are {sorted(schema.regions)}",
             path=path,
             code="unknown-region",
-            next_step="Name some of these in cohort.selection.",
+            next_step="Set cohort.selection to some of these.",
         )
 
 
 def patient_dice(
     found: Volume, reference: Volume, schema: LabelSchema, ignore: Volume | None = None
 ) -> dict[str, float | None]:
-    """Dice of each region in one patient; None where neither has it.
+    """Dice of each region in one patient; None if the region is empty in both.
 
     Args:
-        found: (1, slices, rows, columns) labels.
-        reference: the same.
-        schema: for its regions.
-        ignore: (1, ...) bool: voxels that do not count.
+        found: (1, slices, rows, columns) predicted labels.
+        reference: reference labels of the same shape.
+        schema: defines the regions.
+        ignore: (1, ...) bool: voxels to ignore.
     """
     out: dict[str, float | None] = {}
     for name, members in schema.regions.items():

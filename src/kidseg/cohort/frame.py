@@ -1,4 +1,4 @@
-"""The grids of a slice-wise method before any pose: to train on, and to see a body whole."""
+"""The field of view of slice-wise methods before any spatial transformer."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ __all__ = ["Frame", "frame", "pixel_mm"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Frame:
-    """Grids of one subject.
+    """The grids of one subject for slice-wise networks.
 
     Attributes:
-        base: (slices, size, size), centred on the body, slices as scanned.
-        whole: `base` with rows and columns added evenly until it holds the body.
+        base: (slices, size, size), centred on the body, with the scan's slices; for training.
+        whole: `base`, padded symmetrically along rows and columns until it contains the body; for
+            inference.
     """
 
     base: Grid
@@ -29,7 +30,7 @@ class Frame:
 
 
 def pixel_mm(config: ViewConfig, plan: Plan) -> float:
-    """Pixel of the base grid: as configured; or the plan's, coarser if the field asks for it."""
+    """Pixel size of the base grid: as configured; or the plan's, coarser if the field needs it."""
     if config.pixel_mm is not None:
         return config.pixel_mm
     planned = plan.configurations["2d"]
@@ -39,13 +40,13 @@ def pixel_mm(config: ViewConfig, plan: Plan) -> float:
 
 
 def frame(subject: Subject, config: ViewConfig, plan: Plan, multiple: int) -> Frame:
-    """The grids of a subject. Where no body is known, it is centred on the image and shows it all.
+    """The grids of a subject. Without a body they are centred on the image and contain all of it.
 
     Args:
-        subject: any.
-        config: size and pixel of the base grid.
+        subject: the scan.
+        config: size and pixel size of the base grid.
         plan: of the training set.
-        multiple: sides of `Frame.whole` exceed the base grid's by multiples of it.
+        multiple: `Frame.whole` is padded by multiples of it.
     """
     grid = subject.image.grid
     centre = torch.zeros(2, dtype=torch.float64)
@@ -53,11 +54,11 @@ def frame(subject: Subject, config: ViewConfig, plan: Plan, multiple: int) -> Fr
     if subject.body is not None:
         centre, box = subject.body.whole.centre_mm, subject.body.box or box
     base = _centred(grid, centre, config.size, pixel_mm(config, plan))
-    return Frame(base=base, whole=_grown(base, grid, box, multiple))
+    return Frame(base=base, whole=_extended(base, grid, box, multiple))
 
 
 def _centred(grid: Grid, centre: Tensor, side: int, pixel: float) -> Grid:
-    """The scan's slices, `side` pixels along rows and columns around (x, y) from its middle."""
+    """The scan's slices with `side` x `side` pixels, centred at the offset (x, y) mm."""
     spacing = grid.spacing_mm
     middle = torch.tensor([(n - 1) / 2 for n in grid.shape], dtype=torch.float64)
     middle = middle + torch.stack([torch.zeros(()), *(centre.flip(0) / spacing[1:])])
@@ -66,8 +67,8 @@ def _centred(grid: Grid, centre: Tensor, side: int, pixel: float) -> Grid:
     return boxed(grid, middle - half, middle + half, (grid.shape[0], side, side))
 
 
-def _grown(base: Grid, grid: Grid, box: tuple[int, int, int, int], multiple: int) -> Grid:
-    """`base` with rows and columns added on both sides, by multiples, until the box is inside."""
+def _extended(base: Grid, grid: Grid, box: tuple[int, int, int, int], multiple: int) -> Grid:
+    """Pad rows and columns of `base` on both sides, by multiples, until it contains the box."""
     added = []
     for axis, (first, last) in ((1, box[:2]), (2, box[2:])):
         ends = torch.zeros((2, 3), dtype=torch.float64)

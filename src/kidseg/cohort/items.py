@@ -1,6 +1,4 @@
-"""Which slices make a training batch: a pure function of the training step, so that a batch never
-depends on what ran before it.
-"""
+"""Draw the slices of a training batch, as a pure function of the training step."""
 
 from __future__ import annotations
 
@@ -24,9 +22,9 @@ class SliceIndex:
     """The slices of a cohort.
 
     Attributes:
-        every: (n, 2) whole numbers: case, slice.
-        by_label: per label the rows of `every` that show it, ascending.
-        label_share: at least this part of a batch shows each label.
+        every: (n, 2) integers: case, slice.
+        by_label: for each label, the rows of `every` that contain it, ascending.
+        label_share: minimum fraction of a batch with each label.
     """
 
     every: np.ndarray
@@ -34,16 +32,20 @@ class SliceIndex:
     label_share: float
 
     @classmethod
-    def of_cases(cls, shown: Sequence[np.ndarray], label_share: float) -> SliceIndex:
-        """From one (slices, labels) bool array per case: which labels its slices show.
+    def of_cases(cls, present: Sequence[np.ndarray], label_share: float) -> SliceIndex:
+        """Index the slices of cases.
+
+        Args:
+            present: for each case (slices, labels) bool: which labels each slice contains.
+            label_share: see the class.
 
         Raises:
-            ValueError: no slice at all.
+            ValueError: there are no slices.
         """
-        if not sum(len(case) for case in shown):
+        if not sum(len(case) for case in present):
             raise ValueError("no slices to draw from")
-        every = [(c, k) for c, case in enumerate(shown) for k in range(len(case))]
-        labels = np.concatenate(list(shown)).astype(bool)
+        every = [(c, k) for c, case in enumerate(present) for k in range(len(case))]
+        labels = np.concatenate(list(present)).astype(bool)
         by_label = tuple(np.flatnonzero(labels[:, j]) for j in range(labels.shape[1]))
         return cls(np.array(every, dtype=np.int64), by_label, label_share)
 
@@ -52,53 +54,53 @@ class SliceIndex:
 
 
 def draw(index: SliceIndex, step: TrainStep, batch_size: int) -> Drawn:
-    """The slices that this process trains on at this step.
+    """Draw the slices of this process for a training step.
 
-    Of the whole batch, `ceil(label_share * batch_size)` places go to each label in turn (fewer
-    where labels would not leave room for one another), the rest to any slice. Within an epoch each
-    of these groups is dealt out in an order of its own, so that no slice of a group comes again
-    before all have come. A label that no slice shows leaves its places to any slice.
+    Of the global batch, `ceil(label_share * batch_size)` samples contain each label (fewer if there
+    are too many labels for the batch size); the others are drawn from all slices. Each of these
+    groups is drawn without replacement, in a new random order in each epoch, and again once all its
+    slices have been drawn. If no slice contains a label, its samples are drawn from all slices.
 
     Args:
-        index: what to draw from.
-        step: seed, epoch and step decide; `rank` takes its share of the batch.
+        index: the slices to draw from.
+        step: seed, epoch and step determine the batch; `rank` selects this process's share.
         batch_size: over all processes.
 
     Raises:
-        UsageError: "bad-batch-size": the processes cannot share the batch evenly.
+        UsageError: "bad-batch-size": the batch size is not divisible by the number of processes.
     """
     if batch_size % step.world:
         raise UsageError(
-            f"a batch of {batch_size} cannot be shared by {step.world} processes",
+            f"a batch size of {batch_size} is not divisible by {step.world} processes",
             code="bad-batch-size",
-            next_step="Choose a multiple.",
+            next_step="Set batch_size to a multiple of the number of processes.",
         )
-    places = min(
+    per_label = min(
         math.ceil(index.label_share * batch_size - 1e-9),
         batch_size // max(1, len(index.by_label)),
     )
     rows: list[int] = []
     for number, group in enumerate(index.by_label):
         if len(group):
-            rows += _dealt(group, step, places, number + 1)
-    rows += _dealt(np.arange(len(index)), step, batch_size - len(rows), 0)
-    mixed = _random(step, step.step, len(index.by_label) + 1).permutation(rows)
-    chosen = index.every[mixed[step.rank :: step.world]]
-    return [(int(case), int(k)) for case, k in chosen]
+            rows += _without_replacement(group, step, per_label, number + 1)
+    rows += _without_replacement(np.arange(len(index)), step, batch_size - len(rows), 0)
+    shuffled = _random(step, step.step, len(index.by_label) + 1).permutation(rows)
+    own = index.every[shuffled[step.rank :: step.world]]
+    return [(int(case), int(k)) for case, k in own]
 
 
 def steps_per_epoch(index: SliceIndex, batch_size: int) -> int:
-    """As many batches as there are slices."""
+    """Steps per epoch such that as many samples are drawn as there are slices."""
     return math.ceil(len(index) / batch_size)
 
 
-def _dealt(group: np.ndarray, step: TrainStep, count: int, stream: int) -> list[int]:
-    """The next `count` of the group, in this epoch's order; a new order after each round."""
+def _without_replacement(group: np.ndarray, step: TrainStep, count: int, stream: int) -> list[int]:
+    """The step's `count` rows of a group, in this epoch's order; reshuffled after each pass."""
     out: list[int] = []
     first = step.step * count
     while len(out) < count:
-        turn, offset = divmod(first + len(out), len(group))
-        order = _random(step, turn, stream).permutation(group)
+        shuffle, offset = divmod(first + len(out), len(group))
+        order = _random(step, shuffle, stream).permutation(group)
         out += order[offset : offset + count - len(out)].tolist()
     return out
 

@@ -1,8 +1,8 @@
-"""Subjects in a store: made ready once, from the files; trained on ever after, without readers.
+"""Store preprocessed subjects, and load them for training without the scan readers.
 
-A store of subjects is of one split: its plan was made from the training cases. Any method may train
-from it that asks for its pixels or coarser ones of a store that keeps the scans' own; masks of the
-body are made on the way where it has none.
+A store has one split into training and validation, because its plan was made from the training
+cases. A method can train from a store with the pixels it requires, or from any store that keeps the
+scans' original pixels. Body masks are computed on loading if the store has none.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ _MOMENTS = ("centre_mm", "angle_rad", "radii_mm")
 
 @dataclass(frozen=True, kw_only=True)
 class SubjectRecipe:
-    """Makes the subjects of a data set ready for a store; see `kidseg.cohort.subject.prepare`.
+    """Preprocesses the cases of a data set for a store; see `kidseg.cohort.subject.prepare`.
 
     Attributes:
-        material: as there.
-        plan: of the training cases.
-        learned: what networks learn from the data set's labels.
+        material: requirements of the method.
+        plan: made from the training cases.
+        learned: mapping from the data set's labels to those of the networks.
     """
 
     material: Material
@@ -51,10 +51,10 @@ class SubjectRecipe:
 
     @classmethod
     def of_dataset(cls, dataset: Dataset, plan: Plan, material: Material) -> SubjectRecipe:
-        """For a data set, its cysts counted as the plan says.
+        """The recipe of a data set, with cysts counted as in the plan.
 
         Raises:
-            UsageError: as `learned_labels`.
+            UsageError: see `learned_labels`.
         """
         from kidseg.cases import learned_labels
 
@@ -62,12 +62,12 @@ class SubjectRecipe:
 
     @property
     def content(self) -> str:
-        """What comes out, by name."""
+        """Name of the content, "subjects"."""
         return CONTENT
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """What decides the result, beside the plan, and what the labels mean."""
+        """All that determines the result besides the plan, and the meaning of the labels."""
         learned = self.learned
         return {
             **asdict(self.material),
@@ -78,7 +78,7 @@ class SubjectRecipe:
         }
 
     def __call__(self, case: Case, voxels: CaseVoxels) -> Prepared:
-        """A subject as arrays and plain data; `subject_of` brings it back, bit by bit."""
+        """Preprocess a case to arrays and plain data; `subject_of` restores it bit-identically."""
         from kidseg.cases import relabelled
 
         assert voxels.labels is not None
@@ -105,57 +105,57 @@ class SubjectRecipe:
 
 
 def check_store(store: Store, material: Material, cyst: CystAs | None) -> None:
-    """Can subjects as a method asks for them be had from a store?
+    """Check that a store provides the subjects that a method requires.
 
     Raises:
-        UsageError: "not-subjects": it holds something else; "store-of-other-settings".
+        UsageError: "not-subjects": the store contains something else; "store-of-other-settings".
     """
     if store.content != CONTENT:
         raise UsageError(
-            f"the store holds '{store.content}', not what methods train on",
+            f"the store contains '{store.content}', not '{CONTENT}' for training",
             path=store.path,
             code="not-subjects",
-            next_step="Make one with 'kidseg store'.",
+            next_step="Create one with 'kidseg store'.",
         )
-    found = {**store.settings, "cyst": store.plan.cyst}
-    wanted: dict[str, Any] = {"cyst": cyst}
-    if found["masks"] is not None and material.masks is not None:
-        wanted["masks"] = asdict(material.masks)
-    odd = [
-        f"{name} = {json.dumps(found[name])}, not {json.dumps(value)}"
-        for name, value in wanted.items()
-        if found[name] != value
+    actual = {**store.settings, "cyst": store.plan.cyst}
+    required: dict[str, Any] = {"cyst": cyst}
+    if actual["masks"] is not None and material.masks is not None:
+        required["masks"] = asdict(material.masks)
+    differences = [
+        f"{name} = {json.dumps(actual[name])}, not {json.dumps(value)}"
+        for name, value in required.items()
+        if actual[name] != value
     ]
     coarse = [
-        f"case '{case.id}' averaged over {had} x {had} pixels, not {factor} x {factor}"
+        f"case '{case.id}' averaged over {stored} x {stored} pixels, not {factor} x {factor}"
         for case in store.cases
-        if (had := _factor(case)) not in (1, factor := material.factor(case.original))
+        if (stored := _factor(case)) not in (1, factor := material.factor(case.original))
     ]
-    odd += coarse[:1]
-    if odd:
+    differences += coarse[:1]
+    if differences:
         raise UsageError(
-            f"the store was made with {'; '.join(odd)}",
+            f"the store was created with {'; '.join(differences)}",
             path=store.path,
             code="store-of-other-settings",
-            next_step="Train with its settings, or make another store: with these, or with --full"
-            " for any method and resolution.",
+            next_step="Train with the settings of the store, or create a store with these settings"
+            " or, for any method and resolution, with --full.",
         )
 
 
 def schema_of_store(store: Store) -> LabelSchema:
-    """What the labels of the subjects mean."""
+    """Label schema of the stored subjects."""
     names = {int(number): name for number, name in store.settings["labels"].items()}
     regions = {name: tuple(ids) for name, ids in store.settings["regions"].items()}
     return LabelSchema.from_names(names, regions)
 
 
 def target_of_store(store: Store) -> Target:
-    """What a network that finds all that was learned gives."""
+    """Target of a network that predicts all labels of the store."""
     return Target.from_dict(store.settings["target"])
 
 
 def subject_of(case: StoredCase) -> Subject:
-    """The subject as it was stored; its voxels are mapped into memory, not read."""
+    """The subject of a stored case; its voxels are memory-mapped, not read."""
     labels, body = case.labels, case.facts["body"]
     return Subject(
         id=case.id,
@@ -176,10 +176,10 @@ def _masks_of(case: StoredCase) -> Volume:
 def _counts(case: StoredCase) -> np.ndarray:
     slices, rows, columns = case.grid.shape
     counts = np.zeros((slices, 256), dtype=np.int64)
-    for label, own in case.voxels_per_slice.items():
-        for k, voxels in own.items():
+    for label, by_slice in case.voxels_per_slice.items():
+        for k, voxels in by_slice.items():
             counts[k, label] = voxels
-    counts[:, 0] = rows * columns - counts[:, 1:].sum(1)  # a store counts no background
+    counts[:, 0] = rows * columns - counts[:, 1:].sum(1)  # a store does not count background
     return counts
 
 
@@ -205,7 +205,7 @@ def _body_from_json(data: Mapping[str, Any]) -> Body:
 
 
 def _moments_to_json(moments: Moments) -> dict[str, Any]:
-    """Exactly: they are in double precision. NaN, of slices without a body, stays NaN."""
+    """Lossless, in double precision. NaN, for slices without a body, stays NaN."""
     values = {name: getattr(moments, name) for name in _MOMENTS}
     assert all(value.dtype == torch.float64 for value in values.values())
     return {name: value.tolist() for name, value in values.items()}

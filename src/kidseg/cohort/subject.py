@@ -1,4 +1,4 @@
-"""A scan made ready for any method: the same way in training and in inference."""
+"""Preprocess a scan for any method, in the same way for training and inference."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from kidseg.geometry import Grid, Volume, binned, binned_grid, resample
 from kidseg.intensity import Normalisation, Scaling, scalings
 from kidseg.plan.nonzero import nonzero_box, nonzero_region
 
-__all__ = ["Body", "BodyMasks", "Material", "Subject", "adapted", "masks_on", "prepare"]
+__all__ = ["Body", "BodyMasks", "Material", "Subject", "adapt", "masks_on", "prepare"]
 
-# Semi-axes of an adult's trunk, geometric mean: where the least volume of bone is stated.
+# Geometric mean of the semi-axes of an adult's trunk, for which `bone_least_ml` is stated.
 _ADULT_RADIUS_MM = 150.0
-# Masks need no finer pixels: the body's shape is found at this size, and bone is blurred.
+# Pixel size of the masks: fine enough for the shape of the body, and bone is blurred anyway.
 _MASK_MM = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class BodyMasks:
-    """How the masks of body and bone are made.
+    """How the masks of body and bone are computed.
 
     Attributes:
-        bone_hu: what is denser than this inside the body is bone (or contrast medium).
-        bone_least_ml: smaller pieces of it are dropped; at the size of an adult's body.
-        bone_blur_mm: SD of the blur of the bone mask in its planes.
+        bone_hu: threshold for bone (or contrast medium) inside the body.
+        bone_least_ml: smaller connected components are removed; for an adult-sized body.
+        bone_blur_mm: SD of the in-plane Gaussian blur of the bone mask.
     """
 
     bone_hu: float
@@ -40,19 +40,19 @@ class BodyMasks:
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """What a method asks of a subject.
+    """What a method requires of preprocessed subjects.
 
     Attributes:
-        pixel_mm: of the finest grid that it looks at; finer pixels of a scan are averaged as far as
-            they stay no coarser than this. None keeps the scan's own.
-        masks: of body and bone, where the method uses them; they need a CT.
+        pixel_mm: pixel size of the method's finest grid; a finer scan is averaged over blocks of
+            pixels, up to this size. None keeps the scan's pixels.
+        masks: body and bone masks, if the method uses them; they require CT.
     """
 
     pixel_mm: float | None = None
     masks: BodyMasks | None = None
 
     def factor(self, grid: Grid) -> int:
-        """So many pixels along each side become one."""
+        """Number of pixels along each side of a block that is averaged."""
         if self.pixel_mm is None:
             return 1
         return max(1, int(self.pixel_mm / float(grid.spacing_mm[1:].max()) + 1e-6))
@@ -65,7 +65,7 @@ class Body:
     Attributes:
         whole: moments over the volume.
         per_slice: moments of each slice.
-        box: first and last row, first and last column with body in any slice; None: no body.
+        box: first and last row, first and last column of the body over all slices; None: no body.
     """
 
     whole: Moments
@@ -80,20 +80,21 @@ class Body:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Subject:
-    """A scan on its own slices, and what is known of it; no method's grids.
+    """A preprocessed scan on its own slices; independent of any method's grids.
 
     Attributes:
         id: of the case, or path of the scan.
         image: (channels, slices, rows, columns), as scanned, or averaged over blocks of pixels (see
             `Material`); HU as int16 for CT.
-        scalings: how each channel is normalised.
-        body: None where the image is no CT.
-        masks: (2, ...) uint8 on the image's slices, 0..255 for 0..1: body, and blurred bone, in
-            pixels of up to 2 mm where the image's are finer; None where they were not asked for.
+        scalings: normalisation of each channel.
+        body: None if the image is not CT.
+        masks: (2, ...) uint8 on the image's slices, 0..255 for 0..1: body, and blurred bone, with
+            pixels of up to 2 mm if the image's are finer; None if not required.
         labels: (1, ...) uint8 on the image's slices: 0 background, then the classes; None if
             unknown.
-        ignore: (1, ...) bool, where labels do not count; None if all do.
-        counts: (slices, 256) voxels of each label in each slice; made from `labels` if not given.
+        ignore: (1, ...) bool, True for voxels to ignore; None if there are none.
+        counts: (slices, 256) voxels of each label in each slice; computed from `labels` if not
+            given.
     """
 
     id: str
@@ -116,24 +117,24 @@ class Subject:
 
     @cached_property
     def labelled_or_all(self) -> tuple[int, int]:
-        """First and last slice with a label; of all slices, if none has one."""
-        there = np.flatnonzero(self.counts[:, 1:].any(1))
-        return (int(there[0]), int(there[-1])) if len(there) else (0, self.slices - 1)
+        """First and last slice with foreground; first and last of all without foreground."""
+        labelled = np.flatnonzero(self.counts[:, 1:].any(1))
+        return (int(labelled[0]), int(labelled[-1])) if len(labelled) else (0, self.slices - 1)
 
     @cached_property
     def fullest(self) -> int:
-        """The slice with most labelled voxels; the middle one, if there are none."""
+        """The slice with the most foreground voxels; the middle slice without foreground."""
         totals = self.counts[:, 1:].sum(1)
         return int(totals.argmax()) if totals.any() else self.slices // 2
 
-    def shown(self, classes: int) -> np.ndarray:
-        """(slices, classes - 1) bool: which labels each slice shows."""
+    def labels_by_slice(self, classes: int) -> np.ndarray:
+        """(slices, classes - 1) bool: which labels each slice contains."""
         if not len(self.counts):
             return np.zeros((self.slices, classes - 1), dtype=bool)
         return self.counts[:, 1:classes] > 0
 
     def with_labels(self, labels: Volume) -> Subject:
-        """The same scan with these labels, on its slices."""
+        """A copy with other labels, which lie on the image's voxels."""
         return replace(self, labels=labels, ignore=None, counts=_counts(labels))
 
 
@@ -146,26 +147,26 @@ def prepare(
     labels: Volume | None = None,
     ignore_label: int | None = None,
 ) -> Subject:
-    """Make a scan ready.
+    """Preprocess a scan.
 
     Args:
         scan: (channels, slices, rows, columns), HU for CT, volumetric, canonical.
-        material: what is asked for.
+        material: requirements of the method.
         channels: of the plan.
         name: of the case.
-        labels: (1, ...) uint8 on the scan's grid. Where pixels are averaged, a block takes the
-            label that most of its pixels have, the lower one on a tie.
-        ignore_label: of voxels that do not count.
+        labels: (1, ...) uint8 on the scan's grid. Where pixels are averaged, a block gets its most
+            frequent label, the lowest in a tie.
+        ignore_label: label of voxels to ignore.
 
     Raises:
-        InputError: "wrong-channels": another number than the plan has; "bad-values": of a
-            channel of colours; "not-ct": masks of a body
-            are asked for, and the first channel is no CT.
+        InputError: "wrong-channels": the number of channels differs from the plan's; "bad-values":
+            the values of a colour channel are invalid; "not-ct": masks are required, but the image
+            is not a single channel of CT.
     """
     _check_channels(scan, material, channels, name)
     factor = material.factor(scan.grid)
     image = _compact(scan, channels)
-    if factor > 1:  # of what a store keeps, so that its blocks are these to the bit
+    if factor > 1:  # binned after the conversion, so that a store gives bit-identical blocks
         image = _compact(binned(image, factor), channels)
     body = masks = None
     if channels[0].scheme == "ct":
@@ -173,62 +174,68 @@ def prepare(
         mask = body_mask(hu)
         body = _body(mask)
         masks = None if material.masks is None else _masks(hu, mask, body, material.masks)
-    here, ignore = None, None
+    binned_labels, ignore = None, None
     if labels is not None:
-        here = _binned_labels(labels, factor)
-        if ignore_label is not None and bool((here.data == ignore_label).any()):
-            ignore = Volume(here.data == ignore_label, here.grid)
-            here = Volume(here.data.masked_fill(ignore.data, 0), here.grid)
+        binned_labels = _binned_labels(labels, factor)
+        if ignore_label is not None and bool((binned_labels.data == ignore_label).any()):
+            ignore = Volume(binned_labels.data == ignore_label, binned_labels.grid)
+            kept = binned_labels.data.masked_fill(ignore.data, 0)
+            binned_labels = Volume(kept, binned_labels.grid)
     return Subject(
         id=name,
         image=image,
         scalings=_scalings(scan, channels, name),
         body=body,
         masks=masks,
-        labels=here,
+        labels=binned_labels,
         ignore=ignore,
     )
 
 
-def adapted(
+def adapt(
     subject: Subject, material: Material, channels: tuple[Normalisation, ...], original: Grid
 ) -> Subject:
-    """A subject that was prepared for other methods, as a method asks for it.
+    """Adapt a subject that was preprocessed for other methods to the requirements of a method.
 
     Args:
-        subject: kept at the scan's own pixels, or at those that are asked for.
-        material: what is asked for.
+        subject: with the scan's original pixels, or those that are required.
+        material: requirements of the method.
         channels: of the plan.
         original: grid of the scan.
 
     Raises:
-        InputError: "too-coarse": it was averaged over more, or other, blocks; "not-ct".
+        InputError: "too-coarse": the subject was averaged over other blocks; "not-ct".
     """
-    had = round(float(subject.image.grid.spacing_mm[2] / original.spacing_mm[2]))
-    wanted = material.factor(original)
-    if had == wanted and (material.masks is None or subject.masks is not None):
+    stored = round(float(subject.image.grid.spacing_mm[2] / original.spacing_mm[2]))
+    required = material.factor(original)
+    if stored == required and (material.masks is None or subject.masks is not None):
         return subject
-    if had not in (1, wanted):
+    if stored not in (1, required):
         raise InputError(
-            f"it holds blocks of {had} x {had} pixels, and blocks of {wanted} x {wanted} are asked"
-            " for",
+            f"its pixels are averaged over blocks of {stored} x {stored}; blocks of"
+            f" {required} x {required} are required",
             path=subject.id,
             code="too-coarse",
-            next_step="Make a store with these settings, or one of the scans' own pixels.",
+            next_step="Create a store with these settings, or with --full.",
         )
-    labels, ignored = subject.labels, None
+    labels, ignore_label = subject.labels, None
     if labels is not None and subject.ignore is not None:
-        ignored = int(labels.data.max()) + 1
-        labels = Volume(labels.data.masked_fill(subject.ignore.data, ignored), labels.grid)
-    step = material if had == 1 else replace(material, pixel_mm=None)
-    made = prepare(
-        subject.image, step, channels, name=subject.id, labels=labels, ignore_label=ignored
+        ignore_label = int(labels.data.max()) + 1
+        labels = Volume(labels.data.masked_fill(subject.ignore.data, ignore_label), labels.grid)
+    remaining = material if stored == 1 else replace(material, pixel_mm=None)
+    prepared = prepare(
+        subject.image,
+        remaining,
+        channels,
+        name=subject.id,
+        labels=labels,
+        ignore_label=ignore_label,
     )
-    return replace(made, scalings=subject.scalings)
+    return replace(prepared, scalings=subject.scalings)
 
 
 def masks_on(subject: Subject, grid: Grid) -> Tensor:
-    """(slices, 2, rows, columns) float 0..1: body and bone on a grid."""
+    """(slices, 2, rows, columns) float 0..1: body and bone masks resampled to a grid."""
     assert subject.masks is not None
     return resample(subject.masks, grid).data.transpose(0, 1) / 255.0
 
@@ -238,25 +245,25 @@ def _check_channels(
 ) -> None:
     if scan.channels != len(channels):
         raise InputError(
-            f"it has {scan.channels} channel(s), and {len(channels)} are asked for:"
+            f"the scan has {scan.channels} channel(s); {len(channels)} are required:"
             f" {', '.join(channel.channel for channel in channels)}",
             path=name,
             code="wrong-channels",
-            next_step="Give one image per channel.",
+            next_step="Provide one image per channel.",
         )
     if material.masks is not None and (len(channels) > 1 or channels[0].scheme != "ct"):
         named = ", ".join(channel.channel for channel in channels)
         raise InputError(
-            f"this method takes one channel of CT, not {named}",
+            f"this method requires one channel of CT, not {named}",
             path=name,
             code="not-ct",
-            next_step="Name the channel 'CT' in dataset.json if it holds Hounsfield units; methods"
-            " 'plain' and 'plain3d' take any channels.",
+            next_step="Name the channel 'CT' in dataset.json if it contains Hounsfield units;"
+            " methods 'plain' and 'plain3d' accept any channels.",
         )
 
 
 def _scalings(scan: Volume, channels: tuple[Normalisation, ...], name: str) -> tuple[Scaling, ...]:
-    """Of the smallest box around what is not 0, as nnU-Net after its crop."""
+    """Scalings computed in the bounding box of the non-zero voxels, as in nnU-Net."""
     if all(channel.scheme == "ct" for channel in channels):
         return scalings(scan.data[:, :1, :1, :1], channels)
     start, shape = nonzero_box(scan)
@@ -272,12 +279,12 @@ def _scalings(scan: Volume, channels: tuple[Normalisation, ...], name: str) -> t
             str(error),
             path=name,
             code="bad-values",
-            next_step="Name the channel after what it holds in dataset.json.",
+            next_step="Name the channel in dataset.json after its content.",
         ) from error
 
 
 def _compact(image: Volume, channels: tuple[Normalisation, ...]) -> Volume:
-    """HU as whole numbers in int16; other values too where that changes none, else float32."""
+    """HU rounded to int16; other values as int16 if that is lossless, else as float32."""
     data = image.data
     if all(channel.scheme == "ct" for channel in channels):
         return Volume(data.round().clamp(-32768, 32767).to(torch.int16), image.grid)
@@ -288,52 +295,52 @@ def _compact(image: Volume, channels: tuple[Normalisation, ...]) -> Volume:
 
 
 def _binned_labels(labels: Volume, factor: int) -> Volume:
-    """The label of most pixels of each block; of several the lowest."""
+    """The most frequent label of each block of pixels; the lowest in a tie."""
     if factor == 1:
         return labels
     out: list[Tensor] = []
     for k in range(labels.grid.shape[0]):
         plane = labels.slices(k, k + 1)
         numbers = torch.bincount(plane.data.flatten()).nonzero()[:, 0].tolist()
-        chosen, most = None, None
+        majority, most = None, None
         for number in numbers:
-            here = Volume((plane.data == number).to(torch.float32), plane.grid)
-            share = binned(here, factor).data
-            if chosen is None or most is None:
-                chosen, most = torch.full_like(share, number, dtype=torch.uint8), share
+            mask = Volume((plane.data == number).to(torch.float32), plane.grid)
+            share = binned(mask, factor).data
+            if majority is None or most is None:
+                majority, most = torch.full_like(share, number, dtype=torch.uint8), share
             else:
-                chosen[share > most] = number
+                majority[share > most] = number
                 most = torch.maximum(most, share)
-        assert chosen is not None
-        out.append(chosen)
+        assert majority is not None
+        out.append(majority)
     data = torch.cat(out, dim=1)
     return Volume(data, binned_grid(labels.grid, factor))
 
 
 def _body(mask: Volume) -> Body:
-    there = mask.data[0].any(0)
-    rows, columns = (there.any(axis).nonzero()[:, 0] for axis in (1, 0))
+    projection = mask.data[0].any(0)
+    rows, columns = (projection.any(axis).nonzero()[:, 0] for axis in (1, 0))
     box = None
     if len(rows):
         box = (int(rows[0]), int(rows[-1]), int(columns[0]), int(columns[-1]))
     return Body(whole=moments(mask, per="volume"), per_slice=moments(mask), box=box)
 
 
-def _masks(image: Volume, mask: Volume, body: Body, how: BodyMasks) -> Volume:
+def _masks(image: Volume, mask: Volume, body: Body, settings: BodyMasks) -> Volume:
     from scipy import ndimage
 
     factor = max(1, int(_MASK_MM / float(image.grid.spacing_mm[1:].max()) + 1e-6))
     inside = binned(mask.astype(torch.float32), factor)
-    dense = (image.data > how.bone_hu) & mask.data
-    bony = (binned(Volume(dense.float(), image.grid), factor).data > 0.5)[0].numpy()
-    part = (body.radius_mm / _ADULT_RADIUS_MM) ** 3 if np.isfinite(body.radius_mm) else 1.0
-    least = how.bone_least_ml * part / float(inside.grid.voxel_ml)
-    pieces, count = ndimage.label(bony)
-    sizes = np.bincount(pieces.ravel(), minlength=count + 1)
-    kept = sizes >= least
+    dense = (image.data > settings.bone_hu) & mask.data
+    candidates = (binned(Volume(dense.float(), image.grid), factor).data > 0.5)[0].numpy()
+    scale = (body.radius_mm / _ADULT_RADIUS_MM) ** 3 if np.isfinite(body.radius_mm) else 1.0
+    min_voxels = settings.bone_least_ml * scale / float(inside.grid.voxel_ml)
+    components, count = ndimage.label(candidates)
+    sizes = np.bincount(components.ravel(), minlength=count + 1)
+    kept = sizes >= min_voxels
     kept[0] = False
-    spread = [0.0, *(how.bone_blur_mm / inside.grid.spacing_mm[1:]).tolist()]
-    bone = ndimage.gaussian_filter(kept[pieces].astype(np.float32), spread, mode="constant")
+    sigma = [0.0, *(settings.bone_blur_mm / inside.grid.spacing_mm[1:]).tolist()]
+    bone = ndimage.gaussian_filter(kept[components].astype(np.float32), sigma, mode="constant")
     both = torch.stack([inside.data[0], torch.from_numpy(bone)])
     return Volume((both * 255.0).round().to(torch.uint8), inside.grid)
 

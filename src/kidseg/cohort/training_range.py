@@ -1,4 +1,4 @@
-"""How a patient lies, and how far that is from the patients that a model was trained on."""
+"""Size and position of a patient, compared with the patients that a model was trained on."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from kidseg.geometry import Grid, Volume, in_plane_pose
 __all__ = ["FAR_SD", "Placement", "distances", "figures_of", "training_range"]
 
 FAR_SD = 1.0
-"""Beyond the training range by more standard deviations than this, a patient is far from it.
+"""A patient farther outside the training range than this, in standard deviations, is reported.
 
-A convention: of 40 normally distributed patients the outermost lie at 2.2 SD, so that this is more
+A convention: the extremes of 40 normally distributed patients lie at 2.2 SD, so that this is more
 than 3 SD from their mean.
 """
 
-# Standard deviations count as no less than these, or training scans that are all alike (one
-# scanner, one slice distance) would make any difference an infinite one. By unit; a convention.
-_LEAST_SD = {"_deg": 1.0, "_mm": 0.1}
-_LEAST_SD_OF_RATIOS = 0.01
-# More than in training is no trouble.
+# Lower bounds of the standard deviations, by unit: identical training scans (one scanner, one slice
+# distance) would make any difference infinite. A convention.
+_MIN_SD = {"_deg": 1.0, "_mm": 0.1}
+_MIN_SD_OF_RATIOS = 0.01
+# A value above the training range is not a problem.
 _ONLY_BELOW = {"overlap"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Placement:
-    """How one patient lies before a method.
+    """Size and position of one patient, and the agreement with the reference patient.
 
     Attributes:
         figures: see `figures_of`; and "overlap", the mean of `overlap["after"]`.
-        overlap: soft Dice of the masks with the reference's, by mask: "before" (the scan as it
-            lies, only centred on the body, millimetre for millimetre), at the "start" of the pose
-            and "after" it. Empty without a reference.
+        overlap: soft Dice of the masks with the reference's, by mask: "before" (the scan only
+            centred on the body, without rotation or scaling), at the "start" of the pose and
+            "after" it. Empty without a reference.
         compared: first and last slice that were compared.
-        outlines: by the name of a step, (1, slices, rows, columns) float 0..1 on the step's grid
-            or a coarser one: what its image should cover, the reference's body at each slice's
-            height.
+        outlines: by the name of a step, (1, slices, rows, columns) float 0..1 on the step's grid or
+            a coarser one: the reference's body at each slice's height, which the image should
+            match.
     """
 
     figures: Mapping[str, float]
@@ -53,12 +53,12 @@ class Placement:
 def figures_of(
     subject: Subject, grid: Grid | None = None, base: Grid | None = None
 ) -> dict[str, float]:
-    """What places a patient among others, a number each.
+    """Numbers that describe the size and position of a patient.
 
-    "radius_long_mm" and "radius_short_mm" of the body (left out if there is none), "pixel_mm" and
-    "slice_mm" of the image as it is sampled. With a homogenized grid, its medians over the slices:
-    "angle_deg", "scale_x" and "scale_y" (its pixel in those of the base grid), "shift_x_mm" and
-    "shift_y_mm" from the scan's middle.
+    "radius_long_mm" and "radius_short_mm" of the body (omitted without a body), "pixel_mm" and
+    "slice_mm" of the preprocessed image. With a homogenized grid, also medians over its slices:
+    "angle_deg", "scale_x" and "scale_y" (pixel size relative to the base grid), "shift_x_mm" and
+    "shift_y_mm" from the scan's centre.
     """
     spacing = subject.image.grid.spacing_mm
     figures = {"pixel_mm": float(spacing[1:].prod().sqrt()), "slice_mm": float(spacing[0])}
@@ -81,7 +81,7 @@ def figures_of(
 
 
 def training_range(patients: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float | None]]:
-    """Of each figure: "n" patients who have it, "min", "max", "mean" and "sd".
+    """The values "n" (patients that have it), "min", "max", "mean" and "sd" of each figure.
 
     The standard deviation is the sample's, with n - 1; None for one patient.
     """
@@ -102,12 +102,12 @@ def training_range(patients: Sequence[Mapping[str, float]]) -> dict[str, dict[st
 def distances(
     figures: Mapping[str, float], ranges: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, float | None]]:
-    """How far each figure lies from the training patients'.
+    """Distance of each figure from the range of the training patients.
 
-    "distance_sd" is 0 from "min" to "max", else the way beyond, in their standard deviations, these
-    counted as no less than a convention by unit (1 deg, 0.1 mm, 0.01). Outside the range of a
-    single patient it is None: what is usual there cannot be told. An overlap is only ever too low.
-    A figure that one side does not have is left out.
+    "distance_sd" is 0 within "min" to "max"; outside, the distance to the range in standard
+    deviations, which have a lower bound by unit (1 deg, 0.1 mm, 0.01; a convention). If the range
+    is that of a single patient, it is None outside. An overlap above the range has distance 0.
+    Figures that are missing on one side are omitted.
     """
     return {
         name: {
@@ -128,5 +128,5 @@ def _distance(name: str, value: float, known: Mapping[str, Any]) -> float | None
         return 0.0
     if known["sd"] is None:
         return None
-    least = next((sd for unit, sd in _LEAST_SD.items() if name.endswith(unit)), _LEAST_SD_OF_RATIOS)
-    return float(beyond / max(known["sd"], least))
+    min_sd = next((sd for unit, sd in _MIN_SD.items() if name.endswith(unit)), _MIN_SD_OF_RATIOS)
+    return float(beyond / max(known["sd"], min_sd))

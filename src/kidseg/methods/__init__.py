@@ -1,4 +1,4 @@
-"""The methods: what each trains, and the steps by which it segments."""
+"""The segmentation methods: their networks, training stages and inference steps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ assert set(METHODS) == set(CONFIGS)
 
 
 def method_named(name: str) -> type[Method]:
-    """The method of this name.
+    """Look up a method by name.
 
     Raises:
         UsageError: "unknown-method".

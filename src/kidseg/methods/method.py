@@ -1,4 +1,4 @@
-"""What a method is: networks, stages to train them, and steps to use them."""
+"""The protocol of a method: networks, training stages and inference steps."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ __all__ = ["Method"]
 
 
 class Method(Protocol):
-    """A method bound to its networks; every method is a class of this form, and extends none.
+    """A method bound to its networks. Methods implement this protocol without inheritance.
 
     Attributes:
-        name: as the command line says it.
+        name: on the command line.
         config: its settings.
-        target: what the channels of the labels it finds mean.
+        target: meaning of the output channels.
         plan: of the training set.
-        parts: networks and what else a model file holds, by name.
-        device: where networks run.
+        parts: {name: module} of everything that a model file contains: networks, and the reference
+            patient of `homogenized`.
+        device: of the networks.
     """
 
     name: ClassVar[str]
@@ -70,36 +71,37 @@ class Method(Protocol):
 
     @classmethod
     def material(cls, config: Any, plan: Plan) -> Material:
-        """What it asks of subjects."""
+        """Requirements for preprocessed subjects."""
         ...
 
     @classmethod
     def build(
         cls, config: Any, target: Target, plan: Plan, *, seed: int = 0, device: Device
     ) -> Self:
-        """A method with fresh networks, on the device."""
+        """Create the method with newly initialised networks on the device."""
         ...
 
     def stages(self, cohort: Cohort) -> Iterator[Stage]:
-        """What to train, in turn. A stage is asked for once the one before it is trained, and may
-        rest on it.
+        """The training stages, in order.
+
+        Each stage is requested after the previous one is trained, and may use its networks.
         """
         ...
 
     def steps(self, subject: Subject) -> Sequence[Step]:
-        """What to do with a scan; the image to advance is `subject.image`."""
+        """The inference steps for a scan, to be run by `advance` on `subject.image`."""
         ...
 
     def report(self, subject: Subject, progress: Progress) -> Placement:
-        """How a patient lies before the method.
+        """Size and position of a patient.
 
         Args:
-            subject: with labels that are known, or those that were found.
-            progress: what the steps located; those that segment need not have run.
+            subject: with reference labels, or predicted labels.
+            progress: result of the locating steps; segmenting steps may be missing.
         """
         ...
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """Plain data about the trained method, for the model file."""
+        """Plain data about the trained method, for the header of the model file."""
         ...

@@ -1,4 +1,4 @@
-"""The baseline: a U-Net on the scan as it lies, with or without augmentation."""
+"""The 2D baseline: a U-Net without spatial transformers, with or without augmentation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kidseg.config import PlainConfig
 from kidseg.device import Device
 from kidseg.intensity import Scaling
 from kidseg.labels import Target
-from kidseg.methods.segmentation import segmentation_stage
+from kidseg.methods.segmentation import StageGrids, segmentation_stage
 from kidseg.nets import build
 from kidseg.pipeline import Planes, Progress, Region, Step
 from kidseg.plan import Plan
@@ -27,7 +27,7 @@ __all__ = ["Plain"]
 
 
 class Plain:
-    """Trains on the base grid, centred on the body; segments on as much as shows it whole."""
+    """Trains on the base grid, centred on the body; predicts on a grid that contains the body."""
 
     name: ClassVar[str] = "plain"
 
@@ -44,7 +44,7 @@ class Plain:
 
     @classmethod
     def material(cls, config: PlainConfig, plan: Plan) -> Material:
-        """Any channels; no masks."""
+        """Any channels, without masks."""
         return Material(pixel_mm=pixel_mm(config.view, plan))
 
     @classmethod
@@ -56,21 +56,23 @@ class Plain:
         return cls(config, target, plan, {"segment": net.to(device.torch)}, device)
 
     def stages(self, cohort: Cohort) -> Iterator[Stage]:
-        """The one stage, "segment"."""
+        """A single stage, "segment"."""
         config = self.config
         yield segmentation_stage(
             self.parts["segment"],
             config.segment,
             cohort,
+            StageGrids(
+                training=[self._frame(subject).base for subject in cohort.training],
+                validation=[self._frame(subject).whole for subject in cohort.validation],
+            ),
             target=self.target,
             view=self._view,
-            training=[self._frame(subject).base for subject in cohort.training],
-            validation_grids=[self._frame(subject).whole for subject in cohort.validation],
             augmentation=Augmentation(config.view.size) if config.augment == "nnunet" else None,
         )
 
     def steps(self, subject: Subject) -> list[Step]:
-        """The one step, "segment"."""
+        """A single step, "segment"."""
         view = self._view([subject.scalings])
         return [
             Step(
@@ -82,7 +84,7 @@ class Plain:
         ]
 
     def report(self, subject: Subject, progress: Progress) -> Placement:
-        """The size of the body and of the voxels."""
+        """The sizes of the body and of the voxels."""
         return Placement(figures=figures_of(subject), overlap={})
 
     def _view(self, scalings: Sequence[Sequence[Scaling]]) -> Planes:

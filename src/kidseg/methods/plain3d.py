@@ -1,4 +1,4 @@
-"""The three-dimensional baseline: the network that nnU-Net would plan, on blocks of the scan."""
+"""The 3D baseline: nnU-Net's 3d_fullres network, trained on patches (blocks) of the scan."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = ["Plain3d"]
 
 
 class Plain3d:
-    """Trains on blocks at the plan's spacing; segments with windows that slide over the scan."""
+    """Trains on blocks at the plan's spacing; predicts with a sliding window over the scan."""
 
     name: ClassVar[str] = "plain3d"
 
@@ -52,7 +52,7 @@ class Plain3d:
 
     @classmethod
     def material(cls, config: Plain3dConfig, plan: Plan) -> Material:
-        """Any channels; no masks."""
+        """Any channels, without masks."""
         return Material(pixel_mm=max(_configuration(config, plan).spacing_mm[1:]))
 
     @classmethod
@@ -62,16 +62,16 @@ class Plain3d:
         """See `Method.build`.
 
         Raises:
-            UsageError: "no-volumes": the plan has no three-dimensional configuration.
+            UsageError: "no-volumes": the plan has no 3D configuration.
         """
         topology = _configuration(config, plan).topology
         net = build(topology, len(plan.channels), target.outputs, seed=seed)
         return cls(config, target, plan, {"segment": net.to(device.torch)}, device)
 
     def stages(self, cohort: Cohort) -> Iterator[Stage]:
-        """The one stage, "segment".
+        """A single stage, "segment".
 
-        The score is the mean Dice of whole patients on their scans' slices, as they are stored.
+        The score is the mean Dice per patient, computed on the slices of the stored scans.
         """
         config = self.config.segment
         grids = [self._grid(subject) for subject in cohort.training]
@@ -91,13 +91,15 @@ class Plain3d:
             return self._batch(cohort, drawn, augmentation, step)
 
         def loss(called: nn.Module, batch: _BlockBatch) -> dict[str, Tensor]:
-            whole = [all_gather(level) for level in called(batch.image)]
+            levels = [all_gather(level) for level in called(batch.image)]
             labels = all_gather(batch.labels)
             valid = None if batch.valid is None else all_gather(batch.valid)
-            value = segmentation_loss(whole, labels, target=self.target, valid=valid, over="sample")
+            value = segmentation_loss(
+                levels, labels, target=self.target, valid=valid, over="sample"
+            )
             return {"loss": value}
 
-        def found(case: int) -> Sequence[Region]:
+        def predict(case: int) -> Sequence[Region]:
             subject = cohort.validation[case]
             return advance(subject.image, self.steps(subject)).found
 
@@ -108,11 +110,11 @@ class Plain3d:
             steps=config.steps or max(1, len(cohort.training) // config.batch_size),
             batch=batch,
             loss=loss,
-            validate=validation(cohort, found, self.target),
+            validate=validation(cohort, predict, self.target),
         )
 
     def steps(self, subject: Subject) -> list[Step]:
-        """The one step, "segment"."""
+        """A single step, "segment"."""
         view = self._view(subject)
         return [
             Step(
@@ -124,12 +126,12 @@ class Plain3d:
         ]
 
     def report(self, subject: Subject, progress: Progress) -> Placement:
-        """The size of the body and of the voxels."""
+        """The sizes of the body and of the voxels."""
         return Placement(figures=figures_of(subject), overlap={})
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """What the network sees."""
+        """Spacing and patch size of the network."""
         return {
             "blocks": {
                 "spacing_mm": list(self.planned.spacing_mm),
@@ -147,7 +149,7 @@ class Plain3d:
         )
 
     def _grid(self, subject: Subject) -> Grid:
-        """All of the scan, at the network's spacing."""
+        """The full scan at the network's spacing."""
         return self.planned.grid(subject.image.grid)
 
     def _batch(
@@ -158,7 +160,7 @@ class Plain3d:
         step: TrainStep,
     ) -> _BlockBatch:
         images, masks = [], []
-        ignored = any(subject.ignore is not None for subject in cohort.training)
+        has_ignore = any(subject.ignore is not None for subject in cohort.training)
         for block in drawn:
             subject, grid = cohort.training[block.case], block.grid
             assert subject.labels is not None
@@ -168,11 +170,11 @@ class Plain3d:
                 grid = grid.crop([-n for n in before], size)
             images.append(self._view(subject).image(subject.image, grid)[0])
             mask = [resample(subject.labels, grid, mode="nearest").data]
-            if ignored:
-                counted = torch.ones_like(mask[0])
+            if has_ignore:
+                valid = torch.ones_like(mask[0])
                 if subject.ignore is not None:
-                    counted -= resample(subject.ignore, grid, mode="nearest").data.to(torch.uint8)
-                mask.append(counted)
+                    valid -= resample(subject.ignore, grid, mode="nearest").data.to(torch.uint8)
+                mask.append(valid)
             masks.append(torch.cat(mask))
         image, labels = torch.stack(images), torch.stack(masks)
         if augmentation is not None:
@@ -187,19 +189,19 @@ class Plain3d:
             names=tuple(cohort.training[block.case].id for block in drawn),
             image=image,
             labels=labels[:, 0],
-            valid=labels[:, 1] > 0 if ignored else None,
+            valid=labels[:, 1] > 0 if has_ignore else None,
         )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _BlockBatch:
-    """Blocks that a network learns from.
+    """A training batch of blocks.
 
     Attributes:
         names: of the blocks' cases.
         image: (n, channels, slices, rows, columns), normalised.
         labels: (n, slices, rows, columns) uint8.
-        valid: (n, slices, rows, columns) bool; None if all voxels count.
+        valid: (n, slices, rows, columns) bool, False for ignored voxels; None if all are valid.
     """
 
     names: tuple[str, ...]
@@ -217,7 +219,7 @@ class _BlockBatch:
 def _configuration(config: Plain3dConfig, plan: Plan) -> Configuration:
     if "3d_fullres" not in plan.configurations:
         raise UsageError(
-            "the scans are single slices; there are no volumes to plan a network for",
+            "the scans are single slices; a 3D network cannot be planned",
             code="no-volumes",
             next_step="Train with method 'plain'.",
         )

@@ -1,4 +1,4 @@
-"""The segmentation stage that methods share: its batches, its loss, its validation."""
+"""The segmentation stage of slice-wise methods: batches, loss and validation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kidseg.augment import Augmentation
-from kidseg.cohort.batch import Labelled, drawn_labels, picked
+from kidseg.cohort.batch import Labelled, drawn_grid, drawn_labels
 from kidseg.cohort.cohort import Cohort
 from kidseg.cohort.items import Drawn, draw, steps_per_epoch
 from kidseg.config import StageConfig
@@ -21,50 +21,61 @@ from kidseg.losses import restored_segmentation_loss, segmentation_loss
 from kidseg.pipeline import Planes, Progress, Region, restore
 from kidseg.stage import Stage, TrainStep
 
-__all__ = ["segmentation_stage", "validation", "whole_restored_loss"]
+__all__ = ["StageGrids", "gathered_restored_loss", "segmentation_stage", "validation"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StageGrids:
+    """The grids of a segmentation stage, one per case.
+
+    Attributes:
+        training: input grids of the network for the training cases.
+        validation: input grids of the network for the validation cases.
+        original: grids of the training cases on which the loss is computed, after the inverse warp;
+            None computes it on the input grids.
+    """
+
+    training: Sequence[Grid]
+    validation: Sequence[Grid]
+    original: Sequence[Grid] | None = None
 
 
 def segmentation_stage(
     net: nn.Module,
     config: StageConfig,
     cohort: Cohort,
+    grids: StageGrids,
     *,
     target: Target,
     view: Callable[[Sequence[Sequence[Scaling]]], Planes],
-    training: Sequence[Grid],
-    validation_grids: Sequence[Grid],
-    original: Sequence[Grid] | None = None,
     augmentation: Augmentation | None = None,
 ) -> Stage:
-    """How a network is trained on given grids.
+    """A stage that trains a 2D segmentation network on given grids.
 
     Args:
         net: the network.
-        config: its training.
+        config: of its training.
         cohort: the cases.
-        target: what the network's channels mean.
-        view: (scalings of one or all slices) -> how the network sees them.
-        training: the network's grid for each training case.
-        validation_grids: the same for the validation cases.
-        original: for each training case the grid on which labels are compared, after the inverse
-            warp; None compares them where the network sees them.
-        augmentation: of what the network sees; without `original`.
+        grids: of each case.
+        target: meaning of the network's output channels.
+        view: (scalings of one or all slices) -> view of the network.
+        augmentation: of the network's input; not together with `grids.original`.
 
-    The score is the mean Dice of whole patients on their scans' slices, as they are stored.
+    The score is the mean Dice per patient, computed on the slices of the stored scans.
     """
-    slicewise = [grid.slicewise() for grid in training]
-    base = None if original is None else [grid.slicewise() for grid in original]
+    slicewise = [grid.slicewise() for grid in grids.training]
+    original = None if grids.original is None else [grid.slicewise() for grid in grids.original]
 
     def batch(step: TrainStep) -> _SliceBatch:
         drawn = draw(cohort.index, step, config.batch_size)
-        grid = picked(slicewise, drawn)
+        grid = drawn_grid(slicewise, drawn)
         names, scalings = cohort.names(drawn), cohort.scalings(drawn)
         if augmentation is not None:
             image, reference = _augmented(cohort, view, drawn, grid, augmentation, step)
             return _SliceBatch(names=names, image=image, grid=grid, reference=reference)
         images = Slices.of([subject.image for subject in cohort.training], drawn)
-        seen = grid if base is None else picked(base, drawn)
-        reference = drawn_labels(cohort.training, drawn, seen)
+        label_grid = grid if original is None else drawn_grid(original, drawn)
+        reference = drawn_labels(cohort.training, drawn, label_grid)
         return _SliceBatch(
             names=names, image=images, grid=grid, reference=reference, scalings=scalings
         )
@@ -75,18 +86,18 @@ def segmentation_stage(
             image = view(batch.scalings).image(image, batch.grid)
         levels = called(image.contiguous(memory_format=torch.channels_last))
         reference = batch.reference
-        if base is not None:
-            return {"loss": whole_restored_loss(levels, batch.grid, reference, target)}
+        if original is not None:
+            return {"loss": gathered_restored_loss(levels, batch.grid, reference, target)}
         labels, valid = all_gather(reference.labels.data[0]), reference.valid
         valid = None if valid is None else all_gather(valid)
-        whole = [all_gather(level) for level in levels]
-        return {"loss": segmentation_loss(whole, labels, target=target, valid=valid)}
+        levels = [all_gather(level) for level in levels]
+        return {"loss": segmentation_loss(levels, labels, target=target, valid=valid)}
 
-    def found(case: int) -> list[Region]:
-        subject = cohort.validation[case]
-        region, seen = Region(grid=validation_grids[case]), view([subject.scalings])
-        answer = seen.predict(net, target, Progress(image=subject.image), region)
-        return [replace(region, found=answer)]
+    def predict(case: int) -> list[Region]:
+        subject, region = cohort.validation[case], Region(grid=grids.validation[case])
+        progress = Progress(image=subject.image)
+        found = view([subject.scalings]).predict(net, target, progress, region)
+        return [replace(region, found=found)]
 
     return Stage(
         name="segment",
@@ -95,38 +106,38 @@ def segmentation_stage(
         steps=config.steps or steps_per_epoch(cohort.index, config.batch_size),
         batch=batch,
         loss=loss,
-        validate=validation(cohort, found, target),
+        validate=validation(cohort, predict, target),
     )
 
 
 def validation(
-    cohort: Cohort, found: Callable[[int], Sequence[Region]], target: Target
+    cohort: Cohort, predict: Callable[[int], Sequence[Region]], target: Target
 ) -> Callable[[], dict[str, float]]:
-    """How a network is validated: the figures of `Cohort.score`, cases shared by the processes.
+    """The `validate` of a stage: metrics of `Cohort.score`, cases distributed over the processes.
 
     Args:
         cohort: the cases.
-        found: regions with what was found in the validation case of a number.
-        target: what its channels mean.
+        predict: index of a validation case -> regions with probabilities.
+        target: meaning of their channels.
     """
 
     def dice(case: int) -> dict[str, float | None]:
         grid = cohort.validation[case].image.grid
-        return cohort.dice(case, restore(found(case), grid, target))
+        return cohort.dice(case, restore(predict(case), grid, target))
 
     return lambda: cohort.score(shared_map(dice, range(len(cohort.validation))))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _SliceBatch:
-    """Slices that a network learns from.
+    """A training batch of slices.
 
     Attributes:
         names: of the slices.
-        image: as scanned; or what the network sees, where that was made already.
-        grid: slice-wise, what the network sees.
-        reference: on `grid`, or on the original grid.
-        scalings: of the slices' cases, if the image is as scanned.
+        image: slices of the scan; or the network's input, if it is augmented.
+        grid: slice-wise input grid of the network.
+        reference: labels on `grid`, or on the original grid.
+        scalings: of the slices' cases, if `image` holds slices of the scan.
     """
 
     names: tuple[str, ...]
@@ -139,15 +150,15 @@ class _SliceBatch:
         return replace(self, image=self.image.to(device), reference=self.reference.to(device))
 
 
-def whole_restored_loss(
+def gathered_restored_loss(
     levels: Sequence[Tensor], grid: Grid, reference: Labelled, target: Target
 ) -> Tensor:
-    """`restored_segmentation_loss` of the batch of all processes, which each has a part of."""
-    seen_on, base = _gathered_grid(grid), _gathered_grid(reference.labels.grid)
-    labels = Volume(all_gather(reference.labels.data[0])[None], base)
+    """`restored_segmentation_loss` of the global batch, gathered from all processes."""
+    input_grid, original = _gathered_grid(grid), _gathered_grid(reference.labels.grid)
+    labels = Volume(all_gather(reference.labels.data[0])[None], original)
     valid = None if reference.valid is None else all_gather(reference.valid)
-    whole = [all_gather(level) for level in levels]
-    return restored_segmentation_loss(whole, seen_on, labels, target=target, valid=valid)
+    levels = [all_gather(level) for level in levels]
+    return restored_segmentation_loss(levels, input_grid, labels, target=target, valid=valid)
 
 
 def _gathered_grid(grid: Grid) -> Grid:
@@ -163,17 +174,17 @@ def _augmented(
     augmentation: Augmentation,
     step: TrainStep,
 ) -> tuple[Tensor, Labelled]:
-    """Image and labels on a larger grid, so that turned corners are filled; then augmented."""
+    """Sample image and labels on a larger grid, so that rotations need no padding; augment."""
     rows, columns = augmentation.source_size
     top, left = (rows - grid.shape[1]) // 2, (columns - grid.shape[2]) // 2
-    wide = grid.crop((0, -top, -left), (grid.shape[0], rows, columns))
+    larger = grid.crop((0, -top, -left), (grid.shape[0], rows, columns))
     images = Slices.of([subject.image for subject in cohort.training], drawn)
-    reference = drawn_labels(cohort.training, drawn, wide)
+    reference = drawn_labels(cohort.training, drawn, larger)
     channels = [reference.labels.data[0]]
     if reference.valid is not None:
         channels.append(reference.valid.to(torch.uint8))
     image, masks = augmentation(
-        view(cohort.scalings(drawn)).image(images, wide),
+        view(cohort.scalings(drawn)).image(images, larger),
         torch.stack(channels, dim=1),
         seed=(step.seed, step.epoch, step.step),
         first=step.rank,

@@ -1,6 +1,6 @@
-"""Inference: the steps of a method, and the way back to the scan's own voxels."""
+"""Inference: run the steps of a method, and restore the result to the scan's voxels."""
 
-from kidseg.pipeline.restore import decided, restore
+from kidseg.pipeline.restore import decide, restore
 from kidseg.pipeline.steps import Locate, Progress, Region, Segment, Step, advance
 from kidseg.pipeline.views import Blocks, Planes, View
 
@@ -14,6 +14,6 @@ __all__ = [
     "Step",
     "View",
     "advance",
-    "decided",
+    "decide",
     "restore",
 ]

@@ -1,23 +1,25 @@
-"""The way back: probabilities onto the scan's own voxels, and the decision between labels there.
+"""Restore probabilities to the scan's voxels and decide the labels there.
 
-They are interpolated once, from each region's grid straight to the scan's voxels; the decision
-comes last of all. A scan's probabilities are neither computed everywhere nor held in memory: slice
-by slice, only what can be other than background is sampled.
+Probabilities are interpolated once, directly from each region's grid to the scan's voxels; labels
+are decided last. To save time and memory, each slice is sampled only inside a window that contains
+all its foreground voxels; the rest is background.
 
-The labels are those of `resample` of each region onto the whole scan, mean and decision, to the
-last voxel, because
+The labels are identical to those of resampling each region to the full scan, averaging and
+deciding, because
 
-- exclusive channels: between voxels where no channel exceeds the background none does. The weights
-  are the same for all channels and not negative, and products, sums and their rounding keep "at
-  most"; so do the sum over opinions and its division by their number.
-- others: between voxels where no channel exceeds 0.5, less the rounding of the weights, none does.
-- where no place is other than background nothing is. Where one is, another may still be surer that
-  it is background: so every place is sampled wherever any may be other than background.
+- exclusive channels: between voxels where no channel exceeds the background, no interpolated
+  channel does. The weights are non-negative and the same for all channels, and products, sums and
+  their rounding are monotonic; so are the sum over an ensemble and its division by the count.
+- other channels: between voxels where no channel exceeds 0.5, minus the rounding of the weights, no
+  interpolated channel does.
+- a voxel is background if it is background in every place. If it may be foreground in one place,
+  another may still have less doubt that it is background: so every place is sampled wherever any
+  may have foreground.
 
-Two regions that hold the same probabilities where they overlap give the labels of one that covers
-both, without a seam: exactly, where their voxels are the scan's. Interpolated, this holds half a
-voxel of the region inside its borders (nearer, the edge value stands for the next voxel's), and but
-for rounding (positions count from each region's first voxel).
+Two overlapping regions with the same probabilities give the same labels as one region that covers
+both, without a seam: exactly, if their voxels are the scan's. With interpolation this holds up to
+half a voxel from the region's border (nearer, the edge value is repeated) and up to rounding
+(positions count from each region's first voxel).
 """
 
 from __future__ import annotations
@@ -35,13 +37,13 @@ from kidseg.geometry import Grid, Volume, index_from_voxels, is_sub_grid, sample
 from kidseg.labels import Target
 from kidseg.pipeline.steps import Region
 
-__all__ = ["decided", "restore"]
+__all__ = ["decide", "restore"]
 
-# Channels that are no alternatives take what is more probable than not. Source: nnU-Net,
-# `convert_probabilities_to_segmentation` for regions.
+# Threshold of non-exclusive channels. Source: nnU-Net, `convert_probabilities_to_segmentation` for
+# regions.
 _PRESENT = 0.5
-# The weights of an interpolation add up to 1 only to rounding: sums of eight products of three
-# factors are off by less than this many of the data type's epsilons.
+# Interpolation weights sum to 1 only up to rounding: the error of a sum of eight products of three
+# factors is less than this many epsilons of the data type.
 _WEIGHT_ROUNDING = 16
 
 _Window = tuple[range, range]
@@ -50,58 +52,58 @@ _Window = tuple[range, range]
 
 @torch.no_grad()
 def restore(regions: Sequence[Region], scan: Grid, target: Target) -> Volume:
-    """What was found in regions, brought onto the scan's voxels and decided there.
+    """Resample the probabilities of regions to the scan's voxels, and decide the labels there.
 
-    Regions of one name are several opinions: their mean holds, at each voxel over those whose grid
-    covers it. Regions of different names are places, and where they overlap the one with the least
-    probability of background decides. Outside a region's grid background is certain.
+    Regions with the same name are an ensemble: each voxel gets the mean over those whose grid
+    covers it. Regions with different names are places; where they overlap, the one with the least
+    background probability decides. Outside a region's grid the background probability is 1.
 
-    Exclusive channels: the most probable is written, the lower one on a tie. Others: each channel
-    in order whose probability exceeds 0.5 is written over those before it; the background of a
-    place is then 1 less its most probable channel. Where two places are equally little background,
-    the lower of the two channels is written, and background is the lowest. So the order of regions
-    has no say (of three or more opinions: but for the rounding of their sum, 1e-16).
+    Exclusive channels: the most probable channel wins, the lower one in a tie. Other channels: each
+    channel whose probability exceeds 0.5 overwrites those before it; the background probability of
+    a place is then 1 minus its largest probability. If two places have the same background
+    probability, the lower channel wins, and background is the lowest. So the result does not depend
+    on the order of regions (in an ensemble of three or more, up to rounding of the sum, 1e-16).
 
     Args:
-        regions: what was found, (target.outputs, slices, rows, columns) each, 0 to 1, volumetric
-            anywhere in space or slice-wise over the scan's slices; () is all background. A region
-            may lie outside the scan.
+        regions: with probabilities, (target.outputs, slices, rows, columns) each, 0 to 1,
+            volumetric anywhere in space or slice-wise over the scan's slices; () gives all
+            background. A region may lie outside the scan.
         scan: grid of the scan.
-        target: what the channels mean.
+        target: meaning of the channels.
 
     Returns:
         (1, slices, rows, columns) uint8 on the scan's grid, on the CPU.
 
     Raises:
-        ValueError: a region in which nothing was found, or that has another number of channels than
-            the target; or the planes of slice-wise probabilities and the scan do not coincide.
+        ValueError: a region has no probabilities, or the wrong number of channels; or the planes of
+            slice-wise probabilities and the scan do not coincide.
         ModelError: "not-finite-probabilities".
     """
-    places: dict[str, list[_Placed]] = {}
+    places: dict[str, list[_Source]] = {}
     for region in regions:
-        places.setdefault(region.name, []).append(_placed(region, scan, target))
-    everything = [placed for opinions in places.values() for placed in opinions]
+        places.setdefault(region.name, []).append(_source(region, scan, target))
+    sources = [source for ensemble in places.values() for source in ensemble]
     writes = torch.tensor((0, *target.writes), dtype=torch.uint8)
     out = torch.zeros((1, *scan.shape), dtype=torch.uint8)
     for k in range(scan.shape[0]):
-        for window in _disjoint(placed.doubtful_window(k) for placed in everything):
-            chosen = _chosen(list(places.values()), k, window, target)
-            _part(out[0, k], window).copy_(writes[chosen.int()])
+        for window in _disjoint(source.foreground_window(k) for source in sources):
+            channels = _decided_window(list(places.values()), k, window, target)
+            _part(out[0, k], window).copy_(writes[channels.int()])
     return Volume(out, scan)
 
 
 @dataclass(frozen=True, eq=False)
-class _Placed:
-    """Probabilities, and where the slices of a scan lie in them.
+class _Source:
+    """Probabilities of a region, and the mapping from the scan's slices to them.
 
     Attributes:
         data: (channels, slices, rows, columns).
         index_from_scan: (scan slices, 4, 4), see `index_from_voxels`.
-        matrices: the same in numpy, on the CPU.
-        planes: (scan slices,), see there.
-        copied: the scan's voxels are among those of the data.
-        doubtful: (slices, 4) first and last row and column that may be other than background, -1
-            if none may.
+        matrices: `index_from_scan` as numpy array on the CPU.
+        planes: (scan slices,), see `index_from_voxels`.
+        copied: the scan's voxels coincide with voxels of the data, so no interpolation is needed.
+        foreground: (slices, 4) first and last row and column that may be foreground, -1 if there
+            are none.
         size: rows and columns of the scan.
     """
 
@@ -110,42 +112,42 @@ class _Placed:
     matrices: np.ndarray
     planes: Tensor | None
     copied: bool
-    doubtful: np.ndarray
+    foreground: np.ndarray
     size: tuple[int, int]
 
-    def doubtful_window(self, k: int) -> _Window | None:
-        """What may be other than background in slice k of the scan; None if nothing may."""
-        return self._window(k, self.doubtful)
+    def foreground_window(self, k: int) -> _Window | None:
+        """The window of slice k of the scan that may contain foreground; None if there is none."""
+        return self._window(k, self.foreground)
 
     def window(self, k: int) -> _Window | None:
-        """What of slice k of the scan the data can cover; None if nothing."""
+        """The window of slice k of the scan that the data cover; None if they do not."""
         slices, rows, columns = self.data.shape[1:]
         return self._window(k, np.tile((0, rows - 1, 0, columns - 1), (slices, 1)))
 
     def sampled(self, k: int, window: _Window, fill: Tensor) -> Tensor:
         """(channels, rows, columns) in a part of `window(k)`; `fill`, (channels,), outside."""
-        this = slice(k, k + 1)
+        row = slice(k, k + 1)
         if self.copied:
             assert self.planes is not None
             top, left = self._offset()
-            seen = tuple(
+            shifted = tuple(
                 range(line.start + first, line.stop + first)
                 for line, first in zip(window, (top, left), strict=True)
             )
-            return _part(self.data[:, int(self.planes[k])], (seen[0], seen[1]))
-        planes = None if self.planes is None else self.planes[this]
-        return sample_window(self.data, self.index_from_scan[this], planes, window, fill)[:, 0]
+            return _part(self.data[:, int(self.planes[k])], (shifted[0], shifted[1]))
+        planes = None if self.planes is None else self.planes[row]
+        return sample_window(self.data, self.index_from_scan[row], planes, window, fill)[:, 0]
 
     def _window(self, k: int, boxes: np.ndarray) -> _Window | None:
         plane = None if self.planes is None else int(self.planes[k])
         if not self.copied:
-            return _seen(boxes, self.matrices[k], plane, self.size)
+            return _projected(boxes, self.matrices[k], plane, self.size)
         assert plane is not None
         if not 0 <= plane < len(boxes) or boxes[plane, 0] < 0:
             return None
         top, left = self._offset()
         first, last, start, end = (int(n) for n in boxes[plane])
-        return _common(
+        return _intersection(
             (range(first - top, last + 1 - top), range(start - left, end + 1 - left)),
             (range(self.size[0]), range(self.size[1])),
         )
@@ -155,31 +157,31 @@ class _Placed:
         return int(top), int(left)
 
 
-def _placed(region: Region, scan: Grid, target: Target) -> _Placed:
+def _source(region: Region, scan: Grid, target: Target) -> _Source:
     """Raises ValueError and ModelError, see `restore`."""
     if region.found is None:
-        raise ValueError(f"nothing was found in region '{region.name}'")
+        raise ValueError(f"region '{region.name}' has no probabilities")
     data = region.found.data
     if len(data) != target.outputs:
         raise ValueError(
-            f"{len(data)} channels in region '{region.name}', but {target.outputs} in the target"
+            f"region '{region.name}' has {len(data)} channels, the target {target.outputs}"
         )
     _check_finite(data, region.name)
     index_from_scan, planes = index_from_voxels(region.found.grid, scan)
-    return _Placed(
+    return _Source(
         data=data,
         index_from_scan=index_from_scan,
         matrices=index_from_scan.cpu().numpy(),
         planes=planes,
         copied=planes is not None and is_sub_grid(index_from_scan),
-        doubtful=_boxes(data, target.exclusive),
+        foreground=_foreground_boxes(data, target.exclusive),
         size=scan.shape[1:],
     )
 
 
 def _check_finite(data: Tensor, name: str) -> None:
-    """Where a probability is no number, a comparison would make a label of it."""
-    # A slice at a time, and a sum: it holds nothing in memory, and is finite only if all terms are.
+    """Raise ModelError for NaN and infinity: comparisons would turn them into labels."""
+    # The sum is finite only if all terms are; slice by slice, it needs no extra memory.
     for k in range(data.shape[1]):
         if not bool(data[:, k].sum(dtype=torch.float32).isfinite()):
             of_region = f" of region '{name}'" if name else ""
@@ -187,127 +189,129 @@ def _check_finite(data: Tensor, name: str) -> None:
                 f"the model's probabilities{of_region} are not finite in slice {k} of "
                 f"{data.shape[1]}",
                 code="not-finite-probabilities",
-                next_step="Segment in precision fp32; if it is, the model's training diverged: "
+                next_step="Segment with precision fp32; if it already is fp32, training diverged: "
                 "train again.",
             )
 
 
-def decided(found: Volume, target: Target) -> Volume:
-    """The labels of probabilities on their own grid; see `restore`.
+def decide(found: Volume, target: Target) -> Volume:
+    """Decide the labels of probabilities on their own grid; see `restore`.
 
     Args:
         found: (target.outputs, slices, rows, columns).
-        target: what the channels mean.
+        target: meaning of the channels.
 
     Returns:
         (1, slices, rows, columns) uint8 on the CPU.
     """
     writes = torch.tensor((0, *target.writes), dtype=torch.uint8)
     planes = [
-        _decided(found.data[:, k], target.exclusive).cpu() for k in range(found.grid.shape[0])
+        _channels(found.data[:, k], target.exclusive).cpu() for k in range(found.grid.shape[0])
     ]
     return Volume(writes[torch.stack(planes).int()][None], found.grid)
 
 
-def _boxes(data: Tensor, exclusive: bool) -> np.ndarray:
-    """(slices, 4): first and last row and column that may be other than background; -1 if none."""
+def _foreground_boxes(data: Tensor, exclusive: bool) -> np.ndarray:
+    """(slices, 4): first and last row and column that may be foreground; -1 if there are none."""
     rounding = 0.0 if exclusive else _WEIGHT_ROUNDING * torch.finfo(data.dtype).eps
     present = _PRESENT * (1 - rounding)
     boxes = np.full((data.shape[1], 4), -1)
     for k, box in enumerate(boxes):
         values = data[:, k]
-        doubtful = _most(values[1:]) > values[0] if exclusive else _most(values) > present
-        rows, columns = (doubtful.any(axis).nonzero()[:, 0] for axis in (1, 0))
+        mask = _maximum(values[1:]) > values[0] if exclusive else _maximum(values) > present
+        rows, columns = (mask.any(axis).nonzero()[:, 0] for axis in (1, 0))
         if len(rows):
             box[:] = (int(rows[0]), int(rows[-1]), int(columns[0]), int(columns[-1]))
     return boxes
 
 
-def _chosen(places: Sequence[Sequence[_Placed]], k: int, window: _Window, target: Target) -> Tensor:
+def _decided_window(
+    places: Sequence[Sequence[_Source]], k: int, window: _Window, target: Target
+) -> Tensor:
     """(rows, columns) uint8 in slice k of the scan: 1 + the channel to write; 0 is background."""
     out = torch.zeros([len(line) for line in window], dtype=torch.uint8)
     least = torch.full(out.shape, torch.inf, dtype=torch.float64)
-    answers = [_answer(opinions, k, window, target) for opinions in places]
-    known = [answer for answer in answers if answer is not None]
-    for part, values in known:
-        chosen = _decided(values, target.exclusive).cpu()
+    means = [_ensemble_mean(ensemble, k, window, target) for ensemble in places]
+    covering = [mean for mean in means if mean is not None]
+    for part, values in covering:
+        channels = _channels(values, target.exclusive).cpu()
         here = _part(out, part, window)
-        if len(known) == 1:
-            here.copy_(chosen)
+        if len(covering) == 1:
+            here.copy_(channels)
             break
-        background = values[0] if target.exclusive else -_most(values)
+        background = values[0] if target.exclusive else -_maximum(values)
         background = background.cpu().double()
-        before = _part(least, part, window)
-        lower = torch.where(background == before, torch.minimum(here, chosen), here)
-        here.copy_(torch.where(background < before, chosen, lower))
-        before.copy_(torch.minimum(background, before))
+        previous = _part(least, part, window)
+        lower = torch.where(background == previous, torch.minimum(here, channels), here)
+        here.copy_(torch.where(background < previous, channels, lower))
+        previous.copy_(torch.minimum(background, previous))
     return out
 
 
-def _answer(
-    opinions: Sequence[_Placed], k: int, window: _Window, target: Target
+def _ensemble_mean(
+    ensemble: Sequence[_Source], k: int, window: _Window, target: Target
 ) -> tuple[_Window, Tensor] | None:
-    """The part of a window that a place covers, and (channels, rows, columns) probabilities there.
+    """The part of a window that an ensemble covers, and its (channels, rows, columns) mean there.
 
-    Their mean, if several opinions cover some of it; None if none does.
+    None if no member covers any of the window.
     """
     fill = torch.tensor(target.background)
-    parts = [_common(placed.window(k), window) for placed in opinions]
-    seen = [(o, part) for o, part in zip(opinions, parts, strict=True) if part is not None]
-    if not seen:
+    parts = [_intersection(source.window(k), window) for source in ensemble]
+    covering = [(s, part) for s, part in zip(ensemble, parts, strict=True) if part is not None]
+    if not covering:
         return None
-    if len(seen) == 1:
-        ((placed, part),) = seen
-        return part, placed.sampled(k, part, fill)
-    whole = _joined([part for _, part in seen])
-    size = [len(line) for line in whole]
+    if len(covering) == 1:
+        ((source, part),) = covering
+        return part, source.sampled(k, part, fill)
+    union = _bounding_window([part for _, part in covering])
+    size = [len(line) for line in union]
     total = torch.zeros((len(fill), *size), dtype=torch.float64)
     count = torch.zeros(size, dtype=torch.float64)
-    nowhere = torch.full_like(fill, torch.nan)  # the data are finite, so it marks what is outside
-    for placed, part in seen:
-        values = placed.sampled(k, part, nowhere).cpu().double()
-        _part(count, part, whole).add_(~values[0].isnan())
-        _part(total, part, whole).add_(values.nan_to_num(0.0))
+    outside = torch.full_like(fill, torch.nan)  # the data are finite, so NaN marks the outside
+    for source, part in covering:
+        values = source.sampled(k, part, outside).cpu().double()
+        _part(count, part, union).add_(~values[0].isnan())
+        _part(total, part, union).add_(values.nan_to_num(0.0))
     mean = total / count.clamp(min=1)
-    return whole, torch.where(count > 0, mean, fill.double()[:, None, None])
+    return union, torch.where(count > 0, mean, fill.double()[:, None, None])
 
 
-def _decided(values: Tensor, exclusive: bool) -> Tensor:
+def _channels(values: Tensor, exclusive: bool) -> Tensor:
     """(rows, columns) uint8: 1 + the channel to write, 0 for background; see `restore`.
 
-    A running maximum: over a first axis of a few channels argmax takes thirty times as long.
+    A running maximum: argmax over a first axis of a few channels takes thirty times as long.
     """
-    chosen = torch.zeros(values.shape[1:], dtype=torch.uint8, device=values.device)
+    channels = torch.zeros(values.shape[1:], dtype=torch.uint8, device=values.device)
     if not exclusive:
         for number, value in enumerate(values, start=1):
-            chosen.masked_fill_(value > _PRESENT, number)
-        return chosen
-    most = values[0]
+            channels.masked_fill_(value > _PRESENT, number)
+        return channels
+    maximum = values[0]
     for number, value in enumerate(values[1:], start=1):
-        chosen.masked_fill_(value > most, number)
-        most = torch.maximum(most, value)
-    return chosen
+        channels.masked_fill_(value > maximum, number)
+        maximum = torch.maximum(maximum, value)
+    return channels
 
 
-def _most(values: Tensor) -> Tensor:
+def _maximum(values: Tensor) -> Tensor:
     """(rows, columns) maximum over the channels."""
-    most = values[0]
+    maximum = values[0]
     for value in values[1:]:
-        most = torch.maximum(most, value)
-    return most
+        maximum = torch.maximum(maximum, value)
+    return maximum
 
 
-def _part(values: Tensor, part: _Window, whole: _Window = (range(0), range(0))) -> Tensor:
-    """The rows and columns `part` of values that begin where `whole` does; shares memory."""
-    top, left = (line.start for line in whole)
+def _part(values: Tensor, part: _Window, window: _Window = (range(0), range(0))) -> Tensor:
+    """The rows and columns `part` of values that cover `window`; shares memory."""
+    top, left = (line.start for line in window)
     rows, columns = part
     return values[
         ..., rows.start - top : rows.stop - top, columns.start - left : columns.stop - left
     ]
 
 
-def _common(one: _Window | None, other: _Window) -> _Window | None:
-    """What two windows share; None if they share nothing."""
+def _intersection(one: _Window | None, other: _Window) -> _Window | None:
+    """The intersection of two windows; None if it is empty."""
     if one is None:
         return None
     rows, columns = (
@@ -316,8 +320,8 @@ def _common(one: _Window | None, other: _Window) -> _Window | None:
     return (rows, columns) if rows and columns else None
 
 
-def _joined(windows: Sequence[_Window]) -> _Window:
-    """The least window around all."""
+def _bounding_window(windows: Sequence[_Window]) -> _Window:
+    """The smallest window that contains all windows."""
     rows, columns = (
         range(min(w[i].start for w in windows), max(w[i].stop for w in windows)) for i in (0, 1)
     )
@@ -325,27 +329,27 @@ def _joined(windows: Sequence[_Window]) -> _Window:
 
 
 def _disjoint(windows: Iterable[_Window | None]) -> list[_Window]:
-    """Windows that share nothing and cover all of these; those that overlap become one."""
-    apart: list[_Window] = []
+    """Disjoint windows that cover all of these; overlapping windows are merged."""
+    disjoint: list[_Window] = []
     for window in windows:
         if window is None:
             continue
-        while met := [other for other in apart if _common(other, window)]:
-            apart = [other for other in apart if other not in met]
-            window = _joined([window, *met])
-        apart.append(window)
-    return apart
+        while overlapping := [other for other in disjoint if _intersection(other, window)]:
+            disjoint = [other for other in disjoint if other not in overlapping]
+            window = _bounding_window([window, *overlapping])
+        disjoint.append(window)
+    return disjoint
 
 
-def _seen(
+def _projected(
     boxes: np.ndarray, index_from_target: np.ndarray, plane: int | None, size: tuple[int, int]
 ) -> _Window | None:
-    """Rows and columns of a target slice that see something of the boxes; None if none do.
+    """Rows and columns of a target slice that the boxes can influence; None if there are none.
 
     Args:
-        boxes: of the source's slices, see `_boxes`.
+        boxes: of the source's slices, see `_foreground_boxes`.
         index_from_target: (4, 4), see `index_from_voxels`.
-        plane: the source slice in whose plane the target slice lies, if it lies in one.
+        plane: the source slice whose plane contains the target slice, if there is one.
         size: rows and columns of the target.
     """
     if plane is None:
@@ -357,20 +361,20 @@ def _seen(
     slices = slices[boxes[slices, 0] >= 0]
     if not len(slices):
         return None
-    # A pixel reaches as far as its neighbours, and a little on for the rounding of positions.
+    # A pixel influences the interpolation up to its neighbours; the rest covers rounding.
     low, high = boxes[slices].min(0)[[0, 2]] - 1.01, boxes[slices].max(0)[[1, 3]] + 1.01
     ends = (slices[0] - 1.01, slices[-1] + 1.01)
     if plane is not None:
         ends = (index_from_target[0, 3],) * 2
     corners = _corners(ends, *zip(low, high, strict=True))
-    there = np.linalg.inv(index_from_target)[1:3] @ corners
-    starts = np.maximum(np.ceil(there.min(1)), 0).astype(int)
-    stops = np.minimum(np.floor(there.max(1)) + 1, size).astype(int)
+    on_target = np.linalg.inv(index_from_target)[1:3] @ corners
+    starts = np.maximum(np.ceil(on_target.min(1)), 0).astype(int)
+    stops = np.minimum(np.floor(on_target.max(1)) + 1, size).astype(int)
     if (starts >= stops).any():
         return None
     return range(starts[0], stops[0]), range(starts[1], stops[1])
 
 
 def _corners(*ends: tuple[float, float]) -> np.ndarray:
-    """(4, 8) homogeneous corners of the box between two ends of each axis."""
+    """(4, 8) homogeneous coordinates of the corners of a box, given both ends of each axis."""
     return np.array([(*corner, 1.0) for corner in product(*ends)]).T

@@ -1,4 +1,4 @@
-"""Windows that slide over a volume: where they lie, and how their answers are weighted."""
+"""Sliding-window inference: window positions and Gaussian weights."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from math import ceil
 import torch
 from torch import Tensor
 
-__all__ = ["importance", "starts", "windowed"]
+__all__ = ["gaussian_weights", "sliding_window", "window_starts"]
 
-# Source: nnU-Net v2.8.1, `compute_gaussian`: SD as a part of the window's side.
+# SD as a fraction of the window's side. Source: nnU-Net v2.8.1, `compute_gaussian`.
 _SIGMA = 1 / 8
 
 
-def starts(size: int, window: int, overlap: float) -> list[int]:
-    """First voxels of the fewest evenly spread windows that overlap by at least this part.
+def window_starts(size: int, window: int, overlap: float) -> list[int]:
+    """First voxels of the fewest evenly spaced windows with at least this overlap.
 
     Args:
         size: voxels along an axis, at least `window`.
         window: voxels of a window.
-        overlap: 0 to below 1.
+        overlap: minimum overlap as a fraction of the window, in [0, 1).
 
     Source: nnU-Net v2.8.1, `compute_steps_for_sliding_window`.
     """
@@ -32,35 +32,35 @@ def starts(size: int, window: int, overlap: float) -> list[int]:
     return [round(step * k) for k in range(count)]
 
 
-def importance(window: Sequence[int]) -> Tensor:
-    """(*window) weights: 1 in the middle, falling like a Gaussian, positive everywhere.
+def gaussian_weights(window: Sequence[int]) -> Tensor:
+    """(*window) Gaussian weights with maximum 1, positive everywhere.
 
     Source: nnU-Net v2.8.1, `compute_gaussian`.
     """
     weights = torch.ones(())
     for side in window:
-        at = (torch.arange(side, dtype=torch.float64) - (side - 1) / 2) / (side * _SIGMA)
-        weights = weights[..., None] * torch.exp(-at.square() / 2)
+        z = (torch.arange(side, dtype=torch.float64) - (side - 1) / 2) / (side * _SIGMA)
+        weights = weights[..., None] * torch.exp(-z.square() / 2)
     weights = (weights / weights.max()).float()
     return weights.clamp(min=float(weights[weights > 0].min()))
 
 
-def windowed(
-    ask: Callable[[Tensor], Tensor],
+def sliding_window(
+    predict: Callable[[Tensor], Tensor],
     image: Tensor,
     window: Sequence[int],
     *,
     outputs: int,
     overlap: float = 0.5,
 ) -> Tensor:
-    """The answers of a network to windows of a volume, their weighted mean.
+    """Predict a volume window by window; overlapping predictions are averaged with weights.
 
     Args:
-        ask: (1, channels, *window) to (1, outputs, *window) on the CPU.
+        predict: (1, channels, *window) -> (1, outputs, *window) on the CPU.
         image: (channels, *size), each side at least the window's.
-        window: sides of a window.
-        outputs: channels of an answer.
-        overlap: part by which neighbours overlap at least.
+        window: size of a window.
+        outputs: number of output channels.
+        overlap: minimum overlap of neighbouring windows, as a fraction.
 
     Returns:
         (outputs, *size) float32.
@@ -68,11 +68,11 @@ def windowed(
     size = tuple(image.shape[1:])
     total = torch.zeros((outputs, *size))
     weight = torch.zeros(size)
-    weights = importance(window)
-    axes = [starts(n, w, overlap) for n, w in zip(size, window, strict=True)]
+    weights = gaussian_weights(window)
+    axes = [window_starts(n, w, overlap) for n, w in zip(size, window, strict=True)]
     for corner in product(*axes):
         box = tuple(slice(s, s + w) for s, w in zip(corner, window, strict=True))
-        answer = ask(image[(slice(None), *box)][None])[0]
-        total[(slice(None), *box)] += answer * weights
+        prediction = predict(image[(slice(None), *box)][None])[0]
+        total[(slice(None), *box)] += prediction * weights
         weight[box] += weights
     return total.div_(weight)

@@ -1,8 +1,8 @@
-"""A method at work: steps that locate regions and, maybe, segment them.
+"""The steps of a method: each locates regions of interest and optionally segments them.
 
-`advance` is the only chain there is: inference runs all steps of a method, and a stage of training
-gets its grids from the steps before it. The scan is interpolated once, from its own voxels to each
-region's grid; `kidseg.pipeline.restore` brings what was found there back.
+`advance` is the only function that runs steps: inference runs all steps of a method, and a training
+stage takes its grids from the steps before it. The scan is interpolated once, from its own voxels
+to each region's grid; `kidseg.pipeline.restore` resamples the result back to the scan.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ __all__ = ["Locate", "Progress", "Region", "Segment", "Step", "advance"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Region:
-    """One place to look at, and what was found there.
+    """A region of interest, and the probabilities predicted in it.
 
     Attributes:
-        grid: where its voxels lie; volumetric, or slice-wise over the scan's slices.
-        name: regions of one name are several opinions on the same place, and are averaged; those of
-            different names are different places (one per kidney), which may overlap.
-        found: (channels, *grid.shape) probabilities on `grid`, as the step's target means them;
-            None where the step only locates.
+        grid: of its voxels; volumetric, or slice-wise over the scan's slices.
+        name: regions with the same name are an ensemble and are averaged; regions with different
+            names are different places (one per kidney), which may overlap.
+        found: (channels, *grid.shape) probabilities on `grid`, with the channels of the step's
+            target; None if the step only locates.
     """
 
     grid: Grid
@@ -36,13 +36,12 @@ class Region:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Progress:
-    """A scan, and the regions of each step that has run: what every later step may read.
+    """A scan and the results of the steps that have run; later steps may read all of it.
 
     Attributes:
-        image: (channels, slices, rows, columns), HU for CT; the slices of a batch in
-            joint training.
-        steps: the regions of each step, by its name, in order. A step that had nothing to do has
-            none.
+        image: (channels, slices, rows, columns), HU for CT; the slices of a batch in joint
+            training.
+        steps: {step name: its regions}, in order of execution. A step may have no regions.
         seconds: wall time of each step.
     """
 
@@ -52,17 +51,17 @@ class Progress:
 
     @property
     def last(self) -> tuple[Region, ...]:
-        """The regions of the last step that had any; the whole image, if none had."""
+        """The regions of the last step that has any; the full image if none has."""
         for regions in reversed(tuple(self.steps.values())):
             if regions:
                 return regions
         if isinstance(self.image, Slices):
-            raise ValueError("slices of a batch have no grid in common; a step must come first")
+            raise ValueError("the slices of a batch share no grid; run a locating step first")
         return (Region(grid=self.image.grid),)
 
     @property
     def found(self) -> tuple[Region, ...]:
-        """The regions of the last step that found something; () if none did."""
+        """The regions of the last step that segmented; () if none did."""
         for regions in reversed(tuple(self.steps.values())):
             if regions and regions[0].found is not None:
                 return regions
@@ -70,21 +69,21 @@ class Progress:
 
 
 Locate = Callable[[Progress], Sequence[Region]]
-"""Where to look, from what is known so far; (): nothing to do."""
+"""Progress so far -> regions of interest; () if there is nothing to do."""
 
 Segment = Callable[[Progress, Region], Volume]
-"""Probabilities on the region's grid; may read earlier results."""
+"""Progress so far, region -> probabilities on the region's grid."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One step of a method: where to look and, maybe, what is there.
+    """One step of a method: locates regions and optionally segments them.
 
     Attributes:
         name: unique in a method.
         locate: see `Locate`.
-        segment: see `Segment`; None only locates.
-        target: what the channels of `segment` mean.
+        segment: see `Segment`; None if the step only locates.
+        target: meaning of the output channels of `segment`.
     """
 
     name: str
@@ -94,7 +93,7 @@ class Step:
 
 
 def advance(image: Volume | Slices, steps: Sequence[Step]) -> Progress:
-    """Take an image through steps, each reading what those before it located and found."""
+    """Run the steps on an image; each step can read the results of those before it."""
     progress = Progress(image=image)
     for step in steps:
         start = time.perf_counter()

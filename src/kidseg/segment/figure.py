@@ -16,7 +16,7 @@ from kidseg.geometry import Grid, Volume, in_plane_pose, resample
 from kidseg.intensity import Normalisation
 from kidseg.io.atomic import writing
 from kidseg.labels import LabelSchema, Target
-from kidseg.pipeline import Region, decided
+from kidseg.pipeline import Region, decide
 from kidseg.segment.predictor import Segmentation
 
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ def _row_at(grid: Grid, scan: Grid, k: int) -> int | None:
 def _labels(region: Region, row: int, target: Target) -> np.ndarray | None:
     if region.found is None:
         return None
-    labels: np.ndarray = decided(region.found.slices(row, row + 1), target).data[0, 0].numpy()
+    labels: np.ndarray = decide(region.found.slices(row, row + 1), target).data[0, 0].numpy()
     return labels
 
 

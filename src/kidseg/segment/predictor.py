@@ -24,7 +24,7 @@ from kidseg.labels import LabelSchema, Target
 from kidseg.methods import Method, method_named
 from kidseg.nets import PlannedUNet, UNet
 from kidseg.nets.folding import folded
-from kidseg.pipeline import Progress, Region, advance, decided, restore
+from kidseg.pipeline import Progress, Region, advance, decide, restore
 from kidseg.plan import Plan
 from kidseg.postprocess import Piece, min_volume_ml, remove_small
 
@@ -341,7 +341,7 @@ def _findings(
 def _touches_border(region: Region, scan: Grid, target: Target) -> bool:
     """Does what was found reach the border of its region's planes, where the scan goes on?"""
     assert region.found is not None
-    there = decided(region.found, target).data[0] > 0
+    there = decide(region.found, target).data[0] > 0
     inner = torch.zeros_like(there[0])
     inner[1:-1, 1:-1] = True
     edge = (there & ~inner).nonzero()

@@ -1,1 +1,1 @@
-"""System A: pose and size homogenized, cropped, segmented."""
+"""System A: homogenize pose and size, crop, segment."""

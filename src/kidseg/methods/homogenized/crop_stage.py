@@ -1,4 +1,4 @@
-"""The second spatial transformer: the square around kidneys and tumour, after the first."""
+"""The second spatial transformer: crop homogenized slices around kidneys and tumour."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from kidseg.cohort.batch import picked
+from kidseg.cohort.batch import drawn_grid
 from kidseg.cohort.cohort import Cohort
 from kidseg.cohort.items import draw, steps_per_epoch
 from kidseg.cohort.subject import Subject
@@ -21,17 +21,17 @@ from kidseg.methods.homogenized.scene import Scene, outputs_of
 from kidseg.nets.stn import Crop, crop_around, crop_from, crop_grid, widened
 from kidseg.stage import Stage, TrainStep
 
-__all__ = ["CropTransformer", "boxes"]
+__all__ = ["CropTransformer", "target_boxes"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CropTransformer:
-    """The localisation network of the crop, and all that it takes to use it.
+    """The spatial transformer of the crop: localisation network and settings.
 
     Attributes:
-        net: the network.
+        net: the localisation network.
         config: of the crop.
-        masks: how many masks the network sees beside the image.
+        masks: number of masks in the network's input, besides the image.
         size: pixels along each side of the crop.
     """
 
@@ -41,7 +41,7 @@ class CropTransformer:
     size: int
 
     def boxes(self, scene: Scene, grid: Grid) -> Crop:
-        """The box in each slice of a grid; with `per` "volume" the median for all."""
+        """The predicted box in each slice of a grid; with `per` "volume" the median of all."""
         side = self.config.localizer.size
         view = scene.view(grid.resized((grid.shape[0], side, side)), self.masks)
         device = next(self.net.parameters()).device
@@ -55,7 +55,7 @@ class CropTransformer:
         return Crop(centre, half)
 
     def locate(self, scene: Scene, grid: Grid) -> Grid:
-        """The grid that the U-Net sees: the boxes, with the safety margin, in `size` pixels."""
+        """The input grid of the U-Net: the boxes with the safety margin, in `size` pixels."""
         return crop_grid(grid, widened(self.boxes(scene, grid), self.config.localizer), self.size)
 
     def stage(
@@ -64,66 +64,32 @@ class CropTransformer:
         training: Sequence[Grid],
         validation: Sequence[tuple[Scene, Grid]],
     ) -> Stage:
-        """How the crop is learned on homogenized grids.
+        """The stage that trains the crop on homogenized grids.
 
-        The score is the mean overlap (intersection over union) of the boxes with those aimed at,
-        over slices and patients; "covered" is the part of the labelled pixels that the widened
-        boxes hold.
+        The score is the mean intersection over union of the predicted boxes with the target boxes,
+        over slices and patients; "covered" is the fraction of labelled pixels inside the widened
+        boxes.
 
         Args:
             cohort: the cases.
             training: homogenized grids of the training cases, slice-wise.
-            validation: the validation cases as they are looked at, and their homogenized grids.
+            validation: network inputs and homogenized grids of the validation cases.
         """
-        config, side = self.config, self.config.localizer.size
-        aims = [
-            boxes(subject, grid, config)
+        config = self.config
+        targets = [
+            target_boxes(subject, grid, config)
             for subject, grid in zip(cohort.training, training, strict=True)
         ]
         pairs = list(zip(cohort.validation, validation, strict=True))
 
         def batch(step: TrainStep) -> _CropBatch:
-            drawn = draw(cohort.index, step, config.stage.batch_size)
-            grid = picked(training, drawn)
-            images = Slices.of([subject.image for subject in cohort.training], drawn)
-            aim = Crop(
-                torch.stack([aims[case].centre[k] for case, k in drawn]),
-                torch.stack([aims[case].half[k] for case, k in drawn]),
-            )
-            scene = Scene(
-                image=images,
-                masks=Slices.of(cohort.masks, drawn),
-                start=grid,
-                scalings=[cohort.training[case].scalings for case, _ in drawn],
-            )
-            return _CropBatch(names=cohort.names(drawn), scene=scene, aim=aim)
-
-        def loss(called: nn.Module, batch: _CropBatch) -> dict[str, Tensor]:
-            scene, grid = batch.scene, batch.scene.start
-            view = scene.view(grid.resized((grid.shape[0], side, side)), self.masks)
-            crop = crop_from(outputs_of(called, view), config.localizer)
-            aim = Crop(batch.aim.centre.to(crop.centre), batch.aim.half.to(crop.half))
-            parts = [
-                as_input(
-                    sampled(scene.image, crop_grid(grid, box, side), fill=AIR_HU).data,
-                    scene.scalings,
-                )
-                for box in (crop, aim)
-            ]
-            whole = [all_gather(values) for values in (*parts, crop.theta, aim.theta)]
-            return {"loss": crop_loss(*whole)}
-
-        def figures(pair: tuple[Subject, tuple[Scene, Grid]]) -> tuple[float, float]:
-            subject, (scene, grid) = pair
-            crop = self.boxes(scene, grid)
-            overlap = float(_overlap(crop, boxes(subject, grid, config)).mean())
-            return overlap, _covered(subject, grid, widened(crop, config.localizer), side)
+            return self._batch(cohort, training, targets, step)
 
         def validate() -> dict[str, float]:
-            overlaps, covers = zip(*shared_map(figures, pairs), strict=True)
+            overlaps, covered = zip(*shared_map(self._case_metrics, pairs), strict=True)
             return {
                 "score": sum(overlaps) / len(overlaps),
-                "covered": sum(covers) / len(covers),
+                "covered": sum(covered) / len(covered),
             }
 
         return Stage(
@@ -132,48 +98,90 @@ class CropTransformer:
             config=config.stage,
             steps=config.stage.steps or steps_per_epoch(cohort.index, config.stage.batch_size),
             batch=batch,
-            loss=loss,
+            loss=self._loss,
             validate=validate,
         )
+
+    def _batch(
+        self, cohort: Cohort, grids: Sequence[Grid], targets: Sequence[Crop], step: TrainStep
+    ) -> _CropBatch:
+        drawn = draw(cohort.index, step, self.config.stage.batch_size)
+        target = Crop(
+            torch.stack([targets[case].centre[k] for case, k in drawn]),
+            torch.stack([targets[case].half[k] for case, k in drawn]),
+        )
+        scene = Scene(
+            image=Slices.of([subject.image for subject in cohort.training], drawn),
+            masks=Slices.of(cohort.masks, drawn),
+            start=drawn_grid(grids, drawn),
+            scalings=cohort.scalings(drawn),
+        )
+        return _CropBatch(names=cohort.names(drawn), scene=scene, target=target)
+
+    def _loss(self, called: nn.Module, batch: _CropBatch) -> dict[str, Tensor]:
+        side = self.config.localizer.size
+        scene, grid = batch.scene, batch.scene.start
+        view = scene.view(grid.resized((grid.shape[0], side, side)), self.masks)
+        crop = crop_from(outputs_of(called, view), self.config.localizer)
+        target = Crop(batch.target.centre.to(crop.centre), batch.target.half.to(crop.half))
+        images = [
+            as_input(
+                sampled(scene.image, crop_grid(grid, box, side), fill=AIR_HU).data,
+                scene.scalings,
+            )
+            for box in (crop, target)
+        ]
+        gathered = [all_gather(values) for values in (*images, crop.theta, target.theta)]
+        return {"loss": crop_loss(*gathered)}
+
+    def _case_metrics(self, pair: tuple[Subject, tuple[Scene, Grid]]) -> tuple[float, float]:
+        """Overlap and covered fraction of a validation patient."""
+        subject, (scene, grid) = pair
+        config = self.config
+        crop = self.boxes(scene, grid)
+        overlap = float(_overlap(crop, target_boxes(subject, grid, config)).mean())
+        wide = widened(crop, config.localizer)
+        return overlap, _covered(subject, grid, wide, config.localizer.size)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _CropBatch:
-    """Slices on their homogenized grids (`scene.start`), and the boxes to aim at."""
+    """A training batch of slices on their homogenized grids (`scene.start`), and target boxes."""
 
     names: tuple[str, ...]
     scene: Scene
-    aim: Crop
+    target: Crop
 
     def to(self, device: torch.device) -> _CropBatch:
         return replace(self, scene=self.scene.to(device))
 
 
-def boxes(subject: Subject, grid: Grid, config: CropConfig) -> Crop:
-    """The boxes to aim at in each slice of a homogenized grid; the whole image without labels."""
+def target_boxes(subject: Subject, grid: Grid, config: CropConfig) -> Crop:
+    """The target box in each slice of a homogenized grid; the full image without labels."""
     labels = _labels_on(subject, grid, config.localizer.size)
-    whole = crop_around(labels.any(0)[None], config.localizer)
-    patient = Crop(whole.centre.expand(len(labels), 2), whole.half.expand(len(labels), 2))
+    union = crop_around(labels.any(0)[None], config.localizer)
+    patient = Crop(union.centre.expand(len(labels), 2), union.half.expand(len(labels), 2))
     if config.target == "patient":
         return patient
-    own = crop_around(labels, config.localizer)
+    per_slice = crop_around(labels, config.localizer)
     if config.empty == "identity":
-        return own
-    there = labels.flatten(1).any(1)[:, None]
+        return per_slice
+    labelled = labels.flatten(1).any(1)[:, None]
     return Crop(
-        torch.where(there, own.centre, patient.centre), torch.where(there, own.half, patient.half)
+        torch.where(labelled, per_slice.centre, patient.centre),
+        torch.where(labelled, per_slice.half, patient.half),
     )
 
 
 def _labels_on(subject: Subject, grid: Grid, side: int) -> Tensor:
     """(slices, side, side) bool: any label."""
-    looked = grid.resized((grid.shape[0], side, side))
+    resized = grid.resized((grid.shape[0], side, side))
     assert subject.labels is not None
-    return resample(subject.labels, looked, mode="nearest").data[0].cpu() > 0
+    return resample(subject.labels, resized, mode="nearest").data[0].cpu() > 0
 
 
 def _covered(subject: Subject, grid: Grid, crop: Crop, side: int) -> float:
-    """Part of the labelled pixels that lie in the boxes; 1 if there are none."""
+    """Fraction of the labelled pixels inside the boxes; 1 without labelled pixels."""
     labels = _labels_on(subject, grid, side)
     if not bool(labels.any()):
         return 1.0
@@ -189,6 +197,6 @@ def _overlap(a: Crop, b: Crop) -> Tensor:
     """(slices,) intersection over union."""
     low = torch.maximum(a.centre - a.half, b.centre - b.half)
     high = torch.minimum(a.centre + a.half, b.centre + b.half)
-    shared = (high - low).clamp(min=0).prod(-1)
-    both = (2 * a.half).prod(-1) + (2 * b.half).prod(-1) - shared
-    return shared / both
+    intersection = (high - low).clamp(min=0).prod(-1)
+    union = (2 * a.half).prod(-1) + (2 * b.half).prod(-1) - intersection
+    return intersection / union

@@ -1,4 +1,4 @@
-"""How a patient lies, and how well the pose brings it to the reference."""
+"""Size and position of a patient, and its agreement with the reference patient."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from kidseg.geometry import Grid, Volume
 from kidseg.methods.homogenized.pose_stage import overlap
 from kidseg.methods.homogenized.reference import Reference, start_grid
 
-__all__ = ["brought_to_reference"]
+__all__ = ["reference_placement"]
 
 
-def brought_to_reference(
+def reference_placement(
     subject: Subject, base: Grid, grid: Grid, config: PoseConfig, reference: Reference
 ) -> Placement:
-    """How a patient lies, and how well it meets the reference.
+    """Size and position of a patient, and the overlap of its masks with the reference's.
 
-    Which of its heights meets which of the reference's is told by its labels, as in training. Where
-    they are unknown, labels that a method found stand in for them; without any, all slices count.
+    Slices are matched to levels of the reference by their relative height in the labelled region,
+    as in training. The labels may be predicted; without labels, all slices are used.
 
     Args:
-        subject: with labels that are known or found.
-        base: its grid before any pose.
+        subject: with reference or predicted labels.
+        base: its base grid.
         grid: homogenized, slice-wise.
         config: of the pose.
-        reference: already adopted.
+        reference: set to a patient.
     """
     first, last = subject.labelled_or_all
     grids = {
-        "before": _untouched(subject, base, config, reference),
+        "before": _centred_grid(subject, base, config, reference),
         "start": start_grid(subject, base, config, reference),
         "after": grid,
     }
     overlaps = {}
     for name, place in grids.items():
-        own = overlap(subject, place, config, reference).tolist()
-        overlaps[name] = dict(zip(("body", "bone")[: len(own)], own, strict=True))
+        by_mask = overlap(subject, place, config, reference).tolist()
+        overlaps[name] = dict(zip(("body", "bone")[: len(by_mask)], by_mask, strict=True))
     levels = [reference.level(subject, k) for k in range(grid.shape[0])]
     side = config.localizer.size
     body = reference.targets(levels)[:, :1].transpose(0, 1).cpu()
@@ -55,13 +55,13 @@ def brought_to_reference(
     )
 
 
-def _untouched(subject: Subject, base: Grid, config: PoseConfig, reference: Reference) -> Grid:
-    """The scan as it lies, centred on the body, in the field in which the reference is seen."""
+def _centred_grid(subject: Subject, base: Grid, config: PoseConfig, reference: Reference) -> Grid:
+    """The grid centred on the body, without rotation or scaling, in the reference's field."""
     if config.start == "identity":
         return start_grid(subject, base, config, reference)
     assert subject.body is not None
     long, short = (float(radius) for radius in reference.radii_mm)
-    as_it_lies = Moments(
+    translation_only = Moments(
         subject.body.whole.centre_mm,
         torch.zeros((), dtype=torch.float64),
         torch.tensor([long, short], dtype=torch.float64),
@@ -69,7 +69,7 @@ def _untouched(subject: Subject, base: Grid, config: PoseConfig, reference: Refe
     field_mm = float(reference.field_mm)
     grid = normalized(
         subject.image.grid,
-        as_it_lies,
+        translation_only,
         radii_mm=(long, short),
         field_mm=field_mm,
         size=base.shape[2],

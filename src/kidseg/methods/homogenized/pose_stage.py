@@ -1,4 +1,4 @@
-"""The first spatial transformer: each slice brought to the reference's pose and size."""
+"""The first spatial transformer: align each slice to the pose and size of the reference."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kidseg.cohort.batch import picked
+from kidseg.cohort.batch import drawn_grid
 from kidseg.cohort.cohort import Cohort
 from kidseg.cohort.items import Drawn, draw, steps_per_epoch
 from kidseg.cohort.subject import Subject
@@ -20,22 +20,26 @@ from kidseg.geometry import Field, Grid, Slices, in_plane_pose
 from kidseg.intensity import AIR_HU
 from kidseg.losses import soft_dice
 from kidseg.methods.homogenized.reference import Reference, start_grid
-from kidseg.methods.homogenized.registration import agreement, descended, looked_at
+from kidseg.methods.homogenized.registration import (
+    agreement,
+    minimize_pose,
+    registration_slices,
+)
 from kidseg.methods.homogenized.scene import MASKS, Scene, masks_on, outputs_of
 from kidseg.nets.stn import Pose, pose_from, pose_grid
 from kidseg.stage import Stage, TrainStep
 
-__all__ = ["PoseTransformer", "overlap", "registered"]
+__all__ = ["PoseTransformer", "overlap", "register"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PoseTransformer:
-    """The localisation network of the pose, and all that it takes to use it.
+    """The spatial transformer of the pose: localisation network, settings and reference.
 
     Attributes:
-        net: the network.
+        net: the localisation network.
         config: of the pose.
-        reference: whose pose and size are aimed at.
+        reference: the patient to align to.
         base: (subject) -> its base grid.
     """
 
@@ -46,15 +50,15 @@ class PoseTransformer:
 
     @property
     def masks(self) -> int:
-        """Masks that the network sees beside the image."""
+        """Number of masks in the network's input, besides the image."""
         return MASKS[self.config.target]
 
     def start(self, subject: Subject) -> Grid:
-        """Where a patient's pose is sought from; see `start_grid`."""
+        """The grid of a patient before the pose; see `start_grid`."""
         return start_grid(subject, self.base(subject), self.config, self.reference)
 
     def scene(self, subject: Subject) -> Scene:
-        """A patient, as the transformers look at it."""
+        """The input of the transformers for a patient."""
         assert subject.masks is not None
         return Scene(
             image=subject.image,
@@ -66,9 +70,9 @@ class PoseTransformer:
     def locate(self, scene: Scene) -> Grid:
         """The homogenized grid: (slices, size, size), slice-wise; differentiable in the network.
 
-        The network looks (with `mirrored` in a mirror, too), the grid is corrected, and it looks
-        again. With `per` "volume" the correction is the median over the slices with a body, so that
-        a patient is moved as one.
+        In each iteration the network predicts a correction of the grid (with `mirrored`, averaged
+        with that of the flipped input). With `per` "volume" the correction is the median over the
+        slices with a body, so that all slices of a patient move together.
         """
         config, grid = self.config, scene.start
         side = config.localizer.size
@@ -78,33 +82,33 @@ class PoseTransformer:
             outputs = outputs_of(self.net, view).cpu().double()
             if config.mirrored:
                 every = torch.ones(len(outputs), dtype=torch.bool)
-                other = outputs_of(self.net, view.flip(-1)).cpu().double()
-                outputs = (outputs + _mirrored_back(other, every)) / 2
+                flipped = outputs_of(self.net, view.flip(-1)).cpu().double()
+                outputs = (outputs + _unflip(flipped, every)) / 2
             if config.per == "volume":
-                there = view[:, -self.masks].flatten(1).any(1).cpu()
-                kept = outputs[there] if bool(there.any()) else outputs
+                has_body = view[:, -self.masks].flatten(1).any(1).cpu()
+                kept = outputs[has_body] if bool(has_body.any()) else outputs
                 outputs = kept.quantile(0.5, dim=0).expand_as(outputs)
             grid = pose_grid(grid, pose_from(outputs, config.localizer))
         return grid
 
     def stage(self, cohort: Cohort) -> Stage:
-        """How the pose is learned: by the overlap of masks with the reference's, without labels.
+        """The stage that trains the pose on the overlap of masks with the reference's.
 
-        Labels serve to pair slices with the reference's and to draw the batches. The score is the
-        mean agreement over validation slices, mean over patients, as at inference.
+        Labels are used only to match slices with the reference's and to draw the batches. The score
+        is the mean agreement over validation slices, averaged over patients, as in inference.
         """
         starts = [self.start(subject) for subject in cohort.training]
-        aims: list[Grid] | None = None
+        targets: list[Grid] | None = None
         if self.config.teacher:
-            aims = registered(cohort.training, starts, self.config, self.reference)
+            targets = register(cohort.training, starts, self.config, self.reference)
 
         def batch(step: TrainStep) -> _PoseBatch:
-            return self._batch(cohort, starts, aims, step)
+            return self._batch(cohort, starts, targets, step)
 
         def validate() -> dict[str, float]:
-            found = shared_map(self._figures, cohort.validation)
-            means = torch.tensor([list(one.values()) for one in found]).mean(0).tolist()
-            return dict(zip(found[0], means, strict=True))
+            cases = shared_map(self._case_metrics, cohort.validation)
+            means = torch.tensor([list(case.values()) for case in cases]).mean(0).tolist()
+            return dict(zip(cases[0], means, strict=True))
 
         config = self.config.stage
         return Stage(
@@ -118,182 +122,197 @@ class PoseTransformer:
         )
 
     def _batch(
-        self, cohort: Cohort, starts: Sequence[Grid], aims: Sequence[Grid] | None, step: TrainStep
+        self,
+        cohort: Cohort,
+        starts: Sequence[Grid],
+        targets: Sequence[Grid] | None,
+        step: TrainStep,
     ) -> _PoseBatch:
         config, side = self.config, self.config.localizer.size
         drawn = draw(cohort.index, step, config.stage.batch_size)
-        chance = _chance(len(drawn), step)
-        start = picked(starts, drawn).resized((len(drawn), side, side))
-        fields = _fields(cohort, drawn, config, chance[:, 5:9])
+        uniform = _uniform(len(drawn), step)
+        start = drawn_grid(starts, drawn).resized((len(drawn), side, side))
+        fields = _fields(cohort, drawn, config, uniform[:, 5:9])
         masks = cohort.masks
         images = [subject.image for subject in cohort.training]
         return _PoseBatch(
             names=cohort.names(drawn),
             scene=Scene(
                 image=Slices.of(images, drawn, fill=AIR_HU, fields=fields),
-                masks=Slices.of(masks, drawn, fields=_coarser(fields, cohort, drawn)),
-                start=_jittered(start, config, chance[:, :5]),
+                masks=Slices.of(masks, drawn, fields=_mask_fields(fields, cohort, drawn)),
+                start=_jittered(start, config, uniform[:, :5]),
                 scalings=[cohort.training[case].scalings for case, _ in drawn],
             ),
             masks=Slices.of(masks, drawn),
-            mirrored=(chance[:, 9] > 0) & config.mirrored,
+            flipped=(uniform[:, 9] > 0) & config.mirrored,
             levels=tuple(self.reference.level(cohort.training[case], k) for case, k in drawn),
-            aims=None if aims is None else picked(aims, drawn),
+            targets=None if targets is None else drawn_grid(targets, drawn),
         )
 
     def _loss(self, called: nn.Module, batch: _PoseBatch) -> dict[str, Tensor]:
         config, start = self.config, batch.scene.start
-        view = _mirrored(batch.scene.view(start, self.masks), batch.mirrored)
-        outputs = _mirrored_back(outputs_of(called, view), batch.mirrored)
+        view = _flip(batch.scene.view(start, self.masks), batch.flipped)
+        outputs = _unflip(outputs_of(called, view), batch.flipped)
         pose = pose_from(outputs, config.localizer)
         moved = masks_on(batch.masks, pose_grid(start, pose), self.masks)
         loss = 1.0 - agreement(moved, self.reference.targets(batch.levels), config).mean()
-        if batch.aims is None:
+        if batch.targets is None:
             return {"loss": loss}
-        off = _distance(pose, batch.aims, start)
-        return {"loss": loss + config.teacher * off, "overlap_loss": loss, "distance": off}
+        distance = _distance(pose, batch.targets, start)
+        return {
+            "loss": loss + config.teacher * distance,
+            "overlap_loss": loss,
+            "distance": distance,
+        }
 
-    def _figures(self, subject: Subject) -> dict[str, float]:
-        """Of a validation patient."""
+    def _case_metrics(self, subject: Subject) -> dict[str, float]:
+        """Metrics of a validation patient."""
         scene = self.scene(subject)
         grid = self.locate(scene)
         before, after = (
-            _agreed(subject, place, self.config, self.reference) for place in (scene.start, grid)
+            _mean_agreement(subject, place, self.config, self.reference)
+            for place in (scene.start, grid)
         )
-        own = overlap(subject, grid, self.config, self.reference).tolist()
+        by_mask = overlap(subject, grid, self.config, self.reference).tolist()
         return {
             "score": after,
             "start": before,
-            **dict(zip(("body", "bone")[: self.masks], own, strict=True)),
+            **dict(zip(("body", "bone")[: self.masks], by_mask, strict=True)),
         }
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _PoseBatch:
-    """Slices as the network sees them, and their masks whole for the loss.
+    """A training batch of slices for the pose.
 
     Attributes:
         names: of the slices.
-        scene: what the network sees, from the start that it is to correct.
-        masks: all of them, also outside of the field in view.
-        mirrored: (n,) bool: which are seen in a mirror.
-        levels: of the reference, that they meet.
-        aims: the grids that registration found, if it teaches.
+        scene: the network's input; image and masks may have a reduced field of view, and the start
+            grid may be jittered.
+        masks: complete masks for the loss, also outside the field of view.
+        flipped: (n,) bool: whether the network's input is flipped.
+        levels: matching levels of the reference.
+        targets: grids found by registration, if they supervise the network.
     """
 
     names: tuple[str, ...]
     scene: Scene
     masks: Slices
-    mirrored: Tensor
+    flipped: Tensor
     levels: tuple[int, ...]
-    aims: Grid | None
+    targets: Grid | None
 
     def to(self, device: torch.device) -> _PoseBatch:
         return replace(self, scene=self.scene.to(device), masks=self.masks.to(device))
 
 
-def registered(
+def register(
     subjects: Sequence[Subject], starts: Sequence[Grid], config: PoseConfig, reference: Reference
 ) -> list[Grid]:
-    """The grids, like `starts`, on which patients' masks agree best with the reference's.
+    """Register patients' masks to the reference's; the grids with the best agreement.
 
-    One pose for all slices of a patient, by descent on `agreement` over some of the labelled
-    slices; the start itself if nothing better is found.
+    Optimises `agreement` over one pose per patient, on a subset of the labelled slices. Returns the
+    start grid if no better pose is found.
 
     Args:
-        subjects: patients; their labels tell which heights belong together.
-        starts: of each, slice-wise.
+        subjects: patients; their labels determine the relative heights.
+        starts: initial grid of each, slice-wise.
         config: of the pose.
-        reference: already adopted.
+        reference: set to a patient.
     """
-    aims = [
-        reference.targets([reference.level(subject, k) for k in looked_at(subject)])
+    targets = [
+        reference.targets([reference.level(subject, k) for k in registration_slices(subject)])
         for subject in subjects
     ]
 
-    def loss(masks: Tensor, aim: Tensor) -> Tensor:
-        return 1.0 - agreement(masks, aim, config)
+    def loss(masks: Tensor, target: Tensor) -> Tensor:
+        return 1.0 - agreement(masks, target, config)
 
-    return descended(subjects, starts, aims, config.localizer, MASKS[config.target], loss)
+    return minimize_pose(subjects, starts, targets, config.localizer, MASKS[config.target], loss)
 
 
 def overlap(subject: Subject, grid: Grid, config: PoseConfig, reference: Reference) -> Tensor:
-    """(masks,) mean soft Dice with the reference over the labelled slices (all, if none is)."""
-    masks, aim = _labelled_masks(subject, grid, config, reference)
-    return soft_dice(masks, aim).mean(0).cpu()
+    """(masks,) mean soft Dice with the reference over the labelled slices, or all if unlabelled."""
+    masks, target = _labelled_masks(subject, grid, config, reference)
+    return soft_dice(masks, target).mean(0).cpu()
 
 
-def _agreed(subject: Subject, grid: Grid, config: PoseConfig, reference: Reference) -> float:
-    masks, aim = _labelled_masks(subject, grid, config, reference)
-    return float(agreement(masks, aim, config).mean())
+def _mean_agreement(
+    subject: Subject, grid: Grid, config: PoseConfig, reference: Reference
+) -> float:
+    masks, target = _labelled_masks(subject, grid, config, reference)
+    return float(agreement(masks, target, config).mean())
 
 
 def _labelled_masks(
     subject: Subject, grid: Grid, config: PoseConfig, reference: Reference
 ) -> tuple[Tensor, Tensor]:
-    """(n, masks, size, size) of the labelled slices on a grid, and the reference's."""
+    """Masks of the labelled slices on a grid and the reference's, (n, masks, size, size) each."""
     side, count = config.localizer.size, MASKS[config.target]
     first, last = subject.labelled_or_all
     rows = range(first, last + 1)
-    seen_on = picked([grid.slicewise()], [(0, k) for k in rows]).resized((len(rows), side, side))
+    input_grid = drawn_grid([grid.slicewise()], [(0, k) for k in rows])
+    input_grid = input_grid.resized((len(rows), side, side))
     assert subject.masks is not None
-    masks = masks_on(Slices.of([subject.masks], [(0, k) for k in rows]), seen_on, count)
-    aim = reference.targets([reference.level(subject, k) for k in rows])
-    return masks.to(aim.device), aim
+    masks = masks_on(Slices.of([subject.masks], [(0, k) for k in rows]), input_grid, count)
+    target = reference.targets([reference.level(subject, k) for k in rows])
+    return masks.to(target.device), target
 
 
-def _distance(pose: Pose, aim: Grid, start: Grid) -> Tensor:
-    """Mean distance of poses upon `start` from those that would lead to `aim`.
+def _distance(pose: Pose, target: Grid, start: Grid) -> Tensor:
+    """Mean absolute difference between poses and those that map `start` to `target`.
 
-    The sum of those of angle (radians), scales (logarithms) and shifts (half images).
+    The sum of the differences in angle (radians), scales (logarithms) and shifts (half images).
     """
-    wanted = in_plane_pose(aim, start)
+    true_pose = in_plane_pose(target, start)
     half_mm = start.spacing_mm[:, 1:].flip(-1) * start.shape[2] / 2
-    parts = (
-        pose.angle_rad - wanted.angle_rad.to(pose.angle_rad),
-        pose.scale.log() - wanted.scale.log().to(pose.scale),
-        pose.shift - (wanted.shift_mm / half_mm).to(pose.shift),
+    differences = (
+        pose.angle_rad - true_pose.angle_rad.to(pose.angle_rad),
+        pose.scale.log() - true_pose.scale.log().to(pose.scale),
+        pose.shift - (true_pose.shift_mm / half_mm).to(pose.shift),
     )
-    return torch.stack([part.abs().mean() for part in parts]).sum()
+    return torch.stack([difference.abs().mean() for difference in differences]).sum()
 
 
-def _chance(count: int, step: TrainStep) -> Tensor:
-    """(count, 10) uniform in -1 .. 1: all that this process's part of a step leaves to chance."""
-    words = np.random.SeedSequence([step.seed, step.epoch, step.step])
-    drawn = np.random.default_rng(words).uniform(-1, 1, (count * step.world, 10))
-    return torch.from_numpy(drawn[step.rank :: step.world])
+def _uniform(count: int, step: TrainStep) -> Tensor:
+    """(count, 10) uniform in -1 .. 1: all random numbers of this process's share of a step."""
+    seed = np.random.SeedSequence([step.seed, step.epoch, step.step])
+    values = np.random.default_rng(seed).uniform(-1, 1, (count * step.world, 10))
+    return torch.from_numpy(values[step.rank :: step.world])
 
 
-def _jittered(start: Grid, config: PoseConfig, chance: Tensor) -> Grid:
-    """The start turned, scaled and shifted at random: what the network is to correct."""
+def _jittered(start: Grid, config: PoseConfig, uniform: Tensor) -> Grid:
+    """The start grid, randomly rotated, scaled and shifted, for the network to correct."""
     if not any((config.jitter_deg, config.jitter_scale, config.jitter_shift)):
         return start
     pose = Pose(
-        angle_rad=chance[:, 0] * math.radians(config.jitter_deg),
-        scale=torch.exp(chance[:, 1:3] * config.jitter_scale),
-        shift=chance[:, 3:5] * config.jitter_shift,
+        angle_rad=uniform[:, 0] * math.radians(config.jitter_deg),
+        scale=torch.exp(uniform[:, 1:3] * config.jitter_scale),
+        shift=uniform[:, 3:5] * config.jitter_shift,
     )
     return pose_grid(start, pose)
 
 
-def _fields(cohort: Cohort, drawn: Drawn, config: PoseConfig, chance: Tensor) -> list[Field | None]:
-    """A field of view that cuts the body on one or more sides, for a share of the slices."""
+def _fields(
+    cohort: Cohort, drawn: Drawn, config: PoseConfig, uniform: Tensor
+) -> list[Field | None]:
+    """Fields of view that truncate the body on one or more sides, for a share of the slices."""
     fields: list[Field | None] = []
-    for (case, k), (which, *u) in zip(drawn, chance.tolist(), strict=True):
+    for (case, k), (selector, *u) in zip(drawn, uniform.tolist(), strict=True):
         body = cohort.training[case].body
         assert body is not None
-        own = body.per_slice
-        if (which + 1) / 2 >= config.cut or not bool(own.radii_mm[k].isfinite().all()):
+        moments = body.per_slice
+        if (selector + 1) / 2 >= config.cut or not bool(moments.radii_mm[k].isfinite().all()):
             fields.append(None)
             continue
         grid = cohort.training[case].image.grid
         _, rows, columns = grid.shape
         _, dy, dx = grid.spacing_mm.tolist()
-        x, y = (own.centre_mm[k] / torch.tensor([dx, dy])).tolist()
-        reach = (own.radii_mm[k] / torch.tensor([dx, dy])).tolist()
-        # By up to a third of a half-axis on the left or right, and on the other side or in front.
+        x, y = (moments.centre_mm[k] / torch.tensor([dx, dy])).tolist()
+        radii = (moments.radii_mm[k] / torch.tensor([dx, dy])).tolist()
+        # Left, right and front move inwards or outwards by up to a third of the semi-axis.
         left, right, front = (
-            reach[n] * (1.0 + 0.33 * v) for n, v in ((0, u[0]), (0, u[1]), (1, u[2]))
+            radii[n] * (1.0 + 0.33 * v) for n, v in ((0, u[0]), (0, u[1]), (1, u[2]))
         )
         fields.append(
             (
@@ -306,33 +325,35 @@ def _fields(cohort: Cohort, drawn: Drawn, config: PoseConfig, chance: Tensor) ->
     return fields
 
 
-def _coarser(fields: Sequence[Field | None], cohort: Cohort, drawn: Drawn) -> list[Field | None]:
-    """Fields of images as those of their masks, whose pixels may be larger."""
+def _mask_fields(
+    fields: Sequence[Field | None], cohort: Cohort, drawn: Drawn
+) -> list[Field | None]:
+    """Convert fields of images to fields of their masks, whose pixels may be larger."""
     out: list[Field | None] = []
     for field, (case, _) in zip(fields, drawn, strict=True):
         subject = cohort.training[case]
         assert subject.masks is not None
         ratio = float(subject.masks.grid.spacing_mm[2] / subject.image.grid.spacing_mm[2])
         top, bottom, left, right = (round(n / ratio) for n in field or (0, 0, 0, 0))
-        if field is not None:  # the last block of pixels may reach beyond the image
+        if field is not None:  # the last block of pixels may extend beyond the image
             _, rows, columns = subject.image.grid.shape
-            _, most_rows, most_columns = subject.masks.grid.shape
-            bottom = most_rows if field[1] == rows else bottom
-            right = most_columns if field[3] == columns else right
+            _, mask_rows, mask_columns = subject.masks.grid.shape
+            bottom = mask_rows if field[1] == rows else bottom
+            right = mask_columns if field[3] == columns else right
         out.append(None if field is None else (top, bottom, left, right))
     return out
 
 
-def _mirrored(view: Tensor, which: Tensor) -> Tensor:
-    """Some of the views (n, channels, rows, columns) as in a mirror."""
-    return torch.where(which[:, None, None, None].to(view.device), view.flip(-1), view)
+def _flip(view: Tensor, flipped: Tensor) -> Tensor:
+    """Flip the selected views (n, channels, rows, columns) left to right."""
+    return torch.where(flipped[:, None, None, None].to(view.device), view.flip(-1), view)
 
 
-def _mirrored_back(outputs: Tensor, which: Tensor) -> Tensor:
-    """Outputs (n, `pose_outputs`), of mirrored views, as for the views themselves.
+def _unflip(outputs: Tensor, flipped: Tensor) -> Tensor:
+    """Convert outputs (n, `pose_outputs`) of flipped views to those of the original views.
 
-    In a mirror the angle and the sideways shift change their signs.
+    A flip changes the signs of the angle and of the sideways shift.
     """
     signs = torch.ones_like(outputs[0])
     signs[0], signs[-2] = -1.0, -1.0
-    return torch.where(which[:, None].to(outputs.device), outputs * signs, outputs)
+    return torch.where(flipped[:, None].to(outputs.device), outputs * signs, outputs)

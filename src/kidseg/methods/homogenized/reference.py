@@ -1,4 +1,4 @@
-"""The reference patient, whose pose and size the others are brought to."""
+"""The reference patient, to whose pose and size all patients are aligned."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from kidseg.losses import soft_dice
 from kidseg.methods.homogenized.registration import upright
 from kidseg.methods.homogenized.scene import MASKS
 
-__all__ = ["Reference", "chosen", "medoid", "start_grid"]
+__all__ = ["Reference", "choose_reference", "medoid", "start_grid"]
 
-# A reference volume is kept from half its labelled height below to half above the labelled region.
-_BEYOND = 0.5
+# Margin of the reference volume below and above the labelled region, as a fraction of its height.
+_MARGIN = 0.5
 
 
 class Reference(nn.Module):
-    """Masks of the reference patient on its own start grid, and its size. Nothing here is trained.
+    """Masks and size of the reference patient, on its own start grid. Nothing here is trained.
 
     Attributes:
-        masks: (levels, masks, size, size) uint8, 0..255: the reference at relative heights; one
-            level, that with most kidney and tumour, in mode "slice".
-        radii_mm: (2,) semi-axes of its body.
-        field_mm: () side of the field in which it is seen.
-        case: its id; empty if it was loaded from a model.
+        masks: (levels, masks, size, size) uint8, 0..255: the masks at relative heights; in mode
+            "slice" one level, the slice with the most kidney and tumour.
+        radii_mm: (2,) semi-axes of the body.
+        field_mm: () side of the field of view.
+        case: id of the patient; empty if the reference was loaded from a model.
     """
 
     masks: Tensor
@@ -48,11 +48,11 @@ class Reference(nn.Module):
         self.case = ""
 
     def adopt(self, subject: Subject, base: Grid, config: PoseConfig) -> None:
-        """Become this patient.
+        """Set the reference to this patient.
 
-        Without a body its radii are taken as those of the field. Without labels, its slices count
-        from the first to the last. With `config.symmetry` a start by moments is first turned and
-        moved to where its masks are most symmetric: it stands upright.
+        Without a body, the radii are those of the field of view. Without labels, relative heights
+        refer to the full volume. With `config.symmetry`, a start grid from moments is first rotated
+        and shifted to maximise the symmetry of the masks, so that the patient is upright.
         """
         assert subject.body is not None
         base_mm = float(base.spacing_mm[1]) * base.shape[2]
@@ -74,20 +74,20 @@ class Reference(nn.Module):
 
     @property
     def is_known(self) -> bool:
-        """Has it become a patient?"""
+        """Whether the reference has been set or loaded."""
         return bool(self.masks.any())
 
     def targets(self, levels: Sequence[int]) -> Tensor:
-        """(n, masks, size, size) float 0..1 at these levels."""
+        """(n, masks, size, size) float 0..1: the masks at these levels."""
         return self.masks[list(levels)] / 255.0
 
     def level(self, subject: Subject, k: int) -> int:
         """The level at the relative height of slice `k`."""
         first, last = subject.labelled_or_all
         height = (k - first + 0.5) / (last - first + 1)
-        part = (height + _BEYOND) / (1 + 2 * _BEYOND)
+        fraction = (height + _MARGIN) / (1 + 2 * _MARGIN)
         count = len(self.masks)
-        return min(max(int(part * count), 0), count - 1)
+        return min(max(int(fraction * count), 0), count - 1)
 
     def _levels_of(self, subject: Subject, config: PoseConfig) -> list[int]:
         """The slice of the reference at each level."""
@@ -95,21 +95,21 @@ class Reference(nn.Module):
             return [subject.fullest]
         first, last = subject.labelled_or_all
         count, slices = len(self.masks), subject.image.grid.shape[0]
-        heights = [(level + 0.5) / count * (1 + 2 * _BEYOND) - _BEYOND for level in range(count)]
+        heights = [(level + 0.5) / count * (1 + 2 * _MARGIN) - _MARGIN for level in range(count)]
         nearest = [round(first + h * (last - first + 1) - 0.5) for h in heights]
         return [min(max(k, 0), slices - 1) for k in nearest]
 
 
 def start_grid(subject: Subject, base: Grid, config: PoseConfig, reference: Reference) -> Grid:
-    """Where the pose is sought from: (slices, size, size), slice-wise.
+    """The grid before the pose: (slices, size, size), slice-wise.
 
-    The scan as it lies ("identity"), or upright, centred and in the reference's size by the moments
-    of its body. A volume's slices are centred on the body's axis, which a patient who lies aslant
-    has aslant.
+    The base grid ("identity"); or rotated, centred and scaled to the reference's size according to
+    the moments of the body. Moments of the volume centre each slice on the body's axis, which may
+    be oblique.
 
     Args:
         subject: a patient.
-        base: its grid before any pose, centred on the body.
+        base: its base grid, centred on the body.
         config: of the pose.
         reference: for the size.
     """
@@ -117,11 +117,11 @@ def start_grid(subject: Subject, base: Grid, config: PoseConfig, reference: Refe
     if config.start == "identity":
         return base.slicewise()
     assert subject.body is not None
-    own = subject.body.per_slice if config.moments == "slice" else _along_axis(subject.body)
+    moments = subject.body.per_slice if config.moments == "slice" else _along_axis(subject.body)
     long, short = (float(radius) for radius in reference.radii_mm)
     grid = normalized(
         subject.image.grid,
-        own,
+        moments,
         radii_mm=(long, short),
         field_mm=float(reference.field_mm),
         size=size,
@@ -131,27 +131,27 @@ def start_grid(subject: Subject, base: Grid, config: PoseConfig, reference: Refe
 
 
 def _along_axis(body: Body) -> Moments:
-    """Of each slice: the volume's angle and radii, and the centre where the body's axis meets it.
+    """Moments per slice: angle and radii of the volume, centred on the body's axis.
 
-    The axis is the straight line with the least squared distance, weighted by area, from the
-    slices' centroids; with fewer than two slices of body, the volume's centre.
+    The axis is the straight line fitted to the slices' centroids by least squares, weighted by
+    area; with fewer than two slices of body, it passes through the volume's centre.
     """
-    own, each = body.whole, body.per_slice
-    area = each.radii_mm.prod(-1).nan_to_num(0.0)
+    volume, per_slice = body.whole, body.per_slice
+    area = per_slice.radii_mm.prod(-1).nan_to_num(0.0)
     height = torch.arange(len(area), dtype=area.dtype)
     height = height - (area * height).sum() / area.sum().clamp(min=1e-12)
     moment = (area * height.square()).sum().clamp(min=1e-12)
-    slope = ((area * height)[:, None] * each.centre_mm).sum(0) / moment
+    slope = ((area * height)[:, None] * per_slice.centre_mm).sum(0) / moment
     count = len(area)
     return Moments(
-        own.centre_mm + height[:, None] * slope,
-        own.angle_rad.expand(count),
-        own.radii_mm.expand(count, 2),
+        volume.centre_mm + height[:, None] * slope,
+        volume.angle_rad.expand(count),
+        volume.radii_mm.expand(count, 2),
     )
 
 
 def medoid(subjects: Sequence[Subject], bases: Sequence[Grid], size: int = 64) -> int:
-    """The patient whose body, centred, overlaps best with the others' at kidney level."""
+    """Index of the patient with the largest mean overlap of the centred bodies at kidney level."""
     masks = []
     for subject, base in zip(subjects, bases, strict=True):
         k = subject.fullest
@@ -163,11 +163,11 @@ def medoid(subjects: Sequence[Subject], bases: Sequence[Grid], size: int = 64) -
     return max(range(len(scores)), key=scores.__getitem__)
 
 
-def chosen(subjects: Sequence[Subject], bases: Sequence[Grid], name: str | None) -> int:
-    """Number of the case of this name, or of the medoid.
+def choose_reference(subjects: Sequence[Subject], bases: Sequence[Grid], name: str | None) -> int:
+    """Index of the case with this name, or of the medoid if it is None.
 
     Raises:
-        UsageError: "unknown-case": it is not among the training cases.
+        UsageError: "unknown-case": it is not a training case.
     """
     if name is None:
         return medoid(subjects, bases)
@@ -177,5 +177,5 @@ def chosen(subjects: Sequence[Subject], bases: Sequence[Grid], name: str | None)
     raise UsageError(
         f"the reference '{name}' is not among the training cases",
         code="unknown-case",
-        next_step="Name one of them in pose.reference, or none.",
+        next_step="Set pose.reference to a training case, or leave it out.",
     )

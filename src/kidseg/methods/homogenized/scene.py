@@ -1,4 +1,4 @@
-"""What a spatial transformer looks at: one patient, or the slices of a batch."""
+"""The input of the spatial transformers: one patient, or the slices of a batch."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from kidseg.intensity import AIR_HU, Scaling, as_input
 __all__ = ["MASKS", "Scene", "masks_on", "outputs_of"]
 
 MASKS = {"body": 1, "body+bone": 2}
-"""Masks that a pose is fitted by."""
+"""Number of masks for each setting of `pose.target`."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scene:
-    """Image and masks, wherever they are looked at.
+    """Image, masks and start grid, from which localisation networks take their input.
 
     Attributes:
         image: (1, slices, rows, columns) HU of a patient, or drawn slices.
-        masks: (2, ...) uint8 of the same, 0..255 for 0..1: body and bone.
-        start: slice-wise, where the pose is sought from.
-        scalings: how the image is normalised: one for all slices, or one for each.
+        masks: (2, ...) uint8 of the same slices, 0..255 for 0..1: body and bone.
+        start: slice-wise grid before the pose.
+        scalings: normalisation of the image: one for all slices, or one per slice.
     """
 
     image: Volume | Slices
@@ -34,22 +34,22 @@ class Scene:
     scalings: Sequence[Sequence[Scaling]]
 
     def to(self, device: torch.device) -> Scene:
-        """The same voxels on a device; grids stay on the CPU."""
+        """A copy with the voxels on the device; grids stay on the CPU."""
         return replace(self, image=_to(self.image, device), masks=_to(self.masks, device))
 
     def view(self, grid: Grid, masks: int) -> Tensor:
-        """(slices, 1 + masks, rows, columns) on a grid, as localisation networks take them."""
+        """(slices, 1 + masks, rows, columns) on a grid: the input of localisation networks."""
         image = as_input(sampled(self.image, grid, fill=AIR_HU).data, self.scalings)
         return torch.cat([image, masks_on(self.masks, grid, masks)], dim=1)
 
 
 def masks_on(masks: Volume | Slices, grid: Grid, count: int) -> Tensor:
-    """(slices, count, rows, columns) float 0..1 on a grid, differentiable in it."""
+    """(slices, count, rows, columns) float 0..1 on a grid; differentiable in the grid."""
     return sampled(masks, grid).data[:count].transpose(0, 1) / 255.0
 
 
 def outputs_of(net: nn.Module, view: Tensor) -> Tensor:
-    """A localisation network's outputs, in float32: an angle needs more than bfloat16 holds."""
+    """Outputs of a localisation network in float32; bfloat16 is too coarse for an angle."""
     with torch.autocast(view.device.type, enabled=False):
         out: Tensor = net(view)
     return out

@@ -1,4 +1,4 @@
-"""System A: pose and size homogenized, cropped, segmented.
+"""System A: homogenize pose and size, crop, segment.
 
 Source: La Barbera et al., Automatic size and pose homogenization with spatial transformer network
 to improve and accelerate pediatric segmentation, ISBI 2021.
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kidseg.augment import Augmentation
-from kidseg.cohort.batch import Labelled, drawn_labels, picked
+from kidseg.cohort.batch import Labelled, drawn_grid, drawn_labels
 from kidseg.cohort.cohort import Cohort
 from kidseg.cohort.frame import frame, pixel_mm
 from kidseg.cohort.items import draw, steps_per_epoch
@@ -27,11 +27,16 @@ from kidseg.geometry import Grid, Slices
 from kidseg.intensity import Scaling
 from kidseg.labels import Target
 from kidseg.methods.homogenized.crop_stage import CropTransformer
-from kidseg.methods.homogenized.placement import brought_to_reference
+from kidseg.methods.homogenized.placement import reference_placement
 from kidseg.methods.homogenized.pose_stage import PoseTransformer
-from kidseg.methods.homogenized.reference import Reference, chosen
+from kidseg.methods.homogenized.reference import Reference, choose_reference
 from kidseg.methods.homogenized.scene import MASKS, Scene
-from kidseg.methods.segmentation import segmentation_stage, validation, whole_restored_loss
+from kidseg.methods.segmentation import (
+    StageGrids,
+    gathered_restored_loss,
+    segmentation_stage,
+    validation,
+)
 from kidseg.nets import build
 from kidseg.nets.stn import CROP_OUTPUTS, pose_outputs
 from kidseg.pipeline import Planes, Progress, Region, Step, advance
@@ -42,7 +47,7 @@ __all__ = ["Homogenized"]
 
 
 class Homogenized:
-    """STN pose; STN crop, if there is one, and U-Net; slice by slice."""
+    """STN pose, optional STN crop and U-Net, slice by slice."""
 
     name: ClassVar[str] = "homogenized"
 
@@ -74,7 +79,7 @@ class Homogenized:
 
     @classmethod
     def material(cls, config: HomogenizedConfig, plan: Plan) -> Material:
-        """One channel of CT, and masks of body and bone."""
+        """One channel of CT, with body and bone masks."""
         view = config.view
         masks = BodyMasks(
             bone_hu=view.bone_hu,
@@ -102,14 +107,14 @@ class Homogenized:
         return cls(config, target, plan, parts, device)
 
     def stages(self, cohort: Cohort) -> Iterator[Stage]:
-        """ "pose", "crop" if there is one, "segment", and "joint" with that schedule.
+        """ "pose", "crop" if configured, "segment", and "joint" with that schedule.
 
-        A reference that came with a model stays: its pose is what the networks know.
+        A reference that was loaded from a model is kept, because its networks are trained on it.
         """
         config = self.config
         bases = [self._base(subject) for subject in cohort.training]
         if not self.reference.is_known:
-            number = chosen(cohort.training, bases, config.pose.reference)
+            number = choose_reference(cohort.training, bases, config.pose.reference)
             self.reference.adopt(cohort.training[number], bases[number], config.pose)
         yield self.pose.stage(cohort)
         if self.crop is not None:
@@ -126,30 +131,32 @@ class Homogenized:
             self.parts["segment"],
             config.segment,
             cohort,
+            StageGrids(
+                training=[self._grid(subject, last) for subject in cohort.training],
+                validation=[self._grid(subject, last) for subject in cohort.validation],
+                original=bases if config.loss_space == "original" else None,
+            ),
             target=self.target,
             view=self._view,
-            training=[self._grid(subject, last) for subject in cohort.training],
-            validation_grids=[self._grid(subject, last) for subject in cohort.validation],
-            original=bases if config.loss_space == "original" else None,
             augmentation=augmentation,
         )
         if config.schedule == "joint":
             yield self._joint_stage(cohort)
 
     def steps(self, subject: Subject) -> list[Step]:
-        """ "pose", "crop" if there is one, and "segment"."""
+        """ "pose", "crop" if configured, and "segment"."""
         return self._steps(self.pose.scene(subject))
 
     def report(self, subject: Subject, progress: Progress) -> Placement:
-        """How the pose brings the patient to the reference."""
+        """Size and position of the patient, and its overlap with the reference."""
         (region,) = progress.steps["pose"]
-        return brought_to_reference(
+        return reference_placement(
             subject, self._base(subject), region.grid, self.config.pose, self.reference
         )
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """The reference patient: case, radii of its body, and the field that it is seen in."""
+        """The reference patient: case, radii of the body, and field of view."""
         return {
             "reference": {
                 "case": self.reference.case,
@@ -162,11 +169,11 @@ class Homogenized:
         return Planes(scalings=scalings, padding=self.plan.padding, device=self.device)
 
     def _base(self, subject: Subject) -> Grid:
-        """The grid before any pose, centred on the body."""
+        """The base grid, centred on the body."""
         return frame(subject, self.config.view, self.plan, self.config.unet.multiple).base
 
     def _steps(self, scene: Scene) -> list[Step]:
-        """The chain, for a patient or the slices of a batch."""
+        """The steps for a patient or the slices of a batch."""
         steps = [Step(name="pose", locate=lambda _: [Region(grid=self.pose.locate(scene))])]
         if (crop := self.crop) is not None:
 
@@ -185,13 +192,13 @@ class Homogenized:
 
     @torch.no_grad()
     def _grid(self, subject: Subject, step: str) -> Grid:
-        """Where a locating step leads."""
+        """The grid that a locating step produces."""
         steps = self.steps(subject)
-        names = [one.name for one in steps]
+        names = [each.name for each in steps]
         return advance(subject.image, steps[: names.index(step) + 1]).last[0].grid
 
     def _joint_stage(self, cohort: Cohort) -> Stage:
-        """All networks trained end to end, by the segmentation loss on the original grid."""
+        """The stage that trains all networks end to end, with the loss on the original grid."""
         config = self.config.joint
         starts = [self.pose.start(subject) for subject in cohort.training]
         base = [self._base(subject).slicewise() for subject in cohort.training]
@@ -201,17 +208,17 @@ class Homogenized:
             scene = Scene(
                 image=Slices.of([subject.image for subject in cohort.training], drawn),
                 masks=Slices.of(cohort.masks, drawn),
-                start=picked(starts, drawn),
+                start=drawn_grid(starts, drawn),
                 scalings=cohort.scalings(drawn),
             )
-            reference = drawn_labels(cohort.training, drawn, picked(base, drawn))
+            reference = drawn_labels(cohort.training, drawn, drawn_grid(base, drawn))
             return _JointBatch(names=cohort.names(drawn), scene=scene, reference=reference)
 
         def loss(called: nn.Module, batch: _JointBatch) -> dict[str, Tensor]:
             levels, grid = called(batch.scene)
-            return {"loss": whole_restored_loss(levels, grid, batch.reference, self.target)}
+            return {"loss": gathered_restored_loss(levels, grid, batch.reference, self.target)}
 
-        def found(case: int) -> Sequence[Region]:
+        def predict(case: int) -> Sequence[Region]:
             subject = cohort.validation[case]
             return advance(subject.image, self.steps(subject)).found
 
@@ -222,15 +229,15 @@ class Homogenized:
             steps=config.steps or steps_per_epoch(cohort.index, config.batch_size),
             batch=batch,
             loss=loss,
-            validate=validation(cohort, found, self.target),
+            validate=validation(cohort, predict, self.target),
         )
 
 
 class _Chain(nn.Module):
-    """All networks in a row: gradients of the segmentation reach the transformers.
+    """All networks as one module; gradients of the segmentation loss reach the transformers.
 
     Args:
-        method: whose chain it is; its networks are shared, not copied.
+        method: whose networks are used; they are shared, not copied.
     """
 
     def __init__(self, method: Homogenized) -> None:
@@ -240,7 +247,7 @@ class _Chain(nn.Module):
         self.chain, self.view = method._steps, method._view
 
     def forward(self, scene: Scene) -> tuple[list[Tensor], Grid]:
-        """Logits of the slices, by level, and the grid they are on."""
+        """Logits of the slices at each level, and their grid."""
         grid = advance(scene.image, self.chain(scene)[:-1]).last[0].grid
         image = self.view(scene.scalings).image(scene.image, grid)
         return self.nets["segment"](image.contiguous(memory_format=torch.channels_last)), grid
@@ -248,7 +255,7 @@ class _Chain(nn.Module):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _JointBatch:
-    """Slices from where the pose is sought, and their labels on the base grid."""
+    """A training batch of slices on their start grids, and their labels on the base grid."""
 
     names: tuple[str, ...]
     scene: Scene
