@@ -39,7 +39,7 @@ from kidseg.methods.plain import Plain
 from kidseg.methods.plain3d import Plain3d
 from kidseg.plan import Plan
 from kidseg.stage import Stage
-from kidseg.train import Setup, train
+from kidseg.train import Setup, make_store, train
 from kidseg.train.tuning import take_over, tuned
 
 CPU = choose_device("cpu", "fp32")
@@ -339,6 +339,44 @@ def test_other_channels_are_refused_and_other_names_told(root: Path, tmp_path: P
     (tmp_path / "t1" / "dataset.json").write_text(json.dumps(content))
     with pytest.warns(KidsegWarning, match=r"\['CT'\]; these are \['T1'\]"):
         goes_on(root, tmp_path / "b", str(tmp_path / "t1"), overrides=["segment.epochs=1"])
+
+
+def test_a_store_is_checked_like_the_files(root: Path, tmp_path: Path) -> None:
+    """Number and normalisation of channels; and that its pixels are those of the model's plan."""
+    write_ellipse_dataset(tmp_path / "two", 3, channels=("T1", "T2"))
+    make_store(tmp_path / "two", tmp_path / "of-two", Setup(method="plain"), full=True)
+    with pytest.raises(UsageError) as error:
+        goes_on(root, tmp_path / "a", str(tmp_path / "of-two"))
+    assert error.value.code == "other-channels"
+
+    content = json.loads((root / "data" / "dataset.json").read_text())
+    (tmp_path / "t1").mkdir()
+    for folder in ("imagesTr", "labelsTr"):
+        (tmp_path / "t1" / folder).symlink_to(root / "data" / folder)
+    content["channel_names"] = {"0": "T1"}
+    (tmp_path / "t1" / "dataset.json").write_text(json.dumps(content))
+    make_store(tmp_path / "t1", tmp_path / "of-t1", Setup(method="plain"), full=True)
+    with (
+        pytest.warns(KidsegWarning, match=r"\['CT'\]; these are \['T1'\]"),
+        pytest.raises(UsageError) as error,
+    ):
+        goes_on(root, tmp_path / "b", str(tmp_path / "of-t1"))
+    assert error.value.code == "store-of-other-settings"
+
+    # Of 4 mm, as its own settings ask for; the model's ask for 8 mm.
+    write_ellipse_dataset(tmp_path / "fine", 3, fine=3)
+    overrides = ["view.size=64", "unet.size=64"]
+    make_store(tmp_path / "fine", tmp_path / "of-fine", Setup(method="plain", overrides=overrides))
+    with pytest.raises(UsageError) as error:
+        goes_on(root, tmp_path / "c", str(tmp_path / "of-fine"))
+    assert error.value.code == "store-of-other-settings"
+
+
+def test_as_many_labels_of_other_names_are_told(root: Path, tmp_path: Path) -> None:
+    labels = {"labels": {"background": 0, "liver": 1, "spleen": 2}}
+    write_ellipse_dataset(tmp_path / "liver", 3, tells=labels)
+    with pytest.warns(KidsegWarning, match=r"\['kidney', 'tumour'\]; these are \['liver', 'spl"):
+        goes_on(root, tmp_path / "a", str(tmp_path / "liver"), overrides=["segment.epochs=1"])
 
 
 def test_networks_of_another_width_take_over_nothing(root: Path, tmp_path: Path) -> None:

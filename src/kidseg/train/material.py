@@ -28,7 +28,7 @@ from kidseg.plan import Plan, fingerprint, plan
 from kidseg.splits import holdout
 from kidseg.store import Store, build_store, is_store, open_store
 from kidseg.store.files import source_files
-from kidseg.train.setup import Configured, Setup, configured, planned_as
+from kidseg.train.setup import Configured, Setup, check_start, configured, planned_as
 
 __all__ = ["STORE", "Cases", "Progress", "Request", "make_store", "training_store"]
 
@@ -159,13 +159,16 @@ def training_store(
 
     Raises:
         UsageError: "other-settings", "other-cases": resumed, but not the same; "other-split": the
-            store is of other cases than asked for; as `check_store`.
+            store is of other cases than asked for; as `check_store` and `check_start`.
         InputError, ModelError, ResourceError: as `open_dataset`, `fingerprint`, `build_store`,
             `open_store`.
     """
     if is_store(source):
         store = open_store(source, verify=rank() == 0)
-        check_store(store, request.material(store.plan), request.cohort.cyst)
+        if request.plan is not None:
+            _check_goes_on(request.plan, store)
+        planned = request.plan or store.plan
+        check_store(store, request.material(planned), request.cohort.cyst)
         used = Cases.of_store(store)
         _check_asked(request, used, source)
         if resume:
@@ -284,6 +287,24 @@ def _check_asked(request: Request, used: Cases, path: Path) -> None:
             code="other-split",
             next_step="Name no cases, to take the store's; or make a store of these.",
         )
+
+
+def _check_goes_on(start: Plan, store: Store) -> None:
+    """Can a model go on from a store's cases, as from their files?
+
+    Raises:
+        UsageError: as `check_start`; "store-of-other-settings": its channels are normalised by
+            other rules than the model's.
+    """
+    check_start(start, [one.channel for one in store.plan.channels], store.plan.labels)
+    for own, wanted in zip(store.plan.channels, start.channels, strict=True):
+        if (own.scheme, own.inside_only) != (wanted.scheme, wanted.inside_only):
+            raise UsageError(
+                f"channel '{own.channel}' is normalised otherwise in the store than in the model",
+                path=store.path,
+                code="store-of-other-settings",
+                next_step="Train from the data set's files.",
+            )
 
 
 def _check_resumed(out: Path, settings: str, used: Cases) -> None:

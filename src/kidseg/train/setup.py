@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from kidseg.errors import KidsegWarning, ModelError, UsageError
 from kidseg.methods import Method, method_named
 from kidseg.plan import Plan
 
-__all__ = ["Configured", "Setup", "configured", "planned_as"]
+__all__ = ["Configured", "Setup", "check_start", "configured", "planned_as"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,22 @@ def planned_as(
         labels: their numbers and names.
 
     Raises:
-        UsageError: "other-channels".
+        UsageError: as `check_start`.
+    """
+    check_start(start, channels, labels)
+    return replace(start, training=tuple(training), labels=labels)
+
+
+def check_start(start: Plan, channels: Sequence[str], labels: Mapping[int, str]) -> None:
+    """Warn of channels, or of as many labels, that a model to go on from calls otherwise.
+
+    Args:
+        start: the model's.
+        channels: names of the data set's.
+        labels: their numbers and names.
+
+    Raises:
+        UsageError: "other-channels": another number of channels.
     """
     known = [channel.channel for channel in start.channels]
     if len(known) != len(channels):
@@ -135,7 +150,13 @@ def planned_as(
             KidsegWarning,
             stacklevel=2,
         )
-    return replace(start, training=tuple(training), labels=labels)
+    if len(start.labels) == len(labels) and start.labels != labels:
+        warnings.warn(
+            f"the model was trained on labels called {list(start.labels.values())}; these are"
+            f" {list(labels.values())}, and go on from its outputs in this order",
+            KidsegWarning,
+            stacklevel=2,
+        )
 
 
 def _loaded(name: str, setup: Setup, base: dict[str, Any] | None) -> Any:
