@@ -20,7 +20,7 @@ from kidseg.methods.plain import Plain
 from kidseg.plan import Plan
 from kidseg.registry import METHODS as NAMES
 from kidseg.train import Setup
-from kidseg.train.setup import configured, planned_as
+from kidseg.train.setup import plan_from_model, resolve
 
 CPU = choose_device("cpu", "fp32")
 CONFIG = PlainConfig(
@@ -45,19 +45,19 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_without_a_model_it_is_the_method_that_is_named_or_the_first() -> None:
-    first = configured(Setup())
+    first = resolve(Setup())
     assert first.method is METHODS[NAMES[0]] and first.config == HomogenizedConfig()
     assert first.start is None and first.plan is None
-    chosen = configured(Setup(method="plain3d", overrides=["segment.epochs=7"]))
+    chosen = resolve(Setup(method="plain3d", overrides=["segment.epochs=7"]))
     assert chosen.method is METHODS["plain3d"] and isinstance(chosen.config, Plain3dConfig)
     assert chosen.config.segment.epochs == 7
 
 
 def test_with_a_model_it_is_the_models_method_settings_and_plan(model: Path) -> None:
-    chosen = configured(Setup(start=model))
+    chosen = resolve(Setup(start=model))
     assert chosen.method is Plain and chosen.config == CONFIG and chosen.plan == PLAN
     assert chosen.start is not None and set(chosen.start.parts) == {"segment"}
-    assert configured(Setup(start=model, method="plain")).config == CONFIG
+    assert resolve(Setup(start=model, method="plain")).config == CONFIG
 
 
 def test_settings_lie_over_one_another(model: Path, tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_settings_lie_over_one_another(model: Path, tmp_path: Path) -> None:
     file.write_text("[segment]\nbatch_size = 7\nsteps = 9\n")
 
     def resolved(**asked: Any) -> PlainConfig:
-        found: PlainConfig = configured(Setup(start=model, **asked)).config
+        found: PlainConfig = resolve(Setup(start=model, **asked)).config
         return found
 
     over_all = resolved(preset="demo", config_file=file, overrides=["segment.steps=11"])
@@ -80,7 +80,7 @@ def test_settings_lie_over_one_another(model: Path, tmp_path: Path) -> None:
     less = resolved(config_file=file)
     assert (less.view.size, less.segment.batch_size, less.segment.steps) == (48, 7, 9)
     assert less.segment.optimizer.name == "sgd"
-    alone = configured(Setup(method="plain", preset="demo", config_file=file)).config
+    alone = resolve(Setup(method="plain", preset="demo", config_file=file)).config
     assert (alone.view.size, alone.precision, alone.segment.batch_size) == (96, "auto", 7)
 
 
@@ -98,7 +98,7 @@ def test_what_does_not_go_with_the_model_is_refused(
     model: Path, asked: dict[str, Any], error: type[UsageError | InputError], code: str
 ) -> None:
     with pytest.raises(error) as caught:
-        configured(Setup(start=model, **asked))
+        resolve(Setup(start=model, **asked))
     assert caught.value.code == code and caught.value.next_step
     if code == "other-method":
         assert str(model) in str(caught.value) and "'plain'" in str(caught.value)
@@ -107,14 +107,14 @@ def test_what_does_not_go_with_the_model_is_refused(
 @pytest.mark.parametrize("tune", ["decoder", "ends", "segment.*"])
 def test_a_part_of_no_model_cannot_be_trained(tune: str) -> None:
     with pytest.raises(UsageError, match="no model") as error:
-        configured(Setup(method="plain", tune=tune))
+        resolve(Setup(method="plain", tune=tune))
     assert error.value.code == "tune-without-model" and "--from" in (error.value.next_step or "")
 
 
 @pytest.mark.parametrize("method", ["best", "unet"])
 def test_an_unknown_method_is_refused(method: str) -> None:
     with pytest.raises(UsageError) as error:
-        configured(Setup(method=method))
+        resolve(Setup(method=method))
     assert error.value.code == "unknown-method"
 
 
@@ -136,36 +136,36 @@ def test_a_header_that_does_not_say_what_it_must_is_refused(
 ) -> None:
     path = write_model(tmp_path / "model.safetensors", change)
     with pytest.raises(ModelError) as error:
-        configured(Setup(start=path))
+        resolve(Setup(start=path))
     assert error.value.code == code
 
 
 def test_a_model_that_is_none_is_refused(model: Path, tmp_path: Path) -> None:
     with pytest.raises((ModelError, InputError)):
-        configured(Setup(start=tmp_path / "nothing.safetensors"))
+        resolve(Setup(start=tmp_path / "nothing.safetensors"))
     broken = tmp_path / "broken.safetensors"
     content = bytearray(model.read_bytes())
     content[-1] ^= 1
     broken.write_bytes(content)
     with pytest.raises(ModelError) as error:
-        configured(Setup(start=broken))
+        resolve(Setup(start=broken))
     assert error.value.code == "damaged-model"
 
 
 def test_the_models_plan_is_kept_for_other_cases() -> None:
     """Values and voxels stay; cases and labels are the new ones."""
-    found = planned_as(VOLUMES, ["CT"], ["a", "b"], {1: "kidney"})
+    found = plan_from_model(VOLUMES, ["CT"], ["a", "b"], {1: "kidney"})
     assert found == replace(VOLUMES, training=("a", "b"), labels={1: "kidney"})
     assert VOLUMES.training == () and VOLUMES.labels == {1: "kidney", 2: "tumour"}
 
 
 def test_another_number_of_channels_is_refused_and_other_names_are_told() -> None:
     with pytest.raises(UsageError, match=r"takes 1 channel\(s\), the data set has 2") as error:
-        planned_as(PLAN, ["CT", "T1"], ["a"], {1: "kidney"})
+        plan_from_model(PLAN, ["CT", "T1"], ["a"], {1: "kidney"})
     assert error.value.code == "other-channels"
     with pytest.warns(KidsegWarning, match=r"\['CT'\]; these are \['T1'\]"):
-        found = planned_as(PLAN, ["T1"], ["a"], {1: "kidney"})
+        found = plan_from_model(PLAN, ["T1"], ["a"], {1: "kidney"})
     assert found.channels == PLAN.channels
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        planned_as(PLAN, ["CT"], ["a"], {1: "kidney"})
+        plan_from_model(PLAN, ["CT"], ["a"], {1: "kidney"})

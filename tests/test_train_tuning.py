@@ -40,7 +40,7 @@ from kidseg.methods.plain3d import Plain3d
 from kidseg.plan import Plan
 from kidseg.stage import Stage
 from kidseg.train import Setup, make_store, train
-from kidseg.train.tuning import take_over, tuned
+from kidseg.train.tuning import load_weights, select_trainable
 
 CPU = choose_device("cpu", "fp32")
 CONFIG = PlainConfig(
@@ -71,7 +71,7 @@ def test_all_is_taken_over_by_networks_of_the_same_form() -> None:
     model, method = tensors(plain(1)), plain(0)
     model["segment"]["encode.0.norm.running_mean"].fill_(7.0)
     weights = method.parts["segment"].state_dict()
-    taken = take_over(method, model)
+    taken = load_weights(method, model)
     assert taken.loaded == len(weights) and not (taken.fresh or taken.reshaped or taken.unused)
     for name, tensor in method.parts["segment"].state_dict().items():
         assert torch.equal(tensor, model["segment"][name]), name
@@ -83,7 +83,7 @@ def test_all_is_taken_over_by_networks_of_the_same_form() -> None:
 def test_heads_of_other_labels_stay_fresh_and_are_named() -> None:
     model, method = tensors(plain(1)), plain(0, KIDNEY)
     before = flat(tensors(method))
-    taken = take_over(method, model)
+    taken = load_weights(method, model)
     heads = {name for name in before if ".heads." in name}
     assert set(taken.reshaped) == heads and heads and not taken.fresh and not taken.unused
     assert taken.loaded == len(before) - len(heads)
@@ -101,7 +101,7 @@ def test_what_the_model_lacks_and_what_is_not_used_is_named() -> None:
         del model["segment"][name.removeprefix("segment.")]
     model["pose"] = {"weight": torch.ones(3), "bias": torch.ones(1)}
     before = flat(tensors(method))
-    taken = take_over(method, model)
+    taken = load_weights(method, model)
     assert set(taken.fresh) == fresh and taken.unused == ("pose.weight", "pose.bias")
     assert taken.loaded == len(before) - len(fresh) and not taken.reshaped
     after = flat(tensors(method))
@@ -115,13 +115,13 @@ def test_what_the_model_lacks_and_what_is_not_used_is_named() -> None:
 def test_of_many_names_four_are_said() -> None:
     model, method = tensors(plain(1)), plain(0)
     model["other"] = {str(k): torch.ones(1) for k in range(6)}
-    assert str(take_over(method, model)).endswith("(other.0, other.1, other.2, other.3, ...)")
+    assert str(load_weights(method, model)).endswith("(other.0, other.1, other.2, other.3, ...)")
 
 
 @pytest.mark.parametrize("model", [{}, {"pose": {"weight": torch.ones(3)}}])
 def test_a_model_of_which_nothing_fits_is_refused(model: dict[str, dict[str, Tensor]]) -> None:
     with pytest.raises(UsageError, match="no weights") as error:
-        take_over(plain(), model)
+        load_weights(plain(), model)
     assert error.value.code == "nothing-taken-over" and error.value.next_step
 
 
@@ -171,11 +171,11 @@ def test_regimes_choose_parts_of_the_network(name: str) -> None:
     method = METHODS[name]()
     *before, stage = stages_of(method)
     net = stage.net
-    assert tuned(stage, method, "all") is stage
-    decoder = tuned(stage, method, "decoder")
+    assert select_trainable(stage, method, "all") is stage
+    decoder = select_trainable(stage, method, "decoder")
     assert decoder is not None and decoder.trainable is not None
     assert set(decoder.trainable) == names_of(net, ("up.", "decode.", "heads."))
-    ends = tuned(stage, method, "ends")
+    ends = select_trainable(stage, method, "ends")
     assert ends is not None and ends.trainable is not None
     blocks = [f"{block}.{k}." for block in ("encode", "down", "up", "decode") for k in (0, 1)]
     assert set(ends.trainable) == names_of(net, (*blocks, "heads."))
@@ -183,7 +183,9 @@ def test_regimes_choose_parts_of_the_network(name: str) -> None:
     for chosen in (decoder, ends):
         assert 0 < len(set(chosen.trainable or ())) < len(everything)
         assert (chosen.name, chosen.net, chosen.config) == (stage.name, net, stage.config)
-    assert not any(tuned(other, method, "decoder") for other in before), "nothing of theirs"
+    assert not any(select_trainable(other, method, "decoder") for other in before), (
+        "nothing of theirs"
+    )
     assert len(before) == (name == "homogenized")
 
 
@@ -202,15 +204,15 @@ def test_regimes_choose_parts_of_the_network(name: str) -> None:
 def test_patterns_choose_parameters(tune: str, beginnings: list[str]) -> None:
     method = plain()
     (stage,) = stages_of(method)
-    chosen = tuned(stage, method, tune)
+    chosen = select_trainable(stage, method, tune)
     assert chosen is not None and set(chosen.trainable or ()) == names_of(stage.net, beginnings)
 
 
 def test_patterns_of_one_part_leave_the_other_stages_out() -> None:
     method = METHODS["homogenized"]()
     pose, segment = stages_of(method)
-    assert tuned(segment, method, "pose.*") is None
-    chosen = tuned(pose, method, "pose.*")
+    assert select_trainable(segment, method, "pose.*") is None
+    chosen = select_trainable(pose, method, "pose.*")
     assert chosen is not None and chosen.trainable == tuple(
         n for n, _ in pose.net.named_parameters()
     )
@@ -221,7 +223,7 @@ def test_patterns_that_name_nothing_are_refused(tune: str) -> None:
     method = plain()
     (stage,) = stages_of(method)
     with pytest.raises(UsageError, match="no parameter is called like") as error:
-        tuned(stage, method, tune)
+        select_trainable(stage, method, tune)
     assert error.value.code == "nothing-to-tune"
     assert "decoder" in (error.value.next_step or "")
     assert "segment.encode.0." in (error.value.next_step or "")

@@ -1,4 +1,4 @@
-"""Training: `fit`, the only loop, and `train`, a method on a data set from start to model file."""
+"""Training: `train` trains a method on a data set and writes a model file; `fit` trains a stage."""
 
 from kidseg.train.loop import Fitted, Run, fit
 from kidseg.train.material import make_store

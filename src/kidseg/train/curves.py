@@ -1,4 +1,4 @@
-"""How a training went, drawn from its log."""
+"""Plot training curves from the log of a run."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["draw_curves"]
 
 
 def draw_curves(log: Path, path: Path) -> None:
-    """A panel per stage: loss, and each validation figure, by epoch; replaces what is there.
+    """Plot loss and validation metrics by epoch, one panel per stage.
 
     Args:
         log: log.jsonl of a run.
-        path: a .png file.
+        path: a .png file; replaced if it exists.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -1,10 +1,9 @@
-"""The loop: `fit` trains any stage of any method.
+"""The training loop: `fit` trains any stage of any method.
 
-A stage brings its network, its batches, their loss and a validation score; the loop brings
-everything else, read from top to bottom. Randomness belongs to (seed, stage, epoch, step), never to
-what ran before, so a run killed at any moment and resumed ends with the same bits on the same
-device. Under a budget of time, which no two runs spend alike, it goes on from the time that it had
-spent.
+A stage provides the network, batches, loss and validation score; the loop does everything else.
+Random numbers depend only on (seed, stage, epoch, step), so a run that is killed at any moment and
+resumed is bit-identical to an uninterrupted one on the same device. A time budget is not
+reproducible; a resumed run continues from the time already spent.
 """
 
 from __future__ import annotations
@@ -37,17 +36,17 @@ __all__ = ["Fitted", "Run", "fit"]
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Where and on what a training runs; common to its stages.
+    """Settings of a training run that all stages share.
 
     Attributes:
-        folder: holds log.jsonl and the state.
+        folder: of log.jsonl and the checkpoints.
         device: of the networks.
-        seed: of all randomness.
+        seed: of all random numbers.
         precision: "bf16" runs the forward passes under autocast; weights stay float32.
-        resume: go on from the state in `folder`, if there is one.
-        on_epoch: called after each epoch with (stage, epochs done, epochs planned, log line).
-        clock: in seconds; what budgets are measured by.
-        workers: processes that make batches ahead.
+        resume: continue from the checkpoint in `folder`, if there is one.
+        on_epoch: called after each epoch with (stage, epochs done, total epochs, log line).
+        clock: returns seconds; measures time budgets.
+        workers: processes that prefetch batches.
     """
 
     folder: Path
@@ -61,18 +60,18 @@ class Run:
 
     @property
     def rank(self) -> int:
-        """This process among those that train together (0 alone)."""
+        """Rank of this process in distributed training; 0 without."""
         return dist.get_rank() if dist.is_initialized() else 0
 
     @property
     def world(self) -> int:
-        """How many processes train together."""
+        """Number of processes in distributed training; 1 without."""
         return dist.get_world_size() if dist.is_initialized() else 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
-    """How a stage went: the epoch that was kept, its score, epochs run, seconds of training."""
+    """Result of a stage: best epoch and its score, epochs run, seconds, reason for stopping."""
 
     epoch: int
     score: float
@@ -82,14 +81,14 @@ class Fitted:
 
 
 def fit(stage: Stage, run: Run) -> Fitted:
-    """Train a stage and leave the weights of its best validation score in `stage.net`.
+    """Train a stage and load the weights of the best validation score into `stage.net`.
 
-    Writes a line per epoch to log.jsonl and, after each epoch, the state to resume from.
+    After each epoch, writes a line to log.jsonl and a checkpoint to resume from.
 
     Raises:
-        ModelError: the loss is not finite; the message names epoch, step, losses and samples. Or
-            the state to resume from is damaged.
-        ResourceError: the device is out of memory; "worker-killed".
+        ModelError: "loss-not-finite"; the message names epoch, step, losses and samples. Or the
+            checkpoint is damaged.
+        ResourceError: "out-of-memory" on the device; "worker-killed".
     """
     config, net = stage.config, stage.net.to(run.device)
     if run.world > 1:
@@ -97,9 +96,9 @@ def fit(stage: Stage, run: Run) -> Fitted:
     frozen = freeze(net, stage.trainable)
     optimizer = _optimizer(net, config.optimizer)
     state_file = run.folder / f"state-{stage.name}.pt"
-    first, best, spent, ended = _resumed(net, optimizer, state_file, run)
+    first, best, spent, ended = _load_checkpoint(net, optimizer, state_file, run)
     called = DistributedDataParallel(net) if run.world > 1 else net
-    stopped = ended or _why_stop(config, first, best, spent)
+    stopped = ended or _stop_reason(config, first, best, spent)
     epoch = first - 1
     while stopped is None:
         epoch += 1
@@ -108,41 +107,27 @@ def fit(stage: Stage, run: Run) -> Fitted:
         net.train()
         for module in frozen:
             module.train(False)
-        losses = _Losses(stage.name, epoch)
-        with _workers_named(stage.name, epoch):
-            for index, batch in enumerate(batches(stage, run, epoch)):
-                torch.manual_seed(_seed(run.seed, stage.name, epoch, index))
-                with _memory_named(run):
-                    there = batch.to(run.device)
-                    with _autocast(run):
-                        found = stage.loss(called, there)
-                    losses.add(found, batch.names)
-                    optimizer.zero_grad(set_to_none=True)
-                    found["loss"].backward()  # type: ignore[no-untyped-call]
-                if config.optimizer.clip_norm is not None:
-                    nn.utils.clip_grad_norm_(net.parameters(), config.optimizer.clip_norm)
-                optimizer.step()
-        means = losses.means()
+        losses = _train_epoch(stage, run, called, optimizer, epoch)
         net.eval()
         with torch.no_grad():
-            figures = stage.validate()
-        figures, spent = broadcast((figures, spent + run.clock() - start))
-        if figures["score"] > best.score:
-            best = _Best(epoch=epoch, score=figures["score"], net=copy.deepcopy(net.state_dict()))
+            metrics = stage.validate()
+        metrics, spent = broadcast((metrics, spent + run.clock() - start))
+        if metrics["score"] > best.score:
+            best = _Best(epoch=epoch, score=metrics["score"], net=copy.deepcopy(net.state_dict()))
         line = {
             "stage": stage.name,
             "epoch": epoch,
             "rate": rate,
-            **_mean(means, run),
-            **{f"val_{name}": value for name, value in figures.items()},
+            **_mean(losses, run),
+            **{f"val_{name}": value for name, value in metrics.items()},
             "seconds": round(spent, 3),
         }
-        stopped = _why_stop(config, epoch + 1, best, spent)
+        stopped = _stop_reason(config, epoch + 1, best, spent)
         if run.rank == 0:
-            # The line first: an epoch that is trained again after a kill replaces its line, but
-            # one that is not trained again could never add it.
+            # The log before the checkpoint: after a kill in between, the epoch is trained again and
+            # its line replaced. In the other order, the line would be missing.
             _log(run.folder / "log.jsonl", line)
-            _save(state_file, net, optimizer, (epoch, spent, stopped), best)
+            _save_checkpoint(state_file, net, optimizer, (epoch, spent, stopped), best)
             if run.on_epoch is not None:
                 run.on_epoch(stage.name, epoch + 1, config.epochs, line)
     if best.net is not None:
@@ -153,43 +138,65 @@ def fit(stage: Stage, run: Run) -> Fitted:
     )
 
 
+def _train_epoch(
+    stage: Stage, run: Run, called: nn.Module, optimizer: torch.optim.Optimizer, epoch: int
+) -> dict[str, float]:
+    """Run the optimizer steps of an epoch; the mean losses of this process."""
+    clip_norm = stage.config.optimizer.clip_norm
+    losses = _Losses(stage.name, epoch)
+    with _convert_killed_worker(stage.name, epoch):
+        for index, batch in enumerate(batches(stage, run, epoch)):
+            torch.manual_seed(_seed(run.seed, stage.name, epoch, index))
+            with _convert_out_of_memory(run):
+                on_device = batch.to(run.device)
+                with _autocast(run):
+                    values = stage.loss(called, on_device)
+                losses.add(values, batch.names)
+                optimizer.zero_grad(set_to_none=True)
+                values["loss"].backward()  # type: ignore[no-untyped-call]
+            if clip_norm is not None:
+                nn.utils.clip_grad_norm_(stage.net.parameters(), clip_norm)
+            optimizer.step()
+    return losses.means()
+
+
 def batches(stage: Stage, run: Run, epoch: int) -> Iterator[Batch]:
-    """The batches of an epoch, made ahead by workers if there are any; the same in any case."""
+    """The batches of an epoch; identical with and without workers that prefetch them."""
 
     def batch(index: int) -> Batch:
-        made: Batch = stage.batch(
+        created: Batch = stage.batch(
             TrainStep(seed=run.seed, epoch=epoch, step=index, rank=run.rank, world=run.world)
         )
-        return made
+        return created
 
     if run.workers == 0:
         yield from map(batch, range(stage.steps))
         return
     from torch.utils.data import DataLoader
 
-    for made in DataLoader(
-        _Made(batch, stage.steps),
+    for item in DataLoader(
+        _Batches(batch, stage.steps),
         batch_size=None,
         num_workers=run.workers,
-        # The workers take stages as they are; what they read is mapped into memory.
+        # Stages cannot be pickled; with fork, workers share them and the memory-mapped voxels.
         multiprocessing_context="fork",
         prefetch_factor=2,
     ):
-        if isinstance(made, _Refused):
-            raise made.kind(**made.words)
-        yield made
+        if isinstance(item, _WorkerError):
+            raise item.kind(**item.attributes)
+        yield item
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Refused:
-    """An error on purpose, as it comes from a worker: exceptions would lose all but their text."""
+class _WorkerError:
+    """A KidsegError from a worker; DataLoader would keep only the text of the exception."""
 
     kind: type[KidsegError]
-    words: dict[str, Any]
+    attributes: dict[str, Any]
 
 
-class _Made(Dataset[Batch | _Refused]):
-    """Batches by their number."""
+class _Batches(Dataset[Batch | _WorkerError]):
+    """The batches of an epoch, by index."""
 
     def __init__(self, batch: Callable[[int], Batch], count: int) -> None:
         self.batch, self.count = batch, count
@@ -197,26 +204,26 @@ class _Made(Dataset[Batch | _Refused]):
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> Batch | _Refused:
+    def __getitem__(self, index: int) -> Batch | _WorkerError:
         try:
             return self.batch(index)
         except KidsegError as error:
-            return _Refused(kind=type(error), words=vars(error))
+            return _WorkerError(kind=type(error), attributes=vars(error))
 
 
 def freeze(net: nn.Module, trainable: Sequence[str] | None) -> list[nn.Module]:
-    """Let only some parameters change, and say which modules stay as they are.
+    """Freeze all parameters except the trainable ones.
 
     Args:
-        net: all its parameters can be trained.
-        trainable: beginnings of the names of those that shall be; None: all.
+        net: the network.
+        trainable: prefixes of the names of the trainable parameters; None: all.
 
     Returns:
-        The modules without children in which nothing is trained and something is kept: to be left
-        in eval mode, or the running statistics of their norms would go on.
+        The leaf modules whose parameters are all frozen. Keep them in eval mode, so that the
+        running statistics of their norms do not change.
 
     Raises:
-        ValueError: no parameter is left to train.
+        ValueError: no parameter is trainable.
     """
     if trainable is None:
         net.requires_grad_(True)
@@ -224,7 +231,7 @@ def freeze(net: nn.Module, trainable: Sequence[str] | None) -> list[nn.Module]:
     for name, parameter in net.named_parameters():
         parameter.requires_grad_(name.startswith(tuple(trainable)))
     if not any(parameter.requires_grad for parameter in net.parameters()):
-        raise ValueError(f"no parameter's name begins with any of {tuple(trainable)}")
+        raise ValueError(f"no parameter name starts with any of {tuple(trainable)}")
     return [
         module
         for module in net.modules()
@@ -235,73 +242,77 @@ def freeze(net: nn.Module, trainable: Sequence[str] | None) -> list[nn.Module]:
 
 
 class _Losses:
-    """The losses of an epoch, kept on the device: asking for each would wait for it each time."""
+    """The losses of an epoch, kept on the device: reading each would synchronise it every step."""
 
-    CHECKED_EVERY = 32
+    CHECK_INTERVAL = 32
 
     def __init__(self, stage: str, epoch: int) -> None:
         self.stage, self.epoch = stage, epoch
         self.sums: dict[str, float] = {}
         self.steps = 0
-        self.waiting: list[tuple[dict[str, Tensor], tuple[str, ...]]] = []
+        self.pending: list[tuple[dict[str, Tensor], tuple[str, ...]]] = []
 
     def add(self, losses: Mapping[str, Tensor], names: tuple[str, ...]) -> None:
-        """The losses of a step, and the names of its samples."""
-        self.waiting.append(({name: value.detach() for name, value in losses.items()}, names))
-        if losses["loss"].device.type == "cpu" or len(self.waiting) == self.CHECKED_EVERY:
-            self._look()
+        """Add the losses of a step, with the names of its samples."""
+        self.pending.append(({name: value.detach() for name, value in losses.items()}, names))
+        if losses["loss"].device.type == "cpu" or len(self.pending) == self.CHECK_INTERVAL:
+            self._flush()
 
     def means(self) -> dict[str, float]:
-        """Of all steps."""
-        self._look()
+        """The means over all steps."""
+        self._flush()
         return {name: total / self.steps for name, total in self.sums.items()}
 
-    def _look(self) -> None:
-        """Add up what waits.
+    def _flush(self) -> None:
+        """Check and sum the pending losses.
 
         Raises:
             ModelError: "loss-not-finite".
         """
-        for losses, names in self.waiting:
+        for losses, names in self.pending:
             values = {name: float(value) for name, value in losses.items()}
             if not math.isfinite(values["loss"]):
                 raise ModelError(
                     f"the loss of stage '{self.stage}' is not finite in epoch {self.epoch}, step"
                     f" {self.steps}: {values}; samples: {', '.join(names)}",
-                    next_step="Lower the learning rate, or use precision fp32; --resume goes on "
+                    next_step="Lower the learning rate, or use precision fp32; --resume continues "
                     "from the last epoch.",
                     code="loss-not-finite",
                 )
             for name, value in values.items():
                 self.sums[name] = self.sums.get(name, 0.0) + value
             self.steps += 1
-        self.waiting.clear()
+        self.pending.clear()
 
 
-def _resumed(
+def _load_checkpoint(
     net: nn.Module, optimizer: torch.optim.Optimizer, file: Path, run: Run
 ) -> tuple[int, _Best, float, Literal["budget"] | None]:
-    """The first epoch to train, the best so far, seconds spent, and "budget" if that ended it."""
+    """Resume from a checkpoint, if there is one.
+
+    Returns the first epoch to train, the best epoch so far, seconds spent, and "budget" if the
+    budget ended the stage.
+    """
     if not run.resume or (state := load_state(file, run.device)) is None:
         return 0, _Best(), 0.0, None
     net.load_state_dict(state["net"])
     optimizer.load_state_dict(state["optimizer"])
     best = _Best(epoch=state["best_epoch"], score=state["best_score"], net=state["best_net"])
-    # What was left of a whole training's budget cannot be told again: it may seem more now, and
-    # later stages have learned from this one as it ended.
+    # The time left in the budget of the run is not reproducible and may seem larger now, but later
+    # stages have been trained on the result of this one.
     ended: Literal["budget"] | None = "budget" if state.get("stopped") == "budget" else None
     return state["epoch"] + 1, best, state["seconds"], ended
 
 
-def _save(
+def _save_checkpoint(
     file: Path,
     net: nn.Module,
     optimizer: torch.optim.Optimizer,
-    where: tuple[int, float, str | None],
+    position: tuple[int, float, str | None],
     best: _Best,
 ) -> None:
-    """Keep what resuming takes; `where` is epoch, seconds spent and why training stopped."""
-    epoch, seconds, stopped = where
+    """Save a checkpoint; `position` is epoch, seconds spent and reason for stopping."""
+    epoch, seconds, stopped = position
     state = {
         "net": net.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -322,10 +333,10 @@ class _Best:
     net: dict[str, Tensor] | None = None
 
 
-def _why_stop(
+def _stop_reason(
     config: StageConfig, epochs: int, best: _Best, spent: float
 ) -> Literal["epochs", "patience", "budget"] | None:
-    """The reason to end after so many epochs, or None to go on."""
+    """The reason to stop after this number of epochs; None to continue."""
     if epochs >= config.epochs:
         return "epochs"
     if config.budget_s is not None and spent >= config.budget_s:
@@ -352,21 +363,21 @@ def _optimizer(net: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer
 def _set_rate(
     optimizer: torch.optim.Optimizer, config: StageConfig, epoch: int, spent: float
 ) -> float:
-    """Polynomial decay over the epochs or over the budget, whichever is further gone.
+    """Polynomial decay over the epochs or the time budget, whichever has progressed further.
 
     Source: Chen et al., DeepLab, TPAMI 2018.
     """
-    gone = epoch / config.epochs
+    fraction = epoch / config.epochs
     if config.budget_s is not None:
-        gone = max(gone, spent / config.budget_s)
-    rate: float = config.optimizer.learning_rate * (1 - gone) ** config.optimizer.poly_power
+        fraction = max(fraction, spent / config.budget_s)
+    rate: float = config.optimizer.learning_rate * (1 - fraction) ** config.optimizer.poly_power
     for group in optimizer.param_groups:
         group["lr"] = rate
     return rate
 
 
 def _seed(*parts: object) -> int:
-    """A seed of 63 bits that depends on every part, and on nothing else."""
+    """A 63-bit seed that depends only on the parts."""
     import hashlib
 
     digest = hashlib.sha256(repr(parts).encode()).digest()
@@ -388,8 +399,8 @@ def _autocast(run: Run) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-class _memory_named(AbstractContextManager[None]):  # noqa: N801
-    """Turn a device's out-of-memory into an error that says what to do."""
+class _convert_out_of_memory(AbstractContextManager[None]):  # noqa: N801
+    """Convert an OutOfMemoryError of torch to a ResourceError."""
 
     def __init__(self, run: Run) -> None:
         self.device = run.device
@@ -403,28 +414,28 @@ class _memory_named(AbstractContextManager[None]):  # noqa: N801
             ) from error
 
 
-class _workers_named(AbstractContextManager[None]):  # noqa: N801
-    """Turn the end of a worker into an error that says what to do.
+class _convert_killed_worker(AbstractContextManager[None]):  # noqa: N801
+    """Convert the error for a killed worker to a ResourceError.
 
-    torch raises it from a signal's handler, wherever this process is: in a forward pass, too.
+    torch raises it from a signal handler, so at any point of this process, even in a forward pass.
     """
 
     def __init__(self, stage: str, epoch: int) -> None:
         self.stage, self.epoch = stage, epoch
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        # What goes wrong within a worker bears the first of these words, too.
+        # Exceptions raised inside a worker also mention "DataLoader worker", but without "(pid".
         if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid"):
             raise ResourceError(
-                f"a worker that makes batches was killed in stage '{self.stage}', epoch"
+                f"a worker that prefetches batches was killed in stage '{self.stage}', epoch"
                 f" {self.epoch}",
-                next_step="Most often memory ran out: set fewer workers; --resume goes on.",
+                next_step="Usually memory ran out: set fewer workers, then continue with --resume.",
                 code="worker-killed",
             ) from error
 
 
 def _log(file: Path, line: Mapping[str, Any]) -> None:
-    """Append one line; a line of an epoch that is trained again after a kill replaces the old."""
+    """Append a line; replace the line of the same epoch, which is trained again after a kill."""
     lines = file.read_text().splitlines() if file.exists() else []
     kept = []
     for old in lines:

@@ -1,8 +1,8 @@
-"""What a training learns from: cases chosen, planned, made ready in a store.
+"""Prepare training data: select the cases, plan, and preprocess them into a store.
 
-Every training reads a store of subjects. One that starts from files makes it first, in the run's
-folder, and removes it in the end; `make_store` makes one to keep, for many runs, or for a machine
-without readers.
+Every training run reads a store of subjects. A run that starts from files creates a store in its
+folder and removes it at the end; `make_store` creates a permanent one, for many runs or for
+machines without scan readers.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from kidseg.plan import Plan, fingerprint, plan
 from kidseg.splits import holdout
 from kidseg.store import Store, build_store, is_store, open_store
 from kidseg.store.files import source_files
-from kidseg.train.setup import Configured, Setup, check_start, configured, planned_as
+from kidseg.train.setup import ResolvedSetup, Setup, check_start, plan_from_model, resolve
 
 __all__ = ["STORE", "Cases", "Progress", "Request", "make_store", "training_store"]
 
 Progress = Callable[[str, int, int, Mapping[str, Any]], None]
-"""(what is under way, done, in all, the epoch's log line if it is a stage)."""
+"""Called with (name of the task or stage, done, total, log line of the epoch; {} for a task)."""
 
 STORE = "store"
-"""Folder, in a run's, of the store that a training from files makes."""
+"""Subfolder of a run for the store that a run from files creates."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cases:
-    """Which cases a training uses, and what their files hold."""
+    """The training and validation cases of a run, and the hashes of their files."""
 
     training: tuple[str, ...]
     validation: tuple[str, ...]
@@ -49,7 +49,7 @@ class Cases:
 
     @property
     def digest(self) -> str:
-        """Of the training cases' names and contents."""
+        """SHA-256 of the names and contents of the training cases."""
         text = json.dumps([(name, self.sha256[name]) for name in self.training])
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -59,7 +59,7 @@ class Cases:
 
     @classmethod
     def of_store(cls, store: Store) -> Cases:
-        """Those of a store: the same, file by file, as of the data set it was made from."""
+        """The cases of a store; equal to those of the data set it was created from."""
         training = set(store.plan.training)
         return cls(
             training=store.plan.training,
@@ -70,31 +70,31 @@ class Cases:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """Which cases are asked for, and how they are to be made ready.
+    """The requested cases and how to preprocess them.
 
     Attributes:
-        setup: cases, seed of their split, processes that read.
-        material: (plan) -> what the method asks of subjects.
-        cohort: of the method's configuration.
-        plan: of a model to go on from; None: planned from the training cases.
-        tell: told what is done.
+        setup: cases, seed of the split, number of reading processes.
+        material: (plan) -> what the method requires of subjects.
+        cohort: of the method's settings.
+        plan: of the model to fine-tune; None: planned from the training cases.
+        on_progress: called with the progress.
     """
 
     setup: Setup
     material: Callable[[Plan], Material]
     cohort: CohortConfig
     plan: Plan | None
-    tell: Progress
+    on_progress: Progress
 
     @classmethod
-    def of(cls, setup: Setup, chosen: Configured, progress: Progress | None) -> Request:
-        """For a method as it is configured."""
+    def of(cls, setup: Setup, resolved: ResolvedSetup, progress: Progress | None) -> Request:
+        """The request for a resolved setup."""
         return cls(
             setup=setup,
-            material=partial(chosen.method.material, chosen.config),
-            cohort=chosen.config.cohort,
-            plan=chosen.plan,
-            tell=progress or (lambda *_: None),
+            material=partial(resolved.method.material, resolved.config),
+            cohort=resolved.config.cohort,
+            plan=resolved.plan,
+            on_progress=progress or (lambda *_: None),
         )
 
 
@@ -106,36 +106,36 @@ def make_store(
     full: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Make the cases of a data set ready for training, once, in a store.
+    """Preprocess the cases of a data set for training into a store.
 
-    `train` takes the store in place of the data set, as often as you like, with any method and
-    settings that ask for the same pixels or, of a store of the scans' own (`full`), for any; and
-    gives the bits it gives with the files. There it needs torch, numpy, safetensors, pydantic and
-    tomli_w, and nothing that reads scans (with `augment` "nnunet" batchgeneratorsv2, too; and scipy
-    where masks or coarser pixels are made of a store that lacks them). What is split into training
-    and validation, and planned, is split and planned here. A build that was interrupted goes on.
+    `train` accepts the store in place of the data set, with any method and settings that require
+    the same pixels; with any at all if the store keeps the scans' original pixels (`full`). The
+    result is bit-identical to training from the files. Training from a store needs only torch,
+    numpy, safetensors, pydantic and tomli_w, no scan readers (also batchgeneratorsv2 with `augment`
+    "nnunet", and scipy if masks or coarser pixels must be computed). The split into training and
+    validation and the plan are those of the store. An interrupted build is continued.
 
     Args:
         dataset: folder in any layout of `kidseg.cases`.
         path: folder of the store.
-        setup: for which method, of which cases.
-        full: keep the scans' own pixels and no masks: for all methods and resolutions.
-        progress: told what is done.
+        setup: method and cases.
+        full: keep the scans' original pixels, without masks: for all methods and resolutions.
+        progress: called with the progress.
 
     Returns:
         {"path", "digest", "cases": {"training": [...], "validation": [...]}, "megabytes"}.
 
     Raises:
-        UsageError, InputError, ResourceError, ModelError: as `configured`, `open_dataset`,
+        UsageError, InputError, ResourceError, ModelError: see `resolve`, `open_dataset`,
             `fingerprint`, `holdout` and `build_store`; "bad-split", "unknown-case".
     """
     setup = setup or Setup()
-    request = Request.of(setup, configured(setup), progress)
+    request = Request.of(setup, resolve(setup), progress)
     if full:
         request = replace(request, material=lambda _: Material())
     data = open_dataset(dataset)
-    used = _chosen(data, request)
-    store = _built(data, used, _planned(data, used, request), Path(path), request)
+    used = _select_cases(data, request)
+    store = _build(data, used, _make_plan(data, used, request), Path(path), request)
     size = sum(file.stat().st_size for file in store.path.rglob("*") if file.is_file())
     return {
         "path": str(store.path),
@@ -148,19 +148,19 @@ def make_store(
 def training_store(
     source: Path, out: Path, request: Request, settings: str, *, resume: bool
 ) -> tuple[Store, Cases]:
-    """The store to train from, and its cases; notes them in a fresh run's folder.
+    """Open or create the store to train from, and record plan and cases in the run folder.
 
     Args:
-        source: a store; or a data set, of which one is made in `out`.
+        source: a store; or a data set, from which a store is created in `out`.
         out: folder of the run.
-        request: what is asked for.
-        settings: the resolved configuration, as in config.toml.
-        resume: `out` holds a run; it must be of the same settings and cases.
+        request: cases and preprocessing.
+        settings: the resolved settings, as in config.toml.
+        resume: `out` contains a run; its settings and cases must be the same.
 
     Raises:
-        UsageError: "other-settings", "other-cases": resumed, but not the same; "other-split": the
-            store is of other cases than asked for; as `check_store` and `check_start`.
-        InputError, ModelError, ResourceError: as `open_dataset`, `fingerprint`, `build_store`,
+        UsageError: "other-settings", "other-cases": the resumed run has others; "other-split": the
+            store has another split than requested; see `check_store` and `check_start`.
+        InputError, ModelError, ResourceError: see `open_dataset`, `fingerprint`, `build_store`,
             `open_store`.
     """
     if is_store(source):
@@ -170,30 +170,30 @@ def training_store(
         planned = request.plan or store.plan
         check_store(store, request.material(planned), request.cohort.cyst)
         used = Cases.of_store(store)
-        _check_asked(request, used, source)
+        _check_split(request, used, source)
         if resume:
             _check_resumed(out, settings, used)
-            if _noted_plan(out).digest != store.plan.digest:
+            if _recorded_plan(out).digest != store.plan.digest:
                 raise _other_cases(out / "plan.json")
         elif rank() == 0:
-            _note(out, settings, used, store.plan)
+            _record(out, settings, used, store.plan)
         return store, used
     with first_alone() as first:
         if first:
             data = open_dataset(source)
-            used = _chosen(data, request)
+            used = _select_cases(data, request)
             if resume:
                 _check_resumed(out, settings, used)
-                planned = _noted_plan(out)
+                planned = _recorded_plan(out)
             else:
-                planned = _planned(data, used, request)
-                _note(out, settings, used, planned)
-            _built(data, used, planned, out / STORE, request)
+                planned = _make_plan(data, used, request)
+                _record(out, settings, used, planned)
+            _build(data, used, planned, out / STORE, request)
     store = open_store(out / STORE, verify=False)
     return store, Cases.of_store(store)
 
 
-def _chosen(data: Dataset, request: Request) -> Cases:
+def _select_cases(data: Dataset, request: Request) -> Cases:
     known = data.by_id
     cases, validation = request.setup.cases, request.setup.validation
     if unknown := {*(cases or ()), *(validation or ())} - set(known):
@@ -202,40 +202,40 @@ def _chosen(data: Dataset, request: Request) -> Cases:
             path=data.root,
             code="unknown-case",
         )
-    wanted = [case for case in data.cases if cases is None or case.id in cases]
+    selected = [case for case in data.cases if cases is None or case.id in cases]
     if validation is None:
         share = request.cohort.validation_share
-        parts = holdout(wanted, test_fraction=share, seed=request.setup.seed)
-        training, kept = parts.train, parts.test
+        parts = holdout(selected, test_fraction=share, seed=request.setup.seed)
+        training, held_out = parts.train, parts.test
     else:
-        kept = tuple(sorted(validation))
-        training = tuple(case.id for case in wanted if case.id not in kept)
-    shared = {known[name].patient for name in kept} & {known[name].patient for name in training}
-    if shared or not training or not kept:
+        held_out = tuple(sorted(validation))
+        training = tuple(case.id for case in selected if case.id not in held_out)
+    shared = {known[name].patient for name in held_out} & {known[name].patient for name in training}
+    if shared or not training or not held_out:
         cause = (
             f"patient {sorted(shared)[0]} is in training and validation"
             if shared
             else "training and validation need at least one case each"
         )
         raise UsageError(cause, path=data.root, code="bad-split")
-    digests = {name: _content(known[name]) for name in (*training, *kept)}
-    return Cases(training=training, validation=kept, sha256=digests)
+    digests = {name: _digest(known[name]) for name in (*training, *held_out)}
+    return Cases(training=training, validation=held_out, sha256=digests)
 
 
-def _planned(data: Dataset, used: Cases, request: Request) -> Plan:
-    """The plan made from the training cases, or that of the model to go on from."""
+def _make_plan(data: Dataset, used: Cases, request: Request) -> Plan:
+    """The plan from the training cases, or that of the model to fine-tune."""
     cyst = request.cohort.cyst
     check_selection(learned_labels(data, cyst).schema, request.cohort, data.root)
     if request.plan is not None:
         schema, _ = count_cyst(data, cyst)
         start = replace(request.plan, cyst=cyst)
-        return planned_as(start, data.channels, used.training, schema.names)
+        return plan_from_model(start, data.channels, used.training, schema.names)
     training = replace(data, cases=tuple(data.by_id[name] for name in used.training))
     facts = fingerprint(
         training,
         cyst=cyst,
         jobs=request.setup.jobs,
-        progress=lambda done, total: request.tell("planning", done, total, {}),
+        progress=lambda done, total: request.on_progress("planning", done, total, {}),
     )
     planned = plan(facts, training.schema)
     _check_ct(data, request.material(planned))
@@ -243,49 +243,49 @@ def _planned(data: Dataset, used: Cases, request: Request) -> Plan:
 
 
 def _check_ct(data: Dataset, material: Material) -> None:
-    """Can masks of the body be made, if the method asks for them? Before all cases are read.
+    """Check that body masks can be computed if the method requires them, before reading all cases.
 
     Raises:
         InputError: "not-ct".
     """
     if material.masks is not None and (len(data.channels) > 1 or not data.holds_ct(0)):
         raise InputError(
-            f"this method takes one channel of CT, not {', '.join(data.channels)}",
+            f"this method requires one channel of CT, not {', '.join(data.channels)}",
             path=data.root,
             code="not-ct",
-            next_step="Name the channel 'CT' in dataset.json if it holds Hounsfield units; methods"
-            " 'plain' and 'plain3d' take any channels.",
+            next_step="Name the channel 'CT' in dataset.json if it contains Hounsfield units;"
+            " methods 'plain' and 'plain3d' accept any channels.",
         )
 
 
-def _built(data: Dataset, used: Cases, planned: Plan, path: Path, request: Request) -> Store:
+def _build(data: Dataset, used: Cases, planned: Plan, path: Path, request: Request) -> Store:
     names = (*used.training, *used.validation)
-    chosen = replace(data, cases=tuple(data.by_id[name] for name in names))
+    selected = replace(data, cases=tuple(data.by_id[name] for name in names))
     return build_store(
-        chosen,
+        selected,
         planned,
         path,
-        recipe=SubjectRecipe.of_dataset(chosen, planned, request.material(planned)),
+        recipe=SubjectRecipe.of_dataset(selected, planned, request.material(planned)),
         jobs=request.setup.jobs,
-        progress=lambda done, total: request.tell("reading", done, total, {}),
+        progress=lambda done, total: request.on_progress("reading", done, total, {}),
     )
 
 
-def _check_asked(request: Request, used: Cases, path: Path) -> None:
-    """Cases that are named must be the store's."""
+def _check_split(request: Request, used: Cases, path: Path) -> None:
+    """Check that the requested cases, if any are named, are those of the store."""
     names = {*used.training, *used.validation}
-    asked = (
+    requested = (
         names
         if request.setup.cases is None
         else {*request.setup.cases, *(request.setup.validation or ())}
     )
-    kept = used.validation if request.setup.validation is None else request.setup.validation
-    if asked != names or set(kept) != set(used.validation):
+    validation = used.validation if request.setup.validation is None else request.setup.validation
+    if requested != names or set(validation) != set(used.validation):
         raise UsageError(
-            "the store is of another split into training and validation",
+            "the store has another split into training and validation",
             path=path,
             code="other-split",
-            next_step="Name no cases, to take the store's; or make a store of these.",
+            next_step="Name no cases, to use those of the store; or create a store of these.",
         )
 
 
@@ -328,18 +328,18 @@ def _other_cases(path: Path) -> UsageError:
     )
 
 
-def _noted_plan(out: Path) -> Plan:
+def _recorded_plan(out: Path) -> Plan:
     return Plan.from_dict(json.loads((out / "plan.json").read_text()))
 
 
-def _note(out: Path, settings: str, used: Cases, planned: Plan) -> None:
+def _record(out: Path, settings: str, used: Cases, planned: Plan) -> None:
     for name, content in (("plan.json", planned.as_dict()), ("cases.json", used.as_dict())):
         write_json(out / name, content, overwrite=True)
-    # Last: a run without it is none to resume.
+    # Last: only a run with config.toml can be resumed.
     with writing(out / "config.toml", overwrite=True) as file:
         file.write(settings.encode())
 
 
-def _content(case: Case) -> str:
-    """SHA-256 of a case's files, by content alone; a file of several channels counts once."""
+def _digest(case: Case) -> str:
+    """SHA-256 of the contents of a case's files; a file with several channels counts once."""
     return sha256_of_all(source_files(case))

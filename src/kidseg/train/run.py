@@ -1,4 +1,4 @@
-"""A method trained, from a data set or a store to a model file."""
+"""Train a method on a data set or a store, and write a model file."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ from kidseg.stage import Stage
 from kidseg.train.curves import draw_curves
 from kidseg.train.loop import Fitted, Run, fit
 from kidseg.train.material import STORE, Cases, Progress, Request, training_store
-from kidseg.train.setup import Configured, Setup, configured
-from kidseg.train.tuning import take_over, tuned
+from kidseg.train.setup import ResolvedSetup, Setup, resolve
+from kidseg.train.tuning import LoadedWeights, load_weights, select_trainable
 
 __all__ = ["train"]
 
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
-"""What a training's seconds are measured by."""
+"""Clocks for the times and budgets of a run, by the setting `budget_clock`."""
 
-_START, _START_NOTE = "start.safetensors", "start.json"
+_START, _START_RECORD = "start.safetensors", "start.json"
 
 _OUTPUTS = (
     _START,
-    _START_NOTE,
+    _START_RECORD,
     "model.safetensors",
     "log.jsonl",
     "config.toml",
@@ -64,70 +64,69 @@ def train(
     device: str = "auto",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Train a method on a data set, or on a store that `make_store` has made of one.
+    """Train a method on a data set, or on a store created by `make_store`.
 
-    Writes into `out`: config.toml (resolved), cases.json (which, and their digests), plan.json,
-    log.jsonl (a line per epoch), state-*.pt (to resume from), model.safetensors, curves.png and
-    summary.json; start.safetensors and start.json where it goes on from a model. Under torchrun the
-    processes share each batch. From files, the cases are first made ready in a store in `out`,
-    which is removed in the end.
+    Writes into `out`: config.toml (resolved settings), cases.json (cases and their hashes),
+    plan.json, log.jsonl (a line per epoch), state-*.pt (checkpoints), model.safetensors, curves.png
+    and summary.json; with fine-tuning also start.safetensors and start.json. Under torchrun each
+    batch is split across the processes. From files, the cases are first preprocessed into a store
+    in `out`, which is removed at the end.
 
-    From a store it needs torch, numpy, safetensors, pydantic and tomli_w, and no reader of scans;
-    where matplotlib is missing there are no curves, and a finding says so.
+    From a store it needs only torch, numpy, safetensors, pydantic and tomli_w, no scan readers.
+    Without matplotlib, no curves are plotted, and a finding says so.
 
     Args:
         dataset: folder in any layout of `kidseg.cases`; or a store.
-        out: folder to make.
-        setup: method, settings, cases, seed; a model to go on from.
-        resume: go on where the run in `out` stopped, with the same setup.
-        overwrite: remove the run that is in `out`.
+        out: folder to create.
+        setup: method, settings, cases, seed; model to fine-tune.
+        resume: continue the run in `out` from its checkpoints, with the same setup.
+        overwrite: remove the run in `out`.
         device: "auto", "cpu", "cuda", "cuda:N", "mps".
-        progress: told what is done.
+        progress: called with the progress.
 
     Returns:
         The content of summary.json.
 
     Raises:
-        UsageError: "output-exists", "in-use" (another training runs there), "nothing-to-resume",
-            "other-settings" and "other-cases" (resumed, but not the same), unknown names;
-            "store-of-other-settings", "other-split": the store is not of what is asked for;
-            what `configured`, `take_over` and `tuned` refuse.
-        InputError: what `open_dataset`, `fingerprint`, `holdout` and `build_store` refuse.
-        ModelError, ResourceError: as `fit`.
+        UsageError: "output-exists", "in-use" (another run uses the folder), "nothing-to-resume",
+            "other-settings" and "other-cases" (the resumed run has others), unknown names;
+            "store-of-other-settings", "other-split": the store does not match the request; see
+            `resolve`, `load_weights` and `select_trainable`.
+        InputError: see `open_dataset`, `fingerprint`, `holdout` and `build_store`.
+        ModelError, ResourceError: see `fit`.
     """
     out = Path(out)
-    setup = _resumed(out, setup or Setup()) if resume else setup or Setup()
-    chosen = configured(setup)
-    config = chosen.config
+    setup = _resumed_setup(out, setup or Setup()) if resume else setup or Setup()
+    resolved = resolve(setup)
+    config = resolved.config
     if not resume:
         _check_start(out, setup)
     tune_allocator()
     hardware = choose_device(local_device(device), config.precision)
     clock = CLOCKS[config.budget_clock]
     start = clock()
-    with joined(hardware.torch), _alone(out, resume=resume, overwrite=overwrite):
+    with joined(hardware.torch), _locked(out, resume=resume, overwrite=overwrite):
         if rank() == 0 and not resume:
-            _note_start(out, setup, chosen)  # before the settings, without which none resumes
-        request = Request.of(setup, chosen, progress)
+            _record_start(out, setup, resolved)  # before config.toml, which marks a resumable run
+        request = Request.of(setup, resolved, progress)
         store, used = training_store(Path(dataset), out, request, dump(config), resume=resume)
-        cohort = gather_cohort(store, request.cohort, request.material, chosen.plan)
-        method = chosen.method.build(
+        cohort = gather_cohort(store, request.cohort, request.material, resolved.plan)
+        method = resolved.method.build(
             config, cohort.target, cohort.plan, seed=setup.seed, device=hardware
         )
-        taken = None if chosen.start is None else take_over(method, chosen.start.parts)
+        loaded = None if resolved.start is None else load_weights(method, resolved.start.parts)
         run = Run(
             folder=out,
             device=hardware.torch,
             seed=setup.seed,
             precision=hardware.precision,
             resume=resume,
-            on_epoch=request.tell,
+            on_epoch=request.on_progress,
             clock=clock,
             workers=_workers(config, hardware),
         )
-        fitted, seconds = _fitted(method, cohort, run, setup.tune, start)
-        noticed = (*unclear_labels(cohort.schema, dataset), *cohort.findings)
-        findings = [finding.as_dict() for finding in noticed]
+        fitted, seconds = _fit_stages(method, cohort, run, setup.tune, start)
+        findings = (*unclear_labels(cohort.schema, dataset), *cohort.findings)
         summary: dict[str, Any] = {
             "method": method.name,
             "preset": setup.preset,
@@ -140,100 +139,109 @@ def train(
                 "validation": list(used.validation),
                 "training_slices": len(cohort.index),
             },
-            "start": None
-            if chosen.start is None or taken is None
-            else {
-                "sha256": chosen.start.sha256,
-                "tune": setup.tune,
-                **taken.as_dict(),
-                "text": str(taken),
-            },
-            "findings": findings,
-            "stages": {name: asdict(how) for name, how in fitted.items()},
-            # The others may be here before the first has written its log.
-            "validation": broadcast(_best_figures(out, fitted) if run.rank == 0 else {}),
+            "start": _start_summary(resolved, setup, loaded),
+            "findings": [finding.as_dict() for finding in findings],
+            "stages": {name: asdict(result) for name, result in fitted.items()},
+            # Only rank 0 is sure to find the complete log.
+            "validation": broadcast(_best_metrics(out, fitted) if run.rank == 0 else {}),
             "seconds": seconds,
             "peak_memory_mb": _peak_memory_mb(hardware),
         }
         if run.rank == 0:
             _write_model(out, method, cohort, used, summary)
-            findings += [finding.as_dict() for finding in _draw(out)]
+            summary["findings"] += [finding.as_dict() for finding in _draw(out)]
             write_json(out / "summary.json", summary, overwrite=True)
             shutil.rmtree(out / STORE, ignore_errors=True)
     return summary
 
 
-def _fitted(
+def _start_summary(
+    resolved: ResolvedSetup, setup: Setup, loaded: LoadedWeights | None
+) -> dict[str, Any] | None:
+    """The start model in summary.json; None without fine-tuning."""
+    if resolved.start is None or loaded is None:
+        return None
+    return {
+        "sha256": resolved.start.sha256,
+        "tune": setup.tune,
+        **loaded.as_dict(),
+        "text": str(loaded),
+    }
+
+
+def _fit_stages(
     method: Method, cohort: Cohort, run: Run, tune: str, start: float
 ) -> tuple[dict[str, Fitted], dict[str, float]]:
-    """All stages trained, and the seconds of each; "prepare" is what it took to get here."""
+    """Train all stages; their results and seconds, with "prepare" for the time from `start`."""
     budget_s = method.config.budget_s
     fitted: dict[str, Fitted] = {}
     ready_s = run.clock() - start
     outside_s, mark = 0.0, start
     for stage in method.stages(cohort):
-        # What a stage needs before it starts is made when it is asked for.
+        # The generator prepares a stage when it is requested, so this includes the preparation.
         outside_s += run.clock() - mark
-        spent = outside_s + sum(how.seconds for how in fitted.values())
-        chosen = tuned(stage, method, tune)
-        if chosen is not None:
-            fitted[stage.name] = fit(_within(chosen, budget_s, spent), run)
+        spent = outside_s + sum(result.seconds for result in fitted.values())
+        selected = select_trainable(stage, method, tune)
+        if selected is not None:
+            fitted[stage.name] = fit(_limited(selected, budget_s, spent), run)
         mark = run.clock()
-    return fitted, {"prepare": ready_s, **{name: how.seconds for name, how in fitted.items()}}
+    return fitted, {"prepare": ready_s, **{name: fitted[name].seconds for name in fitted}}
 
 
 def _check_start(out: Path, setup: Setup) -> None:
-    """Refuse to replace the run that holds the model to go on from."""
+    """Refuse to replace the run that contains the model to fine-tune."""
     if setup.start is None or setup.start.resolve().parent != out.resolve():
         return
     if setup.start.name in _OUTPUTS:
         raise UsageError(
-            "the model to go on from is the one that would be replaced",
+            "the run would replace the model to fine-tune",
             path=setup.start,
             code="output-exists",
             next_step="Choose another folder.",
         )
 
 
-def _note_start(out: Path, setup: Setup, chosen: Configured) -> None:
-    """Keep the model that is gone on from: resuming needs it, wherever it came from."""
-    if chosen.start is None or setup.start is None:
+def _record_start(out: Path, setup: Setup, resolved: ResolvedSetup) -> None:
+    """Copy the model to fine-tune into the run folder, so that the run can be resumed."""
+    if resolved.start is None or setup.start is None:
         return
     shutil.copyfile(setup.start, out / _START)
-    note = {"path": str(setup.start), "sha256": chosen.start.sha256, "tune": setup.tune}
-    write_json(out / _START_NOTE, note, overwrite=True)
+    record = {"path": str(setup.start), "sha256": resolved.start.sha256, "tune": setup.tune}
+    write_json(out / _START_RECORD, record, overwrite=True)
 
 
-def _resumed(out: Path, setup: Setup) -> Setup:
-    """The setup with the model that the run in a folder was started from.
+def _resumed_setup(out: Path, setup: Setup) -> Setup:
+    """The setup with the start model of the run to resume.
 
     Raises:
-        UsageError: "other-settings": another model, or another part of it, is asked for.
+        UsageError: "other-settings": the setup has another start model or `tune`.
     """
-    if not (out / _START_NOTE).exists():
+    if not (out / _START_RECORD).exists():
         if setup.start is not None and (out / "config.toml").exists():
             raise UsageError(
-                "the run went on from no model",
+                "the run was not started from a model",
                 path=out,
                 code="other-settings",
                 next_step="Resume without --from.",
             )
         return setup
-    note = json.loads((out / _START_NOTE).read_text())
-    asked = None if setup.start is None else sha256_of(setup.start)
-    if asked not in (None, note["sha256"]) or setup.tune not in ("all", note["tune"]):
+    record = json.loads((out / _START_RECORD).read_text())
+    requested = None if setup.start is None else sha256_of(setup.start)
+    if requested not in (None, record["sha256"]) or setup.tune not in ("all", record["tune"]):
         raise UsageError(
-            f"the run went on from {note['path']}, tuning '{note['tune']}'",
-            path=out / _START_NOTE,
+            f"the run was started from {record['path']} with tune '{record['tune']}'",
+            path=out / _START_RECORD,
             code="other-settings",
-            next_step="Resume with the same --from and --tune, or with none.",
+            next_step="Resume with the same --from and --tune, or without both.",
         )
-    return replace(setup, start=out / _START, tune=note["tune"])
+    return replace(setup, start=out / _START, tune=record["tune"])
 
 
 def _workers(config: MethodConfig, hardware: Device) -> int:
-    """Processes that make batches: none on the CPU, where they would take the network's cores, and
-    none by the processor's clock, which does not count them.
+    """Number of processes that prefetch batches.
+
+    By default none on the CPU, where they would compete with the network, and none with the
+    processor clock, which does not include them.
     """
     if config.workers is not None:
         return config.workers
@@ -242,8 +250,8 @@ def _workers(config: MethodConfig, hardware: Device) -> int:
     return min(8, max(0, (os.cpu_count() or 1) - 1))
 
 
-def _within(stage: Stage, budget_s: float | None, spent: float) -> Stage:
-    """The stage with no more time than is left of the whole training's; one epoch in any case."""
+def _limited(stage: Stage, budget_s: float | None, spent: float) -> Stage:
+    """Limit a stage's budget to the time left for the run; one epoch is trained in any case."""
     if budget_s is None:
         return stage
     left = max(budget_s - broadcast(spent), 1e-3)
@@ -292,29 +300,29 @@ def _write_model(
 
 @torch.no_grad()
 def _figures(method: Method, subject: Subject) -> Mapping[str, float]:
-    """How a training patient lies before the method; nothing is segmented for it."""
+    """Size and position of a training patient, from the locating steps alone."""
     steps = takewhile(lambda step: step.segment is None, method.steps(subject))
     return method.report(subject, advance(subject.image, list(steps))).figures
 
 
-def _best_figures(out: Path, fitted: Mapping[str, Fitted]) -> dict[str, dict[str, float]]:
-    """Validation figures of each stage's kept epoch, from the log."""
-    figures: dict[str, dict[str, float]] = {}
+def _best_metrics(out: Path, fitted: Mapping[str, Fitted]) -> dict[str, dict[str, float]]:
+    """Validation metrics of each stage's best epoch, from the log."""
+    metrics: dict[str, dict[str, float]] = {}
     for text in (out / "log.jsonl").read_text().splitlines():
         line = json.loads(text)
-        how = fitted.get(line["stage"])
-        if how is not None and line["epoch"] == how.epoch:
-            figures[line["stage"]] = {
+        result = fitted.get(line["stage"])
+        if result is not None and line["epoch"] == result.epoch:
+            metrics[line["stage"]] = {
                 name.removeprefix("val_"): value
                 for name, value in line.items()
                 if name.startswith("val_")
             }
-    return figures
+    return metrics
 
 
 @contextmanager
-def _alone(out: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
-    """The folder, made or checked, and locked against a second training."""
+def _locked(out: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
+    """Create or check the run folder, and lock it against a second run."""
     if rank() != 0:
         dist.barrier()
         yield
@@ -328,11 +336,11 @@ def _alone(out: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
             code="nothing-to-resume",
             next_step="Train without --resume.",
         )
-    there = [out / name for name in _OUTPUTS if (out / name).exists()]
-    there += sorted(out.glob("state-*.pt")) if out.is_dir() else []
-    if there and not (resume or overwrite):
+    existing = [out / name for name in _OUTPUTS if (out / name).exists()]
+    existing += sorted(out.glob("state-*.pt")) if out.is_dir() else []
+    if existing and not (resume or overwrite):
         raise UsageError(
-            f"{there[0].name} is there already",
+            f"{existing[0].name} already exists",
             path=out,
             code="output-exists",
             next_step="Choose another folder, --resume or --overwrite.",
@@ -349,13 +357,13 @@ def _alone(out: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UsageError(
-                "another training runs in this folder",
+                "another training run uses this folder",
                 path=out,
                 code="in-use",
-                next_step="Wait for it, or choose another folder.",
+                next_step="Wait until it ends, or choose another folder.",
             ) from None
         if not resume:
-            for path in there:
+            for path in existing:
                 path.unlink()
             shutil.rmtree(out / STORE, ignore_errors=True)
         if dist.is_initialized():
@@ -364,7 +372,7 @@ def _alone(out: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
 
 
 def _draw(out: Path) -> list[Finding]:
-    """The curves; what kept them from being drawn, where there is nothing to draw with."""
+    """Plot the training curves; a finding if matplotlib is missing."""
     try:
         draw_curves(out / "log.jsonl", out / "curves.png")
     except ModuleNotFoundError as error:
@@ -372,8 +380,8 @@ def _draw(out: Path) -> list[Finding]:
             Finding(
                 code="no-curves",
                 path=str(out / "curves.png"),
-                cause=f"the curves were not drawn: there is no {error.name}",
-                next_step="Install matplotlib; the figures are in log.jsonl.",
+                cause=f"the curves were not plotted: {error.name} is not installed",
+                next_step="Install matplotlib; the metrics are in log.jsonl.",
             )
         ]
     return []
@@ -382,7 +390,7 @@ def _draw(out: Path) -> list[Finding]:
 def _peak_memory_mb(hardware: Device) -> dict[str, float]:
     import resource
 
-    # Linux counts in KiB.
+    # Linux reports KiB.
     peak = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
     if hardware.torch.type == "cuda":
         peak["device"] = torch.cuda.max_memory_allocated(hardware.torch) / 2**20

@@ -1,4 +1,4 @@
-"""What is trained, with which settings, on which cases: what training and making a store share."""
+"""The setup of a training run or a store: method, settings, start model and cases."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from kidseg.errors import KidsegWarning, ModelError, UsageError
 from kidseg.methods import Method, method_named
 from kidseg.plan import Plan
 
-__all__ = ["Configured", "Setup", "check_start", "configured", "planned_as"]
+__all__ = ["ResolvedSetup", "Setup", "check_start", "plan_from_model", "resolve"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What is asked for.
+    """The setup as requested.
 
     Attributes:
         method: one of `kidseg.registry.METHODS`; None: that of `start`, else the first.
-        preset: settings that come with the package.
-        config_file: TOML, over the preset.
-        overrides: "key=value", over both.
-        start: a model file to go on from: its weights, its plan and, under all others, its
-            settings.
-        tune: which of its parameters are trained: "all", "decoder", "ends" (the first two blocks of
-            the encoder and the last two of the decoder), or patterns as of file names, separated by
-            commas, of parameters' names ("segment.decode.*").
-        cases: ids, to train and validate on these alone; None: all labelled cases, or the store's.
-        validation: ids, to validate on these; None: a share of the patients, stratified, or the
+        preset: named settings of the package.
+        config_file: TOML file; overrides the preset.
+        overrides: "key=value"; override both.
+        start: a model file to fine-tune: provides the weights, the plan and the default settings.
+        tune: parameters to train: "all", "decoder", "ends" (the first two blocks of the encoder and
+            the last two of the decoder), or comma-separated glob patterns of parameter names
+            ("segment.decode.*").
+        cases: ids of the only cases to train and validate on; None: all labelled cases, or the
             store's.
-        seed: of all randomness; the split's too.
+        validation: ids of the validation cases; None: a stratified share of the patients, or the
+            store's.
+        seed: of all random numbers, including the split.
         jobs: processes that read the data set.
     """
 
@@ -51,14 +51,14 @@ class Setup:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Configured:
-    """A setup made definite.
+class ResolvedSetup:
+    """A setup with its settings resolved.
 
     Attributes:
-        method: what is trained.
+        method: to train.
         config: its settings.
-        start: the model to go on from.
-        plan: that it was made with.
+        start: the model to fine-tune.
+        plan: of that model.
     """
 
     method: type[Method]
@@ -67,30 +67,30 @@ class Configured:
     plan: Plan | None = None
 
 
-def configured(setup: Setup) -> Configured:
-    """A setup with its settings resolved and its model read.
+def resolve(setup: Setup) -> ResolvedSetup:
+    """Resolve the settings of a setup and load its start model.
 
     Raises:
-        UsageError: "other-method": the model is of another; "tune-without-model"; as
+        UsageError: "other-method": the model has another method; "tune-without-model"; see
             `method_named`, `preset` and `load`.
-        InputError: as `load`.
-        ModelError: as `load_model`; "damaged-model".
+        InputError: see `load`.
+        ModelError: see `load_model`; "damaged-model".
     """
     if setup.start is None:
         if setup.tune != "all":
             raise UsageError(
-                "there is no model of which a part could be trained",
+                "tune requires a model to fine-tune",
                 code="tune-without-model",
-                next_step="Name one with --from.",
+                next_step="Name a model with --from.",
             )
         name = setup.method or next(iter(METHODS))
         base = None if setup.preset is None else preset(setup.preset, name)
-        return Configured(method=method_named(name), config=_loaded(name, setup, base))
+        return ResolvedSetup(method=method_named(name), config=_load_config(name, setup, base))
     model = load_model(setup.start)
     name = setup.method or str(model.header.get("method"))
     if name != model.header.get("method"):
         raise UsageError(
-            f"it is a model of method '{model.header.get('method')}', not '{name}'",
+            f"the model has method '{model.header.get('method')}', not '{name}'",
             path=setup.start,
             code="other-method",
             next_step="Leave out --method, or start from another model.",
@@ -100,24 +100,24 @@ def configured(setup: Setup) -> Configured:
         base = dict(model.header["config"])
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(
-            f"does not hold what its header says: {error}", path=setup.start, code="damaged-model"
+            f"the header is invalid: {error}", path=setup.start, code="damaged-model"
         ) from error
     if setup.preset is not None:
-        base = _over(base, preset(setup.preset, name))
-    config = _loaded(name, setup, base)
-    return Configured(method=method_named(name), config=config, start=model, plan=plan)
+        base = _merge(base, preset(setup.preset, name))
+    config = _load_config(name, setup, base)
+    return ResolvedSetup(method=method_named(name), config=config, start=model, plan=plan)
 
 
-def planned_as(
+def plan_from_model(
     start: Plan, channels: Sequence[str], training: Sequence[str], labels: dict[int, str]
 ) -> Plan:
-    """The plan of a model to go on from, for other cases: their voxels have no say in it.
+    """The plan of the model to fine-tune, for other cases; independent of their voxels.
 
     Args:
-        start: the model's.
-        channels: names of the data set's.
-        training: ids of the cases that are trained on.
-        labels: their numbers and names.
+        start: plan of the model.
+        channels: channel names of the data set.
+        training: ids of the training cases.
+        labels: {number: name} of their labels.
 
     Raises:
         UsageError: as `check_start`.
@@ -140,13 +140,13 @@ def check_start(start: Plan, channels: Sequence[str], labels: Mapping[int, str])
     known = [channel.channel for channel in start.channels]
     if len(known) != len(channels):
         raise UsageError(
-            f"the model takes {len(known)} channel(s), the data set has {len(channels)}",
+            f"the model requires {len(known)} channel(s), the data set has {len(channels)}",
             code="other-channels",
-            next_step="Start from a model of the same channels.",
+            next_step="Start from a model with the same channels.",
         )
     if known != list(channels):
         warnings.warn(
-            f"the model was trained on channels called {known}; these are {list(channels)}",
+            f"the model was trained on channels named {known}; these are {list(channels)}",
             KidsegWarning,
             stacklevel=2,
         )
@@ -159,16 +159,16 @@ def check_start(start: Plan, channels: Sequence[str], labels: Mapping[int, str])
         )
 
 
-def _loaded(name: str, setup: Setup, base: dict[str, Any] | None) -> Any:
+def _load_config(name: str, setup: Setup, base: dict[str, Any] | None) -> Any:
     if name not in METHODS:
         method_named(name)
     return load(METHODS[name], base=base, file=setup.config_file, overrides=setup.overrides)
 
 
-def _over(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Tables merged key by key; of two values the upper wins."""
-    out = dict(under)
-    for key, value in over.items():
+def _merge(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """Merge nested tables key by key; values of `overrides` win."""
+    out = dict(base)
+    for key, value in overrides.items():
         both = isinstance(value, dict) and isinstance(out.get(key), dict)
-        out[key] = _over(out[key], value) if both else value
+        out[key] = _merge(out[key], value) if both else value
     return out

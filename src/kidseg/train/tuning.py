@@ -1,4 +1,4 @@
-"""Fine-tuning: weights taken over from a model, and which of them go on learning."""
+"""Fine-tuning: load the weights of a model, and select the parameters to train."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kidseg.errors import UsageError
 from kidseg.methods import Method
 from kidseg.stage import Stage
 
-__all__ = ["TakenOver", "take_over", "tuned"]
+__all__ = ["LoadedWeights", "load_weights", "select_trainable"]
 
 _REGIMES = {
     "all": ("*",),
@@ -24,19 +24,19 @@ _REGIMES = {
         "segment.heads.*",
     ),
 }
-"""Patterns of what is trained. Levels count from the finest: the first two of the encoder are the
-last two of the decoder. Source: La Barbera et al., ISBI 2021, table 1."""
+"""Patterns of the trainable parameters. Levels count from the finest, so the first two of the
+encoder are the last two of the decoder. Source: La Barbera et al., ISBI 2021, table 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TakenOver:
-    """What became of a model's tensors; names with their part, "segment.heads.0.weight".
+class LoadedWeights:
+    """Result of loading weights; names include the part, as in "segment.heads.0.weight".
 
     Attributes:
-        loaded: how many tensors were taken over.
-        fresh: those of the new networks that keep their fresh values: the model has none.
-        reshaped: those that are fresh because the model's have another shape.
-        unused: those of the model that the new networks do not have.
+        loaded: number of tensors loaded.
+        fresh: tensors that keep their initial values because the model lacks them.
+        reshaped: tensors that keep their initial values because the model's have another shape.
+        unused: tensors of the model that the new networks lack.
     """
 
     loaded: int
@@ -49,24 +49,24 @@ class TakenOver:
         return asdict(self)
 
     def __str__(self) -> str:
-        text = f"{self.loaded} tensors taken over from the model"
-        for names, what in (
-            (self.fresh, "fresh, as the model has none"),
-            (self.reshaped, "fresh, as the model's have another shape"),
+        text = f"{self.loaded} tensors loaded from the model"
+        for names, description in (
+            (self.fresh, "newly initialised (missing in the model)"),
+            (self.reshaped, "newly initialised (other shape in the model)"),
             (self.unused, "of the model not used"),
         ):
             if names:
-                shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
-                text += f"; {len(names)} {what} ({shown})"
+                examples = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+                text += f"; {len(names)} {description}: {examples}"
         return text
 
 
-def take_over(method: Method, parts: Mapping[str, Mapping[str, Tensor]]) -> TakenOver:
-    """Give a method's networks the tensors of a model, name by name, where the shapes agree.
+def load_weights(method: Method, parts: Mapping[str, Mapping[str, Tensor]]) -> LoadedWeights:
+    """Load the tensors of a model with matching names and shapes into a method's networks.
 
     Raises:
-        UsageError: "nothing-taken-over": no weights fit; biases and the counters of norms, which
-            fit networks of any size, do not count as such.
+        UsageError: "nothing-taken-over": no weights match. Biases and the counters of norms, which
+            match networks of any size, do not count.
     """
     loaded, fresh, reshaped = 0, [], []
     weights = {
@@ -92,11 +92,11 @@ def take_over(method: Method, parts: Mapping[str, Mapping[str, Tensor]]) -> Take
                 loaded += 1
     if weights <= {*fresh, *reshaped}:
         raise UsageError(
-            "no weights of the model fit the networks of these settings",
+            "no weights of the model match the networks of these settings",
             code="nothing-taken-over",
             next_step="Train with the settings of the model: 'kidseg info MODEL' shows them.",
         )
-    return TakenOver(
+    return LoadedWeights(
         loaded=loaded,
         fresh=tuple(fresh),
         reshaped=tuple(reshaped),
@@ -104,8 +104,8 @@ def take_over(method: Method, parts: Mapping[str, Mapping[str, Tensor]]) -> Take
     )
 
 
-def tuned(stage: Stage, method: Method, tune: str) -> Stage | None:
-    """A stage that trains only what is chosen; None if it has nothing of it.
+def select_trainable(stage: Stage, method: Method, tune: str) -> Stage | None:
+    """Restrict a stage to the selected parameters; None if it has none of them.
 
     Args:
         stage: of the method.
@@ -113,25 +113,25 @@ def tuned(stage: Stage, method: Method, tune: str) -> Stage | None:
         tune: see `kidseg.train.setup.Setup`.
 
     Raises:
-        UsageError: "nothing-to-tune": no parameter of the method is chosen.
+        UsageError: "nothing-to-tune": no parameter of the method is selected.
     """
     if tune == "all":
         return stage
     patterns = _REGIMES.get(tune) or tuple(part.strip() for part in tune.split(","))
-    chosen = {
+    selected = {
         id(parameter)
         for part, net in method.parts.items()
         for name, parameter in net.named_parameters()
         if any(fnmatchcase(f"{part}.{name}", pattern) for pattern in patterns)
     }
-    if not chosen:
+    if not selected:
         raise UsageError(
-            f"no parameter is called like '{tune}'",
+            f"no parameter name matches '{tune}'",
             code="nothing-to-tune",
             next_step=f"Choose {', '.join(_REGIMES)}, or patterns of names such as "
             f"{_first_name(method.parts)}.",
         )
-    names = tuple(name for name, p in stage.net.named_parameters() if id(p) in chosen)
+    names = tuple(name for name, p in stage.net.named_parameters() if id(p) in selected)
     return replace(stage, trainable=names) if names else None
 
 
