@@ -325,7 +325,8 @@ def _findings(
     if not found.any():
         notes.append(("nothing-found", "neither kidney nor tumour was found", "Look at the scan."))
     else:
-        pieces = int(ndimage.label(found)[1])
+        (box,) = ndimage.find_objects(found.view(np.uint8))
+        pieces = int(ndimage.label(found[box])[1])
         if pieces != 2:
             cause = f"kidneys and tumour form {pieces} connected piece(s), not two"
             notes.append(("not-two-kidneys", cause, "Single, fused or missed kidney: look at it."))
