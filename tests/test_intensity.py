@@ -240,5 +240,5 @@ def test_gradients_pass_through_what_networks_see() -> None:
 
 
 def test_scalings_of_another_number_of_channels_are_refused() -> None:
-    with pytest.raises(ValueError, match="1 channels where the plan has 2"):
+    with pytest.raises(ValueError, match="1 channels, but the plan 2"):
         scalings(torch.zeros(1, 2, 2, 2), [channel("T1"), channel("T2")])

@@ -538,8 +538,8 @@ def test_losses_on_the_original_and_on_the_networks_grid_agree_without_a_pose(
     [
         ({"schedule": "joint", "pose": POSE}, "per 'slice'"),
         ({"augment": "nnunet"}, "loss_space"),
-        ({"augment": "nnunet", "loss_space": "network"}, "does not augment"),
-        ({"crop": replace(CROP, output="quarter")}, "multiples of 8"),
+        ({"augment": "nnunet", "loss_space": "network"}, "does not support augment"),
+        ({"crop": replace(CROP, output="quarter")}, "a multiple of 8"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(changes: dict[str, object], words: str) -> None:

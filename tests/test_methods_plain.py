@@ -256,7 +256,7 @@ def test_dice_of_a_case_leaves_out_what_does_not_count() -> None:
 
 
 def test_settings_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match="multiples of 8"):
+    with pytest.raises(ValueError, match="a multiple of 8"):
         PlainConfig(view=ViewConfig(size=50), unet=UNetConfig(size=64))
     with pytest.raises(UsageError) as error:
         method_named("best")

@@ -335,3 +335,14 @@ def test_stopped_and_resumed_it_ends_with_the_same_bits(data: Path, tmp_path: Pa
     assert headers[0]["tensors_sha256"] == headers[1]["tensors_sha256"]
     lines = (tmp_path / "broken" / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [0, 1]
+
+
+def test_blocks_of_too_few_slices_to_augment_are_refused_before_reading() -> None:
+    """As planned for scans of two slices; larger blocks, or no augmentation, are accepted."""
+    thin = replace(VOLUMES.configurations["3d_fullres"], patch_size=(2, 32, 32))
+    plan = replace(VOLUMES, configurations={**VOLUMES.configurations, "3d_fullres": thin})
+    with pytest.raises(UsageError, match=r"blocks\.patch=\[4, 32, 32\]") as error:
+        Plain3d.material(Plain3dConfig(), plan)
+    assert error.value.code == "small-blocks"
+    Plain3d.material(Plain3dConfig(augment="none"), plan)
+    Plain3d.material(Plain3dConfig(blocks=BlocksConfig(patch=(4, 32, 32))), plan)

@@ -262,7 +262,7 @@ def test_windows_of_any_voxels_are_put_together(
     grid = image.grid.with_spacing(spacing_mm)
     net, view = Seen(), blocks((4, 16, 24), overlap)
     found = answered(view, net, grid)
-    assert len(net.images) > 8 and {tuple(i.shape) for i in net.images} == {(1, 1, 4, 16, 24)}
+    assert len(net.parts) > 8 and {tuple(i.shape) for i in net.parts} == {(1, 1, 4, 16, 24)}
     shown = view.image(image, grid)[0]
     wanted = torch.cat([torch.zeros_like(shown), shown, -shown]).softmax(0)
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)

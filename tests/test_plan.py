@@ -604,7 +604,7 @@ def test_mismatches_are_refused() -> None:
     elsewhere = Volume(torch.ones(1, 4, 8, 8, dtype=torch.uint8), grid.crop((0, 1, 0), grid.shape))
     with pytest.raises(ValueError, match="labels on"):
         preprocess(image, elsewhere, plan_at((2.0, 1.0, 1.0)), "2d")
-    with pytest.raises(ValueError, match="1 channels where the plan has 2"):
+    with pytest.raises(ValueError, match="1 channels, but the plan 2"):
         preprocess(image, None, plan_at((2.0, 1.0, 1.0), channels=2), "2d")
     with pytest.raises(KeyError):
         preprocess(image, None, plan_at((2.0, 1.0, 1.0)), "3d_lowres")

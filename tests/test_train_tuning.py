@@ -1,4 +1,4 @@
-"""Fine-tuning: what is taken over from a model, what goes on learning, and what stays."""
+"""Fine-tuning: what is loaded from a model, what goes on learning, and what stays."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from kidseg.methods.plain import Plain
 from kidseg.methods.plain3d import Plain3d
 from kidseg.plan import Plan
 from kidseg.stage import Stage
-from kidseg.train import Setup, train
+from kidseg.train import Setup, make_store, train
 from kidseg.train.tuning import load_weights, select_trainable
 
 CPU = choose_device("cpu", "fp32")
@@ -75,7 +75,7 @@ def test_all_is_taken_over_by_networks_of_the_same_form() -> None:
     assert taken.loaded == len(weights) and not (taken.fresh or taken.reshaped or taken.unused)
     for name, tensor in method.parts["segment"].state_dict().items():
         assert torch.equal(tensor, model["segment"][name]), name
-    assert str(taken) == f"{taken.loaded} tensors taken over from the model"
+    assert str(taken) == f"{taken.loaded} tensors loaded from the model"
     model["segment"]["heads.0.weight"].fill_(99.0)
     assert not (method.parts["segment"].state_dict()["heads.0.weight"] == 99).any(), "a copy"
 
@@ -183,9 +183,7 @@ def test_regimes_choose_parts_of_the_network(name: str) -> None:
     for chosen in (decoder, ends):
         assert 0 < len(set(chosen.trainable or ())) < len(everything)
         assert (chosen.name, chosen.net, chosen.config) == (stage.name, net, stage.config)
-    assert not any(select_trainable(other, method, "decoder") for other in before), (
-        "nothing of theirs"
-    )
+    assert not any(select_trainable(other, method, "decoder") for other in before), "nothing"
     assert len(before) == (name == "homogenized")
 
 
@@ -222,7 +220,7 @@ def test_patterns_of_one_part_leave_the_other_stages_out() -> None:
 def test_patterns_that_name_nothing_are_refused(tune: str) -> None:
     method = plain()
     (stage,) = stages_of(method)
-    with pytest.raises(UsageError, match="no parameter is called like") as error:
+    with pytest.raises(UsageError, match="no parameter name matches") as error:
         select_trainable(stage, method, tune)
     assert error.value.code == "nothing-to-tune"
     assert "decoder" in (error.value.next_step or "")
@@ -341,6 +339,44 @@ def test_other_channels_are_refused_and_other_names_told(root: Path, tmp_path: P
     (tmp_path / "t1" / "dataset.json").write_text(json.dumps(content))
     with pytest.warns(KidsegWarning, match=r"\['CT'\]; these are \['T1'\]"):
         goes_on(root, tmp_path / "b", str(tmp_path / "t1"), overrides=["segment.epochs=1"])
+
+
+def test_a_store_is_checked_like_the_files(root: Path, tmp_path: Path) -> None:
+    """Number and normalisation of channels; and that its pixels are those of the model's plan."""
+    write_ellipse_dataset(tmp_path / "two", 3, channels=("T1", "T2"))
+    make_store(tmp_path / "two", tmp_path / "of-two", Setup(method="plain"), full=True)
+    with pytest.raises(UsageError) as error:
+        goes_on(root, tmp_path / "a", str(tmp_path / "of-two"))
+    assert error.value.code == "other-channels"
+
+    content = json.loads((root / "data" / "dataset.json").read_text())
+    (tmp_path / "t1").mkdir()
+    for folder in ("imagesTr", "labelsTr"):
+        (tmp_path / "t1" / folder).symlink_to(root / "data" / folder)
+    content["channel_names"] = {"0": "T1"}
+    (tmp_path / "t1" / "dataset.json").write_text(json.dumps(content))
+    make_store(tmp_path / "t1", tmp_path / "of-t1", Setup(method="plain"), full=True)
+    with (
+        pytest.warns(KidsegWarning, match=r"\['CT'\]; these are \['T1'\]"),
+        pytest.raises(UsageError) as error,
+    ):
+        goes_on(root, tmp_path / "b", str(tmp_path / "of-t1"))
+    assert error.value.code == "store-of-other-settings"
+
+    # Of 4 mm, as its own settings ask for; the model's ask for 8 mm.
+    write_ellipse_dataset(tmp_path / "fine", 3, fine=3)
+    overrides = ["view.size=64", "unet.size=64"]
+    make_store(tmp_path / "fine", tmp_path / "of-fine", Setup(method="plain", overrides=overrides))
+    with pytest.raises(UsageError) as error:
+        goes_on(root, tmp_path / "c", str(tmp_path / "of-fine"))
+    assert error.value.code == "store-of-other-settings"
+
+
+def test_as_many_labels_of_other_names_are_told(root: Path, tmp_path: Path) -> None:
+    labels = {"labels": {"background": 0, "liver": 1, "spleen": 2}}
+    write_ellipse_dataset(tmp_path / "liver", 3, tells=labels)
+    with pytest.warns(KidsegWarning, match=r"\['kidney', 'tumour'\]; these are \['liver', 'spl"):
+        goes_on(root, tmp_path / "a", str(tmp_path / "liver"), overrides=["segment.epochs=1"])
 
 
 def test_networks_of_another_width_take_over_nothing(root: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kidseg.errors import UsageError
 
-__all__ = ["Augmentation"]
+__all__ = ["MIN_SIDE", "Augmentation"]
 
 # Source of all constants: nnU-Net v2.8.1, `nnUNetTrainer.get_training_transforms` and
 # `configure_rotation_dummyDA_mirroring_and_inital_patch_size`.
@@ -23,8 +23,8 @@ _SOURCE_SCALE = 0.85
 # patch is elongated or flat.
 _ELONGATED = 1.5
 _FLAT = 3.0
-# Gaussian blur mirrors three voxels at each edge. Source: batchgeneratorsv2, sigma up to 1.
-_MIN_SIDE = 4
+MIN_SIDE = 4
+"""Gaussian blur mirrors three voxels at each edge. Source: batchgeneratorsv2, sigma up to 1."""
 
 
 class Augmentation:
@@ -54,9 +54,9 @@ class Augmentation:
 
     def __init__(self, size: int | Sequence[int]) -> None:
         self.size = (size, size) if isinstance(size, int) else tuple(size)
-        if len(self.size) not in (2, 3) or min(self.size) < _MIN_SIDE:
+        if len(self.size) not in (2, 3) or min(self.size) < MIN_SIDE:
             raise ValueError(
-                f"the size must be two or three sides of at least {_MIN_SIDE}, not {self.size}"
+                f"the size must be two or three sides of at least {MIN_SIDE}, not {self.size}"
             )
         self._check_installed()
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from kidseg.augment import Augmentation
+from kidseg.augment import MIN_SIDE, Augmentation
 from kidseg.cohort.block import Block, draw_blocks
 from kidseg.cohort.cohort import Cohort
 from kidseg.cohort.subject import Material, Subject
@@ -224,10 +224,19 @@ def _configuration(config: Plain3dConfig, plan: Plan) -> Configuration:
             next_step="Train with method 'plain'.",
         )
     blocks = config.blocks
-    return adapted(
+    found = adapted(
         plan.configurations["3d_fullres"],
         spacing_mm=blocks.spacing_mm,
         patch=blocks.patch,
         features=blocks.features,
         max_features=blocks.max_features,
     )
+    if config.augment == "nnunet" and min(found.patch_size) < MIN_SIDE:
+        enough = [max(MIN_SIDE, side) for side in found.patch_size]
+        raise UsageError(
+            f"augment 'nnunet' needs blocks of at least {MIN_SIDE} voxels along each axis; these"
+            f" are of {' x '.join(map(str, found.patch_size))}",
+            code="small-blocks",
+            next_step=f"Set blocks.patch={enough}, or augment=none; or train with method 'plain'.",
+        )
+    return found

@@ -28,7 +28,7 @@ from kidseg.plan import Plan, fingerprint, plan
 from kidseg.splits import holdout
 from kidseg.store import Store, build_store, is_store, open_store
 from kidseg.store.files import source_files
-from kidseg.train.setup import ResolvedSetup, Setup, plan_from_model, resolve
+from kidseg.train.setup import ResolvedSetup, Setup, check_start, plan_from_model, resolve
 
 __all__ = ["STORE", "Cases", "Progress", "Request", "make_store", "training_store"]
 
@@ -159,13 +159,16 @@ def training_store(
 
     Raises:
         UsageError: "other-settings", "other-cases": the resumed run has others; "other-split": the
-            store has another split than requested; see `check_store`.
+            store has another split than requested; see `check_store` and `check_start`.
         InputError, ModelError, ResourceError: see `open_dataset`, `fingerprint`, `build_store`,
             `open_store`.
     """
     if is_store(source):
         store = open_store(source, verify=rank() == 0)
-        check_store(store, request.material(store.plan), request.cohort.cyst)
+        if request.plan is not None:
+            _check_start_labels(request.plan, store)
+        planned = request.plan or store.plan
+        check_store(store, request.material(planned), request.cohort.cyst)
         used = Cases.of_store(store)
         _check_split(request, used, source)
         if resume:
@@ -284,6 +287,24 @@ def _check_split(request: Request, used: Cases, path: Path) -> None:
             code="other-split",
             next_step="Name no cases, to use those of the store; or create a store of these.",
         )
+
+
+def _check_start_labels(start: Plan, store: Store) -> None:
+    """Check that a model can be fine-tuned on the cases of a store.
+
+    Raises:
+        UsageError: see `check_start`; "store-of-other-settings": the channels of the store and of
+            the model are normalised differently.
+    """
+    check_start(start, [channel.channel for channel in store.plan.channels], store.plan.labels)
+    for stored, required in zip(store.plan.channels, start.channels, strict=True):
+        if (stored.scheme, stored.inside_only) != (required.scheme, required.inside_only):
+            raise UsageError(
+                f"the store and the model normalise channel '{stored.channel}' differently",
+                path=store.path,
+                code="store-of-other-settings",
+                next_step="Train from the data set's files.",
+            )
 
 
 def _check_resumed(out: Path, settings: str, used: Cases) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from kidseg.errors import KidsegWarning, ModelError, UsageError
 from kidseg.methods import Method, method_named
 from kidseg.plan import Plan
 
-__all__ = ["ResolvedSetup", "Setup", "plan_from_model", "resolve"]
+__all__ = ["ResolvedSetup", "Setup", "check_start", "plan_from_model", "resolve"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,22 @@ def plan_from_model(
         labels: {number: name} of their labels.
 
     Raises:
-        UsageError: "other-channels".
+        UsageError: see `check_start`.
+    """
+    check_start(start, channels, labels)
+    return replace(start, training=tuple(training), labels=labels)
+
+
+def check_start(start: Plan, channels: Sequence[str], labels: Mapping[int, str]) -> None:
+    """Check channels and labels against the model to fine-tune; warn if only names differ.
+
+    Args:
+        start: plan of the model.
+        channels: channel names of the data set.
+        labels: {number: name} of its labels.
+
+    Raises:
+        UsageError: "other-channels": the number of channels differs.
     """
     known = [channel.channel for channel in start.channels]
     if len(known) != len(channels):
@@ -135,7 +150,13 @@ def plan_from_model(
             KidsegWarning,
             stacklevel=2,
         )
-    return replace(start, training=tuple(training), labels=labels)
+    if len(start.labels) == len(labels) and start.labels != labels:
+        warnings.warn(
+            f"the model was trained on labels named {list(start.labels.values())}; these are"
+            f" {list(labels.values())} and use its outputs in this order",
+            KidsegWarning,
+            stacklevel=2,
+        )
 
 
 def _load_config(name: str, setup: Setup, base: dict[str, Any] | None) -> Any:
