@@ -103,6 +103,19 @@ def test_presets_lie_under_a_file_and_overrides(tmp_path: Path) -> None:
         assert error.value.code == "unknown-preset"
 
 
+def test_presets_of_other_methods_are_not_advised() -> None:
+    from kidseg.config import preset
+    from kidseg.registry import presets
+
+    with pytest.raises(UsageError) as error:
+        preset("demo", "plain3d")
+    assert error.value.code == "unknown-preset"
+    assert not any(name in (error.value.next_step or "") for name in presets())
+    with pytest.raises(UsageError) as error:
+        preset("nothing", "homogenized")
+    assert "demo" in (error.value.next_step or "")
+
+
 @pytest.mark.parametrize(("size", "batch"), [(128, 32), (512, 12)])
 def test_the_papers_numbers(size: int, batch: int) -> None:
     """SPEC: La Barbera et al., ISBI 2021, section 4 and 5."""

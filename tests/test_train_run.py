@@ -248,6 +248,16 @@ def test_a_run_that_is_there_is_kept_or_replaced(data: Path, tmp_path: Path) -> 
     assert len((out / "log.jsonl").read_text().splitlines()) == 1
 
 
+def test_a_run_is_not_resumed_with_another_seed(data: Path, tmp_path: Path) -> None:
+    """The same settings and cases; but its batches and its model would be of two seeds."""
+    chosen = {"validation": ["ellipse_001"], "overrides": [*TINY, "segment.epochs=1"]}
+    quick(data, tmp_path / "run", seed=1, **chosen)
+    with pytest.raises(UsageError, match="started with seed 1, not 2") as error:
+        quick(data, tmp_path / "run", seed=2, resume=True, **chosen)
+    assert error.value.code == "other-settings"
+    assert quick(data, tmp_path / "run", seed=1, resume=True, **chosen)["seed"] == 1
+
+
 def test_a_finished_run_resumed_is_the_same(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     first = quick(data, out)

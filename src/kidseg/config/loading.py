@@ -31,14 +31,15 @@ def preset(name: str, method: str) -> dict[str, Any]:
     Raises:
         UsageError: "unknown-preset": no preset of this name, or none for this method.
     """
-    for_method = name in presets() and (tables := _read_toml(PRESETS / f"{name}.toml"))
-    if not for_method or method not in tables:
+    tables = {each: _read_toml(PRESETS / f"{each}.toml") for each in presets()}
+    known = [each for each, table in tables.items() if method in table]
+    if name not in known:
         raise UsageError(
             f"unknown preset '{name}' for {method}",
-            next_step=f"Choose one of {', '.join(presets())}.",
+            next_step=f"Choose one of {', '.join(known)}." if known else "Leave it out.",
             code="unknown-preset",
         )
-    return _merged(tables.get("common", {}), tables[method])
+    return _merged(tables[name].get("common", {}), tables[name][method])
 
 
 def load(

@@ -172,22 +172,22 @@ def training_store(
         used = Cases.of_store(store)
         _check_split(request, used, source)
         if resume:
-            _check_resumed(out, settings, used)
+            _check_resumed(out, settings, used, request.setup.seed)
             if _recorded_plan(out).digest != store.plan.digest:
                 raise _other_cases(out / "plan.json")
         elif rank() == 0:
-            _record(out, settings, used, store.plan)
+            _record(out, settings, used, store.plan, request.setup.seed)
         return store, used
     with first_alone() as first:
         if first:
             data = open_dataset(source)
             used = _select_cases(data, request)
             if resume:
-                _check_resumed(out, settings, used)
+                _check_resumed(out, settings, used, request.setup.seed)
                 planned = _recorded_plan(out)
             else:
                 planned = _make_plan(data, used, request)
-                _record(out, settings, used, planned)
+                _record(out, settings, used, planned, request.setup.seed)
             _build(data, used, planned, out / STORE, request)
     store = open_store(out / STORE, verify=False)
     return store, Cases.of_store(store)
@@ -307,7 +307,7 @@ def _check_start_labels(start: Plan, store: Store) -> None:
             )
 
 
-def _check_resumed(out: Path, settings: str, used: Cases) -> None:
+def _check_resumed(out: Path, settings: str, used: Cases, seed: int) -> None:
     if (out / "config.toml").read_text() != settings:
         raise UsageError(
             "the run was started with other settings",
@@ -315,8 +315,17 @@ def _check_resumed(out: Path, settings: str, used: Cases) -> None:
             code="other-settings",
             next_step="Resume with the same preset, file and overrides.",
         )
-    if json.loads((out / "cases.json").read_text()) != json.loads(json.dumps(used.as_dict())):
+    noted = json.loads((out / "cases.json").read_text())
+    known = noted.pop("seed", seed)  # runs of earlier versions note none
+    if noted != json.loads(json.dumps(used.as_dict())):
         raise _other_cases(out / "cases.json")
+    if known != seed:
+        raise UsageError(
+            f"the run was started with seed {known}, not {seed}",
+            path=out / "cases.json",
+            code="other-settings",
+            next_step=f"Resume with --seed {known}.",
+        )
 
 
 def _other_cases(path: Path) -> UsageError:
@@ -332,8 +341,9 @@ def _recorded_plan(out: Path) -> Plan:
     return Plan.from_dict(json.loads((out / "plan.json").read_text()))
 
 
-def _record(out: Path, settings: str, used: Cases, planned: Plan) -> None:
-    for name, content in (("plan.json", planned.as_dict()), ("cases.json", used.as_dict())):
+def _record(out: Path, settings: str, used: Cases, planned: Plan, seed: int) -> None:
+    cases = {**used.as_dict(), "seed": seed}
+    for name, content in (("plan.json", planned.as_dict()), ("cases.json", cases)):
         write_json(out / name, content, overwrite=True)
     # Last: only a run with config.toml can be resumed.
     with writing(out / "config.toml", overwrite=True) as file:

@@ -153,7 +153,7 @@ def check_start(start: Plan, channels: Sequence[str], labels: Mapping[int, str])
     if len(start.labels) == len(labels) and start.labels != labels:
         warnings.warn(
             f"the model was trained on labels named {list(start.labels.values())}; these are"
-            f" {list(labels.values())} and use its outputs in this order",
+            f" {list(labels.values())}; its outputs are loaded in this order where they fit",
             KidsegWarning,
             stacklevel=2,
         )
