@@ -395,4 +395,4 @@ def test_other_blocks_are_refused(pixel_mm: float | None) -> None:
     with pytest.raises(InputError, match="averaged over blocks of 2 x 2; blocks of") as error:
         adapt(blocks, Material(pixel_mm=pixel_mm), CT, image.grid)
     assert error.value.code == "too-coarse" and error.value.path == "a"
-    assert "own pixels" in (error.value.next_step or "")
+    assert "original pixels" in (error.value.next_step or "")

@@ -21,7 +21,7 @@ from kidseg.io import read, save
 from kidseg.labels import KIDNEY_TUMOUR
 from kidseg.pipeline import Progress, Region
 from kidseg.segment import Predictor, load_predictor, segment
-from kidseg.segment.figure import Panel, draw_panels, step_panels, telling_slice
+from kidseg.segment.figure import Panel, draw_panels, representative_slice, step_panels
 from kidseg.train import Setup, train
 from test_segment import SETTINGS, labels_of
 
@@ -82,7 +82,7 @@ def panels_in(path: Path) -> int:
 def test_all_steps_are_there(predictor: Predictor) -> None:
     patient = make_ellipse_patient(0)
     result = predictor(patient.image)
-    k = telling_slice(result.labels, patient.labels)
+    k = representative_slice(result.labels, patient.labels)
     panels = step_panels(patient.image, result, k, patient.labels)
     titles = ["scan", "pose", "crop", "segment", "labels", "reference"]
     assert [panel.title for panel in panels] == titles
@@ -315,7 +315,7 @@ def test_a_bad_reference_stops_no_other_scan(
     write_ellipse_dataset(tmp_path / "data", 2)
     labels = labels_of(truth(data, 1))
     save(labels.slices(0, 4), truth(tmp_path / "data", 1), overwrite=True)
-    with pytest.raises(BatchError, match="do not lie on the voxels"):
+    with pytest.raises(BatchError, match="differs from that of the scan"):
         segment(
             [scan(data, 0), scan(data, 1)],
             predictor,
@@ -361,15 +361,15 @@ def test_numbers_in_another_order_and_voxels_that_do_not_count(
     assert not on_scan.data[0, 0].any()
 
 
-def test_the_telling_slice() -> None:
+def test_the_representative_slice() -> None:
     grid = Grid.from_spacing((5, 4, 4), (1.0, 1.0, 1.0))
     nothing = Volume(torch.zeros((1, 5, 4, 4), dtype=torch.uint8), grid)
     found, wanted = nothing.data.clone(), nothing.data.clone()
     found[0, 3, 0, :2] = 1
     wanted[0, 1] = 2
-    assert telling_slice(Volume(found, grid), Volume(wanted, grid)) == 3
-    assert telling_slice(nothing, Volume(wanted, grid)) == 1
-    assert telling_slice(nothing, nothing) == telling_slice(nothing) == 2
+    assert representative_slice(Volume(found, grid), Volume(wanted, grid)) == 3
+    assert representative_slice(nothing, Volume(wanted, grid)) == 1
+    assert representative_slice(nothing, nothing) == representative_slice(nothing) == 2
 
 
 def test_pixels_keep_their_proportions(tmp_path: Path) -> None:

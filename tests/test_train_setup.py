@@ -106,7 +106,7 @@ def test_what_does_not_go_with_the_model_is_refused(
 
 @pytest.mark.parametrize("tune", ["decoder", "ends", "segment.*"])
 def test_a_part_of_no_model_cannot_be_trained(tune: str) -> None:
-    with pytest.raises(UsageError, match="no model") as error:
+    with pytest.raises(UsageError, match="requires a model") as error:
         resolve(Setup(method="plain", tune=tune))
     assert error.value.code == "tune-without-model" and "--from" in (error.value.next_step or "")
 

@@ -1,4 +1,4 @@
-"""Fine-tuning: what is taken over from a model, what goes on learning, and what stays."""
+"""Fine-tuning: what is loaded from a model, what goes on learning, and what stays."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_all_is_taken_over_by_networks_of_the_same_form() -> None:
     assert taken.loaded == len(weights) and not (taken.fresh or taken.reshaped or taken.unused)
     for name, tensor in method.parts["segment"].state_dict().items():
         assert torch.equal(tensor, model["segment"][name]), name
-    assert str(taken) == f"{taken.loaded} tensors taken over from the model"
+    assert str(taken) == f"{taken.loaded} tensors loaded from the model"
     model["segment"]["heads.0.weight"].fill_(99.0)
     assert not (method.parts["segment"].state_dict()["heads.0.weight"] == 99).any(), "a copy"
 
@@ -183,9 +183,7 @@ def test_regimes_choose_parts_of_the_network(name: str) -> None:
     for chosen in (decoder, ends):
         assert 0 < len(set(chosen.trainable or ())) < len(everything)
         assert (chosen.name, chosen.net, chosen.config) == (stage.name, net, stage.config)
-    assert not any(select_trainable(other, method, "decoder") for other in before), (
-        "nothing of theirs"
-    )
+    assert not any(select_trainable(other, method, "decoder") for other in before), "nothing"
     assert len(before) == (name == "homogenized")
 
 
@@ -222,7 +220,7 @@ def test_patterns_of_one_part_leave_the_other_stages_out() -> None:
 def test_patterns_that_name_nothing_are_refused(tune: str) -> None:
     method = plain()
     (stage,) = stages_of(method)
-    with pytest.raises(UsageError, match="no parameter is called like") as error:
+    with pytest.raises(UsageError, match="no parameter name matches") as error:
         select_trainable(stage, method, tune)
     assert error.value.code == "nothing-to-tune"
     assert "decoder" in (error.value.next_step or "")

@@ -1,4 +1,4 @@
-"""Commands on data: made, checked, exported, made ready for training, shown."""
+"""Commands for data: phantom, check, export, store, demo."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from kidseg.cli.options import (
     Trust,
     Validation,
 )
-from kidseg.cli.terminal import progress, say, stages
+from kidseg.cli.terminal import print_result, show_progress, show_stages
 from kidseg.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -38,13 +38,15 @@ __all__ = ["check", "demo", "export", "phantom", "store"]
 
 def phantom(
     out: Annotated[Path, typer.Argument(help="Folder to write; must not exist.")],
-    patients: Annotated[int, typer.Option("--patients", "-n", min=1, help="How many.")] = 10,
+    patients: Annotated[
+        int, typer.Option("--patients", "-n", min=1, help="Number of patients.")
+    ] = 10,
     seed: Seed = 0,
-    size: Annotated[int | None, typer.Option(help="Pixels along a side of a slice [512].")] = None,
+    size: Annotated[int | None, typer.Option(help="Rows and columns of a slice [512].")] = None,
     layout: Annotated[
-        Literal["nnunet", "kits19", "dicom"], typer.Option(help="How to lay out the files.")
+        Literal["nnunet", "kits19", "dicom"], typer.Option(help="Layout of the data set.")
     ] = "nnunet",
-    ages: Annotated[str | None, typer.Option(help="Youngest-oldest, in years [0-16].")] = None,
+    ages: Annotated[str | None, typer.Option(help="Range of ages in years [0-16].")] = None,
     config: Config = None,
     set_: Set = None,
     jobs: Jobs = 1,
@@ -53,7 +55,7 @@ def phantom(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make digital patients: CT scans of children with kidneys and tumours, and their truth."""
+    """Create digital patients: CT scans of children with kidneys, tumours and reference labels."""
     from kidseg.config import PhantomConfig, dump, load
 
     settings = list(set_ or [])
@@ -64,9 +66,9 @@ def phantom(
         settings.append(f"ages_years=[{low}, {high}]")
     chosen = load(PhantomConfig, file=config, overrides=settings)
     if dry_run:
-        say(
+        print_result(
             {"out": str(out), "patients": patients, "layout": layout, "config": asdict(chosen)},
-            f"Would make {patients} patients in {out} ({layout} layout), seed {seed}:\n"
+            f"Would create {patients} patients in {out} ({layout} layout), seed {seed}:\n"
             + dump(chosen),
             as_json,
             quiet,
@@ -74,7 +76,7 @@ def phantom(
         return
     from kidseg.phantom import write_patients
 
-    with progress("patients", quiet or as_json) as advance:
+    with show_progress("patients", quiet or as_json) as advance:
         summary = write_patients(
             out,
             chosen,
@@ -85,7 +87,7 @@ def phantom(
             overwrite=overwrite,
             progress=advance,
         )
-    say(summary, f"{patients} digital patient(s) in {out}.", as_json, quiet)
+    print_result(summary, f"{patients} digital patient(s) in {out}.", as_json, quiet)
 
 
 def check(
@@ -95,22 +97,22 @@ def check(
     series: Series = None,
     repair: Repair = False,
     values: Annotated[
-        Literal["ct", "any"], typer.Option(help="What a single scan's values are.")
+        Literal["ct", "any"], typer.Option(help="Kind of values of a single scan.")
     ] = "ct",
     jobs: Jobs = 2,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Is this data set or scan sound? Names every problem; exit code 3 if there is an error."""
-    from kidseg.check import check as examine
+    """Check that a data set or scan is valid; lists all problems. Exit code 3 on errors."""
+    from kidseg.check import check
     from kidseg.io import ReadOptions
 
     options = ReadOptions(
         trust=trust, spacing_mm=spacing, series=series, repair=repair, values=values
     )
-    with progress("cases", quiet or as_json) as advance:
-        report = examine(path, options=options, jobs=jobs, progress=advance)
-    say(report.as_dict(), _findings_text(report), as_json, quiet)
+    with show_progress("cases", quiet or as_json) as advance:
+        report = check(path, options=options, jobs=jobs, progress=advance)
+    print_result(report.as_dict(), _findings_text(report), as_json, quiet)
     if not report.ok:
         raise typer.Exit(InputError.exit_code)
 
@@ -119,7 +121,7 @@ def export(
     dataset: Annotated[Path, typer.Argument(help="A data set in any layout.")],
     out: Annotated[Path, typer.Argument(help="Folder to write, named like Dataset042_Name.")],
     cyst: Cyst = None,
-    folds: Annotated[int, typer.Option(min=2, help="Splits to write beside it.")] = 5,
+    folds: Annotated[int, typer.Option(min=2, help="Number of cross-validation folds.")] = 5,
     seed: Seed = 0,
     jobs: Jobs = 2,
     overwrite: Overwrite = False,
@@ -133,7 +135,7 @@ def export(
 
     data = open_dataset(dataset)
     splits = split(data.cases, folds=folds, seed=seed)
-    with progress("cases", quiet or as_json) as advance:
+    with show_progress("cases", quiet or as_json) as advance:
         exported = export_nnunet(
             data,
             out,
@@ -143,7 +145,7 @@ def export(
             jobs=jobs,
             progress=advance,
         )
-    say(exported.as_dict(), str(exported), as_json, quiet)
+    print_result(exported.as_dict(), str(exported), as_json, quiet)
 
 
 def store(
@@ -155,20 +157,20 @@ def store(
     set_: Set = None,
     cases: Cases = None,
     validation: Validation = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the split.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the split.")] = 0,
     full: Annotated[
-        bool, typer.Option("--full", help="Keep the scans' own pixels: for all methods.")
+        bool, typer.Option("--full", help="Keep the original pixels, for all methods.")
     ] = False,
     jobs: Jobs = 1,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make a data set ready once; `kidseg train STORE -o RUN` then trains from it.
+    """Preprocess a data set once; `kidseg train STORE -o RUN` then trains from the store.
 
-    For several runs on the same cases. The split is the store's; training asks for the same
-    pixels, masks and `cohort.cyst`, or of a store with --full for any pixels and masks.
-    `kidseg.train.train` trains from it with torch, numpy, safetensors, pydantic and tomli_w alone
-    (scipy too, where it has to make masks or coarser pixels), on machines that cannot read scans.
+    For several runs on the same cases. The split is that of the store. Training requires the same
+    pixels, masks and `cohort.cyst`; from a store with --full any pixels and masks.
+    `kidseg.train.train` trains from it with only torch, numpy, safetensors, pydantic and tomli_w
+    (and scipy, if masks or coarser pixels must be computed), on machines without scan readers.
     """
     from kidseg.train import Setup, make_store
 
@@ -182,21 +184,23 @@ def store(
         seed=seed,
         jobs=jobs,
     )
-    with stages(quiet or as_json) as advance:
+    with show_stages(quiet or as_json) as advance:
         summary = make_store(dataset, out, setup, full=full, progress=advance)
     counts = {name: len(ids) for name, ids in summary["cases"].items()}
     text = (
         f"{counts['training']} training and {counts['validation']} validation case(s), "
         f"{summary['megabytes']} MB, in {out}."
     )
-    say(summary, text, as_json, quiet)
+    print_result(summary, text, as_json, quiet)
 
 
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")] = Path("demo"),
-    patients: Annotated[int, typer.Option("--patients", "-n", min=5, help="How many.")] = 20,
+    patients: Annotated[
+        int, typer.Option("--patients", "-n", min=5, help="Number of patients.")
+    ] = 20,
     held_out: Annotated[
-        int, typer.Option("--held-out", min=2, help="How many the model never sees.")
+        int, typer.Option("--held-out", min=2, help="Number of test patients among them.")
     ] = 4,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="One setting of the training, key=value.")
@@ -206,11 +210,11 @@ def demo(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a model on digital patients, try it on others, show what came of it."""
+    """Train a model on digital patients, test it on others, and show the result."""
     from kidseg.demo import run
 
     silent = quiet or as_json
-    with stages(silent) as advance:
+    with show_stages(silent) as advance:
         result = run(
             out,
             patients=patients,
@@ -221,7 +225,7 @@ def demo(
             say=None if silent else typer.echo,
             progress=advance,
         )
-    say(result.as_dict(), str(result), as_json, quiet)
+    print_result(result.as_dict(), str(result), as_json, quiet)
 
 
 def _ages(text: str) -> tuple[float, float]:
@@ -231,7 +235,9 @@ def _ages(text: str) -> tuple[float, float]:
         return youngest, float(high) if dash else youngest
     except ValueError:
         raise UsageError(
-            f"--ages '{text}' is no range", next_step="Write it as 0-16, in years.", code="bad-ages"
+            f"--ages '{text}' is not a range",
+            next_step="Write it as 0-16, in years.",
+            code="bad-ages",
         ) from None
 
 

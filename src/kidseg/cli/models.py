@@ -1,4 +1,4 @@
-"""Commands on models: trained, used, measured, compared."""
+"""Commands for models: train, segment, evaluate, compare, info."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from kidseg.cli.options import (
     Tune,
     Validation,
 )
-from kidseg.cli.terminal import progress, say, stages
+from kidseg.cli.terminal import print_result, show_progress, show_stages
 
 __all__ = ["compare", "evaluate", "info", "segment", "train"]
 
@@ -47,15 +47,14 @@ def train(
     validation: Validation = None,
     seed: Seed = 0,
     device: Device = "auto",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where it stopped.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a stopped run.")] = False,
     overwrite: Overwrite = False,
     jobs: Jobs = 1,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a method on a data set, or on a store of it (`kidseg store`); gives a model file."""
-    from kidseg.train import Setup
-    from kidseg.train import train as fit
+    """Train a method on a data set or a store (`kidseg store`), and write a model file."""
+    from kidseg.train import Setup, train
 
     setup = Setup(
         method=method,
@@ -69,8 +68,8 @@ def train(
         seed=seed,
         jobs=jobs,
     )
-    with stages(quiet or as_json) as advance:
-        summary = fit(
+    with show_stages(quiet or as_json) as advance:
+        summary = train(
             dataset,
             out,
             setup,
@@ -88,19 +87,21 @@ def train(
             typer.echo(text, err=True)
     if summary["start"] is not None and not quiet:
         typer.echo(f"kidseg: {summary['start']['text']}", err=True)
-    say(summary, f"{out / 'model.safetensors'}\n{json.dumps(summary, indent=2)}", as_json, quiet)
+    print_result(
+        summary, f"{out / 'model.safetensors'}\n{json.dumps(summary, indent=2)}", as_json, quiet
+    )
 
 
 def segment(
     scans: Annotated[list[Path], typer.Argument(help="Scans: files or DICOM folders.")],
     model: Annotated[Path, typer.Option("--model", "-m", help="A model file.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
-    formats: Annotated[str, typer.Option(help="Of the labels: nii,nrrd,mha.")] = "nii",
+    formats: Annotated[str, typer.Option(help="Formats of the labels: nii,nrrd,mha.")] = "nii",
     figures: Annotated[
-        bool, typer.Option("--figures", help="Draw the steps of each scan, too.")
+        bool, typer.Option("--figures", help="Also draw the steps for each scan.")
     ] = False,
     reference: Annotated[
-        Path | None, typer.Option(help="Labels to show there: a file, or a data set.")
+        Path | None, typer.Option(help="Reference labels for figures: a file, or a data set.")
     ] = None,
     trust: Trust = None,
     spacing: Spacing = None,
@@ -111,13 +112,13 @@ def segment(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Find kidneys and tumours in scans; labels come out on each scan's own voxels."""
+    """Segment kidneys and tumours in scans; the labels are on each scan's own voxels."""
     from kidseg.io import ReadOptions
-    from kidseg.segment import segment as find
+    from kidseg.segment import segment
 
     options = ReadOptions(trust=trust, spacing_mm=spacing, series=series, repair=repair)
-    with progress("scans", quiet or as_json) as advance:
-        results = find(
+    with show_progress("scans", quiet or as_json) as advance:
+        results = segment(
             scans,
             model,
             out,
@@ -136,7 +137,7 @@ def segment(
             for finding in result["warnings"]
             if finding["code"] in ("outside-training-range", "no-figure")
         ]
-    say({"results": results}, "\n".join(lines), as_json, quiet)
+    print_result({"results": results}, "\n".join(lines), as_json, quiet)
 
 
 def evaluate(
@@ -144,11 +145,11 @@ def evaluate(
     ref: Annotated[Path, typer.Argument(help="Reference: a data set, a folder or a file.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
     protocol: Annotated[
-        Literal["native", "kits19", "kits23"], typer.Option(help="Whose rules to score by.")
+        Literal["native", "kits19", "kits23"], typer.Option(help="Scoring protocol.")
     ] = "native",
     cyst: Cyst = None,
     missing: Annotated[
-        Literal["error", "empty"], typer.Option(help="A case without prediction.")
+        Literal["error", "empty"], typer.Option(help="Treatment of cases without prediction.")
     ] = "error",
     cases: Annotated[list[str] | None, typer.Option("--case", help="Score only this case.")] = None,
     jobs: Jobs = 1,
@@ -157,10 +158,10 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Score predicted labels: Dice, HD95, surface Dice and volume error per structure."""
-    from kidseg.evaluate import evaluate as score
+    from kidseg.evaluate import evaluate
 
-    with progress("cases", quiet or as_json) as advance:
-        summary = score(
+    with show_progress("cases", quiet or as_json) as advance:
+        summary = evaluate(
             pred,
             ref,
             out,
@@ -172,7 +173,7 @@ def evaluate(
             jobs=jobs,
             progress=advance,
         )
-    say(summary, _scores_text(summary), as_json, quiet)
+    print_result(summary, _scores_text(summary), as_json, quiet)
 
 
 def compare(
@@ -184,22 +185,22 @@ def compare(
     quiet: Quiet = False,
 ) -> None:
     """Compare evaluated runs case by case: paired tests, intervals, strata by age."""
-    from kidseg.compare import compare as pair
+    from kidseg.compare import compare
 
-    result = pair(runs, out, seed=seed, overwrite=overwrite)
-    say(result, (out / "compare.md").read_text(encoding="utf-8"), as_json, quiet)
+    result = compare(runs, out, seed=seed, overwrite=overwrite)
+    print_result(result, (out / "compare.md").read_text(encoding="utf-8"), as_json, quiet)
 
 
 def info(
     model: Annotated[Path, typer.Argument(help="A model file (.safetensors).")],
     as_json: AsJson = False,
 ) -> None:
-    """What a model is, what it takes, how it was trained and measured."""
+    """Show a model's method, input, training and validation."""
     from kidseg.header import read_header
 
     header = read_header(model)
     lines = [f"{key}: {json.dumps(value)}" for key, value in header.items()]
-    say(header, "\n".join(lines), as_json, quiet=False)
+    print_result(header, "\n".join(lines), as_json, quiet=False)
 
 
 def _scores_text(summary: dict[str, Any]) -> str:
@@ -207,7 +208,7 @@ def _scores_text(summary: dict[str, Any]) -> str:
     for name, figures in summary["structures"].items():
         dice = figures["dice"]
         if dice["mean"] is None:
-            lines.append(f"  {name:14} no case has it")
+            lines.append(f"  {name:14} not present in any case")
         else:
             spread = "" if dice["sd"] is None else f" ({dice['sd']:.4f})"
             lines.append(f"  {name:14} {dice['mean']:.4f}{spread}, n = {dice['n']}")

@@ -40,9 +40,9 @@ Method = Annotated[
     typer.Option(help=f"One of {', '.join(METHODS)}; by default the model's, or the first."),
 ]
 Preset = Annotated[str | None, typer.Option(help=f"Named settings: one of {', '.join(presets())}.")]
-Config = Annotated[Path | None, typer.Option(help="TOML file of settings.")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="One setting, key=value.")]
-Start = Annotated[Path | None, typer.Option("--from", help="A model file to go on from.")]
+Config = Annotated[Path | None, typer.Option(help="TOML file with settings.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="A setting, key=value.")]
+Start = Annotated[Path | None, typer.Option("--from", help="A model file to fine-tune.")]
 Tune = Annotated[
     str, typer.Option(help="With --from: all, decoder, ends, or patterns of parameter names.")
 ]
@@ -50,20 +50,20 @@ Cases = Annotated[list[str] | None, typer.Option("--case", help="Use only this c
 Validation = Annotated[
     list[str] | None, typer.Option("--validation", help="Validate on this case.")
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print neither progress nor summary.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Same seed, same result.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is at OUT.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and stop.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing output.")]
 Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes to use.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Trust = Annotated[
-    Literal["sform", "qform"] | None, typer.Option(help="Which NIfTI position to believe.")
+    Literal["sform", "qform"] | None, typer.Option(help="NIfTI transform to use if they differ.")
 ]
 Spacing = Annotated[
     tuple[float, float, float] | None, typer.Option(help="Voxel size (slice row column), mm.")
 ]
 Series = Annotated[str | None, typer.Option(help="DICOM series: its UID or number.")]
-Repair = Annotated[bool, typer.Option("--repair", help="Mend DICOM geometry where safe.")]
+Repair = Annotated[bool, typer.Option("--repair", help="Fix DICOM geometry where safe.")]
 Cyst = Annotated[
     Literal["tumour", "kidney", "background"] | None, typer.Option(help="What a cyst counts as.")
 ]

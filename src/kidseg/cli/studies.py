@@ -1,4 +1,4 @@
-"""The command that compares methods on a data set."""
+"""The command `study`, which compares methods on a data set."""
 
 from __future__ import annotations
 
@@ -8,29 +8,30 @@ from typing import Annotated, Any
 import typer
 
 from kidseg.cli.options import AsJson, Device, DryRun, Quiet, Seed
-from kidseg.cli.terminal import say
+from kidseg.cli.terminal import print_result
 
 __all__ = ["study"]
 
 
 def study(
     file: Annotated[Path, typer.Argument(help="The study: methods, data set, seeds (TOML).")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the study, made or resumed.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder of the study, created or resumed.")
+    ],
     dataset: Annotated[
         Path | None, typer.Option(help="A data set, instead of the one in the file.")
     ] = None,
     device: Device = "auto",
     jobs: Annotated[
-        int, typer.Option("--jobs", "-j", min=1, help="Runs at a time; times then contend.")
+        int, typer.Option("--jobs", "-j", min=1, help="Concurrent runs; they slow each other down.")
     ] = 1,
     seed: Seed = 0,
     dry_run: DryRun = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train, test and compare methods on a data set. Run again, it goes on where it stopped."""
-    from kidseg.study import design, study_runs
-    from kidseg.study import study as perform
+    """Train, test and compare methods on a data set. Run again to continue a stopped study."""
+    from kidseg.study import design, study, study_runs
 
     if dry_run:
         plan = design(file, dataset=dataset)
@@ -42,14 +43,14 @@ def study(
         for name in ("training", "validation", "test"):
             cases = getattr(plan, name)
             lines.append(f"{name}, {plan.n_patients(cases)} patients: {', '.join(cases)}")
-        say({"data": plan.as_dict(), "runs": listed}, "\n".join(lines), as_json, quiet)
+        print_result({"data": plan.as_dict(), "runs": listed}, "\n".join(lines), as_json, quiet)
         return
 
-    def tell(run: str, step: str, done: int, total: int) -> None:
+    def progress(run: str, step: str, done: int, total: int) -> None:
         if not (quiet or as_json):
             typer.echo(f"[{done}/{total}] {run}: {step or 'ended'}", err=True)
 
-    result: dict[str, Any] = perform(
-        file, out, dataset=dataset, device=device, jobs=jobs, seed=seed, progress=tell
+    result: dict[str, Any] = study(
+        file, out, dataset=dataset, device=device, jobs=jobs, seed=seed, progress=progress
     )
-    say(result, (out / "study.md").read_text(encoding="utf-8"), as_json, quiet)
+    print_result(result, (out / "study.md").read_text(encoding="utf-8"), as_json, quiet)

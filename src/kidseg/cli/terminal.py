@@ -14,18 +14,18 @@ import typer
 from kidseg.errors import DISK_FULL, InputError, KidsegError, KidsegWarning, ResourceError
 
 __all__ = [
-    "out_of_memory",
-    "progress",
-    "refuse",
-    "say",
+    "convert_memory_error",
+    "convert_os_error",
+    "exit_with",
+    "print_result",
     "show_plain_warnings",
-    "stages",
-    "system_refusal",
+    "show_progress",
+    "show_stages",
 ]
 
 
-def say(result: dict[str, Any], text: str, as_json: bool, quiet: bool) -> None:
-    """Print a result: as one JSON object, or as text unless quiet."""
+def print_result(result: dict[str, Any], text: str, as_json: bool, quiet: bool) -> None:
+    """Print a result as one JSON object, or as text unless quiet."""
     if as_json:
         typer.echo(json.dumps(result, indent=2, allow_nan=False))
     elif not quiet:
@@ -33,8 +33,8 @@ def say(result: dict[str, Any], text: str, as_json: bool, quiet: bool) -> None:
 
 
 @contextmanager
-def progress(what: str, silent: bool) -> Iterator[Callable[[int, int], None]]:
-    """A bar on standard error, if that is a terminal; call it with (done, total)."""
+def show_progress(what: str, silent: bool) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar on standard error if it is a terminal; yields (done, total) -> None."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -58,8 +58,11 @@ def progress(what: str, silent: bool) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
-def stages(silent: bool) -> Iterator[Callable[[str, int, int, Mapping[str, Any]], None]]:
-    """A bar per stage of a training, with its score; call it with (stage, done, total, figures)."""
+def show_stages(silent: bool) -> Iterator[Callable[[str, int, int, Mapping[str, Any]], None]]:
+    """Show a progress bar with score for each training stage, as `show_progress`.
+
+    Yields (stage, done, total, log line) -> None.
+    """
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -89,8 +92,8 @@ def stages(silent: bool) -> Iterator[Callable[[str, int, int, Mapping[str, Any]]
         yield advance
 
 
-def refuse(error: KidsegError, as_json: bool) -> NoReturn:
-    """Print an error and exit with its code; with --json it is one JSON object too."""
+def exit_with(error: KidsegError, as_json: bool) -> NoReturn:
+    """Print an error, with --json also as one JSON object, and exit with its code."""
     finding = error.as_finding()
     if as_json:
         typer.echo(json.dumps({"error": finding.as_dict()}))
@@ -99,8 +102,8 @@ def refuse(error: KidsegError, as_json: bool) -> NoReturn:
 
 
 def show_plain_warnings() -> None:
-    """Make kidseg's own warnings one line for people, without the place in the source."""
-    usual = warnings.formatwarning
+    """Format the warnings of kidseg as one line, without the source location."""
+    default = warnings.formatwarning
 
     def plain(
         message: Warning | str,
@@ -111,12 +114,12 @@ def show_plain_warnings() -> None:
     ) -> str:
         if issubclass(category, KidsegWarning):
             return f"kidseg: {message}\n"
-        return usual(message, category, filename, lineno, line)
+        return default(message, category, filename, lineno, line)
 
     warnings.formatwarning = plain
 
 
-def out_of_memory(error: MemoryError) -> ResourceError:
+def convert_memory_error(error: MemoryError) -> ResourceError:
     """Convert a MemoryError to a KidsegError."""
     return ResourceError(
         f"not enough memory: {error}" if str(error) else "not enough memory",
@@ -125,7 +128,7 @@ def out_of_memory(error: MemoryError) -> ResourceError:
     )
 
 
-def system_refusal(error: OSError) -> KidsegError | None:
+def convert_os_error(error: OSError) -> KidsegError | None:
     """Convert an OSError to a KidsegError; None if it does not concern a file."""
     if error.errno in DISK_FULL:
         return ResourceError(

@@ -216,7 +216,7 @@ def adapt(
             f" {required} x {required} are required",
             path=subject.id,
             code="too-coarse",
-            next_step="Create a store with these settings, or with --full.",
+            next_step="Create a store with these settings, or one of the original pixels (--full).",
         )
     labels, ignore_label = subject.labels, None
     if labels is not None and subject.ignore is not None:

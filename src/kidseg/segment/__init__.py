@@ -1,4 +1,4 @@
-"""Scans in, labels out: what the command line and the server call."""
+"""Segment scans with a trained model; the entry point of the command line and the server."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from kidseg.segment.truth import ReferenceLabels, find_references
 __all__ = ["FORMATS", "Predictor", "Segmentation", "load_predictor", "scan_name", "segment"]
 
 FORMATS = {"nii": ".nii.gz", "nrrd": ".nrrd", "mha": ".mha"}
-"""Formats of label volumes, and their endings."""
+"""File extensions of the label volume formats."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Files:
-    """What a scan writes."""
+    """The output files of a scan."""
 
     labels: Sequence[Path]
     figure: Path | None
@@ -52,45 +52,45 @@ def segment(
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Segment scans; labels come out on each scan's own voxels.
+    """Segment scans; the labels are on each scan's own voxels.
 
-    Writes `<name>_seg.nii.gz` (and other formats) into `out`, and `result.json`, which is up to
-    date after each scan. One bad scan does not stop the others. A figure that cannot be drawn is a
-    finding, "no-figure"; the labels are there.
+    Writes `<name>_seg.nii.gz` (and other formats) into `out`, and `result.json`, which is updated
+    after each scan. If a scan fails, the others are still segmented. A figure that cannot be drawn
+    gives the finding "no-figure"; the labels are written.
 
     Args:
-        scans: files or folders, as `kidseg.io.read` takes them; of a model of several channels the
+        scans: files or folders that `kidseg.io.read` accepts; for a model with several channels the
             first file of each scan, see `read_scan`.
         model: a model file, or a predictor.
-        out: folder; made if it is not there.
+        out: folder; created if missing.
         formats: keys of `FORMATS`.
         device: for a model file; see `choose_device`.
         options: of reading.
-        figures: write `<name>_steps.png` too; see `kidseg.segment.figure.draw_steps`.
-        reference: labels to show in the figures and to compare with there: a label volume, for one
-            scan, or a data set; see `find_references`.
-        overwrite: replace results that are there.
-        progress: told (done, all) after each scan.
+        figures: also write `<name>_steps.png`; see `kidseg.segment.figure.draw_steps`.
+        reference: labels to show in the figures and to compare with: a label volume for one scan,
+            or a data set; see `find_references`.
+        overwrite: replace existing results.
+        progress: called with (done, total) after each scan.
 
     Returns:
-        An entry per scan that was segmented, as in result.json.
+        An entry for each segmented scan, as in result.json.
 
     Raises:
         UsageError: "unknown-format", "no-scans", "same-name" (two scans would write the same file),
-            "output-exists", "reference-unused" (without figures), and what `find_references`
-            refuses; all before the work starts.
-        InputError: what `find_references` refuses, before the work starts; for a scan, what
-            `ReferenceLabels.on` refuses.
-        BatchError: some of several scans failed; each is named. The error itself, if there was one
-            scan.
+            "output-exists", "reference-unused" (without figures); see `find_references`; all raised
+            before any scan is read.
+        InputError: see `find_references`, before any scan is read; for a single scan, see
+            `ReferenceLabels.on`.
+        BatchError: some of several scans failed; the message names each. With a single scan, its
+            error is raised instead.
     """
     out = Path(out)
     if reference is not None and not figures:
         raise UsageError(
-            "a reference is only shown in figures",
+            "a reference is only used in figures",
             path=Path(reference),
             code="reference-unused",
-            next_step="Ask for figures too; 'kidseg evaluate' scores labels.",
+            next_step="Request figures too; to score labels, use 'kidseg evaluate'.",
         )
     targets = _targets([Path(scan) for scan in scans], out, formats, figures, overwrite)
     predictor = model if isinstance(model, Predictor) else load_predictor(model, device)
@@ -103,50 +103,58 @@ def segment(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
-            f"cannot be made: {error.strerror}", path=out, code="not-writable"
+            f"cannot be created: {error.strerror}", path=out, code="not-writable"
         ) from error
     done: list[dict[str, Any]] = []
     failed: list[KidsegError] = []
     for k, (scan, files) in enumerate(targets.items()):
         try:
-            shown = references.get(scan)
-            done.append(_one(scan, files, predictor, options or ReadOptions(), shown, overwrite))
+            labels = references.get(scan)
+            entry = _segment_scan(
+                scan, files, predictor, options or ReadOptions(), labels, overwrite
+            )
+            done.append(entry)
         except KidsegError as error:
             failed.append(error)
         _write_result(out, predictor, done, failed)
         if progress is not None:
             progress(k + 1, len(targets))
-    if failed and len(targets) == 1:
+    _raise_failed(failed, len(targets), out)
+    return done
+
+
+def _raise_failed(failed: Sequence[KidsegError], total: int, out: Path) -> None:
+    """Raise the error of a single scan, or a BatchError that names the failed scans."""
+    if failed and total == 1:
         raise failed[0]
     if failed:
         raise BatchError(
-            f"{len(failed)} of {len(targets)} scans failed: " + "; ".join(map(str, failed)),
+            f"{len(failed)} of {total} scans failed: " + "; ".join(map(str, failed)),
             path=out,
             code="scans-failed",
-            next_step="The others are done; result.json names both.",
+            next_step="The other scans are segmented; result.json lists both.",
         )
-    return done
 
 
 def _targets(
     scans: Sequence[Path], out: Path, formats: Sequence[str], figures: bool, overwrite: bool
 ) -> dict[Path, _Files]:
-    """The files that each scan writes, none of them twice or there already."""
+    """The output files of each scan, after checking that none exists or is written twice."""
     if unknown := [name for name in formats if name not in FORMATS]:
         raise UsageError(
             f"labels cannot be written as {', '.join(unknown)}",
             code="unknown-format",
-            next_step=f"Choose from {', '.join(FORMATS)}.",
+            next_step=f"Choose among {', '.join(FORMATS)}.",
         )
     if not scans or not formats:
-        raise UsageError("there is nothing to segment, or no format", code="no-scans")
+        raise UsageError("no scans or no formats are given", code="no-scans")
     targets: dict[Path, _Files] = {}
     taken: dict[str, Path] = {}
     for scan in scans:
         name = scan_name(scan)
         if name in taken:
             raise UsageError(
-                f"{taken[name]} and {scan} would both be called '{name}'",
+                f"{taken[name]} and {scan} would both be named '{name}'",
                 code="same-name",
                 next_step="Segment them into different folders.",
             )
@@ -159,15 +167,15 @@ def _targets(
         for file in files.all:
             if file.exists() and not overwrite:
                 raise UsageError(
-                    "it exists already",
+                    "the file already exists",
                     path=file,
                     code="output-exists",
-                    next_step="Choose another folder, or --overwrite.",
+                    next_step="Choose another folder, or use --overwrite.",
                 )
     return targets
 
 
-def _one(
+def _segment_scan(
     path: Path,
     files: _Files,
     predictor: Predictor,
@@ -177,9 +185,9 @@ def _one(
 ) -> dict[str, Any]:
     start = time.perf_counter()
     scan = read_scan(path, predictor.method.plan.channels, options)
-    shown = None
+    known = None
     if reference is not None:
-        shown = reference.on(scan.volume.grid, replace(options, series=None, volume=None))
+        known = reference.on(scan.volume.grid, replace(options, series=None, volume=None))
     read_s = time.perf_counter() - start
     result = predictor(scan.volume, str(path))
     start = time.perf_counter()
@@ -190,12 +198,12 @@ def _one(
     outputs, findings = list(files.labels), [*scan.findings, *result.findings]
     if files.figure is not None:
         start = time.perf_counter()
-        trouble = _drawn(files.figure, path, scan.volume, result, predictor, shown, overwrite)
+        finding = _draw(files.figure, path, scan.volume, result, predictor, known, overwrite)
         seconds["figure"] = time.perf_counter() - start
-        if trouble is None:
+        if finding is None:
             outputs.append(files.figure)
         else:
-            findings.append(trouble)
+            findings.append(finding)
     return {
         "name": scan_name(path),
         "path": str(path),
@@ -209,19 +217,19 @@ def _one(
     }
 
 
-def _drawn(
+def _draw(
     file: Path,
     path: Path,
     scan: Volume,
     result: Segmentation,
     predictor: Predictor,
-    shown: tuple[Volume, Volume | None] | None,
+    known: tuple[Volume, Volume | None] | None,
     overwrite: bool,
 ) -> Finding | None:
-    """The figure drawn; what went wrong, if it could not be."""
+    """Draw the figure of a scan; a finding if it fails."""
     from kidseg.segment.figure import draw_steps
 
-    reference, ignore = shown or (None, None)
+    reference, ignore = known or (None, None)
     try:
         draw_steps(
             file,
@@ -237,8 +245,8 @@ def _drawn(
         return Finding(
             code="no-figure",
             path=str(path),
-            cause=f"its figure could not be drawn: {error}",
-            next_step="Its labels are written; see to the cause, and draw with --overwrite.",
+            cause=f"the figure could not be drawn: {error}",
+            next_step="The labels are written. Fix the cause, and segment again with --overwrite.",
         )
     return None
 

@@ -1,4 +1,4 @@
-"""The picture of how a scan was segmented: what each step saw and gave, in one telling slice."""
+"""Draw the steps of a segmentation in one representative slice."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from kidseg.segment.predictor import Segmentation
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Panel", "draw_panels", "draw_steps", "frame_of", "step_panels", "telling_slice"]
+__all__ = ["Panel", "draw_panels", "draw_steps", "frame_of", "representative_slice", "step_panels"]
 
 # Abdominal soft-tissue window: level 40, width 400.
 _WINDOW_HU = (-160.0, 240.0)
-# Reference body and crop: colours of no label of kidney, tumour or cyst. Source: as labels'.
+# Colours of reference body and crop; different from those of the labels. Source: as the labels'.
 _OUTLINE, _FRAME = "#CC79A7", "#F0E442"
 _PANEL_INCHES, _PANEL_PIXELS = 2.7, 100
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Panel:
-    """One image of a row.
+    """One image of a figure.
 
     Attributes:
         title: of the step.
         values: (rows, columns); HU for CT.
-        window: values that are black and white.
-        pixel: its (height, width), in any unit.
+        window: values shown in black and in white.
+        pixel: (height, width) of a pixel, in any unit.
         labels: (rows, columns), drawn as contours.
-        outline: (rows, columns) float 0..1, drawn at a half.
-        frames: (5, 2) indices (row, column) of closed squares: where the next step looks.
+        outline: (rows, columns) float 0..1, drawn as contour at 0.5.
+        frames: (5, 2) indices (row, column) of closed squares: the regions of the next step.
     """
 
     title: str
@@ -65,22 +65,22 @@ def draw_steps(
     ignore: Volume | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Draw the steps of a segmentation; see `step_panels` and `telling_slice`.
+    """Draw the steps of a segmentation; see `step_panels` and `representative_slice`.
 
-    The title has the slice's angle, scales and shift; the overlap with the reference patient before
-    the pose, at its start and after it; and, if reference labels are given, Dice over the patient.
+    The title states the slice's angle, scales and shift; the overlap with the reference patient
+    before the pose, at its start and after it; and, with reference labels, the Dice per patient.
 
     Args:
         path: a .png file.
         name: of the scan.
-        scan: (1, slices, rows, columns) HU, as it was segmented.
-        result: what was found in it.
+        scan: (1, slices, rows, columns) HU, as segmented.
+        result: of the segmentation.
         schema: of the labels.
         reference: (1, ...) labels on the scan's voxels.
-        ignore: (1, ...) bool: voxels that do not count in Dice.
-        overwrite: replace a file that is there.
+        ignore: (1, ...) bool: voxels that Dice ignores.
+        overwrite: replace an existing file.
     """
-    k = telling_slice(result.labels, reference)
+    k = representative_slice(result.labels, reference)
     lines = [f"{name}, slice {k + 1} of {scan.grid.shape[0]}", *_pose_text(scan, result, k)]
     if reference is not None:
         dice = patient_dice(result.labels, reference, schema, ignore)
@@ -90,8 +90,8 @@ def draw_steps(
     draw_panels(path, panels, schema, title="\n".join(lines), overwrite=overwrite)
 
 
-def telling_slice(labels: Volume, reference: Volume | None = None) -> int:
-    """The slice with most labelled pixels; with most in the reference, if none; or the middle."""
+def representative_slice(labels: Volume, reference: Volume | None = None) -> int:
+    """The slice with the most foreground pixels; else that of the reference; else the middle."""
     for volume in (labels, reference):
         if volume is not None and bool((volume.data > 0).any()):
             return int((volume.data[0] > 0).flatten(1).sum(1).argmax())
@@ -101,10 +101,10 @@ def telling_slice(labels: Volume, reference: Volume | None = None) -> int:
 def step_panels(
     scan: Volume, result: Segmentation, k: int, reference: Volume | None = None
 ) -> list[Panel]:
-    """Slice `k`: the scan, each region of each step, labels, reference; those that there are.
+    """Panels of slice `k`: the scan, each region of each step, the labels, and the reference.
 
-    An image of a step bears the outline that its patient should cover, what was found there, and
-    the frames of the next step's regions.
+    The panel of a region shows the outline of the reference patient, the predicted labels, and the
+    frames of the next step's regions.
     """
     steps = list(result.progress.steps.items())
     panels = [_panel("scan", scan, scan.grid.slices(k, k + 1), result)]
@@ -143,10 +143,10 @@ def draw_panels(
     title: str = "",
     overwrite: bool = False,
 ) -> None:
-    """Panels side by side, in true proportions, labels as contours in their colours.
+    """Draw panels side by side, with correct aspect ratios and labels as coloured contours.
 
     Raises:
-        UsageError, InputError, ResourceError: as `kidseg.io.atomic.writing`.
+        UsageError, InputError, ResourceError: see `kidseg.io.atomic.writing`.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -164,7 +164,7 @@ def draw_panels(
     if any(panel.outline is not None for panel in panels):
         known.append(("reference patient's body", _OUTLINE))
     if any(panel.frames for panel in panels):
-        known.append(("where the next step looks", _FRAME))
+        known.append(("region of the next step", _FRAME))
     handles = [Line2D([], [], color=colour, label=name) for name, colour in known]
     figure.legend(
         handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False
@@ -186,7 +186,7 @@ def _panel(
     outline: np.ndarray | None = None,
     frames: tuple[np.ndarray, ...] = (),
 ) -> Panel:
-    """One slice of a grid; with square pixels, as a network sees it, or in millimetres."""
+    """One slice of a grid; with square pixels like the network's input, or in millimetres."""
     pixel = place.spacing_mm.reshape(-1, 3)[0]
     fill = [channel.padding_value for channel in result.channels]
     image = resample(scan, place, fill=fill).data[0, 0]
@@ -202,7 +202,7 @@ def _panel(
 
 
 def _window(scan: Volume, channel: Normalisation) -> tuple[float, float]:
-    """The abdominal window of a CT; of any other image all but its brightest half per cent."""
+    """The abdominal window for CT; for other images, minimum to 99.5th percentile."""
     if channel.scheme == "ct":
         return _WINDOW_HU
     low, high = np.percentile(scan.data[0].numpy(), (0.0, 99.5)).tolist()
@@ -210,7 +210,7 @@ def _window(scan: Volume, channel: Normalisation) -> tuple[float, float]:
 
 
 def _row_at(grid: Grid, scan: Grid, k: int) -> int | None:
-    """The slice of a grid that lies in slice `k` of the scan, or nearest to it; None beyond."""
+    """The slice of a grid nearest to slice `k` of the scan; None if it is outside the grid."""
     if grid.is_slicewise:
         return k
     row = round(float(grid.index(scan.slices(k, k + 1).centre_mm.reshape(-1, 3)[0])[0]))
@@ -230,7 +230,7 @@ def _outline(outline: Volume, place: Grid, row: int) -> np.ndarray:
 
 
 def _frames(regions: Sequence[Region], place: Grid, scan: Grid, k: int) -> tuple[np.ndarray, ...]:
-    """The edges of regions in a slice; those that are all of it are no frames."""
+    """The borders of regions in a slice, without regions that cover exactly the slice."""
     frames = []
     for region in regions:
         row = _row_at(region.grid, scan, k)
@@ -240,7 +240,7 @@ def _frames(regions: Sequence[Region], place: Grid, scan: Grid, k: int) -> tuple
 
 
 def frame_of(inner: Grid, outer: Grid) -> np.ndarray:
-    """Corners of one slice's edge, as (row, column) indices of another; the first again at last."""
+    """(5, 2) corners of one slice as (row, column) indices of another; the first is repeated."""
     rows, columns = inner.shape[1] - 0.5, inner.shape[2] - 0.5
     ends = [(-0.5, -0.5), (-0.5, columns), (rows, columns), (rows, -0.5), (-0.5, -0.5)]
     corners = [outer.index(inner.mm((0.0, *end))).reshape(3)[1:] for end in ends]
@@ -248,7 +248,7 @@ def frame_of(inner: Grid, outer: Grid) -> np.ndarray:
 
 
 def _pose_text(scan: Volume, result: Segmentation, k: int) -> list[str]:
-    """How the slice lies in each step that turns or scales it, and the overlap that this brings."""
+    """The pose of the slice in each step with an outline, and the overlap with the reference."""
     lines = []
     for name, regions in result.progress.steps.items():
         if name not in result.placement.outlines or not regions:
@@ -261,7 +261,7 @@ def _pose_text(scan: Volume, result: Segmentation, k: int) -> list[str]:
         own = median.get("per_slice", [median["median"]])
         wide, high = own[k if len(own) > 1 else 0]
         lines.append(
-            f"turned by {angle:+.1f} deg, scaled by {wide:.2f} x {high:.2f},"
+            f"rotated by {angle:+.1f} deg, scaled by {wide:.2f} x {high:.2f},"
             f" shifted by ({across:+.0f}, {down:+.0f}) mm"
         )
     overlap = result.placement.overlap
@@ -294,7 +294,7 @@ def _show(axes: Axes, panel: Panel, schema: LabelSchema) -> None:
     for label in schema.labels:
         mask = panel.labels == label.id
         if mask.any():
-            # With a border of nothing, so that a mask that fills the image has an edge too.
+            # Padded with background, so that a mask that fills the image has a contour.
             padded = np.pad(mask.astype(float), 1)
             rows, columns = (np.arange(-1, n + 1) for n in mask.shape)
             axes.contour(columns, rows, padded, [0.5], colors=[_colour(label.rgb)], linewidths=1.2)

@@ -1,4 +1,4 @@
-"""A trained method, ready for scans, and what it says of each."""
+"""Load a trained method and segment scans with it."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ from kidseg.postprocess import Piece, min_volume_ml, remove_small
 
 __all__ = ["Predictor", "Segmentation", "load_predictor"]
 
-# Noise may be of 100,000 pieces; nobody reads so many, and writing them takes seconds.
-_PIECES_NAMED = 100
+# Noise may have 100,000 connected components; listing them all would take seconds.
+_MAX_PIECES = 100
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Predictor:
-    """A trained method, ready on a device.
+    """A trained method on a device.
 
     Attributes:
-        method: bound to its networks, which are in evaluation mode.
+        method: with its networks in eval mode.
         schema: numbers and names of its labels.
         sha256: of the model file.
         path: of the model file.
-        training_range: what the model file says of its training patients; see
-            `kidseg.cohort.training_range.training_range`. None if it says nothing.
+        training_range: ranges of the training patients in the model file; see
+            `kidseg.cohort.training_range.training_range`. None if the file has none.
     """
 
     method: Method
@@ -58,7 +58,7 @@ class Predictor:
         """Segment a scan, (channels, slices, rows, columns) in canonical order; HU for CT.
 
         Raises:
-            InputError: as `kidseg.cohort.subject.prepare`.
+            InputError: see `kidseg.cohort.subject.prepare`.
         """
         clock = _Clock()
         config: Any = self.method.config
@@ -108,18 +108,18 @@ class Predictor:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Segmentation:
-    """What a predictor found.
+    """The result of a predictor.
 
     Attributes:
         labels: (1, slices, rows, columns) uint8 on the scan's own voxels.
         facts: plain data: grids with pose, overlap with the reference, distance from the training
-            range, pieces removed, volumes.
-        findings: what a reader of the result should know.
+            range, components removed, volumes.
+        findings: warnings for the reader of the result.
         seconds: wall time of each step.
-        progress: the regions of each step, and what was found there, before postprocessing.
-        target: what the channels of what was found mean.
+        progress: the regions of each step and their probabilities, before postprocessing.
+        target: meaning of the channels of the probabilities.
         channels: of the scan.
-        placement: how the patient lies.
+        placement: size and position of the patient.
     """
 
     labels: Volume
@@ -133,11 +133,11 @@ class Segmentation:
 
 
 def load_predictor(model: str | Path, device: str = "auto") -> Predictor:
-    """The method in a model file.
+    """Load the method of a model file.
 
     Raises:
-        ModelError: as `load_model`; "damaged-model": it does not hold what its header says.
-        UsageError, ResourceError: as `choose_device`.
+        ModelError: see `load_model`; "damaged-model": the content does not match the header.
+        UsageError, ResourceError: see `choose_device`.
     """
     path = Path(model)
     file = load_model(path)
@@ -158,7 +158,7 @@ def load_predictor(model: str | Path, device: str = "auto") -> Predictor:
             net.load_state_dict(dict(file.parts[part]))
             net.eval().requires_grad_(False)
         if hardware.precision == "bf16":
-            parts = {part: _narrowed(net) for part, net in method.parts.items()}
+            parts = {part: _to_bfloat16(net) for part, net in method.parts.items()}
             method = kind(config, target, plan, parts, hardware)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise _damaged(path, error) from error
@@ -175,52 +175,52 @@ def load_predictor(model: str | Path, device: str = "auto") -> Predictor:
     )
 
 
-def _narrowed(net: nn.Module) -> nn.Module:
-    """A segmentation network with bfloat16 weights, batch norms folded; others as they are."""
+def _to_bfloat16(net: nn.Module) -> nn.Module:
+    """Convert a segmentation network to bfloat16 with folded batch norms; others are unchanged."""
     return folded(net, torch.bfloat16) if isinstance(net, UNet | PlannedUNet) else net
 
 
 def _damaged(path: Path, error: Exception) -> ModelError:
     return ModelError(
-        f"does not hold what its header says: {error}",
+        f"the content does not match the header: {error}",
         path=path,
         code="damaged-model",
-        next_step="Was it written by a newer kidseg?",
+        next_step="Check whether it was written by a newer version of kidseg.",
     )
 
 
 class _Clock:
-    """Wall time of what is done one after the other."""
+    """Measures the wall time of consecutive tasks."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._mark = time.perf_counter()
 
     def lap(self, name: str) -> None:
-        """What was done since the last mark had this name."""
+        """Record the time since the last mark under this name."""
         now = time.perf_counter()
         self.seconds[name] = now - self._mark
         self._mark = now
 
     def add(self, seconds: Mapping[str, float]) -> None:
-        """What was done since the last mark was timed by others."""
+        """Record times measured elsewhere, and reset the mark."""
         self.seconds |= seconds
         self._mark = time.perf_counter()
 
 
 def _target(labels: Mapping[str, Any], schema: LabelSchema) -> Target:
-    """Of a model file; those of format 1 have labels alone."""
+    """The target of a model file; files of format 1 have only labels."""
     known = labels.get("target")
     return Target.of_labels(schema) if known is None else Target.from_dict(known)
 
 
 def _grid_facts(region: Region, subject: Subject, unit_mm: float) -> dict[str, Any]:
-    """Shape and pixel of a region's grid, and how its planes lie in the scan's.
+    """Shape and pixel size of a region's grid, and its in-plane pose relative to the scan.
 
     Args:
         region: of a step.
         subject: the patient.
-        unit_mm: the pixel that has scale 1.
+        unit_mm: pixel size that corresponds to scale 1.
     """
     grid = region.grid
     pose = in_plane_pose(grid, subject.image.grid)
@@ -248,21 +248,21 @@ def _grid_facts(region: Region, subject: Subject, unit_mm: float) -> dict[str, A
 
 
 def _removed_facts(removed: Sequence[Piece], least_ml: float) -> dict[str, Any]:
-    """What postprocessing removed: all of it in sum, the largest pieces one by one."""
+    """Components removed by postprocessing: totals, and the largest ones individually."""
     return {
         "below_ml": round(least_ml, 4),
         "count": len(removed),
         "volume_ml": round(sum(piece.volume_ml for piece in removed), 4),
-        "pieces": [piece.as_dict() for piece in removed[:_PIECES_NAMED]],
+        "pieces": [piece.as_dict() for piece in removed[:_MAX_PIECES]],
     }
 
 
 def _overlap_facts(placement: Placement, found: Volume) -> dict[str, Any] | None:
-    """Overlap with the reference, and which slices were compared; None without a reference.
+    """Overlap with the reference and the slices compared; None without a reference.
 
     Args:
         placement: of the patient.
-        found: the labels that it was placed by.
+        found: predicted labels, which determine the slices.
     """
     if placement.compared is None:
         return None
@@ -285,7 +285,7 @@ def _rounded(figures: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _far(away: Mapping[str, Mapping[str, Any]], path: str) -> tuple[Finding, ...]:
-    """A finding that names all in which the patient is far from those of the training."""
+    """A finding that lists all figures far outside the training range."""
     named = [
         f"{name} {known['value']:.4g} is {known['distance_sd']:.1f} SD beyond"
         f" {known['min']:.4g} to {known['max']:.4g}"
@@ -294,13 +294,13 @@ def _far(away: Mapping[str, Mapping[str, Any]], path: str) -> tuple[Finding, ...
     ]
     if not named:
         return ()
-    cause = f"it lies outside what the model was trained on: {'; '.join(named)}"
-    step = "Look at the labels with care, or train on patients like this one."
+    cause = f"the patient is outside the training range of the model: {'; '.join(named)}"
+    step = "Check the labels carefully, or train on similar patients."
     return (Finding(code="outside-training-range", path=path, cause=cause, next_step=step),)
 
 
 def _volumes(labels: Volume, schema: LabelSchema) -> dict[str, float]:
-    """Millilitres of each region."""
+    """Volume of each region in ml."""
     counts = np.bincount(labels.data.numpy().ravel(), minlength=256)
     voxel_ml = float(labels.grid.voxel_ml)
     return {
@@ -312,27 +312,30 @@ def _volumes(labels: Volume, schema: LabelSchema) -> dict[str, float]:
 def _findings(
     labels: Volume, subject: Subject, progress: Progress, target: Target, path: str
 ) -> tuple[Finding, ...]:
-    """What the result itself says about how far it can be trusted."""
+    """Plausibility checks of the result."""
     from scipy import ndimage
 
     found = labels.data[0].numpy() > 0
     notes = []
     if subject.body is not None and subject.body.box is None:
-        notes.append(("no-body", "no body was found in it", "Is it a CT in Hounsfield units?"))
+        step = "Check that the scan is CT in Hounsfield units."
+        notes.append(("no-body", "no body was found in the scan", step))
     if found[0].any() or found[-1].any():
-        cause = "what was found reaches the first or last slice; its volume is partial"
-        notes.append(("cut-by-field", cause, "Use a scan that holds both kidneys whole."))
+        cause = "the segmentation reaches the first or last slice; its volume is incomplete"
+        notes.append(("cut-by-field", cause, "Use a scan that contains both kidneys completely."))
     if not found.any():
-        notes.append(("nothing-found", "neither kidney nor tumour was found", "Look at the scan."))
+        cause = "neither kidney nor tumour was found"
+        notes.append(("nothing-found", cause, "Check the scan."))
     else:
         (box,) = ndimage.find_objects(found.view(np.uint8))
-        pieces = int(ndimage.label(found[box])[1])
-        if pieces != 2:
-            cause = f"kidneys and tumour form {pieces} connected piece(s), not two"
-            notes.append(("not-two-kidneys", cause, "Single, fused or missed kidney: look at it."))
+        components = int(ndimage.label(found[box])[1])
+        if components != 2:
+            cause = f"kidneys and tumour form {components} connected component(s), not two"
+            step = "Check for a single, fused or missed kidney."
+            notes.append(("not-two-kidneys", cause, step))
     if any(_touches_border(region, labels.grid, target) for region in progress.found):
-        cause = "what was found reaches the border of the region that was looked at"
-        step = "Look at it; train with a larger region (crop.localizer.margin), or without a crop."
+        cause = "the segmentation reaches the border of the region of interest"
+        step = "Check it; train with a larger region (crop.localizer.margin), or without a crop."
         notes.append(("region-border", cause, step))
     return tuple(
         Finding(code=code, path=path, cause=cause, next_step=step) for code, cause, step in notes
@@ -340,12 +343,12 @@ def _findings(
 
 
 def _touches_border(region: Region, scan: Grid, target: Target) -> bool:
-    """Does what was found reach the border of its region's planes, where the scan goes on?"""
+    """Whether foreground touches the in-plane border of its region inside the scan."""
     assert region.found is not None
-    there = decide(region.found, target).data[0] > 0
-    inner = torch.zeros_like(there[0])
+    foreground = decide(region.found, target).data[0] > 0
+    inner = torch.zeros_like(foreground[0])
     inner[1:-1, 1:-1] = True
-    edge = (there & ~inner).nonzero()
+    edge = (foreground & ~inner).nonzero()
     if not len(edge):
         return False
     grid = region.grid.slicewise()

@@ -1,4 +1,4 @@
-"""The files of a scan: one, or one per channel where a model takes several."""
+"""Read the files of a scan: one, or one per channel for models with several channels."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _FIRST = "_0000"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ScanFiles:
-    """A scan as it was read.
+    """A scan read from one or more files.
 
     Attributes:
         volume: (channels, slices, rows, columns).
-        first: what was read from the first file.
+        first: the scan in the first file.
         paths: of all files.
         findings: of the readers.
     """
@@ -38,17 +38,17 @@ class ScanFiles:
 
 
 def read_scan(path: Path, channels: Sequence[Normalisation], options: ReadOptions) -> ScanFiles:
-    """Read a scan with the channels that a model takes.
+    """Read a scan with the channels that a model requires.
 
     Args:
-        path: of the only channel; or of the first of several, named as nnU-Net does:
-            "case_0000.nii.gz", with "case_0001.nii.gz" and so on beside it.
-        channels: of the model's plan.
-        options: of reading; whether values are HU is told by the channels.
+        path: of the only channel; or of the first of several, named as in nnU-Net:
+            "case_0000.nii.gz", with "case_0001.nii.gz" and so on in the same folder.
+        channels: of the model's plan; they determine whether values are HU.
+        options: of reading.
 
     Raises:
-        InputError: what `kidseg.io.read` refuses; "missing-channel"; "channels-differ": the files
-            do not lie on the same voxels.
+        InputError: see `kidseg.io.read`; "missing-channel"; "channels-differ": the files have
+            different grids.
     """
     paths = _paths(path, len(channels))
     scans = []
@@ -57,11 +57,11 @@ def read_scan(path: Path, channels: Sequence[Normalisation], options: ReadOption
         scans.append(read(file, replace(options, values=values)))
         if not scans[-1].volume.grid.same_as(scans[0].volume.grid):
             raise InputError(
-                f"its voxels ({scans[-1].volume.grid}) are not those of {paths[0].name}"
+                f"its grid ({scans[-1].volume.grid}) differs from that of {paths[0].name}"
                 f" ({scans[0].volume.grid})",
                 path=file,
                 code="channels-differ",
-                next_step="Resample all channels of a scan to the same voxels.",
+                next_step="Resample all channels of a scan to the same grid.",
             )
     volume = scans[0].volume
     if len(scans) > 1:
@@ -79,9 +79,9 @@ def read_scan(path: Path, channels: Sequence[Normalisation], options: ReadOption
 
 
 def scan_name(path: Path) -> str:
-    """What a scan's results are called: its file or folder, without endings and channel number.
+    """The name of a scan's results: its file or folder, without extension and channel number.
 
-    "imaging" (as KiTS names all files) and "ct" (a DICOM case) are called like their folder.
+    For "imaging" (the name of all KiTS files) and "ct" (a DICOM case), the name of the folder.
     """
     name = path.resolve().name if path.name in ("", ".", "..") else path.name
     name = name.removesuffix(_ending(name))
@@ -91,7 +91,7 @@ def scan_name(path: Path) -> str:
 
 
 def _ending(name: str) -> str:
-    """The part of a file's name that says its format; "" if none does."""
+    """The known extension of a file name; "" if there is none."""
     for ending in _ENDINGS:
         if name.lower().endswith(ending):
             return name[-len(ending) :]
@@ -105,8 +105,8 @@ def _paths(path: Path, count: int) -> tuple[Path, ...]:
     stem = path.name.removesuffix(ending)
     if not stem.endswith(_FIRST):
         raise InputError(
-            f"the model takes {count} channels, and the file's name does not say that it is the"
-            " first",
+            f"the model requires {count} channels, and the file name does not end in {_FIRST}, as"
+            " that of the first channel",
             path=path,
             code="missing-channel",
             next_step="Name the files of a scan NAME_0000, NAME_0001, ... and give the first.",
@@ -115,7 +115,7 @@ def _paths(path: Path, count: int) -> tuple[Path, ...]:
     paths = tuple(path.with_name(f"{case}_{k:04d}{ending}") for k in range(count))
     if missing := [file.name for file in paths if not file.exists()]:
         raise InputError(
-            f"the model takes {count} channels, and {', '.join(missing)} is missing beside it",
+            f"the model requires {count} channels; {', '.join(missing)} not found in the folder",
             path=path,
             code="missing-channel",
             next_step="Put the files of all channels into one folder.",

@@ -1,4 +1,4 @@
-"""Reference labels for scans, to be shown and compared beside what was found."""
+"""Find and read the reference labels of scans, for comparison in figures."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from kidseg.labels import CystAs, LabelSchema
 
 __all__ = ["ReferenceLabels", "find_references"]
 
-# Farther apart, and a label lies on other voxels.
+# Tolerance when comparing the grids of labels and scan.
 _SAME_GRID_MM = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceLabels:
-    """Where the reference labels of a scan are, and what their numbers mean to the model.
+    """The reference labels of a scan, and the mapping to the labels of the model.
 
     Attributes:
         path: a label volume.
         schema: of the model.
-        new_from_old: {number in the file: number of the model}; others stay.
-        ignored: number, after that, of voxels that do not count.
+        new_from_old: {number in the file: number of the model}; other numbers are unchanged.
+        ignored: number of voxels to ignore, after the mapping.
     """
 
     path: Path
@@ -37,38 +37,38 @@ class ReferenceLabels:
     ignored: int | None = None
 
     def on(self, grid: Grid, options: ReadOptions | None = None) -> tuple[Volume, Volume | None]:
-        """(1, slices, rows, columns) labels on a scan's own voxels, and which do not count.
+        """Read the (1, slices, rows, columns) labels on a scan's voxels, and the ignore mask.
 
         Args:
             grid: of the scan.
             options: of reading the scan.
 
         Raises:
-            InputError: "label-grid-mismatch": they lie on others; "unexpected-labels": they hold
-                numbers that the model does not know; what `kidseg.io.read` refuses.
+            InputError: "label-grid-mismatch": the labels have another grid; "unexpected-labels":
+                the model has no such labels; see `kidseg.io.read`.
         """
-        how = replace(options or ReadOptions(), values="labels", nonfinite="refuse")
-        volume = read(self.path, how).volume
+        label_options = replace(options or ReadOptions(), values="labels", nonfinite="refuse")
+        volume = read(self.path, label_options).volume
         if volume.grid.shape != grid.shape or not volume.grid.same_as(grid, _SAME_GRID_MM):
             raise InputError(
-                f"these labels ({_place(volume.grid)}) do not lie on the voxels of the scan"
-                f" ({_place(grid)})",
+                f"the grid of the labels ({_description(volume.grid)}) differs from that of the"
+                f" scan ({_description(grid)})",
                 path=self.path,
                 code="label-grid-mismatch",
-                next_step="Name the labels that belong to this scan.",
+                next_step="Name the labels of this scan.",
             )
         labels = relabelled(volume, self.new_from_old)
         ignore = None
         if self.ignored is not None:
             ignore = Volume(labels.data == self.ignored, grid)
             labels = Volume(labels.data.masked_fill(ignore.data, 0), grid)
-        odd = set(torch.unique(labels.data).tolist()) - {0, *self.schema.ids}
-        if odd:
+        unexpected = set(torch.unique(labels.data).tolist()) - {0, *self.schema.ids}
+        if unexpected:
             raise InputError(
-                f"it holds the labels {sorted(odd)}, which the model does not know",
+                f"it contains the labels {sorted(unexpected)}, which the model does not have",
                 path=self.path,
                 code="unexpected-labels",
-                next_step=f"The model knows {self.schema.names}.",
+                next_step=f"The labels of the model are {self.schema.names}.",
             )
         return Volume(labels.data, grid), ignore
 
@@ -79,25 +79,25 @@ def find_references(
     schema: LabelSchema,
     cyst: CystAs | None,
 ) -> dict[Path, ReferenceLabels]:
-    """The reference of each scan.
+    """Find the reference labels of each scan.
 
     Args:
         scans: {scan: its name}.
-        reference: one label volume, for one scan; or a data set in any layout. A scan belongs to
-            the case whose image it is, or whose id is its name.
+        reference: a label volume for one scan; or a data set in any layout, in which a scan matches
+            the case with the same image file, or with its name as id.
         schema: of the model.
-        cyst: what a cyst counted as when the model was trained.
+        cyst: what cysts counted as in the training of the model.
 
     Raises:
         UsageError: "one-reference": a label volume for several scans; "no-reference": the data set
             has no labelled case for a scan.
-        InputError: what `open_dataset` refuses; "other-labels": the data set's labels are not the
-            model's.
+        InputError: see `open_dataset`; "other-labels": the labels of the data set differ from those
+            of the model.
     """
     if reference.is_file():
         if len(scans) > 1:
             raise UsageError(
-                f"it is one label volume, for {len(scans)} scans",
+                f"a single label volume was given for {len(scans)} scans",
                 path=reference,
                 code="one-reference",
                 next_step="Name a data set, or segment one scan at a time.",
@@ -107,7 +107,7 @@ def find_references(
     learned = learned_labels(data, cyst)
     if learned.schema.names != schema.names:
         raise InputError(
-            f"its labels {learned.schema.names} are not those of the model, {schema.names}",
+            f"its labels {learned.schema.names} differ from those of the model, {schema.names}",
             path=data.root,
             code="other-labels",
             next_step="Name a data set with the labels that the model was trained on.",
@@ -118,10 +118,10 @@ def find_references(
         case = by_image.get(scan.resolve()) or data.by_id.get(name)
         if case is None or case.labels is None:
             raise UsageError(
-                f"it has no labelled case for the scan {scan}",
+                f"there is no labelled case for the scan {scan}",
                 path=reference,
                 code="no-reference",
-                next_step=f"Cases are called like their scans, '{name}' here.",
+                next_step=f"The id of the case must be the name of the scan, '{name}'.",
             )
         found[scan] = ReferenceLabels(
             path=case.labels,
@@ -132,7 +132,7 @@ def find_references(
     return found
 
 
-def _place(grid: Grid) -> str:
+def _description(grid: Grid) -> str:
     corner = ", ".join(f"{v:.4g}" for v in grid.mm([0.0, 0.0, 0.0]).tolist())
     spacing = " x ".join(f"{v:.4g}" for v in grid.spacing_mm.tolist())
     return f"{' x '.join(map(str, grid.shape))} voxels of {spacing} mm, first at ({corner})"

@@ -166,7 +166,7 @@ def training_store(
     if is_store(source):
         store = open_store(source, verify=rank() == 0)
         if request.plan is not None:
-            _check_goes_on(request.plan, store)
+            _check_start_labels(request.plan, store)
         planned = request.plan or store.plan
         check_store(store, request.material(planned), request.cohort.cyst)
         used = Cases.of_store(store)
@@ -289,18 +289,18 @@ def _check_split(request: Request, used: Cases, path: Path) -> None:
         )
 
 
-def _check_goes_on(start: Plan, store: Store) -> None:
-    """Can a model go on from a store's cases, as from their files?
+def _check_start_labels(start: Plan, store: Store) -> None:
+    """Check that a model can be fine-tuned on the cases of a store.
 
     Raises:
-        UsageError: as `check_start`; "store-of-other-settings": its channels are normalised by
-            other rules than the model's.
+        UsageError: see `check_start`; "store-of-other-settings": the channels of the store and of
+            the model are normalised differently.
     """
-    check_start(start, [one.channel for one in store.plan.channels], store.plan.labels)
-    for own, wanted in zip(store.plan.channels, start.channels, strict=True):
-        if (own.scheme, own.inside_only) != (wanted.scheme, wanted.inside_only):
+    check_start(start, [channel.channel for channel in store.plan.channels], store.plan.labels)
+    for stored, required in zip(store.plan.channels, start.channels, strict=True):
+        if (stored.scheme, stored.inside_only) != (required.scheme, required.inside_only):
             raise UsageError(
-                f"channel '{own.channel}' is normalised otherwise in the store than in the model",
+                f"the store and the model normalise channel '{stored.channel}' differently",
                 path=store.path,
                 code="store-of-other-settings",
                 next_step="Train from the data set's files.",

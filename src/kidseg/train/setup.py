@@ -120,22 +120,22 @@ def plan_from_model(
         labels: {number: name} of their labels.
 
     Raises:
-        UsageError: as `check_start`.
+        UsageError: see `check_start`.
     """
     check_start(start, channels, labels)
     return replace(start, training=tuple(training), labels=labels)
 
 
 def check_start(start: Plan, channels: Sequence[str], labels: Mapping[int, str]) -> None:
-    """Warn of channels, or of as many labels, that a model to go on from calls otherwise.
+    """Check channels and labels against the model to fine-tune; warn if only names differ.
 
     Args:
-        start: the model's.
-        channels: names of the data set's.
-        labels: their numbers and names.
+        start: plan of the model.
+        channels: channel names of the data set.
+        labels: {number: name} of its labels.
 
     Raises:
-        UsageError: "other-channels": another number of channels.
+        UsageError: "other-channels": the number of channels differs.
     """
     known = [channel.channel for channel in start.channels]
     if len(known) != len(channels):
@@ -152,8 +152,8 @@ def check_start(start: Plan, channels: Sequence[str], labels: Mapping[int, str])
         )
     if len(start.labels) == len(labels) and start.labels != labels:
         warnings.warn(
-            f"the model was trained on labels called {list(start.labels.values())}; these are"
-            f" {list(labels.values())}; its outputs are taken over in this order where they fit",
+            f"the model was trained on labels named {list(start.labels.values())}; these are"
+            f" {list(labels.values())}; its outputs are loaded in this order where they fit",
             KidsegWarning,
             stacklevel=2,
         )
