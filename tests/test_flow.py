@@ -171,3 +171,21 @@ def test_homogenization_of_an_mr_is_refused_before_it_is_trained(tmp_path: Path)
         train(data, tmp_path / "run", Setup(method="homogenized"), device="cpu")
     assert error.value.code == "not-ct" and error.value.next_step
     assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(("target", "region"), [("merged", "kidney+tumour"), ("tumour", "tumour")])
+def test_networks_of_one_region_train_and_say_only_what_they_know(
+    tmp_path: Path, target: str, region: str
+) -> None:
+    """With neighbouring slices as channels, too."""
+    data = tmp_path / "data"
+    write_ellipse_dataset(data, 5)
+    overrides = [*SETTINGS, "segment.epochs=2", f"cohort.target={target}", "reach=1"]
+    summary = train(data, tmp_path / "run", Setup(method="plain", overrides=overrides))
+    assert set(summary["validation"]["segment"]) == {"score", region}
+    model = tmp_path / "run" / "model.safetensors"
+    scan = data / "imagesTr" / "ellipse_000_0000.nii.gz"
+    (result,) = segment([scan], model, tmp_path / "found", device="cpu")
+    assert set(result["volumes_ml"]) == {region}
+    found = read(tmp_path / "found" / "ellipse_000_seg.nii.gz", ReadOptions(values="labels"))
+    assert set(found.volume.data.unique().tolist()) <= {0, 1 if target == "merged" else 2}

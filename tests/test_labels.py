@@ -237,3 +237,20 @@ def test_targets_that_a_schema_has_no_labels_for() -> None:
 def test_targets_that_are_none(fields: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Target(**fields)
+
+
+def test_a_target_expresses_the_regions_that_its_channels_tell_apart() -> None:
+    """Merged channels know the union alone, the tumour alone is a region of its own."""
+    known = {
+        name: [region for region, ids in KIDNEY_TUMOUR.regions.items() if target.expresses(ids)]
+        for name, target in {
+            "labels": Target.of_labels(KIDNEY_TUMOUR),
+            "merged": Target.merged(KIDNEY_TUMOUR),
+            "tumour": Target.alone(KIDNEY_TUMOUR, "tumour"),
+        }.items()
+    }
+    assert known == {
+        "labels": ["kidney", "kidney+tumour", "tumour"],
+        "merged": ["kidney+tumour"],
+        "tumour": ["tumour"],
+    }

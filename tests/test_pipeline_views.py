@@ -328,3 +328,52 @@ def test_blocks_of_regions_that_overlap_have_probabilities_of_their_own() -> Non
     shown = view.image(image, grid)[0]
     wanted = torch.cat([torch.zeros_like(shown), shown, -shown]).sigmoid()
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+
+
+def volume_of_heights(slices: int = 6) -> Volume:
+    """Each voxel's value is its slice's number."""
+    grid = Grid.from_spacing((slices, 16, 16), (3.0, 1.0, 1.0))
+    heights = torch.arange(slices, dtype=torch.float32)[None, :, None, None]
+    return Volume(heights.expand(1, slices, 16, 16).contiguous(), grid)
+
+
+RAW = (Normalisation.of_channel("nonorm", PLAN.channels[0].statistics),)
+FIVE = Planes(scalings=[scalings(torch.zeros(1, 1), RAW)], padding=(0.0,), device=CPU, reach=2)
+
+
+def test_neighbouring_slices_are_channels_and_the_edge_slice_repeats() -> None:
+    """By hand: slices k - 2 .. k + 2; the first and last stand in for those beyond."""
+    image = volume_of_heights()
+    seen = FIVE.image(image, image.grid)
+    assert seen.shape == (6, 5, 16, 16)
+    assert seen[0, :, 0, 0].tolist() == [0, 0, 0, 1, 2]
+    assert seen[3, :, 0, 0].tolist() == [1, 2, 3, 4, 5]
+    assert seen[5, :, 0, 0].tolist() == [3, 4, 5, 5, 5]
+
+
+def test_neighbours_of_a_region_come_from_the_scan_beyond_it() -> None:
+    image = volume_of_heights()
+    region = image.grid.slices(2, 4)
+    assert FIVE.image(image, region)[:, :, 0, 0].tolist() == [[0, 1, 2, 3, 4], [1, 2, 3, 4, 5]]
+    turned_region = posed(image.grid, angle_rad=torch.full((6,), 0.3)).slices(2, 4)
+    assert FIVE.image(image, turned_region)[0, :, 8, 8].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_batch_has_the_neighbours_that_inference_sees() -> None:
+    image = volume_of_heights()
+    drawn = [(0, 5), (0, 0), (0, 3)]
+    place = Grid((3, 16, 16), image.grid.slicewise().mm_from_index[[k for _, k in drawn]])
+    batch = FIVE.image(Slices.of([image], drawn, reach=2), place)
+    assert torch.equal(batch, FIVE.image(image, image.grid)[[k for _, k in drawn]])
+
+
+def test_sagittal_slices_are_planes_of_a_permuted_grid() -> None:
+    image = make_ellipse_patient(0).image
+    sagittal = image.grid.permuted((2, 0, 1))
+    seen = VIEW.image(image, sagittal)
+    expected = as_input(image.data, [SCALINGS])[:, 0].permute(2, 0, 1)[:, None]
+    torch.testing.assert_close(seen, expected)
+    beside = replace(VIEW, reach=1).image(image, sagittal)
+    assert torch.equal(beside[1:, 0], seen[:-1, 0]) and torch.equal(beside[0, 0], seen[0, 0])
+    with pytest.raises(ValueError, match="order of"):
+        image.grid.permuted((0, 0, 1))

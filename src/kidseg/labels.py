@@ -219,6 +219,17 @@ class Target:
         if self.exclusive and len(set(members)) != len(members):
             raise ValueError(f"exclusive channels share a label: {self.channels}")
 
+    def expresses(self, region: Sequence[int]) -> bool:
+        """Can the labels that the channels write tell a region from the rest?
+
+        Args:
+            region: its labels.
+        """
+        members = set(region)
+        apart = all(set(c) <= members or not set(c) & members for c in self.channels)
+        covered = members <= {label for channel in self.channels for label in channel}
+        return covered and (apart or not self.exclusive)
+
     @classmethod
     def of_labels(cls, schema: LabelSchema) -> Target:
         """One channel per label of a schema."""

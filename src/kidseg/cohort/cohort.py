@@ -64,7 +64,13 @@ class Cohort:
         if self.config.selection:
             return self.config.selection
         default = tuple(name for name in KIDNEY_TUMOUR.regions if name != "kidney")
-        return default if set(default) <= set(self.schema.regions) else tuple(self.schema.regions)
+        return default if set(default) <= set(self.regions) else tuple(self.regions)
+
+    @property
+    def regions(self) -> dict[str, tuple[int, ...]]:
+        """The regions of the schema that the target can tell from the rest."""
+        known = self.schema.regions
+        return {name: ids for name, ids in known.items() if self.target.expresses(ids)}
 
     def names(self, drawn: Drawn) -> tuple[str, ...]:
         """Names of the drawn training slices, for messages; slices count from 0."""
@@ -93,7 +99,7 @@ class Cohort:
         patient has; 0 if there are none.
         """
         figures = {}
-        for name in self.schema.regions:
+        for name in self.regions:
             known = [value for case in cases if (value := case[name]) is not None]
             if known:
                 figures[name] = sum(known) / len(known)
@@ -138,11 +144,24 @@ def gather_cohort(
         training=tuple(subject(case) for case in store.cases if case.id in training),
         validation=tuple(subject(case) for case in store.cases if case.id not in training),
         schema=schema,
-        target=target_of_store(store),
+        target=_target(store, schema, config),
         plan=plan,
         config=config,
         findings=tuple(Finding(**entry) for case in store.cases for entry in case.findings),
     )
+
+
+def _target(store: Store, schema: LabelSchema, config: CohortConfig) -> Target:
+    """What networks learn of the labels of a store.
+
+    Raises:
+        InputError: "no-kidney-label", "no-tumour-label": no label has the name that is needed.
+    """
+    if config.target == "merged":
+        return Target.merged(schema)
+    if config.target == "tumour":
+        return Target.alone(schema, "tumour")
+    return target_of_store(store)
 
 
 def check_selection(schema: LabelSchema, config: CohortConfig, path: Path) -> None:

@@ -59,6 +59,8 @@ class CohortConfig:
         selection: regions whose mean Dice selects the weights; empty: those of the default schema
             except "kidney", if the data set has them, else all.
         cyst: what a cyst counts as, if there are cysts.
+        target: what networks give: each label (or region of a region-based data set), kidney and
+            tumour "merged", or the "tumour" alone.
 
     Source: one third kidney, one third tumour: La Barbera et al., ISBI 2021.
     """
@@ -67,6 +69,7 @@ class CohortConfig:
     label_share: float = Field(default=1 / 3, ge=0, le=1)
     selection: tuple[str, ...] = ()
     cyst: Literal["tumour", "kidney", "background"] | None = None
+    target: Literal["labels", "merged", "tumour"] = "labels"
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -120,12 +123,14 @@ class PlainConfig(MethodConfig):
     Attributes:
         view: the base grid.
         unet: the network; `view.size` must be a multiple of `unet.size / unet.bottleneck`.
+        reach: neighbouring slices on either side that are input channels, too (2.5D).
         segment: training of the network.
         augment: "nnunet": nnU-Net's own augmentation, spatial and of intensities.
     """
 
     view: ViewConfig = ViewConfig()
     unet: UNetConfig = UNetConfig(size=128)
+    reach: int = Field(default=0, ge=0)
     segment: StageConfig = StageConfig(epochs=250, patience=50, batch_size=32)
     augment: Literal["none", "nnunet"] = "none"
 

@@ -164,6 +164,19 @@ class Grid:
         shift = self.mm_from_index.new_tensor([float(s) for s in start])
         return Grid((nz, ny, nx), self.mm_from_index @ affine(translation=shift))
 
+    def permuted(self, axes: Sequence[int]) -> Grid:
+        """The same voxels with the axes (slice, row, column) in another order.
+
+        `permuted((2, 0, 1))` makes sagittal slices of an axial grid, with its slices as rows.
+
+        Raises:
+            ValueError: `axes` is not an order of 0, 1, 2, or the grid is slice-wise.
+        """
+        if sorted(axes) != [0, 1, 2] or self.is_slicewise:
+            raise ValueError(f"a volumetric grid and an order of (0, 1, 2), not {tuple(axes)}")
+        nz, ny, nx = (self.shape[axis] for axis in axes)
+        return Grid((nz, ny, nx), self.mm_from_index[:, [*axes, 3]])
+
     def resized(self, shape: Sequence[int]) -> Grid:
         """The same extent in millimetres, divided into `shape` voxels."""
         nz, ny, nx = shape

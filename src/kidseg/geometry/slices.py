@@ -35,6 +35,7 @@ class Slices:
         *,
         fill: float = 0.0,
         fields: Sequence[Field | None] = (),
+        reach: int = 0,
     ) -> Slices:
         """Copy the drawn slices.
 
@@ -43,6 +44,8 @@ class Slices:
             drawn: index pairs (volume, slice).
             fill: value outside the field of view.
             fields: field of view per slice, None for the full slice; empty: all slices in full.
+            reach: so many neighbouring slices on either side become additional channels, the lowest
+                first; the edge slice of a volume is repeated.
         """
         rows_of: dict[tuple[int, ...], list[int]] = {}
         for row, (n, _) in enumerate(drawn):
@@ -50,7 +53,7 @@ class Slices:
         parts = []
         for rows in rows_of.values():
             picks = [(volumes[drawn[row][0]], drawn[row][1]) for row in rows]
-            data = torch.stack([volume.data[:, k] for volume, k in picks], dim=1)
+            data = torch.stack([_with_neighbours(volume, k, reach) for volume, k in picks], dim=1)
             for n, row in enumerate(rows):
                 if fields and (field := fields[row]) is not None:
                     top, bottom, left, right = field
@@ -98,3 +101,12 @@ def sampled(
         return Volume(found[0], grid)
     order = torch.tensor([row for rows, _ in image.parts for row in rows]).argsort()
     return Volume(torch.cat(found, dim=1)[:, order.to(found[0].device)], grid)
+
+
+def _with_neighbours(volume: Volume, k: int, reach: int) -> torch.Tensor:
+    """(channels * (2 reach + 1), rows, columns): slices k - reach .. k + reach as channels."""
+    if reach == 0:
+        return volume.data[:, k]
+    last = volume.grid.shape[0] - 1
+    rows = [min(max(k + offset, 0), last) for offset in range(-reach, reach + 1)]
+    return torch.cat([volume.data[:, row] for row in rows])

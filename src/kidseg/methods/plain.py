@@ -52,7 +52,8 @@ class Plain:
         cls, config: PlainConfig, target: Target, plan: Plan, *, seed: int = 0, device: Device
     ) -> Self:
         """See `Method.build`."""
-        net = build(config.unet, len(plan.channels), target.outputs, seed=seed)
+        channels = len(plan.channels) * (2 * config.reach + 1)
+        net = build(config.unet, channels, target.outputs, seed=seed)
         return cls(config, target, plan, {"segment": net.to(device.torch)}, device)
 
     def stages(self, cohort: Cohort) -> Iterator[Stage]:
@@ -88,7 +89,12 @@ class Plain:
         return Placement(figures=figures_of(subject), overlap={})
 
     def _view(self, scalings: Sequence[Sequence[Scaling]]) -> Planes:
-        return Planes(scalings=scalings, padding=self.plan.padding, device=self.device)
+        return Planes(
+            scalings=scalings,
+            padding=self.plan.padding,
+            device=self.device,
+            reach=self.config.reach,
+        )
 
     def _frame(self, subject: Subject) -> Frame:
         return frame(subject, self.config.view, self.plan, self.config.unet.multiple)

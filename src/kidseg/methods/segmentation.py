@@ -63,6 +63,7 @@ def segmentation_stage(
 
     The score is the mean Dice per patient, computed on the slices of the stored scans.
     """
+    reach = view(()).reach
     slicewise = [grid.slicewise() for grid in grids.training]
     original = None if grids.original is None else [grid.slicewise() for grid in grids.original]
 
@@ -73,7 +74,7 @@ def segmentation_stage(
         if augmentation is not None:
             image, reference = _augmented(cohort, view, drawn, grid, augmentation, step)
             return _SliceBatch(names=names, image=image, grid=grid, reference=reference)
-        images = Slices.of([subject.image for subject in cohort.training], drawn)
+        images = Slices.of([case.image for case in cohort.training], drawn, reach=reach)
         label_grid = grid if original is None else drawn_grid(original, drawn)
         reference = drawn_labels(cohort.training, drawn, label_grid)
         return _SliceBatch(
@@ -178,7 +179,7 @@ def _augmented(
     rows, columns = augmentation.source_size
     top, left = (rows - grid.shape[1]) // 2, (columns - grid.shape[2]) // 2
     larger = grid.crop((0, -top, -left), (grid.shape[0], rows, columns))
-    images = Slices.of([subject.image for subject in cohort.training], drawn)
+    images = Slices.of([case.image for case in cohort.training], drawn, reach=view(()).reach)
     reference = drawn_labels(cohort.training, drawn, larger)
     channels = [reference.labels.data[0]]
     if reference.valid is not None:

@@ -25,6 +25,7 @@ class Region:
         grid: of its voxels; volumetric, or slice-wise over the scan's slices.
         name: regions with the same name are an ensemble and are averaged; regions with different
             names are different places (one per kidney), which may overlap.
+        target: meaning of the channels of `found`, set by `advance`.
         found: (channels, *grid.shape) probabilities on `grid`, with the channels of the step's
             target; None if the step only locates.
     """
@@ -32,6 +33,7 @@ class Region:
     grid: Grid
     name: str = ""
     found: Volume | None = None
+    target: Target | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -99,7 +101,9 @@ def advance(image: Volume | Slices, steps: Sequence[Step]) -> Progress:
         start = time.perf_counter()
         regions = tuple(step.locate(progress))
         if step.segment is not None:
-            regions = tuple(replace(r, found=step.segment(progress, r)) for r in regions)
+            regions = tuple(
+                replace(r, found=step.segment(progress, r), target=step.target) for r in regions
+            )
         progress = Progress(
             image=image,
             steps={**progress.steps, step.name: regions},

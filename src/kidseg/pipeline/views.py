@@ -22,7 +22,7 @@ from kidseg.losses import probabilities
 from kidseg.pipeline.sliding import sliding_window
 from kidseg.pipeline.steps import Progress, Region
 
-__all__ = ["Blocks", "Planes", "View", "pad_to_multiple"]
+__all__ = ["Blocks", "Planes", "View", "neighbour", "pad_to_multiple"]
 
 # Inference batch size by device. Source: benchmarks/inference_speed.py; two slices take 0.4 of the
 # memory of sixteen.
@@ -43,9 +43,12 @@ class View(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Planes:
-    """View of 2D networks: slice by slice.
+    """View of 2D networks: slice by slice, optionally with neighbouring slices (2.5D).
 
     Attributes:
+        reach: so many neighbouring slices on either side are additional channels, the lowest first.
+            At the ends of the image its edge slice is repeated; at the ends of a region the
+            neighbours come from the image beyond it.
         scalings: normalisation of the image's channels: one for all slices, or one per slice.
         padding: padding value of each channel.
         device: of the network.
@@ -54,10 +57,27 @@ class Planes:
     scalings: Sequence[Sequence[Scaling]]
     padding: Sequence[float]
     device: Device
+    reach: int = 0
 
     def image(self, image: Volume | Slices, grid: Grid) -> Tensor:
-        """(slices, channels, rows, columns) float32, normalised."""
-        return as_input(sampled(image, grid, fill=self.padding).data, self.scalings)
+        """(slices, channels * (2 reach + 1), rows, columns) float32, normalised.
+
+        Args:
+            image: a scan; or slices of a batch, with their neighbours if there is a reach.
+            grid: in the planes of the slices, for a batch.
+        """
+        count = 2 * self.reach + 1
+        scalings = [tuple(each) * count for each in self.scalings]
+        return as_input(self._sample(image, grid), scalings)
+
+    def _sample(self, image: Volume | Slices, grid: Grid) -> Tensor:
+        """(channels * (2 reach + 1), *grid.shape) as in the image, not normalised."""
+        count = 2 * self.reach + 1
+        if self.reach == 0 or isinstance(image, Slices):
+            return sampled(image, grid, fill=tuple(self.padding) * count).data
+        offsets = range(-self.reach, self.reach + 1)
+        neighbours = [neighbour(grid, image.grid, offset) for offset in offsets]
+        return torch.cat([sampled(image, each, fill=self.padding).data for each in neighbours])
 
     @torch.no_grad()
     def predict(self, net: nn.Module, target: Target, progress: Progress, region: Region) -> Volume:
@@ -67,8 +87,8 @@ class Planes:
         rows, columns = grid.shape[1:]
         for start in range(0, grid.shape[0], self.batch_size):
             stop = min(start + self.batch_size, grid.shape[0])
-            raw = sampled(progress.image, grid.slices(start, stop), fill=self.padding).data
-            image = as_input(raw.to(self.device.torch), self.scalings)
+            raw = self._sample(progress.image, grid.slices(start, stop)).to(self.device.torch)
+            image = as_input(raw, [tuple(each) * (2 * self.reach + 1) for each in self.scalings])
             image = pad_to_multiple(image, getattr(net, "multiple", (1, 1)))
             with self.device.autocast():
                 (logits,) = net(image.contiguous(memory_format=torch.channels_last))
@@ -132,6 +152,27 @@ class Blocks:
         found = probabilities(logits[None], target)[0]
         box = tuple(slice(b, b + n) for b, n in zip(before, grid.shape, strict=True))
         return Volume(found[(slice(None), *box)].contiguous(), grid)
+
+
+def neighbour(grid: Grid, image: Grid, offset: int) -> Grid:
+    """The slices of a grid moved by `offset` slices, but not beyond the first or last of an image.
+
+    Args:
+        grid: slice-wise or volumetric, in any orientation.
+        image: volumetric. Slices that lie outside of it stay where they are.
+        offset: along the slices of `grid`.
+    """
+    matrices = grid.slicewise().mm_from_index
+    axis = matrices[:, :3, 0]
+    step = axis @ torch.linalg.inv(image.mm_from_index)[:3, :3].T.to(axis)
+    along = int(step.abs().sum(0).argmax())  # the image's axis along which slices follow
+    here = image.index(grid.slicewise().centre_mm)[:, along]
+    per_slice = step[:, along]
+    ends = torch.stack([-here / per_slice, (image.shape[along] - 1 - here) / per_slice])
+    low, high = ends.amin(0).clamp(max=0.0), ends.amax(0).clamp(min=0.0)
+    moved = matrices.clone()
+    moved[:, :3, 3] += torch.full_like(low, offset).clamp(low, high)[:, None] * axis
+    return Grid(grid.shape, moved)
 
 
 def pad_to_multiple(image: Tensor, multiple: Sequence[int]) -> Tensor:

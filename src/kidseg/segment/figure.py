@@ -15,7 +15,7 @@ from kidseg.cohort.cohort import patient_dice
 from kidseg.geometry import Grid, Volume, in_plane_pose, resample
 from kidseg.intensity import Normalisation
 from kidseg.io.atomic import writing
-from kidseg.labels import LabelSchema, Target
+from kidseg.labels import LabelSchema
 from kidseg.pipeline import Region, decide
 from kidseg.segment.predictor import Segmentation
 
@@ -123,7 +123,7 @@ def step_panels(
                     place,
                     result,
                     as_seen=True,
-                    labels=_labels(region, row, result.target),
+                    labels=_labels(region, row),
                     outline=None if outline is None else _outline(outline, place, row),
                     frames=_frames(later, place, scan.grid, k),
                 )
@@ -205,7 +205,7 @@ def _window(scan: Volume, channel: Normalisation) -> tuple[float, float]:
     """The abdominal window for CT; for other images, minimum to 99.5th percentile."""
     if channel.scheme == "ct":
         return _WINDOW_HU
-    low, high = np.percentile(scan.data[0].numpy(), (0.0, 99.5)).tolist()
+    low, high = np.percentile(scan.data[0, :, ::4, ::4].numpy(), (0.0, 99.5)).tolist()
     return low, max(high, low + 1e-6)
 
 
@@ -217,10 +217,10 @@ def _row_at(grid: Grid, scan: Grid, k: int) -> int | None:
     return row if 0 <= row < grid.shape[0] else None
 
 
-def _labels(region: Region, row: int, target: Target) -> np.ndarray | None:
-    if region.found is None:
+def _labels(region: Region, row: int) -> np.ndarray | None:
+    if region.found is None or region.target is None:
         return None
-    labels: np.ndarray = decide(region.found.slices(row, row + 1), target).data[0, 0].numpy()
+    labels: np.ndarray = decide(region.found.slices(row, row + 1), region.target).data[0, 0].numpy()
     return labels
 
 

@@ -68,7 +68,7 @@ class Predictor:
         clock.lap("prepare")
         progress = advance(subject.image, self.method.steps(subject))
         clock.add(progress.seconds)
-        restored = restore(progress.found, scan.grid, self.method.target)
+        restored = restore(progress.found, scan.grid, _target_of(progress, self.method))
         clock.lap("restore")
         radius = None if subject.body is None else subject.body.radius_mm
         least_ml = min_volume_ml(config.postprocess, radius)
@@ -89,18 +89,17 @@ class Predictor:
                 "figures": _rounded(away),
             },
             "removed": _removed_facts(removed, least_ml),
-            "volumes_ml": _volumes(labels, self.schema),
+            "volumes_ml": _volumes(labels, self.schema, self.method.target),
         }
         return Segmentation(
             labels=labels,
             facts=facts,
             findings=(
-                *_findings(labels, subject, progress, self.method.target, name),
+                *_findings(labels, subject, progress, name),
                 *_far(away, name),
             ),
             seconds=clock.seconds,
             progress=progress,
-            target=self.method.target,
             channels=plan.channels,
             placement=placement,
         )
@@ -117,7 +116,6 @@ class Segmentation:
         findings: warnings for the reader of the result.
         seconds: wall time of each step.
         progress: the regions of each step and their probabilities, before postprocessing.
-        target: meaning of the channels of the probabilities.
         channels: of the scan.
         placement: size and position of the patient.
     """
@@ -127,7 +125,6 @@ class Segmentation:
     findings: tuple[Finding, ...]
     seconds: Mapping[str, float]
     progress: Progress
-    target: Target
     channels: tuple[Normalisation, ...]
     placement: Placement
 
@@ -206,6 +203,12 @@ class _Clock:
         """Record times measured elsewhere, and reset the mark."""
         self.seconds |= seconds
         self._mark = time.perf_counter()
+
+
+def _target_of(progress: Progress, method: Method) -> Target:
+    """The target of the step whose regions give the labels."""
+    target = progress.found[0].target if progress.found else None
+    return target or method.target
 
 
 def _target(labels: Mapping[str, Any], schema: LabelSchema) -> Target:
@@ -299,18 +302,19 @@ def _far(away: Mapping[str, Mapping[str, Any]], path: str) -> tuple[Finding, ...
     return (Finding(code="outside-training-range", path=path, cause=cause, next_step=step),)
 
 
-def _volumes(labels: Volume, schema: LabelSchema) -> dict[str, float]:
+def _volumes(labels: Volume, schema: LabelSchema, target: Target) -> dict[str, float]:
     """Volume of each region in ml."""
     counts = np.bincount(labels.data.numpy().ravel(), minlength=256)
     voxel_ml = float(labels.grid.voxel_ml)
     return {
         name: round(float(counts[list(members)].sum()) * voxel_ml, 4)
         for name, members in schema.regions.items()
+        if target.expresses(members)
     }
 
 
 def _findings(
-    labels: Volume, subject: Subject, progress: Progress, target: Target, path: str
+    labels: Volume, subject: Subject, progress: Progress, path: str
 ) -> tuple[Finding, ...]:
     """Plausibility checks of the result."""
     from scipy import ndimage
@@ -333,7 +337,7 @@ def _findings(
             cause = f"kidneys and tumour form {components} connected component(s), not two"
             step = "Check for a single, fused or missed kidney."
             notes.append(("not-two-kidneys", cause, step))
-    if any(_touches_border(region, labels.grid, target) for region in progress.found):
+    if any(_touches_border(region, labels.grid) for region in progress.found):
         cause = "the segmentation reaches the border of the region of interest"
         step = "Check it; train with a larger region (crop.localizer.margin), or without a crop."
         notes.append(("region-border", cause, step))
@@ -342,10 +346,10 @@ def _findings(
     )
 
 
-def _touches_border(region: Region, scan: Grid, target: Target) -> bool:
+def _touches_border(region: Region, scan: Grid) -> bool:
     """Whether foreground touches the in-plane border of its region inside the scan."""
-    assert region.found is not None
-    foreground = decide(region.found, target).data[0] > 0
+    assert region.found is not None and region.target is not None
+    foreground = decide(region.found, region.target).data[0] > 0
     inner = torch.zeros_like(foreground[0])
     inner[1:-1, 1:-1] = True
     edge = (foreground & ~inner).nonzero()

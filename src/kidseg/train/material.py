@@ -229,7 +229,9 @@ def _make_plan(data: Dataset, used: Cases, request: Request) -> Plan:
     if request.plan is not None:
         schema, _ = count_cyst(data, cyst)
         start = replace(request.plan, cyst=cyst)
-        return plan_from_model(start, data.channels, used.training, schema.names)
+        planned = plan_from_model(start, data.channels, used.training, schema.names)
+        _check_ct(data, request.material(planned))
+        return planned
     training = replace(data, cases=tuple(data.by_id[name] for name in used.training))
     facts = fingerprint(
         training,

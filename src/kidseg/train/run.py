@@ -6,9 +6,10 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,13 @@ def train(
             clock=clock,
             workers=_workers(config, hardware),
         )
-        fitted, seconds = _fit_stages(method, cohort, run, setup.tune, start)
+        fitted, seconds = _fit_stages(
+            method,
+            cohort,
+            run,
+            partial(select_trainable, method=method, tune=setup.tune, loaded=loaded),
+            start,
+        )
         findings = (*unclear_labels(cohort.schema, dataset), *cohort.findings)
         summary: dict[str, Any] = {
             "method": method.name,
@@ -170,7 +177,11 @@ def _start_summary(
 
 
 def _fit_stages(
-    method: Method, cohort: Cohort, run: Run, tune: str, start: float
+    method: Method,
+    cohort: Cohort,
+    run: Run,
+    select: Callable[[Stage], Stage | None],
+    start: float,
 ) -> tuple[dict[str, Fitted], dict[str, float]]:
     """Train all stages; their results and seconds, with "prepare" for the time from `start`."""
     budget_s = method.config.budget_s
@@ -181,7 +192,7 @@ def _fit_stages(
         # The generator prepares a stage when it is requested, so this includes the preparation.
         outside_s += run.clock() - mark
         spent = outside_s + sum(result.seconds for result in fitted.values())
-        selected = select_trainable(stage, method, tune)
+        selected = select(stage)
         if selected is not None:
             fitted[stage.name] = fit(_limited(selected, budget_s, spent), run)
         mark = run.clock()

@@ -104,13 +104,18 @@ def load_weights(method: Method, parts: Mapping[str, Mapping[str, Tensor]]) -> L
     )
 
 
-def select_trainable(stage: Stage, method: Method, tune: str) -> Stage | None:
+def select_trainable(
+    stage: Stage, method: Method, tune: str, loaded: LoadedWeights | None = None
+) -> Stage | None:
     """Restrict a stage to the selected parameters; None if it has none of them.
+
+    Parameters that the model did not provide are always trained.
 
     Args:
         stage: of the method.
         method: whose parts the stage trains.
         tune: see `kidseg.train.setup.Setup`.
+        loaded: what the model provided; None: all.
 
     Raises:
         UsageError: "nothing-to-tune": no parameter of the method is selected.
@@ -131,6 +136,13 @@ def select_trainable(stage: Stage, method: Method, tune: str) -> Stage | None:
             next_step=f"Choose {', '.join(_REGIMES)}, or patterns of names such as "
             f"{_first_name(method.parts)}.",
         )
+    new = set() if loaded is None else {*loaded.fresh, *loaded.reshaped}
+    selected |= {
+        id(parameter)
+        for part, net in method.parts.items()
+        for name, parameter in net.named_parameters()
+        if f"{part}.{name}" in new
+    }
     names = tuple(name for name, p in stage.net.named_parameters() if id(p) in selected)
     return replace(stage, trainable=names) if names else None
 
