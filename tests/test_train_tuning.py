@@ -90,7 +90,7 @@ def test_heads_of_other_labels_stay_fresh_and_are_named() -> None:
     for name, tensor in flat(tensors(method)).items():
         wanted = before if name in heads else flat(model)
         assert torch.equal(tensor, wanted[name]), name
-    assert f"{len(heads)} fresh, as the model's have another shape" in str(taken)
+    assert f"{len(heads)} newly initialised (other shape in the model)" in str(taken)
 
 
 def test_what_the_model_lacks_and_what_is_not_used_is_named() -> None:
@@ -107,8 +107,8 @@ def test_what_the_model_lacks_and_what_is_not_used_is_named() -> None:
     after = flat(tensors(method))
     assert all(torch.equal(after[name], before[name]) for name in fresh)
     text = str(taken)
-    assert "fresh, as the model has none (segment.up.0." in text
-    assert "2 of the model not used (pose.weight, pose.bias)" in text
+    assert "newly initialised (missing in the model): segment.up.0." in text
+    assert "2 of the model not used: pose.weight, pose.bias" in text
     assert taken.as_dict() == asdict(taken)
 
 
