@@ -115,7 +115,7 @@ def test_what_the_model_lacks_and_what_is_not_used_is_named() -> None:
 def test_of_many_names_four_are_said() -> None:
     model, method = tensors(plain(1)), plain(0)
     model["other"] = {str(k): torch.ones(1) for k in range(6)}
-    assert str(load_weights(method, model)).endswith("(other.0, other.1, other.2, other.3, ...)")
+    assert str(load_weights(method, model)).endswith(": other.0, other.1, other.2, other.3, ...")
 
 
 @pytest.mark.parametrize("model", [{}, {"pose": {"weight": torch.ones(3)}}])
