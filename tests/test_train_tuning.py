@@ -410,7 +410,7 @@ def test_resumed_without_naming_the_model_it_ends_with_the_same_bits(
     other = model.rename(tmp_path / "moved.safetensors")
     with pytest.raises(UsageError) as error:
         train(root / "data", out, replace(setup, start=other, tune="decoder"), resume=True)
-    assert error.value.code == "other-settings" and "tuning 'ends'" in str(error.value)
+    assert error.value.code == "other-settings" and "tune 'ends'" in str(error.value)
     changed = tmp_path / "whole" / "model.safetensors"
     with pytest.raises(UsageError) as error:
         train(root / "data", out, replace(setup, start=changed), resume=True)
