@@ -227,7 +227,7 @@ def test_slices_of_a_batch_go_through_the_same_chain() -> None:
     ]
     progress = advance(slices, steps)
     assert progress.last[0].grid is place and progress.image is slices
-    with pytest.raises(ValueError, match="a step must come first"):
+    with pytest.raises(ValueError, match="run a locating step first"):
         advance(slices, steps[1:])
-    with pytest.raises(ValueError, match="a step must come first"):
+    with pytest.raises(ValueError, match="run a locating step first"):
         _ = advance(slices, [Step(name="nothing", locate=lambda _: ())]).last

@@ -395,5 +395,7 @@ def test_on_the_command_line(
     with pytest.raises(SystemExit) as end:
         main([*map(str, words), "--figures", "--reference", str(reference)])
     assert not end.value.code
-    assert "giant: it lies outside what the model was trained on" in capsys.readouterr().out
+    assert (
+        "giant: the patient is outside the training range of the model" in capsys.readouterr().out
+    )
     assert panels_in(tmp_path / "out" / "giant_steps.png") == 6

@@ -160,7 +160,7 @@ def test_the_models_plan_is_kept_for_other_cases() -> None:
 
 
 def test_another_number_of_channels_is_refused_and_other_names_are_told() -> None:
-    with pytest.raises(UsageError, match=r"takes 1 channel\(s\), the data set has 2") as error:
+    with pytest.raises(UsageError, match=r"requires 1 channel\(s\), the data set has 2") as error:
         plan_from_model(PLAN, ["CT", "T1"], ["a"], {1: "kidney"})
     assert error.value.code == "other-channels"
     with pytest.warns(KidsegWarning, match=r"\['CT'\]; these are \['T1'\]"):

@@ -90,7 +90,7 @@ def test_heads_of_other_labels_stay_fresh_and_are_named() -> None:
     for name, tensor in flat(tensors(method)).items():
         wanted = before if name in heads else flat(model)
         assert torch.equal(tensor, wanted[name]), name
-    assert f"{len(heads)} fresh, as the model's have another shape" in str(taken)
+    assert f"{len(heads)} newly initialised (other shape in the model)" in str(taken)
 
 
 def test_what_the_model_lacks_and_what_is_not_used_is_named() -> None:
@@ -107,15 +107,15 @@ def test_what_the_model_lacks_and_what_is_not_used_is_named() -> None:
     after = flat(tensors(method))
     assert all(torch.equal(after[name], before[name]) for name in fresh)
     text = str(taken)
-    assert "fresh, as the model has none (segment.up.0." in text
-    assert "2 of the model not used (pose.weight, pose.bias)" in text
+    assert "newly initialised (missing in the model): segment.up.0." in text
+    assert "2 of the model not used: pose.weight, pose.bias" in text
     assert taken.as_dict() == asdict(taken)
 
 
 def test_of_many_names_four_are_said() -> None:
     model, method = tensors(plain(1)), plain(0)
     model["other"] = {str(k): torch.ones(1) for k in range(6)}
-    assert str(load_weights(method, model)).endswith("(other.0, other.1, other.2, other.3, ...)")
+    assert str(load_weights(method, model)).endswith(": other.0, other.1, other.2, other.3, ...")
 
 
 @pytest.mark.parametrize("model", [{}, {"pose": {"weight": torch.ones(3)}}])
@@ -410,7 +410,7 @@ def test_resumed_without_naming_the_model_it_ends_with_the_same_bits(
     other = model.rename(tmp_path / "moved.safetensors")
     with pytest.raises(UsageError) as error:
         train(root / "data", out, replace(setup, start=other, tune="decoder"), resume=True)
-    assert error.value.code == "other-settings" and "tuning 'ends'" in str(error.value)
+    assert error.value.code == "other-settings" and "tune 'ends'" in str(error.value)
     changed = tmp_path / "whole" / "model.safetensors"
     with pytest.raises(UsageError) as error:
         train(root / "data", out, replace(setup, start=changed), resume=True)
