@@ -8,7 +8,7 @@ from pathlib import Path
 from kidseg.cases import Case
 from kidseg.io.content import joint_sha256, sha256_of, sha256_of_all
 from kidseg.study.design import _content as content_in_study
-from kidseg.train.material import _content as content_in_training
+from kidseg.train.material import _digest as content_in_training
 
 
 def raw(content: bytes) -> bytes:

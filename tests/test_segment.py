@@ -239,6 +239,7 @@ def test_a_region_that_cuts_what_was_found_is_noticed(
             name="segment",
             locate=lambda _: [Region(grid=region)],
             segment=lambda _, place: Volume(data, place.grid),
+            target=predictor.method.target,
         )
         pose = Step(name="pose", locate=lambda _: [Region(grid=grid.slicewise())])
         monkeypatch.setattr(Homogenized, "steps", lambda *_: [pose, step])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from cohorts import TARGET
 from ellipses import make_ellipse_patient, write_ellipse_dataset
 from kidseg.checkpoint import load_model, save_model
 from kidseg.cli import main
@@ -133,7 +134,7 @@ def test_each_region_has_its_panel_and_its_frame(predictor: Predictor) -> None:
         "coarse": (Region(grid=scan_grid),),
         "correct": (),
         "each": (Region(grid=left, name="left"), Region(grid=right, name="right")),
-        "fine": (Region(grid=right, name="right", found=Volume(found, right)),),
+        "fine": (Region(grid=right, name="right", found=Volume(found, right), target=TARGET),),
     }
     result = predictor(patient.image)
     progress = Progress(image=patient.image, steps=steps)

@@ -205,7 +205,7 @@ def _window(scan: Volume, channel: Normalisation) -> tuple[float, float]:
     """The abdominal window for CT; for other images, minimum to 99.5th percentile."""
     if channel.scheme == "ct":
         return _WINDOW_HU
-    low, high = np.percentile(scan.data[0, :, ::4, ::4].numpy(), (0.0, 99.5)).tolist()
+    low, high = np.percentile(scan.data[0].numpy(), (0.0, 99.5)).tolist()
     return low, max(high, low + 1e-6)
 
 
