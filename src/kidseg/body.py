@@ -157,10 +157,10 @@ def moments(mask: Volume, *, per: Literal["slice", "volume"] = "slice") -> Momen
     by_row = torch.empty((slices, rows), dtype=torch.float64)
     by_column = torch.empty((slices, columns), dtype=torch.float64)
     product = torch.empty(slices, dtype=torch.float64)
-    for k in range(slices):  # one at a time: float64 takes eight times the memory of the mask
-        weight = mask.data[0, k : k + 1].double().cpu()
-        by_row[k], by_column[k] = weight.sum(2)[0], weight.sum(1)[0]
-        product[k] = torch.einsum("krc,r,c->k", weight, y, x)[0]
+    for part in _chunks(slices):  # float64 takes eight times the memory of the mask
+        weight = mask.data[0, part].double().cpu()
+        by_row[part], by_column[part] = weight.sum(2), weight.sum(1)
+        product[part] = torch.einsum("krc,r,c->k", weight, y, x)
     mass = by_row.sum(1)
     safe = mass.clamp(min=1e-12)
     mean_y, mean_x = by_row @ y / safe, by_column @ x / safe
@@ -181,6 +181,16 @@ def moments(mask: Volume, *, per: Literal["slice", "volume"] = "slice") -> Momen
         torch.where(empty, torch.zeros_like(angle), angle),
         torch.where(empty[..., None], torch.full_like(radii, torch.nan), radii),
     )
+
+
+def _chunks(count: int, size: int = 16) -> list[slice]:
+    """Slices to convert together; the last chunk takes the rest.
+
+    Matrix products of at least so many slices add up in the order in which those of all would, so
+    that moments do not depend on the chunks.
+    """
+    starts = range(0, max(count - size + 1, 1), size)
+    return [slice(s, count if s == starts[-1] else s + size) for s in starts]
 
 
 def normalized(
