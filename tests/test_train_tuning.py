@@ -326,17 +326,22 @@ def test_the_plan_travels_with_the_model(root: Path, tmp_path: Path) -> None:
     assert model_of(tmp_path / "run")[0]["labels"]["names"] == {"1": "kidney"}
 
 
+def write_as_t1(data: Path, out: Path) -> None:
+    """The data set with the files of another, whose channel is called T1."""
+    out.mkdir()
+    for folder in ("imagesTr", "labelsTr"):
+        (out / folder).symlink_to(data / folder)
+    content = json.loads((data / "dataset.json").read_text())
+    content["channel_names"] = {"0": "T1"}
+    (out / "dataset.json").write_text(json.dumps(content))
+
+
 def test_other_channels_are_refused_and_other_names_told(root: Path, tmp_path: Path) -> None:
     write_ellipse_dataset(tmp_path / "two", 3, channels=("T1", "T2"))
     with pytest.raises(UsageError) as error:
         goes_on(root, tmp_path / "a", str(tmp_path / "two"))
     assert error.value.code == "other-channels"
-    content = json.loads((root / "data" / "dataset.json").read_text())
-    (tmp_path / "t1").mkdir()
-    for folder in ("imagesTr", "labelsTr"):
-        (tmp_path / "t1" / folder).symlink_to(root / "data" / folder)
-    content["channel_names"] = {"0": "T1"}
-    (tmp_path / "t1" / "dataset.json").write_text(json.dumps(content))
+    write_as_t1(root / "data", tmp_path / "t1")
     with pytest.warns(KidsegWarning, match=r"\['CT'\]; these are \['T1'\]"):
         goes_on(root, tmp_path / "b", str(tmp_path / "t1"), overrides=["segment.epochs=1"])
 
@@ -349,12 +354,7 @@ def test_a_store_is_checked_like_the_files(root: Path, tmp_path: Path) -> None:
         goes_on(root, tmp_path / "a", str(tmp_path / "of-two"))
     assert error.value.code == "other-channels"
 
-    content = json.loads((root / "data" / "dataset.json").read_text())
-    (tmp_path / "t1").mkdir()
-    for folder in ("imagesTr", "labelsTr"):
-        (tmp_path / "t1" / folder).symlink_to(root / "data" / folder)
-    content["channel_names"] = {"0": "T1"}
-    (tmp_path / "t1" / "dataset.json").write_text(json.dumps(content))
+    write_as_t1(root / "data", tmp_path / "t1")
     make_store(tmp_path / "t1", tmp_path / "of-t1", Setup(method="plain"), full=True)
     with (
         pytest.warns(KidsegWarning, match=r"\['CT'\]; these are \['T1'\]"),
