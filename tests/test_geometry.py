@@ -24,6 +24,7 @@ from kidseg.geometry import (
     boxed,
     grid_from_theta,
     in_plane_pose,
+    join_channels,
     posed,
     resample,
     stack,
@@ -724,3 +725,22 @@ def test_binned_of_a_slicewise_volume() -> None:
     out = binned(Volume(torch.ones(1, 2, 4, 4), grid), 2)
     assert out.grid.is_slicewise and out.grid.shape == (2, 2, 2)
     torch.testing.assert_close(out.grid.spacing_mm[:, 1:], torch.full((2, 2), 2.0).double())
+
+
+def test_joined_channels_keep_their_values_and_the_first_grid() -> None:
+    grid = Grid((1, 1, 2), torch.eye(4, dtype=torch.float64))
+    first = Volume(torch.tensor([[[[-5, 7]]]], dtype=torch.int16), grid)
+    second = Volume(torch.tensor([[[[0.5, 70_000.0]]]]), grid)
+    joined = join_channels([first, second])
+    assert joined.data[:, 0, 0].tolist() == [[-5.0, 7.0], [0.5, 70_000.0]]
+    assert joined.grid is grid
+    assert join_channels([first]) is first
+
+
+def test_channels_of_other_sizes_and_no_channels_are_not_joined() -> None:
+    matrix = torch.eye(4, dtype=torch.float64)
+    volumes = [Volume(torch.zeros(1, 1, 1, n), Grid((1, 1, n), matrix)) for n in (2, 3)]
+    with pytest.raises(ValueError, match="differ in size"):
+        join_channels(volumes)
+    with pytest.raises(ValueError, match="nothing to join"):
+        join_channels([])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from kidseg.errors import Finding, InputError
-from kidseg.geometry import Volume
+from kidseg.geometry import Volume, join_channels
 from kidseg.labels import CystAs, LabelSchema
 
 if TYPE_CHECKING:
@@ -94,10 +94,7 @@ class CaseReader:
             findings += scan.findings
             volumes.append(scan.volume)
             _check_same_grid(scan.volume, volumes[0], path, "channels-differ")
-        kind = volumes[0].data.dtype
-        for volume in volumes[1:]:
-            kind = torch.promote_types(kind, volume.data.dtype)
-        image = Volume(torch.cat([v.data.to(kind) for v in volumes]), volumes[0].grid)
+        image = join_channels(volumes)
         labels = None if case.labels is None else self._read_labels(case.labels, image)
         return CaseVoxels(image=image, labels=labels, findings=tuple(findings))
 

@@ -4,7 +4,7 @@
 samples on them. Import everything public from here.
 """
 
-from kidseg.geometry.grid import Grid, Volume, boxed, index_from_voxels, stack
+from kidseg.geometry.grid import Grid, Volume, boxed, index_from_voxels, join_channels, stack
 from kidseg.geometry.pose import (
     InPlanePose,
     grid_from_theta,
@@ -27,6 +27,7 @@ __all__ = [
     "in_plane_pose",
     "index_from_voxels",
     "is_sub_grid",
+    "join_channels",
     "posed",
     "resample",
     "sample_window",

@@ -23,13 +23,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-__all__ = ["Grid", "Volume", "boxed", "index_from_voxels", "stack"]
+__all__ = ["Grid", "Volume", "boxed", "index_from_voxels", "join_channels", "stack"]
 
 # Positions that differ by less than this fraction of a voxel are equal. It is far above float64
 # rounding of patient coordinates (1e-13 of a metre) and far below visible effects of interpolation.
@@ -293,6 +294,25 @@ def stack(volumes: Sequence[Volume]) -> Volume:
     data = torch.cat([v.data for v in volumes], dim=1)
     matrices = torch.cat([v.grid.slicewise().mm_from_index for v in volumes])
     return Volume(data, Grid((data.shape[1], data.shape[2], data.shape[3]), matrices))
+
+
+def join_channels(volumes: Sequence[Volume]) -> Volume:
+    """Join the channels of volumes on the same grid, in the smallest dtype that holds all values.
+
+    Args:
+        volumes: at least one, on the grid of the first; a single one is returned as it is.
+
+    Raises:
+        ValueError: nothing to join, or sizes differ.
+    """
+    if not volumes:
+        raise ValueError("nothing to join")
+    if len(volumes) == 1:
+        return volumes[0]
+    if len({volume.grid.shape for volume in volumes}) != 1:
+        raise ValueError("volumes to join differ in size")
+    dtype = reduce(torch.promote_types, (volume.data.dtype for volume in volumes))
+    return Volume(torch.cat([volume.data.to(dtype) for volume in volumes]), volumes[0].grid)
 
 
 def boxed(grid: Grid, low: Tensor, high: Tensor, shape: Sequence[int]) -> Grid:

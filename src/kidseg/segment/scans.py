@@ -7,10 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from kidseg.errors import Finding, InputError
-from kidseg.geometry import Volume
+from kidseg.geometry import Volume, join_channels
 from kidseg.intensity import Normalisation
 from kidseg.io import ReadOptions, Scan, read
 
@@ -63,15 +61,8 @@ def read_scan(path: Path, channels: Sequence[Normalisation], options: ReadOption
                 code="channels-differ",
                 next_step="Resample all channels of a scan to the same grid.",
             )
-    volume = scans[0].volume
-    if len(scans) > 1:
-        kind = volume.data.dtype
-        for scan in scans[1:]:
-            kind = torch.promote_types(kind, scan.volume.data.dtype)
-        data = torch.cat([scan.volume.data.to(kind) for scan in scans])
-        volume = Volume(data, volume.grid)
     return ScanFiles(
-        volume=volume,
+        volume=join_channels([scan.volume for scan in scans]),
         first=scans[0],
         paths=paths,
         findings=tuple(finding for scan in scans for finding in scan.findings),
