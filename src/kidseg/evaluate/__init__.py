@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from kidseg.cases.label_values import known_labels
 from kidseg.errors import Finding, InputError
 from kidseg.evaluate.pairs import Missing, Pair, Pairing, pair
 from kidseg.evaluate.protocols import (
@@ -135,15 +136,13 @@ def score(case: Pair, protocol: Protocol, ignore_label: int | None = None) -> Sc
     Raises:
         InputError: see `evaluate`.
     """
-    known = dict(protocol.known)
-    marked = known if ignore_label is None else known | {ignore_label: "ignored"}
-    reference, grid, findings = _read_labels(case.reference, marked)
+    reference, grid, findings = _read_labels(case.reference, protocol.known, ignore_label)
     if case.predicted is None:
         predicted = np.zeros_like(reference)
         note = f"case '{case.id}' has no prediction; it was scored as an empty prediction"
         findings += (Finding(code="missing-prediction", path=str(case.reference), cause=note),)
     else:
-        predicted, found_grid, more = _read_labels(case.predicted, known)
+        predicted, found_grid, more = _read_labels(case.predicted, protocol.known)
         _check_same_grid(found_grid, grid, case)
         findings += more
     if ignore_label is not None:
@@ -232,47 +231,13 @@ def _all_failed(errors: Sequence[InputError], pred: Path) -> InputError:
 
 
 def _read_labels(
-    path: Path, known: Mapping[int, str]
+    path: Path, known: Mapping[int, str], ignore_label: int | None = None
 ) -> tuple[np.ndarray, Grid, tuple[Finding, ...]]:
     """Read labels (slices, rows, columns) as uint8, in canonical order; all must be known."""
     scan = read(path, ReadOptions(values="labels", nonfinite="refuse"))
-    values = scan.volume.data[0].numpy()
-    counts = _counts(values, path)
-    unknown = {v: n for v, n in counts.items() if v != 0 and v not in known}
-    if unknown:
-        found = ", ".join(f"{v} in {n} voxels" for v, n in sorted(unknown.items())[:_NAMED])
-        names = ", ".join(f"{i} {name}" for i, name in sorted(known.items()))
-        raise InputError(
-            f"unexpected labels: {found}; known labels are 0 background, {names}",
-            path=path,
-            code="unexpected-labels",
-            next_step="Renumber the labels, or evaluate against the data set that defines them.",
-        )
-    return values.astype(np.uint8, copy=False), scan.volume.grid, scan.findings
-
-
-def _counts(values: np.ndarray, path: Path) -> dict[int, int]:
-    """{label: voxels}, counted slice by slice to save memory."""
-    counts: dict[int, int] = {}
-    for plane in values:
-        if values.dtype == np.uint8:
-            tally = np.bincount(plane.ravel())
-            found = {int(v): int(tally[v]) for v in np.flatnonzero(tally)}
-        else:
-            labels, tally = np.unique(plane, return_counts=True)
-            fractional = labels != np.rint(labels)
-            if fractional.any():
-                raise InputError(
-                    f"contains fractional values, for example {labels[fractional][0]:g} in "
-                    f"{tally[fractional][0]} voxels of a slice",
-                    path=path,
-                    code="fractional-labels",
-                    next_step="Provide label volumes, not probabilities or interpolated labels.",
-                )
-            found = {int(v): int(n) for v, n in zip(labels, tally, strict=True)}
-        for label, n in found.items():
-            counts[label] = counts.get(label, 0) + n
-    return counts
+    judged = known_labels(scan, known, ignore_label)
+    findings = tuple(f for f in judged.findings if f.code != "float-labels")
+    return judged.volume.data[0].numpy(), scan.volume.grid, (*scan.findings, *findings)
 
 
 def _check_same_grid(found: Grid, wanted: Grid, case: Pair) -> None:
