@@ -30,6 +30,7 @@ from kidseg.cli.options import (
     Validation,
 )
 from kidseg.cli.terminal import print_result, show_progress, show_stages
+from kidseg.errors import Finding
 
 __all__ = ["compare", "evaluate", "info", "segment", "train"]
 
@@ -204,7 +205,10 @@ def info(
 
 
 def _scores_text(summary: dict[str, Any]) -> str:
-    lines = [f"{summary['n_cases']} case(s), protocol {summary['protocol']}; mean (SD) of Dice:"]
+    lines = [f"{finding['severity']}: {Finding(**finding)}" for finding in summary["findings"]]
+    lines.append(
+        f"{summary['n_cases']} case(s), protocol {summary['protocol']}; mean (SD) of Dice:"
+    )
     for name, figures in summary["structures"].items():
         dice = figures["dice"]
         if dice["mean"] is None:
