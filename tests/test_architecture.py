@@ -15,7 +15,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "kidseg"
 # Top to bottom: a module imports only from rooms below its own. A package is one room.
 ROOMS = [
     *("cli", "serve"),
-    *("demo", "study"),
+    *("demo", "study", "doctor"),
     *("train", "segment"),
     "methods",
     "cohort",

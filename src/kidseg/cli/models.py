@@ -29,7 +29,8 @@ from kidseg.cli.options import (
     Tune,
     Validation,
 )
-from kidseg.cli.terminal import print_result, show_progress, show_stages
+from kidseg.cli.progress import show_progress, show_stages
+from kidseg.cli.terminal import print_result
 
 __all__ = ["compare", "evaluate", "info", "segment", "train"]
 

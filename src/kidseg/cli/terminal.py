@@ -1,12 +1,10 @@
-"""Terminal output: results on standard output, progress and errors on standard error."""
+"""Terminal output: results on standard output, errors and warnings on standard error."""
 
 from __future__ import annotations
 
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import typer
@@ -19,8 +17,6 @@ __all__ = [
     "exit_with",
     "print_result",
     "show_plain_warnings",
-    "show_progress",
-    "show_stages",
 ]
 
 
@@ -30,66 +26,6 @@ def print_result(result: dict[str, Any], text: str, as_json: bool, quiet: bool) 
         typer.echo(json.dumps(result, indent=2, allow_nan=False))
     elif not quiet:
         typer.echo(text)
-
-
-@contextmanager
-def show_progress(what: str, silent: bool) -> Iterator[Callable[[int, int], None]]:
-    """Show a progress bar on standard error if it is a terminal; yields (done, total) -> None."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    console = Console(stderr=True)
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(
-        *columns, console=console, disable=silent or not console.is_terminal, transient=True
-    ) as bar:
-        task = bar.add_task(what, total=None)
-
-        def advance(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        yield advance
-
-
-@contextmanager
-def show_stages(silent: bool) -> Iterator[Callable[[str, int, int, Mapping[str, Any]], None]]:
-    """Show a progress bar with score for each training stage, as `show_progress`.
-
-    Yields (stage, done, total, log line) -> None.
-    """
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[score]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=silent or not console.is_terminal) as bar:
-        tasks: dict[str, Any] = {}
-
-        def advance(stage: str, done: int, total: int, figures: Mapping[str, Any]) -> None:
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total, score="")
-            score = f"score {figures['val_score']:.3f}" if "val_score" in figures else ""
-            bar.update(tasks[stage], completed=done, total=total, score=score)
-
-        yield advance
 
 
 def exit_with(error: KidsegError, as_json: bool) -> NoReturn:

@@ -33,6 +33,7 @@ from kidseg.pipeline import advance
 from kidseg.provenance import provenance
 from kidseg.stage import Stage
 from kidseg.train.curves import draw_curves
+from kidseg.train.epochs import group_metrics
 from kidseg.train.loop import Fitted, Run, fit
 from kidseg.train.material import STORE, Cases, Progress, Request, training_store
 from kidseg.train.setup import ResolvedSetup, Setup, resolve
@@ -326,9 +327,7 @@ def _best_metrics(out: Path, fitted: Mapping[str, Fitted]) -> dict[str, dict[str
         result = fitted.get(line["stage"])
         if result is not None and line["epoch"] == result.epoch:
             found = {k.removeprefix("val_"): v for k, v in line.items() if k.startswith("val_")}
-            dice = {k.removeprefix("dice_"): v for k, v in found.items() if k.startswith("dice_")}
-            others = {k: v for k, v in found.items() if not k.startswith("dice_")}
-            metrics[line["stage"]] = {**others, "dice": dice} if dice else others
+            metrics[line["stage"]] = group_metrics(found)
     return metrics
 
 

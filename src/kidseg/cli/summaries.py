@@ -1,0 +1,78 @@
+"""What commands print on standard output, as text for people."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kidseg.cli.progress import duration
+from kidseg.table import text_table, wrapped
+
+__all__ = ["scores_text", "training_text"]
+
+_STOPPED = {
+    "epochs": "all epochs done",
+    "patience": "no better for long",
+    "budget": "time was up",
+}
+
+
+def training_text(summary: Mapping[str, Any], out: Path) -> str:
+    """The end of a training: Dice, time and memory, the model's path and the next command."""
+    lines: list[str] = []
+    for stage, metrics in summary["validation"].items():
+        if dice := metrics.get("dice"):
+            n = len(summary["cases"]["validation"])
+            lines += wrapped(f"Dice in {n} validation case(s), stage {stage}:")
+            lines += text_table(["structure", "Dice"], [[k, f"{v:.3f}"] for k, v in dice.items()])
+            lines.append("")
+    rows = [
+        [name, *_stage_cells(summary["stages"].get(name)), f"{seconds:.1f} s"]
+        for name, seconds in summary["seconds"].items()
+    ]
+    rows.append(["total", "", "", "", duration(sum(summary["seconds"].values()))])
+    lines += text_table(["stage", "epochs", "best", "ended because", "time"], rows)
+    memory = ", ".join(f"{name} {mb:.0f} MB" for name, mb in summary["peak_memory_mb"].items())
+    model = shlex.quote(str(out / summary["model"]["path"]))
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Peak memory: {memory}. All figures: {out / 'summary.json'}.",
+            f"Model: {model}",
+            f"Next: kidseg segment SCAN -m {model} -o result",
+        ]
+    )
+
+
+def scores_text(summary: Mapping[str, Any]) -> str:
+    """The scores of an evaluation, a row per structure."""
+    head = ["structure", "Dice", "HD95 mm", "surface Dice", "volume error ml", "n"]
+    rows = [
+        [
+            name,
+            _spread(figures["dice"], 3),
+            _spread(figures["hd95_mm"], 1),
+            _spread(figures["surface_dice"], 3),
+            _spread(figures["volume_error_ml"], 1),
+            str(figures["dice"]["n"]),
+        ]
+        for name, figures in summary["structures"].items()
+    ]
+    title = f"{summary['n_cases']} case(s), protocol {summary['protocol']}; mean (SD):"
+    return "\n".join([title, *text_table(head, rows)])
+
+
+def _stage_cells(stage: Mapping[str, Any] | None) -> list[str]:
+    if stage is None:
+        return ["", "", ""]
+    return [str(stage["epochs"]), str(stage["epoch"] + 1), _STOPPED[stage["stopped"]]]
+
+
+def _spread(figures: Mapping[str, Any], decimals: int) -> str:
+    if figures["mean"] is None:
+        return "-"
+    sd = "" if figures["sd"] is None else f" ({figures['sd']:.{decimals}f})"
+    return f"{figures['mean']:.{decimals}f}{sd}"
