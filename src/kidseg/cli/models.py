@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -30,6 +29,7 @@ from kidseg.cli.options import (
     Validation,
 )
 from kidseg.cli.progress import show_progress, show_stages
+from kidseg.cli.summaries import scores_text, training_text
 from kidseg.cli.terminal import print_result
 
 __all__ = ["compare", "evaluate", "info", "segment", "train"]
@@ -88,9 +88,7 @@ def train(
             typer.echo(text, err=True)
     if summary["start"] is not None and not quiet:
         typer.echo(f"kidseg: {summary['start']['text']}", err=True)
-    print_result(
-        summary, f"{out / 'model.safetensors'}\n{json.dumps(summary, indent=2)}", as_json, quiet
-    )
+    print_result(summary, training_text(summary, out), as_json, quiet)
 
 
 def segment(
@@ -174,7 +172,7 @@ def evaluate(
             jobs=jobs,
             progress=advance,
         )
-    print_result(summary, _scores_text(summary), as_json, quiet)
+    print_result(summary, scores_text(summary), as_json, quiet)
 
 
 def compare(
@@ -193,24 +191,19 @@ def compare(
 
 
 def info(
-    model: Annotated[Path, typer.Argument(help="A model file (.safetensors).")],
+    path: Annotated[Path, typer.Argument(help="A model file, a run's folder, or a store.")],
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Show a model's method, input, training and validation."""
-    from kidseg.header import read_header
+    """Show what a model is: method, training, labels, input, Dice. Also tells what a store holds.
 
-    header = read_header(model)
-    lines = [f"{key}: {json.dumps(value)}" for key, value in header.items()]
-    print_result(header, "\n".join(lines), as_json, quiet=False)
+    Example: kidseg info run
+    """
+    from kidseg.cli.about import header_text, read_about, store_text
 
-
-def _scores_text(summary: dict[str, Any]) -> str:
-    lines = [f"{summary['n_cases']} case(s), protocol {summary['protocol']}; mean (SD) of Dice:"]
-    for name, figures in summary["structures"].items():
-        dice = figures["dice"]
-        if dice["mean"] is None:
-            lines.append(f"  {name:14} not present in any case")
-        else:
-            spread = "" if dice["sd"] is None else f" ({dice['sd']:.4f})"
-            lines.append(f"  {name:14} {dice['mean']:.4f}{spread}, n = {dice['n']}")
-    return "\n".join(lines)
+    content, summary = read_about(path)
+    if "method" in content or summary is not None:
+        text = header_text(path, content, summary)
+    else:
+        text = store_text(path, content)
+    print_result(content, text, as_json, quiet)

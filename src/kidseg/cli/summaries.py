@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kidseg.cli.progress import duration
 from kidseg.table import text_table, wrapped
 
-__all__ = ["scores_text", "training_text"]
+__all__ = ["checkup_text", "scores_text", "training_text"]
 
 _STOPPED = {
     "epochs": "all epochs done",
@@ -76,3 +76,54 @@ def _spread(figures: Mapping[str, Any], decimals: int) -> str:
         return "-"
     sd = "" if figures["sd"] is None else f" ({figures['sd']:.{decimals}f})"
     return f"{figures['mean']:.{decimals}f}{sd}"
+
+
+def checkup_text(checkup: Mapping[str, Any]) -> str:
+    """What `kidseg doctor` found; problems last."""
+    host, device, threads = checkup["host"], checkup["device"], checkup["threads"]
+    memory = checkup["memory_available_gb"]
+    rows = [
+        ("versions", _versions(checkup["versions"])),
+        ("libraries", _versions(checkup["libraries"])),
+        ("decoders", _versions(checkup["decoders"])),
+        *(
+            (f"[{name}]", f"{'installed' if one['installed'] else 'not installed'}: {one['for']}")
+            for name, one in checkup["extras"].items()
+        ),
+        ("machine", f"{host['name']}, {host['platform']}"),
+        ("processor", f"{host['cpu']}, {threads['usable_cores']} of {host['cores']} cores"),
+        ("GPU", ", ".join(host["gpu"]) or "none"),
+        ("device", f"{device['name']}, {device['precision']}, {threads['torch']} thread(s)"),
+        ("memory", "unknown" if memory is None else f"{memory} GB available"),
+        *(("space", f"{one['path']}: {_free(one['free_gb'])}") for one in checkup["folders"]),
+        *(
+            (
+                "test",
+                f"{one['test']}: {'passed' if one['passed'] else 'FAILED'}, {one['seconds']} s",
+            )
+            for one in checkup["tests"]
+        ),
+    ]
+    lines = _described(rows)
+    for problem in checkup["problems"]:
+        path = f"{problem['path']}: " if problem["path"] else ""
+        lines += wrapped(f"problem: {path}{problem['cause']}. {problem['next_step']}", indent="  ")
+    lines.append("All is sound." if checkup["sound"] else "Not sound: see the problems above.")
+    return "\n".join(lines)
+
+
+def _described(rows: Sequence[tuple[str, str]]) -> list[str]:
+    """Lines of titles and what belongs to them, continued below it."""
+    side = max(len(title) for title, _ in rows) + 2
+    lines = []
+    for title, text in rows:
+        lines += wrapped(f"{title:{side}}{text}", indent=" " * side)
+    return lines
+
+
+def _versions(found: Mapping[str, str | None]) -> str:
+    return ", ".join(f"{name} {version or 'not installed'}" for name, version in found.items())
+
+
+def _free(free_gb: float | None) -> str:
+    return "cannot be used" if free_gb is None else f"{free_gb} GB free"

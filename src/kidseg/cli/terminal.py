@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import warnings
 from typing import Any, NoReturn
 
 import typer
 
-from kidseg.errors import DISK_FULL, InputError, KidsegError, KidsegWarning, ResourceError
+from kidseg.errors import (
+    DISK_FULL,
+    InputError,
+    KidsegError,
+    KidsegWarning,
+    ResourceError,
+    UsageError,
+)
 
 __all__ = [
     "convert_memory_error",
@@ -17,6 +25,7 @@ __all__ = [
     "exit_with",
     "print_result",
     "show_plain_warnings",
+    "usage_error",
 ]
 
 
@@ -35,6 +44,21 @@ def exit_with(error: KidsegError, as_json: bool) -> NoReturn:
         typer.echo(json.dumps({"error": finding.as_dict()}))
     typer.echo(f"kidseg: {error}", err=True)
     sys.exit(error.exit_code)
+
+
+def usage_error(error: typer.TyperException) -> UsageError:
+    """An error of typer about the command line, with the usage of the command."""
+    context = getattr(error, "ctx", None)
+    command = "kidseg" if context is None else context.command_path
+    usage = "" if context is None else f"{' '.join(context.get_usage().split())}; "
+    cause = " ".join(error.format_message().split()).replace("Value error, ", "")
+    cause = cause.replace("Input should be", "it must be").rstrip(".")
+    cause = re.sub(r"\. Did you mean (.*)\?$", r" (did you mean \1?)", cause)
+    return UsageError(
+        cause[:1].lower() + cause[1:],
+        next_step=f"{usage}'{command} --help' explains it.",
+        code="usage",
+    )
 
 
 def show_plain_warnings() -> None:
