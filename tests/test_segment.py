@@ -156,9 +156,11 @@ def test_a_single_bad_scan_is_its_own_error(model: Path, tmp_path: Path) -> None
         (["x/a.nii.gz", "y/a_0000.nii"], ["nii"], "same-name"),
     ],
 )
-def test_wrong_calls(scans: list[str], formats: list[str], code: str, tmp_path: Path) -> None:
+def test_wrong_calls(
+    scans: list[str], formats: list[str], code: str, model: Path, tmp_path: Path
+) -> None:
     with pytest.raises(UsageError) as error:
-        segment(scans, tmp_path / "model.safetensors", tmp_path / "out", formats=formats)
+        segment(scans, model, tmp_path / "out", formats=formats, device="cpu")
     assert error.value.code == code
     assert not (tmp_path / "out").exists()
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from kidseg.cases.naming import scan_name
 from kidseg.checkpoint import INTENDED_USE
 from kidseg.errors import BatchError, Finding, InputError, KidsegError, UsageError
 from kidseg.geometry import Volume
@@ -18,7 +19,7 @@ from kidseg.io import ReadOptions, save
 from kidseg.io.atomic import write_json
 from kidseg.io.content import sha256_of, sha256_of_all
 from kidseg.segment.predictor import Predictor, Segmentation, load_predictor
-from kidseg.segment.scans import read_scan, scan_name
+from kidseg.segment.scans import read_scan
 from kidseg.segment.truth import ReferenceLabels, find_references
 
 __all__ = ["FORMATS", "Predictor", "Segmentation", "load_predictor", "scan_name", "segment"]
@@ -29,8 +30,9 @@ FORMATS = {"nii": ".nii.gz", "nrrd": ".nrrd", "mha": ".mha"}
 
 @dataclass(frozen=True, kw_only=True)
 class _Files:
-    """The output files of a scan."""
+    """The name of a scan and its output files."""
 
+    name: str
     labels: Sequence[Path]
     figure: Path | None
 
@@ -92,12 +94,15 @@ def segment(
             code="reference-unused",
             next_step="Request figures too; to score labels, use 'kidseg evaluate'.",
         )
-    targets = _targets([Path(scan) for scan in scans], out, formats, figures, overwrite)
+    _check_call(scans, formats)
     predictor = model if isinstance(model, Predictor) else load_predictor(model, device)
+    channels = len(predictor.method.plan.channels)
+    named = [(Path(scan), scan_name(Path(scan), channels)) for scan in scans]
+    targets = _targets(named, out, formats, figures, overwrite)
     references: dict[Path, ReferenceLabels] = {}
     if reference is not None:
-        names = {scan: scan_name(scan) for scan in targets}
         cyst = predictor.method.config.cohort.cyst
+        names = {scan: files.name for scan, files in targets.items()}
         references = find_references(names, Path(reference), predictor.schema, cyst)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -136,10 +141,7 @@ def _raise_failed(failed: Sequence[KidsegError], total: int, out: Path) -> None:
         )
 
 
-def _targets(
-    scans: Sequence[Path], out: Path, formats: Sequence[str], figures: bool, overwrite: bool
-) -> dict[Path, _Files]:
-    """The output files of each scan, after checking that none exists or is written twice."""
+def _check_call(scans: Sequence[str | Path], formats: Sequence[str]) -> None:
     if unknown := [name for name in formats if name not in FORMATS]:
         raise UsageError(
             f"labels cannot be written as {', '.join(unknown)}",
@@ -148,10 +150,19 @@ def _targets(
         )
     if not scans or not formats:
         raise UsageError("no scans or no formats are given", code="no-scans")
+
+
+def _targets(
+    scans: Sequence[tuple[Path, str]],
+    out: Path,
+    formats: Sequence[str],
+    figures: bool,
+    overwrite: bool,
+) -> dict[Path, _Files]:
+    """The output files of each scan, after checking that none exists or is written twice."""
     targets: dict[Path, _Files] = {}
     taken: dict[str, Path] = {}
-    for scan in scans:
-        name = scan_name(scan)
+    for scan, name in scans:
         if name in taken:
             raise UsageError(
                 f"{taken[name]} and {scan} would both be named '{name}'",
@@ -160,6 +171,7 @@ def _targets(
             )
         taken[name] = scan
         targets[scan] = _Files(
+            name=name,
             labels=[out / f"{name}_seg{FORMATS[kind]}" for kind in dict.fromkeys(formats)],
             figure=out / f"{name}_steps.png" if figures else None,
         )
@@ -198,14 +210,14 @@ def _segment_scan(
     outputs, findings = list(files.labels), [*scan.findings, *result.findings]
     if files.figure is not None:
         start = time.perf_counter()
-        finding = _draw(files.figure, path, scan.volume, result, predictor, known, overwrite)
+        finding = _draw(files, path, scan.volume, result, predictor, known, overwrite)
         seconds["figure"] = time.perf_counter() - start
         if finding is None:
             outputs.append(files.figure)
         else:
             findings.append(finding)
     return {
-        "name": scan_name(path),
+        "name": files.name,
         "path": str(path),
         "sha256": sha256_of(path)
         if path.is_file() and len(scan.paths) == 1
@@ -218,7 +230,7 @@ def _segment_scan(
 
 
 def _draw(
-    file: Path,
+    files: _Files,
     path: Path,
     scan: Volume,
     result: Segmentation,
@@ -229,11 +241,12 @@ def _draw(
     """Draw the figure of a scan; a finding if it fails."""
     from kidseg.segment.figure import draw_steps
 
+    assert files.figure is not None
     reference, ignore = known or (None, None)
     try:
         draw_steps(
-            file,
-            scan_name(path),
+            files.figure,
+            files.name,
             scan,
             result,
             predictor.schema,

@@ -7,15 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from kidseg.cases.naming import channel_file, first_channel_of
 from kidseg.errors import Finding, InputError
 from kidseg.geometry import Volume, join_channels
 from kidseg.intensity import Normalisation
 from kidseg.io import ReadOptions, Scan, read
 
-__all__ = ["ScanFiles", "read_scan", "scan_name"]
-
-_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".zip", ".dcm")
-_FIRST = "_0000"
+__all__ = ["ScanFiles", "read_scan"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -69,41 +67,20 @@ def read_scan(path: Path, channels: Sequence[Normalisation], options: ReadOption
     )
 
 
-def scan_name(path: Path) -> str:
-    """The name of a scan's results: its file or folder, without extension and channel number.
-
-    For "imaging" (the name of all KiTS files) and "ct" (a DICOM case), the name of the folder.
-    """
-    name = path.resolve().name if path.name in ("", ".", "..") else path.name
-    name = name.removesuffix(_ending(name))
-    if name in ("imaging", "ct"):
-        name = path.resolve().parent.name
-    return name.removesuffix(_FIRST)
-
-
-def _ending(name: str) -> str:
-    """The known extension of a file name; "" if there is none."""
-    for ending in _ENDINGS:
-        if name.lower().endswith(ending):
-            return name[-len(ending) :]
-    return ""
-
-
 def _paths(path: Path, count: int) -> tuple[Path, ...]:
     if count == 1:
         return (path,)
-    ending = _ending(path.name)
-    stem = path.name.removesuffix(ending)
-    if not stem.endswith(_FIRST):
+    first = first_channel_of(path)
+    if first is None:
         raise InputError(
-            f"the model requires {count} channels, and the file name does not end in {_FIRST}, as"
+            f"the model requires {count} channels, and the file name does not end in _0000, as"
             " that of the first channel",
             path=path,
             code="missing-channel",
             next_step="Name the files of a scan NAME_0000, NAME_0001, ... and give the first.",
         )
-    case = stem.removesuffix(_FIRST)
-    paths = tuple(path.with_name(f"{case}_{k:04d}{ending}") for k in range(count))
+    case, ending = first
+    paths = tuple(path.with_name(channel_file(case, k, ending)) for k in range(count))
     if missing := [file.name for file in paths if not file.exists()]:
         raise InputError(
             f"the model requires {count} channels; {', '.join(missing)} not found in the folder",
