@@ -84,8 +84,9 @@ def test_the_record(folder: Path, model: Path, tmp_path: Path) -> None:
     record = json.loads((tmp_path / "result.json").read_text())
     assert record["scans"] == [json.loads(json.dumps(result))]
     assert "Not a medical device" in record["intended_use"]
-    assert record["model"]["sha256"] == load_predictor(model, "cpu").sha256
-    assert record["device"] == "cpu" and record["precision"] == "fp32"
+    assert result["model"]["sha256"] == load_predictor(model, "cpu").sha256
+    assert result["device"] == "cpu" and result["precision"] == "fp32"
+    assert set(result["versions"]) >= {"kidseg", "torch", "numpy"} and result["date"]
     assert set(result["grids"]) == {"pose", "segment"}
     for (grid,) in result["grids"].values():
         assert set(grid) == {"name", "angle_deg", "scale", "shift_mm", "pixel_mm", "shape"}

@@ -16,13 +16,8 @@ import typer
 from kidseg.cli.data import check, demo, export, phantom, store
 from kidseg.cli.models import compare, evaluate, info, segment, train
 from kidseg.cli.studies import study
-from kidseg.cli.terminal import (
-    convert_memory_error,
-    convert_os_error,
-    exit_with,
-    show_plain_warnings,
-)
-from kidseg.errors import KidsegError, UsageError
+from kidseg.cli.terminal import exit_with, show_plain_warnings
+from kidseg.errors import KidsegError, UsageError, converted
 
 __all__ = ["app", "main"]
 
@@ -82,12 +77,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except typer.TyperException as error:
         usage = UsageError(error.format_message(), next_step="See --help.", code="usage")
         exit_with(usage, as_json)
-    except MemoryError as error:
-        exit_with(convert_memory_error(error), as_json)
-    except OSError as error:
-        if (converted := convert_os_error(error)) is None:
+    except (MemoryError, OSError) as error:
+        if (known := converted(error)) is None:
             raise
-        exit_with(converted, as_json)
+        exit_with(known, as_json)
 
 
 def _terminate(number: int, frame: object) -> NoReturn:
