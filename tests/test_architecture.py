@@ -27,7 +27,7 @@ ROOMS = [
     "io",
     "geometry",
     *("workers", "stage", "distributed", "device", "intensity", "labels", "config"),
-    *("meaning", "registry", "topology", "provenance", "errors"),
+    *("meaning", "registry", "topology", "provenance", "table", "errors"),
 ]
 # What a light module must not pull in when it is imported.
 HEAVY = {"torch", "numpy", "scipy", "nibabel", "SimpleITK", "pydicom", "highdicom", "matplotlib"}
@@ -36,6 +36,7 @@ LIGHT = {
     "meaning",
     "topology",
     "provenance",
+    "table",
     "labels",
     "config",
     "header",
