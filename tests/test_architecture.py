@@ -20,7 +20,7 @@ ROOMS = [
     "methods",
     "cohort",
     "pipeline",
-    *("store", "plan", "checkpoint", "header"),
+    *("store", "plan", "checkpoint", "header", "model_file"),
     "phantom",
     *("compare", "evaluate", "measure", "report", "export", "check", "splits", "cases"),
     *("nets", "losses", "augment", "body", "postprocess", "metrics"),
@@ -40,6 +40,7 @@ LIGHT = {
     "labels",
     "config",
     "header",
+    "model_file",
     "cli",
     "__init__",
 }

@@ -11,7 +11,7 @@ from kidseg.errors import InputError
 from kidseg.geometry import Grid, Volume
 from kidseg.intensity import Normalisation, Statistics
 from kidseg.io import ReadOptions, save
-from kidseg.segment.scans import read_scan, scan_name
+from kidseg.segment.scans import read_scan
 
 GRID = Grid.from_spacing((3, 8, 9), (5.0, 1.0, 1.0))
 STATISTICS = Statistics(
@@ -60,18 +60,3 @@ def test_channels_on_other_voxels_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         read_scan(first, MR, ReadOptions())
     assert error.value.code == "channels-differ"
-
-
-@pytest.mark.parametrize(
-    ("path", "name"),
-    [
-        ("x/case_0000.nii.gz", "case"),
-        ("x/case_0007.nrrd", "case_0007"),
-        ("kits/case_00012/imaging.nii.gz", "case_00012"),
-        ("study/kid/ct", "kid"),
-        ("a.b.mha", "a.b"),
-        ("SCAN.NII.GZ", "SCAN"),
-    ],
-)
-def test_names_of_results(path: str, name: str) -> None:
-    assert scan_name(Path(path)) == name

@@ -2,7 +2,8 @@
 
 from kidseg.cases.case import Case, Dataset, Layout, Side, Survey
 from kidseg.cases.dataset import case_paths, open_dataset, survey_dataset
-from kidseg.cases.nnunet import DATASET_JSON, write_dataset_json
+from kidseg.cases.naming import DATASET_JSON
+from kidseg.cases.nnunet import write_dataset_json
 from kidseg.cases.persons import PATIENTS_CSV, write_patients_csv
 from kidseg.cases.relabel import (
     LearnedLabels,

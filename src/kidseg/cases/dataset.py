@@ -6,7 +6,8 @@ from pathlib import Path
 
 from kidseg.cases.case import Dataset, Layout, Survey
 from kidseg.cases.folders import KITS_CASE, kits_folder, survey_dicom, survey_kits, survey_msd
-from kidseg.cases.nnunet import DATASET_JSON, survey_nnunet
+from kidseg.cases.naming import DATASET_JSON, channel_file
+from kidseg.cases.nnunet import survey_nnunet
 from kidseg.cases.persons import load_json
 from kidseg.errors import InputError, UsageError
 
@@ -100,7 +101,7 @@ def case_paths(
     labels = root / "labelsTr" / f"{case_id}.nii.gz"
     if layout == "msd":
         return (root / "imagesTr" / f"{case_id}.nii.gz",) * n_channels, labels
-    images = [root / "imagesTr" / f"{case_id}_{k:04d}.nii.gz" for k in range(n_channels)]
+    images = [root / "imagesTr" / channel_file(case_id, k, ".nii.gz") for k in range(n_channels)]
     return tuple(images), labels
 
 

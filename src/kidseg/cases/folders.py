@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from kidseg.cases.case import Survey
 from kidseg.cases.gathering import Gathering, visible
-from kidseg.cases.nnunet import DATASET_JSON
+from kidseg.cases.naming import DATASET_JSON, SCAN_ENDINGS, first_channel_of, split_ending
 from kidseg.cases.persons import read_kits_table
 from kidseg.errors import InputError
 from kidseg.labels import KIDNEY_TUMOUR, KIDNEY_TUMOUR_CYST, LabelSchema
@@ -80,7 +80,7 @@ def survey_msd(root: Path, content: Any) -> Survey:
             image, labels = _files(root, entry, field, path)
             listed |= {image} if labels is None else {image, labels}
             if not image.name.startswith("._"):
-                name = re.sub(r"\.nii(\.gz)?$", "", image.name)
+                name, _ = split_ending(image.name, SCAN_ENDINGS)
                 found.add(name, [image] * len(channels), labels)
     n_training = len(content.get("training", []))
     if content.get("numTraining", n_training) != n_training:
@@ -166,7 +166,7 @@ def _files(root: Path, entry: Any, field: str, path: Path) -> tuple[Path, Path |
 
 
 def _fetch_msd(root: Path) -> str:
-    if any(path.name.endswith("_0000.nii.gz") for path in visible(root / "imagesTr")):
+    if any(first_channel_of(path) for path in visible(root / "imagesTr")):
         return "This looks like an nnU-Net v1 data set; convert it with nnU-Net's own converter."
     return "Download or restore the file, or remove it from dataset.json."
 

@@ -23,12 +23,12 @@ from pydantic.dataclasses import dataclass
 
 from kidseg.cases.case import Survey
 from kidseg.cases.gathering import Gathering, visible
+from kidseg.cases.naming import DATASET_JSON, channel_file
 from kidseg.errors import InputError
 from kidseg.labels import LabelSchema
 
-__all__ = ["DATASET_JSON", "survey_nnunet", "write_dataset_json"]
+__all__ = ["survey_nnunet", "write_dataset_json"]
 
-DATASET_JSON = "dataset.json"
 _CHECKED = ConfigDict(extra="ignore", strict=True)
 
 
@@ -257,7 +257,7 @@ def _add_training_folders(found: Gathering, ending: str) -> None:
         else:
             found.orphan(file)
     for name in sorted({*images, *labelled}):
-        expected = [found.root / "imagesTr" / f"{name}_0000{ending}"]
+        expected = [found.root / "imagesTr" / channel_file(name, 0, ending)]
         found.add(name, images.get(name, expected), folder / f"{name}{ending}")
 
 
@@ -274,7 +274,7 @@ def _by_case(
             found.orphan(file)
     return {
         name: [
-            files.get(k, folder / f"{name}_{k:04d}{ending}")
+            files.get(k, folder / channel_file(name, k, ending))
             for k in sorted({*range(found.n_channels), *files})
         ]
         for name, files in channels.items()

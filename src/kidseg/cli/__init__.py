@@ -18,14 +18,8 @@ from kidseg.cli.machine import doctor
 from kidseg.cli.models import compare, evaluate, info, segment, train
 from kidseg.cli.settings import config
 from kidseg.cli.studies import study
-from kidseg.cli.terminal import (
-    convert_memory_error,
-    convert_os_error,
-    exit_with,
-    show_plain_warnings,
-    usage_error,
-)
-from kidseg.errors import KidsegError, UsageError
+from kidseg.cli.terminal import exit_with, show_plain_warnings, usage_error
+from kidseg.errors import KidsegError, UsageError, converted
 
 __all__ = ["app", "main"]
 
@@ -89,12 +83,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         exit_with(error, as_json)
     except typer.TyperException as error:
         exit_with(usage_error(error), as_json)
-    except MemoryError as error:
-        exit_with(convert_memory_error(error), as_json)
-    except OSError as error:
-        if (converted := convert_os_error(error)) is None:
+    except (MemoryError, OSError) as error:
+        if (known := converted(error)) is None:
             raise
-        exit_with(converted, as_json)
+        exit_with(known, as_json)
 
 
 def _terminate(number: int, frame: object) -> NoReturn:

@@ -10,7 +10,7 @@ from typing import Any
 from kidseg.cli.progress import duration
 from kidseg.table import text_table, wrapped
 
-__all__ = ["checkup_text", "scores_text", "training_text"]
+__all__ = ["checkup_text", "described", "scores_text", "training_text"]
 
 _STOPPED = {
     "epochs": "all epochs done",
@@ -104,7 +104,7 @@ def checkup_text(checkup: Mapping[str, Any]) -> str:
             for one in checkup["tests"]
         ),
     ]
-    lines = _described(rows)
+    lines = described(rows)
     for problem in checkup["problems"]:
         path = f"{problem['path']}: " if problem["path"] else ""
         lines += wrapped(f"problem: {path}{problem['cause']}. {problem['next_step']}", indent="  ")
@@ -112,7 +112,7 @@ def checkup_text(checkup: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _described(rows: Sequence[tuple[str, str]]) -> list[str]:
+def described(rows: Sequence[tuple[str, str]]) -> list[str]:
     """Lines of titles and what belongs to them, continued below it."""
     side = max(len(title) for title, _ in rows) + 2
     lines = []

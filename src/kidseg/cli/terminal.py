@@ -10,18 +10,9 @@ from typing import Any, NoReturn
 
 import typer
 
-from kidseg.errors import (
-    DISK_FULL,
-    InputError,
-    KidsegError,
-    KidsegWarning,
-    ResourceError,
-    UsageError,
-)
+from kidseg.errors import KidsegError, KidsegWarning, UsageError
 
 __all__ = [
-    "convert_memory_error",
-    "convert_os_error",
     "exit_with",
     "print_result",
     "show_plain_warnings",
@@ -77,31 +68,3 @@ def show_plain_warnings() -> None:
         return default(message, category, filename, lineno, line)
 
     warnings.formatwarning = plain
-
-
-def convert_memory_error(error: MemoryError) -> ResourceError:
-    """Convert a MemoryError to a KidsegError."""
-    return ResourceError(
-        f"not enough memory: {error}" if str(error) else "not enough memory",
-        next_step="Use fewer --jobs or a larger machine.",
-        code="out-of-memory",
-    )
-
-
-def convert_os_error(error: OSError) -> KidsegError | None:
-    """Convert an OSError to a KidsegError; None if it does not concern a file."""
-    if error.errno in DISK_FULL:
-        return ResourceError(
-            "the disk is full",
-            path=error.filename,
-            next_step="Free some space and run again with --overwrite.",
-            code="disk-full",
-        )
-    if error.filename is None:
-        return None
-    return InputError(
-        f"cannot be read or written ({error.strerror})",
-        path=error.filename,
-        next_step="Check its name and permissions.",
-        code="not-accessible",
-    )

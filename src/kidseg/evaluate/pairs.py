@@ -8,21 +8,14 @@ from pathlib import Path
 from typing import Literal
 
 from kidseg.cases import Case, Survey, survey_dataset
+from kidseg.cases.naming import LABEL_ENDINGS, is_marked, label_name, matching_names
 from kidseg.errors import Finding, InputError, UsageError
 from kidseg.labels import LabelSchema
 
-__all__ = ["LABEL_ENDINGS", "Missing", "Pair", "Pairing", "label_files", "pair"]
+__all__ = ["Missing", "Pair", "Pairing", "label_files", "pair"]
 
 Missing = Literal["error", "empty"]
 
-LABEL_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
-"""File endings of label volumes; 3D Slicer's segmentations (.seg.nrrd) are excluded."""
-
-_CHANNEL = "_0000"  # nnU-Net's name for the first channel of an image
-_MARKS = ("_seg", "_segmentation", "_labels", "_label")
-# Files named after their content, in a folder named after the case: KiTS and digital patients.
-_LABEL_NAMES = {"segmentation", "seg", "labels", "label", "prediction", "aggregated_MAJ"}
-_IMAGE_NAMES = {"imaging", "ct", "image"}
 # Problems of images, which do not matter for references.
 _IMAGE_FINDINGS = {"missing-image", "wrong-channel-count", "wrong-case-count"}
 _NAMED = 8
@@ -93,7 +86,8 @@ def pair(
     found = label_files(predicted)
     if predicted.is_file() and reference.is_file():
         found = dict(zip(known, found.values(), strict=True))
-    found = {_matching(case, known): file for case, file in found.items()}
+    same = matching_names(found, known)
+    found = {same.get(case, case): file for case, file in found.items()}
     wanted = sorted(known) if cases is None else sorted(set(cases))
     if not wanted:
         raise InputError("no cases to score", path=reference, code="no-labels")
@@ -153,13 +147,13 @@ def label_files(path: Path) -> dict[str, Path]:
         InputError: "not-found", "no-labels", "duplicate-case".
     """
     if path.is_file():
-        return {case_id(path): path}
+        return {label_name(path): path}
     if not path.is_dir():
         raise InputError("no such file or folder", path=path, code="not-found")
     found: dict[str, Path] = {}
     inside = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
     for file in [file for folder in (path, *inside) for file in _labels_in(folder)]:
-        case = case_id(file)
+        case = label_name(file)
         if case in found:
             raise InputError(
                 f"case '{case}' occurs twice: {found[case]} and {file}",
@@ -176,12 +170,6 @@ def label_files(path: Path) -> dict[str, Path]:
             next_step="Provide a folder with one label volume per case.",
         )
     return found
-
-
-def case_id(path: Path) -> str:
-    """The case id of a label volume; see `label_files`."""
-    stem = _unmarked(_stem(path))
-    return path.absolute().parent.name if stem in _LABEL_NAMES | _IMAGE_NAMES else stem
 
 
 def _references(path: Path) -> _References:
@@ -226,18 +214,8 @@ def _labels_in(folder: Path) -> list[Path]:
         and not p.name.lower().endswith(".seg.nrrd")
         and p.is_file()
     )
-    marked = [p for p in files if _stem(p).endswith(_MARKS) or _stem(p) in _LABEL_NAMES]
+    marked = [p for p in files if is_marked(p)]
     return marked or files
-
-
-def _stem(path: Path) -> str:
-    ending = next((e for e in LABEL_ENDINGS if path.name.lower().endswith(e)), "")
-    return path.name[: len(path.name) - len(ending)]
-
-
-def _unmarked(stem: str) -> str:
-    mark = next((m for m in _MARKS if stem.endswith(m)), "")
-    return stem.removesuffix(mark)
 
 
 def _refuse_missing(cases: list[str], path: Path, *, code: str, what: str, next_step: str) -> None:
@@ -248,12 +226,6 @@ def _refuse_missing(cases: list[str], path: Path, *, code: str, what: str, next_
             code=code,
             next_step=next_step,
         )
-
-
-def _matching(case: str, known: Collection[str]) -> str:
-    """The case of a prediction, which may be named after its image, with nnU-Net's channel."""
-    bare = case.removesuffix(_CHANNEL)
-    return bare if case not in known and bare in known else case
 
 
 def _listed(cases: list[str]) -> str:

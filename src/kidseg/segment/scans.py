@@ -7,15 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from kidseg.cases import Case
+from kidseg.cases.naming import channel_file, first_channel_of
 from kidseg.errors import Finding, InputError
 from kidseg.geometry import Volume, join_channels
 from kidseg.intensity import Normalisation
 from kidseg.io import ReadOptions, Scan, read
 
-__all__ = ["ScanFiles", "read_scan", "scan_name"]
-
-_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".zip", ".dcm")
-_FIRST = "_0000"
+__all__ = ["ScanFiles", "read_scan"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,7 +34,12 @@ class ScanFiles:
     findings: tuple[Finding, ...]
 
 
-def read_scan(path: Path, channels: Sequence[Normalisation], options: ReadOptions) -> ScanFiles:
+def read_scan(
+    path: Path,
+    channels: Sequence[Normalisation],
+    options: ReadOptions,
+    case: Case | None = None,
+) -> ScanFiles:
     """Read a scan with the channels that a model requires.
 
     Args:
@@ -43,16 +47,20 @@ def read_scan(path: Path, channels: Sequence[Normalisation], options: ReadOption
             "case_0000.nii.gz", with "case_0001.nii.gz" and so on in the same folder.
         channels: of the model's plan; they determine whether values are HU.
         options: of reading.
+        case: of a data set, whose images are the channels, whatever their names.
 
     Raises:
         InputError: see `kidseg.io.read`; "missing-channel"; "channels-differ": the files have
             different grids.
     """
-    paths = _paths(path, len(channels))
+    paths = _paths(path, len(channels)) if case is None else case.images
     scans = []
-    for file, channel in zip(paths, channels, strict=True):
+    for k, (file, channel) in enumerate(zip(paths, channels, strict=True)):
         values: Literal["ct", "any"] = "ct" if channel.scheme == "ct" else "any"
-        scans.append(read(file, replace(options, values=values)))
+        asked = replace(options, values=values)
+        if case is not None and (volume := case.volume_of(k)) is not None:
+            asked = replace(asked, volume=volume)
+        scans.append(read(file, asked))
         if not scans[-1].volume.grid.same_as(scans[0].volume.grid):
             raise InputError(
                 f"its grid ({scans[-1].volume.grid}) differs from that of {paths[0].name}"
@@ -69,41 +77,20 @@ def read_scan(path: Path, channels: Sequence[Normalisation], options: ReadOption
     )
 
 
-def scan_name(path: Path) -> str:
-    """The name of a scan's results: its file or folder, without extension and channel number.
-
-    For "imaging" (the name of all KiTS files) and "ct" (a DICOM case), the name of the folder.
-    """
-    name = path.resolve().name if path.name in ("", ".", "..") else path.name
-    name = name.removesuffix(_ending(name))
-    if name in ("imaging", "ct"):
-        name = path.resolve().parent.name
-    return name.removesuffix(_FIRST)
-
-
-def _ending(name: str) -> str:
-    """The known extension of a file name; "" if there is none."""
-    for ending in _ENDINGS:
-        if name.lower().endswith(ending):
-            return name[-len(ending) :]
-    return ""
-
-
 def _paths(path: Path, count: int) -> tuple[Path, ...]:
     if count == 1:
         return (path,)
-    ending = _ending(path.name)
-    stem = path.name.removesuffix(ending)
-    if not stem.endswith(_FIRST):
+    first = first_channel_of(path)
+    if first is None:
         raise InputError(
-            f"the model requires {count} channels, and the file name does not end in {_FIRST}, as"
+            f"the model requires {count} channels, and the file name does not end in _0000, as"
             " that of the first channel",
             path=path,
             code="missing-channel",
             next_step="Name the files of a scan NAME_0000, NAME_0001, ... and give the first.",
         )
-    case = stem.removesuffix(_FIRST)
-    paths = tuple(path.with_name(f"{case}_{k:04d}{ending}") for k in range(count))
+    case, ending = first
+    paths = tuple(path.with_name(channel_file(case, k, ending)) for k in range(count))
     if missing := [file.name for file in paths if not file.exists()]:
         raise InputError(
             f"the model requires {count} channels; {', '.join(missing)} not found in the folder",

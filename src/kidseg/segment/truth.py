@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from kidseg.cases import learned_labels, open_dataset, relabelled
+from kidseg.cases.naming import matching_names
 from kidseg.errors import InputError, UsageError
 from kidseg.geometry import Grid, Volume
 from kidseg.io import ReadOptions, read
@@ -113,9 +114,10 @@ def find_references(
             next_step="Name a data set with the labels that the model was trained on.",
         )
     by_image = {case.images[0].resolve(): case for case in data.cases}
+    same = matching_names(set(scans.values()), set(data.by_id))
     found = {}
     for scan, name in scans.items():
-        case = by_image.get(scan.resolve()) or data.by_id.get(name)
+        case = by_image.get(scan.resolve()) or data.by_id.get(same.get(name, name))
         if case is None or case.labels is None:
             raise UsageError(
                 f"there is no labelled case for the scan {scan}",
