@@ -15,23 +15,35 @@ SOURCE = Path(__file__).parents[1] / "src" / "kidseg"
 # Top to bottom: a module imports only from rooms below its own. A package is one room.
 ROOMS = [
     *("cli", "serve"),
-    *("demo", "study"),
+    *("demo", "study", "doctor"),
     *("train", "segment"),
     "methods",
     "cohort",
     "pipeline",
-    *("store", "plan", "checkpoint", "header"),
+    *("store", "plan", "checkpoint", "header", "model_file"),
     "phantom",
     *("compare", "evaluate", "measure", "report", "export", "check", "splits", "cases"),
     *("nets", "losses", "augment", "body", "postprocess", "metrics"),
     "io",
     "geometry",
     *("workers", "stage", "distributed", "device", "intensity", "labels", "config"),
-    *("meaning", "registry", "topology", "errors"),
+    *("meaning", "registry", "topology", "provenance", "table", "errors"),
 ]
 # What a light module must not pull in when it is imported.
 HEAVY = {"torch", "numpy", "scipy", "nibabel", "SimpleITK", "pydicom", "highdicom", "matplotlib"}
-LIGHT = {"errors", "meaning", "topology", "labels", "config", "header", "cli", "__init__"}
+LIGHT = {
+    "errors",
+    "meaning",
+    "topology",
+    "provenance",
+    "table",
+    "labels",
+    "config",
+    "header",
+    "model_file",
+    "cli",
+    "__init__",
+}
 READERS = {"nibabel", "SimpleITK", "pydicom", "highdicom", "isal", "monai", "matplotlib"}
 
 

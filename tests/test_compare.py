@@ -236,8 +236,10 @@ def test_same_seed_same_bytes(tmp_path: Path) -> None:
     runs = [tmp_path / "a", tmp_path / "b"]
     for out, seed in (("x", 0), ("y", 0), ("z", 1)):
         compare(runs, tmp_path / out, seed=seed)
-    for name in ("compare.json", "compare.csv", "compare.md"):
+    for name in ("compare.csv", "compare.md"):
         assert (tmp_path / "x" / name).read_bytes() == (tmp_path / "y" / name).read_bytes()
+    x, y = (json.loads((tmp_path / o / "compare.json").read_text()) for o in "xy")
+    assert x.pop("date") <= y.pop("date") and x == y
     low = [one(json.loads((tmp_path / o / "compare.json").read_text()))["low"] for o in "xz"]
     assert low[0] != low[1]
 

@@ -32,7 +32,7 @@ def test_dump_reads_back_equal(tmp_path: Path) -> None:
         ("sizes=3", "unknown key 'sizes'"),
         ("size=big", "'size'"),
         ('size="128"', "'size'"),
-        ("size=8", "greater than or equal to 32"),
+        ("size=8", "must be at least 32, not 8"),
         ("ages_years=[5, 2]", "must be ascending"),
         ("phase=late", "'phase"),
         ("size", "is not a setting"),

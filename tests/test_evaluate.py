@@ -61,7 +61,10 @@ def run(tmp_path: Path, pairs: list[tuple[np.ndarray, np.ndarray]], **options: A
 def test_native_by_hand(tmp_path: Path) -> None:
     """Kidney found exactly; the tumour's box lies two columns of 0.5 mm on: half of it is hit."""
     summary = run(tmp_path, [(PREDICTED, REFERENCE)])
-    assert list(summary) == ["protocol", "n_cases", "structures", "rules", "findings"]
+    assert list(summary) == [
+        *("protocol", "n_cases", "structures", "rules", "findings"),
+        *("versions", "host", "date"),
+    ]
     assert (summary["protocol"], summary["n_cases"]) == ("native", 1)
     found = summary["structures"]
     assert list(found) == ["kidney", "kidney+tumour", "tumour"]
@@ -738,8 +741,12 @@ def test_same_bytes_however_many_jobs(tmp_path: Path) -> None:
     run(tmp_path, [(PREDICTED, REFERENCE), (HEALTHY, REFERENCE), (CYSTIC, CYSTIC)])
     again = tmp_path / "again"
     evaluate(tmp_path / "pred", tmp_path / "ref", again, jobs=2)
-    for name in ("cases.csv", "summary.json"):
-        assert (again / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+    assert (again / "cases.csv").read_bytes() == (tmp_path / "out" / "cases.csv").read_bytes()
+    first, second = (
+        json.loads((tmp_path / f / "summary.json").read_text()) for f in ("out", "again")
+    )
+    assert first.pop("date") <= second.pop("date") and first == second
+    assert first["versions"]["kidseg"] and first["host"]["cpu"]
 
 
 def test_results_are_not_replaced_unasked(tmp_path: Path) -> None:

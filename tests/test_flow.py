@@ -106,7 +106,7 @@ def test_regions_that_overlap_are_learned_and_written_as_labels(tmp_path: Path) 
         Setup(method="plain", overrides=[*SETTINGS, "segment.epochs=20"], cases=cases[:7]),
         device="cpu",
     )
-    assert set(summary["validation"]["segment"]) == {"score", "kidney and tumour", "tumour"}
+    assert set(summary["validation"]["segment"]["dice"]) == {"kidney and tumour", "tumour"}
     model = tmp_path / "run" / "model.safetensors"
     header = read_header(model)
     assert header["input"]["unit"] == "HU"
@@ -182,7 +182,7 @@ def test_networks_of_one_region_train_and_say_only_what_they_know(
     write_ellipse_dataset(data, 5)
     overrides = [*SETTINGS, "segment.epochs=2", f"cohort.target={target}", "reach=1"]
     summary = train(data, tmp_path / "run", Setup(method="plain", overrides=overrides))
-    assert set(summary["validation"]["segment"]) == {"score", region}
+    assert set(summary["validation"]["segment"]["dice"]) == {region}
     model = tmp_path / "run" / "model.safetensors"
     scan = data / "imagesTr" / "ellipse_000_0000.nii.gz"
     (result,) = segment([scan], model, tmp_path / "found", device="cpu")

@@ -86,7 +86,8 @@ def test_a_perfect_network_is_scored_as_one(size: int, least: float, most: float
     with torch.no_grad():
         figures = stage.validate()
     assert figures["score"] > least, figures
-    assert figures["score"] == pytest.approx((figures["kidney+tumour"] + figures["tumour"]) / 2)
+    mean = (figures["dice_kidney+tumour"] + figures["dice_tumour"]) / 2
+    assert figures["score"] == pytest.approx(mean)
     assert loss_of(stage, stage.net, NOW) < most
 
 
@@ -234,7 +235,7 @@ def test_the_score_is_the_mean_over_patients_then_regions() -> None:
             {"kidney": 0.7, "kidney+tumour": 0.8, "tumour": 0.3},
         ]
     )
-    means = {"kidney": 0.6, "kidney+tumour": 0.7, "tumour": 0.3}
+    means = {"dice_kidney": 0.6, "dice_kidney+tumour": 0.7, "dice_tumour": 0.3}
     assert figures == pytest.approx({"score": (0.7 + 0.3) / 2, **means})
 
 

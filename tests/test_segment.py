@@ -84,13 +84,14 @@ def test_the_record(folder: Path, model: Path, tmp_path: Path) -> None:
     record = json.loads((tmp_path / "result.json").read_text())
     assert record["scans"] == [json.loads(json.dumps(result))]
     assert "Not a medical device" in record["intended_use"]
-    assert record["model"]["sha256"] == load_predictor(model, "cpu").sha256
-    assert record["device"] == "cpu" and record["precision"] == "fp32"
+    assert result["model"]["sha256"] == load_predictor(model, "cpu").sha256
+    assert result["device"] == "cpu" and result["precision"] == "fp32"
+    assert set(result["versions"]) >= {"kidseg", "torch", "numpy"} and result["date"]
     assert set(result["grids"]) == {"pose", "segment"}
     for (grid,) in result["grids"].values():
         assert set(grid) == {"name", "angle_deg", "scale", "shift_mm", "pixel_mm", "shape"}
         assert grid["name"] == "" and grid["shape"] == [8, 32, 32]
-    steps = ("read", "prepare", "pose", "segment", "restore", "postprocess", "write")
+    steps = ("read", "prepare", "pose", "segment", "restore", "postprocess", "measure", "write")
     assert tuple(result["seconds"]) == steps
     assert [warning["code"] for warning in result["warnings"]].count("thick-slices") == 1
 
@@ -197,7 +198,7 @@ def test_what_the_result_says_of_itself(folder: Path, model: Path) -> None:
     assert "no-body" in findings(model, air)
     patient = make_ellipse_patient(0).image
     middle = patient.slices(3, 5)
-    assert "cut-by-field" in findings(model, middle)
+    assert "kidney-cut" in findings(model, middle)
 
 
 @pytest.mark.parametrize(

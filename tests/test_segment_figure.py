@@ -262,10 +262,12 @@ def test_a_model_without_a_range_says_so(data: Path, predictor: Predictor, tmp_p
     assert not far(result)
 
 
-def test_labels_stay_if_the_figure_fails(data: Path, predictor: Predictor, tmp_path: Path) -> None:
-    """A folder stands where it should go."""
-    (tmp_path / "ellipse_000_steps.png").mkdir()
-    (result,) = segment([scan(data, 0)], predictor, tmp_path, figures=True, overwrite=True)
+def test_labels_stay_if_the_figure_fails(
+    data: Path, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More pixels than matplotlib can draw."""
+    monkeypatch.setattr("kidseg.segment.figure._PANEL_PIXELS", 2**20)
+    (result,) = segment([scan(data, 0)], predictor, tmp_path, figures=True)
     codes = [warning["code"] for warning in result["warnings"]]
     assert codes.count("no-figure") == 1
     assert result["outputs"] == ["ellipse_000_seg.nii.gz"]
@@ -278,6 +280,15 @@ def test_a_figure_that_is_there_stays(data: Path, predictor: Predictor, tmp_path
     (tmp_path / "ellipse_000_steps.png").write_text("mine")
     assert code_of([scan(data, 0)], predictor, tmp_path) == "output-exists"
     assert not (tmp_path / "ellipse_000_seg.nii.gz").exists()
+
+
+def test_a_folder_where_the_figure_belongs_is_refused_before_the_work(
+    data: Path, predictor: Predictor, tmp_path: Path
+) -> None:
+    (tmp_path / "ellipse_000_steps.png").mkdir()
+    with pytest.raises(UsageError, match="a folder of this name"):
+        segment([scan(data, 0)], predictor, tmp_path, figures=True, overwrite=True)
+    assert [file.name for file in tmp_path.iterdir()] == ["ellipse_000_steps.png"]
 
 
 def code_of(

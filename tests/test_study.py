@@ -78,7 +78,7 @@ def toml(folder: Path, top: str = "test_patients = 2", more: str = "") -> Path:
         (
             "test_patients = 2",
             '[methods.b]\nmethod = "plain"\nset = ["unet.feature=3"]',
-            r"methods\.b: PlainConfig: unknown key 'unet\.feature'",
+            r"methods\.b: unknown key 'unet\.feature'",
         ),
         (
             "test_patients = 2",

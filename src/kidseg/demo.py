@@ -23,6 +23,7 @@ from kidseg.io import ReadOptions, read
 from kidseg.io.atomic import write_json, writing
 from kidseg.labels import KIDNEY_TUMOUR, Label
 from kidseg.phantom import write_patients
+from kidseg.provenance import provenance
 from kidseg.segment import Predictor, load_predictor, segment
 from kidseg.splits import Holdout, holdout
 from kidseg.train import Setup, train
@@ -57,6 +58,7 @@ class DemoResult:
         overlap: mean Dice of the body outlines over all pairs of held-out patients, "before" and
             "after" homogenizing pose and size.
         seconds: wall time of each part.
+        record: versions, host and date; see `kidseg.provenance`.
     """
 
     folder: str
@@ -67,10 +69,12 @@ class DemoResult:
     dice: Mapping[str, Mapping[str, Any]]
     overlap: Mapping[str, float]
     seconds: Mapping[str, float]
+    record: Mapping[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
         """As plain data, for JSON."""
-        return asdict(self)
+        content = asdict(self)
+        return {**content.pop("record"), **content}
 
     def __str__(self) -> str:
         lines = ["Dice over the held-out patients, mean (SD):"]
@@ -179,6 +183,7 @@ def _finish(
             "after": _mean_overlap([view.homogenized.body for view in views]),
         },
         seconds=clock.seconds,
+        record=provenance(),
     )
     write_json(out / "demo.json", found.as_dict(), overwrite=True)
     return found

@@ -23,11 +23,15 @@ __all__ = [
     "ModelError",
     "ResourceError",
     "UsageError",
+    "converted",
     "first_error",
 ]
 
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 """Error numbers of a full disk or an exceeded quota."""
+
+# Source: torch, c10/core/impl/alloc_cpu.cpp and c10/cuda/CUDACachingAllocator.cpp.
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 Severity = Literal["warning", "error"]
 
@@ -147,6 +151,44 @@ def first_error(findings: Iterable[Finding], step: str = "") -> InputError | Non
         path=first.path or None,
         code=first.code,
         next_step=f"{first.next_step} {step}".strip(),
+    )
+
+
+def converted(error: Exception, path: str | Path | None = None) -> KidsegError | None:
+    """Convert a system's error to a KidsegError; None if it is neither about memory nor a file.
+
+    Args:
+        error: MemoryError, torch's RuntimeError for the lack of it, or OSError.
+        path: concerned, unless the error names another.
+    """
+    text = str(error)
+    is_memory = isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(w in text.lower() for w in _NO_MEMORY)
+    )
+    if is_memory:
+        return ResourceError(
+            f"not enough memory: {text.splitlines()[0]}" if text else "not enough memory",
+            path=path,
+            next_step="Use fewer --jobs or a larger machine.",
+            code="out-of-memory",
+        )
+    if not isinstance(error, OSError):
+        return None
+    named = error.filename if isinstance(error.filename, str) else path
+    if error.errno in DISK_FULL:
+        return ResourceError(
+            "the disk is full",
+            path=named,
+            next_step="Free some space and run again with --overwrite.",
+            code="disk-full",
+        )
+    if named is None:
+        return None
+    return InputError(
+        f"cannot be read or written ({error.strerror or error})",
+        path=named,
+        next_step="Check its name and permissions.",
+        code="not-accessible",
     )
 
 

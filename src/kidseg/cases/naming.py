@@ -25,6 +25,8 @@ from kidseg.errors import InputError
 
 __all__ = [
     "DATASET_JSON",
+    "IMAGES",
+    "IMAGE_FOLDERS",
     "LABEL_ENDINGS",
     "SCAN_ENDINGS",
     "channel_file",
@@ -47,12 +49,16 @@ LABEL_ENDINGS = (SLICER_ENDING, *_VOLUMES)
 SCAN_ENDINGS = (*_VOLUMES, ".zip", ".dcm")
 """Endings of the files of a scan."""
 
-_IMAGE_FOLDERS = ("imagesTr", "imagesTs", "imagesVa", "imagesVal")
+IMAGE_FOLDERS = ("imagesTr", "imagesTs", "imagesVa", "imagesVal")
+"""nnU-Net's folders, where the number of an image file is always its channel."""
+
+IMAGES = frozenset({"imaging", "image", "ct"})
+"""Names of images after their content, in the folder of a case."""
+
 _FIRST = "_0000"
 _NUMBERED = re.compile(r"(.+)_\d{4}")
 _MARK = re.compile(r"(.+)[_-](?:seg|segmentation|labels|label)", re.IGNORECASE)
-# Files and folders named after their content.
-_IMAGES = frozenset({"imaging", "image", "ct"})
+# Names of label files after their content.
 _LABELS = frozenset({"segmentation", "seg", "labels", "label", "prediction", "aggregated_maj"})
 
 
@@ -65,9 +71,9 @@ def scan_name(path: Path, channels: int = 1) -> str:
     """
     name = _whole(path).name
     if path.is_dir():
-        return _case(path) if name.lower() in _IMAGES else name
+        return _case(path) if name.lower() in IMAGES else name
     stem, _ = split_ending(name, SCAN_ENDINGS)
-    if stem.lower() in _IMAGES:
+    if stem.lower() in IMAGES:
         return _case(path)
     case = stem.removesuffix(_FIRST)
     if not case or case == stem:
@@ -80,7 +86,7 @@ def label_name(path: Path) -> str:
     stem, _ = split_ending(path.name, LABEL_ENDINGS)
     while match := _MARK.fullmatch(stem):
         stem = match[1]
-    return _case(path) if stem.lower() in _LABELS | _IMAGES else stem
+    return _case(path) if stem.lower() in _LABELS | IMAGES else stem
 
 
 def is_marked(path: Path) -> bool:
@@ -138,7 +144,7 @@ def _numbered(names: Iterable[str]) -> set[str]:
 def _is_channel(path: Path, case: str) -> bool:
     """Is `_0000` of the file of a case a channel?"""
     folder = _whole(path).parent
-    if folder.name in _IMAGE_FOLDERS:
+    if folder.name in IMAGE_FOLDERS:
         return not _is_listed(path.name, folder.parent / DATASET_JSON)
     try:
         names = [split_ending(file.name, SCAN_ENDINGS)[0] for file in folder.iterdir()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,22 @@ from kidseg.errors import Finding
 from kidseg.geometry import Volume
 from kidseg.labels import LabelSchema
 
-__all__ = ["body_midline", "kidney_findings", "kidney_labels", "kidney_slices"]
+__all__ = [
+    "FRAGMENT",
+    "body_midline",
+    "border_faces",
+    "findings_on",
+    "is_fused",
+    "kidney_findings",
+    "kidney_labels",
+    "kidney_slices",
+    "numbered_components",
+]
 
-# A component smaller than this fraction of the largest is a fragment, not a second kidney. Even a
-# compressed or dysplastic kidney is larger.
-_FRAGMENT = 0.05
+FRAGMENT = 0.05
+"""A component with less than this fraction of the largest one's parenchyma is a fragment, not a
+second kidney. Even a compressed or dysplastic kidney is larger."""
+
 # Fused kidneys have at least this fraction of the parenchyma on each side of the body's midline. A
 # single kidney that a tumour displaces across the midline has less.
 _EACH_SIDE = 0.2
@@ -70,56 +82,76 @@ def kidney_findings(
     if not kidney:
         return ()
     data = labels.data[0].numpy()
-    found: list[tuple[str, str]] = []
     box = _box(np.isin(data, (*kidney, *mass)))
-    if box is not None:
-        found += _cut(box, tuple(data.shape))
-        cropped = data[box]
-        components = _components(np.isin(cropped, kidney), np.isin(cropped, (*kidney, *mass)))
-    else:
-        components = []
-    if not components:
+    if box is None:
+        return findings_on([], (), path)
+    cropped = data[box]
+    profiles = _profiles(np.isin(cropped, kidney), np.isin(cropped, (*kidney, *mass)))
+    columns = np.arange(cropped.shape[2]) + box[2].start
+    shares = [float(p[columns < midline].sum() / p.sum()) for p in profiles]
+    return findings_on(shares, border_faces(box, data.shape), path)
+
+
+def findings_on(
+    shares: Sequence[float], faces: Sequence[str], path: str | Path
+) -> tuple[Finding, ...]:
+    """The findings of `kidney_findings`.
+
+    Args:
+        shares: of each kidney, the fraction of the parenchyma that is right of the midline.
+        faces: of the image that kidneys or renal masses touch.
+        path: of the labels or the scan.
+    """
+    found: list[tuple[str, str]] = []
+    if faces:
+        named = " and the ".join(faces)
+        cause = f"a kidney touches the {named} border of the image: its volume is partial"
+        found.append(("kidney-cut", cause))
+    if not shares:
         found.append(("no-kidney", "no kidney is labelled"))
-    elif len(components) == 1:
-        assert box is not None
-        if _spans(components[0], midline - box[2].start):
-            cause = "both kidneys form one component: a horseshoe kidney, or connected by a mass"
-            found.append(("horseshoe-kidney", cause))
-        else:
-            found.append(("one-kidney", "only one kidney is labelled"))
+    elif len(shares) == 1 and is_fused(shares[0]):
+        cause = "both kidneys form one component: a horseshoe kidney, or connected by a mass"
+        found.append(("horseshoe-kidney", cause))
+    elif len(shares) == 1:
+        found.append(("one-kidney", "only one kidney is labelled"))
     return tuple(Finding(code=code, path=str(path), cause=cause) for code, cause in found)
 
 
-def _cut(box: tuple[slice, slice, slice], shape: tuple[int, ...]) -> list[tuple[str, str]]:
-    faces = [
+def is_fused(right: float) -> bool:
+    """Is a component both kidneys? By the fraction of parenchyma that is right of the midline."""
+    return _EACH_SIDE <= right <= 1 - _EACH_SIDE
+
+
+def border_faces(box: Sequence[slice], shape: Sequence[int]) -> tuple[str, ...]:
+    """The faces of a canonical image that a bounding box touches: "lower", "upper", "front", ..."""
+    return tuple(
         name
         for extent, count, names in zip(box, shape, _FACES, strict=True)
         for name, touched in zip(names, (extent.start == 0, extent.stop == count), strict=True)
         if touched
-    ]
-    if not faces:
-        return []
-    faces_named = " and the ".join(faces)
-    cause = f"a kidney touches the {faces_named} border of the image: its volume is partial"
-    return [("kidney-cut", cause)]
+    )
 
 
-def _components(kidney: np.ndarray, with_mass: np.ndarray) -> list[np.ndarray]:
-    """Column profiles of the parenchyma in each connected component, without fragments."""
+def numbered_components(mask: np.ndarray) -> tuple[np.ndarray, int]:
+    """Components of (slices, rows, columns) bool, numbered from 1; 0 is outside. And their number.
+
+    Voxels that share a corner are connected.
+    """
     from scipy import ndimage
 
-    numbered, count = ndimage.label(with_mass, structure=np.ones((3, 3, 3)))
+    numbered, count = ndimage.label(mask, structure=np.ones((3, 3, 3)))
+    return numbered, int(count)
+
+
+def _profiles(kidney: np.ndarray, with_mass: np.ndarray) -> list[np.ndarray]:
+    """Column profiles of the parenchyma in each connected component, without fragments."""
+    numbered, count = numbered_components(with_mass)
     columns = kidney.shape[2]
     _, _, column = np.nonzero(kidney)
     keys = numbered[kidney].astype(np.int64) * columns + column
     profiles = np.bincount(keys, minlength=(count + 1) * columns).reshape(count + 1, columns)
     sizes = profiles.sum(1)
-    return [p for p, size in zip(profiles, sizes, strict=True) if size > _FRAGMENT * sizes.max()]
-
-
-def _spans(profile: np.ndarray, middle: float) -> bool:
-    right = profile[np.arange(len(profile)) < middle].sum() / profile.sum()
-    return bool(_EACH_SIDE <= right <= 1 - _EACH_SIDE)
+    return [p for p, size in zip(profiles, sizes, strict=True) if size > FRAGMENT * sizes.max()]
 
 
 def _box(mask: np.ndarray) -> tuple[slice, slice, slice] | None:

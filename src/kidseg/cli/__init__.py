@@ -14,15 +14,12 @@ from typing import Annotated, NoReturn
 import typer
 
 from kidseg.cli.data import check, demo, export, phantom, store
+from kidseg.cli.machine import doctor
 from kidseg.cli.models import compare, evaluate, info, segment, train
+from kidseg.cli.settings import config
 from kidseg.cli.studies import study
-from kidseg.cli.terminal import (
-    convert_memory_error,
-    convert_os_error,
-    exit_with,
-    show_plain_warnings,
-)
-from kidseg.errors import KidsegError, UsageError
+from kidseg.cli.terminal import exit_with, show_plain_warnings, usage_error
+from kidseg.errors import KidsegError, UsageError, converted
 
 __all__ = ["app", "main"]
 
@@ -31,8 +28,7 @@ RESEARCH_ONLY = "For research use only. Not a medical device."
 app = typer.Typer(
     name="kidseg",
     help=f"Segment kidneys and renal tumours in CT, above all of children. {RESEARCH_ONLY}",
-    no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 for command in (
@@ -45,21 +41,27 @@ for command in (
     evaluate,
     compare,
     study,
+    config,
     info,
+    doctor,
     demo,
 ):
-    app.command()(command)
+    app.command(epilog=RESEARCH_ONLY)(command)
 
 
 @app.callback(invoke_without_command=True)
 def _root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", "-V", help="Print the version.")] = False,
 ) -> None:
     if version:
         from importlib.metadata import version as installed
 
         typer.echo(installed("kidseg"))
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(UsageError.exit_code)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -76,18 +78,15 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     show_plain_warnings()
     as_json = "--json" in arguments
     try:
-        sys.exit(app(arguments, standalone_mode=not as_json))
+        sys.exit(app(arguments, prog_name="kidseg", standalone_mode=False))
     except KidsegError as error:
         exit_with(error, as_json)
     except typer.TyperException as error:
-        usage = UsageError(error.format_message(), next_step="See --help.", code="usage")
-        exit_with(usage, as_json)
-    except MemoryError as error:
-        exit_with(convert_memory_error(error), as_json)
-    except OSError as error:
-        if (converted := convert_os_error(error)) is None:
+        exit_with(usage_error(error), as_json)
+    except (MemoryError, OSError) as error:
+        if (known := converted(error)) is None:
             raise
-        exit_with(converted, as_json)
+        exit_with(known, as_json)
 
 
 def _terminate(number: int, frame: object) -> NoReturn:

@@ -27,7 +27,8 @@ from kidseg.cli.options import (
     Trust,
     Validation,
 )
-from kidseg.cli.terminal import print_result, show_progress, show_stages
+from kidseg.cli.progress import show_progress, show_stages
+from kidseg.cli.terminal import print_result
 from kidseg.errors import InputError, UsageError
 
 if TYPE_CHECKING:

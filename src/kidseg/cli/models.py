@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -29,8 +29,10 @@ from kidseg.cli.options import (
     Tune,
     Validation,
 )
-from kidseg.cli.terminal import print_result, show_progress, show_stages
-from kidseg.errors import Finding
+from kidseg.cli.progress import show_progress, show_stages
+from kidseg.cli.summaries import scores_text, training_text
+from kidseg.cli.terminal import print_result
+from kidseg.errors import KidsegError
 
 __all__ = ["compare", "evaluate", "info", "segment", "train"]
 
@@ -88,15 +90,19 @@ def train(
             typer.echo(text, err=True)
     if summary["start"] is not None and not quiet:
         typer.echo(f"kidseg: {summary['start']['text']}", err=True)
-    print_result(
-        summary, f"{out / 'model.safetensors'}\n{json.dumps(summary, indent=2)}", as_json, quiet
-    )
+    print_result(summary, training_text(summary, out), as_json, quiet)
 
 
 def segment(
-    scans: Annotated[list[Path], typer.Argument(help="Scans: files or DICOM folders.")],
-    model: Annotated[Path, typer.Option("--model", "-m", help="A model file.")],
+    model: Annotated[Path, typer.Option("--model", "-m", help="A model file or a run folder.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
+    scans: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Files, DICOM folders, folders of scans, data sets, '*' patterns."),
+    ] = None,
+    input_: Annotated[
+        list[Path] | None, typer.Option("--input", "-i", help="The same as an option.")
+    ] = None,
     formats: Annotated[str, typer.Option(help="Formats of the labels: nii,nrrd,mha.")] = "nii",
     figures: Annotated[
         bool, typer.Option("--figures", help="Also draw the steps for each scan.")
@@ -109,36 +115,49 @@ def segment(
     series: Series = None,
     repair: Repair = False,
     device: Device = "auto",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Leave out scans that this model has segmented.")
+    ] = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Segment kidneys and tumours in scans; the labels are on each scan's own voxels."""
+    from kidseg.cli.volumes import ScanReport
     from kidseg.io import ReadOptions
     from kidseg.segment import segment
 
     options = ReadOptions(trust=trust, spacing_mm=spacing, series=series, repair=repair)
-    with show_progress("scans", quiet or as_json) as advance:
-        results = segment(
-            scans,
-            model,
-            out,
-            formats=tuple(formats.split(",")),
-            device=device,
-            options=options,
-            figures=figures,
-            reference=reference,
-            overwrite=overwrite,
-            progress=advance,
-        )
-    lines = [f"{len(results)} scan(s) segmented in {out}."]
-    for result in results:
-        lines += [
-            f"{result['name']}: {finding['cause']}. {finding['next_step']}"
-            for finding in result["warnings"]
-            if finding["code"] in ("outside-training-range", "no-figure")
-        ]
-    print_result({"results": results}, "\n".join(lines), as_json, quiet)
+    bar = sys.stderr.isatty()
+    with show_progress("scans", quiet or as_json or not bar) as advance:
+        heard = ScanReport(advance, lines=not (quiet or as_json or bar))
+        error = None
+        try:
+            heard.done = segment(
+                [*(scans or ()), *(input_ or ())],
+                model,
+                out,
+                formats=tuple(formats.split(",")),
+                device=device,
+                options=options,
+                figures=figures,
+                reference=reference,
+                overwrite=overwrite,
+                resume=resume,
+                report=heard.report,
+                progress=heard.progress,
+            )
+        except KidsegError as ended:
+            if not heard.done and len(heard.failed) < 2:
+                raise
+            error = ended
+        except KeyboardInterrupt:
+            typer.echo(f"kidseg: {heard.interrupted(out)}", err=True)
+            raise
+    print_result(heard.as_dict(error), heard.text(out), as_json, quiet)
+    if error is not None:
+        typer.echo(f"kidseg: {error}", err=True)
+        raise typer.Exit(error.exit_code)
 
 
 def evaluate(
@@ -174,7 +193,7 @@ def evaluate(
             jobs=jobs,
             progress=advance,
         )
-    print_result(summary, _scores_text(summary), as_json, quiet)
+    print_result(summary, scores_text(summary), as_json, quiet)
 
 
 def compare(
@@ -193,27 +212,18 @@ def compare(
 
 
 def info(
-    model: Annotated[Path, typer.Argument(help="A model file (.safetensors).")],
+    path: Annotated[Path, typer.Argument(help="A model file, a run's folder, or a store.")],
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Show a model's method, input, training and validation."""
-    from kidseg.header import read_header
+    """Show what a model is: method, training, labels, input, Dice. Also tells what a store holds.
 
-    header = read_header(model)
-    lines = [f"{key}: {json.dumps(value)}" for key, value in header.items()]
-    print_result(header, "\n".join(lines), as_json, quiet=False)
+    Example: kidseg info run
+    """
+    from kidseg.cli.about import model_text, read_model, read_store, store_text
 
-
-def _scores_text(summary: dict[str, Any]) -> str:
-    lines = [f"{finding['severity']}: {Finding(**finding)}" for finding in summary["findings"]]
-    lines.append(
-        f"{summary['n_cases']} case(s), protocol {summary['protocol']}; mean (SD) of Dice:"
-    )
-    for name, figures in summary["structures"].items():
-        dice = figures["dice"]
-        if dice["mean"] is None:
-            lines.append(f"  {name:14} not present in any case")
-        else:
-            spread = "" if dice["sd"] is None else f" ({dice['sd']:.4f})"
-            lines.append(f"  {name:14} {dice['mean']:.4f}{spread}, n = {dice['n']}")
-    return "\n".join(lines)
+    if (store := read_store(path)) is not None:
+        print_result(store, store_text(store), as_json, quiet)
+        return
+    model, header, summary = read_model(path)
+    print_result(header, model_text(model, header, summary), as_json, quiet)

@@ -37,11 +37,22 @@ AsJson = Annotated[
 ]
 Method = Annotated[
     str | None,
-    typer.Option(help=f"One of {', '.join(METHODS)}; by default the model's, or the first."),
+    typer.Option(
+        help=f"One of {', '.join(METHODS)}; by default the model's, or the first.",
+        autocompletion=lambda: list(METHODS),
+    ),
 ]
-Preset = Annotated[str | None, typer.Option(help=f"Named settings: one of {', '.join(presets())}.")]
-Config = Annotated[Path | None, typer.Option(help="TOML file with settings.")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="A setting, key=value.")]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Named settings: one of {', '.join(presets())}.",
+        autocompletion=lambda: list(presets()),
+    ),
+]
+Config = Annotated[Path | None, typer.Option(help="TOML file with settings; see kidseg config.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="A setting, key=value; see kidseg config.")
+]
 Start = Annotated[Path | None, typer.Option("--from", help="A model file to fine-tune.")]
 Tune = Annotated[
     str, typer.Option(help="With --from: all, decoder, ends, or patterns of parameter names.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,15 +10,21 @@ import typer
 
 from kidseg.cli.options import AsJson, Device, DryRun, Quiet, Seed
 from kidseg.cli.terminal import print_result
+from kidseg.errors import UsageError
 
 __all__ = ["study"]
 
 
 def study(
-    file: Annotated[Path, typer.Argument(help="The study: methods, data set, seeds (TOML).")],
+    file: Annotated[
+        Path | None, typer.Argument(help="The study: methods, data set, seeds (TOML).")
+    ] = None,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder of the study, created or resumed.")
-    ],
+        Path | None, typer.Option("--out", "-o", help="Folder of the study, created or resumed.")
+    ] = None,
+    show_example: Annotated[
+        bool, typer.Option("--example", help="Print an example of a study's file, and stop.")
+    ] = False,
     dataset: Annotated[
         Path | None, typer.Option(help="A data set, instead of the one in the file.")
     ] = None,
@@ -30,7 +37,21 @@ def study(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train, test and compare methods on a data set. Run again to continue a stopped study."""
+    """Train, test and compare methods on a data set. Run again to continue a stopped study.
+
+    Example: kidseg study study.toml -o study
+    """
+    if show_example:
+        _show_example(file, out, as_json, quiet)
+        return
+    if file is None or out is None:
+        missing = "the study's file" if file is None else "the output folder, --out"
+        raise UsageError(
+            f"{missing} is missing",
+            next_step="Write a file with: kidseg study --example > study.toml; then: kidseg study "
+            "study.toml -o study",
+            code="usage",
+        )
     from kidseg.study import design, study, study_runs
 
     if dry_run:
@@ -54,3 +75,16 @@ def study(
         file, out, dataset=dataset, device=device, jobs=jobs, seed=seed, progress=progress
     )
     print_result(result, (out / "study.md").read_text(encoding="utf-8"), as_json, quiet)
+
+
+def _show_example(file: Path | None, out: Path | None, as_json: bool, quiet: bool) -> None:
+    """Print an example; standard output keeps it apart from any file."""
+    if file is not None or out is not None:
+        raise UsageError(
+            "--example only prints",
+            next_step=f"Write it to a file with: kidseg study --example > {file or 'study.toml'}",
+            code="usage",
+        )
+    from kidseg.study.example import EXAMPLE, example
+
+    print_result({"settings": asdict(EXAMPLE), "toml": example()}, example(), as_json, quiet)

@@ -94,9 +94,9 @@ class Cohort:
     def score(self, cases: Sequence[Mapping[str, float | None]]) -> dict[str, float]:
         """Aggregate the Dice of the validation cases.
 
-        Returns the mean Dice over patients for each region, without patients in whom both reference
-        and prediction are empty. "score" is the mean over `selection`, without regions that no
-        patient has; 0 if there are none.
+        Returns the mean Dice over patients for each region, "dice_<region>", without patients in
+        whom both reference and prediction are empty. "score" is the mean over `selection`, without
+        regions that no patient has; 0 if there are none.
         """
         figures = {}
         for name in self.regions:
@@ -104,7 +104,8 @@ class Cohort:
             if known:
                 figures[name] = sum(known) / len(known)
         chosen = [figures[name] for name in self.selection if name in figures]
-        return {"score": sum(chosen) / len(chosen) if chosen else 0.0, **figures}
+        dice = {f"dice_{name}": value for name, value in figures.items()}
+        return {"score": sum(chosen) / len(chosen) if chosen else 0.0, **dice}
 
 
 def gather_cohort(

@@ -29,7 +29,9 @@ from kidseg.errors import InputError, UsageError
 from kidseg.evaluate import METRICS, Row, Run, read_run
 from kidseg.evaluate.summary import prepare_output, write_csv
 from kidseg.io.atomic import write_json, writing
+from kidseg.provenance import provenance
 from kidseg.splits import age_band
+from kidseg.table import markdown_table, wrapped
 
 __all__ = ["Comparison", "compare", "holm"]
 
@@ -37,6 +39,12 @@ ALL = "all"
 
 _OUTPUTS = ("compare.json", "compare.csv", "compare.md")
 _LARGER_IS_BETTER = {"dice": True, "hd95_mm": False, "surface_dice": True, "volume_error_ml": False}
+_TITLES = {
+    "dice": "Dice",
+    "hd95_mm": "HD95 (mm)",
+    "surface_dice": "Surface Dice",
+    "volume_error_ml": "Volume error (ml, absolute)",
+}
 # Figures are rounded to this: far above rounding errors of a mean, far below relevance.
 _DECIMALS = 10
 # Reference volumes of a case with a larger relative difference are different references.
@@ -111,13 +119,13 @@ def compare(
     Args:
         runs: at least two output folders of `evaluate`, with the same protocol and references.
         out: folder for the results; created if it is missing.
-        seed: of the bootstrap; equal seeds give equal bytes.
+        seed: of the bootstrap; equal seeds give equal bytes, but for the date.
         overwrite: replace existing results.
 
     Returns:
         The content of `compare.json`: "protocol", "runs", "pairs" (with the cases of only one run,
         and the number of patients of the common cases), "comparisons" (each a
-        `Comparison`), "seed" and "rules".
+        `Comparison`), "seed", "rules", and the versions, host and date of `provenance`.
 
     Raises:
         UsageError: "too-few-runs", "same-run", "output-exists".
@@ -156,6 +164,7 @@ def compare(
         "comparisons": [asdict(one) for one in _corrected(found)],
         "seed": seed,
         "rules": _RULES,
+        **provenance(),
     }
     _write(out, result, overwrite=overwrite)
     return result
@@ -318,22 +327,18 @@ def _markdown(result: Mapping[str, Any]) -> str:
     for pair in result["pairs"]:
         lines += [f"## {pair['a']} against {pair['b']}: {pair['n_common']} common cases", ""]
         if pair["n_patients"] < pair["n_common"]:
-            lines += [
-                f"These are of {pair['n_patients']} patients; each counts once, by the mean over "
-                "its cases.",
-                "",
-            ]
+            note = "each counts once, by the mean over its cases."
+            lines += [*wrapped(f"These are of {pair['n_patients']} patients; {note}"), ""]
         for side in ("a", "b"):
             if only := pair[f"only_{side}"]:
-                lines += [f"Only in {pair[side]}, left out: {', '.join(only)}", ""]
-        lines += [
-            "| metric | structure | patients | n | first | second | difference [95 %] "
-            "| wins, ties, losses | p | p (Holm) |",
-            "|---|---|---|---|---|---|---|---|---|---|",
-            *(_line(one) for one in result["comparisons"] if (one["a"], one["b"]) == _ends(pair)),
-            "",
-        ]
-    lines += [f"- {name}: {rule}" for name, rule in result["rules"].items()]
+                lines += [*wrapped(f"Only in {pair[side]}, left out: {', '.join(only)}"), ""]
+        lines += [*wrapped(f"Difference: {pair['a']} minus {pair['b']}."), ""]
+        of_pair = [one for one in result["comparisons"] if (one["a"], one["b"]) == _ends(pair)]
+        for metric in METRICS:
+            lines += [f"### {_TITLES[metric]}", ""]
+            lines += _table([one for one in of_pair if one["metric"] == metric])
+    for name, rule in result["rules"].items():
+        lines += wrapped(f"- {name}: {rule}", indent="  ")
     return "\n".join(lines) + "\n"
 
 
@@ -341,21 +346,25 @@ def _ends(pair: Mapping[str, Any]) -> tuple[str, str]:
     return pair["a"], pair["b"]
 
 
-def _line(one: Mapping[str, Any]) -> str:
-    low, high = _number(one["low"]), _number(one["high"])
-    cells = [
-        one["metric"],
-        one["structure"],
-        one["stratum"],
-        str(one["n"]),
-        _number(one["mean_a"]),
-        _number(one["mean_b"]),
-        f"{_number(one['mean_difference'])} [{low}, {high}]",
-        f"{one['wins']}, {one['ties']}, {one['losses']}",
-        _number(one["p"]),
-        _number(one["p_holm"]),
+def _table(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The comparisons of two runs by one metric."""
+    head = ["structure", "patients", "n", "first", "second", "difference [95 %]"]
+    head += ["wins, ties, losses", "p", "p (Holm)"]
+    rows = [
+        [
+            one["structure"],
+            one["stratum"],
+            str(one["n"]),
+            _number(one["mean_a"]),
+            _number(one["mean_b"]),
+            f"{_number(one['mean_difference'])} [{_number(one['low'])}, {_number(one['high'])}]",
+            f"{one['wins']}, {one['ties']}, {one['losses']}",
+            _number(one["p"]),
+            _number(one["p_holm"]),
+        ]
+        for one in found
     ]
-    return f"| {' | '.join(cells)} |"
+    return markdown_table(head, rows, keys=2)
 
 
 def _number(value: float | None) -> str:

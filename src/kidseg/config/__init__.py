@@ -5,6 +5,7 @@ values take precedence. Errors name unknown keys and values of the wrong type. T
 import torch, so that it works everywhere.
 """
 
+from kidseg.config.explanation import explain, meanings
 from kidseg.config.loading import dump, load, preset, schema
 from kidseg.config.methods import (
     METHODS,
@@ -46,7 +47,9 @@ __all__ = [
     "UNetConfig",
     "ViewConfig",
     "dump",
+    "explain",
     "load",
+    "meanings",
     "preset",
     "schema",
 ]

@@ -6,20 +6,20 @@ import copy
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import tomli_w
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
+from kidseg.config.methods import METHODS
+from kidseg.config.phantom import PhantomConfig
+from kidseg.config.problems import find_problems, next_step_of
 from kidseg.errors import InputError, UsageError
 from kidseg.registry import PRESETS, presets
 
-__all__ = ["CHECKED", "dump", "load", "preset", "schema"]
-
-CHECKED = ConfigDict(extra="forbid", strict=True)
-"""Validation of every configuration: unknown keys and values of another type are errors."""
+__all__ = ["command_for", "dump", "load", "preset", "schema"]
 
 _NULL = "null"
 Config = TypeVar("Config")
@@ -79,11 +79,13 @@ def load(
             json.dumps(_replaced(data, _NULL, None), default=str), strict=True
         )
     except ValidationError as error:
-        problems = "; ".join(_problem(entry) for entry in error.errors())
+        problems = find_problems(schema(kind), error.errors())
+        set_ = [tuple(text.partition("=")[0].strip().split(".")) for text in overrides]
+        in_file = [p for p in problems if not any(p.keys[: len(keys)] == keys for keys in set_)]
         raise UsageError(
-            f"{kind.__name__}: {problems}",
-            path=file,
-            next_step=f"Known keys: {', '.join(_keys(schema(kind)))}.",
+            "; ".join(problem.text for problem in problems),
+            path=file if in_file else None,
+            next_step=next_step_of(problems, command_for(kind)),
             code="bad-setting",
         ) from None
 
@@ -94,8 +96,20 @@ def dump(config: Any) -> str:
 
 
 def schema(kind: type) -> dict[str, Any]:
-    """The JSON schema of a configuration."""
-    return TypeAdapter(kind).json_schema()
+    """The JSON schema of a configuration; "description" is the meaning of a setting."""
+    tree = TypeAdapter(kind).json_schema()
+    # pydantic reads the docstrings of a class's own fields only.
+    for base in kind.__mro__[1:]:
+        if is_dataclass(base):
+            for name, node in schema(base)["properties"].items():
+                tree["properties"][name].setdefault("description", node.get("description", ""))
+    return tree
+
+
+def command_for(kind: type) -> str:
+    """The command that prints all settings of a configuration with their meanings."""
+    names = {config: name for name, config in METHODS.items()} | {PhantomConfig: "phantom"}
+    return f"kidseg config {names[kind]}" if kind in names else "kidseg study --example"
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
@@ -134,19 +148,12 @@ def _assign(data: dict[str, Any], keys: list[str], value: Any, override: str) ->
     for key in keys[:-1]:
         data = data.setdefault(key, {})
         if not isinstance(data, dict):
-            raise UsageError(f"'{override}': '{key}' is a value, not a table", code="bad-setting")
+            raise UsageError(
+                f"'{override}': '{key}' is a value, not a table",
+                next_step=f"Write it as {key}=value.",
+                code="bad-setting",
+            )
     data[keys[-1]] = value
-
-
-def _problem(entry: Mapping[str, Any]) -> str:
-    where = ".".join(str(part) for part in entry["loc"])
-    if entry["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return f"unknown key '{where}'"
-    return f"'{where}': {entry['msg']}" if where else str(entry["msg"])
-
-
-def _keys(node: Mapping[str, Any]) -> list[str]:
-    return sorted(node.get("properties", {}))
 
 
 def _replaced(node: Any, old: Any, new: Any) -> Any:

@@ -7,43 +7,42 @@ from typing import Literal
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from kidseg.config.loading import CHECKED
+from kidseg.config.checked import CHECKED
 
 __all__ = ["LocalizerConfig", "UNetConfig"]
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class UNetConfig:
-    """The segmentation network of System A.
-
-    Attributes:
-        size: pixels along each side of the training images; determines the depth. The network
-            accepts any image whose sides are multiples of `size / bottleneck`.
-        bottleneck: side of the deepest level; halving `size` must reach it.
-        features: feature maps of the finest level; doubled at each level.
-        max_features: upper limit of the feature maps.
-        skips: levels with skip connections: "all", or 32 for those with at least 32 pixels along
-            each side of a training image.
-        supervised_to: side of the coarsest level with deep supervision.
-        head_kernel: kernel size of the output convolutions.
-        dimensions: 2 for slices, 3 for volumes.
-    """
+    """The segmentation network of System A."""
 
     size: int = Field(default=512, ge=2)
+    """Pixels along each side of the training images; determines the depth. The network accepts any
+    image whose sides are multiples of `size / bottleneck`.
+    """
     bottleneck: int = Field(default=8, ge=1)
+    """Side of the deepest level; halving `size` must reach it."""
     features: int = Field(default=32, ge=1)
+    """Feature maps of the finest level; doubled at each level."""
     max_features: int = Field(default=512, ge=1)
+    """Upper limit of the feature maps."""
     skips: Literal["all", 32] = "all"
+    """Levels with skip connections: "all", or 32 for those with at least 32 pixels along each side
+    of a training image.
+    """
     supervised_to: int = Field(default=32, ge=1)
+    """Side of the coarsest level with deep supervision."""
     head_kernel: Literal[1, 3] = 3
+    """Kernel size of the output convolutions."""
     dimensions: Literal[2, 3] = 2
+    """Dimensions of the network: 2 for slices, 3 for volumes."""
 
     @model_validator(mode="after")
     def _check_depth(self) -> UNetConfig:
         if self.bottleneck << self.halvings != self.size or self.halvings < 1:
             raise ValueError(
                 f"halving {self.size} pixels does not reach {self.bottleneck}; "
-                f"size must be {self.bottleneck} times 2, 4, 8, ..."
+                f"size must be {self.bottleneck} times a power of two"
             )
         return self
 
@@ -69,38 +68,36 @@ class UNetConfig:
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class LocalizerConfig:
-    """The localisation network of a spatial transformer (STN1, STN2), and its output ranges.
-
-    Attributes:
-        size: pixels along each side of its input, a multiple of 4.
-        maps: feature maps of the two convolutions.
-        kernels: their kernel sizes, odd.
-        head: "pooled" average-pools the maps to a fixed grid before the hidden layers; "dense"
-            passes them unpooled (the paper's).
-        pooled: side of that grid; must divide `size / 4` unless it is larger.
-        hidden: units of the two hidden layers.
-        scales: 2: a pose has separate scales along x and y, 1: one scale (a similarity).
-        scale_limit: scales lie in 1 / limit .. limit.
-        shift_limit: shifts lie in -limit .. limit, in half images.
-        angle_limit_deg: angles lie in -limit .. limit.
-        square: crops are square (as fractions of the image).
-        least_side: minimum side of a crop, as a fraction of the image.
-        margin: enlargement of a crop at inference, as a fraction of its side.
-    """
+    """The localisation network of a spatial transformer (STN1, STN2), and its output ranges."""
 
     size: int = Field(default=512, ge=8, multiple_of=4)
+    """Pixels along each side of its input, a multiple of 4."""
     maps: tuple[int, int] = (8, 10)
+    """Feature maps of the two convolutions."""
     kernels: tuple[int, int] = (7, 5)
+    """Kernel sizes of the two convolutions, odd."""
     head: Literal["pooled", "dense"] = "pooled"
+    """What enters the hidden layers: "pooled", the maps averaged to a fixed grid, or "dense", the
+    maps as they are (the paper's).
+    """
     pooled: int = Field(default=16, ge=1)
+    """Side of the grid of the "pooled" head; must divide `size / 4` unless it is larger."""
     hidden: tuple[int, int] = (128, 64)
+    """Units of the two hidden layers."""
     scales: Literal[1, 2] = 2
+    """Scales of a pose: 2 for separate ones along x and y, 1 for a similarity."""
     scale_limit: float = Field(default=2.0, gt=1.0)
+    """Scales lie in 1 / limit .. limit."""
     shift_limit: float = Field(default=1.0, gt=0.0)
+    """Shifts lie in -limit .. limit, in half images."""
     angle_limit_deg: float = Field(default=180.0, gt=0.0, le=180.0)
+    """Angles lie in -limit .. limit."""
     square: bool = True
+    """Crops are square (as fractions of the image)."""
     least_side: float = Field(default=0.25, gt=0.0, le=1.0)
+    """Minimum side of a crop, as a fraction of the image."""
     margin: float = Field(default=0.1, ge=0.0)
+    """Enlargement of a crop at inference, as a fraction of its side."""
 
     @model_validator(mode="after")
     def _check_layers(self) -> LocalizerConfig:

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from kidseg.config.loading import CHECKED
+from kidseg.config.checked import CHECKED
 
 __all__ = ["PhantomConfig", "Phase"]
 
@@ -16,25 +16,22 @@ Phase = Literal["early-arterial", "portal-venous", "excretory", "unenhanced"]
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class PhantomConfig:
-    """Digital patients to generate.
-
-    Attributes:
-        ages_years: minimum and maximum age, 0 to 16.
-        size: pixels along each side of a slice; does not change the field of view.
-        max_slices: maximum number of slices; slices become thicker, the extent is unchanged.
-        slice_mm: minimum and maximum slice thickness.
-        max_angle_deg: maximum rotation about the long axis, in either direction.
-        phase: contrast phase of all scans, or "mixed" as in practice.
-        tumour_share: fraction of the patients with a tumour.
-    """
+    """Digital patients to generate."""
 
     ages_years: tuple[float, float] = (0.0, 16.0)
+    """Minimum and maximum age, within 0 to 16."""
     size: int = Field(default=512, ge=32, le=1024)
+    """Pixels along each side of a slice; does not change the field of view."""
     max_slices: int | None = Field(default=None, ge=1)
+    """Maximum number of slices; they become thicker, the extent is unchanged. None: no maximum."""
     slice_mm: tuple[float, float] = (0.5, 5.0)
+    """Minimum and maximum slice thickness, within 0.5 to 5."""
     max_angle_deg: float = Field(default=25.0, ge=0.0, le=180.0)
+    """Maximum rotation about the long axis, in either direction."""
     phase: Phase | Literal["mixed"] = "mixed"
+    """Contrast phase of all scans, or "mixed" as in practice."""
     tumour_share: float = Field(default=0.95, ge=0.0, le=1.0)
+    """Fraction of the patients with a tumour."""
 
     @model_validator(mode="after")
     def _check_ranges(self) -> PhantomConfig:

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from kidseg.config.loading import CHECKED
+from kidseg.config.checked import CHECKED
 
 __all__ = ["OptimizerConfig", "StageConfig"]
 
@@ -16,46 +16,44 @@ __all__ = ["OptimizerConfig", "StageConfig"]
 class OptimizerConfig:
     """The optimizer.
 
-    Attributes:
-        name: "sgd" (with Nesterov momentum) or "adam".
-        learning_rate: initial value.
-        momentum: of SGD; 0 is plain gradient descent.
-        weight_decay: coupled L2, added to the gradient.
-        poly_power: the rate decays as (1 - fraction of the epochs, or of the budget if larger) **
-            power; 0: constant rate.
-        clip_norm: maximum gradient norm; None: no clipping.
-
     Source: defaults of nnU-Net v2's trainer; poly as in Chen et al., DeepLab, TPAMI 2018.
     """
 
     name: Literal["sgd", "adam"] = "sgd"
+    """The algorithm: "sgd" (with Nesterov momentum) or "adam"."""
     learning_rate: float = Field(default=0.01, gt=0)
+    """Initial learning rate."""
     momentum: float = Field(default=0.99, ge=0, lt=1)
+    """Momentum of SGD; 0 is plain gradient descent."""
     weight_decay: float = Field(default=3e-5, ge=0)
+    """Weight decay: coupled L2, added to the gradient."""
     poly_power: float = Field(default=0.9, ge=0)
+    """The learning rate decays as (1 - fraction of the epochs, or of the budget if larger) **
+    power; 0: constant rate.
+    """
     clip_norm: float | None = Field(default=12.0, gt=0)
+    """Maximum norm of the gradient. None: no clipping."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class StageConfig:
-    """The training of one network.
-
-    Attributes:
-        epochs: maximum number of epochs.
-        min_epochs: minimum number of epochs before early stopping.
-        patience: early stopping after this many epochs without a better validation score; None: no
-            early stopping.
-        batch_size: slices (or patches) per step, over all processes.
-        steps: optimizer steps per epoch; None: each training slice once.
-        budget_s: time limit, including validation; training stops after the epoch that exceeds it.
-            None: no limit.
-        optimizer: see `OptimizerConfig`.
-    """
+    """The training of one network."""
 
     epochs: int = Field(default=50, ge=1)
+    """Maximum number of epochs."""
     min_epochs: int = Field(default=50, ge=0)
+    """Minimum number of epochs before early stopping."""
     patience: int | None = Field(default=None, ge=1)
+    """Early stopping after this many epochs without a better validation score. None: no early
+    stopping.
+    """
     batch_size: int = Field(default=12, ge=1)
+    """Slices (or patches) per step, over all processes."""
     steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps per epoch. None: each training slice once."""
     budget_s: float | None = Field(default=None, gt=0)
+    """Time limit, including validation; training stops after the epoch that exceeds it. None: no
+    limit.
+    """
     optimizer: OptimizerConfig = OptimizerConfig()
+    """The optimizer."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 from pydantic.dataclasses import dataclass
 
-from kidseg.config.loading import CHECKED
+from kidseg.config.checked import CHECKED
 from kidseg.config.methods import METHODS
 
 __all__ = ["StudyCommonConfig", "StudyConfig", "StudyMethodConfig"]
@@ -26,60 +26,59 @@ _Seed = Annotated[int, Field(ge=0)]
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class StudyCommonConfig:
-    """Settings common to all methods of a study.
-
-    Attributes:
-        set: settings, each "key=value"; they override presets and files, but not a method's own.
-    """
+    """Settings common to all methods of a study."""
 
     set: tuple[str, ...] = ()
+    """Settings, each "key=value"; they override presets and files, but not a method's own."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class StudyMethodConfig:
-    """One row of a study's table.
+    """One row of a study's table."""
 
-    Attributes:
-        method: name of the method.
-        preset: name of a preset of the package.
-        config: TOML file of settings, overrides the preset; relative to the study's file.
-        set: settings, each "key=value"; they override all others.
-    """
-
-    method: Annotated[str, AfterValidator(_known_method)]
+    method: Annotated[
+        str,
+        AfterValidator(_known_method),
+        WithJsonSchema({"type": "string", "enum": list(METHODS)}),
+    ]
+    """Name of the method."""
     preset: str | None = None
+    """Name of a preset of the package. None: the method's defaults."""
     config: str | None = None
+    """TOML file of settings, relative to the study's file; overrides the preset. None: no file."""
     set: tuple[str, ...] = ()
+    """Settings, each "key=value"; they override all others."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class StudyConfig:
-    """Methods, a data set, its test part and the seeds.
-
-    Attributes:
-        methods: by the name used in tables and for folders.
-        common: settings of all methods.
-        dataset: folder in any layout, relative to the study's file; None: passed by the caller.
-        test: ids of the test cases; or
-        test_patients: number of test patients, drawn at random, stratified by age and side.
-        split_seed: seed of the test and validation split. The split is the same for all methods and
-            seeds, so that runs differ only in method and seed.
-        validation_share: fraction of the other patients used for validation.
-        seeds: each method is trained once with each seed.
-        protocol: of the evaluation.
-        cyst: what a cyst counts as in the evaluation; None: as defined by the protocol.
-    """
+    """Methods, a data set, its test part and the seeds."""
 
     methods: dict[_FolderName, StudyMethodConfig] = Field(min_length=1)
+    """The methods to compare, each a row of the tables, by the name used there and for folders."""
     common: StudyCommonConfig = StudyCommonConfig()
+    """Settings common to all methods."""
     dataset: str | None = None
+    """Folder of the data set in any layout, relative to the study's file. None: named by --dataset.
+    """
     test: tuple[str, ...] = ()
+    """Ids of the test cases; empty: test_patients are drawn."""
     test_patients: int | None = Field(default=None, ge=1)
+    """Number of test patients, drawn at random, stratified by age and side. None: the cases of
+    test.
+    """
     split_seed: int = Field(default=0, ge=0)
+    """Seed of the test and validation split. The split is the same for all methods and seeds, so
+    that runs differ only in method and seed.
+    """
     validation_share: float = Field(default=0.2, gt=0, lt=1)
+    """Fraction of the other patients used for validation."""
     seeds: tuple[_Seed, ...] = Field(default=(0, 1, 2), min_length=1)
+    """Each method is trained once with each seed."""
     protocol: Literal["native", "kits19", "kits23"] = "native"
+    """Scoring protocol of the evaluation."""
     cyst: Literal["tumour", "kidney", "background"] | None = None
+    """What a cyst counts as in the evaluation. None: as defined by the protocol."""
 
     @model_validator(mode="after")
     def _check_test(self) -> StudyConfig:

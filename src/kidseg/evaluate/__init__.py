@@ -36,6 +36,7 @@ from kidseg.evaluate.volumes import KnownLabels, read_pair
 from kidseg.io.atomic import write_json
 from kidseg.labels import CystAs, LabelSchema, unclear_labels
 from kidseg.metrics import Measures, measure, union_box
+from kidseg.provenance import provenance
 
 __all__ = [
     "KITS_TOLERANCE_MM",
@@ -89,8 +90,8 @@ def evaluate(
         progress: called with (cases done, total cases).
 
     Returns:
-        The content of `summary.json`; see `summarise`. Its findings include those of
-        `kidseg.labels.unclear_labels`.
+        The content of `summary.json`; see `summarise` and `kidseg.provenance`. Its findings include
+        those of `kidseg.labels.unclear_labels`.
 
     Raises:
         UsageError: "output-exists", an unknown protocol or setting.
@@ -107,7 +108,7 @@ def evaluate(
     unclear = () if pairing.schema is None else unclear_labels(pairing.schema, ref)
     of_cases = (finding for case in scored for finding in case.findings)
     findings = [*unclear, *pairing.findings, *of_cases]
-    summary = summarise(rows, rules, findings)
+    summary = summarise(rows, rules, findings) | provenance()
     if overwrite:
         (out / "summary.json").unlink(missing_ok=True)
     write_csv(out / "cases.csv", COLUMNS, (row.values() for row in rows), overwrite=overwrite)

@@ -1,6 +1,7 @@
 """The files of an evaluation: `cases.csv`, a row per case and structure, and `summary.json`.
 
-Each file is written atomically, and equal results give equal bytes. The summary is written last and
+Each file is written atomically, and equal results give equal bytes, but for
+the date in the summary. The summary is written last and
 removed first, so a folder with a summary is complete.
 """
 

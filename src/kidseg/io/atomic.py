@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from kidseg.errors import DISK_FULL, InputError, ResourceError, UsageError
 
-__all__ = ["check_writable", "disk_full", "write_json", "writing"]
+__all__ = ["check_writable", "disk_full", "json_bytes", "write_json", "writing"]
 
 
 def check_writable(path: Path, *, overwrite: bool = False) -> None:
@@ -96,6 +96,18 @@ def write_json(path: Path, content: Any, *, overwrite: bool = False) -> None:
         ValueError: a number is NaN or infinite, which JSON cannot represent.
         UsageError, InputError, ResourceError: as `writing`.
     """
-    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
+    data = json_bytes(content)
     with writing(path, overwrite=overwrite) as file:
-        file.write(text.encode() + b"\n")
+        file.write(data)
+
+
+def json_bytes(content: Any) -> bytes:
+    """Plain data as indented JSON in UTF-8.
+
+    A name that is not UTF-8 has escapes for its bytes, which Python reads as that name again.
+
+    Raises:
+        ValueError: as `write_json`.
+    """
+    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace") + b"\n"

@@ -6,39 +6,68 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
+from typing import Any, Literal
 
 from kidseg.cases.naming import scan_name
-from kidseg.checkpoint import INTENDED_USE
-from kidseg.errors import BatchError, Finding, InputError, KidsegError, UsageError
-from kidseg.geometry import Volume
-from kidseg.io import ReadOptions, save
-from kidseg.io.atomic import write_json
+from kidseg.errors import (
+    BatchError,
+    InputError,
+    KidsegError,
+    ResourceError,
+    UsageError,
+    converted,
+)
+from kidseg.io import ReadOptions
 from kidseg.io.content import sha256_of, sha256_of_all
+from kidseg.model_file import find_model
+from kidseg.provenance import provenance
+from kidseg.segment.index import Index, read_index, record_failure, record_scan
+from kidseg.segment.outputs import (
+    FORMATS,
+    Outputs,
+    check_grid,
+    check_outputs,
+    earlier_outputs,
+    outputs_of,
+    prepare_folder,
+    staging,
+    write_outputs,
+)
 from kidseg.segment.predictor import Predictor, Segmentation, load_predictor
-from kidseg.segment.scans import read_scan
+from kidseg.segment.scans import ScanFiles, read_scan
+from kidseg.segment.sources import Source, find_scans
 from kidseg.segment.truth import ReferenceLabels, find_references
 
 __all__ = ["FORMATS", "Predictor", "Segmentation", "load_predictor", "scan_name", "segment"]
 
-FORMATS = {"nii": ".nii.gz", "nrrd": ".nrrd", "mha": ".mha"}
-"""File extensions of the label volume formats."""
+_NAMED = 8
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Files:
-    """The name of a scan and its output files."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Run:
+    """What the scans of a call have in common."""
 
-    name: str
-    labels: Sequence[Path]
-    figure: Path | None
+    predictor: Predictor
+    out: Path
+    options: ReadOptions
+    overwrite: bool
+    index: Index
+    outputs: Mapping[str, Outputs]
+    references: Mapping[str, ReferenceLabels]
 
-    @property
-    def all(self) -> list[Path]:
-        return [*self.labels, *([] if self.figure is None else [self.figure])]
+    def facts(self) -> dict[str, Any]:
+        """Model, device, versions and date, for the entry of a scan."""
+        method = self.predictor.method
+        return {
+            "model": {
+                "path": str(self.predictor.path),
+                "sha256": self.predictor.sha256,
+                "method": method.name,
+            },
+            "device": str(method.device.torch),
+            "precision": method.device.precision,
+            **provenance(),
+        }
 
 
 def segment(
@@ -52,18 +81,20 @@ def segment(
     figures: bool = False,
     reference: str | Path | None = None,
     overwrite: bool = False,
+    resume: bool = False,
+    report: Callable[[Mapping[str, Any]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Segment scans; the labels are on each scan's own voxels.
 
-    Writes `<name>_seg.nii.gz` (and other formats) into `out`, and `result.json`, which is updated
-    after each scan. If a scan fails, the others are still segmented. A figure that cannot be drawn
-    gives the finding "no-figure"; the labels are written.
+    Writes `<name>_seg.nii.gz` (and other formats) into `out`, and the scan's entry in
+    `result.json`, after each scan; entries of other scans stay. Whatever fails in one scan, the
+    others are still segmented, unless the disk is full. A figure that cannot be drawn gives the
+    finding "no-figure"; the labels are written.
 
     Args:
-        scans: files or folders that `kidseg.io.read` accepts; for a model with several channels the
-            first file of each scan, see `read_scan`.
-        model: a model file, or a predictor.
+        scans: files, folders, data sets and patterns; see `find_scans`.
+        model: a model file, a run folder, or a predictor.
         out: folder; created if missing.
         formats: keys of `FORMATS`.
         device: for a model file; see `choose_device`.
@@ -71,22 +102,73 @@ def segment(
         figures: also write `<name>_steps.png`; see `kidseg.segment.figure.draw_steps`.
         reference: labels to show in the figures and to compare with: a label volume for one scan,
             or a data set; see `find_references`.
-        overwrite: replace existing results.
+        overwrite: replace existing results of these scans.
+        resume: leave out scans that this model has segmented into `out`.
+        report: called with the entry of each scan, as in result.json; that of a failed scan has a
+            "code".
         progress: called with (done, total) after each scan.
 
     Returns:
-        An entry for each segmented scan, as in result.json.
+        An entry for each segmented scan, as in result.json; with `resume`, also of those left out.
 
     Raises:
         UsageError: "unknown-format", "no-scans", "same-name" (two scans would write the same file),
-            "output-exists", "reference-unused" (without figures); see `find_references`; all raised
-            before any scan is read.
-        InputError: see `find_references`, before any scan is read; for a single scan, see
-            `ReferenceLabels.on`.
+            "output-exists", "reference-unused" (without figures); see `find_references`.
+        InputError: see `find_scans`, `find_references`; "not-writable".
+        ModelError: see `find_model`, `load_predictor`, `read_index`.
+        ResourceError: "disk-full".
         BatchError: some of several scans failed; the message names each. With a single scan, its
             error is raised instead.
+
+    All but the last two are raised before any scan is read.
     """
     out = Path(out)
+    _check_call(scans, formats, figures, reference)
+    predictor = model if isinstance(model, Predictor) else load_predictor(find_model(model), device)
+    channels = predictor.method.plan.channels
+    values: Literal["ct", "any"] = "ct" if channels[0].scheme == "ct" else "any"
+    options = replace(options or ReadOptions(), values=values)
+    sources = find_scans(scans, len(channels), options, without=out)
+    index = read_index(out)
+    outputs = {s.name: outputs_of(s.name, out, formats, figure=figures) for s in sources}
+    known = _done_before(sources, outputs, index, predictor) if resume else {}
+    todo = [source for source in sources if source.name not in known]
+    todo = list(check_outputs(todo, outputs, index, overwrite=overwrite))
+    references = {} if reference is None else _references(todo, Path(reference), predictor)
+    prepare_folder(out)
+    run = _Run(
+        predictor=predictor,
+        out=out,
+        options=options,
+        overwrite=overwrite,
+        index=index,
+        outputs=outputs,
+        references=references,
+    )
+    done = list(known.values())
+    failed: list[KidsegError] = []
+    for k, source in enumerate(todo):
+        entry, failure = _attempt(source, run)
+        if failure is None:
+            done.append(entry)
+        else:
+            failed.append(failure)
+        if report is not None:
+            report(entry)
+        if progress is not None:
+            progress(len(known) + k + 1, len(sources))
+        if failure is not None and _is_out_full(failure, out):
+            raise _stopped(failure, k + 1 - len(failed), len(todo))
+    _raise_failed(failed, len(todo), out)
+    return done
+
+
+def _check_call(
+    scans: Sequence[str | Path],
+    formats: Sequence[str],
+    figures: bool,
+    reference: str | Path | None,
+) -> None:
     if reference is not None and not figures:
         raise UsageError(
             "a reference is only used in figures",
@@ -94,54 +176,6 @@ def segment(
             code="reference-unused",
             next_step="Request figures too; to score labels, use 'kidseg evaluate'.",
         )
-    _check_call(scans, formats)
-    predictor = model if isinstance(model, Predictor) else load_predictor(model, device)
-    channels = len(predictor.method.plan.channels)
-    named = [(Path(scan), scan_name(Path(scan), channels)) for scan in scans]
-    targets = _targets(named, out, formats, figures, overwrite)
-    references: dict[Path, ReferenceLabels] = {}
-    if reference is not None:
-        cyst = predictor.method.config.cohort.cyst
-        names = {scan: files.name for scan, files in targets.items()}
-        references = find_references(names, Path(reference), predictor.schema, cyst)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"cannot be created: {error.strerror}", path=out, code="not-writable"
-        ) from error
-    done: list[dict[str, Any]] = []
-    failed: list[KidsegError] = []
-    for k, (scan, files) in enumerate(targets.items()):
-        try:
-            labels = references.get(scan)
-            entry = _segment_scan(
-                scan, files, predictor, options or ReadOptions(), labels, overwrite
-            )
-            done.append(entry)
-        except KidsegError as error:
-            failed.append(error)
-        _write_result(out, predictor, done, failed)
-        if progress is not None:
-            progress(k + 1, len(targets))
-    _raise_failed(failed, len(targets), out)
-    return done
-
-
-def _raise_failed(failed: Sequence[KidsegError], total: int, out: Path) -> None:
-    """Raise the error of a single scan, or a BatchError that names the failed scans."""
-    if failed and total == 1:
-        raise failed[0]
-    if failed:
-        raise BatchError(
-            f"{len(failed)} of {total} scans failed: " + "; ".join(map(str, failed)),
-            path=out,
-            code="scans-failed",
-            next_step="The other scans are segmented; result.json lists both.",
-        )
-
-
-def _check_call(scans: Sequence[str | Path], formats: Sequence[str]) -> None:
     if unknown := [name for name in formats if name not in FORMATS]:
         raise UsageError(
             f"labels cannot be written as {', '.join(unknown)}",
@@ -152,139 +186,143 @@ def _check_call(scans: Sequence[str | Path], formats: Sequence[str]) -> None:
         raise UsageError("no scans or no formats are given", code="no-scans")
 
 
-def _targets(
-    scans: Sequence[tuple[Path, str]],
-    out: Path,
-    formats: Sequence[str],
-    figures: bool,
-    overwrite: bool,
-) -> dict[Path, _Files]:
-    """The output files of each scan, after checking that none exists or is written twice."""
-    targets: dict[Path, _Files] = {}
-    taken: dict[str, Path] = {}
-    for scan, name in scans:
-        if name in taken:
-            raise UsageError(
-                f"{taken[name]} and {scan} would both be named '{name}'",
-                code="same-name",
-                next_step="Segment them into different folders.",
+def _done_before(
+    sources: Sequence[Source],
+    outputs: Mapping[str, Outputs],
+    index: Index,
+    predictor: Predictor,
+) -> dict[str, dict[str, Any]]:
+    """The entries of scans that this model has segmented, whose requested outputs are there."""
+    known = {}
+    for source in sources:
+        entry = index.scans.get(source.name)
+        if (
+            entry is not None
+            and entry.get("model", {}).get("sha256") == predictor.sha256
+            and all(file.is_file() for file in outputs[source.name].all)
+        ):
+            known[source.name] = dict(entry)
+    return known
+
+
+def _references(
+    sources: Sequence[Source], reference: Path, predictor: Predictor
+) -> dict[str, ReferenceLabels]:
+    """The reference labels of each scan, by its name."""
+    cyst = predictor.method.config.cohort.cyst
+    paths = {source.path: source.name for source in sources}
+    found = find_references(paths, reference, predictor.schema, cyst)
+    for source in sources:  # several DICOM series of one folder
+        if paths[source.path] != source.name:
+            found |= find_references(
+                {Path(source.name): source.name}, reference, predictor.schema, cyst
             )
-        taken[name] = scan
-        targets[scan] = _Files(
-            name=name,
-            labels=[out / f"{name}_seg{FORMATS[kind]}" for kind in dict.fromkeys(formats)],
-            figure=out / f"{name}_steps.png" if figures else None,
-        )
-    for files in targets.values():
-        for file in files.all:
-            if file.exists() and not overwrite:
-                raise UsageError(
-                    "the file already exists",
-                    path=file,
-                    code="output-exists",
-                    next_step="Choose another folder, or use --overwrite.",
-                )
-    return targets
+    return {s.name: found.get(Path(s.name)) or found[s.path] for s in sources}
 
 
-def _segment_scan(
-    path: Path,
-    files: _Files,
-    predictor: Predictor,
-    options: ReadOptions,
-    reference: ReferenceLabels | None,
-    overwrite: bool,
-) -> dict[str, Any]:
-    start = time.perf_counter()
-    scan = read_scan(path, predictor.method.plan.channels, options)
-    known = None
-    if reference is not None:
-        known = reference.on(scan.volume.grid, replace(options, series=None, volume=None))
-    read_s = time.perf_counter() - start
-    result = predictor(scan.volume, str(path))
-    start = time.perf_counter()
-    for file in files.labels:
-        like = path if scan.first.format == "nifti" and path.suffix != ".zip" else scan.first.native
-        save(result.labels, file, like=like, overwrite=overwrite)
-    seconds = {"read": read_s, **result.seconds, "write": time.perf_counter() - start}
-    outputs, findings = list(files.labels), [*scan.findings, *result.findings]
-    if files.figure is not None:
-        start = time.perf_counter()
-        finding = _draw(files, path, scan.volume, result, predictor, known, overwrite)
-        seconds["figure"] = time.perf_counter() - start
-        if finding is None:
-            outputs.append(files.figure)
-        else:
-            findings.append(finding)
-    return {
-        "name": files.name,
-        "path": str(path),
-        "sha256": sha256_of(path)
-        if path.is_file() and len(scan.paths) == 1
-        else sha256_of_all(scan.paths),
-        "outputs": [file.name for file in outputs],
-        **result.facts,
-        "warnings": [finding.as_dict() for finding in findings],
-        "seconds": {name: round(value, 4) for name, value in seconds.items()},
-    }
-
-
-def _draw(
-    files: _Files,
-    path: Path,
-    scan: Volume,
-    result: Segmentation,
-    predictor: Predictor,
-    known: tuple[Volume, Volume | None] | None,
-    overwrite: bool,
-) -> Finding | None:
-    """Draw the figure of a scan; a finding if it fails."""
-    from kidseg.segment.figure import draw_steps
-
-    assert files.figure is not None
-    reference, ignore = known or (None, None)
+def _attempt(source: Source, run: _Run) -> tuple[dict[str, Any], KidsegError | None]:
+    """Segment a scan and record it; its entry, and the error if it failed."""
     try:
-        draw_steps(
-            files.figure,
-            files.name,
-            scan,
-            result,
-            predictor.schema,
-            reference=reference,
-            ignore=ignore,
-            overwrite=overwrite,
-        )
-    except (KidsegError, OSError, ValueError, RuntimeError, MemoryError) as error:
-        return Finding(
-            code="no-figure",
-            path=str(path),
-            cause=f"the figure could not be drawn: {error}",
-            next_step="The labels are written. Fix the cause, and segment again with --overwrite.",
-        )
-    return None
-
-
-def _write_result(
-    out: Path,
-    predictor: Predictor,
-    done: Sequence[Mapping[str, Any]],
-    failed: Sequence[KidsegError],
-) -> None:
-    from importlib.metadata import version
-
-    content = {
-        "intended_use": INTENDED_USE,
-        "kidseg": version("kidseg"),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "device": str(predictor.method.device.torch),
-        "precision": predictor.method.device.precision,
-        "model": {
-            "path": str(predictor.path),
-            "sha256": predictor.sha256,
-            "method": predictor.method.name,
-        },
-        "scans": list(done),
-        "failed": [error.as_finding().as_dict() for error in failed],
+        return _segment_scan(source, run), None
+    except Exception as error:  # of any kind: the other scans are segmented
+        failure = _failure(error, source.path)
+    entry = {
+        "name": source.name,
+        "scan": str(source.path),
+        **failure.as_finding().as_dict(),
+        **run.facts(),
     }
-    write_json(out / "result.json", content, overwrite=True)
+    try:
+        record_failure(run.out, entry)
+    except ResourceError:
+        if not _is_out_full(failure, run.out):
+            raise
+    return entry, failure
+
+
+def _segment_scan(source: Source, run: _Run) -> dict[str, Any]:
+    """Segment a scan, write its outputs and record it."""
+    if source.error is not None:
+        raise source.error
+    files, predictor, options = run.outputs[source.name], run.predictor, run.options
+    if source.series is not None:
+        options = replace(options, series=source.series)
+    start = time.perf_counter()
+    scan = read_scan(source.path, predictor.method.plan.channels, options, source.case)
+    check_grid(scan.first.native, files)
+    known = None
+    if (labels := run.references.get(source.name)) is not None:
+        known = labels.on(scan.volume.grid, replace(options, series=None, volume=None))
+    read_s = time.perf_counter() - start
+    result = predictor(scan.volume, str(source.path))
+    with staging(run.out) as folder:
+        written = write_outputs(folder, files, source.name, scan, result, predictor, options, known)
+        outputs = list(written.files.values())
+        left = earlier_outputs(run.index.scans.get(source.name), outputs, run.out)
+        findings = (*scan.findings, *result.findings, *written.findings, *left)
+        seconds = {"read": read_s, **result.seconds, **written.seconds}
+        entry = {
+            "name": source.name,
+            "path": str(source.path),
+            **({} if source.series is None else {"series_uid": source.series}),
+            "sha256": _digest(source, scan),
+            "outputs": [file.name for file in outputs],
+            **run.facts(),
+            **result.facts,
+            "warnings": [finding.as_dict() for finding in findings],
+            "seconds": {name: round(value, 4) for name, value in seconds.items()},
+        }
+        record_scan(run.out, entry, written.files, overwrite=run.overwrite)
+    return entry
+
+
+def _digest(source: Source, scan: ScanFiles) -> str:
+    if source.path.is_file() and len(scan.paths) == 1:
+        return sha256_of(source.path)
+    return sha256_of_all(scan.paths)
+
+
+def _failure(error: Exception, path: Path) -> KidsegError:
+    """Any exception as the error of a scan."""
+    if isinstance(error, KidsegError):
+        return error
+    if (known := converted(error, path)) is not None:
+        return known
+    text = str(error).strip().split("\n", 1)[0]
+    return InputError(
+        f"it could not be segmented ({type(error).__name__}{text and f': {text}'})",
+        path=path,
+        code="scan-failed",
+        next_step="Check it with 'kidseg check'. If it is sound, please report this error.",
+    )
+
+
+def _is_out_full(failure: KidsegError, out: Path) -> bool:
+    """Is it the disk of the results that is full, so that every other scan would fail too?"""
+    return failure.code == "disk-full" and Path(failure.path or out).is_relative_to(out)
+
+
+def _stopped(failure: KidsegError, done: int, total: int) -> KidsegError:
+    """The error of a full disk, with what was done before."""
+    if total == 1:
+        return failure
+    return ResourceError(
+        f"{failure.cause}; {done} of {total} scans are segmented and recorded",
+        path=failure.path,
+        code=failure.code,
+        next_step="Free some space, then segment again with --resume.",
+    )
+
+
+def _raise_failed(failed: Sequence[KidsegError], total: int, out: Path) -> None:
+    """Raise the error of a single scan, or a BatchError that names the failed scans."""
+    if failed and total == 1:
+        raise failed[0]
+    if failed:
+        more = f"; and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
+        raise BatchError(
+            f"{len(failed)} of {total} scans failed: {'; '.join(map(str, failed[:_NAMED]))}{more}",
+            path=out,
+            code="scans-failed",
+            next_step="The other scans are segmented; result.json lists both.",
+        )

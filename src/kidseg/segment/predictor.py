@@ -21,6 +21,7 @@ from kidseg.errors import Finding, ModelError, UsageError
 from kidseg.geometry import Grid, Volume, in_plane_pose
 from kidseg.intensity import Normalisation
 from kidseg.labels import LabelSchema, Target
+from kidseg.measure import Midline, Side, Sides, measure_sides
 from kidseg.methods import Method, method_named
 from kidseg.nets import PlannedUNet, UNet
 from kidseg.nets.folding import folded
@@ -74,6 +75,11 @@ class Predictor:
         least_ml = min_volume_ml(config.postprocess, radius)
         labels, removed = remove_small(restored, least_ml)
         clock.lap("postprocess")
+        middle = Midline.of(
+            subject.image.grid, None if subject.body is None else subject.body.per_slice
+        )
+        sides = measure_sides(labels, self.schema, middle, name)
+        clock.lap("measure")
         placement = self.method.report(subject.with_labels(labels), progress)
         away = distances(placement.figures, self.training_range or {})
         unit_mm = material.pixel_mm or float(scan.grid.spacing_mm[2])
@@ -90,12 +96,13 @@ class Predictor:
             },
             "removed": _removed_facts(removed, least_ml),
             "volumes_ml": _volumes(labels, self.schema, self.method.target),
+            "sides": _sides_facts(sides, middle, self.schema, self.method.target),
         }
         return Segmentation(
             labels=labels,
             facts=facts,
             findings=(
-                *_findings(labels, subject, progress, name),
+                *_findings(labels, subject, progress, sides, name),
                 *_far(away, name),
             ),
             seconds=clock.seconds,
@@ -313,36 +320,51 @@ def _volumes(labels: Volume, schema: LabelSchema, target: Target) -> dict[str, f
     }
 
 
+def _sides_facts(
+    sides: Sides | None, midline: Midline, schema: LabelSchema, target: Target
+) -> dict[str, Any] | None:
+    """Volumes of kidney, tumour and cyst in ml by side; None without a kidney in the schema."""
+    if sides is None:
+        return None
+
+    def facts(side: Side) -> dict[str, Any]:
+        volumes = {
+            meaning: volume
+            for meaning, volume in side.volumes_ml.items()
+            if target.expresses([i for i in schema.ids if schema.meaning[i] == meaning])
+        }
+        return {"volumes_ml": volumes, "partial": bool(side.borders), "borders": list(side.borders)}
+
+    return {
+        "right": facts(sides.right),
+        "left": facts(sides.left),
+        "midline": "body" if midline.is_body else "image",
+    }
+
+
 def _findings(
-    labels: Volume, subject: Subject, progress: Progress, path: str
+    labels: Volume, subject: Subject, progress: Progress, sides: Sides | None, path: str
 ) -> tuple[Finding, ...]:
     """Plausibility checks of the result."""
-    from scipy import ndimage
-
     found = labels.data[0].numpy() > 0
     notes = []
     if subject.body is not None and subject.body.box is None:
         step = "Check that the scan is CT in Hounsfield units."
         notes.append(("no-body", "no body was found in the scan", step))
-    if found[0].any() or found[-1].any():
-        cause = "the segmentation reaches the first or last slice; its volume is incomplete"
-        notes.append(("cut-by-field", cause, "Use a scan that contains both kidneys completely."))
     if not found.any():
         cause = "neither kidney nor tumour was found"
         notes.append(("nothing-found", cause, "Check the scan."))
-    else:
-        (box,) = ndimage.find_objects(found.view(np.uint8))
-        components = int(ndimage.label(found[box])[1])
-        if components != 2:
-            cause = f"kidneys and tumour form {components} connected component(s), not two"
-            step = "Check for a single, fused or missed kidney."
-            notes.append(("not-two-kidneys", cause, step))
+    elif sides is None and (found[0].any() or found[-1].any()):
+        cause = "the segmentation reaches the first or last slice; its volume is partial"
+        notes.append(("cut-by-field", cause, "Use a scan that contains all of it."))
     if any(_touches_border(region, labels.grid) for region in progress.found):
         cause = "the segmentation reaches the border of the region of interest"
         step = "Check it; train with a larger region (crop.localizer.margin), or without a crop."
         notes.append(("region-border", cause, step))
-    return tuple(
-        Finding(code=code, path=path, cause=cause, next_step=step) for code, cause, step in notes
+    measured = sides.findings if sides is not None and found.any() else ()
+    return (
+        *(Finding(code=code, path=path, cause=cause, next_step=s) for code, cause, s in notes),
+        *measured,
     )
 
 

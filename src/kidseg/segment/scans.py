@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from kidseg.cases import Case
 from kidseg.cases.naming import channel_file, first_channel_of
 from kidseg.errors import Finding, InputError
 from kidseg.geometry import Volume, join_channels
@@ -33,7 +34,12 @@ class ScanFiles:
     findings: tuple[Finding, ...]
 
 
-def read_scan(path: Path, channels: Sequence[Normalisation], options: ReadOptions) -> ScanFiles:
+def read_scan(
+    path: Path,
+    channels: Sequence[Normalisation],
+    options: ReadOptions,
+    case: Case | None = None,
+) -> ScanFiles:
     """Read a scan with the channels that a model requires.
 
     Args:
@@ -41,16 +47,20 @@ def read_scan(path: Path, channels: Sequence[Normalisation], options: ReadOption
             "case_0000.nii.gz", with "case_0001.nii.gz" and so on in the same folder.
         channels: of the model's plan; they determine whether values are HU.
         options: of reading.
+        case: of a data set, whose images are the channels, whatever their names.
 
     Raises:
         InputError: see `kidseg.io.read`; "missing-channel"; "channels-differ": the files have
             different grids.
     """
-    paths = _paths(path, len(channels))
+    paths = _paths(path, len(channels)) if case is None else case.images
     scans = []
-    for file, channel in zip(paths, channels, strict=True):
+    for k, (file, channel) in enumerate(zip(paths, channels, strict=True)):
         values: Literal["ct", "any"] = "ct" if channel.scheme == "ct" else "any"
-        scans.append(read(file, replace(options, values=values)))
+        asked = replace(options, values=values)
+        if case is not None and (volume := case.volume_of(k)) is not None:
+            asked = replace(asked, volume=volume)
+        scans.append(read(file, asked))
         if not scans[-1].volume.grid.same_as(scans[0].volume.grid):
             raise InputError(
                 f"its grid ({scans[-1].volume.grid}) differs from that of {paths[0].name}"

@@ -20,12 +20,13 @@ from kidseg.evaluate.summary import prepare_output
 from kidseg.io.atomic import write_json, writing
 from kidseg.study.chart import draw
 from kidseg.study.design import Arm, Design, design
+from kidseg.study.example import example
 from kidseg.study.page import markdown
 from kidseg.study.process import Launcher
 from kidseg.study.results import gather, write_average
 from kidseg.study.runs import StudyRun
 
-__all__ = ["Arm", "Design", "StudyRun", "design", "study", "study_runs"]
+__all__ = ["Arm", "Design", "StudyRun", "design", "example", "study", "study_runs"]
 
 Progress = Callable[[str, str, int, int], None]
 """Called with (run, step that starts or "", runs done, total runs)."""

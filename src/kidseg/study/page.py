@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kidseg.table import markdown_table, wrapped
+
 __all__ = ["markdown"]
 
 
@@ -15,7 +17,7 @@ def markdown(study: Mapping[str, Any]) -> str:
     structures = list(next(iter(done.values()))["dice"]) if done else []
     lines = ["# Study", "", *_about(study), ""]
     lines += ["## Dice, averaged over seeds: mean (SD over patients)", ""]
-    lines += _table(
+    lines += markdown_table(
         ["method", "seeds", *structures],
         [
             [name, _seeds(figures), *(_dice(figures, structure) for structure in structures)]
@@ -23,7 +25,7 @@ def markdown(study: Mapping[str, Any]) -> str:
         ],
     )
     lines += ["## Dice between seeds: mean of the seeds' means (SD between seeds)", ""]
-    lines += _table(
+    lines += markdown_table(
         ["method", *structures],
         [
             [name, *(_pair(figures["between_seeds"][s], 4) for s in structures)]
@@ -32,21 +34,28 @@ def markdown(study: Mapping[str, Any]) -> str:
     )
     lines += ["## Time and memory: mean (SD between seeds)", "", *_costs(done)]
     lines += ["## Paired differences of Dice (first minus second)", "", *_compared(study)]
-    lines += ["## Each run: Dice, mean (SD over patients)", ""]
-    lines += _table(
-        ["run", *structures, "training s", "epochs"],
-        [
-            [
-                name,
-                *(_pair(run["dice"][s], 4) for s in structures),
-                ", ".join(f"{k} {v:.1f}" for k, v in run["training_seconds"].items()),
-                ", ".join(f"{k} {v}" for k, v in run["training_epochs"].items()),
-            ]
-            for name, run in runs.items()
-        ],
-    )
-    lines += [f"- {name}: {rule}" for name, rule in study["rules"].items()]
+    lines += ["## Each run: Dice, mean (SD over patients)", "", *_each_run(runs, structures)]
+    for name, rule in study["rules"].items():
+        lines += wrapped(f"- {name}: {rule}", indent="  ")
     return "\n".join(lines) + "\n"
+
+
+def _each_run(runs: Mapping[str, Mapping[str, Any]], structures: Sequence[str]) -> list[str]:
+    by_length = sorted(runs.values(), key=lambda run: -len(run["training_seconds"]))
+    stages = list(dict.fromkeys(stage for run in by_length for stage in run["training_seconds"]))
+    trained = [stage for stage in stages if any(stage in r["training_epochs"] for r in by_length)]
+    head = ["run", *structures, *(f"training s: {stage}" for stage in stages)]
+    head += [f"epochs: {stage}" for stage in trained]
+    rows = [
+        [
+            name,
+            *(_pair(run["dice"][structure], 4) for structure in structures),
+            *(_decimal(run["training_seconds"].get(stage)) for stage in stages),
+            *(str(run["training_epochs"].get(stage, "-")) for stage in trained),
+        ]
+        for name, run in runs.items()
+    ]
+    return markdown_table(head, rows)
 
 
 def _about(study: Mapping[str, Any]) -> list[str]:
@@ -77,7 +86,7 @@ def _about(study: Mapping[str, Any]) -> list[str]:
         )
     for figures in study["methods"].values():
         lines += [f"**Failed: {name}**: {cause}" for name, cause in figures["failed"].items()]
-    return "\n\n".join(lines).split("\n")
+    return "\n\n".join("\n".join(wrapped(line)) for line in lines).split("\n")
 
 
 def _seeds(figures: Mapping[str, Any]) -> str:
@@ -107,7 +116,7 @@ def _costs(done: Mapping[str, Mapping[str, Any]]) -> list[str]:
         cells += [_pair(memory["device"], 0) if "device" in memory else "-"] if device else []
         cells.append(_pair(figures["segmentation_peak_memory_mb"], 0))
         rows.append([name, *cells])
-    return _table(
+    return markdown_table(
         [
             "method",
             *(f"training s: {stage}" for stage in stages),
@@ -137,16 +146,7 @@ def _compared(study: Mapping[str, Any]) -> list[str]:
     if not rows:
         return ["Fewer than two methods to compare.", ""]
     head = ["methods", "structure", "n", "mean [95 %]", "wins, ties, losses", "p", "p (Holm)"]
-    return _table(head, rows)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [
-        f"| {' | '.join(head)} |",
-        "|" + "---|" * len(head),
-        *(f"| {' | '.join(row)} |" for row in rows),
-        "",
-    ]
+    return markdown_table(head, rows, keys=2)
 
 
 def _pair(figures: Mapping[str, Any], decimals: int) -> str:
@@ -154,6 +154,10 @@ def _pair(figures: Mapping[str, Any], decimals: int) -> str:
         return "-"
     sd = "-" if figures["sd"] is None else f"{figures['sd']:.{decimals}f}"
     return f"{figures['mean']:.{decimals}f} ({sd})"
+
+
+def _decimal(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
 
 
 def _number(value: float | None) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 from kidseg.evaluate import METRICS, Row, read_run, summarise
 from kidseg.evaluate.summary import COLUMNS, write_csv
 from kidseg.io.atomic import write_json
+from kidseg.provenance import provenance
 from kidseg.study.design import Design
 from kidseg.study.runs import StudyRun
 
@@ -54,6 +55,7 @@ def write_average(runs: Sequence[StudyRun], design: Design, out: Path) -> Mappin
     summary = {
         **summarise(rows, design.protocol),
         "averaged_over_seeds": [run.seed for run in runs],
+        **provenance(),
     }
     out.mkdir(parents=True, exist_ok=True)
     (out / "summary.json").unlink(missing_ok=True)
@@ -104,6 +106,7 @@ def gather(
             **_figures([single[run.name] for run in own], averages.get(arm.name)),
         }
     return {
+        **provenance(),
         "data": design.as_dict(),
         "protocol": design.config.protocol,
         "seeds": list(design.config.seeds),

@@ -30,6 +30,7 @@ from kidseg.distributed import broadcast, share_norms
 from kidseg.errors import KidsegError, ModelError, ResourceError
 from kidseg.io.atomic import writing
 from kidseg.stage import Batch, Stage, TrainStep
+from kidseg.train.epochs import seconds_left
 
 __all__ = ["Fitted", "Run", "fit"]
 
@@ -44,7 +45,8 @@ class Run:
         seed: of all random numbers.
         precision: "bf16" runs the forward passes under autocast; weights stay float32.
         resume: continue from the checkpoint in `folder`, if there is one.
-        on_epoch: called after each epoch with (stage, epochs done, total epochs, log line).
+        on_epoch: called after each epoch with (stage, epochs done, total epochs, log line and the
+            seconds left, "left_s").
         clock: returns seconds; measures time budgets.
         workers: processes that prefetch batches.
     """
@@ -129,7 +131,8 @@ def fit(stage: Stage, run: Run) -> Fitted:
             _log(run.folder / "log.jsonl", line)
             _save_checkpoint(state_file, net, optimizer, (epoch, spent, stopped), best)
             if run.on_epoch is not None:
-                run.on_epoch(stage.name, epoch + 1, config.epochs, line)
+                left_s = seconds_left(config, epoch + 1, spent)
+                run.on_epoch(stage.name, epoch + 1, config.epochs, {**line, "left_s": left_s})
     if best.net is not None:
         net.load_state_dict(best.net)
     net.eval()

@@ -30,8 +30,10 @@ from kidseg.io.content import sha256_of
 from kidseg.labels import unclear_labels
 from kidseg.methods import Method
 from kidseg.pipeline import advance
+from kidseg.provenance import provenance
 from kidseg.stage import Stage
 from kidseg.train.curves import draw_curves
+from kidseg.train.epochs import group_metrics
 from kidseg.train.loop import Fitted, Run, fit
 from kidseg.train.material import STORE, Cases, Progress, Request, training_store
 from kidseg.train.setup import ResolvedSetup, Setup, resolve
@@ -153,6 +155,7 @@ def train(
             "validation": broadcast(_best_metrics(out, fitted) if run.rank == 0 else {}),
             "seconds": seconds,
             "peak_memory_mb": _peak_memory_mb(hardware),
+            **provenance(),
         }
         if run.rank == 0:
             _write_model(out, method, cohort, used, summary)
@@ -316,18 +319,15 @@ def _figures(method: Method, subject: Subject) -> Mapping[str, float]:
     return method.report(subject, advance(subject.image, list(steps))).figures
 
 
-def _best_metrics(out: Path, fitted: Mapping[str, Fitted]) -> dict[str, dict[str, float]]:
-    """Validation metrics of each stage's best epoch, from the log."""
-    metrics: dict[str, dict[str, float]] = {}
+def _best_metrics(out: Path, fitted: Mapping[str, Fitted]) -> dict[str, dict[str, Any]]:
+    """Validation metrics of each stage's best epoch, from the log; "dice" holds those by region."""
+    metrics: dict[str, dict[str, Any]] = {}
     for text in (out / "log.jsonl").read_text().splitlines():
         line = json.loads(text)
         result = fitted.get(line["stage"])
         if result is not None and line["epoch"] == result.epoch:
-            metrics[line["stage"]] = {
-                name.removeprefix("val_"): value
-                for name, value in line.items()
-                if name.startswith("val_")
-            }
+            found = {k.removeprefix("val_"): v for k, v in line.items() if k.startswith("val_")}
+            metrics[line["stage"]] = group_metrics(found)
     return metrics
 
 

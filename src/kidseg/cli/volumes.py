@@ -1,0 +1,140 @@
+"""What `kidseg segment` says: volumes by side, warnings and failures of each scan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from kidseg.errors import KidsegError
+from kidseg.table import text_table, wrapped
+
+__all__ = ["ScanReport", "scan_line", "volumes_text"]
+
+Entry = Mapping[str, Any]
+
+_SIDES = ("right", "left")
+_PARTIAL = "*"
+_RESEARCH_ONLY = "For research use only. Not a medical device."
+
+
+class ScanReport:
+    """Collects the entries of scans while they are segmented, and tells about them.
+
+    Args:
+        advance: shows (done, total).
+        lines: write a line on standard error after each scan.
+    """
+
+    def __init__(self, advance: Callable[[int, int], None], *, lines: bool) -> None:
+        self.done: list[dict[str, Any]] = []
+        self.failed: list[dict[str, Any]] = []
+        self._advance, self._lines = advance, lines
+        self._last: Entry = {}
+
+    def report(self, entry: Entry) -> None:
+        """Take the entry of a scan; that of a failed one has a "code"."""
+        (self.failed if "code" in entry else self.done).append(dict(entry))
+        self._last = entry
+
+    def progress(self, done: int, total: int) -> None:
+        """Show that a scan ended."""
+        self._advance(done, total)
+        if self._lines:
+            typer.echo(f"[{done}/{total}] {scan_line(self._last)}", err=True)
+
+    def as_dict(self, error: KidsegError | None) -> dict[str, Any]:
+        """As one JSON object, with the error that ended the batch."""
+        result: dict[str, Any] = {"results": self.done, "failed": self.failed}
+        return result if error is None else {**result, "error": error.as_finding().as_dict()}
+
+    def text(self, out: Path) -> str:
+        """For people; see `volumes_text`."""
+        return volumes_text(self.done, self.failed, out)
+
+    def interrupted(self, out: Path) -> str:
+        """What is kept of an interrupted batch, and how it goes on."""
+        return (
+            f"interrupted; {len(self.done)} scan(s) are segmented and recorded in {out}."
+            " Run the same command with --resume to go on."
+        )
+
+
+def scan_line(entry: Entry) -> str:
+    """One line about a scan: its volumes and the number of warnings, or why it failed."""
+    if "code" in entry:
+        return _printable(f"{entry['name']}: failed: {entry['cause']}")
+    parts = [
+        f"{title} {volume:.1f} ml{' (partial)' if partial else ''}"
+        for title, (volume, partial) in _volumes(entry).items()
+        if volume > 0
+    ]
+    count = len(entry["warnings"])
+    noted = f"; {count} warning{'s' * (count > 1)}" if count else ""
+    return _printable(f"{entry['name']}: {', '.join(parts) or 'nothing found'}{noted}")
+
+
+def volumes_text(done: Sequence[Entry], failed: Sequence[Entry], out: Path) -> str:
+    """The end of a segmentation: a table of volumes in ml, all warnings, all failures.
+
+    Args:
+        done: entries of segmented scans, as in result.json.
+        failed: entries of failed scans.
+        out: the folder of the results.
+    """
+    lines = []
+    if done:
+        rows = [_volumes(entry) for entry in done]
+        titles = list(dict.fromkeys(title for row in rows for title in row))
+        cells = [
+            [_printable(entry["name"]), *(_cell(row.get(title)) for title in titles)]
+            for entry, row in zip(done, rows, strict=True)
+        ]
+        lines += ["Volumes in ml:", *text_table(["scan", *titles], cells)]
+        if any(partial for row in rows for _, partial in row.values()):
+            lines.append(f"{_PARTIAL} reaches the border of the scan: the volume is partial")
+    warned = [
+        f"{entry['name']}: {_sentence(finding)}" for entry in done for finding in entry["warnings"]
+    ]
+    lines += _listed("Warnings:", warned)
+    lines += _listed("Failed:", [f"{entry['name']}: {_sentence(entry)}" for entry in failed])
+    lines += ["", *wrapped(f"{len(done)} scan(s) segmented in {out}. {_RESEARCH_ONLY}")]
+    return _printable("\n".join(lines))
+
+
+def _volumes(entry: Entry) -> dict[str, tuple[float, bool]]:
+    """{title: (volume in ml, is it partial)}: by side; of each region if there are no kidneys."""
+    sides = entry["sides"]
+    if sides is None:
+        return {name: (volume, False) for name, volume in entry["volumes_ml"].items()}
+    names = list(dict.fromkeys(name for side in _SIDES for name in sides[side]["volumes_ml"]))
+    return {
+        f"{side} {name}": (volumes[name], sides[side]["partial"] and volumes[name] > 0)
+        for name in names
+        for side in _SIDES
+        if name in (volumes := sides[side]["volumes_ml"])
+    }
+
+
+def _cell(volume: tuple[float, bool] | None) -> str:
+    if volume is None or volume[0] <= 0:
+        return "-"
+    return f"{volume[0]:.1f}{_PARTIAL if volume[1] else ''}"
+
+
+def _listed(title: str, texts: Sequence[str]) -> list[str]:
+    if not texts:
+        return []
+    return ["", title, *(line for text in texts for line in wrapped(text, indent="  "))]
+
+
+def _sentence(finding: Entry) -> str:
+    step = finding["next_step"]
+    return f"{finding['cause'].rstrip('.')}. {step}".strip() if step else finding["cause"]
+
+
+def _printable(text: str) -> str:
+    """The text with escapes for the bytes of names that are not UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,115 @@
+"""Tables of text that fit a terminal: aligned columns, and Markdown for files."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+__all__ = ["WIDTH", "markdown_table", "text_table", "wrapped"]
+
+WIDTH = 80
+"""Columns of a terminal."""
+
+_A = ord("A")
+_LETTERS = 26
+
+
+def text_table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], *, keys: int = 1, width: int = WIDTH
+) -> list[str]:
+    """Lines of a table with aligned columns, none longer than `width`.
+
+    A table that is too wide continues in another one below, with its first `keys` columns again. If
+    the names in these columns are longer than half the width, letters stand for them, which are
+    listed above the table. A single value never breaks, so one longer than the other half may be
+    too wide.
+
+    Args:
+        head: titles of the columns.
+        rows: the cells of each row.
+        keys: number of columns that name a row; they are aligned left, the others right.
+        width: of the lines.
+    """
+    return _lines(head, rows, keys, width, ("", "  ", ""), None)
+
+
+def markdown_table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], *, keys: int = 1, width: int = WIDTH
+) -> list[str]:
+    """The same in Markdown, with an empty line after each table."""
+    head, *rows = ([cell.replace("|", "\\|") for cell in row] for row in (head, *rows))
+    return _lines(head, rows, keys, width, ("| ", " | ", " |"), "-")
+
+
+def wrapped(text: str, *, indent: str = "", width: int = WIDTH) -> list[str]:
+    """The lines of a paragraph; `indent` is before all but the first."""
+    return textwrap.wrap(
+        text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def _lines(
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    keys: int,
+    width: int,
+    borders: tuple[str, str, str],
+    rule: str | None,
+) -> list[str]:
+    legend, rows = _lettered(rows, keys, width // 2)
+    lines = [*legend, *([""] if legend else [])]
+    sides = [max(len(row[k]) for row in (head, *rows)) for k in range(len(head))]
+    left, between, right = borders
+    for columns in _parts(sides, keys, width - len(left) - len(right), len(between)):
+        cells = [[row[k] for k in columns] for row in (head, *rows)]
+        aligned = [
+            [
+                cell.ljust(sides[k]) if k < keys else cell.rjust(sides[k])
+                for k, cell in zip(columns, line, strict=True)
+            ]
+            for line in cells
+        ]
+        if rule is not None:
+            aligned.insert(1, [_rule(rule, sides[k], k < keys) for k in columns])
+        lines += [f"{left}{between.join(line)}{right}".rstrip() for line in aligned]
+        lines.append("")
+    return lines if rule is not None else lines[:-1]
+
+
+def _rule(mark: str, side: int, is_key: bool) -> str:
+    return mark * side if is_key else f"{mark * (side - 1)}:"
+
+
+def _parts(sides: Sequence[int], keys: int, width: int, between: int) -> list[list[int]]:
+    """The columns of each table: the keys, and as many others as fit."""
+    named = list(range(keys))
+    parts = [list(named)]
+    for k in range(keys, len(sides)):
+        needed = sum(sides[c] + between for c in parts[-1]) + sides[k]
+        if needed > width and len(parts[-1]) > keys:
+            parts.append(list(named))
+        parts[-1].append(k)
+    return parts
+
+
+def _lettered(
+    rows: Sequence[Sequence[str]], keys: int, most: int
+) -> tuple[list[str], Sequence[Sequence[str]]]:
+    """(legend, rows); letters replace the names of the widest key column while too wide."""
+    legend: list[str] = []
+    while rows:
+        sides = [max(len(row[k]) for row in rows) for k in range(keys)]
+        widest = max(range(keys), key=sides.__getitem__)
+        if sum(sides) <= most or sides[widest] <= 2:
+            break
+        names = list(dict.fromkeys(row[widest] for row in rows))
+        letters = {name: _letter(k + len(legend)) for k, name in enumerate(names)}
+        legend += [f"{letter}: {name}" for name, letter in letters.items()]
+        rows = [[letters[c] if k == widest else c for k, c in enumerate(row)] for row in rows]
+    return legend, rows
+
+
+def _letter(number: int) -> str:
+    """A, B, ..., Z, A1, B1, ..."""
+    turn, place = divmod(number, _LETTERS)
+    return chr(_A + place) + (str(turn) if turn else "")
