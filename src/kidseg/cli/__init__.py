@@ -17,6 +17,7 @@ from kidseg.cli.data import check, demo, export, phantom, store
 from kidseg.cli.models import compare, evaluate, info, segment, train
 from kidseg.cli.studies import study
 from kidseg.cli.terminal import (
+    accept_any_text,
     convert_memory_error,
     convert_os_error,
     exit_with,
@@ -73,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     # On shared cores, busy-waiting threads slow down a run by a factor of ten. Must be set before
     # torch starts its threads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    accept_any_text()
     show_plain_warnings()
     as_json = "--json" in arguments
     try:

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from kidseg.checkpoint import INTENDED_USE
-from kidseg.errors import BatchError, Finding, InputError, KidsegError, UsageError
+from kidseg.errors import BatchError, Finding, KidsegError, UsageError, printable
 from kidseg.geometry import Volume
 from kidseg.io import ReadOptions, save
-from kidseg.io.atomic import write_json
+from kidseg.io.atomic import make_folder, write_json
 from kidseg.io.content import sha256_of, sha256_of_all
 from kidseg.segment.predictor import Predictor, Segmentation, load_predictor
 from kidseg.segment.scans import read_scan, scan_name
@@ -99,12 +99,7 @@ def segment(
         names = {scan: scan_name(scan) for scan in targets}
         cyst = predictor.method.config.cohort.cyst
         references = find_references(names, Path(reference), predictor.schema, cyst)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"cannot be created: {error.strerror}", path=out, code="not-writable"
-        ) from error
+    make_folder(out)
     done: list[dict[str, Any]] = []
     failed: list[KidsegError] = []
     for k, (scan, files) in enumerate(targets.items()):
@@ -192,8 +187,7 @@ def _segment_scan(
     result = predictor(scan.volume, str(path))
     start = time.perf_counter()
     for file in files.labels:
-        like = path if scan.first.format == "nifti" and path.suffix != ".zip" else scan.first.native
-        save(result.labels, file, like=like, overwrite=overwrite)
+        save(result.labels, file, like=scan.first, overwrite=overwrite)
     seconds = {"read": read_s, **result.seconds, "write": time.perf_counter() - start}
     outputs, findings = list(files.labels), [*scan.findings, *result.findings]
     if files.figure is not None:
@@ -233,7 +227,7 @@ def _draw(
     try:
         draw_steps(
             file,
-            scan_name(path),
+            printable(scan_name(path)),
             scan,
             result,
             predictor.schema,
