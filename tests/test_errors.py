@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kidseg import errors
 
@@ -43,3 +47,31 @@ def test_a_message_names_file_cause_and_next_step() -> None:
 def test_path_and_next_step_may_be_missing() -> None:
     assert str(errors.UsageError("no such option")) == "no such option"
     assert errors.UsageError("no such option").as_finding().code == "UsageError"
+
+
+# ---- names and quotations that cannot be printed -----------------------------------------------
+
+
+@given(st.binary(max_size=30))
+def test_any_name_of_a_file_can_be_printed(name: bytes) -> None:
+    path = os.fsdecode(name)
+    error = errors.InputError(f"its file {path}", path=path, next_step=path)
+    finding = errors.Finding(code="x", path=path, cause=path, next_step=path)
+    for text in (str(error), error.path, str(finding), *finding.as_dict().values()):
+        assert text is not None
+        text.encode("utf-8")
+        assert not any(ord(c) < 32 and c not in "\t\n" for c in text)
+    assert error.as_finding().path == finding.path == replace(finding, code="y").path
+
+
+def test_what_can_be_printed_is_unchanged_and_a_byte_is_shown_as_one() -> None:
+    for text in ("Kinder Überweisung 患者 ✓", "C:\\scans\n\tb", ""):
+        assert errors.printable(text) == text
+    assert errors.printable(os.fsdecode(b"M\xfcller")) == "M\\xfcller"
+    assert errors.printable("\x1b[31m\ud800") == "\\x1b[31m\\ud800"
+
+
+def test_a_quotation_is_short_and_on_one_line() -> None:
+    assert errors.quoted("a b") == "'a b'"
+    assert errors.quoted("a\nb\0") == "'a\\nb\\x00'"
+    assert len(errors.quoted("x" * 10_000)) < 70 and errors.quoted("x" * 10_000).endswith("...'")

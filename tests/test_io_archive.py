@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import stat
 import struct
+import subprocess
+import sys
 import tempfile
 import warnings
 import zipfile
@@ -287,3 +290,56 @@ def test_a_full_disk_while_unpacking_leaves_nothing(
     with pytest.raises(ResourceError) as caught, extracted(path):
         pytest.fail("it was extracted")
     assert caught.value.code == "disk-full" and not list(temporary.iterdir())
+
+
+def test_no_room_for_a_temporary_folder_is_a_matter_of_resources(
+    tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even an empty folder can be made: the disk is full, or the folder is gone."""
+    path = pack(tmp_path / "x.zip", {"a": b"1"})
+    temporary.rmdir()
+    for _ in range(2):
+        with pytest.raises(ResourceError) as caught, extracted(path):
+            pytest.fail("it was extracted")
+        assert caught.value.exit_code == 5 and caught.value.path == str(path)
+        assert str(temporary) in caught.value.cause and "TMPDIR" in caught.value.next_step
+        temporary.write_text("")  # a file where a folder is expected
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "none")])
+    with pytest.raises(ResourceError, match="TMPDIR"), extracted(path):
+        pytest.fail("it was extracted")
+
+
+@pytest.mark.parametrize("limit", [0, 2**16])
+def test_files_that_do_not_fit_leave_nothing(tmp_path: Path, temporary: Path, limit: int) -> None:
+    """A limit of the size of files acts as a full disk does, in every call of the system."""
+    code = (
+        "import sys; from pathlib import Path; from kidseg.io import read\n"
+        "try: read(Path(sys.argv[1]))\n"
+        "except Exception as error: print(type(error).__name__, error)"
+    )
+    path = pack(tmp_path / "x.zip", {"a.nii": os.urandom(2**18)})
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "TMPDIR": str(temporary)},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert done.stdout.startswith("ResourceError") and "TMPDIR" in done.stdout
+    assert not list(temporary.iterdir())
+
+
+def test_a_zip_and_a_folder_with_names_that_are_not_utf8(tmp_path: Path, temporary: Path) -> None:
+    name = os.fsdecode(b"M\xfcller")
+    folder = tmp_path / name
+    folder.mkdir()
+    inner = save(scan(), folder / f"{name}.nii.gz")
+    packed = pack(folder / f"{name}.zip", {"a.nii.gz": inner.read_bytes()})
+    assert torch.equal(read(packed).volume.data, read(inner).volume.data)
+    cut = pack(folder / f"cut {name}.zip", {"a.nii.gz": inner.read_bytes()[:-9]})
+    with pytest.raises(InputError) as caught:
+        read(cut)
+    str(caught.value).encode("utf-8")
+    assert not list(temporary.iterdir())

@@ -16,68 +16,10 @@ import torch
 from kidseg import io
 from kidseg.errors import InputError, ResourceError, UsageError
 from kidseg.geometry import Grid, Volume
-from kidseg.io import ReadOptions, Scan
+from kidseg.io import ReadOptions
 from kidseg.io.numbers import scaled
 from kidseg.io.orientation import affine_of_grid, mm_from_index_of_affine
-
-SHAPE = (12, 10, 6)  # of the file: columns, rows, slices
-AFFINE = np.array([[-0.8, 0, 0, 90.5], [0, -0.8, 0, 80], [0, 0, 3, -500], [0, 0, 0, 1]])
-ANY = ReadOptions(values="any")
-DEFAULT = ReadOptions()
-
-
-def hounsfield(shape: tuple[int, ...] = SHAPE) -> np.ndarray:
-    """Air with a noisy block of soft tissue, int16."""
-    rng = np.random.default_rng(1)
-    values = rng.normal(-1000, 5, shape)
-    values[2:-2, 2:-2] = rng.normal(40, 20, values[2:-2, 2:-2].shape)
-    return values.astype(np.int16)
-
-
-def write(
-    path: Path,
-    data: np.ndarray | None = None,
-    affine: np.ndarray | None = None,
-    edit: Callable[[nib.Nifti1Image], None] | None = None,
-) -> Path:
-    image = nib.Nifti1Image(
-        hounsfield() if data is None else data,
-        AFFINE if affine is None else affine,
-        dtype=None if data is None else data.dtype,
-    )
-    image.set_sform(image.affine, 1)
-    image.set_qform(image.affine, 1)
-    if edit is not None:
-        edit(image)
-    nib.save(image, path)
-    return path
-
-
-def patched(path: Path, **fields: object) -> Path:
-    """The file with raw header fields overwritten, as no library would write them."""
-    content = path.read_bytes()
-    packed = content[:2] == b"\x1f\x8b"
-    raw = bytearray(gzip.decompress(content) if packed else content)
-    header = np.frombuffer(raw, nib.nifti1.header_dtype, 1)
-    for name, value in fields.items():
-        header[name][0] = value
-    path.write_bytes(gzip.compress(bytes(raw)) if packed else bytes(raw))
-    return path
-
-
-def refused(path: Path, code: str, options: ReadOptions = DEFAULT) -> InputError:
-    with pytest.raises(InputError) as caught:
-        io.read(path, options)
-    error = caught.value
-    assert error.code == code, error
-    assert error.path == str(path) and error.cause and error.next_step
-    assert str(path) in str(error)
-    return error
-
-
-def codes(scan: Scan) -> list[str]:
-    return [finding.code for finding in scan.findings]
-
+from niftis import AFFINE, ANY, SHAPE, codes, hounsfield, patched, refused, write
 
 # ---- row 1: truncated, damaged, or no such thing -----------------------------------------------
 

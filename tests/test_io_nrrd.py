@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import os
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -414,3 +416,91 @@ def test_a_sheared_grid_survives_writing(tmp_path: Path) -> None:
     for ending in io.WRITTEN_ENDINGS:
         out = io.save(labels, tmp_path / f"labels{ending}")
         assert io.read_grid(out).same_as(grid, 1e-4)
+
+
+# ---- offsets, names and sizes that no file has -------------------------------------------------
+
+
+@pytest.mark.parametrize("skip", [2**31, 2**40, 10**300])
+def test_an_offset_beyond_the_file_costs_nothing(tmp_path: Path, skip: int) -> None:
+    packed = gzip.compress(VALUES.tobytes())
+    tracemalloc.start()
+    for path in (
+        nrrd(tmp_path / "a.nrrd", byte_skip=str(skip)),
+        nrrd(tmp_path / "b.nrrd", packed, byte_skip=str(skip), encoding="gzip"),
+        meta(tmp_path / "a.mha", HeaderSize=str(skip)),
+        meta(
+            tmp_path / "b.mha",
+            zlib.compress(VALUES.tobytes()),
+            CompressedData="True",
+            HeaderSize=str(skip),
+        ),
+    ):
+        refused(path, "truncated-file")
+    assert tracemalloc.get_traced_memory()[1] < 2**22
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1.5", "-2", "1e999", "", "1 2"])
+def test_an_offset_that_is_no_number_of_bytes_is_refused(tmp_path: Path, value: str) -> None:
+    for path in (
+        nrrd(tmp_path / "a.nrrd", byte_skip=value or "x"),
+        meta(tmp_path / "a.mha", HeaderSize=value or "x"),
+    ):
+        with pytest.raises(InputError) as caught:
+            io.read(path, ANY)
+        assert caught.value.code in ("bad-header", "unsupported-encoding")
+
+
+def test_what_is_skipped_takes_no_memory(tmp_path: Path) -> None:
+    count = 2**26
+    packed = gzip.compress(bytes(count) + VALUES.tobytes(), 1)
+    path = nrrd(tmp_path / "a.nrrd", packed, byte_skip=str(count), encoding="gzip")
+    tracemalloc.start()
+    assert np.array_equal(in_file_order(io.read(path, ANY)), VALUES)
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("size", [2**31, 2**63, 10**25, 10**300])
+def test_row_06_sizes_that_overflow_are_refused_in_a_short_sentence(
+    tmp_path: Path, size: int
+) -> None:
+    for path in (
+        nrrd(tmp_path / "a.nrrd", sizes=f"5 {size} 3"),
+        meta(tmp_path / "a.mha", DimSize=f"{size} {size} {size}"),
+    ):
+        assert len(refused(path, "absurd-size").cause) < 200
+        with pytest.raises(InputError):
+            io.read_grid(path)
+
+
+@pytest.mark.parametrize("ending", [".mhd", ".nhdr"])
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("x" * 300, "data-file-missing"),
+        ("y" * 5000 + "/" + "z" * 5000, "data-file-missing"),
+        ("a\0b", "data-file-missing"),
+        ("folder", "data-file-missing"),
+        ("pipe", "data-file-missing"),
+        (".", "data-file-missing"),
+        ("ü\x1b[31m", "data-file-missing"),
+        ("../scan.raw", "data-file-outside"),
+        ("folder/../../scan.raw", "data-file-outside"),
+        ("/dev/zero", "data-file-outside"),
+        ("\\\\host\\share\\scan.raw", "data-file-outside"),
+    ],
+)
+def test_a_name_that_is_no_file_beside_the_header_is_refused(
+    tmp_path: Path, ending: str, name: str, code: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    path = tmp_path / f"scan{ending}"
+    if ending == ".mhd":
+        meta(path, b"", ElementDataFile=name)
+    else:
+        nrrd(path, b"", data_file=name)
+    error = refused(path, code)
+    assert len(error.cause) < 200 and "\0" not in str(error) and "\x1b" not in str(error)

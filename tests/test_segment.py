@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,20 @@ import pytest
 import torch
 
 from ellipses import make_ellipse_patient, write_ellipse_dataset
+from kidseg.cases import open_dataset
+from kidseg.check import check
 from kidseg.errors import BatchError, InputError, ModelError, UsageError
+from kidseg.evaluate import evaluate
+from kidseg.export import export_nnunet
 from kidseg.geometry import Grid, Volume, posed
 from kidseg.io import ReadOptions, read, save
+from kidseg.io.orientation import reorient
 from kidseg.methods.homogenized.system_a import Homogenized
 from kidseg.pipeline import Region, Step
-from kidseg.segment import load_predictor, scan_name, segment
+from kidseg.segment import Predictor, load_predictor, scan_name, segment
 from kidseg.train import Setup, train
 
+LABELS = ReadOptions(values="labels")
 SETTINGS = (
     "view.size=32",
     "unet.size=32",
@@ -255,3 +262,118 @@ def test_a_region_that_cuts_what_was_found_is_noticed(
     assert "region-border" not in codes(inside, slice(1, 31))
     assert "region-border" not in codes(grid, slice(0, 9)), "there is nothing beyond"
     assert "region-border" not in codes(grid.crop((0, -6, 0), (8, 70, 64)), slice(0, 9))
+
+
+# ---- row 4: a slightly sheared scan, from check to export --------------------------------------
+
+
+def sheared(path: Path, out: Path) -> Path:
+    """The same voxels on axes that are 0.2 degrees off orthogonal, as some converters write."""
+    image = nibabel.load(path)
+    affine = image.affine.copy()
+    affine[1, 2] += 0.035
+    tilted = nibabel.Nifti1Image(np.asarray(image.dataobj), affine)
+    tilted.set_sform(affine, 1)
+    tilted.set_qform(None, 0)
+    tilted.header["pixdim"][1:4] = np.linalg.norm(affine[:3, :3], axis=0)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(tilted, out)
+    return out
+
+
+@pytest.mark.parametrize("ending", ["nii.gz", "nii", "nrrd", "mha"])
+def test_row_04_labels_of_a_slightly_sheared_scan_are_on_its_own_voxels(
+    folder: Path, model: Path, tmp_path: Path, ending: str
+) -> None:
+    path = sheared(scan(folder), tmp_path / "scan.nii.gz")
+    native = read(path).native
+    if ending != "nii.gz":
+        plain = read(scan(folder))
+        image = Volume(reorient(plain.volume, plain.native).data, native)
+        path = save(image, tmp_path / f"other.{ending}")
+    kinds = ["nii", "nrrd", "mha"]
+    (result,) = segment([path], model, tmp_path / "out", formats=kinds, device="cpu")
+    assert "slightly-sheared" in [warning["code"] for warning in result["warnings"]]
+    written = [read(tmp_path / "out" / name, LABELS) for name in result["outputs"]]
+    assert len(written) == 3
+    for labels in written:
+        assert labels.native.same_as(native) and labels.volume.grid.same_as(read(path).volume.grid)
+        assert torch.equal(labels.volume.data, written[0].volume.data)
+        assert bool((labels.volume.data == 1).any())
+    if ending == "nii.gz":
+        affine = nibabel.load(tmp_path / "out" / "scan_seg.nii.gz").affine
+        assert np.array_equal(affine, nibabel.load(path).affine)
+
+
+def test_row_04_slightly_sheared_scans_are_checked_scored_and_exported(
+    folder: Path, model: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(folder / "data", data)
+    for kind in ("imagesTr", "labelsTr"):
+        for path in sorted((data / kind).iterdir()):
+            path.unlink()
+            sheared(folder / "data" / kind / path.name, path)
+    report = check(data)
+    assert not report.errors and "slightly-sheared" in [f.code for f in report.findings]
+    segment([scan(tmp_path)], model, tmp_path / "out", device="cpu")
+    found = tmp_path / "out" / "ellipse_000_seg.nii.gz"
+    truth = data / "labelsTr" / "ellipse_000.nii.gz"
+    summary = evaluate(found, truth, tmp_path / "scores")
+    assert summary["structures"]["kidney+tumour"]["dice"]["mean"] > 0.7
+    out = tmp_path / "Dataset001_Sheared"
+    export_nnunet(open_dataset(data), out)
+    image = read(out / "imagesTr" / "ellipse_000_0000.nii.gz")
+    labels = read(out / "labelsTr" / "ellipse_000.nii.gz", LABELS)
+    assert "slightly-sheared" not in [f.code for f in (*image.findings, *labels.findings)]
+    assert image.native.same_as(labels.native)
+    assert torch.equal(labels.volume.data, read(truth, LABELS).volume.data)
+
+
+@pytest.mark.parametrize("trust", ["sform", "qform"])
+def test_a_scan_that_was_read_with_options_is_written_with_them(
+    folder: Path, model: Path, tmp_path: Path, trust: Any
+) -> None:
+    """Two affines that disagree: the labels lie on the one that was trusted."""
+    image = nibabel.load(scan(folder))
+    moved = image.affine.copy()
+    moved[2, 3] += 20
+    image.set_sform(moved, 1)
+    image.set_qform(image.affine if trust == "sform" else nibabel.load(scan(folder)).affine, 1)
+    image.header["qoffset_x"] += 3
+    nibabel.save(image, tmp_path / "scan.nii.gz")
+    with pytest.raises(InputError, match="--trust"):
+        segment([tmp_path / "scan.nii.gz"], model, tmp_path / "out", device="cpu")
+    options = ReadOptions(trust=trust)
+    segment([tmp_path / "scan.nii.gz"], model, tmp_path / "out", device="cpu", options=options)
+    labels = read(tmp_path / "out" / "scan_seg.nii.gz", LABELS)
+    assert labels.native.same_as(read(tmp_path / "scan.nii.gz", options).native)
+
+
+# ---- names and folders -------------------------------------------------------------------------
+
+
+def test_names_that_are_not_utf8(folder: Path, model: Path, tmp_path: Path) -> None:
+    name = os.fsdecode(b"M\xfcller")
+    path = tmp_path / f"{name}.nii.gz"
+    shutil.copy(scan(folder), path)
+    bad = tmp_path / f"bad {name}.nii.gz"
+    bad.write_bytes(b"hello")
+    out = tmp_path / name
+    with pytest.raises(BatchError) as caught:
+        segment([path, bad], model, out, device="cpu", figures=True)
+    str(caught.value).encode("utf-8")
+    assert (out / f"{name}_seg.nii.gz").exists()
+    record = json.loads((out / "result.json").read_bytes().decode("utf-8"))
+    assert Path(record["scans"][0]["path"]) == path
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_the_work(
+    folder: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Predictor, "__call__", lambda *_: pytest.fail("the work was done"))
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "out", Path("/proc/kidseg")):
+        with pytest.raises(InputError) as caught:
+            segment([scan(folder)], model, out, device="cpu")
+        assert caught.value.code == "not-writable"

@@ -8,6 +8,7 @@ stopping the work; findings are returned, not printed, and are written to `resul
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,10 +26,16 @@ __all__ = [
     "UsageError",
     "converted",
     "first_error",
+    "printable",
+    "quoted",
 ]
 
-DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-"""Error numbers of a full disk or an exceeded quota."""
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Error numbers of a full disk, an exceeded quota, or an exceeded limit of the size of a file."""
+
+# Control characters except tab and newline, and surrogates, which have no UTF-8 form.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+_MAX_QUOTED = 60
 
 # Source: torch, c10/core/impl/alloc_cpu.cpp and c10/cuda/CUDACachingAllocator.cpp.
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
@@ -41,7 +48,7 @@ class Finding:
     """An observation about an input.
 
     `code` is a stable kebab-case name ("anisotropic-voxels") for programs; `cause` and `next_step`
-    are sentences for people. `path` is the file or folder concerned.
+    are sentences for people. `path` is the file or folder concerned. All are `printable`.
     """
 
     code: str
@@ -50,12 +57,38 @@ class Finding:
     next_step: str = ""
     severity: Severity = "warning"
 
+    def __post_init__(self) -> None:
+        for name in ("path", "cause", "next_step"):
+            object.__setattr__(self, name, printable(getattr(self, name)))
+
     def __str__(self) -> str:
         return _sentence(self.path, self.cause, self.next_step)
 
     def as_dict(self) -> dict[str, str]:
         """As plain data, for JSON."""
         return asdict(self)
+
+
+def printable(text: str) -> str:
+    """The text with escapes for what cannot be printed.
+
+    Python represents a byte of a file name that is not UTF-8 as a surrogate (U+DC80 to U+DCFF),
+    here written as that byte, such as `\\xfc`. Control characters, which could disturb a terminal,
+    become escapes too.
+    """
+    return _UNPRINTABLE.sub(_escape, text)
+
+
+def quoted(text: str) -> str:
+    """Text from a file in quotation marks, shortened to about 60 characters."""
+    text = printable(text).replace("\n", "\\n")
+    return f"'{text}'" if len(text) <= _MAX_QUOTED else f"'{text[:_MAX_QUOTED]}...'"
+
+
+def _escape(match: re.Match[str]) -> str:
+    code = ord(match.group())
+    code -= 0xDC00 if 0xDC80 <= code <= 0xDCFF else 0  # the byte that it stands for
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 class KidsegWarning(UserWarning):
@@ -67,7 +100,7 @@ class KidsegError(Exception):
 
     Args:
         cause: the problem in one sentence, without the path.
-        path: the file or folder concerned.
+        path: the file or folder concerned; its attribute is `printable`, as all text.
         next_step: what the user can do about it.
         code: stable kebab-case name of the cause, for programs and tests.
     """
@@ -83,11 +116,11 @@ class KidsegError(Exception):
         next_step: str = "",
         code: str = "",
     ) -> None:
-        self.cause = cause
-        self.path = None if path is None else str(path)
-        self.next_step = next_step
+        self.cause = printable(cause)
+        self.path = None if path is None else printable(str(path))
+        self.next_step = printable(next_step)
         self.code = code
-        super().__init__(_sentence(self.path, cause, next_step))
+        super().__init__(_sentence(self.path, self.cause, self.next_step))
 
     def as_finding(self) -> Finding:
         """Convert this error to a finding, for `kidseg check`."""

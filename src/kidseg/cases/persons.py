@@ -141,7 +141,7 @@ def write_patients_csv(
         table.writerow(["" if value is None else value for value in values])
     path = root / PATIENTS_CSV
     with writing(path, overwrite=overwrite) as file:
-        file.write(text.getvalue().encode())
+        file.write(text.getvalue().encode(errors="backslashreplace"))
     return path
 
 

@@ -18,7 +18,7 @@ from kidseg.cli.machine import doctor
 from kidseg.cli.models import compare, evaluate, info, segment, train
 from kidseg.cli.settings import config
 from kidseg.cli.studies import study
-from kidseg.cli.terminal import exit_with, show_plain_warnings, usage_error
+from kidseg.cli.terminal import accept_any_text, exit_with, show_plain_warnings, usage_error
 from kidseg.errors import KidsegError, UsageError, converted
 
 __all__ = ["app", "main"]
@@ -75,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     # On shared cores, busy-waiting threads slow down a run by a factor of ten. Must be set before
     # torch starts its threads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    accept_any_text()
     show_plain_warnings()
     as_json = "--json" in arguments
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import sys
@@ -10,9 +11,10 @@ from typing import Any, NoReturn
 
 import typer
 
-from kidseg.errors import KidsegError, KidsegWarning, UsageError
+from kidseg.errors import KidsegError, KidsegWarning, UsageError, printable
 
 __all__ = [
+    "accept_any_text",
     "exit_with",
     "print_result",
     "show_plain_warnings",
@@ -20,12 +22,19 @@ __all__ = [
 ]
 
 
+def accept_any_text() -> None:
+    """Print escapes for what a terminal cannot show, such as names that are not UTF-8."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def print_result(result: dict[str, Any], text: str, as_json: bool, quiet: bool) -> None:
     """Print a result as one JSON object, or as text unless quiet."""
     if as_json:
         typer.echo(json.dumps(result, indent=2, allow_nan=False))
     elif not quiet:
-        typer.echo(text)
+        typer.echo(printable(text))
 
 
 def exit_with(error: KidsegError, as_json: bool) -> NoReturn:

@@ -111,7 +111,7 @@ def write_csv(
     table.writerow(header)
     table.writerows(rows)
     with writing(path, overwrite=overwrite) as file:
-        file.write(text.getvalue().encode())
+        file.write(text.getvalue().encode(errors="backslashreplace"))
 
 
 def read_run(folder: Path) -> Run:

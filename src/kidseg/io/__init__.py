@@ -11,6 +11,7 @@ from typing import Any, Literal
 from kidseg.errors import InputError, KidsegError, KidsegWarning, UsageError
 from kidseg.geometry import Grid, Volume
 from kidseg.io.atomic import check_writable, writing
+from kidseg.io.checks import orthogonal_grid
 from kidseg.io.orientation import reorient
 from kidseg.io.payload import head
 from kidseg.io.scan import ReadOptions, Scan
@@ -120,7 +121,7 @@ def save(
     volume: Volume,
     path: str | Path,
     *,
-    like: str | Path | Grid | None = None,
+    like: str | Path | Scan | Grid | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write a volume with one channel atomically. Values are never rescaled.
@@ -132,8 +133,11 @@ def save(
     Args:
         volume: one channel, volumetric.
         path: ends in .nii, .nii.gz, .nrrd or .mha.
-        like: a scan, or its native grid. Voxels are written in its order, without interpolation.
-            NIfTI output copies the affines of a NIfTI scan bit for bit.
+        like: a scan, its file, or its native grid. Voxels are written in its order, without
+            interpolation. NIfTI output copies the affines of a NIfTI scan bit for bit. A file is
+            read with default options, so give the scan if it was read with others. Integers on
+            the orthogonal grid that the readers give to a slightly sheared scan are written on the
+            scan's own voxels, one for one.
         overwrite: replace an existing file.
 
     Returns:
@@ -152,8 +156,13 @@ def save(
             path=path,
             code="not-one-volume",
         )
+    source: Path | None = None
+    if isinstance(like, Scan):
+        source = like.path
+    elif isinstance(like, str | Path):
+        source = Path(like)
     if like is not None:
-        volume = _reordered(volume, like)
+        volume = _reordered(volume, _native(like), source)
     name = path.name.lower()
     with writing(path, overwrite=overwrite) as file:
         if name.endswith(".nrrd"):
@@ -167,7 +176,6 @@ def save(
         else:
             from kidseg.io.nifti import write_nifti
 
-            source = None if like is None or isinstance(like, Grid) else Path(like)
             is_nifti = source is not None and kind_of(source) == "nifti"
             write_nifti(volume, file, path, like=source if is_nifti else None)
     return path
@@ -198,8 +206,9 @@ def kind_of(path: Path) -> Kind:
         InputError: "not-found", "not-a-file", "unreadable", "empty-file", "not-a-scan", and the
             codes for damaged gzip data.
     """
-    if path.is_dir():
-        return "dicom"
+    with suppress(OSError):  # such as a name that is too long; `head` reports it
+        if path.is_dir():
+            return "dicom"
     start, encoding = head(path)
     is_gzip = encoding == "gzip"
     if start[:4] in (b"\x5c\x01\0\0", b"\0\0\x01\x5c", b"\x1c\x02\0\0", b"\0\0\x02\x1c"):
@@ -239,14 +248,24 @@ def _describe_other(start: bytes, is_gzip: bool) -> str:
     return "it is not a scan in a supported format"
 
 
-def _reordered(volume: Volume, like: str | Path | Grid) -> Volume:
-    """Reorder the voxels to match `like`, and return them on exactly its grid."""
-    grid = like if isinstance(like, Grid) else read_grid(like, ReadOptions(values="any"))
+def _native(like: str | Path | Scan | Grid) -> Grid:
+    if isinstance(like, Scan):
+        return like.native
+    return like if isinstance(like, Grid) else read_grid(like, ReadOptions(values="any"))
+
+
+def _reordered(volume: Volume, grid: Grid, path: Path | None) -> Volume:
+    """Reorder the voxels to match a scan's native grid, and return them on exactly this grid."""
     reordered = reorient(volume, grid)
-    if not reordered.grid.same_as(grid):
+    is_same = reordered.grid.same_as(grid)
+    if not is_same and not volume.data.is_floating_point():
+        with suppress(InputError):  # too sheared to be read
+            straight, _ = orthogonal_grid(grid, path or Path())
+            is_same = reordered.grid.same_as(straight)
+    if not is_same:
         raise InputError(
             f"the grid of the volume ({volume.grid}) does not match the scan ({grid})",
-            path=None if isinstance(like, Grid) else like,
+            path=path,
             code="grid-mismatch",
             next_step="Resample the volume onto the scan's grid first.",
         )

@@ -73,8 +73,7 @@ def extracted(path: Path, limits: Limits = _DEFAULT) -> Iterator[Path]:
         ResourceError: "disk-full": the disk for temporary files has too little free space.
     """
     path = Path(path)
-    with tempfile.TemporaryDirectory(prefix="kidseg-") as name:
-        folder = Path(name).resolve()
+    with _temporary_folder(path) as folder:
         try:
             with zipfile.ZipFile(path) as archive:
                 entries = archive.infolist()
@@ -94,6 +93,16 @@ def extracted(path: Path, limits: Limits = _DEFAULT) -> Iterator[Path]:
         yield folder
 
 
+@contextmanager
+def _temporary_folder(path: Path) -> Iterator[Path]:
+    try:
+        temporary = tempfile.TemporaryDirectory(prefix="kidseg-")
+    except OSError as error:
+        raise _no_space(path, f"cannot be used ({error.strerror or error})") from error
+    with temporary as name:
+        yield Path(name).resolve()
+
+
 def _refused(path: Path, code: str, cause: str, next_step: str = "") -> InputError:
     step = next_step or "Create a zip with the files of one scan and nothing else."
     return InputError(f"{cause}; nothing was extracted", path=path, code=code, next_step=step)
@@ -111,12 +120,13 @@ def _converted(path: Path, error: OSError) -> InputError | ResourceError:
     )
 
 
-def _no_space(path: Path) -> ResourceError:
+def _no_space(path: Path, cause: str = "has too little free space") -> ResourceError:
+    folder = tempfile.tempdir or "TMPDIR"
     return ResourceError(
-        "the disk for temporary files has too little free space to extract it",
+        f"the folder for temporary files ({folder}) {cause}, so it was not extracted",
         path=path,
         code="disk-full",
-        next_step="Free some space, or set TMPDIR to a larger disk.",
+        next_step="Free some space, or set TMPDIR to a folder on a larger disk.",
     )
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from kidseg.errors import DISK_FULL, InputError, ResourceError, UsageError
+from kidseg.errors import DISK_FULL, InputError, KidsegError, ResourceError, UsageError
 
-__all__ = ["check_writable", "disk_full", "json_bytes", "write_json", "writing"]
+__all__ = ["check_writable", "disk_full", "json_bytes", "make_folder", "write_json", "writing"]
 
 
 def check_writable(path: Path, *, overwrite: bool = False) -> None:
@@ -22,19 +23,41 @@ def check_writable(path: Path, *, overwrite: bool = False) -> None:
 
     Raises:
         UsageError: "output-exists": the file exists and `overwrite` is off, or it is a folder.
-        InputError: "not-writable": the parent is missing, read-only or not a folder.
+        InputError: "not-writable": the parent is missing, read-only or not a folder, the name is
+            not possible, or it is a device or pipe.
+        ResourceError: "disk-full".
     """
-    if path.is_dir() or (path.exists() and not overwrite):
-        kind = "a folder of this name" if path.is_dir() else "the file"
+    mode = _mode(path)
+    is_folder = stat.S_ISDIR(mode)
+    if is_folder or (stat.S_ISREG(mode) and not overwrite):
+        kind = "a folder of this name" if is_folder else "the file"
         raise UsageError(
             f"{kind} already exists",
             path=path,
             code="output-exists",
-            next_step="Choose another name" + ("." if path.is_dir() else ", or --overwrite."),
+            next_step="Choose another name" + ("." if is_folder else ", or --overwrite."),
         )
+    if mode and not stat.S_ISREG(mode):
+        raise _not_writable(path, "it is a device, pipe or socket")
     file, temporary = _temporary(path)
     file.close()
     temporary.unlink()
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder with its parents if it is missing, and check that files can be written in it.
+
+    Raises:
+        InputError: "not-writable": it or a parent is a file, is read-only, or has no possible name.
+        ResourceError: "disk-full".
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise _not_writable(path, "a file of this name exists") from error
+    except (OSError, ValueError) as error:
+        raise _converted(path, error, "the folder cannot be created") from error
+    check_writable(path / f"kidseg-{secrets.token_hex(8)}")
 
 
 @contextmanager
@@ -58,15 +81,16 @@ def writing(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
-        if isinstance(error, OSError) and error.errno in DISK_FULL:
-            raise disk_full(path) from error
+        # An error of another file, such as the input, names that file.
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
+            raise _converted(path, error, "it cannot be written") from error
         raise
 
 
 def disk_full(path: Path) -> ResourceError:
     """The error "disk-full" for an output of which nothing was kept."""
     return ResourceError(
-        "the disk is full; nothing was written",
+        "the disk is full, or a quota or size limit is reached; nothing was written",
         path=path,
         code="disk-full",
         next_step="Free some space, or write elsewhere.",
@@ -79,14 +103,37 @@ def _temporary(path: Path) -> tuple[BinaryIO, Path]:
     try:
         return temporary.open("xb"), temporary
     except OSError as error:
-        if error.errno in DISK_FULL:
-            raise disk_full(path) from error
-        raise InputError(
-            f"its folder is not writable ({error.strerror})",
-            path=path,
-            code="not-writable",
-            next_step="Create the folder, or choose a writable one.",
-        ) from error
+        raise _converted(path, error, "its folder is not writable") from error
+
+
+def _mode(path: Path) -> int:
+    """The mode of a file or folder; 0 if there is none.
+
+    Raises:
+        InputError: "not-writable": the name is too long or has a zero byte, for example.
+    """
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+    except (OSError, ValueError) as error:
+        raise _converted(path, error, "it cannot be written") from error
+
+
+def _converted(path: Path, error: OSError | ValueError, what: str) -> KidsegError:
+    """Convert an error of the system to a KidsegError."""
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        return disk_full(path)
+    return _not_writable(path, f"{what} ({getattr(error, 'strerror', None) or error})")
+
+
+def _not_writable(path: Path, cause: str) -> InputError:
+    return InputError(
+        cause,
+        path=path,
+        code="not-writable",
+        next_step="Create the folder, or choose a writable one.",
+    )
 
 
 def write_json(path: Path, content: Any, *, overwrite: bool = False) -> None:

@@ -30,6 +30,7 @@ __all__ = [
     "check_resolution",
     "check_spacing",
     "grid_of",
+    "is_invertible",
     "orthogonal_grid",
     "replace_nonfinite",
     "volume_shape",
@@ -46,6 +47,8 @@ _MAX_SLICE_MM = 5.0
 _ROUNDING = 1e-4
 
 _MAX_SAMPLED_VOXELS = 2**20
+# More voxels along an axis than any scanner or format gives.
+_MAX_AXIS = 2**31 - 1
 
 
 def bad_header(cause: str, path: Path) -> InputError:
@@ -118,10 +121,10 @@ def volume_shape(shape: Sequence[int], path: Path) -> tuple[int, int, int]:
     Further axes of length 1 are dropped. A volume may have a single slice.
 
     Raises:
-        InputError: "empty-axis", "two-dimensional" or "several-volumes".
+        InputError: "empty-axis", "two-dimensional", "several-volumes" or "absurd-size".
     """
     sizes = tuple(int(n) for n in shape)
-    text = " x ".join(map(str, sizes))
+    text = " x ".join(f"{n:g}" if n > _MAX_AXIS else str(n) for n in sizes)
     if not sizes or min(sizes) < 1:
         raise InputError(
             f"an axis has no voxels: {text or 'no axes'}",
@@ -143,6 +146,13 @@ def volume_shape(shape: Sequence[int], path: Path) -> tuple[int, int, int]:
             code="several-volumes",
             next_step="Save the required volume as a separate file.",
         )
+    if max(sizes) > _MAX_AXIS:
+        raise InputError(
+            f"the header states {text} voxels, which no file can hold",
+            path=path,
+            code="absurd-size",
+            next_step="The header is damaged: copy or export the file again.",
+        )
     return sizes[0], sizes[1], sizes[2]
 
 
@@ -158,7 +168,11 @@ def _size(n_bytes: int) -> str:
 # ---- geometry ----------------------------------------------------------------------------------
 
 
-def check_spacing(spacing_mm: Sequence[float], path: Path) -> None:
+def check_spacing(
+    spacing_mm: Sequence[float],
+    path: Path,
+    next_step: str = "Specify the correct spacing with --spacing SLICE ROW COLUMN.",
+) -> None:
     """Check that the spacing is positive and finite.
 
     Raises:
@@ -169,8 +183,17 @@ def check_spacing(spacing_mm: Sequence[float], path: Path) -> None:
             f"the voxel spacing is invalid: {' x '.join(f'{s:g}' for s in spacing_mm)} mm",
             path=path,
             code="bad-spacing",
-            next_step="Specify the correct spacing with --spacing SLICE ROW COLUMN.",
+            next_step=next_step,
         )
+
+
+def is_invertible(mm_from_index: Tensor) -> bool:
+    """Whether an affine (4, 4) is finite and its axes have three different directions."""
+    linear = mm_from_index[:3, :3]
+    spacing = torch.linalg.vector_norm(linear, dim=0)
+    if not bool(torch.isfinite(mm_from_index).all() & torch.isfinite(spacing).all()):
+        return False
+    return bool((spacing > 0).all()) and float(torch.linalg.det(linear / spacing).abs()) > 1e-3
 
 
 def check_matrix(mm_from_index: Tensor, path: Path) -> None:
@@ -179,12 +202,10 @@ def check_matrix(mm_from_index: Tensor, path: Path) -> None:
     Raises:
         InputError: "bad-affine" or "bad-spacing".
     """
-    linear = mm_from_index[:3, :3]
+    if is_invertible(mm_from_index):
+        return
     if bool(torch.isfinite(mm_from_index).all()):
-        spacing = torch.linalg.vector_norm(linear, dim=0)
-        check_spacing(spacing.tolist(), path)
-        if float(torch.linalg.det(linear / spacing).abs()) > 1e-3:
-            return
+        check_spacing(torch.linalg.vector_norm(mm_from_index[:3, :3], dim=0).tolist(), path)
     raise InputError(
         "its affine is invalid: not finite or not invertible",
         path=path,

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from kidseg.errors import InputError
+from kidseg.errors import InputError, quoted
 from kidseg.geometry import Volume
 from kidseg.io import checks
 from kidseg.io.checks import bad_header
@@ -100,13 +100,13 @@ def describe_metaimage(path: Path, options: ReadOptions) -> VoxelBlock:
     for line in lines:
         name, equals, value = line.partition("=")
         if line and not equals:
-            raise bad_header(f"a line of its header is not a field: '{line[:40]}'", path)
+            raise bad_header(f"a line of its header is not a field: {quoted(line)}", path)
         fields[name.strip()] = value.strip()
     require_fields(fields, ("NDims", "DimSize", "ElementType", _LAST), path)
     if parse_numbers(fields.get("ElementNumberOfChannels", "1"), path) != [1.0]:
         raise InputError(
-            f"it has {fields['ElementNumberOfChannels']} components per voxel; only one is "
-            "supported",
+            f"it has {quoted(fields['ElementNumberOfChannels'])} components per voxel; only one "
+            "is supported",
             path=path,
             code="several-volumes",
             next_step="Save the required component as a separate file.",
@@ -115,7 +115,8 @@ def describe_metaimage(path: Path, options: ReadOptions) -> VoxelBlock:
     ranks = parse_numbers(fields["NDims"], path)
     if [len(sizes)] != ranks or not all(n.is_integer() for n in sizes):
         raise bad_header(
-            f"{fields['NDims']} dimensions and sizes {fields['DimSize']} disagree", path
+            f"{quoted(fields['NDims'])} dimensions and sizes {quoted(fields['DimSize'])} disagree",
+            path,
         )
     nx, ny, nz = checks.volume_shape([int(n) for n in sizes], path)
     axes_mm, origin_mm = _axes(fields, len(sizes), path, options)
@@ -124,7 +125,7 @@ def describe_metaimage(path: Path, options: ReadOptions) -> VoxelBlock:
     skip = parse_numbers(fields.get("HeaderSize", "0"), path)
     compressed = _flag(fields, "CompressedData")
     if len(skip) != 1 or not skip[0].is_integer() or skip[0] < (0 if compressed else -1):
-        raise _unsupported(f"its HeaderSize {fields['HeaderSize']} is not supported", path)
+        raise _unsupported(f"its HeaderSize {quoted(fields['HeaderSize'])} is not supported", path)
     big_endian = _flag(fields, "BinaryDataByteOrderMSB") or _flag(fields, "ElementByteOrderMSB")
     if not _flag(fields, "BinaryData", default="True"):
         raise _unsupported("its voxels are stored as text, which is not supported", path)

@@ -7,21 +7,17 @@ nibabel and SimpleITK use different affines of a file, so files whose affines di
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from kidseg.errors import Finding, UsageError
+from kidseg.errors import Finding, InputError, UsageError
 from kidseg.geometry import Grid, Volume
-from kidseg.io.nifti_header import (
-    AGREE_MM,
-    corner_gap_mm,
-    parse,
-    qform_of,
-    read_header,
-    sform_of,
-)
+from kidseg.io.checks import bad_header
+from kidseg.io.nifti_affine import AGREE_MM, corner_gap_mm, qform_of, sform_of
+from kidseg.io.nifti_header import parse, read_header
 from kidseg.io.numbers import scaled, stored_array
 from kidseg.io.orientation import affine_of_grid
 from kidseg.io.payload import open_payload, write_gzip
@@ -49,6 +45,8 @@ def read_nifti(path: Path, options: ReadOptions) -> Scan:
         values = payload.array(header.stored, count, options.memory_limit_bytes)
         payload.skip(header.bytes_after)
         extra = payload.finish()
+    if header.doubtful_offset and extra:
+        raise bad_header(f"{header.doubtful_offset}; {extra[0].cause}", path)
     is_gzip = payload.encoding == "gzip"
     findings = (*header.findings, *_name_findings(path, is_gzip=is_gzip), *extra)
     data = scaled(values, header.slope, header.intercept, path)
@@ -137,7 +135,7 @@ def _new_header(
     header.set_qform(affine, 1, strip_shears=True)
     if like is not None:
         with open_payload(like) as payload:
-            _copy_affines(header, parse(payload))
+            _copy_affines(header, parse(payload), grid, path)
     steps = np.array(header["pixdim"][1:4], dtype=np.float64)
     written = qform_of(header, steps, path)
     if corner_gap_mm(sform_of(header), written, grid.shape) > AGREE_MM:
@@ -145,12 +143,25 @@ def _new_header(
     return header
 
 
-def _copy_affines(header: nibabel.Nifti1Header, source: nibabel.Nifti1Header) -> None:
-    """Copy the affines of `source` bit for bit."""
-    if int(source["sform_code"]) > 0:
+def _copy_affines(
+    header: nibabel.Nifti1Header, source: nibabel.Nifti1Header, grid: Grid, path: Path
+) -> None:
+    """Copy those affines of `source` bit for bit that are the grid's.
+
+    The other one may be, for example, the one that was not trusted when the scan was read.
+    """
+    affine = affine_of_grid(grid)
+    if int(source["sform_code"]) > 0 and _is_near(sform_of(source), affine, grid):
         for name in ("srow_x", "srow_y", "srow_z"):
             header[name] = source[name]
     if int(source["qform_code"]) > 0:
-        header["pixdim"][:4] = source["pixdim"][:4]
-        for name in [*(f"quatern_{i}" for i in "bcd"), *(f"qoffset_{i}" for i in "xyz")]:
-            header[name] = source[name]
+        steps = np.array(source["pixdim"][1:4], dtype=np.float64)
+        with suppress(InputError):  # no rotation
+            if _is_near(qform_of(source, steps, path), affine, grid):
+                header["pixdim"][:4] = source["pixdim"][:4]
+                for name in [*(f"quatern_{i}" for i in "bcd"), *(f"qoffset_{i}" for i in "xyz")]:
+                    header[name] = source[name]
+
+
+def _is_near(affine: np.ndarray, wanted: np.ndarray, grid: Grid) -> bool:
+    return bool(np.isfinite(affine).all()) and corner_gap_mm(affine, wanted, grid.shape) <= AGREE_MM

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from kidseg.errors import InputError
+from kidseg.errors import InputError, quoted
 from kidseg.geometry import Volume
 from kidseg.io import checks
 from kidseg.io.checks import bad_header
@@ -114,7 +114,8 @@ def describe_nrrd(path: Path, options: ReadOptions) -> VoxelBlock:
     sizes = _integers(fields["sizes"], path)
     if [len(sizes)] != _integers(fields["dimension"], path):
         raise bad_header(
-            f"{fields['dimension']} dimensions and sizes {fields['sizes']} disagree", path
+            f"dimension {quoted(fields['dimension'])} and sizes {quoted(fields['sizes'])} disagree",
+            path,
         )
     axes_mm, kept = _axes(fields, sizes, path)
     nx, ny, nz = checks.volume_shape([sizes[i] for i in kept], path)
@@ -125,7 +126,7 @@ def describe_nrrd(path: Path, options: ReadOptions) -> VoxelBlock:
     if stored.itemsize > 1 and "endian" not in fields:
         raise bad_header("its header does not state the byte order", path)
     file = _data_file(fields, path)
-    skip = _integers(fields.get("byte skip", "0"), path)[0]
+    skip = _count(fields, "byte skip", path)
     encoding = _encoding(fields, skip, path)
     return VoxelBlock(
         native=checks.grid_of((nz, ny, nx), matrix, path),
@@ -141,13 +142,13 @@ def describe_nrrd(path: Path, options: ReadOptions) -> VoxelBlock:
 def _fields(lines: list[str], path: Path) -> dict[str, str]:
     """The fields of the header, without key/value pairs (`:=`) and comments."""
     if not re.fullmatch(r"NRRD000\d", lines[0]):
-        raise bad_header(f"it starts with '{lines[0][:20]}', not with an NRRD version", path)
+        raise bad_header(f"it starts with {quoted(lines[0])}, not with an NRRD version", path)
     fields = {}
     for line in lines[1:]:
         if line and not line.startswith("#") and ":=" not in line:
             name, colon, value = line.partition(":")
             if not colon:
-                raise bad_header(f"a line of its header is not a field: '{line[:40]}'", path)
+                raise bad_header(f"a line of its header is not a field: {quoted(line)}", path)
             fields[name.strip().lower()] = value.strip()
     return fields
 
@@ -193,7 +194,7 @@ def _origin(fields: dict[str, str], path: Path) -> np.ndarray | None:
         return None
     origin = _numbers(fields["space origin"], path)
     if len(origin) != 3:
-        raise bad_header(f"its origin {fields['space origin']} is invalid", path)
+        raise bad_header(f"its origin {quoted(fields['space origin'])} is invalid", path)
     return np.array(origin)
 
 
@@ -201,7 +202,7 @@ def _space(fields: dict[str, str], path: Path) -> str:
     units = re.findall(r'"([^"]*)"', fields.get("space units", ""))
     if any(unit.lower() not in _MILLIMETRE for unit in units):
         raise InputError(
-            f"its unit of length is not millimetres, but {fields['space units']}",
+            f"its unit of length is not millimetres, but {quoted(fields['space units'])}",
             path=path,
             code="bad-unit",
             next_step="Export the scan again in millimetres.",
@@ -209,7 +210,7 @@ def _space(fields: dict[str, str], path: Path) -> str:
     name = fields.get("space", "lps").lower()
     if name not in _SPACES:
         raise InputError(
-            f"its space '{name}' is not a supported patient space",
+            f"its space {quoted(name)} is not a supported patient space",
             path=path,
             code="unknown-space",
             next_step="Export it in left-posterior-superior or right-anterior-superior.",
@@ -224,10 +225,11 @@ def _data_file(fields: dict[str, str], path: Path) -> Path:
 
 def _encoding(fields: dict[str, str], skip: int, path: Path) -> Encoding:
     name = fields["encoding"].lower()
-    lines = _integers(fields.get("line skip", "0"), path)[0]
+    lines = _count(fields, "line skip", path)
     if name not in _ENCODINGS or lines or skip < -1 or (skip < 0 and name != "raw"):
         raise InputError(
-            f"its encoding '{name}' (byte skip {skip}, line skip {lines}) is not supported",
+            f"its encoding {quoted(name)} (byte skip {skip:g}, line skip {lines:g}) is not "
+            "supported",
             path=path,
             code="unsupported-encoding",
             next_step="Convert it to raw or gzip encoding.",
@@ -239,8 +241,15 @@ def _numbers(text: str, path: Path) -> list[float]:
     return parse_numbers(text.strip("()").replace(",", " "), path)
 
 
+def _count(fields: dict[str, str], name: str, path: Path) -> int:
+    numbers = _integers(fields.get(name, "0"), path)
+    if len(numbers) != 1:
+        raise bad_header(f"its {name} {quoted(fields[name])} is not one number", path)
+    return numbers[0]
+
+
 def _integers(text: str, path: Path) -> list[int]:
     numbers = _numbers(text, path)
     if not numbers or not all(n.is_integer() for n in numbers):
-        raise bad_header(f"'{text}' is not a list of integers", path)
+        raise bad_header(f"{quoted(text)} is not a list of integers", path)
     return [int(n) for n in numbers]

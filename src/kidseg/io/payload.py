@@ -7,6 +7,7 @@ allocated than the file can fill.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,12 +47,17 @@ class Payload:
     def __init__(self, file: BinaryIO, path: Path, encoding: Encoding) -> None:
         self.path = path
         self.encoding = encoding
-        left = path.stat().st_size - file.tell()
-        self.held_bytes = left if encoding == "raw" else left * _MAX_DEFLATE_RATIO
         self._file = file
+        left = self.left_bytes
+        self.held_bytes = left if encoding == "raw" else left * _MAX_DEFLATE_RATIO
         self._stream = self._new_stream()
         self._ended = False
         self._trailing = 0
+
+    @property
+    def left_bytes(self) -> int:
+        """Bytes of the file itself, compressed or not, after the current position."""
+        return max(0, os.fstat(self._file.fileno()).st_size - self._file.tell())
 
     def read(self, count: int) -> bytes:
         """The next `count` bytes; fewer at the end.
@@ -68,16 +74,23 @@ class Payload:
         return b"".join(parts)
 
     def skip(self, count: int) -> None:
-        """Skip the next `count` bytes.
+        """Skip the next `count` bytes; they take no memory.
 
         Raises:
             InputError: "truncated-file", "damaged-file".
         """
+        possible = self.left_bytes if self._stream is None else self.held_bytes
         left = count
-        while left and (part := self.read(min(left, _CHUNK))):
+        while left > 0 and count <= possible and (part := self.read(min(left, _CHUNK))):
             left -= len(part)
-        if left:
-            raise self._truncated(count, count - left)
+        if left > 0:
+            raise InputError(
+                f"the header states that voxels follow after {count} bytes, but the file ends "
+                "before",
+                path=self.path,
+                code="truncated-file",
+                next_step=_EXPORT_AGAIN,
+            )
 
     def array(self, dtype: np.dtype, count: int, limit_bytes: int | None = None) -> np.ndarray:
         """The next `count` values of `dtype`, in native byte order, writable.
@@ -87,8 +100,8 @@ class Payload:
             ResourceError: "not-enough-memory".
         """
         asked = count * dtype.itemsize
-        if self._stream is None and asked > self._remaining():
-            raise self._truncated(asked, self._remaining())
+        if self._stream is None and asked > self.left_bytes:
+            raise self._truncated(asked, self.left_bytes)
         check_memory(asked, self.path, held_bytes=self.held_bytes, limit_bytes=limit_bytes)
         values = np.empty(count, dtype)
         view, got = memoryview(values.view(np.uint8).data), 0
@@ -179,9 +192,6 @@ class Payload:
             self._trailing += len(part) if part.strip(b"\0") else 0
         return False
 
-    def _remaining(self) -> int:
-        return self.path.stat().st_size - self._file.tell()
-
     def _truncated(self, asked: int, held: int) -> InputError:
         return InputError(
             f"the header states {asked} bytes of voxels, but the file contains {held}: "
@@ -241,7 +251,7 @@ def _open(path: Path) -> Iterator[BinaryIO]:
                 next_step="Specify the file itself.",
             )
         file = path.open("rb")
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError) as error:  # ValueError: a zero byte in the name
         raise InputError(
             "no such file", path=path, code="not-found", next_step="Check the path."
         ) from error
@@ -253,7 +263,7 @@ def _open(path: Path) -> Iterator[BinaryIO]:
             next_step="Check its permissions.",
         ) from error
     with file:
-        if path.stat().st_size == 0:
+        if os.fstat(file.fileno()).st_size == 0:
             raise InputError(
                 "the file is empty", path=path, code="empty-file", next_step=_EXPORT_AGAIN
             )

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kidseg.errors import Finding, InputError
+from kidseg.errors import Finding, InputError, quoted
 from kidseg.geometry import Grid
 from kidseg.io import checks
 from kidseg.io.checks import bad_header
@@ -66,11 +66,9 @@ def read_block(block: VoxelBlock, path: Path, format: Format, options: ReadOptio
         ResourceError: "not-enough-memory".
     """
     count = math.prod(block.native.shape)
-    offset = block.offset
-    if block.skip < 0:
-        offset = max(offset, block.file.stat().st_size - count * block.stored.itemsize)
-    with open_payload(block.file, offset=offset, encoding=block.encoding) as payload:
-        payload.read(max(0, block.skip))
+    with open_payload(block.file, offset=block.offset, encoding=block.encoding) as payload:
+        voxel_bytes = count * block.stored.itemsize
+        payload.skip(block.skip if block.skip >= 0 else max(0, payload.left_bytes - voxel_bytes))
         values = payload.array(block.stored, count, options.memory_limit_bytes)
         extra = payload.finish()
     return scan_of(
@@ -131,7 +129,7 @@ def parse_numbers(text: str, path: Path) -> list[float]:
     try:
         return [float(part) for part in text.split()]
     except ValueError as error:
-        raise bad_header(f"'{text}' is not a list of numbers", path) from error
+        raise bad_header(f"{quoted(text)} is not a list of numbers", path) from error
 
 
 def format_numbers(values: np.ndarray, separator: str) -> str:
@@ -161,15 +159,19 @@ def separate_file(path: Path, name: str, single: str) -> Path:
     parts = {*PurePosixPath(name).parts, *PureWindowsPath(name).parts}
     if PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor or ".." in parts:
         raise InputError(
-            f"its voxel file '{name}' is outside its folder",
+            f"its voxel file {quoted(name)} is outside its folder",
             path=path,
             code="data-file-outside",
             next_step="Put the voxel file next to the header and remove the folder from its name.",
         )
     file = path.parent / name
-    if not file.is_file():
+    try:
+        is_there = file.is_file()
+    except OSError:  # a name that is too long for any file
+        is_there = False
+    if not is_there:
         raise InputError(
-            f"its voxel file '{name}' is missing",
+            f"its voxel file {quoted(name)} is missing",
             path=path,
             code="data-file-missing",
             next_step="Keep the header and its voxel file together, or convert to a single file.",

@@ -14,7 +14,7 @@ from typing import Any
 from kidseg.errors import Finding, InputError, KidsegError, ResourceError, UsageError, converted
 from kidseg.geometry import Grid, Volume, resample
 from kidseg.io import ReadOptions, read_grid, save
-from kidseg.io.atomic import check_writable
+from kidseg.io.atomic import check_writable, make_folder
 from kidseg.io.orientation import reorient
 from kidseg.segment.index import RESULT, Index
 from kidseg.segment.predictor import Predictor, Segmentation
@@ -131,15 +131,7 @@ def prepare_folder(out: Path) -> None:
         UsageError: "output-exists": result.json is a folder.
         ResourceError: "disk-full".
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"cannot be created: {error.strerror}",
-            path=out,
-            code="not-writable",
-            next_step="Choose a folder that you can write to.",
-        ) from error
+    make_folder(out)
     check_writable(out / RESULT, overwrite=True)
 
 
