@@ -27,11 +27,23 @@ ROOMS = [
     "io",
     "geometry",
     *("workers", "stage", "distributed", "device", "intensity", "labels", "config"),
-    *("meaning", "registry", "topology", "errors"),
+    "topology",
+    "records",
+    *("meaning", "registry", "errors"),
 ]
 # What a light module must not pull in when it is imported.
 HEAVY = {"torch", "numpy", "scipy", "nibabel", "SimpleITK", "pydicom", "highdicom", "matplotlib"}
-LIGHT = {"errors", "meaning", "topology", "labels", "config", "header", "cli", "__init__"}
+LIGHT = {
+    "errors",
+    "records",
+    "meaning",
+    "topology",
+    "labels",
+    "config",
+    "header",
+    "cli",
+    "__init__",
+}
 READERS = {"nibabel", "SimpleITK", "pydicom", "highdicom", "isal", "monai", "matplotlib"}
 
 

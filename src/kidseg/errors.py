@@ -15,6 +15,7 @@ from typing import ClassVar, Literal
 __all__ = [
     "DISK_FULL",
     "BatchError",
+    "DivergedError",
     "Finding",
     "InputError",
     "KidsegError",
@@ -127,6 +128,10 @@ class ModelError(KidsegError):
 
     exit_code = 6
     http_status = 500
+
+
+class DivergedError(ModelError):
+    """The values of a network are NaN or infinite, so that nothing can be computed from them."""
 
 
 def _sentence(path: str | None, cause: str, next_step: str) -> str:
