@@ -9,8 +9,9 @@ from pathlib import Path
 
 from kidseg.errors import InputError, KidsegError
 from kidseg.io import ReadOptions
-from kidseg.io.dicom_header import find_images
-from kidseg.io.dicom_series import choose, group_series
+from kidseg.io.dicom_choice import choose
+from kidseg.io.dicom_frames import find_images
+from kidseg.io.dicom_series import group_series
 
 __all__ = ["Study", "find_studies"]
 
