@@ -30,7 +30,7 @@ from kidseg.store import Store, build_store, is_store, open_store
 from kidseg.store.files import source_files
 from kidseg.train.setup import ResolvedSetup, Setup, check_start, plan_from_model, resolve
 
-__all__ = ["STORE", "Cases", "Progress", "Request", "make_store", "training_store"]
+__all__ = ["STORE", "Cases", "Progress", "Request", "make_store", "split_cases", "training_store"]
 
 Progress = Callable[[str, int, int, Mapping[str, Any]], None]
 """Called with (name of the task or stage, done, total, log line of the epoch; {} for a task)."""
@@ -194,6 +194,18 @@ def training_store(
 
 
 def _select_cases(data: Dataset, request: Request) -> Cases:
+    training, held_out = split_cases(data, request)
+    digests = {name: _digest(data.by_id[name]) for name in (*training, *held_out)}
+    return Cases(training=training, validation=held_out, sha256=digests)
+
+
+def split_cases(data: Dataset, request: Request) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The ids of the training and validation cases of a request.
+
+    Raises:
+        UsageError: "unknown-case"; "bad-split": a patient would be in both parts, or one is empty.
+        InputError: see `holdout`.
+    """
     known = data.by_id
     cases, validation = request.setup.cases, request.setup.validation
     if unknown := {*(cases or ()), *(validation or ())} - set(known):
@@ -218,8 +230,7 @@ def _select_cases(data: Dataset, request: Request) -> Cases:
             else "training and validation need at least one case each"
         )
         raise UsageError(cause, path=data.root, code="bad-split")
-    digests = {name: _digest(known[name]) for name in (*training, *held_out)}
-    return Cases(training=training, validation=held_out, sha256=digests)
+    return training, held_out
 
 
 def _make_plan(data: Dataset, used: Cases, request: Request) -> Plan:
