@@ -146,7 +146,7 @@ def test_case_reader_refuses_what_training_must_not_see(tmp_path: Path) -> None:
     assert (
         code_of(hu, np.where(labels == 2, 7, labels).astype(np.uint8), ignore_label=7) == "accepted"
     )
-    assert code_of(hu, labels.astype(np.float32) * 0.5) == "bad-labels"
+    assert code_of(hu, labels.astype(np.float32) * 0.5) == "fractional-labels"
     assert code_of(hu, labels, are_ct=(True, True)) == "wrong-channels"
     broken = np.where(hu == hu.max(), np.nan, hu).astype(np.float32)
     assert code_of(broken, labels) == "nonfinite-voxels"

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ellipses import make_ellipse_patient, write_ellipse_dataset
 from kidseg.checkpoint import read_header
-from kidseg.errors import KidsegError
-from kidseg.io import save
+from kidseg.errors import InputError, KidsegError
+from kidseg.io import read, save
 from kidseg.store import open_store
 from kidseg.train import Setup, make_store, train
 
@@ -324,3 +325,39 @@ def test_a_fresh_run_takes_no_store_of_an_older_one(data: Path, tmp_path: Path) 
     wider = [*TINY, "view.bone_hu=200.0"]
     assert run(data, out, overrides=wider, overwrite=True)["model"]["sha256"]
     assert not (out / "store").exists()
+
+
+def copied(data: Path, root: Path, ending: str) -> Path:
+    """The data set with the first case's image under another name too, with other labels."""
+    shutil.copytree(data, root)
+    scans = sorted((root / "imagesTr").iterdir())
+    scans[1].unlink()
+    name = scans[1].name.removesuffix("_0000.nii.gz")
+    if ending == ".nii.gz":
+        shutil.copy(scans[0], scans[1])
+    else:  # the same voxels in another file
+        volume = read(scans[0]).volume
+        save(volume.astype(torch.float32), scans[1])
+    (root / "patients.csv").write_text(f"case,patient\n{name},other\n")
+    return root
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", "other"])
+def test_the_same_image_in_training_and_validation(data: Path, tmp_path: Path, ending: str) -> None:
+    root = copied(data, tmp_path / "set", ending)
+    first, second, *_ = (
+        path.name.removesuffix(".nii.gz") for path in sorted((root / "labelsTr").iterdir())
+    )
+    parted = Setup(method="plain", overrides=TINY, validation=[second])
+    for action in (
+        lambda: make_store(root, tmp_path / "store", parted),
+        lambda: run(root, tmp_path / "run", validation=[second]),
+    ):
+        with pytest.raises(InputError, match=f"{first}.*{second}") as caught:
+            action()
+        assert caught.value.code == "same-image"
+    if ending == "other":  # found when the store was complete; it cannot be used either
+        assert code_of(lambda: run(tmp_path / "store", tmp_path / "run2")) == "same-image"
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    together = Setup(method="plain", overrides=TINY, validation=[first, second])
+    make_store(root, tmp_path / "together", together)

@@ -8,6 +8,7 @@ stopping the work; findings are returned, not printed, and are written to `resul
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -23,6 +24,7 @@ __all__ = [
     "ResourceError",
     "UsageError",
     "converted",
+    "first_error",
 ]
 
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -131,6 +133,25 @@ class ModelError(KidsegError):
 
     exit_code = 6
     http_status = 500
+
+
+def first_error(findings: Iterable[Finding], step: str = "") -> InputError | None:
+    """The first of the findings that are errors, as an exception; None if there is none.
+
+    Args:
+        findings: errors and warnings.
+        step: what lists the other errors, added to the next step.
+    """
+    errors = [finding for finding in findings if finding.severity == "error"]
+    if not errors:
+        return None
+    first, more = errors[0], len(errors) - 1
+    return InputError(
+        first.cause + (f" (and {more} more problem(s))" if more else ""),
+        path=first.path or None,
+        code=first.code,
+        next_step=f"{first.next_step} {step}".strip(),
+    )
 
 
 def converted(error: Exception, path: str | Path | None = None) -> KidsegError | None:

@@ -9,7 +9,7 @@ from kidseg.cases.folders import KITS_CASE, kits_folder, survey_dicom, survey_ki
 from kidseg.cases.naming import DATASET_JSON, channel_file
 from kidseg.cases.nnunet import survey_nnunet
 from kidseg.cases.persons import load_json
-from kidseg.errors import InputError, UsageError
+from kidseg.errors import InputError, UsageError, first_error
 
 __all__ = ["case_paths", "open_dataset", "survey_dataset"]
 
@@ -30,15 +30,8 @@ def open_dataset(root: str | Path) -> Dataset:
             finds, with the number of further errors.
     """
     survey = survey_dataset(root)
-    errors = [finding for finding in survey.findings if finding.severity == "error"]
-    if errors:
-        first, more = errors[0], len(errors) - 1
-        raise InputError(
-            first.cause + (f" (and {more} more problem(s))" if more else ""),
-            path=first.path,
-            code=first.code,
-            next_step=f"{first.next_step} 'kidseg check' lists every problem.".strip(),
-        )
+    if (error := first_error(survey.findings, "'kidseg check' lists every problem.")) is not None:
+        raise error
     return survey.dataset
 
 

@@ -56,6 +56,7 @@ class StoredCase:
         voxels_per_slice: {label: {slice: voxels}} on `grid`, without slices that do not contain it.
         findings: of the readers, as plain data.
         facts: further plain data of the recipe.
+        image_sha256: of the file of the stored image; equal for equal scans.
         sources: the files the case was prepared from.
     """
 
@@ -71,6 +72,7 @@ class StoredCase:
     voxels_per_slice: Mapping[int, Mapping[int, int]]
     findings: tuple[Mapping[str, Any], ...]
     facts: Mapping[str, Any]
+    image_sha256: str
     sources: tuple[Source, ...]
 
     @cached_property
@@ -253,6 +255,7 @@ def _stored(folder: Path, entry: Mapping[str, Any]) -> StoredCase:
         },
         findings=tuple(entry["findings"]),
         facts=entry["facts"],
+        image_sha256=entry["arrays"]["image"]["sha256"],
         sources=tuple(Source(**source) for source in entry["sources"]),
     )
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kidseg.cases import Case, Dataset, count_cyst, learned_labels, open_dataset
+from kidseg.cases.same_images import check_apart
 from kidseg.cohort.cohort import check_selection
 from kidseg.cohort.stored import SubjectRecipe, check_store
 from kidseg.cohort.subject import Material
@@ -23,7 +24,7 @@ from kidseg.config import CohortConfig
 from kidseg.distributed import first_alone, rank
 from kidseg.errors import InputError, UsageError
 from kidseg.io.atomic import write_json, writing
-from kidseg.io.content import joint_sha256, sha256_of_all
+from kidseg.io.content import joint_sha256, sha256_of
 from kidseg.plan import Plan, fingerprint, plan
 from kidseg.splits import holdout
 from kidseg.store import Store, build_store, is_store, open_store
@@ -59,11 +60,18 @@ class Cases:
 
     @classmethod
     def of_store(cls, store: Store) -> Cases:
-        """The cases of a store; equal to those of the data set it was created from."""
+        """The cases of a store; equal to those of the data set it was created from.
+
+        Raises:
+            InputError: "same-image": in training and validation, whatever the format of its files.
+        """
         training = set(store.plan.training)
+        validation = tuple(case.id for case in store.cases if case.id not in training)
+        images = {case.id: case.image_sha256 for case in store.cases}
+        check_apart(images, store.plan.training, validation, store.path)
         return cls(
             training=store.plan.training,
-            validation=tuple(case.id for case in store.cases if case.id not in training),
+            validation=validation,
             sha256={case.id: joint_sha256(s.sha256 for s in case.sources) for case in store.cases},
         )
 
@@ -127,7 +135,8 @@ def make_store(
 
     Raises:
         UsageError, InputError, ResourceError, ModelError: see `resolve`, `open_dataset`,
-            `fingerprint`, `holdout` and `build_store`; "bad-split", "unknown-case".
+            `fingerprint`, `holdout`, `build_store` and `Cases.of_store`; "bad-split",
+            "unknown-case".
     """
     setup = setup or Setup()
     request = Request.of(setup, resolve(setup), progress)
@@ -136,6 +145,7 @@ def make_store(
     data = open_dataset(dataset)
     used = _select_cases(data, request)
     store = _build(data, used, _make_plan(data, used, request), Path(path), request)
+    used = Cases.of_store(store)
     size = sum(file.stat().st_size for file in store.path.rglob("*") if file.is_file())
     return {
         "path": str(store.path),
@@ -161,7 +171,7 @@ def training_store(
         UsageError: "other-settings", "other-cases": the resumed run has others; "other-split": the
             store has another split than requested; see `check_store` and `check_start`.
         InputError, ModelError, ResourceError: see `open_dataset`, `fingerprint`, `build_store`,
-            `open_store`.
+            `open_store`, `Cases.of_store`.
     """
     if is_store(source):
         store = open_store(source, verify=rank() == 0)
@@ -195,8 +205,11 @@ def training_store(
 
 def _select_cases(data: Dataset, request: Request) -> Cases:
     training, held_out = split_cases(data, request)
-    digests = {name: _digest(data.by_id[name]) for name in (*training, *held_out)}
-    return Cases(training=training, validation=held_out, sha256=digests)
+    digests = {name: _digests(data.by_id[name]) for name in (*training, *held_out)}
+    images = {name: image for name, (image, _) in digests.items()}
+    check_apart(images, training, held_out, data.root)
+    files = {name: joint for name, (_, joint) in digests.items()}
+    return Cases(training=training, validation=held_out, sha256=files)
 
 
 def split_cases(data: Dataset, request: Request) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -363,6 +376,11 @@ def _record(out: Path, settings: str, used: Cases, planned: Plan, seed: int) -> 
         file.write(settings.encode())
 
 
-def _digest(case: Case) -> str:
-    """SHA-256 of the contents of a case's files; a file with several channels counts once."""
-    return sha256_of_all(source_files(case))
+def _digests(case: Case) -> tuple[str, str]:
+    """SHA-256 of the contents of a case's images, and of all its files.
+
+    A file with several channels counts once.
+    """
+    each = [sha256_of(file) for file in source_files(case)]
+    n_images = len(source_files(replace(case, labels=None)))
+    return joint_sha256(each[:n_images]), joint_sha256(each)
