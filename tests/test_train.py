@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kidseg.checkpoint import load_state
+from kidseg.checkpoint import load_state, state_file
 from kidseg.config import OptimizerConfig, StageConfig
 from kidseg.errors import ModelError, ResourceError, UsageError
 from kidseg.stage import Stage, TrainStep
@@ -229,10 +229,13 @@ def test_a_budget_is_spent_by_the_clock_that_is_given(tmp_path: Path) -> None:
 
 def test_a_stage_that_its_budget_ended_stays_ended_when_resumed(tmp_path: Path) -> None:
     """However much is left now: stages that came after have learned from it as it was."""
-    first = slope_stage(config(epochs=10_000, budget_s=0.1))
-    fitted = fit(first, Run(folder=tmp_path, device=CPU))
-    more = slope_stage(config(epochs=10_000, budget_s=fitted.seconds + 0.3))
-    assert fit(more, Run(folder=tmp_path, device=CPU, resume=True)) == fitted
+    ticks = itertools.count()
+    run = Run(folder=tmp_path, device=CPU, clock=lambda: float(next(ticks)))
+    first = slope_stage(config(epochs=10_000, budget_s=3.0))
+    fitted = fit(first, run)
+    assert (fitted.epochs, fitted.stopped) == (3, "budget")
+    more = slope_stage(config(epochs=10_000, budget_s=6.0))
+    assert fit(more, replace(run, resume=True)) == fitted
     assert torch.equal(more.net.weight, first.net.weight)
 
 
@@ -281,9 +284,8 @@ def test_a_loss_that_is_not_finite_stops_with_its_place(tmp_path: Path, workers:
     assert error.value.code == "loss-not-finite"
     assert "stage 'slope'" in error.value.cause and "'other': 0.25" in error.value.cause
     assert error.value.cause.endswith("samples: point 1-1-a, point 1-1-b")
-    state = load_state(tmp_path / "state-slope.pt", CPU)
-    assert state is not None
-    assert state["epoch"] == 0
+    state = load_state(state_file(tmp_path, "slope"))
+    assert state is not None and state.progress.epoch == 0
 
 
 def test_losses_are_of_the_batch_on_the_device_at_its_step(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import ClassVar, Literal
 __all__ = [
     "DISK_FULL",
     "BatchError",
+    "DivergedError",
     "Finding",
     "InputError",
     "KidsegError",
@@ -133,6 +134,10 @@ class ModelError(KidsegError):
 
     exit_code = 6
     http_status = 500
+
+
+class DivergedError(ModelError):
+    """The values of a network are NaN or infinite, so that nothing can be computed from them."""
 
 
 def first_error(findings: Iterable[Finding], step: str = "") -> InputError | None:

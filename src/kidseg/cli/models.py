@@ -27,6 +27,7 @@ from kidseg.cli.options import (
     Set,
     Spacing,
     Start,
+    TrainingSeed,
     Trust,
     Tune,
     Validation,
@@ -47,10 +48,10 @@ def train(
     config: Config = None,
     set_: Set = None,
     start: Start = None,
-    tune: Tune = "all",
+    tune: Tune = None,
     cases: Cases = None,
     validation: Validation = None,
-    seed: Seed = 0,
+    seed: TrainingSeed = None,
     device: Device = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Continue a stopped run.")] = False,
     overwrite: Overwrite = False,
@@ -138,7 +139,7 @@ def segment(
 
     Example: kidseg segment scan.nii.gz -m run -o result
     """
-    from kidseg.cli.volumes import ScanReport
+    from kidseg.cli.scan_report import ScanReport
     from kidseg.io import ReadOptions
     from kidseg.segment import segment
 

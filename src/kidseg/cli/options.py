@@ -27,6 +27,7 @@ __all__ = [
     "Set",
     "Spacing",
     "Start",
+    "TrainingSeed",
     "Trust",
     "Tune",
     "Validation",
@@ -55,7 +56,8 @@ Set = Annotated[
 ]
 Start = Annotated[Path | None, typer.Option("--from", help="A model file to fine-tune.")]
 Tune = Annotated[
-    str, typer.Option(help="With --from: all, decoder, ends, or patterns of parameter names.")
+    str | None,
+    typer.Option(help="With --from: all, decoder, ends, or patterns of parameter names."),
 ]
 Cases = Annotated[list[str] | None, typer.Option("--case", help="Use only this case.")]
 Validation = Annotated[
@@ -63,6 +65,9 @@ Validation = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print neither progress nor summary.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Same seed, same result.")]
+TrainingSeed = Annotated[
+    int | None, typer.Option("--seed", min=0, help="Same seed, same result [0].")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and stop.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing output.")]
 Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes to use.")]
