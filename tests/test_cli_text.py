@@ -148,6 +148,11 @@ def test_train_as_people_see_it(trained: Path, capsys: pytest.CaptureFixture[str
 
     assert call(*command, "--dry-run") == 2
     assert "already exists" in capsys.readouterr().err
+    assert call("train", trained / "data", "-o", run, "--resume", "--dry-run", "--json") == 0
+    again = json.loads(capsys.readouterr().out)["would_train"]
+    assert again["settings"] == would["settings"], "those of the run"
+    assert call(*command[:3], trained / "data", "--dry-run") == 2, "a data set is no run"
+    capsys.readouterr()
 
     for path in (run, run / "model.safetensors"):
         assert call("info", path) == 0
@@ -178,6 +183,38 @@ def test_a_store_is_told_from_a_model(trained: Path, capsys: pytest.CaptureFixtu
     assert "a store" in text and "kidseg train" in text
     assert call("train", store, "-o", trained / "other", "--method", "plain", "--dry-run") == 0
     assert "a store" in capsys.readouterr().out
+
+
+def test_what_segment_would_write_it_writes(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the run's folder as the model."""
+    if not (trained / "run" / "model.safetensors").exists():
+        test_train_as_people_see_it(trained, capsys)
+    out = trained / "labels"
+    command = ["segment", trained / "data" / "imagesTr", "-m", trained / "run", "-o", out]
+    command += ["--formats", "nii,nrrd", "--device", "cpu"]
+    assert call(*command, "--dry-run", "--json") == 0
+    would = json.loads(capsys.readouterr().out)["would_segment"]
+    assert len(would) == 5 and not out.exists()
+    assert call(*command, "-q") == 0
+    written = {str(path) for path in out.rglob("*") if "_seg." in path.name}
+    assert written == {file for entry in would for file in entry["outputs"]}
+    assert call(*command, "--dry-run") == 2, "they exist now"
+
+
+def test_what_export_would_write_it_writes(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = trained / "Dataset007_Trained"
+    command = ["export", trained / "data", out, "--folds", "2"]
+    assert call(*command, "--dry-run", "--json") == 0
+    would = json.loads(capsys.readouterr().out)["would_export"]
+    assert not out.exists()
+    assert call(*command, "-q") == 0
+    assert {path.name.split(".")[0] for path in (out / "labelsTr").iterdir()} == set(would["cases"])
+    assert len(json.loads((out / "splits_final.json").read_text())) == would["folds"] == 2
+    assert call(*command, "--dry-run") == 2
 
 
 @pytest.mark.parametrize("header", [{}, {"method": "plain"}, {"method": "of another version"}])

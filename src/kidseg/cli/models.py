@@ -64,7 +64,7 @@ def train(
 
     Example: kidseg train patients -o run --method homogenized --preset demo
     """
-    from kidseg.train import Setup, check_run_folder, preview, train
+    from kidseg.train import Setup, planned_setup, preview, train
 
     setup = Setup(
         method=method,
@@ -79,8 +79,7 @@ def train(
         jobs=jobs,
     )
     if dry_run:
-        check_run_folder(out, resume=resume, overwrite=overwrite)
-        would = preview(dataset, setup)
+        would = preview(dataset, planned_setup(out, setup, resume=resume, overwrite=overwrite))
         print_result({"would_train": would}, preview_text(would, out), as_json, quiet)
         return
     with show_stages(quiet or as_json) as advance:

@@ -2,7 +2,7 @@
 
 from kidseg.train.loop import Fitted, Run, fit
 from kidseg.train.material import make_store
-from kidseg.train.preview import check_run_folder, preview
+from kidseg.train.preview import planned_setup, preview
 from kidseg.train.run import train
 from kidseg.train.setup import Setup
 
@@ -10,9 +10,9 @@ __all__ = [
     "Fitted",
     "Run",
     "Setup",
-    "check_run_folder",
     "fit",
     "make_store",
+    "planned_setup",
     "preview",
     "train",
 ]

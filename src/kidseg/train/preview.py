@@ -9,13 +9,16 @@ from kidseg.cases import learned_labels, open_dataset
 from kidseg.cohort.cohort import check_selection
 from kidseg.config import dump
 from kidseg.errors import UsageError
+from kidseg.io.output import check_output_folder
 from kidseg.store import is_store, open_store
 from kidseg.train.material import Request, split_cases
+from kidseg.train.record import RECORD, read_record, resumed_setup
+from kidseg.train.resuming import LOG
 from kidseg.train.setup import Setup, resolve
 
-__all__ = ["check_run_folder", "preview"]
+__all__ = ["planned_setup", "preview"]
 
-_MARKS = ("config.toml", "log.jsonl", "model.safetensors")
+_MARKS = (RECORD, LOG, "config.toml", "model.safetensors")
 
 
 def preview(dataset: str | Path, setup: Setup | None = None) -> dict[str, Any]:
@@ -48,24 +51,22 @@ def preview(dataset: str | Path, setup: Setup | None = None) -> dict[str, Any]:
     }
 
 
-def check_run_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
-    """Refuse a folder with a run, or without one to resume.
+def planned_setup(out: Path, setup: Setup, *, resume: bool, overwrite: bool) -> Setup:
+    """The setup of a run in this folder, that of its record if it is resumed.
 
     Raises:
-        UsageError: "output-exists", "nothing-to-resume".
+        UsageError: "output-exists", "other-folder"; see `read_record` and `resumed_setup`.
+        ModelError: see `read_record`.
     """
+    if resume:
+        return resumed_setup(out, read_record(out), setup)
+    check_output_folder(out, "a training run")
     existing = [name for name in _MARKS if (out / name).exists()]
-    if existing and not (resume or overwrite):
+    if existing and not overwrite:
         raise UsageError(
             f"{existing[0]} already exists",
             path=out,
             code="output-exists",
             next_step="Choose another folder, --resume or --overwrite.",
         )
-    if resume and not existing:
-        raise UsageError(
-            "there is no run to resume",
-            path=out,
-            code="nothing-to-resume",
-            next_step="Train without --resume.",
-        )
+    return setup
