@@ -194,7 +194,7 @@ def test_evaluate_a_data_set_against_itself_then_compare(patients: Path, tmp_pat
     done = run("evaluate", labels, labels, "-o", tmp_path / "c", "--json")
     summary = json.loads(done.stdout)
     assert summary["structures"]["kidney+tumour"]["dice"]["mean"] == 1.0
-    assert "n = 2" in run("evaluate", labels, labels, "-o", tmp_path / "d").stdout
+    assert "1.000 (0.000)" in run("evaluate", labels, labels, "-o", tmp_path / "d").stdout
     compared = run("compare", tmp_path / "a", tmp_path / "b", "-o", tmp_path / "e", "--json")
     assert json.loads(compared.stdout)
     assert (tmp_path / "e" / "compare.md").is_file()
@@ -208,7 +208,7 @@ def test_info_reads_a_model_without_torch(tmp_path: Path) -> None:
     model = tmp_path / "m.safetensors"
     save_model(model, {"segment": {"w": torch.ones(3)}}, {"method": "plain"})
     assert json.loads(run("info", model, "--json").stdout)["method"] == "plain"
-    assert "method: " in run("info", model).stdout
+    assert "plain" in run("info", model).stdout
     code = (
         "import sys; from kidseg.cli import main\n"
         f"try: main(['info', {str(model)!r}])\n"

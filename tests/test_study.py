@@ -350,6 +350,8 @@ def test_one_run_is_trained_tested_kept_and_not_mixed(data: Path, tmp_path: Path
         *("study.toml", "study.json", "study.md", "study.png"),
         *("runs", "labels", "scores", "averaged", "logs"),
     }
+    assert max(map(len, (out / "study.md").read_text().splitlines())) <= 80
+    assert result["versions"]["kidseg"] and result["host"]["platform"] and result["date"]
     run = result["runs"]["plain-0"]
     assert run["dice"]["kidney"]["n"] == 2 and run["training_epochs"] == {"segment": 2}
     assert run["training_peak_memory_mb"]["process"] > run["segmentation_peak_memory_mb"] / 2 > 50

@@ -51,7 +51,7 @@ from kidseg.io.payload import head
 from kidseg.labels import CystAs
 from kidseg.splits import Split, write_splits_json
 
-__all__ = ["Exported", "export_nnunet"]
+__all__ = ["Exported", "export_nnunet", "planned_export"]
 
 Progress = Callable[[int, int], None]
 
@@ -103,6 +103,31 @@ class _Files:
     examined: Examined
     linked: int = 0
     written: int = 0
+
+
+def planned_export(
+    dataset: Dataset,
+    out: Path,
+    *,
+    cyst: CystAs | None = None,
+    splits: Sequence[Split] = (),
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """What `export_nnunet` would write, after the checks that need no voxels; plain data.
+
+    Raises:
+        UsageError: as `export_nnunet`.
+    """
+    _check_out(out, dataset, overwrite)
+    learned = learned_labels(dataset, cyst)
+    _check_splits(splits, dataset)
+    return {
+        "root": str(out),
+        "cases": [case.id for case in dataset.cases],
+        "labels": {str(number): name for number, name in learned.schema.names.items()},
+        "new_from_old": {str(o): n for o, n in learned.new_from_old.items() if o != n},
+        "folds": len(splits),
+    }
 
 
 def export_nnunet(

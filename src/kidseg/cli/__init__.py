@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     show_plain_warnings()
     as_json = "--json" in arguments
     try:
-        sys.exit(app(arguments, prog_name="kidseg", standalone_mode=False))
+        sys.exit(app(arguments, prog_name="kidseg", standalone_mode=False) or 0)
     except KidsegError as error:
         exit_with(error, as_json)
     except typer.TyperException as error:

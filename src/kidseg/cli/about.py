@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def store_text(store: Mapping[str, Any]) -> str:
         ("size", f"{store['megabytes']} MB"),
         ("digest", store["digest"][:_SHORT]),
     ]
-    next_step = f"Train from it: kidseg train {store['path']} -o RUN"
+    next_step = f"Train from it: kidseg train {shlex.quote(store['path'])} -o RUN"
     return "\n".join([store["path"], "", *described(rows), "", next_step])
 
 
@@ -103,7 +104,8 @@ def model_text(model: Path, header: Mapping[str, Any], summary: Mapping[str, Any
         title = f"Dice in {found.get('validation_cases')} validation case(s), stage {stage}:"
         rows_of_dice = [[name, f"{value:.3f}"] for name, value in dice.items()]
         lines += ["", title, *text_table(["structure", "Dice"], rows_of_dice)]
-    return "\n".join([*lines, "", f"Use it: kidseg segment SCAN -m {model} -o result"])
+    use = f"Use it: kidseg segment SCAN -m {shlex.quote(str(model))} -o result"
+    return "\n".join([*lines, "", use])
 
 
 def _about_method(header: Mapping[str, Any]) -> str:

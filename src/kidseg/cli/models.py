@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,6 +15,7 @@ from kidseg.cli.options import (
     Config,
     Cyst,
     Device,
+    DryRun,
     Jobs,
     Method,
     Overwrite,
@@ -31,7 +33,7 @@ from kidseg.cli.options import (
     Validation,
 )
 from kidseg.cli.progress import show_progress, show_stages
-from kidseg.cli.summaries import scores_text, training_text
+from kidseg.cli.summaries import preview_text, scores_text, training_text
 from kidseg.cli.terminal import print_result
 from kidseg.errors import KidsegError
 
@@ -54,11 +56,15 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue a stopped run.")] = False,
     overwrite: Overwrite = False,
     jobs: Jobs = 1,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a method on a data set or a store (`kidseg store`), and write a model file."""
-    from kidseg.train import Setup, train
+    """Train a method on a data set or a store (`kidseg store`), and write a model file.
+
+    Example: kidseg train patients -o run --method homogenized --preset demo
+    """
+    from kidseg.train import Setup, planned_setup, preview, train
 
     setup = Setup(
         method=method,
@@ -72,6 +78,10 @@ def train(
         seed=seed,
         jobs=jobs,
     )
+    if dry_run:
+        would = preview(dataset, planned_setup(out, setup, resume=resume, overwrite=overwrite))
+        print_result({"would_train": would}, preview_text(would, out), as_json, quiet)
+        return
     with show_stages(quiet or as_json) as advance:
         summary = train(
             dataset,
@@ -120,34 +130,44 @@ def segment(
         bool, typer.Option("--resume", help="Leave out scans that this model has segmented.")
     ] = False,
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Segment kidneys and tumours in scans; the labels are on each scan's own voxels."""
-    from kidseg.cli.volumes import ScanReport
+    """Segment kidneys and tumours in scans; the labels are on each scan's own voxels.
+
+    Example: kidseg segment scan.nii.gz -m run -o result
+    """
+    from kidseg.cli.scan_report import ScanReport
     from kidseg.io import ReadOptions
     from kidseg.segment import segment
 
     options = ReadOptions(trust=trust, spacing_mm=spacing, series=series, repair=repair)
+    run = partial(
+        segment,
+        [*(scans or ()), *(input_ or ())],
+        model,
+        out,
+        formats=tuple(formats.split(",")),
+        device=device,
+        options=options,
+        figures=figures,
+        reference=reference,
+        overwrite=overwrite,
+        resume=resume,
+    )
+    if dry_run:
+        would = run(dry_run=True)
+        files = [str(file) for entry in would for file in entry["outputs"]]
+        lines = [f"Would segment {len(would)} scan(s) and write:", *files]
+        print_result({"would_segment": would}, "\n".join(lines), as_json, quiet)
+        return
     bar = sys.stderr.isatty()
     with show_progress("scans", quiet or as_json or not bar) as advance:
         heard = ScanReport(advance, lines=not (quiet or as_json or bar))
         error = None
         try:
-            heard.done = segment(
-                [*(scans or ()), *(input_ or ())],
-                model,
-                out,
-                formats=tuple(formats.split(",")),
-                device=device,
-                options=options,
-                figures=figures,
-                reference=reference,
-                overwrite=overwrite,
-                resume=resume,
-                report=heard.report,
-                progress=heard.progress,
-            )
+            heard.done = run(report=heard.report, progress=heard.progress)
         except KidsegError as ended:
             if not heard.done and len(heard.failed) < 2:
                 raise
@@ -178,7 +198,10 @@ def evaluate(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Score predicted labels: Dice, HD95, surface Dice and volume error per structure."""
+    """Score predicted labels: Dice, HD95, surface Dice and volume error per structure.
+
+    Example: kidseg evaluate result patients -o scores
+    """
     from kidseg.evaluate import evaluate
 
     with show_progress("cases", quiet or as_json) as advance:
@@ -205,7 +228,10 @@ def compare(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compare evaluated runs case by case: paired tests, intervals, strata by age."""
+    """Compare evaluated runs case by case: paired tests, intervals, strata by age.
+
+    Example: kidseg compare scores_a scores_b -o compared
+    """
     from kidseg.compare import compare
 
     result = compare(runs, out, seed=seed, overwrite=overwrite)

@@ -23,7 +23,10 @@ def study(
         Path | None, typer.Option("--out", "-o", help="Folder of the study, created or resumed.")
     ] = None,
     show_example: Annotated[
-        bool, typer.Option("--example", help="Print an example of a study's file, and stop.")
+        bool,
+        typer.Option(
+            "--example", help="Print an example of the file (or write it to FILE), and stop."
+        ),
     ] = False,
     dataset: Annotated[
         Path | None, typer.Option(help="A data set, instead of the one in the file.")
@@ -78,13 +81,16 @@ def study(
 
 
 def _show_example(file: Path | None, out: Path | None, as_json: bool, quiet: bool) -> None:
-    """Print an example; standard output keeps it apart from any file."""
-    if file is not None or out is not None:
-        raise UsageError(
-            "--example only prints",
-            next_step=f"Write it to a file with: kidseg study --example > {file or 'study.toml'}",
-            code="usage",
-        )
+    """Print an example, or write it to the file if one is named."""
     from kidseg.study.example import EXAMPLE, example
 
-    print_result({"settings": asdict(EXAMPLE), "toml": example()}, example(), as_json, quiet)
+    text = example()
+    if file is not None:
+        from kidseg.io.atomic import check_writable, writing
+
+        check_writable(file, overwrite=False)
+        with writing(file, overwrite=False) as written:
+            written.write(text.encode())
+        text = f"{file}\nNext: kidseg study {file} -o {out or 'study'}"
+    result = {"file": None if file is None else str(file), "settings": asdict(EXAMPLE)}
+    print_result(result, text.rstrip("\n"), as_json, quiet)

@@ -11,7 +11,7 @@ from kidseg.cli.progress import duration
 from kidseg.errors import Finding
 from kidseg.table import text_table, wrapped
 
-__all__ = ["checkup_text", "described", "scores_text", "training_text"]
+__all__ = ["checkup_text", "described", "preview_text", "scores_text", "training_text"]
 
 _STOPPED = {
     "epochs": "all epochs done",
@@ -48,23 +48,42 @@ def training_text(summary: Mapping[str, Any], out: Path) -> str:
     )
 
 
+def preview_text(preview: Mapping[str, Any], out: Path) -> str:
+    """What a training run or a store would do."""
+    rows = [
+        ("method", f"{preview['method']}, preset {preview['preset'] or 'none'}"),
+        ("from", f"a {preview['source']}"),
+        *(
+            (part, f"{len(ids)} case(s): {', '.join(ids)}")
+            for part, ids in preview["cases"].items()
+        ),
+        ("into", str(out)),
+    ]
+    note = "Nothing was written and no voxel read; kidseg config explains the settings:"
+    return "\n".join([*described(rows), "", note, "", preview["settings"].rstrip("\n")])
+
+
 def scores_text(summary: Mapping[str, Any]) -> str:
-    """The findings and scores of an evaluation, a row per structure."""
+    """The findings and scores of an evaluation, a row per structure.
+
+    n is the number of cases with a Dice; a metric of fewer cases says its own.
+    """
+    metrics = (("dice", 3), ("hd95_mm", 1), ("surface_dice", 3), ("volume_error_ml", 1))
     head = ["structure", "Dice", "HD95 mm", "surface Dice", "volume error ml", "n"]
     rows = [
         [
             name,
-            _spread(figures["dice"], 3),
-            _spread(figures["hd95_mm"], 1),
-            _spread(figures["surface_dice"], 3),
-            _spread(figures["volume_error_ml"], 1),
+            *(
+                _spread(figures[metric], decimals, figures["dice"]["n"])
+                for metric, decimals in metrics
+            ),
             str(figures["dice"]["n"]),
         ]
         for name, figures in summary["structures"].items()
     ]
-    findings = [f"{finding['severity']}: {Finding(**finding)}" for finding in summary["findings"]]
+    found = [f"{finding['severity']}: {Finding(**finding)}" for finding in summary["findings"]]
     title = f"{summary['n_cases']} case(s), protocol {summary['protocol']}; mean (SD):"
-    return "\n".join([*findings, title, *text_table(head, rows)])
+    return "\n".join([*found, title, *text_table(head, rows)])
 
 
 def _stage_cells(stage: Mapping[str, Any] | None) -> list[str]:
@@ -73,11 +92,12 @@ def _stage_cells(stage: Mapping[str, Any] | None) -> list[str]:
     return [str(stage["epochs"]), str(stage["epoch"] + 1), _STOPPED[stage["stopped"]]]
 
 
-def _spread(figures: Mapping[str, Any], decimals: int) -> str:
+def _spread(figures: Mapping[str, Any], decimals: int, n: int) -> str:
     if figures["mean"] is None:
         return "-"
     sd = "" if figures["sd"] is None else f" ({figures['sd']:.{decimals}f})"
-    return f"{figures['mean']:.{decimals}f}{sd}"
+    own = "" if figures["n"] == n else f", n {figures['n']}"
+    return f"{figures['mean']:.{decimals}f}{sd}{own}"
 
 
 def checkup_text(checkup: Mapping[str, Any]) -> str:

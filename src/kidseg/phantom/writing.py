@@ -92,7 +92,7 @@ def write_patients(
         raise UsageError(
             f"the number of patients must be at least 1, not {patients}", code="no-patients"
         )
-    _check_out(out, overwrite)
+    check_output(out, overwrite)
     tasks = [
         _Task(out=out, config=config, seed=seed, index=k, layout=layout) for k in range(patients)
     ]
@@ -122,7 +122,7 @@ def write_patients(
     }
 
 
-def _check_out(out: Path, overwrite: bool) -> None:
+def check_output(out: Path, overwrite: bool) -> None:
     """Refuse an output that exists, or that contains something other than digital patients."""
     if out.is_dir() and not any(out.iterdir()):
         return

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,18 +17,37 @@ from kidseg.intensity import Normalisation
 from kidseg.io.atomic import writing
 from kidseg.labels import LabelSchema
 from kidseg.pipeline import Region, decide
+from kidseg.segment.annotation import (
+    CT_WINDOW,
+    Edge,
+    draw_found,
+    draw_true,
+    edge_of_right,
+    label_handles,
+    mark_scale,
+    mark_sides,
+    place_note,
+    window_text,
+)
 from kidseg.segment.predictor import Segmentation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Panel", "draw_panels", "draw_steps", "frame_of", "representative_slice", "step_panels"]
+__all__ = [
+    "Panel",
+    "draw_panels",
+    "draw_steps",
+    "frame_of",
+    "pose_text",
+    "representative_slice",
+    "step_panels",
+]
 
-# Abdominal soft-tissue window: level 40, width 400.
-_WINDOW_HU = (-160.0, 240.0)
 # Colours of reference body and crop; different from those of the labels. Source: as the labels'.
 _OUTLINE, _FRAME = "#CC79A7", "#F0E442"
-_PANEL_INCHES, _PANEL_PIXELS = 2.7, 100
+_PANEL_INCHES, _PANEL_PIXELS = 2.7, 140
+_SAME_SIZE = 0.005
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,8 +58,12 @@ class Panel:
         title: of the step.
         values: (rows, columns); HU for CT.
         window: values shown in black and in white.
-        pixel: (height, width) of a pixel, in any unit.
-        labels: (rows, columns), drawn as contours.
+        unit: of the values; "" if they have none.
+        pixel: (height, width) of a pixel as it is drawn, in any unit.
+        mm: (height, width) of a pixel in the patient; None: no scale is drawn.
+        right: the edge on which the patient's right side lies; None: it is not marked.
+        labels: (rows, columns) that were found, filled.
+        true: (rows, columns) of the reference, dashed contours.
         outline: (rows, columns) float 0..1, drawn as contour at 0.5.
         frames: (5, 2) indices (row, column) of closed squares: the regions of the next step.
     """
@@ -48,8 +71,12 @@ class Panel:
     title: str
     values: np.ndarray
     pixel: tuple[float, float]
-    window: tuple[float, float] = _WINDOW_HU
+    window: tuple[float, float] = CT_WINDOW
+    unit: str = "HU"
+    mm: tuple[float, float] | None = None
+    right: Edge | None = "left"
     labels: np.ndarray | None = None
+    true: np.ndarray | None = None
     outline: np.ndarray | None = None
     frames: tuple[np.ndarray, ...] = ()
 
@@ -67,8 +94,9 @@ def draw_steps(
 ) -> None:
     """Draw the steps of a segmentation; see `step_panels` and `representative_slice`.
 
-    The title states the slice's angle, scales and shift; the overlap with the reference patient
-    before the pose, at its start and after it; and, with reference labels, the Dice per patient.
+    Right and left, a scale and the window of the values are marked. The title states how the
+    patient lies in the slice and how it was scaled; the overlap with the reference patient before
+    the pose, at its start and after it; and, with reference labels, the Dice per patient.
 
     Args:
         path: a .png file.
@@ -104,7 +132,7 @@ def step_panels(
     """Panels of slice `k`: the scan, each region of each step, the labels, and the reference.
 
     The panel of a region shows the outline of the reference patient, the predicted labels, and the
-    frames of the next step's regions.
+    frames of the next step's regions; that of the labels also those of the reference.
     """
     steps = list(result.progress.steps.items())
     panels = [_panel("scan", scan, scan.grid.slices(k, k + 1), result)]
@@ -129,9 +157,11 @@ def step_panels(
                 )
             )
     here = scan.grid.slices(k, k + 1)
-    panels.append(_panel("labels", scan, here, result, labels=result.labels.data[0, k].numpy()))
-    if reference is not None:
-        panels.append(_panel("reference", scan, here, result, labels=reference.data[0, k].numpy()))
+    found = result.labels.data[0, k].numpy()
+    true = None if reference is None else reference.data[0, k].numpy()
+    panels.append(_panel("labels", scan, here, result, labels=found, true=true))
+    if true is not None:
+        panels.append(_panel("reference", scan, here, result, true=true))
     return panels
 
 
@@ -143,7 +173,7 @@ def draw_panels(
     title: str = "",
     overwrite: bool = False,
 ) -> None:
-    """Draw panels side by side, with correct aspect ratios and labels as coloured contours.
+    """Draw panels side by side, with correct aspect ratios; see `Panel` and `annotation`.
 
     Raises:
         UsageError, InputError, ResourceError: see `kidseg.io.atomic.writing`.
@@ -153,24 +183,30 @@ def draw_panels(
     from matplotlib.lines import Line2D
 
     above = 0.3 + 0.2 * len(title.splitlines()) if title else 0.3
-    size = (_PANEL_INCHES * len(panels), _PANEL_INCHES + above + 0.25)
-    figure = Figure(figsize=size, facecolor="white", layout="constrained")
+    width = max(_PANEL_INCHES * len(panels), 2 * _PANEL_INCHES)
+    figure = Figure(figsize=(width, _PANEL_INCHES + above + 0.55), layout="constrained")
     FigureCanvasAgg(figure)
     row = figure.subplots(1, len(panels), squeeze=False)[0]
     for number, (axes, panel) in enumerate(zip(row, panels, strict=True), start=1):
         _show(axes, panel, schema)
         axes.set_title(f"{number}  {panel.title}", fontsize=9)
-    known: list[tuple[str, Any]] = [(label.name, _colour(label.rgb)) for label in schema.labels]
-    if any(panel.outline is not None for panel in panels):
-        known.append(("reference patient's body", _OUTLINE))
-    if any(panel.frames for panel in panels):
-        known.append(("region of the next step", _FRAME))
-    handles = [Line2D([], [], color=colour, label=name) for name, colour in known]
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False
+    handles = label_handles(
+        schema,
+        found=any(panel.labels is not None for panel in panels),
+        true=any(panel.true is not None for panel in panels),
     )
+    if any(panel.outline is not None for panel in panels):
+        handles.append(Line2D([], [], color=_OUTLINE, label="reference patient's body"))
+    if any(panel.frames for panel in panels):
+        handles.append(Line2D([], [], color=_FRAME, label="region of the next step"))
+    if handles:
+        figure.legend(
+            handles=handles, loc="outside lower center", ncols=min(len(handles), 2 * len(panels)),
+            fontsize=8, frameon=False,
+        )  # fmt: skip
     if title:
         figure.suptitle(title, fontsize=9)
+    place_note(figure, window_text((panel.window for panel in panels), panels[0].unit))
     with writing(path, overwrite=overwrite) as file:
         figure.savefig(file, format="png", dpi=_PANEL_PIXELS)
 
@@ -183,19 +219,24 @@ def _panel(
     *,
     as_seen: bool = False,
     labels: np.ndarray | None = None,
+    true: np.ndarray | None = None,
     outline: np.ndarray | None = None,
     frames: tuple[np.ndarray, ...] = (),
 ) -> Panel:
     """One slice of a grid; with square pixels like the network's input, or in millimetres."""
-    pixel = place.spacing_mm.reshape(-1, 3)[0]
+    _, height, width = place.spacing_mm.reshape(-1, 3)[0].tolist()
     fill = [channel.padding_value for channel in result.channels]
     image = resample(scan, place, fill=fill).data[0, 0]
     return Panel(
         title=title,
         values=image.numpy(),
         window=_window(scan, result.channels[0]),
-        pixel=(1.0, 1.0) if as_seen else (float(pixel[1]), float(pixel[2])),
+        unit="HU" if result.channels[0].scheme == "ct" else "",
+        pixel=(1.0, 1.0) if as_seen else (height, width),
+        mm=(height, width),
+        right=edge_of_right(place),
         labels=labels,
+        true=true,
         outline=outline,
         frames=frames,
     )
@@ -204,7 +245,7 @@ def _panel(
 def _window(scan: Volume, channel: Normalisation) -> tuple[float, float]:
     """The abdominal window for CT; for other images, minimum to 99.5th percentile."""
     if channel.scheme == "ct":
-        return _WINDOW_HU
+        return CT_WINDOW
     low, high = np.percentile(scan.data[0].numpy(), (0.0, 99.5)).tolist()
     return low, max(high, low + 1e-6)
 
@@ -255,14 +296,15 @@ def _pose_text(scan: Volume, result: Segmentation, k: int) -> list[str]:
             continue
         grid = regions[0].grid.slices(k, k + 1)
         pose = in_plane_pose(grid, scan.grid.slices(k, k + 1))
-        angle = math.degrees(float(pose.angle_rad.reshape(-1)[0]))
-        across, down = pose.shift_mm.reshape(-1, 2)[0].tolist()
         median = result.facts["grids"][name][0]["scale"]
         own = median.get("per_slice", [median["median"]])
         wide, high = own[k if len(own) > 1 else 0]
         lines.append(
-            f"rotated by {angle:+.1f} deg, scaled by {wide:.2f} x {high:.2f},"
-            f" shifted by ({across:+.0f}, {down:+.0f}) mm"
+            pose_text(
+                math.degrees(float(pose.angle_rad.reshape(-1)[0])),
+                (wide, high),
+                pose.shift_mm.reshape(-1, 2)[0].tolist(),
+            )
         )
     overlap = result.placement.overlap
     if overlap:
@@ -277,29 +319,48 @@ def _pose_text(scan: Volume, result: Segmentation, k: int) -> list[str]:
     return lines
 
 
-def _show(axes: Axes, panel: Panel, schema: LabelSchema) -> None:
-    aspect = panel.pixel[0] / panel.pixel[1]
-    axes.imshow(
-        panel.values, cmap="gray", vmin=panel.window[0], vmax=panel.window[1], aspect=aspect
+def pose_text(angle_deg: float, scale: tuple[float, float], shift_mm: Sequence[float]) -> str:
+    """How a patient lies in a slice, and how the slice was brought to the reference's size.
+
+    Args:
+        angle_deg: of the patient in the scan, positive from the columns towards the rows.
+        scale: (across, down) patient's millimetres in a millimetre of the result.
+        shift_mm: (across, down) of the patient's centre from that of the scan.
+    """
+    turned = (
+        f"turned {'clockwise' if angle_deg > 0 else 'anticlockwise'} by {abs(angle_deg):.1f} deg"
     )
+    across, down = shift_mm
+    moved = (
+        f"{abs(across):.0f} mm to the {'right' if across > 0 else 'left'} of the image's middle and"
+        f" {abs(down):.0f} mm {'below' if down > 0 else 'above'} it"
+    )
+    wide, high = (_size_text(factor) for factor in scale)
+    size = wide if wide == high else f"{wide} in width, {high} in height"
+    return f"patient {turned}, {moved}; {size}"
+
+
+def _size_text(scale: float) -> str:
+    if abs(scale - 1) < _SAME_SIZE:
+        return "kept in size"
+    return f"shrunk by {scale:.2f}" if scale > 1 else f"enlarged by {1 / scale:.2f}"
+
+
+def _show(axes: Axes, panel: Panel, schema: LabelSchema) -> None:
+    rows, columns = panel.values.shape
+    low, high = panel.window
+    aspect = panel.pixel[0] / panel.pixel[1]
+    axes.imshow(panel.values, cmap="gray", vmin=low, vmax=high, aspect=aspect)
     axes.set_axis_off()
+    if panel.labels is not None:
+        draw_found(axes, panel.labels, schema)
+    if panel.true is not None:
+        draw_true(axes, panel.true, schema)
     if panel.outline is not None and panel.outline.min() < 0.5 <= panel.outline.max():
         axes.contour(panel.outline, [0.5], colors=[_OUTLINE], linewidths=1.0)
     for frame in panel.frames:
         axes.plot(frame[:, 1], frame[:, 0], color=_FRAME, linewidth=1.2)
-    if panel.frames:
-        axes.set(xlim=(-0.5, panel.values.shape[1] - 0.5), ylim=(panel.values.shape[0] - 0.5, -0.5))
-    if panel.labels is None:
-        return
-    for label in schema.labels:
-        mask = panel.labels == label.id
-        if mask.any():
-            # Padded with background, so that a mask that fills the image has a contour.
-            padded = np.pad(mask.astype(float), 1)
-            rows, columns = (np.arange(-1, n + 1) for n in mask.shape)
-            axes.contour(columns, rows, padded, [0.5], colors=[_colour(label.rgb)], linewidths=1.2)
-    axes.set(xlim=(-0.5, panel.values.shape[1] - 0.5), ylim=(panel.values.shape[0] - 0.5, -0.5))
-
-
-def _colour(rgb: tuple[int, int, int]) -> tuple[float, float, float]:
-    return (rgb[0] / 255, rgb[1] / 255, rgb[2] / 255)
+    if panel.mm is not None:
+        mark_scale(axes, (rows, columns), panel.mm)
+    mark_sides(axes, panel.right)
+    axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))

@@ -83,14 +83,16 @@ def find_scans(
             another number of channels; of the description of a data set, see `survey_dataset`.
         UsageError: "same-name": two scans would have results of the same name.
     """
-    found: dict[tuple[Path, str | None], Source] = {}
-    for path in [path for text in inputs for path in _expanded(text)]:
-        if path.is_dir():
-            sources = _in_folder(path, channels, options, without)
+    found: dict[tuple[Path, str | None, str], Source] = {}
+    for given in [path for text in inputs for path in _expanded(text)]:
+        if given.is_dir():
+            sources = _in_folder(given, channels, options, without)
         else:
-            sources = [Source(path=path, name=scan_name(path, channels))]
+            sources = [Source(path=given, name=scan_name(given, channels))]
         for source in sources:
-            found.setdefault((Path(os.path.abspath(source.path)), source.series), source)  # noqa: PTH100
+            path = Path(os.path.abspath(source.path))  # noqa: PTH100 - links are not followed
+            name = source.name if source.error else ""  # of studies in one folder
+            found.setdefault((path, source.series, name), source)
     taken: dict[str, Path] = {}
     for source in found.values():
         if source.name in taken:

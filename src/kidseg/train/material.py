@@ -29,7 +29,15 @@ from kidseg.store.files import source_files
 from kidseg.train.record import Cases, other_cases, recorded_cases, recorded_plan
 from kidseg.train.setup import ResolvedSetup, Setup, check_start, plan_from_model, resolve
 
-__all__ = ["STORE", "Progress", "Request", "cases_of_store", "make_store", "training_store"]
+__all__ = [
+    "STORE",
+    "Progress",
+    "Request",
+    "cases_of_store",
+    "make_store",
+    "split_cases",
+    "training_store",
+]
 
 Progress = Callable[[str, int, int, Mapping[str, Any]], None]
 """Called with (name of the task or stage, done, total, log line of the epoch; {} for a task)."""
@@ -192,6 +200,30 @@ def cases_of_store(store: Store) -> Cases:
 
 
 def _select_cases(data: Dataset, request: Request) -> Cases:
+    training, held_out = split_cases(data, request)
+    return _hashed(data, Cases(training=training, validation=held_out, sha256={}))
+
+
+def _hashed(data: Dataset, used: Cases) -> Cases:
+    """The cases with the hashes of their files in the data set.
+
+    Raises:
+        InputError: "same-image": in training and validation.
+    """
+    names = (*used.training, *used.validation)
+    digests = {name: _digests(data.by_id[name]) for name in names}
+    images = {name: image for name, (image, _) in digests.items()}
+    check_apart(images, used.training, used.validation, data.root)
+    return replace(used, sha256={name: joint for name, (_, joint) in digests.items()})
+
+
+def split_cases(data: Dataset, request: Request) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The ids of the training and validation cases of a request.
+
+    Raises:
+        UsageError: "unknown-case"; "bad-split": a patient would be in both parts, or one is empty.
+        InputError: see `holdout`.
+    """
     known = data.by_id
     cases, validation = request.setup.cases, request.setup.validation
     if unknown := {*(cases or ()), *(validation or ())} - set(known):
@@ -216,20 +248,7 @@ def _select_cases(data: Dataset, request: Request) -> Cases:
             else "training and validation need at least one case each"
         )
         raise UsageError(cause, path=data.root, code="bad-split")
-    return _hashed(data, Cases(training=training, validation=held_out, sha256={}))
-
-
-def _hashed(data: Dataset, used: Cases) -> Cases:
-    """The cases with the hashes of their files in the data set.
-
-    Raises:
-        InputError: "same-image": in training and validation.
-    """
-    names = (*used.training, *used.validation)
-    digests = {name: _digests(data.by_id[name]) for name in names}
-    images = {name: image for name, (image, _) in digests.items()}
-    check_apart(images, used.training, used.validation, data.root)
-    return replace(used, sha256={name: files for name, (_, files) in digests.items()})
+    return training, held_out
 
 
 def _make_plan(data: Dataset, used: Cases, request: Request) -> Plan:

@@ -162,7 +162,7 @@ def train(
             "start": _start_summary(resolved, setup, loaded),
             "findings": [finding.as_dict() for finding in findings],
             "stages": {name: result.as_dict() for name, result in fitted.items()},
-            "validation": {name: group_metrics(result.metrics) for name, result in fitted.items()},
+            "validation": {name: group_metrics(r.metrics) for name, r in fitted.items()},
             "seconds": seconds,
             "peak_memory_mb": _peak_memory_mb(hardware),
             **provenance(),
