@@ -18,6 +18,7 @@ __all__ = ["check_frames"]
 
 _RLE = "1.2.840.10008.1.2.5"
 _JPEG, _JPEG_2000 = b"\xff\xd8", b"\xff\x4f\xff\x51"
+_END, _TRAILING = b"\xff\xd9", 64  # the last marker, and how many bytes may be padding
 # Start-of-frame markers of JPEG and JPEG-LS.
 # Source: ITU-T T.81, table B.1; ITU-T T.87, C.1.1.
 _START_OF_FRAME = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
@@ -62,8 +63,10 @@ def _encapsulated(data: bytes, image: Image, shape: tuple[int, ...]) -> int | No
     stream = io.BytesIO(data)
     offsets = parse_basic_offsets(stream)
     fragments = list(generate_fragments(stream))
-    starts = [f for f in fragments if f.startswith((_JPEG, _JPEG_2000))]
+    starts = _codestreams(fragments)
     for start in starts:
+        if _END not in start[-_TRAILING:]:
+            raise _bad_pixels("its compressed pixels are truncated", image.path)
         size = _size_2000(start) if start.startswith(_JPEG_2000) else _size_jpeg(start)
         if size is not None and size != (*shape, 1):
             raise _bad_pixels(
@@ -74,6 +77,17 @@ def _encapsulated(data: bytes, image: Image, shape: tuple[int, ...]) -> int | No
     if image.syntax == _RLE:
         return len(fragments)
     return max(len(offsets), len(starts)) or None
+
+
+def _codestreams(fragments: list[bytes]) -> list[bytes]:
+    """The JPEG or JPEG 2000 codestreams; each may be split over several fragments."""
+    found: list[bytes] = []
+    for fragment in fragments:
+        if fragment.startswith((_JPEG, _JPEG_2000)):
+            found.append(fragment)
+        elif found:
+            found[-1] += fragment
+    return found
 
 
 def _size_2000(start: bytes) -> tuple[int, int, int] | None:

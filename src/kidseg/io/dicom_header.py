@@ -174,12 +174,13 @@ def _read_header(path: Path) -> Header | None:
         fields = _fields(dataset, _FILE_FIELDS + FRAME_FIELDS)
         frames = _frames(dataset)
     kind = fields.get("SOPClassUID", "")
-    if _DIRECTORY in (kind, meta.get("MediaStorageSOPClassUID")):
+    stored = meta.get("MediaStorageSOPClassUID", kind)
+    if _DIRECTORY in (kind, stored):
         return None
     known = kind or fields.get("Modality")
     if not known and not has_preamble:
         return None
-    if not known or (kind in CT_CLASSES and "Rows" not in fields):
+    if not known or ("Rows" not in fields and (kind in CT_CLASSES or kind != stored)):
         raise damaged(path, "its header is truncated")
     syntax = meta.get("TransferSyntaxUID", "")
     return Header(path=path, size_bytes=size, syntax=syntax, fields=fields, frames=frames)

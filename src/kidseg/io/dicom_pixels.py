@@ -16,6 +16,7 @@ from kidseg.io.dicom_codestream import check_frames
 from kidseg.io.dicom_frames import Image, Plane
 from kidseg.io.dicom_header import number, quiet, read_dataset, reading
 from kidseg.io.dicom_series import Series
+from kidseg.io.gdcm_process import GdcmProcess
 from kidseg.io.numbers import scaled
 from kidseg.io.scan import ReadOptions
 
@@ -28,6 +29,16 @@ _LOSSY = {
     "1.2.840.10008.1.2.4.81",  # JPEG-LS near-lossless
 }
 _JPEG_2000 = "1.2.840.10008.1.2.4.9"  # 90 and 91; their signedness is in the codestream
+# GDCM may abort the process on damaged pixels; where there is no other decoder, it has its own.
+_DECODERS = {
+    "1.2.840.10008.1.2.4.50": "pillow",
+    "1.2.840.10008.1.2.4.51": "pillow",
+    "1.2.840.10008.1.2.4.80": "pyjpegls",
+    "1.2.840.10008.1.2.4.81": "pyjpegls",
+    "1.2.840.10008.1.2.4.90": "pylibjpeg",
+    "1.2.840.10008.1.2.4.91": "pylibjpeg",
+}
+_LOSSLESS_JPEG = {"1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70"}
 # Maximum compression ratio: a constant image in JPEG 2000, far beyond that of any patient.
 _COMPRESSION = 10_000
 # Padding in CT is below this value; all tissue, including lung, is above.
@@ -218,14 +229,17 @@ def decode(
     limits = {file: _padding(image_of[file]) for file in files}
     padding = np.zeros(raw.shape, bool) if any(limits.values()) else None
     surplus: dict[Path, int] = {}
-    for file in files:
-        indices = [k for k, plane in enumerate(planes) if plane.path == file]
-        frames = [planes[k].frame for k in indices]
-        surplus[file] = _decode_file(image_of[file], frames, raw, indices)
-        ends = limits[file]
-        if padding is not None and ends is not None:
-            for k in indices:
-                padding[k] = (raw[k] >= ends[0]) & (raw[k] <= ends[1])
+    indices_of: dict[Path, list[int]] = {file: [] for file in files}
+    for k, plane in enumerate(planes):
+        indices_of[plane.path].append(k)
+    with GdcmProcess() as gdcm:
+        for file, indices in indices_of.items():
+            frames = [planes[k].frame for k in indices]
+            surplus[file] = _decode_file(image_of[file], frames, raw, indices, gdcm)
+            ends = limits[file]
+            if padding is not None and ends is not None:
+                for k in indices:
+                    padding[k] = (raw[k] >= ends[0]) & (raw[k] <= ends[1])
     values = _rescaled(raw, planes, path)
     findings = _beyond(surplus, raw.size, image_of, path)
     if padding is not None:
@@ -271,7 +285,9 @@ def _stored_type(image: Image) -> np.dtype:
     return np.dtype(f"{'int' if signed else 'uint'}{bits}")
 
 
-def _decode_file(image: Image, frames: Sequence[int], out: np.ndarray, indices: list[int]) -> int:
+def _decode_file(
+    image: Image, frames: Sequence[int], out: np.ndarray, indices: list[int], gdcm: GdcmProcess
+) -> int:
     """Decode some frames of a file into out[indices].
 
     Returns:
@@ -288,7 +304,17 @@ def _decode_file(image: Image, frames: Sequence[int], out: np.ndarray, indices: 
     count = 0
     try:
         with quiet():
-            decoded = iter_pixels(dataset, indices=frames, raw=True, correct_unused_bits=False)
+            decoded = (
+                gdcm.frames(image.path, frames)
+                if image.syntax in _LOSSLESS_JPEG
+                else iter_pixels(
+                    dataset,
+                    indices=frames,
+                    raw=True,
+                    correct_unused_bits=False,
+                    decoding_plugin=_DECODERS.get(image.syntax, ""),
+                )
+            )
             for index, frame in zip(indices, decoded, strict=True):
                 if frame.shape != out.shape[1:]:
                     raise ValueError(f"decoded to {frame.shape} pixels, not {out.shape[1:]}")

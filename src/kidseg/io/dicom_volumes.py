@@ -152,7 +152,7 @@ def _by_value(texts: Sequence[str], depth: np.ndarray, part: Part) -> list[Part]
     groups: dict[str, Part] = {}
     for text, k in zip(texts, part, strict=True):
         groups.setdefault(_normal(text), []).append(k)
-    parts = list(groups.values())
+    parts = [groups[value] for value in sorted(groups, key=_order)]
     if len(parts) < 2 or not _overlap(parts, depth):
         return None
     return parts if "" not in groups or all(_is_stack(p, depth) for p in parts) else None
@@ -259,6 +259,12 @@ def _normal(text: str) -> str:
     return text if parts is None else "\\".join(f"{v:.5g}" for v in parts)
 
 
+def _order(text: str) -> tuple[bool, list[float], str]:
+    """Sorts numbers by value, other texts by letters."""
+    values = numbers(text, text.count("\\") + 1)
+    return values is None, values or [], text
+
+
 def _count(name: str, text: str) -> float:
     """A counter as a number, a time as seconds; -1 if it is missing or unreadable.
 
@@ -290,7 +296,8 @@ def _labels(planes: Sequence[Plane], parts: Sequence[Part]) -> list[str]:
         texts = [[planes[k].fields.get(name, "") for k in part] for part in parts]
         values = texts if name in _COUNTERS else [[_normal(t) for t in part] for part in texts]
         spans = [_span(name, one) for one in values]
-        if len(set(spans)) == len(spans) or (len(set(spans)) > 1 and name in _SETTINGS):
+        single = all(len(set(one)) == 1 for one in values)
+        if len(set(spans)) == len(spans) or (single and len(set(spans)) > 1):
             label = {**_SETTINGS, **_COUNTERS}.get(name, "pixel spacing")
             for said, span in zip(found, spans, strict=True):
                 if len(said) < _LABELS and all(not one.startswith(label) for one in said):
