@@ -27,6 +27,7 @@ from kidseg.cli.options import (
     Trust,
     Validation,
 )
+from kidseg.cli.stopping import stoppable
 from kidseg.cli.terminal import print_result, show_progress, show_stages
 from kidseg.errors import InputError, UsageError
 
@@ -76,7 +77,8 @@ def phantom(
         return
     from kidseg.phantom import write_patients
 
-    with show_progress("patients", quiet or as_json) as advance:
+    kept = "Complete patients are kept. To make all, run the command again with --overwrite."
+    with show_progress("patients", quiet or as_json) as advance, stoppable(lambda: kept):
         summary = write_patients(
             out,
             chosen,
@@ -184,7 +186,8 @@ def store(
         seed=seed,
         jobs=jobs,
     )
-    with show_stages(quiet or as_json) as advance:
+    kept = "Complete cases are kept. To finish the store, run the same command again."
+    with show_stages(quiet or as_json) as advance, stoppable(lambda: kept):
         summary = make_store(dataset, out, setup, full=full, progress=advance)
     counts = {name: len(ids) for name, ids in summary["cases"].items()}
     text = (

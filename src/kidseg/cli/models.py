@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,6 +31,7 @@ from kidseg.cli.options import (
     Tune,
     Validation,
 )
+from kidseg.cli.stopping import how_to_resume, stoppable
 from kidseg.cli.terminal import print_result, show_progress, show_stages
 
 __all__ = ["compare", "evaluate", "info", "segment", "train"]
@@ -69,7 +71,8 @@ def train(
         seed=seed,
         jobs=jobs,
     )
-    with show_stages(quiet or as_json) as advance:
+    go_on = partial(how_to_resume, dataset, out, device)
+    with show_stages(quiet or as_json) as advance, stoppable(go_on):
         summary = train(
             dataset,
             out,
@@ -118,7 +121,8 @@ def segment(
     from kidseg.segment import segment
 
     options = ReadOptions(trust=trust, spacing_mm=spacing, series=series, repair=repair)
-    with show_progress("scans", quiet or as_json) as advance:
+    kept = "Finished scans are kept. Segment the others, or all again with --overwrite."
+    with show_progress("scans", quiet or as_json) as advance, stoppable(lambda: kept):
         results = segment(
             scans,
             model,
