@@ -33,6 +33,7 @@ from kidseg.cli.options import (
     Validation,
 )
 from kidseg.cli.progress import show_progress, show_stages
+from kidseg.cli.stopping import how_to_resume, stoppable
 from kidseg.cli.summaries import preview_text, scores_text, training_text
 from kidseg.cli.terminal import print_result
 from kidseg.errors import KidsegError
@@ -82,7 +83,8 @@ def train(
         would = preview(dataset, planned_setup(out, setup, resume=resume, overwrite=overwrite))
         print_result({"would_train": would}, preview_text(would, out), as_json, quiet)
         return
-    with show_stages(quiet or as_json) as advance:
+    go_on = partial(how_to_resume, dataset, out, device)
+    with show_stages(quiet or as_json) as advance, stoppable(go_on):
         summary = train(
             dataset,
             out,
@@ -167,14 +169,12 @@ def segment(
         heard = ScanReport(advance, lines=not (quiet or as_json or bar))
         error = None
         try:
-            heard.done = run(report=heard.report, progress=heard.progress)
+            with stoppable(lambda: heard.kept(out)):
+                heard.done = run(report=heard.report, progress=heard.progress)
         except KidsegError as ended:
             if not heard.done and len(heard.failed) < 2:
                 raise
             error = ended
-        except KeyboardInterrupt:
-            typer.echo(f"kidseg: {heard.interrupted(out)}", err=True)
-            raise
     print_result(heard.as_dict(error), heard.text(out), as_json, quiet)
     if error is not None:
         typer.echo(f"kidseg: {error}", err=True)
