@@ -48,7 +48,7 @@ READERS = {"nibabel", "SimpleITK", "pydicom", "highdicom", "isal", "monai", "mat
 
 
 # Decoders, which pydicom finds by itself.
-DECODERS = {"python-gdcm", "pylibjpeg", "pylibjpeg-openjpeg"}
+DECODERS = {"pyjpegls", "python-gdcm", "pylibjpeg", "pylibjpeg-openjpeg"}
 
 
 def room_of(path: Path) -> str:
