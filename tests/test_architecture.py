@@ -51,7 +51,7 @@ READERS = {"nibabel", "SimpleITK", "pydicom", "highdicom", "isal", "monai", "mat
 
 
 # Decoders, which pydicom finds by itself.
-DECODERS = {"python-gdcm", "pylibjpeg", "pylibjpeg-openjpeg"}
+DECODERS = {"pyjpegls", "python-gdcm", "pylibjpeg", "pylibjpeg-openjpeg"}
 
 
 def room_of(path: Path) -> str:

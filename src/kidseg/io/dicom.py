@@ -16,16 +16,11 @@ from torch import Tensor
 from kidseg.errors import Finding, InputError
 from kidseg.geometry import Grid, Volume
 from kidseg.io import checks
-from kidseg.io.dicom_header import Image, find_images, is_zstd, number
-from kidseg.io.dicom_pixels import check_pixels, decode
-from kidseg.io.dicom_series import (
-    Series,
-    check_consistent,
-    choose,
-    group_series,
-    identity,
-    series_facts,
-)
+from kidseg.io.dicom_choice import choose
+from kidseg.io.dicom_frames import check_readable, find_images
+from kidseg.io.dicom_header import is_zstd, number
+from kidseg.io.dicom_pixels import alternates, check_pixels, decode
+from kidseg.io.dicom_series import Series, check_consistent, group_series, identity, series_facts
 from kidseg.io.dicom_stack import (
     Stack,
     arrange,
@@ -45,12 +40,12 @@ _NAMED = 5
 
 
 def list_series(path: str | Path) -> tuple[Series, ...]:
-    """List all series in a folder (recursively) or a file, sorted by number.
+    """List the volumes of all series in a folder (recursively) or a file, sorted by number.
 
     Includes series that are not volumes. Empty if there are no DICOM files.
 
     Raises:
-        InputError: "not-found", "unreadable", "bad-dicom", "bad-orientation".
+        InputError: "not-found", "unreadable", "bad-dicom".
     """
     return group_series(find_images(Path(path))[0])
 
@@ -64,27 +59,25 @@ def read_series(path: str | Path, options: ReadOptions = _DEFAULT) -> Scan:
 
     Raises:
         InputError: "no-dicom", "zstd-packed", "bad-dicom", "empty-file"; choice of series: see
-            `dicom_series.choose`; inconsistent images: `dicom_series.check_consistent`; geometry:
-            `dicom_stack.arrange`, `check_line` and `gap_error`, "duplicate-slices",
-            "same-position", "several-volumes", "gantry-tilt"; pixels: `dicom_pixels`; values:
-            `scan.scan_of`.
+            `dicom_choice.choose`; numbers: `dicom_frames.check_readable`; inconsistent images:
+            `dicom_series.check_consistent`; geometry: `dicom_stack.arrange`, `check_line` and
+            `gap_error`, "duplicate-slices", "same-position", "several-volumes", "gantry-tilt";
+            pixels: `dicom_pixels`, "alternating-slices"; values: `scan.scan_of`.
         ResourceError: "not-enough-memory".
     """
     path = Path(path)
-    images, others = find_images(path)
+    apart_mm = None if options.spacing_mm is None else options.spacing_mm[0]
+    images, others = find_images(path, apart_mm)
     if not images:
         raise _no_dicom(path, others)
-    series, ignored = choose(group_series(images), path, options)
+    series, chosen = choose(group_series(images), path, options)
     _check_complete(series, others, path, options)
-    shape = check_consistent(series, path)
+    odd = check_readable(series.images, path, spacing_given=options.spacing_mm is not None)
+    shape, mixed = check_consistent(series, path, repair=options.repair)
     identifiers, made_up = identity(series, path)
-    findings = [*_ignored_files(path, others), *ignored, *made_up]
-    findings += check_pixels(series, shape, path, options)
-    planes = sorted(
-        (plane for image in series.images for plane in image.planes),
-        key=lambda plane: (str(plane.path), plane.frame),
-    )
-    stack = arrange(planes, shape, path, options.spacing_mm)
+    findings = [*_ignored_files(path, others), *chosen, *odd, *_placed(series, path), *mixed]
+    findings += [*made_up, *check_pixels(series, shape, path, options)]
+    stack = arrange(series.planes, shape, path, options.spacing_mm)
     stack, dropped = _without_duplicates(stack, series, path, options)
     check_line(stack, path)
     uneven = gap_error(stack, path)
@@ -94,6 +87,7 @@ def read_series(path: str | Path, options: ReadOptions = _DEFAULT) -> Scan:
     tilted = _is_tilted(stack, native, path, options) if uneven is None else stack.tilt_deg > 0
     values, stored, padded = decode(stack.planes, series.images, shape, path, options)
     findings += [*dropped, *_tilt_tag(stack, series, path), *_single(stack, native, path), *padded]
+    findings += _alternating(values, findings, path)
     if uneven is not None or tilted:
         values, native, repaired = _repaired(values, stack, path, options, uneven)
         findings += repaired
@@ -157,6 +151,37 @@ def _check_complete(series: Series, others: list[Path], path: Path, options: Rea
         )
 
 
+def _placed(series: Series, path: Path) -> tuple[Finding, ...]:
+    """A finding if frames were placed by anything but their own positions."""
+    placed = [image for image in series.images if image.placed]
+    if not placed:
+        return ()
+    cause = (
+        f"the {len(placed[0].planes)} frames of {placed[0].path.name} have no positions of their "
+        f"own; they were placed along the normal from the first, {placed[0].placed}"
+    )
+    step = "Check that the patient is not upside down."
+    return (Finding(code="placed-frames", path=str(path), cause=cause, next_step=step),)
+
+
+def _alternating(values: Tensor, findings: list[Finding], path: Path) -> tuple[Finding, ...]:
+    """A finding if the pixels look like two interleaved stacks.
+
+    Raises:
+        InputError: "alternating-slices": and the images do not state that they are one stack.
+    """
+    if not alternates(values):
+        return ()
+    cause = (
+        "neighbouring slices differ more than every second slice: it may contain two interleaved "
+        "volumes, such as contrast phases"
+    )
+    step = "Compare neighbouring slices in a viewer; export each phase as a separate series."
+    if any(f.code in ("repaired-series", "repaired-frame-of-reference") for f in findings):
+        raise InputError(cause, path=path, code="alternating-slices", next_step=step)
+    return (Finding(code="alternating-slices", path=str(path), cause=cause, next_step=step),)
+
+
 # ---- duplicates --------------------------------------------------------------------------------
 
 
@@ -199,8 +224,7 @@ def _without_duplicates(
 
 def _identical(stack: Stack, series: Series, path: Path, options: ReadOptions) -> bool:
     """Whether these planes have the same values and the same position."""
-    images: list[Image] = list(series.images)
-    values, _, _ = decode(stack.planes, images, stack.shape, path, options)
+    values, _, _ = decode(stack.planes, series.images, stack.shape, path, options)
     apart = abs(stack.positions_mm - stack.positions_mm[0]).max()
     return bool((values == values[:, :1]).all()) and float(apart) < 0.01
 
@@ -231,7 +255,7 @@ def _is_tilted(stack: Stack, native: Grid, path: Path, options: ReadOptions) -> 
 
 def _tilt_tag(stack: Stack, series: Series, path: Path) -> tuple[Finding, ...]:
     """A finding if the header states a tilt that contradicts the positions."""
-    claimed = number(series.images[0].header, "GantryDetectorTilt")
+    claimed = number(series.images[0].fields, "GantryDetectorTilt")
     if len(stack.planes) < 2 or not claimed or not math.isfinite(claimed) or abs(claimed) < 0.5:
         return ()
     if abs(abs(claimed) - stack.tilt_deg) < 1.0:

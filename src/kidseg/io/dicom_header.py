@@ -1,42 +1,45 @@
-"""Read the headers of DICOM files, and the image planes that they describe.
+"""Read the headers of DICOM files as text.
 
-A file contains one plane (CT Image) or many (Enhanced CT Image, in functional groups). Both become
-a tuple of `Plane`s, so the other modules need no distinction.
+pydicom meets damaged bytes here and in `dicom_pixels` only. Whatever it raises about them becomes
+an `InputError`.
 """
 
 from __future__ import annotations
 
-import math
 import os
+import re
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from kidseg.errors import InputError
+from kidseg.errors import InputError, KidsegError
 from kidseg.io import checks
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
 __all__ = [
-    "Image",
-    "Plane",
+    "FRAME_FIELDS",
+    "Fields",
+    "Header",
+    "damaged",
     "derived_uid",
-    "find_images",
+    "find_headers",
     "is_zstd",
     "number",
+    "numbers",
     "quiet",
     "read_dataset",
+    "reading",
 ]
 
-_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
-_SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66"
+Fields = Mapping[str, str]
+"""Data elements by keyword, as text; several values are joined by backslashes."""
+
 _DIRECTORY = "1.2.840.10008.1.3.10"
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _DEFLATE_RATIO = 1032  # maximum compression ratio of deflate (zlib's documentation)
@@ -45,120 +48,82 @@ _ZSTD = b"\x28\xb5\x2f\xfd"
 # Namespace of the UIDs that kidseg derives.
 _NAMES = uuid.UUID("5e9f7d52-6a3c-5d1e-9b64-3f0b8f6f2c11")
 
-_CT_CLASSES = {
+CT_CLASSES = {
     "1.2.840.10008.5.1.4.1.1.2",  # CT Image Storage
     "1.2.840.10008.5.1.4.1.1.2.1",  # Enhanced
     "1.2.840.10008.5.1.4.1.1.2.2",  # Legacy Converted Enhanced
 }
 
-# Only these elements of a header are parsed.
-_TAGS = [
-    "SpecificCharacterSet", "ImageType", "SOPClassUID", "SOPInstanceUID", "Modality",
-    "StudyDate", "StudyDescription", "SeriesDescription", "Manufacturer", "ManufacturerModelName",
+# Only these elements of a header are read; those of FRAME_FIELDS from functional groups too.
+_FILE_FIELDS = [
+    "SOPClassUID", "SOPInstanceUID", "Modality",
+    "StudyDate", "StudyDescription", "Manufacturer", "ManufacturerModelName",
     "PatientID", "PatientSex", "PatientAge", "PatientPosition", "BodyPartExamined",
-    "ContrastBolusAgent", "ConvolutionKernel", "KVP", "GantryDetectorTilt",
-    "SliceThickness", "SpacingBetweenSlices", "StudyInstanceUID", "SeriesInstanceUID",
-    "SeriesNumber", "InstanceNumber", "AcquisitionNumber", "FrameOfReferenceUID",
-    "ImagePositionPatient", "ImageOrientationPatient", "NumberOfFrames", "SamplesPerPixel",
-    "PhotometricInterpretation", "Rows", "Columns", "PixelSpacing", "BitsAllocated", "BitsStored",
-    "HighBit", "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit",
-    "RescaleSlope", "RescaleIntercept", "RescaleType", "ModalityLUTSequence",
-    "LossyImageCompression", "LossyImageCompressionRatio", "SharedFunctionalGroupsSequence",
-    "PerFrameFunctionalGroupsSequence",
+    "GantryDetectorTilt", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID",
+    "SeriesNumber", "NumberOfFrames", "SamplesPerPixel", "FrameIncrementPointer",
+    "GridFrameOffsetVector", "PhotometricInterpretation", "Rows", "Columns", "BitsAllocated",
+    "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue",
+    "PixelPaddingRangeLimit", "ModalityLUTSequence", "LossyImageCompression",
+    "LossyImageCompressionRatio",
 ]  # fmt: skip
+FRAME_FIELDS = [
+    "ImageType", "FrameType", "SeriesDescription", "ProtocolName", "ContrastBolusAgent",
+    "ContrastBolusAgentNumber", "ContrastBolusAgentAdministered", "ScanOptions", "FilterType",
+    "ConvolutionKernel", "ReconstructionAlgorithm", "ReconstructionDiameter", "KVP",
+    "SliceThickness", "SpacingBetweenSlices", "AcquisitionNumber", "AcquisitionDate",
+    "AcquisitionTime", "AcquisitionDateTime", "ContentTime", "InstanceCreationTime",
+    "InstanceNumber", "TriggerTime", "TemporalPositionIdentifier", "TemporalPositionIndex",
+    "TemporalPositionTimeOffset", "NominalCardiacTriggerDelayTime",
+    "NominalPercentageOfCardiacPhase", "EchoNumbers", "EchoTime", "EffectiveEchoTime",
+    "InversionTime", "DiffusionBValue", "DiffusionGradientOrientation", "StackID",
+    "FrameAcquisitionNumber", "FrameAcquisitionDateTime", "FrameReferenceDateTime",
+    "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope",
+    "RescaleIntercept", "RescaleType",
+]  # fmt: skip
+_GROUPS = ["SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"]
+_MAX_TEXT = 2**16  # characters of one element that are kept
+
+# A decimal string (DICOM PS3.5, 6.2, DS), and the words that some programs write instead.
+_DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(nan|inf|infinity)", re.I | re.A)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Plane:
-    """Geometry and rescaling of one image plane. None means that the file does not state it.
-
-    Attributes:
-        path: its file.
-        frame: frame index in the file, from 0.
-        position_mm: (3,) LPS, centre of the first voxel.
-        directions: (2, 3) unit vectors LPS: along a row (growing column index), then down a column.
-        spacing_mm: between (rows, columns).
-        thickness_mm: distance between slices if stated, otherwise slice thickness.
-        slope: rescale slope.
-        intercept: rescale intercept.
-        rescale_type: unit of the rescaled values, usually "HU".
-    """
-
-    path: Path
-    frame: int
-    position_mm: np.ndarray | None
-    directions: np.ndarray | None
-    spacing_mm: tuple[float, float] | None
-    thickness_mm: float | None
-    slope: float | None
-    intercept: float | None
-    rescale_type: str
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Image:
+class Header:
     """A DICOM file without its pixels.
 
     Attributes:
         path: the file.
-        header: the data elements that kidseg reads.
-        planes: its image planes; one for a single-frame file.
+        size_bytes: size of the file.
+        syntax: UID of the transfer syntax; "" if it is missing.
+        fields: the data elements that kidseg reads.
+        frames: elements of the functional groups, for each frame, with those that all frames
+            share; None if the file has no functional groups.
     """
 
     path: Path
-    header: Dataset
-    planes: tuple[Plane, ...]
-
-    def text(self, name: str) -> str:
-        """A data element as text; "" if it is missing, empty or unreadable."""
-        return text(self.header, name)
-
-    @property
-    def modality(self) -> str:
-        """The stated modality; otherwise that of the SOP class; otherwise ""."""
-        return self.text("Modality") or ("CT" if self.text("SOPClassUID") in _CT_CLASSES else "")
-
-    @property
-    def syntax(self) -> str:
-        """UID of the transfer syntax; "" if it is missing."""
-        return text(self.header.file_meta, "TransferSyntaxUID")
-
-    @property
-    def excluded_kind(self) -> str:
-        """The kind of an image that cannot belong to a volume ("localiser", ...); otherwise ""."""
-        from pydicom.uid import UID
-
-        kind, name = self.text("SOPClassUID"), UID(self.text("SOPClassUID")).name
-        if kind.startswith(_SECONDARY_CAPTURE):
-            return "secondary capture"
-        if kind.startswith(_SEGMENTATION) or self.modality == "SEG":
-            return "segmentation"
-        if "LOCALIZER" in self.text("ImageType").upper().split("\\"):
-            return "localiser"
-        if "Rows" not in self.header or self.modality in ("RTDOSE", "PR", "SR", "KO", "REG"):
-            return name or self.modality
-        if number(self.header, "SamplesPerPixel") not in (None, 1.0):
-            return "colour image"
-        return ""
+    size_bytes: int
+    syntax: str
+    fields: Fields
+    frames: tuple[Fields, ...] | None
 
 
-def find_images(path: Path) -> tuple[list[Image], list[Path]]:
-    """Find the DICOM images in a folder (recursively) or a file; also return all other files.
+def find_headers(path: Path) -> tuple[list[Header], list[Path]]:
+    """Find the DICOM files in a folder (recursively) or a file; also return all other files.
 
     Hidden files and folders and `__MACOSX` are skipped; links to folders are not followed.
 
     Raises:
         InputError: "not-found", "unreadable"; "bad-dicom": a damaged DICOM file.
     """
-    images: list[Image] = []
+    headers: list[Header] = []
     others: list[Path] = []
     for file in _files(path):
-        image = _read_header(file)
-        if image is None:
+        header = _read_header(file)
+        if header is None:
             others.append(file)
         else:
-            images.append(image)
-    return images, others
+            headers.append(header)
+    return headers, others
 
 
 def is_zstd(path: Path) -> bool:
@@ -190,96 +155,150 @@ def _files(path: Path) -> Iterator[Path]:
                 yield file
 
 
-def _read_header(path: Path) -> Image | None:
-    """The image in a file; None for a DICOMDIR or a file that is not DICOM."""
+def _read_header(path: Path) -> Header | None:
+    """The header of a file; None for a DICOMDIR or a file that is not DICOM."""
     try:
         with path.open("rb") as file:
             start = file.read(1024)
+        size = path.stat().st_size
     except OSError as error:
         raise _unreadable(path, error) from error
     has_preamble = start[128:132] == b"DICM"
     if not has_preamble and start[:2] not in (b"\x02\0", b"\x08\0"):
         return None
     if _DEFLATED in start:
-        checks.check_memory(path.stat().st_size * _DEFLATE_RATIO, path)
-    header = read_dataset(path, headers_only=True)
-    if text(header, "SOPClassUID") == _DIRECTORY or (
-        text(header.file_meta, "MediaStorageSOPClassUID") == _DIRECTORY
-    ):
+        checks.check_memory(size * _DEFLATE_RATIO, path)
+    with reading(path):
+        dataset = read_dataset(path, headers_only=True)
+        meta = _fields(dataset.file_meta, ["MediaStorageSOPClassUID", "TransferSyntaxUID"])
+        fields = _fields(dataset, _FILE_FIELDS + FRAME_FIELDS)
+        frames = _frames(dataset)
+    kind = fields.get("SOPClassUID", "")
+    stored = meta.get("MediaStorageSOPClassUID", kind)
+    if _DIRECTORY in (kind, stored):
         return None
-    known = text(header, "SOPClassUID") or text(header, "Modality")
+    known = kind or fields.get("Modality")
     if not known and not has_preamble:
         return None
-    if not known or (text(header, "SOPClassUID") in _CT_CLASSES and "Rows" not in header):
-        raise _damaged(path, "its header is truncated")
-    with quiet():
-        return Image(path=path, header=header, planes=_planes(path, header))
+    if not known or ("Rows" not in fields and (kind in CT_CLASSES or kind != stored)):
+        raise damaged(path, "its header is truncated")
+    syntax = meta.get("TransferSyntaxUID", "")
+    return Header(path=path, size_bytes=size, syntax=syntax, fields=fields, frames=frames)
+
+
+def _fields(dataset: Dataset, names: Sequence[str]) -> dict[str, str]:
+    """The elements that are there, as text. One that pydicom cannot convert keeps its own text."""
+    from pydicom.datadict import tag_for_keyword
+
+    found = {}
+    for name in names:
+        tag = tag_for_keyword(name)
+        if tag is None or tag not in dataset:
+            continue
+        try:
+            found[name] = _text(dataset[tag].value)
+        except Exception:  # pydicom raises exceptions of any class on damaged values
+            found[name] = _text(dataset.get_item(tag).value)
+    return found
+
+
+def _text(value: Any) -> str:
+    from pydicom.multival import MultiValue
+
+    values = value if isinstance(value, MultiValue | list | tuple) else [value]
+    return "\\".join(_printable(v) for v in values[:_MAX_TEXT])[:_MAX_TEXT]
+
+
+def _printable(value: Any) -> str:
+    """One value as text without control characters, which a terminal would obey."""
+    if value is None:
+        return ""
+    text = value[:_MAX_TEXT].decode("latin-1") if isinstance(value, bytes) else str(value)
+    text = text.strip(" \0\r\n\t")
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
+
+
+def _frames(dataset: Dataset) -> tuple[Fields, ...] | None:
+    """The elements of the functional groups, for each frame.
+
+    Source: DICOM PS3.3, C.7.6.16: a group is in the shared or in the per-frame sequence.
+    """
+    shared, frames = (dataset.get(name) for name in _GROUPS)
+    if not frames:
+        return None
+    common: dict[str, str] = {}
+    for holder in shared or []:
+        common |= _group_fields(holder)
+    return tuple({**common, **_group_fields(frame)} for frame in frames)
+
+
+def _group_fields(holder: Dataset) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for element in holder:
+        if element.VR == "SQ" and element.value:
+            found |= _fields(element.value[0], FRAME_FIELDS)
+    return found
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Convert whatever pydicom raises on a damaged file to an `InputError`.
+
+    Raises:
+        InputError: "unreadable"; "bad-dicom": not a valid DICOM file.
+    """
+    try:
+        with quiet():
+            yield
+    except KidsegError:
+        raise
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except Exception as error:  # struct.error, zlib.error, RecursionError, ...: of any class
+        reason = _printable(str(error).partition("\n")[0] or type(error).__name__)
+        raise damaged(path, f"it cannot be read as DICOM ({reason[:200]})") from error
 
 
 def read_dataset(path: Path, *, headers_only: bool = False) -> Dataset:
     """Read a file's data elements: all of them, or only those of the header.
 
-    Raises:
-        InputError: "unreadable"; "bad-dicom": not a valid DICOM file.
+    Call it inside `reading`.
     """
-    import struct
-    import zlib
-
     from pydicom import dcmread
-    from pydicom.errors import BytesLengthException, InvalidDicomError
 
-    invalid = (InvalidDicomError, BytesLengthException, EOFError, struct.error, zlib.error)
-    try:
-        with quiet():
-            if headers_only:
-                return dcmread(path, stop_before_pixels=True, force=True, specific_tags=[*_TAGS])
-            return dcmread(path, force=True)
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    except (
-        *invalid, ValueError, KeyError, IndexError, TypeError, AttributeError, NotImplementedError,
-        RecursionError, MemoryError,
-    ) as error:  # fmt: skip
-        raise _damaged(path, f"it cannot be read as DICOM ({error})") from error
+    if headers_only:
+        tags: list[Any] = ["SpecificCharacterSet", *_FILE_FIELDS, *FRAME_FIELDS, *_GROUPS]
+        return dcmread(path, stop_before_pixels=True, force=True, specific_tags=tags)
+    return dcmread(path, force=True)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """Suppress pydicom's warnings about invalid values that it can still read."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("ignore")
         yield
 
 
-def text(dataset: Dataset, name: str) -> str:
-    """A data element as text; several values are joined by backslashes; "" if it is missing."""
-    from pydicom.multival import MultiValue
-
-    try:
-        with quiet():
-            value = dataset.get(name)
-    except (ValueError, TypeError, NotImplementedError):
-        return ""
-    if value is None:
-        return ""
-    values = value if isinstance(value, MultiValue) else [value]
-    return "\\".join(str(v).strip(" \0") for v in values)
-
-
-def number(dataset: Dataset, name: str) -> float | None:
-    """A data element as one number; None if it is missing or not a single number."""
-    values = _numbers(dataset, name, 1)
+def number(fields: Fields, name: str) -> float | None:
+    """An element as one number; None if it is missing or not a single number."""
+    values = numbers(fields.get(name, ""), 1)
     return None if values is None else values[0]
 
 
-def _numbers(dataset: Dataset, name: str, count: int) -> list[float] | None:
-    parts = text(dataset, name).split("\\")
+def numbers(text: str, count: int) -> list[float] | None:
+    """`count` numbers; None if the text is anything else.
+
+    A comma is read as a decimal point: DICOM's decimal strings cannot contain one.
+    """
+    parts = [part.strip() for part in text.split("\\")]
     if len(parts) != count:
         return None
-    try:
-        return [float(part) for part in parts]
-    except ValueError:
+    if all(part.count(",") <= 1 for part in parts):
+        parts = [part.replace(",", ".") for part in parts]
+    if not all(_DECIMAL.fullmatch(part) for part in parts):
         return None
+    return [float(part) for part in parts]
 
 
 def derived_uid(*names: str) -> str:
@@ -290,79 +309,8 @@ def derived_uid(*names: str) -> str:
     return f"2.25.{uuid.uuid5(_NAMES, '/'.join(names)).int}"
 
 
-# ---- planes ------------------------------------------------------------------------------------
-
-
-def _planes(path: Path, header: Dataset) -> tuple[Plane, ...]:
-    """The plane of a single-frame image, or the planes of a multi-frame image."""
-    frames = header.get("PerFrameFunctionalGroupsSequence")
-    if not frames:
-        return (_plane(path, 0, lambda _sequence: header),)
-    shared = header.get("SharedFunctionalGroupsSequence") or []
-
-    def group(frame: Dataset) -> Callable[[str], Dataset]:
-        def find(sequence: str) -> Dataset:
-            for holder in (frame, *shared):
-                items = holder.get(sequence)
-                if items:
-                    found: Dataset = items[0]
-                    return found
-            return header
-
-        return find
-
-    return tuple(_plane(path, k, group(frame)) for k, frame in enumerate(frames))
-
-
-def _plane(path: Path, frame: int, group: Callable[[str], Dataset]) -> Plane:
-    """A plane from the data sets with its position, orientation, pixel measures and rescaling.
-
-    Source: DICOM PS3.3, C.7.6.2 (image plane), C.7.6.16.2 (functional groups), C.11.1.
-    """
-    measures, values = group("PixelMeasuresSequence"), group("PixelValueTransformationSequence")
-    cosines = _numbers(group("PlaneOrientationSequence"), "ImageOrientationPatient", 6)
-    position = _numbers(group("PlanePositionSequence"), "ImagePositionPatient", 3)
-    spacing = _numbers(measures, "PixelSpacing", 2)
-    apart = number(measures, "SpacingBetweenSlices")
-    thick = number(measures, "SliceThickness")
-    return Plane(
-        path=path,
-        frame=frame,
-        position_mm=_finite(position),
-        directions=None if cosines is None else _orthonormal(cosines, path),
-        spacing_mm=None if spacing is None else (spacing[0], spacing[1]),
-        thickness_mm=next((abs(v) for v in (apart, thick) if v and math.isfinite(v)), None),
-        slope=number(values, "RescaleSlope"),
-        intercept=number(values, "RescaleIntercept"),
-        rescale_type=text(values, "RescaleType").upper(),
-    )
-
-
-def _finite(values: Sequence[float] | None) -> np.ndarray | None:
-    return None if values is None or not np.isfinite(values).all() else np.array(values)
-
-
-def _orthonormal(cosines: list[float], path: Path) -> np.ndarray:
-    """(2, 3) row and column direction, orthonormalised to remove the rounding of decimals.
-
-    Raises:
-        InputError: "bad-orientation": they are not orthogonal unit vectors.
-    """
-    along, down = np.array(cosines).reshape(2, 3)
-    lengths = np.linalg.norm([along, down], axis=1)
-    if not (np.abs(lengths - 1) < 1e-2).all() or abs(float(along @ down)) > 1e-2:
-        raise InputError(
-            f"its image orientation {cosines} is invalid: not two orthogonal unit vectors",
-            path=path,
-            code="bad-orientation",
-            next_step="The header is damaged: export the series again.",
-        )
-    along = along / np.linalg.norm(along)
-    down = down - (down @ along) * along
-    return np.array([along, down / np.linalg.norm(down)])
-
-
-def _damaged(path: Path, cause: str) -> InputError:
+def damaged(path: Path, cause: str) -> InputError:
+    """The error "bad-dicom"."""
     return InputError(
         cause,
         path=path,
@@ -373,7 +321,7 @@ def _damaged(path: Path, cause: str) -> InputError:
 
 def _unreadable(path: Path, error: OSError) -> InputError:
     return InputError(
-        f"it cannot be read ({error.strerror})",
+        f"it cannot be read ({error.strerror or error})",
         path=path,
         code="unreadable",
         next_step="Check its permissions.",

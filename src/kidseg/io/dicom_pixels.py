@@ -12,12 +12,15 @@ from torch import Tensor
 
 from kidseg.errors import Finding, InputError
 from kidseg.io import checks
-from kidseg.io.dicom_header import Image, Plane, number, quiet, read_dataset
+from kidseg.io.dicom_codestream import check_frames
+from kidseg.io.dicom_frames import Image, Plane
+from kidseg.io.dicom_header import number, quiet, read_dataset, reading
 from kidseg.io.dicom_series import Series
+from kidseg.io.gdcm_process import GdcmProcess
 from kidseg.io.numbers import scaled
 from kidseg.io.scan import ReadOptions
 
-__all__ = ["check_pixels", "decode"]
+__all__ = ["alternates", "check_pixels", "decode"]
 
 _IMPLICIT = "1.2.840.10008.1.2"
 _LOSSY = {
@@ -25,10 +28,24 @@ _LOSSY = {
     "1.2.840.10008.1.2.4.51",  # JPEG Extended
     "1.2.840.10008.1.2.4.81",  # JPEG-LS near-lossless
 }
+_JPEG_2000 = "1.2.840.10008.1.2.4.9"  # 90 and 91; their signedness is in the codestream
+# GDCM may abort the process on damaged pixels; where there is no other decoder, it has its own.
+_DECODERS = {
+    "1.2.840.10008.1.2.4.50": "pillow",
+    "1.2.840.10008.1.2.4.51": "pillow",
+    "1.2.840.10008.1.2.4.80": "pyjpegls",
+    "1.2.840.10008.1.2.4.81": "pyjpegls",
+    "1.2.840.10008.1.2.4.90": "pylibjpeg",
+    "1.2.840.10008.1.2.4.91": "pylibjpeg",
+}
+_LOSSLESS_JPEG = {"1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70"}
 # Maximum compression ratio: a constant image in JPEG 2000, far beyond that of any patient.
 _COMPRESSION = 10_000
 # Padding in CT is below this value; all tissue, including lung, is above.
 _PADDING_HU = -950.0
+# Neighbouring slices differ less than every second one; noise alone makes both differ the same.
+_ALTERNATING = 1.15
+_SAMPLED_SIDE = 128
 
 
 def check_pixels(
@@ -52,7 +69,7 @@ def check_pixels(
             held_bytes=image.path.stat().st_size * (_COMPRESSION if compressed else 1),
             limit_bytes=options.memory_limit_bytes,
         )
-        if "ModalityLUTSequence" in image.header:
+        if "ModalityLUTSequence" in image.fields:
             raise InputError(
                 "its values are rescaled with a lookup table (Modality LUT): not supported",
                 path=image.path,
@@ -68,13 +85,14 @@ def _check_syntax(image: Image) -> None:
     from pydicom.pixels.decoders.base import get_decoder
     from pydicom.uid import UID
 
-    uid = UID(image.syntax or _IMPLICIT)
-    try:
-        if get_decoder(uid).is_available:
-            return
-    except NotImplementedError:
-        pass
-    name = uid.name if uid.name != uid else "unknown"
+    with quiet():
+        uid = UID(image.syntax or _IMPLICIT)
+        try:
+            if get_decoder(uid).is_available:
+                return
+        except NotImplementedError:
+            pass
+        name = uid.name if uid.name != uid else "unknown"
     raise InputError(
         f"its transfer syntax {uid} ({name}) cannot be decoded",
         path=image.path,
@@ -87,7 +105,7 @@ def _is_compressed(syntax: str) -> bool:
     from pydicom.uid import UID
 
     uid = UID(syntax or _IMPLICIT)
-    return uid.is_encapsulated or uid.is_deflated
+    return uid.is_encapsulated or uid.is_deflated  # of one that can be decoded
 
 
 def _bits(image: Image) -> int:
@@ -97,13 +115,14 @@ def _bits(image: Image) -> int:
         InputError: "unsupported-type".
     """
     names = ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
-    allocated, stored, high, signed = (number(image.header, name) for name in names)
+    allocated, stored, high, signed = (number(image.fields, name) for name in names)
     valid = allocated in (8, 16, 32) and stored is not None and 0 < stored <= (allocated or 0)
     if valid and signed in (0, 1) and high in (None, (stored or 0) - 1):
         return int(allocated or 0)
+    said = (image.text(name)[:20] or "missing" for name in names)
     raise InputError(
-        f"its pixel format is not supported ({allocated} bits allocated, {stored} "
-        f"stored, high bit {high}, pixel representation {signed})",
+        "its pixel format is not supported ({} bits allocated, {} stored, high bit {}, pixel "
+        "representation {})".format(*said),
         path=image.path,
         code="unsupported-type",
         next_step="Export the original CT images.",
@@ -133,7 +152,7 @@ def _rescaling(series: Series, path: Path, options: ReadOptions) -> tuple[Findin
         InputError: "not-hounsfield": the file states another unit; "bad-rescale": the slope is zero
             or slope or intercept is not finite.
     """
-    planes = [plane for image in series.images for plane in image.planes]
+    planes = series.planes
     for plane in planes:
         if plane.slope == 0 or not np.isfinite([plane.slope or 1, plane.intercept or 0]).all():
             raise InputError(
@@ -204,27 +223,55 @@ def decode(
         InputError: "bad-pixels": pixels are truncated or cannot be decoded.
     """
     image_of = {image.path: image for image in images}
-    stored = np.result_type(*(_stored_type(image_of[plane.path]) for plane in planes))
+    files = list(dict.fromkeys(plane.path for plane in planes))
+    stored = np.result_type(*(_stored_type(image_of[file]) for file in files))
     raw = np.empty((len(planes), *shape), stored)
-    indices_of: dict[Path, list[int]] = {}
+    limits = {file: _padding(image_of[file]) for file in files}
+    padding = np.zeros(raw.shape, bool) if any(limits.values()) else None
+    surplus: dict[Path, int] = {}
+    indices_of: dict[Path, list[int]] = {file: [] for file in files}
     for k, plane in enumerate(planes):
-        indices_of.setdefault(plane.path, []).append(k)
-    padding = np.zeros(raw.shape, bool) if any(_padding(i) for i in images) else None
-    for file, indices in indices_of.items():
-        _decode_file(image_of[file], [planes[k].frame for k in indices], raw, indices)
-        limits = _padding(image_of[file])
-        if padding is not None and limits is not None:
-            for k in indices:
-                padding[k] = (raw[k] >= limits[0]) & (raw[k] <= limits[1])
+        indices_of[plane.path].append(k)
+    with GdcmProcess() as gdcm:
+        for file, indices in indices_of.items():
+            frames = [planes[k].frame for k in indices]
+            surplus[file] = _decode_file(image_of[file], frames, raw, indices, gdcm)
+            ends = limits[file]
+            if padding is not None and ends is not None:
+                for k in indices:
+                    padding[k] = (raw[k] >= ends[0]) & (raw[k] <= ends[1])
+    values = _rescaled(raw, planes, path)
+    findings = _beyond(surplus, raw.size, image_of, path)
+    if padding is not None:
+        findings += _pad(values, torch.from_numpy(padding), path, options)
+    return values[None], stored, findings
+
+
+def _rescaled(raw: np.ndarray, planes: Sequence[Plane], path: Path) -> Tensor:
+    """(planes, rows, columns), each with its own slope and intercept."""
     scales = [(1.0 if p.slope is None else p.slope, p.intercept or 0.0) for p in planes]
     if len(set(scales)) == 1:
-        values = scaled(raw, *scales[0], path)
-    else:
-        parts = [scaled(raw[k], *scale, path) for k, scale in enumerate(scales)]
-        kind = torch.result_type(*_extremes(parts))
-        values = torch.stack([part.to(kind) for part in parts])
-    findings = () if padding is None else _pad(values, torch.from_numpy(padding), path, options)
-    return values[None], stored, findings
+        return scaled(raw, *scales[0], path)
+    parts = [scaled(raw[k], *scale, path) for k, scale in enumerate(scales)]
+    kind = torch.result_type(*_extremes(parts))
+    return torch.stack([part.to(kind) for part in parts])
+
+
+def _beyond(
+    surplus: dict[Path, int], total: int, image_of: dict[Path, Image], path: Path
+) -> tuple[Finding, ...]:
+    """A finding if pixels have bits beyond Bits Stored."""
+    files = [file for file, count in surplus.items() if count]
+    if not files:
+        return ()
+    share = 100 * sum(surplus.values()) / total
+    bits = image_of[files[0]].text("BitsStored")
+    cause = (
+        f"{share:.3g} % of its pixels exceed the {bits} bits that Bits Stored states, in "
+        f"{len(files)} of {len(surplus)} files, first {files[0].name}; the bits above were ignored"
+    )
+    step = "If they are not an overlay, the header is wrong: export the original CT images."
+    return (Finding(code="bits-above-stored", path=str(path), cause=cause, next_step=step),)
 
 
 def _extremes(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -234,38 +281,73 @@ def _extremes(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _stored_type(image: Image) -> np.dtype:
-    bits, signed = _bits(image), number(image.header, "PixelRepresentation") == 1
+    bits, signed = _bits(image), number(image.fields, "PixelRepresentation") == 1
     return np.dtype(f"{'int' if signed else 'uint'}{bits}")
 
 
-def _decode_file(image: Image, frames: Sequence[int], out: np.ndarray, indices: list[int]) -> None:
+def _decode_file(
+    image: Image, frames: Sequence[int], out: np.ndarray, indices: list[int], gdcm: GdcmProcess
+) -> int:
     """Decode some frames of a file into out[indices].
 
-    pydicom corrects signs and masks the bits beyond Bits Stored.
+    Returns:
+        The number of pixels with bits beyond Bits Stored. These bits are ignored.
     """
     from pydicom.pixels.utils import iter_pixels
     from pydicom.uid import UID
 
-    dataset = read_dataset(image.path)
-    if not image.syntax:  # no file meta information: DICOM's default transfer syntax
-        dataset.file_meta.TransferSyntaxUID = UID(_IMPLICIT)
+    with reading(image.path):
+        dataset = read_dataset(image.path)
+        if not image.syntax:  # no file meta information: DICOM's default transfer syntax
+            dataset.file_meta.TransferSyntaxUID = UID(_IMPLICIT)
+    check_frames(dataset, image, out.shape[1:])
+    count = 0
     try:
         with quiet():
-            for index, frame in zip(indices, iter_pixels(dataset, indices=frames), strict=True):
+            decoded = (
+                gdcm.frames(image.path, frames)
+                if image.syntax in _LOSSLESS_JPEG
+                else iter_pixels(
+                    dataset,
+                    indices=frames,
+                    raw=True,
+                    correct_unused_bits=False,
+                    decoding_plugin=_DECODERS.get(image.syntax, ""),
+                )
+            )
+            for index, frame in zip(indices, decoded, strict=True):
                 if frame.shape != out.shape[1:]:
                     raise ValueError(f"decoded to {frame.shape} pixels, not {out.shape[1:]}")
-                out[index] = frame
-    except (
-        ValueError, RuntimeError, AttributeError, KeyError, IndexError, TypeError, EOFError,
-        NotImplementedError,
-    ) as error:  # fmt: skip
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                out[index], beyond = _within_bits(frame, image)
+                count += beyond
+    except Exception as error:  # decoders raise exceptions of any class on damaged pixels
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise InputError(
             f"its pixels cannot be decoded ({reason})",
             path=image.path,
             code="bad-pixels",
             next_step="The file is truncated or damaged: copy or export the series again.",
         ) from error
+    return count
+
+
+def _within_bits(frame: np.ndarray, image: Image) -> tuple[np.ndarray, int]:
+    """The values within Bits Stored, and the number of pixels that have other bits above.
+
+    Signed values may have zeros above instead of their sign. Then none of them is negative.
+
+    Source: DICOM PS3.5, 8.1.1: the bits above High Bit belong to no pixel.
+    """
+    bits = int(image.text("BitsStored"))
+    shift = 8 * frame.dtype.itemsize - bits
+    if shift <= 0:
+        return frame, 0
+    kept = frame.astype(frame.dtype.newbyteorder("="))
+    kept = (kept << shift) >> shift
+    differs = kept != frame
+    if frame.dtype.kind == "i" and not image.syntax.startswith(_JPEG_2000):
+        differs &= bool((frame < 0).any()) | ((frame >> bits) != 0)
+    return kept, int(differs.sum())
 
 
 def _padding(image: Image) -> tuple[int, int] | None:
@@ -273,10 +355,10 @@ def _padding(image: Image) -> tuple[int, int] | None:
 
     Source: DICOM PS3.3, C.7.5.1.1.2 (Pixel Padding Value and Pixel Padding Range Limit).
     """
-    value = number(image.header, "PixelPaddingValue")
+    value = number(image.fields, "PixelPaddingValue")
     if value is None:
         return None
-    limit = number(image.header, "PixelPaddingRangeLimit")
+    limit = number(image.fields, "PixelPaddingRangeLimit")
     ends = [int(value), int(value if limit is None else limit)]
     info = np.iinfo(_stored_type(image))
     # Some writers store signed padding as unsigned, for example 63536 for -2000.
@@ -303,3 +385,18 @@ def _pad(values: Tensor, padding: Tensor, path: Path, options: ReadOptions) -> t
     values[padding] = fill
     cause = f"{share} and were set to {fill:g}"
     return (Finding(code="padding-replaced", path=str(path), cause=cause),)
+
+
+def alternates(values: Tensor) -> bool:
+    """Whether neighbouring slices differ more than every second one: two interleaved stacks.
+
+    Args:
+        values: (1, slices, rows, columns).
+    """
+    _, count, rows, columns = values.shape
+    if count < 4:
+        return False
+    steps = max(1, rows // _SAMPLED_SIDE), max(1, columns // _SAMPLED_SIDE)
+    sample = values[0, :, :: steps[0], :: steps[1]].to(torch.float32)
+    near, far = (float((sample[n:] - sample[:-n]).abs().mean()) for n in (1, 2))
+    return near > _ALTERNATING * far

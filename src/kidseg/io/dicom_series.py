@@ -1,38 +1,41 @@
-"""Group DICOM images by series, and choose the series to read."""
+"""Group DICOM images by series and volume, and check what the images of a volume share."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from kidseg.errors import Finding, InputError
-from kidseg.io.dicom_header import Image, derived_uid
-from kidseg.io.scan import ReadOptions
+from kidseg.io.dicom_frames import Image, Plane
+from kidseg.io.dicom_header import derived_uid
+from kidseg.io.dicom_volumes import differences, split_volumes
 
-__all__ = ["Series", "check_consistent", "choose", "group_series", "identity", "series_facts"]
+__all__ = ["Series", "check_consistent", "group_series", "identity", "series_facts"]
 
-_CODES = {
-    "segmentation": "not-a-scan",
-    "secondary capture": "not-a-scan",
-    "localiser": "not-a-scan",
-    "colour image": "colour-image",
-    "images without position": "no-position",
-}
+_MIN_SCATTERED = 3  # images with a series each, before they are taken for one series
+_SAME_DIRECTION = 1e-4
+_SAME_PLACE_MM = 0.011
+_EVEN = 0.01  # fraction of the slice distance
+_NAMED = 3
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Series:
-    """Images of one kind that share a Series Instance UID.
+    """Images of one kind that share a Series Instance UID and form one volume.
 
     Attributes:
-        uid: Series Instance UID, "" if missing.
+        uid: Series Instance UID, "" if missing or if each image has its own.
         number: Series Number, as text.
         description: Series Description.
         modality: "CT", "MR", ...; "" if not stated.
         images: its files.
         kind: "volume", or another kind: "localiser", "segmentation", ...
+        planes: its image planes; those of a multi-frame file may belong to several volumes.
+        label: what distinguishes it from the other volumes of its series; "" if it is the only one.
+        is_scattered: each image has a Series Instance UID of its own.
     """
 
     uid: str
@@ -41,131 +44,183 @@ class Series:
     modality: str
     images: tuple[Image, ...]
     kind: str
+    planes: tuple[Plane, ...] = field(repr=False)
+    label: str = ""
+    is_scattered: bool = False
 
     @property
     def n_images(self) -> int:
         """Number of image planes: files, or frames of multi-frame files."""
-        return sum(len(image.planes) for image in self.images)
-
-    def __str__(self) -> str:
-        kind = "" if self.kind == "volume" else f", {self.kind}"
-        return (
-            f"series {self.number or 'without number'} '{self.description}' "
-            f"({self.modality or 'no modality'}, {self.n_images} images{kind}, "
-            f"UID {self.uid or 'missing'})"
-        )
+        return len(self.planes)
 
 
 def group_series(images: Sequence[Image]) -> tuple[Series, ...]:
-    """Group images by series, and by kind within a series; sorted by number."""
+    """Group images by series, by kind within a series, and by volume; sorted by number."""
     groups: dict[tuple[str, str, str], list[Image]] = {}
     for image in images:
         key = (image.text("SeriesInstanceUID"), image.modality, image.excluded_kind)
         groups.setdefault(key, []).append(image)
+    gathered, scattered = _gathered(groups)
     found = []
-    for (uid, modality, kind), members in groups.items():
-        unplaced = all(p.position_mm is None for image in members for p in image.planes)
-        found.append(
-            Series(
-                uid=uid,
-                number=members[0].text("SeriesNumber"),
-                description=members[0].text("SeriesDescription"),
-                modality=modality,
-                images=tuple(members),
-                kind=kind or ("images without position" if unplaced else "volume"),
-            )
-        )
+    for (uid, _, kind), members in gathered.items():
+        found += _volumes(uid, kind, members, is_scattered=False)
+    for members in scattered:
+        found += _volumes("", "", members, is_scattered=True)
     return tuple(sorted(found, key=lambda s: (s.number.zfill(8), s.uid, s.kind)))
 
 
-def choose(
-    series: Sequence[Series], path: Path, options: ReadOptions
-) -> tuple[Series, tuple[Finding, ...]]:
-    """Choose the series to read; findings name the ignored ones.
-
-    Raises:
-        InputError: "no-such-series"; "several-series"; "not-ct": volumes of another modality;
-            "no-position", "colour-image", "not-a-scan", "no-volume": it contains no volume.
-    """
-    matching = [s for s in series if options.series in (None, s.uid, s.number)]
-    if not matching:
-        raise _refusal(
-            f"it does not contain series {options.series}, but", series, path, "no-such-series"
+def _volumes(uid: str, kind: str, members: Sequence[Image], *, is_scattered: bool) -> list[Series]:
+    planes = [plane for image in members for plane in image.planes]
+    planes.sort(key=lambda plane: (str(plane.path), plane.frame))
+    if not kind and all(image.is_unplaced for image in members):
+        kind = "images without position"
+    parts = [(tuple(planes), "")] if kind or not planes else split_volumes(planes)
+    found = []
+    for part, label in parts:
+        files = {plane.path for plane in part}
+        inside = tuple(i for i in members if i.path in files or not i.planes)
+        numbers = {image.text("SeriesNumber") for image in members}
+        found.append(
+            Series(
+                uid=uid,
+                number=members[0].text("SeriesNumber") if len(numbers) == 1 else "",
+                description=inside[0].text("SeriesDescription"),
+                modality=inside[0].modality,
+                images=inside,
+                kind=kind or "volume",
+                planes=part,
+                label=label,
+                is_scattered=is_scattered,
+            )
         )
-    volumes = [s for s in matching if s.kind == "volume"]
-    usable = [s for s in volumes if s.modality == "CT" or options.values != "ct"]
-    if len(usable) > 1:
-        raise _refusal(f"it contains {len(usable)} series:", usable, path, "several-series")
-    if volumes and not usable:
-        names = ", ".join(sorted({s.modality or "not stated" for s in volumes}))
-        raise InputError(
-            f"its modality is {names}, not CT: {'; '.join(map(str, volumes[:8]))}",
-            path=path,
-            code="not-ct",
-            next_step="Use a CT series.",
-        )
-    if not usable:
-        code = _CODES.get(matching[0].kind, "not-a-scan") if len(matching) == 1 else "no-volume"
-        raise _refusal("it does not contain a volume, but", matching, path, code)
-    ignored = [s for s in series if s is not usable[0]]
-    if not ignored:
-        return usable[0], ()
-    cause = f"{usable[0]} was read; ignored: {_listed(ignored)}"
-    return usable[0], (Finding(code="ignored-series", path=str(path), cause=cause),)
+    return found
 
 
-def _refusal(cause: str, series: Sequence[Series], path: Path, code: str) -> InputError:
-    steps = {
-        "no-such-series": "Choose one with --series NUMBER or --series UID.",
-        "several-series": "Choose one with --series NUMBER or --series UID.",
-        "no-position": "Export the original series from the scanner or the archive again: "
-        "Image Position (Patient) is required.",
-    }
-    return InputError(
-        f"{cause} {_listed(series)}",
-        path=path,
-        code=code,
-        next_step=steps.get(code, "Use a CT series of parallel slices."),
+def _gathered(
+    groups: dict[tuple[str, str, str], list[Image]],
+) -> tuple[dict[tuple[str, str, str], list[Image]], list[list[Image]]]:
+    """Set apart the images that have a series each, but form stacks together."""
+    single: dict[tuple[str, ...], list[tuple[str, str, str]]] = {}
+    for key, members in groups.items():
+        if not key[2] and len(members) == 1 and len(members[0].planes) == 1:
+            common = ("SeriesNumber", "PatientID", "Modality", "Rows", "Columns", "PixelSpacing")
+            kind = tuple(members[0].text(name) for name in common)
+            single.setdefault(kind, []).append(key)
+    scattered = []
+    for keys in single.values():
+        images = [groups[key][0] for key in keys]
+        planes = [image.planes[0] for image in images]
+        if len(images) >= _MIN_SCATTERED and all(map(_is_even, split_volumes(planes))):
+            scattered.append(images)
+            groups = {key: members for key, members in groups.items() if key not in keys}
+    return groups, scattered
+
+
+def _is_even(volume: tuple[tuple[Plane, ...], str]) -> bool:
+    """Whether the planes are parallel and evenly spaced."""
+    planes = volume[0]
+    directions = [p.directions for p in planes if p.directions is not None]
+    positions = [p.position_mm for p in planes if p.position_mm is not None]
+    if not len(planes) == len(directions) == len(positions) >= _MIN_SCATTERED:
+        return False
+    if np.abs(np.array(directions) - directions[0]).max() > _SAME_DIRECTION:
+        return False
+    gaps = np.diff(np.sort(np.array(positions) @ np.cross(directions[0][0], directions[0][1])))
+    apart = float(gaps.mean())
+    return apart > _SAME_PLACE_MM and bool(
+        np.abs(gaps - apart).max() <= max(2 * _SAME_PLACE_MM, _EVEN * apart)
     )
 
 
-def _listed(series: Sequence[Series], limit: int = 20) -> str:
-    more = f"; and {len(series) - limit} more" if len(series) > limit else ""
-    return "; ".join(map(str, series[:limit])) + more
+# ---- what the images share ---------------------------------------------------------------------
 
 
-def check_consistent(series: Series, path: Path) -> tuple[int, int]:
-    """Check that all images share a patient and a size, (rows, columns), and return the size.
+def check_consistent(
+    series: Series, path: Path, *, repair: bool
+) -> tuple[tuple[int, int], tuple[Finding, ...]]:
+    """Check that all images share a patient, a frame of reference and a size.
+
+    Returns:
+        (rows, columns), and findings on what differs.
 
     Raises:
-        InputError: "mixed-patients", "mixed-frames-of-reference", "mixed-size", "empty-axis".
+        InputError: "mixed-patients"; "mixed-frames-of-reference", unless repair is on;
+            "mixed-size", "empty-axis".
     """
-    for name, code in (
-        ("PatientID", "mixed-patients"),
-        ("FrameOfReferenceUID", "mixed-frames-of-reference"),
-    ):
-        counts = Counter(image.text(name) for image in series.images)
-        if len(counts) > 1:
-            shown = ", ".join(f"{n} images" for _, n in counts.most_common())
-            raise InputError(
-                f"its images differ in {name}: {shown}; their positions cannot be compared",
-                path=path,
-                code=code,
-                next_step="Put each patient and each acquisition in a separate folder.",
-            )
-    sizes = Counter((image.text("Rows"), image.text("Columns")) for image in series.images)
-    if len(sizes) > 1:
-        shown = ", ".join(f"{r} x {c} ({n}x)" for (r, c), n in sizes.most_common())
+    findings = []
+    patients = {image.text("PatientID") for image in series.images}
+    if len(patients - {""}) > 1 or (len(patients) > 1 and not repair):
+        step = "Put each patient in a separate folder."
+        if len(patients - {""}) == 1:
+            step = "If they are one patient's, read them with --repair."
         raise InputError(
-            f"images differ in size: {shown}",
+            f"its images differ in Patient ID: {_spread(series.images, 'PatientID')}",
+            path=path,
+            code="mixed-patients",
+            next_step=step,
+        )
+    checked = [("PatientID", "Patient ID"), ("FrameOfReferenceUID", "Frame of Reference UID")]
+    for name, label in [*checked, ("StudyInstanceUID", "Study Instance UID")]:
+        if len({image.text(name) for image in series.images}) == 1:
+            continue
+        cause = f"its images differ in {label}: {_spread(series.images, name)}"
+        if name == "FrameOfReferenceUID" and not repair:
+            raise InputError(
+                f"{cause}; their positions cannot be compared",
+                path=path,
+                code="mixed-frames-of-reference",
+                next_step="If they are one stack all the same, read them with --repair; otherwise "
+                "put each acquisition in a separate folder.",
+            )
+        code = {"PatientID": "repaired-patient", "StudyInstanceUID": "mixed-studies"}
+        cause += "; they were read as one stack"
+        findings.append(
+            Finding(code=code.get(name, "repaired-frame-of-reference"), path=str(path), cause=cause)
+        )
+    differing = differences(series.planes)
+    if differing:
+        cause = f"its slices differ in {'; '.join(differing)}"
+        findings.append(Finding(code="mixed-settings", path=str(path), cause=cause))
+    return _size(series, path), tuple(findings)
+
+
+def _spread(images: Sequence[Image], name: str) -> str:
+    """How many values an element has, in which files. The values may be personal."""
+    groups: dict[str, list[str]] = {}
+    for image in images:
+        groups.setdefault(image.text(name), []).append(image.path.name)
+    missing = groups.pop("", [])
+    largest = sorted(groups.values(), key=len, reverse=True)
+    if len(largest) > _NAMED:
+        first = ", ".join(files[0] for files in largest[:_NAMED])
+        said = [f"{len(largest)} different values in {len(images)} images ({first}, ...)"]
+    else:
+        said = [f"{'one' if not k else 'another'} in {_files(f)}" for k, f in enumerate(largest)]
+    return ", ".join([*said, *([f"missing in {_files(missing)}"] if missing else [])])
+
+
+def _files(names: Sequence[str]) -> str:
+    return f"1 image ({names[0]})" if len(names) == 1 else f"{len(names)} images (first {names[0]})"
+
+
+def _size(series: Series, path: Path) -> tuple[int, int]:
+    groups: dict[tuple[str, str], list[str]] = {}
+    for image in series.images:
+        size = (image.text("Rows"), image.text("Columns"))
+        groups.setdefault(size, []).append(image.path.name)
+    if len(groups) > 1:
+        ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
+        shown = ", ".join(f"{r} x {c} ({len(f)}x)" for (r, c), f in ordered[:5])
+        raise InputError(
+            f"images differ in size: {shown}, such as {ordered[-1][1][0]}",
             path=path,
             code="mixed-size",
             next_step="Put each reconstruction in a separate folder.",
         )
-    ((rows, columns),) = sizes
-    if not (rows.isdigit() and columns.isdigit() and int(rows) and int(columns)):
+    ((rows, columns),) = groups
+    if not (rows.isdecimal() and columns.isdecimal() and int(rows) and int(columns)):
         raise InputError(
-            f"its images have {rows or 'no'} rows and {columns or 'no'} columns",
+            f"its images have {rows[:40] or 'no'} rows and {columns[:40] or 'no'} columns",
             path=path,
             code="empty-axis",
             next_step="The header is damaged: export the series again.",
@@ -204,8 +259,7 @@ def identity(series: Series, path: Path) -> tuple[dict[str, str], tuple[Finding,
         patient_id, study_uid, series_uid and frame_of_reference_uid; and a finding
         "missing-identity" that names the placeholders.
     """
-    first = series.images[0]
-    known = {name: first.text(name) for name in _IDENTITY}
+    known = {name: _shared(series, name) for name in _IDENTITY}
     missing = [name for name, value in known.items() if not value]
     seeds = sorted(image.text("SOPInstanceUID") or image.path.name for image in series.images)
     for name in missing:
@@ -213,8 +267,16 @@ def identity(series: Series, path: Path) -> tuple[dict[str, str], tuple[Finding,
     facts = {_IDENTITY[name]: value for name, value in known.items()}
     if not missing:
         return facts, ()
-    cause = f"{', '.join(missing)} missing in the header; placeholders were used"
+    cause = f"{', '.join(missing)} missing or different in the images; placeholders were used"
     return facts, (Finding(code="missing-identity", path=str(path), cause=cause),)
+
+
+def _shared(series: Series, name: str) -> str:
+    """The value that all images state; "" if they differ. A study or patient is named by any."""
+    values = [image.text(name) for image in series.images]
+    if name in ("PatientID", "StudyInstanceUID"):
+        return next((value for value in values if value), "")
+    return values[0] if len(set(values)) == 1 else ""
 
 
 def series_facts(series: Series) -> dict[str, str]:

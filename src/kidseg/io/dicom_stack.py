@@ -20,7 +20,7 @@ from torch import Tensor
 from kidseg.errors import InputError
 from kidseg.geometry import Grid, Volume, resample
 from kidseg.io import checks
-from kidseg.io.dicom_header import Plane
+from kidseg.io.dicom_frames import Plane
 from kidseg.io.orientation import ras_from_lps
 
 __all__ = [
@@ -162,16 +162,29 @@ def _check_one_orientation(planes: Sequence[Plane], directions: np.ndarray, path
     off = np.abs(directions - directions[0]).max(axis=(1, 2)) > _SAME_DIRECTION
     if not off.any():
         return
-    normals = np.cross(directions[:, 0], directions[:, 1])
-    angles = np.degrees(np.arccos(np.clip(normals @ normals[0], -1, 1)))
     other = int(np.argmax(off))
     raise InputError(
-        f"{int(off.sum())} of {len(planes)} images differ in orientation from the first; their "
-        f"normals by up to {angles.max():.2f} degrees ({_name(planes[0])}, {_name(planes[other])})",
+        f"{int(off.sum())} of {len(planes)} images differ in orientation from the first, by up to "
+        f"{_degrees(_largest_angle(directions))} degrees ({_name(planes[0])}, "
+        f"{_name(planes[other])})",
         path=path,
         code="mixed-orientation",
         next_step="Put each orientation in a separate folder.",
     )
+
+
+def _largest_angle(directions: np.ndarray) -> float:
+    """The largest angle between an axis of any plane and that of the first, in degrees."""
+    normals = np.cross(directions[:, 0], directions[:, 1])
+    axes = np.concatenate([directions, normals[:, None]], axis=1)
+    sine = np.linalg.norm(np.cross(axes, axes[:1]), axis=-1)
+    cosine = (axes * axes[:1]).sum(axis=-1)
+    return math.degrees(float(np.arctan2(sine, cosine).max()))
+
+
+def _degrees(angle: float) -> str:
+    """With two decimals, or as many as two digits need."""
+    return f"{angle:.2f}" if angle >= 0.1 else f"{angle:.2g}"
 
 
 def _one_spacing(

@@ -1,0 +1,178 @@
+"""Choose the DICOM volume to read: `--series` and the names that it takes.
+
+A volume is named by its series number if that is unique ("3"). Otherwise the volumes with that
+number are counted ("3.1", "3.2"), whether they belong to one series or to several. A series UID, or
+the start of one, names it too; "UID/2" is the second volume of a series.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from kidseg.errors import Finding, InputError
+from kidseg.io.dicom_series import Series
+from kidseg.io.scan import ReadOptions
+
+__all__ = ["choose"]
+
+_CODES = {
+    "segmentation": "not-a-scan",
+    "secondary capture": "not-a-scan",
+    "localiser": "not-a-scan",
+    "colour image": "colour-image",
+    "images without position": "no-position",
+}
+_LISTED = 20
+_TEXT = 40
+
+
+def choose(
+    series: Sequence[Series], path: Path, options: ReadOptions
+) -> tuple[Series, tuple[Finding, ...]]:
+    """Choose the volume to read; findings name the ignored ones.
+
+    Raises:
+        InputError: "no-such-series"; "several-series", "several-volumes" (of one series);
+            "series-uid-per-slice", unless repair is on; "not-ct": volumes of another modality;
+            "no-position", "colour-image", "not-a-scan", "no-volume": it contains no volume.
+    """
+    names = _names(series)
+    matching = _matching(series, names, options.series)
+    if not matching:
+        cause = f"it does not contain series {str(options.series)[:_TEXT]}, but"
+        raise _refusal(cause, series, names, path, "no-such-series")
+    volumes = [s for s in matching if s.kind == "volume"]
+    usable = [s for s in volumes if s.modality == "CT" or options.values != "ct"]
+    if len(usable) > 1:
+        one = len({s.uid for s in usable}) == 1 and not usable[0].is_scattered
+        what = f"{len(usable)} volumes in one series:" if one else f"{len(usable)} series:"
+        code = "several-volumes" if one else "several-series"
+        raise _refusal(f"it contains {what}", usable, names, path, code)
+    if volumes and not usable:
+        modalities = ", ".join(sorted({s.modality or "not stated" for s in volumes}))
+        raise InputError(
+            f"its modality is {modalities}, not CT: {_list(volumes, names)}",
+            path=path,
+            code="not-ct",
+            next_step="Use a CT series.",
+        )
+    if not usable:
+        code = _CODES.get(matching[0].kind, "not-a-scan") if len(matching) == 1 else "no-volume"
+        raise _refusal("it does not contain a volume, but", matching, names, path, code)
+    return usable[0], _findings(usable[0], series, names, path, options)
+
+
+def _findings(
+    chosen: Series,
+    series: Sequence[Series],
+    names: dict[Series, str],
+    path: Path,
+    options: ReadOptions,
+) -> tuple[Finding, ...]:
+    findings = []
+    if chosen.is_scattered:
+        cause = (
+            f"each of the {chosen.n_images} images of {_said(chosen, names, '')} has its own "
+            "Series Instance UID"
+        )
+        if not options.repair:
+            raise InputError(
+                f"{cause}; together they form one even stack",
+                path=path,
+                code="series-uid-per-slice",
+                next_step="Read them as one series with --repair.",
+            )
+        cause += "; they were read as one series"
+        findings.append(Finding(code="repaired-series", path=str(path), cause=cause))
+    ignored = [s for s in series if s is not chosen]
+    if ignored:
+        cause = f"{_list([chosen], names)} was read; ignored: {_list(ignored, names)}"
+        findings.append(Finding(code="ignored-series", path=str(path), cause=cause))
+    return tuple(findings)
+
+
+# ---- names -------------------------------------------------------------------------------------
+
+
+def _names(series: Sequence[Series]) -> dict[Series, str]:
+    """A name for each volume, which `--series` takes. Other objects bear their number."""
+    names = {s: s.number or _short_uid(s, series) or "none" for s in series}
+    volumes = [s for s in series if s.kind == "volume"]
+    for name in {names[s] for s in volumes}:
+        alike = [s for s in volumes if names[s] == name]
+        separator = "." if alike[0].number or name == "none" else "/"
+        for k, one in enumerate(alike):
+            names[one] = f"{name}{separator}{k + 1}" if len(alike) > 1 else name
+    return names
+
+
+def _short_uid(one: Series, series: Sequence[Series]) -> str:
+    """The start of the UID that no other series shares."""
+    others = {s.uid for s in series} - {one.uid}
+    starts = (one.uid[:n] for n in range(1, len(one.uid)))
+    return next((s for s in starts if not any(o.startswith(s) for o in others)), one.uid)
+
+
+def _matching(
+    series: Sequence[Series], names: dict[Series, str], wanted: str | None
+) -> list[Series]:
+    """The series with this name, number or UID, or else with this start of a UID."""
+    if wanted is None:
+        return list(series)
+    wanted = wanted.strip()
+    uid, _, place = wanted.replace("/", ".").rpartition(".")
+    within = [s for s in series if uid and s.uid == uid and s.kind == "volume"]
+    nth = int(place) - 1 if place.isdecimal() else -1
+    found = (
+        [s for s in series if s.uid == wanted and wanted],
+        [s for s in series if names[s] == wanted and s.kind == "volume"],
+        [s for s in series if s.number and _plain(s.number) == _plain(wanted)],
+        within[nth : nth + 1] if nth >= 0 else [],
+        [s for s in series if wanted and s.uid.startswith(wanted)],
+    )
+    return next((matches for matches in found if matches), [])
+
+
+def _plain(number: str) -> str:
+    return number.lstrip("0") or number
+
+
+# ---- lists -------------------------------------------------------------------------------------
+
+
+def _refusal(
+    cause: str, series: Sequence[Series], names: dict[Series, str], path: Path, code: str
+) -> InputError:
+    named = next((names[s] for s in series if s.kind == "volume"), "NUMBER")
+    pick = f"Choose one by its number or UID, for example --series {named}."
+    steps = {
+        "no-such-series": pick,
+        "several-series": pick,
+        "several-volumes": f"Choose one, for example --series {named}.",
+        "no-position": "Export the original series from the scanner or the archive again: "
+        "Image Position (Patient) is required.",
+    }
+    return InputError(
+        f"{cause} {_list(series, names)}",
+        path=path,
+        code=code,
+        next_step=steps.get(code, "Use a CT series of parallel slices."),
+    )
+
+
+def _list(series: Sequence[Series], names: dict[Series, str]) -> str:
+    several = len({s.uid for s in series}) > 1
+    uids = {s: _short_uid(s, list(names)) if several else "" for s in series}
+    shown = [_said(s, names, uids[s]) for s in series[:_LISTED]]
+    more = f"; and {len(series) - _LISTED} more" if len(series) > _LISTED else ""
+    return "; ".join(shown) + more
+
+
+def _said(one: Series, names: dict[Series, str], uid: str) -> str:
+    plural = "image" if one.n_images == 1 else "images"
+    details = [one.modality or "no modality", f"{one.n_images} {plural}"]
+    details += [part for part in (one.label, "" if one.kind == "volume" else one.kind) if part]
+    if uid:
+        details.append(f"UID {uid}")
+    return f"series {names[one]} '{one.description[:_TEXT]}' ({', '.join(details)})"
