@@ -447,6 +447,10 @@ def test_what_cannot_be_opened_at_all_is_a_finding(tmp_path: Path) -> None:
     report = check(tmp_path / "empty")
     assert report.kind == "scan" and not report.ok
     assert "Not a data set either" in report.findings[0].next_step
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / "1.dcm").write_bytes(b"\0" * 128 + b"DICM")
+    (finding,) = check(tmp_path / "scans").findings
+    assert "data set" not in finding.next_step and finding.code != "no-dicom"
 
 
 def test_a_single_scan(tmp_path: Path) -> None:

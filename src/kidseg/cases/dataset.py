@@ -8,6 +8,7 @@ from kidseg.cases.case import Dataset, Layout, Survey
 from kidseg.cases.folders import KITS_CASE, kits_folder, survey_dicom, survey_kits, survey_msd
 from kidseg.cases.naming import DATASET_JSON, channel_file
 from kidseg.cases.nnunet import survey_nnunet
+from kidseg.cases.paths import problem_at
 from kidseg.cases.persons import load_json
 from kidseg.errors import InputError, UsageError, first_error
 
@@ -39,15 +40,30 @@ def survey_dataset(root: str | Path) -> Survey:
     """Read the folders and tables of a data set and report every problem.
 
     Raises:
-        InputError: "not-found"; "not-a-dataset": none of the layouts matches; "no-dataset-json",
-            "bad-json", "bad-dataset-json": a layout matches, but its description is missing or
-            invalid.
+        InputError: "not-found", "unreadable"; "not-a-dataset": none of the layouts matches;
+            "no-dataset-json", "bad-json", "bad-dataset-json", "unset-variable": a layout matches,
+            but its description is missing or invalid.
     """
     root = Path(root)
-    if not root.exists():
+    if (problem := problem_at(root)) is not None:
         raise InputError(
-            "no such file or folder", path=root, code="not-found", next_step="Check the path."
+            f"no such file or folder ({problem})",
+            path=root,
+            code="not-found",
+            next_step="Check the path.",
         )
+    try:
+        return _survey(root)
+    except OSError as error:
+        raise InputError(
+            f"cannot be read ({error.strerror})",
+            path=error.filename or root,
+            code="unreadable",
+            next_step="Check its permissions.",
+        ) from error
+
+
+def _survey(root: Path) -> Survey:
     if (root / DATASET_JSON).is_file():
         return _survey_described(root)
     if (root / "imagesTr").is_dir():

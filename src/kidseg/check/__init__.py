@@ -71,7 +71,7 @@ def _check_scan(path: Path, options: ReadOptions, not_a_dataset: InputError) -> 
         scan = read(path, options)
     except (InputError, ResourceError) as error:
         finding = error.as_finding()
-        if path.is_dir():
+        if finding.code == "no-dicom":
             step = f"{finding.next_step} Not a data set either. {not_a_dataset.next_step}".strip()
             finding = replace(finding, next_step=step)
         findings = (finding,)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from kidseg.cases import Case, Survey, survey_dataset
-from kidseg.cases.gathering import visible
 from kidseg.cases.naming import LABEL_ENDINGS, is_marked, label_name, matching_names
+from kidseg.cases.paths import visible
 from kidseg.errors import Finding, InputError, UsageError, first_error
 from kidseg.labels import LabelSchema
 
