@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -31,7 +32,7 @@ from kidseg.cli.options import (
     Validation,
 )
 from kidseg.cli.terminal import print_result, show_progress, show_stages
-from kidseg.errors import KidsegError
+from kidseg.errors import KidsegError, KidsegWarning
 
 __all__ = ["compare", "evaluate", "info", "segment", "train"]
 
@@ -130,7 +131,12 @@ def segment(
 
     options = ReadOptions(trust=trust, spacing_mm=spacing, series=series, repair=repair)
     bar = sys.stderr.isatty()
-    with show_progress("scans", quiet or as_json or not bar) as advance:
+    with (
+        warnings.catch_warnings(),
+        show_progress("scans", quiet or as_json or not bar) as advance,
+    ):
+        if quiet:
+            warnings.simplefilter("ignore", KidsegWarning)
         heard = ScanReport(advance, lines=not (quiet or as_json or bar))
         error = None
         try:
