@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -36,7 +37,7 @@ from kidseg.cli.progress import show_progress, show_stages
 from kidseg.cli.stopping import how_to_resume, stoppable
 from kidseg.cli.summaries import preview_text, scores_text, training_text
 from kidseg.cli.terminal import print_result
-from kidseg.errors import KidsegError
+from kidseg.errors import KidsegError, KidsegWarning
 
 __all__ = ["compare", "evaluate", "info", "segment", "train"]
 
@@ -165,7 +166,12 @@ def segment(
         print_result({"would_segment": would}, "\n".join(lines), as_json, quiet)
         return
     bar = sys.stderr.isatty()
-    with show_progress("scans", quiet or as_json or not bar) as advance:
+    with (
+        warnings.catch_warnings(),
+        show_progress("scans", quiet or as_json or not bar) as advance,
+    ):
+        if quiet:
+            warnings.simplefilter("ignore", KidsegWarning)
         heard = ScanReport(advance, lines=not (quiet or as_json or bar))
         error = None
         try:
