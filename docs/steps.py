@@ -19,6 +19,7 @@ from kidseg.intensity import AIR_HU
 from kidseg.labels import KIDNEY_TUMOUR, Target
 from kidseg.phantom import make_patient
 from kidseg.pipeline import Region, restore
+from kidseg.segment.annotation import edge_of_right
 from kidseg.segment.figure import Panel, draw_panels, frame_of
 
 SEED, INDEX = 6, 1
@@ -63,9 +64,16 @@ def panel(
     frames: tuple[np.ndarray, ...] = (),
 ) -> Panel:
     """Pixels are square in the scan and in the normalised frame."""
-    found = None if labels is None else labels[k].numpy()
+    place = image.grid.slices(k, k + 1)
+    _, height, width = place.spacing_mm.reshape(-1, 3)[0].tolist()
     return Panel(
-        title=title, values=image.data[0, k].numpy(), pixel=(1, 1), labels=found, frames=frames
+        title=title,
+        values=image.data[0, k].numpy(),
+        pixel=(1, 1),
+        mm=(height, width),
+        right=edge_of_right(place),
+        labels=None if labels is None else labels[k].numpy(),
+        frames=frames,
     )
 
 

@@ -174,6 +174,21 @@ def test_json_is_one_object_and_quiet_is_quiet(
     assert not written
 
 
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_stop_is_said_by_every_command(
+    as_json: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kidseg.check.check", stop)
+    code, out, err = refused("check", "x", *(["--json"] if as_json else []), capsys=capsys)
+    assert code == 130 and err == "kidseg: interrupted.\n"
+    assert (json.loads(out)["error"]["code"] if as_json else out) == (
+        "interrupted" if as_json else ""
+    )
+
+
 def test_settings_that_are_printed_are_given_back(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import test_architecture
 from kidseg import doctor
 from kidseg.doctor import DECODERS, EXTRAS, examine
 from kidseg.errors import InputError, ResourceError
@@ -32,6 +33,7 @@ def test_the_extras_and_decoders_are_those_of_the_project() -> None:
     assert set(EXTRAS) == set(extras) - {"dev"}
     for extra, (packages, purpose) in EXTRAS.items():
         assert purpose and all(any(p in line for line in extras[extra]) for p in packages)
+    assert set(DECODERS) == test_architecture.DECODERS
     for package in (*DECODERS, *doctor.LIBRARIES):
         assert any(line.startswith(package) for line in PROJECT["dependencies"]), package
 

@@ -112,6 +112,16 @@ def test_nothing_in_a_folder_is_said(tmp_path: Path) -> None:
     assert [s.name for s in scans(tmp_path / "none.nii.gz")] == ["none"], "reading says what it is"
 
 
+@pytest.mark.parametrize("name", ["x" * 300 + ".nii.gz", "a\0b.nii.gz"])
+def test_what_is_no_path_is_its_own_failure(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "a.nii.gz")
+    wrong, right = scans(tmp_path / name, tmp_path / "a.nii.gz")
+    if wrong.error is None:
+        with pytest.raises((InputError, OSError, ValueError)):
+            read(wrong.path)
+    assert right.name == "a" and right.error is None
+
+
 def test_the_same_scan_twice_is_one(tmp_path: Path) -> None:
     file = write(tmp_path / "a.nii.gz")
     assert len(scans(file, tmp_path, f"{tmp_path}/*.gz", tmp_path / ".." / tmp_path.name)) == 1

@@ -21,10 +21,21 @@ from kidseg.geometry import Grid, resample
 from kidseg.intensity import AIR_HU
 from kidseg.io import ReadOptions, read
 from kidseg.io.atomic import write_json, writing
-from kidseg.labels import KIDNEY_TUMOUR, Label
+from kidseg.labels import KIDNEY_TUMOUR
 from kidseg.phantom import write_patients
 from kidseg.provenance import provenance
 from kidseg.segment import Predictor, load_predictor, segment
+from kidseg.segment.annotation import (
+    CT_WINDOW,
+    draw_found,
+    draw_true,
+    fit_image,
+    label_handles,
+    mark_scale,
+    mark_sides,
+    place_legend,
+    window_text,
+)
 from kidseg.splits import Holdout, holdout
 from kidseg.train import Setup, train
 
@@ -37,8 +48,6 @@ METHOD, PRESET = "homogenized", "demo"
 _SLICES = 24
 _SCANNED_FIELD_MM = 320.0
 _FIGURE_SIDE = 256
-_WINDOW_HU = (-160.0, 240.0)
-"""Abdominal soft-tissue window, level 40, width 400."""
 _OUTPUTS = ("patients", "run", "result", "scores", "demo.png", "demo.json")
 
 Progress = Callable[[str, int, int, Mapping[str, Any]], None]
@@ -278,13 +287,16 @@ class _Clock:
 
 @dataclass(frozen=True, kw_only=True)
 class _View:
-    """One slice on one grid, (rows, columns) each: HU, labels and body mask."""
+    """One slice on one grid, (rows, columns) each: HU, labels and body mask.
+
+    `pixel_mm` is the (height, width) of a pixel in the patient.
+    """
 
     hu: np.ndarray
     reference: np.ndarray
     predicted: np.ndarray
     body: np.ndarray
-    side_mm: float
+    pixel_mm: tuple[float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,12 +319,13 @@ def _views(case: Case, predictor: Predictor, side: int) -> _Patient:
     k = int((reference.data[0] > 0).sum((1, 2)).argmax())
 
     def view(grid: Grid) -> _View:
+        _, height, width = grid.spacing_mm.reshape(-1, 3)[0].tolist()
         return _View(
             hu=resample(scan, grid, fill=AIR_HU).data[0, 0].numpy(),
             reference=resample(reference, grid, mode="nearest").data[0, 0].numpy(),
             predicted=resample(result.labels, grid, mode="nearest").data[0, 0].numpy(),
             body=resample(body.astype(torch.float32), grid).data[0, 0].numpy() > 0.5,
-            side_mm=float(grid.spacing_mm.reshape(-1, 3)[0, 2]) * grid.shape[2],
+            pixel_mm=(height, width),
         )
 
     untouched = Moments(torch.zeros(2), torch.zeros(()), torch.ones(2))
@@ -341,10 +354,9 @@ def _draw(patients: Sequence[_Patient], path: Path) -> None:
     """Draw a column per patient, as scanned and homogenized, and all outlines overlaid."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
 
     columns = len(patients) + 1
-    figure = Figure(figsize=(2.4 * columns, 5.4), facecolor="white", layout="constrained")
+    figure = Figure(figsize=(2.4 * columns, 5.8), facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, columns, squeeze=False)
     for row, name in enumerate(("as scanned", "homogenized")):
@@ -355,30 +367,20 @@ def _draw(patients: Sequence[_Patient], path: Path) -> None:
         _show_outlines(axes[row, -1], views)
         axes[row, 0].set_ylabel(name, fontsize=9)
     axes[0, -1].set_title("all outlines", fontsize=8)
-    lines = []
-    for label in KIDNEY_TUMOUR.labels:
-        colour = _colour(label)
-        lines.append(Line2D([], [], color=colour, label=f"{label.name}, found"))
-        lines.append(Line2D([], [], color=colour, label=f"{label.name}, true", linestyle=":"))
-    figure.legend(
-        handles=lines, loc="outside lower center", ncols=len(lines), fontsize=8, frameon=False
-    )
+    handles = label_handles(KIDNEY_TUMOUR, found=True, true=True)
+    place_legend(figure, handles, window_text([CT_WINDOW]), len(handles))
     with writing(path, overwrite=True) as file:
         figure.savefig(file, format="png", dpi=110)
 
 
 def _show(axes: Axes, view: _View) -> None:
-    axes.imshow(view.hu, cmap="gray", vmin=_WINDOW_HU[0], vmax=_WINDOW_HU[1])
-    for label in KIDNEY_TUMOUR.labels:
-        for labels, style in ((view.predicted, "solid"), (view.reference, "dotted")):
-            if (labels == label.id).any():
-                axes.contour(
-                    labels == label.id,
-                    [0.5],
-                    colors=[_colour(label)],
-                    linewidths=1.0,
-                    linestyles=style,
-                )
+    axes.imshow(view.hu, cmap="gray", vmin=CT_WINDOW[0], vmax=CT_WINDOW[1], aspect=1.0)
+    draw_found(axes, view.predicted, KIDNEY_TUMOUR)
+    draw_true(axes, view.reference, KIDNEY_TUMOUR)
+    mark_sides(axes, "left")
+    shape = (view.hu.shape[0], view.hu.shape[1])
+    mark_scale(axes, shape, view.pixel_mm)
+    fit_image(axes, shape)
     axes.set_xticks([])
     axes.set_yticks([])
 
@@ -387,10 +389,6 @@ def _show_outlines(axes: Axes, views: Sequence[_View]) -> None:
     axes.imshow(np.mean([view.body for view in views], axis=0), cmap="gray", vmin=0, vmax=1)
     for view in views:
         axes.contour(view.body, [0.5], colors=["#E69F00"], linewidths=0.7)
+    mark_sides(axes, "left")
     axes.set_xticks([])
     axes.set_yticks([])
-
-
-def _colour(label: Label) -> tuple[float, float, float]:
-    red, green, blue = (channel / 255 for channel in label.rgb)
-    return red, green, blue

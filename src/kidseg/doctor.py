@@ -33,7 +33,8 @@ __all__ = ["DECODERS", "EXTRAS", "Checkup", "examine"]
 LIBRARIES = ("scipy", "nibabel", "isal", "pydicom", "safetensors", "pydantic", "matplotlib")
 
 DECODERS = {
-    "python-gdcm": "JPEG, JPEG-LS, JPEG 2000",
+    "pyjpegls": "JPEG-LS",
+    "python-gdcm": "lossless JPEG",
     "pylibjpeg": "JPEG 2000, by the next",
     "pylibjpeg-openjpeg": "JPEG 2000",
 }

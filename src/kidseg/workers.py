@@ -20,7 +20,7 @@ import torch
 
 from kidseg.errors import InputError, ResourceError
 
-__all__ = ["Named", "Progress", "end_with_parent", "in_processes", "over_cases"]
+__all__ = ["Named", "Progress", "end_with_parent", "in_processes", "over_cases", "signals_deferred"]
 
 _PR_SET_PDEATHSIG = 1
 
@@ -136,6 +136,24 @@ def in_processes(
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def signals_deferred() -> Iterator[None]:
+    """Handle SIGINT and SIGTERM at the end, for a block that would be left half done."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {n: signal.signal(n, lambda number, _: received.append(number)) for n in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for late in received:
+            signal.raise_signal(late)
 
 
 def _start_worker() -> None:

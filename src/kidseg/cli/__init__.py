@@ -6,7 +6,6 @@ Heavy imports are inside the commands, so that --help is fast.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from typing import Annotated, NoReturn
@@ -17,6 +16,7 @@ from kidseg.cli.data import check, demo, export, phantom, store
 from kidseg.cli.machine import doctor
 from kidseg.cli.models import compare, evaluate, info, segment, train
 from kidseg.cli.settings import config
+from kidseg.cli.stopping import INTERRUPTED, end, listen
 from kidseg.cli.studies import study
 from kidseg.cli.terminal import accept_any_text, exit_with, show_plain_warnings, usage_error
 from kidseg.errors import KidsegError, UsageError, converted
@@ -67,11 +67,12 @@ def _root(
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and exit: 0 done, 2 usage, 3 bad input, 5 resources, 130 interrupted, ...
 
-    The classes in `kidseg.errors` define the other exit codes. With --json an error is also printed
-    as one JSON object, {"error": {"code", "path", "cause", "next_step", "severity"}}.
+    143 is stopped by SIGTERM; the classes in `kidseg.errors` define the other exit codes. With
+    --json an error is also printed as one JSON object,
+    {"error": {"code", "path", "cause", "next_step", "severity"}}.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    signal.signal(signal.SIGTERM, _terminate)
+    listen()
     # On shared cores, busy-waiting threads slow down a run by a factor of ten. Must be set before
     # torch starts its threads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -79,7 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     show_plain_warnings()
     as_json = "--json" in arguments
     try:
-        sys.exit(app(arguments, prog_name="kidseg", standalone_mode=False) or 0)
+        end(app(arguments, prog_name="kidseg", standalone_mode=False), as_json)
+    except KeyboardInterrupt:
+        end(INTERRUPTED, as_json)
     except KidsegError as error:
         exit_with(error, as_json)
     except typer.TyperException as error:
@@ -88,8 +91,3 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if (known := converted(error)) is None:
             raise
         exit_with(known, as_json)
-
-
-def _terminate(number: int, frame: object) -> NoReturn:
-    """Exit with an exception, so that temporary files are removed and no file is incomplete."""
-    raise KeyboardInterrupt

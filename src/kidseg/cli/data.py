@@ -28,6 +28,7 @@ from kidseg.cli.options import (
     Validation,
 )
 from kidseg.cli.progress import show_progress, show_stages
+from kidseg.cli.stopping import stoppable
 from kidseg.cli.summaries import preview_text
 from kidseg.cli.terminal import print_result
 from kidseg.errors import InputError, UsageError
@@ -84,7 +85,8 @@ def phantom(
         return
     from kidseg.phantom import write_patients
 
-    with show_progress("patients", quiet or as_json) as advance:
+    kept = "Complete patients are kept. To make all, run the command again with --overwrite."
+    with show_progress("patients", quiet or as_json) as advance, stoppable(lambda: kept):
         summary = write_patients(
             out,
             chosen,
@@ -214,7 +216,8 @@ def store(
         would = preview(dataset, setup)
         print_result({"would_store": would}, preview_text(would, out), as_json, quiet)
         return
-    with show_stages(quiet or as_json) as advance:
+    kept = "Complete cases are kept. To finish the store, run the same command again."
+    with show_stages(quiet or as_json) as advance, stoppable(lambda: kept):
         summary = make_store(dataset, out, setup, full=full, progress=advance)
     counts = {name: len(ids) for name, ids in summary["cases"].items()}
     text = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -33,9 +34,10 @@ from kidseg.cli.options import (
     Validation,
 )
 from kidseg.cli.progress import show_progress, show_stages
+from kidseg.cli.stopping import how_to_resume, stoppable
 from kidseg.cli.summaries import preview_text, scores_text, training_text
 from kidseg.cli.terminal import print_result
-from kidseg.errors import KidsegError
+from kidseg.errors import KidsegError, KidsegWarning
 
 __all__ = ["compare", "evaluate", "info", "segment", "train"]
 
@@ -82,7 +84,8 @@ def train(
         would = preview(dataset, planned_setup(out, setup, resume=resume, overwrite=overwrite))
         print_result({"would_train": would}, preview_text(would, out), as_json, quiet)
         return
-    with show_stages(quiet or as_json) as advance:
+    go_on = partial(how_to_resume, dataset, out, device)
+    with show_stages(quiet or as_json) as advance, stoppable(go_on):
         summary = train(
             dataset,
             out,
@@ -163,18 +166,21 @@ def segment(
         print_result({"would_segment": would}, "\n".join(lines), as_json, quiet)
         return
     bar = sys.stderr.isatty()
-    with show_progress("scans", quiet or as_json or not bar) as advance:
+    with (
+        warnings.catch_warnings(),
+        show_progress("scans", quiet or as_json or not bar) as advance,
+    ):
+        if quiet:
+            warnings.simplefilter("ignore", KidsegWarning)
         heard = ScanReport(advance, lines=not (quiet or as_json or bar))
         error = None
         try:
-            heard.done = run(report=heard.report, progress=heard.progress)
+            with stoppable(lambda: heard.kept(out)):
+                heard.done = run(report=heard.report, progress=heard.progress)
         except KidsegError as ended:
             if not heard.done and len(heard.failed) < 2:
                 raise
             error = ended
-        except KeyboardInterrupt:
-            typer.echo(f"kidseg: {heard.interrupted(out)}", err=True)
-            raise
     print_result(heard.as_dict(error), heard.text(out), as_json, quiet)
     if error is not None:
         typer.echo(f"kidseg: {error}", err=True)

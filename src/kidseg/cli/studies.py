@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from kidseg.cli.options import AsJson, Device, DryRun, Quiet, Seed
+from kidseg.cli.stopping import stoppable
 from kidseg.cli.terminal import print_result
 from kidseg.errors import UsageError
 
@@ -74,9 +75,11 @@ def study(
         if not (quiet or as_json):
             typer.echo(f"[{done}/{total}] {run}: {step or 'ended'}", err=True)
 
-    result: dict[str, Any] = study(
-        file, out, dataset=dataset, device=device, jobs=jobs, seed=seed, progress=progress
-    )
+    kept = "Its processes have ended, their states are saved. To go on, run the same command again."
+    with stoppable(lambda: kept):
+        result: dict[str, Any] = study(
+            file, out, dataset=dataset, device=device, jobs=jobs, seed=seed, progress=progress
+        )
     print_result(result, (out / "study.md").read_text(encoding="utf-8"), as_json, quiet)
 
 

@@ -170,8 +170,8 @@ def segment(
         if progress is not None:
             progress(len(known) + k + 1, len(sources))
         if failure is not None and _is_out_full(failure, out):
-            raise _stopped(failure, k + 1 - len(failed), len(todo))
-    _raise_failed(failed, len(todo), out)
+            raise _stopped(failure, len(done), len(sources))
+    _raise_failed(failed, len(sources), out)
     return done
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -22,10 +22,11 @@ __all__ = [
     "draw_found",
     "draw_true",
     "edge_of_right",
+    "fit_image",
     "label_handles",
     "mark_scale",
     "mark_sides",
-    "place_note",
+    "place_legend",
     "rgb_of",
     "window_text",
 ]
@@ -115,8 +116,8 @@ def draw_true(axes: Axes, labels: np.ndarray, schema: LabelSchema) -> None:
     for label in schema.labels:
         mask = labels == label.id
         if mask.any():
-            _contour(axes, mask, "black", linewidths=2.6)
-            _contour(axes, mask, rgb_of(label), linewidths=1.4, linestyles=[(0, (2.5, 1.5))])
+            _contour(axes, mask, "black", linewidths=2.2)
+            _contour(axes, mask, rgb_of(label), linewidths=1.2, linestyles=[(0, (2.5, 1.5))])
 
 
 def label_handles(schema: LabelSchema, *, found: bool, true: bool) -> list[Any]:
@@ -147,9 +148,23 @@ def window_text(windows: Iterable[tuple[float, float]], unit: str = "HU") -> str
     return f"Window: {'; '.join(named)}."
 
 
-def place_note(figure: Figure, text: str) -> None:
-    """Write a line at the bottom of a figure: the text, and that it is for research only."""
-    figure.supxlabel(f"{text} {RESEARCH_ONLY}".strip(), fontsize=7, color="#444444")
+def place_legend(figure: Figure, handles: Sequence[Any], note: str, ncols: int) -> None:
+    """Write a legend below everything else, under a note and that it is for research only."""
+    figure.legend(
+        handles=handles,
+        title=f"{note} {RESEARCH_ONLY}".strip(),
+        title_fontsize=7.5,
+        loc="outside lower center",
+        ncols=max(1, min(ncols, len(handles))),
+        fontsize=8,
+        frameon=False,
+    )
+
+
+def fit_image(axes: Axes, shape: tuple[int, int]) -> None:
+    """Show exactly the pixels of an image, (rows, columns), after everything is drawn on it."""
+    rows, columns = shape
+    axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))
 
 
 def rgb_of(label: Label) -> tuple[float, float, float]:

@@ -22,7 +22,8 @@ class Study:
 
     Attributes:
         folder: the smallest that contains all its images.
-        series: UID of the series to read; None if the folder has no images of other studies.
+        series: UID of the series to read, with "/2" for its second volume; None if the folder has
+            no images of other studies.
         number: from 1, if several studies have the same folder; else 0.
         error: why no series could be chosen.
     """
@@ -94,11 +95,13 @@ def find_studies(
 def _chosen(group: _Group, folder: Path, number: int, options: ReadOptions) -> Study:
     """The study whose images must be told from those of others in its folder by their series."""
     try:
-        images = [image for file in group.files for image in find_images(file)[0]]
-        series, _ = choose(group_series(images), folder, options)
+        every = group_series([image for file in group.files for image in find_images(file)[0]])
+        chosen, _ = choose(every, folder, options)
     except KidsegError as error:
         return Study(folder=folder, number=number, error=error)
-    return Study(folder=folder, series=series.uid or None, number=number)
+    alike = [s for s in every if s.uid == chosen.uid and s.kind == "volume"]
+    series = f"{chosen.uid}/{alike.index(chosen) + 1}" if len(alike) > 1 else chosen.uid
+    return Study(folder=folder, series=series or None, number=number)
 
 
 def _common(files: Sequence[Path]) -> Path:

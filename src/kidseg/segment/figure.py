@@ -23,10 +23,11 @@ from kidseg.segment.annotation import (
     draw_found,
     draw_true,
     edge_of_right,
+    fit_image,
     label_handles,
     mark_scale,
     mark_sides,
-    place_note,
+    place_legend,
     window_text,
 )
 from kidseg.segment.predictor import Segmentation
@@ -184,7 +185,7 @@ def draw_panels(
 
     above = 0.3 + 0.2 * len(title.splitlines()) if title else 0.3
     width = max(_PANEL_INCHES * len(panels), 2 * _PANEL_INCHES)
-    figure = Figure(figsize=(width, _PANEL_INCHES + above + 0.55), layout="constrained")
+    figure = Figure(figsize=(width, _PANEL_INCHES + above + 0.4), layout="constrained")
     FigureCanvasAgg(figure)
     row = figure.subplots(1, len(panels), squeeze=False)[0]
     for number, (axes, panel) in enumerate(zip(row, panels, strict=True), start=1):
@@ -199,14 +200,10 @@ def draw_panels(
         handles.append(Line2D([], [], color=_OUTLINE, label="reference patient's body"))
     if any(panel.frames for panel in panels):
         handles.append(Line2D([], [], color=_FRAME, label="region of the next step"))
-    if handles:
-        figure.legend(
-            handles=handles, loc="outside lower center", ncols=min(len(handles), 2 * len(panels)),
-            fontsize=8, frameon=False,
-        )  # fmt: skip
+    note = window_text((panel.window for panel in panels), panels[0].unit)
+    place_legend(figure, handles, note, 2 * len(panels))
     if title:
         figure.suptitle(title, fontsize=9)
-    place_note(figure, window_text((panel.window for panel in panels), panels[0].unit))
     with writing(path, overwrite=overwrite) as file:
         figure.savefig(file, format="png", dpi=_PANEL_PIXELS)
 
@@ -327,23 +324,31 @@ def pose_text(angle_deg: float, scale: tuple[float, float], shift_mm: Sequence[f
         scale: (across, down) patient's millimetres in a millimetre of the result.
         shift_mm: (across, down) of the patient's centre from that of the scan.
     """
-    turned = (
-        f"turned {'clockwise' if angle_deg > 0 else 'anticlockwise'} by {abs(angle_deg):.1f} deg"
+    turn = "clockwise" if angle_deg > 0 else "anticlockwise"
+    across, down = (round(value) for value in shift_mm)
+    off = [f"{abs(across)} mm to the patient's {'left' if across > 0 else 'right'}"] * bool(across)
+    off += [f"{abs(down)} mm to the {'back' if down > 0 else 'front'}"] * bool(down)
+    return (
+        f"patient turned {turn} by {abs(angle_deg):.1f} deg"
+        + (f", off centre by {' and '.join(off)}" if off else "")
+        + f"; {_size_text(*scale)}"
     )
-    across, down = shift_mm
-    moved = (
-        f"{abs(across):.0f} mm to the {'right' if across > 0 else 'left'} of the image's middle and"
-        f" {abs(down):.0f} mm {'below' if down > 0 else 'above'} it"
-    )
-    wide, high = (_size_text(factor) for factor in scale)
-    size = wide if wide == high else f"{wide} in width, {high} in height"
-    return f"patient {turned}, {moved}; {size}"
 
 
-def _size_text(scale: float) -> str:
-    if abs(scale - 1) < _SAME_SIZE:
+def _size_text(wide: float, high: float) -> str:
+    """How the size was changed, by the patient's millimetres in a millimetre of the result."""
+    done = [
+        "kept" if abs(s - 1) < _SAME_SIZE else "shrunk" if s > 1 else "enlarged"
+        for s in (wide, high)
+    ]
+    by = [f"{max(s, 1 / s):.2f}" for s in (wide, high)]
+    if done[0] != done[1]:
+        parts = (d if d == "kept" else f"{d} by {b}" for d, b in zip(done, by, strict=True))
+        return " in width, ".join(parts) + " in height"
+    if done[0] == "kept":
         return "kept in size"
-    return f"shrunk by {scale:.2f}" if scale > 1 else f"enlarged by {1 / scale:.2f}"
+    same = by[0] == by[1]
+    return f"{done[0]} by {by[0] if same else f'{by[0]} in width and {by[1]} in height'}"
 
 
 def _show(axes: Axes, panel: Panel, schema: LabelSchema) -> None:
@@ -363,4 +368,4 @@ def _show(axes: Axes, panel: Panel, schema: LabelSchema) -> None:
     if panel.mm is not None:
         mark_scale(axes, (rows, columns), panel.mm)
     mark_sides(axes, panel.right)
-    axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))
+    fit_image(axes, (rows, columns))

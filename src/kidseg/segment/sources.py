@@ -85,10 +85,10 @@ def find_scans(
     """
     found: dict[tuple[Path, str | None, str], Source] = {}
     for given in [path for text in inputs for path in _expanded(text)]:
-        if given.is_dir():
+        if os.path.isdir(given):  # noqa: PTH112 - False for a name that is no path at all
             sources = _in_folder(given, channels, options, without)
         else:
-            sources = [Source(path=given, name=scan_name(given, channels))]
+            sources = [_of_path(given, channels)]
         for source in sources:
             path = Path(os.path.abspath(source.path))  # noqa: PTH100 - links are not followed
             name = source.name if source.error else ""  # of studies in one folder
@@ -114,6 +114,20 @@ def _expanded(text: str | Path) -> list[Path]:
     if not matches:
         raise _nothing(path, "no file matches this pattern")
     return [Path(match) for match in matches]
+
+
+def _of_path(path: Path, channels: int) -> Source:
+    """The source of a file, or of a path at which there is none."""
+    try:
+        return Source(path=path, name=scan_name(path, channels))
+    except (OSError, ValueError) as error:
+        wrong = InputError(
+            f"this is not a possible path ({getattr(error, 'strerror', None) or error})",
+            path=path,
+            code="not-found",
+            next_step="Check the path.",
+        )
+        return Source(path=path, name=path.name, error=wrong)
 
 
 def _in_folder(

@@ -19,6 +19,8 @@ __all__ = ["draw", "validation_curve"]
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#999999")
 """Distinguishable with any colour vision. Source: Okabe and Ito, Color Universal Design, 2008."""
 
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_NOTE = "Dots: patients, mean over seeds; lines: mean over patients. For research use only."
 _SEGMENTING = ("segment", "joint")
 _JITTER = 0.22
 _GOLDEN = 0.618034  # multiples of it, modulo 1, fill an interval evenly
@@ -63,8 +65,9 @@ def draw(runs: Sequence[StudyRun], averages: Path, path: Path) -> None:
     for panel, structure in zip(panels, structures, strict=True):
         for place, arm in enumerate(arms):
             rows = [row for row in tables[arm].rows if row.structure == structure]
-            _dots(panel, place, [row.figures["dice"] for row in rows], colours[arm])
-        panel.set_title(f"{structure}", fontsize=10)
+            dice = [row.figures["dice"] for row in rows]
+            _dots(panel, place, dice, colours[arm], _MARKERS[place % len(_MARKERS)])
+        panel.set_title(structure, fontsize=10)
         panel.set_xticks(range(len(arms)), arms, rotation=25, ha="right", fontsize=8)
         panel.set_xlim(-0.6, len(arms) - 0.4)
         panel.set_ylim(-0.03, 1.03)
@@ -91,16 +94,19 @@ def draw(runs: Sequence[StudyRun], averages: Path, path: Path) -> None:
         title="a line per seed: each epoch, and best so far",
         title_fontsize=8,
     )
+    figure.supxlabel(_NOTE, fontsize=7, color="#444444")
     with writing(path, overwrite=True) as file:
         figure.savefig(file, format="png", dpi=130)
 
 
-def _dots(panel: Any, place: int, values: Sequence[float | None], colour: str) -> None:
+def _dots(panel: Any, place: int, values: Sequence[float | None], colour: str, marker: str) -> None:
     """Draw a dot per patient, at the same offset in every column, and the mean as a line."""
     known = [(k, value) for k, value in enumerate(values) if value is not None]
     if not known:
         return
     offsets = [(k * _GOLDEN % 1 - 0.5) * 2 * _JITTER for k, _ in known]
     dice = [value for _, value in known]
-    panel.scatter(np.add(place, offsets), dice, s=16, color=colour, alpha=0.75, linewidths=0)
+    panel.scatter(
+        np.add(place, offsets), dice, s=16, color=colour, marker=marker, alpha=0.75, linewidths=0
+    )
     panel.hlines(np.mean(dice), place - 0.32, place + 0.32, color=colour, linewidth=2.2)

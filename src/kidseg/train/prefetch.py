@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from kidseg.errors import KidsegError, ResourceError
 from kidseg.stage import Batch
-from kidseg.workers import end_with_parent
+from kidseg.workers import end_with_parent, signals_deferred
 
 __all__ = ["convert_killed_worker", "prefetched"]
 
@@ -29,7 +29,7 @@ def prefetched(batch: Callable[[int], Batch], steps: int, workers: int) -> Itera
         return
     from torch.utils.data import DataLoader
 
-    for item in DataLoader(
+    loader = DataLoader(
         _Batches(batch, steps),
         batch_size=None,
         num_workers=workers,
@@ -37,7 +37,10 @@ def prefetched(batch: Callable[[int], Batch], steps: int, workers: int) -> Itera
         multiprocessing_context="fork",
         prefetch_factor=2,
         worker_init_fn=lambda _: end_with_parent(),
-    ):
+    )
+    with signals_deferred():  # torch cannot shut down workers of which some are not yet started
+        items = iter(loader)
+    for item in items:
         if isinstance(item, _WorkerError):
             raise item.kind(**item.attributes)
         yield item

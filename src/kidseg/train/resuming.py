@@ -23,7 +23,7 @@ from kidseg.errors import ModelError
 from kidseg.io.atomic import writing
 from kidseg.records import canonical, parsed
 
-__all__ = ["LOG", "Best", "Checkpoint", "read_log", "restore", "save"]
+__all__ = ["LOG", "Best", "Checkpoint", "read_log", "restore", "save", "saved_epoch"]
 
 LOG = "log.jsonl"
 
@@ -175,6 +175,15 @@ def read_log(file: Path) -> list[dict[str, Any]]:
     except (ValueError, OSError) as error:
         raise _damaged_log(file, str(error)) from error
     return lines
+
+
+def saved_epoch(folder: Path) -> tuple[str, int] | None:
+    """Stage and number of the last epoch that is saved in a run folder; None if there is none."""
+    try:
+        lines = read_log(folder / LOG)
+    except ModelError:
+        return None
+    return (lines[-1]["stage"], lines[-1]["epoch"]) if lines else None
 
 
 def _states(folder: Path) -> list[Path]:
