@@ -15,7 +15,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "kidseg"
 # Top to bottom: a module imports only from rooms below its own. A package is one room.
 ROOMS = [
     *("cli", "serve"),
-    *("demo", "study"),
+    *("demo", "study", "doctor"),
     *("train", "segment"),
     "methods",
     "cohort",
@@ -27,12 +27,15 @@ ROOMS = [
     "io",
     "geometry",
     *("workers", "stage", "distributed", "device", "intensity", "labels", "config"),
-    *("meaning", "registry", "topology", "provenance", "table", "errors"),
+    "topology",
+    "records",
+    *("meaning", "registry", "provenance", "table", "errors"),
 ]
 # What a light module must not pull in when it is imported.
 HEAVY = {"torch", "numpy", "scipy", "nibabel", "SimpleITK", "pydicom", "highdicom", "matplotlib"}
 LIGHT = {
     "errors",
+    "records",
     "meaning",
     "topology",
     "provenance",

@@ -1,23 +1,44 @@
+"""Models and training states: whole to the bit, or refused with a name."""
+
 from __future__ import annotations
 
 import json
+import random
+import struct
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from torch import Tensor
 
-from kidseg.checkpoint import load_model, load_state, save_model, save_state
+from kidseg.checkpoint import (
+    StageProgress,
+    State,
+    load_model,
+    load_state,
+    save_model,
+    save_state,
+)
 from kidseg.errors import KidsegWarning, ModelError, UsageError
-from kidseg.header import read_header
+from kidseg.header import read_header, seal, with_blank_seal
 
 PARTS = {
     "pose": {"head.weight": torch.arange(6.0).reshape(2, 3)},
     "segment": {"a.b": torch.ones(4, dtype=torch.bfloat16), "count": torch.tensor(7)},
 }
-HEADER = {"method": "homogenized", "config": {"size": 128}, "labels": {"1": "kidney"}}
-CPU = torch.device("cpu")
+HEADER = {
+    "method": "homogenized",
+    "config": {"size": 128},
+    "plan": {"channels": [{"statistics": {"mean": 77.25, "sd": 41.0}}]},
+    "labels": {"1": "kidney", "2": "Wilms' tumör"},
+    "start": {"sha256": "0" * 64},
+}
 
 
 @pytest.fixture
@@ -33,9 +54,15 @@ def test_a_model_comes_back_whole(model: Path) -> None:
         for name, tensor in state.items():
             assert torch.equal(loaded.parts[part][name], tensor)
             assert loaded.parts[part][name].dtype == tensor.dtype
-    assert loaded.header["method"] == "homogenized"
+    assert {name: loaded.header[name] for name in HEADER} == HEADER
     assert loaded.header["intended_use"] == "Research use only. Not a medical device."
     assert read_header(model) == dict(loaded.header)
+
+
+def test_equal_models_are_equal_files(model: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.safetensors"
+    assert save_model(other, PARTS, HEADER) == load_model(model).sha256
+    assert other.read_bytes() == model.read_bytes()
 
 
 def test_tied_weights_are_saved(tmp_path: Path) -> None:
@@ -60,73 +87,244 @@ def test_a_model_cut_short_is_refused(model: Path, keep: int) -> None:
             read(model)
 
 
-def test_one_altered_bit_is_noticed(model: Path) -> None:
-    payload = bytearray(model.read_bytes())
-    payload[-3] ^= 1
-    model.write_bytes(payload)
-    with pytest.raises(ModelError, match="do not match their checksum"):
-        load_model(model)
+@pytest.mark.parametrize("read", [read_header, load_model])
+def test_one_altered_digit_or_bit_anywhere_is_noticed(
+    model: Path, read: Callable[[Path], object]
+) -> None:
+    """Of a setting, of the plan, of a weight, of a shape, of the digest itself."""
+    whole = model.read_bytes()
+    for old, new in (
+        (b"77.25", b"17.25"),
+        (b"128", b"129"),
+        (b"F32", b"I32"),
+        (b"[2,3]", b"[3,2]"),
+    ):
+        assert whole.count(old) == 1
+        model.write_bytes(whole.replace(old, new))
+        with pytest.raises(ModelError) as error:
+            read(model)
+        assert (error.value.code, error.value.exit_code) == ("damaged-model", 6)
+    for place in range(len(whole)):
+        content = bytearray(whole)
+        content[place] ^= 1
+        model.write_bytes(content)
+        with pytest.raises(ModelError):
+            read(model)
+    model.write_bytes(whole)
+    assert read(model)
 
 
-def test_other_files_and_later_formats_are_refused(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
+def mutated(content: bytes, chance: random.Random) -> bytes:
+    """Bytes flipped, removed, doubled, exchanged or replaced by telling ones."""
+    out = bytearray(content)
+    for _ in range(chance.randint(1, 4)):
+        start = chance.randrange(len(out) + 1) if chance.random() < 0.5 else chance.randrange(600)
+        length = chance.choice([1, 1, 2, 8, 64, len(out)])
+        piece = chance.choice(
+            [
+                bytes(chance.randrange(256) for _ in range(min(length, 64))),
+                b"",
+                bytes(out[start : start + length]) * 2,
+                b"null",
+                b"NaN",
+                b"1e999",
+                b"-1",
+                b"9" * 400,
+                b"[" * 5000,
+                b'{"__metadata__":',
+                b"\xff" * 8,
+            ]
+        )
+        out[start : start + length] = piece
+        if not out:
+            break
+    return bytes(out)
 
-    with pytest.raises(ModelError, match="cannot be read"):
-        read_header(tmp_path / "missing.safetensors")
-    other = tmp_path / "other.safetensors"
-    save_file({"x": torch.ones(2)}, other)
+
+def test_no_mutation_is_accepted_or_a_traceback(model: Path) -> None:
+    whole, chance = model.read_bytes(), random.Random(1)
+    for _ in range(400):
+        content = mutated(whole, chance)
+        if content == whole:
+            continue
+        model.write_bytes(content)
+        for read in (read_header, load_model):
+            with pytest.raises(ModelError) as error:
+                read(model)
+            assert error.value.code in ("damaged-model", "other-format")
+            assert error.value.next_step and error.value.path
+
+
+def test_an_absurd_head_is_refused_before_memory_is_asked_for(model: Path) -> None:
+    content = model.read_bytes()
+    for length in (0, 1, len(content), 2**40, 2**63, 2**64 - 1):
+        model.write_bytes(struct.pack("<Q", length) + content[8:])
+        with pytest.raises(ModelError, match="not a complete"):
+            read_header(model)
+
+
+def foreign(path: Path, text: str, key: str = "kidseg") -> Path:
+    save_file({"x": torch.ones(2)}, path, metadata={key: text})
+    return path
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"<!DOCTYPE html><html><body>404</body></html>",
+        b"PK\x03\x04" + b"\0" * 100,
+        b"\x80\x04\x95" + b"\0" * 100,
+        b"\0" * 4096,
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+    ],
+)
+def test_other_kinds_of_files_are_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content)
     with pytest.raises(ModelError, match="not a complete kidseg model"):
-        read_header(other)
-    later = tmp_path / "later.safetensors"
-    save_file({"x": torch.ones(2)}, later, metadata={"kidseg": json.dumps({"format": 99})})
+        load_model(path)
+
+
+@pytest.mark.parametrize("text", ["", "3", "[]", "null", '"text"', "{", "[" * 50_000, "{}"])
+def test_other_models_are_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ModelError) as error:
+        read_header(foreign(tmp_path / "other.safetensors", text))
+    assert error.value.code == ("other-format" if text == "{}" else "damaged-model")
+    with pytest.raises(ModelError, match="another kind of file"):
+        read_header(foreign(tmp_path / "other.safetensors", '{"format": 2}', key="format"))
+
+
+def test_missing_files_and_other_formats_are_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / "missing.safetensors", tmp_path):
+        with pytest.raises(ModelError, match="cannot be read"):
+            read_header(path)
+    later = foreign(tmp_path / "later.safetensors", json.dumps({"format": 99}))
     with pytest.raises(ModelError, match="newer kidseg"):
         read_header(later)
+    for old in (1, 0, -1, True, "2", None, 2.5, 10**400):
+        earlier = foreign(tmp_path / "earlier.safetensors", json.dumps({"format": old}))
+        with pytest.raises(ModelError) as error:
+            read_header(earlier)
+        assert error.value.code == "other-format" and len(error.value.cause) < 200
+
+
+# States
+
+
+def line(epoch: int, **more: Any) -> dict[str, Any]:
+    return {"stage": "pose", "epoch": epoch, "loss": 0.5, "val_score": 0.25 * epoch, **more}
+
+
+def state(epoch: int, **changes: Any) -> State:
+    progress = StageProgress(
+        run="a run",
+        stage="pose",
+        epoch=epoch,
+        seconds=1.5 * epoch,
+        stopped=None,
+        best_epoch=epoch,
+        log=tuple(line(k) for k in range(epoch + 1)),
+    )
+    parts = {"net": {"w": torch.full((2,), float(epoch))}, "optimizer": {"0.step": torch.tensor(3)}}
+    return State(progress=replace(progress, **changes), parts=parts)
+
+
+def loaded(path: Path) -> StageProgress:
+    found = load_state(path)
+    assert found is not None
+    return found.progress
 
 
 def test_states_are_kept_twice(tmp_path: Path) -> None:
-    path = tmp_path / "state-pose.pt"
-    assert load_state(path, CPU) is None
+    path = tmp_path / "state-pose.safetensors"
+    assert load_state(path) is None
     for epoch in range(3):
-        save_state({"epoch": epoch, "net": {"w": torch.full((2,), float(epoch))}}, path)
-    state = load_state(path, CPU)
-    assert state is not None
-    assert state["epoch"] == 2
+        save_state(state(epoch), path)
+    found = load_state(path)
+    assert found is not None and found.progress == state(2).progress
+    assert torch.equal(found.parts["net"]["w"], torch.full((2,), 2.0))
+    assert torch.equal(found.parts["optimizer"]["0.step"], torch.tensor(3))
 
     path.write_bytes(path.read_bytes()[:-5])  # as if cut by a full disk
-    with pytest.warns(KidsegWarning, match="damaged"):
-        state = load_state(path, CPU)
-    assert state is not None
-    assert state["epoch"] == 1
-
-    path.unlink()  # killed between the two
-    state = load_state(path, CPU)
-    assert state is not None
-    assert state["epoch"] == 1
+    with pytest.warns(KidsegWarning, match="it has .* bytes, but .*the previous one is used"):
+        assert loaded(path).epoch == 1
+    path.unlink()
+    with pytest.warns(KidsegWarning, match="missing; the previous one is used"):
+        assert loaded(path).epoch == 1
 
 
-def test_damaged_states_are_no_fresh_start(tmp_path: Path) -> None:
-    path = tmp_path / "state-pose.pt"
-    save_state({"epoch": 0}, path)
-    path.write_bytes(b"nothing")
-    with pytest.warns(KidsegWarning), pytest.raises(ModelError, match="every saved training state"):
-        load_state(path, CPU)
+@pytest.mark.filterwarnings("ignore::kidseg.errors.KidsegWarning")
+def test_a_damaged_state_is_no_fresh_start(tmp_path: Path) -> None:
+    """Whatever is in the file."""
+    path = tmp_path / "state-pose.safetensors"
+    save_state(state(0), path)
+    whole, chance = path.read_bytes(), random.Random(2)
+    contents = [b"nothing", b"", *(mutated(whole, chance) for _ in range(300))]
+    for content in contents:
+        if content == whole:
+            continue
+        path.write_bytes(content)
+        with pytest.raises(ModelError) as error:
+            load_state(path)
+        assert error.value.code in ("damaged-state", "other-format") and error.value.next_step
+        assert "every saved training state" in str(error.value)
 
 
-def test_a_state_holds_no_code(tmp_path: Path) -> None:
-    """A state that pickles anything but plain data and tensors does not load."""
-    path = tmp_path / "state.pt"
-    save_state({"epoch": subprocess.Popen}, path)
-    with pytest.raises(Exception, match=r"[Ww]eights"):
-        load_state(path, CPU)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"epoch": -1, "log": ()},
+        {"epoch": 3},
+        {"epoch": "2"},
+        {"epoch": 10**40},
+        {"seconds": -1.0},
+        {"seconds": "long"},
+        {"seconds": None},
+        {"stopped": "never"},
+        {"best_epoch": 5},
+        {"best_epoch": -2},
+        {"log": [3]},
+        {"log": {}},
+        {"log": [{"epoch": None}] * 3},
+        {"run": None},
+        {"stage": 4},
+        {"more": 1},
+    ],
+)
+def test_a_sealed_state_of_impossible_content_is_damaged(
+    tmp_path: Path, change: Mapping[str, Any]
+) -> None:
+    from safetensors.torch import save
+
+    path = tmp_path / "state-pose.safetensors"
+    header = {"format": 2, **asdict(state(2).progress), **change}
+    tensors: dict[str, Tensor] = {"net.w": torch.ones(2)}
+    content = save(tensors, metadata={"kidseg-state": with_blank_seal(header)})
+    path.write_bytes(seal(content, "kidseg-state"))
+    with pytest.raises(ModelError) as error:
+        load_state(path)
+    assert error.value.code == "damaged-state"
+
+
+def test_a_model_is_no_state_and_a_state_no_model(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "state-pose.safetensors"
+    save_state(state(0), path)
+    with pytest.raises(ModelError, match="another kind of file"):
+        load_model(path)
+    with pytest.raises(ModelError, match="another kind of file"):
+        load_state(model)
 
 
 def test_killed_while_saving_the_old_state_is_whole(tmp_path: Path) -> None:
-    path = tmp_path / "state.pt"
+    path = tmp_path / "state.safetensors"
     code = (
         "import sys, torch, pathlib\n"
-        "from kidseg.checkpoint import save_state\n"
+        "from kidseg.checkpoint import StageProgress, State, save_state\n"
         "for epoch in range(10_000):\n"
-        "    save_state({'epoch': epoch, 'w': torch.rand(200_000)}, pathlib.Path(sys.argv[1]))\n"
+        "    progress = StageProgress(run='', stage='', epoch=epoch, seconds=0.0, stopped=None,\n"
+        "        best_epoch=None, log=tuple({'epoch': k} for k in range(epoch + 1)))\n"
+        "    parts = {'net': {'w': torch.rand(200_000)}}\n"
+        "    save_state(State(progress=progress, parts=parts), pathlib.Path(sys.argv[1]))\n"
         "    print(epoch, flush=True)\n"
     )
     process = subprocess.Popen(
@@ -134,12 +332,10 @@ def test_killed_while_saving_the_old_state_is_whole(tmp_path: Path) -> None:
     )
     assert process.stdout is not None
     told = -1
-    for line in process.stdout:
-        told = int(line)
+    for text in process.stdout:
+        told = int(text)
         if told >= 12:
             process.kill()
             break
     process.communicate()
-    state = load_state(path, CPU)
-    assert state is not None
-    assert state["epoch"] >= told - 1
+    assert loaded(path).epoch >= told - 1

@@ -166,7 +166,7 @@ def test_dry_run_says_and_writes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_exits_130_and_leaves_no_half_file(
+def test_a_stopped_run_has_its_exit_code_and_leaves_no_half_file(
     number: signal.Signals, tmp_path: Path
 ) -> None:
     out = tmp_path / "many"
@@ -182,8 +182,9 @@ def test_an_interrupted_run_exits_130_and_leaves_no_half_file(
     while time.monotonic() < deadline and not list(tmp_path.rglob("*_0000.nii.gz")):
         time.sleep(0.1)
     process.send_signal(number)
-    process.communicate(timeout=60)
-    assert process.returncode == 130
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
+    assert b"Complete patients are kept" in said
     assert not [p for p in tmp_path.rglob("*") if p.name.endswith((".tmp", ".part"))]
 
 
@@ -194,7 +195,7 @@ def test_evaluate_a_data_set_against_itself_then_compare(patients: Path, tmp_pat
     done = run("evaluate", labels, labels, "-o", tmp_path / "c", "--json")
     summary = json.loads(done.stdout)
     assert summary["structures"]["kidney+tumour"]["dice"]["mean"] == 1.0
-    assert "n = 2" in run("evaluate", labels, labels, "-o", tmp_path / "d").stdout
+    assert "1.000 (0.000)" in run("evaluate", labels, labels, "-o", tmp_path / "d").stdout
     compared = run("compare", tmp_path / "a", tmp_path / "b", "-o", tmp_path / "e", "--json")
     assert json.loads(compared.stdout)
     assert (tmp_path / "e" / "compare.md").is_file()
@@ -208,7 +209,7 @@ def test_info_reads_a_model_without_torch(tmp_path: Path) -> None:
     model = tmp_path / "m.safetensors"
     save_model(model, {"segment": {"w": torch.ones(3)}}, {"method": "plain"})
     assert json.loads(run("info", model, "--json").stdout)["method"] == "plain"
-    assert "method: " in run("info", model).stdout
+    assert "plain" in run("info", model).stdout
     code = (
         "import sys; from kidseg.cli import main\n"
         f"try: main(['info', {str(model)!r}])\n"

@@ -352,7 +352,21 @@ def test_files_agree_with_what_is_returned(tmp_path: Path) -> None:
         assert row["metric"] == found["metric"] and int(row["n"]) == found["n"]
         assert row["p"] == ("" if found["p"] is None else repr(found["p"]))
     found = one(result, "dice", "tumour")
-    assert f"| {found['p']:.4g} |" in (out / "compare.md").read_text()
+    text = (out / "compare.md").read_text()
+    assert f" {found['p']:.4g} |" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_tables_with_many_ages_fit_a_terminal(tmp_path: Path) -> None:
+    ages = [0.1, 1.5, 3.0, 7.0, 12.0, 15.9]
+    runs = [
+        write_run(tmp_path / name, {s: [k / 7, *[0.12345] * 5] for s in STRUCTURES}, ages=ages)
+        for k, name in enumerate(("a" * 40, "b" * 40))
+    ]
+    compare(runs, tmp_path / "out")
+    lines = (tmp_path / "out" / "compare.md").read_text().splitlines()
+    tables = [line for line in lines if line.startswith("|")]
+    assert len(tables) > 4 * len(STRUCTURES) * 4 and max(map(len, tables)) <= 80
 
 
 # Guards

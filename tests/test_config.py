@@ -85,6 +85,16 @@ def test_none_is_written_as_null_and_read_back(tmp_path: Path) -> None:
     assert load(HomogenizedConfig, file=file) == without
 
 
+def test_a_setting_of_a_section_that_is_off_switches_it_on(tmp_path: Path) -> None:
+    from kidseg.config import CropConfig, HomogenizedConfig
+
+    file = tmp_path / "config.toml"
+    file.write_text(dump(HomogenizedConfig()))
+    for base in (None, {"crop": None}):
+        read = load(HomogenizedConfig, base=base, file=file, overrides=["crop.output=half"])
+        assert read.crop == CropConfig(output="half")
+
+
 def test_presets_lie_under_a_file_and_overrides(tmp_path: Path) -> None:
     from kidseg.config import PlainConfig, preset
     from kidseg.registry import presets

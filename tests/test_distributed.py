@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -131,6 +132,7 @@ import sys, time, torch
 from pathlib import Path
 from torch import nn
 from kidseg.config import StageConfig
+from kidseg.errors import ModelError
 from kidseg.stage import Stage
 from kidseg.distributed import joined, rank
 from kidseg.train.loop import Run, fit
@@ -157,25 +159,45 @@ def validate():
 config = StageConfig(epochs=1000, min_epochs=0, budget_s=0.5)
 stage = Stage(name="slope", net=net, config=config, steps=1, batch=lambda step: Nothing(),
               loss=loss, validate=validate)
-with joined(torch.device("cpu")):
-    fitted = fit(stage, Run(folder=Path(sys.argv[1]), device=torch.device("cpu")))
-    print("END", fitted.epochs, fitted.stopped, net.weight.item(), flush=True)
+
+def threads():
+    names = [task / "comm" for task in Path("/proc/self/task").iterdir()]
+    return [name for path in names if "gloo" in (name := path.read_text())]
+
+try:
+    with joined(torch.device("cpu")):
+        fitted = fit(stage, Run(folder=Path(sys.argv[1]), device=torch.device("cpu")))
+        print("END", fitted.epochs, fitted.stopped, net.weight.item(), flush=True)
+except ModelError as error:
+    print("END", error.code, flush=True)
+print("LEFT", threads(), flush=True)
 """
+
+
+def two_processes(script: Path, code: str, *arguments: str | Path) -> list[str]:
+    """Run a script in two processes; the lines they print."""
+    script.write_text(code)
+    launched = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*launched, str(script), *map(str, arguments)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    # Lines of several processes may run into one another.
+    return sorted(re.findall(r"(?:END|LEFT) [^\n]*?(?=END|LEFT|\n)", done.stdout))
 
 
 def test_processes_with_other_clocks_spend_one_budget(tmp_path: Path) -> None:
     """They stop after the same epoch, and their rates fell alike: the same weights to the bit."""
-    script = tmp_path / "script.py"
-    script.write_text(CLOCKS)
-    launched = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*launched, str(script), str(tmp_path)], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    ends = [line.split("END ")[1] for line in done.stdout.splitlines() if "END" in line]
-    assert len(ends) == 2
-    assert ends[0] == ends[1]
-    assert "budget" in ends[0]
+    first, second, *left = two_processes(tmp_path / "script.py", CLOCKS, tmp_path)
+    assert first == second and "budget" in first
+    # A thread of the group that outlives it may abort the process when Python ends.
+    assert left == ["LEFT []", "LEFT []"]
+
+
+def test_processes_that_fail_leave_their_group(tmp_path: Path) -> None:
+    diverged = CLOCKS.replace('{"loss": called()}', '{"loss": called() * float("nan")}')
+    found = two_processes(tmp_path / "script.py", diverged, tmp_path)
+    assert found == [*["END loss-not-finite"] * 2, *["LEFT []"] * 2]
 
 
 SHARED = """

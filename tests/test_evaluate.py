@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from kidseg.cli import main
 from kidseg.errors import InputError, ResourceError, UsageError
 from kidseg.evaluate import KITS_TOLERANCE_MM, METRICS, evaluate, protocol_named, read_run
 from kidseg.evaluate.pairs import label_files
@@ -303,10 +304,192 @@ def test_names_of_predictions(tmp_path: Path) -> None:
     assert sorted({row.case for row in rows}) == ["a", "b", "c", "d"]
 
 
-def test_a_slicer_segmentation_is_no_label_volume(tmp_path: Path) -> None:
-    write(tmp_path / "a_seg.nii.gz", HEALTHY)
-    write(tmp_path / "other.nrrd", HEALTHY).rename(tmp_path / "a.seg.nrrd")
-    assert list(label_files(tmp_path)) == ["a"]
+def segmentation(
+    path: Path,
+    values: np.ndarray,
+    segments: list[tuple[str, int]],
+    grid: Grid | None = None,
+    extra: str = "",
+) -> Path:
+    """A label volume with the header lines that 3D Slicer adds: (name, value) of each segment."""
+    plain = write(path.with_name("plain.nrrd"), values, grid)
+    head, blank, voxels = plain.read_bytes().partition(b"\n\n")
+    plain.unlink()
+    lines = [
+        f"Segment{k}_{field}:={value}"
+        for k, (name, number) in enumerate(segments)
+        for field, value in (("ID", f"Segment_{k + 1}"), ("Name", name), ("LabelValue", number))
+    ]
+    path.write_bytes("\n".join([head.decode(), *lines, extra]).strip().encode() + blank + voxels)
+    return path
+
+
+SWAPPED = np.where(PREDICTED == 1, 2, np.where(PREDICTED == 2, 1, 0)).astype(np.uint8)
+
+
+def tumour_dice(summary: dict) -> float:
+    return summary["structures"]["tumour"]["dice"]["mean"]
+
+
+def test_segments_of_slicer_count_as_the_labels_they_are_named_after(tmp_path: Path) -> None:
+    write(tmp_path / "ref" / "a.nii.gz", REFERENCE)
+    pred = tmp_path / "pred"
+    pred.mkdir()
+    segmentation(pred / "a.seg.nrrd", SWAPPED, [("Wilms tumor", 1), ("Kidney", 2)])
+    assert tumour_dice(evaluate(pred, tmp_path / "ref", tmp_path / "out")) == 0.5
+    # Left and right kidney are both the label kidney; a segment without voxels does not matter.
+    sides = PREDICTED.copy()
+    sides[1:4, 4:12, 2:5] = 7
+    named = [("left kidney", 7), ("right kidney", 1), ("tumour", 2), ("aorta", 9)]
+    segmentation(pred / "a.seg.nrrd", sides, named)
+    summary = evaluate(pred, tmp_path / "ref", tmp_path / "out", overwrite=True)
+    assert tumour_dice(summary) == 0.5 and summary["structures"]["kidney"]["dice"]["mean"] == 1.0
+    # The reference may be one too.
+    write(tmp_path / "plain" / "a.nii.gz", PREDICTED)
+    segmentation(
+        pred / "a.seg.nrrd", np.where(REFERENCE == 2, 5, REFERENCE), [("kidney", 1), ("tumour", 5)]
+    )
+    assert tumour_dice(evaluate(tmp_path / "plain", pred, tmp_path / "other")) == 0.5
+
+
+def test_segments_of_a_data_set_with_sides_and_ignored_voxels(tmp_path: Path) -> None:
+    root = nnunet(tmp_path / "data", {"kidney_left": 1, "kidney_right": 2, "ignore": 3})
+    for name in ("ann", "bob", "cid"):
+        reference = root / "labelsTr" / f"{name}_0000.nii.gz"
+        reference.unlink()
+        segmentation(
+            reference.with_name(f"{name}_0000.seg.nrrd"),
+            np.where(REFERENCE == 2, 1, REFERENCE * 2),
+            [("left kidney", 1), ("Right Kidney", 2)],
+        ).rename(reference.with_suffix("").with_suffix(".nrrd"))
+    content = json.loads((root / "dataset.json").read_text()) | {"file_ending": ".nrrd"}
+    (root / "dataset.json").write_text(json.dumps(content))
+    write(tmp_path / "pred" / "ann_0000.nii.gz", np.where(REFERENCE == 2, 1, REFERENCE * 2))
+    summary = evaluate(tmp_path / "pred", root, tmp_path / "out", cases=["ann_0000"])
+    assert summary["structures"]["kidney"]["dice"]["mean"] == 1.0
+
+
+def test_a_segmentation_cropped_to_its_segments_is_background_elsewhere(tmp_path: Path) -> None:
+    whole = Grid.from_spacing(SHAPE, SPACING_MM)
+    part = whole.crop((1, 4, 2), (3, 8, 14))
+    write(tmp_path / "ref" / "a.nii.gz", REFERENCE)
+    (tmp_path / "pred").mkdir()
+    named = [("kidney", 1), ("tumour", 2)]
+    segmentation(tmp_path / "pred" / "a.seg.nrrd", PREDICTED[1:4, 4:12, 2:16], named, part)
+    assert tumour_dice(evaluate(tmp_path / "pred", tmp_path / "ref", tmp_path / "out")) == 0.5
+    assert tumour_dice(evaluate(tmp_path / "ref", tmp_path / "pred", tmp_path / "back")) == 0.5
+    for shifted in (part.crop((0, 0, 0.5), part.shape), part.crop((0, 0, 9), part.shape)):
+        segmentation(tmp_path / "pred" / "a.seg.nrrd", PREDICTED[1:4, 4:12, 2:16], named, shifted)
+        with pytest.raises(InputError) as raised:
+            evaluate(tmp_path / "pred", tmp_path / "ref", tmp_path / "o")
+        assert raised.value.code == "grid-mismatch"
+    # A label volume is not padded: a missing part is a mistake.
+    write(tmp_path / "cut.nii.gz", PREDICTED[1:4, 4:12, 2:16], part)
+    with pytest.raises(InputError) as raised:
+        evaluate(tmp_path / "cut.nii.gz", tmp_path / "ref" / "a.nii.gz", tmp_path / "o")
+    assert raised.value.code == "grid-mismatch"
+
+
+@pytest.mark.parametrize(
+    ("segments", "extra", "code", "said"),
+    [
+        ([("Segment_1", 1), ("Segment_2", 2)], "", "unknown-segment", "'Segment_1' is none"),
+        ([("kidney", 1), ("adrenal", 2)], "", "unknown-segment", "'adrenal'"),
+        ([("kidney", 1)], "", "unexpected-labels", r"2 \(.* 1 kidney"),
+        ([("kidney", 1), ("tumour", 1)], "", "bad-segment", "same value"),
+        ([("kidney", 0), ("tumour", 2)], "", "bad-segment", "'kidney' has the value '0'"),
+        (
+            [("kidney", 1), ("tumour", 2)],
+            "Segment1_Layer:=1",
+            "overlapping-segments",
+            "kidney, tum",
+        ),
+    ],
+)
+def test_segments_that_are_no_labels_are_named(
+    tmp_path: Path, segments: list[tuple[str, int]], extra: str, code: str, said: str
+) -> None:
+    write(tmp_path / "ref.nii.gz", REFERENCE)
+    pred = segmentation(tmp_path / "a.seg.nrrd", PREDICTED, segments, extra=extra)
+    with pytest.raises(InputError, match=said) as raised:
+        evaluate(pred, tmp_path / "ref.nii.gz", tmp_path / "out")
+    assert raised.value.code == code and raised.value.next_step
+    assert raised.value.path == str(pred)
+
+
+def test_segments_in_four_dimensions_are_named(tmp_path: Path) -> None:
+    """As early versions of 3D Slicer store them: a component for each segment."""
+    write(tmp_path / "ref.nii.gz", REFERENCE)
+    pred = segmentation(tmp_path / "a.seg.nrrd", PREDICTED, [("kidney", 1), ("tumour", 1)])
+    text = pred.read_bytes().replace(b"Segment0_LabelValue:=1\n", b"")
+    pred.write_bytes(text.replace(b"\nSegment1_LabelValue:=1", b""))
+    with pytest.raises(InputError, match=r"2 layers.* kidney, tumour") as raised:
+        evaluate(pred, tmp_path / "ref.nii.gz", tmp_path / "out")
+    assert raised.value.code == "overlapping-segments"
+
+
+def test_a_case_in_two_formats_is_scored_once(tmp_path: Path) -> None:
+    write(tmp_path / "ref" / "a.nii.gz", REFERENCE)
+    for name in ("a_seg.nii.gz", "a_seg.nrrd", "a_seg.mha"):
+        write(tmp_path / "pred" / name, PREDICTED)
+    named = [("Wilms tumour", 1), ("kidney", 2)]
+    segmentation(tmp_path / "pred" / "a.seg.nrrd", SWAPPED, named)
+    for k, (pred, ref) in enumerate((("pred", "ref"), ("ref", "pred"))):
+        summary = evaluate(tmp_path / pred, tmp_path / ref, tmp_path / f"out{k}")
+        assert (summary["n_cases"], tumour_dice(summary)) == (1, 0.5)
+    write(tmp_path / "pred" / "sub" / "a_seg.nii.gz", REFERENCE)
+    for pred, ref in (("pred", "ref"), ("ref", "pred")):
+        with pytest.raises(InputError, match=r"sub/a_seg.nii.gz.* differ from .*pred/a") as raised:
+            evaluate(tmp_path / pred, tmp_path / ref, tmp_path / "o")
+        assert raised.value.code == "duplicate-case"
+
+
+def test_label_files_beside_a_dataset_json(tmp_path: Path) -> None:
+    """What nnU-Net leaves beside its predictions, in either folder; its labels are used."""
+    root = nnunet(tmp_path / "data", {"renal": 2, "mass": 1, "ignore": 3})
+    for folder, values in (("pred", PREDICTED), ("ref", REFERENCE)):
+        turned = np.where(values == 0, 0, 3 - values).astype(np.uint8)
+        write(tmp_path / folder / "a.nii.gz", turned)
+        for name in ("dataset.json", "plans.json", "predict_from_raw_data_args.json"):
+            (tmp_path / folder / name).write_bytes((root / "dataset.json").read_bytes())
+    summary = evaluate(tmp_path / "pred", tmp_path / "ref", tmp_path / "out")
+    assert summary["rules"]["labels"] == {"kidney": [2], "kidney+tumour": [2, 1], "tumour": [1]}
+    assert tumour_dice(summary) == 0.5 and not summary["findings"]
+    msd = {
+        "modality": {"0": "CT"},
+        "labels": {"0": "background", "1": "mass", "2": "renal"},
+        "training": [{"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz"}],
+    }
+    (tmp_path / "ref" / "dataset.json").write_text(json.dumps(msd))
+    assert tumour_dice(evaluate(tmp_path / "pred", tmp_path / "ref", tmp_path / "out2")) == 0.5
+    (tmp_path / "ref" / "dataset.json").write_text("{")
+    with pytest.raises(InputError) as raised:
+        evaluate(tmp_path / "pred", tmp_path / "ref", tmp_path / "out3")
+    assert raised.value.code == "bad-json"
+
+
+def test_unmarked_files_are_named_when_a_prediction_is_missing(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write(tmp_path / "ref" / f"{name}.nii.gz", REFERENCE)
+    write(tmp_path / "pred" / "a_seg.nii.gz", REFERENCE)
+    write(tmp_path / "pred" / "b.nii.gz", REFERENCE)
+    with pytest.raises(InputError, match=r"Taken for images.* b\.nii\.gz"):
+        evaluate(tmp_path / "pred", tmp_path / "ref", tmp_path / "out")
+
+
+def test_names_with_and_without_a_channel_match(tmp_path: Path) -> None:
+    for pred, ref in (("a_0000_seg", "a"), ("a_seg", "a_0000"), ("a_0000", "a_0000")):
+        root = tmp_path / f"{pred}-{ref}"
+        write(root / "pred" / f"{pred}.nii.gz", HEALTHY)
+        write(root / "ref" / f"{ref}.nii.gz", HEALTHY)
+        assert not evaluate(root / "pred", root / "ref", root / "out")["findings"]
+    # A case number is not a channel: "a" is not the first of the numbered cases.
+    for name in ("a_0000", "a_0001"):
+        write(tmp_path / "ref" / f"{name}.nii.gz", HEALTHY)
+    for name in ("a", "a_0001"):
+        write(tmp_path / "pred" / f"{name}.nii.gz", HEALTHY)
+    summary = evaluate(tmp_path / "pred", tmp_path / "ref", tmp_path / "out", missing="empty")
+    assert [f["code"] for f in summary["findings"]] == ["extra-prediction", "missing-prediction"]
 
 
 def test_a_case_whose_own_name_ends_like_a_channel(tmp_path: Path) -> None:
@@ -369,11 +552,6 @@ def test_folders_that_do_not_serve(tmp_path: Path) -> None:
         with pytest.raises(InputError) as raised:
             evaluate(folder, tmp_path / "ref", tmp_path / "out")
         assert raised.value.code == code
-    write(tmp_path / "twice" / "a.nii.gz", REFERENCE)
-    write(tmp_path / "twice" / "a.mha", REFERENCE)
-    with pytest.raises(InputError, match="occurs twice") as raised:
-        evaluate(tmp_path / "twice", tmp_path / "ref", tmp_path / "out")
-    assert raised.value.code == "duplicate-case"
 
 
 def nnunet(root: Path, labels: dict[str, Any]) -> Path:
@@ -504,11 +682,13 @@ def test_unexpected_labels_are_counted(tmp_path: Path) -> None:
     for kind in (np.uint8, np.int16, np.float32):
         name = f"{np.dtype(kind).name}.nii.gz"
         write(tmp_path / name, wrong.astype(kind))
-        with pytest.raises(InputError, match="7 in 2 voxels, 9 in 7 voxels") as raised:
+        with pytest.raises(
+            InputError, match=r"9 voxels .* 7 \(2 voxels\), 9 \(7 voxels\)"
+        ) as raised:
             evaluate(tmp_path / name, tmp_path / "ref.nii.gz", tmp_path / "out")
         assert raised.value.code == "unexpected-labels"
     write(tmp_path / "minus.nii.gz", np.where(wrong == 9, -1, 0).astype(np.int16))
-    with pytest.raises(InputError, match="-1 in 7 voxels"):
+    with pytest.raises(InputError, match=r"-1 \(7 voxels\)"):
         evaluate(tmp_path / "minus.nii.gz", tmp_path / "ref.nii.gz", tmp_path / "out")
 
 
@@ -526,7 +706,7 @@ def test_every_bad_case_is_named_and_nothing_written(tmp_path: Path) -> None:
     wrong = REFERENCE.copy()
     wrong[0, 0, 0] = 9
     bad = [(wrong, REFERENCE), (REFERENCE, REFERENCE), (REFERENCE[1:], REFERENCE)]
-    with pytest.raises(InputError, match=r"case_0.*unexpected.*case_2.*5 x 20 x 24") as raised:
+    with pytest.raises(InputError, match=r"case_0.*not labels.*case_2.*5 x 20 x 24") as raised:
         run(tmp_path, bad)
     assert raised.value.code == "bad-cases"
     assert list((tmp_path / "out").iterdir()) == []
@@ -598,6 +778,30 @@ def test_a_full_disk_leaves_no_summary(tmp_path: Path, monkeypatch: pytest.Monke
         assert raised.value.code == "disk-full"
         names = [p.name for p in (tmp_path / out).iterdir()]
         assert "summary.json" not in names and not [n for n in names if n.endswith(".tmp")]
+
+
+@pytest.mark.parametrize("how", ["", "--quiet", "--json"])
+def test_findings_are_said_on_the_console(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str
+) -> None:
+    for name in ("a", "b"):
+        write(tmp_path / "ref" / f"{name}.nii.gz", REFERENCE)
+    for name in ("b", "c"):
+        write(tmp_path / "pred" / f"{name}.nii.gz", PREDICTED)
+    arguments = ["evaluate", str(tmp_path / "pred"), str(tmp_path / "ref"), "-o"]
+    arguments += [str(tmp_path / "out"), "--missing", "empty", *([how] if how else [])]
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert not ended.value.code
+    said = capsys.readouterr().out
+    findings = json.loads((tmp_path / "out" / "summary.json").read_text())["findings"]
+    assert [f["code"] for f in findings] == ["extra-prediction", "missing-prediction"]
+    if how == "--json":
+        assert json.loads(said)["findings"] == findings
+    else:
+        for finding in findings:
+            line = f"warning: {finding['path']}: {finding['cause']}"
+            assert (line in said) == (how == "")
 
 
 # Real labels

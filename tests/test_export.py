@@ -312,6 +312,96 @@ def test_a_damaged_file_leaves_nothing_behind_and_the_old_export_stays(tmp_path:
     assert check(out).ok and not leftovers(tmp_path)
 
 
+def test_a_value_that_is_no_label_is_not_renumbered_to_one(tmp_path: Path) -> None:
+    """With labels 1 and 3 renumbered to 1 and 2, an undefined 2 would become a tumour."""
+    root = nnunet(tmp_path / "set", schema=LabelSchema.from_names({1: "kidney", 3: "tumor"}))
+    stray = labels(1, 3)
+    stray.data[0, 0, 0, :7] = 2
+    save(stray, root / "labelsTr/c1.nii.gz", overwrite=True)
+    with pytest.raises(InputError, match=r"c1.*2 \(7 voxels\)") as caught:
+        export_nnunet(open_dataset(root), tmp_path / "Dataset001_X")
+    assert caught.value.code == "unexpected-labels"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["set"]
+
+
+def break_checksum(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-6] ^= 1  # of the CRC-32 in the last eight bytes
+    path.write_bytes(bytes(data))
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def replace_values(change: Any) -> Any:
+    def apply(path: Path) -> None:
+        old = nibabel.load(path)
+        data = change(np.asarray(old.dataobj).astype(np.float32))
+        nibabel.save(nibabel.Nifti1Image(data, old.affine), path)
+
+    return apply
+
+
+def with_nan(data: np.ndarray) -> np.ndarray:
+    data[0, 0, 0] = np.nan
+    return data
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "code"),
+    [
+        ("imagesTr/c1_0000.nii.gz", break_checksum, "damaged-file"),
+        ("labelsTr/c1.nii.gz", break_checksum, "damaged-file"),
+        ("imagesTs/t_0000.nii.gz", break_checksum, "damaged-file"),
+        ("imagesTr/c1_0000.nii.gz", truncate, "truncated-file"),
+        ("labelsTr/c1.nii.gz", truncate, "truncated-file"),
+        ("imagesTr/c1_0000.nii.gz", replace_values(lambda d: d + 1024), "shifted-hu"),
+        ("imagesTr/c1_0000.nii.gz", replace_values(lambda d: d / 4000), "normalised-intensities"),
+        ("imagesTs/t_0000.nii.gz", replace_values(with_nan), "nonfinite-voxels"),
+        ("labelsTr/c1.nii.gz", replace_values(with_nan), "nonfinite-voxels"),
+        ("labelsTr/c1.nii.gz", replace_values(lambda d: d * 0.996), "fractional-labels"),
+    ],
+)
+def test_what_check_refuses_is_not_linked(
+    tmp_path: Path, name: str, damage: Any, code: str
+) -> None:
+    root = nnunet(tmp_path / "set")
+    damage(root / name)
+    assert code in {finding.code for finding in check(root).errors}
+    with pytest.raises(InputError, match=name) as caught:
+        export_nnunet(open_dataset(root), tmp_path / "Dataset001_X")
+    assert caught.value.code == code
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["set"]
+
+
+def test_all_problems_are_counted(tmp_path: Path) -> None:
+    root = nnunet(tmp_path / "set")
+    for name in ("imagesTr/c0_0000.nii.gz", "labelsTr/c1.nii.gz"):
+        truncate(root / name)
+    with pytest.raises(InputError, match=r"1 more problem.*kidseg check"):
+        export_nnunet(open_dataset(root), tmp_path / "Dataset001_X")
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii"])
+def test_the_same_image_in_two_folds_or_in_the_test_set(tmp_path: Path, ending: str) -> None:
+    root = nnunet(tmp_path / "set", ending)
+    out = tmp_path / "Dataset001_X"
+    save(image(0), root / f"imagesTr/c1_0000{ending}", overwrite=True)
+    dataset = open_dataset(root)
+    folds = split(dataset.cases, folds=2, seed=0)
+    with pytest.raises(InputError, match="'c0' and 'c1'") as caught:
+        export_nnunet(dataset, out, splits=folds)
+    assert caught.value.code == "same-image" and not out.exists()
+    # Of one patient they stay together, unless the folds part them.
+    write_patients_csv(root, [{"case": f"c{k}", "patient": "Ann"} for k in range(2)])
+    refused(InputError, "same-image", open_dataset(root), out, splits=folds)
+    (finding,) = export_nnunet(open_dataset(root), out).findings
+    assert (finding.code, finding.severity) == ("same-image", "warning")
+    save(image(0), root / f"imagesTs/t_0000{ending}", overwrite=True)
+    refused(InputError, "same-image", open_dataset(root), tmp_path / "Dataset002_X")
+
+
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = open_dataset(nnunet(tmp_path / "set"))
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -146,7 +147,7 @@ def test_case_reader_refuses_what_training_must_not_see(tmp_path: Path) -> None:
     assert (
         code_of(hu, np.where(labels == 2, 7, labels).astype(np.uint8), ignore_label=7) == "accepted"
     )
-    assert code_of(hu, labels.astype(np.float32) * 0.5) == "bad-labels"
+    assert code_of(hu, labels.astype(np.float32) * 0.5) == "fractional-labels"
     assert code_of(hu, labels, are_ct=(True, True)) == "wrong-channels"
     broken = np.where(hu == hu.max(), np.nan, hu).astype(np.float32)
     assert code_of(broken, labels) == "nonfinite-voxels"
@@ -163,6 +164,28 @@ def test_channels_must_lie_on_the_same_voxels(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         CaseReader.of_dataset(dataset).read(dataset.cases[0])
     assert caught.value.code == "channels-differ" and caught.value.path == str(second)
+
+
+def test_channels_of_one_file_are_read(tmp_path: Path) -> None:
+    """As in the Decathlon: a four-dimensional file, listed once per channel."""
+    hu, labels = ct((6, 20, 24))
+    write_case(tmp_path, "x", hu, labels)
+    image = tmp_path / "imagesTr" / "x_0000.nii.gz"
+    flat = nibabel.load(image)
+    both = np.stack([np.asarray(flat.dataobj), np.asarray(flat.dataobj) + 5], axis=-1)
+    image.unlink()
+    nibabel.save(nibabel.Nifti1Image(both, flat.affine), tmp_path / "imagesTr" / "x.nii.gz")
+    content = {
+        "modality": {"0": "T1", "1": "T2"},
+        "labels": {"0": "background", "1": "kidney", "2": "tumour"},
+        "training": [{"image": "./imagesTr/x.nii.gz", "label": "./labelsTr/x.nii.gz"}],
+    }
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    dataset = open_dataset(tmp_path)
+    found = CaseReader.of_dataset(dataset).read(dataset.cases[0])
+    assert np.array_equal(found.image.data.numpy(), np.stack([hu, hu + 5]))
+    facts = fingerprint(dataset)
+    assert facts.intensities[1].mean == pytest.approx(facts.intensities[0].mean + 5)
 
 
 # Many cases

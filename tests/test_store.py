@@ -442,10 +442,9 @@ def test_cases_travel_between_processes_without_their_voxels(made: Made, tmp_pat
     assert torch.equal(pickle.loads(packed).image.data, case.image.data)
 
 
-ONLY_TORCH_AND_NUMPY = """
+BARE = """
 import importlib.abc, sys
-allowed = {"torch", "numpy", "kidseg"}
-banned = {"nibabel", "isal", "SimpleITK", "pydicom", "highdicom", "scipy", "skimage", "pydantic",
+banned = {"nibabel", "isal", "SimpleITK", "pydicom", "highdicom", "scipy", "skimage",
           "tomli_w", "rich", "typer", "matplotlib", "safetensors"}
 class Guard(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
@@ -459,9 +458,9 @@ print(store.digest, int(store.cases[0].image.data.sum()), [*store.cases[0].voxel
 """
 
 
-def test_a_store_opens_with_torch_and_numpy_alone(made: Made, tmp_path: Path) -> None:
+def test_a_store_opens_with_torch_numpy_and_pydantic_alone(made: Made, tmp_path: Path) -> None:
     store = build_store(made.dataset, made.plan, tmp_path / "store", recipe=VOXELS)
-    command = [sys.executable, "-c", ONLY_TORCH_AND_NUMPY, store.path]
+    command = [sys.executable, "-c", BARE, store.path]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
     assert found.stdout.split() == [

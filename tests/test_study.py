@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -315,6 +316,41 @@ def test_a_stopped_launcher_ends_its_processes(tmp_path: Path) -> None:
         launcher.run([sys.executable, "-c", "pass"], log=tmp_path / "log")
 
 
+PARENT = """
+import sys
+from pathlib import Path
+from kidseg.study.process import Launcher
+Launcher().run([sys.executable, sys.argv[1]], log=Path(sys.argv[2]))
+"""
+CHILD = """
+import os, pathlib, signal, sys, time
+folder = pathlib.Path(__file__).parent
+signal.signal(signal.SIGTERM, lambda *_: sys.exit((folder / "saved").write_text("state") and 0))
+(folder / "pid").write_text(str(os.getpid()))
+time.sleep(120)
+"""
+
+
+@pytest.mark.parametrize("victim", ["study", "wrapper"])
+def test_processes_end_with_the_study_however_it_ends(tmp_path: Path, victim: str) -> None:
+    """Killed, it says nothing to them; they notice, and save their state."""
+    (tmp_path / "parent.py").write_text(PARENT)
+    (tmp_path / "child.py").write_text(CHILD)
+    arguments = [sys.executable, *(tmp_path / name for name in ("parent.py", "child.py", "log"))]
+    parent = subprocess.Popen(arguments)
+    pid = tmp_path / "pid"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (pid.exists() and pid.read_text()):
+        time.sleep(0.02)
+    child = int(pid.read_text())
+    wrapper = int(Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(parent.pid if victim == "study" else wrapper, signal.SIGKILL)
+    parent.wait(timeout=60)
+    while time.monotonic() < deadline and not (tmp_path / "saved").exists():
+        time.sleep(0.02)
+    assert (tmp_path / "saved").read_text() == "state"
+
+
 # By real runs
 
 
@@ -350,6 +386,8 @@ def test_one_run_is_trained_tested_kept_and_not_mixed(data: Path, tmp_path: Path
         *("study.toml", "study.json", "study.md", "study.png"),
         *("runs", "labels", "scores", "averaged", "logs"),
     }
+    assert max(map(len, (out / "study.md").read_text().splitlines())) <= 80
+    assert result["versions"]["kidseg"] and result["host"]["platform"] and result["date"]
     run = result["runs"]["plain-0"]
     assert run["dice"]["kidney"]["n"] == 2 and run["training_epochs"] == {"segment": 2}
     assert run["training_peak_memory_mb"]["process"] > run["segmentation_peak_memory_mb"] / 2 > 50
@@ -443,7 +481,7 @@ def test_a_whole_study_with_a_failure_and_a_kill(data: Path, tmp_path: Path) -> 
         time.sleep(0.05)
     first.terminate()
     first.communicate(timeout=60)
-    assert first.returncode == 130
+    assert first.returncode == 143
     assert not (out / "study.json").exists()
     found = design(file, dataset=data)
     assert [run.state for run in study_runs(found, out)] == ["begun", *["to do"] * 5]

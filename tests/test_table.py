@@ -56,6 +56,12 @@ def test_columns_are_aligned() -> None:
     ]
 
 
+def test_narrow_columns_have_a_valid_rule() -> None:
+    """GitHub's Markdown requires a hyphen in each."""
+    rule = markdown_table(["a", "n", "p"], [["b", "1", "2"]], keys=1)[1]
+    assert rule == "| -- | -: | -: |"
+
+
 def test_a_bar_in_a_name_is_not_a_border() -> None:
     assert "a\\|b" in markdown_table(["name", "n"], [["a|b", "1"]])[2]
 

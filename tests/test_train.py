@@ -17,11 +17,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kidseg.checkpoint import load_state
+from kidseg.checkpoint import load_state, save_state, state_file
 from kidseg.config import OptimizerConfig, StageConfig
-from kidseg.errors import ModelError, ResourceError, UsageError
+from kidseg.errors import DivergedError, ModelError, ResourceError, UsageError
 from kidseg.stage import Stage, TrainStep
 from kidseg.train import Run, fit
+from kidseg.train.finite import EpochLosses
 from kidseg.train.loop import batches, freeze
 
 CPU = torch.device("cpu")
@@ -229,10 +230,13 @@ def test_a_budget_is_spent_by_the_clock_that_is_given(tmp_path: Path) -> None:
 
 def test_a_stage_that_its_budget_ended_stays_ended_when_resumed(tmp_path: Path) -> None:
     """However much is left now: stages that came after have learned from it as it was."""
-    first = slope_stage(config(epochs=10_000, budget_s=0.1))
-    fitted = fit(first, Run(folder=tmp_path, device=CPU))
-    more = slope_stage(config(epochs=10_000, budget_s=fitted.seconds + 0.3))
-    assert fit(more, Run(folder=tmp_path, device=CPU, resume=True)) == fitted
+    ticks = itertools.count()
+    run = Run(folder=tmp_path, device=CPU, clock=lambda: float(next(ticks)))
+    first = slope_stage(config(epochs=10_000, budget_s=3.0))
+    fitted = fit(first, run)
+    assert (fitted.epochs, fitted.stopped) == (3, "budget")
+    more = slope_stage(config(epochs=10_000, budget_s=6.0))
+    assert fit(more, replace(run, resume=True)) == fitted
     assert torch.equal(more.net.weight, first.net.weight)
 
 
@@ -281,9 +285,89 @@ def test_a_loss_that_is_not_finite_stops_with_its_place(tmp_path: Path, workers:
     assert error.value.code == "loss-not-finite"
     assert "stage 'slope'" in error.value.cause and "'other': 0.25" in error.value.cause
     assert error.value.cause.endswith("samples: point 1-1-a, point 1-1-b")
-    state = load_state(tmp_path / "state-slope.pt", CPU)
-    assert state is not None
-    assert state["epoch"] == 0
+    state = load_state(state_file(tmp_path, "slope"))
+    assert state is not None and state.progress.epoch == 0
+
+
+@pytest.mark.parametrize(
+    ("where", "place"),
+    [
+        ("loss", "epoch 1, step 1: the output is infinite"),
+        ("grid", "epoch 1, step 1: a grid must be finite"),
+        ("other", "epoch 1, step 1: {'loss': 1.0, 'other': inf}"),
+        ("last step", "epoch 1, after step 2: its weights are not"),
+        ("statistics", "epoch 1, after step 2: its weights are not"),
+        ("score", "the validation of stage 'slope' is not finite in epoch 1"),
+        ("validation", "the validation of stage 'slope' is not finite in epoch 1: the output"),
+    ],
+)
+def test_wherever_a_network_diverges_it_is_said_and_the_state_before_is_kept(
+    tmp_path: Path, where: str, place: str
+) -> None:
+    net = Slope()
+    net.register_buffer("mean", torch.zeros(1))
+
+    def loss(called: nn.Module, batch: Points) -> dict[str, Tensor]:
+        value = called()
+        step = (batch.step.epoch, batch.step.step)
+        if step == (1, 1) and where == "loss":
+            raise DivergedError("the output is infinite", code="not-finite")
+        if step == (1, 1) and where == "grid":
+            with torch.no_grad():
+                net.weight.fill_(float("nan"))
+            raise ValueError("a grid must be finite")
+        if step == (1, 1) and where == "other":
+            return {"loss": value * 0 + 1, "other": torch.tensor(float("inf"))}
+        if step == (1, 2) and where == "last step":
+            value = value + (net.weight - net.weight.detach()).sqrt()  # its slope is infinite
+        if step == (1, 2) and where == "statistics":
+            net.mean.fill_(float("inf"))
+        return {"loss": value, "other": torch.tensor(0.25)}
+
+    calls = itertools.count()
+
+    def validate() -> dict[str, float]:
+        second = next(calls) == 1
+        if second and where == "validation":
+            raise DivergedError("the output is infinite", code="not-finite")
+        return {"score": float("nan") if second and where == "score" else 0.5}
+
+    stage = replace(slope_stage(config()), net=net, loss=loss, validate=validate, steps=3)
+    with pytest.raises(ModelError) as error:
+        fit(stage, Run(folder=tmp_path, device=CPU))
+    assert error.value.code == "loss-not-finite" and error.value.exit_code == 6
+    assert "stage 'slope'" in error.value.cause and place in error.value.cause
+    step = 1 if ", step 1" in place else 2
+    assert error.value.cause.endswith(f"samples: point 1-{step}-a, point 1-{step}-b")
+    assert "--resume" in error.value.next_step
+    state = load_state(state_file(tmp_path, "slope"))
+    assert state is not None and state.progress.epoch == 0
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 1
+
+
+def test_an_error_of_another_cause_stays_what_it_is(tmp_path: Path) -> None:
+    def loss(called: nn.Module, batch: Points) -> dict[str, Tensor]:
+        raise ValueError("the sizes differ")
+
+    with pytest.raises(ValueError, match="the sizes differ"):
+        fit(replace(slope_stage(config()), loss=loss), Run(folder=tmp_path, device=CPU))
+
+
+def test_the_samples_are_found_though_losses_are_looked_at_seldom() -> None:
+    """On a device: here as if each step were on one, whose losses are not yet read."""
+    losses = EpochLosses("slope", 4, Slope())
+    losses.CHECK_INTERVAL = 32
+    for step in range(5):
+        with losses.step((f"case {step}",)):
+            value = float("nan") if step >= 2 else 1.0
+            losses.pending.append(({"loss": torch.tensor(value)}, losses.names))
+    with pytest.raises(ModelError, match=r"epoch 4, step 2: .*samples: case 2") as error:
+        losses.means()
+    assert error.value.code == "loss-not-finite"
+    for step in range(2):
+        losses.pending.append(({"loss": torch.tensor(float("inf"))}, (f"case {step}",)))
+    with pytest.raises(ModelError, match="samples: case 0"), losses.step(("case 2",)):
+        raise ValueError("a grid must be finite")
 
 
 def test_losses_are_of_the_batch_on_the_device_at_its_step(tmp_path: Path) -> None:
@@ -426,6 +510,73 @@ def test_what_a_batch_refuses_is_refused_as_such(tmp_path: Path, workers: int) -
     caught = error.value
     assert (caught.cause, caught.path) == ("cannot be shared", "a.nii")
     assert (caught.next_step, caught.code) == ("Choose.", "bad-batch")
+
+
+# States to resume from
+
+
+def resumed(folder: Path, stage: Stage) -> None:
+    fit(stage, Run(folder=folder, device=CPU, resume=True))
+
+
+def test_a_state_of_another_network_is_refused(tmp_path: Path) -> None:
+    """Other names, shapes or types, of the weights, the best weights or the optimizer's."""
+    moving = config(epochs=3, optimizer=OptimizerConfig(learning_rate=0.01, momentum=0.9))
+    fit(replace(norms_stage(), config=moving), Run(folder=tmp_path, device=CPU))
+    file = state_file(tmp_path, "norms")
+    state = load_state(file)
+    assert state is not None
+    net, best, optimizer = (dict(state.parts[name]) for name in ("net", "best", "optimizer"))
+    name, buffer = "0.weight", next(iter(optimizer))
+    damages: list[dict[str, dict[str, Tensor]]] = [
+        {"net": {}},
+        {"net": {**net, "more": torch.ones(1)}},
+        {"net": {**net, name: net[name][:1]}},
+        {"net": {**net, name: net[name].double()}},
+        {"best": {k: v for k, v in best.items() if k != name}},
+        {"best": {**best, name: best[name].flatten()}},
+        {"optimizer": {**optimizer, "99.momentum_buffer": torch.ones(1)}},
+        {"optimizer": {**optimizer, buffer: torch.ones(1)}},
+        {"optimizer": {**optimizer, "x.momentum_buffer": torch.ones(1)}},
+        {"optimizer": {buffer.replace("momentum_buffer", "step"): torch.tensor(1.0)}},
+    ]
+    for damage in damages:
+        save_state(replace(state, parts={**state.parts, **damage}), file)
+        with pytest.raises(ModelError, match="does not fit") as error:
+            resumed(tmp_path, norms_stage())
+        assert error.value.code == "damaged-state" and error.value.next_step
+    parts = {k: v for k, v in state.parts.items() if k != "best"}
+    save_state(replace(state, parts=parts), file)
+    with pytest.raises(ModelError, match="best weights"):
+        resumed(tmp_path, norms_stage())
+    save_state(state, file)
+    resumed(tmp_path, norms_stage())
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_an_optimizer_goes_on_where_it_was(tmp_path: Path, name: str) -> None:
+    chosen = OptimizerConfig(name=name, learning_rate=0.01, momentum=0.9)
+
+    class Stop(Exception):
+        pass
+
+    def stop(stage: str, done: int, *_: object) -> None:
+        if done == 2:
+            raise Stop
+
+    def stage() -> Stage:
+        return replace(norms_stage(), config=config(epochs=4, optimizer=chosen))
+
+    whole, broken = stage(), stage()
+    for folder in ("whole", "broken"):
+        (tmp_path / folder).mkdir()
+    fit(whole, Run(folder=tmp_path / "whole", device=CPU))
+    with pytest.raises(Stop):
+        fit(broken, Run(folder=tmp_path / "broken", device=CPU, on_epoch=stop))
+    again = stage()
+    resumed(tmp_path / "broken", again)
+    for key, values in whole.net.state_dict().items():
+        assert torch.equal(values, again.net.state_dict()[key]), key
 
 
 # Parts that are not trained

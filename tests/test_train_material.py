@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ellipses import make_ellipse_patient, write_ellipse_dataset
 from kidseg.checkpoint import read_header
-from kidseg.errors import KidsegError
-from kidseg.io import save
+from kidseg.errors import InputError, KidsegError
+from kidseg.io import read, save
 from kidseg.store import open_store
 from kidseg.train import Setup, make_store, train
+from weights import weights_of
 
 TINY = (
     "view.size=32",
@@ -84,7 +86,8 @@ def test_files_and_store_give_the_same_bits(
     for source, out in zip((data, store), runs, strict=True):
         run(source, out, method=method, overrides=overrides)
     headers = [read_header(out / "model.safetensors") for out in runs]
-    assert headers[0]["tensors_sha256"] == headers[1]["tensors_sha256"]
+    weights = [weights_of(out / "model.safetensors") for out in runs]
+    assert weights[0] == weights[1]
     assert headers[0]["training_set"] == headers[1]["training_set"]
     for name in ("cases.json", "plan.json", "config.toml"):
         assert (runs[0] / name).read_bytes() == (runs[1] / name).read_bytes(), name
@@ -145,7 +148,8 @@ def test_files_and_a_full_store_give_the_same_bits(
         out = tmp_path / f"run {number}"
         run(source, out, method=method, overrides=overrides)
         header = read_header(out / "model.safetensors")
-        found.append((header["tensors_sha256"], header["training_range"], header["training_set"]))
+        weights = weights_of(out / "model.safetensors")
+        found.append((weights, header["training_range"], header["training_set"]))
         log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
         found[-1] += tuple(  # type: ignore[assignment]
             {name: value for name, value in line.items() if name.startswith(("loss", "val_"))}
@@ -220,8 +224,8 @@ def test_a_store_trains_where_no_reader_is(data: Path, store: Path, tmp_path: Pa
     assert "matplotlib" in summary["findings"][-1]["cause"]
     full = run(store, tmp_path / "full", method="homogenized", overrides=HOMOGENIZED)
     assert full["findings"] == summary["findings"][:-1] and full["findings"]
-    headers = [read_header(tmp_path / name / "model.safetensors") for name in ("bare", "full")]
-    assert headers[0]["tensors_sha256"] == headers[1]["tensors_sha256"]
+    weights = [weights_of(tmp_path / name / "model.safetensors") for name in ("bare", "full")]
+    assert weights[0] == weights[1]
     # The same process with files instead of a store fails: what is blocked is what reads them.
     command[3:5] = [str(data), str(tmp_path / "files")]
     failed = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
@@ -237,8 +241,8 @@ def test_masks_and_coarser_pixels_are_made_where_no_reader_is(full: Path, tmp_pa
     assert done.returncode == 0, done.stderr[-3000:]
     assert not set(blocked.split(",")) & set(done.stdout.split())
     run(full, tmp_path / "run", method="homogenized", overrides=settings)
-    headers = [read_header(tmp_path / name / "model.safetensors") for name in ("bare", "run")]
-    assert headers[0]["tensors_sha256"] == headers[1]["tensors_sha256"]
+    weights = [weights_of(tmp_path / name / "model.safetensors") for name in ("bare", "run")]
+    assert weights[0] == weights[1]
 
 
 def stop_at(what: str, done: int) -> Callable[[str, int, int, Mapping[str, Any]], None]:
@@ -258,8 +262,8 @@ def test_a_run_stopped_while_reading_goes_on_there(data: Path, tmp_path: Path) -
     run(data, out, resume=True, progress=lambda what, a, b, _: heard.append((what, a, b)))
     assert heard[:2] == [("reading", 1, 2), ("reading", 2, 2)] and heard[2][0] == "segment"
     run(data, whole)
-    first, second = (read_header(path / "model.safetensors") for path in (out, whole))
-    assert first["tensors_sha256"] == second["tensors_sha256"]
+    first, second = (weights_of(path / "model.safetensors") for path in (out, whole))
+    assert first == second
 
 
 def test_a_run_resumes_from_a_store_of_its_cases_only(
@@ -275,7 +279,7 @@ def test_a_run_resumes_from_a_store_of_its_cases_only(
     assert code_of(lambda: run(other, out, resume=True)) == "other-cases"
     plan = json.loads((out / "plan.json").read_text())
     (out / "plan.json").write_text(json.dumps({**plan, "median_spacing_mm": [9.0, 9.0, 9.0]}))
-    assert code_of(lambda: run(store, out, resume=True)) == "other-cases"
+    assert code_of(lambda: run(store, out, resume=True)) == "damaged-record"
 
 
 def test_changed_files_are_other_cases(tmp_path: Path) -> None:
@@ -324,3 +328,39 @@ def test_a_fresh_run_takes_no_store_of_an_older_one(data: Path, tmp_path: Path) 
     wider = [*TINY, "view.bone_hu=200.0"]
     assert run(data, out, overrides=wider, overwrite=True)["model"]["sha256"]
     assert not (out / "store").exists()
+
+
+def copied(data: Path, root: Path, ending: str) -> Path:
+    """The data set with the first case's image under another name too, with other labels."""
+    shutil.copytree(data, root)
+    scans = sorted((root / "imagesTr").iterdir())
+    scans[1].unlink()
+    name = scans[1].name.removesuffix("_0000.nii.gz")
+    if ending == ".nii.gz":
+        shutil.copy(scans[0], scans[1])
+    else:  # the same voxels in another file
+        volume = read(scans[0]).volume
+        save(volume.astype(torch.float32), scans[1])
+    (root / "patients.csv").write_text(f"case,patient\n{name},other\n")
+    return root
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", "other"])
+def test_the_same_image_in_training_and_validation(data: Path, tmp_path: Path, ending: str) -> None:
+    root = copied(data, tmp_path / "set", ending)
+    first, second, *_ = (
+        path.name.removesuffix(".nii.gz") for path in sorted((root / "labelsTr").iterdir())
+    )
+    parted = Setup(method="plain", overrides=TINY, validation=[second])
+    for action in (
+        lambda: make_store(root, tmp_path / "store", parted),
+        lambda: run(root, tmp_path / "run", validation=[second]),
+    ):
+        with pytest.raises(InputError, match=f"{first}.*{second}") as caught:
+            action()
+        assert caught.value.code == "same-image"
+    if ending == "other":  # found when the store was complete; it cannot be used either
+        assert code_of(lambda: run(tmp_path / "store", tmp_path / "run2")) == "same-image"
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    together = Setup(method="plain", overrides=TINY, validation=[first, second])
+    make_store(root, tmp_path / "together", together)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,9 @@ from kidseg.config import MethodConfig, PlainConfig, load
 from kidseg.device import choose_device
 from kidseg.errors import InputError, ModelError, UsageError
 from kidseg.plan import Plan
-from kidseg.train import Setup, train
+from kidseg.train import Setup, make_store, train
 from kidseg.train.run import CLOCKS, _workers
+from weights import weights_of
 
 TINY = (
     "view.size=32",
@@ -72,8 +75,9 @@ def test_what_it_writes(data: Path, tmp_path: Path) -> None:
         "log.jsonl",
         "model.safetensors",
         "plan.json",
-        "state-segment.pt",
-        "state-segment-before.pt",
+        "run.json",
+        "state-segment.safetensors",
+        "state-segment-before.safetensors",
         "summary.json",
     }
     assert json.loads((out / "summary.json").read_text()) == summary
@@ -103,9 +107,7 @@ def test_the_same_seed_gives_the_same_model(data: Path, tmp_path: Path) -> None:
         quick(data, tmp_path / name, seed=seed)["model"]["sha256"]
         for name, seed in (("a", 1), ("b", 1), ("c", 2))
     ]
-    first, second, third = (
-        load_model(tmp_path / name / "model.safetensors").header["tensors_sha256"] for name in "abc"
-    )
+    first, second, third = (weights_of(tmp_path / name / "model.safetensors") for name in "abc")
     assert first == second != third
     assert len(digests) == 3
 
@@ -119,7 +121,7 @@ def test_workers_that_make_batches_change_no_bit(data: Path, tmp_path: Path, met
         out = tmp_path / str(workers)
         settings = [*overrides, f"workers={workers}"]
         quick(data, out, method=method, overrides=settings)
-        digests.append(read_header(out / "model.safetensors")["tensors_sha256"])
+        digests.append(weights_of(out / "model.safetensors"))
     assert digests[0] == digests[1]
 
 
@@ -237,25 +239,194 @@ def test_a_run_that_is_there_is_kept_or_replaced(data: Path, tmp_path: Path) -> 
     with pytest.raises(UsageError) as error:
         quick(data, out)
     assert error.value.code == "output-exists"
-    fewer = [*TINY, "segment.epochs=1"]
-    with pytest.raises(UsageError) as error:
-        quick(data, out, overrides=fewer, resume=True)
-    assert error.value.code == "other-settings"
-    with pytest.raises(UsageError) as error:
-        quick(data, out, seed=7, validation=["ellipse_001"], resume=True)
-    assert error.value.code == "other-cases"
-    quick(data, out, overrides=fewer, overwrite=True)
+    quick(data, out, overrides=[*TINY, "segment.epochs=1"], overwrite=True)
     assert len((out / "log.jsonl").read_text().splitlines()) == 1
 
 
-def test_a_run_is_not_resumed_with_another_seed(data: Path, tmp_path: Path) -> None:
-    """The same settings and cases; but its batches and its model would be of two seeds."""
-    chosen = {"validation": ["ellipse_001"], "overrides": [*TINY, "segment.epochs=1"]}
-    quick(data, tmp_path / "run", seed=1, **chosen)
-    with pytest.raises(UsageError, match="started with seed 1, not 2") as error:
-        quick(data, tmp_path / "run", seed=2, resume=True, **chosen)
-    assert error.value.code == "other-settings"
-    assert quick(data, tmp_path / "run", seed=1, resume=True, **chosen)["seed"] == 1
+# Resuming
+
+
+def stopped_after(what: str, done: int) -> Callable[..., None]:
+    def tell(stage: str, count: int, *_: object) -> None:
+        if (stage, count) == (what, done):
+            raise KeyboardInterrupt
+
+    return tell
+
+
+@pytest.fixture(scope="module")
+def stopped(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two stages, stopped in the second; with a seed, settings and cases of its own."""
+    out = tmp_path_factory.mktemp("stopped") / "run"
+    chosen: dict[str, Any] = {
+        "method": "homogenized",
+        "overrides": (*TINY, *POSE),
+        "validation": ["ellipse_001"],
+        "cases": ["ellipse_000", "ellipse_001", "ellipse_003"],
+        "seed": 5,
+    }
+    with pytest.raises(KeyboardInterrupt):
+        quick(data, out, progress=stopped_after("segment", 2), **chosen)
+    quick(data, out.with_name("whole"), **chosen)
+    return out
+
+
+@pytest.fixture
+def broken(stopped: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(stopped, tmp_path / "run")
+
+
+def test_a_run_resumes_by_itself(data: Path, stopped: Path, broken: Path) -> None:
+    """Method, settings, cases and seed are in its folder; the data set may be elsewhere."""
+    moved = shutil.copytree(data, broken.with_name("moved"))
+    summary = train(moved, broken, resume=True, device="cpu")
+    whole = stopped.with_name("whole")
+    assert weights_of(broken / "model.safetensors") == weights_of(whole / "model.safetensors")
+    expected = json.loads((whole / "summary.json").read_text())
+    for name in ("method", "seed", "cases", "validation", "preset"):
+        assert summary[name] == expected[name]
+
+
+@pytest.mark.parametrize(
+    ("asked", "code", "words"),
+    [
+        ({"seed": 6}, "other-settings", "seed 5, not 6"),
+        ({"seed": 0}, "other-settings", "seed 5, not 0"),
+        ({"method": "plain"}, "other-settings", "method homogenized, not plain"),
+        ({"preset": "demo"}, "other-settings", "preset None, not demo"),
+        ({"tune": "decoder"}, "other-settings", "tune all, not decoder"),
+        ({"overrides": ["segment.epochs=4"]}, "other-settings", "segment.epochs 3, not 4"),
+        ({"overrides": ["pose.bone=0.5"]}, "other-settings", "pose.bone 0.0, not 0.5"),
+        ({"overrides": ["segment.epoch=4"]}, "bad-setting", "epoch"),
+        ({"validation": ["ellipse_000"]}, "other-cases", "other cases"),
+        ({"cases": ["ellipse_000", "ellipse_001"]}, "other-cases", "other cases"),
+        ({"cases": ["nobody"]}, "other-cases", "other cases"),
+    ],
+)
+def test_what_differs_from_the_run_is_refused(
+    data: Path, stopped: Path, asked: dict[str, Any], code: str, words: str
+) -> None:
+    before = sorted((file.name, file.stat().st_mtime_ns) for file in stopped.rglob("*"))
+    with pytest.raises(UsageError, match=words) as error:
+        train(data, stopped, Setup(**asked), resume=True, device="cpu")
+    assert error.value.code == code and error.value.next_step
+    assert before == sorted((file.name, file.stat().st_mtime_ns) for file in stopped.rglob("*"))
+
+
+def test_what_agrees_with_the_run_may_be_given(data: Path, broken: Path, tmp_path: Path) -> None:
+    settings = tmp_path / "mine.toml"
+    settings.write_text("[segment]\nepochs = 3\n")
+    setup = Setup(
+        method="homogenized",
+        config_file=settings,
+        overrides=["view.size=32"],
+        seed=5,
+        cases=["ellipse_003", "ellipse_000"],
+        validation=["ellipse_001"],
+        tune="all",
+    )
+    assert train(data, broken, setup, resume=True, device="cpu")["seed"] == 5
+
+
+def removed(*names: str) -> Callable[[Path], None]:
+    def remove(run: Path) -> None:
+        for name in names:
+            for file in run.glob(name):
+                file.unlink()
+
+    return remove
+
+
+def replaced(name: str, old: str, new: str) -> Callable[[Path], None]:
+    def replace_(run: Path) -> None:
+        text = (run / name).read_text()
+        assert old in text
+        (run / name).write_text(text.replace(old, new))
+
+    return replace_
+
+
+def cut(name: str) -> Callable[[Path], None]:
+    return lambda run: (run / name).write_bytes((run / name).read_bytes()[:-9]) and None
+
+
+@pytest.mark.parametrize(
+    ("damage", "code"),
+    [
+        (removed("state-segment*"), "missing-state"),
+        (removed("state-pose*"), "missing-state"),
+        (removed("state-*"), "missing-state"),
+        (removed("state-pose*", "log.jsonl"), "missing-state"),
+        (removed("run.json"), "missing-record"),
+        (removed("run.json", "log.jsonl"), "missing-record"),
+        (removed("config.toml"), "damaged-record"),
+        (removed("plan.json"), "damaged-record"),
+        (removed("cases.json"), "damaged-record"),
+        (replaced("run.json", '"seed": 5', '"seed": 6'), "damaged-record"),
+        (replaced("run.json", '"tune": "all"', '"tune": 3'), "damaged-record"),
+        (replaced("config.toml", "epochs = 3", "epochs = 4"), "damaged-record"),
+        (replaced("plan.json", '"mean": ', '"mean": 1'), "damaged-record"),
+        (replaced("cases.json", "ellipse_003", "ellipse_002"), "damaged-record"),
+        (replaced("log.jsonl", '"val_score": 0.', '"val_score": 0.1'), "damaged-log"),
+        (cut("log.jsonl"), "damaged-log"),
+        (cut("run.json"), "damaged-record"),
+        (lambda run: (run / "log.jsonl").write_text("[]\n"), "damaged-log"),
+        (lambda run: (run / "log.jsonl").write_bytes(b"\xff\xfe"), "damaged-log"),
+        (lambda run: (run / "run.json").write_text("{}"), "damaged-record"),
+        (lambda run: (run / "run.json").write_text("[" * 9999), "damaged-record"),
+    ],
+)
+def test_a_run_with_missing_or_altered_files_is_never_a_fresh_start(
+    data: Path, broken: Path, damage: Callable[[Path], None], code: str
+) -> None:
+    damage(broken)
+    with pytest.raises(ModelError) as error:
+        train(data, broken, resume=True, device="cpu")
+    assert (error.value.code, error.value.exit_code) == (code, 6)
+    assert error.value.next_step and error.value.path
+    assert not (broken / "model.safetensors").exists()
+
+
+def test_the_state_of_another_run_is_refused(data: Path, stopped: Path, broken: Path) -> None:
+    """Also one of the same network, and of another stage of this run."""
+    for name in ("state-pose.safetensors", "state-segment.safetensors"):
+        shutil.copyfile(stopped / "state-pose.safetensors", broken / "state-segment.safetensors")
+        with pytest.raises(ModelError) as error:
+            train(data, broken, resume=True, device="cpu")
+        assert error.value.code == "state-of-another-run", name
+    with pytest.raises(KeyboardInterrupt):
+        quick(data, broken.with_name("other"), progress=stopped_after("segment", 1), seed=5)
+    shutil.copyfile(
+        broken.with_name("other") / "state-segment.safetensors",
+        broken / "state-segment.safetensors",
+    )
+    with pytest.raises(ModelError) as error:
+        train(data, broken, resume=True, device="cpu")
+    assert error.value.code == "state-of-another-run"
+
+
+def test_a_log_that_lacks_the_last_line_is_completed(
+    data: Path, stopped: Path, broken: Path
+) -> None:
+    """A kill may come between the state and its line."""
+    lines = (broken / "log.jsonl").read_text().splitlines(keepends=True)
+    (broken / "log.jsonl").write_text("".join(lines[:-1]))
+    train(data, broken, resume=True, device="cpu")
+    found, whole = (
+        [json.loads(text) for text in (run / "log.jsonl").read_text().splitlines()]
+        for run in (broken, stopped.with_name("whole"))
+    )
+    assert [(line["stage"], line["epoch"], line["loss"]) for line in found] == [
+        (line["stage"], line["epoch"], line["loss"]) for line in whole
+    ]
+
+
+def test_the_previous_state_is_used_loudly(data: Path, stopped: Path, broken: Path) -> None:
+    cut("state-segment.safetensors")(broken)
+    with pytest.warns(match="previous one is used"):
+        train(data, broken, resume=True, device="cpu")
+    whole = stopped.with_name("whole")
+    assert weights_of(broken / "model.safetensors") == weights_of(whole / "model.safetensors")
 
 
 def test_a_finished_run_resumed_is_the_same(data: Path, tmp_path: Path) -> None:
@@ -281,26 +452,65 @@ def test_two_trainings_never_share_a_folder(data: Path, tmp_path: Path) -> None:
 def test_a_damaged_state_is_never_a_fresh_start(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     quick(data, out)
-    for state in out.glob("state-*.pt"):
+    for state in out.glob("state-*.safetensors"):
         state.write_bytes(state.read_bytes()[:-10])
-    with (
-        pytest.raises(ModelError) as error,
-        pytest.warns(match="damaged"),
-    ):
+    with pytest.raises(ModelError) as error:
         quick(data, out, resume=True)
     assert error.value.code == "damaged-state"
+
+
+# Folders that are no run
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("kind", ["data set", "store", "letters", "file"])
+def test_nothing_is_written_into_a_folder_of_another_kind(
+    data: Path, tmp_path: Path, kind: str, overwrite: bool
+) -> None:
+    out = tmp_path / "out"
+    if kind == "data set":
+        shutil.copytree(data, out)
+    elif kind == "store":
+        make_store(data, out, Setup(method="plain", overrides=TINY))
+    elif kind == "letters":
+        out.mkdir()
+        (out / "letter.txt").write_text("dear")
+        (out / "config.toml").write_text("mine = 1")
+    else:
+        out.write_text("dear")
+    before = {file: file.stat().st_mtime_ns for file in [out, *out.rglob("*")]}
+    with pytest.raises(UsageError) as error:
+        quick(data, out, overwrite=overwrite)
+    assert error.value.code == ("output-exists" if kind == "file" else "other-folder")
+    assert before == {file: file.stat().st_mtime_ns for file in [out, *out.rglob("*")]}
+
+
+def test_what_else_is_in_the_folder_of_a_run_stays(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    quick(data, out)
+    (out / "notes.txt").write_text("mine")
+    quick(data, out, overwrite=True)
+    assert (out / "notes.txt").read_text() == "mine"
+
+
+def test_a_run_that_was_refused_leaves_nothing(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        quick(data, tmp_path / "new", validation=["nobody"])
+    with pytest.raises(KeyboardInterrupt):
+        quick(data, tmp_path / "new", progress=stopped_after("planning", 2))
+    assert list(tmp_path.iterdir()) == []
 
 
 KILLED = """
 import sys
 from pathlib import Path
 import torch
-from kidseg.train import Setup, train
+from kidseg.train import Setup, make_store, train
 
 torch.set_num_threads(1)
 overrides = sys.argv[3:]
 train(Path(sys.argv[1]), Path(sys.argv[2]), Setup(method="homogenized", overrides=overrides),
-      device="cpu", resume=(Path(sys.argv[2]) / "config.toml").exists(),
+      device="cpu", resume=(Path(sys.argv[2]) / "run.json").exists(),
       progress=lambda *a: print(*a[:3], flush=True))
 """
 
@@ -328,7 +538,7 @@ def test_killed_in_each_stage_it_ends_with_the_same_bits(data: Path, tmp_path: P
         process.wait()
     assert not (broken / "model.safetensors").exists()
     assert start(broken).wait(timeout=120) == 0
-    headers = [read_header(out / "model.safetensors") for out in (whole, broken)]
-    assert headers[0]["tensors_sha256"] == headers[1]["tensors_sha256"]
+    weights = [weights_of(out / "model.safetensors") for out in (whole, broken)]
+    assert weights[0] == weights[1]
     figures = [json.loads((out / "summary.json").read_text()) for out in (whole, broken)]
     assert figures[0]["validation"] == figures[1]["validation"]

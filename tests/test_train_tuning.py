@@ -41,6 +41,7 @@ from kidseg.plan import Plan
 from kidseg.stage import Stage
 from kidseg.train import Setup, make_store, train
 from kidseg.train.tuning import load_weights, select_trainable
+from weights import weights_of
 
 CPU = choose_device("cpu", "fp32")
 CONFIG = PlainConfig(
@@ -297,8 +298,9 @@ def test_only_the_decoder_moves_and_no_statistic_of_a_frozen_norm(
     assert summary["start"]["tune"] == "decoder" and summary["start"]["loaded"] == len(before)
     sha256 = load_model(start_of(root)).sha256
     assert summary["start"]["sha256"] == sha256
-    note = json.loads((tmp_path / "run" / "start.json").read_text())
-    assert note == {"path": str(start_of(root)), "sha256": sha256, "tune": "decoder"}
+    note = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (note["start"], note["tune"]) == (str(start_of(root)), "decoder")
+    assert note["files"]["start.safetensors"] == sha256
     kept = tmp_path / "run" / "start.safetensors"
     assert kept.read_bytes() == start_of(root).read_bytes()
     assert summary["method"] == "plain", "the model's, which was not named"
@@ -410,14 +412,14 @@ def test_resumed_without_naming_the_model_it_ends_with_the_same_bits(
     other = model.rename(tmp_path / "moved.safetensors")
     with pytest.raises(UsageError) as error:
         train(root / "data", out, replace(setup, start=other, tune="decoder"), resume=True)
-    assert error.value.code == "other-settings" and "tune 'ends'" in str(error.value)
+    assert error.value.code == "other-settings" and "tune ends" in str(error.value)
     changed = tmp_path / "whole" / "model.safetensors"
     with pytest.raises(UsageError) as error:
         train(root / "data", out, replace(setup, start=changed), resume=True)
     assert error.value.code == "other-settings"
     train(root / "data", out, Setup(seed=4), device="cpu", resume=True)
-    headers = [model_of(run)[0] for run in (tmp_path / "whole", out)]
-    assert headers[0]["tensors_sha256"] == headers[1]["tensors_sha256"]
+    weights = [weights_of(run / "model.safetensors") for run in (tmp_path / "whole", out)]
+    assert weights[0] == weights[1]
     again = train(root / "data", out, replace(setup, start=other), device="cpu", resume=True)
     assert again["start"]["tune"] == "ends"
 

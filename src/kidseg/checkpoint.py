@@ -1,35 +1,49 @@
 """Model files, and the training state for resuming an interrupted training.
 
-A model is one .safetensors file: tensors by part ("pose.*", "crop.*", "segment.*") and a header
-with method, configuration, input, training history and intended use. No pickle is ever loaded from
-it. A training state is a separate file. The previous state is kept as well, and states are loaded
-with torch's `weights_only`.
+Both are sealed tensor files (see `kidseg.header`): one digest covers all tensors and the whole
+header, and no pickle is ever loaded. A model has tensors by part ("pose.*", "crop.*", "segment.*")
+and a header with method, configuration, input, training history and intended use. A training state
+has the tensors of the network, of its best weights and of the optimizer. The previous state is kept
+as well.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
-import json
 import os
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
-import torch
+from pydantic import ConfigDict
 from torch import Tensor
 
 from kidseg.errors import KidsegWarning, ModelError
-from kidseg.header import FORMAT, KEY, read_header
+from kidseg.header import FORMAT, KEY, read_header, read_sealed, seal, with_blank_seal
 from kidseg.io.atomic import writing
+from kidseg.records import SEAL, SEALED, checked
 
-__all__ = ["Model", "load_model", "load_state", "save_model", "save_state"]
+__all__ = [
+    "Model",
+    "StageProgress",
+    "State",
+    "load_model",
+    "load_state",
+    "read_header",
+    "save_model",
+    "save_state",
+    "state_file",
+]
 
 INTENDED_USE = "Research use only. Not a medical device."
 
-_STATE_MARK = b"kidseg-state-1 "
+Parts = Mapping[str, Mapping[str, Tensor]]
+"""{part: {name: tensor}}."""
+
+_STATE_KEY = "kidseg-state"
+_AFRESH = "Restore the file, or train from the start with --overwrite."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,21 +52,17 @@ class Model:
 
     Attributes:
         header: plain data; see `save_model`.
-        parts: {part: {name: tensor}}.
+        parts: tensors.
         sha256: of the file.
     """
 
     header: Mapping[str, Any]
-    parts: Mapping[str, Mapping[str, Tensor]]
+    parts: Parts
     sha256: str
 
 
 def save_model(
-    path: Path,
-    parts: Mapping[str, Mapping[str, Tensor]],
-    header: Mapping[str, Any],
-    *,
-    overwrite: bool = False,
+    path: Path, parts: Parts, header: Mapping[str, Any], *, overwrite: bool = False
 ) -> str:
     """Write a model file atomically.
 
@@ -61,7 +71,7 @@ def save_model(
         parts: state dictionaries by part; names are joined with a dot.
         header: plain data: "method", "config" (resolved), "plan", "labels", "input",
             "training_set" (digest), "selection" (how it was selected and evaluated), "licence".
-            Format version, package version, intended use and the tensors' digest are added.
+            Format version, package version, intended use and the digest are added.
         overwrite: replace an existing file.
 
     Returns:
@@ -69,6 +79,131 @@ def save_model(
     """
     from importlib.metadata import version
 
+    full = {"kidseg": version("kidseg"), "intended_use": INTENDED_USE, **header}
+    payload = _serialized(parts, full, KEY)
+    with writing(path, overwrite=overwrite) as file:
+        file.write(payload)
+    return hashlib.sha256(payload).hexdigest()
+
+
+def load_model(path: Path) -> Model:
+    """Load a model file after verifying it against its digest.
+
+    Raises:
+        ModelError: as `read_header`.
+    """
+    header, payload = read_sealed(path)
+    sha256 = hashlib.sha256(payload).hexdigest()
+    return Model(header=header, parts=_parts(payload, path), sha256=sha256)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageProgress:
+    """How far the training of a stage is; plain data.
+
+    Attributes:
+        run: digest of the record of the run; see `kidseg.train.record`.
+        stage: its name.
+        epoch: the last one that is complete.
+        seconds: spent.
+        stopped: why the stage ended; None while it goes on.
+        best_epoch: of the best validation score; None if no epoch has one.
+        log: the lines of all epochs, as in log.jsonl.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = SEALED
+
+    run: str
+    stage: str
+    epoch: int
+    seconds: float
+    stopped: Literal["epochs", "patience", "budget"] | None
+    best_epoch: int | None
+    log: tuple[dict[str, Any], ...]
+
+    def __post_init__(self) -> None:
+        epochs = [line.get("epoch") for line in self.log]
+        if not epochs or epochs != list(range(len(epochs))) or self.epoch != epochs[-1]:
+            raise ValueError("the lines of the log are not those of all epochs")
+        if self.seconds < 0 or self.best_epoch not in (None, *epochs):
+            raise ValueError("the best epoch, or the time spent, is impossible")
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """A training state: progress, and tensors "net", "best" and "optimizer"."""
+
+    progress: StageProgress
+    parts: Parts
+
+
+def state_file(folder: Path, stage: str) -> Path:
+    """The file of a stage's state in a run folder."""
+    return folder / f"state-{stage}.safetensors"
+
+
+def save_state(state: State, path: Path) -> None:
+    """Save a training state and keep the previous one."""
+    payload = _serialized(state.parts, asdict(state.progress), _STATE_KEY)
+    if path.exists():
+        previous = _previous(path)
+        previous.unlink(missing_ok=True)
+        os.link(path, previous)
+    with writing(path, overwrite=True) as file:
+        file.write(payload)
+
+
+def load_state(path: Path) -> State | None:
+    """Load the training state at `path`, on the CPU; None if there is none.
+
+    If the state is damaged or missing, a warning is issued and the previous state is loaded.
+
+    Raises:
+        ModelError: "damaged-state": all existing states are damaged; training never restarts
+            silently.
+    """
+    causes = []
+    for file in (path, _previous(path)):
+        try:
+            state = _read_state(file) if file.exists() else None
+        except ModelError as error:
+            causes.append(error.cause)
+            continue
+        if state is None:
+            causes.append("the training state is missing")
+            continue
+        if causes:
+            text = f"{path}: {causes[0]}; the previous one is used"
+            warnings.warn(text, KidsegWarning, stacklevel=2)
+        return state
+    if not (path.exists() or _previous(path).exists()):
+        return None
+    raise ModelError(
+        f"every saved training state is damaged: {causes[0]}",
+        path=path,
+        next_step=_AFRESH,
+        code="damaged-state",
+    )
+
+
+def _read_state(file: Path) -> State:
+    code = "damaged-state"
+    header, payload = read_sealed(file, _STATE_KEY, code=code, next_step=_AFRESH)
+    try:
+        progress = checked(
+            StageProgress, {k: v for k, v in header.items() if k not in ("format", SEAL)}
+        )
+    except ValueError as error:
+        raise ModelError(str(error), path=file, next_step=_AFRESH, code=code) from error
+    return State(progress=progress, parts=_parts(payload, file))
+
+
+def _previous(path: Path) -> Path:
+    return path.with_name(f"{path.stem}-before{path.suffix}")
+
+
+def _serialized(parts: Parts, header: Mapping[str, Any], key: str) -> bytes:
+    """A sealed tensor file; the names of tensors are joined with their part's by a dot."""
     from safetensors.torch import save
 
     tensors = {
@@ -76,100 +211,31 @@ def save_model(
         for part, state in parts.items()
         for name, tensor in state.items()
     }
-    full = {
-        "format": FORMAT,
-        "kidseg": version("kidseg"),
-        "intended_use": INTENDED_USE,
-        **header,
-        "tensors_sha256": _digest(tensors),
-    }
-    payload = save(tensors, metadata={KEY: json.dumps(full)})
-    with writing(path, overwrite=overwrite) as file:
-        file.write(payload)
-    return hashlib.sha256(payload).hexdigest()
+    own = {k: v for k, v in header.items() if k not in ("format", SEAL)}
+    text = with_blank_seal({"format": FORMAT, **own})
+    return seal(save(tensors, metadata={key: text}), key)
 
 
-def load_model(path: Path) -> Model:
-    """Load a model file and verify its tensors against the digest in the header.
+def _parts(payload: bytes, path: Path) -> Parts:
+    """The tensors of a verified file.
 
     Raises:
-        ModelError: as `read_header`; the tensors do not match their digest.
+        ModelError: "damaged-model": sealed, but not by kidseg: no tensors.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load
 
-    header = read_header(path)
-    payload = path.read_bytes()
-    tensors = load(payload)
-    if _digest(tensors) != header.get("tensors_sha256"):
+    try:
+        tensors = load(payload)
+    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(
-            "the weights do not match their checksum",
+            f"its tensors cannot be read: {error}",
             path=path,
-            next_step="Copy the file again, or train the model again.",
+            next_step="It was not written by kidseg.",
             code="damaged-model",
-        )
+        ) from error
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         part, _, rest = name.partition(".")
         parts.setdefault(part, {})[rest] = tensor
-    return Model(header=header, parts=parts, sha256=hashlib.sha256(payload).hexdigest())
-
-
-def save_state(state: Mapping[str, Any], path: Path) -> None:
-    """Save a training state and keep the previous one."""
-    buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
-    payload = buffer.getvalue()
-    if path.exists():
-        previous = _previous(path)
-        previous.unlink(missing_ok=True)
-        os.link(path, previous)
-    with writing(path, overwrite=True) as file:
-        file.write(_STATE_MARK + hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload)
-
-
-def load_state(path: Path, device: torch.device) -> dict[str, Any] | None:
-    """Load the training state at `path`; None if there is none.
-
-    If the state is damaged, a warning is issued and the previous state is loaded.
-
-    Raises:
-        ModelError: all existing states are damaged; training never restarts silently.
-    """
-    found = False
-    for candidate in (path, _previous(path)):
-        if not candidate.exists():
-            continue
-        found = True
-        mark, _, payload = candidate.read_bytes().partition(b"\n")
-        if mark == _STATE_MARK + hashlib.sha256(payload).hexdigest().encode():
-            state: dict[str, Any] = torch.load(
-                io.BytesIO(payload), map_location=device, weights_only=True
-            )
-            return state
-        warnings.warn(
-            f"{candidate}: the training state is damaged; trying the previous one",
-            KidsegWarning,
-            stacklevel=2,
-        )
-    if found:
-        raise ModelError(
-            "every saved training state is damaged",
-            path=path,
-            next_step="Remove the saved states to train from the start.",
-            code="damaged-state",
-        )
-    return None
-
-
-def _previous(path: Path) -> Path:
-    return path.with_name(f"{path.stem}-before{path.suffix}")
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names, types, shapes and bytes, ordered by name."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return parts

@@ -14,7 +14,7 @@ import torch
 from kidseg.body import Moments, body_mask, normalized
 from kidseg.cases import Case, open_dataset
 from kidseg.check import check
-from kidseg.config import PhantomConfig
+from kidseg.config import METHODS, PhantomConfig, load, preset
 from kidseg.errors import InputError, UsageError
 from kidseg.evaluate import evaluate
 from kidseg.geometry import Grid, resample
@@ -42,7 +42,7 @@ from kidseg.train import Setup, train
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["DemoResult", "run"]
+__all__ = ["DemoResult", "planned", "run"]
 
 METHOD, PRESET = "homogenized", "demo"
 _SLICES = 24
@@ -103,6 +103,31 @@ class DemoResult:
         return "\n".join(lines)
 
 
+def planned(
+    out: Path,
+    *,
+    patients: int,
+    held_out: int,
+    overrides: Sequence[str] = (),
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """What `run` would do, after its checks; plain data.
+
+    Raises:
+        UsageError: as `run`.
+    """
+    _check_request(out, patients, held_out, overrides, overwrite)
+    return {
+        "folder": str(out),
+        "patients": patients,
+        "held_out": held_out,
+        "method": METHOD,
+        "preset": PRESET,
+        "overrides": list(overrides),
+        "outputs": list(_OUTPUTS),
+    }
+
+
 def run(
     out: Path,
     *,
@@ -130,10 +155,10 @@ def run(
 
     Raises:
         UsageError: "output-exists": `out` contains a demo and `overwrite` is not set;
-            "too-few-patients": fewer than 3 remain for training and validation.
+            "too-few-patients": fewer than 3 remain for training and validation; "bad-setting".
         InputError: "unsound-phantoms": the check found an error in the digital patients.
     """
-    _check_request(out, patients, held_out, overwrite)
+    _check_request(out, patients, held_out, overrides, overwrite)
     say, progress = say or (lambda _: None), progress or (lambda *_: None)
     clock, folder = _Clock(), out / "patients"
     (out / "demo.json").unlink(missing_ok=True)
@@ -198,7 +223,10 @@ def _finish(
     return found
 
 
-def _check_request(out: Path, patients: int, held_out: int, overwrite: bool) -> None:
+def _check_request(
+    out: Path, patients: int, held_out: int, overrides: Sequence[str], overwrite: bool
+) -> None:
+    load(METHODS[METHOD], base=preset(PRESET, METHOD), overrides=overrides)
     existing = [out / name for name in _OUTPUTS if (out / name).exists()]
     if existing and not overwrite:
         raise UsageError(

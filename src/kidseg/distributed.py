@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -31,16 +33,35 @@ R = TypeVar("R")
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
-    """Initialize the process group if torchrun started several processes; destroy it on exit."""
+    """Initialize the process group if torchrun started several processes; destroy it on exit.
+
+    The group is then gone with its threads. A thread of gloo that is still releasing a tensor when
+    Python ends would abort the process.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return
+    # Imported later (by DistributedDataParallel, too), its functions would keep the group for good,
+    # as the default of their arguments.
+    import torch.distributed.nn.functional  # noqa: F401
+
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield
         dist.barrier()  # a process that leaves early makes the others fail
+    except BaseException as error:
+        _release_frames(error)
+        raise
     finally:
         dist.destroy_process_group()
+        gc.collect()  # networks are wrapped in cycles, which keep the group
+
+
+def _release_frames(error: BaseException | None) -> None:
+    """Clear the local variables of the functions that an error has left: they keep the group."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def local_device(name: str) -> str:

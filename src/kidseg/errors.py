@@ -8,6 +8,7 @@ stopping the work; findings are returned, not printed, and are written to `resul
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -15,6 +16,7 @@ from typing import ClassVar, Literal
 __all__ = [
     "DISK_FULL",
     "BatchError",
+    "DivergedError",
     "Finding",
     "InputError",
     "KidsegError",
@@ -23,6 +25,7 @@ __all__ = [
     "ResourceError",
     "UsageError",
     "converted",
+    "first_error",
 ]
 
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -131,6 +134,29 @@ class ModelError(KidsegError):
 
     exit_code = 6
     http_status = 500
+
+
+class DivergedError(ModelError):
+    """The values of a network are NaN or infinite, so that nothing can be computed from them."""
+
+
+def first_error(findings: Iterable[Finding], step: str = "") -> InputError | None:
+    """The first of the findings that are errors, as an exception; None if there is none.
+
+    Args:
+        findings: errors and warnings.
+        step: what lists the other errors, added to the next step.
+    """
+    errors = [finding for finding in findings if finding.severity == "error"]
+    if not errors:
+        return None
+    first, more = errors[0], len(errors) - 1
+    return InputError(
+        first.cause + (f" (and {more} more problem(s))" if more else ""),
+        path=first.path or None,
+        code=first.code,
+        next_step=f"{first.next_step} {step}".strip(),
+    )
 
 
 def converted(error: Exception, path: str | Path | None = None) -> KidsegError | None:

@@ -4,10 +4,11 @@
     splits_final.json                                kidseg's folds; see `export_nnunet`
     patients.csv                                     patient, age and side, for kidseg
 
+Every file is first read whole and checked as by `kidseg check`; what it calls an error is refused.
 Voxels are never interpolated or reordered. Files in the required format are hard-linked, or copied
-if links are not possible. Others (another format, other label numbers, labels stored in another
-order than the image) are written as new files. The folder is renamed to its final name when it is
-complete.
+if links are not possible. Others (another format, other label numbers, labels that are not stored
+as integers, or in another order than the image) are written as new files. The folder is renamed to
+its final name when it is complete.
 """
 
 from __future__ import annotations
@@ -32,7 +33,17 @@ from kidseg.cases import (
     write_dataset_json,
     write_patients_csv,
 )
-from kidseg.errors import DISK_FULL, Finding, InputError, ResourceError, UsageError
+from kidseg.cases.label_values import known_labels
+from kidseg.cases.same_images import check_apart, same_image_findings
+from kidseg.check.cases import Examined, examine
+from kidseg.errors import (
+    DISK_FULL,
+    Finding,
+    InputError,
+    ResourceError,
+    UsageError,
+    first_error,
+)
 from kidseg.geometry import Grid, Volume
 from kidseg.io import ReadOptions, Scan, kind_of, read, read_grid, save
 from kidseg.io.checks import orthogonal_grid
@@ -40,11 +51,15 @@ from kidseg.io.payload import head
 from kidseg.labels import CystAs
 from kidseg.splits import Split, write_splits_json
 
-__all__ = ["Exported", "export_nnunet"]
+__all__ = ["Exported", "export_nnunet", "planned_export"]
 
 Progress = Callable[[int, int], None]
 
 _NAME = re.compile(r"Dataset\d{3}_.+")
+# Labels that are not stored as integers, and how `examine` names them.
+_INEXACT = {"float-labels", "rounded-labels"}
+# Findings about the source that do not hold for the export.
+_RESOLVED = {"float-labels", "voxel-order-differs"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +71,7 @@ class Exported:
         new_from_old: {label in the data set: label in the export}, changed labels only.
         linked: number of files linked to, or copied from, the data set.
         written: number of new files.
-        findings: of the readers.
+        findings: warnings about the files.
     """
 
     root: Path
@@ -83,9 +98,36 @@ class Exported:
 
 @dataclass(frozen=True)
 class _Files:
-    linked: int
-    written: int
-    findings: tuple[Finding, ...]
+    """What became of a case; nothing was written if there are errors among the findings."""
+
+    examined: Examined
+    linked: int = 0
+    written: int = 0
+
+
+def planned_export(
+    dataset: Dataset,
+    out: Path,
+    *,
+    cyst: CystAs | None = None,
+    splits: Sequence[Split] = (),
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """What `export_nnunet` would write, after the checks that need no voxels; plain data.
+
+    Raises:
+        UsageError: as `export_nnunet`.
+    """
+    _check_out(out, dataset, overwrite)
+    learned = learned_labels(dataset, cyst)
+    _check_splits(splits, dataset)
+    return {
+        "root": str(out),
+        "cases": [case.id for case in dataset.cases],
+        "labels": {str(number): name for number, name in learned.schema.names.items()},
+        "new_from_old": {str(o): n for o, n in learned.new_from_old.items() if o != n},
+        "folds": len(splits),
+    }
 
 
 def export_nnunet(
@@ -107,7 +149,7 @@ def export_nnunet(
         cyst: what a cyst counts as; None: its own label.
         splits: folds for splits_final.json. nnU-Net's planner copies this file to the folder of
             preprocessed data, where training reads it. With versions that do not, copy it manually.
-        options: how to read the files that are not linked.
+        options: how to read the files.
         overwrite: replace an nnU-Net data set at `out`.
         jobs: cases written in parallel.
         progress: called with (done, total) after each case.
@@ -116,7 +158,8 @@ def export_nnunet(
         UsageError: "bad-dataset-name"; "output-exists"; "not-a-dataset": `out` exists and is not an
             nnU-Net data set, so it is not replaced; "export-into-itself"; "unknown-case": in
             `splits`; and as `count_cyst`.
-        InputError: a file cannot be read; labels and image differ in grid ("grid-mismatch").
+        InputError: the first error of `kidseg.check.cases.examine`, with the number of further
+            errors; "same-image": in training and test, of two patients, or in two parts of a fold.
         ResourceError: "disk-full"; `out` is unchanged.
     """
     out = Path(out)
@@ -126,6 +169,7 @@ def export_nnunet(
     changed = {old: new for old, new in learned.new_from_old.items() if old != new}
     with _renamed_when_complete(out) as temporary:
         files = _write_cases(dataset, temporary, changed, options or ReadOptions(), jobs, progress)
+        findings = _accepted([one.examined for one in files], dataset, splits)
         _write_tables(dataset, temporary, splits)
         write_dataset_json(
             temporary,
@@ -141,7 +185,7 @@ def export_nnunet(
         new_from_old=changed,
         linked=sum(one.linked for one in files),
         written=sum(one.written for one in files),
-        findings=tuple(finding for one in files for finding in one.findings),
+        findings=findings,
     )
 
 
@@ -188,6 +232,21 @@ def _check_splits(splits: Sequence[Split], dataset: Dataset) -> None:
             code="unknown-case",
             next_step="Create the splits from this data set.",
         )
+
+
+def _accepted(
+    examined: Sequence[Examined], dataset: Dataset, splits: Sequence[Split]
+) -> tuple[Finding, ...]:
+    """The warnings about all cases; raises the first error."""
+    digests = {one.case: one.digest for one in examined if one.digest is not None}
+    findings = [finding for one in examined for finding in one.findings]
+    findings += same_image_findings(digests)
+    if (error := first_error(findings, "'kidseg check' lists every problem.")) is not None:
+        raise error
+    by_id = {case.id: digest for case, digest in digests.items() if case.labels is not None}
+    for fold in splits:
+        check_apart(by_id, fold.train, fold.validation, dataset.root)
+    return tuple(finding for finding in findings if finding.code not in _RESOLVED)
 
 
 @contextmanager
@@ -284,10 +343,13 @@ def _write_cases(
 def _write_case(
     case: Case, dataset: Dataset, root: Path, changed: Mapping[int, int], options: ReadOptions
 ) -> _Files:
+    examined = examine(case, dataset, options, anatomy=False)
+    if first_error(examined.findings) is not None:
+        return _Files(examined)
     targets, labels_target = case_paths(root, "nnunet", case.id, len(dataset.channels))
     if case.labels is None:
         targets = tuple(root / "imagesTs" / target.name for target in targets)
-    linked, findings = 0, list[Finding]()
+    linked = 0
     native: Grid | None = None
     for channel, (source, target) in enumerate(zip(case.images, targets, strict=True)):
         volume = case.volume_of(channel)
@@ -298,38 +360,20 @@ def _write_case(
             is_ct = dataset.holds_ct(channel)
             scan_options = replace(options, values="ct" if is_ct else "any", volume=volume)
             scan = read(source, scan_options)
-            findings += scan.findings
             _save(scan, scan.volume, target)
         native = read_grid(target) if native is None else native
     if case.labels is not None and native is not None:
-        fits = not changed and _fits(case.labels, options)
+        exact = not _INEXACT & {finding.code for finding in examined.findings}
+        fits = exact and not changed and _fits(case.labels, options)
         if fits and read_grid(case.labels, options).same_as(native):
             _link(case.labels, labels_target)
             linked += 1
         else:
-            findings += _write_labels(case.labels, labels_target, targets[0], changed, options)
+            scan = read(case.labels, replace(options, values="labels"))
+            labels = known_labels(scan, dataset.schema.names, dataset.ignore_label)
+            save(relabelled(labels.volume, changed), labels_target, like=targets[0])
     total = len(targets) + (case.labels is not None)
-    return _Files(linked, total - linked, tuple(findings))
-
-
-def _write_labels(
-    source: Path, target: Path, image: Path, changed: Mapping[int, int], options: ReadOptions
-) -> tuple[Finding, ...]:
-    """Write labels as uint8 with new numbers, in the voxel order of the written image."""
-    scan = read(source, replace(options, values="labels"))
-    try:
-        save(relabelled(scan.volume, changed), target, like=image)
-    except InputError as error:
-        cause = error.cause
-        if error.code == "grid-mismatch":
-            cause = "the grid of the labels differs from that of the image"
-        raise InputError(
-            cause,
-            path=source,
-            code=error.code,
-            next_step="Run 'kidseg check' for details.",
-        ) from error
-    return scan.findings
+    return _Files(examined, linked, total - linked)
 
 
 def _fits(path: Path, options: ReadOptions) -> bool:

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, cast, get_args
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import numpy as np
 import torch
+from pydantic import ConfigDict
 from torch import Tensor
+
+from kidseg.records import SEALED
 
 __all__ = [
     "AIR_HU",
@@ -50,6 +53,8 @@ _MAX_VALUES = 2**16
 class Statistics:
     """Foreground intensities of one channel over a dataset; all cases have the same weight."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = SEALED
+
     mean: float
     sd: float
     median: float
@@ -70,6 +75,8 @@ class Normalisation:
         inside_only: compute mean and SD inside the non-zero region, and keep 0 outside it (only
             used by "zscore").
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = SEALED
 
     channel: str
     scheme: Scheme

@@ -58,7 +58,8 @@ def _lines(
 ) -> list[str]:
     legend, rows = _lettered(rows, keys, width // 2)
     lines = [*legend, *([""] if legend else [])]
-    sides = [max(len(row[k]) for row in (head, *rows)) for k in range(len(head))]
+    least = 1 if rule is None else len("-:")
+    sides = [max(least, *(len(row[k]) for row in (head, *rows))) for k in range(len(head))]
     left, between, right = borders
     for columns in _parts(sides, keys, width - len(left) - len(right), len(between)):
         cells = [[row[k] for k in columns] for row in (head, *rows)]

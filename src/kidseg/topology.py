@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
+from typing import ClassVar, Literal
+
+from pydantic import ConfigDict
+
+from kidseg.records import SEALED
 
 __all__ = ["Topology"]
 
@@ -23,6 +27,8 @@ class Topology:
     Raises:
         ValueError: the numbers of stages or axes differ, or a size is invalid.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = SEALED
 
     features: tuple[int, ...]
     kernels: tuple[tuple[int, ...], ...]

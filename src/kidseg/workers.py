@@ -1,19 +1,28 @@
-"""Apply a function to many cases, in one or several processes."""
+"""Apply a function to many cases, in one or several processes.
+
+Processes end with their parent, however that ends, and a killed one is noticed at once.
+"""
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context, parent_process
 from typing import Generic, Protocol, TypeVar
 
 import torch
 
 from kidseg.errors import InputError, ResourceError
 
-__all__ = ["Named", "Progress", "over_cases"]
+__all__ = ["Named", "Progress", "end_with_parent", "in_processes", "over_cases", "signals_deferred"]
+
+_PR_SET_PDEATHSIG = 1
 
 Progress = Callable[[int, int], None]
 """Called with (cases done, total cases)."""
@@ -78,23 +87,105 @@ def over_cases(
             if progress:
                 progress(len(found), len(items))
     else:
-        pool = ProcessPoolExecutor(min(jobs, len(items)), mp_context=get_context("spawn"))
-        try:
-            futures = {pool.submit(run, item): k for k, item in enumerate(items)}
-            for future in as_completed(futures):
-                found[futures[future]] = future.result()
-                if progress:
-                    progress(len(found), len(items))
-        except BrokenProcessPool as error:
-            names = ", ".join(item.id for k, item in enumerate(items) if k not in found)
-            raise ResourceError(
-                f"a worker process was killed; incomplete cases: {names}",
-                next_step="The usual cause is a lack of memory: use fewer jobs.",
-                code="worker-killed",
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
+        for k, result in in_processes(run, items, jobs):
+            found[k] = result
+            if progress:
+                progress(len(found), len(items))
     return _raise_errors(items, [found[k] for k in range(len(items))])
+
+
+def in_processes(
+    task: Callable[[Item], Result], items: Sequence[Item], jobs: int
+) -> Iterator[tuple[int, Result]]:
+    """Apply `task` to all items in several processes of one thread each.
+
+    If this process is interrupted, the others are ended at once.
+
+    Args:
+        task: picklable.
+        items: arguments of the task.
+        jobs: processes.
+
+    Yields:
+        (index, result) of each item when it is done.
+
+    Raises:
+        ResourceError: "worker-killed".
+    """
+    others = {child.pid for child in active_children()}
+    pool = ProcessPoolExecutor(min(jobs, len(items)), get_context("spawn"), _start_worker)
+    left = dict(enumerate(items))
+    try:
+        futures = {pool.submit(task, item): k for k, item in left.items()}
+        for future in as_completed(futures):
+            result = future.result()
+            del left[futures[future]]
+            yield futures[future], result
+    except BrokenProcessPool as error:
+        names = [item.id for item in left.values()]
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        raise ResourceError(
+            f"a worker process was killed; incomplete cases: {', '.join(names[:5])}{more}",
+            next_step="The usual cause is a lack of memory: use fewer jobs.",
+            code="worker-killed",
+        ) from error
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        for child in active_children():
+            if child.pid not in others:
+                child.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def signals_deferred() -> Iterator[None]:
+    """Handle SIGINT and SIGTERM at the end, for a block that would be left half done."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {n: signal.signal(n, lambda number, _: received.append(number)) for n in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for late in received:
+            signal.raise_signal(late)
+
+
+def _start_worker() -> None:
+    """Prepare a process: one thread, and signals are the parent's to handle."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """Let the system end this process of multiprocessing when its parent ends, even if killed.
+
+    Without this it would wait for work forever, or fail at the connection that broke.
+
+    Source: prctl(2), PR_SET_PDEATHSIG; where it is missing, a thread waits for the parent.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    parent = parent_process()
+    assert parent is not None, "called in a process of multiprocessing"
+    if sys.platform == "linux":
+        import ctypes
+
+        if ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) == 0:
+            if os.getppid() != parent.pid:  # it ended before
+                os._exit(1)
+            return
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def _raise_errors(items: Sequence[Item], results: Sequence[Result | InputError]) -> list[Result]:

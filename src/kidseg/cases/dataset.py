@@ -8,8 +8,9 @@ from kidseg.cases.case import Dataset, Layout, Survey
 from kidseg.cases.folders import KITS_CASE, kits_folder, survey_dicom, survey_kits, survey_msd
 from kidseg.cases.naming import DATASET_JSON, channel_file
 from kidseg.cases.nnunet import survey_nnunet
+from kidseg.cases.paths import problem_at
 from kidseg.cases.persons import load_json
-from kidseg.errors import InputError, UsageError
+from kidseg.errors import InputError, UsageError, first_error
 
 __all__ = ["case_paths", "open_dataset", "survey_dataset"]
 
@@ -30,15 +31,8 @@ def open_dataset(root: str | Path) -> Dataset:
             finds, with the number of further errors.
     """
     survey = survey_dataset(root)
-    errors = [finding for finding in survey.findings if finding.severity == "error"]
-    if errors:
-        first, more = errors[0], len(errors) - 1
-        raise InputError(
-            first.cause + (f" (and {more} more problem(s))" if more else ""),
-            path=first.path,
-            code=first.code,
-            next_step=f"{first.next_step} 'kidseg check' lists every problem.".strip(),
-        )
+    if (error := first_error(survey.findings, "'kidseg check' lists every problem.")) is not None:
+        raise error
     return survey.dataset
 
 
@@ -46,15 +40,30 @@ def survey_dataset(root: str | Path) -> Survey:
     """Read the folders and tables of a data set and report every problem.
 
     Raises:
-        InputError: "not-found"; "not-a-dataset": none of the layouts matches; "no-dataset-json",
-            "bad-json", "bad-dataset-json": a layout matches, but its description is missing or
-            invalid.
+        InputError: "not-found", "unreadable"; "not-a-dataset": none of the layouts matches;
+            "no-dataset-json", "bad-json", "bad-dataset-json", "unset-variable": a layout matches,
+            but its description is missing or invalid.
     """
     root = Path(root)
-    if not root.exists():
+    if (problem := problem_at(root)) is not None:
         raise InputError(
-            "no such file or folder", path=root, code="not-found", next_step="Check the path."
+            f"no such file or folder ({problem})",
+            path=root,
+            code="not-found",
+            next_step="Check the path.",
         )
+    try:
+        return _survey(root)
+    except OSError as error:
+        raise InputError(
+            f"cannot be read ({error.strerror})",
+            path=error.filename or root,
+            code="unreadable",
+            next_step="Check its permissions.",
+        ) from error
+
+
+def _survey(root: Path) -> Survey:
     if (root / DATASET_JSON).is_file():
         return _survey_described(root)
     if (root / "imagesTr").is_dir():

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import reprlib
+import textwrap
 from pathlib import Path
 from typing import Any, Literal
 
 from kidseg.cases.case import Survey
-from kidseg.cases.gathering import Gathering, visible
+from kidseg.cases.gathering import Gathering
 from kidseg.cases.naming import DATASET_JSON, SCAN_ENDINGS, first_channel_of, split_ending
+from kidseg.cases.paths import stated_path, visible
 from kidseg.cases.persons import read_kits_table
 from kidseg.errors import InputError
 from kidseg.labels import KIDNEY_TUMOUR, KIDNEY_TUMOUR_CYST, LabelSchema
@@ -70,6 +73,8 @@ def survey_msd(root: Path, content: Any) -> Survey:
     path = root / DATASET_JSON
     channels = _numbered(content, "modality", path)
     names = _numbered(content, "labels", path)
+    if set(names) <= {0}:
+        raise _bad("'labels' has no label besides background", path)
     found = Gathering(root, len(channels), fetch=_fetch_msd(root))
     listed: set[Path] = set()
     for field in ("training", "test"):
@@ -83,11 +88,11 @@ def survey_msd(root: Path, content: Any) -> Survey:
                 name, _ = split_ending(image.name, SCAN_ENDINGS)
                 found.add(name, [image] * len(channels), labels)
     n_training = len(content.get("training", []))
-    if content.get("numTraining", n_training) != n_training:
+    if (stated := content.get("numTraining", n_training)) != n_training:
         found.error(
             "wrong-case-count",
             path,
-            f"numTraining is {content['numTraining']}, but {n_training} cases are listed",
+            f"numTraining is {reprlib.repr(stated)}, but {n_training} cases are listed",
             "Correct numTraining, or restore the missing cases.",
         )
     for folder in ("imagesTr", "labelsTr", "imagesTs"):
@@ -97,10 +102,11 @@ def survey_msd(root: Path, content: Any) -> Survey:
     try:
         schema = LabelSchema.from_names(names)
     except ValueError as error:
-        raise _bad(str(error), path) from error
+        raise _bad(textwrap.shorten(str(error), 300, placeholder=" ..."), path) from error
+    name = content.get("name")
     return found.survey(
         layout="msd",
-        name=str(content.get("name") or root.name),
+        name=name if isinstance(name, str) and name else root.name,
         schema=schema,
         channels=tuple(channels[k] for k in sorted(channels)),
     )
@@ -143,26 +149,30 @@ def _numbered(content: Any, field: str, path: Path) -> dict[int, str]:
     if not isinstance(value, dict) or not value:
         raise _bad(f"'{field}' must map numbers to names, as in {{'0': ...}}", path)
     try:
-        numbered = {int(number): str(name) for number, name in value.items()}
-    except ValueError as error:
+        numbered = {int(number): name for number, name in value.items()}
+    except ValueError:
+        numbered = {}
+    if len(numbered) != len(value) or not all(isinstance(name, str) for name in numbered.values()):
         raise _bad(
-            f"'{field}' must map numbers to names, as in {{'0': ...}}, not {value}", path
-        ) from error
+            f"'{field}' must map numbers to names, as in {{'0': ...}}, not {reprlib.repr(value)}",
+            path,
+        )
     if field == "modality" and sorted(numbered) != list(range(len(numbered))):
-        raise _bad(f"'modality' must be numbered 0, 1, ..., not {sorted(numbered)}", path)
+        raise _bad(
+            f"'modality' must be numbered 0, 1, ..., not {reprlib.repr(sorted(numbered))}", path
+        )
     return numbered
 
 
 def _files(root: Path, entry: Any, field: str, path: Path) -> tuple[Path, Path | None]:
-    if isinstance(entry, str) and field == "test":
-        return root / entry, None
-    if isinstance(entry, dict) and isinstance(entry.get("image"), str):
-        labels = entry.get("label")
-        if field == "test":
-            return root / entry["image"], None
-        if isinstance(labels, str):
-            return root / entry["image"], root / labels
-    raise _bad(f"an entry of '{field}' does not name its files: {entry}", path)
+    image, labels = entry, None
+    if isinstance(entry, dict):
+        image, labels = entry.get("image"), entry.get("label")
+    is_test = field == "test"
+    if isinstance(image, str) and (is_test or isinstance(labels, str)):
+        stated = stated_path(root, image, path)
+        return stated, None if is_test else stated_path(root, str(labels), path)
+    raise _bad(f"an entry of '{field}' does not name its files: {reprlib.repr(entry)}", path)
 
 
 def _fetch_msd(root: Path) -> str:

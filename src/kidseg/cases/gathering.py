@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from kidseg.cases.case import Case, Dataset, Survey
+from kidseg.cases.paths import problem_at
 from kidseg.cases.persons import Person, read_patients_csv, with_persons
 from kidseg.errors import Finding
 
-__all__ = ["Gathering", "visible"]
+__all__ = ["Gathering"]
 
 
 @dataclass
@@ -45,8 +46,8 @@ class Gathering:
         if self._is_complete(case):
             (self._unlabelled if labels is None else self._cases).setdefault(name, case)
             return
-        there = tuple(path for path in case.images if path.exists())
-        kept = labels if labels is not None and labels.exists() else None
+        there = tuple(path for path in case.images if problem_at(path) is None)
+        kept = labels if labels is not None and problem_at(labels) is None else None
         self._incomplete.append(replace(case, images=there, labels=kept))
 
     def error(self, code: str, path: Path, cause: str, next_step: str = "") -> None:
@@ -107,20 +108,18 @@ class Gathering:
                 "Give each case one image per channel.",
             )
         for image in dict.fromkeys(case.images):
-            if not image.exists():
-                self.error("missing-image", image, f"missing image of case '{case.id}'", self.fetch)
-        if case.labels is not None and not case.labels.exists():
+            if problem := problem_at(image):
+                self.error(
+                    "missing-image",
+                    image,
+                    f"missing image of case '{case.id}' ({problem})",
+                    self.fetch,
+                )
+        if case.labels is not None and (problem := problem_at(case.labels)):
             self.error(
                 "missing-labels",
                 case.labels,
-                f"missing labels of case '{case.id}'",
+                f"missing labels of case '{case.id}' ({problem})",
                 "Download or restore the file, or move the case to the test cases.",
             )
         return len(self.findings) == before
-
-
-def visible(folder: Path) -> list[Path]:
-    """Sorted contents of a folder, without hidden files (macOS's "._" too); [] if missing."""
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))

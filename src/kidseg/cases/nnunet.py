@@ -12,8 +12,9 @@ Source: nnU-Net, documentation/dataset_format.md, region_based_training.md and i
 from __future__ import annotations
 
 import json
-import os
 import re
+import reprlib
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,15 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from kidseg.cases.case import Survey
-from kidseg.cases.gathering import Gathering, visible
+from kidseg.cases.gathering import Gathering
 from kidseg.cases.naming import DATASET_JSON, channel_file
+from kidseg.cases.paths import stated_path, visible
 from kidseg.errors import InputError
 from kidseg.labels import LabelSchema
 
 __all__ = ["survey_nnunet", "write_dataset_json"]
 
+_ENDING = re.compile(r"(\.\w{1,10}){1,3}", re.ASCII)
 _CHECKED = ConfigDict(extra="ignore", strict=True)
 
 
@@ -66,7 +69,8 @@ def survey_nnunet(root: Path, content: Any) -> Survey:
     "labels-not-consecutive".
 
     Raises:
-        InputError: "bad-dataset-json": a field is missing or invalid; the message names it.
+        InputError: "bad-dataset-json": a field is missing or invalid; the message names it;
+            "unset-variable": in the path of a file.
     """
     path = root / DATASET_JSON
     description = _description(content, path)
@@ -78,9 +82,11 @@ def survey_nnunet(root: Path, content: Any) -> Survey:
         n_training = len(_by_case(found, root / "imagesTr", description.file_ending))
     else:
         for name, files in description.dataset.items():
-            found.add(
-                name, [_resolved(root, i) for i in files.images], _resolved(root, files.label)
-            )
+            stated = [
+                stated_path(root, text, path, variables=True)
+                for text in (*files.images, files.label)
+            ]
+            found.add(name, stated[:-1], stated[-1])
         n_training = len(description.dataset)
     for name, images in _by_case(
         found, root / "imagesTs", description.file_ending, note=True
@@ -162,15 +168,21 @@ def _description(content: Any, path: Path) -> _Description:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         raise _bad(f"'{field}': {first['msg'].lower()}", path) from error
-    if not description.file_ending.startswith("."):
-        raise _bad(f"file_ending '{description.file_ending}' must begin with a dot", path)
+    except (ValueError, RecursionError) as error:
+        raise _bad(f"its content is invalid ({error})", path) from error
+    if not _ENDING.fullmatch(description.file_ending):
+        raise _bad(
+            f"file_ending must begin with a dot and name a file type, such as .nii.gz, not "
+            f"{reprlib.repr(description.file_ending)}",
+            path,
+        )
     return description
 
 
 def _channels(description: _Description, path: Path) -> tuple[str, ...]:
     names = description.channel_names
     if not names or set(names) != {str(k) for k in range(len(names))}:
-        raise _bad(f"channel_names must be numbered from 0, not {', '.join(names)}", path)
+        raise _bad(f"channel_names must be numbered from 0, not {reprlib.repr(list(names))}", path)
     return tuple(names[str(k)] for k in range(len(names)))
 
 
@@ -190,18 +202,22 @@ def _labels(description: _Description, path: Path) -> _Labels:
     names = {members[0]: name for name, members in regions.items() if len(members) == 1}
     if len(names) != sum(len(members) == 1 for members in regions.values()):
         raise _bad("two labels have the same number", path)
+    if ignore is not None and (not 1 <= ignore <= 255 or ignore in names):
+        raise _bad(f"the ignore label must be in 1..255 and not a label, not {ignore}", path)
     try:
         if all(len(members) == 1 for members in regions.values()):
             return _Labels(LabelSchema.from_names(names), (), ignore)
         names = _named_by_regions(regions)
         schema = LabelSchema.from_names(names, regions)
     except ValueError as error:
-        raise _bad(str(error), path) from error
+        raise _bad(_shortened(error), path) from error
+    if ignore in names:
+        raise _bad(f"the ignore label {ignore} is also a label of a region", path)
     order = description.regions_class_order or []
     if len(order) != len(regions) or len(set(order)) != len(order) or not set(order) <= set(names):
         raise _bad(
             f"regions_class_order must give each of the {len(regions)} regions one of the labels, "
-            f"not {order}",
+            f"not {reprlib.repr(order)}",
             path,
         )
     return _Labels(schema, tuple(order), ignore)
@@ -281,9 +297,8 @@ def _by_case(
     }
 
 
-def _resolved(root: Path, name: str) -> Path:
-    """A path of the "dataset" entry, absolute or relative to `root`; expands variables."""
-    return Path(os.path.normpath(root / os.path.expandvars(name)))
+def _shortened(error: ValueError) -> str:
+    return textwrap.shorten(str(error), 300, placeholder=" ...")
 
 
 def _bad(cause: str, path: Path) -> InputError:

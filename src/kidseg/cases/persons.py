@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import math
+import reprlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -93,12 +95,16 @@ def read_kits_table(path: Path) -> tuple[dict[str, Person], tuple[Finding, ...]]
         is_number = isinstance(age, int | float) and not isinstance(age, bool)
         if not isinstance(case, str):
             findings.append(_table(path, f"entry {number} has no case_id"))
+        elif case in persons:
+            findings.append(_table(path, f"entry {number}: case '{case}' has an earlier entry"))
         elif age is None:
             persons[case] = Person()
         elif is_number and 0 <= age <= _OLDEST_YEARS:
             persons[case] = Person(age_years=float(age))
         else:
-            findings.append(_table(path, f"entry {number} ({case}): invalid age {age!r}"))
+            findings.append(
+                _table(path, f"entry {number} ({case}): invalid age {reprlib.repr(age)}")
+            )
     return persons, tuple(findings)
 
 
@@ -149,12 +155,19 @@ def load_json(path: Path) -> Any:
     """Load a JSON file.
 
     Raises:
-        InputError: "not-found", "unreadable"; "bad-json", also if a key occurs twice: the last
-            value would win silently.
+        InputError: "not-found", "unreadable"; "bad-json", also if a key occurs twice (the last
+            value would win silently), a number is not finite, or text contains characters that no
+            file can have (NUL, halves of UTF-16 pairs).
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
-        return json.loads(text, object_pairs_hook=_unique_keys)
+        content = json.loads(
+            text,
+            object_pairs_hook=_unique_keys,
+            parse_constant=_not_a_number,
+            parse_float=_finite,
+        )
+        _check_text(content)
     except FileNotFoundError as error:
         raise InputError("no such file", path=path, code="not-found") from error
     except OSError as error:
@@ -168,14 +181,42 @@ def load_json(path: Path) -> Any:
             code="bad-json",
             next_step="Fix the file or download it again.",
         ) from error
+    return content
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) != len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"'{next(n for n in names if names.count(n) > 1)}' occurs twice")
+        twice = next(name for name, count in Counter(names).items() if count > 1)
+        raise ValueError(f"{reprlib.repr(twice)} occurs twice")
     return content
+
+
+def _not_a_number(text: str) -> float:
+    raise ValueError(f"{text} is not a number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{reprlib.repr(text)} is too large")
+    return number
+
+
+def _check_text(content: Any) -> None:
+    """Check all keys and values that are text; without recursion, so at any depth."""
+    waiting = [content]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict):
+            waiting += [*part, *part.values()]
+        elif isinstance(part, list):
+            waiting += part
+        elif isinstance(part, str):
+            part.encode()  # raises UnicodeEncodeError, a ValueError
+            if "\0" in part:
+                raise ValueError("text contains a NUL character")
 
 
 def _read_rows(

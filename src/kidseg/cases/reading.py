@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-import torch
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
 
 from kidseg.errors import Finding, InputError
 from kidseg.geometry import Volume, join_channels
@@ -16,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kidseg.cases import Case, Dataset
+    from kidseg.cases.label_values import LabelValues
 
 __all__ = ["CaseReader", "CaseVoxels"]
 
@@ -74,8 +73,7 @@ class CaseReader:
         Raises:
             InputError: what `kidseg.io.read` refuses, including voxels that are not finite;
                 "channels-differ", "label-grid-mismatch": an image, or the labels, differ from the
-                first image in grid; "wrong-channels"; "bad-labels", "unexpected-labels": values
-                that are not integers, or not in the schema.
+                first image in grid; "wrong-channels"; those of `known_labels`.
         """
         from kidseg import io
 
@@ -88,40 +86,32 @@ class CaseReader:
             )
         volumes: list[Volume] = []
         findings: list[Finding] = []
-        for path, is_ct in zip(case.images, self.are_ct, strict=True):
-            options = io.ReadOptions(nonfinite="refuse", values="ct" if is_ct else "any")
+        for k, (path, is_ct) in enumerate(zip(case.images, self.are_ct, strict=True)):
+            values: Literal["ct", "any"] = "ct" if is_ct else "any"
+            options = io.ReadOptions(nonfinite="refuse", values=values, volume=case.volume_of(k))
             scan = io.read(path, options)
             findings += scan.findings
             volumes.append(scan.volume)
             _check_same_grid(scan.volume, volumes[0], path, "channels-differ")
         image = join_channels(volumes)
-        labels = None if case.labels is None else self._read_labels(case.labels, image)
+        labels = None
+        if case.labels is not None:
+            judged = self._read_labels(case.labels, image)
+            labels, findings = judged.volume, [*findings, *judged.findings]
         return CaseVoxels(image=image, labels=labels, findings=tuple(findings))
 
-    def _read_labels(self, path: Path, image: Volume) -> Volume:
+    def _read_labels(self, path: Path, image: Volume) -> LabelValues:
         from kidseg import io
         from kidseg.cases import relabelled
+        from kidseg.cases.label_values import known_labels
 
         scan = io.read(path, io.ReadOptions(nonfinite="refuse", values="labels"))
         _check_same_grid(scan.volume, image, path, "label-grid-mismatch")
-        try:
-            labels = relabelled(scan.volume, self.relabel)
-        except InputError as error:
-            raise InputError(
-                error.cause, path=path, code=error.code, next_step="Fix the label file."
-            ) from error
-        counts = torch.bincount(labels.data.flatten().to(torch.int64), minlength=256)
-        known = {0, *self.schema.ids, self.ignore_label}
-        unexpected = [v for v in counts.nonzero()[:, 0].tolist() if v not in known]
-        if unexpected:
-            named = ", ".join(f"{v} ({int(counts[v])} voxels)" for v in unexpected)
-            raise InputError(
-                f"the label file contains values that the data set does not define: {named}",
-                path=path,
-                code="unexpected-labels",
-                next_step="Define them in the data set's description, or fix the file.",
-            )
-        return Volume(labels.data, image.grid)
+        names = self.schema.names
+        counted = {old: f"({names.get(new, 'background')})" for old, new in self.relabel.items()}
+        judged = known_labels(scan, {**names, **counted}, self.ignore_label)
+        labels = Volume(relabelled(judged.volume, self.relabel).data, image.grid)
+        return replace(judged, volume=labels, findings=(*scan.findings, *judged.findings))
 
 
 def _check_same_grid(volume: Volume, first: Volume, path: Path, code: str) -> None:

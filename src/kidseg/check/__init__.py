@@ -15,6 +15,7 @@ from statistics import median
 from typing import Any
 
 from kidseg.cases import DATASET_JSON, Case, Dataset, Survey, survey_dataset
+from kidseg.cases.same_images import same_image_findings
 from kidseg.check.cases import Examined, examine
 from kidseg.check.report import Report
 from kidseg.errors import Finding, InputError, ResourceError
@@ -70,7 +71,7 @@ def _check_scan(path: Path, options: ReadOptions, not_a_dataset: InputError) -> 
         scan = read(path, options)
     except (InputError, ResourceError) as error:
         finding = error.as_finding()
-        if path.is_dir():
+        if finding.code == "no-dicom":
             step = f"{finding.next_step} Not a data set either. {not_a_dataset.next_step}".strip()
             finding = replace(finding, next_step=step)
         findings = (finding,)
@@ -101,7 +102,7 @@ def _check_dataset(
     findings = [
         *survey.findings,
         *_unclear_labels(dataset),
-        *_same_images(examined),
+        *same_image_findings({e.case: e.digest for e in examined if e.digest is not None}),
         *_unused_labels(training, dataset),
         *(finding for one in examined for finding in one.findings),
     ]
@@ -126,27 +127,6 @@ def _examined(
         yield from pool.map(lambda case: examine(case, dataset, options), cases)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _same_images(examined: Sequence[Examined]) -> Iterator[Finding]:
-    by_digest: dict[str, list[Case]] = {}
-    for one in examined:
-        if one.digest is not None:
-            by_digest.setdefault(one.digest, []).append(one.case)
-    for first, *others in by_digest.values():
-        for other in others:
-            crossed = (first.labels is None) != (other.labels is None)
-            harmless = not crossed and first.patient == other.patient
-            yield Finding(
-                code="same-image",
-                path=str(other.images[0]),
-                cause=f"same voxels as {first.images[0]}"
-                + (": one is a training case, the other a test case" if crossed else ""),
-                next_step="Remove one of the two."
-                if crossed or harmless
-                else "Remove one of the two, or assign both to one patient in patients.csv.",
-                severity="warning" if harmless else "error",
-            )
 
 
 def _unclear_labels(dataset: Dataset) -> tuple[Finding, ...]:

@@ -6,7 +6,6 @@ Heavy imports are inside the commands, so that --help is fast.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from typing import Annotated, NoReturn
@@ -14,9 +13,12 @@ from typing import Annotated, NoReturn
 import typer
 
 from kidseg.cli.data import check, demo, export, phantom, store
+from kidseg.cli.machine import doctor
 from kidseg.cli.models import compare, evaluate, info, segment, train
+from kidseg.cli.settings import config
+from kidseg.cli.stopping import INTERRUPTED, end, listen
 from kidseg.cli.studies import study
-from kidseg.cli.terminal import exit_with, show_plain_warnings
+from kidseg.cli.terminal import exit_with, show_plain_warnings, usage_error
 from kidseg.errors import KidsegError, UsageError, converted
 
 __all__ = ["app", "main"]
@@ -26,8 +28,7 @@ RESEARCH_ONLY = "For research use only. Not a medical device."
 app = typer.Typer(
     name="kidseg",
     help=f"Segment kidneys and renal tumours in CT, above all of children. {RESEARCH_ONLY}",
-    no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 for command in (
@@ -40,49 +41,52 @@ for command in (
     evaluate,
     compare,
     study,
+    config,
     info,
+    doctor,
     demo,
 ):
-    app.command()(command)
+    app.command(epilog=RESEARCH_ONLY)(command)
 
 
 @app.callback(invoke_without_command=True)
 def _root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", "-V", help="Print the version.")] = False,
 ) -> None:
     if version:
         from importlib.metadata import version as installed
 
         typer.echo(installed("kidseg"))
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(UsageError.exit_code)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and exit: 0 done, 2 usage, 3 bad input, 5 resources, 130 interrupted, ...
 
-    The classes in `kidseg.errors` define the other exit codes. With --json an error is also printed
-    as one JSON object, {"error": {"code", "path", "cause", "next_step", "severity"}}.
+    143 is stopped by SIGTERM; the classes in `kidseg.errors` define the other exit codes. With
+    --json an error is also printed as one JSON object,
+    {"error": {"code", "path", "cause", "next_step", "severity"}}.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    signal.signal(signal.SIGTERM, _terminate)
+    listen()
     # On shared cores, busy-waiting threads slow down a run by a factor of ten. Must be set before
     # torch starts its threads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     show_plain_warnings()
     as_json = "--json" in arguments
     try:
-        sys.exit(app(arguments, standalone_mode=not as_json))
+        end(app(arguments, prog_name="kidseg", standalone_mode=False), as_json)
+    except KeyboardInterrupt:
+        end(INTERRUPTED, as_json)
     except KidsegError as error:
         exit_with(error, as_json)
     except typer.TyperException as error:
-        usage = UsageError(error.format_message(), next_step="See --help.", code="usage")
-        exit_with(usage, as_json)
+        exit_with(usage_error(error), as_json)
     except (MemoryError, OSError) as error:
         if (known := converted(error)) is None:
             raise
         exit_with(known, as_json)
-
-
-def _terminate(number: int, frame: object) -> NoReturn:
-    """Exit with an exception, so that temporary files are removed and no file is incomplete."""
-    raise KeyboardInterrupt

@@ -27,7 +27,10 @@ from kidseg.cli.options import (
     Trust,
     Validation,
 )
-from kidseg.cli.terminal import print_result, show_progress, show_stages
+from kidseg.cli.progress import show_progress, show_stages
+from kidseg.cli.stopping import stoppable
+from kidseg.cli.summaries import preview_text
+from kidseg.cli.terminal import print_result
 from kidseg.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -55,7 +58,10 @@ def phantom(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Create digital patients: CT scans of children with kidneys, tumours and reference labels."""
+    """Create digital patients: CT scans of children with kidneys, tumours and reference labels.
+
+    Example: kidseg phantom patients --patients 40 --ages 0-6 --seed 1
+    """
     from kidseg.config import PhantomConfig, dump, load
 
     settings = list(set_ or [])
@@ -66,6 +72,9 @@ def phantom(
         settings.append(f"ages_years=[{low}, {high}]")
     chosen = load(PhantomConfig, file=config, overrides=settings)
     if dry_run:
+        from kidseg.phantom.writing import check_output
+
+        check_output(out, overwrite)
         print_result(
             {"out": str(out), "patients": patients, "layout": layout, "config": asdict(chosen)},
             f"Would create {patients} patients in {out} ({layout} layout), seed {seed}:\n"
@@ -76,7 +85,8 @@ def phantom(
         return
     from kidseg.phantom import write_patients
 
-    with show_progress("patients", quiet or as_json) as advance:
+    kept = "Complete patients are kept. To make all, run the command again with --overwrite."
+    with show_progress("patients", quiet or as_json) as advance, stoppable(lambda: kept):
         summary = write_patients(
             out,
             chosen,
@@ -103,7 +113,10 @@ def check(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Check that a data set or scan is valid; lists all problems. Exit code 3 on errors."""
+    """Check that a data set or scan is valid; lists all problems. Exit code 3 on errors.
+
+    Example: kidseg check patients
+    """
     from kidseg.check import check
     from kidseg.io import ReadOptions
 
@@ -125,16 +138,28 @@ def export(
     seed: Seed = 0,
     jobs: Jobs = 2,
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write a data set as an nnU-Net v2 raw folder, with splits by patient."""
+    """Write a data set as an nnU-Net v2 raw folder, with splits by patient.
+
+    Example: kidseg export patients Dataset042_Patients
+    """
     from kidseg.cases import open_dataset
-    from kidseg.export import export_nnunet
+    from kidseg.export import export_nnunet, planned_export
     from kidseg.splits import split
 
     data = open_dataset(dataset)
     splits = split(data.cases, folds=folds, seed=seed)
+    if dry_run:
+        would = planned_export(data, out, cyst=cyst, splits=splits, overwrite=overwrite)
+        text = (
+            f"Would write {len(would['cases'])} case(s) into {out}, with {would['folds']} fold(s) "
+            f"and the labels {', '.join(would['labels'].values())}. No voxel was read."
+        )
+        print_result({"would_export": would}, text, as_json, quiet)
+        return
     with show_progress("cases", quiet or as_json) as advance:
         exported = export_nnunet(
             data,
@@ -162,6 +187,7 @@ def store(
         bool, typer.Option("--full", help="Keep the original pixels, for all methods.")
     ] = False,
     jobs: Jobs = 1,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -171,8 +197,10 @@ def store(
     pixels, masks and `cohort.cyst`; from a store with --full any pixels and masks.
     `kidseg.train.train` trains from it with only torch, numpy, safetensors, pydantic and tomli_w
     (and scipy, if masks or coarser pixels must be computed), on machines without scan readers.
+
+    Example: kidseg store patients -o store --method homogenized
     """
-    from kidseg.train import Setup, make_store
+    from kidseg.train import Setup, make_store, preview
 
     setup = Setup(
         method=method,
@@ -184,7 +212,12 @@ def store(
         seed=seed,
         jobs=jobs,
     )
-    with show_stages(quiet or as_json) as advance:
+    if dry_run:
+        would = preview(dataset, setup)
+        print_result({"would_store": would}, preview_text(would, out), as_json, quiet)
+        return
+    kept = "Complete cases are kept. To finish the store, run the same command again."
+    with show_stages(quiet or as_json) as advance, stoppable(lambda: kept):
         summary = make_store(dataset, out, setup, full=full, progress=advance)
     counts = {name: len(ids) for name, ids in summary["cases"].items()}
     text = (
@@ -207,12 +240,27 @@ def demo(
     ] = None,
     seed: Seed = 6,
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a model on digital patients, test it on others, and show the result."""
-    from kidseg.demo import run
+    """Train a model on digital patients, test it on others, and show the result.
 
+    Example: kidseg demo -o demo
+    """
+    from kidseg.demo import planned, run
+
+    if dry_run:
+        would = planned(
+            out, patients=patients, held_out=held_out, overrides=set_ or (), overwrite=overwrite
+        )
+        text = (
+            f"Would make {patients} digital patients in {out}, train on {patients - held_out} of "
+            f"them (method {would['method']}, preset {would['preset']}), test on {held_out}, and "
+            f"write {', '.join(would['outputs'])}."
+        )
+        print_result({"would_run": would}, text, as_json, quiet)
+        return
     silent = quiet or as_json
     with show_stages(silent) as advance:
         result = run(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -16,6 +16,7 @@ from kidseg.cli.options import (
     Config,
     Cyst,
     Device,
+    DryRun,
     Jobs,
     Method,
     Overwrite,
@@ -27,11 +28,15 @@ from kidseg.cli.options import (
     Set,
     Spacing,
     Start,
+    TrainingSeed,
     Trust,
     Tune,
     Validation,
 )
-from kidseg.cli.terminal import print_result, show_progress, show_stages
+from kidseg.cli.progress import show_progress, show_stages
+from kidseg.cli.stopping import how_to_resume, stoppable
+from kidseg.cli.summaries import preview_text, scores_text, training_text
+from kidseg.cli.terminal import print_result
 from kidseg.errors import KidsegError, KidsegWarning
 
 __all__ = ["compare", "evaluate", "info", "segment", "train"]
@@ -45,19 +50,23 @@ def train(
     config: Config = None,
     set_: Set = None,
     start: Start = None,
-    tune: Tune = "all",
+    tune: Tune = None,
     cases: Cases = None,
     validation: Validation = None,
-    seed: Seed = 0,
+    seed: TrainingSeed = None,
     device: Device = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Continue a stopped run.")] = False,
     overwrite: Overwrite = False,
     jobs: Jobs = 1,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a method on a data set or a store (`kidseg store`), and write a model file."""
-    from kidseg.train import Setup, train
+    """Train a method on a data set or a store (`kidseg store`), and write a model file.
+
+    Example: kidseg train patients -o run --method homogenized --preset demo
+    """
+    from kidseg.train import Setup, planned_setup, preview, train
 
     setup = Setup(
         method=method,
@@ -71,7 +80,12 @@ def train(
         seed=seed,
         jobs=jobs,
     )
-    with show_stages(quiet or as_json) as advance:
+    if dry_run:
+        would = preview(dataset, planned_setup(out, setup, resume=resume, overwrite=overwrite))
+        print_result({"would_train": would}, preview_text(would, out), as_json, quiet)
+        return
+    go_on = partial(how_to_resume, dataset, out, device)
+    with show_stages(quiet or as_json) as advance, stoppable(go_on):
         summary = train(
             dataset,
             out,
@@ -90,9 +104,7 @@ def train(
             typer.echo(text, err=True)
     if summary["start"] is not None and not quiet:
         typer.echo(f"kidseg: {summary['start']['text']}", err=True)
-    print_result(
-        summary, f"{out / 'model.safetensors'}\n{json.dumps(summary, indent=2)}", as_json, quiet
-    )
+    print_result(summary, training_text(summary, out), as_json, quiet)
 
 
 def segment(
@@ -121,15 +133,38 @@ def segment(
         bool, typer.Option("--resume", help="Leave out scans that this model has segmented.")
     ] = False,
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Segment kidneys and tumours in scans; the labels are on each scan's own voxels."""
-    from kidseg.cli.volumes import ScanReport
+    """Segment kidneys and tumours in scans; the labels are on each scan's own voxels.
+
+    Example: kidseg segment scan.nii.gz -m run -o result
+    """
+    from kidseg.cli.scan_report import ScanReport
     from kidseg.io import ReadOptions
     from kidseg.segment import segment
 
     options = ReadOptions(trust=trust, spacing_mm=spacing, series=series, repair=repair)
+    run = partial(
+        segment,
+        [*(scans or ()), *(input_ or ())],
+        model,
+        out,
+        formats=tuple(formats.split(",")),
+        device=device,
+        options=options,
+        figures=figures,
+        reference=reference,
+        overwrite=overwrite,
+        resume=resume,
+    )
+    if dry_run:
+        would = run(dry_run=True)
+        files = [str(file) for entry in would for file in entry["outputs"]]
+        lines = [f"Would segment {len(would)} scan(s) and write:", *files]
+        print_result({"would_segment": would}, "\n".join(lines), as_json, quiet)
+        return
     bar = sys.stderr.isatty()
     with (
         warnings.catch_warnings(),
@@ -140,27 +175,12 @@ def segment(
         heard = ScanReport(advance, lines=not (quiet or as_json or bar))
         error = None
         try:
-            heard.done = segment(
-                [*(scans or ()), *(input_ or ())],
-                model,
-                out,
-                formats=tuple(formats.split(",")),
-                device=device,
-                options=options,
-                figures=figures,
-                reference=reference,
-                overwrite=overwrite,
-                resume=resume,
-                report=heard.report,
-                progress=heard.progress,
-            )
+            with stoppable(lambda: heard.kept(out)):
+                heard.done = run(report=heard.report, progress=heard.progress)
         except KidsegError as ended:
             if not heard.done and len(heard.failed) < 2:
                 raise
             error = ended
-        except KeyboardInterrupt:
-            typer.echo(f"kidseg: {heard.interrupted(out)}", err=True)
-            raise
     print_result(heard.as_dict(error), heard.text(out), as_json, quiet)
     if error is not None:
         typer.echo(f"kidseg: {error}", err=True)
@@ -184,7 +204,10 @@ def evaluate(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Score predicted labels: Dice, HD95, surface Dice and volume error per structure."""
+    """Score predicted labels: Dice, HD95, surface Dice and volume error per structure.
+
+    Example: kidseg evaluate result patients -o scores
+    """
     from kidseg.evaluate import evaluate
 
     with show_progress("cases", quiet or as_json) as advance:
@@ -200,7 +223,7 @@ def evaluate(
             jobs=jobs,
             progress=advance,
         )
-    print_result(summary, _scores_text(summary), as_json, quiet)
+    print_result(summary, scores_text(summary), as_json, quiet)
 
 
 def compare(
@@ -211,7 +234,10 @@ def compare(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compare evaluated runs case by case: paired tests, intervals, strata by age."""
+    """Compare evaluated runs case by case: paired tests, intervals, strata by age.
+
+    Example: kidseg compare scores_a scores_b -o compared
+    """
     from kidseg.compare import compare
 
     result = compare(runs, out, seed=seed, overwrite=overwrite)
@@ -219,24 +245,18 @@ def compare(
 
 
 def info(
-    model: Annotated[Path, typer.Argument(help="A model file (.safetensors).")],
+    path: Annotated[Path, typer.Argument(help="A model file, a run's folder, or a store.")],
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Show a model's method, input, training and validation."""
-    from kidseg.header import read_header
+    """Show what a model is: method, training, labels, input, Dice. Also tells what a store holds.
 
-    header = read_header(model)
-    lines = [f"{key}: {json.dumps(value)}" for key, value in header.items()]
-    print_result(header, "\n".join(lines), as_json, quiet=False)
+    Example: kidseg info run
+    """
+    from kidseg.cli.about import model_text, read_model, read_store, store_text
 
-
-def _scores_text(summary: dict[str, Any]) -> str:
-    lines = [f"{summary['n_cases']} case(s), protocol {summary['protocol']}; mean (SD) of Dice:"]
-    for name, figures in summary["structures"].items():
-        dice = figures["dice"]
-        if dice["mean"] is None:
-            lines.append(f"  {name:14} not present in any case")
-        else:
-            spread = "" if dice["sd"] is None else f" ({dice['sd']:.4f})"
-            lines.append(f"  {name:14} {dice['mean']:.4f}{spread}, n = {dice['n']}")
-    return "\n".join(lines)
+    if (store := read_store(path)) is not None:
+        print_result(store, store_text(store), as_json, quiet)
+        return
+    model, header, summary = read_model(path)
+    print_result(header, model_text(model, header, summary), as_json, quiet)

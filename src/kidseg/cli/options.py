@@ -27,6 +27,7 @@ __all__ = [
     "Set",
     "Spacing",
     "Start",
+    "TrainingSeed",
     "Trust",
     "Tune",
     "Validation",
@@ -37,14 +38,26 @@ AsJson = Annotated[
 ]
 Method = Annotated[
     str | None,
-    typer.Option(help=f"One of {', '.join(METHODS)}; by default the model's, or the first."),
+    typer.Option(
+        help=f"One of {', '.join(METHODS)}; by default the model's, or the first.",
+        autocompletion=lambda: list(METHODS),
+    ),
 ]
-Preset = Annotated[str | None, typer.Option(help=f"Named settings: one of {', '.join(presets())}.")]
-Config = Annotated[Path | None, typer.Option(help="TOML file with settings.")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="A setting, key=value.")]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Named settings: one of {', '.join(presets())}.",
+        autocompletion=lambda: list(presets()),
+    ),
+]
+Config = Annotated[Path | None, typer.Option(help="TOML file with settings; see kidseg config.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="A setting, key=value; see kidseg config.")
+]
 Start = Annotated[Path | None, typer.Option("--from", help="A model file to fine-tune.")]
 Tune = Annotated[
-    str, typer.Option(help="With --from: all, decoder, ends, or patterns of parameter names.")
+    str | None,
+    typer.Option(help="With --from: all, decoder, ends, or patterns of parameter names."),
 ]
 Cases = Annotated[list[str] | None, typer.Option("--case", help="Use only this case.")]
 Validation = Annotated[
@@ -52,6 +65,9 @@ Validation = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print neither progress nor summary.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Same seed, same result.")]
+TrainingSeed = Annotated[
+    int | None, typer.Option("--seed", min=0, help="Same seed, same result [0].")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and stop.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing output.")]
 Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes to use.")]

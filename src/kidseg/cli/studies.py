@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from kidseg.cli.options import AsJson, Device, DryRun, Quiet, Seed
+from kidseg.cli.stopping import stoppable
 from kidseg.cli.terminal import print_result
+from kidseg.errors import UsageError
 
 __all__ = ["study"]
 
 
 def study(
-    file: Annotated[Path, typer.Argument(help="The study: methods, data set, seeds (TOML).")],
+    file: Annotated[
+        Path | None, typer.Argument(help="The study: methods, data set, seeds (TOML).")
+    ] = None,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder of the study, created or resumed.")
-    ],
+        Path | None, typer.Option("--out", "-o", help="Folder of the study, created or resumed.")
+    ] = None,
+    show_example: Annotated[
+        bool,
+        typer.Option(
+            "--example", help="Print an example of the file (or write it to FILE), and stop."
+        ),
+    ] = False,
     dataset: Annotated[
         Path | None, typer.Option(help="A data set, instead of the one in the file.")
     ] = None,
@@ -30,7 +41,21 @@ def study(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train, test and compare methods on a data set. Run again to continue a stopped study."""
+    """Train, test and compare methods on a data set. Run again to continue a stopped study.
+
+    Example: kidseg study study.toml -o study
+    """
+    if show_example:
+        _show_example(file, out, as_json, quiet)
+        return
+    if file is None or out is None:
+        missing = "the study's file" if file is None else "the output folder, --out"
+        raise UsageError(
+            f"{missing} is missing",
+            next_step="Write a file with: kidseg study --example > study.toml; then: kidseg study "
+            "study.toml -o study",
+            code="usage",
+        )
     from kidseg.study import design, study, study_runs
 
     if dry_run:
@@ -50,7 +75,25 @@ def study(
         if not (quiet or as_json):
             typer.echo(f"[{done}/{total}] {run}: {step or 'ended'}", err=True)
 
-    result: dict[str, Any] = study(
-        file, out, dataset=dataset, device=device, jobs=jobs, seed=seed, progress=progress
-    )
+    kept = "Its processes have ended, their states are saved. To go on, run the same command again."
+    with stoppable(lambda: kept):
+        result: dict[str, Any] = study(
+            file, out, dataset=dataset, device=device, jobs=jobs, seed=seed, progress=progress
+        )
     print_result(result, (out / "study.md").read_text(encoding="utf-8"), as_json, quiet)
+
+
+def _show_example(file: Path | None, out: Path | None, as_json: bool, quiet: bool) -> None:
+    """Print an example, or write it to the file if one is named."""
+    from kidseg.study.example import EXAMPLE, example
+
+    text = example()
+    if file is not None:
+        from kidseg.io.atomic import check_writable, writing
+
+        check_writable(file, overwrite=False)
+        with writing(file, overwrite=False) as written:
+            written.write(text.encode())
+        text = f"{file}\nNext: kidseg study {file} -o {out or 'study'}"
+    result = {"file": None if file is None else str(file), "settings": asdict(EXAMPLE)}
+    print_result(result, text.rstrip("\n"), as_json, quiet)

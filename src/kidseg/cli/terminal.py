@@ -1,24 +1,22 @@
-"""Terminal output: results on standard output, progress and errors on standard error."""
+"""Terminal output: results on standard output, errors and warnings on standard error."""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import typer
 
-from kidseg.errors import KidsegError, KidsegWarning
+from kidseg.errors import KidsegError, KidsegWarning, UsageError
 
 __all__ = [
     "exit_with",
     "print_result",
     "show_plain_warnings",
-    "show_progress",
-    "show_stages",
+    "usage_error",
 ]
 
 
@@ -30,66 +28,6 @@ def print_result(result: dict[str, Any], text: str, as_json: bool, quiet: bool) 
         typer.echo(text)
 
 
-@contextmanager
-def show_progress(what: str, silent: bool) -> Iterator[Callable[[int, int], None]]:
-    """Show a progress bar on standard error if it is a terminal; yields (done, total) -> None."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    console = Console(stderr=True)
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(
-        *columns, console=console, disable=silent or not console.is_terminal, transient=True
-    ) as bar:
-        task = bar.add_task(what, total=None)
-
-        def advance(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        yield advance
-
-
-@contextmanager
-def show_stages(silent: bool) -> Iterator[Callable[[str, int, int, Mapping[str, Any]], None]]:
-    """Show a progress bar with score for each training stage, as `show_progress`.
-
-    Yields (stage, done, total, log line) -> None.
-    """
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[score]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=silent or not console.is_terminal) as bar:
-        tasks: dict[str, Any] = {}
-
-        def advance(stage: str, done: int, total: int, figures: Mapping[str, Any]) -> None:
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total, score="")
-            score = f"score {figures['val_score']:.3f}" if "val_score" in figures else ""
-            bar.update(tasks[stage], completed=done, total=total, score=score)
-
-        yield advance
-
-
 def exit_with(error: KidsegError, as_json: bool) -> NoReturn:
     """Print an error, with --json also as one JSON object, and exit with its code."""
     finding = error.as_finding()
@@ -97,6 +35,21 @@ def exit_with(error: KidsegError, as_json: bool) -> NoReturn:
         typer.echo(json.dumps({"error": finding.as_dict()}))
     typer.echo(f"kidseg: {error}", err=True)
     sys.exit(error.exit_code)
+
+
+def usage_error(error: typer.TyperException) -> UsageError:
+    """An error of typer about the command line, with the usage of the command."""
+    context = getattr(error, "ctx", None)
+    command = "kidseg" if context is None else context.command_path
+    usage = "" if context is None else f"{' '.join(context.get_usage().split())}; "
+    cause = " ".join(error.format_message().split()).replace("Value error, ", "")
+    cause = cause.replace("Input should be", "it must be").rstrip(".")
+    cause = re.sub(r"\. Did you mean (.*)\?$", r" (did you mean \1?)", cause)
+    return UsageError(
+        cause[:1].lower() + cause[1:],
+        next_step=f"{usage}'{command} --help' explains it.",
+        code="usage",
+    )
 
 
 def show_plain_warnings() -> None:

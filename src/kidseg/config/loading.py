@@ -146,7 +146,9 @@ def _value(text: str) -> Any:
 
 def _assign(data: dict[str, Any], keys: list[str], value: Any, override: str) -> None:
     for key in keys[:-1]:
-        data = data.setdefault(key, {})
+        if data.get(key) in (None, _NULL):  # a section that is off is switched on
+            data[key] = {}
+        data = data[key]
         if not isinstance(data, dict):
             raise UsageError(
                 f"'{override}': '{key}' is a value, not a table",

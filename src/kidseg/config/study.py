@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 from pydantic.dataclasses import dataclass
 
 from kidseg.config.checked import CHECKED
@@ -36,7 +36,11 @@ class StudyCommonConfig:
 class StudyMethodConfig:
     """One row of a study's table."""
 
-    method: Annotated[str, AfterValidator(_known_method)]
+    method: Annotated[
+        str,
+        AfterValidator(_known_method),
+        WithJsonSchema({"type": "string", "enum": list(METHODS)}),
+    ]
     """Name of the method."""
     preset: str | None = None
     """Name of a preset of the package. None: the method's defaults."""

@@ -1,7 +1,7 @@
 """Evaluate predictions against references, in millimetres on the scan's own grid.
 
-`kidseg.evaluate.protocols` defines structures and rules, `kidseg.metrics` the metrics, and
-`kidseg.evaluate.pairs` matches predictions with references.
+`kidseg.evaluate.protocols` defines structures and rules, `kidseg.metrics` the metrics;
+`kidseg.evaluate.pairs` matches predictions with references, `kidseg.evaluate.volumes` reads them.
 """
 
 from __future__ import annotations
@@ -32,10 +32,9 @@ from kidseg.evaluate.summary import (
     read_run,
     write_csv,
 )
-from kidseg.geometry import Grid
-from kidseg.io import ReadOptions, read
+from kidseg.evaluate.volumes import KnownLabels, read_pair
 from kidseg.io.atomic import write_json
-from kidseg.labels import CystAs, unclear_labels
+from kidseg.labels import CystAs, LabelSchema, unclear_labels
 from kidseg.metrics import Measures, measure, union_box
 from kidseg.provenance import provenance
 
@@ -56,8 +55,6 @@ __all__ = [
 
 Progress = Callable[[int, int], None]
 
-# Grids that differ by more are different grids.
-_SAME_GRID_MM = 1e-3
 _OUTPUTS = ("summary.json", "cases.csv")
 _NAMED = 8
 
@@ -98,9 +95,8 @@ def evaluate(
 
     Raises:
         UsageError: "output-exists", an unknown protocol or setting.
-        InputError: predictions and references do not match (see `pair`); "grid-mismatch",
-            "unexpected-labels", "fractional-labels" or what `kidseg.io.read` refuses, for a single
-            invalid case; "bad-cases" for several, each named.
+        InputError: predictions and references do not match (see `pair`); for a single invalid case,
+            see `read_pair`; "bad-cases" for several, each named.
         ResourceError: not enough memory or disk space.
     """
     pred, ref, out = Path(pred), Path(ref), Path(out)
@@ -128,31 +124,26 @@ class Scored:
     findings: tuple[Finding, ...]
 
 
-def score(case: Pair, protocol: Protocol, ignore_label: int | None = None) -> Scored:
+def score(case: Pair, protocol: Protocol, known: KnownLabels) -> Scored:
     """Read and evaluate one case.
 
-    Voxels with `ignore_label` in the reference count as background in both.
+    Ignored voxels of the reference count as background in both.
 
     Raises:
         InputError: see `evaluate`.
     """
-    known = dict(protocol.known)
-    marked = known if ignore_label is None else known | {ignore_label: "ignored"}
-    reference, grid, findings = _read_labels(case.reference, marked)
-    if case.predicted is None:
+    labels = read_pair(case, known)
+    reference, predicted, findings = labels.reference, labels.predicted, labels.findings
+    if predicted is None:
         predicted = np.zeros_like(reference)
         note = f"case '{case.id}' has no prediction; it was scored as an empty prediction"
         findings += (Finding(code="missing-prediction", path=str(case.reference), cause=note),)
-    else:
-        predicted, found_grid, more = _read_labels(case.predicted, known)
-        _check_same_grid(found_grid, grid, case)
-        findings += more
-    if ignore_label is not None:
-        ignored = reference == ignore_label
-        predicted, reference = (np.where(ignored, 0, labels) for labels in (predicted, reference))
+    if known.ignore_label is not None:
+        ignored = reference == known.ignore_label
+        predicted, reference = (np.where(ignored, 0, part) for part in (predicted, reference))
     box = union_box(predicted, reference) or (slice(0, 1),) * 3
     predicted, reference = predicted[box], reference[box]
-    grid = grid.crop([side.start for side in box], reference.shape)
+    grid = labels.grid.crop([side.start for side in box], reference.shape)
     rows = []
     for structure in protocol.structures:
         found, wanted = _mask(predicted, structure), _mask(reference, structure)
@@ -197,13 +188,11 @@ def summarise(
 def _score_all(
     pairing: Pairing, protocol: Protocol, jobs: int, progress: Progress | None, pred: Path
 ) -> list[Scored]:
-    pairs = pairing.pairs
+    pairs, known = pairing.pairs, _known(pairing, protocol)
     done: dict[str, Scored] = {}
     failed: dict[str, InputError] = {}
     with ThreadPoolExecutor(max_workers=max(1, jobs)) as pool:
-        waiting = {
-            pool.submit(score, case, protocol, pairing.ignore_label): case.id for case in pairs
-        }
+        waiting = {pool.submit(score, case, protocol, known): case.id for case in pairs}
         try:
             for count, future in enumerate(as_completed(waiting), start=1):
                 try:
@@ -220,6 +209,13 @@ def _score_all(
     return [done[case.id] for case in pairs]
 
 
+def _known(pairing: Pairing, protocol: Protocol) -> KnownLabels:
+    meanings = dict(LabelSchema.from_names(protocol.known).meaning)
+    if pairing.schema is not None:
+        meanings |= pairing.schema.meaning  # its regions may tell more than its names
+    return KnownLabels(names=protocol.known, meanings=meanings, ignore_label=pairing.ignore_label)
+
+
 def _all_failed(errors: Sequence[InputError], pred: Path) -> InputError:
     if len(errors) == 1:
         return errors[0]
@@ -229,65 +225,6 @@ def _all_failed(errors: Sequence[InputError], pred: Path) -> InputError:
         path=pred,
         code="bad-cases",
         next_step="Nothing was written. Fix these files, or evaluate only the other cases.",
-    )
-
-
-def _read_labels(
-    path: Path, known: Mapping[int, str]
-) -> tuple[np.ndarray, Grid, tuple[Finding, ...]]:
-    """Read labels (slices, rows, columns) as uint8, in canonical order; all must be known."""
-    scan = read(path, ReadOptions(values="labels", nonfinite="refuse"))
-    values = scan.volume.data[0].numpy()
-    counts = _counts(values, path)
-    unknown = {v: n for v, n in counts.items() if v != 0 and v not in known}
-    if unknown:
-        found = ", ".join(f"{v} in {n} voxels" for v, n in sorted(unknown.items())[:_NAMED])
-        names = ", ".join(f"{i} {name}" for i, name in sorted(known.items()))
-        raise InputError(
-            f"unexpected labels: {found}; known labels are 0 background, {names}",
-            path=path,
-            code="unexpected-labels",
-            next_step="Renumber the labels, or evaluate against the data set that defines them.",
-        )
-    return values.astype(np.uint8, copy=False), scan.volume.grid, scan.findings
-
-
-def _counts(values: np.ndarray, path: Path) -> dict[int, int]:
-    """{label: voxels}, counted slice by slice to save memory."""
-    counts: dict[int, int] = {}
-    for plane in values:
-        if values.dtype == np.uint8:
-            tally = np.bincount(plane.ravel())
-            found = {int(v): int(tally[v]) for v in np.flatnonzero(tally)}
-        else:
-            labels, tally = np.unique(plane, return_counts=True)
-            fractional = labels != np.rint(labels)
-            if fractional.any():
-                raise InputError(
-                    f"contains fractional values, for example {labels[fractional][0]:g} in "
-                    f"{tally[fractional][0]} voxels of a slice",
-                    path=path,
-                    code="fractional-labels",
-                    next_step="Provide label volumes, not probabilities or interpolated labels.",
-                )
-            found = {int(v): int(n) for v, n in zip(labels, tally, strict=True)}
-        for label, n in found.items():
-            counts[label] = counts.get(label, 0) + n
-    return counts
-
-
-def _check_same_grid(found: Grid, wanted: Grid, case: Pair) -> None:
-    if found.same_as(wanted, _SAME_GRID_MM):
-        return
-    cause = f"its grid is {found}, but that of the reference {case.reference} is {wanted}"
-    if found.shape == wanted.shape:
-        apart = float((found.centre_mm - wanted.centre_mm).norm())
-        cause = f"its grid is displaced from that of {case.reference}: centres {apart:.4g} mm apart"
-    raise InputError(
-        cause,
-        path=case.predicted,
-        code="grid-mismatch",
-        next_step="Save the prediction on the grid of its scan.",
     )
 
 

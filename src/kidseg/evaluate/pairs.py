@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from kidseg.cases import Case, Survey, survey_dataset
 from kidseg.cases.naming import LABEL_ENDINGS, is_marked, label_name, matching_names
-from kidseg.errors import Finding, InputError, UsageError
+from kidseg.cases.paths import visible
+from kidseg.errors import Finding, InputError, UsageError, first_error
 from kidseg.labels import LabelSchema
 
 __all__ = ["Missing", "Pair", "Pairing", "label_files", "pair"]
@@ -18,18 +19,32 @@ Missing = Literal["error", "empty"]
 
 # Problems of images, which do not matter for references.
 _IMAGE_FINDINGS = {"missing-image", "wrong-channel-count", "wrong-case-count"}
+# Problems of a dataset.json that lists no files of its folder.
+_CASE_FINDINGS = {"no-cases", "missing-labels"}
 _NAMED = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A case to score; `predicted` is None if a missing prediction counts as empty."""
+    """A case to score.
+
+    Attributes:
+        id: of the case.
+        reference: its labels.
+        predicted: its labels; None if a missing prediction counts as empty.
+        patient: of the case.
+        age_years: if known.
+        reference_copies: further files of the reference, which must contain the same labels.
+        copies: further files of the prediction, likewise.
+    """
 
     id: str
     reference: Path
     predicted: Path | None
     patient: str
     age_years: float | None = None
+    reference_copies: tuple[Path, ...] = ()
+    copies: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +53,7 @@ class Pairing:
 
     Attributes:
         pairs: ordered by id.
-        schema: labels of the data set; None for plain files.
+        schema: labels of the data set, or of the dataset.json beside plain files; else None.
         ignore_label: voxels of the reference with this value are ignored.
         findings: predictions without a reference.
     """
@@ -54,6 +69,7 @@ class _References:
     cases: Mapping[str, Case]
     schema: LabelSchema | None = None
     ignore_label: int | None = None
+    copies: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
 
 
 def pair(
@@ -67,14 +83,15 @@ def pair(
 
     Args:
         predicted: a folder of label volumes, or one label volume.
-        reference: a data set, a folder of label volumes, or one label volume.
+        reference: a data set, a folder of label volumes (a dataset.json in it defines the labels,
+            as beside nnU-Net's predictions), or one label volume.
         missing: a reference without a prediction is an "error", or scored as "empty".
         cases: ids of the cases to score; all references by default.
 
     Raises:
-        InputError: "not-found", "no-labels", "duplicate-case", "missing-prediction",
-            "unknown-case"; errors of `kidseg.cases.open_dataset` about labels and tables. The
-            images of a data set may be missing.
+        InputError: "not-found", "no-labels", "missing-prediction", "unknown-case"; errors of
+            `kidseg.cases.open_dataset` about labels and tables. The images of a data set may be
+            missing.
         UsageError: "unknown-choice" for `missing`.
     """
     if missing not in ("error", "empty"):
@@ -96,9 +113,11 @@ def pair(
         Pair(
             id=case,
             reference=known[case].labels or reference,
-            predicted=found.get(case),
+            predicted=found[case][0] if case in found else None,
             patient=known[case].patient,
             age_years=known[case].age_years,
+            reference_copies=references.copies.get(case, ()),
+            copies=found[case][1:] if case in found else (),
         )
         for case in wanted
     )
@@ -106,7 +125,7 @@ def pair(
         pairs=pairs,
         schema=references.schema,
         ignore_label=references.ignore_label,
-        findings=tuple(_extra(found[case], case) for case in sorted(set(found) - set(known))),
+        findings=tuple(_extra(found[case][0], case) for case in sorted(set(found) - set(known))),
     )
 
 
@@ -132,43 +151,39 @@ def _check_complete(
             code="missing-prediction",
             what="no prediction for",
             next_step="Predict these cases, or count them as empty with --missing empty."
-            f" Predictions exist for: {_listed(sorted(found))}.",
+            f" Predictions exist for: {_listed(sorted(found))}.{_taken_for_images(predicted)}",
         )
 
 
-def label_files(path: Path) -> dict[str, Path]:
-    """{case id: label volume} of a folder and its subfolders, or of one file.
+def label_files(path: Path) -> dict[str, tuple[Path, ...]]:
+    """{case id: its label volumes} of a folder and its subfolders, or of one file.
 
-    The id is the file name without ending and `_seg`, or the name of the folder if the file is
-    named after its content, like KiTS's `segmentation.nii.gz`. If a folder contains files marked as
-    segmentations, its other files are images.
+    The id is `kidseg.cases.naming.label_name`. If a folder contains files marked as segmentations,
+    its other files are images. Several files of a case are copies, such as other formats.
 
     Raises:
-        InputError: "not-found", "no-labels", "duplicate-case".
+        InputError: "not-found", "no-labels".
     """
     if path.is_file():
-        return {label_name(path): path}
+        return {label_name(path): (path,)}
     if not path.is_dir():
         raise InputError("no such file or folder", path=path, code="not-found")
-    found: dict[str, Path] = {}
-    inside = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
-    for file in [file for folder in (path, *inside) for file in _labels_in(folder)]:
-        case = label_name(file)
-        if case in found:
-            raise InputError(
-                f"case '{case}' occurs twice: {found[case]} and {file}",
-                path=path,
-                code="duplicate-case",
-                next_step="Remove or rename one.",
-            )
-        found[case] = file
-    if not found:
+    files = [file for folder in _folders(path) for file in _labels_in(folder)]
+    if not files:
         raise InputError(
             f"contains no label volumes ({', '.join(LABEL_ENDINGS)})",
             path=path,
             code="no-labels",
             next_step="Provide a folder with one label volume per case.",
         )
+    return _by_case(files)
+
+
+def _by_case(files: Iterable[Path]) -> dict[str, tuple[Path, ...]]:
+    found: dict[str, tuple[Path, ...]] = {}
+    for file in files:
+        name = label_name(file)
+        found[name] = (*found.get(name, ()), file)
     return found
 
 
@@ -181,21 +196,41 @@ def _references(path: Path) -> _References:
                 raise
         else:
             cases = [c for c in (*survey.dataset.cases, *survey.incomplete) if c.labels is not None]
+            if not cases and (files := _labels_in(path)):
+                return _described(survey, files)
             # Folders named case_00000 look like KiTS, but may contain labels under other names.
             if cases or not survey.dataset.layout.startswith("kits"):
                 return _of_dataset(survey, cases, path)
-    files = label_files(path)
+    return _of_files(label_files(path))
+
+
+def _of_files(files: Mapping[str, tuple[Path, ...]]) -> _References:
     return _References(
-        cases={i: Case(id=i, images=(), labels=file, patient=i) for i, file in files.items()}
+        cases={
+            i: Case(id=i, images=(), labels=first, patient=i) for i, (first, *_) in files.items()
+        },
+        copies={i: tuple(others) for i, (_, *others) in files.items()},
     )
 
 
+def _described(survey: Survey, files: Sequence[Path]) -> _References:
+    """Label files beside a dataset.json that describes them, as nnU-Net writes predictions."""
+    _refuse_errors(survey, _IMAGE_FINDINGS | _CASE_FINDINGS)
+    return replace(
+        _of_files(_by_case(files)),
+        schema=survey.dataset.schema,
+        ignore_label=survey.dataset.ignore_label,
+    )
+
+
+def _refuse_errors(survey: Survey, apart_from: Collection[str]) -> None:
+    found = [finding for finding in survey.findings if finding.code not in apart_from]
+    if (error := first_error(found)) is not None:
+        raise error
+
+
 def _of_dataset(survey: Survey, cases: list[Case], path: Path) -> _References:
-    for finding in survey.findings:
-        if finding.severity == "error" and finding.code not in _IMAGE_FINDINGS:
-            raise InputError(
-                finding.cause, path=finding.path, code=finding.code, next_step=finding.next_step
-            )
+    _refuse_errors(survey, _IMAGE_FINDINGS)
     if not cases:
         raise InputError("the data set has no labels", path=path, code="no-labels")
     return _References(
@@ -205,17 +240,31 @@ def _of_dataset(survey: Survey, cases: list[Case], path: Path) -> _References:
     )
 
 
+def _folders(path: Path) -> list[Path]:
+    """A folder and its visible subfolders."""
+    return [path, *(inner for inner in visible(path) if inner.is_dir())]
+
+
+def _volumes_in(folder: Path) -> list[Path]:
+    return [p for p in visible(folder) if p.name.lower().endswith(LABEL_ENDINGS) and p.is_file()]
+
+
 def _labels_in(folder: Path) -> list[Path]:
-    files = sorted(
-        p
-        for p in folder.iterdir()
-        if p.name.lower().endswith(LABEL_ENDINGS)
-        and not p.name.startswith(".")
-        and not p.name.lower().endswith(".seg.nrrd")
-        and p.is_file()
-    )
-    marked = [p for p in files if is_marked(p)]
-    return marked or files
+    """The label volumes in a folder: the marked files, or all if none is marked."""
+    files = _volumes_in(folder)
+    return [p for p in files if is_marked(p)] or files
+
+
+def _taken_for_images(path: Path) -> str:
+    """Names the files that are not label volumes because others in their folder are marked."""
+    unmarked = [
+        file.name
+        for folder in (_folders(path) if path.is_dir() else [])
+        for file in set(_volumes_in(folder)) - set(_labels_in(folder))
+    ]
+    if not unmarked:
+        return ""
+    return f" Taken for images, because others are named _seg: {_listed(sorted(unmarked))}."
 
 
 def _refuse_missing(cases: list[str], path: Path, *, code: str, what: str, next_step: str) -> None:

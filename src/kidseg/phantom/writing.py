@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +29,7 @@ from kidseg.io.orientation import reorient
 from kidseg.labels import KIDNEY_TUMOUR
 from kidseg.phantom.anatomy import ORGANS
 from kidseg.phantom.patient import DigitalPatient, make_patient
+from kidseg.workers import in_processes
 
 __all__ = ["Layout", "write_patients"]
 
@@ -55,7 +54,7 @@ class _Task:
     layout: Layout
 
     @property
-    def case(self) -> str:
+    def id(self) -> str:
         return f"case_{self.index:05d}" if self.layout == "kits19" else f"phantom_{self.index:04d}"
 
 
@@ -87,13 +86,13 @@ def write_patients(
 
     Raises:
         UsageError: "output-exists", or "not-phantoms": `out` contains something else.
-        ResourceError: "disk-full"; patients that are already complete are kept.
+        ResourceError: "disk-full", "worker-killed"; patients that are already complete are kept.
     """
     if patients < 1:
         raise UsageError(
             f"the number of patients must be at least 1, not {patients}", code="no-patients"
         )
-    _check_out(out, overwrite)
+    check_output(out, overwrite)
     tasks = [
         _Task(out=out, config=config, seed=seed, index=k, layout=layout) for k in range(patients)
     ]
@@ -123,7 +122,7 @@ def write_patients(
     }
 
 
-def _check_out(out: Path, overwrite: bool) -> None:
+def check_output(out: Path, overwrite: bool) -> None:
     """Refuse an output that exists, or that contains something other than digital patients."""
     if out.is_dir() and not any(out.iterdir()):
         return
@@ -171,20 +170,14 @@ def _written(tasks: list[_Task], jobs: int) -> Iterator[tuple[int, dict[str, Any
         for task in tasks:
             yield task.index, _write_case(task)
         return
-    workers = min(jobs, len(tasks))
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,))
-    try:
-        futures = {pool.submit(_write_case, task): task.index for task in tasks}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    for k, row in in_processes(_write_case, tasks, jobs):
+        yield tasks[k].index, row
 
 
 def _write_case(task: _Task) -> dict[str, Any]:
     """Make one patient, write it to a temporary folder and move it, the image last."""
     patient = make_patient(task.config, seed=task.seed, index=task.index)
-    temporary = task.out / _TEMPORARY / task.case
+    temporary = task.out / _TEMPORARY / task.id
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         for path in _save_files(task, patient, temporary):
@@ -195,7 +188,7 @@ def _write_case(task: _Task) -> dict[str, Any]:
         shutil.rmtree(temporary, ignore_errors=True)
     truth = patient.truth
     return {
-        "case": task.case,
+        "case": task.id,
         "age_years": truth["age_years"],
         "sex": truth["sex"],
         "side": truth["tumour_side"],
@@ -208,14 +201,14 @@ def _write_case(task: _Task) -> dict[str, Any]:
 
 def _save_files(task: _Task, patient: DigitalPatient, root: Path) -> list[Path]:
     """Write all files of a case below `root`; returns them in the order in which to move them."""
-    truth = root / _TRUTH / f"{task.case}.json"
-    organs = root / _TRUTH / f"{task.case}_organs.nii.gz"
-    (image,), labels = case_paths(root, task.layout, task.case, 1)
+    truth = root / _TRUTH / f"{task.id}.json"
+    organs = root / _TRUTH / f"{task.id}_organs.nii.gz"
+    (image,), labels = case_paths(root, task.layout, task.id, 1)
     for path in (truth, organs, labels, image):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_json(
         truth,
-        {"case": task.case, "seed": task.seed, "index": task.index, **patient.truth},
+        {"case": task.id, "seed": task.seed, "index": task.index, **patient.truth},
         overwrite=True,
     )
     for volume, path in ((patient.organs, organs), (patient.labels, labels)):
@@ -236,7 +229,7 @@ def _ordered(volume: Volume, layout: Layout) -> Volume:
 def _series_facts(task: _Task, patient: DigitalPatient) -> dict[str, str]:
     age = patient.truth["age_years"]
     return {
-        "patient_id": task.case,
+        "patient_id": task.id,
         "sex": {"female": "F", "male": "M"}[patient.truth["sex"]],
         "age": f"{int(age):03d}Y" if age >= 2 else f"{int(age * 12):03d}M",
         "description": f"digital patient, {patient.truth['phase']}",

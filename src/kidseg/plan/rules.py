@@ -12,15 +12,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import ceil, prod
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
+from pydantic import ConfigDict, PositiveFloat, PositiveInt
 
 from kidseg.errors import ModelError
 from kidseg.geometry import Grid
 from kidseg.intensity import Normalisation
 from kidseg.labels import CystAs, LabelSchema
 from kidseg.plan.facts import Fingerprint
+from kidseg.records import SEALED, checked
 from kidseg.topology import Topology
 
 __all__ = ["Configuration", "Name", "Plan", "Topology", "adapted", "plan"]
@@ -63,11 +65,18 @@ class Configuration:
         topology: of the network.
     """
 
-    spacing_mm: tuple[float, ...]
-    median_shape: tuple[float, ...]
-    patch_size: tuple[int, ...]
-    batch_size: int
+    __pydantic_config__: ClassVar[ConfigDict] = SEALED
+
+    spacing_mm: tuple[PositiveFloat, ...]
+    median_shape: tuple[PositiveFloat, ...]
+    patch_size: tuple[PositiveInt, ...]
+    batch_size: PositiveInt
     topology: Topology
+
+    def __post_init__(self) -> None:
+        dims = self.topology.dimensions
+        if {len(self.spacing_mm), len(self.median_shape), len(self.patch_size)} != {dims}:
+            raise ValueError(f"spacing, shape and patch must have {dims} axes, as the network")
 
     @property
     def dimensions(self) -> int:
@@ -94,10 +103,12 @@ class Plan:
         training: ids of the cases that the plan was made from.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = SEALED
+
     channels: tuple[Normalisation, ...]
     labels: Mapping[int, str]
     cyst: CystAs | None
-    median_spacing_mm: tuple[float, ...]
+    median_spacing_mm: tuple[PositiveFloat, ...]
     configurations: Mapping[str, Configuration]
     training: tuple[str, ...]
 
@@ -125,28 +136,18 @@ class Plan:
         Raises:
             ModelError: "bad-plan": not a plan, or of another format.
         """
-        if not isinstance(data, Mapping):
-            raise ModelError(f"is no plan: {data!r}", code="bad-plan")
-        if data.get("format") != FORMAT:
+        found = data.get("format") if isinstance(data, Mapping) else None
+        if found != FORMAT:
             raise ModelError(
-                f"the plan has format {data.get('format')}, not {FORMAT}",
+                f"not a plan of format {FORMAT}"
+                + (f", but of format {found!r:.20}" if found is not None else ""),
                 code="bad-plan",
                 next_step="Plan again with this version of kidseg.",
             )
         try:
-            return cls(
-                channels=tuple(Normalisation.from_dict(entry) for entry in data["channels"]),
-                labels={int(number): str(name) for number, name in data["labels"].items()},
-                cyst=data["cyst"],
-                median_spacing_mm=tuple(data["median_spacing_mm"]),
-                configurations={
-                    name: _configuration_from_dict(entry)
-                    for name, entry in data["configurations"].items()
-                },
-                training=tuple(data["training"]),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ModelError(f"not a valid plan: {error!r}", code="bad-plan") from error
+            return checked(cls, {key: value for key, value in data.items() if key != "format"})
+        except ValueError as error:
+            raise ModelError(f"not a valid plan: {error}", code="bad-plan") from error
 
 
 def plan(fingerprint: Fingerprint, schema: LabelSchema, *, memory_gb: float = 8.0) -> Plan:
@@ -316,19 +317,3 @@ def adapted(
 
 def _shortened(patch: Sequence[int], axis: int, step: Sequence[int]) -> tuple[int, ...]:
     return tuple(n - step[axis] if k == axis else n for k, n in enumerate(patch))
-
-
-def _configuration_from_dict(data: Mapping[str, Any]) -> Configuration:
-    topology = data["topology"]
-    return Configuration(
-        spacing_mm=tuple(data["spacing_mm"]),
-        median_shape=tuple(data["median_shape"]),
-        patch_size=tuple(data["patch_size"]),
-        batch_size=data["batch_size"],
-        topology=Topology(
-            features=tuple(topology["features"]),
-            kernels=tuple(tuple(kernel) for kernel in topology["kernels"]),
-            strides=tuple(tuple(stride) for stride in topology["strides"]),
-            convolutions=topology["convolutions"],
-        ),
-    )

@@ -82,6 +82,7 @@ def segment(
     reference: str | Path | None = None,
     overwrite: bool = False,
     resume: bool = False,
+    dry_run: bool = False,
     report: Callable[[Mapping[str, Any]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[dict[str, Any]]:
@@ -104,12 +105,14 @@ def segment(
             or a data set; see `find_references`.
         overwrite: replace existing results of these scans.
         resume: leave out scans that this model has segmented into `out`.
+        dry_run: read no scan and write nothing, after the same checks.
         report: called with the entry of each scan, as in result.json; that of a failed scan has a
             "code".
         progress: called with (done, total) after each scan.
 
     Returns:
         An entry for each segmented scan, as in result.json; with `resume`, also of those left out.
+        With `dry_run`, the name, path and output files of each scan that would be segmented.
 
     Raises:
         UsageError: "unknown-format", "no-scans", "same-name" (two scans would write the same file),
@@ -135,6 +138,15 @@ def segment(
     todo = [source for source in sources if source.name not in known]
     todo = list(check_outputs(todo, outputs, index, overwrite=overwrite))
     references = {} if reference is None else _references(todo, Path(reference), predictor)
+    if dry_run:
+        return [
+            {
+                "name": source.name,
+                "scan": str(source.path),
+                "outputs": [str(file) for file in outputs[source.name].all],
+            }
+            for source in todo
+        ]
     prepare_folder(out)
     run = _Run(
         predictor=predictor,

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import torch
-
 from kidseg.cases import learned_labels, open_dataset, relabelled
+from kidseg.cases.label_values import known_labels
 from kidseg.cases.naming import matching_names
 from kidseg.errors import InputError, UsageError
 from kidseg.geometry import Grid, Volume
@@ -28,14 +27,16 @@ class ReferenceLabels:
     Attributes:
         path: a label volume.
         schema: of the model.
+        names: {number in the file: name}; those of the model unless given.
         new_from_old: {number in the file: number of the model}; other numbers are unchanged.
-        ignored: number of voxels to ignore, after the mapping.
+        ignore_label: number in the file of voxels to ignore.
     """
 
     path: Path
     schema: LabelSchema
+    names: Mapping[int, str] = field(default_factory=dict)
     new_from_old: Mapping[int, int] = field(default_factory=dict)
-    ignored: int | None = None
+    ignore_label: int | None = None
 
     def on(self, grid: Grid, options: ReadOptions | None = None) -> tuple[Volume, Volume | None]:
         """Read the (1, slices, rows, columns) labels on a scan's voxels, and the ignore mask.
@@ -45,11 +46,12 @@ class ReferenceLabels:
             options: of reading the scan.
 
         Raises:
-            InputError: "label-grid-mismatch": the labels have another grid; "unexpected-labels":
-                the model has no such labels; see `kidseg.io.read`.
+            InputError: "label-grid-mismatch": the labels have another grid; see `known_labels` and
+                `kidseg.io.read`.
         """
         label_options = replace(options or ReadOptions(), values="labels", nonfinite="refuse")
-        volume = read(self.path, label_options).volume
+        scan = read(self.path, label_options)
+        volume = scan.volume
         if volume.grid.shape != grid.shape or not volume.grid.same_as(grid, _SAME_GRID_MM):
             raise InputError(
                 f"the grid of the labels ({_description(volume.grid)}) differs from that of the"
@@ -58,19 +60,13 @@ class ReferenceLabels:
                 code="label-grid-mismatch",
                 next_step="Name the labels of this scan.",
             )
-        labels = relabelled(volume, self.new_from_old)
+        judged = known_labels(scan, self.names or self.schema.names, self.ignore_label)
+        labels = relabelled(judged.volume, self.new_from_old)
         ignore = None
-        if self.ignored is not None:
-            ignore = Volume(labels.data == self.ignored, grid)
-            labels = Volume(labels.data.masked_fill(ignore.data, 0), grid)
-        unexpected = set(torch.unique(labels.data).tolist()) - {0, *self.schema.ids}
-        if unexpected:
-            raise InputError(
-                f"it contains the labels {sorted(unexpected)}, which the model does not have",
-                path=self.path,
-                code="unexpected-labels",
-                next_step=f"The labels of the model are {self.schema.names}.",
-            )
+        if self.ignore_label is not None:
+            ignored = judged.volume.data == self.ignore_label
+            ignore = Volume(ignored, grid)
+            labels = Volume(labels.data.masked_fill(ignored, 0), grid)
         return Volume(labels.data, grid), ignore
 
 
@@ -128,8 +124,9 @@ def find_references(
         found[scan] = ReferenceLabels(
             path=case.labels,
             schema=schema,
+            names=data.schema.names,
             new_from_old=learned.new_from_old,
-            ignored=learned.ignore,
+            ignore_label=data.ignore_label,
         )
     return found
 

@@ -1,4 +1,4 @@
-"""Preprocessed data sets: memory-mapped arrays and JSON, read with torch and numpy alone."""
+"""Preprocessed data sets: memory-mapped arrays and JSON, read without scan readers."""
 
 from kidseg.store.build import build_store
 from kidseg.store.files import grid_from_json, grid_to_json, is_store

@@ -14,16 +14,18 @@ import numpy as np
 from kidseg.errors import DISK_FULL, InputError, ModelError, ResourceError, UsageError
 from kidseg.io.content import sha256_of
 from kidseg.plan import Plan
+from kidseg.records import sealed
 from kidseg.store.files import (
     BEGUN,
     CASE,
     CASES,
     PLAN,
     STORE,
+    Begun,
     Identity,
     Source,
     grid_to_json,
-    read_json,
+    read_sealed,
     source_files,
     to_json,
     write_array,
@@ -133,10 +135,10 @@ def _locked(path: Path) -> Iterator[None]:
 def _begin(path: Path, identity: Identity, plan: Plan) -> None:
     """Record what is being built; an unfinished build in this folder must match it."""
     if (path / BEGUN).is_file():
-        identity.check(read_json(path / BEGUN), path)
+        identity.check(read_sealed(path / BEGUN, Begun), path)
     else:
         _write_json(path / PLAN, plan.as_dict())
-        _write_json(path / BEGUN, identity.as_dict())
+        _write_json(path / BEGUN, sealed(identity.as_dict()))
     (path / CASES).mkdir(exist_ok=True)
     for folder in (path / CASES).glob(f"*{_UNFINISHED}"):
         shutil.rmtree(folder)
@@ -145,7 +147,8 @@ def _begin(path: Path, identity: Identity, plan: Plan) -> None:
 def _finish(path: Path, identity: Identity, dataset: Dataset) -> None:
     digests = {case.id: sha256_of(path / CASES / case.id / CASE) for case in dataset.cases}
     order = [case.id for case in dataset.cases]
-    _write_json(path / STORE, {**identity.as_dict(), "order": order, "cases": digests})
+    head = {**identity.as_dict(), "order": order, "cases": digests}
+    _write_json(path / STORE, sealed(head))
 
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:
@@ -210,7 +213,7 @@ class _CaseWriter:
                 "arrays": files,
                 "sources": [asdict(source) for source in sources],
             }
-            _write_json(folder / CASE, entry)
+            _write_json(folder / CASE, sealed(entry))
             folder.replace(self.cases / case.id)
         except BaseException as error:
             shutil.rmtree(folder, ignore_errors=True)

@@ -1,12 +1,15 @@
 """The file format of a store: names, identity, JSON and arrays.
 
 store.json          written last: format, content, digest of the plan, digest of every case
+begun.json          the same without the cases: what is being built
 plan.json
 cases/<id>/
     case.json       grids, facts, label counts per slice, SHA-256 of the arrays and the sources
     image.npy       (channels, slices, rows, columns) int16 or float32
     labels.npy      (1, slices, rows, columns) uint8, on the image's grid or on their own
     <other>.npy     further arrays of the recipe
+
+All JSON but the plan, whose digest is in the others, is sealed; see `kidseg.records`.
 """
 
 from __future__ import annotations
@@ -16,32 +19,37 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, TypeVar
 
 import numpy as np
 import torch
+from pydantic import ConfigDict, FiniteFloat, PositiveFloat, PositiveInt
 
 from kidseg.errors import ModelError
 from kidseg.geometry import Grid
 from kidseg.io.content import sha256_of
 from kidseg.plan.rules import Plan
+from kidseg.records import SEALED, checked, parsed, read_file, unsealed
 
 if TYPE_CHECKING:
     from kidseg.cases import Case, Dataset
 
 __all__ = ["CASES", "FORMAT", "PLAN", "STORE", "Identity", "Source", "is_store"]
 
-FORMAT = 3
+FORMAT = 4
 """Version of the file format and of the computation; other versions are refused."""
 
 STORE, PLAN, CASES, CASE = "store.json", "plan.json", "cases", "case.json"
 BEGUN = "begun.json"
+_DELETE = "Delete the store's folder and build it again."
 _REBUILD = "Choose another folder, or delete this one to rebuild the store."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """A source file of a case: path relative to the data set, size, modification time, SHA-256."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = SEALED
 
     name: str
     size: int
@@ -102,14 +110,13 @@ class Identity:
             "dataset": dict(self.dataset),
         }
 
-    def check(self, found: Mapping[str, Any], path: Path) -> None:
+    def check(self, found: Begun, path: Path) -> None:
         """Compare with the head of an existing store.
 
         Raises:
             ModelError: "store-version", "store-of-another-content", "store-of-other-settings",
                 "store-of-another-plan", "store-of-another-dataset".
         """
-        check_version(found, path)
         expected = self.as_dict()
         reasons = {
             "content": ("store-of-another-content", f"the store does not contain '{self.content}'"),
@@ -118,7 +125,7 @@ class Identity:
             "dataset": ("store-of-another-dataset", "the store was built from another data set"),
         }
         for key, (code, cause) in reasons.items():
-            if found.get(key) != expected[key]:
+            if getattr(found, key) != expected[key]:
                 raise ModelError(cause, path=path, code=code, next_step=_REBUILD)
 
 
@@ -128,7 +135,7 @@ def check_version(head: Mapping[str, Any], path: Path) -> None:
     Raises:
         ModelError: "store-version".
     """
-    if head.get("format", FORMAT) != FORMAT:
+    if head.get("format") != FORMAT:
         cause = "the store was built by another version of kidseg"
         raise ModelError(cause, path=path, code="store-version", next_step=_REBUILD)
 
@@ -152,19 +159,114 @@ def to_json(data: Any) -> bytes:
     return (json.dumps(data, sort_keys=True, indent=1) + "\n").encode()
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
+@dataclass(frozen=True, kw_only=True)
+class Box:
+    """A grid as plain data."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = SEALED
+
+    shape: tuple[PositiveInt, PositiveInt, PositiveInt]
+    mm_from_index: tuple[tuple[FiniteFloat, ...], ...]
+
+    @property
+    def grid(self) -> Grid:
+        """The grid.
+
+        Raises:
+            ValueError: see `Grid`.
+        """
+        return Grid(self.shape, torch.tensor(self.mm_from_index, dtype=torch.float64))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrayFile:
+    """The file of an array: its digest and size."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = SEALED
+
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Begun:
+    """begun.json; see `Identity`."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = SEALED
+
+    format: int
+    content: str
+    settings: dict[str, Any]
+    plan_sha256: str
+    dataset: dict[str, Any]
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head(Begun):
+    """store.json: also the order of the cases, and the SHA-256 of each case.json."""
+
+    order: tuple[str, ...]
+    cases: dict[str, str]
+
+    def __post_init__(self) -> None:
+        unsafe = any(Path(name).name != name for name in self.order)
+        if unsafe or sorted(self.order) != sorted(self.cases):
+            raise ValueError("other cases are listed than ordered, or one is no name")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """case.json; see `kidseg.store.store.StoredCase`."""
+
+    # The facts of a recipe may be NaN, where a slice shows no body.
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    id: str
+    patient: str
+    age_years: FiniteFloat | None
+    side: str | None
+    grid: Box
+    labels_grid: Box
+    original: Box
+    spacing_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+    voxels_per_slice: dict[int, tuple[tuple[int, int], ...]]
+    findings: tuple[dict[str, Any], ...]
+    facts: dict[str, Any]
+    arrays: dict[str, ArrayFile]
+    sources: tuple[Source, ...]
+    sha256: str
+
+
+T = TypeVar("T", Begun, Head, Entry)
+
+
+def read_sealed(path: Path, kind: type[T]) -> T:
+    """Read a sealed JSON file of a store.
 
     Raises:
-        ModelError: "damaged-store": the file is missing or invalid.
+        ModelError: "damaged-store": the file is missing, altered or invalid; "store-version".
     """
+    text = read_file(path, code="damaged-store", next_step=_DELETE)
     try:
-        data = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise damaged(path, f"cannot be read ({error})") from error
-    if not isinstance(data, dict):
-        raise damaged(path, "is not a JSON object")
-    return data
+        if kind is not Entry:
+            check_version(parsed(text), path)
+        return checked(kind, unsealed(text))
+    except ValueError as error:
+        raise damaged(path, str(error)) from error
+
+
+def read_plan(path: Path) -> Plan:
+    """Read the plan of a store; its digest must be compared.
+
+    Raises:
+        ModelError: "damaged-store".
+    """
+    text = read_file(path, code="damaged-store", next_step=_DELETE)
+    try:
+        return Plan.from_dict(parsed(text))
+    except (ValueError, ModelError) as error:
+        raise damaged(path, str(error)) from error
 
 
 def damaged(path: Path, cause: str) -> ModelError:
@@ -173,7 +275,7 @@ def damaged(path: Path, cause: str) -> ModelError:
         cause,
         path=path,
         code="damaged-store",
-        next_step="Delete the store's folder and build it again.",
+        next_step=_DELETE,
     )
 
 

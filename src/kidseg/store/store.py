@@ -1,12 +1,13 @@
-"""A finished store, read with torch and numpy alone."""
+"""A finished store, read with torch, numpy and pydantic alone."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +23,13 @@ from kidseg.store.files import (
     CASES,
     PLAN,
     STORE,
+    Entry,
+    Head,
     Identity,
     Source,
-    check_version,
     damaged,
-    grid_from_json,
-    read_json,
+    read_plan,
+    read_sealed,
     source_files,
     to_json,
 )
@@ -56,6 +58,7 @@ class StoredCase:
         voxels_per_slice: {label: {slice: voxels}} on `grid`, without slices that do not contain it.
         findings: of the readers, as plain data.
         facts: further plain data of the recipe.
+        image_sha256: of the file of the stored image; equal for equal scans.
         sources: the files the case was prepared from.
     """
 
@@ -71,6 +74,7 @@ class StoredCase:
     voxels_per_slice: Mapping[int, Mapping[int, int]]
     findings: tuple[Mapping[str, Any], ...]
     facts: Mapping[str, Any]
+    image_sha256: str
     sources: tuple[Source, ...]
 
     @cached_property
@@ -148,41 +152,41 @@ def open_store(
     """
     path = Path(path)
     head = _read_head(path)
-    written = Plan.from_dict(read_json(path / PLAN))
-    if written.digest != head["plan_sha256"]:
+    written = read_plan(path / PLAN)
+    if written.digest != head.plan_sha256:
         raise damaged(path / PLAN, "is not the plan that the store was built with")
     wanted = Identity(
-        content=head["content"] if recipe is None else recipe.content,
-        settings=head["settings"] if recipe is None else recipe.settings,
-        plan=head["plan_sha256"] if plan is None else plan.digest,
-        dataset=head["dataset"]
+        content=head.content if recipe is None else recipe.content,
+        settings=head.settings if recipe is None else recipe.settings,
+        plan=head.plan_sha256 if plan is None else plan.digest,
+        dataset=head.dataset
         if dataset is None
-        else Identity.of(dataset, written, head["content"], {}).dataset,
+        else Identity.of(dataset, written, head.content, {}).dataset,
     )
     wanted.check(head, path)
 
-    order = head["order"]
+    order = head.order
     with ThreadPoolExecutor(4) as pool:  # hashing releases the GIL
         entries = list(
             pool.map(
-                lambda name: verify_case(path / CASES / name, head["cases"][name], arrays=verify),
+                lambda name: verify_case(path / CASES / name, head.cases[name], arrays=verify),
                 order,
             )
         )
-    cases = tuple(_stored(path / CASES / e["id"], e) for e in entries)
+    cases = tuple(_stored(path / CASES / e.id, e) for e in entries)
     if dataset is not None:
         _check_sources(dataset, path)
     return Store(
         path=path,
-        content=head["content"],
-        settings=head["settings"],
+        content=head.content,
+        settings=head.settings,
         plan=written,
         cases=cases,
         digest=_content_digest(head, entries),
     )
 
 
-def verify_case(folder: Path, sha256: str | None = None, *, arrays: bool = True) -> dict[str, Any]:
+def verify_case(folder: Path, sha256: str | None = None, *, arrays: bool = True) -> Entry:
     """The entry of a case, after verifying its files.
 
     Args:
@@ -194,23 +198,25 @@ def verify_case(folder: Path, sha256: str | None = None, *, arrays: bool = True)
         ModelError: "damaged-store".
     """
     file = folder / CASE
-    entry = read_json(file)
+    entry = read_sealed(file, Entry)
+    if entry.id != folder.name:
+        raise damaged(file, f"is of case '{entry.id}'")
     if sha256 is not None and sha256_of(file) != sha256:
         raise damaged(file, "was modified")
-    known_names = {f"{name}.npy" for name in entry["arrays"]}
+    known_names = {f"{name}.npy" for name in entry.arrays}
     for array in folder.glob("*.npy"):
         if array.name not in known_names:
             raise damaged(array, "does not belong to this case")
-    for name, known in entry["arrays"].items():
+    for name, known in entry.arrays.items():
         array = folder / f"{name}.npy"
-        if not array.is_file() or array.stat().st_size != known["size"]:
+        if not array.is_file() or array.stat().st_size != known.size:
             raise damaged(array, "is missing or truncated")
-        if arrays and sha256_of(array) != known["sha256"]:
+        if arrays and sha256_of(array) != known.sha256:
             raise damaged(array, "was modified")
     return entry
 
 
-def _read_head(path: Path) -> dict[str, Any]:
+def _read_head(path: Path) -> Head:
     if not (path / STORE).is_file():
         begun = (path / CASES).is_dir()
         raise ModelError(
@@ -219,48 +225,48 @@ def _read_head(path: Path) -> dict[str, Any]:
             code="unfinished-store" if begun else "no-store",
             next_step="Run the build again to finish it." if begun else "Build the store first.",
         )
-    head = read_json(path / STORE)
-    check_version(head, path)
-    names = {"format", "content", "settings", "plan_sha256", "dataset", "cases", "order"}
-    missing = names - set(head)
-    if missing:
-        raise damaged(path / STORE, f"lacks {', '.join(sorted(missing))}")
-    return head
+    return read_sealed(path / STORE, Head)
 
 
-def _content_digest(head: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> str:
+def _content_digest(head: Head, entries: Sequence[Entry]) -> str:
     kept = ("id", "grid", "labels_grid", "original", "arrays", "facts")
-    content = [{key: entry[key] for key in kept} for entry in entries]
-    known = {key: head[key] for key in ("format", "content", "settings", "plan_sha256", "dataset")}
+    content = [
+        {key: value for key, value in asdict(entry).items() if key in kept} for entry in entries
+    ]
+    known = {
+        key: getattr(head, key)
+        for key in ("format", "content", "settings", "plan_sha256", "dataset")
+    }
     return hashlib.sha256(to_json({"head": known, "cases": content})).hexdigest()
 
 
-def _stored(folder: Path, entry: Mapping[str, Any]) -> StoredCase:
-    dz, dy, dx = entry["spacing_mm"]
+def _stored(folder: Path, entry: Entry) -> StoredCase:
+    try:
+        grids = [box.grid for box in (entry.grid, entry.labels_grid, entry.original)]
+    except ValueError as error:
+        raise damaged(folder / CASE, f"has an invalid grid ({error})") from error
     return StoredCase(
         folder=folder,
-        id=entry["id"],
-        patient=entry["patient"],
-        age_years=entry["age_years"],
-        side=entry["side"],
-        grid=grid_from_json(entry["grid"]),
-        labels_grid=grid_from_json(entry["labels_grid"]),
-        original=grid_from_json(entry["original"]),
-        spacing_mm=(dz, dy, dx),
-        voxels_per_slice={
-            int(label): {int(k): int(n) for k, n in counts}
-            for label, counts in entry["voxels_per_slice"].items()
-        },
-        findings=tuple(entry["findings"]),
-        facts=entry["facts"],
-        sources=tuple(Source(**source) for source in entry["sources"]),
+        id=entry.id,
+        patient=entry.patient,
+        age_years=entry.age_years,
+        side=entry.side,
+        grid=grids[0],
+        labels_grid=grids[1],
+        original=grids[2],
+        spacing_mm=entry.spacing_mm,
+        voxels_per_slice={label: dict(counts) for label, counts in entry.voxels_per_slice.items()},
+        findings=entry.findings,
+        facts=entry.facts,
+        image_sha256=entry.arrays["image"].sha256,
+        sources=entry.sources,
     )
 
 
 def _check_sources(dataset: Dataset, path: Path) -> None:
     """Check that the data set's files have not changed since the store was built."""
     for case in dataset.cases:
-        entry = read_json(path / CASES / case.id / CASE)
+        entry = read_sealed(path / CASES / case.id / CASE, Entry)
         if not sources_unchanged(entry, source_files(case), dataset.root):
             raise ModelError(
                 f"the files of case '{case.id}' have changed since the store was built",
@@ -270,9 +276,9 @@ def _check_sources(dataset: Dataset, path: Path) -> None:
             )
 
 
-def sources_unchanged(entry: Mapping[str, Any], files: list[Path], root: Path) -> bool:
+def sources_unchanged(entry: Entry, files: list[Path], root: Path) -> bool:
     """Are these the files that the entry was prepared from, unchanged?"""
-    known = [Source(**source) for source in entry["sources"]]
+    known = entry.sources
     if len(known) != len(files):
         return False
     try:
@@ -287,14 +293,21 @@ def mapped(path: Path) -> torch.Tensor:
     """The array of an .npy file, memory-mapped; writes do not reach the file.
 
     `numpy.memmap` would keep a file open for each array; systems usually allow about a thousand.
+
+    Raises:
+        ModelError: "damaged-store".
     """
-    with path.open("rb") as file:
-        version = np.lib.format.read_magic(file)
-        assert version == (1, 0), version
-        shape, fortran_order, kind = np.lib.format.read_array_header_1_0(file)
-        assert not fortran_order, path
-        start = file.tell()
-        size = file.seek(0, 2)
+    try:
+        with path.open("rb") as file:
+            if np.lib.format.read_magic(file) != (1, 0):
+                raise ValueError("another version of the format")
+            shape, fortran_order, kind = np.lib.format.read_array_header_1_0(file)
+            start = file.tell()
+            size = file.seek(0, 2)
+        if fortran_order or size != start + kind.itemsize * prod(shape):
+            raise ValueError("another size or order")
+    except (ValueError, OSError) as error:
+        raise damaged(path, f"is no array of a store ({error})") from error
     # Copy on write, so that a bug in a training process cannot modify the file.
     raw = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
     element = torch.from_numpy(np.empty(0, kind)).dtype

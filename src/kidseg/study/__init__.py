@@ -15,17 +15,18 @@ from typing import Any
 
 from kidseg.compare import compare
 from kidseg.config import dump
-from kidseg.errors import BatchError, KidsegError, ResourceError
+from kidseg.errors import BatchError, KidsegError, ResourceError, UsageError
 from kidseg.evaluate.summary import prepare_output
 from kidseg.io.atomic import write_json, writing
 from kidseg.study.chart import draw
 from kidseg.study.design import Arm, Design, design
+from kidseg.study.example import example
 from kidseg.study.page import markdown
 from kidseg.study.process import Launcher
 from kidseg.study.results import gather, write_average
 from kidseg.study.runs import StudyRun
 
-__all__ = ["Arm", "Design", "StudyRun", "design", "study", "study_runs"]
+__all__ = ["Arm", "Design", "StudyRun", "design", "example", "study", "study_runs"]
 
 Progress = Callable[[str, str, int, int], None]
 """Called with (run, step that starts or "", runs done, total runs)."""
@@ -90,7 +91,18 @@ def study(
 def study_runs(
     plan: Design, out: Path, *, device: str = "auto", jobs: int = 1
 ) -> tuple[StudyRun, ...]:
-    """The runs of a study, in order of execution."""
+    """The runs of a study, in order of execution.
+
+    Raises:
+        UsageError: "output-exists": `out` is a file.
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError(
+            "is a file, not a folder",
+            path=out,
+            code="output-exists",
+            next_step="Choose another name.",
+        )
     return tuple(
         StudyRun(arm=arm, seed=seed, design=plan, out=out, device=device, jobs=jobs)
         for arm, seed in plan.runs

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from kidseg.study.measured import GRACE_S
+
 __all__ = ["Completed", "Launcher"]
 
 _MEASURED = Path(__file__).with_name("measured.py")
@@ -51,6 +53,8 @@ class Completed:
 class Launcher:
     """Starts commands, also in parallel, and can stop all of them.
 
+    They end with this process, however it ends: see `kidseg.study.measured`.
+
     Attributes:
         threads: of each process; None: the process decides.
     """
@@ -81,6 +85,10 @@ class Launcher:
                 [sys.executable, "-I", str(_MEASURED), str(result), *command], env, file
             )
             code = wrapper.wait()
+            assert wrapper.stdin is not None
+            wrapper.stdin.close()
+            if code < 0:  # the wrapper itself was killed, not the command
+                _signal(wrapper.pid, signal.SIGTERM)
             with self._lock:
                 self._groups.discard(wrapper.pid)
             if self._stopped:
@@ -102,8 +110,16 @@ class Launcher:
         with self._lock:
             self._stopped = True
             for group in self._groups:
-                with suppress(ProcessLookupError):  # it has just exited
-                    os.killpg(group, signal.SIGTERM)
+                _signal(group, signal.SIGTERM)
+        end = threading.Timer(GRACE_S, self._kill)
+        end.daemon = True
+        end.start()
+
+    def _kill(self) -> None:
+        """Kill the commands that have not ended."""
+        with self._lock:
+            for group in self._groups:
+                _signal(group, signal.SIGKILL)
 
     def _start(
         self, command: Sequence[str], env: dict[str, str], file: BinaryIO
@@ -114,10 +130,15 @@ class Launcher:
             process = subprocess.Popen(  # noqa: S603
                 command,
                 env=env,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # kept open as long as this process lives
                 stdout=subprocess.DEVNULL,
                 stderr=file,
                 start_new_session=True,
             )
             self._groups.add(process.pid)
         return process
+
+
+def _signal(group: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):  # it has just exited
+        os.killpg(group, number)

@@ -19,6 +19,7 @@ from kidseg.evaluate import evaluate
 from kidseg.io.atomic import write_json
 from kidseg.study.design import Arm, Design, digest
 from kidseg.study.process import Completed, Launcher
+from kidseg.train.record import RECORD
 
 __all__ = ["State", "StudyRun"]
 
@@ -133,7 +134,7 @@ class StudyRun:
 
     def _train(self, launcher: Launcher) -> None:
         stamp = _read_stamp(self.run)
-        resumed = (self.run / "config.toml").exists()
+        resumed = (self.run / RECORD).exists()
         begun = _stamp(self._inputs(), attempts=stamp.get("attempts", 0) + 1, jobs=self.jobs)
         _write_stamp(self.run, begun)
         data = self.design

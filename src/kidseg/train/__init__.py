@@ -2,7 +2,17 @@
 
 from kidseg.train.loop import Fitted, Run, fit
 from kidseg.train.material import make_store
+from kidseg.train.preview import planned_setup, preview
 from kidseg.train.run import train
 from kidseg.train.setup import Setup
 
-__all__ = ["Fitted", "Run", "Setup", "fit", "make_store", "train"]
+__all__ = [
+    "Fitted",
+    "Run",
+    "Setup",
+    "fit",
+    "make_store",
+    "planned_setup",
+    "preview",
+    "train",
+]

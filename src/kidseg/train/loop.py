@@ -9,27 +9,26 @@ reproducible; a resumed run continues from the time already spent.
 from __future__ import annotations
 
 import copy
-import json
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import Dataset
 
-from kidseg.checkpoint import load_state, save_state
 from kidseg.config import OptimizerConfig, StageConfig
 from kidseg.distributed import broadcast, share_norms
-from kidseg.errors import KidsegError, ModelError, ResourceError
-from kidseg.io.atomic import writing
+from kidseg.errors import ResourceError
 from kidseg.stage import Batch, Stage, TrainStep
+from kidseg.train.epochs import seconds_left
+from kidseg.train.finite import EpochLosses, finite_metrics
+from kidseg.train.prefetch import convert_killed_worker, prefetched
+from kidseg.train.resuming import Best, Checkpoint, Stopped, restore, save
 
 __all__ = ["Fitted", "Run", "fit"]
 
@@ -44,7 +43,9 @@ class Run:
         seed: of all random numbers.
         precision: "bf16" runs the forward passes under autocast; weights stay float32.
         resume: continue from the checkpoint in `folder`, if there is one.
-        on_epoch: called after each epoch with (stage, epochs done, total epochs, log line).
+        identity: digest of the settings and cases, which a checkpoint to resume from must have.
+        on_epoch: called after each epoch with (stage, epochs done, total epochs, log line and the
+            seconds left, "left_s").
         clock: returns seconds; measures time budgets.
         workers: processes that prefetch batches.
     """
@@ -54,6 +55,7 @@ class Run:
     seed: int = 0
     precision: Literal["fp32", "bf16"] = "fp32"
     resume: bool = False
+    identity: str = ""
     on_epoch: Callable[[str, int, int, Mapping[str, Any]], None] | None = None
     clock: Callable[[], float] = time.perf_counter
     workers: int = 0
@@ -71,23 +73,42 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
-    """Result of a stage: best epoch and its score, epochs run, seconds, reason for stopping."""
+    """Result of a stage.
+
+    Attributes:
+        epoch: the best one.
+        score: of that epoch.
+        epochs: that were run.
+        seconds: spent.
+        stopped: why it ended.
+        metrics: of the validation after the best epoch.
+    """
 
     epoch: int
     score: float
     epochs: int
     seconds: float
-    stopped: Literal["epochs", "patience", "budget"]
+    stopped: Stopped
+    metrics: Mapping[str, float]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain data, without the metrics."""
+        return {k: v for k, v in asdict(self).items() if k != "metrics"}
 
 
-def fit(stage: Stage, run: Run) -> Fitted:
+def fit(stage: Stage, run: Run, before: Sequence[str] = ()) -> Fitted:
     """Train a stage and load the weights of the best validation score into `stage.net`.
 
-    After each epoch, writes a line to log.jsonl and a checkpoint to resume from.
+    After each epoch, writes a checkpoint to resume from and a line to log.jsonl.
+
+    Args:
+        stage: to train.
+        run: settings; its folder.
+        before: names of the stages that were trained before this one.
 
     Raises:
-        ModelError: "loss-not-finite"; the message names epoch, step, losses and samples. Or the
-            checkpoint is damaged.
+        ModelError: "loss-not-finite"; the message names epoch, step, losses and samples; see
+            `kidseg.train.resuming.restore`.
         ResourceError: "out-of-memory" on the device; "worker-killed".
     """
     config, net = stage.config, stage.net.to(run.device)
@@ -95,68 +116,89 @@ def fit(stage: Stage, run: Run) -> Fitted:
         share_norms(net)
     frozen = freeze(net, stage.trainable)
     optimizer = _optimizer(net, config.optimizer)
-    state_file = run.folder / f"state-{stage.name}.pt"
-    first, best, spent, ended = _load_checkpoint(net, optimizer, state_file, run)
+    now = Checkpoint()
+    if run.resume:
+        now = restore(run.folder, run.identity, stage.name, (net, optimizer), before)
     called = DistributedDataParallel(net) if run.world > 1 else net
-    stopped = ended or _stop_reason(config, first, best, spent)
-    epoch = first - 1
+    # The time left in the budget of the run is not reproducible and may seem larger now, but later
+    # stages have been trained on the result of this one.
+    stopped: Stopped | None = "budget" if now.stopped == "budget" else None
+    stopped = stopped or _stop_reason(config, now.epoch + 1, now.best, now.seconds)
     while stopped is None:
-        epoch += 1
         start = run.clock()
-        rate = _set_rate(optimizer, config, epoch, spent)
+        epoch = now.epoch + 1
+        rate = _set_rate(optimizer, config, epoch, now.seconds)
         net.train()
         for module in frozen:
             module.train(False)
-        losses = _train_epoch(stage, run, called, optimizer, epoch)
+        losses = EpochLosses(stage.name, epoch, net)
+        means = _train_epoch(stage, run, called, optimizer, losses)
         net.eval()
-        with torch.no_grad():
-            metrics = stage.validate()
-        metrics, spent = broadcast((metrics, spent + run.clock() - start))
+        with torch.no_grad(), finite_metrics(losses) as metrics:
+            metrics.update(stage.validate())
+        metrics, spent = broadcast((metrics, now.seconds + run.clock() - start))
+        best = now.best
         if metrics["score"] > best.score:
-            best = _Best(epoch=epoch, score=metrics["score"], net=copy.deepcopy(net.state_dict()))
+            best = Best(epoch=epoch, score=metrics["score"], net=copy.deepcopy(net.state_dict()))
         line = {
             "stage": stage.name,
             "epoch": epoch,
             "rate": rate,
-            **_mean(losses, run),
+            **_mean(means, run),
             **{f"val_{name}": value for name, value in metrics.items()},
             "seconds": round(spent, 3),
         }
         stopped = _stop_reason(config, epoch + 1, best, spent)
+        lines = (*now.lines, line)
+        now = Checkpoint(epoch=epoch, seconds=spent, stopped=stopped, best=best, lines=lines)
         if run.rank == 0:
-            # The log before the checkpoint: after a kill in between, the epoch is trained again and
-            # its line replaced. In the other order, the line would be missing.
-            _log(run.folder / "log.jsonl", line)
-            _save_checkpoint(state_file, net, optimizer, (epoch, spent, stopped), best)
+            save(run.folder, run.identity, stage.name, (net, optimizer), now)
             if run.on_epoch is not None:
-                run.on_epoch(stage.name, epoch + 1, config.epochs, line)
-    if best.net is not None:
-        net.load_state_dict(best.net)
+                left_s = seconds_left(config, epoch + 1, spent)
+                run.on_epoch(stage.name, epoch + 1, config.epochs, {**line, "left_s": left_s})
+    if now.best.net is not None:
+        net.load_state_dict(now.best.net)
     net.eval()
     return Fitted(
-        epoch=best.epoch, score=best.score, epochs=epoch + 1, seconds=spent, stopped=stopped
+        epoch=now.best.epoch,
+        score=now.best.score,
+        epochs=now.epoch + 1,
+        seconds=now.seconds,
+        stopped=stopped,
+        metrics=_metrics_of(now),
     )
 
 
+def _metrics_of(checkpoint: Checkpoint) -> dict[str, float]:
+    """The validation metrics of the best epoch, from its line of the log."""
+    if checkpoint.best.net is None:
+        return {}
+    line = checkpoint.lines[checkpoint.best.epoch]
+    return {k.removeprefix("val_"): v for k, v in line.items() if k.startswith("val_")}
+
+
 def _train_epoch(
-    stage: Stage, run: Run, called: nn.Module, optimizer: torch.optim.Optimizer, epoch: int
+    stage: Stage,
+    run: Run,
+    called: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    losses: EpochLosses,
 ) -> dict[str, float]:
     """Run the optimizer steps of an epoch; the mean losses of this process."""
     clip_norm = stage.config.optimizer.clip_norm
-    losses = _Losses(stage.name, epoch)
-    with _convert_killed_worker(stage.name, epoch):
-        for index, batch in enumerate(batches(stage, run, epoch)):
-            torch.manual_seed(_seed(run.seed, stage.name, epoch, index))
-            with _convert_out_of_memory(run):
+    with convert_killed_worker(stage.name, losses.epoch):
+        for index, batch in enumerate(batches(stage, run, losses.epoch)):
+            torch.manual_seed(_seed(run.seed, stage.name, losses.epoch, index))
+            with _convert_out_of_memory(run), losses.step(batch.names):
                 on_device = batch.to(run.device)
                 with _autocast(run):
                     values = stage.loss(called, on_device)
-                losses.add(values, batch.names)
+                losses.add(values)
                 optimizer.zero_grad(set_to_none=True)
                 values["loss"].backward()  # type: ignore[no-untyped-call]
-            if clip_norm is not None:
-                nn.utils.clip_grad_norm_(stage.net.parameters(), clip_norm)
-            optimizer.step()
+                if clip_norm is not None:
+                    nn.utils.clip_grad_norm_(stage.net.parameters(), clip_norm)
+                optimizer.step()
     return losses.means()
 
 
@@ -169,46 +211,7 @@ def batches(stage: Stage, run: Run, epoch: int) -> Iterator[Batch]:
         )
         return created
 
-    if run.workers == 0:
-        yield from map(batch, range(stage.steps))
-        return
-    from torch.utils.data import DataLoader
-
-    for item in DataLoader(
-        _Batches(batch, stage.steps),
-        batch_size=None,
-        num_workers=run.workers,
-        # Stages cannot be pickled; with fork, workers share them and the memory-mapped voxels.
-        multiprocessing_context="fork",
-        prefetch_factor=2,
-    ):
-        if isinstance(item, _WorkerError):
-            raise item.kind(**item.attributes)
-        yield item
-
-
-@dataclass(frozen=True, kw_only=True)
-class _WorkerError:
-    """A KidsegError from a worker; DataLoader would keep only the text of the exception."""
-
-    kind: type[KidsegError]
-    attributes: dict[str, Any]
-
-
-class _Batches(Dataset[Batch | _WorkerError]):
-    """The batches of an epoch, by index."""
-
-    def __init__(self, batch: Callable[[int], Batch], count: int) -> None:
-        self.batch, self.count = batch, count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> Batch | _WorkerError:
-        try:
-            return self.batch(index)
-        except KidsegError as error:
-            return _WorkerError(kind=type(error), attributes=vars(error))
+    return prefetched(batch, stage.steps, run.workers)
 
 
 def freeze(net: nn.Module, trainable: Sequence[str] | None) -> list[nn.Module]:
@@ -241,101 +244,7 @@ def freeze(net: nn.Module, trainable: Sequence[str] | None) -> list[nn.Module]:
     ]
 
 
-class _Losses:
-    """The losses of an epoch, kept on the device: reading each would synchronise it every step."""
-
-    CHECK_INTERVAL = 32
-
-    def __init__(self, stage: str, epoch: int) -> None:
-        self.stage, self.epoch = stage, epoch
-        self.sums: dict[str, float] = {}
-        self.steps = 0
-        self.pending: list[tuple[dict[str, Tensor], tuple[str, ...]]] = []
-
-    def add(self, losses: Mapping[str, Tensor], names: tuple[str, ...]) -> None:
-        """Add the losses of a step, with the names of its samples."""
-        self.pending.append(({name: value.detach() for name, value in losses.items()}, names))
-        if losses["loss"].device.type == "cpu" or len(self.pending) == self.CHECK_INTERVAL:
-            self._flush()
-
-    def means(self) -> dict[str, float]:
-        """The means over all steps."""
-        self._flush()
-        return {name: total / self.steps for name, total in self.sums.items()}
-
-    def _flush(self) -> None:
-        """Check and sum the pending losses.
-
-        Raises:
-            ModelError: "loss-not-finite".
-        """
-        for losses, names in self.pending:
-            values = {name: float(value) for name, value in losses.items()}
-            if not math.isfinite(values["loss"]):
-                raise ModelError(
-                    f"the loss of stage '{self.stage}' is not finite in epoch {self.epoch}, step"
-                    f" {self.steps}: {values}; samples: {', '.join(names)}",
-                    next_step="Lower the learning rate, or use precision fp32; --resume continues "
-                    "from the last epoch.",
-                    code="loss-not-finite",
-                )
-            for name, value in values.items():
-                self.sums[name] = self.sums.get(name, 0.0) + value
-            self.steps += 1
-        self.pending.clear()
-
-
-def _load_checkpoint(
-    net: nn.Module, optimizer: torch.optim.Optimizer, file: Path, run: Run
-) -> tuple[int, _Best, float, Literal["budget"] | None]:
-    """Resume from a checkpoint, if there is one.
-
-    Returns the first epoch to train, the best epoch so far, seconds spent, and "budget" if the
-    budget ended the stage.
-    """
-    if not run.resume or (state := load_state(file, run.device)) is None:
-        return 0, _Best(), 0.0, None
-    net.load_state_dict(state["net"])
-    optimizer.load_state_dict(state["optimizer"])
-    best = _Best(epoch=state["best_epoch"], score=state["best_score"], net=state["best_net"])
-    # The time left in the budget of the run is not reproducible and may seem larger now, but later
-    # stages have been trained on the result of this one.
-    ended: Literal["budget"] | None = "budget" if state.get("stopped") == "budget" else None
-    return state["epoch"] + 1, best, state["seconds"], ended
-
-
-def _save_checkpoint(
-    file: Path,
-    net: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    position: tuple[int, float, str | None],
-    best: _Best,
-) -> None:
-    """Save a checkpoint; `position` is epoch, seconds spent and reason for stopping."""
-    epoch, seconds, stopped = position
-    state = {
-        "net": net.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "epoch": epoch,
-        "seconds": seconds,
-        "stopped": stopped,
-        "best_epoch": best.epoch,
-        "best_score": best.score,
-        "best_net": best.net,
-    }
-    save_state(state, file)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Best:
-    epoch: int = -1
-    score: float = -math.inf
-    net: dict[str, Tensor] | None = None
-
-
-def _stop_reason(
-    config: StageConfig, epochs: int, best: _Best, spent: float
-) -> Literal["epochs", "patience", "budget"] | None:
+def _stop_reason(config: StageConfig, epochs: int, best: Best, spent: float) -> Stopped | None:
     """The reason to stop after this number of epochs; None to continue."""
     if epochs >= config.epochs:
         return "epochs"
@@ -412,35 +321,3 @@ class _convert_out_of_memory(AbstractContextManager[None]):  # noqa: N801
                 next_step="Set a smaller batch_size, or use precision bf16.",
                 code="out-of-memory",
             ) from error
-
-
-class _convert_killed_worker(AbstractContextManager[None]):  # noqa: N801
-    """Convert the error for a killed worker to a ResourceError.
-
-    torch raises it from a signal handler, so at any point of this process, even in a forward pass.
-    """
-
-    def __init__(self, stage: str, epoch: int) -> None:
-        self.stage, self.epoch = stage, epoch
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        # Exceptions raised inside a worker also mention "DataLoader worker", but without "(pid".
-        if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid"):
-            raise ResourceError(
-                f"a worker that prefetches batches was killed in stage '{self.stage}', epoch"
-                f" {self.epoch}",
-                next_step="Usually memory ran out: set fewer workers, then continue with --resume.",
-                code="worker-killed",
-            ) from error
-
-
-def _log(file: Path, line: Mapping[str, Any]) -> None:
-    """Append a line; replace the line of the same epoch, which is trained again after a kill."""
-    lines = file.read_text().splitlines() if file.exists() else []
-    kept = []
-    for old in lines:
-        entry = json.loads(old)
-        if (entry["stage"], entry["epoch"]) != (line["stage"], line["epoch"]):
-            kept.append(old)
-    with writing(file, overwrite=True) as out:
-        out.write("".join(f"{entry}\n" for entry in [*kept, json.dumps(line)]).encode())

@@ -7,65 +7,43 @@ machines without scan readers.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from kidseg.cases import Case, Dataset, count_cyst, learned_labels, open_dataset
+from kidseg.cases.same_images import check_apart
 from kidseg.cohort.cohort import check_selection
 from kidseg.cohort.stored import SubjectRecipe, check_store
 from kidseg.cohort.subject import Material
 from kidseg.config import CohortConfig
 from kidseg.distributed import first_alone, rank
 from kidseg.errors import InputError, UsageError
-from kidseg.io.atomic import write_json, writing
-from kidseg.io.content import joint_sha256, sha256_of_all
+from kidseg.io.content import joint_sha256, sha256_of
 from kidseg.plan import Plan, fingerprint, plan
 from kidseg.splits import holdout
 from kidseg.store import Store, build_store, is_store, open_store
 from kidseg.store.files import source_files
+from kidseg.train.record import Cases, other_cases, recorded_cases, recorded_plan
 from kidseg.train.setup import ResolvedSetup, Setup, check_start, plan_from_model, resolve
 
-__all__ = ["STORE", "Cases", "Progress", "Request", "make_store", "training_store"]
+__all__ = [
+    "STORE",
+    "Progress",
+    "Request",
+    "cases_of_store",
+    "make_store",
+    "split_cases",
+    "training_store",
+]
 
 Progress = Callable[[str, int, int, Mapping[str, Any]], None]
 """Called with (name of the task or stage, done, total, log line of the epoch; {} for a task)."""
 
 STORE = "store"
 """Subfolder of a run for the store that a run from files creates."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cases:
-    """The training and validation cases of a run, and the hashes of their files."""
-
-    training: tuple[str, ...]
-    validation: tuple[str, ...]
-    sha256: Mapping[str, str]
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the names and contents of the training cases."""
-        text = json.dumps([(name, self.sha256[name]) for name in self.training])
-        return hashlib.sha256(text.encode()).hexdigest()
-
-    def as_dict(self) -> dict[str, Any]:
-        """As plain data, for JSON."""
-        return {**asdict(self), "digest": self.digest}
-
-    @classmethod
-    def of_store(cls, store: Store) -> Cases:
-        """The cases of a store; equal to those of the data set it was created from."""
-        training = set(store.plan.training)
-        return cls(
-            training=store.plan.training,
-            validation=tuple(case.id for case in store.cases if case.id not in training),
-            sha256={case.id: joint_sha256(s.sha256 for s in case.sources) for case in store.cases},
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +105,8 @@ def make_store(
 
     Raises:
         UsageError, InputError, ResourceError, ModelError: see `resolve`, `open_dataset`,
-            `fingerprint`, `holdout` and `build_store`; "bad-split", "unknown-case".
+            `fingerprint`, `holdout`, `build_store` and `cases_of_store`; "bad-split",
+            "unknown-case".
     """
     setup = setup or Setup()
     request = Request.of(setup, resolve(setup), progress)
@@ -136,6 +115,7 @@ def make_store(
     data = open_dataset(dataset)
     used = _select_cases(data, request)
     store = _build(data, used, _make_plan(data, used, request), Path(path), request)
+    used = cases_of_store(store)
     size = sum(file.stat().st_size for file in store.path.rglob("*") if file.is_file())
     return {
         "path": str(store.path),
@@ -146,22 +126,27 @@ def make_store(
 
 
 def training_store(
-    source: Path, out: Path, request: Request, settings: str, *, resume: bool
+    source: Path,
+    out: Path,
+    request: Request,
+    record: Callable[[Cases, Plan], object],
+    *,
+    resume: bool,
 ) -> tuple[Store, Cases]:
-    """Open or create the store to train from, and record plan and cases in the run folder.
+    """Open or create the store to train from.
 
     Args:
         source: a store; or a data set, from which a store is created in `out`.
         out: folder of the run.
         request: cases and preprocessing.
-        settings: the resolved settings, as in config.toml.
-        resume: `out` contains a run; its settings and cases must be the same.
+        record: called on rank 0 with the cases and the plan of a run that starts.
+        resume: `out` contains a run; its cases must be the same.
 
     Raises:
-        UsageError: "other-settings", "other-cases": the resumed run has others; "other-split": the
-            store has another split than requested; see `check_store` and `check_start`.
+        UsageError: "other-cases": the resumed run has others; "other-split": the store has another
+            split than requested; see `check_store` and `check_start`.
         InputError, ModelError, ResourceError: see `open_dataset`, `fingerprint`, `build_store`,
-            `open_store`.
+            `open_store`, `cases_of_store`.
     """
     if is_store(source):
         store = open_store(source, verify=rank() == 0)
@@ -169,31 +154,76 @@ def training_store(
             _check_start_labels(request.plan, store)
         planned = request.plan or store.plan
         check_store(store, request.material(planned), request.cohort.cyst)
-        used = Cases.of_store(store)
-        _check_split(request, used, source)
+        used = cases_of_store(store)
         if resume:
-            _check_resumed(out, settings, used, request.setup.seed)
-            if _recorded_plan(out).digest != store.plan.digest:
-                raise _other_cases(out / "plan.json")
-        elif rank() == 0:
-            _record(out, settings, used, store.plan, request.setup.seed)
+            same_plan = recorded_plan(out).digest == store.plan.digest
+            if used != recorded_cases(out) or not same_plan:
+                raise other_cases(out)
+        else:
+            _check_split(request, used, source)
+            if rank() == 0:
+                record(used, store.plan)
         return store, used
     with first_alone() as first:
         if first:
             data = open_dataset(source)
-            used = _select_cases(data, request)
             if resume:
-                _check_resumed(out, settings, used, request.setup.seed)
-                planned = _recorded_plan(out)
+                used = recorded_cases(out)
+                if set(used.sha256) - set(data.by_id) or _hashed(data, used) != used:
+                    raise other_cases(out)
+                planned = recorded_plan(out)
             else:
+                used = _select_cases(data, request)
                 planned = _make_plan(data, used, request)
-                _record(out, settings, used, planned, request.setup.seed)
-            _build(data, used, planned, out / STORE, request)
+                record(used, planned)
+            # The folder may be found elsewhere when the run is resumed; the cases are compared.
+            _build(replace(data, name=STORE), used, planned, out / STORE, request)
     store = open_store(out / STORE, verify=False)
-    return store, Cases.of_store(store)
+    return store, cases_of_store(store)
+
+
+def cases_of_store(store: Store) -> Cases:
+    """The cases of a store; equal to those of the data set it was created from.
+
+    Raises:
+        InputError: "same-image": in training and validation, whatever the format of its files.
+    """
+    training = set(store.plan.training)
+    validation = tuple(case.id for case in store.cases if case.id not in training)
+    images = {case.id: case.image_sha256 for case in store.cases}
+    check_apart(images, store.plan.training, validation, store.path)
+    return Cases(
+        training=store.plan.training,
+        validation=validation,
+        sha256={case.id: joint_sha256(s.sha256 for s in case.sources) for case in store.cases},
+    )
 
 
 def _select_cases(data: Dataset, request: Request) -> Cases:
+    training, held_out = split_cases(data, request)
+    return _hashed(data, Cases(training=training, validation=held_out, sha256={}))
+
+
+def _hashed(data: Dataset, used: Cases) -> Cases:
+    """The cases with the hashes of their files in the data set.
+
+    Raises:
+        InputError: "same-image": in training and validation.
+    """
+    names = (*used.training, *used.validation)
+    digests = {name: _digests(data.by_id[name]) for name in names}
+    images = {name: image for name, (image, _) in digests.items()}
+    check_apart(images, used.training, used.validation, data.root)
+    return replace(used, sha256={name: joint for name, (_, joint) in digests.items()})
+
+
+def split_cases(data: Dataset, request: Request) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The ids of the training and validation cases of a request.
+
+    Raises:
+        UsageError: "unknown-case"; "bad-split": a patient would be in both parts, or one is empty.
+        InputError: see `holdout`.
+    """
     known = data.by_id
     cases, validation = request.setup.cases, request.setup.validation
     if unknown := {*(cases or ()), *(validation or ())} - set(known):
@@ -205,7 +235,7 @@ def _select_cases(data: Dataset, request: Request) -> Cases:
     selected = [case for case in data.cases if cases is None or case.id in cases]
     if validation is None:
         share = request.cohort.validation_share
-        parts = holdout(selected, test_fraction=share, seed=request.setup.seed)
+        parts = holdout(selected, test_fraction=share, seed=request.setup.seed or 0)
         training, held_out = parts.train, parts.test
     else:
         held_out = tuple(sorted(validation))
@@ -218,8 +248,7 @@ def _select_cases(data: Dataset, request: Request) -> Cases:
             else "training and validation need at least one case each"
         )
         raise UsageError(cause, path=data.root, code="bad-split")
-    digests = {name: _digest(known[name]) for name in (*training, *held_out)}
-    return Cases(training=training, validation=held_out, sha256=digests)
+    return training, held_out
 
 
 def _make_plan(data: Dataset, used: Cases, request: Request) -> Plan:
@@ -309,49 +338,11 @@ def _check_start_labels(start: Plan, store: Store) -> None:
             )
 
 
-def _check_resumed(out: Path, settings: str, used: Cases, seed: int) -> None:
-    if (out / "config.toml").read_text() != settings:
-        raise UsageError(
-            "the run was started with other settings",
-            path=out / "config.toml",
-            code="other-settings",
-            next_step="Resume with the same preset, file and overrides.",
-        )
-    noted = json.loads((out / "cases.json").read_text())
-    known = noted.pop("seed", seed)  # runs of earlier versions note none
-    if noted != json.loads(json.dumps(used.as_dict())):
-        raise _other_cases(out / "cases.json")
-    if known != seed:
-        raise UsageError(
-            f"the run was started with seed {known}, not {seed}",
-            path=out / "cases.json",
-            code="other-settings",
-            next_step=f"Resume with --seed {known}.",
-        )
+def _digests(case: Case) -> tuple[str, str]:
+    """SHA-256 of the contents of a case's images, and of all its files.
 
-
-def _other_cases(path: Path) -> UsageError:
-    return UsageError(
-        "the run was started with other cases, or their files have changed",
-        path=path,
-        code="other-cases",
-        next_step="Resume with the same data set, split and seed.",
-    )
-
-
-def _recorded_plan(out: Path) -> Plan:
-    return Plan.from_dict(json.loads((out / "plan.json").read_text()))
-
-
-def _record(out: Path, settings: str, used: Cases, planned: Plan, seed: int) -> None:
-    cases = {**used.as_dict(), "seed": seed}
-    for name, content in (("plan.json", planned.as_dict()), ("cases.json", cases)):
-        write_json(out / name, content, overwrite=True)
-    # Last: only a run with config.toml can be resumed.
-    with writing(out / "config.toml", overwrite=True) as file:
-        file.write(settings.encode())
-
-
-def _digest(case: Case) -> str:
-    """SHA-256 of the contents of a case's files; a file with several channels counts once."""
-    return sha256_of_all(source_files(case))
+    A file with several channels counts once.
+    """
+    each = [sha256_of(file) for file in source_files(case)]
+    n_images = len(source_files(replace(case, labels=None)))
+    return joint_sha256(each[:n_images]), joint_sha256(each)

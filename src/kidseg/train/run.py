@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -21,38 +20,41 @@ from kidseg.checkpoint import save_model
 from kidseg.cohort.cohort import Cohort, gather_cohort
 from kidseg.cohort.subject import Subject
 from kidseg.cohort.training_range import training_range
-from kidseg.config import MethodConfig, dump
+from kidseg.config import MethodConfig
 from kidseg.device import Device, choose_device, tune_allocator
 from kidseg.distributed import broadcast, joined, local_device, rank
 from kidseg.errors import Finding, InputError, UsageError
 from kidseg.io.atomic import write_json
-from kidseg.io.content import sha256_of
+from kidseg.io.output import check_output_folder
 from kidseg.labels import unclear_labels
 from kidseg.methods import Method
 from kidseg.pipeline import advance
 from kidseg.provenance import provenance
 from kidseg.stage import Stage
 from kidseg.train.curves import draw_curves
+from kidseg.train.epochs import group_metrics
 from kidseg.train.loop import Fitted, Run, fit
-from kidseg.train.material import STORE, Cases, Progress, Request, training_store
+from kidseg.train.material import STORE, Progress, Request, training_store
+from kidseg.train.record import RECORD, START, Cases, read_record, resumed_setup, write_record
+from kidseg.train.resuming import LOG
 from kidseg.train.setup import ResolvedSetup, Setup, resolve
-from kidseg.train.tuning import LoadedWeights, load_weights, select_trainable
+from kidseg.train.tuning import LoadedWeights, check_tune, load_weights, select_trainable
 
 __all__ = ["train"]
 
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 """Clocks for the times and budgets of a run, by the setting `budget_clock`."""
 
-_START, _START_RECORD = "start.safetensors", "start.json"
-
 _OUTPUTS = (
-    _START,
-    _START_RECORD,
+    RECORD,  # first: without it there is no run to resume
+    LOG,
     "model.safetensors",
-    "log.jsonl",
     "config.toml",
     "plan.json",
     "cases.json",
+    START,
+    "summary.json",
+    "curves.png",
 )
 
 
@@ -69,10 +71,10 @@ def train(
     """Train a method on a data set, or on a store created by `make_store`.
 
     Writes into `out`: config.toml (resolved settings), cases.json (cases and their hashes),
-    plan.json, log.jsonl (a line per epoch), state-*.pt (checkpoints), model.safetensors, curves.png
-    and summary.json; with fine-tuning also start.safetensors and start.json. Under torchrun each
-    batch is split across the processes. From files, the cases are first preprocessed into a store
-    in `out`, which is removed at the end.
+    plan.json, run.json (seals these three), log.jsonl (a line per epoch), state-*.safetensors
+    (checkpoints), model.safetensors, curves.png and summary.json; with fine-tuning also
+    start.safetensors. Under torchrun each batch is split across the processes. From files, the
+    cases are first preprocessed into a store in `out`, which is removed at the end.
 
     From a store it needs only torch, numpy, safetensors, pydantic and tomli_w, no scan readers.
     Without matplotlib, no curves are plotted, and a finding says so.
@@ -81,7 +83,8 @@ def train(
         dataset: folder in any layout of `kidseg.cases`; or a store.
         out: folder to create.
         setup: method, settings, cases, seed; model to fine-tune.
-        resume: continue the run in `out` from its checkpoints, with the same setup.
+        resume: continue the run in `out` from its checkpoints; the setup is that of the run, and
+            what is given must not differ from it.
         overwrite: remove the run in `out`.
         device: "auto", "cpu", "cuda", "cuda:N", "mps".
         progress: called with the progress.
@@ -92,37 +95,46 @@ def train(
     Raises:
         UsageError: "output-exists", "in-use" (another run uses the folder), "nothing-to-resume",
             "other-settings" and "other-cases" (the resumed run has others), unknown names;
+            "other-folder": `out` contains other things than a run;
             "store-of-other-settings", "other-split": the store does not match the request; see
             `resolve`, `load_weights` and `select_trainable`.
         InputError: see `open_dataset`, `fingerprint`, `holdout` and `build_store`.
-        ModelError, ResourceError: see `fit`.
+        ModelError, ResourceError: see `fit` and `read_record`.
     """
     out = Path(out)
-    setup = _resumed_setup(out, setup or Setup()) if resume else setup or Setup()
-    resolved = resolve(setup)
-    config = resolved.config
-    if not resume:
+    setup = setup or Setup()
+    record = None
+    if resume:
+        record = read_record(out)
+        setup = resumed_setup(out, record, setup)
+    else:
+        check_output_folder(out, "a training run")
         _check_start(out, setup)
+    resolved = resolve(setup)
+    check_tune(resolved.method, resolved.config, resolved.plan, setup.tune or "all")
+    config = resolved.config
     tune_allocator()
     hardware = choose_device(local_device(device), config.precision)
     clock = CLOCKS[config.budget_clock]
     start = clock()
     with joined(hardware.torch), _locked(out, resume=resume, overwrite=overwrite):
-        if rank() == 0 and not resume:
-            _record_start(out, setup, resolved)  # before config.toml, which marks a resumable run
         request = Request.of(setup, resolved, progress)
-        store, used = training_store(Path(dataset), out, request, dump(config), resume=resume)
+        write = partial(write_record, out, setup, resolved)
+        store, used = training_store(Path(dataset), out, request, write, resume=resume)
+        record = record or broadcast(read_record(out) if rank() == 0 else None)
+        assert record is not None
         cohort = gather_cohort(store, request.cohort, request.material, resolved.plan)
         method = resolved.method.build(
-            config, cohort.target, cohort.plan, seed=setup.seed, device=hardware
+            config, cohort.target, cohort.plan, seed=record.seed, device=hardware
         )
         loaded = None if resolved.start is None else load_weights(method, resolved.start.parts)
         run = Run(
             folder=out,
             device=hardware.torch,
-            seed=setup.seed,
+            seed=record.seed,
             precision=hardware.precision,
             resume=resume,
+            identity=record.digest,
             on_epoch=request.on_progress,
             clock=clock,
             workers=_workers(config, hardware),
@@ -131,14 +143,14 @@ def train(
             method,
             cohort,
             run,
-            partial(select_trainable, method=method, tune=setup.tune, loaded=loaded),
+            partial(select_trainable, method=method, tune=record.tune, loaded=loaded),
             start,
         )
         findings = (*unclear_labels(cohort.schema, dataset), *cohort.findings)
         summary: dict[str, Any] = {
             "method": method.name,
             "preset": setup.preset,
-            "seed": setup.seed,
+            "seed": record.seed,
             "device": str(hardware.torch),
             "precision": hardware.precision,
             "processes": run.world,
@@ -149,9 +161,8 @@ def train(
             },
             "start": _start_summary(resolved, setup, loaded),
             "findings": [finding.as_dict() for finding in findings],
-            "stages": {name: asdict(result) for name, result in fitted.items()},
-            # Only rank 0 is sure to find the complete log.
-            "validation": broadcast(_best_metrics(out, fitted) if run.rank == 0 else {}),
+            "stages": {name: result.as_dict() for name, result in fitted.items()},
+            "validation": {name: group_metrics(r.metrics) for name, r in fitted.items()},
             "seconds": seconds,
             "peak_memory_mb": _peak_memory_mb(hardware),
             **provenance(),
@@ -172,7 +183,7 @@ def _start_summary(
         return None
     return {
         "sha256": resolved.start.sha256,
-        "tune": setup.tune,
+        "tune": setup.tune or "all",
         **loaded.as_dict(),
         "text": str(loaded),
     }
@@ -196,7 +207,7 @@ def _fit_stages(
         spent = outside_s + sum(result.seconds for result in fitted.values())
         selected = select(stage)
         if selected is not None:
-            fitted[stage.name] = fit(_limited(selected, budget_s, spent), run)
+            fitted[stage.name] = fit(_limited(selected, budget_s, spent), run, tuple(fitted))
         mark = run.clock()
     return fitted, {"prepare": ready_s, **{name: fitted[name].seconds for name in fitted}}
 
@@ -212,42 +223,6 @@ def _check_start(out: Path, setup: Setup) -> None:
             code="output-exists",
             next_step="Choose another folder.",
         )
-
-
-def _record_start(out: Path, setup: Setup, resolved: ResolvedSetup) -> None:
-    """Copy the model to fine-tune into the run folder, so that the run can be resumed."""
-    if resolved.start is None or setup.start is None:
-        return
-    shutil.copyfile(setup.start, out / _START)
-    record = {"path": str(setup.start), "sha256": resolved.start.sha256, "tune": setup.tune}
-    write_json(out / _START_RECORD, record, overwrite=True)
-
-
-def _resumed_setup(out: Path, setup: Setup) -> Setup:
-    """The setup with the start model of the run to resume.
-
-    Raises:
-        UsageError: "other-settings": the setup has another start model or `tune`.
-    """
-    if not (out / _START_RECORD).exists():
-        if setup.start is not None and (out / "config.toml").exists():
-            raise UsageError(
-                "the run was not started from a model",
-                path=out,
-                code="other-settings",
-                next_step="Resume without --from.",
-            )
-        return setup
-    record = json.loads((out / _START_RECORD).read_text())
-    requested = None if setup.start is None else sha256_of(setup.start)
-    if requested not in (None, record["sha256"]) or setup.tune not in ("all", record["tune"]):
-        raise UsageError(
-            f"the run was started from {record['path']} with tune '{record['tune']}'",
-            path=out / _START_RECORD,
-            code="other-settings",
-            next_step="Resume with the same --from and --tune, or without both.",
-        )
-    return replace(setup, start=out / _START, tune=record["tune"])
 
 
 def _workers(config: MethodConfig, hardware: Device) -> int:
@@ -318,20 +293,6 @@ def _figures(method: Method, subject: Subject) -> Mapping[str, float]:
     return method.report(subject, advance(subject.image, list(steps))).figures
 
 
-def _best_metrics(out: Path, fitted: Mapping[str, Fitted]) -> dict[str, dict[str, Any]]:
-    """Validation metrics of each stage's best epoch, from the log; "dice" holds those by region."""
-    metrics: dict[str, dict[str, Any]] = {}
-    for text in (out / "log.jsonl").read_text().splitlines():
-        line = json.loads(text)
-        result = fitted.get(line["stage"])
-        if result is not None and line["epoch"] == result.epoch:
-            found = {k.removeprefix("val_"): v for k, v in line.items() if k.startswith("val_")}
-            dice = {k.removeprefix("dice_"): v for k, v in found.items() if k.startswith("dice_")}
-            others = {k: v for k, v in found.items() if not k.startswith("dice_")}
-            metrics[line["stage"]] = {**others, "dice": dice} if dice else others
-    return metrics
-
-
 @contextmanager
 def _locked(out: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
     """Create or check the run folder, and lock it against a second run."""
@@ -341,15 +302,9 @@ def _locked(out: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
         return
     import fcntl
 
-    if resume and not (out / "config.toml").exists():
-        raise UsageError(
-            "there is no run to resume",
-            path=out,
-            code="nothing-to-resume",
-            next_step="Train without --resume.",
-        )
+    is_new = not out.exists()
     existing = [out / name for name in _OUTPUTS if (out / name).exists()]
-    existing += sorted(out.glob("state-*.pt")) if out.is_dir() else []
+    existing += sorted(out.glob("state-*.safetensors")) if out.is_dir() else []
     if existing and not (resume or overwrite):
         raise UsageError(
             f"{existing[0].name} already exists",
@@ -380,7 +335,20 @@ def _locked(out: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
             shutil.rmtree(out / STORE, ignore_errors=True)
         if dist.is_initialized():
             dist.barrier()
-        yield
+        try:
+            yield
+        except BaseException:
+            if not (out / RECORD).exists():
+                _remove_unrecorded(out, is_new)
+            raise
+
+
+def _remove_unrecorded(out: Path, is_new: bool) -> None:
+    """Remove what a run has written that ended before it could be resumed."""
+    for name in (*_OUTPUTS, ".lock"):
+        (out / name).unlink(missing_ok=True)
+    if is_new and not any(out.iterdir()):
+        out.rmdir()
 
 
 def _draw(out: Path) -> list[Finding]:

@@ -29,12 +29,12 @@ class Setup:
         start: a model file to fine-tune: provides the weights, the plan and the default settings.
         tune: parameters to train: "all", "decoder", "ends" (the first two blocks of the encoder and
             the last two of the decoder), or comma-separated glob patterns of parameter names
-            ("segment.decode.*").
+            ("segment.decode.*"); None: "all".
         cases: ids of the only cases to train and validate on; None: all labelled cases, or the
             store's.
         validation: ids of the validation cases; None: a stratified share of the patients, or the
             store's.
-        seed: of all random numbers, including the split.
+        seed: of all random numbers, including the split; None: 0, or that of the run to resume.
         jobs: processes that read the data set.
     """
 
@@ -43,10 +43,10 @@ class Setup:
     config_file: Path | None = None
     overrides: Sequence[str] = ()
     start: Path | None = None
-    tune: str = "all"
+    tune: str | None = None
     cases: Sequence[str] | None = None
     validation: Sequence[str] | None = None
-    seed: int = 0
+    seed: int | None = None
     jobs: int = 1
 
 
@@ -77,7 +77,7 @@ def resolve(setup: Setup) -> ResolvedSetup:
         ModelError: see `load_model`; "damaged-model".
     """
     if setup.start is None:
-        if setup.tune != "all":
+        if setup.tune not in (None, "all"):
             raise UsageError(
                 "tune requires a model to fine-tune",
                 code="tune-without-model",

@@ -10,11 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kidseg.device import choose_device
 from kidseg.errors import UsageError
+from kidseg.labels import KIDNEY_TUMOUR, Target
 from kidseg.methods import Method
+from kidseg.plan import Plan
 from kidseg.stage import Stage
 
-__all__ = ["LoadedWeights", "load_weights", "select_trainable"]
+__all__ = ["LoadedWeights", "check_tune", "load_weights", "select_trainable"]
 
 _REGIMES = {
     "all": ("*",),
@@ -122,20 +125,7 @@ def select_trainable(
     """
     if tune == "all":
         return stage
-    patterns = _REGIMES.get(tune) or tuple(part.strip() for part in tune.split(","))
-    selected = {
-        id(parameter)
-        for part, net in method.parts.items()
-        for name, parameter in net.named_parameters()
-        if any(fnmatchcase(f"{part}.{name}", pattern) for pattern in patterns)
-    }
-    if not selected:
-        raise UsageError(
-            f"no parameter name matches '{tune}'",
-            code="nothing-to-tune",
-            next_step=f"Choose {', '.join(_REGIMES)}, or patterns of names such as "
-            f"{_first_name(method.parts)}.",
-        )
+    selected = _selected(method.parts, tune)
     new = set() if loaded is None else {*loaded.fresh, *loaded.reshaped}
     selected |= {
         id(parameter)
@@ -145,6 +135,50 @@ def select_trainable(
     }
     names = tuple(name for name, p in stage.net.named_parameters() if id(p) in selected)
     return replace(stage, trainable=names) if names else None
+
+
+def check_tune(method: type[Method], config: Any, plan: Plan | None, tune: str) -> None:
+    """Check that something is selected for training, before the data set is read.
+
+    The names of the parameters do not depend on the data set.
+
+    Args:
+        method: to train.
+        config: its settings.
+        plan: of the model to fine-tune; None: without one, everything is trained.
+        tune: see `kidseg.train.setup.Setup`.
+
+    Raises:
+        UsageError: "nothing-to-tune".
+    """
+    if plan is None or tune == "all":
+        return
+    target = Target.of_labels(KIDNEY_TUMOUR)
+    device = choose_device("cpu", "fp32")
+    _selected(method.build(config, target, plan, device=device).parts, tune)
+
+
+def _selected(parts: Mapping[str, nn.Module], tune: str) -> set[int]:
+    """Identities of the parameters whose names match.
+
+    Raises:
+        UsageError: "nothing-to-tune".
+    """
+    patterns = _REGIMES.get(tune) or tuple(part.strip() for part in tune.split(","))
+    selected = {
+        id(parameter)
+        for part, net in parts.items()
+        for name, parameter in net.named_parameters()
+        if any(fnmatchcase(f"{part}.{name}", pattern) for pattern in patterns)
+    }
+    if not selected:
+        raise UsageError(
+            f"no parameter name matches '{tune}'",
+            code="nothing-to-tune",
+            next_step=f"Choose {', '.join(_REGIMES)}, or patterns of names such as "
+            f"{_first_name(parts)}.",
+        )
+    return selected
 
 
 def _first_name(parts: Mapping[str, nn.Module]) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from kidseg.errors import DivergedError
 from kidseg.geometry import Grid, Slices, Volume, sampled
 from kidseg.intensity import AIR_HU, Scaling, as_input
 
@@ -49,9 +50,17 @@ def masks_on(masks: Volume | Slices, grid: Grid, count: int) -> Tensor:
 
 
 def outputs_of(net: nn.Module, view: Tensor) -> Tensor:
-    """Outputs of a localisation network in float32; bfloat16 is too coarse for an angle."""
+    """Outputs of a localisation network in float32; bfloat16 is too coarse for an angle.
+
+    Raises:
+        DivergedError: "not-finite": no grid can be placed by them.
+    """
     with torch.autocast(view.device.type, enabled=False):
         out: Tensor = net(view)
+    if not bool(out.isfinite().all()):
+        raise DivergedError(
+            "the output of a localisation network is NaN or infinite", code="not-finite"
+        )
     return out
 
 

@@ -54,10 +54,10 @@ class ScanReport:
         """For people; see `volumes_text`."""
         return volumes_text(self.done, self.failed, out)
 
-    def interrupted(self, out: Path) -> str:
-        """What is kept of an interrupted batch, and how it goes on."""
+    def kept(self, out: Path) -> str:
+        """What is kept of a stopped batch, and how it goes on."""
         return (
-            f"interrupted; {len(self.done)} scan(s) are segmented and recorded in {out}."
+            f"{len(self.done)} scan(s) are segmented and recorded in {out}."
             " Run the same command with --resume to go on."
         )
 

@@ -1,0 +1,73 @@
+"""Paths in the description of a data set, and what is at them."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path, PureWindowsPath
+
+from kidseg.errors import InputError
+
+__all__ = ["problem_at", "stated_path", "visible"]
+
+_VARIABLE = re.compile(r"\$(\w+|\{[^}]*\})", re.ASCII)
+_SHOWN = 60
+_LONGEST = 255  # bytes of a name, on all usual file systems
+
+
+def stated_path(root: Path, text: str, described: Path, *, variables: bool = False) -> Path:
+    r"""A path that a dataset.json states, absolute or relative to the data set.
+
+    A backslash is part of a name where such a file exists, else a separator: `.\imagesTr\a.nii.gz`
+    was written on Windows.
+
+    Args:
+        root: of the data set.
+        text: the path as stated.
+        described: the file that states it.
+        variables: expand environment variables, `$NAME` and `${NAME}`.
+
+    Raises:
+        InputError: "bad-dataset-json": not a possible path; "unset-variable".
+    """
+    shown = f"'{text[:_SHOWN]}{'...' if len(text) > _SHOWN else ''}'"
+    parts = PureWindowsPath(text).parts
+    if not text.strip() or "\0" in text or any(len(os.fsencode(p)) > _LONGEST for p in parts):
+        raise InputError(
+            f"{shown} is not a possible file name",
+            path=described,
+            code="bad-dataset-json",
+            next_step="Fix the file, or download it again.",
+        )
+    if variables:
+        names = [name.strip("{}") for name in _VARIABLE.findall(text)]
+        if unset := [name for name in names if name not in os.environ]:
+            raise InputError(
+                f"the environment variable {unset[0]} in {shown} is not set",
+                path=described,
+                code="unset-variable",
+                next_step="Set it, or state the path without variables.",
+            )
+        text = os.path.expandvars(text)
+    path = Path(os.path.normpath(root / text))
+    if "\\" in text and problem_at(path) is not None:
+        return Path(os.path.normpath(root / PureWindowsPath(text).as_posix()))
+    return path
+
+
+def problem_at(path: Path) -> str | None:
+    """Why there is no file or folder at a path, as the system says it; None if there is one."""
+    try:
+        path.stat()
+    except OSError as error:
+        return error.strerror or "cannot be read"
+    except ValueError as error:  # NUL, or characters that the system's encoding lacks
+        return str(error)
+    return None
+
+
+def visible(folder: Path) -> list[Path]:
+    """Sorted contents of a folder, without hidden files (macOS's "._" too); [] if missing."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))

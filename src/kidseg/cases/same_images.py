@@ -1,0 +1,77 @@
+"""Cases that contain the same image: a model that trained on one would be tested on it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Mapping
+
+import numpy as np
+
+from kidseg.cases.case import Case
+from kidseg.errors import Finding, InputError
+from kidseg.geometry import Volume
+
+__all__ = ["check_apart", "same_image_findings", "voxels_sha256"]
+
+
+def voxels_sha256(volume: Volume) -> str:
+    """SHA-256 of shape and values, whatever the format, compression and type of the file."""
+    digest = hashlib.sha256(repr(volume.grid.shape).encode())
+    for plane in volume.data.flatten(0, 1):
+        digest.update(np.ascontiguousarray(plane.numpy(), dtype=np.float32).data)
+    return digest.hexdigest()
+
+
+def same_image_findings(digests: Mapping[Case, str]) -> tuple[Finding, ...]:
+    """Findings "same-image" about cases with equal digests of their images.
+
+    Errors between training and test cases and between patients; a warning for two cases of one
+    patient, which stay together in every split.
+    """
+    by_digest: dict[str, list[Case]] = {}
+    for case, digest in digests.items():
+        by_digest.setdefault(digest, []).append(case)
+    return tuple(
+        _finding(first, other) for first, *others in by_digest.values() for other in others
+    )
+
+
+def check_apart(
+    digests: Mapping[str, str], training: Collection[str], validation: Collection[str], path: object
+) -> None:
+    """Check that no image is in training and validation under two names.
+
+    Args:
+        digests: {case id: digest of its images}.
+        training: case ids.
+        validation: case ids.
+        path: of the data set or store.
+
+    Raises:
+        InputError: "same-image", with both names.
+    """
+    trained = {digests[case]: case for case in sorted(training, reverse=True)}
+    for case in sorted(validation):
+        if (other := trained.get(digests[case])) is not None:
+            raise InputError(
+                f"cases '{other}' (training) and '{case}' (validation) contain the same image",
+                path=str(path),
+                code="same-image",
+                next_step="Remove one of the two, or assign both to one patient in patients.csv.",
+            )
+
+
+def _finding(first: Case, other: Case) -> Finding:
+    crossed = (first.labels is None) != (other.labels is None)
+    harmless = not crossed and first.patient == other.patient
+    return Finding(
+        code="same-image",
+        path=str(other.images[0]),
+        cause=f"cases '{first.id}' and '{other.id}' contain the same image: same voxels as "
+        f"{first.images[0]}"
+        + (", and one is a training case, the other a test case" if crossed else ""),
+        next_step="Remove one of the two."
+        if crossed or harmless
+        else "Remove one of the two, or assign both to one patient in patients.csv.",
+        severity="warning" if harmless else "error",
+    )

@@ -1,0 +1,136 @@
+"""Segmentations of 3D Slicer (`.seg.nrrd`): a label volume whose header names its segments.
+
+A segment has a name and a value. The values are arbitrary, so a segment counts as the label that
+its name states, whatever its value.
+
+Source: 3D Slicer, "Segmentations: Segmentation file format",
+https://slicer.readthedocs.io/en/latest/developer_guide/modules/segmentations.html.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kidseg.errors import InputError
+from kidseg.io import kind_of
+from kidseg.labels import Meaning
+from kidseg.meaning import meaning_of, side_of
+
+__all__ = ["Segment", "labels_of_segments", "segments_of"]
+
+_FIELD = re.compile(r"Segment(\d+)_(Name|LabelValue|Layer):=(.*)")
+_IGNORE = "ignore"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """One segment: its name, and its value in the voxels."""
+
+    name: str
+    value: int
+
+
+def segments_of(path: Path) -> tuple[Segment, ...]:
+    """The segments that the header of a file names; () if it is not a segmentation of 3D Slicer.
+
+    Raises:
+        InputError: "overlapping-segments": they are stored in several layers; "bad-segment": a
+            value is not an integer in 1..255, or two segments share one; "bad-header".
+    """
+    from kidseg.io.voxels import text_header
+
+    if kind_of(path) != "nrrd":
+        return ()
+    lines, _ = text_header(path, b"")
+    fields: dict[int, dict[str, str]] = {}
+    for line in lines:
+        if match := _FIELD.fullmatch(line):
+            fields.setdefault(int(match[1]), {})[match[2]] = match[3].strip()
+    named = [fields[number] for number in sorted(fields)]
+    # Early versions of 3D Slicer store each segment in a layer of its own, without a value.
+    layers = [entry.get("Layer", str(k)) for k, entry in enumerate(named)]
+    if "".join(entry.get("LabelValue", "") for entry in named):
+        layers = [entry.get("Layer", "0") for entry in named]
+    if len(set(layers)) > 1:
+        names = ", ".join(entry.get("Name", "") for entry in named)
+        raise InputError(
+            f"its segments are stored in {len(set(layers))} layers, because they overlap: {names}",
+            path=path,
+            code="overlapping-segments",
+            next_step="In 3D Slicer, export the segmentation as a label volume, in which each "
+            "voxel belongs to one segment.",
+        )
+    segments = tuple(_segment(entry, path) for entry in named)
+    values = [segment.value for segment in segments]
+    if len(set(values)) != len(values):
+        raise _bad(f"two of its segments have the same value: {values}", path)
+    return segments
+
+
+def labels_of_segments(
+    segments: Iterable[Segment],
+    names: Mapping[int, str],
+    meanings: Mapping[int, Meaning | None],
+    path: Path,
+    ignore_label: int | None = None,
+) -> dict[int, int]:
+    """{value of a segment: label}, by name, or by what the name means (`kidseg.meaning`).
+
+    Args:
+        segments: to find labels for.
+        names: {label: name}.
+        meanings: {label: what it means}.
+        path: the file.
+        ignore_label: the label of a segment named "ignore".
+
+    Raises:
+        InputError: "unknown-segment": a name states none of the labels, or several.
+    """
+    found = {}
+    for segment in segments:
+        labels = _labels_named(segment.name, names, meanings)
+        if ignore_label is not None and segment.name.casefold() == _IGNORE:
+            labels = [ignore_label]
+        if len(labels) != 1:
+            known = ", ".join(f"{number} {name}" for number, name in sorted(names.items()))
+            raise InputError(
+                f"its segment '{segment.name}' is "
+                + ("several labels at once" if labels else "none of the labels")
+                + f": {known}",
+                path=path,
+                code="unknown-segment",
+                next_step="Rename the segment in 3D Slicer to one of these names, or remove it.",
+            )
+        found[segment.value] = labels[0]
+    return found
+
+
+def _labels_named(
+    name: str, names: Mapping[int, str], meanings: Mapping[int, Meaning | None]
+) -> Sequence[int]:
+    same = [number for number, other in names.items() if other.casefold() == name.casefold()]
+    if same or (meaning := meaning_of(name)) is None:
+        return same
+    alike = [number for number in names if meanings.get(number) == meaning]
+    on_side = [number for number in alike if side_of(names[number]) == side_of(name)]
+    return alike if len(alike) == 1 else on_side
+
+
+def _segment(entry: Mapping[str, str], path: Path) -> Segment:
+    text = entry.get("LabelValue", "1")
+    value = int(text) if re.fullmatch(r"\d{1,3}", text) else 0
+    if not 1 <= value <= 255:
+        raise _bad(f"its segment '{entry.get('Name', '')}' has the value '{text}'", path)
+    return Segment(name=entry.get("Name", ""), value=value)
+
+
+def _bad(cause: str, path: Path) -> InputError:
+    return InputError(
+        cause,
+        path=path,
+        code="bad-segment",
+        next_step="Save the segmentation again in 3D Slicer.",
+    )

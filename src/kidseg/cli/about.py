@@ -1,0 +1,173 @@
+"""What `kidseg info` tells of a model, a run or a store."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from kidseg.cli.summaries import described
+from kidseg.errors import KidsegError
+from kidseg.header import read_header
+from kidseg.model_file import find_model
+from kidseg.table import text_table
+
+__all__ = ["model_text", "read_model", "read_store", "store_text"]
+
+_SHORT = 12  # digits of a checksum that tell it from others
+
+
+def read_store(path: Path) -> dict[str, Any] | None:
+    """What a store holds; None if the path is no store.
+
+    Raises:
+        ModelError: it is damaged, unfinished or of another version.
+    """
+    if not path.is_dir() or (path / "model.safetensors").is_file():
+        return None
+    from kidseg.store import is_store, open_store
+
+    if not is_store(path):
+        return None
+    store = open_store(path, verify=False)
+    training = set(store.plan.training)
+    return {
+        "kind": "store",
+        "path": str(path),
+        "digest": store.digest,
+        "content": store.content,
+        "settings": dict(store.settings),
+        "labels": {str(number): name for number, name in store.plan.labels.items()},
+        "channels": [channel.channel for channel in store.plan.channels],
+        "cases": {
+            "training": [case.id for case in store.cases if case.id in training],
+            "validation": [case.id for case in store.cases if case.id not in training],
+        },
+        "megabytes": round(sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) / 1e6, 1),
+    }
+
+
+def store_text(store: Mapping[str, Any]) -> str:
+    """About a store, for people."""
+    counts = ", ".join(f"{len(ids)} {part}" for part, ids in store["cases"].items())
+    rows = [
+        ("what", "a data set made ready for training, read once (a store)"),
+        ("cases", counts),
+        ("labels", _labels(store["labels"])),
+        ("input", ", ".join(store["channels"])),
+        ("content", store["content"]),
+        ("size", f"{store['megabytes']} MB"),
+        ("digest", store["digest"][:_SHORT]),
+    ]
+    next_step = f"Train from it: kidseg train {shlex.quote(store['path'])} -o RUN"
+    return "\n".join([store["path"], "", *described(rows), "", next_step])
+
+
+def read_model(path: Path) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+    """(model file, its header, summary.json of its run; {} if there is none) of a model or run.
+
+    Raises:
+        ModelError: see `find_model` and `read_header`.
+    """
+    model = find_model(path)
+    header = read_header(model)
+    try:
+        summary = json.loads((model.parent / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        summary = {}
+    # The summary of another model in this folder says nothing about this one.
+    ours = isinstance(summary, dict) and summary.get("model", {}).get("path") == model.name
+    return model, header, summary if ours and path.is_dir() else {}
+
+
+def model_text(model: Path, header: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    """About a model, for people; facts that the header lacks are left out."""
+    found, data = header.get("selection", {}), header.get("training_set", {})
+    scan = header.get("input", {})
+    rows = [
+        ("method", f"{header.get('method')}{_about_method(header)}"),
+        ("settings", _preset(header, summary)),
+        ("trained", ", ".join(_training(header, summary))),
+        ("labels", _labels(header.get("labels", {}).get("names", {}))),
+        ("input", _listed(scan.get("channels", ()), scan.get("unit"), scan.get("orientation"))),
+        ("spacing", _spacing(header.get("plan", {}).get("median_spacing_mm"))),
+        ("data", data and f"{data.get('cases')} cases, digest {str(data.get('digest'))[:_SHORT]}"),
+        ("selected by", found.get("by")),
+        ("licence", header.get("licence")),
+        ("use", header.get("intended_use")),
+        ("file", f"{model.stat().st_size / 1e6:.1f} MB, format {header.get('format')}"),
+    ]
+    lines = [str(model), "", *described([(name, str(text)) for name, text in rows if text])]
+    for stage, dice in _dice(header).items():
+        title = f"Dice in {found.get('validation_cases')} validation case(s), stage {stage}:"
+        rows_of_dice = [[name, f"{value:.3f}"] for name, value in dice.items()]
+        lines += ["", title, *text_table(["structure", "Dice"], rows_of_dice)]
+    use = f"Use it: kidseg segment SCAN -m {shlex.quote(str(model))} -o result"
+    return "\n".join([*lines, "", use])
+
+
+def _about_method(header: Mapping[str, Any]) -> str:
+    """The method in words, from its settings' class."""
+    from kidseg.config import METHODS
+
+    kind = METHODS.get(str(header.get("method")))
+    return "" if kind is None else f": {(kind.__doc__ or '').splitlines()[0].rstrip('.')}"
+
+
+def _preset(header: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    """The preset whose settings these are, or that of the run with changes."""
+    from kidseg.config import METHODS, load, preset
+    from kidseg.registry import presets
+
+    method = str(header.get("method"))
+    if method not in METHODS or "config" not in header:
+        return ""
+    for name in (None, *presets()):
+        try:
+            base = None if name is None else preset(name, method)
+            same = load(METHODS[method], base=base) == load(METHODS[method], base=header["config"])
+        except KidsegError:
+            continue
+        if same:
+            return "the defaults" if name is None else f"preset {name}"
+    changed = f"preset {summary['preset']} with changes" if summary.get("preset") else "its own"
+    return f"{changed}; --json shows them"
+
+
+def _training(header: Mapping[str, Any], summary: Mapping[str, Any]) -> Iterable[str]:
+    if "date" in summary:
+        yield f"on {summary['date']}"
+    yield f"with kidseg {header.get('kidseg')}"
+    if "seed" in header.get("selection", {}):
+        yield f"seed {header['selection']['seed']}"
+    for stage, result in header.get("selection", {}).get("stages", {}).items():
+        yield f"{stage} {result.get('epochs')} epochs"
+
+
+def _dice(header: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
+    """{stage: {region: Dice}}; earlier versions have the regions among the other metrics."""
+    regions = header.get("labels", {}).get("regions", {})
+    found = header.get("selection", {}).get("validation", {})
+    named = {
+        stage: metrics.get("dice") or {name: metrics[name] for name in regions if name in metrics}
+        for stage, metrics in found.items()
+    }
+    return {stage: dice for stage, dice in named.items() if dice}
+
+
+def _labels(names: Mapping[str, str]) -> str:
+    return ", ".join(f"{number} {name}" for number, name in names.items())
+
+
+def _listed(channels: Iterable[str], unit: str | None, orientation: str | None) -> str:
+    parts = [", ".join(channels), f"in {unit}" if unit else ""]
+    text = " ".join(part for part in parts if part)
+    return f"{text}; orientation: {orientation}" if orientation else text
+
+
+def _spacing(median_mm: Iterable[float] | None) -> str:
+    if not median_mm:
+        return ""
+    return f"median of the training scans {' x '.join(f'{mm:.3g}' for mm in median_mm)} mm"

@@ -1,0 +1,100 @@
+"""Stopping a command: by Ctrl-C (SIGINT, exit code 130) or by the system (SIGTERM, 143).
+
+Both raise KeyboardInterrupt in the main thread, so that temporary files are removed and no file is
+incomplete. The command then says what was kept and how to go on.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+import typer
+
+from kidseg.errors import Finding
+
+__all__ = ["INTERRUPTED", "end", "how_to_resume", "listen", "stoppable"]
+
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+
+_received: list[int] = []
+_said: list[str] = []
+
+
+def listen() -> None:
+    """Let SIGTERM stop the command as Ctrl-C does."""
+    _received.clear()
+    _said.clear()
+    signal.signal(signal.SIGTERM, _stop)
+
+
+def end(code: int | None, as_json: bool) -> NoReturn:
+    """Exit with the code of a command; a stop is always said, with --json also as JSON.
+
+    Args:
+        code: of the command; None: done. typer knows only that of an interruption.
+        as_json: print {"error": ...} on standard output if the command was stopped.
+    """
+    if code == INTERRUPTED:
+        if signal.SIGTERM in _received:
+            code = TERMINATED
+        if not _said:
+            _say("")
+        if as_json:
+            name = "stopped" if code == TERMINATED else "interrupted"
+            finding = Finding(
+                code=name, path="", cause=_cause(), next_step=_said[-1], severity="error"
+            )
+            typer.echo(json.dumps({"error": finding.as_dict()}))
+    sys.exit(code or 0)
+
+
+@contextmanager
+def stoppable(go_on: Callable[[], str]) -> Iterator[None]:
+    """Say how to go on if the command is stopped.
+
+    Args:
+        go_on: returns what was kept and the next step, in a sentence or two.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        _say(go_on())
+        raise
+
+
+def how_to_resume(dataset: Path, out: Path, device: str) -> str:
+    """What is kept of a training, and the command that continues it."""
+    from kidseg.train.resuming import saved_epoch
+
+    if not (out / "run.json").exists():
+        return "Nothing was trained yet, and nothing is kept: start again."
+    words = ["kidseg", "train", str(dataset), "-o", str(out), "--resume"]
+    words += [] if device == "auto" else ["--device", device]
+    saved = saved_epoch(out)
+    kept = (
+        "The cases that were read are kept"
+        if saved is None
+        else f"The state after epoch {saved[1]} of stage '{saved[0]}' is saved"
+    )
+    return f"{kept}. Continue with: {shlex.join(words)}"
+
+
+def _cause() -> str:
+    return "stopped by SIGTERM" if signal.SIGTERM in _received else "interrupted"
+
+
+def _say(go_on: str) -> None:
+    _said.append(go_on)
+    typer.echo(f"kidseg: {_cause()}. {go_on}".rstrip(), err=True)
+
+
+def _stop(number: int, frame: object) -> NoReturn:
+    _received.append(number)
+    raise KeyboardInterrupt

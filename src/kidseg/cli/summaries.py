@@ -1,0 +1,151 @@
+"""What commands print on standard output, as text for people."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kidseg.cli.progress import duration
+from kidseg.errors import Finding
+from kidseg.table import text_table, wrapped
+
+__all__ = ["checkup_text", "described", "preview_text", "scores_text", "training_text"]
+
+_STOPPED = {
+    "epochs": "all epochs done",
+    "patience": "no better for long",
+    "budget": "time was up",
+}
+
+
+def training_text(summary: Mapping[str, Any], out: Path) -> str:
+    """The end of a training: Dice, time and memory, the model's path and the next command."""
+    lines: list[str] = []
+    for stage, metrics in summary["validation"].items():
+        if dice := metrics.get("dice"):
+            n = len(summary["cases"]["validation"])
+            lines += wrapped(f"Dice in {n} validation case(s), stage {stage}:")
+            lines += text_table(["structure", "Dice"], [[k, f"{v:.3f}"] for k, v in dice.items()])
+            lines.append("")
+    rows = [
+        [name, *_stage_cells(summary["stages"].get(name)), f"{seconds:.1f} s"]
+        for name, seconds in summary["seconds"].items()
+    ]
+    rows.append(["total", "", "", "", duration(sum(summary["seconds"].values()))])
+    lines += text_table(["stage", "epochs", "best", "ended because", "time"], rows)
+    memory = ", ".join(f"{name} {mb:.0f} MB" for name, mb in summary["peak_memory_mb"].items())
+    model = shlex.quote(str(out / summary["model"]["path"]))
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Peak memory: {memory}. All figures: {out / 'summary.json'}.",
+            f"Model: {model}",
+            f"Next: kidseg segment SCAN -m {model} -o result",
+        ]
+    )
+
+
+def preview_text(preview: Mapping[str, Any], out: Path) -> str:
+    """What a training run or a store would do."""
+    rows = [
+        ("method", f"{preview['method']}, preset {preview['preset'] or 'none'}"),
+        ("from", f"a {preview['source']}"),
+        *(
+            (part, f"{len(ids)} case(s): {', '.join(ids)}")
+            for part, ids in preview["cases"].items()
+        ),
+        ("into", str(out)),
+    ]
+    note = "Nothing was written and no voxel read; kidseg config explains the settings:"
+    return "\n".join([*described(rows), "", note, "", preview["settings"].rstrip("\n")])
+
+
+def scores_text(summary: Mapping[str, Any]) -> str:
+    """The findings and scores of an evaluation, a row per structure.
+
+    n is the number of cases with a Dice; a metric of fewer cases says its own.
+    """
+    metrics = (("dice", 3), ("hd95_mm", 1), ("surface_dice", 3), ("volume_error_ml", 1))
+    head = ["structure", "Dice", "HD95 mm", "surface Dice", "volume error ml", "n"]
+    rows = [
+        [
+            name,
+            *(
+                _spread(figures[metric], decimals, figures["dice"]["n"])
+                for metric, decimals in metrics
+            ),
+            str(figures["dice"]["n"]),
+        ]
+        for name, figures in summary["structures"].items()
+    ]
+    found = [f"{finding['severity']}: {Finding(**finding)}" for finding in summary["findings"]]
+    title = f"{summary['n_cases']} case(s), protocol {summary['protocol']}; mean (SD):"
+    return "\n".join([*found, title, *text_table(head, rows)])
+
+
+def _stage_cells(stage: Mapping[str, Any] | None) -> list[str]:
+    if stage is None:
+        return ["", "", ""]
+    return [str(stage["epochs"]), str(stage["epoch"] + 1), _STOPPED[stage["stopped"]]]
+
+
+def _spread(figures: Mapping[str, Any], decimals: int, n: int) -> str:
+    if figures["mean"] is None:
+        return "-"
+    sd = "" if figures["sd"] is None else f" ({figures['sd']:.{decimals}f})"
+    own = "" if figures["n"] == n else f", n {figures['n']}"
+    return f"{figures['mean']:.{decimals}f}{sd}{own}"
+
+
+def checkup_text(checkup: Mapping[str, Any]) -> str:
+    """What `kidseg doctor` found; problems last."""
+    host, device, threads = checkup["host"], checkup["device"], checkup["threads"]
+    memory = checkup["memory_available_gb"]
+    rows = [
+        ("versions", _versions(checkup["versions"])),
+        ("libraries", _versions(checkup["libraries"])),
+        ("decoders", _versions(checkup["decoders"])),
+        *(
+            (f"[{name}]", f"{'installed' if one['installed'] else 'not installed'}: {one['for']}")
+            for name, one in checkup["extras"].items()
+        ),
+        ("machine", f"{host['name']}, {host['platform']}"),
+        ("processor", f"{host['cpu']}, {threads['usable_cores']} of {host['cores']} cores"),
+        ("GPU", ", ".join(host["gpu"]) or "none"),
+        ("device", f"{device['name']}, {device['precision']}, {threads['torch']} thread(s)"),
+        ("memory", "unknown" if memory is None else f"{memory} GB available"),
+        *(("space", f"{one['path']}: {_free(one['free_gb'])}") for one in checkup["folders"]),
+        *(
+            (
+                "test",
+                f"{one['test']}: {'passed' if one['passed'] else 'FAILED'}, {one['seconds']} s",
+            )
+            for one in checkup["tests"]
+        ),
+    ]
+    lines = described(rows)
+    for problem in checkup["problems"]:
+        path = f"{problem['path']}: " if problem["path"] else ""
+        lines += wrapped(f"problem: {path}{problem['cause']}. {problem['next_step']}", indent="  ")
+    lines.append("All is sound." if checkup["sound"] else "Not sound: see the problems above.")
+    return "\n".join(lines)
+
+
+def described(rows: Sequence[tuple[str, str]]) -> list[str]:
+    """Lines of titles and what belongs to them, continued below it."""
+    side = max(len(title) for title, _ in rows) + 2
+    lines = []
+    for title, text in rows:
+        lines += wrapped(f"{title:{side}}{text}", indent=" " * side)
+    return lines
+
+
+def _versions(found: Mapping[str, str | None]) -> str:
+    return ", ".join(f"{name} {version or 'not installed'}" for name, version in found.items())
+
+
+def _free(free_gb: float | None) -> str:
+    return "cannot be used" if free_gb is None else f"{free_gb} GB free"

@@ -1,0 +1,159 @@
+"""Read the label volumes of a case: known labels, prediction and reference on one grid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from kidseg.cases import relabelled
+from kidseg.cases.label_values import known_labels
+from kidseg.cases.segments import labels_of_segments, segments_of
+from kidseg.errors import Finding, InputError
+from kidseg.evaluate.pairs import Pair
+from kidseg.geometry import Grid
+from kidseg.io import ReadOptions, read
+from kidseg.labels import Meaning
+
+__all__ = ["KnownLabels", "LabelPair", "read_pair"]
+
+# Grids that differ by more are different grids.
+_SAME_GRID_MM = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownLabels:
+    """The labels that may occur.
+
+    Attributes:
+        names: {number: name}, without background.
+        meanings: {number: what it means}.
+        ignore_label: of the reference only.
+    """
+
+    names: Mapping[int, str]
+    meanings: Mapping[int, Meaning | None]
+    ignore_label: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelPair:
+    """The labels of a case: (slices, rows, columns) uint8 in canonical order, on one grid.
+
+    `predicted` is None if there is no prediction.
+    """
+
+    reference: np.ndarray
+    predicted: np.ndarray | None
+    grid: Grid
+    findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Labels:
+    path: Path
+    data: np.ndarray
+    grid: Grid
+    is_segmentation: bool
+    findings: tuple[Finding, ...]
+
+
+def read_pair(case: Pair, known: KnownLabels) -> LabelPair:
+    """Read the labels of a case.
+
+    A segmentation of 3D Slicer may be cropped to its segments; the rest of the scan is background.
+
+    Raises:
+        InputError: "grid-mismatch"; "duplicate-case": several files of the case differ; those of
+            `kidseg.io.read`, `known_labels`, `segments_of` and `labels_of_segments`.
+    """
+    reference = _read((case.reference, *case.reference_copies), known)
+    if case.predicted is None:
+        return LabelPair(
+            reference=reference.data,
+            predicted=None,
+            grid=reference.grid,
+            findings=reference.findings,
+        )
+    predicted = _read((case.predicted, *case.copies), replace(known, ignore_label=None))
+    findings = reference.findings + predicted.findings
+    predicted, reference = _within(predicted, reference), _within(reference, predicted)
+    _check_same_grid(predicted, reference)
+    return LabelPair(
+        reference=reference.data,
+        predicted=predicted.data,
+        grid=reference.grid,
+        findings=findings,
+    )
+
+
+def _read(paths: Sequence[Path], known: KnownLabels) -> _Labels:
+    """Read a label volume, of which the further files are copies in other formats."""
+    first, *others = (_read_file(path, known) for path in paths)
+    for other in others:
+        if not (
+            other.grid.same_as(first.grid, _SAME_GRID_MM) and np.array_equal(other.data, first.data)
+        ):
+            raise InputError(
+                f"its labels differ from those of {first.path}, which belong to the same case",
+                path=other.path,
+                code="duplicate-case",
+                next_step="Remove or rename one.",
+            )
+    return first
+
+
+def _read_file(path: Path, known: KnownLabels) -> _Labels:
+    segments = segments_of(path)
+    scan = read(path, ReadOptions(values="labels", nonfinite="refuse"))
+    names = {segment.value: segment.name for segment in segments} if segments else known.names
+    judged = known_labels(scan, names, None if segments else known.ignore_label)
+    volume = judged.volume
+    if segments:
+        present = [segment for segment in segments if segment.value in judged.voxels]
+        label_of = labels_of_segments(
+            present, known.names, known.meanings, path, known.ignore_label
+        )
+        volume = relabelled(volume, label_of)
+    findings = tuple(f for f in judged.findings if f.code != "float-labels")
+    return _Labels(
+        path=path,
+        data=volume.data[0].numpy(),
+        grid=volume.grid,
+        is_segmentation=bool(segments),
+        findings=(*scan.findings, *findings),
+    )
+
+
+def _within(labels: _Labels, whole: _Labels) -> _Labels:
+    """A cropped segmentation on the grid of the other labels; any other labels unchanged."""
+    if not labels.is_segmentation or labels.grid.same_as(whole.grid, _SAME_GRID_MM):
+        return labels
+    start = [round(i) for i in whole.grid.index(labels.grid.mm([0.0, 0.0, 0.0])).tolist()]
+    shape = labels.grid.shape
+    ends = zip(start, shape, whole.grid.shape, strict=True)
+    if not all(low >= 0 and low + n <= total for low, n, total in ends):
+        return labels
+    if not whole.grid.crop(start, shape).same_as(labels.grid, _SAME_GRID_MM):
+        return labels
+    data = np.zeros(whole.grid.shape, labels.data.dtype)
+    data[tuple(slice(low, low + n) for low, n in zip(start, shape, strict=True))] = labels.data
+    return replace(labels, data=data, grid=whole.grid)
+
+
+def _check_same_grid(predicted: _Labels, reference: _Labels) -> None:
+    found, wanted = predicted.grid, reference.grid
+    if found.same_as(wanted, _SAME_GRID_MM):
+        return
+    cause = f"its grid is {found}, but that of the reference {reference.path} is {wanted}"
+    if found.shape == wanted.shape:
+        apart = float((found.centre_mm - wanted.centre_mm).norm())
+        cause = f"its grid is displaced from that of {reference.path}: centres {apart:.4g} mm apart"
+    raise InputError(
+        cause,
+        path=predicted.path,
+        code="grid-mismatch",
+        next_step="Save the prediction on the grid of its scan.",
+    )

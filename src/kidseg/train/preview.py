@@ -1,0 +1,72 @@
+"""What a training run or a store would do, without reading voxels or writing anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from kidseg.cases import learned_labels, open_dataset
+from kidseg.cohort.cohort import check_selection
+from kidseg.config import dump
+from kidseg.errors import UsageError
+from kidseg.io.output import check_output_folder
+from kidseg.store import is_store, open_store
+from kidseg.train.material import Request, split_cases
+from kidseg.train.record import RECORD, read_record, resumed_setup
+from kidseg.train.resuming import LOG
+from kidseg.train.setup import Setup, resolve
+
+__all__ = ["planned_setup", "preview"]
+
+_MARKS = (RECORD, LOG, "config.toml", "model.safetensors")
+
+
+def preview(dataset: str | Path, setup: Setup | None = None) -> dict[str, Any]:
+    """Method, settings and cases of a run, after the checks that need no voxels; plain data.
+
+    Returns:
+        {"method", "preset", "settings" (TOML), "source" ("data set" or "store"), "cases":
+        {"training": [...], "validation": [...]}}.
+
+    Raises:
+        UsageError, InputError, ModelError: as `train` and `make_store` for the same reasons.
+    """
+    setup, path = setup or Setup(), Path(dataset)
+    resolved = resolve(setup)
+    if is_store(path):
+        store = open_store(path, verify=False)
+        known = set(store.plan.training)
+        training = store.plan.training
+        validation = tuple(case.id for case in store.cases if case.id not in known)
+    else:
+        data, cohort = open_dataset(path), resolved.config.cohort
+        training, validation = split_cases(data, Request.of(setup, resolved, None))
+        check_selection(learned_labels(data, cohort.cyst).schema, cohort, data.root)
+    return {
+        "method": resolved.method.name,
+        "preset": setup.preset,
+        "settings": dump(resolved.config),
+        "source": "store" if is_store(path) else "data set",
+        "cases": {"training": list(training), "validation": list(validation)},
+    }
+
+
+def planned_setup(out: Path, setup: Setup, *, resume: bool, overwrite: bool) -> Setup:
+    """The setup of a run in this folder, that of its record if it is resumed.
+
+    Raises:
+        UsageError: "output-exists", "other-folder"; see `read_record` and `resumed_setup`.
+        ModelError: see `read_record`.
+    """
+    if resume:
+        return resumed_setup(out, read_record(out), setup)
+    check_output_folder(out, "a training run")
+    existing = [name for name in _MARKS if (out / name).exists()]
+    if existing and not overwrite:
+        raise UsageError(
+            f"{existing[0]} already exists",
+            path=out,
+            code="output-exists",
+            next_step="Choose another folder, --resume or --overwrite.",
+        )
+    return setup

@@ -1,0 +1,122 @@
+"""Stopped by SIGTERM or Ctrl-C: what is kept is said, and goes on to the same bits."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ellipses import write_ellipse_dataset
+from weights import weights_of
+
+SETTINGS = (
+    "view.size=32",
+    "unet.size=32",
+    "unet.features=4",
+    "precision=fp32",
+    "segment.epochs=60",
+    "segment.min_epochs=0",
+    "segment.patience=null",
+    "segment.steps=2",
+    "segment.batch_size=6",
+)
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data") / "ellipses"
+    write_ellipse_dataset(root, 8)
+    return root
+
+
+def start(*arguments: str | Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "kidseg", *map(str, arguments)],
+        # A shell starts background jobs with SIGINT ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def training(data: Path, out: Path, *more: str) -> subprocess.Popen[str]:
+    settings = [word for text in (*SETTINGS, *more) for word in ("--set", text)]
+    return start("train", data, "-o", out, "--method", "plain", "--device", "cpu", *settings)
+
+
+def wait_until(happened: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not happened():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    out = tmp_path_factory.mktemp("whole") / "run"
+    assert training(data, out).wait(timeout=120) == 0
+    return weights_of(out / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("number", "workers", "group"),
+    [
+        (signal.SIGTERM, 0, False),
+        (signal.SIGTERM, 2, True),
+        (signal.SIGINT, 0, True),
+    ],
+)
+def test_a_stopped_training_says_how_to_resume_and_does(
+    data: Path, tmp_path: Path, whole: str, number: signal.Signals, workers: int, group: bool
+) -> None:
+    """Also where the signal reaches all its processes, as from a terminal or a job system."""
+    out = tmp_path / "my run"
+    process = training(data, out, f"workers={workers}")
+    wait_until((out / "state-segment-before.safetensors").exists, process)
+    (os.killpg if group else os.kill)(process.pid, number)
+    printed, said = process.communicate(timeout=60)
+    assert process.returncode == CODES[number], said
+    assert printed == "" and "Traceback" not in said
+    (line,) = [text for text in said.splitlines() if "Continue with" in text]
+    epoch = len((out / "log.jsonl").read_text().splitlines()) - 1
+    assert f"The state after epoch {epoch} of stage 'segment' is saved" in line
+    assert f"kidseg train {data} -o '{out}' --resume --device cpu" in line
+    assert not list(out.glob(".kidseg*")) and not (out / "model.safetensors").exists()
+    again = start("train", data, "-o", out, "--resume", "--device", "cpu", "--quiet")
+    assert again.wait(timeout=120) == 0
+    assert weights_of(out / "model.safetensors") == whole
+
+
+def test_stopped_before_anything_is_trained_it_leaves_nothing(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = training(data, out)
+    wait_until((out / ".lock").exists, process)
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 143 and "Traceback" not in said
+    if (out / "run.json").exists():  # it had planned by then, and was reading
+        assert "--resume" in said
+    else:
+        assert "nothing is kept" in said and not out.exists()
+
+
+def test_a_stopped_store_is_finished_by_the_same_command(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "store"
+    arguments = ("store", data, "-o", out, "--method", "plain", "--set", "view.size=32")
+    process = start(*arguments, "-j", "2")
+    wait_until((out / "begun.json").exists, process)
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 143 and "run the same command again" in said
+    assert not (out / "store.json").exists() and not list(out.rglob(".kidseg*"))
+    assert start(*arguments, "--quiet").wait(timeout=120) == 0
+    assert (out / "store.json").exists()
