@@ -20,6 +20,10 @@ __all__ = ["differences", "split_volumes"]
 
 # Elements that are the same in all slices of one volume.
 _SETTINGS = {
+    "FrameOfReferenceUID": "frame of reference",
+    "Rows": "rows",
+    "Columns": "columns",
+    "SeriesNumber": "series number",
     "StackID": "stack",
     "TemporalPositionIdentifier": "temporal position",
     "TemporalPositionIndex": "temporal position",
@@ -103,6 +107,8 @@ def differences(planes: Sequence[Plane]) -> list[str]:
     """The settings that differ between the planes of one volume, with the number of planes."""
     found = []
     for name, label in _SETTINGS.items():
+        if name in ("FrameOfReferenceUID", "SeriesNumber"):
+            continue  # identifiers are checked elsewhere
         counts: dict[str, int] = {}
         for plane in planes:
             value = _normal(plane.fields.get(name, ""))
@@ -176,7 +182,7 @@ def _by_counter(
     for n in range(1, min(_MAX_VOLUMES, len(values))):
         edges = [0, *sorted(int(g) + 1 for g in gaps[:n]), len(groups)]
         candidates.append([list(chain(*groups[a:b])) for a, b in pairwise(edges)])
-    few = name != "InstanceNumber" and 3 * len(values) <= len(part)
+    few = "Acquisition" in name and 2 * len(values) <= len(part)
     for k, parts in enumerate(candidates):
         parts = [sorted(p, key=lambda index: depth[index]) for p in parts]
         if _overlap(parts, depth) and ((few and k == 0) or all(_is_stack(p, depth) for p in parts)):
