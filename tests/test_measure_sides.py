@@ -100,6 +100,7 @@ def test_a_horseshoe_kidney_is_divided_at_the_midline() -> None:
     assert found.right.volumes_ml["kidney"] == pytest.approx(6.4)
     assert found.left.volumes_ml["kidney"] == pytest.approx(5.2)
     assert codes(found) == ["horseshoe-kidney"]
+    assert "divided at the midline" in found.findings[0].next_step
 
 
 @pytest.mark.parametrize(("box", "side"), [(RIGHT, "right"), (LEFT, "left")])

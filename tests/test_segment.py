@@ -77,6 +77,10 @@ def test_labels_lie_on_the_scans_own_voxels(folder: Path, model: Path, tmp_path:
     assert 2 * (truth & found).sum() / (truth.sum() + found.sum()) > 0.7
     voxel_ml = 10 * 4 * 4 / 1000
     assert result["volumes_ml"]["kidney+tumour"] == pytest.approx(float(found.sum()) * voxel_ml)
+    sides = [result["sides"][side]["volumes_ml"] for side in ("right", "left")]
+    for name in ("kidney", "tumour"):
+        assert sum(side[name] for side in sides) == pytest.approx(result["volumes_ml"][name])
+    assert all(side["kidney"] > 0 for side in sides) and result["sides"]["midline"] == "body"
 
 
 def test_the_record(folder: Path, model: Path, tmp_path: Path) -> None:
@@ -107,7 +111,10 @@ def test_any_axis_order_gives_the_same_result(
     )
     turned = tmp_path / "turned.nii.gz"
     nibabel.save(image.as_reoriented(turn), turned)
-    segment([scan(folder, 1), turned], model, tmp_path / "out", device="cpu")
+    first, second = segment([scan(folder, 1), turned], model, tmp_path / "out", device="cpu")
+    for side in ("right", "left"):
+        volumes = [entry["sides"][side]["volumes_ml"] for entry in (first, second)]
+        assert volumes[0] == pytest.approx(volumes[1], abs=0.5)
     a, b = (
         labels_of(tmp_path / "out" / f"{name}_seg.nii.gz") for name in ("ellipse_001", "turned")
     )

@@ -7,7 +7,7 @@ midline on which its parenchyma lies: a tumour may reach far across the midline.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -141,7 +141,12 @@ def measure_sides(
     right, left = (
         _side(schema, found[chosen], index[chosen], labels.grid) for chosen in (is_right, ~is_right)
     )
-    findings = [*findings_on(shares, border_faces(box, values.shape), path)]
+    findings = [
+        replace(finding, next_step="Their volumes are divided at the midline; check the labels.")
+        if finding.code == "horseshoe-kidney"
+        else finding
+        for finding in findings_on(shares, border_faces(box, values.shape), path)
+    ]
     if len(shares) > 1:
         findings += _unusual(shares, path)
     if not midline.is_body:

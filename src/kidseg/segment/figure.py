@@ -111,6 +111,8 @@ def draw_steps(
     """
     k = representative_slice(result.labels, reference)
     lines = [f"{name}, slice {k + 1} of {scan.grid.shape[0]}", *_pose_text(scan, result, k)]
+    if not bool((result.labels.data > 0).any()):
+        lines.append("neither kidney nor tumour was found")
     if reference is not None:
         dice = patient_dice(result.labels, reference, schema, ignore)
         found = [f"{region} {value:.2f}" for region, value in dice.items() if value is not None]
