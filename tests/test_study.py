@@ -404,8 +404,7 @@ def test_one_run_is_trained_tested_kept_and_not_mixed(data: Path, tmp_path: Path
     assert not set(parts["test"]["cases"]) & {*trained["training"], *trained["validation"]}
 
     before = marks(out)
-    again = study(out / "study.toml", out, device="cpu")
-    assert {**again, "date": result["date"]} == result
+    assert study(out / "study.toml", out, device="cpu") | {"date": ""} == result | {"date": ""}
     assert marks(out) == before
 
     changed = toml(tmp_path, 'test_patients = 2\nprotocol = "kits19"')

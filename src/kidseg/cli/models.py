@@ -35,7 +35,13 @@ from kidseg.cli.options import (
 )
 from kidseg.cli.progress import show_progress, show_stages
 from kidseg.cli.stopping import how_to_resume, stoppable
-from kidseg.cli.summaries import preview_text, scores_text, training_text
+from kidseg.cli.summaries import (
+    planned_text,
+    preview_text,
+    scores_text,
+    training_notes,
+    training_text,
+)
 from kidseg.cli.terminal import print_result
 from kidseg.errors import KidsegError, KidsegWarning
 
@@ -95,15 +101,9 @@ def train(
             device=device,
             progress=advance,
         )
-    for finding in summary["findings"]:
-        if (
-            finding["code"] in ("label-not-understood", "no-kidney-label", "no-curves")
-            and not quiet
-        ):
-            text = f"kidseg: {finding['path']}: {finding['cause']}. {finding['next_step']}"
-            typer.echo(text, err=True)
-    if summary["start"] is not None and not quiet:
-        typer.echo(f"kidseg: {summary['start']['text']}", err=True)
+    if not quiet:
+        for line in training_notes(summary, out):
+            typer.echo(f"kidseg: {line}", err=True)
     print_result(summary, training_text(summary, out), as_json, quiet)
 
 
@@ -161,9 +161,7 @@ def segment(
     )
     if dry_run:
         would = run(dry_run=True)
-        files = [str(file) for entry in would for file in entry["outputs"]]
-        lines = [f"Would segment {len(would)} scan(s) and write:", *files]
-        print_result({"would_segment": would}, "\n".join(lines), as_json, quiet)
+        print_result({"would_segment": would}, planned_text(would), as_json, quiet)
         return
     bar = sys.stderr.isatty()
     with (

@@ -12,6 +12,7 @@ from kidseg.cli.options import AsJson, Device, DryRun, Quiet, Seed
 from kidseg.cli.stopping import stoppable
 from kidseg.cli.terminal import print_result
 from kidseg.errors import UsageError
+from kidseg.table import wrapped
 
 __all__ = ["study"]
 
@@ -56,19 +57,10 @@ def study(
             "study.toml -o study",
             code="usage",
         )
-    from kidseg.study import design, study, study_runs
+    from kidseg.study import study
 
     if dry_run:
-        plan = design(file, dataset=dataset)
-        runs = study_runs(plan, out, device=device)
-        for run in runs:
-            run.check()
-        listed = [{"run": run.name, "state": run.state} for run in runs]
-        lines = [f"{run['run']}: {run['state']}" for run in listed]
-        for name in ("training", "validation", "test"):
-            cases = getattr(plan, name)
-            lines.append(f"{name}, {plan.n_patients(cases)} patients: {', '.join(cases)}")
-        print_result({"data": plan.as_dict(), "runs": listed}, "\n".join(lines), as_json, quiet)
+        _show_plan(file, out, dataset, as_json, quiet)
         return
 
     def progress(run: str, step: str, done: int, total: int) -> None:
@@ -81,6 +73,24 @@ def study(
             file, out, dataset=dataset, device=device, jobs=jobs, seed=seed, progress=progress
         )
     print_result(result, (out / "study.md").read_text(encoding="utf-8"), as_json, quiet)
+
+
+def _show_plan(file: Path, out: Path, dataset: Path | None, as_json: bool, quiet: bool) -> None:
+    """Print the runs of a study and the parts of its data set."""
+    from kidseg.study import design, study_runs
+
+    plan = design(file, dataset=dataset)
+    runs = study_runs(plan, out)
+    for run in runs:
+        run.check()
+    listed = [{"run": run.name, "state": run.state} for run in runs]
+    lines = [f"{run['run']}: {run['state']}" for run in listed]
+    for name in ("training", "validation", "test"):
+        cases = getattr(plan, name)
+        lines += wrapped(
+            f"{name}, {plan.n_patients(cases)} patients: {', '.join(cases)}", indent="  "
+        )
+    print_result({"data": plan.as_dict(), "runs": listed}, "\n".join(lines), as_json, quiet)
 
 
 def _show_example(file: Path | None, out: Path | None, as_json: bool, quiet: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,39 @@ from kidseg.cli.progress import duration
 from kidseg.errors import Finding
 from kidseg.table import text_table, wrapped
 
-__all__ = ["checkup_text", "described", "preview_text", "scores_text", "training_text"]
+__all__ = [
+    "checkup_text",
+    "described",
+    "planned_text",
+    "preview_text",
+    "scores_text",
+    "training_notes",
+    "training_text",
+]
 
+_TOLD = ("label-not-understood", "no-kidney-label", "no-curves")
 _STOPPED = {
     "epochs": "all epochs done",
     "patience": "no better for long",
     "budget": "time was up",
 }
+
+
+def training_notes(summary: Mapping[str, Any], out: Path) -> Iterator[str]:
+    """What a user should know of a training besides its figures; one line each."""
+    shown = [one for one in summary["findings"] if one["code"] in _TOLD]
+    for finding in shown:
+        yield str(Finding(**finding))
+    if more := len(summary["findings"]) - len(shown):
+        yield f"{more} more remark(s) on the data are in {out / 'summary.json'}"
+    if summary["start"] is not None:
+        yield summary["start"]["text"]
+
+
+def planned_text(would_segment: Sequence[Mapping[str, Any]]) -> str:
+    """The files that a segmentation would write."""
+    files = [file for entry in would_segment for file in entry["outputs"]]
+    return "\n".join([f"Would segment {len(would_segment)} scan(s) and write:", *files])
 
 
 def training_text(summary: Mapping[str, Any], out: Path) -> str:
