@@ -229,7 +229,8 @@ def _files(folder: Path, without: Path | None) -> tuple[list[Path], list[Path]]:
             subfolders.clear()
             continue
         scans += [file for file in volumes if not is_marked(file)]
-        others += [file for file in shown if file not in set(volumes) and file.is_file()]
+        taken = set(volumes)
+        others += [file for file in shown if file not in taken and file.is_file()]
     return scans, others
 
 

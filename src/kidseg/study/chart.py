@@ -87,6 +87,7 @@ def draw(runs: Sequence[StudyRun], averages: Path, path: Path) -> None:
         xlabel="time in training stages, without set-up (s)", ylabel="validation score (mean Dice)"
     )
     panel.set_xlim(left=0)
+    panel.set_ylim(-0.03, 1.03)
     panel.grid(color="#dddddd", linewidth=0.6)
     panel.legend(
         fontsize=8,
