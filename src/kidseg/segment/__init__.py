@@ -17,6 +17,7 @@ from kidseg.geometry import Volume
 from kidseg.io import ReadOptions, save
 from kidseg.io.atomic import write_json
 from kidseg.io.content import sha256_of, sha256_of_all
+from kidseg.io.output import check_output_folder
 from kidseg.segment.predictor import Predictor, Segmentation, load_predictor
 from kidseg.segment.scans import read_scan, scan_name
 from kidseg.segment.truth import ReferenceLabels, find_references
@@ -77,7 +78,8 @@ def segment(
 
     Raises:
         UsageError: "unknown-format", "no-scans", "same-name" (two scans would write the same file),
-            "output-exists", "reference-unused" (without figures); see `find_references`; all raised
+            "output-exists", "other-folder" (`out` is a data set, a store, ...), "reference-unused"
+            (without figures); see `find_references`; all raised
             before any scan is read.
         InputError: see `find_references`, before any scan is read; for a single scan, see
             `ReferenceLabels.on`.
@@ -85,6 +87,7 @@ def segment(
             error is raised instead.
     """
     out = Path(out)
+    check_output_folder(out, "results")
     if reference is not None and not figures:
         raise UsageError(
             "a reference is only used in figures",

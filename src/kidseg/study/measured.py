@@ -50,7 +50,8 @@ def main() -> int:
 
 def follow(child: subprocess.Popen[bytes]) -> None:
     """Wait until standard input closes, then end the command: first it may save its state."""
-    sys.stdin.buffer.read()
+    while os.read(0, 1):  # not by sys.stdin, whose lock Python needs at its end
+        pass
     child.terminate()
     time.sleep(GRACE_S)
     os.killpg(0, signal.SIGKILL)

@@ -21,6 +21,7 @@ from kidseg.config import CohortConfig
 from kidseg.distributed import first_alone, rank
 from kidseg.errors import InputError, UsageError
 from kidseg.io.content import joint_sha256, sha256_of_all
+from kidseg.io.output import check_output_folder
 from kidseg.plan import Plan, fingerprint, plan
 from kidseg.splits import holdout
 from kidseg.store import Store, build_store, is_store, open_store
@@ -96,9 +97,11 @@ def make_store(
 
     Raises:
         UsageError, InputError, ResourceError, ModelError: see `resolve`, `open_dataset`,
-            `fingerprint`, `holdout` and `build_store`; "bad-split", "unknown-case".
+            `fingerprint`, `holdout` and `build_store`; "bad-split", "unknown-case";
+            "other-folder": the folder contains something else.
     """
     setup = setup or Setup()
+    check_output_folder(Path(path), "a store")
     request = Request.of(setup, resolve(setup), progress)
     if full:
         request = replace(request, material=lambda _: Material())
