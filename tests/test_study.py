@@ -16,8 +16,9 @@ import pytest
 
 from ellipses import write_ellipse_dataset
 from kidseg.config import StudyConfig, load
-from kidseg.errors import BatchError, InputError, KidsegError, UsageError
+from kidseg.errors import BatchError, KidsegError, ModelError, UsageError
 from kidseg.evaluate import METRICS, Row, read_run
+from kidseg.records import sealed
 from kidseg.study import Design, _write, design, study, study_runs
 from kidseg.study.chart import validation_curve
 from kidseg.study.process import Completed, Launcher
@@ -420,10 +421,14 @@ def test_one_run_is_trained_tested_kept_and_not_mixed(data: Path, tmp_path: Path
     assert marks(out) == before
 
     stamp = out / "runs" / "plain-0" / "stamp.json"
-    stamp.write_text("{")
-    with pytest.raises(InputError) as damaged:
-        study(toml(tmp_path), out, dataset=data, device="cpu")
-    assert damaged.value.code == "damaged-stamp"
+    whole = stamp.read_text()
+    contents = ["{", "[]", "3", "{}", whole.replace('"done": true', '"done": false')]
+    contents += [whole.replace('"key": "', '"key": "0'), whole[:-20], '{"key": 3, "done": "x"}']
+    for content in contents:
+        stamp.write_text(content)
+        with pytest.raises(ModelError) as damaged:
+            study(toml(tmp_path), out, dataset=data, device="cpu")
+        assert damaged.value.code == "damaged-stamp"
 
 
 @pytest.mark.parametrize(("clock", "set_up_s"), [("wall", 30.0), ("processor", 5.0)])
@@ -435,8 +440,8 @@ def test_set_up_is_measured_by_the_clock_of_the_stages(
     file = tmp_path / "clock.toml"
     file.write_text(text.replace("set = [", f'set = ["budget_clock={clock}", ', 1))
     (run,) = study_runs(design(file, dataset=data), tmp_path / "out")
-    stamp = {"process_seconds": 40.0, "processor_seconds": 15.0, "peak_memory_mb": 1.0}
-    stamp |= {"attempts": 1, "jobs": 2}
+    stamp: dict[str, Any] = {"key": "", "done": True, "inputs": {}, "attempts": 1, "jobs": 2}
+    stamp |= {"process_seconds": 40.0, "processor_seconds": 15.0, "peak_memory_mb": 1.0}
     summary = {
         "seconds": {"prepare": 2.0, "segment": 8.0},
         "stages": {"segment": {"epochs": 3}},
@@ -444,7 +449,7 @@ def test_set_up_is_measured_by_the_clock_of_the_stages(
         "device": "cpu",
         "precision": "fp32",
     }
-    contents = {"stamp.json": stamp, "summary.json": summary}
+    contents = {"stamp.json": sealed(stamp), "summary.json": summary}
     contents["result.json"] = {"scans": [{"seconds": {"read": 1.0}}]}
     for folder in (run.run, run.labels):
         folder.mkdir(parents=True)

@@ -21,6 +21,7 @@ from kidseg.geometry import Grid, resample
 from kidseg.intensity import AIR_HU
 from kidseg.io import ReadOptions, read
 from kidseg.io.atomic import write_json, writing
+from kidseg.io.output import check_output_folder
 from kidseg.labels import KIDNEY_TUMOUR
 from kidseg.phantom import write_patients
 from kidseg.provenance import provenance
@@ -155,6 +156,7 @@ def run(
 
     Raises:
         UsageError: "output-exists": `out` contains a demo and `overwrite` is not set;
+            "other-folder": it contains other things;
             "too-few-patients": fewer than 3 remain for training and validation; "bad-setting".
         InputError: "unsound-phantoms": the check found an error in the digital patients.
     """
@@ -227,6 +229,7 @@ def _check_request(
     out: Path, patients: int, held_out: int, overrides: Sequence[str], overwrite: bool
 ) -> None:
     load(METHODS[METHOD], base=preset(PRESET, METHOD), overrides=overrides)
+    check_output_folder(out, "a demo")
     existing = [out / name for name in _OUTPUTS if (out / name).exists()]
     if existing and not overwrite:
         raise UsageError(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kidseg.errors import UsageError
 
-__all__ = ["FolderKind", "check_output_folder"]
+__all__ = ["KINDS", "FolderKind", "check_output_folder"]
 
 
 @dataclass(frozen=True, kw_only=True)

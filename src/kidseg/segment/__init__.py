@@ -19,6 +19,7 @@ from kidseg.errors import (
 )
 from kidseg.io import ReadOptions
 from kidseg.io.content import sha256_of, sha256_of_all
+from kidseg.io.output import check_output_folder
 from kidseg.model_file import find_model
 from kidseg.provenance import provenance
 from kidseg.segment.index import Index, read_index, record_failure, record_scan
@@ -116,7 +117,8 @@ def segment(
 
     Raises:
         UsageError: "unknown-format", "no-scans", "same-name" (two scans would write the same file),
-            "output-exists", "reference-unused" (without figures); see `find_references`.
+            "output-exists", "other-folder" (`out` is a data set, a store, ...),
+            "reference-unused" (without figures); see `find_references`.
         InputError: see `find_scans`, `find_references`; "not-writable".
         ModelError: see `find_model`, `load_predictor`, `read_index`.
         ResourceError: "disk-full".
@@ -126,6 +128,7 @@ def segment(
     All but the last two are raised before any scan is read.
     """
     out = Path(out)
+    check_output_folder(out, "results")
     _check_call(scans, formats, figures, reference)
     predictor = model if isinstance(model, Predictor) else load_predictor(find_model(model), device)
     channels = predictor.method.plan.channels

@@ -18,6 +18,7 @@ from kidseg.config import dump
 from kidseg.errors import BatchError, KidsegError, ResourceError, UsageError
 from kidseg.evaluate.summary import prepare_output
 from kidseg.io.atomic import write_json, writing
+from kidseg.io.output import check_output_folder
 from kidseg.study.chart import draw
 from kidseg.study.design import Arm, Design, design
 from kidseg.study.example import example
@@ -62,11 +63,12 @@ def study(
 
     Raises:
         UsageError: as `design`; "other-settings": a run in `out` has other settings or data. Raised
-            before any work.
+            before any work. "other-folder": `out` contains something else.
         InputError: as `design`.
         ResourceError: the disk is full.
         BatchError: "runs-failed": some runs failed; the tables contain the others.
     """
+    check_output_folder(out, "a study")
     plan = design(file, dataset=dataset)
     runs = study_runs(plan, out, device=device, jobs=jobs)
     for run in runs:

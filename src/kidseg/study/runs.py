@@ -10,13 +10,16 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from kidseg.errors import InputError, KidsegError, UsageError
+from pydantic import ConfigDict
+
+from kidseg.errors import KidsegError, ModelError, UsageError
 from kidseg.evaluate import evaluate
 from kidseg.io.atomic import write_json
+from kidseg.records import SEAL, SEALED, checked, read_file, sealed, unsealed
 from kidseg.study.design import Arm, Design, digest
 from kidseg.study.process import Completed, Launcher
 from kidseg.train.record import RECORD
@@ -73,7 +76,7 @@ class StudyRun:
         """Progress of the run; `check` verifies its settings."""
         trained, segmented, scored = map(_read_stamp, (self.run, self.labels, self.scores))
         if all(stamp.get("done") for stamp in (trained, segmented, scored)) and (
-            scored["inputs"]["labels"] == segmented["key"]
+            scored["inputs"].get("labels") == segmented["key"]
         ):
             return "done"
         return "begun" if trained else "to do"
@@ -83,7 +86,7 @@ class StudyRun:
 
         Raises:
             UsageError: "other-settings": they do not.
-            InputError: "damaged-stamp".
+            ModelError: "damaged-stamp".
         """
         stamp = _read_stamp(self.run)
         if stamp and stamp["key"] != digest(self._inputs()):
@@ -239,6 +242,23 @@ class StudyRun:
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Stamp:
+    """stamp.json: a digest of the inputs, the inputs, and what was measured."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = SEALED
+
+    key: str
+    done: bool
+    inputs: dict[str, Any]
+    sha256: str
+    attempts: int | None = None
+    jobs: int | None = None
+    process_seconds: float | None = None
+    processor_seconds: float | None = None
+    peak_memory_mb: float | None = None
+
+
 def _refusal(folder: Path, changed: list[str]) -> UsageError:
     return UsageError(
         f"existing results differ from the study in: {', '.join(changed)}",
@@ -263,21 +283,28 @@ def _done(stamp: Mapping[str, Any], completed: Completed) -> dict[str, Any]:
 
 
 def _read_stamp(folder: Path) -> dict[str, Any]:
-    """The stamp of a folder; {} if there is none."""
-    try:
-        content: dict[str, Any] = json.loads((folder / STAMP).read_text())
-    except FileNotFoundError:
+    """The stamp of a folder; {} if there is none.
+
+    Raises:
+        ModelError: "damaged-stamp".
+    """
+    file = folder / STAMP
+    if not file.exists():
         return {}
+    step = "Remove this folder; the study creates it again."
+    try:
+        stamp = unsealed(read_file(file, code="damaged-stamp", next_step=step))
+        return {k: v for k, v in asdict(checked(_Stamp, stamp)).items() if v is not None}
     except ValueError as error:
-        raise InputError(
+        raise ModelError(
             f"not a valid stamp of a study: {error}",
-            path=folder / STAMP,
+            path=file,
             code="damaged-stamp",
-            next_step="Remove this folder; the study creates it again.",
+            next_step=step,
         ) from error
-    return content
 
 
 def _write_stamp(folder: Path, content: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / STAMP, content, overwrite=True)
+    plain = {key: value for key, value in content.items() if key != SEAL}
+    write_json(folder / STAMP, sealed(plain), overwrite=True)

@@ -22,6 +22,7 @@ from kidseg.config import CohortConfig
 from kidseg.distributed import first_alone, rank
 from kidseg.errors import InputError, UsageError
 from kidseg.io.content import joint_sha256, sha256_of
+from kidseg.io.output import check_output_folder
 from kidseg.plan import Plan, fingerprint, plan
 from kidseg.splits import holdout
 from kidseg.store import Store, build_store, is_store, open_store
@@ -106,9 +107,10 @@ def make_store(
     Raises:
         UsageError, InputError, ResourceError, ModelError: see `resolve`, `open_dataset`,
             `fingerprint`, `holdout`, `build_store` and `cases_of_store`; "bad-split",
-            "unknown-case".
+            "unknown-case"; "other-folder": the folder contains something else.
     """
     setup = setup or Setup()
+    check_output_folder(Path(path), "a store")
     request = Request.of(setup, resolve(setup), progress)
     if full:
         request = replace(request, material=lambda _: Material())
