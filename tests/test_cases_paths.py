@@ -70,6 +70,14 @@ def test_a_backslash_in_the_name_of_a_file(tmp_path: Path) -> None:
     assert stated_path(tmp_path, name, tmp_path / "dataset.json") == tmp_path / name
 
 
+@pytest.mark.parametrize("write", [listed, decathlon])
+@pytest.mark.parametrize("name", ["C:\\data\\a.nii.gz", "\\\\server\\data\\a.nii.gz"])
+def test_absolute_paths_of_windows(tmp_path: Path, write: Any, name: str) -> None:
+    with pytest.raises(InputError, match=r"Windows.* relative to dataset\.json") as caught:
+        open_dataset(write(files(tmp_path), name, "labelsTr/a.nii.gz"))
+    assert caught.value.code == "bad-dataset-json"
+
+
 @pytest.mark.parametrize("text", ["$KIDNEYS/a_0000.nii.gz", "${KIDNEYS}/a_0000.nii.gz"])
 def test_variables_are_expanded_in_nnunets_paths_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str

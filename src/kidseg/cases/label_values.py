@@ -72,10 +72,11 @@ def judge_labels(
     if unexpected:
         findings.append(_unexpected(scan, unexpected, names, ignore_label))
     is_exact = not data.is_floating_point()
+    valid = data.to(torch.uint8) if is_exact and not unexpected else _valid(data, sorted(known))
     if not findings and not is_exact:
         findings.append(_stored_as_float(scan))
     return LabelValues(
-        volume=Volume(_valid(data, sorted(known)), scan.volume.grid),
+        volume=Volume(valid, scan.volume.grid),
         voxels={int(value): n for value, n in whole.items() if value and value in known},
         is_exact=is_exact,
         findings=tuple(findings),

@@ -50,6 +50,13 @@ def stated_path(root: Path, text: str, described: Path, *, variables: bool = Fal
             )
         text = os.path.expandvars(text)
     path = Path(os.path.normpath(root / text))
+    if PureWindowsPath(text).drive and problem_at(path) is not None:
+        raise InputError(
+            f"{shown} is a path of another computer, with Windows",
+            path=described,
+            code="bad-dataset-json",
+            next_step="State paths relative to dataset.json.",
+        )
     if "\\" in text and problem_at(path) is not None:
         return Path(os.path.normpath(root / PureWindowsPath(text).as_posix()))
     return path
