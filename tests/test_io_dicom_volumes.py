@@ -196,6 +196,15 @@ def test_row_07_a_short_stack_inside_a_long_one(tmp_path: Path) -> None:
     assert read_series(tmp_path, chosen("3.1")).volume.grid.shape[0] == 3
 
 
+def test_row_07_images_of_each_position_counted_in_turn(tmp_path: Path) -> None:
+    marks: dict[str, Value] = {"InstanceNumber": lambda p, k: 2 * k + p + 1}
+    stacks = phases(tmp_path, marks, offset_mm=0.0)
+    refused(tmp_path, REPAIR, "several-volumes")
+    for k, stack in enumerate(stacks):
+        scan = read_series(tmp_path, chosen(f"3.{k + 1}"))
+        assert torch.equal(scan.volume.data[0], torch.from_numpy(stack))
+
+
 def test_row_07_without_anything_to_tell_them_apart(tmp_path: Path) -> None:
     phases(tmp_path, {}, offset_mm=0.0)
     assert "each of 5 positions has 2" in refused(tmp_path, REPAIR, "several-volumes")
@@ -267,7 +276,7 @@ ONE_VOLUME: dict[str, dict[str, Sequence[object]]] = {
     "a gap filled later": {"AcquisitionNumber": [1] * 4 + [3] * 4 + [2] * 4},
     "one way of writing and another": {"SliceThickness": ["2.5", "2.500000"] * 6},
     "tube current": {"XRayTubeCurrent": [100, 120] * 6},
-    "unreadable times": {"AcquisitionTime": ["", "99", *(clock(k) for k in range(10))]},
+    "missing times": {"AcquisitionTime": ["", "", *(clock(k) for k in range(10))]},
 }
 
 
@@ -450,7 +459,19 @@ def test_row_17_what_was_joined_must_look_like_one_stack(tmp_path: Path) -> None
     values = body(0, (8, 32, 40))
     values[1::2, 8:24, 10:30] += 150
     folder = series(tmp_path, values, edit=of_its_own("SeriesInstanceUID"))
-    refused(folder, REPAIR, "alternating-slices")
+    refused(folder, REPAIR, "not-one-stack")
+
+
+def test_row_17_two_frames_of_reference_must_continue_each_other(tmp_path: Path) -> None:
+    edit = counted(FrameOfReferenceUID=["1.2.9"] * 4 + ["1.2.10"] * 4)
+    values = body(0, (8, 32, 40))
+    scan = read_series(series(tmp_path / "a", values, edit=edit), REPAIR)
+    assert torch.equal(scan.volume.data[0], torch.from_numpy(values))
+    values[4:] = np.roll(values[4:], 12, axis=2)
+    refused(series(tmp_path / "b", values, edit=edit), REPAIR, "not-one-stack")
+    positions = placed([0, 2.5, 5, 7.5, 12.5, 15, 17.5, 20])
+    folder = series(tmp_path / "c", body(0, (8, 32, 40)), positions=positions, edit=edit)
+    refused(folder, REPAIR, "missing-slices")
 
 
 def test_row_17_patients(tmp_path: Path) -> None:

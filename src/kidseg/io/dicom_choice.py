@@ -25,6 +25,7 @@ _CODES = {
 }
 _LISTED = 20
 _TEXT = 40
+_SHORTEST = 6  # characters of the start of a UID
 
 
 def choose(
@@ -110,7 +111,7 @@ def _names(series: Sequence[Series]) -> dict[Series, str]:
 def _short_uid(one: Series, series: Sequence[Series]) -> str:
     """The start of the UID that no other series shares."""
     others = {s.uid for s in series} - {one.uid}
-    starts = (one.uid[:n] for n in range(1, len(one.uid)))
+    starts = (one.uid[:n] for n in range(_SHORTEST, len(one.uid) if others else 0))
     return next((s for s in starts if not any(o.startswith(s) for o in others)), one.uid)
 
 

@@ -80,11 +80,12 @@ def _volumes(uid: str, kind: str, members: Sequence[Image], *, is_scattered: boo
     for part, label in parts:
         files = {plane.path for plane in part}
         inside = tuple(i for i in members if i.path in files or not i.planes)
-        numbers = {image.text("SeriesNumber") for image in members}
+        numbers = {image.text("SeriesNumber") for image in inside}
+        one_number = len(numbers) == 1 or not is_scattered
         found.append(
             Series(
                 uid=uid,
-                number=members[0].text("SeriesNumber") if len(numbers) == 1 else "",
+                number=inside[0].text("SeriesNumber") if one_number else "",
                 description=inside[0].text("SeriesDescription"),
                 modality=inside[0].modality,
                 images=inside,

@@ -64,6 +64,7 @@ _COUNTERS = {
     "InstanceCreationTime": "creation time",
     "InstanceNumber": "images",
 }
+_RANKED = ("AcquisitionNumber", "AcquisitionTime", "ContentTime", "InstanceNumber")
 _DATED = {name for name in _COUNTERS if name.endswith("Time") and name != "TriggerTime"}
 _SAME_PLACE_MM = 0.011
 _SAME_DIRECTION = 0.02  # about one degree
@@ -144,7 +145,29 @@ def _split_part(planes: Sequence[Plane], depth: np.ndarray, part: Part) -> list[
             found = _by_counter(name, texts, depth, part)
         if found:
             return [leaf for one in found for leaf in _split_part(planes, depth, one)]
-    return [part]
+    return _by_rank(planes, depth, part) or [part]
+
+
+def _by_rank(planes: Sequence[Plane], depth: np.ndarray, part: Part) -> list[Part] | None:
+    """The first image of each position, the second, ..., if all have several that are counted."""
+    places = [[part[0]]]
+    for k in part[1:]:
+        if depth[k] - depth[places[-1][0]] < _SAME_PLACE_MM:
+            places[-1].append(k)
+        else:
+            places.append([k])
+    size = len(places[0])
+    if size < 2 or len(places) < 2 or any(len(place) != size for place in places):
+        return None
+    for name in _RANKED:
+        ranks = [[_count(name, planes[k].fields.get(name, "")) for k in place] for place in places]
+        if all(len(set(rank)) == size for rank in ranks):
+            ordered = [
+                [place[i] for i in np.argsort(rank)]
+                for place, rank in zip(places, ranks, strict=True)
+            ]
+            return [[place[r] for place in ordered] for r in range(size)]
+    return None
 
 
 def _by_spacing(planes: Sequence[Plane], depth: np.ndarray, part: Part) -> list[Part] | None:
