@@ -16,91 +16,17 @@ from kidseg.io import checks
 HERE = Path("scan.nii.gz")
 
 
-def body(seed: int = 0) -> torch.Tensor:
-    """(1, 6, 64, 64) int16 HU: air around a disc of fat around soft tissue, with some bone."""
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[-1:1:64j, -1:1:64j]
-    far = np.hypot(x, y)
-    plane = np.where(far < 0.6, 50.0, np.where(far < 0.75, -100.0, -1000.0))
-    plane[np.hypot(x, y - 0.4) < 0.1] = 600.0
-    noisy = plane + rng.normal(0, 15, (6, 64, 64))
-    return torch.from_numpy(np.maximum(noisy, -1024).astype(np.int16))[None]
-
-
-def codes(data: torch.Tensor, stored: str | None = None) -> list[str]:
-    dtype = None if stored is None else np.dtype(stored)
-    return [f.code for f in checks.check_intensities(data, HERE, dtype)]
-
-
-def refused(data: torch.Tensor, stored: str | None = None) -> str:
-    with pytest.raises(InputError) as caught:
-        codes(data, stored)
-    assert caught.value.path == str(HERE) and caught.value.next_step
-    return caught.value.code
-
-
-# ---- row 11: Hounsfield units ------------------------------------------------------------------
-
-
-def test_row_11_a_ct_passes_in_silence() -> None:
-    assert codes(body(), "int16") == []
-    assert codes(body().float(), "float32") == []
-    for padding in (-2000, -2048, -3024):
-        padded = body()
-        padded[..., :12] = padding
-        assert codes(padded) == []
-    metal = body()
-    metal[0, 3, 30:32, 30:32] = 30000
-    assert codes(metal) == []
-    nearly_air = body()  # a small body in a large field, as a newborn in an adult's
-    nearly_air[..., :20] = nearly_air[..., -20:] = -1000
-    assert codes(nearly_air) == []
-
-
-def test_row_11_surely_no_hounsfield_units_is_refused() -> None:
-    ct = body().float()
-    assert refused(torch.full((1, 4, 8, 8), -7.0)) == "constant-image"
-    assert refused(torch.from_numpy(np.arange(256).reshape(1, 4, 8, 8) % 3)) == "label-map"
-    assert refused((ct + 1024) / 2048) == "normalised-intensities"
-    assert refused((ct + 1024) / 1024 - 1) == "normalised-intensities"
-    assert refused((ct - ct.mean()) / ct.std()) == "normalised-intensities"
-    clipped = ct.clamp(-36, 303)  # nnU-Net's preprocessed
-    assert refused((clipped - 77) / 68) == "normalised-intensities"
-    window = ((ct + 160) / 400 * 255).clamp(0, 255).to(torch.uint8)
-    assert refused(window, "uint8") == "eight-bit-intensities"
-    for shift in (1000, 1024):
-        assert refused(body() + shift) == "shifted-hu"
-        padded = body() + shift
-        padded[..., :12] = -2000
-        assert refused(padded) == "shifted-hu"
-    assert refused(ct * 1e6) == "absurd-intensities"
-
-
-def test_row_11_shifted_is_seen_in_a_small_body_and_in_a_crop() -> None:
-    small = torch.full((1, 6, 64, 64), 3, dtype=torch.int16)
-    small[..., 25:35, 25:35] = body()[..., 25:35, 25:35] + 1024
-    assert refused(small) == "shifted-hu"
-    assert refused(body()[..., 25:35, 25:35] + 1024) == "shifted-hu"
-
-
-def test_row_11_doubtful_is_said() -> None:
-    ct = body()
-    assert codes(ct.clamp(0, 255), "int16") == ["windowed-intensities"]
-    assert codes(ct.clamp(-160, 240)) == ["no-air"]
-    assert codes(ct.clamp(-500, 2000)) == ["windowed-intensities"]
-    crop = ct[..., 16:48, 16:48]  # fat and tissue
-    assert codes(crop) == ["no-air"]
-    assert codes(ct - 1024) == ["no-soft-tissue"]
-    quantised = (ct // 16 * 16).float()
-    assert codes(quantised, "uint8") == ["eight-bit-intensities"]
-    assert codes(torch.full_like(ct, -1000) + (ct > 0).short()) == ["no-soft-tissue"]
+def values() -> torch.Tensor:
+    """(1, 6, 64, 64) int16."""
+    drawn = np.random.default_rng(0).normal(0, 300, (1, 6, 64, 64))
+    return torch.from_numpy(drawn.clip(-1024, 3000).astype(np.int16))
 
 
 # ---- row 9: NaN and Inf ------------------------------------------------------------------------
 
 
 def test_row_09_nonfinite_is_refused_or_replaced_and_said() -> None:
-    data = body().float()
+    data = values().float()
     data[0, 0, 0, :4] = torch.tensor([math.nan, -math.inf, math.inf, 5.0])
     with pytest.raises(InputError, match="3 of 24576"):
         checks.replace_nonfinite(data, HERE, nonfinite="refuse", values="ct")
@@ -117,7 +43,7 @@ def test_row_09_nonfinite_is_refused_or_replaced_and_said() -> None:
 
 
 def test_row_09_sound_data_are_the_same_object() -> None:
-    for data in (body(), body().float()):
+    for data in (values(), values().float()):
         same, findings = checks.replace_nonfinite(data, HERE, nonfinite="refuse", values="ct")
         assert same is data and findings == ()
 

@@ -161,7 +161,8 @@ def _axes(
         if steps is None:
             raise bad_header("its header lacks 'ElementSpacing'", path)
         checks.check_spacing(spacing[2::-1], path)
-        axes = axes * np.array(spacing[:3])
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused
+            axes = axes * np.array(spacing[:3])
     return axes, np.array(offset[:3])
 
 

@@ -48,10 +48,11 @@ def position(
             code="bad-unit",
             next_step="Export the scan again in millimetres.",
         )
-    if options.trust is None:
-        affine, findings = _agreed(fields, shape, path, options)
-    else:
-        affine, findings = _trusted(fields, options.trust, path, options), ()
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused
+        if options.trust is None:
+            affine, findings = _agreed(fields, shape, path, options)
+        else:
+            affine, findings = _trusted(fields, options.trust, path, options), ()
     matrix = mm_from_index_of_affine(affine)
     if options.spacing_mm is None:
         return matrix, findings

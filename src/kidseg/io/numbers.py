@@ -41,7 +41,8 @@ def scaled(values: np.ndarray, slope: float, intercept: float, path: Path) -> Te
         path: the file, for messages.
 
     Raises:
-        InputError: "unsupported-type": a uint64 value exceeds int64.
+        InputError: "unsupported-type": a uint64 value exceeds int64; "bad-scaling": a result is too
+            large for its type.
     """
     if values.dtype == np.uint64 and values.size and int(values.max()) > np.iinfo(np.int64).max:
         raise InputError(
@@ -58,13 +59,23 @@ def scaled(values: np.ndarray, slope: float, intercept: float, path: Path) -> Te
         if integers is not None:
             return torch.from_numpy(integers)
     precise = values.dtype.itemsize > (2 if values.dtype.kind in "iu" else 4)
-    if precise:
-        return torch.from_numpy(values.astype(np.float64) * slope + intercept)
-    out = np.empty(values.shape, np.float32)
-    for start in range(0, len(values), 2**20):  # chunks limit the memory for float64
-        part = slice(start, start + 2**20)
-        out[part] = values[part].astype(np.float64) * slope + intercept
+    out = np.empty(values.shape, np.float64 if precise else np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for start in range(0, len(values), 2**20):  # chunks limit the memory for float64
+            part = slice(start, start + 2**20)
+            out[part] = values[part].astype(np.float64) * slope + intercept
+            if np.any(np.isfinite(values[part]) & ~np.isfinite(out[part])):
+                raise _overflow(slope, intercept, path)
     return torch.from_numpy(out)
+
+
+def _overflow(slope: float, intercept: float, path: Path) -> InputError:
+    return InputError(
+        f"its scaling is invalid: {slope:g} x value + {intercept:g} exceeds what numbers can hold",
+        path=path,
+        code="bad-scaling",
+        next_step="The header is damaged: export the scan again.",
+    )
 
 
 def _scaled_integers(values: np.ndarray, slope: int, intercept: int) -> np.ndarray | None:

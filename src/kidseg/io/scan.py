@@ -14,6 +14,7 @@ from torch import Tensor
 from kidseg.errors import Finding
 from kidseg.geometry import Grid, Volume, resample
 from kidseg.io import checks
+from kidseg.io.hounsfield import check_intensities
 from kidseg.io.orientation import canonical
 
 __all__ = ["Format", "ReadOptions", "Scan", "scan_of"]
@@ -108,7 +109,7 @@ def scan_of(
     )
     noticed = [*findings, *replaced]
     if options.values == "ct":
-        noticed += checks.check_intensities(data, path, stored)
+        noticed += check_intensities(data, path, stored)
     orthogonal, sheared = checks.orthogonal_grid(native, path)
     volume = Volume(data, native)
     if orthogonal is not native:
