@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -149,6 +150,17 @@ def test_the_parts_share_nothing_and_are_the_same_each_time(data: Path, tmp_path
         for seed in range(6)
     }
     assert len(others) > 1
+
+
+def test_an_image_is_not_in_two_parts_under_two_names(data: Path, tmp_path: Path) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(data, root)
+    images = root / "imagesTr"
+    shutil.copy(images / "ellipse_000_0000.nii.gz", images / "ellipse_001_0000.nii.gz")
+    with pytest.raises(InputError, match=r"'ellipse_001' \(training\).*_000' \(test\)") as caught:
+        design(toml(tmp_path, 'test = ["ellipse_000"]'), dataset=root)
+    assert caught.value.code == "same-image"
+    assert design(toml(tmp_path, 'test = ["ellipse_000", "ellipse_001"]'), dataset=root).test
 
 
 def test_a_resolved_study_is_the_same_study(data: Path, tmp_path: Path) -> None:

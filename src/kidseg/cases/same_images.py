@@ -37,24 +37,30 @@ def same_image_findings(digests: Mapping[Case, str]) -> tuple[Finding, ...]:
 
 
 def check_apart(
-    digests: Mapping[str, str], training: Collection[str], validation: Collection[str], path: object
+    digests: Mapping[str, str],
+    training: Collection[str],
+    validation: Collection[str],
+    path: object,
+    *,
+    other: str = "validation",
 ) -> None:
-    """Check that no image is in training and validation under two names.
+    """Check that no image is in training and validation, or test, under two names.
 
     Args:
         digests: {case id: digest of its images}.
         training: case ids.
         validation: case ids.
         path: of the data set or store.
+        other: what `validation` is.
 
     Raises:
         InputError: "same-image", with both names.
     """
     trained = {digests[case]: case for case in sorted(training, reverse=True)}
     for case in sorted(validation):
-        if (other := trained.get(digests[case])) is not None:
+        if (first := trained.get(digests[case])) is not None:
             raise InputError(
-                f"cases '{other}' (training) and '{case}' (validation) contain the same image",
+                f"cases '{first}' (training) and '{case}' ({other}) contain the same image",
                 path=str(path),
                 code="same-image",
                 next_step="Remove one of the two, or assign both to one patient in patients.csv.",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kidseg.cases import Case, Dataset, open_dataset
+from kidseg.cases.same_images import check_apart
 from kidseg.config import METHODS, StudyConfig, StudyMethodConfig, dump, load, preset
 from kidseg.errors import InputError, UsageError
 from kidseg.evaluate import Protocol, protocol_named
@@ -109,7 +110,8 @@ def design(file: Path, *, dataset: Path | None = None) -> Design:
         dataset: overrides the data set in the file.
 
     Raises:
-        InputError: the file cannot be read; as `open_dataset` and `holdout`.
+        InputError: the file cannot be read; as `open_dataset` and `holdout`; "same-image": in two
+            parts.
         UsageError: "bad-setting", with the key; "no-dataset"; "unknown-preset"; "unknown-case";
             "bad-split": no training cases remain, or a patient is in two parts.
     """
@@ -125,6 +127,9 @@ def design(file: Path, *, dataset: Path | None = None) -> Design:
     data = open_dataset(dataset or file.parent / (config.dataset or ""))
     training, validation, test = _parts(data, config)
     known = data.by_id
+    images = {name: sha256_of_all(known[name].images) for name in (*training, *validation, *test)}
+    check_apart(images, training, validation, data.root)
+    check_apart(images, (*training, *validation), test, data.root, other="test")
     return Design(
         config=config,
         data=data,
