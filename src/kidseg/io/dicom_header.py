@@ -199,7 +199,9 @@ def _fields(dataset: Dataset, names: Sequence[str]) -> dict[str, str]:
         try:
             found[name] = _text(dataset[tag].value)
         except Exception:  # pydicom raises exceptions of any class on damaged values
-            found[name] = _text(dataset.get_item(tag).value)
+            raw = dataset.get_item(tag).value
+            is_text = isinstance(raw, bytes) and raw.strip(b" \0").decode("latin-1").isprintable()
+            found[name] = _text(raw) if is_text else "damaged bytes"
     return found
 
 

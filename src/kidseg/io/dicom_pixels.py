@@ -118,8 +118,8 @@ def _bits(image: Image) -> int:
         return int(allocated or 0)
     said = (image.text(name)[:20] or "missing" for name in names)
     raise InputError(
-        "its pixel format is not supported ({} bits allocated, {} stored, high bit {}, pixel "
-        "representation {})".format(*said),
+        "its pixel format is not supported (bits allocated: {}, stored: {}, high bit: {}, pixel "
+        "representation: {})".format(*said),
         path=image.path,
         code="unsupported-type",
         next_step="Export the original CT images.",
