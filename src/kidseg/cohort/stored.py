@@ -8,8 +8,10 @@ scans' original pixels. Body masks are computed on loading if the store has none
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from kidseg.intensity import Scaling
 from kidseg.labels import CystAs, LabelSchema, Target
 from kidseg.plan import Plan
 from kidseg.store import Prepared, Store, StoredCase, grid_from_json, grid_to_json
+from kidseg.store.files import damaged
 
 if TYPE_CHECKING:
     from kidseg.cases import Case, Dataset, LearnedLabels
@@ -143,19 +146,38 @@ def check_store(store: Store, material: Material, cyst: CystAs | None) -> None:
 
 
 def schema_of_store(store: Store) -> LabelSchema:
-    """Label schema of the stored subjects."""
-    names = {int(number): name for number, name in store.settings["labels"].items()}
-    regions = {name: tuple(ids) for name, ids in store.settings["regions"].items()}
-    return LabelSchema.from_names(names, regions)
+    """Label schema of the stored subjects.
+
+    Raises:
+        ModelError: "damaged-store".
+    """
+    with _sound(store.path):
+        names = {int(number): name for number, name in store.settings["labels"].items()}
+        regions = {name: tuple(ids) for name, ids in store.settings["regions"].items()}
+        return LabelSchema.from_names(names, regions)
 
 
 def target_of_store(store: Store) -> Target:
-    """Target of a network that predicts all labels of the store."""
-    return Target.from_dict(store.settings["target"])
+    """Target of a network that predicts all labels of the store.
+
+    Raises:
+        ModelError: "damaged-store".
+    """
+    with _sound(store.path):
+        return Target.from_dict(store.settings["target"])
 
 
 def subject_of(case: StoredCase) -> Subject:
-    """The subject of a stored case; its voxels are memory-mapped, not read."""
+    """The subject of a stored case; its voxels are memory-mapped, not read.
+
+    Raises:
+        ModelError: "damaged-store".
+    """
+    with _sound(case.folder):
+        return _subject(case)
+
+
+def _subject(case: StoredCase) -> Subject:
     labels, body = case.labels, case.facts["body"]
     return Subject(
         id=case.id,
@@ -167,6 +189,19 @@ def subject_of(case: StoredCase) -> Subject:
         ignore=Volume(case.array("ignore"), labels.grid) if case.has("ignore") else None,
         counts=_counts(case),
     )
+
+
+@contextmanager
+def _sound(path: Path) -> Iterator[None]:
+    """Convert the errors of content that no recipe has written.
+
+    Raises:
+        ModelError: "damaged-store".
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise damaged(path, f"is not what was stored for training ({error!r:.200})") from error
 
 
 def _masks_of(case: StoredCase) -> Volume:

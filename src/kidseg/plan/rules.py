@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import ceil, prod
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -130,8 +131,8 @@ class Plan:
         return {"format": FORMAT, **data}
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Plan:
-        """Inverse of `as_dict`, also after JSON.
+    def from_dict(cls, data: Mapping[str, Any], path: Path | None = None) -> Plan:
+        """Inverse of `as_dict`, also after JSON; `path` is the file it was read from.
 
         Raises:
             ModelError: "bad-plan": not a plan, or of another format.
@@ -141,13 +142,19 @@ class Plan:
             raise ModelError(
                 f"not a plan of format {FORMAT}"
                 + (f", but of format {found!r:.20}" if found is not None else ""),
+                path=path,
                 code="bad-plan",
                 next_step="Plan again with this version of kidseg.",
             )
         try:
             return checked(cls, {key: value for key, value in data.items() if key != "format"})
         except ValueError as error:
-            raise ModelError(f"not a valid plan: {error}", code="bad-plan") from error
+            raise ModelError(
+                f"not a valid plan: {error}",
+                path=path,
+                code="bad-plan",
+                next_step="Restore the file; it was not written by this version of kidseg.",
+            ) from error
 
 
 def plan(fingerprint: Fingerprint, schema: LabelSchema, *, memory_gb: float = 8.0) -> Plan:

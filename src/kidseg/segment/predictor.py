@@ -149,7 +149,7 @@ def load_predictor(model: str | Path, device: str = "auto") -> Predictor:
         name = file.header["method"]
         kind = method_named(name)
         config: Any = load(METHODS[name], base=file.header["config"])
-        plan = Plan.from_dict(file.header["plan"])
+        plan = Plan.from_dict(file.header["plan"], path)
         labels = file.header["labels"]
         schema = LabelSchema.from_names(
             {int(number): name for number, name in labels["names"].items()},
@@ -164,7 +164,7 @@ def load_predictor(model: str | Path, device: str = "auto") -> Predictor:
         if hardware.precision == "bf16":
             parts = {part: _to_bfloat16(net) for part, net in method.parts.items()}
             method = kind(config, target, plan, parts, hardware)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise _damaged(path, error) from error
     except UsageError as error:
         if error.code != "unknown-method" and error.code != "bad-setting":

@@ -162,7 +162,7 @@ def read_record(out: Path) -> RunRecord:
 def recorded_plan(out: Path) -> Plan:
     """The plan of a run with a verified record."""
     try:
-        return Plan.from_dict(parsed((out / PLAN).read_bytes()))
+        return Plan.from_dict(parsed((out / PLAN).read_bytes()), out / PLAN)
     except ValueError as error:
         raise _damaged(out / PLAN, str(error)) from error
 

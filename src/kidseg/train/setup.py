@@ -96,7 +96,7 @@ def resolve(setup: Setup) -> ResolvedSetup:
             next_step="Leave out --method, or start from another model.",
         )
     try:
-        plan = Plan.from_dict(model.header["plan"])
+        plan = Plan.from_dict(model.header["plan"], setup.start)
         base = dict(model.header["config"])
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(
