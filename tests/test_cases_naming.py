@@ -27,6 +27,7 @@ def touch(root: Path, *names: str) -> Path:
     [
         ("x/case_0000.nii.gz", "case"),
         ("x/case_0007.nrrd", "case_0007"),
+        ("x/case_0000.zip", "case_0000"),
         ("kits/case_00012/imaging.nii.gz", "case_00012"),
         ("study/kid/ct", "kid"),
         ("study/kid_0000/CT", "kid_0000"),

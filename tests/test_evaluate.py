@@ -352,19 +352,19 @@ def test_segments_of_slicer_count_as_the_labels_they_are_named_after(tmp_path: P
     assert tumour_dice(evaluate(tmp_path / "plain", pred, tmp_path / "other")) == 0.5
 
 
-def test_segments_of_a_data_set_with_sides_and_ignored_voxels(tmp_path: Path) -> None:
+def test_the_numbers_of_a_data_set_are_those_of_its_description(tmp_path: Path) -> None:
+    """As in training, whatever 3D Slicer calls the segments; predictions go by their names."""
     root = nnunet(tmp_path / "data", {"kidney_left": 1, "kidney_right": 2, "ignore": 3})
-    for name in ("ann", "bob", "cid"):
-        reference = root / "labelsTr" / f"{name}_0000.nii.gz"
-        reference.unlink()
-        segmentation(
-            reference.with_name(f"{name}_0000.seg.nrrd"),
-            np.where(REFERENCE == 2, 1, REFERENCE * 2),
-            [("left kidney", 1), ("Right Kidney", 2)],
-        ).rename(reference.with_suffix("").with_suffix(".nrrd"))
+    for file in list((root / "labelsTr").iterdir()):
+        file.unlink()
+        name = file.name.replace(".nii.gz", ".nrrd")
+        segmentation(file.with_name(name), REFERENCE, [("Segment_1", 1), ("Segment_2", 2)])
     content = json.loads((root / "dataset.json").read_text()) | {"file_ending": ".nrrd"}
     (root / "dataset.json").write_text(json.dumps(content))
-    write(tmp_path / "pred" / "ann_0000.nii.gz", np.where(REFERENCE == 2, 1, REFERENCE * 2))
+    (tmp_path / "pred").mkdir()
+    named = [("Right kidney", 1), ("Kidney (left)", 2)]
+    swapped = np.where(REFERENCE == 0, 0, 3 - REFERENCE).astype(np.uint8)
+    segmentation(tmp_path / "pred" / "ann_0000.seg.nrrd", swapped, named)
     summary = evaluate(tmp_path / "pred", root, tmp_path / "out", cases=["ann_0000"])
     assert summary["structures"]["kidney"]["dice"]["mean"] == 1.0
 

@@ -270,7 +270,9 @@ def test_nothing_is_overwritten_unasked_and_nothing_foreign_at_all(tmp_path: Pat
     assert (foreign / "thesis.txt").exists() and not leftovers(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["kidneys", "Dataset1_X", "Dataset001", "Dataset001_"])
+@pytest.mark.parametrize(
+    "name", ["kidneys", "Dataset1_X", "Dataset001", "Dataset001_", f"Dataset001_{'x' * 300}"]
+)
 def test_a_name_that_nnunet_would_not_find(tmp_path: Path, name: str) -> None:
     dataset = open_dataset(nnunet(tmp_path / "set"))
     refused(UsageError, "bad-dataset-name", dataset, tmp_path / name)

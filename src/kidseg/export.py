@@ -13,6 +13,7 @@ its final name when it is complete.
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import shutil
@@ -56,6 +57,7 @@ __all__ = ["Exported", "export_nnunet", "planned_export"]
 Progress = Callable[[int, int], None]
 
 _NAME = re.compile(r"Dataset\d{3}_.+")
+_LONGEST = 255  # bytes of a name, on all usual file systems
 # Labels that are not stored as integers, and how `examine` names them.
 _INEXACT = {"float-labels", "rounded-labels"}
 # Findings about the source that do not hold for the export.
@@ -190,12 +192,12 @@ def export_nnunet(
 
 
 def _check_out(out: Path, dataset: Dataset, overwrite: bool) -> None:
-    if not _NAME.fullmatch(out.name):
+    if not _NAME.fullmatch(out.name) or len(os.fsencode(out.name)) > _LONGEST:
         raise UsageError(
             "not a valid name of an nnU-Net data set",
             path=out,
             code="bad-dataset-name",
-            next_step="Use a name such as Dataset042_Kidney: three digits and a name.",
+            next_step="Use a name such as Dataset042_Kidney: three digits and a short name.",
         )
     here, there = out.resolve(), dataset.root.resolve()
     if here == there or here in there.parents or there in here.parents:

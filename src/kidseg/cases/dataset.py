@@ -46,12 +46,7 @@ def survey_dataset(root: str | Path) -> Survey:
     """
     root = Path(root)
     if (problem := problem_at(root)) is not None:
-        raise InputError(
-            f"no such file or folder ({problem})",
-            path=root,
-            code="not-found",
-            next_step="Check the path.",
-        )
+        raise InputError(problem, path=root, code="not-found", next_step="Check the path.")
     try:
         return _survey(root)
     except OSError as error:

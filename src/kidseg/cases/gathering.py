@@ -112,14 +112,14 @@ class Gathering:
                 self.error(
                     "missing-image",
                     image,
-                    f"missing image of case '{case.id}' ({problem})",
+                    f"image of case '{case.id}': {problem}",
                     self.fetch,
                 )
         if case.labels is not None and (problem := problem_at(case.labels)):
             self.error(
                 "missing-labels",
                 case.labels,
-                f"missing labels of case '{case.id}' ({problem})",
+                f"labels of case '{case.id}': {problem}",
                 "Download or restore the file, or move the case to the test cases.",
             )
         return len(self.findings) == before

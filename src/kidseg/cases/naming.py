@@ -5,7 +5,7 @@ A file is named after its case, except where it is named after its content (`ima
 
 nnU-Net's image files also have a channel number, `case_0000.nii.gz`. A case may itself end in a
 number, `kid_0000`. The number of a folder or of a label file always belongs to the case; that of an
-image file is its channel in these places only:
+image file (not a zip or DICOM file) is its channel in these places only:
 
 - nnU-Net's image folders (`imagesTr`, `imagesTs`), unless a Decathlon dataset.json lists the
   whole name;
@@ -72,13 +72,15 @@ def scan_name(path: Path, channels: int = 1) -> str:
     name = _whole(path).name
     if path.is_dir():
         return _case(path) if name.lower() in IMAGES else name
-    stem, _ = split_ending(name, SCAN_ENDINGS)
+    stem, ending = split_ending(name, SCAN_ENDINGS)
     if stem.lower() in IMAGES:
         return _case(path)
     case = stem.removesuffix(_FIRST)
     if not case or case == stem:
         return stem
-    return case if channels > 1 or _is_channel(path, case) else stem
+    # nnU-Net's images are never archives or DICOM files.
+    is_channel = channels > 1 or (ending.lower() in _VOLUMES and _is_channel(path, case))
+    return case if is_channel else stem
 
 
 def label_name(path: Path) -> str:

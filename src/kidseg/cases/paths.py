@@ -56,13 +56,15 @@ def stated_path(root: Path, text: str, described: Path, *, variables: bool = Fal
 
 
 def problem_at(path: Path) -> str | None:
-    """Why there is no file or folder at a path, as the system says it; None if there is one."""
+    """Why no file or folder can be found at a path; None if there is one."""
     try:
         path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return "no such file or folder"
     except OSError as error:
-        return error.strerror or "cannot be read"
+        return f"cannot be found ({error.strerror})"
     except ValueError as error:  # NUL, or characters that the system's encoding lacks
-        return str(error)
+        return f"not a possible path ({error})"
     return None
 
 

@@ -97,7 +97,8 @@ class CaseReader:
         labels = None
         if case.labels is not None:
             judged = self._read_labels(case.labels, image)
-            labels, findings = judged.volume, [*findings, *judged.findings]
+            labels, said = judged.volume, {(f.code, f.cause) for f in findings}
+            findings += [f for f in judged.findings if (f.code, f.cause) not in said]
         return CaseVoxels(image=image, labels=labels, findings=tuple(findings))
 
     def _read_labels(self, path: Path, image: Volume) -> LabelValues:

@@ -10,18 +10,23 @@ https://slicer.readthedocs.io/en/latest/developer_guide/modules/segmentations.ht
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kidseg.errors import InputError
-from kidseg.io import kind_of
+from kidseg.cases.label_values import LabelValues, known_labels
+from kidseg.cases.relabel import relabelled
+from kidseg.errors import Finding, InputError
+from kidseg.geometry import Grid
+from kidseg.io import ReadOptions, kind_of, read
 from kidseg.labels import Meaning
 from kidseg.meaning import meaning_of, side_of
 
-__all__ = ["Segment", "labels_of_segments", "segments_of"]
+__all__ = ["LabelFile", "Segment", "labels_of_segments", "read_label_file", "segments_of"]
 
-_FIELD = re.compile(r"Segment(\d+)_(Name|LabelValue|Layer):=(.*)")
+_DEFAULT = ReadOptions()
+_FIELD = re.compile(r"Segment(\d{1,6})_(Name|LabelValue|Layer):=(.*)")
 _IGNORE = "ignore"
 
 
@@ -31,6 +36,65 @@ class Segment:
 
     name: str
     value: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelFile:
+    """A label file that was read.
+
+    Attributes:
+        labels: its values as labels.
+        native: its grid in the voxel order of the file.
+        is_segmentation: written by 3D Slicer, perhaps cropped to its segments.
+        findings: of the reader and about the values.
+    """
+
+    labels: LabelValues
+    native: Grid
+    is_segmentation: bool
+    findings: tuple[Finding, ...]
+
+
+def read_label_file(
+    path: Path,
+    names: Mapping[int, str],
+    meanings: Mapping[int, Meaning | None],
+    *,
+    ignore_label: int | None = None,
+    by_number: bool = False,
+    options: ReadOptions = _DEFAULT,
+) -> LabelFile:
+    """Read a file of known labels, by their numbers, or by the names of 3D Slicer's segments.
+
+    Args:
+        path: of the file.
+        names: {label: name}, without background.
+        meanings: {label: what it means}.
+        ignore_label: another value that is allowed.
+        by_number: the file belongs to a data set, which defines its numbers.
+        options: of reading.
+
+    Raises:
+        InputError: see `kidseg.io.read`, `known_labels`, `segments_of`, `labels_of_segments`.
+    """
+    segments = () if by_number else segments_of(path)
+    scan = read(path, replace(options, values="labels", nonfinite="refuse"))
+    if segments:
+        judged = known_labels(scan, {segment.value: segment.name for segment in segments})
+        present = [segment for segment in segments if segment.value in judged.voxels]
+        label_of = labels_of_segments(present, names, meanings, path, ignore_label)
+        voxels = Counter[int]()
+        for value, count in judged.voxels.items():
+            voxels[label_of[value]] += count
+        judged = replace(judged, volume=relabelled(judged.volume, label_of), voxels=voxels)
+    else:
+        judged = known_labels(scan, names, ignore_label)
+    return LabelFile(
+        labels=judged,
+        native=scan.native,
+        is_segmentation=bool(segments),
+        findings=(*scan.findings, *judged.findings),
+    )
 
 
 def segments_of(path: Path) -> tuple[Segment, ...]:
@@ -123,7 +187,7 @@ def _segment(entry: Mapping[str, str], path: Path) -> Segment:
     text = entry.get("LabelValue", "1")
     value = int(text) if re.fullmatch(r"\d{1,3}", text) else 0
     if not 1 <= value <= 255:
-        raise _bad(f"its segment '{entry.get('Name', '')}' has the value '{text}'", path)
+        raise _bad(f"its segment '{entry.get('Name', '')}' has the value {text[:20]!r}", path)
     return Segment(name=entry.get("Name", ""), value=value)
 
 

@@ -213,7 +213,12 @@ def _known(pairing: Pairing, protocol: Protocol) -> KnownLabels:
     meanings = dict(LabelSchema.from_names(protocol.known).meaning)
     if pairing.schema is not None:
         meanings |= pairing.schema.meaning  # its regions may tell more than its names
-    return KnownLabels(names=protocol.known, meanings=meanings, ignore_label=pairing.ignore_label)
+    return KnownLabels(
+        names=protocol.known,
+        meanings=meanings,
+        ignore_label=pairing.ignore_label,
+        by_number=pairing.by_number,
+    )
 
 
 def _all_failed(errors: Sequence[InputError], pred: Path) -> InputError:

@@ -55,12 +55,14 @@ class Pairing:
         pairs: ordered by id.
         schema: labels of the data set, or of the dataset.json beside plain files; else None.
         ignore_label: voxels of the reference with this value are ignored.
+        by_number: the references are those of a data set, which defines their numbers.
         findings: predictions without a reference.
     """
 
     pairs: tuple[Pair, ...]
     schema: LabelSchema | None
     ignore_label: int | None
+    by_number: bool
     findings: tuple[Finding, ...]
 
 
@@ -70,6 +72,7 @@ class _References:
     schema: LabelSchema | None = None
     ignore_label: int | None = None
     copies: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
+    by_number: bool = False
 
 
 def pair(
@@ -125,6 +128,7 @@ def pair(
         pairs=pairs,
         schema=references.schema,
         ignore_label=references.ignore_label,
+        by_number=references.by_number,
         findings=tuple(_extra(found[case][0], case) for case in sorted(set(found) - set(known))),
     )
 
@@ -237,6 +241,7 @@ def _of_dataset(survey: Survey, cases: list[Case], path: Path) -> _References:
         cases={case.id: case for case in cases},
         schema=survey.dataset.schema,
         ignore_label=survey.dataset.ignore_label,
+        by_number=True,
     )
 
 

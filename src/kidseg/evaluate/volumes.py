@@ -8,19 +8,18 @@ from pathlib import Path
 
 import numpy as np
 
-from kidseg.cases import relabelled
-from kidseg.cases.label_values import known_labels
-from kidseg.cases.segments import labels_of_segments, segments_of
+from kidseg.cases.segments import read_label_file
 from kidseg.errors import Finding, InputError
 from kidseg.evaluate.pairs import Pair
 from kidseg.geometry import Grid
-from kidseg.io import ReadOptions, read
 from kidseg.labels import Meaning
 
 __all__ = ["KnownLabels", "LabelPair", "read_pair"]
 
 # Grids that differ by more are different grids.
 _SAME_GRID_MM = 1e-3
+# Findings that matter for images and for training only.
+_HARMLESS = {"float-labels", "anisotropic-voxels", "thick-slices"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +30,13 @@ class KnownLabels:
         names: {number: name}, without background.
         meanings: {number: what it means}.
         ignore_label: of the reference only.
+        by_number: the references belong to a data set, which defines their numbers.
     """
 
     names: Mapping[int, str]
     meanings: Mapping[int, Meaning | None]
     ignore_label: int | None = None
+    by_number: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,7 @@ def read_pair(case: Pair, known: KnownLabels) -> LabelPair:
 
     Raises:
         InputError: "grid-mismatch"; "duplicate-case": several files of the case differ; those of
-            `kidseg.io.read`, `known_labels`, `segments_of` and `labels_of_segments`.
+            `read_label_file`.
     """
     reference = _read((case.reference, *case.reference_copies), known)
     if case.predicted is None:
@@ -77,7 +78,9 @@ def read_pair(case: Pair, known: KnownLabels) -> LabelPair:
             grid=reference.grid,
             findings=reference.findings,
         )
-    predicted = _read((case.predicted, *case.copies), replace(known, ignore_label=None))
+    predicted = _read(
+        (case.predicted, *case.copies), replace(known, ignore_label=None, by_number=False)
+    )
     findings = reference.findings + predicted.findings
     predicted, reference = _within(predicted, reference), _within(reference, predicted)
     _check_same_grid(predicted, reference)
@@ -106,24 +109,20 @@ def _read(paths: Sequence[Path], known: KnownLabels) -> _Labels:
 
 
 def _read_file(path: Path, known: KnownLabels) -> _Labels:
-    segments = segments_of(path)
-    scan = read(path, ReadOptions(values="labels", nonfinite="refuse"))
-    names = {segment.value: segment.name for segment in segments} if segments else known.names
-    judged = known_labels(scan, names, None if segments else known.ignore_label)
-    volume = judged.volume
-    if segments:
-        present = [segment for segment in segments if segment.value in judged.voxels]
-        label_of = labels_of_segments(
-            present, known.names, known.meanings, path, known.ignore_label
-        )
-        volume = relabelled(volume, label_of)
-    findings = tuple(f for f in judged.findings if f.code != "float-labels")
+    file = read_label_file(
+        path,
+        known.names,
+        known.meanings,
+        ignore_label=known.ignore_label,
+        by_number=known.by_number,
+    )
+    volume = file.labels.volume
     return _Labels(
         path=path,
         data=volume.data[0].numpy(),
         grid=volume.grid,
-        is_segmentation=bool(segments),
-        findings=(*scan.findings, *findings),
+        is_segmentation=file.is_segmentation,
+        findings=tuple(f for f in file.findings if f.code not in _HARMLESS),
     )
 
 

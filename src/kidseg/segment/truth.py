@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kidseg.cases import learned_labels, open_dataset, relabelled
-from kidseg.cases.label_values import known_labels
 from kidseg.cases.naming import matching_names
+from kidseg.cases.segments import read_label_file
 from kidseg.errors import InputError, UsageError
 from kidseg.geometry import Grid, Volume
-from kidseg.io import ReadOptions, read
+from kidseg.io import ReadOptions
 from kidseg.labels import CystAs, LabelSchema
 
 __all__ = ["ReferenceLabels", "find_references"]
@@ -27,7 +27,8 @@ class ReferenceLabels:
     Attributes:
         path: a label volume.
         schema: of the model.
-        names: {number in the file: name}; those of the model unless given.
+        names: {number in the file: name}, as a data set defines them. Unless given, the numbers of
+            the model, or the names of 3D Slicer's segments.
         new_from_old: {number in the file: number of the model}; other numbers are unchanged.
         ignore_label: number in the file of voxels to ignore.
     """
@@ -46,12 +47,18 @@ class ReferenceLabels:
             options: of reading the scan.
 
         Raises:
-            InputError: "label-grid-mismatch": the labels have another grid; see `known_labels` and
-                `kidseg.io.read`.
+            InputError: "label-grid-mismatch": the labels have another grid; see
+                `read_label_file`.
         """
-        label_options = replace(options or ReadOptions(), values="labels", nonfinite="refuse")
-        scan = read(self.path, label_options)
-        volume = scan.volume
+        file = read_label_file(
+            self.path,
+            self.names or self.schema.names,
+            {} if self.names else self.schema.meaning,
+            ignore_label=self.ignore_label,
+            by_number=bool(self.names),
+            options=options or ReadOptions(),
+        )
+        volume = file.labels.volume
         if volume.grid.shape != grid.shape or not volume.grid.same_as(grid, _SAME_GRID_MM):
             raise InputError(
                 f"the grid of the labels ({_description(volume.grid)}) differs from that of the"
@@ -60,11 +67,10 @@ class ReferenceLabels:
                 code="label-grid-mismatch",
                 next_step="Name the labels of this scan.",
             )
-        judged = known_labels(scan, self.names or self.schema.names, self.ignore_label)
-        labels = relabelled(judged.volume, self.new_from_old)
+        labels = relabelled(volume, self.new_from_old)
         ignore = None
         if self.ignore_label is not None:
-            ignored = judged.volume.data == self.ignore_label
+            ignored = volume.data == self.ignore_label
             ignore = Volume(ignored, grid)
             labels = Volume(labels.data.masked_fill(ignored, 0), grid)
         return Volume(labels.data, grid), ignore
