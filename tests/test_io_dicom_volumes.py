@@ -102,6 +102,7 @@ SEPARATORS: dict[str, tuple[str, Value]] = {
     "tube voltage": ("KVP", lambda p, k: 80 + 60 * p),
     "contrast agent": ("ContrastBolusAgent", lambda p, k: "Omnipaque" if p else None),
     "filter": ("FilterType", lambda p, k: f"F{p}"),
+    "frame of reference": ("FrameOfReferenceUID", lambda p, k: f"1.2.9.{p + 1}"),
     "description": ("SeriesDescription", lambda p, k: ("arterial", "portal")[p]),
     "instance number alone": ("InstanceNumber", lambda p, k: SLICES * p + k + 1),
 }
@@ -172,12 +173,36 @@ def test_row_07_a_phase_with_a_missing_slice_is_no_reason_to_mix(tmp_path: Path)
     assert "ignored-series" in codes(read_series(tmp_path, chosen("3.2")))
 
 
+def test_row_07_two_matrix_sizes_are_two_volumes(tmp_path: Path) -> None:
+    def edit(ds: Dataset, k: int) -> None:
+        if k % 2:
+            set_pixels(ds, (body(0, (1, 24, 24))[0].astype(np.int32) + 1024).astype(np.int16))
+
+    folder = series(tmp_path, body(0, (8, 32, 40)), edit=edit)
+    assert "rows 24" in refused(folder, code="several-volumes")
+    assert read_series(folder, chosen("3.1")).volume.grid.shape == (4, 24, 24)
+
+
+def test_row_07_stacks_of_two_slices(tmp_path: Path) -> None:
+    phases(tmp_path, {"AcquisitionNumber": lambda p, k: p + 1}, slices=2)
+    refused(tmp_path, code="several-volumes")
+
+
 def test_row_07_a_short_stack_inside_a_long_one(tmp_path: Path) -> None:
     depths = [*np.arange(8) * 2.5, 5.5, 8.0, 10.5]
     edit: Edit = lambda ds, k: setattr(ds, "ConvolutionKernel", "bone" if k >= 8 else "soft")  # noqa: E731
     series(tmp_path, body(0, (11, 32, 40)), positions=placed(depths), edit=edit)
     refused(tmp_path, code="several-volumes")
     assert read_series(tmp_path, chosen("3.1")).volume.grid.shape[0] == 3
+
+
+def test_row_07_images_of_each_position_counted_in_turn(tmp_path: Path) -> None:
+    marks: dict[str, Value] = {"InstanceNumber": lambda p, k: 2 * k + p + 1}
+    stacks = phases(tmp_path, marks, offset_mm=0.0)
+    refused(tmp_path, REPAIR, "several-volumes")
+    for k, stack in enumerate(stacks):
+        scan = read_series(tmp_path, chosen(f"3.{k + 1}"))
+        assert torch.equal(scan.volume.data[0], torch.from_numpy(stack))
 
 
 def test_row_07_without_anything_to_tell_them_apart(tmp_path: Path) -> None:
@@ -251,7 +276,7 @@ ONE_VOLUME: dict[str, dict[str, Sequence[object]]] = {
     "a gap filled later": {"AcquisitionNumber": [1] * 4 + [3] * 4 + [2] * 4},
     "one way of writing and another": {"SliceThickness": ["2.5", "2.500000"] * 6},
     "tube current": {"XRayTubeCurrent": [100, 120] * 6},
-    "unreadable times": {"AcquisitionTime": ["", "99", *(clock(k) for k in range(10))]},
+    "missing times": {"AcquisitionTime": ["", "", *(clock(k) for k in range(10))]},
 }
 
 
@@ -341,9 +366,9 @@ def of_its_own(*names: str) -> Edit:
 def test_row_17_a_series_uid_for_each_slice(tmp_path: Path) -> None:
     folder = series(tmp_path / "ct", edit=of_its_own("SeriesInstanceUID"))
     for options in (ReadOptions(), chosen("3")):
-        message = refused(folder, options, "series-uid-per-slice")
-        assert "6 images" in message and "--repair" in message
-        assert "UID 1.2" not in message and len(message) < 300 + len(str(folder))
+        message = refused(folder, options, "mixed-series")
+        assert "6 different values in 6 images" in message and "--repair" in message
+        assert "UID 1.2" not in message and len(message) < 350 + len(str(folder))
     for options in (REPAIR, chosen("3", repair=True)):
         scan = read_series(folder, options)
         assert torch.equal(scan.volume.data[0], torch.from_numpy(body()))
@@ -366,9 +391,36 @@ def test_row_17_uids_for_each_slice_of_two_phases(tmp_path: Path) -> None:
         },
     )
     refused(tmp_path, REPAIR, "several-series")
-    refused(tmp_path, chosen("3.2"), "series-uid-per-slice")
+    refused(tmp_path, chosen("3.2"), "mixed-series")
     scan = read_series(tmp_path, chosen("3.2", repair=True))
     assert torch.equal(scan.volume.data[0], torch.from_numpy(stacks[1]))
+
+
+@pytest.mark.parametrize("of_number", [False, True])
+def test_row_17_no_common_series(tmp_path: Path, of_number: bool) -> None:
+    """The UID is missing in some images, or the number differs too."""
+
+    def edit(ds: Dataset, k: int) -> None:
+        if of_number:
+            ds.SeriesInstanceUID, ds.SeriesNumber = generate_uid(), k + 1
+        elif k in (1, 4):
+            del ds.SeriesInstanceUID
+
+    folder = series(tmp_path, edit=edit)
+    message = refused(folder, code="mixed-series")
+    said = "6 different values" if of_number else "missing in 2 images (first 007-1.dcm)"
+    assert said in message
+    scan = read_series(folder, REPAIR)
+    assert torch.equal(scan.volume.data[0], torch.from_numpy(body()))
+    assert codes(scan) == ["repaired-series", "missing-identity"]
+
+
+def test_row_17_two_sound_series_are_not_joined(tmp_path: Path) -> None:
+    """Chest and abdomen, each a stack, one below the other."""
+    for k, uid in enumerate(("1.2.3", "1.2.33")):
+        positions = placed((np.arange(6) + 6 * k) * 2.5)
+        series(tmp_path / uid, positions=positions, uid=uid, edit=assign("SeriesNumber", 3))
+    refused(tmp_path, REPAIR, "several-series")
 
 
 def test_row_17_slices_of_their_own_that_are_no_even_stack_stay_apart(tmp_path: Path) -> None:
@@ -407,7 +459,19 @@ def test_row_17_what_was_joined_must_look_like_one_stack(tmp_path: Path) -> None
     values = body(0, (8, 32, 40))
     values[1::2, 8:24, 10:30] += 150
     folder = series(tmp_path, values, edit=of_its_own("SeriesInstanceUID"))
-    refused(folder, REPAIR, "alternating-slices")
+    refused(folder, REPAIR, "not-one-stack")
+
+
+def test_row_17_two_frames_of_reference_must_continue_each_other(tmp_path: Path) -> None:
+    edit = counted(FrameOfReferenceUID=["1.2.9"] * 4 + ["1.2.10"] * 4)
+    values = body(0, (8, 32, 40))
+    scan = read_series(series(tmp_path / "a", values, edit=edit), REPAIR)
+    assert torch.equal(scan.volume.data[0], torch.from_numpy(values))
+    values[4:] = np.roll(values[4:], 12, axis=2)
+    refused(series(tmp_path / "b", values, edit=edit), REPAIR, "not-one-stack")
+    positions = placed([0, 2.5, 5, 7.5, 12.5, 15, 17.5, 20])
+    folder = series(tmp_path / "c", body(0, (8, 32, 40)), positions=positions, edit=edit)
+    refused(folder, REPAIR, "missing-slices")
 
 
 def test_row_17_patients(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ Trust = Annotated[
 Spacing = Annotated[
     tuple[float, float, float] | None, typer.Option(help="Voxel size (slice row column), mm.")
 ]
-Series = Annotated[str | None, typer.Option(help="DICOM series: its UID or number.")]
+Series = Annotated[str | None, typer.Option(help="DICOM series: number, 3.2, or UID.")]
 Repair = Annotated[bool, typer.Option("--repair", help="Fix DICOM geometry where safe.")]
 Cyst = Annotated[
     Literal["tumour", "kidney", "background"] | None, typer.Option(help="What a cyst counts as.")

@@ -8,6 +8,7 @@ identical duplicates, gaps of up to 15 mm, and gantry tilt.
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -17,9 +18,10 @@ from kidseg.errors import Finding, InputError
 from kidseg.geometry import Grid, Volume
 from kidseg.io import checks
 from kidseg.io.dicom_choice import choose
+from kidseg.io.dicom_continuity import alternates, jumps
 from kidseg.io.dicom_frames import check_readable, find_images
 from kidseg.io.dicom_header import is_zstd, number
-from kidseg.io.dicom_pixels import alternates, check_pixels, decode
+from kidseg.io.dicom_pixels import check_pixels, decode
 from kidseg.io.dicom_series import Series, check_consistent, group_series, identity, series_facts
 from kidseg.io.dicom_stack import (
     Stack,
@@ -37,6 +39,7 @@ __all__ = ["Series", "list_series", "read_series", "write_series"]
 
 _DEFAULT = ReadOptions()
 _NAMED = 5
+_JOINED = {"repaired-series", "repaired-frame-of-reference"}
 
 
 def list_series(path: str | Path) -> tuple[Series, ...]:
@@ -62,7 +65,7 @@ def read_series(path: str | Path, options: ReadOptions = _DEFAULT) -> Scan:
             `dicom_choice.choose`; numbers: `dicom_frames.check_readable`; inconsistent images:
             `dicom_series.check_consistent`; geometry: `dicom_stack.arrange`, `check_line` and
             `gap_error`, "duplicate-slices", "same-position", "several-volumes", "gantry-tilt";
-            pixels: `dicom_pixels`, "alternating-slices"; values: `scan.scan_of`.
+            pixels: `dicom_pixels`, "not-one-stack"; values: `scan.scan_of`.
         ResourceError: "not-enough-memory".
     """
     path = Path(path)
@@ -81,13 +84,14 @@ def read_series(path: str | Path, options: ReadOptions = _DEFAULT) -> Scan:
     stack, dropped = _without_duplicates(stack, series, path, options)
     check_line(stack, path)
     uneven = gap_error(stack, path)
-    if uneven is not None and not options.repair:
+    is_joined = any(f.code in _JOINED for f in findings)
+    if uneven is not None and (is_joined or not options.repair):
         raise uneven
     native = native_grid(stack, path)
     tilted = _is_tilted(stack, native, path, options) if uneven is None else stack.tilt_deg > 0
     values, stored, padded = decode(stack.planes, series.images, shape, path, options)
     findings += [*dropped, *_tilt_tag(stack, series, path), *_single(stack, native, path), *padded]
-    findings += _alternating(values, findings, path)
+    findings += _unlike_neighbours(values, stack, path, is_joined=is_joined)
     if uneven is not None or tilted:
         values, native, repaired = _repaired(values, stack, path, options, uneven)
         findings += repaired
@@ -164,21 +168,27 @@ def _placed(series: Series, path: Path) -> tuple[Finding, ...]:
     return (Finding(code="placed-frames", path=str(path), cause=cause, next_step=step),)
 
 
-def _alternating(values: Tensor, findings: list[Finding], path: Path) -> tuple[Finding, ...]:
+def _unlike_neighbours(
+    values: Tensor, stack: Stack, path: Path, *, is_joined: bool
+) -> tuple[Finding, ...]:
     """A finding if the pixels look like two interleaved stacks.
 
     Raises:
-        InputError: "alternating-slices": and the images do not state that they are one stack.
+        InputError: "not-one-stack": the images do not state that they are one stack either.
     """
-    if not alternates(values):
-        return ()
+    frames = [plane.fields.get("FrameOfReferenceUID", "") for plane in stack.planes]
+    seams = [before != after for before, after in pairwise(frames)]
+    step = "Compare neighbouring slices in a viewer; export each phase as a separate series."
     cause = (
         "neighbouring slices differ more than every second slice: it may contain two interleaved "
         "volumes, such as contrast phases"
     )
-    step = "Compare neighbouring slices in a viewer; export each phase as a separate series."
-    if any(f.code in ("repaired-series", "repaired-frame-of-reference") for f in findings):
-        raise InputError(cause, path=path, code="alternating-slices", next_step=step)
+    if is_joined and jumps(values, seams):
+        cause = "slices with different frames of reference differ too much to be neighbours"
+    elif not alternates(values):
+        return ()
+    if is_joined:
+        raise InputError(cause, path=path, code="not-one-stack", next_step=step)
     return (Finding(code="alternating-slices", path=str(path), cause=cause, next_step=step),)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kidseg.errors import Finding, InputError
-from kidseg.io.dicom_series import Series
+from kidseg.io.dicom_series import Series, spread
 from kidseg.io.scan import ReadOptions
 
 __all__ = ["choose"]
@@ -25,6 +25,7 @@ _CODES = {
 }
 _LISTED = 20
 _TEXT = 40
+_SHORTEST = 6  # characters of the start of a UID
 
 
 def choose(
@@ -34,7 +35,7 @@ def choose(
 
     Raises:
         InputError: "no-such-series"; "several-series", "several-volumes" (of one series);
-            "series-uid-per-slice", unless repair is on; "not-ct": volumes of another modality;
+            "mixed-series", unless repair is on; "not-ct": volumes of another modality;
             "no-position", "colour-image", "not-a-scan", "no-volume": it contains no volume.
     """
     names = _names(series)
@@ -73,14 +74,14 @@ def _findings(
     findings = []
     if chosen.is_scattered:
         cause = (
-            f"each of the {chosen.n_images} images of {_said(chosen, names, '')} has its own "
-            "Series Instance UID"
+            f"the images of {_said(chosen, names, '')} differ in Series Instance UID: "
+            f"{spread(chosen.images, 'SeriesInstanceUID')}"
         )
         if not options.repair:
             raise InputError(
                 f"{cause}; together they form one even stack",
                 path=path,
-                code="series-uid-per-slice",
+                code="mixed-series",
                 next_step="Read them as one series with --repair.",
             )
         cause += "; they were read as one series"
@@ -110,7 +111,7 @@ def _names(series: Sequence[Series]) -> dict[Series, str]:
 def _short_uid(one: Series, series: Sequence[Series]) -> str:
     """The start of the UID that no other series shares."""
     others = {s.uid for s in series} - {one.uid}
-    starts = (one.uid[:n] for n in range(1, len(one.uid)))
+    starts = (one.uid[:n] for n in range(_SHORTEST, len(one.uid) if others else 0))
     return next((s for s in starts if not any(o.startswith(s) for o in others)), one.uid)
 
 

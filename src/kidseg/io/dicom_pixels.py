@@ -20,7 +20,7 @@ from kidseg.io.gdcm_process import GdcmProcess
 from kidseg.io.numbers import scaled
 from kidseg.io.scan import ReadOptions
 
-__all__ = ["alternates", "check_pixels", "decode"]
+__all__ = ["check_pixels", "decode"]
 
 _IMPLICIT = "1.2.840.10008.1.2"
 _LOSSY = {
@@ -43,9 +43,6 @@ _LOSSLESS_JPEG = {"1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70"}
 _COMPRESSION = 10_000
 # Padding in CT is below this value; all tissue, including lung, is above.
 _PADDING_HU = -950.0
-# Neighbouring slices differ less than every second one; noise alone makes both differ the same.
-_ALTERNATING = 1.15
-_SAMPLED_SIDE = 128
 
 
 def check_pixels(
@@ -385,18 +382,3 @@ def _pad(values: Tensor, padding: Tensor, path: Path, options: ReadOptions) -> t
     values[padding] = fill
     cause = f"{share} and were set to {fill:g}"
     return (Finding(code="padding-replaced", path=str(path), cause=cause),)
-
-
-def alternates(values: Tensor) -> bool:
-    """Whether neighbouring slices differ more than every second one: two interleaved stacks.
-
-    Args:
-        values: (1, slices, rows, columns).
-    """
-    _, count, rows, columns = values.shape
-    if count < 4:
-        return False
-    steps = max(1, rows // _SAMPLED_SIDE), max(1, columns // _SAMPLED_SIDE)
-    sample = values[0, :, :: steps[0], :: steps[1]].to(torch.float32)
-    near, far = (float((sample[n:] - sample[:-n]).abs().mean()) for n in (1, 2))
-    return near > _ALTERNATING * far

@@ -13,9 +13,10 @@ from kidseg.io.dicom_frames import Image, Plane
 from kidseg.io.dicom_header import derived_uid
 from kidseg.io.dicom_volumes import differences, split_volumes
 
-__all__ = ["Series", "check_consistent", "group_series", "identity", "series_facts"]
+__all__ = ["Series", "check_consistent", "group_series", "identity", "series_facts", "spread"]
 
-_MIN_SCATTERED = 3  # images with a series each, before they are taken for one series
+_MIN_STACK = 3  # slices
+_MIN_UNNUMBERED = 4  # series without a common number, before they are taken for one series
 _SAME_DIRECTION = 1e-4
 _SAME_PLACE_MM = 0.011
 _EVEN = 0.01  # fraction of the slice distance
@@ -27,7 +28,7 @@ class Series:
     """Images of one kind that share a Series Instance UID and form one volume.
 
     Attributes:
-        uid: Series Instance UID, "" if missing or if each image has its own.
+        uid: Series Instance UID, "" if missing or different in the images.
         number: Series Number, as text.
         description: Series Description.
         modality: "CT", "MR", ...; "" if not stated.
@@ -35,7 +36,7 @@ class Series:
         kind: "volume", or another kind: "localiser", "segmentation", ...
         planes: its image planes; those of a multi-frame file may belong to several volumes.
         label: what distinguishes it from the other volumes of its series; "" if it is the only one.
-        is_scattered: each image has a Series Instance UID of its own.
+        is_scattered: its images do not share a Series Instance UID.
     """
 
     uid: str
@@ -79,11 +80,12 @@ def _volumes(uid: str, kind: str, members: Sequence[Image], *, is_scattered: boo
     for part, label in parts:
         files = {plane.path for plane in part}
         inside = tuple(i for i in members if i.path in files or not i.planes)
-        numbers = {image.text("SeriesNumber") for image in members}
+        numbers = {image.text("SeriesNumber") for image in inside}
+        one_number = len(numbers) == 1 or not is_scattered
         found.append(
             Series(
                 uid=uid,
-                number=members[0].text("SeriesNumber") if len(numbers) == 1 else "",
+                number=inside[0].text("SeriesNumber") if one_number else "",
                 description=inside[0].text("SeriesDescription"),
                 modality=inside[0].modality,
                 images=inside,
@@ -99,20 +101,25 @@ def _volumes(uid: str, kind: str, members: Sequence[Image], *, is_scattered: boo
 def _gathered(
     groups: dict[tuple[str, str, str], list[Image]],
 ) -> tuple[dict[tuple[str, str, str], list[Image]], list[list[Image]]]:
-    """Set apart the images that have a series each, but form stacks together."""
-    single: dict[tuple[str, ...], list[tuple[str, str, str]]] = {}
-    for key, members in groups.items():
-        if not key[2] and len(members) == 1 and len(members[0].planes) == 1:
-            common = ("SeriesNumber", "PatientID", "Modality", "Rows", "Columns", "PixelSpacing")
-            kind = tuple(members[0].text(name) for name in common)
-            single.setdefault(kind, []).append(key)
-    scattered = []
-    for keys in single.values():
-        images = [groups[key][0] for key in keys]
-        planes = [image.planes[0] for image in images]
-        if len(images) >= _MIN_SCATTERED and all(map(_is_even, split_volumes(planes))):
-            scattered.append(images)
-            groups = {key: members for key, members in groups.items() if key not in keys}
+    """Set apart the images whose UIDs differ or are missing, but which form a stack together.
+
+    None of their series is a stack by itself.
+    """
+    scattered: list[list[Image]] = []
+    for number in (("SeriesNumber",), ()):
+        common = (*number, "PatientID", "Modality", "Rows", "Columns", "PixelSpacing")
+        alike: dict[tuple[str, ...], list[tuple[str, str, str]]] = {}
+        for key, members in groups.items():
+            planes = [plane for image in members for plane in image.planes]
+            if not key[2] and planes and not _is_even((tuple(planes), "")):
+                alike.setdefault(tuple(map(members[0].text, common)), []).append(key)
+        for keys in alike.values():
+            images = [image for key in keys for image in groups[key]]
+            planes = [plane for image in images for plane in image.planes]
+            enough = len(keys) > 1 if number else len(keys) >= _MIN_UNNUMBERED
+            if enough and all(map(_is_even, split_volumes(planes))):
+                scattered.append(images)
+                groups = {key: members for key, members in groups.items() if key not in keys}
     return groups, scattered
 
 
@@ -121,7 +128,7 @@ def _is_even(volume: tuple[tuple[Plane, ...], str]) -> bool:
     planes = volume[0]
     directions = [p.directions for p in planes if p.directions is not None]
     positions = [p.position_mm for p in planes if p.position_mm is not None]
-    if not len(planes) == len(directions) == len(positions) >= _MIN_SCATTERED:
+    if not len(planes) == len(directions) == len(positions) >= _MIN_STACK:
         return False
     if np.abs(np.array(directions) - directions[0]).max() > _SAME_DIRECTION:
         return False
@@ -154,7 +161,7 @@ def check_consistent(
         if len(patients - {""}) == 1:
             step = "If they are one patient's, read them with --repair."
         raise InputError(
-            f"its images differ in Patient ID: {_spread(series.images, 'PatientID')}",
+            f"its images differ in Patient ID: {spread(series.images, 'PatientID')}",
             path=path,
             code="mixed-patients",
             next_step=step,
@@ -163,7 +170,7 @@ def check_consistent(
     for name, label in [*checked, ("StudyInstanceUID", "Study Instance UID")]:
         if len({image.text(name) for image in series.images}) == 1:
             continue
-        cause = f"its images differ in {label}: {_spread(series.images, name)}"
+        cause = f"its images differ in {label}: {spread(series.images, name)}"
         if name == "FrameOfReferenceUID" and not repair:
             raise InputError(
                 f"{cause}; their positions cannot be compared",
@@ -184,7 +191,7 @@ def check_consistent(
     return _size(series, path), tuple(findings)
 
 
-def _spread(images: Sequence[Image], name: str) -> str:
+def spread(images: Sequence[Image], name: str) -> str:
     """How many values an element has, in which files. The values may be personal."""
     groups: dict[str, list[str]] = {}
     for image in images:

@@ -20,6 +20,10 @@ __all__ = ["differences", "split_volumes"]
 
 # Elements that are the same in all slices of one volume.
 _SETTINGS = {
+    "FrameOfReferenceUID": "frame of reference",
+    "Rows": "rows",
+    "Columns": "columns",
+    "SeriesNumber": "series number",
     "StackID": "stack",
     "TemporalPositionIdentifier": "temporal position",
     "TemporalPositionIndex": "temporal position",
@@ -60,6 +64,7 @@ _COUNTERS = {
     "InstanceCreationTime": "creation time",
     "InstanceNumber": "images",
 }
+_RANKED = ("AcquisitionNumber", "AcquisitionTime", "ContentTime", "InstanceNumber")
 _DATED = {name for name in _COUNTERS if name.endswith("Time") and name != "TriggerTime"}
 _SAME_PLACE_MM = 0.011
 _SAME_DIRECTION = 0.02  # about one degree
@@ -103,6 +108,8 @@ def differences(planes: Sequence[Plane]) -> list[str]:
     """The settings that differ between the planes of one volume, with the number of planes."""
     found = []
     for name, label in _SETTINGS.items():
+        if name in ("FrameOfReferenceUID", "SeriesNumber"):
+            continue  # identifiers are checked elsewhere
         counts: dict[str, int] = {}
         for plane in planes:
             value = _normal(plane.fields.get(name, ""))
@@ -138,7 +145,29 @@ def _split_part(planes: Sequence[Plane], depth: np.ndarray, part: Part) -> list[
             found = _by_counter(name, texts, depth, part)
         if found:
             return [leaf for one in found for leaf in _split_part(planes, depth, one)]
-    return [part]
+    return _by_rank(planes, depth, part) or [part]
+
+
+def _by_rank(planes: Sequence[Plane], depth: np.ndarray, part: Part) -> list[Part] | None:
+    """The first image of each position, the second, ..., if all have several that are counted."""
+    places = [[part[0]]]
+    for k in part[1:]:
+        if depth[k] - depth[places[-1][0]] < _SAME_PLACE_MM:
+            places[-1].append(k)
+        else:
+            places.append([k])
+    size = len(places[0])
+    if size < 2 or len(places) < 2 or any(len(place) != size for place in places):
+        return None
+    for name in _RANKED:
+        ranks = [[_count(name, planes[k].fields.get(name, "")) for k in place] for place in places]
+        if all(len(set(rank)) == size for rank in ranks):
+            ordered = [
+                [place[i] for i in np.argsort(rank)]
+                for place, rank in zip(places, ranks, strict=True)
+            ]
+            return [[place[r] for place in ordered] for r in range(size)]
+    return None
 
 
 def _by_spacing(planes: Sequence[Plane], depth: np.ndarray, part: Part) -> list[Part] | None:
@@ -176,7 +205,7 @@ def _by_counter(
     for n in range(1, min(_MAX_VOLUMES, len(values))):
         edges = [0, *sorted(int(g) + 1 for g in gaps[:n]), len(groups)]
         candidates.append([list(chain(*groups[a:b])) for a, b in pairwise(edges)])
-    few = name != "InstanceNumber" and 3 * len(values) <= len(part)
+    few = "Acquisition" in name and 2 * len(values) <= len(part)
     for k, parts in enumerate(candidates):
         parts = [sorted(p, key=lambda index: depth[index]) for p in parts]
         if _overlap(parts, depth) and ((few and k == 0) or all(_is_stack(p, depth) for p in parts)):

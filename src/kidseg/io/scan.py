@@ -30,9 +30,12 @@ class ReadOptions:
     Attributes:
         trust: which of a NIfTI file's two affines to use if they disagree.
         spacing_mm: (slice, row, column) in the native voxel order; overrides the header.
-        series: UID or number of the DICOM series to read from a folder with several.
+        series: name of the DICOM volume to read from a folder with several: the number of its
+            series ("3"), the place among those with one number ("3.2"), the UID of its series or
+            the start of it, or UID and place ("UID/2").
         volume: index (from 0) of the volume to read from a four-dimensional NIfTI file.
-        repair: repair a DICOM series with uneven or tilted slices where that is possible.
+        repair: repair a DICOM series with uneven or tilted slices, or whose images differ in
+            identifiers that they should share, where that is possible.
         nonfinite: refuse NaN and Inf (training) or replace them with a finding (inference).
         values: what the voxel values mean. Only "ct" is checked for plausible Hounsfield units;
             "labels" are never interpolated.
