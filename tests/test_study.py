@@ -17,7 +17,7 @@ import pytest
 
 from ellipses import write_ellipse_dataset
 from kidseg.config import StudyConfig, load
-from kidseg.errors import BatchError, KidsegError, ModelError, UsageError
+from kidseg.errors import BatchError, InputError, KidsegError, ModelError, UsageError
 from kidseg.evaluate import METRICS, Row, read_run
 from kidseg.records import sealed
 from kidseg.study import Design, _write, design, study, study_runs
