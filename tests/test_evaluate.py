@@ -761,7 +761,7 @@ def test_results_are_not_replaced_unasked(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="not a folder"):
         evaluate(tmp_path / "pred", tmp_path / "ref", tmp_path / "file")
-    with pytest.raises(InputError, match="cannot create the folder"):
+    with pytest.raises(InputError, match="the folder cannot be created"):
         evaluate(tmp_path / "pred", tmp_path / "ref", tmp_path / "file" / "below")
 
 
@@ -833,3 +833,18 @@ def test_real_labels_moved_by_a_voxel(tmp_path: Path) -> None:
     assert found["dice"]["mean"] == pytest.approx(2 * (a & b).sum() / (a.sum() + b.sum()))
     assert 0 < found["hd95_mm"]["mean"] <= 1.5 + 1e-6
     assert 0.3 < found["surface_dice"]["mean"] < 1.0
+
+
+@pytest.mark.parametrize("kind", ["data set", "training run"])
+def test_scores_are_not_written_into_a_folder_of_another_kind(tmp_path: Path, kind: str) -> None:
+    """Not even with overwrite: a run has a summary.json of its own."""
+    write(tmp_path / "ref" / "a.nii.gz", HEALTHY)
+    out = tmp_path / "out"
+    out.mkdir()
+    name = {"data set": "dataset.json", "training run": "run.json"}[kind]
+    (out / name).write_text("{}")
+    (out / "summary.json").write_text("kept")
+    with pytest.raises(UsageError, match=kind) as caught:
+        evaluate(tmp_path / "ref", tmp_path / "ref", out, overwrite=True)
+    assert caught.value.code == "other-folder"
+    assert (out / "summary.json").read_text() == "kept"

@@ -254,10 +254,11 @@ def test_what_cannot_be_written_is_found_before_the_work(
     """The predictor would raise if a scan were segmented."""
     model = faulty(predictor, {"s": AssertionError("too late")})
     (tmp_path / "file").touch()
-    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+    refused = {tmp_path / "file": "output-exists", tmp_path / "file" / "below": "not-writable"}
+    for out, code in refused.items():
         with pytest.raises(KidsegError) as error:
             segment([root / "scans"], model, out)
-        assert error.value.code == "not-writable"
+        assert error.value.code == code
     (tmp_path / "out" / "s1_seg.nii.gz").mkdir(parents=True)
     with pytest.raises(UsageError, match="a folder of this name"):
         segment([root / "scans"], model, tmp_path / "out", overwrite=True)

@@ -99,11 +99,9 @@ def _show_example(file: Path | None, out: Path | None, as_json: bool, quiet: boo
 
     text = example()
     if file is not None:
-        from kidseg.io.atomic import check_writable, writing
+        from kidseg.io.atomic import write_text
 
-        check_writable(file, overwrite=False)
-        with writing(file, overwrite=False) as written:
-            written.write(text.encode())
+        write_text(file, text)
         text = f"{file}\nNext: kidseg study {file} -o {out or 'study'}"
     result = {"file": None if file is None else str(file), "settings": asdict(EXAMPLE)}
     print_result(result, text.rstrip("\n"), as_json, quiet)

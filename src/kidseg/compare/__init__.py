@@ -28,7 +28,8 @@ from kidseg.compare.statistics import (
 from kidseg.errors import InputError, UsageError
 from kidseg.evaluate import METRICS, Row, Run, read_run
 from kidseg.evaluate.summary import prepare_output, write_csv
-from kidseg.io.atomic import write_json, writing
+from kidseg.io.atomic import write_json, write_text
+from kidseg.io.output import check_output_folder
 from kidseg.provenance import provenance
 from kidseg.splits import age_band
 from kidseg.table import markdown_table, wrapped
@@ -134,6 +135,7 @@ def compare(
     """
     paths, out = [Path(run) for run in runs], Path(out)
     _check_distinct(paths)
+    check_output_folder(out, "scores")
     prepare_output(out, _OUTPUTS, overwrite=overwrite)
     read = [read_run(path) for path in paths]
     _check_same_protocol(read)
@@ -203,7 +205,8 @@ def _compared(
         return empty
     difference = np.round(pairs[:, 0] - pairs[:, 1], _DECIMALS)
     better = difference if _LARGER_IS_BETTER[metric] else -difference
-    low, high = bootstrap_interval(difference, [seed, crc32("\n".join(key).encode())])
+    names = "\n".join(key).encode(errors="surrogateescape")
+    low, high = bootstrap_interval(difference, [seed, crc32(names)])
     p, why = signed_rank(difference) if stratum == ALL else (None, empty.why_no_p)
     return replace(
         empty,
@@ -317,8 +320,7 @@ def _write(out: Path, result: Mapping[str, Any], *, overwrite: bool) -> None:
     columns = [field.name for field in fields(Comparison)]
     rows = ([one[name] for name in columns] for one in result["comparisons"])
     write_csv(out / "compare.csv", columns, rows, overwrite=overwrite)
-    with writing(out / "compare.md", overwrite=overwrite) as file:
-        file.write(_markdown(result).encode())
+    write_text(out / "compare.md", _markdown(result), overwrite=overwrite)
     write_json(out / "compare.json", result, overwrite=overwrite)
 
 

@@ -34,6 +34,7 @@ from kidseg.evaluate.summary import (
 )
 from kidseg.evaluate.volumes import KnownLabels, read_pair
 from kidseg.io.atomic import write_json
+from kidseg.io.output import check_output_folder
 from kidseg.labels import CystAs, LabelSchema, unclear_labels
 from kidseg.metrics import Measures, measure, union_box
 from kidseg.provenance import provenance
@@ -94,7 +95,8 @@ def evaluate(
         those of `kidseg.labels.unclear_labels`.
 
     Raises:
-        UsageError: "output-exists", an unknown protocol or setting.
+        UsageError: "output-exists", "other-folder" (`out` is a data set, a run, ...), an unknown
+            protocol or setting.
         InputError: predictions and references do not match (see `pair`); for a single invalid case,
             see `read_pair`; "bad-cases" for several, each named.
         ResourceError: not enough memory or disk space.
@@ -102,6 +104,7 @@ def evaluate(
     pred, ref, out = Path(pred), Path(ref), Path(out)
     pairing = pair(pred, ref, missing=missing, cases=cases)
     rules = protocol_named(protocol, pairing.schema, cyst)
+    check_output_folder(out, "scores")
     prepare_output(out, _OUTPUTS, overwrite=overwrite)
     scored = _score_all(pairing, rules, jobs, progress, pred)
     rows = [row for case in scored for row in case.rows]

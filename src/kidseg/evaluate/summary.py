@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kidseg.errors import InputError, UsageError
-from kidseg.io.atomic import check_writable, writing
+from kidseg.errors import InputError
+from kidseg.io.atomic import check_writable, make_folder, write_text
 
 __all__ = [
     "COLUMNS",
@@ -80,24 +80,9 @@ def prepare_output(out: Path, names: Sequence[str], *, overwrite: bool) -> None:
 
     Raises:
         UsageError: "output-exists".
-        InputError: "not-writable".
+        InputError, ResourceError: see `make_folder`.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise UsageError(
-            "is a file, not a folder",
-            path=out,
-            code="output-exists",
-            next_step="Choose another name.",
-        ) from error
-    except OSError as error:
-        raise InputError(
-            f"cannot create the folder ({error.strerror})",
-            path=out,
-            code="not-writable",
-            next_step="Choose a writable folder.",
-        ) from error
+    make_folder(out)
     for name in names:
         check_writable(out / name, overwrite=overwrite)
 
@@ -110,8 +95,7 @@ def write_csv(
     table = csv.writer(text, lineterminator="\n")
     table.writerow(header)
     table.writerows(rows)
-    with writing(path, overwrite=overwrite) as file:
-        file.write(text.getvalue().encode(errors="backslashreplace"))
+    write_text(path, text.getvalue(), overwrite=overwrite)
 
 
 def read_run(folder: Path) -> Run:

@@ -13,7 +13,15 @@ from typing import Any, BinaryIO
 
 from kidseg.errors import DISK_FULL, InputError, KidsegError, ResourceError, UsageError
 
-__all__ = ["check_writable", "disk_full", "json_bytes", "make_folder", "write_json", "writing"]
+__all__ = [
+    "check_writable",
+    "disk_full",
+    "json_bytes",
+    "make_folder",
+    "write_json",
+    "write_text",
+    "writing",
+]
 
 
 def check_writable(path: Path, *, overwrite: bool = False) -> None:
@@ -48,13 +56,19 @@ def make_folder(path: Path) -> None:
     """Create a folder with its parents if it is missing, and check that files can be written in it.
 
     Raises:
-        InputError: "not-writable": it or a parent is a file, is read-only, or has no possible name.
+        UsageError: "output-exists": it is a file.
+        InputError: "not-writable": a parent is a file, it is read-only, or has no possible name.
         ResourceError: "disk-full".
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
-        raise _not_writable(path, "a file of this name exists") from error
+        raise UsageError(
+            "it is a file, not a folder",
+            path=path,
+            code="output-exists",
+            next_step="Choose another name for the folder.",
+        ) from error
     except (OSError, ValueError) as error:
         raise _converted(path, error, "the folder cannot be created") from error
     check_writable(path / f"kidseg-{secrets.token_hex(8)}")
@@ -146,6 +160,16 @@ def write_json(path: Path, content: Any, *, overwrite: bool = False) -> None:
     data = json_bytes(content)
     with writing(path, overwrite=overwrite) as file:
         file.write(data)
+
+
+def write_text(path: Path, text: str, *, overwrite: bool = False) -> None:
+    """Write text as UTF-8 atomically. A byte of a name that is not UTF-8 becomes an escape.
+
+    Raises:
+        UsageError, InputError, ResourceError: as `writing`.
+    """
+    with writing(path, overwrite=overwrite) as file:
+        file.write(text.encode("utf-8", "backslashreplace"))
 
 
 def json_bytes(content: Any) -> bytes:

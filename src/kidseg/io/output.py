@@ -84,6 +84,7 @@ KINDS = {
             own=("patients", "run", "result", "scores", "demo.png"),
         ),
         FolderKind(name="results", marks=("result.json", "*_seg.*"), own=None),
+        FolderKind(name="scores", marks=("cases.csv", "compare.json"), own=None),
     )
 }
 
@@ -110,7 +111,13 @@ def check_output_folder(out: Path, kind: str) -> None:
             next_step="Choose another name for the folder.",
         )
     wanted = KINDS[kind]
-    others = [other.name for other in KINDS.values() if other != wanted and other.is_in(out)]
+    others = [
+        other.name
+        for other in KINDS.values()
+        if other != wanted
+        and not (wanted.own is None and other.own is None)  # results and their scores
+        and other.is_in(out)
+    ]
     if wanted.own is not None and not wanted.is_in(out):
         others += _unknown(out, wanted.own)[:3]
     elif wanted.is_in(out):

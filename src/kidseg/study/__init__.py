@@ -17,7 +17,7 @@ from kidseg.compare import compare
 from kidseg.config import dump
 from kidseg.errors import BatchError, KidsegError, ResourceError, UsageError
 from kidseg.evaluate.summary import prepare_output
-from kidseg.io.atomic import write_json, writing
+from kidseg.io.atomic import write_json, write_text
 from kidseg.io.output import check_output_folder
 from kidseg.study.chart import draw
 from kidseg.study.design import Arm, Design, design
@@ -74,8 +74,7 @@ def study(
     for run in runs:
         run.check()
     prepare_output(out, (), overwrite=True)
-    with writing(out / "study.toml", overwrite=True) as text:
-        text.write(dump(plan.resolved).encode())
+    write_text(out / "study.toml", dump(plan.resolved), overwrite=True)
     failed = _perform(runs, jobs, progress or (lambda *_: None))
     complete = [run for run in runs if run.name not in failed]
     result = _write(plan, complete, failed, out, seed)
@@ -162,8 +161,7 @@ def _write(
     result = gather(plan, runs, failed, averages, compared)
     if runs:
         draw(runs, out / "averaged", out / "study.png")
-    with writing(out / "study.md", overwrite=True) as text:
-        text.write(markdown(result).encode())
+    write_text(out / "study.md", markdown(result), overwrite=True)
     write_json(out / "study.json", result, overwrite=True)
     return result
 
