@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import pickle
+import random
 import shutil
 import signal
 import subprocess
@@ -29,10 +30,12 @@ from kidseg.cases import (
     write_patients_csv,
 )
 from kidseg.cases.reading import CaseReader, CaseVoxels
-from kidseg.errors import InputError, KidsegError, ResourceError
+from kidseg.errors import InputError, KidsegError, ModelError, ResourceError
 from kidseg.geometry import Grid, Volume
+from kidseg.io.content import sha256_of
 from kidseg.labels import KIDNEY_TUMOUR
 from kidseg.plan import Plan, fingerprint, plan
+from kidseg.records import parsed, sealed
 from kidseg.store import Prepared, build_store, is_store, open_store
 from kidseg.store.files import FORMAT
 
@@ -293,6 +296,107 @@ def test_damage_is_noticed(made: Made, tmp_path: Path) -> None:
             assert open_store(path, verify=False).cases
         else:
             assert code_of(lambda: open_store(path, verify=False)) == "damaged-store", name  # noqa: B023
+
+
+def mutated(content: bytes, chance: random.Random) -> bytes:
+    out, place = bytearray(content), chance.randrange(len(content))
+    kind = chance.randrange(4)
+    if kind == 0:
+        out[place] ^= 1 << chance.randrange(8)
+    elif kind == 1:
+        del out[place : place + chance.choice([1, 10, len(out)])]
+    else:
+        pieces = [b"[", b'"', b"9", b"\xff", b"null", b"NaN", b"1e999", b"{" * 3000, b"-"]
+        out[place:place] = chance.choice(pieces)
+    return bytes(out)
+
+
+@pytest.mark.parametrize(
+    "name", ["store.json", "plan.json", "begun.json", "cases/case_1/case.json"]
+)
+def test_no_mutation_of_the_json_is_accepted_or_a_traceback(
+    made: Made, tmp_path: Path, name: str
+) -> None:
+    """Unless it says the same, as more space between words does."""
+    path = build_store(made.dataset, made.plan, tmp_path / "store", recipe=VOXELS).path
+    digest, file, chance = open_store(path).digest, path / name, random.Random(3)
+    if name == "begun.json":
+        (path / "store.json").unlink()
+    whole = file.read_bytes()
+
+    def use() -> None:
+        if name != "begun.json":
+            assert open_store(path).digest == digest
+        else:
+            build_store(made.dataset, made.plan, path, recipe=VOXELS)
+            (path / "store.json").unlink()
+
+    for _ in range(80):
+        file.write_bytes(mutated(whole, chance))
+        if name_of_error(use) is None:
+            assert parsed(file.read_bytes()) == parsed(whole)
+
+
+def name_of_error(action: Callable[[], object]) -> str | None:
+    """The code of the error for a damaged store; None if the action succeeds."""
+    try:
+        action()
+    except ModelError as error:
+        code = error.code
+    else:
+        return None
+    assert code in ("damaged-store", "store-version"), code
+    return code
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("store.json", {"order": ["case_0"]}),
+        ("store.json", {"order": ["../case_0", "case_1", "case_2"]}),
+        ("store.json", {"order": None}),
+        ("store.json", {"cases": []}),
+        ("store.json", {"settings": 3}),
+        ("store.json", {"more": 3}),
+        ("cases/case_1/case.json", {"id": "case_0"}),
+        ("cases/case_1/case.json", {"grid": {"shape": [0, 1, 1], "mm_from_index": []}}),
+        ("cases/case_1/case.json", {"grid": {"shape": [9, 9, 9], "mm_from_index": [[0.0]]}}),
+        ("cases/case_1/case.json", {"grid": {"shape": [1e9], "mm_from_index": None}}),
+        ("cases/case_1/case.json", {"spacing_mm": [1.0, -1.0, 1.0]}),
+        ("cases/case_1/case.json", {"voxels_per_slice": {"x": [[1, 2]]}}),
+        ("cases/case_1/case.json", {"arrays": {"image": 3}}),
+        ("cases/case_1/case.json", {"sources": [{"name": "a"}]}),
+        ("cases/case_1/case.json", {"age_years": "old"}),
+    ],
+)
+def test_sealed_json_of_other_content_is_damaged(
+    made: Made, tmp_path: Path, name: str, change: dict[str, object]
+) -> None:
+    path = build_store(made.dataset, made.plan, tmp_path / "store", recipe=VOXELS).path
+
+    def write(file: Path, change: dict[str, object]) -> None:
+        content = {k: v for k, v in json.loads(file.read_bytes()).items() if k != "sha256"}
+        file.write_text(json.dumps(sealed({**content, **change})))
+
+    write(path / name, change)
+    if name != "store.json":
+        digests = json.loads((path / "store.json").read_bytes())["cases"]
+        write(path / "store.json", {"cases": {**digests, "case_1": sha256_of(path / name)}})
+    assert code_of(lambda: open_store(path)) == "damaged-store"
+
+
+def test_a_killed_build_whose_facts_were_altered_prepares_the_case_again(
+    made: Made, tmp_path: Path
+) -> None:
+    path = build_store(made.dataset, made.plan, tmp_path / "store", recipe=VOXELS).path
+    expected = files_of(path)
+    (path / "store.json").unlink()
+    file = path / "cases" / "case_1" / "case.json"
+    for text in (file.read_text().replace("anna", "emma"), '{"arrays": 3}', "[]"):
+        file.write_text(text)
+        build_store(made.dataset, made.plan, path, recipe=VOXELS)
+        assert files_of(path) == expected
+        (path / "store.json").unlink()
 
 
 def test_no_store_and_unfinished_store(made: Made, tmp_path: Path) -> None:

@@ -424,6 +424,14 @@ def test_resumed_without_naming_the_model_it_ends_with_the_same_bits(
     assert again["start"]["tune"] == "ends"
 
 
+def test_nothing_to_tune_is_said_before_the_data_set_is_opened(root: Path, tmp_path: Path) -> None:
+    setup = Setup(start=start_of(root), tune="segment.nothing.*")
+    with pytest.raises(UsageError) as error:
+        train(root / "nowhere", tmp_path / "run", setup, device="cpu")
+    assert error.value.code == "nothing-to-tune"
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_from_no_model_is_not_resumed_with_one(root: Path, tmp_path: Path) -> None:
     setup = Setup(method="plain", overrides=TINY)
     out = tmp_path / "run"
