@@ -297,7 +297,8 @@ def test_wrong_number_of_training_cases(tmp_path: Path) -> None:
     assert refusal(nnunet(tmp_path, numTraining=3)).code == "wrong-case-count"
 
 
-def test_row_14_one_name_in_training_and_test(tmp_path: Path) -> None:
+@pytest.mark.row(14)
+def test_one_name_in_training_and_test(tmp_path: Path) -> None:
     touch(nnunet(tmp_path) / "imagesTs/c0_0000.nii.gz")
     assert refusal(tmp_path).code == "duplicate-case"
 

@@ -107,6 +107,7 @@ def test_a_value_is_a_label_or_an_error(
 # Rounding
 
 
+@pytest.mark.row(13)
 @pytest.mark.parametrize("stored", [np.int16, np.int32, np.uint16])
 def test_labels_rounded_by_scaled_storage_are_the_labels(tmp_path: Path, stored: type) -> None:
     path = scaled(tmp_path / "x.nii.gz", labels(), stored)
@@ -152,6 +153,7 @@ def consumers(dataset: Dataset, tmp_path: Path) -> dict[str, Callable[[], object
 STRAY = np.where(labels() == 2, 3, labels())
 
 
+@pytest.mark.row(13)
 @pytest.mark.parametrize(
     ("values", "code", "said"),
     [

@@ -40,6 +40,7 @@ def test_the_digest_is_that_of_the_voxels_not_of_the_file(tmp_path: Path) -> Non
     assert voxels_sha256(reshaped) != digest
 
 
+@pytest.mark.row(14)
 def test_training_and_validation_share_no_image() -> None:
     digests = {"a": "1", "b": "2", "c": "1", "d": "3"}
     check_apart(digests, ("a", "b", "c"), ("d",), "set")

@@ -221,7 +221,8 @@ def test_msd_with_several_channels_in_one_file(tmp_path: Path) -> None:
 # ---- rows of the robustness table --------------------------------------------------------------
 
 
-def test_row_01_02_what_the_readers_find_is_named_for_every_file(tmp_path: Path) -> None:
+@pytest.mark.row(1, 2)
+def test_what_the_readers_find_is_named_for_every_file(tmp_path: Path) -> None:
     root = dataset(tmp_path, 4)
     image = root / "imagesTr/c0_0000.nii.gz"
     image.write_bytes(image.read_bytes()[:-20])
@@ -239,7 +240,8 @@ def test_row_01_02_what_the_readers_find_is_named_for_every_file(tmp_path: Path)
     }
 
 
-def test_row_09_nan_is_refused_for_training_and_reported_for_a_scan(tmp_path: Path) -> None:
+@pytest.mark.row(9)
+def test_nan_is_refused_for_training_and_reported_for_a_scan(tmp_path: Path) -> None:
     root = dataset(tmp_path)
     image = body(0).astype(torch.float32)
     image.data[0, 3, 4, 5] = float("nan")
@@ -248,27 +250,31 @@ def test_row_09_nan_is_refused_for_training_and_reported_for_a_scan(tmp_path: Pa
     assert codes(check(root / "imagesTr/c0_0000.nii.gz")) == {"nonfinite-voxels": "warning"}
 
 
+@pytest.mark.row(12)
 @pytest.mark.parametrize(("shift_mm", "sound"), [(5e-4, True), (2e-3, False)])
-def test_row_12_labels_elsewhere(tmp_path: Path, shift_mm: float, sound: bool) -> None:
+def test_labels_elsewhere(tmp_path: Path, shift_mm: float, sound: bool) -> None:
     grid = Grid.from_spacing(SHAPE, SPACING_MM, (shift_mm, 0.0, 0.0))
     report = relabel(dataset(tmp_path), Volume(kidneys(), grid))
     assert codes(report) == ({} if sound else {"grid-mismatch": "error"})
 
 
-def test_row_12_labels_of_another_shape(tmp_path: Path) -> None:
+@pytest.mark.row(12)
+def test_labels_of_another_shape(tmp_path: Path) -> None:
     labels = Volume(kidneys()[:, 1:], GRID.slices(1, SHAPE[0]))
     report = relabel(dataset(tmp_path), labels)
     assert codes(report) == {"grid-mismatch": "error"}
     assert "11 x 40 x 60" in report.findings[0].cause and "12 x 40 x 60" in report.findings[0].cause
 
 
-def test_row_12_the_same_voxels_in_another_order_are_a_warning(tmp_path: Path) -> None:
+@pytest.mark.row(12)
+def test_the_same_voxels_in_another_order_are_a_warning(tmp_path: Path) -> None:
     turned = Grid((2, 2, 2), torch.diag(torch.tensor([-1.0, 1.0, 1.0, 1.0]).double()))
     report = relabel(dataset(tmp_path), reorient(Volume(kidneys(), GRID), turned))
     assert codes(report) == {"voxel-order-differs": "warning"}
 
 
-def test_row_13_unexpected_labels_with_counts(tmp_path: Path) -> None:
+@pytest.mark.row(13)
+def test_unexpected_labels_with_counts(tmp_path: Path) -> None:
     labels = kidneys().to(torch.int16)
     labels[0, 5, 0, :7] = 3
     labels[0, 5, 1, :5] = -1
@@ -282,7 +288,8 @@ def test_row_13_unexpected_labels_with_counts(tmp_path: Path) -> None:
     assert report.facts["labels"]["kidney"]["n_cases"] == 2
 
 
-def test_row_13_float_labels(tmp_path: Path) -> None:
+@pytest.mark.row(13)
+def test_float_labels(tmp_path: Path) -> None:
     root = dataset(tmp_path)
     assert codes(relabel(root, kidneys().float())) == {"float-labels": "warning"}
     labels = kidneys().float()
@@ -292,13 +299,15 @@ def test_row_13_float_labels(tmp_path: Path) -> None:
     assert "0.5 (6 voxels)" in report.findings[0].cause
 
 
-def test_row_13_no_tumour_is_allowed_and_no_label_at_all_is_a_warning(tmp_path: Path) -> None:
+@pytest.mark.row(13)
+def test_no_tumour_is_allowed_and_no_label_at_all_is_a_warning(tmp_path: Path) -> None:
     root = dataset(tmp_path)
     assert codes(relabel(root, kidneys().clamp(max=1))) == {}
     assert codes(relabel(root, torch.zeros_like(kidneys()))) == {"empty-labels": "warning"}
 
 
-def test_row_13_a_label_that_no_case_has(tmp_path: Path) -> None:
+@pytest.mark.row(13)
+def test_a_label_that_no_case_has(tmp_path: Path) -> None:
     root = dataset(tmp_path, schema=KIDNEY_TUMOUR_CYST)
     assert codes(check(root)) == {"label-never-used": "warning"}  # nobody has a cyst
     schema = LabelSchema.from_names({1: "kidney", 2: "tumour", 3: "spleen"})
@@ -315,7 +324,8 @@ def test_the_ignore_label_is_expected(tmp_path: Path) -> None:
     assert codes(relabel(root, labels)) == {}
 
 
-def test_row_14_the_same_image_in_training_and_test(tmp_path: Path) -> None:
+@pytest.mark.row(14)
+def test_the_same_image_in_training_and_test(tmp_path: Path) -> None:
     root = dataset(tmp_path)
     # Stored as another type, in another order, elsewhere: still the same image.
     turned = Grid((2, 2, 2), torch.diag(torch.tensor([1.0, -1.0, 1.0, 1.0]).double()))
@@ -332,7 +342,8 @@ def test_row_14_the_same_image_in_training_and_test(tmp_path: Path) -> None:
     assert codes(check(root)) == {"same-image": "error"}  # twice of one patient is no excuse here
 
 
-def test_row_14_one_image_for_two_patients_or_twice_for_one(tmp_path: Path) -> None:
+@pytest.mark.row(14)
+def test_one_image_for_two_patients_or_twice_for_one(tmp_path: Path) -> None:
     root = dataset(tmp_path)
     write_case(root, "c1", body(0), kidneys())
     assert codes(check(root)) == {"same-image": "error"}
@@ -340,11 +351,13 @@ def test_row_14_one_image_for_two_patients_or_twice_for_one(tmp_path: Path) -> N
     assert codes(check(root)) == {"same-image": "warning"}
 
 
-def test_row_14_a_name_used_twice(tmp_path: Path) -> None:
+@pytest.mark.row(14)
+def test_a_name_used_twice(tmp_path: Path) -> None:
     write_case(tmp_path, "c0", body(5), None)
     assert codes(check(dataset(tmp_path))) == {"duplicate-case": "error"}
 
 
+@pytest.mark.row(23)
 @pytest.mark.parametrize(
     ("index", "words"),
     [
@@ -356,7 +369,7 @@ def test_row_14_a_name_used_twice(tmp_path: Path) -> None:
         ((5, 20, 59), "left"),
     ],
 )
-def test_row_23_a_kidney_cut_by_the_field_of_view(
+def test_a_kidney_cut_by_the_field_of_view(
     tmp_path: Path, index: tuple[int, int, int], words: str
 ) -> None:
     labels = kidneys()
@@ -367,7 +380,8 @@ def test_row_23_a_kidney_cut_by_the_field_of_view(
     assert "partial" in report.findings[0].cause
 
 
-def test_row_24_one_kidney(tmp_path: Path) -> None:
+@pytest.mark.row(24)
+def test_one_kidney(tmp_path: Path) -> None:
     labels = kidneys()
     labels[..., 30:] = 0
     root = dataset(tmp_path)
@@ -376,20 +390,23 @@ def test_row_24_one_kidney(tmp_path: Path) -> None:
     assert codes(relabel(root, labels)) == {"one-kidney": "warning"}
 
 
-def test_row_24_a_tumour_over_the_midline_makes_no_horseshoe(tmp_path: Path) -> None:
+@pytest.mark.row(24)
+def test_a_tumour_over_the_midline_makes_no_horseshoe(tmp_path: Path) -> None:
     labels = kidneys()
     labels[..., 30:] = 0
     labels[0, 4:8, 18:26, 18:44] = 2
     assert codes(relabel(dataset(tmp_path), labels)) == {"one-kidney": "warning"}
 
 
-def test_row_24_a_horseshoe_kidney(tmp_path: Path) -> None:
+@pytest.mark.row(24)
+def test_a_horseshoe_kidney(tmp_path: Path) -> None:
     labels = kidneys()
     labels[0, 2:4, 20:24, 18:42] = 1
     assert codes(relabel(dataset(tmp_path), labels)) == {"horseshoe-kidney": "warning"}
 
 
-def test_row_24_the_midline_is_that_of_the_body(tmp_path: Path) -> None:
+@pytest.mark.row(24)
+def test_the_midline_is_that_of_the_body(tmp_path: Path) -> None:
     """A patient far off-centre: one kidney lies across the middle of the image."""
     data = torch.full((1, *SHAPE), -1000, dtype=torch.int16)
     data[:, :, 5:35, 25:] = 40
@@ -401,7 +418,8 @@ def test_row_24_the_midline_is_that_of_the_body(tmp_path: Path) -> None:
     assert codes(check(root)) == {"one-kidney": "warning"}
 
 
-def test_row_24_no_kidney(tmp_path: Path) -> None:
+@pytest.mark.row(24)
+def test_no_kidney(tmp_path: Path) -> None:
     labels = torch.zeros_like(kidneys())
     labels[0, 4:6, 18:22, 42:46] = 2
     assert codes(relabel(dataset(tmp_path), labels)) == {"no-kidney": "warning"}

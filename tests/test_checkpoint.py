@@ -87,6 +87,7 @@ def test_a_model_cut_short_is_refused(model: Path, keep: int) -> None:
             read(model)
 
 
+@pytest.mark.fault("damaged state or model")
 @pytest.mark.parametrize("read", [read_header, load_model])
 def test_one_altered_digit_or_bit_anywhere_is_noticed(
     model: Path, read: Callable[[Path], object]
@@ -141,6 +142,7 @@ def mutated(content: bytes, chance: random.Random) -> bytes:
     return bytes(out)
 
 
+@pytest.mark.fault("damaged state or model")
 def test_no_mutation_is_accepted_or_a_traceback(model: Path) -> None:
     whole, chance = model.read_bytes(), random.Random(1)
     for _ in range(400):
@@ -235,6 +237,7 @@ def loaded(path: Path) -> StageProgress:
     return found.progress
 
 
+@pytest.mark.fault("damaged state or model")
 def test_states_are_kept_twice(tmp_path: Path) -> None:
     path = tmp_path / "state-pose.safetensors"
     assert load_state(path) is None
@@ -253,6 +256,7 @@ def test_states_are_kept_twice(tmp_path: Path) -> None:
         assert loaded(path).epoch == 1
 
 
+@pytest.mark.fault("damaged state or model")
 @pytest.mark.filterwarnings("ignore::kidseg.errors.KidsegWarning")
 def test_a_damaged_state_is_no_fresh_start(tmp_path: Path) -> None:
     """Whatever is in the file."""
@@ -315,6 +319,7 @@ def test_a_model_is_no_state_and_a_state_no_model(model: Path, tmp_path: Path) -
         load_state(model)
 
 
+@pytest.mark.fault("kill while saving")
 def test_killed_while_saving_the_old_state_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "state.safetensors"
     code = (

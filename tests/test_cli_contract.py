@@ -174,6 +174,7 @@ def test_json_is_one_object_and_quiet_is_quiet(
     assert not written
 
 
+@pytest.mark.fault("SIGTERM")
 @pytest.mark.parametrize("as_json", [False, True])
 def test_a_stop_is_said_by_every_command(
     as_json: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -67,6 +67,7 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     return weights_of(out / "model.safetensors")
 
 
+@pytest.mark.fault("SIGTERM")
 @pytest.mark.parametrize(
     ("number", "workers", "group"),
     [
@@ -96,6 +97,7 @@ def test_a_stopped_training_says_how_to_resume_and_does(
     assert weights_of(out / "model.safetensors") == whole
 
 
+@pytest.mark.fault("SIGTERM")
 def test_stopped_before_anything_is_trained_it_leaves_nothing(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     process = training(data, out)
@@ -109,6 +111,7 @@ def test_stopped_before_anything_is_trained_it_leaves_nothing(data: Path, tmp_pa
         assert "nothing is kept" in said and not out.exists()
 
 
+@pytest.mark.fault("SIGTERM")
 def test_a_stopped_store_is_finished_by_the_same_command(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "store"
     arguments = ("store", data, "-o", out, "--method", "plain", "--set", "view.size=32")

@@ -765,6 +765,7 @@ def test_results_are_not_replaced_unasked(tmp_path: Path) -> None:
         evaluate(tmp_path / "pred", tmp_path / "ref", tmp_path / "file" / "below")
 
 
+@pytest.mark.fault("disk full")
 def test_a_full_disk_leaves_no_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(tmp_path, [(PREDICTED, REFERENCE)])
 

@@ -350,6 +350,7 @@ def with_nan(data: np.ndarray) -> np.ndarray:
     return data
 
 
+@pytest.mark.row(13)
 @pytest.mark.parametrize(
     ("name", "damage", "code"),
     [
@@ -385,6 +386,7 @@ def test_all_problems_are_counted(tmp_path: Path) -> None:
         export_nnunet(open_dataset(root), tmp_path / "Dataset001_X")
 
 
+@pytest.mark.row(14)
 @pytest.mark.parametrize("ending", [".nii.gz", ".nii"])
 def test_the_same_image_in_two_folds_or_in_the_test_set(tmp_path: Path, ending: str) -> None:
     root = nnunet(tmp_path / "set", ending)
@@ -404,6 +406,7 @@ def test_the_same_image_in_two_folds_or_in_the_test_set(tmp_path: Path, ending: 
     refused(InputError, "same-image", open_dataset(root), tmp_path / "Dataset002_X")
 
 
+@pytest.mark.fault("disk full")
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = open_dataset(nnunet(tmp_path / "set"))
 

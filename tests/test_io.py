@@ -101,7 +101,8 @@ def test_an_unknown_ending_is_refused_naming_the_known_ones(tmp_path: Path, name
     assert caught.value.code == "unknown-format"
 
 
-def test_row_12_labels_of_another_grid_are_refused(tmp_path: Path) -> None:
+@pytest.mark.row(12)
+def test_labels_of_another_grid_are_refused(tmp_path: Path) -> None:
     path = io.save(scan_volume(), tmp_path / "scan.nii.gz")
     out = tmp_path / "seg.nii.gz"
     near = torch.eye(4, dtype=torch.float64)
@@ -154,8 +155,9 @@ def test_only_one_channel_on_one_grid_can_be_written(tmp_path: Path) -> None:
 # ---- row 26 and faults: paths, permissions, disks ----------------------------------------------
 
 
+@pytest.mark.row(26)
 @pytest.mark.parametrize("ending", io.WRITTEN_ENDINGS)
-def test_row_26_spaces_and_unicode_in_paths(tmp_path: Path, ending: str) -> None:
+def test_spaces_and_unicode_in_paths(tmp_path: Path, ending: str) -> None:
     folder = tmp_path / "Kinder Überweisung 患者 ✓"
     folder.mkdir()
     path = io.save(scan_volume(), folder / f"große Niere 腎臓{ending}")
@@ -164,7 +166,8 @@ def test_row_26_spaces_and_unicode_in_paths(tmp_path: Path, ending: str) -> None
     assert io.read(upper, ReadOptions(values="labels")).findings == ()
 
 
-def test_row_26_an_output_that_exists_is_refused_unless_overwritten(tmp_path: Path) -> None:
+@pytest.mark.row(26)
+def test_an_output_that_exists_is_refused_unless_overwritten(tmp_path: Path) -> None:
     path = io.save(labels(), tmp_path / "seg.nii.gz")
     before = path.read_bytes()
     for act in (lambda: io.save(scan_volume(), path), lambda: io.check_output(path)):
@@ -202,7 +205,8 @@ def as_ordinary_user(tmp_path: Path) -> Callable[[], AbstractContextManager[None
     return ordinary
 
 
-def test_row_26_a_read_only_folder_is_refused_before_the_work(
+@pytest.mark.row(26)
+def test_a_read_only_folder_is_refused_before_the_work(
     tmp_path: Path, as_ordinary_user: Callable[[], AbstractContextManager[None]]
 ) -> None:
     locked = tmp_path / "locked"
@@ -218,7 +222,8 @@ def test_row_26_a_read_only_folder_is_refused_before_the_work(
     assert list(locked.iterdir()) == []
 
 
-def test_row_26_a_missing_folder_is_refused(tmp_path: Path) -> None:
+@pytest.mark.row(26)
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="Create the folder") as caught:
         io.save(labels(), tmp_path / "nowhere" / "seg.nii.gz")
     assert caught.value.code == "not-writable"
@@ -237,6 +242,7 @@ def test_an_unreadable_file_is_named(
     assert caught.value.code == "unreadable" and caught.value.path == str(path)
 
 
+@pytest.mark.fault("disk full")
 @pytest.mark.parametrize("ending", io.WRITTEN_ENDINGS)
 def test_a_full_disk_leaves_no_file_and_the_old_one_whole(
     tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch
@@ -256,6 +262,7 @@ def test_a_full_disk_leaves_no_file_and_the_old_one_whole(
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.fault("disk full")
 def test_a_really_full_device(tmp_path: Path) -> None:
     """/dev/full refuses every byte: the way a disk does, through the whole writer."""
     device = Path("/dev/full")
@@ -325,7 +332,8 @@ def test_a_zip_of_one_file_is_read_and_named(tmp_path: Path) -> None:
 # ---- real scans --------------------------------------------------------------------------------
 
 
-def test_row_11_real_scans(tmp_path: Path) -> None:
+@pytest.mark.row(11)
+def test_real_scans(tmp_path: Path) -> None:
     """KiTS slices are clipped to 0..255 and said to be; unclipped CT passes."""
     for path in real("kits19_slices/*_ct.nii.gz"):
         assert "windowed-intensities" in [f.code for f in io.read(path).findings]
@@ -335,7 +343,8 @@ def test_row_11_real_scans(tmp_path: Path) -> None:
         assert codes == (["anisotropic-voxels"] if "amos" in name else [])
 
 
-def test_row_15_real_labels_go_back_where_they_came_from(tmp_path: Path) -> None:
+@pytest.mark.row(15)
+def test_real_labels_go_back_where_they_came_from(tmp_path: Path) -> None:
     scans = real("kits19_slices/*_seg.nii.gz")[:3] + real("amos_ct/*_kidney.nii.gz")
     scans += real("totalsegmentator_ct/kidney.nii.gz") + real("kits19_labels/*.nii.gz")[:2]
     for path in scans:

@@ -101,8 +101,9 @@ def test_backslashes_separate_folders(tmp_path: Path) -> None:
         assert (folder / "series" / "1.dcm").read_bytes() == b"1"
 
 
+@pytest.mark.row(25)
 @pytest.mark.parametrize("kind", ["nii.gz", "nrrd", "dicom"])
-def test_row_25_a_zip_of_one_scan_is_read(tmp_path: Path, kind: str) -> None:
+def test_a_zip_of_one_scan_is_read(tmp_path: Path, kind: str) -> None:
     volume = scan()
     if kind == "dicom":
         files = write_series(volume, tmp_path / "series", facts={"seed": "7"})
@@ -120,28 +121,32 @@ def test_row_25_a_zip_of_one_scan_is_read(tmp_path: Path, kind: str) -> None:
 # ---- what is not -------------------------------------------------------------------------------
 
 
+@pytest.mark.row(25)
 @pytest.mark.parametrize(
     "name",
     ["../a", "a/../../b", "/etc/a", "C:\\a", "C:a", "\\\\host\\a", "a\\..\\..\\b", "a/..", ".."],
 )
-def test_row_25_names_that_lead_outside(tmp_path: Path, temporary: Path, name: str) -> None:
+def test_names_that_lead_outside(tmp_path: Path, temporary: Path, name: str) -> None:
     path = pack(tmp_path / "x.zip", {"good": b"1", name: b"2"})
     assert refused(path, temporary) == "unsafe-name"
 
 
+@pytest.mark.row(25)
 @pytest.mark.parametrize("name", ["a\nb", "a\x7fb", "x" * 300, "ü" * 200])
-def test_row_25_names_that_cannot_name_a_file(tmp_path: Path, temporary: Path, name: str) -> None:
+def test_names_that_cannot_name_a_file(tmp_path: Path, temporary: Path, name: str) -> None:
     assert refused(pack(tmp_path / "x.zip", {name: b"2"}), temporary) == "unsafe-name"
 
 
-def test_row_25_a_name_with_a_zero_byte(tmp_path: Path, temporary: Path) -> None:
+@pytest.mark.row(25)
+def test_a_name_with_a_zero_byte(tmp_path: Path, temporary: Path) -> None:
     path = pack(tmp_path / "x.zip", {"aaXbb": b"2"})
     path.write_bytes(path.read_bytes().replace(b"aaXbb", b"aa\0bb"))
     assert refused(path, temporary) == "unsafe-name"
 
 
+@pytest.mark.row(25)
 @pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFCHR, stat.S_IFIFO])
-def test_row_25_links_and_devices(tmp_path: Path, temporary: Path, kind: int) -> None:
+def test_links_and_devices(tmp_path: Path, temporary: Path, kind: int) -> None:
     path = tmp_path / "x.zip"
     with zipfile.ZipFile(path, "w") as archive:
         entry = zipfile.ZipInfo("link")
@@ -150,7 +155,8 @@ def test_row_25_links_and_devices(tmp_path: Path, temporary: Path, kind: int) ->
     assert refused(path, temporary) == "archive-link"
 
 
-def test_row_25_encrypted(tmp_path: Path, temporary: Path) -> None:
+@pytest.mark.row(25)
+def test_encrypted(tmp_path: Path, temporary: Path) -> None:
     path = pack(tmp_path / "x.zip", {"secret": b"2"})
     content = bytearray(path.read_bytes())
     content[6] |= 1  # local header, general purpose flags
@@ -159,13 +165,12 @@ def test_row_25_encrypted(tmp_path: Path, temporary: Path) -> None:
     assert refused(path, temporary) == "encrypted-zip"
 
 
+@pytest.mark.row(25)
 @pytest.mark.parametrize(
     "names",
     [("a", "a"), ("a/B.dcm", "A/b.dcm"), ("\u00fc", "u\u0308"), ("a", "a/b"), ("a/b", "a\\b")],
 )
-def test_row_25_two_names_for_one_file(
-    tmp_path: Path, temporary: Path, names: tuple[str, str]
-) -> None:
+def test_two_names_for_one_file(tmp_path: Path, temporary: Path, names: tuple[str, str]) -> None:
     path = tmp_path / "x.zip"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
@@ -175,7 +180,8 @@ def test_row_25_two_names_for_one_file(
     assert refused(path, temporary) == "duplicate-name"
 
 
-def test_row_25_thousands_of_files(tmp_path: Path, temporary: Path) -> None:
+@pytest.mark.row(25)
+def test_thousands_of_files(tmp_path: Path, temporary: Path) -> None:
     path = pack(tmp_path / "x.zip", {f"{k}": b"" for k in range(5001)}, zipfile.ZIP_STORED)
     assert refused(path, temporary) == "too-many-files"
     few = pack(tmp_path / "few.zip", {"1": b"", "2": b"", "3": b""})
@@ -184,14 +190,16 @@ def test_row_25_thousands_of_files(tmp_path: Path, temporary: Path) -> None:
         assert len(list(folder.iterdir())) == 3
 
 
-def test_row_25_a_bomb(tmp_path: Path, temporary: Path) -> None:
+@pytest.mark.row(25)
+def test_a_bomb(tmp_path: Path, temporary: Path) -> None:
     path = pack(tmp_path / "x.zip", {"a": bytes(2**26 + 1)})
     assert refused(path, temporary) == "zip-bomb"
     with extracted(path, Limits(ratio=2000)):
         pass
 
 
-def test_row_25_overlapping_entries(tmp_path: Path, temporary: Path) -> None:
+@pytest.mark.row(25)
+def test_overlapping_entries(tmp_path: Path, temporary: Path) -> None:
     """Many entries of the directory that point to one local file."""
     path = pack(tmp_path / "x.zip", {"a": os.urandom(500), "b": os.urandom(500)})
     content = bytearray(path.read_bytes())
@@ -201,7 +209,8 @@ def test_row_25_overlapping_entries(tmp_path: Path, temporary: Path) -> None:
     assert refused(path, temporary) == "zip-bomb"
 
 
-def test_row_25_too_large_and_too_deep(tmp_path: Path, temporary: Path) -> None:
+@pytest.mark.row(25)
+def test_too_large_and_too_deep(tmp_path: Path, temporary: Path) -> None:
     path = pack(tmp_path / "x.zip", {"a": os.urandom(1000), "b": os.urandom(1000)})
     assert refused(path, temporary, Limits(total_bytes=1999)) == "too-large"
     with extracted(path, Limits(total_bytes=2000)):
@@ -210,7 +219,8 @@ def test_row_25_too_large_and_too_deep(tmp_path: Path, temporary: Path) -> None:
     assert refused(deep, temporary) == "nested-too-deep"
 
 
-def test_row_25_more_than_the_disk_holds(
+@pytest.mark.row(25)
+def test_more_than_the_disk_holds(
     tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = pack(tmp_path / "x.zip", {"a": os.urandom(1000)})
@@ -221,18 +231,21 @@ def test_row_25_more_than_the_disk_holds(
         pass
 
 
+@pytest.mark.row(25)
 @pytest.mark.parametrize("name", ["more.zip", "a/more.TAR.GZ"])
-def test_row_25_archives_in_archives(tmp_path: Path, temporary: Path, name: str) -> None:
+def test_archives_in_archives(tmp_path: Path, temporary: Path, name: str) -> None:
     assert refused(pack(tmp_path / "x.zip", {name: b"1"}), temporary) == "nested-archive"
 
 
-def test_row_25_unusual_compression(tmp_path: Path, temporary: Path) -> None:
+@pytest.mark.row(25)
+def test_unusual_compression(tmp_path: Path, temporary: Path) -> None:
     path = pack(tmp_path / "x.zip", {"a": b"1" * 100}, zipfile.ZIP_LZMA)
     assert refused(path, temporary) == "unsupported-compression"
 
 
+@pytest.mark.row(25)
 @pytest.mark.parametrize("files", [{}, {"__MACOSX/._a": b"1"}, {"folder/": b""}])
-def test_row_25_an_empty_zip(tmp_path: Path, temporary: Path, files: dict[str, bytes]) -> None:
+def test_an_empty_zip(tmp_path: Path, temporary: Path, files: dict[str, bytes]) -> None:
     assert refused(pack(tmp_path / "x.zip", files), temporary) == "empty-zip"
 
 
@@ -255,8 +268,9 @@ def lengthen(content: bytearray) -> None:
     content[at + 24 : at + 28] = struct.pack("<I", 5000)
 
 
+@pytest.mark.row(25)
 @pytest.mark.parametrize("damage", [cut, flip, shorten, lengthen])
-def test_row_25_damaged_zips_leave_nothing(
+def test_damaged_zips_leave_nothing(
     tmp_path: Path, temporary: Path, damage: Callable[[bytearray], None]
 ) -> None:
     path = pack(tmp_path / "x.zip", {"a": os.urandom(1000)}, zipfile.ZIP_STORED)
@@ -275,6 +289,7 @@ def test_no_zip_at_all(tmp_path: Path, temporary: Path) -> None:
     assert refused(tmp_path / "none.zip", temporary) == "not-found"
 
 
+@pytest.mark.fault("disk full")
 def test_a_full_disk_while_unpacking_leaves_nothing(
     tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,6 +28,7 @@ def not_writable(act: Callable[[Path], object], path: Path) -> InputError:
     return error
 
 
+@pytest.mark.row(26)
 @pytest.mark.parametrize(
     "name",
     [
@@ -77,6 +78,7 @@ def test_folders_are_made_with_their_parents_and_stay(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "kept"
 
 
+@pytest.mark.row(26)
 def test_names_that_are_not_utf8_survive_in_json(tmp_path: Path) -> None:
     path = tmp_path / f"{NOT_UTF8}.json"
     write_json(path, {"path": str(path), NOT_UTF8: "Überweisung 患者"})

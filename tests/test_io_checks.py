@@ -25,7 +25,8 @@ def values() -> torch.Tensor:
 # ---- row 9: NaN and Inf ------------------------------------------------------------------------
 
 
-def test_row_09_nonfinite_is_refused_or_replaced_and_said() -> None:
+@pytest.mark.row(9)
+def test_nonfinite_is_refused_or_replaced_and_said() -> None:
     data = values().float()
     data[0, 0, 0, :4] = torch.tensor([math.nan, -math.inf, math.inf, 5.0])
     with pytest.raises(InputError, match="3 of 24576"):
@@ -42,7 +43,8 @@ def test_row_09_nonfinite_is_refused_or_replaced_and_said() -> None:
         checks.replace_nonfinite(data * math.nan, HERE, nonfinite="replace", values="ct")
 
 
-def test_row_09_sound_data_are_the_same_object() -> None:
+@pytest.mark.row(9)
+def test_sound_data_are_the_same_object() -> None:
     for data in (values(), values().float()):
         same, findings = checks.replace_nonfinite(data, HERE, nonfinite="refuse", values="ct")
         assert same is data and findings == ()
@@ -51,6 +53,7 @@ def test_row_09_sound_data_are_the_same_object() -> None:
 # ---- row 16: resolution ------------------------------------------------------------------------
 
 
+@pytest.mark.row(16)
 @pytest.mark.parametrize(
     ("spacing_mm", "expected"),
     [
@@ -63,7 +66,7 @@ def test_row_09_sound_data_are_the_same_object() -> None:
         ((0.7, 0.7, 6.0), ["anisotropic-voxels", "thick-slices"]),
     ],
 )
-def test_row_16_coarse_voxels_are_said(
+def test_coarse_voxels_are_said(
     spacing_mm: tuple[float, float, float], expected: list[str]
 ) -> None:
     grid = Grid.from_spacing((10, 20, 20), spacing_mm)
@@ -81,7 +84,8 @@ def sheared(grid: Grid, slope: float) -> Grid:
     return grid.moved(shear)
 
 
-def test_row_04_shear_is_ignored_replaced_or_refused_by_size() -> None:
+@pytest.mark.row(4)
+def test_shear_is_ignored_replaced_or_refused_by_size() -> None:
     grid = Grid.from_spacing((40, 50, 60), (2.0, 0.8, 0.8), centre_mm=(5, 6, 7))
     assert checks.orthogonal_grid(grid, HERE) == (grid, ())
     rounding = sheared(grid, 1e-6)
@@ -103,14 +107,16 @@ def test_row_04_shear_is_ignored_replaced_or_refused_by_size() -> None:
     assert caught.value.code == "sheared"
 
 
+@pytest.mark.row(5)
 @pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
-def test_row_05_bad_spacing_is_refused(bad: float) -> None:
+def test_bad_spacing_is_refused(bad: float) -> None:
     with pytest.raises(InputError, match="spacing") as caught:
         checks.check_spacing((1.0, bad, 1.0), HERE)
     assert caught.value.code == "bad-spacing" and "--spacing" in caught.value.next_step
 
 
-def test_row_05_a_matrix_without_positions_is_refused() -> None:
+@pytest.mark.row(5)
+def test_a_matrix_without_positions_is_refused() -> None:
     eye = torch.eye(4, dtype=torch.float64)
     flat = eye.clone()
     flat[:3, 1] = flat[:3, 0]
@@ -135,7 +141,8 @@ def test_row_05_a_matrix_without_positions_is_refused() -> None:
 # ---- rows 6, 7, 8: size and shape --------------------------------------------------------------
 
 
-def test_row_06_what_cannot_be_true_or_does_not_fit_is_refused() -> None:
+@pytest.mark.row(6)
+def test_what_cannot_be_true_or_does_not_fit_is_refused() -> None:
     with pytest.raises(InputError, match="cannot hold") as caught:
         checks.check_memory(2**50, HERE, held_bytes=2**20)
     assert caught.value.code == "absurd-size"
@@ -152,7 +159,8 @@ def test_memory_is_known_on_this_machine() -> None:
     assert free is not None and 2**20 < free < 2**50
 
 
-def test_rows_07_08_shapes() -> None:
+@pytest.mark.row(7, 8)
+def test_shapes() -> None:
     assert checks.volume_shape((512, 512, 1), HERE) == (512, 512, 1)
     assert checks.volume_shape((4, 5, 6, 1, 1), HERE) == (4, 5, 6)
     for shape, code in [

@@ -114,11 +114,10 @@ ORIENTATIONS = {
 }
 
 
+@pytest.mark.row(15)
 @pytest.mark.parametrize("name", ORIENTATIONS)
 @pytest.mark.parametrize("way", [1, -1])
-def test_row_15_any_orientation_has_its_values_in_place(
-    tmp_path: Path, name: str, way: int
-) -> None:
+def test_any_orientation_has_its_values_in_place(tmp_path: Path, name: str, way: int) -> None:
     """The image is a linear function of the patient position: known at any voxel read."""
     iop = ORIENTATIONS[name]
     depth = way * np.arange(6) * SPACING[0]
@@ -136,8 +135,9 @@ def test_row_15_any_orientation_has_its_values_in_place(
     assert np.array_equal(back.data[0].numpy(), peer.array)
 
 
+@pytest.mark.row(15)
 @pytest.mark.parametrize("position", ["HFS", "HFP", "FFS", "FFP", ""])
-def test_row_15_patient_position_changes_nothing(tmp_path: Path, position: str) -> None:
+def test_patient_position_changes_nothing(tmp_path: Path, position: str) -> None:
     """Orientation is in patient space already; the table position must not be applied again."""
     scan = read_series(series(tmp_path, edit=assign("PatientPosition", position)))
     assert torch.equal(scan.volume.data[0], torch.from_numpy(body()))
@@ -156,7 +156,8 @@ def test_agrees_with_simpleitk(tmp_path: Path) -> None:
         assert np.allclose(scan.volume.grid.mm(np.array(at, float)), ras, atol=1e-4)
 
 
-def test_row_10_scalings_and_number_types(tmp_path: Path) -> None:
+@pytest.mark.row(10)
+def test_scalings_and_number_types(tmp_path: Path) -> None:
     values = body()
     for name, kind in (("u16", "uint16"), ("i32", "int32"), ("u32", "uint32")):
         scan = read_series(series(tmp_path / name, stored=kind))
@@ -178,10 +179,11 @@ def test_row_10_scalings_and_number_types(tmp_path: Path) -> None:
     assert (gap.abs().amax((1, 2)) <= torch.arange(1, 7) / 2).all()
 
 
+@pytest.mark.row(10)
 @pytest.mark.parametrize(
     "syntax", [ExplicitVRBigEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian]
 )
-def test_row_10_byte_orders(tmp_path: Path, syntax: str) -> None:
+def test_byte_orders(tmp_path: Path, syntax: str) -> None:
     def edit(ds: Dataset, _k: int) -> None:
         if syntax == ExplicitVRBigEndian:
             ds.PixelData = np.frombuffer(ds.PixelData, "<i2").astype(">i2").tobytes()
@@ -191,8 +193,9 @@ def test_row_10_byte_orders(tmp_path: Path, syntax: str) -> None:
     assert torch.equal(scan.volume.data[0], torch.from_numpy(body()))
 
 
+@pytest.mark.row(10)
 @pytest.mark.parametrize("signed", [False, True])
-def test_row_10_junk_above_the_stored_bits(tmp_path: Path, signed: bool) -> None:
+def test_junk_above_the_stored_bits(tmp_path: Path, signed: bool) -> None:
     """Twelve bits of sixteen; the other four hold an overlay."""
 
     def edit(ds: Dataset, k: int) -> None:
@@ -250,8 +253,9 @@ def test_padding_range(tmp_path: Path) -> None:
 # ---- rows 5, 6, 8, 16 --------------------------------------------------------------------------
 
 
+@pytest.mark.row(5)
 @pytest.mark.parametrize("value", [[0, 0.5], [-1, 0.5], None])
-def test_row_05_bad_pixel_spacing(tmp_path: Path, value: list[float] | None) -> None:
+def test_bad_pixel_spacing(tmp_path: Path, value: list[float] | None) -> None:
     edit = assign("PixelSpacing", value) if value else delete("PixelSpacing")
     folder = series(tmp_path, edit=edit)
     assert "spacing" in refused(folder, code="bad-spacing").lower()
@@ -259,7 +263,8 @@ def test_row_05_bad_pixel_spacing(tmp_path: Path, value: list[float] | None) -> 
     assert scan.volume.grid.spacing_mm.tolist() == pytest.approx(SPACING)
 
 
-def test_row_05_nan_and_an_overriding_spacing(tmp_path: Path) -> None:
+@pytest.mark.row(5)
+def test_nan_and_an_overriding_spacing(tmp_path: Path) -> None:
     folder = series(tmp_path)
     for file in folder.iterdir():
         content = file.read_bytes()
@@ -271,7 +276,8 @@ def test_row_05_nan_and_an_overriding_spacing(tmp_path: Path) -> None:
     refused(folder, ReadOptions(spacing_mm=(3.0, 0.8, -0.6)), "bad-spacing")
 
 
-def test_row_06_absurd_header_is_refused_before_allocation(
+@pytest.mark.row(6)
+def test_absurd_header_is_refused_before_allocation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def edit(ds: Dataset, _k: int) -> None:
@@ -282,7 +288,8 @@ def test_row_06_absurd_header_is_refused_before_allocation(
     assert "GiB" in refused(folder, code="absurd-size")
 
 
-def test_row_06_a_deflated_file_that_could_inflate_beyond_the_memory(
+@pytest.mark.row(6)
+def test_a_deflated_file_that_could_inflate_beyond_the_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def edit(ds: Dataset, _k: int) -> None:
@@ -293,13 +300,15 @@ def test_row_06_a_deflated_file_that_could_inflate_beyond_the_memory(
     refused(folder, code="not-enough-memory")
 
 
-def test_row_06_more_than_the_memory(tmp_path: Path) -> None:
+@pytest.mark.row(6)
+def test_more_than_the_memory(tmp_path: Path) -> None:
     folder = series(tmp_path)
     refused(folder, ReadOptions(memory_limit_bytes=30_000), "not-enough-memory")
 
 
+@pytest.mark.row(1)
 @pytest.mark.parametrize("keep", [0.3, 0.7, 0.999])
-def test_row_01_truncated_files(tmp_path: Path, keep: float) -> None:
+def test_truncated_files(tmp_path: Path, keep: float) -> None:
     folder = series(tmp_path)
     file = sorted(folder.iterdir())[2]
     content = file.read_bytes()
@@ -310,8 +319,9 @@ def test_row_01_truncated_files(tmp_path: Path, keep: float) -> None:
     assert file.name in str(caught.value)
 
 
+@pytest.mark.row(1)
 @pytest.mark.parametrize("length", [100, 140, 300, 500])
-def test_row_01_truncated_headers_are_not_left_aside(tmp_path: Path, length: int) -> None:
+def test_truncated_headers_are_not_left_aside(tmp_path: Path, length: int) -> None:
     folder = series(tmp_path)
     file = sorted(folder.iterdir())[2]
     file.write_bytes(file.read_bytes()[:length])
@@ -321,7 +331,8 @@ def test_row_01_truncated_headers_are_not_left_aside(tmp_path: Path, length: int
         assert file.name in refused(folder, code="bad-dicom")
 
 
-def test_row_08_colour_is_refused(tmp_path: Path) -> None:
+@pytest.mark.row(8)
+def test_colour_is_refused(tmp_path: Path) -> None:
     def edit(ds: Dataset, _k: int) -> None:
         set_pixels(ds, np.zeros((32, 40), np.uint8))
         ds.SamplesPerPixel, ds.PhotometricInterpretation = 3, "RGB"
@@ -331,7 +342,8 @@ def test_row_08_colour_is_refused(tmp_path: Path) -> None:
     refused(series(tmp_path, edit=edit), code="colour-image")
 
 
-def test_row_08_one_slice_is_a_volume_of_one_slice(tmp_path: Path) -> None:
+@pytest.mark.row(8)
+def test_one_slice_is_a_volume_of_one_slice(tmp_path: Path) -> None:
     folder = series(tmp_path, body(shape=(1, 32, 40)))
     (file,) = folder.iterdir()
     for path in (folder, file):
@@ -344,11 +356,13 @@ def test_row_08_one_slice_is_a_volume_of_one_slice(tmp_path: Path) -> None:
     assert scan.volume.grid.spacing_mm.tolist() == pytest.approx((4.0, 0.75, 0.5))
 
 
-def test_row_08_odd_bit_layouts_are_refused(tmp_path: Path) -> None:
+@pytest.mark.row(8)
+def test_odd_bit_layouts_are_refused(tmp_path: Path) -> None:
     refused(series(tmp_path, edit=assign("HighBit", 11)), code="unsupported-type")
 
 
-def test_row_16_coarse_voxels_are_said(tmp_path: Path) -> None:
+@pytest.mark.row(16)
+def test_coarse_voxels_are_said(tmp_path: Path) -> None:
     positions = np.array([0.0, 0, 0]) + np.arange(6)[:, None] * 6.0 * step_of(AXIAL)
     scan = read_series(series(tmp_path, positions=positions))
     assert codes(scan) == ["anisotropic-voxels", "thick-slices"]
@@ -357,7 +371,8 @@ def test_row_16_coarse_voxels_are_said(tmp_path: Path) -> None:
 # ---- row 17: broken stacks ---------------------------------------------------------------------
 
 
-def test_row_17_missing_slices(tmp_path: Path) -> None:
+@pytest.mark.row(17)
+def test_missing_slices(tmp_path: Path) -> None:
     positions = placed([0, 2.5, 5, 10, 12.5, 20])
     folder = series(tmp_path, ramp(positions, AXIAL), positions=positions)
     message = refused(folder, ANY, "missing-slices")
@@ -374,7 +389,8 @@ def test_row_17_missing_slices(tmp_path: Path) -> None:
     assert sound.findings == ()
 
 
-def test_row_17_repair_keeps_the_slices_that_are_there(tmp_path: Path) -> None:
+@pytest.mark.row(17)
+def test_repair_keeps_the_slices_that_are_there(tmp_path: Path) -> None:
     scan = read_series(series(tmp_path, positions=placed([0, 2.5, 5, 10, 12.5, 15])), REPAIR)
     kept = scan.volume.data[0, [0, 1, 2, 4, 5, 6]]
     assert torch.equal(kept, torch.from_numpy(body()).float())
@@ -382,7 +398,8 @@ def test_row_17_repair_keeps_the_slices_that_are_there(tmp_path: Path) -> None:
     assert torch.allclose(scan.volume.data[0, 3], between, atol=1e-3)
 
 
-def test_row_17_uneven_slices(tmp_path: Path) -> None:
+@pytest.mark.row(17)
+def test_uneven_slices(tmp_path: Path) -> None:
     positions = placed([0, 1.1, 4, 8.2, 9, 13])
     folder = series(tmp_path, ramp(positions, AXIAL), positions=positions)
     message = refused(folder, ANY, "uneven-slices")
@@ -395,7 +412,8 @@ def test_row_17_uneven_slices(tmp_path: Path) -> None:
     assert float(off.abs().max()) <= 1.01
 
 
-def test_row_17_rounded_positions_are_even(tmp_path: Path) -> None:
+@pytest.mark.row(17)
+def test_rounded_positions_are_even(tmp_path: Path) -> None:
     """0.625 mm written with two decimals: gaps of 0.62 and 0.63 mm."""
     positions = np.round(placed(np.arange(6) * 0.625), 2)
     scan = read_series(series(tmp_path, positions=positions))
@@ -403,12 +421,14 @@ def test_row_17_rounded_positions_are_even(tmp_path: Path) -> None:
     assert float(scan.volume.grid.spacing_mm[0]) == pytest.approx(0.625, abs=0.003)
 
 
-def test_row_17_a_gap_too_wide_to_bridge(tmp_path: Path) -> None:
+@pytest.mark.row(17)
+def test_a_gap_too_wide_to_bridge(tmp_path: Path) -> None:
     folder = series(tmp_path, positions=placed([0, 2.5, 5, 7.5, 10, 30]))
     assert "20.0 mm" in refused(folder, REPAIR, "gap-too-wide")
 
 
-def test_row_17_identical_duplicates(tmp_path: Path) -> None:
+@pytest.mark.row(17)
+def test_identical_duplicates(tmp_path: Path) -> None:
     folder = series(tmp_path)
     file = sorted(folder.iterdir())[0]
     shutil.copy(file, folder / "copy of it.dcm")
@@ -419,20 +439,23 @@ def test_row_17_identical_duplicates(tmp_path: Path) -> None:
     assert torch.equal(scan.volume.data[0], torch.from_numpy(body()))
 
 
-def test_row_17_different_images_at_one_position(tmp_path: Path) -> None:
+@pytest.mark.row(17)
+def test_different_images_at_one_position(tmp_path: Path) -> None:
     positions = placed([0, 2.5, 5, 5, 7.5, 10])
     folder = series(tmp_path, positions=positions)
     for options in (ReadOptions(), REPAIR):
         assert "different" in refused(folder, options, "duplicate-slices")
 
 
-def test_row_17_all_at_one_position(tmp_path: Path) -> None:
+@pytest.mark.row(17)
+def test_all_at_one_position(tmp_path: Path) -> None:
     folder = series(tmp_path, positions=placed([0] * 6))
     for options in (ReadOptions(), REPAIR):
         assert "all 6 images" in refused(folder, options, "same-position")
 
 
-def test_row_07_several_phases_in_one_series(tmp_path: Path) -> None:
+@pytest.mark.row(7)
+def test_several_phases_in_one_series(tmp_path: Path) -> None:
     folder = series(tmp_path, positions=placed([0, 2.5, 5, 0, 2.5, 5]))
     message = refused(folder, REPAIR, "several-volumes")
     assert "images 1 to 3" in message and "images 4 to 6" in message
@@ -445,7 +468,8 @@ def tilted(degrees: float) -> tuple[tuple[float, ...], np.ndarray]:
     return iop, placed(np.arange(6) * 2.5)
 
 
-def test_row_17_gantry_tilt(tmp_path: Path) -> None:
+@pytest.mark.row(17)
+def test_gantry_tilt(tmp_path: Path) -> None:
     iop, positions = tilted(18.5)
     values = ramp(positions, iop)
     folder = series(tmp_path, values, iop=iop, positions=positions)
@@ -476,7 +500,8 @@ def _sheared(iop: Sequence[float], positions: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.diag([-1.0, -1, 1, 1]) @ lps)
 
 
-def test_row_17_tilt_and_a_missing_slice(tmp_path: Path) -> None:
+@pytest.mark.row(17)
+def test_tilt_and_a_missing_slice(tmp_path: Path) -> None:
     iop, _ = tilted(-15.0)
     positions = placed([0, 2.5, 5, 10, 12.5, 15])
     folder = series(tmp_path, ramp(positions, iop), iop=iop, positions=positions)
@@ -490,12 +515,14 @@ def test_row_17_tilt_and_a_missing_slice(tmp_path: Path) -> None:
     assert float(off.abs().max()) <= 1.01
 
 
-def test_row_17_a_tilt_that_the_positions_do_not_show(tmp_path: Path) -> None:
+@pytest.mark.row(17)
+def test_a_tilt_that_the_positions_do_not_show(tmp_path: Path) -> None:
     scan = read_series(series(tmp_path, edit=assign("GantryDetectorTilt", 12)))
     assert codes(scan) == ["tilt-disagrees"]
 
 
-def test_row_17_mixed_orientation_is_never_repaired(tmp_path: Path) -> None:
+@pytest.mark.row(17)
+def test_mixed_orientation_is_never_repaired(tmp_path: Path) -> None:
     edit = assign("ImageOrientationPatient", [1, 0, 0, 0, 0, -1], which=3)
     folder = series(tmp_path, edit=edit)
     for options in (ReadOptions(), REPAIR):
@@ -504,7 +531,8 @@ def test_row_17_mixed_orientation_is_never_repaired(tmp_path: Path) -> None:
     refused(series(tmp_path / "b", edit=edit), code="bad-orientation")
 
 
-def test_row_17_mixed_spacing_size_patient_and_frame(tmp_path: Path) -> None:
+@pytest.mark.row(17)
+def test_mixed_spacing_size_patient_and_frame(tmp_path: Path) -> None:
     folder = series(tmp_path / "a", edit=assign("PixelSpacing", [0.8, 0.5], which=3))
     message = refused(folder, REPAIR, "mixed-spacing")
     assert "0.75 x 0.5 mm (5x)" in message and "0.8 x 0.5 mm (1x)" in message
@@ -520,7 +548,8 @@ def test_row_17_mixed_spacing_size_patient_and_frame(tmp_path: Path) -> None:
     refused(series(tmp_path / "d", edit=edit), code="mixed-frames-of-reference")
 
 
-def test_row_17_slices_shifted_in_their_planes(tmp_path: Path) -> None:
+@pytest.mark.row(17)
+def test_slices_shifted_in_their_planes(tmp_path: Path) -> None:
     positions = placed(np.arange(6) * 2.5)
     positions[3, 0] += 4
     message = refused(series(tmp_path, positions=positions), REPAIR, "misaligned-slices")
@@ -530,7 +559,8 @@ def test_row_17_slices_shifted_in_their_planes(tmp_path: Path) -> None:
 # ---- rows 18 and 19: what else lies in a folder ------------------------------------------------
 
 
-def test_row_18_several_series_are_listed(tmp_path: Path) -> None:
+@pytest.mark.row(18)
+def test_several_series_are_listed(tmp_path: Path) -> None:
     series(tmp_path / "1", uid="1.2.3")
     series(tmp_path / "2", body(1), uid="1.2.4")
     message = refused(tmp_path, code="several-series")
@@ -569,8 +599,9 @@ def beside_the_ct(folder: Path) -> None:
     save(nowhere, folder / "summary.dcm")
 
 
+@pytest.mark.row(17)
 @pytest.mark.parametrize("which", [0, 2, -1])
-def test_row_17_an_empty_file_among_the_slices(tmp_path: Path, which: int) -> None:
+def test_an_empty_file_among_the_slices(tmp_path: Path, which: int) -> None:
     folder = series(tmp_path / "ct")
     sorted(folder.iterdir())[which].write_bytes(b"")
     assert "empty" in refused(folder, code="empty-file")
@@ -579,7 +610,8 @@ def test_row_17_an_empty_file_among_the_slices(tmp_path: Path, which: int) -> No
         assert scan.native.shape[0] == SHAPE[0] - 1 and "ignored-files" in codes(scan)
 
 
-def test_row_19_what_lies_beside_the_ct_is_left_aside(tmp_path: Path) -> None:
+@pytest.mark.row(19)
+def test_what_lies_beside_the_ct_is_left_aside(tmp_path: Path) -> None:
     series(tmp_path / "ct")
     beside_the_ct(tmp_path)
     (tmp_path / "notes.txt").write_text("hello")
@@ -599,7 +631,8 @@ def test_row_19_what_lies_beside_the_ct_is_left_aside(tmp_path: Path) -> None:
     assert len(kinds) == 6 and "images without position" in kinds
 
 
-def test_row_19_a_localiser_within_the_series(tmp_path: Path) -> None:
+@pytest.mark.row(19)
+def test_a_localiser_within_the_series(tmp_path: Path) -> None:
     def edit(ds: Dataset, k: int) -> None:
         if k == 0:
             ds.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
@@ -609,7 +642,8 @@ def test_row_19_a_localiser_within_the_series(tmp_path: Path) -> None:
     assert scan.volume.grid.shape[0] == 5 and codes(scan) == ["ignored-series"]
 
 
-def test_row_19_nothing_but_them_is_no_volume(tmp_path: Path) -> None:
+@pytest.mark.row(19)
+def test_nothing_but_them_is_no_volume(tmp_path: Path) -> None:
     beside_the_ct(tmp_path)
     assert "localiser" in refused(tmp_path, code="no-volume")
     refused(tmp_path, ReadOptions(series="60"), "not-a-scan")
@@ -624,9 +658,10 @@ def test_row_19_nothing_but_them_is_no_volume(tmp_path: Path) -> None:
 # ---- row 20: multi-frame and compressed --------------------------------------------------------
 
 
+@pytest.mark.row(20)
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("per_frame", [False, True])
-def test_row_20_enhanced_multi_frame(tmp_path: Path, shuffle: bool, per_frame: bool) -> None:
+def test_enhanced_multi_frame(tmp_path: Path, shuffle: bool, per_frame: bool) -> None:
     path = enhanced(tmp_path / "e.dcm", shuffle=shuffle, per_frame_slope=per_frame)
     single = read_series(series(tmp_path / "single"))
     for given in (path, tmp_path / "alone"):
@@ -641,8 +676,9 @@ def test_row_20_enhanced_multi_frame(tmp_path: Path, shuffle: bool, per_frame: b
     assert peer is not None and peer.spacing == pytest.approx(SPACING)
 
 
+@pytest.mark.row(20)
 @pytest.mark.parametrize("syntax", [RLELossless, JPEGLSLossless, JPEG2000Lossless])
-def test_row_20_compressed_is_equal_to_uncompressed(tmp_path: Path, syntax: str) -> None:
+def test_compressed_is_equal_to_uncompressed(tmp_path: Path, syntax: str) -> None:
     def edit(ds: Dataset, _k: int) -> None:
         ds.compress(syntax)
 
@@ -650,14 +686,16 @@ def test_row_20_compressed_is_equal_to_uncompressed(tmp_path: Path, syntax: str)
     assert scan.findings == () and torch.equal(scan.volume.data[0], torch.from_numpy(body()))
 
 
-def test_row_20_truncated_compressed_pixels(tmp_path: Path) -> None:
+@pytest.mark.row(20)
+def test_truncated_compressed_pixels(tmp_path: Path) -> None:
     folder = series(tmp_path, edit=lambda ds, _k: ds.compress(JPEG2000Lossless), stored="uint16")
     file = sorted(folder.iterdir())[0]
     file.write_bytes(file.read_bytes()[:-200])
     assert file.name in refused(folder, code="bad-pixels")
 
 
-def test_row_20_lossy_compression_is_said(tmp_path: Path) -> None:
+@pytest.mark.row(20)
+def test_lossy_compression_is_said(tmp_path: Path) -> None:
     def edit(ds: Dataset, _k: int) -> None:
         ds.LossyImageCompression, ds.LossyImageCompressionRatio = "01", 12
 
@@ -680,7 +718,8 @@ def test_data_sets_without_a_head_are_read(tmp_path: Path) -> None:
 # ---- rows 21 and 22 ----------------------------------------------------------------------------
 
 
-def test_row_21_mr_is_refused_where_ct_is_asked(tmp_path: Path) -> None:
+@pytest.mark.row(21)
+def test_mr_is_refused_where_ct_is_asked(tmp_path: Path) -> None:
     def edit(ds: Dataset, _k: int) -> None:
         ds.SOPClassUID, ds.Modality = MRImageStorage, "MR"
         ds.file_meta.MediaStorageSOPClassUID = MRImageStorage
@@ -693,10 +732,11 @@ def test_row_21_mr_is_refused_where_ct_is_asked(tmp_path: Path) -> None:
     refused(tmp_path, ANY, "several-series")
 
 
+@pytest.mark.row(21)
 @pytest.mark.parametrize(
     ("uid", "name"), [("1.2.840.10008.1.2.4.100", "MPEG2"), ("1.2.3.4.5", "unknown")]
 )
-def test_row_21_undecodable_syntax_is_named(tmp_path: Path, uid: str, name: str) -> None:
+def test_undecodable_syntax_is_named(tmp_path: Path, uid: str, name: str) -> None:
     folder = series(tmp_path)
     for file in folder.iterdir():
         content = file.read_bytes()
@@ -711,13 +751,15 @@ def test_row_21_undecodable_syntax_is_named(tmp_path: Path, uid: str, name: str)
     assert uid in message and name in message
 
 
+@pytest.mark.row(21)
 @pytest.mark.parametrize("kind", ["Z_EFF", "OD"])
-def test_row_21_values_that_are_no_hounsfield_units(tmp_path: Path, kind: str) -> None:
+def test_values_that_are_no_hounsfield_units(tmp_path: Path, kind: str) -> None:
     folder = series(tmp_path, edit=assign("RescaleType", kind))
     assert kind in refused(folder, code="not-hounsfield")
 
 
-def test_row_22_missing_identity_gets_placeholders(tmp_path: Path) -> None:
+@pytest.mark.row(22)
+def test_missing_identity_gets_placeholders(tmp_path: Path) -> None:
     def edit(ds: Dataset, _k: int) -> None:
         del ds.PatientID, ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.FrameOfReferenceUID
 
@@ -732,7 +774,8 @@ def test_row_22_missing_identity_gets_placeholders(tmp_path: Path) -> None:
     assert dict(read_series(folder).facts) == dict(scan.facts)
 
 
-def test_row_22_missing_rescale_is_said(tmp_path: Path) -> None:
+@pytest.mark.row(22)
+def test_missing_rescale_is_said(tmp_path: Path) -> None:
     def edit(ds: Dataset, k: int) -> None:
         set_pixels(ds, body()[k])
         del ds.RescaleSlope, ds.RescaleIntercept
@@ -743,13 +786,15 @@ def test_row_22_missing_rescale_is_said(tmp_path: Path) -> None:
     refused(series(tmp_path / "b", edit=assign("RescaleSlope", 0)), code="bad-rescale")
 
 
+@pytest.mark.row(22)
 @pytest.mark.parametrize("name", ["ImagePositionPatient", "ImageOrientationPatient"])
 @pytest.mark.parametrize("which", [None, 2])
-def test_row_22_missing_position_is_refused(tmp_path: Path, name: str, which: int | None) -> None:
+def test_missing_position_is_refused(tmp_path: Path, name: str, which: int | None) -> None:
     refused(series(tmp_path, edit=delete(name, which)), REPAIR, code="no-position")
 
 
-def test_row_11_unscaled_values_are_refused(tmp_path: Path) -> None:
+@pytest.mark.row(11)
+def test_unscaled_values_are_refused(tmp_path: Path) -> None:
     """A body in air whose intercept was lost: tissue at about 1000."""
     values = body().astype(np.int32) + 1024
     refused(series(tmp_path, values), code="shifted-hu")
@@ -820,7 +865,8 @@ def test_writing_is_deterministic_by_seed(tmp_path: Path) -> None:
     assert len(uids) == 12
 
 
-def test_row_26_writing_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+@pytest.mark.row(26)
+def test_writing_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     def code(volume: Volume, name: str = "out", **facts: str) -> str:
         with pytest.raises((UsageError, InputError)) as caught:
             write_series(volume, tmp_path / name, facts={**FACTS, **facts})
@@ -845,6 +891,7 @@ def test_row_26_writing_is_refused_before_anything_is_written(tmp_path: Path) ->
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "there"]
 
 
+@pytest.mark.fault("disk full")
 def test_a_full_disk_leaves_no_half_series(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     original = os.fsync
@@ -864,8 +911,9 @@ def test_a_full_disk_leaves_no_half_series(tmp_path: Path, monkeypatch: pytest.M
 # ---- real files --------------------------------------------------------------------------------
 
 
+@pytest.mark.row(17)
 @needs_data
-def test_row_17_real_series_that_readers_get_wrong() -> None:
+def test_real_series_that_readers_get_wrong() -> None:
     failing = ODD / "dicom2nifti_failing"
     assert "14.00 degrees" in refused(failing / "gantrytilting_001", code="gantry-tilt")
     assert "10 mm between" in refused(failing / "sliceincrement_001", code="missing-slices")
@@ -879,8 +927,9 @@ def test_row_17_real_series_that_readers_get_wrong() -> None:
     refused(failing, code="several-series")
 
 
+@pytest.mark.row(17)
 @needs_data
-def test_row_17_a_real_tilted_head_is_mended() -> None:
+def test_a_real_tilted_head_is_mended() -> None:
     scan = read_series(ODD / "GE_tilt_variable_spacing", REPAIR)
     assert "repaired-gantry-tilt" in codes(scan) and "repaired-uneven-slices" in codes(scan)
     source = pydicom.dcmread(ODD / "GE_tilt_variable_spacing" / "10.dcm")
@@ -897,8 +946,9 @@ def test_row_17_a_real_tilted_head_is_mended() -> None:
     assert np.corrcoef(found.ravel(), true.ravel())[0, 1] > 0.97
 
 
+@pytest.mark.row(19)
 @needs_data
-def test_row_19_a_real_series_beside_its_segmentation() -> None:
+def test_a_real_series_beside_its_segmentation() -> None:
     scan = read_series(ODD / "dcmqi_ct-3slice")
     assert scan.volume.grid.shape == (3, 512, 512)
     assert scan.volume.grid.spacing_mm.tolist() == pytest.approx([1.0, 0.810547, 0.810547])
@@ -906,9 +956,10 @@ def test_row_19_a_real_series_beside_its_segmentation() -> None:
     refused(ODD / "dcmqi_ct-3slice" / "liver.dcm", code="not-a-scan")
 
 
+@pytest.mark.row(20)
 @needs_data
 @pytest.mark.parametrize("case", ["CT1", "CT2"])
-def test_row_20_real_compressed_files_agree(case: str) -> None:
+def test_real_compressed_files_agree(case: str) -> None:
     """Four codecs, of four makers, on one image."""
     scans = {
         name: read_series(ODD / "wg04" / f"{case}_{name}")
@@ -928,10 +979,11 @@ def test_row_20_real_compressed_files_agree(case: str) -> None:
     refused(ODD / "wg04", code="several-series")
 
 
+@pytest.mark.row(20)
 @needs_data
 @pytest.mark.skipif(shutil.which("zstd") is None, reason="the zstd command is absent")
 @pytest.mark.parametrize("case", ["CT1", "CT2"])
-def test_row_20_real_compressed_files_equal_their_originals(tmp_path: Path, case: str) -> None:
+def test_real_compressed_files_equal_their_originals(tmp_path: Path, case: str) -> None:
     original = tmp_path / "original.dcm"
     packed = ODD / "wg04" / f"{case}_UNC.zst"
     subprocess.run(["zstd", "-dq", str(packed), "-o", str(original)], check=True)
@@ -941,8 +993,9 @@ def test_row_20_real_compressed_files_equal_their_originals(tmp_path: Path, case
         assert torch.equal(volume.data, truth.data) and volume.grid.same_as(truth.grid)
 
 
+@pytest.mark.row(20)
 @needs_data
-def test_row_20_real_enhanced_ct() -> None:
+def test_real_enhanced_ct() -> None:
     path = ODD / "pydicom-data" / "eCT_Supplemental.dcm"
     scan = read_series(path)
     assert scan.volume.grid.shape == (2, 512, 512)

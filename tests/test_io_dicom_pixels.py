@@ -73,11 +73,12 @@ def encoded(ds: Dataset, stored: np.ndarray, syntax: str) -> None:
     ds.BitsStored, ds.HighBit = 12, 11
 
 
+@pytest.mark.row(10)
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize(
     "syntax", [ExplicitVRLittleEndian, RLELossless, JPEGLSLossless, JPEG2000Lossless]
 )
-def test_row_10_bits_above_those_stored_are_ignored_and_said(
+def test_bits_above_those_stored_are_ignored_and_said(
     tmp_path: Path, syntax: str, signed: bool
 ) -> None:
     """An overlay in bit 14 of half of the pixels: the same result in each syntax."""
@@ -96,11 +97,12 @@ def test_row_10_bits_above_those_stored_are_ignored_and_said(
         assert part in scan.findings[0].cause
 
 
+@pytest.mark.row(10)
 @pytest.mark.parametrize(
     "syntax", [ExplicitVRLittleEndian, RLELossless, JPEGLSLossless, JPEG2000Lossless]
 )
 @pytest.mark.parametrize("signed", [False, True])
-def test_row_10_values_within_the_stored_bits_are_silent(
+def test_values_within_the_stored_bits_are_silent(
     tmp_path: Path, syntax: str, signed: bool
 ) -> None:
     intercept = 0 if signed else -1024
@@ -114,7 +116,8 @@ def test_row_10_values_within_the_stored_bits_are_silent(
     assert scan.findings == () and torch.equal(scan.volume.data[0], torch.from_numpy(VALUES))
 
 
-def test_row_10_signed_values_above_the_range(tmp_path: Path) -> None:
+@pytest.mark.row(10)
+def test_signed_values_above_the_range(tmp_path: Path) -> None:
     """Zeros above the sign bit are a way of writing, unless other values are sign-extended."""
 
     def edit(extended: bool) -> None:
@@ -156,10 +159,11 @@ def multi(path: Path, syntax: str = ExplicitVRLittleEndian, **elements: object) 
     return save(ds, path)
 
 
+@pytest.mark.row(20)
 @pytest.mark.parametrize(
     "syntax", [ExplicitVRLittleEndian, RLELossless, JPEG2000Lossless, JPEGLSLossless]
 )
-def test_row_20_frames_without_positions_are_placed(tmp_path: Path, syntax: str) -> None:
+def test_frames_without_positions_are_placed(tmp_path: Path, syntax: str) -> None:
     scan = read_series(multi(tmp_path / "m.dcm", syntax))
     single = read_series(series(tmp_path / "single", VALUES))
     assert codes(scan) == ["placed-frames"] and "3 frames" in scan.findings[0].cause
@@ -171,8 +175,9 @@ def test_row_20_frames_without_positions_are_placed(tmp_path: Path, syntax: str)
 OFFSETS = pydicom.tag.Tag(0x3004, 0x000C)
 
 
+@pytest.mark.row(20)
 @pytest.mark.parametrize("offsets", [[0, 2.5, 5], [30, 32.5, 35], [0, -2.5, -5]])
-def test_row_20_frames_placed_by_their_offsets(tmp_path: Path, offsets: Sequence[float]) -> None:
+def test_frames_placed_by_their_offsets(tmp_path: Path, offsets: Sequence[float]) -> None:
     path = multi(
         tmp_path / "m.dcm",
         FrameIncrementPointer=OFFSETS,
@@ -188,6 +193,7 @@ def test_row_20_frames_placed_by_their_offsets(tmp_path: Path, offsets: Sequence
     assert scan.volume.grid.same_as(single.volume.grid, 1e-6)
 
 
+@pytest.mark.row(20)
 @pytest.mark.parametrize(
     ("elements", "said"),
     [
@@ -199,7 +205,7 @@ def test_row_20_frames_placed_by_their_offsets(tmp_path: Path, offsets: Sequence
         ({"FrameIncrementPointer": OFFSETS, "GridFrameOffsetVector": [7, 8, 9]}, "contradicts"),
     ],
 )
-def test_row_20_frames_that_cannot_be_placed_are_refused(
+def test_frames_that_cannot_be_placed_are_refused(
     tmp_path: Path, elements: dict[str, object], said: str
 ) -> None:
     path = multi(tmp_path / "m.dcm", **elements)
@@ -211,9 +217,10 @@ def test_row_20_frames_that_cannot_be_placed_are_refused(
         assert scan.volume.grid.spacing_mm.tolist() == pytest.approx([2.0, 0.75, 0.5])
 
 
+@pytest.mark.row(20)
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless, JPEG2000Lossless])
 @pytest.mark.parametrize("frames", [1, 2, 4, 300, None])
-def test_row_20_a_number_of_frames_that_the_pixels_do_not_hold(
+def test_a_number_of_frames_that_the_pixels_do_not_hold(
     tmp_path: Path, frames: int | None, syntax: str
 ) -> None:
     path = multi(tmp_path / "m.dcm", syntax, NumberOfFrames=frames)
@@ -223,8 +230,9 @@ def test_row_20_a_number_of_frames_that_the_pixels_do_not_hold(
     assert frames == 300 or str(frames or "missing") in str(caught.value) or frames == 4
 
 
+@pytest.mark.row(20)
 @pytest.mark.parametrize("text", ["0", "-3", "2.5", "1000000000", "99999999999"])
-def test_row_20_an_impossible_number_of_frames(tmp_path: Path, text: str) -> None:
+def test_an_impossible_number_of_frames(tmp_path: Path, text: str) -> None:
     path = multi(tmp_path / "m.dcm", NumberOfFrames=333)
     content = path.read_bytes()
     old = b"\x28\0\x08\0IS\x04\x00333 "
@@ -234,7 +242,8 @@ def test_row_20_an_impossible_number_of_frames(tmp_path: Path, text: str) -> Non
     assert text[:6] in refused(path, code="frame-count")
 
 
-def test_row_20_groups_for_another_number_of_frames(tmp_path: Path) -> None:
+@pytest.mark.row(20)
+def test_groups_for_another_number_of_frames(tmp_path: Path) -> None:
     ds = pydicom.dcmread(enhanced(tmp_path / "e.dcm"))
     del ds.PerFrameFunctionalGroupsSequence[5]
     message = refused(save(ds, tmp_path / "f.dcm"), code="frame-count")
@@ -264,15 +273,17 @@ def jpeg(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return (folder / "b.dcm").read_bytes()
 
 
-def test_row_20_lossless_jpeg(tmp_path: Path, jpeg: bytes) -> None:
+@pytest.mark.row(20)
+def test_lossless_jpeg(tmp_path: Path, jpeg: bytes) -> None:
     path = tmp_path / "a.dcm"
     path.write_bytes(jpeg)
     scan = read_series(path)
     assert torch.equal(scan.volume.data[0], torch.from_numpy(VALUES[:1]))
 
 
+@pytest.mark.row(20)
 @pytest.mark.parametrize("at", [0x18, 0x40, 0x80, -200])
-def test_row_20_damaged_lossless_jpeg_ends_no_process(tmp_path: Path, jpeg: bytes, at: int) -> None:
+def test_damaged_lossless_jpeg_ends_no_process(tmp_path: Path, jpeg: bytes, at: int) -> None:
     start = jpeg.index(b"\xff\xd8") + at if at > 0 else len(jpeg) + at
     path = tmp_path / "a.dcm"
     path.write_bytes(jpeg[:start] + b"\xff\x00\xff\xda\xff\xff" + jpeg[start + 6 :])
@@ -292,6 +303,7 @@ def rewritten(folder: Path, old: bytes, new: bytes) -> Path:
     return folder
 
 
+@pytest.mark.row(5)
 @pytest.mark.parametrize(
     ("old", "new"),
     [
@@ -301,7 +313,7 @@ def rewritten(folder: Path, old: bytes, new: bytes) -> Path:
         (b"-1024.0", b"-1024,0"),
     ],
 )
-def test_row_05_decimal_commas_are_read_and_said(tmp_path: Path, old: bytes, new: bytes) -> None:
+def test_decimal_commas_are_read_and_said(tmp_path: Path, old: bytes, new: bytes) -> None:
     folder = rewritten(series(tmp_path, VALUES), old, new)
     scan = read_series(folder)
     single = read_series(series(tmp_path / "b", VALUES))
@@ -313,6 +325,7 @@ def test_row_05_decimal_commas_are_read_and_said(tmp_path: Path, old: bytes, new
         assert "3 of 3 files" in scan.findings[0].cause
 
 
+@pytest.mark.row(5)
 @pytest.mark.parametrize(
     ("old", "new", "code"),
     [
@@ -326,9 +339,7 @@ def test_row_05_decimal_commas_are_read_and_said(tmp_path: Path, old: bytes, new
         (b"-1024.0", b"-1_024 ", "bad-rescale"),
     ],
 )
-def test_row_05_an_unreadable_number_is_quoted(
-    tmp_path: Path, old: bytes, new: bytes, code: str
-) -> None:
+def test_an_unreadable_number_is_quoted(tmp_path: Path, old: bytes, new: bytes, code: str) -> None:
     folder = rewritten(series(tmp_path, VALUES), old, new)
     message = refused(folder, code=code)
     assert new.decode().strip() in message and "missing" not in message
@@ -337,7 +348,8 @@ def test_row_05_an_unreadable_number_is_quoted(
         read_series(folder, ReadOptions(spacing_mm=SPACING))
 
 
-def test_row_05_an_unreadable_thickness_does_not_matter_between_slices(tmp_path: Path) -> None:
+@pytest.mark.row(5)
+def test_an_unreadable_thickness_does_not_matter_between_slices(tmp_path: Path) -> None:
     def edit(ds: Dataset, _k: int) -> None:
         ds.SliceThickness = "1.23"
 
@@ -348,8 +360,9 @@ def test_row_05_an_unreadable_thickness_does_not_matter_between_slices(tmp_path:
     assert "1;23" in refused(folder, code="bad-spacing")
 
 
+@pytest.mark.row(17)
 @pytest.mark.parametrize("degrees", [0.1, 0.02, 5])
-def test_row_17_slices_turned_in_their_plane_are_said_with_the_angle(
+def test_slices_turned_in_their_plane_are_said_with_the_angle(
     tmp_path: Path, degrees: float
 ) -> None:
     sine, cosine = np.sin(np.radians(degrees)), np.cos(np.radians(degrees))
@@ -453,7 +466,8 @@ def test_header_texts_are_printable(tmp_path: Path) -> None:
     assert message.isprintable() and "red ?[31m text" in message
 
 
-def test_row_26_odd_names_and_deep_folders(tmp_path: Path) -> None:
+@pytest.mark.row(26)
+def test_odd_names_and_deep_folders(tmp_path: Path) -> None:
     folder = tmp_path / "a" / "b c" / "ü" / ("n" * 200) / "e"
     series(folder, VALUES)
     for k, file in enumerate(sorted(folder.iterdir())):
@@ -470,7 +484,8 @@ def test_row_26_odd_names_and_deep_folders(tmp_path: Path) -> None:
     assert caught.value.code == "bad-dicom"
 
 
-def test_row_25_a_zip_of_two_phases(tmp_path: Path) -> None:
+@pytest.mark.row(25)
+def test_a_zip_of_two_phases(tmp_path: Path) -> None:
     def edit(ds: Dataset, k: int) -> None:
         ds.AcquisitionNumber = k // 3 + 1
 

@@ -108,9 +108,10 @@ SEPARATORS: dict[str, tuple[str, Value]] = {
 }
 
 
+@pytest.mark.row(7)
 @pytest.mark.parametrize("offset_mm", [STEP / 2, STEP / 3, 0.0], ids=["between", "third", "same"])
 @pytest.mark.parametrize("name", SEPARATORS)
-def test_row_07_overlapping_stacks_are_volumes_to_choose_from(
+def test_overlapping_stacks_are_volumes_to_choose_from(
     tmp_path: Path, name: str, offset_mm: float
 ) -> None:
     element, value = SEPARATORS[name]
@@ -128,8 +129,9 @@ def test_row_07_overlapping_stacks_are_volumes_to_choose_from(
     refused(tmp_path, chosen("3.3"), "no-such-series")
 
 
+@pytest.mark.row(7)
 @pytest.mark.parametrize("seed", range(4))
-def test_row_07_any_number_of_phases(tmp_path: Path, seed: int) -> None:
+def test_any_number_of_phases(tmp_path: Path, seed: int) -> None:
     random = np.random.default_rng(seed)
     count, slices = int(random.integers(2, 5)), int(random.integers(3, 8))
     stacks = phases(
@@ -148,7 +150,8 @@ def test_row_07_any_number_of_phases(tmp_path: Path, seed: int) -> None:
         assert torch.equal(scan.volume.data[0], torch.from_numpy(stack))
 
 
-def test_row_07_two_settings_make_four_volumes(tmp_path: Path) -> None:
+@pytest.mark.row(7)
+def test_two_settings_make_four_volumes(tmp_path: Path) -> None:
     marks: dict[str, Value] = {
         "AcquisitionNumber": lambda p, k: p // 2 + 1,
         "ConvolutionKernel": lambda p, k: ("soft", "bone")[p % 2],
@@ -161,7 +164,8 @@ def test_row_07_two_settings_make_four_volumes(tmp_path: Path) -> None:
         assert sum(torch.equal(volume, torch.from_numpy(stack)) for volume in found) == 1
 
 
-def test_row_07_a_phase_with_a_missing_slice_is_no_reason_to_mix(tmp_path: Path) -> None:
+@pytest.mark.row(7)
+def test_a_phase_with_a_missing_slice_is_no_reason_to_mix(tmp_path: Path) -> None:
     phases(tmp_path, {"AcquisitionTime": lambda p, k: clock(60 * p + k)}, slices=8)
     files = {f: str(f) for f in tmp_path.iterdir()}
     victim = next(
@@ -173,7 +177,8 @@ def test_row_07_a_phase_with_a_missing_slice_is_no_reason_to_mix(tmp_path: Path)
     assert "ignored-series" in codes(read_series(tmp_path, chosen("3.2")))
 
 
-def test_row_07_two_matrix_sizes_are_two_volumes(tmp_path: Path) -> None:
+@pytest.mark.row(7)
+def test_two_matrix_sizes_are_two_volumes(tmp_path: Path) -> None:
     def edit(ds: Dataset, k: int) -> None:
         if k % 2:
             set_pixels(ds, (body(0, (1, 24, 24))[0].astype(np.int32) + 1024).astype(np.int16))
@@ -183,12 +188,14 @@ def test_row_07_two_matrix_sizes_are_two_volumes(tmp_path: Path) -> None:
     assert read_series(folder, chosen("3.1")).volume.grid.shape == (4, 24, 24)
 
 
-def test_row_07_stacks_of_two_slices(tmp_path: Path) -> None:
+@pytest.mark.row(7)
+def test_stacks_of_two_slices(tmp_path: Path) -> None:
     phases(tmp_path, {"AcquisitionNumber": lambda p, k: p + 1}, slices=2)
     refused(tmp_path, code="several-volumes")
 
 
-def test_row_07_a_short_stack_inside_a_long_one(tmp_path: Path) -> None:
+@pytest.mark.row(7)
+def test_a_short_stack_inside_a_long_one(tmp_path: Path) -> None:
     depths = [*np.arange(8) * 2.5, 5.5, 8.0, 10.5]
     edit: Edit = lambda ds, k: setattr(ds, "ConvolutionKernel", "bone" if k >= 8 else "soft")  # noqa: E731
     series(tmp_path, body(0, (11, 32, 40)), positions=placed(depths), edit=edit)
@@ -196,7 +203,8 @@ def test_row_07_a_short_stack_inside_a_long_one(tmp_path: Path) -> None:
     assert read_series(tmp_path, chosen("3.1")).volume.grid.shape[0] == 3
 
 
-def test_row_07_images_of_each_position_counted_in_turn(tmp_path: Path) -> None:
+@pytest.mark.row(7)
+def test_images_of_each_position_counted_in_turn(tmp_path: Path) -> None:
     marks: dict[str, Value] = {"InstanceNumber": lambda p, k: 2 * k + p + 1}
     stacks = phases(tmp_path, marks, offset_mm=0.0)
     refused(tmp_path, REPAIR, "several-volumes")
@@ -205,19 +213,22 @@ def test_row_07_images_of_each_position_counted_in_turn(tmp_path: Path) -> None:
         assert torch.equal(scan.volume.data[0], torch.from_numpy(stack))
 
 
-def test_row_07_without_anything_to_tell_them_apart(tmp_path: Path) -> None:
+@pytest.mark.row(7)
+def test_without_anything_to_tell_them_apart(tmp_path: Path) -> None:
     phases(tmp_path, {}, offset_mm=0.0)
     assert "each of 5 positions has 2" in refused(tmp_path, REPAIR, "several-volumes")
 
 
-def test_row_07_interleaved_pixels_are_noticed_without_any_element(tmp_path: Path) -> None:
+@pytest.mark.row(7)
+def test_interleaved_pixels_are_noticed_without_any_element(tmp_path: Path) -> None:
     values = body(0, (8, 32, 40))
     values[1::2, 8:24, 10:30] += 150
     scan = read_series(series(tmp_path, values))
     assert codes(scan) == ["alternating-slices"]
 
 
-def test_row_07_enhanced_ct_of_two_phases(tmp_path: Path) -> None:
+@pytest.mark.row(7)
+def test_enhanced_ct_of_two_phases(tmp_path: Path) -> None:
     stacks = [body(p, (4, 32, 40)) for p in range(2)]
     ds = blank(EnhancedCTImageStorage)
     set_pixels(ds, (np.concatenate(stacks).astype(np.int32) + 1024).astype(np.uint16))
@@ -280,14 +291,16 @@ ONE_VOLUME: dict[str, dict[str, Sequence[object]]] = {
 }
 
 
+@pytest.mark.row(7)
 @pytest.mark.parametrize("name", ONE_VOLUME)
-def test_row_07_stacks_that_follow_each_other_are_one_volume(tmp_path: Path, name: str) -> None:
+def test_stacks_that_follow_each_other_are_one_volume(tmp_path: Path, name: str) -> None:
     values = body(0, (12, 32, 40))
     scan = read_series(series(tmp_path, values, edit=counted(**ONE_VOLUME[name])))
     assert scan.findings == ()
     assert torch.equal(scan.volume.data[0], torch.from_numpy(values))
 
 
+@pytest.mark.row(7)
 @pytest.mark.parametrize(
     ("name", "values"),
     [
@@ -296,7 +309,7 @@ def test_row_07_stacks_that_follow_each_other_are_one_volume(tmp_path: Path, nam
         ("ContrastBolusAgent", ["A", "", "A", "A", "", "A", "", "", "A", "A", "A", ""]),
     ],
 )
-def test_row_07_settings_that_differ_within_a_volume_are_said(
+def test_settings_that_differ_within_a_volume_are_said(
     tmp_path: Path, name: str, values: Sequence[object]
 ) -> None:
     scan = read_series(series(tmp_path, body(0, (12, 32, 40)), edit=counted(**{name: values})))
@@ -307,7 +320,8 @@ def test_row_07_settings_that_differ_within_a_volume_are_said(
 # ---- choosing ----------------------------------------------------------------------------------
 
 
-def test_row_18_series_that_share_a_number_can_be_chosen(tmp_path: Path) -> None:
+@pytest.mark.row(18)
+def test_series_that_share_a_number_can_be_chosen(tmp_path: Path) -> None:
     for k, uid in enumerate(("1.2.30.9", "1.2.31.9", "1.2.32.5")):
         series(tmp_path / uid, body(k), uid=uid, edit=assign("SeriesNumber", 9 - 5 * (k == 2)))
     message = refused(tmp_path, code="several-series")
@@ -323,7 +337,8 @@ def test_row_18_series_that_share_a_number_can_be_chosen(tmp_path: Path) -> None
     assert "9.1" in refused(tmp_path, chosen("1.2.3"), "several-series")
 
 
-def test_row_18_series_without_number_or_uid_can_be_chosen(tmp_path: Path) -> None:
+@pytest.mark.row(18)
+def test_series_without_number_or_uid_can_be_chosen(tmp_path: Path) -> None:
     def bare(ds: Dataset, _k: int) -> None:
         del ds.SeriesNumber
         if ds.SeriesInstanceUID == "9":
@@ -338,7 +353,8 @@ def test_row_18_series_without_number_or_uid_can_be_chosen(tmp_path: Path) -> No
         assert torch.equal(scan.volume.data[0], torch.from_numpy(body(k)))
 
 
-def test_row_18_many_series_are_listed_briefly(tmp_path: Path) -> None:
+@pytest.mark.row(18)
+def test_many_series_are_listed_briefly(tmp_path: Path) -> None:
     root = "1.2.826.0.1.3680043.8.498."
     for k in range(10):
         uid = f"{root}{10 + k}{'7' * 20}.3"
@@ -363,7 +379,8 @@ def of_its_own(*names: str) -> Edit:
     return edit
 
 
-def test_row_17_a_series_uid_for_each_slice(tmp_path: Path) -> None:
+@pytest.mark.row(17)
+def test_a_series_uid_for_each_slice(tmp_path: Path) -> None:
     folder = series(tmp_path / "ct", edit=of_its_own("SeriesInstanceUID"))
     for options in (ReadOptions(), chosen("3")):
         message = refused(folder, options, "mixed-series")
@@ -381,7 +398,8 @@ def test_row_17_a_series_uid_for_each_slice(tmp_path: Path) -> None:
     assert codes(read_series(tmp_path, chosen("4"))) == ["ignored-series"]
 
 
-def test_row_17_uids_for_each_slice_of_two_phases(tmp_path: Path) -> None:
+@pytest.mark.row(17)
+def test_uids_for_each_slice_of_two_phases(tmp_path: Path) -> None:
     stacks = phases(
         tmp_path,
         {
@@ -396,8 +414,9 @@ def test_row_17_uids_for_each_slice_of_two_phases(tmp_path: Path) -> None:
     assert torch.equal(scan.volume.data[0], torch.from_numpy(stacks[1]))
 
 
+@pytest.mark.row(17)
 @pytest.mark.parametrize("of_number", [False, True])
-def test_row_17_no_common_series(tmp_path: Path, of_number: bool) -> None:
+def test_no_common_series(tmp_path: Path, of_number: bool) -> None:
     """The UID is missing in some images, or the number differs too."""
 
     def edit(ds: Dataset, k: int) -> None:
@@ -415,7 +434,8 @@ def test_row_17_no_common_series(tmp_path: Path, of_number: bool) -> None:
     assert codes(scan) == ["repaired-series", "missing-identity"]
 
 
-def test_row_17_two_sound_series_are_not_joined(tmp_path: Path) -> None:
+@pytest.mark.row(17)
+def test_two_sound_series_are_not_joined(tmp_path: Path) -> None:
     """Chest and abdomen, each a stack, one below the other."""
     for k, uid in enumerate(("1.2.3", "1.2.33")):
         positions = placed((np.arange(6) + 6 * k) * 2.5)
@@ -423,7 +443,8 @@ def test_row_17_two_sound_series_are_not_joined(tmp_path: Path) -> None:
     refused(tmp_path, REPAIR, "several-series")
 
 
-def test_row_17_slices_of_their_own_that_are_no_even_stack_stay_apart(tmp_path: Path) -> None:
+@pytest.mark.row(17)
+def test_slices_of_their_own_that_are_no_even_stack_stay_apart(tmp_path: Path) -> None:
     positions = placed([0, 2.5, 5, 9.1, 12, 20])
     folder = series(tmp_path, positions=positions, edit=of_its_own("SeriesInstanceUID"))
     message = refused(folder, REPAIR, "several-series")
@@ -431,8 +452,9 @@ def test_row_17_slices_of_their_own_that_are_no_even_stack_stay_apart(tmp_path: 
     assert codes(read_series(folder, chosen("3.6")))[:2] == ["ignored-series", "single-slice"]
 
 
+@pytest.mark.row(17)
 @pytest.mark.parametrize("missing", [0, 2])
-def test_row_17_a_frame_of_reference_for_each_slice(tmp_path: Path, missing: int) -> None:
+def test_a_frame_of_reference_for_each_slice(tmp_path: Path, missing: int) -> None:
     def edit(ds: Dataset, k: int) -> None:
         ds.FrameOfReferenceUID = generate_uid()
         if k < missing:
@@ -448,21 +470,24 @@ def test_row_17_a_frame_of_reference_for_each_slice(tmp_path: Path, missing: int
     assert codes(scan) == ["repaired-frame-of-reference", "missing-identity"]
 
 
-def test_row_17_one_deviating_frame_of_reference_is_named(tmp_path: Path) -> None:
+@pytest.mark.row(17)
+def test_one_deviating_frame_of_reference_is_named(tmp_path: Path) -> None:
     folder = series(tmp_path, edit=assign("FrameOfReferenceUID", "1.2.10", 1))
     message = refused(folder, code="mixed-frames-of-reference")
     assert "one in 5 images (first 000-0.dcm), another in 1 image (007-1.dcm)" in message
     assert "1.2.10" not in message
 
 
-def test_row_17_what_was_joined_must_look_like_one_stack(tmp_path: Path) -> None:
+@pytest.mark.row(17)
+def test_what_was_joined_must_look_like_one_stack(tmp_path: Path) -> None:
     values = body(0, (8, 32, 40))
     values[1::2, 8:24, 10:30] += 150
     folder = series(tmp_path, values, edit=of_its_own("SeriesInstanceUID"))
     refused(folder, REPAIR, "not-one-stack")
 
 
-def test_row_17_two_frames_of_reference_must_continue_each_other(tmp_path: Path) -> None:
+@pytest.mark.row(17)
+def test_two_frames_of_reference_must_continue_each_other(tmp_path: Path) -> None:
     edit = counted(FrameOfReferenceUID=["1.2.9"] * 4 + ["1.2.10"] * 4)
     values = body(0, (8, 32, 40))
     scan = read_series(series(tmp_path / "a", values, edit=edit), REPAIR)
@@ -474,7 +499,8 @@ def test_row_17_two_frames_of_reference_must_continue_each_other(tmp_path: Path)
     refused(folder, REPAIR, "missing-slices")
 
 
-def test_row_17_patients(tmp_path: Path) -> None:
+@pytest.mark.row(17)
+def test_patients(tmp_path: Path) -> None:
     folder = series(tmp_path / "a", edit=assign("PatientID", "secret", 1))
     for options in (ReadOptions(), REPAIR):
         message = refused(folder, options, "mixed-patients")
@@ -487,7 +513,8 @@ def test_row_17_patients(tmp_path: Path) -> None:
     assert codes(scan) == ["mixed-studies"]
 
 
-def test_row_17_two_orientations_are_two_volumes(tmp_path: Path) -> None:
+@pytest.mark.row(17)
+def test_two_orientations_are_two_volumes(tmp_path: Path) -> None:
     coronal = [1, 0, 0, 0, 0, -1]
     edit: Edit = lambda ds, k: (  # noqa: E731
         setattr(ds, "ImageOrientationPatient", coronal) if k % 2 else None

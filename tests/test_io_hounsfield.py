@@ -45,7 +45,8 @@ def refused(data: torch.Tensor, stored: str | None = None) -> str:
 # ---- row 11: Hounsfield units ------------------------------------------------------------------
 
 
-def test_row_11_a_ct_passes_in_silence() -> None:
+@pytest.mark.row(11)
+def test_a_ct_passes_in_silence() -> None:
     assert codes(body(), "int16") == []
     assert codes(body().float(), "float32") == []
     for padding in (-2000, -2048, -3024):
@@ -60,7 +61,8 @@ def test_row_11_a_ct_passes_in_silence() -> None:
     assert codes(nearly_air) == []
 
 
-def test_row_11_surely_no_hounsfield_units_is_refused() -> None:
+@pytest.mark.row(11)
+def test_surely_no_hounsfield_units_is_refused() -> None:
     ct = body().float()
     assert refused(torch.full((1, 4, 8, 8), -7.0)) == "constant-image"
     assert refused(torch.from_numpy(np.arange(256).reshape(1, 4, 8, 8) % 3)) == "label-map"
@@ -79,14 +81,16 @@ def test_row_11_surely_no_hounsfield_units_is_refused() -> None:
     assert refused(ct * 1e6) == "absurd-intensities"
 
 
-def test_row_11_shifted_is_seen_in_a_small_body_and_in_a_crop() -> None:
+@pytest.mark.row(11)
+def test_shifted_is_seen_in_a_small_body_and_in_a_crop() -> None:
     small = torch.full((1, 6, 64, 64), 3, dtype=torch.int16)
     small[..., 25:35, 25:35] = body()[..., 25:35, 25:35] + 1024
     assert refused(small) == "shifted-hu"
     assert refused(body()[..., 25:35, 25:35] + 1024) == "shifted-hu"
 
 
-def test_row_11_doubtful_is_said() -> None:
+@pytest.mark.row(11)
+def test_doubtful_is_said() -> None:
     ct = body()
     assert codes(ct.clamp(0, 255), "int16") == ["windowed-intensities"]
     assert codes(ct.clamp(-160, 240)) == ["no-air"]
@@ -122,6 +126,7 @@ def phantoms() -> list[torch.Tensor]:
     ]
 
 
+@pytest.mark.row(11)
 @pytest.mark.parametrize(
     "change",
     [
@@ -136,20 +141,22 @@ def phantoms() -> list[torch.Tensor]:
         lambda data: data[:, 3:5, 26:38, 26:38],
     ],
 )
-def test_row_11_phantoms_windows_and_crops_are_judged_sound(
+def test_phantoms_windows_and_crops_are_judged_sound(
     phantoms: list[torch.Tensor], change: Callable[[torch.Tensor], torch.Tensor]
 ) -> None:
     assert [judged(change(data)) for data in phantoms] == [[]] * len(phantoms)
 
 
-def test_row_11_a_low_dose_is_judged_sound(phantoms: list[torch.Tensor]) -> None:
+@pytest.mark.row(11)
+def test_a_low_dose_is_judged_sound(phantoms: list[torch.Tensor]) -> None:
     noise = torch.from_numpy(np.random.default_rng(0).normal(0, 50, phantoms[0].shape))
     for data in phantoms:
         assert judged((data + noise[..., : data.shape[-1]][:, : data.shape[1]]).round()) == []
 
 
+@pytest.mark.row(11)
 @pytest.mark.parametrize("shift", [-100, -50, 50, 100])
-def test_row_11_shifted_units_are_said(phantoms: list[torch.Tensor], shift: int) -> None:
+def test_shifted_units_are_said(phantoms: list[torch.Tensor], shift: int) -> None:
     for data in [*phantoms, body()]:
         assert judged(data + shift) == ["shifted-hu"]
     (finding,) = check_intensities(phantoms[-1] + shift, HERE)
@@ -158,16 +165,16 @@ def test_row_11_shifted_units_are_said(phantoms: list[torch.Tensor], shift: int)
     assert stated == pytest.approx(shift, abs=15)
 
 
+@pytest.mark.row(11)
 @pytest.mark.parametrize("factor", [2.0, 3.0])
-def test_row_11_multiplied_units_are_said_or_refused(
-    phantoms: list[torch.Tensor], factor: float
-) -> None:
+def test_multiplied_units_are_said_or_refused(phantoms: list[torch.Tensor], factor: float) -> None:
     for data in [*phantoms, body()]:
         assert judged(data.float() * factor)[-1:] == ["scaled-hu"]
     assert judged(body().float() * 2) == ["refused", "scaled-hu"]
 
 
-def test_row_11_halved_units_are_never_silent(phantoms: list[torch.Tensor]) -> None:
+@pytest.mark.row(11)
+def test_halved_units_are_never_silent(phantoms: list[torch.Tensor]) -> None:
     """Where air was clipped, as half of it is, they look like a window."""
     for data in [*phantoms, body()]:
         try:
@@ -177,7 +184,8 @@ def test_row_11_halved_units_are_never_silent(phantoms: list[torch.Tensor]) -> N
         assert set(found) & {"scaled-hu", "windowed-intensities"}
 
 
-def test_row_11_fat_and_tissue_tell_where_air_is_cropped_away() -> None:
+@pytest.mark.row(11)
+def test_fat_and_tissue_tell_where_air_is_cropped_away() -> None:
     """A large crop of fat and muscle, without air."""
     rng = np.random.default_rng(0)
     plane = np.where(np.arange(200)[:, None] < 90, -100.0, 50.0) + np.zeros((200, 200))
@@ -189,15 +197,17 @@ def test_row_11_fat_and_tissue_tell_where_air_is_cropped_away() -> None:
     assert judged(crop - 50) == ["shifted-hu"]
 
 
-def test_row_11_a_shift_without_fat_and_air_cannot_be_told() -> None:
+@pytest.mark.row(11)
+def test_a_shift_without_fat_and_air_cannot_be_told() -> None:
     """Said in the documentation of the module: muscle may be where contrast agent puts organs."""
     rng = np.random.default_rng(0)
     muscle = torch.from_numpy(rng.normal(50, 12, (1, 12, 200, 200)).round())
     assert judged(muscle) == judged(muscle + 50) == []
 
 
+@pytest.mark.row(11)
 @pytest.mark.parametrize("seed", range(3))
-def test_row_11_noise_is_refused_and_a_noisy_crop_is_not(seed: int) -> None:
+def test_noise_is_refused_and_a_noisy_crop_is_not(seed: int) -> None:
     rng = np.random.default_rng(seed)
     shape = (1, 8, 16 + 16 * seed, 40)
     for drawn in (
@@ -212,10 +222,11 @@ def test_row_11_noise_is_refused_and_a_noisy_crop_is_not(seed: int) -> None:
     assert judged(torch.from_numpy(rng.normal(40, 60, shape).round())) == []
 
 
+@pytest.mark.row(11)
 @pytest.mark.parametrize(
     "shape", [(1, 1, 1, 2), (1, 3, 1, 300), (1, 300, 2, 2), (1, 1, 5, 5), (1, 40, 3, 3)]
 )
-def test_row_11_tiny_and_thin_scans_are_no_trouble(shape: tuple[int, ...]) -> None:
+def test_tiny_and_thin_scans_are_no_trouble(shape: tuple[int, ...]) -> None:
     drawn = np.random.default_rng(0).normal(-200, 400, shape).round()
     drawn.ravel()[0] = 500
     judged(torch.from_numpy(drawn))
@@ -228,8 +239,9 @@ def real_scans() -> list[Path]:
     return [data / name for name in (*names, "totalsegmentator_ct/dicom")]
 
 
+@pytest.mark.row(11)
 @pytest.mark.parametrize("path", real_scans(), ids=lambda path: path.parent.name)
-def test_row_11_real_scans_pass_and_changed_ones_do_not(path: Path) -> None:
+def test_real_scans_pass_and_changed_ones_do_not(path: Path) -> None:
     if not path.exists():
         pytest.skip("the real scans beside the project are absent")
     data = read(path, ReadOptions(values="any")).volume.data

@@ -24,8 +24,9 @@ from niftis import AFFINE, ANY, SHAPE, codes, hounsfield, patched, refused, writ
 # ---- row 1: truncated, damaged, or no such thing -----------------------------------------------
 
 
+@pytest.mark.row(1)
 @pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz"])
-def test_row_01_truncated_anywhere_is_refused(tmp_path: Path, name: str) -> None:
+def test_truncated_anywhere_is_refused(tmp_path: Path, name: str) -> None:
     whole = write(tmp_path / name).read_bytes()
     cut = tmp_path / f"cut_{name}"
     for length in [0, 1, 3, 100, 347, 351, len(whole) // 2, len(whole) - 9, len(whole) - 1]:
@@ -38,14 +39,16 @@ def test_row_01_truncated_anywhere_is_refused(tmp_path: Path, name: str) -> None
     assert codes(io.read(cut)) == []
 
 
-def test_row_01_peers_are_silent_where_this_reader_refuses(tmp_path: Path) -> None:
+@pytest.mark.row(1)
+def test_peers_are_silent_where_this_reader_refuses(tmp_path: Path) -> None:
     """Why all this: SimpleITK gives zeros for what is missing."""
     path = write(tmp_path / "scan.nii.gz")
     path.write_bytes(path.read_bytes()[:-600])
     refused(path, "truncated-file")
 
 
-def test_row_01_each_damaged_byte_of_the_trailer_is_seen(tmp_path: Path) -> None:
+@pytest.mark.row(1)
+def test_each_damaged_byte_of_the_trailer_is_seen(tmp_path: Path) -> None:
     whole = write(tmp_path / "scan.nii.gz").read_bytes()
     bad = tmp_path / "bad.nii.gz"
     for at in range(-8, 0):  # CRC-32 and length
@@ -60,6 +63,7 @@ def test_row_01_each_damaged_byte_of_the_trailer_is_seen(tmp_path: Path) -> None
         io.read(bad)
 
 
+@pytest.mark.row(1)
 @pytest.mark.parametrize(
     ("content", "word"),
     [
@@ -70,13 +74,14 @@ def test_row_01_each_damaged_byte_of_the_trailer_is_seen(tmp_path: Path) -> None
         (gzip.compress(b"hello", mtime=0), "does not contain a NIfTI"),
     ],
 )
-def test_row_01_what_is_no_scan_is_named(tmp_path: Path, content: bytes, word: str) -> None:
+def test_what_is_no_scan_is_named(tmp_path: Path, content: bytes, word: str) -> None:
     path = tmp_path / "scan.nii.gz"
     path.write_bytes(content)
     assert word in refused(path, "not-a-scan").cause
 
 
-def test_row_01_empty_and_missing(tmp_path: Path) -> None:
+@pytest.mark.row(1)
+def test_empty_and_missing(tmp_path: Path) -> None:
     path = tmp_path / "scan.nii.gz"
     refused(path, "not-found")
     path.touch()
@@ -85,7 +90,8 @@ def test_row_01_empty_and_missing(tmp_path: Path) -> None:
     refused(path, "not-a-scan")
 
 
-def test_row_01_trailing_bytes_and_several_gzip_members(tmp_path: Path) -> None:
+@pytest.mark.row(1)
+def test_trailing_bytes_and_several_gzip_members(tmp_path: Path) -> None:
     whole = write(tmp_path / "scan.nii").read_bytes()
     truth = io.read(tmp_path / "scan.nii").volume.data
     path = tmp_path / "scan.nii.gz"
@@ -107,7 +113,8 @@ def test_row_01_trailing_bytes_and_several_gzip_members(tmp_path: Path) -> None:
 # ---- row 2: names ------------------------------------------------------------------------------
 
 
-def test_row_02_plain_data_named_gz_and_the_reverse(tmp_path: Path) -> None:
+@pytest.mark.row(2)
+def test_plain_data_named_gz_and_the_reverse(tmp_path: Path) -> None:
     whole = write(tmp_path / "scan.nii").read_bytes()
     named = tmp_path / "scan.nii.gz"
     named.write_bytes(whole)
@@ -120,7 +127,8 @@ def test_row_02_plain_data_named_gz_and_the_reverse(tmp_path: Path) -> None:
 # ---- row 3: two affines ------------------------------------------------------------------------
 
 
-def test_row_03_disagreeing_affines_are_refused_unless_one_is_trusted(tmp_path: Path) -> None:
+@pytest.mark.row(3)
+def test_disagreeing_affines_are_refused_unless_one_is_trusted(tmp_path: Path) -> None:
     moved = AFFINE.copy()
     moved[2, 3] += 0.01
     path = write(tmp_path / "scan.nii.gz", edit=lambda i: i.set_sform(moved, 1))
@@ -131,7 +139,8 @@ def test_row_03_disagreeing_affines_are_refused_unless_one_is_trusted(tmp_path: 
         assert np.allclose(affine_of_grid(native), truth, atol=1e-4)
 
 
-def test_row_03_a_thousandth_of_a_millimetre_is_the_limit(tmp_path: Path) -> None:
+@pytest.mark.row(3)
+def test_a_thousandth_of_a_millimetre_is_the_limit(tmp_path: Path) -> None:
     for shift, sound in [(0.0008, True), (0.0012, False)]:
         near = AFFINE.copy()
         near[0, 3] += shift
@@ -142,7 +151,8 @@ def test_row_03_a_thousandth_of_a_millimetre_is_the_limit(tmp_path: Path) -> Non
             refused(path, "affines-disagree")
 
 
-def test_row_03_one_code_zero_means_the_other(tmp_path: Path) -> None:
+@pytest.mark.row(3)
+def test_one_code_zero_means_the_other(tmp_path: Path) -> None:
     other = np.diag([1.0, 1.0, 1.0, 1.0])
     only_s = write(tmp_path / "s.nii", edit=lambda i: i.set_qform(other, 0))
     only_s = patched(only_s, pixdim=[1, 0.8, 0.8, 3, 0, 0, 0, 0])
@@ -153,7 +163,8 @@ def test_row_03_one_code_zero_means_the_other(tmp_path: Path) -> None:
         refused(path, "no-orientation", ReadOptions(trust=missing))  # type: ignore[arg-type]
 
 
-def test_row_03_a_spacing_that_contradicts_the_only_affine(tmp_path: Path) -> None:
+@pytest.mark.row(3)
+def test_a_spacing_that_contradicts_the_only_affine(tmp_path: Path) -> None:
     """pixdim, which SimpleITK takes, against the sform, which nibabel takes."""
     path = write(tmp_path / "scan.nii", edit=lambda i: i.set_qform(None, 0))
     patched(path, pixdim=[1, 0.8, 0.8, 5, 0, 0, 0, 0])
@@ -163,14 +174,16 @@ def test_row_03_a_spacing_that_contradicts_the_only_affine(tmp_path: Path) -> No
     assert codes(io.read(path)) == ["spacing-rounded"]
 
 
-def test_row_03_a_broken_quaternion_is_refused(tmp_path: Path) -> None:
+@pytest.mark.row(3)
+def test_a_broken_quaternion_is_refused(tmp_path: Path) -> None:
     path = patched(write(tmp_path / "scan.nii"), quatern_b=0.9, quatern_c=0.9)
     refused(path, "bad-affine")
     assert io.read_grid(path, ReadOptions(trust="sform")).shape == SHAPE[::-1]
 
 
+@pytest.mark.row(3)
 @pytest.mark.parametrize("seed", range(40))
-def test_row_03_rounding_near_half_a_turn_is_no_disagreement(tmp_path: Path, seed: int) -> None:
+def test_rounding_near_half_a_turn_is_no_disagreement(tmp_path: Path, seed: int) -> None:
     """An oblique scan stored LPS is half a turn from RAS: there the quaternion rounds worst."""
     rng = np.random.default_rng(seed)
     turn = rotation_about(rng.normal(size=3), rng.uniform(0, 0.02)) @ np.diag([-1.0, -1, 1])
@@ -194,8 +207,9 @@ def test_row_03_rounding_near_half_a_turn_is_no_disagreement(tmp_path: Path, see
         io.read_grid(path)
 
 
+@pytest.mark.row(3)
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_row_03_at_half_a_turn_both_signs_of_a_quaternion_are_the_same(
+def test_at_half_a_turn_both_signs_of_a_quaternion_are_the_same(
     tmp_path: Path, sign: float
 ) -> None:
     """Its real part, 1e-4, is below what float32 tells apart from none."""
@@ -250,7 +264,8 @@ def shear(affine: np.ndarray, degrees: float) -> Callable[[nib.Nifti1Image], Non
     return edit
 
 
-def test_row_04_tiny_shear_is_resampled_and_said(tmp_path: Path) -> None:
+@pytest.mark.row(4)
+def test_tiny_shear_is_resampled_and_said(tmp_path: Path) -> None:
     path = write(tmp_path / "scan.nii", edit=shear(AFFINE, 1.0))
     scan = io.read(path)
     assert codes(scan) == ["slightly-sheared"]
@@ -267,7 +282,8 @@ def test_row_04_tiny_shear_is_resampled_and_said(tmp_path: Path) -> None:
     assert np.array_equal(back.transpose(2, 1, 0), labels)
 
 
-def test_row_04_a_tilt_is_refused(tmp_path: Path) -> None:
+@pytest.mark.row(4)
+def test_a_tilt_is_refused(tmp_path: Path) -> None:
     error = refused(write(tmp_path / "scan.nii", edit=shear(AFFINE, 15.0)), "sheared")
     assert "15.00 degrees" in error.cause
 
@@ -275,7 +291,8 @@ def test_row_04_a_tilt_is_refused(tmp_path: Path) -> None:
 # ---- row 5: no position, no spacing ------------------------------------------------------------
 
 
-def test_row_05_both_codes_zero(tmp_path: Path) -> None:
+@pytest.mark.row(5)
+def test_both_codes_zero(tmp_path: Path) -> None:
     def forget(image: nib.Nifti1Image) -> None:
         image.set_sform(None, 0)
         image.set_qform(None, 0)
@@ -287,9 +304,10 @@ def test_row_05_both_codes_zero(tmp_path: Path) -> None:
     assert np.allclose(affine_of_grid(scan.native), np.diag([0.7, 0.8, 3, 1]))
 
 
+@pytest.mark.row(5)
 @pytest.mark.parametrize("bad", [0.0, -3.0, math.nan, math.inf])
 @pytest.mark.parametrize("code", ["sform", "qform", "both"])
-def test_row_05_bad_spacing_and_its_override(tmp_path: Path, bad: float, code: str) -> None:
+def test_bad_spacing_and_its_override(tmp_path: Path, bad: float, code: str) -> None:
     path = write(tmp_path / "scan.nii")
     drop = {"sform": {"qform_code": 0}, "qform": {"sform_code": 0}, "both": {}}[code]
     patched(path, pixdim=[1, 0.8, 0.8, bad, 0, 0, 0, 0], **drop)
@@ -299,7 +317,8 @@ def test_row_05_bad_spacing_and_its_override(tmp_path: Path, bad: float, code: s
     refused(path, "bad-spacing", ReadOptions(spacing_mm=(3.0, bad, 0.8)))
 
 
-def test_row_05_a_sform_of_zeros_or_nan(tmp_path: Path) -> None:
+@pytest.mark.row(5)
+def test_a_sform_of_zeros_or_nan(tmp_path: Path) -> None:
     for value in (0.0, math.nan):
         path = write(tmp_path / "scan.nii", edit=lambda i: i.set_qform(None, 0))
         patched(path, srow_x=[value] * 4, pixdim=[1, 0.8, 0.8, 3, 0, 0, 0, 0])
@@ -308,7 +327,8 @@ def test_row_05_a_sform_of_zeros_or_nan(tmp_path: Path) -> None:
         assert caught.value.code in ("affines-disagree", "bad-affine", "bad-spacing")
 
 
-def test_row_05_the_override_holds_for_a_sound_file_too(tmp_path: Path) -> None:
+@pytest.mark.row(5)
+def test_the_override_holds_for_a_sound_file_too(tmp_path: Path) -> None:
     path = write(tmp_path / "scan.nii")
     native = io.read_grid(path, ReadOptions(spacing_mm=(1.5, 0.5, 0.4)))
     assert np.allclose(native.spacing_mm.numpy(), [1.5, 0.5, 0.4])
@@ -324,8 +344,9 @@ def test_units_other_than_millimetres_are_refused(tmp_path: Path) -> None:
 # ---- row 6: absurd headers ---------------------------------------------------------------------
 
 
+@pytest.mark.row(6)
 @pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz"])
-def test_row_06_absurd_header_is_refused_before_allocation(
+def test_absurd_header_is_refused_before_allocation(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = patched(write(tmp_path / name), dim=[3, 32767, 32767, 32767, 1, 1, 1, 1])
@@ -337,7 +358,8 @@ def test_row_06_absurd_header_is_refused_before_allocation(
     refused(path, "truncated-file" if name == "scan.nii" else "absurd-size")
 
 
-def test_row_06_more_than_may_be_used_is_a_matter_of_resources(tmp_path: Path) -> None:
+@pytest.mark.row(6)
+def test_more_than_may_be_used_is_a_matter_of_resources(tmp_path: Path) -> None:
     path = write(tmp_path / "scan.nii.gz")
     size = 2 * math.prod(SHAPE)
     with pytest.raises(ResourceError) as caught:
@@ -346,6 +368,7 @@ def test_row_06_more_than_may_be_used_is_a_matter_of_resources(tmp_path: Path) -
     assert io.read(path, ReadOptions(memory_limit_bytes=size)).native.shape == SHAPE[::-1]
 
 
+@pytest.mark.row(6)
 @pytest.mark.parametrize(
     ("fields", "code"),
     [
@@ -364,16 +387,15 @@ def test_row_06_more_than_may_be_used_is_a_matter_of_resources(tmp_path: Path) -
         ({"scl_slope": 1.0, "scl_inter": math.nan}, "bad-scaling"),
     ],
 )
-def test_row_06_headers_that_make_no_sense(
-    tmp_path: Path, fields: dict[str, object], code: str
-) -> None:
+def test_headers_that_make_no_sense(tmp_path: Path, fields: dict[str, object], code: str) -> None:
     refused(patched(write(tmp_path / "scan.nii"), **fields), code)
 
 
 # ---- rows 7 and 8: dimensions and types --------------------------------------------------------
 
 
-def test_row_07_one_volume_is_squeezed_several_are_refused(tmp_path: Path) -> None:
+@pytest.mark.row(7)
+def test_one_volume_is_squeezed_several_are_refused(tmp_path: Path) -> None:
     one = write(tmp_path / "one.nii.gz", hounsfield()[..., None])
     assert codes(io.read(one)) == []
     assert io.read(one).volume.data.shape == (1, *SHAPE[::-1])
@@ -383,13 +405,15 @@ def test_row_07_one_volume_is_squeezed_several_are_refused(tmp_path: Path) -> No
     assert "12 x 10 x 6 x 2" in refused(two, "several-volumes").cause
 
 
-def test_row_08_two_dimensional_and_single_slice(tmp_path: Path) -> None:
+@pytest.mark.row(8)
+def test_two_dimensional_and_single_slice(tmp_path: Path) -> None:
     refused(write(tmp_path / "flat.nii", hounsfield()[..., 0]), "two-dimensional")
     single = write(tmp_path / "single.nii", hounsfield()[..., :1])
     assert io.read(single).volume.data.shape == (1, 1, 10, 12)
 
 
-def test_row_08_colours_vectors_and_odd_types(tmp_path: Path) -> None:
+@pytest.mark.row(8)
+def test_colours_vectors_and_odd_types(tmp_path: Path) -> None:
     rgb = np.zeros(SHAPE, [("R", "u1"), ("G", "u1"), ("B", "u1")])
     refused(write(tmp_path / "rgb.nii", rgb), "colour-image")
     vector = write(tmp_path / "vector.nii", np.zeros((*SHAPE, 1, 3), np.float32))
@@ -400,7 +424,8 @@ def test_row_08_colours_vectors_and_odd_types(tmp_path: Path) -> None:
 # ---- row 9: NaN --------------------------------------------------------------------------------
 
 
-def test_row_09_nan_in_a_file(tmp_path: Path) -> None:
+@pytest.mark.row(9)
+def test_nan_in_a_file(tmp_path: Path) -> None:
     data = hounsfield().astype(np.float32)
     data[0, 0, 0] = np.nan
     path = write(tmp_path / "scan.nii.gz", data)
@@ -412,11 +437,12 @@ def test_row_09_nan_in_a_file(tmp_path: Path) -> None:
 # ---- row 10: types and scaling -----------------------------------------------------------------
 
 
+@pytest.mark.row(10)
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize(
     "kind", ["u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"], ids=str
 )
-def test_row_10_every_type_and_byte_order(tmp_path: Path, kind: str, order: str) -> None:
+def test_every_type_and_byte_order(tmp_path: Path, kind: str, order: str) -> None:
     info = np.iinfo(kind) if kind[0] in "iu" else None
     low, high = (-1000, 3000) if info is None else (max(info.min, -1000), min(info.max, 60000))
     values = np.linspace(low, high, math.prod(SHAPE)).reshape(SHAPE).astype(kind)
@@ -432,11 +458,13 @@ def test_row_10_every_type_and_byte_order(tmp_path: Path, kind: str, order: str)
     assert back.dtype == np.dtype(same)
 
 
-def test_row_10_too_large_for_signed_64_bits(tmp_path: Path) -> None:
+@pytest.mark.row(10)
+def test_too_large_for_signed_64_bits(tmp_path: Path) -> None:
     path = write(tmp_path / "scan.nii", np.full(SHAPE, 2**63, np.uint64))
     refused(path, "unsupported-type", ANY)
 
 
+@pytest.mark.row(10)
 @pytest.mark.parametrize(
     ("kind", "slope", "intercept", "expected"),
     [
@@ -452,7 +480,7 @@ def test_row_10_too_large_for_signed_64_bits(tmp_path: Path) -> None:
         ("f8", 1.5, 0.0, torch.float64),
     ],
 )
-def test_row_10_scaling_agrees_with_nibabel(
+def test_scaling_agrees_with_nibabel(
     tmp_path: Path, kind: str, slope: float, intercept: float, expected: torch.dtype
 ) -> None:
     values = (np.arange(math.prod(SHAPE)) % 250).reshape(SHAPE).astype(kind)
@@ -463,7 +491,8 @@ def test_row_10_scaling_agrees_with_nibabel(
     assert np.allclose(back, nib.load(path).get_fdata(), rtol=1e-6, atol=0)
 
 
-def test_row_10_whole_scaling_never_overflows_on_the_way() -> None:
+@pytest.mark.row(10)
+def test_whole_scaling_never_overflows_on_the_way() -> None:
     values = np.array([40000, 60000], np.uint16)
     assert scaled(values, 1, -40000, Path("x")).tolist() == [0, 20000]
     assert scaled(values, -(2**40), 0, Path("x")).tolist() == [-40000 * 2**40, -60000 * 2**40]
@@ -471,7 +500,8 @@ def test_row_10_whole_scaling_never_overflows_on_the_way() -> None:
     assert beyond.is_floating_point() and float(beyond[1]) == pytest.approx(60000 * 2.0**60)
 
 
-def test_row_10_nifti_2(tmp_path: Path) -> None:
+@pytest.mark.row(10)
+def test_nifti_2(tmp_path: Path) -> None:
     nib.save(nib.Nifti2Image(hounsfield(), AFFINE), tmp_path / "scan.nii.gz")
     scan = io.read(tmp_path / "scan.nii.gz")
     assert scan.volume.data.dtype == torch.int16 and codes(scan) == []
@@ -489,7 +519,8 @@ def test_extensions_between_header_and_voxels_are_passed_over(tmp_path: Path) ->
 # ---- row 11: through a file --------------------------------------------------------------------
 
 
-def test_row_11_values_are_checked_by_what_they_mean(tmp_path: Path) -> None:
+@pytest.mark.row(11)
+def test_values_are_checked_by_what_they_mean(tmp_path: Path) -> None:
     path = write(tmp_path / "scan.nii.gz", (hounsfield() > -500).astype(np.uint8))
     refused(path, "label-map")
     assert codes(io.read(path, ReadOptions(values="labels"))) == []

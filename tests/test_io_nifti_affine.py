@@ -39,6 +39,7 @@ def read_affine(path: Path, options: ReadOptions) -> np.ndarray:
     return affine
 
 
+@pytest.mark.row(3)
 @pytest.mark.parametrize("bad", [0.0, -3.0, *NOT_FINITE])
 def test_a_trusted_sform_depends_on_nothing_else(tmp_path: Path, bad: float) -> None:
     """Neither on pixdim, whose sign some programs use, nor on the quaternion."""
@@ -50,6 +51,7 @@ def test_a_trusted_sform_depends_on_nothing_else(tmp_path: Path, bad: float) -> 
     assert codes(io.read(path, SFORM)) == []
 
 
+@pytest.mark.row(3)
 @pytest.mark.parametrize("bad", [0.0, 1e30, *NOT_FINITE])
 def test_a_trusted_qform_depends_on_nothing_else(tmp_path: Path, bad: float) -> None:
     path = patched(write(tmp_path / "scan.nii"), srow_x=[bad] * 4, srow_z=[bad] * 4)
@@ -61,6 +63,7 @@ def test_a_trusted_qform_depends_on_nothing_else(tmp_path: Path, bad: float) -> 
     assert "--spacing" in error.next_step and "--trust" not in error.next_step
 
 
+@pytest.mark.row(3)
 def test_an_empty_sform_is_none(tmp_path: Path) -> None:
     none = {"srow_x": [0] * 4, "srow_y": [0, 0, 0, 7], "srow_z": [0] * 4}
     path = patched(write(tmp_path / "scan.nii.gz"), **none)
@@ -170,9 +173,10 @@ def sheared(path: Path, slope: float) -> Path:
     return write(path, edit=edit)
 
 
+@pytest.mark.row(4)
 @pytest.mark.parametrize("slope", [1e-5, 1e-3, 0.02, -0.02])
 @pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha"])
-def test_row_04_labels_of_a_slightly_sheared_scan_go_on_its_own_voxels(
+def test_labels_of_a_slightly_sheared_scan_go_on_its_own_voxels(
     tmp_path: Path, slope: float, ending: str
 ) -> None:
     path = sheared(tmp_path / "scan.nii.gz", slope)
@@ -190,7 +194,8 @@ def test_row_04_labels_of_a_slightly_sheared_scan_go_on_its_own_voxels(
     assert np.array_equal(nib.load(path).affine[:3], affine_of_grid(scan.native)[:3])
 
 
-def test_row_04_what_is_not_exact_voxel_for_voxel_is_not_written_so(tmp_path: Path) -> None:
+@pytest.mark.row(4)
+def test_what_is_not_exact_voxel_for_voxel_is_not_written_so(tmp_path: Path) -> None:
     scan = io.read(sheared(tmp_path / "scan.nii.gz", 0.02))
     with pytest.raises(InputError) as caught:  # interpolated values belong to the other grid
         io.save(scan.volume, tmp_path / "copy.nii.gz", like=scan)

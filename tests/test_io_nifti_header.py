@@ -22,6 +22,7 @@ def repacked(path: Path, content: bytes) -> Path:
     return path
 
 
+@pytest.mark.row(1)
 @pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz"])
 @pytest.mark.parametrize(("kind", "size"), KINDS)
 @pytest.mark.parametrize("unset", [True, False])
@@ -43,6 +44,7 @@ def test_an_offset_in_the_header_is_decided_by_the_length_of_the_file(
         refused(repacked(path, whole[:-change]), "truncated-file")
 
 
+@pytest.mark.row(1)
 @pytest.mark.parametrize(("kind", "size"), KINDS)
 def test_impossible_offsets_are_refused(
     tmp_path: Path, kind: type[nib.Nifti1Image], size: int
@@ -97,6 +99,7 @@ def test_a_flag_of_extensions_that_are_not_there_is_harmless(tmp_path: Path) -> 
     assert codes(scan) == [] and torch.equal(scan.volume.data, truth)
 
 
+@pytest.mark.row(6)
 @pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz"])
 def test_an_offset_beyond_the_file_costs_nothing(tmp_path: Path, name: str) -> None:
     path = patched(write(tmp_path / name), vox_offset=2.0**31 - 128)
@@ -107,6 +110,7 @@ def test_an_offset_beyond_the_file_costs_nothing(tmp_path: Path, name: str) -> N
     assert str(2**31 - 128 - 352) in error.cause
 
 
+@pytest.mark.row(6)
 def test_what_is_skipped_takes_no_memory(tmp_path: Path) -> None:
     """64 MiB of zeros, which gzip packs a thousandfold, and nothing after them."""
     path = patched(write(tmp_path / "scan.nii"), vox_offset=2.0**26)

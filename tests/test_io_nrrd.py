@@ -170,7 +170,8 @@ def test_nrrd_channel_axis_of_one_first_or_last(tmp_path: Path) -> None:
         assert torch.equal(volume.data, plain.data) and volume.grid.same_as(plain.grid, 0.0)
 
 
-def test_row_04_shear_in_nrrd(tmp_path: Path) -> None:
+@pytest.mark.row(4)
+def test_shear_in_nrrd(tmp_path: Path) -> None:
     path = nrrd(tmp_path / "scan.nrrd", space_directions="(0.7,0,0) (0,0.8,0) (0,1.5,2.5)")
     refused(path, "sheared")
     path = nrrd(tmp_path / "scan.nrrd", space_directions="(0.7,0,0) (0,0.8,0) (0,0.05,2.5)")
@@ -180,9 +181,10 @@ def test_row_04_shear_in_nrrd(tmp_path: Path) -> None:
 # ---- rows 1 and 6: truncated, damaged, absurd --------------------------------------------------
 
 
+@pytest.mark.row(1)
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("ending", [".nrrd", ".mha"])
-def test_row_01_truncated_at_any_byte(tmp_path: Path, ending: str, packed: bool) -> None:
+def test_truncated_at_any_byte(tmp_path: Path, ending: str, packed: bool) -> None:
     whole = by_itk(tmp_path / f"scan{ending}", packed=packed).read_bytes()
     cut = tmp_path / f"cut{ending}"
     for length in range(len(whole)):
@@ -193,8 +195,9 @@ def test_row_01_truncated_at_any_byte(tmp_path: Path, ending: str, packed: bool)
     assert codes(io.read(cut, ANY)) == []
 
 
+@pytest.mark.row(1)
 @pytest.mark.parametrize("ending", [".nrrd", ".mha"])
-def test_row_01_a_wrong_checksum(tmp_path: Path, ending: str) -> None:
+def test_a_wrong_checksum(tmp_path: Path, ending: str) -> None:
     raw = bytearray(by_itk(tmp_path / f"scan{ending}", packed=True).read_bytes())
     raw[-6 if ending == ".nrrd" else -2] ^= 1  # CRC-32 of gzip, Adler-32 of zlib
     bad = tmp_path / f"bad{ending}"
@@ -202,7 +205,8 @@ def test_row_01_a_wrong_checksum(tmp_path: Path, ending: str) -> None:
     refused(bad, "damaged-file")
 
 
-def test_row_01_detached_voxels_missing_short_or_elsewhere(tmp_path: Path) -> None:
+@pytest.mark.row(1)
+def test_detached_voxels_missing_short_or_elsewhere(tmp_path: Path) -> None:
     for ending, data, build in [
         (".mhd", "scan.raw", lambda p, n: meta(p, b"", ElementDataFile=n)),
         (".nhdr", "scan.raw", lambda p, n: nrrd(p, b"", data_file=n)),
@@ -222,7 +226,8 @@ def test_row_01_detached_voxels_missing_short_or_elsewhere(tmp_path: Path) -> No
         refused(build(path, "slice%03d.raw 1 9 1"), "unsupported-encoding")
 
 
-def test_row_01_trailing_bytes_are_said(tmp_path: Path) -> None:
+@pytest.mark.row(1)
+def test_trailing_bytes_are_said(tmp_path: Path) -> None:
     for path in (
         nrrd(tmp_path / "a.nrrd", VALUES.tobytes() + b"x"),
         meta(tmp_path / "a.mha", VALUES.tobytes() + b"x"),
@@ -232,7 +237,8 @@ def test_row_01_trailing_bytes_are_said(tmp_path: Path) -> None:
         assert codes(scan) == ["trailing-bytes"] and np.array_equal(in_file_order(scan), VALUES)
 
 
-def test_row_06_absurd_sizes_are_refused_before_allocation(
+@pytest.mark.row(6)
+def test_absurd_sizes_are_refused_before_allocation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     huge = "99999 99999 99999"
@@ -254,6 +260,7 @@ def test_row_06_absurd_sizes_are_refused_before_allocation(
 # ---- rows 5, 7, 8, 10: what a header says ------------------------------------------------------
 
 
+@pytest.mark.row(5, 7, 8)
 @pytest.mark.parametrize(
     ("fields", "code"),
     [
@@ -305,12 +312,11 @@ def test_row_06_absurd_sizes_are_refused_before_allocation(
         ),
     ],
 )
-def test_rows_05_07_08_nrrd_headers_that_are_refused(
-    tmp_path: Path, fields: dict[str, str], code: str
-) -> None:
+def test_nrrd_headers_that_are_refused(tmp_path: Path, fields: dict[str, str], code: str) -> None:
     refused(nrrd(tmp_path / "scan.nrrd", **fields), code)
 
 
+@pytest.mark.row(5, 7, 8)
 @pytest.mark.parametrize(
     ("fields", "code"),
     [
@@ -337,13 +343,14 @@ def test_rows_05_07_08_nrrd_headers_that_are_refused(
         ({"HeaderSize": "-2"}, "unsupported-encoding"),
     ],
 )
-def test_rows_05_07_08_metaimage_headers_that_are_refused(
+def test_metaimage_headers_that_are_refused(
     tmp_path: Path, fields: dict[str, str], code: str
 ) -> None:
     refused(meta(tmp_path / "scan.mha", **fields), code)
 
 
-def test_row_05_spacing_overrides(tmp_path: Path) -> None:
+@pytest.mark.row(5)
+def test_spacing_overrides(tmp_path: Path) -> None:
     options = ReadOptions(values="any", spacing_mm=(3.0, 0.6, 0.5))
     none = {"space": "", "space_directions": "", "space_origin": ""}
     for path in (
@@ -362,7 +369,8 @@ def test_row_05_spacing_overrides(tmp_path: Path) -> None:
         assert native.mm((0, 0, 0)).tolist() == [10.0, -20.5, 300.25]
 
 
-def test_row_10_big_endian_and_skipped_bytes(tmp_path: Path) -> None:
+@pytest.mark.row(10)
+def test_big_endian_and_skipped_bytes(tmp_path: Path) -> None:
     big, front = VALUES.astype(">i2").tobytes(), b"old header"
     little = VALUES.tobytes()
     for path in (
@@ -462,10 +470,9 @@ def test_what_is_skipped_takes_no_memory(tmp_path: Path) -> None:
     tracemalloc.stop()
 
 
+@pytest.mark.row(6)
 @pytest.mark.parametrize("size", [2**31, 2**63, 10**25, 10**300])
-def test_row_06_sizes_that_overflow_are_refused_in_a_short_sentence(
-    tmp_path: Path, size: int
-) -> None:
+def test_sizes_that_overflow_are_refused_in_a_short_sentence(tmp_path: Path, size: int) -> None:
     for path in (
         nrrd(tmp_path / "a.nrrd", sizes=f"5 {size} 3"),
         meta(tmp_path / "a.mha", DimSize=f"{size} {size} {size}"),

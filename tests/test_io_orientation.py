@@ -51,8 +51,9 @@ def write(image: nib.Nifti1Image, path: Path) -> None:
     sitk.WriteImage(itk, str(path), path.suffix == ".mha")
 
 
+@pytest.mark.row(15)
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_row_15_all_48_orders_give_the_same_patient(tmp_path: Path, ending: str) -> None:
+def test_all_48_orders_give_the_same_patient(tmp_path: Path, ending: str) -> None:
     truth = tilted_axial()
     seen = set()
     for order, signs in ORDERS:
@@ -68,8 +69,9 @@ def test_row_15_all_48_orders_give_the_same_patient(tmp_path: Path, ending: str)
     assert len(seen) == 48
 
 
+@pytest.mark.row(15)
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_row_15_labels_go_back_to_the_files_own_voxels(tmp_path: Path, ending: str) -> None:
+def test_labels_go_back_to_the_files_own_voxels(tmp_path: Path, ending: str) -> None:
     """For each of the 48 orders, as nibabel and SimpleITK see scan and labels."""
     truth = tilted_axial()
     path, out = tmp_path / f"scan{ending}", tmp_path / f"labels{ending}"
@@ -93,7 +95,8 @@ def test_row_15_labels_go_back_to_the_files_own_voxels(tmp_path: Path, ending: s
             assert np.array_equal(np.asarray(scanned.dataobj) > -500, np.asarray(written.dataobj))
 
 
-def test_row_15_kits_stores_slices_first(tmp_path: Path) -> None:
+@pytest.mark.row(15)
+def test_kits_stores_slices_first(tmp_path: Path) -> None:
     """KiTS19's first file axis is the slice: the array comes out axial all the same."""
     truth = tilted_axial()
     image = stored(truth, (2, 1, 0), (1, 1, 1))

@@ -94,6 +94,7 @@ def test_a_tumour_apart_from_any_kidney_lies_where_it_lies() -> None:
     assert codes(found) == ["kidney-cut"]
 
 
+@pytest.mark.row(24)
 def test_a_horseshoe_kidney_is_divided_at_the_midline() -> None:
     bridge = (1, slice(4, 5), slice(10, 12), slice(10, 30))  # 20 voxels on each side
     found = sides(labels(RIGHT, LEFT, bridge))
@@ -103,6 +104,7 @@ def test_a_horseshoe_kidney_is_divided_at_the_midline() -> None:
     assert "divided at the midline" in found.findings[0].next_step
 
 
+@pytest.mark.row(24)
 @pytest.mark.parametrize(("box", "side"), [(RIGHT, "right"), (LEFT, "left")])
 def test_a_single_kidney(box: Box, side: str) -> None:
     speck = (1, slice(5, 6), slice(9, 10), slice(20, 21))  # a fragment is no second kidney
@@ -128,6 +130,7 @@ def test_a_kidney_in_pieces_is_flagged() -> None:
     assert codes(found) == ["kidneys-in-pieces"]
 
 
+@pytest.mark.row(24)
 def test_nothing_and_a_tumour_alone() -> None:
     assert codes(sides(labels())) == ["no-kidney"]
     assert sides(labels()).left.volumes_ml == {"kidney": 0.0, "tumour": 0.0}

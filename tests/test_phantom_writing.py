@@ -184,6 +184,7 @@ def test_spaces_and_unicode_in_the_path(tmp_path: Path) -> None:
     assert check(out).ok
 
 
+@pytest.mark.fault("disk full")
 def test_a_full_disk_leaves_whole_patients_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -288,8 +288,9 @@ def sheared(path: Path, out: Path) -> Path:
     return out
 
 
+@pytest.mark.row(4)
 @pytest.mark.parametrize("ending", ["nii.gz", "nii", "nrrd", "mha"])
-def test_row_04_labels_of_a_slightly_sheared_scan_are_on_its_own_voxels(
+def test_labels_of_a_slightly_sheared_scan_are_on_its_own_voxels(
     folder: Path, model: Path, tmp_path: Path, ending: str
 ) -> None:
     path = sheared(scan(folder), tmp_path / "scan.nii.gz")
@@ -312,7 +313,8 @@ def test_row_04_labels_of_a_slightly_sheared_scan_are_on_its_own_voxels(
         assert np.array_equal(affine, nibabel.load(path).affine)
 
 
-def test_row_04_slightly_sheared_scans_are_checked_scored_and_exported(
+@pytest.mark.row(4)
+def test_slightly_sheared_scans_are_checked_scored_and_exported(
     folder: Path, model: Path, tmp_path: Path
 ) -> None:
     data = tmp_path / "data"

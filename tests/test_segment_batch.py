@@ -150,6 +150,7 @@ FAULTS: list[tuple[BaseException, int, str]] = [
 ]
 
 
+@pytest.mark.fault("one bad case")
 @pytest.mark.parametrize(("fault", "exit_code", "code"), FAULTS, ids=lambda x: type(x).__name__)
 def test_whatever_fails_in_a_scan_the_others_are_segmented(
     root: Path,
@@ -183,6 +184,7 @@ def test_whatever_fails_in_a_scan_the_others_are_segmented(
     assert names(tmp_path) == ["s0", "s2", "s1"] and not record(tmp_path)["failed"]
 
 
+@pytest.mark.fault("disk full")
 def test_a_full_disk_ends_the_batch_with_what_is_done(
     root: Path, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,6 +226,7 @@ def test_an_interrupt_keeps_what_is_done_and_can_go_on(
     assert segment([root / "scans"], predictor, tmp_path, resume=True), "nothing to do is no error"
 
 
+@pytest.mark.row(26)
 def test_names_that_are_not_utf_8(root: Path, predictor: Predictor, tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9.nii.gz")
     shutil.copy(root / "scans" / "s0.nii.gz", tmp_path / name)
@@ -248,6 +251,7 @@ def test_a_name_that_is_too_long_is_its_scans_failure(
 # Found before the work
 
 
+@pytest.mark.row(26)
 def test_what_cannot_be_written_is_found_before_the_work(
     root: Path, predictor: Predictor, tmp_path: Path
 ) -> None:
@@ -278,6 +282,7 @@ def test_too_many_voxels_for_nifti_are_found_before_the_network(
     assert error.value.code == "too-large-for-nifti" and "nrrd" in error.value.next_step
 
 
+@pytest.mark.row(4)
 @pytest.mark.parametrize("kind", ["sheared", "trust", "spacing"])
 def test_what_is_read_can_be_written(
     root: Path, predictor: Predictor, tmp_path: Path, kind: str
@@ -352,6 +357,7 @@ def test_nothing_to_segment_exits_3(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.fault("two jobs, one folder")
 def test_two_commands_and_a_stop_lose_nothing(root: Path, tmp_path: Path) -> None:
     """Two processes write into one folder; one is stopped, and goes on later."""
     for number, prefix in enumerate("ab"):

@@ -75,6 +75,7 @@ def _add_many(folder: Path, prefix: str, count: int) -> None:
         record_failure(folder, {"name": f"{prefix}{k}-bad"})
 
 
+@pytest.mark.fault("two jobs, one folder")
 def test_processes_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     processes = [
@@ -171,6 +172,7 @@ def test_a_good_one_is_read(tmp_path: Path) -> None:
     assert set(index.scans) == {"a"} and set(index.failed) == {"b"}
 
 
+@pytest.mark.fault("disk full")
 def test_a_full_disk_moves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     add(tmp_path, "a")
     before = (tmp_path / RESULT).read_bytes()

@@ -280,6 +280,7 @@ def test_several_patients_and_studies_in_their_folders(tmp_path: Path) -> None:
         assert read(source.path, ANY).volume.grid.shape == GRID.shape
 
 
+@pytest.mark.row(18)
 def test_series_of_one_study_must_be_chosen_and_fail_alone(tmp_path: Path) -> None:
     dicom(tmp_path / "P1" / "arterial", "P1", "a", "arterial")
     dicom(tmp_path / "P1" / "venous", "P1", "a", "venous")

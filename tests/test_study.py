@@ -301,6 +301,7 @@ def test_what_a_process_said_is_its_cause(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.fault("launcher killed")
 def test_a_stopped_launcher_ends_its_processes(tmp_path: Path) -> None:
     launcher, pid = Launcher(threads=1), tmp_path / "pid"
     code = (
@@ -344,6 +345,7 @@ time.sleep(120)
 """
 
 
+@pytest.mark.fault("launcher killed")
 @pytest.mark.parametrize("victim", ["study", "wrapper"])
 def test_processes_end_with_the_study_however_it_ends(tmp_path: Path, victim: str) -> None:
     """Killed, it says nothing to them; they notice, and save their state."""

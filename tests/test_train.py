@@ -76,6 +76,7 @@ torch.save({"net": net.state_dict(), "epoch": fitted.epoch, "score": fitted.scor
 """
 
 
+@pytest.mark.fault("kill -9 while training")
 @pytest.mark.parametrize("workers", [0, 1])
 def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path: Path, workers: int) -> None:
     """Of the whole run, without workers: they change nothing either."""
@@ -261,6 +262,7 @@ def test_under_a_budget_the_rate_falls_with_the_time(tmp_path: Path) -> None:
     assert rates[-1] < 0.05
 
 
+@pytest.mark.fault("loss not finite")
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_loss_that_is_not_finite_stops_with_its_place(tmp_path: Path, workers: int) -> None:
     """Epoch, step, all losses and the samples, by which it can be looked for."""
@@ -289,6 +291,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_place(tmp_path: Path, workers:
     assert state is not None and state.progress.epoch == 0
 
 
+@pytest.mark.fault("loss not finite")
 @pytest.mark.parametrize(
     ("where", "place"),
     [
@@ -353,6 +356,19 @@ def test_an_error_of_another_cause_stays_what_it_is(tmp_path: Path) -> None:
         fit(replace(slope_stage(config()), loss=loss), Run(folder=tmp_path, device=CPU))
 
 
+@pytest.mark.fault("out of device memory")
+def test_a_batch_that_does_not_fit_says_what_to_change(tmp_path: Path) -> None:
+    """Four exbibytes are more than any machine has."""
+
+    def loss(called: nn.Module, batch: Points) -> dict[str, Tensor]:
+        return {"loss": torch.empty(2**60).sum()}
+
+    with pytest.raises(ResourceError, match=r"memory on cpu.*batch_size") as error:
+        fit(replace(slope_stage(config()), loss=loss), Run(folder=tmp_path, device=CPU))
+    assert error.value.code == "out-of-memory"
+
+
+@pytest.mark.fault("loss not finite")
 def test_the_samples_are_found_though_losses_are_looked_at_seldom() -> None:
     """On a device: here as if each step were on one, whose losses are not yet read."""
     losses = EpochLosses("slope", 4, Slope())
@@ -447,6 +463,7 @@ def test_batches_are_those_of_their_steps_in_order(tmp_path: Path, workers: int)
     assert all(torch.equal(batch.values, points(batch.step).values) for batch in made)
 
 
+@pytest.mark.fault("worker killed")
 def test_a_worker_that_is_killed_is_said_to_be(tmp_path: Path) -> None:
     """As the system does where memory runs out: with the stage, the epoch and what helps."""
 
@@ -466,6 +483,7 @@ def test_a_worker_that_is_killed_is_said_to_be(tmp_path: Path) -> None:
     assert (whole.epochs, whole.score) == (alone.epochs, alone.score), "and it went on from there"
 
 
+@pytest.mark.fault("worker killed")
 def test_a_worker_may_be_killed_while_the_network_learns(tmp_path: Path) -> None:
     """Not only while its batch is waited for."""
 

@@ -350,6 +350,7 @@ def cut(name: str) -> Callable[[Path], None]:
     return lambda run: (run / name).write_bytes((run / name).read_bytes()[:-9]) and None
 
 
+@pytest.mark.fault("damaged state or model")
 @pytest.mark.parametrize(
     ("damage", "code"),
     [
@@ -387,6 +388,7 @@ def test_a_run_with_missing_or_altered_files_is_never_a_fresh_start(
     assert not (broken / "model.safetensors").exists()
 
 
+@pytest.mark.fault("damaged state or model")
 def test_the_state_of_another_run_is_refused(data: Path, stopped: Path, broken: Path) -> None:
     """Also one of the same network, and of another stage of this run."""
     for name in ("state-pose.safetensors", "state-segment.safetensors"):
@@ -421,6 +423,7 @@ def test_a_log_that_lacks_the_last_line_is_completed(
     ]
 
 
+@pytest.mark.fault("damaged state or model")
 def test_the_previous_state_is_used_loudly(data: Path, stopped: Path, broken: Path) -> None:
     cut("state-segment.safetensors")(broken)
     with pytest.warns(match="previous one is used"):
@@ -437,6 +440,7 @@ def test_a_finished_run_resumed_is_the_same(data: Path, tmp_path: Path) -> None:
     assert first["validation"] == again["validation"]
 
 
+@pytest.mark.fault("two jobs, one folder")
 def test_two_trainings_never_share_a_folder(data: Path, tmp_path: Path) -> None:
     import fcntl
 
@@ -449,6 +453,7 @@ def test_two_trainings_never_share_a_folder(data: Path, tmp_path: Path) -> None:
     assert error.value.code == "in-use"
 
 
+@pytest.mark.fault("damaged state or model")
 def test_a_damaged_state_is_never_a_fresh_start(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     quick(data, out)
@@ -515,6 +520,7 @@ train(Path(sys.argv[1]), Path(sys.argv[2]), Setup(method="homogenized", override
 """
 
 
+@pytest.mark.fault("kill -9 while training")
 def test_killed_in_each_stage_it_ends_with_the_same_bits(data: Path, tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(KILLED)

@@ -68,6 +68,7 @@ def within(seconds: float, happened: Callable[[], bool]) -> bool:
     return happened()
 
 
+@pytest.mark.fault("worker killed")
 def test_a_killed_worker_is_noticed_and_its_cases_are_named(tmp_path: Path) -> None:
     start = time.monotonic()
     with pytest.raises(ResourceError, match=r"incomplete cases: .*b") as error:
@@ -78,6 +79,7 @@ def test_a_killed_worker_is_noticed_and_its_cases_are_named(tmp_path: Path) -> N
         over_cases(killed, [Item("b", tmp_path)] * 20, jobs=1 + 1)
 
 
+@pytest.mark.fault("one bad case")
 def test_errors_of_cases_are_collected(tmp_path: Path) -> None:
     for jobs in (1, 2):
         with pytest.raises(InputError, match="2 cases are invalid: b: no b; c: no c"):

@@ -27,6 +27,7 @@ __all__ = [
     "UsageError",
     "converted",
     "first_error",
+    "is_out_of_memory",
     "printable",
     "quoted",
 ]
@@ -192,6 +193,13 @@ def first_error(findings: Iterable[Finding], step: str = "") -> InputError | Non
     )
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Is it a MemoryError, or torch's RuntimeError for the lack of memory on any device?"""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(w in str(error).lower() for w in _NO_MEMORY)
+    )
+
+
 def converted(error: Exception, path: str | Path | None = None) -> KidsegError | None:
     """Convert a system's error to a KidsegError; None if it is neither about memory nor a file.
 
@@ -200,10 +208,7 @@ def converted(error: Exception, path: str | Path | None = None) -> KidsegError |
         path: concerned, unless the error names another.
     """
     text = str(error)
-    is_memory = isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(w in text.lower() for w in _NO_MEMORY)
-    )
-    if is_memory:
+    if is_out_of_memory(error):
         return ResourceError(
             f"not enough memory: {text.splitlines()[0]}" if text else "not enough memory",
             path=path,

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from kidseg.errors import DivergedError, ModelError
+from kidseg.errors import DivergedError, ModelError, is_out_of_memory
 
 __all__ = ["EpochLosses", "finite_metrics"]
 
@@ -42,7 +42,7 @@ class EpochLosses:
         try:
             yield
         except (DivergedError, ValueError, RuntimeError, ArithmeticError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
+            if is_out_of_memory(error):
                 raise
             self._flush()
             if isinstance(error, DivergedError) or not _has_finite_weights(self.net):

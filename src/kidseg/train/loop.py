@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from kidseg.config import OptimizerConfig, StageConfig
 from kidseg.distributed import broadcast, share_norms
-from kidseg.errors import ResourceError
+from kidseg.errors import ResourceError, is_out_of_memory
 from kidseg.stage import Batch, Stage, TrainStep
 from kidseg.train.epochs import seconds_left
 from kidseg.train.finite import EpochLosses, finite_metrics
@@ -309,13 +309,13 @@ def _autocast(run: Run) -> AbstractContextManager[Any]:
 
 
 class _convert_out_of_memory(AbstractContextManager[None]):  # noqa: N801
-    """Convert an OutOfMemoryError of torch to a ResourceError."""
+    """Convert the lack of memory on the device to a ResourceError."""
 
     def __init__(self, run: Run) -> None:
         self.device = run.device
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, torch.OutOfMemoryError):
+        if error is not None and is_out_of_memory(error):
             raise ResourceError(
                 f"not enough memory on {self.device}",
                 next_step="Set a smaller batch_size, or use precision bf16.",

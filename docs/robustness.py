@@ -1,0 +1,166 @@
+"""The page docs/robustness.md: `python docs/robustness.py` writes it from the markers of the tests.
+
+A test says what it shows with `@pytest.mark.row(4)` (a kind of input) or
+`@pytest.mark.fault("disk full")` (a fault of the machine). tests/test_robustness.py holds the page
+up to date and each row to a test.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "robustness.md"
+
+INPUTS: Mapping[int, tuple[str, str]] = {
+    1: (
+        "truncated .nii or .nii.gz; wrong gzip CRC; empty file; web page named .nii.gz",
+        "refused",
+    ),
+    2: ("plain data named .gz, and the reverse", "warning"),
+    3: ("sform and qform disagree", "refused; `--trust sform` or `--trust qform`"),
+    4: ("sheared affine", "tiny: warning; else refused"),
+    5: (
+        "both affine codes 0; zero, negative or NaN spacing",
+        "refused; `--spacing` overrides",
+    ),
+    6: ("header that asks for absurd memory", "refused before allocation"),
+    7: ("4D with one volume; with several", "read; refused, or one chosen by the data set"),
+    8: ("2D, RGB, structured types; one slice", "refused; read"),
+    9: ("NaN or infinite voxels", "refused in training; replaced with a warning in inference"),
+    10: ("int64, big-endian, scaled values, bits above those stored", "read"),
+    11: (
+        "implausible HU: unscaled, shifted, normalised, 8-bit, doubled, noise",
+        "warning, or refused where it is certain",
+    ),
+    12: (
+        "label and image differ in shape, or in position by more than 0.001 mm",
+        "refused; below it accepted",
+    ),
+    13: (
+        "unexpected, fractional or missing label values",
+        "refused with counts; no tumour is allowed",
+    ),
+    14: ("duplicate case id; the same image in training and test", "refused"),
+    15: ("any axis order or flip", "the same result in the patient"),
+    16: ("anisotropy over 6:1, slices over 5 mm", "warning"),
+    17: (
+        "DICOM: missing, uneven, duplicate slices; gantry tilt; mixed spacing, orientation or"
+        " identifiers; several acquisitions in one series",
+        "refused; `--repair` or `--series` where there is a way on, with a warning",
+    ),
+    18: ("several series in a folder", "listed; `--series`"),
+    19: (
+        "localiser, dose report, SEG, secondary capture beside the CT",
+        "ignored with a warning",
+    ),
+    20: ("enhanced and other multi-frame CT; compressed syntaxes", "read"),
+    21: ("not CT; a transfer syntax that cannot be decoded", "refused by name"),
+    22: ("missing PatientID and the like; missing position", "warning; refused"),
+    23: ("kidney cut by the field of view", "warning: the volume is partial"),
+    24: ("no, one, or a horseshoe kidney", "warning"),
+    25: ("zip with `../`, links, a bomb's ratio, thousands of files", "refused as a whole"),
+    26: (
+        "paths with spaces, Unicode or bytes that are not UTF-8; read-only output; output exists",
+        "work; refused before the work; `--overwrite`",
+    ),
+}
+
+FAULTS: Mapping[str, str] = {
+    "kill -9 while training": "resumed, it ends with the same bits on the same device",
+    "kill while saving": "the previous state is complete; two are kept, with SHA-256",
+    "damaged state or model": "refused; the previous state is used and said; never a fresh start",
+    "disk full": "exit code 5, no half file",
+    "SIGTERM": "state saved, exit code 143; how to go on is said",
+    "worker killed": "noticed in seconds, named; no hang",
+    "out of device memory": "an error that names the setting to change",
+    "loss not finite": "exit code 6 with stage, epoch and cases of the batch",
+    "two jobs, one folder": "a lock: trainings exclude each other, records of scans are merged",
+    "rank dies": "all processes of the training end; it is resumable",
+    "one bad case": "the others finish, exit code 4",
+    "launcher killed": "a study takes its trainings along",
+    "client gone": "the server is not built yet",
+}
+
+NOT_BUILT = frozenset({"client gone"})
+
+
+def marked_tests() -> dict[int | str, list[str]]:
+    """{row number or fault: tests marked with it, as "test_module: name"}."""
+    found: dict[int | str, list[str]] = {key: [] for key in (*INPUTS, *FAULTS)}
+    for file in sorted((ROOT / "tests").glob("test_*.py")):
+        for test, marker in _markers(file):
+            for argument in marker.args:
+                found[ast.literal_eval(argument)].append(f"{file.stem}::{test}")
+    return found
+
+
+def page() -> str:
+    """The text of docs/robustness.md."""
+    tests = marked_tests()
+    rows = [
+        f"| {number} | {text} | {answer} | {_listed(tests[number])} |"
+        for number, (text, answer) in INPUTS.items()
+    ]
+    faults = [f"| {name} | {answer} | {_listed(tests[name])} |" for name, answer in FAULTS.items()]
+    return "\n".join(
+        [
+            "# What happens to bad input and under faults",
+            "",
+            "Written by `python docs/robustness.py` from the markers `row` and `fault` of the"
+            " tests.",
+            "*Refused*: exit code 3 and an error that names the file, the cause and the next step.",
+            "*Warning*: done, and said on the terminal and in the record of the scan.",
+            "",
+            "## Inputs",
+            "",
+            "| # | input | answer | tests |",
+            "|---|---|---|---|",
+            *rows,
+            "",
+            "## Faults",
+            "",
+            "| fault | answer | tests |",
+            "|---|---|---|",
+            *faults,
+            "",
+            "## Mutated files",
+            "",
+            "`python benchmarks/fuzz.py` changes bytes, numbers and lengths of small valid inputs"
+            " of every",
+            "format that kidseg reads, and counts what is accepted, refused, and raised that is no"
+            " error of",
+            "kidseg's own.",
+            "",
+        ]
+    )
+
+
+def _markers(file: Path) -> Iterator[tuple[str, ast.Call]]:
+    """The test functions of a file and their `row` and `fault` markers."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if not isinstance(node, ast.FunctionDef):
+            continue
+        for decorator in node.decorator_list:
+            if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) in (
+                "pytest.mark.row",
+                "pytest.mark.fault",
+            ):
+                yield node.name, decorator
+
+
+def _listed(tests: list[str]) -> str:
+    """Tests by module, for a cell of the table."""
+    modules: dict[str, list[str]] = {}
+    for test in tests:
+        module, _, name = test.partition("::")
+        modules.setdefault(module, []).append(name.removeprefix("test_").replace("_", " "))
+    return "<br>".join(
+        f"[{module}](../tests/{module}.py): {'; '.join(names)}" for module, names in modules.items()
+    )
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
