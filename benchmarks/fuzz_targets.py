@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import random
@@ -10,7 +11,6 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +24,27 @@ from kidseg import io
 from kidseg.cases import open_dataset, survey_dataset, write_dataset_json, write_patients_csv
 from kidseg.cases.persons import read_kits_table, read_patients_csv
 from kidseg.cases.reading import CaseVoxels
-from kidseg.checkpoint import load_model, load_state, save_model, save_state
+from kidseg.checkpoint import (
+    STATE_KEY,
+    StageProgress,
+    State,
+    load_model,
+    load_state,
+    save_model,
+    save_state,
+    state_file,
+)
 from kidseg.config import METHODS, PhantomConfig, dump, load
 from kidseg.errors import KidsegWarning
 from kidseg.geometry import Grid, Volume
-from kidseg.header import read_header
+from kidseg.header import KEY, read_header, seal, with_blank_seal
 from kidseg.io import ReadOptions
 from kidseg.io.dicom import read_series
 from kidseg.io.dicom_write import write_series
 from kidseg.io.orientation import affine_of_grid
 from kidseg.labels import KIDNEY_TUMOUR
 from kidseg.plan import fingerprint, plan
+from kidseg.records import SEAL
 from kidseg.store import Prepared, build_store, open_store
 from kidseg.train import Setup, train
 from mutations import mutate, mutate_json, mutate_text
@@ -331,23 +341,52 @@ def with_layout(changed: bytes, content: bytes) -> bytes:
     return struct.pack("<Q", len(changed)) + changed + content[8 + length :]
 
 
+def header_of(key: str) -> Callable[[bytes], bytes]:
+    """The header of a sealed file without its digest."""
+
+    def unpack(content: bytes) -> bytes:
+        header = json.loads(json.loads(layout_of(content))["__metadata__"][key])
+        return json.dumps({k: v for k, v in header.items() if k != SEAL}).encode()
+
+    return unpack
+
+
+def sealed_again(key: str) -> Callable[[bytes, bytes], bytes]:
+    """A file of another header with a valid digest, to try what follows the digest too."""
+
+    def pack(changed: bytes, content: bytes) -> bytes:
+        text = changed.decode(errors="replace")
+        with contextlib.suppress(ValueError, RecursionError):
+            header = json.loads(changed)
+            if isinstance(header, dict):
+                text = with_blank_seal({k: v for k, v in header.items() if k != SEAL})
+        layout = json.loads(layout_of(content))
+        layout["__metadata__"][key] = text
+        payload = with_layout(json.dumps(layout, separators=(",", ":")).encode(), content)
+        return seal(payload, key) if text.startswith('{"') and SEAL in text[:9] else payload
+
+    return pack
+
+
 def state(folder: Path) -> None:
-    for step in range(2):  # the second keeps the first as the previous one
-        content = {"epoch": step, "net": {"w": torch.ones(3)}, "scores": [0.5, None], "name": "a"}
-        save_state(content, folder / "state.pt")
+    for epoch in range(2):  # the second keeps the first as the previous one
+        progress = StageProgress(
+            run="0" * 64,
+            stage="segment",
+            epoch=epoch,
+            seconds=1.5,
+            stopped=None,
+            best_epoch=0,
+            log=tuple({"stage": "segment", "epoch": e, "loss": 0.5} for e in range(epoch + 1)),
+        )
+        parts = {"net": {"w": torch.ones(3)}, "best": {"w": torch.ones(3)}, "optimizer": {}}
+        save_state(State(progress=progress, parts=parts), state_file(folder, "segment"))
 
 
 def read_state(folder: Path, _: Random) -> object:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", KidsegWarning)  # the previous state is used
-        return load_state(folder / "state.pt", torch.device("cpu"))
-
-
-def sealed_again(changed: bytes, content: bytes) -> bytes:
-    """A state with a valid checksum, so that what follows the checksum is tried too."""
-    mark = content.partition(b"\n")[0]
-    known = sha256(content.partition(b"\n")[2]).hexdigest().encode()
-    return mark.replace(known, sha256(changed).hexdigest().encode()) + b"\n" + changed
+        return load_state(state_file(folder, "segment"))
 
 
 @dataclass(frozen=True)
@@ -491,12 +530,19 @@ TARGETS: dict[str, Target] = {
             **_JSON,
         ),
         Target(name="state", build=state, read=read_state),
-        Target(
-            name="state-sealed",
-            build=state,
-            read=read_state,
-            unpack=lambda content: content.partition(b"\n")[2],
-            pack=sealed_again,
+        *(
+            Target(
+                name=f"{name}-sealed",
+                build=build,
+                read=read,
+                unpack=header_of(key),
+                pack=sealed_again(key),
+                **_JSON,
+            )
+            for name, build, read, key in [
+                ("model", model, read_model, KEY),
+                ("state", state, read_state, STATE_KEY),
+            ]
         ),
         Target(name="store", build=store, read=read_store, mutable=in_store, cost=4),
         Target(

@@ -15,7 +15,7 @@ from kidseg.cases import case_paths, learned_labels, open_dataset, survey_datase
 from kidseg.cases.naming import scan_name
 from kidseg.errors import KidsegError
 from kidseg.evaluate.pairs import pair
-from mutations import mutated_bytes, mutated_json
+from mutated_documents import mutated_bytes, mutated_json
 
 N = int(os.environ.get("KIDSEG_MUTATIONS", "250"))
 

@@ -39,7 +39,7 @@ def test_a_new_or_empty_folder_and_one_of_the_same_kind_are_accepted(
 @pytest.mark.parametrize("kind", WRITERS)
 @pytest.mark.parametrize("other", KINDS)
 def test_a_folder_of_another_kind_is_refused(kind: str, other: str, tmp_path: Path) -> None:
-    if kind == other:
+    if kind == other or {kind, other} == {"results", "scores"}:
         return
     folder = example(other, tmp_path / "folder")
     before = sorted(folder.rglob("*"))
@@ -80,3 +80,9 @@ def test_a_file_is_no_folder(kind: str, tmp_path: Path) -> None:
         with pytest.raises(UsageError) as error:
             check_output_folder(tmp_path / name, kind)
         assert error.value.code == "output-exists"
+
+
+def test_results_and_their_scores_may_share_a_folder(tmp_path: Path) -> None:
+    folder = example("results", tmp_path / "folder")
+    check_output_folder(folder, "scores")
+    check_output_folder(example("scores", folder), "results")

@@ -16,7 +16,7 @@ import torch
 from ellipses import make_ellipse_patient, write_ellipse_dataset
 from kidseg.cases import open_dataset
 from kidseg.check import check
-from kidseg.errors import BatchError, InputError, ModelError, UsageError
+from kidseg.errors import BatchError, InputError, KidsegError, ModelError, UsageError
 from kidseg.evaluate import evaluate
 from kidseg.export import export_nnunet
 from kidseg.geometry import Grid, Volume, posed
@@ -382,7 +382,12 @@ def test_a_folder_that_cannot_be_written_is_found_before_the_work(
 ) -> None:
     monkeypatch.setattr(Predictor, "__call__", lambda *_: pytest.fail("the work was done"))
     (tmp_path / "file").write_text("")
-    for out in (tmp_path / "file", tmp_path / "file" / "out", Path("/proc/kidseg")):
-        with pytest.raises(InputError) as caught:
+    refused = {
+        tmp_path / "file": "output-exists",
+        tmp_path / "file" / "out": "not-writable",
+        Path("/proc/kidseg"): "not-writable",
+    }
+    for out, code in refused.items():
+        with pytest.raises(KidsegError) as caught:
             segment([scan(folder)], model, out, device="cpu")
-        assert caught.value.code == "not-writable"
+        assert caught.value.code == code

@@ -42,7 +42,7 @@ INTENDED_USE = "Research use only. Not a medical device."
 Parts = Mapping[str, Mapping[str, Tensor]]
 """{part: {name: tensor}}."""
 
-_STATE_KEY = "kidseg-state"
+STATE_KEY = "kidseg-state"
 _AFRESH = "Restore the file, or train from the start with --overwrite."
 
 
@@ -144,7 +144,7 @@ def state_file(folder: Path, stage: str) -> Path:
 
 def save_state(state: State, path: Path) -> None:
     """Save a training state and keep the previous one."""
-    payload = _serialized(state.parts, asdict(state.progress), _STATE_KEY)
+    payload = _serialized(state.parts, asdict(state.progress), STATE_KEY)
     if path.exists():
         previous = _previous(path)
         previous.unlink(missing_ok=True)
@@ -188,7 +188,7 @@ def load_state(path: Path) -> State | None:
 
 def _read_state(file: Path) -> State:
     code = "damaged-state"
-    header, payload = read_sealed(file, _STATE_KEY, code=code, next_step=_AFRESH)
+    header, payload = read_sealed(file, STATE_KEY, code=code, next_step=_AFRESH)
     try:
         progress = checked(
             StageProgress, {k: v for k, v in header.items() if k not in ("format", SEAL)}
