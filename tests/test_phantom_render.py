@@ -15,7 +15,7 @@ from scipy.spatial.distance import pdist
 from kidseg.geometry import Grid
 from kidseg.phantom.anatomy import ORGANS, Anatomy
 from kidseg.phantom.canvas import Canvas, Locator
-from kidseg.phantom.child import draw_anatomy
+from kidseg.phantom.people import draw_anatomy
 from kidseg.phantom.posture import Pose
 from kidseg.phantom.render import KIDNEY, TUMOUR, Rendering, render
 from kidseg.phantom.shapes import ellipsoid, smooth_max, smooth_min, tube
