@@ -236,6 +236,7 @@ class Look:
         liver_fat_hu: attenuation of the liver that fat takes away.
         lesions: of the liver.
         marrow: attenuation of the marrow relative to a child's.
+        trabeculae_hu: further coarse texture of the marrow.
         osteophytes: size of the spurs at the vertebral end plates, 0-1.
         calcification: extent of the aorta's calcified plaques, 0-1.
         stones: in the kidneys.
@@ -251,6 +252,7 @@ class Look:
     liver_fat_hu: float = 0.0
     lesions: tuple[Lesion, ...] = ()
     marrow: float = 1.0
+    trabeculae_hu: float = 0.0
     osteophytes: float = 0.0
     calcification: float = 0.0
     stones: tuple[Stone, ...] = ()

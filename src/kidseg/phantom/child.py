@@ -69,7 +69,7 @@ AT_SURGERY = WilmsVolumes(
     median_ml=TUMOUR_MEDIAN_ML, log_sd=0.75, range_ml=(10.0, 1500.0), share_of_trunk=0.16
 )
 BEFORE_CHEMOTHERAPY = WilmsVolumes(
-    median_ml=551.0, log_sd=0.79, range_ml=(10.0, 2200.0), share_of_trunk=0.24
+    median_ml=551.0, log_sd=0.79, range_ml=(10.0, 2200.0), share_of_trunk=0.20
 )
 """Source: 259 children with two scans (COG trials AREN0532-0534): middle half 299-864 ml."""
 AFTER_CHEMOTHERAPY = WilmsVolumes(

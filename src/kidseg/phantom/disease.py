@@ -70,7 +70,8 @@ def draw_look(
         lesions=_draw_lesions(rng, body, viscera),
         # Source: trabecular bone of L1, 230 HU at 20 to 90 HU at 85 years, Jang et al., Radiology
         # 291 (2019) 360-367; a child's is 190 here.
-        marrow=float(np.interp(age, (16.0, 90.0), (1.15, 0.5)) * np.exp(0.15 * rng.normal())),
+        marrow=float(np.interp(age, (16.0, 90.0), (1.2, 0.65)) * np.exp(0.15 * rng.normal())),
+        trabeculae_hu=float(rng.uniform(10.0, 55.0)),
         osteophytes=float(np.clip(worn * rng.beta(2.0, 1.5) * 1.2, 0.0, 1.0)),
         calcification=float(np.clip((worn - 0.35) * 2.2, 0.0, 1.0) * rng.beta(1.0, 1.2)),
         stones=_draw_stones(rng, kidneys),
@@ -90,6 +91,7 @@ def varied_child(rng: np.random.Generator, child: Anatomy, *, treated: bool) -> 
         muscle_fat=float(0.2 * rng.random()),
         liver_fat_hu=float(rng.uniform(-10.0, 12.0)),
         marrow=float(np.exp(0.15 * rng.normal())),
+        trabeculae_hu=float(rng.uniform(0.0, 30.0)),
     )
     kidneys = hollowed(rng, child.kidneys)
     tumours = child.tumours

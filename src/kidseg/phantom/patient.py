@@ -11,12 +11,13 @@ import torch
 
 from kidseg.config import PhantomConfig, Phase
 from kidseg.geometry import Grid, Volume
-from kidseg.phantom.acquisition import Scanner, acquire, draw_scanner
+from kidseg.phantom.acquisition import acquire
 from kidseg.phantom.anatomy import ORGANS, Anatomy
 from kidseg.phantom.growth import CHILD_AGES_YEARS
 from kidseg.phantom.people import draw_anatomy
 from kidseg.phantom.posture import ARMS_DOWN_BROAD_SHARE, ARMS_DOWN_SHARE, Pose, draw_pose
 from kidseg.phantom.render import render
+from kidseg.phantom.scanner import Scanner, draw_scanner
 from kidseg.phantom.trunk import arm_centres
 from kidseg.phantom.tumour import distance_mm, pushed
 

@@ -34,7 +34,8 @@ def paint_spine(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> None:
     within = patch.z / body.segment_mm
     within = within - within.round()
     fine, middle = patch.noise("fine"), patch.noise("middle")
-    trabeculae = hu["marrow"] + 16.0 * fine + 12.0 * middle
+    coarse = anatomy.look.trabeculae_hu
+    trabeculae = hu["marrow"] + (16.0 + coarse) * fine + (12.0 + 0.5 * coarse) * middle
     waist = 0.93 + 0.55 * within * within
     across = (patch.x / (0.5 * w * waist)) ** 2
     along = ((patch.y - y0) / (0.35 * w * waist)) ** 2

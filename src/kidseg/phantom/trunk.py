@@ -131,11 +131,12 @@ def _fat_streaks(patch: Patch, body: Body, amount: float) -> Tensor:
     w = body.vertebra_mm
     x, y = patch.x[:-1].abs(), patch.y[:-1] - body.spine_y_mm
     middle, large = patch.noise("middle"), patch.noise("large")
-    across = (x * 0.85 + 0.5 * y) / (0.16 * w) + 0.9 * large + 0.5 * middle
+    blotch = patch.noise("blotch")
+    across = (x * 0.85 + 0.5 * y) / (0.19 * w) + 0.55 * blotch + 0.12 * middle
     near = torch.exp(-((x / (0.9 * w)) ** 2)) + 0.35
     off = (torch.remainder(across, 1.0) - 0.5).abs()
     sheet = (1.0 - off / (0.05 + 0.22 * amount)).clamp(0.0, 1.0)
-    kept = ((patch.noise("blotch") + 0.8 * large + 3.0 * amount * near - 1.0) * 0.8).clamp(0.0, 1.0)
+    kept = ((0.8 * large + 0.7 * middle + 3.0 * amount * near - 1.0) * 0.8).clamp(0.0, 1.0)
     haze = (middle + 0.5 * patch.noise("fine") - 0.6).clamp(0.0, 1.5) * near * amount
     return 110.0 * sheet * kept * (0.25 + amount) + 30.0 * haze + 12.0 * amount
 
