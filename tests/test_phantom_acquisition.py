@@ -461,7 +461,7 @@ def test_the_broad_cohort_is_scanned_with_wider_ranges() -> None:
     assert np.mean(fields > 1.3) > 0.1, "some show it small"
     noise = np.array([m.noise_hu for m in machines])
     assert np.percentile(noise, 95) > 3 * np.percentile(noise, 5)
-    assert 12 < np.median(noise) < 24
+    assert 20 < np.median(noise) < 38
     assert min(m.slice_mm for m in machines) < 1 and max(m.slice_mm for m in machines) == 5
     assert {m.kernel for m in machines} == {"soft", "standard", "medium", "sharp"}
     assert {m.window_hu for m in machines} == {None}

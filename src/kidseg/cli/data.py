@@ -46,7 +46,7 @@ def phantom(
     layout: Annotated[
         Literal["nnunet", "kits19", "dicom"], typer.Option(help="Layout of the data set.")
     ] = "nnunet",
-    ages: Annotated[str | None, typer.Option(help="Range of ages in years [0-16].")] = None,
+    ages: Annotated[str | None, typer.Option(help="Ages in years, 0-90 at most [0-16].")] = None,
     config: Config = None,
     set_: Set = None,
     jobs: Jobs = 1,
@@ -55,7 +55,7 @@ def phantom(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Create digital patients: CT scans of children with kidneys, tumours and reference labels."""
+    """Create digital patients: CT scans with kidneys, tumours and reference labels."""
     from kidseg.config import PhantomConfig, dump, load
 
     settings = list(set_ or [])

@@ -228,7 +228,7 @@ def _draw_kidney(
     cavity = body.half_lateral_mm - body.fat_lateral_mm - body.skin_mm - body.wall_lateral_mm
     lateral = min(lateral, 0.92 * cavity - 0.45 * width)
     z = {"right": 0.0, "left": 0.35}[side] + rng.normal(0.0, 0.2) - (0.9 if horseshoe else 0.0)
-    y = body.spine_y_mm + vertebra * (rng.normal(0.12, 0.11) + 0.40 * inside)
+    y = body.spine_y_mm + vertebra * (rng.normal(0.22, 0.12) + 0.40 * inside)
     if horseshoe:
         y += 0.18 * length
     wasted = float(np.interp(age, (40.0, 90.0), (0.0, 0.35))) + 0.5 * loss

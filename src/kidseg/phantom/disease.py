@@ -59,7 +59,7 @@ def draw_look(
     return Look(
         # Source: perinephric fat of 2 to 40 mm behind the kidney, Davidiuk et al. (Mayo adhesive
         # probability score), Eur Urol 66 (2014) 1165-1171.
-        perirenal_mm=float(np.clip((3.0 + 24.0 * inside) * np.exp(0.35 * rng.normal()), 1.5, 45.0)),
+        perirenal_mm=float(np.clip((4.0 + 36.0 * inside) * np.exp(0.45 * rng.normal()), 1.5, 45.0)),
         bowel_share=float(np.clip(rng.beta(2.2, 1.8) * 1.05 - 0.25 * (inside - 0.5), 0.12, 1.0)),
         bowel_apart_mm=float(rng.uniform(0.0, 2.5) + 3.5 * inside * rng.random()),
         collapsed=float(rng.beta(2.0, 1.2)),

@@ -12,7 +12,7 @@ from kidseg.phantom.anatomy import Anatomy, Cyst, Kidney
 from kidseg.phantom.canvas import Box, Canvas, Patch
 from kidseg.phantom.shapes import smooth_min, tube
 
-__all__ = ["Frame", "kidney_radius", "paint_cysts", "paint_kidneys"]
+__all__ = ["Frame", "kidney_radius", "paint_cysts", "paint_kidneys", "paint_perirenal_fat"]
 
 FAT, CORTEX, MEDULLA, PELVIS, SINUS, CYST = 2, 22, 23, 24, 25, 27
 
@@ -85,15 +85,12 @@ def paint_kidneys(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> Non
     """Paint all kidneys, and the isthmus of a horseshoe kidney."""
     for kidney in anatomy.kidneys:
         frame = Frame.of(kidney)
-        fat_mm = anatomy.look.perirenal_mm
-        if fat_mm is not None:
-            patch = canvas.patch(frame.box(1.5 * fat_mm + 1.0))
-            if patch is not None:
-                _paint_perirenal_fat(patch, frame, fat_mm, hu)
-        plain_mm = 0.3 + 5.0 * anatomy.body.visceral_fat * anatomy.body_scale
-        patch = canvas.patch(frame.box(plain_mm + 1.0))
+        fat_mm = 0.3
+        if anatomy.look.perirenal_mm is None:
+            fat_mm += 5.0 * anatomy.body.visceral_fat * anatomy.body_scale
+        patch = canvas.patch(frame.box(fat_mm + 1.0))
         if patch is not None:
-            _paint_kidney(patch, kidney, frame, plain_mm if fat_mm is None else 0.3, hu)
+            _paint_kidney(patch, kidney, frame, fat_mm, hu)
     if anatomy.form == "horseshoe":
         _paint_isthmus(canvas, anatomy, hu)
 
@@ -120,6 +117,18 @@ def _paint_kidney(
     _paint_sinus(patch, kidney, frame, (u, v, w), capsule, hu)
 
 
+def paint_perirenal_fat(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> None:
+    """Paint the fat around the kidneys of the broad cohort, before the muscles behind them."""
+    fat_mm = anatomy.look.perirenal_mm
+    if fat_mm is None:
+        return
+    for kidney in anatomy.kidneys:
+        frame = Frame.of(kidney)
+        patch = canvas.patch(frame.box(1.5 * fat_mm + 1.0))
+        if patch is not None:
+            _paint_perirenal_fat(patch, frame, fat_mm, hu)
+
+
 def _paint_perirenal_fat(patch: Patch, frame: Frame, fat_mm: float, hu: dict[str, float]) -> None:
     """Paint the fat within the renal fascia: most behind, outside and below; strands; the fascia.
 
@@ -127,8 +136,8 @@ def _paint_perirenal_fat(patch: Patch, frame: Frame, fat_mm: float, hu: dict[str
     """
     hu_, hv, hw = (float(h) for h in frame.half)
     u, v, w = frame.local(patch.x, patch.y, patch.z)
-    half = (hu_ + 0.8 * fat_mm, hv + 0.7 * fat_mm, hw + fat_mm)
-    shifted = (u - 0.10 * fat_mm, v + 0.40 * fat_mm, w + 0.45 * fat_mm)
+    half = (hu_ + 0.9 * fat_mm, hv + 0.85 * fat_mm, hw + fat_mm)
+    shifted = (u - 0.10 * fat_mm, v + 0.35 * fat_mm, w + 0.40 * fat_mm)
     radius = torch.sqrt(sum(((p / h) ** 2 for p, h in zip(shifted, half, strict=True)), u * 0.0))
     f = (radius - 1.0) * half[1] + 0.6 * patch.noise("large", halo=True)
     f = torch.maximum(f, patch.abdomen - 1.0)

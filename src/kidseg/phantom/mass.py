@@ -107,7 +107,7 @@ def _draw_tissue(rng: np.random.Generator, radius_mm: float) -> dict[str, Any]:
     if kind == "vascular":
         return common | {
             "tissue": "solid",
-            "uptake": float(0.15 + 0.95 * rng.beta(2.2, 1.8)),
+            "uptake": float(0.05 + 0.95 * rng.beta(1.7, 2.0)),
             "structure_hu": float(rng.uniform(8.0, 20.0) + 14.0 * large * rng.random()),
             "necrosis": float(rng.beta(1.2, 2.2) * (0.35 + 0.6 * large)),
             "haemorrhage": float(0.4 * rng.beta(1.0, 4.0)),
@@ -116,7 +116,7 @@ def _draw_tissue(rng: np.random.Generator, radius_mm: float) -> dict[str, Any]:
     if kind == "plain":
         return common | {
             "tissue": "solid",
-            "uptake": float(rng.uniform(0.0, 0.75)),
+            "uptake": float(rng.uniform(0.0, 0.65)),
             "structure_hu": float(rng.uniform(3.0, 14.0)),
             "necrosis": float(0.3 * rng.beta(1.0, 3.0) * (0.3 + large)),
             "haemorrhage": 0.0,

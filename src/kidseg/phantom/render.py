@@ -17,7 +17,7 @@ from kidseg.phantom.anatomy import ORGANS, Anatomy
 from kidseg.phantom.bowel import COLON, SMALL, Loop, colon_of, emptied, paint_bowel, small_bowel_of
 from kidseg.phantom.canvas import Canvas, Locator
 from kidseg.phantom.growth import CHILD_AGES_YEARS
-from kidseg.phantom.kidneys import paint_cysts, paint_kidneys
+from kidseg.phantom.kidneys import paint_cysts, paint_kidneys, paint_perirenal_fat
 from kidseg.phantom.lesions import paint_liver_lesions, paint_screws, paint_stones
 from kidseg.phantom.mass import paint_masses
 from kidseg.phantom.organs import (
@@ -174,6 +174,7 @@ def _paint(
     paint_liver_lesions(canvas, anatomy.look.lesions, hu)
     paint_spleen(canvas, anatomy, hu, mottled=arterial)
     paint_thorax(canvas, anatomy, hu)
+    paint_perirenal_fat(canvas, anatomy, hu)
     paint_deep_muscles(canvas, anatomy, hu)
     paint_kidneys(canvas, anatomy, hu)
     paint_adrenals(canvas, anatomy, hu)

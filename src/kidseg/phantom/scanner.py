@@ -35,7 +35,7 @@ KERNELS: dict[str, Kernel] = {
     "sharp": Kernel(mtf50_per_mm=0.58, overshoot=0.18, noise=1.9),
 }
 _KERNEL_SHARES = {"soft": 0.15, "standard": 0.47, "medium": 0.28, "sharp": 0.10}
-_BROAD_KERNEL_SHARES = {"soft": 0.15, "standard": 0.35, "medium": 0.30, "sharp": 0.20}
+_BROAD_KERNEL_SHARES = {"soft": 0.12, "standard": 0.33, "medium": 0.33, "sharp": 0.22}
 
 # Noise of a standard kernel in 3 mm slices of a water cylinder of this diameter at the usual dose
 # for that size. Source: the target of paediatric abdominal CT is 10-20 HU (e.g. Boone et al.,
@@ -50,7 +50,7 @@ _NOISE_SPREAD = 0.25
 _NOISE_RANGE_HU = (4.5, 45.0)
 # The broad cohort: dose relative to a child's of the same size, as its logarithm's range. Source:
 # noise of 5 to 30 HU in flat tissue of 13 patients of the KiTS19 slices, and screening protocols.
-_BROAD_DOSES = (0.6, 9.0)
+_BROAD_DOSES = (0.25, 4.0)
 _BROAD_NOISE_RANGE_HU = (3.0, 60.0)
 # Common slice distances, and their frequencies.
 _SLICES_MM = (0.6, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0)

@@ -35,7 +35,7 @@ def paint_spine(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> None:
     within = within - within.round()
     fine, middle = patch.noise("fine"), patch.noise("middle")
     coarse = anatomy.look.trabeculae_hu
-    trabeculae = hu["marrow"] + (16.0 + coarse) * fine + (12.0 + 0.5 * coarse) * middle
+    trabeculae = hu["marrow"] + (16.0 + coarse) * fine + (12.0 + 0.15 * coarse) * middle
     waist = 0.93 + 0.55 * within * within
     across = (patch.x / (0.5 * w * waist)) ** 2
     along = ((patch.y - y0) / (0.35 * w * waist)) ** 2
