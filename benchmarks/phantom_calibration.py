@@ -336,6 +336,7 @@ def document(patients: list[Measured], size: int) -> str:
     return f"""# The digital patient, calibrated
 
 `kidseg phantom` draws abdomens of children from birth to 16 years, renders them and scans them.
+Adults and the broad cohort (`--ages 0-90`) have [a page of their own](phantom_broad.md).
 This page is written by
 
     python benchmarks/phantom_calibration.py -n {len(patients)} --size {size} --docs docs

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from kidseg.config import PhantomConfig
 from kidseg.geometry import Grid
-from kidseg.phantom.acquisition import Scanner, acquire, draw_scanner, noise_hu
+from kidseg.phantom.acquisition import acquire
 from kidseg.phantom.hardware import Shell, Table, Tube, add_hardware, draw_table, draw_tubes
 from kidseg.phantom.projection import SECTORS, flaws, projector, sector_windows
+from kidseg.phantom.scanner import Scanner, draw_scanner, noise_hu
 
 QUIET = 1e-3
 """Noise, in HU, that rounds away."""
@@ -440,3 +441,42 @@ def test_fewer_pixels_keep_the_field_of_view() -> None:
 def test_slices_outside_of_the_usual_ones_are_drawn_within_the_settings() -> None:
     machine = draw(3, PhantomConfig(slice_mm=(3.2, 3.6)))
     assert 3.2 <= machine.slice_mm <= 3.6
+
+
+# ---- the broad cohort --------------------------------------------------------------------------
+
+ADULT = {
+    "width_mm": 340.0,
+    "diameter_mm": 280.0,
+    "range_mm": (-200.0, 150.0),
+    "needed_mm": (-90.0, 80.0),
+}
+
+
+def test_the_broad_cohort_is_scanned_with_wider_ranges() -> None:
+    broad = PhantomConfig(ages_years=(0.0, 90.0))
+    machines = [draw(seed, broad, **ADULT) for seed in range(300)]
+    fields = np.array([m.pixel_mm * 512 / 340.0 for m in machines])
+    assert 0.05 < np.mean(fields < 0.99) < 0.2, "some cut the body"
+    assert np.mean(fields > 1.3) > 0.1, "some show it small"
+    noise = np.array([m.noise_hu for m in machines])
+    assert np.percentile(noise, 95) > 3 * np.percentile(noise, 5)
+    assert 20 < np.median(noise) < 38
+    assert min(m.slice_mm for m in machines) < 1 and max(m.slice_mm for m in machines) == 5
+    assert {m.kernel for m in machines} == {"soft", "standard", "medium", "sharp"}
+    assert {m.window_hu for m in machines} == {None}
+
+
+def test_windows_are_drawn_by_their_share() -> None:
+    config = PhantomConfig(window_share=0.5)
+    windows = [draw(seed, config).window_hu for seed in range(200)]
+    assert windows.count(None) / 200 == pytest.approx(0.5, abs=0.12)
+    assert (0.0, 255.0) in windows and len(set(windows)) > 3
+
+
+def test_a_window_clips_the_finished_scan() -> None:
+    machine = scanner(noise_hu=20.0, window_hu=(0.0, 255.0))
+    hu = np.maximum(ellipse(machine.grid(), 60, 50, 40), ellipse(machine.grid(), 6, 6, 900))
+    clipped, whole = scan(hu, machine), scan(hu, replace(machine, window_hu=None))
+    assert clipped.min() == 0 and clipped.max() == 255
+    assert (clipped == np.clip(whole, 0, 255)).all()

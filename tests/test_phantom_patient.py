@@ -168,6 +168,50 @@ def test_ages_stay_within_their_range(ages: tuple[float, float]) -> None:
         assert max(drawn) - min(drawn) > 0.5 * (ages[1] - ages[0])
 
 
+def test_a_range_beyond_childhood_has_children_and_adults_around_sixty() -> None:
+    rng = np.random.default_rng(3)
+    ages = np.array([draw_age(rng, (0.0, 90.0)) for _ in range(2000)])
+    assert np.mean(ages <= 16) == pytest.approx(1 / 3, abs=0.04)
+    adults = ages[ages > 16]
+    assert 54 < np.median(adults) < 62 and adults.min() < 25 and adults.max() > 85
+    old = [draw_age(rng, (40.0, 60.0)) for _ in range(200)]
+    assert min(old) >= 40 and max(old) <= 60
+    assert all(16 <= draw_age(rng, (16.0, 30.0)) <= 30 for _ in range(50))
+
+
+@pytest.mark.parametrize(
+    ("settings", "broad"),
+    [
+        ({}, False),
+        ({"ages_years": (0.0, 90.0)}, True),
+        ({"variety": "broad"}, True),
+        ({"variety": "children"}, False),
+    ],
+)
+def test_variety_comes_with_adult_ages_or_on_request(
+    settings: dict[str, object], broad: bool
+) -> None:
+    assert PhantomConfig(**settings).is_broad is broad  # type: ignore[arg-type]
+
+
+def test_adults_are_not_of_the_childrens_variety() -> None:
+    with pytest.raises(ValueError, match="children"):
+        PhantomConfig(ages_years=(0.0, 40.0), variety="children")
+    with pytest.raises(ValueError, match="0 to 90"):
+        PhantomConfig(ages_years=(0.0, 91.0))
+
+
+def test_an_adult_with_a_mass_is_consistent() -> None:
+    config = PhantomConfig(size=96, max_slices=40, ages_years=(60.0, 60.0), tumour_share=1.0)
+    patient = make_patient(config, seed=5, index=2)
+    truth = json.loads(json.dumps(patient.truth, allow_nan=False))
+    drawn = sum(tumour["volume_ml"] for tumour in truth["tumours"])
+    assert truth["tumour_ml"] == pytest.approx(drawn, rel=0.25, abs=3.0)
+    assert 120 < truth["kidney_ml"] < 800
+    assert truth["anatomy"]["tumours"][0]["tissue"] in ("solid", "cystic", "fatty")
+    assert same(patient, make_patient(config, seed=5, index=2))
+
+
 def test_phases_are_the_chosen_one_or_mostly_early_arterial() -> None:
     rng = np.random.default_rng(2)
     assert {draw_phase(rng, PhantomConfig(phase="excretory")) for _ in range(20)} == {"excretory"}

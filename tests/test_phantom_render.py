@@ -13,14 +13,16 @@ from scipy.spatial import ConvexHull
 from scipy.spatial.distance import pdist
 
 from kidseg.geometry import Grid
-from kidseg.phantom.anatomy import ORGANS, Anatomy
+from kidseg.phantom.anatomy import ORGANS, Anatomy, Look, Stone
 from kidseg.phantom.canvas import Canvas, Locator
-from kidseg.phantom.child import draw_anatomy
+from kidseg.phantom.kidneys import Frame
+from kidseg.phantom.mass import draw_mass
+from kidseg.phantom.people import draw_anatomy
 from kidseg.phantom.posture import Pose
 from kidseg.phantom.render import KIDNEY, TUMOUR, Rendering, render
 from kidseg.phantom.shapes import ellipsoid, smooth_max, smooth_min, tube
 from kidseg.phantom.splines import Splines, draw_texture
-from kidseg.phantom.tissues import TISSUES_HU, draw_tissues
+from kidseg.phantom.tissues import TISSUES_HU, draw_broad_tissues, draw_tissues
 from kidseg.phantom.tumour import pushed
 
 NUMBER = {name: number for number, name in ORGANS.items()}
@@ -287,6 +289,104 @@ def test_a_grid_beside_the_body_is_air_and_an_oblique_one_is_refused() -> None:
             "unenhanced",
             np.random.default_rng(0),
         )
+
+
+# --- the broad cohort ---
+
+
+@cache
+def adult() -> Anatomy:
+    anatomy = child(31, 60.0, tumour="none", kidneys="separate")
+    return replace(anatomy, cysts=(), look=Look(perirenal_mm=10.0))
+
+
+def broadly(anatomy: Anatomy, step_mm: float = 3.0, phase: str = "portal-venous") -> Rendering:
+    grid = around_kidneys(anatomy, step_mm)
+    rng = np.random.default_rng(1)
+    return render(anatomy, Pose(), grid, phase, rng, broad=True)  # type: ignore[arg-type]
+
+
+def with_look(**changes: object) -> Rendering:
+    return broadly(replace(adult(), look=replace(adult().look, **changes)))  # type: ignore[arg-type]
+
+
+def test_perirenal_fat_surrounds_the_kidneys() -> None:
+    def ring_fat(rendering: Rendering) -> float:
+        kidney = rendering.labels == KIDNEY
+        ring = ndimage.binary_dilation(kidney, iterations=3) & ~kidney
+        return float((rendering.hu[ring] <= 0).mean())
+
+    slim, obese = ring_fat(with_look(perirenal_mm=1.5)), ring_fat(with_look(perirenal_mm=30.0))
+    assert obese > slim + 0.1 and obese > 0.6
+
+
+def test_fewer_loops_leave_mesenteric_fat() -> None:
+    few, many = (with_look(bowel_share=share) for share in (0.25, 1.0))
+    small = [(r.organs == NUMBER["small bowel"]).sum() for r in (few, many)]
+    assert small[0] < 0.5 * small[1]
+
+
+def test_fatty_muscles_are_darker_and_the_fatty_liver_too() -> None:
+    lean, fatty = with_look(muscle_fat=0.01), with_look(muscle_fat=0.9, liver_fat_hu=50.0)
+    for organ, less in (("muscle", 3.0), ("liver", 40.0)):
+        means = [r.hu[r.organs == NUMBER[organ]].mean() for r in (lean, fatty)]
+        assert means[1] < means[0] - less
+
+
+def test_plaques_and_screws_are_bright() -> None:
+    plain, worn = with_look(), with_look(calcification=1.0, screws=True)
+    assert (plain.hu > 2000).sum() == 0 and (worn.hu > 2000).sum() > 5
+    near = ndimage.binary_dilation(worn.organs == NUMBER["aorta"])
+    assert (worn.hu[near] > 350).sum() > (plain.hu[near] > 350).sum()
+
+
+def test_stones_lie_in_the_collecting_system_and_are_no_kidney() -> None:
+    centre = Frame.of(adult().kidneys[0]).anatomy_mm(-0.4, 0.0, 0.0)
+    x, y, z = (float(v) for v in centre)
+    stone = Stone(centre_mm=(x, y, z), half_mm=(6.0, 6.0, 6.0), hu=1200.0)
+    rendering = with_look(stones=(stone,))
+    bright = rendering.hu > 1000
+    assert bright.sum() * 27 == pytest.approx(4 / 3 * np.pi * 6**3, rel=0.6)
+    assert not rendering.labels[bright].any()
+
+
+@pytest.mark.parametrize("tissue", ["solid", "cystic", "fatty"])
+def test_a_mass_has_its_volume_and_its_tissue(tissue: str) -> None:
+    body, kidney = adult().body, adult().kidneys[1]
+    mass = draw_mass(np.random.default_rng(3), body, kidney, 40.0)
+    mass = replace(mass, tissue=tissue, uptake=0.5, necrosis=0.4, calcified=False)  # type: ignore[arg-type]
+    rendering = broadly(replace(adult(), tumours=(mass,)))
+    inside = rendering.labels == TUMOUR
+    assert inside.sum() * 0.027 == pytest.approx(40.0, rel=0.15)
+    mean = rendering.hu[inside].mean()
+    low, high = {"solid": (30, 140), "cystic": (0, 80), "fatty": (-110, 40)}[tissue]
+    assert low < mean < high
+    kidney_before = (broadly(adult()).labels == KIDNEY).sum()
+    assert 0.6 * kidney_before < (rendering.labels == KIDNEY).sum() <= 1.05 * kidney_before
+
+
+def test_uptake_sets_the_contrast_between_kidney_and_mass() -> None:
+    mass = draw_mass(np.random.default_rng(4), adult().body, adult().kidneys[1], 30.0)
+    gaps = []
+    for uptake in (0.1, 1.0):
+        solid = replace(mass, tissue="solid", uptake=uptake, necrosis=0.0, structure_hu=4.0)
+        rendering = broadly(replace(adult(), tumours=(solid,)))
+        gaps.append(
+            rendering.hu[rendering.labels == KIDNEY].mean()
+            - rendering.hu[rendering.labels == TUMOUR].mean()
+        )
+    assert gaps[0] > 45 and abs(gaps[1]) < 25
+
+
+def test_broad_tissues_spread_over_the_measured_range_of_kidneys() -> None:
+    rng = np.random.default_rng(2)
+    kidneys = []
+    for phase in ("early-arterial", "portal-venous"):
+        for _ in range(300):
+            hu = draw_broad_tissues(rng, phase, adult=True, look=Look())  # type: ignore[arg-type]
+            kidneys.append(0.6 * hu["renal cortex"] + 0.4 * hu["renal medulla"])
+    low, high = np.percentile(kidneys, [5, 95])
+    assert 75 < low < 105 and 170 < high < 230
 
 
 # --- the parts it is made of ---

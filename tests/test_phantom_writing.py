@@ -236,3 +236,19 @@ def test_a_file_in_the_way_is_kept(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is a file"):
         write_patients(tmp_path / "out", TINY, patients=1, seed=0, overwrite=True)
     assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_the_broad_cohort_comes_in_many_orientations_and_reads_alike(tmp_path: Path) -> None:
+    broad = PhantomConfig(size=32, max_slices=4, variety="broad", ages_years=(2.0, 3.0))
+    out = tmp_path / "broad"
+    write_patients(out, broad, patients=3, seed=0)
+    assert check(out).ok
+    axes = set()
+    for k in range(3):
+        image = out / "imagesTr" / f"phantom_{k:04d}_0000.nii.gz"
+        axes.add(nibabel.aff2axcodes(nibabel.load(image).affine))
+        volume = read(image).volume
+        original = make_patient(broad, seed=0, index=k)
+        assert volume.grid.same_as(original.scan.grid, 1e-3)
+        assert torch.equal(volume.data.to(torch.int16), original.scan.data)
+    assert len(axes) > 1

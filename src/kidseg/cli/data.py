@@ -49,7 +49,7 @@ def phantom(
     layout: Annotated[
         Literal["nnunet", "kits19", "dicom"], typer.Option(help="Layout of the data set.")
     ] = "nnunet",
-    ages: Annotated[str | None, typer.Option(help="Range of ages in years [0-16].")] = None,
+    ages: Annotated[str | None, typer.Option(help="Ages in years, 0-90 at most [0-16].")] = None,
     config: Config = None,
     set_: Set = None,
     jobs: Jobs = 1,
@@ -58,7 +58,7 @@ def phantom(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Create digital patients: CT scans of children with kidneys, tumours and reference labels.
+    """Create digital patients: CT scans with kidneys, tumours and reference labels.
 
     Example: kidseg phantom patients --patients 40 --ages 0-6 --seed 1
     """

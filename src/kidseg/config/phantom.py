@@ -19,7 +19,7 @@ class PhantomConfig:
     """Digital patients to generate."""
 
     ages_years: tuple[float, float] = (0.0, 16.0)
-    """Minimum and maximum age, within 0 to 16."""
+    """Minimum and maximum age, within 0 to 90. Patients older than 16 are adults."""
     size: int = Field(default=512, ge=32, le=1024)
     """Pixels along each side of a slice; does not change the field of view."""
     max_slices: int | None = Field(default=None, ge=1)
@@ -32,12 +32,24 @@ class PhantomConfig:
     """Contrast phase of all scans, or "mixed" as in practice."""
     tumour_share: float = Field(default=0.95, ge=0.0, le=1.0)
     """Fraction of the patients with a tumour."""
+    variety: Literal["auto", "children", "broad"] = "auto"
+    """The cohort: "children" as in surgery; "broad" with wide ranges of anatomy, disease and
+    acquisition; "auto" is broad if the ages reach beyond 16 years."""
+    window_share: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Fraction of the scans whose HU are clipped to a display window (0 to 255 among them)."""
+
+    @property
+    def is_broad(self) -> bool:
+        """Whether anatomy, disease and acquisition vary widely."""
+        return self.variety == "broad" or (self.variety == "auto" and self.ages_years[1] > 16)
 
     @model_validator(mode="after")
     def _check_ranges(self) -> PhantomConfig:
         low, high = self.ages_years
-        if not 0 <= low <= high <= 16:
-            raise ValueError("ages_years must be ascending and within 0 to 16 years")
+        if not 0 <= low <= high <= 90:
+            raise ValueError("ages_years must be ascending and within 0 to 90 years")
+        if self.variety == "children" and high > 16:
+            raise ValueError('variety "children" ends at 16 years; older patients need "broad"')
         thin, thick = self.slice_mm
         if not 0.5 <= thin <= thick <= 5:
             raise ValueError("slice_mm must be ascending and within 0.5 to 5 mm")

@@ -1,8 +1,8 @@
-"""Digital patients: abdomens of children from birth to 16 years, posed, rendered and scanned."""
+"""Digital patients: abdomens from birth to 90 years, posed, rendered and scanned."""
 
 from kidseg.phantom.anatomy import ORGANS, Anatomy
-from kidseg.phantom.child import draw_anatomy
 from kidseg.phantom.patient import DigitalPatient, make_patient
+from kidseg.phantom.people import draw_anatomy
 from kidseg.phantom.posture import Pose, draw_pose
 from kidseg.phantom.render import Rendering, render
 from kidseg.phantom.writing import write_patients

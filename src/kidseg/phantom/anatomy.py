@@ -1,6 +1,6 @@
-"""The anatomy of one child: all sizes and positions for rendering, as plain data.
+"""The anatomy of one person: all sizes and positions for rendering, as plain data.
 
-Anatomy coordinates are millimetres (x, y, z), RAS+, of the child in a straight position: x = 0 is
+Anatomy coordinates are millimetres (x, y, z), RAS+, of the person in a straight position: x = 0 is
 the mid-line, y = 0 the centre of the body from front to back, z = 0 the centre of the second lumbar
 vertebra. Positions are those *before* displacement by a tumour, except those of tumours.
 """
@@ -22,7 +22,11 @@ __all__ = [
     "Cyst",
     "Kidney",
     "KidneyForm",
+    "Lesion",
+    "Look",
     "Side",
+    "Stone",
+    "Tissue",
     "Tumour",
     "TumourForm",
     "Viscera",
@@ -31,6 +35,7 @@ __all__ = [
 Side = Literal["right", "left"]
 KidneyForm = Literal["separate", "single", "horseshoe"]
 TumourForm = Literal["none", "one-sided", "bilateral"]
+Tissue = Literal["wilms", "solid", "cystic", "fatty"]
 
 ORGANS: Mapping[int, str] = {
     1: "skin",
@@ -72,7 +77,8 @@ class Body:
     """Trunk: half-axes of its surfaces and dimensions of the spine, all mm.
 
     `half_*` is the distance from the centre to the skin, `fat_*` the thickness of the fat under the
-    skin, `wall_*` that of the muscle inside it.
+    skin, `wall_*` that of the muscle inside it. `outer_fat_*` is the part of the fat that is more
+    than a slim body's: positions of organs are relative to the body without it.
     """
 
     half_lateral_mm: float
@@ -96,6 +102,18 @@ class Body:
     visceral_fat: float
     dome_right_mm: float
     dome_left_mm: float
+    outer_fat_lateral_mm: float = 0.0
+    outer_fat_depth_mm: float = 0.0
+
+    @property
+    def organ_lateral_mm(self) -> float:
+        """Lateral half-axis to which positions and sizes of organs are relative."""
+        return self.half_lateral_mm - self.outer_fat_lateral_mm
+
+    @property
+    def organ_depth_mm(self) -> float:
+        """The same from front to back."""
+        return self.half_depth_mm - self.outer_fat_depth_mm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +133,7 @@ class Kidney:
         sinus: size of the sinus, as a fraction of the kidney's half-axes.
         lobulation: depth of the foetal lobes, as a fraction of the radius.
         pelvis_mm: half the depth of the renal pelvis.
+        calyces: width of the calyces relative to the pelvis; more if they are obstructed.
     """
 
     side: Side
@@ -130,6 +149,7 @@ class Kidney:
     sinus: float
     lobulation: float
     pelvis_mm: float
+    calyces: float = 0.45
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +167,13 @@ class Tumour:
         septa: strength of the bright septa, 0-1.
         rim_mm: thickness of the pseudocapsule.
         calcified: whether it has a few small calcifications.
+        tissue: "wilms", or a mass of adults: "solid", "cystic" (fluid with septa) or "fatty"
+            (angiomyolipoma).
+        uptake: enhancement of a mass relative to that of its kidney, 0-1.
+        structure_hu: standard deviation of its texture.
+        grain_mm: size of the texture's details.
+        vascular: strength of its bright vessels, 0-1.
+        replaced: fraction of its volume that replaces tissue; the rest displaces it.
     """
 
     side: Side
@@ -160,6 +187,12 @@ class Tumour:
     septa: float
     rim_mm: float
     calcified: bool
+    tissue: Tissue = "wilms"
+    uptake: float = 0.0
+    structure_hu: float = 0.0
+    grain_mm: float = 0.0
+    vascular: float = 0.0
+    replaced: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +202,61 @@ class Cyst:
     side: Side
     centre_mm: tuple[float, float, float]
     radius_mm: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stone:
+    """A kidney stone: a bright ellipsoid in the collecting system."""
+
+    centre_mm: tuple[float, float, float]
+    half_mm: tuple[float, float, float]
+    hu: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesion:
+    """A round lesion of the liver: cyst, haemangioma or metastasis; HU relative to the liver."""
+
+    centre_mm: tuple[float, float, float]
+    radius_mm: float
+    relative_hu: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What varies between people besides sizes. The defaults are a healthy child's.
+
+    Attributes:
+        perirenal_mm: thickness of the fat behind the kidneys; None as a child of that fat.
+        bowel_share: fraction of the small bowel that is in view, in clusters; 1 fills the cavity.
+        bowel_apart_mm: further fat between loops.
+        collapsed: fraction of the loops without visible lumen.
+        mesenteric_vessels: branches of each mesenteric trunk.
+        muscle_fat: fat in the muscles of the back, 0-1.
+        liver_fat_hu: attenuation of the liver that fat takes away.
+        lesions: of the liver.
+        marrow: attenuation of the marrow relative to a child's.
+        trabeculae_hu: further coarse texture of the marrow.
+        osteophytes: size of the spurs at the vertebral end plates, 0-1.
+        calcification: extent of the aorta's calcified plaques, 0-1.
+        stones: in the kidneys.
+        screws: whether the lower lumbar spine is fused with pedicle screws and rods.
+    """
+
+    perirenal_mm: float | None = None
+    bowel_share: float = 1.0
+    bowel_apart_mm: float = 0.0
+    collapsed: float = 0.0
+    mesenteric_vessels: int = 6
+    muscle_fat: float = 0.0
+    liver_fat_hu: float = 0.0
+    lesions: tuple[Lesion, ...] = ()
+    marrow: float = 1.0
+    trabeculae_hu: float = 0.0
+    osteophytes: float = 0.0
+    calcification: float = 0.0
+    stones: tuple[Stone, ...] = ()
+    screws: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +282,7 @@ class Viscera:
 
 @dataclass(frozen=True, kw_only=True)
 class Anatomy:
-    """A child before it is posed. The module docstring defines the coordinates."""
+    """A person before posing. The module docstring defines the coordinates."""
 
     age_years: float
     sex: Literal["female", "male"]
@@ -206,6 +294,7 @@ class Anatomy:
     tumours: tuple[Tumour, ...]
     cysts: tuple[Cyst, ...]
     detail_seed: int
+    look: Look = Look()
 
     @property
     def lateral_mm(self) -> float:

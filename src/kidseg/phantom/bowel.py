@@ -43,7 +43,7 @@ class Loop:
 def small_bowel_of(anatomy: Anatomy, rng: np.random.Generator) -> list[Loop]:
     """Loops along jittered lattice points that fill the front of the cavity."""
     body, viscera = anatomy.body, anatomy.viscera
-    a, b, segment = body.half_lateral_mm, body.half_depth_mm, body.segment_mm
+    a, b, segment = body.organ_lateral_mm, body.organ_depth_mm, body.segment_mm
     size = viscera.small_bowel_mm
     step = size * 0.86
     front = body.half_depth_mm - body.fat_front_mm - body.wall_front_mm
@@ -59,6 +59,8 @@ def small_bowel_of(anatomy: Anatomy, rng: np.random.Generator) -> list[Loop]:
     inside = (cavity(body, x, y) < 1.0 - 0.35 * size / body.half_depth_mm).numpy()
     lattice = lattice[inside]
     unused = np.ones(len(lattice), dtype=bool)
+    look = anatomy.look
+    unused &= _in_view(lattice, size, look.bowel_share, anatomy.detail_seed)
     order = rng.permutation(len(lattice))
     for start in order:
         if not unused[start]:
@@ -83,7 +85,31 @@ def small_bowel_of(anatomy: Anatomy, rng: np.random.Generator) -> list[Loop]:
                 float(rng.normal(6.0, 9.0)) + viscera.oral_contrast_hu * (rng.random() < 0.7),
             )
         )
+    if look.collapsed > 0:
+        loops = [_collapsed(rng, loop) if rng.random() < look.collapsed else loop for loop in loops]
     return loops
+
+
+def _in_view(lattice: np.ndarray, size_mm: float, share: float, seed: int) -> np.ndarray:
+    """Which points have bowel: clusters of several loops, separated by mesentery."""
+    if share >= 1.0:
+        return np.ones(len(lattice), dtype=bool)
+    rng = np.random.default_rng([seed, 2])
+    waves = rng.normal(size=(12, 3)) / (1.6 * size_mm)
+    level = np.cos(lattice @ waves.T + rng.uniform(0, 2 * np.pi, 12)).sum(axis=1)
+    kept: np.ndarray = level >= np.quantile(level, 1.0 - share)
+    return kept
+
+
+def _collapsed(rng: np.random.Generator, loop: Loop) -> Loop:
+    """An empty, compact loop: little more than its wall, without gas."""
+    return replace(
+        loop,
+        radii=loop.radii * rng.uniform(0.5, 0.95),
+        gas=0.0,
+        distension=float(rng.uniform(0.25, 0.6)),
+        density_hu=float(max(loop.density_hu, rng.uniform(0.0, 25.0))),
+    )
 
 
 def _walk(
@@ -124,7 +150,7 @@ def _rounded(points: np.ndarray) -> np.ndarray:
 def colon_of(anatomy: Anatomy, rng: np.random.Generator) -> list[Loop]:
     """Ascending, transverse and descending colon, in segments with different contents."""
     body, viscera = anatomy.body, anatomy.viscera
-    a, b, segment = body.half_lateral_mm, body.half_depth_mm, body.segment_mm
+    a, b, segment = body.organ_lateral_mm, body.organ_depth_mm, body.segment_mm
     y0 = body.spine_y_mm
     sag = rng.uniform(-1.2, 0.2) * segment
     way = np.array(
@@ -190,7 +216,7 @@ def paint_bowel(
     first, second = nearest.first[window], nearest.second[window]
     owner = nearest.owner[window][:-1].clamp(min=0).long()
     body = anatomy.body
-    apart_mm = 0.25 + 0.8 * body.visceral_fat
+    apart_mm = 0.25 + 0.8 * body.visceral_fat + anatomy.look.bowel_apart_mm
     bulge = 0.5 * patch.noise("middle", halo=True)
     f = torch.maximum(first + bulge, 0.5 * (first - second + apart_mm))
     f = smooth_max(f, patch.abdomen + 0.4, 1.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,14 +21,19 @@ from kidseg.phantom.anatomy import (
 from kidseg.phantom.tumour import draw_tumour
 
 __all__ = [
+    "AFTER_CHEMOTHERAPY",
+    "AT_SURGERY",
+    "BEFORE_CHEMOTHERAPY",
     "BILATERAL_SHARE",
     "CYST_SHARE",
     "HORSESHOE_SHARE",
     "ORAL_CONTRAST_SHARE",
     "SINGLE_KIDNEY_SHARE",
     "TUMOUR_MEDIAN_ML",
-    "draw_anatomy",
+    "WilmsVolumes",
+    "draw_child",
     "draw_tumour_volume_ml",
+    "trunk_ml",
 ]
 
 BILATERAL_SHARE = 0.08
@@ -44,18 +50,41 @@ TUMOUR_MEDIAN_ML = 320.0
 ORAL_CONTRAST_SHARE = 0.10
 """Share of children with oral contrast, which makes some loops of small bowel bright."""
 
-_TUMOUR_LOG_SD = 0.75
-_TUMOUR_RANGE_ML = (10.0, 1500.0)
-# The largest fraction of the trunk between diaphragm and pelvis that a tumour fills.
-_TUMOUR_SHARE_OF_TRUNK = 0.16
+
+@dataclass(frozen=True, kw_only=True)
+class WilmsVolumes:
+    """Distribution of tumour volumes from the age of three: log-normal within a range.
+
+    share_of_trunk is the largest fraction of the trunk between diaphragm and pelvis that the
+    tumours fill.
+    """
+
+    median_ml: float
+    log_sd: float
+    range_ml: tuple[float, float]
+    share_of_trunk: float
 
 
-def draw_anatomy(
+AT_SURGERY = WilmsVolumes(
+    median_ml=TUMOUR_MEDIAN_ML, log_sd=0.75, range_ml=(10.0, 1500.0), share_of_trunk=0.16
+)
+BEFORE_CHEMOTHERAPY = WilmsVolumes(
+    median_ml=551.0, log_sd=0.79, range_ml=(10.0, 2200.0), share_of_trunk=0.20
+)
+"""Source: 259 children with two scans (COG trials AREN0532-0534): middle half 299-864 ml."""
+AFTER_CHEMOTHERAPY = WilmsVolumes(
+    median_ml=110.0, log_sd=1.21, range_ml=(2.0, 1500.0), share_of_trunk=0.20
+)
+"""Source: the same children after the first chemotherapy: middle half 49-252 ml."""
+
+
+def draw_child(
     rng: np.random.Generator,
     age_years: float,
     *,
     tumour: TumourForm | None = None,
     kidneys: KidneyForm | None = None,
+    volumes: WilmsVolumes = AT_SURGERY,
 ) -> Anatomy:
     """Draw a child of this age.
 
@@ -64,13 +93,8 @@ def draw_anatomy(
         age_years: 0 to 16.
         tumour: "one-sided", "bilateral" or "none"; by default one-sided or bilateral at random.
         kidneys: "separate", "single" or "horseshoe"; by default at random.
-
-    Raises:
-        ValueError: an age outside 0..16.
+        volumes: of the tumours.
     """
-    low, high = growth.AGE_RANGE_YEARS
-    if not low <= age_years <= high:
-        raise ValueError(f"age {age_years} is not within {low:g} to {high:g} years")
     shares = [1 - SINGLE_KIDNEY_SHARE - HORSESHOE_SHARE, SINGLE_KIDNEY_SHARE, HORSESHOE_SHARE]
     drawn_form = str(rng.choice(["separate", "single", "horseshoe"], p=shares))
     drawn_tumour = "bilateral" if rng.random() < BILATERAL_SHARE else "one-sided"
@@ -83,10 +107,11 @@ def draw_anatomy(
     sides: list[Side] = [k.side for k in both]
     first = sides[int(rng.integers(len(sides)))]
     chosen = {"none": [], "one-sided": [first], "bilateral": sides}[tumours_form]
-    largest_ml = _TUMOUR_SHARE_OF_TRUNK * _trunk_ml(body)
+    largest_ml = volumes.share_of_trunk * trunk_ml(body)
     tumours = []
     for side in chosen:
-        volume_ml = draw_tumour_volume_ml(rng, age_years, largest_ml / len(chosen)) / len(chosen)
+        most = largest_ml / len(chosen)
+        volume_ml = draw_tumour_volume_ml(rng, age_years, most, volumes) / len(chosen)
         kidney = next(k for k in both if k.side == side)
         tumours.append(draw_tumour(rng, body, kidney, volume_ml))
     return Anatomy(
@@ -103,17 +128,23 @@ def draw_anatomy(
     )
 
 
-def draw_tumour_volume_ml(rng: np.random.Generator, age_years: float, largest_ml: float) -> float:
+def draw_tumour_volume_ml(
+    rng: np.random.Generator,
+    age_years: float,
+    largest_ml: float,
+    volumes: WilmsVolumes = AT_SURGERY,
+) -> float:
     """Draw a log-normal volume, smaller in the first years and limited by the size of the body."""
-    median = TUMOUR_MEDIAN_ML * float(np.interp(age_years, (0.0, 1.0, 3.0), (0.3, 0.75, 1.0)))
-    low, high = _TUMOUR_RANGE_ML
-    volume = median * float(np.exp(rng.normal(0.0, _TUMOUR_LOG_SD)))
+    median = volumes.median_ml * float(np.interp(age_years, (0.0, 1.0, 3.0), (0.3, 0.75, 1.0)))
+    low, high = volumes.range_ml
+    volume = median * float(np.exp(rng.normal(0.0, volumes.log_sd)))
     if volume > largest_ml:
         volume = largest_ml * rng.uniform(0.6, 1.0)
     return float(np.clip(volume, low, high))
 
 
-def _trunk_ml(body: Body) -> float:
+def trunk_ml(body: Body) -> float:
+    """Volume between diaphragm and pelvis."""
     length = body.dome_right_mm + 4.0 * body.segment_mm
     return float(np.pi * body.half_lateral_mm * body.half_depth_mm * length / 1000.0)
 
@@ -184,7 +215,7 @@ def _draw_kidneys(
     rng: np.random.Generator, age: float, body: Body, form: KidneyForm
 ) -> tuple[Kidney, ...]:
     low, high = growth.KIDNEY_LENGTH_SD_MM
-    sd = float(np.interp(age, growth.AGE_RANGE_YEARS, (low, high)))
+    sd = float(np.interp(age, growth.CHILD_AGES_YEARS, (low, high)))
     common = float(np.clip(rng.normal(0.0, 0.85 * sd), -2 * sd, 2 * sd))
     # The left kidney is slightly longer. Source: Konus et al., AJR 171 (1998): 0.1 to 0.2 cm.
     difference = {"right": -0.7, "left": 0.7}

@@ -12,7 +12,7 @@ from kidseg.phantom.anatomy import Anatomy, Cyst, Kidney
 from kidseg.phantom.canvas import Box, Canvas, Patch
 from kidseg.phantom.shapes import smooth_min, tube
 
-__all__ = ["Frame", "kidney_radius", "paint_cysts", "paint_kidneys"]
+__all__ = ["Frame", "kidney_radius", "paint_cysts", "paint_kidneys", "paint_perirenal_fat"]
 
 FAT, CORTEX, MEDULLA, PELVIS, SINUS, CYST = 2, 22, 23, 24, 25, 27
 
@@ -85,7 +85,9 @@ def paint_kidneys(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> Non
     """Paint all kidneys, and the isthmus of a horseshoe kidney."""
     for kidney in anatomy.kidneys:
         frame = Frame.of(kidney)
-        fat_mm = 0.3 + 5.0 * anatomy.body.visceral_fat * anatomy.body_scale
+        fat_mm = 0.3
+        if anatomy.look.perirenal_mm is None:
+            fat_mm += 5.0 * anatomy.body.visceral_fat * anatomy.body_scale
         patch = canvas.patch(frame.box(fat_mm + 1.0))
         if patch is not None:
             _paint_kidney(patch, kidney, frame, fat_mm, hu)
@@ -113,6 +115,36 @@ def _paint_kidney(
     value = hu["renal medulla"] - 0.10 * hu["renal medulla"] * depth + 4.0 * fine
     patch.paint(medulla, value, MEDULLA)
     _paint_sinus(patch, kidney, frame, (u, v, w), capsule, hu)
+
+
+def paint_perirenal_fat(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> None:
+    """Paint the fat around the kidneys of the broad cohort, before the muscles behind them."""
+    fat_mm = anatomy.look.perirenal_mm
+    if fat_mm is None:
+        return
+    for kidney in anatomy.kidneys:
+        frame = Frame.of(kidney)
+        patch = canvas.patch(frame.box(1.5 * fat_mm + 1.0))
+        if patch is not None:
+            _paint_perirenal_fat(patch, frame, fat_mm, hu)
+
+
+def _paint_perirenal_fat(patch: Patch, frame: Frame, fat_mm: float, hu: dict[str, float]) -> None:
+    """Paint the fat within the renal fascia: most behind, outside and below; strands; the fascia.
+
+    Source: usual CT anatomy of the perirenal space.
+    """
+    hu_, hv, hw = (float(h) for h in frame.half)
+    u, v, w = frame.local(patch.x, patch.y, patch.z)
+    half = (hu_ + 0.9 * fat_mm, hv + 0.85 * fat_mm, hw + fat_mm)
+    shifted = (u - 0.10 * fat_mm, v + 0.35 * fat_mm, w + 0.40 * fat_mm)
+    radius = torch.sqrt(sum(((p / h) ** 2 for p, h in zip(shifted, half, strict=True)), u * 0.0))
+    f = (radius - 1.0) * half[1] + 0.6 * patch.noise("large", halo=True)
+    f = torch.maximum(f, patch.abdomen - 1.0)
+    fine, middle = patch.noise("fine"), patch.noise("middle")
+    strands = (1.0 - middle.abs() * 8.0).clamp_(min=0.0) * (patch.noise("large") > 0.4)
+    patch.paint(0.5 * patch.cover(f, 1.2), 20.0)
+    patch.paint(patch.cover(f + 1.2), hu["visceral fat"] + 4.0 * fine + 45.0 * strands, FAT)
 
 
 def _pyramids(kidney: Kidney, frame: Frame, u: Tensor, v: Tensor, w: Tensor) -> Tensor:
@@ -170,7 +202,9 @@ def _paint_sinus(
         lat, az = np.deg2rad(latitude), np.deg2rad(azimuth)
         end = np.array([-0.18 * hu_, 0.26 * hv * np.sin(az), 0.66 * hw * np.sin(lat)])
         start = np.array([-0.35 * hu_, 0.0, 0.2 * hw * np.sin(lat)])
-        f = smooth_min(f, tube((u, v, w), np.stack([start, end]), np.full(2, 0.45 * depth)), 1.0)
+        f = smooth_min(
+            f, tube((u, v, w), np.stack([start, end]), np.full(2, kidney.calyces * depth)), 1.0
+        )
     patch.paint(patch.cover(f), hu["urine"], PELVIS)
 
 

@@ -23,7 +23,7 @@ FAT, LIVER, GALLBLADDER, SPLEEN, PANCREAS, STOMACH, ADRENAL = 2, 10, 11, 12, 13,
 def paint_liver(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> None:
     """Paint the right and left lobe below the diaphragm, the fissure and the gallbladder."""
     body, viscera = anatomy.body, anatomy.viscera
-    a, b, segment = body.half_lateral_mm, body.half_depth_mm, body.segment_mm
+    a, b, segment = body.organ_lateral_mm, body.organ_depth_mm, body.segment_mm
     top = body.dome_right_mm
     low = top - viscera.liver_mm
     patch = canvas.patch(((-0.75 * a, -b, low - segment), (a, b, top + segment)))
@@ -70,7 +70,7 @@ def _paint_gallbladder(
     canvas: Canvas, anatomy: Anatomy, hu: dict[str, float], liver_low: float
 ) -> None:
     body, half = anatomy.body, anatomy.viscera.gallbladder_mm / 2
-    a, b = body.half_lateral_mm, body.half_depth_mm
+    a, b = body.organ_lateral_mm, body.organ_depth_mm
     neck = np.array([0.26 * a, 0.10 * b, liver_low + 1.15 * half + 0.35 * anatomy.viscera.liver_mm])
     fundus = neck + half * 2 * np.array([0.40, 0.62, -0.68])
     low, high = np.minimum(neck, fundus) - half, np.maximum(neck, fundus) + half
@@ -88,7 +88,7 @@ def _paint_gallbladder(
 def paint_spleen(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float], mottled: bool) -> None:
     """Paint a crescent at the left back wall; in the early arterial phase it enhances in bands."""
     body, length = anatomy.body, anatomy.viscera.spleen_mm
-    a, b = body.half_lateral_mm, body.half_depth_mm
+    a, b = body.organ_lateral_mm, body.organ_depth_mm
     top = body.dome_left_mm - 0.35 * body.segment_mm
     middle = top - 0.50 * length
     patch = canvas.patch(((-a, -b, middle - length), (0.0, 0.5 * b, middle + length)))
@@ -114,7 +114,7 @@ def paint_spleen(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float], mottled
 def paint_pancreas(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> None:
     """Paint a lobulated pancreas from the duodenum across the great vessels to the spleen."""
     body = anatomy.body
-    a, b, segment = body.half_lateral_mm, body.half_depth_mm, body.segment_mm
+    a, b, segment = body.organ_lateral_mm, body.organ_depth_mm, body.segment_mm
     front = body.spine_y_mm + 0.42 * body.vertebra_mm + 1.5 * anatomy.viscera.aorta_mm
     points = np.array(
         [
@@ -140,7 +140,7 @@ def paint_pancreas(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> No
 def paint_stomach(canvas: Canvas, anatomy: Anatomy, up: np.ndarray, hu: dict[str, float]) -> None:
     """Paint the stomach from the left dome across the mid-line, with folds, contents and gas."""
     body, viscera = anatomy.body, anatomy.viscera
-    a, b, segment = body.half_lateral_mm, body.half_depth_mm, body.segment_mm
+    a, b, segment = body.organ_lateral_mm, body.organ_depth_mm, body.segment_mm
     top = body.dome_left_mm
     points = np.array(
         [

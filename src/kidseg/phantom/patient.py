@@ -11,11 +11,13 @@ import torch
 
 from kidseg.config import PhantomConfig, Phase
 from kidseg.geometry import Grid, Volume
-from kidseg.phantom.acquisition import Scanner, acquire, draw_scanner
+from kidseg.phantom.acquisition import acquire
 from kidseg.phantom.anatomy import ORGANS, Anatomy
-from kidseg.phantom.child import draw_anatomy
-from kidseg.phantom.posture import Pose, draw_pose
+from kidseg.phantom.growth import CHILD_AGES_YEARS
+from kidseg.phantom.people import draw_anatomy
+from kidseg.phantom.posture import ARMS_DOWN_BROAD_SHARE, ARMS_DOWN_SHARE, Pose, draw_pose
 from kidseg.phantom.render import render
+from kidseg.phantom.scanner import Scanner, draw_scanner
 from kidseg.phantom.trunk import arm_centres
 from kidseg.phantom.tumour import distance_mm, pushed
 
@@ -27,12 +29,23 @@ __all__ = ["DigitalPatient", "draw_age", "draw_phase", "make_patient"]
 _AGE_MEDIAN_YEARS = 2.0
 _AGE_LOG_SD = 0.9
 _AGE_ANY_SHARE = 0.25
+# The broad cohort. Source: KiTS19, median age 60 (middle half 51 to 68) years at the operation.
+_CHILDREN_SHARE = 1 / 3
+_ADULT_MEAN_YEARS, _ADULT_SD_YEARS = 60.0, 13.0
+_ADULT_ANY_SHARE = 1 / 3
 # "mixed" phases: surgical planning is early arterial, as in that cohort; the others occur.
 _PHASE_SHARES: dict[Phase, float] = {
     "early-arterial": 0.72,
     "portal-venous": 0.20,
     "excretory": 0.04,
     "unenhanced": 0.04,
+}
+# The broad cohort: KiTS19 and AMOS are late arterial to portal venous.
+_BROAD_PHASE_SHARES: dict[Phase, float] = {
+    "early-arterial": 0.38,
+    "portal-venous": 0.40,
+    "excretory": 0.12,
+    "unenhanced": 0.10,
 }
 _WHOLE_ABDOMEN_SHARE = 0.65
 _MARGIN_MM = 6.0
@@ -72,8 +85,8 @@ def make_patient(
 ) -> DigitalPatient:
     """Make digital patient `index` of `seed`. It does not depend on other patients.
 
-    Anatomy, pose, scanner and noise are drawn independently, so the child is the same for any image
-    size and any number of slices.
+    Anatomy, pose, scanner and noise are drawn independently, so the person is the same for any
+    image size and any number of slices.
 
     Args:
         config: of the patients.
@@ -88,15 +101,21 @@ def make_patient(
     age = draw_age(who, config.ages_years)
     phase = draw_phase(who, config)
     ill = bool(who.random() < config.tumour_share)
-    anatomy = draw_anatomy(who, age, tumour=None if ill else "none")
-    pose = draw_pose(lying, max_angle_deg=config.max_angle_deg)
+    broad = config.is_broad
+    anatomy = draw_anatomy(who, age, tumour=None if ill else "none", broad=broad)
+    pose = draw_pose(
+        lying,
+        max_angle_deg=config.max_angle_deg,
+        segment_mm=anatomy.body.segment_mm if broad else 20.0,
+        arms_share=ARMS_DOWN_BROAD_SHARE if broad else ARMS_DOWN_SHARE,
+    )
     scanner = _draw_scanner(machine, config, anatomy, pose)
     if arms is not None:
         pose = replace(pose, arms=arms)
     if not table:
         scanner = replace(scanner, table=None)
     grid = scanner.grid()
-    rendering = render(anatomy, pose, grid, phase, tissue)
+    rendering = render(anatomy, pose, grid, phase, tissue, broad=broad)
     hu = acquire(rendering.hu, grid, scanner, noise)
 
     def volume(values: np.ndarray) -> Volume:
@@ -120,9 +139,19 @@ def make_patient(
 
 
 def draw_age(rng: np.random.Generator, ages_years: tuple[float, float]) -> float:
-    """Draw an age in years within the range: log-normal around two years, a quarter uniform."""
+    """Draw an age in years within the range.
+
+    Children: log-normal around two years, a quarter uniform. If the range reaches beyond 16 years,
+    a third of the patients are children, where the range has some; adults are normal around 60
+    years, a third uniform.
+    """
     low, high = ages_years
     anywhere, share = rng.random(), rng.random()
+    grown = CHILD_AGES_YEARS[1]
+    if high > grown:
+        if low >= grown or rng.random() >= _CHILDREN_SHARE:
+            return _draw_adult_age(anywhere, share, max(low, np.nextafter(grown, 90.0)), high)
+        high = grown
     logs = NormalDist(float(np.log(_AGE_MEDIAN_YEARS)), _AGE_LOG_SD)
     before, after = (logs.cdf(float(np.log(max(age, 1e-3)))) for age in (low, high))
     if anywhere < _AGE_ANY_SHARE or after - before < 1e-6:
@@ -131,10 +160,19 @@ def draw_age(rng: np.random.Generator, ages_years: tuple[float, float]) -> float
     return float(np.clip(age, low, high))
 
 
+def _draw_adult_age(anywhere: float, share: float, low: float, high: float) -> float:
+    ages = NormalDist(_ADULT_MEAN_YEARS, _ADULT_SD_YEARS)
+    before, after = ages.cdf(low), ages.cdf(high)
+    if anywhere < _ADULT_ANY_SHARE or after - before < 1e-6:
+        return float(low + share * (high - low))
+    return float(np.clip(ages.inv_cdf(before + share * (after - before)), low, high))
+
+
 def draw_phase(rng: np.random.Generator, config: PhantomConfig) -> Phase:
     """The configured phase; for "mixed" a random one."""
-    drawn = rng.choice(len(_PHASE_SHARES), p=list(_PHASE_SHARES.values()))
-    return list(_PHASE_SHARES)[int(drawn)] if config.phase == "mixed" else config.phase
+    shares = _BROAD_PHASE_SHARES if config.is_broad else _PHASE_SHARES
+    drawn = rng.choice(len(shares), p=list(shares.values()))
+    return list(shares)[int(drawn)] if config.phase == "mixed" else config.phase
 
 
 def _draw_scanner(

@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["ARMS_DOWN_SHARE", "SCOLIOSIS_SHARE", "Pose", "draw_pose"]
+__all__ = ["ARMS_DOWN_BROAD_SHARE", "ARMS_DOWN_SHARE", "SCOLIOSIS_SHARE", "Pose", "draw_pose"]
 
 ARMS_DOWN_SHARE = 0.15
 """Share of patients with arms next to the body and in view."""
+ARMS_DOWN_BROAD_SHARE = 0.08
+"""The same in the broad cohort: none of the 13 patients of the KiTS19 slices."""
 SCOLIOSIS_SHARE = 0.12
 """Share of patients with a visible lateral curve of the spine, from posture or disease."""
 
@@ -62,7 +64,11 @@ class Pose:
 
 
 def draw_pose(
-    rng: np.random.Generator, *, max_angle_deg: float = 25.0, segment_mm: float = 20.0
+    rng: np.random.Generator,
+    *,
+    max_angle_deg: float = 25.0,
+    segment_mm: float = 20.0,
+    arms_share: float = ARMS_DOWN_SHARE,
 ) -> Pose:
     """Draw a realistic pose: mostly almost straight, sometimes rotated up to the largest angle.
 
@@ -70,6 +76,7 @@ def draw_pose(
         rng: random generator.
         max_angle_deg: largest rotation about the long axis in either direction.
         segment_mm: height of a lumbar segment, for the curve of a scoliosis.
+        arms_share: share of patients with arms next to the body.
     """
     wide = rng.random() < 0.35
     angle = rng.uniform(-1.0, 1.0) if wide else np.clip(rng.normal(0.0, _ANGLE_SD), -1.0, 1.0)
@@ -78,7 +85,7 @@ def draw_pose(
     curved = rng.random() < SCOLIOSIS_SHARE
     bend = rng.choice([-1.0, 1.0]) * rng.uniform(0.2, 0.7) * segment_mm
     length = rng.uniform(7.0, 11.0) * segment_mm
-    arms = rng.random() < ARMS_DOWN_SHARE
+    arms = rng.random() < arms_share
     return Pose(
         angle_deg=float(angle * max_angle_deg),
         tilt_deg=float(tilt),

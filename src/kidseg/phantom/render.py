@@ -1,4 +1,4 @@
-"""Render a child's anatomy and pose as true HU and labels on the voxels of a scan."""
+"""Render a person's anatomy and pose as true HU and labels on the voxels of a scan."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from kidseg.geometry import Grid
 from kidseg.phantom.anatomy import ORGANS, Anatomy
 from kidseg.phantom.bowel import COLON, SMALL, Loop, colon_of, emptied, paint_bowel, small_bowel_of
 from kidseg.phantom.canvas import Canvas, Locator
-from kidseg.phantom.kidneys import paint_cysts, paint_kidneys
+from kidseg.phantom.growth import CHILD_AGES_YEARS
+from kidseg.phantom.kidneys import paint_cysts, paint_kidneys, paint_perirenal_fat
+from kidseg.phantom.lesions import paint_liver_lesions, paint_screws, paint_stones
+from kidseg.phantom.mass import paint_masses
 from kidseg.phantom.organs import (
     paint_adrenals,
     paint_liver,
@@ -28,7 +31,7 @@ from kidseg.phantom.posture import Pose
 from kidseg.phantom.skeleton import paint_pelvis, paint_ribs, paint_spine
 from kidseg.phantom.splines import Splines, axes_mm, draw_texture
 from kidseg.phantom.surfaces import below_diaphragm, skin
-from kidseg.phantom.tissues import draw_tissues
+from kidseg.phantom.tissues import draw_broad_tissues, draw_tissues
 from kidseg.phantom.trunk import (
     arm_centres,
     paint_arms,
@@ -58,7 +61,7 @@ _WAVES = 16
 
 @dataclass(frozen=True, eq=False)
 class Rendering:
-    """A child on voxels, without the effects of a scanner.
+    """A person on voxels, without the effects of a scanner.
 
     Attributes:
         hu: (slices, rows, columns) float32; partial volume included; -1000 outside the body.
@@ -72,21 +75,32 @@ class Rendering:
 
 
 def render(
-    anatomy: Anatomy, pose: Pose, grid: Grid, phase: Phase, rng: np.random.Generator
+    anatomy: Anatomy,
+    pose: Pose,
+    grid: Grid,
+    phase: Phase,
+    rng: np.random.Generator,
+    *,
+    broad: bool = False,
 ) -> Rendering:
-    """Render a child on a grid.
+    """Render a person on a grid.
 
     Args:
-        anatomy: the child.
+        anatomy: the person.
         pose: its pose in the scanner.
         grid: axial, canonical order, in scanner mm; any spacing and extent.
         phase: contrast phase.
         rng: random generator for tissue HU and texture; draws do not depend on the grid.
+        broad: tissue HU with the spread of the broad cohort, between phases.
 
     Returns:
         HU and labels on `grid`. Outside the body there is air without labels.
     """
-    hu = draw_tissues(rng, phase)
+    if broad:
+        adult = anatomy.age_years > CHILD_AGES_YEARS[1]
+        hu = draw_broad_tissues(rng, phase, adult=adult, look=anatomy.look)
+    else:
+        hu = draw_tissues(rng, phase)
     textures = _draw_textures(rng, anatomy, pose)
     detail = np.random.default_rng(anatomy.detail_seed)
     details = _Details(
@@ -157,18 +171,23 @@ def _paint(
     paint_bowel(canvas, anatomy, details.colon, up, COLON, hu)
     paint_stomach(canvas, anatomy, up, hu)
     paint_liver(canvas, anatomy, hu)
+    paint_liver_lesions(canvas, anatomy.look.lesions, hu)
     paint_spleen(canvas, anatomy, hu, mottled=arterial)
     paint_thorax(canvas, anatomy, hu)
+    paint_perirenal_fat(canvas, anatomy, hu)
     paint_deep_muscles(canvas, anatomy, hu)
     paint_kidneys(canvas, anatomy, hu)
     paint_adrenals(canvas, anatomy, hu)
     paint_cysts(canvas, anatomy.cysts, hu)
     paint_vessels(canvas, anatomy, details.vessels, hu, phase)
+    paint_stones(canvas, anatomy.look.stones)
     paint_pelvis(canvas, anatomy, hu)
     paint_spine(canvas, anatomy, hu)
+    paint_screws(canvas, anatomy)
     paint_ribs(canvas, anatomy, hu)
     # Tumours come last: inside a tumour the field maps to the surroundings of its origin.
     paint_tumours(canvas, anatomy.tumours, hu, bright=arterial)
+    paint_masses(canvas, anatomy.tumours, hu)
     if pose.arms:
         paint_arms(canvas, anatomy, hu)
 
@@ -195,6 +214,8 @@ def _draw_field(anatomy: Anatomy, pose: Pose, grid: Grid) -> Splines:
     Nodes are at multiples of their step, so that all grids of a patient share them.
     """
     step = anatomy.effective_diameter_mm / _NODES_PER_DIAMETER
+    small = min((t.radius_mm for t in anatomy.tumours if t.tissue != "wilms"), default=step * 9)
+    step = float(np.clip(small / 3.0, 0.6 * step, step))
     ends = np.array([[float(mm.min()), float(mm.max())] for mm in axes_mm(grid)])
     first = np.floor(ends[:, 0] / step).astype(int) - 3
     counts = np.ceil(ends[:, 1] / step).astype(int) + 4 - first

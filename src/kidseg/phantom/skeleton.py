@@ -34,7 +34,8 @@ def paint_spine(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> None:
     within = patch.z / body.segment_mm
     within = within - within.round()
     fine, middle = patch.noise("fine"), patch.noise("middle")
-    trabeculae = hu["marrow"] + 16.0 * fine + 12.0 * middle
+    coarse = anatomy.look.trabeculae_hu
+    trabeculae = hu["marrow"] + (16.0 + coarse) * fine + (12.0 + 0.15 * coarse) * middle
     waist = 0.93 + 0.55 * within * within
     across = (patch.x / (0.5 * w * waist)) ** 2
     along = ((patch.y - y0) / (0.35 * w * waist)) ** 2
@@ -42,6 +43,8 @@ def paint_spine(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> None:
     radius = torch.sqrt(torch.sqrt(across**2 + 1.35 * across * along + along**2)) + hollow - 1.0
     rim = radius * 0.38 * w
     patch.paint(patch.cover(rim - 0.02 * w), hu["disc"] + 3.0 * fine, DISC)
+    if anatomy.look.osteophytes > 0:
+        rim = rim - _spurs_mm(patch, body, within, anatomy.look.osteophytes)
     ends = (within.abs() - body.bone_share / 2) * body.segment_mm
     bone = smooth_max(rim, ends, 0.08 * w)
     shell = 0.55 + 0.012 * w
@@ -51,6 +54,14 @@ def paint_spine(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> None:
     vein = torch.maximum(vein, patch.y - y0 + 0.05 * w)
     patch.paint(patch.cover(torch.maximum(vein, bone + shell)), hu["marrow"] - 60.0, SPINE)
     _paint_arch(patch, body, within, hu, trabeculae)
+
+
+def _spurs_mm(patch: Patch, body: Body, within: Tensor, size: float) -> Tensor:
+    """Height of osteophytes: irregular spurs in front and beside the end plates."""
+    near = torch.exp(-(((within.abs() - body.bone_share / 2) * body.segment_mm / 3.5) ** 2))
+    front = (patch.y - body.spine_y_mm) / (0.35 * body.vertebra_mm) + 0.6
+    uneven = (patch.noise("large", halo=True) + 0.6).clamp(0.0, 2.0)
+    return 0.14 * size * body.vertebra_mm * near * uneven * front.clamp(0.0, 1.0)
 
 
 def _paint_arch(
@@ -103,7 +114,7 @@ def paint_ribs(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> None:
     """Paint ribs 8 to 12, sloping down from back to front, with cartilage."""
     body = anatomy.body
     w, segment = body.vertebra_mm, body.segment_mm
-    a, b = body.half_lateral_mm, body.half_depth_mm
+    a, b = body.organ_lateral_mm, body.organ_depth_mm
     patch = canvas.patch(((-a, -b, -1.8 * segment), (a, b, 2 * anatomy.modelled_mm[1])))
     if patch is None:
         return
@@ -144,7 +155,7 @@ def paint_pelvis(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> None
     """Paint the iliac wings below the crest, the wings of the sacrum, and the gluteal muscles."""
     body = anatomy.body
     w, segment, y0 = body.vertebra_mm, body.segment_mm, body.spine_y_mm
-    a, b = body.half_lateral_mm, body.half_depth_mm
+    a, b = body.organ_lateral_mm, body.organ_depth_mm
     top = anatomy.crest_mm
     patch = canvas.patch(((-a, -b, 2 * anatomy.modelled_mm[0]), (a, b, top + 2.0)))
     if patch is None:

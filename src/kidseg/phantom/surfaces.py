@@ -58,7 +58,7 @@ def cavity(body: Body, x: Tensor, y: Tensor, grow_mm: float = 0.0) -> Tensor:
 
 def dome_mm(body: Body, x: Tensor, y: Tensor) -> Tensor:
     """z of the upper side of the diaphragm: two domes that slope to the wall, most at the back."""
-    a, b, segment = body.half_lateral_mm, body.half_depth_mm, body.segment_mm
+    a, b, segment = body.organ_lateral_mm, body.organ_depth_mm, body.segment_mm
     domes = []
     for sign, top in ((1.0, body.dome_right_mm), (-1.0, body.dome_left_mm)):
         across, along = (x - sign * 0.40 * a) / (0.55 * a), (y - 0.12 * b) / (0.80 * b)

@@ -18,7 +18,15 @@ from kidseg.phantom.anatomy import Body, Kidney, Tumour
 from kidseg.phantom.canvas import Canvas
 from kidseg.phantom.surfaces import cavity, spine_clearance
 
-__all__ = ["distance_mm", "draw_tumour", "paint_tumours", "pushed"]
+__all__ = [
+    "TUMOUR",
+    "distance_mm",
+    "draw_tumour",
+    "fitted",
+    "paint_tumours",
+    "pushed",
+    "settled",
+]
 
 TUMOUR = 26
 _SAMPLES = 44
@@ -40,7 +48,7 @@ def draw_tumour(rng: np.random.Generator, body: Body, kidney: Kidney, volume_ml:
     outward = np.array([np.cos(lat) * np.cos(az), np.cos(lat) * np.sin(az), np.sin(lat)])
     origin = frame.anatomy_mm(*(rng.uniform(0.80, 1.0) * outward * (1.0, 1.0, 0.85)))
     radius = float(np.cbrt(volume_ml * 1000.0 * 3 / (4 * np.pi)))
-    centre = _settled(body, origin, origin + 0.7 * radius * (outward @ frame.axes), radius)
+    centre = settled(body, origin, origin + 0.7 * radius * (outward @ frame.axes), radius)
     lobes = [(0.0, 0.0, 0.0, float(rng.uniform(0.85, 0.95)))]
     for _ in range(int(rng.integers(2, 7))):
         away = rng.normal(size=3)
@@ -62,10 +70,15 @@ def draw_tumour(rng: np.random.Generator, body: Body, kidney: Kidney, volume_ml:
         rim_mm=float(rng.uniform(0.8, 1.8)),
         calcified=bool(rng.random() < 0.09),
     )
-    return _scaled_to_volume(_with_room(rough, body), body)
+    return fitted(rough, body)
 
 
-def _settled(body: Body, origin: np.ndarray, centre: np.ndarray, radius: float) -> np.ndarray:
+def fitted(tumour: Tumour, body: Body) -> Tumour:
+    """Move a tumour away from spine and back, and scale it to its volume."""
+    return _scaled_to_volume(_with_room(tumour, body), body)
+
+
+def settled(body: Body, origin: np.ndarray, centre: np.ndarray, radius: float) -> np.ndarray:
     """Move the centre until the tumour touches spine, back and wall but is not inside them."""
     spine = np.array([0.0, body.spine_y_mm])
     lateral = body.half_lateral_mm - body.fat_lateral_mm - body.wall_lateral_mm
@@ -176,8 +189,8 @@ def pushed(tumour: Tumour, body: Body, place: Tensor, free_mm: Tensor | None = N
     # Tissue that would become thinner than this belongs to the tumour.
     lost = 0.5 + 0.035 * tumour.radius_mm
     ratio = ((free + tumour.radius_mm) / (tumour.radius_mm - lost)).clamp(min=1.0)
-    shrink = (1.0 - ratio**-3).clamp(min=0.0) ** (1.0 / 3.0)
-    stay = ratio**-2
+    shrink = (1.0 - (1.0 - tumour.replaced) * ratio**-3).clamp(min=0.0) ** (1.0 / 3.0)
+    stay = (1.0 - tumour.replaced) * ratio**-2
     place_then = _deflated(tumour, body, place)
     yields = _yielding(body, place_then) * _fade(ratio)
     moved = []
@@ -229,7 +242,7 @@ def paint_tumours(
     """Paint heterogeneous tissue: necrosis, haemorrhage, septa, pseudocapsule, calcifications."""
     for k, tumour in enumerate(tumours):
         reach = float(canvas.field[3 + k].min())
-        if reach >= 1.0:
+        if reach >= 1.0 or tumour.tissue != "wilms":
             continue
         patch = canvas.where(canvas.field[3 + k] < 2.0)
         if patch is None:

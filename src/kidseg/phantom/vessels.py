@@ -9,7 +9,7 @@ import torch
 
 from kidseg.config import Phase
 from kidseg.phantom.anatomy import Anatomy
-from kidseg.phantom.canvas import Canvas
+from kidseg.phantom.canvas import Canvas, Patch
 from kidseg.phantom.kidneys import Frame
 from kidseg.phantom.shapes import tube
 
@@ -122,6 +122,16 @@ def _paint_great(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float], phase: 
         f = tube(patch.place, points, radii)
         patch.paint(patch.cover(f - 0.7), 48.0, AORTA)
         patch.paint(patch.cover(f), hu["aorta"] + 3.0 * patch.noise("fine"), AORTA)
+        _paint_plaques(patch, f, anatomy.look.calcification)
+
+
+def _paint_plaques(patch: Patch, f: torch.Tensor, extent: float) -> None:
+    """Paint calcified plaques in the wall of an artery; `extent` 0 to 1 of its circumference."""
+    if extent <= 0:
+        return
+    plaque = (patch.noise("large") + 0.4 * patch.noise("middle") - 1.7 + 2.2 * extent) * 2.0
+    sheet = patch.cover((f + 0.2).abs() - 0.9)
+    patch.paint(sheet * plaque.clamp(0.0, 1.0), 750.0, AORTA)
 
 
 def _renal(anatomy: Anatomy, rng: np.random.Generator) -> list[Vessel]:
@@ -162,7 +172,7 @@ def _renal(anatomy: Anatomy, rng: np.random.Generator) -> list[Vessel]:
 def _splanchnic(anatomy: Anatomy, rng: np.random.Generator) -> list[Vessel]:
     """Coeliac trunk, superior mesenteric artery and vein with branches, splenic and portal vein."""
     body, width = anatomy.body, anatomy.viscera.aorta_mm
-    a, b, segment = body.half_lateral_mm, body.half_depth_mm, body.segment_mm
+    a, b, segment = body.organ_lateral_mm, body.organ_depth_mm, body.segment_mm
     start = _aorta_at(anatomy, 1.2)
     front = start + np.array([0, 1.6 * width, -0.8 * segment])
     root = np.array([0.03 * a, front[1] + 0.10 * b, -1.5 * segment])
@@ -202,7 +212,7 @@ def _splanchnic(anatomy: Anatomy, rng: np.random.Generator) -> list[Vessel]:
             )
         )
     for tissue, radius, shift in (("aorta", 0.11, 0.0), ("mesenteric vein", 0.15, 1.0)):
-        for _ in range(6):
+        for _ in range(anatomy.look.mesenteric_vessels):
             begin = front + (root - front) * rng.uniform(0.2, 1.0) + shift * lateral
             direction = np.array([rng.normal(0, 1.0), rng.uniform(0.1, 0.9), rng.normal(-0.5, 0.6)])
             for points, radii in branched(
@@ -215,7 +225,7 @@ def _splanchnic(anatomy: Anatomy, rng: np.random.Generator) -> list[Vessel]:
 def _hepatic(anatomy: Anatomy, rng: np.random.Generator) -> list[Vessel]:
     """Portal branches from the porta and hepatic veins from the vena cava, inside the liver."""
     body, width = anatomy.body, anatomy.viscera.aorta_mm
-    a, b, segment = body.half_lateral_mm, body.half_depth_mm, body.segment_mm
+    a, b, segment = body.organ_lateral_mm, body.organ_depth_mm, body.segment_mm
     porta = np.array([0.30 * a, 0.02 * b, 2.3 * segment])
     found = []
     for way in ([1.0, 0.1, -0.1], [0.9, -0.4, 0.5], [-0.7, 0.7, 0.3]):

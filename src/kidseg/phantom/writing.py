@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from kidseg.cases import case_paths, write_dataset_json, write_patients_csv
@@ -43,6 +44,10 @@ _OURS = ("imagesTr", "labelsTr", "data", "dataset.json", "patients.csv", _TEMPOR
 # Axis order of KiTS19, slowest to fastest: right-left, front-back, and slices from head to foot.
 # Source: the affines of its imaging.nii.gz files.
 _KITS_ORDER = Grid((2, 2, 2), torch.diag(torch.tensor([-1.0, -1.0, -1.0, 1.0]).double()))
+
+# The stream of a patient's axis order, and the share of files whose slices are not axial.
+_ORDER = 7
+_OTHER_AXES_SHARE = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,18 +217,27 @@ def _save_files(task: _Task, patient: DigitalPatient, root: Path) -> list[Path]:
         overwrite=True,
     )
     for volume, path in ((patient.organs, organs), (patient.labels, labels)):
-        save(_ordered(volume, task.layout), path)
+        save(_ordered(volume, task), path)
     if task.layout == "dicom":
         from kidseg.io.dicom import write_series
 
         write_series(patient.scan, image, facts=_series_facts(task, patient))
     else:
-        save(_ordered(patient.scan, task.layout), image)
+        save(_ordered(patient.scan, task), image)
     return [truth, organs, labels, image]
 
 
-def _ordered(volume: Volume, layout: Layout) -> Volume:
-    return reorient(volume, _KITS_ORDER) if layout == "kits19" else volume
+def _ordered(volume: Volume, task: _Task) -> Volume:
+    """In the layout's axis order; in the broad cohort as nnU-Net's data in any of the 48."""
+    if task.layout == "kits19":
+        return reorient(volume, _KITS_ORDER)
+    if task.layout == "dicom" or not task.config.is_broad:
+        return volume
+    rng = np.random.default_rng([task.seed, task.index, _ORDER])
+    order = rng.permutation(3) if rng.random() < _OTHER_AXES_SHARE else np.arange(3)
+    matrix = volume.grid.mm_from_index.numpy().copy()
+    matrix[:3, :3] = matrix[:3, :3][:, order] * rng.choice([-1.0, 1.0], size=3)
+    return reorient(volume, Grid((2, 2, 2), torch.from_numpy(matrix)))
 
 
 def _series_facts(task: _Task, patient: DigitalPatient) -> dict[str, str]:
