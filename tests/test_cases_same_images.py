@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kidseg.cases import Case
-from kidseg.cases.same_images import check_apart, same_image_findings, voxels_sha256
+from kidseg.cases.same_images import check_apart, check_patients, same_image_findings, voxels_sha256
 from kidseg.errors import InputError
 from kidseg.geometry import Grid, Volume
 from kidseg.io import load, save
@@ -60,3 +60,11 @@ def test_equal_images_are_errors_unless_one_patient_s() -> None:
     (finding,) = same_image_findings({ann: "1", test: "1"})
     assert finding.severity == "error" and "test case" in finding.cause
     assert not same_image_findings({ann: "1", bob: "2"})
+
+
+def test_an_image_belongs_to_one_patient() -> None:
+    digests = {"a": "1", "b": "2", "c": "1"}
+    check_patients(digests, {"a": "p", "b": "q", "c": "p"}, "set")
+    with pytest.raises(InputError, match="'a' and 'c' of two patients") as error:
+        check_patients(digests, {"a": "p", "b": "q", "c": "r"}, "set")
+    assert error.value.code == "same-image"

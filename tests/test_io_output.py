@@ -86,3 +86,19 @@ def test_results_and_their_scores_may_share_a_folder(tmp_path: Path) -> None:
     folder = example("results", tmp_path / "folder")
     check_output_folder(folder, "scores")
     check_output_folder(example("scores", folder), "results")
+
+
+@pytest.mark.parametrize("name", ["sub", "sub/deeper", "imagesTr/run", "labelsTr"])
+def test_nothing_is_trained_inside_a_data_set(tmp_path: Path, name: str) -> None:
+    fill(tmp_path, "dataset.json", "imagesTr/a.nii.gz")
+    with pytest.raises(UsageError, match="inside the data set") as error:
+        check_output_folder(tmp_path / name, "a training run")
+    assert error.value.code == "other-folder"
+
+
+def test_results_are_not_written_among_images_and_labels(tmp_path: Path) -> None:
+    fill(tmp_path, "dataset.json", "imagesTs/a.nii.gz")
+    check_output_folder(tmp_path / "predicted", "results")
+    for name in ("imagesTs", "labelsTr", "labelsTr/new"):
+        with pytest.raises(UsageError, match="inside the data set"):
+            check_output_folder(tmp_path / name, "results")

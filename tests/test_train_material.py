@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from ellipses import make_ellipse_patient, write_ellipse_dataset
+from kidseg.cases import write_patients_csv
 from kidseg.checkpoint import read_header
 from kidseg.errors import InputError, KidsegError
 from kidseg.io import read, save
@@ -364,4 +365,8 @@ def test_the_same_image_in_training_and_validation(data: Path, tmp_path: Path, e
         assert code_of(lambda: run(tmp_path / "store", tmp_path / "run2")) == "same-image"
     assert not (tmp_path / "run" / "model.safetensors").exists()
     together = Setup(method="plain", overrides=TINY, validation=[first, second])
-    make_store(root, tmp_path / "together", together)
+    with pytest.raises(InputError, match="of two patients"):
+        make_store(root, tmp_path / "together", together)
+    rows = [{"case": name, "patient": "one"} for name in (first, second)]
+    write_patients_csv(root, rows, overwrite=True)
+    make_store(root, tmp_path / "patient", together)

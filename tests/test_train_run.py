@@ -20,7 +20,7 @@ from ellipses import write_ellipse_dataset
 from kidseg.checkpoint import load_model, read_header
 from kidseg.config import MethodConfig, PlainConfig, load
 from kidseg.device import choose_device
-from kidseg.errors import InputError, ModelError, UsageError
+from kidseg.errors import InputError, KidsegError, ModelError, UsageError
 from kidseg.plan import Plan
 from kidseg.train import Setup, make_store, train
 from kidseg.train.run import CLOCKS, _workers
@@ -239,6 +239,11 @@ def test_a_run_that_is_there_is_kept_or_replaced(data: Path, tmp_path: Path) -> 
     with pytest.raises(UsageError) as error:
         quick(data, out)
     assert error.value.code == "output-exists"
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    for wrong in (tmp_path / "nothing", data):
+        with pytest.raises(KidsegError):
+            quick(wrong, out, validation=["no case"], overwrite=True)
+        assert before == {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
     quick(data, out, overrides=[*TINY, "segment.epochs=1"], overwrite=True)
     assert len((out / "log.jsonl").read_text().splitlines()) == 1
 

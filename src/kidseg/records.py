@@ -58,6 +58,8 @@ def parsed(text: bytes) -> dict[str, Any]:
         content = json.loads(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"not valid JSON ({error})") from error
     if not isinstance(content, dict):
         raise ValueError("not a JSON object")
     return content

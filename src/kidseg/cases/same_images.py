@@ -11,7 +11,7 @@ from kidseg.cases.case import Case
 from kidseg.errors import Finding, InputError
 from kidseg.geometry import Volume
 
-__all__ = ["check_apart", "same_image_findings", "voxels_sha256"]
+__all__ = ["check_apart", "check_patients", "same_image_findings", "voxels_sha256"]
 
 
 def voxels_sha256(volume: Volume) -> str:
@@ -61,6 +61,29 @@ def check_apart(
         if (first := trained.get(digests[case])) is not None:
             raise InputError(
                 f"cases '{first}' (training) and '{case}' ({other}) contain the same image",
+                path=str(path),
+                code="same-image",
+                next_step="Remove one of the two, or assign both to one patient in patients.csv.",
+            )
+
+
+def check_patients(digests: Mapping[str, str], patients: Mapping[str, str], path: object) -> None:
+    """Check that no image belongs to two patients: it would weigh twice, or one label be wrong.
+
+    Args:
+        digests: {case id: digest of its images}.
+        patients: {case id: patient}.
+        path: of the data set or store.
+
+    Raises:
+        InputError: "same-image", with the names of both cases.
+    """
+    seen: dict[str, str] = {}
+    for case in sorted(digests):
+        other = seen.setdefault(digests[case], case)
+        if patients[other] != patients[case]:
+            raise InputError(
+                f"cases '{other}' and '{case}' of two patients contain the same image",
                 path=str(path),
                 code="same-image",
                 next_step="Remove one of the two, or assign both to one patient in patients.csv.",

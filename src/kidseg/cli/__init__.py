@@ -16,7 +16,7 @@ from kidseg.cli.data import check, demo, export, phantom, store
 from kidseg.cli.machine import doctor
 from kidseg.cli.models import compare, evaluate, info, segment, train
 from kidseg.cli.settings import config
-from kidseg.cli.stopping import INTERRUPTED, end, listen
+from kidseg.cli.stopping import INTERRUPTED, end, listen, was_stopped
 from kidseg.cli.studies import study
 from kidseg.cli.terminal import accept_any_text, exit_with, show_plain_warnings, usage_error
 from kidseg.errors import KidsegError, UsageError, converted
@@ -83,11 +83,18 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         end(app(arguments, prog_name="kidseg", standalone_mode=False), as_json)
     except KeyboardInterrupt:
         end(INTERRUPTED, as_json)
-    except KidsegError as error:
-        exit_with(error, as_json)
-    except typer.TyperException as error:
-        exit_with(usage_error(error), as_json)
-    except (MemoryError, OSError) as error:
-        if (known := converted(error)) is None:
+    except Exception as error:
+        if was_stopped():
+            end(INTERRUPTED, as_json)
+        if (known := _known(error)) is None:
             raise
         exit_with(known, as_json)
+
+
+def _known(error: Exception) -> KidsegError | None:
+    """The error as one of kidseg's; None if it is a fault of the program."""
+    if isinstance(error, KidsegError):
+        return error
+    if isinstance(error, typer.TyperException):
+        return usage_error(error)
+    return converted(error) if isinstance(error, MemoryError | OSError) else None

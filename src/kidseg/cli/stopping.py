@@ -19,7 +19,7 @@ import typer
 
 from kidseg.errors import Finding
 
-__all__ = ["INTERRUPTED", "end", "how_to_resume", "listen", "stoppable"]
+__all__ = ["INTERRUPTED", "end", "how_to_resume", "listen", "stoppable", "was_stopped"]
 
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 
@@ -32,6 +32,13 @@ def listen() -> None:
     _received.clear()
     _said.clear()
     signal.signal(signal.SIGTERM, _stop)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in the background of a shell
+        signal.signal(signal.SIGINT, _stop)
+
+
+def was_stopped() -> bool:
+    """Whether a signal was received. An import that it interrupts may fail with any error."""
+    return bool(_received)
 
 
 def end(code: int | None, as_json: bool) -> NoReturn:
@@ -52,6 +59,9 @@ def end(code: int | None, as_json: bool) -> NoReturn:
                 code=name, path="", cause=_cause(), next_step=_said[-1], severity="error"
             )
             typer.echo(json.dumps({"error": finding.as_dict()}))
+    # Where KeyboardInterrupt passed through an exec, as in dataclasses, `python -m` would end by
+    # SIGINT whatever the exit code is. Source: CPython, Modules/main.c, Py_RunMain.
+    exec("")  # noqa: S102 - resets that
     sys.exit(code or 0)
 
 

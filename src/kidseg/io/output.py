@@ -101,6 +101,8 @@ def check_output_folder(out: Path, kind: str) -> None:
     Raises:
         UsageError: "output-exists": it is a file; "other-folder".
     """
+    wanted = KINDS[kind]
+    _check_above(out, wanted)
     if not (out.exists() or out.is_symlink()):
         return
     if not out.is_dir():
@@ -110,7 +112,6 @@ def check_output_folder(out: Path, kind: str) -> None:
             code="output-exists",
             next_step="Choose another name for the folder.",
         )
-    wanted = KINDS[kind]
     others = [
         other.name
         for other in KINDS.values()
@@ -129,6 +130,21 @@ def check_output_folder(out: Path, kind: str) -> None:
             code="other-folder",
             next_step="Choose a new or an empty folder.",
         )
+
+
+def _check_above(out: Path, wanted: FolderKind) -> None:
+    """Refuse a folder inside a data set; results and scores only among its images and labels."""
+    folders = (out.absolute(), *out.absolute().parents)
+    for k, folder in enumerate(folders[1:], start=1):
+        if not any((folder / mark).exists() for mark in ("dataset.json", "imagesTr", "labelsTr")):
+            continue
+        if wanted.own is not None or folders[k - 1].name.startswith(("images", "labels")):
+            raise UsageError(
+                f"the folder is inside the data set {folder}; {wanted.name} is not written into it",
+                path=out,
+                code="other-folder",
+                next_step="Choose a folder outside the data set.",
+            )
 
 
 def _unknown(folder: Path, own: Sequence[str]) -> list[str]:

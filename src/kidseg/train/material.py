@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kidseg.cases import Case, Dataset, count_cyst, learned_labels, open_dataset
-from kidseg.cases.same_images import check_apart
+from kidseg.cases.same_images import check_apart, check_patients
 from kidseg.cohort.cohort import check_selection
 from kidseg.cohort.stored import SubjectRecipe, check_store
 from kidseg.cohort.subject import Material
@@ -188,12 +188,14 @@ def cases_of_store(store: Store) -> Cases:
     """The cases of a store; equal to those of the data set it was created from.
 
     Raises:
-        InputError: "same-image": in training and validation, whatever the format of its files.
+        InputError: "same-image": in training and validation, or of two patients, whatever the
+            format of its files.
     """
     training = set(store.plan.training)
     validation = tuple(case.id for case in store.cases if case.id not in training)
     images = {case.id: case.image_sha256 for case in store.cases}
     check_apart(images, store.plan.training, validation, store.path)
+    check_patients(images, {case.id: case.patient for case in store.cases}, store.path)
     return Cases(
         training=store.plan.training,
         validation=validation,
@@ -210,12 +212,13 @@ def _hashed(data: Dataset, used: Cases) -> Cases:
     """The cases with the hashes of their files in the data set.
 
     Raises:
-        InputError: "same-image": in training and validation.
+        InputError: "same-image": in training and validation, or of two patients.
     """
     names = (*used.training, *used.validation)
     digests = {name: _digests(data.by_id[name]) for name in names}
     images = {name: image for name, (image, _) in digests.items()}
     check_apart(images, used.training, used.validation, data.root)
+    check_patients(images, {name: data.by_id[name].patient for name in names}, data.root)
     return replace(used, sha256={name: joint for name, (_, joint) in digests.items()})
 
 

@@ -29,6 +29,7 @@ from kidseg.io.output import check_output_folder
 from kidseg.labels import unclear_labels
 from kidseg.methods import Method
 from kidseg.pipeline import advance
+from kidseg.plan import Plan
 from kidseg.provenance import provenance
 from kidseg.stage import Stage
 from kidseg.train.curves import draw_curves
@@ -85,7 +86,7 @@ def train(
         setup: method, settings, cases, seed; model to fine-tune.
         resume: continue the run in `out` from its checkpoints; the setup is that of the run, and
             what is given must not differ from it.
-        overwrite: remove the run in `out`.
+        overwrite: replace the run in `out`, once the new one is planned.
         device: "auto", "cpu", "cuda", "cuda:N", "mps".
         progress: called with the progress.
 
@@ -119,7 +120,7 @@ def train(
     start = clock()
     with joined(hardware.torch), _locked(out, resume=resume, overwrite=overwrite):
         request = Request.of(setup, resolved, progress)
-        write = partial(write_record, out, setup, resolved)
+        write = partial(_start_record, out, setup, resolved)
         store, used = training_store(Path(dataset), out, request, write, resume=resume)
         record = record or broadcast(read_record(out) if rank() == 0 else None)
         assert record is not None
@@ -303,8 +304,7 @@ def _locked(out: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
     import fcntl
 
     is_new = not out.exists()
-    existing = [out / name for name in _OUTPUTS if (out / name).exists()]
-    existing += sorted(out.glob("state-*.safetensors")) if out.is_dir() else []
+    existing = _existing(out)
     if existing and not (resume or overwrite):
         raise UsageError(
             f"{existing[0].name} already exists",
@@ -329,18 +329,30 @@ def _locked(out: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
                 code="in-use",
                 next_step="Wait until it ends, or choose another folder.",
             ) from None
-        if not resume:
-            for path in existing:
-                path.unlink()
-            shutil.rmtree(out / STORE, ignore_errors=True)
         if dist.is_initialized():
             dist.barrier()
         try:
             yield
         except BaseException:
-            if not (out / RECORD).exists():
+            if not existing and not (out / RECORD).exists():
                 _remove_unrecorded(out, is_new)
             raise
+
+
+def _start_record(
+    out: Path, setup: Setup, resolved: ResolvedSetup, used: Cases, planned: Plan
+) -> None:
+    """Remove an earlier run, now that the new one is known to be possible, and record the new."""
+    for path in _existing(out):
+        path.unlink()
+    shutil.rmtree(out / STORE, ignore_errors=True)
+    write_record(out, setup, resolved, used, planned)
+
+
+def _existing(out: Path) -> list[Path]:
+    """The files of a run in its folder, its record first."""
+    states = sorted(out.glob("state-*.safetensors")) if out.is_dir() else []
+    return [*(out / name for name in _OUTPUTS if (out / name).exists()), *states]
 
 
 def _remove_unrecorded(out: Path, is_new: bool) -> None:
