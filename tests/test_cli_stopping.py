@@ -88,7 +88,7 @@ def test_a_stopped_training_says_how_to_resume_and_does(
     assert process.returncode == CODES[number], said
     assert printed == "" and "Traceback" not in said
     (line,) = [text for text in said.splitlines() if "Continue with" in text]
-    epoch = len((out / "log.jsonl").read_text().splitlines()) - 1
+    epoch = len((out / "log.jsonl").read_text().splitlines())
     assert f"The state after epoch {epoch} of stage 'segment' is saved" in line
     assert f"kidseg train {data} -o '{out}' --resume --device cpu" in line
     assert not list(out.glob(".kidseg*")) and not (out / "model.safetensors").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -58,6 +59,9 @@ def test_with_a_model_it_is_the_models_method_settings_and_plan(model: Path) -> 
     assert chosen.method is Plain and chosen.config == CONFIG and chosen.plan == PLAN
     assert chosen.start is not None and set(chosen.start.parts) == {"segment"}
     assert resolve(Setup(start=model, method="plain")).config == CONFIG
+    (model.parent / "run").mkdir()
+    shutil.copy(model, model.parent / "run" / "model.safetensors")
+    assert resolve(Setup(start=model.parent / "run")).config == CONFIG
 
 
 def test_settings_lie_over_one_another(model: Path, tmp_path: Path) -> None:
@@ -104,7 +108,7 @@ def test_what_does_not_go_with_the_model_is_refused(
         assert str(model) in str(caught.value) and "'plain'" in str(caught.value)
 
 
-@pytest.mark.parametrize("tune", ["decoder", "ends", "segment.*"])
+@pytest.mark.parametrize("tune", ["all", "decoder", "ends", "segment.*"])
 def test_a_part_of_no_model_cannot_be_trained(tune: str) -> None:
     with pytest.raises(UsageError, match="requires a model") as error:
         resolve(Setup(method="plain", tune=tune))

@@ -116,7 +116,8 @@ def in_processes(
     pool = ProcessPoolExecutor(min(jobs, len(items)), get_context("spawn"), _start_worker)
     left = dict(enumerate(items))
     try:
-        futures = {pool.submit(task, item): k for k, item in left.items()}
+        with _without_ctrl_c():
+            futures = {pool.submit(task, item): k for k, item in left.items()}
         for future in as_completed(futures):
             result = future.result()
             del left[futures[future]]
@@ -154,6 +155,16 @@ def signals_deferred() -> Iterator[None]:
             signal.signal(number, handler)
         for late in received:
             signal.raise_signal(late)
+
+
+@contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """Start processes that Ctrl-C does not reach: it is the parent's to handle, after the block."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker() -> None:

@@ -91,7 +91,7 @@ def how_to_resume(dataset: Path, out: Path, device: str) -> str:
     kept = (
         "The cases that were read are kept"
         if saved is None
-        else f"The state after epoch {saved[1]} of stage '{saved[0]}' is saved"
+        else f"The state after epoch {saved[1] + 1} of stage '{saved[0]}' is saved"
     )
     return f"{kept}. Continue with: {shlex.join(words)}"
 

@@ -95,9 +95,16 @@ def mark_scale(axes: Axes, shape: tuple[int, int], mm: tuple[float, float]) -> N
     if drawn_square and abs(mm[0] / mm[1] - 1.0) > _ROUND:
         ends.append(((x, x), (y, y - bar_mm / mm[0])))
     for across, down in ends:
-        axes.plot(across, down, color="white", linewidth=2.0, path_effects=_halo(3.5))
+        axes.plot(
+            across,
+            down,
+            color="white",
+            linewidth=2.0,
+            solid_capstyle="butt",  # other caps would lengthen the bar
+            path_effects=_halo(3.5),
+        )
     text = f"{bar_mm / 10:g} cm" if bar_mm >= 10 else f"{bar_mm:g} mm"
-    _write(axes, 0.05, 0.07, text, size=7, ha="left", va="bottom")
+    _write(axes, 0.065, 0.07, text, size=7, ha="left", va="bottom")
 
 
 def draw_found(axes: Axes, labels: np.ndarray, schema: LabelSchema) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from kidseg.cohort.cohort import patient_dice
+from kidseg.errors import printable
 from kidseg.geometry import Grid, Volume, in_plane_pose, resample
 from kidseg.intensity import Normalisation
 from kidseg.io.atomic import writing
@@ -118,7 +119,7 @@ def draw_steps(
         found = [f"{region} {value:.2f}" for region, value in dice.items() if value is not None]
         lines.append(f"Dice over the patient: {', '.join(found) or 'nothing there, nothing found'}")
     panels = step_panels(scan, result, k, reference)
-    draw_panels(path, panels, schema, title="\n".join(lines), overwrite=overwrite)
+    draw_panels(path, panels, schema, title=printable("\n".join(lines)), overwrite=overwrite)
 
 
 def representative_slice(labels: Volume, reference: Volume | None = None) -> int:

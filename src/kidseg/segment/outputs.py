@@ -272,10 +272,14 @@ def _draw(
         return Finding(
             code="no-figure",
             path=str(scan.paths[0]),
-            cause=f"the figure could not be drawn: {error}",
+            cause=f"the figure could not be drawn: {_first_line(error)}",
             next_step="The labels are written. Fix the cause, and segment again with --overwrite.",
         )
     return None
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _too_long(source: Source, file: Path) -> InputError:

@@ -82,7 +82,9 @@ def draw(runs: Sequence[StudyRun], averages: Path, path: Path) -> None:
         first = run.seed == min(r.seed for r in runs if r.arm.name == run.arm.name)
         best = list(accumulate(scores, max))
         label = run.arm.name if first else None
-        panel.step(seconds, best, where="post", color=colour, linewidth=1.6, label=label)
+        panel.step(
+            seconds, best, where="post", color=colour, linewidth=1.6, marker=".", label=label
+        )
     panel.set(
         xlabel="time in training stages, without set-up (s)", ylabel="validation score (mean Dice)"
     )
@@ -91,8 +93,9 @@ def draw(runs: Sequence[StudyRun], averages: Path, path: Path) -> None:
     panel.grid(color="#dddddd", linewidth=0.6)
     panel.legend(
         fontsize=8,
-        loc="lower right",
-        title="a line per seed: each epoch, and best so far",
+        loc="upper left",
+        bbox_to_anchor=(1.01, 1.0),
+        title="a line per seed:\neach epoch, and best so far",
         title_fontsize=8,
     )
     figure.supxlabel(_NOTE, fontsize=7, color="#444444")

@@ -212,7 +212,7 @@ def resumed_setup(out: Path, record: RunRecord, given: Setup) -> Setup:
         config_file=out / CONFIG,
         overrides=(),
         start=None if record.start is None else out / START,
-        tune=record.tune,
+        tune=None if record.start is None else record.tune,
         seed=record.seed,
         cases=(*cases.training, *cases.validation),
         validation=cases.validation,

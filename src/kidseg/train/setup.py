@@ -12,6 +12,7 @@ from kidseg.checkpoint import Model, load_model
 from kidseg.config import METHODS, load, preset
 from kidseg.errors import KidsegWarning, ModelError, UsageError
 from kidseg.methods import Method, method_named
+from kidseg.model_file import find_model
 from kidseg.plan import Plan
 
 __all__ = ["ResolvedSetup", "Setup", "check_start", "plan_from_model", "resolve"]
@@ -26,7 +27,8 @@ class Setup:
         preset: named settings of the package.
         config_file: TOML file; overrides the preset.
         overrides: "key=value"; override both.
-        start: a model file to fine-tune: provides the weights, the plan and the default settings.
+        start: a model file or run folder to fine-tune: provides the weights, the plan and the
+            default settings.
         tune: parameters to train: "all", "decoder", "ends" (the first two blocks of the encoder and
             the last two of the decoder), or comma-separated glob patterns of parameter names
             ("segment.decode.*"); None: "all".
@@ -48,6 +50,10 @@ class Setup:
     validation: Sequence[str] | None = None
     seed: int | None = None
     jobs: int = 1
+
+    def __post_init__(self) -> None:
+        if self.start is not None:
+            object.__setattr__(self, "start", find_model(self.start))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +83,7 @@ def resolve(setup: Setup) -> ResolvedSetup:
         ModelError: see `load_model`; "damaged-model".
     """
     if setup.start is None:
-        if setup.tune not in (None, "all"):
+        if setup.tune is not None:
             raise UsageError(
                 "tune requires a model to fine-tune",
                 code="tune-without-model",
