@@ -226,6 +226,18 @@ def test_an_interrupt_keeps_what_is_done_and_can_go_on(
     assert segment([root / "scans"], predictor, tmp_path, resume=True), "nothing to do is no error"
 
 
+def test_all_failed_is_not_called_some(root: Path, predictor: Predictor, tmp_path: Path) -> None:
+    model = faulty(predictor, {"s0": ValueError(), "s1": ValueError()})
+    paths = [root / "scans" / f"s{k}.nii.gz" for k in range(3)]
+    with pytest.raises(BatchError, match="2 of 2") as error:
+        segment(paths[:2], model, tmp_path)
+    assert "other scans" not in error.value.next_step
+    assert error.value.next_step.startswith("No scan is segmented")
+    with pytest.raises(BatchError, match="2 of 3") as error:
+        segment(paths, model, tmp_path)
+    assert error.value.next_step.startswith("The other scans are segmented")
+
+
 @pytest.mark.row(26)
 def test_names_that_are_not_utf_8(root: Path, predictor: Predictor, tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9.nii.gz")

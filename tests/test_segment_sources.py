@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -158,6 +159,34 @@ def test_a_folder_that_cannot_be_listed_is_named(
     assert error.value.code == "unreadable" and "closed" in str(error.value.path)
 
 
+@pytest.mark.parametrize("name", ["b.nii.gz", "sub/b.mha", "kid/imaging.nii.gz", "dicom/b.dcm"])
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_scan_that_is_no_file_is_its_own_failure(tmp_path: Path, name: str, kind: str) -> None:
+    """As in an annex whose files were not fetched."""
+    write(tmp_path / "a.nii.gz")
+    odd = tmp_path / name
+    odd.parent.mkdir(exist_ok=True)
+    if kind == "link":
+        odd.symlink_to(tmp_path / ".git" / "annex" / "objects" / "x")
+    else:
+        os.mkfifo(odd)
+    (tmp_path / "a_seg.nii.gz").symlink_to("nowhere")
+    (tmp_path / "README").symlink_to("nowhere")
+    found = {source.name: source for source in scans(tmp_path)}
+    assert len(found) == 2 and found.pop("a").error is None
+    (bad,) = found.values()
+    with pytest.raises(InputError, match="not there" if kind == "link" else "no file|not a file"):
+        read(bad.path)
+
+
+def test_a_missing_image_of_a_series_is_not_passed_over(tmp_path: Path) -> None:
+    dicom(tmp_path / "P1", "P1", "a", "ct")
+    (tmp_path / "P1" / "9999.dcm").symlink_to("nowhere")
+    (source,) = scans(tmp_path / "P1")
+    with pytest.raises(InputError, match=r"9999\.dcm.*not there"):
+        read(source.path)
+
+
 def test_the_folder_of_a_case_has_one_scan(tmp_path: Path) -> None:
     """As in KiTS: the image beside the labels, and annotations below."""
     case = tmp_path / "some" / "where" / "case_7"
@@ -297,7 +326,8 @@ def test_patients_mixed_in_one_folder_are_read_by_their_series(tmp_path: Path) -
     parts += [dicom(tmp_path / name, "P3", "a", name) for name in ("arterial", "venous")]
     flat(tmp_path / "all", *parts)
     found = scans(tmp_path / "all")
-    assert [source.name for source in found] == ["all_1", "all_2", "all_3"]
+    names = [source.name for source in found]
+    assert len(set(names)) == 3 and all(re.fullmatch("all_[0-9a-f]{8}", name) for name in names)
     for source in found[:2]:
         assert source.series is not None and source.error is None
         scan = read(source.path, replace(ANY, series=source.series))
@@ -308,6 +338,36 @@ def test_patients_mixed_in_one_folder_are_read_by_their_series(tmp_path: Path) -
     chosen = scans(tmp_path / "all", options=ReadOptions(series=number))
     assert chosen[2].error is None and chosen[2].series is not None
     assert chosen[0].error is not None and chosen[0].error.code == "no-such-series"
+
+
+def test_studies_of_one_folder_keep_their_names_when_others_are_added(tmp_path: Path) -> None:
+    flat(tmp_path / "all", *(dicom(tmp_path / name, name, "a", "ct") for name in ("P2", "P4")))
+    before = {source.name: source.files for source in scans(tmp_path / "all")}
+    first = dicom(tmp_path / "P1", "P1", "a", "ct")
+    for file in first.iterdir():
+        shutil.move(file, tmp_path / "all" / f"!{file.name}")
+    after = {source.name: source.files for source in scans(tmp_path / "all")}
+    assert len(before) == 2 and len(after) == 3 and before.items() <= after.items()
+    for file in (tmp_path / "all").iterdir():
+        file.rename(file.with_name(f"{len(file.name)}{file.name[::-1]}"))
+    assert {source.name for source in scans(tmp_path / "all")} == set(after)
+    assert not any("P" in name for name in after), "no patient identifiers"
+
+
+@pytest.mark.parametrize("uid", ["1.2.3", ""])
+def test_studies_without_a_uid_of_their_own_have_names_of_their_own(
+    tmp_path: Path, uid: str
+) -> None:
+    parts = [dicom(tmp_path / name, name, "a", "ct") for name in ("P1", "P2", "P3")]
+    for part in parts[:2]:
+        for file in part.iterdir():
+            ds = pydicom.dcmread(file)
+            ds.StudyInstanceUID = uid
+            ds.save_as(file)
+    flat(tmp_path / "all", *parts)
+    found = scans(tmp_path / "all")
+    assert len({source.name for source in found}) == 3
+    assert [source.name for source in scans(tmp_path / "all")] == [s.name for s in found]
 
 
 def test_studies_without_a_ct_are_left_out_and_said(tmp_path: Path) -> None:

@@ -134,6 +134,8 @@ def is_zstd(path: Path) -> bool:
 
 
 def _files(path: Path) -> Iterator[Path]:
+    if path.is_symlink() and not path.exists():
+        raise _no_file(path)
     if not path.exists():
         raise InputError(
             "no such file or folder",
@@ -144,6 +146,8 @@ def _files(path: Path) -> Iterator[Path]:
     if path.is_file():
         yield path
         return
+    if not path.is_dir():
+        raise _no_file(path)
 
     def refuse(error: OSError) -> None:
         raise _unreadable(Path(error.filename or path), error)
@@ -152,8 +156,12 @@ def _files(path: Path) -> Iterator[Path]:
         subfolders[:] = sorted(n for n in subfolders if n[0] != "." and n != "__MACOSX")
         for name in sorted(names):
             file = Path(folder) / name
-            if not name.startswith(".") and file.is_file():
+            if name.startswith("."):
+                continue
+            if file.is_file():
                 yield file
+            elif name.lower().endswith(".dcm"):
+                raise _no_file(file)
 
 
 def _read_header(path: Path) -> Header | None:
@@ -319,6 +327,19 @@ def damaged(path: Path, cause: str) -> InputError:
         path=path,
         code="bad-dicom",
         next_step="The file is truncated or damaged: copy or export the series again.",
+    )
+
+
+def _no_file(path: Path) -> InputError:
+    """The error of an image that cannot be opened at all; opening a pipe would block."""
+    is_link = path.is_symlink() and not path.exists()
+    return InputError(
+        "it is a link to a file that is not there" if is_link else "it is no file",
+        path=path,
+        code="unreadable",
+        next_step="Fetch the file (git annex get, datalad get), or remove the link."
+        if is_link
+        else "Remove it.",
     )
 
 

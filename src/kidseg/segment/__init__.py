@@ -18,10 +18,10 @@ from kidseg.errors import (
     converted,
 )
 from kidseg.io import ReadOptions
-from kidseg.io.content import sha256_of, sha256_of_all
 from kidseg.io.output import check_output_folder
 from kidseg.model_file import find_model
 from kidseg.provenance import provenance
+from kidseg.segment.identity import digest_of, done_before, is_same_call, reading_of
 from kidseg.segment.index import Index, read_index, record_failure, record_scan
 from kidseg.segment.outputs import (
     FORMATS,
@@ -35,7 +35,7 @@ from kidseg.segment.outputs import (
     write_outputs,
 )
 from kidseg.segment.predictor import Predictor, Segmentation, load_predictor
-from kidseg.segment.scans import ScanFiles, read_scan
+from kidseg.segment.scans import read_scan
 from kidseg.segment.sources import Source, find_scans
 from kidseg.segment.truth import ReferenceLabels, find_references
 
@@ -105,7 +105,8 @@ def segment(
         reference: labels to show in the figures and to compare with: a label volume for one scan,
             or a data set; see `find_references`.
         overwrite: replace existing results of these scans.
-        resume: leave out scans that this model has segmented into `out`.
+        resume: leave out scans that this model has segmented into `out`: those with the same
+            content, read with the same options.
         dry_run: read no scan and write nothing, after the same checks.
         report: called with the entry of each scan, as in result.json; that of a failed scan has a
             "code".
@@ -117,8 +118,9 @@ def segment(
 
     Raises:
         UsageError: "unknown-format", "no-scans", "same-name" (two scans would write the same file),
-            "output-exists", "other-folder" (`out` is a data set, a store, ...),
-            "reference-unused" (without figures); see `find_references`.
+            "output-exists" (with `resume`, also if a result is of another scan of the same name,
+            another model or other options of reading), "other-folder" (`out` is a data set, a
+            store, ...), "reference-unused" (without figures); see `find_references`.
         InputError: see `find_scans`, `find_references`; "not-writable".
         ModelError: see `find_model`, `load_predictor`, `read_index`.
         ResourceError: "disk-full".
@@ -137,9 +139,12 @@ def segment(
     sources = find_scans(scans, len(channels), options, without=out)
     index = read_index(out)
     outputs = {s.name: outputs_of(s.name, out, formats, figure=figures) for s in sources}
-    known = _done_before(sources, outputs, index, predictor) if resume else {}
-    todo = [source for source in sources if source.name not in known]
-    todo = list(check_outputs(todo, outputs, index, overwrite=overwrite))
+    known: dict[str, dict[str, Any]] = {}
+    todo: Sequence[Source] = sources
+    if resume:
+        known, todo = done_before(sources, outputs, index, predictor, options, overwrite=overwrite)
+    resumable = not resume and is_same_call(todo, index, predictor, options)
+    todo = check_outputs(todo, outputs, index, overwrite=overwrite, resumable=resumable)
     references = {} if reference is None else _references(todo, Path(reference), predictor)
     if dry_run:
         return [
@@ -199,25 +204,6 @@ def _check_call(
         )
     if not scans or not formats:
         raise UsageError("no scans or no formats are given", code="no-scans")
-
-
-def _done_before(
-    sources: Sequence[Source],
-    outputs: Mapping[str, Outputs],
-    index: Index,
-    predictor: Predictor,
-) -> dict[str, dict[str, Any]]:
-    """The entries of scans that this model has segmented, whose requested outputs are there."""
-    known = {}
-    for source in sources:
-        entry = index.scans.get(source.name)
-        if (
-            entry is not None
-            and entry.get("model", {}).get("sha256") == predictor.sha256
-            and all(file.is_file() for file in outputs[source.name].all)
-        ):
-            known[source.name] = dict(entry)
-    return known
 
 
 def _references(
@@ -280,7 +266,8 @@ def _segment_scan(source: Source, run: _Run) -> dict[str, Any]:
             "name": source.name,
             "path": str(source.path),
             **({} if source.series is None else {"series_uid": source.series}),
-            "sha256": _digest(source, scan),
+            "sha256": digest_of(source, len(predictor.method.plan.channels), run.options),
+            "reading": reading_of(run.options),
             "outputs": [file.name for file in outputs],
             **run.facts(),
             **result.facts,
@@ -289,12 +276,6 @@ def _segment_scan(source: Source, run: _Run) -> dict[str, Any]:
         }
         record_scan(run.out, entry, written.files, overwrite=run.overwrite)
     return entry
-
-
-def _digest(source: Source, scan: ScanFiles) -> str:
-    if source.path.is_file() and len(scan.paths) == 1:
-        return sha256_of(source.path)
-    return sha256_of_all(scan.paths)
 
 
 def _failure(error: Exception, path: Path) -> KidsegError:
@@ -335,9 +316,12 @@ def _raise_failed(failed: Sequence[KidsegError], total: int, out: Path) -> None:
         raise failed[0]
     if failed:
         more = f"; and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
+        some = len(failed) < total
         raise BatchError(
             f"{len(failed)} of {total} scans failed: {'; '.join(map(str, failed[:_NAMED]))}{more}",
             path=out,
             code="scans-failed",
-            next_step="The other scans are segmented; result.json lists both.",
+            next_step="The other scans are segmented; result.json lists both."
+            if some
+            else "No scan is segmented; result.json lists their errors.",
         )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kidseg.errors import InputError, KidsegError
@@ -15,6 +17,8 @@ from kidseg.io.dicom_series import group_series
 
 __all__ = ["Study", "find_studies"]
 
+_MARK_DIGITS = 8  # two of a thousand studies are alike in one of 10,000 folders
+
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
@@ -24,13 +28,16 @@ class Study:
         folder: the smallest that contains all its images.
         series: UID of the series to read, with "/2" for its second volume; None if the folder has
             no images of other studies.
-        number: from 1, if several studies have the same folder; else 0.
+        files: of its images.
+        mark: short digest of its UID, if several studies have the same folder; else empty. It stays
+            when others are added or files renamed.
         error: why no series could be chosen.
     """
 
     folder: Path
     series: str | None = None
-    number: int = 0
+    files: tuple[Path, ...] = ()
+    mark: str = ""
     error: KidsegError | None = None
 
 
@@ -38,7 +45,8 @@ class Study:
 class _Group:
     """The files of a study, and whether some form a volume of the kind that is looked for."""
 
-    files: list[Path]
+    study_uid: str
+    files: list[Path] = field(default_factory=list)
     has_volume: bool = False
 
 
@@ -68,21 +76,22 @@ def find_studies(
         for image in images:
             patient, study = image.text("PatientID"), image.text("StudyInstanceUID")
             key = (patient, study) if patient or study else ("", str(file.parent))
-            group = groups.setdefault(key, _Group([]))
-            group.files.append(file)
+            group = groups.setdefault(key, _Group(study))
+            if file not in group.files[-1:]:
+                group.files.append(file)
             is_kind = options.values != "ct" or image.modality == "CT"
             placed = any(plane.position_mm is not None for plane in image.planes)
             group.has_volume |= is_kind and placed and not image.excluded_kind
     fit = [group for group in groups.values() if group.has_volume]
     unfit = [Study(folder=_common(g.files)) for g in groups.values() if not g.has_volume]
     folders = [_common(group.files) for group in fit]
+    marks = _marks(fit, folders)
     studies = []
     for k, (group, folder) in enumerate(zip(fit, folders, strict=True)):
         if any(_is_in(other, folder) for n, other in enumerate(folders) if n != k):
-            number = folders[: k + 1].count(folder) if folders.count(folder) > 1 else 0
-            studies.append(_chosen(group, folder, number, options))
+            studies.append(_chosen(group, folder, marks[k], options))
         else:
-            studies.append(Study(folder=folder))
+            studies.append(Study(folder=folder, files=tuple(sorted(group.files))))
     known = [*folders, *(study.folder for study in unfit)]
     bad = [
         (folder, error)
@@ -92,16 +101,35 @@ def find_studies(
     return studies, unfit, bad
 
 
-def _chosen(group: _Group, folder: Path, number: int, options: ReadOptions) -> Study:
+def _marks(groups: Sequence[_Group], folders: Sequence[Path]) -> list[str]:
+    """The marks of studies; see `Study`. Those without a UID of their own have that of a file."""
+    marks = [_short_digest(group.study_uid) for group in groups]
+    counts = Counter(zip(folders, marks, strict=True))
+    several = Counter(folders)
+    found = []
+    for group, folder, mark in zip(groups, folders, marks, strict=True):
+        if counts[folder, mark] > 1:
+            first = min(file.relative_to(folder).as_posix() for file in group.files)
+            mark = _short_digest(f"{group.study_uid} {first}")
+        found.append(mark if several[folder] > 1 else "")
+    return found
+
+
+def _short_digest(text: str) -> str:
+    return hashlib.sha256(os.fsencode(text)).hexdigest()[:_MARK_DIGITS]
+
+
+def _chosen(group: _Group, folder: Path, mark: str, options: ReadOptions) -> Study:
     """The study whose images must be told from those of others in its folder by their series."""
+    files = tuple(sorted(group.files))
     try:
         every = group_series([image for file in group.files for image in find_images(file)[0]])
         chosen, _ = choose(every, folder, options)
     except KidsegError as error:
-        return Study(folder=folder, number=number, error=error)
+        return Study(folder=folder, files=files, mark=mark, error=error)
     alike = [s for s in every if s.uid == chosen.uid and s.kind == "volume"]
     series = f"{chosen.uid}/{alike.index(chosen) + 1}" if len(alike) > 1 else chosen.uid
-    return Study(folder=folder, series=series or None, number=number)
+    return Study(folder=folder, series=series or None, files=files, mark=mark)
 
 
 def _common(files: Sequence[Path]) -> Path:

@@ -83,25 +83,36 @@ def outputs_of(name: str, out: Path, formats: Sequence[str], *, figure: bool) ->
 
 
 def check_outputs(
-    sources: Sequence[Source], outputs: Mapping[str, Outputs], index: Index, *, overwrite: bool
+    sources: Sequence[Source],
+    outputs: Mapping[str, Outputs],
+    index: Index,
+    *,
+    overwrite: bool,
+    resumable: bool,
 ) -> tuple[Source, ...]:
     """Check that no output exists; names that are too long become errors of their scans.
+
+    Scans with an error have no outputs.
 
     Args:
         sources: the scans.
         outputs: of each, by name.
         index: of the folder.
         overwrite: replace files, but no folders.
+        resumable: existing results may be those of a stopped run.
 
     Raises:
         UsageError: "output-exists".
     """
     checked, taken = [], []
     for source in sources:
+        if source.error is not None:
+            checked.append(source)
+            continue
         files = outputs[source.name].all
         longest = max(files, key=lambda file: len(os.fsencode(file.name)))
         if len(os.fsencode(longest.name)) > _NAME_BYTES:
-            checked.append(replace(source, error=source.error or _too_long(source, longest)))
+            checked.append(replace(source, error=_too_long(source, longest)))
             continue
         checked.append(source)
         taken += [f for f in files if f.is_dir() or (not overwrite and os.path.lexists(f))]
@@ -113,7 +124,13 @@ def check_outputs(
         if first.name == RESULT:
             kind = "a result of this scan"
         more = f", and so do {len(taken) - 1} others" if len(taken) > 1 else ""
-        step = "." if first.is_dir() else ", use --overwrite, or --resume after a stopped run."
+        step = (
+            ", use --overwrite, or --resume after a stopped run."
+            if resumable
+            else (", or use --overwrite.")
+        )
+        if first.is_dir():
+            step = "."
         raise UsageError(
             f"{kind} already exists{more}",
             path=first,

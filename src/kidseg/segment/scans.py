@@ -14,7 +14,7 @@ from kidseg.geometry import Volume, join_channels
 from kidseg.intensity import Normalisation
 from kidseg.io import ReadOptions, Scan, read
 
-__all__ = ["ScanFiles", "read_scan"]
+__all__ = ["ScanFiles", "paths_of", "read_scan"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,7 +53,7 @@ def read_scan(
         InputError: see `kidseg.io.read`; "missing-channel"; "channels-differ": the files have
             different grids.
     """
-    paths = _paths(path, len(channels)) if case is None else case.images
+    paths = paths_of(path, len(channels), case)
     scans = []
     for k, (file, channel) in enumerate(zip(paths, channels, strict=True)):
         values: Literal["ct", "any"] = "ct" if channel.scheme == "ct" else "any"
@@ -77,7 +77,14 @@ def read_scan(
     )
 
 
-def _paths(path: Path, count: int) -> tuple[Path, ...]:
+def paths_of(path: Path, count: int, case: Case | None = None) -> tuple[Path, ...]:
+    """The files of the channels of a scan; see `read_scan`.
+
+    Raises:
+        InputError: "missing-channel".
+    """
+    if case is not None:
+        return case.images
     if count == 1:
         return (path,)
     first = first_channel_of(path)
@@ -89,8 +96,8 @@ def _paths(path: Path, count: int) -> tuple[Path, ...]:
             code="missing-channel",
             next_step="Name the files of a scan NAME_0000, NAME_0001, ... and give the first.",
         )
-    case, ending = first
-    paths = tuple(path.with_name(channel_file(case, k, ending)) for k in range(count))
+    stem, ending = first
+    paths = tuple(path.with_name(channel_file(stem, k, ending)) for k in range(count))
     if missing := [file.name for file in paths if not file.exists()]:
         raise InputError(
             f"the model requires {count} channels; {', '.join(missing)} not found in the folder",

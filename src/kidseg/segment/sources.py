@@ -43,6 +43,7 @@ class Source:
         path: a file or a DICOM folder; of several channels, the first.
         name: of its results, unique among the scans of a call.
         series: UID of the DICOM series to read, if the folder has those of several patients.
+        files: of the DICOM study.
         case: of the data set from which it comes.
         error: why it cannot be segmented, if that is known already.
     """
@@ -50,6 +51,7 @@ class Source:
     path: Path
     name: str
     series: str | None = None
+    files: tuple[Path, ...] = ()
     case: Case | None = None
     error: KidsegError | None = None
 
@@ -68,7 +70,8 @@ def find_scans(
     - of a data set, in any layout, the images of all cases;
     - otherwise all scan files and DICOM studies in it and in its subfolders, without label files.
       Each study is a scan; which of several CT series to read must be chosen with
-      `ReadOptions.series`. Two scans of the same name are told apart by their folders.
+      `ReadOptions.series`. Two scans of the same name are told apart by their folders, several
+      studies in one folder by a mark of each; see `Study`.
 
     A path that does not exist and has `*`, `?` or `[` is a pattern.
 
@@ -148,15 +151,23 @@ def _in_folder(
     if not (sources or studies):
         studies, unfit = unfit, []
     if len(studies) + len(bad) == 1 and not sources:
-        return [Source(path=folder, name=scan_name(folder))]
+        files_of = studies[0].files if studies else ()
+        return [Source(path=folder, name=scan_name(folder), files=files_of)]
     if unfit:
         where = ", ".join(str(study.folder) for study in unfit[:_NAMED])
         more = f" and {len(unfit) - _NAMED} more" if len(unfit) > _NAMED else ""
         cause = f"{len(unfit)} DICOM studies without a CT volume are left out: {where}{more}"
         warnings.warn(f"{folder}: {cause}", KidsegWarning, stacklevel=2)
     for study in studies:
-        name = scan_name(study.folder) + (f"_{study.number}" if study.number else "")
-        sources.append(Source(path=study.folder, name=name, series=study.series, error=study.error))
+        sources.append(
+            Source(
+                path=study.folder,
+                name=scan_name(study.folder) + (study.mark and f"_{study.mark}"),
+                series=study.series,
+                files=study.files,
+                error=study.error,
+            )
+        )
     sources += [Source(path=path, name=scan_name(path), error=error) for path, error in bad]
     if not sources:
         raise _nothing(folder, "no scan was found in this folder")
@@ -204,7 +215,8 @@ def _of_file(file: Path, channels: int) -> Source:
 def _files(folder: Path, without: Path | None) -> tuple[list[Path], list[Path]]:
     """(scan files, other files) in a folder and its subfolders, without hidden ones and labels.
 
-    A folder with a file named after its content, an image, has one scan.
+    A folder with a file named after its content, an image, has one scan. Links without a target,
+    pipes and devices with the ending of a scan count too: reading says that they cannot be read.
 
     Raises:
         InputError: "unreadable": a folder cannot be listed.
@@ -220,9 +232,7 @@ def _files(folder: Path, without: Path | None) -> tuple[list[Path], list[Path]]:
             if n[0] != "." and n != "__MACOSX" and (here / n).resolve() != skipped
         )
         shown = [here / n for n in sorted(names) if not n.startswith(".")]
-        volumes = [
-            file for file in shown if file.name.lower().endswith(_VOLUMES) and file.is_file()
-        ]
+        volumes = [file for file in shown if file.name.lower().endswith(_VOLUMES)]
         images = [v for v in volumes if split_ending(v.name, _VOLUMES)[0].lower() in IMAGES]
         if images:
             scans += images
@@ -230,7 +240,11 @@ def _files(folder: Path, without: Path | None) -> tuple[list[Path], list[Path]]:
             continue
         scans += [file for file in volumes if not is_marked(file)]
         taken = set(volumes)
-        others += [file for file in shown if file not in taken and file.is_file()]
+        others += [
+            file
+            for file in shown
+            if file not in taken and (file.name.lower().endswith(".dcm") or file.is_file())
+        ]
     return scans, others
 
 
