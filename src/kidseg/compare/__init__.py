@@ -319,7 +319,8 @@ def _difference(name: str, a: Any, b: Any) -> tuple[str, str, str] | None:
         for key in (*a, *(key for key in b if key not in a)):
             if found := _difference(f"{name}.{key}", a.get(key), b.get(key)):
                 return found
-    return name, *("nothing" if one is None else quoted(json.dumps(one)) for one in (a, b))
+    was, now = ("nothing" if one is None else quoted(json.dumps(one)) for one in (a, b))
+    return name, was, now
 
 
 def _check_same_references(both: Sequence[tuple[Row, Row]], a: Run, b: Run) -> None:
