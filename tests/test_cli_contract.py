@@ -89,7 +89,10 @@ def test_an_unknown_option_is_one_line_with_the_next_step(
         (["phantom"], "missing argument"),
         (["phantom", "x", "--layout", "bids"], "'bids' is not one of 'nnunet', 'kits19', 'dicom'"),
         (["phantom", "x", "-n", "0"], "it must be greater than or equal to 1"),
-        (["train", "x", "-o"], "requires an argument"),
+        (["train", "x", "-o"], "requires an argument. Usage: kidseg train"),
+        (["train", "x", "-o"], "'kidseg train --help' explains it"),
+        (["check", "x", "--spacing", "5,1,1"], "3 arguments. Usage: kidseg check"),
+        (["--no-such-option"], "'kidseg --help' explains it"),
         (["study"], "the study's file is missing"),
         (["config", "unet"], "Choose one of homogenized, plain"),
         (["config", "phantom", "--preset", "demo"], "has no presets"),
@@ -103,6 +106,48 @@ def test_what_is_wrong_is_said_in_one_line(
     assert code == 2 and out == "" and err.count("\n") == 1
     assert words in err and ".." not in err.replace("...", "") and "?." not in err
     assert "Input should" not in err and "Value error" not in err
+
+
+def test_the_help_of_spacing_shows_three_words(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("check", "segment"):
+        text = refused(command, "--help", capsys=capsys)[1]
+        assert "SLICE ROW COLUMN" in text and "float,float" not in text
+
+
+@pytest.mark.fault("disk full")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("config", "plain"), 5),
+        (("config", "plain", "--json"), 5),
+        (("config", "unet", "--json"), 2),
+    ],
+)
+def test_output_that_goes_to_a_full_disk_is_an_error_in_one_line(
+    arguments: tuple[str, ...], code: int
+) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "kidseg", *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == code and done.stderr.count("\n") == 1, done.stderr
+    assert "--overwrite" not in done.stderr and "Traceback" not in done.stderr
+
+
+def test_an_example_is_not_replaced_and_no_option_is_named_that_study_lacks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "study.toml"
+    assert refused("study", "--example", str(file), capsys=capsys)[0] == 0
+    written = file.read_bytes()
+    code, _, err = refused("study", "--example", str(file), capsys=capsys)
+    assert code == 2 and str(file) in err and "--overwrite" not in err
+    assert file.read_bytes() == written
 
 
 @pytest.mark.parametrize("option", ["-V", "--version"])

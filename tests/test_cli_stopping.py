@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from ellipses import write_ellipse_dataset
+from kidseg.cli.studies import _kept
 from weights import weights_of
 
 SETTINGS = (
@@ -123,3 +124,25 @@ def test_a_stopped_store_is_finished_by_the_same_command(data: Path, tmp_path: P
     assert not (out / "store.json").exists() and not list(out.rglob(".kidseg*"))
     assert start(*arguments, "--quiet").wait(timeout=120) == 0
     assert (out / "store.json").exists()
+
+
+@pytest.mark.fault("SIGTERM")
+def test_a_stopped_demo_says_how_to_make_it_again(tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    arguments = ("demo", "-o", out, "-n", "5", "--held-out", "2", "--quiet")
+    process = start(*arguments)
+    wait_until((out / "patients").exists, process)
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 143 and "Traceback" not in said
+    assert str(out) in said and "with --overwrite" in said
+    assert start(*arguments, "--dry-run", "--overwrite").wait(timeout=60) == 0
+
+
+def test_a_stopped_study_claims_no_state_that_is_not_there(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "plain-0"
+    run.mkdir(parents=True)
+    (run / "stamp.json").touch()
+    assert "nothing was trained yet" in _kept(tmp_path)
+    (run / "state-segment-before.safetensors").touch()
+    assert "states are saved" in _kept(tmp_path)

@@ -162,6 +162,13 @@ def test_train_as_people_see_it(trained: Path, capsys: pytest.CaptureFixture[str
         assert "licence" in text and "Dice in" in text and "{" not in text
         assert call("info", path, "--json") == 0
         assert json.loads(capsys.readouterr().out)["method"] == "plain"
+    tuned = [*command[:2], "-o", trained / "tuned", "--from", run / "model.safetensors", "--tune"]
+    assert call(*tuned, "nothing.*", "--dry-run") == 2, "as the run itself"
+    assert "no parameter name matches 'nothing.*'" in capsys.readouterr().err
+    assert call(*tuned, "decoder", "--dry-run") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "model.safetensors" in said and "tuning: decoder" in said
+
     assert call("info", run, "-q") == 0
     assert capsys.readouterr().out == ""
 
@@ -180,7 +187,9 @@ def test_a_store_is_told_from_a_model(trained: Path, capsys: pytest.CaptureFixtu
     assert told["kind"] == "store" and told["cases"] == would["cases"]
     assert call("info", store) == 0
     text = capsys.readouterr().out
-    assert "a store" in text and "kidseg train" in text
+    assert "a store" in text and "kidseg train" in text and "subjects" not in text
+    assert call(*command[:3], trained / "data", *command[4:], "--dry-run") == 2
+    assert "a store is not written into it" in capsys.readouterr().err
     assert call("train", store, "-o", trained / "other", "--method", "plain", "--dry-run") == 0
     assert "a store" in capsys.readouterr().out
 

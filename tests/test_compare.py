@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -388,7 +389,43 @@ def test_runs_that_cannot_be_compared(tmp_path: Path) -> None:
         with pytest.raises(UsageError) as raised:
             compare(runs, tmp_path / "out")
         assert raised.value.code == code
+        assert raised.value.next_step
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_the_rule_that_differs_is_named_with_both_values(tmp_path: Path) -> None:
+    a, b = (write_run(tmp_path / name, {"kidney": [0.5, 0.6]}) for name in "ab")
+    known = json.loads((b / "summary.json").read_text())
+    (name, value), *_ = known["rules"]["tolerance_mm"].items()
+    for change, rule in (
+        ({"protocol": "kits23"}, "protocol"),
+        ({"rules": {**known["rules"], "sd": "other"}}, "rules.sd"),
+        (
+            {
+                "rules": {
+                    **known["rules"],
+                    "tolerance_mm": {**known["rules"]["tolerance_mm"], name: 7},
+                }
+            },
+            f"rules.tolerance_mm.{name}",
+        ),
+        ({"rules": {**known["rules"], "more": 5}}, "rules.more"),
+        ({"rules": []}, "rules"),
+    ):
+        write_json(b / "summary.json", {**known, **change}, overwrite=True)
+        with pytest.raises(InputError, match=f"evaluated with {re.escape(rule)} ") as raised:
+            compare([a, b], tmp_path / "out")
+        assert raised.value.path == str(b) and str(a) in raised.value.cause
+        if rule.endswith(f".{name}"):
+            assert "'7'" in raised.value.cause and f"'{value}'" in raised.value.cause
+
+
+def test_the_table_says_why_there_is_no_p(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / n, {"kidney": [0.5] * 5, "tumour": [0.5] * 6}) for n in "ab"]
+    compare(runs, tmp_path / "out")
+    text = " ".join((tmp_path / "out" / "compare.md").read_text().split())
+    assert "No p for kidney: 5 pairs; below 6 no difference can reach 0.05." in text
+    assert "No p for kidney+tumour: no pairs." in text and "No p for tumour" not in text
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,10 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     broken.write_text("size = = 3")
     with pytest.raises(InputError, match="not valid TOML"):
         load(PhantomConfig, file=broken)
+    broken.write_bytes("size = 64\n# Größe\n".encode("latin-1"))
+    with pytest.raises(InputError, match="line 2 has a byte that is not UTF-8") as raised:
+        load(PhantomConfig, file=broken)
+    assert "UTF-8" in raised.value.next_step and "codec" not in raised.value.cause
 
 
 def test_a_table_is_needed_above_a_nested_key(tmp_path: Path) -> None:

@@ -78,9 +78,14 @@ def test_a_section_that_is_off_is_switched_on_as_it_says(tmp_path: Path) -> None
 
     text = explain(HomogenizedConfig())
     assert 'To use it, remove the line crop = "null"' in " ".join(text.split())
-    edited = re.sub(r"(?m)^#(?=\S)", "", text.replace('crop = "null"\n', "", 1))
-    edited = re.sub(r"(?m)^crop = .*\n", "", edited)
-    assert read_back(edited, HomogenizedConfig, tmp_path) == HomogenizedConfig(crop=CropConfig())
+
+    text = re.sub(r"(?m)^crop = .*\n", "", text)
+    wanted = HomogenizedConfig(crop=CropConfig())
+    of_every_line = re.sub(r"(?m)^#(?=\S)", "", text)
+    of_the_settings = re.sub(r"(?m)^#(?=[^#\s])", "", text)
+    for edited in (of_every_line, of_the_settings):
+        assert edited != text and read_back(edited, HomogenizedConfig, tmp_path) == wanted
+    assert not re.search(r"(?m)^##", of_every_line)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -114,4 +119,4 @@ def test_each_line_of_settings_has_its_comment_above() -> None:
     lines = explain(load(METHODS["homogenized"])).splitlines()
     for before, line in itertools.pairwise(lines):
         if re.match(r"#?\w+ = ", line):
-            assert before.startswith("# "), line
+            assert before.startswith("## " if line.startswith("#") else "# "), line

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 import tomllib
 from importlib import metadata
 from pathlib import Path
@@ -48,6 +49,24 @@ def test_a_missing_decoder_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
     (problem,) = examine("cpu", folders=[tmp_path / "none"]).problems
     assert isinstance(problem, InputError) and problem.path == str(tmp_path / "none")
+
+
+@pytest.mark.parametrize("name", ["TMPDIR", "TEMP", "TMP"])
+def test_a_folder_of_temporary_files_that_is_not_there(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Python would silently use another."""
+    for other in ("TMPDIR", "TEMP", "TMP"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setenv(name, str(tmp_path / "none"))
+    with pytest.raises(InputError, match=name) as raised:
+        doctor._check_temporary()
+    assert raised.value.path == str(tmp_path / "none")
+    assert examine("cpu", folders=[tmp_path]).problems[0].path == str(tmp_path / "none")
+    (tmp_path / "none").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    doctor._check_temporary()
 
 
 def test_a_full_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -45,6 +45,21 @@ def test_a_training_that_has_not_finished_can_go_on(tmp_path: Path) -> None:
     assert "--resume" in refusal(tmp_path).next_step
 
 
+def test_runs_that_have_not_finished_can_go_on(tmp_path: Path) -> None:
+    study = tmp_path / "study"
+    study.mkdir()
+    (study / "study.toml").touch()
+    error = refusal(study)
+    assert "has not trained a model yet" in error.cause and "kidseg study" in error.next_step
+    for folder in (study / "runs" / "plain-0", tmp_path / "demo" / "run"):
+        folder.mkdir(parents=True)
+        (folder / "run.json").touch()
+    error = refusal(study)
+    assert "no training in it has finished" in error.cause and "kidseg study" in error.next_step
+    error = refusal(tmp_path / "demo")
+    assert str(tmp_path / "demo" / "run") in error.next_step and "--overwrite" in error.next_step
+
+
 def test_nothing_there_names_the_next_step(tmp_path: Path) -> None:
     assert "kidseg train" in refusal(tmp_path / "none.safetensors").next_step
     assert "kidseg train" in refusal(tmp_path).next_step

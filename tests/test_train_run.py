@@ -298,7 +298,7 @@ def test_a_run_resumes_by_itself(data: Path, stopped: Path, broken: Path) -> Non
         ({"seed": 6}, "other-settings", "seed 5, not 6"),
         ({"seed": 0}, "other-settings", "seed 5, not 0"),
         ({"method": "plain"}, "other-settings", "method homogenized, not plain"),
-        ({"preset": "demo"}, "other-settings", "preset None, not demo"),
+        ({"preset": "demo"}, "other-settings", "with no preset, not demo"),
         ({"tune": "decoder"}, "other-settings", "tune all, not decoder"),
         ({"overrides": ["segment.epochs=4"]}, "other-settings", "segment.epochs 3, not 4"),
         ({"overrides": ["pose.bone=0.5"]}, "other-settings", "pose.bone 0.0, not 0.5"),

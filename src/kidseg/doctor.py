@@ -94,6 +94,7 @@ def examine(device: str = "auto", *, folders: Sequence[Path] | None = None) -> C
 
     if folders is None:
         folders = list(dict.fromkeys((Path(tempfile.gettempdir()), Path.cwd())))
+    attempt(_check_temporary)
     decoders = {name: _installed(name) for name in DECODERS}
     attempt(lambda: _check_decoders(decoders))
     memory = available_memory_bytes()
@@ -132,6 +133,20 @@ def _check_decoders(found: Mapping[str, str | None]) -> None:
             next_step=f"Run: pip install {' '.join(missing)}",
             code="decoder-missing",
         )
+
+
+def _check_temporary() -> None:
+    """Check that temporary files go where the environment wants them; else Python chooses."""
+    used = tempfile.gettempdir()
+    named = next((name for name in ("TMPDIR", "TEMP", "TMP") if os.environ.get(name)), None)
+    if named is None or Path(os.environ[named]).resolve() == Path(used).resolve():
+        return
+    raise InputError(
+        f"{named} is set to this folder, but it cannot be written to; temporary files go to {used}",
+        path=os.environ[named],
+        next_step=f"Create the folder, or set {named} to one that you may write to.",
+        code="not-writable",
+    )
 
 
 def _usable_cores() -> int | None:

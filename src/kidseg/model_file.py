@@ -12,7 +12,10 @@ MODEL_FILE = "model.safetensors"
 """Name of the model in a run folder."""
 
 _NAMED = 5
-# What training writes before the model.
+# Where the runs of a demo and of a study are.
+_DEPTHS = ("*", "*/*")
+# What training writes before the model; the record of a run, first.
+_RECORD = "run.json"
 _UNFINISHED = ("config.toml", "log.jsonl")
 
 
@@ -21,7 +24,7 @@ def find_model(path: str | Path) -> Path:
 
     Raises:
         ModelError: "no-model": there is nothing, or a folder without a model; the next step names
-            the models of its runs, if it contains any.
+            the models of its runs, if it contains any, or how to go on with runs without.
     """
     path = Path(path)
     if path.is_dir():
@@ -38,10 +41,13 @@ def find_model(path: str | Path) -> Path:
     return path
 
 
+def _runs_in(folder: Path, name: str) -> list[Path]:
+    """The folders of runs below that contain a file of this name."""
+    return sorted(file.parent for depth in _DEPTHS for file in folder.glob(f"{depth}/{name}"))
+
+
 def _no_model_in(folder: Path) -> ModelError:
-    runs = sorted(
-        file.parent for depth in ("*", "*/*") for file in folder.glob(f"{depth}/{MODEL_FILE}")
-    )
+    runs = _runs_in(folder, MODEL_FILE)
     if runs:
         more = f", or one of {len(runs) - _NAMED} more" if len(runs) > _NAMED else ""
         cause = f"the folder contains {len(runs)} run(s), but is none itself"
@@ -49,6 +55,17 @@ def _no_model_in(folder: Path) -> ModelError:
     elif any((folder / name).exists() for name in _UNFINISHED):
         cause = "the training in this folder has not finished, so there is no model yet"
         step = "Continue it with 'kidseg train ... --resume'."
+    elif begun := _runs_in(folder, _RECORD):
+        cause = f"the folder contains {len(begun)} run(s), but no training in it has finished"
+        step = (
+            "Continue the study: run the same 'kidseg study' again."
+            if (folder / "study.toml").exists()
+            else "Continue one with 'kidseg train ... --resume', or make a demo again with "
+            f"--overwrite: {' or '.join(map(str, begun[:_NAMED]))}."
+        )
+    elif (folder / "study.toml").exists():
+        cause = "the study in this folder has not trained a model yet"
+        step = "Continue it: run the same 'kidseg study' again."
     else:
         cause = f"the folder contains no {MODEL_FILE}"
         step = "Give a model file, or a folder that 'kidseg train' wrote."

@@ -16,6 +16,9 @@ from kidseg.table import text_table
 
 __all__ = ["model_text", "read_model", "read_store", "store_text"]
 
+_CONTENTS = {"subjects": "images, body masks and labels of the cases, ready for the networks"}
+"""In words, what a store contains."""
+
 _SHORT = 12  # digits of a checksum that tell it from others
 
 
@@ -57,7 +60,7 @@ def store_text(store: Mapping[str, Any]) -> str:
         ("cases", counts),
         ("labels", _labels(store["labels"])),
         ("input", ", ".join(store["channels"])),
-        ("content", store["content"]),
+        ("content", _CONTENTS.get(store["content"], store["content"])),
         ("size", f"{store['megabytes']} MB"),
         ("digest", store["digest"][:_SHORT]),
     ]

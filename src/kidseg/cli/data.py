@@ -200,6 +200,7 @@ def store(
 
     Example: kidseg store patients -o store --method homogenized
     """
+    from kidseg.io.output import check_output_folder
     from kidseg.train import Setup, make_store, preview
 
     setup = Setup(
@@ -213,6 +214,7 @@ def store(
         jobs=jobs,
     )
     if dry_run:
+        check_output_folder(out, "a store")
         would = preview(dataset, setup)
         print_result({"would_store": would}, preview_text(would, out), as_json, quiet)
         return
@@ -262,7 +264,11 @@ def demo(
         print_result({"would_run": would}, text, as_json, quiet)
         return
     silent = quiet or as_json
-    with show_stages(silent) as advance:
+    kept = (
+        f"What was made in {out} stays, but a demo is not continued. To make it from the start, "
+        "run the command again with --overwrite."
+    )
+    with show_stages(silent) as advance, stoppable(lambda: kept):
         result = run(
             out,
             patients=patients,

@@ -76,7 +76,8 @@ Trust = Annotated[
     Literal["sform", "qform"] | None, typer.Option(help="NIfTI transform to use if they differ.")
 ]
 Spacing = Annotated[
-    tuple[float, float, float] | None, typer.Option(help="Voxel size (slice row column), mm.")
+    tuple[float, float, float] | None,
+    typer.Option(metavar="SLICE ROW COLUMN", help="Voxel size in mm, three numbers."),
 ]
 Series = Annotated[str | None, typer.Option(help="DICOM series: number, 3.2, or UID.")]
 Repair = Annotated[bool, typer.Option("--repair", help="Fix DICOM geometry where safe.")]

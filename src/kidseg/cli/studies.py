@@ -67,12 +67,19 @@ def study(
         if not (quiet or as_json):
             typer.echo(f"[{done}/{total}] {run}: {step or 'ended'}", err=True)
 
-    kept = "Its processes have ended, their states are saved. To go on, run the same command again."
-    with stoppable(lambda: kept):
+    with stoppable(lambda: _kept(out)):
         result: dict[str, Any] = study(
             file, out, dataset=dataset, device=device, jobs=jobs, seed=seed, progress=progress
         )
     print_result(result, (out / "study.md").read_text(encoding="utf-8"), as_json, quiet)
+
+
+def _kept(out: Path) -> str:
+    """What is kept of a study that was stopped, and the next step."""
+    saved = ("state-*.safetensors", "model.safetensors")
+    has_trained = any(any(out.glob(f"runs/*/{name}")) for name in saved)
+    states = "their states are saved" if has_trained else "nothing was trained yet"
+    return f"Its processes have ended; {states}. To go on, run the same command again."
 
 
 def _show_plan(file: Path, out: Path, dataset: Path | None, as_json: bool, quiet: bool) -> None:
@@ -101,6 +108,13 @@ def _show_example(file: Path | None, out: Path | None, as_json: bool, quiet: boo
     if file is not None:
         from kidseg.io.atomic import write_text
 
+        if file.is_file():
+            raise UsageError(
+                "the file already exists",
+                path=file,
+                next_step="Choose another name, or delete it first.",
+                code="output-exists",
+            )
         write_text(file, text)
         text = f"{file}\nNext: kidseg study {file} -o {out or 'study'}"
     result = {"file": None if file is None else str(file), "settings": asdict(EXAMPLE)}

@@ -80,6 +80,11 @@ def preview_text(preview: Mapping[str, Any], out: Path) -> str:
         ("method", f"{preview['method']}, preset {preview['preset'] or 'none'}"),
         ("from", f"a {preview['source']}"),
         *(
+            [("start", f"model {preview['start']}, tuning: {preview['tune']}")]
+            if preview["start"]
+            else []
+        ),
+        *(
             (part, f"{len(ids)} case(s): {', '.join(ids)}")
             for part, ids in preview["cases"].items()
         ),

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import sys
 import warnings
+from contextlib import suppress
+from traceback import walk_tb
 from typing import Any, NoReturn
 
 import typer
 
-from kidseg.errors import KidsegError, KidsegWarning, UsageError, printable
+from kidseg.errors import (
+    DISK_FULL,
+    KidsegError,
+    KidsegWarning,
+    ResourceError,
+    UsageError,
+    printable,
+)
 
 __all__ = [
     "accept_any_text",
@@ -30,25 +40,30 @@ def accept_any_text() -> None:
 
 
 def print_result(result: dict[str, Any], text: str, as_json: bool, quiet: bool) -> None:
-    """Print a result as one JSON object, or as text unless quiet."""
+    """Print a result as one JSON object, or as text unless quiet.
+
+    Raises:
+        ResourceError: "disk-full": standard output is a file on a full disk.
+    """
     if as_json:
-        typer.echo(json.dumps(result, indent=2, allow_nan=False))
+        _print(json.dumps(result, indent=2, allow_nan=False))
     elif not quiet:
-        typer.echo(printable(text))
+        _print(printable(text))
 
 
 def exit_with(error: KidsegError, as_json: bool) -> NoReturn:
     """Print an error, with --json also as one JSON object, and exit with its code."""
     finding = error.as_finding()
     if as_json:
-        typer.echo(json.dumps({"error": finding.as_dict()}))
+        with suppress(ResourceError):  # standard error says it in any case
+            _print(json.dumps({"error": finding.as_dict()}))
     typer.echo(f"kidseg: {error}", err=True)
     sys.exit(error.exit_code)
 
 
 def usage_error(error: typer.TyperException) -> UsageError:
     """An error of typer about the command line, with the usage of the command."""
-    context = getattr(error, "ctx", None)
+    context = getattr(error, "ctx", None) or _parsed_context(error)
     command = "kidseg" if context is None else context.command_path
     usage = "" if context is None else f"{' '.join(context.get_usage().split())}; "
     cause = " ".join(error.format_message().split()).replace("Value error, ", "")
@@ -59,6 +74,33 @@ def usage_error(error: typer.TyperException) -> UsageError:
         next_step=f"{usage}'{command} --help' explains it.",
         code="usage",
     )
+
+
+def _parsed_context(error: BaseException) -> Any:
+    """The context of the command whose options were read; typer's parser leaves it out.
+
+    None if there was none yet.
+    """
+    frames = [frame.f_locals.get("ctx") for frame, _ in walk_tb(error.__traceback__)]
+    return next((found for found in reversed(frames) if hasattr(found, "command_path")), None)
+
+
+def _print(text: str) -> None:
+    """Print on standard output."""
+    try:
+        typer.echo(text)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        # What could not be written would be tried again, and fail again, when Python exits.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+        raise ResourceError(
+            "standard output cannot be written: the disk is full",
+            next_step="Free some space, or send the output elsewhere, and run again.",
+            code="disk-full",
+        ) from error
 
 
 def show_plain_warnings() -> None:

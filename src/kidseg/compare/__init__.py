@@ -9,6 +9,7 @@ value. Age bands are reported with intervals and counts, but not tested.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import combinations
@@ -25,7 +26,7 @@ from kidseg.compare.statistics import (
     holm,
     signed_rank,
 )
-from kidseg.errors import InputError, UsageError
+from kidseg.errors import InputError, UsageError, quoted
 from kidseg.evaluate import METRICS, Row, Run, read_run
 from kidseg.evaluate.summary import prepare_output, write_csv
 from kidseg.io.atomic import write_json, write_text
@@ -287,19 +288,39 @@ def _check_distinct(paths: Sequence[Path]) -> None:
     resolved = [path.resolve() for path in paths]
     for path in paths:
         if resolved.count(path.resolve()) > 1:
-            raise UsageError("listed twice", path=path, code="same-run")
+            raise UsageError(
+                "listed twice",
+                path=path,
+                code="same-run",
+                next_step="Name each evaluated folder once, at least two different ones.",
+            )
 
 
 def _check_same_protocol(runs: Sequence[Run]) -> None:
+    first = runs[0]
     for run in runs[1:]:
         for key in ("protocol", "rules"):
-            if run.summary[key] != runs[0].summary[key]:
+            found = _difference(key, first.summary[key], run.summary[key])
+            if found is not None:
+                name, was, now = found
                 raise InputError(
-                    f"evaluated with other rules ({key}) than {runs[0].path}",
+                    f"evaluated with {name} {now}, but {first.path} with {was}",
                     path=run.path,
                     code="different-protocols",
                     next_step="Evaluate both with the same protocol and settings.",
                 )
+
+
+def _difference(name: str, a: Any, b: Any) -> tuple[str, str, str] | None:
+    """(name, text of a, text of b) of the first rule that differs; None if all are equal."""
+    if a == b:
+        return None
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        for key in (*a, *(key for key in b if key not in a)):
+            if found := _difference(f"{name}.{key}", a.get(key), b.get(key)):
+                return found
+    was, now = ("nothing" if one is None else quoted(json.dumps(one)) for one in (a, b))
+    return name, was, now
 
 
 def _check_same_references(both: Sequence[tuple[Row, Row]], a: Run, b: Run) -> None:
@@ -366,7 +387,17 @@ def _table(found: Sequence[Mapping[str, Any]]) -> list[str]:
         ]
         for one in found
     ]
-    return markdown_table(head, rows, keys=2)
+    return [*markdown_table(head, rows, keys=2), *_untested(found)]
+
+
+def _untested(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Why there is no p for all patients of a structure; the rules say why for strata."""
+    reasons: dict[str, list[str]] = {}
+    for one in found:
+        if one["stratum"] == ALL and one["p"] is None:
+            reasons.setdefault(one["why_no_p"], []).append(one["structure"])
+    texts = [f"No p for {', '.join(names)}: {why}." for why, names in reasons.items()]
+    return [line for text in texts for line in (*wrapped(text), "")]
 
 
 def _number(value: float | None) -> str:

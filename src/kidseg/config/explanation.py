@@ -16,13 +16,17 @@ from kidseg.config.problems import Node, children, choices, entries_of, resolve_
 __all__ = ["explain", "meanings"]
 
 _WIDTH = 79
-_OFF = 'To use it, remove the line {} = "null", and the "#" before each line of its tables.'
+_OFF = (
+    'To use it, remove the line {} = "null", and the first "#" of each line of its tables: their '
+    'explanations begin with "##", their settings with "#" and no space.'
+)
 
 
 def explain(config: Any, title: str = "") -> str:
     """The complete configuration as TOML that `load` can read, each setting below its meaning.
 
-    A section that is off is listed with its defaults, each line of it after a "#".
+    A section that is off is listed with its defaults, each line of it after a "#", so that its
+    explanations begin with "##".
 
     Args:
         config: an instance of a configuration.
@@ -56,7 +60,7 @@ def _section(tree: Node, node: Node, config: Any, path: tuple[str, ...], *, off:
     tables: list[str] = []
     for field in fields(config):
         key, value, child = field.name, getattr(config, field.name), known[field.name]
-        comment, below = _comment(_meaning(tree, child)), (*path, field.name)
+        comment, below = _comment(_meaning(tree, child), off=off), (*path, field.name)
         if (entry := entries_of(tree, child)) is not None:
             tables += comment
             for name, content in value.items():
@@ -66,7 +70,12 @@ def _section(tree: Node, node: Node, config: Any, path: tuple[str, ...], *, off:
         elif value is not None:
             tables += [*comment, *_table(tree, child, value, below, off=off)]
         else:
-            own += [*comment, *_comment(_OFF.format(key)), _assignment(key, None, off=off), ""]
+            own += [
+                *comment,
+                *_comment(_OFF.format(key), off=off),
+                _assignment(key, None, off=off),
+                "",
+            ]
             tables += _table(tree, child, _kind_of(config, key)(), below, off=True)
     return [*own, *tables]
 
@@ -104,12 +113,13 @@ def _meaning(tree: Node, node: Node) -> str:
     return " ".join(text.split())
 
 
-def _comment(text: str) -> list[str]:
+def _comment(text: str, *, off: bool = False) -> list[str]:
+    mark = "## " if off else "# "
     return textwrap.wrap(
         text,
         _WIDTH,
-        initial_indent="# ",
-        subsequent_indent="# ",
+        initial_indent=mark,
+        subsequent_indent=mark,
         break_long_words=False,
         break_on_hyphens=False,
     )

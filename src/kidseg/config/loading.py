@@ -122,7 +122,15 @@ def _read_toml(file: Path) -> dict[str, Any]:
             next_step="Check its name and permissions.",
             code="unreadable",
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise InputError(
+            f"line {line} has a byte that is not UTF-8 (0x{error.object[error.start]:02x})",
+            path=file,
+            next_step="Save the file as UTF-8, or write that line without special characters.",
+            code="not-toml",
+        ) from error
+    except tomllib.TOMLDecodeError as error:
         raise InputError(
             f"not valid TOML: {error}", path=file, next_step="Fix that line.", code="not-toml"
         ) from error

@@ -267,7 +267,7 @@ class CropConfig:
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class HomogenizedConfig(MethodConfig):
-    """System A: homogenize pose and size, crop, segment."""
+    """Bring all bodies to one pose and size, crop on request, segment."""
 
     view: ViewConfig = ViewConfig()
     """The base grid on which the networks process a scan, before any pose."""

@@ -14,7 +14,7 @@ __all__ = ["LocalizerConfig", "UNetConfig"]
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class UNetConfig:
-    """The segmentation network of System A."""
+    """The segmentation network of the method "homogenized"."""
 
     size: int = Field(default=512, ge=2)
     """Pixels along each side of the training images; determines the depth. The network accepts any

@@ -15,6 +15,7 @@ from kidseg.train.material import Request, split_cases
 from kidseg.train.record import RECORD, read_record, resumed_setup
 from kidseg.train.resuming import LOG
 from kidseg.train.setup import Setup, resolve
+from kidseg.train.tuning import check_tune
 
 __all__ = ["planned_setup", "preview"]
 
@@ -25,14 +26,16 @@ def preview(dataset: str | Path, setup: Setup | None = None) -> dict[str, Any]:
     """Method, settings and cases of a run, after the checks that need no voxels; plain data.
 
     Returns:
-        {"method", "preset", "settings" (TOML), "source" ("data set" or "store"), "cases":
-        {"training": [...], "validation": [...]}}.
+        {"method", "preset", "start" (the model to fine-tune), "tune", "settings" (TOML), "source"
+        ("data set" or "store"), "cases": {"training": [...], "validation": [...]}}; "start" and
+        "tune" are None without fine-tuning.
 
     Raises:
         UsageError, InputError, ModelError: as `train` and `make_store` for the same reasons.
     """
     setup, path = setup or Setup(), Path(dataset)
     resolved = resolve(setup)
+    check_tune(resolved.method, resolved.config, resolved.plan, setup.tune or "all")
     if is_store(path):
         store = open_store(path, verify=False)
         known = set(store.plan.training)
@@ -45,6 +48,8 @@ def preview(dataset: str | Path, setup: Setup | None = None) -> dict[str, Any]:
     return {
         "method": resolved.method.name,
         "preset": setup.preset,
+        "start": None if setup.start is None else str(setup.start),
+        "tune": None if setup.start is None else setup.tune or "all",
         "settings": dump(resolved.config),
         "source": "store" if is_store(path) else "data set",
         "cases": {"training": list(training), "validation": list(validation)},

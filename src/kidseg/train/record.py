@@ -198,7 +198,7 @@ def resumed_setup(out: Path, record: RunRecord, given: Setup) -> Setup:
         "preset": (record.preset, given.preset),
         "seed": (record.seed, given.seed),
         "tune": (record.tune, given.tune),
-        "the model to fine-tune": (known, start),
+        "model to fine-tune": (known, start),
     }
     for name, (was, now) in pairs.items():
         if now is not None and now != was:
@@ -253,11 +253,15 @@ def other_cases(out: Path) -> UsageError:
 
 def _other_settings(out: Path, name: str, was: object, now: object) -> UsageError:
     return UsageError(
-        f"the run was started with {name} {was}, not {now}",
+        f"the run was started with {_stated(name, was)}, not {'without' if now is None else now}",
         path=out / RECORD,
         code="other-settings",
         next_step="Resume without settings: they are those of the run.",
     )
+
+
+def _stated(name: str, value: object) -> str:
+    return f"no {name}" if value is None else f"{name} {value}"
 
 
 def _refuse_unrecorded(out: Path) -> None:
