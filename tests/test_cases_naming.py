@@ -25,7 +25,8 @@ def touch(root: Path, *names: str) -> Path:
 @pytest.mark.parametrize(
     ("path", "name"),
     [
-        ("x/case_0000.nii.gz", "case"),
+        ("x/case_0000.nii.gz", "case_0000"),
+        ("imagesTs/case_0000.nii.gz", "case"),
         ("x/case_0007.nrrd", "case_0007"),
         ("x/case_0000.zip", "case_0000"),
         ("kits/case_00012/imaging.nii.gz", "case_00012"),
@@ -49,11 +50,13 @@ def test_a_folder_keeps_its_number(tmp_path: Path, folder: str) -> None:
     assert scan_name(tmp_path / folder) == folder.removesuffix("/ct")
 
 
-def test_a_number_is_a_channel_unless_other_files_have_other_numbers(tmp_path: Path) -> None:
-    touch(tmp_path, "a_0000.nii.gz", "b_0000.nii.gz", "b_0001.nrrd", "c_0000.nii.gz", "c_001.nii")
-    names = {stem: scan_name(tmp_path / f"{stem}_0000.nii.gz") for stem in "abc"}
-    assert names == {"a": "a", "b": "b_0000", "c": "c"}
-    assert scan_name(tmp_path / "b_0000.nii.gz", channels=2) == "b"
+def test_the_number_of_a_file_is_kept_whatever_is_beside_it(tmp_path: Path) -> None:
+    """One folder per scan and one folder for all give the same names."""
+    touch(tmp_path, "0/kid_0000.nii.gz", "1/kid_0001.nii.gz")
+    touch(tmp_path, "all/kid_0000.nii.gz", "all/kid_0001.nii.gz")
+    for scan in [*tmp_path.glob("[01]/*"), *tmp_path.glob("all/*")]:
+        assert scan_name(scan) == scan.name.removesuffix(".nii.gz")
+    assert scan_name(tmp_path / "all" / "kid_0000.nii.gz", channels=2) == "kid"
 
 
 def test_a_number_in_the_image_folder_of_nnunet_is_a_channel(tmp_path: Path) -> None:

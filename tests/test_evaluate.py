@@ -477,6 +477,33 @@ def test_unmarked_files_are_named_when_a_prediction_is_missing(tmp_path: Path) -
         evaluate(tmp_path / "pred", tmp_path / "ref", tmp_path / "out")
 
 
+@pytest.mark.parametrize("name", ["b.nii.gz", "b.nrrd", "b_0000.nii.gz", "more/b.nii.gz"])
+def test_an_unmarked_prediction_is_not_scored_as_empty(tmp_path: Path, name: str) -> None:
+    for case in ("a", "b"):
+        write(tmp_path / "ref" / f"{case}.nii.gz", REFERENCE)
+    write(tmp_path / "pred" / "a_seg.nii.gz", REFERENCE)
+    unmarked = write(tmp_path / "pred" / name, REFERENCE)
+    write(unmarked.with_name("other_seg.nii.gz"), REFERENCE)
+    with pytest.raises(InputError, match="case 'b' would be scored as empty") as refused:
+        evaluate(tmp_path / "pred", tmp_path / "ref", tmp_path / "out", missing="empty")
+    assert (refused.value.code, refused.value.path) == ("unmarked-prediction", str(unmarked))
+    # What is not scored, and images of cases that have a prediction, do not matter.
+    evaluate(tmp_path / "pred", tmp_path / "ref", tmp_path / "o", missing="empty", cases=["a"])
+    write(unmarked.with_name("b_seg.nii.gz"), REFERENCE)
+    evaluate(tmp_path / "pred", tmp_path / "ref", tmp_path / "out", missing="empty")
+
+
+@pytest.mark.parametrize("name", ["result.json", "run.log", "a", "a.zip"])
+def test_a_file_that_is_no_label_volume_is_named(tmp_path: Path, name: str) -> None:
+    other = tmp_path / name
+    other.write_text("{}")
+    labels = write(tmp_path / "ref" / "a.nii.gz", REFERENCE)
+    for predicted, reference in ((other, labels), (other, labels.parent), (labels, other)):
+        with pytest.raises(InputError, match="not a label volume") as refused:
+            evaluate(predicted, reference, tmp_path / "out", missing="empty")
+        assert (refused.value.code, refused.value.path) == ("no-labels", str(other))
+
+
 def test_names_with_and_without_a_channel_match(tmp_path: Path) -> None:
     for pred, ref in (("a_0000_seg", "a"), ("a_seg", "a_0000"), ("a_0000", "a_0000")):
         root = tmp_path / f"{pred}-{ref}"

@@ -15,7 +15,9 @@ from kidseg.cases import open_dataset
 from kidseg.check import check
 from kidseg.config import PhantomConfig
 from kidseg.errors import ResourceError, UsageError
+from kidseg.geometry import Volume
 from kidseg.io import ReadOptions, read
+from kidseg.io.atomic import disk_full
 from kidseg.phantom import DigitalPatient, make_patient, write_patients, writing
 from kidseg.phantom.writing import Layout
 
@@ -205,6 +207,50 @@ def test_a_full_disk_leaves_whole_patients_only(
     assert any("phantom_0000" in name for name in names)
     assert not any("phantom_0001" in name for name in names)
     assert not (out / ".writing").exists()
+
+
+@pytest.mark.fault("disk full")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("n_files", [0, 1, 2])
+def test_a_disk_full_before_the_first_patient_leaves_nothing_in_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: Layout, n_files: int
+) -> None:
+    out = tmp_path / "new" / "out"
+    genuine, calls = writing.save, iter(range(100))
+
+    def fills_up(volume: Volume, path: Path) -> None:
+        if next(calls) == n_files:
+            raise disk_full(path)  # as `save` does, of a temporary file
+        genuine(volume, path)
+
+    def fills(*_: object, **__: object) -> None:
+        raise disk_full(tmp_path / "temporary")
+
+    monkeypatch.setattr(writing, "save", fills_up)
+    monkeypatch.setattr("kidseg.io.dicom.write_series", fills)
+    with pytest.raises(ResourceError) as full:
+        write_patients(out, TINY, patients=1, seed=5, layout=layout)
+    assert (full.value.code, full.value.path) == ("disk-full", str(out))
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    write_patients(out, TINY, patients=1, seed=5, layout=layout)
+
+
+def test_a_full_disk_removes_only_what_it_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_patients(tmp_path, TINY, patients=1, seed=5)
+    (tmp_path / "notes.txt").write_text("kept")
+
+    def fills_up(volume: Volume, path: Path) -> None:
+        raise disk_full(path)
+
+    monkeypatch.setattr(writing, "save", fills_up)
+    with pytest.raises(ResourceError):
+        write_patients(tmp_path, TINY, patients=1, seed=5, overwrite=True)
+    assert set(files(tmp_path)) == {"notes.txt", "truth/organs.json"}
+    monkeypatch.undo()
+    write_patients(tmp_path, TINY, patients=1, seed=5, overwrite=True)
 
 
 def test_an_interrupted_run_leaves_no_half_patient_and_can_be_repeated(

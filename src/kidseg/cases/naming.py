@@ -5,12 +5,14 @@ A file is named after its case, except where it is named after its content (`ima
 
 nnU-Net's image files also have a channel number, `case_0000.nii.gz`. A case may itself end in a
 number, `kid_0000`. The number of a folder or of a label file always belongs to the case; that of an
-image file (not a zip or DICOM file) is its channel in these places only:
+image file (not a zip or DICOM file) is its channel only
 
-- nnU-Net's image folders (`imagesTr`, `imagesTs`), unless a Decathlon dataset.json lists the
+- in nnU-Net's image folders (`imagesTr`, `imagesTs`), unless a Decathlon dataset.json lists the
   whole name;
-- elsewhere, if the model reads several channels, or if no other file has the same name with another
-  number: `kid_0000.nii.gz` beside `kid_0001.nii.gz` is a case, alone it is a channel.
+- elsewhere, if the model reads several channels.
+
+So the name does not depend on the other files of a folder. Where names are compared, `kid_0000`
+also matches `kid`, if nothing else does (`matching_names`).
 """
 
 from __future__ import annotations
@@ -79,7 +81,7 @@ def scan_name(path: Path, channels: int = 1) -> str:
     if not case or case == stem:
         return stem
     # nnU-Net's images are never archives or DICOM files.
-    is_channel = channels > 1 or (ending.lower() in _VOLUMES and _is_channel(path, case))
+    is_channel = channels > 1 or (ending.lower() in _VOLUMES and _is_channel(path))
     return case if is_channel else stem
 
 
@@ -143,16 +145,10 @@ def _numbered(names: Iterable[str]) -> set[str]:
     return {match[1] for match in matches if match and not match[0].endswith(_FIRST)}
 
 
-def _is_channel(path: Path, case: str) -> bool:
-    """Is `_0000` of the file of a case a channel?"""
+def _is_channel(path: Path) -> bool:
+    """Is `_0000` of an image file a channel, as nnU-Net's folders have it?"""
     folder = _whole(path).parent
-    if folder.name in IMAGE_FOLDERS:
-        return not _is_listed(path.name, folder.parent / DATASET_JSON)
-    try:
-        names = [split_ending(file.name, SCAN_ENDINGS)[0] for file in folder.iterdir()]
-    except OSError:  # a folder whose files can be read but not listed, or none
-        return True
-    return case not in _numbered(names)
+    return folder.name in IMAGE_FOLDERS and not _is_listed(path.name, folder.parent / DATASET_JSON)
 
 
 def _is_listed(name: str, described: Path) -> bool:

@@ -92,9 +92,10 @@ def pair(
         cases: ids of the cases to score; all references by default.
 
     Raises:
-        InputError: "not-found", "no-labels", "missing-prediction", "unknown-case"; errors of
-            `kidseg.cases.open_dataset` about labels and tables. The images of a data set may be
-            missing.
+        InputError: "not-found", "no-labels", "missing-prediction", "unknown-case";
+            "unmarked-prediction": a case would count as empty, but a file of its name is taken for
+            an image; errors of `kidseg.cases.open_dataset` about labels and tables. The images of a
+            data set may be missing.
         UsageError: "unknown-choice" for `missing`.
     """
     if missing not in ("error", "empty"):
@@ -112,6 +113,7 @@ def pair(
     if not wanted:
         raise InputError("no cases to score", path=reference, code="no-labels")
     _check_complete(wanted, reference, known, predicted, found if missing == "error" else None)
+    _refuse_unmarked([case for case in wanted if case not in found], predicted)
     pairs = tuple(
         Pair(
             id=case,
@@ -159,6 +161,20 @@ def _check_complete(
         )
 
 
+def _refuse_unmarked(missing: Sequence[str], predicted: Path) -> None:
+    """A case must not count as empty if a file of its name was taken for an image."""
+    unmarked = {label_name(file): file for file in _unmarked(predicted)}
+    for name, case in sorted(matching_names(unmarked, missing).items()):
+        raise InputError(
+            f"case '{case}' would be scored as empty, but this file has its name; it was taken for"
+            " an image, because others in its folder are named _seg",
+            path=unmarked[name],
+            code="unmarked-prediction",
+            next_step="If it is the prediction, name it like the others, _seg; if it is the image,"
+            " keep it in another folder.",
+        )
+
+
 def label_files(path: Path) -> dict[str, tuple[Path, ...]]:
     """{case id: its label volumes} of a folder and its subfolders, or of one file.
 
@@ -169,6 +185,13 @@ def label_files(path: Path) -> dict[str, tuple[Path, ...]]:
         InputError: "not-found", "no-labels".
     """
     if path.is_file():
+        if not path.name.lower().endswith(LABEL_ENDINGS):
+            raise InputError(
+                f"it is not a label volume ({', '.join(LABEL_ENDINGS)})",
+                path=path,
+                code="no-labels",
+                next_step="Name a label volume, or the folder that contains them.",
+            )
         return {label_name(path): (path,)}
     if not path.is_dir():
         raise InputError("no such file or folder", path=path, code="not-found")
@@ -260,16 +283,20 @@ def _labels_in(folder: Path) -> list[Path]:
     return [p for p in files if is_marked(p)] or files
 
 
-def _taken_for_images(path: Path) -> str:
-    """Names the files that are not label volumes because others in their folder are marked."""
-    unmarked = [
-        file.name
+def _unmarked(path: Path) -> list[Path]:
+    """The files that are not label volumes because others in their folder are marked."""
+    return [
+        file
         for folder in (_folders(path) if path.is_dir() else [])
-        for file in set(_volumes_in(folder)) - set(_labels_in(folder))
+        for file in sorted(set(_volumes_in(folder)) - set(_labels_in(folder)))
     ]
+
+
+def _taken_for_images(path: Path) -> str:
+    unmarked = sorted(file.name for file in _unmarked(path))
     if not unmarked:
         return ""
-    return f" Taken for images, because others are named _seg: {_listed(sorted(unmarked))}."
+    return f" Taken for images, because others are named _seg: {_listed(unmarked)}."
 
 
 def _refuse_missing(cases: list[str], path: Path, *, code: str, what: str, next_step: str) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -101,23 +102,27 @@ def write_patients(
     tasks = [
         _Task(out=out, config=config, seed=seed, index=k, layout=layout) for k in range(patients)
     ]
+    new = [path for path in (out, *out.parents) if not path.exists()]
+    rows: dict[int, dict[str, Any]] = {}
     try:
         _clear(out)
         organs = {str(number): name for number, name in ORGANS.items()}
         write_json(out / _TRUTH / _MARK, organs, overwrite=True)
-        rows: dict[int, dict[str, Any]] = {}
         for index, row in _written(tasks, jobs):
             rows[index] = row
             if progress is not None:
                 progress(len(rows), patients)
         cases = [rows[k] for k in range(patients)]
         _write_tables(out, layout, cases)
-    except OSError as error:
-        if error.errno not in DISK_FULL:
+    except (OSError, ResourceError) as error:
+        is_full = isinstance(error, OSError) and error.errno in DISK_FULL
+        if not (is_full or getattr(error, "code", "") == "disk-full"):
             raise
         raise _disk_full(out) from error
     finally:
         shutil.rmtree(out / _TEMPORARY, ignore_errors=True)
+        if not rows:
+            _remove_empty(out, new)
     return {
         "out": str(out),
         "layout": layout,
@@ -167,6 +172,18 @@ def _clear(out: Path) -> None:
         else:
             path.unlink(missing_ok=True)
     (out / _TRUTH).mkdir(parents=True)
+
+
+def _remove_empty(out: Path, new: list[Path]) -> None:
+    """If there is no file but the marker, remove it and the folders, so that a repeat can start."""
+    if any(path.is_file() for path in out.rglob("*") if path != out / _TRUTH / _MARK):
+        return
+    shutil.rmtree(out / _TRUTH, ignore_errors=True)
+    ours = [out / name for name in _OURS]
+    cases = [*out.glob("data/*"), *out.glob("phantom_*/ct"), *out.glob("phantom_*")]
+    for path in [*cases, *ours, *new]:
+        with suppress(OSError):  # other folders that are not empty
+            path.rmdir()
 
 
 def _written(tasks: list[_Task], jobs: int) -> Iterator[tuple[int, dict[str, Any]]]:
