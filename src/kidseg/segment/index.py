@@ -17,6 +17,7 @@ from typing import Any
 from kidseg.checkpoint import INTENDED_USE
 from kidseg.errors import InputError, ModelError, UsageError
 from kidseg.io.atomic import json_bytes, writing
+from kidseg.workers import signals_deferred
 
 __all__ = ["RESULT", "Index", "read_index", "record_failure", "record_scan"]
 
@@ -127,8 +128,9 @@ def record_failure(folder: Path, entry: Entry) -> None:
 
 
 def _write(folder: Path, index: Index, written: Mapping[Path, Path]) -> None:
+    """Move the outputs into place and write the index; a stop waits until both are done."""
     data = json_bytes(index.as_dict())
-    with writing(folder / RESULT, overwrite=True) as file:
+    with signals_deferred(), writing(folder / RESULT, overwrite=True) as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
