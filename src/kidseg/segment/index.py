@@ -127,13 +127,22 @@ def record_failure(folder: Path, entry: Entry) -> None:
 
 
 def _write(folder: Path, index: Index, written: Mapping[Path, Path]) -> None:
+    """Move outputs into place and write the index; stopped between, new outputs are removed."""
+    path = folder / RESULT
     data = json_bytes(index.as_dict())
-    with writing(folder / RESULT, overwrite=True) as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-        for temporary, output in written.items():
-            temporary.replace(output)
+    new = [output for output in written.values() if not output.exists()]
+    try:
+        with writing(path, overwrite=True) as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            for temporary, output in written.items():
+                temporary.replace(output)
+    except BaseException:  # such as KeyboardInterrupt
+        if not path.is_file() or path.read_bytes() != data:
+            for output in new:
+                output.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager
