@@ -238,6 +238,25 @@ def test_all_failed_is_not_called_some(root: Path, predictor: Predictor, tmp_pat
     assert error.value.next_step.startswith("The other scans are segmented")
 
 
+def test_a_stop_between_outputs_and_record_leaves_neither(
+    root: Path, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.fsync
+
+    def stopped(number: int) -> None:
+        if (tmp_path / "s1_seg.nii.gz").exists():
+            raise KeyboardInterrupt
+        real(number)
+
+    monkeypatch.setattr(os, "fsync", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        segment([root / "scans"], predictor, tmp_path)
+    monkeypatch.undo()
+    assert {file.name for file in tmp_path.iterdir()} == {RESULT, "s0_seg.nii.gz"}
+    assert names(tmp_path) == ["s0"]
+    assert len(segment([root / "scans"], predictor, tmp_path, resume=True)) == 4
+
+
 @pytest.mark.row(26)
 def test_names_that_are_not_utf_8(root: Path, predictor: Predictor, tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9.nii.gz")

@@ -17,7 +17,6 @@ from typing import Any
 from kidseg.checkpoint import INTENDED_USE
 from kidseg.errors import InputError, ModelError, UsageError
 from kidseg.io.atomic import json_bytes, writing
-from kidseg.workers import signals_deferred
 
 __all__ = ["RESULT", "Index", "read_index", "record_failure", "record_scan"]
 
@@ -128,14 +127,22 @@ def record_failure(folder: Path, entry: Entry) -> None:
 
 
 def _write(folder: Path, index: Index, written: Mapping[Path, Path]) -> None:
-    """Move the outputs into place and write the index; a stop waits until both are done."""
+    """Move outputs into place and write the index; stopped between, new outputs are removed."""
+    path = folder / RESULT
     data = json_bytes(index.as_dict())
-    with signals_deferred(), writing(folder / RESULT, overwrite=True) as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-        for temporary, output in written.items():
-            temporary.replace(output)
+    new = [output for output in written.values() if not output.exists()]
+    try:
+        with writing(path, overwrite=True) as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            for temporary, output in written.items():
+                temporary.replace(output)
+    except BaseException:  # such as KeyboardInterrupt
+        if not path.is_file() or path.read_bytes() != data:
+            for output in new:
+                output.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager
