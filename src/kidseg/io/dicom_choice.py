@@ -45,6 +45,9 @@ def choose(
         raise _refusal(cause, series, names, path, "no-such-series")
     volumes = [s for s in matching if s.kind == "volume"]
     usable = [s for s in volumes if s.modality == "CT" or options.values != "ct"]
+    whole = _whole(usable)
+    if whole is not None and options.series is not None and options.repair:
+        return whole, _findings(whole, series, names, path, options)
     if len(usable) > 1:
         one = len({s.uid for s in usable}) == 1 and not usable[0].is_scattered
         what = f"{len(usable)} volumes in one series:" if one else f"{len(usable)} series:"
@@ -62,6 +65,13 @@ def choose(
         code = _CODES.get(matching[0].kind, "not-a-scan") if len(matching) == 1 else "no-volume"
         raise _refusal("it does not contain a volume, but", matching, names, path, code)
     return usable[0], _findings(usable[0], series, names, path, options)
+
+
+def _whole(volumes: Sequence[Series]) -> Series | None:
+    """The even stack that these volumes form together, if their pixels do not contradict."""
+    found = {one.whole for one in volumes}
+    whole = next(iter(found), None)
+    return whole if whole is not None and len(found) == 1 and len(volumes) > 1 else None
 
 
 def _findings(
@@ -86,9 +96,16 @@ def _findings(
             )
         cause += "; they were read as one series"
         findings.append(Finding(code="repaired-series", path=str(path), cause=cause))
-    ignored = [s for s in series if s is not chosen]
+    parts = [s for s in series if s.whole is chosen]
+    if parts:
+        cause = f"{_list(parts, names)} were read as one volume: together they form one even stack"
+        step = "Compare neighbouring slices in a viewer."
+        findings.append(
+            Finding(code="repaired-volumes", path=str(path), cause=cause, next_step=step)
+        )
+    ignored = [s for s in series if s is not chosen and s not in parts]
     if ignored:
-        cause = f"{_list([chosen], names)} was read; ignored: {_list(ignored, names)}"
+        cause = f"{_list(parts or [chosen], names)} was read; ignored: {_list(ignored, names)}"
         findings.append(Finding(code="ignored-series", path=str(path), cause=cause))
     return tuple(findings)
 
@@ -154,12 +171,12 @@ def _refusal(
         "no-position": "Export the original series from the scanner or the archive again: "
         "Image Position (Patient) is required.",
     }
-    return InputError(
-        f"{cause} {_list(series, names)}",
-        path=path,
-        code=code,
-        next_step=steps.get(code, "Use a CT series of parallel slices."),
-    )
+    step = steps.get(code, "Use a CT series of parallel slices.")
+    whole = _whole(series)
+    if whole is not None and code == "several-volumes":
+        name = whole.number or whole.uid
+        step += f" If they are one volume all the same, read it with --series {name} --repair."
+    return InputError(f"{cause} {_list(series, names)}", path=path, code=code, next_step=step)
 
 
 def _list(series: Sequence[Series], names: dict[Series, str]) -> str:

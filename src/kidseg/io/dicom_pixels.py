@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,10 +16,12 @@ from kidseg.io import checks
 from kidseg.io.dicom_codestream import check_frames
 from kidseg.io.dicom_frames import Image, Plane
 from kidseg.io.dicom_header import number, quiet, read_dataset, reading
-from kidseg.io.dicom_series import Series
 from kidseg.io.gdcm_process import GdcmProcess
 from kidseg.io.numbers import scaled
 from kidseg.io.scan import ReadOptions
+
+if TYPE_CHECKING:
+    from kidseg.io.dicom_series import Series
 
 __all__ = ["check_pixels", "decode"]
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from kidseg.errors import Finding, InputError
+from kidseg.io.dicom_evidence import differences
 from kidseg.io.dicom_frames import Image, Plane
 from kidseg.io.dicom_header import derived_uid
-from kidseg.io.dicom_volumes import differences, split_volumes
+from kidseg.io.dicom_phases import compare_parts
+from kidseg.io.dicom_volumes import Piece, split_volumes
 
 __all__ = ["Series", "check_consistent", "group_series", "identity", "series_facts", "spread"]
 
@@ -37,6 +40,8 @@ class Series:
         planes: its image planes; those of a multi-frame file may belong to several volumes.
         label: what distinguishes it from the other volumes of its series; "" if it is the only one.
         is_scattered: its images do not share a Series Instance UID.
+        joined: what its interleaved parts differ in that were joined because they look alike.
+        whole: the even stack that it is a part of, if the pixels do not tell the parts apart.
     """
 
     uid: str
@@ -48,6 +53,8 @@ class Series:
     planes: tuple[Plane, ...] = field(repr=False)
     label: str = ""
     is_scattered: bool = False
+    joined: str = ""
+    whole: Series | None = field(default=None, repr=False)
 
     @property
     def n_images(self) -> int:
@@ -75,27 +82,34 @@ def _volumes(uid: str, kind: str, members: Sequence[Image], *, is_scattered: boo
     planes.sort(key=lambda plane: (str(plane.path), plane.frame))
     if not kind and all(image.is_unplaced for image in members):
         kind = "images without position"
-    parts = [(tuple(planes), "")] if kind or not planes else split_volumes(planes)
-    found = []
-    for part, label in parts:
-        files = {plane.path for plane in part}
+    pieces = [Piece(planes=tuple(planes))]
+    if planes and not kind:
+        pieces = split_volumes(planes, partial(compare_parts, members))
+    wholes: dict[tuple[Plane, ...], Series] = {}
+
+    def made(piece: Piece, whole: Series | None) -> Series:
+        files = {plane.path for plane in piece.planes}
         inside = tuple(i for i in members if i.path in files or not i.planes)
         numbers = {image.text("SeriesNumber") for image in inside}
         one_number = len(numbers) == 1 or not is_scattered
-        found.append(
-            Series(
-                uid=uid,
-                number=inside[0].text("SeriesNumber") if one_number else "",
-                description=inside[0].text("SeriesDescription"),
-                modality=inside[0].modality,
-                images=inside,
-                kind=kind or "volume",
-                planes=part,
-                label=label,
-                is_scattered=is_scattered,
-            )
+        return Series(
+            uid=uid,
+            number=inside[0].text("SeriesNumber") if one_number else "",
+            description=inside[0].text("SeriesDescription"),
+            modality=inside[0].modality,
+            images=inside,
+            kind=kind or "volume",
+            planes=piece.planes,
+            label=piece.label,
+            is_scattered=is_scattered,
+            joined=piece.joined,
+            whole=whole,
         )
-    return found
+
+    for piece in pieces:
+        if piece.whole and piece.whole not in wholes:
+            wholes[piece.whole] = made(Piece(planes=piece.whole), None)
+    return [made(piece, wholes.get(piece.whole)) for piece in pieces]
 
 
 def _gathered(
@@ -111,21 +125,23 @@ def _gathered(
         alike: dict[tuple[str, ...], list[tuple[str, str, str]]] = {}
         for key, members in groups.items():
             planes = [plane for image in members for plane in image.planes]
-            if not key[2] and planes and not _is_even((tuple(planes), "")):
+            if not key[2] and planes and not _is_even(planes):
                 alike.setdefault(tuple(map(members[0].text, common)), []).append(key)
         for keys in alike.values():
             images = [image for key in keys for image in groups[key]]
             planes = [plane for image in images for plane in image.planes]
             enough = len(keys) > 1 if number else len(keys) >= _MIN_UNNUMBERED
-            if enough and all(map(_is_even, split_volumes(planes))):
+            if enough and all(
+                _is_even(piece.planes)
+                for piece in split_volumes(planes, partial(compare_parts, images))
+            ):
                 scattered.append(images)
                 groups = {key: members for key, members in groups.items() if key not in keys}
     return groups, scattered
 
 
-def _is_even(volume: tuple[tuple[Plane, ...], str]) -> bool:
+def _is_even(planes: Sequence[Plane]) -> bool:
     """Whether the planes are parallel and evenly spaced."""
-    planes = volume[0]
     directions = [p.directions for p in planes if p.directions is not None]
     positions = [p.position_mm for p in planes if p.position_mm is not None]
     if not len(planes) == len(directions) == len(positions) >= _MIN_STACK:
@@ -188,6 +204,12 @@ def check_consistent(
     if differing:
         cause = f"its slices differ in {'; '.join(differing)}"
         findings.append(Finding(code="mixed-settings", path=str(path), cause=cause))
+    if series.joined:
+        cause = (
+            f"its slices belong to interleaved stacks ({series.joined}), but neighbours look like "
+            "one anatomy; they were read as one volume"
+        )
+        findings.append(Finding(code="joined-stacks", path=str(path), cause=cause))
     return _size(series, path), tuple(findings)
 
 

@@ -7,145 +7,153 @@ scanners count an acquisition for each step.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import chain, pairwise
 
 import numpy as np
 
+from kidseg.io.dicom_evidence import COUNTERS, SETTINGS, count, is_strong, keys, labels, order
 from kidseg.io.dicom_frames import Plane
-from kidseg.io.dicom_header import numbers
 
-__all__ = ["differences", "split_volumes"]
+__all__ = ["Judge", "Piece", "split_volumes"]
 
-# Elements that are the same in all slices of one volume.
-_SETTINGS = {
-    "FrameOfReferenceUID": "frame of reference",
-    "Rows": "rows",
-    "Columns": "columns",
-    "SeriesNumber": "series number",
-    "StackID": "stack",
-    "TemporalPositionIdentifier": "temporal position",
-    "TemporalPositionIndex": "temporal position",
-    "TemporalPositionTimeOffset": "time offset",
-    "NominalPercentageOfCardiacPhase": "cardiac phase",
-    "NominalCardiacTriggerDelayTime": "trigger delay",
-    "EchoNumbers": "echo",
-    "EchoTime": "echo time",
-    "EffectiveEchoTime": "echo time",
-    "InversionTime": "inversion time",
-    "DiffusionBValue": "b-value",
-    "DiffusionGradientOrientation": "diffusion direction",
-    "KVP": "kVp",
-    "ConvolutionKernel": "kernel",
-    "ReconstructionAlgorithm": "reconstruction",
-    "ContrastBolusAgent": "contrast agent",
-    "ContrastBolusAgentNumber": "contrast agent",
-    "ContrastBolusAgentAdministered": "contrast agent administered",
-    "FilterType": "filter",
-    "ScanOptions": "scan options",
-    "ImageType": "image type",
-    "FrameType": "frame type",
-    "SliceThickness": "slice thickness",
-    "ReconstructionDiameter": "field of view",
-    "SeriesDescription": "description",
-    "ProtocolName": "protocol",
-}
-# Elements that may grow from slice to slice; within one volume they grow along the table.
-_COUNTERS = {
-    "AcquisitionNumber": "acquisition",
-    "FrameAcquisitionNumber": "acquisition",
-    "AcquisitionDateTime": "acquisition time",
-    "FrameAcquisitionDateTime": "acquisition time",
-    "FrameReferenceDateTime": "acquisition time",
-    "AcquisitionTime": "acquisition time",
-    "TriggerTime": "trigger time",
-    "ContentTime": "content time",
-    "InstanceCreationTime": "creation time",
-    "InstanceNumber": "images",
-}
 _RANKED = ("AcquisitionNumber", "AcquisitionTime", "ContentTime", "InstanceNumber")
-_DATED = {name for name in _COUNTERS if name.endswith("Time") and name != "TriggerTime"}
 _SAME_PLACE_MM = 0.011
 _SAME_DIRECTION = 0.02  # about one degree
 _MAX_VOLUMES = 8  # that are told apart by the gaps in a series of times
 _MULTIPLE_TOLERANCE = 0.05
-_LABELS = 3
+# Elements that cannot differ within one grid.
+_GRID = ("PixelSpacing", "Rows", "Columns", "FrameOfReferenceUID")
+# How much more neighbours of two parts differ than the slices of one part (see `dicom_phases`).
+_UNLIKE = 1.15
+_ALIKE = 0.9
 
 Part = list[int]
+# How unlike neighbouring slices of different parts are: below 1 in one anatomy. The parts are given
+# as planes in order of position and the part of each.
+Judge = Callable[[Sequence[Plane], Sequence[int]], float]
 
 
-def split_volumes(planes: Sequence[Plane]) -> list[tuple[tuple[Plane, ...], str]]:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Piece:
+    """One volume of a series.
+
+    Attributes:
+        planes: its planes.
+        label: what distinguishes it from the others ("acquisition 2, kernel B70f").
+        joined: what its interleaved parts differ in that were joined because they look alike.
+        whole: all planes of the even stack that it is a part of, if the pixels do not contradict.
+    """
+
+    planes: tuple[Plane, ...]
+    label: str = ""
+    joined: str = ""
+    whole: tuple[Plane, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Leaf:
+    part: Part
+    joined: str = ""
+    whole: Part | None = None
+
+
+def split_volumes(planes: Sequence[Plane], judge: Judge) -> list[Piece]:
     """Split the planes of a series into volumes.
 
+    Parts of an even stack are volumes if each is a stack by itself, and either the header says so
+    clearly or the pixels do not look like one anatomy.
+
+    Args:
+        planes: of one series.
+        judge: looks at the pixels; called only where the header leaves doubt.
+
     Returns:
-        For each volume its planes and what distinguishes it from the others ("acquisition 2,
-        kernel B70f"). One volume, with "", unless several stacks of slices overlap.
+        One piece, with label "", unless several stacks of slices overlap.
     """
     directions = [p.directions for p in planes if p.directions is not None]
     positions = [p.position_mm for p in planes if p.position_mm is not None]
     if len(planes) < 4 or len(directions) < len(planes) or len(positions) < len(planes):
-        return [(tuple(planes), "")]
+        return [Piece(planes=tuple(planes))]
     turned = _classes(np.array(directions).reshape(-1, 6), _SAME_DIRECTION)
     if len(turned) > 1:
         if min(map(len, turned)) < 3:
-            return [(tuple(planes), "")]
-        parts = [
-            [part[k] for k in inner]
-            for part in turned
-            for inner in _split([planes[k] for k in part])
-        ]
-        labels = [f"orientation {n + 1}" for n in range(len(parts))]
+            return [Piece(planes=tuple(planes))]
+        split = [leaf for part in turned for leaf in _split(planes, part, judge)]
+        said = [f"orientation {n + 1}" for n in range(len(split))]
     else:
-        parts = _split(planes)
-        labels = _labels(planes, parts)
+        split = _split(planes, turned[0], judge)
+        said = labels(planes, [leaf.part for leaf in split])
     return [
-        (tuple(planes[k] for k in part), label) for part, label in zip(parts, labels, strict=True)
+        Piece(
+            planes=tuple(planes[k] for k in leaf.part),
+            label=label,
+            joined=leaf.joined,
+            whole=tuple(planes[k] for k in leaf.whole or ()),
+        )
+        for leaf, label in zip(split, said, strict=True)
     ]
-
-
-def differences(planes: Sequence[Plane]) -> list[str]:
-    """The settings that differ between the planes of one volume, with the number of planes."""
-    found = []
-    for name, label in _SETTINGS.items():
-        if name in ("FrameOfReferenceUID", "SeriesNumber"):
-            continue  # identifiers are checked elsewhere
-        counts: dict[str, int] = {}
-        for plane in planes:
-            value = _normal(plane.fields.get(name, ""))
-            counts[value] = counts.get(value, 0) + 1
-        if len(counts) > 1:
-            shown = ", ".join(f"{_shown(v)} ({n}x)" for v, n in list(counts.items())[:4])
-            found.append(f"{label}: {shown}" + (", ..." if len(counts) > 4 else ""))
-    return found
 
 
 # ---- splitting ---------------------------------------------------------------------------------
 
 
-def _split(planes: Sequence[Plane]) -> list[Part]:
+def _split(planes: Sequence[Plane], part: Part, judge: Judge) -> list[_Leaf]:
     """Split planes of one orientation; each volume sorted by position."""
     positions = np.array([plane.position_mm for plane in planes])
-    normal = np.cross(*planes[0].directions) if planes[0].directions is not None else positions[0]
-    depth = positions @ normal
-    everything = [int(k) for k in np.argsort(depth, kind="stable")]
-    return _split_part(planes, depth, everything)
+    directions = planes[part[0]].directions
+    depth = positions @ (positions[0] if directions is None else np.cross(*directions))
+    ordered = [part[k] for k in np.argsort(depth[part], kind="stable")]
+    return _split_part(planes, depth, ordered, judge)
 
 
-def _split_part(planes: Sequence[Plane], depth: np.ndarray, part: Part) -> list[Part]:
-    for name in ("PixelSpacing", *_SETTINGS, *_COUNTERS):
+def _split_part(
+    planes: Sequence[Plane], depth: np.ndarray, part: Part, judge: Judge
+) -> list[_Leaf]:
+    joined = ""
+    for name in (*_GRID, *SETTINGS, *COUNTERS):
         texts = [planes[k].fields.get(name, "") for k in part]
         if len(set(texts)) < 2:
             continue
         if name == "PixelSpacing":
             found = _by_spacing(planes, depth, part)
-        elif name in _SETTINGS:
-            found = _by_value(texts, depth, part)
+        elif name in SETTINGS:
+            found = _by_value(keys(name, texts), depth, part)
         else:
             found = _by_counter(name, texts, depth, part)
-        if found:
-            return [leaf for one in found for leaf in _split_part(planes, depth, one)]
-    return _by_rank(planes, depth, part) or [part]
+        if not found:
+            continue
+        is_apart, whole = True, None
+        if name not in _GRID and _is_stack(part, depth):
+            is_apart, alike = _decide(planes, depth, found, judge)
+            whole = part if alike else None
+        if is_apart:
+            inner = [leaf for one in found for leaf in _split_part(planes, depth, one, judge)]
+            return [
+                _Leaf(part=leaf.part, joined=leaf.joined, whole=whole or leaf.whole)
+                for leaf in inner
+            ]
+        if not joined and all(_is_stack(p, depth) for p in found):
+            joined = "; ".join(labels(planes, found))
+    parts = _by_rank(planes, depth, part) or [part]
+    return [_Leaf(part=one, joined=joined) for one in parts]
+
+
+def _decide(
+    planes: Sequence[Plane], depth: np.ndarray, parts: Sequence[Part], judge: Judge
+) -> tuple[bool, bool]:
+    """Whether parts of an even stack are volumes, and whether they could still be one."""
+    smallest = min(map(len, parts))
+    sound = all(_is_stack(p, depth) for p in parts) or smallest == max(map(len, parts)) == 2
+    if not sound and smallest < 3:
+        return False, True
+    part_of = sorted((float(depth[k]), n, k) for n, part in enumerate(parts) for k in part)
+    unlike = judge([planes[k] for *_, k in part_of], [n for _, n, _ in part_of])
+    if unlike > _UNLIKE:
+        return True, False
+    strong = is_strong([[planes[k] for k in part] for part in parts])
+    return strong or (sound and unlike >= _ALIKE), True
 
 
 def _by_rank(planes: Sequence[Plane], depth: np.ndarray, part: Part) -> list[Part] | None:
@@ -160,7 +168,7 @@ def _by_rank(planes: Sequence[Plane], depth: np.ndarray, part: Part) -> list[Par
     if size < 2 or len(places) < 2 or any(len(place) != size for place in places):
         return None
     for name in _RANKED:
-        ranks = [[_count(name, planes[k].fields.get(name, "")) for k in place] for place in places]
+        ranks = [[count(name, planes[k].fields.get(name, "")) for k in place] for place in places]
         if all(len(set(rank)) == size for rank in ranks):
             ordered = [
                 [place[i] for i in np.argsort(rank)]
@@ -180,8 +188,8 @@ def _by_value(texts: Sequence[str], depth: np.ndarray, part: Part) -> list[Part]
     """One part for each value, if they overlap. Where some state no value, all must be stacks."""
     groups: dict[str, Part] = {}
     for text, k in zip(texts, part, strict=True):
-        groups.setdefault(_normal(text), []).append(k)
-    parts = [groups[value] for value in sorted(groups, key=_order)]
+        groups.setdefault(text, []).append(k)
+    parts = [groups[value] for value in sorted(groups, key=order)]
     if len(parts) < 2 or not _overlap(parts, depth):
         return None
     return parts if "" not in groups or all(_is_stack(p, depth) for p in parts) else None
@@ -195,7 +203,7 @@ def _by_counter(
     Counters with many values may be disordered within one volume (images that were reconstructed
     in parallel, heart beats): parts that are not stacks mean nothing then.
     """
-    counts = np.array([_count(name, text) for text in texts])
+    counts = np.array([count(name, text) for text in texts])
     values = sorted(set(counts))
     if len(values) < 2:
         return None
@@ -266,9 +274,6 @@ def _is_stack(part: Part, depth: np.ndarray) -> bool:
     return bool(even) and 5 * (times.round().sum() - len(gaps)) <= len(part)
 
 
-# ---- values ------------------------------------------------------------------------------------
-
-
 def _classes(rows: np.ndarray, tolerance: float) -> list[Part]:
     """Indices of equal rows, within a tolerance."""
     classes: list[Part] = []
@@ -280,62 +285,3 @@ def _classes(rows: np.ndarray, tolerance: float) -> list[Part]:
         else:
             classes.append([k])
     return classes
-
-
-def _normal(text: str) -> str:
-    """The text; numbers without their way of writing, so that 5 and 5.000 are the same."""
-    parts = numbers(text, text.count("\\") + 1)
-    return text if parts is None else "\\".join(f"{v:.5g}" for v in parts)
-
-
-def _order(text: str) -> tuple[bool, list[float], str]:
-    """Sorts numbers by value, other texts by letters."""
-    values = numbers(text, text.count("\\") + 1)
-    return values is None, values or [], text
-
-
-def _count(name: str, text: str) -> float:
-    """A counter as a number, a time as seconds; -1 if it is missing or unreadable.
-
-    Source: DICOM PS3.5, 6.2: TM is HHMMSS.FFFFFF, DT is YYYYMMDDHHMMSS.FFFFFF&ZZXX.
-    """
-    if name not in _DATED:
-        values = numbers(text, 1)
-        return values[0] if values and math.isfinite(values[0]) else -1.0
-    digits, _, fraction = text.replace(":", "").partition("+")[0].partition(".")
-    day, clock = (digits[:8], digits[8:]) if name.endswith("DateTime") else ("0", digits)
-    if not (day + clock).isdecimal() or not (fraction or "0").isdecimal():
-        return -1.0
-    hours, minutes, seconds = (int(clock[k : k + 2] or 0) for k in (0, 2, 4))
-    clock_s = 3600 * hours + 60 * minutes + seconds + float(f"0.{fraction or 0}")
-    return 86400.0 * (int(day) % 100 + 31 * (int(day) // 100)) + clock_s
-
-
-def _shown(value: str) -> str:
-    return value.replace("\\", "/")[:40] or "none"
-
-
-def _labels(planes: Sequence[Plane], parts: Sequence[Part]) -> list[str]:
-    """What distinguishes each part from the others."""
-    if len(parts) == 1:
-        return [""]
-    found: list[list[str]] = [[] for _ in parts]
-    names = ["AcquisitionNumber", *_SETTINGS, *_COUNTERS, "PixelSpacing"]
-    for name in dict.fromkeys(names):
-        texts = [[planes[k].fields.get(name, "") for k in part] for part in parts]
-        values = texts if name in _COUNTERS else [[_normal(t) for t in part] for part in texts]
-        spans = [_span(name, one) for one in values]
-        single = all(len(set(one)) == 1 for one in values)
-        if len(set(spans)) == len(spans) or (single and len(set(spans)) > 1):
-            label = {**_SETTINGS, **_COUNTERS}.get(name, "pixel spacing")
-            for said, span in zip(found, spans, strict=True):
-                if len(said) < _LABELS and all(not one.startswith(label) for one in said):
-                    said.append(f"{label} {span}")
-    return [", ".join(said) for said in found]
-
-
-def _span(name: str, texts: Sequence[str]) -> str:
-    distinct = sorted(set(texts), key=lambda text: (_count(name, text), text))
-    if len(distinct) == 1:
-        return _shown(distinct[0])
-    return f"{_shown(distinct[0])} to {_shown(distinct[-1])}"

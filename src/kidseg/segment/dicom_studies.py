@@ -128,7 +128,8 @@ def _chosen(group: _Group, folder: Path, mark: str, options: ReadOptions) -> Stu
     except KidsegError as error:
         return Study(folder=folder, files=files, mark=mark, error=error)
     alike = [s for s in every if s.uid == chosen.uid and s.kind == "volume"]
-    series = f"{chosen.uid}/{alike.index(chosen) + 1}" if len(alike) > 1 else chosen.uid
+    is_part = len(alike) > 1 and chosen in alike
+    series = f"{chosen.uid}/{alike.index(chosen) + 1}" if is_part else chosen.uid
     return Study(folder=folder, series=series or None, files=files, mark=mark)
 
 
