@@ -148,6 +148,24 @@ def test_phantoms_windows_and_crops_are_judged_sound(
 
 
 @pytest.mark.row(11)
+@pytest.mark.parametrize("level", [200, 300, 500, 800, 925, 950, 975, 1000, 1010, 1500, 2000])
+def test_a_clipped_scan_is_not_called_shifted_or_scaled(
+    phantoms: list[torch.Tensor], level: int
+) -> None:
+    for data in [*phantoms, body(), water_and_muscle()]:
+        for low, high in ((-level, level), (-level, 3071), (-1000, level)):
+            assert judged(data.clamp(low, high)) == []
+
+
+def water_and_muscle() -> torch.Tensor:
+    """An infant without fat: water at 30 and organs with contrast agent at 100 HU, in air."""
+    rng = np.random.default_rng(0)
+    plane = np.full((96, 96), -1000.0)
+    plane[10:86, 10:40], plane[10:86, 40:86] = 30.0, 100.0
+    return torch.from_numpy((plane + rng.normal(0, 20, (12, 96, 96))).round())[None]
+
+
+@pytest.mark.row(11)
 def test_a_low_dose_is_judged_sound(phantoms: list[torch.Tensor]) -> None:
     noise = torch.from_numpy(np.random.default_rng(0).normal(0, 50, phantoms[0].shape))
     for data in phantoms:

@@ -58,6 +58,12 @@ _LEAST_AIR, _MUCH_AIR, _MOST_AIR = 0.1, 0.15, 0.25
 _LEAST_BLOCKS = 8000
 # Air this close to the lowest value was clipped there, so its peak is not where it was.
 _CLIPPED_HU = 10.0
+# A peak this close to the lowest value may be partial volumes of what was clipped there.
+_NEAR_FLOOR_HU = 75.0
+# Above, a peak below soft tissue is water or muscle, not fat: between them is no scale to judge.
+_BRIGHTEST_FAT_HU = -20.0
+# Air and fat that were shifted alike agree within this distance.
+_SAME_SHIFT_HU = 60.0
 
 
 def check_intensities(
@@ -193,9 +199,9 @@ def _shift_or_scale(seen: _Landmarks, low: float, path: Path) -> list[tuple[str,
     if seen.has_air:
         findings = _by_air(seen, path)
         is_clipped = seen.air is not None and seen.air < low + _CLIPPED_HU
-        return findings or (_by_tissue(seen) if is_clipped else [])
+        return findings or (_by_tissue(seen, low) if is_clipped else [])
     # Tissue alone is less sure, and of no use without all fat.
-    return _by_tissue(seen) if seen.blocks >= _LEAST_BLOCKS and low < _FAT_RANGE_HU[0] else []
+    return _by_tissue(seen, low) if seen.blocks >= _LEAST_BLOCKS and low < _FAT_RANGE_HU[0] else []
 
 
 def _by_air(seen: _Landmarks, path: Path) -> list[tuple[str, str]]:
@@ -212,20 +218,29 @@ def _by_air(seen: _Landmarks, path: Path) -> list[tuple[str, str]]:
     if abs(shift) <= _AIR_TOLERANCE_HU:
         return []
     if seen.fat is None:
+        if seen.is_clipped:  # at -950 HU, for example
+            return []
         if seen.blocks < _LEAST_BLOCKS and seen.air_share < _MOST_AIR:
             return []
         return [("shifted-hu", _cause(f"perhaps shifted by about {shift:+.0f} HU", seen))]
     own = seen.fat - _FAT_HU
+    if seen.is_clipped and abs(own - shift) > _SAME_SHIFT_HU:
+        return []
     if own * shift <= 0 or abs(own) < _AIR_TOLERANCE_HU / 2:  # bright bowel gas, for example
         return []
     return [("shifted-hu", _cause(f"shifted by about {shift:+.0f} HU", seen))]
 
 
-def _by_tissue(seen: _Landmarks) -> list[tuple[str, str]]:
+def _by_tissue(seen: _Landmarks, low: float) -> list[tuple[str, str]]:
     contrast = _contrast(seen)
     if contrast is None or seen.fat is None or seen.soft is None:
         return []
-    if not _CONTRAST_RANGE[0] <= contrast <= _CONTRAST_RANGE[1]:
+    is_weak, is_strong = contrast < _CONTRAST_RANGE[0], contrast > _CONTRAST_RANGE[1]
+    if (is_weak and seen.fat > _BRIGHTEST_FAT_HU) or (
+        is_strong and seen.fat < low + _NEAR_FLOOR_HU
+    ):
+        return []
+    if is_weak or is_strong:
         return [("scaled-hu", _cause(f"perhaps multiplied by about {contrast:.2g}", seen))]
     is_high = seen.fat > _FAT_RANGE_HU[1] and seen.soft > _SOFT_RANGE_HU[1]
     is_low = seen.fat < _FAT_RANGE_HU[0] and seen.soft < _SOFT_RANGE_HU[0]
@@ -262,6 +277,7 @@ class _Landmarks:
         air: sharp lowest peak, below which there is nothing.
         fat: peak below `soft`.
         soft: muscle and organs.
+        is_clipped: much of the air is at the lowest value, which is brighter than air.
         is_padding: `air` is a single value, so it may be padding outside the field of view.
         air_share: of all blocks of pixels.
         blocks: number of blocks.
@@ -270,6 +286,7 @@ class _Landmarks:
     air: float | None
     fat: float | None
     soft: float | None
+    is_clipped: bool = False
     is_padding: bool = False
     air_share: float = 0.0
     blocks: int = 0
@@ -310,7 +327,13 @@ def _landmarks(planes: Tensor) -> _Landmarks:
     tissue = flat if air is None else flat[flat > air + 0.25 * abs(air)]
     fat, soft = _fat_and_soft(tissue)
     return _Landmarks(
-        air=air, fat=fat, soft=soft, is_padding=is_padding, air_share=share, blocks=n_blocks
+        air=air,
+        fat=fat,
+        soft=soft,
+        is_clipped=lowest > _AIR_HU + 1 and spike >= max(0.01, share),
+        is_padding=is_padding,
+        air_share=share,
+        blocks=n_blocks,
     )
 
 
