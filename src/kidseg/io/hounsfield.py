@@ -277,7 +277,7 @@ class _Landmarks:
         air: sharp lowest peak, below which there is nothing.
         fat: peak below `soft`.
         soft: muscle and organs.
-        is_clipped: much of the air is at the lowest value, which is brighter than air.
+        is_clipped: much of the air is at or near the lowest value, which is brighter than air.
         is_padding: `air` is a single value, so it may be padding outside the field of view.
         air_share: of all blocks of pixels.
         blocks: number of blocks.
@@ -326,11 +326,12 @@ def _landmarks(planes: Tensor) -> _Landmarks:
     share = 0.0 if air is None else float(((flat - air).abs() < _SHARP_HU).sum()) / n_blocks
     tissue = flat if air is None else flat[flat > air + 0.25 * abs(air)]
     fat, soft = _fat_and_soft(tissue)
+    is_near = air is not None and air < lowest + 1.5 * _CLIPPED_HU
     return _Landmarks(
         air=air,
         fat=fat,
         soft=soft,
-        is_clipped=lowest > _AIR_HU + 1 and spike >= max(0.01, share),
+        is_clipped=lowest > _AIR_HU + 1 and spike >= (0.01 if is_near else max(0.01, share)),
         is_padding=is_padding,
         air_share=share,
         blocks=n_blocks,
