@@ -168,7 +168,7 @@ def test_a_single_bad_scan_is_its_own_error(model: Path, tmp_path: Path) -> None
     [
         (["a.nii.gz"], ["dcm"], "unknown-format"),
         ([], ["nii"], "no-scans"),
-        (["x/a.nii.gz", "y/a_0000.nii"], ["nii"], "same-name"),
+        (["x/a.nii.gz", "y/imagesTs/a_0000.nii"], ["nii"], "same-name"),
     ],
 )
 def test_wrong_calls(
@@ -219,7 +219,8 @@ def test_what_the_result_says_of_itself(folder: Path, model: Path) -> None:
     ("path", "name"),
     [
         ("a/scan.nii.gz", "scan"),
-        ("a/case_0000.nii.gz", "case"),
+        ("a/case_0000.nii.gz", "case_0000"),
+        ("imagesTs/case_0000.nii.gz", "case"),
         ("case_00012/imaging.nii.gz", "case_00012"),
         ("case_00012/ct", "case_00012"),
         ("patient 1.zip", "patient 1"),
