@@ -573,3 +573,12 @@ def test_a_store_opens_with_torch_numpy_and_pydantic_alone(made: Made, tmp_path:
         "[2,",
         "3]",
     ]
+
+
+def test_a_file_that_a_killed_builder_left_does_not_stay(made: Made, tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    (path / "cases").mkdir(parents=True)
+    for name in ("lock", ".kidseg-0123456789abcdef.tmp"):
+        (path / name).touch()
+    build_store(made.dataset, made.plan, path, recipe=VOXELS)
+    assert not list(path.glob(".kidseg-*"))

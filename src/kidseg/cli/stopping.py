@@ -74,8 +74,9 @@ def stoppable(go_on: Callable[[], str]) -> Iterator[None]:
     """
     try:
         yield
-    except KeyboardInterrupt:
-        _say(go_on())
+    except (KeyboardInterrupt, Exception) as error:  # an import that it interrupts may fail anyhow
+        if was_stopped() or isinstance(error, KeyboardInterrupt):
+            _say(go_on())
         raise
 
 

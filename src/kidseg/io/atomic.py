@@ -18,6 +18,7 @@ __all__ = [
     "disk_full",
     "json_bytes",
     "make_folder",
+    "remove_leftovers",
     "write_json",
     "write_text",
     "writing",
@@ -99,6 +100,15 @@ def writing(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
         if isinstance(error, OSError) and error.filename in (None, str(temporary)):
             raise _converted(path, error, "it cannot be written") from error
         raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of `writing` that a killed process left in a folder.
+
+    Only for a folder that no other process writes into.
+    """
+    for file in folder.glob(".kidseg-*.tmp"):
+        file.unlink(missing_ok=True)
 
 
 def disk_full(path: Path) -> ResourceError:

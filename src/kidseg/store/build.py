@@ -134,6 +134,9 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _begin(path: Path, identity: Identity, plan: Plan) -> None:
     """Record what is being built; an unfinished build in this folder must match it."""
+    from kidseg.io.atomic import remove_leftovers
+
+    remove_leftovers(path)
     if (path / BEGUN).is_file():
         identity.check(read_sealed(path / BEGUN, Begun), path)
     else:

@@ -24,7 +24,7 @@ from kidseg.config import MethodConfig
 from kidseg.device import Device, choose_device, tune_allocator
 from kidseg.distributed import broadcast, joined, local_device, rank
 from kidseg.errors import Finding, InputError, UsageError
-from kidseg.io.atomic import write_json
+from kidseg.io.atomic import remove_leftovers, write_json
 from kidseg.io.output import check_output_folder
 from kidseg.labels import unclear_labels
 from kidseg.methods import Method
@@ -329,6 +329,7 @@ def _locked(out: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
                 code="in-use",
                 next_step="Wait until it ends, or choose another folder.",
             ) from None
+        remove_leftovers(out)
         if dist.is_initialized():
             dist.barrier()
         try:
