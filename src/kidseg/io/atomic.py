@@ -16,6 +16,7 @@ from kidseg.errors import DISK_FULL, InputError, KidsegError, ResourceError, Usa
 __all__ = [
     "check_writable",
     "disk_full",
+    "file_in_the_way",
     "json_bytes",
     "make_folder",
     "remove_leftovers",
@@ -64,12 +65,7 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
-        raise UsageError(
-            "it is a file, not a folder",
-            path=path,
-            code="output-exists",
-            next_step="Choose another name for the folder.",
-        ) from error
+        raise file_in_the_way(path) from error
     except (OSError, ValueError) as error:
         raise _converted(path, error, "the folder cannot be created") from error
     check_writable(path / f"kidseg-{secrets.token_hex(8)}")
@@ -109,6 +105,16 @@ def remove_leftovers(folder: Path) -> None:
     """
     for file in folder.glob(".kidseg-*.tmp"):
         file.unlink(missing_ok=True)
+
+
+def file_in_the_way(path: Path) -> UsageError:
+    """The error "output-exists" for an output folder whose name a file has."""
+    return UsageError(
+        "it is a file, not a folder",
+        path=path,
+        code="output-exists",
+        next_step="Choose another name for the folder.",
+    )
 
 
 def disk_full(path: Path) -> ResourceError:

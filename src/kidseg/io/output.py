@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from kidseg.errors import UsageError
+from kidseg.io.atomic import file_in_the_way
 
 __all__ = ["KINDS", "FolderKind", "check_output_folder"]
 
@@ -106,12 +107,7 @@ def check_output_folder(out: Path, kind: str) -> None:
     if not (out.exists() or out.is_symlink()):
         return
     if not out.is_dir():
-        raise UsageError(
-            "it is a file, not a folder",
-            path=out,
-            code="output-exists",
-            next_step="Choose another name for the folder.",
-        )
+        raise file_in_the_way(out)
     others = [
         other.name
         for other in KINDS.values()

@@ -26,7 +26,7 @@ from kidseg.config import PhantomConfig
 from kidseg.errors import DISK_FULL, ResourceError, UsageError
 from kidseg.geometry import Grid, Volume
 from kidseg.io import save
-from kidseg.io.atomic import write_json
+from kidseg.io.atomic import file_in_the_way, write_json
 from kidseg.io.orientation import reorient
 from kidseg.labels import KIDNEY_TUMOUR
 from kidseg.phantom.anatomy import ORGANS
@@ -139,12 +139,7 @@ def check_output(out: Path, overwrite: bool) -> None:
     if not (out.exists() or out.is_symlink()):
         return
     if not out.is_dir():
-        raise UsageError(
-            "it is a file, not a folder",
-            path=out,
-            next_step="Choose another name for the folder.",
-            code="output-exists",
-        )
+        raise file_in_the_way(out)
     if not overwrite:
         raise UsageError(
             "it already exists",
