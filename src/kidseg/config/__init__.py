@@ -24,6 +24,7 @@ from kidseg.config.networks import LocalizerConfig, UNetConfig
 from kidseg.config.phantom import PhantomConfig, Phase
 from kidseg.config.stages import OptimizerConfig, StageConfig
 from kidseg.config.study import StudyCommonConfig, StudyConfig, StudyMethodConfig
+from kidseg.config.style import StyleConfig
 
 __all__ = [
     "METHODS",
@@ -44,6 +45,7 @@ __all__ = [
     "StudyCommonConfig",
     "StudyConfig",
     "StudyMethodConfig",
+    "StyleConfig",
     "UNetConfig",
     "ViewConfig",
     "dump",

@@ -11,6 +11,7 @@ from kidseg import registry
 from kidseg.config.checked import CHECKED
 from kidseg.config.networks import LocalizerConfig, UNetConfig
 from kidseg.config.stages import OptimizerConfig, StageConfig
+from kidseg.config.style import StyleConfig
 
 __all__ = [
     "METHODS",
@@ -124,8 +125,12 @@ class PlainConfig(MethodConfig):
     """Neighbouring slices on either side that are input channels, too (2.5D)."""
     segment: StageConfig = StageConfig(epochs=250, patience=50, batch_size=32)
     """Training of the network."""
-    augment: Literal["none", "nnunet"] = "none"
-    """Augmentation; "nnunet" is nnU-Net's own, spatial and of intensities."""
+    augment: Literal["none", "nnunet", "style"] = "none"
+    """Augmentation; "nnunet" is nnU-Net's own, spatial and of intensities; "style" is domain
+    randomization of CT, for training on digital patients.
+    """
+    style: StyleConfig = StyleConfig()
+    """Ranges of augment "style"."""
 
     @model_validator(mode="after")
     def _check_sides(self) -> PlainConfig:
@@ -291,8 +296,11 @@ class HomogenizedConfig(MethodConfig):
     """Grid of the loss: the "original" base grid after the inverse warp (the paper's), or the
     "network"'s input grid.
     """
-    augment: Literal["none", "nnunet"] = "none"
-    """Augmentation of the U-Net's input; "nnunet" requires loss_space "network"."""
+    augment: Literal["none", "nnunet", "style"] = "none"
+    """Augmentation of the U-Net's input, as for the method "plain"; requires loss_space "network".
+    """
+    style: StyleConfig = StyleConfig()
+    """Ranges of augment "style"."""
 
     @model_validator(mode="after")
     def _check_together(self) -> HomogenizedConfig:

@@ -55,5 +55,9 @@ class StageConfig:
     """Time limit, including validation; training stops after the epoch that exceeds it. None: no
     limit.
     """
+    average: float | None = Field(default=None, gt=0, lt=1)
+    """Decay per step of a moving average of the weights, which is validated and kept in place of
+    the last weights. None: no average.
+    """
     optimizer: OptimizerConfig = OptimizerConfig()
     """The optimizer."""

@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Self
 
 from torch import nn
 
-from kidseg.augment import Augmentation
 from kidseg.cohort.cohort import Cohort
 from kidseg.cohort.frame import Frame, frame, pixel_mm
 from kidseg.cohort.subject import Material, Subject
@@ -17,7 +16,7 @@ from kidseg.config import PlainConfig
 from kidseg.device import Device
 from kidseg.intensity import Scaling
 from kidseg.labels import Target
-from kidseg.methods.segmentation import StageGrids, segmentation_stage
+from kidseg.methods.segmentation import StageGrids, augmentation_of, segmentation_stage
 from kidseg.nets import build
 from kidseg.pipeline import Planes, Progress, Region, Step
 from kidseg.plan import Plan
@@ -69,7 +68,7 @@ class Plain:
             ),
             target=self.target,
             view=self._view,
-            augmentation=Augmentation(config.view.size) if config.augment == "nnunet" else None,
+            augmentation=augmentation_of(config, self.plan, config.view.size),
         )
 
     def steps(self, subject: Subject) -> list[Step]:

@@ -12,16 +12,25 @@ from kidseg.augment import Augmentation
 from kidseg.cohort.batch import Labelled, drawn_grid, drawn_labels
 from kidseg.cohort.cohort import Cohort
 from kidseg.cohort.items import Drawn, draw, steps_per_epoch
-from kidseg.config import StageConfig
+from kidseg.config import HomogenizedConfig, PlainConfig, StageConfig, StyleConfig
 from kidseg.distributed import all_gather, shared_map
+from kidseg.errors import UsageError
 from kidseg.geometry import Grid, Slices, Volume
-from kidseg.intensity import Scaling
+from kidseg.intensity import Scaling, as_input
 from kidseg.labels import Target
 from kidseg.losses import restored_segmentation_loss, segmentation_loss
 from kidseg.pipeline import Planes, Progress, Region, restore
+from kidseg.plan import Plan
 from kidseg.stage import Stage, TrainStep
+from kidseg.style import draw_styles, restyled, styled_grid
 
-__all__ = ["StageGrids", "gathered_restored_loss", "segmentation_stage", "validation"]
+__all__ = [
+    "StageGrids",
+    "augmentation_of",
+    "gathered_restored_loss",
+    "segmentation_stage",
+    "validation",
+]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,6 +49,32 @@ class StageGrids:
     original: Sequence[Grid] | None = None
 
 
+def augmentation_of(
+    config: HomogenizedConfig | PlainConfig, plan: Plan, side: int
+) -> Augmentation | StyleConfig | None:
+    """The augmentation of a method's network.
+
+    Args:
+        config: of the method.
+        plan: of the data set.
+        side: of the network's input in pixels.
+
+    Raises:
+        UsageError: "style-not-ct": "style" changes Hounsfield units; see also `Augmentation`.
+    """
+    if config.augment == "nnunet":
+        return Augmentation(side)
+    if config.augment == "none":
+        return None
+    if any(channel.scheme != "ct" for channel in plan.channels):
+        raise UsageError(
+            'augment "style" changes Hounsfield units, and the data set is not CT',
+            code="style-not-ct",
+            next_step='Train with augment "nnunet" or "none".',
+        )
+    return config.style
+
+
 def segmentation_stage(
     net: nn.Module,
     config: StageConfig,
@@ -48,7 +83,7 @@ def segmentation_stage(
     *,
     target: Target,
     view: Callable[[Sequence[Sequence[Scaling]]], Planes],
-    augmentation: Augmentation | None = None,
+    augmentation: Augmentation | StyleConfig | None = None,
 ) -> Stage:
     """A stage that trains a 2D segmentation network on given grids.
 
@@ -72,7 +107,10 @@ def segmentation_stage(
         grid = drawn_grid(slicewise, drawn)
         names, scalings = cohort.names(drawn), cohort.scalings(drawn)
         if augmentation is not None:
-            image, reference = _augmented(cohort, view, drawn, grid, augmentation, step)
+            if isinstance(augmentation, StyleConfig):
+                image, reference = _restyled(cohort, view, drawn, grid, augmentation, step)
+            else:
+                image, reference = _augmented(cohort, view, drawn, grid, augmentation, step)
             return _SliceBatch(names=names, image=image, grid=grid, reference=reference)
         images = Slices.of([case.image for case in cohort.training], drawn, reach=reach)
         label_grid = grid if original is None else drawn_grid(original, drawn)
@@ -193,3 +231,22 @@ def _augmented(
     )
     valid = masks[:, 1] > 0 if reference.valid is not None else None
     return image, Labelled(labels=Volume(masks[:, 0][None], grid), valid=valid)
+
+
+def _restyled(
+    cohort: Cohort,
+    view: Callable[[Sequence[Sequence[Scaling]]], Planes],
+    drawn: Drawn,
+    grid: Grid,
+    config: StyleConfig,
+    step: TrainStep,
+) -> tuple[Tensor, Labelled]:
+    """Sample image and labels in a random pose; change the appearance in HU, then normalise."""
+    style = draw_styles(config, step, len(drawn), len(cohort.schema.labels))
+    grid = styled_grid(grid, style)
+    planes = view(cohort.scalings(drawn))
+    images = Slices.of([case.image for case in cohort.training], drawn, reach=planes.reach)
+    reference = drawn_labels(cohort.training, drawn, grid)
+    hu = restyled(planes.sample(images, grid), reference.labels.data[0], style)
+    count = 2 * planes.reach + 1
+    return as_input(hu, [tuple(each) * count for each in planes.scalings]), reference

@@ -68,9 +68,9 @@ class Planes:
         """
         count = 2 * self.reach + 1
         scalings = [tuple(each) * count for each in self.scalings]
-        return as_input(self._sample(image, grid), scalings)
+        return as_input(self.sample(image, grid), scalings)
 
-    def _sample(self, image: Volume | Slices, grid: Grid) -> Tensor:
+    def sample(self, image: Volume | Slices, grid: Grid) -> Tensor:
         """(channels * (2 reach + 1), *grid.shape) as in the image, not normalised."""
         count = 2 * self.reach + 1
         if self.reach == 0 or isinstance(image, Slices):
@@ -87,7 +87,7 @@ class Planes:
         rows, columns = grid.shape[1:]
         for start in range(0, grid.shape[0], self.batch_size):
             stop = min(start + self.batch_size, grid.shape[0])
-            raw = self._sample(progress.image, grid.slices(start, stop)).to(self.device.torch)
+            raw = self.sample(progress.image, grid.slices(start, stop)).to(self.device.torch)
             image = as_input(raw, [tuple(each) * (2 * self.reach + 1) for each in self.scalings])
             image = pad_to_multiple(image, getattr(net, "multiple", (1, 1)))
             with self.device.autocast():

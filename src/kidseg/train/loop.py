@@ -25,10 +25,11 @@ from kidseg.config import OptimizerConfig, StageConfig
 from kidseg.distributed import broadcast, share_norms
 from kidseg.errors import ResourceError, is_out_of_memory
 from kidseg.stage import Batch, Stage, TrainStep
+from kidseg.train.average import WeightAverage
 from kidseg.train.epochs import seconds_left
 from kidseg.train.finite import EpochLosses, finite_metrics
 from kidseg.train.prefetch import convert_killed_worker, prefetched
-from kidseg.train.resuming import Best, Checkpoint, Stopped, restore, save
+from kidseg.train.resuming import Best, Checkpoint, Stopped, Training, restore, save
 
 __all__ = ["Fitted", "Run", "fit"]
 
@@ -116,9 +117,11 @@ def fit(stage: Stage, run: Run, before: Sequence[str] = ()) -> Fitted:
         share_norms(net)
     frozen = freeze(net, stage.trainable)
     optimizer = _optimizer(net, config.optimizer)
+    average = None if config.average is None else WeightAverage(net, config.average)
+    training = Training(net=net, optimizer=optimizer, average=average)
     now = Checkpoint()
     if run.resume:
-        now = restore(run.folder, run.identity, stage.name, (net, optimizer), before)
+        now = restore(run.folder, run.identity, stage.name, training, before)
     called = DistributedDataParallel(net) if run.world > 1 else net
     # The time left in the budget of the run is not reproducible and may seem larger now, but later
     # stages have been trained on the result of this one.
@@ -132,14 +135,16 @@ def fit(stage: Stage, run: Run, before: Sequence[str] = ()) -> Fitted:
         for module in frozen:
             module.train(False)
         losses = EpochLosses(stage.name, epoch, net)
-        means = _train_epoch(stage, run, called, optimizer, losses)
+        means = _train_epoch(stage, run, called, training, losses)
         net.eval()
-        with torch.no_grad(), finite_metrics(losses) as metrics:
-            metrics.update(stage.validate())
-        metrics, spent = broadcast((metrics, now.seconds + run.clock() - start))
-        best = now.best
-        if metrics["score"] > best.score:
-            best = Best(epoch=epoch, score=metrics["score"], net=copy.deepcopy(net.state_dict()))
+        with nullcontext() if average is None else average.applied(net):
+            with torch.no_grad(), finite_metrics(losses) as metrics:
+                metrics.update(stage.validate())
+            metrics, spent = broadcast((metrics, now.seconds + run.clock() - start))
+            best = now.best
+            if metrics["score"] > best.score:
+                weights = copy.deepcopy(net.state_dict())
+                best = Best(epoch=epoch, score=metrics["score"], net=weights)
         line = {
             "stage": stage.name,
             "epoch": epoch,
@@ -152,7 +157,7 @@ def fit(stage: Stage, run: Run, before: Sequence[str] = ()) -> Fitted:
         lines = (*now.lines, line)
         now = Checkpoint(epoch=epoch, seconds=spent, stopped=stopped, best=best, lines=lines)
         if run.rank == 0:
-            save(run.folder, run.identity, stage.name, (net, optimizer), now)
+            save(run.folder, run.identity, stage.name, training, now)
             if run.on_epoch is not None:
                 left_s = seconds_left(config, epoch + 1, spent)
                 run.on_epoch(stage.name, epoch + 1, config.epochs, {**line, "left_s": left_s})
@@ -181,11 +186,11 @@ def _train_epoch(
     stage: Stage,
     run: Run,
     called: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    training: Training,
     losses: EpochLosses,
 ) -> dict[str, float]:
     """Run the optimizer steps of an epoch; the mean losses of this process."""
-    clip_norm = stage.config.optimizer.clip_norm
+    clip_norm, optimizer = stage.config.optimizer.clip_norm, training.optimizer
     with convert_killed_worker(stage.name, losses.epoch):
         for index, batch in enumerate(batches(stage, run, losses.epoch)):
             torch.manual_seed(_seed(run.seed, stage.name, losses.epoch, index))
@@ -199,6 +204,8 @@ def _train_epoch(
                 if clip_norm is not None:
                     nn.utils.clip_grad_norm_(stage.net.parameters(), clip_norm)
                 optimizer.step()
+                if training.average is not None:
+                    training.average.update(stage.net, losses.epoch * stage.steps + index)
     return losses.means()
 
 

@@ -22,8 +22,19 @@ from kidseg.distributed import rank
 from kidseg.errors import ModelError
 from kidseg.io.atomic import writing
 from kidseg.records import canonical, parsed
+from kidseg.train.average import WeightAverage
 
-__all__ = ["LOG", "Best", "Checkpoint", "read_log", "restore", "save", "saved_epoch"]
+__all__ = [
+    "LOG",
+    "Best",
+    "Checkpoint",
+    "Stopped",
+    "Training",
+    "read_log",
+    "restore",
+    "save",
+    "saved_epoch",
+]
 
 LOG = "log.jsonl"
 
@@ -41,6 +52,15 @@ class Best:
     epoch: int = -1
     score: float = -math.inf
     net: Mapping[str, Tensor] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Training:
+    """What an optimizer step changes: network, optimizer, and the average of the weights if any."""
+
+    net: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: WeightAverage | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +86,7 @@ def save(
     folder: Path,
     run: str,
     stage: str,
-    training: tuple[nn.Module, torch.optim.Optimizer],
+    training: Training,
     checkpoint: Checkpoint,
 ) -> None:
     """Write a checkpoint, then the line of its last epoch into the log.
@@ -75,11 +95,10 @@ def save(
         folder: of the run.
         run: digest that identifies it.
         stage: its name.
-        training: network and optimizer.
+        training: network, optimizer and average.
         checkpoint: after an epoch.
     """
-    net, optimizer = training
-    best = checkpoint.best
+    average, best = training.average, checkpoint.best
     state = State(
         progress=StageProgress(
             run=run,
@@ -91,11 +110,12 @@ def save(
             log=tuple(dict(line) for line in checkpoint.lines),
         ),
         parts={
-            "net": net.state_dict(),
+            "net": training.net.state_dict(),
             "best": best.net or {},
+            "average": {} if average is None else average.weights,
             "optimizer": {
                 f"{index}.{name}": value
-                for index, buffers in optimizer.state_dict()["state"].items()
+                for index, buffers in training.optimizer.state_dict()["state"].items()
                 for name, value in buffers.items()
                 if isinstance(value, Tensor)
             },
@@ -109,7 +129,7 @@ def restore(
     folder: Path,
     run: str,
     stage: str,
-    training: tuple[nn.Module, torch.optim.Optimizer],
+    training: Training,
     before: Sequence[str] = (),
 ) -> Checkpoint:
     """Load the checkpoint of a stage into network and optimizer; the start if there is none.
@@ -118,7 +138,7 @@ def restore(
         folder: of the run.
         run: digest that identifies it.
         stage: its name.
-        training: network and optimizer.
+        training: network, optimizer and average.
         before: stages that come before it.
 
     Raises:
@@ -145,7 +165,7 @@ def restore(
         )
     try:
         checkpoint = _checkpoint(state)
-        _load(state, *training)
+        _load(state, training)
     except ValueError as error:
         raise ModelError(
             f"the state does not fit this run: {error}",
@@ -214,15 +234,17 @@ def _checkpoint(state: State) -> Checkpoint:
     )
 
 
-def _load(state: State, net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Load tensors into network and optimizer.
+def _load(state: State, training: Training) -> None:
+    """Load tensors into network, optimizer and average.
 
     Raises:
         ValueError: names, shapes or types of the tensors are not those of the network.
     """
+    net, optimizer, average = training.net, training.optimizer, training.average
     expected = net.state_dict()
-    for part in ("net", "best"):
-        if part in state.parts or part == "net":
+    for part in ("net", "best", "average"):
+        required = part == "net" or (part == "average" and average is not None)
+        if part in state.parts or required:
             _check_tensors(part, state.parts.get(part, {}), expected)
     content = optimizer.state_dict()
     buffers: dict[int, dict[str, Tensor]] = {}
@@ -240,6 +262,8 @@ def _load(state: State, net: nn.Module, optimizer: torch.optim.Optimizer) -> Non
         scalars = {"step": torch.zeros(())}
         _check_tensors(f"optimizer.{number}", found, {k: scalars.get(k, like) for k in wanted})
     net.load_state_dict(dict(state.parts["net"]))
+    if average is not None:
+        average.load(state.parts["average"])
     optimizer.load_state_dict({**content, "state": buffers})
 
 

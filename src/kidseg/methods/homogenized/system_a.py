@@ -14,7 +14,6 @@ from typing import Any, ClassVar, Self, cast
 import torch
 from torch import Tensor, nn
 
-from kidseg.augment import Augmentation
 from kidseg.cohort.batch import Labelled, drawn_grid, drawn_labels
 from kidseg.cohort.cohort import Cohort
 from kidseg.cohort.frame import frame, pixel_mm
@@ -33,6 +32,7 @@ from kidseg.methods.homogenized.reference import Reference, choose_reference
 from kidseg.methods.homogenized.scene import MASKS, Scene
 from kidseg.methods.segmentation import (
     StageGrids,
+    augmentation_of,
     gathered_restored_loss,
     segmentation_stage,
     validation,
@@ -123,9 +123,6 @@ class Homogenized:
                 [self._grid(subject, "pose") for subject in cohort.training],
                 [(self.pose.scene(s), self._grid(s, "pose")) for s in cohort.validation],
             )
-        augmentation = None
-        if config.augment == "nnunet":
-            augmentation = Augmentation(config.view.size // config.divisor)
         last = "pose" if self.crop is None else "crop"
         yield segmentation_stage(
             self.parts["segment"],
@@ -138,7 +135,7 @@ class Homogenized:
             ),
             target=self.target,
             view=self._view,
-            augmentation=augmentation,
+            augmentation=augmentation_of(config, self.plan, config.view.size // config.divisor),
         )
         if config.schedule == "joint":
             yield self._joint_stage(cohort)
