@@ -106,7 +106,8 @@ def draw_styles(config: StyleConfig, step: TrainStep, count: int, labels: int) -
 
     half = config.stretch / 2
     stretch = np.exp(uniform(-half, half))
-    zoom = np.exp(uniform(*(math.log(end) for end in config.zoom)))
+    least, most = config.zoom
+    zoom = np.exp(uniform(math.log(least), math.log(most)))
     flip = np.where(config.mirror & (uniform(0, 1) < 0.5), -1.0, 1.0)
     kits = uniform(0, 1) < _KITS_SHARE
     clipped = uniform(0, 1) < config.window_share
