@@ -92,6 +92,7 @@ class Plain:
             scalings=scalings,
             padding=self.plan.padding,
             device=self.device,
+            flip=self.config.test_time_flip,
             reach=self.config.reach,
         )
 
