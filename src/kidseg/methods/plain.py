@@ -80,6 +80,7 @@ class Plain:
                 locate=lambda _: [Region(grid=self._frame(subject).whole)],
                 segment=partial(view.predict, self.parts["segment"], self.target),
                 target=self.target,
+                adapt=partial(view.adapt, self.parts["segment"]),
             )
         ]
 

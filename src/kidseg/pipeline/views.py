@@ -19,6 +19,7 @@ from kidseg.geometry import Grid, Slices, Volume, sampled
 from kidseg.intensity import Scaling, as_input
 from kidseg.labels import Target
 from kidseg.losses import probabilities
+from kidseg.nets.adaptive import AdaptiveNet
 from kidseg.pipeline.sliding import sliding_window
 from kidseg.pipeline.steps import Progress, Region
 
@@ -102,6 +103,21 @@ class Planes:
             predicted = _mean_over_flips(forward, image) if self.flip else forward(image)
             found[:, start:stop].copy_(predicted.transpose(0, 1))
         return Volume(found, region.grid)
+
+    def adapt(self, net: nn.Module, progress: Progress, region: Region, weight: float) -> None:
+        """Adapt a network's norm statistics to the image in a region.
+
+        Args:
+            net: an `AdaptiveNet`.
+            progress: with the image.
+            region: slices that represent the scan.
+            weight: see `AdaptiveNet.adapt`.
+        """
+        assert isinstance(net, AdaptiveNet)
+        images = self.image(progress.image, region.grid)
+        if self.flip:
+            images = torch.cat([images, images.flip(-1)])
+        net.adapt(pad_to_multiple(images, net.multiple).to(self.device.torch), weight)
 
     @property
     def batch_size(self) -> int:

@@ -189,6 +189,7 @@ class Homogenized:
             locate=lambda progress: progress.last,
             segment=partial(view.predict, self.parts["segment"], self.target),
             target=self.target,
+            adapt=partial(view.adapt, self.parts["segment"]),
         )
         return [*steps, segment]
 
