@@ -20,7 +20,7 @@ ROOMS = [
     "methods",
     "cohort",
     "pipeline",
-    *("store", "plan", "checkpoint", "header", "model_file"),
+    *("store", "plan", "members", "checkpoint", "header", "model_file"),
     "phantom",
     *("compare", "evaluate", "measure", "report", "export", "check", "splits", "cases"),
     *("nets", "losses", "augment", "body", "postprocess", "metrics"),

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import torch
 from pydantic import ConfigDict
 from torch import Tensor
 
@@ -26,6 +27,8 @@ from kidseg.io.atomic import writing
 from kidseg.records import SEAL, SEALED, checked
 
 __all__ = [
+    "HALF",
+    "WEIGHTS",
     "Model",
     "StageProgress",
     "State",
@@ -38,6 +41,9 @@ __all__ = [
 ]
 
 INTENDED_USE = "Research use only. Not a medical device."
+
+WEIGHTS, HALF = "weights", "float16"
+"""Entry of a model's header, and its value if the file stores weights in half precision."""
 
 Parts = Mapping[str, Mapping[str, Tensor]]
 """{part: {name: tensor}}."""
@@ -71,7 +77,10 @@ def save_model(
         parts: state dictionaries by part; names are joined with a dot.
         header: plain data: "method", "config" (resolved), "plan", "labels", "input",
             "training_set" (digest), "selection" (how it was selected and evaluated), "licence".
-            Format version, package version, intended use and the digest are added.
+            Format version, package version, intended use and the digest are added. With "weights":
+            "float16" the weights of convolutions and linear layers are stored in half precision, as
+            far as they fit its range, and are float32 again when they are loaded; biases, norms and
+            all else stay as they are.
         overwrite: replace an existing file.
 
     Returns:
@@ -80,7 +89,7 @@ def save_model(
     from importlib.metadata import version
 
     full = {"kidseg": version("kidseg"), "intended_use": INTENDED_USE, **header}
-    payload = _serialized(parts, full, KEY)
+    payload = _serialized(_halved(parts) if full.get(WEIGHTS) == HALF else parts, full, KEY)
     with writing(path, overwrite=overwrite) as file:
         file.write(payload)
     return hashlib.sha256(payload).hexdigest()
@@ -216,6 +225,21 @@ def _serialized(parts: Parts, header: Mapping[str, Any], key: str) -> bytes:
     return seal(save(tensors, metadata={key: text}), key)
 
 
+def _halved(parts: Parts) -> Parts:
+    """The parts with weights of two or more axes as float16, if none of them overflows."""
+
+    def halved(name: str, tensor: Tensor) -> Tensor:
+        if not name.endswith("weight") or tensor.ndim < 2 or tensor.dtype != torch.float32:
+            return tensor
+        half = tensor.half()
+        return half if bool(half.isfinite().all()) else tensor
+
+    return {
+        part: {name: halved(name, tensor) for name, tensor in state.items()}
+        for part, state in parts.items()
+    }
+
+
 def _parts(payload: bytes, path: Path) -> Parts:
     """The tensors of a verified file.
 
@@ -237,5 +261,6 @@ def _parts(payload: bytes, path: Path) -> Parts:
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         part, _, rest = name.partition(".")
-        parts.setdefault(part, {})[rest] = tensor
+        whole = tensor.float() if tensor.dtype == torch.float16 else tensor
+        parts.setdefault(part, {})[rest] = whole
     return parts

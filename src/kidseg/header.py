@@ -23,13 +23,24 @@ from pydantic import ConfigDict
 from kidseg.errors import ModelError
 from kidseg.records import SEAL, SEALED, checked, parsed
 
-__all__ = ["FORMAT", "KEY", "read_header", "read_sealed", "seal"]
+__all__ = [
+    "FORMAT",
+    "KEY",
+    "MEMBERS",
+    "described_members",
+    "read_header",
+    "read_sealed",
+    "seal",
+]
 
 FORMAT = 2
 """Version of the format; other versions are refused. Format 1 sealed the tensors alone."""
 
 KEY = "kidseg"
 """Key of the header in the metadata of a model file."""
+
+MEMBERS = "members"
+"""Entry of the header of an ensemble: the headers of its members; see `kidseg.members`."""
 
 _MOST_HEAD = 100_000_000
 _BLANK = "0" * 64
@@ -45,6 +56,12 @@ class _Entry:
     dtype: str
     shape: tuple[int, ...]
     data_offsets: tuple[int, int]
+
+
+def described_members(header: Mapping[str, Any]) -> str:
+    """The members of an ensemble by number and method, "0 plain, 1 plain"; "" for other models."""
+    members = header.get(MEMBERS, ())
+    return ", ".join(f"{k} {member.get('method')}" for k, member in enumerate(members))
 
 
 def seal(payload: bytes, key: str) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any
 
 from kidseg.cli.summaries import described
 from kidseg.errors import KidsegError
-from kidseg.header import read_header
+from kidseg.header import described_members, read_header
 from kidseg.model_file import find_model
 from kidseg.table import text_table
 
@@ -98,6 +98,7 @@ def model_text(model: Path, header: Mapping[str, Any], summary: Mapping[str, Any
         ("spacing", _spacing(header.get("plan", {}).get("median_spacing_mm"))),
         ("data", data and f"{data.get('cases')} cases, digest {str(data.get('digest'))[:_SHORT]}"),
         ("selected by", found.get("by")),
+        ("members", described_members(header)),
         ("decision", _decision(header)),
         ("licence", header.get("licence")),
         ("use", header.get("intended_use")),

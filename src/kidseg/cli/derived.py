@@ -1,4 +1,4 @@
-"""Commands that make a model of other models: calibrate."""
+"""Commands that make a model of other models: calibrate, ensemble."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Annotated, Any
 
 import typer
 
-from kidseg.cli.options import AsJson, Cases, Device, Overwrite, Quiet
+from kidseg.cli.options import Adapt, AsJson, Cases, Device, Overwrite, Quiet
 from kidseg.cli.progress import show_progress
 from kidseg.cli.terminal import print_result
 from kidseg.errors import Finding
 from kidseg.table import text_table, wrapped
 
-__all__ = ["calibrate"]
+__all__ = ["calibrate", "ensemble"]
 
 Model = Annotated[Path, typer.Option("--out", "-o", help="The model file to write.")]
 
@@ -50,6 +50,52 @@ def calibrate(
             progress=advance,
         )
     print_result(result, calibration_text(result, out), as_json, quiet)
+
+
+def ensemble(
+    models: Annotated[list[Path], typer.Argument(help="Model files or run folders.")],
+    out: Model,
+    member: Annotated[
+        int | None, typer.Option(min=0, help="Write only this member, counted from 0.")
+    ] = None,
+    half: Annotated[
+        bool, typer.Option("--half", help="Store weights in half precision: half the size.")
+    ] = False,
+    flip: Annotated[
+        bool | None,
+        typer.Option("--flip/--no-flip", help="Set test_time_flip; by default as the models say."),
+    ] = None,
+    adapt: Adapt = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write models into one file, whose probabilities are averaged; or take one out of it.
+
+    Any methods, with the same labels and input. Grids, figures and the training range that kidseg
+    segment tells are those of the first.
+
+    Example: kidseg ensemble run_a run_b -o ensemble.safetensors --half
+    """
+    from kidseg.members import ensemble
+
+    made = ensemble(
+        models, out, member=member, half=half, flip=flip, adapt=adapt, overwrite=overwrite
+    )
+    print_result(made, ensemble_text(made), as_json, quiet)
+
+
+def ensemble_text(made: Mapping[str, Any]) -> str:
+    """What was written."""
+    methods = made["members"]
+    what = f"An ensemble of {len(methods)} models" if len(methods) > 1 else "One model"
+    lines = wrapped(f"{what} ({', '.join(methods)}), {made['megabytes']} MB: {made['path']}")
+    if made["left_out"]:
+        lines += wrapped(
+            "The weights of the calibrated decision were left out: they belong to other"
+            " probabilities. Calibrate again: kidseg calibrate."
+        )
+    return "\n".join(lines)
 
 
 def calibration_text(result: Mapping[str, Any], out: Path) -> str:

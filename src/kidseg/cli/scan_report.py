@@ -95,7 +95,7 @@ def volumes_text(done: Sequence[Entry], failed: Sequence[Entry], out: Path) -> s
         lines += ["Volumes in ml:", *text_table(["scan", *titles], cells)]
         if any(partial for row in rows for _, partial in row.values()):
             lines.append(f"{_PARTIAL} reaches the border of the scan: the volume is partial")
-    lines += _adapted(done)
+    lines += [*_adapted(done), *_averaged(done)]
     warned = [
         f"{entry['name']}: {_sentence(finding)}" for entry in done for finding in entry["warnings"]
     ]
@@ -127,6 +127,17 @@ def _adapted(done: Sequence[Entry]) -> list[str]:
     slices = f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else f"{counts[0]}"
     text = f"Norm statistics were adapted to each of {len(counts)} scan(s), from {slices} slice(s)."
     return wrapped(text)
+
+
+def _averaged(done: Sequence[Entry]) -> list[str]:
+    """That an ensemble segmented, and what is told of its first member only."""
+    known = [entry["ensemble"]["members"] for entry in done if "ensemble" in entry]
+    if not known:
+        return []
+    return wrapped(
+        f"Probabilities are the mean of {len(known[0])} models ({', '.join(known[0])}); grids,"
+        " figures and the training range are those of the first."
+    )
 
 
 def _cell(volume: tuple[float, bool] | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from kidseg.geometry import Grid, Volume, in_plane_pose
 from kidseg.intensity import Normalisation
 from kidseg.labels import LabelSchema, Target
 from kidseg.measure import Midline, Side, Sides, measure_sides
+from kidseg.members import members_of
 from kidseg.methods import Method
 from kidseg.pipeline import Progress, Region, advance, decide, restore
 from kidseg.postprocess import Piece, min_volume_ml, remove_small
@@ -37,7 +38,7 @@ class Predictor:
     """A trained method on a device.
 
     Attributes:
-        method: with its networks in eval mode.
+        method: with its networks in eval mode; of an ensemble, the first member.
         schema: numbers and names of its labels.
         sha256: of the model file.
         path: of the model file.
@@ -46,6 +47,7 @@ class Predictor:
         adapt: what is adapted to each scan; see `kidseg.segment.adaptation`.
         prior_slices: see `PRIOR_SLICES` there.
         decision: weights of the outputs that are not 1; see `kidseg.segment.decision`.
+        others: the other members of an ensemble; the probabilities of all are averaged.
     """
 
     method: Method
@@ -56,6 +58,7 @@ class Predictor:
     adapt: Adapt = "none"
     prior_slices: float = PRIOR_SLICES
     decision: Mapping[str, float] = field(default_factory=dict)
+    others: tuple[Method, ...] = ()
 
     @torch.no_grad()
     def __call__(self, scan: Volume, name: str = "scan") -> Segmentation:
@@ -84,6 +87,7 @@ class Predictor:
             },
             "adapted": {"by": self.adapt, **found.adaptation.as_dict()},
             "decision": self.decision,
+            **self._ensemble_facts(),
             "overlap": _overlap_facts(placement, labels),
             "training_range": {
                 "known": self.training_range is not None,
@@ -108,17 +112,35 @@ class Predictor:
             placement=placement,
         )
 
+    def _ensemble_facts(self) -> dict[str, Any]:
+        """The members of an ensemble, and whose grids, figure and training range are told."""
+        methods = [self.method, *self.others]
+        facts = {"members": [method.name for method in methods], "shown": 0}
+        return {"ensemble": facts} if self.others else {}
+
     @torch.no_grad()
     def find(self, scan: Volume, name: str = "scan", clock: Clock | None = None) -> Found:
         """Prepare a scan and run the steps, without deciding labels; errors as for a call."""
         clock = clock or Clock()
-        method, config, plan = self.method, self.method.config, self.method.plan
-        subject = prepare(scan, method.material(config, plan), plan.channels, name=name)
+        first = self._advanced(self.method, scan, name, clock)
+        regions = list(first.regions)
+        for other in self.others:
+            regions += self._advanced(other, scan, name, Clock()).regions
+        if self.others:
+            clock.lap("other members")
+        return replace(first, regions=tuple(regions))
+
+    def _advanced(self, method: Method, scan: Volume, name: str, clock: Clock) -> Found:
+        """Prepare a scan for a member, and run its steps."""
+        material = method.material(method.config, method.plan)
+        subject = prepare(scan, material, method.plan.channels, name=name)
         clock.lap("prepare")
         adaptation = Adaptation.of(method, subject, self.prior_slices)
         progress = advance(subject.image, adaptation.steps(method.steps(subject)))
         clock.add(progress.seconds)
-        return Found(subject=subject, progress=progress, adaptation=adaptation)
+        return Found(
+            subject=subject, progress=progress, adaptation=adaptation, regions=progress.found
+        )
 
     @torch.no_grad()
     def decide(
@@ -143,7 +165,7 @@ class Predictor:
         target = _target_of(found.progress, self.method)
         if decision is not None:
             target = weighted(target, self.schema, decision)
-        restored = restore(found.progress.found, scan, target)
+        restored = restore(found.regions, scan, target)
         clock.lap("restore")
         radius = None if found.subject.body is None else found.subject.body.radius_mm
         least_ml = min_volume_ml(self.method.config.postprocess, radius)
@@ -160,11 +182,14 @@ class Found:
         subject: the prepared scan.
         progress: the regions of each step and their probabilities.
         adaptation: to the scan.
+        regions: that decide the labels. Those of all members of an ensemble; all else is of the
+            first.
     """
 
     subject: Subject
     progress: Progress
     adaptation: Adaptation
+    regions: tuple[Region, ...]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -212,7 +237,12 @@ def load_predictor(
         prior_slices = checked_prior(file.header.get("adapt_prior_slices", PRIOR_SLICES))
         schema = schema_of(file.header)
         decision = dict(file.header.get("decision", {}))
-        method = load_method(file.header, file.parts, path, device, wanted, decision)
+        method, *others = (
+            load_method(each.header, each.parts, path, device, wanted, decision)
+            for each in members_of(file)
+        )
+        if any(other.target != method.target for other in others):
+            raise ValueError("its members have different outputs")
     return Predictor(
         method=method,
         schema=schema,
@@ -222,6 +252,7 @@ def load_predictor(
         adapt=wanted,
         prior_slices=prior_slices,
         decision=decision,
+        others=tuple(others),
     )
 
 

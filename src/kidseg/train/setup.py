@@ -11,6 +11,7 @@ from typing import Any
 from kidseg.checkpoint import Model, load_model
 from kidseg.config import METHODS, load, preset
 from kidseg.errors import KidsegWarning, ModelError, UsageError
+from kidseg.header import described_members
 from kidseg.methods import Method, method_named
 from kidseg.model_file import find_model
 from kidseg.plan import Plan
@@ -77,8 +78,8 @@ def resolve(setup: Setup) -> ResolvedSetup:
     """Resolve the settings of a setup and load its start model.
 
     Raises:
-        UsageError: "other-method": the model has another method; "tune-without-model"; see
-            `method_named`, `preset` and `load`.
+        UsageError: "start-is-ensemble"; "other-method": the model has another method;
+            "tune-without-model"; see `method_named`, `preset` and `load`.
         InputError: see `load`.
         ModelError: see `load_model`; "damaged-model".
     """
@@ -93,6 +94,13 @@ def resolve(setup: Setup) -> ResolvedSetup:
         base = None if setup.preset is None else preset(setup.preset, name)
         return ResolvedSetup(method=method_named(name), config=_load_config(name, setup, base))
     model = load_model(setup.start)
+    if members := described_members(model.header):
+        raise UsageError(
+            f"the model is an ensemble, of {members}; training starts from one model",
+            path=setup.start,
+            code="start-is-ensemble",
+            next_step=f"Extract a member: kidseg ensemble {setup.start} --member 0 -o FILE",
+        )
     name = setup.method or str(model.header.get("method"))
     if name != model.header.get("method"):
         raise UsageError(

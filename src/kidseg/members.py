@@ -1,0 +1,160 @@
+"""Ensembles: several trained models in one file, whose probabilities are averaged.
+
+The header of an ensemble is that of its first member, with "members": the headers of all. The
+tensors of member 0 are "0.segment.*" and so on. One digest covers everything, as in any model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from kidseg.checkpoint import HALF, WEIGHTS, Model, load_model, save_model
+from kidseg.errors import UsageError
+from kidseg.header import MEMBERS
+from kidseg.io.atomic import check_writable
+from kidseg.model_file import find_model
+
+__all__ = ["ensemble", "members_of"]
+
+# Of a member, what is decided for the file as a whole.
+_OF_FILE = (MEMBERS, WEIGHTS, "decision", "calibration", "format", "sha256")
+_FLIP = "test_time_flip"
+
+
+def members_of(model: Model) -> list[Model]:
+    """The members of an ensemble, each as a model; any other model is its only member.
+
+    Raises:
+        LookupError, TypeError, ValueError: the header and the tensors do not match.
+    """
+    headers = model.header.get(MEMBERS)
+    if headers is None:
+        return [model]
+    if len(headers) < 2 or set(model.parts) != {str(k) for k in range(len(headers))}:
+        raise ValueError(f"{len(headers)} members, but the tensors of {sorted(model.parts)}")
+    found = []
+    for k, header in enumerate(headers):
+        parts: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in model.parts[str(k)].items():
+            part, _, rest = name.partition(".")
+            parts.setdefault(part, {})[rest] = tensor
+        found.append(Model(header=dict(header), parts=parts, sha256=model.sha256))
+    return found
+
+
+def ensemble(
+    models: Sequence[str | Path],
+    out: str | Path,
+    *,
+    member: int | None = None,
+    half: bool = False,
+    flip: bool | None = None,
+    adapt: str | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write several models into one file; or one, or one member, into a file of its own.
+
+    All members must have the same labels, outputs and input channels; their methods may differ.
+    Weights of a calibrated decision are left out, because they belong to other probabilities.
+
+    Args:
+        models: model files or run folders; the members of an ensemble count each.
+        out: file to write.
+        member: write only this member of the models, counted from 0.
+        half: store the weights of convolutions and linear layers as float16 (see `save_model`).
+        flip: the setting `test_time_flip` of all members; None: each as it is.
+        adapt: entry "adapt" of the header; None: that of the first.
+        overwrite: replace an existing file.
+
+    Returns:
+        {"path", "sha256", "members": methods, "megabytes", "left_out": what of the headers}.
+
+    Raises:
+        UsageError: "members-differ"; "no-member"; "output-exists".
+        ModelError: see `find_model` and `load_model`.
+    """
+    out = Path(out)
+    files = [find_model(model) for model in models]
+    check_writable(out, overwrite=overwrite)
+    loaded = [load_model(file) for file in files]
+    found = [
+        (file, each)
+        for file, model in zip(files, loaded, strict=True)
+        for each in members_of(model)
+    ]
+    if member is not None:
+        found = [_member(found, member)]
+    _check_alike(found)
+    headers = [_header(each.header, flip, adapt) for _, each in found]
+    parts = found[0][1].parts
+    header = headers[0]
+    if len(found) > 1:
+        header = {**header, MEMBERS: headers}
+        parts = {str(k): _flat(each) for k, (_, each) in enumerate(found)}
+    if half or any(model.header.get(WEIGHTS) == HALF for model in loaded):
+        header = {**header, WEIGHTS: HALF}
+    sha256 = save_model(out, parts, header, overwrite=overwrite)
+    calibrated = any("decision" in model.header for model in loaded)
+    return {
+        "path": str(out),
+        "sha256": sha256,
+        "members": [header["method"] for header in headers],
+        "megabytes": round(out.stat().st_size / 1e6, 2),
+        "left_out": ["decision"] if calibrated else [],
+    }
+
+
+def _member(found: Sequence[tuple[Path, Model]], number: int) -> tuple[Path, Model]:
+    if not 0 <= number < len(found):
+        raise UsageError(
+            f"there is no member {number}; the first is 0 and the last {len(found) - 1}",
+            path=found[0][0],
+            code="no-member",
+            next_step="'kidseg info' lists the members.",
+        )
+    return found[number]
+
+
+def _check_alike(found: Sequence[tuple[Path, Model]]) -> None:
+    """Check that the members have the same labels, outputs and input.
+
+    Raises:
+        UsageError: "members-differ".
+    """
+    (first, one), *others = found
+    for path, other in others:
+        for entry in ("labels", "input"):
+            if one.header.get(entry) != other.header.get(entry):
+                raise UsageError(
+                    f"its {entry} differ from those of {first}:"
+                    f" {_short(other.header.get(entry))}, not {_short(one.header.get(entry))}",
+                    path=path,
+                    code="members-differ",
+                    next_step="An ensemble averages models that answer the same question; train"
+                    " them on the same labels.",
+                )
+
+
+def _header(header: Mapping[str, Any], flip: bool | None, adapt: str | None) -> dict[str, Any]:
+    """The header of a member, without what concerns the file that it comes from."""
+    own = {name: value for name, value in header.items() if name not in _OF_FILE}
+    if flip is not None:
+        own["config"] = {**own["config"], _FLIP: flip}
+    return own if adapt is None else {**own, "adapt": adapt}
+
+
+def _flat(model: Model) -> dict[str, Tensor]:
+    return {
+        f"{part}.{name}": tensor
+        for part, state in model.parts.items()
+        for name, tensor in state.items()
+    }
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."

@@ -1,0 +1,263 @@
+"""Ensembles in one file: written, sealed, averaged, taken apart."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ellipses import make_ellipse_patient, write_ellipse_dataset
+from kidseg.checkpoint import load_model, save_model
+from kidseg.cli import main
+from kidseg.errors import ModelError, UsageError
+from kidseg.geometry import resample
+from kidseg.io import save
+from kidseg.labels import KIDNEY_TUMOUR
+from kidseg.members import ensemble, members_of
+from kidseg.metrics import dice
+from kidseg.segment import load_predictor, segment
+from kidseg.train import Setup, train
+from kidseg.train.setup import resolve
+from test_segment import SETTINGS as POSED
+from test_segment_predictor import SETTINGS
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two slice-wise models of other seeds, and one that homogenizes."""
+    root = tmp_path_factory.mktemp("members")
+    write_ellipse_dataset(root / "data", 4)
+    for seed, more in ((0, ()), (1, ("segment.epochs=2",))):
+        setup = Setup(method="plain", overrides=(*SETTINGS, *more), seed=seed)
+        train(root / "data", root / f"plain{seed}", setup, device="cpu")
+    posed = Setup(method="homogenized", overrides=(*POSED, "segment.epochs=3"))
+    train(root / "data", root / "posed", posed, device="cpu")
+    ensemble([root / "plain0", root / "plain1", root / "posed"], root / "all.safetensors")
+    return root
+
+
+def with_header(model: Path, path: Path, **changes: Any) -> Path:
+    known = load_model(model)
+    save_model(path, known.parts, {**known.header, **changes})
+    return path
+
+
+def test_a_model_of_members_has_their_headers_and_tensors(folder: Path) -> None:
+    whole = load_model(folder / "all.safetensors")
+    assert whole.header["method"] == "plain"
+    members = members_of(whole)
+    names = ("plain0", "plain1", "posed")
+    assert [member.header["method"] for member in members] == ["plain", "plain", "homogenized"]
+    for name, member in zip(names, members, strict=True):
+        alone = load_model(folder / name / "model.safetensors")
+        assert member.header["config"] == alone.header["config"]
+        assert member.header["training_set"] == alone.header["training_set"]
+        assert member.parts.keys() == alone.parts.keys()
+        for part, tensors in alone.parts.items():
+            assert member.parts[part].keys() == tensors.keys()
+            assert all(torch.equal(member.parts[part][k], t) for k, t in tensors.items())
+    (same,) = members_of(load_model(folder / "plain0" / "model.safetensors"))
+    assert "members" not in same.header
+
+
+def test_probabilities_are_the_mean_on_the_scans_voxels(folder: Path) -> None:
+    """By hand, of the probabilities of each model, where the grids of all cover the scan."""
+    scan = make_ellipse_patient(3).image
+    together = load_predictor(folder / "all.safetensors", "cpu")
+    found = together.find(scan)
+    assert len(found.regions) == 3 and len(together.others) == 2
+    total = torch.zeros((3, *scan.grid.shape), dtype=torch.float64)
+    count = torch.zeros(scan.grid.shape)
+    for name in ("plain0", "plain1", "posed"):
+        alone = load_predictor(folder / name / "model.safetensors", "cpu").find(scan)
+        (region,) = alone.regions
+        assert region.found is not None
+        seen = resample(region.found, scan.grid, fill=float("nan")).data.double()
+        total += seen.nan_to_num(0.0)
+        count += ~seen[0].isnan()
+    total[0][count == 0] = 1.0
+    labels, _, _ = together.decide(found, scan.grid)
+    result = together(scan)
+    assert torch.equal(labels.data, result.labels.data) and (labels.data > 0).any()
+    assert result.facts["ensemble"] == {"members": ["plain", "plain", "homogenized"], "shown": 0}
+    by_hand = total.argmax(0)
+    assert (by_hand == labels.data[0]).float().mean() > 0.99, "but for pieces that are removed"
+    kept = labels.data[0] > 0
+    assert torch.equal(by_hand[kept], labels.data[0][kept].long())
+
+
+def test_of_two_equal_models_the_result_is_that_of_one(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "twice.safetensors"
+    ensemble([folder / "plain0", folder / "plain0"], out)
+    scan = make_ellipse_patient(5).image
+    one = load_predictor(folder / "plain0" / "model.safetensors", "cpu")(scan)
+    assert torch.equal(load_predictor(out, "cpu")(scan).labels.data, one.labels.data)
+    assert "ensemble" not in one.facts
+
+
+def test_a_member_comes_out_as_it_went_in(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "one.safetensors"
+    made = ensemble([folder / "all.safetensors"], out, member=1)
+    assert made["members"] == ["plain"]
+    whole, alone = load_model(out), load_model(folder / "plain1" / "model.safetensors")
+    assert whole.header == {**alone.header, "sha256": whole.header["sha256"]}
+    for part, tensors in alone.parts.items():
+        assert all(torch.equal(whole.parts[part][name], t) for name, t in tensors.items())
+    with pytest.raises(UsageError) as error:
+        ensemble([folder / "all.safetensors"], tmp_path / "b.safetensors", member=3)
+    assert error.value.code == "no-member"
+    again = ensemble([folder / "all.safetensors", folder / "posed"], tmp_path / "c.safetensors")
+    assert again["members"] == ["plain", "plain", "homogenized", "homogenized"], "not nested"
+
+
+def test_half_precision_halves_the_file_and_keeps_the_labels(folder: Path, tmp_path: Path) -> None:
+    """Float32 again when loaded; norms and the reference patient are stored as they are."""
+    models, out = [folder / "plain0", folder / "posed"], tmp_path / "half.safetensors"
+    full = tmp_path / "full.safetensors"
+    ensemble(models, full)
+    ensemble(models, out, half=True)
+    halved, whole = load_model(out), load_model(full)
+    values = sum(
+        tensor.numel()
+        for tensors in whole.parts.values()
+        for name, tensor in tensors.items()
+        if name.endswith("weight") and tensor.ndim > 1
+    )
+    saved = full.stat().st_size - out.stat().st_size
+    assert values > 50_000 and abs(saved - 2 * values) < 1000, "two bytes less for each"
+    for part, tensors in whole.parts.items():
+        for name, tensor in tensors.items():
+            found = halved.parts[part][name]
+            assert found.dtype == tensor.dtype
+            torch.testing.assert_close(found, tensor, rtol=1e-3, atol=1e-7)
+            if not name.endswith("weight") or tensor.ndim < 2:
+                assert torch.equal(found, tensor)
+    for seed in range(3):
+        patient = make_ellipse_patient(seed)
+        one, other = (
+            load_predictor(file, "cpu")(patient.image).labels.data for file in (full, out)
+        )
+        assert (one != other).sum() <= 2 and (one > 0).any()
+        figures = [
+            float(dice(each[0].numpy() > 0, patient.labels.data[0].numpy() > 0) or 0.0)
+            for each in (one, other)
+        ]
+        assert abs(figures[0] - figures[1]) < 1e-3
+    again = tmp_path / "again.safetensors"
+    ensemble([out], again, member=0)
+    assert load_model(again).header["weights"] == "float16", "it stays half, whatever is done"
+
+
+def test_a_weight_beyond_half_precision_is_stored_whole(tmp_path: Path) -> None:
+    parts = {"a": {"weight": torch.tensor([[1e5, 1.0]]), "b.weight": torch.tensor([[1 / 3, 1.0]])}}
+    save_model(tmp_path / "a.safetensors", parts, {"weights": "float16"})
+    found = load_model(tmp_path / "a.safetensors").parts["a"]
+    assert torch.equal(found["weight"], parts["a"]["weight"])
+    assert found["b.weight"].dtype == torch.float32
+    assert 0 < (found["b.weight"] - parts["a"]["b.weight"]).abs().max() < 1e-3
+
+
+def test_members_that_answer_other_questions_are_refused(folder: Path, tmp_path: Path) -> None:
+    first, out = folder / "plain0" / "model.safetensors", tmp_path / "out.safetensors"
+    header = load_model(first).header
+    labels = {**header["labels"], "names": {"1": "kidney", "2": "cyst"}}
+    other_input = {**header["input"], "channels": ["T1"]}
+    for number, changes in enumerate([{"labels": labels}, {"input": other_input}]):
+        other = with_header(first, tmp_path / f"{number}.safetensors", **changes)
+        with pytest.raises(UsageError) as error:
+            ensemble([first, other], out)
+        assert error.value.code == "members-differ" and str(first) in error.value.cause
+    with pytest.raises(ModelError):
+        ensemble([first, tmp_path / "none"], out)
+    assert not out.exists()
+    ensemble([first, first], out)
+    with pytest.raises(UsageError) as error:
+        ensemble([first, first], out)
+    assert error.value.code == "output-exists"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda h: {**h, "members": h["members"][:1]},
+        lambda h: {**h, "members": h["members"][:2]},
+        lambda h: {**h, "members": [*h["members"], h]},
+        lambda h: {**h, "members": 3},
+        lambda h: {**h, "members": [h["members"][2]] * 3},
+        lambda h: {**h, "members": ["a", "b", "c"]},
+    ],
+)
+def test_members_that_do_not_match_the_tensors_are_damage(
+    folder: Path, tmp_path: Path, change: Callable[[Any], Any]
+) -> None:
+    known = load_model(folder / "all.safetensors")
+    path = tmp_path / "a.safetensors"
+    save_model(path, known.parts, change(known.header))
+    with pytest.raises(ModelError) as error:
+        load_predictor(path, "cpu")
+    assert error.value.code == "damaged-model"
+
+
+def test_one_digest_covers_all_members(folder: Path, tmp_path: Path) -> None:
+    """A bit of any member's weights, a digit of any member's header."""
+    content = (folder / "all.safetensors").read_bytes()
+    size = len(content)
+    for place in (size - 5, size // 2, size // 3, content.index(b"batch_size") + 14):
+        altered = bytearray(content)
+        altered[place] ^= 1
+        path = tmp_path / "a.safetensors"
+        path.write_bytes(altered)
+        with pytest.raises(ModelError) as error:
+            load_model(path)
+        assert error.value.code == "damaged-model"
+
+
+def test_settings_of_inference_can_be_given_to_all_members(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a.safetensors"
+    ensemble([folder / "plain0", folder / "posed"], out, flip=True, adapt="norm")
+    predictor = load_predictor(out, "cpu")
+    assert all(m.config.test_time_flip for m in (predictor.method, *predictor.others))
+    found = predictor(make_ellipse_patient(0).image)
+    assert found.facts["adapted"]["slices"] == 8
+    decided = with_header(out, tmp_path / "b.safetensors", decision={"background": 0.5})
+    made = ensemble([decided, folder / "plain1"], tmp_path / "c.safetensors")
+    assert made["left_out"] == ["decision"]
+    assert load_predictor(tmp_path / "c.safetensors", "cpu").decision == {}
+    assert load_predictor(decided, "cpu").others[0].target.weights == (0.5, 1.0, 1.0)
+
+
+def test_training_starts_from_a_member_not_from_all(folder: Path) -> None:
+    with pytest.raises(UsageError) as error:
+        resolve(Setup(start=folder / "all.safetensors"))
+    assert error.value.code == "start-is-ensemble"
+    assert "0 plain, 1 plain, 2 homogenized" in error.value.cause
+    assert "--member 0" in error.value.next_step
+
+
+def test_on_the_command_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Made, told by info, used by segment, which says it on the terminal and in its record."""
+
+    def call(*words: object) -> str:
+        with pytest.raises(SystemExit) as end:
+            main([str(word) for word in words])
+        assert not end.value.code
+        return capsys.readouterr().out
+
+    out = tmp_path / "e.safetensors"
+    text = call("ensemble", folder / "plain0", folder / "posed", "-o", out, "--half")
+    assert "An ensemble of 2 models (plain, homogenized)" in text
+    assert "0 plain, 1 homogenized" in call("info", out)
+    scan = save(make_ellipse_patient(0).image, tmp_path / "s.nii.gz")
+    text = call("segment", scan, "-m", out, "-o", tmp_path / "o", "--device", "cpu", "--figures")
+    assert "mean of 2 models (plain, homogenized)" in " ".join(text.split())
+    (entry,) = json.loads((tmp_path / "o" / "result.json").read_text())["scans"]
+    assert entry["ensemble"] == {"members": ["plain", "homogenized"], "shown": 0}
+    assert (tmp_path / "o" / "s_steps.png").is_file()
+    (kept,) = segment([scan], out, tmp_path / "o", device="cpu", resume=True)
+    assert kept == entry and KIDNEY_TUMOUR.regions.keys() == entry["volumes_ml"].keys()
