@@ -38,6 +38,8 @@ class Placement:
         overlap: soft Dice of the masks with the reference's, by mask: "before" (the scan only
             centred on the body, without rotation or scaling), at the "start" of the pose and
             "after" it. Empty without a reference.
+        agreement: at the same three, the measure by which a correction is kept or discarded.
+        corrected: whether the pose differs from its start.
         compared: first and last slice that were compared.
         outlines: by the name of a step, (1, slices, rows, columns) float 0..1 on the step's grid or
             a coarser one: the reference's body at each slice's height, which the image should
@@ -46,6 +48,8 @@ class Placement:
 
     figures: Mapping[str, float]
     overlap: Mapping[str, Mapping[str, float]]
+    agreement: Mapping[str, float] = field(default_factory=dict)
+    corrected: bool = False
     compared: tuple[int, int] | None = None
     outlines: Mapping[str, Volume] = field(default_factory=dict)
 

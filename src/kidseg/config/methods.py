@@ -217,6 +217,10 @@ class PoseConfig:
     """Number of corrections at inference."""
     per: Literal["volume", "slice"] = "volume"
     """At inference, "volume" applies the median correction of all slices, "slice" one per slice."""
+    only_better: bool = True
+    """With per "volume": a correction is applied only if the masks then agree better with the
+    reference, and with their mirror image, than without it.
+    """
     bone: float = Field(default=0.0, ge=0)
     """Weight of the overlap of the bone masks, relative to that of the body masks. The ribs of two
     patients seldom coincide, and aligning them does not improve a pose.

@@ -268,7 +268,9 @@ def _removed_facts(removed: Sequence[Piece], least_ml: float) -> dict[str, Any]:
 
 
 def _overlap_facts(placement: Placement, found: Volume) -> dict[str, Any] | None:
-    """Overlap with the reference and the slices compared; None without a reference.
+    """Overlap and agreement with the reference, which pose was kept, and the slices compared.
+
+    None without a reference.
 
     Args:
         placement: of the patient.
@@ -279,6 +281,8 @@ def _overlap_facts(placement: Placement, found: Volume) -> dict[str, Any] | None
     by = "slices where something was found" if bool((found.data > 0).any()) else "all slices"
     return {
         **{when: _rounded(masks) for when, masks in placement.overlap.items()},
+        "agreement": _rounded(placement.agreement),
+        "kept": "correction" if placement.corrected else "start",
         "compared": {"first": placement.compared[0], "last": placement.compared[1], "by": by},
     }
 
