@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cohorts import PLAN, TARGET, base_of, make_cohort, whole_of
+from cohorts import PLAN, TARGET, VOLUMES, base_of, make_cohort, whole_of
 from ellipses import in_two_channels, make_ellipse_patient
 from kidseg.cohort.cohort import Cohort, patient_dice
 from kidseg.cohort.frame import frame
 from kidseg.cohort.items import draw
 from kidseg.cohort.subject import prepare
-from kidseg.config import PlainConfig, StageConfig, UNetConfig, ViewConfig
+from kidseg.config import METHODS as CONFIGS
+from kidseg.config import PlainConfig, StageConfig, UNetConfig, ViewConfig, load
 from kidseg.device import choose_device
 from kidseg.errors import UsageError
 from kidseg.geometry import Volume, resample
@@ -333,3 +334,27 @@ def test_patients_of_an_mr_are_each_normalised_with_their_own_in_a_batch() -> No
     method.parts["segment"].eval()
     (region,) = advance(cohort.validation[0].image, method.steps(cohort.validation[0])).found
     assert region.found is not None and region.found.channels == 3
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_every_method_flips_at_inference_if_it_is_set_to(name: str) -> None:
+    """Its segmentation network then sees twice as many images."""
+    cohort = replace(make_cohort(1, 1), plan=VOLUMES)
+    kind, subject = CONFIGS[name], cohort.validation[0]
+    small = () if name == "plain3d" else ("view.size=32", "unet.size=32", "unet.features=4")
+    found, calls = [], []
+    for flip in (False, True):
+        config = replace(load(kind, overrides=small), test_time_flip=flip)
+        method = METHODS[name].build(config, TARGET, VOLUMES, device=CPU)
+        for net in method.parts.values():
+            net.eval()
+        if name == "homogenized":
+            next(iter(method.stages(cohort)))  # takes the reference
+        seen: list[int] = []
+        method.parts["segment"].register_forward_hook(lambda *_, seen=seen: seen.append(1))
+        (region,) = advance(subject.image, method.steps(subject)).found
+        assert region.found is not None
+        found.append(region.found.data)
+        calls.append(len(seen))
+    assert calls[1] == 2 * calls[0] > 0
+    assert not torch.equal(found[0], found[1])

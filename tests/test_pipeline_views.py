@@ -377,3 +377,59 @@ def test_sagittal_slices_are_planes_of_a_permuted_grid() -> None:
     assert torch.equal(beside[1:, 0], seen[:-1, 0]) and torch.equal(beside[0, 0], seen[0, 0])
     with pytest.raises(ValueError, match="order of"):
         image.grid.permuted((0, 0, 1))
+
+
+# The flip at inference
+
+
+def one_sided(topology: UNetConfig | Topology) -> nn.Module:
+    """A network that sees left and right differently."""
+    return build(topology, 1, 3, seed=1).eval()
+
+
+SLABS = Topology(features=(4, 8), kernels=((1, 3, 3), (3, 3, 3)), strides=((1, 1, 1), (2, 2, 2)))
+FLIPPED = [
+    (VIEW, UNetConfig(size=32, features=4), (8, 43, 50)),  # padded at its end
+    (blocks((4, 16, 24)), SLABS, (8, 40, 50)),
+]
+
+
+@pytest.mark.parametrize(("view", "topology", "shape"), FLIPPED, ids=["planes", "blocks"])
+def test_with_a_flip_probabilities_are_the_mean_of_both_sides(
+    view: Planes | Blocks, topology: UNetConfig | Topology, shape: tuple[int, int, int]
+) -> None:
+    """By hand: of a grid, and of the same grid with its columns in reverse order."""
+    net, grid = one_sided(topology), turned(shape)
+    progress = Progress(image=make_ellipse_patient(0).image)
+
+    def found(view: Planes | Blocks, grid: Grid) -> Tensor:
+        return view.predict(net, TARGET, progress, Region(grid=grid)).data
+
+    reverse = torch.eye(4, dtype=torch.float64)
+    reverse[2, 2], reverse[2, 3] = -1, shape[2] - 1
+    reversed_ = Grid(shape, grid.mm_from_index @ reverse)
+    one, other = found(view, grid), found(view, reversed_).flip(-1)
+    assert (one - other).abs().max() > 0.01
+    both = replace(view, flip=True)
+    torch.testing.assert_close(found(both, grid), (one + other) / 2, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        found(both, reversed_).flip(-1), found(both, grid), atol=1e-5, rtol=1e-4
+    )
+    torch.testing.assert_close(found(both, grid).sum(0), torch.ones(shape))
+
+
+@pytest.mark.parametrize(("view", "topology", "shape"), FLIPPED, ids=["planes", "blocks"])
+def test_with_a_flip_a_mirror_image_has_the_mirrored_probabilities(
+    view: Planes | Blocks, topology: UNetConfig | Topology, shape: tuple[int, int, int]
+) -> None:
+    """Of a scan whose voxels are mirrored; without a flip they differ."""
+    net, image = one_sided(topology), make_ellipse_patient(0).image
+    mirrored = Volume(image.data.flip(-1), image.grid)
+    for flip in (True, False):
+        own = replace(view, flip=flip)
+        one, other = (
+            own.predict(net, TARGET, Progress(image=each), Region(grid=image.grid)).data
+            for each in (image, mirrored)
+        )
+        apart = (one - other.flip(-1)).abs().max()
+        assert apart < 1e-5 if flip else apart > 0.01, flip

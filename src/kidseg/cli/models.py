@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from kidseg.cli.options import (
+    Adapt,
     AsJson,
     Cases,
     Config,
@@ -129,6 +130,7 @@ def segment(
     series: Series = None,
     repair: Repair = False,
     device: Device = "auto",
+    adapt: Adapt = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Leave out scans that this model has segmented.")
     ] = False,
@@ -153,6 +155,7 @@ def segment(
         out,
         formats=tuple(formats.split(",")),
         device=device,
+        adapt=adapt,
         options=options,
         figures=figures,
         reference=reference,

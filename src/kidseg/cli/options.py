@@ -10,6 +10,7 @@ import typer
 from kidseg.registry import METHODS, presets
 
 __all__ = [
+    "Adapt",
     "AsJson",
     "Cases",
     "Config",
@@ -71,6 +72,13 @@ TrainingSeed = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and stop.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing output.")]
 Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes to use.")]
+Adapt = Annotated[
+    Literal["none", "norm"] | None,
+    typer.Option(
+        help="norm: adapt the statistics of the batch norms to each scan; none; by default as the"
+        " model says."
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Trust = Annotated[
     Literal["sform", "qform"] | None, typer.Option(help="NIfTI transform to use if they differ.")

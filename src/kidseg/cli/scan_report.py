@@ -95,6 +95,7 @@ def volumes_text(done: Sequence[Entry], failed: Sequence[Entry], out: Path) -> s
         lines += ["Volumes in ml:", *text_table(["scan", *titles], cells)]
         if any(partial for row in rows for _, partial in row.values()):
             lines.append(f"{_PARTIAL} reaches the border of the scan: the volume is partial")
+    lines += _adapted(done)
     warned = [
         f"{entry['name']}: {_sentence(finding)}" for entry in done for finding in entry["warnings"]
     ]
@@ -116,6 +117,16 @@ def _volumes(entry: Entry) -> dict[str, tuple[float, bool]]:
         for side in _SIDES
         if name in (volumes := sides[side]["volumes_ml"])
     }
+
+
+def _adapted(done: Sequence[Entry]) -> list[str]:
+    """Which scans the model was adapted to."""
+    counts = [count for entry in done if (count := entry.get("adapted", {}).get("slices"))]
+    if not counts:
+        return []
+    slices = f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else f"{counts[0]}"
+    text = f"Norm statistics were adapted to each of {len(counts)} scan(s), from {slices} slice(s)."
+    return wrapped(text)
 
 
 def _cell(volume: tuple[float, bool] | None) -> str:

@@ -103,6 +103,10 @@ class MethodConfig:
     """Processes that prefetch batches; the result is bit-identical. None: none on the CPU or with
     budget_clock "processor", otherwise one per further core, at most 8.
     """
+    test_time_flip: bool = False
+    """At inference, also segment the left-right flipped image, and average the probabilities; takes
+    twice the time.
+    """
     postprocess: PostprocessConfig = PostprocessConfig()
     """Removal of small components from the result."""
 

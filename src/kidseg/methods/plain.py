@@ -80,6 +80,7 @@ class Plain:
                 locate=lambda _: [Region(grid=self._frame(subject).whole)],
                 segment=partial(view.predict, self.parts["segment"], self.target),
                 target=self.target,
+                adapt=partial(view.adapt, self.parts["segment"]),
             )
         ]
 
@@ -92,6 +93,7 @@ class Plain:
             scalings=scalings,
             padding=self.plan.padding,
             device=self.device,
+            flip=self.config.test_time_flip,
             reach=self.config.reach,
         )
 

@@ -146,6 +146,7 @@ class Plain3d:
             scalings=[subject.scalings],
             padding=self.plan.padding,
             device=self.device,
+            flip=self.config.test_time_flip,
         )
 
     def _grid(self, subject: Subject) -> Grid:

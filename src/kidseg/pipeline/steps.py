@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from kidseg.geometry import Grid, Slices, Volume
 from kidseg.labels import Target
 
-__all__ = ["Locate", "Progress", "Region", "Segment", "Step", "advance"]
+__all__ = ["Adapt", "Locate", "Progress", "Region", "Segment", "Step", "advance"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,6 +76,9 @@ Locate = Callable[[Progress], Sequence[Region]]
 Segment = Callable[[Progress, Region], Volume]
 """Progress so far, region -> probabilities on the region's grid."""
 
+Adapt = Callable[[Progress, Region, float], None]
+"""Progress so far, region, weight: adapts a network's norm statistics to the image in a region."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
@@ -86,12 +89,14 @@ class Step:
         locate: see `Locate`.
         segment: see `Segment`; None if the step only locates.
         target: meaning of the output channels of `segment`.
+        adapt: see `Adapt`; None if the networks of `segment` cannot be adapted.
     """
 
     name: str
     locate: Locate
     segment: Segment | None = None
     target: Target | None = None
+    adapt: Adapt | None = None
 
 
 def advance(image: Volume | Slices, steps: Sequence[Step]) -> Progress:

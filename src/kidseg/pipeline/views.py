@@ -6,7 +6,7 @@ probabilities on the grid. No other code depends on the dimension of a network.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,6 +19,7 @@ from kidseg.geometry import Grid, Slices, Volume, sampled
 from kidseg.intensity import Scaling, as_input
 from kidseg.labels import Target
 from kidseg.losses import probabilities
+from kidseg.nets.adaptive import AdaptiveNet
 from kidseg.pipeline.sliding import sliding_window
 from kidseg.pipeline.steps import Progress, Region
 
@@ -52,12 +53,15 @@ class Planes:
         scalings: normalisation of the image's channels: one for all slices, or one per slice.
         padding: padding value of each channel.
         device: of the network.
+        flip: also predict the image flipped along its columns (left and right), and average the
+            probabilities.
     """
 
     scalings: Sequence[Sequence[Scaling]]
     padding: Sequence[float]
     device: Device
     reach: int = 0
+    flip: bool = False
 
     def image(self, image: Volume | Slices, grid: Grid) -> Tensor:
         """(slices, channels * (2 reach + 1), rows, columns) float32, normalised.
@@ -85,16 +89,35 @@ class Planes:
         grid = region.grid
         found = torch.empty((target.outputs, *grid.shape))
         rows, columns = grid.shape[1:]
+
+        def forward(image: Tensor) -> Tensor:
+            image = pad_to_multiple(image, getattr(net, "multiple", (1, 1)))
+            with self.device.autocast():
+                (logits,) = net(image.contiguous(memory_format=torch.channels_last))
+            return probabilities(logits[..., :rows, :columns], target)
+
         for start in range(0, grid.shape[0], self.batch_size):
             stop = min(start + self.batch_size, grid.shape[0])
             raw = self.sample(progress.image, grid.slices(start, stop)).to(self.device.torch)
             image = as_input(raw, [tuple(each) * (2 * self.reach + 1) for each in self.scalings])
-            image = pad_to_multiple(image, getattr(net, "multiple", (1, 1)))
-            with self.device.autocast():
-                (logits,) = net(image.contiguous(memory_format=torch.channels_last))
-            predicted = probabilities(logits[..., :rows, :columns], target)
+            predicted = _mean_over_flips(forward, image) if self.flip else forward(image)
             found[:, start:stop].copy_(predicted.transpose(0, 1))
         return Volume(found, region.grid)
+
+    def adapt(self, net: nn.Module, progress: Progress, region: Region, weight: float) -> None:
+        """Adapt a network's norm statistics to the image in a region.
+
+        Args:
+            net: an `AdaptiveNet`.
+            progress: with the image.
+            region: slices that represent the scan.
+            weight: see `AdaptiveNet.adapt`.
+        """
+        assert isinstance(net, AdaptiveNet)
+        images = self.image(progress.image, region.grid)
+        if self.flip:
+            images = torch.cat([images, images.flip(-1)])
+        net.adapt(pad_to_multiple(images, net.multiple).to(self.device.torch), weight)
 
     @property
     def batch_size(self) -> int:
@@ -112,6 +135,7 @@ class Blocks:
         scalings: normalisation of the image's channels, one for the case.
         padding: padding value of each channel.
         device: of the network.
+        flip: as for `Planes`.
     """
 
     patch: tuple[int, int, int]
@@ -119,6 +143,7 @@ class Blocks:
     scalings: Sequence[Sequence[Scaling]]
     padding: Sequence[float]
     device: Device
+    flip: bool = False
 
     def image(self, image: Volume | Slices, grid: Grid) -> Tensor:
         """(1, channels, slices, rows, columns) float32, normalised."""
@@ -145,13 +170,21 @@ class Blocks:
             on_cpu: Tensor = logits.float().cpu()
             return on_cpu
 
+        def predicted(image: Tensor) -> Tensor:
+            logits = sliding_window(
+                forward, image, self.patch, outputs=target.outputs, overlap=self.overlap
+            )
+            return probabilities(logits[None], target)[0]
+
         image = self.image(progress.image, extended)[0]
-        logits = sliding_window(
-            forward, image, self.patch, outputs=target.outputs, overlap=self.overlap
-        )
-        found = probabilities(logits[None], target)[0]
+        found = _mean_over_flips(predicted, image) if self.flip else predicted(image)
         box = tuple(slice(b, b + n) for b, n in zip(before, grid.shape, strict=True))
         return Volume(found[(slice(None), *box)].contiguous(), grid)
+
+
+def _mean_over_flips(predict: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
+    """The mean of the predictions of an image, and of the image flipped along its last axis."""
+    return (predict(image) + predict(image.flip(-1)).flip(-1)) / 2
 
 
 def neighbour(grid: Grid, image: Grid, offset: int) -> Grid:

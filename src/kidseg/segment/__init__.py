@@ -21,6 +21,7 @@ from kidseg.io import ReadOptions
 from kidseg.io.output import check_output_folder
 from kidseg.model_file import find_model
 from kidseg.provenance import provenance
+from kidseg.segment.adaptation import Adapt
 from kidseg.segment.identity import digest_of, done_before, is_same_call, reading_of
 from kidseg.segment.index import Index, read_index, record_failure, record_scan
 from kidseg.segment.outputs import (
@@ -78,6 +79,7 @@ def segment(
     *,
     formats: Sequence[str] = ("nii",),
     device: str = "auto",
+    adapt: Adapt | None = None,
     options: ReadOptions | None = None,
     figures: bool = False,
     reference: str | Path | None = None,
@@ -100,6 +102,8 @@ def segment(
         out: folder; created if missing.
         formats: keys of `FORMATS`.
         device: for a model file; see `choose_device`.
+        adapt: for a model file: "norm" takes the statistics of its batch norms from each scan,
+            "none" from the training; None: as the model file says, or else "none".
         options: of reading.
         figures: also write `<name>_steps.png`; see `kidseg.segment.figure.draw_steps`.
         reference: labels to show in the figures and to compare with: a label volume for one scan,
@@ -132,7 +136,9 @@ def segment(
     out = Path(out)
     check_output_folder(out, "results")
     _check_call(scans, formats, figures, reference)
-    predictor = model if isinstance(model, Predictor) else load_predictor(find_model(model), device)
+    predictor = (
+        model if isinstance(model, Predictor) else load_predictor(find_model(model), device, adapt)
+    )
     channels = predictor.method.plan.channels
     values: Literal["ct", "any"] = "ct" if channels[0].scheme == "ct" else "any"
     options = replace(options or ReadOptions(), values=values)

@@ -114,6 +114,10 @@ def _other_call(entry: Entry, predictor: Predictor, options: ReadOptions) -> str
     model = entry.get("model")
     if not isinstance(model, Mapping) or model.get("sha256") != predictor.sha256:
         return "another model"
+    adapted = entry.get("adapted")
+    by = adapted.get("by") if isinstance(adapted, Mapping) else "none"
+    if by != predictor.adapt:
+        return f"--adapt {by}"
     return "" if entry.get("reading") == reading_of(options) else "other options of reading"
 
 

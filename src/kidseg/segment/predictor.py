@@ -10,24 +10,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from kidseg.checkpoint import load_model
 from kidseg.cohort.subject import Subject, prepare
 from kidseg.cohort.training_range import FAR_SD, Placement, distances
-from kidseg.config import METHODS, load
-from kidseg.device import choose_device
-from kidseg.errors import Finding, ModelError, UsageError
+from kidseg.errors import Finding
 from kidseg.geometry import Grid, Volume, in_plane_pose
 from kidseg.intensity import Normalisation
 from kidseg.labels import LabelSchema, Target
 from kidseg.measure import Midline, Side, Sides, measure_sides
-from kidseg.methods import Method, method_named
-from kidseg.nets import PlannedUNet, UNet
-from kidseg.nets.folding import folded
+from kidseg.methods import Method
 from kidseg.pipeline import Progress, Region, advance, decide, restore
-from kidseg.plan import Plan
 from kidseg.postprocess import Piece, min_volume_ml, remove_small
+from kidseg.segment.adaptation import PRIOR_SLICES, Adapt, Adaptation, checked_adapt, checked_prior
+from kidseg.segment.trained_method import damaged_if_invalid, load_method, schema_of
 
 __all__ = ["Predictor", "Segmentation", "load_predictor"]
 
@@ -46,6 +42,8 @@ class Predictor:
         path: of the model file.
         training_range: ranges of the training patients in the model file; see
             `kidseg.cohort.training_range.training_range`. None if the file has none.
+        adapt: what is adapted to each scan; see `kidseg.segment.adaptation`.
+        prior_slices: see `PRIOR_SLICES` there.
     """
 
     method: Method
@@ -53,6 +51,8 @@ class Predictor:
     sha256: str
     path: Path
     training_range: Mapping[str, Any] | None = None
+    adapt: Adapt = "none"
+    prior_slices: float = PRIOR_SLICES
 
     @torch.no_grad()
     def __call__(self, scan: Volume, name: str = "scan") -> Segmentation:
@@ -67,7 +67,8 @@ class Predictor:
         material = self.method.material(config, plan)
         subject = prepare(scan, material, plan.channels, name=name)
         clock.lap("prepare")
-        progress = advance(subject.image, self.method.steps(subject))
+        adaptation = Adaptation.of(self.method, subject, self.prior_slices)
+        progress = advance(subject.image, adaptation.steps(self.method.steps(subject)))
         clock.add(progress.seconds)
         restored = restore(progress.found, scan.grid, _target_of(progress, self.method))
         clock.lap("restore")
@@ -88,6 +89,7 @@ class Predictor:
                 name: [_grid_facts(region, subject, unit_mm) for region in regions]
                 for name, regions in progress.steps.items()
             },
+            "adapted": {"by": self.adapt, **adaptation.as_dict()},
             "overlap": _overlap_facts(placement, labels),
             "training_range": {
                 "known": self.training_range is not None,
@@ -104,6 +106,7 @@ class Predictor:
             findings=(
                 *_findings(labels, subject, progress, sides, name),
                 *_far(away, name),
+                *adaptation.findings(self.adapt, name),
             ),
             seconds=clock.seconds,
             progress=progress,
@@ -136,8 +139,15 @@ class Segmentation:
     placement: Placement
 
 
-def load_predictor(model: str | Path, device: str = "auto") -> Predictor:
+def load_predictor(
+    model: str | Path, device: str = "auto", adapt: Adapt | None = None
+) -> Predictor:
     """Load the method of a model file.
+
+    Args:
+        model: a model file.
+        device: see `choose_device`.
+        adapt: what is adapted to each scan; None: what the model file says, or nothing.
 
     Raises:
         ModelError: see `load_model`; "damaged-model": the content does not match the header.
@@ -145,51 +155,19 @@ def load_predictor(model: str | Path, device: str = "auto") -> Predictor:
     """
     path = Path(model)
     file = load_model(path)
-    try:
-        name = file.header["method"]
-        kind = method_named(name)
-        config: Any = load(METHODS[name], base=file.header["config"])
-        plan = Plan.from_dict(file.header["plan"], path)
-        labels = file.header["labels"]
-        schema = LabelSchema.from_names(
-            {int(number): name for number, name in labels["names"].items()},
-            {name: tuple(ids) for name, ids in labels["regions"].items()},
-        )
-        hardware = choose_device(device, config.precision)
-        target = _target(labels, schema)
-        method = kind.build(config, target, plan, device=hardware)
-        for part, net in method.parts.items():
-            net.load_state_dict(dict(file.parts[part]))
-            net.eval().requires_grad_(False)
-        if hardware.precision == "bf16":
-            parts = {part: _to_bfloat16(net) for part, net in method.parts.items()}
-            method = kind(config, target, plan, parts, hardware)
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise _damaged(path, error) from error
-    except UsageError as error:
-        if error.code != "unknown-method" and error.code != "bad-setting":
-            raise
-        raise _damaged(path, error) from error
+    with damaged_if_invalid(path):
+        wanted = adapt or checked_adapt(file.header.get("adapt", "none"))
+        prior_slices = checked_prior(file.header.get("adapt_prior_slices", PRIOR_SLICES))
+        schema = schema_of(file.header)
+        method = load_method(file.header, file.parts, path, device, wanted)
     return Predictor(
         method=method,
         schema=schema,
         sha256=file.sha256,
         path=path,
         training_range=file.header.get("training_range"),
-    )
-
-
-def _to_bfloat16(net: nn.Module) -> nn.Module:
-    """Convert a segmentation network to bfloat16 with folded batch norms; others are unchanged."""
-    return folded(net, torch.bfloat16) if isinstance(net, UNet | PlannedUNet) else net
-
-
-def _damaged(path: Path, error: Exception) -> ModelError:
-    return ModelError(
-        f"the content does not match the header: {error}",
-        path=path,
-        code="damaged-model",
-        next_step="Check whether it was written by a newer version of kidseg.",
+        adapt=wanted,
+        prior_slices=prior_slices,
     )
 
 
@@ -216,12 +194,6 @@ def _target_of(progress: Progress, method: Method) -> Target:
     """The target of the step whose regions give the labels."""
     target = progress.found[0].target if progress.found else None
     return target or method.target
-
-
-def _target(labels: Mapping[str, Any], schema: LabelSchema) -> Target:
-    """The target of a model file; files of format 1 have only labels."""
-    known = labels.get("target")
-    return Target.of_labels(schema) if known is None else Target.from_dict(known)
 
 
 def _grid_facts(region: Region, subject: Subject, unit_mm: float) -> dict[str, Any]:

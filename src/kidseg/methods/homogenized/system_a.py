@@ -163,7 +163,12 @@ class Homogenized:
         }
 
     def _view(self, scalings: Sequence[Sequence[Scaling]]) -> Planes:
-        return Planes(scalings=scalings, padding=self.plan.padding, device=self.device)
+        return Planes(
+            scalings=scalings,
+            padding=self.plan.padding,
+            device=self.device,
+            flip=self.config.test_time_flip,
+        )
 
     def _base(self, subject: Subject) -> Grid:
         """The base grid, centred on the body."""
@@ -184,6 +189,7 @@ class Homogenized:
             locate=lambda progress: progress.last,
             segment=partial(view.predict, self.parts["segment"], self.target),
             target=self.target,
+            adapt=partial(view.adapt, self.parts["segment"]),
         )
         return [*steps, segment]
 

@@ -1,0 +1,115 @@
+"""Build a trained method from the header and the tensors of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kidseg.checkpoint import Parts
+from kidseg.config import METHODS, load
+from kidseg.device import Device, choose_device
+from kidseg.errors import ModelError, UsageError
+from kidseg.labels import LabelSchema, Target
+from kidseg.methods import Method, method_named
+from kidseg.nets import PlannedUNet, UNet
+from kidseg.nets.adaptive import AdaptiveNet, has_batch_norms
+from kidseg.nets.folding import folded
+from kidseg.plan import Plan
+from kidseg.segment.adaptation import Adapt
+
+__all__ = ["damaged_if_invalid", "load_method", "schema_of"]
+
+
+@contextmanager
+def damaged_if_invalid(path: Path) -> Iterator[None]:
+    """Turn any failure to interpret a model's content into a ModelError.
+
+    Raises:
+        ModelError: "damaged-model".
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise _damaged(path, error) from error
+    except UsageError as error:
+        if error.code != "unknown-method" and error.code != "bad-setting":
+            raise
+        raise _damaged(path, error) from error
+
+
+def schema_of(header: Mapping[str, Any]) -> LabelSchema:
+    """The labels of a model; errors as for `damaged_if_invalid`."""
+    labels = header["labels"]
+    return LabelSchema.from_names(
+        {int(number): name for number, name in labels["names"].items()},
+        {name: tuple(ids) for name, ids in labels["regions"].items()},
+    )
+
+
+def load_method(
+    header: Mapping[str, Any], parts: Parts, path: Path, device: str, adapt: Adapt
+) -> Method:
+    """The method of a model with its weights, in evaluation mode.
+
+    Args:
+        header: of the model.
+        parts: its tensors.
+        path: of its file.
+        device: see `choose_device`.
+        adapt: with "norm", segmentation networks with batch norms become `AdaptiveNet`.
+
+    Raises:
+        UsageError, ResourceError: see `choose_device`.
+        LookupError and others: for `damaged_if_invalid`.
+    """
+    name = header["method"]
+    kind = method_named(name)
+    config: Any = load(METHODS[name], base=header["config"])
+    plan = Plan.from_dict(header["plan"], path)
+    hardware = choose_device(device, config.precision)
+    target = target_of(header)
+    method = kind.build(config, target, plan, device=hardware)
+    for part, net in method.parts.items():
+        net.load_state_dict(dict(parts[part]))
+        net.eval().requires_grad_(False)
+    ready = {part: _ready(net, hardware, adapt) for part, net in method.parts.items()}
+    if any(ready[part] is not net for part, net in method.parts.items()):
+        method = kind(config, target, plan, ready, hardware)
+    return method
+
+
+def target_of(header: Mapping[str, Any]) -> Target:
+    """The meaning of a model's output channels; files of format 1 have only labels."""
+    known = header["labels"].get("target")
+    return Target.of_labels(schema_of(header)) if known is None else Target.from_dict(known)
+
+
+def _ready(net: nn.Module, device: Device, adapt: Adapt) -> nn.Module:
+    """A segmentation network ready for inference: adaptive, and quick; others are unchanged."""
+    if not isinstance(net, UNet | PlannedUNet):
+        return net
+    prepare = partial(_quick, device=device)
+    if adapt == "norm" and has_batch_norms(net):
+        return AdaptiveNet(net, device, prepare)
+    return prepare(net)
+
+
+def _quick(net: nn.Module, device: Device) -> nn.Module:
+    """In bfloat16, with folded batch norms and bfloat16 weights."""
+    assert isinstance(net, UNet | PlannedUNet)
+    return folded(net, torch.bfloat16) if device.precision == "bf16" else net
+
+
+def _damaged(path: Path, error: Exception) -> ModelError:
+    return ModelError(
+        f"the content does not match the header: {error}",
+        path=path,
+        code="damaged-model",
+        next_step="Check whether it was written by a newer version of kidseg.",
+    )
