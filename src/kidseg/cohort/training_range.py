@@ -1,4 +1,4 @@
-"""Size and position of a patient, compared with the patients that a model was trained on."""
+"""Size, position and HU of a patient, compared with the patients that a model was trained on."""
 
 from __future__ import annotations
 
@@ -8,11 +8,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from kidseg.cohort.subject import Subject
-from kidseg.geometry import Grid, Volume, in_plane_pose
+from kidseg.geometry import Grid, Volume, in_plane_pose, resample
+from kidseg.labels import LabelSchema, Target
 
-__all__ = ["FAR_SD", "Placement", "distances", "figures_of", "training_range"]
+__all__ = [
+    "FAR_SD",
+    "Placement",
+    "distances",
+    "figures_of",
+    "kidney_numbers",
+    "training_range",
+    "values_of",
+]
 
 FAR_SD = 1.0
 """A patient farther outside the training range than this, in standard deviations, is reported.
@@ -23,10 +33,15 @@ than 3 SD from their mean.
 
 # Lower bounds of the standard deviations, by unit: identical training scans (one scanner, one slice
 # distance) would make any difference infinite. A convention.
-_MIN_SD = {"_deg": 1.0, "_mm": 0.1}
+_MIN_SD = {"_deg": 1.0, "_mm": 0.1, "_hu": 5.0}
 _MIN_SD_OF_RATIOS = 0.01
-# A value above the training range is not a problem.
+# A value above the training range is not a problem; nor one below it.
 _ONLY_BELOW = {"overlap"}
+_ONLY_ABOVE = {"soft_hu"}
+# Slices and voxels that statistics of values are from: enough for a median.
+_MAX_SLICES, _MIN_VOXELS = 16, 30
+# `torch.quantile` takes at most 2^24 values, and sorts them.
+_MAX_QUANTILE = 2**20
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -80,6 +95,54 @@ def figures_of(
     return figures
 
 
+def kidney_numbers(schema: LabelSchema, target: Target) -> tuple[int, ...]:
+    """The labels of renal parenchyma, if the networks can tell it from tumours; else none."""
+    numbers = schema.ids_of("kidney")
+    return numbers if target.expresses(numbers) else ()
+
+
+def values_of(subject: Subject, labels: Volume | None, kidney: Sequence[int]) -> dict[str, float]:
+    """Numbers that describe the values of a CT; none for other images.
+
+    "soft_hu": median of the values above 0 HU, which are mostly soft tissue, also where fat and air
+    were clipped. "kidney_hu": third quartile in the kidneys, which is enhanced parenchyma even
+    where urine or cysts are half of them. A number of fewer than 30 voxels is omitted; up to 16
+    slices are looked at.
+
+    Args:
+        subject: the patient.
+        labels: (1, slices, rows, columns), reference or predicted, on the slices of its image.
+        kidney: numbers of renal parenchyma in them.
+    """
+    if subject.body is None:
+        return {}
+    image = subject.image
+    hu = image.data[0, _spread(torch.arange(image.grid.shape[0]))].flatten()
+    values = {"soft_hu": (hu[hu > 0], 0.5)}
+    if labels is not None and kidney:
+        numbers = torch.tensor(kidney, dtype=labels.data.dtype)
+        inside = torch.isin(labels.data[0], numbers)
+        chosen = _spread(inside.flatten(1).any(1).nonzero()[:, 0])
+        inside = inside[chosen]
+        if labels.grid.shape != image.grid.shape:
+            mask = Volume(torch.zeros_like(labels.data, dtype=torch.uint8), labels.grid)
+            mask.data[0, chosen] = inside.to(torch.uint8)
+            inside = resample(mask, image.grid, mode="nearest").data[0, chosen] > 0
+        values["kidney_hu"] = (image.data[0, chosen][inside], 0.75)
+    return {
+        name: float(torch.quantile(found[:: 1 + len(found) // _MAX_QUANTILE].float(), share))
+        for name, (found, share) in values.items()
+        if len(found) >= _MIN_VOXELS
+    }
+
+
+def _spread(numbers: Tensor) -> Tensor:
+    """At most 16 of the numbers, evenly spaced, with the first and the last."""
+    count = len(numbers)
+    places = torch.linspace(0, count - 1, min(count, _MAX_SLICES)).round().long()
+    return numbers[places]
+
+
 def training_range(patients: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float | None]]:
     """The values "n" (patients that have it), "min", "max", "mean" and "sd" of each figure.
 
@@ -105,8 +168,9 @@ def distances(
     """Distance of each figure from the range of the training patients.
 
     "distance_sd" is 0 within "min" to "max"; outside, the distance to the range in standard
-    deviations, which have a lower bound by unit (1 deg, 0.1 mm, 0.01; a convention). If the range
-    is that of a single patient, it is None outside. An overlap above the range has distance 0.
+    deviations, which have a lower bound by unit (1 deg, 0.1 mm, 5 HU, 0.01; a convention). If the
+    range is that of a single patient, it is None outside. An overlap above the range, or "soft_hu"
+    below it, has distance 0.
     Figures that are missing on one side are omitted.
     """
     return {
@@ -123,7 +187,8 @@ def distances(
 
 def _distance(name: str, value: float, known: Mapping[str, Any]) -> float | None:
     above = 0.0 if name in _ONLY_BELOW else value - known["max"]
-    beyond = max(known["min"] - value, above, 0.0)
+    below = 0.0 if name in _ONLY_ABOVE else known["min"] - value
+    beyond = max(below, above, 0.0)
     if beyond == 0.0:
         return 0.0
     if known["sd"] is None:
