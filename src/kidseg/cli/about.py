@@ -123,9 +123,10 @@ def _card_lines(card: ModelCard) -> Iterable[str]:
     """The model card: training data, figures, limits."""
     yield from ["", "Model card"]
     yield from described([("trained on", card.trained_on), ("command", card.command)])
-    if card.measured:
-        head = ["measured on", "structure", "metric", "n", "mean (SD)", "median", "best", "worst"]
-        yield from ["", *text_table(head, [_score_cells(score) for score in card.measured])]
+    for data in dict.fromkeys(score.data for score in card.measured):
+        head = ["structure", "metric", "n", "mean (SD)", "median", "best", "worst"]
+        rows = [_score_cells(score) for score in card.measured if score.data == data]
+        yield from ["", *wrapped(f"Measured on {data}:"), *text_table(head, rows, keys=2)]
     for title, texts in (("It fails on:", card.fails_on), ("Do not use it for:", card.not_for)):
         if texts:
             yield from ["", title]
@@ -136,7 +137,7 @@ def _score_cells(score: Score) -> list[str]:
     figures = (score.median, score.best, score.worst)
     spread = "" if score.sd is None else f" ({score.sd:.3f})"
     return [
-        *(score.data, score.structure, score.metric, str(score.n), f"{score.mean:.3f}{spread}"),
+        *(score.structure, score.metric, str(score.n), f"{score.mean:.3f}{spread}"),
         *("-" if figure is None else f"{figure:.3f}" for figure in figures),
     ]
 

@@ -37,8 +37,8 @@ _MIN_SD = {"_deg": 1.0, "_mm": 0.1, "_hu": 5.0}
 _MIN_SD_OF_RATIOS = 0.01
 # A value above the training range is not a problem; nor one below it.
 _ONLY_BELOW = {"overlap"}
-_ONLY_ABOVE = {"soft_hu"}
-# Slices and voxels that statistics of values are from: enough for a median.
+_ONLY_ABOVE = {"bright_hu"}
+# Slices and voxels that statistics of values are from: enough for a quartile.
 _MAX_SLICES, _MIN_VOXELS = 16, 30
 # `torch.quantile` takes at most 2^24 values, and sorts them.
 _MAX_QUANTILE = 2**20
@@ -104,10 +104,11 @@ def kidney_numbers(schema: LabelSchema, target: Target) -> tuple[int, ...]:
 def values_of(subject: Subject, labels: Volume | None, kidney: Sequence[int]) -> dict[str, float]:
     """Numbers that describe the values of a CT; none for other images.
 
-    "soft_hu": median of the values above 0 HU, which are mostly soft tissue, also where fat and air
-    were clipped. "kidney_hu": third quartile in the kidneys, which is enhanced parenchyma even
-    where urine or cysts are half of them. A number of fewer than 30 voxels is omitted; up to 16
-    slices are looked at.
+    "bright_hu": 90th percentile of the values above 0 HU, which is enhanced tissue or cancellous
+    bone, also where fat and air were clipped; in MR the signal of the body, also where most of the
+    image is noise around it. "kidney_hu": third quartile in the kidneys, which is enhanced
+    parenchyma even where urine or cysts are half of them. A number of fewer than 30 voxels is
+    omitted; up to 16 slices are looked at.
 
     Args:
         subject: the patient.
@@ -118,7 +119,7 @@ def values_of(subject: Subject, labels: Volume | None, kidney: Sequence[int]) ->
         return {}
     image = subject.image
     hu = image.data[0, _spread(torch.arange(image.grid.shape[0]))].flatten()
-    values = {"soft_hu": (hu[hu > 0], 0.5)}
+    values = {"bright_hu": (hu[hu > 0], 0.9)}
     if labels is not None and kidney:
         numbers = torch.tensor(kidney, dtype=labels.data.dtype)
         inside = torch.isin(labels.data[0], numbers)
@@ -169,9 +170,8 @@ def distances(
 
     "distance_sd" is 0 within "min" to "max"; outside, the distance to the range in standard
     deviations, which have a lower bound by unit (1 deg, 0.1 mm, 5 HU, 0.01; a convention). If the
-    range is that of a single patient, it is None outside. An overlap above the range, or "soft_hu"
-    below it, has distance 0.
-    Figures that are missing on one side are omitted.
+    range is that of a single patient, it is None outside. An overlap above the range has distance
+    0, and so has "bright_hu" below it. Figures that are missing on one side are omitted.
     """
     return {
         name: {

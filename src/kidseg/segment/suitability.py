@@ -25,8 +25,8 @@ class Suitability:
     Attributes:
         facts: plain data: is a training range known, and the distance of each figure from it.
         findings: "no-contrast": what was found as kidney is as dark as without contrast agent,
-            which most training patients had; "unusual-values": soft tissue is far brighter than
-            theirs; "outside-training-range": other figures are far outside.
+            which most training patients had; "unusual-values": tissue is far brighter than theirs;
+            "outside-training-range": other figures are far outside.
     """
 
     facts: Mapping[str, Any]
@@ -60,9 +60,9 @@ def judge(
         for name, known in away.items()
         if known["distance_sd"] is not None and known["distance_sd"] > FAR_SD
     }
-    if (soft := far.pop("soft_hu", None)) is not None:
-        cause = f"soft tissue is brighter than in any scan of the training: {soft}"
-        step = "Check that the scan is CT in Hounsfield units, not MR or a windowed image."
+    if (bright := far.pop("bright_hu", None)) is not None:
+        cause = f"its values are brighter than those of any scan of the training: {bright}"
+        step = "Check that it is CT of the abdomen in Hounsfield units, not MR or another region."
         notes.append(("unusual-values", cause, step))
     if far:
         cause = f"the patient is outside the training range of the model: {'; '.join(far.values())}"
