@@ -81,7 +81,7 @@ CARD: dict[str, Any] = {
 def test_a_model_is_described_and_sealed_again(model: Path, tmp_path: Path) -> None:
     """Card and range are added; the weights and the rest of the header stay."""
     out = tmp_path / "described.safetensors"
-    ranges = {"kidney_hu": {"n": 1, "min": 1.0, "max": 1.0, "mean": 1.0, "sd": None}}
+    ranges = {"renal_hu": {"n": 1, "min": 1.0, "max": 1.0, "mean": 1.0, "sd": None}}
     sha256 = with_description(model, out, {"model_card": CARD, "training_range": ranges})
     before, after = load_model(model), load_model(out)
     assert after.sha256 == sha256 != before.sha256

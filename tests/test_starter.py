@@ -248,7 +248,7 @@ def test_the_shipped_starter(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert SHIPPED.stat().st_size < MOST_BYTES
     model = load_model(SHIPPED)
     assert model.header["model_card"]["licence"] == "Apache-2.0"
-    assert {"kidney_hu", "bright_hu"} <= set(model.header["training_range"])
+    assert {"renal_hu", "bright_hu"} <= set(model.header["training_range"])
     assert call("info", "starter") == 0
     assert "Model card" in capsys.readouterr().out
     from kidseg.config import PhantomConfig

@@ -19,7 +19,7 @@ __all__ = [
     "Placement",
     "distances",
     "figures_of",
-    "kidney_numbers",
+    "renal_numbers",
     "training_range",
     "values_of",
 ]
@@ -95,33 +95,33 @@ def figures_of(
     return figures
 
 
-def kidney_numbers(schema: LabelSchema, target: Target) -> tuple[int, ...]:
-    """The labels of renal parenchyma, if the networks can tell it from tumours; else none."""
-    numbers = schema.ids_of("kidney")
+def renal_numbers(schema: LabelSchema, target: Target) -> tuple[int, ...]:
+    """The labels of kidneys and masses in them; none if networks cannot tell them from the rest."""
+    numbers = schema.ids_of("kidney", "tumour", "cyst")
     return numbers if target.expresses(numbers) else ()
 
 
-def values_of(subject: Subject, labels: Volume | None, kidney: Sequence[int]) -> dict[str, float]:
+def values_of(subject: Subject, labels: Volume | None, renal: Sequence[int]) -> dict[str, float]:
     """Numbers that describe the values of a CT; none for other images.
 
     "bright_hu": 90th percentile of the values above 0 HU, which is enhanced tissue or cancellous
     bone, also where fat and air were clipped; in MR the signal of the body, also where most of the
-    image is noise around it. "kidney_hu": third quartile in the kidneys, which is enhanced
-    parenchyma even where urine or cysts are half of them. A number of fewer than 30 voxels is
+    image is noise around it. "renal_hu": 95th percentile in kidneys and renal masses, which is
+    parenchyma even where most of them is tumour, urine or cyst. A number of fewer than 30 voxels is
     omitted; up to 16 slices are looked at.
 
     Args:
         subject: the patient.
         labels: (1, slices, rows, columns), reference or predicted, on the slices of its image.
-        kidney: numbers of renal parenchyma in them.
+        renal: numbers of kidneys and renal masses in them.
     """
     if subject.body is None:
         return {}
     image = subject.image
     hu = image.data[0, _spread(torch.arange(image.grid.shape[0]))].flatten()
     values = {"bright_hu": (hu[hu > 0], 0.9)}
-    if labels is not None and kidney:
-        numbers = torch.tensor(kidney, dtype=labels.data.dtype)
+    if labels is not None and renal:
+        numbers = torch.tensor(renal, dtype=labels.data.dtype)
         inside = torch.isin(labels.data[0], numbers)
         chosen = _spread(inside.flatten(1).any(1).nonzero()[:, 0])
         inside = inside[chosen]
@@ -129,7 +129,7 @@ def values_of(subject: Subject, labels: Volume | None, kidney: Sequence[int]) ->
             mask = Volume(torch.zeros_like(labels.data, dtype=torch.uint8), labels.grid)
             mask.data[0, chosen] = inside.to(torch.uint8)
             inside = resample(mask, image.grid, mode="nearest").data[0, chosen] > 0
-        values["kidney_hu"] = (image.data[0, chosen][inside], 0.75)
+        values["renal_hu"] = (image.data[0, chosen][inside], 0.95)
     return {
         name: float(torch.quantile(found[:: 1 + len(found) // _MAX_QUANTILE].float(), share))
         for name, (found, share) in values.items()

@@ -14,7 +14,7 @@ from torch import nn
 
 from kidseg.checkpoint import load_model
 from kidseg.cohort.subject import Subject, prepare
-from kidseg.cohort.training_range import Placement, kidney_numbers, values_of
+from kidseg.cohort.training_range import Placement, renal_numbers, values_of
 from kidseg.config import METHODS, load
 from kidseg.device import choose_device
 from kidseg.errors import Finding, ModelError, UsageError
@@ -83,8 +83,8 @@ class Predictor:
         sides = measure_sides(labels, self.schema, middle, name)
         clock.lap("measure")
         placement = self.method.report(subject.with_labels(labels), progress)
-        kidney = kidney_numbers(self.schema, self.method.target)
-        figures = {**placement.figures, **values_of(subject, labels, kidney)}
+        renal = renal_numbers(self.schema, self.method.target)
+        figures = {**placement.figures, **values_of(subject, labels, renal)}
         suitability = judge(figures, self.training_range, name)
         unit_mm = material.pixel_mm or float(scan.grid.spacing_mm[2])
         facts = {

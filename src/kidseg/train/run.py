@@ -19,7 +19,7 @@ import torch.distributed as dist
 from kidseg.checkpoint import save_model
 from kidseg.cohort.cohort import Cohort, gather_cohort
 from kidseg.cohort.subject import Subject
-from kidseg.cohort.training_range import kidney_numbers, training_range, values_of
+from kidseg.cohort.training_range import renal_numbers, training_range, values_of
 from kidseg.config import MethodConfig
 from kidseg.device import Device, choose_device, tune_allocator
 from kidseg.distributed import broadcast, joined, local_device, rank
@@ -293,12 +293,12 @@ def measured_range(method: Method, cohort: Cohort) -> dict[str, Any]:
 
     The position is from the locating steps alone.
     """
-    kidney = kidney_numbers(cohort.schema, cohort.target)
+    renal = renal_numbers(cohort.schema, cohort.target)
 
     def figures(subject: Subject) -> Mapping[str, float]:
         steps = takewhile(lambda step: step.segment is None, method.steps(subject))
         placed = method.report(subject, advance(subject.image, list(steps)))
-        return {**placed.figures, **values_of(subject, subject.labels, kidney)}
+        return {**placed.figures, **values_of(subject, subject.labels, renal)}
 
     return training_range([figures(subject) for subject in cohort.training])
 
