@@ -23,7 +23,7 @@ ROOMS = [
     *("store", "plan", "checkpoint", "header", "model_card", "model_file"),
     "phantom",
     *("compare", "evaluate", "measure", "report", "export", "check", "splits", "cases"),
-    *("nets", "losses", "augment", "body", "postprocess", "metrics"),
+    *("nets", "losses", "augment", "style", "body", "postprocess", "metrics"),
     "io",
     "geometry",
     *("workers", "stage", "distributed", "device", "intensity", "labels", "config"),

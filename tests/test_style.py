@@ -180,3 +180,12 @@ def test_zoom_must_be_positive_and_ordered() -> None:
         StyleConfig(zoom=(1.2, 0.8))
     with pytest.raises(ValueError, match="zoom"):
         StyleConfig(zoom=(0.0, 1.0))
+
+
+def test_the_smooth_field_is_smooth_and_has_the_drawn_amount() -> None:
+    hu, labels = _slices(6, side=96)
+    style = _quiet(_only(bias_hu=12.0))
+    field = (restyled(hu, labels, style) - hu)[0]
+    for k in range(6):
+        assert 0.4 < float(field[k].square().mean().sqrt() / style.bias_hu[k]) < 1.8
+        assert float(field[k].diff(dim=0).abs().max()) < 0.35 * style.bias_hu[k]

@@ -10,8 +10,8 @@ from pydantic.dataclasses import dataclass
 from kidseg import registry
 from kidseg.config.checked import CHECKED
 from kidseg.config.networks import LocalizerConfig, UNetConfig
+from kidseg.config.randomization import StyleConfig
 from kidseg.config.stages import OptimizerConfig, StageConfig
-from kidseg.config.style import StyleConfig
 
 __all__ = [
     "METHODS",
