@@ -59,6 +59,12 @@ class CohortConfig:
     """Fraction of the patients used for validation."""
     label_share: float = Field(default=1 / 3, ge=0, le=1)
     """Minimum fraction of each batch that shows each label, if the number of labels allows it."""
+    hard_share: float = Field(default=0.0, ge=0, le=1)
+    """Fraction of each batch drawn from hard slices: of `hard_candidates` random slices, those on
+    which the network, before each epoch, labels most background. 0: no mining of hard slices.
+    """
+    hard_candidates: int = Field(default=400, ge=1)
+    """Slices that are segmented before each epoch to find the hard ones; a quarter is kept."""
     selection: tuple[str, ...] = ()
     """Regions whose mean Dice selects the weights; empty: those of the default schema except
     "kidney", if the data set has them, else all.
