@@ -117,7 +117,7 @@ def segment(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", help="A model file or a run folder [kidseg's starter]."),
+        typer.Option("--model", "-m", help="A model file or run folder; else kidseg's starter."),
     ] = None,
     input_: Annotated[
         list[Path] | None, typer.Option("--input", "-i", help="The same as an option.")

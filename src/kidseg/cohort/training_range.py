@@ -125,20 +125,23 @@ def values_of(subject: Subject, labels: Volume | None, renal: Sequence[int]) -> 
     hu = image.data[0, _spread(torch.arange(image.grid.shape[0]))].flatten()
     values = {"bright_hu": (hu[hu > 0], 0.9)}
     if labels is not None and renal:
-        numbers = torch.tensor(renal, dtype=labels.data.dtype)
-        inside = torch.isin(labels.data[0], numbers)
-        chosen = _spread(inside.flatten(1).any(1).nonzero()[:, 0])
-        inside = inside[chosen]
-        if labels.grid.shape != image.grid.shape:
-            mask = Volume(torch.zeros_like(labels.data, dtype=torch.uint8), labels.grid)
-            mask.data[0, chosen] = inside.to(torch.uint8)
-            inside = resample(mask, image.grid, mode="nearest").data[0, chosen] > 0
-        values["renal_hu"] = (image.data[0, chosen][inside], 0.95)
+        labelled = (labels.data[0] > 0).flatten(1).any(1).nonzero()[:, 0]
+        parts = [_inside(image, labels, renal, int(k)) for k in _spread(labelled)]
+        values["renal_hu"] = (torch.cat([hu[:0], *parts]), 0.95)
     return {
         name: float(torch.quantile(found[:: 1 + len(found) // _MAX_QUANTILE].float(), share))
         for name, (found, share) in values.items()
         if len(found) >= _MIN_VOXELS
     }
+
+
+def _inside(image: Volume, labels: Volume, numbers: Sequence[int], k: int) -> Tensor:
+    """(n,) values of a slice in these labels, which may have finer pixels."""
+    here, plane = image.grid.slices(k, k + 1), labels.slices(k, k + 1)
+    if plane.grid.shape != here.shape:
+        plane = resample(plane, here, mode="nearest")
+    chosen = torch.isin(plane.data[0, 0], torch.tensor(numbers, dtype=plane.data.dtype))
+    return image.data[0, k][chosen]
 
 
 def _spread(numbers: Tensor) -> Tensor:
