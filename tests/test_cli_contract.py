@@ -21,7 +21,7 @@ COMMANDS: dict[str, Any] = dict(GROUP.commands)
 
 SEEDED = {"phantom", "export", "store", "train", "compare", "study", "demo"}
 WRITES_MUCH = {"phantom", "export", "store", "train", "segment", "study", "demo"}
-OVERWRITES = {"phantom", "export", "train", "segment", "evaluate", "compare", "demo"}
+OVERWRITES = {"phantom", "export", "train", "segment", "evaluate", "compare", "calibrate", "demo"}
 """The others write nothing, or go on with what is there."""
 
 

@@ -232,6 +232,11 @@ def test_targets_that_a_schema_has_no_labels_for() -> None:
         ({"channels": ((1,), ())}, "must cover"),
         ({"channels": ((1,), (2,)), "writes": (1,)}, "1 labels to write for 2"),
         ({"channels": ((1, 2), (2,))}, "share a label"),
+        ({"channels": ((1,), (2,)), "weights": (1.0, 1.0)}, "2 weights for 3"),
+        ({"channels": ((1,),), "exclusive": False, "weights": (1.0, 1.0)}, "2 weights for 1"),
+        ({"channels": ((1,),), "weights": (1.0, 0.0)}, "positive"),
+        ({"channels": ((1,),), "weights": (1.0, float("inf"))}, "positive"),
+        ({"channels": ((1,),), "weights": (1.0, float("nan"))}, "positive"),
     ],
 )
 def test_targets_that_are_none(fields: dict, message: str) -> None:

@@ -140,6 +140,9 @@ def all_of_it(regions: list[Region], scan: Grid, target: Target) -> torch.Tensor
         number = torch.stack(covered).sum(0)
         mean = torch.stack([s.nan_to_num(0.0) for s in seen]).sum(0) / number.clamp(min=1)
         mean = torch.where(number > 0, mean, fill)
+        if target.weights:
+            weights = torch.tensor(target.weights, dtype=torch.float64)
+            mean = mean * weights[:, None, None, None]
         if target.exclusive:
             chosen.append(mean.argmax(0))
             backgrounds.append(mean[0])
@@ -164,6 +167,8 @@ def random_regions(rng: np.random.Generator, scan: Grid, target: Target) -> list
             data = np.moveaxis(rng.dirichlet(np.ones(target.outputs), grid.shape), -1, 0)
             if kind == 1:  # ties
                 data = rng.integers(0, 3, shape) / 2
+                if target.weights:  # where the background is certain, nothing else is possible
+                    data = np.where(data[:1] == 1, np.eye(len(data))[0][:, None, None, None], data)
         else:
             data = rng.uniform(0, 1, shape)
             if kind == 1:  # ties and what rounding makes of a half
@@ -182,6 +187,9 @@ TARGETS = [
     Target(channels=((2, 3), (1,)), writes=(3, 1)),
     Target(channels=((1, 2), (2,)), exclusive=False, writes=(1, 2)),
     Target(channels=((4, 2), (2,), (1,)), exclusive=False, writes=(4, 2, 1)),
+    Target(channels=((1,), (2,)), weights=(0.3, 1.0, 1.7)),
+    Target(channels=((1,), (2,)), weights=(4.0, 1.0, 0.5)),
+    Target(channels=((1, 2), (2,)), exclusive=False, writes=(1, 2), weights=(1.3, 0.6)),
 ]
 
 
@@ -287,6 +295,36 @@ def test_the_surest_place_may_make_background_of_another_ones_kidney() -> None:
     assert (restore([region(other)], SCAN, KIDNEY_TUMOUR).data == 1).all()
     both = [region(surest, "a"), region(other, "b")]
     assert not restore(both, SCAN, KIDNEY_TUMOUR).data.any()
+
+
+def test_weights_of_the_channels_by_hand() -> None:
+    """0.5, 0.4, 0.1: background; the kidney at half of it; the tumour with a weight above 5."""
+    for weights, label in [
+        ((), 0),
+        ((0.5, 1.0, 1.0), 1),
+        ((0.81, 1.0, 1.0), 0),  # 0.405 against 0.4
+        ((0.79, 1.0, 1.0), 1),  # 0.395
+        ((1.0, 1.0, 5.1), 2),
+        ((0.5, 1.0, 3.9), 1),
+        ((0.5, 1.0, 4.1), 2),
+    ]:
+        found, target = flat(0.5, 0.4, 0.1), Target(channels=((1,), (2,)), weights=weights)
+        for grid in (SCAN, posed(SCAN, angle_rad=0.2).crop((0, -40, -40), (6, 150, 150))):
+            labels = restore([region(flat(0.5, 0.4, 0.1, grid=grid))], SCAN, target)
+            assert (labels.data == label).all(), weights
+        assert (decide(found, target).data == label).all()
+    overlapping = Target(channels=((1,),), exclusive=False, weights=(2.0,))
+    assert (restore([region(flat(0.26))], SCAN, overlapping).data == 1).all()
+    assert not restore([region(flat(0.24))], SCAN, overlapping).data.any()
+
+
+def test_weights_count_after_the_mean_of_an_ensemble() -> None:
+    """Mean (0.5, 0.3, 0.2): background; with half the weight the kidney, in any order."""
+    both = [region(flat(0.8, 0.1, 0.1)), region(flat(0.2, 0.5, 0.3))]
+    assert not restore(both, SCAN, KIDNEY_TUMOUR).data.any()
+    weighted = Target(channels=((1,), (2,)), weights=(0.5, 1.0, 1.0))
+    for regions in (both, both[::-1]):
+        assert (restore(regions, SCAN, weighted).data == 1).all()
 
 
 def test_equally_sure_places_give_the_lower_channel() -> None:

@@ -12,6 +12,7 @@ from colorsys import hsv_to_rgb
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import count
+from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
@@ -196,15 +197,19 @@ class Target:
             a label.
         writes: the label that each channel writes, nnU-Net's `regions_class_order`; by default the
             first label it covers.
+        weights: factors of the output probabilities before the decision, background first if
+            exclusive; (): 1. Not a property of the training: no part of `as_dict`.
 
     Raises:
-        ValueError: no channels, an empty channel, exclusive channels that share a label, or the
-            lengths of `writes` and `channels` differ.
+        ValueError: no channels, an empty channel, exclusive channels that share a label, the
+            lengths of `writes` and `channels` differ, or `weights` are not positive and one for
+            each output.
     """
 
     channels: tuple[tuple[int, ...], ...]
     exclusive: bool = True
     writes: tuple[int, ...] = ()
+    weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.channels or not all(self.channels):
@@ -218,6 +223,10 @@ class Target:
         members = [label for channel in self.channels for label in channel]
         if self.exclusive and len(set(members)) != len(members):
             raise ValueError(f"exclusive channels share a label: {self.channels}")
+        if self.weights and len(self.weights) != self.outputs:
+            raise ValueError(f"{len(self.weights)} weights for {self.outputs} outputs")
+        if not all(0 < weight < inf for weight in self.weights):
+            raise ValueError(f"weights must be positive: {self.weights}")
 
     def expresses(self, region: Sequence[int]) -> bool:
         """Can the labels that the channels write tell a region from the rest?

@@ -13,6 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from kidseg.cli.data import check, demo, export, phantom, store
+from kidseg.cli.derived import calibrate
 from kidseg.cli.machine import doctor
 from kidseg.cli.models import compare, evaluate, info, segment, train
 from kidseg.cli.settings import config
@@ -40,6 +41,7 @@ for command in (
     segment,
     evaluate,
     compare,
+    calibrate,
     study,
     config,
     info,

@@ -104,6 +104,7 @@ def model_text(model: Path, header: Mapping[str, Any], summary: Mapping[str, Any
         ("spacing", _spacing(header.get("plan", {}).get("median_spacing_mm"))),
         ("data", data and f"{data.get('cases')} cases, digest {str(data.get('digest'))[:_SHORT]}"),
         ("selected by", found.get("by")),
+        ("decision", _decision(header)),
         ("licence", header.get("licence") if card is None else card.licence),
         ("use", header.get("intended_use")),
         ("file", f"{model.stat().st_size / 1e6:.1f} MB, format {header.get('format')}"),
@@ -189,6 +190,14 @@ def _dice(header: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
         for stage, metrics in found.items()
     }
     return {stage: dice for stage, dice in named.items() if dice}
+
+
+def _decision(header: Mapping[str, Any]) -> str:
+    """How a model decides between its outputs, if it was calibrated."""
+    weights = ", ".join(f"{name} {w:g}" for name, w in header.get("decision", {}).items())
+    cases = len(header.get("calibration", {}).get("cases", ()))
+    of = f", calibrated on {cases} case(s)" if cases else ""
+    return f"probabilities are weighted: {weights}{of}" if weights else ""
 
 
 def _labels(names: Mapping[str, str]) -> str:

@@ -11,7 +11,8 @@ deciding, because
   channel does. The weights are non-negative and the same for all channels, and products, sums and
   their rounding are monotonic; so are the sum over an ensemble and its division by the count.
 - other channels: between voxels where no channel exceeds 0.5, minus the rounding of the weights, no
-  interpolated channel does.
+  interpolated channel does. Channels with weights of the target are compared in the same way, in
+  both cases.
 - a voxel is background if it is background in every place. If it may be foreground in one place,
   another may still have less doubt that it is background: so every place is sampled wherever any
   may have foreground.
@@ -45,6 +46,8 @@ _PRESENT = 0.5
 # Interpolation weights sum to 1 only up to rounding: the error of a sum of eight products of three
 # factors is less than this many epsilons of the data type.
 _WEIGHT_ROUNDING = 16
+# The same of two such sums, each times a weight of the target.
+_TWO_ROUNDINGS = 2 * _WEIGHT_ROUNDING + 4
 
 _Window = tuple[range, range]
 """Rows and columns of a slice of the scan."""
@@ -63,6 +66,9 @@ def restore(regions: Sequence[Region], scan: Grid, target: Target) -> Volume:
     a place is then 1 minus its largest probability. If two places have the same background
     probability, the lower channel wins, and background is the lowest. So the result does not depend
     on the order of regions (in an ensemble of three or more, up to rounding of the sum, 1e-16).
+
+    Probabilities are multiplied by the target's weights, if it has any, after averaging and before
+    the decision.
 
     Args:
         regions: with probabilities, (target.outputs, slices, rows, columns) each, 0 to 1,
@@ -174,7 +180,7 @@ def _source(region: Region, scan: Grid, target: Target) -> _Source:
         matrices=index_from_scan.cpu().numpy(),
         planes=planes,
         copied=planes is not None and is_sub_grid(index_from_scan),
-        foreground=_foreground_boxes(data, target.exclusive),
+        foreground=_foreground_boxes(data, target),
         size=scan.shape[1:],
     )
 
@@ -206,19 +212,25 @@ def decide(found: Volume, target: Target) -> Volume:
     """
     writes = torch.tensor((0, *target.writes), dtype=torch.uint8)
     planes = [
-        _channels(found.data[:, k], target.exclusive).cpu() for k in range(found.grid.shape[0])
+        _channels(_weighted(found.data[:, k], target), target.exclusive).cpu()
+        for k in range(found.grid.shape[0])
     ]
     return Volume(writes[torch.stack(planes).int()][None], found.grid)
 
 
-def _foreground_boxes(data: Tensor, exclusive: bool) -> np.ndarray:
+def _foreground_boxes(data: Tensor, target: Target) -> np.ndarray:
     """(slices, 4): first and last row and column that may be foreground; -1 if there are none."""
-    rounding = 0.0 if exclusive else _WEIGHT_ROUNDING * torch.finfo(data.dtype).eps
-    present = _PRESENT * (1 - rounding)
+    roundings = 0 if target.exclusive else _WEIGHT_ROUNDING
+    if target.weights:
+        roundings = _TWO_ROUNDINGS
+    least = 1 - roundings * torch.finfo(data.dtype).eps if roundings else 1
     boxes = np.full((data.shape[1], 4), -1)
     for k, box in enumerate(boxes):
-        values = data[:, k]
-        mask = _maximum(values[1:]) > values[0] if exclusive else _maximum(values) > present
+        values = _weighted(data[:, k], target)
+        if target.exclusive:
+            mask = _maximum(values[1:]) > values[0] * least
+        else:
+            mask = _maximum(values) > _PRESENT * least
         rows, columns = (mask.any(axis).nonzero()[:, 0] for axis in (1, 0))
         if len(rows):
             box[:] = (int(rows[0]), int(rows[-1]), int(columns[0]), int(columns[-1]))
@@ -233,7 +245,8 @@ def _decided_window(
     least = torch.full(out.shape, torch.inf, dtype=torch.float64)
     means = [_ensemble_mean(ensemble, k, window, target) for ensemble in places]
     covering = [mean for mean in means if mean is not None]
-    for part, values in covering:
+    for part, probabilities in covering:
+        values = _weighted(probabilities, target)
         channels = _channels(values, target.exclusive).cpu()
         here = _part(out, part, window)
         if len(covering) == 1:
@@ -291,6 +304,14 @@ def _channels(values: Tensor, exclusive: bool) -> Tensor:
         channels.masked_fill_(value > maximum, number)
         maximum = torch.maximum(maximum, value)
     return channels
+
+
+def _weighted(values: Tensor, target: Target) -> Tensor:
+    """(channels, rows, columns) times the weights of the target, float64; itself without any."""
+    if not target.weights:
+        return values
+    weights = torch.tensor(target.weights, dtype=torch.float64, device=values.device)
+    return values.double() * weights[:, None, None]
 
 
 def _maximum(values: Tensor) -> Tensor:

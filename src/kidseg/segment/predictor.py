@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,8 @@ from kidseg.model_file import find_model
 from kidseg.pipeline import Progress, Region, advance, decide, restore
 from kidseg.postprocess import Piece, min_volume_ml, remove_small
 from kidseg.segment.adaptation import PRIOR_SLICES, Adapt, Adaptation, checked_adapt, checked_prior
+from kidseg.segment.clock import Clock
+from kidseg.segment.decision import weighted
 from kidseg.segment.suitability import judge
 from kidseg.segment.trained_method import damaged_if_invalid, load_method, schema_of
 
@@ -46,6 +47,7 @@ class Predictor:
             `kidseg.cohort.training_range.training_range`. None if the file has none.
         adapt: what is adapted to each scan; see `kidseg.segment.adaptation`.
         prior_slices: see `PRIOR_SLICES` there.
+        decision: weights of the outputs that are not 1; see `kidseg.segment.decision`.
     """
 
     method: Method
@@ -55,6 +57,7 @@ class Predictor:
     training_range: Mapping[str, Any] | None = None
     adapt: Adapt = "none"
     prior_slices: float = PRIOR_SLICES
+    decision: Mapping[str, float] = field(default_factory=dict)
 
     @torch.no_grad()
     def __call__(self, scan: Volume, name: str = "scan") -> Segmentation:
@@ -63,21 +66,10 @@ class Predictor:
         Raises:
             InputError: see `kidseg.cohort.subject.prepare`.
         """
-        clock = _Clock()
-        config: Any = self.method.config
-        plan = self.method.plan
-        material = self.method.material(config, plan)
-        subject = prepare(scan, material, plan.channels, name=name)
-        clock.lap("prepare")
-        adaptation = Adaptation.of(self.method, subject, self.prior_slices)
-        progress = advance(subject.image, adaptation.steps(self.method.steps(subject)))
-        clock.add(progress.seconds)
-        restored = restore(progress.found, scan.grid, _target_of(progress, self.method))
-        clock.lap("restore")
-        radius = None if subject.body is None else subject.body.radius_mm
-        least_ml = min_volume_ml(config.postprocess, radius)
-        labels, removed = remove_small(restored, least_ml)
-        clock.lap("postprocess")
+        clock = Clock()
+        found = self.find(scan, name, clock)
+        subject, progress = found.subject, found.progress
+        labels, removed, least_ml = self.decide(found, scan.grid, clock=clock)
         middle = Midline.of(
             subject.image.grid, None if subject.body is None else subject.body.per_slice
         )
@@ -87,13 +79,15 @@ class Predictor:
         renal = renal_numbers(self.schema, self.method.target)
         figures = {**placement.figures, **values_of(subject, labels, renal)}
         suitability = judge(figures, self.training_range, name)
+        material = self.method.material(self.method.config, self.method.plan)
         unit_mm = material.pixel_mm or float(scan.grid.spacing_mm[2])
         facts = {
             "grids": {
                 name: [_grid_facts(region, subject, unit_mm) for region in regions]
                 for name, regions in progress.steps.items()
             },
-            "adapted": {"by": self.adapt, **adaptation.as_dict()},
+            "adapted": {"by": self.adapt, **found.adaptation.as_dict()},
+            "decision": self.decision,
             "overlap": _overlap_facts(placement, labels),
             "training_range": _rounded(suitability.facts),
             "removed": _removed_facts(removed, least_ml),
@@ -106,13 +100,71 @@ class Predictor:
             findings=(
                 *_findings(labels, subject, progress, sides, name),
                 *suitability.findings,
-                *adaptation.findings(self.adapt, name),
+                *found.adaptation.findings(self.adapt, name),
             ),
             seconds=clock.seconds,
             progress=progress,
-            channels=plan.channels,
+            channels=self.method.plan.channels,
             placement=placement,
         )
+
+    @torch.no_grad()
+    def find(self, scan: Volume, name: str = "scan", clock: Clock | None = None) -> Found:
+        """Prepare a scan and run the steps, without deciding labels; errors as for a call."""
+        clock = clock or Clock()
+        method, config, plan = self.method, self.method.config, self.method.plan
+        subject = prepare(scan, method.material(config, plan), plan.channels, name=name)
+        clock.lap("prepare")
+        adaptation = Adaptation.of(method, subject, self.prior_slices)
+        progress = advance(subject.image, adaptation.steps(method.steps(subject)))
+        clock.add(progress.seconds)
+        return Found(subject=subject, progress=progress, adaptation=adaptation)
+
+    @torch.no_grad()
+    def decide(
+        self,
+        found: Found,
+        scan: Grid,
+        decision: Mapping[str, float] | None = None,
+        clock: Clock | None = None,
+    ) -> tuple[Volume, tuple[Piece, ...], float]:
+        """Decide the labels on the scan's voxels, and remove small components.
+
+        Args:
+            found: the probabilities.
+            scan: grid of the scan.
+            decision: weights of the outputs; None: those of the model.
+            clock: that measures it.
+
+        Returns:
+            (1, slices, rows, columns) uint8; the components removed; their largest volume in ml.
+        """
+        clock = clock or Clock()
+        target = _target_of(found.progress, self.method)
+        if decision is not None:
+            target = weighted(target, self.schema, decision)
+        restored = restore(found.progress.found, scan, target)
+        clock.lap("restore")
+        radius = None if found.subject.body is None else found.subject.body.radius_mm
+        least_ml = min_volume_ml(self.method.config.postprocess, radius)
+        labels, removed = remove_small(restored, least_ml)
+        clock.lap("postprocess")
+        return labels, removed, least_ml
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Found:
+    """The probabilities found in a scan.
+
+    Attributes:
+        subject: the prepared scan.
+        progress: the regions of each step and their probabilities.
+        adaptation: to the scan.
+    """
+
+    subject: Subject
+    progress: Progress
+    adaptation: Adaptation
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -160,7 +212,8 @@ def load_predictor(
         wanted = adapt or checked_adapt(file.header.get("adapt", "none"))
         prior_slices = checked_prior(file.header.get("adapt_prior_slices", PRIOR_SLICES))
         schema = schema_of(file.header)
-        method = load_method(file.header, file.parts, path, device, wanted)
+        decision = dict(file.header.get("decision", {}))
+        method = load_method(file.header, file.parts, path, device, wanted, decision)
     return Predictor(
         method=method,
         schema=schema,
@@ -169,26 +222,8 @@ def load_predictor(
         training_range=file.header.get("training_range"),
         adapt=wanted,
         prior_slices=prior_slices,
+        decision=decision,
     )
-
-
-class _Clock:
-    """Measures the wall time of consecutive tasks."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._mark = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        """Record the time since the last mark under this name."""
-        now = time.perf_counter()
-        self.seconds[name] = now - self._mark
-        self._mark = now
-
-    def add(self, seconds: Mapping[str, float]) -> None:
-        """Record times measured elsewhere, and reset the mark."""
-        self.seconds |= seconds
-        self._mark = time.perf_counter()
 
 
 def _target_of(progress: Progress, method: Method) -> Target:

@@ -22,6 +22,7 @@ from kidseg.nets.adaptive import AdaptiveNet, has_batch_norms
 from kidseg.nets.folding import folded
 from kidseg.plan import Plan
 from kidseg.segment.adaptation import Adapt
+from kidseg.segment.decision import weighted
 
 __all__ = ["damaged_if_invalid", "load_method", "schema_of"]
 
@@ -53,7 +54,12 @@ def schema_of(header: Mapping[str, Any]) -> LabelSchema:
 
 
 def load_method(
-    header: Mapping[str, Any], parts: Parts, path: Path, device: str, adapt: Adapt
+    header: Mapping[str, Any],
+    parts: Parts,
+    path: Path,
+    device: str,
+    adapt: Adapt,
+    decision: Mapping[str, float],
 ) -> Method:
     """The method of a model with its weights, in evaluation mode.
 
@@ -63,6 +69,7 @@ def load_method(
         path: of its file.
         device: see `choose_device`.
         adapt: with "norm", segmentation networks with batch norms become `AdaptiveNet`.
+        decision: weights of the outputs; see `weighted`.
 
     Raises:
         UsageError, ResourceError: see `choose_device`.
@@ -73,7 +80,7 @@ def load_method(
     config: Any = load(METHODS[name], base=header["config"])
     plan = Plan.from_dict(header["plan"], path)
     hardware = choose_device(device, config.precision)
-    target = target_of(header)
+    target = weighted(target_of(header), schema_of(header), decision)
     method = kind.build(config, target, plan, device=hardware)
     for part, net in method.parts.items():
         net.load_state_dict(dict(parts[part]))

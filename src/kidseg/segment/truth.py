@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kidseg.cases import learned_labels, open_dataset, relabelled
+from kidseg.cases import (
+    Case,
+    Dataset,
+    LearnedLabels,
+    learned_labels,
+    open_dataset,
+    relabelled,
+)
 from kidseg.cases.naming import matching_names
 from kidseg.cases.segments import read_label_file
 from kidseg.errors import InputError, UsageError
@@ -14,7 +21,7 @@ from kidseg.geometry import Grid, Volume
 from kidseg.io import ReadOptions
 from kidseg.labels import CystAs, LabelSchema
 
-__all__ = ["ReferenceLabels", "find_references"]
+__all__ = ["ReferenceLabels", "find_references", "reference_of"]
 
 # Tolerance when comparing the grids of labels and scan.
 _SAME_GRID_MM = 1e-3
@@ -108,13 +115,6 @@ def find_references(
         return {scan: ReferenceLabels(path=reference, schema=schema) for scan in scans}
     data = open_dataset(reference)
     learned = learned_labels(data, cyst)
-    if learned.schema.names != schema.names:
-        raise InputError(
-            f"its labels {learned.schema.names} differ from those of the model, {schema.names}",
-            path=data.root,
-            code="other-labels",
-            next_step="Name a data set with the labels that the model was trained on.",
-        )
     by_image = {case.images[0].resolve(): case for case in data.cases}
     same = matching_names(set(scans.values()), set(data.by_id))
     found = {}
@@ -127,14 +127,39 @@ def find_references(
                 code="no-reference",
                 next_step=f"The id of the case must be the name of the scan, '{name}'.",
             )
-        found[scan] = ReferenceLabels(
-            path=case.labels,
-            schema=schema,
-            names=data.schema.names,
-            new_from_old=learned.new_from_old,
-            ignore_label=data.ignore_label,
-        )
+        found[scan] = reference_of(case, data, learned, schema)
     return found
+
+
+def reference_of(
+    case: Case, data: Dataset, learned: LearnedLabels, schema: LabelSchema
+) -> ReferenceLabels:
+    """The reference labels of a case.
+
+    Args:
+        case: of the data set, with labels.
+        data: the data set.
+        learned: its labels as they are learned.
+        schema: of the model.
+
+    Raises:
+        InputError: "other-labels": the labels of the data set differ from those of the model.
+    """
+    if learned.schema.names != schema.names:
+        raise InputError(
+            f"its labels {learned.schema.names} differ from those of the model, {schema.names}",
+            path=data.root,
+            code="other-labels",
+            next_step="Name a data set with the labels that the model was trained on.",
+        )
+    assert case.labels is not None
+    return ReferenceLabels(
+        path=case.labels,
+        schema=schema,
+        names=data.schema.names,
+        new_from_old=learned.new_from_old,
+        ignore_label=data.ignore_label,
+    )
 
 
 def _description(grid: Grid) -> str:

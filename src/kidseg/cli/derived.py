@@ -1,0 +1,93 @@
+"""Commands that make a model of other models: calibrate."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kidseg.cli.options import AsJson, Cases, Device, Overwrite, Quiet
+from kidseg.cli.progress import show_progress
+from kidseg.cli.terminal import print_result
+from kidseg.errors import Finding
+from kidseg.table import text_table, wrapped
+
+__all__ = ["calibrate"]
+
+Model = Annotated[Path, typer.Option("--out", "-o", help="The model file to write.")]
+
+
+def calibrate(
+    model: Annotated[Path, typer.Argument(help="A model file or a run folder.")],
+    dataset: Annotated[Path, typer.Argument(help="Labelled scans that it was not trained on.")],
+    out: Model,
+    cases: Cases = None,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Choose how sure a model must be of background and tumour, by Dice, and write a new model.
+
+    Its probabilities of background and tumour are multiplied by weights before the most probable
+    label is taken. The weights are said in the new file: see kidseg info.
+
+    Example: kidseg calibrate run patients -o calibrated.safetensors
+    """
+    from kidseg.segment.calibration import calibrate
+
+    with show_progress("cases", quiet or as_json) as advance:
+        result = calibrate(
+            model,
+            dataset,
+            out,
+            device=device,
+            cases=cases,
+            overwrite=overwrite,
+            progress=advance,
+        )
+    print_result(result, calibration_text(result, out), as_json, quiet)
+
+
+def calibration_text(result: Mapping[str, Any], out: Path) -> str:
+    """The curve, one row for each weight of the background, and what was chosen."""
+    regions = list(result["after"]["dice"])
+    tumour = _others(result["after"]["weights"])
+    rows, marked = [], "<- chosen"
+    for point in result["curve"]:
+        if _others(point["weights"]) in (tumour, dict.fromkeys(tumour, 1.0)):
+            rows.append(
+                [
+                    *(f"{weight:g}" for weight in point["weights"].values()),
+                    f"{point['score']:.4f}",
+                    *(f"{point['dice'][name]:.4f}" for name in regions),
+                    marked if point["weights"] == result["after"]["weights"] else "",
+                ]
+            )
+    head = [*(f"{name} weight" for name in result["after"]["weights"]), "score", *regions, ""]
+    gain, spread = result["gain"], result["gain"]["sd"]
+    sd = "" if spread is None else f" (SD {spread:.4f})"
+    decision = ", ".join(f"{name} {weight:g}" for name, weight in result["decision"].items())
+    lines = [
+        *wrapped(
+            f"Mean Dice in {len(result['cases'])} case(s); score: {', '.join(result['regions'])}"
+        ),
+        *text_table(head, rows),
+        "",
+        *wrapped(f"Decision: {decision or 'all weights stay 1: none is better'}."),
+        *wrapped(
+            f"Gain in {gain['n']} case(s): {gain['mean']:+.4f}{sd}. It was measured on the"
+            " cases that chose the weights; other cases gain less."
+        ),
+        *(line for entry in result["findings"] for line in wrapped(f"warning: {Finding(**entry)}")),
+        f"Model: {shlex.quote(str(out))}",
+    ]
+    return "\n".join(lines)
+
+
+def _others(weights: Mapping[str, float]) -> dict[str, float]:
+    """The weights without that of the background."""
+    return {name: weight for name, weight in weights.items() if name != "background"}

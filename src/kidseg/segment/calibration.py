@@ -1,0 +1,265 @@
+"""Calibrate a model's decision: weights of its output probabilities, chosen on labelled scans."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+from kidseg.cases import Case, Dataset, learned_labels, open_dataset
+from kidseg.checkpoint import load_model, save_model
+from kidseg.cohort.cohort import patient_dice
+from kidseg.errors import Finding, InputError, UsageError
+from kidseg.io import ReadOptions
+from kidseg.io.atomic import check_writable
+from kidseg.io.content import joint_sha256, sha256_of
+from kidseg.labels import KIDNEY_TUMOUR
+from kidseg.model_file import find_model
+from kidseg.provenance import provenance
+from kidseg.segment.decision import BACKGROUND, output_names
+from kidseg.segment.predictor import Predictor, load_predictor
+from kidseg.segment.scans import read_scan
+from kidseg.segment.truth import reference_of
+from kidseg.store.files import source_files
+
+__all__ = ["Choice", "calibrate", "choose", "grid_of"]
+
+BACKGROUND_WEIGHTS = (0.03, 0.06, 0.12, 0.25, 0.5, 1.0, 2.0)
+"""Steps of a factor of 2: Dice is flat around its maximum, and a finer grid would fit noise."""
+
+TUMOUR_WEIGHTS = (0.5, 0.7, 1.0, 1.4, 2.0)
+
+Decision = Mapping[str, float]
+Dice = Mapping[str, float | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The Dice of one decision.
+
+    Attributes:
+        weights: {output: weight}.
+        score: mean over the regions that count of `dice`.
+        dice: {region: mean over the cases in which reference or prediction has it}.
+        cases: the score of each case, in which regions that are empty in both do not count; None:
+            all are.
+    """
+
+    weights: Mapping[str, float]
+    score: float
+    dice: Mapping[str, float]
+    cases: tuple[float | None, ...]
+
+
+def calibrate(
+    model: str | Path,
+    dataset: str | Path,
+    out: str | Path,
+    *,
+    device: str = "auto",
+    cases: Sequence[str] | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Choose the weights of background and tumour that maximise the mean Dice, and write a model.
+
+    The network runs once for each case. The new model differs from the old in the entries
+    "decision" and "calibration" of its header; `kidseg.pipeline.restore` applies the weights.
+
+    Args:
+        model: a model file or a run folder.
+        dataset: labelled scans that the model was not trained on, in any layout of
+            `kidseg.cases`.
+        out: the model file to write.
+        device: see `choose_device`.
+        cases: ids of the cases to use; None: all.
+        overwrite: replace an existing file.
+        progress: called with (cases done, total cases).
+
+    Returns:
+        {"model": {"path", "sha256"}, "decision", "regions", "cases", "before", "after", "gain",
+        "curve", "findings"}; see `Choice`.
+
+    Raises:
+        UsageError: "overlapping-regions": the outputs of the model are not exclusive; "no-labels":
+            no case has labels; "unknown-case"; "output-exists".
+        InputError: see `open_dataset`, `read_scan`; "other-labels": not those of the model.
+        ModelError: see `load_predictor`.
+    """
+    source, out = find_model(model), Path(out)
+    check_writable(out, overwrite=overwrite)
+    predictor = load_predictor(source, device)
+    if not predictor.method.target.exclusive:
+        raise UsageError(
+            "its outputs are regions that overlap, each with a threshold of its own",
+            path=source,
+            code="overlapping-regions",
+            next_step="Only models with exclusive labels can be calibrated.",
+        )
+    data = open_dataset(dataset)
+    used = _labelled(data, cases)
+    grid = grid_of(predictor)
+    tables: list[list[Dice]] = []
+    for k, case in enumerate(used):
+        tables.append(list(_dice_of_case(predictor, data, case, grid)))
+        if progress is not None:
+            progress(k + 1, len(used))
+    regions = _regions(predictor)
+    choices = [
+        _choice(weights, dice, regions)
+        for weights, dice in zip(grid, zip(*tables, strict=True), strict=True)
+    ]
+    best, before = choose(choices), choices[grid.index(dict.fromkeys(grid[0], 1.0))]
+    file = load_model(source)
+    digests = {case.id: joint_sha256(map(sha256_of, source_files(case))) for case in used}
+    decision = {name: weight for name, weight in best.weights.items() if weight != 1.0}
+    record = {
+        "decision": decision,
+        "regions": list(regions),
+        "cases": [case.id for case in used],
+        "before": _facts(before),
+        "after": _facts(best),
+        "gain": _gain(before, best),
+        "curve": [_facts(choice) for choice in choices],
+    }
+    calibration = {**record, "digest": _digest(digests), "of": file.sha256, **provenance()}
+    header = {**file.header, "decision": decision, "calibration": calibration}
+    sha256 = save_model(out, file.parts, header, overwrite=overwrite)
+    return {
+        "model": {"path": str(out), "sha256": sha256},
+        **record,
+        "findings": [f.as_dict() for f in _trained_on(file.header, digests, data.root)],
+    }
+
+
+def grid_of(predictor: Predictor) -> list[dict[str, float]]:
+    """The weights to try: of the background, and of outputs that write a tumour, if there are."""
+    target, schema = predictor.method.target, predictor.schema
+    names = output_names(target, schema)
+    tumours = [
+        name
+        for name, label in zip(names[1:], target.writes, strict=True)
+        if schema.meaning[label] == "tumour" and len(names) > 2
+    ]
+    others = TUMOUR_WEIGHTS if tumours else (1.0,)
+    return [
+        {BACKGROUND: background, **dict.fromkeys(tumours, tumour)}
+        for background, tumour in product(BACKGROUND_WEIGHTS, others)
+    ]
+
+
+def choose(choices: Sequence[Choice]) -> Choice:
+    """The best score; of equal ones the weights nearest to 1, on a logarithmic scale."""
+
+    def rank(choice: Choice) -> tuple[float, float]:
+        distance = sum(abs(math.log(weight)) for weight in choice.weights.values())
+        return round(choice.score, 9), -distance
+
+    return max(choices, key=rank)
+
+
+def _dice_of_case(
+    predictor: Predictor, data: Dataset, case: Case, grid: Sequence[Decision]
+) -> Iterator[Dice]:
+    """The Dice of each region in one case, for each decision."""
+    channels = predictor.method.plan.channels
+    values: Literal["ct", "any"] = "ct" if channels[0].scheme == "ct" else "any"
+    options = ReadOptions(values=values)
+    learned = learned_labels(data, predictor.method.config.cohort.cyst)
+    reference = reference_of(case, data, learned, predictor.schema)
+    scan = read_scan(case.images[0], channels, options, case).volume
+    labels, ignore = reference.on(scan.grid, options)
+    found = predictor.find(scan, case.id)
+    for decision in grid:
+        decided, _, _ = predictor.decide(found, scan.grid, decision)
+        yield patient_dice(decided, labels, predictor.schema, ignore)
+
+
+def _labelled(data: Dataset, cases: Sequence[str] | None) -> list[Case]:
+    if unknown := set(cases or ()) - set(data.by_id):
+        raise UsageError(
+            f"there is no case {', '.join(sorted(unknown))}", path=data.root, code="unknown-case"
+        )
+    used = [c for c in data.cases if c.labels is not None and (cases is None or c.id in cases)]
+    if not used:
+        raise InputError(
+            "no case has labels",
+            path=data.root,
+            code="no-labels",
+            next_step="Give labelled scans that the model was not trained on.",
+        )
+    return used
+
+
+def _regions(predictor: Predictor) -> tuple[str, ...]:
+    """Regions whose mean Dice is maximised: as in training, those that select the weights."""
+    known = [
+        n for n, ids in predictor.schema.regions.items() if predictor.method.target.expresses(ids)
+    ]
+    usual = [name for name in KIDNEY_TUMOUR.regions if name != "kidney"]
+    chosen = predictor.method.config.cohort.selection or usual
+    return tuple(chosen) if set(chosen) <= set(known) else tuple(known)
+
+
+def _choice(weights: Decision, cases: Sequence[Dice], regions: Sequence[str]) -> Choice:
+    """The Dice of a decision over all cases."""
+    known = {name: [d for case in cases if (d := case[name]) is not None] for name in cases[0]}
+    dice = {name: statistics.fmean(values) for name, values in known.items() if values}
+    each = [[d for name in regions if (d := case[name]) is not None] for case in cases]
+    counted = [dice[name] for name in regions if name in dice]
+    return Choice(
+        weights=weights,
+        score=statistics.fmean(counted) if counted else 0.0,
+        dice=dice,
+        cases=tuple(statistics.fmean(values) if values else None for values in each),
+    )
+
+
+def _facts(choice: Choice) -> dict[str, Any]:
+    return {
+        "weights": dict(choice.weights),
+        "score": round(choice.score, 6),
+        "dice": {name: round(value, 6) for name, value in choice.dice.items()},
+    }
+
+
+def _gain(before: Choice, after: Choice) -> dict[str, Any]:
+    """The paired difference of the cases' scores: mean, sample standard deviation, n."""
+    pairs = zip(before.cases, after.cases, strict=True)
+    differences = [b - a for a, b in pairs if a is not None and b is not None]
+    return {
+        "mean": round(statistics.fmean(differences), 6) if differences else 0.0,
+        "sd": round(statistics.stdev(differences), 6) if len(differences) > 1 else None,
+        "n": len(differences),
+    }
+
+
+def _digest(digests: Mapping[str, str]) -> str:
+    """As that of a training set; see `kidseg.train.record.Cases`."""
+    return hashlib.sha256(json.dumps(list(digests.items())).encode()).hexdigest()
+
+
+def _trained_on(
+    header: Mapping[str, Any], digests: Mapping[str, str], path: Path
+) -> tuple[Finding, ...]:
+    """A finding if the training cases are among those of the calibration."""
+    names = header.get("plan", {}).get("training", [])
+    if not names or set(names) - set(digests):
+        return ()
+    if _digest({name: digests[name] for name in names}) != header["training_set"]["digest"]:
+        return ()
+    return (
+        Finding(
+            code="calibrated-on-training",
+            path=str(path),
+            cause="the cases contain those that the model was trained on, where it is surer than"
+            " on others",
+            next_step="Calibrate it on other patients.",
+        ),
+    )

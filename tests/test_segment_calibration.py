@@ -1,0 +1,213 @@
+"""Weights of the decision: chosen by Dice on labelled scans, written into a model, applied."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ellipses import make_ellipse_patient, write_ellipse_dataset
+from kidseg.checkpoint import load_model, save_model
+from kidseg.cli import main
+from kidseg.errors import InputError, ModelError, UsageError
+from kidseg.labels import KIDNEY_TUMOUR, Target
+from kidseg.segment import load_predictor
+from kidseg.segment.calibration import (
+    BACKGROUND_WEIGHTS,
+    TUMOUR_WEIGHTS,
+    Choice,
+    _choice,
+    calibrate,
+    choose,
+    grid_of,
+)
+from kidseg.segment.decision import output_names, weighted
+from kidseg.train import Setup, train
+from test_segment_predictor import SETTINGS
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("calibration")
+    write_ellipse_dataset(root / "data", 4)
+    write_ellipse_dataset(root / "others", 2, seed=5)
+    train(root / "data", root / "run", Setup(method="plain", overrides=SETTINGS), device="cpu")
+    return root
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Path:
+    return folder / "run" / "model.safetensors"
+
+
+def with_header(model: Path, path: Path, **changes: Any) -> Path:
+    known = load_model(model)
+    save_model(path, known.parts, {**known.header, **changes})
+    return path
+
+
+# Names and weights
+
+
+def test_outputs_are_named_by_the_labels_they_write() -> None:
+    target = Target.of_labels(KIDNEY_TUMOUR)
+    assert output_names(target, KIDNEY_TUMOUR) == ("background", "kidney", "tumour")
+    regions = Target(channels=((1, 2), (2,)), exclusive=False)
+    assert output_names(regions, KIDNEY_TUMOUR) == ("kidney", "tumour")
+    assert weighted(target, KIDNEY_TUMOUR, {"tumour": 2}).weights == (1.0, 1.0, 2.0)
+    assert weighted(target, KIDNEY_TUMOUR, {}) == target
+    twice = weighted(weighted(target, KIDNEY_TUMOUR, {"tumour": 2}), KIDNEY_TUMOUR, {})
+    assert twice == target, "a decision replaces the last one"
+    with pytest.raises(ValueError, match="no output"):
+        weighted(regions, KIDNEY_TUMOUR, {"background": 0.5})
+
+
+def test_a_model_with_an_impossible_decision_is_refused(model: Path, tmp_path: Path) -> None:
+    for number, decision in enumerate(
+        [{"liver": 1}, {"tumour": 0}, {"tumour": -1}, {"tumour": "much"}, [1], 3]
+    ):
+        bad = with_header(model, tmp_path / f"{number}.safetensors", decision=decision)
+        with pytest.raises(ModelError) as error:
+            load_predictor(bad, "cpu")
+        assert error.value.code == "damaged-model"
+
+
+def test_a_decision_is_that_of_the_weighted_probabilities(model: Path, tmp_path: Path) -> None:
+    """By hand, on the grid of the network; without postprocessing."""
+    decision = {"background": 0.2, "tumour": 3.0}
+    config = load_model(model).header["config"]
+    config = {**config, "postprocess": {**config["postprocess"], "least_ml": 0.0}}
+    plain = with_header(model, tmp_path / "a.safetensors", config=config)
+    changed = with_header(model, tmp_path / "b.safetensors", config=config, decision=decision)
+    scan = make_ellipse_patient(7).image
+    first, second = (load_predictor(file, "cpu")(scan) for file in (plain, changed))
+    assert first.facts["decision"] == {} and second.facts["decision"] == decision
+    one, other = (result.progress.found[0].found for result in (first, second))
+    assert one is not None and other is not None and torch.equal(one.data, other.data)
+    assert (second.labels.data > 0).sum() > (first.labels.data > 0).sum() > 0
+    by_hand = (one.data.double() * torch.tensor([0.2, 1.0, 3.0])[:, None, None, None]).argmax(0)
+    from kidseg.pipeline import decide
+
+    target = second.progress.found[0].target
+    assert target is not None and torch.equal(decide(one, target).data[0].long(), by_hand)
+
+
+# The choice
+
+
+def test_mean_dice_and_the_choice_by_hand() -> None:
+    """Regions first, then cases: (0.8 + 0.6) / 2; a case without a tumour has no say in it."""
+    cases = [
+        {"kidney": 0.9, "kidney+tumour": 0.7, "tumour": 0.6},
+        {"kidney": 0.9, "kidney+tumour": 0.9, "tumour": None},
+        {"kidney": None, "kidney+tumour": None, "tumour": None},
+    ]
+    found = _choice({"background": 0.5}, cases, ("kidney+tumour", "tumour"))
+    assert found.dice == pytest.approx({"kidney": 0.9, "kidney+tumour": 0.8, "tumour": 0.6})
+    assert found.score == pytest.approx(0.7)
+    assert found.cases == (pytest.approx(0.65), pytest.approx(0.9), None)
+
+    def choice(background: float, score: float, tumour: float = 1.0) -> Choice:
+        weights = {"background": background, "tumour": tumour}
+        return Choice(weights=weights, score=score, dice={}, cases=())
+
+    assert choose([choice(0.5, 0.7), choice(1, 0.8), choice(2, 0.75)]).weights["background"] == 1
+    assert choose([choice(0.25, 0.8), choice(0.5, 0.8)]).weights["background"] == 0.5
+    near = choose([choice(0.25, 0.8), choice(0.5, 0.8, 2.0), choice(2, 0.8)])
+    assert near.weights == {"background": 2, "tumour": 1.0}
+
+
+def test_all_pairs_of_weights_are_tried(model: Path) -> None:
+    predictor = load_predictor(model, "cpu")
+    grid = grid_of(predictor)
+    assert len(grid) == len(BACKGROUND_WEIGHTS) * len(TUMOUR_WEIGHTS)
+    assert {"background": 1.0, "tumour": 1.0} in grid
+    method = predictor.method
+    merged = Target.merged(KIDNEY_TUMOUR)
+    alone = type(method)(method.config, merged, method.plan, method.parts, method.device)
+    assert grid_of(replace(predictor, method=alone)) == [
+        {"background": weight} for weight in BACKGROUND_WEIGHTS
+    ]
+
+
+def test_a_calibrated_model_has_the_best_dice_of_the_curve(folder: Path, model: Path) -> None:
+    """Measured again with the new file: what was said; the weights of the network are the same."""
+    from kidseg.cohort.cohort import patient_dice
+
+    out = folder / "calibrated.safetensors"
+    found = calibrate(model, folder / "others", out, device="cpu")
+    scores = [point["score"] for point in found["curve"]]
+    assert found["after"]["score"] == max(scores) >= found["before"]["score"]
+    assert len(set(scores)) > 10 and found["regions"] == ["kidney+tumour", "tumour"]
+    assert found["cases"] == ["ellipse_000", "ellipse_001"] and not found["findings"]
+    new, old = load_model(out), load_model(model)
+    assert new.header["decision"] == found["decision"]
+    assert new.header["calibration"]["of"] == old.sha256
+    assert new.header["calibration"]["after"] == found["after"]
+    assert set(new.header) - set(old.header) == {"decision", "calibration"}
+    for part, tensors in old.parts.items():
+        for name, tensor in tensors.items():
+            assert torch.equal(new.parts[part][name], tensor)
+    predictor, dice = load_predictor(out, "cpu"), []
+    for number in range(2):
+        patient = make_ellipse_patient(5000 + number)
+        labels = predictor(patient.image).labels
+        dice.append(patient_dice(labels, patient.labels, KIDNEY_TUMOUR))
+    for region, value in found["after"]["dice"].items():
+        mean = sum(case[region] or 0.0 for case in dice) / 2
+        assert mean == pytest.approx(value, abs=1e-5)
+
+
+def test_training_cases_are_named_and_refusals(folder: Path, model: Path, tmp_path: Path) -> None:
+    training = load_model(model).header["plan"]["training"]
+    out = tmp_path / "a.safetensors"
+    found = calibrate(model, folder / "data", out, device="cpu", cases=training)
+    assert [entry["code"] for entry in found["findings"]] == ["calibrated-on-training"]
+    with pytest.raises(UsageError, match="already exists"):
+        calibrate(model, folder / "others", out, device="cpu")
+    missing = tmp_path / "b.safetensors"
+    with pytest.raises(UsageError, match="no case x"):
+        calibrate(model, folder / "others", missing, device="cpu", cases=["x"])
+    labels = {"background": 0, "liver": 1, "spleen": 2}
+    write_ellipse_dataset(tmp_path / "liver", 1, tells={"labels": labels})
+    with pytest.raises(InputError) as error:
+        calibrate(model, tmp_path / "liver", missing, device="cpu")
+    assert error.value.code == "other-labels"
+    assert not missing.exists()
+
+
+def test_overlapping_regions_are_not_calibrated(folder: Path, model: Path, tmp_path: Path) -> None:
+    """Each has a threshold of its own."""
+    target = Target(channels=((1, 2), (2,)), exclusive=False)
+    method = load_predictor(model, "cpu").method
+    other = type(method).build(method.config, target, method.plan, device=method.device)
+    parts = {part: net.state_dict() for part, net in other.parts.items()}
+    header = load_model(model).header
+    labels = {**header["labels"], "target": target.as_dict()}
+    regions, out = tmp_path / "regions.safetensors", tmp_path / "out.safetensors"
+    save_model(regions, parts, {**header, "labels": labels})
+    with pytest.raises(UsageError) as error:
+        calibrate(regions, folder / "others", out, device="cpu")
+    assert error.value.code == "overlapping-regions" and not out.exists()
+
+
+def test_on_the_command_line(
+    folder: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "c.safetensors"
+    words = ["calibrate", model, folder / "others", "-o", out, "--device", "cpu"]
+    with pytest.raises(SystemExit) as end:
+        main([str(word) for word in words])
+    assert not end.value.code
+    text = capsys.readouterr().out
+    assert "<- chosen" in text and "Decision:" in text and str(out) in text
+    with pytest.raises(SystemExit) as end:
+        main([*map(str, words), "--json", "--overwrite", "--case", "ellipse_001"])
+    assert not end.value.code
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["cases"] == ["ellipse_001"]
+    assert printed["model"]["sha256"] == load_model(out).sha256
