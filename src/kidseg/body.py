@@ -42,6 +42,11 @@ _CLIPPED_SHARE = 0.1
 _FLOOR_ROUNDING_HU = 0.5
 # Sheets thinner than twice this are not body: table tops, blankets, tubes. Thinner than any wrist.
 _SHEET_RADIUS_MM = 4.0
+# Where the outline of a body is farther from its tissue than this, its wall is open: the front of a
+# thin abdomen. What belongs to it there is at most so far away.
+_OPEN_MM = 12.0
+_OPEN_REACH_MM = 40.0
+_ENCLOSING_ROUNDS = 4
 # The shape of the mask is determined at this pixel size, its edge at the scan's own.
 _COARSE_MM = 2.0
 
@@ -75,7 +80,7 @@ def body_mask(scan: Volume) -> Volume:
         body = _largest_body(dense, coarse)
     else:
         dense = resample(_thickened(scan, air_hu), coarse).data[0].numpy() > 0
-        body = _convex(_largest_body(_closed(dense, coarse), coarse))
+        body = _enclosed(_largest_body(_closed(dense, coarse), coarse), dense, coarse)
         outer = _around(Volume(torch.from_numpy(~_eroded(body))[None], coarse), grid)
     near = _around(Volume(torch.from_numpy(body)[None], coarse), grid)
     mask = torch.empty(scan.data.shape, dtype=torch.bool)
@@ -115,20 +120,44 @@ def _closed(dense: np.ndarray, grid: Grid) -> np.ndarray:
     return out
 
 
-def _convex(mask: np.ndarray) -> np.ndarray:
-    """The convex hull of each plane."""
+def _enclosed(body: np.ndarray, dense: np.ndarray, grid: Grid) -> np.ndarray:
+    """The convex hull in each plane, with what is dense in front of openings of the body's wall.
+
+    The wall is open where the nearest point of the hull is far from the body, and only in front:
+    there, thin muscles that the removal of sheets has taken away belong to the body. A table lies
+    behind the spine and its muscles (below the belly of a prone patient, it may be taken for them).
+    """
+    from scipy import ndimage
+
+    _, dy, dx = grid.spacing_mm.tolist()
+    out = body.copy()
+    for k, plane in enumerate(body):
+        if not plane.any():
+            continue
+        for _ in range(_ENCLOSING_ROUNDS):
+            out[k] = _convex(plane)
+            gap = ndimage.distance_transform_edt(~plane, (dy, dx))
+            away, (y, x) = ndimage.distance_transform_edt(~out[k], (dy, dx), return_indices=True)
+            beyond = dense[k] & ~out[k] & (away <= _OPEN_REACH_MM) & (gap[y, x] > _OPEN_MM)
+            beyond[int(np.nonzero(plane)[0].mean()) :] = False
+            if not beyond.any():
+                break
+            plane = plane | beyond
+    return out
+
+
+def _convex(plane: np.ndarray) -> np.ndarray:
+    """The convex hull of a plane with at least one pixel."""
     from scipy.spatial import ConvexHull
 
-    rows, columns = np.indices(mask.shape[1:])
+    rows, columns = np.indices(plane.shape)
     corners = np.array([(y, x) for y in (-0.5, 0.5) for x in (-0.5, 0.5)])
-    out = mask.copy()
-    for k, plane in enumerate(mask):
-        if plane.any():
-            points = (np.argwhere(plane)[:, None] + corners).reshape(-1, 2)
-            out[k] = True
-            for y, x, offset in ConvexHull(points).equations:
-                out[k] &= rows * y + columns * x + offset <= 0
-    return out
+    hull = np.ones_like(plane)
+    for y, x, offset in ConvexHull(
+        (np.argwhere(plane)[:, None] + corners).reshape(-1, 2)
+    ).equations:
+        hull &= rows * y + columns * x + offset <= 0
+    return hull
 
 
 def _eroded(mask: np.ndarray) -> np.ndarray:

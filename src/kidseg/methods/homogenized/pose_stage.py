@@ -111,7 +111,8 @@ class PoseTransformer:
         """The stage that trains the pose on the overlap of masks with the reference's.
 
         Labels are used only to match slices with the reference's and to draw the batches. The score
-        is the mean agreement over validation slices, averaged over patients, as in inference.
+        is the mean agreement over validation slices, averaged over patients, as in inference;
+        "kept" the share of the patients whose pose is not their start.
         """
         starts = [self.start(subject) for subject in cohort.training]
         targets: list[Grid] | None = None
@@ -193,6 +194,7 @@ class PoseTransformer:
         return {
             "score": after,
             "start": before,
+            "kept": float(not torch.equal(grid.mm_from_index, scene.start.mm_from_index)),
             **dict(zip(("body", "bone")[: self.masks], by_mask, strict=True)),
         }
 
