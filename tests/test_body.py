@@ -123,6 +123,18 @@ def moments_of(mask: np.ndarray) -> Moments:
     return moments(Volume(torch.from_numpy(mask)[None], FINE), per="volume")
 
 
+@pytest.mark.parametrize("shape", [(2, 40, 57), (1, 9, 300), (3, 251, 13)])
+@pytest.mark.parametrize("mm", [0.45, 0.9, 1.7])
+def test_a_clipped_scan_without_a_body_has_an_empty_mask(
+    shape: tuple[int, int, int], mm: float
+) -> None:
+    """Air and a table that is thinner than any body; nothing at the image's border either."""
+    grid = Grid.from_spacing(shape, (5, mm, mm))
+    hu = np.zeros(shape, np.float32)
+    hu[:, shape[1] // 2, 1:-1] = 90
+    assert not mask_of(hu, grid).any()
+
+
 @given(st.floats(-250, -125), st.floats(0, 100))
 @settings(max_examples=10, deadline=None)
 def test_a_window_that_begins_below_fat_changes_nothing(floor: float, wall_gap_deg: float) -> None:

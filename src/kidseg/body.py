@@ -85,7 +85,7 @@ def body_mask(scan: Volume) -> Volume:
     near = _around(Volume(torch.from_numpy(body)[None], coarse), grid)
     mask = torch.empty(scan.data.shape, dtype=torch.bool)
     for k in range(grid.shape[0]):
-        solid = next(near) & (scan.data[0, k] > air_hu) | ~next(outer)
+        solid = next(near) & ((scan.data[0, k] > air_hu) | ~next(outer))
         mask[0, k] = torch.from_numpy(_filled(solid.numpy()[None])[0])
     return Volume(mask, grid)
 
