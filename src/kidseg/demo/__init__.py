@@ -130,9 +130,7 @@ def run(
     say: Callable[[str], None] | None = None,
     progress: Progress | None = None,
 ) -> DemoResult:
-    """Run the demo into `out`: `patients/`, `starter/`, `run/`, `result/`, `scores/`, `demo.png`...
-
-    `starter/` is made before the training, and only if this package has a starter model.
+    """Run the demo; writes the outputs that `planned` names.
 
     Args:
         out: folder; created if it is missing.
@@ -155,12 +153,9 @@ def run(
     say, progress = say or (lambda _: None), progress or (lambda *_: None)
     clock, folder = _Clock(), out / "patients"
     (out / "demo.json").unlink(missing_ok=True)
-
     say(f"Making {patients} digital patients, from birth to 16 years, in {folder}.")
-    config = PhantomConfig(size=size, max_slices=_SLICES)
-    _write_patients(folder, config, patients, seed, overwrite, progress)
+    _write_patients(folder, size, patients, seed, overwrite, progress)
     clock.took("patients")
-
     cases = open_dataset(folder).cases
     parts = holdout(cases, n_test=held_out, seed=seed)
     unseen = [case for case in cases if case.id in parts.test]
@@ -177,19 +172,11 @@ def run(
     clock.took("training")
 
     say(f"Segmenting the {held_out} held-out patients and evaluating the result.")
-    result = out / "result"
-    segment(
-        [case.images[0] for case in unseen],
-        model,
-        result,
-        figures=True,
-        reference=folder,
-        overwrite=overwrite,
-        progress=lambda done, total: progress("segmenting", done, total, {}),
+    dice = _segment_and_score(
+        out, out, unseen, model, overwrite, lambda done, n: progress("segmenting", done, n, {})
     )
-    scores = evaluate(result, folder, out / "scores", cases=parts.test, overwrite=overwrite)
     clock.took("segmenting")
-    return _finish(out, unseen, parts, {"starter": starter, "trained": _dice(scores)}, clock)
+    return _finish(out, unseen, parts, {"starter": starter, "trained": dice}, clock)
 
 
 def _try_starter(
@@ -200,29 +187,47 @@ def _try_starter(
         say("This kidseg was built without its starter model; a model is trained first.")
         return None
     folder = out / "starter"
-    (entry,) = segment(
-        [case.images[0]],
-        None,
-        folder / "result",
-        figures=True,
-        reference=out / "patients",
-        overwrite=overwrite,
-    )
-    scores = evaluate(
-        folder / "result", out / "patients", folder / "scores", cases=[case.id], overwrite=overwrite
-    )
-    files = entry["outputs"]
-    shown = next((name for name in files if name.endswith("_steps.png")), files[0])
-    dice = {name: one["mean"] for name, one in _dice(scores).items() if one["mean"] is not None}
+    scores = _segment_and_score(out, folder, [case], None, overwrite, None)
+    dice = {name: figures["mean"] for name, figures in scores.items() if figures["n"]}
+    pictures = sorted((folder / "result").glob("*_steps.png"))
     say(
         f"The starter model of kidseg ({STARTER_USE}) segments {case.id} at once:"
         f" Dice {', '.join(f'{name} {value:.2f}' for name, value in dice.items())};"
-        f" {folder / 'result' / shown}."
+        f" {pictures[0] if pictures else folder / 'result'}."
     )
     return dice
 
 
-def _dice(scores: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+def _segment_and_score(
+    out: Path,
+    folder: Path,
+    cases: Sequence[Case],
+    model: Path | None,
+    overwrite: bool,
+    progress: Callable[[int, int], None] | None,
+) -> dict[str, Mapping[str, Any]]:
+    """Segment patients of the demo with a model (None: the starter); Dice by structure.
+
+    Args:
+        out: folder of the demo.
+        folder: where "result" and "scores" are written.
+        cases: the patients.
+        model: its file.
+        overwrite: replace them.
+        progress: called with (done, total).
+    """
+    patients, result = out / "patients", folder / "result"
+    segment(
+        [case.images[0] for case in cases],
+        model,
+        result,
+        figures=True,
+        reference=patients,
+        overwrite=overwrite,
+        progress=progress,
+    )
+    names = [case.id for case in cases]
+    scores = evaluate(result, patients, folder / "scores", cases=names, overwrite=overwrite)
     return {name: figures["dice"] for name, figures in scores["structures"].items()}
 
 
@@ -285,7 +290,7 @@ def _check_request(
 
 def _write_patients(
     folder: Path,
-    config: PhantomConfig,
+    size: int,
     patients: int,
     seed: int,
     overwrite: bool,
@@ -294,7 +299,7 @@ def _write_patients(
     """Write and check the digital patients."""
     write_patients(
         folder,
-        config,
+        PhantomConfig(size=size, max_slices=_SLICES),
         patients=patients,
         seed=seed,
         layout="nnunet",
