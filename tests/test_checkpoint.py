@@ -24,6 +24,7 @@ from kidseg.checkpoint import (
     load_state,
     save_model,
     save_state,
+    with_description,
 )
 from kidseg.errors import KidsegWarning, ModelError, UsageError
 from kidseg.header import read_header, seal, with_blank_seal
@@ -63,6 +64,57 @@ def test_equal_models_are_equal_files(model: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.safetensors"
     assert save_model(other, PARTS, HEADER) == load_model(model).sha256
     assert other.read_bytes() == model.read_bytes()
+
+
+CARD: dict[str, Any] = {
+    "trained_on": "900 digital patients",
+    "command": "kidseg train patients -o run --preset starter",
+    "measured": [
+        {"data": "x", "n": 13, "structure": "tumour", "metric": "Dice", "mean": 0.8, "sd": 0.1}
+    ],
+    "fails_on": ["small tumours"],
+    "not_for": ["diagnosis"],
+    "licence": "Apache-2.0",
+}
+
+
+def test_a_model_is_described_and_sealed_again(model: Path, tmp_path: Path) -> None:
+    """Card and range are added; the weights and the rest of the header stay."""
+    out = tmp_path / "described.safetensors"
+    ranges = {"renal_hu": {"n": 1, "min": 1.0, "max": 1.0, "mean": 1.0, "sd": None}}
+    sha256 = with_description(model, out, {"model_card": CARD, "training_range": ranges})
+    before, after = load_model(model), load_model(out)
+    assert after.sha256 == sha256 != before.sha256
+    added = {"model_card", "training_range"}
+    assert set(after.header) - set(before.header) == added
+    assert after.header["model_card"] == CARD and after.header["training_range"] == ranges
+    kept = {name for name in before.header if name != "sha256"}
+    assert {n: before.header[n] for n in kept} == {n: after.header[n] for n in kept}
+    for part, state in before.parts.items():
+        assert set(state) == set(after.parts[part])
+        for name, tensor in state.items():
+            assert torch.equal(tensor, after.parts[part][name])
+            assert tensor.dtype == after.parts[part][name].dtype
+    with pytest.raises(UsageError):
+        with_description(model, out, {"licence": "MIT"})
+    with_description(out, out, {"licence": "MIT"}, overwrite=True)
+    assert read_header(out)["licence"] == "MIT" and read_header(out)["model_card"] == CARD
+
+
+@pytest.mark.parametrize(
+    ("description", "words"),
+    [
+        ({"config": {}}, "config cannot be changed"),
+        ({"sha256": "0"}, "sha256 cannot"),
+        ({"model_card": {**CARD, "author": "me"}}, "author"),
+    ],
+)
+def test_what_decides_a_result_cannot_be_redescribed(
+    description: dict[str, Any], words: str, model: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        with_description(model, tmp_path / "out.safetensors", description)
+    assert not (tmp_path / "out.safetensors").exists()
 
 
 def test_tied_weights_are_saved(tmp_path: Path) -> None:

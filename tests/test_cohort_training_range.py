@@ -11,9 +11,18 @@ from cohorts import PLAN, VIEW, make_cohort, material_of
 from ellipses import make_ellipse_patient
 from kidseg.cohort.cohort import Cohort
 from kidseg.cohort.subject import prepare
-from kidseg.cohort.training_range import FAR_SD, distances, figures_of, training_range
+from kidseg.cohort.training_range import (
+    FAR_SD,
+    distances,
+    figures_of,
+    renal_numbers,
+    training_range,
+    values_of,
+)
 from kidseg.config import PlainConfig, UNetConfig
 from kidseg.device import choose_device
+from kidseg.geometry import Grid, Volume
+from kidseg.labels import KIDNEY_TUMOUR, LabelSchema, Target
 from kidseg.methods.plain import Plain
 from kidseg.pipeline import Progress
 
@@ -46,10 +55,12 @@ def test_ranges_by_hand() -> None:
         ("same", 10.02, 2.0),
         ("overlap", 1.0, 0.0),
         ("overlap", 0.7, 1.0),
+        ("bright_hu", 10.0, 0.0),
+        ("bright_hu", 215.0, 3.0),
     ],
 )
 def test_distances_by_hand(name: str, value: float, expected: float | None) -> None:
-    """Beyond the range in SDs; these no less than 1 deg, 0.1 mm, 0.01; one patient has none."""
+    """Beyond the range in SDs; these no less than 1 deg, 0.1 mm, 5 HU, 0.01; one has none."""
     ranges = {
         "a_mm": {"min": 1.0, "max": 5.0, "sd": 2.0},
         "alone": {"min": 4.0, "max": 4.0, "sd": None},
@@ -57,6 +68,7 @@ def test_distances_by_hand(name: str, value: float, expected: float | None) -> N
         "same_mm": {"min": 10.0, "max": 10.0, "sd": 0.0},
         "same": {"min": 10.0, "max": 10.0, "sd": 0.0},
         "overlap": {"min": 0.8, "max": 0.9, "sd": 0.1},
+        "bright_hu": {"min": 100.0, "max": 200.0, "sd": 1.0},
     }
     found = distances({name: value, "unheard of": 3.0}, ranges)
     assert set(found) == {name}
@@ -89,3 +101,57 @@ def test_no_body_has_no_radii(cohort: Cohort) -> None:
     air = replace(image, data=torch.full_like(image.data, -1000))
     figures = figures_of(prepare(air, material_of(), PLAN.channels, name="air"))
     assert set(figures) == {"pixel_mm", "slice_mm"}
+
+
+# Values
+
+
+def ct(hu: torch.Tensor, spacing_mm: float = 4.0) -> Volume:
+    grid = Grid.from_spacing(hu.shape, (10.0, spacing_mm, spacing_mm))
+    return Volume(hu[None].to(torch.int16), grid)
+
+
+def test_values_by_hand() -> None:
+    """Body of 50 HU; 100 of 3000 voxels above 0 are kidneys of 1 to 100 HU, 100 are a mass of 40.
+
+    The 95th percentile of these 200 is that of 1 to 100 in its upper tenth: about 90.
+    """
+    hu = torch.full((40, 20, 20), -1000.0)
+    labels = torch.zeros(40, 20, 20, dtype=torch.uint8)
+    hu[:, 5:15, 5:15] = 50
+    hu[20, 5:15, 5:15], labels[20, 5:15, 5:15] = torch.arange(1.0, 101).reshape(10, 10), 1
+    hu[21, 5:15, 5:15], labels[21, 5:15, 5:15] = 40, 2
+    image = ct(hu)
+    subject = prepare(image, material_of(), PLAN.channels, name="a")
+    values = values_of(subject, Volume(labels[None], image.grid), (1, 2))
+    assert values["renal_hu"] == pytest.approx(90, abs=1.5)
+    assert values["bright_hu"] == 50.0
+    assert set(values_of(subject, None, (1, 2))) == {"bright_hu"}
+    assert set(values_of(subject, Volume(labels[None], image.grid), ())) == {"bright_hu"}
+    assert set(values_of(subject, Volume(labels[None], image.grid), (3,))) == {"bright_hu"}
+
+
+def test_air_and_other_images_have_no_values() -> None:
+    air = prepare(ct(torch.full((4, 20, 20), -1000.0)), material_of(), PLAN.channels, name="air")
+    assert values_of(air, None, (1,)) == {}
+    mr = replace(air, body=None)
+    assert values_of(mr, None, (1,)) == {}
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        (Target.of_labels(KIDNEY_TUMOUR), (1, 2)),
+        (Target.merged(KIDNEY_TUMOUR), (1, 2)),
+        (Target.alone(KIDNEY_TUMOUR, "tumour"), ()),
+    ],
+)
+def test_kidneys_and_masses_as_far_as_networks_tell_them(
+    target: Target, expected: tuple[int, ...]
+) -> None:
+    assert renal_numbers(KIDNEY_TUMOUR, target) == expected
+
+
+def test_a_schema_without_kidneys_has_no_numbers() -> None:
+    liver = LabelSchema.from_names({1: "liver"})
+    assert renal_numbers(liver, Target.of_labels(liver)) == ()

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import FrozenInstanceError
+from collections.abc import Iterator
+from dataclasses import FrozenInstanceError, asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from kidseg.config import PhantomConfig, dump, load, schema
+from kidseg.config import METHODS, CropConfig, PhantomConfig, dump, load, schema
 from kidseg.errors import InputError, UsageError
 
 
@@ -202,3 +204,41 @@ def test_the_processors_clock_does_not_count_workers(method: str) -> None:
     assert load(METHODS[method], overrides=["budget_clock=processor"]).workers is None
     with pytest.raises(UsageError, match="workers"):
         load(METHODS[method], overrides=["workers=-1"])
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_setting_one_key_of_a_table_changes_only_that_key(method: str) -> None:
+    """Each number of each table: all other settings stay at the defaults of the method."""
+    default = asdict(load(METHODS[method]))
+    changed = 0
+    for path, value in _leaves(default):
+        if len(path) < 2 or type(value) is not int:
+            continue
+        try:
+            config = load(METHODS[method], overrides=[f"{'.'.join(path)}={value * 2 or 1}"])
+        except UsageError:  # it must fit to other settings
+            continue
+        different = [p for p, v in _leaves(asdict(config)) if v != _at(default, p)]
+        assert different == [path]
+        changed += 1
+    assert changed > 1
+
+
+def test_a_section_that_is_switched_on_has_its_own_defaults() -> None:
+    config = load(METHODS["homogenized"], overrides=["crop.stage.epochs=3"])
+    default = CropConfig().stage
+    assert config.crop.stage == replace(default, epochs=3)
+
+
+def _leaves(tree: dict[str, Any], *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, *path, name)
+        else:
+            yield (*path, name), value
+
+
+def _at(tree: dict[str, Any], path: tuple[str, ...]) -> Any:
+    for name in path:
+        tree = tree[name]
+    return tree

@@ -7,9 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from kidseg.demo import run
+from ellipses import write_ellipse_dataset
+from kidseg import model_file
+from kidseg.cases import open_dataset
+from kidseg.demo import _try_starter, planned, run
 from kidseg.errors import UsageError
 from kidseg.header import read_header
+from kidseg.model_file import STARTER_USE
+from kidseg.train import Setup, train
 
 # A training of seconds: what it learns is not looked at here.
 SHORT = (
@@ -26,24 +31,65 @@ SHORT = (
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def starter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model for the place of the shipped one: it has learned a few ellipses."""
+    root = tmp_path_factory.mktemp("tiny")
+    write_ellipse_dataset(root / "data", 4)
+    tiny = ("view.size=32", "unet.size=32", "unet.features=4", "segment.epochs=1")
+    setup = Setup(method="plain", overrides=(*tiny, "segment.min_epochs=0", "segment.steps=4"))
+    train(root / "data", root / "run", setup, device="cpu")
+    return root / "run" / "model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory, starter: Path) -> Path:
     out = tmp_path_factory.mktemp("demo") / "d"
     lines: list[str] = []
     shown = []
-    result = run(
-        out,
-        patients=6,
-        held_out=2,
-        seed=1,
-        size=64,
-        overrides=SHORT,
-        say=lines.append,
-        progress=lambda stage, done, total, _: shown.append((stage, done, total)),
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model_file, "STARTER_FILE", starter)
+        result = run(
+            out,
+            patients=6,
+            held_out=2,
+            seed=1,
+            size=64,
+            overrides=SHORT,
+            say=lines.append,
+            progress=lambda stage, done, total, _: shown.append((stage, done, total)),
+        )
     assert {"patients", "pose", "segment", "segmenting"} <= {stage for stage, _, _ in shown}
-    assert len(lines) == 3
-    assert "kidseg segment" in str(result)
+    _, at_once, training, _ = lines
+    assert STARTER_USE in at_once and "Dice kidney" in at_once and "Training" in training
+    assert str(out / "starter" / "result") in at_once and "_steps.png" in at_once
+    assert "kidseg segment SCAN -o result" in str(result)
     return out
+
+
+def test_the_starter_segments_a_held_out_patient_before_the_training(demo: Path) -> None:
+    """Its picture, and the Dice that is said, are in the demo's folder."""
+    written = json.loads((demo / "demo.json").read_text())
+    name = written["held_out"][0]
+    files = {file.name for file in (demo / "starter" / "result").iterdir()}
+    assert files == {f"{name}_seg.nii.gz", f"{name}_steps.png", "result.json"}
+    scores = json.loads((demo / "starter" / "scores" / "summary.json").read_text())
+    means = {region: one["dice"]["mean"] for region, one in scores["structures"].items()}
+    assert scores["n_cases"] == 1
+    assert written["starter"] == {k: v for k, v in means.items() if v is not None}
+    segmented = (demo / "starter" / "result" / "result.json").stat().st_mtime_ns
+    assert segmented < (demo / "run" / "run.json").stat().st_mtime_ns
+
+
+def test_a_package_without_a_starter_says_so_and_goes_on(
+    demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_file, "STARTER_FILE", tmp_path / "none.safetensors")
+    lines: list[str] = []
+    (case, *_) = open_dataset(demo / "patients").cases
+    assert _try_starter(tmp_path, case, lines.append, overwrite=False) is None
+    assert "without its starter model" in lines[0] and not list(tmp_path.iterdir())
+    planned_outputs = planned(tmp_path, patients=6, held_out=2)["outputs"]
+    assert "starter" not in planned_outputs and "run" in planned_outputs
 
 
 def test_the_model_never_saw_the_patients_it_is_tried_on(demo: Path) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cohorts import PLAN, VIEW, base_of, make_cohort, material_of, start_of
 from ellipses import in_fine_pixels, make_ellipse_patient
@@ -25,6 +27,8 @@ from kidseg.config import (
     PoseConfig,
     StageConfig,
     UNetConfig,
+    load,
+    preset,
 )
 from kidseg.device import choose_device
 from kidseg.errors import UsageError
@@ -33,7 +37,13 @@ from kidseg.intensity import AIR_HU
 from kidseg.losses import soft_dice
 from kidseg.methods import METHODS, method_named
 from kidseg.methods.homogenized.crop_stage import CropTransformer, target_boxes
-from kidseg.methods.homogenized.pose_stage import PoseTransformer, _mask_fields, overlap, register
+from kidseg.methods.homogenized.pose_stage import (
+    PoseTransformer,
+    _mask_fields,
+    overall_agreement,
+    overlap,
+    register,
+)
 from kidseg.methods.homogenized.reference import Reference, choose_reference, medoid
 from kidseg.methods.homogenized.scene import MASKS, Scene
 from kidseg.methods.homogenized.system_a import Homogenized
@@ -87,6 +97,11 @@ def located(pose: PoseTransformer, subject: Subject) -> Grid:
 
 def bases_of(cohort: Cohort) -> list[Grid]:
     return [base_of(subject) for subject in cohort.training]
+
+
+@cache
+def small_cohort() -> Cohort:
+    return make_cohort(2, 1)
 
 
 @cache
@@ -164,12 +179,14 @@ def test_a_fresh_network_changes_nothing(cohort: Cohort) -> None:
     assert grid.same_as(start_of(subject, POSE, reference), 1e-6)
 
 
-def turned(subject: Subject, angle_deg: float, size: float) -> Subject:
+def turned(
+    subject: Subject, angle_deg: float, size: float, shift_mm: tuple[float, float] = (6.0, -4.0)
+) -> Subject:
     """The same scan, whose moments are told wrongly: what the network has to put right."""
     assert subject.body is not None
     own = subject.body.whole
     told = Moments(
-        own.centre_mm + torch.tensor([6.0, -4.0]),
+        own.centre_mm + torch.tensor(shift_mm),
         own.angle_rad + math.radians(angle_deg),
         own.radii_mm * size,
     )
@@ -222,13 +239,121 @@ def test_registration_undoes_a_wrong_start(cohort: Cohort) -> None:
     assert float(taught["distance"].detach()) > 0.1
 
 
+def constant(outputs: list[float]) -> torch.nn.Module:
+    """A network whose correction is the same for all images."""
+    net = pose_net()
+    with torch.no_grad():
+        list(net.parameters())[-1].copy_(torch.tensor(outputs))
+    return net.eval()
+
+
+def agreement_at(subject: Subject, grid: Grid, reference: Reference) -> float:
+    assert subject.masks is not None
+    return overall_agreement(subject.masks, grid, POSE, reference)
+
+
+@given(st.integers(0, 2**20), st.floats(0.05, 3.0), st.integers(1, 3))
+@settings(max_examples=15, deadline=None)
+def test_a_correction_never_ends_below_its_start(seed: int, sd: float, iterations: int) -> None:
+    """Whatever the network gives: the start itself, or something better by the masks' measure."""
+    cohort = small_cohort()
+    reference, subject = adopted(cohort), cohort.validation[0]
+    net = pose_net().eval()
+    random = torch.Generator().manual_seed(seed)
+    for parameter in list(net.parameters())[-2:]:
+        torch.nn.init.normal_(parameter, std=sd, generator=random)
+    config = replace(POSE, iterations=iterations)
+    pose = transformer(net, reference, config)
+    with torch.no_grad():
+        start, grid = pose.start(subject), located(pose, subject)
+        free = located(transformer(net, reference, replace(config, only_better=False)), subject)
+    before, after, unguarded = (agreement_at(subject, g, reference) for g in (start, grid, free))
+    assert after >= max(before, unguarded)
+    assert (after == before) == torch.equal(grid.mm_from_index, start.mm_from_index)
+
+
+@pytest.mark.parametrize("bias", [[1.5, 0, 0, 0, 0], [0, 0.6, 0.6, 0, 0], [0, 0, 0, 0.5, -0.5]])
+def test_a_bad_correction_is_discarded_and_the_start_kept_exactly(
+    cohort: Cohort, bias: list[float]
+) -> None:
+    """Turned by 86 degrees, shrunk by half, shifted by a quarter of the image."""
+    reference, subject = adopted(cohort), cohort.validation[0]
+    config = replace(POSE, mirrored=False)
+    pose = transformer(constant(bias), reference, config)
+    start = pose.start(subject)
+    assert torch.equal(located(pose, subject).mm_from_index, start.mm_from_index)
+    free = located(transformer(pose.net, reference, replace(config, only_better=False)), subject)
+    assert agreement_at(subject, free, reference) < agreement_at(subject, start, reference) - 0.05
+
+
+@pytest.mark.parametrize("angle_deg", [-10.0, 8.0])
+def test_a_good_correction_is_kept_as_the_network_gives_it(
+    cohort: Cohort, angle_deg: float
+) -> None:
+    """The moments are told wrongly; the network turns back by as much, once."""
+    reference = adopted(cohort)
+    subject = turned(cohort.validation[1], angle_deg, 1.0, (0.0, 0.0))
+    net = constant([-math.radians(angle_deg), 0, 0, 0, 0])
+    config = replace(POSE, iterations=1, mirrored=False)
+    with torch.no_grad():
+        kept, free = (
+            located(transformer(net, reference, replace(config, only_better=only)), subject)
+            for only in (True, False)
+        )
+    assert torch.equal(kept.mm_from_index, free.mm_from_index)
+    turn = in_plane_pose(kept, transformer(net, reference).start(subject)).angle_rad
+    assert float(torch.rad2deg(turn[0])) == pytest.approx(-angle_deg, abs=0.5)
+
+
+def test_of_several_corrections_the_best_is_kept(cohort: Cohort) -> None:
+    """The first undoes the error of the moments; the next ones turn too far."""
+    reference = adopted(cohort)
+    subject = turned(cohort.validation[1], 9.0, 1.0, (0.0, 0.0))
+    net = constant([-math.radians(9.0), 0, 0, 0, 0])
+    once, thrice = (
+        located(transformer(net, reference, replace(POSE, iterations=n, mirrored=False)), subject)
+        for n in (1, 3)
+    )
+    assert torch.equal(once.mm_from_index, thrice.mm_from_index)
+
+
+def test_a_patient_without_a_body_keeps_its_start(cohort: Cohort) -> None:
+    reference, whole = adopted(cohort), cohort.validation[0]
+    assert whole.masks is not None
+    empty = Volume(torch.zeros_like(whole.masks.data), whole.masks.grid)
+    subject = replace(whole, masks=empty)
+    pose = transformer(constant([0.5, 0, 0, 0, 0]), reference)
+    grid = located(pose, subject)
+    assert torch.equal(grid.mm_from_index, pose.start(subject).mm_from_index)
+
+
+def test_slices_with_their_own_poses_are_not_chosen_from(cohort: Cohort) -> None:
+    """Training end to end is differentiable: `only_better` is of whole patients."""
+    reference, subject = adopted(cohort), cohort.validation[0]
+    net, config = constant([1.5, 0, 0, 0, 0]), replace(POSE, per="slice", mirrored=False)
+    first, second = (
+        located(transformer(net, reference, replace(config, only_better=only)), subject)
+        for only in (True, False)
+    )
+    assert torch.equal(first.mm_from_index, second.mm_from_index)
+    assert not first.same_as(transformer(net, reference).start(subject))
+    assert first.mm_from_index.requires_grad
+
+
+def test_the_papers_presets_keep_every_correction() -> None:
+    for name in ("paper-128", "paper-512"):
+        assert not load(HomogenizedConfig, base=preset(name, "homogenized")).pose.only_better
+    assert HomogenizedConfig().pose.only_better
+
+
 def test_the_pose_of_a_volume_is_one_and_of_slices_their_own(cohort: Cohort) -> None:
     reference = adopted(cohort)
     net = pose_net(seed=3).eval()
     torch.nn.init.normal_(net.head[-1].weight, std=0.1, generator=torch.Generator().manual_seed(0))
     subject = cohort.training[0]
     for per, alike in (("volume", True), ("slice", False)):
-        grid = located(transformer(net, reference, replace(POSE, per=per)), subject)
+        config = replace(POSE, per=per, only_better=False)
+        grid = located(transformer(net, reference, config), subject)
         angles = in_plane_pose(grid, subject.image.grid).angle_rad
         assert bool((angles - angles[0]).abs().max() < 1e-9) == alike
 

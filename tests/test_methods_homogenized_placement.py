@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 import pytest
+import torch
 
 from cohorts import PLAN, base_of, make_cohort, material_of, start_of
 from ellipses import make_ellipse_patient
@@ -13,9 +14,9 @@ from kidseg.cohort.cohort import Cohort
 from kidseg.cohort.subject import Subject, masks_on, prepare
 from kidseg.cohort.training_range import Placement, figures_of
 from kidseg.config import LocalizerConfig, PoseConfig
-from kidseg.geometry import Grid, resample
+from kidseg.geometry import Grid, posed, resample
 from kidseg.methods.homogenized.placement import reference_placement
-from kidseg.methods.homogenized.pose_stage import overlap
+from kidseg.methods.homogenized.pose_stage import overall_agreement, overlap
 from kidseg.methods.homogenized.reference import Reference
 
 POSE = PoseConfig(localizer=LocalizerConfig(size=32, pooled=8, hidden=(32, 16)))
@@ -78,8 +79,25 @@ def test_a_turned_and_small_patient_is_brought_to_the_reference(reference: Refer
     assert set(after) == {"body", "bone"}
     assert after["body"] > 0.95 > 0.8 > before["body"]
     assert after["bone"] > before["bone"]
-    assert placed.overlap["start"] == after, "the start was kept"
+    assert placed.overlap["start"] == after and not placed.corrected, "the start was kept"
+    assert placed.agreement["start"] == placed.agreement["after"] > placed.agreement["before"]
     assert placed.figures["overlap"] == pytest.approx((after["body"] + after["bone"]) / 2)
+
+
+def test_the_agreement_reported_is_what_the_pose_was_chosen_by(reference: Reference) -> None:
+    """With labels or without: at inference the choice is made before there are any."""
+    for labelled in (True, False):
+        subject = subject_of(3, angle_deg=20.0, size=1.1, labelled=labelled)
+        start = upright(subject, reference)
+        for angle_deg in (0.0, 15.0):
+            grid = posed(start, angle_rad=torch.full((8,), math.radians(angle_deg)).double())
+            placed = placed_by(subject, grid if angle_deg else start, POSE, reference)
+            assert placed.corrected == (angle_deg > 0)
+            assert subject.masks is not None
+            for name, place in (("start", start), ("after", grid)):
+                expected = overall_agreement(subject.masks, place, POSE, reference)
+                assert placed.agreement[name] == pytest.approx(expected, abs=1e-6)
+        assert placed.agreement["after"] < placed.agreement["start"]
 
 
 def test_one_that_lies_like_the_reference_overlaps_as_it_lies(reference: Reference) -> None:

@@ -21,6 +21,7 @@ from kidseg.methods.homogenized.pose_stage import PoseTransformer
 from kidseg.methods.homogenized.reference import Reference
 from kidseg.methods.homogenized.registration import (
     agreement,
+    best_agreement,
     flip_symmetry,
     minimize_pose,
     registration_slices,
@@ -84,6 +85,21 @@ def test_agreement_is_the_weighted_mean_of_its_parts(
     assert float(agreement(masks, aim, config)) == pytest.approx(expected, abs=1e-4)
     only_body = agreement(masks[:, :1], aim[:, :1], replace(config, target="body"))
     assert float(only_body) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_at_an_unknown_height_the_best_level_of_the_reference_counts(count: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    masks, levels = (torch.rand((n, count, 6, 8), generator=generator) for n in (5, 7))
+    masks[2], levels[3] = 0.0, 0.0  # both empty: perfect agreement
+    for bone, symmetry in ((0.0, 0.0), (0.5, 0.0), (0.7, 1.5)):
+        config = replace(POSE, bone=bone, symmetry=symmetry)
+        each = [agreement(masks, level.expand_as(masks), config) for level in levels]
+        found = best_agreement(masks, levels, config)
+        assert torch.allclose(found, torch.stack(each).amax(0), atol=1e-6)
+        assert float(found[2]) == pytest.approx(1.0)
+    own = best_agreement(levels, levels, replace(POSE, symmetry=0.0))
+    assert torch.allclose(own, torch.ones(7), atol=1e-5), "each is like itself"
 
 
 def test_symmetry_sets_a_patient_upright(cohort: Cohort) -> None:
@@ -171,7 +187,8 @@ def test_the_pose_of_a_mirror_image_is_the_mirrored_pose(cohort: Cohort) -> None
     torch.nn.init.normal_(last, std=1.0, generator=torch.Generator().manual_seed(0))
     reference = adopted(cohort.training[1])
     subject, flipped = told(subject, 10.0), told(flipped, -10.0)
-    both_sided = PoseTransformer(net=net, config=POSE, reference=reference, base=base_of)
+    config = replace(POSE, only_better=False)
+    both_sided = PoseTransformer(net=net, config=config, reference=reference, base=base_of)
     poses = [
         in_plane_pose(both_sided.locate(both_sided.scene(s)), s.image.grid)
         for s in (subject, flipped)
@@ -182,7 +199,7 @@ def test_the_pose_of_a_mirror_image_is_the_mirrored_pose(cohort: Cohort) -> None
     assert (poses[0].scale - poses[1].scale).abs().max() < 2e-3
     mirror = torch.tensor([-1.0, 1.0])
     assert (poses[0].shift_mm - poses[1].shift_mm * mirror).abs().max() < 0.3
-    one_sided = replace(both_sided, config=replace(POSE, mirrored=False))
+    one_sided = replace(both_sided, config=replace(config, mirrored=False))
     other = [one_sided.locate(one_sided.scene(s)) for s in (subject, flipped)]
     angles = [in_plane_pose(g, subject.image.grid).angle_rad for g in other]
     assert (angles[0] + angles[1]).abs().max() > 5e-3, "without the mirror, it is not so"

@@ -195,6 +195,11 @@ def test_what_the_record_says_of_the_pose(data: Path, predictor: Predictor, tmp_
     for when in ("before", "start", "after"):
         assert set(overlap[when]) == {"body", "bone"}
         assert all(0 <= value <= 1 for value in overlap[when].values())
+    agreement = overlap["agreement"]
+    assert set(agreement) == {"before", "start", "after"}
+    assert overlap["kept"] in ("start", "correction")
+    assert (agreement["after"] > agreement["start"]) == (overlap["kept"] == "correction")
+    assert agreement["after"] >= agreement["start"]
     found = labels_of(tmp_path / "ellipse_000_seg.nii.gz").data[0] > 0
     shown = found.flatten(1).any(1).nonzero()[:, 0].tolist()
     compared = overlap["compared"]

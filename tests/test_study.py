@@ -89,6 +89,9 @@ def toml(folder: Path, top: str = "test_patients = 2", more: str = "") -> Path:
             r"methods\.b: all methods have the same validation patients",
         ),
         ("test_patients = 2", '[methods.b]\nmethod = "plain"\npreset = "x"', r"methods\.b: .*'x'"),
+        ("test_patients = 2", '[methods.b]\nmethod = "plain"\ntune = "all"', "requires a model"),
+        ("test_patients = 2", '[methods.b]\nmethod = "plain"\npatients = 4', "4 training patients"),
+        ("test_patients = 2", '[methods.b]\nmethod = "plain"\npatients = 0', "at least 1, not 0"),
     ],
 )
 def test_wrong_settings_are_named(
@@ -188,6 +191,29 @@ def test_settings_are_the_methods_own_over_the_common_over_the_file(
     for text in ("epochs = 9", "features = 4", "head_kernel = 1", "max_features = 96"):
         assert text in settings
     assert [(arm.name, seed) for arm, seed in found.runs] == [("plain", 0), ("b", 0)]
+
+
+def test_fewer_training_patients_are_a_part_of_more_and_differ_by_seed(
+    data: Path, tmp_path: Path
+) -> None:
+    more = "".join(f'[methods.of{n}]\nmethod = "plain"\npatients = {n}\n' for n in (1, 2, 3))
+    found = design(toml(tmp_path, more=more), dataset=data)
+    arms = {arm.name: arm for arm in found.arms}
+    assert found.training_of(arms["plain"], 0) == found.training
+    drawn = set()
+    for seed in range(8):
+        sets = [set(found.training_of(arms[f"of{n}"], seed)) for n in (1, 2, 3)]
+        assert [len(each) for each in sets] == [1, 2, 3]
+        assert sets[0] < sets[1] < sets[2] == set(found.training)
+        drawn.add(*sets[0])
+    assert len(drawn) > 1
+
+
+def test_a_model_that_is_missing_is_named(data: Path, tmp_path: Path) -> None:
+    more = '[methods.b]\nmethod = "plain"\nmodel = "no/such"'
+    with pytest.raises(ModelError, match="no such model") as caught:
+        design(toml(tmp_path, more=more), dataset=data)
+    assert caught.value.code == "no-model"
 
 
 def _parts(found: Design) -> tuple[tuple[str, ...], ...]:
@@ -443,6 +469,33 @@ def test_one_run_is_trained_tested_kept_and_not_mixed(data: Path, tmp_path: Path
         with pytest.raises(ModelError) as damaged:
             study(toml(tmp_path), out, dataset=data, device="cpu")
         assert damaged.value.code == "damaged-stamp"
+
+
+def test_a_model_is_fine_tuned_on_some_of_the_patients(data: Path, tmp_path: Path) -> None:
+    """From the model of an earlier run, beside the study's file: its settings, and only a part."""
+    settings = ["view.size=32", "unet.size=32", "unet.features=4", "precision=fp32"]
+    settings += ["segment.epochs=1", "segment.min_epochs=0", "segment.steps=1"]
+    started = tmp_path / "start"
+    words = [word for text in settings for word in ("--set", text)]
+    command_line = ["train", data, "-o", started, "--method", "plain", "--quiet", *words]
+    assert Launcher(threads=1).kidseg(*command_line, log=tmp_path / "log").exit_code == 0
+    file = tmp_path / "tuned.toml"
+    file.write_text(
+        "test_patients = 2\nseeds = [0]\nvalidation_share = 0.25\n"
+        '[methods.tuned]\nmethod = "plain"\nmodel = "start"\ntune = "decoder"\npatients = 1\n'
+    )
+    out = tmp_path / "out"
+    found = design(file, dataset=data)
+    study(file, out, dataset=data, device="cpu")
+    summary = json.loads((out / "runs" / "tuned-0" / "summary.json").read_text())
+    assert summary["start"]["tune"] == "decoder"
+    assert summary["cases"]["training"] == list(found.training_of(found.arms[0], 0))
+    assert len(summary["cases"]["training"]) == 1
+    resolved = design(out / "study.toml")
+    assert resolved.arms[0].model == started / "model.safetensors"
+    (started / "model.safetensors").unlink()
+    with pytest.raises(ModelError):
+        study(out / "study.toml", out, device="cpu")
 
 
 @pytest.mark.parametrize(("clock", "set_up_s"), [("wall", 30.0), ("processor", 5.0)])

@@ -660,3 +660,71 @@ def test_both_optimizers_learn(tmp_path: Path, name: str) -> None:
     stage = slope_stage(config(epochs=60, optimizer=chosen))
     fit(stage, Run(folder=tmp_path, device=CPU))
     assert stage.net.weight.item() == pytest.approx(3, abs=0.1)
+
+
+class _Stop(Exception):
+    pass
+
+
+def _interrupted(stage: Stage, folder: Path) -> None:
+    """Train, and stop after the first epoch."""
+
+    def stop(*_: object) -> None:
+        raise _Stop
+
+    with pytest.raises(_Stop):
+        fit(stage, Run(folder=folder, device=CPU, on_epoch=stop))
+
+
+def test_what_is_prepared_before_an_epoch_is_the_same_when_resumed(tmp_path: Path) -> None:
+    """With the weights at the start of the epoch, in eval mode, without gradients."""
+
+    def prepared_stage(seen: list[tuple[int, float]]) -> Stage:
+        stage = norms_stage()
+
+        def prepare(step: TrainStep) -> None:
+            assert not stage.net.training and not torch.is_grad_enabled() and step.step == 0
+            weights = torch.cat([p.flatten() for p in stage.net.parameters()])
+            seen.append((step.epoch, float(weights.sum())))
+
+        return replace(stage, prepare=prepare)
+
+    whole: list[tuple[int, float]] = []
+    parts: list[tuple[int, float]] = []
+    for name in ("whole", "parts"):
+        (tmp_path / name).mkdir()
+    fit(prepared_stage(whole), Run(folder=tmp_path / "whole", device=CPU))
+    _interrupted(prepared_stage(parts), tmp_path / "parts")
+    fit(prepared_stage(parts), Run(folder=tmp_path / "parts", device=CPU, resume=True))
+    assert parts == whole and [epoch for epoch, _ in whole] == [0, 1, 2]
+
+
+def test_the_average_is_validated_kept_and_resumed_to_the_bit(tmp_path: Path) -> None:
+    def averaged() -> Stage:
+        stage = norms_stage()
+        return replace(stage, config=replace(stage.config, average=0.5))
+
+    results = []
+    for name in ("whole", "parts"):
+        folder, stage = tmp_path / name, averaged()
+        folder.mkdir()
+        if name == "parts":
+            _interrupted(stage, folder)
+            stage = averaged()
+        fitted = fit(stage, Run(folder=folder, device=CPU, resume=name == "parts"))
+        results.append((fitted.score, stage.net.state_dict()))
+    (score, weights), (resumed_score, resumed_weights) = results
+    assert score == resumed_score
+    assert all(torch.equal(weights[name], resumed_weights[name]) for name in weights)
+    plain = norms_stage()
+    (tmp_path / "plain").mkdir()
+    fit(plain, Run(folder=tmp_path / "plain", device=CPU))
+    assert any(not torch.equal(weights[n], plain.net.state_dict()[n]) for n in weights)
+
+
+def test_a_state_without_the_average_is_not_resumed_with_one(tmp_path: Path) -> None:
+    _interrupted(norms_stage(), tmp_path)
+    stage = norms_stage()
+    stage = replace(stage, config=replace(stage.config, average=0.5))
+    with pytest.raises(ModelError, match="average"):
+        fit(stage, Run(folder=tmp_path, device=CPU, resume=True))

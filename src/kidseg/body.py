@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kidseg.geometry import (
@@ -31,6 +33,8 @@ __all__ = ["Moments", "body_mask", "moments", "normalized"]
 # Skin and fat are above, air, foam and clothes below. Source: fat is -120..-60 HU, lung and foam
 # below -500 (Hounsfield scale); a threshold half way keeps partial volume at the skin unbiased.
 _AIR_HU = -300.0
+# The darkest fat: a window that begins above it gives fat the value of air. Source: as above.
+_FAT_HU = -120.0
 # A scan without air was clipped to a window if at least this share of voxels has the lowest value.
 _CLIPPED_SHARE = 0.1
 # Interpolation between values at the lower end of a window returns that value only up to rounding.
@@ -38,6 +42,11 @@ _CLIPPED_SHARE = 0.1
 _FLOOR_ROUNDING_HU = 0.5
 # Sheets thinner than twice this are not body: table tops, blankets, tubes. Thinner than any wrist.
 _SHEET_RADIUS_MM = 4.0
+# Where the outline of a body is farther from its tissue than this, its wall is open: the front of a
+# thin abdomen. What belongs to it there is at most so far away.
+_OPEN_MM = 12.0
+_OPEN_REACH_MM = 40.0
+_ENCLOSING_ROUNDS = 4
 # The shape of the mask is determined at this pixel size, its edge at the scan's own.
 _COARSE_MM = 2.0
 
@@ -50,8 +59,9 @@ def body_mask(scan: Volume) -> Volume:
     determined at 2 mm, the edge at the scan's own pixels.
 
     In a scan that was clipped to a soft-tissue window (finding "windowed-intensities" of the
-    readers), air cannot be distinguished from fat: voxels with the lowest value count as air, so
-    the mask lacks the fat beneath the skin.
+    readers), voxels with the lowest value count as air. If the window begins above fat, that is fat
+    too: the skin, a thin line with gaps, and the wall of the abdomen are then closed, and the mask
+    is convex in each slice. It has the fat beneath the skin only where skin is visible all around.
 
     Args:
         scan: (1, slices, rows, columns) HU, volumetric, canonical.
@@ -63,13 +73,99 @@ def body_mask(scan: Volume) -> Volume:
     dz, dy, dx = grid.spacing_mm.tolist()
     coarse = grid.with_spacing((dz, max(dy, _COARSE_MM), max(dx, _COARSE_MM)))
     air_hu = _air_hu(scan)
-    dense = resample(scan, coarse, fill=-1024.0).data[0].numpy() > air_hu
-    rough = Volume(torch.from_numpy(_largest_body(dense, coarse))[None], coarse)
+    fat_hidden = air_hu > _FAT_HU
+    outer: Iterator[Tensor] = repeat(torch.ones((), dtype=torch.bool))
+    if not fat_hidden:
+        dense = resample(scan, coarse, fill=-1024.0).data[0].numpy() > air_hu
+        body = _largest_body(dense, coarse)
+    else:
+        dense = resample(_thickened(scan, air_hu), coarse).data[0].numpy() > 0
+        body = _enclosed(_largest_body(_closed(dense, coarse), coarse), dense, coarse)
+        outer = _around(Volume(torch.from_numpy(~_eroded(body))[None], coarse), grid)
+    near = _around(Volume(torch.from_numpy(body)[None], coarse), grid)
     mask = torch.empty(scan.data.shape, dtype=torch.bool)
-    for k, near in enumerate(_around(rough, grid)):
-        solid = near & (scan.data[0, k] > air_hu)
+    for k in range(grid.shape[0]):
+        solid = next(near) & ((scan.data[0, k] > air_hu) | ~next(outer))
         mask[0, k] = torch.from_numpy(_filled(solid.numpy()[None])[0])
     return Volume(mask, grid)
+
+
+def _thickened(scan: Volume, air_hu: float) -> Volume:
+    """uint8: 1 within half a coarse pixel of a pixel that is not air, so that no skin is missed."""
+    reach = [int(_COARSE_MM / 2 / mm) for mm in scan.grid.spacing_mm[1:].tolist()]
+    size = [2 * n + 1 for n in reach]
+    data = torch.empty(scan.data.shape, dtype=torch.uint8)
+    for k, plane in enumerate(scan.data[0]):
+        dense = (plane > air_hu)[None].float()
+        data[0, k] = F.max_pool2d(dense, size, stride=1, padding=reach)[0]
+    return Volume(data, scan.grid)
+
+
+def _closed(dense: np.ndarray, grid: Grid) -> np.ndarray:
+    """Outlines with gaps of up to twice the radius of a sheet are closed and filled in each plane.
+
+    Filled while they are thick: a morphological closing alone would open a thin line again.
+    """
+    from scipy import ndimage
+
+    _, dy, dx = grid.spacing_mm.tolist()
+    margin = [(int(_SHEET_RADIUS_MM / mm) + 2,) * 2 for mm in (dy, dx)]
+    inside = tuple(slice(before, -after) for before, after in margin)
+    out = np.empty_like(dense)
+    for k, plane in enumerate(dense):
+        away = ndimage.distance_transform_edt(~np.pad(plane, margin), (dy, dx))
+        thick = ndimage.binary_fill_holes(away <= _SHEET_RADIUS_MM)
+        closed = ndimage.distance_transform_edt(thick, (dy, dx)) > _SHEET_RADIUS_MM
+        out[k] = closed[inside] | plane
+    return out
+
+
+def _enclosed(body: np.ndarray, dense: np.ndarray, grid: Grid) -> np.ndarray:
+    """The convex hull in each plane, with what is dense in front of openings of the body's wall.
+
+    The wall is open where the nearest point of the hull is far from the body, and only in front:
+    there, thin muscles that the removal of sheets has taken away belong to the body. A table lies
+    behind the spine and its muscles (below the belly of a prone patient, it may be taken for them).
+    """
+    from scipy import ndimage
+
+    _, dy, dx = grid.spacing_mm.tolist()
+    out = body.copy()
+    for k, plane in enumerate(body):
+        if not plane.any():
+            continue
+        for _ in range(_ENCLOSING_ROUNDS):
+            out[k] = _convex(plane)
+            gap = ndimage.distance_transform_edt(~plane, (dy, dx))
+            away, (y, x) = ndimage.distance_transform_edt(~out[k], (dy, dx), return_indices=True)
+            beyond = dense[k] & ~out[k] & (away <= _OPEN_REACH_MM) & (gap[y, x] > _OPEN_MM)
+            beyond[int(np.nonzero(plane)[0].mean()) :] = False
+            if not beyond.any():
+                break
+            plane = plane | beyond
+    return out
+
+
+def _convex(plane: np.ndarray) -> np.ndarray:
+    """The convex hull of a plane with at least one pixel."""
+    from scipy.spatial import ConvexHull
+
+    rows, columns = np.indices(plane.shape)
+    corners = np.array([(y, x) for y in (-0.5, 0.5) for x in (-0.5, 0.5)])
+    hull = np.ones_like(plane)
+    for y, x, offset in ConvexHull(
+        (np.argwhere(plane)[:, None] + corners).reshape(-1, 2)
+    ).equations:
+        hull &= rows * y + columns * x + offset <= 0
+    return hull
+
+
+def _eroded(mask: np.ndarray) -> np.ndarray:
+    """Without the two outermost pixels of each plane; the border of the image is none."""
+    from scipy import ndimage
+
+    cross = ndimage.generate_binary_structure(2, 1)[None]
+    return np.asarray(ndimage.binary_erosion(mask, cross, iterations=2, border_value=1))
 
 
 def _around(rough: Volume, grid: Grid) -> Iterator[Tensor]:

@@ -24,6 +24,7 @@ from torch import Tensor
 from kidseg.errors import KidsegWarning, ModelError
 from kidseg.header import FORMAT, KEY, read_header, read_sealed, seal, with_blank_seal
 from kidseg.io.atomic import writing
+from kidseg.model_card import CARD, ModelCard
 from kidseg.records import SEAL, SEALED, checked
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "save_model",
     "save_state",
     "state_file",
+    "with_description",
 ]
 
 INTENDED_USE = "Research use only. Not a medical device."
@@ -47,6 +49,9 @@ WEIGHTS, HALF = "weights", "float16"
 
 Parts = Mapping[str, Mapping[str, Tensor]]
 """{part: {name: tensor}}."""
+
+DESCRIPTIVE = ("licence", "model_card", "training_range")
+"""Entries of a model's header that decide neither labels nor training."""
 
 STATE_KEY = "kidseg-state"
 _AFRESH = "Restore the file, or train from the start with --overwrite."
@@ -104,6 +109,34 @@ def load_model(path: Path) -> Model:
     header, payload = read_sealed(path)
     sha256 = hashlib.sha256(payload).hexdigest()
     return Model(header=header, parts=_parts(payload, path), sha256=sha256)
+
+
+def with_description(
+    path: Path, out: Path, description: Mapping[str, Any], *, overwrite: bool = False
+) -> str:
+    """Write a copy of a model with other descriptive entries in its header, sealed again.
+
+    The weights and all other entries, such as the version of kidseg that trained it, stay.
+
+    Args:
+        path: the model.
+        out: file of the copy; with `overwrite` it may be the same.
+        description: entries of `DESCRIPTIVE`, plain data; a model card is checked.
+        overwrite: replace an existing file.
+
+    Returns:
+        SHA-256 of the file.
+
+    Raises:
+        ValueError: another entry; or an invalid model card.
+        ModelError: see `load_model`.
+    """
+    if other := sorted(set(description) - set(DESCRIPTIVE)):
+        raise ValueError(f"{', '.join(other)} cannot be changed; only {', '.join(DESCRIPTIVE)} can")
+    if description.get(CARD) is not None:
+        ModelCard.from_dict(description[CARD])
+    model = load_model(path)
+    return save_model(out, model.parts, {**model.header, **description}, overwrite=overwrite)
 
 
 @dataclass(frozen=True, kw_only=True)

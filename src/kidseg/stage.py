@@ -55,11 +55,14 @@ class Stage:
         net: the network to train.
         config: number of epochs, batch size, optimizer, early stopping.
         steps: optimizer steps per epoch.
-        batch: creates the batch of a step. A pure function of the step that reads nothing training
-            modifies, so that worker processes can prefetch batches.
+        batch: creates the batch of a step. A pure function of the step that reads nothing that
+            training modifies within an epoch, so that worker processes can prefetch batches.
         loss: (network to call, batch) -> named scalars; "loss" is minimised, all are logged.
         validate: () -> named metrics; a higher "score" is better. The network is in eval mode. The
             cases are distributed over the processes.
+        prepare: (step 0 of an epoch) -> nothing; called before each epoch with the network in eval
+            mode, in every process; `batch` may read what it has prepared. With equal weights it
+            does the same.
         trainable: prefixes of the names of the parameters to train; None: all. Modules without
             trainable parameters stay in eval mode, so that their norm statistics do not change.
     """
@@ -71,4 +74,5 @@ class Stage:
     batch: Callable[[TrainStep], Any]
     loss: Callable[[nn.Module, Any], dict[str, Tensor]]
     validate: Callable[[], dict[str, float]]
+    prepare: Callable[[TrainStep], None] | None = None
     trainable: tuple[str, ...] | None = None

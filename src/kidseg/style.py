@@ -32,8 +32,9 @@ _WINDOW_LOW_HU = (-200.0, 0.0)
 _WINDOW_HIGH_HU = (180.0, 400.0)
 _KITS_WINDOW_HU = (0.0, 255.0)
 _KITS_SHARE = 0.6
-# Nodes of the smooth field along each side, and periods of the textures in pixels.
-_BIAS_NODES = (3, 6)
+# Waves of the smooth field and their periods in sides of the image; blur of textures in pixels.
+_BIAS_WAVES = 5
+_BIAS_PERIODS = (0.4, 2.0)
 _TEXTURE_PX = (1.0, 5.0)
 _BLUR_SHARE = _SHARPEN_SHARE = 0.25
 _MAX_SHARPENING = 1.5
@@ -52,7 +53,6 @@ class Style:
         slopes: (n, knots + 1) of the curve of soft tissue.
         knot_shift_hu: of its knots.
         bias_hu: SD of the smooth field.
-        bias_nodes: of the smooth field, along each side.
         label_hu: (n, labels) added to each label.
         texture_hu: (n, labels) SD of the texture of each label.
         texture_px: SD of its blur.
@@ -74,7 +74,6 @@ class Style:
     slopes: np.ndarray
     knot_shift_hu: np.ndarray
     bias_hu: np.ndarray
-    bias_nodes: np.ndarray
     label_hu: np.ndarray
     texture_hu: np.ndarray
     texture_px: np.ndarray
@@ -124,7 +123,6 @@ def draw_styles(config: StyleConfig, step: TrainStep, count: int, labels: int) -
         "slopes": np.exp(slopes.clip(-_MAX_LOG_SLOPE, _MAX_LOG_SLOPE)),
         "knot_shift_hu": uniform(-_KNOT_SHIFT_HU, _KNOT_SHIFT_HU),
         "bias_hu": uniform(0, config.bias_hu),
-        "bias_nodes": rng.integers(_BIAS_NODES[0], _BIAS_NODES[1] + 1, total),
         "label_hu": rng.normal(0, config.label_hu, (total, labels)),
         "texture_hu": uniform(0, config.texture_hu, labels),
         "texture_px": uniform(*_TEXTURE_PX),
@@ -180,9 +178,7 @@ def _own_change(labels: Tensor, style: Style, k: int) -> Tensor:
     """(rows, columns): what is added to each label and, smoothly, to everything."""
     shape = labels.shape
     rng = _generator(style, k)
-    nodes = int(style.bias_nodes[k])
-    coarse = torch.randn((1, 1, nodes, nodes), generator=rng)
-    bias = F.interpolate(coarse, shape, mode="bicubic", align_corners=True)[0, 0]
+    bias = _waves(shape, rng)
     change = bias * float(style.bias_hu[k])
     if not bool(labels.any()):
         return change
@@ -192,6 +188,20 @@ def _own_change(labels: Tensor, style: Style, k: int) -> Tensor:
         amount = float(style.label_hu[k, number]) + texture * float(style.texture_hu[k, number])
         change = change + inside * amount
     return change
+
+
+def _waves(shape: torch.Size, rng: torch.Generator) -> Tensor:
+    """A smooth random field of SD about 1: the sum of a few plane waves."""
+    low, high = _BIAS_PERIODS
+    period = low * (high / low) ** torch.rand(_BIAS_WAVES, generator=rng)
+    angle, phase = 2 * math.pi * torch.rand((2, _BIAS_WAVES), generator=rng)
+    y, x = (torch.linspace(0, 1, side)[:, None] for side in shape)
+    cycles = 2 * math.pi / period
+    rows, columns = y * cycles * angle.sin() + phase, x * cycles * angle.cos()
+    amplitude = math.sqrt(2 / _BIAS_WAVES)
+    # cos(a + b) for all rows and columns, as two matrix products.
+    field: Tensor = rows.cos() @ columns.cos().T - rows.sin() @ columns.sin().T
+    return amplitude * field
 
 
 def _toned(hu: Tensor, style: Style) -> Tensor:

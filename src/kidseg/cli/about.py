@@ -11,8 +11,9 @@ from typing import Any
 from kidseg.cli.summaries import described
 from kidseg.errors import KidsegError
 from kidseg.header import described_members, read_header
-from kidseg.model_file import find_model
-from kidseg.table import text_table
+from kidseg.model_card import ModelCard, Score, card_of
+from kidseg.model_file import find_model, is_starter
+from kidseg.table import text_table, wrapped
 
 __all__ = ["model_text", "read_model", "read_store", "store_text"]
 
@@ -68,7 +69,7 @@ def store_text(store: Mapping[str, Any]) -> str:
     return "\n".join([store["path"], "", *described(rows), "", next_step])
 
 
-def read_model(path: Path) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+def read_model(path: str | Path) -> tuple[Path, dict[str, Any], dict[str, Any]]:
     """(model file, its header, summary.json of its run; {} if there is none) of a model or run.
 
     Raises:
@@ -82,11 +83,16 @@ def read_model(path: Path) -> tuple[Path, dict[str, Any], dict[str, Any]]:
         summary = {}
     # The summary of another model in this folder says nothing about this one.
     ours = isinstance(summary, dict) and summary.get("model", {}).get("path") == model.name
-    return model, header, summary if ours and path.is_dir() else {}
+    return model, header, summary if ours and Path(path).is_dir() else {}
 
 
 def model_text(model: Path, header: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
-    """About a model, for people; facts that the header lacks are left out."""
+    """About a model, for people; facts that the header lacks are left out.
+
+    Raises:
+        ModelError: see `card_of`.
+    """
+    card = card_of(header, model)
     found, data = header.get("selection", {}), header.get("training_set", {})
     scan = header.get("input", {})
     rows = [
@@ -100,7 +106,7 @@ def model_text(model: Path, header: Mapping[str, Any], summary: Mapping[str, Any
         ("selected by", found.get("by")),
         ("members", described_members(header)),
         ("decision", _decision(header)),
-        ("licence", header.get("licence")),
+        ("licence", header.get("licence") if card is None else card.licence),
         ("use", header.get("intended_use")),
         ("file", f"{model.stat().st_size / 1e6:.1f} MB, format {header.get('format')}"),
     ]
@@ -109,8 +115,33 @@ def model_text(model: Path, header: Mapping[str, Any], summary: Mapping[str, Any
         title = f"Dice in {found.get('validation_cases')} validation case(s), stage {stage}:"
         rows_of_dice = [[name, f"{value:.3f}"] for name, value in dice.items()]
         lines += ["", title, *text_table(["structure", "Dice"], rows_of_dice)]
-    use = f"Use it: kidseg segment SCAN -m {shlex.quote(str(model))} -o result"
-    return "\n".join([*lines, "", use])
+    if card is not None:
+        lines += _card_lines(card)
+    chosen = "" if is_starter(model) else f" -m {shlex.quote(str(model))}"
+    return "\n".join([*lines, "", f"Use it: kidseg segment SCAN{chosen} -o result"])
+
+
+def _card_lines(card: ModelCard) -> Iterable[str]:
+    """The model card: training data, figures, limits."""
+    yield from ["", "Model card"]
+    yield from described([("trained on", card.trained_on), ("command", card.command)])
+    for data in dict.fromkeys(score.data for score in card.measured):
+        head = ["structure", "metric", "n", "mean (SD)", "median", "best", "worst"]
+        rows = [_score_cells(score) for score in card.measured if score.data == data]
+        yield from ["", *wrapped(f"Measured on {data}:"), *text_table(head, rows, keys=2)]
+    for title, texts in (("It fails on:", card.fails_on), ("Do not use it for:", card.not_for)):
+        if texts:
+            yield from ["", title]
+            yield from (line for text in texts for line in wrapped(f"  - {text}", indent="    "))
+
+
+def _score_cells(score: Score) -> list[str]:
+    figures = (score.median, score.best, score.worst)
+    spread = "" if score.sd is None else f" ({score.sd:.3f})"
+    return [
+        *(score.structure, score.metric, str(score.n), f"{score.mean:.3f}{spread}"),
+        *("-" if figure is None else f"{figure:.3f}" for figure in figures),
+    ]
 
 
 def _about_method(header: Mapping[str, Any]) -> str:

@@ -248,6 +248,8 @@ def demo(
 ) -> None:
     """Train a model on digital patients, test it on others, and show the result.
 
+    Before, the starter model segments one of them at once, if this kidseg was built with it.
+
     Example: kidseg demo -o demo
     """
     from kidseg.demo import planned, run

@@ -73,6 +73,7 @@ def train(
 
     Example: kidseg train patients -o run --method homogenized --preset demo
     """
+    from kidseg.model_file import find_model
     from kidseg.train import Setup, planned_setup, preview, train
 
     setup = Setup(
@@ -80,7 +81,7 @@ def train(
         preset=preset,
         config_file=config,
         overrides=set_ or (),
-        start=start,
+        start=None if start is None else find_model(start),
         tune=tune,
         cases=cases,
         validation=validation,
@@ -109,11 +110,14 @@ def train(
 
 
 def segment(
-    model: Annotated[Path, typer.Option("--model", "-m", help="A model file or a run folder.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
     scans: Annotated[
         list[Path] | None,
         typer.Argument(help="Files, DICOM folders, folders of scans, data sets, '*' patterns."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="A model file or run folder; else kidseg's starter."),
     ] = None,
     input_: Annotated[
         list[Path] | None, typer.Option("--input", "-i", help="The same as an option.")
@@ -141,17 +145,22 @@ def segment(
 ) -> None:
     """Segment kidneys and tumours in scans; the labels are on each scan's own voxels.
 
-    Example: kidseg segment scan.nii.gz -m run -o result
+    Without -m, the starter model segments: trained on digital patients only; see kidseg info
+    starter.
+
+    Example: kidseg segment scan.nii.gz -o result
     """
-    from kidseg.cli.scan_report import ScanReport
+    from kidseg.cli.scan_report import ScanReport, starter_line
     from kidseg.io import ReadOptions
+    from kidseg.model_file import find_model
     from kidseg.segment import segment
 
+    found = find_model(model)
     options = ReadOptions(trust=trust, spacing_mm=spacing, series=series, repair=repair)
     run = partial(
         segment,
         [*(scans or ()), *(input_ or ())],
-        model,
+        found,
         out,
         formats=tuple(formats.split(",")),
         device=device,
@@ -162,6 +171,8 @@ def segment(
         overwrite=overwrite,
         resume=resume,
     )
+    if not (quiet or as_json) and (line := starter_line(found)):
+        typer.echo(f"kidseg: {line}", err=True)
     if dry_run:
         would = run(dry_run=True)
         print_result({"would_segment": would}, planned_text(would), as_json, quiet)
@@ -246,7 +257,9 @@ def compare(
 
 
 def info(
-    path: Annotated[Path, typer.Argument(help="A model file, a run's folder, or a store.")],
+    path: Annotated[
+        str, typer.Argument(help="A model file, a run's folder, a store, or 'starter'.")
+    ],
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -255,8 +268,9 @@ def info(
     Example: kidseg info run
     """
     from kidseg.cli.about import model_text, read_model, read_store, store_text
+    from kidseg.model_file import STARTER
 
-    if (store := read_store(path)) is not None:
+    if (store := None if path == STARTER else read_store(Path(path))) is not None:
         print_result(store, store_text(store), as_json, quiet)
         return
     model, header, summary = read_model(path)

@@ -55,7 +55,10 @@ Config = Annotated[Path | None, typer.Option(help="TOML file with settings; see 
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="A setting, key=value; see kidseg config.")
 ]
-Start = Annotated[Path | None, typer.Option("--from", help="A model file to fine-tune.")]
+Start = Annotated[
+    str | None,
+    typer.Option("--from", help="A model file or run folder to fine-tune; starter: kidseg's own."),
+]
 Tune = Annotated[
     str | None,
     typer.Option(help="With --from: all, decoder, ends, or patterns of parameter names."),

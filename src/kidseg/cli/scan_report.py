@@ -9,9 +9,11 @@ from typing import Any
 import typer
 
 from kidseg.errors import KidsegError
+from kidseg.header import read_header
+from kidseg.model_file import STARTER_USE, is_starter
 from kidseg.table import text_table, wrapped
 
-__all__ = ["ScanReport", "scan_line", "volumes_text"]
+__all__ = ["ScanReport", "scan_line", "starter_line", "volumes_text"]
 
 Entry = Mapping[str, Any]
 
@@ -60,6 +62,20 @@ class ScanReport:
             f"{len(self.done)} scan(s) are segmented and recorded in {out}."
             " Run the same command with --resume to go on."
         )
+
+
+def starter_line(model: Path) -> str | None:
+    """What the starter is, in one line; None if the model is another one.
+
+    Raises:
+        ModelError: see `read_header`.
+    """
+    if not is_starter(model):
+        return None
+    from kidseg.io.content import sha256_of
+
+    version, digest = read_header(model).get("kidseg"), sha256_of(model)[:12]
+    return f"starter model of kidseg {version} ({digest}): {STARTER_USE}; see kidseg info starter"
 
 
 def scan_line(entry: Entry) -> str:

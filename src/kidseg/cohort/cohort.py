@@ -56,7 +56,7 @@ class Cohort:
         present = [
             subject.labels_by_slice(len(self.schema.labels) + 1) for subject in self.training
         ]
-        return SliceIndex.of_cases(present, self.config.label_share)
+        return SliceIndex.of_cases(present, self.config.label_share, self.config.hard_share)
 
     @property
     def selection(self) -> tuple[str, ...]:

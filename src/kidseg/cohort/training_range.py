@@ -1,4 +1,4 @@
-"""Size and position of a patient, compared with the patients that a model was trained on."""
+"""Size, position and HU of a patient, compared with the patients that a model was trained on."""
 
 from __future__ import annotations
 
@@ -8,11 +8,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from kidseg.cohort.subject import Subject
-from kidseg.geometry import Grid, Volume, in_plane_pose
+from kidseg.geometry import Grid, Volume, in_plane_pose, resample
+from kidseg.labels import LabelSchema, Target
 
-__all__ = ["FAR_SD", "Placement", "distances", "figures_of", "training_range"]
+__all__ = [
+    "FAR_SD",
+    "Placement",
+    "distances",
+    "figures_of",
+    "renal_numbers",
+    "training_range",
+    "values_of",
+]
 
 FAR_SD = 1.0
 """A patient farther outside the training range than this, in standard deviations, is reported.
@@ -23,10 +33,15 @@ than 3 SD from their mean.
 
 # Lower bounds of the standard deviations, by unit: identical training scans (one scanner, one slice
 # distance) would make any difference infinite. A convention.
-_MIN_SD = {"_deg": 1.0, "_mm": 0.1}
+_MIN_SD = {"_deg": 1.0, "_mm": 0.1, "_hu": 5.0}
 _MIN_SD_OF_RATIOS = 0.01
-# A value above the training range is not a problem.
+# A value above the training range is not a problem; nor one below it.
 _ONLY_BELOW = {"overlap"}
+_ONLY_ABOVE = {"bright_hu"}
+# Slices and voxels that statistics of values are from: enough for a quartile.
+_MAX_SLICES, _MIN_VOXELS = 16, 30
+# `torch.quantile` takes at most 2^24 values, and sorts them.
+_MAX_QUANTILE = 2**20
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,6 +53,8 @@ class Placement:
         overlap: soft Dice of the masks with the reference's, by mask: "before" (the scan only
             centred on the body, without rotation or scaling), at the "start" of the pose and
             "after" it. Empty without a reference.
+        agreement: at the same three, the measure by which a correction is kept or discarded.
+        corrected: whether the pose differs from its start.
         compared: first and last slice that were compared.
         outlines: by the name of a step, (1, slices, rows, columns) float 0..1 on the step's grid or
             a coarser one: the reference's body at each slice's height, which the image should
@@ -46,6 +63,8 @@ class Placement:
 
     figures: Mapping[str, float]
     overlap: Mapping[str, Mapping[str, float]]
+    agreement: Mapping[str, float] = field(default_factory=dict)
+    corrected: bool = False
     compared: tuple[int, int] | None = None
     outlines: Mapping[str, Volume] = field(default_factory=dict)
 
@@ -80,6 +99,58 @@ def figures_of(
     return figures
 
 
+def renal_numbers(schema: LabelSchema, target: Target) -> tuple[int, ...]:
+    """The labels of kidneys and masses in them; none if networks cannot tell them from the rest."""
+    numbers = schema.ids_of("kidney", "tumour", "cyst")
+    return numbers if target.expresses(numbers) else ()
+
+
+def values_of(subject: Subject, labels: Volume | None, renal: Sequence[int]) -> dict[str, float]:
+    """Numbers that describe the values of a CT; none for other images.
+
+    "bright_hu": 90th percentile of the values above 0 HU, which is enhanced tissue or cancellous
+    bone, also where fat and air were clipped; in MR the signal of the body, also where most of the
+    image is noise around it. "renal_hu": 95th percentile in kidneys and renal masses, which is
+    parenchyma even where most of them is tumour, urine or cyst. A number of fewer than 30 voxels is
+    omitted; up to 16 slices are looked at.
+
+    Args:
+        subject: the patient.
+        labels: (1, slices, rows, columns), reference or predicted, on the slices of its image.
+        renal: numbers of kidneys and renal masses in them.
+    """
+    if subject.body is None:
+        return {}
+    image = subject.image
+    hu = image.data[0, _spread(torch.arange(image.grid.shape[0]))].flatten()
+    values = {"bright_hu": (hu[hu > 0], 0.9)}
+    if labels is not None and renal:
+        labelled = (labels.data[0] > 0).flatten(1).any(1).nonzero()[:, 0]
+        parts = [_inside(image, labels, renal, int(k)) for k in _spread(labelled)]
+        values["renal_hu"] = (torch.cat([hu[:0], *parts]), 0.95)
+    return {
+        name: float(torch.quantile(found[:: 1 + len(found) // _MAX_QUANTILE].float(), share))
+        for name, (found, share) in values.items()
+        if len(found) >= _MIN_VOXELS
+    }
+
+
+def _inside(image: Volume, labels: Volume, numbers: Sequence[int], k: int) -> Tensor:
+    """(n,) values of a slice in these labels, which may have finer pixels."""
+    here, plane = image.grid.slices(k, k + 1), labels.slices(k, k + 1)
+    if plane.grid.shape != here.shape:
+        plane = resample(plane, here, mode="nearest")
+    chosen = torch.isin(plane.data[0, 0], torch.tensor(numbers, dtype=plane.data.dtype))
+    return image.data[0, k][chosen]
+
+
+def _spread(numbers: Tensor) -> Tensor:
+    """At most 16 of the numbers, evenly spaced, with the first and the last."""
+    count = len(numbers)
+    places = torch.linspace(0, count - 1, min(count, _MAX_SLICES)).round().long()
+    return numbers[places]
+
+
 def training_range(patients: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float | None]]:
     """The values "n" (patients that have it), "min", "max", "mean" and "sd" of each figure.
 
@@ -105,9 +176,9 @@ def distances(
     """Distance of each figure from the range of the training patients.
 
     "distance_sd" is 0 within "min" to "max"; outside, the distance to the range in standard
-    deviations, which have a lower bound by unit (1 deg, 0.1 mm, 0.01; a convention). If the range
-    is that of a single patient, it is None outside. An overlap above the range has distance 0.
-    Figures that are missing on one side are omitted.
+    deviations, which have a lower bound by unit (1 deg, 0.1 mm, 5 HU, 0.01; a convention). If the
+    range is that of a single patient, it is None outside. An overlap above the range has distance
+    0, and so has "bright_hu" below it. Figures that are missing on one side are omitted.
     """
     return {
         name: {
@@ -123,7 +194,8 @@ def distances(
 
 def _distance(name: str, value: float, known: Mapping[str, Any]) -> float | None:
     above = 0.0 if name in _ONLY_BELOW else value - known["max"]
-    beyond = max(known["min"] - value, above, 0.0)
+    below = 0.0 if name in _ONLY_ABOVE else known["min"] - value
+    beyond = max(below, above, 0.0)
     if beyond == 0.0:
         return 0.0
     if known["sd"] is None:

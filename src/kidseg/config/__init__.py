@@ -22,9 +22,9 @@ from kidseg.config.methods import (
 )
 from kidseg.config.networks import LocalizerConfig, UNetConfig
 from kidseg.config.phantom import PhantomConfig, Phase
+from kidseg.config.randomization import StyleConfig
 from kidseg.config.stages import OptimizerConfig, StageConfig
 from kidseg.config.study import StudyCommonConfig, StudyConfig, StudyMethodConfig
-from kidseg.config.style import StyleConfig
 
 __all__ = [
     "METHODS",

@@ -6,9 +6,10 @@ import copy
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import tomli_w
 from pydantic import TypeAdapter, ValidationError
@@ -76,7 +77,7 @@ def load(
     try:
         # Via JSON, where strict validation refuses text for numbers but accepts lists for tuples.
         return TypeAdapter(kind).validate_json(
-            json.dumps(_replaced(data, _NULL, None), default=str), strict=True
+            json.dumps(_replaced(_completed(kind, data), _NULL, None), default=str), strict=True
         )
     except ValidationError as error:
         problems = find_problems(schema(kind), error.errors())
@@ -143,6 +144,28 @@ def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
         both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
         out[key] = _merged(out[key], value) if both else copy.deepcopy(value)
     return out
+
+
+def _completed(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill in what the tables of `data` leave out, from the defaults of the fields they are for.
+
+    pydantic would take the defaults of the table's class, so that setting the number of epochs of a
+    stage would also reset its optimizer.
+    """
+    out = dict(data)
+    hints = get_type_hints(kind)
+    for field in fields(kind):
+        table = out.get(field.name)
+        known = [each for each in _options(hints[field.name]) if is_dataclass(each)]
+        if isinstance(table, Mapping) and len(known) == 1:
+            own = asdict(field.default) if is_dataclass(field.default) else {}  # type: ignore[arg-type]
+            out[field.name] = _completed(cast("type", known[0]), _merged(own, table))
+    return out
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    """The members of a union; any other type by itself."""
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
 def _value(text: str) -> Any:

@@ -10,8 +10,8 @@ from pydantic.dataclasses import dataclass
 from kidseg import registry
 from kidseg.config.checked import CHECKED
 from kidseg.config.networks import LocalizerConfig, UNetConfig
+from kidseg.config.randomization import StyleConfig
 from kidseg.config.stages import OptimizerConfig, StageConfig
-from kidseg.config.style import StyleConfig
 
 __all__ = [
     "METHODS",
@@ -59,6 +59,12 @@ class CohortConfig:
     """Fraction of the patients used for validation."""
     label_share: float = Field(default=1 / 3, ge=0, le=1)
     """Minimum fraction of each batch that shows each label, if the number of labels allows it."""
+    hard_share: float = Field(default=0.0, ge=0, le=1)
+    """Fraction of each batch drawn from hard slices: of `hard_candidates` random slices, those on
+    which the network, before each epoch, labels most background. 0: no mining of hard slices.
+    """
+    hard_candidates: int = Field(default=400, ge=1)
+    """Slices that are segmented before each epoch to find the hard ones; a quarter is kept."""
     selection: tuple[str, ...] = ()
     """Regions whose mean Dice selects the weights; empty: those of the default schema except
     "kidney", if the data set has them, else all.
@@ -221,6 +227,10 @@ class PoseConfig:
     """Number of corrections at inference."""
     per: Literal["volume", "slice"] = "volume"
     """At inference, "volume" applies the median correction of all slices, "slice" one per slice."""
+    only_better: bool = True
+    """With per "volume": a correction is applied only if the masks then agree better with the
+    reference, and with their mirror image, than without it.
+    """
     bone: float = Field(default=0.0, ge=0)
     """Weight of the overlap of the bone masks, relative to that of the body masks. The ribs of two
     patients seldom coincide, and aligning them does not improve a pose.

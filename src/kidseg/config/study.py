@@ -48,6 +48,22 @@ class StudyMethodConfig:
     """TOML file of settings, relative to the study's file; overrides the preset. None: no file."""
     set: tuple[str, ...] = ()
     """Settings, each "key=value"; they override all others."""
+    model: str | None = None
+    """Model to fine-tune: a file or run folder, relative to the study's file, or the name of a
+    model of the package. None: training starts from scratch.
+    """
+    tune: str | None = None
+    """What is fine-tuned, as for `kidseg train --tune`. None: all parameters."""
+    patients: int | None = Field(default=None, ge=1)
+    """Number of training patients, which each seed draws at random; fewer are a part of more.
+    None: all.
+    """
+
+    @model_validator(mode="after")
+    def _check_tune(self) -> StudyMethodConfig:
+        if self.tune is not None and self.model is None:
+            raise ValueError("tune requires a model to fine-tune")
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)

@@ -82,7 +82,7 @@ KINDS = {
         FolderKind(
             name="a demo",
             marks=("demo.json",),
-            own=("patients", "run", "result", "scores", "demo.png"),
+            own=("patients", "starter", "run", "result", "scores", "demo.png"),
         ),
         FolderKind(name="results", marks=("result.json", "*_seg.*"), own=None),
         FolderKind(name="scores", marks=("cases.csv", "compare.json"), own=None),

@@ -19,6 +19,7 @@ from kidseg.geometry import Grid, Slices, Volume
 from kidseg.intensity import Scaling, as_input
 from kidseg.labels import Target
 from kidseg.losses import restored_segmentation_loss, segmentation_loss
+from kidseg.methods.mining import HardSlices
 from kidseg.pipeline import Planes, Progress, Region, restore
 from kidseg.plan import Plan
 from kidseg.stage import Stage, TrainStep
@@ -102,8 +103,10 @@ def segmentation_stage(
     slicewise = [grid.slicewise() for grid in grids.training]
     original = None if grids.original is None else [grid.slicewise() for grid in grids.original]
 
+    hard = HardSlices(net=net, cohort=cohort, grids=slicewise, view=view, target=target)
+
     def batch(step: TrainStep) -> _SliceBatch:
-        drawn = draw(cohort.index, step, config.batch_size)
+        drawn = draw(cohort.index, step, config.batch_size, hard.rows)
         grid = drawn_grid(slicewise, drawn)
         names, scalings = cohort.names(drawn), cohort.scalings(drawn)
         if augmentation is not None:
@@ -146,6 +149,7 @@ def segmentation_stage(
         batch=batch,
         loss=loss,
         validate=validation(cohort, predict, target),
+        prepare=hard.find if cohort.config.hard_share else None,
     )
 
 

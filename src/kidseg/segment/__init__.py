@@ -19,7 +19,7 @@ from kidseg.errors import (
 )
 from kidseg.io import ReadOptions
 from kidseg.io.output import check_output_folder
-from kidseg.model_file import find_model
+from kidseg.model_file import STARTER, STARTER_USE, is_starter
 from kidseg.provenance import provenance
 from kidseg.segment.adaptation import Adapt
 from kidseg.segment.identity import digest_of, done_before, is_same_call, reading_of
@@ -65,6 +65,9 @@ class _Run:
                 "path": str(self.predictor.path),
                 "sha256": self.predictor.sha256,
                 "method": method.name,
+                **(
+                    {"name": STARTER, "use": STARTER_USE} if is_starter(self.predictor.path) else {}
+                ),
             },
             "device": str(method.device.torch),
             "precision": method.device.precision,
@@ -74,7 +77,7 @@ class _Run:
 
 def segment(
     scans: Sequence[str | Path],
-    model: str | Path | Predictor,
+    model: str | Path | Predictor | None,
     out: str | Path,
     *,
     formats: Sequence[str] = ("nii",),
@@ -98,7 +101,7 @@ def segment(
 
     Args:
         scans: files, folders, data sets and patterns; see `find_scans`.
-        model: a model file, a run folder, or a predictor.
+        model: a model file, a run folder, or a predictor; "starter" or None for the starter.
         out: folder; created if missing.
         formats: keys of `FORMATS`.
         device: for a model file; see `choose_device`.
@@ -124,7 +127,7 @@ def segment(
         UsageError: "unknown-format", "no-scans", "same-name" (two scans would write the same file),
             "output-exists" (with `resume`, also if a result is of another scan of the same name,
             another model or other options of reading), "other-folder" (`out` is a data set, a
-            store, ...), "reference-unused" (without figures); see `find_references`.
+            store, ...), "reference-unused" (without figures); see `find_references`, `find_model`.
         InputError: see `find_scans`, `find_references`; "not-writable".
         ModelError: see `find_model`, `load_predictor`, `read_index`.
         ResourceError: "disk-full".
@@ -136,9 +139,7 @@ def segment(
     out = Path(out)
     check_output_folder(out, "results")
     _check_call(scans, formats, figures, reference)
-    predictor = (
-        model if isinstance(model, Predictor) else load_predictor(find_model(model), device, adapt)
-    )
+    predictor = model if isinstance(model, Predictor) else load_predictor(model, device, adapt)
     channels = predictor.method.plan.channels
     values: Literal["ct", "any"] = "ct" if channels[0].scheme == "ct" else "any"
     options = replace(options or ReadOptions(), values=values)

@@ -314,7 +314,7 @@ def _pose_text(scan: Volume, result: Segmentation, k: int) -> list[str]:
         ]
         lines.append(
             f"overlap with the reference patient, as scanned -> at the start -> homogenized:"
-            f" {', '.join(parts)}"
+            f" {', '.join(parts)}{'' if result.placement.corrected else ' (the start was kept)'}"
         )
     return lines
 

@@ -12,7 +12,7 @@ import torch
 
 from kidseg.checkpoint import load_model
 from kidseg.cohort.subject import Subject, prepare
-from kidseg.cohort.training_range import FAR_SD, Placement, distances
+from kidseg.cohort.training_range import Placement, renal_numbers, values_of
 from kidseg.errors import Finding
 from kidseg.geometry import Grid, Volume, in_plane_pose
 from kidseg.intensity import Normalisation
@@ -20,11 +20,13 @@ from kidseg.labels import LabelSchema, Target
 from kidseg.measure import Midline, Side, Sides, measure_sides
 from kidseg.members import members_of
 from kidseg.methods import Method
+from kidseg.model_file import find_model
 from kidseg.pipeline import Progress, Region, advance, decide, restore
 from kidseg.postprocess import Piece, min_volume_ml, remove_small
 from kidseg.segment.adaptation import PRIOR_SLICES, Adapt, Adaptation, checked_adapt, checked_prior
 from kidseg.segment.clock import Clock
 from kidseg.segment.decision import weighted
+from kidseg.segment.suitability import judge
 from kidseg.segment.trained_method import damaged_if_invalid, load_method, schema_of
 
 __all__ = ["Predictor", "Segmentation", "load_predictor"]
@@ -77,7 +79,9 @@ class Predictor:
         sides = measure_sides(labels, self.schema, middle, name)
         clock.lap("measure")
         placement = self.method.report(subject.with_labels(labels), progress)
-        away = distances(placement.figures, self.training_range or {})
+        renal = renal_numbers(self.schema, self.method.target)
+        figures = {**placement.figures, **values_of(subject, labels, renal)}
+        suitability = judge(figures, self.training_range, name)
         material = self.method.material(self.method.config, self.method.plan)
         unit_mm = material.pixel_mm or float(scan.grid.spacing_mm[2])
         facts = {
@@ -89,11 +93,7 @@ class Predictor:
             "decision": self.decision,
             **self._ensemble_facts(),
             "overlap": _overlap_facts(placement, labels),
-            "training_range": {
-                "known": self.training_range is not None,
-                "far_sd": FAR_SD,
-                "figures": _rounded(away),
-            },
+            "training_range": _rounded(suitability.facts),
             "removed": _removed_facts(removed, least_ml),
             "volumes_ml": _volumes(labels, self.schema, self.method.target),
             "sides": _sides_facts(sides, middle, self.schema, self.method.target),
@@ -103,7 +103,7 @@ class Predictor:
             facts=facts,
             findings=(
                 *_findings(labels, subject, progress, sides, name),
-                *_far(away, name),
+                *suitability.findings,
                 *found.adaptation.findings(self.adapt, name),
             ),
             seconds=clock.seconds,
@@ -217,20 +217,21 @@ class Segmentation:
 
 
 def load_predictor(
-    model: str | Path, device: str = "auto", adapt: Adapt | None = None
+    model: str | Path | None = None, device: str = "auto", adapt: Adapt | None = None
 ) -> Predictor:
     """Load the method of a model file.
 
     Args:
-        model: a model file.
+        model: a model file or run folder; "starter" or None for the starter; see `find_model`.
         device: see `choose_device`.
         adapt: what is adapted to each scan; None: what the model file says, or nothing.
 
     Raises:
-        ModelError: see `load_model`; "damaged-model": the content does not match the header.
-        UsageError, ResourceError: see `choose_device`.
+        ModelError: see `find_model` and `load_model`; "damaged-model": the content does not match
+            the header.
+        UsageError, ResourceError: see `find_model` and `choose_device`.
     """
-    path = Path(model)
+    path = find_model(model)
     file = load_model(path)
     with damaged_if_invalid(path):
         wanted = adapt or checked_adapt(file.header.get("adapt", "none"))
@@ -306,7 +307,9 @@ def _removed_facts(removed: Sequence[Piece], least_ml: float) -> dict[str, Any]:
 
 
 def _overlap_facts(placement: Placement, found: Volume) -> dict[str, Any] | None:
-    """Overlap with the reference and the slices compared; None without a reference.
+    """Overlap and agreement with the reference, which pose was kept, and the slices compared.
+
+    None without a reference.
 
     Args:
         placement: of the patient.
@@ -317,6 +320,8 @@ def _overlap_facts(placement: Placement, found: Volume) -> dict[str, Any] | None
     by = "slices where something was found" if bool((found.data > 0).any()) else "all slices"
     return {
         **{when: _rounded(masks) for when, masks in placement.overlap.items()},
+        "agreement": _rounded(placement.agreement),
+        "kept": "correction" if placement.corrected else "start",
         "compared": {"first": placement.compared[0], "last": placement.compared[1], "by": by},
     }
 
@@ -330,21 +335,6 @@ def _rounded(figures: Mapping[str, Any]) -> dict[str, Any]:
         else value
         for name, value in figures.items()
     }
-
-
-def _far(away: Mapping[str, Mapping[str, Any]], path: str) -> tuple[Finding, ...]:
-    """A finding that lists all figures far outside the training range."""
-    named = [
-        f"{name} {known['value']:.4g} is {known['distance_sd']:.1f} SD beyond"
-        f" {known['min']:.4g} to {known['max']:.4g}"
-        for name, known in away.items()
-        if known["distance_sd"] is not None and known["distance_sd"] > FAR_SD
-    ]
-    if not named:
-        return ()
-    cause = f"the patient is outside the training range of the model: {'; '.join(named)}"
-    step = "Check the labels carefully, or train on similar patients."
-    return (Finding(code="outside-training-range", path=path, cause=cause, next_step=step),)
 
 
 def _volumes(labels: Volume, schema: LabelSchema, target: Target) -> dict[str, float]:
@@ -391,7 +381,8 @@ def _findings(
         notes.append(("no-body", "no body was found in the scan", step))
     if not found.any():
         cause = "neither kidney nor tumour was found"
-        notes.append(("nothing-found", cause, "Check the scan."))
+        step = "Check that kidneys are in view, and that the scan is like those of the training."
+        notes.append(("nothing-found", cause, step))
     elif sides is None and (found[0].any() or found[-1].any()):
         cause = "the segmentation reaches the first or last slice; its volume is partial"
         notes.append(("cut-by-field", cause, "Use a scan that contains all of it."))

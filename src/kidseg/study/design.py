@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,11 +12,14 @@ from typing import Any
 
 from kidseg.cases import Case, Dataset, open_dataset
 from kidseg.cases.same_images import check_apart
-from kidseg.config import METHODS, StudyConfig, StudyMethodConfig, dump, load, preset
+from kidseg.config import StudyConfig, StudyMethodConfig, dump, load
 from kidseg.errors import InputError, UsageError
 from kidseg.evaluate import Protocol, protocol_named
 from kidseg.io.content import sha256_of_all
+from kidseg.model_file import find_model
 from kidseg.splits import holdout
+from kidseg.train.setup import Setup, resolve
+from kidseg.train.tuning import check_tune
 
 __all__ = ["Arm", "Design", "design"]
 
@@ -31,6 +35,9 @@ class Arm:
         config: TOML file of settings, if any.
         overrides: the study's common settings, then the arm's own.
         settings: the resolved configuration as TOML.
+        model: file of the model to fine-tune, if any.
+        tune: parameters to fine-tune, if not all.
+        patients: number of training patients, if not all.
     """
 
     name: str
@@ -39,6 +46,9 @@ class Arm:
     config: Path | None
     overrides: tuple[str, ...]
     settings: str
+    model: Path | None = None
+    tune: str | None = None
+    patients: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +84,11 @@ class Design:
     def resolved(self) -> StudyConfig:
         """The settings with absolute paths and explicit test cases, independent of the location."""
         methods = {
-            arm.name: replace(table, config=None if arm.config is None else str(arm.config))
+            arm.name: replace(
+                table,
+                config=None if arm.config is None else str(arm.config),
+                model=None if arm.model is None else str(arm.model.resolve()),
+            )
             for arm, table in zip(self.arms, self.config.methods.values(), strict=True)
         }
         return replace(
@@ -84,6 +98,16 @@ class Design:
             test=self.test,
             test_patients=None,
         )
+
+    def training_of(self, arm: Arm, seed: int) -> tuple[str, ...]:
+        """The training cases of a run: all, or those of as many patients as the arm has."""
+        if arm.patients is None:
+            return self.training
+        known = self.data.by_id
+        patients = sorted({known[name].patient for name in self.training})
+        random.Random(f"patients {seed}").shuffle(patients)
+        drawn = set(patients[: arm.patients])
+        return tuple(name for name in self.training if known[name].patient in drawn)
 
     def n_patients(self, cases: Sequence[str]) -> int:
         """Number of patients of these cases."""
@@ -126,6 +150,7 @@ def design(file: Path, *, dataset: Path | None = None) -> Design:
         )
     data = open_dataset(dataset or file.parent / (config.dataset or ""))
     training, validation, test = _parts(data, config)
+    _check_patients(arms, {data.by_id[name].patient for name in training}, file)
     known = data.by_id
     images = {name: sha256_of_all(known[name].images) for name in (*training, *validation, *test)}
     check_apart(images, training, validation, data.root)
@@ -158,9 +183,17 @@ def _arm(name: str, table: StudyMethodConfig, config: StudyConfig, file: Path) -
         )
     chosen = None if table.config is None else (file.parent / table.config).resolve()
     try:
-        base = None if table.preset is None else preset(table.preset, table.method)
-        kind = METHODS[table.method]
-        settings = dump(load(kind, base=base, file=chosen, overrides=overrides))
+        model = None if table.model is None else find_model(_located(table.model, file))
+        setup = Setup(
+            method=table.method,
+            preset=table.preset,
+            config_file=chosen,
+            overrides=overrides,
+            start=model,
+            tune=table.tune,
+        )
+        resolved = resolve(setup)
+        check_tune(resolved.method, resolved.config, resolved.plan, table.tune or "all")
     except UsageError as error:
         raise UsageError(
             f"methods.{name}: {error.cause}",
@@ -174,8 +207,29 @@ def _arm(name: str, table: StudyMethodConfig, config: StudyConfig, file: Path) -
         preset=table.preset,
         config=chosen,
         overrides=overrides,
-        settings=settings,
+        settings=dump(resolved.config),
+        model=model,
+        tune=table.tune,
+        patients=table.patients,
     )
+
+
+def _located(model: str, file: Path) -> Path:
+    """A model relative to the study's file; otherwise as it is, such as a name of the package."""
+    beside = file.parent / model
+    return beside.resolve() if beside.exists() else Path(model)
+
+
+def _check_patients(arms: Sequence[Arm], patients: set[str], file: Path) -> None:
+    for arm in arms:
+        if arm.patients is not None and arm.patients > len(patients):
+            raise UsageError(
+                f"methods.{arm.name}: {arm.patients} training patients are more than the"
+                f" {len(patients)} there are",
+                path=file,
+                code="too-few-patients",
+                next_step="Use fewer, or fewer test and validation patients.",
+            )
 
 
 def _parts(

@@ -19,6 +19,7 @@ from pydantic import ConfigDict
 from kidseg.errors import KidsegError, ModelError, UsageError
 from kidseg.evaluate import evaluate
 from kidseg.io.atomic import write_json
+from kidseg.io.content import sha256_of
 from kidseg.records import SEAL, SEALED, checked, read_file, sealed, unsealed
 from kidseg.study.design import Arm, Design, digest
 from kidseg.study.process import Completed, Launcher
@@ -55,6 +56,11 @@ class StudyRun:
     def name(self) -> str:
         """Name of its folders."""
         return f"{self.arm.name}-{self.seed}"
+
+    @property
+    def training(self) -> tuple[str, ...]:
+        """Ids of the training cases."""
+        return self.design.training_of(self.arm, self.seed)
 
     @property
     def run(self) -> Path:
@@ -124,9 +130,16 @@ class StudyRun:
             "method": self.arm.method,
             "settings": self.arm.settings,
             "seed": self.seed,
-            "training": {name: plan.sha256[name] for name in plan.training},
+            "training": {name: plan.sha256[name] for name in self.training},
             "validation": {name: plan.sha256[name] for name in plan.validation},
+            **self._start(),
         }
+
+    def _start(self) -> dict[str, str]:
+        """The model to fine-tune and what of it; empty without one."""
+        if self.arm.model is None:
+            return {}
+        return {"model": sha256_of(self.arm.model), "tune": self.arm.tune or "all"}
 
     def _tested(self) -> dict[str, Any]:
         return {"test": {name: self.design.sha256[name] for name in self.design.test}}
@@ -147,7 +160,9 @@ class StudyRun:
         arguments += [] if self.arm.preset is None else ["--preset", self.arm.preset]
         arguments += [] if self.arm.config is None else ["--config", self.arm.config]
         arguments += [word for text in self.arm.overrides for word in ("--set", text)]
-        arguments += [w for name in (*data.training, *data.validation) for w in ("--case", name)]
+        arguments += [] if self.arm.model is None else ["--from", self.arm.model]
+        arguments += [] if self.arm.tune is None else ["--tune", self.arm.tune]
+        arguments += [w for name in (*self.training, *data.validation) for w in ("--case", name)]
         arguments += [word for name in data.validation for word in ("--validation", name)]
         completed = self._in_process(launcher, arguments, "train")
         _write_stamp(self.run, _done(begun, completed))

@@ -21,6 +21,7 @@ _MEANINGS = {
     "start": "score without the network",
     "body": "Dice of the body's outline",
     "bone": "Dice of bone",
+    "kept": "share of patients with a better pose",
     "covered": "share of labels in the crop",
 }
 _FEW = 40

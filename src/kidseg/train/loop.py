@@ -131,6 +131,10 @@ def fit(stage: Stage, run: Run, before: Sequence[str] = ()) -> Fitted:
         start = run.clock()
         epoch = now.epoch + 1
         rate = _set_rate(optimizer, config, epoch, now.seconds)
+        if stage.prepare is not None:
+            net.eval()
+            with torch.no_grad():
+                stage.prepare(_step(run, epoch))
         net.train()
         for module in frozen:
             module.train(False)
@@ -213,12 +217,14 @@ def batches(stage: Stage, run: Run, epoch: int) -> Iterator[Batch]:
     """The batches of an epoch; identical with and without workers that prefetch them."""
 
     def batch(index: int) -> Batch:
-        created: Batch = stage.batch(
-            TrainStep(seed=run.seed, epoch=epoch, step=index, rank=run.rank, world=run.world)
-        )
+        created: Batch = stage.batch(_step(run, epoch, index))
         return created
 
     return prefetched(batch, stage.steps, run.workers)
+
+
+def _step(run: Run, epoch: int, index: int = 0) -> TrainStep:
+    return TrainStep(seed=run.seed, epoch=epoch, step=index, rank=run.rank, world=run.world)
 
 
 def freeze(net: nn.Module, trainable: Sequence[str] | None) -> list[nn.Module]:

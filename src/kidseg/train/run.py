@@ -19,7 +19,7 @@ import torch.distributed as dist
 from kidseg.checkpoint import save_model
 from kidseg.cohort.cohort import Cohort, gather_cohort
 from kidseg.cohort.subject import Subject
-from kidseg.cohort.training_range import training_range
+from kidseg.cohort.training_range import renal_numbers, training_range, values_of
 from kidseg.config import MethodConfig
 from kidseg.device import Device, choose_device, tune_allocator
 from kidseg.distributed import broadcast, joined, local_device, rank
@@ -276,7 +276,7 @@ def _write_model(
             "seed": summary["seed"],
         },
         "licence": "as the training data allow",
-        "training_range": training_range([_figures(method, case) for case in cohort.training]),
+        "training_range": measured_range(method, cohort),
         **method.facts,
     }
     parts = {name: net.state_dict() for name, net in method.parts.items()}
@@ -288,10 +288,19 @@ def _write_model(
 
 
 @torch.no_grad()
-def _figures(method: Method, subject: Subject) -> Mapping[str, float]:
-    """Size and position of a training patient, from the locating steps alone."""
-    steps = takewhile(lambda step: step.segment is None, method.steps(subject))
-    return method.report(subject, advance(subject.image, list(steps))).figures
+def measured_range(method: Method, cohort: Cohort) -> dict[str, Any]:
+    """The ranges of size, position and HU of the training patients; see `training_range`.
+
+    The position is from the locating steps alone.
+    """
+    renal = renal_numbers(cohort.schema, cohort.target)
+
+    def figures(subject: Subject) -> Mapping[str, float]:
+        steps = takewhile(lambda step: step.segment is None, method.steps(subject))
+        placed = method.report(subject, advance(subject.image, list(steps)))
+        return {**placed.figures, **values_of(subject, subject.labels, renal)}
+
+    return training_range([figures(subject) for subject in cohort.training])
 
 
 @contextmanager

@@ -29,7 +29,7 @@ class Setup:
         config_file: TOML file; overrides the preset.
         overrides: "key=value"; override both.
         start: a model file or run folder to fine-tune: provides the weights, the plan and the
-            default settings.
+            default settings. The starter's is `find_model("starter")`.
         tune: parameters to train: "all", "decoder", "ends" (the first two blocks of the encoder and
             the last two of the decoder), or comma-separated glob patterns of parameter names
             ("segment.decode.*"); None: "all".

@@ -11,7 +11,7 @@ from kidseg.cohort.subject import Subject
 from kidseg.cohort.training_range import Placement, figures_of
 from kidseg.config import PoseConfig
 from kidseg.geometry import Grid, Volume
-from kidseg.methods.homogenized.pose_stage import overlap
+from kidseg.methods.homogenized.pose_stage import overall_agreement, overlap
 from kidseg.methods.homogenized.reference import Reference, start_grid
 
 __all__ = ["reference_placement"]
@@ -23,7 +23,8 @@ def reference_placement(
     """Size and position of a patient, and the overlap of its masks with the reference's.
 
     Slices are matched to levels of the reference by their relative height in the labelled region,
-    as in training. The labels may be predicted; without labels, all slices are used.
+    as in training. The labels may be predicted; without labels, all slices are used. The agreement
+    needs no labels: it is what the pose was chosen by.
 
     Args:
         subject: with reference or predicted labels.
@@ -38,10 +39,12 @@ def reference_placement(
         "start": start_grid(subject, base, config, reference),
         "after": grid,
     }
-    overlaps = {}
+    assert subject.masks is not None
+    overlaps, agreements = {}, {}
     for name, place in grids.items():
         by_mask = overlap(subject, place, config, reference).tolist()
         overlaps[name] = dict(zip(("body", "bone")[: len(by_mask)], by_mask, strict=True))
+        agreements[name] = overall_agreement(subject.masks, place, config, reference)
     levels = [reference.level(subject, k) for k in range(grid.shape[0])]
     side = config.localizer.size
     body = reference.targets(levels)[:, :1].transpose(0, 1).cpu()
@@ -50,6 +53,8 @@ def reference_placement(
     return Placement(
         figures=figures,
         overlap=overlaps,
+        agreement=agreements,
+        corrected=not torch.equal(grid.mm_from_index, grids["start"].mm_from_index),
         compared=(first, last),
         outlines={"pose": Volume(body, grid.resized((grid.shape[0], side, side)))},
     )

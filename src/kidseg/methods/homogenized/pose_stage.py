@@ -16,12 +16,13 @@ from kidseg.cohort.items import Drawn, draw, steps_per_epoch
 from kidseg.cohort.subject import Subject
 from kidseg.config import PoseConfig
 from kidseg.distributed import shared_map
-from kidseg.geometry import Field, Grid, Slices, in_plane_pose
+from kidseg.geometry import Field, Grid, Slices, Volume, in_plane_pose
 from kidseg.intensity import AIR_HU
 from kidseg.losses import soft_dice
 from kidseg.methods.homogenized.reference import Reference, start_grid
 from kidseg.methods.homogenized.registration import (
     agreement,
+    best_agreement,
     minimize_pose,
     registration_slices,
 )
@@ -29,7 +30,7 @@ from kidseg.methods.homogenized.scene import MASKS, Scene, masks_on, outputs_of
 from kidseg.nets.stn import Pose, pose_from, pose_grid
 from kidseg.stage import Stage, TrainStep
 
-__all__ = ["PoseTransformer", "overlap", "register"]
+__all__ = ["PoseTransformer", "overall_agreement", "overlap", "register"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,30 +73,46 @@ class PoseTransformer:
 
         In each iteration the network predicts a correction of the grid (with `mirrored`, averaged
         with that of the flipped input). With `per` "volume" the correction is the median over the
-        slices with a body, so that all slices of a patient move together.
+        slices with a body, so that all slices of a patient move together; with `only_better`, the
+        grid with the largest `overall_agreement` is returned, the start among them: exactly the
+        start if no correction is better.
         """
         config, grid = self.config, scene.start
-        side = config.localizer.size
-        device = self.reference.masks.device
+        chosen = config.only_better and config.per == "volume"
+        best, most = grid, self._agreement(scene, grid) if chosen else 0.0
         for _ in range(config.iterations):
-            view = scene.view(grid.resized((grid.shape[0], side, side)), self.masks).to(device)
-            outputs = outputs_of(self.net, view).cpu().double()
-            if config.mirrored:
-                every = torch.ones(len(outputs), dtype=torch.bool)
-                flipped = outputs_of(self.net, view.flip(-1)).cpu().double()
-                outputs = (outputs + _unflip(flipped, every)) / 2
-            if config.per == "volume":
-                has_body = view[:, -self.masks].flatten(1).any(1).cpu()
-                kept = outputs[has_body] if bool(has_body.any()) else outputs
-                outputs = kept.quantile(0.5, dim=0).expand_as(outputs)
+            outputs = self._outputs(scene, grid)
             grid = pose_grid(grid, pose_from(outputs, config.localizer))
-        return grid
+            if chosen and (found := self._agreement(scene, grid)) > most:
+                best, most = grid, found
+        return best if chosen else grid
+
+    def _outputs(self, scene: Scene, grid: Grid) -> Tensor:
+        """(slices, `pose_outputs`) float64: the network's correction of a grid."""
+        config, side = self.config, self.config.localizer.size
+        device = self.reference.masks.device
+        view = scene.view(grid.resized((grid.shape[0], side, side)), self.masks).to(device)
+        outputs = outputs_of(self.net, view).cpu().double()
+        if config.mirrored:
+            every = torch.ones(len(outputs), dtype=torch.bool)
+            flipped = outputs_of(self.net, view.flip(-1)).cpu().double()
+            outputs = (outputs + _unflip(flipped, every)) / 2
+        if config.per == "volume":
+            has_body = view[:, -self.masks].flatten(1).any(1).cpu()
+            kept = outputs[has_body] if bool(has_body.any()) else outputs
+            outputs = kept.quantile(0.5, dim=0).expand_as(outputs)
+        return outputs
+
+    def _agreement(self, scene: Scene, grid: Grid) -> float:
+        assert isinstance(scene.masks, Volume), "slices of a batch are posed one by one"
+        return overall_agreement(scene.masks, grid, self.config, self.reference)
 
     def stage(self, cohort: Cohort) -> Stage:
         """The stage that trains the pose on the overlap of masks with the reference's.
 
         Labels are used only to match slices with the reference's and to draw the batches. The score
-        is the mean agreement over validation slices, averaged over patients, as in inference.
+        is the mean agreement over validation slices, averaged over patients, as in inference;
+        "kept" the share of the patients whose pose is not their start.
         """
         starts = [self.start(subject) for subject in cohort.training]
         targets: list[Grid] | None = None
@@ -177,6 +194,7 @@ class PoseTransformer:
         return {
             "score": after,
             "start": before,
+            "kept": float(not torch.equal(grid.mm_from_index, scene.start.mm_from_index)),
             **dict(zip(("body", "bone")[: self.masks], by_mask, strict=True)),
         }
 
@@ -229,6 +247,24 @@ def register(
         return 1.0 - agreement(masks, target, config)
 
     return minimize_pose(subjects, starts, targets, config.localizer, MASKS[config.target], loss)
+
+
+@torch.no_grad()
+def overall_agreement(masks: Volume, grid: Grid, config: PoseConfig, reference: Reference) -> float:
+    """0..1: mean `best_agreement` over the slices with a body; needs no labels. 1 without a body.
+
+    Args:
+        masks: of a patient.
+        grid: slice-wise, on the same slices.
+        config: of the pose.
+        reference: set to a patient.
+    """
+    has_body = (masks.data[0] > 0).flatten(1).any(1)
+    if not bool(has_body.any()):
+        return 1.0
+    side, levels = config.localizer.size, reference.targets(range(len(reference.masks)))
+    own = masks_on(masks, grid.resized((grid.shape[0], side, side)), levels.shape[1])
+    return float(best_agreement(own[has_body].to(levels.device), levels, config).mean())
 
 
 def overlap(subject: Subject, grid: Grid, config: PoseConfig, reference: Reference) -> Tensor:

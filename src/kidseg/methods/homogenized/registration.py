@@ -11,11 +11,18 @@ from torch import Tensor
 from kidseg.cohort.subject import Subject
 from kidseg.config import LocalizerConfig, PoseConfig
 from kidseg.geometry import Grid, Slices
-from kidseg.losses import soft_dice
+from kidseg.losses import SMOOTH, soft_dice
 from kidseg.methods.homogenized.scene import masks_on
 from kidseg.nets.stn import pose_from, pose_grid, pose_outputs
 
-__all__ = ["agreement", "flip_symmetry", "minimize_pose", "registration_slices", "upright"]
+__all__ = [
+    "agreement",
+    "best_agreement",
+    "flip_symmetry",
+    "minimize_pose",
+    "registration_slices",
+    "upright",
+]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -41,12 +48,35 @@ def agreement(masks: Tensor, reference: Tensor, config: PoseConfig) -> Tensor:
         reference: masks of the reference, the same shape.
         config: of the pose.
     """
-    dice = soft_dice(masks, reference)
-    total, weight = dice[:, 0], 1.0
-    if dice.shape[1] > 1:
-        total, weight = total + config.bone * dice[:, 1], weight + config.bone
-    if config.symmetry:
-        total, weight = total + config.symmetry * flip_symmetry(masks), weight + config.symmetry
+    symmetry = flip_symmetry(masks) if config.symmetry else None
+    return _weighted(soft_dice(masks, reference), symmetry, config)
+
+
+def best_agreement(masks: Tensor, levels: Tensor, config: PoseConfig) -> Tensor:
+    """(n,) 0..1: `agreement` with that level of the reference with which it is largest.
+
+    For slices whose height in the body is unknown, as that of every scan before its segmentation.
+
+    Args:
+        masks: (n, masks, rows, columns) on their pose grids.
+        levels: (levels, masks, rows, columns) of the reference.
+        config: of the pose.
+    """
+    symmetry = flip_symmetry(masks)[:, None] if config.symmetry else None
+    own, known = masks.flatten(2), levels.to(masks).flatten(2)
+    overlap = torch.einsum("nmp,lmp->nlm", own, known)
+    total = own.square().sum(2)[:, None] + known.square().sum(2)
+    dice = (2.0 * overlap + SMOOTH) / (total + SMOOTH)
+    return _weighted(dice, symmetry, config).amax(1)
+
+
+def _weighted(dice: Tensor, symmetry: Tensor | None, config: PoseConfig) -> Tensor:
+    """The weighted mean of the soft Dice (..., masks) with the reference's and the symmetry."""
+    total, weight = dice[..., 0], 1.0
+    if dice.shape[-1] > 1:
+        total, weight = total + config.bone * dice[..., 1], weight + config.bone
+    if symmetry is not None:
+        total, weight = total + config.symmetry * symmetry, weight + config.symmetry
     return total / weight
 
 

@@ -1,4 +1,4 @@
-"""`kidseg demo`: train a model on digital patients and evaluate it on others."""
+"""`kidseg demo`: segment a digital patient with the starter; train a model, and evaluate it."""
 
 from __future__ import annotations
 
@@ -6,50 +6,28 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-import torch
-
-from kidseg.body import Moments, body_mask, normalized
 from kidseg.cases import Case, open_dataset
 from kidseg.check import check
 from kidseg.config import METHODS, PhantomConfig, load, preset
+from kidseg.demo.pictures import draw_patients, mean_overlap, shown_patient
 from kidseg.errors import InputError, UsageError
 from kidseg.evaluate import evaluate
-from kidseg.geometry import Grid, resample
-from kidseg.intensity import AIR_HU
-from kidseg.io import ReadOptions, read
-from kidseg.io.atomic import write_json, writing
+from kidseg.io.atomic import write_json
 from kidseg.io.output import check_output_folder
-from kidseg.labels import KIDNEY_TUMOUR
+from kidseg.model_file import STARTER_USE, has_starter
 from kidseg.phantom import write_patients
 from kidseg.provenance import provenance
-from kidseg.segment import Predictor, load_predictor, segment
-from kidseg.segment.annotation import (
-    CT_WINDOW,
-    draw_found,
-    draw_true,
-    fit_image,
-    label_handles,
-    mark_scale,
-    mark_sides,
-    place_legend,
-    window_text,
-)
+from kidseg.segment import load_predictor, segment
 from kidseg.splits import Holdout, holdout
 from kidseg.train import Setup, train
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 __all__ = ["DemoResult", "planned", "run"]
 
 METHOD, PRESET = "homogenized", "demo"
 _SLICES = 24
-_SCANNED_FIELD_MM = 320.0
-_FIGURE_SIDE = 256
-_OUTPUTS = ("patients", "run", "result", "scores", "demo.png", "demo.json")
+_OUTPUTS = ("patients", "starter", "run", "result", "scores", "demo.png", "demo.json")
 
 Progress = Callable[[str, int, int, Mapping[str, Any]], None]
 
@@ -65,6 +43,8 @@ class DemoResult:
         training: ids of the training and validation patients.
         held_out: ids of the held-out patients.
         dice: per structure the mean, SD and n over the held-out patients, as in `kidseg evaluate`.
+        starter: Dice of the first held-out patient as the starter model segments it, per structure;
+            None if this package has no starter.
         overlap: mean Dice of the body outlines over all pairs of held-out patients, "before" and
             "after" homogenizing pose and size.
         seconds: wall time of each part.
@@ -77,6 +57,7 @@ class DemoResult:
     training: tuple[str, ...]
     held_out: tuple[str, ...]
     dice: Mapping[str, Mapping[str, Any]]
+    starter: Mapping[str, float] | None
     overlap: Mapping[str, float]
     seconds: Mapping[str, float]
     record: Mapping[str, Any]
@@ -98,10 +79,18 @@ class DemoResult:
             f"Figure: {self.figure}; steps: {self.folder}/result/*_steps.png; training: "
             f"{self.folder}/run/curves.png.",
             "This model was trained for a few minutes on digital patients. It shows the procedure, "
-            "not the quality reached with real data. To segment your own scan:",
-            f"  kidseg segment SCAN -m {self.model} -o result --figures",
+            f"not the quality reached with real data. To segment your own scan{self._with}:",
+            f"  kidseg segment SCAN{self._model_option} -o result --figures",
         ]
         return "\n".join(lines)
+
+    @property
+    def _with(self) -> str:
+        return "" if self.starter is None else ", with the starter model"
+
+    @property
+    def _model_option(self) -> str:
+        return f" -m {self.model}" if self.starter is None else ""
 
 
 def planned(
@@ -125,7 +114,7 @@ def planned(
         "method": METHOD,
         "preset": PRESET,
         "overrides": list(overrides),
-        "outputs": list(_OUTPUTS),
+        "outputs": [name for name in _OUTPUTS if name != "starter" or has_starter()],
     }
 
 
@@ -141,7 +130,7 @@ def run(
     say: Callable[[str], None] | None = None,
     progress: Progress | None = None,
 ) -> DemoResult:
-    """Run the demo into `out`: `patients/`, `run/`, `result/`, `scores/`, `demo.png`, `demo.json`.
+    """Run the demo; writes the outputs that `planned` names.
 
     Args:
         out: folder; created if it is missing.
@@ -164,14 +153,15 @@ def run(
     say, progress = say or (lambda _: None), progress or (lambda *_: None)
     clock, folder = _Clock(), out / "patients"
     (out / "demo.json").unlink(missing_ok=True)
-
     say(f"Making {patients} digital patients, from birth to 16 years, in {folder}.")
-    config = PhantomConfig(size=size, max_slices=_SLICES)
-    _write_patients(folder, config, patients, seed, overwrite, progress)
+    _write_patients(folder, size, patients, seed, overwrite, progress)
     clock.took("patients")
-
     cases = open_dataset(folder).cases
     parts = holdout(cases, n_test=held_out, seed=seed)
+    unseen = [case for case in cases if case.id in parts.test]
+    starter = _try_starter(out, unseen[0], say, overwrite)
+    clock.took("starter")
+
     say(
         f"Training on {len(parts.train)} of them (method {METHOD}, preset {PRESET}): a transformer "
         "normalizes pose and size, then a U-Net segments kidneys and tumour."
@@ -182,30 +172,81 @@ def run(
     clock.took("training")
 
     say(f"Segmenting the {held_out} held-out patients and evaluating the result.")
-    unseen = [case for case in cases if case.id in parts.test]
-    result = out / "result"
+    dice = _segment_and_score(
+        out, out, unseen, model, overwrite, lambda done, n: progress("segmenting", done, n, {})
+    )
+    clock.took("segmenting")
+    return _finish(out, unseen, parts, {"starter": starter, "trained": dice}, clock)
+
+
+def _try_starter(
+    out: Path, case: Case, say: Callable[[str], None], overwrite: bool
+) -> dict[str, float] | None:
+    """Segment a digital patient with the starter model; its Dice, or None without a starter."""
+    if not has_starter():
+        say("This kidseg was built without its starter model; a model is trained first.")
+        return None
+    folder = out / "starter"
+    scores = _segment_and_score(out, folder, [case], None, overwrite, None)
+    dice = {name: figures["mean"] for name, figures in scores.items() if figures["n"]}
+    pictures = sorted((folder / "result").glob("*_steps.png"))
+    say(
+        f"The starter model of kidseg ({STARTER_USE}) segments {case.id} at once:"
+        f" Dice {', '.join(f'{name} {value:.2f}' for name, value in dice.items())};"
+        f" {pictures[0] if pictures else folder / 'result'}."
+    )
+    return dice
+
+
+def _segment_and_score(
+    out: Path,
+    folder: Path,
+    cases: Sequence[Case],
+    model: Path | None,
+    overwrite: bool,
+    progress: Callable[[int, int], None] | None,
+) -> dict[str, Mapping[str, Any]]:
+    """Segment patients of the demo with a model (None: the starter); Dice by structure.
+
+    Args:
+        out: folder of the demo.
+        folder: where "result" and "scores" are written.
+        cases: the patients.
+        model: its file.
+        overwrite: replace them.
+        progress: called with (done, total).
+    """
+    patients, result = out / "patients", folder / "result"
     segment(
-        [case.images[0] for case in unseen],
+        [case.images[0] for case in cases],
         model,
         result,
         figures=True,
-        reference=folder,
+        reference=patients,
         overwrite=overwrite,
-        progress=lambda done, total: progress("segmenting", done, total, {}),
+        progress=progress,
     )
-    scores = evaluate(result, folder, out / "scores", cases=parts.test, overwrite=overwrite)
-    clock.took("segmenting")
-    return _finish(out, unseen, parts, scores, clock)
+    names = [case.id for case in cases]
+    scores = evaluate(result, patients, folder / "scores", cases=names, overwrite=overwrite)
+    return {name: figures["dice"] for name, figures in scores["structures"].items()}
 
 
 def _finish(
-    out: Path, unseen: Sequence[Case], parts: Holdout, scores: Mapping[str, Any], clock: _Clock
+    out: Path, unseen: Sequence[Case], parts: Holdout, dice: Mapping[str, Any], clock: _Clock
 ) -> DemoResult:
-    """Draw the figure and write `demo.json`."""
+    """Draw the figure and write `demo.json`.
+
+    Args:
+        out: folder.
+        unseen: the held-out patients.
+        parts: training and held-out patients.
+        dice: of the "starter" and of the "trained" model.
+        clock: of the parts.
+    """
     model, figure = out / "run" / "model.safetensors", out / "demo.png"
     predictor = load_predictor(model)
-    views = [_views(case, predictor, _FIGURE_SIDE) for case in unseen]
-    _draw(views, figure)
+    views = [shown_patient(case, predictor) for case in unseen]
+    draw_patients(views, figure)
     clock.took("drawing")
     found = DemoResult(
         folder=str(out),
@@ -213,10 +254,11 @@ def _finish(
         figure=str(figure),
         training=tuple(parts.train),
         held_out=tuple(parts.test),
-        dice={name: figures["dice"] for name, figures in scores["structures"].items()},
+        dice=dice["trained"],
+        starter=dice["starter"],
         overlap={
-            "before": _mean_overlap([view.scanned.body for view in views]),
-            "after": _mean_overlap([view.homogenized.body for view in views]),
+            "before": mean_overlap([view.scanned.body for view in views]),
+            "after": mean_overlap([view.homogenized.body for view in views]),
         },
         seconds=clock.seconds,
         record=provenance(),
@@ -248,7 +290,7 @@ def _check_request(
 
 def _write_patients(
     folder: Path,
-    config: PhantomConfig,
+    size: int,
     patients: int,
     seed: int,
     overwrite: bool,
@@ -257,7 +299,7 @@ def _write_patients(
     """Write and check the digital patients."""
     write_patients(
         folder,
-        config,
+        PhantomConfig(size=size, max_slices=_SLICES),
         patients=patients,
         seed=seed,
         layout="nnunet",
@@ -286,112 +328,3 @@ class _Clock:
         now = time.perf_counter()
         self.seconds[part] = round(now - self._start, 1)
         self._start = now
-
-
-@dataclass(frozen=True, kw_only=True)
-class _View:
-    """One slice on one grid, (rows, columns) each: HU, labels and body mask.
-
-    `pixel_mm` is the (height, width) of a pixel in the patient.
-    """
-
-    hu: np.ndarray
-    reference: np.ndarray
-    predicted: np.ndarray
-    body: np.ndarray
-    pixel_mm: tuple[float, float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Patient:
-    """The slice of a patient in the figure, as scanned and homogenized."""
-
-    title: str
-    scanned: _View
-    homogenized: _View
-
-
-def _views(case: Case, predictor: Predictor, side: int) -> _Patient:
-    """The slice with most kidney and tumour, with reference and predicted labels."""
-    assert case.labels is not None
-    scan = read(case.images[0]).volume
-    reference = read(case.labels, ReadOptions(values="labels")).volume
-    result = predictor(scan, case.id)
-    (posed,) = result.progress.steps["pose"]
-    body = body_mask(scan)
-    k = int((reference.data[0] > 0).sum((1, 2)).argmax())
-
-    def view(grid: Grid) -> _View:
-        _, height, width = grid.spacing_mm.reshape(-1, 3)[0].tolist()
-        return _View(
-            hu=resample(scan, grid, fill=AIR_HU).data[0, 0].numpy(),
-            reference=resample(reference, grid, mode="nearest").data[0, 0].numpy(),
-            predicted=resample(result.labels, grid, mode="nearest").data[0, 0].numpy(),
-            body=resample(body.astype(torch.float32), grid).data[0, 0].numpy() > 0.5,
-            pixel_mm=(height, width),
-        )
-
-    untouched = Moments(torch.zeros(2), torch.zeros(()), torch.ones(2))
-    as_scanned = normalized(
-        scan.grid, untouched, radii_mm=(1.0, 1.0), field_mm=_SCANNED_FIELD_MM, size=side
-    )
-    age = "age unknown" if case.age_years is None else f"{case.age_years:.1f} years"
-    return _Patient(
-        title=f"{case.id}, {age}",
-        scanned=view(as_scanned.slices(k, k + 1)),
-        homogenized=view(posed.grid.slices(k, k + 1).resized((1, side, side))),
-    )
-
-
-def _mean_overlap(masks: Sequence[np.ndarray]) -> float:
-    """Mean Dice over all pairs of (rows, columns) masks; a pair of empty ones counts 0."""
-    scores = [
-        2 * np.logical_and(a, b).sum() / max(1, a.sum() + b.sum())
-        for k, a in enumerate(masks)
-        for b in masks[k + 1 :]
-    ]
-    return float(np.mean(scores))
-
-
-def _draw(patients: Sequence[_Patient], path: Path) -> None:
-    """Draw a column per patient, as scanned and homogenized, and all outlines overlaid."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    columns = len(patients) + 1
-    figure = Figure(figsize=(2.4 * columns, 5.8), facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(2, columns, squeeze=False)
-    for row, name in enumerate(("as scanned", "homogenized")):
-        views = [p.scanned if row == 0 else p.homogenized for p in patients]
-        for column, view in enumerate(views):
-            _show(axes[row, column], view)
-            axes[row, column].set_title(patients[column].title if row == 0 else "", fontsize=8)
-        _show_outlines(axes[row, -1], views)
-        axes[row, 0].set_ylabel(name, fontsize=9)
-    axes[0, -1].set_title("all outlines", fontsize=8)
-    handles = label_handles(KIDNEY_TUMOUR, found=True, true=True)
-    place_legend(figure, handles, window_text([CT_WINDOW]), len(handles))
-    with writing(path, overwrite=True) as file:
-        figure.savefig(file, format="png", dpi=110)
-
-
-def _show(axes: Axes, view: _View) -> None:
-    axes.imshow(view.hu, cmap="gray", vmin=CT_WINDOW[0], vmax=CT_WINDOW[1], aspect=1.0)
-    draw_found(axes, view.predicted, KIDNEY_TUMOUR)
-    draw_true(axes, view.reference, KIDNEY_TUMOUR)
-    mark_sides(axes, "left")
-    shape = (view.hu.shape[0], view.hu.shape[1])
-    mark_scale(axes, shape, view.pixel_mm)
-    fit_image(axes, shape)
-    axes.set_xticks([])
-    axes.set_yticks([])
-
-
-def _show_outlines(axes: Axes, views: Sequence[_View]) -> None:
-    axes.imshow(np.mean([view.body for view in views], axis=0), cmap="gray", vmin=0, vmax=1)
-    for view in views:
-        axes.contour(view.body, [0.5], colors=["#E69F00"], linewidths=0.7)
-    mark_sides(axes, "left")
-    axes.set_xticks([])
-    axes.set_yticks([])
