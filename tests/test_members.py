@@ -13,7 +13,7 @@ import torch
 from ellipses import make_ellipse_patient, write_ellipse_dataset
 from kidseg.checkpoint import load_model, save_model
 from kidseg.cli import main
-from kidseg.errors import ModelError, UsageError
+from kidseg.errors import KidsegWarning, ModelError, UsageError
 from kidseg.geometry import resample
 from kidseg.io import save
 from kidseg.labels import KIDNEY_TUMOUR
@@ -230,12 +230,22 @@ def test_settings_of_inference_can_be_given_to_all_members(folder: Path, tmp_pat
     assert load_predictor(decided, "cpu").others[0].target.weights == (0.5, 1.0, 1.0)
 
 
-def test_training_starts_from_a_member_not_from_all(folder: Path) -> None:
+def test_training_starts_from_the_member_of_the_method(folder: Path) -> None:
+    """The first of the method; without a method the first of all, which is said."""
+    both = folder / "all.safetensors"
+    members = members_of(load_model(both))
+    found = resolve(Setup(start=both, method="homogenized"))
+    assert found.method.name == "homogenized" and found.start is not None
+    for part, tensors in members[2].parts.items():
+        assert all(torch.equal(tensors[n], found.start.parts[part][n]) for n in tensors)
+    with pytest.warns(KidsegWarning, match="its first model, 'plain'"):
+        first = resolve(Setup(start=both))
+    assert first.start is not None and first.method.name == "plain"
+    weights = first.start.parts["segment"]
+    assert all(torch.equal(weights[n], v) for n, v in members[0].parts["segment"].items())
     with pytest.raises(UsageError) as error:
-        resolve(Setup(start=folder / "all.safetensors"))
-    assert error.value.code == "start-is-ensemble"
-    assert "0 plain, 1 plain, 2 homogenized" in error.value.cause
-    assert "--member 0" in error.value.next_step
+        resolve(Setup(start=both, method="plain3d"))
+    assert error.value.code == "other-method"
 
 
 def test_on_the_command_line(

@@ -21,7 +21,7 @@ Model = Annotated[Path, typer.Option("--out", "-o", help="The model file to writ
 
 
 def calibrate(
-    model: Annotated[Path, typer.Argument(help="A model file or a run folder.")],
+    model: Annotated[str, typer.Argument(help="A model file, a run folder, or starter.")],
     dataset: Annotated[Path, typer.Argument(help="Labelled scans that it was not trained on.")],
     out: Model,
     cases: Cases = None,
@@ -53,7 +53,7 @@ def calibrate(
 
 
 def ensemble(
-    models: Annotated[list[Path], typer.Argument(help="Model files or run folders.")],
+    models: Annotated[list[str], typer.Argument(help="Model files, run folders, or starter.")],
     out: Model,
     member: Annotated[
         int | None, typer.Option(min=0, help="Write only this member, counted from 0.")

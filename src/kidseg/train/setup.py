@@ -11,7 +11,7 @@ from typing import Any
 from kidseg.checkpoint import Model, load_model
 from kidseg.config import METHODS, load, preset
 from kidseg.errors import KidsegWarning, ModelError, UsageError
-from kidseg.header import described_members
+from kidseg.members import members_of
 from kidseg.methods import Method, method_named
 from kidseg.model_file import find_model
 from kidseg.plan import Plan
@@ -78,7 +78,7 @@ def resolve(setup: Setup) -> ResolvedSetup:
     """Resolve the settings of a setup and load its start model.
 
     Raises:
-        UsageError: "start-is-ensemble"; "other-method": the model has another method;
+        UsageError: "other-method": the model has another method;
             "tune-without-model"; see `method_named`, `preset` and `load`.
         InputError: see `load`.
         ModelError: see `load_model`; "damaged-model".
@@ -94,13 +94,7 @@ def resolve(setup: Setup) -> ResolvedSetup:
         base = None if setup.preset is None else preset(setup.preset, name)
         return ResolvedSetup(method=method_named(name), config=_load_config(name, setup, base))
     model = load_model(setup.start)
-    if members := described_members(model.header):
-        raise UsageError(
-            f"the model is an ensemble, of {members}; training starts from one model",
-            path=setup.start,
-            code="start-is-ensemble",
-            next_step=f"Extract a member: kidseg ensemble {setup.start} --member 0 -o FILE",
-        )
+    model = _one_model(model, setup)
     name = setup.method or str(model.header.get("method"))
     if name != model.header.get("method"):
         raise UsageError(
@@ -120,6 +114,23 @@ def resolve(setup: Setup) -> ResolvedSetup:
         base = _merge(base, preset(setup.preset, name))
     config = _load_config(name, setup, base)
     return ResolvedSetup(method=method_named(name), config=config, start=model, plan=plan)
+
+
+def _one_model(model: Model, setup: Setup) -> Model:
+    """The model itself; of an ensemble the first member of the method, or the first of all."""
+    members = members_of(model)
+    if len(members) == 1:
+        return model
+    known = [str(member.header.get("method")) for member in members]
+    number = known.index(setup.method) if setup.method in known else 0
+    if setup.method is None:
+        warnings.warn(
+            f"the model is an ensemble ({', '.join(known)}); training starts from its first model,"
+            f" '{known[0]}'. Choose another with --method",
+            KidsegWarning,
+            stacklevel=3,
+        )
+    return members[number]
 
 
 def plan_from_model(
