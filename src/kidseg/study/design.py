@@ -16,7 +16,7 @@ from kidseg.config import StudyConfig, StudyMethodConfig, dump, load
 from kidseg.errors import InputError, UsageError
 from kidseg.evaluate import Protocol, protocol_named
 from kidseg.io.content import sha256_of_all
-from kidseg.model_file import find_model
+from kidseg.model_file import STARTER, find_model
 from kidseg.splits import holdout
 from kidseg.train.setup import Setup, resolve
 from kidseg.train.tuning import check_tune
@@ -214,10 +214,10 @@ def _arm(name: str, table: StudyMethodConfig, config: StudyConfig, file: Path) -
     )
 
 
-def _located(model: str, file: Path) -> Path:
-    """A model relative to the study's file; otherwise as it is, such as a name of the package."""
+def _located(model: str, file: Path) -> Path | str:
+    """A model relative to the study's file; as it is if there is none, or if it is the starter."""
     beside = file.parent / model
-    return beside.resolve() if beside.exists() else Path(model)
+    return beside.resolve() if model != STARTER and beside.exists() else model
 
 
 def _check_patients(arms: Sequence[Arm], patients: set[str], file: Path) -> None:
