@@ -49,9 +49,8 @@ def check_writable(path: Path, *, overwrite: bool = False) -> None:
         )
     if mode and not stat.S_ISREG(mode):
         raise _not_writable(path, "it is a device, pipe or socket")
-    file, temporary = _temporary(path)
-    file.close()
-    temporary.unlink()
+    with _temporary(path):
+        pass
 
 
 def make_folder(path: Path) -> None:
@@ -82,18 +81,17 @@ def writing(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
         ResourceError: "disk-full".
     """
     check_writable(path, overwrite=overwrite)
-    file, temporary = _temporary(path)
+    temporary = None
     try:
-        with file:
+        with _temporary(path) as (file, temporary):
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink()
+            file.close()
+            temporary.replace(path)
+    except OSError as error:
         # An error of another file, such as the input, names that file.
-        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
+        if error.filename in (None, str(temporary)):
             raise _converted(path, error, "it cannot be written") from error
         raise
 
@@ -127,13 +125,20 @@ def disk_full(path: Path) -> ResourceError:
     )
 
 
-def _temporary(path: Path) -> tuple[BinaryIO, Path]:
-    """Create a file in the folder of `path`, open for writing."""
+@contextmanager
+def _temporary(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
+    """Create a file in the folder of `path`, open for writing; remove it unless it was renamed."""
     temporary = path.parent / f".kidseg-{secrets.token_hex(8)}.tmp"
-    try:
-        return temporary.open("xb"), temporary
-    except OSError as error:
-        raise _converted(path, error, "its folder is not writable") from error
+    try:  # creates the file too: a signal may come right after that
+        try:
+            file = temporary.open("xb")
+        except OSError as error:
+            raise _converted(path, error, "its folder is not writable") from error
+        with file:
+            yield file, temporary
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def _mode(path: Path) -> int:
