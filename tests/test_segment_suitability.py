@@ -15,19 +15,8 @@ from kidseg.geometry import Volume
 from kidseg.segment import Predictor, load_predictor
 from kidseg.segment.suitability import judge
 from kidseg.train import Setup, train
+from test_segment_predictor import SETTINGS
 
-SETTINGS = (
-    "view.size=32",
-    "unet.size=32",
-    "unet.features=8",
-    "precision=fp32",
-    "segment.epochs=3",
-    "segment.min_epochs=0",
-    "segment.steps=15",
-    "segment.batch_size=9",
-    "segment.optimizer.name=adam",
-    "segment.optimizer.learning_rate=0.01",
-)
 OWN = {"no-contrast", "unusual-values", "outside-training-range"}
 ENHANCED = {"n": 9, "min": 45.0, "max": 260.0, "mean": 180.0, "sd": 50.0}
 SOFT = {"n": 9, "min": 40.0, "max": 80.0, "mean": 60.0, "sd": 10.0}

@@ -25,22 +25,11 @@ from kidseg.model_file import STARTER_USE, find_model, has_starter
 from kidseg.phantom import write_patients
 from kidseg.segment import load_predictor, segment
 from kidseg.train import Setup, train
+from test_segment_predictor import SETTINGS
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = model_file.STARTER_FILE
 MOST_BYTES = 25_000_000
-SETTINGS = (
-    "view.size=32",
-    "unet.size=32",
-    "unet.features=8",
-    "precision=fp32",
-    "segment.epochs=3",
-    "segment.min_epochs=0",
-    "segment.steps=15",
-    "segment.batch_size=9",
-    "segment.optimizer.name=adam",
-    "segment.optimizer.learning_rate=0.01",
-)
 
 
 @pytest.fixture(scope="module")

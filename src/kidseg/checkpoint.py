@@ -33,6 +33,8 @@ __all__ = [
     "Model",
     "StageProgress",
     "State",
+    "by_part",
+    "joined",
     "load_model",
     "load_state",
     "read_header",
@@ -248,11 +250,7 @@ def _serialized(parts: Parts, header: Mapping[str, Any], key: str) -> bytes:
     """A sealed tensor file; the names of tensors are joined with their part's by a dot."""
     from safetensors.torch import save
 
-    tensors = {
-        f"{part}.{name}": tensor.detach().to("cpu").contiguous().clone()
-        for part, state in parts.items()
-        for name, tensor in state.items()
-    }
+    tensors = {n: t.detach().to("cpu").contiguous().clone() for n, t in joined(parts).items()}
     own = {k: v for k, v in header.items() if k not in ("format", SEAL)}
     text = with_blank_seal({"format": FORMAT, **own})
     return seal(save(tensors, metadata={key: text}), key)
@@ -291,9 +289,20 @@ def _parts(payload: bytes, path: Path) -> Parts:
             next_step="It was not written by kidseg.",
             code="damaged-model",
         ) from error
+    return by_part({n: t.float() if t.dtype == torch.float16 else t for n, t in tensors.items()})
+
+
+def by_part(tensors: Mapping[str, Tensor]) -> Parts:
+    """Tensors by part, from names that are joined with their part's by a dot."""
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         part, _, rest = name.partition(".")
-        whole = tensor.float() if tensor.dtype == torch.float16 else tensor
-        parts.setdefault(part, {})[rest] = whole
+        parts.setdefault(part, {})[rest] = tensor
     return parts
+
+
+def joined(parts: Parts) -> dict[str, Tensor]:
+    """Inverse of `by_part`."""
+    return {
+        f"{part}.{name}": tensor for part, state in parts.items() for name, tensor in state.items()
+    }

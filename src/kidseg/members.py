@@ -10,9 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from kidseg.checkpoint import HALF, WEIGHTS, Model, load_model, save_model
+from kidseg.checkpoint import HALF, WEIGHTS, Model, by_part, joined, load_model, save_model
 from kidseg.errors import UsageError
 from kidseg.header import MEMBERS
 from kidseg.io.atomic import check_writable
@@ -36,14 +34,10 @@ def members_of(model: Model) -> list[Model]:
         return [model]
     if len(headers) < 2 or set(model.parts) != {str(k) for k in range(len(headers))}:
         raise ValueError(f"{len(headers)} members, but the tensors of {sorted(model.parts)}")
-    found = []
-    for k, header in enumerate(headers):
-        parts: dict[str, dict[str, Tensor]] = {}
-        for name, tensor in model.parts[str(k)].items():
-            part, _, rest = name.partition(".")
-            parts.setdefault(part, {})[rest] = tensor
-        found.append(Model(header=dict(header), parts=parts, sha256=model.sha256))
-    return found
+    return [
+        Model(header=dict(header), parts=by_part(model.parts[str(k)]), sha256=model.sha256)
+        for k, header in enumerate(headers)
+    ]
 
 
 def ensemble(
@@ -94,7 +88,7 @@ def ensemble(
     header = headers[0]
     if len(found) > 1:
         header = {**header, MEMBERS: headers}
-        parts = {str(k): _flat(each) for k, (_, each) in enumerate(found)}
+        parts = {str(k): joined(each.parts) for k, (_, each) in enumerate(found)}
     if half or any(model.header.get(WEIGHTS) == HALF for model in loaded):
         header = {**header, WEIGHTS: HALF}
     sha256 = save_model(out, parts, header, overwrite=overwrite)
@@ -145,14 +139,6 @@ def _header(header: Mapping[str, Any], flip: bool | None, adapt: str | None) -> 
     if flip is not None:
         own["config"] = {**own["config"], _FLIP: flip}
     return own if adapt is None else {**own, "adapt": adapt}
-
-
-def _flat(model: Model) -> dict[str, Tensor]:
-    return {
-        f"{part}.{name}": tensor
-        for part, state in model.parts.items()
-        for name, tensor in state.items()
-    }
 
 
 def _short(value: object) -> str:

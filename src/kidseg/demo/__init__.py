@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from kidseg.model_file import STARTER_USE, has_starter
 from kidseg.phantom import write_patients
 from kidseg.provenance import provenance
 from kidseg.segment import load_predictor, segment
+from kidseg.segment.clock import Clock
 from kidseg.splits import Holdout, holdout
 from kidseg.train import Setup, train
 
@@ -151,16 +151,16 @@ def run(
     """
     _check_request(out, patients, held_out, overrides, overwrite)
     say, progress = say or (lambda _: None), progress or (lambda *_: None)
-    clock, folder = _Clock(), out / "patients"
+    clock, folder = Clock(), out / "patients"
     (out / "demo.json").unlink(missing_ok=True)
     say(f"Making {patients} digital patients, from birth to 16 years, in {folder}.")
     _write_patients(folder, size, patients, seed, overwrite, progress)
-    clock.took("patients")
+    clock.lap("patients")
     cases = open_dataset(folder).cases
     parts = holdout(cases, n_test=held_out, seed=seed)
     unseen = [case for case in cases if case.id in parts.test]
     starter = _try_starter(out, unseen[0], say, overwrite)
-    clock.took("starter")
+    clock.lap("starter")
 
     say(
         f"Training on {len(parts.train)} of them (method {METHOD}, preset {PRESET}): a transformer "
@@ -169,13 +169,13 @@ def run(
     model = out / "run" / "model.safetensors"
     setup = Setup(method=METHOD, preset=PRESET, overrides=overrides, cases=parts.train, seed=seed)
     train(folder, model.parent, setup, overwrite=overwrite, progress=progress)
-    clock.took("training")
+    clock.lap("training")
 
     say(f"Segmenting the {held_out} held-out patients and evaluating the result.")
     dice = _segment_and_score(
         out, out, unseen, model, overwrite, lambda done, n: progress("segmenting", done, n, {})
     )
-    clock.took("segmenting")
+    clock.lap("segmenting")
     return _finish(out, unseen, parts, {"starter": starter, "trained": dice}, clock)
 
 
@@ -232,7 +232,7 @@ def _segment_and_score(
 
 
 def _finish(
-    out: Path, unseen: Sequence[Case], parts: Holdout, dice: Mapping[str, Any], clock: _Clock
+    out: Path, unseen: Sequence[Case], parts: Holdout, dice: Mapping[str, Any], clock: Clock
 ) -> DemoResult:
     """Draw the figure and write `demo.json`.
 
@@ -247,7 +247,7 @@ def _finish(
     predictor = load_predictor(model)
     views = [shown_patient(case, predictor) for case in unseen]
     draw_patients(views, figure)
-    clock.took("drawing")
+    clock.lap("drawing")
     found = DemoResult(
         folder=str(out),
         model=str(model),
@@ -260,7 +260,7 @@ def _finish(
             "before": mean_overlap([view.scanned.body for view in views]),
             "after": mean_overlap([view.homogenized.body for view in views]),
         },
-        seconds=clock.seconds,
+        seconds={part: round(value, 1) for part, value in clock.seconds.items()},
         record=provenance(),
     )
     write_json(out / "demo.json", found.as_dict(), overwrite=True)
@@ -314,17 +314,3 @@ def _write_patients(
             next_step="Please report this error with the seed.",
             code="unsound-phantoms",
         )
-
-
-class _Clock:
-    """Wall time of successive parts."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._start = time.perf_counter()
-
-    def took(self, part: str) -> None:
-        """Record the time since the previous part for this part."""
-        now = time.perf_counter()
-        self.seconds[part] = round(now - self._start, 1)
-        self._start = now
