@@ -270,16 +270,12 @@ def test_a_really_full_device(tmp_path: Path) -> None:
         pytest.skip("needs /dev/full")
     from kidseg.io import atomic
 
-    made: list[Path] = []
-
-    def on_full(path: Path) -> tuple[object, Path]:
-        temporary = path.parent / f"half{len(made)}.tmp"
+    def on_full(temporary: Path, path: Path) -> object:
         temporary.touch()
-        made.append(temporary)
-        return device.open("wb"), temporary
+        return device.open("wb")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(atomic, "_temporary", on_full)
+        patch.setattr(atomic, "_created", on_full)
         with pytest.raises(ResourceError):
             io.save(scan_volume(), tmp_path / "seg.nii")
     assert list(tmp_path.iterdir()) == []

@@ -130,15 +130,19 @@ def _temporary(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
     """Create a file in the folder of `path`, open for writing; remove it unless it was renamed."""
     temporary = path.parent / f".kidseg-{secrets.token_hex(8)}.tmp"
     try:  # creates the file too: a signal may come right after that
-        try:
-            file = temporary.open("xb")
-        except OSError as error:
-            raise _converted(path, error, "its folder is not writable") from error
-        with file:
+        with _created(temporary, path) as file:
             yield file, temporary
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def _created(temporary: Path, path: Path) -> BinaryIO:
+    """Create the temporary file of `path`, open for writing."""
+    try:
+        return temporary.open("xb")
+    except OSError as error:
+        raise _converted(path, error, "its folder is not writable") from error
 
 
 def _mode(path: Path) -> int:
