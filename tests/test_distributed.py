@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -128,7 +127,7 @@ def test_shared_norms_keep_state_and_parameters() -> None:
 
 
 CLOCKS = """
-import sys, time, torch
+import os, sys, time, torch
 from pathlib import Path
 from torch import nn
 from kidseg.config import StageConfig
@@ -161,8 +160,8 @@ stage = Stage(name="slope", net=net, config=config, steps=1, batch=lambda step: 
               loss=loss, validate=validate)
 
 def say(line):
-    sys.stdout.write(line + "\\n")  # at once, lest the words of two processes mix
-    sys.stdout.flush()
+    with Path(sys.argv[1], f"said {os.environ['RANK']}").open("a") as said:
+        said.write(line + "\\n")
 
 def threads():
     names = [task / "comm" for task in Path("/proc/self/task").iterdir()]
@@ -178,21 +177,28 @@ say(f"LEFT {threads()}")
 """
 
 
-def two_processes(script: Path, code: str, *arguments: str | Path) -> list[str]:
-    """Run a script in two processes; the lines they print."""
-    script.write_text(code)
+def in_two_processes(folder: Path, code: str) -> None:
+    """Run a script in two processes, with the folder as its argument."""
+    (folder / "script.py").write_text(code)
     launched = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
-        [*launched, str(script), *map(str, arguments)], capture_output=True, text=True, timeout=120
+        [*launched, str(folder / "script.py"), str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    # Lines of several processes may run into one another.
-    return sorted(re.findall(r"(?:END|LEFT) [^\n]*?(?=END|LEFT|\n)", done.stdout))
+
+
+def said_in_two_processes(folder: Path, code: str) -> list[str]:
+    """The lines that the processes said, of both together, in order."""
+    in_two_processes(folder, code)
+    return sorted(line for path in folder.glob("said *") for line in path.read_text().splitlines())
 
 
 def test_processes_with_other_clocks_spend_one_budget(tmp_path: Path) -> None:
     """They stop after the same epoch, and their rates fell alike: the same weights to the bit."""
-    first, second, *left = two_processes(tmp_path / "script.py", CLOCKS, tmp_path)
+    first, second, *left = said_in_two_processes(tmp_path, CLOCKS)
     assert first == second and "budget" in first
     # A thread of the group that outlives it may abort the process when Python ends.
     assert left == ["LEFT []", "LEFT []"]
@@ -201,12 +207,13 @@ def test_processes_with_other_clocks_spend_one_budget(tmp_path: Path) -> None:
 @pytest.mark.fault("rank dies")
 def test_processes_that_fail_leave_their_group(tmp_path: Path) -> None:
     diverged = CLOCKS.replace('{"loss": called()}', '{"loss": called() * float("nan")}')
-    found = two_processes(tmp_path / "script.py", diverged, tmp_path)
+    found = said_in_two_processes(tmp_path, diverged)
     assert found == [*["END loss-not-finite"] * 2, *["LEFT []"] * 2]
 
 
 SHARED = """
-import json, torch
+import json, sys, torch
+from pathlib import Path
 from kidseg.distributed import all_gather, broadcast, first_alone, joined, rank, shared_map
 
 done = []
@@ -222,21 +229,16 @@ with joined(torch.device("cpu")):
     (all_gather(weight) * torch.arange(4.0)[:, None]).sum().backward()
     with first_alone() as first:
         alone = first
-    print("END", json.dumps({"rank": rank(), "found": found, "done": done, "first": alone,
-          "told": broadcast({"from": rank()}), "gathered": plain[:, 0].tolist(),
-          "gradient": weight.grad[:, 0].tolist()}), flush=True)
+    Path(sys.argv[1], f"{rank()}.json").write_text(json.dumps({
+        "found": found, "done": done, "first": alone, "told": broadcast({"from": rank()}),
+        "gathered": plain[:, 0].tolist(), "gradient": weight.grad[:, 0].tolist()}))
 """
 
 
 def test_work_is_shared_and_all_have_all_of_it(tmp_path: Path) -> None:
     """Each item is done once, by one of two; each process has all results, in order."""
-    script = tmp_path / "script.py"
-    script.write_text(SHARED)
-    launched = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    run = subprocess.run([*launched, str(script)], capture_output=True, text=True, timeout=120)
-    assert run.returncode == 0, run.stderr[-3000:]
-    ends = [json.loads(line.split("END ")[1]) for line in run.stdout.splitlines() if "END" in line]
-    first, second = sorted(ends, key=lambda end: end["rank"])
+    in_two_processes(tmp_path, SHARED)
+    first, second = (json.loads((tmp_path / f"{k}.json").read_text()) for k in (0, 1))
     assert first["found"] == second["found"]
     for count in (5, 2, 1, 0):
         results = first["found"][str(count)]

@@ -10,7 +10,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,15 @@ from kidseg.train.finite import EpochLosses
 from kidseg.train.loop import batches, freeze
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def no_worker_is_left() -> Iterator[None]:
+    """However a training ends, its workers end with it."""
+    before = set(active_children())
+    yield
+    assert set(active_children()) <= before
+
 
 # A small network with batch norm and dropout, so that buffers and random numbers matter too.
 TRAINER = """

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -195,8 +195,9 @@ def _train_epoch(
 ) -> dict[str, float]:
     """Run the optimizer steps of an epoch; the mean losses of this process."""
     clip_norm, optimizer = stage.config.optimizer.clip_norm, training.optimizer
-    with convert_killed_worker(stage.name, losses.epoch):
-        for index, batch in enumerate(batches(stage, run, losses.epoch)):
+    created = batches(stage, run, losses.epoch)
+    with convert_killed_worker(stage.name, losses.epoch), closing(created):
+        for index, batch in enumerate(created):
             torch.manual_seed(_seed(run.seed, stage.name, losses.epoch, index))
             with _convert_out_of_memory(run), losses.step(batch.names):
                 on_device = batch.to(run.device)
@@ -213,7 +214,7 @@ def _train_epoch(
     return losses.means()
 
 
-def batches(stage: Stage, run: Run, epoch: int) -> Iterator[Batch]:
+def batches(stage: Stage, run: Run, epoch: int) -> Generator[Batch, None, None]:
     """The batches of an epoch; identical with and without workers that prefetch them."""
 
     def batch(index: int) -> Batch:

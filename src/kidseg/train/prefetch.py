@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +16,13 @@ from kidseg.workers import end_with_parent, signals_deferred
 __all__ = ["convert_killed_worker", "prefetched"]
 
 
-def prefetched(batch: Callable[[int], Batch], steps: int, workers: int) -> Iterator[Batch]:
+def prefetched(
+    batch: Callable[[int], Batch], steps: int, workers: int
+) -> Generator[Batch, None, None]:
     """The batches of an epoch in order; identical with and without workers.
+
+    Close the generator when the loop over it fails, so that its workers end then and not when the
+    exception is forgotten.
 
     Args:
         batch: creates the batch of a step.
@@ -40,10 +45,15 @@ def prefetched(batch: Callable[[int], Batch], steps: int, workers: int) -> Itera
     )
     with signals_deferred():  # torch cannot shut down workers of which some are not yet started
         items = iter(loader)
-    for item in items:
-        if isinstance(item, _WorkerError):
-            raise item.kind(**item.attributes)
-        yield item
+    try:
+        for item in items:
+            if isinstance(item, _WorkerError):
+                raise item.kind(**item.attributes)
+            yield item
+    except Exception as error:
+        raise error.with_traceback(None)  # noqa: B904 - its frames would keep the workers
+    finally:
+        del items  # ends the workers
 
 
 @dataclass(frozen=True, kw_only=True)
