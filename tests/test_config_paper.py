@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kidseg.config import METHODS, load, preset
+from kidseg.config import METHODS, StudyConfig, load, preset
 from kidseg.registry import PRESETS
 
 # La Barbera et al., ISBI 2021: setting, value, and the words that state it (section 4 unless
@@ -151,3 +152,20 @@ def test_every_number_has_its_place_or_is_marked(size: int) -> None:
             own = line.partition("#")[2]
             assert covered or STATED.search(own) or "paper" in own, line
     assert numbers > 40
+
+
+@pytest.mark.parametrize("study", ["phantom_study", "phantom_study_gpu"])
+def test_the_studys_paper_pose_is_the_presets(study: str) -> None:
+    """But for the time it is given."""
+    file = Path(__file__).parents[1] / "benchmarks" / f"{study}.toml"
+    arm = load(StudyConfig, file=file).methods["homogenized-paper-pose"]
+    kind = METHODS["homogenized"]
+    found, wanted = (
+        asdict(config.pose)  # type: ignore[attr-defined]
+        for config in (
+            load(kind, overrides=arm.set),
+            load(kind, base=preset("paper-128", "homogenized")),
+        )
+    )
+    assert found["stage"].pop("budget_s") and wanted["stage"].pop("budget_s") is None
+    assert found == wanted
