@@ -42,7 +42,7 @@ OUR_STEPS = {
     "plain + augmentation": ("plain", ["augment=nnunet"]),
     "homogenized (pose)": ("homogenized", []),
     "homogenized (pose + crop)": ("homogenized", ["crop.output=full"]),
-    "homogenized (pose + crop half)": ("homogenized", ["crop.output=half", "unet.size=64"]),
+    "homogenized (pose + crop half)": ("homogenized", ["crop.output=half"]),
 }
 OUR_VOLUMES = {
     "plain": ("plain", []),
@@ -368,8 +368,7 @@ def time_volumes(options: argparse.Namespace, folder: Path) -> list[dict[str, An
 
 def train_model(raw: Path, out: Path, method: str, settings: list[str], size: int) -> Path:
     """Train a model of full size with `kidseg train`, one step of each stage."""
-    divisor = {"half": 2, "quarter": 4}.get(settings[0].split("=")[1], 1) if settings else 1
-    given = [f"view.size={size}", f"unet.size={size // divisor}", *settings]
+    given = [f"view.size={size}", *settings]
     stages = {"segment": 2}
     if method == "homogenized":
         stages["pose.stage"] = 4

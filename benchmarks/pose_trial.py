@@ -142,8 +142,9 @@ def ways(paper_size: int) -> dict[str, PoseConfig]:
     default = HomogenizedConfig().pose
 
     def optimised(**changes: Any) -> PoseConfig:
-        optimizer = replace(paper.stage.optimizer, **changes)
-        return replace(paper, stage=replace(paper.stage, optimizer=optimizer))
+        """Without the factor 100 of the loss, and with clipped gradients."""
+        optimizer = replace(paper.stage.optimizer, clip_norm=12.0, **changes)
+        return replace(paper, loss_scale=1.0, stage=replace(paper.stage, optimizer=optimizer))
 
     plain = replace(default, symmetry=0.0, bone=0.0)
     return {
@@ -151,6 +152,7 @@ def ways(paper_size: int) -> dict[str, PoseConfig]:
         "moments of each slice": replace(plain, moments="slice"),
         "moments of the volume": plain,
         "paper (SGD 0.01)": paper,
+        "paper without its factor 100": optimised(),
         "paper, momentum 0.9": optimised(momentum=0.9),
         "paper, Adam 0.001": optimised(name="adam", learning_rate=1e-3),
         "default": default,

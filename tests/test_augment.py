@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from kidseg.augment import Augmentation
+from kidseg.augment import Augmentation, _own_randomness, _seed
 from kidseg.errors import UsageError
+from kidseg.geometry import Grid, Volume, posed, resample
 
 pytest.importorskip("batchgeneratorsv2", reason="nnU-Net's augmentation is an extra")
 
@@ -62,6 +63,46 @@ def test_samples_of_a_batch_differ() -> None:
     augmentation = Augmentation(48)
     image, _ = augmentation(*batch(augmentation), seed=(0, 0, 0))
     assert len({tuple(picture.flatten().tolist()) for picture in image}) == len(image)
+
+
+def test_poses_are_the_librarys_spatial_transforms() -> None:
+    """A slice sampled on the posed grid is what the library's transforms make of it."""
+    augmentation = Augmentation(32)
+    side = augmentation.source_size[0]
+    y, x = torch.meshgrid(*2 * [torch.arange(side) - (side - 1) / 2], indexing="ij")
+    blob = torch.exp(-((x - 4) ** 2 / 60 + (y + 3) ** 2 / 20)) + 0.01 * x
+    source = Grid.from_spacing((1, side, side), (1.0, 2.0, 2.0))
+    patch = source.crop((0, (side - 32) // 2, (side - 32) // 2), (1, 32, 32))
+    kinds = set()
+    for number in range(40):
+        angle, scale = augmentation.poses(1, seed=(7,), first=number)
+        with _own_randomness():
+            _seed(7, number)
+            moved = augmentation._mirror(**augmentation._spatial(image=blob[None]))["image"]
+        grid = posed(patch, angle_rad=angle, scale=scale)
+        ours = resample(Volume(blob[None, None], source.slicewise()), grid).data[0]
+        # The library pads beyond its larger patch; compare where both look inside it.
+        within = torch.zeros(1, 1, side, side)
+        within[..., 1:-1, 1:-1] = 1
+        inside = resample(Volume(within, source.slicewise()), grid).data[0]
+        assert torch.allclose(ours[inside > 0.999], moved[inside > 0.999], atol=2e-3)
+        kinds.add((bool(angle != 0), bool(scale.abs().max() != 1), bool(scale.min() < 0)))
+    assert {kind[n] for kind in kinds for n in range(3)} == {True, False} and len(kinds) > 4
+
+
+def test_processes_share_poses_and_appearance() -> None:
+    augmentation = Augmentation(32)
+    image = torch.randn(6, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    angle, scale = augmentation.poses(6, seed=(4, 0, 0))
+    whole = augmentation.appearance(image, seed=(4, 0, 0))
+    assert whole.shape == image.shape and not torch.equal(whole, image)
+    for rank in range(2):
+        part = augmentation.poses(3, seed=(4, 0, 0), first=rank, stride=2)
+        assert torch.equal(part[0], angle[rank::2]) and torch.equal(part[1], scale[rank::2])
+        own = augmentation.appearance(image[rank::2], seed=(4, 0, 0), first=rank, stride=2)
+        assert torch.equal(own, whole[rank::2])
+    with pytest.raises(ValueError, match="volumes"):
+        Augmentation((16, 16, 16)).poses(1, seed=(0,))
 
 
 # ---- volumes, and patches that are not square --------------------------------------------------

@@ -110,13 +110,56 @@ def test_presets_lie_under_a_file_and_overrides(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text("[segment]\nbatch_size = 6\n")
     config = load(PlainConfig, base=base, file=file, overrides=["view.size=256"])
-    assert (config.segment.batch_size, config.view.size, config.unet.size) == (6, 256, 512)
+    assert (config.segment.batch_size, config.view.size, config.network.size) == (6, 256, 256)
     assert config.segment.optimizer.momentum == 0.99
     assert preset("paper-512", "plain") == base, "what was handed out is the caller's own"
     for name, method in (("best", "plain"), ("demo", "common2")):
         with pytest.raises(UsageError) as error:
             preset(name, method)
         assert error.value.code == "unknown-preset"
+
+
+@pytest.mark.parametrize(
+    ("settings", "side", "halvings"),
+    [
+        (["view.size=64"], 64, 3),
+        (["view.size=512"], 512, 6),
+        (["view.size=512", "crop.output=half"], 256, 5),
+        (["crop.output=quarter"], 32, 2),
+        (["view.size=96", "unet.bottleneck=6"], 96, 4),
+        (["view.size=96", "unet.size=128"], 128, 4),
+    ],
+)
+def test_the_depth_follows_the_networks_own_input(
+    settings: list[str], side: int, halvings: int
+) -> None:
+    from kidseg.config import HomogenizedConfig
+
+    config = load(HomogenizedConfig, overrides=settings)
+    assert (config.network.size, config.network.halvings) == (side, halvings)
+    assert config.unet.size in (None, 128), "a setting that is not given stays open"
+
+
+@pytest.mark.parametrize(
+    ("settings", "advice"),
+    [
+        (["view.size=96"], "unet.bottleneck=6"),
+        (["view.size=160"], "unet.bottleneck=10"),
+        (["view.size=32", "crop.output=quarter"], "unet.bottleneck=4"),
+        (["view.size=99"], "a power of two"),
+    ],
+)
+def test_an_input_that_does_not_reach_the_bottleneck_is_refused(
+    settings: list[str], advice: str
+) -> None:
+    for method in ("plain", "homogenized"):
+        if "crop.output=quarter" in settings and method == "plain":
+            continue
+        with pytest.raises(UsageError, match="does not reach a bottleneck of 8") as error:
+            load(METHODS[method], overrides=settings)
+        assert advice in error.value.cause
+        if advice.startswith("unet"):
+            load(METHODS[method], overrides=[*settings, advice])
 
 
 def test_presets_of_other_methods_are_not_advised() -> None:
@@ -130,35 +173,6 @@ def test_presets_of_other_methods_are_not_advised() -> None:
     with pytest.raises(UsageError) as error:
         preset("nothing", "homogenized")
     assert "demo" in (error.value.next_step or "")
-
-
-@pytest.mark.parametrize(("size", "batch"), [(128, 32), (512, 12)])
-def test_the_papers_numbers(size: int, batch: int) -> None:
-    """SPEC: La Barbera et al., ISBI 2021, section 4 and 5."""
-    from kidseg.config import HomogenizedConfig, preset
-
-    config = load(HomogenizedConfig, base=preset(f"paper-{size}", "homogenized"))
-    assert config.view.size == config.unet.size == config.pose.localizer.size == size
-    assert (config.unet.features, config.unet.max_features, config.unet.bottleneck) == (32, 512, 8)
-    assert config.pose.start == "identity" and config.pose.target == "body"
-    assert config.pose.localizer.head == "dense" and config.pose.localizer.scales == 2
-    assert (config.pose.localizer.maps, config.pose.localizer.kernels) == ((8, 10), (7, 5))
-    sgd = config.segment.optimizer
-    assert (sgd.name, sgd.learning_rate, sgd.momentum, sgd.weight_decay, sgd.poly_power) == (
-        "sgd",
-        0.01,
-        0.99,
-        3e-5,
-        0.9,
-    )
-    assert config.segment.min_epochs == 50 and config.segment.patience is not None
-    assert config.loss_space == "original" and config.schedule == "sequential"
-    stages = [config.pose.stage] + ([config.crop.stage] if config.crop else [])
-    for stage in stages:
-        assert (stage.epochs, stage.batch_size) == (50, batch)
-        assert (stage.optimizer.name, stage.optimizer.learning_rate) == ("sgd", 0.01)
-    assert config.segment.batch_size == batch
-    assert (config.crop is not None) == (size == 512)
 
 
 @pytest.mark.parametrize(

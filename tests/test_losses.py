@@ -125,6 +125,7 @@ def test_level_weights() -> None:
     assert level_weights(1) == [1.0]
     assert level_weights(3) == pytest.approx([4 / 7, 2 / 7, 1 / 7])
     assert sum(level_weights(5)) == pytest.approx(1.0)
+    assert level_weights(4, "paper") == [1.0, 0.5, 0.25, 0.125]
 
 
 @pytest.mark.parametrize(("old", "new"), [(16, 8), (16, 4), (16, 16), (13, 6), (437, 27), (5, 1)])
@@ -322,6 +323,26 @@ def test_odd_sizes_and_a_coarser_network_are_compared_on_the_original() -> None:
     loss.backward()
     assert loss.isfinite()
     assert all(level.grad is not None and level.grad.isfinite().all() for level in levels)
+
+
+def test_the_papers_supervision_by_hand() -> None:
+    """Eq. 3: each level on the complete original grid, 1 / 2^n, without background in Dice."""
+    original = scan_grid(2, 24).slicewise()
+    labels = some_labels(2, 24, 24)
+    grid = posed(original, angle_rad=torch.full((2,), 0.2), scale=torch.full((2, 2), 1.6))
+    levels = [random(2, 3, 16 >> n, 16 >> n, seed=n) for n in range(3)]
+    expected = 0.0
+    for n, level in enumerate(levels):
+        found = restored(level, grid, original).data.transpose(0, 1)
+        truth = F.one_hot(labels, 3).movedim(-1, 1).float()
+        log_loss = -torch.log((found * truth).sum(1)).mean()
+        both, axes = 2 * (found * truth), (0, 2, 3)
+        dice = both.sum(axes) / (found**2 + truth**2).sum(axes)
+        expected += 0.5**n * float(log_loss + 1 - dice[1:].mean())
+    loss = restored_segmentation_loss(
+        levels, grid, Volume(labels[None], original), supervision="paper"
+    )
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
 
 
 # ---- gradients ---------------------------------------------------------------------------------

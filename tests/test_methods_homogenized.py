@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cohorts import PLAN, VIEW, base_of, make_cohort, material_of, start_of
 from ellipses import in_fine_pixels, make_ellipse_patient
 from kidseg.body import Moments
+from kidseg.cohort.batch import drawn_grid, drawn_labels
 from kidseg.cohort.cohort import Cohort
 from kidseg.cohort.items import draw
 from kidseg.cohort.subject import Subject, masks_on, prepare
@@ -44,7 +48,12 @@ from kidseg.methods.homogenized.pose_stage import (
     overlap,
     register,
 )
-from kidseg.methods.homogenized.reference import Reference, choose_reference, medoid
+from kidseg.methods.homogenized.reference import (
+    Reference,
+    choose_reference,
+    matched_levels,
+    medoid,
+)
 from kidseg.methods.homogenized.scene import MASKS, Scene
 from kidseg.methods.homogenized.system_a import Homogenized
 from kidseg.nets import build
@@ -662,7 +671,7 @@ def test_losses_on_the_original_and_on_the_networks_grid_agree_without_a_pose(
     ("changes", "words"),
     [
         ({"schedule": "joint", "pose": POSE}, "per 'slice'"),
-        ({"augment": "nnunet"}, "loss_space"),
+        ({"supervision": "paper", "loss_space": "network"}, "loss_space"),
         ({"augment": "nnunet", "loss_space": "network"}, "does not support augment"),
         ({"crop": replace(CROP, output="quarter")}, "a multiple of 8"),
     ],
@@ -670,6 +679,119 @@ def test_losses_on_the_original_and_on_the_networks_grid_agree_without_a_pose(
 def test_settings_that_do_not_fit_are_refused(changes: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         replace(CONFIG, **changes)
+
+
+AFTERWARDS = replace(CONFIG, crop=None, schedule="sequential")
+
+
+@pytest.mark.parametrize("augment", ["nnunet", "style"])
+def test_the_inverse_warp_undoes_the_augmentation(cohort: Cohort, augment: str) -> None:
+    """What is right on the augmented grid is right on the original one."""
+    if augment == "nnunet":
+        pytest.importorskip("batchgeneratorsv2", reason="nnU-Net's augmentation is an extra")
+    config = replace(AFTERWARDS, augment=augment, segment=replace(CONFIG.segment, batch_size=12))
+    method = built(cohort, config)
+    _, segment = method.stages(cohort)
+    batch = segment.batch(NOW)
+    drawn = draw(cohort.index, NOW, 12)
+    assert batch.names == cohort.names(drawn)
+    bases = drawn_grid([base.slicewise() for base in bases_of(cohort)], drawn)
+    assert torch.equal(batch.reference.labels.grid.mm_from_index, bases.mm_from_index)
+    straight = drawn_grid([method._grid(subject, "pose") for subject in cohort.training], drawn)
+    changed = (batch.grid.mm_from_index - straight.mm_from_index).abs().flatten(1).amax(1) > 1e-6
+    assert int(changed.sum()) >= 3
+    seen = drawn_labels(cohort.training, drawn, batch.grid).labels.data[0].long()
+    logits = 20.0 * F.one_hot(seen, 3).movedim(-1, 1).float()
+
+    def loss(grid: Grid) -> float:
+        moved = replace(batch, grid=grid)
+        return float(segment.loss(lambda _: [logits], moved)["loss"])  # type: ignore[arg-type]
+
+    # What lies outside the augmented image is lost, at full price; most of it is inside.
+    assert loss(batch.grid) < 0.6 < loss(straight)
+
+
+def test_the_papers_supervision_reaches_the_loss(cohort: Cohort) -> None:
+    """With the levels' weights not normalised, and coarse levels on the complete grid."""
+    values = []
+    for kind in ("paper", "normalised"):
+        config = replace(
+            AFTERWARDS, supervision=kind, unet=UNetConfig(size=64, features=4, supervised_to=16)
+        )
+        _, segment = built(cohort, config).stages(cohort)
+        segment.net.train()
+        values.append(loss_of(segment))
+    assert values[0] / values[1] == pytest.approx(1.75, rel=0.15)
+
+
+def test_the_scale_of_the_loss_is_a_factor(cohort: Cohort) -> None:
+    reference = adopted(cohort)
+    values = []
+    for scale in (1.0, 100.0):
+        config = replace(POSE, teacher=0.0, loss_scale=scale)
+        stage = transformer(pose_net(config), reference, config).stage(cohort)
+        values.append(loss_of(stage))
+    assert values[1] == pytest.approx(100 * values[0], rel=1e-6)
+
+
+# ---- ages, and scans without labels ------------------------------------------------------------
+
+
+def aged(cohort: Cohort, ages: Sequence[float | None]) -> list[Subject]:
+    pairs = zip(cohort.training, ages, strict=True)
+    return [replace(subject, age_years=age) for subject, age in pairs]
+
+
+def test_the_medoid_is_of_the_middle_of_the_ages(cohort: Cohort) -> None:
+    """Of five, the three in the middle; the two at the ends are not chosen, though most alike."""
+    bases = bases_of(cohort)
+    best = medoid(cohort.training, bases)
+    others = [n for n in range(5) if n != best]
+    chosen = medoid(cohort.training, bases, among=others)
+    for own in (0.0, 16.0):
+        ages = [own if n == best else 4.0 + n for n in range(5)]
+        found = choose_reference(aged(cohort, ages), bases, None)
+        middle = sorted(range(5), key=ages.__getitem__)[1:-1]
+        assert found in middle and found == medoid(cohort.training, bases, among=middle)
+        assert chosen in others
+    assert choose_reference(aged(cohort, [2.0] * 5), bases, None) == best
+    only = [None] * 5
+    only[others[0]] = 3.0
+    assert choose_reference(aged(cohort, only), bases, None) == others[0]
+    newborn = [0.0 if n == others[1] else None for n in range(5)]
+    assert choose_reference(aged(cohort, newborn), bases, None) == others[1]
+
+
+def without_labels(subject: Subject, name: str) -> Subject:
+    none = np.zeros((0, 256), dtype=np.int64)
+    return replace(subject, id=name, labels=None, ignore=None, counts=none)
+
+
+def test_scans_without_labels_join_the_pose_and_nothing_else(cohort: Cohort) -> None:
+    extra = without_labels(cohort.validation[0], "extra")
+    joined = replace(cohort, unlabelled=(extra,))
+    config = replace(CONFIG, pose=replace(POSE, per="slice"), schedule="sequential")
+    for joins in (True, False):
+        own = replace(config, pose=replace(config.pose, unlabelled=joins))
+        stages = list(built(joined, own).stages(joined))
+        for stage in stages:
+            steps = (TrainStep(seed=0, epoch=0, step=k) for k in range(6))
+            names = {name.split()[0] for step in steps for name in stage.batch(step).names}
+            assert ("extra" in names) == (joins and stage.name == "pose")
+        assert math.isfinite(loss_of(stages[0]))
+
+
+def test_without_labels_slices_meet_where_they_agree_best(cohort: Cohort) -> None:
+    """The reference itself, without its labels, meets its own levels or ones that look alike."""
+    reference = adopted(cohort)
+    subject = next(s for s in cohort.training if s.id == reference.case)
+    start = start_of(subject, POSE, reference)
+    known = matched_levels(subject, start, POSE, reference)
+    assert known == [reference.level(subject, k) for k in range(subject.slices)]
+    found = matched_levels(without_labels(subject, "it"), start, POSE, reference)
+    masks = masks_on(subject, start.resized((start.shape[0], 32, 32)))
+    at = [soft_dice(masks, reference.targets(levels)).mean() for levels in (found, known)]
+    assert float(at[0]) >= float(at[1]) - 1e-3
 
 
 def test_masks_of_a_turned_grid_turn() -> None:

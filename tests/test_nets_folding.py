@@ -14,6 +14,7 @@ from kidseg.topology import Topology
 CONFIGS = {
     "2D": (UNetConfig(size=64, features=8, max_features=32), (128, 64)),
     "2D, some skips": (UNetConfig(size=64, features=8, skips=32, head_kernel=1), (64, 64)),
+    "2D, output norm": (UNetConfig(size=64, features=8, head_norm=True), (64, 64)),
     "3D": (UNetConfig(size=32, features=8, dimensions=3), (8, 16, 12)),
     "planned 2D": (
         Topology(features=(8, 16, 32), kernels=((3, 3),) * 3, strides=((1, 1), (2, 2), (2, 2))),

@@ -25,7 +25,7 @@ def widths(config: UNetConfig) -> list[int]:
 def joined(config: UNetConfig) -> list[int]:
     """How many times each level's features enter its decoder: 2 where a skip joins."""
     least = 1 if config.skips == "all" else 32
-    return [2 if config.size / 2**k >= least else 1 for k in range(config.halvings)]
+    return [2 if config.side / 2**k >= least else 1 for k in range(config.halvings)]
 
 
 # ---- shape -------------------------------------------------------------------------------------
@@ -49,9 +49,9 @@ def test_levels_follow_the_size(size: int, halvings: int, last: int) -> None:
 
 
 def test_at_512_the_bottleneck_is_8_and_supervision_ends_at_32() -> None:
-    config = UNetConfig()
-    assert config.size >> config.halvings == 8
-    assert config.size >> config.supervised == 32
+    config = UNetConfig(size=512)
+    assert config.side >> config.halvings == 8
+    assert config.side >> config.supervised == 32
     net = nets.build(small(512), 1, 3)
     seen: list[tuple[int, ...]] = []
     net.bottleneck.register_forward_hook(lambda _net, _in, out: seen.append(tuple(out.shape)))
@@ -101,8 +101,29 @@ def test_skips_stop_at_32_when_told() -> None:
     assert nets.build(small(128, skips=32), 1, 3).joined == (True, True, True, False)
 
 
+def test_without_a_size_it_is_that_of_the_input() -> None:
+    config = UNetConfig(bottleneck=4, features=4)
+    with pytest.raises(ValueError, match="not known"):
+        nets.build(config, 1, 3)
+    assert config.sized(32) == UNetConfig(size=32, bottleneck=4, features=4)
+    assert config.sized(32).sized(64).size == 32, "one that is set is kept"
+    assert [side for side in range(4, 70) if config.fits(side)] == [8, 16, 32, 64]
+
+
+def test_the_output_blocks_norm_stands_before_the_softmax() -> None:
+    """In training, the logits of each class have mean 0 and variance 1 over the batch."""
+    net = nets.build(small(64, head_norm=True), 1, 3)
+    for logits in net(torch.randn(4, 1, 64, 64, generator=torch.Generator().manual_seed(0))):
+        own = logits.detach().transpose(0, 1).flatten(1)
+        assert torch.allclose(own.mean(1), torch.zeros(3), atol=1e-4)
+        assert torch.allclose(own.var(1), torch.ones(3), atol=1e-2)
+        assert bool((own < 0).any()), "no ReLU"
+    with pytest.raises(ValueError, match="head_kernel"):
+        small(64, head_norm=True, head_kernel=1)
+
+
 def test_features_double_up_to_the_limit() -> None:
-    net = nets.build(UNetConfig(), 1, 3)
+    net = nets.build(UNetConfig(size=512), 1, 3)
     outputs = [block.convolution.out_channels for block in net.encode]
     assert outputs == [32, 64, 128, 256, 512, 512]
 

@@ -15,12 +15,15 @@ import pytest
 import torch
 
 from ellipses import make_ellipse_patient, write_ellipse_dataset
-from kidseg.cases import write_patients_csv
+from kidseg.cases import open_dataset, write_patients_csv
 from kidseg.checkpoint import read_header
-from kidseg.errors import InputError, KidsegError
+from kidseg.cohort.stored import is_labelled, subject_of
+from kidseg.errors import InputError, KidsegError, KidsegWarning, UsageError
 from kidseg.io import read, save
 from kidseg.store import open_store
-from kidseg.train import Setup, make_store, train
+from kidseg.train import Setup, make_store, preview, train
+from kidseg.train.material import Request, _select_cases, split_cases
+from kidseg.train.setup import resolve
 from weights import weights_of
 
 TINY = (
@@ -370,3 +373,96 @@ def test_the_same_image_in_training_and_validation(data: Path, tmp_path: Path, e
     rows = [{"case": name, "patient": "one"} for name in (first, second)]
     write_patients_csv(root, rows, overwrite=True)
     make_store(root, tmp_path / "patient", together)
+
+
+# ---- the reference, and scans without labels ---------------------------------------------------
+
+
+def request_for(**asked: Any) -> Request:
+    setup = Setup(**{"method": "homogenized", "overrides": HOMOGENIZED, **asked})
+    return Request.of(setup, resolve(setup), None)
+
+
+def test_the_reference_trains_whatever_the_split(data: Path) -> None:
+    opened = open_dataset(data)
+    for case in opened.by_id:
+        for seed in range(4):
+            training, held_out = split_cases(opened, request_for(reference=case, seed=seed))
+            assert case in training and len(held_out) == 1
+            assert {*training, *held_out} == set(opened.by_id)
+    first, *rest = opened.by_id
+    asked: dict[str, Any]
+    for asked in ({"validation": [first]}, {"cases": rest}):
+        with pytest.raises(UsageError, match="not among the training cases") as error:
+            split_cases(opened, request_for(reference=first, **asked))
+        assert error.value.code == "unknown-case" and error.value.next_step
+
+
+def test_the_reference_is_a_training_case_of_the_store(store: Path, tmp_path: Path) -> None:
+    opened = open_store(store)
+    (held_out,) = {case.id for case in opened.cases} - set(opened.plan.training)
+    asked: dict[str, Any] = {"method": "homogenized", "overrides": HOMOGENIZED}
+    with pytest.raises(UsageError, match="not among the training cases"):
+        run(store, tmp_path / "run", reference=held_out, **asked)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UsageError, match="not among the training cases"):
+        preview(store, Setup(reference=held_out, **asked))
+    name = opened.plan.training[-1]
+    run(store, tmp_path / "run", reference=name, **asked)
+    assert read_header(tmp_path / "run" / "model.safetensors")["reference"]["case"] == name
+    assert f'reference = "{name}"' in (tmp_path / "run" / "config.toml").read_text()
+    other = {"method": "homogenized", "overrides": ()}
+    with pytest.raises(UsageError, match="with pose") as error:
+        run(store, tmp_path / "run", resume=True, reference=opened.plan.training[0], **other)
+    assert error.value.code == "other-settings"
+    run(store, tmp_path / "run", resume=True, reference=name, **other)
+
+
+@pytest.fixture(scope="module")
+def mixed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three scans without labels: a new one, one of a known patient, a copy of a known image."""
+    root = tmp_path_factory.mktemp("data") / "mixed"
+    shutil.copytree(data, root)
+    (root / "imagesTs").mkdir()
+    for number, name in ((900, "new_000"), (901, "again_000")):
+        image = make_ellipse_patient(number).image
+        save(image, root / "imagesTs" / f"{name}_0000.nii.gz")
+    copied = root / "imagesTr" / "ellipse_002_0000.nii.gz"
+    shutil.copy(copied, root / "imagesTs" / "copy_000_0000.nii.gz")
+    write_patients_csv(root, [{"case": "again_000", "patient": "ellipse_001"}])
+    return root
+
+
+def test_scans_without_labels_join_a_run(mixed: Path, tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"method": "homogenized", "overrides": HOMOGENIZED}
+    with pytest.warns(KidsegWarning, match="2 of 3 scans without labels are not used"):
+        summary = run(mixed, tmp_path / "files", **asked)
+    assert summary["cases"]["unlabelled"] == ["new_000"]
+    assert len(summary["cases"]["training"]) + len(summary["cases"]["validation"]) == 4
+    run(mixed, tmp_path / "files", resume=True, **asked)
+    with pytest.warns(KidsegWarning):
+        make_store(mixed, tmp_path / "store", Setup(**asked))
+    opened = open_store(tmp_path / "store")
+    assert not is_labelled(opened.by_id["new_000"]) and subject_of(opened.by_id["new_000"]).slices
+    assert subject_of(opened.by_id["new_000"]).labels is None
+    assert subject_of(opened.by_id["ellipse_000"]).labels is not None
+    run(tmp_path / "store", tmp_path / "stored", **asked)
+    runs = [tmp_path / name for name in ("files", "stored")]
+    assert len({(out / "cases.json").read_bytes() for out in runs}) == 1
+    assert weights_of(runs[0] / "model.safetensors") == weights_of(runs[1] / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"method": "plain", "overrides": TINY},
+        {"overrides": (*HOMOGENIZED, "pose.unlabelled=false")},
+        {"cases": ["ellipse_000", "ellipse_001", "ellipse_002"]},
+    ],
+)
+def test_scans_without_labels_are_left_where_they_are_not_wanted(
+    mixed: Path, asked: dict[str, Any]
+) -> None:
+    request = request_for(**asked)
+    assert not request.unlabelled
+    assert _select_cases(open_dataset(mixed), request).unlabelled == ()

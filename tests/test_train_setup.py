@@ -13,10 +13,19 @@ import pytest
 
 from cohorts import PLAN, TARGET, VOLUMES
 from kidseg.checkpoint import save_model
-from kidseg.config import HomogenizedConfig, Plain3dConfig, PlainConfig, UNetConfig, ViewConfig
+from kidseg.config import (
+    HomogenizedConfig,
+    LocalizerConfig,
+    Plain3dConfig,
+    PlainConfig,
+    PoseConfig,
+    UNetConfig,
+    ViewConfig,
+)
 from kidseg.device import choose_device
 from kidseg.errors import InputError, KidsegWarning, ModelError, UsageError
 from kidseg.methods import METHODS
+from kidseg.methods.homogenized.system_a import Homogenized
 from kidseg.methods.plain import Plain
 from kidseg.plan import Plan
 from kidseg.registry import METHODS as NAMES
@@ -106,6 +115,38 @@ def test_what_does_not_go_with_the_model_is_refused(
     assert caught.value.code == code and caught.value.next_step
     if code == "other-method":
         assert str(model) in str(caught.value) and "'plain'" in str(caught.value)
+
+
+def test_a_reference_is_a_setting_of_methods_that_have_one() -> None:
+    name = 'case "1" \\ é'
+    assert resolve(Setup(reference=name)).config.pose.reference == name
+    asked = Setup(method="homogenized", overrides=["pose.reference=b"], reference="a")
+    assert resolve(asked).config.pose.reference == "a"
+    for method in ("plain", "plain3d"):
+        with pytest.raises(UsageError, match="no reference") as error:
+            resolve(Setup(method=method, reference="a"))
+        assert error.value.code == "no-reference" and error.value.next_step
+
+
+SMALL_POSE = PoseConfig(localizer=LocalizerConfig(size=32, hidden=(8, 8)), reference="old")
+HOMOGENIZED = HomogenizedConfig(
+    view=ViewConfig(size=32), pose=SMALL_POSE, unet=UNetConfig(features=2), precision="fp32"
+)
+
+
+def test_a_model_keeps_its_reference_and_its_depth(tmp_path: Path) -> None:
+    method = Homogenized.build(HOMOGENIZED, TARGET, PLAN, device=CPU)
+    header = {"method": "homogenized", "config": asdict(HOMOGENIZED), "plan": PLAN.as_dict()}
+    file = tmp_path / "model.safetensors"
+    save_model(file, {name: net.state_dict() for name, net in method.parts.items()}, header)
+    assert resolve(Setup(start=file)).config.pose.reference == "old"
+    assert resolve(Setup(start=file, reference="old")).config.pose.reference == "old"
+    for asked in ({"reference": "new"}, {"overrides": ["pose.reference=new"]}):
+        with pytest.raises(UsageError, match="keeps its reference") as error:
+            resolve(Setup(start=file, **asked))
+        assert error.value.code == "reference-of-model"
+    larger = resolve(Setup(start=file, overrides=["view.size=64"])).config
+    assert larger.view.size == 64 and larger.network == HOMOGENIZED.network
 
 
 @pytest.mark.parametrize("tune", ["all", "decoder", "ends", "segment.*"])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -118,34 +119,99 @@ class Augmentation:
             Both at `size`, each on its own device.
         """
         images, moved = [], []
-        before = np.random.get_state()  # noqa: NPY002 - the library draws from the global state
-        with torch.random.fork_rng(devices=[]):
+        with _own_randomness():
             for k in range(len(image)):
-                words = np.random.SeedSequence([*seed, first + k * stride]).generate_state(1)
-                np.random.seed(int(words[0]))  # noqa: NPY002
-                torch.default_generator.manual_seed(int(words[0]))
+                _seed(*seed, first + k * stride)
                 # Copies, because some transforms modify their input.
                 picture = image[k].detach().to("cpu", torch.float32, copy=True)
                 labels = masks[k].to("cpu", torch.int16, copy=True)
                 out = self._transforms(image=picture, segmentation=labels)
                 images.append(out["image"])
                 moved.append(out["segmentation"].to(torch.uint8))
-        np.random.set_state(before)  # noqa: NPY002
         return torch.stack(images).to(image.device), torch.stack(moved).to(masks.device)
+
+    def poses(
+        self, count: int, *, seed: tuple[int, ...], first: int = 0, stride: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        """The spatial transforms of a batch of slices as poses, for `kidseg.geometry.posed`.
+
+        A slice that is sampled on a posed grid and changed by `appearance` is augmented as by a
+        call, and the way back to the original grid is known. Two differences: what lies beyond
+        `source_size` is sampled, not padded, and pixels that are not square are rotated in
+        millimetres.
+
+        Args:
+            count: samples of this process.
+            seed: of the batch; first and stride as for a call.
+            first: index of the first sample in the global batch.
+            stride: distance between the indices of this process.
+
+        Returns:
+            (count,) angles in radians and (count, 2) scales along x and y, negative if mirrored;
+            float64.
+
+        Raises:
+            ValueError: for volumes.
+        """
+        if len(self.size) != 2:
+            raise ValueError("the spatial transforms of volumes are not poses in the plane")
+        angles, scales = [], []
+        blank = torch.zeros(1, *self.size)
+        with _own_randomness():
+            for k in range(count):
+                _seed(*seed, first + k * stride)
+                matrix = self._spatial.get_parameters(image=blank)["affine"]
+                linear = np.eye(2) if matrix is None else np.asarray(matrix)
+                mirrored = self._mirror.get_parameters()["axes"]
+                size = float(np.sqrt(np.linalg.det(linear)))
+                # The library turns (row, column); the same turn of (x, y) has the opposite sign.
+                angles.append(float(np.arctan2(linear[0, 1], linear[0, 0])))
+                scales.append([-size if axis in mirrored else size for axis in (1, 0)])
+        return torch.tensor(angles).double(), torch.tensor(scales).double()
+
+    def appearance(
+        self, image: Tensor, *, seed: tuple[int, ...], first: int = 0, stride: int = 1
+    ) -> Tensor:
+        """The intensity transforms alone, on a batch of size `size`; see `poses`.
+
+        Args:
+            image: (n, channels, *size) float32, normalised.
+            seed: of the batch; first and stride as for a call.
+            first: index of the first sample in the global batch.
+            stride: distance between the indices of this process.
+        """
+        from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+
+        changes = ComposeTransforms(self._randomised())
+        images = []
+        with _own_randomness():
+            for k in range(len(image)):
+                _seed(*seed, first + k * stride, 1)
+                picture = image[k].detach().to("cpu", torch.float32, copy=True)
+                images.append(changes(image=picture)["image"])
+        return torch.stack(images).to(image.device)
 
     @cached_property
     def _transforms(self) -> Any:
-        from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
-        from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
         from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
         from batchgeneratorsv2.transforms.utils.pseudo2d import (
             Convert2DTo3DTransform,
             Convert3DTo2DTransform,
         )
-        from batchgeneratorsv2.transforms.utils.random import RandomTransform
         from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
 
-        spatial = SpatialTransform(
+        moved = [self._spatial]
+        if self.is_flat:
+            moved = [Convert3DTo2DTransform(), self._spatial, Convert2DTo3DTransform()]
+        return ComposeTransforms(
+            [*moved, *self._randomised(), self._mirror, RemoveLabelTansform(-1, 0)]
+        )
+
+    @cached_property
+    def _spatial(self) -> Any:
+        from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
+
+        return SpatialTransform(
             self.size[1:] if self.is_flat else self.size,
             patch_center_dist_from_border=0,
             random_crop=False,
@@ -159,17 +225,18 @@ class Augmentation:
             border_mode_seg="constant",
             padding_value_seg=-1,
         )
-        moved = [spatial]
-        if self.is_flat:
-            moved = [Convert3DTo2DTransform(), spatial, Convert2DTo3DTransform()]
-        return ComposeTransforms(
-            [
-                *moved,
-                *(RandomTransform(change, apply_probability=p) for change, p in self._intensity()),
-                MirrorTransform(allowed_axes=tuple(range(len(self.size)))),
-                RemoveLabelTansform(-1, 0),
-            ]
-        )
+
+    @cached_property
+    def _mirror(self) -> Any:
+        from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
+
+        return MirrorTransform(allowed_axes=tuple(range(len(self.size))))
+
+    def _randomised(self) -> list[Any]:
+        """Intensity transforms in order, each applied with its probability."""
+        from batchgeneratorsv2.transforms.utils.random import RandomTransform
+
+        return [RandomTransform(change, apply_probability=p) for change, p in self._intensity()]
 
     def _intensity(self) -> list[tuple[Any, float]]:
         """Intensity transforms in order, with their probabilities."""
@@ -238,3 +305,19 @@ class Augmentation:
                 code="no-batchgenerators",
                 next_step="pip install 'kidseg[train]', or train with augment \"none\".",
             )
+
+
+@contextmanager
+def _own_randomness() -> Iterator[None]:
+    """Keep the global random states, from which the library draws, as they are outside."""
+    before = np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(devices=[]):
+        yield
+    np.random.set_state(before)  # noqa: NPY002
+
+
+def _seed(*words: int) -> None:
+    """Seed the global random states."""
+    word = int(np.random.SeedSequence(words).generate_state(1)[0])
+    np.random.seed(word)  # noqa: NPY002
+    torch.default_generator.manual_seed(word)

@@ -20,6 +20,7 @@ from kidseg.geometry import Grid, Volume, resample
 from kidseg.labels import Target
 
 __all__ = [
+    "Supervision",
     "coarsened",
     "crop_loss",
     "cross_entropy",
@@ -43,6 +44,7 @@ A pixel that a crop has cut off costs 27.6. The gradient is accurate for classes
 """
 
 Over = Literal["batch", "sample"]
+Supervision = Literal["paper", "normalised"]
 Grids = Grid | Sequence[Grid]
 
 
@@ -94,12 +96,16 @@ def crop_loss(crop: Tensor, target: Tensor, theta: Tensor, target_theta: Tensor)
     return loss
 
 
-def level_weights(count: int) -> list[float]:
-    """Weights for deep supervision: 1 / 2^level, finest level first, normalised to sum 1.
+def level_weights(count: int, supervision: Supervision = "normalised") -> list[float]:
+    """Weights for deep supervision: 1 / 2^level, finest level first.
 
-    Source: La Barbera et al., ISBI 2021, eq. 3, normalised as nnU-Net does.
+    Args:
+        count: number of levels.
+        supervision: "normalised" weights sum to 1; "paper": as they are.
+
+    Source: La Barbera et al., ISBI 2021, eq. 3; normalised as nnU-Net does.
     """
-    total = sum(0.5**level for level in range(count))
+    total = sum(0.5**level for level in range(count)) if supervision == "normalised" else 1.0
     return [0.5**level / total for level in range(count)]
 
 
@@ -269,12 +275,14 @@ def restored_segmentation_loss(
     valid: Tensor | None = None,
     class_weights: Tensor | None = None,
     over: Over = "batch",
+    supervision: Supervision = "normalised",
 ) -> Tensor:
     """`segmentation_loss` after the inverse warp, compared with the original labels.
 
     Each level is compared on the original grid, downsampled by the same factor as the level. If
     `grid` is the original grid, this equals `segmentation_loss`. Labels that a crop cuts off have
-    probability 0 and add to the loss.
+    probability 0 and add to the loss. With supervision "paper", each level is compared on the
+    complete original grid, and the weights do not sum to 1.
 
     Args:
         levels: logits on `grid`, finest first, as for `restored`.
@@ -285,6 +293,7 @@ def restored_segmentation_loss(
         valid: bool on the original grid: (slices, rows, columns), or (n, slices, rows, columns).
         class_weights: (classes,) for the cross entropy, only for exclusive classes.
         over: the sums in Dice.
+        supervision: resolution and weights of the levels; see `level_weights`.
 
     The gradient of a region's cross entropy vanishes if the network is wrong and its probability
     rounds to 1 in float32 (logits above 17).
@@ -298,6 +307,8 @@ def restored_segmentation_loss(
     for logits in levels:
         ratios = zip(stacked.shape[1:], logits.shape[2:], levels[0].shape[2:], strict=True)
         size = [max(1, round(side * new / finest)) for side, new, finest in ratios]
+        if supervision == "paper":
+            size = list(stacked.shape[1:])
         true = coarsened(stacked, size)
         true = true if target is None else encode(true, target)
         counted = None if valid is None else coarsened(valid, size)
@@ -308,7 +319,7 @@ def restored_segmentation_loss(
             of_truth = torch.where(true, found, 1.0 - found)
         log_loss = -torch.log(of_truth + MIN_PROBABILITY)
         losses.append(_loss(log_loss, found, true, counted, class_weights, over))
-    return _over_levels(losses)
+    return _over_levels(losses, supervision)
 
 
 def _exclusive(target: Target | None) -> bool:
@@ -397,6 +408,6 @@ def _weighted_mean(
     return (losses * weights).sum() / torch.where(total > 0, total, torch.ones_like(total))
 
 
-def _over_levels(losses: Sequence[Tensor]) -> Tensor:
-    pairs = zip(level_weights(len(losses)), losses, strict=True)
+def _over_levels(losses: Sequence[Tensor], supervision: Supervision = "normalised") -> Tensor:
+    pairs = zip(level_weights(len(losses), supervision), losses, strict=True)
     return torch.stack([weight * loss for weight, loss in pairs]).sum()

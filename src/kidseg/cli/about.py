@@ -31,6 +31,7 @@ def read_store(path: Path) -> dict[str, Any] | None:
     """
     if not path.is_dir() or (path / "model.safetensors").is_file():
         return None
+    from kidseg.cohort.stored import is_labelled
     from kidseg.store import is_store, open_store
 
     if not is_store(path):
@@ -47,7 +48,10 @@ def read_store(path: Path) -> dict[str, Any] | None:
         "channels": [channel.channel for channel in store.plan.channels],
         "cases": {
             "training": [case.id for case in store.cases if case.id in training],
-            "validation": [case.id for case in store.cases if case.id not in training],
+            "validation": [
+                case.id for case in store.cases if case.id not in training and is_labelled(case)
+            ],
+            "unlabelled": [case.id for case in store.cases if not is_labelled(case)],
         },
         "megabytes": round(sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) / 1e6, 1),
     }

@@ -22,6 +22,7 @@ __all__ = [
     "Overwrite",
     "Preset",
     "Quiet",
+    "Reference",
     "Repair",
     "Seed",
     "Series",
@@ -62,6 +63,10 @@ Start = Annotated[
 Tune = Annotated[
     str | None,
     typer.Option(help="With --from: all, decoder, ends, or patterns of parameter names."),
+]
+Reference = Annotated[
+    str | None,
+    typer.Option(help="Training case to whose pose and size 'homogenized' brings all others."),
 ]
 Cases = Annotated[list[str] | None, typer.Option("--case", help="Use only this case.")]
 Validation = Annotated[

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from kidseg.cohort.items import Drawn, SliceIndex
-from kidseg.cohort.stored import schema_of_store, subject_of, target_of_store
+from kidseg.cohort.stored import is_labelled, schema_of_store, subject_of, target_of_store
 from kidseg.cohort.subject import Material, Subject, adapt
 from kidseg.config import CohortConfig
 from kidseg.errors import Finding, InputError
@@ -35,6 +35,7 @@ class Cohort:
         plan: made from the training cases.
         config: settings of the cohort.
         findings: of the readers.
+        unlabelled: further training cases, for stages that need no labels.
     """
 
     training: tuple[Subject, ...]
@@ -44,6 +45,7 @@ class Cohort:
     plan: Plan
     config: CohortConfig
     findings: tuple[Finding, ...] = ()
+    unlabelled: tuple[Subject, ...] = ()
 
     @property
     def masks(self) -> list[Volume]:
@@ -114,7 +116,8 @@ def gather_cohort(
     material: Callable[[Plan], Material],
     start: Plan | None = None,
 ) -> Cohort:
-    """Load the cohort of a store: the cases its plan was made from train, the others validate.
+    """Load the cohort of a store: the cases its plan was made from train, the others validate, but
+    for those without labels.
 
     Voxels are memory-mapped and shared between processes. Whatever the store lacks (coarser pixels,
     masks) is computed here and held in memory.
@@ -141,9 +144,11 @@ def gather_cohort(
         stored = replace(stored, scalings=rescaled(stored.scalings, plan.channels))
         return adapt(stored, required, plan.channels, case.original)
 
+    others = [case for case in store.cases if case.id not in training]
     return Cohort(
         training=tuple(subject(case) for case in store.cases if case.id in training),
-        validation=tuple(subject(case) for case in store.cases if case.id not in training),
+        validation=tuple(subject(case) for case in others if is_labelled(case)),
+        unlabelled=tuple(subject(case) for case in others if not is_labelled(case)),
         schema=schema,
         target=_target(store, schema, config),
         plan=plan,

@@ -31,10 +31,18 @@ if TYPE_CHECKING:
     from kidseg.cases import Case, Dataset, LearnedLabels
     from kidseg.cases.reading import CaseVoxels
 
-__all__ = ["SubjectRecipe", "check_store", "schema_of_store", "subject_of", "target_of_store"]
+__all__ = [
+    "SubjectRecipe",
+    "check_store",
+    "is_labelled",
+    "schema_of_store",
+    "subject_of",
+    "target_of_store",
+]
 
 CONTENT = "subjects"
 
+_LABELLED = "labelled"
 _MOMENTS = ("centre_mm", "angle_rad", "radii_mm")
 
 
@@ -84,27 +92,32 @@ class SubjectRecipe:
         """Preprocess a case to arrays and plain data; `subject_of` restores it bit-identically."""
         from kidseg.cases import relabelled
 
-        assert voxels.labels is not None
+        known = voxels.labels
         subject = prepare(
             voxels.image,
             self.material,
             self.plan.channels,
             name=case.id,
-            labels=relabelled(voxels.labels, self.learned.new_from_old),
+            labels=None if known is None else relabelled(known, self.learned.new_from_old),
             ignore_label=self.learned.ignore,
         )
-        assert subject.labels is not None
         arrays = {}
         if subject.masks is not None:
             arrays["masks"] = subject.masks.data.numpy()
         if subject.ignore is not None:
             arrays["ignore"] = subject.ignore.data.numpy()
-        facts = {
+        facts: dict[str, Any] = {
             "masks_grid": None if subject.masks is None else grid_to_json(subject.masks.grid),
             "scalings": [asdict(scaling) for scaling in subject.scalings],
             "body": None if subject.body is None else _body_to_json(subject.body),
         }
-        return Prepared(image=subject.image, labels=subject.labels, arrays=arrays, facts=facts)
+        labels = subject.labels
+        if labels is None:
+            # Every case of a store has labels; a fact says that these are none.
+            shape = (1, *subject.image.grid.shape)
+            labels = Volume(torch.zeros(shape, dtype=torch.uint8), subject.image.grid)
+            facts[_LABELLED] = False
+        return Prepared(image=subject.image, labels=labels, arrays=arrays, facts=facts)
 
 
 def check_store(store: Store, material: Material, cyst: CystAs | None) -> None:
@@ -167,6 +180,11 @@ def target_of_store(store: Store) -> Target:
         return Target.from_dict(store.settings["target"])
 
 
+def is_labelled(case: StoredCase) -> bool:
+    """Whether the labels of a stored case are known."""
+    return bool(case.facts.get(_LABELLED, True))
+
+
 def subject_of(case: StoredCase) -> Subject:
     """The subject of a stored case; its voxels are memory-mapped, not read.
 
@@ -178,7 +196,7 @@ def subject_of(case: StoredCase) -> Subject:
 
 
 def _subject(case: StoredCase) -> Subject:
-    labels, body = case.labels, case.facts["body"]
+    labels, body = case.labels if is_labelled(case) else None, case.facts["body"]
     return Subject(
         id=case.id,
         image=case.image,
@@ -186,8 +204,9 @@ def _subject(case: StoredCase) -> Subject:
         body=None if body is None else _body_from_json(body),
         masks=None if not case.has("masks") else _masks_of(case),
         labels=labels,
-        ignore=Volume(case.array("ignore"), labels.grid) if case.has("ignore") else None,
-        counts=_counts(case),
+        ignore=Volume(case.array("ignore"), case.labels_grid) if case.has("ignore") else None,
+        counts=np.zeros((0, 256), dtype=np.int64) if labels is None else _counts(case),
+        age_years=case.age_years,
     )
 
 

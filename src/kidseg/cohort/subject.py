@@ -95,6 +95,7 @@ class Subject:
         ignore: (1, ...) bool, True for voxels to ignore; None if there are none.
         counts: (slices, 256) voxels of each label in each slice; computed from `labels` if not
             given.
+        age_years: of the patient, if known.
     """
 
     id: str
@@ -105,6 +106,7 @@ class Subject:
     labels: Volume | None = None
     ignore: Volume | None = None
     counts: np.ndarray = field(default_factory=lambda: np.zeros((0, 256), dtype=np.int64))
+    age_years: float | None = None
 
     def __post_init__(self) -> None:
         if self.labels is not None and not len(self.counts):
@@ -231,7 +233,7 @@ def adapt(
         labels=labels,
         ignore_label=ignore_label,
     )
-    return replace(prepared, scalings=subject.scalings)
+    return replace(prepared, scalings=subject.scalings, age_years=subject.age_years)
 
 
 def masks_on(subject: Subject, grid: Grid) -> Tensor:

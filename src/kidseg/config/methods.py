@@ -129,8 +129,8 @@ class PlainConfig(MethodConfig):
 
     view: ViewConfig = ViewConfig()
     """The base grid on which the network processes a scan."""
-    unet: UNetConfig = UNetConfig(size=128)
-    """The network; `view.size` must be a multiple of `unet.size / unet.bottleneck`."""
+    unet: UNetConfig = UNetConfig()
+    """The network; its depth follows `view.size`, unless `unet.size` is set."""
     reach: int = Field(default=0, ge=0)
     """Neighbouring slices on either side that are input channels, too (2.5D)."""
     segment: StageConfig = StageConfig(epochs=250, patience=50, batch_size=32)
@@ -146,6 +146,11 @@ class PlainConfig(MethodConfig):
     def _check_sides(self) -> PlainConfig:
         _check_input(self.view.size, self.unet)
         return self
+
+    @property
+    def network(self) -> UNetConfig:
+        """The network for its own input."""
+        return self.unet.sized(self.view.size)
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -216,7 +221,13 @@ class PoseConfig:
     the base grid (the paper's).
     """
     reference: str | None = None
-    """Id of the reference case. None: the medoid of the training cases."""
+    """Id of the reference case. None: the medoid of the training cases, among the half of the
+    patients in the middle of the ages, where ages are known.
+    """
+    unlabelled: bool = True
+    """Scans of the data set without labels (nnU-Net's imagesTs), if no cases are named, join the
+    training of the pose, which needs no labels.
+    """
     reference_mode: Literal["slice", "volume"] = "volume"
     """With "slice", all slices are compared with the reference's slice at kidney level; with
     "volume", with the slice at the same relative height in the labelled region.
@@ -243,6 +254,9 @@ class PoseConfig:
     teacher: float = Field(default=1.0, ge=0)
     """Weight of the distance to the best pose found by registration of the masks, for each training
     patient, added to the overlap losses. 0: overlap losses alone.
+    """
+    loss_scale: float = Field(default=1.0, gt=0)
+    """Factor of the overlap losses; with plain gradient descent, of its steps. The paper's is 100.
     """
     mirrored: bool = True
     """Also use flipped images: at random in training, both at inference."""
@@ -294,9 +308,9 @@ class HomogenizedConfig(MethodConfig):
     """The first spatial transformer: pose and size."""
     crop: CropConfig | None = None
     """The second spatial transformer: the square around kidneys and tumour. None: no crop."""
-    unet: UNetConfig = UNetConfig(size=128)
-    """The segmentation network; the side of its input is that of `crop.output`, or `view.size`
-    without a crop.
+    unet: UNetConfig = UNetConfig()
+    """The segmentation network; its depth follows its own input, `view.size` or what `crop.output`
+    makes of it, unless `unet.size` is set.
     """
     segment: StageConfig = StageConfig(epochs=250, patience=50, batch_size=32)
     """Training of the U-Net."""
@@ -310,8 +324,14 @@ class HomogenizedConfig(MethodConfig):
     """Grid of the loss: the "original" base grid after the inverse warp (the paper's), or the
     "network"'s input grid.
     """
+    supervision: Literal["paper", "normalised"] = "normalised"
+    """Deep supervision with loss_space "original": "paper", each level warped to the complete
+    original grid, with weights 1 / 2^level; or "normalised", each level on the original grid at its
+    own resolution, with weights that sum to 1 (nnU-Net's).
+    """
     augment: Literal["none", "nnunet", "style"] = "none"
-    """Augmentation of the U-Net's input, as for the method "plain"; requires loss_space "network".
+    """Augmentation of the U-Net's input, as for the method "plain"; with loss_space "original", the
+    inverse warp undoes it, too.
     """
     style: StyleConfig = StyleConfig()
     """Ranges of augment "style"."""
@@ -321,8 +341,8 @@ class HomogenizedConfig(MethodConfig):
         if self.view.size % self.divisor:
             raise ValueError(f"view.size must be a multiple of {self.divisor} for this crop")
         _check_input(self.view.size // self.divisor, self.unet)
-        if self.augment != "none" and self.loss_space == "original":
-            raise ValueError("augment requires loss_space 'network': it transforms the labels too")
+        if self.supervision == "paper" and self.loss_space == "network":
+            raise ValueError("supervision 'paper' requires loss_space 'original'")
         if self.schedule == "joint" and (
             self.pose.per == "volume" or (self.crop is not None and self.crop.per == "volume")
         ):
@@ -336,10 +356,24 @@ class HomogenizedConfig(MethodConfig):
         """`view.size` divided by the side of the U-Net's input."""
         return 1 if self.crop is None else self.crop.divisor
 
+    @property
+    def network(self) -> UNetConfig:
+        """The segmentation network for its own input."""
+        return self.unet.sized(self.view.size // self.divisor)
+
 
 def _check_input(side: int, unet: UNetConfig) -> None:
-    if side % unet.multiple:
-        raise ValueError(f"U-Net input must be a multiple of {unet.multiple} pixels, not {side}")
+    if unet.size is None and not unet.fits(side):
+        possible = [side >> n for n in range(1, side.bit_length()) if side % (1 << n) == 0]
+        near = min(possible, key=lambda n: abs(n - unet.bottleneck), default=None)
+        raise ValueError(
+            f"the U-Net's input has {side} pixels along each side, and halving that does not reach"
+            f" a bottleneck of {unet.bottleneck}; make the side {unet.bottleneck} times a power of"
+            " two" + (f", or set unet.bottleneck={near}" if near else "")
+        )
+    multiple = unet.sized(side).multiple
+    if side % multiple:
+        raise ValueError(f"U-Net input must be a multiple of {multiple} pixels, not {side}")
 
 
 _CONFIGS: tuple[type[MethodConfig], ...] = (HomogenizedConfig, PlainConfig, Plain3dConfig)

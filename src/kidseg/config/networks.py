@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -16,9 +17,9 @@ __all__ = ["LocalizerConfig", "UNetConfig"]
 class UNetConfig:
     """The segmentation network of the method "homogenized"."""
 
-    size: int = Field(default=512, ge=2)
-    """Pixels along each side of the training images; determines the depth. The network accepts any
-    image whose sides are multiples of `size / bottleneck`.
+    size: int | None = Field(default=None, ge=2)
+    """Side in pixels of the images that the depth is for. None: the side of the network's own
+    input. The network accepts any image whose sides are multiples of `size / bottleneck`.
     """
     bottleneck: int = Field(default=8, ge=1)
     """Side of the deepest level; halving `size` must reach it."""
@@ -34,27 +35,51 @@ class UNetConfig:
     """Side of the coarsest level with deep supervision."""
     head_kernel: Literal[1, 3] = 3
     """Kernel size of the output convolutions."""
+    head_norm: bool = False
+    """Batch norm after the output convolutions, before the softmax (the paper's)."""
     dimensions: Literal[2, 3] = 2
     """Dimensions of the network: 2 for slices, 3 for volumes."""
 
     @model_validator(mode="after")
     def _check_depth(self) -> UNetConfig:
-        if self.bottleneck << self.halvings != self.size or self.halvings < 1:
+        if self.size is not None and not self.fits(self.size):
             raise ValueError(
                 f"halving {self.size} pixels does not reach {self.bottleneck}; "
                 f"size must be {self.bottleneck} times a power of two"
             )
+        if self.head_norm and self.head_kernel != 3:
+            raise ValueError("head_norm requires head_kernel 3")
         return self
+
+    def fits(self, side: int) -> bool:
+        """Does halving images of this side reach the bottleneck, at least once?"""
+        ratio, rest = divmod(side, self.bottleneck)
+        return rest == 0 and ratio > 1 and ratio.bit_count() == 1
+
+    def sized(self, side: int) -> UNetConfig:
+        """The network for an input of this side: with `size`, if it is None."""
+        return self if self.size is not None else replace(self, size=side)
+
+    @property
+    def side(self) -> int:
+        """`size`; see `sized` where it is None.
+
+        Raises:
+            ValueError: it is None.
+        """
+        if self.size is None:
+            raise ValueError("the side of the U-Net's input is not known yet")
+        return self.size
 
     @property
     def halvings(self) -> int:
         """Levels below the finest: 4 for 128 pixels, 5 for 256, 6 for 512."""
-        return max(0, (self.size // self.bottleneck).bit_length() - 1)
+        return self.multiple.bit_length() - 1
 
     @property
     def multiple(self) -> int:
         """Sides of images must be multiples of this."""
-        return self.size // self.bottleneck
+        return self.side // self.bottleneck
 
     @property
     def supervised(self) -> int:
@@ -62,7 +87,7 @@ class UNetConfig:
 
         At most the level above the bottleneck; 0, only the finest, for small images.
         """
-        sides = [self.size >> level for level in range(self.halvings)]
+        sides = [self.side >> level for level in range(self.halvings)]
         return max(0, sum(side >= self.supervised_to for side in sides) - 1)
 
 

@@ -52,7 +52,7 @@ class Plain:
     ) -> Self:
         """See `Method.build`."""
         channels = len(plan.channels) * (2 * config.reach + 1)
-        net = build(config.unet, channels, target.outputs, seed=seed)
+        net = build(config.network, channels, target.outputs, seed=seed)
         return cls(config, target, plan, {"segment": net.to(device.torch)}, device)
 
     def stages(self, cohort: Cohort) -> Iterator[Stage]:
@@ -98,7 +98,7 @@ class Plain:
         )
 
     def _frame(self, subject: Subject) -> Frame:
-        return frame(subject, self.config.view, self.plan, self.config.unet.multiple)
+        return frame(subject, self.config.view, self.plan, self.config.network.multiple)
 
     @property
     def facts(self) -> Mapping[str, Any]:

@@ -15,10 +15,10 @@ from kidseg.cohort.items import Drawn, draw, steps_per_epoch
 from kidseg.config import HomogenizedConfig, PlainConfig, StageConfig, StyleConfig
 from kidseg.distributed import all_gather, shared_map
 from kidseg.errors import UsageError
-from kidseg.geometry import Grid, Slices, Volume
+from kidseg.geometry import Grid, Slices, Volume, posed
 from kidseg.intensity import Scaling, as_input
 from kidseg.labels import Target
-from kidseg.losses import restored_segmentation_loss, segmentation_loss
+from kidseg.losses import Supervision, restored_segmentation_loss, segmentation_loss
 from kidseg.methods.mining import HardSlices
 from kidseg.pipeline import Planes, Progress, Region, restore
 from kidseg.plan import Plan
@@ -43,11 +43,13 @@ class StageGrids:
         validation: input grids of the network for the validation cases.
         original: grids of the training cases on which the loss is computed, after the inverse warp;
             None computes it on the input grids.
+        supervision: of the loss on the original grids; see `restored_segmentation_loss`.
     """
 
     training: Sequence[Grid]
     validation: Sequence[Grid]
     original: Sequence[Grid] | None = None
+    supervision: Supervision = "normalised"
 
 
 def augmentation_of(
@@ -95,7 +97,7 @@ def segmentation_stage(
         grids: of each case.
         target: meaning of the network's output channels.
         view: (scalings of one or all slices) -> view of the network.
-        augmentation: of the network's input; not together with `grids.original`.
+        augmentation: of the network's input; with `grids.original`, the inverse warp undoes it.
 
     The score is the mean Dice per patient, computed on the slices of the stored scans.
     """
@@ -108,18 +110,24 @@ def segmentation_stage(
     def batch(step: TrainStep) -> _SliceBatch:
         drawn = draw(cohort.index, step, config.batch_size, hard.rows)
         grid = drawn_grid(slicewise, drawn)
-        names, scalings = cohort.names(drawn), cohort.scalings(drawn)
+        names = cohort.names(drawn)
+        base = None if original is None else drawn_grid(original, drawn)
         if augmentation is not None:
             if isinstance(augmentation, StyleConfig):
-                image, reference = _restyled(cohort, view, drawn, grid, augmentation, step)
-            else:
+                image, grid, reference = _restyled(cohort, view, drawn, grid, augmentation, step)
+            elif base is None:
                 image, reference = _augmented(cohort, view, drawn, grid, augmentation, step)
+            else:
+                image, grid = _posed(cohort, view, drawn, grid, augmentation, step)
+            if base is not None:
+                reference = drawn_labels(cohort.training, drawn, base)
             return _SliceBatch(names=names, image=image, grid=grid, reference=reference)
-        images = Slices.of([case.image for case in cohort.training], drawn, reach=reach)
-        label_grid = grid if original is None else drawn_grid(original, drawn)
-        reference = drawn_labels(cohort.training, drawn, label_grid)
         return _SliceBatch(
-            names=names, image=images, grid=grid, reference=reference, scalings=scalings
+            names=names,
+            image=Slices.of([case.image for case in cohort.training], drawn, reach=reach),
+            grid=grid,
+            reference=drawn_labels(cohort.training, drawn, grid if base is None else base),
+            scalings=cohort.scalings(drawn),
         )
 
     def loss(called: nn.Module, batch: _SliceBatch) -> dict[str, Tensor]:
@@ -129,7 +137,8 @@ def segmentation_stage(
         levels = called(image.contiguous(memory_format=torch.channels_last))
         reference = batch.reference
         if original is not None:
-            return {"loss": gathered_restored_loss(levels, batch.grid, reference, target)}
+            value = gathered_restored_loss(levels, batch.grid, reference, target, grids.supervision)
+            return {"loss": value}
         labels, valid = all_gather(reference.labels.data[0]), reference.valid
         valid = None if valid is None else all_gather(valid)
         levels = [all_gather(level) for level in levels]
@@ -194,14 +203,20 @@ class _SliceBatch:
 
 
 def gathered_restored_loss(
-    levels: Sequence[Tensor], grid: Grid, reference: Labelled, target: Target
+    levels: Sequence[Tensor],
+    grid: Grid,
+    reference: Labelled,
+    target: Target,
+    supervision: Supervision = "normalised",
 ) -> Tensor:
     """`restored_segmentation_loss` of the global batch, gathered from all processes."""
     input_grid, original = _gathered_grid(grid), _gathered_grid(reference.labels.grid)
     labels = Volume(all_gather(reference.labels.data[0])[None], original)
     valid = None if reference.valid is None else all_gather(reference.valid)
     levels = [all_gather(level) for level in levels]
-    return restored_segmentation_loss(levels, input_grid, labels, target=target, valid=valid)
+    return restored_segmentation_loss(
+        levels, input_grid, labels, target=target, valid=valid, supervision=supervision
+    )
 
 
 def _gathered_grid(grid: Grid) -> Grid:
@@ -237,6 +252,23 @@ def _augmented(
     return image, Labelled(labels=Volume(masks[:, 0][None], grid), valid=valid)
 
 
+def _posed(
+    cohort: Cohort,
+    view: Callable[[Sequence[Sequence[Scaling]]], Planes],
+    drawn: Drawn,
+    grid: Grid,
+    augmentation: Augmentation,
+    step: TrainStep,
+) -> tuple[Tensor, Grid]:
+    """Augment by posing the grid, on which the image is sampled, and by its appearance."""
+    words, share = (step.seed, step.epoch, step.step), {"first": step.rank, "stride": step.world}
+    angle_rad, scale = augmentation.poses(len(drawn), seed=words, **share)
+    grid = posed(grid, angle_rad=angle_rad, scale=scale)
+    images = Slices.of([case.image for case in cohort.training], drawn, reach=view(()).reach)
+    image = view(cohort.scalings(drawn)).image(images, grid)
+    return augmentation.appearance(image, seed=words, **share), grid
+
+
 def _restyled(
     cohort: Cohort,
     view: Callable[[Sequence[Sequence[Scaling]]], Planes],
@@ -244,7 +276,7 @@ def _restyled(
     grid: Grid,
     config: StyleConfig,
     step: TrainStep,
-) -> tuple[Tensor, Labelled]:
+) -> tuple[Tensor, Grid, Labelled]:
     """Sample image and labels in a random pose; change the appearance in HU, then normalise."""
     style = draw_styles(config, step, len(drawn), len(cohort.schema.labels))
     grid = styled_grid(grid, style)
@@ -253,4 +285,5 @@ def _restyled(
     reference = drawn_labels(cohort.training, drawn, grid)
     hu = restyled(planes.sample(images, grid), reference.labels.data[0], style)
     count = 2 * planes.reach + 1
-    return as_input(hu, [tuple(each) * count for each in planes.scalings]), reference
+    image = as_input(hu, [tuple(each) * count for each in planes.scalings])
+    return image, grid, reference

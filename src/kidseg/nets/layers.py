@@ -41,6 +41,7 @@ class Block(nn.Module):
         outputs: output channels.
         resize: "keep" has stride 1, "halve" stride 2, "double" is a transposed convolution with
             stride 2. Halving an odd side rounds up.
+        activate: False leaves out the ReLU.
     """
 
     def __init__(
@@ -49,6 +50,8 @@ class Block(nn.Module):
         inputs: int,
         outputs: int,
         resize: Literal["keep", "halve", "double"] = "keep",
+        *,
+        activate: bool = True,
     ) -> None:
         super().__init__()
         if resize == "double":
@@ -61,7 +64,7 @@ class Block(nn.Module):
                 inputs, outputs, 3, stride=stride, padding=1, bias=False
             )
         self.norm: nn.Module = _BATCH_NORM[dimensions](outputs)
-        self.activation = nn.ReLU(inplace=True)
+        self.activation: nn.Module = nn.ReLU(inplace=True) if activate else nn.Identity()
         for weight in self.convolution.parameters():
             nn.init.kaiming_normal_(weight, nonlinearity="relu")
 

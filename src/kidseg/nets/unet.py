@@ -37,7 +37,7 @@ class UNet(nn.Module):
         depth, dims = config.halvings, config.dimensions
         width = [min(config.features << level, config.max_features) for level in range(depth + 1)]
         min_size = 1 if config.skips == "all" else config.skips
-        self.joined = tuple(config.size >> level >= min_size for level in range(depth))
+        self.joined = tuple(config.side >> level >= min_size for level in range(depth))
         self.multiple = (1 << depth,) * dims
 
         entering = [in_channels, *width[1:]]
@@ -51,7 +51,9 @@ class UNet(nn.Module):
             Block(dims, width[k] * (2 if self.joined[k] else 1), width[k]) for k in range(depth)
         )
         self.heads = nn.ModuleList(
-            convolution(dims, width[k], out_channels, config.head_kernel)
+            Block(dims, width[k], out_channels, activate=False)
+            if config.head_norm
+            else convolution(dims, width[k], out_channels, config.head_kernel)
             for k in range(config.supervised + 1)
         )
 

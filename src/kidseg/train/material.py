@@ -7,7 +7,8 @@ machines without scan readers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,11 +17,11 @@ from typing import Any
 from kidseg.cases import Case, Dataset, count_cyst, learned_labels, open_dataset
 from kidseg.cases.same_images import check_apart, check_patients
 from kidseg.cohort.cohort import check_selection
-from kidseg.cohort.stored import SubjectRecipe, check_store
+from kidseg.cohort.stored import SubjectRecipe, check_store, is_labelled
 from kidseg.cohort.subject import Material
 from kidseg.config import CohortConfig
 from kidseg.distributed import first_alone, rank
-from kidseg.errors import InputError, UsageError
+from kidseg.errors import InputError, KidsegWarning, UsageError
 from kidseg.io.content import joint_sha256, sha256_of
 from kidseg.io.output import check_output_folder
 from kidseg.plan import Plan, fingerprint, plan
@@ -57,6 +58,8 @@ class Request:
         cohort: of the method's settings.
         plan: of the model to fine-tune; None: planned from the training cases.
         on_progress: called with the progress.
+        reference: id of a case that must train; None: none.
+        unlabelled: whether cases without labels are used.
     """
 
     setup: Setup
@@ -64,17 +67,37 @@ class Request:
     cohort: CohortConfig
     plan: Plan | None
     on_progress: Progress
+    reference: str | None = None
+    unlabelled: bool = False
 
     @classmethod
     def of(cls, setup: Setup, resolved: ResolvedSetup, progress: Progress | None) -> Request:
         """The request for a resolved setup."""
+        pose = getattr(resolved.config, "pose", None)
         return cls(
             setup=setup,
             material=partial(resolved.method.material, resolved.config),
             cohort=resolved.config.cohort,
             plan=resolved.plan,
             on_progress=progress or (lambda *_: None),
+            # The reference of a model to fine-tune may be a case of another data set.
+            reference=None if pose is None or resolved.start is not None else pose.reference,
+            unlabelled=pose is not None and pose.unlabelled and setup.cases is None,
         )
+
+    def check_reference(self, training: Sequence[str], path: Path) -> None:
+        """Check that the reference is a training case.
+
+        Raises:
+            UsageError: "unknown-case".
+        """
+        if self.reference is not None and self.reference not in training:
+            raise UsageError(
+                f"the reference '{self.reference}' is not among the training cases",
+                path=path,
+                code="unknown-case",
+                next_step="Name a training case as the reference, or leave it out.",
+            )
 
 
 def make_store(
@@ -163,6 +186,7 @@ def training_store(
                 raise other_cases(out)
         else:
             _check_split(request, used, source)
+            request.check_reference(used.training, source)
             if rank() == 0:
                 record(used, store.plan)
         return store, used
@@ -171,7 +195,7 @@ def training_store(
             data = open_dataset(source)
             if resume:
                 used = recorded_cases(out)
-                if set(used.sha256) - set(data.by_id) or _hashed(data, used) != used:
+                if set(used.sha256) - set(_every_case(data)) or _hashed(data, used) != used:
                     raise other_cases(out)
                 planned = recorded_plan(out)
             else:
@@ -192,7 +216,8 @@ def cases_of_store(store: Store) -> Cases:
             format of its files.
     """
     training = set(store.plan.training)
-    validation = tuple(case.id for case in store.cases if case.id not in training)
+    others = [case for case in store.cases if case.id not in training]
+    validation = tuple(case.id for case in others if is_labelled(case))
     images = {case.id: case.image_sha256 for case in store.cases}
     check_apart(images, store.plan.training, validation, store.path)
     check_patients(images, {case.id: case.patient for case in store.cases}, store.path)
@@ -200,12 +225,14 @@ def cases_of_store(store: Store) -> Cases:
         training=store.plan.training,
         validation=validation,
         sha256={case.id: joint_sha256(s.sha256 for s in case.sources) for case in store.cases},
+        unlabelled=tuple(case.id for case in others if not is_labelled(case)),
     )
 
 
 def _select_cases(data: Dataset, request: Request) -> Cases:
     training, held_out = split_cases(data, request)
-    return _hashed(data, Cases(training=training, validation=held_out, sha256={}))
+    used = _hashed(data, Cases(training=training, validation=held_out, sha256={}))
+    return _with_unlabelled(data, used) if request.unlabelled else used
 
 
 def _hashed(data: Dataset, used: Cases) -> Cases:
@@ -214,16 +241,47 @@ def _hashed(data: Dataset, used: Cases) -> Cases:
     Raises:
         InputError: "same-image": in training and validation, or of two patients.
     """
-    names = (*used.training, *used.validation)
-    digests = {name: _digests(data.by_id[name]) for name in names}
+    known = _every_case(data)
+    names = (*used.training, *used.validation, *used.unlabelled)
+    digests = {name: _digests(known[name]) for name in names}
     images = {name: image for name, (image, _) in digests.items()}
-    check_apart(images, used.training, used.validation, data.root)
-    check_patients(images, {name: data.by_id[name].patient for name in names}, data.root)
+    check_apart(images, (*used.training, *used.unlabelled), used.validation, data.root)
+    check_patients(images, {name: known[name].patient for name in names}, data.root)
     return replace(used, sha256={name: joint for name, (_, joint) in digests.items()})
 
 
+def _with_unlabelled(data: Dataset, used: Cases) -> Cases:
+    """Add the cases without labels; those that a labelled case may be are left out, with a warning.
+
+    They are left out if a labelled case has the same id, image or patient.
+    """
+    if not data.unlabelled:
+        return used
+    patients = {case.patient for case in data.cases}
+    images = {_digests(case)[0] for case in data.cases}
+    new = {}
+    for case in data.unlabelled:
+        image, joint = _digests(case)
+        if case.id not in data.by_id and case.patient not in patients and image not in images:
+            new[case.id] = joint
+            images.add(image)
+    if left := len(data.unlabelled) - len(new):
+        warnings.warn(
+            f"{left} of {len(data.unlabelled)} scans without labels are not used: each has the id,"
+            " the image or the patient of another case",
+            KidsegWarning,
+            stacklevel=2,
+        )
+    return replace(used, sha256={**used.sha256, **new}, unlabelled=tuple(new))
+
+
+def _every_case(data: Dataset) -> Mapping[str, Case]:
+    """All cases by id; of two with the same id, the labelled one."""
+    return {**{case.id: case for case in data.unlabelled}, **data.by_id}
+
+
 def split_cases(data: Dataset, request: Request) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The ids of the training and validation cases of a request.
+    """The ids of the training and validation cases of a request; the reference trains.
 
     Raises:
         UsageError: "unknown-case"; "bad-split": a patient would be in both parts, or one is empty.
@@ -240,8 +298,12 @@ def split_cases(data: Dataset, request: Request) -> tuple[tuple[str, ...], tuple
     selected = [case for case in data.cases if cases is None or case.id in cases]
     if validation is None:
         share = request.cohort.validation_share
-        parts = holdout(selected, test_fraction=share, seed=request.setup.seed or 0)
-        training, held_out = parts.train, parts.test
+        reference = known.get(request.reference or "")
+        kept = [case for case in selected if reference and case.patient == reference.patient]
+        drawn = [case for case in selected if case not in kept]
+        parts = holdout(drawn, test_fraction=share, seed=request.setup.seed or 0)
+        training = tuple(sorted((*parts.train, *(case.id for case in kept))))
+        held_out = parts.test
     else:
         held_out = tuple(sorted(validation))
         training = tuple(case.id for case in selected if case.id not in held_out)
@@ -253,6 +315,7 @@ def split_cases(data: Dataset, request: Request) -> tuple[tuple[str, ...], tuple
             else "training and validation need at least one case each"
         )
         raise UsageError(cause, path=data.root, code="bad-split")
+    request.check_reference(training, data.root)
     return training, held_out
 
 
@@ -295,8 +358,9 @@ def _check_ct(data: Dataset, material: Material) -> None:
 
 
 def _build(data: Dataset, used: Cases, planned: Plan, path: Path, request: Request) -> Store:
-    names = (*used.training, *used.validation)
-    selected = replace(data, cases=tuple(data.by_id[name] for name in names))
+    known = _every_case(data)
+    names = (*used.training, *used.validation, *used.unlabelled)
+    selected = replace(data, cases=tuple(known[name] for name in names))
     return build_store(
         selected,
         planned,

@@ -11,7 +11,7 @@ from kidseg.config import dump
 from kidseg.errors import UsageError
 from kidseg.io.output import check_output_folder
 from kidseg.store import is_store, open_store
-from kidseg.train.material import Request, split_cases
+from kidseg.train.material import Request, cases_of_store, split_cases
 from kidseg.train.record import RECORD, read_record, resumed_setup
 from kidseg.train.resuming import LOG
 from kidseg.train.setup import Setup, resolve
@@ -36,14 +36,15 @@ def preview(dataset: str | Path, setup: Setup | None = None) -> dict[str, Any]:
     setup, path = setup or Setup(), Path(dataset)
     resolved = resolve(setup)
     check_tune(resolved.method, resolved.config, resolved.plan, setup.tune or "all")
+    request = Request.of(setup, resolved, None)
     if is_store(path):
         store = open_store(path, verify=False)
-        known = set(store.plan.training)
-        training = store.plan.training
-        validation = tuple(case.id for case in store.cases if case.id not in known)
+        used = cases_of_store(store)
+        training, validation = used.training, used.validation
+        request.check_reference(training, path)
     else:
         data, cohort = open_dataset(path), resolved.config.cohort
-        training, validation = split_cases(data, Request.of(setup, resolved, None))
+        training, validation = split_cases(data, request)
         check_selection(learned_labels(data, cohort.cyst).schema, cohort, data.root)
     return {
         "method": resolved.method.name,

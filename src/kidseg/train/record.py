@@ -28,7 +28,7 @@ from kidseg.io.atomic import write_json, writing
 from kidseg.io.content import sha256_of
 from kidseg.plan import Plan
 from kidseg.records import SEAL, SEALED, checked, digest_of, parsed, read_file, sealed, unsealed
-from kidseg.train.setup import ResolvedSetup, Setup
+from kidseg.train.setup import ResolvedSetup, Setup, overrides_of
 
 __all__ = ["RECORD", "START", "Cases", "RunRecord", "read_record", "resumed_setup", "write_record"]
 
@@ -45,13 +45,21 @@ _AFRESH = "Restore the file, or train from the start with --overwrite."
 
 @dataclass(frozen=True, kw_only=True)
 class Cases:
-    """The training and validation cases of a run, and the hashes of their files."""
+    """The training and validation cases of a run, and the hashes of their files.
+
+    Attributes:
+        training: ids.
+        validation: ids.
+        sha256: of the files of each case.
+        unlabelled: ids of the cases without labels that train what needs none.
+    """
 
     __pydantic_config__: ClassVar[ConfigDict] = SEALED
 
     training: tuple[str, ...]
     validation: tuple[str, ...]
     sha256: Mapping[str, str]
+    unlabelled: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -211,6 +219,7 @@ def resumed_setup(out: Path, record: RunRecord, given: Setup) -> Setup:
         preset=record.preset,
         config_file=out / CONFIG,
         overrides=(),
+        reference=None,
         start=None if record.start is None else out / START,
         tune=None if record.start is None else record.tune,
         seed=record.seed,
@@ -221,12 +230,13 @@ def resumed_setup(out: Path, record: RunRecord, given: Setup) -> Setup:
 
 def _check_settings(out: Path, record: RunRecord, given: Setup) -> None:
     """Check that the file and the overrides, laid over the settings of the run, change nothing."""
-    if given.config_file is None and not given.overrides:
+    overrides = overrides_of(given, record.method)
+    if given.config_file is None and not overrides:
         return
     kind = METHODS[record.method]
     recorded = asdict(load(kind, file=out / CONFIG))
     base = tomllib.loads((out / CONFIG).read_text())
-    wanted = asdict(load(kind, base=base, file=given.config_file, overrides=given.overrides))
+    wanted = asdict(load(kind, base=base, file=given.config_file, overrides=overrides))
     was, now = _flat(recorded), _flat(wanted)
     for name in {**was, **now}:
         if was.get(name) != now.get(name):

@@ -158,6 +158,7 @@ def train(
             "cases": {
                 "training": list(used.training),
                 "validation": list(used.validation),
+                "unlabelled": list(used.unlabelled),
                 "training_slices": len(cohort.index),
             },
             "start": _start_summary(resolved, setup, loaded),

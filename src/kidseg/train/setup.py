@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,14 @@ from kidseg.methods import Method, method_named
 from kidseg.model_file import find_model
 from kidseg.plan import Plan
 
-__all__ = ["ResolvedSetup", "Setup", "check_start", "plan_from_model", "resolve"]
+__all__ = [
+    "ResolvedSetup",
+    "Setup",
+    "check_start",
+    "overrides_of",
+    "plan_from_model",
+    "resolve",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +41,8 @@ class Setup:
         tune: parameters to train: "all", "decoder", "ends" (the first two blocks of the encoder and
             the last two of the decoder), or comma-separated glob patterns of parameter names
             ("segment.decode.*"); None: "all".
+        reference: id of the training case to whose pose and size the others are brought, for
+            methods with a reference; None: that of the settings.
         cases: ids of the only cases to train and validate on; None: all labelled cases, or the
             store's.
         validation: ids of the validation cases; None: a stratified share of the patients, or the
@@ -47,6 +57,7 @@ class Setup:
     overrides: Sequence[str] = ()
     start: Path | None = None
     tune: str | None = None
+    reference: str | None = None
     cases: Sequence[str] | None = None
     validation: Sequence[str] | None = None
     seed: int | None = None
@@ -78,8 +89,9 @@ def resolve(setup: Setup) -> ResolvedSetup:
     """Resolve the settings of a setup and load its start model.
 
     Raises:
-        UsageError: "other-method": the model has another method;
-            "tune-without-model"; see `method_named`, `preset` and `load`.
+        UsageError: "other-method": the model has another method; "tune-without-model";
+            "reference-of-model": the model keeps its reference; see `overrides_of`,
+            `method_named`, `preset` and `load`.
         InputError: see `load`.
         ModelError: see `load_model`; "damaged-model".
     """
@@ -105,7 +117,7 @@ def resolve(setup: Setup) -> ResolvedSetup:
         )
     try:
         plan = Plan.from_dict(model.header["plan"], setup.start)
-        base = dict(model.header["config"])
+        base = _pinned(name, dict(model.header["config"]))
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(
             f"the header is invalid: {error}", path=setup.start, code="damaged-model"
@@ -113,6 +125,14 @@ def resolve(setup: Setup) -> ResolvedSetup:
     if setup.preset is not None:
         base = _merge(base, preset(setup.preset, name))
     config = _load_config(name, setup, base)
+    known = base.get("pose", {}).get("reference")
+    if hasattr(config, "pose") and config.pose.reference != known:
+        raise UsageError(
+            "the model keeps its reference patient, on which its networks are trained",
+            path=setup.start,
+            code="reference-of-model",
+            next_step="Leave out the reference, or train without --from.",
+        )
     return ResolvedSetup(method=method_named(name), config=config, start=model, plan=plan)
 
 
@@ -131,6 +151,24 @@ def _one_model(model: Model, setup: Setup) -> Model:
             stacklevel=3,
         )
     return members[number]
+
+
+def overrides_of(setup: Setup, method: str) -> tuple[str, ...]:
+    """The overrides of a setup, with its reference.
+
+    Raises:
+        UsageError: "no-reference": the method has none.
+    """
+    if setup.reference is None:
+        return tuple(setup.overrides)
+    if all(field.name != "pose" for field in fields(METHODS[method])):
+        raise UsageError(
+            f"method '{method}' has no reference patient",
+            code="no-reference",
+            next_step="Leave out the reference, or train with method 'homogenized'.",
+        )
+    name = json.dumps(setup.reference, ensure_ascii=False)
+    return (*setup.overrides, f"pose.reference={name}")
 
 
 def plan_from_model(
@@ -187,7 +225,14 @@ def check_start(start: Plan, channels: Sequence[str], labels: Mapping[int, str])
 def _load_config(name: str, setup: Setup, base: dict[str, Any] | None) -> Any:
     if name not in METHODS:
         method_named(name)
-    return load(METHODS[name], base=base, file=setup.config_file, overrides=setup.overrides)
+    overrides = overrides_of(setup, name)
+    return load(METHODS[name], base=base, file=setup.config_file, overrides=overrides)
+
+
+def _pinned(name: str, base: dict[str, Any]) -> dict[str, Any]:
+    """A model's settings with the size of its U-Net, so that no other setting changes its depth."""
+    network = getattr(load(METHODS[name], base=base), "network", None)
+    return base if network is None else _merge(base, {"unet": {"size": network.size}})
 
 
 def _merge(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:

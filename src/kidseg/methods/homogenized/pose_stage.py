@@ -19,7 +19,7 @@ from kidseg.distributed import shared_map
 from kidseg.geometry import Field, Grid, Slices, Volume, in_plane_pose
 from kidseg.intensity import AIR_HU
 from kidseg.losses import soft_dice
-from kidseg.methods.homogenized.reference import Reference, start_grid
+from kidseg.methods.homogenized.reference import Reference, matched_levels, start_grid
 from kidseg.methods.homogenized.registration import (
     agreement,
     best_agreement,
@@ -110,17 +110,24 @@ class PoseTransformer:
     def stage(self, cohort: Cohort) -> Stage:
         """The stage that trains the pose on the overlap of masks with the reference's.
 
-        Labels are used only to match slices with the reference's and to draw the batches. The score
+        Labels are used only to match slices with the reference's and to draw the batches;
+        unlabelled cases train, too. The score
         is the mean agreement over validation slices, averaged over patients, as in inference;
         "kept" the share of the patients whose pose is not their start.
         """
+        if self.config.unlabelled:
+            cohort = replace(cohort, training=(*cohort.training, *cohort.unlabelled))
         starts = [self.start(subject) for subject in cohort.training]
+        levels = [
+            matched_levels(subject, start, self.config, self.reference)
+            for subject, start in zip(cohort.training, starts, strict=True)
+        ]
         targets: list[Grid] | None = None
         if self.config.teacher:
             targets = register(cohort.training, starts, self.config, self.reference)
 
         def batch(step: TrainStep) -> _PoseBatch:
-            return self._batch(cohort, starts, targets, step)
+            return self._batch(cohort, starts, levels, targets, step)
 
         def validate() -> dict[str, float]:
             cases = shared_map(self._case_metrics, cohort.validation)
@@ -142,6 +149,7 @@ class PoseTransformer:
         self,
         cohort: Cohort,
         starts: Sequence[Grid],
+        levels: Sequence[Sequence[int]],
         targets: Sequence[Grid] | None,
         step: TrainStep,
     ) -> _PoseBatch:
@@ -162,7 +170,7 @@ class PoseTransformer:
             ),
             masks=Slices.of(masks, drawn),
             flipped=(uniform[:, 9] > 0) & config.mirrored,
-            levels=tuple(self.reference.level(cohort.training[case], k) for case, k in drawn),
+            levels=tuple(levels[case][k] for case, k in drawn),
             targets=None if targets is None else drawn_grid(targets, drawn),
         )
 
@@ -172,7 +180,8 @@ class PoseTransformer:
         outputs = _unflip(outputs_of(called, view), batch.flipped)
         pose = pose_from(outputs, config.localizer)
         moved = masks_on(batch.masks, pose_grid(start, pose), self.masks)
-        loss = 1.0 - agreement(moved, self.reference.targets(batch.levels), config).mean()
+        overlaps = agreement(moved, self.reference.targets(batch.levels), config)
+        loss = config.loss_scale * (1.0 - overlaps.mean())
         if batch.targets is None:
             return {"loss": loss}
         distance = _distance(pose, batch.targets, start)
@@ -209,7 +218,7 @@ class _PoseBatch:
             grid may be jittered.
         masks: complete masks for the loss, also outside the field of view.
         flipped: (n,) bool: whether the network's input is flipped.
-        levels: matching levels of the reference.
+        levels: matching levels of the reference; see `matched_levels`.
         targets: grids found by registration, if they supervise the network.
     """
 
@@ -233,15 +242,15 @@ def register(
     start grid if no better pose is found.
 
     Args:
-        subjects: patients; their labels determine the relative heights.
+        subjects: patients; see `matched_levels`.
         starts: initial grid of each, slice-wise.
         config: of the pose.
         reference: set to a patient.
     """
-    targets = [
-        reference.targets([reference.level(subject, k) for k in registration_slices(subject)])
-        for subject in subjects
-    ]
+    targets = []
+    for subject, start in zip(subjects, starts, strict=True):
+        levels = matched_levels(subject, start, config, reference)
+        targets.append(reference.targets([levels[k] for k in registration_slices(subject)]))
 
     def loss(masks: Tensor, target: Tensor) -> Tensor:
         return 1.0 - agreement(masks, target, config)

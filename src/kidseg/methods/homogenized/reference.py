@@ -13,10 +13,10 @@ from kidseg.config import PoseConfig
 from kidseg.errors import UsageError
 from kidseg.geometry import Grid, resample
 from kidseg.losses import soft_dice
-from kidseg.methods.homogenized.registration import upright
-from kidseg.methods.homogenized.scene import MASKS
+from kidseg.methods.homogenized.registration import best_levels, upright
+from kidseg.methods.homogenized.scene import MASKS, masks_on
 
-__all__ = ["Reference", "choose_reference", "medoid", "start_grid"]
+__all__ = ["Reference", "choose_reference", "matched_levels", "medoid", "start_grid"]
 
 # Margin of the reference volume below and above the labelled region, as a fraction of its height.
 _MARGIN = 0.5
@@ -130,6 +130,29 @@ def start_grid(subject: Subject, base: Grid, config: PoseConfig, reference: Refe
     return grid.slicewise()
 
 
+@torch.no_grad()
+def matched_levels(
+    subject: Subject, start: Grid, config: PoseConfig, reference: Reference
+) -> list[int]:
+    """The level of the reference with which each slice of a patient is compared in training.
+
+    That at the same relative height in the labelled region; without labels, that with which the
+    slice agrees best on the start grid.
+
+    Args:
+        subject: a patient.
+        start: its grid before the pose, slice-wise.
+        config: of the pose.
+        reference: set to a patient.
+    """
+    if subject.labels is not None:
+        return [reference.level(subject, k) for k in range(subject.slices)]
+    side, known = config.localizer.size, reference.targets(range(len(reference.masks)))
+    assert subject.masks is not None
+    own = masks_on(subject.masks, start.resized((start.shape[0], side, side)), known.shape[1])
+    return best_levels(own.to(known.device), known, config)
+
+
 def _along_axis(body: Body) -> Moments:
     """Moments per slice: angle and radii of the volume, centred on the body's axis.
 
@@ -150,8 +173,20 @@ def _along_axis(body: Body) -> Moments:
     )
 
 
-def medoid(subjects: Sequence[Subject], bases: Sequence[Grid], size: int = 64) -> int:
-    """Index of the patient with the largest mean overlap of the centred bodies at kidney level."""
+def medoid(
+    subjects: Sequence[Subject],
+    bases: Sequence[Grid],
+    size: int = 64,
+    among: Sequence[int] | None = None,
+) -> int:
+    """Index of the patient with the largest mean overlap of the centred bodies at kidney level.
+
+    Args:
+        subjects: patients.
+        bases: their base grids.
+        size: pixels along each side on which bodies are compared.
+        among: indices of the patients to choose from; None: all.
+    """
     masks = []
     for subject, base in zip(subjects, bases, strict=True):
         k = subject.fullest
@@ -160,17 +195,34 @@ def medoid(subjects: Sequence[Subject], bases: Sequence[Grid], size: int = 64) -
         masks.append(resample(subject.masks.slices(k, k + 1), grid).data[:1, 0] / 255.0)
     stacked = torch.stack(masks).cpu()
     scores = [float(soft_dice(stacked, mask[None]).mean()) for mask in stacked]
-    return max(range(len(scores)), key=scores.__getitem__)
+    return max(range(len(scores)) if among is None else among, key=scores.__getitem__)
+
+
+def _middle_aged(subjects: Sequence[Subject]) -> list[int] | None:
+    """Indices of the patients between the quartiles of the known ages; None if none is known.
+
+    Source: La Barbera et al., ISBI 2021, section 4, chooses "among patients aged 2 years, who
+    represent the average"; the middle half is ours.
+    """
+    ages = sorted(s.age_years for s in subjects if s.age_years is not None)
+    if not ages:
+        return None
+    low, high = ages[len(ages) // 4], ages[-1 - len(ages) // 4]
+    return [
+        n for n, s in enumerate(subjects) if s.age_years is not None and low <= s.age_years <= high
+    ]
 
 
 def choose_reference(subjects: Sequence[Subject], bases: Sequence[Grid], name: str | None) -> int:
     """Index of the case with this name, or of the medoid if it is None.
 
+    Where ages are known, the medoid is one of the patients in the middle of the ages.
+
     Raises:
         UsageError: "unknown-case": it is not a training case.
     """
     if name is None:
-        return medoid(subjects, bases)
+        return medoid(subjects, bases, among=_middle_aged(subjects))
     for number, subject in enumerate(subjects):
         if subject.id == name:
             return number

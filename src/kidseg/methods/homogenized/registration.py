@@ -18,6 +18,7 @@ from kidseg.nets.stn import pose_from, pose_grid, pose_outputs
 __all__ = [
     "agreement",
     "best_agreement",
+    "best_levels",
     "flip_symmetry",
     "minimize_pose",
     "registration_slices",
@@ -62,12 +63,22 @@ def best_agreement(masks: Tensor, levels: Tensor, config: PoseConfig) -> Tensor:
         levels: (levels, masks, rows, columns) of the reference.
         config: of the pose.
     """
+    return _agreements(masks, levels, config).amax(1)
+
+
+def best_levels(masks: Tensor, levels: Tensor, config: PoseConfig) -> list[int]:
+    """The levels with `best_agreement`; see there."""
+    return [int(level) for level in _agreements(masks, levels, config).argmax(1)]
+
+
+def _agreements(masks: Tensor, levels: Tensor, config: PoseConfig) -> Tensor:
+    """(n, levels): `agreement` of each slice with each level."""
     symmetry = flip_symmetry(masks)[:, None] if config.symmetry else None
     own, known = masks.flatten(2), levels.to(masks).flatten(2)
     overlap = torch.einsum("nmp,lmp->nlm", own, known)
     total = own.square().sum(2)[:, None] + known.square().sum(2)
     dice = (2.0 * overlap + SMOOTH) / (total + SMOOTH)
-    return _weighted(dice, symmetry, config).amax(1)
+    return _weighted(dice, symmetry, config)
 
 
 def _weighted(dice: Tensor, symmetry: Tensor | None, config: PoseConfig) -> Tensor:

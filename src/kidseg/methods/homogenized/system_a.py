@@ -98,7 +98,7 @@ class Homogenized:
         parts: dict[str, nn.Module] = {
             "reference": Reference(config.pose),
             "pose": build(config.pose.localizer, inputs, outputs, seed=seed),
-            "segment": build(config.unet, 1, target.outputs, seed=seed),
+            "segment": build(config.network, 1, target.outputs, seed=seed),
         }
         if config.crop is not None:
             parts["crop"] = build(config.crop.localizer, inputs, CROP_OUTPUTS, seed=seed)
@@ -132,6 +132,7 @@ class Homogenized:
                 training=[self._grid(subject, last) for subject in cohort.training],
                 validation=[self._grid(subject, last) for subject in cohort.validation],
                 original=bases if config.loss_space == "original" else None,
+                supervision=config.supervision,
             ),
             target=self.target,
             view=self._view,
@@ -172,7 +173,7 @@ class Homogenized:
 
     def _base(self, subject: Subject) -> Grid:
         """The base grid, centred on the body."""
-        return frame(subject, self.config.view, self.plan, self.config.unet.multiple).base
+        return frame(subject, self.config.view, self.plan, self.config.network.multiple).base
 
     def _steps(self, scene: Scene) -> list[Step]:
         """The steps for a patient or the slices of a batch."""
@@ -219,7 +220,10 @@ class Homogenized:
 
         def loss(called: nn.Module, batch: _JointBatch) -> dict[str, Tensor]:
             levels, grid = called(batch.scene)
-            return {"loss": gathered_restored_loss(levels, grid, batch.reference, self.target)}
+            value = gathered_restored_loss(
+                levels, grid, batch.reference, self.target, self.config.supervision
+            )
+            return {"loss": value}
 
         def predict(case: int) -> Sequence[Region]:
             subject = cohort.validation[case]
