@@ -5,10 +5,10 @@ values take precedence. Errors name unknown keys and values of the wrong type. T
 import torch, so that it works everywhere.
 """
 
+from kidseg.config.catalogue import METHODS
 from kidseg.config.explanation import explain, meanings
 from kidseg.config.loading import dump, load, preset, schema
 from kidseg.config.methods import (
-    METHODS,
     BlocksConfig,
     CohortConfig,
     CropConfig,
