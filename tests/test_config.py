@@ -193,7 +193,7 @@ def test_blocks_of_the_plan_and_edges_of_what_is_allowed() -> None:
     assert read.blocks.patch == (8, 16, 16) and read.blocks.spacing_mm == (5.0, 1.0, 1.0)
 
 
-@pytest.mark.parametrize("method", ["homogenized", "plain", "plain3d"])
+@pytest.mark.parametrize("method", ["homogenized", "plain", "plain3d", "multistage"])
 def test_the_processors_clock_does_not_count_workers(method: str) -> None:
     from kidseg.config import METHODS
 

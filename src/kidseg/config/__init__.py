@@ -20,7 +20,8 @@ from kidseg.config.methods import (
     PostprocessConfig,
     ViewConfig,
 )
-from kidseg.config.networks import LocalizerConfig, UNetConfig
+from kidseg.config.multistage import MultistageConfig, StagedNetConfig, TurnConfig
+from kidseg.config.networks import LocalizerConfig, ResidualConfig, UNetConfig
 from kidseg.config.phantom import PhantomConfig, Phase
 from kidseg.config.stages import OptimizerConfig, StageConfig
 from kidseg.config.study import StudyCommonConfig, StudyConfig, StudyMethodConfig
@@ -34,6 +35,7 @@ __all__ = [
     "HomogenizedConfig",
     "LocalizerConfig",
     "MethodConfig",
+    "MultistageConfig",
     "OptimizerConfig",
     "PhantomConfig",
     "Phase",
@@ -41,11 +43,14 @@ __all__ = [
     "PlainConfig",
     "PoseConfig",
     "PostprocessConfig",
+    "ResidualConfig",
     "StageConfig",
+    "StagedNetConfig",
     "StudyCommonConfig",
     "StudyConfig",
     "StudyMethodConfig",
     "StyleConfig",
+    "TurnConfig",
     "UNetConfig",
     "ViewConfig",
     "dump",

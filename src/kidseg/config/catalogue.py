@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kidseg import registry
 from kidseg.config.methods import HomogenizedConfig, MethodConfig, Plain3dConfig, PlainConfig
+from kidseg.config.multistage import MultistageConfig
 
 __all__ = ["METHODS"]
 
@@ -11,6 +12,7 @@ _CONFIGS: tuple[type[MethodConfig], ...] = (
     HomogenizedConfig,
     PlainConfig,
     Plain3dConfig,
+    MultistageConfig,
 )
 
 METHODS: dict[str, type[MethodConfig]] = dict(zip(registry.METHODS, _CONFIGS, strict=True))
