@@ -11,18 +11,27 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cohorts import PLAN, TARGET
+from cohorts import PLAN, TARGET, VIEW, make_cohort
 from ellipses import write_ellipse_dataset
 from kidseg.checkpoint import read_header
 from kidseg.cohort.cohort import Cohort
 from kidseg.cohort.subject import prepare
-from kidseg.config import CohortConfig, MultistageConfig, PostprocessConfig, load, preset
+from kidseg.config import (
+    CohortConfig,
+    MultistageConfig,
+    PlainConfig,
+    PostprocessConfig,
+    UNetConfig,
+    load,
+    preset,
+)
 from kidseg.device import choose_device
 from kidseg.errors import UsageError
 from kidseg.geometry import Grid, Volume
 from kidseg.labels import KIDNEY_TUMOUR, KIDNEY_TUMOUR_CYST, Target
 from kidseg.methods import METHODS, method_named
 from kidseg.methods.multistage.system_b import Multistage, label_weights
+from kidseg.methods.plain import Plain
 from kidseg.methods.segmentation import validated_steps
 from kidseg.pipeline import Region, advance
 from kidseg.segment import load_predictor, segment
@@ -225,6 +234,23 @@ def test_where_all_components_are_small_nothing_is_found_and_the_reason_is_said(
     assert result.facts["notes"]["kidneys"]["dropped"]["count"] == 1
 
 
+def test_small_components_of_stage_2_are_dropped_and_said() -> None:
+    """A speck beside the kidney, within its region; by the one network that sees it."""
+    beside: Box = (slice(6, 7), slice(26, 27), slice(54, 55))
+    image, _ = patient(((slice(3, 10), slice(16, 24), slice(44, 52)), 1), (beside, 0))
+    for voxels, count in ((1, 0), (2, 1)):
+        config = replace(CONFIG, postprocess=PostprocessConfig(least_voxels=voxels))
+        result = segmented(method_of(config, resnet=Constant(0.5, 0.3, 0.2)), image)
+        said = result.facts["notes"]["resunet"]
+        assert said["dropped"]["count"] == count and ("dropped" in said["text"]) == bool(count)
+        assert result.facts["notes"]["resnet"]["dropped"]["count"] == 0
+        (found,) = (region.found for region in result.progress.steps["resunet"])
+        assert found is not None
+        there = found.grid.index(GRID.mm((6, 26, 54))).round().int().tolist()
+        assert (float(found.data[0, *there]) == 1.0) == bool(count)
+        assert bool(result.labels.data[0][beside].any()) == (not count)
+
+
 def test_the_ensemble_is_the_mean_probability() -> None:
     """0.2, 0.5, 0.3 and 0.4, 0.1, 0.5 are 0.3, 0.3, 0.4: tumour, where the first says kidney."""
     nets = {"resunet": Constant(0.2, 0.5, 0.3), "resnet": Constant(0.4, 0.1, 0.5)}
@@ -238,6 +264,12 @@ def test_the_ensemble_is_the_mean_probability() -> None:
     (region,) = advance(subject.image, alone.steps(subject)).found
     assert region.found is not None
     assert float(region.found.data[1].min()) == pytest.approx(0.5)
+
+
+def test_a_method_of_one_step_has_no_figures_but_those_of_its_training() -> None:
+    cohort = make_cohort(1, 1)
+    config = PlainConfig(view=VIEW, unet=UNetConfig(size=64, features=2))
+    assert validated_steps(Plain.build(config, TARGET, PLAN, device=CPU), cohort) == {}
 
 
 # Training

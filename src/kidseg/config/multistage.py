@@ -101,6 +101,8 @@ class MultistageConfig(MethodConfig):
     """
     box: int = Field(default=256, ge=1)
     """Pixels along each side of the region around a kidney; more where it is larger."""
+    postprocess: PostprocessConfig = PostprocessConfig()
+    """Removal of small components from what each network of stage 2 found, and from the result."""
     kidneys: PostprocessConfig = PostprocessConfig(least_ml=9.2)
     """Removal of small components from what stage 1 found."""
     regions: Literal["truth", "predicted"] = "truth"

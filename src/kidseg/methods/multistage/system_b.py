@@ -18,7 +18,7 @@ from kidseg.cohort.cohort import Cohort
 from kidseg.cohort.items import steps_per_epoch
 from kidseg.cohort.subject import Material, Subject
 from kidseg.cohort.training_range import Placement, figures_of
-from kidseg.config import MultistageConfig, StagedNetConfig
+from kidseg.config import MultistageConfig, PostprocessConfig, StagedNetConfig
 from kidseg.device import Device
 from kidseg.distributed import all_gather
 from kidseg.errors import Finding, UsageError
@@ -30,9 +30,9 @@ from kidseg.methods.multistage.balanced import BalancedSlices, groups_of, slice_
 from kidseg.methods.multistage.kidney_regions import Kidney, kidneys_in, without_small
 from kidseg.methods.segmentation import validation
 from kidseg.nets import build
-from kidseg.pipeline import Note, Planes, Progress, Region, Step, advance, decide
+from kidseg.pipeline import Locate, Note, Planes, Progress, Region, Step, advance, decide
 from kidseg.plan import Plan
-from kidseg.postprocess import min_volume_ml
+from kidseg.postprocess import Piece, min_volume_ml
 from kidseg.stage import Stage
 
 __all__ = ["Multistage"]
@@ -44,7 +44,7 @@ class Multistage:
     """Res-UNet on all slices; Res-UNet and ResNet around each kidney; mean of their probabilities.
 
     Steps: "coarse"; "kidneys", which removes small components from its result; each network of
-    stage 2 around each kidney; "ensemble".
+    stage 2 around each kidney, without small components; "ensemble".
     """
 
     name: ClassVar[str] = "multistage"
@@ -103,7 +103,7 @@ class Multistage:
 
             def predict(case: int, name: str = name) -> Sequence[Region]:
                 subject = cohort.validation[case]
-                step = self._step(name, subject, lambda _: known[case])
+                step = self._step_of_stage_2(name, subject, lambda _: known[case])
                 return advance(subject.image, [step]).found
 
             yield self._stage(name, cohort, regions, predict)
@@ -111,17 +111,19 @@ class Multistage:
     def steps(self, subject: Subject) -> list[Step]:
         """See the class; without a kidney, the steps after "kidneys" have no regions."""
 
+        first, *others = self.config.ensemble
+
         def locate(progress: Progress) -> list[Region]:
             return [Region(grid=k.grid, name=k.name) for k in self._kidneys(subject, progress)]
 
-        def members(progress: Progress) -> list[Region]:
-            each = progress.steps[self.config.ensemble[0]]
-            return [Region(grid=region.grid, name=region.name) for region in each]
+        def same(progress: Progress) -> list[Region]:
+            return [Region(grid=each.grid, name=each.name) for each in progress.steps[first]]
 
         return [
             *self._steps_of_stage_1(subject),
-            *(self._step(name, subject, locate) for name in self.config.ensemble),
-            Step(name=_ENSEMBLE, locate=members, segment=self._mean, target=self.target),
+            self._step_of_stage_2(first, subject, locate),
+            *(self._step_of_stage_2(name, subject, same) for name in others),
+            Step(name=_ENSEMBLE, locate=same, segment=self._mean, target=self.target),
         ]
 
     def report(self, subject: Subject, progress: Progress) -> Placement:
@@ -207,39 +209,58 @@ class Multistage:
             resliced=self._full(subject),
         )
 
-    def _step(self, name: str, subject: Subject, locate: Any) -> Step:
-        view = self._view(subject)
-        return Step(
-            name=name,
-            locate=locate,
-            segment=partial(view.predict, self.parts[name], self.target),
-            target=self.target,
-        )
-
     def _steps_of_stage_1(self, subject: Subject) -> list[Step]:
         """The network on all slices, and the removal of small components from its result."""
 
-        def cleaned(progress: Progress, region: Region) -> Volume:
+        grid, settings = self._slices(subject), self.config.kidneys
+        limit_ml = _limit_ml(subject, grid, settings)
+
+        def cleaned(progress: Progress) -> tuple[Volume, tuple[Piece, ...]]:
             (coarse,) = progress.steps[_COARSE]
             assert coarse.found is not None
-            limit = self._min_volume_ml(subject)
-            return without_small(coarse.found, self.target, self.config.kidneys, limit)[0]
+            return without_small(coarse.found, self.target, settings, limit_ml)
 
-        grid = self._slices(subject)
+        def note(progress: Progress) -> Note:
+            kidneys = self._kidneys(subject, progress)
+            return stage_1_note(subject.id, kidneys, limit_ml, cleaned(progress)[1])
+
+        coarse = Step(
+            name=_COARSE,
+            locate=lambda _: [Region(grid=grid)],
+            segment=partial(self._view(subject).predict, self.parts[_COARSE], self.target),
+            target=self.target,
+        )
         kidneys = Step(
             name=_KIDNEYS,
             locate=lambda _: [Region(grid=grid)],
-            segment=cleaned,
+            segment=lambda progress, _: cleaned(progress)[0],
             target=self.target,
-            note=partial(self._note, subject),
+            note=note,
         )
-        return [self._step(_COARSE, subject, lambda _: [Region(grid=grid)]), kidneys]
+        return [coarse, kidneys]
 
-    def _min_volume_ml(self, subject: Subject) -> float:
-        """The smallest component of stage 1 that is kept."""
-        radius = None if subject.body is None else subject.body.radius_mm
-        voxel_ml = float(self._slices(subject).voxel_ml)
-        return min_volume_ml(self.config.kidneys, radius, voxel_ml)
+    def _step_of_stage_2(self, name: str, subject: Subject, locate: Locate) -> Step:
+        """A network around each kidney, and the removal of small components from its result."""
+        view, net, settings = self._view(subject), self.parts[name], self.config.postprocess
+        limit_ml = _limit_ml(subject, self._full(subject), settings)
+        dropped: list[Piece] = []
+
+        def located(progress: Progress) -> Sequence[Region]:
+            dropped.clear()
+            return locate(progress)
+
+        def segment(progress: Progress, region: Region) -> Volume:
+            found = view.predict(net, self.target, progress, region)
+            found, small = without_small(found, self.target, settings, limit_ml)
+            dropped.extend(small)
+            return found
+
+        def note(progress: Progress) -> Note:
+            where = [region.name for region in progress.steps[name]]
+            text = "; ".join([", ".join(where) or "not run", *_dropped_text(dropped, limit_ml)])
+            return Note(text=text, facts={"dropped": _dropped_facts(dropped, limit_ml)})
+
+        return Step(name=name, locate=located, segment=segment, target=self.target, note=note)
 
     def _mean(self, progress: Progress, region: Region) -> Volume:
         """The mean probability of the networks of stage 2 in a region."""
@@ -250,14 +271,6 @@ class Multistage:
             if each.name == region.name and each.found is not None
         ]
         return Volume(torch.stack(found).mean(0), region.grid)
-
-    def _note(self, subject: Subject, progress: Progress) -> Note:
-        """What stage 1 found and dropped, and where stage 2 looks."""
-        (coarse,) = progress.steps[_COARSE]
-        assert coarse.found is not None
-        limit = self._min_volume_ml(subject)
-        _, dropped = without_small(coarse.found, self.target, self.config.kidneys, limit)
-        return stage_1_note(subject.id, self._kidneys(subject, progress), limit, dropped)
 
     # Training
 
@@ -315,7 +328,9 @@ def label_weights(schema: LabelSchema, config: StagedNetConfig) -> Tensor:
     return weights
 
 
-def stage_1_note(path: str, kidneys: Sequence[Kidney], limit_ml: float, dropped: Any) -> Note:
+def stage_1_note(
+    path: str, kidneys: Sequence[Kidney], limit_ml: float, dropped: Sequence[Piece]
+) -> Note:
     """What stage 1 found and dropped.
 
     Args:
@@ -326,9 +341,7 @@ def stage_1_note(path: str, kidneys: Sequence[Kidney], limit_ml: float, dropped:
     """
     listed = ", ".join(f"{each.name} {each.volume_ml:.1f} ml" for each in kidneys)
     text = listed or "no kidney; the networks of stage 2 did not run"
-    if dropped:
-        volume = sum(piece.volume_ml for piece in dropped)
-        text += f"; {len(dropped)} component(s) below {limit_ml:.1f} ml dropped, {volume:.1f} ml"
+    text = "; ".join([text, *_dropped_text(dropped, limit_ml)])
     findings: tuple[Finding, ...] = ()
     if not kidneys:
         cause = "stage 1 found no kidney, so that the networks of stage 2 did not run"
@@ -349,13 +362,30 @@ def stage_1_note(path: str, kidneys: Sequence[Kidney], limit_ml: float, dropped:
             }
             for each in kidneys
         ],
-        "dropped": {
-            "below_ml": round(limit_ml, 4),
-            "count": len(dropped),
-            "volume_ml": round(sum(piece.volume_ml for piece in dropped), 4),
-        },
+        "dropped": _dropped_facts(dropped, limit_ml),
     }
     return Note(text=text, facts=facts, findings=findings)
+
+
+def _limit_ml(subject: Subject, grid: Grid, settings: PostprocessConfig) -> float:
+    """The smallest component on a grid that is kept."""
+    radius = None if subject.body is None else subject.body.radius_mm
+    return min_volume_ml(settings, radius, float(grid.voxel_ml))
+
+
+def _dropped_text(dropped: Sequence[Piece], limit_ml: float) -> list[str]:
+    """A phrase; none if nothing was dropped."""
+    volume = sum(piece.volume_ml for piece in dropped)
+    text = f"{len(dropped)} component(s) below {limit_ml:.1f} ml dropped, {volume:.1f} ml in all"
+    return [text] if dropped else []
+
+
+def _dropped_facts(dropped: Sequence[Piece], limit_ml: float) -> dict[str, Any]:
+    return {
+        "below_ml": round(limit_ml, 4),
+        "count": len(dropped),
+        "volume_ml": round(sum(piece.volume_ml for piece in dropped), 4),
+    }
 
 
 def _of(config: MultistageConfig, name: str) -> StagedNetConfig:
