@@ -132,6 +132,34 @@ def test_probabilities_are_those_of_the_network_in_any_number_of_slices() -> Non
     torch.testing.assert_close(many.data.sum(0), torch.ones(37, 48, 48))
 
 
+def test_a_mask_is_shown_after_the_image_as_it_is() -> None:
+    """Of each slice its own, padded with it."""
+    image = make_ellipse_patient(0).image
+    grid = image.grid.crop((0, 0, 0), (5, 30, 40))
+    mask = (
+        torch.arange(5.0)[:, None, None].expand(2, *grid.shape)
+        + torch.tensor([0.0, 10.0])[:, None, None, None]
+    )
+
+    class Told(nn.Module):
+        multiple = (16, 16)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: list[Tensor] = []
+
+        def forward(self, image: Tensor) -> list[Tensor]:
+            self.seen.append(image)
+            return [torch.zeros(len(image), 3, *image.shape[2:])]
+
+    net = Told()
+    VIEW.predict(net, TARGET, Progress(image=image), Region(grid=grid), mask)
+    shown = torch.cat(net.seen)
+    assert shown.shape == (5, 3, 32, 48)
+    assert torch.equal(shown[:, 0, :30, :40], VIEW.image(image, grid)[:, 0])
+    assert torch.equal(shown[:, 1:, :30, :40].transpose(0, 1), mask)
+
+
 def test_regions_that_overlap_have_probabilities_of_their_own() -> None:
     net, grid = Seen(), turned((8, 24, 32))
     target = Target(channels=((1, 2), (1,), (2,)), exclusive=False)

@@ -80,8 +80,24 @@ class Planes:
         return torch.cat([sampled(image, each, fill=self.padding).data for each in neighbours])
 
     @torch.no_grad()
-    def predict(self, net: nn.Module, target: Target, progress: Progress, region: Region) -> Volume:
-        """(target.outputs, *region.grid.shape) float32 on the CPU."""
+    def predict(
+        self,
+        net: nn.Module,
+        target: Target,
+        progress: Progress,
+        region: Region,
+        mask: Tensor | None = None,
+    ) -> Volume:
+        """(target.outputs, *region.grid.shape) float32 on the CPU.
+
+        Args:
+            net: the network.
+            target: meaning of its output channels.
+            progress: with the image.
+            region: to predict.
+            mask: (masks, *region.grid.shape): further channels after those of the image, as they
+                are.
+        """
         grid = region.grid
         found = torch.empty((target.outputs, *grid.shape))
         rows, columns = grid.shape[1:]
@@ -89,6 +105,8 @@ class Planes:
             stop = min(start + self.batch_size, grid.shape[0])
             raw = self.sample(progress.image, grid.slices(start, stop)).to(self.device.torch)
             image = as_input(raw, [tuple(each) * (2 * self.reach + 1) for each in self.scalings])
+            if mask is not None:
+                image = torch.cat([image, mask[:, start:stop].transpose(0, 1).to(image)], dim=1)
             image = pad_to_multiple(image, getattr(net, "multiple", (1, 1)))
             with self.device.autocast():
                 (logits,) = net(image.contiguous(memory_format=torch.channels_last))
