@@ -26,9 +26,9 @@ class UNetConfig:
     """Feature maps of the finest level; doubled at each level."""
     max_features: int = Field(default=512, ge=1)
     """Upper limit of the feature maps."""
-    skips: Literal["all", 32] = "all"
-    """Levels with skip connections: "all", or 32 for those with at least 32 pixels along each side
-    of a training image.
+    skips: Literal["all", "long", 32] = "all"
+    """Levels with skip connections: "all", the finest only ("long"), or 32 for those with at least
+    32 pixels along each side of a training image.
     """
     supervised_to: int = Field(default=32, ge=1)
     """Side of the coarsest level with deep supervision."""

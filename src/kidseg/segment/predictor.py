@@ -18,7 +18,7 @@ from kidseg.cohort.training_range import FAR_SD, Placement, distances
 from kidseg.config import METHODS, load
 from kidseg.device import choose_device
 from kidseg.errors import Finding, ModelError, UsageError
-from kidseg.geometry import Volume, in_plane_pose
+from kidseg.geometry import Volume, has_parallel_slices, in_plane_pose
 from kidseg.intensity import Normalisation
 from kidseg.labels import LabelSchema, Target
 from kidseg.measure import Midline, Side, Sides, measure_sides
@@ -238,23 +238,27 @@ def _target(labels: Mapping[str, Any], schema: LabelSchema) -> Target:
 def _grid_facts(region: Region, subject: Subject, unit_mm: float) -> dict[str, Any]:
     """Shape and pixel size of a region's grid, and its in-plane pose relative to the scan.
 
+    Without a pose if its slices are not those of the scan ("across": sagittal, for example).
+
     Args:
         region: of a step.
         subject: the patient.
         unit_mm: pixel size that corresponds to scale 1.
     """
     grid = region.grid
-    pose = in_plane_pose(grid, subject.image.grid)
     spacing = grid.spacing_mm.reshape(-1, 3)
-    figures = {
-        "angle_deg": torch.rad2deg(pose.angle_rad).reshape(-1, 1),
-        "scale": spacing[:, 1:].flip(-1) / unit_mm,
-        "shift_mm": pose.shift_mm.reshape(-1, 2),
-    }
     facts: dict[str, Any] = {
         "name": region.name,
         "shape": list(grid.shape),
         "pixel_mm": [round(float(v), 4) for v in spacing[:, 1:].median(0).values],
+    }
+    if not has_parallel_slices(grid, subject.image.grid):
+        return {**facts, "slices": "across"}
+    pose = in_plane_pose(grid, subject.image.grid)
+    figures = {
+        "angle_deg": torch.rad2deg(pose.angle_rad).reshape(-1, 1),
+        "scale": spacing[:, 1:].flip(-1) / unit_mm,
+        "shift_mm": pose.shift_mm.reshape(-1, 2),
     }
     for name, values in figures.items():
         table = values.double()
