@@ -66,6 +66,7 @@ RIGHT: Box = (slice(2, 9), slice(16, 26), slice(8, 20))
 LEFT: Box = (slice(3, 10), slice(16, 26), slice(44, 56))
 BRIDGE: Box = (slice(5, 7), slice(18, 22), slice(20, 44))
 TUMOUR: Box = (slice(5, 8), slice(10, 20), slice(46, 54))
+OTHER: Box = (slice(4, 6), slice(22, 30), slice(6, 12))
 SPECK: Box = (slice(6, 7), slice(36, 38), slice(30, 32))
 KINDS: dict[str, tuple[tuple[Box, int], ...]] = {
     "two": ((RIGHT, 1), (LEFT, 1), (TUMOUR, 2)),
@@ -73,6 +74,7 @@ KINDS: dict[str, tuple[tuple[Box, int], ...]] = {
     "single": ((LEFT, 1), (TUMOUR, 2)),
     "horseshoe": ((RIGHT, 1), (LEFT, 1), (BRIDGE, 1)),
     "fused by a tumour": ((RIGHT, 1), (LEFT, 1), (BRIDGE, 2)),
+    "tumours on both sides": ((RIGHT, 1), (LEFT, 1), (TUMOUR, 2), (OTHER, 2)),
     "absent": (),
 }
 REGIONS = {
@@ -81,6 +83,7 @@ REGIONS = {
     "single": ["left"],
     "horseshoe": ["both sides"],
     "fused by a tumour": ["both sides"],
+    "tumours on both sides": ["right", "left"],
     "absent": [],
 }
 GRID = Grid.from_spacing((12, 48, 64), (5.0, 4.0, 4.0))

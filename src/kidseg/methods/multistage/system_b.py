@@ -110,7 +110,6 @@ class Multistage:
 
     def steps(self, subject: Subject) -> list[Step]:
         """See the class; without a kidney, the steps after "kidneys" have no regions."""
-
         first, *others = self.config.ensemble
 
         def locate(progress: Progress) -> list[Region]:
@@ -160,16 +159,23 @@ class Multistage:
         """The kidneys that stage 1 found."""
         (region,) = progress.steps[_KIDNEYS]
         assert region.found is not None
-        return self._kidneys_in(subject, decide(region.found, self.target))
+        labels = decide(region.found, self.target)
+        return self._kidneys_in(subject, labels, self.config.reduction)
 
-    def _kidneys_in(self, subject: Subject, labels: Volume) -> list[Kidney]:
-        """The kidneys in labels on the grid of stage 1."""
+    def _true_kidneys(self, subject: Subject) -> list[Kidney]:
+        """The kidneys of the reference labels."""
+        assert subject.labels is not None
+        labels = resample(subject.labels, self._full(subject), mode="nearest")
+        return self._kidneys_in(subject, labels, 1)
+
+    def _kidneys_in(self, subject: Subject, labels: Volume, reduction: int) -> list[Kidney]:
+        """The kidneys in labels whose pixels are so many times larger than those of stage 2."""
         body = subject.body
         return kidneys_in(
             labels.data[0] > 0,
             labels.grid,
             self._full(subject),
-            reduction=self.config.reduction,
+            reduction=reduction,
             box=self.config.box,
             midline=Midline.of(subject.image.grid, None if body is None else body.per_slice),
         )
@@ -183,10 +189,7 @@ class Multistage:
             kidneys: list[Kidney] = []
             if self.config.regions == "predicted":
                 kidneys = self._found(subject)
-            if not kidneys:
-                assert subject.labels is not None
-                labels = resample(subject.labels, self._slices(subject), mode="nearest")
-                kidneys = self._kidneys_in(subject, labels)
+            kidneys = kidneys or self._true_kidneys(subject)
             training.append([kidney.grid for kidney in kidneys])
         validated = [
             [Region(grid=kidney.grid, name=kidney.name) for kidney in self._found(subject)]
@@ -211,7 +214,6 @@ class Multistage:
 
     def _steps_of_stage_1(self, subject: Subject) -> list[Step]:
         """The network on all slices, and the removal of small components from its result."""
-
         grid, settings = self._slices(subject), self.config.kidneys
         limit_ml = _limit_ml(subject, grid, settings)
 
