@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cascades import config_with
 from cohorts import PLAN, TARGET, VOLUMES, make_cohort
 from ellipses import write_ellipse_dataset
 from kidseg.checkpoint import load_model
@@ -33,6 +34,7 @@ from kidseg.errors import KidsegWarning, UsageError
 from kidseg.geometry import Grid, Volume
 from kidseg.io import save
 from kidseg.labels import Target
+from kidseg.methods.cascade.system_c import Cascade
 from kidseg.methods.homogenized.system_a import Homogenized
 from kidseg.methods.method import Method
 from kidseg.methods.plain import Plain
@@ -131,6 +133,7 @@ def test_a_model_of_which_nothing_fits_is_refused(model: dict[str, dict[str, Ten
 
 METHODS: dict[str, Any] = {
     "plain": lambda: plain(),
+    "cascade": lambda: Cascade.build(config_with(), TARGET, PLAN, device=CPU),
     "plain3d": lambda: Plain3d.build(
         Plain3dConfig(
             blocks=BlocksConfig(patch=(8, 32, 32), features=2),
@@ -184,6 +187,9 @@ def test_regimes_choose_parts_of_the_network(name: str) -> None:
     for chosen in (decoder, ends):
         assert 0 < len(set(chosen.trainable or ())) < len(everything)
         assert (chosen.name, chosen.net, chosen.config) == (stage.name, net, stage.config)
+    if name == "cascade":  # five networks, each with a decoder
+        assert len(before) == 4 and all(select_trainable(s, method, "decoder") for s in before)
+        return
     assert not any(select_trainable(other, method, "decoder") for other in before), "nothing"
     assert len(before) == (name == "homogenized")
 

@@ -160,6 +160,8 @@ def _target(store: Store, schema: LabelSchema, config: CohortConfig) -> Target:
     """
     if config.target == "merged":
         return Target.merged(schema)
+    if config.target == "two":
+        return Target.two(schema)
     if config.target == "tumour":
         return Target.alone(schema, "tumour")
     return target_of_store(store)

@@ -5,10 +5,19 @@ values take precedence. Errors name unknown keys and values of the wrong type. T
 import torch, so that it works everywhere.
 """
 
+from kidseg.config.cascade import (
+    CascadeConfig,
+    CoarseConfig,
+    CorrectConfig,
+    FineConfig,
+    RefineConfig,
+    ThresholdConfig,
+    TumourConfig,
+)
+from kidseg.config.catalogue import METHODS
 from kidseg.config.explanation import explain, meanings
 from kidseg.config.loading import dump, load, preset, schema
 from kidseg.config.methods import (
-    METHODS,
     BlocksConfig,
     CohortConfig,
     CropConfig,
@@ -29,8 +38,12 @@ from kidseg.config.style import StyleConfig
 __all__ = [
     "METHODS",
     "BlocksConfig",
+    "CascadeConfig",
+    "CoarseConfig",
     "CohortConfig",
+    "CorrectConfig",
     "CropConfig",
+    "FineConfig",
     "HomogenizedConfig",
     "LocalizerConfig",
     "MethodConfig",
@@ -41,11 +54,14 @@ __all__ = [
     "PlainConfig",
     "PoseConfig",
     "PostprocessConfig",
+    "RefineConfig",
     "StageConfig",
     "StudyCommonConfig",
     "StudyConfig",
     "StudyMethodConfig",
     "StyleConfig",
+    "ThresholdConfig",
+    "TumourConfig",
     "UNetConfig",
     "ViewConfig",
     "dump",

@@ -7,14 +7,12 @@ from typing import Literal
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from kidseg import registry
 from kidseg.config.checked import CHECKED
 from kidseg.config.networks import LocalizerConfig, UNetConfig
 from kidseg.config.stages import OptimizerConfig, StageConfig
 from kidseg.config.style import StyleConfig
 
 __all__ = [
-    "METHODS",
     "BlocksConfig",
     "CohortConfig",
     "CropConfig",
@@ -65,9 +63,9 @@ class CohortConfig:
     """
     cyst: Literal["tumour", "kidney", "background"] | None = None
     """What a cyst counts as, if there are cysts. None: a label of its own."""
-    target: Literal["labels", "merged", "tumour"] = "labels"
+    target: Literal["labels", "merged", "two", "tumour"] = "labels"
     """What networks give: each label (or region of a region-based data set), kidney and tumour
-    "merged", or the "tumour" alone.
+    "merged", or as "two" without sides (cysts count as kidney), or the "tumour" alone.
     """
 
 
@@ -326,9 +324,3 @@ class HomogenizedConfig(MethodConfig):
 def _check_input(side: int, unet: UNetConfig) -> None:
     if side % unet.multiple:
         raise ValueError(f"U-Net input must be a multiple of {unet.multiple} pixels, not {side}")
-
-
-_CONFIGS: tuple[type[MethodConfig], ...] = (HomogenizedConfig, PlainConfig, Plain3dConfig)
-
-METHODS: dict[str, type[MethodConfig]] = dict(zip(registry.METHODS, _CONFIGS, strict=True))
-"""Configuration class of each method, by name."""
