@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cascades import config_with
 from cohorts import PLAN, TARGET, VOLUMES, make_cohort
 from ellipses import write_ellipse_dataset
 from kidseg.checkpoint import load_model
@@ -36,6 +37,7 @@ from kidseg.errors import KidsegWarning, UsageError
 from kidseg.geometry import Grid, Volume
 from kidseg.io import save
 from kidseg.labels import Target
+from kidseg.methods.cascade.system_c import Cascade
 from kidseg.methods.homogenized.system_a import Homogenized
 from kidseg.methods.method import Method
 from kidseg.methods.multistage.system_b import Multistage
@@ -138,6 +140,7 @@ def test_a_model_of_which_nothing_fits_is_refused(model: dict[str, dict[str, Ten
 
 METHODS: dict[str, Any] = {
     "plain": lambda: plain(),
+    "cascade": lambda: Cascade.build(config_with(), TARGET, PLAN, device=CPU),
     "plain3d": lambda: Plain3d.build(
         Plain3dConfig(
             blocks=BlocksConfig(patch=(8, 32, 32), features=2),

@@ -5,6 +5,15 @@ values take precedence. Errors name unknown keys and values of the wrong type. T
 import torch, so that it works everywhere.
 """
 
+from kidseg.config.cascade import (
+    CascadeConfig,
+    CoarseConfig,
+    CorrectConfig,
+    FineConfig,
+    RefineConfig,
+    ThresholdConfig,
+    TumourConfig,
+)
 from kidseg.config.catalogue import METHODS
 from kidseg.config.explanation import explain, meanings
 from kidseg.config.loading import dump, load, preset, schema
@@ -30,8 +39,12 @@ from kidseg.config.style import StyleConfig
 __all__ = [
     "METHODS",
     "BlocksConfig",
+    "CascadeConfig",
+    "CoarseConfig",
     "CohortConfig",
+    "CorrectConfig",
     "CropConfig",
+    "FineConfig",
     "HomogenizedConfig",
     "LocalizerConfig",
     "MethodConfig",
@@ -43,6 +56,7 @@ __all__ = [
     "PlainConfig",
     "PoseConfig",
     "PostprocessConfig",
+    "RefineConfig",
     "ResidualConfig",
     "StageConfig",
     "StagedNetConfig",
@@ -50,6 +64,8 @@ __all__ = [
     "StudyConfig",
     "StudyMethodConfig",
     "StyleConfig",
+    "ThresholdConfig",
+    "TumourConfig",
     "TurnConfig",
     "UNetConfig",
     "ViewConfig",

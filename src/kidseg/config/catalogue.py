@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kidseg import registry
+from kidseg.config.cascade import CascadeConfig
 from kidseg.config.methods import HomogenizedConfig, MethodConfig, Plain3dConfig, PlainConfig
 from kidseg.config.multistage import MultistageConfig
 
@@ -13,6 +14,7 @@ _CONFIGS: tuple[type[MethodConfig], ...] = (
     PlainConfig,
     Plain3dConfig,
     MultistageConfig,
+    CascadeConfig,
 )
 
 METHODS: dict[str, type[MethodConfig]] = dict(zip(registry.METHODS, _CONFIGS, strict=True))
