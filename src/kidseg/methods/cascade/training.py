@@ -37,7 +37,7 @@ from kidseg.losses import (
 )
 from kidseg.methods.cascade.chain import Chain
 from kidseg.methods.cascade.crops import centred, sagittal_crop
-from kidseg.methods.cascade.rules import Targets
+from kidseg.methods.cascade.decisions import Targets
 from kidseg.methods.segmentation import validation
 from kidseg.pipeline import Blocks, Planes, Progress, Region, advance
 from kidseg.stage import Stage, TrainStep
