@@ -36,8 +36,8 @@ from kidseg.methods.cascade.crops import (
     sagittal_crop,
     voxel_box,
 )
-from kidseg.methods.cascade.lesions import boxes_around, combined, touching
-from kidseg.methods.cascade.rules import Rules, Targets
+from kidseg.methods.cascade.decisions import Rules, Targets
+from kidseg.methods.cascade.kept_lesions import boxes_around, combined, touching
 from kidseg.methods.cascade.system_c import Cascade
 from kidseg.phantom import Pose, draw_anatomy, draw_pose, render
 from kidseg.pipeline import Progress, Region, Segment, advance, restore

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from kidseg.errors import Finding
 from kidseg.methods.cascade.components import NORMAL
-from kidseg.methods.cascade.rules import Rules, foreground
+from kidseg.methods.cascade.decisions import Rules, foreground
 from kidseg.pipeline import Note, Progress, reaches_border
 
 __all__ = ["correct_note", "fine_note", "guide_note", "refine_note", "tumour_note"]

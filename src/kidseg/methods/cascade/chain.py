@@ -18,8 +18,8 @@ from kidseg.methods.cascade.account import (
 )
 from kidseg.methods.cascade.components import components_of
 from kidseg.methods.cascade.crops import coarse_grid, framed_box, kidney_crop, sagittal_crop
-from kidseg.methods.cascade.lesions import boxes_around, combined, touching
-from kidseg.methods.cascade.rules import Rules, foreground
+from kidseg.methods.cascade.decisions import Rules, foreground
+from kidseg.methods.cascade.kept_lesions import boxes_around, combined, touching
 from kidseg.pipeline import Progress, Region, Segment, Step
 
 __all__ = ["Chain"]

@@ -20,7 +20,7 @@ from kidseg.device import Device
 from kidseg.geometry import Volume
 from kidseg.labels import Target
 from kidseg.methods.cascade.chain import Chain
-from kidseg.methods.cascade.rules import Rules, Targets
+from kidseg.methods.cascade.decisions import Rules, Targets
 from kidseg.methods.cascade.training import Training, truth
 from kidseg.nets import build
 from kidseg.pipeline import Blocks, Planes, Progress, Region, Segment, Step

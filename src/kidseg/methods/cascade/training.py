@@ -37,7 +37,7 @@ from kidseg.losses import (
 )
 from kidseg.methods.cascade.chain import Chain
 from kidseg.methods.cascade.crops import centred, sagittal_crop
-from kidseg.methods.cascade.rules import Targets
+from kidseg.methods.cascade.decisions import Targets
 from kidseg.methods.segmentation import validation
 from kidseg.pipeline import Blocks, Planes, Progress, Region, advance
 from kidseg.stage import Stage, TrainStep
@@ -120,13 +120,14 @@ class Training:
         for case, subject in enumerate(self.cohort.training):
             for grid, mask in self._grids(name, subject):
                 places.append(place_of(subject, case, grid, self._groups, mask))
-        return places or [self._whole(0)]
+        return places or [self._middle(name)]
 
-    def _whole(self, case: int) -> Place:
-        """The middle of a scan, where no case has a kidney."""
-        subject, size = self.cohort.training[case], self.config.refine.size
+    def _middle(self, name: str) -> Place:
+        """The middle of the first scan, if no case has a kidney."""
+        subject = self.cohort.training[0]
+        size = self.config.fine.size if name == "fine" else self.config.refine.size
         grid = centred(self.chain(subject).rules.scan, size)
-        return place_of(subject, case, grid, self._groups)
+        return place_of(subject, 0, grid, self._groups)
 
     @torch.no_grad()
     def _grids(self, name: str, subject: Subject) -> list[tuple[Grid, Volume | None]]:
@@ -296,8 +297,7 @@ def binary_loss(
 
 
 def _shows_kidney(counts: np.ndarray) -> np.ndarray:
-    shown: np.ndarray = counts[:, 1:].any(1)
-    return shown
+    return np.asarray(counts[:, 1:].any(1))
 
 
 def _shows_tumour(counts: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from kidseg.methods.cascade.components import (
     kidneys_among,
     least_volume_ml,
 )
-from kidseg.methods.cascade.lesions import Lesions, touching
+from kidseg.methods.cascade.kept_lesions import Lesions, touching
 from kidseg.pipeline import Progress, Region, decide, restore
 
 __all__ = ["Rules", "Targets", "foreground"]
