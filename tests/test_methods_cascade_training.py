@@ -238,9 +238,7 @@ def test_from_files_to_labels_resumed_and_fine_tuned(data: Path, tmp_path: Path)
 
     scan = data / "imagesTr" / "ellipse_000_0000.nii.gz"
     (result,) = segment([scan], model, tmp_path / "out", figures=True, reference=data)
-    notes = json.loads((tmp_path / "out" / "result.json").read_text())["scans"]["ellipse_000"][
-        "notes"
-    ]
+    notes = json.loads((tmp_path / "out" / "result.json").read_text())["scans"][0]["notes"]
     assert list(notes) == list(NETS) and result["notes"] == notes
     assert notes["coarse"]["normal"] == (notes["coarse"]["kidneys"] == 2)
     assert (tmp_path / "out" / "ellipse_000_steps.png").exists()
