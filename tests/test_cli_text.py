@@ -242,6 +242,7 @@ def test_a_model_that_says_little_is_still_shown(
 
 def test_the_end_of_a_training_of_two_stages() -> None:
     stage = {"epoch": 11, "score": 0.9, "epochs": 12, "seconds": 14.5, "stopped": "epochs"}
+    one = {"mean": 0.85, "sd": 0.1, "n": 3}
     summary = {
         "cases": {"validation": ["a", "b", "c"]},
         "validation": {"pose": {"score": 0.9}, "segment": {"dice": {"kidney": 0.85}}},
@@ -251,6 +252,13 @@ def test_the_end_of_a_training_of_two_stages() -> None:
         "model": {"path": "model.safetensors"},
     }
     lines = training_text(summary, Path("run")).splitlines()
+    several = {"coarse": {"kidney": one}, "last": {"kidney": one, "tumour": {**one, "sd": None}}}
+    text = training_text({**summary, "steps": several}, Path("run")).splitlines()
+    at = text.index("Dice in 3 validation case(s) after each step, mean (SD):")
+    rows = [line.split() for line in text[at + 1 : at + 4]]
+    assert rows[0] == ["step", "kidney", "tumour"]
+    assert rows[1] == ["coarse", "0.850", "(0.100)", "-"]
+    assert rows[2] == ["last", "0.850", "(0.100)", "0.850"]
     assert lines[0] == "Dice in 3 validation case(s), stage segment:"
     assert lines[2].split() == ["kidney", "0.850"]
     (posed,) = (line.split() for line in lines if line.startswith("pose"))

@@ -38,7 +38,7 @@ def test_every_label_has_its_share(batch: int, step: int, epoch: int, share: flo
     assert len(drawn) == batch
     rows = [np.flatnonzero((index.every == pair).all(1))[0] for pair in drawn]
     wanted = min(math.ceil(share * batch - 1e-9), batch // 2)
-    for group in index.by_label:
+    for group in index.groups:
         assert np.isin(rows, group).sum() >= wanted
 
 
@@ -87,3 +87,44 @@ def test_steps_cover_all_slices() -> None:
     assert steps_per_epoch(index_of(), 32) == 2
     assert steps_per_epoch(index_of(), 60) == 1
     assert steps_per_epoch(index_of(), 59) == 2
+
+
+def grouped(shares: tuple[float, ...], *, members_only: bool = False) -> SliceIndex:
+    """Twelve slices: 0-5 in no group, 6-8 in the first, 9-10 in the second, 11 in both."""
+    member = np.zeros((12, 2), dtype=bool)
+    member[6:9, 0] = member[9:11, 1] = member[11] = True
+    return SliceIndex.of_groups([member], shares, members_only=members_only)
+
+
+@pytest.mark.parametrize(
+    ("shares", "batch", "counts"),
+    [
+        ((0.5, 0.25), 8, (4, 2)),
+        ((0.5, 0.25), 7, (4, 2)),
+        ((0.5, 0.5), 5, (2, 2)),
+        ((0.75, 0.75), 8, (4, 4)),
+        ((0.0, 1.0), 6, (0, 6)),
+    ],
+)
+def test_every_group_has_its_own_share(
+    shares: tuple[float, ...], batch: int, counts: tuple[int, int]
+) -> None:
+    """Rounded up where the batch has room; the rest comes from all slices."""
+    index = grouped(shares)
+    for step in range(20):
+        rows = [k for _, k in draw(index, at(step), batch)]
+        for group, count in zip(index.groups, counts, strict=True):
+            assert np.isin(rows, group).sum() >= count
+        assert len(rows) == batch
+    if sum(counts) == batch:
+        assert min(rows) >= 6, "none is left for slices of no group"
+
+
+def test_slices_of_no_group_can_be_left_out() -> None:
+    """A group without a share does not count."""
+    assert grouped((0.5, 0.5), members_only=True).every[:, 1].tolist() == [*range(6, 12)]
+    index = grouped((0.0, 0.5), members_only=True)
+    assert index.every[:, 1].tolist() == [9, 10, 11]
+    assert [group.tolist() for group in index.groups] == [[2], [0, 1, 2]]
+    with pytest.raises(ValueError, match="no slices"):
+        grouped((0.0, 0.0), members_only=True)

@@ -121,6 +121,17 @@ def test_a_stored_subject_is_the_one_made_in_memory(store: Store) -> None:
         assert_same_subject(stored, made(seed, MATERIAL))
 
 
+def test_a_range_of_hounsfield_units_is_set_in_plan_and_cases(store: Store) -> None:
+    """For training from any store, and in the plan that the model will have."""
+    cohort = gather_cohort(store, CohortConfig(clip_hu=(-30.0, 300.0)), lambda _: MATERIAL)
+    assert [channel.clip for channel in cohort.plan.channels] == [(-30.0, 300.0)]
+    for subject in (*cohort.training, *cohort.validation):
+        assert [(s.low, s.high) for s in subject.scalings] == [(-30.0, 300.0)]
+    assert Plan.from_dict(json.loads(json.dumps(cohort.plan.as_dict()))) == cohort.plan
+    with pytest.raises(ValueError, match="minimum first"):
+        CohortConfig(clip_hu=(300.0, -30.0))
+
+
 @pytest.mark.parametrize("kind", ["full", "blocks", "bare"])
 @pytest.mark.parametrize("masks", [True, False])
 def test_what_a_store_lacks_is_made_of_it(stores: dict[str, Store], kind: str, masks: bool) -> None:

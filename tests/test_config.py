@@ -207,10 +207,8 @@ def test_blocks_of_the_plan_and_edges_of_what_is_allowed() -> None:
     assert read.blocks.patch == (8, 16, 16) and read.blocks.spacing_mm == (5.0, 1.0, 1.0)
 
 
-@pytest.mark.parametrize("method", ["homogenized", "plain", "plain3d"])
+@pytest.mark.parametrize("method", METHODS)
 def test_the_processors_clock_does_not_count_workers(method: str) -> None:
-    from kidseg.config import METHODS
-
     with pytest.raises(UsageError, match="does not count workers"):
         load(METHODS[method], overrides=["budget_clock=processor", "workers=2"])
     for settings in (["budget_clock=processor", "workers=0"], ["workers=2"]):

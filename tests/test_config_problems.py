@@ -58,7 +58,7 @@ def test_a_key_that_resembles_none_has_no_guess() -> None:
         (PhantomConfig, "ages_years=3", "'ages_years' must be a list, not 3"),
         (PhantomConfig, "phase=late", '"excretory", "unenhanced" or "mixed", not "late"'),
         (PhantomConfig, "max_slices=many", "'max_slices' must be a whole number, not \"many\""),
-        (METHODS["plain"], "unet.skips=16", "'unet.skips' must be \"all\" or 32, not 16"),
+        (METHODS["plain"], "unet.skips=16", '\'unet.skips\' must be "all", "long" or 32, not 16'),
         (METHODS["plain"], "unet.size=100", "'unet': halving 100 pixels does not reach 8"),
         (METHODS["plain"], "unet=5", "'unet' must be a table, not 5"),
         (METHODS["plain"], "segment.optimizer.momentum=1", "must be below 1, not 1"),

@@ -48,10 +48,25 @@ CROP = (
     "crop.stage.batch_size=9",
     "crop.output=half",
 )
+STAGES = tuple(
+    f"{net}.{setting}"
+    for net in ("coarse", "resunet", "resnet")
+    for setting in (
+        "net.levels=2",
+        "net.features=8",
+        "weights=[0.1,1,2]",
+        "stage.epochs=12",
+        "stage.steps=8",
+        "stage.batch_size=9",
+        "stage.optimizer.learning_rate=0.01",
+    )
+)
+AROUND = ("slice_mm=null", "coarse_size=32", "box=32", "resnet.net.blocks=1")
 METHODS = {
-    "plain": ("plain", ()),
-    "homogenized": ("homogenized", POSE),
-    "homogenized with crop": ("homogenized", (*POSE, *CROP, "pose.teacher=0.0")),
+    "plain": ("plain", SETTINGS),
+    "homogenized": ("homogenized", (*SETTINGS, *POSE)),
+    "homogenized with crop": ("homogenized", (*SETTINGS, *POSE, *CROP, "pose.teacher=0.0")),
+    "multistage": ("multistage", (*STAGES, *AROUND, "resnet.net.dropout=0.1")),
 }
 
 
@@ -70,7 +85,7 @@ def test_a_method_learns_and_is_measured(data: Path, tmp_path: Path, name: str) 
     train(
         data,
         tmp_path / "run",
-        Setup(method=method, overrides=[*SETTINGS, *settings], cases=cases[:7]),
+        Setup(method=method, overrides=settings, cases=cases[:7]),
         device="cpu",
     )
     scans = [data / "imagesTr" / f"{case}_0000.nii.gz" for case in cases[7:]]

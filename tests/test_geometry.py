@@ -23,6 +23,7 @@ from kidseg.geometry import (
     binned,
     boxed,
     grid_from_theta,
+    has_parallel_slices,
     in_plane_pose,
     join_channels,
     posed,
@@ -744,3 +745,16 @@ def test_channels_of_other_sizes_and_no_channels_are_not_joined() -> None:
         join_channels(volumes)
     with pytest.raises(ValueError, match="nothing to join"):
         join_channels([])
+
+
+def test_slices_are_parallel_up_to_a_tilt() -> None:
+    """Not those of a permuted grid, whatever its spacing."""
+    scan = Grid.from_spacing((5, 20, 30), (3, 0.8, 0.8))
+    assert has_parallel_slices(scan, scan) and has_parallel_slices(scan.slicewise(), scan)
+    turned = posed(scan, angle_rad=0.4, scale=(2.0, 0.5))
+    assert has_parallel_slices(turned, scan) and has_parallel_slices(
+        turned.crop((3, 1, 2), (1, 2, 3)), scan
+    )
+    for axes in ((2, 0, 1), (1, 0, 2), (1, 2, 0)):
+        assert not has_parallel_slices(scan.permuted(axes), scan)
+        assert has_parallel_slices(scan.permuted(axes), scan.permuted(axes))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -40,6 +43,17 @@ def test_ct_is_clipped_then_standardised_with_the_data_set() -> None:
     expected = torch.tensor([[-6.0, -6.0, 0.0, 1.0, 11.0, 11.0]])
     assert torch.allclose(normalise(hu, [channel("CT")]), expected)
     assert hu[0, 0] == -1000  # the input is left alone
+
+
+def test_a_fixed_range_replaces_the_percentiles_of_ct() -> None:
+    """-30 to 300; mean 80 and SD 20 as before."""
+    hu = torch.tensor([[-1000, -40, 80, 100, 300, 3000]], dtype=torch.int16)
+    fixed = replace(channel("CT"), clip=(-30.0, 300.0))
+    expected = torch.tensor([[-5.5, -5.5, 0.0, 1.0, 11.0, 11.0]])
+    assert torch.allclose(normalise(hu, [fixed]), expected)
+    assert Normalisation.from_dict(json.loads(json.dumps(fixed.as_dict()))) == fixed
+    other = replace(channel("T1"), clip=(-30.0, 300.0))
+    assert torch.equal(normalise(hu, [other]), normalise(hu, [channel("T1")]))
 
 
 def test_other_channels_are_standardised_each_with_itself() -> None:
@@ -90,8 +104,6 @@ def test_wrong_number_of_channels_is_refused() -> None:
 
 
 def test_normalisation_survives_json() -> None:
-    import json
-
     one = channel("T1", inside_only=True)
     assert Normalisation.from_dict(json.loads(json.dumps(one.as_dict()))) == one
 

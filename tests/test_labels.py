@@ -210,6 +210,17 @@ def test_targets_of_regions_overlap() -> None:
     assert target.outputs == 2 and target.background == (0.0, 0.0)
 
 
+def test_two_channels_leave_out_sides_and_count_cysts_as_kidney() -> None:
+    schema = LabelSchema.from_names({1: "left kidney", 2: "right kidney", 4: "tumour", 5: "cyst"})
+    two = Target.two(schema)
+    assert two == Target(channels=((1, 2, 5), (4,)), writes=(1, 4)) and two.outputs == 3
+    assert Target.two(KIDNEY_TUMOUR) == Target.of_labels(KIDNEY_TUMOUR)
+    for names, missing in (({1: "kidney"}, "tumour"), ({1: "tumour"}, "kidney")):
+        with pytest.raises(InputError) as error:
+            Target.two(LabelSchema.from_names(names))
+        assert error.value.code == f"no-{missing}-label"
+
+
 @pytest.mark.parametrize("target", [Target.of_labels(KIDNEY_TUMOUR), Target.merged(KIDNEY_TUMOUR)])
 def test_a_target_as_json_comes_back(target: Target) -> None:
     assert Target.from_dict(json.loads(json.dumps(target.as_dict()))) == target

@@ -21,6 +21,7 @@ from kidseg.losses import (
     restored_segmentation_loss,
     segmentation_loss,
     soft_dice,
+    weighted_cross_entropy,
 )
 
 
@@ -153,6 +154,36 @@ def test_cross_entropy_agrees_with_torch(weighted: bool, masked: bool) -> None:
     )
     whole = segmentation_loss([logits], labels, valid=valid, class_weights=weights)
     assert whole.item() == pytest.approx(expected.item() + 1 - dice.mean().item(), rel=1e-5)
+
+
+def test_weighted_cross_entropy_by_hand() -> None:
+    """Probabilities 1/4, 1/2, 1/4; labels 0, 1, 2, 2 of weights 3, 5, 7: (6 + 5 + 28) ln 2 / 4."""
+    target = Target(channels=((1,), (2,)))
+    logits = torch.tensor([0.25, 0.5, 0.25]).log()[None, :, None].expand(1, 3, 4).contiguous()
+    labels = torch.tensor([[0, 1, 2, 2]], dtype=torch.uint8)
+    weights = torch.zeros(256)
+    weights[:3] = torch.tensor([3.0, 5.0, 7.0])
+    loss = weighted_cross_entropy(logits, labels, weights, target=target)
+    assert float(loss) == pytest.approx(39 / 4 * math.log(2))
+    valid = torch.tensor([[True, True, False, False]])
+    loss = weighted_cross_entropy(logits, labels, weights, target=target, valid=valid)
+    assert float(loss) == pytest.approx(11 / 2 * math.log(2))
+    none = torch.zeros_like(valid)
+    assert float(weighted_cross_entropy(logits, labels, weights, target=target, valid=none)) == 0
+    with pytest.raises(ValueError, match="3 channels, but the target 2"):
+        weighted_cross_entropy(logits, labels, weights, target=Target(channels=((1,),)))
+
+
+def test_weighted_cross_entropy_of_regions() -> None:
+    """Both binary entropies of a pixel count half; label 2 lies in both regions."""
+    target = Target(channels=((1, 2), (2,)), exclusive=False)
+    logits = torch.tensor([0.25, 0.5]).logit()[None, :, None].expand(1, 2, 3).contiguous()
+    labels = torch.tensor([[0, 1, 2]], dtype=torch.uint8)
+    weights = torch.ones(256)
+    weights[2] = 4.0
+    each = [-(math.log(0.75) + math.log(0.5)) / 2, *[-(math.log(0.25) + math.log(0.5)) / 2] * 2]
+    loss = weighted_cross_entropy(logits, labels, weights, target=target)
+    assert float(loss) == pytest.approx((each[0] + each[1] + 4 * each[2]) / 3, rel=1e-5)
 
 
 def test_segmentation_loss_by_hand() -> None:

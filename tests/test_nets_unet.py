@@ -99,6 +99,7 @@ def test_work_by_hand(size: int) -> None:
 def test_skips_stop_at_32_when_told() -> None:
     assert nets.build(small(128), 1, 3).joined == (True, True, True, True)
     assert nets.build(small(128, skips=32), 1, 3).joined == (True, True, True, False)
+    assert nets.build(small(128, skips="long"), 1, 3).joined == (True, False, False, False)
 
 
 def test_without_a_size_it_is_that_of_the_input() -> None:

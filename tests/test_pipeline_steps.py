@@ -9,7 +9,7 @@ import torch
 
 from kidseg.geometry import Grid, Slices, Volume, boxed, posed, resample
 from kidseg.labels import Target
-from kidseg.pipeline import Progress, Region, Step, advance, restore
+from kidseg.pipeline import Note, Progress, Region, Step, advance, restore
 
 SCAN = Grid.from_spacing((6, 64, 80), (3, 1, 1), centre_mm=(5, -7, 30))
 BRIGHT = Target(channels=((1,),))
@@ -155,6 +155,41 @@ def test_a_step_with_nothing_to_do_leaves_the_step_before() -> None:
     assert list(progress.steps) == list(progress.seconds) == ["coarse", "correct", "fine"]
     assert progress.steps["correct"] == ()
     assert progress.steps["fine"][0].grid is progress.steps["coarse"][0].grid
+
+
+def test_steps_go_on_from_where_others_ended() -> None:
+    """The same as all at once; the earlier steps do not run again."""
+    scan, ran = bright_box(), []
+
+    def counted(progress: Progress, region: Region) -> Volume:
+        ran.append(len(progress.steps))
+        return threshold(progress, region)
+
+    steps = [
+        Step(name="coarse", locate=coarse, segment=counted),
+        Step(name="fine", locate=near, segment=counted),
+    ]
+    begun = advance(scan, steps[:1])
+    progress = advance(begun, steps[1:])
+    assert ran == [0, 1] and list(progress.steps) == list(progress.seconds) == ["coarse", "fine"]
+    assert list(begun.steps) == ["coarse"] and progress.steps["coarse"] is begun.steps["coarse"]
+    whole = advance(scan, steps)
+    assert torch.equal(found_of(whole.found[0]).data, found_of(progress.found[0]).data)
+
+
+def test_a_step_says_what_it_decided() -> None:
+    """With its own regions before it; steps that say nothing have no note."""
+    steps = [
+        Step(name="silent", locate=lambda p: p.last),
+        Step(
+            name="coarse",
+            locate=coarse,
+            segment=threshold,
+            note=lambda p: Note(text=f"{len(p.steps['coarse'])} region", facts={"n": len(p.steps)}),
+        ),
+    ]
+    progress = advance(bright_box(), steps)
+    assert progress.notes == {"coarse": Note(text="1 region", facts={"n": 2})}
 
 
 def test_several_regions_are_each_segmented_and_keep_order_and_names() -> None:

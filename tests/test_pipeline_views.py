@@ -132,6 +132,34 @@ def test_probabilities_are_those_of_the_network_in_any_number_of_slices() -> Non
     torch.testing.assert_close(many.data.sum(0), torch.ones(37, 48, 48))
 
 
+def test_a_mask_is_shown_after_the_image_as_it_is() -> None:
+    """Of each slice its own, padded with it."""
+    image = make_ellipse_patient(0).image
+    grid = image.grid.crop((0, 0, 0), (5, 30, 40))
+    mask = (
+        torch.arange(5.0)[:, None, None].expand(2, *grid.shape)
+        + torch.tensor([0.0, 10.0])[:, None, None, None]
+    )
+
+    class Told(nn.Module):
+        multiple = (16, 16)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: list[Tensor] = []
+
+        def forward(self, image: Tensor) -> list[Tensor]:
+            self.seen.append(image)
+            return [torch.zeros(len(image), 3, *image.shape[2:])]
+
+    net = Told()
+    VIEW.predict(net, TARGET, Progress(image=image), Region(grid=grid), mask)
+    shown = torch.cat(net.seen)
+    assert shown.shape == (5, 3, 32, 48)
+    assert torch.equal(shown[:, 0, :30, :40], VIEW.image(image, grid)[:, 0])
+    assert torch.equal(shown[:, 1:, :30, :40].transpose(0, 1), mask)
+
+
 def test_regions_that_overlap_have_probabilities_of_their_own() -> None:
     net, grid = Seen(), turned((8, 24, 32))
     target = Target(channels=((1, 2), (1,), (2,)), exclusive=False)
@@ -349,6 +377,17 @@ def test_neighbouring_slices_are_channels_and_the_edge_slice_repeats() -> None:
     assert seen[0, :, 0, 0].tolist() == [0, 0, 0, 1, 2]
     assert seen[3, :, 0, 0].tolist() == [1, 2, 3, 4, 5]
     assert seen[5, :, 0, 0].tolist() == [3, 4, 5, 5, 5]
+
+
+def test_neighbours_on_resliced_slices_repeat_the_edge_slice_of_these() -> None:
+    """Slices of 6 mm in a scan of 3 mm, at heights 0.5, 2.5 and 4.5 of its slices."""
+    image = volume_of_heights()
+    resliced = image.grid.with_spacing((6.0, 1.0, 1.0))
+    seen = replace(FIVE, resliced=resliced).image(image, resliced)
+    assert seen[0, :, 0, 0].tolist() == pytest.approx([0.5, 0.5, 0.5, 2.5, 4.5])
+    assert seen[2, :, 0, 0].tolist() == pytest.approx([0.5, 2.5, 4.5, 4.5, 4.5])
+    last = replace(FIVE, resliced=resliced).image(image, resliced.slices(2, 3))
+    assert torch.equal(last, seen[2:])
 
 
 def test_neighbours_of_a_region_come_from_the_scan_beyond_it() -> None:

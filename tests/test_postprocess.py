@@ -110,6 +110,17 @@ def test_pieces_are_plain_numbers() -> None:
     assert json.loads(json.dumps(piece.as_dict()))["voxels"] == {"2": 8}
 
 
+def test_a_threshold_in_voxels_is_of_a_grid_and_of_a_body_of_any_size() -> None:
+    config = PostprocessConfig(least_voxels=9)
+    for radius in (None, math.nan, 55.0, 150.0):
+        assert min_volume_ml(config, radius, 0.01) == pytest.approx(0.09)
+    labels = labels_of((SMALL, 1), ((slice(0, 2), slice(0, 2), slice(0, 2)), 2))
+    for voxels, count in ((8, 0), (9, 2)):
+        least = min_volume_ml(PostprocessConfig(least_voxels=voxels), None, 0.01)
+        assert len(remove_small(labels, least, keep_ends=False)[1]) == count
+    assert len(remove_small(labels, 0.09)[1]) == 1, "one reaches the first slice"
+
+
 def test_the_default_keeps_a_newborns_kidney() -> None:
     """10 ml at least; a trunk of 11 cm effective diameter. Even a fiftieth of it stays."""
     least = min_volume_ml(PostprocessConfig(), 55.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tomllib
+from dataclasses import fields
 
 from kidseg import config, methods
 from kidseg.cli.options import Method, Preset
@@ -26,6 +27,17 @@ def test_presets_are_the_files_of_the_package_and_load() -> None:
         assert tables and tables <= set(METHODS)
         for method in tables:
             config.load(config.METHODS[method], base=config.preset(name, method))
+
+
+def test_what_methods_of_a_preset_have_in_common_is_a_setting_of_one_of_them() -> None:
+    """Methods leave out what they lack, so a misspelt key would be left out by all."""
+    for name in presets():
+        tables = tomllib.loads((PRESETS / f"{name}.toml").read_text())
+        common = set(tables.pop("common", {}))
+        known = {f.name for method in tables for f in fields(config.METHODS[method])}
+        assert common <= known, name
+    assert "view" not in config.preset("demo", "cascade")
+    assert config.preset("demo", "cascade")["unet"]["size"] == 128
 
 
 def test_the_command_line_names_them_all() -> None:

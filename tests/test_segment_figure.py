@@ -20,9 +20,15 @@ from kidseg.errors import BatchError, InputError, KidsegError, UsageError
 from kidseg.geometry import Grid, Volume
 from kidseg.io import read, save
 from kidseg.labels import KIDNEY_TUMOUR
-from kidseg.pipeline import Progress, Region
+from kidseg.pipeline import Note, Progress, Region
 from kidseg.segment import Predictor, load_predictor, segment
-from kidseg.segment.figure import Panel, draw_panels, representative_slice, step_panels
+from kidseg.segment.figure import (
+    Panel,
+    draw_panels,
+    representative_slice,
+    step_panels,
+    title_of,
+)
 from kidseg.train import Setup, train
 from test_segment import SETTINGS, labels_of
 
@@ -164,6 +170,43 @@ def test_each_region_has_its_panel_and_its_frame(predictor: Predictor) -> None:
     ]
 
 
+def test_sagittal_slices_are_shown_where_most_was_found(predictor: Predictor) -> None:
+    """Whatever the axial slice; in axial slices their box is a frame, if these meet it."""
+    patient = make_ellipse_patient(0)
+    grid = patient.image.grid
+    sagittal = grid.permuted((2, 0, 1)).crop((0, 2, 10), (64, 4, 30))
+    found = torch.zeros((3, 64, 4, 30))
+    found[2, 40, 1:3, 5:9], found[2, 20, 1, 1] = 1.0, 1.0
+    region = Region(grid=sagittal, found=Volume(found, sagittal), target=TARGET)
+    steps = {"coarse": (Region(grid=grid),), "correct": (region,), "fine": (Region(grid=grid),)}
+    notes = {"correct": Note(text="3 kidneys: abnormal")}
+    progress = Progress(image=patient.image, steps=steps, notes=notes)
+    result = replace(predictor(patient.image), progress=progress)
+    result = replace(result, placement=Placement(figures={}, overlap={}))
+    for k, frames in ((3, 1), (7, 0)):
+        _, coarse, correct, *_ = step_panels(patient.image, result, k)
+        assert correct.title == "correct" and correct.values.shape == (4, 30)
+        assert np.array_equal(correct.values, patient.image.data[0, 2:6, 10:40, 40].numpy())
+        assert correct.labels is not None and correct.labels.sum() == 2 * 2 * 4
+        assert correct.right is None and len(coarse.frames) == frames
+    (frame,) = step_panels(patient.image, result, 3)[1].frames
+    assert frame.min(0).tolist() == pytest.approx([9.5, -0.5])
+    assert frame.max(0).tolist() == pytest.approx([39.5, 63.5])
+    empty = Region(grid=sagittal)
+    result = replace(result, progress=Progress(image=patient.image, steps={"correct": (empty,)}))
+    assert step_panels(patient.image, result, 3)[1].labels is None, "the middle one"
+
+
+def test_what_the_steps_decided_stands_in_the_title(predictor: Predictor) -> None:
+    patient = make_ellipse_patient(0)
+    notes = {"correct": Note(text="3 kidneys: abnormal"), "fine": Note(text="left 9 ml")}
+    result = predictor(patient.image)
+    result = replace(result, progress=replace(result.progress, notes=notes))
+    lines = title_of("a", patient.image, result, KIDNEY_TUMOUR, 3).splitlines()
+    assert lines[0] == "a, slice 4 of 8"
+    assert "correct: 3 kidneys: abnormal" in lines and "fine: left 9 ml" in lines
+
+
 def test_a_figure_per_scan(data: Path, predictor: Predictor, tmp_path: Path) -> None:
     results = segment(
         [scan(data, 0), scan(data, 1)], predictor, tmp_path, figures=True, reference=data
@@ -221,7 +264,7 @@ def test_slices_are_said_to_be_compared_by_what_they_were(
 
     def compared(labels: torch.Tensor) -> dict[str, object]:
         found = Volume(labels, image.grid)
-        monkeypatch.setattr("kidseg.segment.predictor.remove_small", lambda *_: (found, ()))
+        monkeypatch.setattr("kidseg.segment.predictor.remove_small", lambda *_, **__: (found, ()))
         return dict(predictor(image).facts["overlap"]["compared"])
 
     nothing = torch.zeros(1, *image.grid.shape, dtype=torch.uint8)

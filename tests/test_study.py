@@ -91,7 +91,11 @@ def toml(folder: Path, top: str = "test_patients = 2", more: str = "") -> Path:
         ("test_patients = 2", '[methods.b]\nmethod = "plain"\npreset = "x"', r"methods\.b: .*'x'"),
         ("test_patients = 2", '[methods.b]\nmethod = "plain"\ntune = "all"', "requires a model"),
         ("test_patients = 2", '[methods.b]\nmethod = "plain"\npatients = 4', "4 training patients"),
-        ("test_patients = 2", '[methods.b]\nmethod = "plain"\npatients = 0', "at least 1, not 0"),
+        (
+            "test_patients = 2",
+            '[methods.b]\nmethod = "plain"\npatients = 0',
+            r"methods\.b\.patients' must be at least 1",
+        ),
     ],
 )
 def test_wrong_settings_are_named(

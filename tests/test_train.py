@@ -583,8 +583,34 @@ def test_a_state_of_another_network_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam"])
-def test_an_optimizer_goes_on_where_it_was(tmp_path: Path, name: str) -> None:
-    chosen = OptimizerConfig(name=name, learning_rate=0.01, momentum=0.9)
+@pytest.mark.parametrize("decayed", ["all", "kernels"])
+def test_decay_of_kernels_leaves_biases_and_norms(tmp_path: Path, name: str, decayed: str) -> None:
+    """Without a gradient of the loss, only what decays changes."""
+    chosen = OptimizerConfig(
+        name=name, learning_rate=0.1, momentum=0.0, weight_decay=0.5, decayed=decayed
+    )
+    still = replace(
+        norms_stage(),
+        config=config(epochs=1, optimizer=chosen),
+        loss=lambda net, batch: {"loss": (net(batch.values) * 0.0).sum()},
+    )
+    with torch.no_grad():
+        for parameter in still.net.parameters():
+            parameter.fill_(0.5)
+    fit(still, Run(folder=tmp_path, device=CPU))
+    for parameter in still.net.parameters():
+        moves = decayed == "all" or parameter.ndim > 1
+        assert bool((parameter < 0.5).all()) == moves
+        assert moves or bool((parameter == 0.5).all())
+    assert {parameter.ndim > 1 for parameter in still.net.parameters()} == {True, False}
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+@pytest.mark.parametrize("decayed", ["all", "kernels"])
+def test_an_optimizer_goes_on_where_it_was(tmp_path: Path, name: str, decayed: str) -> None:
+    chosen = OptimizerConfig(
+        name=name, learning_rate=0.01, momentum=0.9, weight_decay=0.01, decayed=decayed
+    )
 
     class Stop(Exception):
         pass

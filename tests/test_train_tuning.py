@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cascades import config_with
 from cohorts import PLAN, TARGET, VOLUMES, make_cohort
 from ellipses import write_ellipse_dataset
 from kidseg.checkpoint import load_model
@@ -21,10 +22,13 @@ from kidseg.config import (
     BlocksConfig,
     HomogenizedConfig,
     LocalizerConfig,
+    MultistageConfig,
     Plain3dConfig,
     PlainConfig,
     PoseConfig,
+    ResidualConfig,
     StageConfig,
+    StagedNetConfig,
     UNetConfig,
     ViewConfig,
 )
@@ -33,8 +37,10 @@ from kidseg.errors import KidsegWarning, UsageError
 from kidseg.geometry import Grid, Volume
 from kidseg.io import save
 from kidseg.labels import Target
+from kidseg.methods.cascade.system_c import Cascade
 from kidseg.methods.homogenized.system_a import Homogenized
 from kidseg.methods.method import Method
+from kidseg.methods.multistage.system_b import Multistage
 from kidseg.methods.plain import Plain
 from kidseg.methods.plain3d import Plain3d
 from kidseg.plan import Plan
@@ -50,6 +56,9 @@ CONFIG = PlainConfig(
     segment=StageConfig(epochs=1, batch_size=4, steps=1),
 )
 KIDNEY = Target(channels=((1,),))
+NET = StagedNetConfig(
+    net=ResidualConfig(levels=3, features=2, max_features=4), stage=CONFIG.segment
+)
 LOCALIZER = LocalizerConfig(size=32, pooled=4, hidden=(16, 8))
 
 
@@ -131,6 +140,7 @@ def test_a_model_of_which_nothing_fits_is_refused(model: dict[str, dict[str, Ten
 
 METHODS: dict[str, Any] = {
     "plain": lambda: plain(),
+    "cascade": lambda: Cascade.build(config_with(), TARGET, PLAN, device=CPU),
     "plain3d": lambda: Plain3d.build(
         Plain3dConfig(
             blocks=BlocksConfig(patch=(8, 32, 32), features=2),
@@ -139,6 +149,12 @@ METHODS: dict[str, Any] = {
         ),
         TARGET,
         VOLUMES,
+        device=CPU,
+    ),
+    "multistage": lambda: Multistage.build(
+        MultistageConfig(coarse_size=32, box=16, coarse=NET, resunet=NET, resnet=NET),
+        TARGET,
+        PLAN,
         device=CPU,
     ),
     "homogenized": lambda: Homogenized.build(
@@ -170,7 +186,16 @@ def names_of(net: nn.Module, beginnings: Iterable[str]) -> set[str]:
 def test_regimes_choose_parts_of_the_network(name: str) -> None:
     """Levels count from the finest; of the encoder all but its first two stay, with "ends"."""
     method = METHODS[name]()
-    *before, stage = stages_of(method)
+    every = stages_of(method)
+    others = [stage for stage in every if stage.name == "pose"]
+    for stage in every:
+        if stage not in others:
+            check_regimes(method, stage)
+    assert not any(select_trainable(other, method, "decoder") for other in others), "nothing"
+    assert len(others) == (name == "homogenized") and len(every) > len(others)
+
+
+def check_regimes(method: Method, stage: Stage) -> None:
     net = stage.net
     assert select_trainable(stage, method, "all") is stage
     decoder = select_trainable(stage, method, "decoder")
@@ -184,8 +209,6 @@ def test_regimes_choose_parts_of_the_network(name: str) -> None:
     for chosen in (decoder, ends):
         assert 0 < len(set(chosen.trainable or ())) < len(everything)
         assert (chosen.name, chosen.net, chosen.config) == (stage.name, net, stage.config)
-    assert not any(select_trainable(other, method, "decoder") for other in before), "nothing"
-    assert len(before) == (name == "homogenized")
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,8 @@ class Normalisation:
         statistics: used by "ct"; only for information in other schemes.
         inside_only: compute mean and SD inside the non-zero region, and keep 0 outside it (only
             used by "zscore").
+        clip: range to which values are clipped (only used by "ct"); None: the percentiles 0.5 to
+            99.5 of the statistics.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = SEALED
@@ -82,6 +84,7 @@ class Normalisation:
     scheme: Scheme
     statistics: Statistics
     inside_only: bool = False
+    clip: tuple[float, float] | None = None
 
     @property
     def padding_value(self) -> float:
@@ -109,7 +112,8 @@ class Normalisation:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Normalisation:
         """Inverse of `as_dict`."""
-        return cls(**{**data, "statistics": Statistics(**data["statistics"])})
+        clip = None if data.get("clip") is None else tuple(data["clip"])
+        return cls(**{**data, "statistics": Statistics(**data["statistics"]), "clip": clip})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,9 +209,10 @@ def as_input(image: Tensor, each: Sequence[Sequence[Scaling]]) -> Tensor:
 def _scaling(values: Tensor, channel: Normalisation, inside: Tensor | None) -> Scaling:
     if channel.scheme == "ct":
         known = channel.statistics
+        low, high = channel.clip or (known.percentile_00_5, known.percentile_99_5)
         return Scaling(
-            low=known.percentile_00_5,
-            high=known.percentile_99_5,
+            low=low,
+            high=high,
             shift=known.mean,
             scale=max(known.sd, _MIN_SD),
         )

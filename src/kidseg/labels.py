@@ -261,6 +261,18 @@ class Target:
         return cls(channels=(schema.ids_of("kidney", "tumour", "cyst"),))
 
     @classmethod
+    def two(cls, schema: LabelSchema) -> Target:
+        """Kidneys and renal tumours, of either side; cysts count as kidney.
+
+        Raises:
+            InputError: "no-kidney-label", "no-tumour-label": no such label.
+        """
+        for meaning in ("kidney", "tumour"):
+            if not schema.ids_of(meaning):
+                raise _missing(meaning, schema)
+        return cls(channels=(schema.ids_of("kidney", "cyst"), schema.ids_of("tumour")))
+
+    @classmethod
     def alone(cls, schema: LabelSchema, meaning: Meaning) -> Target:
         """One channel for the labels of one meaning; everything else is background.
 

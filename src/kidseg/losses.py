@@ -31,6 +31,7 @@ __all__ = [
     "restored_segmentation_loss",
     "segmentation_loss",
     "soft_dice",
+    "weighted_cross_entropy",
 ]
 
 SMOOTH = 1e-5
@@ -174,6 +175,43 @@ def cross_entropy(
     """
     log_loss = -torch.log(_of_truth(_wide(probabilities), labels) + MIN_PROBABILITY)
     return _weighted_mean(log_loss, labels, valid, class_weights)
+
+
+def weighted_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    label_weights: Tensor,
+    *,
+    target: Target,
+    valid: Tensor | None = None,
+) -> Tensor:
+    """Mean over all pixels of the cross entropy, each times the weight of its true label.
+
+    The weights are not normalised, so that a batch with more of a heavy label has a larger loss.
+    Regions (sigmoid) use the mean binary cross entropy over the channels.
+
+    Args:
+        logits: (n, channels, *size).
+        labels: (n, *size) labels of the data set.
+        label_weights: (256,) weight of each label, background first.
+        target: defines the channels.
+        valid: (n, *size) bool; other pixels are ignored. The loss is 0 if all are ignored.
+
+    Raises:
+        ValueError: the number of channels differs from the target's.
+
+    Source: Santini et al., KiTS19, section 2.3 "weighted categorical cross-entropy"; the mean over
+    pixels as usual in Keras.
+    """
+    true = encode(labels, target)
+    if target.exclusive:
+        log_loss = -_of_truth(torch.log_softmax(_checked(logits, target), dim=1), true)
+    else:
+        wide = _checked(logits, target)
+        each = F.binary_cross_entropy_with_logits(wide, true.to(wide), reduction="none")
+        log_loss = each.mean(1)
+    weights = label_weights.to(log_loss)[labels.long()]
+    return _weighted_mean(log_loss * weights, labels, valid, None)
 
 
 def segmentation_loss(

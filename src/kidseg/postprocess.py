@@ -37,17 +37,22 @@ class Piece:
         }
 
 
-def min_volume_ml(config: PostprocessConfig, body_radius_mm: float | None) -> float:
+def min_volume_ml(
+    config: PostprocessConfig, body_radius_mm: float | None, voxel_ml: float = 0.0
+) -> float:
     """The minimum volume of a component, for a body of this size.
 
     Volumes scale with the cube of a length. A newborn's trunk has a radius of about 55 mm and an
     adult's of 150 mm, so 3 ml for adults become 0.15 ml, far below a newborn's kidney (10-18 ml).
 
     Args:
-        config: threshold for an adult.
+        config: threshold for an adult, or in voxels.
         body_radius_mm: geometric mean of the body's semi-axes; None or NaN if there is no body:
-            nothing is removed then.
+            nothing is removed then, unless the threshold is in voxels.
+        voxel_ml: volume of the voxels that `least_voxels` counts.
     """
+    if config.least_voxels is not None:
+        return config.least_voxels * voxel_ml
     if body_radius_mm is None or not np.isfinite(body_radius_mm):
         return 0.0
     return (
@@ -55,15 +60,17 @@ def min_volume_ml(config: PostprocessConfig, body_radius_mm: float | None) -> fl
     )
 
 
-def remove_small(labels: Volume, min_ml: float) -> tuple[Volume, tuple[Piece, ...]]:
+def remove_small(
+    labels: Volume, min_ml: float, *, keep_ends: bool = True
+) -> tuple[Volume, tuple[Piece, ...]]:
     """Remove connected components of all labels together that are smaller than `min_ml`.
 
-    Voxels are connected by faces. Components in the first or last slice stay, because they may
-    continue outside the scan.
+    Voxels are connected by faces.
 
     Args:
         labels: (1, slices, rows, columns) uint8, volumetric.
         min_ml: see `min_volume_ml`; 0 removes nothing.
+        keep_ends: keep components in the first or last slice, which may continue outside the scan.
 
     Returns:
         The labels, a new volume if anything was removed, and the removed components, largest first.
@@ -82,9 +89,9 @@ def remove_small(labels: Volume, min_ml: float) -> tuple[Volume, tuple[Piece, ..
     sizes = np.bincount(piece, minlength=count + 1)
     small = sizes * float(labels.grid.voxel_ml) < min_ml
     small[0] = False  # the background
-    if box[0].start == 0:
+    if keep_ends and box[0].start == 0:
         small[pieces[0].ravel()] = False
-    if box[0].stop == len(values):
+    if keep_ends and box[0].stop == len(values):
         small[pieces[-1].ravel()] = False
     if not small.any():
         return labels, ()

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from kidseg.cli.summaries import described
+from kidseg.cli.summaries import described, steps_lines
 from kidseg.errors import KidsegError
 from kidseg.header import described_members, read_header
 from kidseg.model_card import ModelCard, Score, card_of
@@ -119,6 +119,8 @@ def model_text(model: Path, header: Mapping[str, Any], summary: Mapping[str, Any
         title = f"Dice in {found.get('validation_cases')} validation case(s), stage {stage}:"
         rows_of_dice = [[name, f"{value:.3f}"] for name, value in dice.items()]
         lines += ["", title, *text_table(["structure", "Dice"], rows_of_dice)]
+    if steps := found.get("steps"):
+        lines += ["", *steps_lines(steps, int(found.get("validation_cases", 0)))]
     if card is not None:
         lines += _card_lines(card)
     chosen = "" if is_starter(model) else f" -m {shlex.quote(str(model))}"

@@ -17,6 +17,7 @@ __all__ = [
     "planned_text",
     "preview_text",
     "scores_text",
+    "steps_lines",
     "training_notes",
     "training_text",
 ]
@@ -55,6 +56,8 @@ def training_text(summary: Mapping[str, Any], out: Path) -> str:
             lines += wrapped(f"Dice in {n} validation case(s), stage {stage}:")
             lines += text_table(["structure", "Dice"], [[k, f"{v:.3f}"] for k, v in dice.items()])
             lines.append("")
+    if steps := summary.get("steps"):
+        lines += [*steps_lines(steps, len(summary["cases"]["validation"])), ""]
     rows = [
         [name, *_stage_cells(summary["stages"].get(name)), f"{seconds:.1f} s"]
         for name, seconds in summary["seconds"].items()
@@ -72,6 +75,29 @@ def training_text(summary: Mapping[str, Any], out: Path) -> str:
             f"Next: kidseg segment SCAN -m {model} -o result",
         ]
     )
+
+
+def steps_lines(steps: Mapping[str, Any], cases: int) -> list[str]:
+    """Dice after each step of a method of several steps, a row per step.
+
+    Args:
+        steps: {step: {structure: {"mean", "sd", "n"}}}.
+        cases: number of validation cases.
+    """
+    names = list(dict.fromkeys(name for figures in steps.values() for name in figures))
+    rows = [
+        [step, *(_dice_text(figures.get(name)) for name in names)]
+        for step, figures in steps.items()
+    ]
+    title = f"Dice in {cases} validation case(s) after each step, mean (SD):"
+    return [*wrapped(title), *text_table(["step", *names], rows)]
+
+
+def _dice_text(figures: Mapping[str, Any] | None) -> str:
+    if figures is None:
+        return "-"
+    sd = "" if figures["sd"] is None else f" ({figures['sd']:.3f})"
+    return f"{figures['mean']:.3f}{sd}"
 
 
 def preview_text(preview: Mapping[str, Any], out: Path) -> str:

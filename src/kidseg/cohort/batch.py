@@ -12,7 +12,7 @@ from kidseg.cohort.items import Drawn
 from kidseg.cohort.subject import Subject
 from kidseg.geometry import Grid, Slices, Volume, resample, sampled
 
-__all__ = ["Labelled", "drawn_grid", "drawn_labels", "join"]
+__all__ = ["Labelled", "Patches", "drawn_grid", "drawn_labels", "join"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -32,6 +32,30 @@ class Labelled:
         labels = Volume(self.labels.data.to(device), self.labels.grid)
         valid = None if self.valid is None else self.valid.to(device)
         return replace(self, labels=labels, valid=valid)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Patches:
+    """A training batch of patches: slices or blocks of one size.
+
+    Attributes:
+        names: of the patches.
+        image: (n, channels, *size), normalised.
+        labels: (n, *size) uint8.
+        valid: (n, *size) bool, False for ignored voxels; None if all are valid.
+    """
+
+    names: tuple[str, ...]
+    image: Tensor
+    labels: Tensor
+    valid: Tensor | None
+
+    def to(self, device: torch.device) -> Patches:
+        """A copy on the device."""
+        valid = None if self.valid is None else self.valid.to(device)
+        return replace(
+            self, image=self.image.to(device), labels=self.labels.to(device), valid=valid
+        )
 
 
 def drawn_labels(subjects: Sequence[Subject], drawn: Drawn, grid: Grid) -> Labelled:

@@ -137,6 +137,7 @@ def gather_cohort(
     if start is not None:
         kept = (store.plan.training, store.plan.labels, store.plan.cyst)
         plan = replace(start, training=kept[0], labels=kept[1], cyst=kept[2])
+    plan = replace(plan, channels=tuple(replace(c, clip=config.clip_hu) for c in plan.channels))
     required = material(plan)
 
     def subject(case: StoredCase) -> Subject:
@@ -165,6 +166,8 @@ def _target(store: Store, schema: LabelSchema, config: CohortConfig) -> Target:
     """
     if config.target == "merged":
         return Target.merged(schema)
+    if config.target == "two":
+        return Target.two(schema)
     if config.target == "tumour":
         return Target.alone(schema, "tumour")
     return target_of_store(store)

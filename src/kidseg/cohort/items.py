@@ -23,36 +23,63 @@ class SliceIndex:
 
     Attributes:
         every: (n, 2) integers: case, slice.
-        by_label: for each label, the rows of `every` that contain it, ascending.
-        label_share: minimum fraction of a batch with each label.
+        groups: for each group, the rows of `every` that belong to it, ascending; a slice may belong
+            to several groups, or to none.
+        shares: minimum fraction of a batch that is drawn from each group.
         hard_share: fraction of a batch with hard slices, if there are any.
     """
 
     every: np.ndarray
-    by_label: tuple[np.ndarray, ...]
-    label_share: float
+    groups: tuple[np.ndarray, ...]
+    shares: tuple[float, ...]
     hard_share: float = 0.0
 
     @classmethod
     def of_cases(
         cls, present: Sequence[np.ndarray], label_share: float, hard_share: float = 0.0
     ) -> SliceIndex:
-        """Index the slices of cases.
+        """Index the slices of cases, with one group per label.
 
         Args:
             present: for each case (slices, labels) bool: which labels each slice contains.
-            label_share: see the class.
+            label_share: minimum fraction of a batch with each label.
             hard_share: see the class.
 
         Raises:
             ValueError: there are no slices.
         """
-        if not sum(len(case) for case in present):
+        labels = present[0].shape[1] if present else 0
+        return cls.of_groups(present, [label_share] * labels, hard_share=hard_share)
+
+    @classmethod
+    def of_groups(
+        cls,
+        member: Sequence[np.ndarray],
+        shares: Sequence[float],
+        *,
+        members_only: bool = False,
+        hard_share: float = 0.0,
+    ) -> SliceIndex:
+        """Index the slices of cases, with any groups.
+
+        Args:
+            member: for each case (slices, groups) bool: which groups each slice belongs to.
+            shares: see the class.
+            members_only: leave out slices that belong to no group with a share.
+            hard_share: see the class.
+
+        Raises:
+            ValueError: there are no slices.
+        """
+        every = [(c, k) for c, case in enumerate(member) for k in range(len(case))]
+        groups = np.concatenate(list(member)).astype(bool) if every else np.zeros((0, 0), bool)
+        if members_only and every:
+            kept = groups[:, np.array(shares) > 0].any(1)
+            every, groups = [every[row] for row in np.flatnonzero(kept)], groups[kept]
+        if not every:
             raise ValueError("no slices to draw from")
-        every = [(c, k) for c, case in enumerate(present) for k in range(len(case))]
-        labels = np.concatenate(list(present)).astype(bool)
-        by_label = tuple(np.flatnonzero(labels[:, j]) for j in range(labels.shape[1]))
-        return cls(np.array(every, dtype=np.int64), by_label, label_share, hard_share)
+        rows = tuple(np.flatnonzero(groups[:, j]) for j in range(groups.shape[1]))
+        return cls(np.array(every, dtype=np.int64), rows, tuple(shares), hard_share)
 
     def __len__(self) -> int:
         return len(self.every)
@@ -63,11 +90,11 @@ def draw(
 ) -> Drawn:
     """Draw the slices of this process for a training step.
 
-    Of the global batch, `ceil(label_share * batch_size)` samples contain each label (fewer if there
-    are too many labels for the batch size); up to `hard_share * batch_size` are hard slices; the
-    others are drawn from all slices. Each of these groups is drawn without replacement, in a new
-    random order in each epoch, and again once all its slices have been drawn. If no slice contains
-    a label, its samples are drawn from all slices.
+    Of the global batch, `ceil(share * batch_size)` samples are drawn from each group (fewer if
+    these are more than the batch); up to `hard_share * batch_size` are hard slices; the others are
+    drawn from all slices. Each of these groups is drawn without replacement, in a new random order
+    in each epoch, and again once all its slices have been drawn. The samples of an empty group are
+    drawn from all slices.
 
     Args:
         index: the slices to draw from.
@@ -84,19 +111,16 @@ def draw(
             code="bad-batch-size",
             next_step="Set batch_size to a multiple of the number of processes.",
         )
-    per_label = min(
-        math.ceil(index.label_share * batch_size - 1e-9),
-        batch_size // max(1, len(index.by_label)),
-    )
     rows: list[int] = []
-    for number, group in enumerate(index.by_label):
+    counts = _counts(index.shares, batch_size)
+    for number, (group, count) in enumerate(zip(index.groups, counts, strict=True)):
         if len(group):
-            rows += _without_replacement(group, step, per_label, number + 1)
+            rows += _without_replacement(group, step, count, number + 1)
     if hard is not None and len(hard):
         count = min(round(index.hard_share * batch_size), batch_size - len(rows))
-        rows += _without_replacement(hard, step, count, len(index.by_label) + 2)
+        rows += _without_replacement(hard, step, count, len(index.groups) + 2)
     rows += _without_replacement(np.arange(len(index)), step, batch_size - len(rows), 0)
-    shuffled = _random(step, step.step, len(index.by_label) + 1).permutation(rows)
+    shuffled = _random(step, step.step, len(index.groups) + 1).permutation(rows)
     own = index.every[shuffled[step.rank :: step.world]]
     return [(int(case), int(k)) for case, k in own]
 
@@ -104,6 +128,14 @@ def draw(
 def steps_per_epoch(index: SliceIndex, batch_size: int) -> int:
     """Steps per epoch such that as many samples are drawn as there are slices."""
     return math.ceil(len(index) / batch_size)
+
+
+def _counts(shares: Sequence[float], batch_size: int) -> list[int]:
+    """Samples of each group: rounded up, or down if these would be more than the batch."""
+    total = max(1.0, sum(shares))
+    wanted = [share / total * batch_size for share in shares]
+    counts = [math.ceil(count - 1e-9) for count in wanted]
+    return counts if sum(counts) <= batch_size else [math.floor(n + 1e-9) for n in wanted]
 
 
 def _without_replacement(group: np.ndarray, step: TrainStep, count: int, stream: int) -> list[int]:

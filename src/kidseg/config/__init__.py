@@ -5,10 +5,19 @@ values take precedence. Errors name unknown keys and values of the wrong type. T
 import torch, so that it works everywhere.
 """
 
+from kidseg.config.cascade import (
+    CascadeConfig,
+    CoarseConfig,
+    CorrectConfig,
+    FineConfig,
+    RefineConfig,
+    ThresholdConfig,
+    TumourConfig,
+)
+from kidseg.config.catalogue import METHODS
 from kidseg.config.explanation import explain, meanings
 from kidseg.config.loading import dump, load, preset, schema
 from kidseg.config.methods import (
-    METHODS,
     BlocksConfig,
     CohortConfig,
     CropConfig,
@@ -20,7 +29,8 @@ from kidseg.config.methods import (
     PostprocessConfig,
     ViewConfig,
 )
-from kidseg.config.networks import LocalizerConfig, UNetConfig
+from kidseg.config.multistage import MultistageConfig, StagedNetConfig, TurnConfig
+from kidseg.config.networks import LocalizerConfig, ResidualConfig, UNetConfig
 from kidseg.config.phantom import PhantomConfig, Phase
 from kidseg.config.randomization import StyleConfig
 from kidseg.config.stages import OptimizerConfig, StageConfig
@@ -29,11 +39,16 @@ from kidseg.config.study import StudyCommonConfig, StudyConfig, StudyMethodConfi
 __all__ = [
     "METHODS",
     "BlocksConfig",
+    "CascadeConfig",
+    "CoarseConfig",
     "CohortConfig",
+    "CorrectConfig",
     "CropConfig",
+    "FineConfig",
     "HomogenizedConfig",
     "LocalizerConfig",
     "MethodConfig",
+    "MultistageConfig",
     "OptimizerConfig",
     "PhantomConfig",
     "Phase",
@@ -41,11 +56,17 @@ __all__ = [
     "PlainConfig",
     "PoseConfig",
     "PostprocessConfig",
+    "RefineConfig",
+    "ResidualConfig",
     "StageConfig",
+    "StagedNetConfig",
     "StudyCommonConfig",
     "StudyConfig",
     "StudyMethodConfig",
     "StyleConfig",
+    "ThresholdConfig",
+    "TumourConfig",
+    "TurnConfig",
     "UNetConfig",
     "ViewConfig",
     "dump",

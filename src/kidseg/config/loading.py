@@ -14,7 +14,7 @@ from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hin
 import tomli_w
 from pydantic import TypeAdapter, ValidationError
 
-from kidseg.config.methods import METHODS
+from kidseg.config.catalogue import METHODS
 from kidseg.config.phantom import PhantomConfig
 from kidseg.config.problems import find_problems, next_step_of
 from kidseg.errors import InputError, UsageError
@@ -29,6 +29,8 @@ Config = TypeVar("Config")
 def preset(name: str, method: str) -> dict[str, Any]:
     """The settings of a preset for a method: its table "common", then the method's own table.
 
+    Of "common", only what the method has: a view is no setting of a method without one.
+
     Raises:
         UsageError: "unknown-preset": no preset of this name, or none for this method.
     """
@@ -40,7 +42,9 @@ def preset(name: str, method: str) -> dict[str, Any]:
             next_step=f"Choose one of {', '.join(known)}." if known else "Leave it out.",
             code="unknown-preset",
         )
-    return _merged(tables[name].get("common", {}), tables[name][method])
+    has = {field.name for field in fields(METHODS[method])}
+    common = {k: v for k, v in tables[name].get("common", {}).items() if k in has}
+    return _merged(common, tables[name][method])
 
 
 def load(

@@ -7,14 +7,12 @@ from typing import Literal
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from kidseg import registry
 from kidseg.config.checked import CHECKED
 from kidseg.config.networks import LocalizerConfig, UNetConfig
 from kidseg.config.randomization import StyleConfig
 from kidseg.config.stages import OptimizerConfig, StageConfig
 
 __all__ = [
-    "METHODS",
     "BlocksConfig",
     "CohortConfig",
     "CropConfig",
@@ -71,10 +69,21 @@ class CohortConfig:
     """
     cyst: Literal["tumour", "kidney", "background"] | None = None
     """What a cyst counts as, if there are cysts. None: a label of its own."""
-    target: Literal["labels", "merged", "tumour"] = "labels"
+    target: Literal["labels", "merged", "two", "tumour"] = "labels"
     """What networks give: each label (or region of a region-based data set), kidney and tumour
-    "merged", or the "tumour" alone.
+    "merged", or as "two" without sides (cysts count as kidney), or the "tumour" alone.
     """
+    clip_hu: tuple[float, float] | None = None
+    """Range to which the Hounsfield units of CT are clipped. None: the 0.5 to 99.5 percentile of
+    the labelled tissue (nnU-Net's). In both cases, the mean of the labelled tissue then becomes 0
+    and its standard deviation 1.
+    """
+
+    @model_validator(mode="after")
+    def _check_range(self) -> CohortConfig:
+        if self.clip_hu is not None and not self.clip_hu[0] < self.clip_hu[1]:
+            raise ValueError("clip_hu must be a range, the minimum first")
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -87,6 +96,10 @@ class PostprocessConfig:
     """
     body_radius_mm: float = Field(default=150.0, gt=0)
     """Geometric mean of the semi-axes of an adult's trunk."""
+    least_voxels: int | None = Field(default=None, ge=0)
+    """Components of fewer voxels, of the grid on which the network predicted, are removed, in a
+    body of any size, in place of `least_ml`; in the first and last slice, too. None: `least_ml`.
+    """
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -374,9 +387,3 @@ def _check_input(side: int, unet: UNetConfig) -> None:
     multiple = unet.sized(side).multiple
     if side % multiple:
         raise ValueError(f"U-Net input must be a multiple of {multiple} pixels, not {side}")
-
-
-_CONFIGS: tuple[type[MethodConfig], ...] = (HomogenizedConfig, PlainConfig, Plain3dConfig)
-
-METHODS: dict[str, type[MethodConfig]] = dict(zip(registry.METHODS, _CONFIGS, strict=True))
-"""Configuration class of each method, by name."""

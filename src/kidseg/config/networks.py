@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from kidseg.config.checked import CHECKED
 
-__all__ = ["LocalizerConfig", "UNetConfig"]
+__all__ = ["LocalizerConfig", "ResidualConfig", "UNetConfig"]
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -27,9 +27,9 @@ class UNetConfig:
     """Feature maps of the finest level; doubled at each level."""
     max_features: int = Field(default=512, ge=1)
     """Upper limit of the feature maps."""
-    skips: Literal["all", 32] = "all"
-    """Levels with skip connections: "all", or 32 for those with at least 32 pixels along each side
-    of a training image.
+    skips: Literal["all", "long", 32] = "all"
+    """Levels with skip connections: "all", the finest only ("long"), or 32 for those with at least
+    32 pixels along each side of a training image.
     """
     supervised_to: int = Field(default=32, ge=1)
     """Side of the coarsest level with deep supervision."""
@@ -89,6 +89,34 @@ class UNetConfig:
         """
         sides = [self.side >> level for level in range(self.halvings)]
         return max(0, sum(side >= self.supervised_to for side in sides) - 1)
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class ResidualConfig:
+    """A network of pre-activated residual blocks: encoder, bridge and decoder.
+
+    Source: Santini et al., KiTS19: four encoding levels, of which the first keeps the size.
+    """
+
+    levels: int = Field(default=4, ge=1)
+    """Levels of the encoder; images must be multiples of 2 ** levels along each side."""
+    features: int = Field(default=32, ge=1)
+    """Feature maps of the finest level; doubled at each level."""
+    max_features: int = Field(default=512, ge=1)
+    """Upper limit of the feature maps."""
+    blocks: int = Field(default=1, ge=1)
+    """Residual blocks per level, of two convolutions each."""
+    skips: Literal["concatenated", "added"] = "concatenated"
+    """How the encoder's maps enter the decoder."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Fraction of the values that are dropped in each block in training."""
+    start: Literal["truncated_normal", "he_uniform"] = "truncated_normal"
+    """Initial kernels: a "truncated_normal" distribution with SD 0.1, or "he_uniform"."""
+
+    @property
+    def multiple(self) -> int:
+        """Sides of images must be multiples of this."""
+        return 1 << self.levels
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)

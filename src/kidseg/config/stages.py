@@ -27,6 +27,10 @@ class OptimizerConfig:
     """Momentum of SGD; 0 is plain gradient descent."""
     weight_decay: float = Field(default=3e-5, ge=0)
     """Weight decay: coupled L2, added to the gradient."""
+    decayed: Literal["all", "kernels"] = "all"
+    """Parameters with weight decay: "all", or the "kernels" of convolutions and dense layers alone,
+    without biases and norms.
+    """
     poly_power: float = Field(default=0.9, ge=0)
     """The learning rate decays as (1 - fraction of the epochs, or of the budget if larger) **
     power; 0: constant rate.

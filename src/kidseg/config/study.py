@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 from pydantic.dataclasses import dataclass
 
+from kidseg.config.catalogue import METHODS
 from kidseg.config.checked import CHECKED
-from kidseg.config.methods import METHODS
 
 __all__ = ["StudyCommonConfig", "StudyConfig", "StudyMethodConfig"]
 

@@ -8,6 +8,7 @@ from kidseg.geometry.grid import Grid, Volume, boxed, index_from_voxels, join_ch
 from kidseg.geometry.pose import (
     InPlanePose,
     grid_from_theta,
+    has_parallel_slices,
     in_plane_pose,
     posed,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "binned_grid",
     "boxed",
     "grid_from_theta",
+    "has_parallel_slices",
     "in_plane_pose",
     "index_from_voxels",
     "is_sub_grid",

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kidseg.geometry.grid import Grid, affine, applied, like_matrix
 
-__all__ = ["InPlanePose", "grid_from_theta", "in_plane_pose", "posed"]
+__all__ = ["InPlanePose", "grid_from_theta", "has_parallel_slices", "in_plane_pose", "posed"]
 
 
 def posed(
@@ -115,6 +115,17 @@ def grid_from_theta(theta: Tensor, source: Grid, shape: Sequence[int] | None = N
     index_from_theta = _index_from_normalised(_counts(source)).to(theta)
     theta_from_index = torch.linalg.inv(_index_from_normalised(theta.new_tensor(sizes)))
     return Grid((nz, ny, nx), source.mm_from_index @ index_from_theta @ lifted @ theta_from_index)
+
+
+def has_parallel_slices(grid: Grid, scan: Grid) -> bool:
+    """Whether the slices of a grid are those of a volumetric scan, up to a tilt below 45 degrees.
+
+    False for sagittal slices of an axial scan. Of a slice-wise grid, the first slice decides.
+    """
+    along = grid.slicewise().mm_from_index[0, :3, 0].detach()
+    matrix = scan.mm_from_index.detach()
+    in_scan_mm = (torch.linalg.inv(matrix[:3, :3]) @ along.to(matrix)) * scan.spacing_mm
+    return int(in_scan_mm.abs().argmax()) == 0
 
 
 def _rotation(angle_rad: Tensor) -> Tensor:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from kidseg.config import METHODS as CONFIGS
 from kidseg.errors import UsageError
+from kidseg.methods.cascade.system_c import Cascade
 from kidseg.methods.homogenized.system_a import Homogenized
 from kidseg.methods.method import Method
+from kidseg.methods.multistage.system_b import Multistage
 from kidseg.methods.plain import Plain
 from kidseg.methods.plain3d import Plain3d
 
 __all__ = ["METHODS", "Method", "method_named"]
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Homogenized, Plain, Plain3d)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method for method in (Homogenized, Plain, Plain3d, Multistage, Cascade)
+}
 assert set(METHODS) == set(CONFIGS)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Self
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kidseg.augment import MIN_SIDE, Augmentation
+from kidseg.cohort.batch import Patches
 from kidseg.cohort.block import Block, draw_blocks
 from kidseg.cohort.cohort import Cohort
 from kidseg.cohort.subject import Material, Subject
@@ -79,7 +79,7 @@ class Plain3d:
         if self.config.augment == "nnunet":
             augmentation = Augmentation(self.patch)
 
-        def batch(step: TrainStep) -> _BlockBatch:
+        def batch(step: TrainStep) -> Patches:
             drawn = draw_blocks(
                 cohort.training,
                 grids,
@@ -90,7 +90,7 @@ class Plain3d:
             )
             return self._batch(cohort, drawn, augmentation, step)
 
-        def loss(called: nn.Module, batch: _BlockBatch) -> dict[str, Tensor]:
+        def loss(called: nn.Module, batch: Patches) -> dict[str, Tensor]:
             levels = [all_gather(level) for level in called(batch.image)]
             labels = all_gather(batch.labels)
             valid = None if batch.valid is None else all_gather(batch.valid)
@@ -159,7 +159,7 @@ class Plain3d:
         drawn: Sequence[Block],
         augmentation: Augmentation | None,
         step: TrainStep,
-    ) -> _BlockBatch:
+    ) -> Patches:
         images, masks = [], []
         has_ignore = any(subject.ignore is not None for subject in cohort.training)
         for block in drawn:
@@ -186,34 +186,11 @@ class Plain3d:
                 first=step.rank,
                 stride=step.world,
             )
-        return _BlockBatch(
+        return Patches(
             names=tuple(cohort.training[block.case].id for block in drawn),
             image=image,
             labels=labels[:, 0],
             valid=labels[:, 1] > 0 if has_ignore else None,
-        )
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _BlockBatch:
-    """A training batch of blocks.
-
-    Attributes:
-        names: of the blocks' cases.
-        image: (n, channels, slices, rows, columns), normalised.
-        labels: (n, slices, rows, columns) uint8.
-        valid: (n, slices, rows, columns) bool, False for ignored voxels; None if all are valid.
-    """
-
-    names: tuple[str, ...]
-    image: Tensor
-    labels: Tensor
-    valid: Tensor | None
-
-    def to(self, device: torch.device) -> _BlockBatch:
-        valid = None if self.valid is None else self.valid.to(device)
-        return replace(
-            self, image=self.image.to(device), labels=self.labels.to(device), valid=valid
         )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +21,9 @@ from kidseg.geometry import Grid, Slices, Volume, posed
 from kidseg.intensity import Scaling, as_input
 from kidseg.labels import Target
 from kidseg.losses import Supervision, restored_segmentation_loss, segmentation_loss
+from kidseg.methods.method import Method
 from kidseg.methods.mining import HardSlices
-from kidseg.pipeline import Planes, Progress, Region, restore
+from kidseg.pipeline import Planes, Progress, Region, advance, restore
 from kidseg.plan import Plan
 from kidseg.stage import Stage, TrainStep
 from kidseg.style import draw_styles, restyled, styled_grid
@@ -30,6 +33,7 @@ __all__ = [
     "augmentation_of",
     "gathered_restored_loss",
     "segmentation_stage",
+    "validated_steps",
     "validation",
 ]
 
@@ -178,6 +182,58 @@ def validation(
         return cohort.dice(case, restore(predict(case), grid, target))
 
     return lambda: cohort.score(shared_map(dice, range(len(cohort.validation))))
+
+
+@torch.no_grad()
+def validated_steps(method: Method, cohort: Cohort) -> dict[str, dict[str, dict[str, Any]]]:
+    """Dice of the validation cases after each step that segments, as if the method ended there.
+
+    Args:
+        method: trained.
+        cohort: the cases; distributed over the processes.
+
+    Returns:
+        {step: {region: {"mean", "sd" (None for one case), "n" (cases where the region is not empty
+        in both labels and prediction)}}} with the regions that the step distinguishes; {} if a
+        single step segments, whose figures are those of its training.
+    """
+
+    def dice(case: int) -> dict[str, dict[str, float | None]]:
+        subject = cohort.validation[case]
+        steps = list(method.steps(subject))
+        progress, found = Progress(image=subject.image), {}
+        for step in steps:
+            progress = advance(progress, [step])
+            if step.segment is not None:
+                regions = progress.found
+                target = regions[0].target if regions else step.target
+                labels = restore(regions, subject.image.grid, target or method.target)
+                each = cohort.dice(case, labels)
+                known = cohort.schema.regions
+                found[step.name] = {
+                    name: value
+                    for name, value in each.items()
+                    if (target or method.target).expresses(known[name])
+                }
+        return found
+
+    for part in method.parts.values():
+        part.eval()
+    segmenting = [s for s in method.steps(cohort.validation[0]) if s.segment is not None]
+    if len(segmenting) < 2:
+        return {}
+    cases = shared_map(dice, range(len(cohort.validation)))
+    return {step.name: _spread([case[step.name] for case in cases]) for step in segmenting}
+
+
+def _spread(cases: Sequence[dict[str, float | None]]) -> dict[str, dict[str, Any]]:
+    figures = {}
+    for name in dict.fromkeys(name for case in cases for name in case):
+        known = [value for case in cases if (value := case.get(name)) is not None]
+        if known:
+            sd = statistics.stdev(known) if len(known) > 1 else None
+            figures[name] = {"mean": statistics.fmean(known), "sd": sd, "n": len(known)}
+    return figures
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

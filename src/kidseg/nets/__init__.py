@@ -6,13 +6,14 @@ from typing import overload
 
 import torch
 
-from kidseg.config import LocalizerConfig, UNetConfig
+from kidseg.config import LocalizerConfig, ResidualConfig, UNetConfig
 from kidseg.nets.planned import PlannedUNet
+from kidseg.nets.residual import ResidualUNet
 from kidseg.nets.stn import Localizer
 from kidseg.nets.unet import UNet
 from kidseg.topology import Topology
 
-__all__ = ["Localizer", "PlannedUNet", "UNet", "build"]
+__all__ = ["Localizer", "PlannedUNet", "ResidualUNet", "UNet", "build"]
 
 
 @overload
@@ -23,15 +24,19 @@ def build(
 ) -> PlannedUNet: ...
 @overload
 def build(
+    config: ResidualConfig, in_channels: int, out_channels: int, *, seed: int = 0
+) -> ResidualUNet: ...
+@overload
+def build(
     config: LocalizerConfig, in_channels: int, out_channels: int, *, seed: int = 0
 ) -> Localizer: ...
 def build(
-    config: UNetConfig | Topology | LocalizerConfig,
+    config: UNetConfig | Topology | ResidualConfig | LocalizerConfig,
     in_channels: int,
     out_channels: int,
     *,
     seed: int = 0,
-) -> UNet | PlannedUNet | Localizer:
+) -> UNet | PlannedUNet | ResidualUNet | Localizer:
     """Build the network of a configuration, on the CPU, in training mode, float32.
 
     Its weights depend only on the seed; the state of torch's random generator does not change.
@@ -42,4 +47,6 @@ def build(
             return UNet(config, in_channels, out_channels)
         if isinstance(config, Topology):
             return PlannedUNet(config, in_channels, out_channels)
+        if isinstance(config, ResidualConfig):
+            return ResidualUNet(config, in_channels, out_channels)
         return Localizer(config, in_channels, out_channels)

@@ -36,7 +36,7 @@ class UNet(nn.Module):
         super().__init__()
         depth, dims = config.halvings, config.dimensions
         width = [min(config.features << level, config.max_features) for level in range(depth + 1)]
-        min_size = 1 if config.skips == "all" else config.skips
+        min_size = {"all": 1, "long": config.side}.get(str(config.skips), 32)
         self.joined = tuple(config.side >> level >= min_size for level in range(depth))
         self.multiple = (1 << depth,) * dims
 

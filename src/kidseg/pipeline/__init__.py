@@ -1,12 +1,14 @@
 """Inference: run the steps of a method, and restore the result to the scan's voxels."""
 
+from kidseg.pipeline.borders import reaches_border
 from kidseg.pipeline.restore import decide, restore
-from kidseg.pipeline.steps import Locate, Progress, Region, Segment, Step, advance
+from kidseg.pipeline.steps import Locate, Note, Progress, Region, Segment, Step, advance
 from kidseg.pipeline.views import Blocks, Planes, View
 
 __all__ = [
     "Blocks",
     "Locate",
+    "Note",
     "Planes",
     "Progress",
     "Region",
@@ -15,5 +17,6 @@ __all__ = [
     "View",
     "advance",
     "decide",
+    "reaches_border",
     "restore",
 ]

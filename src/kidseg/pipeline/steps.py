@@ -10,11 +10,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+from kidseg.errors import Finding
 from kidseg.geometry import Grid, Slices, Volume
 from kidseg.labels import Target
 
-__all__ = ["Adapt", "Locate", "Progress", "Region", "Segment", "Step", "advance"]
+__all__ = ["Adapt", "Locate", "Note", "Progress", "Region", "Segment", "Step", "advance"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -36,6 +38,21 @@ class Region:
     target: Target | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Note:
+    """What a step decided, for the reader of the result.
+
+    Attributes:
+        text: a sentence, without a full stop.
+        facts: the same and more as plain data.
+        findings: warnings.
+    """
+
+    text: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    findings: tuple[Finding, ...] = ()
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Progress:
     """A scan and the results of the steps that have run; later steps may read all of it.
@@ -45,11 +62,13 @@ class Progress:
             training.
         steps: {step name: its regions}, in order of execution. A step may have no regions.
         seconds: wall time of each step.
+        notes: of the steps that have one.
     """
 
     image: Volume | Slices
     steps: Mapping[str, tuple[Region, ...]] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
+    notes: Mapping[str, Note] = field(default_factory=dict)
 
     @property
     def last(self) -> tuple[Region, ...]:
@@ -90,6 +109,7 @@ class Step:
         segment: see `Segment`; None if the step only locates.
         target: meaning of the output channels of `segment`.
         adapt: see `Adapt`; None if the networks of `segment` cannot be adapted.
+        note: (progress with this step) -> what the step decided; None: nothing to tell.
     """
 
     name: str
@@ -97,21 +117,27 @@ class Step:
     segment: Segment | None = None
     target: Target | None = None
     adapt: Adapt | None = None
+    note: Callable[[Progress], Note] | None = None
 
 
-def advance(image: Volume | Slices, steps: Sequence[Step]) -> Progress:
-    """Run the steps on an image; each step can read the results of those before it."""
-    progress = Progress(image=image)
+def advance(start: Volume | Slices | Progress, steps: Sequence[Step]) -> Progress:
+    """Run the steps; each step can read the results of those before it.
+
+    Args:
+        start: an image; or the progress of the steps before these.
+        steps: to run.
+    """
+    progress = start if isinstance(start, Progress) else Progress(image=start)
     for step in steps:
-        start = time.perf_counter()
+        begin = time.perf_counter()
         regions = tuple(step.locate(progress))
         if step.segment is not None:
             regions = tuple(
                 replace(r, found=step.segment(progress, r), target=step.target) for r in regions
             )
-        progress = Progress(
-            image=image,
-            steps={**progress.steps, step.name: regions},
-            seconds={**progress.seconds, step.name: time.perf_counter() - start},
-        )
+        progress = replace(progress, steps={**progress.steps, step.name: regions})
+        if step.note is not None:
+            progress = replace(progress, notes={**progress.notes, step.name: step.note(progress)})
+        seconds = time.perf_counter() - begin
+        progress = replace(progress, seconds={**progress.seconds, step.name: seconds})
     return progress

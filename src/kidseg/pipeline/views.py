@@ -50,6 +50,8 @@ class Planes:
         reach: so many neighbouring slices on either side are additional channels, the lowest first.
             At the ends of the image its edge slice is repeated; at the ends of a region the
             neighbours come from the image beyond it.
+        resliced: a volumetric grid whose slices stand for the image's: at its ends its edge slices
+            are repeated. None: the image's own slices.
         scalings: normalisation of the image's channels: one for all slices, or one per slice.
         padding: padding value of each channel.
         device: of the network.
@@ -62,6 +64,7 @@ class Planes:
     device: Device
     reach: int = 0
     flip: bool = False
+    resliced: Grid | None = None
 
     def image(self, image: Volume | Slices, grid: Grid) -> Tensor:
         """(slices, channels * (2 reach + 1), rows, columns) float32, normalised.
@@ -80,12 +83,29 @@ class Planes:
         if self.reach == 0 or isinstance(image, Slices):
             return sampled(image, grid, fill=tuple(self.padding) * count).data
         offsets = range(-self.reach, self.reach + 1)
-        neighbours = [neighbour(grid, image.grid, offset) for offset in offsets]
+        ends = self.resliced or image.grid
+        neighbours = [neighbour(grid, ends, offset) for offset in offsets]
         return torch.cat([sampled(image, each, fill=self.padding).data for each in neighbours])
 
     @torch.no_grad()
-    def predict(self, net: nn.Module, target: Target, progress: Progress, region: Region) -> Volume:
-        """(target.outputs, *region.grid.shape) float32 on the CPU."""
+    def predict(
+        self,
+        net: nn.Module,
+        target: Target,
+        progress: Progress,
+        region: Region,
+        mask: Tensor | None = None,
+    ) -> Volume:
+        """(target.outputs, *region.grid.shape) float32 on the CPU.
+
+        Args:
+            net: the network.
+            target: meaning of its output channels.
+            progress: with the image.
+            region: to predict.
+            mask: (masks, *region.grid.shape): further channels after those of the image, as they
+                are.
+        """
         grid = region.grid
         found = torch.empty((target.outputs, *grid.shape))
         rows, columns = grid.shape[1:]
@@ -100,6 +120,8 @@ class Planes:
             stop = min(start + self.batch_size, grid.shape[0])
             raw = self.sample(progress.image, grid.slices(start, stop)).to(self.device.torch)
             image = as_input(raw, [tuple(each) * (2 * self.reach + 1) for each in self.scalings])
+            if mask is not None:
+                image = torch.cat([image, mask[:, start:stop].transpose(0, 1).to(image)], dim=1)
             predicted = _mean_over_flips(forward, image) if self.flip else forward(image)
             found[:, start:stop].copy_(predicted.transpose(0, 1))
         return Volume(found, region.grid)

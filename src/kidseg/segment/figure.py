@@ -13,7 +13,7 @@ import torch
 
 from kidseg.cohort.cohort import patient_dice
 from kidseg.errors import printable
-from kidseg.geometry import Grid, Volume, in_plane_pose, resample
+from kidseg.geometry import Grid, Volume, has_parallel_slices, in_plane_pose, resample
 from kidseg.intensity import Normalisation
 from kidseg.io.atomic import writing
 from kidseg.labels import LabelSchema
@@ -44,6 +44,7 @@ __all__ = [
     "pose_text",
     "representative_slice",
     "step_panels",
+    "title_of",
 ]
 
 # Colours of reference body and crop; different from those of the labels. Source: as the labels'.
@@ -98,7 +99,8 @@ def draw_steps(
 
     Right and left, a scale and the window of the values are marked. The title states how the
     patient lies in the slice and how it was scaled; the overlap with the reference patient before
-    the pose, at its start and after it; and, with reference labels, the Dice per patient.
+    the pose, at its start and after it; what the steps decided; and, with reference labels, the
+    Dice per patient.
 
     Args:
         path: a .png file.
@@ -111,15 +113,40 @@ def draw_steps(
         overwrite: replace an existing file.
     """
     k = representative_slice(result.labels, reference)
+    known = None if reference is None else (reference, ignore)
+    title = title_of(name, scan, result, schema, k, known)
+    draw_panels(
+        path, step_panels(scan, result, k, reference), schema, title=title, overwrite=overwrite
+    )
+
+
+def title_of(
+    name: str,
+    scan: Volume,
+    result: Segmentation,
+    schema: LabelSchema,
+    k: int,
+    known: tuple[Volume, Volume | None] | None = None,
+) -> str:
+    """The title of the figure of slice `k`; see `draw_steps`.
+
+    Args:
+        name: of the scan.
+        scan: as segmented.
+        result: of the segmentation.
+        schema: of the labels.
+        k: the slice.
+        known: reference labels, and the voxels that Dice ignores.
+    """
     lines = [f"{name}, slice {k + 1} of {scan.grid.shape[0]}", *_pose_text(scan, result, k)]
+    lines += [f"{step}: {note.text}" for step, note in result.progress.notes.items()]
     if not bool((result.labels.data > 0).any()):
         lines.append("neither kidney nor tumour was found")
-    if reference is not None:
-        dice = patient_dice(result.labels, reference, schema, ignore)
+    if known is not None:
+        dice = patient_dice(result.labels, known[0], schema, known[1])
         found = [f"{region} {value:.2f}" for region, value in dice.items() if value is not None]
         lines.append(f"Dice over the patient: {', '.join(found) or 'nothing there, nothing found'}")
-    panels = step_panels(scan, result, k, reference)
-    draw_panels(path, panels, schema, title=printable("\n".join(lines)), overwrite=overwrite)
+    return printable("\n".join(lines))
 
 
 def representative_slice(labels: Volume, reference: Volume | None = None) -> int:
@@ -143,7 +170,7 @@ def step_panels(
     for number, (name, regions) in enumerate(steps, start=1):
         later = steps[number][1] if number < len(steps) else ()
         for region in regions:
-            row = _row_at(region.grid, scan.grid, k)
+            row = _shown_row(region, scan.grid, k)
             if row is None:
                 continue
             place = region.grid.slices(row, row + 1)
@@ -250,6 +277,16 @@ def _window(scan: Volume, channel: Normalisation) -> tuple[float, float]:
     return low, max(high, low + 1e-6)
 
 
+def _shown_row(region: Region, scan: Grid, k: int) -> int | None:
+    """The slice of a region to show: see `_row_at`; across the scan's slices, the fullest."""
+    if has_parallel_slices(region.grid, scan):
+        return _row_at(region.grid, scan, k)
+    if region.found is None or region.target is None:
+        return region.grid.shape[0] // 2
+    areas = (decide(region.found, region.target).data[0] > 0).flatten(1).sum(1)
+    return int(areas.argmax()) if bool(areas.any()) else region.grid.shape[0] // 2
+
+
 def _row_at(grid: Grid, scan: Grid, k: int) -> int | None:
     """The slice of a grid nearest to slice `k` of the scan; None if it is outside the grid."""
     if grid.is_slicewise:
@@ -274,10 +311,30 @@ def _frames(regions: Sequence[Region], place: Grid, scan: Grid, k: int) -> tuple
     """The borders of regions in a slice, without regions that cover exactly the slice."""
     frames = []
     for region in regions:
+        if not has_parallel_slices(region.grid, scan) or not has_parallel_slices(place, scan):
+            frames += _box_frame(region.grid, place)
+            continue
         row = _row_at(region.grid, scan, k)
         if row is not None and not region.grid.slices(row, row + 1).same_as(place):
             frames.append(frame_of(region.grid.slices(row, row + 1), place))
     return tuple(frames)
+
+
+def _box_frame(inner: Grid, place: Grid) -> list[np.ndarray]:
+    """The frame of a volumetric grid in a slice across it; none if the slice does not meet it.
+
+    For axes that are parallel to those of the slice, in any order.
+    """
+    if inner.is_slicewise:
+        return []
+    ends = torch.tensor([[-0.5] * 3, [n - 0.5 for n in inner.shape]], dtype=torch.float64)
+    own = place.slicewise()
+    at = torch.cat([own.index(corner) for corner in inner.mm(ends)])
+    low, high = at.amin(0), at.amax(0)
+    if not float(low[0]) <= 0.0 <= float(high[0]):
+        return []
+    (top, left), (bottom, right) = low[1:].tolist(), high[1:].tolist()
+    return [np.array([(top, left), (top, right), (bottom, right), (bottom, left), (top, left)])]
 
 
 def frame_of(inner: Grid, outer: Grid) -> np.ndarray:

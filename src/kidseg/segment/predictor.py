@@ -14,14 +14,14 @@ from kidseg.checkpoint import load_model
 from kidseg.cohort.subject import Subject, prepare
 from kidseg.cohort.training_range import Placement, renal_numbers, values_of
 from kidseg.errors import Finding
-from kidseg.geometry import Grid, Volume, in_plane_pose
+from kidseg.geometry import Grid, Volume, has_parallel_slices, in_plane_pose
 from kidseg.intensity import Normalisation
 from kidseg.labels import LabelSchema, Target
 from kidseg.measure import Midline, Side, Sides, measure_sides
 from kidseg.members import members_of
 from kidseg.methods import Method
 from kidseg.model_file import find_model
-from kidseg.pipeline import Progress, Region, advance, decide, restore
+from kidseg.pipeline import Progress, Region, advance, reaches_border, restore
 from kidseg.postprocess import Piece, min_volume_ml, remove_small
 from kidseg.segment.adaptation import PRIOR_SLICES, Adapt, Adaptation, checked_adapt, checked_prior
 from kidseg.segment.clock import Clock
@@ -94,6 +94,9 @@ class Predictor:
             **self._ensemble_facts(),
             "overlap": _overlap_facts(placement, labels),
             "training_range": _rounded(suitability.facts),
+            "notes": {
+                name: {"text": note.text, **note.facts} for name, note in progress.notes.items()
+            },
             "removed": _removed_facts(removed, least_ml),
             "volumes_ml": _volumes(labels, self.schema, self.method.target),
             "sides": _sides_facts(sides, middle, self.schema, self.method.target),
@@ -103,6 +106,7 @@ class Predictor:
             facts=facts,
             findings=(
                 *_findings(labels, subject, progress, sides, name),
+                *(finding for note in progress.notes.values() for finding in note.findings),
                 *suitability.findings,
                 *found.adaptation.findings(self.adapt, name),
             ),
@@ -168,8 +172,10 @@ class Predictor:
         restored = restore(found.regions, scan, target)
         clock.lap("restore")
         radius = None if found.subject.body is None else found.subject.body.radius_mm
-        least_ml = min_volume_ml(self.method.config.postprocess, radius)
-        labels, removed = remove_small(restored, least_ml)
+        config = self.method.config.postprocess
+        least_ml = min_volume_ml(config, radius, _voxel_ml(found.progress))
+        keep_ends = config.least_voxels is None
+        labels, removed = remove_small(restored, least_ml, keep_ends=keep_ends)
         clock.lap("postprocess")
         return labels, removed, least_ml
 
@@ -198,8 +204,8 @@ class Segmentation:
 
     Attributes:
         labels: (1, slices, rows, columns) uint8 on the scan's own voxels.
-        facts: plain data: grids with pose, overlap with the reference, distance from the training
-            range, components removed, volumes.
+        facts: plain data: grids with pose, notes of the steps, overlap with the reference, distance
+            from the training range, components removed, volumes.
         findings: warnings for the reader of the result.
         seconds: wall time of each step.
         progress: the regions of each step and their probabilities, before postprocessing.
@@ -263,8 +269,16 @@ def _target_of(progress: Progress, method: Method) -> Target:
     return target or method.target
 
 
+def _voxel_ml(progress: Progress) -> float:
+    """Volume of the voxels on which the labels were predicted; 0 if nothing was."""
+    volumes = [region.grid.voxel_ml.median() for region in progress.found]
+    return float(volumes[0]) if volumes else 0.0
+
+
 def _grid_facts(region: Region, subject: Subject, unit_mm: float) -> dict[str, Any]:
     """Shape and pixel size of a region's grid, and its in-plane pose relative to the scan.
+
+    Without a pose if its slices are not those of the scan ("across": sagittal, for example).
 
     Args:
         region: of a step.
@@ -272,17 +286,19 @@ def _grid_facts(region: Region, subject: Subject, unit_mm: float) -> dict[str, A
         unit_mm: pixel size that corresponds to scale 1.
     """
     grid = region.grid
-    pose = in_plane_pose(grid, subject.image.grid)
     spacing = grid.spacing_mm.reshape(-1, 3)
-    figures = {
-        "angle_deg": torch.rad2deg(pose.angle_rad).reshape(-1, 1),
-        "scale": spacing[:, 1:].flip(-1) / unit_mm,
-        "shift_mm": pose.shift_mm.reshape(-1, 2),
-    }
     facts: dict[str, Any] = {
         "name": region.name,
         "shape": list(grid.shape),
         "pixel_mm": [round(float(v), 4) for v in spacing[:, 1:].median(0).values],
+    }
+    if not has_parallel_slices(grid, subject.image.grid):
+        return {**facts, "slices": "across"}
+    pose = in_plane_pose(grid, subject.image.grid)
+    figures = {
+        "angle_deg": torch.rad2deg(pose.angle_rad).reshape(-1, 1),
+        "scale": spacing[:, 1:].flip(-1) / unit_mm,
+        "shift_mm": pose.shift_mm.reshape(-1, 2),
     }
     for name, values in figures.items():
         table = values.double()
@@ -386,7 +402,7 @@ def _findings(
     elif sides is None and (found[0].any() or found[-1].any()):
         cause = "the segmentation reaches the first or last slice; its volume is partial"
         notes.append(("cut-by-field", cause, "Use a scan that contains all of it."))
-    if any(_touches_border(region, labels.grid) for region in progress.found):
+    if any(reaches_border(each, labels.grid, progress.found) for each in progress.found):
         cause = "the segmentation reaches the border of the region of interest"
         step = "Check it; train with a larger region (crop.localizer.margin), or without a crop."
         notes.append(("region-border", cause, step))
@@ -395,21 +411,3 @@ def _findings(
         *(Finding(code=code, path=path, cause=cause, next_step=s) for code, cause, s in notes),
         *measured,
     )
-
-
-def _touches_border(region: Region, scan: Grid) -> bool:
-    """Whether foreground touches the in-plane border of its region inside the scan."""
-    assert region.found is not None and region.target is not None
-    foreground = decide(region.found, region.target).data[0] > 0
-    inner = torch.zeros_like(foreground[0])
-    inner[1:-1, 1:-1] = True
-    edge = (foreground & ~inner).nonzero()
-    if not len(edge):
-        return False
-    grid = region.grid.slicewise()
-    matrices = grid.mm_from_index[edge[:, 0]]
-    index = torch.cat([torch.zeros(len(edge), 1), edge[:, 1:], torch.ones(len(edge), 1)], dim=1)
-    mm = torch.einsum("kij,kj->ki", matrices, index.to(matrices))[:, :3]
-    rows, columns = scan.index(mm)[:, 1:].unbind(1)
-    inside = (rows > 0.5) & (rows < scan.shape[1] - 1.5)
-    return bool((inside & (columns > 0.5) & (columns < scan.shape[2] - 1.5)).any())

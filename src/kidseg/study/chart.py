@@ -21,7 +21,8 @@ _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#
 
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _NOTE = "Dots: patients, mean over seeds; lines: mean over patients. For research use only."
-_SEGMENTING = ("segment", "joint")
+# Stages whose score is that of a result.
+_SEGMENTING = ("segment", "joint", "resunet", "resnet", "refine")
 _JITTER = 0.22
 _GOLDEN = 0.618034  # multiples of it, modulo 1, fill an interval evenly
 

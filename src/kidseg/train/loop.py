@@ -271,7 +271,7 @@ def _stop_reason(config: StageConfig, epochs: int, best: Best, spent: float) -> 
 
 
 def _optimizer(net: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    weights = [p for p in net.parameters() if p.requires_grad]
+    weights = _groups(net, config)
     if config.name == "adam":
         return torch.optim.Adam(weights, lr=config.learning_rate, weight_decay=config.weight_decay)
     return torch.optim.SGD(
@@ -281,6 +281,18 @@ def _optimizer(net: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer
         nesterov=config.momentum > 0,
         weight_decay=config.weight_decay,
     )
+
+
+def _groups(net: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
+    """The trainable parameters; those without weight decay in a group of their own."""
+    weights = [p for p in net.parameters() if p.requires_grad]
+    if config.decayed == "all":
+        return [{"params": weights}]
+    # Biases, and the scales and shifts of norms, have one axis.
+    kernels = [p for p in weights if p.ndim > 1]
+    others = [p for p in weights if p.ndim <= 1]
+    groups: list[dict[str, Any]] = [{"params": kernels}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
 
 
 def _set_rate(

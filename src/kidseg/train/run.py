@@ -28,6 +28,7 @@ from kidseg.io.atomic import remove_leftovers, write_json
 from kidseg.io.output import check_output_folder
 from kidseg.labels import unclear_labels
 from kidseg.methods import Method
+from kidseg.methods.segmentation import validated_steps
 from kidseg.pipeline import advance
 from kidseg.plan import Plan
 from kidseg.provenance import provenance
@@ -165,6 +166,7 @@ def train(
             "findings": [finding.as_dict() for finding in findings],
             "stages": {name: result.as_dict() for name, result in fitted.items()},
             "validation": {name: group_metrics(r.metrics) for name, r in fitted.items()},
+            "steps": validated_steps(method, cohort),
             "seconds": seconds,
             "peak_memory_mb": _peak_memory_mb(hardware),
             **provenance(),
@@ -272,6 +274,7 @@ def _write_model(
         "selection": {
             "by": f"mean Dice of {', '.join(cohort.selection)} over validation patients",
             "validation": summary["validation"],
+            "steps": summary["steps"],
             "validation_cases": len(used.validation),
             "stages": summary["stages"],
             "seed": summary["seed"],

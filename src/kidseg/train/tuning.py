@@ -21,14 +21,15 @@ __all__ = ["LoadedWeights", "check_tune", "load_weights", "select_trainable"]
 
 _REGIMES = {
     "all": ("*",),
-    "decoder": ("segment.up.*", "segment.decode.*", "segment.heads.*"),
+    "decoder": ("*.up.*", "*.decode.*", "*.heads.*"),
     "ends": (
-        *(f"segment.{block}.{k}.*" for block in ("encode", "down", "up", "decode") for k in (0, 1)),
-        "segment.heads.*",
+        *(f"*.{block}.{k}.*" for block in ("encode", "down", "up", "decode") for k in (0, 1)),
+        "*.heads.*",
     ),
 }
-"""Patterns of the trainable parameters. Levels count from the finest, so the first two of the
-encoder are the last two of the decoder. Source: La Barbera et al., ISBI 2021, table 1."""
+"""Patterns of the trainable parameters, of every network with an encoder and a decoder. Levels
+count from the finest, so the first two of the encoder are the last two of the decoder.
+Source: La Barbera et al., ISBI 2021, table 1."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,21 @@
+"""The configuration class of every method."""
+
+from __future__ import annotations
+
+from kidseg import registry
+from kidseg.config.cascade import CascadeConfig
+from kidseg.config.methods import HomogenizedConfig, MethodConfig, Plain3dConfig, PlainConfig
+from kidseg.config.multistage import MultistageConfig
+
+__all__ = ["METHODS"]
+
+_CONFIGS: tuple[type[MethodConfig], ...] = (
+    HomogenizedConfig,
+    PlainConfig,
+    Plain3dConfig,
+    MultistageConfig,
+    CascadeConfig,
+)
+
+METHODS: dict[str, type[MethodConfig]] = dict(zip(registry.METHODS, _CONFIGS, strict=True))
+"""Configuration class of each method, by name."""

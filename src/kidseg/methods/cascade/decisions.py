@@ -1,0 +1,173 @@
+"""What the cascade decides about one case, from what its networks found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kidseg.cohort.subject import Subject
+from kidseg.config import CascadeConfig
+from kidseg.geometry import Grid
+from kidseg.labels import Target
+from kidseg.methods.cascade.components import (
+    NORMAL,
+    Component,
+    components_of,
+    kidneys_among,
+    least_volume_ml,
+)
+from kidseg.methods.cascade.kept_lesions import Lesions, touching
+from kidseg.pipeline import Progress, Region, decide, restore
+
+__all__ = ["Rules", "Targets", "foreground"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Targets:
+    """Meaning of the outputs of the networks and of the result.
+
+    Attributes:
+        renal: kidneys with tumours, of the networks coarse, correct and fine.
+        tumour: of the networks tumour and refine.
+        both: kidney and tumour, the result.
+    """
+
+    renal: Target
+    tumour: Target
+    both: Target
+
+    @classmethod
+    def of(cls, both: Target) -> Targets:
+        """From that of the result.
+
+        Raises:
+            ValueError: it is not exclusive with two channels, kidney and tumour.
+        """
+        if not both.exclusive or len(both.channels) != 2:
+            raise ValueError("the cascade gives two exclusive channels, kidney and tumour")
+        kidney, tumour = both.channels
+        return cls(
+            renal=Target(channels=((*kidney, *tumour),), writes=both.writes[:1]),
+            tumour=Target(channels=(tumour,), writes=both.writes[1:]),
+            both=both,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rules:
+    """The rules for one case.
+
+    Attributes:
+        config: of the method.
+        targets: see there.
+        subject: the case.
+    """
+
+    config: CascadeConfig
+    targets: Targets
+    subject: Subject
+
+    @cached_property
+    def scan(self) -> Grid:
+        """The scan at the networks' spacing."""
+        return self.subject.image.grid.with_spacing(self.config.spacing_mm)
+
+    def guide(self, progress: Progress) -> tuple[Component, ...]:
+        """Components of the mask that guides later steps: of the last correction, or the coarse.
+
+        A correction that finds nothing does not count.
+        """
+        for name, regions in reversed(list(progress.steps.items())):
+            if not (name == "coarse" or name.startswith("correct")) or not regions:
+                continue
+            (region,) = regions
+            found = components_of(foreground(region, self.targets.renal), region.grid)
+            if found or name == "coarse":
+                return found
+        return ()
+
+    def kidneys(self, progress: Progress) -> tuple[Component, ...]:
+        """The components of the guide that are kidneys; the largest if all are too small."""
+        return kidneys_among(self.guide(progress), self.least_ml)
+
+    def is_normal(self, progress: Progress) -> bool:
+        """Whether exactly two components of the guide are large enough for a kidney.
+
+        Source: Zhang et al., KiTS19, eq. 5.
+        """
+        return sum(each.volume_ml >= self.least_ml for each in self.guide(progress)) == NORMAL
+
+    def centre_mm(self, progress: Progress) -> tuple[float, float, float]:
+        """The centroid of the kidneys, or of the body if there are none."""
+        kidneys = self.kidneys(progress)
+        if not kidneys:
+            return self._body_mm
+        volumes = np.array([each.volume_ml for each in kidneys])
+        x, y, z = (volumes / volumes.sum() @ np.array([k.centre_mm for k in kidneys])).tolist()
+        return x, y, z
+
+    def renal_on(self, progress: Progress, grid: Grid) -> Tensor:
+        """(slices, rows, columns) bool: what the fine network found in all its regions."""
+        labels = restore(progress.steps["fine"], grid, self.targets.renal)
+        return labels.data[0] > 0
+
+    def lesions(self, progress: Progress) -> dict[str, Lesions]:
+        """The lesions that the 3D network found, by region."""
+        return {
+            region.name: touching(
+                foreground(region, self.targets.tumour),
+                self.renal_on(progress, region.grid),
+                region.grid,
+            )
+            for region in progress.steps["tumour"]
+        }
+
+    def is_search(self, lesions: Mapping[str, Lesions]) -> bool:
+        """Whether (almost) nothing was detected, so that all regions are searched."""
+        return sum(sum(each.kept_ml) for each in lesions.values()) < self.almost_nothing_ml
+
+    @property
+    def least_ml(self) -> float:
+        """The volume of the smallest kidney that counts."""
+        return least_volume_ml(self.config.kidney, self.config.spacing_mm, self._radius_mm)
+
+    @property
+    def almost_nothing_ml(self) -> float:
+        """The volume of detected tumours below which the 2D network searches."""
+        threshold = self.config.refine.almost_nothing
+        return least_volume_ml(threshold, self.config.spacing_mm, self._radius_mm)
+
+    @property
+    def _radius_mm(self) -> float | None:
+        return None if self.subject.body is None else self.subject.body.radius_mm
+
+    @property
+    def _body_mm(self) -> tuple[float, float, float]:
+        """The centre of the body, at half the height of the scan; else of the scan."""
+        grid = self.subject.image.grid
+        middle = torch.tensor([(n - 1) / 2 for n in grid.shape], dtype=torch.float64)
+        body = self.subject.body
+        if body is not None and bool(body.whole.centre_mm.isfinite().all()):
+            middle[1:] += body.whole.centre_mm.flip(0) / grid.spacing_mm[1:]
+        x, y, z = grid.mm(middle).tolist()
+        return x, y, z
+
+    def sides(self, kidneys: Sequence[Component]) -> list[str]:
+        """Unique names by the side of the body on which each centroid lies."""
+        names: list[str] = []
+        for kidney in kidneys:
+            side = "right" if kidney.centre_mm[0] > self._body_mm[0] else "left"
+            same = sum(name.split()[0] == side for name in names)
+            names.append(f"{side} {same + 1}" if same else side)
+        return names
+
+
+def foreground(region: Region, target: Target) -> Tensor:
+    """(slices, rows, columns) bool: the foreground that was decided in a region."""
+    assert region.found is not None
+    return decide(region.found, target).data[0] > 0

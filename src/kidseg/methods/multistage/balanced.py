@@ -1,0 +1,134 @@
+"""Batches of slices, balanced by what they show; slices with tumour are augmented."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from kidseg.cohort.batch import Patches
+from kidseg.cohort.cohort import Cohort
+from kidseg.cohort.items import SliceIndex, draw
+from kidseg.cohort.place import Place, place_of, planes_of, sampled_patches
+from kidseg.cohort.subject import Subject
+from kidseg.config import TurnConfig
+from kidseg.geometry import Grid, posed
+from kidseg.labels import LabelSchema
+from kidseg.pipeline import Planes
+from kidseg.stage import TrainStep
+
+__all__ = ["BalancedSlices", "groups_of", "slice_index", "turned"]
+
+# The stream of random numbers for augmentation, apart from those of `draw`.
+_STREAM = 1_000_003
+
+
+def groups_of(schema: LabelSchema) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """The labels of kidney (and of all that is neither tumour nor cyst), of tumour, of cyst."""
+    tumour, cyst = schema.ids_of("tumour"), schema.ids_of("cyst")
+    others = tuple(i for i in schema.ids if i not in tumour + cyst)
+    return others, tumour, cyst
+
+
+def slice_index(
+    places: Sequence[Place], *, background: bool, hard_negatives: float = 0.0
+) -> SliceIndex:
+    """The slices of places in groups: background, kidney without tumour, tumour; and cysts.
+
+    Args:
+        places: with the labels of `groups_of` counted.
+        background: a third of a batch each of background, kidney and tumour; otherwise half of it
+            each of kidney and tumour, and none of background.
+        hard_negatives: fraction of a batch with cysts and no tumour; the share of other slices with
+            kidney is so much smaller.
+
+    Raises:
+        ValueError: there are no slices.
+
+    Source: Santini et al., KiTS19, section 3.1.
+    """
+    member = []
+    for place in places:
+        kidney, tumour, cyst = (place.counts[:, k] > 0 for k in (1, 2, 3))
+        any_label = kidney | tumour | cyst
+        member.append(np.stack([~any_label, any_label & ~tumour, tumour, cyst & ~tumour], axis=1))
+    share = 1 / 3 if background else 1 / 2
+    shares = (share if background else 0.0, share - hard_negatives, share, hard_negatives)
+    return SliceIndex.of_groups(member, shares, members_only=not background)
+
+
+def turned(grid: Grid, config: TurnConfig, random: np.random.Generator) -> Grid:
+    """A grid that is rotated, mirrored and zoomed at random about its centre, in its plane."""
+    chances, angle, centre = random.random(3), random.uniform(-1, 1), random.random()
+    rotated, flipped, cropped = chances < (
+        config.rotated_share,
+        config.flipped_share,
+        config.cropped_share,
+    )
+    side = config.least_centre + (1 - config.least_centre) * centre if cropped else 1.0
+    return posed(
+        grid,
+        angle_rad=math.radians(config.rotation_deg) * angle if rotated else 0.0,
+        scale=(-side if flipped else side, side),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BalancedSlices:
+    """Creates batches; a pure function of the training step.
+
+    Attributes:
+        cohort: the cases.
+        places: in them, of any size in the plane, with the labels of `groups_of` counted.
+        index: of their slices.
+        view: (case) -> view of the network.
+        turn: augmentation of slices with tumour.
+        batch_size: over all processes.
+        multiple: sides of the network's input must be multiples of it.
+    """
+
+    cohort: Cohort
+    places: Sequence[Place]
+    index: SliceIndex
+    view: Callable[[Subject], Planes]
+    turn: TurnConfig
+    batch_size: int
+    multiple: int
+
+    @classmethod
+    def places_of(cls, cohort: Cohort, grids: Sequence[Sequence[Grid]]) -> list[Place]:
+        """The places of the training cases, with their labels counted.
+
+        Args:
+            cohort: the cases.
+            grids: of each training case, volumetric.
+        """
+        groups = groups_of(cohort.schema)
+        return [
+            place_of(subject, case, grid, groups)
+            for case, (subject, own) in enumerate(zip(cohort.training, grids, strict=True))
+            for grid in own
+        ]
+
+    def __call__(self, step: TrainStep) -> Patches:
+        """The batch of a step. Slices of smaller places are extended to the size of the largest."""
+        drawn = draw(self.index, step, self.batch_size)
+        everyone = draw(self.index, replace(step, rank=0, world=1), self.batch_size)
+        shapes = np.array([self.places[n].grid.shape[1:] for n, _ in everyone])
+        rows, columns = (-(-int(side) // self.multiple) * self.multiple for side in shapes.max(0))
+        patches = []
+        planes = planes_of(self.places, drawn)
+        for row, ((number, k), (case, grid)) in enumerate(zip(drawn, planes, strict=True)):
+            before = (rows - grid.shape[1]) // 2, (columns - grid.shape[2]) // 2
+            extended = grid.crop((0, -before[0], -before[1]), (1, rows, columns))
+            if self.places[number].counts[k, 2] > 0:
+                position = step.rank + row * step.world
+                seeds = [step.seed, step.epoch, step.step, position, _STREAM]
+                random = np.random.default_rng(np.random.SeedSequence(seeds))
+                extended = turned(extended, self.turn, random)
+            patches.append((case, extended))
+        batch = sampled_patches(self.cohort.training, patches, self.view)
+        names = (f"{self.cohort.training[self.places[n].case].id} slice {k}" for n, k in drawn)
+        return replace(batch, names=tuple(names))

@@ -1,0 +1,255 @@
+"""The cascade's training: what each network is shown, its loss, its score; from files to labels."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from cascades import NETS, SETTINGS, TARGET, config_with, oracles
+from cohorts import PLAN, make_cohort
+from ellipses import write_ellipse_dataset
+from kidseg.checkpoint import read_header
+from kidseg.cohort.cohort import Cohort
+from kidseg.device import choose_device
+from kidseg.geometry import Volume
+from kidseg.labels import Target
+from kidseg.methods import METHODS, method_named
+from kidseg.methods.cascade.system_c import Cascade
+from kidseg.methods.cascade.training import binary_loss
+from kidseg.pipeline import advance
+from kidseg.segment import segment
+from kidseg.stage import Stage, TrainStep
+from kidseg.train import Setup, make_store, train
+from weights import weights_of
+
+CPU = choose_device("cpu", "fp32")
+NOW = TrainStep(seed=0, epoch=0, step=0)
+
+
+def cohort_of(training: int = 2, validation: int = 1) -> Cohort:
+    return replace(make_cohort(training, validation), target=TARGET)
+
+
+def stages_of(
+    cohort: Cohort, *settings: str, parts: Mapping[str, nn.Module] | None = None
+) -> dict[str, Stage]:
+    method = Cascade(config_with(*settings), TARGET, PLAN, parts or oracles(), CPU)
+    return {stage.name: stage for stage in method.stages(cohort)}
+
+
+# What is shown
+
+
+def test_a_method_is_bound_to_fresh_networks() -> None:
+    assert method_named("cascade") is METHODS["cascade"] is Cascade and Cascade.name == "cascade"
+    first, same = (Cascade.build(config_with(), TARGET, PLAN, device=CPU) for _ in range(2))
+    assert tuple(first.parts) == NETS
+    for name in NETS:
+        pairs = zip(first.parts[name].parameters(), same.parts[name].parameters(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+    convolutions = {
+        name: next(p for p in first.parts[name].parameters() if p.ndim > 1) for name in NETS
+    }
+    assert {name: p.shape[1] for name, p in convolutions.items()} == {
+        **dict.fromkeys(NETS, 1),
+        "refine": 2,
+    }
+    assert convolutions["tumour"].ndim == 5 and convolutions["refine"].ndim == 4
+    names = [step.name for step in first.steps(cohort_of().validation[0])]
+    assert names == list(NETS)
+
+
+@pytest.mark.parametrize("crops", ["truth", "predicted"])
+def test_each_network_is_shown_its_place(crops: str) -> None:
+    """By the reference labels, or by networks that see the same: nearly the same places."""
+    stages = stages_of(cohort_of(), f"crops={crops}")
+    assert tuple(stages) == NETS
+    sizes = {name: tuple(stage.batch(NOW).image.shape[1:]) for name, stage in stages.items()}
+    assert sizes == {
+        "coarse": (1, 64, 64),
+        "correct": (1, 8, 48),
+        "fine": (1, 32, 32),
+        "tumour": (1, 4, 16, 16),
+        "refine": (2, 32, 32),
+    }
+    for stage in stages.values():
+        batch, again = stage.batch(NOW), stage.batch(NOW)
+        assert batch.valid is None and len(batch.names) == len(batch.labels) == 4
+        assert torch.equal(batch.image, again.image)
+        assert batch.image.shape[2:] == batch.labels.shape[1:]
+        halves = [stage.batch(replace(NOW, rank=rank, world=2)) for rank in range(2)]
+        for k in range(4):
+            assert torch.equal(halves[k % 2].image[k // 2], batch.image[k])
+    refined = stages["refine"].batch(NOW)
+    mask, renal = refined.image[:, 1], (refined.labels > 0).float()
+    assert set(mask.unique().tolist()) <= {0.0, 1.0}
+    assert float((mask == renal).float().mean()) > (0.9999 if crops == "truth" else 0.97)
+    assert (refined.labels == 2).flatten(1).any(1).sum() >= 2, "half of them with tumour"
+    fine = stages["fine"].batch(NOW)
+    assert (fine.labels[:, 12:20, 12:20] > 0).flatten(1).any(1).all(), "a kidney in the middle"
+
+
+def test_blocks_are_a_third_each() -> None:
+    """The middle voxel of each block, over three steps."""
+    stage = stages_of(cohort_of())["tumour"]
+    middle = [
+        int(label)
+        for step in range(3)
+        for label in stage.batch(replace(NOW, step=step)).labels[:, 2, 8, 8]
+    ]
+    assert sorted(middle) == [0] * 4 + [1] * 4 + [2] * 4
+
+
+def test_an_epoch_of_the_last_network_shows_each_slice_with_tumour_once() -> None:
+    cohort = cohort_of()
+    stages = stages_of(cohort, "refine.stage.steps=null", "coarse.stage.steps=null")
+    tumours = 0
+    for subject in cohort.training:
+        assert subject.labels is not None
+        tumours += int((subject.labels.data == 2).flatten(2).any(2).sum())
+    assert stages["coarse"].steps == 16 // 4
+    # A tumour near the middle is in the regions of both kidneys.
+    assert math.ceil(2 * tumours / 4) <= stages["refine"].steps <= math.ceil(4 * tumours / 4)
+
+
+def test_without_corrections_there_is_no_such_stage_and_networks_are_left_in_eval_mode() -> None:
+    method = Cascade.build(config_with("correct.iterations=0"), TARGET, PLAN, device=CPU)
+    names = []
+    for stage in method.stages(cohort_of(1, 1)):
+        assert all(not method.parts[name].training for name in names)
+        names.append(stage.name)
+    assert names == ["coarse", "fine", "tumour", "refine"]
+
+
+def test_cases_without_kidneys_are_no_failure() -> None:
+    cohort = cohort_of(1, 1)
+    (subject,) = cohort.training
+    assert subject.labels is not None
+    empty = subject.with_labels(Volume(torch.zeros_like(subject.labels.data), subject.labels.grid))
+    for stage in stages_of(replace(cohort, training=(empty,))).values():
+        batch = stage.batch(NOW)
+        assert not batch.labels.any()
+        assert bool(stage.loss(stage.net, batch)["loss"].isfinite())
+
+
+# Loss and score
+
+
+def test_losses_by_hand() -> None:
+    """One pixel of four is kidney; probabilities 0.8 there, 0.2 elsewhere."""
+    labels = torch.tensor([[[1, 0], [0, 0]]])
+    renal = Target(channels=((1,),))
+    kidney = torch.where(labels == 1, 0.8, 0.2)
+    logits = torch.stack([1 - kidney, kidney], dim=1).log()
+    dice = 2 * 0.8 / (0.8**2 + 3 * 0.2**2 + 1)
+    wanted = {"dice": 1 - dice, "cross-entropy": -math.log(0.8)}
+    wanted["both"] = wanted["dice"] + wanted["cross-entropy"]
+    for kind, value in wanted.items():
+        for over in ("batch", "sample"):
+            found = binary_loss([logits], labels, renal, kind, over)
+            assert float(found) == pytest.approx(value, abs=1e-4)
+    two = torch.cat([logits, logits.flip(1)])
+    both = torch.cat([labels, labels])
+    assert float(binary_loss([two], both, renal, "dice", "sample")) != pytest.approx(
+        float(binary_loss([two], both, renal, "dice", "batch"))
+    )
+    valid = labels == 1
+    ignored = binary_loss([logits], labels, renal, "dice", "batch", valid)
+    assert float(ignored) == pytest.approx(1 - 2 * 0.8 / (0.8**2 + 1), abs=1e-4)
+
+
+def test_perfect_networks_are_scored_as_one() -> None:
+    """Those for kidneys by kidneys with tumours, the 3D one by tumours, the last by the result."""
+    stages = stages_of(cohort_of(1, 2))
+    with torch.no_grad():
+        figures = {name: stage.validate() for name, stage in stages.items()}
+    assert all(each["score"] > 0.85 for each in figures.values()), figures
+    for name in ("coarse", "fine"):
+        assert set(figures[name]) == {"score", "dice_kidney+tumour"}
+    assert set(figures["tumour"]) == {"score", "dice_tumour"}
+    last = figures["refine"]
+    assert last["score"] == pytest.approx((last["dice_kidney+tumour"] + last["dice_tumour"]) / 2)
+    assert set(last) == {"score", "dice_kidney", "dice_kidney+tumour", "dice_tumour"}
+
+
+def test_a_network_that_has_learned_scores_other_than_before() -> None:
+    """The steps before it are computed once, its own every time."""
+    parts = oracles()
+    stages = stages_of(cohort_of(1, 1), parts=parts)
+    with torch.no_grad():
+        good = stages["fine"].validate()["score"]
+        seen = len(parts["coarse"].seen)  # type: ignore[arg-type]
+        parts["fine"].scale.fill_(-1.0)  # type: ignore[operator, union-attr]
+        assert stages["fine"].validate()["score"] < good
+    assert len(parts["coarse"].seen) == seen  # type: ignore[arg-type]
+
+
+# From files
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("cascade") / "data"
+    write_ellipse_dataset(root, 3)
+    return root
+
+
+def test_from_files_to_labels_resumed_and_fine_tuned(data: Path, tmp_path: Path) -> None:
+    """One run in one go, and one that is stopped in its third stage: equal to the bit.
+
+    Then from a store, then fine-tuned in one part; what happened stands in result.json.
+    """
+    setup = Setup(method="cascade", overrides=SETTINGS, validation=["ellipse_002"])
+
+    class Stop(Exception):
+        pass
+
+    def stop(what: str, done: int, *_: Any) -> None:
+        if (what, done) == ("fine", 1):
+            raise Stop
+
+    summary = train(data, tmp_path / "whole", setup, device="cpu")
+    assert tuple(summary["stages"]) == NETS
+    with pytest.raises(Stop):
+        train(data, tmp_path / "broken", setup, device="cpu", progress=stop)
+    train(data, tmp_path / "broken", setup, device="cpu", resume=True)
+    make_store(data, tmp_path / "store", setup)
+    stored = Setup(method="cascade", overrides=SETTINGS)
+    train(tmp_path / "store", tmp_path / "stored", stored, device="cpu")
+    model = tmp_path / "whole" / "model.safetensors"
+    weights = weights_of(model)
+    for name in ("broken", "stored"):
+        assert weights_of(tmp_path / name / "model.safetensors") == weights, name
+    header = read_header(model)
+    assert header["labels"]["target"]["channels"] == [[1], [2]]
+    assert header["config"]["correct"]["size"] == [8, 48]
+
+    tuned = Setup(method="cascade", start=model, tune="refine.*")
+    more = train(data, tmp_path / "tuned", replace(tuned, validation=["ellipse_002"]), device="cpu")
+    assert tuple(more["stages"]) == ("refine",)
+
+    scan = data / "imagesTr" / "ellipse_000_0000.nii.gz"
+    (result,) = segment([scan], model, tmp_path / "out", figures=True, reference=data)
+    notes = json.loads((tmp_path / "out" / "result.json").read_text())["scans"][0]["notes"]
+    assert list(notes) == list(NETS) and result["notes"] == notes
+    assert notes["coarse"]["normal"] == (notes["coarse"]["kidneys"] == 2)
+    assert (tmp_path / "out" / "ellipse_000_steps.png").exists()
+
+
+def test_what_was_found_before_is_kept_apart_from_the_next_step() -> None:
+    """The mask of the 2-channel network is that of the fine network."""
+    cohort = cohort_of(1, 1)
+    method = Cascade(config_with(), TARGET, PLAN, oracles(), CPU)
+    subject = cohort.validation[0]
+    progress = advance(subject.image, method.steps(subject))
+    shapes = method.parts["refine"].seen  # type: ignore[union-attr]
+    assert {shape[1] for shape in shapes} == {2}  # type: ignore[union-attr]
+    assert list(progress.notes) == list(NETS)
