@@ -31,7 +31,7 @@ SETTINGS = (
     *(
         f"{net}.stage.{key}={value}"
         for net in NETS
-        for key, value in (("epochs", 2), ("steps", 1), ("batch_size", 4))
+        for key, value in (("epochs", 1), ("steps", 1), ("batch_size", 4))
     ),
 )
 """For ellipse patients, on their own voxels."""

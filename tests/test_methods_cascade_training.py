@@ -207,7 +207,8 @@ def test_from_files_to_labels_resumed_and_fine_tuned(data: Path, tmp_path: Path)
 
     Then from a store, then fine-tuned in one part; what happened stands in result.json.
     """
-    setup = Setup(method="cascade", overrides=SETTINGS, validation=["ellipse_002"])
+    settings = [*SETTINGS, "fine.stage.epochs=2"]
+    setup = Setup(method="cascade", overrides=settings, validation=["ellipse_002"])
 
     class Stop(Exception):
         pass
@@ -222,7 +223,7 @@ def test_from_files_to_labels_resumed_and_fine_tuned(data: Path, tmp_path: Path)
         train(data, tmp_path / "broken", setup, device="cpu", progress=stop)
     train(data, tmp_path / "broken", setup, device="cpu", resume=True)
     make_store(data, tmp_path / "store", setup)
-    stored = Setup(method="cascade", overrides=SETTINGS)
+    stored = Setup(method="cascade", overrides=settings)
     train(tmp_path / "store", tmp_path / "stored", stored, device="cpu")
     model = tmp_path / "whole" / "model.safetensors"
     weights = weights_of(model)
