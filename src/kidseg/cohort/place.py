@@ -78,9 +78,7 @@ def place_of(
         groups: of labels to count.
         mask: see `Place`.
     """
-    counts = np.zeros((grid.shape[0], 1 + len(groups)), dtype=np.int64)
-    for k in range(grid.shape[0]):
-        counts[k] = _counts(_labels(subject, grid.slices(k, k + 1)), groups)
+    counts = np.stack([_counts(plane, groups) for plane in _labels(subject, grid)])
     return Place(case=case, grid=grid, counts=counts, mask=mask)
 
 
@@ -224,5 +222,8 @@ def _voxel(
     others = [label for each in groups for label in each]
     chosen = torch.tensor(others if group == 0 else list(groups[group - 1]), dtype=torch.uint8)
     inside = torch.isin(plane, chosen) != (group == 0)
-    row, column = inside.nonzero()[number - int(counts[:k].sum())].tolist()
+    found = inside.nonzero()
+    if not len(found):  # a plane by itself may differ by the rounding of positions
+        return k, plane.shape[0] // 2, plane.shape[1] // 2
+    row, column = found[min(number - int(counts[:k].sum()), len(found) - 1)].tolist()
     return k, row, column
