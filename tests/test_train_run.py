@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -456,6 +458,22 @@ def test_two_trainings_never_share_a_folder(data: Path, tmp_path: Path) -> None:
         with pytest.raises(UsageError) as error:
             quick(data, out)
     assert error.value.code == "in-use"
+
+
+@pytest.mark.fault("SIGINT")
+def test_stopped_while_its_folder_is_locked_it_leaves_nothing(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locks = fcntl.flock
+
+    def stopped(*arguments: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        locks(*arguments)
+
+    monkeypatch.setattr(fcntl, "flock", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        quick(data, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.fault("damaged state or model")

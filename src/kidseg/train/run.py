@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 import torch.distributed as dist
@@ -41,6 +41,7 @@ from kidseg.train.record import RECORD, START, Cases, read_record, resumed_setup
 from kidseg.train.resuming import LOG
 from kidseg.train.setup import ResolvedSetup, Setup, resolve
 from kidseg.train.tuning import LoadedWeights, check_tune, load_weights, select_trainable
+from kidseg.workers import signals_deferred
 
 __all__ = ["train"]
 
@@ -314,8 +315,6 @@ def _locked(out: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
         dist.barrier()
         yield
         return
-    import fcntl
-
     is_new = not out.exists()
     existing = _existing(out)
     if existing and not (resume or overwrite):
@@ -325,6 +324,32 @@ def _locked(out: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
             code="output-exists",
             next_step="Choose another folder, --resume or --overwrite.",
         )
+    lock = None
+    try:
+        with signals_deferred():  # either nothing is written, or it is known to be ours
+            lock = _lock(out)
+        remove_leftovers(out)
+        if dist.is_initialized():
+            dist.barrier()
+        yield
+    except BaseException:
+        if lock is not None and not existing and not (out / RECORD).exists():
+            _remove_unrecorded(out, is_new)
+        raise
+    finally:
+        if lock is not None:
+            lock.close()
+
+
+def _lock(out: Path) -> TextIO:
+    """Create the folder of a run and lock it; closing the file unlocks it.
+
+    Raises:
+        InputError: "not-writable".
+        UsageError: "in-use".
+    """
+    import fcntl
+
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = (out / ".lock").open("w")
@@ -332,25 +357,17 @@ def _locked(out: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
         raise InputError(
             f"cannot be written to: {error.strerror}", path=out, code="not-writable"
         ) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UsageError(
-                "another training run uses this folder",
-                path=out,
-                code="in-use",
-                next_step="Wait until it ends, or choose another folder.",
-            ) from None
-        remove_leftovers(out)
-        if dist.is_initialized():
-            dist.barrier()
-        try:
-            yield
-        except BaseException:
-            if not existing and not (out / RECORD).exists():
-                _remove_unrecorded(out, is_new)
-            raise
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise UsageError(
+            "another training run uses this folder",
+            path=out,
+            code="in-use",
+            next_step="Wait until it ends, or choose another folder.",
+        ) from None
+    return lock
 
 
 def _start_record(
