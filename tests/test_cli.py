@@ -59,9 +59,7 @@ def test_phantom_then_check(patients: Path) -> None:
     assert report["kind"] == "dataset"
     assert report["n_cases"] == 2
     assert not [f for f in report["findings"] if f["severity"] == "error"]
-    text = run("check", patients).stdout
-    assert "0 error(s)" in text
-    assert run("check", patients, "--quiet").stdout == ""
+    assert "0 error(s)" in run("check", patients).stdout
 
 
 def test_check_names_every_problem_and_exits_3(patients: Path, tmp_path: Path) -> None:
@@ -191,15 +189,13 @@ def test_a_stopped_run_has_its_exit_code_and_leaves_no_half_file(
 
 def test_evaluate_a_data_set_against_itself_then_compare(patients: Path, tmp_path: Path) -> None:
     labels = patients / "labelsTr"
-    for name in ("a", "b"):
-        run("evaluate", labels, labels, "-o", tmp_path / name, "--quiet")
-    done = run("evaluate", labels, labels, "-o", tmp_path / "c", "--json")
+    done = run("evaluate", labels, labels, "-o", tmp_path / "a", "--json")
     summary = json.loads(done.stdout)
     assert summary["structures"]["kidney+tumour"]["dice"]["mean"] == 1.0
-    assert "1.000 (0.000)" in run("evaluate", labels, labels, "-o", tmp_path / "d").stdout
-    compared = run("compare", tmp_path / "a", tmp_path / "b", "-o", tmp_path / "e", "--json")
+    assert "1.000 (0.000)" in run("evaluate", labels, labels, "-o", tmp_path / "b").stdout
+    compared = run("compare", tmp_path / "a", tmp_path / "b", "-o", tmp_path / "c", "--json")
     assert json.loads(compared.stdout)
-    assert (tmp_path / "e" / "compare.md").is_file()
+    assert (tmp_path / "c" / "compare.md").is_file()
 
 
 def test_info_reads_a_model_without_torch(tmp_path: Path) -> None:
