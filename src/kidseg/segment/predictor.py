@@ -139,8 +139,9 @@ class Predictor:
         material = method.material(method.config, method.plan)
         subject = prepare(scan, material, method.plan.channels, name=name)
         clock.lap("prepare")
-        adaptation = Adaptation.of(method, subject, self.prior_slices)
-        progress = advance(subject.image, adaptation.steps(method.steps(subject)))
+        steps = method.steps(subject)
+        adaptation = Adaptation.of(method, steps, subject, self.prior_slices)
+        progress = advance(subject.image, adaptation.steps(steps))
         clock.add(progress.seconds)
         return Found(
             subject=subject, progress=progress, adaptation=adaptation, regions=progress.found

@@ -209,6 +209,7 @@ class Multistage:
             padding=self.plan.padding,
             device=self.device,
             reach=self.config.reach,
+            flip=self.config.test_time_flip,
             resliced=self._full(subject),
         )
 
