@@ -403,6 +403,21 @@ def test_regions_of_training_by_truth_or_as_predicted() -> None:
     assert places_of(coarse) == [(12, 32, 32)] * 2
 
 
+@torch.no_grad()
+def test_cases_without_kidneys_are_no_failure() -> None:
+    """Neither in training, of whose places they have none in stage 2, nor in validation."""
+    cohort = cohort_of(["absent", "two"], ["absent", "two"])
+    for settings in (CONFIG, replace(CONFIG, regions="predicted")):
+        stages = stages_of(method_of(settings), cohort)
+        assert places_of(stages["resunet"]) == [(7, 16, 16)] * 2
+        for stage in stages.values():
+            assert bool(stage.loss(stage.net, stage.batch(NOW))["loss"].isfinite())
+            assert stage.validate()["score"] > 0.99
+    healthy = cohort_of(["healthy"], ["healthy"])
+    for stage in stages_of(method_of(), healthy).values():
+        assert not (stage.batch(NOW).labels == 2).any(), "other slices take the tumours' share"
+
+
 def test_the_loss_by_hand() -> None:
     """Probabilities 0.5, 0.25, 0.25: ln 2 for background, 2 ln 2 for each other pixel."""
     config = load(MultistageConfig, overrides=[*SMALL, "slice_mm=5", "coarse_size=32", "box=16"])
