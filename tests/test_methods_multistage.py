@@ -35,7 +35,7 @@ from kidseg.methods import METHODS, method_named
 from kidseg.methods.multistage.system_b import Multistage, label_weights
 from kidseg.methods.plain import Plain
 from kidseg.methods.segmentation import validated_steps
-from kidseg.pipeline import Region, advance
+from kidseg.pipeline import Region, advance, restore
 from kidseg.segment import load_predictor, segment
 from kidseg.segment.predictor import Predictor, Segmentation
 from kidseg.stage import Stage, TrainStep
@@ -340,6 +340,23 @@ def test_every_network_sees_the_mirror_image_if_told(flip: bool) -> None:
             assert region.found is not None
             data = region.found.data
             assert torch.allclose(data, data.flip(-1), atol=1e-6) == flip
+
+
+def test_a_calibrated_decision_is_that_of_the_result_alone() -> None:
+    """Weights that make all of a region tumour leave the regions as they are."""
+    subject = subject_of("two")
+    plain = method_of(**{name: Oracle(0.02) for name in NETS})
+    sure = replace(TARGET, weights=(1e-9, 1.0, 1e3))
+    calibrated = Multistage(CONFIG, sure, PLAN, plain.parts, CPU)
+    one, other = (advance(subject.image, each.steps(subject)) for each in (plain, calibrated))
+    for name in STEPS:
+        for first, second in zip(one.steps[name], other.steps[name], strict=True):
+            assert first.grid.same_as(second.grid)
+            assert first.found is not None and second.found is not None
+            assert torch.equal(first.found.data, second.found.data)
+    assert other.found[0].target == sure and other.steps["resnet"][0].target == TARGET
+    labels = restore(other.found, GRID, sure).data
+    assert int((labels == 2).sum()) > int((restore(one.found, GRID, TARGET).data == 2).sum())
 
 
 def test_a_method_of_one_step_has_no_figures_but_those_of_its_training() -> None:
