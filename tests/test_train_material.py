@@ -441,7 +441,14 @@ def test_scans_without_labels_join_a_run(mixed: Path, tmp_path: Path) -> None:
     assert len(summary["cases"]["training"]) + len(summary["cases"]["validation"]) == 4
     run(mixed, tmp_path / "files", resume=True, **asked)
     with pytest.warns(KidsegWarning):
-        make_store(mixed, tmp_path / "store", Setup(**asked))
+        made = make_store(mixed, tmp_path / "store", Setup(**asked))
+    # Before images are read, a copy is not known as one.
+    planned = {mixed: {"new_000", "copy_000"}, tmp_path / "store": {"new_000"}}
+    for source, unlabelled in planned.items():
+        cases = preview(source, Setup(**asked))["cases"]
+        assert set(cases["unlabelled"]) == unlabelled
+        assert cases["training"] == made["cases"]["training"]
+    assert made["cases"]["unlabelled"] == ["new_000"]
     opened = open_store(tmp_path / "store")
     assert not is_labelled(opened.by_id["new_000"]) and subject_of(opened.by_id["new_000"]).slices
     assert subject_of(opened.by_id["new_000"]).labels is None

@@ -59,7 +59,7 @@ def read_store(path: Path) -> dict[str, Any] | None:
 
 def store_text(store: Mapping[str, Any]) -> str:
     """About a store, for people."""
-    counts = ", ".join(f"{len(ids)} {part}" for part, ids in store["cases"].items())
+    counts = ", ".join(f"{len(ids)} {part}" for part, ids in store["cases"].items() if ids)
     rows = [
         ("what", "a data set made ready for training, read once (a store)"),
         ("cases", counts),

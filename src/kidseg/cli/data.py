@@ -221,11 +221,8 @@ def store(
     kept = "Complete cases are kept. To finish the store, run the same command again."
     with show_stages(quiet or as_json) as advance, stoppable(lambda: kept):
         summary = make_store(dataset, out, setup, full=full, progress=advance)
-    counts = {name: len(ids) for name, ids in summary["cases"].items()}
-    text = (
-        f"{counts['training']} training and {counts['validation']} validation case(s), "
-        f"{summary['megabytes']} MB, in {out}."
-    )
+    counts = ", ".join(f"{len(ids)} {part}" for part, ids in summary["cases"].items() if ids)
+    text = f"{counts} case(s), {summary['megabytes']} MB, in {out}."
     print_result(summary, text, as_json, quiet)
 
 

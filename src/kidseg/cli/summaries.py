@@ -113,6 +113,7 @@ def preview_text(preview: Mapping[str, Any], out: Path) -> str:
         *(
             (part, f"{len(ids)} case(s): {', '.join(ids)}")
             for part, ids in preview["cases"].items()
+            if ids
         ),
         ("into", str(out)),
     ]

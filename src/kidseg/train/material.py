@@ -125,7 +125,8 @@ def make_store(
         progress: called with the progress.
 
     Returns:
-        {"path", "digest", "cases": {"training": [...], "validation": [...]}, "megabytes"}.
+        {"path", "digest", "cases": {"training": [...], "validation": [...], "unlabelled": [...]},
+        "megabytes"}.
 
     Raises:
         UsageError, InputError, ResourceError, ModelError: see `resolve`, `open_dataset`,
@@ -145,7 +146,11 @@ def make_store(
     return {
         "path": str(store.path),
         "digest": store.digest,
-        "cases": {"training": list(used.training), "validation": list(used.validation)},
+        "cases": {
+            "training": list(used.training),
+            "validation": list(used.validation),
+            "unlabelled": list(used.unlabelled),
+        },
         "megabytes": round(size / 1e6, 1),
     }
 
@@ -257,12 +262,11 @@ def _with_unlabelled(data: Dataset, used: Cases) -> Cases:
     """
     if not data.unlabelled:
         return used
-    patients = {case.patient for case in data.cases}
     images = {_digests(case)[0] for case in data.cases}
     new = {}
-    for case in data.unlabelled:
+    for case in new_patients(data):
         image, joint = _digests(case)
-        if case.id not in data.by_id and case.patient not in patients and image not in images:
+        if image not in images:
             new[case.id] = joint
             images.add(image)
     if left := len(data.unlabelled) - len(new):
@@ -273,6 +277,12 @@ def _with_unlabelled(data: Dataset, used: Cases) -> Cases:
             stacklevel=2,
         )
     return replace(used, sha256={**used.sha256, **new}, unlabelled=tuple(new))
+
+
+def new_patients(data: Dataset) -> list[Case]:
+    """The cases without labels that have neither the id nor the patient of a labelled one."""
+    patients = {case.patient for case in data.cases}
+    return [c for c in data.unlabelled if c.id not in data.by_id and c.patient not in patients]
 
 
 def _every_case(data: Dataset) -> Mapping[str, Case]:

@@ -51,7 +51,9 @@ def prefetched(
                 raise item.kind(**item.attributes)
             yield item
     except Exception as error:
-        raise error.with_traceback(None)  # noqa: B904 - its frames would keep the workers
+        # Frames of its traceback, and of what it was raised from, would keep the workers.
+        error.__cause__ = error.__context__ = None
+        raise error.with_traceback(None)  # noqa: B904
     finally:
         del items  # ends the workers
 

@@ -11,7 +11,7 @@ from kidseg.config import dump
 from kidseg.errors import UsageError
 from kidseg.io.output import check_output_folder
 from kidseg.store import is_store, open_store
-from kidseg.train.material import Request, cases_of_store, split_cases
+from kidseg.train.material import Request, cases_of_store, new_patients, split_cases
 from kidseg.train.record import RECORD, read_record, resumed_setup
 from kidseg.train.resuming import LOG
 from kidseg.train.setup import Setup, resolve
@@ -27,8 +27,9 @@ def preview(dataset: str | Path, setup: Setup | None = None) -> dict[str, Any]:
 
     Returns:
         {"method", "preset", "start" (the model to fine-tune), "tune", "settings" (TOML), "source"
-        ("data set" or "store"), "cases": {"training": [...], "validation": [...]}}; "start" and
-        "tune" are None without fine-tuning.
+        ("data set" or "store"), "cases": {"training": [...], "validation": [...],
+        "unlabelled": [...]}}; "start" and "tune" are None without fine-tuning. Of the scans without
+        labels, those whose image a labelled case has will be left out, too: images are not read.
 
     Raises:
         UsageError, InputError, ModelError: as `train` and `make_store` for the same reasons.
@@ -40,11 +41,12 @@ def preview(dataset: str | Path, setup: Setup | None = None) -> dict[str, Any]:
     if is_store(path):
         store = open_store(path, verify=False)
         used = cases_of_store(store)
-        training, validation = used.training, used.validation
+        training, validation, unlabelled = used.training, used.validation, used.unlabelled
         request.check_reference(training, path)
     else:
         data, cohort = open_dataset(path), resolved.config.cohort
         training, validation = split_cases(data, request)
+        unlabelled = tuple(case.id for case in new_patients(data)) if request.unlabelled else ()
         check_selection(learned_labels(data, cohort.cyst).schema, cohort, data.root)
     return {
         "method": resolved.method.name,
@@ -53,7 +55,11 @@ def preview(dataset: str | Path, setup: Setup | None = None) -> dict[str, Any]:
         "tune": None if setup.start is None else setup.tune or "all",
         "settings": dump(resolved.config),
         "source": "store" if is_store(path) else "data set",
-        "cases": {"training": list(training), "validation": list(validation)},
+        "cases": {
+            "training": list(training),
+            "validation": list(validation),
+            "unlabelled": list(unlabelled),
+        },
     }
 
 
