@@ -503,7 +503,6 @@ def test_targets_are_kidney_and_tumour() -> None:
         ("spacing_mm=[3,0,1]", "spacing_mm must be positive"),
         ("unet.dimensions=3", "unet.dimensions must be 2"),
         ("tumour.unet.dimensions=2", "tumour.unet.dimensions 3"),
-        ("cohort.hard_share=0.2", "draw hard slices"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(setting: str, words: str) -> None:

@@ -604,7 +604,6 @@ def test_a_model_segments_scans_and_can_be_fine_tuned(
         ("resnet.weights=[1,-1,1]", "must not be negative"),
         ("hard_negatives=0.5", "hard_negatives"),
         ("cohort.clip_hu=[300,-30]", "minimum first"),
-        ("cohort.hard_share=0.2", "draw hard slices"),
         ("cohort.target=tumour", "stage 1 finds kidneys"),
     ],
 )

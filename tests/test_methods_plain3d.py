@@ -16,7 +16,7 @@ from ellipses import make_ellipse_patient, write_ellipse_dataset
 from kidseg.checkpoint import read_header
 from kidseg.cohort.block import draw_blocks
 from kidseg.cohort.cohort import Cohort, patient_dice
-from kidseg.config import BlocksConfig, Plain3dConfig, StageConfig, load
+from kidseg.config import BlocksConfig, Plain3dConfig, StageConfig
 from kidseg.device import choose_device
 from kidseg.errors import UsageError
 from kidseg.geometry import Volume, resample
@@ -348,8 +348,3 @@ def test_blocks_of_too_few_slices_to_augment_are_refused_before_reading() -> Non
     assert error.value.code == "small-blocks"
     Plain3d.material(Plain3dConfig(augment="none"), plan)
     Plain3d.material(Plain3dConfig(blocks=BlocksConfig(patch=(4, 32, 32))), plan)
-
-
-def test_mining_of_slices_is_refused() -> None:
-    with pytest.raises(UsageError, match="draw hard slices"):
-        load(Plain3dConfig, overrides=["cohort.hard_share=0.1"])
