@@ -219,21 +219,20 @@ def test_digital_patients_of_every_anatomy_are_found_and_said(kind: str) -> None
     assert result.facts["notes"]["kidneys"]["text"] and set(result.facts["grids"]) == set(STEPS)
 
 
-@pytest.mark.parametrize("kind", ANATOMIES)
-def test_networks_that_know_nothing_never_fail(kind: str) -> None:
+@pytest.mark.parametrize("seed", [0, 1])
+def test_networks_that_know_nothing_never_fail(seed: int) -> None:
     """Random weights; the result tells what ran."""
-    hu, _ = rendered(kind)
+    hu, _ = rendered("horseshoe")
     config = replace(CONFIG, slice_mm=12.0)
-    for seed in (0, 1):
-        method = Multistage.build(config, TARGET, PLAN, seed=seed, device=CPU)
-        for net in method.parts.values():
-            net.eval()
-        result = segmented(method, Volume(hu[None], VOXELS))
-        assert list(result.facts["notes"]) == ["kidneys", "resunet", "resnet"]
-        assert all(note["text"] for note in result.facts["notes"].values())
-        codes = {finding.code for finding in result.findings}
-        for note in result.progress.notes.values():
-            assert {finding.code for finding in note.findings} <= codes
+    method = Multistage.build(config, TARGET, PLAN, seed=seed, device=CPU)
+    for net in method.parts.values():
+        net.eval()
+    result = segmented(method, Volume(hu[None], VOXELS))
+    assert list(result.facts["notes"]) == ["kidneys", "resunet", "resnet"]
+    assert all(note["text"] for note in result.facts["notes"].values())
+    codes = {finding.code for finding in result.findings}
+    for note in result.progress.notes.values():
+        assert {finding.code for finding in note.findings} <= codes
 
 
 def test_grids_of_the_stages() -> None:
