@@ -76,9 +76,109 @@ SIZES = {  # section 5, table 2: size and batch size
     128: {"view.size": 128, "segment.batch_size": 32},
     512: {"view.size": 512, "segment.batch_size": 12},
 }
+
+# Santini et al., KiTS19: the sections and tables are those of the paper.
+NETS = ("coarse", "resunet", "resnet")
+MULTISTAGE = {
+    "slice_mm": 3.0,  # 2.2
+    "cohort.clip_hu": (-30.0, 300.0),  # 2.2
+    "reach": 2,  # 3.1: "two slices above and two slices below"
+    "reduction": 2,  # 2.3: "halved"
+    "coarse_size": 256,  # 2.3: "at 256 x 256 pixels"
+    "box": 256,  # 2.3
+    "pixel_mm": None,  # 2.3: "original full resolution along x-y"
+    "regions": "predicted",  # 2.3: "from the first stage segmentations"
+    "ensemble": ("resunet", "resnet"),  # 2.3
+    "hard_negatives": 0.0,  # 4: planned for
+    "kidneys.least_voxels": 5001,  # 2.4: "more than 5000 pixels"
+    "postprocess.least_voxels": 5001,  # 2.4
+    "cohort.validation_share": 0.0952,  # 3: 20 of 210
+    "resnet.net.dropout": 0.5,  # 2.3
+    **{f"{net}.net.levels": 4 for net in ("coarse", "resunet")},  # 2.3: "four encoding levels"
+    **{f"{net}.net.blocks": 1 for net in ("coarse", "resunet")},  # 2.3: two convolutions a level
+    **{f"{net}.net.skips": "concatenated" for net in ("coarse", "resunet")},  # 2.3
+    **{f"{net}.turn.rotation_deg": 30.0 for net in NETS},  # 3.1
+    **{f"{net}.turn.rotated_share": 1.0 for net in NETS},  # table 1
+    **{f"{net}.stage.epochs": 250 for net in NETS},  # 3.1
+    **{f"{net}.stage.batch_size": 32 for net in NETS},  # 3.1
+    **{f"{net}.stage.optimizer.name": "adam" for net in NETS},  # 3.1
+    **{f"{net}.stage.optimizer.weight_decay": 0.1 for net in NETS},  # 3.1
+    **{f"{net}.stage.optimizer.decayed": "kernels" for net in NETS},  # 3.1: "on kernel weights"
+    **{
+        f"{net}.{setting}": value
+        for net, row in {  # table 1
+            "coarse": ("truncated_normal", (0.3, 1.0, 3.0), 1e-4, 0.5, 0.0),
+            "resunet": ("truncated_normal", (0.3, 1.0, 3.0), 1e-4, 0.5, 0.66),
+            "resnet": ("he_uniform", (0.2, 0.25, 0.55), 1e-3, 0.0, 0.0),
+        }.items()
+        for setting, value in zip(
+            (
+                "net.start",
+                "weights",
+                "stage.optimizer.learning_rate",
+                "turn.flipped_share",
+                "turn.cropped_share",
+            ),
+            row,
+            strict=True,
+        )
+    },
+}
+# Zhang et al., KiTS19.
+CASCADE = {
+    "spacing_mm": (3.0, 0.7816, 0.7816),  # 1.3
+    "coarse.size": 128,  # 1.3: H and W of C
+    "correct.size": (64, 256),  # 1.3: D and H of A
+    "fine.size": 160,  # 1.3: H and W of F
+    "kidney.voxels": 10000,  # 1.3
+    "correct.iterations": 1,  # 1.2: "one iteration is enough"
+    "crops": "truth",  # 1.2: "refer the ground truth in training stage"
+    "dice_over": "sample",  # 1.1, eq. 1
+    "cohort.label_share": 0.0,  # 1.1: all slices
+    "fine.grow": False,  # 1.1: "of the same image size"
+    "unet.skips": "all",  # 1: "U-net"
+    **{f"{net}.loss": "dice" for net in ("coarse", "correct", "fine")},  # 1.1
+    "tumour.loss": "cross-entropy",  # 2.1, eq. 6
+    "tumour.unet.skips": "long",  # 2.1: "a long skip connection"
+    "tumour.unet.dimensions": 3,  # 2.1
+    "tumour.frame_px": 30,  # 2.4
+    "tumour.frame_mm": 30.0,  # 2.4
+    "refine.inside": "lesion",  # 2.5: "within detected tumor region"
+    "postprocess.least_ml": 0.0,  # none
+}
 STATED = re.compile(
     r"[Ss]ection \d|[Tt]able \d|[Ee]q\. \d|[Ff]igure \d|[Nn]ot stated|[Nn]one stated"
 )
+SECTION = re.compile(r"\s*(\d(\.\d)?\b|table \d|unstated)")
+
+# What a preset of a paper need not say: where and for how long a training runs; and, by the setting
+# that puts them out of force, those that are without effect.
+OF_THE_MACHINE = r"(.*\.)?budget_s|budget_clock|precision|workers"
+OF_THE_RUN = r"pose\.reference|unet\.size"  # --reference; the side of the network's own input
+WITHOUT_EFFECT: dict[tuple[str, object], str] = {
+    ("cohort.hard_share", 0.0): r"cohort\.hard_candidates",
+    ("postprocess.least_ml", 0.0): r"postprocess\.(body_radius_mm|least_voxels)",
+    ("postprocess.least_voxels", 5001): r"postprocess\.(least_ml|body_radius_mm)",
+    ("kidneys.least_voxels", 5001): r"kidneys\.(least_ml|body_radius_mm)",
+    ("kidney.voxels", 10000): r"kidney\.(ml|body_radius_mm)",
+    ("refine.almost_nothing.voxels", 100): r"refine\.almost_nothing\.(ml|body_radius_mm)",
+    ("coarse.turn.cropped_share", 0.0): r"coarse\.turn\.least_centre",
+    ("resnet.turn.cropped_share", 0.0): r"resnet\.turn\.least_centre",
+    ("coarse.stage.optimizer.name", "adam"): r".*optimizer\.momentum",
+    ("coarse_size", 256): r"cohort\.label_share",  # `multistage` has shares of its own
+    ("augment", "none"): r"style\..*",
+    ("schedule", "sequential"): r"joint\..*",
+    ("pose.target", "body"): r"view\.bone_.*",
+    ("pose.start", "identity"): r"pose\.moments",
+    ("pose.reference_mode", "slice"): r"pose\.levels",
+    ("pose.localizer.head", "dense"): r"pose\.localizer\.pooled",
+    ("crop.localizer.head", "dense"): r"crop\.localizer\.pooled",
+    # A pose has no crop's settings, and a crop none of a pose.
+    ("pose.localizer.scales", 2): r"pose\.localizer\.(square|least_side|margin)",
+    ("crop.localizer.square", True): r"crop\.localizer\.scales",
+    ("reach", 0): r"view\.bone_.*",  # `plain` looks at no bone
+    ("unet.dimensions", 2): r"(tumour\.)?unet\.dimensions",  # fixed by the method
+}
 
 
 def flat(settings: dict[str, Any], above: str = "") -> dict[str, Any]:
@@ -93,6 +193,10 @@ def resolved(size: int, method: str, *overrides: str) -> dict[str, Any]:
     kind = METHODS[method]
     config = load(kind, base=preset(f"paper-{size}", method), overrides=overrides)
     return flat(asdict(config))
+
+
+def of_paper(method: str) -> dict[str, Any]:
+    return flat(asdict(load(METHODS[method], base=preset("paper", method))))
 
 
 def stn_sizes(size: int, part: str) -> dict[str, Any]:
@@ -152,6 +256,53 @@ def test_every_number_has_its_place_or_is_marked(size: int) -> None:
             own = line.partition("#")[2]
             assert covered or STATED.search(own) or "paper" in own, line
     assert numbers > 40
+
+
+@pytest.mark.parametrize(
+    ("method", "numbers"), [("multistage", MULTISTAGE), ("cascade", CASCADE)], ids=str
+)
+def test_the_numbers_of_the_methods_of_kits19(method: str, numbers: dict[str, Any]) -> None:
+    found = of_paper(method)
+    assert {name: found[name] for name in numbers} == numbers
+
+
+def test_what_follows_from_the_numbers_of_the_methods_of_kits19() -> None:
+    multistage: Any = load(METHODS["multistage"], base=preset("paper", "multistage"))
+    assert multistage.coarse.net == multistage.resunet.net, '2.3: "identical"'
+    assert round(210 * multistage.cohort.validation_share) == 20
+    cascade: Any = load(METHODS["cascade"], base=preset("paper", "cascade"))
+    assert cascade.unet.halvings == 4 and cascade.unet.supervised == 0
+    assert cascade.tumour.stage.batch_size % 3 == 0, "2.1: a third each"
+
+
+def test_every_number_of_kits19_has_its_section_or_is_marked() -> None:
+    numbers = 0
+    for line in (PRESETS / "paper.toml").read_text().splitlines():
+        if line and not line.startswith(("#", "[")):
+            numbers += 1
+            assert SECTION.match(line.partition("#")[2]), line
+    assert numbers > 150
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("paper-128", "plain"),
+        ("paper-128", "homogenized"),
+        ("paper-512", "plain"),
+        ("paper-512", "homogenized"),
+        ("paper", "multistage"),
+        ("paper", "cascade"),
+    ],
+)
+def test_no_setting_that_is_in_force_is_left_to_a_default(name: str, method: str) -> None:
+    """So that a default that changes does not change a preset of a paper."""
+    base = preset(name, method)
+    config = flat(asdict(load(METHODS[method], base=base)))
+    patterns = [OF_THE_MACHINE, OF_THE_RUN]
+    patterns += [what for (of, value), what in WITHOUT_EFFECT.items() if config.get(of) == value]
+    left = set(config) - set(flat(base))
+    assert not {each for each in left if not any(re.fullmatch(p, each) for p in patterns)}
 
 
 @pytest.mark.parametrize("study", ["phantom_study", "phantom_study_gpu"])

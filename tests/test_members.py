@@ -19,6 +19,7 @@ from kidseg.io import save
 from kidseg.labels import KIDNEY_TUMOUR
 from kidseg.members import ensemble, members_of
 from kidseg.metrics import dice
+from kidseg.registry import BY_KIDNEY
 from kidseg.segment import load_predictor, segment
 from kidseg.train import Setup, train
 from kidseg.train.setup import resolve
@@ -178,6 +179,20 @@ def test_members_that_answer_other_questions_are_refused(folder: Path, tmp_path:
     with pytest.raises(UsageError) as error:
         ensemble([first, first], out)
     assert error.value.code == "output-exists"
+
+
+@pytest.mark.parametrize("method", BY_KIDNEY)
+def test_models_with_a_region_for_each_kidney_stand_alone(
+    folder: Path, tmp_path: Path, method: str
+) -> None:
+    """They have no places in common; alone such a model can be written anew."""
+    first, out = folder / "plain0" / "model.safetensors", tmp_path / "out.safetensors"
+    other = with_header(first, tmp_path / "other.safetensors", method=method)
+    for models in ([first, other], [other, other]):
+        with pytest.raises(UsageError, match=method) as error:
+            ensemble(models, out)
+        assert error.value.code == "members-by-kidney" and error.value.path == str(other)
+    assert ensemble([other], out, flip=True)["members"] == [method]
 
 
 @pytest.mark.parametrize(

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from anatomies import ANATOMIES, rendered
+from anatomies import GRID as PHANTOM
 from cascades import NETS, TARGET, config_with
 from cohorts import PLAN
 from kidseg.cohort.subject import Material, Subject, prepare
-from kidseg.config import METHODS, FineConfig, ThresholdConfig, TumourConfig, load, preset
+from kidseg.config import FineConfig, ThresholdConfig, TumourConfig
 from kidseg.device import choose_device
 from kidseg.errors import UsageError
 from kidseg.geometry import Grid, Volume, resample
@@ -34,12 +35,12 @@ from kidseg.methods.cascade.crops import (
     framed_box,
     kidney_crop,
     sagittal_crop,
+    union_grid,
     voxel_box,
 )
 from kidseg.methods.cascade.decisions import Rules, Targets
 from kidseg.methods.cascade.kept_lesions import boxes_around, combined, touching
 from kidseg.methods.cascade.system_c import Cascade
-from kidseg.phantom import Pose, draw_anatomy, draw_pose, render
 from kidseg.pipeline import Progress, Region, Segment, advance, restore
 from kidseg.segment import Predictor
 
@@ -162,6 +163,13 @@ def test_the_box_has_a_frame_in_pixels_and_one_in_millimetres_inside_the_scan() 
     )
     two = framed_box(SCAN, both, TumourConfig(frame_px=0, frame_mm=0.0))
     assert two.shape == (5, 5, 26)
+
+
+def test_regions_together_are_a_part_of_the_scan() -> None:
+    one, other = SCAN.crop((2, 3, 4), (5, 6, 7)), SCAN.crop((4, 1, 20), (10, 2, 8))
+    grid = union_grid(SCAN, [one, other])
+    assert grid.same_as(SCAN.crop((2, 1, 4), (12, 8, 24)))
+    assert union_grid(SCAN, [one]).same_as(one)
 
 
 def test_voxels_of_other_grids_are_found_in_the_scan() -> None:
@@ -443,6 +451,26 @@ def test_lesions_away_from_the_kidneys_are_dropped_and_said() -> None:
     assert progress.notes["refine"].facts["mode"] == "searched"
 
 
+def test_a_lesion_in_two_regions_counts_once_and_is_kept_as_a_whole() -> None:
+    """A bar from the right kidney into the frame of the left one, which overlaps its own.
+
+    There are 16 columns: 5 in the right kidney, 11 beyond it. The frame of the left kidney, 20
+    pixels wide, shows only columns that do not touch a kidney in it.
+    """
+    bar = painted(SCAN, box((6, 8), (11, 13), (6, 22)))
+    settings = ("tumour.frame_px=20",)
+    progress = run(chain_of(with_lesions(tumour=bar, refine=bar), *settings))
+    right, left = progress.steps["tumour"]
+    assert right.grid.shape[2] == 5 + 6 + 20 and left.grid.shape[2] == 20 + 6 + 9
+    note = progress.notes["tumour"]
+    assert note.facts["kept_ml"] == pytest.approx([16 * 4 * 0.003]) and not note.findings
+    assert progress.notes["refine"].facts["regions"] == ["right", "left"]
+    assert torch.equal(labels_of(progress) == 2, bar)
+    half = "refine.almost_nothing.ml=0.25"
+    searched = run(chain_of(with_lesions(tumour=bar, refine=bar), *settings, half))
+    assert searched.notes["refine"].facts["mode"] == "searched", "0.19 ml, not twice as much"
+
+
 def test_a_tumour_may_reach_beyond_the_kidney_into_its_frame() -> None:
     detected = painted(SCAN, LESION)
     progress = run(chain_of(with_lesions(tumour=detected, refine=detected)))
@@ -482,82 +510,16 @@ def test_settings_that_do_not_fit_are_refused(setting: str, words: str) -> None:
         config_with(setting)
 
 
-def test_the_papers_numbers_are_those_of_the_preset() -> None:
-    """Source: Zhang et al., KiTS19."""
-    config: Any = load(METHODS["cascade"], base=preset("paper", "cascade"))
-    numbers = {
-        "1.3 d x h x w": (config.spacing_mm, (3.0, 0.7816, 0.7816)),
-        "1.3 H, W of C": (config.coarse.size, 128),
-        "1.3 D, H of A": (config.correct.size, (64, 256)),
-        "1.3 H, W of F": (config.fine.size, 160),
-        "1.3 threshold voxel number": (config.kidney.voxels, 10000),
-        "1.2 one iteration": (config.correct.iterations, 1),
-        "1.2 training crops": (config.crops, "truth"),
-        "1.1 Dice loss of C, A, F": (
-            {config.coarse.loss, config.correct.loss, config.fine.loss},
-            {"dice"},
-        ),
-        "1.1 mean over the samples": (config.dice_over, "sample"),
-        "1.1 all slices": (config.cohort.label_share, 0.0),
-        "1.1 patches of the same size": (config.fine.grow, False),
-        "2.1 cross entropy": (config.tumour.loss, "cross-entropy"),
-        "2.1 a long skip": (config.tumour.unet.skips, "long"),
-        "2.1 a third each": (config.tumour.stage.batch_size % 3, 0),
-        "2.4 frame": ((config.tumour.frame_px, config.tumour.frame_mm), (30, 30.0)),
-        "2.5 within detected tumours": (config.refine.inside, "lesion"),
-        "no post-processing": (config.postprocess.least_ml, 0.0),
-    }
-    assert {name: value for name, (value, _) in numbers.items()} == {
-        name: wanted for name, (_, wanted) in numbers.items()
-    }
-    assert config.unet.halvings == 4 and config.unet.supervised == 0
-
-
 # Phantoms of every anatomy
 
-PHANTOM = Grid.from_spacing((16, 40, 40), (12, 8, 8))
-ANATOMIES = ("two", "one", "horseshoe", "bilateral", "fused", "absent")
 
-
-@cache
-def rendered(form: str, tumour: str, seed: int) -> tuple[Tensor, Tensor]:
-    """HU and labels of a child of four years, in coarse voxels."""
-    anatomy: Any = draw_anatomy(
-        np.random.default_rng(seed),
-        4.0,
-        tumour=tumour,  # type: ignore[arg-type]
-        kidneys=form,  # type: ignore[arg-type]
-    )
-    pose: Pose = draw_pose(np.random.default_rng(seed), max_angle_deg=10)
-    z = float(np.mean([kidney.centre_mm[2] for kidney in anatomy.kidneys]))
-    grid = Grid.from_spacing(PHANTOM.shape, (12, 8, 8), centre_mm=(0, 0, z))
-    made = render(anatomy, pose, grid, "portal-venous", np.random.default_rng(0))
-    hu = torch.from_numpy(made.hu).round().to(torch.int16)
-    return hu, torch.from_numpy(made.labels)
-
-
-def phantom(anatomy: str) -> Subject:
-    form, tumour, seed = {
-        "one": ("single", "one-sided", 1),
-        "horseshoe": ("horseshoe", "none", 2),
-        "bilateral": ("separate", "bilateral", 3),
-        "fused": ("separate", "bilateral", 3),
-    }.get(anatomy, ("separate", "none", 0))
-    hu, labels = rendered(form, tumour, seed)
-    labels = labels.clone()
-    if anatomy == "absent":
-        labels[:] = 0
-    if anatomy == "fused":
-        kidneys = labels.nonzero()
-        low, high = kidneys.amin(0), kidneys.amax(0)
-        k, row = ((low + high) // 2)[:2].tolist()
-        bridge = labels[k : k + 2, row : row + 2, int(low[2]) : int(high[2]) + 1]
-        bridge[bridge == 0] = 2
+def phantom(kind: str) -> Subject:
+    hu, labels = rendered(kind)
     return prepare(
         Volume(hu[None], PHANTOM),
         Material(),
         PLAN.channels,
-        name=anatomy,
+        name=kind,
         labels=Volume(labels[None], PHANTOM),
     )
 
@@ -575,6 +537,32 @@ def method_of(config: Any, seed: int = 0) -> Cascade:
     return method
 
 
+class Sloped(nn.Module):
+    """Surer of the foreground the further to the last column."""
+
+    multiple = (1, 1)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        along = torch.arange(image.shape[-1]).float() - 3.0
+        along = along.expand(len(image), 1, *image.shape[2:])
+        return [torch.cat([-along, along], dim=1)]
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_every_network_but_the_sagittal_one_sees_the_mirror_image_if_told(flip: bool) -> None:
+    subject = phantom("one")
+    config = replace(phantom_config(), test_time_flip=flip)
+    method = Cascade(config, TARGET, PLAN, {name: Sloped().eval() for name in NETS}, CPU)
+    chain = method.chain(subject)
+    region = Region(grid=PHANTOM.crop((4, 10, 10), (4, 16, 16)))
+    fine = replace(region, found=chain.segment["fine"](Progress(image=subject.image), region))
+    progress = Progress(image=subject.image, steps={"fine": (fine,)})
+    for name in NETS:
+        data = chain.segment[name](progress, region).data
+        same = torch.allclose(data, data.flip(-1), atol=1e-6)
+        assert same == (flip and name != "correct"), name
+
+
 @pytest.mark.parametrize("anatomy", ANATOMIES)
 def test_perfect_networks_find_every_anatomy(anatomy: str) -> None:
     """Exactly, on the scan's own voxels; what is not two leads to a correction, and is said."""
@@ -590,7 +578,7 @@ def test_perfect_networks_find_every_anatomy(anatomy: str) -> None:
     assert note["kidneys"] == kidneys and note["normal"] == (kidneys == 2)
     assert len(progress.steps["correct"]) == (kidneys != 2)
     assert len(progress.steps["fine"]) == kidneys and not progress.notes["fine"].findings
-    tumours = anatomy in ("one", "bilateral", "fused")
+    tumours = anatomy not in ("two", "horseshoe", "absent")
     mode = "refined" if tumours else "searched" if kidneys else "none"
     assert progress.notes["refine"].facts["mode"] == mode
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from cohorts import PLAN, TARGET, base_of, make_cohort
 from kidseg.cohort.cohort import Cohort
 from kidseg.cohort.items import SliceIndex, draw
-from kidseg.config import CohortConfig
+from kidseg.config import METHODS, CohortConfig, load
 from kidseg.device import choose_device
+from kidseg.errors import UsageError
 from kidseg.intensity import Scaling
 from kidseg.methods.mining import HardSlices
 from kidseg.pipeline import Planes
@@ -89,3 +90,9 @@ def test_a_batch_has_its_share_of_hard_slices(share: float, expected: int) -> No
         assert len(drawn) == 12 and found >= expected
     without = draw(index, NOW, 12, np.zeros(0, dtype=np.int64))
     assert without == draw(index, NOW, 12)
+
+
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"plain", "homogenized"}))
+def test_methods_that_do_not_draw_hard_slices_refuse_them(method: str) -> None:
+    with pytest.raises(UsageError, match="draw hard slices"):
+        load(METHODS[method], overrides=["cohort.hard_share=0.1"])

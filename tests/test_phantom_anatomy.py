@@ -76,6 +76,30 @@ def test_forms_by_option() -> None:
     assert joined.form == "horseshoe" and all(k.coronal_deg < 0 for k in joined.kidneys)
 
 
+@pytest.mark.parametrize("age", [0.0, 4.0, 50.0])
+def test_fused_kidneys_lie_on_one_side_and_meet(age: float) -> None:
+    """The lower pole of the upper one lies in the lower one, along one axis, above the pelvis."""
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        drawn = draw_anatomy(rng, age, tumour="bilateral", kidneys="fused", broad=seed % 2 == 0)
+        upper, lower = drawn.kidneys
+        assert upper.side == lower.side == "right" and drawn.form == "fused"
+        apart = np.subtract(upper.centre_mm, lower.centre_mm)
+        assert apart[2] > 0 and upper.centre_mm[0] > 0
+        both = upper.length_mm + lower.length_mm
+        assert np.linalg.norm(apart) == pytest.approx(0.4 * both), "a fifth overlaps"
+        assert lower.centre_mm[2] - lower.length_mm / 2 > drawn.modelled_mm[0]
+        assert len(drawn.tumours) >= 2 and {t.side for t in drawn.tumours} == {"right"}
+
+
+@pytest.mark.parametrize("age", [0.0, 4.0, 50.0])
+def test_without_kidneys_there_is_no_disease_of_them(age: float) -> None:
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        drawn = draw_anatomy(rng, age, tumour="bilateral", kidneys="absent", broad=seed % 2 == 0)
+        assert drawn.kidneys == drawn.tumours == drawn.cysts == drawn.look.stones == ()
+
+
 def test_forms_by_share() -> None:
     drawn = children(600, 3.0, tumour="none")
     for form, share in (("single", SINGLE_KIDNEY_SHARE), ("horseshoe", HORSESHOE_SHARE)):

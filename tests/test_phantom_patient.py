@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from kidseg.config import PhantomConfig
 from kidseg.io.orientation import canonical
@@ -119,6 +122,27 @@ def test_kidneys_are_brighter_than_what_surrounds_them(patients: list[DigitalPat
         assert hu[labels == 1].mean() > 80
         assert hu[labels == 1].mean() > hu[body].mean()
         assert hu[labels == 1].mean() > hu[labels == 2].mean()
+
+
+@pytest.mark.parametrize(
+    ("kidneys", "tumours", "parts"),
+    [
+        ("separate", "bilateral", 2),
+        ("single", "one-sided", 1),
+        ("horseshoe", "bilateral", 1),
+        ("fused", "one-sided", 1),
+        ("absent", "bilateral", 0),
+    ],
+)
+def test_every_form_of_the_kidneys_can_be_asked_for(kidneys: Any, tumours: Any, parts: int) -> None:
+    """As many parts of kidney and tumour, all within the scan."""
+    config = replace(SMALL, size=40, max_slices=12, kidneys=kidneys, tumours=tumours)
+    made = make_patient(config, seed=6, index=0)
+    _, count = ndimage.label(made.labels.data[0].numpy() > 0, structure=np.ones((3, 3, 3)))
+    assert count == parts and made.truth["kidney_form"] == kidneys
+    side = made.truth["tumour_side"]
+    assert (side == "bilateral") == (tumours == "bilateral" and parts > 0)
+    assert (made.truth["tumour_ml"] > 0) == (side is not None) == (parts > 0)
 
 
 def test_without_tumours_there_are_none() -> None:

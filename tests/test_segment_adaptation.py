@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+import cascades
+from cascades import NETS, Oracle, config_with
 from cohorts import TARGET, VOLUMES
 from ellipses import make_ellipse_patient, write_ellipse_dataset
 from kidseg.checkpoint import load_model, save_model
@@ -19,11 +21,15 @@ from kidseg.device import choose_device
 from kidseg.errors import ModelError, UsageError
 from kidseg.geometry import Grid, Volume
 from kidseg.io import save
+from kidseg.methods.cascade.system_c import Cascade
 from kidseg.methods.plain3d import Plain3d
+from kidseg.nets.adaptive import AdaptiveNet
 from kidseg.segment import load_predictor, segment
 from kidseg.segment.adaptation import Adaptation, checked_adapt
 from kidseg.train import Setup, train
 from test_segment_predictor import SETTINGS
+
+CPU = choose_device("cpu", "fp32")
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +125,7 @@ def test_statistics_are_of_slices_that_show_the_body(model: Path) -> None:
     subject = prepare(
         scan, method.material(method.config, method.plan), method.plan.channels, name="a"
     )
-    found = Adaptation.of(method, subject, 4.0)
+    found = Adaptation.of(method, method.steps(subject), subject, 4.0)
     steps = [b - a for a, b in zip(found.slices, found.slices[1:], strict=False)]
     assert len(found.slices) == 32 and set(steps) <= {2, 3}
     assert found.slices[0] == 10 and found.slices[-1] == 89
@@ -138,12 +144,20 @@ def test_without_a_body_the_trained_statistics_are_used_and_it_is_said(model: Pa
     assert torch.equal(probabilities(adapting, empty), expected), "nor those of the last scan"
 
 
-def test_instance_norms_are_not_adapted_and_it_is_said() -> None:
-    method = Plain3d.build(
-        Plain3dConfig(augment="none"), TARGET, VOLUMES, device=choose_device("cpu", "fp32")
-    )
+def test_networks_that_no_step_adapts_stay_as_they_are_and_it_is_said() -> None:
+    parts = {name: AdaptiveNet(Oracle(False), CPU, lambda net: net) for name in NETS}
+    cascade = Cascade(config_with(), cascades.TARGET, VOLUMES, parts, CPU)
     subject = prepare(make_ellipse_patient(0).image, Material(), VOLUMES.channels, name="a")
-    found = Adaptation.of(method, subject, 4.0)
+    found = Adaptation.of(cascade, cascade.steps(subject), subject, 4.0)
+    assert found.as_dict() == {"slices": 0, "weight": 0.0}
+    (finding,) = found.findings("norm", "a")
+    assert finding.code == "nothing-to-adapt" and "no batch norms that can" in finding.cause
+
+
+def test_instance_norms_are_not_adapted_and_it_is_said() -> None:
+    method = Plain3d.build(Plain3dConfig(augment="none"), TARGET, VOLUMES, device=CPU)
+    subject = prepare(make_ellipse_patient(0).image, Material(), VOLUMES.channels, name="a")
+    found = Adaptation.of(method, method.steps(subject), subject, 4.0)
     assert found.slices == ()
     (finding,) = found.findings("norm", "a")
     assert finding.code == "nothing-to-adapt" and "no batch norms" in finding.cause

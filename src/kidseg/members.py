@@ -15,6 +15,7 @@ from kidseg.errors import UsageError
 from kidseg.header import MEMBERS
 from kidseg.io.atomic import check_writable
 from kidseg.model_file import find_model
+from kidseg.registry import BY_KIDNEY
 
 __all__ = ["ensemble", "members_of"]
 
@@ -52,7 +53,8 @@ def ensemble(
 ) -> dict[str, Any]:
     """Write several models into one file; or one, or one member, into a file of its own.
 
-    All members must have the same labels, outputs and input channels; their methods may differ.
+    All members must have the same labels, outputs and input channels; their methods may differ,
+    but for those with a region for each kidney, which only stand alone.
     Weights of a calibrated decision are left out, because they belong to other probabilities.
 
     Args:
@@ -68,7 +70,8 @@ def ensemble(
         {"path", "sha256", "members": methods, "megabytes", "left_out": what of the headers}.
 
     Raises:
-        UsageError: "members-differ"; "no-member"; "output-exists".
+        UsageError: "members-differ"; "members-by-kidney": a method with a region for each kidney;
+            "no-member"; "output-exists".
         ModelError: see `find_model` and `load_model`.
     """
     out = Path(out)
@@ -114,12 +117,21 @@ def _member(found: Sequence[tuple[Path, Model]], number: int) -> tuple[Path, Mod
 
 
 def _check_alike(found: Sequence[tuple[Path, Model]]) -> None:
-    """Check that the members have the same labels, outputs and input.
+    """Check that the members have the same labels, outputs and input, and are comparable in place.
 
     Raises:
-        UsageError: "members-differ".
+        UsageError: "members-differ"; "members-by-kidney".
     """
     (first, one), *others = found
+    for path, member in found if others else ():
+        if (method := member.header.get("method")) in BY_KIDNEY:
+            raise UsageError(
+                f"method '{method}' finds kidneys of its own in each scan, so that there are no"
+                " places at which several models can be averaged",
+                path=path,
+                code="members-by-kidney",
+                next_step=f"Make an ensemble of other methods than {' and '.join(BY_KIDNEY)}.",
+            )
     for path, other in others:
         for entry in ("labels", "input"):
             if one.header.get(entry) != other.header.get(entry):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["METHODS", "PRESETS", "presets"]
+__all__ = ["BY_KIDNEY", "METHODS", "PRESETS", "presets"]
 
 METHODS = ("homogenized", "plain", "plain3d", "multistage", "cascade")
 """Command-line names of the methods; the first is the default."""
+
+BY_KIDNEY = ("multistage", "cascade")
+"""Methods whose result has a region for each kidney that they find."""
 
 PRESETS = Path(__file__).parent / "configs"
 """Folder of the package's presets, one TOML file each."""

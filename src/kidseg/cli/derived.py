@@ -72,8 +72,8 @@ def ensemble(
 ) -> None:
     """Write models into one file, whose probabilities are averaged; or take one out of it.
 
-    Any methods, with the same labels and input. Grids, figures and the training range that kidseg
-    segment tells are those of the first.
+    Any methods but multistage and cascade, with the same labels and input. Grids, figures and the
+    training range that kidseg segment tells are those of the first.
 
     Example: kidseg ensemble run_a run_b -o ensemble.safetensors --half
     """

@@ -31,7 +31,7 @@ from kidseg.config.methods import (
 )
 from kidseg.config.multistage import MultistageConfig, StagedNetConfig, TurnConfig
 from kidseg.config.networks import LocalizerConfig, ResidualConfig, UNetConfig
-from kidseg.config.phantom import PhantomConfig, Phase
+from kidseg.config.phantom import KidneyForm, PhantomConfig, Phase
 from kidseg.config.randomization import StyleConfig
 from kidseg.config.stages import OptimizerConfig, StageConfig
 from kidseg.config.study import StudyCommonConfig, StudyConfig, StudyMethodConfig
@@ -46,6 +46,7 @@ __all__ = [
     "CropConfig",
     "FineConfig",
     "HomogenizedConfig",
+    "KidneyForm",
     "LocalizerConfig",
     "MethodConfig",
     "MultistageConfig",

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from kidseg.config.checked import CHECKED
-from kidseg.config.methods import CohortConfig, MethodConfig
+from kidseg.config.methods import CohortConfig, MethodConfig, check_no_mining
 from kidseg.config.networks import UNetConfig
 from kidseg.config.stages import OptimizerConfig, StageConfig
 
@@ -58,7 +58,10 @@ class CoarseConfig:
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class CorrectConfig:
-    """The correction of abnormal cases: kidneys in sagittal slices."""
+    """The correction of abnormal cases: kidneys in sagittal slices.
+
+    These have no left and right: `test_time_flip` does not flip them.
+    """
 
     size: tuple[int, int] = (64, 256)
     """Axial slices and rows of a sagittal slice, around the coarse centroid."""
@@ -175,6 +178,7 @@ class CascadeConfig(MethodConfig):
 
     @model_validator(mode="after")
     def _check_together(self) -> CascadeConfig:
+        check_no_mining(self.cohort)
         if self.cohort.target != "two":
             raise ValueError('cohort.target must be "two": the cascade gives kidney and tumour')
         if min(self.spacing_mm) <= 0:

@@ -23,6 +23,7 @@ __all__ = [
     "PoseConfig",
     "PostprocessConfig",
     "ViewConfig",
+    "check_no_mining",
 ]
 
 
@@ -59,7 +60,8 @@ class CohortConfig:
     """Minimum fraction of each batch that shows each label, if the number of labels allows it."""
     hard_share: float = Field(default=0.0, ge=0, le=1)
     """Fraction of each batch drawn from hard slices: of `hard_candidates` random slices, those on
-    which the network, before each epoch, labels most background. 0: no mining of hard slices.
+    which the network, before each epoch, labels most background. 0: no mining of hard slices. For
+    the methods `plain` and `homogenized` alone.
     """
     hard_candidates: int = Field(default=400, ge=1)
     """Slices that are segmented before each epoch to find the hard ones; a quarter is kept."""
@@ -206,6 +208,11 @@ class Plain3dConfig(MethodConfig):
     """Training of the network."""
     augment: Literal["none", "nnunet"] = "nnunet"
     """Augmentation; "nnunet" is nnU-Net's own, spatial and of intensities."""
+
+    @model_validator(mode="after")
+    def _check_cohort(self) -> Plain3dConfig:
+        check_no_mining(self.cohort)
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -373,6 +380,18 @@ class HomogenizedConfig(MethodConfig):
     def network(self) -> UNetConfig:
         """The segmentation network for its own input."""
         return self.unet.sized(self.view.size // self.divisor)
+
+
+def check_no_mining(cohort: CohortConfig) -> None:
+    """Refuse mining, for a method that does not draw hard slices.
+
+    Raises:
+        ValueError: there is a share of hard slices.
+    """
+    if cohort.hard_share:
+        raise ValueError(
+            "cohort.hard_share must be 0: only methods 'plain' and 'homogenized' draw hard slices"
+        )
 
 
 def _check_input(side: int, unet: UNetConfig) -> None:

@@ -8,7 +8,12 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from kidseg.config.checked import CHECKED
-from kidseg.config.methods import CohortConfig, MethodConfig, PostprocessConfig
+from kidseg.config.methods import (
+    CohortConfig,
+    MethodConfig,
+    PostprocessConfig,
+    check_no_mining,
+)
 from kidseg.config.networks import ResidualConfig
 from kidseg.config.stages import OptimizerConfig, StageConfig
 
@@ -126,6 +131,9 @@ class MultistageConfig(MethodConfig):
 
     @model_validator(mode="after")
     def _check_together(self) -> MultistageConfig:
+        check_no_mining(self.cohort)
+        if self.cohort.target == "tumour":
+            raise ValueError('cohort.target must not be "tumour": stage 1 finds kidneys')
         if not self.ensemble or len(set(self.ensemble)) < len(self.ensemble):
             raise ValueError("ensemble must name at least one network, each once")
         sides = [("coarse_size", self.coarse_size, self.coarse)]

@@ -9,8 +9,9 @@ from pydantic.dataclasses import dataclass
 
 from kidseg.config.checked import CHECKED
 
-__all__ = ["PhantomConfig", "Phase"]
+__all__ = ["KidneyForm", "PhantomConfig", "Phase"]
 
+KidneyForm = Literal["separate", "single", "horseshoe", "fused", "absent"]
 Phase = Literal["early-arterial", "portal-venous", "excretory", "unenhanced"]
 
 
@@ -32,6 +33,14 @@ class PhantomConfig:
     """Contrast phase of all scans, or "mixed" as in practice."""
     tumour_share: float = Field(default=0.95, ge=0.0, le=1.0)
     """Fraction of the patients with a tumour."""
+    tumours: Literal["mixed", "one-sided", "bilateral"] = "mixed"
+    """In a patient with a tumour: in one of the kidneys ("one-sided"), in each ("bilateral"), or
+    "mixed" as in practice.
+    """
+    kidneys: KidneyForm | Literal["mixed"] = "mixed"
+    """Form of the kidneys of all patients: "separate", a "single" one, "horseshoe", "fused" (both
+    on one side, one below the other), "absent"; or "mixed": the first three as in practice.
+    """
     variety: Literal["auto", "children", "broad"] = "auto"
     """The cohort: "children" as in surgery; "broad" with wide ranges of anatomy, disease and
     acquisition; "auto" is broad if the ages reach beyond 16 years."""

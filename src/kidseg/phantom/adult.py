@@ -10,6 +10,7 @@ import numpy as np
 from kidseg.phantom import growth
 from kidseg.phantom.anatomy import Anatomy, Body, Kidney, KidneyForm, Side, TumourForm, Viscera
 from kidseg.phantom.disease import draw_cysts, draw_look, draw_oral_contrast_hu, hollowed
+from kidseg.phantom.forms import formed, with_tumour
 from kidseg.phantom.mass import draw_mass, draw_mass_volume_ml
 
 __all__ = ["BILATERAL_SHARE", "HORSESHOE_SHARE", "SINGLE_SHARE", "draw_adult", "draw_habitus"]
@@ -77,15 +78,13 @@ def draw_adult(
     habitus = draw_habitus(rng, age_years)
     body = _draw_body(rng, age_years, habitus)
     viscera = _draw_viscera(rng, age_years, habitus)
-    both = _draw_kidneys(rng, age_years, body, form)
+    both = formed(_draw_kidneys(rng, age_years, body, form), form)
     look = draw_look(rng, age_years, body, viscera, both, habitus.muscle_fat)
     both = hollowed(rng, both)
-    sides = [k.side for k in both]
     tumours = []
     bilateral = tumour == "bilateral" or (tumour is None and rng.random() < BILATERAL_SHARE)
-    chosen = sides if bilateral else [sides[int(rng.integers(len(sides)))]]
-    for side in chosen if tumour != "none" else []:
-        kidney = next(k for k in both if k.side == side)
+    chosen = list(both) if bilateral else with_tumour(rng, both, "one-sided")
+    for kidney in chosen if tumour != "none" else []:
         largest = draw_mass_volume_ml(rng)
         tumours.append(draw_mass(rng, body, kidney, largest))
         if rng.random() < _SECOND_SHARE:

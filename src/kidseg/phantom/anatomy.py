@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from kidseg.config import KidneyForm
 from kidseg.phantom import growth
 
 __all__ = [
@@ -33,7 +34,6 @@ __all__ = [
 ]
 
 Side = Literal["right", "left"]
-KidneyForm = Literal["separate", "single", "horseshoe"]
 TumourForm = Literal["none", "one-sided", "bilateral"]
 Tissue = Literal["wilms", "solid", "cystic", "fatty"]
 

@@ -18,6 +18,7 @@ from kidseg.phantom.anatomy import (
     TumourForm,
     Viscera,
 )
+from kidseg.phantom.forms import formed, with_tumour
 from kidseg.phantom.tumour import draw_tumour
 
 __all__ = [
@@ -92,27 +93,23 @@ def draw_child(
         rng: random generator.
         age_years: 0 to 16.
         tumour: "one-sided", "bilateral" or "none"; by default one-sided or bilateral at random.
-        kidneys: "separate", "single" or "horseshoe"; by default at random.
+        kidneys: form; by default "separate", "single" or "horseshoe" at random.
         volumes: of the tumours.
     """
     shares = [1 - SINGLE_KIDNEY_SHARE - HORSESHOE_SHARE, SINGLE_KIDNEY_SHARE, HORSESHOE_SHARE]
     drawn_form = str(rng.choice(["separate", "single", "horseshoe"], p=shares))
-    drawn_tumour = "bilateral" if rng.random() < BILATERAL_SHARE else "one-sided"
+    drawn_tumour: TumourForm = "bilateral" if rng.random() < BILATERAL_SHARE else "one-sided"
     form: Any = kidneys or drawn_form
-    tumours_form = tumour or drawn_tumour
     sex: Any = str(rng.choice(["female", "male"]))
     body = _draw_body(rng, age_years)
     viscera = _draw_viscera(rng, age_years, body)
-    both = _draw_kidneys(rng, age_years, body, form)
-    sides: list[Side] = [k.side for k in both]
-    first = sides[int(rng.integers(len(sides)))]
-    chosen = {"none": [], "one-sided": [first], "bilateral": sides}[tumours_form]
+    both = formed(_draw_kidneys(rng, age_years, body, form), form)
+    chosen = with_tumour(rng, both, tumour or drawn_tumour)
     largest_ml = volumes.share_of_trunk * trunk_ml(body)
     tumours = []
-    for side in chosen:
+    for kidney in chosen:
         most = largest_ml / len(chosen)
         volume_ml = draw_tumour_volume_ml(rng, age_years, most, volumes) / len(chosen)
-        kidney = next(k for k in both if k.side == side)
         tumours.append(draw_tumour(rng, body, kidney, volume_ml))
     return Anatomy(
         age_years=float(age_years),
@@ -269,7 +266,7 @@ def _cavity_lateral(body: Body) -> float:
 
 
 def _draw_cysts(rng: np.random.Generator, kidneys: tuple[Kidney, ...]) -> tuple[Cyst, ...]:
-    if rng.random() >= CYST_SHARE:
+    if rng.random() >= CYST_SHARE or not kidneys:
         return ()
     cysts = []
     for _ in range(int(rng.integers(1, 4))):

@@ -112,7 +112,7 @@ def varied_child(rng: np.random.Generator, child: Anatomy, *, treated: bool) -> 
 
 def hollowed(rng: np.random.Generator, kidneys: tuple[Kidney, ...]) -> tuple[Kidney, ...]:
     """With some probability one of the kidneys is hydronephrotic: pelvis and calyces are wide."""
-    if rng.random() >= HYDRONEPHROSIS_SHARE:
+    if rng.random() >= HYDRONEPHROSIS_SHARE or not kidneys:
         return kidneys
     sick = int(rng.integers(len(kidneys)))
     grade = rng.uniform(0.3, 1.0)
@@ -131,7 +131,7 @@ def draw_cysts(
     rng: np.random.Generator, age: float, kidneys: tuple[Kidney, ...]
 ) -> tuple[Cyst, ...]:
     """Simple cysts of adults: more with age, mostly small, in or on the kidney."""
-    if rng.random() >= np.interp(age, (20.0, 85.0), _CYST_SHARES):
+    if rng.random() >= np.interp(age, (20.0, 85.0), _CYST_SHARES) or not kidneys:
         return ()
     cysts = []
     for _ in range(int(rng.geometric(0.45))):
@@ -150,7 +150,7 @@ def draw_cysts(
 
 def _draw_stones(rng: np.random.Generator, kidneys: tuple[Kidney, ...]) -> tuple[Stone, ...]:
     """Stones of 2 to 20 mm in calyces or pelvis. Source: 400 (urate) to 1500 HU (calcium)."""
-    if rng.random() >= STONE_SHARE:
+    if rng.random() >= STONE_SHARE or not kidneys:
         return ()
     stones = []
     for _ in range(int(rng.geometric(0.5))):

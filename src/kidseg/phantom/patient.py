@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from statistics import NormalDist
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -57,6 +57,9 @@ _SCOUT_AXES = (0.75, 0.75, 0.53)
 _ARMS_IN_FIELD_SHARE = 0.5
 
 
+_Form = TypeVar("_Form", bound=str)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DigitalPatient:
     """A scan with its ground truth; all volumes are on one grid, in canonical order.
@@ -102,7 +105,13 @@ def make_patient(
     phase = draw_phase(who, config)
     ill = bool(who.random() < config.tumour_share)
     broad = config.is_broad
-    anatomy = draw_anatomy(who, age, tumour=None if ill else "none", broad=broad)
+    anatomy = draw_anatomy(
+        who,
+        age,
+        tumour=_chosen(config.tumours) if ill else "none",
+        kidneys=_chosen(config.kidneys),
+        broad=broad,
+    )
     pose = draw_pose(
         lying,
         max_angle_deg=config.max_angle_deg,
@@ -175,6 +184,11 @@ def draw_phase(rng: np.random.Generator, config: PhantomConfig) -> Phase:
     return list(shares)[int(drawn)] if config.phase == "mixed" else config.phase
 
 
+def _chosen(form: _Form | Literal["mixed"]) -> _Form | None:
+    """A form that is configured; None for "mixed"."""
+    return None if form == "mixed" else form
+
+
 def _draw_scanner(
     rng: np.random.Generator, config: PhantomConfig, anatomy: Anatomy, pose: Pose
 ) -> Scanner:
@@ -205,7 +219,13 @@ def _draw_scanner(
 
 
 def _kidneys_mm(anatomy: Anatomy, scanner_from_anatomy: np.ndarray) -> tuple[float, float]:
-    """(low, high) z in the scanner of tumours and of kidneys after displacement by tumours."""
+    """(low, high) z in the scanner of tumours and of kidneys after displacement by tumours.
+
+    Without kidneys, where they would be: the first three lumbar vertebrae.
+    """
+    if not anatomy.kidneys:
+        reach = 1.5 * anatomy.body.segment_mm
+        return _along_scanner(scanner_from_anatomy, (-reach, reach))
     reach = 0.8 * anatomy.lateral_mm
     low, high = anatomy.modelled_mm
     axes = [np.arange(a, b, _SCOUT_MM) for a, b in ((-reach, reach), (-reach, reach), (low, high))]

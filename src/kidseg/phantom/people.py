@@ -35,7 +35,7 @@ def draw_anatomy(
         rng: random generator.
         age_years: 0 to 90.
         tumour: "one-sided", "bilateral" or "none"; by default one-sided or bilateral at random.
-        kidneys: "separate", "single" or "horseshoe"; by default at random.
+        kidneys: form; by default "separate", "single" or "horseshoe" at random.
         broad: children with the wide ranges of the broad cohort; adults always have them.
 
     Raises:

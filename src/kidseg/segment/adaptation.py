@@ -62,7 +62,7 @@ class Adaptation:
     """Adapts the networks of a method to one scan.
 
     Attributes:
-        networks: that can be adapted.
+        networks: that can be adapted; 0 if no step of the method adapts them.
         slices: of the scan from which the statistics are taken, in order.
         weight: of these statistics, 0 to 1; the rest is that of the trained ones.
     """
@@ -72,17 +72,22 @@ class Adaptation:
     weight: float
 
     @classmethod
-    def of(cls, method: Method, subject: Subject, prior_slices: float) -> Adaptation:
+    def of(
+        cls, method: Method, steps: Sequence[Step], subject: Subject, prior_slices: float
+    ) -> Adaptation:
         """The adaptation of a method to a scan; no slices if it has nothing to adapt, or no body.
 
         Args:
             method: its networks are reset.
+            steps: of the method for the scan.
             subject: the scan.
             prior_slices: see `PRIOR_SLICES`.
         """
         nets = [net for net in method.parts.values() if isinstance(net, AdaptiveNet)]
         for net in nets:
             net.reset()
+        if all(step.adapt is None for step in steps):
+            nets = []
         slices = _chosen(subject) if nets else ()
         count = len(slices)
         weight = count / (count + prior_slices) if count else 0.0
@@ -100,7 +105,9 @@ class Adaptation:
         """ "nothing-to-adapt": why the trained statistics were used though others are wanted."""
         if adapt == "none" or self.slices:
             return ()
-        cause = "no slice of the scan shows a body" if self.networks else "it has no batch norms"
+        cause = "no slice of the scan shows a body"
+        if not self.networks:
+            cause = "the method has no batch norms that can be"
         return (
             Finding(
                 code="nothing-to-adapt",

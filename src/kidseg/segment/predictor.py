@@ -139,8 +139,9 @@ class Predictor:
         material = method.material(method.config, method.plan)
         subject = prepare(scan, material, method.plan.channels, name=name)
         clock.lap("prepare")
-        adaptation = Adaptation.of(method, subject, self.prior_slices)
-        progress = advance(subject.image, adaptation.steps(method.steps(subject)))
+        steps = method.steps(subject)
+        adaptation = Adaptation.of(method, steps, subject, self.prior_slices)
+        progress = advance(subject.image, adaptation.steps(steps))
         clock.add(progress.seconds)
         return Found(
             subject=subject, progress=progress, adaptation=adaptation, regions=progress.found
@@ -404,7 +405,10 @@ def _findings(
         notes.append(("cut-by-field", cause, "Use a scan that contains all of it."))
     if any(reaches_border(each, labels.grid, progress.found) for each in progress.found):
         cause = "the segmentation reaches the border of the region of interest"
-        step = "Check it; train with a larger region (crop.localizer.margin), or without a crop."
+        step = (
+            "Check it; train with a larger region (crop.localizer.margin of 'homogenized', box of"
+            " 'multistage', tumour.frame_px of 'cascade')."
+        )
         notes.append(("region-border", cause, step))
     measured = sides.findings if sides is not None and found.any() else ()
     return (

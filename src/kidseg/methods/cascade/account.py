@@ -78,8 +78,8 @@ def fine_note(rules: Rules, progress: Progress) -> Note:
 def tumour_note(rules: Rules, progress: Progress) -> Note:
     """The lesions that were detected, and those that were dropped."""
     lesions = rules.lesions(progress)
-    kept = sorted((v for each in lesions.values() for v in each.kept_ml), reverse=True)
-    dropped = sorted((v for each in lesions.values() for v in each.dropped_ml), reverse=True)
+    kept = () if lesions is None else lesions.kept_ml
+    dropped = () if lesions is None else lesions.dropped_ml
     text = f"{_count(len(kept), 'lesion')}, {sum(kept):.1f} ml"
     findings: tuple[Finding, ...] = ()
     if dropped:
@@ -88,26 +88,29 @@ def tumour_note(rules: Rules, progress: Progress) -> Note:
         cause = f"{apart} touched no kidney and were dropped"
         findings = (_finding(rules, "lesions-dropped", cause),)
     facts = {
-        "ran": bool(lesions),
+        "ran": lesions is not None,
         "kept_ml": _rounded(kept[:_MAX_LISTED]),
         "kept": len(kept),
         "dropped_ml": _rounded(dropped[:_MAX_LISTED]),
         "dropped": len(dropped),
     }
-    return Note(text=text if lesions else "not run: no kidney", facts=facts, findings=findings)
+    text = "not run: no kidney" if lesions is None else text
+    return Note(text=text, facts=facts, findings=findings)
 
 
 def refine_note(rules: Rules, progress: Progress) -> Note:
     """Whether tumours were refined or searched for, and where."""
     lesions = rules.lesions(progress)
-    if not lesions:
+    regions = progress.steps["refine"]
+    if lesions is None:
         return Note(text="not run: no kidney", facts={"mode": "none"})
     limit = f"{rules.almost_nothing_ml:.2f} ml"
     facts: dict[str, object] = {"threshold_ml": round(rules.almost_nothing_ml, 4)}
     if rules.is_search(lesions):
-        text = f"searched {_count(len(lesions), 'region')}: the 3D network found under {limit}"
-        return Note(text=text, facts={"mode": "searched", "regions": list(lesions), **facts})
-    where = [name for name, each in lesions.items() if each.kept_ml]
+        names = [region.name for region in regions]
+        text = f"searched {_count(len(names), 'region')}: the 3D network found under {limit}"
+        return Note(text=text, facts={"mode": "searched", "regions": names, **facts})
+    where = [each.name for each in regions if bool(lesions.kept_in(each.grid).any())]
     text = f"refined what the 3D network found ({', '.join(where)})"
     return Note(text=text, facts={"mode": "refined", "regions": where, **facts})
 

@@ -154,12 +154,13 @@ class Chain:
     def _refined(self, progress: Progress, region: Region) -> Volume:
         """(3, *region.grid.shape): background, kidney and tumour."""
         lesions, grid = self.rules.lesions(progress), region.grid
+        assert lesions is not None, "there is a region"
         (fine,) = (each for each in progress.steps["fine"] if each.name == region.name)
         assert fine.found is not None
         background = self.rules.targets.renal.background
         kidney = resample(fine.found, grid, fill=background).data[1].float()
         tumour = torch.zeros_like(kidney)
-        detected = lesions[region.name].kept
+        detected = lesions.kept_in(grid)
         if self.rules.is_search(lesions) or bool(detected.any()):
             tumour = self.segment["refine"](progress, region).data[1].float()
             if not self.rules.is_search(lesions):

@@ -14,7 +14,15 @@ from kidseg.config import FineConfig, TumourConfig
 from kidseg.geometry import Grid
 from kidseg.methods.cascade.components import Component, union_box
 
-__all__ = ["centred", "coarse_grid", "framed_box", "kidney_crop", "sagittal_crop", "voxel_box"]
+__all__ = [
+    "centred",
+    "coarse_grid",
+    "framed_box",
+    "kidney_crop",
+    "sagittal_crop",
+    "union_grid",
+    "voxel_box",
+]
 
 # Axes of sagittal slices: columns become slices, slices become rows, rows become columns.
 _SAGITTAL = (2, 0, 1)
@@ -82,6 +90,14 @@ def framed_box(scan: Grid, kidneys: Sequence[Component], config: TumourConfig) -
         for n, f, m, first in zip(high, frame, scan.shape, start, strict=True)
     ]
     return scan.crop(start, [b - a for a, b in zip(start, stop, strict=True)])
+
+
+def union_grid(scan: Grid, grids: Sequence[Grid]) -> Grid:
+    """The smallest part of a scan that contains parts of it, which lie on its voxels."""
+    ends = torch.tensor([[n - 1 for n in grid.shape] for grid in grids])
+    first = torch.stack([scan.index(grid.mm((0, 0, 0))) for grid in grids]).round().long()
+    low, high = first.amin(0), (first + ends).amax(0)
+    return scan.crop(low.tolist(), (high - low + 1).tolist())
 
 
 def centred(grid: Grid, size: int) -> Grid:

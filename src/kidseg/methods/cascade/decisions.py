@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -21,6 +21,7 @@ from kidseg.methods.cascade.components import (
     kidneys_among,
     least_volume_ml,
 )
+from kidseg.methods.cascade.crops import union_grid
 from kidseg.methods.cascade.kept_lesions import Lesions, touching
 from kidseg.pipeline import Progress, Region, decide, restore
 
@@ -116,20 +117,21 @@ class Rules:
         labels = restore(progress.steps["fine"], grid, self.targets.renal)
         return labels.data[0] > 0
 
-    def lesions(self, progress: Progress) -> dict[str, Lesions]:
-        """The lesions that the 3D network found, by region."""
-        return {
-            region.name: touching(
-                foreground(region, self.targets.tumour),
-                self.renal_on(progress, region.grid),
-                region.grid,
-            )
-            for region in progress.steps["tumour"]
-        }
+    def lesions(self, progress: Progress) -> Lesions | None:
+        """The lesions that the 3D network found in all regions together; None without regions.
 
-    def is_search(self, lesions: Mapping[str, Lesions]) -> bool:
+        Regions may overlap: what two of them show is one lesion.
+        """
+        regions = progress.steps["tumour"]
+        if not regions:
+            return None
+        grid = union_grid(self.scan, [region.grid for region in regions])
+        found = restore(regions, grid, self.targets.tumour).data[0] > 0
+        return touching(found, self.renal_on(progress, grid), grid)
+
+    def is_search(self, lesions: Lesions) -> bool:
         """Whether (almost) nothing was detected, so that all regions are searched."""
-        return sum(sum(each.kept_ml) for each in lesions.values()) < self.almost_nothing_ml
+        return sum(lesions.kept_ml) < self.almost_nothing_ml
 
     @property
     def least_ml(self) -> float:

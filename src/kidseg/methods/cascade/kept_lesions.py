@@ -16,17 +16,25 @@ __all__ = ["Lesions", "boxes_around", "combined", "touching"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Lesions:
-    """Lesions in a region.
+    """Lesions on a grid.
 
     Attributes:
-        kept: (slices, rows, columns) bool: those that touch a kidney.
+        grid: volumetric.
+        kept: (slices, rows, columns) bool on it: those that touch a kidney.
         kept_ml: volume of each, largest first.
         dropped_ml: volume of each of the others, largest first.
     """
 
+    grid: Grid
     kept: Tensor
     kept_ml: tuple[float, ...]
     dropped_ml: tuple[float, ...]
+
+    def kept_in(self, grid: Grid) -> Tensor:
+        """`kept` on a part of the grid, voxel by voxel."""
+        first = self.grid.index(grid.mm((0, 0, 0))).round().long().tolist()
+        box = (slice(n, n + m) for n, m in zip(first, grid.shape, strict=True))
+        return self.kept[tuple(box)]
 
 
 def touching(found: Tensor, kidneys: Tensor, grid: Grid) -> Lesions:
@@ -51,7 +59,8 @@ def touching(found: Tensor, kidneys: Tensor, grid: Grid) -> Lesions:
         tuple(sorted((float(v) for v in volumes[1:][mask]), reverse=True))
         for mask in (kept[1:], ~kept[1:])
     )
-    return Lesions(kept=torch.from_numpy(kept[lesions]), kept_ml=chosen, dropped_ml=others)
+    mask = torch.from_numpy(kept[lesions])
+    return Lesions(grid=grid, kept=mask, kept_ml=chosen, dropped_ml=others)
 
 
 def boxes_around(lesions: Tensor) -> Tensor:

@@ -128,14 +128,22 @@ class Cascade:
     def _refine(self, rules: Rules, progress: Progress, region: Region) -> Volume:
         """Tumour, from the scan and the kidneys that the fine network found."""
         mask = rules.renal_on(progress, region.grid)[None].float()
-        view = self._planes(rules.subject)
+        view = self._planes(rules.subject, flip=self.config.test_time_flip)
         return view.predict(self.parts["refine"], self.targets.tumour, progress, region, mask)
 
     def _view(self, subject: Subject, name: str) -> Planes | Blocks:
-        return self._blocks(subject) if name == "tumour" else self._planes(subject)
+        if name == "tumour":
+            return self._blocks(subject)
+        # The columns of sagittal slices run from front to back.
+        return self._planes(subject, flip=self.config.test_time_flip and name != "correct")
 
-    def _planes(self, subject: Subject) -> Planes:
-        return Planes(scalings=[subject.scalings], padding=self.plan.padding, device=self.device)
+    def _planes(self, subject: Subject, *, flip: bool) -> Planes:
+        return Planes(
+            scalings=[subject.scalings],
+            padding=self.plan.padding,
+            device=self.device,
+            flip=flip,
+        )
 
     def _blocks(self, subject: Subject) -> Blocks:
         return Blocks(
@@ -144,4 +152,5 @@ class Cascade:
             scalings=[subject.scalings],
             padding=self.plan.padding,
             device=self.device,
+            flip=self.config.test_time_flip,
         )

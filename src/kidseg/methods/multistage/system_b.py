@@ -7,6 +7,7 @@ approach, KiTS19.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Self
 
@@ -58,6 +59,8 @@ class Multistage:
         device: Device,
     ) -> None:
         self.config, self.target, self.plan = config, target, plan
+        # The weights of a decision belong to the result, not to the steps before it.
+        self.undecided = replace(target, weights=())
         self.parts, self.device = parts, device
 
     @classmethod
@@ -159,7 +162,7 @@ class Multistage:
         """The kidneys that stage 1 found."""
         (region,) = progress.steps[_KIDNEYS]
         assert region.found is not None
-        labels = decide(region.found, self.target)
+        labels = decide(region.found, self.undecided)
         return self._kidneys_in(subject, labels, self.config.reduction)
 
     def _true_kidneys(self, subject: Subject) -> list[Kidney]:
@@ -209,6 +212,7 @@ class Multistage:
             padding=self.plan.padding,
             device=self.device,
             reach=self.config.reach,
+            flip=self.config.test_time_flip,
             resliced=self._full(subject),
         )
 
@@ -220,7 +224,7 @@ class Multistage:
         def cleaned(progress: Progress) -> tuple[Volume, tuple[Piece, ...]]:
             (coarse,) = progress.steps[_COARSE]
             assert coarse.found is not None
-            return without_small(coarse.found, self.target, settings, limit_ml)
+            return without_small(coarse.found, self.undecided, settings, limit_ml)
 
         def note(progress: Progress) -> Note:
             kidneys = self._kidneys(subject, progress)
@@ -229,14 +233,14 @@ class Multistage:
         coarse = Step(
             name=_COARSE,
             locate=lambda _: [Region(grid=grid)],
-            segment=partial(self._view(subject).predict, self.parts[_COARSE], self.target),
-            target=self.target,
+            segment=partial(self._view(subject).predict, self.parts[_COARSE], self.undecided),
+            target=self.undecided,
         )
         kidneys = Step(
             name=_KIDNEYS,
             locate=lambda _: [Region(grid=grid)],
             segment=lambda progress, _: cleaned(progress)[0],
-            target=self.target,
+            target=self.undecided,
             note=note,
         )
         return [coarse, kidneys]
@@ -252,8 +256,8 @@ class Multistage:
             return locate(progress)
 
         def segment(progress: Progress, region: Region) -> Volume:
-            found = view.predict(net, self.target, progress, region)
-            found, small = without_small(found, self.target, settings, limit_ml)
+            found = view.predict(net, self.undecided, progress, region)
+            found, small = without_small(found, self.undecided, settings, limit_ml)
             dropped.extend(small)
             return found
 
@@ -262,7 +266,7 @@ class Multistage:
             text = "; ".join([", ".join(where) or "not run", *_dropped_text(dropped, limit_ml)])
             return Note(text=text, facts={"dropped": _dropped_facts(dropped, limit_ml)})
 
-        return Step(name=name, locate=located, segment=segment, target=self.target, note=note)
+        return Step(name=name, locate=located, segment=segment, target=self.undecided, note=note)
 
     def _mean(self, progress: Progress, region: Region) -> Volume:
         """The mean probability of the networks of stage 2 in a region."""
@@ -297,7 +301,7 @@ class Multistage:
                 all_gather(logits),
                 all_gather(batch.labels),
                 weights,
-                target=self.target,
+                target=self.undecided,
                 valid=None if batch.valid is None else all_gather(batch.valid),
             )
             return {"loss": value}
@@ -317,7 +321,7 @@ class Multistage:
                 multiple=known.net.multiple,
             ),
             loss=loss,
-            validate=validation(cohort, predict, self.target),
+            validate=validation(cohort, predict, self.undecided),
         )
 
 
