@@ -21,6 +21,7 @@ __all__ = ["ensemble", "members_of"]
 # Of a member, what is decided for the file as a whole.
 _OF_FILE = (MEMBERS, WEIGHTS, "decision", "calibration", "format", "sha256")
 _FLIP = "test_time_flip"
+_LONE = "lone_tumour_ml"
 
 
 def members_of(model: Model) -> list[Model]:
@@ -48,6 +49,7 @@ def ensemble(
     half: bool = False,
     flip: bool | None = None,
     adapt: str | None = None,
+    lone_tumour_ml: float | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write several models into one file; or one, or one member, into a file of its own.
@@ -62,6 +64,7 @@ def ensemble(
         half: store the weights of convolutions and linear layers as float16 (see `save_model`).
         flip: the setting `test_time_flip` of all members; None: each as it is.
         adapt: entry "adapt" of the header; None: that of the first.
+        lone_tumour_ml: the setting `postprocess.lone_tumour_ml` of all members; None: as it is.
         overwrite: replace an existing file.
 
     Returns:
@@ -83,7 +86,7 @@ def ensemble(
     if member is not None:
         found = [_member(found, member)]
     _check_alike(found)
-    headers = [_header(each.header, flip, adapt) for _, each in found]
+    headers = [_header(each.header, flip, adapt, lone_tumour_ml) for _, each in found]
     parts = found[0][1].parts
     header = headers[0]
     if len(found) > 1:
@@ -133,11 +136,16 @@ def _check_alike(found: Sequence[tuple[Path, Model]]) -> None:
                 )
 
 
-def _header(header: Mapping[str, Any], flip: bool | None, adapt: str | None) -> dict[str, Any]:
+def _header(
+    header: Mapping[str, Any], flip: bool | None, adapt: str | None, lone_tumour_ml: float | None
+) -> dict[str, Any]:
     """The header of a member, without what concerns the file that it comes from."""
     own = {name: value for name, value in header.items() if name not in _OF_FILE}
     if flip is not None:
         own["config"] = {**own["config"], _FLIP: flip}
+    if lone_tumour_ml is not None:
+        postprocess = {**own["config"]["postprocess"], _LONE: lone_tumour_ml}
+        own["config"] = {**own["config"], "postprocess": postprocess}
     return own if adapt is None else {**own, "adapt": adapt}
 
 
