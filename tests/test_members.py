@@ -142,6 +142,16 @@ def test_lone_tumours_are_a_setting_of_all_members(folder: Path, tmp_path: Path)
         assert member.header["config"]["postprocess"]["lone_tumour_ml"] == 100
     predictor = load_predictor(out, "cpu")
     assert predictor.method.config.postprocess.lone_tumour_ml == 100
+    card = {"trained_on": "ellipses"}
+    decided = with_header(out, tmp_path / "d.safetensors", decision={"tumour": 2.0}, note=card)
+    made = ensemble([decided], tmp_path / "copy.safetensors", lone_tumour_ml=50.0)
+    before, after = load_model(decided).header, load_model(tmp_path / "copy.safetensors").header
+    assert made["left_out"] == [] and (after["decision"], after["note"]) == ({"tumour": 2.0}, card)
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"config", "members", "sha256"} and before.keys() == after.keys()
+    for named in ({"flip": True}, {"adapt": "norm"}, {"half": True}, {"member": 0}):
+        made = ensemble([decided], tmp_path / "copy.safetensors", overwrite=True, **named)
+        assert made["left_out"] == ["decision"], "of other probabilities"
     ensemble([out], tmp_path / "one.safetensors", member=1, lone_tumour_ml=0.0)
     alone = load_model(tmp_path / "one.safetensors").header["config"]
     assert alone == load_model(folder / "posed" / "model.safetensors").header["config"]

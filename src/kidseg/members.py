@@ -55,7 +55,8 @@ def ensemble(
     """Write several models into one file; or one, or one member, into a file of its own.
 
     All members must have the same labels, outputs and input channels; their methods may differ.
-    Weights of a calibrated decision are left out, because they belong to other probabilities.
+    Weights of a calibrated decision are left out, because they belong to other probabilities; they
+    stay, with the rest of its description, in a copy of one file whose probabilities stay the same.
 
     Args:
         models: model files or run folders; the members of an ensemble count each.
@@ -86,13 +87,16 @@ def ensemble(
     if member is not None:
         found = [_member(found, member)]
     _check_alike(found)
+    halves = [model.header.get(WEIGHTS) == HALF for model in loaded]
+    half = half or any(halves)
+    is_copy = (member, flip, adapt) == (None, None, None) and halves == [half]
     headers = [_header(each.header, flip, adapt, lone_tumour_ml) for _, each in found]
     parts = found[0][1].parts
-    header = headers[0]
+    header = {**loaded[0].header, "config": headers[0]["config"]} if is_copy else headers[0]
     if len(found) > 1:
         header = {**header, MEMBERS: headers}
         parts = {str(k): joined(each.parts) for k, (_, each) in enumerate(found)}
-    if half or any(model.header.get(WEIGHTS) == HALF for model in loaded):
+    if half:
         header = {**header, WEIGHTS: HALF}
     sha256 = save_model(out, parts, header, overwrite=overwrite)
     calibrated = any("decision" in model.header for model in loaded)
@@ -101,7 +105,7 @@ def ensemble(
         "sha256": sha256,
         "members": [header["method"] for header in headers],
         "megabytes": round(out.stat().st_size / 1e6, 2),
-        "left_out": ["decision"] if calibrated else [],
+        "left_out": ["decision"] if calibrated and not is_copy else [],
     }
 
 

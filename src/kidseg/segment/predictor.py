@@ -7,17 +7,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from kidseg.checkpoint import load_model
 from kidseg.cohort.subject import Material, Subject, prepare
 from kidseg.cohort.training_range import Placement, renal_numbers, values_of
 from kidseg.errors import Finding
-from kidseg.geometry import Grid, Volume, has_parallel_slices, in_plane_pose
+from kidseg.geometry import Grid, Volume
 from kidseg.intensity import Normalisation
 from kidseg.labels import LabelSchema, Target
-from kidseg.measure import Midline, Side, Sides, measure_sides
+from kidseg.measure import Midline, Sides, measure_sides
 from kidseg.members import members_of
 from kidseg.methods import Method
 from kidseg.model_file import find_model
@@ -26,6 +25,7 @@ from kidseg.segment.adaptation import PRIOR_SLICES, Adapt, Adaptation, checked_a
 from kidseg.segment.clock import Clock
 from kidseg.segment.decision import weighted
 from kidseg.segment.removal import Decided, postprocessed
+from kidseg.segment.result_facts import grid_facts, overlap_facts, rounded, sides_facts, volumes_of
 from kidseg.segment.suitability import judge
 from kidseg.segment.trained_method import damaged_if_invalid, load_method, schema_of
 
@@ -84,20 +84,20 @@ class Predictor:
         unit_mm = material.pixel_mm or float(scan.grid.spacing_mm[2])
         facts = {
             "grids": {
-                name: [_grid_facts(region, subject, unit_mm) for region in regions]
+                name: [grid_facts(region, subject, unit_mm) for region in regions]
                 for name, regions in progress.steps.items()
             },
             "adapted": {"by": self.adapt, **found.adaptation.as_dict()},
             "decision": self.decision,
             **self._ensemble_facts(),
-            "overlap": _overlap_facts(placement, labels),
-            "training_range": _rounded(suitability.facts),
+            "overlap": overlap_facts(placement, labels),
+            "training_range": rounded(suitability.facts),
             "notes": {
                 name: {"text": note.text, **note.facts} for name, note in progress.notes.items()
             },
             "removed": decided.removed_facts(),
-            "volumes_ml": _volumes(labels, self.schema, self.method.target),
-            "sides": _sides_facts(sides, middle, self.schema, self.method.target),
+            "volumes_ml": volumes_of(labels, self.schema, self.method.target),
+            "sides": sides_facts(sides, middle, self.schema, self.method.target),
         }
         return Segmentation(
             labels=labels,
@@ -294,107 +294,6 @@ def _voxel_ml(progress: Progress) -> float:
     """Volume of the voxels on which the labels were predicted; 0 if nothing was."""
     volumes = [region.grid.voxel_ml.median() for region in progress.found]
     return float(volumes[0]) if volumes else 0.0
-
-
-def _grid_facts(region: Region, subject: Subject, unit_mm: float) -> dict[str, Any]:
-    """Shape and pixel size of a region's grid, and its in-plane pose relative to the scan.
-
-    Without a pose if its slices are not those of the scan ("across": sagittal, for example).
-
-    Args:
-        region: of a step.
-        subject: the patient.
-        unit_mm: pixel size that corresponds to scale 1.
-    """
-    grid = region.grid
-    spacing = grid.spacing_mm.reshape(-1, 3)
-    facts: dict[str, Any] = {
-        "name": region.name,
-        "shape": list(grid.shape),
-        "pixel_mm": [round(float(v), 4) for v in spacing[:, 1:].median(0).values],
-    }
-    if not has_parallel_slices(grid, subject.image.grid):
-        return {**facts, "slices": "across"}
-    pose = in_plane_pose(grid, subject.image.grid)
-    figures = {
-        "angle_deg": torch.rad2deg(pose.angle_rad).reshape(-1, 1),
-        "scale": spacing[:, 1:].flip(-1) / unit_mm,
-        "shift_mm": pose.shift_mm.reshape(-1, 2),
-    }
-    for name, values in figures.items():
-        table = values.double()
-        facts[name] = {
-            "median": [round(float(v), 4) for v in table.median(0).values],
-            "least": [round(float(v), 4) for v in table.amin(0)],
-            "most": [round(float(v), 4) for v in table.amax(0)],
-        }
-        if bool((table != table[:1]).any()):
-            facts[name]["per_slice"] = [[round(float(v), 4) for v in row] for row in table]
-    return facts
-
-
-def _overlap_facts(placement: Placement, found: Volume) -> dict[str, Any] | None:
-    """Overlap and agreement with the reference, which pose was kept, and the slices compared.
-
-    None without a reference.
-
-    Args:
-        placement: of the patient.
-        found: predicted labels, which determine the slices.
-    """
-    if placement.compared is None:
-        return None
-    by = "slices where something was found" if bool((found.data > 0).any()) else "all slices"
-    return {
-        **{when: _rounded(masks) for when, masks in placement.overlap.items()},
-        "agreement": _rounded(placement.agreement),
-        "kept": "correction" if placement.corrected else "start",
-        "compared": {"first": placement.compared[0], "last": placement.compared[1], "by": by},
-    }
-
-
-def _rounded(figures: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: _rounded(value)
-        if isinstance(value, Mapping)
-        else round(value, 4)
-        if isinstance(value, float)
-        else value
-        for name, value in figures.items()
-    }
-
-
-def _volumes(labels: Volume, schema: LabelSchema, target: Target) -> dict[str, float]:
-    """Volume of each region in ml."""
-    counts = np.bincount(labels.data.numpy().ravel(), minlength=256)
-    voxel_ml = float(labels.grid.voxel_ml)
-    return {
-        name: round(float(counts[list(members)].sum()) * voxel_ml, 4)
-        for name, members in schema.regions.items()
-        if target.expresses(members)
-    }
-
-
-def _sides_facts(
-    sides: Sides | None, midline: Midline, schema: LabelSchema, target: Target
-) -> dict[str, Any] | None:
-    """Volumes of kidney, tumour and cyst in ml by side; None without a kidney in the schema."""
-    if sides is None:
-        return None
-
-    def facts(side: Side) -> dict[str, Any]:
-        volumes = {
-            meaning: volume
-            for meaning, volume in side.volumes_ml.items()
-            if target.expresses([i for i in schema.ids if schema.meaning[i] == meaning])
-        }
-        return {"volumes_ml": volumes, "partial": bool(side.borders), "borders": list(side.borders)}
-
-    return {
-        "right": facts(sides.right),
-        "left": facts(sides.left),
-        "midline": "body" if midline.is_body else "image",
-    }
 
 
 def _findings(
