@@ -207,7 +207,7 @@ class _Components:
     @cached_property
     def number(self) -> np.ndarray:
         """(voxels,) component of each voxel of the mask."""
-        return self.numbers.ravel()[self.foreground]
+        return np.asarray(self.numbers.ravel()[self.foreground])
 
     def sizes(self, members: Sequence[int] | None = None) -> np.ndarray:
         """(count + 1,) voxels of each component that have one of these labels; None: all."""
@@ -268,7 +268,7 @@ class _Components:
     def _index(self, chosen: np.ndarray) -> np.ndarray:
         """(3, chosen voxels) slice, row, column in the scan of voxels of the mask."""
         index = np.stack(np.unravel_index(self.foreground[chosen], self.numbers.shape))
-        return index + np.array([[side.start] for side in self.box])
+        return np.asarray(index + np.array([[side.start] for side in self.box]))
 
 
 def _components(labels: Volume, mask: np.ndarray) -> _Components | None:
@@ -286,7 +286,7 @@ def _among(values: np.ndarray, members: Sequence[int]) -> np.ndarray:
     """Which uint8 values are among these."""
     table = np.zeros(256, dtype=bool)
     table[list(members)] = True
-    return table[values]
+    return np.asarray(table[values])
 
 
 def _share_of_adult(config: PostprocessConfig, body_radius_mm: float | None) -> float:
