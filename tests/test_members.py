@@ -13,6 +13,7 @@ import torch
 from ellipses import make_ellipse_patient, write_ellipse_dataset
 from kidseg.checkpoint import load_model, save_model
 from kidseg.cli import main
+from kidseg.cohort.subject import prepare
 from kidseg.errors import KidsegWarning, ModelError, UsageError
 from kidseg.geometry import resample
 from kidseg.io import save
@@ -81,7 +82,7 @@ def test_probabilities_are_the_mean_on_the_scans_voxels(folder: Path) -> None:
         total += seen.nan_to_num(0.0)
         count += ~seen[0].isnan()
     total[0][count == 0] = 1.0
-    labels, _, _ = together.decide(found, scan.grid)
+    labels = together.decide(found, scan.grid).labels
     result = together(scan)
     assert torch.equal(labels.data, result.labels.data) and (labels.data > 0).any()
     assert result.facts["ensemble"] == {"members": ["plain", "plain", "homogenized"], "shown": 0}
@@ -98,6 +99,63 @@ def test_of_two_equal_models_the_result_is_that_of_one(folder: Path, tmp_path: P
     one = load_predictor(folder / "plain0" / "model.safetensors", "cpu")(scan)
     assert torch.equal(load_predictor(out, "cpu")(scan).labels.data, one.labels.data)
     assert "ensemble" not in one.facts
+
+
+def test_a_scan_is_prepared_once_for_members_that_require_the_same(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The masks of one serve those that use none; other pixels are averaged apart."""
+    prepared = []
+
+    def counted(*given: Any, **named: Any) -> Any:
+        prepared.append(given[1])
+        return prepare(*given, **named)
+
+    monkeypatch.setattr("kidseg.segment.predictor.prepare", counted)
+    scan = make_ellipse_patient(4).image
+    model = folder / "posed" / "model.safetensors"
+    view = {**load_model(model).header["config"]["view"], "pixel_mm": 9.0}
+    config = {**load_model(model).header["config"], "view": view}
+    coarse = with_header(model, tmp_path / "coarse.safetensors", config=config)
+    for models, masks in (
+        (["plain0", "plain1"], [False]),
+        (["plain0", "posed", "plain1"], [True]),
+        (["plain0", coarse], [False, True]),
+    ):
+        prepared.clear()
+        ensemble([folder / each for each in models], tmp_path / "e.safetensors", overwrite=True)
+        together = load_predictor(tmp_path / "e.safetensors", "cpu").find(scan)
+        assert [material.masks is not None for material in prepared] == masks
+        alone = [load_predictor(folder / each, "cpu").find(scan) for each in models]
+        for region, found in zip(together.regions, alone, strict=True):
+            (own,) = found.regions
+            assert region.found is not None and own.found is not None
+            assert torch.equal(region.found.data, own.found.data)
+
+
+def test_lone_tumours_are_a_setting_of_all_members(folder: Path, tmp_path: Path) -> None:
+    models = [str(folder / name) for name in ("plain0", "posed")]
+    out = tmp_path / "e.safetensors"
+    with pytest.raises(SystemExit) as end:
+        main(["ensemble", *models, "-o", str(out), "--lone-tumour-ml", "100", "--quiet"])
+    assert not end.value.code
+    for member in members_of(load_model(out)):
+        assert member.header["config"]["postprocess"]["lone_tumour_ml"] == 100
+    predictor = load_predictor(out, "cpu")
+    assert predictor.method.config.postprocess.lone_tumour_ml == 100
+    card = {"trained_on": "ellipses"}
+    decided = with_header(out, tmp_path / "d.safetensors", decision={"tumour": 2.0}, note=card)
+    made = ensemble([decided], tmp_path / "copy.safetensors", lone_tumour_ml=50.0)
+    before, after = load_model(decided).header, load_model(tmp_path / "copy.safetensors").header
+    assert made["left_out"] == [] and (after["decision"], after["note"]) == ({"tumour": 2.0}, card)
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"config", "members", "sha256"} and before.keys() == after.keys()
+    for named in ({"flip": True}, {"adapt": "norm"}, {"half": True}, {"member": 0}):
+        made = ensemble([decided], tmp_path / "copy.safetensors", overwrite=True, **named)
+        assert made["left_out"] == ["decision"], "of other probabilities"
+    ensemble([out], tmp_path / "one.safetensors", member=1, lone_tumour_ml=0.0)
+    alone = load_model(tmp_path / "one.safetensors").header["config"]
+    assert alone == load_model(folder / "posed" / "model.safetensors").header["config"]
 
 
 def test_a_member_comes_out_as_it_went_in(folder: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from kidseg.errors import ModelError
 from kidseg.geometry import Grid, Volume, posed, resample
 from kidseg.labels import Target
-from kidseg.pipeline.restore import decide, restore
+from kidseg.pipeline.restore import decide, restore, sample
 from kidseg.pipeline.steps import Region
 from probabilities import (
     PLACES,
@@ -425,3 +425,48 @@ def test_on_its_own_grid_labels_are_decided_as_when_they_are_restored() -> None:
     grid = Grid.from_spacing((1, 1, 3), (1, 1, 1))
     target = Target(channels=((1, 2), (2,)), exclusive=False, writes=(1, 2))
     assert decide(Volume(by_hand, grid), target).data.flatten().tolist() == [1, 2, 2]
+
+
+# ---- several decisions ---------------------------------------------------------------------------
+
+WEIGHTS = [(), (0.3, 1.0, 1.7), (4.0, 1.0, 0.5), (0.03, 1.0, 2.0), (1.0, 1.0, 1.0)]
+
+
+@given(seeds, st.permutations(WEIGHTS), st.integers(1, 5))
+@settings(max_examples=20, deadline=None)
+def test_sampled_once_the_labels_are_those_of_each_target(
+    seed: int, weights: list[tuple[float, ...]], count: int
+) -> None:
+    targets = [Target(channels=((1,), (2,)), weights=each) for each in weights[:count]]
+    rng = np.random.default_rng(seed)
+    scan = random_scan(rng)
+    regions = random_regions(rng, scan, Target(channels=((1,), (2,)), weights=WEIGHTS[1]))
+    samples = sample(regions, scan, targets)
+    for target in targets:
+        assert torch.equal(samples.decided(target).data, restore(regions, scan, target).data)
+
+
+def test_overlapping_channels_are_sampled_once_too() -> None:
+    """Where any threshold is passed: 0.3 with a weight of 2, and with 1."""
+    targets = [
+        Target(channels=((1,),), exclusive=False, weights=(weight,)) for weight in (2.0, 0.5, 1.0)
+    ]
+    samples = sample([region(flat(0.3))], SCAN, targets)
+    assert [int(samples.decided(target).data.max()) for target in targets] == [1, 0, 0]
+
+
+def test_the_sampler_is_asked_once_for_all_decisions(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampled = count_sampled(monkeypatch)
+    grid = posed(SCAN, angle_rad=0.2)
+    targets = [Target(channels=((1,), (2,)), weights=each) for each in WEIGHTS]
+    samples = sample([region(flat(0.5, 0.4, 0.1, grid=grid))], SCAN, targets)
+    asked = len(sampled)
+    labels = [samples.decided(target).data.max() for target in targets]
+    assert asked == len(sampled) == SCAN.shape[0] and labels == [0, 1, 0, 1, 0]
+
+
+def test_targets_of_other_meaning_are_not_decided_together() -> None:
+    other = Target(channels=((2,), (1,)))
+    for targets in ([KIDNEY_TUMOUR, other], []):
+        with pytest.raises(ValueError, match="only in their weights"):
+            sample([region(flat(0.5, 0.4, 0.1))], SCAN, targets)

@@ -96,6 +96,21 @@ def test_a_decision_is_that_of_the_weighted_probabilities(model: Path, tmp_path:
     assert target is not None and torch.equal(decide(one, target).data[0].long(), by_hand)
 
 
+def test_all_decisions_at_once_are_those_of_one_model_each(model: Path, tmp_path: Path) -> None:
+    """The labels and what was removed from them, to the voxel."""
+    predictor, scan = load_predictor(model, "cpu"), make_ellipse_patient(8).image
+    found, grid = predictor.find(scan), grid_of(load_predictor(model, "cpu"))[::4]
+    together = list(predictor.decide_by(found, scan.grid, grid))
+    assert len({int((each.labels.data > 0).sum()) for each in together}) > 3
+    for number, (decision, decided) in enumerate(zip(grid, together, strict=True)):
+        alone = load_predictor(
+            with_header(model, tmp_path / f"{number}.safetensors", decision=decision), "cpu"
+        )
+        result = alone(scan)
+        assert torch.equal(decided.labels.data, result.labels.data)
+        assert decided.removed_facts() == result.facts["removed"]
+
+
 # The choice
 
 

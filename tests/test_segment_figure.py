@@ -21,6 +21,7 @@ from kidseg.geometry import Grid, Volume
 from kidseg.io import read, save
 from kidseg.labels import KIDNEY_TUMOUR
 from kidseg.pipeline import Note, Progress, Region
+from kidseg.postprocess import LoneTumours
 from kidseg.segment import Predictor, load_predictor, segment
 from kidseg.segment.figure import (
     Panel,
@@ -29,6 +30,7 @@ from kidseg.segment.figure import (
     step_panels,
     title_of,
 )
+from kidseg.segment.removal import Decided
 from kidseg.train import Setup, train
 from test_segment import SETTINGS, labels_of
 
@@ -264,7 +266,8 @@ def test_slices_are_said_to_be_compared_by_what_they_were(
 
     def compared(labels: torch.Tensor) -> dict[str, object]:
         found = Volume(labels, image.grid)
-        monkeypatch.setattr("kidseg.segment.predictor.remove_small", lambda *_, **__: (found, ()))
+        decided = Decided(labels=found, removed=(), small_ml=0.0, lone=LoneTumours())
+        monkeypatch.setattr("kidseg.segment.predictor.postprocessed", lambda *_: decided)
         return dict(predictor(image).facts["overlap"]["compared"])
 
     nothing = torch.zeros(1, *image.grid.shape, dtype=torch.uint8)

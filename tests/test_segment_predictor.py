@@ -16,10 +16,10 @@ from kidseg.cli import main
 from kidseg.geometry import Grid, Volume
 from kidseg.io import ReadOptions, read
 from kidseg.nets import UNet
-from kidseg.postprocess import Piece
-from kidseg.segment import load_predictor
+from kidseg.postprocess import LoneTumours, Piece
+from kidseg.segment import Segmentation, load_predictor
 from kidseg.segment.figure import step_panels
-from kidseg.segment.predictor import _removed_facts
+from kidseg.segment.removal import Decided
 from kidseg.train import Setup, train
 
 SETTINGS = (
@@ -87,13 +87,25 @@ def test_of_thousands_of_pieces_the_largest_hundred_are_named() -> None:
         Piece(volume_ml=k / 100, centre_mm=(0.0, 0.0, 0.0), voxels={1: k})
         for k in range(150, 0, -1)
     ]
-    facts = _removed_facts(pieces, 3.0)
+    labels = Volume(
+        torch.zeros(1, 1, 1, 1, dtype=torch.uint8), Grid.from_spacing((1, 1, 1), (1, 1, 1))
+    )
+    lone = LoneTumours(below_ml=50.0)
+    decided = Decided(labels=labels, removed=tuple(pieces), small_ml=3.0, lone=lone)
+    facts = decided.removed_facts()
     assert (facts["count"], facts["volume_ml"], facts["below_ml"]) == (150, 113.25, 3.0)
+    assert facts["without_kidney_below_ml"] == 50.0 and not decided.findings("scan")
     assert [piece["volume_ml"] for piece in facts["pieces"]] == [
         k / 100 for k in range(150, 50, -1)
     ]
-    none = _removed_facts([], 0.0)
-    assert none == {"below_ml": 0.0, "count": 0, "volume_ml": 0, "pieces": []}
+    none = replace(decided, removed=(), small_ml=0.0, lone=LoneTumours()).removed_facts()
+    assert none == {
+        "below_ml": 0.0,
+        "without_kidney_below_ml": 0.0,
+        "count": 0,
+        "volume_ml": 0,
+        "pieces": [],
+    }
 
 
 class Noise(nn.Module):
@@ -128,6 +140,51 @@ def test_noise_is_removed_counted_and_not_all_of_it_listed(model: Path) -> None:
     sizes = [piece["volume_ml"] for piece in removed["pieces"]]
     assert sizes == sorted(sizes, reverse=True) and 0 < sizes[0] < removed["below_ml"]
     assert sum(sizes) < removed["volume_ml"] <= sizes[0] * removed["count"]
+
+
+class LoneTumour(nn.Module):
+    """Finds a kidney at the left of each slice, and a tumour at its right."""
+
+    multiple = (1, 1)
+
+    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+        logits = torch.zeros(len(image), 3, *image.shape[2:])
+        logits[:, 0] = 4.0
+        rows, columns = image.shape[2] // 2, image.shape[3] // 4
+        logits[:, 1, rows - 3 : rows + 3, columns - 3 : columns + 3] = 9.0
+        logits[:, 2, rows - 2 : rows + 2, 3 * columns - 2 : 3 * columns + 2] = 9.0
+        return [logits]
+
+
+def test_a_tumour_without_a_kidney_is_removed_from_a_stack_and_said(model: Path) -> None:
+    known = load_predictor(model, "cpu")
+    scan = make_ellipse_patient(0).image
+    thin = Volume(scan.data[:, 3:4], scan.grid.crop((3, 0, 0), (1, 64, 64)))
+
+    def found(scan: Volume, lone_tumour_ml: float) -> Segmentation:
+        method = known.method
+        postprocess = replace(method.config.postprocess, lone_tumour_ml=lone_tumour_ml)
+        config = replace(method.config, postprocess=postprocess)
+        nets = {"segment": LoneTumour()}
+        method = type(method)(config, method.target, method.plan, nets, method.device)
+        return replace(known, method=method)(scan, "the scan")
+
+    kept, cleaned = found(scan, 0.0), found(scan, 1000.0)
+    volume_ml = kept.facts["volumes_ml"]["tumour"]
+    assert volume_ml > 20 and kept.facts["removed"]["count"] == 0
+    assert cleaned.facts["volumes_ml"] == {
+        **kept.facts["volumes_ml"],
+        "tumour": 0.0,
+        "kidney+tumour": kept.facts["volumes_ml"]["kidney"],
+    }
+    (piece,) = cleaned.facts["removed"]["pieces"]
+    assert piece["reason"] == "no-kidney" and piece["voxels"].keys() == {2}
+    assert piece["volume_ml"] == pytest.approx(volume_ml, abs=1e-3)
+    assert volume_ml < cleaned.facts["removed"]["without_kidney_below_ml"] < 1000, "of a child"
+    (said,) = [finding for finding in cleaned.findings if finding.code == "lone-tumour"]
+    assert said.path == "the scan" and f"{volume_ml:.1f} ml" in said.cause
+    assert "lone-tumour" not in {finding.code for finding in kept.findings}
+    assert found(thin, 1000.0).facts["volumes_ml"]["tumour"] > 0, "a kidney may lie beside it"
 
 
 # Several channels

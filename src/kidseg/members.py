@@ -22,6 +22,7 @@ __all__ = ["ensemble", "members_of"]
 # Of a member, what is decided for the file as a whole.
 _OF_FILE = (MEMBERS, WEIGHTS, "decision", "calibration", "format", "sha256")
 _FLIP = "test_time_flip"
+_LONE = "lone_tumour_ml"
 
 
 def members_of(model: Model) -> list[Model]:
@@ -49,13 +50,15 @@ def ensemble(
     half: bool = False,
     flip: bool | None = None,
     adapt: str | None = None,
+    lone_tumour_ml: float | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write several models into one file; or one, or one member, into a file of its own.
 
     All members must have the same labels, outputs and input channels; their methods may differ,
     but for those with a region for each kidney, which only stand alone.
-    Weights of a calibrated decision are left out, because they belong to other probabilities.
+    Weights of a calibrated decision are left out, because they belong to other probabilities; they
+    stay, with the rest of its description, in a copy of one file whose probabilities stay the same.
 
     Args:
         models: model files or run folders; the members of an ensemble count each.
@@ -64,6 +67,7 @@ def ensemble(
         half: store the weights of convolutions and linear layers as float16 (see `save_model`).
         flip: the setting `test_time_flip` of all members; None: each as it is.
         adapt: entry "adapt" of the header; None: that of the first.
+        lone_tumour_ml: the setting `postprocess.lone_tumour_ml` of all members; None: as it is.
         overwrite: replace an existing file.
 
     Returns:
@@ -86,13 +90,16 @@ def ensemble(
     if member is not None:
         found = [_member(found, member)]
     _check_alike(found)
-    headers = [_header(each.header, flip, adapt) for _, each in found]
+    halves = [model.header.get(WEIGHTS) == HALF for model in loaded]
+    half = half or any(halves)
+    is_copy = (member, flip, adapt) == (None, None, None) and halves == [half]
+    headers = [_header(each.header, flip, adapt, lone_tumour_ml) for _, each in found]
     parts = found[0][1].parts
-    header = headers[0]
+    header = {**loaded[0].header, "config": headers[0]["config"]} if is_copy else headers[0]
     if len(found) > 1:
         header = {**header, MEMBERS: headers}
         parts = {str(k): joined(each.parts) for k, (_, each) in enumerate(found)}
-    if half or any(model.header.get(WEIGHTS) == HALF for model in loaded):
+    if half:
         header = {**header, WEIGHTS: HALF}
     sha256 = save_model(out, parts, header, overwrite=overwrite)
     calibrated = any("decision" in model.header for model in loaded)
@@ -101,7 +108,7 @@ def ensemble(
         "sha256": sha256,
         "members": [header["method"] for header in headers],
         "megabytes": round(out.stat().st_size / 1e6, 2),
-        "left_out": ["decision"] if calibrated else [],
+        "left_out": ["decision"] if calibrated and not is_copy else [],
     }
 
 
@@ -145,11 +152,16 @@ def _check_alike(found: Sequence[tuple[Path, Model]]) -> None:
                 )
 
 
-def _header(header: Mapping[str, Any], flip: bool | None, adapt: str | None) -> dict[str, Any]:
+def _header(
+    header: Mapping[str, Any], flip: bool | None, adapt: str | None, lone_tumour_ml: float | None
+) -> dict[str, Any]:
     """The header of a member, without what concerns the file that it comes from."""
     own = {name: value for name, value in header.items() if name not in _OF_FILE}
     if flip is not None:
         own["config"] = {**own["config"], _FLIP: flip}
+    if lone_tumour_ml is not None:
+        postprocess = {**own["config"]["postprocess"], _LONE: lone_tumour_ml}
+        own["config"] = {**own["config"], "postprocess": postprocess}
     return own if adapt is None else {**own, "adapt": adapt}
 
 

@@ -1,17 +1,33 @@
-"""Postprocess a segmentation: remove small components and report them."""
+"""Postprocess a segmentation: remove components that are no kidney or tumour, and report them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from kidseg.config import PostprocessConfig
 from kidseg.geometry import Grid, Volume
+from kidseg.labels import LabelSchema, Target
 
-__all__ = ["Piece", "min_volume_ml", "remove_small"]
+__all__ = [
+    "LoneTumours",
+    "Piece",
+    "lone_tumours",
+    "min_volume_ml",
+    "remove_lone_tumours",
+    "remove_small",
+]
+
+# Parenchyma that counts as a kidney, as a share of a kidney's volume. The liver and the spleen are
+# found as tumour with shreds of kidney at the rim.
+_KIDNEY_SHARE = 0.1
+
+Reason = Literal["small", "no-kidney"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +38,13 @@ class Piece:
         volume_ml: its volume.
         centre_mm: (x, y, z) centroid, RAS+.
         voxels: {label: number of voxels}.
+        reason: it is "small", or a tumour with "no-kidney".
     """
 
     volume_ml: float
     centre_mm: tuple[float, float, float]
     voxels: dict[int, int]
+    reason: Reason = "small"
 
     def as_dict(self) -> dict[str, Any]:
         """As plain data, for JSON."""
@@ -34,7 +52,27 @@ class Piece:
             "volume_ml": self.volume_ml,
             "centre_mm": self.centre_mm,
             "voxels": dict(self.voxels),
+            "reason": self.reason,
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoneTumours:
+    """Which tumours without a kidney are removed from a scan.
+
+    Attributes:
+        below_ml: smaller ones; 0: none.
+        kidney_ml: parenchyma that counts as a kidney.
+        within_mm: distance to a kidney up to which a tumour may be part of it.
+        kidney: labels of parenchyma.
+        mass: labels of tumours and cysts.
+    """
+
+    below_ml: float = 0.0
+    kidney_ml: float = 0.0
+    within_mm: float = 0.0
+    kidney: tuple[int, ...] = ()
+    mass: tuple[int, ...] = ()
 
 
 def min_volume_ml(
@@ -53,10 +91,40 @@ def min_volume_ml(
     """
     if config.least_voxels is not None:
         return config.least_voxels * voxel_ml
-    if body_radius_mm is None or not np.isfinite(body_radius_mm):
-        return 0.0
-    return (
-        config.least_ml * (min(body_radius_mm, config.body_radius_mm) / config.body_radius_mm) ** 3
+    return config.least_ml * _share_of_adult(config, body_radius_mm)
+
+
+def lone_tumours(
+    config: PostprocessConfig,
+    body_radius_mm: float | None,
+    scan: Grid,
+    schema: LabelSchema,
+    target: Target,
+) -> LoneTumours:
+    """Which tumours without a kidney are removed from a scan of a body of this size.
+
+    None are in a slab thinner than `config.stack_mm`, or if the labels do not distinguish tumour
+    from kidney.
+
+    Args:
+        config: thresholds for an adult.
+        body_radius_mm: see `min_volume_ml`; without a body nothing is removed.
+        scan: volumetric grid.
+        schema: meaning of the labels.
+        target: the labels that the network distinguishes.
+    """
+    kidney, mass = schema.ids_of("kidney"), schema.ids_of("tumour", "cyst")
+    distinguished = all(set(ids) & set(target.writes) for ids in (kidney, mass))
+    covered_mm = round(scan.shape[0] * float(scan.spacing_mm[0]), 3)  # micrometres are rounding
+    if not distinguished or covered_mm < config.stack_mm:
+        return LoneTumours()
+    below_ml = config.lone_tumour_ml * _share_of_adult(config, body_radius_mm)
+    return LoneTumours(
+        below_ml=below_ml,
+        kidney_ml=_KIDNEY_SHARE * below_ml,
+        within_mm=config.within_mm,
+        kidney=kidney,
+        mass=mass,
     )
 
 
@@ -76,51 +144,173 @@ def remove_small(
         The labels, a new volume if anything was removed, and the removed components, largest first.
         An empty mask stays empty.
     """
+    if min_ml <= 0 or (found := _components(labels, labels.data[0].numpy() > 0)) is None:
+        return labels, ()
+    small = found.sizes() * float(labels.grid.voxel_ml) < min_ml
+    small[0] = False  # the background
+    if keep_ends and found.box[0].start == 0:
+        small[found.numbers[0].ravel()] = False
+    if keep_ends and found.box[0].stop == labels.grid.shape[0]:
+        small[found.numbers[-1].ravel()] = False
+    return found.without(small, "small")
+
+
+def remove_lone_tumours(labels: Volume, rule: LoneTumours) -> tuple[Volume, tuple[Piece, ...]]:
+    """Remove tumours that have no kidney, such as parts of the liver that are taken for a tumour.
+
+    A tumour is removed with what it is connected to (by faces) if that is smaller than
+    `rule.below_ml`, contains less parenchyma than `rule.kidney_ml`, and is farther than
+    `rule.within_mm` from all components that are larger than this or contain more parenchyma. A
+    tumour that has replaced its kidney, so that no parenchyma is left, is larger than the kidney
+    was.
+
+    Args:
+        labels: (1, slices, rows, columns) uint8, volumetric.
+        rule: see `lone_tumours`.
+
+    Returns:
+        See `remove_small`.
+    """
+    values = labels.data[0].numpy()
+    if rule.below_ml <= 0 or not _among(values, rule.mass).any():
+        return labels, ()
+    found = _components(labels, _among(values, (*rule.kidney, *rule.mass)))
+    assert found is not None
+    voxel_ml = float(labels.grid.voxel_ml)
+    is_kidney = (found.sizes(rule.kidney) * voxel_ml >= rule.kidney_ml) | (
+        found.sizes() * voxel_ml >= rule.below_ml
+    )
+    is_kidney[0] = False
+    lone = (found.sizes(rule.mass) > 0) & ~is_kidney
+    return found.without(lone & ~found.near(is_kidney, lone, rule.within_mm), "no-kidney")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Components:
+    """Connected components of a mask.
+
+    Attributes:
+        labels: of the scan.
+        box: of the mask, (slices, rows, columns).
+        numbers: (slices, rows, columns) in the box: 1, 2, ... in the order of the first voxels; 0
+            outside the mask.
+        count: of the components.
+        foreground: (voxels,) of the mask, counted in the box.
+    """
+
+    labels: Volume
+    box: tuple[slice, slice, slice]
+    numbers: np.ndarray
+    count: int
+    foreground: np.ndarray
+
+    @cached_property
+    def number(self) -> np.ndarray:
+        """(voxels,) component of each voxel of the mask."""
+        return np.asarray(self.numbers.ravel()[self.foreground])
+
+    def sizes(self, members: Sequence[int] | None = None) -> np.ndarray:
+        """(count + 1,) voxels of each component that have one of these labels; None: all."""
+        number = self.number
+        if members is not None:
+            inside = self.labels.data[0].numpy()[self.box].ravel()[self.foreground]
+            number = number[_among(inside, members)]
+        return np.bincount(number, minlength=self.count + 1)
+
+    def near(self, some: np.ndarray, others: np.ndarray, within_mm: float) -> np.ndarray:
+        """(count + 1,) bool: which of `others` lie within a distance of one of `some`.
+
+        Args:
+            some: (count + 1,) bool, components.
+            others: the same.
+            within_mm: between the centres of voxels.
+        """
+        from scipy.spatial import KDTree
+
+        near = np.zeros(self.count + 1, dtype=bool)
+        if not (some.any() and others.any()):
+            return near
+        number = self.number
+        spacing = self.labels.grid.spacing_mm.numpy()
+        index = self._index(others[number])
+        mm = index.T * spacing
+        known = self._index(some[number]).T * spacing
+        low, high = mm.min(0) - within_mm, mm.max(0) + within_mm
+        known = known[((known >= low) & (known <= high)).all(1)]
+        if len(known):
+            distance, _ = KDTree(known).query(
+                mm, distance_upper_bound=np.nextafter(within_mm, np.inf)
+            )
+            near[number[others[number]][np.isfinite(distance)]] = True
+        return near
+
+    def without(self, remove: np.ndarray, reason: Reason) -> tuple[Volume, tuple[Piece, ...]]:
+        """The labels without some components, and these, largest first.
+
+        Args:
+            remove: (count + 1,) bool.
+            reason: why.
+        """
+        if not remove.any():
+            return self.labels, ()
+        number = self.number
+        chosen = remove[number]
+        index = self._index(chosen)
+        values = self.labels.data[0].numpy()
+        kept = values.copy()
+        kept[tuple(index)] = 0
+        # Removed components are numbered 0, 1, ... in the order of their first voxels.
+        renumbered = (np.cumsum(remove) - 1)[number[chosen]]
+        grid = self.labels.grid
+        removed = _pieces(renumbered, index, values[tuple(index)], grid, reason)
+        return Volume(torch.from_numpy(kept)[None], grid), removed
+
+    def _index(self, chosen: np.ndarray) -> np.ndarray:
+        """(3, chosen voxels) slice, row, column in the scan of voxels of the mask."""
+        index = np.stack(np.unravel_index(self.foreground[chosen], self.numbers.shape))
+        return np.asarray(index + np.array([[side.start] for side in self.box]))
+
+
+def _components(labels: Volume, mask: np.ndarray) -> _Components | None:
+    """The components of a mask, (slices, rows, columns) bool; None if it is empty."""
     from scipy import ndimage
 
-    values = labels.data[0].numpy()
-    box = _box(values)
-    if box is None or min_ml <= 0:
-        return labels, ()
-    inside = values[box]
-    pieces, count = ndimage.label(inside > 0)
-    foreground = np.flatnonzero(inside)
-    piece = pieces.ravel()[foreground]
-    sizes = np.bincount(piece, minlength=count + 1)
-    small = sizes * float(labels.grid.voxel_ml) < min_ml
-    small[0] = False  # the background
-    if keep_ends and box[0].start == 0:
-        small[pieces[0].ravel()] = False
-    if keep_ends and box[0].stop == len(values):
-        small[pieces[-1].ravel()] = False
-    if not small.any():
-        return labels, ()
-    remove = small[piece]
-    index = np.stack(np.unravel_index(foreground[remove], inside.shape))
-    index += np.array([[side.start] for side in box])
-    kept = values.copy()
-    kept[tuple(index)] = 0
-    # Removed components are numbered 0, 1, ... in the order of their first voxels.
-    number = (np.cumsum(small) - 1)[piece[remove]]
-    removed = _pieces(number, index, values[tuple(index)], labels.grid)
-    return Volume(torch.from_numpy(kept)[None], labels.grid), removed
+    if (box := _box(mask)) is None:
+        return None
+    numbers, count = ndimage.label(mask[box])
+    foreground = np.flatnonzero(mask[box])
+    return _Components(labels=labels, box=box, numbers=numbers, count=count, foreground=foreground)
 
 
-def _box(values: np.ndarray) -> tuple[slice, slice, slice] | None:
-    """Bounding box of the foreground; None if it is empty."""
-    slices = np.flatnonzero(values.any(axis=(1, 2)))
+def _among(values: np.ndarray, members: Sequence[int]) -> np.ndarray:
+    """Which uint8 values are among these."""
+    table = np.zeros(256, dtype=bool)
+    table[list(members)] = True
+    return np.asarray(table[values])
+
+
+def _share_of_adult(config: PostprocessConfig, body_radius_mm: float | None) -> float:
+    """Volume of a body as a share of an adult's, at most 1; 0 without a body."""
+    if body_radius_mm is None or not np.isfinite(body_radius_mm):
+        return 0.0
+    return float((min(body_radius_mm, config.body_radius_mm) / config.body_radius_mm) ** 3)
+
+
+def _box(mask: np.ndarray) -> tuple[slice, slice, slice] | None:
+    """Bounding box of a mask; None if it is empty."""
+    slices = np.flatnonzero(mask.any(axis=(1, 2)))
     if not len(slices):
         return None
-    plane = np.zeros(values.shape[1:], dtype=bool)
+    plane = np.zeros(mask.shape[1:], dtype=bool)
     for k in slices:
-        plane |= values[k] > 0
+        plane |= mask[k]
     rows, columns = (np.flatnonzero(plane.any(axis=axis)) for axis in (1, 0))
     z, y, x = (slice(int(line[0]), int(line[-1]) + 1) for line in (slices, rows, columns))
     return z, y, x
 
 
 def _pieces(
-    number: np.ndarray, index: np.ndarray, values: np.ndarray, grid: Grid
+    number: np.ndarray, index: np.ndarray, values: np.ndarray, grid: Grid, reason: Reason
 ) -> tuple[Piece, ...]:
     """The components that voxels form, largest first.
 
@@ -129,6 +319,7 @@ def _pieces(
         index: (3, voxels) slice, row, column.
         values: (voxels,) labels.
         grid: of the labels.
+        reason: why they are removed.
     """
     sizes = np.bincount(number)
     sums = [np.bincount(number, weights=axis) for axis in index]
@@ -140,6 +331,6 @@ def _pieces(
         for k in np.flatnonzero(counts).tolist():
             voxels[k][label] = int(counts[k])
     return tuple(
-        Piece(volume_ml=volumes[k], centre_mm=tuple(centres[k]), voxels=voxels[k])
+        Piece(volume_ml=volumes[k], centre_mm=tuple(centres[k]), voxels=voxels[k], reason=reason)
         for k in np.argsort(-sizes, kind="stable").tolist()
     )

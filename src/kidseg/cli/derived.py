@@ -66,6 +66,10 @@ def ensemble(
         typer.Option("--flip/--no-flip", help="Set test_time_flip; by default as the models say."),
     ] = None,
     adapt: Adapt = None,
+    lone_tumour_ml: Annotated[
+        float | None,
+        typer.Option(min=0, help="Set postprocess.lone_tumour_ml; by default as the models say."),
+    ] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -80,7 +84,14 @@ def ensemble(
     from kidseg.members import ensemble
 
     made = ensemble(
-        models, out, member=member, half=half, flip=flip, adapt=adapt, overwrite=overwrite
+        models,
+        out,
+        member=member,
+        half=half,
+        flip=flip,
+        adapt=adapt,
+        lone_tumour_ml=lone_tumour_ml,
+        overwrite=overwrite,
     )
     print_result(made, ensemble_text(made), as_json, quiet)
 

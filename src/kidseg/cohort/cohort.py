@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-import torch
+import numpy as np
 
 from kidseg.cohort.items import Drawn, SliceIndex
 from kidseg.cohort.stored import is_labelled, schema_of_store, subject_of, target_of_store
@@ -199,13 +199,15 @@ def patient_dice(
         schema: defines the regions.
         ignore: (1, ...) bool: voxels to ignore.
     """
+    pair = [labels.data.cpu().numpy() for labels in (found, reference)]
+    if ignore is not None:
+        counted = ~ignore.data.cpu().numpy()
+        pair = [values[counted] for values in pair]
     out: dict[str, float | None] = {}
     for name, members in schema.regions.items():
-        numbers = torch.tensor(members, dtype=torch.uint8)
-        a = torch.isin(found.data.cpu(), numbers)
-        b = torch.isin(reference.data.cpu(), numbers)
-        if ignore is not None:
-            a, b = a & ~ignore.data.cpu(), b & ~ignore.data.cpu()
-        total = int(a.sum()) + int(b.sum())
-        out[name] = 2 * int((a & b).sum()) / total if total else None
+        region = np.zeros(256, dtype=bool)
+        region[list(members)] = True
+        a, b = (region[values] for values in pair)
+        total = int(np.count_nonzero(a)) + int(np.count_nonzero(b))
+        out[name] = 2 * int(np.count_nonzero(a & b)) / total if total else None
     return out

@@ -1,7 +1,7 @@
 """Inference: run the steps of a method, and restore the result to the scan's voxels."""
 
 from kidseg.pipeline.borders import reaches_border
-from kidseg.pipeline.restore import decide, restore
+from kidseg.pipeline.restore import Samples, decide, restore, sample
 from kidseg.pipeline.steps import Locate, Note, Progress, Region, Segment, Step, advance
 from kidseg.pipeline.views import Blocks, Planes, View
 
@@ -12,6 +12,7 @@ __all__ = [
     "Planes",
     "Progress",
     "Region",
+    "Samples",
     "Segment",
     "Step",
     "View",
@@ -19,4 +20,5 @@ __all__ = [
     "decide",
     "reaches_border",
     "restore",
+    "sample",
 ]

@@ -25,9 +25,8 @@ half a voxel from the region's border (nearer, the edge value is repeated) and u
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from itertools import product
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -37,8 +36,16 @@ from kidseg.errors import ModelError
 from kidseg.geometry import Grid, Volume, index_from_voxels, is_sub_grid, sample_window
 from kidseg.labels import Target
 from kidseg.pipeline.steps import Region
+from kidseg.pipeline.windows import (
+    Window,
+    bounding_window,
+    disjoint,
+    intersection,
+    part_of,
+    projected,
+)
 
-__all__ = ["decide", "restore"]
+__all__ = ["Samples", "decide", "restore", "sample"]
 
 # Threshold of non-exclusive channels. Source: nnU-Net, `convert_probabilities_to_segmentation` for
 # regions.
@@ -48,9 +55,6 @@ _PRESENT = 0.5
 _WEIGHT_ROUNDING = 16
 # The same of two such sums, each times a weight of the target.
 _TWO_ROUNDINGS = 2 * _WEIGHT_ROUNDING + 4
-
-_Window = tuple[range, range]
-"""Rows and columns of a slice of the scan."""
 
 
 @torch.no_grad()
@@ -85,17 +89,92 @@ def restore(regions: Sequence[Region], scan: Grid, target: Target) -> Volume:
             slice-wise probabilities and the scan do not coincide.
         ModelError: "not-finite-probabilities".
     """
+    return _decided(_sampled(regions, scan, target), scan, target)
+
+
+@torch.no_grad()
+def sample(regions: Sequence[Region], scan: Grid, targets: Sequence[Target]) -> Samples:
+    """Resample the probabilities of regions once, to decide by several targets.
+
+    Args:
+        regions: see `restore`.
+        scan: grid of the scan.
+        targets: that differ only in their weights.
+
+    Raises:
+        ValueError: the targets differ otherwise, or there are none; see also `restore`.
+        ModelError: "not-finite-probabilities".
+    """
+    return Samples(scan=scan, parts=tuple(_sampled(regions, scan, _widest(targets))))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Samples:
+    """Probabilities on the scan's voxels, wherever one of several targets may find foreground.
+
+    Attributes:
+        scan: grid of the scan.
+        parts: of its slices; the rest is background.
+    """
+
+    scan: Grid
+    parts: tuple[_Sample, ...]
+
+    @torch.no_grad()
+    def decided(self, target: Target) -> Volume:
+        """The labels by one of the targets; those of `restore`."""
+        return _decided(self.parts, self.scan, target)
+
+
+@dataclass(frozen=True, eq=False)
+class _Sample:
+    """Probabilities in a window of a slice of the scan.
+
+    Attributes:
+        k: the slice.
+        window: rows and columns; disjoint from the other windows of the slice.
+        places: the part of the window that each place covers, and its (channels, rows, columns)
+            mean probabilities there.
+    """
+
+    k: int
+    window: Window
+    places: tuple[tuple[Window, Tensor], ...]
+
+
+def _sampled(regions: Sequence[Region], scan: Grid, target: Target) -> Iterator[_Sample]:
+    """All windows that may contain foreground, slice by slice."""
     places: dict[str, list[_Source]] = {}
     for region in regions:
         places.setdefault(region.name, []).append(_source(region, scan, target))
     sources = [source for ensemble in places.values() for source in ensemble]
+    for k in range(scan.shape[0]):
+        for window in disjoint(source.foreground_window(k) for source in sources):
+            means = [_ensemble_mean(each, k, window, target) for each in places.values()]
+            yield _Sample(k, window, tuple(mean for mean in means if mean is not None))
+
+
+def _decided(samples: Iterable[_Sample], scan: Grid, target: Target) -> Volume:
     writes = torch.tensor((0, *target.writes), dtype=torch.uint8)
     out = torch.zeros((1, *scan.shape), dtype=torch.uint8)
-    for k in range(scan.shape[0]):
-        for window in _disjoint(source.foreground_window(k) for source in sources):
-            channels = _decided_window(list(places.values()), k, window, target)
-            _part(out[0, k], window).copy_(writes[channels.int()])
+    for each in samples:
+        part_of(out[0, each.k], each.window).copy_(writes[_decided_window(each, target).int()])
     return Volume(out, scan)
+
+
+def _widest(targets: Sequence[Target]) -> Target:
+    """A target that finds foreground wherever one of these does."""
+    alike = {replace(target, weights=()) for target in targets}
+    if len(alike) != 1:
+        raise ValueError(f"targets must differ only in their weights, not {len(alike)} in more")
+    (target,) = alike
+    if not any(each.weights for each in targets):
+        return target
+    every = [each.weights or (1.0,) * target.outputs for each in targets]
+    weights = [max(of_output) for of_output in zip(*every, strict=True)]
+    if target.exclusive:
+        weights[0] = min(each[0] for each in every)
+    return replace(target, weights=tuple(weights))
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,16 +200,16 @@ class _Source:
     foreground: np.ndarray
     size: tuple[int, int]
 
-    def foreground_window(self, k: int) -> _Window | None:
+    def foreground_window(self, k: int) -> Window | None:
         """The window of slice k of the scan that may contain foreground; None if there is none."""
         return self._window(k, self.foreground)
 
-    def window(self, k: int) -> _Window | None:
+    def window(self, k: int) -> Window | None:
         """The window of slice k of the scan that the data cover; None if they do not."""
         slices, rows, columns = self.data.shape[1:]
         return self._window(k, np.tile((0, rows - 1, 0, columns - 1), (slices, 1)))
 
-    def sampled(self, k: int, window: _Window, fill: Tensor) -> Tensor:
+    def sampled(self, k: int, window: Window, fill: Tensor) -> Tensor:
         """(channels, rows, columns) in a part of `window(k)`; `fill`, (channels,), outside."""
         row = slice(k, k + 1)
         if self.copied:
@@ -140,20 +219,20 @@ class _Source:
                 range(line.start + first, line.stop + first)
                 for line, first in zip(window, (top, left), strict=True)
             )
-            return _part(self.data[:, int(self.planes[k])], (shifted[0], shifted[1]))
+            return part_of(self.data[:, int(self.planes[k])], (shifted[0], shifted[1]))
         planes = None if self.planes is None else self.planes[row]
         return sample_window(self.data, self.index_from_scan[row], planes, window, fill)[:, 0]
 
-    def _window(self, k: int, boxes: np.ndarray) -> _Window | None:
+    def _window(self, k: int, boxes: np.ndarray) -> Window | None:
         plane = None if self.planes is None else int(self.planes[k])
         if not self.copied:
-            return _projected(boxes, self.matrices[k], plane, self.size)
+            return projected(boxes, self.matrices[k], plane, self.size)
         assert plane is not None
         if not 0 <= plane < len(boxes) or boxes[plane, 0] < 0:
             return None
         top, left = self._offset()
         first, last, start, end = (int(n) for n in boxes[plane])
-        return _intersection(
+        return intersection(
             (range(first - top, last + 1 - top), range(start - left, end + 1 - left)),
             (range(self.size[0]), range(self.size[1])),
         )
@@ -237,24 +316,20 @@ def _foreground_boxes(data: Tensor, target: Target) -> np.ndarray:
     return boxes
 
 
-def _decided_window(
-    places: Sequence[Sequence[_Source]], k: int, window: _Window, target: Target
-) -> Tensor:
-    """(rows, columns) uint8 in slice k of the scan: 1 + the channel to write; 0 is background."""
-    out = torch.zeros([len(line) for line in window], dtype=torch.uint8)
+def _decided_window(sample: _Sample, target: Target) -> Tensor:
+    """(rows, columns) uint8: 1 + the channel to write; 0 is background."""
+    out = torch.zeros([len(line) for line in sample.window], dtype=torch.uint8)
     least = torch.full(out.shape, torch.inf, dtype=torch.float64)
-    means = [_ensemble_mean(ensemble, k, window, target) for ensemble in places]
-    covering = [mean for mean in means if mean is not None]
-    for part, probabilities in covering:
+    for part, probabilities in sample.places:
         values = _weighted(probabilities, target)
         channels = _channels(values, target.exclusive).cpu()
-        here = _part(out, part, window)
-        if len(covering) == 1:
+        here = part_of(out, part, sample.window)
+        if len(sample.places) == 1:
             here.copy_(channels)
             break
         background = values[0] if target.exclusive else -_maximum(values)
         background = background.cpu().double()
-        previous = _part(least, part, window)
+        previous = part_of(least, part, sample.window)
         lower = torch.where(background == previous, torch.minimum(here, channels), here)
         here.copy_(torch.where(background < previous, channels, lower))
         previous.copy_(torch.minimum(background, previous))
@@ -262,29 +337,29 @@ def _decided_window(
 
 
 def _ensemble_mean(
-    ensemble: Sequence[_Source], k: int, window: _Window, target: Target
-) -> tuple[_Window, Tensor] | None:
+    ensemble: Sequence[_Source], k: int, window: Window, target: Target
+) -> tuple[Window, Tensor] | None:
     """The part of a window that an ensemble covers, and its (channels, rows, columns) mean there.
 
     None if no member covers any of the window.
     """
     fill = torch.tensor(target.background)
-    parts = [_intersection(source.window(k), window) for source in ensemble]
+    parts = [intersection(source.window(k), window) for source in ensemble]
     covering = [(s, part) for s, part in zip(ensemble, parts, strict=True) if part is not None]
     if not covering:
         return None
     if len(covering) == 1:
         ((source, part),) = covering
         return part, source.sampled(k, part, fill)
-    union = _bounding_window([part for _, part in covering])
+    union = bounding_window([part for _, part in covering])
     size = [len(line) for line in union]
     total = torch.zeros((len(fill), *size), dtype=torch.float64)
     count = torch.zeros(size, dtype=torch.float64)
     outside = torch.full_like(fill, torch.nan)  # the data are finite, so NaN marks the outside
     for source, part in covering:
         values = source.sampled(k, part, outside).cpu().double()
-        _part(count, part, union).add_(~values[0].isnan())
-        _part(total, part, union).add_(values.nan_to_num(0.0))
+        part_of(count, part, union).add_(~values[0].isnan())
+        part_of(total, part, union).add_(values.nan_to_num(0.0))
     mean = total / count.clamp(min=1)
     return union, torch.where(count > 0, mean, fill.double()[:, None, None])
 
@@ -320,82 +395,3 @@ def _maximum(values: Tensor) -> Tensor:
     for value in values[1:]:
         maximum = torch.maximum(maximum, value)
     return maximum
-
-
-def _part(values: Tensor, part: _Window, window: _Window = (range(0), range(0))) -> Tensor:
-    """The rows and columns `part` of values that cover `window`; shares memory."""
-    top, left = (line.start for line in window)
-    rows, columns = part
-    return values[
-        ..., rows.start - top : rows.stop - top, columns.start - left : columns.stop - left
-    ]
-
-
-def _intersection(one: _Window | None, other: _Window) -> _Window | None:
-    """The intersection of two windows; None if it is empty."""
-    if one is None:
-        return None
-    rows, columns = (
-        range(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(one, other, strict=True)
-    )
-    return (rows, columns) if rows and columns else None
-
-
-def _bounding_window(windows: Sequence[_Window]) -> _Window:
-    """The smallest window that contains all windows."""
-    rows, columns = (
-        range(min(w[i].start for w in windows), max(w[i].stop for w in windows)) for i in (0, 1)
-    )
-    return rows, columns
-
-
-def _disjoint(windows: Iterable[_Window | None]) -> list[_Window]:
-    """Disjoint windows that cover all of these; overlapping windows are merged."""
-    disjoint: list[_Window] = []
-    for window in windows:
-        if window is None:
-            continue
-        while overlapping := [other for other in disjoint if _intersection(other, window)]:
-            disjoint = [other for other in disjoint if other not in overlapping]
-            window = _bounding_window([window, *overlapping])
-        disjoint.append(window)
-    return disjoint
-
-
-def _projected(
-    boxes: np.ndarray, index_from_target: np.ndarray, plane: int | None, size: tuple[int, int]
-) -> _Window | None:
-    """Rows and columns of a target slice that the boxes can influence; None if there are none.
-
-    Args:
-        boxes: of the source's slices, see `_foreground_boxes`.
-        index_from_target: (4, 4), see `index_from_voxels`.
-        plane: the source slice whose plane contains the target slice, if there is one.
-        size: rows and columns of the target.
-    """
-    if plane is None:
-        depths = index_from_target[0] @ _corners((0, 0), *((0, n - 1) for n in size))
-        first, last = int(np.floor(depths.min())), int(np.ceil(depths.max()))
-    else:
-        first = last = plane
-    slices = np.arange(max(first, 0), min(last, len(boxes) - 1) + 1)
-    slices = slices[boxes[slices, 0] >= 0]
-    if not len(slices):
-        return None
-    # A pixel influences the interpolation up to its neighbours; the rest covers rounding.
-    low, high = boxes[slices].min(0)[[0, 2]] - 1.01, boxes[slices].max(0)[[1, 3]] + 1.01
-    ends = (slices[0] - 1.01, slices[-1] + 1.01)
-    if plane is not None:
-        ends = (index_from_target[0, 3],) * 2
-    corners = _corners(ends, *zip(low, high, strict=True))
-    on_target = np.linalg.inv(index_from_target)[1:3] @ corners
-    starts = np.maximum(np.ceil(on_target.min(1)), 0).astype(int)
-    stops = np.minimum(np.floor(on_target.max(1)) + 1, size).astype(int)
-    if (starts >= stops).any():
-        return None
-    return range(starts[0], stops[0]), range(starts[1], stops[1])
-
-
-def _corners(*ends: tuple[float, float]) -> np.ndarray:
-    """(4, 8) homogeneous coordinates of the corners of a box, given both ends of each axis."""
-    return np.array([(*corner, 1.0) for corner in product(*ends)]).T

@@ -154,14 +154,7 @@ def segment(
     todo = check_outputs(todo, outputs, index, overwrite=overwrite, resumable=resumable)
     references = {} if reference is None else _references(todo, Path(reference), predictor)
     if dry_run:
-        return [
-            {
-                "name": source.name,
-                "scan": str(source.path),
-                "outputs": [str(file) for file in outputs[source.name].all],
-            }
-            for source in todo
-        ]
+        return [_planned(source, outputs[source.name]) for source in todo]
     prepare_folder(out)
     run = _Run(
         predictor=predictor,
@@ -172,8 +165,37 @@ def segment(
         outputs=outputs,
         references=references,
     )
-    done = list(known.values())
+    return _segment_all(todo, list(known.values()), run, report, progress)
+
+
+def _planned(source: Source, outputs: Outputs) -> dict[str, Any]:
+    """A scan that would be segmented."""
+    return {
+        "name": source.name,
+        "scan": str(source.path),
+        "outputs": [str(file) for file in outputs.all],
+    }
+
+
+def _segment_all(
+    todo: Sequence[Source],
+    done: list[dict[str, Any]],
+    run: _Run,
+    report: Callable[[Mapping[str, Any]], None] | None,
+    progress: Callable[[int, int], None] | None,
+) -> list[dict[str, Any]]:
+    """Segment scans one after the other; raises as `segment`.
+
+    Args:
+        todo: the scans.
+        done: entries of those that were segmented before; the others are added.
+        run: what they have in common.
+        report: called with each entry.
+        progress: called with (done, total).
+    """
     failed: list[KidsegError] = []
+    known = len(done)
+    total = known + len(todo)
     for k, source in enumerate(todo):
         entry, failure = _attempt(source, run)
         if failure is None:
@@ -183,10 +205,10 @@ def segment(
         if report is not None:
             report(entry)
         if progress is not None:
-            progress(len(known) + k + 1, len(sources))
-        if failure is not None and _is_out_full(failure, out):
-            raise _stopped(failure, len(done), len(sources))
-    _raise_failed(failed, len(sources), out)
+            progress(known + k + 1, total)
+        if failure is not None and _is_out_full(failure, run.out):
+            raise _stopped(failure, len(done), total)
+    _raise_failed(failed, total, run.out)
     return done
 
 

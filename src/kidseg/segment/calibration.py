@@ -94,34 +94,18 @@ def calibrate(
     """
     source, out = find_model(model), Path(out)
     check_writable(out, overwrite=overwrite)
-    predictor = load_predictor(source, device)
-    if not predictor.method.target.exclusive:
-        raise UsageError(
-            "its outputs are regions that overlap, each with a threshold of its own",
-            path=source,
-            code="overlapping-regions",
-            next_step="Only models with exclusive labels can be calibrated.",
-        )
+    predictor = _calibratable(source, device)
     data = open_dataset(dataset)
     used = _labelled(data, cases)
     grid = grid_of(predictor)
-    tables: list[list[Dice]] = []
-    for k, case in enumerate(used):
-        tables.append(list(_dice_of_case(predictor, data, case, grid)))
-        if progress is not None:
-            progress(k + 1, len(used))
-    regions = _regions(predictor)
-    choices = [
-        _choice(weights, dice, regions)
-        for weights, dice in zip(grid, zip(*tables, strict=True), strict=True)
-    ]
+    choices = _choices(predictor, data, used, grid, progress)
     best, before = choose(choices), choices[grid.index(dict.fromkeys(grid[0], 1.0))]
     file = load_model(source)
     digests = {case.id: joint_sha256(map(sha256_of, source_files(case))) for case in used}
     decision = {name: weight for name, weight in best.weights.items() if weight != 1.0}
     record = {
         "decision": decision,
-        "regions": list(regions),
+        "regions": list(_regions(predictor)),
         "cases": [case.id for case in used],
         "before": _facts(before),
         "after": _facts(best),
@@ -164,6 +148,39 @@ def choose(choices: Sequence[Choice]) -> Choice:
     return max(choices, key=rank)
 
 
+def _calibratable(path: Path, device: str) -> Predictor:
+    """The predictor of a model whose outputs are exclusive; raises as `calibrate`."""
+    predictor = load_predictor(path, device)
+    if not predictor.method.target.exclusive:
+        raise UsageError(
+            "its outputs are regions that overlap, each with a threshold of its own",
+            path=path,
+            code="overlapping-regions",
+            next_step="Only models with exclusive labels can be calibrated.",
+        )
+    return predictor
+
+
+def _choices(
+    predictor: Predictor,
+    data: Dataset,
+    cases: Sequence[Case],
+    grid: Sequence[Decision],
+    progress: Callable[[int, int], None] | None,
+) -> list[Choice]:
+    """The Dice of each decision in the cases."""
+    tables: list[list[Dice]] = []
+    for k, case in enumerate(cases):
+        tables.append(list(_dice_of_case(predictor, data, case, grid)))
+        if progress is not None:
+            progress(k + 1, len(cases))
+    regions = _regions(predictor)
+    return [
+        _choice(weights, dice, regions)
+        for weights, dice in zip(grid, zip(*tables, strict=True), strict=True)
+    ]
+
+
 def _dice_of_case(
     predictor: Predictor, data: Dataset, case: Case, grid: Sequence[Decision]
 ) -> Iterator[Dice]:
@@ -176,9 +193,8 @@ def _dice_of_case(
     scan = read_scan(case.images[0], channels, options, case).volume
     labels, ignore = reference.on(scan.grid, options)
     found = predictor.find(scan, case.id)
-    for decision in grid:
-        decided, _, _ = predictor.decide(found, scan.grid, decision)
-        yield patient_dice(decided, labels, predictor.schema, ignore)
+    for decided in predictor.decide_by(found, scan.grid, grid):
+        yield patient_dice(decided.labels, labels, predictor.schema, ignore)
 
 
 def _labelled(data: Dataset, cases: Sequence[str] | None) -> list[Case]:

@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from kidseg.checkpoint import load_model
-from kidseg.cohort.subject import Subject, prepare
+from kidseg.cohort.subject import Material, Subject, prepare
 from kidseg.cohort.training_range import Placement, renal_numbers, values_of
 from kidseg.errors import Finding
-from kidseg.geometry import Grid, Volume, has_parallel_slices, in_plane_pose
+from kidseg.geometry import Grid, Volume
 from kidseg.intensity import Normalisation
 from kidseg.labels import LabelSchema, Target
-from kidseg.measure import Midline, Side, Sides, measure_sides
+from kidseg.measure import Midline, Sides, measure_sides
 from kidseg.members import members_of
 from kidseg.methods import Method
 from kidseg.model_file import find_model
-from kidseg.pipeline import Progress, Region, advance, reaches_border, restore
-from kidseg.postprocess import Piece, min_volume_ml, remove_small
+from kidseg.pipeline import Progress, Region, advance, reaches_border, restore, sample
 from kidseg.segment.adaptation import PRIOR_SLICES, Adapt, Adaptation, checked_adapt, checked_prior
 from kidseg.segment.clock import Clock
 from kidseg.segment.decision import weighted
+from kidseg.segment.removal import Decided, postprocessed
+from kidseg.segment.result_facts import grid_facts, overlap_facts, rounded, sides_facts, volumes_of
 from kidseg.segment.suitability import judge
 from kidseg.segment.trained_method import damaged_if_invalid, load_method, schema_of
 
 __all__ = ["Predictor", "Segmentation", "load_predictor"]
-
-# Noise may have 100,000 connected components; listing them all would take seconds.
-_MAX_PIECES = 100
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,7 +69,8 @@ class Predictor:
         clock = Clock()
         found = self.find(scan, name, clock)
         subject, progress = found.subject, found.progress
-        labels, removed, least_ml = self.decide(found, scan.grid, clock=clock)
+        decided = self.decide(found, scan.grid, clock)
+        labels = decided.labels
         middle = Midline.of(
             subject.image.grid, None if subject.body is None else subject.body.per_slice
         )
@@ -86,26 +84,27 @@ class Predictor:
         unit_mm = material.pixel_mm or float(scan.grid.spacing_mm[2])
         facts = {
             "grids": {
-                name: [_grid_facts(region, subject, unit_mm) for region in regions]
+                name: [grid_facts(region, subject, unit_mm) for region in regions]
                 for name, regions in progress.steps.items()
             },
             "adapted": {"by": self.adapt, **found.adaptation.as_dict()},
             "decision": self.decision,
             **self._ensemble_facts(),
-            "overlap": _overlap_facts(placement, labels),
-            "training_range": _rounded(suitability.facts),
+            "overlap": overlap_facts(placement, labels),
+            "training_range": rounded(suitability.facts),
             "notes": {
                 name: {"text": note.text, **note.facts} for name, note in progress.notes.items()
             },
-            "removed": _removed_facts(removed, least_ml),
-            "volumes_ml": _volumes(labels, self.schema, self.method.target),
-            "sides": _sides_facts(sides, middle, self.schema, self.method.target),
+            "removed": decided.removed_facts(),
+            "volumes_ml": volumes_of(labels, self.schema, self.method.target),
+            "sides": sides_facts(sides, middle, self.schema, self.method.target),
         }
         return Segmentation(
             labels=labels,
             facts=facts,
             findings=(
                 *_findings(labels, subject, progress, sides, name),
+                *decided.findings(name),
                 *(finding for note in progress.notes.values() for finding in note.findings),
                 *suitability.findings,
                 *found.adaptation.findings(self.adapt, name),
@@ -126,19 +125,21 @@ class Predictor:
     def find(self, scan: Volume, name: str = "scan", clock: Clock | None = None) -> Found:
         """Prepare a scan and run the steps, without deciding labels; errors as for a call."""
         clock = clock or Clock()
-        first = self._advanced(self.method, scan, name, clock)
-        regions = list(first.regions)
-        for other in self.others:
-            regions += self._advanced(other, scan, name, Clock()).regions
+        required, *others = _required((self.method, *self.others))
+        subject = prepare(scan, *required, name=name)
+        clock.lap("prepare")
+        first = self._advanced(self.method, subject, clock)
+        regions, known = list(first.regions), {required: subject}
+        for method, needs in zip(self.others, others, strict=True):
+            if needs not in known:
+                known[needs] = prepare(scan, *needs, name=name)
+            regions += self._advanced(method, known[needs], Clock()).regions
         if self.others:
             clock.lap("other members")
         return replace(first, regions=tuple(regions))
 
-    def _advanced(self, method: Method, scan: Volume, name: str, clock: Clock) -> Found:
-        """Prepare a scan for a member, and run its steps."""
-        material = method.material(method.config, method.plan)
-        subject = prepare(scan, material, method.plan.channels, name=name)
-        clock.lap("prepare")
+    def _advanced(self, method: Method, subject: Subject, clock: Clock) -> Found:
+        """Run the steps of a member on a prepared scan."""
         steps = method.steps(subject)
         adaptation = Adaptation.of(method, steps, subject, self.prior_slices)
         progress = advance(subject.image, adaptation.steps(steps))
@@ -148,37 +149,44 @@ class Predictor:
         )
 
     @torch.no_grad()
-    def decide(
-        self,
-        found: Found,
-        scan: Grid,
-        decision: Mapping[str, float] | None = None,
-        clock: Clock | None = None,
-    ) -> tuple[Volume, tuple[Piece, ...], float]:
-        """Decide the labels on the scan's voxels, and remove small components.
+    def decide(self, found: Found, scan: Grid, clock: Clock | None = None) -> Decided:
+        """Decide the labels on the scan's voxels, and remove components that are none.
 
         Args:
             found: the probabilities.
             scan: grid of the scan.
-            decision: weights of the outputs; None: those of the model.
             clock: that measures it.
-
-        Returns:
-            (1, slices, rows, columns) uint8; the components removed; their largest volume in ml.
         """
         clock = clock or Clock()
-        target = _target_of(found.progress, self.method)
-        if decision is not None:
-            target = weighted(target, self.schema, decision)
-        restored = restore(found.regions, scan, target)
+        restored = restore(found.regions, scan, _target_of(found.progress, self.method))
         clock.lap("restore")
-        radius = None if found.subject.body is None else found.subject.body.radius_mm
-        config = self.method.config.postprocess
-        least_ml = min_volume_ml(config, radius, _voxel_ml(found.progress))
-        keep_ends = config.least_voxels is None
-        labels, removed = remove_small(restored, least_ml, keep_ends=keep_ends)
+        decided = self._postprocessed(found, restored)
         clock.lap("postprocess")
-        return labels, removed, least_ml
+        return decided
+
+    @torch.no_grad()
+    def decide_by(
+        self, found: Found, scan: Grid, decisions: Sequence[Mapping[str, float]]
+    ) -> Iterator[Decided]:
+        """Decide the labels by the weights of each decision, as `decide` does by the model's.
+
+        The probabilities are sampled once.
+        """
+        target = _target_of(found.progress, self.method)
+        targets = [weighted(target, self.schema, decision) for decision in decisions]
+        samples = sample(found.regions, scan, targets)
+        for target in targets:
+            yield self._postprocessed(found, samples.decided(target))
+
+    def _postprocessed(self, found: Found, labels: Volume) -> Decided:
+        return postprocessed(
+            labels,
+            self.method.config.postprocess,
+            self.schema,
+            _target_of(found.progress, self.method),
+            None if found.subject.body is None else found.subject.body.radius_mm,
+            _voxel_ml(found.progress),
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -264,6 +272,19 @@ def load_predictor(
     )
 
 
+def _required(methods: Sequence[Method]) -> list[tuple[Material, tuple[Normalisation, ...]]]:
+    """What each method requires of a prepared scan, so that as many as possible share one.
+
+    A method without masks shares that of a method with masks.
+    """
+    own = [(each.material(each.config, each.plan), each.plan.channels) for each in methods]
+    shared = []
+    for needs in own:
+        alike = [other for other in own if (replace(other[0], masks=None), other[1]) == needs]
+        shared.append(max(alike, key=lambda other: other[0].masks is not None, default=needs))
+    return shared
+
+
 def _target_of(progress: Progress, method: Method) -> Target:
     """The target of the step whose regions give the labels."""
     target = progress.found[0].target if progress.found else None
@@ -274,117 +295,6 @@ def _voxel_ml(progress: Progress) -> float:
     """Volume of the voxels on which the labels were predicted; 0 if nothing was."""
     volumes = [region.grid.voxel_ml.median() for region in progress.found]
     return float(volumes[0]) if volumes else 0.0
-
-
-def _grid_facts(region: Region, subject: Subject, unit_mm: float) -> dict[str, Any]:
-    """Shape and pixel size of a region's grid, and its in-plane pose relative to the scan.
-
-    Without a pose if its slices are not those of the scan ("across": sagittal, for example).
-
-    Args:
-        region: of a step.
-        subject: the patient.
-        unit_mm: pixel size that corresponds to scale 1.
-    """
-    grid = region.grid
-    spacing = grid.spacing_mm.reshape(-1, 3)
-    facts: dict[str, Any] = {
-        "name": region.name,
-        "shape": list(grid.shape),
-        "pixel_mm": [round(float(v), 4) for v in spacing[:, 1:].median(0).values],
-    }
-    if not has_parallel_slices(grid, subject.image.grid):
-        return {**facts, "slices": "across"}
-    pose = in_plane_pose(grid, subject.image.grid)
-    figures = {
-        "angle_deg": torch.rad2deg(pose.angle_rad).reshape(-1, 1),
-        "scale": spacing[:, 1:].flip(-1) / unit_mm,
-        "shift_mm": pose.shift_mm.reshape(-1, 2),
-    }
-    for name, values in figures.items():
-        table = values.double()
-        facts[name] = {
-            "median": [round(float(v), 4) for v in table.median(0).values],
-            "least": [round(float(v), 4) for v in table.amin(0)],
-            "most": [round(float(v), 4) for v in table.amax(0)],
-        }
-        if bool((table != table[:1]).any()):
-            facts[name]["per_slice"] = [[round(float(v), 4) for v in row] for row in table]
-    return facts
-
-
-def _removed_facts(removed: Sequence[Piece], least_ml: float) -> dict[str, Any]:
-    """Components removed by postprocessing: totals, and the largest ones individually."""
-    return {
-        "below_ml": round(least_ml, 4),
-        "count": len(removed),
-        "volume_ml": round(sum(piece.volume_ml for piece in removed), 4),
-        "pieces": [piece.as_dict() for piece in removed[:_MAX_PIECES]],
-    }
-
-
-def _overlap_facts(placement: Placement, found: Volume) -> dict[str, Any] | None:
-    """Overlap and agreement with the reference, which pose was kept, and the slices compared.
-
-    None without a reference.
-
-    Args:
-        placement: of the patient.
-        found: predicted labels, which determine the slices.
-    """
-    if placement.compared is None:
-        return None
-    by = "slices where something was found" if bool((found.data > 0).any()) else "all slices"
-    return {
-        **{when: _rounded(masks) for when, masks in placement.overlap.items()},
-        "agreement": _rounded(placement.agreement),
-        "kept": "correction" if placement.corrected else "start",
-        "compared": {"first": placement.compared[0], "last": placement.compared[1], "by": by},
-    }
-
-
-def _rounded(figures: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: _rounded(value)
-        if isinstance(value, Mapping)
-        else round(value, 4)
-        if isinstance(value, float)
-        else value
-        for name, value in figures.items()
-    }
-
-
-def _volumes(labels: Volume, schema: LabelSchema, target: Target) -> dict[str, float]:
-    """Volume of each region in ml."""
-    counts = np.bincount(labels.data.numpy().ravel(), minlength=256)
-    voxel_ml = float(labels.grid.voxel_ml)
-    return {
-        name: round(float(counts[list(members)].sum()) * voxel_ml, 4)
-        for name, members in schema.regions.items()
-        if target.expresses(members)
-    }
-
-
-def _sides_facts(
-    sides: Sides | None, midline: Midline, schema: LabelSchema, target: Target
-) -> dict[str, Any] | None:
-    """Volumes of kidney, tumour and cyst in ml by side; None without a kidney in the schema."""
-    if sides is None:
-        return None
-
-    def facts(side: Side) -> dict[str, Any]:
-        volumes = {
-            meaning: volume
-            for meaning, volume in side.volumes_ml.items()
-            if target.expresses([i for i in schema.ids if schema.meaning[i] == meaning])
-        }
-        return {"volumes_ml": volumes, "partial": bool(side.borders), "borders": list(side.borders)}
-
-    return {
-        "right": facts(sides.right),
-        "left": facts(sides.left),
-        "midline": "body" if midline.is_body else "image",
-    }
 
 
 def _findings(
