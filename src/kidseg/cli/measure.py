@@ -154,7 +154,8 @@ def _tumour(tumour: Structure) -> list[str]:
         for quantity in tumour.quantities
         if quantity.name not in _SIZES
     ]
-    rows.append(["crosses the midline", tumour.crosses_midline or "cannot tell", ""])
+    crosses = {"met": "yes", "not met": "no"}.get(tumour.crosses_midline or "", "cannot tell")
+    rows.append(["crosses the midline", crosses, ""])
     for name, component in tumour.renal_score.items():
         points = " or ".join(map(str, component.points)) or "cannot tell"
         rows.append([f"R.E.N.A.L. {name}", points, component.reason])
