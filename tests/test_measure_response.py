@@ -23,9 +23,22 @@ from kidseg.measure.response import Change, changes, difference, match_tumours, 
 from solids import positions
 
 SPACING = (4.0, 2.5, 2.5)
+CRITERIA = read_criteria()
 NUMBERED = LabelSchema.from_names({1: "kidney", 2: "tumour 1", 3: "tumour 2"})
 
 Ball = tuple[Sequence[float], float]
+
+
+class Scene:
+    """Labels, and what is found and measured in them."""
+
+    def __init__(self, labelled: Labelled) -> None:
+        self.labelled, self.parts = labelled, find_parts(labelled, 0.1)
+
+    @property
+    def measured(self) -> tuple[Parts, Measurement]:
+        known = {"person": Patient(), "margin_mm": 5.0, "entered": {}}
+        return self.parts, measure_parts(self.labelled, self.parts, CRITERIA, **known)  # type: ignore[arg-type]
 
 
 def scene(
@@ -34,7 +47,7 @@ def scene(
     spacing_mm: Sequence[float] = SPACING,
     numbers: Sequence[int] = (),
     schema: LabelSchema = KIDNEY_TUMOUR,
-) -> tuple[Parts, Measurement]:
+) -> Scene:
     """Two kidneys and balls as tumours, all moved, on a grid of its own."""
     move = np.array(move_mm, dtype=float)
     shape = [int(size / step) for size, step in zip((140, 90, 180), spacing_mm, strict=True)]
@@ -52,21 +65,17 @@ def scene(
         midline=Midline.at(float(move[0]), "body"),
         tracking=tracking,
     )
-    parts = find_parts(labelled, 0.1)
-    measurement = measure_parts(
-        labelled, parts, read_criteria(), person=Patient(), margin_mm=5.0, entered={}
-    )
-    return parts, measurement
+    return Scene(labelled)
 
 
 def by_subject(found: Sequence[Change]) -> dict[str, Change]:
     return {change.subject: change for change in found}
 
 
-def matches(before: tuple[Parts, Measurement], after: tuple[Parts, Measurement]) -> list[object]:
+def matches(before: Scene, after: Scene) -> list[object]:
     return [
         (tuple(p.id for p in m.before), tuple(p.id for p in m.after), m.matched)
-        for m in match_tumours(before[0], after[0])
+        for m in match_tumours(before.parts, after.parts)
     ]
 
 
@@ -113,7 +122,7 @@ def test_a_lower_bound_has_an_open_change() -> None:
 def test_a_tumour_that_shrank_is_matched_by_overlap_on_another_grid() -> None:
     before = scene(((45, 15, 20), 20))
     after = scene(((45, 12, 22), 12), spacing_mm=(2.0, 3.0, 1.8))
-    found = by_subject(changes(before, after))
+    found = by_subject(changes(before.measured, after.measured))
     tumour = found["right tumour 1"]
     assert tumour.matched == "overlap" and tumour.before == ("right tumour 1",)
     assert tumour.relative is not None
@@ -129,7 +138,7 @@ def test_kidneys_align_a_patient_who_lies_elsewhere() -> None:
     balls = [((45, 0, 30), 10), ((45, 0, -30), 10)]
     before = scene(*balls)
     after = scene(((45, 0, 30), 6), ((45, 0, -30), 8), move_mm=(10, 25, 300))
-    found = match_tumours(before[0], after[0])
+    found = match_tumours(before.parts, after.parts)
     assert {match.matched for match in found} == {"overlap after aligning the kidneys"}
     for match in found:
         (old,), (new,) = match.before, match.after
@@ -150,7 +159,7 @@ def test_new_lesions_and_lesions_that_are_gone() -> None:
         (("right tumour 1",), (), "not found again"),
         ((), ("left tumour 1",), "new"),
     ]
-    found = by_subject(changes(before, after))
+    found = by_subject(changes(before.measured, after.measured))
     assert found["left tumour 1"].relative is None
     gone = found["right tumour 1"]
     assert gone.relative is not None and gone.relative.value == -100.0
@@ -160,12 +169,12 @@ def test_new_lesions_and_lesions_that_are_gone() -> None:
 def test_lesions_that_merge_or_come_apart_are_compared_together() -> None:
     one = scene(((45, 0, 0), 22))
     two = scene(((45, 0, 14), 6), ((45, 0, -14), 6))
-    (split,) = match_tumours(one[0], two[0])
+    (split,) = match_tumours(one.parts, two.parts)
     assert (len(split.before), len(split.after)) == (1, 2)
-    (merged,) = match_tumours(two[0], one[0])
+    (merged,) = match_tumours(two.parts, one.parts)
     assert (len(merged.before), len(merged.after)) == (2, 1)
-    change = by_subject(changes(one, two))["right tumour 1, right tumour 2"]
-    volumes = [part.mask.volume_ml for part in two[0].tumours]
+    change = by_subject(changes(one.measured, two.measured))["right tumour 1, right tumour 2"]
+    volumes = [part.mask.volume_ml for part in two.parts.tumours]
     assert change.volume_after.value == pytest.approx(sum(volumes))
     assert change.volume_before.value == pytest.approx(4 / 3 * math.pi * 22**3 / 1000, rel=0.02)
 
@@ -173,7 +182,7 @@ def test_lesions_that_merge_or_come_apart_are_compared_together() -> None:
 def test_tracking_ids_take_precedence_over_overlap() -> None:
     before = scene(((45, 0, 30), 10), ((45, 0, -30), 10), numbers=(2, 3), schema=NUMBERED)
     after = scene(((45, 0, 30), 10), ((45, 0, -30), 10), numbers=(3, 2), schema=NUMBERED)
-    found = match_tumours(before[0], after[0])
+    found = match_tumours(before.parts, after.parts)
     assert sorted((m.before[0].tracking, m.after[0].tracking, m.matched) for m in found) == [
         ("tumour 1", "tumour 1", "tracking id"),
         ("tumour 2", "tumour 2", "tracking id"),
@@ -181,4 +190,7 @@ def test_tracking_ids_take_precedence_over_overlap() -> None:
 
 
 def test_nothing_before_and_nothing_after() -> None:
-    assert [c.subject for c in changes(scene(), scene())] == ["right kidney", "left kidney"]
+    assert [c.subject for c in changes(scene().measured, scene().measured)] == [
+        "right kidney",
+        "left kidney",
+    ]
