@@ -236,7 +236,7 @@ def _unclear(schema: LabelSchema, path: Path) -> tuple[Finding, ...]:
                 code="label-not-understood",
                 path=str(path),
                 cause=f"not recognized as kidney, tumour or cyst: {', '.join(unknown)}; only their"
-                " sizes were measured",
+                " volumes were measured",
                 next_step="If one of them is, say so: --label NUMBER=kidney.",
             )
         )

@@ -207,9 +207,10 @@ def _kidneys(parts: Parts) -> list[Structure]:
 
 
 def _rest(parts: Parts) -> list[Structure]:
-    """Cysts by side, and labels that are not recognized."""
+    """Cysts by side, and labels that are not recognized: only their volumes."""
     cysts = [part for (meaning, _), part in parts.masses.items() if meaning == "cyst"]
-    return [_structure(part, _sizes(part)) for part in (*cysts, *parts.others)]
+    others = [_structure(part, [_volume("volume", part)]) for part in parts.others]
+    return [_structure(cyst, _sizes(cyst)) for cyst in cysts] + others
 
 
 def _tumours(labelled: Labelled, parts: Parts, criteria: Criteria) -> list[Structure]:
@@ -255,7 +256,7 @@ def _side_measures(
     if mass is not None:
         count = sum(tumour.side == side for tumour in parts.tumours)
         measures += [
-            _total(mass),
+            _volume("tumour volume", mass, "all tumours of the side, specks included"),
             counted("number of tumours", count),
         ]
     if kidney is not None and mass is not None:
@@ -263,11 +264,9 @@ def _side_measures(
     return {measure.name: measure for measure in measures}
 
 
-def _total(mass: Part) -> Quantity:
-    """Volume of all tumours of a side, specks included."""
-    value, *moved = (mask.volume_ml for mask in (mass.mask, *moved_contours(mass.mask)))
-    total = spanned("tumour volume", "mL", value, moved, note="all tumours of the side")
-    return total.partly(mass.is_partial)
+def _volume(name: str, part: Part, note: str = "") -> Quantity:
+    value, *moved = (mask.volume_ml for mask in (part.mask, *moved_contours(part.mask)))
+    return spanned(name, "mL", value, moved, note=note).partly(part.is_partial)
 
 
 def _for_surface(volume: Quantity, surface: Quantity) -> Quantity:

@@ -244,23 +244,29 @@ def _lesions(
 
 def _others(labelled: Labelled) -> Iterator[Part]:
     """Labels that are not recognized, whole."""
+    from scipy import ndimage
+
+    schema = labelled.schema
+    unknown = [number for number in schema.ids if schema.meaning[number] is None]
+    if not unknown:
+        return
     labels = canonical(labelled.labels)
-    values = labels.data[0].numpy()
-    for number, name in labelled.schema.names.items():
-        if labelled.schema.meaning[number] is not None:
+    values, grid = labels.data[0].numpy(), labels.grid
+    found = dict(enumerate(ndimage.find_objects(values), 1))
+    for number in unknown:
+        if (extent := found.get(number)) is None:
             continue
-        data = values == number
-        if not data.any():
-            continue
+        start = [side.start for side in extent]
+        data = values[extent] == number
         box = _Box(
             label=data,
             is_right=data,
-            grid=labels.grid,
-            start=(0, 0, 0),
-            whole=None if labelled.is_cropped else labels.grid.shape,
+            grid=grid.crop(start, data.shape),
+            start=tuple(start),
+            whole=None if labelled.is_cropped else grid.shape,
             names={},
         )
-        yield box.part(data, name, None, None)
+        yield box.part(data, schema.names[number], None, None)
 
 
 def _nothing(labelled: Labelled) -> Finding:
