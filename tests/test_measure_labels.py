@@ -167,6 +167,16 @@ def test_the_record_is_written_once(
     run(files / "anna_seg.nii.gz", "-o", out, "--overwrite", "--quiet", capsys=capsys)
 
 
+def test_nothing_is_left_of_what_failed(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(files / "none.nii.gz", "-o", tmp_path / "out", capsys=capsys, code=3)
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "dataset.json").write_text("{}")
+    _, err = run(files / "anna_seg.nii.gz", "-o", tmp_path, capsys=capsys, code=2)
+    assert "a data set" in err and not list(tmp_path.glob("*measurements*"))
+
+
 def test_the_tables_fit_a_terminal_and_say_what_they_are(
     files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -128,8 +128,8 @@ def measure(
     target = None if out is None else out / f"{label_name(labels)}{ENDING}"
     if out is not None and target is not None:
         check_output_folder(out, "results")
-        make_folder(out)
-        check_writable(target, overwrite=overwrite)
+        if out.is_dir():
+            check_writable(target, overwrite=overwrite)
     parts, measurement = _measured(labels, request)
     earlier: Measurement | None = None
     changed: tuple[Change, ...] = ()
@@ -154,7 +154,8 @@ def measure(
     measured = Measured(
         labels=labels, measurement=measurement, earlier=earlier, changes=changed, files=files
     )
-    if target is not None:
+    if out is not None and target is not None:
+        make_folder(out)
         write_json(target, measured.as_dict(), overwrite=overwrite)
     return measured
 
