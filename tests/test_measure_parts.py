@@ -76,6 +76,20 @@ def test_lesions_are_components_from_large_to_small_and_specks_are_none() -> Non
     assert found.specks["right"] == pytest.approx((0.048,))
     whole = found.masses["tumour", "right"].mask.volume_ml
     assert whole == pytest.approx(sum(sizes) + 0.048)
+    assert "tumour-specks" in codes(found)
+
+
+def test_fragments_are_part_of_the_volume_but_not_of_the_shape() -> None:
+    far = (1, slice(22, 23), slice(34, 38), slice(2, 6))  # 0.192 ml
+    plain, found = measured(labels(RIGHT, LEFT)), measured(labels(RIGHT, LEFT, far))
+    one, other = plain.structures[0], found.structures[0]
+    for name in ("longest diameter", "height"):
+        assert one.quantity(name) == other.quantity(name)
+    volumes = [each.quantity("volume") for each in (one, other)]
+    assert volumes[0] and volumes[1]
+    assert volumes[1].value - volumes[0].value == pytest.approx(0.192)
+    assert "kidney-fragments" in codes(found) and "0.19 ml" in str(found.findings)
+    assert codes(plain) == []
 
 
 def test_a_label_with_a_tracking_id_is_one_lesion() -> None:

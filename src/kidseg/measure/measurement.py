@@ -166,10 +166,9 @@ def measure_parts(
 
 def _sizes(part: Part) -> list[Quantity]:
     """Volumes and diameters."""
-    masks = (part.mask, *moved_contours(part.mask))
+    masks = (part.main, *moved_contours(part.main))
     diameters = [measure_diameters(mask) for mask in masks]
     values: dict[tuple[str, Unit, str], list[float]] = {
-        ("volume", "mL", ""): [mask.volume_ml for mask in masks],
         ("ellipsoid volume", "mL", _ELLIPSOID): [each.ellipsoid_ml for each in diameters],
         ("longest diameter", "mm", "in any direction"): [each.longest_mm for each in diameters],
         ("longest axial diameter", "mm", "in one slice"): [each.axial_mm for each in diameters],
@@ -177,8 +176,11 @@ def _sizes(part: Part) -> list[Quantity]:
         ("height", "mm", "across the slices"): [each.height_mm for each in diameters],
     }
     return [
-        spanned(name, unit, found[0], found[1:], note=note).partly(part.is_partial)
-        for (name, unit, note), found in values.items()
+        _volume("volume", part),
+        *(
+            spanned(name, unit, found[0], found[1:], note=note).partly(part.is_partial)
+            for (name, unit, note), found in values.items()
+        ),
     ]
 
 
@@ -216,7 +218,7 @@ def _rest(parts: Parts) -> list[Structure]:
 def _tumours(labelled: Labelled, parts: Parts, criteria: Criteria) -> list[Structure]:
     settings, midline = criteria.settings, labelled.midline
     uncertain = settings.midline_mm if midline.is_body else settings.midline_estimated_mm
-    lines = {side: PolarLines.of(kidney.mask) for side, kidney in parts.kidneys.items()}
+    lines = {side: PolarLines.of(kidney.main) for side, kidney in parts.kidneys.items()}
     found = []
     for part in parts.tumours:
         assert part.side is not None
@@ -225,7 +227,7 @@ def _tumours(labelled: Labelled, parts: Parts, criteria: Criteria) -> list[Struc
         if kidney is not None:
             quantities.append(contact_area(part.mask, kidney.mask))
             quantities += rim_quantities(contact_of(part.mask, kidney.mask), kidney.mask)
-            quantities.append(exophytic_share(part.mask, kidney.mask))
+            quantities.append(exophytic_share(part.mask, kidney.main))
         if axis is not None:
             quantities += pole_shares(part.mask, axis)
         if others := [other.mask for other in parts.tumours if other is not part]:

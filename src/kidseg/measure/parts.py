@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from kidseg.check.anomalies import border_faces, numbered_components
+from kidseg.check.anomalies import FRAGMENT, border_faces, numbered_components
 from kidseg.errors import Finding
 from kidseg.geometry import Grid, Volume
 from kidseg.io.orientation import canonical
@@ -59,6 +59,7 @@ class Part:
         label: its name in the file.
         tracking: identifier of a lesion over time; None if it has none.
         mask: in its own box, with a margin.
+        main: the same without fragments, which are no part of its shape.
         borders: of the scan that it touches, so that its volume is a lower bound.
     """
 
@@ -68,6 +69,7 @@ class Part:
     label: str
     tracking: str | None
     mask: Mask
+    main: Mask
     borders: tuple[str, ...]
 
     @property
@@ -132,13 +134,15 @@ class _Box:
         """A structure that is not empty."""
         present = np.unique(self.label[data]) if side else ()
         label = ", ".join(self.names[int(number)] for number in present) or name
+        (mask,) = Mask(data, self.grid).cropped()
         return Part(
             id=name,
             meaning=meaning,
             side=side,
             label=label,
             tracking=tracking,
-            mask=Mask(data, self.grid).cropped()[0],
+            mask=mask,
+            main=_main(mask) if meaning == "kidney" else mask,
             borders=self._borders(data),
         )
 
@@ -187,11 +191,13 @@ def find_parts(labelled: Labelled, smallest_tumour_ml: float) -> Parts:
             whole = box.part(data, f"{side} {meaning}", meaning, side)
             if meaning == "kidney":
                 kidneys[side] = whole
+                findings += _fragments(whole, smallest_tumour_ml, labelled)
             else:
                 masses[meaning, side] = whole
         lesions, small = _lesions(box, side, labelled, smallest_tumour_ml)
         tumours += lesions
         specks[side] = small
+        findings += _specks(side, small, smallest_tumour_ml, labelled)
     return Parts(
         kidneys=kidneys,
         tumours=tuple(tumours),
@@ -269,20 +275,52 @@ def _others(labelled: Labelled) -> Iterator[Part]:
         yield box.part(data, schema.names[number], None, None)
 
 
-def _nothing(labelled: Labelled) -> Finding:
-    return Finding(
-        code="nothing-labelled",
-        path=str(labelled.path),
-        cause="no voxel is labelled as kidney, tumour or cyst",
-        next_step="Check that it is the right file, and what its labels are called (--label).",
+def _main(mask: Mask) -> Mask:
+    """Without the components that are small beside the largest."""
+    numbered, count = numbered_components(mask.data)
+    sizes = np.bincount(numbered.ravel(), minlength=count + 1)
+    sizes[0] = 0
+    if (sizes[1:] > FRAGMENT * sizes.max()).all():
+        return mask
+    return Mask((sizes > FRAGMENT * sizes.max())[numbered], mask.grid)
+
+
+def _fragments(kidney: Part, least_ml: float, labelled: Labelled) -> list[Finding]:
+    left_ml = kidney.mask.volume_ml - kidney.main.volume_ml
+    if left_ml < least_ml:
+        return []
+    cause = (
+        f"fragments of the {kidney.id}, {left_ml:.2f} ml altogether, are part of its volume, but"
+        " not of its diameters"
     )
+    return [_finding("kidney-fragments", cause, "Check the labels.", labelled)]
+
+
+def _specks(
+    side: Side, volumes_ml: Sequence[float], least_ml: float, labelled: Labelled
+) -> list[Finding]:
+    if not volumes_ml:
+        return []
+    cause = (
+        f"{len(volumes_ml)} speck(s) of tumour on the {side}, under {least_ml:g} ml each and"
+        f" {sum(volumes_ml):.2g} ml altogether, are part of the volume, but not of the number"
+    )
+    return [_finding("tumour-specks", cause, "Check the labels.", labelled)]
+
+
+def _nothing(labelled: Labelled) -> Finding:
+    cause = "no voxel is labelled as kidney, tumour or cyst"
+    step = "Check that it is the right file, and what its labels are called (--label)."
+    return _finding("nothing-labelled", cause, step, labelled)
 
 
 def _unknown_border(labelled: Labelled) -> Finding:
-    return Finding(
-        code="border-unknown",
-        path=str(labelled.path),
-        cause="the labels may be cropped to their structures, so whether the scan cuts one of them "
-        "off cannot be told",
-        next_step="Name the scan: --ct.",
+    cause = (
+        "the labels may be cropped to their structures, so whether the scan cuts one of them off"
+        " cannot be told"
     )
+    return _finding("border-unknown", cause, "Name the scan: --ct.", labelled)
+
+
+def _finding(code: str, cause: str, next_step: str, labelled: Labelled) -> Finding:
+    return Finding(code=code, path=str(labelled.path), cause=cause, next_step=next_step)
