@@ -29,6 +29,7 @@ OVERWRITES = {
     "segment",
     "evaluate",
     "compare",
+    "measure",
     "calibrate",
     "demo",
 }

@@ -15,6 +15,7 @@ import typer
 from kidseg.cli.data import check, demo, export, phantom, store
 from kidseg.cli.derived import calibrate, ensemble
 from kidseg.cli.machine import doctor
+from kidseg.cli.measure import measure
 from kidseg.cli.models import compare, evaluate, info, segment, train
 from kidseg.cli.settings import config
 from kidseg.cli.stopping import INTERRUPTED, end, listen, was_stopped
@@ -41,6 +42,7 @@ for command in (
     segment,
     evaluate,
     compare,
+    measure,
     calibrate,
     ensemble,
     study,

@@ -86,7 +86,8 @@ def phantom(
     from kidseg.phantom import write_patients
 
     kept = "Complete patients are kept. To make all, run the command again with --overwrite."
-    with show_progress("patients", quiet or as_json) as advance, stoppable(lambda: kept):
+    what = "scans" if chosen.timepoints > 1 else "patients"
+    with show_progress(what, quiet or as_json) as advance, stoppable(lambda: kept):
         summary = write_patients(
             out,
             chosen,

@@ -46,6 +46,8 @@ class PhantomConfig:
     acquisition; "auto" is broad if the ages reach beyond 16 years."""
     window_share: float = Field(default=0.0, ge=0.0, le=1.0)
     """Fraction of the scans whose HU are clipped to a display window (0 to 255 among them)."""
+    timepoints: Literal[1, 2] = 1
+    """Scans of each patient: 2 are one before and one after a first chemotherapy, of children."""
 
     @property
     def is_broad(self) -> bool:
@@ -59,6 +61,8 @@ class PhantomConfig:
             raise ValueError("ages_years must be ascending and within 0 to 90 years")
         if self.variety == "children" and high > 16:
             raise ValueError('variety "children" ends at 16 years; older patients need "broad"')
+        if self.timepoints == 2 and high > 16:
+            raise ValueError("timepoints 2, before and after chemotherapy, ends at 16 years")
         thin, thick = self.slice_mm
         if not 0.5 <= thin <= thick <= 5:
             raise ValueError("slice_mm must be ascending and within 0.5 to 5 mm")

@@ -11,66 +11,28 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from kidseg.body import Moments
 from kidseg.check.anomalies import (
     FRAGMENT,
     border_faces,
     findings_on,
     is_fused,
-    kidney_labels,
     numbered_components,
 )
 from kidseg.errors import Finding
 from kidseg.geometry import Grid, Volume
 from kidseg.io.orientation import canonical
 from kidseg.labels import LabelSchema
-from kidseg.meaning import Meaning
+from kidseg.meaning import side_of
+from kidseg.measure.midline import RENAL, Basis, Midline
 
-__all__ = ["Midline", "Side", "Sides", "measure_sides"]
-
-_RENAL: tuple[Meaning, ...] = ("kidney", "tumour", "cyst")
-
-
-@dataclass(frozen=True, eq=False)
-class Midline:
-    """Where the middle of the body is, from right to left, along the patient.
-
-    Attributes:
-        z_mm: (n,) ascending positions towards the head, RAS+.
-        x_mm: (n,) position of the middle there; the patient's right is at greater x.
-        is_body: measured from the body; otherwise it is the middle of the image.
-    """
-
-    z_mm: np.ndarray
-    x_mm: np.ndarray
-    is_body: bool
-
-    @classmethod
-    def of(cls, grid: Grid, body: Moments | None = None) -> Midline:
-        """The centre of the body in each slice; that of the image without any body.
-
-        Args:
-            grid: volumetric, canonical.
-            body: moments of its slices; see `kidseg.body.moments`.
-        """
-        slices, rows, columns = grid.shape
-        index = torch.tensor([[float(k), (rows - 1) / 2, (columns - 1) / 2] for k in range(slices)])
-        is_body = body is not None and bool(body.radii_mm.isfinite().all(-1).any())
-        if is_body:
-            assert body is not None
-            known = body.radii_mm.isfinite().all(-1)
-            shift = body.centre_mm.flip(-1).to(index) / grid.spacing_mm[1:].to(index)
-            index[:, 1:] += shift
-            index = index[known.cpu()]
-        mm = grid.mm(index.double()).numpy()
-        order = np.argsort(mm[:, 2], kind="stable")
-        return cls(mm[order, 2], mm[order, 0], is_body)
-
-    def right_of(self, mm: np.ndarray) -> np.ndarray:
-        """(...) distances in mm of positions (..., 3) from the midline, positive to the right."""
-        return np.asarray(mm[..., 0] - np.interp(mm[..., 2], self.z_mm, self.x_mm))
+__all__ = [
+    "Side",
+    "SidedVoxels",
+    "Sides",
+    "assign_sides",
+    "measure_sides",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +57,8 @@ class Sides:
         right: the patient's right side.
         left: the patient's left side.
         findings: "kidney-cut", "no-kidney", "one-kidney", "horseshoe-kidney" as in `kidseg check`;
-            "kidneys-on-one-side"; "kidneys-in-pieces"; "side-by-image": no body was found.
+            "kidneys-on-one-side"; "kidneys-in-pieces"; "side-by-image", "side-by-kidneys",
+            "side-by-origin": no body was found; "side-contradicted".
     """
 
     right: Side
@@ -103,13 +66,38 @@ class Sides:
     findings: tuple[Finding, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class SidedVoxels:
+    """The voxels of kidneys and renal masses, and the side of each.
+
+    Attributes:
+        grid: of the indices; canonical.
+        index: (voxels, 3) slice, row, column.
+        label: (voxels,) uint8.
+        is_right: (voxels,) bool.
+        shares: of each kidney without fragments, the fraction of the parenchyma on the right of the
+            midline.
+        findings: "side-contradicted": the name of a label states the other side.
+    """
+
+    grid: Grid
+    index: np.ndarray
+    label: np.ndarray
+    is_right: np.ndarray
+    shares: tuple[float, ...] = ()
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def box(self) -> tuple[slice, slice, slice]:
+        """Bounding box of at least one voxel."""
+        low, high = self.index.min(0), self.index.max(0) + 1
+        return slice(low[0], high[0]), slice(low[1], high[1]), slice(low[2], high[2])
+
+
 def measure_sides(
     labels: Volume, schema: LabelSchema, midline: Midline, path: str | Path = "labels"
 ) -> Sides | None:
-    """Volumes of kidneys and renal masses by side.
-
-    A component with parenchyma on both sides (a horseshoe or crossed kidney, or two that a mass
-    connects) is divided at the midline.
+    """Volumes of kidneys and renal masses by side; see `assign_sides`.
 
     Args:
         labels: (1, slices, rows, columns) uint8, volumetric, in any voxel order.
@@ -120,54 +108,112 @@ def measure_sides(
     Returns:
         None if the schema has no kidney.
     """
-    kidney, mass = kidney_labels(schema)
-    if not kidney:
+    if not schema.ids_of("kidney"):
         return None
-    labels = canonical(labels)
-    values = labels.data[0].numpy()
-    renal = np.zeros(256, dtype=bool)
-    renal[[*kidney, *mass]] = True
-    index = np.argwhere(renal[values])
-    if not len(index):
-        sides = (_side(schema, values[:0], index, labels.grid),) * 2
-        return Sides(right=sides[0], left=sides[1], findings=findings_on([], (), path))
-    low, high = index.min(0), index.max(0) + 1
-    box = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
-    numbered, _ = numbered_components(renal[values[box]])
-    component = numbered[tuple((index - low).T)]
-    found = values[tuple(index.T)]
-    to_right = midline.right_of(labels.grid.mm(index.astype(np.float64)).numpy())
-    is_right, shares = _assigned(component, np.isin(found, kidney), to_right)
+    sided = assign_sides(labels, schema, midline, path)
     right, left = (
-        _side(schema, found[chosen], index[chosen], labels.grid) for chosen in (is_right, ~is_right)
+        _side(schema, sided.label[chosen], sided.index[chosen], sided.grid)
+        for chosen in (sided.is_right, ~sided.is_right)
     )
+    if not len(sided.index):
+        return Sides(right=right, left=left, findings=findings_on([], (), path))
+    return Sides(right=right, left=left, findings=side_findings(sided, midline, path))
+
+
+def side_findings(sided: SidedVoxels, midline: Midline, path: str | Path) -> tuple[Finding, ...]:
+    """The findings of `Sides` about at least one voxel."""
     findings = [
         replace(finding, next_step="Their volumes are divided at the midline; check the labels.")
         if finding.code == "horseshoe-kidney"
         else finding
-        for finding in findings_on(shares, border_faces(box, values.shape), path)
+        for finding in findings_on(sided.shares, border_faces(sided.box, sided.grid.shape), path)
     ]
-    if len(shares) > 1:
-        findings += _unusual(shares, path)
+    if len(sided.shares) > 1:
+        findings += _unusual(sided.shares, path)
     if not midline.is_body:
-        findings.append(_by_image(path))
-    return Sides(right=right, left=left, findings=tuple(findings))
+        findings.append(_estimated(midline.basis, path))
+    return (*findings, *sided.findings)
 
 
-def _assigned(
-    component: np.ndarray, is_kidney: np.ndarray, to_right: np.ndarray
-) -> tuple[np.ndarray, list[float]]:
-    """Assign voxels to sides.
+def assign_sides(
+    labels: Volume, schema: LabelSchema, midline: Midline, path: str | Path = "labels"
+) -> SidedVoxels:
+    """Assign each voxel of a kidney or a renal mass to a side.
+
+    A component with parenchyma on both sides is divided: two kidneys that a mass connects into
+    both, with the mass on the side that it touches most; a horseshoe or crossed kidney by the names
+    of its labels, if they state a side, or else at the midline. Where the midline is not that of
+    the body, names that state a side take precedence, too.
 
     Args:
+        labels: (1, slices, rows, columns) uint8, volumetric, in any voxel order.
+        schema: of the labels.
+        midline: of the body, in the same patient space.
+        path: of the labels, for findings.
+    """
+    kidney = schema.ids_of("kidney")
+    labels = canonical(labels)
+    values = labels.data[0].numpy()
+    renal = np.zeros(256, dtype=bool)
+    renal[list(schema.ids_of(*RENAL))] = True
+    index = np.argwhere(renal[values])
+    found = values[tuple(index.T)]
+    if not len(index):
+        return SidedVoxels(labels.grid, index, found, np.zeros(0, dtype=bool))
+    low, high = index.min(0), index.max(0) + 1
+    box = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+    component = numbered_components(renal[values[box]])[0]
+    to_right = midline.right_of(labels.grid.mm(index.astype(np.float64)).numpy())
+    stated = _stated_sides(schema)[found]
+    # Names decide where the midline is a guess, and where it would cut through a kidney.
+    by_name = np.where(stated != 0, stated.astype(np.float64), to_right)
+    voxels = _Voxels(
+        where=tuple((index - low).T),
+        shape=component.shape,
+        component=component[tuple((index - low).T)],
+        is_kidney=np.isin(found, kidney),
+        to_right=to_right if midline.is_body else by_name,
+    )
+    is_right, shares, fused = _assigned(voxels)
+    if fused.any():
+        is_right = np.where(fused, _divided(replace(voxels, to_right=by_name), fused), is_right)
+    contradicted = _contradicted(schema, found, is_right, path)
+    return SidedVoxels(labels.grid, index, found, is_right, tuple(shares), contradicted)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Voxels:
+    """Voxels of kidneys and masses.
+
+    Attributes:
+        where: index of each in the box around all.
+        shape: of the box.
         component: (voxels,) number of the component, from 1.
         is_kidney: (voxels,) parenchyma, not mass.
-        to_right: (voxels,) distance to the right of the midline.
+        to_right: (voxels,) positive on the right.
+    """
+
+    where: tuple[np.ndarray, ...]
+    shape: tuple[int, ...]
+    component: np.ndarray
+    is_kidney: np.ndarray
+    to_right: np.ndarray
+
+    def boxed(self, values: np.ndarray) -> np.ndarray:
+        """Values of the voxels in the box, 0 elsewhere."""
+        out = np.zeros(self.shape, dtype=values.dtype)
+        out[self.where] = values
+        return out
+
+
+def _assigned(voxels: _Voxels) -> tuple[np.ndarray, list[float], np.ndarray]:
+    """Assign voxels to sides, component by component.
 
     Returns:
-        (voxels,) bool, True for the right side; and, of each kidney without fragments, the fraction
-        of the parenchyma that is right of the midline.
+        (voxels,) bool, True for the right side; of each kidney without fragments, the fraction of
+        the parenchyma that is on the right; and (voxels,) bool, of components on both sides.
     """
+    component, is_kidney, to_right = voxels.component, voxels.is_kidney, voxels.to_right
     count = int(component.max()) + 1
     sizes = np.bincount(component[is_kidney], minlength=count)
     on_right = np.bincount(component[is_kidney & (to_right > 0)], minlength=count)
@@ -179,8 +225,69 @@ def _assigned(
     is_main = sizes > FRAGMENT * max(1, sizes.max())
     fused = np.array([main and is_fused(s) for main, s in zip(is_main, shares, strict=True)])
     right = np.where(is_main & ~fused, shares > 0.5, right)
-    is_right = np.where(fused[component], to_right > 0, right[component])
-    return is_right, [float(share) for share in shares[is_main]]
+    return right[component], [float(share) for share in shares[is_main]], fused[component]
+
+
+def _divided(voxels: _Voxels, fused: np.ndarray) -> np.ndarray:
+    """(voxels,) bool: is a voxel of a component on both sides on the right?
+
+    Pieces of parenchyma that a mass connects have a side each; a horseshoe kidney is divided. A
+    mass belongs to the side whose parenchyma it touches most, or else to that of its own centre.
+
+    Args:
+        voxels: of all components.
+        fused: (voxels,) bool, to divide.
+    """
+    to_right = voxels.boxed(voxels.to_right)
+    parenchyma = voxels.boxed(fused & voxels.is_kidney)
+    pieces, count = numbered_components(parenchyma)
+    is_right = to_right > 0
+    sizes = np.maximum(np.bincount(pieces.ravel(), minlength=count + 1), 1)
+    share = np.bincount(pieces[is_right], minlength=count + 1) / sizes
+    whole = np.array([not is_fused(s) for s in share])
+    is_right = np.where(whole[pieces], share[pieces] > 0.5, is_right)
+    masses, count = numbered_components(voxels.boxed(fused & ~voxels.is_kidney))
+    side = np.where(parenchyma, np.where(is_right, 1.0, -1.0), 0.0)
+    touched = np.zeros(count + 1)
+    for axis in range(3):
+        for here, there in ((slice(1, None), slice(None, -1)), (slice(None, -1), slice(1, None))):
+            of, at = [slice(None)] * 3, [slice(None)] * 3
+            of[axis], at[axis] = here, there
+            touched += np.bincount(
+                masses[tuple(of)].ravel(), weights=side[tuple(at)].ravel(), minlength=count + 1
+            )
+    own = np.bincount(masses.ravel(), weights=to_right.ravel(), minlength=count + 1)
+    is_right = np.where(masses > 0, np.where(touched != 0, touched, own)[masses] > 0, is_right)
+    return np.asarray(is_right[voxels.where])
+
+
+def _stated_sides(schema: LabelSchema) -> np.ndarray:
+    """(256,) int8: the side in the name of each label: 1 right, -1 left, 0 none."""
+    stated = np.zeros(256, dtype=np.int8)
+    for number, name in schema.names.items():
+        stated[number] = {"right": 1, "left": -1, None: 0}[side_of(name)]
+    return stated
+
+
+def _contradicted(
+    schema: LabelSchema, found: np.ndarray, is_right: np.ndarray, path: str | Path
+) -> tuple[Finding, ...]:
+    """Labels whose names state another side than that of most of their voxels."""
+    wrong = []
+    for number, name in schema.names.items():
+        side, own = side_of(name), is_right[found == number]
+        if side is not None and len(own) and (own.mean() > 0.5) != (side == "right"):
+            wrong.append(f"'{name}' lies on the {'left' if side == 'right' else 'right'}")
+    if not wrong:
+        return ()
+    return (
+        Finding(
+            code="side-contradicted",
+            path=str(path),
+            cause=f"names of labels and positions disagree: {', '.join(wrong)}",
+            next_step="Check whether the image is flipped, or the labels are exchanged.",
+        ),
+    )
 
 
 def _side(schema: LabelSchema, values: np.ndarray, index: np.ndarray, grid: Grid) -> Side:
@@ -188,7 +295,7 @@ def _side(schema: LabelSchema, values: np.ndarray, index: np.ndarray, grid: Grid
     voxel_ml = float(grid.voxel_ml)
     volumes: dict[str, float] = {
         meaning: round(int(np.isin(values, ids).sum()) * voxel_ml, 4)
-        for meaning in _RENAL
+        for meaning in RENAL
         if (ids := schema.ids_of(meaning))
     }
     if not len(index):
@@ -211,10 +318,18 @@ def _unusual(shares: Sequence[float], path: str | Path) -> list[Finding]:
     return [Finding(code=code, path=str(path), cause=cause, next_step=step)]
 
 
-def _by_image(path: str | Path) -> Finding:
+_HOW: dict[Basis, str] = {
+    "body": "the middle of the body",
+    "kidneys": "the middle between the kidneys, as the body is not known",
+    "image": "the middle of the image, not of the body",
+    "origin": "the origin of patient space, not the middle of the body",
+}
+
+
+def _estimated(basis: Basis, path: str | Path) -> Finding:
     return Finding(
-        code="side-by-image",
+        code=f"side-by-{basis}",
         path=str(path),
-        cause="right and left were told apart by the middle of the image, not of the body",
+        cause=f"right and left were told apart by {_HOW[basis]}",
         next_step="Check the sides.",
     )

@@ -9,7 +9,17 @@ from dataclasses import replace
 
 import numpy as np
 
-from kidseg.phantom.anatomy import Anatomy, Body, Cyst, Kidney, Lesion, Look, Stone, Viscera
+from kidseg.phantom.anatomy import (
+    Anatomy,
+    Body,
+    Cyst,
+    Kidney,
+    Lesion,
+    Look,
+    Stone,
+    Tumour,
+    Viscera,
+)
 from kidseg.phantom.kidneys import Frame
 
 __all__ = [
@@ -20,6 +30,7 @@ __all__ = [
     "draw_look",
     "draw_oral_contrast_hu",
     "hollowed",
+    "necrotic",
     "varied_child",
 ]
 
@@ -96,18 +107,18 @@ def varied_child(rng: np.random.Generator, child: Anatomy, *, treated: bool) -> 
     kidneys = hollowed(rng, child.kidneys)
     tumours = child.tumours
     if treated:
-        # Shrunken tumours are mostly necrotic, with calcifications in a third. Source: usual CT
-        # after vincristine and actinomycin D.
-        tumours = tuple(
-            replace(
-                t,
-                necrosis=float(rng.uniform(0.3, 0.95)),
-                calcified=bool(rng.random() < 0.3),
-            )
-            for t in tumours
-        )
+        tumours = tuple(necrotic(rng, tumour) for tumour in tumours)
     viscera = replace(child.viscera, oral_contrast_hu=draw_oral_contrast_hu(rng))
     return replace(child, look=look, kidneys=kidneys, tumours=tumours, viscera=viscera)
+
+
+def necrotic(rng: np.random.Generator, tumour: Tumour) -> Tumour:
+    """A tumour after chemotherapy: mostly necrotic, with calcifications in a third.
+
+    Source: usual CT after vincristine and actinomycin D.
+    """
+    necrosis = float(rng.uniform(0.3, 0.95))
+    return replace(tumour, necrosis=necrosis, calcified=bool(rng.random() < 0.3))
 
 
 def hollowed(rng: np.random.Generator, kidneys: tuple[Kidney, ...]) -> tuple[Kidney, ...]:

@@ -14,7 +14,7 @@ from kidseg.geometry import Grid, Volume
 from kidseg.phantom.acquisition import acquire
 from kidseg.phantom.anatomy import ORGANS, Anatomy
 from kidseg.phantom.growth import CHILD_AGES_YEARS
-from kidseg.phantom.people import draw_anatomy
+from kidseg.phantom.people import after_chemotherapy, draw_anatomy
 from kidseg.phantom.posture import ARMS_DOWN_BROAD_SHARE, ARMS_DOWN_SHARE, Pose, draw_pose
 from kidseg.phantom.render import render
 from kidseg.phantom.scanner import Scanner, draw_scanner
@@ -53,6 +53,8 @@ _MARGIN_MM = 6.0
 # its width (twice) and length, large enough for its tilt.
 _SCOUT_MM = 5.0
 _SCOUT_AXES = (0.75, 0.75, 0.53)
+# Random streams of one timepoint: the person (later: the treatment), pose, scanner, tissue, noise.
+_STREAMS = 5
 # If the arms are next to the body, the field of view includes them or cuts them off.
 _ARMS_IN_FIELD_SHARE = 0.5
 
@@ -69,7 +71,8 @@ class DigitalPatient:
         labels: uint8, 0 background, 1 kidney, 2 tumour.
         organs: uint8, numbers of `kidseg.phantom.ORGANS`.
         truth: plain data: age_years, sex, phase, body_scale, effective_diameter_mm, pose, anatomy,
-            scanner, kidneys, tumours, tumour_side, kidney_ml, tumour_ml, organs_ml.
+            scanner, kidneys, tumours, tumour_side, kidney_ml, tumour_ml, organs_ml; of two
+            timepoints also timepoint ("before", "after") and response, by tumour.
     """
 
     scan: Volume
@@ -83,6 +86,7 @@ def make_patient(
     *,
     seed: int,
     index: int,
+    timepoint: int = 0,
     arms: bool | None = None,
     table: bool = True,
 ) -> DigitalPatient:
@@ -95,23 +99,31 @@ def make_patient(
         config: of the patients.
         seed: of the patients.
         index: of this patient.
+        timepoint: 0; or 1, after chemotherapy, if the configuration has two. The person is the
+            same, who lies differently.
         arms: whether the arms are next to the body; by default at random. The field of view does
             not change.
         table: False removes the table, if one was drawn.
     """
-    streams = np.random.SeedSequence([seed, index]).spawn(5)
-    who, lying, machine, tissue, noise = (np.random.default_rng(s) for s in streams)
+    streams = [
+        np.random.default_rng(s) for s in np.random.SeedSequence([seed, index]).spawn(_STREAMS * 2)
+    ]
+    who, treatment = streams[0], streams[_STREAMS]
+    lying, machine, tissue, noise = streams[1 + timepoint * _STREAMS : (1 + timepoint) * _STREAMS]
     age = draw_age(who, config.ages_years)
     phase = draw_phase(who, config)
     ill = bool(who.random() < config.tumour_share)
     broad = config.is_broad
-    anatomy = draw_anatomy(
+    pairs = config.timepoints == 2
+    earlier = draw_anatomy(
         who,
         age,
         tumour=_chosen(config.tumours) if ill else "none",
         kidneys=_chosen(config.kidneys),
         broad=broad,
+        first_of_two=pairs,
     )
+    anatomy = after_chemotherapy(treatment, earlier) if timepoint else earlier
     pose = draw_pose(
         lying,
         max_angle_deg=config.max_angle_deg,
@@ -134,6 +146,7 @@ def make_patient(
         "age_years": age,
         "sex": anatomy.sex,
         "phase": phase,
+        **(_response_truth(earlier, anatomy) if pairs else {}),
         **_body_truth(anatomy, pose),
         "anatomy": anatomy.as_dict(),
         "scanner": scanner.as_dict(),
@@ -274,6 +287,20 @@ def _body_truth(anatomy: Anatomy, pose: Pose) -> dict[str, Any]:
         "tumours": [{"side": t.side, "volume_ml": t.volume_ml} for t in anatomy.tumours],
         "tumour_side": "bilateral" if len(sides) > 1 else next(iter(sides), None),
     }
+
+
+def _response_truth(before: Anatomy, now: Anatomy) -> dict[str, Any]:
+    """The volumes of the tumours before chemotherapy and now, as drawn."""
+    response = [
+        {
+            "side": old.side,
+            "before_ml": old.volume_ml,
+            "now_ml": new.volume_ml,
+            "change_percent": 100 * (new.volume_ml / old.volume_ml - 1),
+        }
+        for old, new in zip(before.tumours, now.tumours, strict=True)
+    ]
+    return {"timepoint": "before" if now is before else "after", "response": response}
 
 
 def _measured(labels: np.ndarray, organs: np.ndarray, grid: Grid) -> dict[str, Any]:

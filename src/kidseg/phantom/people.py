@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from kidseg.phantom import growth
@@ -11,11 +13,14 @@ from kidseg.phantom.child import (
     AFTER_CHEMOTHERAPY,
     AT_SURGERY,
     BEFORE_CHEMOTHERAPY,
+    FIRST_OF_TWO,
     draw_child,
+    draw_treated_volume_ml,
 )
-from kidseg.phantom.disease import varied_child
+from kidseg.phantom.disease import necrotic, varied_child
+from kidseg.phantom.tumour import resized
 
-__all__ = ["draw_anatomy"]
+__all__ = ["after_chemotherapy", "draw_anatomy"]
 
 _TREATED_SHARE = 0.5
 """Share of the children of the broad cohort after their first chemotherapy: half the scans."""
@@ -28,6 +33,7 @@ def draw_anatomy(
     tumour: TumourForm | None = None,
     kidneys: KidneyForm | None = None,
     broad: bool = False,
+    first_of_two: bool = False,
 ) -> Anatomy:
     """Draw a person of this age; older than 16 years an adult.
 
@@ -37,6 +43,9 @@ def draw_anatomy(
         tumour: "one-sided", "bilateral" or "none"; by default one-sided or bilateral at random.
         kidneys: form; by default "separate", "single" or "horseshoe" at random.
         broad: children with the wide ranges of the broad cohort; adults always have them.
+        first_of_two: the tumours of a child are those before chemotherapy, of which
+            `after_chemotherapy` makes the others. By default those at surgery; in the broad cohort
+            before or after.
 
     Raises:
         ValueError: an age outside 0..90.
@@ -46,9 +55,20 @@ def draw_anatomy(
         raise ValueError(f"age {age_years} is not within {low:g} to {high:g} years")
     if age_years > growth.CHILD_AGES_YEARS[1]:
         return draw_adult(rng, age_years, tumour=tumour, kidneys=kidneys)
-    if not broad:
-        return draw_child(rng, age_years, tumour=tumour, kidneys=kidneys, volumes=AT_SURGERY)
-    treated = rng.random() < _TREATED_SHARE
-    volumes = AFTER_CHEMOTHERAPY if treated else BEFORE_CHEMOTHERAPY
+    treated = broad and rng.random() < _TREATED_SHARE and not first_of_two
+    volumes = AT_SURGERY
+    if first_of_two:
+        volumes = FIRST_OF_TWO
+    elif broad:
+        volumes = AFTER_CHEMOTHERAPY if treated else BEFORE_CHEMOTHERAPY
     child = draw_child(rng, age_years, tumour=tumour, kidneys=kidneys, volumes=volumes)
-    return varied_child(rng, child, treated=treated)
+    return varied_child(rng, child, treated=treated) if broad else child
+
+
+def after_chemotherapy(rng: np.random.Generator, child: Anatomy) -> Anatomy:
+    """The same child after the first chemotherapy: each tumour has another volume, mostly less."""
+    tumours = []
+    for tumour in child.tumours:
+        volume_ml = draw_treated_volume_ml(rng, tumour.volume_ml, child.body)
+        tumours.append(necrotic(rng, resized(tumour, child.body, volume_ml)))
+    return replace(child, tumours=tuple(tumours))

@@ -25,6 +25,7 @@ __all__ = [
     "fitted",
     "paint_tumours",
     "pushed",
+    "resized",
     "settled",
 ]
 
@@ -76,6 +77,16 @@ def draw_tumour(rng: np.random.Generator, body: Body, kidney: Kidney, volume_ml:
 def fitted(tumour: Tumour, body: Body) -> Tumour:
     """Move a tumour away from spine and back, and scale it to its volume."""
     return _scaled_to_volume(_with_room(tumour, body), body)
+
+
+def resized(tumour: Tumour, body: Body, volume_ml: float) -> Tumour:
+    """The same tumour grown to, or shrunk to, another volume."""
+    scale = float(np.cbrt(volume_ml / tumour.volume_ml))
+    origin, radius = np.array(tumour.origin_mm), scale * tumour.radius_mm
+    centre = settled(body, origin, origin + scale * (tumour.centre_mm - origin), radius)
+    x, y, z = (float(v) for v in centre)
+    moved = replace(tumour, centre_mm=(x, y, z), radius_mm=radius, volume_ml=volume_ml)
+    return fitted(moved, body)
 
 
 def settled(body: Body, origin: np.ndarray, centre: np.ndarray, radius: float) -> np.ndarray:

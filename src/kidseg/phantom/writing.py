@@ -39,6 +39,7 @@ Layout = Literal["nnunet", "kits19", "dicom"]
 Progress = Callable[[int, int], None]
 
 _TEMPORARY = ".writing"
+_TIMES = ("_before", "_after")
 _TRUTH = "truth"
 _MARK = "organs.json"
 _OURS = ("imagesTr", "labelsTr", "data", "dataset.json", "patients.csv", _TEMPORARY)
@@ -58,10 +59,19 @@ class _Task:
     seed: int
     index: int
     layout: Layout
+    timepoint: int = 0
 
     @property
     def id(self) -> str:
-        return f"case_{self.index:05d}" if self.layout == "kits19" else f"phantom_{self.index:04d}"
+        if self.layout == "kits19":
+            return f"case_{self.index * self.config.timepoints + self.timepoint:05d}"
+        return self.patient + ("" if self.config.timepoints == 1 else _TIMES[self.timepoint])
+
+    @property
+    def patient(self) -> str:
+        """Both scans of a patient have the same."""
+        one = self.layout == "kits19" and self.config.timepoints == 1
+        return self.id if one else f"phantom_{self.index:04d}"
 
 
 def write_patients(
@@ -77,6 +87,8 @@ def write_patients(
 ) -> dict[str, Any]:
     """Make digital patients 0 .. patients - 1 of a seed and write them as a dataset.
 
+    With two timepoints each patient is two cases, which patients.csv gives the same patient.
+
     Args:
         out: folder to create, with its parents.
         config: of the patients.
@@ -84,7 +96,7 @@ def write_patients(
         seed: of the patients; with the same settings, patient k does not depend on their number.
         layout: "nnunet" (v2 raw folder), "kits19", or "dicom" (a series per patient, NIfTI labels).
         jobs: processes; each takes about 1 GB for a large scan.
-        progress: called with (done, total) after each patient.
+        progress: called with (done, total) after each case.
         overwrite: replace digital patients in `out`; other files there are not touched.
 
     Returns:
@@ -100,7 +112,9 @@ def write_patients(
         )
     check_output(out, overwrite)
     tasks = [
-        _Task(out=out, config=config, seed=seed, index=k, layout=layout) for k in range(patients)
+        _Task(out=out, config=config, seed=seed, index=k, layout=layout, timepoint=timepoint)
+        for k in range(patients)
+        for timepoint in range(config.timepoints)
     ]
     new = [path for path in (out, *out.parents) if not path.exists()]
     rows: dict[int, dict[str, Any]] = {}
@@ -108,11 +122,11 @@ def write_patients(
         _clear(out)
         organs = {str(number): name for number, name in ORGANS.items()}
         write_json(out / _TRUTH / _MARK, organs, overwrite=True)
-        for index, row in _written(tasks, jobs):
-            rows[index] = row
+        for k, row in _written(tasks, jobs):
+            rows[k] = row
             if progress is not None:
-                progress(len(rows), patients)
-        cases = [rows[k] for k in range(patients)]
+                progress(len(rows), len(tasks))
+        cases = [rows[k] for k in range(len(tasks))]
         _write_tables(out, layout, cases)
     except (OSError, ResourceError) as error:
         is_full = isinstance(error, OSError) and error.errno in DISK_FULL
@@ -184,16 +198,15 @@ def _remove_empty(out: Path, new: list[Path]) -> None:
 def _written(tasks: list[_Task], jobs: int) -> Iterator[tuple[int, dict[str, Any]]]:
     """Make and write each case, in one or several processes; yields them as they complete."""
     if jobs == 1 or len(tasks) == 1:
-        for task in tasks:
-            yield task.index, _write_case(task)
+        for k, task in enumerate(tasks):
+            yield k, _write_case(task)
         return
-    for k, row in in_processes(_write_case, tasks, jobs):
-        yield tasks[k].index, row
+    yield from in_processes(_write_case, tasks, jobs)
 
 
 def _write_case(task: _Task) -> dict[str, Any]:
     """Make one patient, write it to a temporary folder and move it, the image last."""
-    patient = make_patient(task.config, seed=task.seed, index=task.index)
+    patient = make_patient(task.config, seed=task.seed, index=task.index, timepoint=task.timepoint)
     temporary = task.out / _TEMPORARY / task.id
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -206,6 +219,7 @@ def _write_case(task: _Task) -> dict[str, Any]:
     truth = patient.truth
     return {
         "case": task.id,
+        "patient": task.patient,
         "age_years": truth["age_years"],
         "sex": truth["sex"],
         "side": truth["tumour_side"],
@@ -245,7 +259,7 @@ def _ordered(volume: Volume, task: _Task) -> Volume:
         return reorient(volume, _KITS_ORDER)
     if task.layout == "dicom" or not task.config.is_broad:
         return volume
-    rng = np.random.default_rng([task.seed, task.index, _ORDER])
+    rng = np.random.default_rng([task.seed, task.index, _ORDER + 10 * task.timepoint])
     order = rng.permutation(3) if rng.random() < _OTHER_AXES_SHARE else np.arange(3)
     matrix = volume.grid.mm_from_index.numpy().copy()
     matrix[:3, :3] = matrix[:3, :3][:, order] * rng.choice([-1.0, 1.0], size=3)
@@ -255,11 +269,11 @@ def _ordered(volume: Volume, task: _Task) -> Volume:
 def _series_facts(task: _Task, patient: DigitalPatient) -> dict[str, str]:
     age = patient.truth["age_years"]
     return {
-        "patient_id": task.id,
+        "patient_id": task.patient,
         "sex": {"female": "F", "male": "M"}[patient.truth["sex"]],
         "age": f"{int(age):03d}Y" if age >= 2 else f"{int(age * 12):03d}M",
         "description": f"digital patient, {patient.truth['phase']}",
-        "seed": f"{task.seed}/{task.index}/{task.config!r}",
+        "seed": f"{task.seed}/{task.index}/{task.timepoint}/{task.config!r}",
     }
 
 
@@ -271,7 +285,7 @@ def _write_tables(out: Path, layout: Layout, cases: Iterable[dict[str, Any]]) ->
         [
             {
                 "case": row["case"],
-                "patient": row["case"],
+                "patient": row["patient"],
                 "age_years": row["age_years"],
                 "sex": row["sex"],
                 "side": row["side"],

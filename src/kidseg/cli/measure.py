@@ -1,0 +1,257 @@
+"""The command measure, and its result as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from kidseg.cli.options import AsJson, Overwrite, Quiet, Repair, Series, Trust
+from kidseg.cli.terminal import print_result
+from kidseg.table import text_table, wrapped
+
+if TYPE_CHECKING:
+    from kidseg.measure.criteria import Answer
+    from kidseg.measure.measurement import Measurement, Structure
+    from kidseg.measure.measuring import Measured
+    from kidseg.measure.quantity import Quantity
+
+__all__ = ["measure", "measured_text"]
+
+_DIAMETERS = ("longest diameter", "longest axial diameter", "width across it", "height")
+_VOLUMES = ("volume", "ellipsoid volume")
+_SIZES = {*_DIAMETERS, *_VOLUMES}
+_UNITS = {"mL": "ml", "cm2": "cm2", "mL/m2": "ml/m2"}
+
+
+def measure(
+    labels: Annotated[Path, typer.Argument(help="A label volume of kidneys and tumours.")],
+    ct: Annotated[
+        Path | None, typer.Option(help="Its scan: for the midline and the scan's border.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for NAME_measurements.json.")
+    ] = None,
+    height: Annotated[float | None, typer.Option(help="Height in cm.")] = None,
+    weight: Annotated[float | None, typer.Option(help="Weight in kg.")] = None,
+    age: Annotated[float | None, typer.Option(help="Age in years.")] = None,
+    sex: Annotated[Literal["female", "male"] | None, typer.Option(help="Sex.")] = None,
+    before: Annotated[
+        Path | None, typer.Option(help="Labels of an earlier scan, to compare with.")
+    ] = None,
+    before_ct: Annotated[Path | None, typer.Option(help="That earlier scan.")] = None,
+    opinion: Annotated[
+        list[Path] | None,
+        typer.Option(help="Another segmentation of the scan, to widen the intervals."),
+    ] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(help="The name of a label, NUMBER=NAME, such as 1=kidney.")
+    ] = None,
+    margin: Annotated[
+        float | None, typer.Option(help="Margin of a resection in mm, of parenchyma.")
+    ] = None,
+    entered: Annotated[
+        list[str] | None,
+        typer.Option(help="A fact for the criteria, NAME=yes or NAME=no, such as thrombus=no."),
+    ] = None,
+    criteria: Annotated[
+        Path | None, typer.Option(help="TOML file of criteria, instead of kidseg's own.")
+    ] = None,
+    trust: Trust = None,
+    series: Series = None,
+    repair: Repair = False,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure kidneys and tumours: volumes, diameters, contact, criteria, change since before.
+
+    Every value has an interval: mostly what it would be if the contour moved by one voxel.
+    Criteria are met, not met, or cannot be told. No treatment is recommended.
+
+    Example: kidseg measure result/anna_seg.nii.gz --ct anna.nii.gz --height 92 --weight 13.5
+    """
+    from kidseg.io import ReadOptions
+    from kidseg.measure.criteria import DEFAULT
+    from kidseg.measure.label_reading import label_names
+    from kidseg.measure.measuring import Request, measure
+    from kidseg.measure.person import Patient
+
+    request = Request(
+        ct=ct,
+        before=before,
+        before_ct=before_ct,
+        opinions=tuple(opinion or ()),
+        names=label_names(label or ()),
+        person=Patient(height_cm=height, weight_kg=weight, age_years=age, sex=sex),
+        entered=tuple(entered or ()),
+        margin_mm=margin,
+        criteria=criteria or DEFAULT,
+        options=ReadOptions(trust=trust, series=series, repair=repair),
+    )
+    measured = measure(labels, request, out=out, overwrite=overwrite)
+    print_result(measured.as_dict(), measured_text(measured), as_json, quiet)
+
+
+def measured_text(measured: Measured) -> str:
+    """The tables of a measurement, its warnings, and what it is for."""
+    from kidseg.measure.measuring import INTENDED_USE
+
+    found = measured.measurement
+    lines = [
+        *wrapped(f"{measured.labels}: value (from-to). {_intervals(found)}"),
+        *_sizes(found),
+        *(line for tumour in found.tumours for line in _tumour(tumour)),
+        *_sides(found),
+        *_response(measured),
+        *_criteria(found),
+    ]
+    warned = [line for finding in measured.findings for line in wrapped(str(finding), indent="  ")]
+    lines += ["", "Warnings:", *warned] if warned else []
+    return "\n".join([*lines, "", *wrapped(INTENDED_USE)])
+
+
+def _intervals(found: Measurement) -> str:
+    sided = "" if found.midline == "body" else ", an estimate"
+    return (
+        "The interval is the value with the contour one voxel further in or out, unless said"
+        f" otherwise. Right and left by the {_MIDLINES[found.midline]}{sided}."
+    )
+
+
+_MIDLINES = {
+    "body": "middle of the body",
+    "kidneys": "middle between the kidneys",
+    "image": "middle of the image",
+    "origin": "origin of patient space",
+}
+
+
+def _sizes(found: Measurement) -> list[str]:
+    """Volumes and diameters of all structures."""
+    head = ["", "volume ml", "ellipsoid ml", *(f"{name} mm" for name in _DIAMETERS)]
+    rows = [
+        [
+            structure.id,
+            *(_cell(structure.quantity(name)) for name in (*_VOLUMES, *_DIAMETERS)),
+        ]
+        for structure in found.structures
+    ]
+    if not rows:
+        return ["", "Nothing was measured."]
+    lines = ["", *text_table(head, rows)]
+    if any(structure.borders for structure in found.structures):
+        lines += wrapped(">: it reaches the border of the scan: the value is a lower bound.")
+    return lines
+
+
+def _tumour(tumour: Structure) -> list[str]:
+    """Where a tumour lies, and its score."""
+    rows = [
+        [quantity.name, _text(quantity), _noted(quantity)]
+        for quantity in tumour.quantities
+        if quantity.name not in _SIZES
+    ]
+    crosses = {"met": "yes", "not met": "no"}.get(tumour.crosses_midline or "", "cannot tell")
+    rows.append(["crosses the midline", crosses, ""])
+    for name, component in tumour.renal_score.items():
+        points = " or ".join(map(str, component.points)) or "cannot tell"
+        rows.append([f"R.E.N.A.L. {name}", points, component.reason])
+    named = f" ({tumour.label})" if tumour.tracking else ""
+    return ["", f"{tumour.id.capitalize()}{named}:", *_listed(rows)]
+
+
+def _sides(found: Measurement) -> list[str]:
+    lines: list[str] = []
+    for side, measures in (*found.sides.items(), ("both sides", found.patient)):
+        rows = [[name, _text(value), _noted(value)] for name, value in measures.items()]
+        lines += ["", f"{side.capitalize()}:", *_listed(rows)]
+    return lines
+
+
+def _response(measured: Measured) -> list[str]:
+    if measured.earlier is None:
+        return []
+    rows = [
+        [
+            change.subject,
+            _cell(change.volume_before),
+            _cell(change.volume_after),
+            _cell(change.change),
+            "-" if change.relative is None else _cell(change.relative),
+            _matched(change.matched, change.before),
+        ]
+        for change in measured.changes
+    ]
+    head = ["", "before ml", "now ml", "change ml", "change %", "matched by"]
+    title = "Change since the earlier scan; intervals combined as independent errors:"
+    return ["", title, *(text_table(head, rows) if rows else ["nothing to compare"])]
+
+
+def _matched(how: str, before: tuple[str, ...]) -> str:
+    return f"{how}: {', '.join(before)}" if before and how not in ("side",) else how
+
+
+def _criteria(found: Measurement) -> list[str]:
+    signed = found.criteria["signed_off"] or "not signed off by a clinician"
+    lines = ["", f"Criteria, version {found.criteria['version']}, {signed}:"]
+    for answer in found.answers:
+        lines += _answer(answer)
+    return lines
+
+
+def _answer(answer: Answer) -> Iterator[str]:
+    criterion = answer.criterion
+    doubt = "" if criterion.confirmed else " [to be confirmed]"
+    yield from wrapped(
+        f"{answer.verdict.upper()} - {answer.subject}: {criterion.title}{doubt}", indent="  "
+    )
+    for each in answer.conditions:
+        value = "" if each.quantity is None else f": {_text(each.quantity)}"
+        reason = f" ({each.reason})" if each.reason else ""
+        yield from wrapped(f"  {each.text}{value}: {each.verdict}{reason}", indent="    ")
+    yield from wrapped(f"  {criterion.about} Source: {criterion.source}.", indent="    ")
+
+
+def _listed(rows: list[list[str]]) -> list[str]:
+    width = max((len(row[0]) for row in rows), default=0)
+    lines = []
+    for name, value, note in rows:
+        text = f"{value}; {note}" if note else value
+        lines += wrapped(f"  {name.ljust(width)}  {text}", indent=" " * (width + 4))
+    return lines
+
+
+def _text(quantity: Quantity) -> str:
+    unit = "" if quantity.unit == "1" else f" {_UNITS.get(quantity.unit, quantity.unit)}"
+    return f"{_cell(quantity)}{unit}"
+
+
+def _noted(quantity: Quantity) -> str:
+    from kidseg.measure.quantity import CONTOUR
+
+    interval = "" if quantity.interval in (CONTOUR, "none") else quantity.interval
+    return "; ".join(filter(None, (quantity.note, interval)))
+
+
+def _cell(quantity: Quantity | None) -> str:
+    """ "551 (520-585)", ">551" for a lower bound, "-" if it was not measured."""
+    if quantity is None:
+        return "-"
+    if quantity.interval == "none":
+        return f"{quantity.value:g}"
+    digits = _digits(quantity)
+    value = f"{quantity.value:.{digits}f}"
+    if quantity.high is None:
+        return f">{value}" if quantity.low is None else f">{value} (from {quantity.low:.{digits}f})"
+    low = "?" if quantity.low is None else f"{quantity.low:.{digits}f}"
+    dash = " to " if low.startswith("-") or quantity.high < 0 else "-"
+    return f"{value} ({low}{dash}{quantity.high:.{digits}f})"
+
+
+def _digits(quantity: Quantity) -> int:
+    """Decimals: one, or two of what is below ten; none of hundreds."""
+    size = abs(quantity.value)
+    return 2 if size < 10 else 1 if size < 100 else 0

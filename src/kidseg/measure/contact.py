@@ -1,0 +1,243 @@
+"""Where a tumour touches its kidney: area of the contact, parenchyma behind it, gaps.
+
+Areas are sums over the faces between voxels, each projected onto the plane of the smoothed contour
+there. For a plane in any direction this is exact on average, where counting faces gives up to
+sqrt(3) times the area, and marching cubes of a mask about 1.09 times.
+
+Source: Lenoir, Malgouyres and Revenu, "Fast computation of the normal vector field of the surface
+of a 3-D discrete object", DGCI 1996: area of a digital surface by its normals.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kidseg.measure.diameters import surface_mm
+from kidseg.measure.mask import MARGIN, Mask, moved_contours
+from kidseg.measure.quantity import Quantity, counted, spanned
+
+__all__ = ["Contact", "contact_area", "contact_of", "gap_to", "rim_quantities"]
+
+# Width of the Gaussian from whose gradient the normals are taken: in voxels, and at least this part
+# of the widest spacing. Narrower, they follow the steps between voxels; wider, curved contacts get
+# too small. Chosen on balls and planes with spacings from 1:1 to 1:7.
+_SIGMA, _SIGMA_WIDEST = 1.25, 0.6
+# Rays through the parenchyma: at most so many, so long, in steps of this part of a voxel.
+_RAYS = 4000
+_LONGEST_MM = 150.0
+_STEP = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Contact:
+    """The faces between voxels of a tumour and voxels of its kidney.
+
+    Attributes:
+        points_mm: (faces, 3) their centres.
+        normals: (faces, 3) unit vectors from the tumour to the kidney.
+        areas_mm2: (faces,) area of the contour at each; single ones may be negative.
+    """
+
+    points_mm: np.ndarray
+    normals: np.ndarray
+    areas_mm2: np.ndarray
+
+    @property
+    def area_cm2(self) -> float:
+        """Area of the contact."""
+        return max(float(self.areas_mm2.sum()) / 100, 0.0)
+
+
+def contact_of(tumour: Mask, kidney: Mask) -> Contact:
+    """The contact of a tumour with the parenchyma of a kidney, of the same image."""
+    meeting = _meeting(tumour, kidney)
+    return _NONE if meeting is None else _contact(*meeting)
+
+
+def contact_area(tumour: Mask, kidney: Mask) -> Quantity:
+    """Area of the contact, for the given contours, and with each moved by one voxel.
+
+    The contour between both is moved either way, and so is the contour of both together, at whose
+    edge the contact ends.
+    """
+    from scipy import ndimage
+
+    name = "contact with the kidney"
+    if (meeting := _meeting(tumour, kidney)) is None:
+        return counted(name, 0.0, "cm2")
+    first, second = meeting[0].data, meeting[1]
+    both = first | second
+    grown = ndimage.binary_dilation(first)
+    shrunk = first & ~ndimage.binary_dilation(second)
+    inside = ndimage.binary_erosion(both, border_value=1)
+    outside = grown & ~second
+    pairs = (
+        (first, second),
+        (grown & both, second & ~grown),
+        (shrunk, both & ~shrunk),
+        (first & inside, second & inside),
+        (outside, ndimage.binary_dilation(second) & ~outside),
+    )
+    grid = meeting[0].grid
+    areas = [_contact(Mask(inner, grid), outer).area_cm2 for inner, outer in pairs]
+    return spanned(name, "cm2", areas[0], areas[1:])
+
+
+def _meeting(tumour: Mask, kidney: Mask) -> tuple[Mask, np.ndarray] | None:
+    """Both structures around their contact, on one grid; None if they do not touch."""
+    margin = int(np.ceil(4 * _sigma(tumour).max())) + MARGIN
+    (tumour,) = tumour.cropped(margin=margin)
+    other = kidney.onto(tumour)
+    near = np.zeros_like(other)
+    for axis in range(3):
+        for voxels in _faces(tumour.data, other, axis):
+            near[tuple(voxels.T)] = True
+    if not near.any():
+        return None
+    _, here, there = Mask(near, tumour.grid).cropped(tumour.data, other, margin=margin)
+    return here, there.data
+
+
+def _contact(tumour: Mask, kidney: np.ndarray) -> Contact:
+    gradient = _gradient(tumour.data, kidney, _sigma(tumour))
+    # Gradients in mm, and the area vectors of the faces, from those along the indices.
+    mm_from_slope = np.linalg.inv(tumour.linear).T
+    volume_mm3 = abs(float(np.linalg.det(tumour.linear)))
+    points, normals, areas = [], [], []
+    for axis in range(3):
+        inner, outer = _faces(tumour.data, kidney, axis)
+        slope = -(gradient[:, *inner.T] + gradient[:, *outer.T]).T @ mm_from_slope.T
+        normal = slope / np.maximum(np.linalg.norm(slope, axis=1, keepdims=True), 1e-12)
+        face = volume_mm3 * mm_from_slope[:, axis] * (outer - inner)[:, axis, None]
+        points.append(tumour.mm((inner + outer) / 2))
+        normals.append(normal)
+        areas.append((face * normal).sum(1))
+    return Contact(np.concatenate(points), np.concatenate(normals), np.concatenate(areas))
+
+
+_NONE = Contact(np.zeros((0, 3)), np.zeros((0, 3)), np.zeros(0))
+
+
+def rim_quantities(contact: Contact, kidney: Mask) -> tuple[Quantity, ...]:
+    """Thickness of the parenchyma behind the contact: its median, and the thinnest tenth.
+
+    Measured along the normals, from the contact to where the parenchyma ends for the first time.
+    () without contact.
+
+    Args:
+        contact: of the tumour with this kidney.
+        kidney: the parenchyma.
+    """
+    thickness = _thickness_mm(contact, kidney)
+    if not len(thickness):
+        return ()
+    voxel = float(np.linalg.norm(kidney.linear, axis=0).max())
+    found = []
+    for name, percent in (("rim, median", 50), ("rim, thinnest tenth", 10)):
+        value = float(np.percentile(thickness, percent))
+        found.append(
+            Quantity(
+                name=name,
+                value=value,
+                unit="mm",
+                low=max(value - 2 * voxel, 0.0),
+                high=value + 2 * voxel,
+                interval="both contours moved by a voxel of the widest spacing",
+                note="parenchyma behind the contact",
+            )
+        )
+    return tuple(found)
+
+
+def gap_to(tumour: Mask, others: Sequence[Mask]) -> Quantity:
+    """The least distance from the contour of a tumour to that of the nearest other one.
+
+    Args:
+        tumour: not empty.
+        others: at least one, none empty.
+    """
+    inner, outer = moved_contours(tumour)
+    moved = [moved_contours(other) for other in others]
+    value = _gap_mm(tumour, others)
+    return spanned(
+        "distance to the nearest other tumour",
+        "mm",
+        value,
+        [
+            _gap_mm(outer, [wide for _, wide in moved]),
+            _gap_mm(inner, [narrow for narrow, _ in moved]),
+        ],
+    )
+
+
+def _gap_mm(tumour: Mask, others: Sequence[Mask]) -> float:
+    """Infinite if one is empty: a structure thinner than two voxels vanishes."""
+    from scipy.spatial import KDTree
+
+    surfaces = [surface_mm(other) for other in others if other.data.any()]
+    if not (surfaces and tumour.data.any()):
+        return math.inf
+    return float(np.min(KDTree(np.concatenate(surfaces)).query(surface_mm(tumour))[0]))
+
+
+def _faces(tumour: np.ndarray, kidney: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """(faces, 3) indices of the voxel of the tumour, and of that of the kidney, along an axis."""
+    lower = [slice(None)] * 3
+    upper = [slice(None)] * 3
+    lower[axis], upper[axis] = slice(None, -1), slice(1, None)
+    step = np.zeros(3, dtype=int)
+    step[axis] = 1
+    up = np.argwhere(tumour[tuple(lower)] & kidney[tuple(upper)])
+    down = np.argwhere(kidney[tuple(lower)] & tumour[tuple(upper)])
+    return np.concatenate([up, down + step]), np.concatenate([up + step, down])
+
+
+def _sigma(mask: Mask) -> np.ndarray:
+    """(3,) width in voxels along slices, rows and columns."""
+    spacing_mm = np.linalg.norm(mask.linear, axis=0)
+    return np.asarray(np.maximum(_SIGMA, _SIGMA_WIDEST * spacing_mm.max() / spacing_mm))
+
+
+def _gradient(tumour: np.ndarray, kidney: np.ndarray, sigma: np.ndarray) -> np.ndarray:
+    """(3, slices, rows, columns) slopes along the indices of the local share of the tumour.
+
+    Of tumour and kidney alone, so that what is beside them, at the edge of the contact, does not
+    turn the normals. Without factors that do not matter for the direction.
+
+    Source: normalized convolution, Knutsson and Westin, CVPR 1993.
+    """
+    from scipy import ndimage
+
+    def smooth(values: np.ndarray, order: int | tuple[int, ...]) -> np.ndarray:
+        return np.asarray(ndimage.gaussian_filter(values, sigma, order=order, mode="constant"))
+
+    balance = tumour.astype(np.float32) - kidney
+    both = (tumour | kidney).astype(np.float32)
+    share = smooth(balance, 0) / np.maximum(smooth(both, 0), 1e-3)
+    orders = ((1, 0, 0), (0, 1, 0), (0, 0, 1))
+    return np.stack([smooth(balance, order) - share * smooth(both, order) for order in orders])
+
+
+def _thickness_mm(contact: Contact, kidney: Mask) -> np.ndarray:
+    """(rays,) distances through the parenchyma, of faces chosen evenly."""
+    count = len(contact.areas_mm2)
+    chosen = np.unique(np.linspace(0, max(count - 1, 0), min(count, _RAYS)).astype(int))
+    start, along = contact.points_mm[chosen], contact.normals[chosen]
+    step = _STEP * float(np.linalg.norm(kidney.linear, axis=0).min())
+    is_inside = np.ones(len(start), dtype=bool)
+    thickness = np.zeros(len(start))
+    for k in range(1, int(_LONGEST_MM / step)):
+        index = np.rint(kidney.grid.index(start + (k - 0.5) * step * along).numpy()).astype(int)
+        within = ((index >= 0) & (index < kidney.data.shape)).all(1)
+        here = np.zeros(len(start), dtype=bool)
+        here[within] = kidney.data[tuple(index[within].T)]
+        # The first step may still be in the voxel of the tumour.
+        is_inside &= here | (k == 1)
+        thickness += step * (is_inside & here)
+        if not is_inside.any():
+            break
+    return thickness

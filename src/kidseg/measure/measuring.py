@@ -1,0 +1,193 @@
+"""Measure a label file, compare it with an earlier one, and record what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from kidseg.cases.naming import label_name
+from kidseg.errors import Finding, UsageError
+from kidseg.io import ReadOptions
+from kidseg.io.atomic import check_writable, make_folder, write_json
+from kidseg.io.content import sha256_of_all
+from kidseg.io.output import check_output_folder
+from kidseg.measure.criteria import DEFAULT, entered_facts, read_criteria
+from kidseg.measure.label_reading import read_labelled, read_opinion
+from kidseg.measure.measurement import Measurement, measure_parts
+from kidseg.measure.parts import Parts, find_parts
+from kidseg.measure.person import Patient
+from kidseg.measure.response import Change, changes
+from kidseg.provenance import provenance
+
+__all__ = ["ENDING", "INTENDED_USE", "Measured", "Request", "measure"]
+
+FORMAT = 1
+ENDING = "_measurements.json"
+"""Ending of the file that is written, after the name of the case."""
+
+INTENDED_USE = "For research use only. Not a medical device. No treatment is recommended."
+
+_WIDEST_MARGIN_MM = 50.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to measure, and what is known besides.
+
+    Attributes:
+        ct: the scan of the labels, for the midline and the border.
+        before: an earlier label file of the same patient.
+        before_ct: the scan of that.
+        opinions: other segmentations of the same scan, such as of other models or observers.
+        names: {number: name} of the labels of all these files; {}: as the files say.
+        person: for growth.
+        entered: facts for the criteria, NAME=yes or NAME=no.
+        margin_mm: of parenchyma that is removed with a tumour; None: as the criteria say.
+        criteria: their file.
+        options: of reading scans.
+    """
+
+    ct: Path | None = None
+    before: Path | None = None
+    before_ct: Path | None = None
+    opinions: tuple[Path, ...] = ()
+    names: Mapping[int, str] = field(default_factory=dict)
+    person: Patient = field(default_factory=Patient)
+    entered: Sequence[str] = ()
+    margin_mm: float | None = None
+    criteria: Path = DEFAULT
+    options: ReadOptions = field(default_factory=ReadOptions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """The result.
+
+    Attributes:
+        labels: the file.
+        measurement: of the labels.
+        earlier: of the earlier labels; None without.
+        changes: since then.
+        files: {role: files that were read}.
+    """
+
+    labels: Path
+    measurement: Measurement
+    earlier: Measurement | None
+    changes: tuple[Change, ...]
+    files: Mapping[str, tuple[Path, ...]]
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """Warnings about all files."""
+        both = (self.measurement, *([] if self.earlier is None else [self.earlier]))
+        return tuple(dict.fromkeys(finding for one in both for finding in one.findings))
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain data, for JSON; docs/measure.md explains it."""
+        response = None
+        if self.earlier is not None:
+            response = {
+                "before": self.earlier.as_dict(),
+                "changes": [change.as_dict() for change in self.changes],
+            }
+        return {
+            "format": FORMAT,
+            "intended_use": INTENDED_USE,
+            "labels": str(self.labels),
+            "files": {
+                role: [{"path": str(path), "sha256": sha256_of_all([path])} for path in paths]
+                for role, paths in self.files.items()
+            },
+            **self.measurement.as_dict(),
+            "response": response,
+            **provenance(),
+        }
+
+
+def measure(
+    labels: Path, request: Request, *, out: Path | None = None, overwrite: bool = False
+) -> Measured:
+    """Measure a label file.
+
+    Args:
+        labels: a label volume in any format.
+        request: what else is known.
+        out: folder to write <case>_measurements.json into; None: nothing is written.
+        overwrite: replace it.
+
+    Raises:
+        UsageError: "bad-margin", "no-before": a scan, but no labels, of the earlier time;
+            "bad-entered"; "output-exists", "other-folder".
+        InputError: see `read_labelled`, `read_opinion`, `read_criteria`.
+        ResourceError: "disk-full".
+    """
+    _check(request)
+    target = None if out is None else out / f"{label_name(labels)}{ENDING}"
+    if out is not None and target is not None:
+        check_output_folder(out, "results")
+        if out.is_dir():
+            check_writable(target, overwrite=overwrite)
+    parts, measurement = _measured(labels, request)
+    earlier: Measurement | None = None
+    changed: tuple[Change, ...] = ()
+    if request.before is not None:
+        # What is known of the patient is known of the later time.
+        then = replace(request, ct=request.before_ct, opinions=(), person=Patient(), entered=())
+        parts_before, earlier = _measured(request.before, then)
+        changed = changes((parts_before, earlier), (parts, measurement))
+    roles = {
+        "labels": (labels,),
+        "ct": (request.ct,),
+        "before": (request.before,),
+        "before_ct": (request.before_ct,),
+        "opinions": request.opinions,
+        "criteria": (request.criteria,),
+    }
+    files = {
+        role: known
+        for role, paths in roles.items()
+        if (known := tuple(path for path in paths if path is not None))
+    }
+    measured = Measured(
+        labels=labels, measurement=measurement, earlier=earlier, changes=changed, files=files
+    )
+    if out is not None and target is not None:
+        make_folder(out)
+        write_json(target, measured.as_dict(), overwrite=overwrite)
+    return measured
+
+
+def _measured(path: Path, request: Request) -> tuple[Parts, Measurement]:
+    criteria = read_criteria(request.criteria)
+    entered = entered_facts(request.entered, criteria)
+    labelled = read_labelled(path, ct=request.ct, names=request.names, options=request.options)
+    others = [read_opinion(opinion, labelled) for opinion in request.opinions]
+    parts = find_parts(labelled, criteria.settings.smallest_tumour_ml)
+    margin_mm = request.margin_mm
+    return parts, measure_parts(
+        labelled,
+        parts,
+        criteria,
+        person=request.person,
+        margin_mm=criteria.settings.margin_mm if margin_mm is None else margin_mm,
+        entered=entered,
+        opinions=others,
+    )
+
+
+def _check(request: Request) -> None:
+    if request.margin_mm is not None and not 0 <= request.margin_mm <= _WIDEST_MARGIN_MM:
+        raise UsageError(
+            f"a margin of {request.margin_mm:g} mm is not within 0 to {_WIDEST_MARGIN_MM:g} mm",
+            code="bad-margin",
+        )
+    if request.before_ct is not None and request.before is None:
+        raise UsageError(
+            "an earlier scan was named, but not its labels",
+            path=request.before_ct,
+            code="no-before",
+            next_step="Name them: --before.",
+        )

@@ -1,0 +1,326 @@
+"""Kidneys and tumours in a label volume, each as a mask of its own, with side and name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from kidseg.check.anomalies import FRAGMENT, border_faces, numbered_components
+from kidseg.errors import Finding
+from kidseg.geometry import Grid, Volume
+from kidseg.io.orientation import canonical
+from kidseg.labels import LabelSchema, Meaning
+from kidseg.meaning import Side
+from kidseg.measure.mask import Mask
+from kidseg.measure.midline import RENAL, Midline
+from kidseg.measure.sides import SidedVoxels, assign_sides, side_findings
+from kidseg.metrics import union_box
+
+__all__ = ["SIDES", "Labelled", "Part", "Parts", "find_parts"]
+
+SIDES: tuple[Side, ...] = ("right", "left")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Labelled:
+    """A label volume, and what is known of it.
+
+    Attributes:
+        labels: (1, slices, rows, columns) uint8, volumetric, in any voxel order.
+        schema: of the labels.
+        midline: of the body, in the same patient space.
+        path: of the file, for findings.
+        tracking: {label: identifier of the lesion}, the same at every time; a label with one is one
+            lesion. Without, each connected component of a tumour label is.
+        is_cropped: the volume may be cropped to its labels, so that its border is not the scan's.
+        findings: of reading.
+    """
+
+    labels: Volume
+    schema: LabelSchema
+    midline: Midline
+    path: Path = Path("labels")
+    tracking: Mapping[int, str] = field(default_factory=dict)
+    is_cropped: bool = False
+    findings: tuple[Finding, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Part:
+    """One structure.
+
+    Attributes:
+        id: unique in its volume: "right kidney", "left tumour 2", or the name of another label.
+        meaning: None for a label that is not recognized.
+        side: None for a label that is not recognized.
+        label: its name in the file.
+        tracking: identifier of a lesion over time; None if it has none.
+        mask: in its own box, with a margin.
+        main: the same without fragments, which are no part of its shape.
+        borders: of the scan that it touches, so that its volume is a lower bound.
+    """
+
+    id: str
+    meaning: Meaning | None
+    side: Side | None
+    label: str
+    tracking: str | None
+    mask: Mask
+    main: Mask
+    borders: tuple[str, ...]
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether the scan cuts it off."""
+        return bool(self.borders)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Parts:
+    """All structures of a volume.
+
+    Attributes:
+        kidneys: parenchyma, by side; a side without any is missing.
+        tumours: lesions, by side and from large to small.
+        masses: {(meaning, side): all voxels of tumours or cysts on this side, specks included}.
+        specks: {side: volumes in ml of the pieces of tumours that are too small to count}.
+        others: labels that are not recognized.
+        findings: about sides, borders and labels.
+    """
+
+    kidneys: Mapping[Side, Part]
+    tumours: tuple[Part, ...]
+    masses: Mapping[tuple[Meaning, Side], Part]
+    specks: Mapping[Side, tuple[float, ...]]
+    others: tuple[Part, ...]
+    findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Box:
+    """The box around all kidneys and masses.
+
+    Attributes:
+        label: (slices, rows, columns) uint8, only of kidneys and masses.
+        is_right: bool.
+        grid: of the box.
+        start: index of its first voxel in the image.
+        whole: shape of the image; None if its border is not that of the scan.
+        names: {label: name}.
+    """
+
+    label: np.ndarray
+    is_right: np.ndarray
+    grid: Grid
+    start: tuple[int, ...]
+    whole: tuple[int, int, int] | None
+    names: Mapping[int, str]
+
+    def on(self, side: Side, labels: tuple[int, ...]) -> np.ndarray:
+        """Voxels with one of these labels on a side."""
+        return np.asarray(np.isin(self.label, labels) & (self.is_right == (side == "right")))
+
+    def part(
+        self,
+        data: np.ndarray,
+        name: str,
+        meaning: Meaning | None,
+        side: Side | None,
+        tracking: str | None = None,
+    ) -> Part:
+        """A structure that is not empty."""
+        present = np.unique(self.label[data]) if side else ()
+        label = ", ".join(self.names[int(number)] for number in present) or name
+        (mask,) = Mask(data, self.grid).cropped()
+        return Part(
+            id=name,
+            meaning=meaning,
+            side=side,
+            label=label,
+            tracking=tracking,
+            mask=mask,
+            main=_main(mask) if meaning == "kidney" else mask,
+            borders=self._borders(data),
+        )
+
+    def _borders(self, data: np.ndarray) -> tuple[str, ...]:
+        if self.whole is None:
+            return ()
+        box = union_box(data)
+        assert box is not None
+        moved = [
+            slice(extent.start + low, extent.stop + low)
+            for extent, low in zip(box, self.start, strict=True)
+        ]
+        return border_faces(moved, self.whole)
+
+
+def find_parts(labelled: Labelled, smallest_tumour_ml: float) -> Parts:
+    """Find kidneys, tumours and other structures.
+
+    Args:
+        labelled: the labels.
+        smallest_tumour_ml: smaller components of a tumour label are specks, no lesions.
+    """
+    sided = assign_sides(labelled.labels, labelled.schema, labelled.midline, labelled.path)
+    findings = [*labelled.findings]
+    others = tuple(_others(labelled))
+    if not len(sided.index):
+        findings.append(_nothing(labelled))
+        return Parts(
+            kidneys={}, tumours=(), masses={}, specks={}, others=others, findings=tuple(findings)
+        )
+    box = _boxed(sided, labelled)
+    if labelled.is_cropped:
+        findings.append(_unknown_border(labelled))
+    noted = side_findings(sided, labelled.midline, labelled.path)
+    unknown = {"kidney-cut"} if labelled.is_cropped else set()
+    findings += [finding for finding in noted if finding.code not in unknown]
+    kidneys: dict[Side, Part] = {}
+    masses: dict[tuple[Meaning, Side], Part] = {}
+    tumours: list[Part] = []
+    specks: dict[Side, tuple[float, ...]] = {}
+    for side in SIDES:
+        for meaning in RENAL:
+            data = box.on(side, labelled.schema.ids_of(meaning))
+            if not data.any():
+                continue
+            whole = box.part(data, f"{side} {meaning}", meaning, side)
+            if meaning == "kidney":
+                kidneys[side] = whole
+                findings += _fragments(whole, smallest_tumour_ml, labelled)
+            else:
+                masses[meaning, side] = whole
+        lesions, small = _lesions(box, side, labelled, smallest_tumour_ml)
+        tumours += lesions
+        specks[side] = small
+        findings += _specks(side, small, smallest_tumour_ml, labelled)
+    return Parts(
+        kidneys=kidneys,
+        tumours=tuple(tumours),
+        masses=masses,
+        specks=specks,
+        others=others,
+        findings=tuple(findings),
+    )
+
+
+def _boxed(sided: SidedVoxels, labelled: Labelled) -> _Box:
+    start = tuple(extent.start for extent in sided.box)
+    shape = tuple(extent.stop - extent.start for extent in sided.box)
+    label, is_right = np.zeros(shape, dtype=np.uint8), np.zeros(shape, dtype=bool)
+    where = tuple((sided.index - start).T)
+    label[where], is_right[where] = sided.label, sided.is_right
+    return _Box(
+        label=label,
+        is_right=is_right,
+        grid=sided.grid.crop(start, shape),
+        start=start,
+        whole=None if labelled.is_cropped else sided.grid.shape,
+        names=labelled.schema.names,
+    )
+
+
+def _lesions(
+    box: _Box, side: Side, labelled: Labelled, smallest_ml: float
+) -> tuple[list[Part], tuple[float, ...]]:
+    """The lesions of a side from large to small, and the volumes of the specks."""
+    found: list[tuple[np.ndarray, str | None]] = []
+    voxel_ml, specks = float(box.grid.voxel_ml), []
+    for number in labelled.schema.ids_of("tumour"):
+        data = box.on(side, (number,))
+        if (tracked := labelled.tracking.get(number)) is not None:
+            found += [(data, tracked)] if data.any() else []
+            continue
+        numbered, _ = numbered_components(data)
+        volumes = np.bincount(numbered.ravel())[1:] * voxel_ml
+        specks += [float(volume) for volume in volumes if volume < smallest_ml]
+        found += [
+            (numbered == k, None) for k, volume in enumerate(volumes, 1) if volume >= smallest_ml
+        ]
+    found.sort(key=lambda lesion: -np.count_nonzero(lesion[0]))
+    return [
+        box.part(data, f"{side} tumour {k}", "tumour", side, tracked)
+        for k, (data, tracked) in enumerate(found, 1)
+    ], tuple(specks)
+
+
+def _others(labelled: Labelled) -> Iterator[Part]:
+    """Labels that are not recognized, whole."""
+    from scipy import ndimage
+
+    schema = labelled.schema
+    unknown = [number for number in schema.ids if schema.meaning[number] is None]
+    if not unknown:
+        return
+    labels = canonical(labelled.labels)
+    values, grid = labels.data[0].numpy(), labels.grid
+    found = dict(enumerate(ndimage.find_objects(values), 1))
+    for number in unknown:
+        if (extent := found.get(number)) is None:
+            continue
+        start = [side.start for side in extent]
+        data = values[extent] == number
+        box = _Box(
+            label=data,
+            is_right=data,
+            grid=grid.crop(start, data.shape),
+            start=tuple(start),
+            whole=None if labelled.is_cropped else grid.shape,
+            names={},
+        )
+        yield box.part(data, schema.names[number], None, None)
+
+
+def _main(mask: Mask) -> Mask:
+    """Without the components that are small beside the largest."""
+    numbered, count = numbered_components(mask.data)
+    sizes = np.bincount(numbered.ravel(), minlength=count + 1)
+    sizes[0] = 0
+    if (sizes[1:] > FRAGMENT * sizes.max()).all():
+        return mask
+    return Mask((sizes > FRAGMENT * sizes.max())[numbered], mask.grid)
+
+
+def _fragments(kidney: Part, least_ml: float, labelled: Labelled) -> list[Finding]:
+    left_ml = kidney.mask.volume_ml - kidney.main.volume_ml
+    if left_ml < least_ml:
+        return []
+    cause = (
+        f"fragments of the {kidney.id}, {left_ml:.2f} ml altogether, are part of its volume, but"
+        " not of its diameters"
+    )
+    return [_finding("kidney-fragments", cause, "Check the labels.", labelled)]
+
+
+def _specks(
+    side: Side, volumes_ml: Sequence[float], least_ml: float, labelled: Labelled
+) -> list[Finding]:
+    if not volumes_ml:
+        return []
+    cause = (
+        f"{len(volumes_ml)} speck(s) of tumour on the {side}, under {least_ml:g} ml each and"
+        f" {sum(volumes_ml):.2g} ml altogether, are part of the volume, but not of the number"
+    )
+    return [_finding("tumour-specks", cause, "Check the labels.", labelled)]
+
+
+def _nothing(labelled: Labelled) -> Finding:
+    cause = "no voxel is labelled as kidney, tumour or cyst"
+    step = "Check that it is the right file, and what its labels are called (--label)."
+    return _finding("nothing-labelled", cause, step, labelled)
+
+
+def _unknown_border(labelled: Labelled) -> Finding:
+    cause = (
+        "the labels may be cropped to their structures, so whether the scan cuts one of them off"
+        " cannot be told"
+    )
+    return _finding("border-unknown", cause, "Name the scan: --ct.", labelled)
+
+
+def _finding(code: str, cause: str, next_step: str, labelled: Labelled) -> Finding:
+    return Finding(code=code, path=str(labelled.path), cause=cause, next_step=next_step)

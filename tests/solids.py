@@ -1,0 +1,50 @@
+"""Solids with known volume, diameters and contact, on oblique grids of any spacing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from kidseg.geometry import Grid
+from kidseg.measure.mask import Mask
+
+
+def rotation(seed: int) -> np.ndarray:
+    """A random (3, 3) rotation; the identity for seed 0."""
+    if seed == 0:
+        return np.eye(3)
+    q = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))[0]
+    return np.asarray(q * np.sign(np.linalg.det(q)))
+
+
+def oblique(reach_mm: float, spacing_mm: Sequence[float], seed: int = 0) -> Grid:
+    """A grid around the origin, turned by `rotation(seed)`, off-centre by a part of a voxel."""
+    shape = [int(2 * reach_mm / step) + 6 for step in spacing_mm]
+    away = np.random.default_rng(seed).uniform(-0.5, 0.5, 3) * np.array(spacing_mm)[::-1]
+    matrix = np.eye(4)
+    matrix[:3, :3] = rotation(seed)
+    return Grid.from_spacing(shape, spacing_mm, away).moved(torch.from_numpy(matrix))
+
+
+def positions(grid: Grid) -> np.ndarray:
+    """(slices, rows, columns, 3) positions of the voxels in mm."""
+    return np.asarray(grid.mm(np.stack(np.indices(grid.shape), -1).astype(float)).numpy())
+
+
+def ball(grid: Grid, radius_mm: float, centre_mm: Sequence[float] = (0.0, 0.0, 0.0)) -> Mask:
+    away = positions(grid) - np.array(centre_mm)
+    return Mask((away**2).sum(-1) <= radius_mm**2, grid)
+
+
+def ellipsoid(grid: Grid, half_mm: Sequence[float]) -> Mask:
+    """Along the axes (x, y, z) of the patient."""
+    return Mask(((positions(grid) / np.array(half_mm)) ** 2).sum(-1) <= 1, grid)
+
+
+def cylinder(grid: Grid, radius_mm: float, length_mm: float) -> Mask:
+    """Along the patient."""
+    place = positions(grid)
+    around = np.hypot(place[..., 0], place[..., 1]) <= radius_mm
+    return Mask(around & (np.abs(place[..., 2]) <= length_mm / 2), grid)

@@ -1,0 +1,343 @@
+"""kidseg measure from files: names of labels, cropped files, scans, the record and the tables."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kidseg.cli import main
+from kidseg.errors import InputError, UsageError
+from kidseg.geometry import Grid, Volume
+from kidseg.io import save
+from kidseg.io.orientation import reorient
+from kidseg.measure.label_reading import label_names, read_labelled
+from solids import positions
+
+GRID = Grid.from_spacing((36, 48, 76), (4.0, 3.0, 3.0))
+LEFT_ML = 4 / 3 * math.pi * 14 * 16 * 40 / 1000
+TUMOUR_ML = 4 / 3 * math.pi * 20**3 / 1000
+
+
+def phantom(grid: Grid = GRID) -> tuple[Volume, Volume]:
+    """(scan, labels): a trunk, two kidneys, and a ball of 20 mm at the front of the right one."""
+    place = positions(grid)
+
+    def inside(centre: Sequence[float], half: Sequence[float]) -> np.ndarray:
+        return np.asarray((((place - np.array(centre)) / np.array(half)) ** 2).sum(-1) <= 1)
+
+    hu = np.full(grid.shape, -1000, np.int16)
+    hu[inside((0, 0, 0), (105, 68, 1000))] = 20
+    labels = np.zeros(grid.shape, np.uint8)
+    for side in (-1, 1):
+        labels[inside((50 * side, -15, 0), (14, 16, 40))] = 1
+    labels[inside((50.7, 12.4, 10.9), (20, 20, 20))] = 2
+    hu[labels == 1], hu[labels == 2] = 180, 90
+    return (
+        Volume(torch.from_numpy(hu)[None], grid),
+        Volume(torch.from_numpy(labels)[None], grid),
+    )
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("measured")
+    scan, labels = phantom()
+    save(scan, folder / "anna.nii.gz")
+    save(labels, folder / "anna_seg.nii.gz")
+    return folder
+
+
+def run(
+    *arguments: str | Path, capsys: pytest.CaptureFixture[str], code: int = 0
+) -> tuple[str, str]:
+    with pytest.raises(SystemExit) as ended:
+        main(["measure", *map(str, arguments)])
+    out, err = capsys.readouterr()
+    assert (ended.value.code or 0) == code, err
+    return out, err
+
+
+def measured(*arguments: str | Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(run(*arguments, "--json", capsys=capsys)[0])
+    return found
+
+
+def quantities(structures: Sequence[Mapping[str, Any]], name: str) -> Mapping[str, Any]:
+    (found,) = [each for each in structures if each["id"] == name]
+    return {quantity["name"]: quantity for quantity in found["quantities"]}
+
+
+def codes(found: Mapping[str, Any]) -> list[str]:
+    return [warning["code"] for warning in found["warnings"]]
+
+
+def segmented(path: Path, volume: Volume, names: Mapping[int, str]) -> Path:
+    """A segmentation of 3D Slicer."""
+    plain = path.with_name("plain.nrrd")
+    save(volume, plain, overwrite=True)
+    head, blank, voxels = plain.read_bytes().partition(b"\n\n")
+    lines = [
+        line
+        for k, (value, name) in enumerate(names.items())
+        for line in (f"Segment{k}_Name:={name}", f"Segment{k}_LabelValue:={value}")
+    ]
+    path.write_bytes(b"\n".join([head, *(line.encode() for line in lines)]) + blank + voxels)
+    plain.unlink()
+    return path
+
+
+def test_volumes_and_diameters_of_a_file_with_its_scan(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = measured(
+        *(files / "anna_seg.nii.gz", "--ct", files / "anna.nii.gz"),
+        *("--height", "95", "--weight", "14", "--age", "3", "--sex", "female"),
+        capsys=capsys,
+    )
+    assert found["midline"] == {"from": "body", "estimated": False}
+    assert [each["id"] for each in found["structures"]] == [
+        "right kidney",
+        "left kidney",
+        "right tumour 1",
+    ]
+    left = quantities(found["structures"], "left kidney")
+    assert left["volume"]["value"] == pytest.approx(LEFT_ML, rel=0.02)
+    tumour = quantities(found["structures"], "right tumour 1")
+    assert tumour["volume"]["value"] == pytest.approx(TUMOUR_ML, rel=0.02)
+    assert tumour["longest diameter"]["value"] == pytest.approx(40, abs=4)
+    for each in tumour.values():
+        assert each["low"] <= each["value"] <= each["high"] and each["unit"] and each["interval"]
+    surface = math.sqrt(95 * 14 / 3600)
+    growth = {each["name"]: each for each in found["sides"]["left"]}
+    assert growth["kidney volume for body surface"]["value"] == pytest.approx(
+        left["volume"]["value"] / surface, rel=1e-4
+    )
+    assert found["person"]["sex"] == "female" and "research use only" in found["intended_use"]
+    assert codes(found) == ["labels-assumed"]
+    assert found["surgical_record"]["right"]["NSS"] == "cannot tell"
+    assert {answer["verdict"] for answer in found["criteria"]["answers"]} <= {
+        "met",
+        "not met",
+        "cannot tell",
+    }
+    assert all(answer["source"] for answer in found["criteria"]["answers"])
+
+
+def test_another_order_of_the_voxels_gives_the_same(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flipped = np.diag([1.0, 1.0, -1.0, 1.0])[:, [1, 2, 0, 3]]
+    other = Grid((2, 2, 2), torch.from_numpy(flipped))
+    save(reorient(phantom()[1], other), tmp_path / "other.nii.gz")
+    one = measured(files / "anna_seg.nii.gz", capsys=capsys)["structures"]
+    assert one == measured(tmp_path / "other.nii.gz", capsys=capsys)["structures"]
+
+
+def test_an_oblique_file_gives_the_same_volumes(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    c, s = math.cos(0.3), math.sin(0.3)
+    turn = torch.tensor([[c, -s, 0, 0], [s, c, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]).double()
+    save(phantom(GRID.moved(turn))[1], tmp_path / "oblique.nii.gz")
+    one = measured(files / "anna_seg.nii.gz", capsys=capsys)["structures"]
+    other = measured(tmp_path / "oblique.nii.gz", capsys=capsys)["structures"]
+    for name in ("right kidney", "left kidney", "right tumour 1"):
+        a, b = (quantities(each, name)["volume"]["value"] for each in (one, other))
+        assert a == pytest.approx(b, rel=0.03)
+
+
+def test_the_record_is_written_once(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    found = measured(files / "anna_seg.nii.gz", "-o", out, capsys=capsys)
+    record = json.loads((out / "anna_measurements.json").read_text())
+    assert record["structures"] == found["structures"]
+    assert len(record["files"]["labels"][0]["sha256"]) == 64 and record["versions"]["kidseg"]
+    _, err = run(files / "anna_seg.nii.gz", "-o", out, capsys=capsys, code=2)
+    assert "already exists" in err
+    run(files / "anna_seg.nii.gz", "-o", out, "--overwrite", "--quiet", capsys=capsys)
+
+
+def test_nothing_is_left_of_what_failed(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(files / "none.nii.gz", "-o", tmp_path / "out", capsys=capsys, code=3)
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "dataset.json").write_text("{}")
+    _, err = run(files / "anna_seg.nii.gz", "-o", tmp_path, capsys=capsys, code=2)
+    assert "a data set" in err and not list(tmp_path.glob("*measurements*"))
+
+
+def test_the_tables_fit_a_terminal_and_say_what_they_are(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--ct", files / "anna.nii.gz", "--before", files / "anna_seg.nii.gz"]
+    text = run(files / "anna_seg.nii.gz", *arguments, capsys=capsys)[0]
+    plain = text.replace(str(files), "")
+    assert max(map(len, plain.splitlines())) <= 80
+    flat = " ".join(text.split())
+    assert re.search(r"right tumour 1 3\d\.\d \(\d\d\.\d-\d\d\.\d\)", flat)
+    for words in (
+        "For research use only. Not a medical device. No treatment is recommended.",
+        "R.E.N.A.L. N cannot tell; the renal sinus",
+        "NOT MET - right: At least 500 ml after preoperative chemotherapy",
+        "[to be confirmed]",
+        "not signed off by a clinician",
+        "Change since the earlier scan",
+        "overlap: right tumour 1",
+    ):
+        assert words in flat, words
+
+
+def test_labels_are_named_by_segments_and_a_cropped_file_may_be_placed_on_its_scan(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = phantom()[1]
+    used = np.argwhere(labels.data[0].numpy())
+    low, high = used.min(0), used.max(0) + 1
+    box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    cropped = Volume(labels.data[(slice(None), *box)], GRID.crop(low, high - low))
+    names = {2: "Wilms tumour 1", 1: "kidneys"}
+    path = segmented(tmp_path / "anna.seg.nrrd", cropped, names)
+    alone = measured(path, capsys=capsys)
+    assert "border-unknown" in codes(alone) and "labels-assumed" not in codes(alone)
+    assert alone["midline"]["from"] == "kidneys"
+    (tumour,) = [each for each in alone["structures"] if each["meaning"] == "tumour"]
+    assert tumour["tracking"] == "Wilms tumour 1" and tumour["borders"] == []
+    placed = measured(path, "--ct", files / "anna.nii.gz", capsys=capsys)
+    assert codes(placed) == []
+    assert quantities(placed["structures"], tumour["id"]) == {
+        **quantities(alone["structures"], tumour["id"]),
+        "reach beyond the midline": quantities(placed["structures"], tumour["id"])[
+            "reach beyond the midline"
+        ],
+    }
+
+
+def test_labels_are_named_by_a_dataset_json_or_by_the_user(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = phantom()[1]
+    path = tmp_path / "labelsTr" / "a.nii.gz"
+    path.parent.mkdir()
+    save(labels, path)
+    content = {
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0, "tumour": 1, "kidney": 2},
+        "numTraining": 1,
+        "file_ending": ".nii.gz",
+    }
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    found = measured(path, capsys=capsys)
+    assert {each["meaning"]: each["label"] for each in found["structures"]}["kidney"] == "kidney"
+    assert found["sides"]["left"][0]["name"] == "tumour volume"  # 1 is the tumour here
+    named = measured(path, "--label", "1=kidney", "--label", "2=mass 3", capsys=capsys)
+    assert [each["meaning"] for each in named["structures"]] == ["kidney", "kidney", "tumour"]
+    other = measured(path, "--label", "1=kidney", "--label", "2=ureter", capsys=capsys)
+    assert {"label-not-understood", "no-tumour-label"} <= set(codes(other))
+
+
+def test_unknown_values_are_refused_with_the_way_out(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = files / "anna_seg.nii.gz"
+    out, err = run(path, "--label", "1=kidney", capsys=capsys, code=3)
+    assert out == "" and "--label NUMBER=NAME" in err and "2 (" in err
+
+
+@pytest.mark.parametrize("text", ["kidney", "0=kidney", "256=kidney", "1=", "x=kidney", "-1=cyst"])
+def test_a_label_that_cannot_be_named(text: str) -> None:
+    with pytest.raises(UsageError, match="does not name a label"):
+        label_names([text])
+    with pytest.raises(UsageError):
+        label_names(["1=kidney", "2=kidney"])
+
+
+def test_a_scan_of_other_voxels_is_refused(files: Path, tmp_path: Path) -> None:
+    scan, _ = phantom(Grid.from_spacing((36, 48, 76), (4.0, 3.0, 3.0), (7.0, 0.0, 0.0)))
+    save(scan, tmp_path / "other.nii.gz")
+    with pytest.raises(InputError, match="nor a part of it") as caught:
+        read_labelled(files / "anna_seg.nii.gz", ct=tmp_path / "other.nii.gz")
+    assert caught.value.code == "label-grid-mismatch"
+
+
+def test_segments_that_share_a_name_are_refused(tmp_path: Path) -> None:
+    path = segmented(tmp_path / "a.seg.nrrd", phantom()[1], {1: "kidney", 2: "kidney"})
+    with pytest.raises(InputError, match="told apart by name"):
+        read_labelled(path)
+    found = read_labelled(path, names={1: "kidney", 2: "tumour"})
+    assert found.is_cropped and found.schema.names == {1: "kidney", 2: "tumour"}
+
+
+def test_other_opinions_widen_the_volumes(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = phantom()[1]
+    less = labels.data.clone()
+    less[(labels.data == 2) & (torch.arange(48)[:, None] < 18)] = 0
+    save(Volume(less, labels.grid), tmp_path / "second.nii.gz")
+    path = files / "anna_seg.nii.gz"
+    alone = measured(path, capsys=capsys)["sides"]["right"]
+    both = measured(path, "--opinion", tmp_path / "second.nii.gz", capsys=capsys)["sides"]["right"]
+    volumes = [
+        next(each for each in found if each["name"] == "tumour volume") for found in (alone, both)
+    ]
+    assert volumes[0]["value"] == volumes[1]["value"]
+    other = float((less == 2).sum()) * float(labels.grid.voxel_ml)
+    assert volumes[1]["low"] == pytest.approx(min(other, volumes[0]["low"]), rel=1e-4)
+    assert "1 other segmentation" in volumes[1]["interval"]
+    renamed = segmented(tmp_path / "b.seg.nrrd", labels, {1: "kidney", 2: "liver"})
+    _, err = run(path, "--opinion", renamed, capsys=capsys, code=3)
+    assert "are not those of" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--margin", "-1"], 2, "a margin of -1 mm"),
+        (["--height", "5"], 2, "height 5 cm is not within 20 to 250 cm"),
+        (["--before-ct", "x.nii.gz"], 2, "an earlier scan was named, but not its labels"),
+        (["--entered", "thrombus"], 2, "thrombus"),
+        (["--criteria", "none.toml"], 3, "none.toml"),
+        (["--ct", "none.nii.gz"], 3, "none.nii.gz"),
+    ],
+)
+def test_what_cannot_be_asked_is_said_in_one_line(
+    files: Path,
+    arguments: list[str],
+    code: int,
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out, err = run(files / "anna_seg.nii.gz", *arguments, capsys=capsys, code=code)
+    assert out == "" and err.count("\n") == 1 and words in err
+
+
+def test_the_margin_and_own_criteria_count(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from kidseg.measure.criteria import DEFAULT
+
+    path, remaining = files / "anna_seg.nii.gz", []
+    for margin in ("0", "5", "20"):
+        found = measured(path, "--margin", margin, capsys=capsys)["sides"]["right"]
+        remaining.append(
+            next(each["value"] for each in found if each["name"] == "parenchyma remaining")
+        )
+    assert 100 == remaining[0] > remaining[1] > remaining[2]
+    own = tmp_path / "own.toml"
+    text = DEFAULT.read_text().replace('signed_off = ""', 'signed_off = "Dr. A"')
+    own.write_text(text.replace("threshold = 300.0", "threshold = 10.0"))
+    found = measured(path, "--criteria", own, capsys=capsys)["criteria"]
+    assert found["signed_off"] == "Dr. A"
+    (answer,) = [a for a in found["answers"] if a["id"] == "volume-300-ml-at-diagnosis"]
+    assert answer["verdict"] == "not met"

@@ -1,0 +1,260 @@
+"""Kidneys and tumours found in labels: sides, lesions, specks, borders, other labels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from kidseg.geometry import Grid, Volume
+from kidseg.io.orientation import reorient
+from kidseg.labels import KIDNEY_TUMOUR, LabelSchema
+from kidseg.measure import Midline, measure_sides
+from kidseg.measure.criteria import read_criteria
+from kidseg.measure.measurement import Measurement, measure_parts
+from kidseg.measure.midline import estimated_midline
+from kidseg.measure.parts import Labelled, Parts, find_parts
+from kidseg.measure.person import Patient
+from kidseg.measure.position import BEYOND, POLES, PolarLines, exophytic_share
+from solids import ball, ellipsoid, oblique, positions
+
+GRID = Grid.from_spacing((24, 40, 80), (3.0, 2.0, 2.0))
+"""Canonical: columns run to the patient's left. A voxel is 0.012 ml; the middle is column 39.5."""
+
+Box = tuple[int, slice, slice, slice]
+RIGHT = (1, slice(4, 20), slice(10, 30), slice(10, 24))
+LEFT = (1, slice(4, 20), slice(10, 30), slice(56, 70))
+TUMOUR = (2, slice(8, 16), slice(12, 28), slice(18, 34))  # over the medial part of the right kidney
+
+
+def labels(*boxes: Box, grid: Grid = GRID) -> Volume:
+    data = torch.zeros((1, *grid.shape), dtype=torch.uint8)
+    for value, *where in boxes:
+        data[(0, *where)] = value
+    return Volume(data, grid)
+
+
+def parts(volume: Volume, schema: LabelSchema = KIDNEY_TUMOUR, **known: object) -> Parts:
+    given = {"midline": Midline.at(0.0, "body"), **known}
+    return find_parts(Labelled(labels=volume, schema=schema, **given), 0.1)  # type: ignore[arg-type]
+
+
+def measured(volume: Volume, schema: LabelSchema = KIDNEY_TUMOUR, **known: object) -> Measurement:
+    given = {"midline": Midline.at(0.0, "body"), **known}
+    labelled = Labelled(labels=volume, schema=schema, **given)  # type: ignore[arg-type]
+    return measure_parts(
+        labelled,
+        find_parts(labelled, 0.1),
+        read_criteria(),
+        person=Patient(),
+        margin_mm=5.0,
+        entered={},
+    )
+
+
+def codes(found: Parts | Measurement) -> list[str]:
+    return [finding.code for finding in found.findings]
+
+
+def test_each_kidney_and_tumour_has_a_side_and_a_name() -> None:
+    found = parts(labels(RIGHT, LEFT, TUMOUR, (2, slice(5, 8), slice(14, 20), slice(66, 74))))
+    assert {side: part.id for side, part in found.kidneys.items()} == {
+        "right": "right kidney",
+        "left": "left kidney",
+    }
+    assert [part.id for part in found.tumours] == ["right tumour 1", "left tumour 1"]
+    assert found.masses["tumour", "right"].mask.volume_ml == pytest.approx(8 * 16 * 16 * 0.012)
+    assert codes(found) == []
+
+
+def test_lesions_are_components_from_large_to_small_and_specks_are_none() -> None:
+    small = (2, slice(17, 19), slice(11, 14), slice(10, 13))
+    speck = (2, slice(5, 6), slice(11, 13), slice(11, 13))  # 0.048 ml
+    found = parts(labels(RIGHT, LEFT, TUMOUR, small, speck))
+    sizes = [part.mask.volume_ml for part in found.tumours]
+    assert len(sizes) == 2 and sizes == sorted(sizes, reverse=True)
+    assert found.specks["right"] == pytest.approx((0.048,))
+    whole = found.masses["tumour", "right"].mask.volume_ml
+    assert whole == pytest.approx(sum(sizes) + 0.048)
+    assert "tumour-specks" in codes(found)
+
+
+def test_fragments_are_part_of_the_volume_but_not_of_the_shape() -> None:
+    far = (1, slice(22, 23), slice(34, 38), slice(2, 6))  # 0.192 ml
+    plain, found = measured(labels(RIGHT, LEFT)), measured(labels(RIGHT, LEFT, far))
+    one, other = plain.structures[0], found.structures[0]
+    for name in ("longest diameter", "height"):
+        assert one.quantity(name) == other.quantity(name)
+    volumes = [each.quantity("volume") for each in (one, other)]
+    assert volumes[0] and volumes[1]
+    assert volumes[1].value - volumes[0].value == pytest.approx(0.192)
+    assert "kidney-fragments" in codes(found) and "0.19 ml" in str(found.findings)
+    assert codes(plain) == []
+
+
+def test_a_label_with_a_tracking_id_is_one_lesion() -> None:
+    schema = LabelSchema.from_names({1: "kidney", 2: "tumour 1", 3: "tumour 2"})
+    boxes = (
+        (2, slice(8, 10), slice(12, 16), slice(12, 16)),
+        (2, slice(14, 16), slice(12, 16), slice(12, 16)),
+        (3, slice(10, 12), slice(12, 16), slice(12, 16)),
+    )
+    found = parts(labels(RIGHT, LEFT, *boxes), schema, tracking={2: "A", 3: "B"})
+    assert [part.tracking for part in found.tumours] == ["A", "B"]
+    assert [part.label for part in found.tumours] == ["tumour 1", "tumour 2"]
+    # Without, the three pieces are connected, but two labels: two touching lesions and a third.
+    assert len(parts(labels(RIGHT, LEFT, *boxes), schema).tumours) == 3
+
+
+def test_a_mass_that_connects_both_kidneys_belongs_to_the_one_it_touches_most() -> None:
+    mass = (2, slice(6, 18), slice(12, 28), slice(24, 56))
+    grip = (1, slice(6, 18), slice(9, 12), slice(20, 30))  # a claw of the right kidney around it
+    found = parts(labels(RIGHT, LEFT, mass, grip))
+    assert [part.id for part in found.tumours] == ["right tumour 1"]
+    sides = measure_sides(labels(RIGHT, LEFT, mass, grip), KIDNEY_TUMOUR, Midline.at(0.0, "body"))
+    assert sides is not None and sides.left.volumes_ml["tumour"] == 0.0
+    assert sides.left.volumes_ml["kidney"] == pytest.approx(16 * 20 * 14 * 0.012)
+
+
+def test_names_tell_the_sides_of_a_fused_kidney_and_of_one_without_a_body() -> None:
+    schema = LabelSchema.from_names({1: "right kidney", 2: "left kidney"})
+    bridge = (1, slice(10, 12), slice(18, 20), slice(24, 56))
+    found = parts(labels(RIGHT, (2, *LEFT[1:]), bridge), schema)
+    assert found.kidneys["right"].mask.volume_ml > found.kidneys["left"].mask.volume_ml
+    alone = parts(labels((2, *RIGHT[1:])), schema, midline=Midline.at(0.0, "image"))
+    assert list(alone.kidneys) == ["left"]
+
+
+def test_names_that_contradict_the_body_are_told() -> None:
+    schema = LabelSchema.from_names({1: "left kidney", 2: "right kidney"})
+    found = parts(labels(RIGHT, (2, *LEFT[1:])), schema)
+    assert "side-contradicted" in codes(found)
+    assert found.kidneys["right"].label == "left kidney"
+
+
+@pytest.mark.parametrize("order", [(2, 0, 1), (0, 2, 1)])
+def test_the_order_of_the_voxels_does_not_matter(order: tuple[int, int, int]) -> None:
+    volume = labels(RIGHT, LEFT, TUMOUR)
+    turned = reorient(volume, GRID.permuted(order))
+    one, other = measured(volume), measured(turned)
+    assert [each.as_dict() for each in one.structures] == [
+        each.as_dict() for each in other.structures
+    ]
+
+
+def test_empty_labels_are_said_and_measured() -> None:
+    found = measured(labels())
+    assert found.structures == () and found.sides == {} and found.answers[-1].subject == "patient"
+    assert codes(found) == ["nothing-labelled"]
+
+
+def test_a_single_kidney_and_a_tumour_without_kidney() -> None:
+    single = measured(labels(RIGHT))
+    assert "one-kidney" in codes(single) and list(single.sides) == ["right"]
+    assert "excess of the larger kidney" not in single.patient
+    alone = measured(labels(TUMOUR))
+    assert "no-kidney" in codes(alone)
+    (tumour,) = alone.tumours
+    assert tumour.quantity("contact with the kidney") is None
+    assert tumour.renal_score["E"].points == tumour.renal_score["L"].points == ()
+
+
+def test_what_the_scan_cuts_off_is_a_lower_bound() -> None:
+    found = measured(labels(RIGHT, LEFT, (2, slice(0, 8), slice(12, 28), slice(12, 22))))
+    (tumour,) = found.tumours
+    assert tumour.borders == ("lower",)
+    volume = tumour.quantity("volume")
+    assert volume is not None and volume.high is None and "lower bound" in volume.note
+    assert found.sides["right"]["tumour volume"].high is None
+    assert "kidney-cut" in codes(found)
+
+
+def test_a_cropped_file_does_not_tell_its_border() -> None:
+    data = labels(RIGHT, LEFT).data[:, 4:20, 10:30, 10:70]
+    cropped = Volume(data, GRID.crop((4, 10, 10), (16, 20, 60)))
+    found = measured(cropped, is_cropped=True)
+    assert all(not structure.borders for structure in found.structures)
+    assert "border-unknown" in codes(found) and "kidney-cut" not in codes(found)
+
+
+def test_labels_that_are_not_recognized_are_measured_by_name() -> None:
+    schema = LabelSchema.from_names({1: "kidney", 7: "vena cava"})
+    found = measured(labels(RIGHT, LEFT, (7, slice(2, 22), slice(15, 20), slice(38, 42))), schema)
+    (cava,) = [each for each in found.structures if each.meaning is None]
+    assert (cava.id, cava.side) == ("vena cava", None)
+    volume = cava.quantity("volume")
+    assert volume is not None and volume.value == pytest.approx(20 * 5 * 4 * 0.012)
+
+
+def test_the_midline_lies_between_two_kidneys_of_a_cropped_file() -> None:
+    data = labels(RIGHT, LEFT).data[..., 8:72]
+    volume = Volume(data, GRID.crop((0, 0, 8), (24, 40, 64)))
+    midline = estimated_midline(volume, KIDNEY_TUMOUR, is_cropped=True)
+    assert midline.basis == "kidneys"
+    assert midline.x_mm[0] == pytest.approx(0.0, abs=2.5)
+    one = estimated_midline(labels(RIGHT), KIDNEY_TUMOUR, is_cropped=True)
+    assert (one.basis, one.x_mm[0]) == ("origin", 0.0)
+    assert estimated_midline(labels(RIGHT), KIDNEY_TUMOUR, is_cropped=False).basis == "image"
+
+
+def test_pieces_of_one_kidney_around_a_tumour_are_no_two_kidneys() -> None:
+    pieces = labels(
+        (1, slice(4, 20), slice(10, 30), slice(10, 14)),
+        (1, slice(4, 20), slice(10, 30), slice(26, 30)),
+        (2, slice(4, 20), slice(10, 30), slice(14, 26)),
+    )
+    assert estimated_midline(pieces, KIDNEY_TUMOUR, is_cropped=False).basis == "image"
+
+
+def test_crossing_of_the_midline_is_met_not_met_or_not_told() -> None:
+    def crossing(columns: slice, midline: Midline) -> str | None:
+        volume = labels(RIGHT, LEFT, (2, slice(8, 16), slice(12, 28), columns))
+        found = measured(volume, midline=midline).tumours[0]
+        reach = found.quantity(BEYOND)
+        assert reach is not None and reach.low is not None and reach.high is not None
+        return found.crosses_midline
+
+    body, image = Midline.at(0.0, "body"), Midline.at(0.0, "image")
+    assert crossing(slice(18, 50), body) == "met"
+    assert crossing(slice(18, 30), body) == "not met"
+    assert crossing(slice(18, 40), body) == "cannot tell"
+    assert crossing(slice(18, 45), body) == "met" and crossing(slice(18, 45), image) != "met"
+
+
+@pytest.mark.parametrize("seed", [0, 2])
+def test_polar_lines_are_thirds_of_a_tilted_kidney(seed: int) -> None:
+    grid = oblique(32, (1.5, 1.0, 1.0), seed)
+    kidney = ellipsoid(grid, (12, 10, 30))
+    lines = PolarLines.of(kidney)
+    assert lines is not None and lines.is_tilted
+    assert abs(lines.axis[2]) == pytest.approx(1.0, abs=0.01)
+    assert lines.upper_mm - lines.lower_mm == pytest.approx(20, abs=1.5)
+    assert lines.middle_mm == pytest.approx(0.0, abs=1.0)
+
+
+@pytest.mark.parametrize(("centre", "low", "high"), [(0, 0, 0), (20, 40, 62), (30, 100, 100)])
+def test_exophytic_share_of_a_ball_at_the_surface_of_a_kidney(
+    centre: float, low: float, high: float
+) -> None:
+    grid = oblique(42, (1.5, 1.2, 1.2), 5)
+    tumour = ball(grid, 9, (centre, 0, 0))
+    kidney = ellipsoid(grid, (20, 22, 36))
+    kidney = type(kidney)(kidney.data & ~tumour.data, grid)
+    share = exophytic_share(tumour, kidney)
+    assert share is not None
+    assert low <= share.value <= high
+    assert share.low is not None and share.high is not None and share.low <= share.value
+
+
+def test_the_renal_score_of_a_ball_at_the_upper_pole() -> None:
+    grid = Grid.from_spacing((56, 60, 100), (2.0, 1.5, 1.5))
+    place = positions(grid)
+    kidney = (((place - (40, 0, -10)) / (18, 15, 40)) ** 2).sum(-1) <= 1
+    tumour = ((place - (40, 0, 33)) ** 2).sum(-1) <= 14**2
+    data = np.where(tumour, 2, np.where(kidney, 1, 0)).astype(np.uint8)
+    (found,) = measured(Volume(torch.from_numpy(data)[None], grid)).tumours
+    score = {name: component.points for name, component in found.renal_score.items()}
+    assert score["R"] == (1,) and score["E"] == (1,) and score["L"][0] == 1
+    assert score["N"] == score["A"] == score["hilar suffix"] == ()
+    upper, _, lower = (found.quantity(name) for name in POLES)
+    assert upper is not None and upper.value > 95 and lower is not None and lower.value == 0.0

@@ -1,0 +1,161 @@
+"""Volumes, diameters and contacts of solids that are known by formula, on oblique odd grids."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kidseg.geometry import Grid
+from kidseg.measure.contact import contact_area, contact_of, gap_to, rim_quantities
+from kidseg.measure.diameters import ellipsoid_ml, measure_diameters, surface_mm
+from kidseg.measure.mask import Mask, bounds, moved_contours
+from solids import ball, cylinder, ellipsoid, oblique, positions, rotation
+
+SPACINGS = [(1.0, 1.0, 1.0), (1.5, 0.8, 0.8), (0.7, 1.9, 0.9), (4.0, 0.9, 0.9)]
+FINE = SPACINGS[:3]
+
+
+@pytest.mark.parametrize("spacing_mm", SPACINGS)
+@pytest.mark.parametrize("seed", [0, 2])
+def test_a_ball(spacing_mm: tuple[float, ...], seed: int) -> None:
+    mask = ball(oblique(24, spacing_mm, seed), 22)
+    assert mask.volume_ml == pytest.approx(4 / 3 * math.pi * 22**3 / 1000, rel=0.02)
+    found = measure_diameters(mask)
+    for diameter in (found.longest_mm, found.axial_mm, found.across_mm, found.height_mm):
+        assert diameter == pytest.approx(44, abs=max(spacing_mm))
+
+
+@pytest.mark.parametrize("spacing_mm", SPACINGS)
+@pytest.mark.parametrize("seed", [0, 3])
+def test_an_ellipsoid_has_its_longest_diameter_in_any_direction(
+    spacing_mm: tuple[float, ...], seed: int
+) -> None:
+    mask = ellipsoid(oblique(26, spacing_mm, seed), (12, 17, 24))
+    assert mask.volume_ml == pytest.approx(ellipsoid_ml(24, 34, 48), rel=0.02)
+    assert measure_diameters(mask).longest_mm == pytest.approx(48, abs=max(spacing_mm))
+
+
+@pytest.mark.parametrize("spacing_mm", SPACINGS)
+def test_three_diameters_of_an_upright_ellipsoid(spacing_mm: tuple[float, ...]) -> None:
+    found = measure_diameters(ellipsoid(oblique(26, spacing_mm), (12, 17, 24)))
+    assert found.axial_mm == pytest.approx(34, abs=spacing_mm[1])
+    assert found.across_mm == pytest.approx(24, abs=spacing_mm[2])
+    assert found.height_mm == pytest.approx(48, abs=spacing_mm[0])
+    assert found.ellipsoid_ml == pytest.approx(ellipsoid_ml(24, 34, 48), rel=0.12)
+
+
+@pytest.mark.parametrize("spacing_mm", SPACINGS)
+@pytest.mark.parametrize("seed", [0, 4])
+def test_a_cylinder(spacing_mm: tuple[float, ...], seed: int) -> None:
+    mask = cylinder(oblique(30, spacing_mm, seed), 15, 40)
+    if seed:  # upright, slices are all in or all out
+        assert mask.volume_ml == pytest.approx(math.pi * 15**2 * 40 / 1000, rel=0.02)
+    diagonal = math.hypot(30, 40)
+    assert measure_diameters(mask).longest_mm == pytest.approx(diagonal, abs=max(spacing_mm))
+
+
+def test_one_voxel_and_nothing() -> None:
+    grid = Grid.from_spacing((3, 3, 3), (4.0, 2.0, 1.0))
+    one = np.zeros(grid.shape, bool)
+    assert measure_diameters(Mask(one, grid)).longest_mm == 0.0
+    one[1, 1, 1] = True
+    found = measure_diameters(Mask(one, grid))
+    assert (found.longest_mm, found.axial_mm, found.height_mm) == pytest.approx((4.0, 2.0, 4.0))
+    assert found.across_mm == pytest.approx(1.0)
+    assert len(surface_mm(Mask(one, grid))) == 6
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    half=st.tuples(*[st.floats(3, 9)] * 3), seed=st.integers(0, 50), thick=st.sampled_from([1, 2.5])
+)
+def test_diameters_are_ordered_and_grow_with_the_contour(
+    half: tuple[float, float, float], seed: int, thick: float
+) -> None:
+    (mask,) = ellipsoid(oblique(12, (thick, 1.0, 1.2), seed), half).cropped()
+    inner, outer = moved_contours(mask)
+    sizes = [measure_diameters(each) for each in (inner, mask, outer)]
+    for small, large in pairwise(sizes):
+        assert small.longest_mm < large.longest_mm and small.height_mm <= large.height_mm
+    assert sizes[1].across_mm <= sizes[1].axial_mm <= sizes[1].longest_mm + 1e-9
+
+
+@pytest.mark.parametrize("spacing_mm", FINE)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_contact_of_a_cut_ball_is_a_disc(spacing_mm: tuple[float, ...], seed: int) -> None:
+    grid = oblique(32, spacing_mm, seed)
+    whole = ball(grid, 30).data
+    above = positions(grid) @ rotation(seed + 7)[:, 0] > 4
+    contact = contact_of(Mask(whole & above, grid), Mask(whole & ~above, grid))
+    assert contact.area_cm2 == pytest.approx(math.pi * (30**2 - 4**2) / 100, rel=0.05)
+    assert np.linalg.norm(contact.normals, axis=1) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("spacing_mm", FINE)
+@pytest.mark.parametrize("seed", [0, 2])
+def test_contact_of_a_ball_in_a_ball_is_a_cap(spacing_mm: tuple[float, ...], seed: int) -> None:
+    grid = oblique(32, spacing_mm, seed)
+    tumour = ball(grid, 18, 22 * rotation(seed + 7)[:, 0])
+    kidney = Mask(ball(grid, 30).data & ~tumour.data, grid)
+    height = 18 - (22**2 + 18**2 - 30**2) / (2 * 22)
+    area = contact_area(tumour.cropped()[0], kidney.cropped()[0])
+    assert area.value == pytest.approx(2 * math.pi * 18 * height / 100, rel=0.05)
+    assert area.low is not None and area.high is not None
+    assert area.low < area.value < area.high
+
+
+def test_a_tumour_inside_its_kidney_touches_it_all_around() -> None:
+    grid = oblique(22, (1.2, 0.9, 0.9), 3)
+    tumour = ball(grid, 10)
+    kidney = Mask(ball(grid, 20).data & ~tumour.data, grid)
+    assert contact_of(tumour, kidney).area_cm2 == pytest.approx(4 * math.pi, rel=0.05)
+    median, thinnest = rim_quantities(contact_of(tumour, kidney), kidney)
+    assert median.value == pytest.approx(10, abs=1.2)
+    assert thinnest.value == pytest.approx(10, abs=1.2)
+
+
+def test_without_contact_there_is_no_area_and_no_rim() -> None:
+    grid = oblique(20, (1.0, 1.0, 1.0))
+    tumour, kidney = ball(grid, 5, (-10, 0, 0)), ball(grid, 5, (10, 0, 0))
+    area = contact_area(tumour, kidney)
+    assert (area.low, area.value, area.high) == (0.0, 0.0, 0.0)
+    assert rim_quantities(contact_of(tumour, kidney), kidney) == ()
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_gap_between_balls(seed: int) -> None:
+    grid = oblique(30, (2.0, 0.9, 0.9), seed)
+    along = rotation(3)[:, 0]
+    gap = gap_to(ball(grid, 8, -14 * along), [ball(grid, 6, 12 * along), ball(grid, 2, 26 * along)])
+    assert gap.value == pytest.approx(26 - 14, abs=2.0)
+    assert gap.low is not None and gap.high is not None and gap.low < gap.value < gap.high
+
+
+def test_a_gap_to_what_vanishes_has_no_upper_end() -> None:
+    grid = oblique(10, (1.0, 1.0, 1.0))
+    speck = np.zeros(grid.shape, bool)
+    speck[3, 3, 3] = True
+    gap = gap_to(ball(grid, 3), [Mask(speck, grid).cropped()[0]])
+    assert gap.high is None and gap.value > 0
+
+
+@given(st.lists(st.tuples(st.integers(-6, 6), st.integers(0, 9)), min_size=3, max_size=3))
+def test_bounds_take_what_is_there(extents: list[tuple[int, int]]) -> None:
+    data = np.arange(1, 61).reshape(3, 4, 5)
+    start, shape = [low for low, _ in extents], [count for _, count in extents]
+    padded = np.pad(data, 20)
+    expected = padded[tuple(slice(20 + a, 20 + a + n) for a, n in extents)]
+    assert np.array_equal(bounds(data, start, shape), expected)
+
+
+def test_a_mask_in_the_box_of_another_one() -> None:
+    grid = oblique(12, (2.0, 1.0, 1.0), 4)
+    one, other = ball(grid, 5, (4, 0, 0)), ball(grid, 8)
+    small, large = one.cropped()[0], other.cropped()[0]
+    both = Mask(small.onto(large) & large.data, large.grid)
+    assert both.volume_ml == pytest.approx(Mask(one.data & other.data, grid).volume_ml)
