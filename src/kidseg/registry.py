@@ -6,7 +6,7 @@ from pathlib import Path
 
 __all__ = ["METHODS", "PRESETS", "presets"]
 
-METHODS = ("homogenized", "plain", "plain3d", "multistage", "cascade")
+METHODS = ("homogenized", "plain", "plain3d", "multistage", "cascade", "nnunet")
 """Command-line names of the methods; the first is the default."""
 
 PRESETS = Path(__file__).parent / "configs"

@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from kidseg.cli.data import check, demo, export, phantom, store
-from kidseg.cli.derived import calibrate, ensemble
+from kidseg.cli.derived import calibrate, ensemble, import_nnunet
 from kidseg.cli.machine import doctor
 from kidseg.cli.models import compare, evaluate, info, segment, train
 from kidseg.cli.settings import config
@@ -43,6 +43,7 @@ for command in (
     compare,
     calibrate,
     ensemble,
+    import_nnunet,
     study,
     config,
     info,

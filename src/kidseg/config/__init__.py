@@ -31,6 +31,7 @@ from kidseg.config.methods import (
 )
 from kidseg.config.multistage import MultistageConfig, StagedNetConfig, TurnConfig
 from kidseg.config.networks import LocalizerConfig, ResidualConfig, UNetConfig
+from kidseg.config.nnunet_settings import NnUnetConfig, ResizingConfig
 from kidseg.config.phantom import PhantomConfig, Phase
 from kidseg.config.randomization import StyleConfig
 from kidseg.config.stages import OptimizerConfig, StageConfig
@@ -49,6 +50,7 @@ __all__ = [
     "LocalizerConfig",
     "MethodConfig",
     "MultistageConfig",
+    "NnUnetConfig",
     "OptimizerConfig",
     "PhantomConfig",
     "Phase",
@@ -58,6 +60,7 @@ __all__ = [
     "PostprocessConfig",
     "RefineConfig",
     "ResidualConfig",
+    "ResizingConfig",
     "StageConfig",
     "StagedNetConfig",
     "StudyCommonConfig",

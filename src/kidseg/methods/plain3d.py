@@ -6,12 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Self
 
-import torch
 from torch import Tensor, nn
 
 from kidseg.augment import MIN_SIDE, Augmentation
 from kidseg.cohort.batch import Patches
-from kidseg.cohort.block import Block, draw_blocks
+from kidseg.cohort.block import draw_blocks
 from kidseg.cohort.cohort import Cohort
 from kidseg.cohort.subject import Material, Subject
 from kidseg.cohort.training_range import Placement, figures_of
@@ -19,9 +18,10 @@ from kidseg.config import Plain3dConfig
 from kidseg.device import Device
 from kidseg.distributed import all_gather
 from kidseg.errors import UsageError
-from kidseg.geometry import Grid, resample
+from kidseg.geometry import Grid
 from kidseg.labels import Target
 from kidseg.losses import segmentation_loss
+from kidseg.methods.patches import drawn_patches
 from kidseg.methods.segmentation import validation
 from kidseg.nets import build
 from kidseg.pipeline import Blocks, Progress, Region, Step, advance
@@ -88,7 +88,7 @@ class Plain3d:
                 batch_size=config.batch_size,
                 foreground_share=self.config.blocks.foreground_share,
             )
-            return self._batch(cohort, drawn, augmentation, step)
+            return drawn_patches(cohort, drawn, self._image, augmentation, step)
 
         def loss(called: nn.Module, batch: Patches) -> dict[str, Tensor]:
             levels = [all_gather(level) for level in called(batch.image)]
@@ -149,49 +149,12 @@ class Plain3d:
             flip=self.config.test_time_flip,
         )
 
+    def _image(self, subject: Subject, grid: Grid) -> Tensor:
+        return self._view(subject).image(subject.image, grid)[0]
+
     def _grid(self, subject: Subject) -> Grid:
         """The full scan at the network's spacing."""
         return self.planned.grid(subject.image.grid)
-
-    def _batch(
-        self,
-        cohort: Cohort,
-        drawn: Sequence[Block],
-        augmentation: Augmentation | None,
-        step: TrainStep,
-    ) -> Patches:
-        images, masks = [], []
-        has_ignore = any(subject.ignore is not None for subject in cohort.training)
-        for block in drawn:
-            subject, grid = cohort.training[block.case], block.grid
-            assert subject.labels is not None
-            if augmentation is not None:
-                size = augmentation.source_size
-                before = [(s - n) // 2 for s, n in zip(size, grid.shape, strict=True)]
-                grid = grid.crop([-n for n in before], size)
-            images.append(self._view(subject).image(subject.image, grid)[0])
-            mask = [resample(subject.labels, grid, mode="nearest").data]
-            if has_ignore:
-                valid = torch.ones_like(mask[0])
-                if subject.ignore is not None:
-                    valid -= resample(subject.ignore, grid, mode="nearest").data.to(torch.uint8)
-                mask.append(valid)
-            masks.append(torch.cat(mask))
-        image, labels = torch.stack(images), torch.stack(masks)
-        if augmentation is not None:
-            image, labels = augmentation(
-                image,
-                labels,
-                seed=(step.seed, step.epoch, step.step),
-                first=step.rank,
-                stride=step.world,
-            )
-        return Patches(
-            names=tuple(cohort.training[block.case].id for block in drawn),
-            image=image,
-            labels=labels[:, 0],
-            valid=labels[:, 1] > 0 if has_ignore else None,
-        )
 
 
 def _configuration(config: Plain3dConfig, plan: Plan) -> Configuration:

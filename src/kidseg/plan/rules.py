@@ -86,9 +86,11 @@ class Configuration:
 
     def grid(self, scan: Grid) -> Grid:
         """The scan's extent at this configuration's spacing."""
-        if self.dimensions == 2:
-            return scan.with_spacing((float(scan.spacing_mm[0]), *self.spacing_mm))
-        return scan.with_spacing(self.spacing_mm)
+        return scan.with_spacing(self.spacing_of(scan.spacing_mm.tolist()))
+
+    def spacing_of(self, scan_mm: Sequence[float]) -> tuple[float, ...]:
+        """Spacing along three axes for a scan with this spacing: in 2D its slices stay."""
+        return (*scan_mm[: 3 - self.dimensions], *self.spacing_mm)
 
 
 @dataclass(frozen=True, kw_only=True)
