@@ -98,9 +98,9 @@ def import_nnunet(
         bool | None,
         typer.Option("--mirror/--no-mirror", help="Average over mirrored images; as nnU-Net."),
     ] = None,
-    axes: Annotated[
+    stored: Annotated[
         str | None,
-        typer.Option(help="A training image, or how its axes run, as in SPL; else as validated."),
+        typer.Option(help="A training image, or its order of axes, as in LPS; else as validated."),
     ] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -121,7 +121,7 @@ def import_nnunet(
         folds=folds,
         checkpoint=checkpoint,
         mirror=mirror,
-        axes=axes,
+        stored=stored,
         overwrite=overwrite,
     )
     print_result(made, imported_text(made), as_json, quiet)
@@ -135,7 +135,7 @@ def imported_text(made: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             *wrapped(f"{made['source']}, {made['configuration']}, fold {', '.join(folds)}."),
-            *wrapped(f"Labels: {labels}; {mirroring}; axes of the network: {made['axes']}."),
+            *wrapped(f"Labels: {labels}; {mirroring}; slices, rows, columns: {made['axes']}."),
             f"Use it: kidseg segment SCAN -m {shlex.quote(made['path'])} -o result",
         ]
     )

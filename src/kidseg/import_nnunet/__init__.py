@@ -46,7 +46,7 @@ def import_nnunet(
     folds: Sequence[int | str] | None = None,
     checkpoint: str = CHECKPOINT,
     mirror: bool | None = None,
-    axes: str | Path | None = None,
+    stored: str | Path | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write a model file from a folder of nnU-Net's results.
@@ -60,10 +60,9 @@ def import_nnunet(
         checkpoint: name of the file in each fold.
         mirror: average over mirrored images; None: as nnUNetv2_predict does, if the training
             allowed it.
-        axes: in which order and directions the training images were stored: letters as in
-            `kidseg.io.orientation.axes_of`, or one of these images; None: as the validation
-            results of the folds are stored, or else slices to superior, rows to posterior and
-            columns to the left, with a warning.
+        stored: how the training images were stored: one of them, or letters as nibabel and ITK
+            name the axes of a file, such as LPS or RAS; None: as the validation results of the
+            folds are, or else LPS, with a warning.
         overwrite: replace an existing file.
 
     Returns:
@@ -71,7 +70,8 @@ def import_nnunet(
         "mirror_axes", "labels", "source"}.
 
     Raises:
-        InputError: "no-training"; "no-fold"; "bad-plans"; "bad-dataset-json"; "axes-differ".
+        InputError: "no-training"; "no-fold"; "bad-plans"; "bad-dataset-json"; "axes-differ";
+            "bad-axes".
         ModelError: "unsafe-checkpoint"; "damaged-checkpoint"; "unsupported-model"; "other-plans":
             a checkpoint was trained with other plans or labels; "other-network".
         UsageError: "output-exists".
@@ -90,7 +90,7 @@ def import_nnunet(
             code="other-plans",
             next_step="Import the folds one by one (--folds).",
         )
-    directions, known = _axes(axes, files, planned)
+    directions, known = _axes(stored, files, planned)
     config = _config(planned, mirrors, mirror, directions)
     headers = [_header(config, planned, described, each.checkpoint) for each in found]
     parts: Mapping[str, Mapping[str, Tensor]] = {"segment": found[0].weights}
@@ -189,35 +189,36 @@ def _axes(
 
     And whether they are known.
     """
-    stored: str | None
+    found: str | None
     if asked is None:
-        stored = stored_axes(files, planned.reader)
+        found = stored_axes(files, planned.reader)
     elif isinstance(asked, Path) or Path(asked).exists():
-        stored = axes_of_image(Path(asked))
+        found = axes_of_image(Path(asked))
     else:
-        stored = _checked_axes(asked.upper())
-    if stored is None:
+        found = _checked_letters(asked)
+    if found is None:
         warnings.warn(
-            "how the axes of the training images run is not known, because the folder has no"
-            f" validation results; {CANONICAL} is assumed. If the labels differ from nnU-Net's,"
-            " give one of these images (--axes FILE)",
+            "how the training images were stored is not known, because the folder has no"
+            f" validation results; {CANONICAL[::-1]} is assumed. If the labels differ from"
+            " nnU-Net's, give one of these images (--stored FILE)",
             KidsegWarning,
             stacklevel=3,
         )
-    letters = stored or CANONICAL
-    return "".join(letters[axis] for axis in planned.transpose), stored is not None
+    letters = found or CANONICAL
+    return "".join(letters[axis] for axis in planned.transpose), found is not None
 
 
-def _checked_axes(axes: str) -> str:
+def _checked_letters(letters: str) -> str:
+    """Letters of a file, its first axis first, as those of its slices, rows and columns."""
     try:
-        facing(axes)
+        facing(letters.upper()[::-1])
     except ValueError as error:
         raise InputError(
-            f"neither a file nor an order of axes: '{axes}'",
+            f"neither a file nor an order of axes: '{letters}'",
             code="bad-axes",
-            next_step=f"Give a training image, or three letters such as {CANONICAL}.",
+            next_step="Give a training image, or three letters such as LPS or RAS.",
         ) from error
-    return axes
+    return letters.upper()[::-1]
 
 
 def _config(

@@ -59,13 +59,7 @@ def read_torch_file(path: Path) -> Any:
             built; "damaged-checkpoint": it is truncated, or another kind of file.
     """
     try:
-        with (
-            path.open("rb") as file,
-            warnings.catch_warnings(),
-            torch.serialization.safe_globals(_ALLOWED),  # type: ignore[arg-type]
-        ):
-            warnings.simplefilter("ignore")  # of the protocol, for files that are refused
-            return torch.load(file, map_location="cpu", weights_only=True)
+        file = path.open("rb")
     except OSError as error:
         raise ModelError(
             f"cannot be read: {error.strerror}",
@@ -73,6 +67,14 @@ def read_torch_file(path: Path) -> Any:
             code="unreadable",
             next_step="Check its name and permissions.",
         ) from error
+    try:
+        with (
+            file,
+            warnings.catch_warnings(),
+            torch.serialization.safe_globals(_ALLOWED),  # type: ignore[arg-type]
+        ):
+            warnings.simplefilter("ignore")  # of the protocol, for files that are refused
+            return torch.load(file, map_location="cpu", weights_only=True)
     # A hostile file can make the reader fail in any way.
     except Exception as error:
         if is_out_of_memory(error):

@@ -12,7 +12,7 @@ from typing import Any
 
 from kidseg.errors import InputError
 from kidseg.io import read_grid
-from kidseg.io.orientation import CANONICAL, axes_of
+from kidseg.io.orientation import axes_of
 from kidseg.records import parsed
 
 __all__ = [
@@ -147,8 +147,7 @@ def stored_axes(checkpoints: Sequence[Checkpoint], reader: str) -> str | None:
             f" {second.name} {other}; nnU-Net has seen patients turned or mirrored",
             path=first.parent,
             code="axes-differ",
-            next_step="Give the order in which scans are to be shown, for example"
-            f" --axes {CANONICAL}.",
+            next_step="Give the order in which the network is to see scans, as in --stored LPS.",
         )
     return next(iter(found), None)
 
