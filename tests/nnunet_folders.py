@@ -12,13 +12,20 @@ import torch
 from torch import Tensor
 
 from kidseg import nets
-from kidseg.topology import Topology
+from kidseg.topology import ResidualTopology, Topology
 
 FLAT = Topology(features=(4, 6, 6), kernels=((3, 3),) * 3, strides=((1, 1), (2, 2), (2, 1)))
 THICK = Topology(
     features=(4, 6, 6),
     kernels=((1, 3, 3), (3, 3, 3), (3, 3, 3)),
     strides=((1, 1, 1), (1, 2, 2), (2, 2, 2)),
+)
+RESIDUAL = ResidualTopology(
+    features=THICK.features,
+    kernels=THICK.kernels,
+    strides=THICK.strides,
+    convolutions=1,
+    blocks=(1, 2, 1),
 )
 LABELS: Mapping[str, Any] = {"background": 0, "kidney": 1, "tumour": 2}
 STATISTICS = {
@@ -33,17 +40,20 @@ STATISTICS = {
 
 
 def architecture(topology: Topology) -> dict[str, Any]:
-    dims = topology.dimensions
+    dims, stages = topology.dimensions, len(topology.features)
+    kind, encoder = "PlainConvUNet", {"n_conv_per_stage": [topology.convolutions] * stages}
+    if isinstance(topology, ResidualTopology):
+        kind, encoder = "ResidualEncoderUNet", {"n_blocks_per_stage": list(topology.blocks)}
     return {
-        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+        "network_class_name": f"dynamic_network_architectures.architectures.unet.{kind}",
         "arch_kwargs": {
-            "n_stages": len(topology.features),
+            "n_stages": stages,
             "features_per_stage": list(topology.features),
             "conv_op": f"torch.nn.modules.conv.Conv{dims}d",
             "kernel_sizes": [list(each) for each in topology.kernels],
             "strides": [list(each) for each in topology.strides],
-            "n_conv_per_stage": [topology.convolutions] * len(topology.features),
-            "n_conv_per_stage_decoder": [topology.convolutions] * (len(topology.features) - 1),
+            **encoder,
+            "n_conv_per_stage_decoder": [topology.convolutions] * (stages - 1),
             "conv_bias": True,
             "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dims}d",
             "norm_op_kwargs": {"eps": 1e-05, "affine": True},
@@ -119,28 +129,41 @@ def network(topology: Topology, seed: int = 0, outputs: int = 3) -> nets.Planned
 
 def their_weights(net: nets.PlannedUNet) -> dict[str, Tensor]:
     """The weights under nnU-Net's names, with its copies, and its output that kidseg lacks."""
-    stages = len(net.encode)
+    stages, residual = len(net.encode), any("first" in name for name in net.state_dict())
     out: dict[str, Tensor] = {}
     for name, tensor in net.state_dict().items():
         first, level, *rest = name.split(".")
         stage = stages - 2 - int(level)
-        where = {
-            "encode": f"encoder.stages.{level}.0.convs",
-            "decode": f"decoder.stages.{stage}.convs",
-            "up": f"decoder.transpconvs.{stage}",
-            "heads": f"decoder.seg_layers.{stage}",
-        }[first]
+        if first == "encode" and residual:
+            where, *rest = _residual_name(int(level), net.encode, *rest)
+        else:
+            where = {
+                "encode": f"encoder.stages.{level}.0.convs",
+                "decode": f"decoder.stages.{stage}.convs",
+                "up": f"decoder.transpconvs.{stage}",
+                "heads": f"decoder.seg_layers.{stage}",
+            }[first]
         theirs = ".".join([where, *rest]).replace("convolution", "conv")
         out[theirs] = tensor
         if first in ("encode", "decode"):
-            place = {"convolution": "all_modules.0", "norm": "all_modules.1"}[rest[1]]
-            out[".".join([where, rest[0], place, rest[2]])] = tensor
+            place = {"convolution": "all_modules.0", "norm": "all_modules.1"}[rest[-2]]
+            out[".".join([where, *rest[:-2], place, rest[-1]])] = tensor
     out |= {f"decoder.{name}": t for name, t in list(out.items()) if name.startswith("encoder.")}
     coarse = net.up[-1].weight.shape[1]
     shape = (net.heads[0].weight.shape[0], coarse, *[1] * (net.heads[0].weight.ndim - 2))
     out["decoder.seg_layers.0.weight"] = torch.ones(shape)
     out["decoder.seg_layers.0.bias"] = torch.zeros(shape[0])
     return out
+
+
+def _residual_name(level: int, encode: Any, block: str, *rest: str) -> tuple[str, ...]:
+    """The stem, then the blocks; a projection comes after the pooling, if there is one."""
+    if level == 0 and block == "0":
+        return ("encoder.stem.convs.0", *rest)
+    pooled = isinstance(encode[level][int(block)].pool, torch.nn.Identity)
+    part = {"first": "conv1", "second": "conv2", "project": f"skip.{0 if pooled else 1}"}[rest[0]]
+    number = int(block) - (1 if level == 0 else 0)
+    return (f"encoder.stages.{level}.blocks.{number}", part, *rest[1:])
 
 
 def write_folder(

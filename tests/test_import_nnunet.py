@@ -29,6 +29,7 @@ from kidseg.topology import Topology
 from kidseg.train import Setup, train
 from nnunet_folders import (
     FLAT,
+    RESIDUAL,
     STATISTICS,
     THICK,
     description,
@@ -45,6 +46,7 @@ LINEAR = {"order": 1, "order_z": 0, "force_separate_z": False}
 PLANS = {
     "2d": plans(FLAT, (3.1, 2.6), WINDOW[1:]),
     "3d": plans(THICK, (10.0, 3.1, 2.6), WINDOW),
+    "residual": plans(RESIDUAL, (10.0, 3.1, 2.6), WINDOW),
     "thin slices": plans(THICK, (4.5, 3.1, 2.6), WINDOW),
     "linear": plans(
         THICK,
@@ -57,6 +59,8 @@ PLANS = {
 
 
 def topology_in(content: Mapping[str, Any]) -> Topology:
+    if content is PLANS["residual"]:
+        return RESIDUAL
     return FLAT if "2d" in content["configurations"] else THICK
 
 
@@ -268,9 +272,11 @@ def test_regions_are_decided_as_nnunet_does(tmp_path: Path) -> None:
 # ---- what is read ------------------------------------------------------------------------------
 
 
-def test_a_model_has_the_weights_the_plan_and_the_labels(tmp_path: Path) -> None:
-    net = network(THICK)
-    folder = write_folder(tmp_path / "trained", PLANS["3d"], [net], mirror_axes=(0, 1, 2))
+@pytest.mark.parametrize("name", ["3d", "residual"])
+def test_a_model_has_the_weights_the_plan_and_the_labels(name: str, tmp_path: Path) -> None:
+    topology = topology_in(PLANS[name])
+    net = network(topology)
+    folder = write_folder(tmp_path / "trained", PLANS[name], [net], mirror_axes=(0, 1, 2))
     model = load_model(imported(folder, tmp_path / "model.safetensors"))
     state = net.state_dict()
     assert model.parts["segment"].keys() == state.keys()
@@ -283,7 +289,7 @@ def test_a_model_has_the_weights_the_plan_and_the_labels(tmp_path: Path) -> None
     assert header["input"]["channels"] == ["CT"] and header["input"]["unit"] == "HU"
     planned = header["plan"]["configurations"]["3d_fullres"]
     assert planned["spacing_mm"] == [10.0, 3.1, 2.6] and planned["patch_size"] == list(WINDOW)
-    assert planned["topology"] == json.loads(json.dumps(asdict(THICK)))
+    assert planned["topology"] == json.loads(json.dumps(asdict(topology)))
     assert header["config"]["postprocess"]["least_ml"] == 0.0
     assert header["imported"]["fold"] == "0"
 
@@ -389,6 +395,7 @@ OTHER_CLASS = {"network_class_name": "x.y.Primus", "arch_kwargs": {}}
 UNSUPPORTED = {
     "a cascade after 3d_lowres": {"previous_stage": "3d_lowres"},
     "class Primus": {"architecture": OTHER_CLASS},
+    "squeeze_excitation True": {"arch_squeeze_excitation": True},
     "preprocessor Mine": {"preprocessor_name": "Mine"},
     "resampling resample_torch": {"resampling_fn_data": "resample_torch"},
     "normalization Mine": {"normalization_schemes": ["Mine"]},
@@ -510,7 +517,7 @@ def test_folders_and_folds_that_are_near_are_named(tmp_path: Path) -> None:
 # ---- going on with it --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "topology"), [("2d", FLAT), ("3d", THICK)])
+@pytest.mark.parametrize(("name", "topology"), [("2d", FLAT), ("3d", RESIDUAL)])
 def test_an_imported_model_is_fine_tuned(name: str, topology: Topology, tmp_path: Path) -> None:
     """From its weights, on patches of its size; the new model segments as nnU-Net does, too."""
     spacing = (4.0, 4.0) if name == "2d" else (10.0, 4.0, 4.0)

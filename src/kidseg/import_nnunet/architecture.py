@@ -1,12 +1,13 @@
 """The network that nnU-Net's plans describe, and the names of its weights.
 
-Source: dynamic_network_architectures 0.4.4, `PlainConvUNet`, and nnU-Net v2.8.1's plans.
+Source: dynamic_network_architectures 0.4.4, `PlainConvUNet` and `ResidualEncoderUNet`, and nnU-Net
+v2.8.1's plans.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,17 +16,29 @@ from torch import Tensor
 
 from kidseg.errors import ModelError
 from kidseg.nets import PlannedUNet
-from kidseg.topology import Topology
+from kidseg.topology import ResidualTopology, Topology
 
 __all__ = ["renamed", "topology_of"]
 
-_CLASS = "PlainConvUNet"
+_PLAIN, _RESIDUAL = "PlainConvUNet", "ResidualEncoderUNet"
+# The numbers of a network.
+_NUMBERS = {
+    "n_stages",
+    "features_per_stage",
+    "kernel_sizes",
+    "strides",
+    "n_conv_per_stage",
+    "n_blocks_per_stage",
+    "n_conv_per_stage_decoder",
+}
+_OPERATIONS = {"conv_op": "Conv", "norm_op": "InstanceNorm"}
 # What else a network of the plans can have: the values that kidseg's networks have, as plans state
 # them; None stands for a missing entry.
 _KNOWN: Mapping[str, tuple[Any, ...]] = {
     "conv_bias": (True, None),
     "norm_op_kwargs": ({"eps": 1e-05, "affine": True}, None),
     "dropout_op": (None,),
+    "dropout_op_kwargs": (None, {}),
     "nonlin": ("torch.nn.LeakyReLU", "torch.nn.modules.activation.LeakyReLU", None),
     "nonlin_kwargs": (
         {"inplace": True},
@@ -37,10 +50,9 @@ _KNOWN: Mapping[str, tuple[Any, ...]] = {
     ),
     "nonlin_first": (False, None),
     "pool": ("conv", None),
+    "deep_supervision": (True, False, None),
 }
 _PREFIXES = ("module.", "_orig_mod.")
-# {pattern of a name in nnU-Net: (level, the rest of the name here)}; levels count from the finest.
-_UNIT = {"conv": "convolution", "norm": "norm"}
 
 
 def topology_of(architecture: Mapping[str, Any], path: Path) -> Topology:
@@ -51,43 +63,55 @@ def topology_of(architecture: Mapping[str, Any], path: Path) -> Topology:
         ValueError: numbers that describe no network.
     """
     kind = str(architecture.get("network_class_name", "")).rpartition(".")[2]
-    if kind != _CLASS:
-        _refuse(f"a network of class {kind:.60}", _CLASS, path)
+    if kind not in (_PLAIN, _RESIDUAL):
+        _refuse(f"a network of class {kind:.60}", f"{_PLAIN}, {_RESIDUAL}", path)
     values = architecture.get("arch_kwargs")
     if not isinstance(values, Mapping):
         raise ValueError("'architecture' has no arch_kwargs")
-    for name, known in _KNOWN.items():
-        if values.get(name) not in known:
-            _refuse(f"{name} {values[name]}", f"{name} {known[0]}", path)
+    for name, value in values.items():
+        if (
+            name not in _NUMBERS
+            and name not in _OPERATIONS
+            and value not in _KNOWN.get(name, (None,))
+        ):
+            expected = _KNOWN.get(name, (None,))[0]
+            _refuse(f"{name} {value}", f"networks with {name} {expected}", path)
     try:
-        topology = Topology(
-            features=tuple(_whole(n) for n in values["features_per_stage"]),
-            kernels=tuple(tuple(_whole(n) for n in each) for each in values["kernel_sizes"]),
-            strides=tuple(tuple(_whole(n) for n in each) for each in values["strides"]),
-            convolutions=_convolutions(values, path),
-        )
+        topology = _topology(kind, values, path)
     except (KeyError, TypeError) as error:
-        raise ValueError(f"'architecture' is not that of a {_CLASS} ({error!r})") from error
+        raise ValueError(f"'architecture' is not that of a {kind} ({error!r})") from error
     if len(topology.features) < 2 or values["n_stages"] != len(topology.features):
         raise ValueError(f"'architecture' has {len(topology.features)} stages")
-    for name, word in (("conv_op", "Conv"), ("norm_op", "InstanceNorm")):
+    for name, word in _OPERATIONS.items():
         expected = f"{word}{topology.dimensions}d"
         if name in values and str(values[name]).rpartition(".")[2] != expected:
             _refuse(f"{name} {values[name]}", expected, path)
     return topology
 
 
-def _convolutions(values: Mapping[str, Any], path: Path) -> int:
-    """The number of convolutions per stage, which is the same everywhere."""
-    counts: set[int] = set()
-    for name in ("n_conv_per_stage", "n_conv_per_stage_decoder"):
-        found = values[name]
-        counts |= {_whole(n) for n in (found if isinstance(found, Sequence) else [found])}
+def _topology(kind: str, values: Mapping[str, Any], path: Path) -> Topology:
+    """Raises KeyError and TypeError: a number is missing, or none."""
+    decoder = _wholes(values["n_conv_per_stage_decoder"])
+    encoder = decoder if kind == _RESIDUAL else _wholes(values["n_conv_per_stage"])
+    counts = sorted({*encoder, *decoder})
     if len(counts) != 1:
-        _refuse(
-            f"stages of {sorted(counts)} convolutions", "one number of convolutions for all", path
-        )
-    return counts.pop()
+        _refuse(f"stages of {counts} convolutions", "one number of convolutions for all", path)
+    shape = {
+        "features": _wholes(values["features_per_stage"]),
+        "kernels": tuple(_wholes(each) for each in values["kernel_sizes"]),
+        "strides": tuple(_wholes(each) for each in values["strides"]),
+        "convolutions": counts[0],
+    }
+    if kind == _PLAIN:
+        return Topology(**shape)
+    blocks = _wholes(values["n_blocks_per_stage"])
+    blocks = blocks * len(shape["features"]) if len(blocks) == 1 else blocks
+    return ResidualTopology(**shape, blocks=blocks)
+
+
+def _wholes(values: Any) -> tuple[int, ...]:
+    """Whole numbers, or a single one."""
+    return tuple(_whole(n) for n in (values if isinstance(values, list | tuple) else [values]))
 
 
 def _whole(value: Any) -> int:
@@ -148,17 +172,48 @@ def _name_here(name: str, stages: int) -> str | None:
         name = name.removeprefix(prefix)
     if ".all_modules." in name or name.startswith("decoder.encoder."):
         return ""
-    if match := re.fullmatch(r"encoder\.stages\.(\d+)\.0\.convs\.(\d+)\.(conv|norm)\.(\w+)", name):
-        level, unit, kind, rest = match.groups()
-        return f"encode.{int(level)}.{int(unit)}.{_UNIT[kind]}.{rest}"
-    if match := re.fullmatch(r"decoder\.stages\.(\d+)\.convs\.(\d+)\.(conv|norm)\.(\w+)", name):
-        stage, unit, kind, rest = match.groups()
-        return f"decode.{stages - 2 - int(stage)}.{int(unit)}.{_UNIT[kind]}.{rest}"
-    if match := re.fullmatch(r"decoder\.(transpconvs|seg_layers)\.(\d+)\.(\w+)", name):
-        kind, stage, rest = match.groups()
-        here = "up" if kind == "transpconvs" else "heads"
-        return f"{here}.{stages - 2 - int(stage)}.{rest}"
+    for pattern, here in _PATTERNS:
+        if match := pattern.fullmatch(name):
+            found = here(match, stages)
+            return re.sub(r"\bconv\b", "convolution", found)
     return None
+
+
+def _residual(match: re.Match[str], stages: int) -> str:
+    level, block, part, rest = match.groups()
+    number = int(block) + (1 if level == "0" else 0)  # after the stem
+    part = {"conv1": "first", "conv2": "second"}.get(part, "project")
+    return f"encode.{level}.{number}.{part}.{rest}"
+
+
+_PATTERNS: Sequence[tuple[re.Pattern[str], Callable[[re.Match[str], int], str]]] = [
+    (
+        re.compile(r"encoder\.stages\.(\d+)\.0\.convs\.(\d+)\.((?:conv|norm)\.\w+)"),
+        lambda match, _: f"encode.{match[1]}.{match[2]}.{match[3]}",
+    ),
+    (
+        re.compile(r"encoder\.stem\.convs\.0\.((?:conv|norm)\.\w+)"),
+        lambda match, _: f"encode.0.0.{match[1]}",
+    ),
+    (
+        re.compile(
+            r"encoder\.stages\.(\d+)\.blocks\.(\d+)\.(conv[12]|skip\.[01])\.((?:conv|norm)\.\w+)"
+        ),
+        _residual,
+    ),
+    (
+        re.compile(r"decoder\.stages\.(\d+)\.convs\.(\d+)\.((?:conv|norm)\.\w+)"),
+        lambda match, stages: f"decode.{stages - 2 - int(match[1])}.{match[2]}.{match[3]}",
+    ),
+    (
+        re.compile(r"decoder\.transpconvs\.(\d+)\.(\w+)"),
+        lambda match, stages: f"up.{stages - 2 - int(match[1])}.{match[2]}",
+    ),
+    (
+        re.compile(r"decoder\.seg_layers\.(\d+)\.(\w+)"),
+        lambda match, stages: f"heads.{stages - 2 - int(match[1])}.{match[2]}",
+    ),
+]
 
 
 def _refuse(what: str, supported: str, path: Path) -> NoReturn:

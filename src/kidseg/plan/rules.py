@@ -24,7 +24,7 @@ from kidseg.intensity import Normalisation
 from kidseg.labels import CystAs, LabelSchema
 from kidseg.plan.facts import Fingerprint
 from kidseg.records import SEALED, checked
-from kidseg.topology import Topology
+from kidseg.topology import ResidualTopology, Topology
 
 __all__ = ["Configuration", "Name", "Plan", "Topology", "adapted", "plan"]
 
@@ -72,7 +72,7 @@ class Configuration:
     median_shape: tuple[PositiveFloat, ...]
     patch_size: tuple[PositiveInt, ...]
     batch_size: PositiveInt
-    topology: Topology
+    topology: Topology | ResidualTopology
 
     def __post_init__(self) -> None:
         dims = self.topology.dimensions
