@@ -52,8 +52,10 @@ class NnUnetConfig(MethodConfig):
     """
     overlap: float = Field(default=0.5, ge=0, lt=1)
     """Minimum overlap of neighbouring windows at inference, as a fraction of the window."""
-    resizing: ResizingConfig = ResizingConfig()
-    """Resampling at inference."""
+    resizing: ResizingConfig | None = ResizingConfig()
+    """Resampling at inference, of image and logits. None: the scan's values are interpolated once,
+    and the probabilities once, as by other methods.
+    """
     foreground_share: float = Field(default=1 / 3, ge=0, le=1)
     """Fraction of a batch's patches that are centred on a label."""
     segment: StageConfig = StageConfig(epochs=1000, min_epochs=0, batch_size=2, steps=250)

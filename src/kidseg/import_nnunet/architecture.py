@@ -96,17 +96,15 @@ def _topology(kind: str, values: Mapping[str, Any], path: Path) -> Topology:
     counts = sorted({*encoder, *decoder})
     if len(counts) != 1:
         _refuse(f"stages of {counts} convolutions", "one number of convolutions for all", path)
-    shape = {
-        "features": _wholes(values["features_per_stage"]),
-        "kernels": tuple(_wholes(each) for each in values["kernel_sizes"]),
-        "strides": tuple(_wholes(each) for each in values["strides"]),
-        "convolutions": counts[0],
-    }
+    features = _wholes(values["features_per_stage"])
+    kernels = tuple(_wholes(each) for each in values["kernel_sizes"])
+    strides = tuple(_wholes(each) for each in values["strides"])
+    plain = Topology(features=features, kernels=kernels, strides=strides, convolutions=counts[0])
     if kind == _PLAIN:
-        return Topology(**shape)
+        return plain
     blocks = _wholes(values["n_blocks_per_stage"])
-    blocks = blocks * len(shape["features"]) if len(blocks) == 1 else blocks
-    return ResidualTopology(**shape, blocks=blocks)
+    blocks = blocks * len(features) if len(blocks) == 1 else blocks
+    return ResidualTopology(**vars(plain), blocks=blocks)
 
 
 def _wholes(values: Any) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import torch
@@ -19,14 +20,15 @@ from kidseg.config import NnUnetConfig
 from kidseg.device import Device
 from kidseg.distributed import all_gather
 from kidseg.errors import UsageError
-from kidseg.geometry import Grid, Volume, resample
+from kidseg.geometry import Grid, Slices, Volume, resample, sampled
+from kidseg.intensity import Scaling, as_input
 from kidseg.io.orientation import facing, reorient
 from kidseg.labels import Target
 from kidseg.losses import probabilities, segmentation_loss
 from kidseg.methods.patches import drawn_patches
 from kidseg.methods.segmentation import validation
 from kidseg.nets import build
-from kidseg.pipeline import Blocks, Progress, Region, Step, advance
+from kidseg.pipeline import Progress, Region, Step, advance
 from kidseg.pipeline.mirrored_windows import mean_logits
 from kidseg.plan import Configuration, Plan, network_input, resized, spline, thick_axis
 from kidseg.plan.nonzero import nonzero_box
@@ -93,7 +95,7 @@ class NnUnet:
     def stages(self, cohort: Cohort) -> Iterator[Stage]:
         """A single stage, "segment"; the score is the mean Dice per patient."""
         config, window = self.config.segment, self._window
-        grids = [self.planned.grid(self._turned(s.image.grid)) for s in cohort.training]
+        grids = [self._grid(subject) for subject in cohort.training]
         augmentation = self._augmentation()
 
         def batch(step: TrainStep) -> Patches:
@@ -137,14 +139,16 @@ class NnUnet:
         )
 
     def steps(self, subject: Subject) -> list[Step]:
-        """A single step, "segment", in the non-zero voxels of the scan."""
+        """A single step, "segment": in the scan's non-zero voxels, or on the network's."""
+        once = self.config.resizing is None
+        nonzero = nonzero_box(subject.image)
         return [
             Step(
                 name="segment",
                 locate=lambda _: [
-                    Region(grid=subject.image.grid.crop(*nonzero_box(subject.image)))
+                    Region(grid=self._grid(subject) if once else subject.image.grid.crop(*nonzero))
                 ],
-                segment=self._segment,
+                segment=partial(self._segment_once, subject.scalings) if once else self._segment,
                 target=self.target,
             )
         ]
@@ -160,7 +164,7 @@ class NnUnet:
 
     def _segment(self, progress: Progress, region: Region) -> Volume:
         """(target.outputs, *region.grid.shape) float32: probabilities of the resampled logits."""
-        assert isinstance(progress.image, Volume)
+        assert isinstance(progress.image, Volume) and self.config.resizing is not None
         settings, planned = self.config.resizing, self.planned
         # The region's voxels are the scan's, so that they are copied.
         scan = reorient(resample(progress.image, region.grid), self.axes)
@@ -171,20 +175,29 @@ class NnUnet:
             order=settings.image_order,
             by_slice=settings.by_slice,
         )
-        logits = mean_logits(
+        found = Volume(self._logits(seen.data).float(), seen.grid)
+        scan_mm = scan.grid.spacing_mm.tolist()
+        axis = thick_axis(planned.spacing_of(scan_mm), scan_mm, settings.by_slice)
+        found = resized(found, scan.grid, spline(settings.logits_order), axis)
+        values = probabilities(found.data.half()[None], self.target)[0]
+        return Volume(reorient(Volume(values, scan.grid), region.grid).data, region.grid)
+
+    def _segment_once(
+        self, scalings: Sequence[Scaling], progress: Progress, region: Region
+    ) -> Volume:
+        """The same on a grid of the network's voxels, where the scan's values are interpolated."""
+        logits = self._logits(self._sampled(scalings, progress.image, region.grid))
+        return Volume(probabilities(logits[None], self.target)[0], region.grid)
+
+    def _logits(self, image: Tensor) -> Tensor:
+        return mean_logits(
             list(self.parts.values()),
-            seen.data,
-            planned.patch_size,
+            image,
+            self.planned.patch_size,
             overlap=self.config.overlap,
             mirror_axes=self._mirror_axes(),
             device=self.device,
         )
-        scan_mm = scan.grid.spacing_mm.tolist()
-        axis = thick_axis(planned.spacing_of(scan_mm), scan_mm, settings.by_slice)
-        found = Volume(logits.float(), seen.grid)
-        found = resized(found, scan.grid, spline(settings.logits_order), axis)
-        values = probabilities(found.data.half()[None], self.target)[0]
-        return Volume(reorient(Volume(values, scan.grid), region.grid).data, region.grid)
 
     def _mirror_axes(self) -> tuple[int, ...]:
         if not self.config.test_time_flip:
@@ -210,15 +223,17 @@ class NnUnet:
         slices, rows, columns = (1, 1, *self.planned.patch_size)[-3:]
         return slices, rows, columns
 
+    def _grid(self, subject: Subject) -> Grid:
+        """The full scan at the network's spacing, in the order of its axes."""
+        return self.planned.grid(self._turned(subject.image.grid))
+
     def _image(self, subject: Subject, grid: Grid) -> Tensor:
-        view = Blocks(
-            patch=self._window,
-            overlap=self.config.overlap,
-            scalings=[subject.scalings],
-            padding=self.plan.padding,
-            device=self.device,
-        )
-        return view.image(subject.image, grid)[0]
+        return self._sampled(subject.scalings, subject.image, grid)
+
+    def _sampled(self, scalings: Sequence[Scaling], image: Volume | Slices, grid: Grid) -> Tensor:
+        """(channels, *grid.shape) float32: interpolated once, then normalised."""
+        values = sampled(image, grid, fill=self.plan.padding).data
+        return as_input(values, [tuple(scalings)]).transpose(0, 1)
 
     def _augmentation(self) -> Augmentation | None:
         """Raises UsageError: "small-blocks"."""

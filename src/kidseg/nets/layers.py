@@ -19,11 +19,11 @@ __all__ = [
 
 Dimensions = Literal[2, 3]
 
-_Convolution = Callable[..., nn.Module]
-_CONVOLUTION: Mapping[int, _Convolution] = {2: nn.Conv2d, 3: nn.Conv3d}
-_TRANSPOSED: Mapping[int, _Convolution] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+_Layer = Callable[..., nn.Module]
+_CONVOLUTION: Mapping[int, _Layer] = {2: nn.Conv2d, 3: nn.Conv3d}
+_TRANSPOSED: Mapping[int, _Layer] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 _BATCH_NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
-_AVERAGE = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
+_AVERAGE: Mapping[int, _Layer] = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
 _INSTANCE_NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 
 # Source: nnU-Net v2.8.1: torch's default for LeakyReLU, which `InitWeights_He` uses too; the norm's
