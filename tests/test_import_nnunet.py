@@ -338,6 +338,21 @@ def test_old_and_inheriting_plans_give_the_same_network(tmp_path: Path) -> None:
         assert found[0] == found[1] == found[2]
 
 
+def test_settings_are_nnunets_or_as_wanted(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "trained", PLANS["2d"], [network(FLAT)])
+    wanted = ["resizing=null", "overlap=0.25"]
+    model = imported(folder, tmp_path / "model.safetensors", overrides=wanted)
+    config = read_header(model)["config"]
+    assert config["resizing"] is None and config["overlap"] == 0.25 and config["axes"] == "SPL"
+    scan, _ = small_scan(tmp_path / "scan.nii.gz")
+    segment([scan], model, tmp_path / "out", device="cpu")
+    assert len(np.unique(labels_in(tmp_path / "out"))) == 3
+    for wrong in ("overlaps=0.1", "configuration=3d_lowres"):
+        with pytest.raises(UsageError, match=wrong.split("=")[0]) as caught:
+            imported(folder, tmp_path / "other.safetensors", overrides=[wrong])
+        assert caught.value.code == "bad-setting"
+
+
 def test_axes_that_are_not_known_are_said_to_be_assumed(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "trained", PLANS["2d"], [network(FLAT)])
     with pytest.warns(KidsegWarning, match="LPS is assumed"):
@@ -560,6 +575,10 @@ def test_the_command_line_imports(tmp_path: Path, capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit) as ended:
         main(["import-nnunet", *arguments[:-1], "LPS", "--overwrite", "--json"])
     made = json.loads(capsys.readouterr().out)
+    with pytest.raises(SystemExit):
+        main(["info", str(out)])
+    told = capsys.readouterr().out
+    assert "by nnU-Net v2: Dataset007_Kidneys, nnUNetPlans, 2d" in told and "fold 1" in told
     assert made["folds"] == ["1"] and made["mirror_axes"] == [] and made["axes"] == "SPL"
 
 

@@ -103,7 +103,6 @@ def model_text(model: Path, header: Mapping[str, Any], summary: Mapping[str, Any
         ("method", f"{header.get('method')}{_about_method(header)}"),
         ("settings", _preset(header, summary)),
         ("trained", ", ".join(_training(header, summary))),
-        ("imported", ", ".join(_imported(header))),
         ("labels", _labels(header.get("labels", {}).get("names", {}))),
         ("input", _listed(scan.get("channels", ()), scan.get("unit"), scan.get("orientation"))),
         ("spacing", _spacing(header.get("plan", {}).get("median_spacing_mm"))),
@@ -126,13 +125,6 @@ def model_text(model: Path, header: Mapping[str, Any], summary: Mapping[str, Any
         lines += _card_lines(card)
     chosen = "" if is_starter(model) else f" -m {shlex.quote(str(model))}"
     return "\n".join([*lines, "", f"Use it: kidseg segment SCAN{chosen} -o result"])
-
-
-def _imported(header: Mapping[str, Any]) -> Iterable[str]:
-    """Where a model comes from that kidseg has not trained."""
-    if found := header.get("imported"):
-        yield from (found["from"], found["source"], found["configuration"])
-        yield f"fold {found['fold']}, {found['checkpoint']}"
 
 
 def _card_lines(card: ModelCard) -> Iterable[str]:
@@ -187,6 +179,10 @@ def _preset(header: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
 
 
 def _training(header: Mapping[str, Any], summary: Mapping[str, Any]) -> Iterable[str]:
+    if found := header.get("imported"):
+        yield f"by {found['from']}: {found['source']}, {found['configuration']}"
+        yield f"fold {found['fold']}, {found['checkpoint']}"
+        return
     if "date" in summary:
         yield f"on {summary['date']}"
     yield f"with kidseg {header.get('kidseg')}"

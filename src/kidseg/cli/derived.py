@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kidseg.cli.options import Adapt, AsJson, Cases, Device, Overwrite, Quiet
+from kidseg.cli.options import Adapt, AsJson, Cases, Device, Overwrite, Quiet, Set
 from kidseg.cli.progress import show_progress
 from kidseg.cli.terminal import print_result
 from kidseg.errors import Finding
@@ -102,6 +102,7 @@ def import_nnunet(
         str | None,
         typer.Option(help="A training image, or its order of axes, as in LPS; else as validated."),
     ] = None,
+    set_: Set = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -122,6 +123,7 @@ def import_nnunet(
         checkpoint=checkpoint,
         mirror=mirror,
         stored=stored,
+        overrides=set_ or (),
         overwrite=overwrite,
     )
     print_result(made, imported_text(made), as_json, quiet)

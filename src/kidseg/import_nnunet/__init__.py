@@ -16,8 +16,8 @@ from torch import Tensor
 
 from kidseg.cases.nnunet import Description, describe_nnunet
 from kidseg.checkpoint import joined, save_model
-from kidseg.config import NnUnetConfig, PostprocessConfig, ResizingConfig, StageConfig
-from kidseg.errors import InputError, KidsegWarning, ModelError
+from kidseg.config import NnUnetConfig, PostprocessConfig, ResizingConfig, StageConfig, load
+from kidseg.errors import InputError, KidsegWarning, ModelError, UsageError
 from kidseg.header import MEMBERS
 from kidseg.import_nnunet.architecture import renamed
 from kidseg.import_nnunet.plans_file import Planned, planned_of
@@ -47,6 +47,7 @@ def import_nnunet(
     checkpoint: str = CHECKPOINT,
     mirror: bool | None = None,
     stored: str | Path | None = None,
+    overrides: Sequence[str] = (),
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write a model file from a folder of nnU-Net's results.
@@ -63,6 +64,8 @@ def import_nnunet(
         stored: how the training images were stored: one of them, or letters as nibabel and ITK
             name the axes of a file, such as LPS or RAS; None: as the validation results of the
             folds are, or else LPS, with a warning.
+        overrides: settings of the model, "key=value", in place of nnU-Net's; see
+            `NnUnetConfig`.
         overwrite: replace an existing file.
 
     Returns:
@@ -74,7 +77,7 @@ def import_nnunet(
             "bad-axes".
         ModelError: "unsafe-checkpoint"; "damaged-checkpoint"; "unsupported-model"; "other-plans":
             a checkpoint was trained with other plans or labels; "other-network".
-        UsageError: "output-exists".
+        UsageError: "output-exists"; "bad-setting".
     """
     folder, out = Path(folder), Path(out)
     check_writable(out, overwrite=overwrite)
@@ -91,7 +94,15 @@ def import_nnunet(
             next_step="Import the folds one by one (--folds).",
         )
     directions, known = _axes(stored, files, planned)
-    config = _config(planned, mirrors, mirror, directions)
+    own = _config(planned, mirrors, mirror, directions)
+    config = load(NnUnetConfig, base=asdict(own), overrides=overrides)
+    if config.configuration != planned.name:
+        raise UsageError(
+            f"the folder contains configuration '{planned.name}', not '{config.configuration}'",
+            path=folder,
+            code="bad-setting",
+            next_step="Leave out this setting.",
+        )
     headers = [_header(config, planned, described, each.checkpoint) for each in found]
     parts: Mapping[str, Mapping[str, Tensor]] = {"segment": found[0].weights}
     header = headers[0]
