@@ -118,9 +118,11 @@ def description(labels: Mapping[str, Any] = LABELS, **more: Any) -> dict[str, An
     }
 
 
-def network(topology: Topology, seed: int = 0, outputs: int = 3) -> nets.PlannedUNet:
+def network(
+    topology: Topology, seed: int = 0, outputs: int = 3, channels: int = 1
+) -> nets.PlannedUNet:
     """A network whose logits differ clearly between voxels, and no class prevails."""
-    net = nets.build(topology, 1, outputs, seed=seed).eval()
+    net = nets.build(topology, channels, outputs, seed=seed).eval()
     with torch.no_grad():
         weight = net.heads[0].weight
         weight.sub_(weight.mean(1, keepdim=True)).mul_(4)

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 import torch
 from nibabel import orientations
+from scipy import ndimage
 
-from ellipses import make_ellipse_patient, write_ellipse_dataset
+from ellipses import in_two_channels, make_ellipse_patient, write_ellipse_dataset
 from kidseg.checkpoint import load_model, read_header
 from kidseg.cli import main
 from kidseg.errors import InputError, KidsegError, KidsegWarning, ModelError, UsageError
@@ -82,30 +83,54 @@ def small_scan(path: Path) -> tuple[Path, np.ndarray]:
     return path, data[0].numpy().astype(float)
 
 
+Logits = Callable[[torch.Tensor], torch.Tensor]
+Decide = Callable[[np.ndarray], np.ndarray]
+
+
 def by_the_formulas(
     voxels: np.ndarray,
     content: Mapping[str, Any],
-    logits_of: Callable[[torch.Tensor], torch.Tensor],
+    logits_of: Logits,
+    decide: Decide = lambda logits: logits.argmax(0),
 ) -> np.ndarray:
-    """Crop, normalise, resize with skimage, logits, resize back, the largest wins."""
+    """Crop, normalise, resize with skimage, logits, resize back, the largest wins.
+
+    Args:
+        voxels: (slices, rows, columns), or with channels before.
+        content: plans.
+        logits_of: (channels, ...) to (outputs, ...).
+        decide: (outputs, ...) to labels.
+    """
     (chosen,) = content["configurations"].values()
+    channels = voxels.reshape(-1, *voxels.shape[-3:])
     spacing = (10.0, 4.0, 4.0)
     target = (*spacing[: 3 - len(chosen["spacing"])], *chosen["spacing"])
-    places = np.argwhere(voxels != 0)
-    low, high = places.min(0), places.max(0) + 1
-    box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-    image = (np.clip(voxels[box], -400, 400) - STATISTICS["mean"]) / STATISTICS["std"]
-    shape = [round(s / t * n) for s, t, n in zip(spacing, target, image.shape, strict=True)]
+    places = np.argwhere((channels != 0).any(0))
+    box = tuple(slice(a, b) for a, b in zip(places.min(0), places.max(0) + 1, strict=True))
+    image = normalised(channels[(slice(None), *box)], chosen)
+    size = image.shape[1:]
+    shape = [round(s / t * n) for s, t, n in zip(spacing, target, size, strict=True)]
     kwargs = chosen["resampling_fn_data_kwargs"]
     separate = [max(s) / min(s) > 3 for s in (spacing, target)]
     apart = any(separate) if kwargs["force_separate_z"] is None else kwargs["force_separate_z"]
-    seen = resized(image, shape, kwargs["order"], apart)
+    seen = np.stack([resized(each, shape, kwargs["order"], apart) for each in image])
     with torch.no_grad():
-        logits = logits_of(torch.from_numpy(seen).float()[None]).numpy()
-    back = np.stack([resized(each, image.shape, 1, apart) for each in logits])
-    out = np.zeros(voxels.shape, dtype=np.uint8)
-    out[box] = back.argmax(0)
+        logits = logits_of(torch.from_numpy(seen).float()).numpy()
+    back = np.stack([resized(each, size, 1, apart) for each in logits])
+    out = np.zeros(channels.shape[1:], dtype=np.uint8)
+    out[box] = decide(back)
     return out
+
+
+def normalised(image: np.ndarray, chosen: Mapping[str, Any]) -> np.ndarray:
+    """CT by the data set's statistics; other channels by their own, inside what is not zero."""
+    if chosen["normalization_schemes"][0] == "CTNormalization":
+        found: np.ndarray = (image.clip(-400, 400) - STATISTICS["mean"]) / STATISTICS["std"]
+        return found
+    inside = ndimage.binary_fill_holes((image != 0).any(0))
+    return np.stack(
+        [np.where(inside, (each - each[inside].mean()) / each[inside].std(), 0) for each in image]
+    )
 
 
 def resized(image: np.ndarray, shape: Any, order: int, apart: bool) -> np.ndarray:
@@ -247,24 +272,38 @@ def test_regions_are_decided_as_nnunet_does(tmp_path: Path) -> None:
     scan, voxels = small_scan(tmp_path / "scan.nii.gz")
     model = imported(folder, tmp_path / "model.safetensors")
     segment([scan], model, tmp_path / "out", device="cpu")
+    expected = by_the_formulas(
+        voxels,
+        PLANS["2d"],
+        lambda image: in_one_window(net, image),
+        lambda logits: np.where(logits[1] > 0, 2, np.where(logits[0] > 0, 1, 0)),
+    )
+    assert len(np.unique(expected)) == 3
+    assert (labels_in(tmp_path / "out") == expected).mean() > CLOSE
 
-    def as_classes(image: torch.Tensor) -> torch.Tensor:
-        return in_one_window(net, image)
 
-    def decided(logits: np.ndarray) -> np.ndarray:
-        return np.where(logits[1] > 0, 2, np.where(logits[0] > 0, 1, 0))
-
-    places = np.argwhere(voxels != 0)
-    box = tuple(slice(a, b) for a, b in zip(places.min(0), places.max(0) + 1, strict=True))
-    image = (np.clip(voxels[box], -400, 400) - STATISTICS["mean"]) / STATISTICS["std"]
-    shape = [
-        round(s / t * n) for s, t, n in zip((10, 4, 4), (10, 3.1, 2.6), image.shape, strict=True)
-    ]
-    with torch.no_grad():
-        logits = as_classes(torch.from_numpy(resized(image, shape, 3, True)).float()[None])
-    back = np.stack([resized(each, image.shape, 1, True) for each in logits.numpy()])
-    expected = np.zeros(voxels.shape)
-    expected[box] = decided(back)
+def test_channels_are_normalised_as_planned(tmp_path: Path) -> None:
+    """Two of an MR, by mean and SD inside the patient, where nothing is zero but holes."""
+    content = changed(
+        PLANS["3d"],
+        normalization_schemes=["ZScoreNormalization"] * 2,
+        use_mask_for_norm=[True, True],
+    )
+    content["foreground_intensity_properties_per_channel"] = {"0": STATISTICS, "1": STATISTICS}
+    described = description(channel_names={"0": "T1", "1": "T2"})
+    net = network(THICK, channels=2)
+    folder = write_folder(tmp_path / "trained", content, [net], described=described)
+    patient = in_two_channels(make_ellipse_patient(4), 1.5).image
+    data = patient.data[:, :7, 8:60, 6:60].clone()
+    data[:, 3, 20:30, 25:35] = 0  # a hole
+    for k, channel in enumerate(data):
+        grid = patient.grid.crop((0, 8, 6), channel.shape)
+        save(type(patient)(channel[None], grid), tmp_path / f"scan_{k:04d}.nii.gz")
+    model = imported(folder, tmp_path / "model.safetensors")
+    segment([tmp_path / "scan_0000.nii.gz"], model, tmp_path / "out", device="cpu")
+    expected = by_the_formulas(
+        data.numpy().astype(float), content, lambda image: in_one_window(net, image)
+    )
     assert len(np.unique(expected)) == 3
     assert (labels_in(tmp_path / "out") == expected).mean() > CLOSE
 
