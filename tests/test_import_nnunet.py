@@ -397,9 +397,10 @@ def test_axes_that_are_not_known_are_said_to_be_assumed(tmp_path: Path) -> None:
     with pytest.warns(KidsegWarning, match="LPS is assumed"):
         made = import_nnunet(folder, tmp_path / "model.safetensors")
     assert made["axes"] == "SPL" and not made["axes_known"]
-    content = {**PLANS["2d"], "image_reader_writer": "NibabelIOWithReorient"}
-    folder = write_folder(tmp_path / "reoriented", content, [network(FLAT)])
-    assert import_nnunet(folder, tmp_path / "reoriented.safetensors")["axes"] == "SAR"
+    for reader in ("NibabelIOWithReorient", "SimpleITKIOWithReorient"):
+        content = {**PLANS["2d"], "image_reader_writer": reader}
+        folder = write_folder(tmp_path / reader, content, [network(FLAT)])
+        assert import_nnunet(folder, tmp_path / f"{reader}.safetensors")["axes"] == "SAR"
     with pytest.raises(InputError, match="neither a file nor") as caught:
         import_nnunet(folder, tmp_path / "other.safetensors", stored="XYZ")
     assert caught.value.code == "bad-axes"

@@ -30,7 +30,9 @@ CHECKPOINT = "checkpoint_final.pth"
 PLANS, DATASET = "plans.json", "dataset.json"
 _ALL = "all"
 _NAMED = 5
-_READER_THAT_REORIENTS = {"NibabelIOWithReorient": "SAR"}
+# nnU-Net's classes that bring images to RAS, as nibabel and ITK name it.
+_READERS_THAT_REORIENT = ("NibabelIOWithReorient", "SimpleITKIOWithReorient")
+_REORIENTED = "SAR"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,8 +135,8 @@ def stored_axes(checkpoints: Sequence[Checkpoint], reader: str) -> str | None:
     Raises:
         InputError: "axes-differ": the images are stored in several orders.
     """
-    if reader in _READER_THAT_REORIENTS:
-        return _READER_THAT_REORIENTS[reader]
+    if reader in _READERS_THAT_REORIENT:
+        return _REORIENTED
     found: dict[str, Path] = {}
     for checkpoint in checkpoints:
         for file in sorted((checkpoint.path.parent / "validation").glob("*")):
