@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -28,6 +30,7 @@ from kidseg.members import ensemble
 from kidseg.segment import load_predictor, segment
 from kidseg.topology import Topology
 from kidseg.train import Setup, train
+from mutated_documents import mutated_bytes, mutated_json
 from nnunet_folders import (
     FLAT,
     RESIDUAL,
@@ -40,6 +43,8 @@ from nnunet_folders import (
     write_folder,
 )
 
+# Mutations of each document; more by hand.
+N = int(os.environ.get("KIDSEG_MUTATIONS", "30"))
 # Near-ties apart, which nnU-Net's half precision decides; these formulas are in full precision.
 CLOSE = 0.999
 WINDOW = (16, 72, 80)  # larger than the scan
@@ -509,6 +514,17 @@ FAULTS: dict[str, tuple[Callable[[Path], None], type[KidsegError], str]] = {
     "no json": (lambda f: (f / "plans.json").write_text("{"), InputError, "not-json"),  # type: ignore[dict-item, func-returns-value]
     "no spacing": (with_plans(spacing="fine"), InputError, "bad-plans"),
     "patch that does not fit": (with_plans(patch_size=[33, 40]), InputError, "bad-plans"),
+    "a billion convolutions": (
+        with_plans(arch_n_conv_per_stage=10**9, arch_n_conv_per_stage_decoder=10**9),
+        InputError,
+        "bad-plans",
+    ),
+    "a thousand stages": (
+        with_plans(arch_features_per_stage=[4] * 1000),
+        InputError,
+        "bad-plans",
+    ),
+    "no number": (with_plans(spacing=[float("nan"), 1.0]), InputError, "bad-plans"),
     "circular": (with_plans(inherits_from="2d"), InputError, "bad-plans"),
     "channels": (
         rewritten("dataset.json", channel_names={"0": "CT", "1": "PET"}),
@@ -551,6 +567,39 @@ def test_incomplete_and_mixed_folders_are_refused(fault: str, tmp_path: Path) ->
         import_nnunet(folder, tmp_path / "model.safetensors", stored="LPS")
     assert caught.value.code == code and caught.value.next_step
     assert not (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("form", ["plans.json", "old plans", "dataset.json", "checkpoint"])
+def test_whatever_is_written_only_errors_of_kidseg_are_raised(form: str, tmp_path: Path) -> None:
+    content = PLANS["residual"] if form == "plans.json" else PLANS["3d"]
+    topology = topology_in(content)
+    if form == "old plans":
+        content = old_plans(content, topology)
+    folder = write_folder(tmp_path / "trained", content, [network(topology)])
+    known = torch.load(folder / "fold_0" / "checkpoint_final.pth", weights_only=False)
+    path = folder / ("plans.json" if "plans" in form else "dataset.json")
+    whole = path.read_bytes()
+    for seed in range(N):
+        path.write_bytes(whole if form == "checkpoint" else mutated_json(json.loads(whole), seed))
+        if form == "checkpoint":
+            changed_plans = mutated_json({**known["init_args"], "device": None}, seed)
+            try:
+                start = json.loads(changed_plans)
+            except (ValueError, RecursionError):
+                continue
+            torch.save({**known, "init_args": start}, folder / "fold_0" / "checkpoint_final.pth")
+        with contextlib.suppress(KidsegError):
+            import_nnunet(folder, tmp_path / "model.safetensors", stored="LPS", overwrite=True)
+
+
+def test_whatever_bytes_a_checkpoint_has_only_errors_of_kidseg_are_raised(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "trained", PLANS["2d"], [network(FLAT)])
+    path = folder / "fold_0" / "checkpoint_final.pth"
+    whole = path.read_bytes()
+    for seed in range(N):
+        path.write_bytes(mutated_bytes(whole, random.Random(seed)))
+        with contextlib.suppress(KidsegError):
+            import_nnunet(folder, tmp_path / "model.safetensors", stored="LPS", overwrite=True)
 
 
 def test_folders_and_folds_that_are_near_are_named(tmp_path: Path) -> None:

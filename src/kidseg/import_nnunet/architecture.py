@@ -31,6 +31,8 @@ _NUMBERS = {
     "n_blocks_per_stage",
     "n_conv_per_stage_decoder",
 }
+# More stages, or convolutions in one, than any network has; a file could name any number.
+_MOST = 64
 _OPERATIONS = {"conv_op": "Conv", "norm_op": "InstanceNorm"}
 # What else a network of the plans can have: the values that kidseg's networks have, as plans state
 # them; None stands for a missing entry.
@@ -80,7 +82,7 @@ def topology_of(architecture: Mapping[str, Any], path: Path) -> Topology:
         topology = _topology(kind, values, path)
     except (KeyError, TypeError) as error:
         raise ValueError(f"'architecture' is not that of a {kind} ({error!r})") from error
-    if len(topology.features) < 2 or values["n_stages"] != len(topology.features):
+    if len(topology.features) < 2 or values.get("n_stages") != len(topology.features):
         raise ValueError(f"'architecture' has {len(topology.features)} stages")
     for name, word in _OPERATIONS.items():
         expected = f"{word}{topology.dimensions}d"
@@ -96,6 +98,8 @@ def _topology(kind: str, values: Mapping[str, Any], path: Path) -> Topology:
     counts = sorted({*encoder, *decoder})
     if len(counts) != 1:
         _refuse(f"stages of {counts} convolutions", "one number of convolutions for all", path)
+    if max(counts, default=0) > _MOST:
+        raise TypeError(f"{counts[0]} convolutions in a stage")
     features = _wholes(values["features_per_stage"])
     kernels = tuple(_wholes(each) for each in values["kernel_sizes"])
     strides = tuple(_wholes(each) for each in values["strides"])
@@ -104,11 +108,15 @@ def _topology(kind: str, values: Mapping[str, Any], path: Path) -> Topology:
         return plain
     blocks = _wholes(values["n_blocks_per_stage"])
     blocks = blocks * len(features) if len(blocks) == 1 else blocks
+    if max(blocks, default=0) > _MOST:
+        raise TypeError(f"{max(blocks)} blocks in a stage")
     return ResidualTopology(**vars(plain), blocks=blocks)
 
 
 def _wholes(values: Any) -> tuple[int, ...]:
     """Whole numbers, or a single one."""
+    if isinstance(values, list | tuple) and len(values) > _MOST:
+        raise TypeError(f"{len(values)} numbers")
     return tuple(_whole(n) for n in (values if isinstance(values, list | tuple) else [values]))
 
 
