@@ -123,10 +123,12 @@ def test_a_scan_is_interpolated_once_on_request() -> None:
     coarse = replace(IN_3D, spacing_mm=(10.0, 5.0, 5.0))
     plan = replace(PLAN, configurations={"3d": coarse})
     subject = subject_of()
-    once = method_of(config_of(configuration="3d", resizing=None), Tissues(), plan=plan)
+    turned = {"configuration": "3d", "axes": "SRA"}
+    once = method_of(config_of(**turned, resizing=None), Tissues(), plan=plan)
+    assert axes_of(subject.image.grid) == "SPL"
     (region,) = advance(subject.image, once.steps(subject)).found
-    assert region.grid.shape == (8, 51, 51)
-    twice = method_of(config_of(configuration="3d"), Tissues(), plan=plan)
+    assert region.grid.shape == (8, 51, 51) and axes_of(region.grid) == "SPL"
+    twice = method_of(config_of(**turned), Tissues(), plan=plan)
     (region,) = advance(subject.image, twice.steps(subject)).found
     assert region.grid.shape == subject.image.grid.shape
     for method in (once, twice):

@@ -140,14 +140,14 @@ class NnUnet:
 
     def steps(self, subject: Subject) -> list[Step]:
         """A single step, "segment": in the scan's non-zero voxels, or on the network's."""
-        once = self.config.resizing is None
-        nonzero = nonzero_box(subject.image)
+        scan, once = subject.image.grid, self.config.resizing is None
+        grid = scan.crop(*nonzero_box(subject.image))
+        if once:
+            grid = _in_order_of(scan, self._grid(subject))
         return [
             Step(
                 name="segment",
-                locate=lambda _: [
-                    Region(grid=self._grid(subject) if once else subject.image.grid.crop(*nonzero))
-                ],
+                locate=lambda _: [Region(grid=grid)],
                 segment=partial(self._segment_once, subject.scalings) if once else self._segment,
                 target=self.target,
             )
@@ -186,8 +186,10 @@ class NnUnet:
         self, scalings: Sequence[Scaling], progress: Progress, region: Region
     ) -> Volume:
         """The same on a grid of the network's voxels, where the scan's values are interpolated."""
-        logits = self._logits(self._sampled(scalings, progress.image, region.grid))
-        return Volume(probabilities(logits[None], self.target)[0], region.grid)
+        grid = _in_order_of(self.axes, region.grid)
+        logits = self._logits(self._sampled(scalings, progress.image, grid))
+        values = Volume(probabilities(logits[None], self.target)[0], grid)
+        return Volume(reorient(values, region.grid).data, region.grid)
 
     def _logits(self, image: Tensor) -> Tensor:
         return mean_logits(
@@ -213,10 +215,6 @@ class NnUnet:
         )
         return mine == theirs and self.plan == other.plan
 
-    def _turned(self, grid: Grid) -> Grid:
-        """The voxels of a grid in the order of the network's axes."""
-        return reorient(Volume(torch.empty((0, *grid.shape)), grid), self.axes).grid
-
     @property
     def _window(self) -> tuple[int, int, int]:
         """Slices, rows and columns of the network's input."""
@@ -225,7 +223,7 @@ class NnUnet:
 
     def _grid(self, subject: Subject) -> Grid:
         """The full scan at the network's spacing, in the order of its axes."""
-        return self.planned.grid(self._turned(subject.image.grid))
+        return self.planned.grid(_in_order_of(self.axes, subject.image.grid))
 
     def _image(self, subject: Subject, grid: Grid) -> Tensor:
         return self._sampled(subject.scalings, subject.image, grid)
@@ -248,6 +246,11 @@ class NnUnet:
                 next_step="Set augment=none.",
             )
         return Augmentation(patch)
+
+
+def _in_order_of(axes: Grid, grid: Grid) -> Grid:
+    """The voxels of a grid in the order of the axes of another."""
+    return reorient(Volume(torch.empty((0, *grid.shape)), grid), axes).grid
 
 
 def _configuration(config: NnUnetConfig, plan: Plan) -> Configuration:
