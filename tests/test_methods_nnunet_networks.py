@@ -14,10 +14,10 @@ from cohorts import TARGET, VOLUMES, make_cohort
 from ellipses import make_ellipse_patient
 from kidseg.cohort.cohort import Cohort, patient_dice
 from kidseg.cohort.subject import Subject, prepare
-from kidseg.config import METHODS, NnUnetConfig, ResizingConfig, StageConfig, load
+from kidseg.config import METHODS, BodyConfig, NnUnetConfig, ResizingConfig, StageConfig, load
 from kidseg.device import choose_device
 from kidseg.errors import UsageError
-from kidseg.geometry import Volume
+from kidseg.geometry import Volume, in_plane_pose
 from kidseg.io.orientation import axes_of
 from kidseg.labels import KIDNEY_TUMOUR
 from kidseg.methods import METHODS as CLASSES
@@ -137,6 +137,34 @@ def test_a_scan_is_interpolated_once_on_request() -> None:
         assert all(value is not None and value > 0.75 for value in dice.values()), dice
 
 
+@pytest.mark.parametrize(("configuration", "axes"), [("2d", "SPL"), ("3d", "SPL"), ("3d", "SRA")])
+def test_bodies_are_brought_to_a_size_and_pose(configuration: str, axes: str) -> None:
+    """An enlarged body has smaller voxels; a perfect network stays perfect on the scan's own."""
+    patient = make_ellipse_patient(3, sizes=(0.75, 0.8))
+    body = BodyConfig(min_radius_mm=80.0, upright=True)
+    config = config_of(configuration=configuration, axes=axes, body=body)
+    material = NnUnet.material(config, PLAN)
+    assert material.pixel_mm == pytest.approx(4.0 * 50 / 80)  # of a newborn's body
+    subject = prepare(patient.image, material, PLAN.channels, name="a", labels=patient.labels)
+    method = method_of(config, Tissues())
+    (region,) = advance(subject.image, method.steps(subject)).found
+    assert subject.body is not None and subject.body.radius_mm < 65
+    factor = subject.body.radius_mm / 80.0
+    slice_mm = 10.0 if configuration == "2d" else 10.0 * factor
+    expected = [slice_mm, 4.0 * factor, 4.0 * factor]
+    assert region.grid.spacing_mm.tolist() == pytest.approx(expected, rel=0.05)
+    pose = in_plane_pose(region.grid, subject.image.grid)
+    assert float(pose.angle_rad) == pytest.approx(patient.angle_rad, abs=0.05)
+    figures = method.report(subject, advance(subject.image, method.steps(subject))).figures
+    assert figures["scale_x"] == pytest.approx(factor, rel=0.05)
+    assert subject.labels is not None
+    dice = patient_dice(labels_of(method, subject), subject.labels, KIDNEY_TUMOUR)
+    assert all(value is not None and value > 0.8 for value in dice.values()), dice
+    (stage,) = method.stages(replace(cohort_of(), training=(subject,), validation=(subject,)))
+    batch = stage.batch(TrainStep(seed=0, epoch=0, step=0))
+    assert batch.image.shape[2:] == PLAN.configurations[configuration].patch_size
+
+
 def test_only_the_nonzero_voxels_are_seen() -> None:
     subject = subject_of()
     image = subject.image.data.clone()
@@ -197,6 +225,11 @@ def test_settings_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         with pytest.raises(UsageError) as caught:
             method_of(config_of(**settings), Tissues())
         assert caught.value.code == code
+    channel = replace(PLAN.channels[0], scheme="zscore")
+    turned, mr = config_of(body=BodyConfig(upright=True)), replace(PLAN, channels=(channel,))
+    with pytest.raises(UsageError, match="not CT") as caught:
+        method_of(turned, Tissues(), plan=mr)
+    assert caught.value.code == "body-not-ct"
     flat = replace(IN_3D, patch_size=(2, 24, 28))
     plan = replace(PLAN, configurations={"3d": flat})
     config = config_of(configuration="3d", augment="nnunet")

@@ -8,12 +8,12 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from kidseg.config.checked import CHECKED
-from kidseg.config.methods import MethodConfig
+from kidseg.config.methods import BodyConfig, MethodConfig
 from kidseg.config.stages import StageConfig
 
 __all__ = ["NnUnetConfig", "ResizingConfig"]
 
-_AXES = ("LR", "PA", "IS")
+_AXES = ("IS", "AP", "LR")  # of slices, rows and columns of a canonical scan
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -41,7 +41,7 @@ class NnUnetConfig(MethodConfig):
     """
 
     configuration: str = "2d"
-    """Configuration of the plan: "2d", "3d_fullres", or that of the imported model."""
+    """Which of the networks in the plan: "2d", "3d_fullres", or that of the imported model."""
     axes: str = "SPL"
     """Directions in which the network's slices, rows and columns run: Superior or Inferior,
     Posterior or Anterior, Left or Right, in the order of its axes.
@@ -56,12 +56,28 @@ class NnUnetConfig(MethodConfig):
     """Resampling at inference, of image and logits. None: the scan's values are interpolated once,
     and the probabilities once, as by other methods.
     """
+    body: BodyConfig = BodyConfig()
+    """Size and pose to which bodies are brought before the network sees them: a choice of its
+    voxels, on which the scan's values are interpolated once, whatever `resizing` says.
+    """
     foreground_share: float = Field(default=1 / 3, ge=0, le=1)
     """Fraction of a batch's patches that are centred on a label."""
     segment: StageConfig = StageConfig(epochs=1000, min_epochs=0, batch_size=2, steps=250)
     """Training of the network."""
     augment: Literal["none", "nnunet"] = "nnunet"
     """Augmentation; "nnunet" is nnU-Net's own, spatial and of intensities."""
+
+    @property
+    def interpolates_once(self) -> bool:
+        """Whether the scan's values are interpolated once, and the probabilities once."""
+        return self.resizing is None or self.body != BodyConfig()
+
+    @property
+    def canonical_axes(self) -> tuple[int, ...]:
+        """Numbers of the network's axes along the slices, rows and columns of a canonical scan."""
+        return tuple(
+            next(k for k, letter in enumerate(self.axes) if letter in pair) for pair in _AXES
+        )
 
     @model_validator(mode="after")
     def _check_axes(self) -> NnUnetConfig:

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from kidseg.augment import MIN_SIDE, Augmentation
 from kidseg.cohort.batch import Patches
 from kidseg.cohort.block import draw_blocks
+from kidseg.cohort.body_grid import body_grid, finest_mm
 from kidseg.cohort.cohort import Cohort
 from kidseg.cohort.subject import Material, Subject
 from kidseg.cohort.training_range import Placement, figures_of
-from kidseg.config import NnUnetConfig
+from kidseg.config import BodyConfig, NnUnetConfig
 from kidseg.device import Device
 from kidseg.distributed import all_gather
 from kidseg.errors import UsageError
@@ -41,8 +42,9 @@ class NnUnet:
     """The scan is cropped to its non-zero voxels, normalised, then resampled; the logits of a
     sliding window, averaged over mirrored inputs and over networks, are resampled to the scan.
 
-    So images and logits are interpolated as in nnU-Net, and the labels are nnU-Net's. Training
-    draws patches that are interpolated once, as `plain3d` does.
+    So images and logits are interpolated as in nnU-Net, and the labels are nnU-Net's. On request
+    bodies are brought to a size and pose first, or the scan is interpolated once. Training draws
+    patches that are interpolated once, as `plain3d` does.
 
     The networks of one plan that `merged` joins are parts "segment", "segment1" and so on; only
     the first is trained.
@@ -65,8 +67,13 @@ class NnUnet:
 
     @classmethod
     def material(cls, config: NnUnetConfig, plan: Plan) -> Material:
-        """Any channels, with the scan's own pixels, without masks."""
-        return Material()
+        """Any channels, without masks; the scan's own pixels, or averaged to the network's size."""
+        if not config.interpolates_once:
+            return Material()
+        planned = _configuration(config, plan)
+        known = (0.0, *planned.spacing_mm)[-3:]  # in 2D, the slices are the scan's
+        pixel_mm = max(known[axis] for axis in config.canonical_axes[1:])
+        return Material(pixel_mm=finest_mm(config.body, pixel_mm))
 
     @classmethod
     def build(
@@ -75,7 +82,8 @@ class NnUnet:
         """See `Method.build`.
 
         Raises:
-            UsageError: "no-configuration": the plan has no such configuration.
+            UsageError: "no-configuration": the plan has no such configuration; "body-not-ct":
+                bodies are to be resized, and the data set is not CT.
         """
         topology = _configuration(config, plan).topology
         net = build(topology, len(plan.channels), target.outputs, seed=seed)
@@ -140,10 +148,10 @@ class NnUnet:
 
     def steps(self, subject: Subject) -> list[Step]:
         """A single step, "segment": in the scan's non-zero voxels, or on the network's."""
-        scan, once = subject.image.grid, self.config.resizing is None
-        grid = scan.crop(*nonzero_box(subject.image))
+        once = self.config.interpolates_once
+        grid = subject.image.grid.crop(*nonzero_box(subject.image))
         if once:
-            grid = _in_order_of(scan, self._grid(subject))
+            grid = self._canonical_grid(subject)
         return [
             Step(
                 name="segment",
@@ -154,8 +162,12 @@ class NnUnet:
         ]
 
     def report(self, subject: Subject, progress: Progress) -> Placement:
-        """The sizes of the body and of the voxels."""
-        return Placement(figures=figures_of(subject), overlap={})
+        """The sizes of the body and of the voxels; and the pose, if bodies are resized."""
+        scanned, grid = subject.image.grid, None
+        if self.config.body != BodyConfig():
+            scanned = _in_order_of(scanned, self.planned.grid(_in_order_of(self.axes, scanned)))
+            grid = self._canonical_grid(subject)
+        return Placement(figures=figures_of(subject, grid, scanned), overlap={})
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -222,8 +234,20 @@ class NnUnet:
         return slices, rows, columns
 
     def _grid(self, subject: Subject) -> Grid:
-        """The full scan at the network's spacing, in the order of its axes."""
-        return self.planned.grid(_in_order_of(self.axes, subject.image.grid))
+        """The network's voxels, in the order of its axes: of the scan, or of the resized body."""
+        scan = _in_order_of(self.axes, subject.image.grid)
+        if self.config.body == BodyConfig():
+            return self.planned.grid(scan)
+        spacing_mm = self.planned.spacing_of(scan.spacing_mm.tolist())
+        order = self.config.canonical_axes
+        grid = body_grid(subject, self.config.body, tuple(spacing_mm[axis] for axis in order))
+        if self.planned.dimensions == 2 and order[0] == 0:  # the slices of the scan stay
+            grid = grid.resized((subject.slices, *grid.shape[1:]))
+        return _in_order_of(self.axes, grid)
+
+    def _canonical_grid(self, subject: Subject) -> Grid:
+        """The same voxels in the order of the scan's axes."""
+        return _in_order_of(subject.image.grid, self._grid(subject))
 
     def _image(self, subject: Subject, grid: Grid) -> Tensor:
         return self._sampled(subject.scalings, subject.image, grid)
@@ -254,6 +278,7 @@ def _in_order_of(axes: Grid, grid: Grid) -> Grid:
 
 
 def _configuration(config: NnUnetConfig, plan: Plan) -> Configuration:
+    """Raises UsageError: "no-configuration", "bad-setting", "body-not-ct"."""
     found = plan.configurations.get(config.configuration)
     if found is None:
         raise UsageError(
@@ -266,5 +291,11 @@ def _configuration(config: NnUnetConfig, plan: Plan) -> Configuration:
             f"mirror_axes {list(config.mirror_axes or ())} for a network in {found.dimensions}D",
             code="bad-setting",
             next_step="Its axes are counted from 0.",
+        )
+    if config.body != BodyConfig() and any(each.scheme != "ct" for each in plan.channels):
+        raise UsageError(
+            "bodies are found in CT, and the data set is not CT",
+            code="body-not-ct",
+            next_step="Leave out the settings of 'body'.",
         )
     return found
