@@ -610,6 +610,9 @@ def test_folders_and_folds_that_are_near_are_named(tmp_path: Path) -> None:
             import_nnunet(near, out)
     with pytest.raises(InputError, match=r"fold 3, all has no .*Folds with one: 0"):
         import_nnunet(folder, out, folds=[0, 3, "all"])
+    (folder / "fold_0").rename(folder / "fold_all")
+    assert import_nnunet(folder, tmp_path / "all.safetensors", stored="LPS")["folds"] == ["all"]
+    (folder / "fold_all").rename(folder / "fold_0")
     with pytest.raises(InputError, match=r"checkpoint_best\.pth"):
         import_nnunet(folder, out, checkpoint="checkpoint_x.pth")
     out.write_bytes(b"")
@@ -643,6 +646,7 @@ def test_an_imported_model_is_fine_tuned(name: str, topology: Topology, tmp_path
     assert 0 < change < 0.1
     scan = tmp_path / "data" / "imagesTr" / "ellipse_000_0000.nii.gz"
     (result,) = segment([scan], tmp_path / "run", tmp_path / "out", device="cpu")
+    ensemble([start, tmp_path / "run"], tmp_path / "both.safetensors")  # of the same input
     assert labels_in(tmp_path / "out").shape == tuple(patients["ellipse_000"].labels.grid.shape)
     assert "code" not in result
 

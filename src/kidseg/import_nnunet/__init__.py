@@ -268,7 +268,7 @@ def _header(
             "unit": "HU"
             if all(channel.scheme == "ct" for channel in channels)
             else "as in the data set",
-            "orientation": "any; brought to that of the training images",
+            "orientation": "any; brought to canonical order",
         },
         "imported": {
             "from": "nnU-Net v2",
