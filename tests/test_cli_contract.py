@@ -23,6 +23,7 @@ SEEDED = {"phantom", "export", "store", "train", "compare", "study", "demo"}
 WRITES_MUCH = {"phantom", "export", "store", "train", "segment", "study", "demo"}
 OVERWRITES = {
     "ensemble",
+    "import-nnunet",
     "phantom",
     "export",
     "train",

@@ -13,7 +13,15 @@ import torch
 
 from kidseg import io
 from kidseg.geometry import Grid, Volume
-from kidseg.io.orientation import affine_of_grid, canonical, mm_from_index_of_affine, reorient
+from kidseg.io.orientation import (
+    CANONICAL,
+    affine_of_grid,
+    axes_of,
+    canonical,
+    facing,
+    mm_from_index_of_affine,
+    reorient,
+)
 
 ORDERS = list(product(permutations(range(3)), product((1, -1), repeat=3)))
 ENDINGS = [".nii.gz", ".nrrd", ".mha"]
@@ -120,3 +128,25 @@ def test_canonical_axes_by_hand() -> None:
     back = reorient(ordered, volume.grid)
     assert torch.equal(back.data, volume.data) and back.grid.same_as(volume.grid, 0.0)
     assert np.array_equal(affine_of_grid(volume.grid), affine)
+
+
+@pytest.mark.parametrize(("order", "signs"), ORDERS)
+def test_letters_name_the_axes_as_nibabel_does(
+    order: tuple[int, ...], signs: tuple[int, ...]
+) -> None:
+    """From the slowest axis to the fastest, while nibabel starts with the fastest."""
+    image = stored(tilted_axial(), order, signs)
+    matrix = mm_from_index_of_affine(image.affine)
+    grid = Grid((image.shape[2], image.shape[1], image.shape[0]), matrix)
+    letters = axes_of(grid)
+    assert letters == "".join(nib.aff2axcodes(image.affine))[::-1]
+    assert axes_of(facing(letters)) == letters
+    turned = reorient(tilted_axial(), facing(letters))
+    assert turned.grid.same_as(grid)
+
+
+def test_letters_of_the_canonical_order_and_no_letters() -> None:
+    assert axes_of(tilted_axial().grid) == CANONICAL
+    for letters in ("", "SP", "SPS", "SPR ", "XYZ", "spl", "SSP"):
+        with pytest.raises(ValueError, match="axes must be an order such as SPL"):
+            facing(letters)

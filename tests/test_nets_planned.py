@@ -10,7 +10,7 @@ import torch
 
 from kidseg import nets
 from kidseg.losses import segmentation_loss
-from kidseg.topology import Topology
+from kidseg.topology import ResidualTopology, Topology
 
 FLAT = Topology(
     features=(4, 8, 16),
@@ -73,6 +73,36 @@ def test_parameters_by_hand(topology: Topology, convolutions: int) -> None:
     expected += sum((f[k] + 1) * 3 for k in range(last - 1))
     net = nets.build(t, 2, 3)
     assert sum(p.numel() for p in net.parameters()) == expected
+
+
+def test_a_residual_encoder_by_hand() -> None:
+    """Its blocks add the input: with weights 0, what is left is the image, pooled and projected."""
+    t = ResidualTopology(
+        features=(4, 8, 8),
+        kernels=THICK.kernels[:3],
+        strides=THICK.strides[:3],
+        convolutions=1,
+        blocks=(1, 2, 1),
+    )
+    net = nets.build(t, 2, 3)
+    assert [len(stage) for stage in net.encode] == [2, 2, 1]  # the first begins with the stem
+    assert [len(stage) for stage in net.decode] == [1, 1]
+    stage = net.encode[1]
+    image = torch.randn(1, 4, 4, 8, 8, generator=torch.Generator().manual_seed(0)).abs()
+    with torch.no_grad():
+        for block in stage:
+            block.second.norm.weight.zero_()
+        pooled = torch.nn.functional.avg_pool3d(image, (1, 2, 2))
+        projected = stage[0].project(pooled)
+        expected = torch.nn.functional.leaky_relu(projected, 0.01)
+        assert torch.allclose(stage[0](image), expected)
+        again = torch.nn.functional.leaky_relu(expected, 0.01)
+        assert torch.allclose(stage(image), again)
+    assert net(image_for(net))[0].shape == image_for(net)[:, :1].expand(-1, 3, -1, -1, -1).shape
+    with pytest.raises(ValueError, match="at least one block"):
+        ResidualTopology(
+            features=(4, 8), kernels=FLAT.kernels[:2], strides=FLAT.strides[:2], blocks=(1,)
+        )
 
 
 def test_parameters_of_nnunets_first_3d_network() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 __all__ = ["BY_KIDNEY", "METHODS", "PRESETS", "presets"]
 
-METHODS = ("homogenized", "plain", "plain3d", "multistage", "cascade")
+METHODS = ("homogenized", "plain", "plain3d", "multistage", "cascade", "nnunet")
 """Command-line names of the methods; the first is the default."""
 
 BY_KIDNEY = ("multistage", "cascade")

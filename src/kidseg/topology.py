@@ -11,7 +11,7 @@ from pydantic import ConfigDict
 
 from kidseg.records import SEALED
 
-__all__ = ["Topology"]
+__all__ = ["ResidualTopology", "Topology"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,3 +69,22 @@ class Topology:
             + (self.convolutions + 1) * sum(maps[:-1])
             + classes * sizes[0]
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResidualTopology(Topology):
+    """The same with residual blocks in the encoder: nnU-Net's ResidualEncoderUNet.
+
+    Attributes:
+        blocks: per stage of the encoder, of two convolutions each; before the first, the image
+            passes one convolution. `convolutions` are those of the decoder.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = SEALED
+
+    blocks: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.blocks) != len(self.features) or min(self.blocks) < 1:
+            raise ValueError(f"each stage has at least one block: {self.blocks}")

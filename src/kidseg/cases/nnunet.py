@@ -29,7 +29,7 @@ from kidseg.cases.paths import stated_path, visible
 from kidseg.errors import InputError
 from kidseg.labels import LabelSchema
 
-__all__ = ["survey_nnunet", "write_dataset_json"]
+__all__ = ["Description", "describe_nnunet", "survey_nnunet", "write_dataset_json"]
 
 _ENDING = re.compile(r"(\.\w{1,10}){1,3}", re.ASCII)
 _CHECKED = ConfigDict(extra="ignore", strict=True)
@@ -59,6 +59,39 @@ class _Labels:
     schema: LabelSchema
     region_order: tuple[int, ...]
     ignore_label: int | None
+
+
+@dataclass(frozen=True)
+class Description:
+    """What dataset.json says of channels and labels, without the files.
+
+    Attributes:
+        channels: their names.
+        schema: of the labels.
+        region_order: label that each region of the schema writes; () if labels are no regions.
+        ignore_label: of voxels to ignore; None: there is none.
+    """
+
+    channels: tuple[str, ...]
+    schema: LabelSchema
+    region_order: tuple[int, ...]
+    ignore_label: int | None
+
+
+def describe_nnunet(content: Any, path: Path) -> Description:
+    """Channels and labels of the content of a dataset.json.
+
+    Raises:
+        InputError: "bad-dataset-json".
+    """
+    description = _description(content, path)
+    labels = _labels(description, path)
+    return Description(
+        channels=_channels(description, path),
+        schema=labels.schema,
+        region_order=labels.region_order,
+        ignore_label=labels.ignore_label,
+    )
 
 
 def survey_nnunet(root: Path, content: Any) -> Survey:

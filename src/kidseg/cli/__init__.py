@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from kidseg.cli.data import check, demo, export, phantom, store
-from kidseg.cli.derived import calibrate, ensemble
+from kidseg.cli.derived import calibrate, ensemble, import_nnunet
 from kidseg.cli.machine import doctor
 from kidseg.cli.measure import measure
 from kidseg.cli.models import compare, evaluate, info, segment, train
@@ -45,6 +45,7 @@ for command in (
     measure,
     calibrate,
     ensemble,
+    import_nnunet,
     study,
     config,
     info,

@@ -179,6 +179,10 @@ def _preset(header: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
 
 
 def _training(header: Mapping[str, Any], summary: Mapping[str, Any]) -> Iterable[str]:
+    if found := header.get("imported"):
+        yield f"by {found['from']}: {found['source']}, {found['configuration']}"
+        yield f"fold {found['fold']}, {found['checkpoint']}"
+        return
     if "date" in summary:
         yield f"on {summary['date']}"
     yield f"with kidseg {header.get('kidseg')}"

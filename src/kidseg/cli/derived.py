@@ -1,4 +1,4 @@
-"""Commands that make a model of other models: calibrate, ensemble."""
+"""Commands that make a model of other models: calibrate, ensemble, import-nnunet."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Annotated, Any
 
 import typer
 
-from kidseg.cli.options import Adapt, AsJson, Cases, Device, Overwrite, Quiet
+from kidseg.cli.options import Adapt, AsJson, Cases, Device, Overwrite, Quiet, Set
 from kidseg.cli.progress import show_progress
 from kidseg.cli.terminal import print_result
 from kidseg.errors import Finding
 from kidseg.table import text_table, wrapped
 
-__all__ = ["calibrate", "ensemble"]
+__all__ = ["calibrate", "ensemble", "import_nnunet"]
 
 Model = Annotated[Path, typer.Option("--out", "-o", help="The model file to write.")]
 
@@ -94,6 +94,64 @@ def ensemble(
         overwrite=overwrite,
     )
     print_result(made, ensemble_text(made), as_json, quiet)
+
+
+def import_nnunet(
+    folder: Annotated[
+        Path, typer.Argument(help="TRAINER__PLANS__CONFIGURATION in nnU-Net's results.")
+    ],
+    out: Model,
+    folds: Annotated[
+        list[str] | None, typer.Option("--fold", help="Only this fold, a number or 'all'.")
+    ] = None,
+    checkpoint: Annotated[str, typer.Option(help="File of each fold.")] = "checkpoint_final.pth",
+    mirror: Annotated[
+        bool | None,
+        typer.Option("--mirror/--no-mirror", help="Average over mirrored images; as nnU-Net."),
+    ] = None,
+    stored: Annotated[
+        str | None,
+        typer.Option(help="A training image, or its order of axes, as in LPS; else as validated."),
+    ] = None,
+    set_: Set = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make a model file of a training of nnU-Net v2; kidseg segment then gives nnU-Net's labels.
+
+    Several folds become one file, whose logits are averaged. Plans, dataset.json and checkpoints
+    are read; nothing in a checkpoint is executed.
+
+    Example: kidseg import-nnunet nnUNetTrainer__nnUNetPlans__2d -o imported.safetensors
+    """
+    from kidseg.import_nnunet import import_nnunet
+
+    made = import_nnunet(
+        folder,
+        out,
+        folds=folds,
+        checkpoint=checkpoint,
+        mirror=mirror,
+        stored=stored,
+        overrides=set_ or (),
+        overwrite=overwrite,
+    )
+    print_result(made, imported_text(made), as_json, quiet)
+
+
+def imported_text(made: Mapping[str, Any]) -> str:
+    """What was written."""
+    folds, mirrored = made["folds"], made["mirror_axes"]
+    mirroring = f"mirrored along axes {mirrored}" if mirrored else "without mirroring"
+    labels = ", ".join(f"{number} {name}" for number, name in made["labels"].items())
+    return "\n".join(
+        [
+            *wrapped(f"{made['source']}, {made['configuration']}, fold {', '.join(folds)}."),
+            *wrapped(f"Labels: {labels}; {mirroring}; slices, rows, columns: {made['axes']}."),
+            f"Use it: kidseg segment SCAN -m {shlex.quote(made['path'])} -o result",
+        ]
+    )
 
 
 def ensemble_text(made: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ from kidseg.config.explanation import explain, meanings
 from kidseg.config.loading import dump, load, preset, schema
 from kidseg.config.methods import (
     BlocksConfig,
+    BodyConfig,
     CohortConfig,
     CropConfig,
     HomogenizedConfig,
@@ -31,6 +32,7 @@ from kidseg.config.methods import (
 )
 from kidseg.config.multistage import MultistageConfig, StagedNetConfig, TurnConfig
 from kidseg.config.networks import LocalizerConfig, ResidualConfig, UNetConfig
+from kidseg.config.nnunet_settings import NnUnetConfig, ResizingConfig
 from kidseg.config.phantom import KidneyForm, PhantomConfig, Phase
 from kidseg.config.randomization import StyleConfig
 from kidseg.config.stages import OptimizerConfig, StageConfig
@@ -39,6 +41,7 @@ from kidseg.config.study import StudyCommonConfig, StudyConfig, StudyMethodConfi
 __all__ = [
     "METHODS",
     "BlocksConfig",
+    "BodyConfig",
     "CascadeConfig",
     "CoarseConfig",
     "CohortConfig",
@@ -50,6 +53,7 @@ __all__ = [
     "LocalizerConfig",
     "MethodConfig",
     "MultistageConfig",
+    "NnUnetConfig",
     "OptimizerConfig",
     "PhantomConfig",
     "Phase",
@@ -59,6 +63,7 @@ __all__ = [
     "PostprocessConfig",
     "RefineConfig",
     "ResidualConfig",
+    "ResizingConfig",
     "StageConfig",
     "StagedNetConfig",
     "StudyCommonConfig",

@@ -6,6 +6,7 @@ from kidseg import registry
 from kidseg.config.cascade import CascadeConfig
 from kidseg.config.methods import HomogenizedConfig, MethodConfig, Plain3dConfig, PlainConfig
 from kidseg.config.multistage import MultistageConfig
+from kidseg.config.nnunet_settings import NnUnetConfig
 
 __all__ = ["METHODS"]
 
@@ -15,6 +16,7 @@ _CONFIGS: tuple[type[MethodConfig], ...] = (
     Plain3dConfig,
     MultistageConfig,
     CascadeConfig,
+    NnUnetConfig,
 )
 
 METHODS: dict[str, type[MethodConfig]] = dict(zip(registry.METHODS, _CONFIGS, strict=True))

@@ -18,8 +18,11 @@ from torch import Tensor
 from kidseg.geometry import Grid, Volume
 
 __all__ = [
+    "CANONICAL",
     "affine_of_grid",
+    "axes_of",
     "canonical",
+    "facing",
     "mm_from_index_of_affine",
     "ras_from",
     "ras_from_lps",
@@ -28,6 +31,11 @@ __all__ = [
 
 # Columns: slice, row and column axis of a canonical grid in RAS+ patient space.
 _CANONICAL = np.array([[0.0, 0.0, -1.0], [0.0, -1.0, 0.0], [1.0, 0.0, 0.0]])
+
+CANONICAL = "SPL"
+"""The canonical order as in `axes_of`."""
+
+_DIRECTIONS = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I": (2, -1)}
 
 ras_from_lps = np.diag([-1.0, -1.0, 1.0, 1.0])
 """(4, 4): from DICOM and ITK patient space (LPS+) to RAS+; its own inverse."""
@@ -62,6 +70,35 @@ def reorient(volume: Volume, like: Grid) -> Volume:
     """
     linear = like.mm_from_index.cpu().numpy()[:3, :3]
     return _reordered(volume, linear / np.linalg.norm(linear, axis=0))
+
+
+def axes_of(grid: Grid) -> str:
+    """Where the slices, rows and columns of a volumetric grid run to: "SPL" if it is canonical.
+
+    Letters stand for the patient's Right, Left, Anterior, Posterior, Superior and Inferior. Oblique
+    axes get the letters of the closest order.
+    """
+    linear = grid.mm_from_index.cpu().numpy()[:3, :3]
+    cosines = linear / np.linalg.norm(linear, axis=0)
+    order = max(permutations(range(3)), key=lambda p: sum(abs(cosines[p[i], i]) for i in range(3)))
+    letters = {place: letter for letter, place in _DIRECTIONS.items()}
+    return "".join(letters[order[i], 1 if cosines[order[i], i] > 0 else -1] for i in range(3))
+
+
+def facing(axes: str) -> Grid:
+    """A single voxel of 1 mm whose axes run in these directions, for `reorient`; see `axes_of`.
+
+    Raises:
+        ValueError: not three letters, one for each axis of the patient.
+    """
+    known = [_DIRECTIONS.get(letter, (-1, 0)) for letter in axes]
+    if sorted(axis for axis, _ in known) != [0, 1, 2]:
+        raise ValueError(f"axes must be an order such as {CANONICAL}, not '{axes}'")
+    matrix = np.eye(4)
+    matrix[:3, :3] = 0.0
+    for column, (axis, sign) in enumerate(known):
+        matrix[axis, column] = sign
+    return Grid((1, 1, 1), torch.from_numpy(matrix))
 
 
 def _reordered(volume: Volume, directions: np.ndarray) -> Volume:

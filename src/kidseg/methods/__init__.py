@@ -8,13 +8,14 @@ from kidseg.methods.cascade.system_c import Cascade
 from kidseg.methods.homogenized.system_a import Homogenized
 from kidseg.methods.method import Method
 from kidseg.methods.multistage.system_b import Multistage
+from kidseg.methods.nnunet_networks import NnUnet
 from kidseg.methods.plain import Plain
 from kidseg.methods.plain3d import Plain3d
 
 __all__ = ["METHODS", "Method", "method_named"]
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (Homogenized, Plain, Plain3d, Multistage, Cascade)
+    method.name: method for method in (Homogenized, Plain, Plain3d, Multistage, Cascade, NnUnet)
 }
 assert set(METHODS) == set(CONFIGS)
 

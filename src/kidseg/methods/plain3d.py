@@ -6,22 +6,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Self
 
-import torch
 from torch import Tensor, nn
 
 from kidseg.augment import MIN_SIDE, Augmentation
 from kidseg.cohort.batch import Patches
-from kidseg.cohort.block import Block, draw_blocks
+from kidseg.cohort.block import draw_blocks
+from kidseg.cohort.body_grid import body_grid, finest_mm
 from kidseg.cohort.cohort import Cohort
 from kidseg.cohort.subject import Material, Subject
 from kidseg.cohort.training_range import Placement, figures_of
-from kidseg.config import Plain3dConfig
+from kidseg.config import BodyConfig, Plain3dConfig
 from kidseg.device import Device
 from kidseg.distributed import all_gather
 from kidseg.errors import UsageError
-from kidseg.geometry import Grid, resample
+from kidseg.geometry import Grid
 from kidseg.labels import Target
 from kidseg.losses import segmentation_loss
+from kidseg.methods.patches import drawn_patches
 from kidseg.methods.segmentation import validation
 from kidseg.nets import build
 from kidseg.pipeline import Blocks, Progress, Region, Step, advance
@@ -32,7 +33,10 @@ __all__ = ["Plain3d"]
 
 
 class Plain3d:
-    """Trains on blocks at the plan's spacing; predicts with a sliding window over the scan."""
+    """Trains on blocks at the plan's spacing; predicts with a sliding window over the scan.
+
+    On request bodies are brought to a size and pose first; blocks are then blocks of such bodies.
+    """
 
     name: ClassVar[str] = "plain3d"
 
@@ -53,7 +57,8 @@ class Plain3d:
     @classmethod
     def material(cls, config: Plain3dConfig, plan: Plan) -> Material:
         """Any channels, without masks."""
-        return Material(pixel_mm=max(_configuration(config, plan).spacing_mm[1:]))
+        pixel_mm = max(_configuration(config, plan).spacing_mm[1:])
+        return Material(pixel_mm=finest_mm(config.body, pixel_mm))
 
     @classmethod
     def build(
@@ -62,7 +67,8 @@ class Plain3d:
         """See `Method.build`.
 
         Raises:
-            UsageError: "no-volumes": the plan has no 3D configuration.
+            UsageError: "no-volumes": the plan has no 3D configuration; "body-not-ct": bodies are to
+                be resized, and the data set is not CT.
         """
         topology = _configuration(config, plan).topology
         net = build(topology, len(plan.channels), target.outputs, seed=seed)
@@ -88,7 +94,7 @@ class Plain3d:
                 batch_size=config.batch_size,
                 foreground_share=self.config.blocks.foreground_share,
             )
-            return self._batch(cohort, drawn, augmentation, step)
+            return drawn_patches(cohort, drawn, self._image, augmentation, step)
 
         def loss(called: nn.Module, batch: Patches) -> dict[str, Tensor]:
             levels = [all_gather(level) for level in called(batch.image)]
@@ -126,8 +132,11 @@ class Plain3d:
         ]
 
     def report(self, subject: Subject, progress: Progress) -> Placement:
-        """The sizes of the body and of the voxels."""
-        return Placement(figures=figures_of(subject), overlap={})
+        """The sizes of the body and of the voxels; and the pose, if bodies are resized."""
+        scanned, grid = self.planned.grid(subject.image.grid), None
+        if self.config.body != BodyConfig():
+            grid = self._grid(subject)
+        return Placement(figures=figures_of(subject, grid, scanned), overlap={})
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -149,49 +158,14 @@ class Plain3d:
             flip=self.config.test_time_flip,
         )
 
-    def _grid(self, subject: Subject) -> Grid:
-        """The full scan at the network's spacing."""
-        return self.planned.grid(subject.image.grid)
+    def _image(self, subject: Subject, grid: Grid) -> Tensor:
+        return self._view(subject).image(subject.image, grid)[0]
 
-    def _batch(
-        self,
-        cohort: Cohort,
-        drawn: Sequence[Block],
-        augmentation: Augmentation | None,
-        step: TrainStep,
-    ) -> Patches:
-        images, masks = [], []
-        has_ignore = any(subject.ignore is not None for subject in cohort.training)
-        for block in drawn:
-            subject, grid = cohort.training[block.case], block.grid
-            assert subject.labels is not None
-            if augmentation is not None:
-                size = augmentation.source_size
-                before = [(s - n) // 2 for s, n in zip(size, grid.shape, strict=True)]
-                grid = grid.crop([-n for n in before], size)
-            images.append(self._view(subject).image(subject.image, grid)[0])
-            mask = [resample(subject.labels, grid, mode="nearest").data]
-            if has_ignore:
-                valid = torch.ones_like(mask[0])
-                if subject.ignore is not None:
-                    valid -= resample(subject.ignore, grid, mode="nearest").data.to(torch.uint8)
-                mask.append(valid)
-            masks.append(torch.cat(mask))
-        image, labels = torch.stack(images), torch.stack(masks)
-        if augmentation is not None:
-            image, labels = augmentation(
-                image,
-                labels,
-                seed=(step.seed, step.epoch, step.step),
-                first=step.rank,
-                stride=step.world,
-            )
-        return Patches(
-            names=tuple(cohort.training[block.case].id for block in drawn),
-            image=image,
-            labels=labels[:, 0],
-            valid=labels[:, 1] > 0 if has_ignore else None,
-        )
+    def _grid(self, subject: Subject) -> Grid:
+        """The full scan at the network's spacing; or the body, if bodies are resized."""
+        if self.config.body == BodyConfig():
+            return self.planned.grid(subject.image.grid)
+        return body_grid(subject, self.config.body, self.planned.spacing_mm)
 
 
 def _configuration(config: Plain3dConfig, plan: Plan) -> Configuration:
@@ -216,5 +190,11 @@ def _configuration(config: Plain3dConfig, plan: Plan) -> Configuration:
             f" are of {' x '.join(map(str, found.patch_size))}",
             code="small-blocks",
             next_step=f"Set blocks.patch={enough}, or augment=none; or train with method 'plain'.",
+        )
+    if config.body != BodyConfig() and any(each.scheme != "ct" for each in plan.channels):
+        raise UsageError(
+            "bodies are found in CT, and the data set is not CT",
+            code="body-not-ct",
+            next_step="Leave out the settings of 'body'.",
         )
     return found

@@ -7,14 +7,23 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-__all__ = ["Block", "Dimensions", "InstanceNormBlock", "convolution", "initialised", "upsampling"]
+__all__ = [
+    "Block",
+    "Dimensions",
+    "InstanceNormBlock",
+    "ResidualNormBlock",
+    "convolution",
+    "initialised",
+    "upsampling",
+]
 
 Dimensions = Literal[2, 3]
 
-_Convolution = Callable[..., nn.Module]
-_CONVOLUTION: Mapping[int, _Convolution] = {2: nn.Conv2d, 3: nn.Conv3d}
-_TRANSPOSED: Mapping[int, _Convolution] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+_Layer = Callable[..., nn.Module]
+_CONVOLUTION: Mapping[int, _Layer] = {2: nn.Conv2d, 3: nn.Conv3d}
+_TRANSPOSED: Mapping[int, _Layer] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 _BATCH_NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+_AVERAGE: Mapping[int, _Layer] = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
 _INSTANCE_NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 
 # Source: nnU-Net v2.8.1: torch's default for LeakyReLU, which `InitWeights_He` uses too; the norm's
@@ -86,10 +95,19 @@ class InstanceNormBlock(nn.Module):
         outputs: output channels.
         kernel: kernel size per axis (2 or 3 axes), odd.
         stride: per axis; sides that are not multiples of it are rounded up.
+        bias: of the convolution.
+        activate: False leaves out the LeakyReLU.
     """
 
     def __init__(
-        self, inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int]
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: Sequence[int],
+        stride: Sequence[int],
+        *,
+        bias: bool = True,
+        activate: bool = True,
     ) -> None:
         super().__init__()
         dimensions = len(kernel)
@@ -99,15 +117,57 @@ class InstanceNormBlock(nn.Module):
             tuple(kernel),
             stride=tuple(stride),
             padding=tuple(side // 2 for side in kernel),
+            bias=bias,
         )
         self.norm = _INSTANCE_NORM[dimensions](outputs, eps=_NORM_EPSILON, affine=True)
-        self.activation = nn.LeakyReLU(_NEGATIVE_SLOPE, inplace=True)
+        self.activation: nn.Module = nn.Identity()
+        if activate:
+            self.activation = nn.LeakyReLU(_NEGATIVE_SLOPE, inplace=True)
         initialised(self.convolution)
 
     def forward(self, image: Tensor) -> Tensor:
         """(n, inputs, *size) to (n, outputs, *size / stride)."""
         out: Tensor = self.activation(self.norm(self.convolution(image)))
         return out
+
+
+class ResidualNormBlock(nn.Module):
+    """nnU-Net's residual block: two convolutions with instance norm, added to the input.
+
+    The input is averaged over the stride, and projected (a convolution with kernel 1 without bias,
+    and a norm) if the number of feature maps changes.
+
+    Source: `BasicBlockD` of dynamic_network_architectures 0.4.4; He et al., Bag of Tricks for Image
+    Classification with Convolutional Neural Networks, CVPR 2019, ResNet-D.
+
+    Args:
+        inputs: input channels.
+        outputs: output channels.
+        kernel: of both convolutions, per axis (2 or 3 axes), odd.
+        stride: of the first, per axis.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int]
+    ) -> None:
+        super().__init__()
+        unit = (1,) * len(kernel)
+        self.first = InstanceNormBlock(inputs, outputs, kernel, stride)
+        self.second = InstanceNormBlock(outputs, outputs, kernel, unit, activate=False)
+        self.pool: nn.Module = nn.Identity()
+        if max(stride) > 1:
+            self.pool = _AVERAGE[len(kernel)](tuple(stride), tuple(stride))
+        self.project: nn.Module = nn.Identity()
+        if inputs != outputs:
+            self.project = InstanceNormBlock(
+                inputs, outputs, unit, unit, bias=False, activate=False
+            )
+        self.activation = nn.LeakyReLU(_NEGATIVE_SLOPE, inplace=True)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(n, inputs, *size) to (n, outputs, *size / stride)."""
+        out: Tensor = self.second(self.first(image))
+        return self.activation(out + self.project(self.pool(image)))  # type: ignore[no-any-return]
 
 
 def upsampling(inputs: int, outputs: int, stride: Sequence[int]) -> nn.Module:

@@ -1,13 +1,21 @@
-"""The U-Net that a plan describes: nnU-Net v2's PlainConvUNet."""
+"""The U-Net that a plan describes: nnU-Net v2's PlainConvUNet, or its ResidualEncoderUNet."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from kidseg.nets.layers import InstanceNormBlock, convolution, initialised, upsampling
+from kidseg.nets.layers import (
+    InstanceNormBlock,
+    ResidualNormBlock,
+    convolution,
+    initialised,
+    upsampling,
+)
 from kidseg.nets.unet import check_sides
-from kidseg.topology import Topology
+from kidseg.topology import ResidualTopology, Topology
 
 __all__ = ["PlannedUNet"]
 
@@ -15,13 +23,14 @@ __all__ = ["PlannedUNet"]
 class PlannedUNet(nn.Module):
     """nnU-Net's U-Net in two or three dimensions, each stage with kernels and strides per axis.
 
-    A stage of the encoder starts with its stride; the decoder upsamples with transposed
-    convolutions of the same strides and concatenates every skip. One difference: nnU-Net also has
-    an output at the coarsest resolution of the decoder, with loss weight 0. Without it, the weights
-    of `kidseg.losses.level_weights` equal nnU-Net's, and every parameter is used.
+    A stage of the encoder starts with its stride, and has convolutions or residual blocks; the
+    decoder upsamples with transposed convolutions of the same strides and concatenates every skip.
+    One difference: nnU-Net also has an output at the coarsest resolution of the decoder, with loss
+    weight 0. Without it, the weights of `kidseg.losses.level_weights` equal nnU-Net's, and every
+    parameter is used.
 
-    Source: PlainConvUNet of dynamic_network_architectures 0.4.4, as nnU-Net v2.8.1 plans it;
-    `nnUNetTrainer._build_loss` for the weights.
+    Source: PlainConvUNet and ResidualEncoderUNet of dynamic_network_architectures 0.4.4, as nnU-Net
+    v2.8.1 plans them; `nnUNetTrainer._build_loss` for the weights.
 
     Args:
         topology: stages, kernels, strides and features.
@@ -42,30 +51,16 @@ class PlannedUNet(nn.Module):
         if depth < 1:
             raise ValueError("a U-Net needs at least two stages")
         self.multiple = topology.divisors
-        entering = (in_channels, *width[:-1])
-
-        def stage(inputs: int, level: int, stride: tuple[int, ...]) -> nn.Sequential:
-            unit = (1,) * topology.dimensions
-            return nn.Sequential(
-                *(
-                    InstanceNormBlock(
-                        width[level] if k else inputs,
-                        width[level],
-                        kernels[level],
-                        unit if k else stride,
-                    )
-                    for k in range(topology.convolutions)
-                )
-            )
-
+        count, unit = topology.convolutions, strides[0]
         self.encode = nn.ModuleList(
-            stage(entering[level], level, strides[level]) for level in range(depth + 1)
+            _encoder_stage(topology, in_channels, level) for level in range(depth + 1)
         )
         self.up = nn.ModuleList(
             upsampling(width[level + 1], width[level], strides[level + 1]) for level in range(depth)
         )
         self.decode = nn.ModuleList(
-            stage(2 * width[level], level, strides[0]) for level in range(depth)
+            _convolutions(2 * width[level], width[level], kernels[level], unit, count)
+            for level in range(depth)
         )
         self.heads = nn.ModuleList(
             initialised(convolution(topology.dimensions, width[level], out_channels, 1))
@@ -100,3 +95,33 @@ class PlannedUNet(nn.Module):
             if level == 0 or (self.training and level < len(self.heads)):
                 logits.append(self.heads[level](features))
         return logits[::-1]
+
+
+def _encoder_stage(topology: Topology, in_channels: int, level: int) -> nn.Sequential:
+    width, kernel, stride = topology.features, topology.kernels[level], topology.strides[level]
+    inputs, outputs = (width[level - 1] if level else in_channels), width[level]
+    if not isinstance(topology, ResidualTopology):
+        return _convolutions(inputs, outputs, kernel, stride, topology.convolutions)
+    unit = topology.strides[0]
+    stage = nn.Sequential()
+    if level == 0:
+        stage.append(InstanceNormBlock(inputs, outputs, kernel, unit))
+        inputs = outputs
+    for k in range(topology.blocks[level]):
+        stage.append(
+            ResidualNormBlock(outputs if k else inputs, outputs, kernel, unit if k else stride)
+        )
+    return stage
+
+
+def _convolutions(
+    inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int], count: int
+) -> nn.Sequential:
+    """So many convolutions, the first with the stride."""
+    unit = (1,) * len(kernel)
+    return nn.Sequential(
+        *(
+            InstanceNormBlock(outputs if k else inputs, outputs, kernel, unit if k else stride)
+            for k in range(count)
+        )
+    )

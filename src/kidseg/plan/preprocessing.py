@@ -1,13 +1,14 @@
 """nnU-Net's preprocessing: crop, normalise, resample.
 
-It exists for the peer check `benchmarks/nnunet_preprocessing.py`, which compares its result with
-nnU-Net's voxel by voxel. kidseg's methods choose a grid and interpolate the scan's HU once on it;
-they do not crop, and normalise afterwards.
+The method `nnunet` gives its networks such images; the peer check
+`benchmarks/nnunet_preprocessing.py` compares them with nnU-Net's voxel by voxel. kidseg's other
+methods choose a grid and interpolate the scan's HU once on it; they do not crop, and normalise
+afterwards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, floor
 from typing import TYPE_CHECKING
@@ -17,15 +18,14 @@ import torch
 from kidseg.geometry import Grid, Volume, resample
 from kidseg.intensity import normalise
 from kidseg.plan.nonzero import Box, nonzero_box, nonzero_region
+from kidseg.plan.resizing import Order, resized, spline, thick_axis
 
 if TYPE_CHECKING:
-    from kidseg.plan.rules import Plan
+    from kidseg.intensity import Normalisation
+    from kidseg.plan.rules import Configuration, Plan
 
-__all__ = ["Preprocessed", "preprocess"]
+__all__ = ["Preprocessed", "network_input", "preprocess"]
 
-# Scans with a larger ratio of slice thickness to pixel spacing are resampled slice by slice, with
-# the nearest neighbour between slices. Source: nnU-Net v2, ANISO_THRESHOLD.
-_ANISOTROPY = 3.0
 # Fractions of a voxel, or of a label's share, below this are ties.
 _TIE = 1e-6
 
@@ -49,9 +49,9 @@ def preprocess(
     """Crop to the non-zero voxels, normalise, and resample to a configuration of the plan.
 
     Images are resampled with cubic splines. Labels are interpolated linearly one by one; each voxel
-    gets the label with the largest share, or that of the nearest voxel in a tie. If slices are over
-    three times thicker than pixels are wide, in the scan or the plan, both are resampled slice by
-    slice, with the nearest neighbour between slices.
+    gets the label with the largest share, or that of the nearest voxel in a tie. If spacings
+    differ by more than a factor of three, in the scan or the plan, both are resampled slice by
+    slice, with the nearest neighbour between slices; see `thick_axis`.
 
     Two differences from nnU-Net: the axes are never transposed, and voxels outside the non-zero
     region, which nnU-Net labels -1 until training, are background.
@@ -71,53 +71,49 @@ def preprocess(
     if labels is not None and not labels.grid.same_as(image.grid):
         raise ValueError(f"labels on {labels.grid}, image on {image.grid}")
     start, shape = nonzero_box(image)
-    image = _cropped(image, start, shape)
-    inside = None
-    if any(channel.inside_only for channel in plan.channels):
-        inside = nonzero_region(image.data)
-    image = Volume(normalise(image.data, plan.channels, inside), image.grid)
     chosen = plan.configurations[configuration]
-    target = chosen.grid(image.grid)
-    resampled = _by_slices if _is_coarse(image.grid, chosen.spacing_mm) else _by_volume
-    return Preprocessed(
-        image=resampled(image, target, _cubic),
-        labels=labels and resampled(_cropped(labels, start, shape), target, _largest_share),
-    )
+    cropped = _cropped(image, start, shape)
+    found = network_input(cropped, plan.channels, chosen)
+    if labels is None:
+        return Preprocessed(image=found, labels=None)
+    source_mm = cropped.grid.spacing_mm.tolist()
+    axis = thick_axis(source_mm, chosen.spacing_of(source_mm))
+    own = _cropped(labels, start, shape)
+    return Preprocessed(image=found, labels=resized(own, found.grid, _largest_share, axis))
+
+
+def network_input(
+    image: Volume,
+    channels: Sequence[Normalisation],
+    configuration: Configuration,
+    *,
+    order: Order = 3,
+    by_slice: bool | None = None,
+) -> Volume:
+    """Normalise an image, and resample it to a configuration's voxels.
+
+    Args:
+        image: (channels, slices, rows, columns), cropped to its non-zero voxels; HU for CT.
+        channels: one per channel.
+        configuration: of the plan; its axes are those of the image.
+        order: of the splines.
+        by_slice: see `thick_axis`.
+
+    Returns:
+        (channels, ...) float32 on `configuration.grid(image.grid)`.
+    """
+    inside = None
+    if any(channel.inside_only for channel in channels):
+        inside = nonzero_region(image.data)
+    normalised = Volume(normalise(image.data, channels, inside), image.grid)
+    source_mm = image.grid.spacing_mm.tolist()
+    axis = thick_axis(source_mm, configuration.spacing_of(source_mm), by_slice)
+    return resized(normalised, configuration.grid(image.grid), spline(order), axis)
 
 
 def _cropped(volume: Volume, start: Sequence[int], shape: Sequence[int]) -> Volume:
     box = tuple(slice(s, s + n) for s, n in zip(start, shape, strict=True))
     return Volume(volume.data[(slice(None), *box)], volume.grid.crop(start, shape))
-
-
-def _is_coarse(source: Grid, target_mm: Sequence[float]) -> bool:
-    """Are slices so thick that the scan is resampled slice by slice?"""
-    source_mm = source.spacing_mm.tolist()
-    for spacing_mm in (source_mm, [*source_mm[: 3 - len(target_mm)], *target_mm]):
-        if max(spacing_mm) / min(spacing_mm) > _ANISOTROPY:
-            return [axis for axis in range(3) if spacing_mm[axis] == max(spacing_mm)] == [0]
-    return False
-
-
-Method = Callable[[Volume, Grid], Volume]
-
-
-def _by_volume(volume: Volume, target: Grid, method: Method) -> Volume:
-    return method(volume, target)
-
-
-def _by_slices(volume: Volume, target: Grid, method: Method) -> Volume:
-    """Resample slice by slice, then take the nearest slice; in a tie, the later one."""
-    slices, wanted = volume.grid.shape[0], target.shape[0]
-    planes = volume.grid.resized((slices, *target.shape[1:])).slicewise()
-    data = method(Volume(volume.data, volume.grid.slicewise()), planes).data
-    if wanted != slices:
-        data = data[:, (2 * torch.arange(wanted) + 1) * slices // (2 * wanted)]
-    return Volume(data, target)
-
-
-def _cubic(image: Volume, target: Grid) -> Volume:
-    return resample(image, target, mode="cubic")
 
 
 def _largest_share(labels: Volume, target: Grid) -> Volume:

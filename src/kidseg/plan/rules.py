@@ -24,7 +24,7 @@ from kidseg.intensity import Normalisation
 from kidseg.labels import CystAs, LabelSchema
 from kidseg.plan.facts import Fingerprint
 from kidseg.records import SEALED, checked
-from kidseg.topology import Topology
+from kidseg.topology import ResidualTopology, Topology
 
 __all__ = ["Configuration", "Name", "Plan", "Topology", "adapted", "plan"]
 
@@ -72,7 +72,7 @@ class Configuration:
     median_shape: tuple[PositiveFloat, ...]
     patch_size: tuple[PositiveInt, ...]
     batch_size: PositiveInt
-    topology: Topology
+    topology: Topology | ResidualTopology
 
     def __post_init__(self) -> None:
         dims = self.topology.dimensions
@@ -86,9 +86,11 @@ class Configuration:
 
     def grid(self, scan: Grid) -> Grid:
         """The scan's extent at this configuration's spacing."""
-        if self.dimensions == 2:
-            return scan.with_spacing((float(scan.spacing_mm[0]), *self.spacing_mm))
-        return scan.with_spacing(self.spacing_mm)
+        return scan.with_spacing(self.spacing_of(scan.spacing_mm.tolist()))
+
+    def spacing_of(self, scan_mm: Sequence[float]) -> tuple[float, ...]:
+        """Spacing along three axes for a scan with this spacing: in 2D its slices stay."""
+        return (*scan_mm[: 3 - self.dimensions], *self.spacing_mm)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from kidseg.labels import LabelSchema, Target
 from kidseg.measure import Midline, Sides, measure_sides
 from kidseg.members import members_of
 from kidseg.methods import Method
+from kidseg.methods.nnunet_networks import NnUnet
 from kidseg.model_file import find_model
 from kidseg.pipeline import Progress, Region, advance, reaches_border, restore, sample
 from kidseg.segment.adaptation import PRIOR_SLICES, Adapt, Adaptation, checked_adapt, checked_prior
@@ -47,6 +48,8 @@ class Predictor:
         prior_slices: see `PRIOR_SLICES` there.
         decision: weights of the outputs that are not 1; see `kidseg.segment.decision`.
         others: the other members of an ensemble; the probabilities of all are averaged.
+        members: methods of all models in the file. Fewer methods than members: some are merged,
+            see `NnUnet.merged`.
     """
 
     method: Method
@@ -58,6 +61,7 @@ class Predictor:
     prior_slices: float = PRIOR_SLICES
     decision: Mapping[str, float] = field(default_factory=dict)
     others: tuple[Method, ...] = ()
+    members: tuple[str, ...] = ()
 
     @torch.no_grad()
     def __call__(self, scan: Volume, name: str = "scan") -> Segmentation:
@@ -117,9 +121,8 @@ class Predictor:
 
     def _ensemble_facts(self) -> dict[str, Any]:
         """The members of an ensemble, and whose grids, figure and training range are told."""
-        methods = [self.method, *self.others]
-        facts = {"members": [method.name for method in methods], "shown": 0}
-        return {"ensemble": facts} if self.others else {}
+        facts = {"members": list(self.members), "shown": 0}
+        return {"ensemble": facts} if len(self.members) > 1 else {}
 
     @torch.no_grad()
     def find(self, scan: Volume, name: str = "scan", clock: Clock | None = None) -> Found:
@@ -253,9 +256,12 @@ def load_predictor(
         prior_slices = checked_prior(file.header.get("adapt_prior_slices", PRIOR_SLICES))
         schema = schema_of(file.header)
         decision = dict(file.header.get("decision", {}))
-        method, *others = (
-            load_method(each.header, each.parts, path, device, wanted, decision)
-            for each in members_of(file)
+        members = members_of(file)
+        method, *others = _merged(
+            [
+                load_method(each.header, each.parts, path, device, wanted, decision)
+                for each in members
+            ]
         )
         if any(other.target != method.target for other in others):
             raise ValueError("its members have different outputs")
@@ -269,6 +275,7 @@ def load_predictor(
         prior_slices=prior_slices,
         decision=decision,
         others=tuple(others),
+        members=tuple(str(each.header["method"]) for each in members),
     )
 
 
@@ -283,6 +290,13 @@ def _required(methods: Sequence[Method]) -> list[tuple[Material, tuple[Normalisa
         alike = [other for other in own if (replace(other[0], masks=None), other[1]) == needs]
         shared.append(max(alike, key=lambda other: other[0].masks is not None, default=needs))
     return shared
+
+
+def _merged(methods: list[Method]) -> list[Method]:
+    """The members of an ensemble; folds of one model of nnU-Net as one method."""
+    first, *others = methods
+    merged = first.merged(others) if others and isinstance(first, NnUnet) else None
+    return methods if merged is None else [merged]
 
 
 def _target_of(progress: Progress, method: Method) -> Target:

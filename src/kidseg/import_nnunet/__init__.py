@@ -1,0 +1,281 @@
+"""Import a model that nnU-Net v2 has trained: `kidseg segment` then gives nnU-Net's labels.
+
+The plans and data set description beside the checkpoints become a plan, settings and labels of the
+method `nnunet`; the weights get kidseg's names. Several folds become members of one file.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from kidseg.cases.nnunet import Description, describe_nnunet
+from kidseg.checkpoint import joined, save_model
+from kidseg.config import NnUnetConfig, PostprocessConfig, ResizingConfig, StageConfig, load
+from kidseg.errors import InputError, KidsegWarning, ModelError, UsageError
+from kidseg.header import MEMBERS
+from kidseg.import_nnunet.architecture import renamed
+from kidseg.import_nnunet.plans_file import Planned, planned_of
+from kidseg.import_nnunet.torch_file import read_torch_file
+from kidseg.import_nnunet.training_folder import (
+    CHECKPOINT,
+    DATASET,
+    PLANS,
+    Checkpoint,
+    axes_of_image,
+    checkpoints_in,
+    read_json,
+    stored_axes,
+)
+from kidseg.io.atomic import check_writable
+from kidseg.io.orientation import CANONICAL, facing
+from kidseg.labels import Target
+
+__all__ = ["CHECKPOINT", "import_nnunet"]
+
+
+def import_nnunet(
+    folder: str | Path,
+    out: str | Path,
+    *,
+    folds: Sequence[int | str] | None = None,
+    checkpoint: str = CHECKPOINT,
+    mirror: bool | None = None,
+    stored: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write a model file from a folder of nnU-Net's results.
+
+    No pickle is executed: see `read_torch_file`.
+
+    Args:
+        folder: TRAINER__PLANS__CONFIGURATION, with plans.json, dataset.json and the folds.
+        out: file to write, .safetensors.
+        folds: see `checkpoints_in`; the logits of several are averaged, as nnU-Net does.
+        checkpoint: name of the file in each fold.
+        mirror: average over mirrored images; None: as nnUNetv2_predict does, if the training
+            allowed it.
+        stored: how the training images were stored: one of them, or letters as nibabel and ITK
+            name the axes of a file, such as LPS or RAS; None: as the validation results of the
+            folds are, or else LPS, with a warning.
+        overrides: settings of the model, "key=value", in place of nnU-Net's; see
+            `NnUnetConfig`.
+        overwrite: replace an existing file.
+
+    Returns:
+        {"path", "sha256", "megabytes", "folds", "configuration", "axes", "axes_known",
+        "mirror_axes", "labels", "source"}.
+
+    Raises:
+        InputError: "no-training"; "no-fold"; "bad-plans"; "bad-dataset-json"; "axes-differ";
+            "bad-axes".
+        ModelError: "unsafe-checkpoint"; "damaged-checkpoint"; "unsupported-model"; "other-plans":
+            a checkpoint was trained with other plans or labels; "other-network".
+        UsageError: "output-exists"; "bad-setting".
+    """
+    folder, out = Path(folder), Path(out)
+    check_writable(out, overwrite=overwrite)
+    files = checkpoints_in(folder, folds, checkpoint)
+    described = _described(folder / DATASET, read_json(folder / DATASET))
+    plans = read_json(folder / PLANS)
+    found = [_fold(file, plans, described, folder) for file in files]
+    planned, mirrors = found[0].planned, found[0].mirror_axes
+    if any(each.planned != planned or each.mirror_axes != mirrors for each in found):
+        raise ModelError(
+            "the folds were trained with different configurations or mirroring",
+            path=folder,
+            code="other-plans",
+            next_step="Import the folds one by one (--folds).",
+        )
+    directions, known = _axes(stored, files, planned)
+    own = _config(planned, mirrors, mirror, directions)
+    config = load(NnUnetConfig, base=asdict(own), overrides=overrides)
+    if config.configuration != planned.name:
+        raise UsageError(
+            f"the folder contains configuration '{planned.name}', not '{config.configuration}'",
+            path=folder,
+            code="bad-setting",
+            next_step="Leave out this setting.",
+        )
+    headers = [_header(config, planned, described, each.checkpoint) for each in found]
+    parts: Mapping[str, Mapping[str, Tensor]] = {"segment": found[0].weights}
+    header = headers[0]
+    if len(found) > 1:
+        header = {**header, MEMBERS: headers}
+        parts = {str(k): joined({"segment": each.weights}) for k, each in enumerate(found)}
+    sha256 = save_model(out, parts, header, overwrite=overwrite)
+    return {
+        "path": str(out),
+        "sha256": sha256,
+        "megabytes": round(out.stat().st_size / 1e6, 2),
+        "folds": [file.fold for file in files],
+        "configuration": planned.name,
+        "axes": config.axes,
+        "axes_known": known,
+        "mirror_axes": list(config.mirror_axes or ()) if config.test_time_flip else [],
+        "labels": {str(number): name for number, name in described.schema.names.items()},
+        "source": planned.source,
+    }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Fold:
+    """What the checkpoint of a fold contains."""
+
+    checkpoint: Checkpoint
+    planned: Planned
+    mirror_axes: tuple[int, ...]
+    weights: Mapping[str, Tensor]
+
+
+def _fold(file: Checkpoint, plans: Any, described: Description, folder: Path) -> _Fold:
+    content = read_torch_file(file.path)
+    try:
+        start = content["init_args"]
+        name, own_plans, own_labels = start["configuration"], start["plans"], start["dataset_json"]
+        mirrored = content.get("inference_allowed_mirroring_axes") or ()
+        mirror_axes = tuple(int(axis) for axis in mirrored)
+        weights = content["network_weights"]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ModelError(
+            f"not a checkpoint of nnU-Net v2: {error!r:.120} is missing or wrong",
+            path=file.path,
+            code="damaged-checkpoint",
+            next_step="Give a folder that nnUNetv2_train wrote.",
+        ) from error
+    planned = planned_of(plans, str(name), described, folder / PLANS)
+    trained = _described(file.path, own_labels)
+    if trained != described or planned_of(own_plans, str(name), trained, file.path) != planned:
+        raise ModelError(
+            f"it was trained with other plans, or for other labels, than {PLANS} and {DATASET} in"
+            " the folder say",
+            path=file.path,
+            code="other-plans",
+            next_step="Restore the files that nnU-Net wrote beside this fold.",
+        )
+    (configuration,) = planned.plan.configurations.values()
+    outputs = _target(described).outputs
+    return _Fold(
+        checkpoint=file,
+        planned=planned,
+        mirror_axes=mirror_axes,
+        weights=renamed(
+            weights, configuration.topology, len(planned.plan.channels), outputs, file.path
+        ),
+    )
+
+
+def _described(path: Path, content: Any) -> Description:
+    """Channels and labels, which nnU-Net numbers by the outputs of the network."""
+    if isinstance(content, Mapping) and "channel_names" not in content and "modality" in content:
+        content = {**content, "channel_names": content["modality"]}
+    found = describe_nnunet(content, path)
+    numbers = list(found.schema.ids)
+    if not found.region_order and numbers != list(range(1, len(numbers) + 1)):
+        raise InputError(
+            f"its labels are {numbers}, and nnU-Net's are 1, 2, 3, ...",
+            path=path,
+            code="bad-dataset-json",
+            next_step="Restore the file that nnU-Net wrote beside the trained folds.",
+        )
+    return found
+
+
+def _target(described: Description) -> Target:
+    if described.region_order:
+        return Target.of_regions(described.schema, described.region_order)
+    return Target.of_labels(described.schema)
+
+
+def _axes(
+    asked: str | Path | None, files: Sequence[Checkpoint], planned: Planned
+) -> tuple[str, bool]:
+    """Directions of the network's axes: those of the stored images, transposed as planned.
+
+    And whether they are known.
+    """
+    found: str | None
+    if asked is None:
+        found = stored_axes(files, planned.reader)
+    elif isinstance(asked, Path) or Path(asked).exists():
+        found = axes_of_image(Path(asked))
+    else:
+        found = _checked_letters(asked)
+    if found is None:
+        warnings.warn(
+            "how the training images were stored is not known, because the folder has no"
+            f" validation results; {CANONICAL[::-1]} is assumed. If the labels differ from"
+            " nnU-Net's, give one of these images (--stored FILE)",
+            KidsegWarning,
+            stacklevel=3,
+        )
+    letters = found or CANONICAL
+    return "".join(letters[axis] for axis in planned.transpose), found is not None
+
+
+def _checked_letters(letters: str) -> str:
+    """Letters of a file, its first axis first, as those of its slices, rows and columns."""
+    try:
+        facing(letters.upper()[::-1])
+    except ValueError as error:
+        raise InputError(
+            f"neither a file nor an order of axes: '{letters}'",
+            code="bad-axes",
+            next_step="Give a training image, or three letters such as LPS or RAS.",
+        ) from error
+    return letters.upper()[::-1]
+
+
+def _config(
+    planned: Planned, mirror_axes: tuple[int, ...], mirror: bool | None, axes: str
+) -> NnUnetConfig:
+    (configuration,) = planned.plan.configurations.values()
+    return NnUnetConfig(
+        configuration=planned.name,
+        axes=axes,
+        mirror_axes=mirror_axes or None,
+        test_time_flip=bool(mirror_axes) if mirror is None else mirror,
+        resizing=ResizingConfig(**planned.resizing),
+        postprocess=PostprocessConfig(least_ml=0.0),
+        precision="fp32",
+        segment=StageConfig(
+            epochs=1000, min_epochs=0, batch_size=configuration.batch_size, steps=250
+        ),
+    )
+
+
+def _header(
+    config: NnUnetConfig, planned: Planned, described: Description, checkpoint: Checkpoint
+) -> dict[str, Any]:
+    channels = planned.plan.channels
+    return {
+        "method": "nnunet",
+        "config": asdict(config),
+        "plan": planned.plan.as_dict(),
+        "labels": {
+            "names": {str(number): name for number, name in described.schema.names.items()},
+            "regions": {name: list(ids) for name, ids in described.schema.regions.items()},
+            "target": _target(described).as_dict(),
+        },
+        "input": {
+            "channels": [channel.channel for channel in channels],
+            "unit": "HU"
+            if all(channel.scheme == "ct" for channel in channels)
+            else "as in the data set",
+            "orientation": "any; brought to canonical order",
+        },
+        "imported": {
+            "from": "nnU-Net v2",
+            "source": planned.source,
+            "configuration": planned.name,
+            "fold": checkpoint.fold,
+            "checkpoint": checkpoint.path.name,
+        },
+        "licence": "as the training data allow",
+    }

@@ -1,0 +1,241 @@
+"""The network that nnU-Net's plans describe, and the names of its weights.
+
+Source: dynamic_network_architectures 0.4.4, `PlainConvUNet` and `ResidualEncoderUNet`, and nnU-Net
+v2.8.1's plans.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from kidseg.errors import ModelError
+from kidseg.nets import PlannedUNet
+from kidseg.topology import ResidualTopology, Topology
+
+__all__ = ["renamed", "topology_of"]
+
+_PLAIN, _RESIDUAL = "PlainConvUNet", "ResidualEncoderUNet"
+# The numbers of a network.
+_NUMBERS = {
+    "n_stages",
+    "features_per_stage",
+    "kernel_sizes",
+    "strides",
+    "n_conv_per_stage",
+    "n_blocks_per_stage",
+    "n_conv_per_stage_decoder",
+}
+# More stages, or convolutions in one, than any network has; a file could name any number.
+_MOST = 64
+_OPERATIONS = {"conv_op": "Conv", "norm_op": "InstanceNorm"}
+# What else a network of the plans can have: the values that kidseg's networks have, as plans state
+# them; None stands for a missing entry.
+_KNOWN: Mapping[str, tuple[Any, ...]] = {
+    "conv_bias": (True, None),
+    "norm_op_kwargs": ({"eps": 1e-05, "affine": True}, None),
+    "dropout_op": (None,),
+    "dropout_op_kwargs": (None, {}),
+    "nonlin": ("torch.nn.LeakyReLU", "torch.nn.modules.activation.LeakyReLU", None),
+    "nonlin_kwargs": (
+        {"inplace": True},
+        {"inplace": False},
+        {"inplace": True, "negative_slope": 0.01},
+        {"negative_slope": 0.01},
+        {},
+        None,
+    ),
+    "nonlin_first": (False, None),
+    "pool": ("conv", None),
+    "deep_supervision": (True, False, None),
+}
+_PREFIXES = ("module.", "_orig_mod.")
+
+
+def topology_of(architecture: Mapping[str, Any], path: Path) -> Topology:
+    """The shape of a planned network.
+
+    Raises:
+        ModelError: "unsupported-model".
+        ValueError: numbers that describe no network.
+    """
+    kind = str(architecture.get("network_class_name", "")).rpartition(".")[2]
+    if kind not in (_PLAIN, _RESIDUAL):
+        _refuse(f"a network of class {kind:.60}", f"{_PLAIN}, {_RESIDUAL}", path)
+    values = architecture.get("arch_kwargs")
+    if not isinstance(values, Mapping):
+        raise ValueError("'architecture' has no arch_kwargs")
+    for name, value in values.items():
+        if (
+            name not in _NUMBERS
+            and name not in _OPERATIONS
+            and value not in _KNOWN.get(name, (None,))
+        ):
+            expected = _KNOWN.get(name, (None,))[0]
+            _refuse(f"{name} {value}", f"networks with {name} {expected}", path)
+    try:
+        topology = _topology(kind, values, path)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"'architecture' is not that of a {kind} ({error!r})") from error
+    if len(topology.features) < 2 or values.get("n_stages") != len(topology.features):
+        raise ValueError(f"'architecture' has {len(topology.features)} stages")
+    for name, word in _OPERATIONS.items():
+        expected = f"{word}{topology.dimensions}d"
+        if name in values and str(values[name]).rpartition(".")[2] != expected:
+            _refuse(f"{name} {values[name]}", expected, path)
+    return topology
+
+
+def _topology(kind: str, values: Mapping[str, Any], path: Path) -> Topology:
+    """Raises KeyError and TypeError: a number is missing, or none."""
+    decoder = _wholes(values["n_conv_per_stage_decoder"])
+    encoder = decoder if kind == _RESIDUAL else _wholes(values["n_conv_per_stage"])
+    counts = sorted({*encoder, *decoder})
+    if len(counts) != 1:
+        _refuse(f"stages of {counts} convolutions", "one number of convolutions for all", path)
+    if max(counts, default=0) > _MOST:
+        raise TypeError(f"{counts[0]} convolutions in a stage")
+    features = _wholes(values["features_per_stage"])
+    kernels = tuple(_wholes(each) for each in values["kernel_sizes"])
+    strides = tuple(_wholes(each) for each in values["strides"])
+    plain = Topology(features=features, kernels=kernels, strides=strides, convolutions=counts[0])
+    if kind == _PLAIN:
+        return plain
+    blocks = _wholes(values["n_blocks_per_stage"])
+    blocks = blocks * len(features) if len(blocks) == 1 else blocks
+    if max(blocks, default=0) > _MOST:
+        raise TypeError(f"{max(blocks)} blocks in a stage")
+    return ResidualTopology(**vars(plain), blocks=blocks)
+
+
+def _wholes(values: Any) -> tuple[int, ...]:
+    """Whole numbers, or a single one."""
+    if isinstance(values, list | tuple) and len(values) > _MOST:
+        raise TypeError(f"{len(values)} numbers")
+    return tuple(_whole(n) for n in (values if isinstance(values, list | tuple) else [values]))
+
+
+def _whole(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{value!r:.40} is no whole number")
+    return value
+
+
+def renamed(
+    weights: Any, topology: Topology, channels: int, outputs: int, path: Path
+) -> dict[str, Tensor]:
+    """nnU-Net's weights under the names of `PlannedUNet`.
+
+    Left out are copies of the same weights under other names, and the output at the coarsest
+    resolution of the decoder, which has no part in the labels.
+
+    Args:
+        weights: "network_weights" of a checkpoint.
+        topology: of the network.
+        channels: of its input.
+        outputs: of the network.
+        path: of the checkpoint.
+
+    Raises:
+        ModelError: "other-network": they are not the weights of such a network; "not-finite".
+    """
+    if not isinstance(weights, Mapping):
+        raise _other("it has no weights", path)
+    with torch.device("meta"):
+        wanted = PlannedUNet(topology, channels, outputs).state_dict()
+    found: dict[str, Tensor] = {}
+    coarsest = f"heads.{len(topology.features) - 2}."
+    for name, tensor in weights.items():
+        known = _name_here(str(name), len(topology.features))
+        if known in wanted:
+            found[known] = tensor
+        elif known is None or (known and not known.startswith(coarsest)):
+            raise _other(f"that network has no '{name!s:.80}'", path)
+    if missing := sorted(set(wanted) - set(found)):
+        raise _other(f"{len(missing)} weights are missing, the first '{missing[0]}'", path)
+    for name, tensor in found.items():
+        if not isinstance(tensor, Tensor) or tensor.shape != wanted[name].shape:
+            shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else "no tensor"
+            raise _other(f"'{name}' is {shape}, not {tuple(wanted[name].shape)}", path)
+        if not bool(tensor.isfinite().all()):
+            raise ModelError(
+                f"its weights are not finite: '{name}'",
+                path=path,
+                code="not-finite",
+                next_step="The training diverged: import another checkpoint or fold.",
+            )
+    return {name: found[name].detach().float() for name in wanted}
+
+
+def _name_here(name: str, stages: int) -> str | None:
+    """The name of a weight here; "" for copies, None for one that the network does not have."""
+    for prefix in _PREFIXES:
+        name = name.removeprefix(prefix)
+    if ".all_modules." in name or name.startswith("decoder.encoder."):
+        return ""
+    for pattern, here in _PATTERNS:
+        if match := pattern.fullmatch(name):
+            found = here(match, stages)
+            return re.sub(r"\bconv\b", "convolution", found)
+    return None
+
+
+def _residual(match: re.Match[str], stages: int) -> str:
+    level, block, part, rest = match.groups()
+    number = int(block) + (1 if level == "0" else 0)  # after the stem
+    part = {"conv1": "first", "conv2": "second"}.get(part, "project")
+    return f"encode.{level}.{number}.{part}.{rest}"
+
+
+_PATTERNS: Sequence[tuple[re.Pattern[str], Callable[[re.Match[str], int], str]]] = [
+    (
+        re.compile(r"encoder\.stages\.(\d+)\.0\.convs\.(\d+)\.((?:conv|norm)\.\w+)"),
+        lambda match, _: f"encode.{match[1]}.{match[2]}.{match[3]}",
+    ),
+    (
+        re.compile(r"encoder\.stem\.convs\.0\.((?:conv|norm)\.\w+)"),
+        lambda match, _: f"encode.0.0.{match[1]}",
+    ),
+    (
+        re.compile(
+            r"encoder\.stages\.(\d+)\.blocks\.(\d+)\.(conv[12]|skip\.[01])\.((?:conv|norm)\.\w+)"
+        ),
+        _residual,
+    ),
+    (
+        re.compile(r"decoder\.stages\.(\d+)\.convs\.(\d+)\.((?:conv|norm)\.\w+)"),
+        lambda match, stages: f"decode.{stages - 2 - int(match[1])}.{match[2]}.{match[3]}",
+    ),
+    (
+        re.compile(r"decoder\.transpconvs\.(\d+)\.(\w+)"),
+        lambda match, stages: f"up.{stages - 2 - int(match[1])}.{match[2]}",
+    ),
+    (
+        re.compile(r"decoder\.seg_layers\.(\d+)\.(\w+)"),
+        lambda match, stages: f"heads.{stages - 2 - int(match[1])}.{match[2]}",
+    ),
+]
+
+
+def _refuse(what: str, supported: str, path: Path) -> NoReturn:
+    raise ModelError(
+        f"the model has {what:.120}, which kidseg cannot represent",
+        path=path,
+        code="unsupported-model",
+        next_step=f"Supported: {supported}.",
+    )
+
+
+def _other(cause: str, path: Path) -> ModelError:
+    return ModelError(
+        f"its weights are not those of the network in the plans: {cause}",
+        path=path,
+        code="other-network",
+        next_step="Check that checkpoint and plans belong together, and that the trainer did not"
+        " change the network.",
+    )

@@ -1,0 +1,315 @@
+"""What nnU-Net's plans say of one configuration, as a plan and settings of kidseg.
+
+Two formats are read: since nnU-Net 2.3 the plans name the network and its arguments; before, they
+gave the numbers of its usual U-Net.
+
+Source: nnU-Net v2.8.1, `PlansManager` and `ConfigurationManager`.
+"""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as checked_dataclass
+
+from kidseg.cases.nnunet import Description
+from kidseg.errors import InputError, ModelError
+from kidseg.import_nnunet.architecture import topology_of
+from kidseg.intensity import Normalisation, Scheme, Statistics
+from kidseg.plan import Configuration, Plan
+
+__all__ = ["Planned", "planned_of"]
+
+_CHECKED = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
+_SCHEMES: Mapping[str, Scheme] = {
+    "CTNormalization": "ct",
+    "ZScoreNormalization": "zscore",
+    "NoNormalization": "nonorm",
+    "RescaleTo01Normalization": "rescale_to_0_1",
+    "RGBTo01Normalization": "rgb_to_0_1",
+}
+_RESIZING = "resample_data_or_seg_to_shape"
+
+
+@checked_dataclass(frozen=True, config=_CHECKED)
+class _Statistics:
+    """nnU-Net's field names."""
+
+    mean: float
+    std: float
+    median: float
+    min: float
+    max: float
+    percentile_00_5: float
+    percentile_99_5: float
+
+
+@checked_dataclass(frozen=True, config=_CHECKED)
+class _Plans:
+    """plans.json; its intensities are {channel number: statistics}."""
+
+    plans_name: str
+    dataset_name: str
+    original_median_spacing_after_transp: list[float]
+    transpose_forward: list[int]
+    configurations: dict[str, dict[str, Any]]
+    intensities: dict[str, _Statistics]
+    image_reader_writer: str = ""
+    label_manager: str = "LabelManager"
+
+
+@checked_dataclass(frozen=True, config=_CHECKED)
+class _Configuration:
+    """A configuration, complete with what it inherits."""
+
+    patch_size: list[int]
+    batch_size: int
+    spacing: list[float]
+    median_image_size_in_voxels: list[float]
+    normalization_schemes: list[str]
+    use_mask_for_norm: list[bool]
+    architecture: dict[str, Any]
+    preprocessor_name: str = "DefaultPreprocessor"
+    resampling_fn_data: str = _RESIZING
+    resampling_fn_data_kwargs: dict[str, Any] | None = None
+    resampling_fn_probabilities: str = _RESIZING
+    resampling_fn_probabilities_kwargs: dict[str, Any] | None = None
+    previous_stage: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A configuration of nnU-Net's plans.
+
+    Attributes:
+        name: of the configuration.
+        plan: with this configuration alone; its axes are the network's.
+        resizing: settings of `ResizingConfig`.
+        transpose: axis of the stored image for each axis of the network.
+        reader: nnU-Net's class that reads images.
+        source: data set and plans, as nnU-Net names them.
+    """
+
+    name: str
+    plan: Plan
+    resizing: Mapping[str, Any]
+    transpose: tuple[int, ...]
+    reader: str
+    source: str
+
+
+def planned_of(content: Any, name: str, described: Description, path: Path) -> Planned:
+    """A configuration of plans.
+
+    Args:
+        content: of the plans.
+        name: of the configuration.
+        described: the data set.
+        path: of the file, for messages.
+
+    Raises:
+        InputError: "bad-plans": a field is missing or invalid; the message names it.
+        ModelError: "unsupported-model": the configuration needs what kidseg does not have.
+    """
+    if not isinstance(content, Mapping):
+        raise _bad("it contains no table", path)
+    by_channel = content.get("foreground_intensity_properties_per_channel")
+    if by_channel is None:  # before nnU-Net 2.0 was released
+        by_channel = content.get("foreground_intensity_properties_by_modality", {})
+    plans = _parsed(_Plans, {**content, "intensities": by_channel}, "", path)
+    if plans.label_manager != "LabelManager":
+        _refuse(f"label_manager {plans.label_manager}", "LabelManager", path)
+    if sorted(plans.transpose_forward) != [0, 1, 2]:
+        raise _bad(f"transpose_forward is {plans.transpose_forward}, no order of three axes", path)
+    entry = _inherited(plans.configurations, name, path)
+    if "architecture" not in entry:
+        entry = {**entry, "architecture": _architecture_of_old(entry, name, path)}
+    chosen = _parsed(_Configuration, entry, f"configurations.{name}.", path)
+    _check_supported(chosen, path)
+    configuration = _configuration(chosen, name, path)
+    return Planned(
+        name=name,
+        plan=Plan(
+            channels=_channels(chosen, plans, described, path),
+            labels=described.schema.names,
+            cyst=None,
+            median_spacing_mm=tuple(plans.original_median_spacing_after_transp),
+            configurations={name: configuration},
+            training=(),
+        ),
+        resizing=_resizing(chosen, path),
+        transpose=tuple(plans.transpose_forward),
+        reader=plans.image_reader_writer,
+        source=f"{plans.dataset_name}, {plans.plans_name}",
+    )
+
+
+def _configuration(chosen: _Configuration, name: str, path: Path) -> Configuration:
+    try:
+        topology = topology_of(chosen.architecture, path)
+        found = Configuration(
+            spacing_mm=tuple(chosen.spacing),
+            median_shape=tuple(chosen.median_image_size_in_voxels),
+            patch_size=tuple(chosen.patch_size),
+            batch_size=chosen.batch_size,
+            topology=topology,
+        )
+        misfit = [n % d for n, d in zip(found.patch_size, topology.divisors, strict=True)]
+        positive = (*found.spacing_mm, *found.median_shape, *found.patch_size, found.batch_size)
+        if any(misfit) or min(positive) <= 0:
+            raise ValueError(
+                f"patches of {chosen.patch_size} voxels do not fit strides whose product is"
+                f" {list(topology.divisors)}"
+                if any(misfit)
+                else "spacing, median size, patch and batch must be positive"
+            )
+    except ValueError as error:
+        raise _bad(f"'configurations.{name}': {error}", path) from error
+    return found
+
+
+def _channels(
+    chosen: _Configuration, plans: _Plans, described: Description, path: Path
+) -> tuple[Normalisation, ...]:
+    names = described.channels
+    counts = {len(chosen.normalization_schemes), len(chosen.use_mask_for_norm), len(names)}
+    if len(counts) != 1 or set(plans.intensities) != {str(k) for k in range(len(names))}:
+        raise _bad(
+            f"its normalization is for {len(chosen.normalization_schemes)} channel(s), and"
+            f" dataset.json names {len(names)}",
+            path,
+        )
+    found = []
+    for k, name in enumerate(names):
+        scheme = _SCHEMES.get(chosen.normalization_schemes[k])
+        if scheme is None:
+            _refuse(f"normalization {chosen.normalization_schemes[k]}", ", ".join(_SCHEMES), path)
+        known = plans.intensities[str(k)]
+        found.append(
+            Normalisation(
+                channel=name,
+                scheme=scheme,
+                statistics=Statistics(
+                    mean=known.mean,
+                    sd=known.std,
+                    median=known.median,
+                    min=known.min,
+                    max=known.max,
+                    percentile_00_5=known.percentile_00_5,
+                    percentile_99_5=known.percentile_99_5,
+                ),
+                inside_only=chosen.use_mask_for_norm[k] and scheme == "zscore",
+            )
+        )
+    return tuple(found)
+
+
+def _check_supported(chosen: _Configuration, path: Path) -> None:
+    if chosen.previous_stage is not None:
+        _refuse(
+            f"a cascade after {chosen.previous_stage}", "configurations of a single stage", path
+        )
+    if chosen.preprocessor_name != "DefaultPreprocessor":
+        _refuse(f"preprocessor {chosen.preprocessor_name}", "DefaultPreprocessor", path)
+    for function in (chosen.resampling_fn_data, chosen.resampling_fn_probabilities):
+        if function != _RESIZING:
+            _refuse(f"resampling {function}", _RESIZING, path)
+
+
+def _resizing(chosen: _Configuration, path: Path) -> dict[str, Any]:
+    """The settings of `ResizingConfig`; nnU-Net's defaults where the plans give none."""
+    image = {"order": 3, "order_z": 0, **(chosen.resampling_fn_data_kwargs or {})}
+    logits = {"order": 1, "order_z": 0, **(chosen.resampling_fn_probabilities_kwargs or {})}
+    separate = {str(each.get("force_separate_z")) for each in (image, logits)}
+    for each in (image, logits):
+        if each["order"] not in (1, 3) or each["order_z"] != 0 or each.get("is_seg"):
+            _refuse(f"resampling with {each}", "order 1 or 3, and order_z 0", path)
+    if len(separate) > 1 or not separate <= {"None", "True", "False"}:
+        _refuse(f"force_separate_z {sorted(separate)}", "one value for image and logits", path)
+    return {
+        "image_order": image["order"],
+        "logits_order": logits["order"],
+        "by_slice": image.get("force_separate_z"),
+    }
+
+
+def _inherited(
+    configurations: Mapping[str, Mapping[str, Any]], name: str, path: Path
+) -> dict[str, Any]:
+    """A configuration with what it inherits from others."""
+    chain: list[str] = []
+    while True:
+        if name in chain:
+            raise _bad(f"configuration '{name}' inherits from itself", path)
+        if name not in configurations:
+            raise _bad(
+                f"there is no configuration '{name}'; there are {', '.join(configurations)}", path
+            )
+        chain.append(name)
+        parent = configurations[name].get("inherits_from")
+        if parent is None:
+            break
+        name = str(parent)
+    merged: dict[str, Any] = {}
+    for each in reversed(chain):
+        merged.update(configurations[each])
+    return merged
+
+
+def _architecture_of_old(entry: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
+    """The architecture of plans from before nnU-Net 2.3, which gave only its numbers."""
+    try:
+        stages = len(entry["n_conv_per_stage_encoder"])
+        first, most = int(entry["UNet_base_num_features"]), int(entry["unet_max_num_features"])
+        residual = entry["UNet_class_name"] == "ResidualEncoderUNet"
+        return {
+            "network_class_name": entry["UNet_class_name"],
+            "arch_kwargs": {
+                "n_stages": stages,
+                "features_per_stage": [min(first << k, most) for k in range(stages)],
+                "kernel_sizes": entry["conv_kernel_sizes"],
+                "strides": entry["pool_op_kernel_sizes"],
+                "n_blocks_per_stage" if residual else "n_conv_per_stage": entry[
+                    "n_conv_per_stage_encoder"
+                ],
+                "n_conv_per_stage_decoder": entry["n_conv_per_stage_decoder"],
+            },
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise _bad(f"'configurations.{name}' has no architecture ({error!r})", path) from error
+
+
+def _parsed(kind: Any, content: Any, where: str, path: Path) -> Any:
+    try:
+        # Via JSON: strict validation of Python objects requires tuples, not lists.
+        return TypeAdapter(kind).validate_json(json.dumps(content))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = where + ".".join(str(part) for part in first["loc"])
+        raise _bad(f"'{field}': {first['msg'].lower()}", path) from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise _bad(f"its content is invalid ({error})", path) from error
+
+
+def _refuse(what: str, supported: str, path: Path) -> NoReturn:
+    raise ModelError(
+        f"the model has {reprlib.repr(what)[1:-1]}, which kidseg cannot represent",
+        path=path,
+        code="unsupported-model",
+        next_step=f"Supported: {supported}.",
+    )
+
+
+def _bad(cause: str, path: Path) -> InputError:
+    return InputError(
+        cause,
+        path=path,
+        code="bad-plans",
+        next_step="Restore the file that nnU-Net wrote beside the trained folds.",
+    )
