@@ -20,7 +20,7 @@ GROUP: Any = typer.main.get_command(app)
 COMMANDS: dict[str, Any] = dict(GROUP.commands)
 
 SEEDED = {"phantom", "export", "store", "train", "compare", "study", "demo"}
-WRITES_MUCH = {"phantom", "export", "store", "train", "segment", "study", "demo"}
+WRITES_MUCH = {"phantom", "export", "store", "train", "segment", "study", "demo", "convert"}
 OVERWRITES = {
     "ensemble",
     "phantom",
@@ -30,6 +30,7 @@ OVERWRITES = {
     "evaluate",
     "compare",
     "calibrate",
+    "convert",
     "demo",
 }
 """The others write nothing, or go on with what is there."""

@@ -18,12 +18,19 @@ from pathlib import Path
 from kidseg.cases.label_values import LabelValues, known_labels
 from kidseg.cases.relabel import relabelled
 from kidseg.errors import Finding, InputError
-from kidseg.geometry import Grid
+from kidseg.geometry import Grid, Volume
 from kidseg.io import ReadOptions, kind_of, read
 from kidseg.labels import Meaning
 from kidseg.meaning import meaning_of, side_of
 
-__all__ = ["LabelFile", "Segment", "labels_of_segments", "read_label_file", "segments_of"]
+__all__ = [
+    "LabelFile",
+    "Segment",
+    "labels_of_segments",
+    "read_label_file",
+    "segments_of",
+    "uncropped",
+]
 
 _DEFAULT = ReadOptions()
 _FIELD = re.compile(r"Segment(\d{1,6})_(Name|LabelValue|Layer):=(.*)")
@@ -132,6 +139,30 @@ def segments_of(path: Path) -> tuple[Segment, ...]:
     if len(set(values)) != len(values):
         raise _bad(f"two of its segments have the same value: {values}", path)
     return segments
+
+
+def uncropped(labels: Volume, whole: Grid, tolerance_mm: float = 1e-3) -> Volume | None:
+    """A cropped segmentation on the grid of its scan, whose other voxels are background.
+
+    Args:
+        labels: (1, slices, rows, columns), in the voxel order of `whole`.
+        whole: volumetric.
+        tolerance_mm: as in `Grid.same_as`.
+
+    Returns:
+        None if the voxels are not voxels of the grid.
+    """
+    start = [round(i) for i in whole.index(labels.grid.mm([0.0, 0.0, 0.0])).tolist()]
+    shape = labels.grid.shape
+    ends = zip(start, shape, whole.shape, strict=True)
+    if not all(low >= 0 and low + n <= total for low, n, total in ends):
+        return None
+    if not whole.crop(start, shape).same_as(labels.grid, tolerance_mm):
+        return None
+    data = labels.data.new_zeros((1, *whole.shape))
+    box = tuple(slice(low, low + n) for low, n in zip(start, shape, strict=True))
+    data[0][box] = labels.data[0]
+    return Volume(data, whole)
 
 
 def labels_of_segments(

@@ -1,0 +1,179 @@
+"""The images of a DICOM series as a derived object refers to them: headers without pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kidseg.errors import Finding, InputError, KidsegError, renamed
+from kidseg.geometry import Grid
+from kidseg.io import ReadOptions, kind_of
+from kidseg.io.dicom import acquired, with_options
+from kidseg.io.dicom_header import reading
+from kidseg.io.dicom_stack import even_grid
+from kidseg.io.orientation import ras_from_lps
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+__all__ = ["SourceSeries", "read_source"]
+
+# Patient, study and series attributes of type 2: they may be empty, but must be there.
+# Source: DICOM PS3.3, C.7.1.1, C.7.2.1.
+_MAY_BE_EMPTY = (
+    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex"),
+    *("StudyDate", "StudyTime", "ReferringPhysicianName", "StudyID", "AccessionNumber"),
+)
+_UIDS = {
+    "StudyInstanceUID": "study_uid",
+    "SeriesInstanceUID": "series_uid",
+    "FrameOfReferenceUID": "frame_of_reference_uid",
+}
+_GROUPS = ("PlaneOrientationSequence", "PixelMeasuresSequence")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SourceSeries:
+    """The series that labels belong to.
+
+    Attributes:
+        path: file or folder.
+        headers: pydicom data sets without pixels: one for each single-frame image, in the order of
+            the slices, or one multi-frame image.
+        native: the grid on which labels are written; the repaired one of a repaired series.
+        is_repaired: the slices of the grid are not the acquired ones.
+        positions_mm: (images or frames, 3) LPS positions of the acquired slices, in order.
+        frames: of each of them, the index of its frame in its file.
+        findings: of reading the headers.
+    """
+
+    path: Path
+    headers: tuple[Dataset, ...]
+    native: Grid
+    is_repaired: bool
+    positions_mm: np.ndarray
+    frames: tuple[int, ...]
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def lps_from_index(self) -> np.ndarray:
+        """(4, 4) LPS mm of an index (slice, row, column) of the grid."""
+        return np.asarray(ras_from_lps @ self.native.mm_from_index.numpy())
+
+    @property
+    def is_multiframe(self) -> bool:
+        """Is it one file with many frames?"""
+        return "NumberOfFrames" in self.headers[0]
+
+
+def read_source(path: str | Path, options: ReadOptions) -> SourceSeries:
+    """Read the headers of the series that `kidseg.io.read` reads with these options.
+
+    Missing identifiers get the same placeholders as there.
+
+    Args:
+        path: a DICOM folder or file, or a zip of one.
+        options: of reading.
+
+    Raises:
+        InputError: "no-dicom-series": the path is a scan of another format; "no-instance-uid",
+            "mixed-series", "unsupported-source": no DICOM object can refer to its images; and
+            those of `kidseg.io.dicom.read_series`.
+    """
+    path = Path(path)
+    kind = kind_of(path)
+    if kind not in ("dicom", "zip"):
+        raise InputError(
+            f"it is a {kind} file; DICOM objects are written only for a DICOM series",
+            path=path,
+            code="no-dicom-series",
+            next_step="Segment the DICOM series, or give it with kidseg convert --series.",
+        )
+    from kidseg.io.archive import extracted
+
+    with extracted(path) if kind == "zip" else nullcontext(path) as place:
+        try:
+            return _read(place, path, options)
+        except KidsegError as error:
+            raise renamed(error, str(place), str(path)) from error
+
+
+def _read(place: Path, path: Path, options: ReadOptions) -> SourceSeries:
+    found = acquired(place, options)
+    native = even_grid(found.stack, place) if found.is_repaired else found.native
+    files = list(dict.fromkeys(plane.path for plane in found.stack.planes))
+    headers = [_header(file) for file in files]
+    _check(headers, path)
+    for header in headers:
+        _complete(header, headers[0], found.identifiers)
+    return SourceSeries(
+        path=path,
+        headers=tuple(headers),
+        native=with_options(native, path, options),
+        is_repaired=found.is_repaired,
+        positions_mm=found.stack.positions_mm,
+        frames=tuple(plane.frame for plane in found.stack.planes),
+        findings=found.findings,
+    )
+
+
+def _header(file: Path) -> Dataset:
+    from pydicom import dcmread
+
+    with reading(file):
+        header = dcmread(file, stop_before_pixels=True, force=True)
+        header.decode()  # texts, by the character set of this file
+    return header
+
+
+def _check(headers: Sequence[Dataset], path: Path) -> None:
+    """Check that an object can refer to these images."""
+    instances = {str(header.get("SOPInstanceUID", "")) for header in headers}
+    if "" in instances or len(instances) < len(headers):
+        raise InputError(
+            "SOP Instance UIDs are missing or not unique: no object can refer to its images",
+            path=path,
+            code="no-instance-uid",
+            next_step="Export the series again, or request nii or seg.nrrd only.",
+        )
+    for name in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"):
+        if len({str(header.get(name, "")) for header in headers}) > 1:
+            raise InputError(
+                f"its images differ in {name}; a DICOM object can refer to one series only",
+                path=path,
+                code="mixed-series",
+                next_step="Export the series again, or request nii or seg.nrrd only.",
+            )
+    frames = [header for header in headers if header.get("NumberOfFrames") is not None]
+    grouped = all(h.get("SharedFunctionalGroupsSequence") for h in frames)
+    if frames and (len(headers) > 1 or not grouped):
+        what = f"{len(headers)} multi-frame files" if grouped else "a multi-frame file of old kind"
+        raise InputError(
+            f"it consists of {what}, to whose frames no DICOM object can refer",
+            path=path,
+            code="unsupported-source",
+            next_step="Export the series as single images, or request nii or seg.nrrd only.",
+        )
+
+
+def _complete(header: Dataset, first: Dataset, identifiers: Mapping[str, str]) -> None:
+    """Fill in what a derived object copies, and what all images must share exactly."""
+    for name in _MAY_BE_EMPTY:
+        if header.get(name) is None:
+            setattr(header, name, "")
+    for name, known in _UIDS.items():
+        if not header.get(name):
+            setattr(header, name, identifiers[known])
+    if "NumberOfFrames" not in header:
+        header.ImageOrientationPatient = first.ImageOrientationPatient
+        return
+    shared = header.SharedFunctionalGroupsSequence[0]
+    one = header.PerFrameFunctionalGroupsSequence[0]
+    for name in _GROUPS:
+        if name not in shared and name in one:
+            setattr(shared, name, getattr(one, name))
