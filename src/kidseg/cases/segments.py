@@ -119,7 +119,7 @@ def segments_of(path: Path) -> tuple[Segment, ...]:
     fields: dict[int, dict[str, str]] = {}
     for line in lines:
         if match := _FIELD.fullmatch(line):
-            fields.setdefault(int(match[1]), {})[match[2]] = match[3].strip()
+            fields.setdefault(int(match[1]), {})[match[2]] = _unescaped(match[3].strip())
     named = [fields[number] for number in sorted(fields)]
     # Early versions of 3D Slicer store each segment in a layer of its own, without a value.
     layers = [entry.get("Layer", str(k)) for k, entry in enumerate(named)]
@@ -139,6 +139,11 @@ def segments_of(path: Path) -> tuple[Segment, ...]:
     if len(set(values)) != len(values):
         raise _bad(f"two of its segments have the same value: {values}", path)
     return segments
+
+
+def _unescaped(text: str) -> str:
+    """The value of a key in an NRRD header, where a backslash is written as two."""
+    return text.replace("\\\\", "\\")
 
 
 def uncropped(labels: Volume, whole: Grid, tolerance_mm: float = 1e-3) -> Volume | None:

@@ -38,7 +38,7 @@ def write_stl(surface: Surface, file: BinaryIO) -> None:
 
 def write_obj(surfaces: Sequence[tuple[Label, Surface]], file: BinaryIO, notes: str) -> None:
     """Write surfaces as the objects of an OBJ file, with their names and colours of vertices."""
-    lines, first = [f"# {printable(notes)}", f"# {_SPACE}", "# unit=mm"], 1
+    lines, first = [f"# {' '.join(printable(notes).split())}", f"# {_SPACE}", "# unit=mm"], 1
     for label, surface in surfaces:
         colour = " ".join(f"{channel / 255:.4f}" for channel in label.rgb)
         lines.append(f"o {_one_word(label.name)}")

@@ -72,19 +72,26 @@ def _without_collinear(ring: np.ndarray) -> np.ndarray:
 
 
 def _joined(rings: list[np.ndarray]) -> np.ndarray:
-    """An outer ring and its holes as one contour; the nearest hole is joined first."""
-    from scipy.spatial import cKDTree
+    """An outer ring and its holes as one contour.
 
-    outer, holes = rings[0], rings[1:]
-    while holes:
-        tree = cKDTree(outer)
-        apart = [[np.asarray(found) for found in tree.query(hole)] for hole in holes]
-        k = min(range(len(holes)), key=lambda n: float(apart[n][0].min()))
-        hole, (distances, nearest) = holes.pop(k), apart[k]
-        at = int(distances.argmin())
-        here = int(nearest[at])
-        around = np.concatenate([hole[at:], hole[: at + 1]])
-        outer = np.concatenate([outer[: here + 1], around, outer[here:]])
+    From the first point of the top of each hole a channel leads along its row to the nearest point
+    before it. These rows lie between those of the pixels, so that no centre of a pixel is on a
+    channel, where programs differ in what is inside. Sorted by their tops, the holes only meet the
+    outer ring or holes that are joined already.
+    """
+    outer = rings[0]
+    holes = [np.roll(hole, -np.lexsort((hole[:, 1], hole[:, 0]))[0], axis=0) for hole in rings[1:]]
+    for hole in sorted(holes, key=lambda ring: (ring[0, 0], ring[0, 1])):
+        row, column = hole[0]
+        after = np.roll(outer, -1, axis=0)
+        rise = after[:, 0] - outer[:, 0]
+        crosses = (outer[:, 0] - row) * (after[:, 0] - row) < 0
+        share = np.divide(row - outer[:, 0], rise, out=np.zeros(len(outer)), where=crosses)
+        meets = outer[:, 1] + share * (after[:, 1] - outer[:, 1])
+        is_before = (crosses | (outer[:, 0] == row)) & (meets < column)
+        at = int(np.where(is_before, meets, -np.inf).argmax())
+        here = np.array([[row, meets[at]]])
+        outer = np.concatenate([outer[: at + 1], here, hole, hole[:1], here, outer[at + 1 :]])
     return outer
 
 
