@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from kidseg.errors import InputError
+from kidseg.errors import InputError, printable
 from kidseg.geometry import Volume
 from kidseg.io.dicom_header import derived_uid, quiet
 from kidseg.io.dicom_source import SourceSeries
@@ -27,7 +27,13 @@ if TYPE_CHECKING:
     from highdicom.seg import SegmentDescription
     from highdicom.sr import CodedConcept
 
-__all__ = ["DESCRIPTION", "SERIES_NUMBERS", "write_dicom_segmentation"]
+__all__ = [
+    "DESCRIPTION",
+    "SERIES_NUMBERS",
+    "long_string",
+    "refused",
+    "write_dicom_segmentation",
+]
 
 SERIES_NUMBERS = {"binary": 9101, "labelmap": 9102, "rtstruct": 9103}
 """Series Numbers of the objects that kidseg adds to a study, by kind."""
@@ -35,7 +41,7 @@ SERIES_NUMBERS = {"binary": 9101, "labelmap": 9102, "rtstruct": 9103}
 DESCRIPTION = "kidseg labels (RESEARCH USE ONLY)"
 """Series Description of these objects."""
 
-_LABEL_LENGTH = 64  # characters of a long string (LO)
+_LONG_STRING = 64  # characters
 
 
 def write_dicom_segmentation(
@@ -113,7 +119,7 @@ def _segmentation(
         manufacturer="kidseg",
         manufacturer_model_name="kidseg",
         software_versions=origin.version,
-        device_serial_number=origin.model_sha256[:_LABEL_LENGTH] or "none",
+        device_serial_number=origin.model_sha256[:_LONG_STRING] or "none",
         content_description=RESEARCH_USE,
         content_label="KIDSEG",
         pixel_measures=PixelMeasuresSequence(
@@ -149,7 +155,7 @@ def _description(
     from highdicom.seg import SegmentDescription
 
     term = term_of(label, schema)
-    name = label.name[:_LABEL_LENGTH]
+    name = long_string(label.name)
     description = SegmentDescription(
         segment_number=number,
         segment_label=name,
@@ -197,6 +203,11 @@ def _equipment(origin: Origin) -> Any:
         software_versions=origin.version,
         contribution_description=origin.notes,
     )
+
+
+def long_string(text: str) -> str:
+    """Text as one value of a long string (LO): printable, 64 characters, without backslash."""
+    return " ".join(printable(text).split()).replace("\\", "/")[:_LONG_STRING]
 
 
 def concept(code: Code) -> CodedConcept:

@@ -18,7 +18,7 @@ import numpy as np
 from kidseg.geometry import Volume
 from kidseg.io.dicom_header import quiet
 from kidseg.io.dicom_source import SourceSeries
-from kidseg.io.dicomseg import DESCRIPTION, SERIES_NUMBERS, refused
+from kidseg.io.dicomseg import DESCRIPTION, SERIES_NUMBERS, long_string, refused
 from kidseg.io.origin import Origin
 from kidseg.io.terms import term_of
 from kidseg.labels import Code, Label, LabelSchema
@@ -35,7 +35,6 @@ _COPIED = (
 )
 _STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"  # Detached Study Management, as the IOD demands
 _SAME_SLICE_MM = 0.05
-_LABEL_LENGTH = 64  # characters of a long string (LO)
 
 
 def contours_of(inside: np.ndarray) -> list[np.ndarray]:
@@ -132,11 +131,11 @@ def _structure_set(
         roi = Dataset()
         roi.ROINumber = number
         roi.ReferencedFrameOfReferenceUID = dataset.FrameOfReferenceUID
-        roi.ROIName = label.name[:_LABEL_LENGTH]
+        roi.ROIName = long_string(label.name)
         volume_ml = float(labels.grid.voxel_ml) * int(inside.sum())
         roi.ROIVolume = f"{volume_ml:.8g}"
         roi.ROIGenerationAlgorithm = "AUTOMATIC" if origin.is_automatic else ""
-        roi.ROIGenerationDescription = origin.notes[:_LABEL_LENGTH]
+        roi.ROIGenerationDescription = long_string(origin.notes)
         dataset.StructureSetROISequence.append(roi)
         contour = Dataset()
         contour.ROIDisplayColor = list(label.rgb)
