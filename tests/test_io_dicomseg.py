@@ -11,17 +11,28 @@ import highdicom
 import numpy as np
 import pydicom
 import pytest
+import torch
 from pydicom import Dataset
 from pydicom.sr.codedict import codes
 
-from dicom_files import assign, delete, enhanced, series
+from dicom_files import Edit, assign, body, delete, enhanced, series
 from kidseg.errors import InputError
 from kidseg.geometry import Volume
 from kidseg.io import ReadOptions
 from kidseg.io.dicom_source import SourceSeries, read_source
 from kidseg.io.dicomseg import write_dicom_segmentation
 from kidseg.io.origin import Origin
-from labelled_series import ANY, KINDS, ORIGIN, REPAIR, SCHEMA, make_case, make_labels
+from kidseg.labels import LabelSchema
+from labelled_series import (
+    ANY,
+    KINDS,
+    ORIENTATIONS,
+    ORIGIN,
+    REPAIR,
+    SCHEMA,
+    make_case,
+    make_labels,
+)
 
 Voxels = dict[tuple[float, ...], int]
 
@@ -168,6 +179,69 @@ def test_missing_identifiers_get_placeholders(tmp_path: Path, name: str) -> None
 
 
 @pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("StudyDate", "99999999"),
+        ("PatientBirthDate", "unknown"),
+        ("StudyTime", "noon"),
+        ("PatientSex", "girl"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
+def test_invalid_elements_are_left_empty_and_said(tmp_path: Path, name: str, value: str) -> None:
+    source = read_source(series(tmp_path, edit=assign(name, value)), ANY)
+    assert written(source, make_labels(source))[name].value in ("", None)
+    (finding,) = (f for f in source.findings if f.code == "invalid-element")
+    assert name in finding.cause and value not in finding.cause
+
+
+@pytest.mark.parametrize("edit", [assign("SliceThickness", None), delete("SliceThickness")])
+def test_a_missing_thickness(tmp_path: Path, edit: Edit) -> None:
+    source = read_source(series(tmp_path, edit=edit), ANY)
+    labels = make_labels(source)
+    assert by_pydicom(written(source, labels)) == truth(source, labels)
+
+
+def test_a_spacing_that_the_user_gives(tmp_path: Path) -> None:
+    options = ReadOptions(values="any", spacing_mm=(2.5, 0.8, 0.6))
+    source = read_source(series(tmp_path), options)
+    labels = make_labels(source)
+    assert by_pydicom(written(source, labels)) == truth(source, labels)
+
+
+def test_a_single_slice(tmp_path: Path) -> None:
+    source = read_source(series(tmp_path, body(0, (1, 32, 40))), ANY)
+    labels = Volume(torch.zeros((1, 1, 32, 40), dtype=torch.uint8), source.native)
+    labels.data[0, 0, 3:9, 5:8] = 2
+    assert by_pydicom(written(source, labels)) == truth(source, labels)
+
+
+def test_positions_and_cosines_may_be_rounded(tmp_path: Path) -> None:
+    """Each frame still refers to its image, and has its position."""
+
+    def edit(ds: Dataset, k: int) -> None:
+        ds.ImagePositionPatient = [f"{float(v):.2f}" for v in ds.ImagePositionPatient]
+        ds.ImageOrientationPatient = [f"{float(v):.4f}" for v in ds.ImageOrientationPatient]
+
+    folder = series(tmp_path, iop=ORIENTATIONS["oblique"], edit=edit)
+    source = read_source(folder, ANY)
+    places = {str(h.SOPInstanceUID): h.ImagePositionPatient for h in source.headers}
+    for frame in written(source, make_labels(source)).PerFrameFunctionalGroupsSequence:
+        image = frame.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID
+        assert frame.PlanePositionSequence[0].ImagePositionPatient == places[image]
+
+
+def test_names_that_dicom_could_not_hold(tmp_path: Path) -> None:
+    source, labels = make_case(tmp_path, "axial")
+    schema = LabelSchema.from_names({1: "a\\b\n" + 70 * "x", 2: "tumour", 5: "c"})
+    file = io.BytesIO()
+    write_dicom_segmentation(labels, schema, source, ORIGIN, file)
+    file.seek(0)
+    name = pydicom.dcmread(file).SegmentSequence[0].SegmentLabel
+    assert isinstance(name, str) and name.startswith("a/b x") and len(name) == 64
+
+
+@pytest.mark.parametrize(
     ("name", "value", "code"),
     [
         ("SOPInstanceUID", "1.2.3.4", "no-instance-uid"),
@@ -187,8 +261,9 @@ def test_a_series_to_which_no_object_can_refer(
 
 
 def test_invalid_headers_are_an_error_of_the_series(tmp_path: Path) -> None:
-    folder = series(tmp_path, edit=assign("StudyDate", "99999999"))
+    folder = series(tmp_path)
     source = read_source(folder, ANY)
+    del source.headers[1].Rows
     with pytest.raises(InputError) as caught:
         written(source, make_labels(source))
     assert caught.value.code == "dicom-refused" and caught.value.path == str(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import numpy as np
 from kidseg.errors import Finding, InputError, KidsegError, renamed
 from kidseg.geometry import Grid
 from kidseg.io import ReadOptions, kind_of
-from kidseg.io.dicom import acquired, with_options
+from kidseg.io.dicom import Acquired, acquired, with_options
 from kidseg.io.dicom_header import reading
 from kidseg.io.dicom_stack import even_grid
 from kidseg.io.orientation import ras_from_lps
@@ -29,6 +30,14 @@ _MAY_BE_EMPTY = (
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex"),
     *("StudyDate", "StudyTime", "ReferringPhysicianName", "StudyID", "AccessionNumber"),
 )
+# What pydicom and highdicom accept. Source: DICOM PS3.5, 6.2 (DA, TM); PS3.3, C.7.1.1 (sex).
+_DATE = r"\d{4}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])"
+_FORMS = {
+    "PatientBirthDate": _DATE,
+    "PatientSex": "[MFO]",
+    "StudyDate": _DATE,
+    "StudyTime": r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?",
+}
 _UIDS = {
     "StudyInstanceUID": "study_uid",
     "SeriesInstanceUID": "series_uid",
@@ -46,7 +55,7 @@ class SourceSeries:
         headers: pydicom data sets without pixels: one for each single-frame image, in the order of
             the slices, or one multi-frame image.
         native: the grid on which labels are written; the repaired one of a repaired series.
-        is_repaired: the slices of the grid are not the acquired ones.
+        is_acquired: the slices of the grid are exactly the images, or all frames of the file.
         positions_mm: (images or frames, 3) LPS positions of the acquired slices, in order.
         frames: of each of them, the index of its frame in its file.
         findings: of reading the headers.
@@ -55,7 +64,7 @@ class SourceSeries:
     path: Path
     headers: tuple[Dataset, ...]
     native: Grid
-    is_repaired: bool
+    is_acquired: bool
     positions_mm: np.ndarray
     frames: tuple[int, ...]
     findings: tuple[Finding, ...] = ()
@@ -109,17 +118,28 @@ def _read(place: Path, path: Path, options: ReadOptions) -> SourceSeries:
     files = list(dict.fromkeys(plane.path for plane in found.stack.planes))
     headers = [_header(file) for file in files]
     _check(headers, path)
+    findings = [*found.findings, *_without_invalid(headers, path)]
     for header in headers:
         _complete(header, headers[0], found.identifiers)
+        if "NumberOfFrames" not in header and not header.get("SliceThickness"):
+            header.SliceThickness = f"{float(native.spacing_mm[0]):.6g}"
     return SourceSeries(
         path=path,
         headers=tuple(headers),
         native=with_options(native, path, options),
-        is_repaired=found.is_repaired,
+        is_acquired=_is_acquired(found, headers, options),
         positions_mm=found.stack.positions_mm,
         frames=tuple(plane.frame for plane in found.stack.planes),
-        findings=found.findings,
+        findings=tuple(findings),
     )
+
+
+def _is_acquired(found: Acquired, headers: Sequence[Dataset], options: ReadOptions) -> bool:
+    """Are the slices of the grid the images, neither repaired nor placed by the user?"""
+    if found.is_repaired or options.spacing_mm is not None:
+        return False
+    count = sum(int(header.get("NumberOfFrames") or 1) for header in headers)
+    return len(found.stack.planes) == count
 
 
 def _header(file: Path) -> Dataset:
@@ -159,6 +179,24 @@ def _check(headers: Sequence[Dataset], path: Path) -> None:
             code="unsupported-source",
             next_step="Export the series as single images, or request nii or seg.nrrd only.",
         )
+
+
+def _without_invalid(headers: Sequence[Dataset], path: Path) -> list[Finding]:
+    """Empty the elements of the patient and the study that no object may copy; a finding on them.
+
+    Their values are personal, and not said.
+    """
+    invalid: dict[str, None] = {}
+    for header in headers:
+        for name, form in _FORMS.items():
+            value = str(header.get(name) or "")
+            if value and not re.fullmatch(form, value, re.ASCII):
+                setattr(header, name, "")
+                invalid[name] = None
+    if not invalid:
+        return []
+    cause = f"{', '.join(invalid)} is not as DICOM demands; it is left empty in derived objects"
+    return [Finding(code="invalid-element", path=str(path), cause=cause)]
 
 
 def _complete(header: Dataset, first: Dataset, identifiers: Mapping[str, str]) -> None:

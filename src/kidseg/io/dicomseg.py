@@ -93,20 +93,15 @@ def refused(error: Exception, path: Path) -> InputError:
 def _segmentation(
     labels: Volume, schema: LabelSchema, source: SourceSeries, origin: Origin, labelmap: bool
 ) -> Any:
-    from highdicom import UID, PlanePositionSequence
-    from highdicom.content import PixelMeasuresSequence, PlaneOrientationSequence
+    from highdicom import UID
     from highdicom.seg import Segmentation
 
-    matrix = source.lps_from_index
-    step, down, along = matrix[:3, 0], matrix[:3, 1], matrix[:3, 2]
-    spacing = float(np.linalg.norm(down)), float(np.linalg.norm(along))
-    along, down = along / spacing[1], down / spacing[0]
-    apart = abs(float(step @ np.cross(along, down)))
-    places = matrix[:3, 3] + np.outer(np.arange(labels.grid.shape[0]), step)
-    thickness = source.headers[0].get("SliceThickness") or apart
+    numbers = _numbered(labels, schema, labelmap)
+    if source.is_acquired and source.is_multiframe:  # in the order of the frames in the file
+        numbers = numbers[np.argsort(source.frames)]
     return Segmentation(
         source_images=source.headers,
-        pixel_array=_numbered(labels, schema, labelmap),
+        pixel_array=numbers,
         segmentation_type="LABELMAP" if labelmap else "BINARY",
         segment_descriptions=[
             _description(label, label.id if labelmap else k + 1, schema, source, origin)
@@ -122,15 +117,32 @@ def _segmentation(
         device_serial_number=origin.model_sha256[:_LONG_STRING] or "none",
         content_description=RESEARCH_USE,
         content_label="KIDSEG",
-        pixel_measures=PixelMeasuresSequence(
-            pixel_spacing=spacing, slice_thickness=float(thickness), spacing_between_slices=apart
-        ),
-        plane_orientation=PlaneOrientationSequence("PATIENT", [*along, *down]),
-        plane_positions=[PlanePositionSequence("PATIENT", place) for place in places],
         contributing_equipment=[_equipment(origin)],
         series_description=DESCRIPTION,
         specific_character_set="ISO_IR 192",
+        **({} if source.is_acquired else _geometry(source)),
     )
+
+
+def _geometry(source: SourceSeries) -> dict[str, Any]:
+    """Where the frames are, if they are not simply the images."""
+    from highdicom import PlanePositionSequence
+    from highdicom.content import PixelMeasuresSequence, PlaneOrientationSequence
+
+    matrix = source.lps_from_index
+    step, down, along = matrix[:3, 0], matrix[:3, 1], matrix[:3, 2]
+    spacing = float(np.linalg.norm(down)), float(np.linalg.norm(along))
+    along, down = along / spacing[1], down / spacing[0]
+    apart = abs(float(step @ np.cross(along, down)))
+    places = matrix[:3, 3] + np.outer(np.arange(source.native.shape[0]), step)
+    thickness = source.headers[0].get("SliceThickness") or apart
+    return {
+        "pixel_measures": PixelMeasuresSequence(
+            pixel_spacing=spacing, slice_thickness=float(thickness), spacing_between_slices=apart
+        ),
+        "plane_orientation": PlaneOrientationSequence("PATIENT", [*along, *down]),
+        "plane_positions": [PlanePositionSequence("PATIENT", place) for place in places],
+    }
 
 
 def _in_order(schema: LabelSchema) -> list[Label]:
