@@ -185,6 +185,7 @@ def test_missing_identifiers_get_placeholders(tmp_path: Path, name: str) -> None
         ("PatientBirthDate", "unknown"),
         ("StudyTime", "noon"),
         ("PatientSex", "girl"),
+        ("PatientAge", "7 years"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Invalid value for VR")
@@ -252,7 +253,7 @@ def test_names_that_dicom_could_not_hold(tmp_path: Path) -> None:
 def test_a_series_to_which_no_object_can_refer(
     tmp_path: Path, name: str, value: str, code: str
 ) -> None:
-    which = None if name == "SOPInstanceUID" else 2
+    which = None if name == "SOPInstanceUID" else 2  # all images have it, or one has another
     folder = series(tmp_path, edit=assign(name, value, which))
     with pytest.raises(InputError) as caught:
         read_source(folder, REPAIR)
@@ -290,6 +291,13 @@ def test_a_scan_of_another_format_has_no_series(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         read_source(file, ANY)
     assert caught.value.code == "no-dicom-series"
+
+
+def test_identifiers_that_only_the_file_meta_has(tmp_path: Path) -> None:
+    source = read_source(series(tmp_path, edit=assign("SOPInstanceUID", "")), ANY)
+    known = {str(header.file_meta.MediaStorageSOPInstanceUID) for header in source.headers}
+    assert len(known) == 6
+    assert {str(header.SOPInstanceUID) for header in source.headers} == known
 
 
 def test_a_zip_is_read_and_named(tmp_path: Path) -> None:

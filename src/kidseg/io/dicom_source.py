@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,11 +30,12 @@ _MAY_BE_EMPTY = (
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex"),
     *("StudyDate", "StudyTime", "ReferringPhysicianName", "StudyID", "AccessionNumber"),
 )
-# What pydicom and highdicom accept. Source: DICOM PS3.5, 6.2 (DA, TM); PS3.3, C.7.1.1 (sex).
+# What pydicom and highdicom accept. Source: DICOM PS3.5, 6.2 (AS, DA, TM); PS3.3, C.7.1.1 (sex).
 _DATE = r"\d{4}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])"
 _FORMS = {
     "PatientBirthDate": _DATE,
     "PatientSex": "[MFO]",
+    "PatientAge": r"\d{3}[DWMY]",
     "StudyDate": _DATE,
     "StudyTime": r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?",
 }
@@ -107,9 +108,18 @@ def read_source(path: str | Path, options: ReadOptions) -> SourceSeries:
 
     with extracted(path) if kind == "zip" else nullcontext(path) as place:
         try:
-            return _read(place, path, options)
+            source = _read(place, path, options)
         except KidsegError as error:
             raise renamed(error, str(place), str(path)) from error
+    here = {"old": str(place), "new": str(path)}
+    return replace(source, findings=tuple(_moved(f, **here) for f in source.findings))
+
+
+def _moved(finding: Finding, old: str, new: str) -> Finding:
+    """The same finding about another path."""
+    return replace(
+        finding, path=finding.path.replace(old, new), cause=finding.cause.replace(old, new)
+    )
 
 
 def _read(place: Path, path: Path, options: ReadOptions) -> SourceSeries:
@@ -148,6 +158,9 @@ def _header(file: Path) -> Dataset:
     with reading(file):
         header = dcmread(file, stop_before_pixels=True, force=True)
         header.decode()  # texts, by the character set of this file
+    for name in ("SOPClassUID", "SOPInstanceUID"):  # removed by some anonymizers from one place
+        if not header.get(name):
+            setattr(header, name, header.file_meta.get(f"MediaStorage{name}", ""))
     return header
 
 
@@ -204,6 +217,8 @@ def _complete(header: Dataset, first: Dataset, identifiers: Mapping[str, str]) -
     for name in _MAY_BE_EMPTY:
         if header.get(name) is None:
             setattr(header, name, "")
+    if "DeidentificationMethod" in header and not header.DeidentificationMethod:
+        header.DeidentificationMethod = "not stated"  # where it is, it must not be empty
     for name, known in _UIDS.items():
         if not header.get(name):
             setattr(header, name, identifiers[known])

@@ -279,7 +279,9 @@ def _segment_scan(source: Source, run: _Run) -> dict[str, Any]:
         written = write_outputs(folder, files, exported, draw)
         outputs = list(written.files.values())
         left = earlier_outputs(run.index.scans.get(source.name), outputs, run.out)
-        findings = (*scan.findings, *result.findings, *written.findings, *left)
+        of_series = [] if series is None else series.findings
+        noticed = dict.fromkeys((*scan.findings, *of_series))  # both have read the headers
+        findings = (*noticed, *result.findings, *written.findings, *left)
         seconds = {"read": read_s, **result.seconds, **written.seconds}
         entry = {
             "name": source.name,
