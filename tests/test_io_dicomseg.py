@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import shutil
 import subprocess
@@ -283,6 +284,32 @@ def test_multi_frame_files_without_functional_groups(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         read_source(tmp_path, ANY)
     assert caught.value.code == "unsupported-source"
+
+
+def test_frames_of_the_second_phase_in_a_file(tmp_path: Path) -> None:
+    """Both phases have the same positions."""
+    file = enhanced(tmp_path / "a.dcm")
+    dataset = pydicom.dcmread(file)
+    frames, pixels = list(dataset.PerFrameFunctionalGroupsSequence), dataset.pixel_array
+    both = [*frames, *(copy.deepcopy(frame) for frame in frames)]
+    for k, frame in enumerate(both):
+        content = Dataset()
+        content.TemporalPositionIndex = content.FrameAcquisitionNumber = 1 + k // 6
+        frame.FrameContentSequence = [content]
+    dataset.PerFrameFunctionalGroupsSequence, dataset.NumberOfFrames = both, 12
+    dataset.PixelData = np.concatenate(
+        [pixels[:6], pixels[:6] + 300 * (pixels[:6] > 200)]
+    ).tobytes()
+    dataset.save_as(file)
+    source = read_source(file, ReadOptions(values="any", series="3.2"))
+    labels = make_labels(source)
+    made = written(source, labels)
+    assert by_pydicom(made) == truth(source, labels)
+    images = [
+        frame.DerivationImageSequence[0].SourceImageSequence[0].ReferencedFrameNumber
+        for frame in made.PerFrameFunctionalGroupsSequence
+    ]
+    assert {int(number) for number in images} == {8, 10, 11, 12}, "slices 2, 4, 5, 6 of the second"
 
 
 def test_a_scan_of_another_format_has_no_series(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ _UIDS = {
     "SeriesInstanceUID": "series_uid",
     "FrameOfReferenceUID": "frame_of_reference_uid",
 }
+_SAME_SLICE_MM = 0.05
 _GROUPS = ("PlaneOrientationSequence", "PixelMeasuresSequence")
 
 
@@ -74,6 +75,14 @@ class SourceSeries:
     def lps_from_index(self) -> np.ndarray:
         """(4, 4) LPS mm of an index (slice, row, column) of the grid."""
         return np.asarray(ras_from_lps @ self.native.mm_from_index.numpy())
+
+    def image_at(self, place_mm: np.ndarray) -> int | None:
+        """Index of the image or frame in the plane of a LPS position; None if there is none."""
+        matrix = self.lps_from_index
+        normal = np.cross(matrix[:3, 2], matrix[:3, 1])
+        apart = np.abs((self.positions_mm - place_mm) @ (normal / np.linalg.norm(normal)))
+        nearest = int(apart.argmin())
+        return nearest if apart[nearest] <= _SAME_SLICE_MM else None
 
     @property
     def is_multiframe(self) -> bool:

@@ -26,6 +26,7 @@ from kidseg.provenance import RESEARCH_USE
 if TYPE_CHECKING:
     from highdicom.seg import SegmentDescription
     from highdicom.sr import CodedConcept
+    from pydicom import Dataset
 
 __all__ = [
     "DESCRIPTION",
@@ -71,6 +72,8 @@ def write_dicom_segmentation(
         with quiet():
             dataset = _segmentation(labels, schema, source, origin, labelmap)
             dataset.ImageComments = origin.notes
+            if source.is_multiframe and not source.is_acquired:
+                _refer_to_frames(dataset, source)
             if not origin.method:  # optional, and highdicom would have it: claim no algorithm
                 for segment in dataset.SegmentSequence:
                     segment.pop("SegmentationAlgorithmIdentificationSequence", None)
@@ -122,6 +125,21 @@ def _segmentation(
         specific_character_set="ISO_IR 192",
         **({} if source.is_acquired else _geometry(source)),
     )
+
+
+def _refer_to_frames(dataset: Dataset, source: SourceSeries) -> None:
+    """Make frames refer to those of the volume that was segmented.
+
+    highdicom takes the first frame at their position, which may be of another phase in the file.
+    """
+    for item in dataset.PerFrameFunctionalGroupsSequence:
+        place = item.PlanePositionSequence[0].ImagePositionPatient
+        image = source.image_at(np.array(place, dtype=np.float64))
+        for derivation in item.get("DerivationImageSequence") or []:
+            if image is None:
+                item.DerivationImageSequence = []
+            else:
+                derivation.SourceImageSequence[0].ReferencedFrameNumber = source.frames[image] + 1
 
 
 def _geometry(source: SourceSeries) -> dict[str, Any]:

@@ -34,7 +34,6 @@ _COPIED = (
     *("AccessionNumber", "ReferringPhysicianName", "FrameOfReferenceUID"),
 )
 _STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"  # Detached Study Management, as the IOD demands
-_SAME_SLICE_MM = 0.05
 
 
 def contours_of(inside: np.ndarray) -> list[np.ndarray]:
@@ -261,17 +260,12 @@ def _contours(inside: np.ndarray, source: SourceSeries) -> list[Dataset]:
 
 def _images_at(k: int, source: SourceSeries) -> list[Dataset]:
     """A reference to the image in the plane of a slice; none if there is no such image."""
-    matrix = source.lps_from_index
-    normal = np.cross(matrix[:3, 2], matrix[:3, 1])
-    normal /= np.linalg.norm(normal)
-    depth = (matrix @ [k, 0.0, 0.0, 1.0])[:3] @ normal
-    apart = np.abs(source.positions_mm @ normal - depth)
-    nearest = int(apart.argmin())
-    if apart[nearest] > _SAME_SLICE_MM:
+    image = source.image_at((source.lps_from_index @ [k, 0.0, 0.0, 1.0])[:3])
+    if image is None:
         return []
     if source.is_multiframe:
-        return [_reference(source.headers[0], source.frames[nearest])]
-    return [_reference(source.headers[nearest])]
+        return [_reference(source.headers[0], source.frames[image])]
+    return [_reference(source.headers[image])]
 
 
 def _observation(number: int, label: Label, schema: LabelSchema) -> Dataset:
