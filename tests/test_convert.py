@@ -157,6 +157,7 @@ def test_a_repaired_series_needs_the_same_repair(tmp_path: Path) -> None:
         (["pdf"], {}, "unknown-format"),
         ([], {}, "no-formats"),
         (["dicomseg"], {}, "series-required"),
+        (["sr"], {"series": "ct"}, "missing-format"),
         (["stl"], {"series": "ct"}, "series-unused"),
     ],
 )

@@ -70,7 +70,7 @@ def test_a_round_trip_changes_nothing(tmp_path: Path, archive: str, kind: str) -
     source, labels = make_case(tmp_path / "ct", kind)
     for image in (tmp_path / "ct").iterdir():
         ask(f"{archive}/instances", image.read_bytes())
-    files = label_files("a", tmp_path, ["dicomseg", "labelmap", "rtstruct"], SCHEMA)
+    files = label_files("a", tmp_path, ["dicomseg", "labelmap", "rtstruct", "sr"], SCHEMA)
     exported = Exported(
         labels=labels, schema=SCHEMA, origin=ORIGIN, like=source.native, source=source
     )

@@ -31,12 +31,14 @@ if TYPE_CHECKING:
 __all__ = [
     "DESCRIPTION",
     "SERIES_NUMBERS",
+    "concept",
+    "equipment_of",
     "long_string",
     "refused",
     "write_dicom_segmentation",
 ]
 
-SERIES_NUMBERS = {"binary": 9101, "labelmap": 9102, "rtstruct": 9103}
+SERIES_NUMBERS = {"binary": 9101, "labelmap": 9102, "rtstruct": 9103, "report": 9104}
 """Series Numbers of the objects that kidseg adds to a study, by kind."""
 
 DESCRIPTION = "kidseg labels (RESEARCH USE ONLY)"
@@ -120,7 +122,7 @@ def _segmentation(
         device_serial_number=origin.model_sha256[:_LONG_STRING] or "none",
         content_description=RESEARCH_USE,
         content_label="KIDSEG",
-        contributing_equipment=[_equipment(origin)],
+        contributing_equipment=[equipment_of(origin)],
         series_description=DESCRIPTION,
         specific_character_set="ISO_IR 192",
         **({} if source.is_acquired else _geometry(source)),
@@ -222,7 +224,8 @@ def _algorithm(origin: Origin) -> Any:
     )
 
 
-def _equipment(origin: Origin) -> Any:
+def equipment_of(origin: Origin) -> Any:
+    """kidseg as equipment that contributed, with the intended use and the origin."""
     from highdicom import ContributingEquipment
     from pydicom.sr.codedict import codes
 

@@ -50,21 +50,23 @@ class LabelFormat:
         extra: of kidseg that installs what it requires.
         packages: that it requires.
         needs_series: it refers to the images of a DICOM series.
-        is_surface: labels without voxels have none, so that a file may be missing.
+        may_be_missing: without voxels there is no file.
+        needs: the format that it refers to.
     """
 
     ending: str
     extra: str = ""
     packages: tuple[str, ...] = ()
     needs_series: bool = False
-    is_surface: bool = False
+    may_be_missing: bool = False
+    needs: str = ""
 
 
 _DICOM: Mapping[str, Any] = {"extra": "dicom", "needs_series": True}
 _MESH: Mapping[str, Any] = {
     "extra": "mesh",
     "packages": ("skimage", "trimesh"),
-    "is_surface": True,
+    "may_be_missing": True,
 }
 
 FORMATS: Mapping[str, LabelFormat] = {
@@ -75,6 +77,13 @@ FORMATS: Mapping[str, LabelFormat] = {
     "dicomseg": LabelFormat(ending="_seg.dcm", packages=("highdicom",), **_DICOM),
     "labelmap": LabelFormat(ending="_labelmap.dcm", packages=("highdicom",), **_DICOM),
     "rtstruct": LabelFormat(ending="_rtstruct.dcm", packages=("contourpy",), **_DICOM),
+    "sr": LabelFormat(
+        ending="_report.dcm",
+        packages=("highdicom",),
+        needs="dicomseg",
+        may_be_missing=True,
+        **_DICOM,
+    ),
     "stl": LabelFormat(ending="_seg_{label}.stl", **_MESH),
     "obj": LabelFormat(ending="_seg.obj", **_MESH),
     "glb": LabelFormat(ending="_seg.glb", **_MESH),
@@ -99,7 +108,12 @@ class LabelFile:
     @property
     def may_be_missing(self) -> bool:
         """Is there no file if there are no voxels?"""
-        return FORMATS[self.format].is_surface
+        return FORMATS[self.format].may_be_missing
+
+    @property
+    def is_surface(self) -> bool:
+        """Does it contain surfaces?"""
+        return FORMATS[self.format].extra == "mesh"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -140,7 +154,7 @@ def check_formats(formats: Sequence[str]) -> None:
     """Check that labels can be written in these formats, with what is installed.
 
     Raises:
-        UsageError: "unknown-format", "missing-extra".
+        UsageError: "unknown-format", "missing-extra"; "missing-format": one refers to another.
     """
     if unknown := [name for name in formats if name not in FORMATS]:
         raise UsageError(
@@ -149,6 +163,13 @@ def check_formats(formats: Sequence[str]) -> None:
             next_step=f"Choose among {', '.join(FORMATS)}.",
         )
     for name in formats:
+        needed = FORMATS[name].needs
+        if needed and needed not in formats:
+            raise UsageError(
+                f"the format {name} refers to a file of the format {needed}",
+                code="missing-format",
+                next_step=f"Request both: --formats {needed},{name}",
+            )
         missing = [package for package in FORMATS[name].packages if find_spec(package) is None]
         if missing:
             raise UsageError(
@@ -209,14 +230,20 @@ def write_label_files(
     if any(file.format in _CODED for file in files):
         findings += unknown_terms(exported.schema, path)
     surfaces: dict[int, Surface] = {}
-    if any(file.may_be_missing for file in files):
+    if any(file.is_surface for file in files):
         surfaces = _surfaces(exported)
         findings += _surface_findings(exported.schema, surfaces, path)
     written = {}
+    at = {file.format: folder / file.path.name for file in files}
     for file in files:
         temporary = folder / file.path.name
+        if file.format == "sr":  # refers to another, and comes last
+            continue
         if _write(exported, file, temporary, surfaces):
             written[temporary] = file.path
+    for file in (file for file in files if file.format == "sr"):
+        if _write_report(exported, at["dicomseg"], at["sr"]):
+            written[at["sr"]] = file.path
     return WrittenLabels(
         files=written, findings=tuple(findings), facts=_facts(exported.schema, surfaces)
     )
@@ -229,7 +256,7 @@ def _write(
     if file.format in ("nii", "nrrd", "mha"):
         save(exported.labels, temporary, like=exported.like)
         return True
-    if not file.may_be_missing:
+    if not file.is_surface:
         with writing(temporary) as opened:
             _write_segments(exported, file.format, opened)
         return True
@@ -267,6 +294,24 @@ def _write_segments(exported: Exported, kind: str, opened: Any) -> None:
 
     is_map = kind == "labelmap"
     write_dicom_segmentation(labels, schema, source, origin, opened, labelmap=is_map)
+
+
+def _write_report(exported: Exported, segmentation: Path, temporary: Path) -> bool:
+    """Write the volumes of the labels; False if no label has voxels."""
+    from pydicom import dcmread
+
+    from kidseg.io.dicom_report import volumes_of, write_measurement_report
+
+    measures = volumes_of(exported.labels, exported.schema)
+    if not measures:
+        return False
+    assert exported.source is not None
+    known = dcmread(segmentation, stop_before_pixels=True)
+    with writing(temporary) as opened:
+        write_measurement_report(
+            measures, known, exported.schema, exported.source, exported.origin, opened
+        )
+    return True
 
 
 def _surfaces(exported: Exported) -> dict[int, Surface]:
