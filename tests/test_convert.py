@@ -151,6 +151,16 @@ def test_a_repaired_series_needs_the_same_repair(tmp_path: Path) -> None:
     convert(tmp_path / "a.nii.gz", tmp_path / "out", options=REPAIR, **arguments)
 
 
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_files_that_are_not_there(case: Path, dry_run: bool) -> None:
+    options: dict[str, Any] = {"names": NAMES, "dry_run": dry_run}
+    labels, out = case / "child_seg.nii.gz", case / "out"
+    refused("not-found", case / "none.nii.gz", out, formats=["stl"], **options)
+    options |= {"formats": ["rtstruct"], "series": case / "none"}
+    assert refused("not-found", labels, out, **options).path == str(case / "none")
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(
     ("formats", "given", "code"),
     [

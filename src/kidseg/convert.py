@@ -13,7 +13,7 @@ from kidseg.cases.naming import label_name
 from kidseg.cases.segments import uncropped
 from kidseg.errors import Finding, InputError, KidsegError, UsageError, renamed
 from kidseg.geometry import Grid, Volume
-from kidseg.io import ReadOptions, read
+from kidseg.io import ReadOptions, kind_of, read
 from kidseg.io.atomic import (
     check_writable,
     json_bytes,
@@ -100,9 +100,9 @@ def convert(
     check_output_folder(out, "results")
     job = _planned(path, out, formats, names)
     _check_free(job, overwrite)
+    source = None if series is None else _source(Path(series), options)
     if dry_run:
         return {"name": job.name, "outputs": [str(file) for file in job.all]}
-    source = None if series is None else _source(Path(series), options)
     volume, findings = _labels_on(path, job, source)
     check_grid(volume.grid, job.files)
     make_folder(out)
@@ -140,6 +140,7 @@ def _check_call(formats: Sequence[str], series: str | Path | None) -> None:
 def _planned(
     path: Path, out: Path, formats: Sequence[str], names: Mapping[int, str] | None
 ) -> _Job:
+    kind_of(path)  # is it there?
     named, name = named_labels(path, names), label_name(path)
     return _Job(
         name=name,
