@@ -256,6 +256,16 @@ def test_names_are_those_of_the_user_the_file_the_record_or_the_data_set(case: P
     assert made["named_by"] == "names" and "method plain; model SHA-256 ab" in header
 
 
+def test_voxels_that_a_data_set_ignores_are_background(case: Path) -> None:
+    labels = {"background": 0, "kidney": 1, "tumour": 2, "ignore": 5}
+    about = {"labels": labels, "channel_names": {"0": "CT"}, "numTraining": 0}
+    (case / "dataset.json").write_text(json.dumps({**about, "file_ending": ".nii.gz"}))
+    made = convert(case / "child_seg.nii.gz", case / "out", formats=["nrrd"])
+    assert "ignored-voxels" in {warning["code"] for warning in made["warnings"]}
+    before, after = values_of(case / "child_seg.nii.gz"), values_of(case / "out/child_seg.nrrd")
+    assert np.array_equal(after, np.where(before == 5, 0, before)) and (before == 5).any()
+
+
 def test_values_that_have_no_name_are_refused(case: Path) -> None:
     error = refused("unexpected-labels", case / "child_seg.nii.gz", case / "out", formats=["nii"])
     assert "5 (" in error.cause
@@ -275,7 +285,7 @@ def test_bad_names(text: str) -> None:
     for pairs in ([text], ["1=a", "1=b"], ["1=a", "2=a"]):
         with pytest.raises(UsageError) as caught:
             parse_names(pairs)
-        assert caught.value.code == "bad-names"
+        assert caught.value.code == "bad-label"
     assert parse_names(["1= left kidney ", "255=a=b"]) == {1: "left kidney", 255: "a=b"}
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from kidseg.cases.label_names import NamedLabels, named_labels
 from kidseg.cases.label_values import known_labels
 from kidseg.cases.naming import label_name
@@ -174,9 +176,14 @@ def _labels_on(
         InputError: "grid-mismatch".
     """
     scan = read(path, _LABELS)
-    judged = known_labels(scan, job.named.schema.names)
+    ignore = job.named.ignore
+    judged = known_labels(scan, job.named.schema.names, ignore)
     findings = (*scan.findings, *judged.findings)
     volume, native = judged.volume, scan.native if source is None else source.native
+    if ignore is not None and (count := judged.voxels.get(ignore, 0)):
+        volume = Volume(torch.where(volume.data == ignore, 0, volume.data), volume.grid)
+        cause = f"{count} voxels that the data set ignores were written as background"
+        findings = (*findings, Finding(code="ignored-voxels", path=str(path), cause=cause))
     same = reorient(volume, native)
     if not same.grid.same_as(native):
         placed = uncropped(same, native) if job.named.said_by == "segments" else None

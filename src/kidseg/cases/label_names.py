@@ -29,12 +29,14 @@ class NamedLabels:
         schema: of the values.
         said_by: "names" (the user), "segments" (3D Slicer), "result" (`result.json` beside it),
             "dataset" (the data set around it) or "assumed".
+        ignore: value of voxels that the data set excludes.
         record: the entry of the file in `result.json`, if there is one.
         findings: "assumed-names".
     """
 
     schema: LabelSchema
     said_by: str
+    ignore: int | None = None
     record: Mapping[str, Any] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
 
@@ -43,23 +45,24 @@ def parse_names(pairs: Sequence[str]) -> dict[int, str]:
     """{value: name} of texts such as "1=left kidney".
 
     Raises:
-        UsageError: "bad-names".
+        UsageError: "bad-label".
     """
     names: dict[int, str] = {}
     for pair in pairs:
         number, equals, name = pair.partition("=")
-        is_value = number.strip().isdecimal() and 1 <= int(number) <= 255
+        number = number.strip()
+        is_value = number.isascii() and number.isdigit() and 1 <= int(number[:4]) <= 255
         if not (equals and is_value and name.strip()) or int(number) in names:
             raise UsageError(
                 f"'{pair}' does not name one label",
-                code="bad-names",
+                code="bad-label",
                 next_step="Write --label 1=kidney --label 2=tumour, each value (1..255) once.",
             )
         names[int(number)] = name.strip()
     if repeated := [name for name, n in Counter(names.values()).items() if n > 1]:
         raise UsageError(
             f"several labels have the name '{repeated[0]}'",
-            code="bad-names",
+            code="bad-label",
             next_step="Give each label a name of its own.",
         )
     return names
@@ -88,8 +91,10 @@ def named_labels(path: Path, names: Mapping[int, str] | None = None) -> NamedLab
         return NamedLabels(schema=schema, said_by="result", record=record)
     for folder in path.absolute().parents[:2]:
         if (folder / DATASET_JSON).is_file():
-            schema = survey_dataset(folder).dataset.schema
-            return NamedLabels(schema=schema, said_by="dataset")
+            dataset = survey_dataset(folder).dataset
+            return NamedLabels(
+                schema=dataset.schema, said_by="dataset", ignore=dataset.ignore_label
+            )
     known = ", ".join(f"{number} {name}" for number, name in KIDNEY_TUMOUR_CYST.names.items())
     finding = Finding(
         code="assumed-names",
