@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import shutil
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -156,3 +159,23 @@ def test_glb_has_names_and_colours(surfaces: list[Surface]) -> None:
         assert mesh.visual.material.name == label.name
         assert mesh.visual.material.baseColorFactor.tolist() == [*label.rgb, 255]
         assert np.array_equal(scene.graph[label.name][0], np.eye(4)), "numbers are millimetres"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("prusa-slicer") is None, reason="prusa-slicer is not installed")
+def test_a_slicing_program_finds_closed_parts_of_their_size(
+    surfaces: list[Surface], tmp_path: Path
+) -> None:
+    with (tmp_path / "a.stl").open("wb") as file:
+        write_stl(surfaces[0], file)
+    with (tmp_path / "a.obj").open("wb") as file:
+        write_obj([(SCHEMA.labels[0], surfaces[0])], file, "notes")
+    for name in ("a.stl", "a.obj"):
+        command = ["prusa-slicer", "--info", tmp_path / name]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        found = dict(line.split(" = ") for line in said.splitlines() if " = " in line)
+        low, high = bounds_lps(surfaces[0])
+        for axis, size in zip("xyz", high - low, strict=True):
+            assert float(found[f"size_{axis}"]) == pytest.approx(size, abs=1e-3), "millimetres"
+        assert found["manifold"] == "yes"
+        assert float(found["volume"]) == pytest.approx(1000 * surfaces[0].volume_ml, rel=1e-3)
