@@ -31,7 +31,7 @@ ROOMS = [
         "model_file",
     ),
     "phantom",
-    *("compare", "evaluate", "measure", "report", "export", "check", "splits", "cases"),
+    *("compare", "evaluate", "measure", "report", "export", "convert", "check", "splits", "cases"),
     *("nets", "losses", "augment", "style", "body", "postprocess", "metrics"),
     "io",
     "geometry",
@@ -58,9 +58,11 @@ LIGHT = {
     "__init__",
 }
 READERS = {"nibabel", "SimpleITK", "pydicom", "highdicom", "isal", "monai", "matplotlib"}
+READERS |= {"skimage", "trimesh", "contourpy"}
 
 
 # Decoders, which pydicom finds by itself.
+IMPORTED_AS = {"scikit-image": "skimage"}
 DECODERS = {"pyjpegls", "python-gdcm", "pylibjpeg", "pylibjpeg-openjpeg"}
 
 
@@ -137,9 +139,14 @@ def declared() -> dict[str, set[str]]:
     project = tomllib.loads((SOURCE.parents[1] / "pyproject.toml").read_text())["project"]
     lists = {"core": project["dependencies"], **project["optional-dependencies"]}
     return {
-        extra: {re.split(r"[^\w-]", line)[0].lower().replace("_", "-") for line in lines}
+        extra: {_name(line) for line in lines} - {"kidseg"}  # an extra of extras
         for extra, lines in lists.items()
     }
+
+
+def _name(line: str) -> str:
+    name = re.split(r"[^\w-]", line)[0].lower().replace("_", "-")
+    return IMPORTED_AS.get(name, name)
 
 
 @pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(SOURCE)))

@@ -20,7 +20,7 @@ GROUP: Any = typer.main.get_command(app)
 COMMANDS: dict[str, Any] = dict(GROUP.commands)
 
 SEEDED = {"phantom", "export", "store", "train", "compare", "study", "demo"}
-WRITES_MUCH = {"phantom", "export", "store", "train", "segment", "study", "demo"}
+WRITES_MUCH = {"phantom", "export", "store", "train", "segment", "study", "demo", "convert"}
 OVERWRITES = {
     "ensemble",
     "import-nnunet",
@@ -32,6 +32,7 @@ OVERWRITES = {
     "compare",
     "measure",
     "calibrate",
+    "convert",
     "demo",
 }
 """The others write nothing, or go on with what is there."""

@@ -25,6 +25,7 @@ from kidseg.errors import KidsegWarning, ModelError
 from kidseg.header import FORMAT, KEY, read_header, read_sealed, seal, with_blank_seal
 from kidseg.io.atomic import writing
 from kidseg.model_card import CARD, ModelCard
+from kidseg.provenance import RESEARCH_USE
 from kidseg.records import SEAL, SEALED, checked
 
 __all__ = [
@@ -44,7 +45,7 @@ __all__ = [
     "with_description",
 ]
 
-INTENDED_USE = "Research use only. Not a medical device."
+INTENDED_USE = RESEARCH_USE
 
 WEIGHTS, HALF = "weights", "float16"
 """Entry of a model's header, and its value if the file stores weights in half precision."""

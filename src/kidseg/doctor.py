@@ -41,7 +41,13 @@ DECODERS = {
 """Packages with which pydicom reads compressed DICOM, and what each decodes."""
 
 EXTRAS = {
-    "train": (("batchgeneratorsv2",), 'nnU-Net\'s own augmentation (setting augment = "nnunet")')
+    "train": (("batchgeneratorsv2",), 'nnU-Net\'s own augmentation (setting augment = "nnunet")'),
+    "dicom": (("highdicom", "contourpy"), "DICOM SEG and RTSTRUCT"),
+    "mesh": (("scikit-image", "trimesh"), "surfaces: STL, OBJ, GLB"),
+    "clinic": (
+        ("highdicom", "contourpy", "scikit-image", "trimesh"),
+        "all that a clinic needs: the extras dicom and mesh",
+    ),
 }
 """{extra: (its packages, what it is for)}: installed with pip install 'kidseg[EXTRA]'."""
 

@@ -30,6 +30,7 @@ __all__ = [
     "is_out_of_memory",
     "printable",
     "quoted",
+    "renamed",
 ]
 
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -190,6 +191,16 @@ def first_error(findings: Iterable[Finding], step: str = "") -> InputError | Non
         path=first.path or None,
         code=first.code,
         next_step=f"{first.next_step} {step}".strip(),
+    )
+
+
+def renamed(error: KidsegError, old: str, new: str) -> KidsegError:
+    """The same error about another path, such as that of an output instead of a temporary file."""
+    return type(error)(
+        error.cause.replace(old, new),
+        path=None if error.path is None else error.path.replace(old, new),
+        next_step=error.next_step.replace(old, new),
+        code=error.code,
     )
 
 

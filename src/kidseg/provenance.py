@@ -10,7 +10,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-__all__ = ["host", "provenance", "versions"]
+__all__ = ["RESEARCH_USE", "host", "provenance", "versions"]
+
+RESEARCH_USE = "Research use only. Not a medical device."
+"""The intended use, in every file that kidseg writes for people."""
 
 _PACKAGES = ("kidseg", "torch", "numpy")
 _CPU_INFO = Path("/proc/cpuinfo")

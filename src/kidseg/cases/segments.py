@@ -18,12 +18,19 @@ from pathlib import Path
 from kidseg.cases.label_values import LabelValues, known_labels
 from kidseg.cases.relabel import relabelled
 from kidseg.errors import Finding, InputError
-from kidseg.geometry import Grid
+from kidseg.geometry import Grid, Volume
 from kidseg.io import ReadOptions, kind_of, read
 from kidseg.labels import Meaning
 from kidseg.meaning import meaning_of, side_of
 
-__all__ = ["LabelFile", "Segment", "labels_of_segments", "read_label_file", "segments_of"]
+__all__ = [
+    "LabelFile",
+    "Segment",
+    "labels_of_segments",
+    "read_label_file",
+    "segments_of",
+    "uncropped",
+]
 
 _DEFAULT = ReadOptions()
 _FIELD = re.compile(r"Segment(\d{1,6})_(Name|LabelValue|Layer):=(.*)")
@@ -112,7 +119,7 @@ def segments_of(path: Path) -> tuple[Segment, ...]:
     fields: dict[int, dict[str, str]] = {}
     for line in lines:
         if match := _FIELD.fullmatch(line):
-            fields.setdefault(int(match[1]), {})[match[2]] = match[3].strip()
+            fields.setdefault(int(match[1]), {})[match[2]] = _unescaped(match[3].strip())
     named = [fields[number] for number in sorted(fields)]
     # Early versions of 3D Slicer store each segment in a layer of its own, without a value.
     layers = [entry.get("Layer", str(k)) for k, entry in enumerate(named)]
@@ -132,6 +139,35 @@ def segments_of(path: Path) -> tuple[Segment, ...]:
     if len(set(values)) != len(values):
         raise _bad(f"two of its segments have the same value: {values}", path)
     return segments
+
+
+def _unescaped(text: str) -> str:
+    """The value of a key in an NRRD header, where a backslash is written as two."""
+    return text.replace("\\\\", "\\")
+
+
+def uncropped(labels: Volume, whole: Grid, tolerance_mm: float = 1e-3) -> Volume | None:
+    """A cropped segmentation on the grid of its scan, whose other voxels are background.
+
+    Args:
+        labels: (1, slices, rows, columns), in the voxel order of `whole`.
+        whole: volumetric.
+        tolerance_mm: as in `Grid.same_as`.
+
+    Returns:
+        None if the voxels are not voxels of the grid.
+    """
+    start = [round(i) for i in whole.index(labels.grid.mm([0.0, 0.0, 0.0])).tolist()]
+    shape = labels.grid.shape
+    ends = zip(start, shape, whole.shape, strict=True)
+    if not all(low >= 0 and low + n <= total for low, n, total in ends):
+        return None
+    if not whole.crop(start, shape).same_as(labels.grid, tolerance_mm):
+        return None
+    data = labels.data.new_zeros((1, *whole.shape))
+    box = tuple(slice(low, low + n) for low, n in zip(start, shape, strict=True))
+    data[0][box] = labels.data[0]
+    return Volume(data, whole)
 
 
 def labels_of_segments(

@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from kidseg.cli.conversion import convert
 from kidseg.cli.data import check, demo, export, phantom, store
 from kidseg.cli.derived import calibrate, ensemble, import_nnunet
 from kidseg.cli.machine import doctor
@@ -40,6 +41,7 @@ for command in (
     store,
     train,
     segment,
+    convert,
     evaluate,
     compare,
     measure,

@@ -18,6 +18,7 @@ from kidseg.cli.options import (
     Cyst,
     Device,
     DryRun,
+    Formats,
     Jobs,
     Method,
     Overwrite,
@@ -125,7 +126,7 @@ def segment(
     input_: Annotated[
         list[Path] | None, typer.Option("--input", "-i", help="The same as an option.")
     ] = None,
-    formats: Annotated[str, typer.Option(help="Formats of the labels: nii,nrrd,mha.")] = "nii",
+    formats: Formats = "nii",
     figures: Annotated[
         bool, typer.Option("--figures", help="Also draw the steps for each scan.")
     ] = False,

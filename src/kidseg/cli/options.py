@@ -17,6 +17,7 @@ __all__ = [
     "Cyst",
     "Device",
     "DryRun",
+    "Formats",
     "Jobs",
     "Method",
     "Overwrite",
@@ -97,6 +98,13 @@ Spacing = Annotated[
 ]
 Series = Annotated[str | None, typer.Option(help="DICOM series: number, 3.2, or UID.")]
 Repair = Annotated[bool, typer.Option("--repair", help="Fix DICOM geometry where safe.")]
+Formats = Annotated[
+    str,
+    typer.Option(
+        help="Formats of the labels, such as nii,seg.nrrd: nii, nrrd, mha, seg.nrrd (3D Slicer),"
+        " dicomseg, labelmap, rtstruct, sr (of a DICOM series), stl, obj, glb (surfaces)."
+    ),
+]
 Cyst = Annotated[
     Literal["tumour", "kidney", "background"] | None, typer.Option(help="What a cyst counts as.")
 ]

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from kidseg.cases.segments import read_label_file
+from kidseg.cases.segments import read_label_file, uncropped
 from kidseg.errors import Finding, InputError
 from kidseg.evaluate.pairs import Pair
-from kidseg.geometry import Grid
+from kidseg.geometry import Grid, Volume
 from kidseg.labels import Meaning
 
 __all__ = ["KnownLabels", "LabelPair", "read_pair"]
@@ -130,16 +131,10 @@ def _within(labels: _Labels, whole: _Labels) -> _Labels:
     """A cropped segmentation on the grid of the other labels; any other labels unchanged."""
     if not labels.is_segmentation or labels.grid.same_as(whole.grid, _SAME_GRID_MM):
         return labels
-    start = [round(i) for i in whole.grid.index(labels.grid.mm([0.0, 0.0, 0.0])).tolist()]
-    shape = labels.grid.shape
-    ends = zip(start, shape, whole.grid.shape, strict=True)
-    if not all(low >= 0 and low + n <= total for low, n, total in ends):
+    small = Volume(torch.from_numpy(labels.data)[None], labels.grid)
+    if (placed := uncropped(small, whole.grid, _SAME_GRID_MM)) is None:
         return labels
-    if not whole.grid.crop(start, shape).same_as(labels.grid, _SAME_GRID_MM):
-        return labels
-    data = np.zeros(whole.grid.shape, labels.data.dtype)
-    data[tuple(slice(low, low + n) for low, n in zip(start, shape, strict=True))] = labels.data
-    return replace(labels, data=data, grid=whole.grid)
+    return replace(labels, data=placed.data[0].numpy(), grid=whole.grid)
 
 
 def _check_same_grid(predicted: _Labels, reference: _Labels) -> None:

@@ -6,12 +6,21 @@ import json
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from kidseg.errors import DISK_FULL, InputError, KidsegError, ResourceError, UsageError
+from kidseg.errors import (
+    DISK_FULL,
+    InputError,
+    KidsegError,
+    ResourceError,
+    UsageError,
+    converted,
+    renamed,
+)
 
 __all__ = [
     "check_writable",
@@ -19,7 +28,9 @@ __all__ = [
     "file_in_the_way",
     "json_bytes",
     "make_folder",
+    "place_with_record",
     "remove_leftovers",
+    "staging",
     "write_json",
     "write_text",
     "writing",
@@ -93,6 +104,56 @@ def writing(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
         # An error of another file, such as the input, names that file.
         if error.filename in (None, str(temporary)):
             raise _converted(path, error, "it cannot be written") from error
+        raise
+
+
+@contextmanager
+def staging(out: Path) -> Iterator[Path]:
+    """A folder for temporary files beside the outputs; removed in the end.
+
+    Errors name the outputs, not the temporary files.
+
+    Raises:
+        ResourceError: "disk-full".
+        InputError: "not-accessible".
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix=".kidseg-", dir=out) as name:
+            try:
+                yield Path(name)
+            except KidsegError as error:
+                raise renamed(error, name, str(out)) from error
+    except OSError as error:
+        known = converted(error, out)
+        assert known is not None
+        raise known from error
+
+
+def place_with_record(record: Path, data: bytes, files: Mapping[Path, Path]) -> None:
+    """Move complete files into place and write the record of them, replacing earlier ones.
+
+    Stopped between, the new files are removed.
+
+    Args:
+        record: to write.
+        data: its content.
+        files: {temporary file: file to be}, on the same file system.
+
+    Raises:
+        UsageError, InputError, ResourceError: as `writing`; nothing has been moved.
+    """
+    new = [output for output in files.values() if not output.exists()]
+    try:
+        with writing(record, overwrite=True) as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            for temporary, output in files.items():
+                temporary.replace(output)
+    except BaseException:  # such as KeyboardInterrupt
+        if not record.is_file() or record.read_bytes() != data:
+            for output in new:
+                output.unlink(missing_ok=True)
         raise
 
 

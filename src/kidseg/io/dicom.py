@@ -8,6 +8,8 @@ identical duplicates, gaps of up to 15 mm, and gantry tilt.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -35,7 +37,15 @@ from kidseg.io.dicom_stack import (
 from kidseg.io.dicom_write import write_series
 from kidseg.io.scan import ReadOptions, Scan, scan_of
 
-__all__ = ["Series", "list_series", "read_series", "write_series"]
+__all__ = [
+    "Acquired",
+    "Series",
+    "acquired",
+    "list_series",
+    "read_series",
+    "with_options",
+    "write_series",
+]
 
 _DEFAULT = ReadOptions()
 _NAMED = 5
@@ -69,6 +79,54 @@ def read_series(path: str | Path, options: ReadOptions = _DEFAULT) -> Scan:
         ResourceError: "not-enough-memory".
     """
     path = Path(path)
+    found = acquired(path, options)
+    stack, native, uneven = found.stack, found.native, found.uneven
+    findings = list(found.findings)
+    values, stored, padded = decode(stack.planes, found.series.images, stack.shape, path, options)
+    findings += [*_tilt_tag(stack, found.series, path), *_single(stack, native, path), *padded]
+    is_joined = any(f.code in _JOINED for f in findings)
+    findings += _unlike_neighbours(values, stack, path, is_joined=is_joined)
+    if found.is_repaired:
+        values, native, repaired = _repaired(values, stack, path, options, uneven)
+        findings += repaired
+    return scan_of(
+        values,
+        with_options(native, path, options),
+        path=path,
+        format="dicom",
+        options=options,
+        stored=stored,
+        modality=found.series.modality or "unknown",
+        findings=findings,
+        facts={**series_facts(found.series), **found.identifiers},
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Acquired:
+    """The planes of a series, checked and sorted, without their pixels.
+
+    Attributes:
+        series: that was chosen.
+        stack: its planes, one at each position.
+        native: the grid of an even stack, sheared if the gantry was tilted.
+        uneven: what is repaired if the stack is not even; otherwise None.
+        is_repaired: the values are resampled onto `dicom_stack.even_grid`.
+        identifiers: see `dicom_series.identity`.
+        findings: so far.
+    """
+
+    series: Series
+    stack: Stack
+    native: Grid
+    uneven: InputError | None
+    is_repaired: bool
+    identifiers: Mapping[str, str]
+    findings: tuple[Finding, ...]
+
+
+def acquired(path: Path, options: ReadOptions) -> Acquired:
+    """Choose, check and sort the planes that `read_series` reads; errors as there."""
     apart_mm = None if options.spacing_mm is None else options.spacing_mm[0]
     images, others = find_images(path, apart_mm)
     if not images:
@@ -84,31 +142,26 @@ def read_series(path: str | Path, options: ReadOptions = _DEFAULT) -> Scan:
     stack, dropped = _without_duplicates(stack, series, path, options)
     check_line(stack, path)
     uneven = gap_error(stack, path)
-    is_joined = any(f.code in _JOINED for f in findings)
-    if uneven is not None and (is_joined or not options.repair):
+    if uneven is not None and (any(f.code in _JOINED for f in findings) or not options.repair):
         raise uneven
     native = native_grid(stack, path)
     tilted = _is_tilted(stack, native, path, options) if uneven is None else stack.tilt_deg > 0
-    values, stored, padded = decode(stack.planes, series.images, shape, path, options)
-    findings += [*dropped, *_tilt_tag(stack, series, path), *_single(stack, native, path), *padded]
-    findings += _unlike_neighbours(values, stack, path, is_joined=is_joined)
-    if uneven is not None or tilted:
-        values, native, repaired = _repaired(values, stack, path, options, uneven)
-        findings += repaired
-    if options.spacing_mm is not None:
-        matrix = checks.with_spacing(native.mm_from_index, options.spacing_mm, path)
-        native = Grid(native.shape, matrix)
-    return scan_of(
-        values,
-        native,
-        path=path,
-        format="dicom",
-        options=options,
-        stored=stored,
-        modality=series.modality or "unknown",
-        findings=findings,
-        facts={**series_facts(series), **identifiers},
+    return Acquired(
+        series=series,
+        stack=stack,
+        native=native,
+        uneven=uneven,
+        is_repaired=uneven is not None or tilted,
+        identifiers=identifiers,
+        findings=(*findings, *dropped),
     )
+
+
+def with_options(native: Grid, path: Path, options: ReadOptions) -> Grid:
+    """The native grid with the requested spacing, if there is one."""
+    if options.spacing_mm is None:
+        return native
+    return Grid(native.shape, checks.with_spacing(native.mm_from_index, options.spacing_mm, path))
 
 
 def _no_dicom(path: Path, others: list[Path]) -> InputError:

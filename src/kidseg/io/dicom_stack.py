@@ -27,6 +27,7 @@ __all__ = [
     "Stack",
     "arrange",
     "check_line",
+    "even_grid",
     "gap_error",
     "group_coincident",
     "native_grid",
@@ -342,6 +343,25 @@ def _matrix(stack: Stack, step: np.ndarray, first: np.ndarray) -> Tensor:
     return torch.from_numpy(ras_from_lps @ lps_from_index)
 
 
+def even_grid(stack: Stack, path: Path) -> Grid:
+    """The orthogonal grid with evenly spaced slices onto which a stack is repaired.
+
+    Raises:
+        InputError: "gap-too-wide".
+    """
+    gaps = np.diff(stack.depth_mm)
+    if gaps.max() > _MAX_GAP_MM:
+        raise InputError(
+            f"a gap of {gaps.max():.1f} mm is too wide to interpolate (the limit is "
+            f"{_MAX_GAP_MM:g} mm)",
+            path=path,
+            code="gap-too-wide",
+            next_step="Export the complete series again.",
+        )
+    even = gap_error(stack, path) is None
+    return _orthogonal_grid(stack, len(stack.planes) if even else _even_count(gaps), path)
+
+
 def resample_evenly(
     values: Tensor, stack: Stack, path: Path, *, labels: bool = False, fill: float
 ) -> Volume:
@@ -364,19 +384,10 @@ def resample_evenly(
     """
     depth = stack.depth_mm
     gaps = np.diff(depth)
-    if gaps.max() > _MAX_GAP_MM:
-        raise InputError(
-            f"a gap of {gaps.max():.1f} mm is too wide to interpolate (the limit is "
-            f"{_MAX_GAP_MM:g} mm)",
-            path=path,
-            code="gap-too-wide",
-            next_step="Export the complete series again.",
-        )
-    even = gap_error(stack, path) is None
-    target = _orthogonal_grid(stack, len(depth) if even else _even_count(gaps), path)
+    target = even_grid(stack, path)
     checks.check_memory(2 * 4 * math.prod(target.shape), path)
     mode: Literal["linear", "nearest"] = "nearest" if labels else "linear"
-    if even:
+    if gap_error(stack, path) is None:
         return resample(Volume(values, native_grid(stack, path)), target, mode=mode, fill=fill)
     parts = []
     for k, position in enumerate(np.linspace(depth[0], depth[-1], target.shape[0])):

@@ -8,7 +8,9 @@ https://teem.sourceforge.net/nrrd/format.html.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO
 
 import numpy as np
@@ -34,6 +36,7 @@ from kidseg.io.voxels import (
 
 __all__ = ["describe_nrrd", "write_nrrd"]
 
+_NO_FIELDS: Mapping[str, str] = MappingProxyType({})
 _TYPES = {
     "int8": ("signed char", "int8", "int8_t"),
     "uint8": ("unsigned char", "uchar", "uint8", "uint8_t"),
@@ -73,12 +76,26 @@ _SPACES = {
 _MILLIMETRE = {"mm", "millimeter", "millimeters", "millimetre", "millimetres", "", "???"}
 
 
-def write_nrrd(volume: Volume, file: BinaryIO) -> None:
-    """Write one channel in its native voxel order, gzip, in LPS as ITK and 3D Slicer do."""
+def write_nrrd(
+    volume: Volume,
+    file: BinaryIO,
+    *,
+    comment: str = "",
+    fields: Mapping[str, str] = _NO_FIELDS,
+) -> None:
+    """Write one channel in its native voxel order, gzip, in LPS as ITK and 3D Slicer do.
+
+    Args:
+        volume: one channel.
+        file: to write to.
+        comment: a line; no comment if empty.
+        fields: key/value pairs; each a line.
+    """
     array = stored_array(volume.data[0])
     affine = ras_from_lps @ affine_of_grid(volume.grid)
     lines = [
         "NRRD0004",
+        *([f"# {comment}"] if comment else []),
         f"type: {_TYPES[array.dtype.newbyteorder('=').name][0]}",
         "dimension: 3",
         "space: left-posterior-superior",
@@ -88,8 +105,9 @@ def write_nrrd(volume: Volume, file: BinaryIO) -> None:
         "endian: little",
         "encoding: gzip",
         f"space origin: {_vector(affine[:3, 3])}",
+        *(f"{key}:={value}" for key, value in fields.items()),
     ]
-    file.write(("\n".join(lines) + "\n\n").encode("ascii"))
+    file.write(("\n".join(lines) + "\n\n").encode("utf-8"))
     write_gzip(file, memoryview(array.data).cast("B"))
 
 

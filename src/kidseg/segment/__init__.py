@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,9 @@ from kidseg.errors import (
     converted,
 )
 from kidseg.io import ReadOptions
+from kidseg.io.atomic import staging
+from kidseg.io.dicom_source import read_source
+from kidseg.io.label_formats import FORMATS, check_formats, check_grid
 from kidseg.io.output import check_output_folder
 from kidseg.model_file import STARTER, STARTER_USE, is_starter
 from kidseg.provenance import provenance
@@ -25,14 +29,13 @@ from kidseg.segment.adaptation import Adapt
 from kidseg.segment.identity import digest_of, done_before, is_same_call, reading_of
 from kidseg.segment.index import Index, read_index, record_failure, record_scan
 from kidseg.segment.outputs import (
-    FORMATS,
     Outputs,
-    check_grid,
     check_outputs,
+    draw_figure,
     earlier_outputs,
+    exported_labels,
     outputs_of,
     prepare_folder,
-    staging,
     write_outputs,
 )
 from kidseg.segment.predictor import Predictor, Segmentation, load_predictor
@@ -103,7 +106,7 @@ def segment(
         scans: files, folders, data sets and patterns; see `find_scans`.
         model: a model file, a run folder, or a predictor; "starter" or None for the starter.
         out: folder; created if missing.
-        formats: keys of `FORMATS`.
+        formats: keys of `FORMATS`. Some need a DICOM series, some an extra of kidseg.
         device: for a model file; see `choose_device`.
         adapt: for a model file: "norm" takes the statistics of its batch norms from each scan,
             "none" from the training; None: as the model file says, or else "none".
@@ -124,10 +127,11 @@ def segment(
         With `dry_run`, the name, path and output files of each scan that would be segmented.
 
     Raises:
-        UsageError: "unknown-format", "no-scans", "same-name" (two scans would write the same file),
-            "output-exists" (with `resume`, also if a result is of another scan of the same name,
-            another model or other options of reading), "other-folder" (`out` is a data set, a
-            store, ...), "reference-unused" (without figures); see `find_references`, `find_model`.
+        UsageError: "unknown-format", "missing-extra", "no-scans", "same-name" (two scans would
+            write the same file), "output-exists" (with `resume`, also if a result is of another
+            scan of the same name, another model or other options of reading), "other-folder"
+            (`out` is a data set, a store, ...), "reference-unused" (without figures); see
+            `find_references`, `find_model`.
         InputError: see `find_scans`, `find_references`; "not-writable".
         ModelError: see `find_model`, `load_predictor`, `read_index`.
         ResourceError: "disk-full".
@@ -145,7 +149,9 @@ def segment(
     options = replace(options or ReadOptions(), values=values)
     sources = find_scans(scans, len(channels), options, without=out)
     index = read_index(out)
-    outputs = {s.name: outputs_of(s.name, out, formats, figure=figures) for s in sources}
+    outputs = {
+        s.name: outputs_of(s.name, out, formats, predictor.schema, figure=figures) for s in sources
+    }
     known: dict[str, dict[str, Any]] = {}
     todo: Sequence[Source] = sources
     if resume:
@@ -225,12 +231,7 @@ def _check_call(
             code="reference-unused",
             next_step="Request figures too; to score labels, use 'kidseg evaluate'.",
         )
-    if unknown := [name for name in formats if name not in FORMATS]:
-        raise UsageError(
-            f"labels cannot be written as {', '.join(unknown)}",
-            code="unknown-format",
-            next_step=f"Choose among {', '.join(FORMATS)}.",
-        )
+    check_formats(formats)
     if not scans or not formats:
         raise UsageError("no scans or no formats are given", code="no-scans")
 
@@ -279,27 +280,43 @@ def _segment_scan(source: Source, run: _Run) -> dict[str, Any]:
         options = replace(options, series=source.series)
     start = time.perf_counter()
     scan = read_scan(source.path, predictor.method.plan.channels, options, source.case)
-    check_grid(scan.first.native, files)
+    check_grid(scan.first.native, files.labels)
+    series = read_source(source.path, options) if files.needs_series else None
     known = None
     if (labels := run.references.get(source.name)) is not None:
         known = labels.on(scan.volume.grid, replace(options, series=None, volume=None))
     read_s = time.perf_counter() - start
     result = predictor(scan.volume, str(source.path))
+    digest = digest_of(source, len(predictor.method.plan.channels), run.options)
+    exported = exported_labels(result.labels, scan, predictor, options, digest, series)
+    draw = partial(
+        draw_figure,
+        name=source.name,
+        scan=scan,
+        result=result,
+        predictor=predictor,
+        known=known,
+    )
     with staging(run.out) as folder:
-        written = write_outputs(folder, files, source.name, scan, result, predictor, options, known)
+        written = write_outputs(folder, files, exported, draw)
         outputs = list(written.files.values())
         left = earlier_outputs(run.index.scans.get(source.name), outputs, run.out)
-        findings = (*scan.findings, *result.findings, *written.findings, *left)
+        of_series = [] if series is None else series.findings
+        noticed = dict.fromkeys((*scan.findings, *of_series))  # both have read the headers
+        findings = (*noticed, *result.findings, *written.findings, *left)
         seconds = {"read": read_s, **result.seconds, **written.seconds}
         entry = {
             "name": source.name,
             "path": str(source.path),
             **({} if source.series is None else {"series_uid": source.series}),
-            "sha256": digest_of(source, len(predictor.method.plan.channels), run.options),
+            "sha256": digest,
             "reading": reading_of(run.options),
             "outputs": [file.name for file in outputs],
+            "formats": files.formats,
+            "labels": {str(number): name for number, name in predictor.schema.names.items()},
             **run.facts(),
             **result.facts,
+            **written.facts,
             "warnings": [finding.as_dict() for finding in findings],
             "seconds": {name: round(value, 4) for name, value in seconds.items()},
         }

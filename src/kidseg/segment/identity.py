@@ -93,7 +93,7 @@ def done_before(
             other = "another scan of this name"
         if other:
             others.append((source, other))
-        if not other and all(file.is_file() for file in outputs[source.name].all):
+        if not other and outputs[source.name].are_there(entry):
             known[source.name] = dict(entry)
         else:
             todo.append(source)
@@ -102,7 +102,7 @@ def done_before(
         more = f", and {len(others) - 1} more are of others" if len(others) > 1 else ""
         raise UsageError(
             f"the result '{source.name}' is of {other}{more}",
-            path=outputs[source.name].labels[0].with_name(RESULT),
+            path=outputs[source.name].all[0].with_name(RESULT),
             code="output-exists",
             next_step="Choose another folder, or replace the result with --overwrite.",
         )

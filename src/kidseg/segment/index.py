@@ -16,7 +16,7 @@ from typing import Any
 
 from kidseg.checkpoint import INTENDED_USE
 from kidseg.errors import InputError, ModelError, UsageError
-from kidseg.io.atomic import json_bytes, writing
+from kidseg.io.atomic import json_bytes, place_with_record
 
 __all__ = ["RESULT", "Index", "read_index", "record_failure", "record_scan"]
 
@@ -127,22 +127,8 @@ def record_failure(folder: Path, entry: Entry) -> None:
 
 
 def _write(folder: Path, index: Index, written: Mapping[Path, Path]) -> None:
-    """Move outputs into place and write the index; stopped between, new outputs are removed."""
-    path = folder / RESULT
-    data = json_bytes(index.as_dict())
-    new = [output for output in written.values() if not output.exists()]
-    try:
-        with writing(path, overwrite=True) as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            for temporary, output in written.items():
-                temporary.replace(output)
-    except BaseException:  # such as KeyboardInterrupt
-        if not path.is_file() or path.read_bytes() != data:
-            for output in new:
-                output.unlink(missing_ok=True)
-        raise
+    """Move outputs into place and write the index."""
+    place_with_record(folder / RESULT, json_bytes(index.as_dict()), written)
 
 
 @contextmanager

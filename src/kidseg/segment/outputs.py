@@ -3,42 +3,39 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kidseg.errors import Finding, InputError, KidsegError, ResourceError, UsageError, converted
+from kidseg.errors import Finding, InputError, ResourceError, UsageError
 from kidseg.geometry import Grid, Volume, resample
-from kidseg.io import ReadOptions, read_grid, save
+from kidseg.io import ReadOptions, read_grid
 from kidseg.io.atomic import check_writable, make_folder
+from kidseg.io.dicom_source import SourceSeries
+from kidseg.io.label_formats import FORMATS, Exported, LabelFile, label_files, write_label_files
 from kidseg.io.orientation import reorient
+from kidseg.io.origin import Origin
+from kidseg.labels import LabelSchema
 from kidseg.segment.index import RESULT, Index
 from kidseg.segment.predictor import Predictor, Segmentation
 from kidseg.segment.scans import ScanFiles
 from kidseg.segment.sources import Source
 
 __all__ = [
-    "FORMATS",
     "Outputs",
     "Written",
-    "check_grid",
     "check_outputs",
+    "draw_figure",
     "earlier_outputs",
+    "exported_labels",
     "outputs_of",
     "prepare_folder",
-    "staging",
     "write_outputs",
 ]
 
-FORMATS = {"nii": ".nii.gz", "nrrd": ".nrrd", "mha": ".mha"}
-"""File extensions of the label volume formats."""
-
 _NAME_BYTES = 255  # limit of a file name on all common file systems
-_NIFTI_SIDE = 32767  # its sizes are 16-bit integers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,17 +43,41 @@ class Outputs:
     """The output files of a scan.
 
     Attributes:
-        labels: a file for each format.
+        labels: the files of each format.
         figure: of the steps; None if not requested.
     """
 
-    labels: tuple[Path, ...]
+    labels: tuple[LabelFile, ...]
     figure: Path | None
 
     @property
     def all(self) -> list[Path]:
         """All files."""
-        return [*self.labels, *([] if self.figure is None else [self.figure])]
+        figure = [] if self.figure is None else [self.figure]
+        return [*(file.path for file in self.labels), *figure]
+
+    @property
+    def formats(self) -> list[str]:
+        """The formats of the labels."""
+        return list(dict.fromkeys(file.format for file in self.labels))
+
+    @property
+    def needs_series(self) -> bool:
+        """Does a format refer to a DICOM series?"""
+        return any(FORMATS[name].needs_series for name in self.formats)
+
+    def are_there(self, entry: Mapping[str, Any]) -> bool:
+        """Are all files there that the result with this entry has?
+
+        A surface may be missing if the result was written in its format.
+        """
+
+        def is_there(file: LabelFile) -> bool:
+            is_empty = file.format in entry.get("formats", ()) and file.may_be_missing
+            return file.path.is_file() or (is_empty and file.path.name not in entry["outputs"])
+
+        figure = self.figure is None or self.figure.is_file()
+        return figure and all(map(is_there, self.labels))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,19 +86,23 @@ class Written:
 
     Attributes:
         files: {temporary file: output}.
-        findings: "no-figure".
+        findings: "no-figure", and those of `write_label_files`.
         seconds: wall time of each kind of output.
+        facts: see `kidseg.io.label_formats.WrittenLabels`.
     """
 
     files: Mapping[Path, Path]
     findings: tuple[Finding, ...]
     seconds: Mapping[str, float]
+    facts: Mapping[str, Any]
 
 
-def outputs_of(name: str, out: Path, formats: Sequence[str], *, figure: bool) -> Outputs:
-    """The output files of a scan of this name."""
+def outputs_of(
+    name: str, out: Path, formats: Sequence[str], schema: LabelSchema, *, figure: bool
+) -> Outputs:
+    """The output files of a scan of this name, whose labels have this schema."""
     return Outputs(
-        labels=tuple(out / f"{name}_seg{FORMATS[kind]}" for kind in dict.fromkeys(formats)),
+        labels=label_files(name, out, formats, schema),
         figure=out / f"{name}_steps.png" if figure else None,
     )
 
@@ -152,89 +177,66 @@ def prepare_folder(out: Path) -> None:
     check_writable(out / RESULT, overwrite=True)
 
 
-def check_grid(native: Grid, outputs: Outputs) -> None:
-    """Check that labels on this grid can be written in the formats.
+def exported_labels(
+    labels: Volume,
+    scan: ScanFiles,
+    predictor: Predictor,
+    options: ReadOptions,
+    scan_sha256: str,
+    source: SourceSeries | None,
+) -> Exported:
+    """Labels with all that their files say of them, on the scan's own voxels.
 
-    Raises:
-        UsageError: "too-large-for-nifti".
+    Args:
+        labels: (1, slices, rows, columns) uint8 on the grid of the scan.
+        scan: as read.
+        predictor: that segmented it.
+        options: of reading.
+        scan_sha256: its digest.
+        source: its DICOM series, if an output refers to it.
     """
-    for file in outputs.labels:
-        if file.name.endswith(".nii.gz") and max(native.shape) > _NIFTI_SIDE:
-            raise UsageError(
-                f"the scan has {max(native.shape)} voxels along an axis, too many for NIfTI",
-                path=file,
-                code="too-large-for-nifti",
-                next_step="Use --formats nrrd or mha.",
-            )
-
-
-@contextmanager
-def staging(out: Path) -> Iterator[Path]:
-    """A folder for temporary files beside the outputs; removed in the end.
-
-    Errors name the outputs, not the temporary files.
-
-    Raises:
-        ResourceError: "disk-full".
-        InputError: "not-accessible".
-    """
-    try:
-        with tempfile.TemporaryDirectory(prefix=".kidseg-", dir=out) as name:
-            try:
-                yield Path(name)
-            except KidsegError as error:
-                raise _renamed(error, name, str(out)) from error
-    except OSError as error:
-        known = converted(error, out)
-        assert known is not None
-        raise known from error
+    native = scan.first.native
+    if not reorient(labels, native).grid.same_as(native):  # slightly sheared
+        labels = resample(labels, native, mode="nearest")
+    return Exported(
+        labels=Volume(reorient(labels, native).data.contiguous(), native),
+        schema=predictor.schema,
+        origin=Origin(
+            method=predictor.method.name, model_sha256=predictor.sha256, scan_sha256=scan_sha256
+        ),
+        like=_like(scan, options),
+        source=source,
+    )
 
 
 def write_outputs(
-    folder: Path,
-    outputs: Outputs,
-    name: str,
-    scan: ScanFiles,
-    result: Segmentation,
-    predictor: Predictor,
-    options: ReadOptions,
-    known: tuple[Volume, Volume | None] | None,
+    folder: Path, outputs: Outputs, exported: Exported, draw: Callable[[Path], Finding | None]
 ) -> Written:
     """Write labels and figure into a temporary folder.
 
     Args:
-        folder: see `staging`.
+        folder: see `kidseg.io.atomic.staging`.
         outputs: where they belong.
-        name: of the scan.
-        scan: as read.
-        result: of its segmentation.
-        predictor: that segmented it.
-        options: of reading.
-        known: reference labels and voxels to ignore, for the figure.
+        exported: the labels.
+        draw: writes the figure; see `draw_figure`.
 
     Raises:
-        InputError, ResourceError: see `kidseg.io.save`.
+        InputError, ResourceError: see `write_label_files`.
     """
-    files, findings = {}, []
     start = time.perf_counter()
-    native = scan.first.native
-    labels = result.labels
-    if not reorient(labels, native).grid.same_as(native):  # slightly sheared
-        labels = resample(labels, native, mode="nearest")
-    like = _like(scan, options)
-    for file in outputs.labels:
-        files[save(labels, folder / file.name, like=like)] = file
+    written = write_label_files(exported, outputs.labels, folder)
+    files, findings = dict(written.files), list(written.findings)
     seconds = {"write": time.perf_counter() - start}
     if outputs.figure is not None:
         start = time.perf_counter()
         drawn = folder / outputs.figure.name
-        finding = _draw(drawn, name, scan, result, predictor, known)
+        finding = draw(drawn)
         seconds["figure"] = time.perf_counter() - start
         if finding is None:
             files[drawn] = outputs.figure
         else:
             findings.append(finding)
-    return Written(files=files, findings=tuple(findings), seconds=seconds)
+    return Written(files=files, findings=tuple(findings), seconds=seconds, facts=written.facts)
 
 
 def earlier_outputs(
@@ -267,15 +269,25 @@ def _like(scan: ScanFiles, options: ReadOptions) -> Path | Grid:
     return first.path if same else native
 
 
-def _draw(
+def draw_figure(
     file: Path,
+    *,
     name: str,
     scan: ScanFiles,
     result: Segmentation,
     predictor: Predictor,
     known: tuple[Volume, Volume | None] | None,
 ) -> Finding | None:
-    """Draw the figure of a scan; a finding if it fails."""
+    """Draw the figure of a scan; a finding if it fails.
+
+    Args:
+        file: to write.
+        name: of the scan.
+        scan: as read.
+        result: of its segmentation.
+        predictor: that segmented it.
+        known: reference labels and voxels to ignore.
+    """
     from kidseg.segment.figure import draw_steps
 
     reference, ignore = known or (None, None)
@@ -305,14 +317,4 @@ def _too_long(source: Source, file: Path) -> InputError:
         path=source.path,
         code="name-too-long",
         next_step="Give the scan a shorter name.",
-    )
-
-
-def _renamed(error: KidsegError, old: str, new: str) -> KidsegError:
-    """The same error with another path."""
-    return type(error)(
-        error.cause.replace(old, new),
-        path=None if error.path is None else error.path.replace(old, new),
-        next_step=error.next_step.replace(old, new),
-        code=error.code,
     )

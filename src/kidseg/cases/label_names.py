@@ -1,0 +1,146 @@
+"""What the values of a label file mean: as its header, its folder or its user says."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kidseg.cases.dataset import survey_dataset
+from kidseg.cases.naming import DATASET_JSON
+from kidseg.cases.persons import load_json
+from kidseg.cases.segments import segments_of
+from kidseg.errors import Finding, InputError, UsageError
+from kidseg.io import kind_of
+from kidseg.labels import KIDNEY_TUMOUR_CYST, LabelSchema
+
+__all__ = ["NamedLabels", "named_labels", "parse_names"]
+
+_RESULT = "result.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedLabels:
+    """The meaning of the values of a label file.
+
+    Attributes:
+        schema: of the values.
+        said_by: "names" (the user), "segments" (3D Slicer), "result" (`result.json` beside it),
+            "dataset" (the data set around it) or "assumed".
+        ignore: value of voxels that the data set excludes.
+        record: the entry of the file in `result.json`, if there is one.
+        findings: "assumed-names".
+    """
+
+    schema: LabelSchema
+    said_by: str
+    ignore: int | None = None
+    record: Mapping[str, Any] = field(default_factory=dict)
+    findings: tuple[Finding, ...] = ()
+
+
+def parse_names(pairs: Sequence[str]) -> dict[int, str]:
+    """{value: name} of texts such as "1=left kidney".
+
+    Raises:
+        UsageError: "bad-label".
+    """
+    names: dict[int, str] = {}
+    for pair in pairs:
+        number, equals, name = pair.partition("=")
+        number = number.strip()
+        is_value = number.isascii() and number.isdigit() and 1 <= int(number[:4]) <= 255
+        if not (equals and is_value and name.strip()) or int(number) in names:
+            raise UsageError(
+                f"'{pair}' does not name one label",
+                code="bad-label",
+                next_step="Write --label 1=kidney --label 2=tumour, each value (1..255) once.",
+            )
+        names[int(number)] = name.strip()
+    if repeated := [name for name, n in Counter(names.values()).items() if n > 1]:
+        raise UsageError(
+            f"several labels have the name '{repeated[0]}'",
+            code="bad-label",
+            next_step="Give each label a name of its own.",
+        )
+    return names
+
+
+def named_labels(path: Path, names: Mapping[int, str] | None = None) -> NamedLabels:
+    """Find out what the values of a label file mean.
+
+    The names given count first; then those in the file (3D Slicer), in `result.json` beside it, in
+    the `dataset.json` of the data set around it; otherwise the values are assumed to be those of
+    KiTS: 1 kidney, 2 tumour, 3 cyst.
+
+    Raises:
+        InputError: see `segments_of`, `survey_dataset`; "bad-json".
+    """
+    record = _record(path)
+    if names:
+        return NamedLabels(schema=LabelSchema.from_names(names), said_by="names", record=record)
+    if kind_of(path) == "nrrd" and (segments := segments_of(path)):
+        found = _unique({segment.value: segment.name for segment in segments})
+        schema = LabelSchema.from_names(found)
+        return NamedLabels(schema=schema, said_by="segments", record=record)
+    if recorded := record.get("labels"):
+        found = {int(number): str(name) for number, name in recorded.items()}
+        schema = LabelSchema.from_names(found)
+        return NamedLabels(schema=schema, said_by="result", record=record)
+    for folder in path.absolute().parents[:2]:
+        if (folder / DATASET_JSON).is_file():
+            dataset = survey_dataset(folder).dataset
+            return NamedLabels(
+                schema=dataset.schema, said_by="dataset", ignore=dataset.ignore_label
+            )
+    known = ", ".join(f"{number} {name}" for number, name in KIDNEY_TUMOUR_CYST.names.items())
+    finding = Finding(
+        code="assumed-names",
+        path=str(path),
+        cause=f"nothing says what its values mean; they were taken for {known}",
+        next_step="If they are others, name them: --label 1=...",
+    )
+    return NamedLabels(schema=KIDNEY_TUMOUR_CYST, said_by="assumed", findings=(finding,))
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """The entry of a label file in the `result.json` of its folder; {} if there is none.
+
+    Raises:
+        InputError: "bad-json".
+    """
+    if not (path.parent / _RESULT).is_file():
+        return {}
+    content = load_json(path.parent / _RESULT)
+    entries = content.get("scans") if isinstance(content, dict) else None
+    for entry in entries if isinstance(entries, list) else []:
+        if isinstance(entry, dict) and path.name in entry.get("outputs", ()):
+            _check_record(entry, path.parent / _RESULT)
+            return entry
+    return {}
+
+
+def _check_record(entry: Mapping[str, Any], path: Path) -> None:
+    labels = entry.get("labels", {})
+    sound = isinstance(labels, dict) and all(
+        number.isdecimal() and 1 <= int(number) <= 255 and isinstance(name, str)
+        for number, name in labels.items()
+    )
+    if not sound or len(set(labels.values())) < len(labels):
+        raise InputError(
+            "the names of labels in it are damaged",
+            path=path,
+            code="bad-json",
+            next_step="Restore the file, or name the labels: --label 1=...",
+        )
+
+
+def _unique(names: Mapping[int, str]) -> dict[int, str]:
+    """Names that occur twice, or are empty, with their number."""
+    counts = Counter(names.values())
+    return {
+        number: name if name and counts[name] == 1 else f"{name or 'segment'} {number}"
+        for number, name in names.items()
+    }

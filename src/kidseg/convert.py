@@ -1,0 +1,252 @@
+"""Write existing labels in other formats: 3D Slicer, DICOM, surfaces."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kidseg.cases.label_names import NamedLabels, named_labels
+from kidseg.cases.label_values import known_labels
+from kidseg.cases.naming import label_name
+from kidseg.cases.segments import uncropped
+from kidseg.errors import Finding, InputError, KidsegError, UsageError, renamed
+from kidseg.geometry import Grid, Volume
+from kidseg.io import ReadOptions, kind_of, read
+from kidseg.io.atomic import (
+    check_writable,
+    json_bytes,
+    make_folder,
+    place_with_record,
+    staging,
+)
+from kidseg.io.content import sha256_of
+from kidseg.io.dicom_source import SourceSeries, read_source
+from kidseg.io.label_formats import (
+    FORMATS,
+    Exported,
+    LabelFile,
+    check_formats,
+    check_grid,
+    label_files,
+    write_label_files,
+)
+from kidseg.io.orientation import reorient
+from kidseg.io.origin import Origin
+from kidseg.io.output import check_output_folder
+from kidseg.provenance import RESEARCH_USE, provenance
+
+__all__ = ["RECORD", "convert"]
+
+RECORD = "_convert.json"
+"""Ending of the record of a conversion, after the name of the case."""
+
+_DEFAULT = ReadOptions()
+_LABELS = ReadOptions(values="labels", nonfinite="refuse")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """What is to be written: the files, and the record that lists them."""
+
+    name: str
+    files: tuple[LabelFile, ...]
+    record: Path
+    named: NamedLabels
+
+    @property
+    def all(self) -> list[Path]:
+        return [*(file.path for file in self.files), self.record]
+
+
+def convert(
+    labels: str | Path,
+    out: str | Path,
+    *,
+    formats: Sequence[str],
+    series: str | Path | None = None,
+    options: ReadOptions = _DEFAULT,
+    names: Mapping[int, str] | None = None,
+    overwrite: bool = False,
+    dry_run: bool = False,
+) -> dict[str, Any]:
+    """Write a label file in other formats into a folder, all files or none.
+
+    Args:
+        labels: a label volume, or a segmentation of 3D Slicer.
+        out: folder; created if missing.
+        formats: keys of `FORMATS`.
+        series: the DICOM series that the labels belong to, for formats that refer to it. The labels
+            must lie on its voxels; a segmentation of 3D Slicer may be cropped.
+        options: of reading the series.
+        names: {value: name}; see `named_labels`.
+        overwrite: replace existing files.
+        dry_run: read no voxels and write nothing, after the same checks.
+
+    Returns:
+        The record, as in `<name>_convert.json`: "labels", "outputs", "warnings", "surfaces", ...
+        With `dry_run`, "name" and "outputs".
+
+    Raises:
+        UsageError: "unknown-format", "missing-extra", "no-formats", "output-exists",
+            "other-folder", "too-large-for-nifti"; "series-required", "series-unused".
+        InputError: "grid-mismatch": the labels do not lie on the series; see `named_labels`,
+            `known_labels`, `read`, `read_source`; "not-writable".
+        ResourceError: "disk-full", "not-enough-memory".
+    """
+    path, out = Path(labels), Path(out)
+    _check_call(formats, series)
+    check_output_folder(out, "results")
+    job = _planned(path, out, formats, names)
+    _check_free(job, overwrite)
+    source = None if series is None else _source(Path(series), options)
+    if dry_run:
+        return {"name": job.name, "outputs": [str(file) for file in job.all]}
+    volume, findings = _labels_on(path, job, source)
+    check_grid(volume.grid, job.files)
+    make_folder(out)
+    exported = Exported(
+        labels=volume,
+        schema=job.named.schema,
+        origin=_origin(path, job.named),
+        like=volume.grid,
+        source=source,
+    )
+    findings = (*job.named.findings, *findings, *(() if source is None else source.findings))
+    return _write(path, job, exported, findings, overwrite)
+
+
+def _check_call(formats: Sequence[str], series: str | Path | None) -> None:
+    if not formats:
+        raise UsageError("no formats are given", code="no-formats")
+    check_formats(formats)
+    wanting = [name for name in formats if FORMATS[name].needs_series]
+    if wanting and series is None:
+        raise UsageError(
+            f"{', '.join(wanting)} refers to the images of a DICOM series, and none is given",
+            code="series-required",
+            next_step="Give its folder: --series DICOM",
+        )
+    if series is not None and not wanting:
+        raise UsageError(
+            "none of the formats refers to a DICOM series",
+            path=series,
+            code="series-unused",
+            next_step="Leave --series out, or request dicomseg, labelmap or rtstruct.",
+        )
+
+
+def _planned(
+    path: Path, out: Path, formats: Sequence[str], names: Mapping[int, str] | None
+) -> _Job:
+    kind_of(path)  # is it there?
+    named, name = named_labels(path, names), label_name(path)
+    return _Job(
+        name=name,
+        files=label_files(name, out, formats, named.schema),
+        record=out / f"{name}{RECORD}",
+        named=named,
+    )
+
+
+def _check_free(job: _Job, overwrite: bool) -> None:
+    """Check that no file is there already, or may be replaced."""
+    for file in job.all:
+        if file.parent.is_dir():
+            check_writable(file, overwrite=overwrite)
+
+
+def _source(series: Path, options: ReadOptions) -> SourceSeries:
+    """The series; errors name the options of `kidseg convert`."""
+    try:
+        return read_source(series, options)
+    except KidsegError as error:
+        raise renamed(error, "--series ", "--number ") from error
+
+
+def _labels_on(
+    path: Path, job: _Job, source: SourceSeries | None
+) -> tuple[Volume, tuple[Finding, ...]]:
+    """The labels in the voxel order of their file, or of the series; and findings.
+
+    Raises:
+        InputError: "grid-mismatch".
+    """
+    scan = read(path, _LABELS)
+    ignore = job.named.ignore
+    judged = known_labels(scan, job.named.schema.names, ignore)
+    findings = (*scan.findings, *judged.findings)
+    volume, native = judged.volume, scan.native if source is None else source.native
+    if ignore is not None and (count := judged.voxels.get(ignore, 0)):
+        volume = Volume(torch.where(volume.data == ignore, 0, volume.data), volume.grid)
+        cause = f"{count} voxels that the data set ignores were written as background"
+        findings = (*findings, Finding(code="ignored-voxels", path=str(path), cause=cause))
+    same = reorient(volume, native)
+    if not same.grid.same_as(native):
+        placed = uncropped(same, native) if job.named.said_by == "segments" else None
+        if placed is None:
+            raise _mismatch(path, same.grid, native, source)
+        same = placed
+    return Volume(same.data.contiguous(), native), findings
+
+
+def _mismatch(path: Path, grid: Grid, native: Grid, source: SourceSeries | None) -> InputError:
+    if source is None:  # slightly sheared
+        return InputError(
+            "its axes are not orthogonal",
+            path=path,
+            code="grid-mismatch",
+            next_step="Resample it onto an orthogonal grid first.",
+        )
+    cause = f"its grid is {grid}, but that of the series {source.path} is {native}"
+    if grid.shape == native.shape:
+        apart = float((grid.centre_mm - native.centre_mm).norm())
+        cause = f"its voxels are not those of the series {source.path}: same size, "
+        cause += f"but the centres are {apart:.4g} mm apart"
+        if apart < 1e-3:
+            cause += " and the axes differ"
+    return InputError(
+        cause,
+        path=path,
+        code="grid-mismatch",
+        next_step="Give the series that was segmented, read as then (--number, --repair).",
+    )
+
+
+def _origin(path: Path, named: NamedLabels) -> Origin:
+    """Where the labels come from, as `result.json` says; they may have been edited since."""
+    model = named.record.get("model")
+    model = model if isinstance(model, dict) else {}
+    return Origin(
+        method=str(model.get("method", "")),
+        model_sha256=str(model.get("sha256", "")),
+        scan_sha256=str(named.record.get("sha256", "")),
+        labels_sha256=sha256_of(path),
+    )
+
+
+def _write(
+    path: Path, job: _Job, exported: Exported, findings: Sequence[Finding], overwrite: bool
+) -> dict[str, Any]:
+    """Write all files and the record, which comes last."""
+    with staging(job.record.parent) as folder:
+        written = write_label_files(exported, job.files, folder)
+        record = {
+            "intended_use": RESEARCH_USE,
+            "name": job.name,
+            "path": str(path),
+            "sha256": exported.origin.labels_sha256,
+            "labels": {str(number): name for number, name in exported.schema.names.items()},
+            "named_by": job.named.said_by,
+            "series": None if exported.source is None else str(exported.source.path),
+            "outputs": [file.name for file in written.files.values()],
+            **written.facts,
+            "warnings": [finding.as_dict() for finding in (*findings, *written.findings)],
+            **provenance(),
+        }
+        _check_free(job, overwrite)
+        place_with_record(job.record, json_bytes(record), written.files)
+    return record

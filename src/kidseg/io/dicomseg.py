@@ -1,0 +1,250 @@
+"""Write labels as a DICOM Segmentation, with highdicom: binary, or as a label map.
+
+Segments are numbered 1, 2, ... in the order of the labels; those of a label map keep the numbers of
+the labels. Frames without any voxel are left out. Frames of acquired slices refer to their images;
+those of a repaired series have positions of their own.
+
+Source: DICOM PS3.3, A.51 (Segmentation IOD), C.8.20; CP and supplement 243 (Label Map).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from kidseg.errors import InputError, printable
+from kidseg.geometry import Volume
+from kidseg.io.dicom_header import derived_uid, quiet
+from kidseg.io.dicom_source import SourceSeries
+from kidseg.io.origin import Origin
+from kidseg.io.terms import term_of
+from kidseg.labels import Code, Label, LabelSchema
+from kidseg.provenance import RESEARCH_USE
+
+if TYPE_CHECKING:
+    from highdicom.seg import SegmentDescription
+    from highdicom.sr import CodedConcept
+    from pydicom import Dataset
+
+__all__ = [
+    "DESCRIPTION",
+    "SERIES_NUMBERS",
+    "concept",
+    "equipment_of",
+    "long_string",
+    "refused",
+    "write_dicom_segmentation",
+]
+
+SERIES_NUMBERS = {"binary": 9101, "labelmap": 9102, "rtstruct": 9103, "report": 9104}
+"""Series Numbers of the objects that kidseg adds to a study, by kind."""
+
+DESCRIPTION = "kidseg labels (RESEARCH USE ONLY)"
+"""Series Description of these objects."""
+
+_LONG_STRING = 64  # characters
+
+
+def write_dicom_segmentation(
+    labels: Volume,
+    schema: LabelSchema,
+    source: SourceSeries,
+    origin: Origin,
+    file: BinaryIO,
+    *,
+    labelmap: bool = False,
+) -> None:
+    """Write a DICOM Segmentation of all labels of the schema, also of empty ones.
+
+    Args:
+        labels: (1, slices, rows, columns) uint8 on `source.native`.
+        schema: of the labels.
+        source: the series that was segmented.
+        origin: of the labels.
+        file: to write to.
+        labelmap: a label map, one frame for each slice, instead of one for each slice and segment.
+
+    Raises:
+        InputError: "dicom-refused": the headers of the series are not valid enough.
+    """
+    assert labels.grid.shape == source.native.shape
+    try:
+        with quiet():
+            dataset = _segmentation(labels, schema, source, origin, labelmap)
+            dataset.ImageComments = origin.notes
+            if source.is_multiframe and not source.is_acquired:
+                _refer_to_frames(dataset, source)
+            if not origin.method:  # optional, and highdicom would have it: claim no algorithm
+                for segment in dataset.SegmentSequence:
+                    segment.pop("SegmentationAlgorithmIdentificationSequence", None)
+            dataset.save_as(file, enforce_file_format=True)
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise refused(error, source.path) from error
+
+
+def refused(error: Exception, path: Path) -> InputError:
+    """The error "dicom-refused" for a series from whose headers no object can be made."""
+    text = str(error).strip().split("\n", 1)[0] or type(error).__name__
+    return InputError(
+        f"its headers cannot be used in a derived DICOM object ({text})",
+        path=path,
+        code="dicom-refused",
+        next_step="Export the series again, or request nii or seg.nrrd only.",
+    )
+
+
+def _segmentation(
+    labels: Volume, schema: LabelSchema, source: SourceSeries, origin: Origin, labelmap: bool
+) -> Any:
+    from highdicom import UID
+    from highdicom.seg import Segmentation
+
+    numbers = _numbered(labels, schema, labelmap)
+    if source.is_acquired and source.is_multiframe:  # in the order of the frames in the file
+        numbers = numbers[np.argsort(source.frames)]
+    return Segmentation(
+        source_images=source.headers,
+        pixel_array=numbers,
+        segmentation_type="LABELMAP" if labelmap else "BINARY",
+        segment_descriptions=[
+            _description(label, label.id if labelmap else k + 1, schema, source, origin)
+            for k, label in enumerate(_in_order(schema))
+        ],
+        series_instance_uid=UID(),
+        series_number=SERIES_NUMBERS["labelmap" if labelmap else "binary"],
+        sop_instance_uid=UID(),
+        instance_number=1,
+        manufacturer="kidseg",
+        manufacturer_model_name="kidseg",
+        software_versions=origin.version,
+        device_serial_number=origin.model_sha256[:_LONG_STRING] or "none",
+        content_description=RESEARCH_USE,
+        content_label="KIDSEG",
+        contributing_equipment=[equipment_of(origin)],
+        series_description=DESCRIPTION,
+        specific_character_set="ISO_IR 192",
+        **({} if source.is_acquired else _geometry(source)),
+    )
+
+
+def _refer_to_frames(dataset: Dataset, source: SourceSeries) -> None:
+    """Make frames refer to those of the volume that was segmented.
+
+    highdicom takes the first frame at their position, which may be of another phase in the file.
+    """
+    for item in dataset.PerFrameFunctionalGroupsSequence:
+        place = item.PlanePositionSequence[0].ImagePositionPatient
+        image = source.image_at(np.array(place, dtype=np.float64))
+        for derivation in item.get("DerivationImageSequence") or []:
+            if image is None:
+                item.DerivationImageSequence = []
+            else:
+                derivation.SourceImageSequence[0].ReferencedFrameNumber = source.frames[image] + 1
+
+
+def _geometry(source: SourceSeries) -> dict[str, Any]:
+    """Where the frames are, if they are not simply the images."""
+    from highdicom import PlanePositionSequence
+    from highdicom.content import PixelMeasuresSequence, PlaneOrientationSequence
+
+    matrix = source.lps_from_index
+    step, down, along = matrix[:3, 0], matrix[:3, 1], matrix[:3, 2]
+    spacing = float(np.linalg.norm(down)), float(np.linalg.norm(along))
+    along, down = along / spacing[1], down / spacing[0]
+    apart = abs(float(step @ np.cross(along, down)))
+    places = matrix[:3, 3] + np.outer(np.arange(source.native.shape[0]), step)
+    thickness = source.headers[0].get("SliceThickness") or apart
+    return {
+        "pixel_measures": PixelMeasuresSequence(
+            pixel_spacing=spacing, slice_thickness=float(thickness), spacing_between_slices=apart
+        ),
+        "plane_orientation": PlaneOrientationSequence("PATIENT", [*along, *down]),
+        "plane_positions": [PlanePositionSequence("PATIENT", place) for place in places],
+    }
+
+
+def _in_order(schema: LabelSchema) -> list[Label]:
+    return sorted(schema.labels, key=lambda label: label.id)
+
+
+def _numbered(labels: Volume, schema: LabelSchema, labelmap: bool) -> np.ndarray:
+    """(slices, rows, columns) uint8 numbers of segments."""
+    values: np.ndarray = labels.data[0].numpy()
+    if labelmap:
+        return values
+    number_of = np.zeros(256, np.uint8)
+    for k, label in enumerate(_in_order(schema)):
+        number_of[label.id] = k + 1
+    return np.asarray(number_of[values])
+
+
+def _description(
+    label: Label, number: int, schema: LabelSchema, source: SourceSeries, origin: Origin
+) -> SegmentDescription:
+    from highdicom.color import CIELabColor
+    from highdicom.seg import SegmentDescription
+
+    term = term_of(label, schema)
+    name = long_string(label.name)
+    description = SegmentDescription(
+        segment_number=number,
+        segment_label=name,
+        segmented_property_category=concept(term.category),
+        segmented_property_type=concept(term.kind),
+        algorithm_type="AUTOMATIC" if origin.is_automatic else "SEMIAUTOMATIC",
+        algorithm_identification=_algorithm(origin),
+        tracking_uid=derived_uid("tracking", str(source.headers[0].SeriesInstanceUID), name),
+        tracking_id=name,
+        anatomic_regions=None if term.region is None else [concept(term.region)],
+        display_color=CIELabColor.from_rgb(*label.rgb),
+    )
+    if term.side is not None:
+        side = [concept(term.side)]
+        if term.region is None:
+            kind = description.SegmentedPropertyTypeCodeSequence[0]
+            kind.SegmentedPropertyTypeModifierCodeSequence = side
+        else:
+            description.AnatomicRegionSequence[0].AnatomicRegionModifierSequence = side
+    return description
+
+
+def _algorithm(origin: Origin) -> Any:
+    """Identification of what made the labels; removed in the end if that is not known."""
+    from highdicom import AlgorithmIdentificationSequence
+    from pydicom.sr.codedict import codes
+
+    return AlgorithmIdentificationSequence(
+        name=f"kidseg {origin.method}" if origin.method else "unknown",
+        family=codes.DCM.ArtificialIntelligence,
+        version=origin.version,
+        source="kidseg",
+        parameters=origin.hashes or None,
+    )
+
+
+def equipment_of(origin: Origin) -> Any:
+    """kidseg as equipment that contributed, with the intended use and the origin."""
+    from highdicom import ContributingEquipment
+    from pydicom.sr.codedict import codes
+
+    return ContributingEquipment(
+        manufacturer="kidseg",
+        purpose_of_reference=codes.DCM.ProcessingEquipment,
+        manufacturer_model_name="kidseg",
+        software_versions=origin.version,
+        contribution_description=origin.notes,
+    )
+
+
+def long_string(text: str) -> str:
+    """Text as one value of a long string (LO): printable, 64 characters, without backslash."""
+    return " ".join(printable(text).split()).replace("\\", "/")[:_LONG_STRING]
+
+
+def concept(code: Code) -> CodedConcept:
+    """The code as highdicom writes it."""
+    from highdicom.sr import CodedConcept
+
+    return CodedConcept(code.value, code.scheme, code.meaning)

@@ -1,0 +1,64 @@
+"""DICOM series in all orientations, and labels on their voxels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dicom_files import AXIAL, enhanced, placed, series
+from kidseg.geometry import Volume
+from kidseg.io import ReadOptions
+from kidseg.io.dicom_source import SourceSeries, read_source
+from kidseg.io.origin import Origin
+from kidseg.labels import LabelSchema
+
+SCHEMA = LabelSchema.from_names({1: "left kidney", 2: "tumour", 5: "Milz größer"})
+ORIGIN = Origin(method="homogenized", model_sha256="ab" * 32, scan_sha256="cd" * 32)
+ANY = ReadOptions(values="any")
+REPAIR = ReadOptions(values="any", repair=True)
+
+_TURN = np.radians(25.0)
+ORIENTATIONS = {
+    "axial": AXIAL,
+    "feet first": (-1.0, 0.0, 0.0, 0.0, 1.0, 0.0),
+    "flipped": (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0),
+    "coronal": (1.0, 0.0, 0.0, 0.0, 0.0, -1.0),
+    "sagittal": (0.0, 1.0, 0.0, 0.0, 0.0, -1.0),
+    "oblique": (np.cos(_TURN), np.sin(_TURN), 0.0, 0.0, 0.0, -1.0),
+}
+KINDS = (*ORIENTATIONS, "tilted", "uneven", "multi-frame")
+"""Kinds of series; those that are tilted or uneven are repaired."""
+
+
+def make_series(folder: Path, kind: str) -> tuple[Path, ReadOptions]:
+    """A series of this kind and the options to read it with."""
+    if kind == "tilted":
+        angle = np.radians(18.5)
+        iop = (1.0, 0.0, 0.0, 0.0, float(np.cos(angle)), float(-np.sin(angle)))
+        return series(folder, iop=iop, positions=placed(np.arange(6) * 2.5)), REPAIR
+    if kind == "uneven":
+        return series(folder, positions=placed([0, 2.5, 5, 10, 12.5, 15])), REPAIR
+    if kind == "multi-frame":
+        return enhanced(folder / "frames.dcm", shuffle=True).parent, ANY
+    return series(folder, iop=ORIENTATIONS[kind]), ANY
+
+
+def make_labels(source: SourceSeries, seed: int = 0) -> Volume:
+    """Labels of `SCHEMA`: blocks with rough borders and holes; none in slices 0 and 2."""
+    random = np.random.default_rng(seed)
+    values = np.zeros(source.native.shape, np.uint8)
+    inner = values[1:, 4:-4, 3:-5]
+    inner[:, :12] = random.choice([0, 1, 1, 1], inner[:, :12].shape)
+    inner[:, 12:, :14] = random.choice([0, 2, 2, 2, 2], inner[:, 12:, :14].shape)
+    inner[1:3, 14:, 18:] = 5
+    values[2] = 0
+    return Volume(torch.from_numpy(values)[None], source.native)
+
+
+def make_case(folder: Path, kind: str) -> tuple[SourceSeries, Volume]:
+    """A series of this kind as a source, and labels on it."""
+    path, options = make_series(folder, kind)
+    source = read_source(path, options)
+    return source, make_labels(source)

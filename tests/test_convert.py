@@ -1,0 +1,309 @@
+"""Labels in other formats: named rightly, on the series they belong to, all files or none."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+import torch
+
+from dicom_files import series
+from kidseg.cases.label_names import named_labels, parse_names
+from kidseg.cli import main
+from kidseg.convert import convert
+from kidseg.errors import InputError, KidsegError, ResourceError, UsageError
+from kidseg.geometry import Grid, Volume
+from kidseg.io import ReadOptions, label_formats, read, save
+from kidseg.io.atomic import disk_full
+from kidseg.io.dicom_source import read_source
+from kidseg.io.label_formats import FORMATS
+from kidseg.io.slicer_seg import write_slicer_segmentation
+from kidseg.labels import LabelSchema
+from labelled_series import ANY, REPAIR, make_labels, make_series
+
+NAMES = {1: "left kidney", 2: "tumour", 5: "Milz"}
+LABELS = ReadOptions(values="labels")
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> Path:
+    """A folder with a DICOM series, ct/, and labels on it, child_seg.nii.gz."""
+    folder, options = make_series(tmp_path / "ct", "oblique")
+    save(make_labels(read_source(folder, options)), tmp_path / "child_seg.nii.gz")
+    return tmp_path
+
+
+def refused(code: str, *arguments: Any, **options: Any) -> KidsegError:
+    with pytest.raises(KidsegError) as caught:
+        convert(*arguments, **options)
+    assert caught.value.code == code, caught.value
+    return caught.value
+
+
+def values_of(path: Path) -> np.ndarray:
+    found: np.ndarray = read(path, LABELS).volume.data[0].numpy()
+    return found
+
+
+def test_all_formats_at_once_are_listed(case: Path) -> None:
+    labels, out = case / "child_seg.nii.gz", case / "out"
+    options: dict[str, Any] = {"series": case / "ct", "options": ANY, "names": NAMES}
+    planned = convert(labels, out, formats=tuple(FORMATS), dry_run=True, **options)
+    assert not out.exists(), "a dry run writes nothing"
+    made = convert(labels, out, formats=tuple(FORMATS), **options)
+    there = sorted(file.name for file in out.iterdir())
+    assert there == sorted([*made["outputs"], "child_convert.json"])
+    assert there == sorted(Path(file).name for file in planned["outputs"])
+    record = json.loads((out / "child_convert.json").read_text())
+    assert record == made and record["labels"] == {"1": "left kidney", "2": "tumour", "5": "Milz"}
+    for ending in ("_seg.nii.gz", "_seg.nrrd", "_seg.mha", ".seg.nrrd"):
+        assert np.array_equal(values_of(out / f"child{ending}"), values_of(labels)), ending
+    assert {"child_seg_left-kidney.stl", "child_seg_Milz.stl"} <= set(there)
+    for surface in made["surfaces"].values():
+        assert surface["voxels_ml"] > 0 and abs(surface["change"]) < 0.01
+    assert [w["code"] for w in made["warnings"]] == ["label-without-code"]
+    segmentation = pydicom.dcmread(out / "child_seg.dcm")
+    assert made["sha256"] in segmentation.ImageComments
+    assert segmentation.SegmentSequence[0].SegmentAlgorithmType == "SEMIAUTOMATIC"
+
+
+def test_labels_that_do_not_lie_on_the_series(case: Path) -> None:
+    labels = read(case / "child_seg.nii.gz", LABELS)
+    moved = labels.native.mm_from_index.clone()
+    moved[:3, 3] += 0.3
+    data = torch.zeros((1, *labels.native.shape), dtype=torch.uint8)
+    save(Volume(data, Grid(labels.native.shape, moved)), case / "moved.nii.gz")
+    short = labels.native.slices(0, 4)
+    save(Volume(data[:, :4], short), case / "short.nii.gz")
+    for name, said in (("moved", "0.5196 mm apart"), ("short", "its grid is")):
+        error = refused(
+            "grid-mismatch",
+            case / f"{name}.nii.gz",
+            case / "out",
+            formats=["dicomseg"],
+            series=case / "ct",
+            options=ANY,
+            names=NAMES,
+        )
+        assert said in error.cause and error.path == str(case / f"{name}.nii.gz")
+    assert not (case / "out").exists()
+
+
+def test_a_cropped_segmentation_of_slicer_is_placed(case: Path) -> None:
+    source = read_source(case / "ct", ANY)
+    whole = make_labels(source)
+    small = Volume(
+        whole.data[:, 1:, 2:-2, 3:-3].contiguous(), source.native.crop((1, 2, 3), (5, 28, 34))
+    )
+    with (case / "small.seg.nrrd").open("wb") as file:
+        write_slicer_segmentation(small, LabelSchema.from_names(NAMES), file, "")
+    made = convert(
+        case / "small.seg.nrrd",
+        case / "out",
+        formats=["nrrd", "labelmap"],
+        series=case / "ct",
+        options=ANY,
+    )
+    assert made["named_by"] == "segments" and set(made["labels"].values()) == set(NAMES.values())
+    assert np.array_equal(
+        values_of(case / "out/small_seg.nrrd"), values_of(case / "child_seg.nii.gz")
+    )
+
+
+def test_several_series_in_the_folder(case: Path) -> None:
+    series(case / "ct" / "more", uid="1.2.8")
+    arguments: dict[str, Any] = {"formats": ["dicomseg"], "series": case / "ct", "names": NAMES}
+    labels, out = case / "child_seg.nii.gz", case / "out"
+    error = refused("several-series", labels, out, options=ANY, **arguments)
+    assert "--number 3" in error.next_step and "--series" not in error.next_step
+    convert(labels, out, options=ReadOptions(values="any", series="3"), **arguments)
+    wrong = ReadOptions(values="any", series="8")
+    refused("grid-mismatch", labels, case / "other", options=wrong, **arguments)
+
+
+def test_slices_that_are_not_parallel_are_refused(case: Path) -> None:
+    for k, file in enumerate(sorted((case / "ct").glob("*.dcm"))[:2]):
+        header = pydicom.dcmread(file)
+        header.ImageOrientationPatient = [1, 0, 0, 0, 1, 0] if k else [0, 1, 0, 0, 0, -1]
+        header.save_as(file)
+    error = refused(
+        "mixed-orientation",
+        case / "child_seg.nii.gz",
+        case / "out",
+        formats=["rtstruct"],
+        series=case / "ct",
+        options=ANY,
+        names=NAMES,
+    )
+    assert error.exit_code == 3 and str(case / "ct") == error.path
+
+
+def test_a_repaired_series_needs_the_same_repair(tmp_path: Path) -> None:
+    folder, _ = make_series(tmp_path / "ct", "tilted")
+    save(make_labels(read_source(folder, REPAIR)), tmp_path / "a.nii.gz")
+    arguments: dict[str, Any] = {"formats": ["dicomseg"], "series": folder, "names": NAMES}
+    refused("gantry-tilt", tmp_path / "a.nii.gz", tmp_path / "out", options=ANY, **arguments)
+    convert(tmp_path / "a.nii.gz", tmp_path / "out", options=REPAIR, **arguments)
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_files_that_are_not_there(case: Path, dry_run: bool) -> None:
+    options: dict[str, Any] = {"names": NAMES, "dry_run": dry_run}
+    labels, out = case / "child_seg.nii.gz", case / "out"
+    refused("not-found", case / "none.nii.gz", out, formats=["stl"], **options)
+    options |= {"formats": ["rtstruct"], "series": case / "none"}
+    assert refused("not-found", labels, out, **options).path == str(case / "none")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("formats", "given", "code"),
+    [
+        (["pdf"], {}, "unknown-format"),
+        ([], {}, "no-formats"),
+        (["dicomseg"], {}, "series-required"),
+        (["sr"], {"series": "ct"}, "missing-format"),
+        (["stl"], {"series": "ct"}, "series-unused"),
+    ],
+)
+def test_wrong_calls(case: Path, formats: list[str], given: dict[str, Any], code: str) -> None:
+    error = refused(code, case / "child_seg.nii.gz", case / "out", formats=formats, **given)
+    assert isinstance(error, UsageError) and (error.next_step or code == "no-formats")
+
+
+def test_a_missing_extra_is_named_with_its_command(
+    case: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(label_formats, "find_spec", lambda name: None)
+    error = refused(
+        "missing-extra", case / "child_seg.nii.gz", case / "out", formats=["nii", "glb"]
+    )
+    assert "pip install 'kidseg[mesh]'" in error.next_step and "trimesh" in error.cause
+
+
+def test_existing_files_stay_unless_they_may_be_replaced(case: Path) -> None:
+    labels, out = case / "child_seg.nii.gz", case / "out"
+    out.mkdir()
+    (out / "child_seg.obj").write_text("mine")
+    error = refused("output-exists", labels, out, formats=["nrrd", "obj"], names=NAMES)
+    assert error.path == str(out / "child_seg.obj")
+    assert [file.name for file in out.iterdir()] == ["child_seg.obj"]
+    convert(labels, out, formats=["nrrd", "obj"], names=NAMES, overwrite=True)
+    assert "mine" not in (out / "child_seg.obj").read_text()
+
+
+@pytest.mark.parametrize("failing", ["write_obj", "place"])
+def test_a_full_disk_leaves_nothing(
+    case: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    def full(*_: Any) -> None:
+        raise disk_full(case / "out" / "child_seg.obj")
+
+    if failing == "write_obj":
+        monkeypatch.setattr("kidseg.io.mesh_files.write_obj", full)
+    else:
+        moved = Path.replace
+        monkeypatch.setattr(
+            Path, "replace", lambda s, to: full() if s.suffix == ".obj" else moved(s, to)
+        )
+    with pytest.raises(ResourceError):
+        convert(case / "child_seg.nii.gz", case / "out", formats=["nrrd", "obj"], names=NAMES)
+    assert list((case / "out").iterdir()) == []
+
+
+def test_an_empty_label_has_no_surface(case: Path) -> None:
+    names = {**NAMES, 7: "cyst"}
+    made = convert(case / "child_seg.nii.gz", case / "out", formats=["stl"], names=names)
+    assert "cyst" not in "".join(made["outputs"])
+    (warning,) = made["warnings"]
+    assert warning["code"] == "no-surface" and "cyst" in warning["cause"]
+
+
+# ---- names --------------------------------------------------------------------------------------
+
+
+def test_names_are_those_of_the_user_the_file_the_record_or_the_data_set(case: Path) -> None:
+    labels = case / "child_seg.nii.gz"
+    assert named_labels(labels).said_by == "assumed"
+    assert [f.code for f in named_labels(labels).findings] == ["assumed-names"]
+    (case / "dataset.json").write_text(
+        json.dumps(
+            {
+                "labels": {"background": 0, "spleen": 5},
+                "channel_names": {"0": "CT"},
+                "numTraining": 0,
+                "file_ending": ".nii.gz",
+            }
+        )
+    )
+    assert named_labels(labels).schema.names == {5: "spleen"}
+    entry = {
+        "outputs": ["child_seg.nii.gz"],
+        "labels": {"1": "kidney", "5": "x"},
+        "model": {"method": "plain", "sha256": "ab"},
+    }
+    (case / "result.json").write_text(json.dumps({"scans": [{"outputs": []}, entry]}))
+    found = named_labels(labels)
+    assert (found.said_by, found.schema.names) == ("result", {1: "kidney", 5: "x"})
+    assert named_labels(labels, NAMES).schema.names == NAMES
+    made = convert(labels, case / "out", formats=["seg.nrrd"], names=NAMES)
+    header = (case / "out" / "child.seg.nrrd").read_bytes().split(b"\n\n")[0].decode()
+    assert made["named_by"] == "names" and "method plain; model SHA-256 ab" in header
+
+
+def test_voxels_that_a_data_set_ignores_are_background(case: Path) -> None:
+    labels = {"background": 0, "kidney": 1, "tumour": 2, "ignore": 5}
+    about = {"labels": labels, "channel_names": {"0": "CT"}, "numTraining": 0}
+    (case / "dataset.json").write_text(json.dumps({**about, "file_ending": ".nii.gz"}))
+    made = convert(case / "child_seg.nii.gz", case / "out", formats=["nrrd"])
+    assert "ignored-voxels" in {warning["code"] for warning in made["warnings"]}
+    before, after = values_of(case / "child_seg.nii.gz"), values_of(case / "out/child_seg.nrrd")
+    assert np.array_equal(after, np.where(before == 5, 0, before)) and (before == 5).any()
+
+
+def test_values_that_have_no_name_are_refused(case: Path) -> None:
+    error = refused("unexpected-labels", case / "child_seg.nii.gz", case / "out", formats=["nii"])
+    assert "5 (" in error.cause
+
+
+@pytest.mark.parametrize("damaged", ['{"1": 2}', '{"300": "a"}', '["a"]', '{"1": "a", "2": "a"}'])
+def test_damaged_names_in_a_record(case: Path, damaged: str) -> None:
+    text = f'{{"scans": [{{"outputs": ["child_seg.nii.gz"], "labels": {damaged}}}]}}'
+    (case / "result.json").write_text(text)
+    with pytest.raises(InputError) as caught:
+        named_labels(case / "child_seg.nii.gz")
+    assert caught.value.code == "bad-json" and caught.value.next_step
+
+
+@pytest.mark.parametrize("text", ["1", "0=a", "256=a", "x=a", "1=", "1.5=a", "-1=a"])
+def test_bad_names(text: str) -> None:
+    for pairs in ([text], ["1=a", "1=b"], ["1=a", "2=a"]):
+        with pytest.raises(UsageError) as caught:
+            parse_names(pairs)
+        assert caught.value.code == "bad-label"
+    assert parse_names(["1= left kidney ", "255=a=b"]) == {1: "left kidney", 255: "a=b"}
+
+
+def test_the_command(case: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call = ["convert", str(case / "child_seg.nii.gz"), "-o", str(case / "out"), "--label=1=kidney"]
+    call += ["--label=2=tumour", "--label=5=Milz", "--formats=seg.nrrd,stl"]
+    with pytest.raises(SystemExit) as ended:
+        main([*call, "--dry-run"])
+    assert not ended.value.code and "child_seg_kidney.stl" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        main([*call, "--json"])
+    made = json.loads(capsys.readouterr().out)
+    assert not ended.value.code and "child.seg.nrrd" in made["outputs"]
+    shutil.rmtree(case / "out")
+    with pytest.raises(SystemExit):
+        main(call)
+    text = capsys.readouterr().out
+    assert "Surface of kidney" in text and "Research use only" in text
+    with pytest.raises(SystemExit) as ended:
+        main(call)
+    assert ended.value.code == 2 and "already exists" in capsys.readouterr().err

@@ -1,0 +1,107 @@
+"""`segment` in all formats: of a DICOM series, of scans without one, and after a stopped run."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+
+from ellipses import make_ellipse_patient, write_ellipse_dataset
+from kidseg.errors import BatchError, InputError
+from kidseg.geometry import Volume
+from kidseg.io import ReadOptions, read, save
+from kidseg.io.dicom import write_series
+from kidseg.io.label_formats import FORMATS
+from kidseg.segment import Predictor, Segmentation, load_predictor, segment
+from kidseg.train import Setup, train
+from test_segment_predictor import SETTINGS
+
+LABELS = ReadOptions(values="labels")
+QUICK = (*SETTINGS, "segment.epochs=1", "segment.steps=12")
+
+
+@pytest.fixture(scope="module")
+def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
+    root = tmp_path_factory.mktemp("exports")
+    write_ellipse_dataset(root / "data", 2)
+    train(root / "data", root / "run", Setup(method="plain", overrides=QUICK), device="cpu")
+    return load_predictor(root / "run" / "model.safetensors", "cpu")
+
+
+class WithoutTumour(Predictor):
+    """Finds no tumour."""
+
+    def __call__(self, scan: Volume, name: str = "scan") -> Segmentation:
+        found = super().__call__(scan, name)
+        kept = found.labels.data.clone()
+        kept[kept != 1] = 0
+        kept[0, 3:5, 20:30, 20:30] = 1
+        return replace(found, labels=Volume(kept, found.labels.grid))
+
+
+@pytest.fixture(scope="module")
+def healthy(predictor: Predictor) -> Predictor:
+    return WithoutTumour(**{f.name: getattr(predictor, f.name) for f in fields(Predictor)})
+
+
+@pytest.fixture
+def series(tmp_path: Path) -> Path:
+    write_series(make_ellipse_patient(1).image, tmp_path / "child", facts={"seed": "1"})
+    return tmp_path / "child"
+
+
+def test_a_dicom_series_in_all_formats(series: Path, predictor: Predictor, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (planned,) = segment([series], predictor, out, formats=tuple(FORMATS), dry_run=True)
+    (entry,) = segment([series], predictor, out, formats=tuple(FORMATS))
+    empty = {w["code"] for w in entry["warnings"]} & {"no-surface"}
+    listed = {Path(file).name for file in planned["outputs"]}
+    assert set(entry["outputs"]) == listed if not empty else set(entry["outputs"]) < listed
+    there = {file.name for file in out.iterdir()} - {"result.json"}
+    assert there == set(entry["outputs"])
+    assert entry["formats"] == list(FORMATS) and entry["labels"] == {"1": "kidney", "2": "tumour"}
+    dataset = pydicom.dcmread(out / "child_seg.dcm")
+    first = pydicom.dcmread(next(series.glob("*.dcm")))
+    assert dataset.StudyInstanceUID == first.StudyInstanceUID
+    assert dataset.SegmentSequence[0].SegmentAlgorithmType == "AUTOMATIC"
+    assert predictor.sha256 in dataset.ImageComments and entry["sha256"] in dataset.ImageComments
+    labels = read(out / "child_seg.nii.gz", LABELS).volume.data[0].numpy()
+    named = read(out / "child.seg.nrrd", LABELS).volume.data[0].numpy()
+    assert labels.any() and np.array_equal(named, labels)
+    frames = dataset.pixel_array.reshape(-1, dataset.Rows, dataset.Columns)
+    assert int(frames.sum()) == int((labels > 0).sum())
+
+
+def test_a_scan_without_a_series_fails_alone_and_early(
+    series: Path, predictor: Predictor, tmp_path: Path
+) -> None:
+    save(make_ellipse_patient(2).image, tmp_path / "other.nii.gz")
+    scans = [tmp_path / "other.nii.gz", series]
+    with pytest.raises(BatchError, match="written only for a DICOM series"):
+        segment(scans, predictor, tmp_path / "out", formats=["nii", "rtstruct"])
+    names = {file.name for file in (tmp_path / "out").iterdir()}
+    assert names == {"child_seg.nii.gz", "child_rtstruct.dcm", "result.json"}
+    with pytest.raises(InputError) as caught:
+        segment(scans[:1], predictor, tmp_path / "alone", formats=["dicomseg"])
+    assert caught.value.code == "no-dicom-series"
+
+
+def test_resume_knows_that_an_empty_label_has_no_surface(
+    series: Path, healthy: Predictor, tmp_path: Path
+) -> None:
+    out, seen = tmp_path / "out", []
+    (entry,) = segment([series], healthy, out, formats=["nii", "stl"])
+    assert entry["outputs"] == ["child_seg.nii.gz", "child_seg_kidney.stl"]
+    assert "no-surface" in {w["code"] for w in entry["warnings"]}
+    assert list(entry["surfaces"]) == ["kidney"]
+    again = {"resume": True, "report": seen.append}
+    segment([series], healthy, out, formats=["nii", "stl"], **again)
+    assert not seen, "it is complete"
+    (out / "child_seg_kidney.stl").unlink()
+    segment([series], healthy, out, formats=["nii", "stl"], overwrite=True, **again)
+    assert len(seen) == 1 and (out / "child_seg_kidney.stl").exists(), "a file was missing"
+    segment([series], healthy, out, formats=["nii", "obj"], overwrite=True, **again)
+    assert len(seen) == 2, "a surface that was not requested then"
