@@ -15,8 +15,9 @@ from cohorts import PLAN, TARGET, VOLUMES, make_cohort
 from ellipses import make_ellipse_patient, write_ellipse_dataset
 from kidseg.checkpoint import read_header
 from kidseg.cohort.block import draw_blocks
+from kidseg.cohort.body_grid import body_grid
 from kidseg.cohort.cohort import Cohort, patient_dice
-from kidseg.config import BlocksConfig, Plain3dConfig, StageConfig
+from kidseg.config import BlocksConfig, BodyConfig, Plain3dConfig, StageConfig
 from kidseg.device import choose_device
 from kidseg.errors import UsageError
 from kidseg.geometry import Volume, resample
@@ -135,6 +136,50 @@ def test_a_perfect_network_finds_the_labels_on_the_scans_grid() -> None:
         dice = patient_dice(labels, subject.labels, KIDNEY_TUMOUR)
         assert all(value is not None and value > 0.9 for value in dice.values()), dice
     assert loss_of(stage_of(cohort)) < 0.7
+
+
+def test_bodies_of_one_size_are_learned_and_labelled_on_the_scans_grid() -> None:
+    """A perfect network on bodies reduced to 60 mm, upright, and enlarged to 100 mm."""
+    cohort = cohort_of(2, 1)
+    subject = cohort.validation[0]
+    for body in (BodyConfig(max_radius_mm=60.0, upright=True), BodyConfig(min_radius_mm=100.0)):
+        config = replace(CONFIG, body=body)
+        net = Oracle()
+        stage = stage_of(cohort, config, net)
+        with torch.no_grad():
+            score = stage.validate()["score"]
+        assert score > (0.85 if body.min_radius_mm else 0.75), score
+        batch = stage.batch(NOW)
+        grids = [
+            body_grid(each, body, method_with(net).planned.spacing_mm) for each in cohort.training
+        ]
+        drawn = draw_blocks(
+            cohort.training, grids, (4, 24, 24), NOW, batch_size=4, foreground_share=1 / 3
+        )
+        for row, block in enumerate(drawn):
+            labels = cohort.training[block.case].labels
+            assert labels is not None and not block.grid.same_as(subject.image.grid)
+            expected = resample(labels, block.grid, mode="nearest").data[0]
+            assert torch.equal(batch.labels[row], expected)
+        method = method_with(net, config)
+        progress = advance(subject.image, method.steps(subject))
+        figures = method.report(subject, progress).figures
+        plain = method_with(net).report(subject, progress).figures
+        assert set(plain) < set(figures)
+        assert subject.body is not None
+        enlarged = subject.body.radius_mm / (body.min_radius_mm or body.max_radius_mm or 1.0)
+        assert figures["scale_x"] == pytest.approx(enlarged, rel=0.05)
+        assert Plain3d.material(config, VOLUMES).pixel_mm == (2.0 if body.min_radius_mm else 4.0)
+
+
+def test_bodies_are_found_in_ct_only() -> None:
+    channels = (replace(VOLUMES.channels[0], scheme="zscore"),)
+    config = replace(CONFIG, body=BodyConfig(upright=True))
+    plan = replace(VOLUMES, channels=channels)
+    Plain3d.build(CONFIG, TARGET, plan, device=CPU)
+    with pytest.raises(UsageError, match="not CT") as error:
+        Plain3d.build(config, TARGET, plan, device=CPU)
+    assert error.value.code == "body-not-ct" and "body" in error.value.next_step
 
 
 def test_a_method_is_bound_to_fresh_networks() -> None:

@@ -19,6 +19,7 @@ from kidseg.config.explanation import explain, meanings
 from kidseg.config.loading import dump, load, preset, schema
 from kidseg.config.methods import (
     BlocksConfig,
+    BodyConfig,
     CohortConfig,
     CropConfig,
     HomogenizedConfig,
@@ -39,6 +40,7 @@ from kidseg.config.study import StudyCommonConfig, StudyConfig, StudyMethodConfi
 __all__ = [
     "METHODS",
     "BlocksConfig",
+    "BodyConfig",
     "CascadeConfig",
     "CoarseConfig",
     "CohortConfig",

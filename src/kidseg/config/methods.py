@@ -14,6 +14,7 @@ from kidseg.config.stages import OptimizerConfig, StageConfig
 
 __all__ = [
     "BlocksConfig",
+    "BodyConfig",
     "CohortConfig",
     "CropConfig",
     "HomogenizedConfig",
@@ -194,14 +195,38 @@ class BlocksConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
+class BodyConfig:
+    """Size and pose to which the body in each CT is brought before a 3D network sees it, by the
+    moments of the body mask; by default it keeps its own. A radius is the geometric mean of the
+    semi-axes of the trunk's sections, about 50 mm in a newborn and 150 mm in an adult.
+    """
+
+    min_radius_mm: float | None = Field(default=None, gt=0)
+    """Smaller bodies are enlarged to this radius. None: they keep their size."""
+    max_radius_mm: float | None = Field(default=None, gt=0)
+    """Larger bodies are reduced to this radius. None: they keep their size."""
+    upright: bool = False
+    """Turn bodies about their long axis until the principal axes of their sections are upright."""
+
+    @model_validator(mode="after")
+    def _check_order(self) -> BodyConfig:
+        if (self.min_radius_mm or 0) > (self.max_radius_mm or float("inf")):
+            raise ValueError("min_radius_mm must not be larger than max_radius_mm")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Plain3dConfig(MethodConfig):
-    """The 3D baseline: the plan's network on blocks of the scan, without normalized pose.
+    """The 3D baseline: the plan's network on blocks of the scan; on request on bodies of one size
+    and pose.
 
     Source: nnU-Net v2's trainer: 1000 epochs of 250 steps, two blocks each.
     """
 
     blocks: BlocksConfig = BlocksConfig()
     """Blocks of the scan, the input of the network."""
+    body: BodyConfig = BodyConfig()
+    """Size and pose of the bodies; voxels and blocks are in millimetres of bodies of that size."""
     segment: StageConfig = StageConfig(epochs=1000, min_epochs=0, batch_size=2, steps=250)
     """Training of the network."""
     augment: Literal["none", "nnunet"] = "nnunet"

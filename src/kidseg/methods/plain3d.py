@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from kidseg.augment import MIN_SIDE, Augmentation
 from kidseg.cohort.batch import Patches
 from kidseg.cohort.block import Block, draw_blocks
+from kidseg.cohort.body_grid import body_grid, finest_mm
 from kidseg.cohort.cohort import Cohort
 from kidseg.cohort.subject import Material, Subject
 from kidseg.cohort.training_range import Placement, figures_of
-from kidseg.config import Plain3dConfig
+from kidseg.config import BodyConfig, Plain3dConfig
 from kidseg.device import Device
 from kidseg.distributed import all_gather
 from kidseg.errors import UsageError
@@ -32,7 +33,10 @@ __all__ = ["Plain3d"]
 
 
 class Plain3d:
-    """Trains on blocks at the plan's spacing; predicts with a sliding window over the scan."""
+    """Trains on blocks at the plan's spacing; predicts with a sliding window over the scan.
+
+    On request bodies are brought to a size and pose first; blocks are then blocks of such bodies.
+    """
 
     name: ClassVar[str] = "plain3d"
 
@@ -53,7 +57,8 @@ class Plain3d:
     @classmethod
     def material(cls, config: Plain3dConfig, plan: Plan) -> Material:
         """Any channels, without masks."""
-        return Material(pixel_mm=max(_configuration(config, plan).spacing_mm[1:]))
+        pixel_mm = max(_configuration(config, plan).spacing_mm[1:])
+        return Material(pixel_mm=finest_mm(config.body, pixel_mm))
 
     @classmethod
     def build(
@@ -62,7 +67,8 @@ class Plain3d:
         """See `Method.build`.
 
         Raises:
-            UsageError: "no-volumes": the plan has no 3D configuration.
+            UsageError: "no-volumes": the plan has no 3D configuration; "body-not-ct": bodies are to
+                be resized, and the data set is not CT.
         """
         topology = _configuration(config, plan).topology
         net = build(topology, len(plan.channels), target.outputs, seed=seed)
@@ -126,8 +132,11 @@ class Plain3d:
         ]
 
     def report(self, subject: Subject, progress: Progress) -> Placement:
-        """The sizes of the body and of the voxels."""
-        return Placement(figures=figures_of(subject), overlap={})
+        """The sizes of the body and of the voxels; and the pose, if bodies are resized."""
+        scanned, grid = self.planned.grid(subject.image.grid), None
+        if self.config.body != BodyConfig():
+            grid = self._grid(subject)
+        return Placement(figures=figures_of(subject, grid, scanned), overlap={})
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -150,8 +159,10 @@ class Plain3d:
         )
 
     def _grid(self, subject: Subject) -> Grid:
-        """The full scan at the network's spacing."""
-        return self.planned.grid(subject.image.grid)
+        """The full scan at the network's spacing; or the body, if bodies are resized."""
+        if self.config.body == BodyConfig():
+            return self.planned.grid(subject.image.grid)
+        return body_grid(subject, self.config.body, self.planned.spacing_mm)
 
     def _batch(
         self,
@@ -216,5 +227,11 @@ def _configuration(config: Plain3dConfig, plan: Plan) -> Configuration:
             f" are of {' x '.join(map(str, found.patch_size))}",
             code="small-blocks",
             next_step=f"Set blocks.patch={enough}, or augment=none; or train with method 'plain'.",
+        )
+    if config.body != BodyConfig() and any(each.scheme != "ct" for each in plan.channels):
+        raise UsageError(
+            "bodies are found in CT, and the data set is not CT",
+            code="body-not-ct",
+            next_step="Leave out the settings of 'body'.",
         )
     return found
