@@ -35,7 +35,7 @@ from kidseg.config.networks import LocalizerConfig, ResidualConfig, UNetConfig
 from kidseg.config.phantom import PhantomConfig, Phase
 from kidseg.config.randomization import StyleConfig
 from kidseg.config.stages import OptimizerConfig, StageConfig
-from kidseg.config.study import StudyCommonConfig, StudyConfig, StudyMethodConfig
+from kidseg.config.study import StudyCommonConfig, StudyConfig, StudyDataConfig, StudyMethodConfig
 
 __all__ = [
     "METHODS",
@@ -64,6 +64,7 @@ __all__ = [
     "StagedNetConfig",
     "StudyCommonConfig",
     "StudyConfig",
+    "StudyDataConfig",
     "StudyMethodConfig",
     "StyleConfig",
     "ThresholdConfig",
