@@ -157,6 +157,7 @@ OF_THE_MACHINE = r"(.*\.)?budget_s|budget_clock|precision|workers"
 OF_THE_RUN = r"pose\.reference|unet\.size"  # --reference; the side of the network's own input
 WITHOUT_EFFECT: dict[tuple[str, object], str] = {
     ("cohort.hard_share", 0.0): r"cohort\.hard_candidates",
+    ("postprocess.lone_tumour_ml", 0.0): r"postprocess\.(within_mm|stack_mm)",
     ("postprocess.least_ml", 0.0): r"postprocess\.(body_radius_mm|least_voxels)",
     ("postprocess.least_voxels", 5001): r"postprocess\.(least_ml|body_radius_mm)",
     ("kidneys.least_voxels", 5001): r"kidneys\.(least_ml|body_radius_mm)",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kidseg.cases import Case
 from kidseg.io.content import joint_sha256, sha256_of, sha256_of_all
-from kidseg.study.design import _content as content_in_study
+from kidseg.study.partition import _content as content_in_study
 from kidseg.train.material import _digests
 
 

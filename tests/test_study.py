@@ -10,17 +10,19 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ellipses import write_ellipse_dataset
+from kidseg.cli.studies import _named_folders
 from kidseg.config import StudyConfig, load
 from kidseg.errors import BatchError, InputError, KidsegError, ModelError, UsageError
 from kidseg.evaluate import METRICS, Row, read_run
 from kidseg.records import sealed
-from kidseg.study import Design, _write, design, study, study_runs
+from kidseg.study import Design, _wait_for, _write, design, study, study_runs
 from kidseg.study.chart import validation_curve
 from kidseg.study.process import Completed, Launcher
 from kidseg.study.results import average, spread
@@ -96,6 +98,33 @@ def toml(folder: Path, top: str = "test_patients = 2", more: str = "") -> Path:
             '[methods.b]\nmethod = "plain"\npatients = 0',
             r"methods\.b\.patients' must be at least 1",
         ),
+        (
+            "test_patients = 2",
+            '[methods.b]\nmethod = "plain"\nstart = "c"\n[methods.c]\nmethod = "plain"',
+            r"methods\.b: no method 'c' above it to start from",
+        ),
+        (
+            "test_patients = 2",
+            '[methods.b]\nmethod = "plain"\nstart = "plain"\nmodel = "starter"',
+            "either model, a file, or start",
+        ),
+        (
+            "test_patients = 2",
+            '[methods.b]\nmethod = "homogenized"\nstart = "plain"',
+            r"methods\.b: it starts from 'plain', which has method 'plain'",
+        ),
+        (
+            "test_patients = 2",
+            '[methods.b]\nmethod = "plain"\nstart = "plain"\nset = ["unet.feature=3"]',
+            r"methods\.b: unknown key 'unet\.feature'",
+        ),
+        (
+            "test_patients = 2",
+            '[methods.b]\nmethod = "plain"\ndata = "adults"',
+            r"methods\.b: no data set 'adults' in others",
+        ),
+        ("test_patients = 2", "[others.adults]", "give either test"),
+        ("test_patients = 2", "[others.adults]\ntest_patients = 2", "'adults' is in no folder"),
     ],
 )
 def test_wrong_settings_are_named(
@@ -140,7 +169,7 @@ def test_a_patient_is_in_one_part_only(data: Path, tmp_path: Path) -> None:
         design(toml(tmp_path, 'test = ["ellipse_000"]'), dataset=root)
     assert caught.value.code == "bad-split"
     found = design(toml(tmp_path, 'test = ["ellipse_000", "ellipse_001"]'), dataset=root)
-    assert found.n_patients(found.test) == 1
+    assert found.main.n_patients(found.main.test) == 1
 
 
 # The design
@@ -148,12 +177,12 @@ def test_a_patient_is_in_one_part_only(data: Path, tmp_path: Path) -> None:
 
 def test_the_parts_share_nothing_and_are_the_same_each_time(data: Path, tmp_path: Path) -> None:
     found = design(toml(tmp_path), dataset=data)
-    parts = (found.training, found.validation, found.test)
+    parts = _parts(found)
     assert [len(part) for part in parts] == [3, 1, 2]
     assert sorted(sum(parts, ())) == [f"ellipse_{k:03d}" for k in range(6)]
     assert parts == _parts(design(toml(tmp_path), dataset=data))
     others = {
-        design(toml(tmp_path, f"test_patients = 2\nsplit_seed = {seed}"), dataset=data).test
+        design(toml(tmp_path, f"test_patients = 2\nsplit_seed = {seed}"), dataset=data).main.test
         for seed in range(6)
     }
     assert len(others) > 1
@@ -167,7 +196,7 @@ def test_an_image_is_not_in_two_parts_under_two_names(data: Path, tmp_path: Path
     with pytest.raises(InputError, match=r"'ellipse_001' \(training\).*_000' \(test\)") as caught:
         design(toml(tmp_path, 'test = ["ellipse_000"]'), dataset=root)
     assert caught.value.code == "same-image"
-    assert design(toml(tmp_path, 'test = ["ellipse_000", "ellipse_001"]'), dataset=root).test
+    assert design(toml(tmp_path, 'test = ["ellipse_000", "ellipse_001"]'), dataset=root).main.test
 
 
 def test_a_resolved_study_is_the_same_study(data: Path, tmp_path: Path) -> None:
@@ -178,7 +207,7 @@ def test_a_resolved_study_is_the_same_study(data: Path, tmp_path: Path) -> None:
     again.parent.mkdir()
     again.write_text(dump(first.resolved))
     second = design(again)
-    assert _parts(first) == _parts(second) and first.sha256 == second.sha256
+    assert _parts(first) == _parts(second) and first.main.sha256 == second.main.sha256
     assert [arm.settings for arm in first.arms] == [arm.settings for arm in second.arms]
 
 
@@ -203,12 +232,12 @@ def test_fewer_training_patients_are_a_part_of_more_and_differ_by_seed(
     more = "".join(f'[methods.of{n}]\nmethod = "plain"\npatients = {n}\n' for n in (1, 2, 3))
     found = design(toml(tmp_path, more=more), dataset=data)
     arms = {arm.name: arm for arm in found.arms}
-    assert found.training_of(arms["plain"], 0) == found.training
+    assert found.training_of(arms["plain"], 0) == found.main.training
     drawn = set()
     for seed in range(8):
         sets = [set(found.training_of(arms[f"of{n}"], seed)) for n in (1, 2, 3)]
         assert [len(each) for each in sets] == [1, 2, 3]
-        assert sets[0] < sets[1] < sets[2] == set(found.training)
+        assert sets[0] < sets[1] < sets[2] == set(found.main.training)
         drawn.add(*sets[0])
     assert len(drawn) > 1
 
@@ -221,7 +250,161 @@ def test_a_model_that_is_missing_is_named(data: Path, tmp_path: Path) -> None:
 
 
 def _parts(found: Design) -> tuple[tuple[str, ...], ...]:
-    return found.training, found.validation, found.test
+    return found.main.training, found.main.validation, found.main.test
+
+
+# Several data sets
+
+
+@pytest.fixture(scope="module")
+def adults(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("study") / "adults"
+    write_ellipse_dataset(root, 5, seed=7)
+    return root
+
+
+OTHERS = """
+[methods.adult]
+method = "plain"
+data = "adults"
+set = ["unet.features=6", "segment.epochs=1"]
+
+[methods.tuned]
+method = "plain"
+start = "adult"
+tune = "decoder"
+patients = 2
+
+[others.adults]
+test_patients = 2
+"""
+
+
+def test_each_data_set_is_divided_by_itself(data: Path, adults: Path, tmp_path: Path) -> None:
+    found = design(toml(tmp_path, more=OTHERS), dataset=data, others={"adults": adults})
+    alone = design(toml(tmp_path), dataset=data)
+    assert _parts(found) == _parts(alone) and alone.others == ()
+    (other,) = found.others
+    assert found.partitions == (found.main, other) and other.name == "adults"
+    assert [len(part) for part in (other.training, other.validation, other.test)] == [2, 1, 2]
+    assert other.data.root == adults and other.as_dict()["test"]["patients"] == 2
+    plain, adult, tuned = found.arms
+    assert found.training_of(plain, 0) == found.main.training
+    assert found.training_of(adult, 0) == other.training
+    assert set(found.training_of(tuned, 0)) < set(found.main.training)
+
+
+def test_what_starts_from_a_method_has_its_settings(
+    data: Path, adults: Path, tmp_path: Path
+) -> None:
+    """But for the common ones and its own, which are stated again."""
+    found = design(toml(tmp_path, more=OTHERS), dataset=data, others={"adults": adults})
+    plain, adult, tuned = found.arms
+    assert "features = 4" in plain.settings and "features = 6" in adult.settings
+    assert "features = 4" in tuned.settings, "a common setting"
+    more = OTHERS.replace('"unet.features=6"', '"unet.max_features=6"')
+    adult, tuned = design(toml(tmp_path, more=more), dataset=data, others={"adults": adults}).arms[
+        1:
+    ]
+    assert "max_features = 6" in adult.settings and "max_features = 6" in tuned.settings
+    assert "epochs = 1\n" in adult.settings and "epochs = 2\n" in tuned.settings
+    posed = POSED + '[methods.b]\nmethod = "homogenized"\nstart = "posed"\n'
+    assert design(toml(tmp_path, more=posed), dataset=data).arms[2].start == "posed"
+    named = posed + 'set = ["pose.reference=ellipse_000"]'
+    with pytest.raises(UsageError, match=r"methods\.b: the model keeps its reference"):
+        design(toml(tmp_path, more=named), dataset=data)
+
+
+@pytest.mark.parametrize("name", ["table1", "table1_small"])
+def test_table_1_has_the_four_regimes_in_each_column(
+    name: str, data: Path, adults: Path, tmp_path: Path
+) -> None:
+    """As is (trained on adults), ends, decoder and whole, in bodies of one size and pose."""
+    text = (Path(__file__).parents[1] / "benchmarks" / f"{name}.toml").read_text()
+    for found in (12, 40):
+        text = text.replace(f"test_patients = {found}\n", "test_patients = 2\n")
+    (tmp_path / "study.toml").write_text(text)
+    plan = design(tmp_path / "study.toml", dataset=data, others={"adults": adults})
+    columns = list(dict.fromkeys(arm.name.partition("-")[0] for arm in plan.arms))
+    assert columns[:3] == ["plain", "up", "down"]
+    for column in columns:
+        arms = [arm for arm in plan.arms if arm.name.partition("-")[0] == column]
+        as_is, tuned = arms[0], [arm for arm in arms if arm.start is not None]
+        assert as_is.data == "adults" and as_is.start is None
+        assert [arm.tune for arm in tuned] == ["ends", "decoder", "all"]
+        assert {arm.start for arm in tuned} == {as_is.name}
+        seen = [tomllib.loads(arm.settings) for arm in arms]
+        assert all(one["body"] == seen[0]["body"] for one in seen)
+        assert all(one["blocks"] == seen[0]["blocks"] for one in seen)
+
+
+def test_a_study_of_several_data_sets_is_the_same_study_elsewhere(
+    data: Path, adults: Path, tmp_path: Path
+) -> None:
+    from kidseg.config import dump
+
+    first = design(toml(tmp_path, more=OTHERS), dataset=data, others={"adults": adults})
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again" / "study.toml").write_text(dump(first.resolved))
+    second = design(tmp_path / "again" / "study.toml")
+    assert second.others[0].sha256 == first.others[0].sha256
+    assert second.others[0].test == first.others[0].test
+    runs = study_runs(first, tmp_path / "out")
+    same = study_runs(second, tmp_path / "out")
+    assert [run._inputs() for run in runs] == [run._inputs() for run in same]
+    adult, tuned = runs[1:]
+    assert tuned.first == adult and adult.first is None
+    changed = OTHERS.replace("epochs=1", "epochs=7")
+    other = design(toml(tmp_path, more=changed), dataset=data, others={"adults": adults})
+    plain_too, adult_too, tuned_too = study_runs(other, tmp_path / "out")
+    assert plain_too._inputs() == runs[0]._inputs()
+    assert adult_too._inputs() != adult._inputs(), "its own settings"
+    assert tuned_too._inputs() != tuned._inputs(), "those of the model it starts from"
+
+
+def test_a_data_set_of_the_command_line_is_one_of_the_file(
+    data: Path, adults: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="no other data set 'old'") as caught:
+        design(toml(tmp_path, more=OTHERS), dataset=data, others={"old": adults})
+    assert caught.value.code == "unknown-dataset" and "adults" in caught.value.next_step
+    assert _named_folders(["adults=a/b=c", "x=."]) == {"adults": Path("a/b=c"), "x": Path()}
+    for wrong in ("adults", "=a", "adults=", ""):
+        with pytest.raises(UsageError, match="is not NAME=FOLDER"):
+            _named_folders([wrong])
+
+
+def test_no_test_image_is_in_the_training_of_another_data_set(
+    data: Path, adults: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(adults, root)
+    tested = design(toml(tmp_path), dataset=data).main.test[0]
+    shutil.copy(
+        data / "imagesTr" / f"{tested}_0000.nii.gz", root / "imagesTr/ellipse_000_0000.nii.gz"
+    )
+    more = OTHERS.replace("test_patients = 2", 'test = ["ellipse_001"]')
+    with pytest.raises(InputError, match=r"copy/ellipse_000' \(training\)") as caught:
+        design(toml(tmp_path, more=more), dataset=data, others={"adults": root})
+    assert caught.value.code == "same-image"
+
+
+def test_what_starts_from_a_failed_run_fails_and_says_so(
+    data: Path, adults: Path, tmp_path: Path
+) -> None:
+    from concurrent.futures import Future
+
+    found = design(toml(tmp_path, more=OTHERS), dataset=data, others={"adults": adults})
+    first = study_runs(found, tmp_path / "out")[1]
+    done: Future[None] = Future()
+    done.set_result(None)
+    _wait_for(first, {first.name: done})
+    for error, code in ((KidsegError("x", code="step-failed"), "no-start"), (OSError("y"), None)):
+        failed: Future[None] = Future()
+        failed.set_exception(error)
+        with pytest.raises(type(error)) as caught:
+            _wait_for(first, {first.name: failed})
+        assert getattr(caught.value, "code", None) == code
 
 
 # Averages
@@ -502,6 +685,60 @@ def test_a_model_is_fine_tuned_on_some_of_the_patients(data: Path, tmp_path: Pat
         study(out / "study.toml", out, device="cpu")
 
 
+@pytest.mark.slow
+def test_a_model_of_the_study_is_fine_tuned_and_tested_on_both_data_sets(
+    data: Path, adults: Path, tmp_path: Path
+) -> None:
+    """Two at a time; what starts from a model waits for it. Trained again, it is another model."""
+    text = toml(tmp_path, more=OTHERS).read_text().replace('"unet.features=6", ', "")
+    file, out = tmp_path / "two.toml", tmp_path / "out"
+    file.write_text(text)
+    given = {"dataset": data, "others": {"adults": adults}, "device": "cpu"}
+    result = study(file, out, jobs=2, **given)
+    assert json.loads((out / "study.json").read_text()) == result
+    assert {path.name for path in (out / "others" / "adults").iterdir()} == {
+        *("labels", "scores", "averaged", "compared"),
+    }
+    found = design(file, dataset=data, others={"adults": adults})
+    other = found.others[0]
+    for name, tested in (("", found.main), ("others/adults", other)):
+        for arm in ("plain", "adult", "tuned"):
+            rows = read_run(out / name / "scores" / f"{arm}-0").rows
+            assert {r.case for r in rows} == set(tested.test)
+    summaries = {
+        arm: json.loads((out / "runs" / f"{arm}-0" / "summary.json").read_text())
+        for arm in ("plain", "adult", "tuned")
+    }
+    assert summaries["adult"]["cases"]["training"] == list(other.training)
+    assert summaries["adult"]["cases"]["validation"] == list(other.validation)
+    assert summaries["tuned"]["start"]["sha256"] == summaries["adult"]["model"]["sha256"]
+    assert summaries["tuned"]["start"]["tune"] == "decoder" and not summaries["plain"]["start"]
+    methods = result["methods"]
+    assert methods["tuned"]["start"] == "adult" and methods["adult"]["trained_on"] == "adults"
+    assert "start" not in methods["adult"] and methods["tuned"]["patients"] == 2
+    (on_adults,) = result["others"].values()
+    assert on_adults["data"]["test"]["cases"] == list(other.test)
+    assert on_adults["methods"]["tuned"]["dice"]["kidney"]["n"] == 2
+    assert len(on_adults["comparisons"]) == len(result["comparisons"]) > 0
+    page = (out / "study.md").read_text()
+    assert "# The same models on adults" in page and max(map(len, page.splitlines())) <= 100
+
+    before = marks(out)
+    assert study(out / "study.toml", out, device="cpu", jobs=2) | {"date": ""} == result | {
+        "date": ""
+    }
+    assert marks(out) == before
+    shutil.rmtree(out / "runs" / "adult-0")
+    for part in ("labels", "scores"):
+        shutil.rmtree(out / part / "adult-0")
+        shutil.rmtree(out / "others" / "adults" / part / "adult-0")
+    with pytest.raises(BatchError, match=r"tuned-0.* differ from the study in: model"):
+        study(file, out, **given)
+    with pytest.raises(UsageError, match="differ from the study in: model") as caught:
+        study(file, out, **given)
+    assert caught.value.code == "other-settings"
+
+
 @pytest.mark.parametrize(("clock", "set_up_s"), [("wall", 30.0), ("processor", 5.0)])
 def test_set_up_is_measured_by_the_clock_of_the_stages(
     clock: str, set_up_s: float, data: Path, tmp_path: Path
@@ -522,7 +759,7 @@ def test_set_up_is_measured_by_the_clock_of_the_stages(
     }
     contents = {"stamp.json": sealed(stamp), "summary.json": summary}
     contents["result.json"] = {"scans": [{"seconds": {"read": 1.0}}]}
-    for folder in (run.run, run.labels):
+    for folder in (run.run, run.labels(run.design.main)):
         folder.mkdir(parents=True)
         for name, content in contents.items():
             (folder / name).write_text(json.dumps(content))

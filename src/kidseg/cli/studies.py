@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +14,9 @@ from kidseg.cli.stopping import stoppable
 from kidseg.cli.terminal import print_result
 from kidseg.errors import UsageError
 from kidseg.table import wrapped
+
+if TYPE_CHECKING:
+    from kidseg.study import Design
 
 __all__ = ["study"]
 
@@ -32,6 +36,10 @@ def study(
     ] = False,
     dataset: Annotated[
         Path | None, typer.Option(help="A data set, instead of the one in the file.")
+    ] = None,
+    other: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=FOLDER: another data set of the study. Repeatable."),
     ] = None,
     device: Device = "auto",
     jobs: Annotated[
@@ -57,10 +65,11 @@ def study(
             "study.toml -o study",
             code="usage",
         )
-    from kidseg.study import study
+    from kidseg.study import design, study
 
+    others = _named_folders(other or [])
     if dry_run:
-        _show_plan(file, out, dataset, as_json, quiet)
+        _show_plan(design(file, dataset=dataset, others=others), out, as_json, quiet)
         return
 
     def progress(run: str, step: str, done: int, total: int) -> None:
@@ -69,7 +78,14 @@ def study(
 
     with stoppable(lambda: _kept(out)):
         result: dict[str, Any] = study(
-            file, out, dataset=dataset, device=device, jobs=jobs, seed=seed, progress=progress
+            file,
+            out,
+            dataset=dataset,
+            others=others,
+            device=device,
+            jobs=jobs,
+            seed=seed,
+            progress=progress,
         )
     print_result(result, (out / "study.md").read_text(encoding="utf-8"), as_json, quiet)
 
@@ -82,22 +98,43 @@ def _kept(out: Path) -> str:
     return f"Its processes have ended; {states}. To go on, run the same command again."
 
 
-def _show_plan(file: Path, out: Path, dataset: Path | None, as_json: bool, quiet: bool) -> None:
-    """Print the runs of a study and the parts of its data set."""
-    from kidseg.study import design, study_runs
+def _named_folders(texts: Sequence[str]) -> dict[str, Path]:
+    """{name: folder} of options NAME=FOLDER."""
+    folders = {}
+    for text in texts:
+        name, found, folder = text.partition("=")
+        if not (name and found and folder):
+            raise UsageError(
+                f"'{text}' is not NAME=FOLDER",
+                next_step="Write it as --other NAME=FOLDER, with a name in 'others' of the file.",
+                code="usage",
+            )
+        folders[name] = Path(folder)
+    return folders
 
-    plan = design(file, dataset=dataset)
+
+def _show_plan(plan: Design, out: Path, as_json: bool, quiet: bool) -> None:
+    """Print the runs of a study and the parts of its data sets."""
+    from kidseg.study import study_runs
+
     runs = study_runs(plan, out)
     for run in runs:
         run.check()
     listed = [{"run": run.name, "state": run.state} for run in runs]
     lines = [f"{run['run']}: {run['state']}" for run in listed]
-    for name in ("training", "validation", "test"):
-        cases = getattr(plan, name)
-        lines += wrapped(
-            f"{name}, {plan.n_patients(cases)} patients: {', '.join(cases)}", indent="  "
-        )
-    print_result({"data": plan.as_dict(), "runs": listed}, "\n".join(lines), as_json, quiet)
+    for one in plan.partitions:
+        for part in ("training", "validation", "test"):
+            cases = getattr(one, part)
+            title = f"{one.name} {part}".lstrip()
+            lines += wrapped(
+                f"{title}, {one.n_patients(cases)} patients: {', '.join(cases)}", indent="  "
+            )
+    result = {
+        "data": plan.main.as_dict(),
+        "others": {one.name: one.as_dict() for one in plan.others},
+        "runs": listed,
+    }
+    print_result(result, "\n".join(lines), as_json, quiet)
 
 
 def _show_example(file: Path | None, out: Path | None, as_json: bool, quiet: bool) -> None:

@@ -36,7 +36,7 @@ from kidseg.config.nnunet_settings import NnUnetConfig, ResizingConfig
 from kidseg.config.phantom import KidneyForm, PhantomConfig, Phase
 from kidseg.config.randomization import StyleConfig
 from kidseg.config.stages import OptimizerConfig, StageConfig
-from kidseg.config.study import StudyCommonConfig, StudyConfig, StudyMethodConfig
+from kidseg.config.study import StudyCommonConfig, StudyConfig, StudyDataConfig, StudyMethodConfig
 
 __all__ = [
     "METHODS",
@@ -68,6 +68,7 @@ __all__ = [
     "StagedNetConfig",
     "StudyCommonConfig",
     "StudyConfig",
+    "StudyDataConfig",
     "StudyMethodConfig",
     "StyleConfig",
     "ThresholdConfig",

@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 from kidseg.config.catalogue import METHODS
 from kidseg.config.checked import CHECKED
 
-__all__ = ["StudyCommonConfig", "StudyConfig", "StudyMethodConfig"]
+__all__ = ["StudyCommonConfig", "StudyConfig", "StudyDataConfig", "StudyMethodConfig"]
 
 _FolderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
 
@@ -52,8 +52,12 @@ class StudyMethodConfig:
     """Model to fine-tune: a file or run folder, relative to the study's file, or the name of a
     model of the package. None: training starts from scratch.
     """
+    start: str | None = None
+    """Method above this one whose model, of the same seed, is fine-tuned. None: see model."""
     tune: str | None = None
     """What is fine-tuned, as for `kidseg train --tune`. None: all parameters."""
+    data: str | None = None
+    """Which of the other data sets it is trained on. None: the study's own."""
     patients: int | None = Field(default=None, ge=1)
     """Number of training patients, which each seed draws at random; fewer are a part of more.
     None: all.
@@ -61,27 +65,46 @@ class StudyMethodConfig:
 
     @model_validator(mode="after")
     def _check_tune(self) -> StudyMethodConfig:
-        if self.tune is not None and self.model is None:
+        if self.tune is not None and self.model is None and self.start is None:
             raise ValueError("tune requires a model to fine-tune")
+        if self.model is not None and self.start is not None:
+            raise ValueError("give either model, a file, or start, a method of this study")
         return self
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
-class StudyConfig:
-    """Methods, a data set, its test part and the seeds."""
+class StudyDataConfig:
+    """A data set and its test cases."""
 
-    methods: dict[_FolderName, StudyMethodConfig] = Field(min_length=1)
-    """The methods to compare, each a row of the tables, by the name used there and for folders."""
-    common: StudyCommonConfig = StudyCommonConfig()
-    """Settings common to all methods."""
     dataset: str | None = None
-    """Folder of the data set in any layout, relative to the study's file. None: named by --dataset.
+    """Folder of the data set in any layout, relative to the study's file. None: named on the
+    command line, by --dataset, or by --other for one of `others`.
     """
     test: tuple[str, ...] = ()
     """Ids of the test cases; empty: test_patients are drawn."""
     test_patients: int | None = Field(default=None, ge=1)
     """Number of test patients, drawn at random, stratified by age and side. None: the cases of
     test.
+    """
+
+    @model_validator(mode="after")
+    def _check_test(self) -> StudyDataConfig:
+        if bool(self.test) == (self.test_patients is not None):
+            raise ValueError("give either test, the ids of cases, or test_patients, a number")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class StudyConfig(StudyDataConfig):
+    """Methods, a data set, its test part and the seeds."""
+
+    methods: dict[_FolderName, StudyMethodConfig] = Field(min_length=1)
+    """The methods to compare, each a row of the tables, by the name used there and for folders."""
+    common: StudyCommonConfig = StudyCommonConfig()
+    """Settings common to all methods."""
+    others: dict[_FolderName, StudyDataConfig] = Field(default_factory=dict)
+    """Further data sets, by name, for methods to be trained on; all methods are tested on the test
+    cases of each, too.
     """
     split_seed: int = Field(default=0, ge=0)
     """Seed of the test and validation split. The split is the same for all methods and seeds, so
@@ -97,9 +120,16 @@ class StudyConfig:
     """What a cyst counts as in the evaluation. None: as defined by the protocol."""
 
     @model_validator(mode="after")
-    def _check_test(self) -> StudyConfig:
-        if bool(self.test) == (self.test_patients is not None):
-            raise ValueError("give either test, the ids of cases, or test_patients, a number")
+    def _check_together(self) -> StudyConfig:
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds contains a seed twice")
+        above: set[str] = set()
+        for name, method in self.methods.items():
+            if method.start is not None and method.start not in above:
+                raise ValueError(
+                    f"methods.{name}: no method '{method.start}' above it to start from"
+                )
+            if method.data is not None and method.data not in self.others:
+                raise ValueError(f"methods.{name}: no data set '{method.data}' in others")
+            above.add(name)
         return self

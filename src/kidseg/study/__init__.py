@@ -1,15 +1,17 @@
 """Compare methods on one data set: train, segment and evaluate each method with each seed.
 
-The data set is split once, by patient, into test, validation and training cases, the same for all
-methods and seeds. Training and segmentation run in separate processes, so that their time and
-memory are measured separately. Completed steps are not repeated; see `kidseg.study.runs`.
+Each data set is split once, by patient, into test, validation and training cases, the same for all
+methods and seeds. A method is trained on the study's own data set or on one of the others, from
+scratch or from the model of another method, and tested on the test cases of each. Training and
+segmentation run in separate processes, so that their time and memory are measured separately.
+Completed steps are not repeated; see `kidseg.study.runs`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,12 @@ from kidseg.study.chart import draw
 from kidseg.study.design import Arm, Design, design
 from kidseg.study.example import example
 from kidseg.study.page import markdown
+from kidseg.study.partition import Partition
 from kidseg.study.process import Launcher
-from kidseg.study.results import gather, write_average
-from kidseg.study.runs import StudyRun
+from kidseg.study.results import Scores, gather, write_average
+from kidseg.study.runs import StudyRun, folder_of
 
-__all__ = ["Arm", "Design", "StudyRun", "design", "example", "study", "study_runs"]
+__all__ = ["Arm", "Design", "Partition", "StudyRun", "design", "example", "study", "study_runs"]
 
 Progress = Callable[[str, str, int, int], None]
 """Called with (run, step that starts or "", runs done, total runs)."""
@@ -38,6 +41,7 @@ def study(
     out: Path,
     *,
     dataset: Path | None = None,
+    others: Mapping[str, Path] | None = None,
     device: str = "auto",
     jobs: int = 1,
     seed: int = 0,
@@ -47,12 +51,14 @@ def study(
 
     Writes into `out`: study.toml (resolved), runs/, labels/ and scores/ with a folder for each
     method and seed, averaged/ with one for each method, compared/ (paired statistics of these),
-    logs/ (output of the processes), study.json, study.md and study.png.
+    logs/ (output of the processes), study.json, study.md and study.png; in others/, for each other
+    data set, its labels/, scores/, averaged/ and compared/.
 
     Args:
         file: see `kidseg.config.StudyConfig`.
         out: folder of the study; created, or resumed if it exists.
         dataset: overrides the data set in the file.
+        others: override other data sets in the file, by name.
         device: of training and segmentation.
         jobs: parallel runs. With several, times are measured under contention.
         seed: of the bootstrap in the comparison; training seeds are in the file.
@@ -69,7 +75,7 @@ def study(
         BatchError: "runs-failed": some runs failed; the tables contain the others.
     """
     check_output_folder(out, "a study")
-    plan = design(file, dataset=dataset)
+    plan = design(file, dataset=dataset, others=others)
     runs = study_runs(plan, out, device=device, jobs=jobs)
     for run in runs:
         run.check()
@@ -114,16 +120,21 @@ def _perform(runs: Sequence[StudyRun], jobs: int, progress: Progress) -> dict[st
     """Execute all runs, `jobs` in parallel; returns {run: cause of failure}."""
     launcher = Launcher(threads=_threads(jobs))
     failed: dict[str, str] = {}
+    futures: dict[str, Future[None]] = {}
     done = 0
 
     def perform(run: StudyRun) -> None:
+        if run.first is not None:  # submitted before, so this waits for no run behind it
+            _wait_for(run.first, futures)
         run.perform(launcher, lambda step: progress(run.name, step, done, len(runs)))
 
     with ThreadPoolExecutor(max_workers=jobs) as pool:
-        waiting = {pool.submit(perform, run): run.name for run in runs}
+        for run in runs:
+            futures[run.name] = pool.submit(perform, run)
+        names = {future: name for name, future in futures.items()}
         try:
-            for future in as_completed(waiting):
-                name = waiting[future]
+            for future in as_completed(names):
+                name = names[future]
                 try:
                     future.result()
                 except ResourceError:
@@ -139,6 +150,24 @@ def _perform(runs: Sequence[StudyRun], jobs: int, progress: Progress) -> dict[st
     return {run.name: failed[run.name] for run in runs if run.name in failed}
 
 
+def _wait_for(first: StudyRun, futures: Mapping[str, Future[None]]) -> None:
+    """Wait for the run whose model another starts from.
+
+    Raises:
+        KidsegError: "no-start": it failed.
+    """
+    error = futures[first.name].exception()
+    if isinstance(error, KidsegError):
+        raise KidsegError(
+            f"it starts from {first.name}, which failed",
+            path=first.run,
+            code="no-start",
+            next_step="Run the study again to resume both.",
+        )
+    if error is not None:
+        raise error
+
+
 def _threads(jobs: int) -> int | None:
     """Threads per process: its share of the cores, since more would slow each other down."""
     if jobs == 1 or "OMP_NUM_THREADS" in os.environ:
@@ -150,15 +179,8 @@ def _write(
     plan: Design, runs: Sequence[StudyRun], failed: dict[str, str], out: Path, seed: int
 ) -> dict[str, Any]:
     _remove_written(plan, out)
-    averages = {}
-    for arm in plan.arms:
-        if own := [run for run in runs if run.arm.name == arm.name]:
-            averages[arm.name] = write_average(own, plan, out / "averaged" / arm.name)
-    compared = None
-    if len(averages) > 1:
-        folders = [out / "averaged" / name for name in averages]
-        compared = compare(folders, out / "compared", seed=seed, overwrite=True)
-    result = gather(plan, runs, failed, averages, compared)
+    scores = [_scores(plan, one, runs, out, seed) for one in plan.partitions]
+    result = gather(plan, runs, failed, scores)
     if runs:
         draw(runs, out / "averaged", out / "study.png")
     write_text(out / "study.md", markdown(result), overwrite=True)
@@ -166,17 +188,35 @@ def _write(
     return result
 
 
+def _scores(
+    plan: Design, tested: Partition, runs: Sequence[StudyRun], out: Path, seed: int
+) -> Scores:
+    """Average the scores on a data set over the seeds, and compare the methods."""
+    folder = folder_of(out, tested)
+    averages = {}
+    for arm in plan.arms:
+        if own := [run for run in runs if run.arm.name == arm.name]:
+            averages[arm.name] = write_average(own, tested, folder / "averaged" / arm.name)
+    compared = None
+    if len(averages) > 1:
+        folders = [folder / "averaged" / name for name in averages]
+        compared = compare(folders, folder / "compared", seed=seed, overwrite=True)
+    return Scores(tested=tested, averages=averages, compared=compared)
+
+
 def _remove_written(plan: Design, out: Path) -> None:
     """Remove results of an earlier call, which may have had more runs; keep all other files."""
     for name in ("study.json", "study.md", "study.png"):
         (out / name).unlink(missing_ok=True)
-    tables = [
-        (out / "compared", ("compare.json", "compare.csv", "compare.md")),
-        *((folder, ("summary.json", "cases.csv")) for folder in (out / "averaged").glob("*")),
-        (out / "averaged", ()),
-    ]
-    for folder, names in tables:
-        for name in names:
-            (folder / name).unlink(missing_ok=True)
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+    for one in plan.partitions:
+        folder = folder_of(out, one)
+        tables = [
+            (folder / "compared", ("compare.json", "compare.csv", "compare.md")),
+            *((each, ("summary.json", "cases.csv")) for each in (folder / "averaged").glob("*")),
+            (folder / "averaged", ()),
+        ]
+        for table, names in tables:
+            for name in names:
+                (table / name).unlink(missing_ok=True)
+            if table.is_dir() and not any(table.iterdir()):
+                table.rmdir()

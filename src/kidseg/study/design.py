@@ -1,24 +1,18 @@
-"""The design of a study: arms with resolved settings, split of the data set, checksums."""
+"""The design of a study: arms with resolved settings, and data sets with their parts."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import random
-from collections.abc import Mapping, Sequence
+import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kidseg.cases import Case, Dataset, open_dataset
-from kidseg.cases.same_images import check_apart
 from kidseg.config import StudyConfig, StudyMethodConfig, dump, load
-from kidseg.errors import InputError, UsageError
-from kidseg.evaluate import Protocol, protocol_named
-from kidseg.io.content import sha256_of_all
+from kidseg.errors import UsageError
 from kidseg.model_file import STARTER, find_model
-from kidseg.splits import holdout
-from kidseg.train.setup import Setup, resolve
+from kidseg.study.partition import Partition, check_partitions, partition
+from kidseg.train.setup import Setup, resolve, settings_from
 from kidseg.train.tuning import check_tune
 
 __all__ = ["Arm", "Design", "design"]
@@ -36,7 +30,9 @@ class Arm:
         overrides: the study's common settings, then the arm's own.
         settings: the resolved configuration as TOML.
         model: file of the model to fine-tune, if any.
+        start: name of the arm whose model is fine-tuned, if any.
         tune: parameters to fine-tune, if not all.
+        data: name of the data set to train on; "" for the study's own.
         patients: number of training patients, if not all.
     """
 
@@ -47,7 +43,9 @@ class Arm:
     overrides: tuple[str, ...]
     settings: str
     model: Path | None = None
+    start: str | None = None
     tune: str | None = None
+    data: str = ""
     patients: int | None = None
 
 
@@ -57,28 +55,25 @@ class Design:
 
     Attributes:
         config: the study's settings.
-        data: the data set.
         arms: the methods to compare.
-        training: ids of the training cases.
-        validation: ids of the cases for selecting weights.
-        test: ids of the test cases.
-        sha256: checksum of each case's files, images and labels.
-        protocol: of the evaluation.
+        main: the study's own data set, on which all arms are tested first of all.
+        others: further data sets, on whose test cases they are tested, too.
     """
 
     config: StudyConfig
-    data: Dataset
     arms: tuple[Arm, ...]
-    training: tuple[str, ...]
-    validation: tuple[str, ...]
-    test: tuple[str, ...]
-    sha256: Mapping[str, str]
-    protocol: Protocol
+    main: Partition
+    others: tuple[Partition, ...] = ()
 
     @property
     def runs(self) -> tuple[tuple[Arm, int], ...]:
         """Each arm with each seed; all arms with the first seed come first."""
         return tuple((arm, seed) for seed in self.config.seeds for arm in self.arms)
+
+    @property
+    def partitions(self) -> tuple[Partition, ...]:
+        """All data sets, the study's own first."""
+        return (self.main, *self.others)
 
     @property
     def resolved(self) -> StudyConfig:
@@ -91,88 +86,94 @@ class Design:
             )
             for arm, table in zip(self.arms, self.config.methods.values(), strict=True)
         }
-        return replace(
-            self.config,
-            methods=methods,
-            dataset=str(self.data.root.resolve()),
-            test=self.test,
-            test_patients=None,
-        )
+        others = {
+            one.name: replace(self.config.others[one.name], **_located_parts(one))
+            for one in self.others
+        }
+        return replace(self.config, methods=methods, others=others, **_located_parts(self.main))
+
+    def arm(self, name: str) -> Arm:
+        """The arm of this name."""
+        return next(arm for arm in self.arms if arm.name == name)
+
+    def trained_on(self, arm: Arm) -> Partition:
+        """The data set that an arm is trained on."""
+        return next(one for one in self.partitions if one.name == arm.data)
 
     def training_of(self, arm: Arm, seed: int) -> tuple[str, ...]:
         """The training cases of a run: all, or those of as many patients as the arm has."""
-        if arm.patients is None:
-            return self.training
-        known = self.data.by_id
-        patients = sorted({known[name].patient for name in self.training})
-        random.Random(f"patients {seed}").shuffle(patients)
-        drawn = set(patients[: arm.patients])
-        return tuple(name for name in self.training if known[name].patient in drawn)
-
-    def n_patients(self, cases: Sequence[str]) -> int:
-        """Number of patients of these cases."""
-        return len({self.data.by_id[name].patient for name in cases})
-
-    def as_dict(self) -> dict[str, Any]:
-        """The data set and its split, as plain data."""
-        parts = {"training": self.training, "validation": self.validation, "test": self.test}
-        return {
-            "dataset": self.data.name,
-            "digest": digest(self.sha256),
-            **{
-                name: {"cases": list(cases), "patients": self.n_patients(cases)}
-                for name, cases in parts.items()
-            },
-        }
+        return self.trained_on(arm).of_patients(arm.patients, seed)
 
 
-def design(file: Path, *, dataset: Path | None = None) -> Design:
-    """Read and validate a study's file and split the data set.
+def design(
+    file: Path, *, dataset: Path | None = None, others: Mapping[str, Path] | None = None
+) -> Design:
+    """Read and validate a study's file and split its data sets.
 
     Args:
         file: TOML; see `kidseg.config.StudyConfig`.
         dataset: overrides the data set in the file.
+        others: override other data sets in the file, by name.
 
     Raises:
-        InputError: the file cannot be read; as `open_dataset` and `holdout`; "same-image": in two
-            parts.
-        UsageError: "bad-setting", with the key; "no-dataset"; "unknown-preset"; "unknown-case";
-            "bad-split": no training cases remain, or a patient is in two parts.
+        InputError: the file cannot be read; as `partition` and `check_partitions`.
+        UsageError: "bad-setting", with the key; "no-dataset"; "unknown-dataset"; "unknown-preset";
+            as `partition`.
     """
     config = load(StudyConfig, file=file)
-    arms = tuple(_arm(name, table, config, file) for name, table in config.methods.items())
-    if dataset is None and config.dataset is None:
-        raise UsageError(
-            "the study has no data set",
-            path=file,
-            code="no-dataset",
-            next_step="Use --dataset, or set dataset in the file.",
-        )
-    data = open_dataset(dataset or file.parent / (config.dataset or ""))
-    training, validation, test = _parts(data, config)
-    _check_patients(arms, {data.by_id[name].patient for name in training}, file)
-    known = data.by_id
-    images = {name: sha256_of_all(known[name].images) for name in (*training, *validation, *test)}
-    check_apart(images, training, validation, data.root)
-    check_apart(images, (*training, *validation), test, data.root, other="test")
-    return Design(
-        config=config,
-        data=data,
-        arms=arms,
-        training=training,
-        validation=validation,
-        test=test,
-        sha256={name: _content(known[name]) for name in (*training, *validation, *test)},
-        protocol=protocol_named(config.protocol, data.schema, config.cyst),
+    arms: dict[str, Arm] = {}
+    for name, table in config.methods.items():
+        arms[name] = _arm(name, table, config, file, arms)
+    folders = _folders(config, file, dataset, others or {})
+    main, *further = (
+        partition(name, folder, config.others[name] if name else config, config)
+        for name, folder in folders.items()
     )
+    check_partitions([main, *further], file)
+    found = Design(config=config, arms=tuple(arms.values()), main=main, others=tuple(further))
+    _check_patients(found, file)
+    return found
 
 
-def digest(content: Any) -> str:
-    """SHA-256 of plain data."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def _folders(
+    config: StudyConfig, file: Path, dataset: Path | None, others: Mapping[str, Path]
+) -> dict[str, Path]:
+    """The folder of each data set by its name, the study's own, "", first."""
+    if unknown := sorted(set(others) - set(config.others)):
+        raise UsageError(
+            f"the study has no other data set '{unknown[0]}'",
+            path=file,
+            code="unknown-dataset",
+            next_step=f"Name one of: {', '.join(config.others)}."
+            if config.others
+            else "Leave out --other.",
+        )
+    given = {"": dataset, **others}
+    folders = {}
+    for name, own in {"": config, **config.others}.items():
+        if given.get(name) is None and own.dataset is None:
+            raise UsageError(
+                f"the study's data set '{name}' is in no folder"
+                if name
+                else "the study has no data set",
+                path=file,
+                code="no-dataset",
+                next_step=f"Use --other {name}=FOLDER, or set others.{name}.dataset in the file."
+                if name
+                else "Use --dataset, or set dataset in the file.",
+            )
+        folders[name] = given.get(name) or file.parent / (own.dataset or "")
+    return folders
 
 
-def _arm(name: str, table: StudyMethodConfig, config: StudyConfig, file: Path) -> Arm:
+def _located_parts(one: Partition) -> dict[str, Any]:
+    return {"dataset": str(one.data.root.resolve()), "test": one.test, "test_patients": None}
+
+
+def _arm(
+    name: str, table: StudyMethodConfig, config: StudyConfig, file: Path, above: Mapping[str, Arm]
+) -> Arm:
+    """The arm of a table; `above` are those it may start from."""
     overrides = (*config.common.set, *table.set)
     if any(text.partition("=")[0].strip() == "cohort.validation_share" for text in overrides):
         raise UsageError(
@@ -190,10 +191,14 @@ def _arm(name: str, table: StudyMethodConfig, config: StudyConfig, file: Path) -
             config_file=chosen,
             overrides=overrides,
             start=model,
-            tune=table.tune,
+            tune=None if table.start else table.tune,
         )
-        resolved = resolve(setup)
-        check_tune(resolved.method, resolved.config, resolved.plan, table.tune or "all")
+        if table.start is not None:
+            settings = _settings_after(above[table.start], setup)
+        else:
+            resolved = resolve(setup)
+            check_tune(resolved.method, resolved.config, resolved.plan, table.tune or "all")
+            settings = dump(resolved.config)
     except UsageError as error:
         raise UsageError(
             f"methods.{name}: {error.cause}",
@@ -207,11 +212,24 @@ def _arm(name: str, table: StudyMethodConfig, config: StudyConfig, file: Path) -
         preset=table.preset,
         config=chosen,
         overrides=overrides,
-        settings=dump(resolved.config),
+        settings=settings,
         model=model,
+        start=table.start,
         tune=table.tune,
+        data=table.data or "",
         patients=table.patients,
     )
+
+
+def _settings_after(first: Arm, setup: Setup) -> str:
+    """The settings of an arm that starts from the model of another."""
+    if setup.method != first.method:
+        raise UsageError(
+            f"it starts from '{first.name}', which has method '{first.method}'",
+            code="other-method",
+            next_step="Use the same method for both.",
+        )
+    return dump(settings_from(tomllib.loads(first.settings), setup, first.method))
 
 
 def _located(model: str, file: Path) -> Path | str:
@@ -220,54 +238,15 @@ def _located(model: str, file: Path) -> Path | str:
     return beside.resolve() if model != STARTER and beside.exists() else model
 
 
-def _check_patients(arms: Sequence[Arm], patients: set[str], file: Path) -> None:
-    for arm in arms:
-        if arm.patients is not None and arm.patients > len(patients):
+def _check_patients(found: Design, file: Path) -> None:
+    for arm in found.arms:
+        one = found.trained_on(arm)
+        known = one.n_patients(one.training)
+        if arm.patients is not None and arm.patients > known:
             raise UsageError(
                 f"methods.{arm.name}: {arm.patients} training patients are more than the"
-                f" {len(patients)} there are",
+                f" {known} there are",
                 path=file,
                 code="too-few-patients",
                 next_step="Use fewer, or fewer test and validation patients.",
             )
-
-
-def _parts(
-    data: Dataset, config: StudyConfig
-) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """(training, validation, test) case ids; no patient is in two parts."""
-    known = data.by_id
-    if config.test:
-        if unknown := sorted(set(config.test) - set(known)):
-            raise UsageError(
-                f"unknown test case(s), or without labels: {', '.join(unknown)}",
-                path=data.root,
-                code="unknown-case",
-            )
-        test = tuple(sorted(set(config.test)))
-    else:
-        test = holdout(data.cases, n_test=config.test_patients, seed=config.split_seed).test
-    tested = {known[name].patient for name in test}
-    rest = [case for case in data.cases if case.id not in test]
-    if both := sorted(tested & {case.patient for case in rest}):
-        raise UsageError(
-            f"patient {both[0]} has both test cases and other cases",
-            path=data.root,
-            code="bad-split",
-            next_step="List all cases of a patient in test, or none.",
-        )
-    try:
-        kept = holdout(rest, test_fraction=config.validation_share, seed=config.split_seed)
-    except InputError as error:
-        raise UsageError(
-            f"too few patients remain besides {len(tested)} test patient(s): {error.cause}",
-            path=data.root,
-            code="bad-split",
-            next_step="Use fewer test patients.",
-        ) from error
-    return kept.train, kept.test, test
-
-
-def _content(case: Case) -> str:
-    """SHA-256 of a case's file contents; a file of several channels is hashed once per channel."""
-    return sha256_of_all([*case.images, *([] if case.labels is None else [case.labels])])

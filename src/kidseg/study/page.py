@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from kidseg.table import markdown_table, wrapped
@@ -16,28 +16,46 @@ def markdown(study: Mapping[str, Any]) -> str:
     done = {name: figures for name, figures in methods.items() if "dice" in figures}
     structures = list(next(iter(done.values()))["dice"]) if done else []
     lines = ["# Study", "", *_about(study), ""]
-    lines += ["## Dice, averaged over seeds: mean (SD over patients)", ""]
+    lines += _dice_tables(methods, _seeds)
+    lines += ["## Time and memory: mean (SD between seeds)", "", *_costs(done)]
+    lines += ["## Paired differences of Dice (first minus second)", "", *_compared(study)]
+    lines += ["## Each run: Dice, mean (SD over patients)", "", *_each_run(runs, structures)]
+    for name, other in study["others"].items():
+        lines += [f"# The same models on {name}", "", *wrapped(_parts(other["data"]) + "."), ""]
+        lines += _dice_tables(other["methods"])
+        lines += ["## Paired differences of Dice (first minus second)", "", *_compared(other)]
+    for name, rule in study["rules"].items():
+        lines += wrapped(f"- {name}: {rule}", indent="  ")
+    return "\n".join(lines) + "\n"
+
+
+def _dice_tables(
+    methods: Mapping[str, Mapping[str, Any]],
+    seeds: Callable[[Mapping[str, Any]], str] | None = None,
+) -> list[str]:
+    """Dice over patients and between seeds; with a column from `seeds`, if it is given."""
+    done = {name: figures for name, figures in methods.items() if "dice" in figures}
+    structures = list(next(iter(done.values()))["dice"]) if done else []
+    lines = ["## Dice, averaged over seeds: mean (SD over patients)", ""]
     lines += markdown_table(
-        ["method", "seeds", *structures],
+        ["method", *(["seeds"] if seeds else []), *structures],
         [
-            [name, _seeds(figures), *(_dice(figures, structure) for structure in structures)]
+            [
+                name,
+                *([seeds(figures)] if seeds else []),
+                *(_dice(figures, structure) for structure in structures),
+            ]
             for name, figures in methods.items()
         ],
     )
     lines += ["## Dice between seeds: mean of the seeds' means (SD between seeds)", ""]
-    lines += markdown_table(
+    return lines + markdown_table(
         ["method", *structures],
         [
             [name, *(_pair(figures["between_seeds"][s], 4) for s in structures)]
             for name, figures in done.items()
         ],
     )
-    lines += ["## Time and memory: mean (SD between seeds)", "", *_costs(done)]
-    lines += ["## Paired differences of Dice (first minus second)", "", *_compared(study)]
-    lines += ["## Each run: Dice, mean (SD over patients)", "", *_each_run(runs, structures)]
-    for name, rule in study["rules"].items():
-        lines += wrapped(f"- {name}: {rule}", indent="  ")
-    return "\n".join(lines) + "\n"
 
 
 def _each_run(runs: Mapping[str, Mapping[str, Any]], structures: Sequence[str]) -> list[str]:
@@ -60,12 +78,7 @@ def _each_run(runs: Mapping[str, Mapping[str, Any]], structures: Sequence[str]) 
 
 def _about(study: Mapping[str, Any]) -> list[str]:
     """Data set, conditions and warnings, before the tables."""
-    data = study["data"]
-    parts = ", ".join(
-        f"{part} {data[part]['patients']} patient(s) in {len(data[part]['cases'])} case(s)"
-        for part in ("training", "validation", "test")
-    )
-    lines = [f"{data['dataset']}: {parts}; {study['protocol']} protocol."]
+    lines = [f"{_parts(study['data'])}; {study['protocol']} protocol."]
     runs = study["runs"].values()
     for what, title in (
         ("device", "Device"),
@@ -87,6 +100,15 @@ def _about(study: Mapping[str, Any]) -> list[str]:
     for figures in study["methods"].values():
         lines += [f"**Failed: {name}**: {cause}" for name, cause in figures["failed"].items()]
     return "\n\n".join("\n".join(wrapped(line)) for line in lines).split("\n")
+
+
+def _parts(data: Mapping[str, Any]) -> str:
+    """A data set and the sizes of its parts."""
+    parts = ", ".join(
+        f"{part} {data[part]['patients']} patient(s) in {len(data[part]['cases'])} case(s)"
+        for part in ("training", "validation", "test")
+    )
+    return f"{data['dataset']}: {parts}"
 
 
 def _seeds(figures: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ once, independent of the number of seeds. The spread of the seeds' means is repo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,32 @@ from kidseg.evaluate import METRICS, Row, read_run, summarise
 from kidseg.evaluate.summary import COLUMNS, write_csv
 from kidseg.io.atomic import write_json
 from kidseg.provenance import provenance
-from kidseg.study.design import Design
+from kidseg.study.design import Arm, Design
+from kidseg.study.partition import Partition
 from kidseg.study.runs import StudyRun
 
-__all__ = ["average", "gather", "spread", "write_average"]
+__all__ = ["Scores", "average", "gather", "spread", "write_average"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """The scores of all arms on a data set.
+
+    Attributes:
+        tested: the data set.
+        averages: {arm: summary of its average over seeds}, of arms with complete runs.
+        compared: result of `compare` for these averages, if there are at least two.
+    """
+
+    tested: Partition
+    averages: Mapping[str, Mapping[str, Any]]
+    compared: Mapping[str, Any] | None
+
+    @property
+    def comparisons(self) -> list[Any]:
+        """The comparisons over all patients."""
+        found = [] if self.compared is None else self.compared["comparisons"]
+        return [one for one in found if one["stratum"] == "all"]
 
 
 def average(runs: Sequence[Sequence[Row]]) -> tuple[Row, ...]:
@@ -49,11 +71,11 @@ def average(runs: Sequence[Sequence[Row]]) -> tuple[Row, ...]:
     return tuple(averaged)
 
 
-def write_average(runs: Sequence[StudyRun], design: Design, out: Path) -> Mapping[str, Any]:
+def write_average(runs: Sequence[StudyRun], tested: Partition, out: Path) -> Mapping[str, Any]:
     """Average an arm's runs over the seeds into a folder for `compare`; returns the summary."""
-    rows = average([read_run(run.scores).rows for run in runs])
+    rows = average([read_run(run.scores(tested)).rows for run in runs])
     summary = {
-        **summarise(rows, design.protocol),
+        **summarise(rows, tested.protocol),
         "averaged_over_seeds": [run.seed for run in runs],
         **provenance(),
     }
@@ -77,8 +99,7 @@ def gather(
     design: Design,
     runs: Sequence[StudyRun],
     failed: Mapping[str, str],
-    averages: Mapping[str, Mapping[str, Any]],
-    compared: Mapping[str, Any] | None,
+    scores: Sequence[Scores],
 ) -> dict[str, Any]:
     """The content of study.json.
 
@@ -86,35 +107,45 @@ def gather(
         design: of the study.
         runs: complete runs.
         failed: {run: cause of failure}.
-        averages: {arm: summary of its average over seeds}.
-        compared: result of `compare` for these averages, if there are at least two.
+        scores: on each data set, the study's own first.
     """
-    single = {run.name: _single(run) for run in runs}
+    main, *others = scores
+    dice = {run.name: _dice_of(run, design.main) for run in runs}
+    single = {
+        run.name: {
+            "method": run.arm.name,
+            "seed": run.seed,
+            "dice": dice[run.name],
+            **run.costs(),
+        }
+        for run in runs
+    }
     methods = {}
     for arm in design.arms:
-        own = [run for run in runs if run.arm.name == arm.name]
+        own = [run.name for run in runs if run.arm.name == arm.name]
         methods[arm.name] = {
             "method": arm.method,
             "preset": arm.preset,
             "overrides": list(arm.overrides),
-            "seeds": [run.seed for run in own],
+            **{key: value for key, value in _origin(arm).items() if value is not None},
+            "seeds": [run.seed for run in runs if run.arm.name == arm.name],
             "failed": {
                 name: cause
                 for name, cause in failed.items()
                 if name in {f"{arm.name}-{seed}" for seed in design.config.seeds}
             },
-            **_figures([single[run.name] for run in own], averages.get(arm.name)),
+            **_dice([dice[name] for name in own], main.averages.get(arm.name)),
+            **_costs([single[name] for name in own]),
         }
     return {
         **provenance(),
-        "data": design.as_dict(),
+        "data": design.main.as_dict(),
         "protocol": design.config.protocol,
         "seeds": list(design.config.seeds),
         "methods": methods,
         "runs": single,
-        "comparisons": []
-        if compared is None
-        else [one for one in compared["comparisons"] if one["stratum"] == "all"],
+        "comparisons": main.comparisons,
+        "others": {one.tested.name: _on_other(design, runs, one) for one in others},
         "rules": {
             "dice": "each patient's mean over the seeds; then mean and sample SD over patients",
             "between_seeds": "mean and sample SD over the seeds of a seed's mean over patients",
@@ -129,34 +160,60 @@ def gather(
     }
 
 
-def _single(run: StudyRun) -> dict[str, Any]:
-    """Scores, time and memory of one run."""
-    summary = read_run(run.scores).summary
+def _origin(arm: Arm) -> dict[str, Any]:
+    """What an arm starts from and is trained on, where it is not from scratch on all patients."""
+    model = None if arm.model is None else str(arm.model)
+    tune = arm.tune or "all"
     return {
-        "method": run.arm.name,
-        "seed": run.seed,
-        "dice": {name: figures["dice"] for name, figures in summary["structures"].items()},
-        **run.costs(),
+        "start": arm.start or model,
+        "tune": None if arm.start is None and model is None else tune,
+        "trained_on": arm.data or None,
+        "patients": arm.patients,
     }
 
 
-def _figures(
-    runs: Sequence[Mapping[str, Any]], averaged: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """Figures of one arm over its complete runs; empty if there are none."""
+def _on_other(design: Design, runs: Sequence[StudyRun], scores: Scores) -> dict[str, Any]:
+    """The scores of all arms on another data set, as plain data."""
+    methods = {}
+    for arm in design.arms:
+        own = [_dice_of(run, scores.tested) for run in runs if run.arm.name == arm.name]
+        methods[arm.name] = _dice(own, scores.averages.get(arm.name))
+    return {
+        "data": scores.tested.as_dict(),
+        "methods": methods,
+        "comparisons": scores.comparisons,
+    }
+
+
+def _dice_of(run: StudyRun, tested: Partition) -> dict[str, Any]:
+    """Dice of a run by structure, over the patients."""
+    structures = read_run(run.scores(tested)).summary["structures"]
+    return {name: figures["dice"] for name, figures in structures.items()}
+
+
+def _dice(runs: Sequence[Mapping[str, Any]], averaged: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Dice of one arm, averaged over its complete runs and between them; empty without runs."""
     if not runs or averaged is None:
         return {}
-    structures = list(averaged["structures"])
-    stages = list(dict.fromkeys(name for run in runs for name in run["training_seconds"]))
-    memory = list(dict.fromkeys(name for run in runs for name in run["training_peak_memory_mb"]))
-    once = [run for run in runs if run["training_attempts"] == 1]
+    structures = averaged["structures"]
     means = {
-        name: [run["dice"][name]["mean"] for run in runs if run["dice"][name]["mean"] is not None]
+        name: [run[name]["mean"] for run in runs if run[name]["mean"] is not None]
         for name in structures
     }
     return {
-        "dice": {name: averaged["structures"][name]["dice"] for name in structures},
+        "dice": {name: figures["dice"] for name, figures in structures.items()},
         "between_seeds": {name: spread(values) for name, values in means.items()},
+    }
+
+
+def _costs(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Time and memory of one arm over its complete runs; empty without runs."""
+    if not runs:
+        return {}
+    stages = list(dict.fromkeys(name for run in runs for name in run["training_seconds"]))
+    memory = list(dict.fromkeys(name for run in runs for name in run["training_peak_memory_mb"]))
+    once = [run for run in runs if run["training_attempts"] == 1]
+    return {
         "training_seconds": {
             **{
                 stage: spread([run["training_seconds"].get(stage, 0.0) for run in runs])

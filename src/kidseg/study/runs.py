@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -21,15 +21,21 @@ from kidseg.evaluate import evaluate
 from kidseg.io.atomic import write_json
 from kidseg.io.content import sha256_of
 from kidseg.records import SEAL, SEALED, checked, read_file, sealed, unsealed
-from kidseg.study.design import Arm, Design, digest
+from kidseg.study.design import Arm, Design
+from kidseg.study.partition import Partition, digest
 from kidseg.study.process import Completed, Launcher
 from kidseg.train.record import RECORD
 
-__all__ = ["State", "StudyRun"]
+__all__ = ["State", "StudyRun", "folder_of"]
 
 State = Literal["to do", "begun", "done"]
 
 STAMP = "stamp.json"
+
+
+def folder_of(out: Path, tested: Partition) -> Path:
+    """The folder of the results on a data set: that of the study, or a folder of its own within."""
+    return out / "others" / tested.name if tested.name else out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,24 +74,33 @@ class StudyRun:
         return self.out / "runs" / self.name
 
     @property
-    def labels(self) -> Path:
-        """Folder of the predicted labels of the test cases."""
-        return self.out / "labels" / self.name
+    def first(self) -> StudyRun | None:
+        """The run from whose model this one starts, if any."""
+        if self.arm.start is None:
+            return None
+        return replace(self, arm=self.design.arm(self.arm.start))
 
-    @property
-    def scores(self) -> Path:
-        """Folder of the evaluation."""
-        return self.out / "scores" / self.name
+    def labels(self, tested: Partition) -> Path:
+        """Folder of the predicted labels of a data set's test cases."""
+        return folder_of(self.out, tested) / "labels" / self.name
+
+    def scores(self, tested: Partition) -> Path:
+        """Folder of their evaluation."""
+        return folder_of(self.out, tested) / "scores" / self.name
 
     @property
     def state(self) -> State:
         """Progress of the run; `check` verifies its settings."""
-        trained, segmented, scored = map(_read_stamp, (self.run, self.labels, self.scores))
-        if all(stamp.get("done") for stamp in (trained, segmented, scored)) and (
-            scored["inputs"].get("labels") == segmented["key"]
-        ):
+        trained = _read_stamp(self.run)
+        if trained.get("done") and all(map(self._is_scored, self.design.partitions)):
             return "done"
         return "begun" if trained else "to do"
+
+    def _is_scored(self, tested: Partition) -> bool:
+        segmented, scored = _read_stamp(self.labels(tested)), _read_stamp(self.scores(tested))
+        if not (segmented.get("done") and scored.get("done")):
+            return False
+        return bool(scored["inputs"].get("labels") == segmented["key"])
 
     def check(self) -> None:
         """Check that existing results have the same settings and data.
@@ -99,12 +114,18 @@ class StudyRun:
             was, now = stamp["inputs"], json.loads(json.dumps(self._inputs()))
             changed = sorted(name for name in now if was.get(name) != now[name])
             raise _refusal(self.run, changed)
-        for folder, inputs in ((self.labels, self._tested()), (self.scores, self._rules())):
-            stamp = _read_stamp(folder)
-            wanted = json.loads(json.dumps(inputs))
-            if stamp and any(stamp["inputs"].get(k) != v for k, v in wanted.items()):
-                changed = sorted(k for k, v in wanted.items() if stamp["inputs"].get(k) != v)
-                raise _refusal(folder, changed)
+        if stamp.get("done") and self._has_other_start():
+            raise _refusal(self.run, ["model"])
+        for one in self.design.partitions:
+            _check_same(self.labels(one), _tested(one))
+            _check_same(self.scores(one), self._rules(one))
+
+    def _has_other_start(self) -> bool:
+        """Whether the model of this study that it started from has been trained again since."""
+        if self.first is None:
+            return False
+        started = json.loads((self.run / "summary.json").read_text())["start"]["sha256"]
+        return _model_of(self.first.run) not in (None, started)
 
     def perform(self, launcher: Launcher, progress: Callable[[str], None]) -> None:
         """Execute the remaining steps; `progress` is called with each step as it starts.
@@ -119,95 +140,99 @@ class StudyRun:
             progress("train")
             self._train(launcher)
         progress("segment")
-        self._segment(launcher)
+        for one in self.design.partitions:
+            self._segment(launcher, one)
         progress("evaluate")
-        self._evaluate()
+        for one in self.design.partitions:
+            self._evaluate(one)
 
     def _inputs(self) -> dict[str, Any]:
         """All inputs of the training."""
-        plan = self.design
+        data = self.design.trained_on(self.arm)
         return {
             "method": self.arm.method,
             "settings": self.arm.settings,
             "seed": self.seed,
-            "training": {name: plan.sha256[name] for name in self.training},
-            "validation": {name: plan.sha256[name] for name in plan.validation},
+            "training": {name: data.sha256[name] for name in self.training},
+            "validation": {name: data.sha256[name] for name in data.validation},
             **self._start(),
         }
 
     def _start(self) -> dict[str, str]:
-        """The model to fine-tune and what of it; empty without one."""
+        """The model to fine-tune and what of it; empty without one.
+
+        A model of this study is known by the inputs of its training; see also `check`.
+        """
+        if self.first is not None:
+            return {"model": digest(self.first._inputs()), "tune": self.arm.tune or "all"}
         if self.arm.model is None:
             return {}
         return {"model": sha256_of(self.arm.model), "tune": self.arm.tune or "all"}
 
-    def _tested(self) -> dict[str, Any]:
-        return {"test": {name: self.design.sha256[name] for name in self.design.test}}
-
-    def _rules(self) -> dict[str, Any]:
+    def _rules(self, tested: Partition) -> dict[str, Any]:
         config = self.design.config
-        return {**self._tested(), "protocol": config.protocol, "cyst": config.cyst}
+        return {**_tested(tested), "protocol": config.protocol, "cyst": config.cyst}
 
     def _train(self, launcher: Launcher) -> None:
         stamp = _read_stamp(self.run)
         resumed = (self.run / RECORD).exists()
         begun = _stamp(self._inputs(), attempts=stamp.get("attempts", 0) + 1, jobs=self.jobs)
         _write_stamp(self.run, begun)
-        data = self.design
+        data = self.design.trained_on(self.arm)
+        model = self.arm.model if self.first is None else self.first.run / "model.safetensors"
         arguments: list[str | Path] = ["train", data.data.root, "--out", self.run, "--quiet"]
         arguments += ["--method", self.arm.method, "--seed", str(self.seed)]
         arguments += ["--device", self.device, "--resume" if resumed else "--overwrite"]
         arguments += [] if self.arm.preset is None else ["--preset", self.arm.preset]
         arguments += [] if self.arm.config is None else ["--config", self.arm.config]
         arguments += [word for text in self.arm.overrides for word in ("--set", text)]
-        arguments += [] if self.arm.model is None else ["--from", self.arm.model]
+        arguments += [] if model is None else ["--from", model]
         arguments += [] if self.arm.tune is None else ["--tune", self.arm.tune]
         arguments += [w for name in (*self.training, *data.validation) for w in ("--case", name)]
         arguments += [word for name in data.validation for word in ("--validation", name)]
         completed = self._in_process(launcher, arguments, "train")
         _write_stamp(self.run, _done(begun, completed))
 
-    def _segment(self, launcher: Launcher) -> None:
-        model = json.loads((self.run / "summary.json").read_text())["model"]["sha256"]
-        inputs = {**self._tested(), "model": model}
-        stamp = _read_stamp(self.labels)
+    def _segment(self, launcher: Launcher, tested: Partition) -> None:
+        inputs = {**_tested(tested), "model": _model_of(self.run)}
+        labels = self.labels(tested)
+        stamp = _read_stamp(labels)
         if stamp.get("done") and stamp["key"] == digest(inputs):
             return
         begun = _stamp(inputs, jobs=self.jobs)
-        _write_stamp(self.labels, begun)
-        (self.scores / STAMP).unlink(missing_ok=True)
-        known = self.design.data.by_id
-        completed = self._in_process(
-            launcher,
-            [
-                "segment",
-                *(known[name].images[0] for name in self.design.test),
-                "--model",
-                self.run / "model.safetensors",
-                "--out",
-                self.labels,
-                "--device",
-                self.device,
-                "--overwrite",
-                "--quiet",
-            ],
+        _write_stamp(labels, begun)
+        (self.scores(tested) / STAMP).unlink(missing_ok=True)
+        known = tested.data.by_id
+        arguments: list[str | Path] = [
             "segment",
-        )
-        _write_stamp(self.labels, _done(begun, completed))
+            *(known[name].images[0] for name in tested.test),
+            "--model",
+            self.run / "model.safetensors",
+            "--out",
+            labels,
+            "--device",
+            self.device,
+            "--overwrite",
+            "--quiet",
+        ]
+        step = f"segment-{tested.name}" if tested.name else "segment"
+        completed = self._in_process(launcher, arguments, step)
+        _write_stamp(labels, _done(begun, completed))
 
-    def _evaluate(self) -> None:
-        begun = _stamp({**self._rules(), "labels": _read_stamp(self.labels)["key"]})
-        _write_stamp(self.scores, begun)
+    def _evaluate(self, tested: Partition) -> None:
+        labels, scores = self.labels(tested), self.scores(tested)
+        begun = _stamp({**self._rules(tested), "labels": _read_stamp(labels)["key"]})
+        _write_stamp(scores, begun)
         evaluate(
-            self.labels,
-            self.design.data.root,
-            self.scores,
+            labels,
+            tested.data.root,
+            scores,
             protocol=self.design.config.protocol,
             cyst=self.design.config.cyst,
-            cases=self.design.test,
+            cases=tested.test,
             overwrite=True,
         )
-        _write_stamp(self.scores, {**begun, "done": True})
+        _write_stamp(scores, {**begun, "done": True})
 
     def _in_process(self, launcher: Launcher, arguments: list[str | Path], step: str) -> Completed:
         log = self.out / "logs" / f"{self.name}-{step}.log"
@@ -231,8 +256,9 @@ class StudyRun:
         libraries; "device" that of the GPU's allocations.
         """
         summary = json.loads((self.run / "summary.json").read_text())
-        result = json.loads((self.labels / "result.json").read_text())
-        trained, segmented = _read_stamp(self.run), _read_stamp(self.labels)
+        labels = self.labels(self.design.main)
+        result = json.loads((labels / "result.json").read_text())
+        trained, segmented = _read_stamp(self.run), _read_stamp(labels)
         per_scan = [sum(scan["seconds"].values()) for scan in result["scans"]]
         clock = tomllib.loads(self.arm.settings)["budget_clock"]
         whole = trained.get({"wall": "process_seconds", "processor": "processor_seconds"}[clock])
@@ -272,6 +298,26 @@ class _Stamp:
     process_seconds: float | None = None
     processor_seconds: float | None = None
     peak_memory_mb: float | None = None
+
+
+def _tested(tested: Partition) -> dict[str, Any]:
+    return {"test": {name: tested.sha256[name] for name in tested.test}}
+
+
+def _model_of(run: Path) -> str | None:
+    """SHA-256 of the model of a training; None before its end."""
+    summary = run / "summary.json"
+    if not summary.exists():
+        return None
+    return str(json.loads(summary.read_text())["model"]["sha256"])
+
+
+def _check_same(folder: Path, inputs: Mapping[str, Any]) -> None:
+    """Check that results in a folder have these inputs, among others."""
+    stamp, wanted = _read_stamp(folder), json.loads(json.dumps(inputs))
+    changed = sorted(k for k, v in wanted.items() if stamp and stamp["inputs"].get(k) != v)
+    if changed:
+        raise _refusal(folder, changed)
 
 
 def _refusal(folder: Path, changed: list[str]) -> UsageError:

@@ -24,6 +24,7 @@ __all__ = [
     "overrides_of",
     "plan_from_model",
     "resolve",
+    "settings_from",
 ]
 
 
@@ -122,18 +123,35 @@ def resolve(setup: Setup) -> ResolvedSetup:
         raise ModelError(
             f"the header is invalid: {error}", path=setup.start, code="damaged-model"
         ) from error
+    config = settings_from(base, setup, name)
+    return ResolvedSetup(method=method_named(name), config=config, start=model, plan=plan)
+
+
+def settings_from(base: Mapping[str, Any], setup: Setup, method: str) -> Any:
+    """The settings with which a model is fine-tuned: its own, with those of a setup over them.
+
+    Args:
+        base: settings of the model, as plain data.
+        setup: preset, file and overrides.
+        method: of both.
+
+    Raises:
+        UsageError: "reference-of-model": the model keeps its reference; see `overrides_of`,
+            `preset` and `load`.
+    """
+    pinned = _pinned(method, dict(base))
+    own: Any = load(METHODS[method], base=pinned)
     if setup.preset is not None:
-        base = _merge(base, preset(setup.preset, name))
-    config = _load_config(name, setup, base)
-    known = base.get("pose", {}).get("reference")
-    if hasattr(config, "pose") and config.pose.reference != known:
+        pinned = _merge(pinned, preset(setup.preset, method))
+    config = _load_config(method, setup, pinned)
+    if hasattr(config, "pose") and config.pose.reference != own.pose.reference:
         raise UsageError(
             "the model keeps its reference patient, on which its networks are trained",
             path=setup.start,
             code="reference-of-model",
             next_step="Leave out the reference, or train without --from.",
         )
-    return ResolvedSetup(method=method_named(name), config=config, start=model, plan=plan)
+    return config
 
 
 def _one_model(model: Model, setup: Setup) -> Model:

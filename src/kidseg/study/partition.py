@@ -1,0 +1,165 @@
+"""A data set of a study and its parts: training, validation and test cases."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kidseg.cases import Case, Dataset, open_dataset
+from kidseg.cases.same_images import check_apart
+from kidseg.config import StudyConfig, StudyDataConfig
+from kidseg.errors import InputError, UsageError
+from kidseg.evaluate import Protocol, protocol_named
+from kidseg.io.content import sha256_of_all
+from kidseg.splits import holdout
+
+__all__ = ["Partition", "check_partitions", "digest", "partition"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Partition:
+    """A data set, divided by patient.
+
+    Attributes:
+        name: in the study's file; "" for the study's own data set.
+        data: the data set.
+        training: ids of the training cases.
+        validation: ids of the cases for selecting weights.
+        test: ids of the test cases.
+        images: checksum of each case's images.
+        sha256: checksum of each case's files, images and labels.
+        protocol: of the evaluation.
+    """
+
+    name: str
+    data: Dataset
+    training: tuple[str, ...]
+    validation: tuple[str, ...]
+    test: tuple[str, ...]
+    images: Mapping[str, str]
+    sha256: Mapping[str, str]
+    protocol: Protocol
+
+    def of_patients(self, count: int | None, seed: int) -> tuple[str, ...]:
+        """The training cases of so many patients, drawn with a seed; None: all."""
+        if count is None:
+            return self.training
+        known = self.data.by_id
+        patients = sorted({known[name].patient for name in self.training})
+        random.Random(f"patients {seed}").shuffle(patients)
+        drawn = set(patients[:count])
+        return tuple(name for name in self.training if known[name].patient in drawn)
+
+    def n_patients(self, cases: Sequence[str]) -> int:
+        """Number of patients of these cases."""
+        return len({self.data.by_id[name].patient for name in cases})
+
+    def as_dict(self) -> dict[str, Any]:
+        """The data set and its parts, as plain data."""
+        parts = {"training": self.training, "validation": self.validation, "test": self.test}
+        return {
+            "dataset": self.data.name,
+            "digest": digest(self.sha256),
+            **{
+                name: {"cases": list(cases), "patients": self.n_patients(cases)}
+                for name, cases in parts.items()
+            },
+        }
+
+
+def digest(content: Any) -> str:
+    """SHA-256 of plain data."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def partition(name: str, folder: Path, own: StudyDataConfig, config: StudyConfig) -> Partition:
+    """Read a data set and divide it.
+
+    Args:
+        name: see `Partition`.
+        folder: of the data set.
+        own: its settings.
+        config: of the study.
+
+    Raises:
+        InputError: as `open_dataset` and `holdout`; "same-image": in two parts.
+        UsageError: "unknown-case"; "bad-split": no training cases remain, or a patient is in two
+            parts.
+    """
+    data = open_dataset(folder)
+    training, validation, test = _parts(data, own, config)
+    known = data.by_id
+    images = {case: sha256_of_all(known[case].images) for case in (*training, *validation, *test)}
+    check_apart(images, training, validation, data.root)
+    check_apart(images, (*training, *validation), test, data.root, other="test")
+    return Partition(
+        name=name,
+        data=data,
+        training=training,
+        validation=validation,
+        test=test,
+        images=images,
+        sha256={case: _content(known[case]) for case in images},
+        protocol=protocol_named(config.protocol, data.schema, config.cyst),
+    )
+
+
+def check_partitions(partitions: Sequence[Partition], file: Path) -> None:
+    """Check that no image is in the test part of one data set and in another data set's training.
+
+    Raises:
+        InputError: "same-image".
+    """
+    images, learned, tested = {}, [], []
+    for one in partitions:
+        named = {case: f"{one.data.root}/{case}" for case in one.images}
+        images.update({named[case]: value for case, value in one.images.items()})
+        learned += [named[case] for case in (*one.training, *one.validation)]
+        tested += [named[case] for case in one.test]
+    check_apart(images, learned, tested, file, other="test")
+
+
+def _parts(
+    data: Dataset, own: StudyDataConfig, config: StudyConfig
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """(training, validation, test) case ids; no patient is in two parts."""
+    known = data.by_id
+    if own.test:
+        if unknown := sorted(set(own.test) - set(known)):
+            raise UsageError(
+                f"unknown test case(s), or without labels: {', '.join(unknown)}",
+                path=data.root,
+                code="unknown-case",
+            )
+        test = tuple(sorted(set(own.test)))
+    else:
+        test = holdout(data.cases, n_test=own.test_patients, seed=config.split_seed).test
+    tested = {known[name].patient for name in test}
+    rest = [case for case in data.cases if case.id not in test]
+    if both := sorted(tested & {case.patient for case in rest}):
+        raise UsageError(
+            f"patient {both[0]} has both test cases and other cases",
+            path=data.root,
+            code="bad-split",
+            next_step="List all cases of a patient in test, or none.",
+        )
+    try:
+        kept = holdout(rest, test_fraction=config.validation_share, seed=config.split_seed)
+    except InputError as error:
+        raise UsageError(
+            f"too few patients remain besides {len(tested)} test patient(s): {error.cause}",
+            path=data.root,
+            code="bad-split",
+            next_step="Use fewer test patients.",
+        ) from error
+    return kept.train, kept.test, test
+
+
+def _content(case: Case) -> str:
+    """SHA-256 of a case's file contents; a file of several channels is hashed once per channel."""
+    return sha256_of_all([*case.images, *([] if case.labels is None else [case.labels])])
