@@ -447,6 +447,26 @@ def test_pixels_keep_their_proportions(tmp_path: Path) -> None:
     assert abs(int(rows) - int(columns)) <= 2 and rows > 100
 
 
+@pytest.mark.parametrize(("count", "across", "down"), [(6, 6, 1), (7, 4, 2)])
+def test_many_panels_continue_in_further_rows(
+    count: int, across: int, down: int, tmp_path: Path
+) -> None:
+    """None is lost, none is smaller: all the black squares are found."""
+    from matplotlib.image import imread
+    from scipy import ndimage
+
+    panel = Panel(title="", values=np.full((20, 20), -1000.0), pixel=(1.0, 1.0), right=None)
+    draw_panels(tmp_path / "a.png", [panel] * count, KIDNEY_TUMOUR, title="a")
+    image = imread(tmp_path / "a.png")[..., :3]
+    assert image.shape[1] == pytest.approx(across * 2.7 * 140, abs=1)
+    found = ndimage.find_objects(ndimage.label(image.max(-1) < 0.01)[0])
+    sides = [[piece.stop - piece.start for piece in place] for place in found]
+    squares = [side for side in sides if min(side) > 100]
+    assert len(squares) == count and np.ptp(squares) <= 2
+    tops = {place[0].start for place, side in zip(found, sides, strict=True) if min(side) > 100}
+    assert len(tops) == down
+
+
 def test_on_the_command_line(
     data: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -49,7 +49,7 @@ __all__ = [
 
 # Colours of reference body and crop; different from those of the labels. Source: as the labels'.
 _OUTLINE, _FRAME = "#CC79A7", "#F0E442"
-_PANEL_INCHES, _PANEL_PIXELS = 2.7, 140
+_PANEL_INCHES, _PANEL_PIXELS, _PANELS_IN_ROW = 2.7, 140, 6
 _SAME_SIZE = 0.005
 
 
@@ -206,6 +206,8 @@ def draw_panels(
 ) -> None:
     """Draw panels side by side, with correct aspect ratios; see `Panel` and `annotation`.
 
+    More than six continue in further rows.
+
     Raises:
         UsageError, InputError, ResourceError: see `kidseg.io.atomic.writing`.
     """
@@ -214,11 +216,16 @@ def draw_panels(
     from matplotlib.lines import Line2D
 
     above = 0.3 + 0.2 * len(title.splitlines()) if title else 0.3
-    width = max(_PANEL_INCHES * len(panels), 2 * _PANEL_INCHES)
-    figure = Figure(figsize=(width, _PANEL_INCHES + above + 0.4), layout="constrained")
+    rows = -(-len(panels) // _PANELS_IN_ROW)
+    columns = -(-len(panels) // rows)
+    width = max(_PANEL_INCHES * columns, 2 * _PANEL_INCHES)
+    figure = Figure(figsize=(width, rows * _PANEL_INCHES + above + 0.4), layout="constrained")
     FigureCanvasAgg(figure)
-    row = figure.subplots(1, len(panels), squeeze=False)[0]
-    for number, (axes, panel) in enumerate(zip(row, panels, strict=True), start=1):
+    places = figure.subplots(rows, columns, squeeze=False).ravel()
+    for unused in places[len(panels) :]:
+        unused.set_axis_off()
+    shown = zip(places, panels, strict=False)
+    for number, (axes, panel) in enumerate(shown, start=1):
         _show(axes, panel, schema)
         axes.set_title(f"{number}  {panel.title}", fontsize=9)
     handles = label_handles(
@@ -231,7 +238,7 @@ def draw_panels(
     if any(panel.frames for panel in panels):
         handles.append(Line2D([], [], color=_FRAME, label="region of the next step"))
     note = window_text((panel.window for panel in panels), panels[0].unit)
-    place_legend(figure, handles, note, 2 * len(panels))
+    place_legend(figure, handles, note, 2 * columns)
     if title:
         figure.suptitle(title, fontsize=9)
     with writing(path, overwrite=overwrite) as file:

@@ -21,7 +21,7 @@ from kidseg.provenance import provenance
 from kidseg.study.design import Design
 from kidseg.study.runs import StudyRun
 
-__all__ = ["average", "gather", "spread", "write_average"]
+__all__ = ["average", "gather", "method_figures", "spread", "write_average"]
 
 
 def average(runs: Sequence[Sequence[Row]]) -> tuple[Row, ...]:
@@ -103,7 +103,7 @@ def gather(
                 for name, cause in failed.items()
                 if name in {f"{arm.name}-{seed}" for seed in design.config.seeds}
             },
-            **_figures([single[run.name] for run in own], averages.get(arm.name)),
+            **method_figures([single[run.name] for run in own], averages.get(arm.name)),
         }
     return {
         **provenance(),
@@ -117,6 +117,7 @@ def gather(
         else [one for one in compared["comparisons"] if one["stratum"] == "all"],
         "rules": {
             "dice": "each patient's mean over the seeds; then mean and sample SD over patients",
+            "hd95": "as Dice; undefined, and left out, where prediction or reference is empty",
             "between_seeds": "mean and sample SD over the seeds of a seed's mean over patients",
             "comparisons": "of these averages, paired by patient (see compared/)",
             "seconds": "mean and sample SD over the seeds. Training by stage: 'prepare' is reading "
@@ -125,6 +126,7 @@ def gather(
             "from start to end, unless it was interrupted. Segmentation: wall time from reading a "
             "scan to writing its labels",
             "memory": "peak of the process, including libraries, mean and sample SD over the seeds",
+            "parameters": "of all networks of the method, those that few scans need included",
         },
     }
 
@@ -140,10 +142,15 @@ def _single(run: StudyRun) -> dict[str, Any]:
     }
 
 
-def _figures(
+def method_figures(
     runs: Sequence[Mapping[str, Any]], averaged: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Figures of one arm over its complete runs; empty if there are none."""
+    """Figures of one method over its complete runs; empty if there are none.
+
+    Args:
+        runs: scores and `StudyRun.costs` of each.
+        averaged: summary of their average over seeds.
+    """
     if not runs or averaged is None:
         return {}
     structures = list(averaged["structures"])
@@ -156,6 +163,7 @@ def _figures(
     }
     return {
         "dice": {name: averaged["structures"][name]["dice"] for name in structures},
+        "hd95_mm": {name: averaged["structures"][name]["hd95_mm"] for name in structures},
         "between_seeds": {name: spread(values) for name, values in means.items()},
         "training_seconds": {
             **{
@@ -175,4 +183,5 @@ def _figures(
             [run["segmentation_seconds_per_scan"] for run in runs]
         ),
         "segmentation_peak_memory_mb": spread([run["segmentation_peak_memory_mb"] for run in runs]),
+        "parameters": runs[0]["parameters"],
     }

@@ -7,6 +7,7 @@ approach, KiTS19.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Self
 
@@ -33,7 +34,7 @@ from kidseg.nets import build
 from kidseg.pipeline import Locate, Note, Planes, Progress, Region, Step, advance, decide
 from kidseg.plan import Plan
 from kidseg.postprocess import Piece, min_volume_ml
-from kidseg.stage import Stage
+from kidseg.stage import Stage, shares
 
 __all__ = ["Multistage"]
 
@@ -59,6 +60,8 @@ class Multistage:
     ) -> None:
         self.config, self.target, self.plan = config, target, plan
         self.parts, self.device = parts, device
+        # The weights of a calibrated decision are chosen for the result alone.
+        self._between = replace(target, weights=())
 
     @classmethod
     def material(cls, config: MultistageConfig, plan: Plan) -> Material:
@@ -92,21 +95,23 @@ class Multistage:
                 next_step="Set hard_negatives=0, or cohort.cyst=null if the data set has cysts.",
             )
         training = [[self._trained_slices(subject)] for subject in cohort.training]
+        names = (_COARSE, *self.config.ensemble)
+        share = shares([_of(self.config, name).stage for name in names])
 
         def found(case: int) -> Sequence[Region]:
             subject = cohort.validation[case]
             return advance(subject.image, self._steps_of_stage_1(subject)).found
 
-        yield self._stage(_COARSE, cohort, training, found)
+        yield replace(self._stage(_COARSE, cohort, training, found), share=share[0])
         regions, known = self._regions(cohort)
-        for name in self.config.ensemble:
+        for name, part in zip(self.config.ensemble, share[1:], strict=True):
 
             def predict(case: int, name: str = name) -> Sequence[Region]:
                 subject = cohort.validation[case]
                 step = self._step_of_stage_2(name, subject, lambda _: known[case])
                 return advance(subject.image, [step]).found
 
-            yield self._stage(name, cohort, regions, predict)
+            yield replace(self._stage(name, cohort, regions, predict), share=part)
 
     def steps(self, subject: Subject) -> list[Step]:
         """See the class; without a kidney, the steps after "kidneys" have no regions."""
@@ -159,7 +164,7 @@ class Multistage:
         """The kidneys that stage 1 found."""
         (region,) = progress.steps[_KIDNEYS]
         assert region.found is not None
-        labels = decide(region.found, self.target)
+        labels = decide(region.found, self._between)
         return self._kidneys_in(subject, labels, self.config.reduction)
 
     def _true_kidneys(self, subject: Subject) -> list[Kidney]:
@@ -220,7 +225,7 @@ class Multistage:
         def cleaned(progress: Progress) -> tuple[Volume, tuple[Piece, ...]]:
             (coarse,) = progress.steps[_COARSE]
             assert coarse.found is not None
-            return without_small(coarse.found, self.target, settings, limit_ml)
+            return without_small(coarse.found, self._between, settings, limit_ml)
 
         def note(progress: Progress) -> Note:
             kidneys = self._kidneys(subject, progress)
@@ -253,7 +258,7 @@ class Multistage:
 
         def segment(progress: Progress, region: Region) -> Volume:
             found = view.predict(net, self.target, progress, region)
-            found, small = without_small(found, self.target, settings, limit_ml)
+            found, small = without_small(found, self._between, settings, limit_ml)
             dropped.extend(small)
             return found
 
