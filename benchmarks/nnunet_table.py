@@ -2,12 +2,12 @@
 
     python benchmarks/nnunet_table.py STUDY --peer PYTHON -o OUT [--seeds 0 1 2] [--only nnunet]
 
-STUDY is the folder of a completed `kidseg study`, here of methods_table.toml; PYTHON is the
-interpreter of a virtual environment with nnunetv2 (2.8.1 was used), see nnunet_speed.py. Exports
-the study's patients (`kidseg export`) without those of the test; nnU-Net takes fingerprints, plans
-and preprocesses, trains its 2D network on the study's training patients, and segments the test
-patients, with mirroring, as shipped. Writes OUT/study.md, the study's table with nnU-Net beside the
-methods, and OUT/compared, paired statistics. A run that is complete is kept.
+STUDY is the folder of a `kidseg study`, completed in the end, here of methods_table.toml; PYTHON is
+the interpreter of a virtual environment with nnunetv2 (2.8.1 was used), see nnunet_speed.py.
+Exports the study's patients (`kidseg export`) without those of the test; nnU-Net takes
+fingerprints, plans and preprocesses, trains its 2D network on the study's training patients, and
+segments the test patients, with mirroring, as shipped. Writes OUT/study.md, the study's table with
+nnU-Net beside the methods, and OUT/compared, paired statistics. A run that is complete is kept.
 
 Training is nnU-Net's: network, loss, batches, augmentation, optimizer. It ends when the processor
 time is used up, not after 250,000 steps; the learning rate falls with the time instead of the
@@ -65,15 +65,15 @@ def add_to_table(options: argparse.Namespace) -> str:
     from kidseg.study import design
 
     plan = design(options.study / "study.toml")
-    study = json.loads((options.study / "study.json").read_text())
     out: Path = options.out.resolve()
     prepared = prepare(plan, options.peer, out)
     seeds = options.seeds or list(plan.config.seeds)
     names = [options.only] if options.only else list(PEERS)
-    runs = {
-        name: [run(plan, options.peer, out, name, seed, prepared) for seed in seeds]
-        for name in names
-    }
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for seed in seeds:
+        for name, own in runs.items():
+            own.append(run(plan, options.peer, out, name, seed, prepared))
+    study = json.loads((options.study / "study.json").read_text())
     return write(plan, options.study, study, runs, out)
 
 
