@@ -167,7 +167,8 @@ def called(peer: Path, out: Path, results: Path, *step: str) -> Any:
         nnUNet_raw=str(out / "raw"),
         nnUNet_preprocessed=str(out / "preprocessed"),
         nnUNet_results=str(results),
-        nnUNet_n_proc_DA="0",  # augmentation in the process that trains
+        # 0: augmentation in the process that trains; planning refuses it.
+        nnUNet_n_proc_DA="1" if step[0] == "prepare" else "0",
         nnUNet_compile="f",
     )
     log = out / "logs" / f"{results.name}-{step[0]}.log"

@@ -152,7 +152,7 @@ def test_each_region_has_its_panel_and_its_frame(predictor: Predictor) -> None:
     panels = step_panels(patient.image, result, 5)
     titles = ["scan", "coarse", "each left", "each right", "fine right", "labels"]
     assert [panel.title for panel in panels] == titles
-    assert [len(panel.frames) for panel in panels] == [0, 0, 1, 0, 0, 0]
+    assert [len(panel.frames) for panel in panels] == [0, 2, 1, 0, 0, 0]
     _, _, first, second, fine, _ = panels
     assert np.array_equal(first.values, patient.image.data[0, 5, 20:44, 4:28].numpy())
     assert np.array_equal(second.values, patient.image.data[0, 5, 22:42, 34:58].numpy())
@@ -168,6 +168,13 @@ def test_each_region_has_its_panel_and_its_frame(predictor: Predictor) -> None:
         pytest.approx([19.5, 3.5]),
         pytest.approx([21.5, 33.5]),
     ]
+    inner = {each: each.grid.crop((0, 2, 2), (each.grid.shape[0], 12, 12)) for each in both["each"]}
+    fine = tuple(Region(grid=grid, name=each.name) for each, grid in inner.items())
+    steps = {"each": both["each"], "fine": fine}
+    result = replace(result, progress=Progress(image=patient.image, steps=steps))
+    for panel in step_panels(patient.image, result, 5)[1:3]:
+        (own,) = panel.frames
+        assert own[0].tolist() == pytest.approx([1.5, 1.5]), "not that of the other kidney, too"
 
 
 def test_sagittal_slices_are_shown_where_most_was_found(predictor: Predictor) -> None:

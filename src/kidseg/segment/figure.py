@@ -163,12 +163,13 @@ def step_panels(
     """Panels of slice `k`: the scan, each region of each step, the labels, and the reference.
 
     The panel of a region shows the outline of the reference patient, the predicted labels, and the
-    frames of the next step's regions; that of the labels also those of the reference.
+    frames of the regions of the next step that has any, of those with its own name if there are
+    such; that of the labels also the contours of the reference.
     """
     steps = list(result.progress.steps.items())
     panels = [_panel("scan", scan, scan.grid.slices(k, k + 1), result)]
     for number, (name, regions) in enumerate(steps, start=1):
-        later = steps[number][1] if number < len(steps) else ()
+        later: Sequence[Region] = next((found for _, found in steps[number:] if found), ())
         for region in regions:
             row = _shown_row(region, scan.grid, k)
             if row is None:
@@ -184,7 +185,7 @@ def step_panels(
                     as_seen=True,
                     labels=_labels(region, row),
                     outline=None if outline is None else _outline(outline, place, row),
-                    frames=_frames(later, place, scan.grid, k),
+                    frames=_frames(_following(region, later), place, scan.grid, k),
                 )
             )
     here = scan.grid.slices(k, k + 1)
@@ -312,6 +313,11 @@ def _labels(region: Region, row: int) -> np.ndarray | None:
 def _outline(outline: Volume, place: Grid, row: int) -> np.ndarray:
     drawn: np.ndarray = resample(outline.slices(row, row + 1), place).data[0, 0].numpy()
     return drawn
+
+
+def _following(region: Region, later: Sequence[Region]) -> Sequence[Region]:
+    """The regions of the next step that follow from a region: those of its name, or else all."""
+    return [each for each in later if each.name == region.name] or later
 
 
 def _frames(regions: Sequence[Region], place: Grid, scan: Grid, k: int) -> tuple[np.ndarray, ...]:

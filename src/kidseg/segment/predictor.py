@@ -404,7 +404,7 @@ def _findings(
         notes.append(("cut-by-field", cause, "Use a scan that contains all of it."))
     if any(reaches_border(each, labels.grid, progress.found) for each in progress.found):
         cause = "the segmentation reaches the border of the region of interest"
-        step = "Check it; train with a larger region (crop.localizer.margin), or without a crop."
+        step = "Check it; train with larger regions ('kidseg config' explains the settings)."
         notes.append(("region-border", cause, step))
     measured = sides.findings if sides is not None and found.any() else ()
     return (
