@@ -129,6 +129,17 @@ def test_without_corrections_there_is_no_such_stage_and_networks_are_left_in_eva
     assert names == ["coarse", "fine", "tumour", "refine"]
 
 
+def test_the_networks_share_the_time_of_a_run_as_their_budgets() -> None:
+    budgets = {"coarse": 10.0, "fine": 30.0, "tumour": 40.0, "refine": 20.0}
+    settings = [f"{name}.stage.budget_s={s}" for name, s in budgets.items()]
+    stages = stages_of(cohort_of(1, 1), *settings, "correct.iterations=0")
+    left, used = 100.0, {}
+    for name, stage in stages.items():
+        used[name] = stage.share * left
+        left -= used[name]
+    assert used == pytest.approx(budgets)
+
+
 def test_cases_without_kidneys_are_no_failure() -> None:
     cohort = cohort_of(1, 1)
     (subject,) = cohort.training

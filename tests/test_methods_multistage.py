@@ -358,6 +358,27 @@ def test_a_calibrated_decision_is_that_of_the_result_alone() -> None:
     assert int((labels == 2).sum()) > int((restore(one.found, GRID, TARGET).data == 2).sum())
 
 
+def test_a_calibrated_decision_does_not_change_where_the_networks_look() -> None:
+    """Its weights, here for less background, were chosen with these regions, and for the result."""
+    method = method_of(coarse=Constant(0.6, 0.3, 0.1), resunet=Constant(0.5, 0.3, 0.2))
+    target = replace(TARGET, weights=(0.1, 1.0, 1.0))
+    calibrated = Multistage(CONFIG, target, PLAN, method.parts, CPU)
+    subject = subject_of("two")
+    for each in (method, calibrated):
+        progress = advance(subject.image, each.steps(subject))
+        assert not progress.steps["resunet"] and not progress.steps["ensemble"]
+    oracle = Oracle()
+    grids = []
+    for each in (method, calibrated):
+        parts = {**each.parts, "coarse": oracle.eval()}
+        own = Multistage(CONFIG, each.target, PLAN, parts, CPU)
+        progress = advance(subject.image, own.steps(subject))
+        grids.append([region.grid for region in progress.steps["resunet"]])
+        assert progress.notes["resunet"].facts["dropped"]["count"] == 0
+        assert progress.found[0].target == each.target, "the result is decided with them"
+    assert all(a.same_as(b) for a, b in zip(*grids, strict=True)) and len(grids[0]) == 2
+
+
 def test_a_method_of_one_step_has_no_figures_but_those_of_its_training() -> None:
     cohort = make_cohort(1, 1)
     config = PlainConfig(view=VIEW, unet=UNetConfig(size=64, features=2))
@@ -380,6 +401,12 @@ def test_stages_are_scored_by_what_stage_1_finds() -> None:
         assert stage.validate()["dice_kidney+tumour"] > 0.99
     blind = stages_of(method_of(coarse=Constant(0.9, 0.05, 0.05)), cohort)
     assert blind["resnet"].validate()["score"] == 0.0
+
+
+def test_three_networks_share_the_time_of_a_run() -> None:
+    """CONFIG gives no network a budget of its own: a third, half of the rest, the rest."""
+    shares = [stage.share for stage in stages_of(method_of(), cohort_of(["two"], ["two"])).values()]
+    assert shares == pytest.approx([1 / 3, 1 / 2, 1.0])
 
 
 @torch.no_grad()

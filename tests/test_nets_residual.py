@@ -52,6 +52,25 @@ def test_a_block_by_hand() -> None:
     assert torch.equal(block(image), 1 - 2 * image[..., ::2, ::2])
 
 
+@pytest.mark.parametrize("side", [48, 64])
+def test_a_gradient_with_channels_last_does_not_damage_memory(side: int) -> None:
+    """That of a strided 1x1 convolution of few channels ended the process, sooner or later."""
+    torch.manual_seed(0)
+    block = ResidualBlock(8, 16, stride=2)
+    image = torch.randn(16, 8, side, side)
+    last = image.contiguous(memory_format=torch.channels_last)
+    gradients = []
+    for each in (image, *[last] * 4):
+        given = each.clone().requires_grad_(True)
+        block.zero_grad()
+        block(given).square().mean().backward()
+        assert given.grad is not None and block.shortcut.weight.grad is not None
+        gradients.append((given.grad, block.shortcut.weight.grad.clone()))
+    for other in gradients[1:]:
+        for value, expected in zip(other, gradients[0], strict=True):
+            torch.testing.assert_close(value, expected, rtol=1e-3, atol=1e-6)
+
+
 def test_norm_and_relu_come_before_each_convolution() -> None:
     """Negative values do not enter a block's convolutions, but those of an image do."""
     image = -torch.rand(1, 2, 8, 8) - 1

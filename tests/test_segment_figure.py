@@ -154,7 +154,7 @@ def test_each_region_has_its_panel_and_its_frame(predictor: Predictor) -> None:
     panels = step_panels(patient.image, result, 5)
     titles = ["scan", "coarse", "each left", "each right", "fine right", "labels"]
     assert [panel.title for panel in panels] == titles
-    assert [len(panel.frames) for panel in panels] == [0, 0, 1, 0, 0, 0]
+    assert [len(panel.frames) for panel in panels] == [0, 2, 1, 0, 0, 0]
     _, _, first, second, fine, _ = panels
     assert np.array_equal(first.values, patient.image.data[0, 5, 20:44, 4:28].numpy())
     assert np.array_equal(second.values, patient.image.data[0, 5, 22:42, 34:58].numpy())
@@ -170,6 +170,13 @@ def test_each_region_has_its_panel_and_its_frame(predictor: Predictor) -> None:
         pytest.approx([19.5, 3.5]),
         pytest.approx([21.5, 33.5]),
     ]
+    inner = {each: each.grid.crop((0, 2, 2), (each.grid.shape[0], 12, 12)) for each in both["each"]}
+    fine = tuple(Region(grid=grid, name=each.name) for each, grid in inner.items())
+    steps = {"each": both["each"], "fine": fine}
+    result = replace(result, progress=Progress(image=patient.image, steps=steps))
+    for panel in step_panels(patient.image, result, 5)[1:3]:
+        (own,) = panel.frames
+        assert own[0].tolist() == pytest.approx([1.5, 1.5]), "not that of the other kidney, too"
 
 
 def test_sagittal_slices_are_shown_where_most_was_found(predictor: Predictor) -> None:
@@ -448,6 +455,26 @@ def test_pixels_keep_their_proportions(tmp_path: Path) -> None:
     dark = imread(tmp_path / "a.png")[..., :3].max(-1) < 0.01
     rows, columns = ((dark.mean(axis) > 0.3).sum() for axis in (1, 0))  # not those of letters
     assert abs(int(rows) - int(columns)) <= 2 and rows > 100
+
+
+@pytest.mark.parametrize(("count", "across", "down"), [(6, 6, 1), (7, 4, 2)])
+def test_many_panels_continue_in_further_rows(
+    count: int, across: int, down: int, tmp_path: Path
+) -> None:
+    """None is lost, none is smaller: all the black squares are found."""
+    from matplotlib.image import imread
+    from scipy import ndimage
+
+    panel = Panel(title="", values=np.full((20, 20), -1000.0), pixel=(1.0, 1.0), right=None)
+    draw_panels(tmp_path / "a.png", [panel] * count, KIDNEY_TUMOUR, title="a")
+    image = imread(tmp_path / "a.png")[..., :3]
+    assert image.shape[1] == pytest.approx(across * 2.7 * 140, abs=1)
+    found = ndimage.find_objects(ndimage.label(image.max(-1) < 0.01)[0])
+    sides = [[piece.stop - piece.start for piece in place] for place in found]
+    squares = [side for side in sides if min(side) > 100]
+    assert len(squares) == count and np.ptp(squares) <= 2
+    tops = {place[0].start for place, side in zip(found, sides, strict=True) if min(side) > 100}
+    assert len(tops) == down
 
 
 def test_on_the_command_line(

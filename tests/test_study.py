@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import safe_open
 
 from ellipses import write_ellipse_dataset
 from kidseg.cli.studies import _named_folders
@@ -620,6 +622,14 @@ def test_one_run_is_trained_tested_kept_and_not_mixed(data: Path, tmp_path: Path
     assert run["dice"]["kidney"]["n"] == 2 and run["training_epochs"] == {"segment": 2}
     assert run["training_peak_memory_mb"]["process"] > run["segmentation_peak_memory_mb"] / 2 > 50
     assert run["segmentation_process_seconds"] > run["segmentation_seconds_per_scan"] > 0
+    plain = result["methods"]["plain"]
+    assert plain["hd95_mm"].keys() == plain["dice"].keys() == run["dice"].keys()
+    with safe_open(out / "runs" / "plain-0" / "model.safetensors", "np") as model:
+        names = [name for name in model.keys() if "running_" not in name and "num_" not in name]  # noqa: SIM118
+        counted = sum(math.prod(model.get_slice(name).get_shape()) for name in names)
+    assert plain["parameters"] == run["parameters"] == counted > 0
+    page = (out / "study.md").read_text()
+    assert f"{counted / 1e6:.2f} M" in page and "HD95 mm: tumour" in page
     seconds = result["methods"]["plain"]["training_seconds"]
     parts_s = [seconds[name]["mean"] for name in ("prepare", "segment", "set-up")]
     assert min(parts_s) > 0 and sum(parts_s) == pytest.approx(seconds["whole process"]["mean"])

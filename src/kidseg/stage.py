@@ -7,7 +7,7 @@ samples needs no communication; any other loss is computed on the full batch, wh
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from kidseg.config import StageConfig
 
-__all__ = ["Batch", "Stage", "TrainStep"]
+__all__ = ["Batch", "Stage", "TrainStep", "shares"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +65,7 @@ class Stage:
             does the same.
         trainable: prefixes of the names of the parameters to train; None: all. Modules without
             trainable parameters stay in eval mode, so that their norm statistics do not change.
+        share: of the time that is left of the run's budget when the stage begins; see `shares`.
     """
 
     name: str
@@ -76,3 +77,15 @@ class Stage:
     validate: Callable[[], dict[str, float]]
     prepare: Callable[[TrainStep], None] | None = None
     trainable: tuple[str, ...] | None = None
+    share: float = 1.0
+
+
+def shares(configs: Sequence[StageConfig]) -> list[float]:
+    """The `share` of each of the stages of a run, in order; 1 for the last.
+
+    The stages get parts of the time in proportion to their own budgets, if all have one; otherwise
+    equal parts. What a stage leaves of its part goes to those after it.
+    """
+    own = [config.budget_s for config in configs if config.budget_s is not None]
+    weights = own if len(own) == len(configs) else [1.0] * len(configs)
+    return [weight / sum(weights[k:]) for k, weight in enumerate(weights)]

@@ -125,7 +125,8 @@ class MethodConfig:
     """Cases for training and validation, and sampling of batches."""
     budget_s: float | None = Field(default=None, gt=0)
     """Time limit of the complete training, including planning and reading; every stage stops at it,
-    and the last stage gets the remaining time. None: no limit.
+    and the last stage gets the remaining time. The stages of "multistage" and "cascade" share it:
+    in proportion to their own budgets if all have one, otherwise equally. None: no limit.
     """
     budget_clock: Literal["wall", "processor"] = "wall"
     """How seconds of a training are measured: "wall" time, or the "processor" time of this process,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 __all__ = [
@@ -19,8 +20,24 @@ __all__ = [
 
 Dimensions = Literal[2, 3]
 
+
+class _Convolution3d(nn.Conv3d):
+    """Trains in float32 on images of two slices on the CPU, also under autocast.
+
+    There, the gradient of the weights in bfloat16 contains arbitrary values, of 1e34 or not finite,
+    without an error (PyTorch 2.13, oneDNN; kernel 3, 16 channels or more).
+    """
+
+    def forward(self, image: Tensor) -> Tensor:
+        """As its class."""
+        if self.training and image.device.type == "cpu" and image.shape[2] == 2:
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(image.float())
+        return super().forward(image)
+
+
 _Layer = Callable[..., nn.Module]
-_CONVOLUTION: Mapping[int, _Layer] = {2: nn.Conv2d, 3: nn.Conv3d}
+_CONVOLUTION: Mapping[int, _Layer] = {2: nn.Conv2d, 3: _Convolution3d}
 _TRANSPOSED: Mapping[int, _Layer] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 _BATCH_NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _AVERAGE: Mapping[int, _Layer] = {2: nn.AvgPool2d, 3: nn.AvgPool3d}

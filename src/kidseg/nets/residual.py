@@ -47,12 +47,17 @@ class ResidualBlock(nn.Module):
         self.between = _activation(outputs)
         self.dropout = nn.Dropout(dropout)
         self.second = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
-        self.shortcut = nn.Conv2d(inputs, outputs, 1, stride=stride)
+        # Every stride-th pixel, then a convolution without stride: the same result. The gradient of
+        # a 1x1 convolution with stride writes beyond its memory on some processors, if it has few
+        # channels that come last in memory (PyTorch 2.13, oneDNN).
+        self.stride = stride
+        self.shortcut = nn.Conv2d(inputs, outputs, 1)
 
     def forward(self, image: Tensor) -> Tensor:
         """(n, inputs, rows, columns) to (n, outputs, rows / stride, columns / stride)."""
         features = self.dropout(self.between(self.first(self.before(image))))
-        out: Tensor = self.second(features) + self.shortcut(image)
+        shortcut = self.shortcut(image[..., :: self.stride, :: self.stride])
+        out: Tensor = self.second(features) + shortcut
         return out
 
 

@@ -49,7 +49,7 @@ __all__ = [
 
 # Colours of reference body and crop; different from those of the labels. Source: as the labels'.
 _OUTLINE, _FRAME = "#CC79A7", "#F0E442"
-_PANEL_INCHES, _PANEL_PIXELS = 2.7, 140
+_PANEL_INCHES, _PANEL_PIXELS, _PANELS_IN_ROW = 2.7, 140, 6
 _SAME_SIZE = 0.005
 
 
@@ -163,12 +163,13 @@ def step_panels(
     """Panels of slice `k`: the scan, each region of each step, the labels, and the reference.
 
     The panel of a region shows the outline of the reference patient, the predicted labels, and the
-    frames of the next step's regions; that of the labels also those of the reference.
+    frames of the regions of the next step that has any, of those with its own name if there are
+    such; that of the labels also the contours of the reference.
     """
     steps = list(result.progress.steps.items())
     panels = [_panel("scan", scan, scan.grid.slices(k, k + 1), result)]
     for number, (name, regions) in enumerate(steps, start=1):
-        later = steps[number][1] if number < len(steps) else ()
+        later: Sequence[Region] = next((found for _, found in steps[number:] if found), ())
         for region in regions:
             row = _shown_row(region, scan.grid, k)
             if row is None:
@@ -184,7 +185,7 @@ def step_panels(
                     as_seen=True,
                     labels=_labels(region, row),
                     outline=None if outline is None else _outline(outline, place, row),
-                    frames=_frames(later, place, scan.grid, k),
+                    frames=_frames(_following(region, later), place, scan.grid, k),
                 )
             )
     here = scan.grid.slices(k, k + 1)
@@ -206,6 +207,8 @@ def draw_panels(
 ) -> None:
     """Draw panels side by side, with correct aspect ratios; see `Panel` and `annotation`.
 
+    More than six continue in further rows.
+
     Raises:
         UsageError, InputError, ResourceError: see `kidseg.io.atomic.writing`.
     """
@@ -214,11 +217,16 @@ def draw_panels(
     from matplotlib.lines import Line2D
 
     above = 0.3 + 0.2 * len(title.splitlines()) if title else 0.3
-    width = max(_PANEL_INCHES * len(panels), 2 * _PANEL_INCHES)
-    figure = Figure(figsize=(width, _PANEL_INCHES + above + 0.4), layout="constrained")
+    rows = -(-len(panels) // _PANELS_IN_ROW)
+    columns = -(-len(panels) // rows)
+    width = max(_PANEL_INCHES * columns, 2 * _PANEL_INCHES)
+    figure = Figure(figsize=(width, rows * _PANEL_INCHES + above + 0.4), layout="constrained")
     FigureCanvasAgg(figure)
-    row = figure.subplots(1, len(panels), squeeze=False)[0]
-    for number, (axes, panel) in enumerate(zip(row, panels, strict=True), start=1):
+    places = figure.subplots(rows, columns, squeeze=False).ravel()
+    for unused in places[len(panels) :]:
+        unused.set_axis_off()
+    shown = zip(places, panels, strict=False)
+    for number, (axes, panel) in enumerate(shown, start=1):
         _show(axes, panel, schema)
         axes.set_title(f"{number}  {panel.title}", fontsize=9)
     handles = label_handles(
@@ -231,7 +239,7 @@ def draw_panels(
     if any(panel.frames for panel in panels):
         handles.append(Line2D([], [], color=_FRAME, label="region of the next step"))
     note = window_text((panel.window for panel in panels), panels[0].unit)
-    place_legend(figure, handles, note, 2 * len(panels))
+    place_legend(figure, handles, note, 2 * columns)
     if title:
         figure.suptitle(title, fontsize=9)
     with writing(path, overwrite=overwrite) as file:
@@ -305,6 +313,11 @@ def _labels(region: Region, row: int) -> np.ndarray | None:
 def _outline(outline: Volume, place: Grid, row: int) -> np.ndarray:
     drawn: np.ndarray = resample(outline.slices(row, row + 1), place).data[0, 0].numpy()
     return drawn
+
+
+def _following(region: Region, later: Sequence[Region]) -> Sequence[Region]:
+    """The regions of the next step that follow from a region: those of its name, or else all."""
+    return [each for each in later if each.name == region.name] or later
 
 
 def _frames(regions: Sequence[Region], place: Grid, scan: Grid, k: int) -> tuple[np.ndarray, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kidseg.table import markdown_table, wrapped
@@ -16,7 +16,8 @@ def markdown(study: Mapping[str, Any]) -> str:
     done = {name: figures for name, figures in methods.items() if "dice" in figures}
     structures = list(next(iter(done.values()))["dice"]) if done else []
     lines = ["# Study", "", *_about(study), ""]
-    lines += _dice_tables(methods, _seeds)
+    lines += ["## Methods: mean (SD over patients), averaged over seeds", ""]
+    lines += [*_methods(methods, structures), *_between_seeds(done)]
     lines += ["## Time and memory: mean (SD between seeds)", "", *_costs(done)]
     lines += ["## Paired differences of Dice (first minus second)", "", *_compared(study)]
     lines += ["## Each run: Dice, mean (SD over patients)", "", *_each_run(runs, structures)]
@@ -29,26 +30,21 @@ def markdown(study: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _dice_tables(
-    methods: Mapping[str, Mapping[str, Any]],
-    seeds: Callable[[Mapping[str, Any]], str] | None = None,
-) -> list[str]:
-    """Dice over patients and between seeds; with a column from `seeds`, if it is given."""
+def _dice_tables(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Dice over patients and between seeds."""
     done = {name: figures for name, figures in methods.items() if "dice" in figures}
     structures = list(next(iter(done.values()))["dice"]) if done else []
+    rows = [
+        [name, *(_score(figures, "dice", structure, 3) for structure in structures)]
+        for name, figures in methods.items()
+    ]
     lines = ["## Dice, averaged over seeds: mean (SD over patients)", ""]
-    lines += markdown_table(
-        ["method", *(["seeds"] if seeds else []), *structures],
-        [
-            [
-                name,
-                *([seeds(figures)] if seeds else []),
-                *(_dice(figures, structure) for structure in structures),
-            ]
-            for name, figures in methods.items()
-        ],
-    )
-    lines += ["## Dice between seeds: mean of the seeds' means (SD between seeds)", ""]
+    return [*lines, *markdown_table(["method", *structures], rows), *_between_seeds(done)]
+
+
+def _between_seeds(done: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    structures = list(next(iter(done.values()))["dice"]) if done else []
+    lines = ["## Dice between seeds: mean of the seeds' means (SD between seeds)", ""]
     return lines + markdown_table(
         ["method", *structures],
         [
@@ -56,6 +52,33 @@ def _dice_tables(
             for name, figures in done.items()
         ],
     )
+
+
+def _methods(methods: Mapping[str, Mapping[str, Any]], structures: Sequence[str]) -> list[str]:
+    """The overview: scores and costs of each method."""
+    head = ["method", "seeds", *(f"Dice: {structure}" for structure in structures)]
+    head += [f"HD95 mm: {structure}" for structure in structures]
+    head += ["s per scan", "training MB", "segmentation MB", "parameters"]
+    rows = []
+    for name, figures in methods.items():
+        row = [name, _seeds(figures)]
+        row += [_score(figures, "dice", structure, 3) for structure in structures]
+        row += [_score(figures, "hd95_mm", structure, 1) for structure in structures]
+        rows.append([*row, *_summed_costs(figures)])
+    return markdown_table(head, rows)
+
+
+def _summed_costs(figures: Mapping[str, Any]) -> list[str]:
+    """Time per scan, memory in training and segmentation, and parameters."""
+    if "dice" not in figures:
+        return ["-"] * 4
+    count = figures["parameters"]
+    return [
+        f"{figures['segmentation_seconds_per_scan']['mean']:.2f}",
+        f"{figures['training_peak_memory_mb']['process']['mean']:.0f}",
+        f"{figures['segmentation_peak_memory_mb']['mean']:.0f}",
+        "-" if count is None else f"{count / 1e6:.2f} M",
+    ]
 
 
 def _each_run(runs: Mapping[str, Mapping[str, Any]], structures: Sequence[str]) -> list[str]:
@@ -116,12 +139,12 @@ def _seeds(figures: Mapping[str, Any]) -> str:
     return f"{len(figures['seeds'])}{failed}"
 
 
-def _dice(figures: Mapping[str, Any], structure: str) -> str:
+def _score(figures: Mapping[str, Any], metric: str, structure: str, decimals: int) -> str:
     if "dice" not in figures:
         return "-"
-    dice = figures["dice"][structure]
-    empty = f", {dice['n_empty']} empty" if dice["n_empty"] else ""
-    return f"{_pair(dice, 3)}, n {dice['n']}{empty}"
+    found = figures[metric][structure]
+    empty = f", {found['n_empty']} empty" if metric == "dice" and found["n_empty"] else ""
+    return f"{_pair(found, decimals)}, n {found['n']}{empty}"
 
 
 def _costs(done: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -22,7 +22,7 @@ from kidseg.study.design import Arm, Design
 from kidseg.study.partition import Partition
 from kidseg.study.runs import StudyRun
 
-__all__ = ["Scores", "average", "gather", "spread", "write_average"]
+__all__ = ["Scores", "average", "gather", "method_figures", "spread", "write_average"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,12 +110,11 @@ def gather(
         scores: on each data set, the study's own first.
     """
     main, *others = scores
-    dice = {run.name: _dice_of(run, design.main) for run in runs}
     single = {
         run.name: {
             "method": run.arm.name,
             "seed": run.seed,
-            "dice": dice[run.name],
+            "dice": _dice_of(run, design.main),
             **run.costs(),
         }
         for run in runs
@@ -134,8 +133,7 @@ def gather(
                 for name, cause in failed.items()
                 if name in {f"{arm.name}-{seed}" for seed in design.config.seeds}
             },
-            **_dice([dice[name] for name in own], main.averages.get(arm.name)),
-            **_costs([single[name] for name in own]),
+            **method_figures([single[name] for name in own], main.averages.get(arm.name)),
         }
     return {
         **provenance(),
@@ -148,6 +146,7 @@ def gather(
         "others": {one.tested.name: _on_other(design, runs, one) for one in others},
         "rules": {
             "dice": "each patient's mean over the seeds; then mean and sample SD over patients",
+            "hd95": "as Dice; undefined, and left out, where prediction or reference is empty",
             "between_seeds": "mean and sample SD over the seeds of a seed's mean over patients",
             "comparisons": "of these averages, paired by patient (see compared/)",
             "seconds": "mean and sample SD over the seeds. Training by stage: 'prepare' is reading "
@@ -156,6 +155,7 @@ def gather(
             "from start to end, unless it was interrupted. Segmentation: wall time from reading a "
             "scan to writing its labels",
             "memory": "peak of the process, including libraries, mean and sample SD over the seeds",
+            "parameters": "of all networks of the method, those that few scans need included",
         },
     }
 
@@ -172,12 +172,24 @@ def _origin(arm: Arm) -> dict[str, Any]:
     }
 
 
+def method_figures(
+    runs: Sequence[Mapping[str, Any]], averaged: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Figures of one method over its complete runs; empty if there are none.
+
+    Args:
+        runs: scores and `StudyRun.costs` of each.
+        averaged: summary of their average over seeds.
+    """
+    return {**_scores([run["dice"] for run in runs], averaged), **_costs(runs)}
+
+
 def _on_other(design: Design, runs: Sequence[StudyRun], scores: Scores) -> dict[str, Any]:
     """The scores of all arms on another data set, as plain data."""
     methods = {}
     for arm in design.arms:
         own = [_dice_of(run, scores.tested) for run in runs if run.arm.name == arm.name]
-        methods[arm.name] = _dice(own, scores.averages.get(arm.name))
+        methods[arm.name] = _scores(own, scores.averages.get(arm.name))
     return {
         "data": scores.tested.as_dict(),
         "methods": methods,
@@ -191,8 +203,10 @@ def _dice_of(run: StudyRun, tested: Partition) -> dict[str, Any]:
     return {name: figures["dice"] for name, figures in structures.items()}
 
 
-def _dice(runs: Sequence[Mapping[str, Any]], averaged: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Dice of one arm, averaged over its complete runs and between them; empty without runs."""
+def _scores(
+    runs: Sequence[Mapping[str, Any]], averaged: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Scores of one arm, averaged over its complete runs and between them; empty without runs."""
     if not runs or averaged is None:
         return {}
     structures = averaged["structures"]
@@ -202,6 +216,7 @@ def _dice(runs: Sequence[Mapping[str, Any]], averaged: Mapping[str, Any] | None)
     }
     return {
         "dice": {name: figures["dice"] for name, figures in structures.items()},
+        "hd95_mm": {name: figures["hd95_mm"] for name, figures in structures.items()},
         "between_seeds": {name: spread(values) for name, values in means.items()},
     }
 
@@ -232,4 +247,5 @@ def _costs(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             [run["segmentation_seconds_per_scan"] for run in runs]
         ),
         "segmentation_peak_memory_mb": spread([run["segmentation_peak_memory_mb"] for run in runs]),
+        "parameters": runs[0]["parameters"],
     }

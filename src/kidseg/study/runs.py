@@ -253,7 +253,8 @@ class StudyRun:
         or "processor"). "set-up" is the time of the process outside its stages, by the same clock;
         None if it was not measured. Segmentation seconds are per scan, from reading to writing,
         without the start of the program. Peak memory is that of the process, including program and
-        libraries; "device" that of the GPU's allocations.
+        libraries; "device" that of the GPU's allocations. "parameters" of all networks; None if the
+        training did not count them.
         """
         summary = json.loads((self.run / "summary.json").read_text())
         labels = self.labels(self.design.main)
@@ -274,6 +275,7 @@ class StudyRun:
                 "process": trained["peak_memory_mb"],
             },
             "training_attempts": trained["attempts"],
+            "parameters": sum(summary["parameters"].values()) if "parameters" in summary else None,
             "segmentation_seconds_per_scan": sum(per_scan) / len(per_scan),
             "segmentation_process_seconds": segmented["process_seconds"],
             "segmentation_peak_memory_mb": segmented["peak_memory_mb"],

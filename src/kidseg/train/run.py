@@ -170,6 +170,10 @@ def train(
             "steps": validated_steps(method, cohort),
             "seconds": seconds,
             "peak_memory_mb": _peak_memory_mb(hardware),
+            "parameters": {
+                name: sum(parameter.numel() for parameter in net.parameters())
+                for name, net in method.parts.items()
+            },
             **provenance(),
         }
         if run.rank == 0:
@@ -244,10 +248,10 @@ def _workers(config: MethodConfig, hardware: Device) -> int:
 
 
 def _limited(stage: Stage, budget_s: float | None, spent: float) -> Stage:
-    """Limit a stage's budget to the time left for the run; one epoch is trained in any case."""
+    """Limit a stage's budget to its share of the time left; one epoch is trained in any case."""
     if budget_s is None:
         return stage
-    left = max(budget_s - broadcast(spent), 1e-3)
+    left = max(stage.share * (budget_s - broadcast(spent)), 1e-3)
     own = stage.config.budget_s
     config = replace(stage.config, budget_s=left if own is None else min(own, left))
     return replace(stage, config=config)

@@ -7,6 +7,7 @@ and a two-channel 2D network.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Self
 
@@ -25,7 +26,7 @@ from kidseg.methods.cascade.training import Training, truth
 from kidseg.nets import build
 from kidseg.pipeline import Blocks, Planes, Progress, Region, Segment, Step
 from kidseg.plan import Plan
-from kidseg.stage import Stage
+from kidseg.stage import Stage, shares
 
 __all__ = ["Cascade"]
 
@@ -86,10 +87,10 @@ class Cascade:
             chain=self.chain,
             view=self._view,
         )
-        for name in _STAGES:
-            if name == "correct" and not self.config.correct.iterations:
-                continue
-            yield training.stage(name)
+        names = [n for n in _STAGES if n != "correct" or self.config.correct.iterations]
+        share = shares([getattr(self.config, name).stage for name in names])
+        for name, part in zip(names, share, strict=True):
+            yield replace(training.stage(name), share=part)
             self.parts[name].eval()
 
     def steps(self, subject: Subject) -> list[Step]:

@@ -34,7 +34,7 @@ from kidseg.nets import build
 from kidseg.pipeline import Locate, Note, Planes, Progress, Region, Step, advance, decide
 from kidseg.plan import Plan
 from kidseg.postprocess import Piece, min_volume_ml
-from kidseg.stage import Stage
+from kidseg.stage import Stage, shares
 
 __all__ = ["Multistage"]
 
@@ -95,21 +95,23 @@ class Multistage:
                 next_step="Set hard_negatives=0, or cohort.cyst=null if the data set has cysts.",
             )
         training = [[self._trained_slices(subject)] for subject in cohort.training]
+        names = (_COARSE, *self.config.ensemble)
+        share = shares([_of(self.config, name).stage for name in names])
 
         def found(case: int) -> Sequence[Region]:
             subject = cohort.validation[case]
             return advance(subject.image, self._steps_of_stage_1(subject)).found
 
-        yield self._stage(_COARSE, cohort, training, found)
+        yield replace(self._stage(_COARSE, cohort, training, found), share=share[0])
         regions, known = self._regions(cohort)
-        for name in self.config.ensemble:
+        for name, part in zip(self.config.ensemble, share[1:], strict=True):
 
             def predict(case: int, name: str = name) -> Sequence[Region]:
                 subject = cohort.validation[case]
                 step = self._step_of_stage_2(name, subject, lambda _: known[case])
                 return advance(subject.image, [step]).found
 
-            yield self._stage(name, cohort, regions, predict)
+            yield replace(self._stage(name, cohort, regions, predict), share=part)
 
     def steps(self, subject: Subject) -> list[Step]:
         """See the class; without a kidney, the steps after "kidneys" have no regions."""
