@@ -158,6 +158,7 @@ OF_THE_RUN = r"pose\.reference|unet\.size"  # --reference; the side of the netwo
 WITHOUT_EFFECT: dict[tuple[str, object], str] = {
     ("cohort.hard_share", 0.0): r"cohort\.hard_candidates",
     ("postprocess.lone_tumour_ml", 0.0): r"postprocess\.(within_mm|stack_mm)",
+    ("kidneys.lone_tumour_ml", 0.0): r"kidneys\.(within_mm|stack_mm)",
     ("postprocess.least_ml", 0.0): r"postprocess\.(body_radius_mm|least_voxels)",
     ("postprocess.least_voxels", 5001): r"postprocess\.(least_ml|body_radius_mm)",
     ("kidneys.least_voxels", 5001): r"kidneys\.(least_ml|body_radius_mm)",
