@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kidseg.cases.dataset import survey_dataset
-from kidseg.cases.naming import DATASET_JSON
+from kidseg.cases.naming import DATASET_JSON, IMAGE_FOLDERS
 from kidseg.cases.persons import load_json
 from kidseg.cases.segments import segments_of
 from kidseg.errors import Finding, InputError, UsageError
@@ -89,20 +89,27 @@ def named_labels(path: Path, names: Mapping[int, str] | None = None) -> NamedLab
         found = {int(number): str(name) for number, name in recorded.items()}
         schema = LabelSchema.from_names(found)
         return NamedLabels(schema=schema, said_by="result", record=record)
-    for folder in path.absolute().parents[:2]:
-        if (folder / DATASET_JSON).is_file():
-            dataset = survey_dataset(folder).dataset
-            return NamedLabels(
-                schema=dataset.schema, said_by="dataset", ignore=dataset.ignore_label
-            )
+    if (root := _described_by(path)) is not None:
+        dataset = survey_dataset(root).dataset
+        return NamedLabels(schema=dataset.schema, said_by="dataset", ignore=dataset.ignore_label)
     known = ", ".join(f"{number} {name}" for number, name in KIDNEY_TUMOUR_CYST.names.items())
     finding = Finding(
         code="assumed-names",
         path=str(path),
         cause=f"nothing says what its values mean; they were taken for {known}",
-        next_step="If they are others, name them: --label 1=...",
+        next_step="If they are others, name them: --label NUMBER=NAME.",
     )
     return NamedLabels(schema=KIDNEY_TUMOUR_CYST, said_by="assumed", findings=(finding,))
+
+
+def _described_by(path: Path) -> Path | None:
+    """The folder of the dataset.json that describes a file: its own, or that above its labelsTr."""
+    folder = path.absolute().parent
+    if (folder / DATASET_JSON).is_file():
+        return folder
+    labels = {name.replace("images", "labels") for name in IMAGE_FOLDERS}
+    above = folder.parent
+    return above if folder.name in labels and (above / DATASET_JSON).is_file() else None
 
 
 def _record(path: Path) -> dict[str, Any]:

@@ -73,9 +73,9 @@ def measure(
 
     Example: kidseg measure result/anna_seg.nii.gz --ct anna.nii.gz --height 92 --weight 13.5
     """
+    from kidseg.cases.label_names import parse_names
     from kidseg.io import ReadOptions
     from kidseg.measure.criteria import DEFAULT
-    from kidseg.measure.label_reading import label_names
     from kidseg.measure.measuring import Request, measure
     from kidseg.measure.person import Patient
 
@@ -84,7 +84,7 @@ def measure(
         before=before,
         before_ct=before_ct,
         opinions=tuple(opinion or ()),
-        names=label_names(label or ()),
+        names=parse_names(label or ()),
         person=Patient(height_cm=height, weight_kg=weight, age_years=age, sex=sex),
         entered=tuple(entered or ()),
         margin_mm=margin,
