@@ -336,15 +336,23 @@ def test_patients_of_an_mr_are_each_normalised_with_their_own_in_a_batch() -> No
     assert region.found is not None and region.found.channels == 3
 
 
-@pytest.mark.parametrize("name", ["homogenized", "plain", "plain3d"])
+SMALL = ("view.size=32", "unet.size=32", "unet.features=4")
+OF_ONE_NETWORK = {
+    "homogenized": SMALL,
+    "plain": SMALL,
+    "plain3d": (),
+    "nnunet": ("configuration=3d_fullres", "mirror_axes=[2]"),
+}
+
+
+@pytest.mark.parametrize("name", OF_ONE_NETWORK)
 def test_every_method_flips_at_inference_if_it_is_set_to(name: str) -> None:
     """Its segmentation network then sees twice as many images."""
     cohort = replace(make_cohort(1, 1), plan=VOLUMES)
     kind, subject = CONFIGS[name], cohort.validation[0]
-    small = () if name == "plain3d" else ("view.size=32", "unet.size=32", "unet.features=4")
     found, calls = [], []
     for flip in (False, True):
-        config = replace(load(kind, overrides=small), test_time_flip=flip)
+        config = replace(load(kind, overrides=OF_ONE_NETWORK[name]), test_time_flip=flip)
         method = METHODS[name].build(config, TARGET, VOLUMES, device=CPU)
         for net in method.parts.values():
             net.eval()
