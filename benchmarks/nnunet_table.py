@@ -148,6 +148,7 @@ def run(
             "parameters": own["parameters"],
             "segmentation_seconds_per_scan": predicted["seconds"] / len(test),
             "segmentation_process_seconds": tested.seconds,
+            "segmentation_processor_seconds": tested.processor_seconds,
             "segmentation_peak_memory_mb": tested.peak_memory_mb,
             "device": "cpu",
             "precision": "fp32",
@@ -268,6 +269,7 @@ def train_peer(folder: str, name: str, seed: str, budget_s: str, report: str) ->
     torch.set_num_threads(1)
     there = Path(folder)
     plans = json.loads((there / f"{PLANS[name]}.json").read_text())
+    plans["continue_training"] = False
     description = json.loads((there / "dataset.json").read_text())
     trainer = nnUNetTrainer(plans, "2d", 0, description, device=torch.device("cpu"))
     trainer.initialize()
