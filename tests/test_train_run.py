@@ -460,7 +460,7 @@ def test_two_trainings_never_share_a_folder(data: Path, tmp_path: Path) -> None:
     assert error.value.code == "in-use"
 
 
-@pytest.mark.fault("SIGINT")
+@pytest.mark.fault("SIGTERM")
 def test_stopped_while_its_folder_is_locked_it_leaves_nothing(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
