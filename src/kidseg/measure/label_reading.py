@@ -96,7 +96,7 @@ def _read_labels(
     except InputError as error:
         if error.code != "unexpected-labels":
             raise
-        step = "Name every label of the file: --label NUMBER=NAME."
+        step = "Give a label volume; if its labels are others, name each: --label NUMBER=NAME."
         raise InputError(error.cause, path=error.path, code=error.code, next_step=step) from error
     volume = judged.volume
     if ignore is not None:
