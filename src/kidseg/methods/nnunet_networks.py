@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,17 +19,15 @@ from kidseg.cohort.subject import Material, Subject
 from kidseg.cohort.training_range import Placement, figures_of
 from kidseg.config import BodyConfig, NnUnetConfig
 from kidseg.device import Device
-from kidseg.distributed import all_gather
 from kidseg.errors import UsageError
 from kidseg.geometry import Grid, Slices, Volume, resample, sampled
 from kidseg.intensity import Scaling, as_input
 from kidseg.io.orientation import facing, reorient
 from kidseg.labels import Target
-from kidseg.losses import probabilities, segmentation_loss
-from kidseg.methods.patches import drawn_patches
-from kidseg.methods.segmentation import validation
+from kidseg.losses import probabilities
+from kidseg.methods.patches import drawn_patches, patch_stage
 from kidseg.nets import build
-from kidseg.pipeline import Progress, Region, Step, advance
+from kidseg.pipeline import Progress, Region, Step
 from kidseg.pipeline.mirrored_windows import mean_logits
 from kidseg.plan import Configuration, Plan, network_input, resized, spline, thick_axis
 from kidseg.plan.nonzero import nonzero_box
@@ -119,32 +117,8 @@ class NnUnet:
                 cohort, drawn, self._image, augmentation, step, flat=self.planned.dimensions == 2
             )
 
-        def loss(called: nn.Module, batch: Patches) -> dict[str, Tensor]:
-            levels = [all_gather(level) for level in called(batch.image)]
-            labels = all_gather(batch.labels)
-            valid = None if batch.valid is None else all_gather(batch.valid)
-            value = segmentation_loss(
-                levels,
-                labels,
-                target=self.target,
-                valid=valid,
-                over="batch" if self.planned.dimensions == 2 else "sample",
-            )
-            return {"loss": value}
-
-        def predict(case: int) -> Sequence[Region]:
-            subject = cohort.validation[case]
-            return advance(subject.image, self.steps(subject)).found
-
-        yield Stage(
-            name="segment",
-            net=self.parts["segment"],
-            config=config,
-            steps=config.steps or max(1, len(cohort.training) // config.batch_size),
-            batch=batch,
-            loss=loss,
-            validate=validation(cohort, predict, self.target),
-        )
+        over: Literal["batch", "sample"] = "batch" if self.planned.dimensions == 2 else "sample"
+        yield patch_stage(self, config, cohort, batch, over)
 
     def steps(self, subject: Subject) -> list[Step]:
         """A single step, "segment": in the scan's non-zero voxels, or on the network's."""

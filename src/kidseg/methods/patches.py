@@ -1,21 +1,69 @@
-"""Training batches of patches: slices or blocks of the scans at a network's spacing."""
+"""Training on patches: slices or blocks of the scans at a network's spacing."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kidseg.augment import Augmentation
 from kidseg.cohort.batch import Patches
 from kidseg.cohort.block import Block
 from kidseg.cohort.cohort import Cohort
 from kidseg.cohort.subject import Subject
+from kidseg.config import StageConfig
+from kidseg.distributed import all_gather
 from kidseg.geometry import Grid, resample
-from kidseg.stage import TrainStep
+from kidseg.losses import segmentation_loss
+from kidseg.methods.method import Method
+from kidseg.methods.segmentation import validation
+from kidseg.pipeline import Region, advance
+from kidseg.stage import Stage, TrainStep
 
-__all__ = ["drawn_patches"]
+__all__ = ["drawn_patches", "patch_stage"]
+
+
+def patch_stage(
+    method: Method,
+    config: StageConfig,
+    cohort: Cohort,
+    batch: Callable[[TrainStep], Patches],
+    over: Literal["batch", "sample"],
+) -> Stage:
+    """The stage "segment" of a method whose only network is trained on patches.
+
+    The score is the mean Dice per patient, computed on the slices of the stored scans.
+
+    Args:
+        method: its part "segment" is trained.
+        config: of the stage.
+        cohort: the cases.
+        batch: creates the batch of a step.
+        over: see `segmentation_loss`.
+    """
+
+    def loss(called: nn.Module, batch: Patches) -> dict[str, Tensor]:
+        levels = [all_gather(level) for level in called(batch.image)]
+        labels = all_gather(batch.labels)
+        valid = None if batch.valid is None else all_gather(batch.valid)
+        value = segmentation_loss(levels, labels, target=method.target, valid=valid, over=over)
+        return {"loss": value}
+
+    def predict(case: int) -> Sequence[Region]:
+        subject = cohort.validation[case]
+        return advance(subject.image, method.steps(subject)).found
+
+    return Stage(
+        name="segment",
+        net=method.parts["segment"],
+        config=config,
+        steps=config.steps or max(1, len(cohort.training) // config.batch_size),
+        batch=batch,
+        loss=loss,
+        validate=validation(cohort, predict, method.target),
+    )
 
 
 def drawn_patches(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, ClassVar, Self
 
@@ -17,15 +17,12 @@ from kidseg.cohort.subject import Material, Subject
 from kidseg.cohort.training_range import Placement, figures_of
 from kidseg.config import BodyConfig, Plain3dConfig
 from kidseg.device import Device
-from kidseg.distributed import all_gather
 from kidseg.errors import UsageError
 from kidseg.geometry import Grid
 from kidseg.labels import Target
-from kidseg.losses import segmentation_loss
-from kidseg.methods.patches import drawn_patches
-from kidseg.methods.segmentation import validation
+from kidseg.methods.patches import drawn_patches, patch_stage
 from kidseg.nets import build
-from kidseg.pipeline import Blocks, Progress, Region, Step, advance
+from kidseg.pipeline import Blocks, Progress, Region, Step
 from kidseg.plan import Configuration, Plan, adapted
 from kidseg.stage import Stage, TrainStep
 
@@ -96,28 +93,7 @@ class Plain3d:
             )
             return drawn_patches(cohort, drawn, self._image, augmentation, step)
 
-        def loss(called: nn.Module, batch: Patches) -> dict[str, Tensor]:
-            levels = [all_gather(level) for level in called(batch.image)]
-            labels = all_gather(batch.labels)
-            valid = None if batch.valid is None else all_gather(batch.valid)
-            value = segmentation_loss(
-                levels, labels, target=self.target, valid=valid, over="sample"
-            )
-            return {"loss": value}
-
-        def predict(case: int) -> Sequence[Region]:
-            subject = cohort.validation[case]
-            return advance(subject.image, self.steps(subject)).found
-
-        yield Stage(
-            name="segment",
-            net=self.parts["segment"],
-            config=config,
-            steps=config.steps or max(1, len(cohort.training) // config.batch_size),
-            batch=batch,
-            loss=loss,
-            validate=validation(cohort, predict, self.target),
-        )
+        yield patch_stage(self, config, cohort, batch, "sample")
 
     def steps(self, subject: Subject) -> list[Step]:
         """A single step, "segment"."""
