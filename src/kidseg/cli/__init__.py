@@ -15,6 +15,7 @@ import typer
 from kidseg.cli.conversion import convert
 from kidseg.cli.data import check, demo, export, phantom, store
 from kidseg.cli.derived import calibrate, ensemble, import_nnunet
+from kidseg.cli.hospital import dicomweb, node
 from kidseg.cli.machine import doctor
 from kidseg.cli.measure import measure
 from kidseg.cli.models import compare, evaluate, info, segment, train
@@ -49,6 +50,8 @@ for command in (
     ensemble,
     import_nnunet,
     study,
+    dicomweb,
+    node,
     config,
     info,
     doctor,

@@ -38,7 +38,7 @@ __all__ = [
     "write_dicom_segmentation",
 ]
 
-SERIES_NUMBERS = {"binary": 9101, "labelmap": 9102, "rtstruct": 9103, "report": 9104}
+SERIES_NUMBERS = {"binary": 9101, "labelmap": 9102, "rtstruct": 9103, "report": 9104, "pages": 9105}
 """Series Numbers of the objects that kidseg adds to a study, by kind."""
 
 DESCRIPTION = "kidseg labels (RESEARCH USE ONLY)"

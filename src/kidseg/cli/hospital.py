@@ -1,0 +1,163 @@
+"""The commands `dicomweb` and `node`: studies of the hospital's archive, and results back."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kidseg.cli.options import AsJson, Device, Quiet
+from kidseg.cli.terminal import print_result
+
+if TYPE_CHECKING:
+    from kidseg.pacs.series_queue import SeriesQueue
+    from kidseg.pacs.worker import Archive, Worker
+
+__all__ = ["dicomweb", "node"]
+
+_TICK_S = 0.5
+
+Work = Annotated[Path, typer.Option("--work", "-w", help="Folder for the state; it goes on there.")]
+Model = Annotated[str, typer.Option("--model", "-m", help="Model file, run's folder, or starter.")]
+Attempts = Annotated[int, typer.Option(min=1, help="Failures before a series is set aside.")]
+Once = Annotated[bool, typer.Option("--once", help="End when nothing is left to do.")]
+
+
+def dicomweb(
+    url: Annotated[str, typer.Argument(help="Of the DICOMweb service of the archive.")],
+    work: Work = Path("kidseg-work"),
+    model: Model = "starter",
+    device: Device = "auto",
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 60.0,
+    since_days: Annotated[
+        int | None, typer.Option(min=0, help="Studies of so many days only [all].")
+    ] = None,
+    min_images: Annotated[int, typer.Option(min=1, help="Shorter series are left out.")] = 20,
+    attempts: Attempts = 3,
+    once: Once = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Segment the CT series of an archive; SEG, SR and a report go back into the same study.
+
+    A series is processed when it had the same images in two looks. The token for the archive, if it
+    needs one, is read from KIDSEG_ARCHIVE_TOKEN.
+
+    Example: kidseg dicomweb http://archive:8042/dicom-web --work /var/lib/kidseg --since-days 2
+    """
+    from kidseg.pacs.dicomweb import WebArchive, find_series
+    from kidseg.pacs.worker import UnreachableError
+
+    archive = WebArchive(url=url, token=os.environ.get("KIDSEG_ARCHIVE_TOKEN", ""))
+    seen: dict[str, str] = {}
+    looks, next_look = 0, 0.0
+    with _worker(work, archive.archive, model, device, attempts, quiet) as (worker, say):
+        queue = worker.queue
+        while not (once and looks >= 2 and not _is_busy(queue)):
+            if time.monotonic() >= next_look:
+                try:
+                    find_series(archive, queue, seen, min_images=min_images, since_days=since_days)
+                    looks += 1
+                except UnreachableError as error:
+                    say(f"{error}; looking again in {every:g} s")
+                next_look = time.monotonic() + every
+            if not worker.step():
+                time.sleep(_TICK_S)
+    _end(queue, as_json, quiet)
+
+
+def node(
+    to: Annotated[str, typer.Option(help="Node that results go to: TITLE@HOST:PORT.")],
+    title: Annotated[str, typer.Option(help="Title of this node.")] = "KIDSEG",
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 11112,
+    caller: Annotated[
+        list[str] | None, typer.Option(help="Title of a node that may send [any].")
+    ] = None,
+    quiet_s: Annotated[
+        float, typer.Option(min=0.1, help="A series is complete after so many seconds of silence.")
+    ] = 30.0,
+    work: Work = Path("kidseg-work"),
+    model: Model = "starter",
+    device: Device = "auto",
+    attempts: Attempts = 3,
+    once: Once = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Take CT series by C-STORE; SEG, SR and a report go to another node by C-STORE.
+
+    Example: kidseg node --to ARCHIVE@127.0.0.1:4242 --port 11112 --work /var/lib/kidseg
+    """
+    from kidseg.pacs.node import Arrivals, Peer, receiving
+
+    peer = Peer.from_text(to, title)
+    callers = caller or ()
+    with _worker(work, peer.archive, model, device, attempts, quiet) as (worker, say):
+        queue = worker.queue
+        arrivals = Arrivals(queue=queue, quiet_s=quiet_s)
+        with receiving(arrivals, title=title, host=host, port=port, callers=callers) as listening:
+            say(f"node {title} listens on {host}:{listening}")
+            while not (once and queue.all() and not (_is_busy(queue) or arrivals.are_pending)):
+                arrivals.settle()
+                if not worker.step():
+                    time.sleep(_TICK_S)
+    _end(queue, as_json, quiet)
+
+
+@contextmanager
+def _worker(
+    work: Path, archive: Archive, model: str, device: str, attempts: int, quiet: bool
+) -> Iterator[tuple[Worker, Callable[[str], None]]]:
+    """The worker of a folder, locked for this process, and how to tell people."""
+    from kidseg.pacs.series_queue import SeriesQueue
+    from kidseg.pacs.worker import Worker
+    from kidseg.serve.audit_log import AuditLog
+
+    def say(line: str) -> None:
+        if not quiet:
+            typer.echo(line, err=True)
+
+    queue = SeriesQueue.opened(work)
+    with queue.locked():
+        worker = Worker(
+            queue=queue,
+            archive=archive,
+            model=model,
+            device=device,
+            attempts=attempts,
+            log=AuditLog.opened(work / "audit.jsonl"),
+            say=say,
+        )
+        yield worker, say
+
+
+def _is_busy(queue: SeriesQueue) -> bool:
+    """Has any series a next step, now or later?"""
+    from kidseg.pacs.series_queue import OPEN
+
+    return any(series.state in (*OPEN, "arriving") for series in queue.all())
+
+
+def _end(queue: SeriesQueue, as_json: bool, quiet: bool) -> None:
+    """Say what became of the series; exit code 4 if one was set aside."""
+    found = queue.all()
+    aside = [series for series in found if series.state == "aside"]
+    sent = sum(series.state == "sent" for series in found)
+    lines = [f"{sent} series segmented, results sent; {len(aside)} set aside."]
+    lines += [f"series {s.number}: {s.code}, {queue.place(s.number)}" for s in aside]
+    result = {
+        "sent": sent,
+        "aside": [
+            {"number": s.number, "code": s.code, "folder": str(queue.place(s.number))}
+            for s in aside
+        ],
+    }
+    print_result(result, "\n".join(lines), as_json, quiet)
+    if aside:
+        raise typer.Exit(4)

@@ -1,0 +1,168 @@
+"""An archive that speaks DICOMweb: studies are found, fetched and answered over HTTP.
+
+Source: DICOM PS3.18 (QIDO-RS, WADO-RS, STOW-RS).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kidseg.errors import InputError
+from kidseg.pacs.series_queue import Series, SeriesQueue, digest_of
+from kidseg.pacs.worker import Archive, UnreachableError
+
+if TYPE_CHECKING:
+    from dicomweb_client.api import DICOMwebClient
+
+__all__ = ["WebArchive", "find_series"]
+
+_SERIES, _STUDY, _INSTANCE = "0020000E", "0020000D", "00080018"
+_PAGE = 200
+# The server is there, but cannot answer now. Source: RFC 9110, 15.6; RFC 6585, 4.
+_NOT_NOW = {408, 425, 429, 500, 502, 503, 504}
+
+
+@dataclass(frozen=True, kw_only=True)
+class WebArchive:
+    """An archive at an address.
+
+    Attributes:
+        url: of the DICOMweb service, such as http://archive:8042/dicom-web.
+        token: of the Authorization header; "": none.
+        timeout_s: for each answer.
+    """
+
+    url: str
+    token: str = ""
+    timeout_s: float = 60.0
+
+    @property
+    def archive(self) -> Archive:
+        """To fetch from and to send to."""
+        return Archive(fetch=self.fetch, send=self.send)
+
+    def fetch(self, series: Series, folder: Path) -> None:
+        """Write the images of a series into a folder, one file for each; see `Archive`."""
+        from kidseg.io.dicom_header import quiet
+
+        with self._client() as client, quiet():
+            found = client.iter_series(series.study, series.series)
+            for k, image in enumerate(found):
+                image.preamble = b"\0" * 128
+                image.save_as(folder / f"{k:05d}.dcm", enforce_file_format=True)
+
+    def send(self, series: Series, files: Sequence[Path]) -> None:
+        """Store files in the study of a series; see `Archive`."""
+        import pydicom
+
+        objects = [pydicom.dcmread(path) for path in files]
+        with self._client() as client:
+            answer = client.store_instances(objects, study_instance_uid=series.study)
+        if failed := answer.get("FailedSOPSequence"):
+            reasons = sorted({f"{item.get('FailureReason', 0):#06x}" for item in failed})
+            raise InputError(
+                f"the archive refused {len(failed)} of {len(objects)} objects"
+                f" ({', '.join(reasons)})",
+                path=self.url,
+                code="archive-refuses",
+                next_step="Look into the log of the archive.",
+            )
+
+    def ct_studies(self, since_days: int | None) -> Iterator[str]:
+        """UIDs of the studies with CT, of the last days only if a number is given."""
+        wanted = {"ModalitiesInStudy": "CT"}
+        if since_days is not None:
+            first = date.today() - timedelta(days=since_days)
+            wanted["StudyDate"] = f"{first:%Y%m%d}-"
+        with self._client() as client:
+            for offset in range(0, 10**9, _PAGE):
+                page = client.search_for_studies(search_filters=wanted, limit=_PAGE, offset=offset)
+                yield from (_text(study, _STUDY) for study in page)
+                if len(page) < _PAGE:
+                    return
+
+    def ct_series(self, study: str) -> list[str]:
+        """UIDs of the CT series of a study."""
+        with self._client() as client:
+            found = client.search_for_series(study, search_filters={"Modality": "CT"})
+        return [_text(series, _SERIES) for series in found]
+
+    def instances(self, study: str, series: str) -> list[str]:
+        """UIDs of the images of a series."""
+        with self._client() as client:
+            return [_text(each, _INSTANCE) for each in client.search_for_instances(study, series)]
+
+    @contextmanager
+    def _client(self) -> Iterator[DICOMwebClient]:
+        """A client of this block; errors become those of `Archive`."""
+        import requests
+        from dicomweb_client.api import DICOMwebClient
+
+        headers = {"Authorization": f"Bearer {self.token}"} if self.token else None
+        client = DICOMwebClient(self.url, headers=headers)
+        client.set_http_retry_params(retry=False)
+        try:
+            yield client
+        except requests.HTTPError as error:
+            status = 0 if error.response is None else error.response.status_code
+            if status in _NOT_NOW:
+                raise UnreachableError(f"the archive answers {status}") from error
+            raise InputError(
+                f"the archive answers {status}",
+                path=self.url,
+                code="archive-refuses",
+                next_step="Check the address and the token, and look into the log of the archive.",
+            ) from error
+        except (requests.RequestException, ConnectionError, TimeoutError) as error:
+            raise UnreachableError("the archive does not answer") from error
+
+
+def find_series(
+    archive: WebArchive,
+    queue: SeriesQueue,
+    seen: dict[str, str],
+    *,
+    min_images: int,
+    since_days: int | None,
+) -> int:
+    """Add the CT series that are complete and not known yet; their number.
+
+    A series is taken for complete if it had the same images when it was last looked at.
+
+    Args:
+        archive: to look into.
+        queue: to add to.
+        seen: {series: digest of its images} of the last look; is brought up to date.
+        min_images: shorter series are left out: localizers, single slices.
+        since_days: look at studies of so many days only; None: all.
+
+    Raises:
+        UnreachableError: the archive does not answer.
+        InputError: "archive-refuses".
+    """
+    added = 0
+    for study in archive.ct_studies(since_days):
+        for series in archive.ct_series(study):
+            images = archive.instances(study, series)
+            digest = digest_of(images)
+            if len(images) >= min_images and seen.get(series) == digest:
+                added += queue.add(study, series, digest, "known") is not None
+            seen[series] = digest
+    return added
+
+
+def _text(item: Mapping[str, Any], tag: str) -> str:
+    """An element of DICOM JSON that is one text."""
+    try:
+        return str(item[tag]["Value"][0])
+    except (KeyError, IndexError, TypeError) as error:
+        raise InputError(
+            f"an answer of the archive lacks ({tag[:4]},{tag[4:]})",
+            code="archive-refuses",
+            next_step="Check that the address is that of a DICOMweb service.",
+        ) from error

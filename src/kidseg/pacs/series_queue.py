@@ -1,0 +1,198 @@
+"""The series of an archive and how far each is, in an SQLite file; whole whatever is killed.
+
+A series is known by its UID and a digest of its images: it is processed once, and once more only if
+images were added. A step that was interrupted is done again; results are made before any is sent,
+so sending again sends the same objects.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from kidseg.errors import UsageError
+from kidseg.serve.database import Database
+
+__all__ = ["OPEN", "Series", "SeriesQueue", "State", "digest_of"]
+
+State = Literal["arriving", "known", "here", "segmented", "sent", "aside"]
+OPEN: tuple[State, ...] = ("known", "here", "segmented")
+"""States with a next step: fetch, segment, send."""
+
+_LONGEST_S = 300.0
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS series (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    study TEXT NOT NULL,
+    series TEXT NOT NULL,
+    digest TEXT NOT NULL,
+    state TEXT NOT NULL,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    due REAL NOT NULL DEFAULT 0,
+    code TEXT NOT NULL DEFAULT '',
+    UNIQUE (series, digest)
+);
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """A series in the table.
+
+    Attributes:
+        number: in the order of arrival; names its folder.
+        study: Study Instance UID.
+        series: Series Instance UID.
+        digest: of its images; see `digest_of`.
+        state: "arriving": its images are being moved here; "known": to be fetched; "here": to be
+            segmented; "segmented": to be sent; "sent"; "aside": given up.
+        attempts: failures of the present step.
+        code: of the last failure.
+    """
+
+    number: int
+    study: str
+    series: str
+    digest: str
+    state: State
+    attempts: int
+    code: str
+
+
+def digest_of(instances: Iterable[str]) -> str:
+    """SHA-256 of the SOP Instance UIDs of a series, in any order."""
+    return hashlib.sha256("\n".join(sorted(set(instances))).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeriesQueue:
+    """The series in a folder.
+
+    Attributes:
+        folder: has series.sqlite and a folder for the files of each series.
+        wait_s: before the second attempt; twice as long before each further one, at most 5 minutes.
+    """
+
+    folder: Path
+    wait_s: float = 5.0
+
+    @classmethod
+    def opened(cls, folder: Path, wait_s: float = 5.0) -> SeriesQueue:
+        """Open the table of a folder, or begin one.
+
+        Raises:
+            ModelError: "damaged-table".
+            ResourceError: "disk-full".
+        """
+        (folder / "series").mkdir(parents=True, exist_ok=True, mode=0o700)
+        queue = cls(folder=folder, wait_s=wait_s)
+        queue._database.create(_SCHEMA)
+        return queue
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from working on these series.
+
+        Raises:
+            UsageError: "folder-in-use".
+        """
+        import fcntl
+
+        lock = os.open(self.folder / ".lock", os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        except BlockingIOError as error:
+            raise UsageError(
+                "another process works in this folder",
+                path=self.folder,
+                code="folder-in-use",
+                next_step="Stop it, or choose another --work.",
+            ) from error
+        finally:
+            os.close(lock)
+
+    @property
+    def _database(self) -> Database:
+        return Database(self.folder / "series.sqlite")
+
+    def place(self, number: int) -> Path:
+        """The folder of the files of a series."""
+        return self.folder / "series" / f"{number:06d}"
+
+    def add(self, study: str, series: str, digest: str, state: State) -> int | None:
+        """Add a series; its number, or None if it is known with these images."""
+        with self._database.writing() as base:
+            row = base.execute(
+                "INSERT OR IGNORE INTO series (study, series, digest, state) VALUES (?, ?, ?, ?)",
+                (study, series, digest, state),
+            )
+            return row.lastrowid if row.rowcount else None
+
+    def known(self, series: str, digest: str) -> Series | None:
+        """A series with these images; None if it is not known."""
+        with self._database.connected() as base:
+            row = base.execute(
+                "SELECT * FROM series WHERE series = ? AND digest = ?", (series, digest)
+            ).fetchone()
+        return None if row is None else _series(row)
+
+    def next_due(self) -> Series | None:
+        """The first series with a step to be done now."""
+        with self._database.connected() as base:
+            row = base.execute(
+                f"SELECT * FROM series WHERE state IN ({_marks(OPEN)}) AND due <= ?"  # noqa: S608
+                " ORDER BY number",
+                (*OPEN, time.time()),
+            ).fetchone()
+        return None if row is None else _series(row)
+
+    def all(self) -> list[Series]:
+        """All series, in the order of arrival."""
+        with self._database.connected() as base:
+            return [_series(row) for row in base.execute("SELECT * FROM series ORDER BY number")]
+
+    def advance(self, number: int, state: State) -> None:
+        """A step was done."""
+        with self._database.writing() as base:
+            base.execute(
+                "UPDATE series SET state = ?, attempts = 0, due = 0, code = '' WHERE number = ?",
+                (state, number),
+            )
+
+    def put_off(self, series: Series, code: str) -> float:
+        """A step failed: it is done again after a while; seconds until then."""
+        wait = min(_LONGEST_S, self.wait_s * 2.0**series.attempts)
+        with self._database.writing() as base:
+            base.execute(
+                "UPDATE series SET attempts = attempts + 1, due = ?, code = ? WHERE number = ?",
+                (time.time() + wait, code, series.number),
+            )
+        return wait
+
+    def set_aside(self, number: int, code: str) -> None:
+        """Give up a series. Its files stay, to be looked at."""
+        with self._database.writing() as base:
+            base.execute(
+                "UPDATE series SET state = 'aside', code = ? WHERE number = ?", (code, number)
+            )
+
+    def forget_files(self, number: int) -> None:
+        """Remove the files of a series whose results were sent."""
+        shutil.rmtree(self.place(number), ignore_errors=True)
+
+
+def _series(row: sqlite3.Row) -> Series:
+    return Series(**{name: row[name] for name in Series.__dataclass_fields__})
+
+
+def _marks(values: Iterable[str]) -> str:
+    return ", ".join("?" for _ in values)

@@ -1,0 +1,118 @@
+"""Fetch, segment, send: the steps of each series, one after the other."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kidseg.errors import KidsegError, ResourceError
+from kidseg.pacs.result_objects import make_results
+from kidseg.pacs.series_queue import Series, SeriesQueue
+from kidseg.serve.audit_log import AuditLog
+
+__all__ = ["Archive", "UnreachableError", "Worker"]
+
+# Failures that the same series may not have again.
+_PASSING = {"process-failed", "worker-killed", "out-of-memory", "not-enough-memory", "disk-full"}
+
+
+class UnreachableError(Exception):
+    """The archive does not answer, or not now. Nothing is wrong with the series."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Archive:
+    """Where series come from and results go to.
+
+    Attributes:
+        fetch: write the images of a series into a folder.
+        send: store files in the archive; again, if they are there.
+
+    Both raise UnreachableError, or InputError where the archive refuses.
+    """
+
+    fetch: Callable[[Series, Path], None]
+    send: Callable[[Series, Sequence[Path]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worker:
+    """Does the next step that is due.
+
+    Attributes:
+        queue: of the series.
+        archive: see there.
+        model: file of the model, or "starter".
+        device: to segment on.
+        attempts: after so many failures of its own a series is set aside.
+        log: what was done, without patient data.
+        say: called with a line for people, about series by their numbers.
+        is_wanted: False: stop the segmentation that is running.
+    """
+
+    queue: SeriesQueue
+    archive: Archive
+    model: str
+    device: str
+    attempts: int
+    log: AuditLog
+    say: Callable[[str], None]
+    is_wanted: Callable[[], bool] = lambda: True
+
+    def step(self) -> bool:
+        """Do the next step of a series; False if none is due."""
+        series = self.queue.next_due()
+        if series is None:
+            return False
+        try:
+            if series.state == "known":
+                self._fetch(series)
+            elif series.state == "here":
+                self._segment(series)
+            else:
+                self._send(series)
+        except UnreachableError as error:
+            wait = self.queue.put_off(series, "unreachable")
+            self._tell(series, "put-off", f"{error}; again in {wait:.0f} s")
+        except KidsegError as error:
+            if self.is_wanted():
+                self._failed(series, error)
+        return True
+
+    def _fetch(self, series: Series) -> None:
+        place = self.queue.place(series.number)
+        shutil.rmtree(place, ignore_errors=True)
+        (place / "images").mkdir(parents=True, mode=0o700)
+        self.archive.fetch(series, place / "images")
+        self.queue.advance(series.number, "here")
+        self._tell(series, "fetched", "its images are here")
+
+    def _segment(self, series: Series) -> None:
+        place = self.queue.place(series.number)
+        shutil.rmtree(place / "results", ignore_errors=True)
+        make_results(place, self.model, self.device, self.is_wanted)
+        self.queue.advance(series.number, "segmented")
+        self._tell(series, "segmented", "segmented")
+
+    def _send(self, series: Series) -> None:
+        place = self.queue.place(series.number)
+        self.archive.send(series, sorted((place / "results").glob("*.dcm")))
+        self.queue.advance(series.number, "sent")
+        self.queue.forget_files(series.number)
+        self._tell(series, "sent", "results are in the archive")
+
+    def _failed(self, series: Series, error: KidsegError) -> None:
+        passing = isinstance(error, ResourceError) or error.code in _PASSING
+        if passing and series.attempts + 1 < self.attempts:
+            wait = self.queue.put_off(series, error.code)
+            self._tell(series, "put-off", f"{error.code}; again in {wait:.0f} s", error.code)
+            return
+        self.queue.set_aside(series.number, error.code)
+        where = self.queue.place(series.number)
+        self._tell(series, "set-aside", f"{error.code}: set aside in {where}", error.code)
+
+    def _tell(self, series: Series, event: str, text: str, code: str = "") -> None:
+        self.log.write(event, series=series.number, code=code)
+        self.say(f"series {series.number}: {text}")
