@@ -20,13 +20,15 @@ import pytest
 
 from kidseg.config import PhantomConfig
 from kidseg.errors import InputError, ResourceError, UsageError
+from kidseg.io.dicom_pdf import write_encapsulated_pdf
 from kidseg.pacs import worker as worker_module
 from kidseg.pacs.node import CANNOT_UNDERSTAND, SUCCESS, Arrivals, Peer, receiving
+from kidseg.pacs.result_objects import report_pdf
 from kidseg.pacs.series_queue import Series, SeriesQueue, digest_of
 from kidseg.pacs.worker import Archive, UnreachableError, Worker
 from kidseg.phantom import write_patients
 from kidseg.serve.audit_log import AuditLog
-from labelled_series import make_case
+from labelled_series import ORIGIN, make_case
 
 ORTHANC = pytest.mark.skipif(shutil.which("Orthanc") is None, reason="orthanc is not installed")
 
@@ -374,3 +376,29 @@ def test_a_node_takes_a_study_and_answers_the_archive(archive: RealArchive, tmp_
     assert process.returncode == 0, said
     assert list(archive.modalities().values()) == [["CT", "DOC", "SEG", "SR"]] * 2
     assert not list((tmp_path / "work" / "series").iterdir())
+
+
+def test_the_document_belongs_to_the_study_and_holds_every_warning(tmp_path: Path) -> None:
+    """Any number of warnings, on as many pages as they need; the PDF as it was, in the object."""
+    source, _ = make_case(tmp_path / "ct", "axial")
+    warning = {"cause": "slices are 6 mm apart", "next_step": "Use thinner ones."}
+    entry = {
+        "warnings": [warning] * 60,
+        "volumes_ml": {"kidney": 100.0},
+        "sides": {"left": {"volumes_ml": {"kidney": 100.0}, "partial": True}, "midline": "body"},
+        "model": {"method": "plain", "sha256": "a" * 64},
+        "versions": {"kidseg": "1"},
+        "sha256": "b" * 64,
+        "date": "2026-01-01",
+    }
+    pdf = report_pdf(entry, Path(__file__).parents[1] / "docs" / "steps.png")
+    assert pdf.count(b"/Type /Page ") + pdf.count(b"/Type /Page\n") == 3
+    with (tmp_path / "a.dcm").open("wb") as file:
+        write_encapsulated_pdf(pdf, source.headers[0], ORIGIN, file)
+    found = pydicom.dcmread(tmp_path / "a.dcm")
+    assert found.StudyInstanceUID == source.headers[0].StudyInstanceUID
+    assert found.SeriesInstanceUID != source.headers[0].SeriesInstanceUID
+    assert found.EncapsulatedDocument[: found.EncapsulatedDocumentLength] == pdf
+    if shutil.which("dciodvfy"):
+        said = subprocess.run(["dciodvfy", tmp_path / "a.dcm"], capture_output=True, text=True)
+        assert "Error" not in said.stderr

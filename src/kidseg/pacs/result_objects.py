@@ -19,7 +19,7 @@ from kidseg.serve.child_command import run_command
 __all__ = ["make_results", "report_pdf"]
 
 _PAPER_INCH = (8.27, 11.69)  # A4
-_LINE = 0.017
+_LINES = 48  # on a page
 
 
 def make_results(
@@ -54,7 +54,7 @@ def make_results(
 
 
 def report_pdf(entry: Mapping[str, Any], figure: Path) -> bytes:
-    """Two pages for people: volumes, warnings and origin; and the picture of the steps.
+    """Pages for people: warnings, volumes and origin; and the picture of the steps.
 
     Args:
         entry: of the scan in result.json.
@@ -66,12 +66,14 @@ def report_pdf(entry: Mapping[str, Any], figure: Path) -> bytes:
 
     written = io.BytesIO()
     with PdfPages(written, metadata={"Title": "kidseg report", "Creator": "kidseg"}) as pages:
-        page = Figure(figsize=_PAPER_INCH)
-        page.text(0.08, 0.94, "Kidneys and renal tumours: automatic segmentation", size=15)
-        page.text(0.08, 0.915, RESEARCH_USE, size=11, weight="bold", color="#a00000")
-        for k, line in enumerate(_lines(entry)):
-            page.text(0.08, 0.88 - _LINE * k, line, size=9, family="monospace", va="top")
-        pages.savefig(page)
+        lines = list(_lines(entry))
+        for first in range(0, len(lines), _LINES):
+            page = Figure(figsize=_PAPER_INCH)
+            page.text(0.08, 0.94, "Kidneys and renal tumours: automatic segmentation", size=15)
+            page.text(0.08, 0.915, RESEARCH_USE, size=11, weight="bold", color="#a00000")
+            for k, line in enumerate(lines[first : first + _LINES]):
+                page.text(0.08, 0.88 - 0.017 * k, line, size=9, family="monospace", va="top")
+            pages.savefig(page)
         page = Figure(figsize=_PAPER_INCH)
         page.text(0.08, 0.95, RESEARCH_USE, size=11, weight="bold", color="#a00000")
         axes = page.add_axes((0.05, 0.05, 0.9, 0.88))
