@@ -1,8 +1,9 @@
-"""The page docs/robustness.md: `python docs/robustness.py` writes it from the markers of the tests.
+"""The pages robustness.md and requirements.md: `python docs/robustness.py` writes both.
 
-A test says what it shows with `@pytest.mark.row(4)` (a kind of input) or
-`@pytest.mark.fault("disk full")` (a fault of the machine). tests/test_robustness.py holds the page
-up to date and each row to a test.
+They are made from the markers of the tests. A test says what it shows with `@pytest.mark.row(4)` (a
+kind of input), `@pytest.mark.fault("disk full")` (a fault of the machine) or
+`@pytest.mark.requirement("own voxels")`. tests/test_robustness.py holds the pages up to date and
+each row to a test.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "robustness.md"
+REQUIREMENTS_PAGE = ROOT / "docs" / "requirements.md"
 
 INPUTS: Mapping[int, tuple[str, str]] = {
     1: (
@@ -84,12 +86,83 @@ FAULTS: Mapping[str, str] = {
     "client gone": "the server is not built yet",
 }
 
+REQUIREMENTS: Mapping[str, tuple[str, str]] = {
+    "one interpolation": (
+        "Geometry is exact: a scan is interpolated once each way, on grids in patient millimetres.",
+        "labels are shifted by half a voxel, or small lesions are lost",
+    ),
+    "own voxels": (
+        "Labels lie on the scan's own voxels, in any order of axes.",
+        "labels are mirrored or displaced in the viewer",
+    ),
+    "sides": (
+        "Left and right are those of the patient.",
+        "surgery is planned on the wrong side",
+    ),
+    "volumes": (
+        "Volumes and diameters are those of known shapes, with an interval that contains them.",
+        "a protocol's threshold is misjudged",
+    ),
+    "cannot tell": (
+        "A criterion is met or not met only where the whole interval agrees; else it cannot tell.",
+        "a doubtful value decides about a treatment",
+    ),
+    "response": (
+        "Change between two scans is of the same lesion, with propagated error.",
+        "growth is taken for response",
+    ),
+    "suitable scan": (
+        "Scans that the model is not for are warned about: no contrast, MR, nothing in view.",
+        "a result outside of the training range is trusted",
+    ),
+    "partial": (
+        "Kidneys cut by the field of view, absent, fused or alone are said.",
+        "a partial volume is read as a small kidney",
+    ),
+    "sound model": (
+        "A model file that was altered is never used.",
+        "a damaged model gives plausible, wrong labels",
+    ),
+    "same bits": (
+        "A training that was interrupted ends with the same weights.",
+        "results cannot be reproduced",
+    ),
+    "no leak": (
+        "No patient is in training and test.",
+        "figures promise more than new patients get",
+    ),
+    "honest figures": (
+        "Empty masks, and structures that are missed, count as defined.",
+        "failures disappear from the mean",
+    ),
+    "dicom": (
+        "DICOM objects are voxel-exact, refer to their images, and say where they come from.",
+        "labels appear on other images, or as if a person had drawn them",
+    ),
+    "surfaces": (
+        "Surfaces are closed, in patient millimetres, and keep the volume.",
+        "a printed model has the wrong size",
+    ),
+    "research use": (
+        "Research use only is said by every command and in every object.",
+        "it is taken for a medical device",
+    ),
+    "privacy": (
+        "Records, logs and pages name no patient.",
+        "patient data leave the hospital with a log",
+    ),
+    "archive": (
+        "Each series of an archive is answered once, whatever is killed.",
+        "a study has no result, or several that contradict",
+    ),
+}
+
 NOT_BUILT = frozenset({"client gone"})
 
 
 def marked_tests() -> dict[int | str, list[str]]:
-    """{row number or fault: tests marked with it, as "test_module: name"}."""
-    found: dict[int | str, list[str]] = {key: [] for key in (*INPUTS, *FAULTS)}
+    """{row number, fault or requirement: tests marked with it, as "test_module: name"}."""
+    found: dict[int | str, list[str]] = {key: [] for key in (*INPUTS, *FAULTS, *REQUIREMENTS)}
     for file in sorted((ROOT / "tests").glob("test_*.py")):
         for test, marker in _markers(file):
             for argument in marker.args:
@@ -138,8 +211,31 @@ def page() -> str:
     )
 
 
+def requirements_page() -> str:
+    """The text of docs/requirements.md."""
+    tests = marked_tests()
+    rows = [
+        f"| {name} | {text} | {risk} | {_listed(tests[name])} |"
+        for name, (text, risk) in REQUIREMENTS.items()
+    ]
+    return "\n".join(
+        [
+            "# Requirements, risks, tests",
+            "",
+            "Written by `python docs/robustness.py` from the markers `requirement` of the tests."
+            " Bad input and faults of",
+            "the machine have a [page of their own](robustness.md).",
+            "",
+            "| | requirement | risk, if it is not met | tests |",
+            "|---|---|---|---|",
+            *rows,
+            "",
+        ]
+    )
+
+
 def _markers(file: Path) -> Iterator[tuple[str, ast.Call]]:
-    """The test functions of a file and their `row` and `fault` markers."""
+    """The test functions of a file and their markers of these kinds."""
     for node in ast.walk(ast.parse(file.read_text())):
         if not isinstance(node, ast.FunctionDef):
             continue
@@ -147,6 +243,7 @@ def _markers(file: Path) -> Iterator[tuple[str, ast.Call]]:
             if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) in (
                 "pytest.mark.row",
                 "pytest.mark.fault",
+                "pytest.mark.requirement",
             ):
                 yield node.name, decorator
 
@@ -164,3 +261,4 @@ def _listed(tests: list[str]) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(page())
+    REQUIREMENTS_PAGE.write_text(requirements_page())

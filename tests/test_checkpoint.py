@@ -131,6 +131,7 @@ def test_models_are_never_overwritten_unasked(model: Path) -> None:
     assert read_header(model)["method"] == "plain"
 
 
+@pytest.mark.requirement("sound model")
 @pytest.mark.parametrize("keep", [0, 4, 40, -1])
 def test_a_model_cut_short_is_refused(model: Path, keep: int) -> None:
     model.write_bytes(model.read_bytes()[:keep])
@@ -139,6 +140,7 @@ def test_a_model_cut_short_is_refused(model: Path, keep: int) -> None:
             read(model)
 
 
+@pytest.mark.requirement("sound model")
 @pytest.mark.fault("damaged state or model")
 @pytest.mark.parametrize("read", [read_header, load_model])
 def test_one_altered_digit_or_bit_anywhere_is_noticed(

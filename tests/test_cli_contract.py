@@ -67,6 +67,7 @@ def test_the_commands_are_the_known_ones() -> None:
     assert set(COMMANDS) == known
 
 
+@pytest.mark.requirement("research use")
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_has_an_example_that_is_valid_and_says_research_use(
     name: str, capsys: pytest.CaptureFixture[str]

@@ -77,6 +77,7 @@ def inside(source: Grid, target: Grid) -> Tensor:
 # ---- the ramp ----------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("one interpolation")
 @given(seeds)
 @settings(max_examples=60, deadline=None)
 def test_ramp_is_exact_on_any_two_grids_in_space(seed: int) -> None:
@@ -128,6 +129,7 @@ def test_ramp_is_exact_in_the_plane(seed: int, slicewise: bool) -> None:
         assert torch.allclose(got[0][seen], ramp(target)[0][seen], atol=1e-9, rtol=0)
 
 
+@pytest.mark.requirement("one interpolation")
 def test_ramp_catches_a_half_voxel_error() -> None:
     """The test above can fail: half a voxel is far above its tolerance."""
     grid = Grid.from_spacing((4, 8, 8), (3, 1, 1))
@@ -204,6 +206,7 @@ def dice(a: Tensor, b: Tensor) -> float:
     return float(2 * (a & b).sum() / (a.sum() + b.sum()))
 
 
+@pytest.mark.requirement("one interpolation")
 @given(seeds, st.booleans())
 @settings(max_examples=40, deadline=None)
 def test_a_small_ball_survives_any_chain_of_pose_and_crop(seed: int, slicewise: bool) -> None:
@@ -240,6 +243,7 @@ def test_outside_a_crop_is_background_with_certainty() -> None:
     assert torch.allclose(back.sum(0), torch.ones(2, 20, 20))
 
 
+@pytest.mark.requirement("one interpolation")
 @given(seeds)
 @settings(max_examples=30, deadline=None)
 def test_the_inverse_of_a_chain_restores_positions(seed: int) -> None:

@@ -81,6 +81,7 @@ def by_pydicom(dataset: Dataset) -> Voxels:
     return found
 
 
+@pytest.mark.requirement("dicom")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("labelmap", [False, True])
 def test_every_voxel_is_in_its_place(tmp_path: Path, kind: str, labelmap: bool) -> None:
@@ -96,6 +97,7 @@ def test_every_voxel_is_in_its_place(tmp_path: Path, kind: str, labelmap: bool) 
     assert _by_place(volume.map_indices_to_reference(index), values) == expected
 
 
+@pytest.mark.requirement("dicom")
 @pytest.mark.parametrize("kind", ["axial", "oblique", "multi-frame"])
 def test_frames_refer_to_the_images_in_their_planes(tmp_path: Path, kind: str) -> None:
     source, labels = make_case(tmp_path, kind)
@@ -115,6 +117,7 @@ def test_frames_refer_to_the_images_in_their_planes(tmp_path: Path, kind: str) -
         assert item.PlanePositionSequence[0].ImagePositionPatient == positions[key]
 
 
+@pytest.mark.requirement("dicom")
 def test_it_says_what_it_is_and_where_it_comes_from(tmp_path: Path) -> None:
     source, labels = make_case(tmp_path, "axial")
     dataset = written(source, labels)
@@ -336,6 +339,7 @@ def test_a_zip_is_read_and_named(tmp_path: Path) -> None:
     assert caught.value.path == str(file)
 
 
+@pytest.mark.requirement("dicom")
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dicom3tools is not installed")
 @pytest.mark.parametrize("kind", KINDS)

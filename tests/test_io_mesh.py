@@ -47,6 +47,7 @@ def is_closed(surface: Surface) -> bool:
     return len(there) == len(edges) and all((b, a) in there for a, b in there)
 
 
+@pytest.mark.requirement("surfaces")
 @settings(max_examples=60)
 @given(
     st.tuples(*[st.integers(1, 6)] * 3),
@@ -67,6 +68,7 @@ def test_any_voxels_have_a_closed_outward_surface_of_their_volume(
     assert surface.volume_ml > 0 and abs(surface.change) < 0.01
 
 
+@pytest.mark.requirement("surfaces")
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (2.5, 0.9, 0.9)])
 def test_an_ellipsoid_is_in_place(spacing: tuple[float, float, float], seed: int) -> None:
@@ -162,6 +164,7 @@ def test_glb_has_names_and_colours(surfaces: list[Surface]) -> None:
         assert np.array_equal(scene.graph[label.name][0], np.eye(4)), "numbers are millimetres"
 
 
+@pytest.mark.requirement("surfaces")
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("prusa-slicer") is None, reason="prusa-slicer is not installed")
 def test_a_slicing_program_finds_closed_parts_of_their_size(

@@ -59,6 +59,7 @@ def write(image: nib.Nifti1Image, path: Path) -> None:
     sitk.WriteImage(itk, str(path), path.suffix == ".mha")
 
 
+@pytest.mark.requirement("own voxels")
 @pytest.mark.row(15)
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_all_48_orders_give_the_same_patient(tmp_path: Path, ending: str) -> None:
@@ -77,6 +78,7 @@ def test_all_48_orders_give_the_same_patient(tmp_path: Path, ending: str) -> Non
     assert len(seen) == 48
 
 
+@pytest.mark.requirement("own voxels")
 @pytest.mark.row(15)
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_labels_go_back_to_the_files_own_voxels(tmp_path: Path, ending: str) -> None:

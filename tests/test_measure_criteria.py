@@ -30,6 +30,7 @@ def volume(value: float, low: float | None, high: float | None) -> Quantity:
     return Quantity(name="tumour volume", value=value, unit="mL", low=low, high=high)
 
 
+@pytest.mark.requirement("cannot tell")
 @pytest.mark.parametrize(
     ("quantity", "verdict"),
     [
@@ -73,6 +74,7 @@ def test_a_span_contains_all_its_values(value: float, others: list[float]) -> No
     assert spanned("x", "mm", value, [math.inf]).high is None
 
 
+@pytest.mark.requirement("cannot tell")
 def test_the_file_of_the_package_cites_every_criterion() -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", CRITERIA.version)
     text = DEFAULT.read_text(encoding="utf-8")
@@ -129,6 +131,7 @@ def answer(criterion: Criterion, value: Quantity, **entered: bool) -> Verdict:
     return answered(criterion, "right", measures, facts, CRITERIA.entered).verdict
 
 
+@pytest.mark.requirement("cannot tell")
 def test_500_ml_after_chemotherapy_needs_what_masks_do_not_tell() -> None:
     large, small = volume(620, 570, 670), volume(420, 390, 450)
     criterion = BY_ID["volume-500-ml-after-chemotherapy"]
@@ -154,6 +157,7 @@ def test_300_ml_at_diagnosis_and_contraindications() -> None:
     assert answered(contra, "left", {several.name: several}, {}, CRITERIA.entered).verdict == "met"
 
 
+@pytest.mark.requirement("cannot tell")
 def test_what_was_not_measured_cannot_be_told_and_says_so() -> None:
     found = answered(BY_ID["kidney-asymmetry"], "patient", {}, {}, CRITERIA.entered)
     assert found.verdict == "cannot tell" and found.conditions[0].reason == "not measured"

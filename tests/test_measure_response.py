@@ -83,6 +83,7 @@ def ml(value: float, error: float) -> Quantity:
     return Quantity(name="volume", value=value, unit="mL", low=value - error, high=value + error)
 
 
+@pytest.mark.requirement("response")
 def test_errors_are_combined_as_independent() -> None:
     change = difference(ml(550, 40), ml(110, 30))
     assert (change.value, change.low, change.high) == (-440.0, -490.0, -390.0)
@@ -119,6 +120,7 @@ def test_a_lower_bound_has_an_open_change() -> None:
     assert relative.high is not None and relative.high < 0
 
 
+@pytest.mark.requirement("response")
 def test_a_tumour_that_shrank_is_matched_by_overlap_on_another_grid() -> None:
     before = scene(((45, 15, 20), 20))
     after = scene(((45, 12, 22), 12), spacing_mm=(2.0, 3.0, 1.8))
@@ -166,6 +168,7 @@ def test_new_lesions_and_lesions_that_are_gone() -> None:
     assert found["right tumours"].volume_after.value == 0.0
 
 
+@pytest.mark.requirement("response")
 def test_lesions_that_merge_or_come_apart_are_compared_together() -> None:
     one = scene(((45, 0, 0), 22))
     two = scene(((45, 0, 14), 6), ((45, 0, -14), 6))

@@ -20,6 +20,7 @@ SPACINGS = [(1.0, 1.0, 1.0), (1.5, 0.8, 0.8), (0.7, 1.9, 0.9), (4.0, 0.9, 0.9)]
 FINE = SPACINGS[:3]
 
 
+@pytest.mark.requirement("volumes")
 @pytest.mark.parametrize("spacing_mm", SPACINGS)
 @pytest.mark.parametrize("seed", [0, 2])
 def test_a_ball(spacing_mm: tuple[float, ...], seed: int) -> None:
@@ -30,6 +31,7 @@ def test_a_ball(spacing_mm: tuple[float, ...], seed: int) -> None:
         assert diameter == pytest.approx(44, abs=max(spacing_mm))
 
 
+@pytest.mark.requirement("volumes")
 @pytest.mark.parametrize("spacing_mm", SPACINGS)
 @pytest.mark.parametrize("seed", [0, 3])
 def test_an_ellipsoid_has_its_longest_diameter_in_any_direction(
@@ -49,6 +51,7 @@ def test_three_diameters_of_an_upright_ellipsoid(spacing_mm: tuple[float, ...]) 
     assert found.ellipsoid_ml == pytest.approx(ellipsoid_ml(24, 34, 48), rel=0.12)
 
 
+@pytest.mark.requirement("volumes")
 @pytest.mark.parametrize("spacing_mm", SPACINGS)
 @pytest.mark.parametrize("seed", [0, 4])
 def test_a_cylinder(spacing_mm: tuple[float, ...], seed: int) -> None:

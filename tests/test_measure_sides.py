@@ -47,6 +47,7 @@ def codes(found: Sides) -> list[str]:
     return [finding.code for finding in found.findings]
 
 
+@pytest.mark.requirement("sides")
 def test_two_kidneys_one_with_a_tumour() -> None:
     tumour = (2, slice(3, 5), slice(5, 15), slice(10, 14))  # 80 voxels: 1.6 ml
     found = sides(labels(RIGHT, LEFT, tumour))
@@ -61,6 +62,7 @@ ORDERS = [
 ]
 
 
+@pytest.mark.requirement("sides")
 @pytest.mark.parametrize(("order", "flips"), ORDERS)
 def test_each_voxel_order_gives_the_same_sides(
     order: tuple[int, ...], flips: tuple[float, ...]
@@ -78,6 +80,7 @@ def test_each_voxel_order_gives_the_same_sides(
     assert canonical(stored).grid.same_as(GRID)
 
 
+@pytest.mark.requirement("sides")
 def test_a_tumour_across_the_midline_belongs_to_its_kidney() -> None:
     """Most of the mass lies left, the parenchyma right."""
     found = sides(labels(RIGHT, LEFT, (2, slice(3, 5), slice(5, 15), slice(10, 29))))
@@ -94,6 +97,7 @@ def test_a_tumour_apart_from_any_kidney_lies_where_it_lies() -> None:
     assert codes(found) == ["kidney-cut"]
 
 
+@pytest.mark.requirement("partial")
 @pytest.mark.row(24)
 def test_a_horseshoe_kidney_is_divided_at_the_midline() -> None:
     bridge = (1, slice(4, 5), slice(10, 12), slice(10, 30))  # 20 voxels on each side
@@ -104,6 +108,7 @@ def test_a_horseshoe_kidney_is_divided_at_the_midline() -> None:
     assert "divided at the midline" in found.findings[0].next_step
 
 
+@pytest.mark.requirement("partial")
 @pytest.mark.row(24)
 @pytest.mark.parametrize(("box", "side"), [(RIGHT, "right"), (LEFT, "left")])
 def test_a_single_kidney(box: Box, side: str) -> None:
@@ -113,6 +118,7 @@ def test_a_single_kidney(box: Box, side: str) -> None:
     assert codes(found) == ["one-kidney"]
 
 
+@pytest.mark.requirement("partial")
 def test_two_kidneys_on_one_side_are_flagged() -> None:
     crossed = (1, slice(2, 8), slice(5, 15), slice(12, 16))
     found = sides(labels(RIGHT, crossed))

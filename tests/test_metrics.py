@@ -167,12 +167,14 @@ def test_a_single_slice_is_a_slab() -> None:
 # Empty masks
 
 
+@pytest.mark.requirement("honest figures")
 def test_both_empty_is_undefined() -> None:
     m = measure(EMPTY, EMPTY, grid(EMPTY.shape), 1.0)
     assert (m.dice, m.hd95_mm, m.surface_dice, m.volume_error_ml) == (None, None, None, 0.0)
     assert m.both_empty
 
 
+@pytest.mark.requirement("honest figures")
 @pytest.mark.parametrize("found", [True, False])
 def test_one_empty_is_a_miss(found: bool) -> None:
     some = box(EMPTY.shape, (1, 1, 1), (2, 3, 4))
@@ -284,6 +286,7 @@ def test_areas_of_all_256_corner_codes_are_those_of_monai(monai_metrics, spacing
     np.testing.assert_allclose(_areas_mm2(np.array(spacing)), peer.numpy(), rtol=1e-6, atol=0)
 
 
+@pytest.mark.requirement("honest figures")
 @pytest.mark.parametrize("seed", range(12))
 def test_agrees_with_monai(monai_metrics, seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -33,6 +33,7 @@ from labelled_series import ORIGIN, make_case
 ORTHANC = pytest.mark.skipif(shutil.which("Orthanc") is None, reason="orthanc is not installed")
 
 
+@pytest.mark.requirement("archive")
 def test_a_series_is_added_once_and_again_when_it_grew(tmp_path: Path) -> None:
     queue = SeriesQueue.opened(tmp_path)
     assert digest_of(["1", "2"]) == digest_of(["2", "1", "1"]) != digest_of(["12"])
@@ -107,6 +108,8 @@ KILLED = ResourceError("killed", code="process-failed")
 BAD = InputError("bad", code="too-few-slices")
 
 
+@pytest.mark.requirement("privacy")
+@pytest.mark.requirement("archive")
 @pytest.mark.parametrize(
     ("todo", "done", "end"),
     [
@@ -312,6 +315,7 @@ def command(*words: str | Path) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.requirement("archive")
 @ORTHANC
 @pytest.mark.slow
 def test_twenty_studies_while_archive_and_worker_are_killed(

@@ -29,6 +29,7 @@ def test_it_states_versions_host_and_date() -> None:
     assert abs(datetime.now(UTC) - date) < timedelta(minutes=1)
 
 
+@pytest.mark.requirement("privacy")
 def test_it_names_no_user_and_no_home() -> None:
     text = json.dumps(module.versions()) + json.dumps(module.host())
     assert str(Path.home()) not in text

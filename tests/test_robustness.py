@@ -1,4 +1,4 @@
-"""docs/robustness.md says what the tests show."""
+"""docs/robustness.md and docs/requirements.md say what the tests show."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ def robustness() -> ModuleType:
     return module
 
 
-def test_the_page_is_up_to_date(robustness: ModuleType) -> None:
-    assert robustness.PAGE.read_text() == robustness.page(), "run: python docs/robustness.py"
+def test_the_pages_are_up_to_date(robustness: ModuleType) -> None:
+    written = robustness.PAGE.read_text(), robustness.REQUIREMENTS_PAGE.read_text()
+    made = robustness.page(), robustness.requirements_page()
+    assert written == made, "run: python docs/robustness.py"
 
 
 def test_each_row_has_a_test(robustness: ModuleType) -> None:

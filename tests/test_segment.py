@@ -71,6 +71,7 @@ def labels_of(path: Path) -> Volume:
     return read(path, ReadOptions(values="labels")).volume
 
 
+@pytest.mark.requirement("own voxels")
 def test_labels_lie_on_the_scans_own_voxels(folder: Path, model: Path, tmp_path: Path) -> None:
     (result,) = segment([scan(folder)], model, tmp_path, device="cpu")
     written = nibabel.load(tmp_path / "ellipse_000_seg.nii.gz")
@@ -107,6 +108,7 @@ def test_the_record(folder: Path, model: Path, tmp_path: Path) -> None:
     assert [warning["code"] for warning in result["warnings"]].count("thick-slices") == 1
 
 
+@pytest.mark.requirement("own voxels")
 @pytest.mark.parametrize("order", ["RAS", "LPS", "SRA", "ASL"])
 def test_any_axis_order_gives_the_same_result(
     folder: Path, model: Path, tmp_path: Path, order: str

@@ -141,6 +141,7 @@ def test_ordinary_patients_are_not_warned_about(predictor: Predictor, seed: int)
     assert not told(predictor, patient.image) & {"no-contrast", "unusual-values"}
 
 
+@pytest.mark.requirement("suitable scan")
 def test_kidneys_without_contrast_are_told(predictor: Predictor) -> None:
     patient = make_ellipse_patient(3)
     bright = patient.image
@@ -148,6 +149,7 @@ def test_kidneys_without_contrast_are_told(predictor: Predictor) -> None:
     assert "no-contrast" not in of_the_same_places(predictor, bright, with_hu(patient, 120))
 
 
+@pytest.mark.requirement("suitable scan")
 def test_values_of_an_mr_are_told(predictor: Predictor) -> None:
     """Signal 400 to 800 in the body, and noise round it."""
     image = make_ellipse_patient(3).image
@@ -157,6 +159,7 @@ def test_values_of_an_mr_are_told(predictor: Predictor) -> None:
     assert "unusual-values" in told(predictor, Volume(signal, image.grid))
 
 
+@pytest.mark.requirement("suitable scan")
 def test_nothing_in_view_is_told(predictor: Predictor) -> None:
     """Slices without kidneys; and air."""
     patient = make_ellipse_patient(3)

@@ -49,6 +49,7 @@ def strata(cases: Iterable[Case]) -> dict[str, tuple[str, str]]:
     return {patient: stratum(of) for patient, of in by_patient.items()}
 
 
+@pytest.mark.requirement("no leak")
 @settings(deadline=None)
 @given(cases=cohorts(), folds=st.integers(2, 8), seed=st.integers(0, 2**40))
 @pytest.mark.filterwarnings("ignore::kidseg.errors.KidsegWarning")

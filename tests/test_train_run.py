@@ -543,6 +543,7 @@ train(Path(sys.argv[1]), Path(sys.argv[2]), Setup(method="homogenized", override
 """
 
 
+@pytest.mark.requirement("same bits")
 @pytest.mark.fault("kill -9 while training")
 def test_killed_in_each_stage_it_ends_with_the_same_bits(data: Path, tmp_path: Path) -> None:
     script = tmp_path / "train.py"
