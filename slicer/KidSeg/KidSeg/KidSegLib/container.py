@@ -1,0 +1,128 @@
+"""Back end 3: kidseg in a container, without network, in an image named by its digest."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .command import find_program, segment_by_command
+from .job import Found, Job
+from .local_command import check_model
+from .problems import KidSegError
+from .watch import Watch
+
+__all__ = ["Container", "check_image"]
+
+_IN, _OUT = "/in", "/out"
+_BY_DIGEST = re.compile(r"(?:[a-z0-9][a-z0-9._:/-]*@)?sha256:[0-9a-f]{64}", re.ASCII)
+_MODEL = "model.safetensors"
+_REMOVE_S = 60.0
+
+
+def check_image(image: str) -> None:
+    """Raise KidSegError: "no-digest" unless the image is named by its digest.
+
+    A tag can point to another image tomorrow; a digest is the SHA-256 of what is run.
+    """
+    if not _BY_DIGEST.fullmatch(image):
+        raise KidSegError(
+            f"'{image}' does not name an image by its digest" if image else "no image is named",
+            "Give NAME@sha256:... as 'podman images --digests' lists it.",
+            code="no-digest",
+        )
+
+
+@dataclass(frozen=True)
+class Container:
+    """Run kidseg in a container of podman or docker.
+
+    The container has no network, no right on the system, and sees nothing but the folders of the
+    job. Images are never downloaded here.
+
+    Attributes:
+        environment: of the engine; see `LocalCommand`.
+        image: NAME@sha256:DIGEST.
+        engine: path or name of the engine; "": podman, else docker.
+    """
+
+    environment: Mapping[str, str] = field(repr=False)
+    image: str = ""
+    engine: str = ""
+    compress: bool = False
+
+    def check(self, job: Job) -> None:
+        """Raise KidSegError: "no-digest", "no-program", "no-model"."""
+        check_image(self.image)
+        self._engine()
+        check_model(job.model)
+
+    def segment(self, job: Job, watch: Watch) -> Found:
+        """Segment; see `segment_by_command`."""
+        self.check(job)
+        engine, name = str(self._engine()), f"kidseg-{uuid.uuid4().hex}"
+        if job.model is not None:
+            source = job.model / _MODEL if job.model.is_dir() else job.model
+            shutil.copyfile(source, job.inside / _MODEL)
+        is_root = hasattr(os, "geteuid") and os.geteuid() == 0
+        if is_root:  # the user of the image writes there; the folder around is nobody else's
+            job.outside.chmod(0o777)
+        try:
+            return segment_by_command(
+                job,
+                watch,
+                argv=lambda words: self.argv(job, engine, name, words),
+                inside=_IN,
+                outside=_OUT,
+                model=None if job.model is None else f"{_IN}/{_MODEL}",
+                environment=self.environment,
+            )
+        except KidSegError as error:
+            # The engine may have ended without its container.
+            subprocess.run(  # noqa: S603
+                [engine, "rm", "--force", name],
+                check=False,
+                capture_output=True,
+                stdin=subprocess.DEVNULL,
+                env=dict(self.environment),
+                timeout=_REMOVE_S,
+            )
+            if error.code == "command-failed" and "no such" in error.details.lower():
+                raise KidSegError(
+                    f"the image {self.image} is not on this machine",
+                    "Load it first, with 'podman load' or 'podman pull'.",
+                    code="no-image",
+                    details=error.details,
+                ) from error
+            raise
+
+    def argv(self, job: Job, engine: str, name: str, words: Sequence[str]) -> list[str]:
+        """The command line that runs kidseg with these arguments."""
+        return [
+            *(engine, "run", "--rm", "--pull=never", f"--name={name}"),
+            *("--network=none", "--read-only", "--tmpfs=/tmp:rw,mode=1777", "--env=HOME=/tmp"),
+            *("--cap-drop=ALL", "--security-opt=no-new-privileges", *_user(engine)),
+            f"--volume={job.inside}:{_IN}:ro,Z",
+            f"--volume={job.outside}:{_OUT}:Z",
+            *(self.image, *words),
+        ]
+
+    def _engine(self) -> Path:
+        search = self.environment.get("PATH")
+        return find_program(
+            self.engine, ["podman", "docker"], lambda name: shutil.which(name, path=search)
+        )
+
+
+def _user(engine: str) -> list[str]:
+    """Options so that the files belong to the user who runs 3D Slicer."""
+    if not hasattr(os, "getuid") or os.getuid() == 0:
+        return []
+    if "podman" in Path(engine).name:
+        return ["--userns=keep-id"]
+    return [f"--user={os.getuid()}:{os.getgid()}"]
