@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,8 @@ def main(scan: str, command: str) -> None:
     views = [slice_renderer(volume, outcome.segmentation, focus, view) for view in VIEWS]
     write(folder / "slices.png", views)
     write(folder / "surfaces.png", [surface_renderer(outcome.segmentation)])
+    for path in folder.iterdir():
+        shutil.copyfile(path, Path(__file__).with_name(f"slicer_{path.name}"))
 
 
 if __name__ == "__main__":

@@ -213,16 +213,20 @@ class KidSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self._show(error)
         else:
             self._done(outcome)
-        self._enable()
+        finally:
+            self._enable()
 
     def onInstallButton(self) -> None:
         """Install kidseg into the Python of 3D Slicer, if the user says so: never otherwise."""
         package = self.ui.packageLineEdit.text.strip()
+        if not package:
+            self._say(_("Enter above what to install, such as the path of a wheel of kidseg."))
+            return
         question = _(
             "Install '{package}' and what it needs (PyTorch: more than 1 GB) into the Python of"
             " 3D Slicer? A virtual environment outside of 3D Slicer disturbs nothing in it."
         ).format(package=package)
-        if not package or not slicer.util.confirmOkCancelDisplay(question):
+        if not slicer.util.confirmOkCancelDisplay(question):
             return
         with slicer.util.tryWithErrorDisplay(_("kidseg was not installed."), waitCursor=True):
             slicer.util.pip_install([package])

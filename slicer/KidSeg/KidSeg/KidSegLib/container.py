@@ -69,9 +69,13 @@ class Container:
         if job.model is not None:
             source = job.model / _MODEL if job.model.is_dir() else job.model
             shutil.copyfile(source, job.inside / _MODEL)
-        is_root = hasattr(os, "geteuid") and os.geteuid() == 0
-        if is_root:  # the user of the image writes there; the folder around is nobody else's
+        if (
+            _is_root()
+        ):  # the user of the image reads and writes; nobody else enters the folder around
             job.outside.chmod(0o777)
+            job.inside.chmod(0o755)
+            for path in job.inside.iterdir():
+                path.chmod(0o644)
         try:
             return segment_by_command(
                 job,
@@ -119,10 +123,16 @@ class Container:
         )
 
 
+def _is_root() -> bool:
+    return hasattr(os, "getuid") and os.getuid() == 0
+
+
 def _user(engine: str) -> list[str]:
-    """Options so that the files belong to the user who runs 3D Slicer."""
-    if not hasattr(os, "getuid") or os.getuid() == 0:
+    """Options so that the files belong to the user who runs 3D Slicer.
+
+    Windows has no such users, and root needs none: the image has one of its own.
+    """
+    if not hasattr(os, "getuid") or _is_root():
         return []
-    if "podman" in Path(engine).name:
-        return ["--userns=keep-id"]
-    return [f"--user={os.getuid()}:{os.getgid()}"]
+    mapped = ["--userns=keep-id"] if "podman" in Path(engine).name else []
+    return [*mapped, f"--user={os.getuid()}:{os.getgid()}"]

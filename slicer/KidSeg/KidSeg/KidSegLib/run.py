@@ -93,7 +93,10 @@ class Run:
         self.grid = grid_of(volume)
         self.watch = Watch()
         remove_stale()
-        folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        try:
+            folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        except OSError as error:
+            raise _no_file(error) from error
         self._clean = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self._found: Found | None = None
         self._error: BaseException | None = None
@@ -110,6 +113,9 @@ class Run:
             self.job.inside.mkdir()
             self.job.outside.mkdir()
             write_volume(volume, self.grid, self.job.scan, compress=back_end.compress)
+        except OSError as error:
+            self._clean()
+            raise _no_file(error) from error
         except BaseException:
             self._clean()
             raise
@@ -159,6 +165,8 @@ class Run:
             self._found = back_end.segment(self.job, self.watch)
         except KidSegError as error:
             self._error = error
+        except OSError as error:
+            self._error = _no_file(error)
         except Exception as error:  # shown by `finish`, in the main thread
             self._error = KidSegError(
                 f"an unexpected error ({type(error).__name__}: {error})",
@@ -248,6 +256,15 @@ def remove_stale(older_than_s: float = _STALE_S) -> None:
         with suppress(OSError):
             if path.is_dir() and time.time() - path.stat().st_mtime > older_than_s:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _no_file(error: OSError) -> KidSegError:
+    where = error.filename or tempfile.gettempdir()
+    return KidSegError(
+        f"{where} cannot be read or written ({error.strerror or error})",
+        "Check that the disk has room, and that you may write there.",
+        code="no-file",
+    )
 
 
 def _check_wanted(wanted: Wanted) -> None:
