@@ -122,8 +122,10 @@ def test_a_refusal_of_kidseg_is_shown_in_its_own_words(job: Job, tmp_path: Path)
     program = tmp_path / "kidseg"
     program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m kidseg "$@"\n')
     program.chmod(0o755)
-    error = refused(LocalCommand(os.environ, str(program)).segment, job, Watch())
+    watch = Watch()
+    error = refused(LocalCommand(os.environ, str(program)).segment, job, watch)
     assert error.code == "not-a-scan"
+    assert "/job/" not in "".join(watch.messages())
     assert error.cause == "Müller^Anna: it is not a scan in a supported format"
     assert error.next_step.startswith("A scan is a NIfTI")
     assert "/job/" not in str(error)
@@ -326,6 +328,7 @@ def files(**facts: Any) -> dict[str, Any]:
         ({"id": ID}, files(name=".bashrc"), "unexpected-answer"),
         ({"id": ID}, files(name="scan.seg.nrrd", size=3), "unexpected-answer"),
         ({"id": ID}, files(name="scan.seg.nrrd", size=5), "unexpected-answer"),
+        ({"id": ID}, files(name="scan.seg.nrrd"), "unexpected-answer"),
         ({"id": ID}, {"state": "cancelled"}, "gone"),
         ({"id": ID}, {"state": "failed", "error": {"code": "x", "cause": "y"}}, "x"),
         ({"id": ID}, (200, {}, b"<html>"), "unexpected-answer"),
@@ -336,7 +339,8 @@ def test_answers_of_a_server_are_not_trusted(
     created: dict[str, Any], view: Any, code: str, job: Job
 ) -> None:
     file = (200, {}, b"NRRD")
-    routes = {f"jobs_id__results__{n}": file for n in ("scan.seg.nrrd",)}
+    routes: dict[str, Any] = {"jobs_id__results__scan.seg.nrrd": file}
+    routes["jobs_id__results__result.json"] = {"scans": [{}, {}]}
     with server_with(health={"status": "ok"}, jobs=created, jobs_id=view, **routes) as address:
         error = refused(Server(address).segment, job, Watch())
     assert error.code == code

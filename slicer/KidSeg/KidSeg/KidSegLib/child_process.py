@@ -41,8 +41,19 @@ class Ended:
     log: str
 
 
-def run_child(argv: Sequence[str], watch: Watch, environment: Mapping[str, str]) -> Ended:
+def run_child(
+    argv: Sequence[str],
+    watch: Watch,
+    environment: Mapping[str, str],
+    shown: Callable[[str], str] = str,
+) -> Ended:
     """Run a program. The lines that it writes on standard error are told as they come.
+
+    Args:
+        argv: command line.
+        watch: told the lines, and asked whether to stop.
+        environment: of the program.
+        shown: makes a line readable for the user.
 
     Raises:
         KidSegError: "not-started".
@@ -72,7 +83,7 @@ def run_child(argv: Sequence[str], watch: Watch, environment: Mapping[str, str])
     log: deque[str] = deque(maxlen=_KEPT_LINES)
     readers = [
         _reading(process.stdout, output.append),
-        _reading(process.stderr, lambda line: _told(line, log, watch)),
+        _reading(process.stderr, lambda line: _told(shown(line), log, watch)),
     ]
     try:
         while True:

@@ -49,11 +49,15 @@ def segment_by_command(
     """
     scan, result = f"{inside}/{job.scan.name}", f"{outside}/{_RESULT}"
     names = {scan: job.name, f"{inside}/": "", f"{outside}/": ""}
+
+    def run(words: Sequence[str]) -> Ended:
+        return run_child(argv(words), watch, environment, lambda line: readable(line, names))
+
     words = ["segment", scan, "-o", result, "--formats", job.all_formats, "--json"]
     words += ["--device", "cpu"] if job.cpu else []
     words += [] if model is None else ["--model", model]
     watch.say("Segmenting ...")
-    answer = _answer(run_child(argv(words), watch, environment), names)
+    answer = _answer(run(words), names)
     entries = answer.get("results") or []
     if len(entries) != 1:
         raise KidSegError("kidseg gave no result for the scan", code="no-result")
@@ -68,7 +72,7 @@ def segment_by_command(
     watch.say("Measuring ...")
     words = ["measure", f"{result}/{labels.name}", "--ct", scan, "-o", f"{outside}/{_MEASURES}"]
     try:
-        measures = _answer(run_child(argv([*words, "--json"]), watch, environment), names)
+        measures = _answer(run([*words, "--json"]), names)
     except CancelledError:
         raise
     except KidSegError as error:
@@ -97,13 +101,12 @@ def _answer(ended: Ended, names: Mapping[str, str]) -> dict[str, Any]:
             code="killed",
         )
     if ended.code != 0 or not isinstance(answer, dict):
-        log = readable(ended.log, names)
-        last = log.splitlines()[-1] if log else "without a message"
+        last = ended.log.splitlines()[-1] if ended.log else "without a message"
         raise KidSegError(
             f"kidseg ended with exit code {ended.code}: {last}",
             "Try 'kidseg doctor' in a terminal.",
             code="command-failed",
-            details=log,
+            details=ended.log,
         )
     return answer
 

@@ -150,10 +150,10 @@ class Server:
         if labels is None:
             raise _unexpected("the result has no labels")
         notes = [_sentence(finding) for finding in result.get("warnings", [])]
-        record = self._json("GET", f"/jobs/{id_}/results/result.json")
-        entries = record.get("results", [record])
-        entry = entries[0] if isinstance(entries, list) and entries else record
-        return Found(labels, entry, None, tuple(others), notes)
+        scans = self._json("GET", f"/jobs/{id_}/results/result.json").get("scans")
+        if not isinstance(scans, list) or len(scans) != 1 or not isinstance(scans[0], dict):
+            raise _unexpected("the record is not of one scan")
+        return Found(labels, scans[0], None, tuple(others), notes)
 
     def _save(self, route: str, path: Path, known: Mapping[str, Any], watch: Watch) -> None:
         """Stream a file of the server to a new file."""
