@@ -48,38 +48,48 @@ def segment_by_command(
         CancelledError: the user cancelled.
     """
     scan, result = f"{inside}/{job.scan.name}", f"{outside}/{_RESULT}"
-    names = {scan: job.name, f"{inside}/": "", f"{outside}/": ""}
+    names = {scan: job.name, str(Path(scan)): job.name}
+    names |= {f"{folder}{sign}": "" for folder in (inside, outside) for sign in "/\\"}
 
-    def run(words: Sequence[str]) -> Ended:
-        return run_child(argv(words), watch, environment, lambda line: readable(line, names))
+    def answer(words: Sequence[str]) -> dict[str, Any]:
+        ended = run_child(argv(words), watch, environment, lambda line: readable(line, names))
+        return _answer(ended, names)
 
     words = ["segment", scan, "-o", result, "--formats", job.all_formats, "--json"]
     words += ["--device", "cpu"] if job.cpu else []
     words += [] if model is None else ["--model", model]
     watch.say("Segmenting ...")
-    answer = _answer(run(words), names)
+    found = _found(answer(words), job, names)
+    watch.say("Measuring ...")
+    labels = f"{result}/{found.labels.name}"
+    words = ["measure", labels, "--ct", scan, "-o", f"{outside}/{_MEASURES}", "--json"]
+    try:
+        measures = answer(words)
+    except CancelledError:
+        raise
+    except KidSegError as error:
+        found.notes.append(f"Only the volumes were measured. {error}")
+        return found
+    found.notes.extend(_note(finding, names) for finding in measures.get("warnings", []))
+    return replace(found, measures=measures)
+
+
+def _found(answer: Mapping[str, Any], job: Job, names: Mapping[str, str]) -> Found:
+    """What `kidseg segment` wrote.
+
+    Raises:
+        KidSegError: "no-result".
+    """
     entries = answer.get("results") or []
     if len(entries) != 1:
         raise KidSegError("kidseg gave no result for the scan", code="no-result")
     record = entries[0]
-    folder = job.outside / _RESULT
-    files = [folder / str(name) for name in record.get("outputs", [])]
+    files = [job.outside / _RESULT / str(name) for name in record.get("outputs", [])]
     labels = next((path for path in files if path.name.endswith(f".{LABELS}")), None)
     if labels is None or not all(path.is_file() for path in files):
         raise KidSegError("kidseg did not write the labels", code="no-result")
     notes = [_note(finding, names) for finding in record.get("warnings", [])]
-    found = Found(labels, record, None, tuple(p for p in files if p != labels), notes)
-    watch.say("Measuring ...")
-    words = ["measure", f"{result}/{labels.name}", "--ct", scan, "-o", f"{outside}/{_MEASURES}"]
-    try:
-        measures = _answer(run([*words, "--json"]), names)
-    except CancelledError:
-        raise
-    except KidSegError as error:
-        notes.append(f"Only the volumes were measured. {error}")
-        return found
-    notes += [_note(finding, names) for finding in measures.get("warnings", [])]
-    return replace(found, measures=measures)
+    return Found(labels, record, None, tuple(path for path in files if path != labels), notes)
 
 
 def _answer(ended: Ended, names: Mapping[str, str]) -> dict[str, Any]:
