@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +24,8 @@ _IN, _OUT = "/in", "/out"
 _BY_DIGEST = re.compile(r"(?:[a-z0-9][a-z0-9._:/-]*@)?sha256:[0-9a-f]{64}", re.ASCII)
 _MODEL = "model.safetensors"
 _REMOVE_S = 60.0
+# What podman and docker say of an image that is not there, and their own exit code.
+_NO_IMAGE, _NO_START = ("image not known", "no such image"), "exit code 125"
 
 
 def check_image(image: str) -> None:
@@ -87,7 +90,14 @@ class Container:
                 environment=self.environment,
             )
         except KidSegError as error:
-            # The engine may have ended without its container.
+            self._remove(engine, name)
+            if error.code == "command-failed":
+                raise _explained(error, self.image) from error
+            raise
+
+    def _remove(self, engine: str, name: str) -> None:
+        """Remove the container, if it is still there: the engine may have ended without it."""
+        with suppress(OSError, subprocess.SubprocessError):
             subprocess.run(  # noqa: S603
                 [engine, "rm", "--force", name],
                 check=False,
@@ -96,14 +106,6 @@ class Container:
                 env=dict(self.environment),
                 timeout=_REMOVE_S,
             )
-            if error.code == "command-failed" and "no such" in error.details.lower():
-                raise KidSegError(
-                    f"the image {self.image} is not on this machine",
-                    "Load it first, with 'podman load' or 'podman pull'.",
-                    code="no-image",
-                    details=error.details,
-                ) from error
-            raise
 
     def argv(self, job: Job, engine: str, name: str, words: Sequence[str]) -> list[str]:
         """The command line that runs kidseg with these arguments."""
@@ -121,6 +123,26 @@ class Container:
         return find_program(
             self.engine, ["podman", "docker"], lambda name: shutil.which(name, path=search)
         )
+
+
+def _explained(error: KidSegError, image: str) -> KidSegError:
+    """The error of an engine that could not start the container, with a next step."""
+    log = error.details.lower()
+    if any(words in log for words in _NO_IMAGE):
+        return KidSegError(
+            f"the image {image} is not on this machine",
+            "Load it first, with 'podman load' or 'podman pull'.",
+            code="no-image",
+            details=error.details,
+        )
+    if _NO_START in error.cause:
+        return KidSegError(
+            error.cause.replace("kidseg ended", "the container was not started"),
+            "Try in a terminal whether podman or docker runs a container for you.",
+            code="no-container",
+            details=error.details,
+        )
+    return error
 
 
 def _is_root() -> bool:
