@@ -1,0 +1,161 @@
+"""Run the command line of kidseg, on this machine or in a container."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from .child_process import Ended, run_child
+from .job import LABELS, Found, Job
+from .problems import CancelledError, KidSegError, error_from, readable
+from .watch import Watch
+
+__all__ = ["Argv", "find_program", "segment_by_command"]
+
+_RESULT = "result"
+_MEASURES = "measures"
+_NO_MEMORY = (-9, 137)
+
+Argv = Callable[[Sequence[str]], Sequence[str]]
+
+
+def segment_by_command(
+    job: Job,
+    watch: Watch,
+    *,
+    argv: Argv,
+    inside: str,
+    outside: str,
+    model: str | None,
+    environment: Mapping[str, str],
+) -> Found:
+    """Segment and measure with `kidseg segment` and `kidseg measure`.
+
+    Args:
+        job: with the scan in `job.inside`.
+        watch: told the progress, and asked whether to stop.
+        argv: makes the command line of the arguments of kidseg.
+        inside: path of `job.inside` as the command sees it.
+        outside: path of `job.outside` as the command sees it.
+        model: path of the model as the command sees it; None: kidseg's own.
+        environment: of the command.
+
+    Raises:
+        KidSegError: with kidseg's own words if it refused the scan.
+        CancelledError: the user cancelled.
+    """
+    scan, result = f"{inside}/{job.scan.name}", f"{outside}/{_RESULT}"
+    names = {scan: job.name, str(Path(scan)): job.name}
+    names |= {f"{folder}{sign}": "" for folder in (inside, outside) for sign in "/\\"}
+
+    def answer(words: Sequence[str]) -> dict[str, Any]:
+        ended = run_child(argv(words), watch, environment, lambda line: readable(line, names))
+        return _answer(ended, names)
+
+    words = ["segment", scan, "-o", result, "--formats", job.all_formats, "--json"]
+    words += ["--device", "cpu"] if job.cpu else []
+    words += [] if model is None else ["--model", model]
+    watch.say("Segmenting ...")
+    found = _found(answer(words), job, names)
+    watch.say("Measuring ...")
+    labels = f"{result}/{found.labels.name}"
+    words = ["measure", labels, "--ct", scan, "-o", f"{outside}/{_MEASURES}", "--json"]
+    try:
+        measures = answer(words)
+    except CancelledError:
+        raise
+    except KidSegError as error:
+        found.notes.append(f"Only the volumes were measured. {error}")
+        return found
+    found.notes.extend(_note(finding, names) for finding in measures.get("warnings", []))
+    return replace(found, measures=measures)
+
+
+def _found(answer: Mapping[str, Any], job: Job, names: Mapping[str, str]) -> Found:
+    """What `kidseg segment` wrote.
+
+    Raises:
+        KidSegError: "no-result".
+    """
+    entries = answer.get("results") or []
+    if len(entries) != 1:
+        raise KidSegError("kidseg gave no result for the scan", code="no-result")
+    record = entries[0]
+    files = [job.outside / _RESULT / str(name) for name in record.get("outputs", [])]
+    labels = next((path for path in files if path.name.endswith(f".{LABELS}")), None)
+    if labels is None or not all(path.is_file() for path in files):
+        raise KidSegError("kidseg did not write the labels", code="no-result")
+    notes = [_note(finding, names) for finding in record.get("warnings", [])]
+    return Found(labels, record, None, tuple(path for path in files if path != labels), notes)
+
+
+def _answer(ended: Ended, names: Mapping[str, str]) -> dict[str, Any]:
+    """The JSON object that the command printed.
+
+    Raises:
+        KidSegError: it failed.
+    """
+    try:
+        answer = json.loads(ended.output)
+    except json.JSONDecodeError:
+        answer = None
+    if isinstance(answer, dict) and isinstance(answer.get("error"), dict):
+        raise error_from(answer["error"], names)
+    if ended.code in _NO_MEMORY:
+        raise KidSegError(
+            "kidseg was stopped by the system, most likely for lack of memory",
+            "Close other programs, crop the scan (module Crop Volume), or use a larger machine.",
+            code="killed",
+        )
+    if ended.code != 0 or not isinstance(answer, dict):
+        last = ended.log.splitlines()[-1] if ended.log else "without a message"
+        raise KidSegError(
+            f"kidseg ended with exit code {ended.code}: {last}",
+            "Try 'kidseg doctor' in a terminal.",
+            code="command-failed",
+            details=ended.log,
+        )
+    return answer
+
+
+def _note(finding: Mapping[str, Any], names: Mapping[str, str]) -> str:
+    """A finding of kidseg in a sentence or two."""
+    cause = str(finding.get("cause", "")).rstrip(".")
+    text = f"{cause[:1].upper()}{cause[1:]}. {finding.get('next_step', '')}".strip()
+    return readable(text, names)
+
+
+def find_program(given: str, names: Sequence[str], which: Callable[[str], str | None]) -> Path:
+    """A program by its path or name.
+
+    Args:
+        given: by the user; "": any of the names.
+        names: to look for.
+        which: finds a name in the search path.
+
+    Raises:
+        KidSegError: "no-program".
+    """
+    path = Path(given).expanduser()
+    if given and path.is_dir():  # such as the folder of a virtual environment
+        places = [path / folder / name for folder in ("", "bin", "Scripts") for name in names]
+        found = next((str(p) for p in (*places, *_exe(places)) if p.is_file()), None)
+    elif given:
+        found = str(path.absolute()) if path.is_file() else which(given)
+    else:
+        found = next(filter(None, map(which, names)), None)
+    if found is None:
+        what = f"'{given}'" if given else " or ".join(f"'{name}'" for name in names)
+        raise KidSegError(
+            f"the program {what} was not found",
+            "Give its path in the settings of this module.",
+            code="no-program",
+        )
+    return Path(found)
+
+
+def _exe(places: Sequence[Path]) -> list[Path]:
+    return [path.with_name(f"{path.name}.exe") for path in places]

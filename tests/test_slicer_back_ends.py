@@ -1,0 +1,433 @@
+"""The back ends of the extension of 3D Slicer: programs, servers, containers; without a scene."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from KidSegLib.child_process import run_child
+from KidSegLib.command import find_program
+from KidSegLib.container import Container, check_image
+from KidSegLib.job import Job
+from KidSegLib.local_command import LocalCommand
+from KidSegLib.measures import answers_of, measures_of
+from KidSegLib.problems import CancelledError, KidSegError, error_from
+from KidSegLib.server import Server
+from KidSegLib.watch import Watch
+
+DIGEST = "sha256:" + "0123456789abcdef" * 4
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    job = Job(tmp_path / "job", "Müller^Anna", ("stl",))
+    job.inside.mkdir(parents=True)
+    job.outside.mkdir()
+    job.scan.write_bytes(b"not a scan")
+    return job
+
+
+def refused(act: Any, *arguments: Any) -> KidSegError:
+    with pytest.raises(KidSegError) as error:
+        act(*arguments)
+    return error.value
+
+
+# ---- programs
+
+
+def child(code: str, watch: Watch) -> Any:
+    return run_child([sys.executable, "-c", code], watch, os.environ)
+
+
+def test_output_log_and_exit_code_of_a_program() -> None:
+    watch = Watch()
+    ended = child("import sys; print('äö'); print('a\\n\\nb', file=sys.stderr); sys.exit(3)", watch)
+    assert (ended.code, ended.output, ended.log) == (3, "äö\n", "a\nb")
+    assert watch.messages() == ["a", "b"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are those of POSIX")
+@pytest.mark.parametrize("deaf", [False, True])
+def test_cancelling_ends_a_program_and_its_children(
+    deaf: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also a child that does not hear, of a program that would not end by itself."""
+    monkeypatch.setattr("KidSegLib.child_process._GRACE_S", 0.2)
+    code = "import signal, subprocess, sys, time\n"
+    code += "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" if deaf else ""
+    code += "p = subprocess.Popen(['sleep', '60'])\nprint(p.pid, file=sys.stderr, flush=True)\n"
+    code += "time.sleep(60)"
+    watch, said, begin = Watch(), list[str](), time.monotonic()
+
+    def cancel() -> None:
+        while not said and time.monotonic() - begin < 20:
+            said.extend(watch.messages())
+            time.sleep(0.01)
+        watch.cancel()
+
+    thread = threading.Thread(target=cancel)
+    thread.start()
+    with pytest.raises(CancelledError):
+        child(code, watch)
+    thread.join()
+    assert time.monotonic() - begin < 10
+    listed = subprocess.run(["ps", "-o", "stat=", said[0]], capture_output=True, text=True)
+    assert listed.stdout.strip()[:1] in ("", "Z"), "gone, or waiting to be"
+
+
+def test_a_program_that_cannot_be_started(tmp_path: Path) -> None:
+    (path := tmp_path / "kidseg").write_text("#!/bin/sh\n")
+    error = refused(run_child, [str(path)], Watch(), os.environ)
+    assert error.code == "not-started" and "settings" in error.next_step
+
+
+def test_programs_are_found_by_path_environment_or_name(tmp_path: Path) -> None:
+    (program := tmp_path / "bin" / "kidseg").parent.mkdir()
+    program.write_text("")
+    for given_ in (str(program), str(tmp_path)):
+        assert find_program(given_, ["kidseg"], lambda _: None) == program
+    assert find_program("", ["a", "b"], {"b": "/x/b"}.get) == Path("/x/b")
+    assert refused(find_program, "", ["a", "b"], lambda _: None).code == "no-program"
+    assert "'nowhere'" in refused(find_program, "nowhere", ["a"], lambda _: None).cause
+
+
+def test_kidseg_of_slicer_is_the_last_resort(job: Job, tmp_path: Path) -> None:
+    nothing = {"PATH": str(tmp_path)}
+    within = ([sys.executable, "-m", "kidseg"], dict(os.environ))
+    LocalCommand(nothing, within_slicer=within).check(job)
+    error = refused(LocalCommand(nothing).check, job)
+    assert error.code == "no-program" and "Install kidseg" in error.next_step
+    error = refused(LocalCommand(nothing, "nowhere", within).check, job)
+    assert error.code == "no-program", "a path that was given is not replaced"
+
+
+def test_a_refusal_of_kidseg_is_shown_in_its_own_words(job: Job, tmp_path: Path) -> None:
+    program = tmp_path / "kidseg"
+    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m kidseg "$@"\n')
+    program.chmod(0o755)
+    watch = Watch()
+    error = refused(LocalCommand(os.environ, str(program)).segment, job, watch)
+    assert error.code == "not-a-scan"
+    assert "/job/" not in "".join(watch.messages())
+    assert error.cause == "Müller^Anna: it is not a scan in a supported format"
+    assert error.next_step.startswith("A scan is a NIfTI")
+    assert "/job/" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "words"),
+    [
+        ("echo Segmentation fault >&2; exit 139", "command-failed", "139: Segmentation fault"),
+        ("kill -9 $$", "killed", "lack of memory"),
+        ("echo no JSON", "command-failed", "without a message"),
+        ("echo '{}'", "no-result", "no result"),
+        ("""echo '{"results": [{"outputs": ["scan.seg.nrrd"]}]}'""", "no-result", "write"),
+    ],
+)
+@pytest.mark.skipif(os.name == "nt", reason="needs a shell")
+def test_programs_that_fail_otherwise(
+    script: str, code: str, words: str, job: Job, tmp_path: Path
+) -> None:
+    program = tmp_path / "kidseg"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    error = refused(LocalCommand(os.environ, str(program)).segment, job, Watch())
+    assert error.code == code and words in f"{error}"
+
+
+def test_a_model_must_exist(job: Job, tmp_path: Path) -> None:
+    program = Path(sys.executable)
+    for back_end in (
+        LocalCommand(os.environ, str(program)),
+        Container(os.environ, DIGEST, str(program)),
+    ):
+        error = refused(back_end.check, replace(job, model=tmp_path / "m.safetensors"))
+        assert error.code == "no-model"
+
+
+# ---- containers
+
+
+@pytest.mark.parametrize("image", [f"kidseg@{DIGEST}", f"localhost:5000/a/b:1.2@{DIGEST}", DIGEST])
+def test_images_are_named_by_their_digest(image: str) -> None:
+    check_image(image)
+
+
+@given(st.text(max_size=40) | st.from_regex(r"[a-z./:@-]{0,20}(sha256:)?[0-9a-f]{60,66}\n?"))
+def test_images_without_a_digest_are_refused(image: str) -> None:
+    digest = image.rpartition("sha256:")[2]
+    name = image[: -len(digest) - len("sha256:")]
+    sound = len(digest) == 64 and set(digest) <= set("0123456789abcdef") and "sha256:" in image
+    if sound and (not name or (name[:-1] and name[0].isalnum() and name.endswith("@"))):
+        return
+    assert refused(check_image, image).code == "no-digest"
+
+
+@pytest.mark.parametrize("image", ["", "kidseg", "kidseg:latest", f"-v@{DIGEST}", f"{DIGEST} -v"])
+def test_tags_and_options_are_no_images(image: str, job: Job) -> None:
+    assert refused(Container(os.environ, image, sys.executable).check, job).code == "no-digest"
+
+
+def test_the_container_has_no_network_and_sees_only_the_job(job: Job) -> None:
+    container = Container(os.environ, f"kidseg@{DIGEST}", "/usr/bin/podman")
+    argv = container.argv(job, "/usr/bin/podman", "name", ["segment", "/in/scan.nrrd"])
+    assert argv[-3:] == [f"kidseg@{DIGEST}", "segment", "/in/scan.nrrd"]
+    options = argv[: -len(argv) + argv.index(f"kidseg@{DIGEST}")]
+    assert {"--network=none", "--read-only", "--pull=never", "--cap-drop=ALL"} <= set(options)
+    volumes = [option for option in options if option.startswith("--volume=")]
+    assert volumes == [f"--volume={job.inside}:/in:ro,Z", f"--volume={job.outside}:/out:Z"]
+    assert job.name not in " ".join(argv)
+
+
+@pytest.mark.skipif(shutil.which("podman") is None, reason="podman is not installed")
+def test_an_image_that_is_not_here_is_not_downloaded(job: Job) -> None:
+    error = refused(Container(os.environ, f"localhost/no@{DIGEST}", "podman").segment, job, Watch())
+    if error.code == "no-container":
+        pytest.skip("podman runs no container here")
+    assert error.code == "no-image" and "podman load" in error.next_step
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a shell")
+def test_a_container_that_does_not_start(job: Job, tmp_path: Path) -> None:
+    engine = tmp_path / "podman"
+    engine.write_text("#!/bin/sh\necho no daemon >&2\nexit 125\n")
+    engine.chmod(0o755)
+    error = refused(Container(os.environ, DIGEST, str(engine)).segment, job, Watch())
+    assert error.code == "no-container" and "no daemon" in error.cause
+
+
+# ---- servers
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("KidSegLib.server._TICK_S", 0.01)
+
+
+class Hostile(BaseHTTPRequestHandler):
+    """A server that is not to be trusted: it answers by its table."""
+
+    answers: ClassVar[dict[str, tuple[int, dict[str, str], bytes]]] = {}
+    seen: ClassVar[list[tuple[str, str, str | None]]] = []
+
+    def answer(self) -> None:
+        path = self.path.partition("?")[0]
+        self.seen.append((self.command, path, self.headers["Authorization"]))
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        status, headers, body = self.answers.get(path, (404, {}, b""))
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_GET = do_POST = do_DELETE = answer
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def server_with(**answers: Any) -> Iterator[str]:
+    """The address of a server; an answer is a JSON object, or (status, headers, body)."""
+    Hostile.seen.clear()
+    Hostile.answers.clear()
+    for name, answer in answers.items():
+        if not isinstance(answer, tuple):
+            answer = (200, {}, json.dumps(answer).encode())
+        Hostile.answers["/api/v1/" + name.replace("__", "/").replace("_id", f"/{ID}")] = answer
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hostile)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+ID = "12345678-1234-5678-1234-567812345678"
+
+
+@pytest.mark.parametrize(
+    ("address", "code"),
+    [
+        ("", "bad-address"),
+        ("kidseg:8000", "bad-address"),
+        ("file:///etc/passwd", "bad-address"),
+        ("ftp://host/", "bad-address"),
+        ("http://kidseg.example:8000", "not-encrypted"),
+        ("http://localhost.example", "not-encrypted"),
+        ("http://10.0.0.1", "not-encrypted"),
+    ],
+)
+def test_addresses_that_are_refused(address: str, code: str, job: Job) -> None:
+    assert refused(Server(address).segment, job, Watch()).code == code
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        Server("http://localhost:8000"),
+        Server("http://127.0.0.1:8000/"),
+        Server("http://[::1]:8000"),
+        Server("https://kidseg.example"),
+        Server("http://kidseg.example", unencrypted=True),
+    ],
+)
+def test_addresses_that_are_accepted(server: Server, job: Job) -> None:
+    server.check(job)
+    error = refused(server.check, replace(job, model=Path("m")))
+    assert error.code == "model-of-server"
+
+
+def test_the_token_is_not_shown() -> None:
+    assert "secret" not in repr(Server("https://a", "secret"))
+
+
+def test_a_server_that_is_not_there(job: Job) -> None:
+    error = refused(Server("http://127.0.0.1:9").segment, job, Watch())
+    assert error.code == "no-connection" and "127.0.0.1:9" in error.cause
+
+
+def test_a_refusal_of_the_server_is_shown_in_its_own_words(job: Job) -> None:
+    problem = {"code": "too-large", "detail": "the upload is too large", "next_step": "Crop it."}
+    answer = (413, {"Content-Type": "application/problem+json"}, json.dumps(problem).encode())
+    with server_with(health={"status": "ok"}, jobs=answer) as address:
+        error = refused(Server(address, "token").segment, job, Watch())
+    assert (error.code, str(error)) == ("too-large", "The upload is too large. Crop it.")
+    assert Hostile.seen[-1] == ("POST", "/api/v1/jobs", "Bearer token")
+
+
+def test_neither_scan_nor_token_follow_a_redirection(job: Job) -> None:
+    with server_with(health=(302, {"Location": "/api/v1/elsewhere"}, b""), elsewhere={}) as address:
+        assert refused(Server(address, "token").segment, job, Watch()).code == "http-302"
+    assert [path for _, path, _ in Hostile.seen] == ["/api/v1/health"]
+
+
+DONE: dict[str, Any] = {"state": "done", "progress": 1.0}
+
+
+def files(**facts: Any) -> dict[str, Any]:
+    return {**DONE, "result": {"files": [{"format": "seg.nrrd", "size": 4, **facts}]}}
+
+
+@pytest.mark.parametrize(
+    ("created", "view", "code"),
+    [
+        ({"id": "../../etc"}, DONE, "unexpected-answer"),
+        ({}, DONE, "unexpected-answer"),
+        ({"id": ID}, DONE, "unexpected-answer"),
+        ({"id": ID}, files(name="../scan.seg.nrrd"), "unexpected-answer"),
+        ({"id": ID}, files(name="..\\scan.seg.nrrd"), "unexpected-answer"),
+        ({"id": ID}, files(name=".bashrc"), "unexpected-answer"),
+        ({"id": ID}, files(name="scan.seg.nrrd", size=3), "unexpected-answer"),
+        ({"id": ID}, files(name="scan.seg.nrrd", size=5), "unexpected-answer"),
+        ({"id": ID}, files(name="scan.seg.nrrd"), "unexpected-answer"),
+        ({"id": ID}, {"state": "cancelled"}, "gone"),
+        ({"id": ID}, {"state": "failed", "error": {"code": "x", "cause": "y"}}, "x"),
+        ({"id": ID}, (200, {}, b"<html>"), "unexpected-answer"),
+        ({"id": ID}, (200, {}, b"[]"), "unexpected-answer"),
+    ],
+)
+def test_answers_of_a_server_are_not_trusted(
+    created: dict[str, Any], view: Any, code: str, job: Job
+) -> None:
+    file = (200, {}, b"NRRD")
+    routes: dict[str, Any] = {"jobs_id__results__scan.seg.nrrd": file}
+    routes["jobs_id__results__result.json"] = {"scans": [{}, {}]}
+    with server_with(health={"status": "ok"}, jobs=created, jobs_id=view, **routes) as address:
+        error = refused(Server(address).segment, job, Watch())
+    assert error.code == code
+    outside = {p for p in job.folder.parent.rglob("*") if p.is_file()} - {job.scan}
+    assert {path.parent for path in outside} <= {job.outside}
+
+
+def test_cancelling_cancels_the_job_of_the_server(job: Job) -> None:
+    running = {"state": "running", "stage": "segment", "progress": 0.5}
+    watch = Watch()
+    with server_with(health={"status": "ok"}, jobs={"id": ID}, jobs_id=running) as address:
+        thread = threading.Thread(target=lambda: refused(Server(address).segment, job, watch))
+        thread.start()
+        said: list[str] = []
+        while "Server: segment, 50 %" not in said:
+            said += watch.messages()
+            time.sleep(0.01)
+        watch.cancel()
+        thread.join(10)
+    assert not thread.is_alive()
+    assert Hostile.seen[-1][:2] == ("DELETE", f"/api/v1/jobs/{ID}")
+    assert "Uploading: 100 %" in said
+
+
+def test_an_upload_stops_when_it_is_cancelled(job: Job) -> None:
+    watch = Watch()
+    watch.cancel()
+    with server_with(health={"status": "ok"}, jobs={"id": ID}) as address:
+        assert isinstance(refused(Server(address).segment, job, watch), CancelledError)
+    assert all(path != f"/api/v1/jobs/{ID}" for _, path, _ in Hostile.seen)
+
+
+# ---- words and tables
+
+
+def test_errors_say_cause_and_next_step() -> None:
+    error = KidSegError("the disk is full", "Free some space.")
+    assert str(error) == "The disk is full. Free some space."
+    record = {"code": "c", "path": "/t/in/scan.nrrd", "cause": "bad", "next_step": "see /t/in/x"}
+    error = error_from(record, {"/t/in/scan.nrrd": "CT", "/t/in/": ""})
+    assert (error.cause, error.next_step, error.code) == ("CT: bad", "see x", "c")
+
+
+def test_tables_of_measures() -> None:
+    quantity = {"name": "volume", "value": 3, "unit": "1", "low": None, "high": 4.5}
+    measures = {
+        "patient": [quantity],
+        "sides": {"left": [{**quantity, "unit": "mL", "note": "n"}]},
+        "structures": [{"id": "left tumour 1", "quantities": [quantity]}],
+        "criteria": {
+            "answers": [
+                {
+                    "subject": "left",
+                    "title": "Small",
+                    "verdict": "met",
+                    "conditions": [{"text": "v < 4", "verdict": "met", "reason": ""}],
+                }
+            ]
+        },
+    }
+    rows = measures_of({}, measures)
+    assert [row.of for row in rows] == ["patient", "left", "left tumour 1"]
+    assert (rows[0].unit, rows[1].unit, rows[1].note) == ("", "mL", "n")
+    assert rows[0].low != rows[0].low and (rows[0].value, rows[0].high) == (3.0, 4.5)
+    assert answers_of(measures)[0][:4] == ("left", "Small", "met", "v < 4: met")
+    assert answers_of(None) == []
+
+
+def test_without_measures_the_volumes_are_shown() -> None:
+    record = {
+        "volumes_ml": {"kidney": 90.0},
+        "sides": {"left": {"volumes_ml": {"kidney": 63.0}, "partial": True}, "midline": "body"},
+    }
+    rows = measures_of(record, None)
+    assert [(row.of, row.measure, row.value, row.unit) for row in rows] == [
+        ("patient", "kidney volume", 90.0, "mL"),
+        ("left", "kidney volume", 63.0, "mL"),
+    ]
+    assert "border" in rows[1].note and not rows[0].note
