@@ -19,7 +19,7 @@ from kidseg.report.planes import draw_planes, middle_of
 from kidseg.report.templates import data_uri, filled
 from kidseg.report.viewing import HU_STEP, Viewed, view
 
-__all__ = ["Content", "write_report"]
+__all__ = ["Content", "view_note", "write_report"]
 
 _WINDOWS = (
     ("soft tissue", *CT_WINDOW),
@@ -113,7 +113,7 @@ def write_report(content: Content, file: BinaryIO) -> dict[str, Any]:
             for key, mm in places.items()
             if key.startswith("removed-")
         ],
-        view_note=_note(viewed),
+        view_note=view_note(viewed),
         data=_data(viewed, content.schema, places, windows[0][1:], content.is_ct),
     ).encode()
     file.write(page)
@@ -194,7 +194,7 @@ def _shown(scan: Volume, is_ct: bool) -> dict[str, Any]:
     return {"window": (low, max(high, low + 1e-6)), "unit": ""}
 
 
-def _note(viewed: Viewed) -> str:
+def view_note(viewed: Viewed) -> str:
     """How the view differs from the data, for readers."""
     scan, shown = viewed.facts["scan_grid"], viewed.facts["grid"]
     own = " x ".join(f"{s:.4g}" for s in scan["spacing_mm"])

@@ -134,23 +134,28 @@ def homogenization(record: Record) -> dict[str, Any]:
 
 
 def review(record: Record) -> dict[str, Any] | None:
-    """Where several opinions differ; None if there was only one."""
+    """What is in doubt, and the slices to look at first; None if the record has none."""
     found = record.get("review")
     if not found:
         return None
-    structures = [
-        {
-            "name": name,
-            "text": ranged(each["volume_ml"], *each["interval_ml"]),
-        }
-        for name, each in found.get("structures", {}).items()
-    ]
+    level = round(100 * found.get("level", 0))
     return {
-        "opinions": found.get("opinions"),
-        "level": round(100 * found.get("level", 0)),
-        "structures": structures,
+        "opinions": found.get("opinions", 1),
+        "structures": [
+            {"name": name, "text": _reviewed(each, level)}
+            for name, each in found.get("structures", {}).items()
+        ],
         "slices": list(found.get("slices", ())),
     }
+
+
+def _reviewed(structure: Record, level: int) -> str:
+    """A volume, with the interval of the review if it has one."""
+    volume = structure["volume_ml"]
+    if (interval := structure.get("interval_ml")) is None:
+        return f"{ranged(volume, volume, volume, exact=True)} ml, no interval is known"
+    low, high = (min(interval[0], volume), max(interval[1], volume))
+    return f"{ranged(volume, low, high)} ml, {level} % interval"
 
 
 def provenance_rows(record: Record, measured: Record, command: str) -> list[tuple[str, str]]:
