@@ -62,7 +62,7 @@ READERS |= {"skimage", "trimesh", "contourpy"}
 
 
 # Decoders, which pydicom finds by itself.
-IMPORTED_AS = {"scikit-image": "skimage"}
+IMPORTED_AS = {"scikit-image": "skimage", "pillow": "pil"}
 DECODERS = {"pyjpegls", "python-gdcm", "pylibjpeg", "pylibjpeg-openjpeg"}
 
 

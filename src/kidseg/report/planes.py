@@ -1,9 +1,8 @@
-"""Still pictures of a scan with labels: the three planes through a point, one slice."""
+"""A still picture of a scan with labels: the three planes through a point."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,6 @@ from kidseg.labels import LabelSchema
 from kidseg.report.annotation import (
     CT_WINDOW,
     draw_found,
-    draw_true,
     fit_image,
     label_handles,
     mark_scale,
@@ -26,7 +24,7 @@ from kidseg.report.annotation import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Still", "draw_overlay", "draw_planes", "fullest_slice", "middle_of"]
+__all__ = ["Still", "draw_planes", "fullest_slice", "middle_of"]
 
 _INCHES, _DPI = 3.0, 110
 
@@ -116,46 +114,6 @@ def draw_planes(
         f" the labels. In the axial plane: {names or 'no label'}."
     )
     return Still(png=_png(figure), alt=alt)
-
-
-def draw_overlay(
-    image: np.ndarray | None,
-    found: np.ndarray,
-    true: np.ndarray | None,
-    schema: LabelSchema,
-    mm: tuple[float, float],
-    *,
-    title: str,
-    sides: Sequence[str] = ("R", "L"),
-) -> bytes:
-    """One slice as PNG: labels that were found, filled, and those of the reference, dashed.
-
-    Args:
-        image: (rows, columns) HU; None: black.
-        found: (rows, columns).
-        true: likewise; None without a reference.
-        schema: of both.
-        mm: (height, width) of a pixel.
-        title: above it.
-        sides: letters of the left and the right edge.
-    """
-    rows, columns = found.shape
-    high = _INCHES * 1.5 * (rows * mm[0]) / (columns * mm[1])
-    figure = _figure((_INCHES * 1.5, min(max(high, 1.5), 7.0) + 0.9))
-    axes = figure.subplots()
-    pixels = np.full(found.shape, CT_WINDOW[0]) if image is None else image
-    axes.imshow(pixels, cmap="gray", vmin=CT_WINDOW[0], vmax=CT_WINDOW[1], aspect=mm[0] / mm[1])
-    axes.set_axis_off()
-    axes.set_title(title, fontsize=8)
-    draw_found(axes, found, schema)
-    if true is not None:
-        draw_true(axes, true, schema)
-    mark_sides(axes, "left", (sides[0], sides[1]))
-    mark_scale(axes, (rows, columns), mm)
-    fit_image(axes, (rows, columns))
-    note = "No image was given: labels only." if image is None else window_text([CT_WINDOW])
-    place_legend(figure, label_handles(schema, found=True, true=true is not None), note, 2)
-    return _png(figure)
 
 
 def _figure(size: tuple[float, float]) -> Figure:

@@ -25,19 +25,24 @@
     }));
   });
 
-  const picture = document.getElementById("picture");
-  const caption = document.getElementById("caption");
+  const overlay = document.getElementById("overlay");
+  const pictured = (name, picture) => {
+    const figure = document.createElement("figure");
+    const image = document.createElement("img");
+    const caption = document.createElement("figcaption");
+    [image.src, image.alt] = [picture.uri, picture.alt];
+    caption.textContent = `${name}: ${picture.alt}`;
+    figure.append(image, caption);
+    return figure;
+  };
   const show = (button) => {
-    const found = data.images[button.dataset.key];
+    const name = button.textContent.trim();
+    const found = data.images[button.dataset.key] ?? [];
     document.querySelectorAll("tr.chosen").forEach((row) => row.classList.remove("chosen"));
     button.closest("tr").classList.add("chosen");
     document.querySelectorAll("button.case").forEach((b) => b.setAttribute("aria-pressed", String(b === button)));
-    picture.hidden = !found;
-    if (found) {
-      picture.src = found.uri;
-      picture.alt = found.alt;
-    }
-    caption.textContent = found ? found.alt : `${button.textContent.trim()}: there is no picture of this case.`;
+    overlay.replaceChildren(...found.map((each) => pictured(name, each)));
+    if (!found.length) overlay.textContent = `${name}: there is no picture of this case.`;
   };
   const buttons = [...document.querySelectorAll("button.case")];
   buttons.forEach((button) => button.addEventListener("click", () => show(button)));
