@@ -16,6 +16,7 @@ import torch
 
 from ellipses import make_ellipse_patient
 from kidseg.geometry import Volume
+from kidseg.io.label_formats import FORMATS
 from kidseg.labels import LabelSchema
 from kidseg.measure.measuring import Request, measure_labelled
 from kidseg.measure.midline import Midline
@@ -27,6 +28,11 @@ with_viewer = pytest.mark.skipif(
     not (FOLDER / NIIVUE.name).is_file(),
     reason="NiiVue was not fetched: python -m kidseg.report.vendor",
 )
+
+HERE = tuple(
+    name for name, known in FORMATS.items() if not known.is_page or (FOLDER / NIIVUE.name).is_file()
+)
+"""All formats that can be written here."""
 
 RECORD: dict[str, Any] = {
     "name": "child",

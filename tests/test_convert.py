@@ -21,10 +21,10 @@ from kidseg.geometry import Grid, Volume
 from kidseg.io import ReadOptions, label_formats, read, save
 from kidseg.io.atomic import disk_full
 from kidseg.io.dicom_source import read_source
-from kidseg.io.label_formats import FORMATS
 from kidseg.io.slicer_seg import write_slicer_segmentation
 from kidseg.labels import LabelSchema
 from labelled_series import ANY, REPAIR, make_labels, make_series
+from pages import HERE
 
 NAMES = {1: "left kidney", 2: "tumour", 5: "Milz"}
 LABELS = ReadOptions(values="labels")
@@ -53,9 +53,9 @@ def values_of(path: Path) -> np.ndarray:
 def test_all_formats_at_once_are_listed(case: Path) -> None:
     labels, out = case / "child_seg.nii.gz", case / "out"
     options: dict[str, Any] = {"series": case / "ct", "options": ANY, "names": NAMES}
-    planned = convert(labels, out, formats=tuple(FORMATS), dry_run=True, **options)
+    planned = convert(labels, out, formats=HERE, dry_run=True, **options)
     assert not out.exists(), "a dry run writes nothing"
-    made = convert(labels, out, formats=tuple(FORMATS), **options)
+    made = convert(labels, out, formats=HERE, **options)
     there = sorted(file.name for file in out.iterdir())
     assert there == sorted([*made["outputs"], "child_convert.json"])
     assert there == sorted(Path(file).name for file in planned["outputs"])

@@ -14,9 +14,9 @@ from kidseg.errors import BatchError, InputError
 from kidseg.geometry import Volume
 from kidseg.io import ReadOptions, read, save
 from kidseg.io.dicom import write_series
-from kidseg.io.label_formats import FORMATS
 from kidseg.segment import Predictor, Segmentation, load_predictor, segment
 from kidseg.train import Setup, train
+from pages import HERE
 from test_segment_predictor import SETTINGS
 
 LABELS = ReadOptions(values="labels")
@@ -55,14 +55,14 @@ def series(tmp_path: Path) -> Path:
 
 def test_a_dicom_series_in_all_formats(series: Path, predictor: Predictor, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    (planned,) = segment([series], predictor, out, formats=tuple(FORMATS), dry_run=True)
-    (entry,) = segment([series], predictor, out, formats=tuple(FORMATS))
+    (planned,) = segment([series], predictor, out, formats=HERE, dry_run=True)
+    (entry,) = segment([series], predictor, out, formats=HERE)
     empty = {w["code"] for w in entry["warnings"]} & {"no-surface"}
     listed = {Path(file).name for file in planned["outputs"]}
     assert set(entry["outputs"]) == listed if not empty else set(entry["outputs"]) < listed
     there = {file.name for file in out.iterdir()} - {"result.json"}
     assert there == set(entry["outputs"])
-    assert entry["formats"] == list(FORMATS) and entry["labels"] == {"1": "kidney", "2": "tumour"}
+    assert entry["formats"] == list(HERE) and entry["labels"] == {"1": "kidney", "2": "tumour"}
     dataset = pydicom.dcmread(out / "child_seg.dcm")
     first = pydicom.dcmread(next(series.glob("*.dcm")))
     assert dataset.StudyInstanceUID == first.StudyInstanceUID

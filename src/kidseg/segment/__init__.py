@@ -27,6 +27,7 @@ from kidseg.model_file import STARTER, STARTER_USE, is_starter
 from kidseg.provenance import provenance
 from kidseg.report.templates import check_viewer
 from kidseg.segment.adaptation import Adapt
+from kidseg.segment.batch_page import write_batch_page
 from kidseg.segment.identity import digest_of, done_before, is_same_call, reading_of
 from kidseg.segment.index import Index, read_index, record_failure, record_scan
 from kidseg.segment.outputs import (
@@ -101,7 +102,8 @@ def segment(
 
     Writes `<name>_seg.nii.gz` (and other formats) into `out`, and the scan's entry in
     `result.json`, after each scan; entries of other scans stay. Whatever fails in one scan, the
-    others are still segmented, unless the disk is full. A figure that cannot be drawn gives the
+    others are still segmented, unless the disk is full. With several scans in the folder,
+    `cohort.html` shows them all. A figure that cannot be drawn gives the
     finding "no-figure"; the labels are written.
 
     Args:
@@ -216,6 +218,7 @@ def _segment_all(
             progress(known + k + 1, total)
         if failure is not None and _is_out_full(failure, run.out):
             raise _stopped(failure, len(done), total)
+    write_batch_page(run.out)
     _raise_failed(failed, total, run.out)
     return done
 
