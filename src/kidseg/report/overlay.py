@@ -23,6 +23,7 @@ _FILL = 0.35
 _MARGIN = 0.25  # around the labels, of their size
 _LEAST_MM = 120.0  # of the shown part
 _BAR_MM = 50.0
+_LETTERS = 40  # of a name of a label
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -119,9 +120,17 @@ def draw_overlay(
     draw.line([(8, size[0] - 8), (8 + bar, size[0] - 8)], fill="white", width=2)
     draw.text((4, size[0] // 2), "R", fill="white")
     draw.text((size[1] - 12, size[0] // 2), "L", fill="white")
+    present = [label for label in schema.labels if _occurs(label.id, found, true)]
+    for k, label in enumerate(present):
+        name = label.name.encode("ascii", "replace").decode()[:_LETTERS]
+        draw.text((6, 4 + 14 * k), name, fill=label.rgb, stroke_width=2, stroke_fill="black")
     file = io.BytesIO()
     picture.quantize(64).save(file, "PNG", optimize=True)
     return file.getvalue()
+
+
+def _occurs(number: int, found: np.ndarray, true: np.ndarray | None) -> bool:
+    return bool((found == number).any() or (true is not None and (true == number).any()))
 
 
 def _nearest(count: int, shown: int) -> np.ndarray:

@@ -99,21 +99,22 @@ def volumes(measured: Record) -> dict[str, Any]:
 
 
 def criteria(measured: Record) -> dict[str, Any]:
-    """The criteria with their answers."""
+    """Each criterion, with its answers for one or both sides."""
     known = measured["criteria"]
-    answers = [
-        {
-            **{name: each[name] for name in ("title", "about", "subject", "verdict", "source")},
-            "mark": each["verdict"].replace(" ", "-"),
-            "confirmed": each["confirmed"],
-            "conditions": [_condition(condition) for condition in each["conditions"]],
-        }
-        for each in known["answers"]
-    ]
+    found: dict[str, dict[str, Any]] = {}
+    for each in known["answers"]:
+        stated = {name: each[name] for name in ("title", "about", "source", "confirmed")}
+        found.setdefault(each["id"], {**stated, "answers": []})["answers"].append(
+            {
+                **{name: each[name] for name in ("subject", "verdict")},
+                "mark": each["verdict"].replace(" ", "-"),
+                "conditions": [_condition(condition) for condition in each["conditions"]],
+            }
+        )
     return {
         "version": known["version"],
         "signed_off": known["signed_off"] or "not signed off by a clinician",
-        "answers": answers,
+        "list": list(found.values()),
     }
 
 
@@ -263,7 +264,7 @@ def _poses(grids: Mapping[str, Sequence[Record]]) -> list[dict[str, str]]:
                     "step": " ".join(filter(None, (step, region["name"]))),
                     "angle": f"{region['angle_deg']['median'][0]:.1f}",
                     "scale": f"{across:.2f} x {down:.2f}",
-                    "shift": f"{x:.0f}, {y:.0f}",
+                    "shift": f"{round(x)}, {round(y)}",
                 }
             )
     return found
