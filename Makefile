@@ -27,6 +27,8 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@$(BIN)/python -m kidseg.report.vendor || echo "Later: $(BIN)/python -m kidseg.report.vendor"
+	@$(BIN)/python tests/axe.py || echo "Later: $(BIN)/python tests/axe.py"
 	@touch $(READY)
 
 clean:

@@ -19,7 +19,7 @@ from kidseg.intensity import AIR_HU
 from kidseg.labels import KIDNEY_TUMOUR, Target
 from kidseg.phantom import make_patient
 from kidseg.pipeline import Region, restore
-from kidseg.segment.annotation import edge_of_right
+from kidseg.report.annotation import edge_of_right
 from kidseg.segment.figure import Panel, draw_panels, frame_of
 
 SEED, INDEX = 6, 1

@@ -33,7 +33,7 @@ ROOMS = [
         "model_file",
     ),
     "phantom",
-    *("compare", "evaluate", "measure", "report", "export", "convert", "check", "splits", "cases"),
+    *("convert", "compare", "evaluate", "measure", "report", "export", "check", "splits", "cases"),
     *("nets", "losses", "augment", "style", "body", "postprocess", "metrics"),
     "io",
     "geometry",
@@ -66,7 +66,7 @@ READERS |= {"skimage", "trimesh", "contourpy", "pynetdicom", "dicomweb_client"}
 
 
 # Decoders, which pydicom finds by itself.
-IMPORTED_AS = {"scikit-image": "skimage"}
+IMPORTED_AS = {"scikit-image": "skimage", "pillow": "pil"}
 DECODERS = {"pyjpegls", "python-gdcm", "pylibjpeg", "pylibjpeg-openjpeg"}
 
 

@@ -344,7 +344,9 @@ def test_files_agree_with_what_is_returned(tmp_path: Path) -> None:
     b = write_run(tmp_path / "b", {"tumour": [0.1, 0.2, 0.3, 0.4, 0.45, 0.46, 0.6]})
     result = compare([a, b], tmp_path / "out")
     out = tmp_path / "out"
-    assert sorted(p.name for p in out.iterdir()) == ["compare.csv", "compare.json", "compare.md"]
+    assert {p.name for p in out.iterdir()} == {
+        f"compare.{e}" for e in ("csv", "json", "md", "html")
+    }
     assert json.loads((out / "compare.json").read_text()) == result
     with (out / "compare.csv").open() as file:
         rows = list(csv.DictReader(file))

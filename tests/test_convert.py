@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from dicom_files import series
+from ellipses import make_ellipse_patient
 from kidseg.cases.label_names import named_labels, parse_names
 from kidseg.cli import main
 from kidseg.convert import convert
@@ -20,11 +21,12 @@ from kidseg.errors import InputError, KidsegError, ResourceError, UsageError
 from kidseg.geometry import Grid, Volume
 from kidseg.io import ReadOptions, label_formats, read, save
 from kidseg.io.atomic import disk_full
+from kidseg.io.content import sha256_of
 from kidseg.io.dicom_source import read_source
-from kidseg.io.label_formats import FORMATS
 from kidseg.io.slicer_seg import write_slicer_segmentation
 from kidseg.labels import LabelSchema
 from labelled_series import ANY, REPAIR, make_labels, make_series
+from pages import HERE, assert_loads_nothing, opened, with_viewer
 
 NAMES = {1: "left kidney", 2: "tumour", 5: "Milz"}
 LABELS = ReadOptions(values="labels")
@@ -53,9 +55,9 @@ def values_of(path: Path) -> np.ndarray:
 def test_all_formats_at_once_are_listed(case: Path) -> None:
     labels, out = case / "child_seg.nii.gz", case / "out"
     options: dict[str, Any] = {"series": case / "ct", "options": ANY, "names": NAMES}
-    planned = convert(labels, out, formats=tuple(FORMATS), dry_run=True, **options)
+    planned = convert(labels, out, formats=HERE, dry_run=True, **options)
     assert not out.exists(), "a dry run writes nothing"
-    made = convert(labels, out, formats=tuple(FORMATS), **options)
+    made = convert(labels, out, formats=HERE, **options)
     there = sorted(file.name for file in out.iterdir())
     assert there == sorted([*made["outputs"], "child_convert.json"])
     assert there == sorted(Path(file).name for file in planned["outputs"])
@@ -307,3 +309,28 @@ def test_the_command(case: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(call)
     assert ended.value.code == 2 and "already exists" in capsys.readouterr().err
+
+
+@with_viewer
+def test_a_report_needs_the_scan_and_shows_the_labels_on_it(tmp_path: Path) -> None:
+    patient = make_ellipse_patient(0)
+    labels, ct, out = tmp_path / "child_seg.nii.gz", tmp_path / "ct.nii.gz", tmp_path / "out"
+    save(patient.labels, labels)
+    save(patient.image, ct)
+    names = {1: "kidney", 2: "tumour"}
+    refused("scan-required", labels, out, formats=["html"], names=names)
+    refused("scan-unused", labels, out, formats=["nrrd"], ct=ct, names=names)
+    made = convert(labels, out, formats=["html"], ct=ct, names=names)
+    assert made["outputs"] == ["child_report.html"] and made["report"]["bytes"] > 2e6
+    page = opened(out / "child_report.html")
+    assert_loads_nothing(page)
+    assert sha256_of(ct) in page.words and sha256_of(labels) in page.words
+    assert str(tmp_path) not in page.text
+    other = make_ellipse_patient(1)
+    moved = Volume(other.image.data, other.image.grid.crop((0, 0.5, 0), other.image.grid.shape))
+    save(moved, tmp_path / "moved.nii.gz")
+    refused(
+        "label-grid-mismatch", labels, tmp_path / "b", formats=["html"],
+        ct=tmp_path / "moved.nii.gz", names=names,
+    )  # fmt: skip
+    assert not list((tmp_path / "b").iterdir())

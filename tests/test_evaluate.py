@@ -748,7 +748,7 @@ def test_files_hold_what_is_returned(tmp_path: Path) -> None:
     summary = run(tmp_path, pairs, progress=lambda done, total: seen.append((done, total)))
     out = tmp_path / "out"
     assert seen == [(1, 3), (2, 3), (3, 3)]
-    assert sorted(p.name for p in out.iterdir()) == ["cases.csv", "summary.json"]
+    assert sorted(p.name for p in out.iterdir()) == ["cases.csv", "cohort.html", "summary.json"]
     assert json.loads((out / "summary.json").read_text()) == summary
     with (out / "cases.csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -175,7 +175,7 @@ def test_whatever_fails_in_a_scan_the_others_are_segmented(
     (failed,) = record(tmp_path)["failed"]
     assert failed["code"] == code and failed["cause"] and failed["next_step"] is not None
     assert {file.name for file in tmp_path.iterdir()} == {
-        RESULT, "s0_seg.nii.gz", "s2_seg.nii.gz",
+        RESULT, "s0_seg.nii.gz", "s2_seg.nii.gz", "cohort.html",
     }  # fmt: skip
     with pytest.raises(KidsegError) as alone:
         segment([root / "scans" / "s1.nii.gz"], model, tmp_path)

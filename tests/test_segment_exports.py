@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -14,9 +15,9 @@ from kidseg.errors import BatchError, InputError
 from kidseg.geometry import Volume
 from kidseg.io import ReadOptions, read, save
 from kidseg.io.dicom import write_series
-from kidseg.io.label_formats import FORMATS
 from kidseg.segment import Predictor, Segmentation, load_predictor, segment
 from kidseg.train import Setup, train
+from pages import HERE, assert_loads_nothing, opened, with_viewer
 from test_segment_predictor import SETTINGS
 
 LABELS = ReadOptions(values="labels")
@@ -55,14 +56,14 @@ def series(tmp_path: Path) -> Path:
 
 def test_a_dicom_series_in_all_formats(series: Path, predictor: Predictor, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    (planned,) = segment([series], predictor, out, formats=tuple(FORMATS), dry_run=True)
-    (entry,) = segment([series], predictor, out, formats=tuple(FORMATS))
+    (planned,) = segment([series], predictor, out, formats=HERE, dry_run=True)
+    (entry,) = segment([series], predictor, out, formats=HERE)
     empty = {w["code"] for w in entry["warnings"]} & {"no-surface"}
     listed = {Path(file).name for file in planned["outputs"]}
     assert set(entry["outputs"]) == listed if not empty else set(entry["outputs"]) < listed
     there = {file.name for file in out.iterdir()} - {"result.json"}
     assert there == set(entry["outputs"])
-    assert entry["formats"] == list(FORMATS) and entry["labels"] == {"1": "kidney", "2": "tumour"}
+    assert entry["formats"] == list(HERE) and entry["labels"] == {"1": "kidney", "2": "tumour"}
     dataset = pydicom.dcmread(out / "child_seg.dcm")
     first = pydicom.dcmread(next(series.glob("*.dcm")))
     assert dataset.StudyInstanceUID == first.StudyInstanceUID
@@ -83,7 +84,7 @@ def test_a_scan_without_a_series_fails_alone_and_early(
     with pytest.raises(BatchError, match="written only for a DICOM series"):
         segment(scans, predictor, tmp_path / "out", formats=["nii", "rtstruct"])
     names = {file.name for file in (tmp_path / "out").iterdir()}
-    assert names == {"child_seg.nii.gz", "child_rtstruct.dcm", "result.json"}
+    assert names == {"child_seg.nii.gz", "child_rtstruct.dcm", "result.json", "cohort.html"}
     with pytest.raises(InputError) as caught:
         segment(scans[:1], predictor, tmp_path / "alone", formats=["dicomseg"])
     assert caught.value.code == "no-dicom-series"
@@ -105,3 +106,39 @@ def test_resume_knows_that_an_empty_label_has_no_surface(
     assert len(seen) == 1 and (out / "child_seg_kidney.stl").exists(), "a file was missing"
     segment([series], healthy, out, formats=["nii", "obj"], overwrite=True, **again)
     assert len(seen) == 2, "a surface that was not requested then"
+
+
+@with_viewer
+def test_a_report_is_of_the_labels_and_names_no_patient(
+    series: Path, predictor: Predictor, tmp_path: Path
+) -> None:
+    for file in series.glob("*.dcm"):
+        dataset = pydicom.dcmread(file)
+        dataset.PatientName, dataset.PatientID = "Secret^Person", "ID-4711"
+        dataset.save_as(file)
+    out = tmp_path / "out"
+    (entry,) = segment([series], predictor, out, formats=["nii", "html"])
+    assert entry["outputs"] == ["child_seg.nii.gz", "child_report.html"]
+    assert entry["report"]["bytes"] == (out / "child_report.html").stat().st_size
+    page = opened(out / "child_report.html")
+    assert_loads_nothing(page)
+    assert not re.search(r"Secret|4711", page.text) and predictor.sha256 in page.words
+    (again,) = segment([series], predictor, out, formats=["nii", "html"], resume=True)
+    assert again == entry
+
+
+class WithoutSettings(Predictor):
+    """Its settings cannot be told."""
+
+    def __call__(self, scan: Volume, name: str = "scan") -> Segmentation:
+        found = super().__call__(scan, name)
+        return replace(found, channels=())
+
+
+@with_viewer
+def test_a_report_that_fails_leaves_the_labels(predictor: Predictor, tmp_path: Path) -> None:
+    save(make_ellipse_patient(2).image, tmp_path / "other.nii.gz")
+    broken = WithoutSettings(**{f.name: getattr(predictor, f.name) for f in fields(Predictor)})
+    (entry,) = segment([tmp_path / "other.nii.gz"], broken, tmp_path / "o", formats=["nii", "html"])
+    assert entry["outputs"] == ["other_seg.nii.gz"] and "report" not in entry
+    assert "no-report" in {warning["code"] for warning in entry["warnings"]}

@@ -613,7 +613,7 @@ def test_one_run_is_trained_tested_kept_and_not_mixed(data: Path, tmp_path: Path
     assert [step for _, step in steps] == ["train", "segment", "evaluate", ""]
     assert json.loads((out / "study.json").read_text()) == result
     assert {path.name for path in out.iterdir()} == {
-        *("study.toml", "study.json", "study.md", "study.png"),
+        *("study.toml", "study.json", "study.md", "study.html", "study.png"),
         *("runs", "labels", "scores", "averaged", "logs"),
     }
     assert max(map(len, (out / "study.md").read_text().splitlines())) <= 80

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from kidseg.io.atomic import (
     make_folder,
     place_with_record,
     staging,
+    writing,
 )
-from kidseg.io.content import sha256_of
+from kidseg.io.content import sha256_of, sha256_of_all
 from kidseg.io.dicom_source import SourceSeries, read_source
 from kidseg.io.label_formats import (
     FORMATS,
@@ -37,7 +38,11 @@ from kidseg.io.label_formats import (
 from kidseg.io.orientation import reorient
 from kidseg.io.origin import Origin
 from kidseg.io.output import check_output_folder
+from kidseg.measure.label_reading import read_labelled
+from kidseg.measure.measuring import Request, measure_labelled
 from kidseg.provenance import RESEARCH_USE, provenance
+from kidseg.report.scan_page import Content, write_report
+from kidseg.report.templates import check_viewer
 
 __all__ = ["RECORD", "convert"]
 
@@ -52,6 +57,7 @@ _LABELS = ReadOptions(values="labels", nonfinite="refuse")
 class _Job:
     """What is to be written: the files, and the record that lists them."""
 
+    labels: Path
     name: str
     files: tuple[LabelFile, ...]
     record: Path
@@ -68,6 +74,7 @@ def convert(
     *,
     formats: Sequence[str],
     series: str | Path | None = None,
+    ct: str | Path | None = None,
     options: ReadOptions = _DEFAULT,
     names: Mapping[int, str] | None = None,
     overwrite: bool = False,
@@ -81,7 +88,8 @@ def convert(
         formats: keys of `FORMATS`.
         series: the DICOM series that the labels belong to, for formats that refer to it. The labels
             must lie on its voxels; a segmentation of 3D Slicer may be cropped.
-        options: of reading the series.
+        ct: the scan that the labels belong to, for the report; by default the series.
+        options: of reading the series and the scan.
         names: {value: name}; see `named_labels`.
         overwrite: replace existing files.
         dry_run: read no voxels and write nothing, after the same checks.
@@ -92,13 +100,15 @@ def convert(
 
     Raises:
         UsageError: "unknown-format", "missing-extra", "no-formats", "output-exists",
-            "other-folder", "too-large-for-nifti"; "series-required", "series-unused".
+            "other-folder", "too-large-for-nifti"; "series-required", "series-unused",
+            "scan-required", "scan-unused"; "missing-viewer".
         InputError: "grid-mismatch": the labels do not lie on the series; see `named_labels`,
             `known_labels`, `read`, `read_source`; "not-writable".
         ResourceError: "disk-full", "not-enough-memory".
     """
     path, out = Path(labels), Path(out)
     _check_call(formats, series)
+    scan = _scan(formats, series, ct)
     check_output_folder(out, "results")
     job = _planned(path, out, formats, names)
     _check_free(job, overwrite)
@@ -116,7 +126,8 @@ def convert(
         source=source,
     )
     findings = (*job.named.findings, *findings, *(() if source is None else source.findings))
-    return _write(path, job, exported, findings, overwrite)
+    page = None if scan is None else _Page(labels=path, scan=scan, options=options, names=names)
+    return _write(job, exported, findings, page, overwrite=overwrite)
 
 
 def _check_call(formats: Sequence[str], series: str | Path | None) -> None:
@@ -130,7 +141,9 @@ def _check_call(formats: Sequence[str], series: str | Path | None) -> None:
             code="series-required",
             next_step="Give its folder: --series DICOM",
         )
-    if series is not None and not wanting:
+    if series is not None and not any(
+        FORMATS[n].needs_series or FORMATS[n].is_page for n in formats
+    ):
         raise UsageError(
             "none of the formats refers to a DICOM series",
             path=series,
@@ -139,12 +152,39 @@ def _check_call(formats: Sequence[str], series: str | Path | None) -> None:
         )
 
 
+def _scan(formats: Sequence[str], series: str | Path | None, ct: str | Path | None) -> Path | None:
+    """The scan that a report shows; None without a report.
+
+    Raises:
+        UsageError: "scan-required", "scan-unused"; see `kidseg.report.templates.check_viewer`.
+    """
+    found = ct or series
+    if not any(FORMATS[name].is_page for name in formats):
+        if ct is None:
+            return None
+        raise UsageError(
+            "none of the formats shows the scan",
+            path=ct,
+            code="scan-unused",
+            next_step="Leave --ct out, or request html.",
+        )
+    if found is None:
+        raise UsageError(
+            "html shows the scan with its labels, and no scan is given",
+            code="scan-required",
+            next_step="Give it: --ct SCAN",
+        )
+    check_viewer()
+    return Path(found)
+
+
 def _planned(
     path: Path, out: Path, formats: Sequence[str], names: Mapping[int, str] | None
 ) -> _Job:
     kind_of(path)  # is it there?
     named, name = named_labels(path, names), label_name(path)
     return _Job(
+        labels=path,
         name=name,
         files=label_files(name, out, formats, named.schema),
         record=out / f"{name}{RECORD}",
@@ -228,25 +268,78 @@ def _origin(path: Path, named: NamedLabels) -> Origin:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Page:
+    """The report to write: the labels as named, and their scan."""
+
+    labels: Path
+    scan: Path
+    options: ReadOptions
+    names: Mapping[int, str] | None
+
+    def write(self, path: Path, job: _Job, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Measure the labels and write the page; how its view differs from the data.
+
+        Raises:
+            InputError: see `kidseg.measure.label_reading.read_labelled`.
+        """
+        options = replace(self.options, values="ct")
+        labelled = read_labelled(self.labels, ct=self.scan, names=self.names, options=options)
+        _, measurement = measure_labelled(labelled, Request())
+        segmented = job.named.record
+        both = {
+            **segmented,
+            **record,
+            "path": str(self.scan),
+            "scan_sha256": _digest(self.scan),
+            "labels_sha256": record["sha256"],
+            "warnings": [*segmented.get("warnings", ()), *record["warnings"]],
+        }
+        content = Content(
+            name=job.name,
+            scan=read(self.scan, options).volume,
+            labels=labelled.labels,
+            schema=labelled.schema,
+            record=both,
+            measured=measurement.as_dict(),
+        )
+        with writing(path) as file:
+            return write_report(content, file)
+
+
+def _digest(scan: Path) -> str:
+    return sha256_of_all([scan]) if scan.is_dir() else sha256_of(scan)
+
+
 def _write(
-    path: Path, job: _Job, exported: Exported, findings: Sequence[Finding], overwrite: bool
+    job: _Job,
+    exported: Exported,
+    findings: Sequence[Finding],
+    page: _Page | None,
+    *,
+    overwrite: bool,
 ) -> dict[str, Any]:
     """Write all files and the record, which comes last."""
     with staging(job.record.parent) as folder:
         written = write_label_files(exported, job.files, folder)
+        pages = {folder / file.path.name: file.path for file in job.files if file.is_page}
+        files = {**written.files, **pages}
         record = {
             "intended_use": RESEARCH_USE,
             "name": job.name,
-            "path": str(path),
+            "path": str(job.labels),
             "sha256": exported.origin.labels_sha256,
             "labels": {str(number): name for number, name in exported.schema.names.items()},
             "named_by": job.named.said_by,
             "series": None if exported.source is None else str(exported.source.path),
-            "outputs": [file.name for file in written.files.values()],
+            "outputs": [file.name for file in files.values()],
             **written.facts,
             "warnings": [finding.as_dict() for finding in (*findings, *written.findings)],
             **provenance(),
         }
+        if page is not None:
+            for temporary in pages:
+                record["report"] = page.write(temporary, job, record)
         _check_free(job, overwrite)
-        place_with_record(job.record, json_bytes(record), written.files)
+        place_with_record(job.record, json_bytes(record), files)
     return record

@@ -5,13 +5,39 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-__all__ = ["WIDTH", "markdown_table", "text_table", "wrapped"]
+__all__ = ["WIDTH", "markdown_table", "ranged", "text_table", "wrapped"]
 
 WIDTH = 80
 """Columns of a terminal."""
 
 _A = ord("A")
 _LETTERS = 26
+
+
+def ranged(value: float, low: float | None, high: float | None, *, exact: bool = False) -> str:
+    """A measured value and its interval: "551 (520-585)", ">551" for a lower bound.
+
+    Args:
+        value: the value.
+        low: lower end; None if it is not known.
+        high: upper end; None if the value is a lower bound.
+        exact: there is no interval.
+    """
+    if exact:
+        return f"{value:g}"
+    digits = _digits(value)
+    text = f"{value:.{digits}f}"
+    if high is None:
+        return f">{text}" if low is None else f">{text} (from {low:.{digits}f})"
+    least = "?" if low is None else f"{low:.{digits}f}"
+    dash = " to " if least.startswith("-") or high < 0 else "-"
+    return f"{text} ({least}{dash}{high:.{digits}f})"
+
+
+def _digits(value: float) -> int:
+    """Decimals: one, or two of what is below ten; none of hundreds."""
+    size = abs(value)
+    return 2 if size < 10 else 1 if size < 100 else 0
 
 
 def text_table(

@@ -23,6 +23,9 @@ def convert(
     series: Annotated[
         Path | None, typer.Option(help="The DICOM series on which the labels lie: folder or zip.")
     ] = None,
+    ct: Annotated[
+        Path | None, typer.Option(help="The scan of the labels, for html; else the series.")
+    ] = None,
     number: Annotated[
         str | None, typer.Option(help="Of the series, if there are several: 3, 3.2, or UID.")
     ] = None,
@@ -35,7 +38,7 @@ def convert(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write labels in other formats: 3D Slicer, DICOM SEG and RTSTRUCT, STL, OBJ, GLB.
+    """Write labels in other formats: 3D Slicer, DICOM SEG and RTSTRUCT, STL, OBJ, GLB, a report.
 
     Names of labels are taken from --label, the file, result.json or dataset.json.
 
@@ -50,6 +53,7 @@ def convert(
         out,
         formats=tuple(formats.split(",")),
         series=series,
+        ct=ct,
         options=ReadOptions(series=number, repair=repair, values="any"),
         names=parse_names(label or ()),
         overwrite=overwrite,

@@ -10,7 +10,7 @@ import typer
 
 from kidseg.cli.options import AsJson, Overwrite, Quiet, Repair, Series, Trust
 from kidseg.cli.terminal import print_result
-from kidseg.table import text_table, wrapped
+from kidseg.table import ranged, text_table, wrapped
 
 if TYPE_CHECKING:
     from kidseg.measure.criteria import Answer
@@ -240,18 +240,5 @@ def _cell(quantity: Quantity | None) -> str:
     """ "551 (520-585)", ">551" for a lower bound, "-" if it was not measured."""
     if quantity is None:
         return "-"
-    if quantity.interval == "none":
-        return f"{quantity.value:g}"
-    digits = _digits(quantity)
-    value = f"{quantity.value:.{digits}f}"
-    if quantity.high is None:
-        return f">{value}" if quantity.low is None else f">{value} (from {quantity.low:.{digits}f})"
-    low = "?" if quantity.low is None else f"{quantity.low:.{digits}f}"
-    dash = " to " if low.startswith("-") or quantity.high < 0 else "-"
-    return f"{value} ({low}{dash}{quantity.high:.{digits}f})"
-
-
-def _digits(quantity: Quantity) -> int:
-    """Decimals: one, or two of what is below ten; none of hundreds."""
-    size = abs(quantity.value)
-    return 2 if size < 10 else 1 if size < 100 else 0
+    is_exact = quantity.interval == "none"
+    return ranged(quantity.value, quantity.low, quantity.high, exact=is_exact)

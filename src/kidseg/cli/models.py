@@ -215,6 +215,10 @@ def evaluate(
         Literal["error", "empty"], typer.Option(help="Treatment of cases without prediction.")
     ] = "error",
     cases: Annotated[list[str] | None, typer.Option("--case", help="Score only this case.")] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="The scans, for the pictures of cohort.html: a data set or a folder."),
+    ] = None,
     jobs: Jobs = 1,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -235,6 +239,7 @@ def evaluate(
             cyst=cyst,
             missing=missing,
             cases=cases,
+            images=images,
             overwrite=overwrite,
             jobs=jobs,
             progress=advance,

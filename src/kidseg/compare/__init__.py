@@ -19,6 +19,7 @@ from zlib import crc32
 
 import numpy as np
 
+from kidseg.compare.compare_page import comparison_page
 from kidseg.compare.statistics import (
     CONFIDENCE,
     N_RESAMPLES,
@@ -28,6 +29,7 @@ from kidseg.compare.statistics import (
 )
 from kidseg.errors import InputError, UsageError, quoted
 from kidseg.evaluate import METRICS, Row, Run, read_run
+from kidseg.evaluate.score_page import PAGE
 from kidseg.evaluate.summary import prepare_output, write_csv
 from kidseg.io.atomic import write_json, write_text
 from kidseg.io.output import check_output_folder
@@ -39,7 +41,7 @@ __all__ = ["Comparison", "compare", "holm"]
 
 ALL = "all"
 
-_OUTPUTS = ("compare.json", "compare.csv", "compare.md")
+_OUTPUTS = ("compare.json", "compare.csv", "compare.md", "compare.html")
 _LARGER_IS_BETTER = {"dice": True, "hd95_mm": False, "surface_dice": True, "volume_error_ml": False}
 _TITLES = {
     "dice": "Dice",
@@ -114,7 +116,7 @@ class Comparison:
 def compare(
     runs: Sequence[Path], out: Path, *, seed: int = 0, overwrite: bool = False
 ) -> dict[str, Any]:
-    """Compare evaluated runs pair by pair; write `compare.json`, `compare.csv`, `compare.md`.
+    """Compare evaluated runs pair by pair; write `compare.json`, `.csv`, `.md` and `.html`.
 
     Patients and ages of the cases are taken from the first run of each pair.
 
@@ -169,7 +171,10 @@ def compare(
         "rules": _RULES,
         **provenance(),
     }
-    _write(out, result, overwrite=overwrite)
+    pages = {name: run.path / PAGE for name, run in named.items()}
+    about = [f"{result['protocol']} protocol. Paired statistics: compare.md."]
+    page = comparison_page("Comparison", named, pages, out, about=about)
+    _write(out, result, page, overwrite=overwrite)
     return result
 
 
@@ -335,13 +340,14 @@ def _check_same_references(both: Sequence[tuple[Row, Row]], a: Run, b: Run) -> N
             )
 
 
-def _write(out: Path, result: Mapping[str, Any], *, overwrite: bool) -> None:
+def _write(out: Path, result: Mapping[str, Any], page: str, *, overwrite: bool) -> None:
     if overwrite:
         (out / "compare.json").unlink(missing_ok=True)
     columns = [field.name for field in fields(Comparison)]
     rows = ([one[name] for name in columns] for one in result["comparisons"])
     write_csv(out / "compare.csv", columns, rows, overwrite=overwrite)
     write_text(out / "compare.md", _markdown(result), overwrite=overwrite)
+    write_text(out / "compare.html", page, overwrite=overwrite)
     write_json(out / "compare.json", result, overwrite=overwrite)
 
 

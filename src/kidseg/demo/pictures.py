@@ -17,8 +17,7 @@ from kidseg.intensity import AIR_HU
 from kidseg.io import ReadOptions, read
 from kidseg.io.atomic import writing
 from kidseg.labels import KIDNEY_TUMOUR
-from kidseg.segment import Predictor
-from kidseg.segment.annotation import (
+from kidseg.report.annotation import (
     CT_WINDOW,
     draw_found,
     draw_true,
@@ -29,6 +28,7 @@ from kidseg.segment.annotation import (
     place_legend,
     window_text,
 )
+from kidseg.segment import Predictor
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from kidseg.evaluate.protocols import (
     Structure,
     protocol_named,
 )
+from kidseg.evaluate.score_page import PAGE, draw_pair, find_images, score_page
 from kidseg.evaluate.summary import (
     COLUMNS,
     METRICS,
@@ -33,11 +34,12 @@ from kidseg.evaluate.summary import (
     write_csv,
 )
 from kidseg.evaluate.volumes import KnownLabels, read_pair
-from kidseg.io.atomic import write_json
+from kidseg.io.atomic import write_json, write_text
 from kidseg.io.output import check_output_folder
 from kidseg.labels import CystAs, LabelSchema, unclear_labels
 from kidseg.metrics import Measures, measure, union_box
 from kidseg.provenance import provenance
+from kidseg.report.cohort_page import Picture
 
 __all__ = [
     "KITS_TOLERANCE_MM",
@@ -56,7 +58,7 @@ __all__ = [
 
 Progress = Callable[[int, int], None]
 
-_OUTPUTS = ("summary.json", "cases.csv")
+_OUTPUTS = ("summary.json", "cases.csv", PAGE)
 _NAMED = 8
 
 
@@ -69,11 +71,12 @@ def evaluate(
     cyst: CystAs | None = None,
     missing: Missing = "error",
     cases: Collection[str] | None = None,
+    images: Path | None = None,
     overwrite: bool = False,
     jobs: int = 1,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Score predicted label volumes and write `summary.json` and `cases.csv`.
+    """Score predicted label volumes; write `summary.json`, `cases.csv` and `cohort.html`.
 
     All problems of all cases are collected before anything is written. One case per job is in
     memory at a time.
@@ -86,6 +89,8 @@ def evaluate(
         cyst: what a cyst counts as; see `protocol_named`.
         missing: a reference without a prediction is an "error", or scored as "empty".
         cases: ids of the cases to score; all references by default.
+        images: a data set or a folder with the scans of the cases, for the pictures in
+            `cohort.html`; by default those of the reference, if it is a data set.
         overwrite: replace existing results.
         jobs: threads.
         progress: called with (cases done, total cases).
@@ -98,11 +103,13 @@ def evaluate(
         UsageError: "output-exists", "other-folder" (`out` is a data set, a run, ...), an unknown
             protocol or setting.
         InputError: predictions and references do not match (see `pair`); for a single invalid case,
-            see `read_pair`; "bad-cases" for several, each named.
+            see `read_pair`; "bad-cases" for several, each named; see `find_images`.
         ResourceError: not enough memory or disk space.
     """
     pred, ref, out = Path(pred), Path(ref), Path(out)
     pairing = pair(pred, ref, missing=missing, cases=cases)
+    if images is not None:
+        pairing = _with_images(pairing, find_images(Path(images)))
     rules = protocol_named(protocol, pairing.schema, cyst)
     check_output_folder(out, "scores")
     prepare_output(out, _OUTPUTS, overwrite=overwrite)
@@ -115,16 +122,19 @@ def evaluate(
     if overwrite:
         (out / "summary.json").unlink(missing_ok=True)
     write_csv(out / "cases.csv", COLUMNS, (row.values() for row in rows), overwrite=overwrite)
+    pictures = {case.rows[0].case: case.picture for case in scored if case.rows}
+    write_text(out / PAGE, score_page(rows, pictures, summary), overwrite=overwrite)
     write_json(out / "summary.json", summary, overwrite=overwrite)
     return summary
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """One evaluated case: a row per structure, and the findings of the readers."""
+    """One evaluated case: a row per structure, the findings of the readers, and a picture."""
 
     rows: tuple[Row, ...]
     findings: tuple[Finding, ...]
+    picture: Picture
 
 
 def score(case: Pair, protocol: Protocol, known: KnownLabels) -> Scored:
@@ -144,6 +154,7 @@ def score(case: Pair, protocol: Protocol, known: KnownLabels) -> Scored:
     if known.ignore_label is not None:
         ignored = reference == known.ignore_label
         predicted, reference = (np.where(ignored, 0, part) for part in (predicted, reference))
+    picture = draw_pair(case, replace(labels, reference=reference), predicted, known.names)
     box = union_box(predicted, reference) or (slice(0, 1),) * 3
     predicted, reference = predicted[box], reference[box]
     grid = labels.grid.crop([side.start for side in box], reference.shape)
@@ -152,7 +163,7 @@ def score(case: Pair, protocol: Protocol, known: KnownLabels) -> Scored:
         found, wanted = _mask(predicted, structure), _mask(reference, structure)
         figures = measure(found, wanted, grid, structure.tolerance_mm)
         rows.append(_row(case, structure, figures, protocol))
-    return Scored(rows=tuple(rows), findings=findings)
+    return Scored(rows=tuple(rows), findings=findings, picture=picture)
 
 
 def summarise(
@@ -186,6 +197,11 @@ def summarise(
         },
         "findings": [finding.as_dict() for finding in findings],
     }
+
+
+def _with_images(pairing: Pairing, images: Mapping[str, Path]) -> Pairing:
+    pairs = tuple(replace(one, image=images.get(one.id)) for one in pairing.pairs)
+    return replace(pairing, pairs=pairs)
 
 
 def _score_all(

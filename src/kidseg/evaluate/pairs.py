@@ -36,6 +36,7 @@ class Pair:
         age_years: if known.
         reference_copies: further files of the reference, which must contain the same labels.
         copies: further files of the prediction, likewise.
+        image: of the case, to be shown; None: not known.
     """
 
     id: str
@@ -45,6 +46,7 @@ class Pair:
     age_years: float | None = None
     reference_copies: tuple[Path, ...] = ()
     copies: tuple[Path, ...] = ()
+    image: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +125,7 @@ def pair(
             age_years=known[case].age_years,
             reference_copies=references.copies.get(case, ()),
             copies=found[case][1:] if case in found else (),
+            image=next(iter(known[case].images), None),
         )
         for case in wanted
     )

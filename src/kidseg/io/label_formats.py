@@ -52,6 +52,7 @@ class LabelFormat:
         needs_series: it refers to the images of a DICOM series.
         may_be_missing: without voxels there is no file.
         needs: the format that it refers to.
+        is_page: a page about scan and labels, which `kidseg.report` writes.
     """
 
     ending: str
@@ -60,6 +61,7 @@ class LabelFormat:
     needs_series: bool = False
     may_be_missing: bool = False
     needs: str = ""
+    is_page: bool = False
 
 
 _DICOM: Mapping[str, Any] = {"extra": "dicom", "needs_series": True}
@@ -87,6 +89,7 @@ FORMATS: Mapping[str, LabelFormat] = {
     "stl": LabelFormat(ending="_seg_{label}.stl", **_MESH),
     "obj": LabelFormat(ending="_seg.obj", **_MESH),
     "glb": LabelFormat(ending="_seg.glb", **_MESH),
+    "html": LabelFormat(ending="_report.html", extra="mesh", packages=("skimage",), is_page=True),
 }
 """By the name in `--formats`."""
 
@@ -113,7 +116,12 @@ class LabelFile:
     @property
     def is_surface(self) -> bool:
         """Does it contain surfaces?"""
-        return FORMATS[self.format].extra == "mesh"
+        return FORMATS[self.format].extra == "mesh" and not self.is_page
+
+    @property
+    def is_page(self) -> bool:
+        """Is it a page about scan and labels?"""
+        return FORMATS[self.format].is_page
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -214,7 +222,7 @@ def check_grid(native: Grid, files: Sequence[LabelFile]) -> None:
 def write_label_files(
     exported: Exported, files: Sequence[LabelFile], folder: Path
 ) -> WrittenLabels:
-    """Write labels into temporary files in a folder.
+    """Write labels into temporary files in a folder; pages are left out.
 
     Args:
         exported: the labels.
@@ -237,7 +245,7 @@ def write_label_files(
     at = {file.format: folder / file.path.name for file in files}
     for file in files:
         temporary = folder / file.path.name
-        if file.format == "sr":  # refers to another, and comes last
+        if file.format == "sr" or file.is_page:  # refers to others, and comes last
             continue
         if _write(exported, file, temporary, surfaces):
             written[temporary] = file.path

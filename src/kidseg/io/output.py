@@ -76,7 +76,7 @@ KINDS = {
             marks=("study.toml",),
             own=(
                 *("runs", "labels", "scores", "averaged", "compared", "logs"),
-                *("study.json", "study.md", "study.png"),
+                *("study.json", "study.md", "study.png", "study.html"),
             ),
         ),
         FolderKind(

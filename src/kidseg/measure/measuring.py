@@ -9,6 +9,7 @@ from typing import Any
 
 from kidseg.cases.naming import label_name
 from kidseg.errors import Finding, UsageError
+from kidseg.geometry import Volume
 from kidseg.io import ReadOptions
 from kidseg.io.atomic import check_writable, make_folder, write_json
 from kidseg.io.content import sha256_of_all
@@ -16,12 +17,12 @@ from kidseg.io.output import check_output_folder
 from kidseg.measure.criteria import DEFAULT, entered_facts, read_criteria
 from kidseg.measure.label_reading import read_labelled, read_opinion
 from kidseg.measure.measurement import Measurement, measure_parts
-from kidseg.measure.parts import Parts, find_parts
+from kidseg.measure.parts import Labelled, Parts, find_parts
 from kidseg.measure.person import Patient
 from kidseg.measure.response import Change, changes
 from kidseg.provenance import provenance
 
-__all__ = ["ENDING", "INTENDED_USE", "Measured", "Request", "measure"]
+__all__ = ["ENDING", "INTENDED_USE", "Measured", "Request", "measure", "measure_labelled"]
 
 FORMAT = 1
 ENDING = "_measurements.json"
@@ -160,11 +161,22 @@ def measure(
     return measured
 
 
-def _measured(path: Path, request: Request) -> tuple[Parts, Measurement]:
+def measure_labelled(
+    labelled: Labelled, request: Request, others: Sequence[Volume] = ()
+) -> tuple[Parts, Measurement]:
+    """Measure labels that were read.
+
+    Args:
+        labelled: the labels.
+        request: of which the person, the criteria, the facts and the margin are used.
+        others: opinions; see `measure_parts`.
+
+    Raises:
+        UsageError: "bad-entered".
+        InputError: see `read_criteria`.
+    """
     criteria = read_criteria(request.criteria)
     entered = entered_facts(request.entered, criteria)
-    labelled = read_labelled(path, ct=request.ct, names=request.names, options=request.options)
-    others = [read_opinion(opinion, labelled) for opinion in request.opinions]
     parts = find_parts(labelled, criteria.settings.smallest_tumour_ml)
     margin_mm = request.margin_mm
     return parts, measure_parts(
@@ -176,6 +188,13 @@ def _measured(path: Path, request: Request) -> tuple[Parts, Measurement]:
         entered=entered,
         opinions=others,
     )
+
+
+def _measured(path: Path, request: Request) -> tuple[Parts, Measurement]:
+    read_criteria(request.criteria)  # before anything is read
+    labelled = read_labelled(path, ct=request.ct, names=request.names, options=request.options)
+    others = [read_opinion(opinion, labelled) for opinion in request.opinions]
+    return measure_labelled(labelled, request, others)
 
 
 def _check(request: Request) -> None:

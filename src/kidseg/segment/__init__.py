@@ -25,7 +25,9 @@ from kidseg.io.label_formats import FORMATS, check_formats, check_grid
 from kidseg.io.output import check_output_folder
 from kidseg.model_file import STARTER, STARTER_USE, is_starter
 from kidseg.provenance import provenance
+from kidseg.report.templates import check_viewer
 from kidseg.segment.adaptation import Adapt
+from kidseg.segment.batch_page import write_batch_page
 from kidseg.segment.identity import digest_of, done_before, is_same_call, reading_of
 from kidseg.segment.index import Index, read_index, record_failure, record_scan
 from kidseg.segment.outputs import (
@@ -39,6 +41,7 @@ from kidseg.segment.outputs import (
     write_outputs,
 )
 from kidseg.segment.predictor import Predictor, Segmentation, load_predictor
+from kidseg.segment.reporting import with_report
 from kidseg.segment.scans import read_scan
 from kidseg.segment.sources import Source, find_scans
 from kidseg.segment.truth import ReferenceLabels, find_references
@@ -99,7 +102,8 @@ def segment(
 
     Writes `<name>_seg.nii.gz` (and other formats) into `out`, and the scan's entry in
     `result.json`, after each scan; entries of other scans stay. Whatever fails in one scan, the
-    others are still segmented, unless the disk is full. A figure that cannot be drawn gives the
+    others are still segmented, unless the disk is full. With several scans in the folder,
+    `cohort.html` shows them all. A figure that cannot be drawn gives the
     finding "no-figure"; the labels are written.
 
     Args:
@@ -214,6 +218,7 @@ def _segment_all(
             progress(known + k + 1, total)
         if failure is not None and _is_out_full(failure, run.out):
             raise _stopped(failure, len(done), total)
+    write_batch_page(run.out)
     _raise_failed(failed, total, run.out)
     return done
 
@@ -232,6 +237,8 @@ def _check_call(
             next_step="Request figures too; to score labels, use 'kidseg evaluate'.",
         )
     check_formats(formats)
+    if any(FORMATS[name].is_page for name in formats):
+        check_viewer()
     if not scans or not formats:
         raise UsageError("no scans or no formats are given", code="no-scans")
 
@@ -300,7 +307,8 @@ def _segment_scan(source: Source, run: _Run) -> dict[str, Any]:
     with staging(run.out) as folder:
         written = write_outputs(folder, files, exported, draw)
         outputs = list(written.files.values())
-        left = earlier_outputs(run.index.scans.get(source.name), outputs, run.out)
+        pages = [file.path for file in files.labels if file.is_page]
+        left = earlier_outputs(run.index.scans.get(source.name), [*outputs, *pages], run.out)
         of_series = [] if series is None else series.findings
         noticed = dict.fromkeys((*scan.findings, *of_series))  # both have read the headers
         findings = (*noticed, *result.findings, *written.findings, *left)
@@ -320,8 +328,10 @@ def _segment_scan(source: Source, run: _Run) -> dict[str, Any]:
             "warnings": [finding.as_dict() for finding in findings],
             "seconds": {name: round(value, 4) for name, value in seconds.items()},
         }
-        record_scan(run.out, entry, written.files, overwrite=run.overwrite)
-    return entry
+        seen = (scan.volume, result, predictor)
+        reported = with_report(folder, files, written, entry, seen, draw)
+        record_scan(run.out, reported.entry, reported.files, overwrite=run.overwrite)
+    return reported.entry
 
 
 def _failure(error: Exception, path: Path) -> KidsegError:

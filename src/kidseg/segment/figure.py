@@ -18,7 +18,7 @@ from kidseg.intensity import Normalisation
 from kidseg.io.atomic import writing
 from kidseg.labels import LabelSchema
 from kidseg.pipeline import Region, decide
-from kidseg.segment.annotation import (
+from kidseg.report.annotation import (
     CT_WINDOW,
     Edge,
     draw_found,

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from kidseg.compare import compare
+from kidseg.compare.compare_page import comparison_page
 from kidseg.config import dump
 from kidseg.errors import BatchError, KidsegError, ResourceError, UsageError
-from kidseg.evaluate.summary import prepare_output
+from kidseg.evaluate.score_page import PAGE
+from kidseg.evaluate.summary import prepare_output, read_run
 from kidseg.io.atomic import write_json, write_text
 from kidseg.io.output import check_output_folder
 from kidseg.study.chart import draw
@@ -51,8 +53,8 @@ def study(
 
     Writes into `out`: study.toml (resolved), runs/, labels/ and scores/ with a folder for each
     method and seed, averaged/ with one for each method, compared/ (paired statistics of these),
-    logs/ (output of the processes), study.json, study.md and study.png; in others/, for each other
-    data set, its labels/, scores/, averaged/ and compared/.
+    logs/ (output of the processes), study.json, study.md, study.html and study.png; in others/, for
+    each other data set, its labels/, scores/, averaged/ and compared/.
 
     Args:
         file: see `kidseg.config.StudyConfig`.
@@ -183,9 +185,29 @@ def _write(
     result = gather(plan, runs, failed, scores)
     if runs:
         draw(runs, out / "averaged", out / "study.png")
+        write_text(out / "study.html", _page(plan, runs, out), overwrite=True)
     write_text(out / "study.md", markdown(result), overwrite=True)
     write_json(out / "study.json", result, overwrite=True)
     return result
+
+
+def _page(plan: Design, runs: Sequence[StudyRun], out: Path) -> str:
+    """The cases of the study's own data set with all methods, and the pages of the evaluations.
+
+    Dice is averaged over seeds; the pictures are of each method's first run.
+    """
+    averages = {run.arm.name: read_run(out / "averaged" / run.arm.name) for run in runs}
+    first: dict[str, Path] = {}
+    for run in runs:
+        first.setdefault(run.arm.name, run.scores(plan.main) / PAGE)
+    more = {
+        **{run.name: run.scores(one) / PAGE for run in runs for one in plan.partitions},
+        "paired statistics": out / "compared" / "compare.html",
+        "all tables": out / "study.md",
+    }
+    known = {name: path for name, path in more.items() if path.is_file() or path.suffix == ".md"}
+    about = ["Dice is the mean over seeds; a picture is that of the first seed."]
+    return comparison_page("Study", averages, first, out, about=about, more=known)
 
 
 def _scores(
@@ -206,12 +228,12 @@ def _scores(
 
 def _remove_written(plan: Design, out: Path) -> None:
     """Remove results of an earlier call, which may have had more runs; keep all other files."""
-    for name in ("study.json", "study.md", "study.png"):
+    for name in ("study.json", "study.md", "study.png", "study.html"):
         (out / name).unlink(missing_ok=True)
     for one in plan.partitions:
         folder = folder_of(out, one)
         tables = [
-            (folder / "compared", ("compare.json", "compare.csv", "compare.md")),
+            (folder / "compared", ("compare.json", "compare.csv", "compare.md", "compare.html")),
             *((each, ("summary.json", "cases.csv")) for each in (folder / "averaged").glob("*")),
             (folder / "averaged", ()),
         ]

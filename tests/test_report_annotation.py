@@ -13,7 +13,7 @@ import torch
 from kidseg.geometry import Grid, Volume
 from kidseg.io.orientation import reorient
 from kidseg.labels import KIDNEY_TUMOUR
-from kidseg.segment.annotation import (
+from kidseg.report.annotation import (
     CT_WINDOW,
     draw_found,
     draw_true,

@@ -69,11 +69,17 @@ def edge_of_right(place: Grid) -> Edge | None:
     return "bottom" if down > 0 else "top"
 
 
-def mark_sides(axes: Axes, right: Edge | None) -> None:
-    """Write R and L at the edges of an image; nothing if `right` is None."""
+def mark_sides(axes: Axes, right: Edge | None, letters: tuple[str, str] = ("R", "L")) -> None:
+    """Write R and L at the edges of an image; nothing if `right` is None.
+
+    Args:
+        axes: with the image.
+        right: the edge of the first letter.
+        letters: for this edge and the opposite one.
+    """
     if right is None:
         return
-    for text, edge in (("R", right), ("L", _OPPOSITE[right])):
+    for text, edge in zip(letters, (right, _OPPOSITE[right]), strict=True):
         x, y, across, along = _PLACES[edge]
         _write(axes, x, y, text, size=10, ha=across, va=along, weight="bold")
 

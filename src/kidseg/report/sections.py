@@ -1,0 +1,282 @@
+"""What a report says, as plain data for its template: from `result.json` and the measurements."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+from kidseg.table import ranged
+
+__all__ = [
+    "command_line",
+    "criteria",
+    "homogenization",
+    "provenance_rows",
+    "review",
+    "volumes",
+    "warnings",
+]
+
+Record = Mapping[str, Any]
+
+_UNITS = {"1": "", "mL": "ml", "cm2": "cm²", "m2": "m²", "mL/m2": "ml/m²"}
+_SIZES = ("volume", "ellipsoid volume", "longest diameter", "longest axial diameter", "height")
+_MIDLINES = {
+    "body": "the middle of the body",
+    "kidneys": "the middle between the kidneys, an estimate",
+    "image": "the middle of the image, an estimate",
+    "origin": "the origin of patient space, an estimate",
+}
+_FIGURES = {
+    "radius_long_mm": ("body, long radius", "mm"),
+    "radius_short_mm": ("body, short radius", "mm"),
+    "angle_deg": ("turned in the slice", "deg"),
+    "scale_x": ("size across, to the reference patient", ""),
+    "scale_y": ("size down, to the reference patient", ""),
+    "shift_x_mm": ("off centre, across", "mm"),
+    "shift_y_mm": ("off centre, down", "mm"),
+    "overlap": ("overlap with the reference patient", ""),
+    "bright_hu": ("brightness of enhanced tissue", "HU"),
+    "renal_hu": ("brightness of kidneys and masses", "HU"),
+    "pixel_mm": ("pixel, as prepared", "mm"),
+    "slice_mm": ("distance of slices", "mm"),
+}
+_WHEN = {"before": "as scanned", "start": "by moments", "after": "homogenized"}
+
+
+def warnings(record: Record, measured: Record) -> list[str]:
+    """All warnings as sentences, without paths."""
+    folder = str(Path(str(record.get("path", ""))).parent)
+    found = []
+    for entry in (*record.get("warnings", ()), *measured.get("warnings", ())):
+        text = f"{entry['cause'].rstrip('.')}."
+        text = f"{text[:1].upper()}{text[1:]} {entry['next_step']}".strip()
+        found.append(text.replace(f"{folder}/", "") if len(folder) > 1 else text)
+    model = record.get("model", {})
+    if "use" in model:
+        found.append(f"The labels are those of the {model['name']} model, {model['use']}.")
+    return list(dict.fromkeys(found))
+
+
+def volumes(measured: Record) -> dict[str, Any]:
+    """Sizes of all structures, and the measures of each side and of both."""
+    rows = []
+    for structure in measured["structures"]:
+        known = {quantity["name"]: quantity for quantity in structure["quantities"]}
+        rows.append(
+            {
+                "id": structure["id"],
+                "label": structure["label"],
+                "cells": [_text(known.get(name)) for name in _SIZES],
+                "borders": structure["borders"],
+            }
+        )
+    groups = [*measured["sides"].items(), ("both sides", measured["patient"])]
+    midline = measured["midline"]["from"]
+    return {
+        "head": ["volume ml", "ellipsoid ml", "longest mm", "longest axial mm", "height mm"],
+        "rows": rows,
+        "sides": [
+            {
+                "name": name,
+                "measures": [
+                    {
+                        "name": each["name"],
+                        "text": f"{_text(each)} {_unit(each['unit'])}".strip(),
+                        "note": each["note"],
+                    }
+                    for each in measures
+                ],
+            }
+            for name, measures in groups
+            if measures
+        ],
+        "midline": _MIDLINES.get(midline, midline),
+    }
+
+
+def criteria(measured: Record) -> dict[str, Any]:
+    """Each criterion, with its answers for one or both sides."""
+    known = measured["criteria"]
+    found: dict[str, dict[str, Any]] = {}
+    for each in known["answers"]:
+        stated = {name: each[name] for name in ("title", "about", "source", "confirmed")}
+        found.setdefault(each["id"], {**stated, "answers": []})["answers"].append(
+            {
+                **{name: each[name] for name in ("subject", "verdict")},
+                "mark": each["verdict"].replace(" ", "-"),
+                "conditions": [_condition(condition) for condition in each["conditions"]],
+            }
+        )
+    return {
+        "version": known["version"],
+        "signed_off": known["signed_off"] or "not signed off by a clinician",
+        "list": list(found.values()),
+    }
+
+
+def homogenization(record: Record) -> dict[str, Any]:
+    """How far the patient is from those of the training, and the pose before and after."""
+    ranges = record.get("training_range") or {}
+    figures = ranges.get("figures", {})
+    far = ranges.get("far_sd", 1.0)
+    named = [name for name in (*_FIGURES, *figures) if name in figures]
+    return {
+        "known": bool(ranges.get("known")),
+        "far_sd": far,
+        "figures": [_figure(name, figures[name], far) for name in dict.fromkeys(named)],
+        "overlap": _overlap(record.get("overlap") or {}),
+        "pose": _poses(record.get("grids") or {}),
+        "notes": [note["text"] for note in (record.get("notes") or {}).values()],
+    }
+
+
+def review(record: Record) -> dict[str, Any] | None:
+    """What is in doubt, and the slices to look at first; None if the record has none."""
+    found = record.get("review")
+    if not found:
+        return None
+    level = round(100 * found.get("level", 0))
+    return {
+        "opinions": found.get("opinions", 1),
+        "structures": [
+            {"name": name, "text": _reviewed(each, level)}
+            for name, each in found.get("structures", {}).items()
+        ],
+        "slices": list(found.get("slices", ())),
+    }
+
+
+def _reviewed(structure: Record, level: int) -> str:
+    """A volume, with the interval of the review if it has one."""
+    volume = structure["volume_ml"]
+    if (interval := structure.get("interval_ml")) is None:
+        return f"{ranged(volume, volume, volume, exact=True)} ml, no interval is known"
+    low, high = (min(interval[0], volume), max(interval[1], volume))
+    return f"{ranged(volume, low, high)} ml, {level} % interval"
+
+
+def provenance_rows(record: Record, measured: Record, command: str) -> list[tuple[str, str]]:
+    """Names and values: hashes, versions, model, machine, command. No path and no host name."""
+    model, versions = record.get("model") or {}, record.get("versions", {})
+    host = record.get("host", {})
+    members = (record.get("ensemble") or {}).get("members", ())
+    rows = [
+        ("scan SHA-256", record.get("scan_sha256") or record.get("sha256", "")),
+        ("labels SHA-256", record.get("labels_sha256", "")),
+        ("model", _model(model)),
+        ("model SHA-256", model.get("sha256", "")),
+        ("members of the ensemble", ", ".join(members)),
+        ("formats", ", ".join(record.get("formats", ()))),
+        ("versions", ", ".join(f"{name} {value}" for name, value in versions.items() if value)),
+        ("computed on", _machine(record, host)),
+        ("date", str(record.get("date", ""))),
+        ("criteria", f"version {measured['criteria']['version']}"),
+        ("command", command),
+    ]
+    return [(name, value) for name, value in rows if value]
+
+
+def command_line(arguments: Sequence[str] | None = None) -> str:
+    """The command that runs, with file names instead of paths; "" if it is another program.
+
+    Args:
+        arguments: with the program; by default those of this process.
+    """
+    program, *rest = sys.argv if arguments is None else arguments
+    if Path(program).parent.name != "kidseg" and Path(program).stem != "kidseg":
+        return ""
+    return shlex.join(["kidseg", *(PurePath(each).name or each for each in rest)])
+
+
+def _text(quantity: Record | None) -> str:
+    if quantity is None:
+        return "-"
+    exact = quantity["interval"] == "none"
+    return ranged(quantity["value"], quantity["low"], quantity["high"], exact=exact)
+
+
+def _unit(unit: str) -> str:
+    return _UNITS.get(unit, unit)
+
+
+def _condition(condition: Record) -> dict[str, str]:
+    quantity = condition["quantity"]
+    value = "" if quantity is None else f"{_text(quantity)} {_unit(quantity['unit'])}".strip()
+    names = ("text", "verdict", "reason")
+    return {**{name: condition[name] for name in names}, "value": value}
+
+
+def _figure(name: str, known: Record, far: float) -> dict[str, Any]:
+    """A number of the patient beside the range of the training; places are per cent of a bar."""
+    title, unit = _FIGURES.get(name, (name, ""))
+    value, low, high, away = (known[key] for key in ("value", "min", "max", "distance_sd"))
+    least, most = min(value, low), max(value, high)
+    width = (most - least) or 1.0
+    least, width = least - 0.08 * width, 1.16 * width
+
+    def place(number: float) -> float:
+        return round(float(100 * (number - least) / width), 1)
+
+    return {
+        "title": title,
+        "unit": unit,
+        "value": f"{value:.4g}",
+        "range": f"{low:.4g} to {high:.4g}",
+        "distance": "outside a range of one" if away is None else f"{away:.1f}",
+        "is_far": away is None or away > far,
+        "is_outside": away is None or away > 0,
+        "places": {"value": place(value), "low": place(low), "width": place(high) - place(low)},
+    }
+
+
+def _overlap(found: Record) -> dict[str, Any] | None:
+    """Overlap with the reference patient at each time, by mask."""
+    times = [when for when in _WHEN if when in found]
+    if not times:
+        return None
+    masks = list(found[times[-1]])
+    rows = [(mask, [f"{found[when][mask]:.2f}" for when in times]) for mask in masks]
+    if agreement := found.get("agreement"):
+        rows.append(("agreement", [f"{agreement[when]:.2f}" for when in times]))
+    kept = found.get("kept")
+    return {
+        "times": [_WHEN[when] for when in times],
+        "rows": rows,
+        "kept": "the pose by moments" if kept == "start" else "the network's correction",
+    }
+
+
+def _poses(grids: Mapping[str, Sequence[Record]]) -> list[dict[str, str]]:
+    """How each step turned, scaled and moved the slices: medians over the slices."""
+    found = []
+    for step, regions in grids.items():
+        for region in regions:
+            if "angle_deg" not in region:
+                continue
+            across, down = region["scale"]["median"]
+            x, y = region["shift_mm"]["median"]
+            found.append(
+                {
+                    "step": " ".join(filter(None, (step, region["name"]))),
+                    "angle": f"{region['angle_deg']['median'][0]:.1f}",
+                    "scale": f"{across:.2f} x {down:.2f}",
+                    "shift": f"{round(x)}, {round(y)}",
+                }
+            )
+    return found
+
+
+def _model(model: Record) -> str:
+    path = PurePath(str(model.get("path", ""))).name
+    parts: Iterable[str] = (str(model.get("method", "")), str(model.get("name", path)))
+    return ", ".join(part for part in parts if part)
+
+
+def _machine(record: Record, host: Record) -> str:
+    parts = [str(record.get("device", "")), str(record.get("precision", ""))]
+    parts += [str(host.get("cpu", "")), *map(str, host.get("gpu", ()))]
+    return ", ".join(part for part in parts if part)

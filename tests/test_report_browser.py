@@ -1,0 +1,263 @@
+"""The report and the page of a cohort in a real browser."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from axe import AXE, FOLDER
+from browsers import browser, complaints, pixels, printed, requests, until, violations
+from kidseg.labels import KIDNEY_TUMOUR
+from kidseg.report.cohort_page import Case, Cell, Picture, cohort_page
+from kidseg.report.overlay import draw_overlay
+from pages import make_content, page_of, with_viewer
+
+pytestmark = [pytest.mark.slow, with_viewer]
+
+
+@pytest.fixture(scope="module")
+def driver() -> Iterator[Any]:
+    with browser() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def opened(driver: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The report of a patient made of ellipses, with a picture of steps."""
+    overlay = draw_overlay(None, np.ones((20, 60), np.uint8), None, KIDNEY_TUMOUR, (1.0, 1.0))
+    page = tmp_path_factory.mktemp("page") / "child_report.html"
+    page.write_text(page_of(make_content(steps=overlay)), encoding="utf-8")
+    driver.get(page.as_uri())
+    until(driver, "window.report && window.report.ready")
+    return driver
+
+
+def at(driver: Any) -> list[float]:
+    """The slice, row and column under the crosshair."""
+    found = driver.execute_script("return window.report.here()")
+    return [float(v) for v in found]
+
+
+def press(driver: Any, canvas: str, *keys: str) -> None:
+    driver.find_element("id", canvas).send_keys(*keys)
+
+
+def slide(driver: Any, selector: str, value: float) -> None:
+    driver.execute_script(
+        "const s = document.querySelector(arguments[0]); s.value = arguments[1];"
+        "s.dispatchEvent(new Event('input', {bubbles: true}))",
+        selector,
+        value,
+    )
+
+
+def test_it_opens_without_complaints_and_fetches_nothing(opened: Any) -> None:
+    assert complaints(opened) == []
+    asked = requests(opened)
+    assert [a for a in asked if not a.endswith("/child_report.html")] == []
+
+
+def test_planes_and_surfaces_are_drawn(opened: Any) -> None:
+    planes, solid = pixels(opened, "planes"), pixels(opened, "solid")
+    assert planes.std() > 20, "the planes are blank"
+    green, orange = (np.array(label.rgb) for label in KIDNEY_TUMOUR.labels)
+    for colour in (green, orange):  # in their colours, whatever the light
+        hue = colour / np.linalg.norm(colour)
+        norm = np.linalg.norm(solid, axis=-1)
+        alike = (solid @ hue > 0.97 * norm) & (norm > 60)
+        assert alike.sum() > 200, colour
+
+
+@pytest.mark.parametrize(
+    ("selector", "value"),
+    [("#level", 300), ("#width", 60), ("#opacity", 100), ("input[data-axis='0']", 1)],
+)
+def test_sliders_change_the_picture(opened: Any, selector: str, value: float) -> None:
+    before = pixels(opened, "planes")
+    slide(opened, selector, value)
+    assert np.abs(pixels(opened, "planes") - before).mean() > 0.3
+
+
+def test_window_presets_are_told_and_change_the_picture(opened: Any) -> None:
+    from selenium.webdriver.common.by import By
+
+    seen = []
+    for button in opened.find_elements(By.CSS_SELECTOR, "button[data-low]"):
+        button.click()
+        assert button.get_attribute("aria-pressed") == "true"
+        low, high = (float(button.get_attribute(f"data-{end}")) for end in ("low", "high"))
+        assert opened.find_element(By.ID, "level-text").text == f"{(low + high) / 2:.0f}"
+        seen.append(pixels(opened, "planes"))
+    changes = [np.abs(a - b).mean() for a, b in pairwise(seen)]
+    assert min(changes) > 0.3
+
+
+def test_arrow_keys_move_the_slices_and_turn_the_surfaces(opened: Any) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    slide(opened, "input[data-axis='0']", 3)
+    start = at(opened)
+    for keys, axis, step in (
+        ((Keys.ARROW_UP, Keys.ARROW_UP), 0, 2),
+        ((Keys.ARROW_DOWN,), 0, -1),
+        ((Keys.ARROW_RIGHT,), 2, 1),
+        ((Keys.PAGE_DOWN,), 1, 1),
+    ):
+        press(opened, "planes", *keys)
+        now = at(opened)
+        moved = [b - a for a, b in zip(start, now, strict=True)]
+        assert moved[axis] == pytest.approx(step, abs=0.51), (keys, moved)
+        start = now
+    before = pixels(opened, "solid")
+    press(opened, "solid", Keys.ARROW_LEFT, Keys.ARROW_LEFT)
+    assert np.abs(pixels(opened, "solid") - before).mean() > 0.3
+
+
+def test_the_tab_key_reaches_everything_in_order(opened: Any) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    opened.execute_script("document.querySelector('.skip').focus()")
+    seen: list[str] = []
+    for _ in range(60):
+        active = opened.switch_to.active_element
+        seen.append(active.get_attribute("id") or active.get_attribute("data-place") or active.text)
+        active.send_keys(Keys.TAB)
+        if seen[-1] == "review-1":
+            break
+    assert seen[0].startswith("Skip")
+    wanted = ["removed-0", "level", "width", "opacity", "label-1", "measure", "planes", "solid"]
+    assert [name for name in seen if name in wanted] == wanted
+    assert seen[-2:] == ["review-0", "review-1"]
+
+
+def test_a_slice_to_review_moves_the_viewer(opened: Any) -> None:
+    from selenium.webdriver.common.by import By
+
+    for k, wanted in enumerate(make_content().record["review"]["slices"]):
+        opened.find_element(By.CSS_SELECTOR, f"button[data-place='review-{k}']").click()
+        millimetres = opened.execute_script(
+            "const r = window.report.planes; return [...r.frac2mm(r.scene.crosshairPos, 0, true)]"
+        )
+        assert millimetres[2] == pytest.approx(wanted["position_mm"], abs=5.1)
+
+
+def test_a_distance_can_be_drawn(opened: Any) -> None:
+    from selenium.webdriver import ActionChains
+    from selenium.webdriver.common.by import By
+
+    measure = opened.find_element(By.ID, "measure")
+    measure.click()
+    canvas = opened.find_element(By.ID, "planes")
+    opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
+    ActionChains(opened).move_to_element_with_offset(
+        canvas, -120, 60
+    ).click_and_hold().move_by_offset(50, 30).release().perform()
+    found = opened.execute_script(
+        "return window.report.planes.document.completedMeasurements.map((m) => m.distance)"
+    )
+    assert len(found) == 1 and found[0] > 5
+    opened.find_element(By.ID, "clear").click()
+    assert not opened.execute_script(
+        "return window.report.planes.document.completedMeasurements.length"
+    )
+    measure.click()
+
+
+def test_views_switch(opened: Any) -> None:
+    from selenium.webdriver.common.by import By
+
+    for name, shown in (("planes", "planes"), ("solid", "solid"), ("both", "planes")):
+        opened.find_element(By.CSS_SELECTOR, f"button[data-view='{name}']").click()
+        for canvas in ("planes", "solid"):
+            is_shown = opened.find_element(By.ID, canvas).is_displayed()
+            assert is_shown is (name == "both" or canvas == shown)
+    assert complaints(opened) == []
+
+
+def test_a_report_has_no_faults_of_accessibility(opened: Any) -> None:
+    assert violations(opened, axe_script()) == []
+
+
+def axe_script() -> Path:
+    path = FOLDER / AXE.name
+    if not path.is_file():
+        pytest.skip("axe-core was not fetched: python tests/axe.py")
+    return path
+
+
+def test_it_prints_on_two_pages_and_each_says_what_it_is_for(opened: Any, tmp_path: Path) -> None:
+    pages = printed(opened, tmp_path / "report.pdf")
+    assert len(pages) == 2
+    for text in pages:
+        assert "Research use only. Not a medical device." in " ".join(text.split())
+    assert "Warnings" in pages[0] and "Criteria" in pages[1] and "Provenance" in pages[1]
+    assert "Draw a distance" not in pages[0]
+
+
+def test_without_webgl_there_are_still_pictures(driver: Any, tmp_path: Path) -> None:
+    page = tmp_path / "child.html"
+    page.write_text(page_of(make_content()), encoding="utf-8")
+    off = driver.execute_cdp_cmd(
+        "Page.addScriptToEvaluateOnNewDocument",
+        {"source": "HTMLCanvasElement.prototype.getContext = () => null"},
+    )
+    driver.get(page.as_uri())
+    until(driver, "!document.getElementById('trouble').hidden")
+    driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", off)
+    assert driver.find_element("css selector", "#still img").is_displayed()
+    assert not driver.find_element("id", "viewer").is_displayed()
+
+
+@pytest.fixture
+def cohort(driver: Any, tmp_path: Path) -> Any:
+    shown = np.zeros((40, 40), np.uint8)
+    shown[10:20, 10:30] = 1
+    png = draw_overlay(None, shown, shown, KIDNEY_TUMOUR, (1.0, 1.0))
+    cases = [
+        Case(
+            name=name,
+            cells=[Cell(text=text, value=value)],
+            pictures=[Picture(png=png, alt=f"slice of {name}")],
+        )
+        for name, text, value in (("b10", "0.2", 0.2), ("b9", "0.9", 0.9), ("a", "-", None))
+    ]
+    page = tmp_path / "cohort.html"
+    page.write_text(cohort_page("Scores", ["Dice"], cases), encoding="utf-8")
+    driver.get(page.as_uri())
+    return driver
+
+
+def names(driver: Any) -> list[str]:
+    return [b.text for b in driver.find_elements("css selector", "button.case")]
+
+
+def test_columns_of_a_cohort_sort(cohort: Any) -> None:
+    case, dice = cohort.find_elements("css selector", "button.sort")
+    dice.click()
+    assert names(cohort) == ["b10", "b9", "a"], "what is not known comes last"
+    dice.click()
+    assert names(cohort) == ["b9", "b10", "a"]
+    assert cohort.find_elements("css selector", "th")[1].get_attribute("aria-sort") == "descending"
+    case.click()
+    assert names(cohort) == ["a", "b9", "b10"], "numbers in names count as numbers"
+
+
+def test_a_click_shows_the_case(cohort: Any) -> None:
+    assert (
+        cohort.find_element("css selector", "#overlay img").get_attribute("alt") == "slice of b10"
+    )
+    cohort.find_elements("css selector", "button.case")[1].click()
+    picture = cohort.find_element("css selector", "#overlay img")
+    assert picture.is_displayed() and picture.get_attribute("alt") == "slice of b9"
+    assert cohort.execute_script("return arguments[0].naturalWidth", picture) > 100
+    assert complaints(cohort) == []
+    assert [a for a in requests(cohort) if not a.endswith(".html")] == []
+
+
+def test_a_cohort_has_no_faults_of_accessibility(cohort: Any) -> None:
+    assert violations(cohort, axe_script()) == []
