@@ -19,6 +19,7 @@ __all__ = [
     "CHECKPOINT",
     "Checkpoint",
     "axes_of_image",
+    "axes_of_reader",
     "checkpoints_in",
     "read_json",
     "stored_axes",
@@ -119,7 +120,12 @@ def read_json(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def stored_axes(checkpoints: Sequence[Checkpoint], reader: str) -> str | None:
+def axes_of_reader(reader: str) -> str | None:
+    """The order of axes, as `axes_of`, to which a reader of nnU-Net brings images; None: theirs."""
+    return _REORIENTED if reader in _READERS_THAT_REORIENT else None
+
+
+def stored_axes(checkpoints: Sequence[Checkpoint]) -> str | None:
     """How the axes of the training images run, by nnU-Net's validation results of the folds.
 
     nnU-Net's networks see the voxels in the order of the file. Its validation writes labels like
@@ -127,7 +133,6 @@ def stored_axes(checkpoints: Sequence[Checkpoint], reader: str) -> str | None:
 
     Args:
         checkpoints: of the folds.
-        reader: nnU-Net's class that read the images; one brings them to an order of its own.
 
     Returns:
         As `axes_of`; None if there is no image to tell.
@@ -135,8 +140,6 @@ def stored_axes(checkpoints: Sequence[Checkpoint], reader: str) -> str | None:
     Raises:
         InputError: "axes-differ": the images are stored in several orders.
     """
-    if reader in _READERS_THAT_REORIENT:
-        return _REORIENTED
     found: dict[str, Path] = {}
     for checkpoint in checkpoints:
         for file in sorted((checkpoint.path.parent / "validation").glob("*")):
