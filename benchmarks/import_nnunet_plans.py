@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -68,6 +69,7 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
     "3d, not normalised, 0 to 1": {**THICK, "schemes": [NONE, "RescaleTo01Normalization"]},
     "3d, RGB": {**THICK, "schemes": ["RGBTo01Normalization"] * 3},
     "3d, ignore label": {**THICK, **IGNORE},
+    "3d, fractions of HU": {**THICK, "fractions": True},
     "3d, RAS": {**THICK, "stored": "RAS", "mirror": (0,)},
     "3d, PSR, nibabel": {**THICK, "stored": "PSR", "reader": "NibabelIO"},
     "3d, PSR, reoriented by nibabel": {**THICK, "stored": "PSR", "reader": "NibabelIOWithReorient"},
@@ -93,16 +95,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer", type=Path, help="python with nnunetv2")
     parser.add_argument("--only", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--scan", type=Path, help="a CT (NIfTI) for the models of one channel")
     parser.add_argument("--keep", type=Path, help="folder for all files")
     parser.add_argument("--json", action="store_true", help="figures as JSON")
     parser.add_argument("--as-peer", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.as_peer:
         for name in options.only:
-            make(options.as_peer / folder_of(name), MODELS[name])
+            make(options.as_peer / folder_of(name), MODELS[name], options.scan)
         return 0
     if options.peer is None:
         parser.error("--peer is needed")
+    if options.scan:
+        options.only = [name for name in options.only if schemes_of(MODELS[name]) == [CT]]
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.keep or Path(temporary)
         import torch
@@ -128,22 +133,27 @@ def start_peer(folder: Path, options: argparse.Namespace) -> None:
     environment |= dict.fromkeys(
         ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"), str(folder)
     )
+    command = [options.peer, Path(__file__).resolve(), "--as-peer", folder]
+    command += ["--scan", options.scan.resolve()] if options.scan else []
     subprocess.run(
-        [options.peer, Path(__file__).resolve(), "--as-peer", folder, "--only", *options.only],
+        [*command, "--only", *options.only],
         env=environment,
         stdout=sys.stderr,
         check=True,
     )
 
 
-def make(folder: Path, model: Mapping[str, Any]) -> None:
+def make(folder: Path, model: Mapping[str, Any], scan: Path | None) -> None:
     """The folder of a training that did not take place, a scan, and nnU-Net's prediction of it."""
     import torch
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
     trained, scans = folder / "trained", folder / "scans"
     scans.mkdir(parents=True)
-    write_scan(scans, model)
+    if scan:
+        shutil.copy(scan, scans / "scan_0000.nii.gz")
+    else:
+        write_scan(scans, model)
     folds = model.get("folds", (0,))
     for number, fold in enumerate(folds):
         write_fold(trained, model, fold, number)
@@ -181,8 +191,10 @@ def write_scan(folder: Path, model: Mapping[str, Any]) -> None:
         elif k or scheme != CT or any(model.get("masks", ())):
             values = np.where(values < -500, 0, values)
         values[:, :4], values[:1], values[..., -3:] = 0, 0, 0
+        kind = np.float32 if model.get("fractions") else np.int16
+        values = values if model.get("fractions") else values.round()
         image = nibabel.Nifti1Image(
-            values.round().astype(np.int16).transpose(2, 1, 0),
+            values.astype(kind).transpose(2, 1, 0),
             np.diag([-spacing[2], -spacing[1], spacing[0], 1.0]),
         )
         wanted = o.axcodes2ornt(tuple(model.get("stored", "LPS")))
