@@ -717,8 +717,18 @@ def test_folders_and_folds_that_are_near_are_named(tmp_path: Path) -> None:
     (folder / "fold_0").rename(folder / "fold_all")
     assert import_nnunet(folder, tmp_path / "all.safetensors", stored="LPS")["folds"] == ["all"]
     (folder / "fold_all").rename(folder / "fold_0")
-    with pytest.raises(InputError, match=r"checkpoint_best\.pth"):
-        import_nnunet(folder, out, checkpoint="checkpoint_x.pth")
+    for name in ("checkpoint_x.pth", "", "*", "**/a"):
+        with pytest.raises(InputError, match=r"checkpoint_best\.pth") as lacking:
+            import_nnunet(folder, out, checkpoint=name)
+        assert lacking.value.code == "no-fold"
+    exported, old = tmp_path / "exported.zip", tmp_path / "v1"
+    exported.write_bytes(b"PK")
+    old.mkdir()
+    (old / "plans.pkl").write_bytes(b"")
+    for given, said in ((exported, "unpack it"), (old, "nnU-Net v2")):
+        with pytest.raises(InputError, match=r"nnU-Net v1|not a folder") as refused:
+            import_nnunet(given, out)
+        assert refused.value.code == "no-training" and said in refused.value.next_step
     out.write_bytes(b"")
     with pytest.raises(UsageError) as caught:
         import_nnunet(folder, out, stored="LPS")

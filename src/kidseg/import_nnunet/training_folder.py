@@ -61,7 +61,7 @@ def checkpoints_in(
     """
     _check_folder(folder)
     present = sorted(
-        path.parent.name.removeprefix("fold_") for path in folder.glob(f"fold_*/{name}")
+        path.name.removeprefix("fold_") for path in folder.glob("fold_*") if (path / name).is_file()
     )
     numbered = sorted((fold for fold in present if fold.isdecimal()), key=int)
     wanted = list(dict.fromkeys(str(fold) for fold in folds or numbered or [_ALL]))
@@ -81,8 +81,12 @@ def checkpoints_in(
 def _check_folder(folder: Path) -> None:
     if folder.is_dir() and (folder / PLANS).is_file() and (folder / DATASET).is_file():
         return
-    if not folder.is_dir():
+    if folder.is_file():
+        cause, step = "a file, not a folder", "If it is an exported model, unpack it."
+    elif not folder.is_dir():
         cause, step = "there is no such folder", "Check the path."
+    elif (folder / "plans.pkl").exists():
+        cause, step = "a training of nnU-Net v1", "Only those of nnU-Net v2 can be imported."
     else:
         lacks = [name for name in (PLANS, DATASET) if not (folder / name).is_file()]
         cause = f"no folder of a training of nnU-Net: {' and '.join(lacks)} missing"
