@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pydoc
 import random
 import subprocess
 import sys
@@ -21,10 +22,12 @@ from nibabel import orientations
 from scipy import ndimage
 
 from ellipses import in_two_channels, make_ellipse_patient, write_ellipse_dataset
+from kidseg import nets
 from kidseg.checkpoint import load_model, read_header
 from kidseg.cli import main
 from kidseg.errors import InputError, KidsegError, KidsegWarning, ModelError, UsageError
 from kidseg.import_nnunet import import_nnunet
+from kidseg.import_nnunet.architecture import renamed
 from kidseg.io import save
 from kidseg.members import ensemble
 from kidseg.segment import load_predictor, segment
@@ -36,6 +39,7 @@ from nnunet_folders import (
     RESIDUAL,
     STATISTICS,
     THICK,
+    architecture,
     description,
     network,
     plans,
@@ -61,7 +65,16 @@ PLANS = {
         resampling_fn_data_kwargs=LINEAR,
         resampling_fn_probabilities_kwargs=LINEAR,
     ),
+    "arguments left out": plans(
+        THICK,
+        (8.5, 3.1, 2.6),
+        WINDOW,
+        resampling_fn_data_kwargs={},
+        resampling_fn_probabilities_kwargs={},
+    ),
 }
+# Those of nnU-Net's function for resampling, if plans leave them out.
+DEFAULTS = {"order": 3, "force_separate_z": False}
 
 
 def topology_in(content: Mapping[str, Any]) -> Topology:
@@ -115,13 +128,15 @@ def by_the_formulas(
     image = normalised(channels[(slice(None), *box)], chosen)
     size = image.shape[1:]
     shape = [round(s / t * n) for s, t, n in zip(spacing, target, size, strict=True)]
-    kwargs = chosen["resampling_fn_data_kwargs"]
+    kwargs, back_kwargs = (
+        {**DEFAULTS, **chosen[f"resampling_fn_{what}_kwargs"]} for what in ("data", "probabilities")
+    )
     separate = [max(s) / min(s) > 3 for s in (spacing, target)]
     apart = any(separate) if kwargs["force_separate_z"] is None else kwargs["force_separate_z"]
     seen = np.stack([resized(each, shape, kwargs["order"], apart) for each in image])
     with torch.no_grad():
         logits = logits_of(torch.from_numpy(seen).float()).numpy()
-    back = np.stack([resized(each, size, 1, apart) for each in logits])
+    back = np.stack([resized(each, size, back_kwargs["order"], apart) for each in logits])
     out = np.zeros(channels.shape[1:], dtype=np.uint8)
     out[box] = decide(back)
     return out
@@ -171,7 +186,10 @@ def labels_in(folder: Path) -> np.ndarray:
 
 @pytest.mark.parametrize("name", PLANS)
 def test_labels_are_those_of_nnunets_formulas(name: str, tmp_path: Path) -> None:
-    """Slices far apart are resampled one by one, others together; the border of zeros is cut."""
+    """Slices far apart are resampled one by one, others together; the border of zeros is cut.
+
+    Arguments of the resampling that plans leave out have nnU-Net's defaults.
+    """
     content = PLANS[name]
     topology = topology_in(content)
     folder = write_folder(tmp_path / "trained", content, [network(topology)])
@@ -231,6 +249,27 @@ def test_mirroring_is_as_the_training_allows_or_as_wanted(tmp_path: Path) -> Non
         model = imported(folder, tmp_path / f"{k}.safetensors", mirror=wanted)
         config = load_predictor(model, "cpu").method.config
         assert (config.test_time_flip, config.mirror_axes) == expected  # type: ignore[attr-defined]
+
+
+def test_only_mirroring_that_was_trained_is_done(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "one", PLANS["2d"], [network(FLAT)], mirror_axes=(1,))
+    made = import_nnunet(folder, tmp_path / "one.safetensors", stored="LPS", mirror=True)
+    assert made["mirror_axes"] == [1]
+    never = write_folder(tmp_path / "never", PLANS["2d"], [network(FLAT)], mirror_axes=None)
+    asked: list[dict[str, Any]] = [
+        {"folder": never, "mirror": True},
+        {"folder": never, "overrides": ["test_time_flip=true"]},
+        {"folder": folder, "overrides": ["mirror_axes=[0, 1]"]},
+    ]
+    for each in asked:
+        with pytest.raises(UsageError, match="mirrored images") as caught:
+            import_nnunet(out=tmp_path / "other.safetensors", stored="LPS", **each)
+        assert caught.value.code == "bad-setting" and not (tmp_path / "other.safetensors").exists()
+    apart = write_folder(tmp_path / "apart", PLANS["2d"], [network(FLAT)] * 2, mirror_axes=(0, 1))
+    with_checkpoint(inference_allowed_mirroring_axes=(0,))(apart)
+    with pytest.raises(ModelError, match="different configurations or mirroring") as refused:
+        import_nnunet(apart, tmp_path / "other.safetensors", stored="LPS")
+    assert refused.value.code == "other-plans"
 
 
 def test_the_network_sees_axes_as_they_were_stored(tmp_path: Path) -> None:
@@ -405,7 +444,9 @@ def test_axes_that_are_not_known_are_said_to_be_assumed(tmp_path: Path) -> None:
     for reader in ("NibabelIOWithReorient", "SimpleITKIOWithReorient"):
         content = {**PLANS["2d"], "image_reader_writer": reader}
         folder = write_folder(tmp_path / reader, content, [network(FLAT)])
-        assert import_nnunet(folder, tmp_path / f"{reader}.safetensors")["axes"] == "SAR"
+        for k, stored in enumerate((None, "LPS")):  # such a reader makes it irrelevant
+            made = import_nnunet(folder, tmp_path / f"{reader}{k}.safetensors", stored=stored)
+            assert made["axes"] == "SAR" and made["axes_known"]
     with pytest.raises(InputError, match="neither a file nor") as caught:
         import_nnunet(folder, tmp_path / "other.safetensors", stored="XYZ")
     assert caught.value.code == "bad-axes"
@@ -463,6 +504,24 @@ UNSUPPORTED = {
     "nonlin torch.nn.GELU": {"arch_nonlin": "torch.nn.GELU"},
     "dropout_op torch.nn.Dropout2d": {"arch_dropout_op": "torch.nn.Dropout2d"},
     "stages of \\[2, 3\\] convolutions": {"arch_n_conv_per_stage": [2, 2, 3]},
+    "kernels of \\(\\(2, 2\\)": {"arch_kernel_sizes": [[2, 2], [3, 3], [3, 3]]},
+    "strides \\(2, 2\\) in the first": {"arch_strides": [[2, 2], [2, 2], [2, 1]]},
+    # nnU-Net builds a network without the part if its entry is missing.
+    **{
+        f"{name} None": {f"arch_{name}": None}
+        for name in ("conv_op", "norm_op", "norm_op_kwargs", "conv_bias", "nonlin")
+    },
+    "separate_z_anisotropy_threshold 5": {
+        "resampling_fn_data_kwargs": {"separate_z_anisotropy_threshold": 5}
+    },
+    "order 2": {"resampling_fn_probabilities_kwargs": {"order": 2}},
+    "order_z 1": {"resampling_fn_data_kwargs": {"order_z": 1}},
+    "antialiased True": {"resampling_fn_data_kwargs": {"antialiased": True}},
+    "force_separate_z 'None'": {"resampling_fn_data_kwargs": {"force_separate_z": "None"}},
+    "force_separate_z \\[True, False\\]": {
+        "resampling_fn_data_kwargs": {"force_separate_z": True},
+        "resampling_fn_probabilities_kwargs": {},
+    },
 }
 
 
@@ -473,6 +532,15 @@ def test_what_kidseg_cannot_represent_is_refused_by_name(what: str, tmp_path: Pa
     with pytest.raises(ModelError, match=what) as caught:
         import_nnunet(folder, tmp_path / "model.safetensors", stored="LPS")
     assert caught.value.code == "unsupported-model" and "Supported: " in caught.value.next_step
+
+
+def test_other_readers_of_images_are_refused(tmp_path: Path) -> None:
+    """They read pictures, or give their axes any order."""
+    content = {**PLANS["2d"], "image_reader_writer": "NaturalImage2DIO"}
+    folder = write_folder(tmp_path / "trained", content, [network(FLAT)])
+    with pytest.raises(ModelError, match="images read by NaturalImage2DIO") as caught:
+        import_nnunet(folder, tmp_path / "model.safetensors", stored="LPS")
+    assert caught.value.code == "unsupported-model"
 
 
 def truncate(folder: Path) -> None:
@@ -502,6 +570,13 @@ def with_checkpoint(**changes: Any) -> Callable[[Path], None]:
 
 def with_plans(**changes: Any) -> Callable[[Path], None]:
     return rewritten("plans.json", **changed(PLANS["2d"], **changes))
+
+
+def with_weight(change: Callable[[torch.Tensor], Any]) -> Callable[[Path], None]:
+    """Another tensor in place of the weights of the first convolution."""
+    weights = their_weights(network(FLAT))
+    first = "encoder.stages.0.0.convs.0.conv.weight"
+    return with_checkpoint(network_weights={**weights, first: change(weights[first])})
 
 
 OTHER_WIDTH = Topology(features=(4, 6, 8), kernels=FLAT.kernels, strides=FLAT.strides)
@@ -554,7 +629,36 @@ FAULTS: dict[str, tuple[Callable[[Path], None], type[KidsegError], str]] = {
     ),
     "no weights": (with_checkpoint(network_weights={}), ModelError, "other-network"),
     "not finite": (with_checkpoint(network_weights=INFINITE), ModelError, "not-finite"),
+    "not finite in float32": (
+        with_weight(lambda t: t.double() + 1e300),
+        ModelError,
+        "not-finite",
+    ),
     "no arguments": (with_checkpoint(init_args=[]), ModelError, "damaged-checkpoint"),
+    "maps beyond any network": (
+        with_plans(arch_features_per_stage=[10**30] * 3),
+        InputError,
+        "bad-plans",
+    ),
+    **{
+        f"mirrored along {axes!r}": (
+            with_checkpoint(inference_allowed_mirroring_axes=axes),
+            ModelError,
+            "damaged-checkpoint",
+        )
+        for axes in ((0, 2), (-1,), (0, 0), "01", 1, [float("inf")])
+    },
+    **{
+        f"weights that are {kind}": (with_weight(change), ModelError, "other-network")
+        for kind, change in {
+            "no numbers": lambda t: t.to("meta"),
+            "one number": lambda t: torch.zeros(()).expand(t.shape),
+            "sparse": lambda t: t.to_sparse(),
+            "complex": lambda t: t.to(torch.complex64),
+            "of 8 bits": lambda t: t.to(torch.float8_e4m3fn),
+            "no tensor": lambda t: t.tolist(),
+        }.items()
+    },
 }
 
 
@@ -613,8 +717,18 @@ def test_folders_and_folds_that_are_near_are_named(tmp_path: Path) -> None:
     (folder / "fold_0").rename(folder / "fold_all")
     assert import_nnunet(folder, tmp_path / "all.safetensors", stored="LPS")["folds"] == ["all"]
     (folder / "fold_all").rename(folder / "fold_0")
-    with pytest.raises(InputError, match=r"checkpoint_best\.pth"):
-        import_nnunet(folder, out, checkpoint="checkpoint_x.pth")
+    for name in ("checkpoint_x.pth", "", "*", "**/a"):
+        with pytest.raises(InputError, match=r"checkpoint_best\.pth") as lacking:
+            import_nnunet(folder, out, checkpoint=name)
+        assert lacking.value.code == "no-fold"
+    exported, old = tmp_path / "exported.zip", tmp_path / "v1"
+    exported.write_bytes(b"PK")
+    old.mkdir()
+    (old / "plans.pkl").write_bytes(b"")
+    for given, said in ((exported, "unpack it"), (old, "nnU-Net v2")):
+        with pytest.raises(InputError, match=r"nnU-Net v1|not a folder") as refused:
+            import_nnunet(given, out)
+        assert refused.value.code == "no-training" and said in refused.value.next_step
     out.write_bytes(b"")
     with pytest.raises(UsageError) as caught:
         import_nnunet(folder, out, stored="LPS")
@@ -678,15 +792,51 @@ def test_the_command_line_imports(tmp_path: Path, capsys: pytest.CaptureFixture[
 # ---- the real one ------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-def test_labels_are_those_of_the_real_nnunet(tmp_path: Path) -> None:
-    """Trained, predicted and compared by benchmarks/import_nnunet.py."""
+def rows_of_benchmark(name: str, *arguments: str) -> list[dict[str, Any]]:
     python = os.environ.get("KIDSEG_NNUNET_PYTHON")
     if python is None:
         pytest.skip("KIDSEG_NNUNET_PYTHON: the interpreter of an environment with nnunetv2")
-    script = Path(__file__).parents[1] / "benchmarks" / "import_nnunet.py"
-    command = [sys.executable, str(script), "--peer", python, "--json", "--stored", "SAR"]
+    script = Path(__file__).parents[1] / "benchmarks" / name
+    command = [sys.executable, str(script), "--peer", python, "--json", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    rows = json.loads(done.stdout)["rows"]
+    rows: list[dict[str, Any]] = json.loads(done.stdout)["rows"]
+    return rows
+
+
+@pytest.mark.slow
+def test_labels_are_those_of_the_real_nnunet(tmp_path: Path) -> None:
+    """Trained, predicted and compared by benchmarks/import_nnunet.py."""
+    rows = rows_of_benchmark("import_nnunet.py", "--stored", "SAR")
     assert len(rows) == 8 and all(row["equal"] >= 0.9999 for row in rows)
+
+
+@pytest.mark.slow
+def test_whatever_plans_say_labels_are_those_of_the_real_nnunet() -> None:
+    """Untrained networks, predicted and compared by benchmarks/import_nnunet_plans.py."""
+    rows = rows_of_benchmark("import_nnunet_plans.py")
+    assert len(rows) > 30 and all(row["equal"] >= 0.9999 for row in rows)
+    assert all(row["probabilities"] < 0.003 for row in rows)  # of sums in half precision
+
+
+def test_logits_are_those_of_the_real_networks() -> None:
+    """Every network that can be represented, built by nnU-Net's own package."""
+    unet = pytest.importorskip(
+        "dynamic_network_architectures.architectures.unet", reason="nnU-Net's networks"
+    )
+    for k, topology in enumerate((FLAT, THICK, RESIDUAL)):
+        described = architecture(topology)
+        kind = described["network_class_name"].rpartition(".")[2]
+        kwargs = {
+            name: pydoc.locate(value)
+            if name in described["_kw_requires_import"] and value
+            else value
+            for name, value in described["arch_kwargs"].items()
+        }
+        torch.manual_seed(k)
+        theirs = getattr(unet, kind)(2, num_classes=3, deep_supervision=False, **kwargs).eval()
+        mine = nets.build(topology, 2, 3, seed=9).eval()
+        mine.load_state_dict(renamed(theirs.state_dict(), topology, 2, 3, Path("x.pth")))
+        image = torch.randn(1, 2, *(2 * n for n in topology.divisors))
+        with torch.no_grad():
+            assert torch.equal(mine(image)[0], theirs(image))

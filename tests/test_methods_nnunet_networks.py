@@ -93,6 +93,17 @@ def test_it_is_a_method_by_name() -> None:
     assert METHODS["nnunet"] is NnUnetConfig and NnUnet.material(config_of(), PLAN).pixel_mm is None
 
 
+def test_the_network_sees_fractions_of_hu() -> None:
+    """As nnU-Net's do, which also crop by them; where values are averaged they are rounded."""
+    image = make_ellipse_patient(0).image
+    image = Volume(image.data.float() + 0.3, image.grid)
+    for way, whole in ((ResizingConfig(), False), (None, True)):
+        material = NnUnet.material(config_of(resizing=way), PLAN)
+        found = prepare(image, material, PLAN.channels, name="a").image.data
+        assert found.is_floating_point() != whole
+        assert whole or torch.equal(found, image.data)
+
+
 @pytest.mark.parametrize("configuration", ["2d", "3d"])
 @pytest.mark.parametrize("axes", ["SPL", "SAR", "SRA", "IPL"])
 def test_a_perfect_network_is_perfect_in_any_order_of_axes(configuration: str, axes: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -15,6 +16,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import pytest
 from safetensors import safe_open
 
@@ -28,6 +30,7 @@ from kidseg.study import Design, _wait_for, _write, design, study, study_runs
 from kidseg.study.chart import validation_curve
 from kidseg.study.process import Completed, Launcher
 from kidseg.study.results import average, spread
+from kidseg.study.runs import _stamp, _write_stamp
 
 TINY = """
 seeds = [0]
@@ -376,15 +379,21 @@ def test_a_data_set_of_the_command_line_is_one_of_the_file(
             _named_folders([wrong])
 
 
+@pytest.mark.parametrize("as_file", [True, False])
 def test_no_test_image_is_in_the_training_of_another_data_set(
-    data: Path, adults: Path, tmp_path: Path
+    as_file: bool, data: Path, adults: Path, tmp_path: Path
 ) -> None:
+    """Neither as the same file nor as the same voxels, turned and compressed otherwise."""
     root = tmp_path / "copy"
     shutil.copytree(adults, root)
     tested = design(toml(tmp_path), dataset=data).main.test[0]
-    shutil.copy(
-        data / "imagesTr" / f"{tested}_0000.nii.gz", root / "imagesTr/ellipse_000_0000.nii.gz"
-    )
+    source = data / "imagesTr" / f"{tested}_0000.nii.gz"
+    copy = root / "imagesTr" / "ellipse_000_0000.nii.gz"
+    if as_file:
+        shutil.copy(source, copy)
+    else:
+        nibabel.save(nibabel.as_closest_canonical(nibabel.load(source)), copy)
+        assert copy.read_bytes() != source.read_bytes()
     more = OTHERS.replace("test_patients = 2", 'test = ["ellipse_001"]')
     with pytest.raises(InputError, match=r"copy/ellipse_000' \(training\)") as caught:
         design(toml(tmp_path, more=more), dataset=data, others={"adults": root})
@@ -407,6 +416,29 @@ def test_what_starts_from_a_failed_run_fails_and_says_so(
         with pytest.raises(type(error)) as caught:
             _wait_for(first, {first.name: failed})
         assert getattr(caught.value, "code", None) == code
+
+
+def test_a_stopped_training_is_not_resumed_from_another_model(
+    data: Path, adults: Path, tmp_path: Path
+) -> None:
+    """The model that it started from was trained again since: refused before any work."""
+    found = design(toml(tmp_path, more=OTHERS), dataset=data, others={"adults": adults})
+    run = study_runs(found, tmp_path / "out")[2]
+    first = run.first
+    assert first is not None and (run.arm.name, first.arm.name) == ("tuned", "adult")
+    _write_stamp(run.run, _stamp(run._inputs(), attempts=1, jobs=1))
+    (run.run / "start.safetensors").write_bytes(b"a model")
+    run.check()  # there is none at the moment
+    for model, same in ((b"a model", True), (b"another", False)):
+        first.run.mkdir(parents=True, exist_ok=True)
+        digest = hashlib.sha256(model).hexdigest()
+        (first.run / "summary.json").write_text(json.dumps({"model": {"sha256": digest}}))
+        if same:
+            run.check()
+            continue
+        with pytest.raises(UsageError, match="differ from the study in: model") as caught:
+            run.check()
+        assert caught.value.code == "other-settings"
 
 
 # Averages

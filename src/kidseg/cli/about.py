@@ -181,7 +181,8 @@ def _preset(header: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
 def _training(header: Mapping[str, Any], summary: Mapping[str, Any]) -> Iterable[str]:
     if found := header.get("imported"):
         yield f"by {found['from']}: {found['source']}, {found['configuration']}"
-        yield f"fold {found['fold']}, {found['checkpoint']}"
+        yield f"{found.get('trainer', 'unknown trainer')}, fold {found['fold']}"
+        yield found["checkpoint"]
         return
     if "date" in summary:
         yield f"on {summary['date']}"

@@ -46,10 +46,12 @@ class Material:
         pixel_mm: pixel size of the method's finest grid; a finer scan is averaged over blocks of
             pixels, up to this size. None keeps the scan's pixels.
         masks: body and bone masks, if the method uses them; they require CT.
+        exact: HU between whole numbers are kept, where pixels are not averaged.
     """
 
     pixel_mm: float | None = None
     masks: BodyMasks | None = None
+    exact: bool = False
 
     def factor(self, grid: Grid) -> int:
         """Number of pixels along each side of a block that is averaged."""
@@ -167,7 +169,7 @@ def prepare(
     """
     _check_channels(scan, material, channels, name)
     factor = material.factor(scan.grid)
-    image = _compact(scan, channels)
+    image = _compact(scan, channels, exact=material.exact and factor == 1)
     if factor > 1:  # binned after the conversion, so that a store gives bit-identical blocks
         image = _compact(binned(image, factor), channels)
     body = masks = None
@@ -285,10 +287,10 @@ def _scalings(scan: Volume, channels: tuple[Normalisation, ...], name: str) -> t
         ) from error
 
 
-def _compact(image: Volume, channels: tuple[Normalisation, ...]) -> Volume:
-    """HU rounded to int16; other values as int16 if that is lossless, else as float32."""
+def _compact(image: Volume, channels: tuple[Normalisation, ...], *, exact: bool = False) -> Volume:
+    """HU rounded to int16 unless exact; other values as int16 if lossless, else as float32."""
     data = image.data
-    if all(channel.scheme == "ct" for channel in channels):
+    if not exact and all(channel.scheme == "ct" for channel in channels):
         return Volume(data.round().clamp(-32768, 32767).to(torch.int16), image.grid)
     short = data.clamp(-32768, 32767).to(torch.int16)
     if torch.equal(short.to(data.dtype), data):

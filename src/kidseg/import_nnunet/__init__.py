@@ -16,7 +16,14 @@ from torch import Tensor
 
 from kidseg.cases.nnunet import Description, describe_nnunet
 from kidseg.checkpoint import joined, save_model
-from kidseg.config import NnUnetConfig, PostprocessConfig, ResizingConfig, StageConfig, load
+from kidseg.config import (
+    BodyConfig,
+    NnUnetConfig,
+    PostprocessConfig,
+    ResizingConfig,
+    StageConfig,
+    load,
+)
 from kidseg.errors import InputError, KidsegWarning, ModelError, UsageError
 from kidseg.header import MEMBERS
 from kidseg.import_nnunet.architecture import renamed
@@ -28,6 +35,7 @@ from kidseg.import_nnunet.training_folder import (
     PLANS,
     Checkpoint,
     axes_of_image,
+    axes_of_reader,
     checkpoints_in,
     read_json,
     stored_axes,
@@ -60,10 +68,11 @@ def import_nnunet(
         folds: see `checkpoints_in`; the logits of several are averaged, as nnU-Net does.
         checkpoint: name of the file in each fold.
         mirror: average over mirrored images; None: as nnUNetv2_predict does, if the training
-            allowed it.
+            mirrored them.
         stored: how the training images were stored: one of them, or letters as nibabel and ITK
             name the axes of a file, such as LPS or RAS; None: as the validation results of the
-            folds are, or else LPS, with a warning.
+            folds are, or else LPS, with a warning. Irrelevant if nnU-Net's reader brought them to
+            an order of its own.
         overrides: settings of the model, "key=value", in place of nnU-Net's; see
             `NnUnetConfig`.
         overwrite: replace an existing file.
@@ -77,7 +86,7 @@ def import_nnunet(
             "bad-axes".
         ModelError: "unsafe-checkpoint"; "damaged-checkpoint"; "unsupported-model"; "other-plans":
             a checkpoint was trained with other plans or labels; "other-network".
-        UsageError: "output-exists"; "bad-setting".
+        UsageError: "output-exists"; "bad-setting": also mirroring that the training did not do.
     """
     folder, out = Path(folder), Path(out)
     check_writable(out, overwrite=overwrite)
@@ -91,19 +100,16 @@ def import_nnunet(
             "the folds were trained with different configurations or mirroring",
             path=folder,
             code="other-plans",
-            next_step="Import the folds one by one (--folds).",
+            next_step="Import the folds one by one (--fold).",
         )
     directions, known = _axes(stored, files, planned)
-    own = _config(planned, mirrors, mirror, directions)
-    config = load(NnUnetConfig, base=asdict(own), overrides=overrides)
-    if config.configuration != planned.name:
-        raise UsageError(
-            f"the folder contains configuration '{planned.name}', not '{config.configuration}'",
-            path=folder,
-            code="bad-setting",
-            next_step="Leave out this setting.",
-        )
-    headers = [_header(config, planned, described, each.checkpoint) for each in found]
+    config = load(
+        NnUnetConfig,
+        base=asdict(_config(planned, mirrors, mirror, directions)),
+        overrides=overrides,
+    )
+    _check_settings(config, planned, mirrors)
+    headers = [_header(config, described, each) for each in found]
     parts: Mapping[str, Mapping[str, Tensor]] = {"segment": found[0].weights}
     header = headers[0]
     if len(found) > 1:
@@ -118,7 +124,7 @@ def import_nnunet(
         "configuration": planned.name,
         "axes": config.axes,
         "axes_known": known,
-        "mirror_axes": list(config.mirror_axes or ()) if config.test_time_flip else [],
+        "mirror_axes": list(config.mirror_axes or mirrors) if config.test_time_flip else [],
         "labels": {str(number): name for number, name in described.schema.names.items()},
         "source": planned.source,
     }
@@ -129,6 +135,7 @@ class _Fold:
     """What the checkpoint of a fold contains."""
 
     checkpoint: Checkpoint
+    trainer: str
     planned: Planned
     mirror_axes: tuple[int, ...]
     weights: Mapping[str, Tensor]
@@ -139,8 +146,7 @@ def _fold(file: Checkpoint, plans: Any, described: Description, folder: Path) ->
     try:
         start = content["init_args"]
         name, own_plans, own_labels = start["configuration"], start["plans"], start["dataset_json"]
-        mirrored = content.get("inference_allowed_mirroring_axes") or ()
-        mirror_axes = tuple(int(axis) for axis in mirrored)
+        mirrored = content.get("inference_allowed_mirroring_axes")
         weights = content["network_weights"]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ModelError(
@@ -163,12 +169,28 @@ def _fold(file: Checkpoint, plans: Any, described: Description, folder: Path) ->
     outputs = _target(described).outputs
     return _Fold(
         checkpoint=file,
+        trainer=str(content.get("trainer_name", "unknown")),
         planned=planned,
-        mirror_axes=mirror_axes,
+        mirror_axes=_mirror_axes(mirrored, configuration.dimensions, file.path),
         weights=renamed(
             weights, configuration.topology, len(planned.plan.channels), outputs, file.path
         ),
     )
+
+
+def _mirror_axes(stated: Any, dimensions: int, path: Path) -> tuple[int, ...]:
+    """Axes along which the training mirrored images; none if there is no entry."""
+    axes = [] if stated is None else stated
+    known = isinstance(axes, list | tuple) and all(type(axis) is int for axis in axes)
+    if not known or len(set(axes)) != len(axes) or not set(axes) <= set(range(dimensions)):
+        raise ModelError(
+            f"inference_allowed_mirroring_axes is {axes!r:.80}, and the network has {dimensions}"
+            " axes, counted from 0",
+            path=path,
+            code="damaged-checkpoint",
+            next_step="Give a folder that nnUNetv2_train wrote.",
+        )
+    return tuple(axes)
 
 
 def _described(path: Path, content: Any) -> Description:
@@ -198,15 +220,18 @@ def _axes(
 ) -> tuple[str, bool]:
     """Directions of the network's axes: those of the stored images, transposed as planned.
 
-    And whether they are known.
+    And whether they are known. A reader that brings images to an order of its own makes theirs
+    irrelevant.
     """
+    reordered = axes_of_reader(planned.reader)
     found: str | None
     if asked is None:
-        found = stored_axes(files, planned.reader)
+        found = reordered or stored_axes(files)
     elif isinstance(asked, Path) or Path(asked).exists():
         found = axes_of_image(Path(asked))
     else:
         found = _checked_letters(asked)
+    found = reordered or found
     if found is None:
         warnings.warn(
             "how the training images were stored is not known, because the folder has no"
@@ -250,9 +275,23 @@ def _config(
     )
 
 
-def _header(
-    config: NnUnetConfig, planned: Planned, described: Description, checkpoint: Checkpoint
-) -> dict[str, Any]:
+def _check_settings(config: NnUnetConfig, planned: Planned, mirrors: Sequence[int]) -> None:
+    """Raises UsageError: "bad-setting": they contradict what was trained."""
+    axes = set(config.mirror_axes or mirrors)
+    if config.configuration != planned.name:
+        cause = f"the folder contains configuration '{planned.name}', not '{config.configuration}'"
+    elif config.test_time_flip and not (axes and axes <= set(mirrors)):
+        known = f"only along axes {list(mirrors)}" if mirrors else "along no axis"
+        cause = f"the training mirrored images {known}, so that the network knows no others"
+    elif config.body != BodyConfig() and any(c.scheme != "ct" for c in planned.plan.channels):
+        cause = "bodies are found in CT, and the data set is not CT"
+    else:
+        return
+    raise UsageError(cause, code="bad-setting", next_step="Leave out this setting.")
+
+
+def _header(config: NnUnetConfig, described: Description, fold: _Fold) -> dict[str, Any]:
+    planned, checkpoint = fold.planned, fold.checkpoint
     channels = planned.plan.channels
     return {
         "method": "nnunet",
@@ -276,6 +315,7 @@ def _header(
             "configuration": planned.name,
             "fold": checkpoint.fold,
             "checkpoint": checkpoint.path.name,
+            "trainer": fold.trainer,
         },
         "licence": "as the training data allow",
     }

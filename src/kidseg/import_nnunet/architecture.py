@@ -18,7 +18,7 @@ from kidseg.errors import ModelError
 from kidseg.nets import PlannedUNet
 from kidseg.topology import ResidualTopology, Topology
 
-__all__ = ["renamed", "topology_of"]
+__all__ = ["renamed", "topology_of", "unsupported"]
 
 _PLAIN, _RESIDUAL = "PlainConvUNet", "ResidualEncoderUNet"
 # The numbers of a network.
@@ -31,17 +31,19 @@ _NUMBERS = {
     "n_blocks_per_stage",
     "n_conv_per_stage_decoder",
 }
-# More stages, or convolutions in one, than any network has; a file could name any number.
-_MOST = 64
+# More stages, or convolutions in one, and more feature maps than any network has; a file could name
+# any number.
+_MOST, _MOST_MAPS = 64, 2**16
 _OPERATIONS = {"conv_op": "Conv", "norm_op": "InstanceNorm"}
 # What else a network of the plans can have: the values that kidseg's networks have, as plans state
-# them; None stands for a missing entry.
+# them; None stands for a missing entry, too. Without those that have no None, nnU-Net builds
+# another network: no biases, no norm, or nothing between convolutions.
 _KNOWN: Mapping[str, tuple[Any, ...]] = {
-    "conv_bias": (True, None),
-    "norm_op_kwargs": ({"eps": 1e-05, "affine": True}, None),
+    "conv_bias": (True,),
+    "norm_op_kwargs": ({"eps": 1e-05, "affine": True}, {"affine": True}),
     "dropout_op": (None,),
     "dropout_op_kwargs": (None, {}),
-    "nonlin": ("torch.nn.LeakyReLU", "torch.nn.modules.activation.LeakyReLU", None),
+    "nonlin": ("torch.nn.LeakyReLU", "torch.nn.modules.activation.LeakyReLU"),
     "nonlin_kwargs": (
         {"inplace": True},
         {"inplace": False},
@@ -54,6 +56,7 @@ _KNOWN: Mapping[str, tuple[Any, ...]] = {
     "pool": ("conv", None),
     "deep_supervision": (True, False, None),
 }
+_FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 _PREFIXES = ("module.", "_orig_mod.")
 
 
@@ -66,18 +69,14 @@ def topology_of(architecture: Mapping[str, Any], path: Path) -> Topology:
     """
     kind = str(architecture.get("network_class_name", "")).rpartition(".")[2]
     if kind not in (_PLAIN, _RESIDUAL):
-        _refuse(f"a network of class {kind:.60}", f"{_PLAIN}, {_RESIDUAL}", path)
+        unsupported(f"a network of class {kind:.60}", f"{_PLAIN}, {_RESIDUAL}", path)
     values = architecture.get("arch_kwargs")
     if not isinstance(values, Mapping):
         raise ValueError("'architecture' has no arch_kwargs")
-    for name, value in values.items():
-        if (
-            name not in _NUMBERS
-            and name not in _OPERATIONS
-            and value not in _KNOWN.get(name, (None,))
-        ):
-            expected = _KNOWN.get(name, (None,))[0]
-            _refuse(f"{name} {value}", f"networks with {name} {expected}", path)
+    for name in sorted({**_KNOWN, **values}.keys() - _NUMBERS - _OPERATIONS.keys()):
+        known = _KNOWN.get(name, (None,))
+        if values.get(name) not in known:
+            unsupported(f"{name} {values.get(name)}", f"networks with {name} {known[0]}", path)
     try:
         topology = _topology(kind, values, path)
     except (KeyError, TypeError) as error:
@@ -86,8 +85,8 @@ def topology_of(architecture: Mapping[str, Any], path: Path) -> Topology:
         raise ValueError(f"'architecture' has {len(topology.features)} stages")
     for name, word in _OPERATIONS.items():
         expected = f"{word}{topology.dimensions}d"
-        if name in values and str(values[name]).rpartition(".")[2] != expected:
-            _refuse(f"{name} {values[name]}", expected, path)
+        if str(values.get(name)).rpartition(".")[2] != expected:
+            unsupported(f"{name} {values.get(name)}", expected, path)
     return topology
 
 
@@ -97,12 +96,16 @@ def _topology(kind: str, values: Mapping[str, Any], path: Path) -> Topology:
     encoder = decoder if kind == _RESIDUAL else _wholes(values["n_conv_per_stage"])
     counts = sorted({*encoder, *decoder})
     if len(counts) != 1:
-        _refuse(f"stages of {counts} convolutions", "one number of convolutions for all", path)
+        unsupported(f"stages of {counts} convolutions", "one number of convolutions for all", path)
     if max(counts, default=0) > _MOST:
         raise TypeError(f"{counts[0]} convolutions in a stage")
     features = _wholes(values["features_per_stage"])
     kernels = tuple(_wholes(each) for each in values["kernel_sizes"])
     strides = tuple(_wholes(each) for each in values["strides"])
+    if any(n % 2 == 0 for each in kernels for n in each):
+        unsupported(f"kernels of {kernels} voxels", "odd kernels", path)
+    if any(n != 1 for n in (strides or ((),))[0]):
+        unsupported(f"strides {strides[0]} in the first stage", "strides 1 there", path)
     plain = Topology(features=features, kernels=kernels, strides=strides, convolutions=counts[0])
     if kind == _PLAIN:
         return plain
@@ -123,7 +126,23 @@ def _wholes(values: Any) -> tuple[int, ...]:
 def _whole(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{value!r:.40} is no whole number")
+    if value > _MOST_MAPS:
+        raise TypeError(f"a number above {_MOST_MAPS}")
     return value
+
+
+def unsupported(what: str, supported: str, path: Path) -> NoReturn:
+    """Refuse what a model has by its name.
+
+    Raises:
+        ModelError: "unsupported-model".
+    """
+    raise ModelError(
+        f"the model has {what:.120}, which kidseg cannot represent",
+        path=path,
+        code="unsupported-model",
+        next_step=f"Supported: {supported}.",
+    )
 
 
 def renamed(
@@ -158,18 +177,38 @@ def renamed(
             raise _other(f"that network has no '{name!s:.80}'", path)
     if missing := sorted(set(wanted) - set(found)):
         raise _other(f"{len(missing)} weights are missing, the first '{missing[0]}'", path)
-    for name, tensor in found.items():
-        if not isinstance(tensor, Tensor) or tensor.shape != wanted[name].shape:
-            shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else "no tensor"
-            raise _other(f"'{name}' is {shape}, not {tuple(wanted[name].shape)}", path)
-        if not bool(tensor.isfinite().all()):
-            raise ModelError(
-                f"its weights are not finite: '{name}'",
-                path=path,
-                code="not-finite",
-                next_step="The training diverged: import another checkpoint or fold.",
-            )
-    return {name: found[name].detach().float() for name in wanted}
+    return {name: _checked(found[name], name, tuple(wanted[name].shape), path) for name in wanted}
+
+
+def _checked(tensor: Any, name: str, shape: tuple[int, ...], path: Path) -> Tensor:
+    """A weight of this shape, as float32."""
+    if not _has_values(tensor):
+        raise _other(f"'{name}' is no tensor of decimal numbers", path)
+    if tensor.shape != shape:
+        raise _other(f"'{name}' is {tuple(tensor.shape)}, not {shape}", path)
+    found: Tensor = tensor.detach().float()
+    if not bool(found.isfinite().all()):
+        raise ModelError(
+            f"its weights are not finite: '{name}'",
+            path=path,
+            code="not-finite",
+            next_step="The training diverged: import another checkpoint or fold.",
+        )
+    return found
+
+
+def _has_values(tensor: Any) -> bool:
+    """Whether every number of a tensor is in the file: a file can also describe tensors of a shape
+    without their numbers, or with a single one for all.
+    """
+    return (
+        isinstance(tensor, Tensor)
+        and not tensor.is_nested
+        and tensor.layout is torch.strided
+        and tensor.device.type == "cpu"
+        and tensor.dtype in _FLOATS
+        and tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
+    )
 
 
 def _name_here(name: str, stages: int) -> str | None:
@@ -220,15 +259,6 @@ _PATTERNS: Sequence[tuple[re.Pattern[str], Callable[[re.Match[str], int], str]]]
         lambda match, stages: f"heads.{stages - 2 - int(match[1])}.{match[2]}",
     ),
 ]
-
-
-def _refuse(what: str, supported: str, path: Path) -> NoReturn:
-    raise ModelError(
-        f"the model has {what:.120}, which kidseg cannot represent",
-        path=path,
-        code="unsupported-model",
-        next_step=f"Supported: {supported}.",
-    )
 
 
 def _other(cause: str, path: Path) -> ModelError:

@@ -9,18 +9,17 @@ Source: nnU-Net v2.8.1, `PlansManager` and `ConfigurationManager`.
 from __future__ import annotations
 
 import json
-import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from kidseg.cases.nnunet import Description
-from kidseg.errors import InputError, ModelError
-from kidseg.import_nnunet.architecture import topology_of
+from kidseg.errors import InputError
+from kidseg.import_nnunet.architecture import topology_of, unsupported
 from kidseg.intensity import Normalisation, Scheme, Statistics
 from kidseg.plan import Configuration, Plan
 
@@ -35,6 +34,17 @@ _SCHEMES: Mapping[str, Scheme] = {
     "RGBTo01Normalization": "rgb_to_0_1",
 }
 _RESIZING = "resample_data_or_seg_to_shape"
+# Values of its arguments that kidseg has; the first is nnU-Net's default.
+# Source: nnU-Net v2.8.1, default_resampling, and ANISO_THRESHOLD.
+_ARGUMENTS: Mapping[str, tuple[Any, ...]] = {
+    "is_seg": (False,),
+    "order": (3, 1),
+    "order_z": (0,),
+    "force_separate_z": (False, None, True),
+    "separate_z_anisotropy_threshold": (3, 3.0),
+}
+# nnU-Net's classes that read images; those with "Reorient" bring them to an order of axes first.
+_READERS = ("SimpleITKIO", "NibabelIO", "NibabelIOWithReorient", "SimpleITKIOWithReorient")
 
 
 @checked_dataclass(frozen=True, config=_CHECKED)
@@ -60,7 +70,7 @@ class _Plans:
     transpose_forward: list[int]
     configurations: dict[str, dict[str, Any]]
     intensities: dict[str, _Statistics]
-    image_reader_writer: str = ""
+    image_reader_writer: str
     label_manager: str = "LabelManager"
 
 
@@ -75,11 +85,11 @@ class _Configuration:
     normalization_schemes: list[str]
     use_mask_for_norm: list[bool]
     architecture: dict[str, Any]
+    resampling_fn_data: str
+    resampling_fn_data_kwargs: dict[str, Any]
+    resampling_fn_probabilities: str
+    resampling_fn_probabilities_kwargs: dict[str, Any]
     preprocessor_name: str = "DefaultPreprocessor"
-    resampling_fn_data: str = _RESIZING
-    resampling_fn_data_kwargs: dict[str, Any] | None = None
-    resampling_fn_probabilities: str = _RESIZING
-    resampling_fn_probabilities_kwargs: dict[str, Any] | None = None
     previous_stage: str | None = None
 
 
@@ -124,7 +134,9 @@ def planned_of(content: Any, name: str, described: Description, path: Path) -> P
         by_channel = content.get("foreground_intensity_properties_by_modality", {})
     plans = _parsed(_Plans, {**content, "intensities": by_channel}, "", path)
     if plans.label_manager != "LabelManager":
-        _refuse(f"label_manager {plans.label_manager}", "LabelManager", path)
+        unsupported(f"label_manager {plans.label_manager}", "LabelManager", path)
+    if plans.image_reader_writer not in _READERS:
+        unsupported(f"images read by {plans.image_reader_writer}", ", ".join(_READERS), path)
     if sorted(plans.transpose_forward) != [0, 1, 2]:
         raise _bad(f"transpose_forward is {plans.transpose_forward}, no order of three axes", path)
     entry = _inherited(plans.configurations, name, path)
@@ -189,7 +201,9 @@ def _channels(
     for k, name in enumerate(names):
         scheme = _SCHEMES.get(chosen.normalization_schemes[k])
         if scheme is None:
-            _refuse(f"normalization {chosen.normalization_schemes[k]}", ", ".join(_SCHEMES), path)
+            unsupported(
+                f"normalization {chosen.normalization_schemes[k]}", ", ".join(_SCHEMES), path
+            )
         known = plans.intensities[str(k)]
         found.append(
             Normalisation(
@@ -212,31 +226,42 @@ def _channels(
 
 def _check_supported(chosen: _Configuration, path: Path) -> None:
     if chosen.previous_stage is not None:
-        _refuse(
+        unsupported(
             f"a cascade after {chosen.previous_stage}", "configurations of a single stage", path
         )
     if chosen.preprocessor_name != "DefaultPreprocessor":
-        _refuse(f"preprocessor {chosen.preprocessor_name}", "DefaultPreprocessor", path)
+        unsupported(f"preprocessor {chosen.preprocessor_name}", "DefaultPreprocessor", path)
     for function in (chosen.resampling_fn_data, chosen.resampling_fn_probabilities):
         if function != _RESIZING:
-            _refuse(f"resampling {function}", _RESIZING, path)
+            unsupported(f"resampling {function}", _RESIZING, path)
 
 
 def _resizing(chosen: _Configuration, path: Path) -> dict[str, Any]:
-    """The settings of `ResizingConfig`; nnU-Net's defaults where the plans give none."""
-    image = {"order": 3, "order_z": 0, **(chosen.resampling_fn_data_kwargs or {})}
-    logits = {"order": 1, "order_z": 0, **(chosen.resampling_fn_probabilities_kwargs or {})}
-    separate = {str(each.get("force_separate_z")) for each in (image, logits)}
-    for each in (image, logits):
-        if each["order"] not in (1, 3) or each["order_z"] != 0 or each.get("is_seg"):
-            _refuse(f"resampling with {each}", "order 1 or 3, and order_z 0", path)
-    if len(separate) > 1 or not separate <= {"None", "True", "False"}:
-        _refuse(f"force_separate_z {sorted(separate)}", "one value for image and logits", path)
+    """The settings of `ResizingConfig`."""
+    image = _arguments(chosen.resampling_fn_data_kwargs, path)
+    logits = _arguments(chosen.resampling_fn_probabilities_kwargs, path)
+    by_slice = [each["force_separate_z"] for each in (image, logits)]
+    if by_slice[0] is not by_slice[1]:
+        unsupported(f"force_separate_z {by_slice}", "one value for image and logits", path)
     return {
         "image_order": image["order"],
         "logits_order": logits["order"],
-        "by_slice": image.get("force_separate_z"),
+        "by_slice": by_slice[0],
     }
+
+
+def _arguments(given: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """All arguments of the resampling of images or logits."""
+    for name, value in given.items():
+        known = _ARGUMENTS.get(name, ())
+        if not any(type(value) is type(one) and value == one for one in known):
+            supported = " or ".join(map(str, known))
+            unsupported(
+                f"resampling with {name} {value!r}",
+                f"{name} {supported}" if known else ", ".join(_ARGUMENTS),
+                path,
+            )
+    return {**{name: known[0] for name, known in _ARGUMENTS.items()}, **given}
 
 
 def _inherited(
@@ -268,6 +293,7 @@ def _architecture_of_old(entry: Mapping[str, Any], name: str, path: Path) -> dic
         stages = len(entry["n_conv_per_stage_encoder"])
         first, most = int(entry["UNet_base_num_features"]), int(entry["unet_max_num_features"])
         residual = entry["UNet_class_name"] == "ResidualEncoderUNet"
+        dims = len(entry["patch_size"])
         return {
             "network_class_name": entry["UNet_class_name"],
             "arch_kwargs": {
@@ -279,6 +305,11 @@ def _architecture_of_old(entry: Mapping[str, Any], name: str, path: Path) -> dic
                     "n_conv_per_stage_encoder"
                 ],
                 "n_conv_per_stage_decoder": entry["n_conv_per_stage_decoder"],
+                "conv_op": f"Conv{dims}d",
+                "conv_bias": True,
+                "norm_op": f"InstanceNorm{dims}d",
+                "norm_op_kwargs": {"eps": 1e-05, "affine": True},
+                "nonlin": "torch.nn.LeakyReLU",
             },
         }
     except (KeyError, TypeError, ValueError) as error:
@@ -295,15 +326,6 @@ def _parsed(kind: Any, content: Any, where: str, path: Path) -> Any:
         raise _bad(f"'{field}': {first['msg'].lower()}", path) from error
     except (TypeError, ValueError, RecursionError) as error:
         raise _bad(f"its content is invalid ({error})", path) from error
-
-
-def _refuse(what: str, supported: str, path: Path) -> NoReturn:
-    raise ModelError(
-        f"the model has {reprlib.repr(what)[1:-1]}, which kidseg cannot represent",
-        path=path,
-        code="unsupported-model",
-        next_step=f"Supported: {supported}.",
-    )
 
 
 def _bad(cause: str, path: Path) -> InputError:

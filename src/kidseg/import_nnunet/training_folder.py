@@ -19,6 +19,7 @@ __all__ = [
     "CHECKPOINT",
     "Checkpoint",
     "axes_of_image",
+    "axes_of_reader",
     "checkpoints_in",
     "read_json",
     "stored_axes",
@@ -60,7 +61,7 @@ def checkpoints_in(
     """
     _check_folder(folder)
     present = sorted(
-        path.parent.name.removeprefix("fold_") for path in folder.glob(f"fold_*/{name}")
+        path.name.removeprefix("fold_") for path in folder.glob("fold_*") if (path / name).is_file()
     )
     numbered = sorted((fold for fold in present if fold.isdecimal()), key=int)
     wanted = list(dict.fromkeys(str(fold) for fold in folds or numbered or [_ALL]))
@@ -80,8 +81,12 @@ def checkpoints_in(
 def _check_folder(folder: Path) -> None:
     if folder.is_dir() and (folder / PLANS).is_file() and (folder / DATASET).is_file():
         return
-    if not folder.is_dir():
+    if folder.is_file():
+        cause, step = "a file, not a folder", "If it is an exported model, unpack it."
+    elif not folder.is_dir():
         cause, step = "there is no such folder", "Check the path."
+    elif (folder / "plans.pkl").exists():
+        cause, step = "a training of nnU-Net v1", "Only those of nnU-Net v2 can be imported."
     else:
         lacks = [name for name in (PLANS, DATASET) if not (folder / name).is_file()]
         cause = f"no folder of a training of nnU-Net: {' and '.join(lacks)} missing"
@@ -119,7 +124,12 @@ def read_json(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def stored_axes(checkpoints: Sequence[Checkpoint], reader: str) -> str | None:
+def axes_of_reader(reader: str) -> str | None:
+    """The order of axes, as `axes_of`, to which a reader of nnU-Net brings images; None: theirs."""
+    return _REORIENTED if reader in _READERS_THAT_REORIENT else None
+
+
+def stored_axes(checkpoints: Sequence[Checkpoint]) -> str | None:
     """How the axes of the training images run, by nnU-Net's validation results of the folds.
 
     nnU-Net's networks see the voxels in the order of the file. Its validation writes labels like
@@ -127,7 +137,6 @@ def stored_axes(checkpoints: Sequence[Checkpoint], reader: str) -> str | None:
 
     Args:
         checkpoints: of the folds.
-        reader: nnU-Net's class that read the images; one brings them to an order of its own.
 
     Returns:
         As `axes_of`; None if there is no image to tell.
@@ -135,8 +144,6 @@ def stored_axes(checkpoints: Sequence[Checkpoint], reader: str) -> str | None:
     Raises:
         InputError: "axes-differ": the images are stored in several orders.
     """
-    if reader in _READERS_THAT_REORIENT:
-        return _REORIENTED
     found: dict[str, Path] = {}
     for checkpoint in checkpoints:
         for file in sorted((checkpoint.path.parent / "validation").glob("*")):

@@ -65,9 +65,9 @@ class NnUnet:
 
     @classmethod
     def material(cls, config: NnUnetConfig, plan: Plan) -> Material:
-        """Any channels, without masks; the scan's own pixels, or averaged to the network's size."""
+        """Any channels, without masks; the scan's own values, or averaged to the network's size."""
         if not config.interpolates_once:
-            return Material()
+            return Material(exact=True)
         planned = _configuration(config, plan)
         known = (0.0, *planned.spacing_mm)[-3:]  # in 2D, the slices are the scan's
         pixel_mm = max(known[axis] for axis in config.canonical_axes[1:])

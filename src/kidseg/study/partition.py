@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from kidseg.cases import Case, Dataset, open_dataset
-from kidseg.cases.same_images import check_apart
+from kidseg.cases.same_images import check_apart, voxels_sha256
 from kidseg.config import StudyConfig, StudyDataConfig
 from kidseg.errors import InputError, UsageError
 from kidseg.evaluate import Protocol, protocol_named
+from kidseg.io import ReadOptions, read, read_grid
 from kidseg.io.content import sha256_of_all
 from kidseg.splits import holdout
 
@@ -112,16 +113,61 @@ def partition(name: str, folder: Path, own: StudyDataConfig, config: StudyConfig
 def check_partitions(partitions: Sequence[Partition], file: Path) -> None:
     """Check that no image is in the test part of one data set and in another data set's training.
 
+    Images are compared by their files; between data sets also by their voxels, whatever the format,
+    where they have as many along each axis.
+
     Raises:
-        InputError: "same-image".
+        InputError: "same-image"; as `kidseg.io.load`.
     """
-    images, learned, tested = {}, [], []
-    for one in partitions:
-        named = {case: f"{one.data.root}/{case}" for case in one.images}
-        images.update({named[case]: value for case, value in one.images.items()})
-        learned += [named[case] for case in (*one.training, *one.validation)]
-        tested += [named[case] for case in one.test]
-    check_apart(images, learned, tested, file, other="test")
+    learned = {
+        _Image(one.data, case): one.images[case]
+        for one in partitions
+        for case in (*one.training, *one.validation)
+    }
+    tested = {_Image(one.data, case): one.images[case] for one in partitions for case in one.test}
+    _check_apart(learned, tested, file)
+    if len(partitions) == 1:
+        return
+    sizes = {image: image.size for image in (*learned, *tested)}
+    shared = {sizes[image] for image in learned} & {sizes[image] for image in tested}
+    _check_apart(
+        {image: image.voxels for image in learned if sizes[image] in shared},
+        {image: image.voxels for image in tested if sizes[image] in shared},
+        file,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Image:
+    """The first image of a case."""
+
+    data: Dataset
+    case: str
+
+    def __str__(self) -> str:
+        return f"{self.data.root}/{self.case}"
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Voxels along each axis, in whatever order the file has them."""
+        return tuple(sorted(read_grid(self._path, self._options).shape))
+
+    @property
+    def voxels(self) -> str:
+        return voxels_sha256(read(self._path, self._options).volume)
+
+    @property
+    def _path(self) -> Path:
+        return self.data.by_id[self.case].images[0]
+
+    @property
+    def _options(self) -> ReadOptions:
+        return ReadOptions(volume=self.data.by_id[self.case].volume_of(0))
+
+
+def _check_apart(learned: Mapping[_Image, str], tested: Mapping[_Image, str], file: Path) -> None:
+    digests = {str(image): digest for image, digest in [*learned.items(), *tested.items()]}
+    check_apart(digests, [*map(str, learned)], [*map(str, tested)], file, other="test")
 
 
 def _parts(

@@ -24,7 +24,7 @@ from kidseg.records import SEAL, SEALED, checked, read_file, sealed, unsealed
 from kidseg.study.design import Arm, Design
 from kidseg.study.partition import Partition, digest
 from kidseg.study.process import Completed, Launcher
-from kidseg.train.record import RECORD
+from kidseg.train.record import RECORD, START
 
 __all__ = ["State", "StudyRun", "folder_of"]
 
@@ -114,18 +114,21 @@ class StudyRun:
             was, now = stamp["inputs"], json.loads(json.dumps(self._inputs()))
             changed = sorted(name for name in now if was.get(name) != now[name])
             raise _refusal(self.run, changed)
-        if stamp.get("done") and self._has_other_start():
+        if stamp and self._has_other_start():
             raise _refusal(self.run, ["model"])
         for one in self.design.partitions:
             _check_same(self.labels(one), _tested(one))
             _check_same(self.scores(one), self._rules(one))
 
     def _has_other_start(self) -> bool:
-        """Whether the model of this study that it started from has been trained again since."""
-        if self.first is None:
+        """Whether the model of this study that it started from has been trained again since.
+
+        A training that was stopped has a copy of that model, too.
+        """
+        copy = self.run / START
+        if self.first is None or not copy.exists():
             return False
-        started = json.loads((self.run / "summary.json").read_text())["start"]["sha256"]
-        return _model_of(self.first.run) not in (None, started)
+        return _model_of(self.first.run) not in (None, sha256_of(copy))
 
     def perform(self, launcher: Launcher, progress: Callable[[str], None]) -> None:
         """Execute the remaining steps; `progress` is called with each step as it starts.
