@@ -52,6 +52,7 @@ class LabelFormat:
         needs_series: it refers to the images of a DICOM series.
         may_be_missing: without voxels there is no file.
         needs: the format that it refers to.
+        needs_entropy: it shows the entropy of the segmentation, which labels alone do not have.
     """
 
     ending: str
@@ -60,6 +61,7 @@ class LabelFormat:
     needs_series: bool = False
     may_be_missing: bool = False
     needs: str = ""
+    needs_entropy: bool = False
 
 
 _DICOM: Mapping[str, Any] = {"extra": "dicom", "needs_series": True}
@@ -87,6 +89,7 @@ FORMATS: Mapping[str, LabelFormat] = {
     "stl": LabelFormat(ending="_seg_{label}.stl", **_MESH),
     "obj": LabelFormat(ending="_seg.obj", **_MESH),
     "glb": LabelFormat(ending="_seg.glb", **_MESH),
+    "entropy": LabelFormat(ending="_entropy.nii.gz", needs_entropy=True),
 }
 """By the name in `--formats`."""
 
@@ -126,6 +129,8 @@ class Exported:
         origin: of the labels.
         like: the NIfTI file whose affines are copied, or else the grid; see `kidseg.io.save`.
         source: the DICOM series; required by the formats that refer to it.
+        entropy: (1, slices, rows, columns) uint8 on the same voxels, and its unit; required by the
+            formats that show it.
     """
 
     labels: Volume
@@ -133,6 +138,7 @@ class Exported:
     origin: Origin
     like: Path | Grid
     source: SourceSeries | None = None
+    entropy: tuple[Volume, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +208,7 @@ def check_grid(native: Grid, files: Sequence[LabelFile]) -> None:
         UsageError: "too-large-for-nifti".
     """
     for file in files:
-        if file.format == "nii" and max(native.shape) > _NIFTI_SIDE:
+        if file.format in ("nii", "entropy") and max(native.shape) > _NIFTI_SIDE:
             raise UsageError(
                 f"the scan has {max(native.shape)} voxels along an axis, too many for NIfTI",
                 path=file.path,
@@ -255,6 +261,11 @@ def _write(
     """Write one file; False if there is nothing to write."""
     if file.format in ("nii", "nrrd", "mha"):
         save(exported.labels, temporary, like=exported.like)
+        return True
+    if file.format == "entropy":
+        assert exported.entropy is not None
+        values, step = exported.entropy
+        save(values, temporary, like=exported.like, step=step)
         return True
     if not file.is_surface:
         with writing(temporary) as opened:

@@ -39,6 +39,7 @@ from kidseg.segment.outputs import (
     write_outputs,
 )
 from kidseg.segment.predictor import Predictor, Segmentation, load_predictor
+from kidseg.segment.review import in_order_of
 from kidseg.segment.scans import read_scan
 from kidseg.segment.sources import Source, find_scans
 from kidseg.segment.truth import ReferenceLabels, find_references
@@ -288,7 +289,7 @@ def _segment_scan(source: Source, run: _Run) -> dict[str, Any]:
     read_s = time.perf_counter() - start
     result = predictor(scan.volume, str(source.path))
     digest = digest_of(source, len(predictor.method.plan.channels), run.options)
-    exported = exported_labels(result.labels, scan, predictor, options, digest, series)
+    exported = exported_labels(result, scan, predictor, options, digest, series)
     draw = partial(
         draw_figure,
         name=source.name,
@@ -316,6 +317,7 @@ def _segment_scan(source: Source, run: _Run) -> dict[str, Any]:
             "labels": {str(number): name for number, name in predictor.schema.names.items()},
             **run.facts(),
             **result.facts,
+            "review": in_order_of(scan.first.native, result.labels.grid, result.facts["review"]),
             **written.facts,
             "warnings": [finding.as_dict() for finding in findings],
             "seconds": {name: round(value, 4) for name, value in seconds.items()},

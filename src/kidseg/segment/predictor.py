@@ -21,12 +21,23 @@ from kidseg.members import members_of
 from kidseg.methods import Method
 from kidseg.methods.nnunet_networks import NnUnet
 from kidseg.model_file import find_model
-from kidseg.pipeline import Progress, Region, advance, reaches_border, restore, sample
+from kidseg.pipeline import (
+    Progress,
+    Region,
+    Watch,
+    advance,
+    opinions_of,
+    reaches_border,
+    restore,
+    sample,
+)
 from kidseg.segment.adaptation import PRIOR_SLICES, Adapt, Adaptation, checked_adapt, checked_prior
 from kidseg.segment.clock import Clock
 from kidseg.segment.decision import weighted
+from kidseg.segment.intervals import Calibrated
 from kidseg.segment.removal import Decided, postprocessed
 from kidseg.segment.result_facts import grid_facts, overlap_facts, rounded, sides_facts, volumes_of
+from kidseg.segment.review import Observer, Review
 from kidseg.segment.suitability import judge
 from kidseg.segment.trained_method import damaged_if_invalid, load_method, schema_of
 
@@ -50,6 +61,7 @@ class Predictor:
         others: the other members of an ensemble; the probabilities of all are averaged.
         members: methods of all models in the file. Fewer methods than members: some are merged,
             see `NnUnet.merged`.
+        intervals: calibration of the intervals of volumes; None if the file has none.
     """
 
     method: Method
@@ -62,6 +74,7 @@ class Predictor:
     decision: Mapping[str, float] = field(default_factory=dict)
     others: tuple[Method, ...] = ()
     members: tuple[str, ...] = ()
+    intervals: Calibrated | None = None
 
     @torch.no_grad()
     def __call__(self, scan: Volume, name: str = "scan") -> Segmentation:
@@ -73,7 +86,7 @@ class Predictor:
         clock = Clock()
         found = self.find(scan, name, clock)
         subject, progress = found.subject, found.progress
-        decided = self.decide(found, scan.grid, clock)
+        decided, review = self.reviewed(found, scan.grid, clock)
         labels = decided.labels
         middle = Midline.of(
             subject.image.grid, None if subject.body is None else subject.body.per_slice
@@ -102,6 +115,7 @@ class Predictor:
             "removed": decided.removed_facts(),
             "volumes_ml": volumes_of(labels, self.schema, self.method.target),
             "sides": sides_facts(sides, middle, self.schema, self.method.target),
+            "review": review.facts(self.intervals if self._is_as_calibrated else None),
         }
         return Segmentation(
             labels=labels,
@@ -117,7 +131,13 @@ class Predictor:
             progress=progress,
             channels=self.method.plan.channels,
             placement=placement,
+            review=review,
         )
+
+    @property
+    def _is_as_calibrated(self) -> bool:
+        """Are the probabilities adapted to a scan as they were when intervals were calibrated?"""
+        return self.intervals is not None and self.intervals.adapt == self.adapt
 
     def _ensemble_facts(self) -> dict[str, Any]:
         """The members of an ensemble, and whose grids, figure and training range are told."""
@@ -151,17 +171,42 @@ class Predictor:
             subject=subject, progress=progress, adaptation=adaptation, regions=progress.found
         )
 
+    def reviewed(
+        self, found: Found, scan: Grid, clock: Clock | None = None
+    ) -> tuple[Decided, Review]:
+        """The labels, see `decide`, and where they are in doubt."""
+        clock = clock or Clock()
+        target = _target_of(found.progress, self.method)
+        observer = Observer(scan, target, self.schema)
+        decided = self.decide(found, scan, clock, observer)
+        review = Review(
+            doubt=observer.doubt,
+            rows=opinions_of(found.regions, target),
+            target=target,
+            schema=self.schema,
+            volumes_ml=volumes_of(decided.labels, self.schema, target),
+        )
+        clock.lap("review")
+        return decided, review
+
     @torch.no_grad()
-    def decide(self, found: Found, scan: Grid, clock: Clock | None = None) -> Decided:
+    def decide(
+        self,
+        found: Found,
+        scan: Grid,
+        clock: Clock | None = None,
+        watch: Watch | None = None,
+    ) -> Decided:
         """Decide the labels on the scan's voxels, and remove components that are none.
 
         Args:
             found: the probabilities.
             scan: grid of the scan.
             clock: that measures it.
+            watch: sees the probabilities; see `restore`.
         """
         clock = clock or Clock()
-        restored = restore(found.regions, scan, _target_of(found.progress, self.method))
+        restored = restore(found.regions, scan, _target_of(found.progress, self.method), watch)
         clock.lap("restore")
         decided = self._postprocessed(found, restored)
         clock.lap("postprocess")
@@ -223,6 +268,7 @@ class Segmentation:
         progress: the regions of each step and their probabilities, before postprocessing.
         channels: of the scan.
         placement: size and position of the patient.
+        review: where the labels are in doubt.
     """
 
     labels: Volume
@@ -232,6 +278,7 @@ class Segmentation:
     progress: Progress
     channels: tuple[Normalisation, ...]
     placement: Placement
+    review: Review
 
 
 def load_predictor(
@@ -256,6 +303,7 @@ def load_predictor(
         prior_slices = checked_prior(file.header.get("adapt_prior_slices", PRIOR_SLICES))
         schema = schema_of(file.header)
         decision = dict(file.header.get("decision", {}))
+        intervals = Calibrated.from_header(file.header)
         members = members_of(file)
         method, *others = _merged(
             [
@@ -276,6 +324,7 @@ def load_predictor(
         decision=decision,
         others=tuple(others),
         members=tuple(str(each.header["method"]) for each in members),
+        intervals=intervals,
     )
 
 
