@@ -18,7 +18,7 @@ from kidseg.labels import Target
 from kidseg.pipeline.deciding import channels_written, with_weights
 from kidseg.pipeline.steps import Region
 
-__all__ = ["Predicted", "Tally", "opinions_of", "rows_of"]
+__all__ = ["Predicted", "Row", "Tally", "opinions_of", "rows_of"]
 
 Row = tuple[float, ...]
 """Of one opinion: the volume in ml in which each channel that writes a label decides."""
@@ -52,13 +52,14 @@ class Tally:
         """Count the voxels of further slices.
 
         Args:
-            values: (channels, slices, rows, columns) probabilities; or logits, if exclusive and
-                without weights.
-            start: the first of the slices.
+            values: (channels, slices, rows, columns) probabilities.
+            start: the first of the slices; outside the grid, the volume of a voxel is that of the
+                nearest slice.
             share: (slices, rows, columns) how much each voxel counts; None: once.
         """
         decided = channels_written(with_weights(values, self._target), self._target.exclusive)
-        voxel_ml = self._voxel_ml[start : start + values.shape[1]]
+        slices = torch.arange(start, start + values.shape[1])
+        voxel_ml = self._voxel_ml[slices.clamp(0, len(self._voxel_ml) - 1)]
         for number in range(len(self._total_ml)):
             here = decided == number + 1
             count = (here if share is None else here * share).sum((1, 2), dtype=torch.float64)

@@ -63,14 +63,17 @@ class _Run:
 
     def facts(self) -> dict[str, Any]:
         """Model, device, versions and date, for the entry of a scan."""
-        method = self.predictor.method
+        method, paths = self.predictor.method, self.predictor.paths
         return {
             "model": {
                 "path": str(self.predictor.path),
+                **({"paths": list(map(str, paths))} if len(paths) > 1 else {}),
                 "sha256": self.predictor.sha256,
                 "method": method.name,
                 **(
-                    {"name": STARTER, "use": STARTER_USE} if is_starter(self.predictor.path) else {}
+                    {"name": STARTER, "use": STARTER_USE}
+                    if any(map(is_starter, self.predictor.paths))
+                    else {}
                 ),
             },
             "device": str(method.device.torch),
@@ -81,7 +84,7 @@ class _Run:
 
 def segment(
     scans: Sequence[str | Path],
-    model: str | Path | Predictor | None,
+    model: str | Path | Sequence[str | Path] | Predictor | None,
     out: str | Path,
     *,
     formats: Sequence[str] = ("nii",),
@@ -106,6 +109,7 @@ def segment(
     Args:
         scans: files, folders, data sets and patterns; see `find_scans`.
         model: a model file, a run folder, or a predictor; "starter" or None for the starter.
+            Several files or folders are an ensemble, see `load_predictor`.
         out: folder; created if missing.
         formats: keys of `FORMATS`. Some need a DICOM series, some an extra of kidseg.
         device: for a model file; see `choose_device`.

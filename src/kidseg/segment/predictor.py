@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from kidseg.checkpoint import load_model
 from kidseg.cohort.subject import Material, Subject, prepare
 from kidseg.cohort.training_range import Placement, renal_numbers, values_of
 from kidseg.errors import Finding
@@ -17,7 +16,7 @@ from kidseg.geometry import Grid, Volume
 from kidseg.intensity import Normalisation
 from kidseg.labels import LabelSchema, Target
 from kidseg.measure import Midline, Sides, measure_sides
-from kidseg.members import members_of
+from kidseg.members import combined, members_of
 from kidseg.methods import Method
 from kidseg.methods.nnunet_networks import NnUnet
 from kidseg.model_file import find_model
@@ -51,8 +50,9 @@ class Predictor:
     Attributes:
         method: with its networks in eval mode; of an ensemble, the first member.
         schema: numbers and names of its labels.
-        sha256: of the model file.
-        path: of the model file.
+        sha256: of the model file; of several, that of their digests.
+        path: of the model file; of several, the first.
+        paths: of all model files.
         training_range: ranges of the training patients in the model file; see
             `kidseg.cohort.training_range.training_range`. None if the file has none.
         adapt: what is adapted to each scan; see `kidseg.segment.adaptation`.
@@ -74,6 +74,7 @@ class Predictor:
     decision: Mapping[str, float] = field(default_factory=dict)
     others: tuple[Method, ...] = ()
     members: tuple[str, ...] = ()
+    paths: tuple[Path, ...] = ()
     intervals: Calibrated | None = None
 
     @torch.no_grad()
@@ -282,22 +283,26 @@ class Segmentation:
 
 
 def load_predictor(
-    model: str | Path | None = None, device: str = "auto", adapt: Adapt | None = None
+    model: str | Path | Sequence[str | Path] | None = None,
+    device: str = "auto",
+    adapt: Adapt | None = None,
 ) -> Predictor:
-    """Load the method of a model file.
+    """Load the method of a model file, or of several as an ensemble.
 
     Args:
         model: a model file or run folder; "starter" or None for the starter; see `find_model`.
+            Several are averaged; see `kidseg.members.combined`.
         device: see `choose_device`.
         adapt: what is adapted to each scan; None: what the model file says, or nothing.
 
     Raises:
         ModelError: see `find_model` and `load_model`; "damaged-model": the content does not match
             the header.
-        UsageError, ResourceError: see `find_model` and `choose_device`.
+        UsageError, ResourceError: see `find_model`, `combined` and `choose_device`.
     """
-    path = find_model(model)
-    file = load_model(path)
+    named = [model] if model is None or isinstance(model, str | Path) else list(model)
+    paths = tuple(find_model(each) for each in named)
+    path, file = paths[0], combined(paths)
     with damaged_if_invalid(path):
         wanted = adapt or checked_adapt(file.header.get("adapt", "none"))
         prior_slices = checked_prior(file.header.get("adapt_prior_slices", PRIOR_SLICES))
@@ -324,6 +329,7 @@ def load_predictor(
         decision=decision,
         others=tuple(others),
         members=tuple(str(each.header["method"]) for each in members),
+        paths=paths,
         intervals=intervals,
     )
 

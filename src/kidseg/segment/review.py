@@ -37,6 +37,7 @@ __all__ = [
     "Doubt",
     "Observer",
     "Review",
+    "Structure",
     "entropy",
     "in_order_of",
     "region_probabilities",
@@ -50,6 +51,19 @@ ENTROPY_STEP = 1 / 255
 _SHARE = 0.1  # of the slices that are listed
 _LEAST_LISTED = 5
 _SAME_DOUBT = 0.5  # structures with this fraction of the doubt of the most doubtful one are named
+
+
+@dataclass(frozen=True, kw_only=True)
+class Structure:
+    """The channels of a target that tell of a region.
+
+    Attributes:
+        inside: where one of them is, the region is.
+        outside: but not where one of these is.
+    """
+
+    inside: tuple[int, ...]
+    outside: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -187,8 +201,8 @@ class Observer:
         values = entropy(posterior, self._target)
         part_of(self._map[0, k], window).copy_((values.clamp(0, 1) / ENTROPY_STEP).round())
         self._entropy[k] += values.sum(dtype=torch.float64) * self._pixel_cm2
-        for name, channels in self._structures.items():
-            p = region_probabilities(posterior, channels, self._target)
+        for name, structure in self._structures.items():
+            p = region_probabilities(posterior, structure, self._target)
             doubt = torch.minimum(p, 1 - p).sum(dtype=torch.float64)
             self._doubt[name][k] += doubt * self._voxel_ml
 
@@ -222,13 +236,20 @@ def in_order_of(native: Grid, scan: Grid, facts: Mapping[str, Any]) -> dict[str,
     return {**facts, "slice_axis": "kji"[axis], "slices": slices}
 
 
-def structures_of(target: Target, schema: LabelSchema) -> dict[str, tuple[int, ...]]:
-    """{region: channels of the target that are part of it}, if the target can tell it apart."""
-    return {
-        name: tuple(i for i, labels in enumerate(target.channels) if set(labels) <= set(members))
-        for name, members in schema.regions.items()
-        if target.expresses(members)
-    }
+def structures_of(target: Target, schema: LabelSchema) -> dict[str, Structure]:
+    """The channels of each region that the target can tell apart."""
+    found = {}
+    for name, members in schema.regions.items():
+        if not target.expresses(members):
+            continue
+        sets = [set(labels) for labels in target.channels]
+        inside = tuple(i for i, labels in enumerate(sets) if labels <= set(members))
+        outside: tuple[int, ...] = ()
+        if not inside:  # such as parenchyma: what is kidney with its tumour, and is no tumour
+            inside = tuple(i for i, labels in enumerate(sets) if labels & set(members))
+            outside = tuple(i for i, labels in enumerate(sets) if not labels & set(members))
+        found[name] = Structure(inside=inside, outside=outside)
+    return found
 
 
 def weighted_probabilities(probabilities: Tensor, target: Target) -> Tensor:
@@ -251,19 +272,28 @@ def entropy(probabilities: Tensor, target: Target) -> Tensor:
     present or not, over ln 2. 0: certain; 1: nothing is known.
     """
     if target.exclusive:
-        return torch.special.entr(probabilities).sum(0) / math.log(target.outputs)
-    each = torch.special.entr(probabilities) + torch.special.entr(1 - probabilities)
+        whole: Tensor = torch.special.entr(probabilities).sum(0) / math.log(target.outputs)
+        return whole
+    each: Tensor = torch.special.entr(probabilities) + torch.special.entr(1 - probabilities)
     return each.mean(0) / math.log(2)
 
 
-def region_probabilities(probabilities: Tensor, channels: Sequence[int], target: Target) -> Tensor:
+def region_probabilities(probabilities: Tensor, region: Structure, target: Target) -> Tensor:
     """(...) probability of a region, from (channels, ...) probabilities.
 
     Args:
         probabilities: of all outputs.
-        channels: of the region; see `structures_of`.
+        region: its channels.
         target: exclusive channels add up; of others the most probable one counts.
     """
     first = int(target.exclusive)
-    members = torch.stack([probabilities[first + i] for i in channels])
-    return members.sum(0).clamp(max=1) if target.exclusive else members.amax(0)
+
+    def joined(channels: Sequence[int]) -> Tensor:
+        found = probabilities[first + channels[0]]
+        for channel in channels[1:]:
+            other = probabilities[first + channel]
+            found = found + other if target.exclusive else torch.maximum(found, other)
+        return found
+
+    found = joined(region.inside)
+    return (found - joined(region.outside) if region.outside else found).clamp(0, 1)
