@@ -242,8 +242,12 @@ def intervals_text(result: Mapping[str, Any], out: Path) -> str:
             *text_table(head, rows),
             "",
             *wrapped(
-                "They hold for scans like these, on average over scans: nine of ten contain the"
-                " true volume. For scans of another kind nothing is known."
+                f"Temperature {result['temperature']:g}: the entropy is that of probabilities"
+                " whose logits are divided by it."
+            ),
+            *wrapped(
+                "The intervals hold for scans like these, on average over scans: nine of ten"
+                " contain the true volume. For scans of another kind nothing is known."
             ),
             *(line for one in result["findings"] for line in wrapped(f"warning: {Finding(**one)}")),
             f"Model: {shlex.quote(str(out))}",

@@ -57,12 +57,15 @@ class Calibrated:
         ends: {structure: (low, high)}: multiples of the scale that are added to the volume.
         cases: how many scans they were chosen on.
         adapt: what was adapted to each scan; with another setting, probabilities are others.
+        temperature: of the probabilities that the doubt is taken from; see
+            `kidseg.segment.review.tempered`.
     """
 
     level: float
     ends: Mapping[str, tuple[float, float]]
     cases: int
     adapt: str
+    temperature: float
 
     @classmethod
     def from_header(cls, header: Mapping[str, Any]) -> Calibrated | None:
@@ -75,11 +78,17 @@ class Calibrated:
         if found is None:
             return None
         ends = checked(dict[str, tuple[float, float]], found["ends"])
-        level = float(found["level"])
-        sound = all(math.isfinite(low) and low <= high < math.inf for low, high in ends.values())
-        if not sound or not 0 < level < 1:
-            raise ValueError(f"impossible intervals: level {level}, {ends}")
-        return cls(level=level, ends=ends, cases=len(found["cases"]), adapt=str(found["adapt"]))
+        level, temperature = float(found["level"]), float(found["temperature"])
+        sound = all(-math.inf < low <= high < math.inf for low, high in ends.values())
+        if not sound or not 0 < level < 1 or not 0 < temperature < math.inf:
+            raise ValueError(f"impossible intervals: {level}, {temperature}, {ends}")
+        return cls(
+            level=level,
+            ends=ends,
+            cases=len(found["cases"]),
+            adapt=str(found["adapt"]),
+            temperature=temperature,
+        )
 
 
 def scale_ml(doubtful_ml: float, opinions_ml: Sequence[float]) -> float:

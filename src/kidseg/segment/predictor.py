@@ -25,7 +25,6 @@ from kidseg.pipeline import (
     Region,
     Watch,
     advance,
-    opinions_of,
     reaches_border,
     restore,
     sample,
@@ -116,7 +115,7 @@ class Predictor:
             "removed": decided.removed_facts(),
             "volumes_ml": volumes_of(labels, self.schema, self.method.target),
             "sides": sides_facts(sides, middle, self.schema, self.method.target),
-            "review": review.facts(self.intervals if self._is_as_calibrated else None),
+            "review": review.facts(self.calibrated_intervals),
         }
         return Segmentation(
             labels=labels,
@@ -136,9 +135,15 @@ class Predictor:
         )
 
     @property
-    def _is_as_calibrated(self) -> bool:
-        """Are the probabilities adapted to a scan as they were when intervals were calibrated?"""
-        return self.intervals is not None and self.intervals.adapt == self.adapt
+    def calibrated_intervals(self) -> Calibrated | None:
+        """The calibration, if probabilities are adapted to a scan as they were for it."""
+        known = self.intervals
+        return known if known is not None and known.adapt == self.adapt else None
+
+    def target_of(self, found: Found) -> Target:
+        """The target of the step whose regions give the labels."""
+        regions = found.progress.found
+        return (regions[0].target if regions else None) or self.method.target
 
     def _ensemble_facts(self) -> dict[str, Any]:
         """The members of an ensemble, and whose grids, figure and training range are told."""
@@ -177,16 +182,12 @@ class Predictor:
     ) -> tuple[Decided, Review]:
         """The labels, see `decide`, and where they are in doubt."""
         clock = clock or Clock()
-        target = _target_of(found.progress, self.method)
-        observer = Observer(scan, target, self.schema)
+        target = self.target_of(found)
+        calibrated = self.calibrated_intervals
+        temperature = 1.0 if calibrated is None else calibrated.temperature
+        observer = Observer(scan, target, self.schema, temperature)
         decided = self.decide(found, scan, clock, observer)
-        review = Review(
-            doubt=observer.doubt,
-            rows=opinions_of(found.regions, target),
-            target=target,
-            schema=self.schema,
-            volumes_ml=volumes_of(decided.labels, self.schema, target),
-        )
+        review = Review.of(observer.doubt, found.regions, decided.labels, target, self.schema)
         clock.lap("review")
         return decided, review
 
@@ -207,7 +208,7 @@ class Predictor:
             watch: sees the probabilities; see `restore`.
         """
         clock = clock or Clock()
-        restored = restore(found.regions, scan, _target_of(found.progress, self.method), watch)
+        restored = restore(found.regions, scan, self.target_of(found), watch)
         clock.lap("restore")
         decided = self._postprocessed(found, restored)
         clock.lap("postprocess")
@@ -221,7 +222,7 @@ class Predictor:
 
         The probabilities are sampled once.
         """
-        target = _target_of(found.progress, self.method)
+        target = self.target_of(found)
         targets = [weighted(target, self.schema, decision) for decision in decisions]
         samples = sample(found.regions, scan, targets)
         for target in targets:
@@ -232,7 +233,7 @@ class Predictor:
             labels,
             self.method.config.postprocess,
             self.schema,
-            _target_of(found.progress, self.method),
+            self.target_of(found),
             None if found.subject.body is None else found.subject.body.radius_mm,
             _voxel_ml(found.progress),
         )
@@ -352,12 +353,6 @@ def _merged(methods: list[Method]) -> list[Method]:
     first, *others = methods
     merged = first.merged(others) if others and isinstance(first, NnUnet) else None
     return methods if merged is None else [merged]
-
-
-def _target_of(progress: Progress, method: Method) -> Target:
-    """The target of the step whose regions give the labels."""
-    target = progress.found[0].target if progress.found else None
-    return target or method.target
 
 
 def _voxel_ml(progress: Progress) -> float:

@@ -1,9 +1,10 @@
 """Where a segmentation is unsure: entropy of each voxel, doubtful volume, slices to review first.
 
-The entropy is that of the mean probability of all opinions (mirrored images, networks, models),
-after the weights of the model's decision, so that it is highest where the decided label changes. It
+The entropy is that of the mean probability of all opinions (mirrored images, networks, models). It
 contains both the doubt of each opinion and their disagreement: the mutual information of label and
-opinion, which contains only the latter, misses the border that all opinions blur alike.
+opinion, which contains only the latter, misses the border that all opinions blur alike. The weights
+of a model's decision are left out: they are chosen for Dice, and make probabilities less true (see
+docs/review.md).
 
 Source: Mehrtash et al., Confidence calibration and predictive uncertainty estimation for deep
 medical image segmentation, IEEE TMI 2020 (entropy of the mean of an ensemble); Gal, Uncertainty in
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from kidseg.geometry import Grid, Volume
 from kidseg.labels import LabelSchema, Target
-from kidseg.pipeline.deciding import with_weights
+from kidseg.pipeline import Region, opinions_of
 from kidseg.pipeline.windows import Window, part_of
 from kidseg.segment.intervals import (
     LEVEL,
@@ -31,9 +32,11 @@ from kidseg.segment.intervals import (
     scale_ml,
     scaled_interval,
 )
+from kidseg.segment.result_facts import volumes_of
 
 __all__ = [
     "ENTROPY_STEP",
+    "TINY",
     "Doubt",
     "Observer",
     "Review",
@@ -42,11 +45,14 @@ __all__ = [
     "in_order_of",
     "region_probabilities",
     "structures_of",
-    "weighted_probabilities",
+    "tempered",
 ]
 
 ENTROPY_STEP = 1 / 255
 """Unit of the entropy that is kept, 0 to 1, as uint8."""
+
+TINY = 1e-6
+"""The least probability, for logarithms."""
 
 _SHARE = 0.1  # of the slices that are listed
 _LEAST_LISTED = 5
@@ -128,6 +134,19 @@ class Review:
     schema: LabelSchema
     volumes_ml: Mapping[str, float]
 
+    @classmethod
+    def of(
+        cls,
+        doubt: Doubt,
+        regions: Sequence[Region],
+        labels: Volume,
+        target: Target,
+        schema: LabelSchema,
+    ) -> Review:
+        """The review of labels that were restored from regions; see the attributes."""
+        rows, volumes_ml = opinions_of(regions, target), volumes_of(labels, schema, target)
+        return cls(doubt=doubt, rows=rows, target=target, schema=schema, volumes_ml=volumes_ml)
+
     def opinions_ml(self, name: str) -> list[float]:
         """The volume of a structure by each opinion."""
         members = self.schema.regions[name]
@@ -181,12 +200,15 @@ class Observer:
 
     Args:
         scan: its grid.
-        target: meaning of the channels, with the weights of the decision.
+        target: meaning of the channels.
         schema: names of the structures.
+        temperature: see `tempered`.
     """
 
-    def __init__(self, scan: Grid, target: Target, schema: LabelSchema) -> None:
-        self._scan, self._target = scan, target
+    def __init__(
+        self, scan: Grid, target: Target, schema: LabelSchema, temperature: float = 1.0
+    ) -> None:
+        self._scan, self._target, self._temperature = scan, target, temperature
         self._structures = structures_of(target, schema)
         self._voxel_ml = float(scan.voxel_ml)
         _, row_mm, column_mm = scan.spacing_mm.tolist()
@@ -197,12 +219,12 @@ class Observer:
 
     def __call__(self, k: int, window: Window, probabilities: Tensor) -> None:
         """Take the probabilities of a window of slice k, (channels, rows, columns)."""
-        posterior = weighted_probabilities(probabilities, self._target)
-        values = entropy(posterior, self._target)
+        calibrated = tempered(probabilities, self._target, self._temperature)
+        values = entropy(calibrated, self._target)
         part_of(self._map[0, k], window).copy_((values.clamp(0, 1) / ENTROPY_STEP).round())
         self._entropy[k] += values.sum(dtype=torch.float64) * self._pixel_cm2
         for name, structure in self._structures.items():
-            p = region_probabilities(posterior, structure, self._target)
+            p = region_probabilities(calibrated, structure, self._target)
             doubt = torch.minimum(p, 1 - p).sum(dtype=torch.float64)
             self._doubt[name][k] += doubt * self._voxel_ml
 
@@ -252,17 +274,18 @@ def structures_of(target: Target, schema: LabelSchema) -> dict[str, Structure]:
     return found
 
 
-def weighted_probabilities(probabilities: Tensor, target: Target) -> Tensor:
-    """(channels, ...) probabilities times the weights of the decision, 0 to 1.
+def tempered(probabilities: Tensor, target: Target, temperature: float) -> Tensor:
+    """(channels, ...) float32 probabilities whose logits are divided by a temperature.
 
-    Exclusive channels still add up to 1: the weights are prior odds.
+    Source: Guo et al., On calibration of modern neural networks, ICML 2017, 4.2; of the mean of an
+    ensemble: Rahaman and Thiery, Uncertainty quantification and deep ensembles, NeurIPS 2021.
     """
-    if not target.weights:
-        return probabilities.float().clamp(0, 1)
-    weighted = with_weights(probabilities, target)
+    values = probabilities.float()
+    if temperature == 1:
+        return values.clamp(0, 1)
     if target.exclusive:
-        weighted = weighted / weighted.sum(0)
-    return weighted.float().clamp(0, 1)
+        return torch.softmax(values.clamp(min=TINY).log() / temperature, dim=0)
+    return torch.sigmoid(torch.logit(values, eps=TINY) / temperature)
 
 
 def entropy(probabilities: Tensor, target: Target) -> Tensor:
