@@ -296,7 +296,7 @@ def segmented_by_model(
 ) -> tuple[Path, dict[str, float]]:
     """Labels with a result.json whose review has these multiples of the volumes as intervals."""
     labels = phantom()[1]
-    save(labels, folder / "anna_seg.nii.gz")
+    save(labels, folder / "anna_seg.nii.gz", overwrite=True)
     volumes = {
         name: float((labels.data == number).sum()) * float(labels.grid.voxel_ml)
         for name, number in (("kidney", 1), ("tumour", 2))
