@@ -41,7 +41,6 @@ from kidseg.segment.interval_calibration import (
 )
 from kidseg.segment.intervals import LEVEL, opinion_interval, scaled_interval
 from kidseg.segment.review import Observer, Review, region_probabilities, structures_of, tempered
-from kidseg.table import text_table
 
 BINS = 15
 SHARE = 0.1
@@ -270,7 +269,9 @@ def draw(before: Mapping[str, Any], after: Mapping[str, Any], path: Path) -> Non
     """The reliability diagram of each structure, before and after the calibration."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(before), figsize=(4 * len(before), 4), layout="constrained")
+    figure, axes = plt.subplots(
+        1, len(before), figsize=(4 * len(before), 4.2), layout="constrained"
+    )
     for axis, name in zip(np.atleast_1d(axes), before, strict=True):
         axis.plot([0, 1], [0, 1], "-", color="0.7", lw=1)
         for label, found, style in (("before", before, "o--"), ("after", after, "s-")):
@@ -282,11 +283,16 @@ def draw(before: Mapping[str, Any], after: Mapping[str, Any], path: Path) -> Non
                 ms=4,
                 label=f"{label}: ECE {found[name]['ece']:.4f}",
             )
-        axis.set(xlabel="probability", title=name, xlim=(0, 1), ylim=(0, 1), aspect="equal")
+        axis.set(xlabel="probability", title=name, xlim=(0, 1), ylim=(0, 1))
         axis.legend(loc="upper left", frameon=False)
     np.atleast_1d(axes)[0].set_ylabel("share of voxels that are")
     figure.savefig(path, dpi=90)
     plt.close(figure)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A markdown table."""
+    return [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows)] + [""]
 
 
 def text_of(result: Mapping[str, Any]) -> str:
@@ -305,8 +311,8 @@ def text_of(result: Mapping[str, Any]) -> str:
                 width = f"{one['median_width_ml']:.1f}"
                 outside = f"{one['too_low']}, {one['too_high']}"
                 rows.append([name, kind, held, f"{low:.0%}-{high:.0%}", width, outside])
-    head = ["structure", "interval", "held", "95 %", "width ml", "truth above, below"]
-    lines += text_table(head, rows)
+    head = ["structure", "interval", "held", "95 %", "median width ml", "truth above, below"]
+    lines += table(head, rows)
     rows = []
     for name in result["before"]:
         cells = [
@@ -314,15 +320,15 @@ def text_of(result: Mapping[str, Any]) -> str:
             for found in (result["before"], result["after"])
         ]
         rows.append([name, *cells])
-    lines += ["", *text_table(["structure", "ECE before: pooled; patients", "after"], rows)]
+    lines += table(["structure", "ECE before: pooled; per patient", "after"], rows)
     first = result["slices"]
     rows = [
         [name, f"{first[name]['mean']:.3f} (SD {first[name]['sd']:.3f})"]
         for name in ("entropy", "labelled", "random", "best")
     ]
     title = f"share of errors in the first tenth of slices, n = {first['n']}"
-    lines += ["", *text_table(["slices by", title], rows)]
-    lines.append(f"better than random in {first['better_than_random']} of {first['n']}")
+    lines += table(["slices by", title], rows)
+    lines.append(f"Better than random in {first['better_than_random']} of {first['n']}.")
     return "\n".join(lines) + "\n"
 
 
