@@ -39,7 +39,7 @@ from kidseg.segment.interval_calibration import (
     chosen,
     volumes_at,
 )
-from kidseg.segment.intervals import LEVEL, opinion_interval, scaled_interval
+from kidseg.segment.intervals import LEVEL, doubt_interval, scaled_interval
 from kidseg.segment.review import Observer, Review, region_probabilities, structures_of, tempered
 
 BINS = 15
@@ -172,6 +172,21 @@ def coverage(pairs: Sequence[tuple[float, tuple[float, float] | None]]) -> dict[
     }
 
 
+def student(volume_ml: float, opinions_ml: Sequence[float]) -> tuple[float, float] | None:
+    """The prediction interval of one more opinion, as if opinions were independent.
+
+    Source: Hahn and Meeker, Statistical intervals, 1991, 4.6.
+    """
+    from scipy import stats
+
+    n = len(opinions_ml)
+    if n < 2:
+        return None
+    quantile = float(stats.t.ppf((1 + LEVEL) / 2, n - 1))
+    margin = quantile * statistics.stdev(opinions_ml) * math.sqrt(1 + 1 / n)
+    return max(0.0, volume_ml - margin), volume_ml + margin
+
+
 def covered(held_out: Sequence[Record], choice: Mapping[str, Any]) -> dict[str, Any]:
     """The coverage of each kind of interval, for each structure and for the kidney of each side."""
     at = str(choice["temperature"])
@@ -180,10 +195,12 @@ def covered(held_out: Sequence[Record], choice: Mapping[str, Any]) -> dict[str, 
         volumes = [Volumes(**record["volumes"][at][name]) for record in held_out]
         opinions = [record["opinions"][name] for record in held_out]
         each = list(zip(volumes, opinions, strict=True))
+        plain = [Volumes(**record["volumes"]["1.0"][name]) for record in held_out]
         scaled = [scaled_interval(v.found_ml, v.scale_ml, ends) for v in volumes]
         found[name] = {
             "calibrated": coverage([(v.true_ml, e) for v, e in zip(volumes, scaled, strict=True)]),
-            "opinions": coverage([(v.true_ml, opinion_interval(v.found_ml, o)) for v, o in each]),
+            "doubt": coverage([(v.true_ml, doubt_interval(v.found_ml, v.scale_ml)) for v in plain]),
+            "Student": coverage([(v.true_ml, student(v.found_ml, o)) for v, o in each]),
             "range": coverage(
                 [
                     (v.true_ml, (min(v.found_ml, *o), max(v.found_ml, *o)) if len(o) > 1 else None)

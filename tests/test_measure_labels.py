@@ -345,7 +345,7 @@ def test_the_intervals_of_the_segmentation_are_used(
         margin = math.sqrt(kidney["value"] / volumes["kidney"]) * 0.6 * volumes["kidney"]
         assert kidney["high"] == pytest.approx(kidney["value"] + margin, rel=1e-3)
     assert not [w for w in record["warnings"] if w["code"] == "other-volumes"]
-    path, _ = segmented_by_model(tmp_path, ends, how="opinions")
+    path, _ = segmented_by_model(tmp_path, ends, how="doubt")
     assert (
         "of 2 opinions, not calibrated"
         in of_side(measured(path, capsys=capsys), "right", "tumour")["interval"]

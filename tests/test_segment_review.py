@@ -14,7 +14,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
 
 from ellipses import make_ellipse_patient, write_ellipse_dataset
 from kidseg.checkpoint import load_model, save_model
@@ -41,7 +40,7 @@ from kidseg.segment.intervals import (
     LEAST_CASES,
     Calibrated,
     conformal_ends,
-    opinion_interval,
+    doubt_interval,
     scale_ml,
     scaled_interval,
 )
@@ -118,10 +117,11 @@ def test_two_opinions_by_hand() -> None:
     facts = review.facts(None)
     kidney = facts["structures"]["kidney"]
     assert kidney["volume_ml"] == pytest.approx(1.2)
-    margin = stats.t.ppf(0.95, 1) * math.sqrt(2) * 0.6 * math.sqrt(1.5)
-    assert kidney["interval_ml"] == pytest.approx([0.0, 1.2 + margin], abs=1e-3)
-    assert (facts["opinions"], facts["level"], facts["interval"]) == (2, 0.9, "opinions")
-    assert facts["structures"]["tumour"]["interval_ml"] is None, "they agree that there is none"
+    # 1 ml, 0.36 ml in doubt, and half of the difference between the opinions.
+    assert kidney["interval_ml"] == pytest.approx([0.0, 1.2 + 1 + 0.36 + 0.6], abs=1e-3)
+    assert (facts["opinions"], facts["level"], facts["interval"]) == (2, 0.9, "doubt")
+    empty = facts["structures"]["tumour"]
+    assert (empty["volume_ml"], empty["interval_ml"]) == (0.0, pytest.approx([0.0, 1.0]))
 
 
 def test_certain_and_equal_opinions_leave_no_doubt() -> None:
@@ -284,19 +284,16 @@ def test_an_interval_contains_the_volume(
     assert scale >= FLOOR_ML + doubtful
     low, high = scaled_interval(volume, scale, (min(ends), max(ends)))
     assert 0 <= low <= volume <= high
-    found = opinion_interval(volume, opinions)
-    assert (found is None) == (len(set(opinions)) < 2)
-    if found is not None:
-        assert 0 <= found[0] <= volume <= found[1]
+    found = doubt_interval(volume, scale)
+    assert 0 <= found[0] <= volume <= found[1]
     assert scaled_interval(0.0, scale, (-1.0, 2.0)) == (0.0, 2 * scale), "what is not there"
 
 
-def test_students_interval_by_hand() -> None:
-    """10 and 14 ml: standard deviation 2.828, t 6.314, one of two: sqrt(1.5)."""
-    margin = 6.313751514675043 * math.sqrt(8) * math.sqrt(1.5)
-    assert opinion_interval(100.0, [10.0, 14.0]) == pytest.approx((100 - margin, 100 + margin))
+def test_the_scale_by_hand() -> None:
+    """1 ml, what is in doubt, and the standard deviation of 10 and 14 ml."""
     assert scale_ml(3.0, [10.0, 14.0]) == FLOOR_ML + 3.0 + 2.0
     assert scale_ml(3.0, [10.0]) == scale_ml(3.0, []) == FLOOR_ML + 3.0
+    assert doubt_interval(100.0, 6.0) == (94.0, 106.0) and doubt_interval(0.0, 6.0) == (0.0, 6.0)
 
 
 # Temperature
@@ -408,13 +405,13 @@ def test_a_mirrored_scan_gets_intervals_slices_and_a_map(
     text = " ".join(capsys.readouterr().out.split())
     entry = entry_of(out)
     review = entry["review"]
-    assert review["opinions"] == 2 and review["interval"] == "opinions"
+    assert review["opinions"] == 2 and review["interval"] == "doubt"
     for name, found in review["structures"].items():
         low, high = found["interval_ml"]
         assert low <= found["volume_ml"] == entry["volumes_ml"][name] <= high
     numbers = [each["slice"] for each in review["slices"]]
     assert len(numbers) == 5 and review["slice_axis"] == "k"
-    assert "To review: anna: 90% interval ml of 2 opinions, not calibrated: kidney" in text
+    assert "To review: anna: 90% interval in ml of 2 opinions, not calibrated: kidney" in text
     assert f"slices (k, from 0): {', '.join(map(str, numbers))}" in text
     written = read(out / "anna_entropy.nii.gz", ANY).volume
     labels = read(out / "anna_seg.nii.gz", ANY).volume
@@ -490,7 +487,7 @@ def test_calibrated_intervals_hold_and_are_used(
         scores = [Volumes(**each).score for each in made["volumes"][name]]
         assert (low, high) == pytest.approx((min(scores), max(scores)), abs=1e-3)
     assert call("segment", folder / "anna.nii.gz", "-m", model, "-o", tmp_path / "out") == 0
-    assert "90% interval ml: kidney" in " ".join(capsys.readouterr().out.split())
+    assert "90% interval in ml, calibrated: kidney" in " ".join(capsys.readouterr().out.split())
     review = entry_of(tmp_path / "out")["review"]
     assert review["interval"] == "conformal" and review["calibrated_on"] == LEAST_CASES
     assert review["level"] == 0.9

@@ -149,12 +149,12 @@ def review_line(entry: Entry) -> str:
     intervals = ", ".join(f"{name} {low:.1f}-{high:.1f}" for name, (low, high) in known.items())
     count, level = review["opinions"], f"{review['level']:.0%}"
     opinions = f"{count} opinion{'s' * (count != 1)}"
-    if review["interval"] == "conformal":
-        worth = f"{level} interval ml: {intervals} (calibrated)" if known else "no interval"
-    elif known:
-        worth = f"{level} interval ml of {opinions}, not calibrated: {intervals}"
-    else:
+    if not known:
         worth = f"no interval of the volumes from {opinions}"
+    elif review["interval"] == "conformal":
+        worth = f"{level} interval in ml, calibrated: {intervals}"
+    else:
+        worth = f"{level} interval in ml of {opinions}, not calibrated: {intervals}"
     numbers = ", ".join(str(each["slice"]) for each in review["slices"][:_FIRST_SLICES])
     axis = review.get("slice_axis", "k")
     return f"{worth}; slices ({axis}, from 0): {numbers}" if numbers else f"{worth}; nothing unsure"

@@ -6,12 +6,12 @@ interval of a new scan reaches from the 5th to the 95th percentile of these scor
 correction for their finite number), times its own scale. It holds the level for scans like those of
 the calibration, whatever the model, on average over scans; not for others.
 
-Not calibrated: Student's prediction interval for one more opinion, as if the truth were one. It is
-only as good as the opinions are independent and right on average.
+Not calibrated: the volume plus and minus its scale, as if everything in doubt were wrong, and to
+the same side. Too wide where probabilities are true, and too narrow where they are too sure.
 
 Source: Papadopoulos et al., Inductive confidence machines for regression, ECML 2002; Lei et al.,
 Distribution-free predictive inference for regression, JASA 2018, 2.2 and 5.2 (split conformal,
-locally weighted); Hahn and Meeker, Statistical intervals, 1991, 4.6.
+locally weighted).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = [
     "LEVEL",
     "Calibrated",
     "conformal_ends",
-    "opinion_interval",
+    "doubt_interval",
     "scale_ml",
     "scaled_interval",
 ]
@@ -127,18 +127,6 @@ def scaled_interval(
     return max(0.0, min(low, volume_ml)), max(high, volume_ml)
 
 
-def opinion_interval(
-    volume_ml: float, opinions_ml: Sequence[float], level: float = LEVEL
-) -> tuple[float, float] | None:
-    """Student's prediction interval for one more opinion, about the volume.
-
-    None if fewer than two opinions differ.
-    """
-    from scipy import stats
-
-    n = len(opinions_ml)
-    if n < 2 or max(opinions_ml) == min(opinions_ml):
-        return None
-    quantile = float(stats.t.ppf((1 + level) / 2, n - 1))
-    margin = quantile * statistics.stdev(opinions_ml) * math.sqrt(1 + 1 / n)
-    return max(0.0, volume_ml - margin), volume_ml + margin
+def doubt_interval(volume_ml: float, scale: float) -> tuple[float, float]:
+    """The interval without calibration: everything in doubt is wrong, and to the same side."""
+    return max(0.0, volume_ml - scale), volume_ml + scale

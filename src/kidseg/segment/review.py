@@ -28,7 +28,7 @@ from kidseg.pipeline.windows import Window, part_of
 from kidseg.segment.intervals import (
     LEVEL,
     Calibrated,
-    opinion_interval,
+    doubt_interval,
     scale_ml,
     scaled_interval,
 )
@@ -161,13 +161,13 @@ class Review:
     def facts(self, calibrated: Calibrated | None) -> dict[str, Any]:
         """As plain data: "opinions", "level", "interval", "structures", "slices".
 
-        "interval" says how intervals came about: "conformal" (calibrated), "opinions" (Student's
-        prediction interval of at least two), None (one opinion: no interval is given).
+        "interval" says how intervals came about: "conformal" (calibrated), "doubt" (by at least two
+        opinions, not calibrated), None (one opinion: no interval is given).
 
         Args:
             calibrated: of the model's intervals.
         """
-        how = "opinions" if len(self.rows) > 1 else None
+        how = "doubt" if len(self.rows) > 1 else None
         return {
             "opinions": len(self.rows),
             "level": LEVEL if calibrated is None else calibrated.level,
@@ -178,20 +178,18 @@ class Review:
         }
 
     def _structure(self, name: str, calibrated: Calibrated | None) -> dict[str, Any]:
-        volume_ml, opinions_ml = self.volumes_ml[name], self.opinions_ml(name)
-        interval: tuple[float, float] | None
+        volume_ml, scale = self.volumes_ml[name], self.scale_ml(name)
+        interval: tuple[float, float] | None = None
         if calibrated is None:
-            interval = opinion_interval(volume_ml, opinions_ml)
-        else:
-            ends = calibrated.ends.get(name)
-            interval = (
-                None if ends is None else scaled_interval(volume_ml, self.scale_ml(name), ends)
-            )
+            if len(self.rows) > 1:
+                interval = doubt_interval(volume_ml, scale)
+        elif (ends := calibrated.ends.get(name)) is not None:
+            interval = scaled_interval(volume_ml, scale, ends)
         return {
             "volume_ml": volume_ml,
             "interval_ml": None if interval is None else [round(end, 4) for end in interval],
             "doubtful_ml": round(float(self.doubt.doubtful_ml[name].sum()), 4),
-            "opinions_ml": [round(volume, 4) for volume in sorted(opinions_ml)],
+            "opinions_ml": [round(volume, 4) for volume in sorted(self.opinions_ml(name))],
         }
 
 
