@@ -43,6 +43,7 @@ from kidseg.segment.intervals import (
     doubt_interval,
     scale_ml,
     scaled_interval,
+    unused_calibration,
 )
 from kidseg.segment.review import (
     ENTROPY_STEP,
@@ -502,6 +503,8 @@ def test_calibrated_intervals_hold_and_are_used(
     assert known is not None and known.temperature == made["temperature"]
     other = replace(predictor, adapt="norm")
     assert other.calibrated_intervals is None, "adapted scans have other probabilities"
+    (warned,) = unused_calibration(other.intervals, other.adapt, "scan")
+    assert warned.code == "other-adaptation" and not unused_calibration(known, "none", "scan")
     assert call("info", model) == 0
     assert "by 19 case(s)" in " ".join(capsys.readouterr().out.split())
 

@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kidseg.errors import Finding
 from kidseg.records import checked
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "doubt_interval",
     "scale_ml",
     "scaled_interval",
+    "unused_calibration",
 ]
 
 LEVEL = 0.9
@@ -130,3 +132,18 @@ def scaled_interval(
 def doubt_interval(volume_ml: float, scale: float) -> tuple[float, float]:
     """The interval without calibration: everything in doubt is wrong, and to the same side."""
     return max(0.0, volume_ml - scale), volume_ml + scale
+
+
+def unused_calibration(known: Calibrated | None, adapt: str, path: str) -> tuple[Finding, ...]:
+    """A finding if the intervals of a model were calibrated with another adaptation to scans."""
+    if known is None or known.adapt == adapt:
+        return ()
+    return (
+        Finding(
+            code="other-adaptation",
+            path=path,
+            cause=f"the model's intervals were calibrated with --adapt {known.adapt}, and the scan"
+            f" was segmented with {adapt}: the interval of its volumes is not calibrated",
+            next_step=f"Segment with --adapt {known.adapt}, or calibrate again.",
+        ),
+    )

@@ -32,7 +32,7 @@ from kidseg.pipeline import (
 from kidseg.segment.adaptation import PRIOR_SLICES, Adapt, Adaptation, checked_adapt, checked_prior
 from kidseg.segment.clock import Clock
 from kidseg.segment.decision import weighted
-from kidseg.segment.intervals import Calibrated
+from kidseg.segment.intervals import Calibrated, unused_calibration
 from kidseg.segment.removal import Decided, postprocessed
 from kidseg.segment.result_facts import grid_facts, overlap_facts, rounded, sides_facts, volumes_of
 from kidseg.segment.review import Observer, Review
@@ -126,6 +126,7 @@ class Predictor:
                 *(finding for note in progress.notes.values() for finding in note.findings),
                 *suitability.findings,
                 *found.adaptation.findings(self.adapt, name),
+                *unused_calibration(self.intervals, self.adapt, name),
             ),
             seconds=clock.seconds,
             progress=progress,
