@@ -55,9 +55,10 @@ def values_of(path: Path) -> np.ndarray:
 def test_all_formats_at_once_are_listed(case: Path) -> None:
     labels, out = case / "child_seg.nii.gz", case / "out"
     options: dict[str, Any] = {"series": case / "ct", "options": ANY, "names": NAMES}
-    planned = convert(labels, out, formats=HERE, dry_run=True, **options)
+    formats = tuple(name for name in HERE if not FORMATS[name].needs_entropy)
+    planned = convert(labels, out, formats=formats, dry_run=True, **options)
     assert not out.exists(), "a dry run writes nothing"
-    made = convert(labels, out, formats=HERE, **options)
+    made = convert(labels, out, formats=formats, **options)
     there = sorted(file.name for file in out.iterdir())
     assert there == sorted([*made["outputs"], "child_convert.json"])
     assert there == sorted(Path(file).name for file in planned["outputs"])
@@ -72,6 +73,12 @@ def test_all_formats_at_once_are_listed(case: Path) -> None:
     segmentation = pydicom.dcmread(out / "child_seg.dcm")
     assert made["sha256"] in segmentation.ImageComments
     assert segmentation.SegmentSequence[0].SegmentAlgorithmType == "SEMIAUTOMATIC"
+
+
+def test_labels_have_no_entropy(case: Path) -> None:
+    with pytest.raises(UsageError, match="entropy shows probabilities") as error:
+        convert(case / "child_seg.nii.gz", case / "none", formats=("nii", "entropy"))
+    assert error.value.code == "no-probabilities" and not (case / "none").exists()
 
 
 def test_labels_that_do_not_lie_on_the_series(case: Path) -> None:

@@ -291,6 +291,112 @@ def test_other_opinions_widen_the_volumes(
     assert "are not those of" in err
 
 
+def segmented_by_model(
+    folder: Path, intervals: Mapping[str, Any], how: str | None = "conformal", **more: Any
+) -> tuple[Path, dict[str, float]]:
+    """Labels with a result.json whose review has these multiples of the volumes as intervals."""
+    labels = phantom()[1]
+    save(labels, folder / "anna_seg.nii.gz", overwrite=True)
+    volumes = {
+        name: float((labels.data == number).sum()) * float(labels.grid.voxel_ml)
+        for name, number in (("kidney", 1), ("tumour", 2))
+    }
+    volumes["kidney+tumour"] = volumes["kidney"] + volumes["tumour"]
+    structures = {
+        name: {
+            "volume_ml": round(volumes[name], 4),
+            "interval_ml": None if ends is None else [end * volumes[name] for end in ends],
+            "doubtful_ml": 1.0,
+        }
+        for name, ends in intervals.items()
+    }
+    review = {"opinions": 2, "level": 0.9, "interval": how, "structures": structures, **more}
+    entry = {
+        "name": "anna",
+        "outputs": ["anna_seg.nii.gz"],
+        "labels": {"1": "kidney", "2": "tumour"},
+        "review": review,
+    }
+    (folder / "result.json").write_text(json.dumps({"scans": [entry]}))
+    return folder / "anna_seg.nii.gz", volumes
+
+
+def of_side(record: Mapping[str, Any], side: str, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(
+        each for each in record["sides"][side] if each["name"] == f"{name} volume"
+    )
+    return found
+
+
+def test_the_intervals_of_the_segmentation_are_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All of the tumour is right; each kidney gets a margin by the square root of its share."""
+    ends = {"kidney": (0.5, 1.6), "tumour": (0.2, 2.0), "kidney+tumour": (0.5, 1.5)}
+    path, volumes = segmented_by_model(tmp_path, ends)
+    record = measured(path, capsys=capsys)
+    tumour = of_side(record, "right", "tumour")
+    assert (tumour["low"], tumour["high"]) == pytest.approx(
+        (0.2 * volumes["tumour"], 2 * volumes["tumour"]), rel=1e-3
+    )
+    assert tumour["interval"].endswith("90% interval of the model, calibrated")
+    for side in ("right", "left"):
+        kidney = of_side(record, side, "kidney")
+        margin = math.sqrt(kidney["value"] / volumes["kidney"]) * 0.6 * volumes["kidney"]
+        assert kidney["high"] == pytest.approx(kidney["value"] + margin, rel=1e-3)
+    assert not [w for w in record["warnings"] if w["code"] == "other-volumes"]
+    path, _ = segmented_by_model(tmp_path, ends, how="doubt")
+    assert (
+        "of 2 opinions, not calibrated"
+        in of_side(measured(path, capsys=capsys), "right", "tumour")["interval"]
+    )
+
+
+def test_narrow_and_missing_intervals_leave_that_of_the_contour(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, _ = segmented_by_model(tmp_path, {"kidney": None, "tumour": (1.0, 1.0)}, how=None)
+    found = measured(path, capsys=capsys)
+    (tmp_path / "result.json").unlink()
+    alone = measured(path, "--label", "1=kidney", "--label", "2=tumour", capsys=capsys)
+    for name in ("kidney", "tumour"):
+        one, other = of_side(found, "right", name), of_side(alone, "right", name)
+        assert (one["low"], one["high"]) == (other["low"], other["high"])
+
+
+def test_edited_labels_do_not_get_the_interval_of_those_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, _ = segmented_by_model(tmp_path, {"tumour": (0.1, 5.0)})
+    labels = phantom()[1]
+    edited = labels.data.clone()
+    edited[(labels.data == 2) & (torch.arange(48)[:, None] < 18)] = 0
+    save(Volume(edited, labels.grid), path, overwrite=True)
+    record = measured(path, capsys=capsys)
+    assert [w["code"] for w in record["warnings"]].count("other-volumes") == 1
+    assert "model" not in of_side(record, "right", "tumour")["interval"]
+
+
+@pytest.mark.parametrize(
+    "review",
+    [
+        {"structures": {"tumour": {"volume_ml": 5.0, "interval_ml": [6.0, 7.0]}}},
+        {"structures": {"tumour": {"volume_ml": 5.0, "interval_ml": [6.0]}}},
+        {"structures": {"tumour": {"volume_ml": "5", "interval_ml": None}}},
+        {"structures": 3},
+        {"level": "high"},
+        {"opinions": None},
+    ],
+    ids=str,
+)
+def test_a_damaged_review_is_an_error(
+    tmp_path: Path, review: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, _ = segmented_by_model(tmp_path, {"tumour": (0.1, 5.0)}, **review)
+    _, err = run(path, capsys=capsys, code=3)
+    assert "the review of anna_seg.nii.gz in it is damaged" in " ".join(err.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

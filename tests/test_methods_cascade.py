@@ -23,7 +23,7 @@ from kidseg.errors import UsageError
 from kidseg.geometry import Grid, Volume, resample
 from kidseg.intensity import Scaling
 from kidseg.labels import KIDNEY_TUMOUR, Target
-from kidseg.methods.cascade.chain import Chain
+from kidseg.methods.cascade.chain import Chain, _rows
 from kidseg.methods.cascade.components import (
     components_of,
     kidneys_among,
@@ -41,7 +41,16 @@ from kidseg.methods.cascade.crops import (
 from kidseg.methods.cascade.decisions import Rules, Targets
 from kidseg.methods.cascade.kept_lesions import boxes_around, combined, touching
 from kidseg.methods.cascade.system_c import Cascade
-from kidseg.pipeline import Progress, Region, Segment, advance, restore
+from kidseg.pipeline import (
+    Predicted,
+    Progress,
+    Region,
+    Segment,
+    advance,
+    opinions_of,
+    restore,
+    rows_of,
+)
 from kidseg.segment import Predictor
 
 CPU = choose_device("cpu", "fp32")
@@ -601,6 +610,35 @@ def test_networks_that_know_nothing_never_fail(anatomy: str) -> None:
         assert set(result.facts["grids"]) == set(notes)
         for region in result.facts["grids"]["correct"]:
             assert region["slices"] == "across"
+
+
+def test_opinions_of_the_fine_and_the_refining_network_are_joined() -> None:
+    """By hand: tumour is a part of what the fine network found, and at most all of it."""
+    grid = Grid.from_spacing((1, 1, 1), (1.0, 1.0, 1.0))
+    data = torch.ones(2, 1, 1, 1)
+    renal = Predicted(data, grid, ((10.0,), (8.0,)))
+    tumour = Predicted(data, grid, ((4.0,), (9.0,)))
+    assert _rows(renal, tumour) == ((6.0, 4.0), (0.0, 9.0))
+    assert _rows(renal, None) == ((10.0, 0.0), (8.0, 0.0))
+    assert _rows(Volume(data, grid), Volume(data, grid)) == (), "a single opinion"
+
+
+def test_a_mirrored_case_has_two_opinions() -> None:
+    subject = phantom("two")
+    chain = method_of(replace(phantom_config(), test_time_flip=True)).chain(subject, by_truth=True)
+
+    def mirrored(renal: Segment) -> Segment:
+        def both(progress: Progress, region: Region) -> Volume:
+            found = renal(progress, region)
+            row = rows_of(found, chain.rules.targets.renal)[0]
+            return Predicted(found.data, found.grid, (row, (2 * row[0],)))
+
+        return both
+
+    chain = replace(chain, segment={**chain.segment, "fine": mirrored(chain.segment["fine"])})
+    progress = advance(subject.image, [*chain.steps])
+    one, other = opinions_of(progress.found, chain.rules.targets.both)
+    assert one[0] > 0 and other == pytest.approx((2 * one[0], 0.0))
 
 
 def test_the_report_is_of_the_body_alone() -> None:

@@ -190,6 +190,19 @@ def test_any_number_of_kidneys_is_found_and_said(kind: str) -> None:
     assert ("no-kidney-region" in codes) == ("nothing-found" in codes) == (kind == "absent")
 
 
+def test_the_two_networks_are_two_opinions() -> None:
+    """One finds both kidneys and their tumours, the other nothing; half of 1 and 0 is no label."""
+    image, labels = patient(*KINDS["two"])
+    result = segmented(method_of(resnet=Constant(0.98, 0.01, 0.01)), image)
+    review = result.review
+    assert len(review.rows) == 2 and not any(review.rows[0])
+    whole = float((labels.data > 0).sum()) * float(labels.grid.voxel_ml)
+    assert review.opinions_ml("kidney+tumour") == pytest.approx([0.0, whole], rel=0.05)
+    assert result.facts["review"]["interval"] == "doubt"
+    alike = segmented(method_of(), image).facts["review"]
+    assert alike["opinions"] == 1 and alike["interval"] is None
+
+
 FOUND = {
     "two": {"right", "left"},
     "bilateral": {"right", "left"},

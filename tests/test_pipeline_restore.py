@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from kidseg.errors import ModelError
 from kidseg.geometry import Grid, Volume, posed, resample
 from kidseg.labels import Target
-from kidseg.pipeline.restore import decide, restore, sample
+from kidseg.pipeline.deciding import decide
+from kidseg.pipeline.restore import restore, sample
 from kidseg.pipeline.steps import Region
 from probabilities import (
     PLACES,

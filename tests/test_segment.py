@@ -103,8 +103,8 @@ def test_the_record(folder: Path, model: Path, tmp_path: Path) -> None:
     for (grid,) in result["grids"].values():
         assert set(grid) == {"name", "angle_deg", "scale", "shift_mm", "pixel_mm", "shape"}
         assert grid["name"] == "" and grid["shape"] == [8, 32, 32]
-    steps = ("read", "prepare", "pose", "segment", "restore", "postprocess", "measure", "write")
-    assert tuple(result["seconds"]) == steps
+    steps = ("read", "prepare", "pose", "segment", "restore", "postprocess", "review", "measure")
+    assert tuple(result["seconds"]) == (*steps, "write")
     assert [warning["code"] for warning in result["warnings"]].count("thick-slices") == 1
 
 

@@ -100,8 +100,8 @@ def convert(
 
     Raises:
         UsageError: "unknown-format", "missing-extra", "no-formats", "output-exists",
-            "other-folder", "too-large-for-nifti"; "series-required", "series-unused",
-            "scan-required", "scan-unused"; "missing-viewer".
+            "other-folder", "too-large-for-nifti"; "no-probabilities"; "series-required",
+            "series-unused", "scan-required", "scan-unused"; "missing-viewer".
         InputError: "grid-mismatch": the labels do not lie on the series; see `named_labels`,
             `known_labels`, `read`, `read_source`; "not-writable".
         ResourceError: "disk-full", "not-enough-memory".
@@ -134,6 +134,12 @@ def _check_call(formats: Sequence[str], series: str | Path | None) -> None:
     if not formats:
         raise UsageError("no formats are given", code="no-formats")
     check_formats(formats)
+    if unknown := [name for name in formats if FORMATS[name].needs_entropy]:
+        raise UsageError(
+            f"{', '.join(unknown)} shows probabilities, which labels do not have",
+            code="no-probabilities",
+            next_step="Request it when the scan is segmented: kidseg segment --formats.",
+        )
     wanting = [name for name in formats if FORMATS[name].needs_series]
     if wanting and series is None:
         raise UsageError(

@@ -14,13 +14,15 @@ from kidseg.checkpoint import HALF, WEIGHTS, Model, by_part, joined, load_model,
 from kidseg.errors import UsageError
 from kidseg.header import MEMBERS
 from kidseg.io.atomic import check_writable
+from kidseg.io.content import joint_sha256
 from kidseg.model_file import find_model
 from kidseg.registry import BY_KIDNEY
 
-__all__ = ["ensemble", "members_of"]
+__all__ = ["combined", "ensemble", "members_of"]
 
 # Of a member, what is decided for the file as a whole.
-_OF_FILE = (MEMBERS, WEIGHTS, "decision", "calibration", "format", "sha256")
+_CALIBRATED = ("decision", "intervals")
+_OF_FILE = (MEMBERS, WEIGHTS, *_CALIBRATED, "calibration", "format", "sha256")
 _FLIP = "test_time_flip"
 _LONE = "lone_tumour_ml"
 
@@ -42,6 +44,32 @@ def members_of(model: Model) -> list[Model]:
     ]
 
 
+def combined(models: Sequence[str | Path]) -> Model:
+    """Several models as an ensemble in memory; a single one as it is.
+
+    What is calibrated for one model is left out. The digest is that of their digests.
+
+    Args:
+        models: model files or run folders; the members of an ensemble count each.
+
+    Raises:
+        UsageError: "members-differ", "members-by-kidney".
+        ModelError: see `find_model` and `load_model`.
+    """
+    files = [find_model(model) for model in models]
+    loaded = [load_model(file) for file in files]
+    if len(loaded) == 1:
+        return loaded[0]
+    found = _found(files, loaded)
+    _check_alike(found)
+    headers = [_header(each.header, None, None, None) for _, each in found]
+    return Model(
+        header={**headers[0], MEMBERS: headers},
+        parts={str(k): joined(each.parts) for k, (_, each) in enumerate(found)},
+        sha256=joint_sha256(model.sha256 for model in loaded),
+    )
+
+
 def ensemble(
     models: Sequence[str | Path],
     out: str | Path,
@@ -57,8 +85,9 @@ def ensemble(
 
     All members must have the same labels, outputs and input channels; their methods may differ,
     but for those with a region for each kidney, which only stand alone.
-    Weights of a calibrated decision are left out, because they belong to other probabilities; they
-    stay, with the rest of its description, in a copy of one file whose probabilities stay the same.
+    Weights of a calibrated decision are left out, because they belong to other probabilities, and
+    so are calibrated intervals of volumes; they stay, with the rest of its description, in a copy
+    of one file whose probabilities stay the same, but for intervals if other tumours are removed.
 
     Args:
         models: model files or run folders; the members of an ensemble count each.
@@ -82,11 +111,7 @@ def ensemble(
     files = [find_model(model) for model in models]
     check_writable(out, overwrite=overwrite)
     loaded = [load_model(file) for file in files]
-    found = [
-        (file, each)
-        for file, model in zip(files, loaded, strict=True)
-        for each in members_of(model)
-    ]
+    found = _found(files, loaded)
     if member is not None:
         found = [_member(found, member)]
     _check_alike(found)
@@ -99,17 +124,28 @@ def ensemble(
     if len(found) > 1:
         header = {**header, MEMBERS: headers}
         parts = {str(k): joined(each.parts) for k, (_, each) in enumerate(found)}
+    if lone_tumour_ml is not None:
+        header = {name: value for name, value in header.items() if name != "intervals"}
     if half:
         header = {**header, WEIGHTS: HALF}
     sha256 = save_model(out, parts, header, overwrite=overwrite)
-    calibrated = any("decision" in model.header for model in loaded)
+    known = [name for name in _CALIBRATED if any(name in model.header for model in loaded)]
     return {
         "path": str(out),
         "sha256": sha256,
         "members": [header["method"] for header in headers],
         "megabytes": round(out.stat().st_size / 1e6, 2),
-        "left_out": ["decision"] if calibrated and not is_copy else [],
+        "left_out": [name for name in known if name not in header],
     }
+
+
+def _found(files: Sequence[Path], loaded: Sequence[Model]) -> list[tuple[Path, Model]]:
+    """All members, each with its file."""
+    return [
+        (file, each)
+        for file, model in zip(files, loaded, strict=True)
+        for each in members_of(model)
+    ]
 
 
 def _member(found: Sequence[tuple[Path, Model]], number: int) -> tuple[Path, Model]:

@@ -110,6 +110,7 @@ def model_text(model: Path, header: Mapping[str, Any], summary: Mapping[str, Any
         ("selected by", found.get("by")),
         ("members", described_members(header)),
         ("decision", _decision(header)),
+        ("intervals", _intervals(header)),
         ("licence", header.get("licence") if card is None else card.licence),
         ("use", header.get("intended_use")),
         ("file", f"{model.stat().st_size / 1e6:.1f} MB, format {header.get('format')}"),
@@ -210,6 +211,14 @@ def _decision(header: Mapping[str, Any]) -> str:
     cases = len(header.get("calibration", {}).get("cases", ()))
     of = f", calibrated on {cases} case(s)" if cases else ""
     return f"probabilities are weighted: {weights}{of}" if weights else ""
+
+
+def _intervals(header: Mapping[str, Any]) -> str:
+    """How a model's intervals of volumes came about, if they were calibrated."""
+    found = header.get("intervals")
+    if not found:
+        return ""
+    return f"{found['level']:.0%}, of {', '.join(found['ends'])}; by {len(found['cases'])} case(s)"
 
 
 def _labels(names: Mapping[str, str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +25,10 @@ def calibrate(
     model: Annotated[str, typer.Argument(help="A model file, a run folder, or starter.")],
     dataset: Annotated[Path, typer.Argument(help="Labelled scans that it was not trained on.")],
     out: Model,
+    intervals: Annotated[
+        bool,
+        typer.Option("--intervals", help="Calibrate the intervals of volumes, not the decision."),
+    ] = False,
     cases: Cases = None,
     device: Device = "auto",
     overwrite: Overwrite = False,
@@ -35,12 +40,20 @@ def calibrate(
     Its probabilities of background and tumour are multiplied by weights before the most probable
     label is taken. The weights are said in the new file: see kidseg info.
 
+    With --intervals, the labels stay as they are, and the 90 % intervals of volumes that kidseg
+    segment tells are made as wide as they must be to hold. At least 19 scans are needed, best
+    others than those that chose the weights.
+
     Example: kidseg calibrate run patients -o calibrated.safetensors
     """
     from kidseg.segment.calibration import calibrate
+    from kidseg.segment.interval_calibration import calibrate_intervals
 
+    chosen, text = (
+        (calibrate_intervals, intervals_text) if intervals else (calibrate, calibration_text)
+    )
     with show_progress("cases", quiet or as_json) as advance:
-        result = calibrate(
+        result = chosen(
             model,
             dataset,
             out,
@@ -49,7 +62,7 @@ def calibrate(
             overwrite=overwrite,
             progress=advance,
         )
-    print_result(result, calibration_text(result, out), as_json, quiet)
+    print_result(result, text(result, out), as_json, quiet)
 
 
 def ensemble(
@@ -159,10 +172,15 @@ def ensemble_text(made: Mapping[str, Any]) -> str:
     methods = made["members"]
     what = f"An ensemble of {len(methods)} models" if len(methods) > 1 else "One model"
     lines = wrapped(f"{what} ({', '.join(methods)}), {made['megabytes']} MB: {made['path']}")
-    if made["left_out"]:
+    if "decision" in made["left_out"]:
         lines += wrapped(
             "The weights of the calibrated decision were left out: they belong to other"
             " probabilities. Calibrate again: kidseg calibrate."
+        )
+    if "intervals" in made["left_out"]:
+        lines += wrapped(
+            "The calibration of the intervals of volumes was left out: it belongs to other labels."
+            " Calibrate again: kidseg calibrate --intervals."
         )
     return "\n".join(lines)
 
@@ -201,6 +219,40 @@ def calibration_text(result: Mapping[str, Any], out: Path) -> str:
         f"Model: {shlex.quote(str(out))}",
     ]
     return "\n".join(lines)
+
+
+def intervals_text(result: Mapping[str, Any], out: Path) -> str:
+    """What was chosen for each structure, and how wide its intervals are in these scans."""
+    rows = []
+    for name, (low, high) in result["ends"].items():
+        volumes = result["volumes"][name]
+        found = [each["found_ml"] for each in volumes]
+        errors = [each["true_ml"] - each["found_ml"] for each in volumes]
+        widths = [(max(high, 0.0) - min(low, 0.0)) * each["scale_ml"] for each in volumes]
+        middle = (f"{statistics.median(values):.1f}" for values in (found, errors, widths))
+        rows.append([name, *middle, f"{low:+.3f}", f"{high:+.3f}"])
+    head = ["structure", "volume ml", "true - found ml", "width ml", "low", "high"]
+    return "\n".join(
+        [
+            *wrapped(
+                f"{result['level']:.0%} intervals of volumes, by {len(result['cases'])} case(s);"
+                " medians, and the multiples of each scan's own scale that the ends are from its"
+                " volume:"
+            ),
+            *text_table(head, rows),
+            "",
+            *wrapped(
+                f"Temperature {result['temperature']:g}: the entropy is that of probabilities"
+                " whose logits are divided by it."
+            ),
+            *wrapped(
+                "The intervals hold for scans like these, on average over scans: nine of ten"
+                " contain the true volume. For scans of another kind nothing is known."
+            ),
+            *(line for one in result["findings"] for line in wrapped(f"warning: {Finding(**one)}")),
+            f"Model: {shlex.quote(str(out))}",
+        ]
+    )
 
 
 def _others(weights: Mapping[str, float]) -> dict[str, float]:

@@ -102,8 +102,8 @@ Formats = Annotated[
     str,
     typer.Option(
         help="Formats of the labels, such as nii,seg.nrrd: nii, nrrd, mha, seg.nrrd (3D Slicer),"
-        " dicomseg, labelmap, rtstruct, sr (of a DICOM series), stl, obj, glb (surfaces),"
-        " html (a report that opens in a browser)."
+        " dicomseg, labelmap, rtstruct, sr (of a DICOM series), stl, obj, glb (surfaces), html (a"
+        " report that opens in a browser); of a segmentation also entropy, a map of doubt."
     ),
 ]
 Cyst = Annotated[

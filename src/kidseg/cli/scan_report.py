@@ -1,4 +1,4 @@
-"""What `kidseg segment` says: volumes by side, warnings and failures of each scan."""
+"""What `kidseg segment` says of each scan: volumes by side, doubt, warnings and failures."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from kidseg.header import read_header
 from kidseg.model_file import STARTER_USE, is_starter
 from kidseg.table import text_table, wrapped
 
-__all__ = ["ScanReport", "scan_line", "starter_line", "volumes_text"]
+__all__ = ["ScanReport", "review_line", "scan_line", "starter_line", "volumes_text"]
 
 Entry = Mapping[str, Any]
 
 _SIDES = ("right", "left")
 _PARTIAL = "*"
+_FIRST_SLICES = 5
 _RESEARCH_ONLY = "For research use only. Not a medical device."
 
 
@@ -112,6 +113,8 @@ def volumes_text(done: Sequence[Entry], failed: Sequence[Entry], out: Path) -> s
         if any(partial for row in rows for _, partial in row.values()):
             lines.append(f"{_PARTIAL} reaches the border of the scan: the volume is partial")
     lines += [*_adapted(done), *_averaged(done)]
+    reviewed = [f"{e['name']}: {review_line(e)}" for e in done if "review" in e]
+    lines += _listed("To review:", reviewed)
     warned = [
         f"{entry['name']}: {_sentence(finding)}" for entry in done for finding in entry["warnings"]
     ]
@@ -133,6 +136,28 @@ def _volumes(entry: Entry) -> dict[str, tuple[float, bool]]:
         for side in _SIDES
         if name in (volumes := sides[side]["volumes_ml"])
     }
+
+
+def review_line(entry: Entry) -> str:
+    """The intervals of the volumes, what they are worth, and the slices to look at first."""
+    review = entry["review"]
+    known = {
+        name: found["interval_ml"]
+        for name, found in review["structures"].items()
+        if found["interval_ml"] is not None
+    }
+    intervals = ", ".join(f"{name} {low:.1f}-{high:.1f}" for name, (low, high) in known.items())
+    count, level = review["opinions"], f"{review['level']:.0%}"
+    opinions = f"{count} opinion{'s' * (count != 1)}"
+    if not known:
+        worth = f"no interval of the volumes from {opinions}"
+    elif review["interval"] == "conformal":
+        worth = f"{level} interval in ml, calibrated: {intervals}"
+    else:
+        worth = f"{level} interval in ml of {opinions}, not calibrated: {intervals}"
+    numbers = ", ".join(str(each["slice"]) for each in review["slices"][:_FIRST_SLICES])
+    axis = review.get("slice_axis", "k")
+    return f"{worth}; slices ({axis}, from 0): {numbers}" if numbers else f"{worth}; nothing unsure"
 
 
 def _adapted(done: Sequence[Entry]) -> list[str]:

@@ -123,6 +123,7 @@ def save(
     *,
     like: str | Path | Scan | Grid | None = None,
     overwrite: bool = False,
+    step: float = 1.0,
 ) -> Path:
     """Write a volume with one channel atomically. Values are never rescaled.
 
@@ -139,11 +140,13 @@ def save(
             the orthogonal grid that the readers give to a slightly sheared scan are written on the
             scan's own voxels, one for one.
         overwrite: replace an existing file.
+        step: what a stored 1 means; the header of a NIfTI file says so, and readers multiply.
 
     Returns:
         The path.
 
     Raises:
+        ValueError: a step for a format other than NIfTI.
         UsageError: "unknown-format", "output-exists", "not-one-volume", "too-large-for-nifti".
         InputError: "grid-mismatch": the grid differs from that of `like`; "not-writable".
         ResourceError: "disk-full".
@@ -164,6 +167,8 @@ def save(
     if like is not None:
         volume = _reordered(volume, _native(like), source)
     name = path.name.lower()
+    if step != 1 and name.endswith((".nrrd", ".mha")):
+        raise ValueError(f"{path.name}: only NIfTI has a unit of the stored values")
     with writing(path, overwrite=overwrite) as file:
         if name.endswith(".nrrd"):
             from kidseg.io.nrrd import write_nrrd
@@ -177,7 +182,7 @@ def save(
             from kidseg.io.nifti import write_nifti
 
             is_nifti = source is not None and kind_of(source) == "nifti"
-            write_nifti(volume, file, path, like=source if is_nifti else None)
+            write_nifti(volume, file, path, like=source if is_nifti else None, step=step)
     return path
 
 

@@ -53,6 +53,7 @@ class LabelFormat:
         may_be_missing: without voxels there is no file.
         needs: the format that it refers to.
         is_page: a page about scan and labels, which `kidseg.report` writes.
+        needs_entropy: it shows the entropy of the segmentation, which labels alone do not have.
     """
 
     ending: str
@@ -62,6 +63,7 @@ class LabelFormat:
     may_be_missing: bool = False
     needs: str = ""
     is_page: bool = False
+    needs_entropy: bool = False
 
 
 _DICOM: Mapping[str, Any] = {"extra": "dicom", "needs_series": True}
@@ -90,6 +92,7 @@ FORMATS: Mapping[str, LabelFormat] = {
     "obj": LabelFormat(ending="_seg.obj", **_MESH),
     "glb": LabelFormat(ending="_seg.glb", **_MESH),
     "html": LabelFormat(ending="_report.html", extra="mesh", packages=("skimage",), is_page=True),
+    "entropy": LabelFormat(ending="_entropy.nii.gz", needs_entropy=True),
 }
 """By the name in `--formats`."""
 
@@ -134,6 +137,8 @@ class Exported:
         origin: of the labels.
         like: the NIfTI file whose affines are copied, or else the grid; see `kidseg.io.save`.
         source: the DICOM series; required by the formats that refer to it.
+        entropy: (1, slices, rows, columns) uint8 on the same voxels, and its unit; required by the
+            formats that show it.
     """
 
     labels: Volume
@@ -141,6 +146,7 @@ class Exported:
     origin: Origin
     like: Path | Grid
     source: SourceSeries | None = None
+    entropy: tuple[Volume, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +216,7 @@ def check_grid(native: Grid, files: Sequence[LabelFile]) -> None:
         UsageError: "too-large-for-nifti".
     """
     for file in files:
-        if file.format == "nii" and max(native.shape) > _NIFTI_SIDE:
+        if file.format in ("nii", "entropy") and max(native.shape) > _NIFTI_SIDE:
             raise UsageError(
                 f"the scan has {max(native.shape)} voxels along an axis, too many for NIfTI",
                 path=file.path,
@@ -263,6 +269,11 @@ def _write(
     """Write one file; False if there is nothing to write."""
     if file.format in ("nii", "nrrd", "mha"):
         save(exported.labels, temporary, like=exported.like)
+        return True
+    if file.format == "entropy":
+        assert exported.entropy is not None
+        values, step = exported.entropy
+        save(values, temporary, like=exported.like, step=step)
         return True
     if not file.is_surface:
         with writing(temporary) as opened:

@@ -71,18 +71,22 @@ def read_nifti_grid(path: Path, options: ReadOptions) -> Grid:
         return read_header(payload, options).native
 
 
-def write_nifti(volume: Volume, file: BinaryIO, path: Path, *, like: Path | None = None) -> None:
+def write_nifti(
+    volume: Volume, file: BinaryIO, path: Path, *, like: Path | None = None, step: float = 1.0
+) -> None:
     """Write one channel in its native voxel order; gzip if `path` ends in .gz.
 
     Both affines are written with code 1. Those of `like`, a NIfTI file on the same grid, are copied
     bit for bit. If the qform cannot represent the grid to 1e-3 mm (a float32 quaternion of a
     rotation by almost 180 degrees, or a sheared grid), its code is 0 and readers use the sform.
+    Readers multiply the stored values by `step`.
 
     Raises:
         UsageError: "too-large-for-nifti": over 32767 voxels along an axis.
     """
     array = stored_array(volume.data[0])
     header = _new_header(volume.grid, array.dtype, path, like)
+    header["scl_slope"] = step
     start = memoryview(header.binaryblock + b"\0\0\0\0")
     voxels = memoryview(array.data).cast("B")
     if path.suffix.lower() == ".gz":

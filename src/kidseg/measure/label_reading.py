@@ -64,6 +64,7 @@ def read_labelled(
         path=path,
         tracking=_tracking(known.schema),
         is_cropped=is_cropped,
+        record=known.record,
         findings=(*findings, *known.findings, *_unclear(known.schema, path)),
     )
 

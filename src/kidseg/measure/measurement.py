@@ -20,6 +20,7 @@ from kidseg.measure.position import BEYOND, PolarLines, beyond_midline, exophyti
 from kidseg.measure.quantity import Quantity, Unit, Verdict, compared, counted, spanned
 from kidseg.measure.renal_score import Component, score_renal
 from kidseg.measure.resection import REMAINING, remaining_parenchyma, surgical_record
+from kidseg.measure.reviewed import Reviewed, with_review
 from kidseg.measure.sides import measure_sides
 
 __all__ = ["Measurement", "Structure", "measure_parts"]
@@ -131,6 +132,7 @@ def measure_parts(
     margin_mm: float,
     entered: Mapping[str, bool],
     opinions: Sequence[Volume] = (),
+    review: Reviewed | None = None,
 ) -> Measurement:
     """Measure all structures of a volume and answer the criteria.
 
@@ -143,6 +145,7 @@ def measure_parts(
         entered: facts for the criteria.
         opinions: other segmentations of the same scan with the same labels, such as those of the
             members of an ensemble; they widen the intervals of the volumes of each side.
+        review: intervals that the segmentation gave; likewise.
     """
     structures = [*_kidneys(parts), *_tumours(labelled, parts, criteria), *_rest(parts)]
     sides = {
@@ -151,6 +154,9 @@ def measure_parts(
         if (found := _side_measures(side, parts, structures, person, margin_mm))
     }
     sides = _with_opinions(sides, labelled, opinions)
+    doubts: tuple[Finding, ...] = ()
+    if review is not None:
+        sides, doubts = with_review(sides, review)
     patient = _patient_measures(sides, parts, person)
     return Measurement(
         structures=tuple(structures),
@@ -160,7 +166,7 @@ def measure_parts(
         criteria={"version": criteria.version, "signed_off": criteria.signed_off},
         person=person,
         midline=labelled.midline.basis,
-        findings=parts.findings,
+        findings=(*parts.findings, *doubts),
     )
 
 

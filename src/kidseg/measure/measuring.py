@@ -20,6 +20,7 @@ from kidseg.measure.measurement import Measurement, measure_parts
 from kidseg.measure.parts import Labelled, Parts, find_parts
 from kidseg.measure.person import Patient
 from kidseg.measure.response import Change, changes
+from kidseg.measure.reviewed import read_review
 from kidseg.provenance import provenance
 
 __all__ = ["ENDING", "INTENDED_USE", "Measured", "Request", "measure", "measure_labelled"]
@@ -122,7 +123,7 @@ def measure(
     Raises:
         UsageError: "bad-margin", "no-before": a scan, but no labels, of the earlier time;
             "bad-entered"; "output-exists", "other-folder".
-        InputError: see `read_labelled`, `read_opinion`, `read_criteria`.
+        InputError: see `read_labelled`, `read_opinion`, `read_review`, `read_criteria`.
         ResourceError: "disk-full".
     """
     _check(request)
@@ -187,6 +188,7 @@ def measure_labelled(
         margin_mm=criteria.settings.margin_mm if margin_mm is None else margin_mm,
         entered=entered,
         opinions=others,
+        review=read_review(labelled.record, path),
     )
 
 

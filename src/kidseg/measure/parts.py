@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,6 +37,7 @@ class Labelled:
         tracking: {label: identifier of the lesion}, the same at every time; a label with one is one
             lesion. Without, each connected component of a tumour label is.
         is_cropped: the volume may be cropped to its labels, so that its border is not the scan's.
+        record: entry of the file in the result.json beside it; {} if there is none.
         findings: of reading.
     """
 
@@ -45,6 +47,7 @@ class Labelled:
     path: Path = Path("labels")
     tracking: Mapping[int, str] = field(default_factory=dict)
     is_cropped: bool = False
+    record: Mapping[str, Any] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
 
 

@@ -28,7 +28,8 @@ from kidseg.losses import probabilities
 from kidseg.methods.patches import drawn_patches, patch_stage
 from kidseg.nets import build
 from kidseg.pipeline import Progress, Region, Step
-from kidseg.pipeline.mirrored_windows import mean_logits
+from kidseg.pipeline.mirrored_windows import Box, mean_logits
+from kidseg.pipeline.opinions import Predicted, Row, Tally
 from kidseg.plan import Configuration, Plan, network_input, resized, spline, thick_axis
 from kidseg.plan.nonzero import nonzero_box
 from kidseg.stage import Stage, TrainStep
@@ -161,31 +162,46 @@ class NnUnet:
             order=settings.image_order,
             by_slice=settings.by_slice,
         )
-        found = Volume(self._logits(seen.data).float(), seen.grid)
+        logits, rows = self._logits(seen.data, seen.grid)
+        found = Volume(logits.float(), seen.grid)
         scan_mm = scan.grid.spacing_mm.tolist()
         axis = thick_axis(planned.spacing_of(scan_mm), scan_mm, settings.by_slice)
         found = resized(found, scan.grid, spline(settings.logits_order), axis)
         values = probabilities(found.data.half()[None], self.target)[0]
-        return Volume(reorient(Volume(values, scan.grid), region.grid).data, region.grid)
+        return Predicted(reorient(Volume(values, scan.grid), region.grid).data, region.grid, rows)
 
     def _segment_once(
         self, scalings: Sequence[Scaling], progress: Progress, region: Region
     ) -> Volume:
         """The same on a grid of the network's voxels, where the scan's values are interpolated."""
         grid = _in_order_of(self.axes, region.grid)
-        logits = self._logits(self._sampled(scalings, progress.image, grid))
+        logits, rows = self._logits(self._sampled(scalings, progress.image, grid), grid)
         values = Volume(probabilities(logits[None], self.target)[0], grid)
-        return Volume(reorient(values, region.grid).data, region.grid)
+        return Predicted(reorient(values, region.grid).data, region.grid, rows)
 
-    def _logits(self, image: Tensor) -> Tensor:
-        return mean_logits(
+    def _logits(self, image: Tensor, grid: Grid) -> tuple[Tensor, tuple[Row, ...]]:
+        """The mean logits of all networks and mirrorings, and what volumes each gives."""
+        axes = self._mirror_axes()
+        count = len(self.parts) * 2 ** len(axes)
+        tallies = [Tally(self.target, grid) for _ in range(count if count > 1 else 0)]
+
+        def hear(number: int, logits: Tensor, box: Box, share: Tensor) -> None:
+            values = probabilities(logits[None], self.target)[0]
+            if share.ndim == 2:  # windows of a slice
+                tallies[number].add(values[:, None], box[0], share[None])
+            else:
+                tallies[number].add(values, box[0].start, share)
+
+        logits = mean_logits(
             list(self.parts.values()),
             image,
             self.planned.patch_size,
             overlap=self.config.overlap,
-            mirror_axes=self._mirror_axes(),
+            mirror_axes=axes,
             device=self.device,
+            hear=hear if tallies else None,
         )
+        return logits, tuple(tally.row for tally in tallies)
 
     def _mirror_axes(self) -> tuple[int, ...]:
         if not self.config.test_time_flip:

@@ -1,7 +1,9 @@
 """Inference: run the steps of a method, and restore the result to the scan's voxels."""
 
 from kidseg.pipeline.borders import reaches_border
-from kidseg.pipeline.restore import Samples, decide, restore, sample
+from kidseg.pipeline.deciding import decide
+from kidseg.pipeline.opinions import Predicted, opinions_of, rows_of
+from kidseg.pipeline.restore import Samples, Watch, restore, sample
 from kidseg.pipeline.steps import Locate, Note, Progress, Region, Segment, Step, advance
 from kidseg.pipeline.views import Blocks, Planes, View
 
@@ -10,15 +12,19 @@ __all__ = [
     "Locate",
     "Note",
     "Planes",
+    "Predicted",
     "Progress",
     "Region",
     "Samples",
     "Segment",
     "Step",
     "View",
+    "Watch",
     "advance",
     "decide",
+    "opinions_of",
     "reaches_border",
     "restore",
+    "rows_of",
     "sample",
 ]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kidseg.geometry import Grid
-from kidseg.pipeline.restore import decide
+from kidseg.pipeline.deciding import decide
 from kidseg.pipeline.steps import Region
 
 __all__ = ["reaches_border"]

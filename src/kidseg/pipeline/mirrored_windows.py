@@ -19,13 +19,20 @@ from torch import Tensor, nn
 from kidseg.device import Device
 from kidseg.pipeline.sliding import window_starts
 
-__all__ = ["half_gaussian", "mean_logits"]
+__all__ = ["Box", "half_gaussian", "mean_logits"]
 
 # SD as a fraction of the window's side, and the maximum of the weights.
 _SIGMA, _PEAK = 1 / 8, 10.0
 
-Predict = Callable[[Tensor], Tensor]
-"""(1, channels, *window) -> (outputs, *window) logits on the CPU."""
+Box = tuple[Any, ...]
+"""A window as an index."""
+
+Predict = Callable[[Tensor, Box], Tensor]
+"""(1, channels, *window) and where it lies -> (outputs, *window) logits on the CPU."""
+
+Hear = Callable[[int, Tensor, Box, Tensor], None]
+"""Number of the opinion (of a network and a mirroring), its (outputs, *window) logits in a window,
+the window, (*window) how much each voxel there counts: 1 over all windows, 0 beyond the image."""
 
 
 @torch.no_grad()
@@ -37,6 +44,7 @@ def mean_logits(
     overlap: float,
     mirror_axes: Sequence[int],
     device: Device,
+    hear: Hear | None = None,
 ) -> Tensor:
     """The mean logits of networks in an image.
 
@@ -48,6 +56,7 @@ def mean_logits(
         overlap: minimum overlap of neighbouring windows, as a fraction.
         mirror_axes: of the window; the logits are the mean over all combinations of mirroring.
         device: of the networks.
+        hear: called for each opinion in each window.
 
     Returns:
         (outputs, slices, rows, columns) float16 on the CPU.
@@ -56,22 +65,29 @@ def mean_logits(
     missing = [max(0, w - n) for w, n in zip(window, size, strict=True)]
     ends = [side for n in reversed(missing) for side in (n // 2, n - n // 2)]
     padded = F.pad(image, ends)
+    inner = [slice(n // 2, n // 2 + s) for n, s in zip(missing, size, strict=True)]
+    weights = half_gaussian(window).float()
+    shares = None if hear is None else _shares(padded.shape[1:], inner, weights, overlap)
 
-    def predictor(net: nn.Module) -> Predict:
-        def predict(part: Tensor) -> Tensor:
+    def predictor(number: int) -> Predict:
+        def predict(part: Tensor, box: Box) -> Tensor:
+            def heard(mirroring: int, logits: Tensor) -> None:
+                if hear is not None and shares is not None:
+                    first = number * 2 ** len(mirror_axes)
+                    hear(first + mirroring, logits[0].float().cpu(), box, shares[box] * weights)
+
             with device.autocast():
-                found = _mirrored(net, part.to(device.torch), mirror_axes)
+                found = _mirrored(nets[number], part.to(device.torch), mirror_axes, heard)
             on_cpu: Tensor = found[0].float().cpu()
             return on_cpu
 
         return predict
 
-    total = _windowed(predictor(nets[0]), padded, window, overlap)
-    for net in nets[1:]:
-        total += _windowed(predictor(net), padded, window, overlap)
+    total = _windowed(predictor(0), padded, window, overlap)
+    for number in range(1, len(nets)):
+        total += _windowed(predictor(number), padded, window, overlap)
     if len(nets) > 1:
         total /= len(nets)
-    inner = [slice(n // 2, n // 2 + s) for n, s in zip(missing, size, strict=True)]
     outer = [slice(None)] * (total.ndim - len(inner))
     return total[tuple(outer + inner)]
 
@@ -99,7 +115,7 @@ def _windowed(predict: Predict, image: Tensor, window: Sequence[int], overlap: f
     total: Tensor | None = None
     count = torch.zeros(image.shape[1:], dtype=torch.half)
     for box in _boxes(image.shape[1:], window, overlap):
-        found = predict(image[(slice(None), *box)][None].contiguous())
+        found = predict(image[(slice(None), *box)][None].contiguous(), box)
         if total is None:
             total = torch.zeros((len(found), *image.shape[1:]), dtype=torch.half)
         total[(slice(None), *box)] += found * weights
@@ -108,7 +124,18 @@ def _windowed(predict: Predict, image: Tensor, window: Sequence[int], overlap: f
     return total.div_(count)
 
 
-def _boxes(size: Sequence[int], window: Sequence[int], overlap: float) -> Iterator[tuple[Any, ...]]:
+def _shares(size: Sequence[int], inner: Sequence[slice], weights: Tensor, overlap: float) -> Tensor:
+    """(*size) float32: 1 over the sum of the weights of all windows; 0 outside of `inner`."""
+    count = torch.zeros(tuple(size))
+    for box in _boxes(size, weights.shape, overlap):
+        count[box] += weights
+    shares = torch.zeros_like(count)
+    outer = [slice(None)] * (count.ndim - len(inner))
+    shares[tuple(outer + list(inner))] = 1
+    return shares / count
+
+
+def _boxes(size: Sequence[int], window: Sequence[int], overlap: float) -> Iterator[Box]:
     """The windows as indices; windows of two axes in each slice."""
     flat = len(size) - len(window)
     axes = [window_starts(n, w, overlap) for n, w in zip(size[flat:], window, strict=True)]
@@ -117,12 +144,17 @@ def _boxes(size: Sequence[int], window: Sequence[int], overlap: float) -> Iterat
             yield (*index, *(slice(s, s + w) for s, w in zip(corner, window, strict=True)))
 
 
-def _mirrored(net: nn.Module, image: Tensor, axes: Sequence[int]) -> Tensor:
+def _mirrored(
+    net: nn.Module, image: Tensor, axes: Sequence[int], heard: Callable[[int, Tensor], None]
+) -> Tensor:
     """Logits of an image, averaged over all combinations of mirroring along axes."""
     turns = [[2 + axis for axis in c] for n in range(len(axes)) for c in combinations(axes, n + 1)]
     total: Tensor = net(image)[0]
-    for turned in turns:
-        total += net(image.flip(turned))[0].flip(turned)
+    heard(0, total)
+    for number, turned in enumerate(turns, start=1):
+        found = net(image.flip(turned))[0].flip(turned)
+        heard(number, found)
+        total += found
     if turns:
         total /= len(turns) + 1
     return total

@@ -25,7 +25,7 @@ half a voxel from the region's border (nearer, the edge value is repeated) and u
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -35,6 +35,7 @@ from torch import Tensor
 from kidseg.errors import ModelError
 from kidseg.geometry import Grid, Volume, index_from_voxels, is_sub_grid, sample_window
 from kidseg.labels import Target
+from kidseg.pipeline.deciding import PRESENT, Sample, maximum, with_weights
 from kidseg.pipeline.steps import Region
 from kidseg.pipeline.windows import (
     Window,
@@ -45,11 +46,16 @@ from kidseg.pipeline.windows import (
     projected,
 )
 
-__all__ = ["Samples", "decide", "restore", "sample"]
+__all__ = ["FAINT", "Samples", "Watch", "restore", "sample"]
 
-# Threshold of non-exclusive channels. Source: nnU-Net, `convert_probabilities_to_segmentation` for
-# regions.
-_PRESENT = 0.5
+FAINT = 0.01
+"""A watcher sees all voxels at which a channel is more than this times as probable as the
+background, or, if channels are not exclusive, is more probable than this."""
+
+Watch = Callable[[int, Window, Tensor], None]
+"""Slice, rows and columns, (channels, rows, columns) probabilities that decide the labels there."""
+
+
 # Interpolation weights sum to 1 only up to rounding: the error of a sum of eight products of three
 # factors is less than this many epsilons of the data type.
 _WEIGHT_ROUNDING = 16
@@ -58,7 +64,9 @@ _TWO_ROUNDINGS = 2 * _WEIGHT_ROUNDING + 4
 
 
 @torch.no_grad()
-def restore(regions: Sequence[Region], scan: Grid, target: Target) -> Volume:
+def restore(
+    regions: Sequence[Region], scan: Grid, target: Target, watch: Watch | None = None
+) -> Volume:
     """Resample the probabilities of regions to the scan's voxels, and decide the labels there.
 
     Regions with the same name are an ensemble: each voxel gets the mean over those whose grid
@@ -80,6 +88,8 @@ def restore(regions: Sequence[Region], scan: Grid, target: Target) -> Volume:
             background. A region may lie outside the scan.
         scan: grid of the scan.
         target: meaning of the channels.
+        watch: called once for each window with the mean probabilities, before the weights, on the
+            CPU; elsewhere the background is (almost) certain, see `FAINT`.
 
     Returns:
         (1, slices, rows, columns) uint8 on the scan's grid, on the CPU.
@@ -89,7 +99,8 @@ def restore(regions: Sequence[Region], scan: Grid, target: Target) -> Volume:
             slice-wise probabilities and the scan do not coincide.
         ModelError: "not-finite-probabilities".
     """
-    return _decided(_sampled(regions, scan, target), scan, target)
+    seen = target if watch is None else _widest((target, _faint(target)))
+    return _decided(_sampled(regions, scan, seen), scan, target, watch)
 
 
 @torch.no_grad()
@@ -118,7 +129,7 @@ class Samples:
     """
 
     scan: Grid
-    parts: tuple[_Sample, ...]
+    parts: tuple[Sample, ...]
 
     @torch.no_grad()
     def decided(self, target: Target) -> Volume:
@@ -126,23 +137,7 @@ class Samples:
         return _decided(self.parts, self.scan, target)
 
 
-@dataclass(frozen=True, eq=False)
-class _Sample:
-    """Probabilities in a window of a slice of the scan.
-
-    Attributes:
-        k: the slice.
-        window: rows and columns; disjoint from the other windows of the slice.
-        places: the part of the window that each place covers, and its (channels, rows, columns)
-            mean probabilities there.
-    """
-
-    k: int
-    window: Window
-    places: tuple[tuple[Window, Tensor], ...]
-
-
-def _sampled(regions: Sequence[Region], scan: Grid, target: Target) -> Iterator[_Sample]:
+def _sampled(regions: Sequence[Region], scan: Grid, target: Target) -> Iterator[Sample]:
     """All windows that may contain foreground, slice by slice."""
     places: dict[str, list[_Source]] = {}
     for region in regions:
@@ -151,14 +146,18 @@ def _sampled(regions: Sequence[Region], scan: Grid, target: Target) -> Iterator[
     for k in range(scan.shape[0]):
         for window in disjoint(source.foreground_window(k) for source in sources):
             means = [_ensemble_mean(each, k, window, target) for each in places.values()]
-            yield _Sample(k, window, tuple(mean for mean in means if mean is not None))
+            yield Sample(k, window, tuple(mean for mean in means if mean is not None))
 
 
-def _decided(samples: Iterable[_Sample], scan: Grid, target: Target) -> Volume:
+def _decided(
+    samples: Iterable[Sample], scan: Grid, target: Target, watch: Watch | None = None
+) -> Volume:
     writes = torch.tensor((0, *target.writes), dtype=torch.uint8)
     out = torch.zeros((1, *scan.shape), dtype=torch.uint8)
     for each in samples:
-        part_of(out[0, each.k], each.window).copy_(writes[_decided_window(each, target).int()])
+        part_of(out[0, each.k], each.window).copy_(writes[each.decided(target).int()])
+        if watch is not None and each.places:
+            watch(each.k, each.window, each.deciding(target))
     return Volume(out, scan)
 
 
@@ -175,6 +174,14 @@ def _widest(targets: Sequence[Target]) -> Target:
     if target.exclusive:
         weights[0] = min(each[0] for each in every)
     return replace(target, weights=tuple(weights))
+
+
+def _faint(target: Target) -> Target:
+    """The target with weights by which anything that is not `FAINT` is foreground."""
+    weights = list(target.weights or (1.0,) * target.outputs)
+    if target.exclusive:
+        return replace(target, weights=(FAINT * weights[0], *weights[1:]))
+    return replace(target, weights=tuple(PRESENT / FAINT * weight for weight in weights))
 
 
 @dataclass(frozen=True, eq=False)
@@ -279,24 +286,6 @@ def _check_finite(data: Tensor, name: str) -> None:
             )
 
 
-def decide(found: Volume, target: Target) -> Volume:
-    """Decide the labels of probabilities on their own grid; see `restore`.
-
-    Args:
-        found: (target.outputs, slices, rows, columns).
-        target: meaning of the channels.
-
-    Returns:
-        (1, slices, rows, columns) uint8 on the CPU.
-    """
-    writes = torch.tensor((0, *target.writes), dtype=torch.uint8)
-    planes = [
-        _channels(_weighted(found.data[:, k], target), target.exclusive).cpu()
-        for k in range(found.grid.shape[0])
-    ]
-    return Volume(writes[torch.stack(planes).int()][None], found.grid)
-
-
 def _foreground_boxes(data: Tensor, target: Target) -> np.ndarray:
     """(slices, 4): first and last row and column that may be foreground; -1 if there are none."""
     roundings = 0 if target.exclusive else _WEIGHT_ROUNDING
@@ -305,35 +294,15 @@ def _foreground_boxes(data: Tensor, target: Target) -> np.ndarray:
     least = 1 - roundings * torch.finfo(data.dtype).eps if roundings else 1
     boxes = np.full((data.shape[1], 4), -1)
     for k, box in enumerate(boxes):
-        values = _weighted(data[:, k], target)
+        values = with_weights(data[:, k], target)
         if target.exclusive:
-            mask = _maximum(values[1:]) > values[0] * least
+            mask = maximum(values[1:]) > values[0] * least
         else:
-            mask = _maximum(values) > _PRESENT * least
+            mask = maximum(values) > PRESENT * least
         rows, columns = (mask.any(axis).nonzero()[:, 0] for axis in (1, 0))
         if len(rows):
             box[:] = (int(rows[0]), int(rows[-1]), int(columns[0]), int(columns[-1]))
     return boxes
-
-
-def _decided_window(sample: _Sample, target: Target) -> Tensor:
-    """(rows, columns) uint8: 1 + the channel to write; 0 is background."""
-    out = torch.zeros([len(line) for line in sample.window], dtype=torch.uint8)
-    least = torch.full(out.shape, torch.inf, dtype=torch.float64)
-    for part, probabilities in sample.places:
-        values = _weighted(probabilities, target)
-        channels = _channels(values, target.exclusive).cpu()
-        here = part_of(out, part, sample.window)
-        if len(sample.places) == 1:
-            here.copy_(channels)
-            break
-        background = values[0] if target.exclusive else -_maximum(values)
-        background = background.cpu().double()
-        previous = part_of(least, part, sample.window)
-        lower = torch.where(background == previous, torch.minimum(here, channels), here)
-        here.copy_(torch.where(background < previous, channels, lower))
-        previous.copy_(torch.minimum(background, previous))
-    return out
 
 
 def _ensemble_mean(
@@ -362,36 +331,3 @@ def _ensemble_mean(
         part_of(total, part, union).add_(values.nan_to_num(0.0))
     mean = total / count.clamp(min=1)
     return union, torch.where(count > 0, mean, fill.double()[:, None, None])
-
-
-def _channels(values: Tensor, exclusive: bool) -> Tensor:
-    """(rows, columns) uint8: 1 + the channel to write, 0 for background; see `restore`.
-
-    A running maximum: argmax over a first axis of a few channels takes thirty times as long.
-    """
-    channels = torch.zeros(values.shape[1:], dtype=torch.uint8, device=values.device)
-    if not exclusive:
-        for number, value in enumerate(values, start=1):
-            channels.masked_fill_(value > _PRESENT, number)
-        return channels
-    maximum = values[0]
-    for number, value in enumerate(values[1:], start=1):
-        channels.masked_fill_(value > maximum, number)
-        maximum = torch.maximum(maximum, value)
-    return channels
-
-
-def _weighted(values: Tensor, target: Target) -> Tensor:
-    """(channels, rows, columns) times the weights of the target, float64; itself without any."""
-    if not target.weights:
-        return values
-    weights = torch.tensor(target.weights, dtype=torch.float64, device=values.device)
-    return values.double() * weights[:, None, None]
-
-
-def _maximum(values: Tensor) -> Tensor:
-    """(rows, columns) maximum over the channels."""
-    maximum = values[0]
-    for value in values[1:]:
-        maximum = torch.maximum(maximum, value)
-    return maximum

@@ -20,6 +20,7 @@ from kidseg.intensity import Scaling, as_input
 from kidseg.labels import Target
 from kidseg.losses import probabilities
 from kidseg.nets.adaptive import AdaptiveNet
+from kidseg.pipeline.opinions import Predicted, Tally
 from kidseg.pipeline.sliding import sliding_window
 from kidseg.pipeline.steps import Progress, Region
 
@@ -38,7 +39,7 @@ class View(Protocol):
         ...
 
     def predict(self, net: nn.Module, target: Target, progress: Progress, region: Region) -> Volume:
-        """Predict probabilities on the region's grid."""
+        """Predict probabilities on the region's grid; `Predicted` if they are a mean."""
         ...
 
 
@@ -94,7 +95,7 @@ class Planes:
         region: Region,
         mask: Tensor | None = None,
     ) -> Volume:
-        """(target.outputs, *region.grid.shape) float32 on the CPU.
+        """(target.outputs, *region.grid.shape) float32 on the CPU; two opinions with a flip.
 
         Args:
             net: the network.
@@ -107,6 +108,7 @@ class Planes:
         grid = region.grid
         found = torch.empty((target.outputs, *grid.shape))
         rows, columns = grid.shape[1:]
+        tallies = [Tally(target, grid) for _ in range(2)] if self.flip else []
 
         def forward(image: Tensor) -> Tensor:
             image = pad_to_multiple(image, getattr(net, "multiple", (1, 1)))
@@ -120,9 +122,11 @@ class Planes:
             image = as_input(raw, [tuple(each) * (2 * self.reach + 1) for each in self.scalings])
             if mask is not None:
                 image = torch.cat([image, mask[:, start:stop].transpose(0, 1).to(image)], dim=1)
-            predicted = _mean_over_flips(forward, image) if self.flip else forward(image)
-            found[:, start:stop].copy_(predicted.transpose(0, 1))
-        return Volume(found, region.grid)
+            opinions = [each.transpose(0, 1) for each in _opinions(forward, image, self.flip)]
+            for tally, values in zip(tallies, opinions, strict=False):
+                tally.add(values, start)
+            found[:, start:stop].copy_(_mean(opinions))
+        return Predicted(found, grid, tuple(tally.row for tally in tallies))
 
     def adapt(self, net: nn.Module, progress: Progress, region: Region, weight: float) -> None:
         """Adapt a network's norm statistics to the image in a region.
@@ -174,7 +178,7 @@ class Blocks:
     def predict(self, net: nn.Module, target: Target, progress: Progress, region: Region) -> Volume:
         """(target.outputs, *region.grid.shape) float32 on the CPU; windows weighted by Gaussians.
 
-        A region smaller than a window is extended into its surroundings.
+        Two opinions with a flip. A region smaller than a window is extended into its surroundings.
         """
         grid = region.grid
         added = [max(0, w - n) for w, n in zip(self.patch, grid.shape, strict=True)]
@@ -197,14 +201,28 @@ class Blocks:
             return probabilities(logits[None], target)[0]
 
         image = self.image(progress.image, extended)[0]
-        found = _mean_over_flips(predicted, image) if self.flip else predicted(image)
         box = tuple(slice(b, b + n) for b, n in zip(before, grid.shape, strict=True))
-        return Volume(found[(slice(None), *box)].contiguous(), grid)
+        opinions = [each[(slice(None), *box)] for each in _opinions(predicted, image, self.flip)]
+        tallies = [Tally(target, grid) for _ in opinions] if self.flip else []
+        for tally, values in zip(tallies, opinions, strict=False):
+            for k in range(grid.shape[0]):
+                tally.add(values[:, k : k + 1], k)
+        found = _mean(opinions).contiguous()
+        return Predicted(found, grid, tuple(tally.row for tally in tallies))
 
 
-def _mean_over_flips(predict: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
-    """The mean of the predictions of an image, and of the image flipped along its last axis."""
-    return (predict(image) + predict(image.flip(-1)).flip(-1)) / 2
+def _opinions(predict: Callable[[Tensor], Tensor], image: Tensor, flip: bool) -> list[Tensor]:
+    """The prediction of an image; and of the image flipped along its last axis, flipped back."""
+    first = predict(image)
+    return [first, predict(image.flip(-1)).flip(-1)] if flip else [first]
+
+
+def _mean(opinions: Sequence[Tensor]) -> Tensor:
+    """The mean of one or two opinions."""
+    if len(opinions) == 1:
+        return opinions[0]
+    first, second = opinions
+    return (first + second) / 2
 
 
 def neighbours(grid: Grid, image: Grid, reach: int) -> list[Grid]:

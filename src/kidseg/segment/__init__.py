@@ -42,6 +42,7 @@ from kidseg.segment.outputs import (
 )
 from kidseg.segment.predictor import Predictor, Segmentation, load_predictor
 from kidseg.segment.reporting import with_report
+from kidseg.segment.review import in_order_of
 from kidseg.segment.scans import read_scan
 from kidseg.segment.sources import Source, find_scans
 from kidseg.segment.truth import ReferenceLabels, find_references
@@ -65,14 +66,17 @@ class _Run:
 
     def facts(self) -> dict[str, Any]:
         """Model, device, versions and date, for the entry of a scan."""
-        method = self.predictor.method
+        method, paths = self.predictor.method, self.predictor.paths
         return {
             "model": {
                 "path": str(self.predictor.path),
+                **({"paths": list(map(str, paths))} if len(paths) > 1 else {}),
                 "sha256": self.predictor.sha256,
                 "method": method.name,
                 **(
-                    {"name": STARTER, "use": STARTER_USE} if is_starter(self.predictor.path) else {}
+                    {"name": STARTER, "use": STARTER_USE}
+                    if any(map(is_starter, self.predictor.paths))
+                    else {}
                 ),
             },
             "device": str(method.device.torch),
@@ -83,7 +87,7 @@ class _Run:
 
 def segment(
     scans: Sequence[str | Path],
-    model: str | Path | Predictor | None,
+    model: str | Path | Sequence[str | Path] | Predictor | None,
     out: str | Path,
     *,
     formats: Sequence[str] = ("nii",),
@@ -109,6 +113,7 @@ def segment(
     Args:
         scans: files, folders, data sets and patterns; see `find_scans`.
         model: a model file, a run folder, or a predictor; "starter" or None for the starter.
+            Several files or folders are an ensemble, see `load_predictor`.
         out: folder; created if missing.
         formats: keys of `FORMATS`. Some need a DICOM series, some an extra of kidseg.
         device: for a model file; see `choose_device`.
@@ -295,7 +300,7 @@ def _segment_scan(source: Source, run: _Run) -> dict[str, Any]:
     read_s = time.perf_counter() - start
     result = predictor(scan.volume, str(source.path))
     digest = digest_of(source, len(predictor.method.plan.channels), run.options)
-    exported = exported_labels(result.labels, scan, predictor, options, digest, series)
+    exported = exported_labels(result, scan, predictor, options, digest, series)
     draw = partial(
         draw_figure,
         name=source.name,
@@ -324,6 +329,7 @@ def _segment_scan(source: Source, run: _Run) -> dict[str, Any]:
             "labels": {str(number): name for number, name in predictor.schema.names.items()},
             **run.facts(),
             **result.facts,
+            "review": in_order_of(scan.first.native, result.labels.grid, result.facts["review"]),
             **written.facts,
             "warnings": [finding.as_dict() for finding in findings],
             "seconds": {name: round(value, 4) for name, value in seconds.items()},

@@ -16,6 +16,7 @@ from kidseg.cases import Case, Dataset, learned_labels, open_dataset
 from kidseg.checkpoint import load_model, save_model
 from kidseg.cohort.cohort import patient_dice
 from kidseg.errors import Finding, InputError, UsageError
+from kidseg.geometry import Volume
 from kidseg.io import ReadOptions
 from kidseg.io.atomic import check_writable
 from kidseg.io.content import joint_sha256, sha256_of
@@ -23,12 +24,22 @@ from kidseg.labels import KIDNEY_TUMOUR
 from kidseg.model_file import find_model
 from kidseg.provenance import provenance
 from kidseg.segment.decision import BACKGROUND, output_names
+from kidseg.segment.intervals import INTERVALS
 from kidseg.segment.predictor import Predictor, load_predictor
 from kidseg.segment.scans import read_scan
 from kidseg.segment.truth import reference_of
 from kidseg.store.files import source_files
 
-__all__ = ["Choice", "calibrate", "choose", "grid_of"]
+__all__ = [
+    "Choice",
+    "calibrate",
+    "choose",
+    "grid_of",
+    "joint_digest",
+    "labelled_cases",
+    "read_case",
+    "trained_on",
+]
 
 BACKGROUND_WEIGHTS = (0.03, 0.06, 0.12, 0.25, 0.5, 1.0, 2.0)
 """Steps of a factor of 2: Dice is flat around its maximum, and a finer grid would fit noise."""
@@ -71,6 +82,7 @@ def calibrate(
 
     The network runs once for each case. The new model differs from the old in the entries
     "decision" and "calibration" of its header; `kidseg.pipeline.restore` applies the weights.
+    Intervals of volumes that were calibrated for the old decision are left out.
 
     Args:
         model: a model file or a run folder.
@@ -96,7 +108,7 @@ def calibrate(
     check_writable(out, overwrite=overwrite)
     predictor = _calibratable(source, device)
     data = open_dataset(dataset)
-    used = _labelled(data, cases)
+    used = labelled_cases(data, cases)
     grid = grid_of(predictor)
     choices = _choices(predictor, data, used, grid, progress)
     best, before = choose(choices), choices[grid.index(dict.fromkeys(grid[0], 1.0))]
@@ -112,13 +124,14 @@ def calibrate(
         "gain": _gain(before, best),
         "curve": [_facts(choice) for choice in choices],
     }
-    calibration = {**record, "digest": _digest(digests), "of": file.sha256, **provenance()}
-    header = {**file.header, "decision": decision, "calibration": calibration}
+    calibration = {**record, "digest": joint_digest(digests), "of": file.sha256, **provenance()}
+    kept = {name: value for name, value in file.header.items() if name != INTERVALS}
+    header = {**kept, "decision": decision, "calibration": calibration}
     sha256 = save_model(out, file.parts, header, overwrite=overwrite)
     return {
         "model": {"path": str(out), "sha256": sha256},
         **record,
-        "findings": [f.as_dict() for f in _trained_on(file.header, digests, data.root)],
+        "findings": [f.as_dict() for f in trained_on(file.header, digests, data.root)],
     }
 
 
@@ -185,19 +198,36 @@ def _dice_of_case(
     predictor: Predictor, data: Dataset, case: Case, grid: Sequence[Decision]
 ) -> Iterator[Dice]:
     """The Dice of each region in one case, for each decision."""
+    scan, labels, ignore = read_case(predictor, data, case)
+    found = predictor.find(scan, case.id)
+    for decided in predictor.decide_by(found, scan.grid, grid):
+        yield patient_dice(decided.labels, labels, predictor.schema, ignore)
+
+
+def read_case(
+    predictor: Predictor, data: Dataset, case: Case
+) -> tuple[Volume, Volume, Volume | None]:
+    """The scan, its reference labels with the numbers of the model, and the voxels to ignore.
+
+    Raises:
+        InputError: see `read_scan`, `reference_of`.
+    """
     channels = predictor.method.plan.channels
     values: Literal["ct", "any"] = "ct" if channels[0].scheme == "ct" else "any"
     options = ReadOptions(values=values)
     learned = learned_labels(data, predictor.method.config.cohort.cyst)
     reference = reference_of(case, data, learned, predictor.schema)
     scan = read_scan(case.images[0], channels, options, case).volume
-    labels, ignore = reference.on(scan.grid, options)
-    found = predictor.find(scan, case.id)
-    for decided in predictor.decide_by(found, scan.grid, grid):
-        yield patient_dice(decided.labels, labels, predictor.schema, ignore)
+    return scan, *reference.on(scan.grid, options)
 
 
-def _labelled(data: Dataset, cases: Sequence[str] | None) -> list[Case]:
+def labelled_cases(data: Dataset, cases: Sequence[str] | None) -> list[Case]:
+    """The cases with labels; of these ids, if they are given.
+
+    Raises:
+        UsageError: "unknown-case".
+        InputError: "no-labels".
+    """
     if unknown := set(cases or ()) - set(data.by_id):
         raise UsageError(
             f"there is no case {', '.join(sorted(unknown))}", path=data.root, code="unknown-case"
@@ -256,19 +286,19 @@ def _gain(before: Choice, after: Choice) -> dict[str, Any]:
     }
 
 
-def _digest(digests: Mapping[str, str]) -> str:
+def joint_digest(digests: Mapping[str, str]) -> str:
     """As that of a training set; see `kidseg.train.record.Cases`."""
     return hashlib.sha256(json.dumps(list(digests.items())).encode()).hexdigest()
 
 
-def _trained_on(
+def trained_on(
     header: Mapping[str, Any], digests: Mapping[str, str], path: Path
 ) -> tuple[Finding, ...]:
     """A finding if the training cases are among those of the calibration."""
     names = header.get("plan", {}).get("training", [])
     if not names or set(names) - set(digests):
         return ()
-    if _digest({name: digests[name] for name in names}) != header["training_set"]["digest"]:
+    if joint_digest({name: digests[name] for name in names}) != header["training_set"]["digest"]:
         return ()
     return (
         Finding(

@@ -20,6 +20,7 @@ from kidseg.io.origin import Origin
 from kidseg.labels import LabelSchema
 from kidseg.segment.index import RESULT, Index
 from kidseg.segment.predictor import Predictor, Segmentation
+from kidseg.segment.review import ENTROPY_STEP
 from kidseg.segment.scans import ScanFiles
 from kidseg.segment.sources import Source
 
@@ -178,7 +179,7 @@ def prepare_folder(out: Path) -> None:
 
 
 def exported_labels(
-    labels: Volume,
+    result: Segmentation,
     scan: ScanFiles,
     predictor: Predictor,
     options: ReadOptions,
@@ -188,7 +189,7 @@ def exported_labels(
     """Labels with all that their files say of them, on the scan's own voxels.
 
     Args:
-        labels: (1, slices, rows, columns) uint8 on the grid of the scan.
+        result: of the segmentation, on the grid of the scan.
         scan: as read.
         predictor: that segmented it.
         options: of reading.
@@ -196,17 +197,23 @@ def exported_labels(
         source: its DICOM series, if an output refers to it.
     """
     native = scan.first.native
-    if not reorient(labels, native).grid.same_as(native):  # slightly sheared
-        labels = resample(labels, native, mode="nearest")
     return Exported(
-        labels=Volume(reorient(labels, native).data.contiguous(), native),
+        labels=_on_voxels_of(native, result.labels),
         schema=predictor.schema,
         origin=Origin(
             method=predictor.method.name, model_sha256=predictor.sha256, scan_sha256=scan_sha256
         ),
         like=_like(scan, options),
         source=source,
+        entropy=(_on_voxels_of(native, result.review.doubt.entropy), ENTROPY_STEP),
     )
+
+
+def _on_voxels_of(native: Grid, values: Volume) -> Volume:
+    """Labels or other integers in the voxel order of the scan."""
+    if not reorient(values, native).grid.same_as(native):  # slightly sheared
+        values = resample(values, native, mode="nearest")
+    return Volume(reorient(values, native).data.contiguous(), native)
 
 
 def write_outputs(

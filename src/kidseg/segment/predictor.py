@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from kidseg.checkpoint import load_model
 from kidseg.cohort.subject import Material, Subject, prepare
 from kidseg.cohort.training_range import Placement, renal_numbers, values_of
 from kidseg.errors import Finding
@@ -17,16 +16,26 @@ from kidseg.geometry import Grid, Volume
 from kidseg.intensity import Normalisation
 from kidseg.labels import LabelSchema, Target
 from kidseg.measure import Midline, Sides, measure_sides
-from kidseg.members import members_of
+from kidseg.members import combined, members_of
 from kidseg.methods import Method
 from kidseg.methods.nnunet_networks import NnUnet
 from kidseg.model_file import find_model
-from kidseg.pipeline import Progress, Region, advance, reaches_border, restore, sample
+from kidseg.pipeline import (
+    Progress,
+    Region,
+    Watch,
+    advance,
+    reaches_border,
+    restore,
+    sample,
+)
 from kidseg.segment.adaptation import PRIOR_SLICES, Adapt, Adaptation, checked_adapt, checked_prior
 from kidseg.segment.clock import Clock
 from kidseg.segment.decision import weighted
+from kidseg.segment.intervals import Calibrated, unused_calibration
 from kidseg.segment.removal import Decided, postprocessed
 from kidseg.segment.result_facts import grid_facts, overlap_facts, rounded, sides_facts, volumes_of
+from kidseg.segment.review import Observer, Review
 from kidseg.segment.suitability import judge
 from kidseg.segment.trained_method import damaged_if_invalid, load_method, schema_of
 
@@ -40,8 +49,9 @@ class Predictor:
     Attributes:
         method: with its networks in eval mode; of an ensemble, the first member.
         schema: numbers and names of its labels.
-        sha256: of the model file.
-        path: of the model file.
+        sha256: of the model file; of several, that of their digests.
+        path: of the model file; of several, the first.
+        paths: of all model files.
         training_range: ranges of the training patients in the model file; see
             `kidseg.cohort.training_range.training_range`. None if the file has none.
         adapt: what is adapted to each scan; see `kidseg.segment.adaptation`.
@@ -50,6 +60,7 @@ class Predictor:
         others: the other members of an ensemble; the probabilities of all are averaged.
         members: methods of all models in the file. Fewer methods than members: some are merged,
             see `NnUnet.merged`.
+        intervals: calibration of the intervals of volumes; None if the file has none.
     """
 
     method: Method
@@ -62,6 +73,8 @@ class Predictor:
     decision: Mapping[str, float] = field(default_factory=dict)
     others: tuple[Method, ...] = ()
     members: tuple[str, ...] = ()
+    paths: tuple[Path, ...] = ()
+    intervals: Calibrated | None = None
 
     @torch.no_grad()
     def __call__(self, scan: Volume, name: str = "scan") -> Segmentation:
@@ -73,7 +86,7 @@ class Predictor:
         clock = Clock()
         found = self.find(scan, name, clock)
         subject, progress = found.subject, found.progress
-        decided = self.decide(found, scan.grid, clock)
+        decided, review = self.reviewed(found, scan.grid, clock)
         labels = decided.labels
         middle = Midline.of(
             subject.image.grid, None if subject.body is None else subject.body.per_slice
@@ -102,6 +115,7 @@ class Predictor:
             "removed": decided.removed_facts(),
             "volumes_ml": volumes_of(labels, self.schema, self.method.target),
             "sides": sides_facts(sides, middle, self.schema, self.method.target),
+            "review": review.facts(self.calibrated_intervals),
         }
         return Segmentation(
             labels=labels,
@@ -112,12 +126,25 @@ class Predictor:
                 *(finding for note in progress.notes.values() for finding in note.findings),
                 *suitability.findings,
                 *found.adaptation.findings(self.adapt, name),
+                *unused_calibration(self.intervals, self.adapt, name),
             ),
             seconds=clock.seconds,
             progress=progress,
             channels=self.method.plan.channels,
             placement=placement,
+            review=review,
         )
+
+    @property
+    def calibrated_intervals(self) -> Calibrated | None:
+        """The calibration, if probabilities are adapted to a scan as they were for it."""
+        known = self.intervals
+        return known if known is not None and known.adapt == self.adapt else None
+
+    def target_of(self, found: Found) -> Target:
+        """The target of the step whose regions give the labels."""
+        regions = found.progress.found
+        return (regions[0].target if regions else None) or self.method.target
 
     def _ensemble_facts(self) -> dict[str, Any]:
         """The members of an ensemble, and whose grids, figure and training range are told."""
@@ -151,17 +178,38 @@ class Predictor:
             subject=subject, progress=progress, adaptation=adaptation, regions=progress.found
         )
 
+    def reviewed(
+        self, found: Found, scan: Grid, clock: Clock | None = None
+    ) -> tuple[Decided, Review]:
+        """The labels, see `decide`, and where they are in doubt."""
+        clock = clock or Clock()
+        target = self.target_of(found)
+        calibrated = self.calibrated_intervals
+        temperature = 1.0 if calibrated is None else calibrated.temperature
+        observer = Observer(scan, target, self.schema, temperature)
+        decided = self.decide(found, scan, clock, observer)
+        review = Review.of(observer.doubt, found.regions, decided.labels, target, self.schema)
+        clock.lap("review")
+        return decided, review
+
     @torch.no_grad()
-    def decide(self, found: Found, scan: Grid, clock: Clock | None = None) -> Decided:
+    def decide(
+        self,
+        found: Found,
+        scan: Grid,
+        clock: Clock | None = None,
+        watch: Watch | None = None,
+    ) -> Decided:
         """Decide the labels on the scan's voxels, and remove components that are none.
 
         Args:
             found: the probabilities.
             scan: grid of the scan.
             clock: that measures it.
+            watch: sees the probabilities; see `restore`.
         """
         clock = clock or Clock()
-        restored = restore(found.regions, scan, _target_of(found.progress, self.method))
+        restored = restore(found.regions, scan, self.target_of(found), watch)
         clock.lap("restore")
         decided = self._postprocessed(found, restored)
         clock.lap("postprocess")
@@ -175,7 +223,7 @@ class Predictor:
 
         The probabilities are sampled once.
         """
-        target = _target_of(found.progress, self.method)
+        target = self.target_of(found)
         targets = [weighted(target, self.schema, decision) for decision in decisions]
         samples = sample(found.regions, scan, targets)
         for target in targets:
@@ -186,7 +234,7 @@ class Predictor:
             labels,
             self.method.config.postprocess,
             self.schema,
-            _target_of(found.progress, self.method),
+            self.target_of(found),
             None if found.subject.body is None else found.subject.body.radius_mm,
             _voxel_ml(found.progress),
         )
@@ -223,6 +271,7 @@ class Segmentation:
         progress: the regions of each step and their probabilities, before postprocessing.
         channels: of the scan.
         placement: size and position of the patient.
+        review: where the labels are in doubt.
     """
 
     labels: Volume
@@ -232,30 +281,36 @@ class Segmentation:
     progress: Progress
     channels: tuple[Normalisation, ...]
     placement: Placement
+    review: Review
 
 
 def load_predictor(
-    model: str | Path | None = None, device: str = "auto", adapt: Adapt | None = None
+    model: str | Path | Sequence[str | Path] | None = None,
+    device: str = "auto",
+    adapt: Adapt | None = None,
 ) -> Predictor:
-    """Load the method of a model file.
+    """Load the method of a model file, or of several as an ensemble.
 
     Args:
         model: a model file or run folder; "starter" or None for the starter; see `find_model`.
+            Several are averaged; see `kidseg.members.combined`.
         device: see `choose_device`.
         adapt: what is adapted to each scan; None: what the model file says, or nothing.
 
     Raises:
         ModelError: see `find_model` and `load_model`; "damaged-model": the content does not match
             the header.
-        UsageError, ResourceError: see `find_model` and `choose_device`.
+        UsageError, ResourceError: see `find_model`, `combined` and `choose_device`.
     """
-    path = find_model(model)
-    file = load_model(path)
+    named = [model] if model is None or isinstance(model, str | Path) else list(model)
+    paths = tuple(find_model(each) for each in named)
+    path, file = paths[0], combined(paths)
     with damaged_if_invalid(path):
         wanted = adapt or checked_adapt(file.header.get("adapt", "none"))
         prior_slices = checked_prior(file.header.get("adapt_prior_slices", PRIOR_SLICES))
         schema = schema_of(file.header)
         decision = dict(file.header.get("decision", {}))
+        intervals = Calibrated.from_header(file.header)
         members = members_of(file)
         method, *others = _merged(
             [
@@ -276,6 +331,8 @@ def load_predictor(
         decision=decision,
         others=tuple(others),
         members=tuple(str(each.header["method"]) for each in members),
+        paths=paths,
+        intervals=intervals,
     )
 
 
@@ -297,12 +354,6 @@ def _merged(methods: list[Method]) -> list[Method]:
     first, *others = methods
     merged = first.merged(others) if others and isinstance(first, NnUnet) else None
     return methods if merged is None else [merged]
-
-
-def _target_of(progress: Progress, method: Method) -> Target:
-    """The target of the step whose regions give the labels."""
-    target = progress.found[0].target if progress.found else None
-    return target or method.target
 
 
 def _voxel_ml(progress: Progress) -> float:

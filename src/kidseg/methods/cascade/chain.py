@@ -20,7 +20,7 @@ from kidseg.methods.cascade.components import components_of
 from kidseg.methods.cascade.crops import coarse_grid, framed_box, kidney_crop, sagittal_crop
 from kidseg.methods.cascade.decisions import Rules, foreground
 from kidseg.methods.cascade.kept_lesions import boxes_around, combined, touching
-from kidseg.pipeline import Progress, Region, Segment, Step
+from kidseg.pipeline import Predicted, Progress, Region, Segment, Step
 
 __all__ = ["Chain"]
 
@@ -159,10 +159,11 @@ class Chain:
         assert fine.found is not None
         background = self.rules.targets.renal.background
         kidney = resample(fine.found, grid, fill=background).data[1].float()
-        tumour = torch.zeros_like(kidney)
+        tumour, rows = torch.zeros_like(kidney), _rows(fine.found, None)
         detected = lesions.kept_in(grid)
         if self.rules.is_search(lesions) or bool(detected.any()):
-            tumour = self.segment["refine"](progress, region).data[1].float()
+            refined = self.segment["refine"](progress, region)
+            tumour, rows = refined.data[1].float(), _rows(fine.found, refined)
             if not self.rules.is_search(lesions):
                 inside = detected
                 if self.rules.config.refine.inside == "box":
@@ -171,7 +172,18 @@ class Chain:
             found = tumour > 0.5
             kept = touching(found, self.rules.renal_on(progress, grid), grid).kept
             tumour = tumour.masked_fill(found & ~kept, 0.0)
-        return Volume(combined(kidney, tumour), grid)
+        return Predicted(combined(kidney, tumour), grid, rows)
+
+
+def _rows(renal: Volume, tumour: Volume | None) -> tuple[tuple[float, float], ...]:
+    """What each opinion says of kidney and tumour, before tumours without a kidney are dropped."""
+    of_renal = renal.rows if isinstance(renal, Predicted) else ()
+    none = ((0.0,),) * len(of_renal)
+    of_tumour = tumour.rows if isinstance(tumour, Predicted) else none
+    return tuple(
+        (max(whole - part, 0.0), part)
+        for (whole,), (part,) in zip(of_renal, of_tumour, strict=True)
+    )
 
 
 def _correction(number: int) -> str:

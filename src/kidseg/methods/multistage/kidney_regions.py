@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -110,7 +110,8 @@ def without_small(
         return found, ()
     away = (labels.data[0] > 0) & (kept.data[0] == 0)
     background = torch.tensor(target.background).to(found.data)[:, None, None, None]
-    return Volume(torch.where(away, background, found.data), found.grid), removed
+    # The volumes of single opinions stay as they are: `Predicted`.
+    return replace(found, data=torch.where(away, background, found.data)), removed
 
 
 def _side(is_right: np.ndarray) -> str:

@@ -31,7 +31,18 @@ from kidseg.methods.multistage.balanced import BalancedSlices, groups_of, slice_
 from kidseg.methods.multistage.kidney_regions import Kidney, kidneys_in, without_small
 from kidseg.methods.segmentation import validation
 from kidseg.nets import build
-from kidseg.pipeline import Locate, Note, Planes, Progress, Region, Step, advance, decide
+from kidseg.pipeline import (
+    Locate,
+    Note,
+    Planes,
+    Predicted,
+    Progress,
+    Region,
+    Step,
+    advance,
+    decide,
+    rows_of,
+)
 from kidseg.plan import Plan
 from kidseg.postprocess import Piece, min_volume_ml
 from kidseg.stage import Stage, shares
@@ -271,14 +282,15 @@ class Multistage:
         return Step(name=name, locate=located, segment=segment, target=self.undecided, note=note)
 
     def _mean(self, progress: Progress, region: Region) -> Volume:
-        """The mean probability of the networks of stage 2 in a region."""
+        """The mean probability of the networks of stage 2 in a region, and their opinions."""
         found = [
-            each.found.data
+            each.found
             for name in self.config.ensemble
             for each in progress.steps[name]
             if each.name == region.name and each.found is not None
         ]
-        return Volume(torch.stack(found).mean(0), region.grid)
+        rows = tuple(row for each in found for row in rows_of(each, self.undecided))
+        return Predicted(torch.stack([each.data for each in found]).mean(0), region.grid, rows)
 
     # Training
 
