@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from kidseg.cases.roi_rules import RoiRules
 from kidseg.errors import Finding, InputError
 from kidseg.evaluate.pairs import Missing, Pair, Pairing, pair
 from kidseg.evaluate.protocols import (
@@ -69,6 +70,7 @@ def evaluate(
     cyst: CystAs | None = None,
     missing: Missing = "error",
     cases: Collection[str] | None = None,
+    rules: RoiRules | None = None,
     overwrite: bool = False,
     jobs: int = 1,
     progress: Progress | None = None,
@@ -86,6 +88,7 @@ def evaluate(
         cyst: what a cyst counts as; see `protocol_named`.
         missing: a reference without a prediction is an "error", or scored as "empty".
         cases: ids of the cases to score; all references by default.
+        rules: for the structures of DICOM annotations; by default the data set's, or the usual.
         overwrite: replace existing results.
         jobs: threads.
         progress: called with (cases done, total cases).
@@ -102,16 +105,16 @@ def evaluate(
         ResourceError: not enough memory or disk space.
     """
     pred, ref, out = Path(pred), Path(ref), Path(out)
-    pairing = pair(pred, ref, missing=missing, cases=cases)
-    rules = protocol_named(protocol, pairing.schema, cyst)
+    pairing = pair(pred, ref, missing=missing, cases=cases, rules=rules)
+    scoring = protocol_named(protocol, pairing.schema, cyst)
     check_output_folder(out, "scores")
     prepare_output(out, _OUTPUTS, overwrite=overwrite)
-    scored = _score_all(pairing, rules, jobs, progress, pred)
+    scored = _score_all(pairing, scoring, jobs, progress, pred)
     rows = [row for case in scored for row in case.rows]
     unclear = () if pairing.schema is None else unclear_labels(pairing.schema, ref)
     of_cases = (finding for case in scored for finding in case.findings)
     findings = [*unclear, *pairing.findings, *of_cases]
-    summary = summarise(rows, rules, findings) | provenance()
+    summary = summarise(rows, scoring, findings) | provenance()
     if overwrite:
         (out / "summary.json").unlink(missing_ok=True)
     write_csv(out / "cases.csv", COLUMNS, (row.values() for row in rows), overwrite=overwrite)
