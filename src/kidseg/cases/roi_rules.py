@@ -50,7 +50,6 @@ ROI_RULES = "roi_rules.toml"
 Reason = Literal["rule", "code", "name", "ignored", "none", "unclear"]
 
 _KEYS = {"labels", "ignore", "annotation"}
-_GLUED = re.compile(r"\b(rt|lt|right|left|r|l)(?=kidney)", re.IGNORECASE)
 _KIDNEYS = {("SCT", "64033007"), ("SCT", "9846003"), ("SCT", "18639004"), ("SRT", "T-71000")}
 _KIDNEYS |= {("FMA", "7203"), ("FMA", "7204"), ("FMA", "7205")}
 # Neoplasm, primary, mass, lesion, gross tumour volume, renal cell carcinoma, nephroblastoma.
@@ -118,7 +117,7 @@ class RoiRules:
         if ruled:
             return Match(label=ruled[0], reason="rule")
         coded = _coded(structure)
-        named, why = _named(name) if self.is_default else (None, "")
+        named, why = _named(structure.words) if self.is_default else (None, "")
         if coded is not None and named is not None and coded != named:
             said = f"its code says {coded}, its name {named}"
             return Match(label=None, reason="unclear", said=said)
@@ -293,10 +292,9 @@ def _key(code: Code) -> tuple[str, str]:
 
 def _named(name: str) -> tuple[Meaning | None, str]:
     """What a name says, and why that is unclear."""
-    apart = _GLUED.sub(r"\1 ", name)
-    meaning = meaning_of(apart)
+    meaning = meaning_of(name)
     if meaning is None:
-        several = meanings_in(apart)
+        several = meanings_in(name)
         return None, f"its name says {' and '.join(sorted(several))}" if several else ""
     if meaning == "kidney" and any(c.isdigit() for c in name):
         return None, "it may be a kidney, or a tumour of it with a number, as in some trials"

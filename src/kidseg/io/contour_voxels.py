@@ -4,7 +4,7 @@ Contours belong to the slice in whose plane they lie. What is between two slices
 slice distance from one, belongs to the nearest, which is said; slices between contours are never
 filled. On a slice all contours of a structure count together, by the even-odd rule: an inner
 contour is a hole, whether it is joined to the outer one by a channel without width (CLOSED_PLANAR),
-drawn by itself, or CLOSEDPLANAR_XOR.
+drawn by itself, or CLOSEDPLANAR_XOR. A voxel is inside if its centre is, or lies on a contour.
 
 Source: DICOM PS3.3, C.8.8.6.3 (contour geometric types and holes); "nearest slice, without
 interpolation" is the smallest change that places every contour where some expert drew it.
@@ -180,9 +180,7 @@ def voxels_inside(
     noticed: Noticed,
     slice_of: Mapping[str, int] | None = None,
 ) -> np.ndarray:
-    """The voxels whose centres are inside the contours of a structure.
-
-    A centre exactly on a contour: see `kidseg.io.polygons.filled`.
+    """The voxels whose centres are inside the contours of a structure, or on them.
 
     Findings besides those of `usable` and `planes_of`: warnings "between-slices", "dropped-planes",
     "contour-outside", "contour-gap", "overlapping-contours", "other-image"; error "nothing-inside".

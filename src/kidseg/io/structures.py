@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 _LONGEST = 200  # characters of a text that are kept
+_GLUED = re.compile(r"\b(rt|lt|right|left|r|l)(?=kidney)", re.IGNORECASE)
 _NUMBER = re.compile(r"(\d{1,3})\W*$")
 # Modifiers of SNOMED CT, and of SNOMED RT before 2018; left and right kidney of SNOMED CT and FMA.
 _SIDES: dict[str, Side] = {
@@ -69,7 +70,12 @@ class Structure:
     @property
     def side(self) -> Side | None:
         """As coded, else as the name says; None if neither says one."""
-        return self.coded_side or side_of(self.name)
+        return self.coded_side or side_of(self.words)
+
+    @property
+    def words(self) -> str:
+        """The name with the side apart: RTKIDNEY1 is RT KIDNEY1."""
+        return _GLUED.sub(r"\1 ", self.name)
 
     @property
     def counted(self) -> int | None:
