@@ -2,8 +2,9 @@
 
 A point is inside if a ray from it crosses the polygons an odd number of times. So an inner polygon
 is a hole, one in the hole an island, and a channel without width that joins a hole to its outer
-polygon (a keyhole) has no effect. A pixel is inside if its centre is, or lies on a polygon: programs
-that trace masks through the centres of the outermost pixels, as OpenCV does, get their masks back.
+polygon (a keyhole) has no effect. A pixel is inside if its centre is, or lies on a polygon: masks
+that were traced through the centres of their outermost pixels, as OpenCV does, come back as they
+were.
 
 Libraries that fill polygons fill one at a time, and treat a centre on a polygon as it happens to be
 rounded. Here both edges of a keyhole are crossed at bit-identical positions, and "on a polygon"
