@@ -47,7 +47,9 @@ def test_holes_and_keyholes_are_left_out(tmp_path: Path) -> None:
     area = (16 * 16 - 8 * 8) * SPACING[1] * SPACING[2]
     up = np.array([0, 0, SPACING[0]])
     for contours in ([outer, hole, outer + up, hole + up], [keyhole, keyhole + up]):
-        assert only(tmp_path, contours).volume_ml == pytest.approx(2 * area * ML, rel=1e-6)
+        found = only(tmp_path, contours)
+        assert found.volume_ml == pytest.approx(2 * area * ML, rel=1e-6)
+        assert codes(found) == ({"nested-contours"} if len(contours) == 4 else set())
 
 
 @pytest.mark.parametrize("turn", [[0, 2, 1], [2, 0, 1], [1, 0, 2], "oblique"])

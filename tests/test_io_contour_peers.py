@@ -9,12 +9,13 @@ import os
 import shutil
 import statistics
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
 
 from annotated_folders import FIRST, Roi, headers_of, structure_set
 from dicom_files import SPACING, save, series
@@ -37,6 +38,11 @@ for k, mask in enumerate(np.load(masks)):
     made.add_roi(mask=mask.transpose(1, 2, 0), name=f"structure {k}", use_pin_hole=pin == "pin")
 made.save(out)
 """
+
+
+NEEDS_PLASTIMATCH = pytest.mark.skipif(
+    shutil.which("plastimatch") is None, reason="plastimatch is not installed"
+)
 
 
 def voxels(folder: Path, path: Path, number: int = 1) -> np.ndarray:
@@ -105,37 +111,72 @@ def shapes() -> dict[str, list[np.ndarray]]:
     return found | {"two": two}
 
 
-@pytest.mark.skipif(shutil.which("plastimatch") is None, reason="plastimatch is not installed")
-def test_agreement_with_plastimatch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ct = series(tmp_path / "ct", np.zeros(SHAPE, np.int16))
-    bodies = shapes()
-    rois = [Roi(name=f"s{k}", contours=body) for k, body in enumerate(bodies.values())]
-    path = save(structure_set(rois, headers_of(ct)), tmp_path / "rs.dcm")
+def agreement(ct: Path, path: Path, names: dict[int, str], out: Path) -> list[float]:
+    """Dice of our voxels and those of plastimatch, for structures {number: name}."""
     command = ["plastimatch", "convert", "--input", path, "--referenced-ct", ct]
-    command += ["--output-prefix", tmp_path / "masks", "--prefix-format", "mha"]
+    command += ["--output-prefix", out, "--prefix-format", "mha", "--xor-contours"]
     subprocess.run(command, check=True, capture_output=True)
-    found = {}
-    for k, name in enumerate(bodies):
-        theirs = read(tmp_path / "masks" / f"s{k}.mha", LABELS).volume.data[0].numpy() > 0
-        found[name] = dice(voxels(ct, path, k + 1), theirs)
-    with capsys.disabled():
-        values = list(found.values())
-        print(
-            f"\nplastimatch: n {len(values)}, Dice {min(values):.4f} to {max(values):.4f},", end=" "
+    found = []
+    for number, name in names.items():
+        theirs = read(out / f"{name}.mha", LABELS).volume.data[0].numpy() > 0
+        found.append(dice(voxels(ct, path, number), theirs))
+    return found
+
+
+def say(what: str, values: list[float]) -> None:
+    """Shown with pytest -s."""
+    middle, n = statistics.median(values), len(values)
+    text = f"{what}: n {n}, Dice {min(values):.4f} to {max(values):.4f}, median {middle:.4f}"
+    sys.stdout.write(f"\n{text}\n")
+
+
+@NEEDS_PLASTIMATCH
+def test_agreement_with_plastimatch_on_bodies(tmp_path: Path) -> None:
+    ct = series(tmp_path / "ct", np.zeros(SHAPE, np.int16))
+    rois = [Roi(name=f"s{k}", contours=body) for k, body in enumerate(shapes().values())]
+    path = save(structure_set(rois, headers_of(ct)), tmp_path / "rs.dcm")
+    names = {k + 1: roi.name for k, roi in enumerate(rois)}
+    found = agreement(ct, path, names, tmp_path / "masks")
+    say("bodies", found)
+    assert min(found) >= 0.99
+
+
+@NEEDS_PLASTIMATCH
+def test_agreement_with_plastimatch_on_digital_patients(tmp_path: Path) -> None:
+    from kidseg.config import PhantomConfig
+    from kidseg.convert import convert
+    from kidseg.phantom import write_patients
+
+    write_patients(
+        tmp_path / "ph", replace(PhantomConfig(), size=128), patients=3, seed=4, layout="dicom"
+    )
+    names, found = {1: "kidney", 2: "tumour"}, []
+    for folder in sorted((tmp_path / "ph").glob("phantom_*")):
+        out = tmp_path / folder.name
+        convert(
+            folder / "labels.nii.gz", out, formats=("rtstruct",), series=folder / "ct", names=names
         )
-        print(f"median {statistics.median(values):.4f}", found)
-    assert min(found.values()) >= 0.99
+        found += agreement(folder / "ct", next(out.glob("*.dcm")), names, out / "masks")
+    say("digital patients", found)
+    assert min(found) >= 0.99
 
 
 @pytest.mark.skipif("RT_UTILS_PYTHON" not in os.environ, reason="RT_UTILS_PYTHON names no rt-utils")
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
-def test_masks_of_rt_utils_come_back(
-    tmp_path: Path, orientation: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_masks_of_rt_utils_come_back(tmp_path: Path, orientation: str) -> None:
     from kidseg.geometry import Volume
     from kidseg.io.orientation import canonical
 
-    ct = series(tmp_path / "ct", np.zeros((9, 48, 56), np.int16), iop=ORIENTATIONS[orientation])
+    def edit(ds: Dataset, _: int) -> None:
+        """Square pixels, as rt-utils 1.2.7 exchanges the two spacings; and what it copies."""
+        ds.PixelSpacing = [0.7, 0.7]
+        ds.StudyDate = ds.SeriesDate = "20240101"
+        ds.StudyTime = ds.SeriesTime = "120000"
+        ds.StudyDescription = ds.PatientBirthDate = ds.PatientSex = ""
+        ds.StudyID = ds.AccessionNumber = ds.ReferringPhysicianName = ""
+
+    iop = ORIENTATIONS[orientation]
+    ct = series(tmp_path / "ct", np.zeros((9, 48, 56), np.int16), iop=iop, edit=edit)
     source = read_source(ct, ANY)
     z, y, x = np.indices(source.native.shape)
     ball = ((z - 4) / 3.4) ** 2 + ((y - 22.3) / 15.2) ** 2 + ((x - 27.4) / 18.1) ** 2
@@ -153,15 +194,15 @@ def test_masks_of_rt_utils_come_back(
             out,
             pin,
         ]
-        subprocess.run(command, check=True, capture_output=True)
+        bare = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        subprocess.run(command, check=True, capture_output=True, env=bare)
         assert dcmread(out).Modality == "RTSTRUCT"
         for k, mask in enumerate(masks):
             from torch import from_numpy
 
             expected = canonical(Volume(from_numpy(mask)[None], source.native)).data[0].numpy()
             found = voxels(ct, out, k + 1)
-            with capsys.disabled():
-                print(orientation, pin, k, f"{dice(found, expected):.4f}", end="; ")
             if pin == "hole":
-                assert np.array_equal(found, expected)
-            assert dice(found, expected) >= 0.99
+                assert np.array_equal(found, expected), "voxel-exact"
+            # The channel to a hole that rt-utils cuts into the mask has a width of pixels.
+            assert dice(found, expected) >= 0.98

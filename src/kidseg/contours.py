@@ -20,7 +20,14 @@ import numpy as np
 from kidseg.cases.annotated_series import short_digest
 from kidseg.errors import Finding, InputError, KidsegError, UsageError
 from kidseg.io.annotations import annotation_files, differs, sop_class
-from kidseg.io.contour_voxels import Noticed, PlaneContours, grouped, planes_of, usable
+from kidseg.io.contour_voxels import (
+    Noticed,
+    PlaneContours,
+    grouped,
+    note_overlaps,
+    planes_of,
+    usable,
+)
 from kidseg.io.polygons import area_inside
 from kidseg.io.structure_set import STRUCTURE_SET, StructureSet, read_structure_set
 from kidseg.io.structures import Structure
@@ -30,6 +37,7 @@ __all__ = ["ContourVolume", "contour_volumes", "measure_contours", "structure_se
 Progress = Callable[[int, int], None]
 
 _SAME_PLANE_MM = 0.05
+_PIXEL_MM = 0.5  # to tell whether contours overlap
 _MULTIPLE_TOLERANCE = 0.05  # of the smallest distance: as for missing slices of a series
 _NEAR_ML = 0.05  # volumes stated with one decimal differ by as much
 
@@ -180,7 +188,11 @@ def _planes(
     matrix = np.eye(4)
     matrix[:3, :3] = axes
     placed = planes_of(contours, matrix, 1.0, noticed)
-    return noticed, grouped(placed, _SAME_PLANE_MM), axes
+    planes = grouped(placed, _SAME_PLANE_MM)
+    rings = {k: [ring / _PIXEL_MM for ring in plane.rings] for k, plane in enumerate(planes)}
+    is_plain = any(contour.kind == "CLOSED_PLANAR" for contour in contours)
+    note_overlaps(rings, noticed, is_plain=is_plain)
+    return noticed, planes, axes
 
 
 def _axes(points: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, islice
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -30,6 +31,7 @@ __all__ = [
     "Noticed",
     "PlaneContours",
     "grouped",
+    "note_overlaps",
     "planes_of",
     "slice_distance_mm",
     "usable",
@@ -183,7 +185,8 @@ def voxels_inside(
     """The voxels whose centres are inside the contours of a structure, or on them.
 
     Findings besides those of `usable` and `planes_of`: warnings "between-slices", "dropped-planes",
-    "contour-outside", "contour-gap", "overlapping-contours", "other-image"; error "nothing-inside".
+    "contour-outside", "contour-gap", "overlapping-contours", "nested-contours", "other-image";
+    error "nothing-inside".
 
     Args:
         contours: of the structure.
@@ -212,7 +215,8 @@ def voxels_inside(
         cause = "no centre of a voxel is inside its contours"
         noticed.error("nothing-inside", cause, "Compare it with the images in a viewer.")
     _note_gaps(sorted(rings), noticed)
-    _note_overlaps(rings, noticed)
+    is_plain = any(contour.kind == "CLOSED_PLANAR" for contour, _ in placed)
+    note_overlaps(rings, noticed, is_plain=is_plain)
     _note_images(placed, slice_of or {}, noticed)
     return inside
 
@@ -300,32 +304,51 @@ def _note_gaps(slices: Sequence[int], noticed: Noticed) -> None:
     )
 
 
-def _note_overlaps(rings: Mapping[int, Sequence[np.ndarray]], noticed: Noticed) -> None:
-    """Notice contours that cross: what both enclose counts as outside, by the even-odd rule."""
+def note_overlaps(
+    rings: Mapping[int, Sequence[np.ndarray]], noticed: Noticed, *, is_plain: bool
+) -> None:
+    """Notice contours that cross, and those that are holes because they are inside others.
+
+    What two contours enclose counts as outside, by the even-odd rule; some programs unite contours.
+
+    Args:
+        rings: of each slice, in pixels.
+        noticed: collects the findings.
+        is_plain: they are CLOSED_PLANAR, which does not say what an inner contour is.
+    """
     pairs = (pair for each in rings.values() for pair in combinations(each, 2))
-    crossing = sum(_cross(*pair) for pair in islice(pairs, _MAX_PAIRS))
-    if crossing:
+    found = Counter(_relation(*pair) for pair in islice(pairs, _MAX_PAIRS))
+    if crossing := found["cross"]:
         noticed.warn(
             "overlapping-contours",
             f"{crossing} pairs of contours overlap in part; what both enclose counts as outside",
             "Compare them with the images in a viewer.",
         )
+    if is_plain and (nested := found["nested"]):
+        noticed.warn(
+            "nested-contours",
+            f"contours inside others ({nested}) count as holes; they are CLOSED_PLANAR, and some"
+            " programs would fill them",
+            "Compare them with the images in a viewer.",
+        )
 
 
-def _cross(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether each of two rings has pixels that are, and that are not, in the other."""
+def _relation(one: np.ndarray, other: np.ndarray) -> Literal["apart", "nested", "cross"]:
+    """Whether the pixels in two rings are apart, all of one in the other, or neither."""
     low = np.maximum(one.min(axis=0), other.min(axis=0))
     high = np.minimum(one.max(axis=0), other.max(axis=0))
     if (low >= high).any():
-        return False
+        return "apart"
     corner = np.floor(np.minimum(one.min(axis=0), other.min(axis=0)))
     size = np.ceil(np.maximum(one.max(axis=0), other.max(axis=0)) - corner) + 1
     if size.max() > _MAX_BOX:
-        return False
+        return "apart"
     shape = (int(size[0]), int(size[1]))
     masks = [filled([ring - corner], shape) for ring in (one, other)]
     both = int((masks[0] & masks[1]).sum())
-    return 0 < both < min(int(masks[0].sum()), int(masks[1].sum()))
+    if not both:
+        return "apart"
+    return "cross" if both < min(int(mask.sum()) for mask in masks) else "nested"
 
 
 def _note_images(
