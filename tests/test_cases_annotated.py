@@ -16,11 +16,14 @@ from annotated_folders import Roi, annotated, circle, headers_of, square, struct
 from dicom_files import save, series
 from kidseg.cases import Case, Survey, open_dataset, survey_dataset
 from kidseg.cases.reading import CaseReader
-from kidseg.cases.roi_rules import ROI_RULES, RoiRules
+from kidseg.cases.roi_rules import ROI_RULES, RoiRules, load_rules
 from kidseg.check import check
+from kidseg.cli import main
 from kidseg.errors import InputError, KidsegWarning, UsageError
+from kidseg.io import ReadOptions
+from kidseg.segment.sources import find_scans
 from kidseg.splits import split
-from kidseg.store.files import source_files
+from kidseg.store.files import dataset_facts, source_files
 
 KIDNEY = Roi(name="Kidney_R", contours=[circle(k, 6.0) for k in (1, 2, 3)])
 TUMOUR = Roi(name="tumour", contours=[square(2, (10, 12), (14, 18))])
@@ -319,3 +322,71 @@ def test_missing_identity_is_no_obstacle(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert re.fullmatch("[0-9a-f]{8}_[0-9a-f]{8}", only_case(survey_dataset(tmp_path)).id)
+
+
+def test_the_command_line_checks_and_exports_with_rules(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for n in range(2):
+        rois = [Roi(name="RTKIDNEY1", contours=[circle(k) for k in (1, 2)]), BODY]
+        annotated(tmp_path / "in" / f"{n}", rois, uid=f"1.2.{n}", patient=f"P{n}", study=f"1.{n}")
+    (tmp_path / "rules.toml").write_text('ignore = "BODY"\n[labels]\ntumour = "RTKIDNEY[0-9]"\n')
+    rules = ["--roi-rules", str(tmp_path / "rules.toml")]
+    assert run("check", str(tmp_path / "in"), capsys=capsys)[0] == 3
+    code, out, _ = run("check", str(tmp_path / "in"), *rules, capsys=capsys)
+    assert (
+        code == 0 and "tumour: 'RTKIDNEY1' (2)" in out and "no label, left out: 'BODY' (2)" in out
+    )
+    target = tmp_path / "Dataset001_X"
+    assert (
+        run("export", str(tmp_path / "in"), str(target), "--folds", "2", *rules, capsys=capsys)[0]
+        == 0
+    )
+    exported = open_dataset(target)
+    assert exported.schema.names == {1: "tumour"} and len(exported.cases) == 2
+    original = survey_dataset(tmp_path / "in", load_rules(tmp_path / "rules.toml"))
+    for case in exported.cases:
+        source = original.dataset.by_id[case.id]
+        reader = CaseReader.of_dataset(exported)
+        assert np.array_equal(
+            reader.read(case).labels.data[0].numpy(),  # type: ignore[union-attr]
+            voxels(source, original),
+        )
+        assert case.patient == source.patient and case.age_years == 4
+
+
+def run(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    out, err = capsys.readouterr()
+    return int(ended.value.code or 0), out, err
+
+
+def test_a_store_is_of_these_structures_as_these_labels(tmp_path: Path) -> None:
+    cohort(tmp_path, ["A", "B"])
+    usual = survey_dataset(tmp_path).dataset
+    (tmp_path / ROI_RULES).write_text("[labels]\nkidney = 'kidney.*|BODY'\ntumour = 'tumour'\n")
+    other = survey_dataset(tmp_path).dataset
+    assert usual.schema.names == other.schema.names
+    described = [dataset_facts(data) for data in (usual, other)]
+    assert described[0] != described[1] and str(tmp_path) not in str(described)
+
+
+def test_segmenting_such_a_data_set_names_results_by_case(tmp_path: Path) -> None:
+    cohort(tmp_path, ["A", "B"])
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for k, file in enumerate(sorted(tmp_path.rglob("*.dcm"))):
+        file.rename(flat / f"{k}.dcm")
+    sources = find_scans([flat], 1, ReadOptions())
+    cases = survey_dataset(flat).dataset.by_id
+    assert {one.name for one in sources} == set(cases)
+    for one in sources:
+        assert one.case is not None and set(one.files) == set(cases[one.name].annotation.images)  # type: ignore[union-attr]
+        assert one.case.reading(ReadOptions()).files == one.files
+
+
+def test_one_series_with_an_annotation_is_segmented_as_a_scan(tmp_path: Path) -> None:
+    annotated(tmp_path / "child", [KIDNEY])
+    (source,) = find_scans([tmp_path / "child"], 1, ReadOptions())
+    assert source.name == "child" and source.case is None

@@ -97,7 +97,7 @@ class Identity:
     ) -> Identity:
         """The identity of the store that these inputs produce."""
         return cls(
-            content=content, plan=plan.digest, dataset=_dataset_to_json(dataset), settings=settings
+            content=content, plan=plan.digest, dataset=dataset_facts(dataset), settings=settings
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -312,7 +312,7 @@ class _HashingFile:
         return self.file.write(data)
 
 
-def _dataset_to_json(dataset: Dataset) -> dict[str, Any]:
+def dataset_facts(dataset: Dataset) -> dict[str, Any]:
     """What determines the stored data besides the files' contents; no absolute paths."""
     return {
         "name": dataset.name,
