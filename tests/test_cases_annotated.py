@@ -13,7 +13,7 @@ import pytest
 from pydicom import Dataset, dcmread
 
 from annotated_folders import Roi, annotated, circle, headers_of, square, structure_set
-from dicom_files import save, series
+from dicom_files import body, placed, save, series
 from kidseg.cases import Case, Survey, open_dataset, survey_dataset
 from kidseg.cases.reading import CaseReader
 from kidseg.cases.roi_rules import ROI_RULES, RoiRules, load_rules
@@ -123,6 +123,22 @@ def test_several_series_of_a_study(tmp_path: Path) -> None:
     assert set(np.unique(voxels(by_series["1.2.4"], survey))) == {0, 2}
     (other,) = survey.dataset.unlabelled
     assert CaseReader.of_dataset(survey.dataset).read(other).labels is None
+
+
+def test_phases_of_one_series_are_cases_of_their_own(tmp_path: Path) -> None:
+    def edit(ds: Dataset, k: int) -> None:
+        ds.AcquisitionNumber, ds.SOPInstanceUID = 1 + k // 6, f"1.2.50.{k}"
+
+    depths = np.tile(np.arange(6) * 2.5, 2)
+    series(tmp_path / "ct", np.concatenate([body(1), body(2)]), positions=placed(depths), edit=edit)
+    headers = [h for h in headers_of(tmp_path / "ct") if h.AcquisitionNumber == 2]
+    save(structure_set([KIDNEY], headers), tmp_path / "rs.dcm")
+    survey = survey_dataset(tmp_path)
+    assert not [f for f in survey.findings if f.severity == "error"]
+    case, (other,) = only_case(survey), survey.dataset.unlabelled
+    assert case.id != other.id and case.patient == other.patient
+    image = CaseReader.of_dataset(survey.dataset).read(case).image.data
+    assert np.array_equal(image[0].numpy(), body(2)) and voxels(case, survey).any()
 
 
 def test_annotations_without_images_are_named(tmp_path: Path) -> None:
@@ -280,6 +296,8 @@ def test_checking_names_structures_volumes_and_problems(tmp_path: Path) -> None:
     assert volumes[0]["stored_ml"] == pytest.approx(2 * true_ml, rel=1e-4)
     assert volumes[0]["difference"] == pytest.approx(-0.5, abs=0.02)
     assert "volume-differs" in {f.code for f in report.findings}
+    (files,) = report.facts["case_files"].values()
+    assert files["images"] == str(tmp_path / "images") and len(files["objects"]) == 1
     faulty = Roi(name="kidney", contours=[circle(2)], kind="OPEN_PLANAR")
     annotated(tmp_path / "b", [faulty], uid="1.2.8", study="1.8", patient="P8")
     report = check(tmp_path, jobs=1)

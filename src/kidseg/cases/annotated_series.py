@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ class ImageSeries:
         images: SOP Instance UIDs.
         age_years: of the patient, if stated.
         description: Series Description.
+        is_part: other volumes, such as contrast phases, share the Series Instance UID.
     """
 
     files: tuple[Path, ...]
@@ -47,6 +49,7 @@ class ImageSeries:
     images: frozenset[str]
     age_years: float | None
     description: str
+    is_part: bool = False
 
     @property
     def folder(self) -> Path:
@@ -61,7 +64,8 @@ class ImageSeries:
     @property
     def case(self) -> str:
         """A name of the series that tells nothing, and stays when others are added or moved."""
-        images = "" if self.uid else min(self.images, default=str(self.files[0].name))
+        is_named = self.uid and not self.is_part
+        images = "" if is_named else min(self.images, default=str(self.files[0].name))
         return f"{self.patient}_{short_digest(f'series {self.uid}{images}')}"
 
 
@@ -80,10 +84,12 @@ def find_series(files: Sequence[Path]) -> tuple[tuple[ImageSeries, ...], list[Fi
         except InputError as error:
             findings.append(error.as_finding())
     volumes = [one for one in group_series(images) if one.kind == "volume"]
-    return tuple(map(_image_series, volumes)), findings
+    counts = Counter(one.uid for one in volumes)
+    series = (_image_series(one, is_part=counts[one.uid] > 1) for one in volumes)
+    return tuple(series), findings
 
 
-def _image_series(one: Series) -> ImageSeries:
+def _image_series(one: Series, *, is_part: bool) -> ImageSeries:
     first = one.images[0]
     return ImageSeries(
         files=tuple(sorted({image.path for image in one.images})),
@@ -95,6 +101,7 @@ def _image_series(one: Series) -> ImageSeries:
         images=_texts(one.images, "SOPInstanceUID"),
         age_years=_years(first.text("PatientAge")),
         description=one.description,
+        is_part=is_part,
     )
 
 

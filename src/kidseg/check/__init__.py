@@ -128,6 +128,14 @@ def _structure_facts(examined: Sequence[Examined], survey: Survey) -> dict[str, 
     return {
         "structures": {label or "no label": dict(n) for label, n in survey.structures.items()},
         "structure_volumes": {case: each for case, each in volumes.items() if each},
+        "case_files": {
+            one.case.id: {
+                "images": str(one.case.annotation.folder),
+                "objects": [str(path) for path in one.case.annotation.objects],
+            }
+            for one in examined
+            if one.case.annotation is not None
+        },
     }
 
 
