@@ -252,6 +252,10 @@ def test_unclear_names_are_an_error_that_a_rule_resolves(tmp_path: Path) -> None
     assert error.code == "unclear-structure" and "'RTKIDNEY1'" in error.cause
     assert "roi_rules.toml" in error.next_step and not survey.dataset.cases
     assert len(survey.incomplete) == 1
+    assert survey.structures == {"?": {"RTKIDNEY1": 1, "LEFT KIDNEY - 2": 1}}
+    report = check(tmp_path, jobs=1)
+    assert report.facts["structures"] == {"unclear": {"RTKIDNEY1": 1, "LEFT KIDNEY - 2": 1}}
+    assert [f.code for f in report.findings] == ["unclear-structure"]
     (tmp_path / ROI_RULES).write_text("[labels]\ntumour = '(RT|LT|RIGHT|LEFT) ?KIDNEY.*'\n")
     survey = survey_dataset(tmp_path)
     case = only_case(survey)

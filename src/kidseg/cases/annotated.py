@@ -24,10 +24,10 @@ from kidseg.io.dicom_header import files_in
 from kidseg.io.structures import Annotation, AnnotationObject, Part, Structure
 from kidseg.labels import LabelSchema
 
-__all__ = ["UNUSED", "combined", "parts_of", "structures_text", "survey_annotated"]
+__all__ = ["UNCLEAR", "UNUSED", "combined", "parts_of", "structures_text", "survey_annotated"]
 
-UNUSED = ""
-"""The label, in `Survey.structures`, of structures that are none."""
+UNUSED, UNCLEAR = "", "?"
+"""The labels, in `Survey.structures`, of structures that are none, and of unclear ones."""
 
 _LISTED = 12
 
@@ -62,6 +62,7 @@ class _Named:
     def add(self, one: _Labelled) -> None:
         for structure, match in one.matches:
             label = UNUSED if match.label is None else self.labels[match.label]
+            label = UNCLEAR if match.reason == "unclear" else label
             self.counts.setdefault(label, Counter())[structure.name or "(no name)"] += 1
 
 
@@ -143,10 +144,14 @@ def combined(heads: Sequence[AnnotationObject], rules: RoiRules) -> bool:
 
 def structures_text(structures: Mapping[str, Mapping[str, int]]) -> str:
     """What became of the structures, in one line."""
-    used = [f"{label} is {_listed(n)}" for label, n in structures.items() if label != UNUSED]
-    unused = structures.get(UNUSED, {})
-    rest = f"no label: {_listed(unused)}" if unused else ""
-    return "structures: " + "; ".join([*used, *([rest] if rest else [])])
+    said = [
+        f"{label} is {_listed(counts)}"
+        for label, counts in structures.items()
+        if label not in (UNUSED, UNCLEAR)
+    ]
+    for label, what in ((UNCLEAR, "unclear"), (UNUSED, "no label")):
+        said += [f"{what}: {_listed(counts)}"] if (counts := structures.get(label)) else []
+    return f"structures: {'; '.join(said)}"
 
 
 def _listed(counts: Mapping[str, int]) -> str:
@@ -195,8 +200,8 @@ def _add_case(
     annotation = Annotation(
         folder=series.folder, images=series.files, series=series.uid, parts=parts
     )
-    labels = path if chosen else None
     failed = bool(several or unclear or (chosen and not parts))
+    labels = path if chosen and not failed else None
     found.add(series.case, [series.folder], labels, annotation, is_complete=not failed)
     return _side(chosen, rules)
 
@@ -222,13 +227,15 @@ def _chosen(objects: Sequence[_Labelled], rules: RoiRules) -> Sequence[_Labelled
 def _unclear(objects: Sequence[_Labelled]) -> str:
     """Which structures cannot be told, and why; "" for none."""
     said = [
-        f"{quoted(structure.name)} ({match.said})"
+        f"{quoted(structure.name)}: {match.said}"
         for one in objects
         for structure, match in one.matches
         if match.reason == "unclear"
     ]
+    if not said:
+        return ""
     more = f" and {len(said) - _LISTED} more" if len(said) > _LISTED else ""
-    return f"it is unclear what {'; '.join(said[:_LISTED])}{more} is" if said else ""
+    return f"it is unclear which label a structure is: {'; '.join(said[:_LISTED])}{more}"
 
 
 def _is_unclear(one: _Labelled) -> bool:

@@ -15,6 +15,7 @@ from statistics import median
 from typing import Any
 
 from kidseg.cases import DATASET_JSON, Case, Dataset, Survey, survey_dataset
+from kidseg.cases.annotated import UNCLEAR, UNUSED
 from kidseg.cases.roi_rules import RoiRules, unused_rules
 from kidseg.cases.same_images import same_image_findings
 from kidseg.check.cases import Examined, examine
@@ -27,6 +28,7 @@ __all__ = ["Report", "check"]
 
 Progress = Callable[[int, int], None]
 
+_SAID = {UNUSED: "no label", UNCLEAR: "unclear"}
 _DEFAULT = ReadOptions()
 _OTHER_KINDS = ("no-dicom", "no-volume")  # it may have been meant as a data set
 
@@ -126,7 +128,9 @@ def _structure_facts(examined: Sequence[Examined], survey: Survey) -> dict[str, 
         return {}
     volumes = {one.case.id: [each.as_dict() for each in one.structures] for one in examined}
     return {
-        "structures": {label or "no label": dict(n) for label, n in survey.structures.items()},
+        "structures": {
+            _SAID.get(label, label): dict(counts) for label, counts in survey.structures.items()
+        },
         "structure_volumes": {case: each for case, each in volumes.items() if each},
         "case_files": {
             one.case.id: {
