@@ -127,6 +127,19 @@ def test_a_fault_of_a_structure_is_an_error_that_names_it(tmp_path: Path) -> Non
     assert caught.value.path == str(path)
 
 
+def test_a_structure_in_another_frame_of_reference_is_an_error(tmp_path: Path) -> None:
+    path = annotated(tmp_path, [Roi(name=name, contours=[circle(2)]) for name in ("a", "b")])
+    ds = dcmread(path)
+    ds.StructureSetROISequence[1].ReferencedFrameOfReferenceUID = "1.9.9"
+    ds.save_as(path)
+    first = annotation_of(tmp_path / "images", path, {1: 1})
+    assert read(path, replace(LABELS, annotation=first)).volume.data.any()
+    both = annotation_of(tmp_path / "images", path, {1: 1, 2: 1})
+    with pytest.raises(InputError) as caught:
+        read(path, replace(LABELS, annotation=both))
+    assert caught.value.code == "other-frame-of-reference" and "'b'" in caught.value.cause
+
+
 def test_objects_are_found_by_content(tmp_path: Path) -> None:
     source, labels = make_case(tmp_path / "ct", "axial")
     seg = written("dicomseg", labels, source, tmp_path / "seg.bin")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -108,12 +108,12 @@ def read_annotation(path: Path, annotation: Annotation, options: ReadOptions) ->
     found = acquired(annotation.folder, of_images)
     native = even_grid(found.stack, annotation.folder) if found.is_repaired else found.native
     native = with_options(native, annotation.folder, options)
-    slice_of = _slices_of(found, native)
+    place = _Place(grid=native, slice_of=_slices_of(found, native), frames=_frames_of(found))
     data = np.zeros(native.shape, np.uint8)
     findings: list[Finding] = []
     volumes, hidden_ml = [], 0.0
     parts = sorted(annotation.parts, key=lambda part: part.label)
-    readers = {file: _reader(file, parts, native, slice_of) for file in annotation.objects}
+    readers = {file: _reader(file, place) for file in annotation.objects}
     for part in parts:
         structure, inside, noted = readers[part.path](part.number)
         findings += noted
@@ -141,32 +141,54 @@ def read_annotation(path: Path, annotation: Annotation, options: ReadOptions) ->
     return replace(scan, structures=tuple(volumes))
 
 
-def _reader(
-    file: Path, parts: list[Part], native: Grid, slice_of: Mapping[str, int]
-) -> partial[tuple[Structure, np.ndarray, list[Finding]]]:
-    """Reads one structure of a file, which is opened once."""
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """The grid of a series, {SOP Instance UID: slice}, and its frames of reference."""
+
+    grid: Grid
+    slice_of: Mapping[str, int]
+    frames: frozenset[str]
+
+
+def _reader(file: Path, place: _Place) -> partial[tuple[Structure, np.ndarray, list[Finding]]]:
+    """Reads one structure of a file; of a large file only the voxels of one are in memory."""
     try:
-        return partial(_contoured, read_structure_set(file), native, slice_of)
+        return partial(_contoured, read_structure_set(file), place)
     except InputError as error:
         if error.code != "not-a-structure-set":
             raise
-    wanted = [part.number for part in parts if part.path == file]
-    return partial(_segmented, read_segmentation(file), segment_voxels(file, wanted, native))
+    return partial(_segmented, read_segmentation(file), place)
 
 
 def _contoured(
-    source: StructureSet, native: Grid, slice_of: Mapping[str, int], number: int
+    source: StructureSet, place: _Place, number: int
 ) -> tuple[Structure, np.ndarray, list[Finding]]:
     structure = _numbered(source.head, number)
     noticed = Noticed(path=source.head.path, name=structure.name)
-    inside = voxels_inside(source.contours.get(number, ()), native, noticed, slice_of)
+    frame = structure.frame_of_reference
+    if frame and place.frames and frame not in place.frames:
+        noticed.error(
+            "other-frame-of-reference",
+            "its coordinates are those of another frame of reference than the images",
+            "Export it on these images, or leave it out by a rule.",
+        )
+    contours = source.contours.get(number, ())
+    inside = voxels_inside(contours, place.grid, noticed, place.slice_of)
     return structure, inside, noticed.findings
 
 
 def _segmented(
-    head: AnnotationObject, voxels: Mapping[int, np.ndarray], number: int
+    head: AnnotationObject, place: _Place, number: int
 ) -> tuple[Structure, np.ndarray, list[Finding]]:
+    voxels = segment_voxels(head.path, [number], place.grid)
     return _numbered(head, number), voxels[number], []
+
+
+def _frames_of(found: Acquired) -> frozenset[str]:
+    name = "FrameOfReferenceUID"
+    own = {image.text(name) for image in found.series.images}
+    own |= {plane.fields.get(name, "") for plane in found.stack.planes}
+    return frozenset(own - {""})
 
 
 def _numbered(head: AnnotationObject, number: int) -> Structure:
