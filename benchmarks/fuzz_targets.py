@@ -10,7 +10,7 @@ import struct
 import warnings
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from kidseg import io
 from kidseg.cases import open_dataset, survey_dataset, write_dataset_json, write_patients_csv
 from kidseg.cases.persons import read_kits_table, read_patients_csv
 from kidseg.cases.reading import CaseVoxels
+from kidseg.cases.roi_rules import load_rules
 from kidseg.checkpoint import (
     STATE_KEY,
     StageProgress,
@@ -35,13 +36,18 @@ from kidseg.checkpoint import (
     state_file,
 )
 from kidseg.config import METHODS, PhantomConfig, dump, load
-from kidseg.errors import KidsegWarning
+from kidseg.contours import contour_volumes
+from kidseg.errors import KidsegError, KidsegWarning
 from kidseg.geometry import Grid, Volume
 from kidseg.header import KEY, read_header, seal, with_blank_seal
 from kidseg.io import ReadOptions
 from kidseg.io.dicom import read_series
+from kidseg.io.dicom_source import read_source
 from kidseg.io.dicom_write import write_series
+from kidseg.io.dicomseg import write_dicom_segmentation
 from kidseg.io.orientation import affine_of_grid
+from kidseg.io.origin import Origin
+from kidseg.io.rtstruct import write_structure_set
 from kidseg.labels import KIDNEY_TUMOUR
 from kidseg.plan import fingerprint, plan
 from kidseg.records import SEAL
@@ -236,6 +242,43 @@ def enhanced(folder: Path) -> None:
     whole.SharedFunctionalGroupsSequence = [first()]
     whole.PixelData = b"".join(one.PixelData for one in slices)
     whole.save_as(folder / "x.dcm", enforce_file_format=True)
+
+
+def annotated(kind: str) -> Callable[[Path], object]:
+    """A series, and an object with two structures on it."""
+
+    def build(folder: Path) -> None:
+        write_series(image(), folder / "ct", facts={"seed": "1"})
+        source = read_source(folder / "ct", ReadOptions(values="any"))
+        values = torch.zeros((1, *source.native.shape), dtype=torch.uint8)
+        values[0, :2, 2:5, 1:4], values[0, 1, 3, 2] = 1, 2
+        labels = Volume(values, source.native)
+        with (folder / "x.dcm").open("wb") as file:
+            if kind == "rtstruct":
+                write_structure_set(labels, KIDNEY_TUMOUR, source, Origin(), file)
+            else:
+                is_map = kind == "labelmap"
+                write_dicom_segmentation(
+                    labels, KIDNEY_TUMOUR, source, Origin(), file, labelmap=is_map
+                )
+
+    return build
+
+
+def read_annotated(folder: Path, generator: Random) -> object:
+    with contextlib.suppress(KidsegError):
+        contour_volumes(folder / "x.dcm")
+    survey = survey_dataset(folder)
+    for case in survey.dataset.cases:
+        assert case.labels is not None
+        options = replace(some_options(generator), values="labels")
+        io.read(case.labels, case.reading(options))
+    return str(survey.findings)
+
+
+def roi_rules(folder: Path) -> None:
+    text = 'ignore = ["BODY.*"]\nannotation = "*1"\n[labels]\nkidney = ["(R|L)T ?KIDNEY"]\n'
+    (folder / "x.toml").write_text(text)
 
 
 def read_folder(folder: Path, generator: Random) -> object:
@@ -500,6 +543,22 @@ TARGETS: dict[str, Target] = {
             build=enhanced,
             read=lambda folder, generator: read_series(folder / "x.dcm", some_options(generator)),
             cost=4,
+        ),
+        *(
+            Target(
+                name=kind,
+                build=annotated(kind),
+                read=read_annotated,
+                mutable=lambda name: name == "x.dcm",
+                cost=8,
+            )
+            for kind in ("rtstruct", "dicomseg", "labelmap")
+        ),
+        Target(
+            name="roi-rules",
+            build=roi_rules,
+            read=lambda folder, _: load_rules(folder / "x.toml"),
+            mutate=mutate_text,
         ),
         Target(name="zip", build=zipped(saved("x.nii.gz")), read=read_scan("x.zip"), cost=2),
         Target(name="zip-dicom", build=zipped(dicom(None)), read=read_scan("x.zip"), cost=4),

@@ -63,7 +63,7 @@ def test_every_command_has_the_options_of_the_contract(name: str) -> None:
 
 def test_the_commands_are_the_known_ones() -> None:
     known = SEEDED | WRITES_MUCH | OVERWRITES
-    known |= {"check", "config", "info", "doctor", "dicomweb", "node"}
+    known |= {"check", "config", "info", "doctor", "contours", "dicomweb", "node"}
     assert set(COMMANDS) == known
 
 

@@ -23,6 +23,7 @@ from kidseg.io import ReadOptions, label_formats, read, save
 from kidseg.io.atomic import disk_full
 from kidseg.io.content import sha256_of
 from kidseg.io.dicom_source import read_source
+from kidseg.io.label_formats import FORMATS
 from kidseg.io.slicer_seg import write_slicer_segmentation
 from kidseg.labels import LabelSchema
 from labelled_series import ANY, REPAIR, make_labels, make_series

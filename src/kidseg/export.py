@@ -360,8 +360,8 @@ def _write_case(
             linked += 1
         else:
             is_ct = dataset.holds_ct(channel)
-            scan_options = replace(options, values="ct" if is_ct else "any", volume=volume)
-            scan = read(source, scan_options)
+            scan_options = replace(options, values="ct" if is_ct else "any")
+            scan = read(source, case.reading(scan_options, channel))
             _save(scan, scan.volume, target)
         native = read_grid(target) if native is None else native
     if case.labels is not None and native is not None:
@@ -371,7 +371,7 @@ def _write_case(
             _link(case.labels, labels_target)
             linked += 1
         else:
-            scan = read(case.labels, replace(options, values="labels"))
+            scan = read(case.labels, case.reading(replace(options, values="labels")))
             labels = known_labels(scan, dataset.schema.names, dataset.ignore_label)
             save(relabelled(labels.volume, changed), labels_target, like=targets[0])
     total = len(targets) + (case.labels is not None)

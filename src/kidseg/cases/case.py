@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from kidseg.errors import Finding
 from kidseg.labels import LabelSchema
 
+if TYPE_CHECKING:
+    from kidseg.io import ReadOptions
+    from kidseg.io.structures import Annotation
+
 __all__ = ["Case", "Dataset", "Layout", "Side", "Survey"]
 
-Layout = Literal["nnunet", "kits19", "kits21", "kits23", "msd", "dicom"]
+Layout = Literal["nnunet", "kits19", "kits21", "kits23", "msd", "dicom", "annotated"]
 Side = Literal["left", "right", "bilateral"]
 
 
@@ -28,6 +32,7 @@ class Case:
         patient: splits are by patient; equal to `id` unless the data set states otherwise.
         age_years: at the time of the scan, if known.
         side: of the tumour, if known.
+        annotation: the structures that are the labels, if these are DICOM objects.
     """
 
     id: str
@@ -36,6 +41,15 @@ class Case:
     patient: str
     age_years: float | None = None
     side: Side | None = None
+    annotation: Annotation | None = None
+
+    def reading(self, options: ReadOptions, channel: int | None = None) -> ReadOptions:
+        """The options to read an image of the case with, or its labels (no channel)."""
+        volume = options.volume if channel is None else self.volume_of(channel)
+        if self.annotation is None:
+            return replace(options, volume=volume)
+        images = self.annotation.images
+        return replace(options, volume=volume, files=images, annotation=self.annotation)
 
     def volume_of(self, channel: int) -> int | None:
         """Index of a channel in its file; None if the file has no other channel."""
@@ -91,8 +105,11 @@ class Survey:
         dataset: the complete cases.
         findings: all problems.
         incomplete: the other cases, with the files that exist.
+        structures: of a data set of DICOM annotations, {label, or "" of those without: {name of a
+            structure: number of objects}}.
     """
 
     dataset: Dataset
     findings: tuple[Finding, ...]
     incomplete: tuple[Case, ...] = ()
+    structures: Mapping[str, Mapping[str, int]] = field(default_factory=dict)

@@ -2,44 +2,69 @@
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
+from kidseg.cases.annotated import structures_text, survey_annotated
 from kidseg.cases.case import Dataset, Layout, Survey
 from kidseg.cases.folders import KITS_CASE, kits_folder, survey_dicom, survey_kits, survey_msd
 from kidseg.cases.naming import DATASET_JSON, channel_file
 from kidseg.cases.nnunet import survey_nnunet
 from kidseg.cases.paths import problem_at
 from kidseg.cases.persons import load_json
-from kidseg.errors import InputError, UsageError, first_error
+from kidseg.cases.roi_rules import RoiRules, rules_of, unused_rules
+from kidseg.errors import InputError, KidsegWarning, UsageError, first_error
 
 __all__ = ["case_paths", "open_dataset", "survey_dataset"]
 
 _SUPPORTED = (
     "A data set has a dataset.json (nnU-Net v2 or Medical Segmentation Decathlon), "
-    "data/case_00000 or dataset/case_00000 (KiTS19, 21, 23), or a folder per case with ct/ and "
-    "labels.nii.gz (DICOM)."
+    "data/case_00000 or dataset/case_00000 (KiTS19, 21, 23), a folder per case with ct/ and "
+    "labels.nii.gz (DICOM), or DICOM series with RTSTRUCT or SEG objects in any folders."
 )
 
 
-def open_dataset(root: str | Path) -> Dataset:
+def open_dataset(root: str | Path, rules: RoiRules | None = None) -> Dataset:
     """Open a data set in any of the layouts of `Layout`, detected from its content.
 
-    No voxels are read; `kidseg.check.check` does that.
+    No voxels are read; `kidseg.check.check` does that. Of DICOM annotations, a `KidsegWarning` says
+    which structures are which labels, and what is missing.
+
+    Args:
+        root: the folder.
+        rules: for the structures of DICOM annotations; by default its own, or the usual ones.
 
     Raises:
         InputError: "not-found", "not-a-dataset"; or the first error that `survey_dataset`
             finds, with the number of further errors.
+        UsageError: see `survey_dataset`.
     """
-    survey = survey_dataset(root)
+    survey = survey_dataset(root, rules)
     if (error := first_error(survey.findings, "'kidseg check' lists every problem.")) is not None:
         raise error
+    if survey.structures:
+        said = [structures_text(survey.structures), *_warned(survey)]
+        warnings.warn(f"{root}: {'; '.join(said)}", KidsegWarning, stacklevel=2)
     return survey.dataset
 
 
-def survey_dataset(root: str | Path) -> Survey:
+def _warned(survey: Survey) -> Iterator[str]:
+    """The warnings about a data set of DICOM annotations, by number."""
+    counts = Counter(f.code for f in survey.findings if f.code != "structures-without-label")
+    yield from (f"{n} {code.replace('-', ' ')}" for code, n in counts.items())
+
+
+def survey_dataset(root: str | Path, rules: RoiRules | None = None) -> Survey:
     """Read the folders and tables of a data set and report every problem.
 
+    Args:
+        root: the folder.
+        rules: for the structures of DICOM annotations; by default its own, or the usual ones.
+
     Raises:
+        UsageError: "no-annotations": there are rules, but the labels are not DICOM annotations.
         InputError: "not-found", "unreadable"; "not-a-dataset": none of the layouts matches;
             "no-dataset-json", "bad-json", "bad-dataset-json", "unset-variable": a layout matches,
             but its description is missing or invalid.
@@ -48,7 +73,7 @@ def survey_dataset(root: str | Path) -> Survey:
     if (problem := problem_at(root)) is not None:
         raise InputError(problem, path=root, code="not-found", next_step="Check the path.")
     try:
-        return _survey(root)
+        survey = _survey(root, rules)
     except OSError as error:
         raise InputError(
             f"cannot be read ({error.strerror})",
@@ -56,9 +81,12 @@ def survey_dataset(root: str | Path) -> Survey:
             code="unreadable",
             next_step="Check its permissions.",
         ) from error
+    if survey.dataset.layout != "annotated":
+        unused_rules(rules, root)
+    return survey
 
 
-def _survey(root: Path) -> Survey:
+def _survey(root: Path, rules: RoiRules | None) -> Survey:
     if (root / DATASET_JSON).is_file():
         return _survey_described(root)
     if (root / "imagesTr").is_dir():
@@ -73,6 +101,8 @@ def _survey(root: Path) -> Survey:
             return survey_kits(root, folder)
         if (survey := survey_dicom(root)) is not None:
             return survey
+        if (survey := survey_annotated(root, rules_of(root, rules))) is not None:
+            return survey
     raise InputError("not a data set", path=root, code="not-a-dataset", next_step=_SUPPORTED)
 
 
@@ -83,7 +113,7 @@ def case_paths(
 
     Raises:
         UsageError: "bad-case-name": not allowed in this layout; "one-channel": KiTS and DICOM
-            data sets have one channel.
+            data sets have one channel; "bad-layout": none is written so.
     """
     kits = layout in ("kits19", "kits21", "kits23")
     if not case_id or Path(case_id).name != case_id or "\\" in case_id or case_id.startswith("."):
@@ -93,6 +123,10 @@ def case_paths(
             f"'{case_id}' is not a valid name for a KiTS case",
             code="bad-case-name",
             next_step="KiTS cases are named case_00000, case_00001 and so on.",
+        )
+    if layout == "annotated":
+        raise UsageError(
+            "no data set is written in the layout of DICOM annotations", code="bad-layout"
         )
     if n_channels != 1 and (kits or layout == "dicom"):
         raise UsageError(f"layout {layout} has one channel, not {n_channels}", code="one-channel")

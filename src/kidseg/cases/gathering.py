@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kidseg.cases.case import Case, Dataset, Survey
 from kidseg.cases.paths import problem_at
 from kidseg.cases.persons import Person, read_patients_csv, with_persons
 from kidseg.errors import Finding
+
+if TYPE_CHECKING:
+    from kidseg.io.structures import Annotation
 
 __all__ = ["Gathering"]
 
@@ -33,9 +36,27 @@ class Gathering:
     _unlabelled: dict[str, Case] = field(default_factory=dict)
     _incomplete: list[Case] = field(default_factory=list)
 
-    def add(self, name: str, images: Sequence[Path], labels: Path | None) -> None:
-        """Add a case with its expected files; a case without labels is a test case."""
-        case = Case(id=name, images=tuple(images), labels=labels, patient=name)
+    def add(
+        self,
+        name: str,
+        images: Sequence[Path],
+        labels: Path | None,
+        annotation: Annotation | None = None,
+        *,
+        is_complete: bool = True,
+    ) -> None:
+        """Add a case with its expected files; a case without labels is a test case.
+
+        Args:
+            name: of the case.
+            images: its files.
+            labels: its labels.
+            annotation: see `Case`.
+            is_complete: it can be used, if its files are there.
+        """
+        case = Case(
+            id=name, images=tuple(images), labels=labels, patient=name, annotation=annotation
+        )
         if name in self._cases or name in self._unlabelled:
             self.error(
                 "duplicate-case",
@@ -43,7 +64,7 @@ class Gathering:
                 f"case '{name}' occurs twice",
                 "Give each case a unique name.",
             )
-        if self._is_complete(case):
+        if self._is_complete(case) and is_complete:
             (self._unlabelled if labels is None else self._cases).setdefault(name, case)
             return
         there = tuple(path for path in case.images if problem_at(path) is None)

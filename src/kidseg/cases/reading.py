@@ -88,25 +88,26 @@ class CaseReader:
         findings: list[Finding] = []
         for k, (path, is_ct) in enumerate(zip(case.images, self.are_ct, strict=True)):
             values: Literal["ct", "any"] = "ct" if is_ct else "any"
-            options = io.ReadOptions(nonfinite="refuse", values=values, volume=case.volume_of(k))
-            scan = io.read(path, options)
+            options = io.ReadOptions(nonfinite="refuse", values=values)
+            scan = io.read(path, case.reading(options, k))
             findings += scan.findings
             volumes.append(scan.volume)
             _check_same_grid(scan.volume, volumes[0], path, "channels-differ")
         image = join_channels(volumes)
         labels = None
         if case.labels is not None:
-            judged = self._read_labels(case.labels, image)
+            judged = self._read_labels(case, case.labels, image)
             labels, said = judged.volume, {(f.code, f.cause) for f in findings}
             findings += [f for f in judged.findings if (f.code, f.cause) not in said]
         return CaseVoxels(image=image, labels=labels, findings=tuple(findings))
 
-    def _read_labels(self, path: Path, image: Volume) -> LabelValues:
+    def _read_labels(self, case: Case, path: Path, image: Volume) -> LabelValues:
         from kidseg import io
         from kidseg.cases import relabelled
         from kidseg.cases.label_values import known_labels
 
-        scan = io.read(path, io.ReadOptions(nonfinite="refuse", values="labels"))
+        options = io.ReadOptions(nonfinite="refuse", values="labels")
+        scan = io.read(path, case.reading(options))
         _check_same_grid(scan.volume, image, path, "label-grid-mismatch")
         names = self.schema.names
         counted = {old: f"({names.get(new, 'background')})" for old, new in self.relabel.items()}

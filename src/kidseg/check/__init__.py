@@ -15,6 +15,8 @@ from statistics import median
 from typing import Any
 
 from kidseg.cases import DATASET_JSON, Case, Dataset, Survey, survey_dataset
+from kidseg.cases.annotated import UNCLEAR, UNUSED
+from kidseg.cases.roi_rules import RoiRules, unused_rules
 from kidseg.cases.same_images import same_image_findings
 from kidseg.check.cases import Examined, examine
 from kidseg.check.report import Report
@@ -26,7 +28,9 @@ __all__ = ["Report", "check"]
 
 Progress = Callable[[int, int], None]
 
+_SAID = {UNUSED: "no label", UNCLEAR: "unclear"}
 _DEFAULT = ReadOptions()
+_OTHER_KINDS = ("no-dicom", "no-volume")  # it may have been meant as a data set
 
 
 def check(
@@ -35,6 +39,7 @@ def check(
     options: ReadOptions = _DEFAULT,
     jobs: int = 2,
     progress: Progress | None = None,
+    rules: RoiRules | None = None,
 ) -> Report:
     """Check a data set in any layout, or a single scan (a file, a DICOM folder or a zip).
 
@@ -48,15 +53,17 @@ def check(
         options: how to read it. In a data set, NaN voxels are always errors, as in training.
         jobs: cases read in parallel, each with one image in memory.
         progress: called with (done, total) after each case.
+        rules: for the structures of DICOM annotations; by default the data set's, or the usual.
 
     Returns:
         The report. A path that does not exist, or is neither, is a finding too.
     """
     path = Path(path)
     try:
-        survey = survey_dataset(path)
+        survey = survey_dataset(path, rules)
     except InputError as error:
         if error.code == "not-a-dataset":
+            unused_rules(rules, path)
             return _check_scan(path, options, error)
         return Report(
             path=path, kind="dataset", n_cases=0, findings=(error.as_finding(),), facts={}
@@ -71,7 +78,7 @@ def _check_scan(path: Path, options: ReadOptions, not_a_dataset: InputError) -> 
         scan = read(path, options)
     except (InputError, ResourceError) as error:
         finding = error.as_finding()
-        if finding.code == "no-dicom":
+        if finding.code in _OTHER_KINDS:
             step = f"{finding.next_step} Not a data set either. {not_a_dataset.next_step}".strip()
             finding = replace(finding, next_step=step)
         findings = (finding,)
@@ -111,8 +118,29 @@ def _check_dataset(
         kind="dataset",
         n_cases=len(cases),
         findings=tuple(findings),
-        facts=_facts(examined, dataset),
+        facts=_facts(examined, dataset) | _structure_facts(examined, survey),
     )
+
+
+def _structure_facts(examined: Sequence[Examined], survey: Survey) -> dict[str, Any]:
+    """Of DICOM annotations: which structures are which labels, and their volumes in each case."""
+    if not survey.structures:
+        return {}
+    volumes = {one.case.id: [each.as_dict() for each in one.structures] for one in examined}
+    return {
+        "structures": {
+            _SAID.get(label, label): dict(counts) for label, counts in survey.structures.items()
+        },
+        "structure_volumes": {case: each for case, each in volumes.items() if each},
+        "case_files": {
+            one.case.id: {
+                "images": str(one.case.annotation.folder),
+                "objects": [str(path) for path in one.case.annotation.objects],
+            }
+            for one in examined
+            if one.case.annotation is not None
+        },
+    }
 
 
 def _examined(

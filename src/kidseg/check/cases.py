@@ -16,6 +16,7 @@ from kidseg.errors import Finding, InputError, ResourceError
 from kidseg.geometry import Grid
 from kidseg.io import ReadOptions, Scan, read
 from kidseg.io.content import joint_sha256
+from kidseg.io.structures import StructureVolume
 
 __all__ = ["Examined", "examine"]
 
@@ -35,6 +36,7 @@ class Examined:
         digest: of the voxel values of all channels; None unless all were readable.
         voxels: {label: number of voxels}, of the labels that occur.
         ml: {label: volume}.
+        structures: volumes of the structures of a DICOM annotation.
     """
 
     case: Case
@@ -44,6 +46,7 @@ class Examined:
     digest: str | None = None
     voxels: dict[int, int] = field(default_factory=dict)
     ml: dict[int, float] = field(default_factory=dict)
+    structures: tuple[StructureVolume, ...] = ()
 
     def note(
         self, code: str, path: Path, cause: str, next_step: str = "", *, warning: bool = False
@@ -82,12 +85,8 @@ def examine(
     for channel, path in enumerate(case.images):
         # Training uses these voxels, so NaN and infinity are errors.
         is_ct = dataset.holds_ct(min(channel, len(dataset.channels) - 1))
-        asked = replace(
-            options,
-            values="ct" if is_ct else "any",
-            nonfinite="refuse",
-            volume=case.volume_of(channel),
-        )
+        asked = replace(options, values="ct" if is_ct else "any", nonfinite="refuse")
+        asked = case.reading(asked, channel)
         if (scan := _read(found, path, asked, first=found.grid is None)) is None:
             continue
         digests.append(voxels_sha256(scan.volume))
@@ -122,9 +121,11 @@ def _labels(found: Examined, dataset: Dataset, options: ReadOptions) -> Scan | N
     """Read the label scan as uint8 and report problems; values that are not labels become 0."""
     path = found.case.labels
     assert path is not None
-    scan = _read(found, path, replace(options, values="labels"), first=not found.case.images)
+    asked = found.case.reading(replace(options, values="labels"))
+    scan = _read(found, path, asked, first=not found.case.images)
     if scan is None:
         return None
+    found.structures = scan.structures
     judged = judge_labels(scan, dataset.schema.names, dataset.ignore_label)
     found.findings += judged.findings
     found.voxels = {i: n for i, n in judged.voxels.items() if i != dataset.ignore_label}

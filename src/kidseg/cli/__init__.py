@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from kidseg.cli.contour_table import contours
 from kidseg.cli.conversion import convert
 from kidseg.cli.data import check, demo, export, phantom, store
 from kidseg.cli.derived import calibrate, ensemble, import_nnunet
@@ -46,6 +47,7 @@ for command in (
     evaluate,
     compare,
     measure,
+    contours,
     calibrate,
     ensemble,
     import_nnunet,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from kidseg.cli.options import (
+    Annotation,
     AsJson,
     Cases,
     Config,
@@ -20,6 +21,7 @@ from kidseg.cli.options import (
     Preset,
     Quiet,
     Repair,
+    RoiRules,
     Seed,
     Series,
     Set,
@@ -29,7 +31,7 @@ from kidseg.cli.options import (
 )
 from kidseg.cli.progress import show_progress, show_stages
 from kidseg.cli.stopping import stoppable
-from kidseg.cli.summaries import preview_text
+from kidseg.cli.summaries import preview_text, structures_lines
 from kidseg.cli.terminal import print_result
 from kidseg.errors import InputError, UsageError
 
@@ -110,6 +112,8 @@ def check(
     values: Annotated[
         Literal["ct", "any"], typer.Option(help="Kind of values of a single scan.")
     ] = "ct",
+    roi_rules: RoiRules = None,
+    annotation: Annotation = None,
     jobs: Jobs = 2,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -118,6 +122,7 @@ def check(
 
     Example: kidseg check patients
     """
+    from kidseg.cases.roi_rules import load_rules
     from kidseg.check import check
     from kidseg.io import ReadOptions
 
@@ -125,7 +130,8 @@ def check(
         trust=trust, spacing_mm=spacing, series=series, repair=repair, values=values
     )
     with show_progress("cases", quiet or as_json) as advance:
-        report = check(path, options=options, jobs=jobs, progress=advance)
+        rules = load_rules(roi_rules, annotation)
+        report = check(path, options=options, jobs=jobs, progress=advance, rules=rules)
     print_result(report.as_dict(), _findings_text(report), as_json, quiet)
     if not report.ok:
         raise typer.Exit(InputError.exit_code)
@@ -135,6 +141,8 @@ def export(
     dataset: Annotated[Path, typer.Argument(help="A data set in any layout.")],
     out: Annotated[Path, typer.Argument(help="Folder to write, named like Dataset042_Name.")],
     cyst: Cyst = None,
+    roi_rules: RoiRules = None,
+    annotation: Annotation = None,
     folds: Annotated[int, typer.Option(min=2, help="Number of cross-validation folds.")] = 5,
     seed: Seed = 0,
     jobs: Jobs = 2,
@@ -148,10 +156,11 @@ def export(
     Example: kidseg export patients Dataset042_Patients
     """
     from kidseg.cases import open_dataset
+    from kidseg.cases.roi_rules import load_rules
     from kidseg.export import export_nnunet, planned_export
     from kidseg.splits import split
 
-    data = open_dataset(dataset)
+    data = open_dataset(dataset, load_rules(roi_rules, annotation))
     splits = split(data.cases, folds=folds, seed=seed)
     if dry_run:
         would = planned_export(data, out, cyst=cyst, splits=splits, overwrite=overwrite)
@@ -187,6 +196,8 @@ def store(
     full: Annotated[
         bool, typer.Option("--full", help="Keep the original pixels, for all methods.")
     ] = False,
+    roi_rules: RoiRules = None,
+    annotation: Annotation = None,
     jobs: Jobs = 1,
     dry_run: DryRun = False,
     as_json: AsJson = False,
@@ -201,6 +212,7 @@ def store(
 
     Example: kidseg store patients -o store --method homogenized
     """
+    from kidseg.cases.roi_rules import load_rules
     from kidseg.io.output import check_output_folder
     from kidseg.train import Setup, make_store, preview
 
@@ -213,6 +225,7 @@ def store(
         validation=validation,
         seed=seed,
         jobs=jobs,
+        rules=load_rules(roi_rules, annotation),
     )
     if dry_run:
         check_output_folder(out, "a store")
@@ -297,6 +310,7 @@ def _ages(text: str) -> tuple[float, float]:
 
 def _findings_text(report: Report) -> str:
     lines = [f"{finding.severity}: {finding}" for finding in report.findings]
+    lines += structures_lines(report.facts)
     errors = sum(finding.severity == "error" for finding in report.findings)
     warnings = len(report.findings) - errors
     lines.append(

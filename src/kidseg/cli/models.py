@@ -12,6 +12,7 @@ import typer
 
 from kidseg.cli.options import (
     Adapt,
+    Annotation,
     AsJson,
     Cases,
     Config,
@@ -26,6 +27,7 @@ from kidseg.cli.options import (
     Quiet,
     Reference,
     Repair,
+    RoiRules,
     Seed,
     Series,
     Set,
@@ -63,6 +65,8 @@ def train(
     reference: Reference = None,
     cases: Cases = None,
     validation: Validation = None,
+    roi_rules: RoiRules = None,
+    annotation: Annotation = None,
     seed: TrainingSeed = None,
     device: Device = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Continue a stopped run.")] = False,
@@ -76,6 +80,7 @@ def train(
 
     Example: kidseg train patients -o run --method homogenized --preset demo
     """
+    from kidseg.cases.roi_rules import load_rules
     from kidseg.model_file import find_model
     from kidseg.train import Setup, planned_setup, preview, train
 
@@ -91,6 +96,7 @@ def train(
         validation=validation,
         seed=seed,
         jobs=jobs,
+        rules=load_rules(roi_rules, annotation),
     )
     if dry_run:
         would = preview(dataset, planned_setup(out, setup, resume=resume, overwrite=overwrite))
@@ -227,6 +233,8 @@ def evaluate(
         Path | None,
         typer.Option(help="The scans, for the pictures of cohort.html: a data set or a folder."),
     ] = None,
+    roi_rules: RoiRules = None,
+    annotation: Annotation = None,
     jobs: Jobs = 1,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -236,6 +244,7 @@ def evaluate(
 
     Example: kidseg evaluate result patients -o scores
     """
+    from kidseg.cases.roi_rules import load_rules
     from kidseg.evaluate import evaluate
 
     with show_progress("cases", quiet or as_json) as advance:
@@ -248,6 +257,7 @@ def evaluate(
             missing=missing,
             cases=cases,
             images=images,
+            rules=load_rules(roi_rules, annotation),
             overwrite=overwrite,
             jobs=jobs,
             progress=advance,

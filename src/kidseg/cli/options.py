@@ -11,6 +11,7 @@ from kidseg.registry import METHODS, presets
 
 __all__ = [
     "Adapt",
+    "Annotation",
     "AsJson",
     "Cases",
     "Config",
@@ -25,6 +26,7 @@ __all__ = [
     "Quiet",
     "Reference",
     "Repair",
+    "RoiRules",
     "Seed",
     "Series",
     "Set",
@@ -98,6 +100,16 @@ Spacing = Annotated[
 ]
 Series = Annotated[str | None, typer.Option(help="DICOM series: number, 3.2, or UID.")]
 Repair = Annotated[bool, typer.Option("--repair", help="Fix DICOM geometry where safe.")]
+RoiRules = Annotated[
+    Path | None,
+    typer.Option(help="TOML file: which structures of DICOM annotations are which labels."),
+]
+Annotation = Annotated[
+    str | None,
+    typer.Option(
+        help="Of several DICOM annotations of a series: UID, number, label, creator; '*' for any."
+    ),
+]
 Formats = Annotated[
     str,
     typer.Option(

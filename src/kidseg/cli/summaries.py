@@ -18,6 +18,7 @@ __all__ = [
     "preview_text",
     "scores_text",
     "steps_lines",
+    "structures_lines",
     "training_notes",
     "training_text",
 ]
@@ -39,6 +40,18 @@ def training_notes(summary: Mapping[str, Any], out: Path) -> Iterator[str]:
         yield f"{more} more remark(s) on the data are in {out / 'summary.json'}"
     if summary["start"] is not None:
         yield summary["start"]["text"]
+
+
+def structures_lines(facts: Mapping[str, Any]) -> list[str]:
+    """Which structures of DICOM annotations are which labels; [] for other data sets."""
+    from kidseg.errors import quoted
+
+    lines: list[str] = []
+    for label, names in facts.get("structures", {}).items():
+        each = ", ".join(f"{quoted(name)} ({n})" for name, n in sorted(names.items()))
+        what = label if label != "no label" else "no label, left out"
+        lines += wrapped(f"{what}: {each}", indent="  ")
+    return ["Structures (number of objects):", *lines] if lines else []
 
 
 def planned_text(would_segment: Sequence[Mapping[str, Any]]) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from kidseg.cases.roi_rules import RoiRules
 from kidseg.errors import Finding, InputError
 from kidseg.evaluate.pairs import Missing, Pair, Pairing, pair
 from kidseg.evaluate.protocols import (
@@ -72,6 +73,7 @@ def evaluate(
     missing: Missing = "error",
     cases: Collection[str] | None = None,
     images: Path | None = None,
+    rules: RoiRules | None = None,
     overwrite: bool = False,
     jobs: int = 1,
     progress: Progress | None = None,
@@ -91,6 +93,7 @@ def evaluate(
         cases: ids of the cases to score; all references by default.
         images: a data set or a folder with the scans of the cases, for the pictures in
             `cohort.html`; by default those of the reference, if it is a data set.
+        rules: for the structures of DICOM annotations; by default the data set's, or the usual.
         overwrite: replace existing results.
         jobs: threads.
         progress: called with (cases done, total cases).
@@ -107,18 +110,18 @@ def evaluate(
         ResourceError: not enough memory or disk space.
     """
     pred, ref, out = Path(pred), Path(ref), Path(out)
-    pairing = pair(pred, ref, missing=missing, cases=cases)
+    pairing = pair(pred, ref, missing=missing, cases=cases, rules=rules)
     if images is not None:
         pairing = _with_images(pairing, find_images(Path(images)))
-    rules = protocol_named(protocol, pairing.schema, cyst)
+    scoring = protocol_named(protocol, pairing.schema, cyst)
     check_output_folder(out, "scores")
     prepare_output(out, _OUTPUTS, overwrite=overwrite)
-    scored = _score_all(pairing, rules, jobs, progress, pred)
+    scored = _score_all(pairing, scoring, jobs, progress, pred)
     rows = [row for case in scored for row in case.rows]
     unclear = () if pairing.schema is None else unclear_labels(pairing.schema, ref)
     of_cases = (finding for case in scored for finding in case.findings)
     findings = [*unclear, *pairing.findings, *of_cases]
-    summary = summarise(rows, rules, findings) | provenance()
+    summary = summarise(rows, scoring, findings) | provenance()
     if overwrite:
         (out / "summary.json").unlink(missing_ok=True)
     write_csv(out / "cases.csv", COLUMNS, (row.values() for row in rows), overwrite=overwrite)

@@ -10,7 +10,10 @@ from typing import Literal
 from kidseg.cases import Case, Survey, survey_dataset
 from kidseg.cases.naming import LABEL_ENDINGS, is_marked, label_name, matching_names
 from kidseg.cases.paths import visible
+from kidseg.cases.roi_rules import RoiRules, rules_of, unused_rules
 from kidseg.errors import Finding, InputError, UsageError, first_error
+from kidseg.evaluate.predicted_objects import first_paths, predicted_objects
+from kidseg.io.structures import Annotation
 from kidseg.labels import LabelSchema
 
 __all__ = ["Missing", "Pair", "Pairing", "label_files", "pair"]
@@ -37,6 +40,7 @@ class Pair:
         reference_copies: further files of the reference, which must contain the same labels.
         copies: further files of the prediction, likewise.
         image: of the case, to be shown; None: not known.
+        annotations: {file: the structures that are its labels}, of DICOM objects.
     """
 
     id: str
@@ -47,6 +51,7 @@ class Pair:
     reference_copies: tuple[Path, ...] = ()
     copies: tuple[Path, ...] = ()
     image: Path | None = None
+    annotations: Mapping[Path, Annotation] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +80,8 @@ class _References:
     ignore_label: int | None = None
     copies: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
     by_number: bool = False
+    rules: RoiRules | None = None
+    findings: tuple[Finding, ...] = ()
 
 
 def pair(
@@ -83,15 +90,18 @@ def pair(
     *,
     missing: Missing = "error",
     cases: Collection[str] | None = None,
+    rules: RoiRules | None = None,
 ) -> Pairing:
     """Match predictions with references by case id.
 
     Args:
-        predicted: a folder of label volumes, or one label volume.
+        predicted: a folder of label volumes, or one label volume; if the reference is a data set of
+            DICOM annotations, also of DICOM objects, which are matched by the images they refer to.
         reference: a data set, a folder of label volumes (a dataset.json in it defines the labels,
             as beside nnU-Net's predictions), or one label volume.
         missing: a reference without a prediction is an "error", or scored as "empty".
         cases: ids of the cases to score; all references by default.
+        rules: for the structures of DICOM annotations; by default the data set's, or the usual.
 
     Raises:
         InputError: "not-found", "no-labels", "missing-prediction", "unknown-case";
@@ -104,10 +114,11 @@ def pair(
         raise UsageError(
             f"missing must be 'error' or 'empty', not '{missing}'", code="unknown-choice"
         )
-    references = _references(reference)
+    references = _references(reference, rules)
     known = references.cases
-    found = label_files(predicted)
-    if predicted.is_file() and reference.is_file():
+    found, objects, noted = _predictions(predicted, references)
+    only = reference.is_file() or (references.rules is not None and len(known) == 1)
+    if predicted.is_file() and only and not objects:
         found = dict(zip(known, found.values(), strict=True))
     same = matching_names(found, known)
     found = {same.get(case, case): file for case, file in found.items()}
@@ -126,16 +137,41 @@ def pair(
             reference_copies=references.copies.get(case, ()),
             copies=found[case][1:] if case in found else (),
             image=next(iter(known[case].images), None),
+            annotations=_annotations(known[case], objects.get(case, ())),
         )
         for case in wanted
     )
+    extra = (_extra(found[case][0], case) for case in sorted(set(found) - set(known)))
     return Pairing(
         pairs=pairs,
         schema=references.schema,
         ignore_label=references.ignore_label,
         by_number=references.by_number,
-        findings=tuple(_extra(found[case][0], case) for case in sorted(set(found) - set(known))),
+        findings=(*references.findings, *noted, *extra),
     )
+
+
+def _predictions(
+    predicted: Path, references: _References
+) -> tuple[dict[str, tuple[Path, ...]], dict[str, tuple[Annotation, ...]], list[Finding]]:
+    """{case: files of its prediction}, and of DICOM objects their structures, and findings."""
+    try:
+        return label_files(predicted), {}, []
+    except InputError as error:
+        if error.code != "no-labels" or references.rules is None:
+            raise
+        objects, noted = predicted_objects(predicted, references.cases.values(), references.rules)
+        if not objects:
+            raise
+    return first_paths(objects), objects, noted
+
+
+def _annotations(case: Case, objects: Sequence[Annotation]) -> dict[Path, Annotation]:
+    """{file: the structures that are its labels}, of the reference and of the predictions."""
+    found = {one.objects[0]: one for one in objects}
+    if case.annotation is not None and case.labels is not None:
+        found[case.labels] = case.annotation
+    return found
 
 
 def _check_complete(
@@ -217,10 +253,10 @@ def _by_case(files: Iterable[Path]) -> dict[str, tuple[Path, ...]]:
     return found
 
 
-def _references(path: Path) -> _References:
+def _references(path: Path, rules: RoiRules | None) -> _References:
     if path.is_dir():
         try:
-            survey = survey_dataset(path)
+            survey = survey_dataset(path, rules)
         except InputError as error:
             if error.code != "not-a-dataset":
                 raise
@@ -230,7 +266,8 @@ def _references(path: Path) -> _References:
                 return _described(survey, files)
             # Folders named case_00000 look like KiTS, but may contain labels under other names.
             if cases or not survey.dataset.layout.startswith("kits"):
-                return _of_dataset(survey, cases, path)
+                return _of_dataset(survey, cases, path, rules)
+    unused_rules(rules, path)
     return _of_files(label_files(path))
 
 
@@ -259,7 +296,9 @@ def _refuse_errors(survey: Survey, apart_from: Collection[str]) -> None:
         raise error
 
 
-def _of_dataset(survey: Survey, cases: list[Case], path: Path) -> _References:
+def _of_dataset(
+    survey: Survey, cases: list[Case], path: Path, rules: RoiRules | None
+) -> _References:
     _refuse_errors(survey, _IMAGE_FINDINGS)
     if not cases:
         raise InputError("the data set has no labels", path=path, code="no-labels")
@@ -268,6 +307,8 @@ def _of_dataset(survey: Survey, cases: list[Case], path: Path) -> _References:
         schema=survey.dataset.schema,
         ignore_label=survey.dataset.ignore_label,
         by_number=True,
+        rules=rules_of(path, rules) if survey.dataset.layout == "annotated" else None,
+        findings=survey.findings if survey.dataset.layout == "annotated" else (),
     )
 
 

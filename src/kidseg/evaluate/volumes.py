@@ -13,6 +13,8 @@ from kidseg.cases.segments import read_label_file, uncropped
 from kidseg.errors import Finding, InputError
 from kidseg.evaluate.pairs import Pair
 from kidseg.geometry import Grid, Volume
+from kidseg.io import ReadOptions
+from kidseg.io.structures import Annotation
 from kidseg.labels import Meaning
 
 __all__ = ["KnownLabels", "LabelPair", "read_pair"]
@@ -71,7 +73,7 @@ def read_pair(case: Pair, known: KnownLabels) -> LabelPair:
         InputError: "grid-mismatch"; "duplicate-case": several files of the case differ; those of
             `read_label_file`.
     """
-    reference = _read((case.reference, *case.reference_copies), known)
+    reference = _read((case.reference, *case.reference_copies), known, case.annotations)
     if case.predicted is None:
         return LabelPair(
             reference=reference.data,
@@ -79,9 +81,8 @@ def read_pair(case: Pair, known: KnownLabels) -> LabelPair:
             grid=reference.grid,
             findings=reference.findings,
         )
-    predicted = _read(
-        (case.predicted, *case.copies), replace(known, ignore_label=None, by_number=False)
-    )
+    of_prediction = replace(known, ignore_label=None, by_number=False)
+    predicted = _read((case.predicted, *case.copies), of_prediction, case.annotations)
     findings = reference.findings + predicted.findings
     predicted, reference = _within(predicted, reference), _within(reference, predicted)
     _check_same_grid(predicted, reference)
@@ -93,9 +94,11 @@ def read_pair(case: Pair, known: KnownLabels) -> LabelPair:
     )
 
 
-def _read(paths: Sequence[Path], known: KnownLabels) -> _Labels:
+def _read(
+    paths: Sequence[Path], known: KnownLabels, annotations: Mapping[Path, Annotation]
+) -> _Labels:
     """Read a label volume, of which the further files are copies in other formats."""
-    first, *others = (_read_file(path, known) for path in paths)
+    first, *others = (_read_file(path, known, annotations.get(path)) for path in paths)
     for other in others:
         if not (
             other.grid.same_as(first.grid, _SAME_GRID_MM) and np.array_equal(other.data, first.data)
@@ -109,13 +112,15 @@ def _read(paths: Sequence[Path], known: KnownLabels) -> _Labels:
     return first
 
 
-def _read_file(path: Path, known: KnownLabels) -> _Labels:
+def _read_file(path: Path, known: KnownLabels, annotation: Annotation | None) -> _Labels:
+    files = None if annotation is None else annotation.images
     file = read_label_file(
         path,
         known.names,
         known.meanings,
         ignore_label=known.ignore_label,
         by_number=known.by_number,
+        options=ReadOptions(files=files, annotation=annotation),
     )
     volume = file.labels.volume
     return _Labels(

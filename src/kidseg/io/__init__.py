@@ -69,6 +69,10 @@ def read(path: str | Path, options: ReadOptions = _DEFAULT) -> Scan:
         from kidseg.io.voxels import read_block
 
         return read_block(describe_metaimage(path, options), path, "metaimage", options)
+    if kind == "dicom" and options.annotation is not None and options.values == "labels":
+        from kidseg.io.annotations import read_annotation
+
+        return read_annotation(path, options.annotation, options)
     if kind == "dicom":
         from kidseg.io.dicom import read_series
 

@@ -128,7 +128,7 @@ class Acquired:
 def acquired(path: Path, options: ReadOptions) -> Acquired:
     """Choose, check and sort the planes that `read_series` reads; errors as there."""
     apart_mm = None if options.spacing_mm is None else options.spacing_mm[0]
-    images, others = find_images(path, apart_mm)
+    images, others = find_images(path, apart_mm, options.files)
     if not images:
         raise _no_dicom(path, others)
     series, chosen = choose(group_series(images), path, options)

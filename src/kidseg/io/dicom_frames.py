@@ -135,18 +135,19 @@ class Image:
 
 
 def find_images(
-    path: Path, slice_spacing_mm: float | None = None
+    path: Path, slice_spacing_mm: float | None = None, only: Sequence[Path] | None = None
 ) -> tuple[list[Image], list[Path]]:
     """Find the DICOM images in a folder (recursively) or a file; also return all other files.
 
     Args:
         path: a folder or a file.
         slice_spacing_mm: places the frames that have no positions; overrides the header.
+        only: files in the folder; the others are not looked at.
 
     Raises:
         InputError: as `dicom_header.find_headers`.
     """
-    headers, others = find_headers(path)
+    headers, others = find_headers(path, only)
     return [_image(header, slice_spacing_mm) for header in headers], others
 
 

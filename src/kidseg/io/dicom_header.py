@@ -28,12 +28,14 @@ __all__ = [
     "Header",
     "damaged",
     "derived_uid",
+    "files_in",
     "find_headers",
     "is_zstd",
     "number",
     "numbers",
     "quiet",
     "read_dataset",
+    "read_object",
     "reading",
 ]
 
@@ -108,17 +110,21 @@ class Header:
     frames: tuple[Fields, ...] | None
 
 
-def find_headers(path: Path) -> tuple[list[Header], list[Path]]:
+def find_headers(path: Path, only: Sequence[Path] | None = None) -> tuple[list[Header], list[Path]]:
     """Find the DICOM files in a folder (recursively) or a file; also return all other files.
 
     Hidden files and folders and `__MACOSX` are skipped; links to folders are not followed.
+
+    Args:
+        path: a folder or a file.
+        only: files in it; the others are not looked at.
 
     Raises:
         InputError: "not-found", "unreadable"; "bad-dicom": a damaged DICOM file.
     """
     headers: list[Header] = []
     others: list[Path] = []
-    for file in _files(path):
+    for file in files_in(path) if only is None else only:
         header = _read_header(file)
         if header is None:
             others.append(file)
@@ -127,13 +133,32 @@ def find_headers(path: Path) -> tuple[list[Header], list[Path]]:
     return headers, others
 
 
+def read_object(path: Path, *, with_pixels: bool = False) -> Dataset:
+    """Read a file of any class whole, such as an RT Structure Set. Call it inside `reading`.
+
+    Raises:
+        InputError: "bad-dicom": it is not DICOM.
+        ResourceError: "not-enough-memory".
+    """
+    from pydicom import dcmread
+
+    with path.open("rb") as file:
+        start = file.read(1024)
+    if start[128:132] != b"DICM" and start[:2] not in (b"\x02\0", b"\x08\0"):
+        raise damaged(path, "it is not a DICOM file")
+    size = path.stat().st_size
+    checks.check_memory(size * (_DEFLATE_RATIO if _DEFLATED in start else 1), path)
+    return dcmread(path, stop_before_pixels=not with_pixels, force=True)
+
+
 def is_zstd(path: Path) -> bool:
     """Whether the file is compressed with Zstandard."""
     with path.open("rb") as file:
         return file.read(4) == _ZSTD
 
 
-def _files(path: Path) -> Iterator[Path]:
+def files_in(path: Path) -> Iterator[Path]:
+    """The files at a path, as `find_headers` looks at them; errors as there."""
     if path.is_symlink() and not path.exists():
         raise _no_file(path)
     if not path.exists():

@@ -16,6 +16,7 @@ from kidseg.geometry import Grid, Volume, resample
 from kidseg.io import checks
 from kidseg.io.hounsfield import check_intensities
 from kidseg.io.orientation import canonical
+from kidseg.io.structures import Annotation, StructureVolume
 
 __all__ = ["Format", "ReadOptions", "Scan", "scan_of"]
 
@@ -41,6 +42,8 @@ class ReadOptions:
         values: what the voxel values mean. Only "ct" is checked for plausible Hounsfield units;
             "labels" are never interpolated.
         memory_limit_bytes: memory limit for one volume; by default the available memory.
+        files: of a DICOM folder, the only ones to read.
+        annotation: of a DICOM series: the structures that "labels" are read from.
     """
 
     trust: Literal["sform", "qform"] | None = None
@@ -51,6 +54,8 @@ class ReadOptions:
     nonfinite: Literal["refuse", "replace"] = "replace"
     values: Literal["ct", "any", "labels"] = "ct"
     memory_limit_bytes: int | None = None
+    files: tuple[Path, ...] | None = None
+    annotation: Annotation | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +70,7 @@ class Scan:
         modality: "CT", "MR", ... as stated in the file, or "unknown".
         findings: problems that did not prevent reading.
         facts: other metadata of the file (DICOM: patient id, series uid, description, ...).
+        structures: volumes of the structures of a DICOM annotation.
     """
 
     volume: Volume
@@ -74,6 +80,7 @@ class Scan:
     modality: str = "unknown"
     findings: tuple[Finding, ...] = ()
     facts: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
+    structures: tuple[StructureVolume, ...] = ()
 
 
 def scan_of(

@@ -188,7 +188,7 @@ def measure_labelled(
         margin_mm=criteria.settings.margin_mm if margin_mm is None else margin_mm,
         entered=entered,
         opinions=others,
-        review=read_review(labelled.record, path),
+        review=read_review(labelled.record, labelled.path),
     )
 
 

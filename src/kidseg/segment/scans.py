@@ -58,8 +58,8 @@ def read_scan(
     for k, (file, channel) in enumerate(zip(paths, channels, strict=True)):
         values: Literal["ct", "any"] = "ct" if channel.scheme == "ct" else "any"
         asked = replace(options, values=values)
-        if case is not None and (volume := case.volume_of(k)) is not None:
-            asked = replace(asked, volume=volume)
+        if case is not None:
+            asked = case.reading(asked, k)
         scans.append(read(file, asked))
         if not scans[-1].volume.grid.same_as(scans[0].volume.grid):
             raise InputError(

@@ -67,7 +67,8 @@ def find_scans(
 
     A file is a scan, and so is a folder with one DICOM study. Of other folders:
 
-    - of a data set, in any layout, the images of all cases;
+    - of a data set, in any layout, the images of all cases; but one DICOM study with annotations
+      is a scan;
     - otherwise all scan files and DICOM studies in it and in its subfolders, without label files.
       Each study is a scan; which of several CT series to read must be chosen with
       `ReadOptions.series`. Two scans of the same name are told apart by their folders, several
@@ -143,7 +144,8 @@ def _in_folder(
             raise
     else:
         cases = (*dataset.dataset.cases, *dataset.incomplete, *dataset.dataset.unlabelled)
-        if cases:
+        # One DICOM series is a scan, whether annotations are beside it or not.
+        if cases and not (dataset.dataset.layout == "annotated" and len(cases) == 1):
             return [_of_case(case, dataset.dataset, channels) for case in cases]
     files, others = _files(folder, without)
     sources = [_of_file(file, channels) for file in _without_channels(files, channels)]
@@ -184,7 +186,15 @@ def _of_case(case: Case, dataset: Dataset, channels: int) -> Source:
             next_step="Use a model that was trained on such images.",
         )
     if len(case.images) == channels:
-        return Source(path=case.images[0], name=case.id, case=case)
+        if case.annotation is None:
+            return Source(path=case.images[0], name=case.id, case=case)
+        return Source(
+            path=case.images[0],
+            name=case.id,
+            series=case.annotation.series or None,
+            files=case.annotation.images,
+            case=case,
+        )
     error = InputError(
         f"case '{case.id}' has {len(case.images)} of {channels} image(s)",
         path=dataset.root,

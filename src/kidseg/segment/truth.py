@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +39,7 @@ class ReferenceLabels:
             the model, or the names of 3D Slicer's segments.
         new_from_old: {number in the file: number of the model}; other numbers are unchanged.
         ignore_label: number in the file of voxels to ignore.
+        case: of the data set, if the labels are those of a case.
     """
 
     path: Path
@@ -45,6 +47,7 @@ class ReferenceLabels:
     names: Mapping[int, str] = field(default_factory=dict)
     new_from_old: Mapping[int, int] = field(default_factory=dict)
     ignore_label: int | None = None
+    case: Case | None = None
 
     def on(self, grid: Grid, options: ReadOptions | None = None) -> tuple[Volume, Volume | None]:
         """Read the (1, slices, rows, columns) labels on a scan's voxels, and the ignore mask.
@@ -57,13 +60,14 @@ class ReferenceLabels:
             InputError: "label-grid-mismatch": the labels have another grid; see
                 `read_label_file`.
         """
+        options = options or ReadOptions()
         file = read_label_file(
             self.path,
             self.names or self.schema.names,
             {} if self.names else self.schema.meaning,
             ignore_label=self.ignore_label,
             by_number=bool(self.names),
-            options=options or ReadOptions(),
+            options=options if self.case is None else self.case.reading(options),
         )
         volume = file.labels.volume
         if volume.grid.shape != grid.shape or not volume.grid.same_as(grid, _SAME_GRID_MM):
@@ -115,7 +119,8 @@ def find_references(
         return {scan: ReferenceLabels(path=reference, schema=schema) for scan in scans}
     data = open_dataset(reference)
     learned = learned_labels(data, cyst)
-    by_image = {case.images[0].resolve(): case for case in data.cases}
+    images = Counter(case.images[0].resolve() for case in data.cases)
+    by_image = {path: case for case in data.cases if images[path := case.images[0].resolve()] == 1}
     same = matching_names(set(scans.values()), set(data.by_id))
     found = {}
     for scan, name in scans.items():
@@ -159,6 +164,7 @@ def reference_of(
         names=data.schema.names,
         new_from_old=learned.new_from_old,
         ignore_label=data.ignore_label,
+        case=case,
     )
 
 

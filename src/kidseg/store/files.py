@@ -97,7 +97,7 @@ class Identity:
     ) -> Identity:
         """The identity of the store that these inputs produce."""
         return cls(
-            content=content, plan=plan.digest, dataset=_dataset_to_json(dataset), settings=settings
+            content=content, plan=plan.digest, dataset=dataset_facts(dataset), settings=settings
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -147,6 +147,9 @@ def is_store(path: Path) -> bool:
 
 def source_files(case: Case) -> list[Path]:
     """All files of a case in a fixed order; a DICOM folder is expanded into its files."""
+    if case.annotation is not None:
+        objects = () if case.labels is None else case.annotation.objects
+        return [*case.annotation.images, *objects]
     files: list[Path] = []
     for path in [*case.images, *([] if case.labels is None else [case.labels])]:
         inner = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
@@ -309,7 +312,7 @@ class _HashingFile:
         return self.file.write(data)
 
 
-def _dataset_to_json(dataset: Dataset) -> dict[str, Any]:
+def dataset_facts(dataset: Dataset) -> dict[str, Any]:
     """What determines the stored data besides the files' contents; no absolute paths."""
     return {
         "name": dataset.name,
@@ -324,10 +327,19 @@ def _dataset_to_json(dataset: Dataset) -> dict[str, Any]:
                 "side": case.side,
                 "files": [_relative(path, dataset.root) for path in case.images]
                 + [None if case.labels is None else _relative(case.labels, dataset.root)],
+                **_structures_to_json(case, dataset.root),
             }
             for case in dataset.cases
         ],
     }
+
+
+def _structures_to_json(case: Case, root: Path) -> dict[str, Any]:
+    """Which structures of DICOM objects are which labels."""
+    if case.annotation is None:
+        return {}
+    parts = case.annotation.parts
+    return {"structures": [[_relative(p.path, root), p.number, p.label] for p in parts]}
 
 
 def _relative(path: Path, root: Path) -> str:

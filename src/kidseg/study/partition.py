@@ -95,7 +95,7 @@ def partition(name: str, folder: Path, own: StudyDataConfig, config: StudyConfig
     data = open_dataset(folder)
     training, validation, test = _parts(data, own, config)
     known = data.by_id
-    images = {case: sha256_of_all(known[case].images) for case in (*training, *validation, *test)}
+    images = {case: _images(known[case]) for case in (*training, *validation, *test)}
     check_apart(images, training, validation, data.root)
     check_apart(images, (*training, *validation), test, data.root, other="test")
     return Partition(
@@ -206,6 +206,13 @@ def _parts(
     return kept.train, kept.test, test
 
 
+def _images(case: Case) -> str:
+    """SHA-256 of the contents of a case's images."""
+    return sha256_of_all(case.images if case.annotation is None else case.annotation.images)
+
+
 def _content(case: Case) -> str:
     """SHA-256 of a case's file contents; a file of several channels is hashed once per channel."""
+    if case.annotation is not None:
+        return sha256_of_all([*case.annotation.images, *case.annotation.objects])
     return sha256_of_all([*case.images, *([] if case.labels is None else [case.labels])])

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kidseg.cases import Case, Dataset, count_cyst, learned_labels, open_dataset
+from kidseg.cases.roi_rules import unused_rules
 from kidseg.cases.same_images import check_apart, check_patients
 from kidseg.cohort.cohort import check_selection
 from kidseg.cohort.stored import SubjectRecipe, check_store, is_labelled
@@ -138,7 +139,7 @@ def make_store(
     request = Request.of(setup, resolve(setup), progress)
     if full:
         request = replace(request, material=lambda _: Material())
-    data = open_dataset(dataset)
+    data = open_dataset(dataset, setup.rules)
     used = _select_cases(data, request)
     store = _build(data, used, _make_plan(data, used, request), Path(path), request)
     used = cases_of_store(store)
@@ -179,6 +180,7 @@ def training_store(
             `open_store`, `cases_of_store`.
     """
     if is_store(source):
+        unused_rules(request.setup.rules, source)
         store = open_store(source, verify=rank() == 0)
         if request.plan is not None:
             _check_start_labels(request.plan, store)
@@ -197,7 +199,7 @@ def training_store(
         return store, used
     with first_alone() as first:
         if first:
-            data = open_dataset(source)
+            data = open_dataset(source, request.setup.rules)
             if resume:
                 used = recorded_cases(out)
                 if set(used.sha256) - set(_every_case(data)) or _hashed(data, used) != used:

@@ -44,7 +44,7 @@ def preview(dataset: str | Path, setup: Setup | None = None) -> dict[str, Any]:
         training, validation, unlabelled = used.training, used.validation, used.unlabelled
         request.check_reference(training, path)
     else:
-        data, cohort = open_dataset(path), resolved.config.cohort
+        data, cohort = open_dataset(path, setup.rules), resolved.config.cohort
         training, validation = split_cases(data, request)
         unlabelled = tuple(case.id for case in new_patients(data)) if request.unlabelled else ()
         check_selection(learned_labels(data, cohort.cyst).schema, cohort, data.root)

@@ -4,6 +4,7 @@
     plan.json       the plan
     cases.json      training and validation cases, and the hashes of their files
     start.safetensors   the model to fine-tune, if there is one
+    roi_rules.toml  which structures of DICOM annotations are which labels, if rules were given
     run.json        method, preset, seed, what is tuned; the digests of the files above; sealed
 
 run.json is written last: only a run that has one can be resumed. Its digest identifies the run in
@@ -22,6 +23,7 @@ from typing import Any, ClassVar
 
 from pydantic import ConfigDict
 
+from kidseg.cases.roi_rules import ROI_RULES, RoiRules, load_rules
 from kidseg.config import METHODS, dump, load
 from kidseg.errors import ModelError, UsageError
 from kidseg.io.atomic import write_json, writing
@@ -119,6 +121,10 @@ def write_record(
         with writing(out / START, overwrite=True) as file:
             file.write(setup.start.read_bytes())
         names.append(START)
+    if setup.rules is not None:
+        with writing(out / ROI_RULES, overwrite=True) as file:
+            file.write(setup.rules.as_toml().encode())
+        names.append(ROI_RULES)
     record = RunRecord(
         format=FORMAT,
         kidseg=version("kidseg"),
@@ -156,7 +162,7 @@ def read_record(out: Path) -> RunRecord:
             )
         record = checked(RunRecord, {k: v for k, v in content.items() if k != SEAL})
         wanted = {CONFIG, PLAN, CASES} | ({START} if record.start is not None else set())
-        if set(record.files) != wanted or record.method not in METHODS:
+        if set(record.files) - {ROI_RULES} != wanted or record.method not in METHODS:
             raise ValueError("its files or its method are unknown")
     except ValueError as error:
         raise _damaged(file, str(error)) from error
@@ -213,6 +219,9 @@ def resumed_setup(out: Path, record: RunRecord, given: Setup) -> Setup:
             raise _other_settings(out, name, was, now)
     _check_settings(out, record, given)
     _check_cases(out, cases, given)
+    rules = load_rules(out / ROI_RULES) if ROI_RULES in record.files else None
+    if given.rules is not None and (rules is None or not given.rules.agrees(rules)):
+        raise _other_settings(out, "rules for structures", _said(rules), _said(given.rules))
     return replace(
         given,
         method=record.method,
@@ -225,7 +234,12 @@ def resumed_setup(out: Path, record: RunRecord, given: Setup) -> Setup:
         seed=record.seed,
         cases=(*cases.training, *cases.validation),
         validation=cases.validation,
+        rules=rules,
     )
+
+
+def _said(rules: RoiRules | None) -> str | None:
+    return None if rules is None else "other ones" if rules.path is None else str(rules.path)
 
 
 def _check_settings(out: Path, record: RunRecord, given: Setup) -> None:

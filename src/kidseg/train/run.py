@@ -16,6 +16,7 @@ from typing import Any, TextIO
 import torch
 import torch.distributed as dist
 
+from kidseg.cases.roi_rules import ROI_RULES, rules_of
 from kidseg.checkpoint import save_model
 from kidseg.cohort.cohort import Cohort, gather_cohort
 from kidseg.cohort.subject import Subject
@@ -56,6 +57,7 @@ _OUTPUTS = (
     "plan.json",
     "cases.json",
     START,
+    ROI_RULES,
     "summary.json",
     "curves.png",
 )
@@ -113,6 +115,8 @@ def train(
     else:
         check_output_folder(out, "a training run")
         _check_start(out, setup)
+        if setup.rules is not None:
+            setup = replace(setup, rules=rules_of(Path(dataset), setup.rules))
     resolved = resolve(setup)
     check_tune(resolved.method, resolved.config, resolved.plan, setup.tune or "all")
     config = resolved.config

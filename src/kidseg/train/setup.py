@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from kidseg.cases.roi_rules import RoiRules
 from kidseg.checkpoint import Model, load_model
 from kidseg.config import METHODS, load, preset
 from kidseg.errors import KidsegWarning, ModelError, UsageError
@@ -50,6 +51,7 @@ class Setup:
             store's.
         seed: of all random numbers, including the split; None: 0, or that of the run to resume.
         jobs: processes that read the data set.
+        rules: for the structures of DICOM annotations; None: the data set's, or the usual ones.
     """
 
     method: str | None = None
@@ -63,6 +65,7 @@ class Setup:
     validation: Sequence[str] | None = None
     seed: int | None = None
     jobs: int = 1
+    rules: RoiRules | None = None
 
     def __post_init__(self) -> None:
         if self.start is not None:

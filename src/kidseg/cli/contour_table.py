@@ -1,0 +1,90 @@
+"""The command contours, and its result as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kidseg.cli.options import AsJson, Quiet
+from kidseg.cli.progress import show_progress
+from kidseg.cli.terminal import print_result
+from kidseg.errors import BatchError, KidsegError
+from kidseg.table import text_table, wrapped
+
+if TYPE_CHECKING:
+    from kidseg.contours import ContourVolume
+
+__all__ = ["contours"]
+
+_HEAD = ("file", "structure", "side", "no.", "tracking id", "time point", "planes", "mm", "ml")
+_CHECKED = ("stored ml", "difference")
+_LONGEST = 24
+
+
+def contours(
+    files: Annotated[
+        list[Path], typer.Argument(help="RTSTRUCT files, or folders of them.", metavar="RTSTRUCT")
+    ],
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Volumes of the structures of RT Structure Sets, from contours alone: no images are needed.
+
+    The volume that the file states (ROI Volume) is beside it. What cannot be told is said.
+
+    Example: kidseg contours annotations/
+    """
+    from kidseg.contours import measure_contours
+
+    with show_progress("files", quiet or as_json) as advance:
+        volumes, failed = measure_contours(files, advance)
+    if not volumes and len(failed) == 1:
+        raise failed[0][1]
+    result = {
+        "structures": [one.as_dict() for one in volumes],
+        "failed": [error.as_finding().as_dict() for _, error in failed],
+    }
+    print_result(result, contours_text(volumes, failed), as_json, quiet)
+    if failed:
+        count = len({one.path for one in volumes}) + len(failed)
+        typer.echo(f"kidseg: {len(failed)} of {count} files could not be read", err=True)
+        raise typer.Exit(BatchError.exit_code)
+
+
+def contours_text(
+    volumes: Sequence[ContourVolume], failed: Sequence[tuple[Path, KidsegError]]
+) -> str:
+    """The table, what cannot be told, the findings and the files that could not be read."""
+    empty = [k for k, name in enumerate(_HEAD) if not any(_cells(one)[k] for one in volumes)]
+    head = [name for k, name in enumerate((*_HEAD, *_CHECKED)) if k not in empty]
+    rows = [[c for k, c in enumerate(_cells(one)) if k not in empty] for one in volumes]
+    lines = text_table(head, rows, keys=2) if rows else []
+    for one in volumes:
+        if one.reason:
+            name = f"{one.path.name}, '{one.structure.name}'"
+            lines += wrapped(f"cannot tell: {name}: {one.reason}", indent="  ")
+        for finding in one.findings:
+            lines += wrapped(f"{finding.severity}: {finding}", indent="  ")
+    for _, error in failed:
+        lines += wrapped(f"error: {error}", indent="  ")
+    return "\n".join(lines)
+
+
+def _cells(one: ContourVolume) -> list[str]:
+    structure, stored, change = one.structure, one.structure.stored_ml, one.difference
+    return [
+        one.path.name[-_LONGEST:],
+        structure.name[:_LONGEST],
+        structure.side or "",
+        "" if structure.counted is None else str(structure.counted),
+        structure.tracking_id[:_LONGEST],
+        one.time_point[:_LONGEST],
+        str(one.n_planes),
+        "" if one.spacing_mm is None else f"{one.spacing_mm:.3g}",
+        "cannot tell" if one.volume_ml is None else f"{one.volume_ml:.2f}",
+        "" if stored is None else f"{stored:.2f}",
+        "" if change is None else f"{change:+.1%}",
+    ]

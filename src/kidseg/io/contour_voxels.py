@@ -1,0 +1,368 @@
+"""The voxels inside the contours of a structure.
+
+Contours belong to the slice in whose plane they lie. What is between two slices, at most half a
+slice distance from one, belongs to the nearest, which is said; slices between contours are never
+filled. On a slice all contours of a structure count together, by the even-odd rule: an inner
+contour is a hole, whether it is joined to the outer one by a channel without width (CLOSED_PLANAR),
+drawn by itself, or CLOSEDPLANAR_XOR. A voxel is inside if its centre is, or lies on a contour.
+
+Source: DICOM PS3.3, C.8.8.6.3 (contour geometric types and holes); "nearest slice, without
+interpolation" is the smallest change that places every contour where some expert drew it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations, islice
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from kidseg.errors import Finding, quoted
+from kidseg.geometry import Grid
+from kidseg.io.orientation import ras_from_lps
+from kidseg.io.polygons import filled
+from kidseg.io.structure_set import CLOSED, Contour
+
+__all__ = [
+    "Noticed",
+    "PlaneContours",
+    "grouped",
+    "note_overlaps",
+    "planes_of",
+    "slice_distance_mm",
+    "usable",
+    "voxels_inside",
+]
+
+_IN_PLANE_MM = 0.05  # rounding of positions in DICOM files
+_MAX_BEND_MM = 0.5  # of a contour out of its plane; more is another plane, or none
+_SAME_POINT_MM = 1e-3
+_MAX_PAIRS = 5000  # of contours that are compared
+_MAX_BOX = 4096  # pixels
+
+
+@dataclass(kw_only=True)
+class Noticed:
+    """Collects the findings about one structure.
+
+    Attributes:
+        path: of the file.
+        name: of the structure.
+        findings: so far.
+    """
+
+    path: Path
+    name: str
+    findings: list[Finding] = field(default_factory=list)
+
+    def warn(self, code: str, cause: str, next_step: str = "") -> None:
+        """Add a warning."""
+        cause = f"structure {quoted(self.name)}: {cause}"
+        self.findings.append(
+            Finding(code=code, path=str(self.path), cause=cause, next_step=next_step)
+        )
+
+    def error(self, code: str, cause: str, next_step: str) -> None:
+        """Add an error."""
+        cause = f"structure {quoted(self.name)}: {cause}"
+        self.findings.append(
+            Finding(
+                code=code, path=str(self.path), cause=cause, next_step=next_step, severity="error"
+            )
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PlaneContours:
+    """The contours of a structure in one plane.
+
+    Attributes:
+        depth: of the plane, in slices (fractional) or mm.
+        rings: each (points, 2) positions in the plane.
+    """
+
+    depth: float
+    rings: tuple[np.ndarray, ...]
+
+
+def usable(contours: Sequence[Contour], noticed: Noticed) -> list[Contour]:
+    """The closed contours that enclose something, without copies; findings on the others.
+
+    Findings: errors "bad-contour", "open-contours"; warnings "point-contours",
+    "degenerate-contours", "duplicate-contours".
+    """
+    if faults := [contour.fault for contour in contours if contour.fault]:
+        noticed.error(
+            "bad-contour",
+            f"{len(faults)} of {len(contours)} contours cannot be used, the first because "
+            f"{faults[0]}",
+            "The file is damaged: export it again, or leave the structure out by a rule.",
+        )
+    sound = [contour for contour in contours if not contour.fault]
+    kinds = Counter(contour.kind for contour in sound if contour.kind not in CLOSED)
+    points = kinds.pop("POINT", 0)
+    if points:
+        noticed.warn("point-contours", f"{points} points (POINT) enclose nothing and are left out")
+    if kinds:
+        named = ", ".join(f"{n} {kind[:40]}" for kind, n in kinds.items())
+        noticed.error(
+            "open-contours",
+            f"it has contours that are not closed: {named}",
+            "Close them in the program that drew them, or leave the structure out by a rule.",
+        )
+    closed = [contour for contour in sound if contour.kind in CLOSED]
+    whole = [c for c in closed if len(np.unique(c.points_mm.round(3), axis=0)) >= 3]
+    if len(whole) < len(closed):
+        noticed.warn(
+            "degenerate-contours",
+            f"{len(closed) - len(whole)} contours have fewer than 3 different points and are left "
+            "out",
+        )
+    once = {_shape_of(contour): contour for contour in reversed(whole)}
+    if len(once) < len(whole):
+        noticed.warn(
+            "duplicate-contours",
+            f"{len(whole) - len(once)} contours are copies of others; each was used once",
+        )
+    return [contour for contour in whole if once[_shape_of(contour)] is contour]
+
+
+def _shape_of(contour: Contour) -> bytes:
+    """Equal for contours with the same points, wherever they start and in either direction."""
+    points = (contour.points_mm / _SAME_POINT_MM).round().astype(np.int64)
+    return points[np.lexsort(points.T)].tobytes()
+
+
+def planes_of(
+    contours: Sequence[Contour], index_from_lps: np.ndarray, apart_mm: float, noticed: Noticed
+) -> list[tuple[Contour, np.ndarray]]:
+    """The contours that are parallel to the slices, each with its (points, 3) indices.
+
+    Findings: errors "contour-orientation": contours in other planes; "contour-not-planar".
+
+    Args:
+        contours: usable ones.
+        index_from_lps: (4, 4); the first index is along the slices.
+        apart_mm: distance of slices.
+        noticed: collects the findings.
+    """
+    kept, across, bent = [], 0, 0
+    for contour in contours:
+        index = contour.points_mm @ index_from_lps[:3, :3].T + index_from_lps[:3, 3]
+        if np.ptp(index[:, 0]) * apart_mm <= _MAX_BEND_MM:
+            kept.append((contour, index))
+        elif _flatness_mm(contour.points_mm) <= _MAX_BEND_MM:
+            across += 1
+        else:
+            bent += 1
+    step = "Use the series on whose slices they were drawn, or leave the structure out by a rule."
+    if across:
+        cause = f"{across} of {len(contours)} contours are in planes of another orientation"
+        noticed.error("contour-orientation", f"{cause} than the slices", step)
+    if bent:
+        cause = f"{bent} of {len(contours)} contours are not planar (more than {_MAX_BEND_MM:g} mm)"
+        noticed.error("contour-not-planar", cause, step)
+    return kept
+
+
+def _flatness_mm(points: np.ndarray) -> float:
+    """Distance between the two planes, of any orientation, between which the points lie."""
+    centred = points - points.mean(axis=0)
+    _, _, axes = np.linalg.svd(centred, full_matrices=False)
+    return float(np.ptp(centred @ axes[-1]))
+
+
+def voxels_inside(
+    contours: Sequence[Contour],
+    grid: Grid,
+    noticed: Noticed,
+    slice_of: Mapping[str, int] | None = None,
+) -> np.ndarray:
+    """The voxels whose centres are inside the contours of a structure, or on them.
+
+    Findings besides those of `usable` and `planes_of`: warnings "between-slices", "dropped-planes",
+    "contour-outside", "contour-gap", "overlapping-contours", "nested-contours", "other-image";
+    error "nothing-inside".
+
+    Args:
+        contours: of the structure.
+        grid: of the series, slices in its planes.
+        noticed: collects the findings.
+        slice_of: {SOP Instance UID: slice} of the images.
+
+    Returns:
+        (slices, rows, columns) bool.
+    """
+    inside = np.zeros(grid.shape, bool)
+    apart_mm = slice_distance_mm(grid)
+    index_from_lps = np.linalg.inv(grid.mm_from_index.numpy()) @ ras_from_lps
+    placed = planes_of(usable(contours, noticed), index_from_lps, apart_mm, noticed)
+    rings: dict[int, list[np.ndarray]] = {}
+    for k, plane in _slices(placed, grid, apart_mm, noticed):
+        rings.setdefault(k, []).extend(plane.rings)
+    cut = 0
+    for k, each in rings.items():
+        inside[k] = filled(each, grid.shape[1:])
+        limit = np.array(grid.shape[1:]) - 0.5
+        cut += sum(bool((ring < -0.5).any() or (ring > limit).any()) for ring in each)
+    if cut:
+        noticed.warn("contour-outside", f"{cut} contours reach beyond the image; they were cut off")
+    if contours and not inside.any() and not any(f.severity == "error" for f in noticed.findings):
+        cause = "no centre of a voxel is inside its contours"
+        noticed.error("nothing-inside", cause, "Compare it with the images in a viewer.")
+    _note_gaps(sorted(rings), noticed)
+    is_plain = any(contour.kind == "CLOSED_PLANAR" for contour, _ in placed)
+    note_overlaps(rings, noticed, is_plain=is_plain)
+    _note_images(placed, slice_of or {}, noticed)
+    return inside
+
+
+def slice_distance_mm(grid: Grid) -> float:
+    """Distance of the planes of a volumetric grid, along their normal."""
+    matrix = grid.mm_from_index.numpy()
+    normal = np.cross(matrix[:3, 1], matrix[:3, 2])
+    return float(abs(matrix[:3, 0] @ normal) / np.linalg.norm(normal))
+
+
+def grouped(placed: Sequence[tuple[Contour, np.ndarray]], same: float) -> list[PlaneContours]:
+    """The contours by plane, ordered; planes less than `same` apart are one."""
+    ordered = sorted(placed, key=lambda one: float(one[1][:, 0].mean()))
+    planes: list[list[np.ndarray]] = []
+    for _, index in ordered:
+        depth = float(index[:, 0].mean())
+        if planes and depth - float(planes[-1][0][:, 0].mean()) <= same:
+            planes[-1].append(index)
+        else:
+            planes.append([index])
+    return [
+        PlaneContours(
+            depth=float(np.mean([one[:, 0].mean() for one in each])),
+            rings=tuple(one[:, 1:] for one in each),
+        )
+        for each in planes
+    ]
+
+
+def _slices(
+    placed: Sequence[tuple[Contour, np.ndarray]], grid: Grid, apart_mm: float, noticed: Noticed
+) -> Iterator[tuple[int, PlaneContours]]:
+    """The slice of each plane of contours; of several planes near a slice, the nearest."""
+    nearest: dict[int, PlaneContours] = {}
+    outside, dropped, between = 0, 0, 0.0
+    for plane in grouped(placed, _IN_PLANE_MM / apart_mm):
+        k = round(plane.depth)
+        off = abs(plane.depth - k) * apart_mm
+        if not 0 <= k < grid.shape[0]:
+            outside += len(plane.rings)
+            continue
+        if off > _IN_PLANE_MM:
+            between = max(between, off)
+        other = nearest.get(k)
+        other_off = 0.0 if other is None else abs(other.depth - k) * apart_mm
+        if other is not None and max(off, other_off) <= _IN_PLANE_MM:
+            nearest[k] = PlaneContours(depth=other.depth, rings=other.rings + plane.rings)
+            continue
+        if other is None or off < other_off:
+            nearest[k] = plane
+        dropped += other is not None
+    if outside:
+        cause = f"{outside} contours are beyond the first or last slice; they were left out"
+        noticed.warn("contour-outside", cause, "Check that the series is complete.")
+    if between:
+        noticed.warn(
+            "between-slices",
+            f"contours are up to {between:.2f} mm from the nearest slice, of slices {apart_mm:.3g}"
+            " mm apart; each was taken for the contour of that slice",
+            "Compare them with the images in a viewer.",
+        )
+    if dropped:
+        noticed.warn(
+            "dropped-planes",
+            f"{dropped} planes of contours share their slice with a nearer one; they were left out",
+            "Use the series on whose slices the contours were drawn.",
+        )
+    yield from nearest.items()
+
+
+def _note_gaps(slices: Sequence[int], noticed: Noticed) -> None:
+    gaps = np.diff(slices)
+    if not len(gaps) or gaps.max() == 1:
+        return
+    missing = int((gaps - 1).sum())
+    k = slices[int(gaps.argmax())]
+    every = int(np.median(gaps))
+    cause = f"slices between its contours have none ({missing})"
+    cause += f" (only one in {every} has)" if every > 1 else f" (the widest gap is after {k + 1})"
+    noticed.warn(
+        "contour-gap",
+        f"{cause}; they were not filled",
+        "If it is one body, complete its contours in the program that drew them.",
+    )
+
+
+def note_overlaps(
+    rings: Mapping[int, Sequence[np.ndarray]], noticed: Noticed, *, is_plain: bool
+) -> None:
+    """Notice contours that cross, and those that are holes because they are inside others.
+
+    What two contours enclose counts as outside, by the even-odd rule; some programs unite contours.
+
+    Args:
+        rings: of each slice, in pixels.
+        noticed: collects the findings.
+        is_plain: they are CLOSED_PLANAR, which does not say what an inner contour is.
+    """
+    pairs = (pair for each in rings.values() for pair in combinations(each, 2))
+    found = Counter(_relation(*pair) for pair in islice(pairs, _MAX_PAIRS))
+    if crossing := found["cross"]:
+        noticed.warn(
+            "overlapping-contours",
+            f"{crossing} pairs of contours overlap in part; what both enclose counts as outside",
+            "Compare them with the images in a viewer.",
+        )
+    if is_plain and (nested := found["nested"]):
+        noticed.warn(
+            "nested-contours",
+            f"contours inside others ({nested}) count as holes; they are CLOSED_PLANAR, and some"
+            " programs would fill them",
+            "Compare them with the images in a viewer.",
+        )
+
+
+def _relation(one: np.ndarray, other: np.ndarray) -> Literal["apart", "nested", "cross"]:
+    """Whether the pixels in two rings are apart, all of one in the other, or neither."""
+    low = np.maximum(one.min(axis=0), other.min(axis=0))
+    high = np.minimum(one.max(axis=0), other.max(axis=0))
+    if (low >= high).any():
+        return "apart"
+    corner = np.floor(np.minimum(one.min(axis=0), other.min(axis=0)))
+    size = np.ceil(np.maximum(one.max(axis=0), other.max(axis=0)) - corner) + 1
+    if size.max() > _MAX_BOX:
+        return "apart"
+    shape = (int(size[0]), int(size[1]))
+    masks = [filled([ring - corner], shape) for ring in (one, other)]
+    both = int((masks[0] & masks[1]).sum())
+    if not both:
+        return "apart"
+    return "cross" if both < min(int(mask.sum()) for mask in masks) else "nested"
+
+
+def _note_images(
+    placed: Sequence[tuple[Contour, np.ndarray]], slice_of: Mapping[str, int], noticed: Noticed
+) -> None:
+    wrong = sum(
+        all(abs(float(index[:, 0].mean()) - slice_of[uid]) > 0.5 for uid in known)
+        for contour, index in placed
+        if (known := [uid for uid in contour.images if uid in slice_of])
+    )
+    if wrong:
+        noticed.warn(
+            "other-image",
+            f"{wrong} contours are in the plane of another slice than the image they refer to; "
+            "their positions were used",
+            "Compare them with the images in a viewer.",
+        )
