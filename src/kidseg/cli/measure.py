@@ -253,5 +253,7 @@ def _cell(quantity: Quantity | None) -> str:
 
 def _digits(quantity: Quantity) -> int:
     """Decimals: one, or two of what is below ten; none of hundreds."""
+    if quantity.unit == "1":
+        return 0
     size = abs(quantity.value)
     return 2 if size < 10 else 1 if size < 100 else 0

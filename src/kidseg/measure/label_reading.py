@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from kidseg.body import body_mask, moments
-from kidseg.cases.label_names import named_labels
+from kidseg.cases.label_names import NamedLabels, named_labels
 from kidseg.cases.label_values import known_labels
 from kidseg.cases.segments import segments_of
 from kidseg.errors import Finding, InputError
@@ -62,29 +62,23 @@ def read_labelled(
         schema=known.schema,
         midline=midline,
         path=path,
-        tracking=_tracking(known.schema),
+        tracking=_tracking(known),
         is_cropped=is_cropped,
         findings=(*findings, *known.findings, *_unclear(known.schema, path)),
     )
 
 
-def read_opinion(path: Path, labelled: Labelled) -> Volume:
-    """Read another segmentation of the same scan, with the same labels.
+def read_opinion(
+    path: Path, labelled: Labelled, names: Mapping[int, str] | None = None
+) -> Labelled:
+    """Read another segmentation of the same scan, whose labels may have other numbers and names.
 
     Raises:
         InputError: "label-grid-mismatch"; as `read_labelled`.
     """
-    if segments_of(path):
-        own = named_labels(path).schema.names
-        if own != labelled.schema.names:
-            raise InputError(
-                f"its labels {own} are not those of {labelled.path}, {labelled.schema.names}",
-                path=path,
-                code="other-labels",
-                next_step="Name a segmentation with the same labels.",
-            )
-    volume, _ = _read_labels(path, labelled.schema, None)
-    return _on_scan(volume, labelled.labels.grid, path, labelled.path)
+    other = read_labelled(path, names=names)
+    volume = _on_scan(other.labels, labelled.labels.grid, path, labelled.path)
+    return replace(other, labels=volume, midline=labelled.midline)
 
 
 def _read_labels(
@@ -132,12 +126,14 @@ def _on_scan(labels: Volume, grid: Grid, path: Path, scan: Path) -> Volume:
     return Volume(torch.from_numpy(data)[None], grid)
 
 
-def _tracking(schema: LabelSchema) -> dict[int, str]:
+def _tracking(known: NamedLabels) -> dict[int, str]:
     """Labels of single lesions: tumours whose name has a number, such as "tumour 2"."""
     return {
-        number: schema.names[number]
-        for number in schema.ids_of("tumour")
-        if any(letter.isdigit() for letter in schema.names[number])
+        number: name
+        for number, name in known.schema.names.items()
+        if known.schema.meaning[number] == "tumour"
+        and number not in known.numbered
+        and any(letter.isdigit() for letter in name)
     }
 
 

@@ -164,7 +164,9 @@ def _measured(path: Path, request: Request) -> tuple[Parts, Measurement]:
     criteria = read_criteria(request.criteria)
     entered = entered_facts(request.entered, criteria)
     labelled = read_labelled(path, ct=request.ct, names=request.names, options=request.options)
-    others = [read_opinion(opinion, labelled) for opinion in request.opinions]
+    others = [read_opinion(opinion, labelled, request.names) for opinion in request.opinions]
+    heard = [finding for other in others for finding in other.findings]
+    labelled = replace(labelled, findings=(*labelled.findings, *heard))
     parts = find_parts(labelled, criteria.settings.smallest_tumour_ml)
     margin_mm = request.margin_mm
     return parts, measure_parts(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -86,17 +87,21 @@ class Parts:
         kidneys: parenchyma, by side; a side without any is missing.
         tumours: lesions, by side and from large to small.
         masses: {(meaning, side): all voxels of tumours or cysts on this side, specks included}.
-        specks: {side: volumes in ml of the pieces of tumours that are too small to count}.
+        specks: {side: all pieces of tumours that are too small to count}.
         others: labels that are not recognized.
         findings: about sides, borders and labels.
+        meanings: those of the labels: without one, nothing is known of such structures.
+        scanned: the voxels of the scan; None if the volume may be cropped to its labels.
     """
 
     kidneys: Mapping[Side, Part]
     tumours: tuple[Part, ...]
     masses: Mapping[tuple[Meaning, Side], Part]
-    specks: Mapping[Side, tuple[float, ...]]
+    specks: Mapping[Side, Part]
     others: tuple[Part, ...]
     findings: tuple[Finding, ...]
+    meanings: frozenset[Meaning]
+    scanned: Grid | None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -171,7 +176,13 @@ def find_parts(labelled: Labelled, smallest_tumour_ml: float) -> Parts:
     if not len(sided.index):
         findings.append(_nothing(labelled))
         return Parts(
-            kidneys={}, tumours=(), masses={}, specks={}, others=others, findings=tuple(findings)
+            kidneys={},
+            tumours=(),
+            masses={},
+            specks={},
+            others=others,
+            findings=tuple(findings),
+            **_known(labelled),
         )
     box = _boxed(sided, labelled)
     if labelled.is_cropped:
@@ -182,7 +193,7 @@ def find_parts(labelled: Labelled, smallest_tumour_ml: float) -> Parts:
     kidneys: dict[Side, Part] = {}
     masses: dict[tuple[Meaning, Side], Part] = {}
     tumours: list[Part] = []
-    specks: dict[Side, tuple[float, ...]] = {}
+    specks: dict[Side, Part] = {}
     for side in SIDES:
         for meaning in RENAL:
             data = box.on(side, labelled.schema.ids_of(meaning))
@@ -196,8 +207,9 @@ def find_parts(labelled: Labelled, smallest_tumour_ml: float) -> Parts:
                 masses[meaning, side] = whole
         lesions, small = _lesions(box, side, labelled, smallest_tumour_ml)
         tumours += lesions
-        specks[side] = small
-        findings += _specks(side, small, smallest_tumour_ml, labelled)
+        if small.any():
+            specks[side] = box.part(small, f"{side} specks", "tumour", side)
+            findings.append(_specks(specks[side], smallest_tumour_ml, labelled))
     return Parts(
         kidneys=kidneys,
         tumours=tuple(tumours),
@@ -205,7 +217,17 @@ def find_parts(labelled: Labelled, smallest_tumour_ml: float) -> Parts:
         specks=specks,
         others=others,
         findings=tuple(findings),
+        **_known(labelled),
     )
+
+
+def _known(labelled: Labelled) -> dict[str, Any]:
+    """What the labels could show at all."""
+    schema = labelled.schema
+    return {
+        "meanings": frozenset(meaning for meaning in RENAL if schema.ids_of(meaning)),
+        "scanned": None if labelled.is_cropped else labelled.labels.grid,
+    }
 
 
 def _boxed(sided: SidedVoxels, labelled: Labelled) -> _Box:
@@ -226,26 +248,26 @@ def _boxed(sided: SidedVoxels, labelled: Labelled) -> _Box:
 
 def _lesions(
     box: _Box, side: Side, labelled: Labelled, smallest_ml: float
-) -> tuple[list[Part], tuple[float, ...]]:
-    """The lesions of a side from large to small, and the volumes of the specks."""
+) -> tuple[list[Part], np.ndarray]:
+    """The lesions of a side from large to small, and the voxels of its specks."""
     found: list[tuple[np.ndarray, str | None]] = []
-    voxel_ml, specks = float(box.grid.voxel_ml), []
+    specks = np.zeros(box.label.shape, dtype=bool)
     for number in labelled.schema.ids_of("tumour"):
         data = box.on(side, (number,))
         if (tracked := labelled.tracking.get(number)) is not None:
             found += [(data, tracked)] if data.any() else []
             continue
         numbered, _ = numbered_components(data)
-        volumes = np.bincount(numbered.ravel())[1:] * voxel_ml
-        specks += [float(volume) for volume in volumes if volume < smallest_ml]
-        found += [
-            (numbered == k, None) for k, volume in enumerate(volumes, 1) if volume >= smallest_ml
-        ]
+        is_speck = np.bincount(numbered.ravel()) * float(box.grid.voxel_ml) < smallest_ml
+        is_speck[0] = True  # what is outside of all is no lesion either
+        found += [(numbered == k, None) for k in np.flatnonzero(~is_speck)]
+        specks |= data & is_speck[numbered]
     found.sort(key=lambda lesion: -np.count_nonzero(lesion[0]))
-    return [
+    lesions = [
         box.part(data, f"{side} tumour {k}", "tumour", side, tracked)
         for k, (data, tracked) in enumerate(found, 1)
-    ], tuple(specks)
+    ]
+    return lesions, specks
 
 
 def _others(labelled: Labelled) -> Iterator[Part]:
@@ -296,16 +318,13 @@ def _fragments(kidney: Part, least_ml: float, labelled: Labelled) -> list[Findin
     return [_finding("kidney-fragments", cause, "Check the labels.", labelled)]
 
 
-def _specks(
-    side: Side, volumes_ml: Sequence[float], least_ml: float, labelled: Labelled
-) -> list[Finding]:
-    if not volumes_ml:
-        return []
+def _specks(specks: Part, least_ml: float, labelled: Labelled) -> Finding:
+    number = numbered_components(specks.mask.data)[1]
     cause = (
-        f"{len(volumes_ml)} speck(s) of tumour on the {side}, under {least_ml:g} ml each and"
-        f" {sum(volumes_ml):.2g} ml altogether, are part of the volume, but not of the number"
+        f"{number} speck(s) of tumour on the {specks.side}, under {least_ml:g} ml each and"
+        f" {specks.mask.volume_ml:.2g} ml altogether, are part of the volume, but not of the number"
     )
-    return [_finding("tumour-specks", cause, "Check the labels.", labelled)]
+    return _finding("tumour-specks", cause, "Check the labels.", labelled)
 
 
 def _nothing(labelled: Labelled) -> Finding:
