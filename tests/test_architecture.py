@@ -31,7 +31,7 @@ ROOMS = [
         "model_file",
     ),
     "phantom",
-    *("compare", "evaluate", "measure", "report", "export", "convert", "check", "splits", "cases"),
+    *("convert", "compare", "evaluate", "measure", "report", "export", "check", "splits", "cases"),
     *("nets", "losses", "augment", "style", "body", "postprocess", "metrics"),
     "io",
     "geometry",

@@ -37,6 +37,9 @@ from kidseg.io.label_formats import (
 from kidseg.io.orientation import reorient
 from kidseg.io.origin import Origin
 from kidseg.io.output import check_output_folder
+from kidseg.measure.label_reading import body_midline
+from kidseg.measure.midline import Midline, estimated_midline
+from kidseg.measure.reporting import with_report
 from kidseg.provenance import RESEARCH_USE, provenance
 
 __all__ = ["RECORD", "convert"]
@@ -115,6 +118,10 @@ def convert(
         like=volume.grid,
         source=source,
     )
+    if any(FORMATS[name].measures for name in formats):
+        midline = _midline(Path(str(series)), options, exported)
+        exported, found = with_report(exported, midline, path, job.named.numbered)
+        findings = (*findings, *found)
     findings = (*job.named.findings, *findings, *(() if source is None else source.findings))
     return _write(path, job, exported, findings, overwrite)
 
@@ -165,6 +172,14 @@ def _source(series: Path, options: ReadOptions) -> SourceSeries:
         return read_source(series, options)
     except KidsegError as error:
         raise renamed(error, "--series ", "--number ") from error
+
+
+def _midline(series: Path, options: ReadOptions, exported: Exported) -> Midline:
+    """Of the body in a CT, or an estimate."""
+    assert exported.source is not None
+    if exported.source.headers[0].get("Modality") != "CT":
+        return estimated_midline(exported.labels, exported.schema, is_cropped=False)
+    return body_midline(read(series, options).volume, exported.labels, exported.schema)
 
 
 def _labels_on(

@@ -18,6 +18,7 @@ from kidseg.errors import Finding, UsageError, printable
 from kidseg.geometry import Grid, Volume
 from kidseg.io import save
 from kidseg.io.atomic import writing
+from kidseg.io.dicom_report import Reported
 from kidseg.io.dicom_source import SourceSeries
 from kidseg.io.mesh import Surface, surface_of
 from kidseg.io.origin import Origin
@@ -52,6 +53,7 @@ class LabelFormat:
         needs_series: it refers to the images of a DICOM series.
         may_be_missing: without voxels there is no file.
         needs: the format that it refers to.
+        measures: it has what was measured of the labels.
     """
 
     ending: str
@@ -60,6 +62,7 @@ class LabelFormat:
     needs_series: bool = False
     may_be_missing: bool = False
     needs: str = ""
+    measures: bool = False
 
 
 _DICOM: Mapping[str, Any] = {"extra": "dicom", "needs_series": True}
@@ -82,6 +85,7 @@ FORMATS: Mapping[str, LabelFormat] = {
         packages=("highdicom",),
         needs="dicomseg",
         may_be_missing=True,
+        measures=True,
         **_DICOM,
     ),
     "stl": LabelFormat(ending="_seg_{label}.stl", **_MESH),
@@ -126,6 +130,7 @@ class Exported:
         origin: of the labels.
         like: the NIfTI file whose affines are copied, or else the grid; see `kidseg.io.save`.
         source: the DICOM series; required by the formats that refer to it.
+        reported: what was measured of them, for the format sr; see `kidseg.measure.reporting`.
     """
 
     labels: Volume
@@ -133,6 +138,7 @@ class Exported:
     origin: Origin
     like: Path | Grid
     source: SourceSeries | None = None
+    reported: tuple[Reported, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,19 +303,18 @@ def _write_segments(exported: Exported, kind: str, opened: Any) -> None:
 
 
 def _write_report(exported: Exported, segmentation: Path, temporary: Path) -> bool:
-    """Write the volumes of the labels; False if no label has voxels."""
+    """Write what was measured of the labels; False if no label has voxels."""
     from pydicom import dcmread
 
-    from kidseg.io.dicom_report import volumes_of, write_measurement_report
+    from kidseg.io.dicom_report import write_measurement_report
 
-    measures = volumes_of(exported.labels, exported.schema)
-    if not measures:
+    if not exported.reported:
         return False
     assert exported.source is not None
     known = dcmread(segmentation, stop_before_pixels=True)
     with writing(temporary) as opened:
         write_measurement_report(
-            measures, known, exported.schema, exported.source, exported.origin, opened
+            exported.reported, known, exported.schema, exported.source, exported.origin, opened
         )
     return True
 

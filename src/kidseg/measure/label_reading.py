@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from kidseg.body import body_mask, moments
-from kidseg.cases.label_names import NamedLabels, named_labels
+from kidseg.cases.label_names import named_labels
 from kidseg.cases.label_values import known_labels
 from kidseg.cases.segments import segments_of
 from kidseg.errors import Finding, InputError
@@ -18,9 +18,9 @@ from kidseg.io import ReadOptions, read
 from kidseg.labels import LabelSchema
 from kidseg.measure.mask import bounds
 from kidseg.measure.midline import Midline, estimated_midline
-from kidseg.measure.parts import Labelled
+from kidseg.measure.parts import Labelled, tracked_lesions
 
-__all__ = ["read_labelled", "read_opinion"]
+__all__ = ["body_midline", "read_labelled", "read_opinion"]
 
 _DEFAULT = ReadOptions()
 _SAME_GRID_MM = 1e-3
@@ -55,17 +55,29 @@ def read_labelled(
     else:
         scan = read(ct, replace(options, values="ct"))
         volume, is_cropped = _on_scan(volume, scan.volume.grid, path, ct), False
-        midline = Midline.of(scan.volume.grid, moments(body_mask(scan.volume)))
+        midline = body_midline(scan.volume, volume, known.schema)
         findings += scan.findings
     return Labelled(
         labels=volume,
         schema=known.schema,
         midline=midline,
         path=path,
-        tracking=_tracking(known),
+        tracking=tracked_lesions(known.schema, known.numbered),
         is_cropped=is_cropped,
         findings=(*findings, *known.findings, *_unclear(known.schema, path)),
     )
+
+
+def body_midline(scan: Volume, labels: Volume, schema: LabelSchema) -> Midline:
+    """The midline of the body in a CT; an estimate from the labels if no body is found in it.
+
+    Args:
+        scan: (1, slices, rows, columns) HU, canonical.
+        labels: (1, slices, rows, columns) uint8 on its voxels, in any order.
+        schema: of the labels.
+    """
+    found = Midline.of(scan.grid, moments(body_mask(scan)))
+    return found if found.is_body else estimated_midline(labels, schema, is_cropped=False)
 
 
 def read_opinion(
@@ -124,17 +136,6 @@ def _on_scan(labels: Volume, grid: Grid, path: Path, scan: Path) -> Volume:
     back = [-low for low in start]
     data = bounds(labels.data[0].numpy(), back, list(grid.shape))
     return Volume(torch.from_numpy(data)[None], grid)
-
-
-def _tracking(known: NamedLabels) -> dict[int, str]:
-    """Labels of single lesions: tumours whose name has a number, such as "tumour 2"."""
-    return {
-        number: name
-        for number, name in known.schema.names.items()
-        if known.schema.meaning[number] == "tumour"
-        and number not in known.numbered
-        and any(letter.isdigit() for letter in name)
-    }
 
 
 def _unclear(schema: LabelSchema, path: Path) -> tuple[Finding, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from kidseg.measure.midline import RENAL, Midline
 from kidseg.measure.sides import SidedVoxels, assign_sides, side_findings
 from kidseg.metrics import union_box
 
-__all__ = ["SIDES", "Labelled", "Part", "Parts", "find_parts"]
+__all__ = ["SIDES", "Labelled", "Part", "Parts", "find_parts", "tracked_lesions", "whole_labels"]
 
 SIDES: tuple[Side, ...] = ("right", "left")
 
@@ -58,6 +58,7 @@ class Part:
         meaning: None for a label that is not recognized.
         side: None for a label that is not recognized.
         label: its name in the file.
+        numbers: of its labels.
         tracking: identifier of a lesion over time; None if it has none.
         mask: in its own box, with a margin.
         main: the same without fragments, which are no part of its shape.
@@ -68,6 +69,7 @@ class Part:
     meaning: Meaning | None
     side: Side | None
     label: str
+    numbers: tuple[int, ...]
     tracking: str | None
     mask: Mask
     main: Mask
@@ -137,14 +139,14 @@ class _Box:
         tracking: str | None = None,
     ) -> Part:
         """A structure that is not empty."""
-        present = np.unique(self.label[data]) if side else ()
-        label = ", ".join(self.names[int(number)] for number in present) or name
+        numbers = tuple(int(number) for number in np.unique(self.label[data]))
         (mask,) = Mask(data, self.grid).cropped()
         return Part(
             id=name,
             meaning=meaning,
             side=side,
-            label=label,
+            label=", ".join(self.names[number] for number in numbers),
+            numbers=numbers,
             tracking=tracking,
             mask=mask,
             main=_main(mask) if meaning == "kidney" else mask,
@@ -163,6 +165,20 @@ class _Box:
         return border_faces(moved, self.whole)
 
 
+def tracked_lesions(schema: LabelSchema, numbered: Collection[int] = ()) -> dict[int, str]:
+    """{label: tracking id} of single lesions: tumours whose name has a number, as "tumour 2" has.
+
+    Args:
+        schema: of the labels.
+        numbered: labels whose names have a number that is no part of them.
+    """
+    return {
+        number: schema.names[number]
+        for number in schema.ids_of("tumour")
+        if number not in numbered and any(letter.isdigit() for letter in schema.names[number])
+    }
+
+
 def find_parts(labelled: Labelled, smallest_tumour_ml: float) -> Parts:
     """Find kidneys, tumours and other structures.
 
@@ -172,7 +188,9 @@ def find_parts(labelled: Labelled, smallest_tumour_ml: float) -> Parts:
     """
     sided = assign_sides(labelled.labels, labelled.schema, labelled.midline, labelled.path)
     findings = [*labelled.findings]
-    others = tuple(_others(labelled))
+    schema = labelled.schema
+    unknown = [number for number in schema.ids if schema.meaning[number] is None]
+    others = tuple(whole_labels(labelled, unknown))
     if not len(sided.index):
         findings.append(_nothing(labelled))
         return Parts(
@@ -188,15 +206,15 @@ def find_parts(labelled: Labelled, smallest_tumour_ml: float) -> Parts:
     if labelled.is_cropped:
         findings.append(_unknown_border(labelled))
     noted = side_findings(sided, labelled.midline, labelled.path)
-    unknown = {"kidney-cut"} if labelled.is_cropped else set()
-    findings += [finding for finding in noted if finding.code not in unknown]
+    untold = {"kidney-cut"} if labelled.is_cropped else set()
+    findings += [finding for finding in noted if finding.code not in untold]
     kidneys: dict[Side, Part] = {}
     masses: dict[tuple[Meaning, Side], Part] = {}
     tumours: list[Part] = []
     specks: dict[Side, Part] = {}
     for side in SIDES:
         for meaning in RENAL:
-            data = box.on(side, labelled.schema.ids_of(meaning))
+            data = box.on(side, schema.ids_of(meaning))
             if not data.any():
                 continue
             whole = box.part(data, f"{side} {meaning}", meaning, side)
@@ -270,31 +288,29 @@ def _lesions(
     return lesions, specks
 
 
-def _others(labelled: Labelled) -> Iterator[Part]:
-    """Labels that are not recognized, whole."""
+def whole_labels(labelled: Labelled, numbers: Sequence[int]) -> Iterator[Part]:
+    """All voxels of each of these labels as a structure; nothing of a label without voxels."""
     from scipy import ndimage
 
-    schema = labelled.schema
-    unknown = [number for number in schema.ids if schema.meaning[number] is None]
-    if not unknown:
+    if not numbers:
         return
     labels = canonical(labelled.labels)
     values, grid = labels.data[0].numpy(), labels.grid
     found = dict(enumerate(ndimage.find_objects(values), 1))
-    for number in unknown:
+    for number in numbers:
         if (extent := found.get(number)) is None:
             continue
         start = [side.start for side in extent]
-        data = values[extent] == number
+        label = np.where(values[extent] == number, np.uint8(number), np.uint8(0))
         box = _Box(
-            label=data,
-            is_right=data,
-            grid=grid.crop(start, data.shape),
+            label=label,
+            is_right=label > 0,
+            grid=grid.crop(start, label.shape),
             start=tuple(start),
             whole=None if labelled.is_cropped else grid.shape,
-            names={},
+            names=labelled.schema.names,
         )
-        yield box.part(data, schema.names[number], None, None)
+        yield box.part(label > 0, labelled.schema.names[number], None, None)
 
 
 def _main(mask: Mask) -> Mask:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from kidseg.cases.naming import scan_name
 from kidseg.errors import (
     BatchError,
+    Finding,
     InputError,
     KidsegError,
     ResourceError,
@@ -23,6 +24,7 @@ from kidseg.io.atomic import staging
 from kidseg.io.dicom_source import read_source
 from kidseg.io.label_formats import FORMATS, check_formats, check_grid
 from kidseg.io.output import check_output_folder
+from kidseg.measure.reporting import with_report
 from kidseg.model_file import STARTER, STARTER_USE, is_starter
 from kidseg.provenance import provenance
 from kidseg.segment.adaptation import Adapt
@@ -289,6 +291,9 @@ def _segment_scan(source: Source, run: _Run) -> dict[str, Any]:
     result = predictor(scan.volume, str(source.path))
     digest = digest_of(source, len(predictor.method.plan.channels), run.options)
     exported = exported_labels(result.labels, scan, predictor, options, digest, series)
+    measured: tuple[Finding, ...] = ()
+    if files.measures:
+        exported, measured = with_report(exported, result.midline, source.path)
     draw = partial(
         draw_figure,
         name=source.name,
@@ -302,8 +307,9 @@ def _segment_scan(source: Source, run: _Run) -> dict[str, Any]:
         outputs = list(written.files.values())
         left = earlier_outputs(run.index.scans.get(source.name), outputs, run.out)
         of_series = [] if series is None else series.findings
-        noticed = dict.fromkeys((*scan.findings, *of_series))  # both have read the headers
-        findings = (*noticed, *result.findings, *written.findings, *left)
+        noticed = (*scan.findings, *of_series, *result.findings, *measured)
+        # Scan and series have read the headers, prediction and report have told the sides apart.
+        findings = (*dict.fromkeys(noticed), *written.findings, *left)
         seconds = {"read": read_s, **result.seconds, **written.seconds}
         entry = {
             "name": source.name,

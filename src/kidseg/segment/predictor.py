@@ -117,6 +117,7 @@ class Predictor:
             progress=progress,
             channels=self.method.plan.channels,
             placement=placement,
+            midline=middle,
         )
 
     def _ensemble_facts(self) -> dict[str, Any]:
@@ -223,6 +224,7 @@ class Segmentation:
         progress: the regions of each step and their probabilities, before postprocessing.
         channels: of the scan.
         placement: size and position of the patient.
+        midline: of the body.
     """
 
     labels: Volume
@@ -232,6 +234,7 @@ class Segmentation:
     progress: Progress
     channels: tuple[Normalisation, ...]
     placement: Placement
+    midline: Midline
 
 
 def load_predictor(
