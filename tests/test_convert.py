@@ -321,7 +321,7 @@ def test_bad_names(text: str) -> None:
 
 def test_the_command(case: Path, capsys: pytest.CaptureFixture[str]) -> None:
     call = ["convert", str(case / "child_seg.nii.gz"), "-o", str(case / "out"), "--label=1=kidney"]
-    call += ["--label=2=tumour", "--label=5=Milz", "--formats=seg.nrrd,stl"]
+    call += ["--label=2=tumour", "--label=5=Milz", "--formats=seg.nrrd, stl,"]
     with pytest.raises(SystemExit) as ended:
         main([*call, "--dry-run"])
     assert not ended.value.code and "child_seg_kidney.stl" in capsys.readouterr().out

@@ -152,7 +152,11 @@ def _report(
         groups.append(_group(each, segmentation, number, term_of(label, schema), source, origin))
     content = MeasurementReport(
         observation_context=_observer(origin),
-        procedure_reported=codes.LN.CTUnspecifiedBodyRegion,
+        procedure_reported=(
+            codes.LN.MRIUnspecifiedBodyRegion
+            if source.headers[0].get("Modality") == "MR"
+            else codes.LN.CTUnspecifiedBodyRegion
+        ),
         imaging_measurements=groups,
         title=codes.DCM.ImagingMeasurementReport,
     )

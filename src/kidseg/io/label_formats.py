@@ -346,7 +346,7 @@ def _surface_findings(
     """Findings about labels without voxels, and about surfaces with another volume."""
     findings = []
     if empty := [name for number, name in schema.names.items() if number not in surfaces]:
-        cause = f"{', '.join(empty)} has no voxels, and so no surface"
+        cause = f"without voxels, and so without a surface: {', '.join(empty)}"
         findings.append(Finding(code="no-surface", path=path, cause=cause))
     changed = [
         f"{schema.names[number]} by {surface.change:+.1%}"
