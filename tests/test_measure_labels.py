@@ -262,6 +262,17 @@ def test_a_scan_of_other_voxels_is_refused(files: Path, tmp_path: Path) -> None:
     assert caught.value.code == "label-grid-mismatch"
 
 
+def test_labels_in_the_air_of_a_scan_are_said_to_be_those_of_another_one(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scan, _ = phantom()
+    moved = torch.roll(scan.data, 24, dims=2)  # the body lies elsewhere in the same voxels
+    save(Volume(moved, scan.grid), tmp_path / "other.nii.gz")
+    found = measured(files / "anna_seg.nii.gz", "--ct", tmp_path / "other.nii.gz", capsys=capsys)
+    (warning,) = [each for each in found["warnings"] if each["code"] == "labels-in-air"]
+    assert "other.nii.gz" in warning["cause"] and warning["path"].endswith("anna_seg.nii.gz")
+
+
 def test_segments_that_share_a_name_are_told_apart_by_their_number(tmp_path: Path) -> None:
     path = segmented(tmp_path / "a.seg.nrrd", phantom()[1], {1: "kidney", 2: "kidney"})
     schema = read_labelled(path).schema

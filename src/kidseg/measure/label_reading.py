@@ -15,15 +15,19 @@ from kidseg.cases.segments import segments_of
 from kidseg.errors import Finding, InputError
 from kidseg.geometry import Grid, Volume
 from kidseg.io import ReadOptions, read
+from kidseg.io.orientation import canonical
 from kidseg.labels import LabelSchema
 from kidseg.measure.mask import bounds
-from kidseg.measure.midline import Midline, estimated_midline
+from kidseg.measure.midline import RENAL, Midline, estimated_midline
 from kidseg.measure.parts import Labelled, tracked_lesions
 
 __all__ = ["body_midline", "read_labelled", "read_opinion"]
 
 _DEFAULT = ReadOptions()
 _SAME_GRID_MM = 1e-3
+# Denser than lung, less dense than any fat; at the contour a few voxels may have gas of the bowel.
+_AIR_HU = -300.0
+_MOST_AIR = 0.05
 # Findings of readers that matter for images only.
 _HARMLESS = {"float-labels", "anisotropic-voxels"}
 
@@ -56,7 +60,7 @@ def read_labelled(
         scan = read(ct, replace(options, values="ct"))
         volume, is_cropped = _on_scan(volume, scan.volume.grid, path, ct), False
         midline = body_midline(scan.volume, volume, known.schema)
-        findings += scan.findings
+        findings += (*scan.findings, *_in_air(volume, scan.volume, known.schema, path, ct))
     return Labelled(
         labels=volume,
         schema=known.schema,
@@ -136,6 +140,20 @@ def _on_scan(labels: Volume, grid: Grid, path: Path, scan: Path) -> Volume:
     back = [-low for low in start]
     data = bounds(labels.data[0].numpy(), back, list(grid.shape))
     return Volume(torch.from_numpy(data)[None], grid)
+
+
+def _in_air(
+    labels: Volume, scan: Volume, schema: LabelSchema, path: Path, ct: Path
+) -> tuple[Finding, ...]:
+    """A finding if kidneys lie where the scan shows air: it is that of other labels."""
+    labels = canonical(labels)
+    renal = torch.isin(labels.data[0], torch.tensor(schema.ids_of(*RENAL), dtype=torch.uint8))
+    share = float((scan.data[0][renal] < _AIR_HU).double().mean()) if renal.any() else 0.0
+    if share <= _MOST_AIR:
+        return ()
+    cause = f"{share:.0%} of the voxels of kidneys and tumours are air or lung in {ct}"
+    step = "Name the scan of these labels, and check that neither is flipped."
+    return (Finding(code="labels-in-air", path=str(path), cause=cause, next_step=step),)
 
 
 def _unclear(schema: LabelSchema, path: Path) -> tuple[Finding, ...]:
