@@ -240,7 +240,8 @@ def _cell(quantity: Quantity | None) -> str:
     """ "551 (520-585)", ">551" for a lower bound, "-" if it was not measured."""
     if quantity is None:
         return "-"
-    if quantity.interval == "none":
+    is_sure_number = quantity.unit == "1" and quantity.low == quantity.value == quantity.high
+    if quantity.interval == "none" or is_sure_number:
         return f"{quantity.value:g}"
     digits = _digits(quantity)
     value = f"{quantity.value:.{digits}f}"
