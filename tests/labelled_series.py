@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from dicom_files import AXIAL, enhanced, placed, series
@@ -16,6 +19,9 @@ from kidseg.labels import LabelSchema
 
 SCHEMA = LabelSchema.from_names({1: "left kidney", 2: "tumour", 5: "Milz größer"})
 ORIGIN = Origin(method="homogenized", model_sha256="ab" * 32, scan_sha256="cd" * 32)
+needs_dciodvfy = pytest.mark.skipif(
+    shutil.which("dciodvfy") is None, reason="dicom3tools is not installed"
+)
 ANY = ReadOptions(values="any")
 REPAIR = ReadOptions(values="any", repair=True)
 
@@ -62,3 +68,10 @@ def make_case(folder: Path, kind: str) -> tuple[SourceSeries, Volume]:
     path, options = make_series(folder, kind)
     source = read_source(path, options)
     return source, make_labels(source)
+
+
+def assert_conforms(file: Path, kind: str) -> None:
+    """dciodvfy takes a file for an object of this kind, and finds no error in it."""
+    found = subprocess.run(["dciodvfy", file], capture_output=True, text=True)
+    errors = [line for line in found.stderr.splitlines() if "Error" in line]
+    assert kind in found.stderr and not errors, errors

@@ -11,6 +11,8 @@ import numpy as np
 import pydicom
 import pytest
 import torch
+from highdicom.sr import ComprehensiveSR
+from pydicom.sr.codedict import codes
 
 from dicom_files import series
 from ellipses import make_ellipse_patient
@@ -22,10 +24,12 @@ from kidseg.geometry import Grid, Volume
 from kidseg.io import ReadOptions, label_formats, read, save
 from kidseg.io.atomic import disk_full
 from kidseg.io.content import sha256_of
+from kidseg.io.dicom_report import CODED
 from kidseg.io.dicom_source import read_source
 from kidseg.io.label_formats import FORMATS
 from kidseg.io.slicer_seg import write_slicer_segmentation
 from kidseg.labels import LabelSchema
+from kidseg.measure.measuring import Request, measure
 from labelled_series import ANY, REPAIR, make_labels, make_series
 from pages import HERE, assert_loads_nothing, opened, with_viewer
 
@@ -70,7 +74,7 @@ def test_all_formats_at_once_are_listed(case: Path) -> None:
     assert {"child_seg_left-kidney.stl", "child_seg_Milz.stl"} <= set(there)
     for surface in made["surfaces"].values():
         assert surface["voxels_ml"] > 0 and abs(surface["change"]) < 0.01
-    assert [w["code"] for w in made["warnings"]] == ["label-without-code"]
+    assert [w["code"] for w in made["warnings"]] == ["kidney-cut", "label-without-code"]
     segmentation = pydicom.dcmread(out / "child_seg.dcm")
     assert made["sha256"] in segmentation.ImageComments
     assert segmentation.SegmentSequence[0].SegmentAlgorithmType == "SEMIAUTOMATIC"
@@ -234,6 +238,32 @@ def test_an_empty_label_has_no_surface(case: Path) -> None:
     assert warning["code"] == "no-surface" and "cyst" in warning["cause"]
 
 
+def test_the_report_has_what_measure_says(case: Path) -> None:
+    named = {1: "kidney", 2: "tumour", 5: "Milz"}
+    labels, out = case / "child_seg.nii.gz", case / "out"
+    convert(labels, out, formats=["dicomseg", "sr"], series=case / "ct", options=ANY, names=named)
+    report = ComprehensiveSR.from_dataset(pydicom.dcmread(out / "child_report.dcm"))
+    groups = report.content.get_volumetric_roi_measurement_groups()
+    request = Request(ct=case / "ct", names=named, options=ANY)
+    found = measure(labels, request).measurement.structures
+    told = {
+        (group.tracking_identifier.split(" (")[0], str(each.name.meaning)): float(each.value)
+        for group in groups
+        for each in group.get_measurements()
+    }
+    for structure in found:
+        name = structure.label if (structure.label, "Long axis") in told else structure.id
+        for quantity in structure.quantities:
+            if quantity.name in CODED and quantity.name != "volume":
+                coded = CODED[quantity.name]
+                meaning = getattr(getattr(codes, coded.scheme), coded.keyword).meaning
+                assert told[name, meaning] == pytest.approx(quantity.value, abs=1e-4)
+    assert ("Milz", "Volume") in told
+    segments = pydicom.dcmread(out / "child_seg.dcm").SegmentSequence
+    ids = {group.tracking_identifier: group.tracking_uid for group in groups}
+    assert {s.TrackingID: s.TrackingUID for s in segments}.items() <= ids.items()
+
+
 # ---- names --------------------------------------------------------------------------------------
 
 
@@ -301,7 +331,7 @@ def test_bad_names(text: str) -> None:
 
 def test_the_command(case: Path, capsys: pytest.CaptureFixture[str]) -> None:
     call = ["convert", str(case / "child_seg.nii.gz"), "-o", str(case / "out"), "--label=1=kidney"]
-    call += ["--label=2=tumour", "--label=5=Milz", "--formats=seg.nrrd,stl"]
+    call += ["--label=2=tumour", "--label=5=Milz", "--formats=seg.nrrd, stl,"]
     with pytest.raises(SystemExit) as ended:
         main([*call, "--dry-run"])
     assert not ended.value.code and "child_seg_kidney.stl" in capsys.readouterr().out

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import io
 import shutil
-import subprocess
 from pathlib import Path
 
 import highdicom
@@ -13,6 +12,8 @@ import numpy as np
 import pydicom
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from pydicom import Dataset
 from pydicom.sr.codedict import codes
 
@@ -21,7 +22,7 @@ from kidseg.errors import InputError
 from kidseg.geometry import Volume
 from kidseg.io import ReadOptions
 from kidseg.io.dicom_source import SourceSeries, read_source
-from kidseg.io.dicomseg import write_dicom_segmentation
+from kidseg.io.dicomseg import long_string, segment_names, write_dicom_segmentation
 from kidseg.io.origin import Origin
 from kidseg.labels import LabelSchema
 from labelled_series import (
@@ -31,8 +32,10 @@ from labelled_series import (
     ORIGIN,
     REPAIR,
     SCHEMA,
+    assert_conforms,
     make_case,
     make_labels,
+    needs_dciodvfy,
 )
 
 Voxels = dict[tuple[float, ...], int]
@@ -341,11 +344,43 @@ def test_a_zip_is_read_and_named(tmp_path: Path) -> None:
 
 @pytest.mark.requirement("dicom")
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dicom3tools is not installed")
+@needs_dciodvfy
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_conforms_to_dicom(tmp_path: Path, kind: str) -> None:
     source, labels = make_case(tmp_path / "ct", kind)
     with (tmp_path / "seg.dcm").open("wb") as file:
         write_dicom_segmentation(labels, SCHEMA, source, ORIGIN, file)
-    found = subprocess.run(["dciodvfy", tmp_path / "seg.dcm"], capture_output=True, text=True)
-    assert "Segmentation" in found.stderr and "Error" not in found.stderr
+    assert_conforms(tmp_path / "seg.dcm", "Segmentation")
+
+
+@given(
+    st.lists(st.text(alphabet="ab \\\n", max_size=5), min_size=2, max_size=6, unique=True),
+    st.booleans(),
+)
+def test_names_of_segments_are_different_and_valid(names: list[str], is_long: bool) -> None:
+    tail = "x" * 70 if is_long else ""
+    schema = LabelSchema.from_names({k: tail + name for k, name in enumerate(names, 3)})
+    found = segment_names(schema)
+    assert set(found) == set(schema.ids) and len(set(found.values())) == len(names)
+    for name in found.values():
+        assert 1 <= len(name) <= 64 and name == long_string(name)
+
+
+def test_segments_with_the_same_long_name_are_tracked_apart(tmp_path: Path) -> None:
+    source, labels = make_case(tmp_path, "axial")
+    schema = LabelSchema.from_names({1: "a" * 70, 2: "a" * 70 + "b", 5: "a\\b"})
+    file = io.BytesIO()
+    write_dicom_segmentation(labels, schema, source, ORIGIN, file)
+    segments = pydicom.dcmread(io.BytesIO(file.getvalue())).SegmentSequence
+    assert [s.SegmentLabel for s in segments] == ["a" * 64, "a" * 60 + " (2)", "a/b"]
+    assert len({s.TrackingUID for s in segments}) == 3
+
+
+def test_labels_without_voxels_are_written_silently(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source, labels = make_case(tmp_path, "axial")
+    labels.data.zero_()
+    dataset = written(source, labels)
+    assert not dataset.pixel_array.any() and len(dataset.SegmentSequence) == 3
+    assert not caplog.records

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kidseg.geometry import Grid, Volume
 from kidseg.io.orientation import reorient
@@ -16,6 +18,8 @@ from kidseg.measure.midline import estimated_midline
 from kidseg.measure.parts import Labelled, Parts, find_parts
 from kidseg.measure.person import Patient
 from kidseg.measure.position import BEYOND, POLES, PolarLines, exophytic_share
+from kidseg.measure.quantity import Quantity
+from kidseg.measure.totals import excess_of
 from solids import ball, ellipsoid, oblique, positions
 
 GRID = Grid.from_spacing((24, 40, 80), (3.0, 2.0, 2.0))
@@ -73,7 +77,7 @@ def test_lesions_are_components_from_large_to_small_and_specks_are_none() -> Non
     found = parts(labels(RIGHT, LEFT, TUMOUR, small, speck))
     sizes = [part.mask.volume_ml for part in found.tumours]
     assert len(sizes) == 2 and sizes == sorted(sizes, reverse=True)
-    assert found.specks["right"] == pytest.approx((0.048,))
+    assert found.specks["right"].mask.volume_ml == pytest.approx(0.048)
     whole = found.masses["tumour", "right"].mask.volume_ml
     assert whole == pytest.approx(sum(sizes) + 0.048)
     assert "tumour-specks" in codes(found)
@@ -258,3 +262,71 @@ def test_the_renal_score_of_a_ball_at_the_upper_pole() -> None:
     assert score["N"] == score["A"] == score["hilar suffix"] == ()
     upper, _, lower = (found.quantity(name) for name in POLES)
     assert upper is not None and upper.value > 95 and lower is not None and lower.value == 0.0
+
+
+def test_what_depends_on_the_whole_kidney_is_not_told_of_a_part_of_it() -> None:
+    cut = (1, slice(0, 20), slice(10, 30), slice(10, 24))
+    found = measured(labels(cut, LEFT, (2, slice(8, 16), slice(12, 28), slice(10, 22))))
+    (tumour,) = found.tumours
+    assert found.structures[0].borders == ("lower",) and not tumour.borders
+    for name in ("exophytic share", *POLES):
+        share = tumour.quantity(name)
+        assert share is not None and share.low is share.high is None and "cuts" in share.note
+    contact, volume = tumour.quantity("contact with the kidney"), tumour.quantity("volume")
+    assert contact is not None and contact.high is None
+    assert volume is not None and volume.high is not None
+    assert tumour.renal_score["E"].points == tumour.renal_score["L"].points == ()
+    remaining = found.sides["right"]["parenchyma remaining"]
+    assert remaining.low is remaining.high is None
+    told = {answer.criterion.id: answer.verdict for answer in found.answers}
+    assert told["parenchyma-two-thirds"] == told["kidney-asymmetry"] == "cannot tell"
+    assert found.patient["excess of the larger kidney"].high is None
+
+
+@pytest.mark.parametrize(("apart", "told"), [(1, "cannot tell"), (5, "met")])
+def test_lesions_that_a_voxel_more_would_connect_may_be_one(apart: int, told: str) -> None:
+    first, second = slice(4, 8), slice(8 + apart, 12 + apart)
+    boxes = [(2, each, slice(10, 18), slice(22, 30)) for each in (first, second)]
+    found = measured(labels(RIGHT, LEFT, *boxes))
+    number = found.sides["right"]["number of tumours"]
+    assert number.value == number.high == 2 and number.low == (1 if told == "cannot tell" else 2)
+    assert (found.patient["sides with a tumour"].low, number.unit) == (1, "1")
+    (answer,) = [a for a in found.answers if a.criterion.id == "nephron-sparing-contraindication"]
+    assert answer.conditions[0].verdict == answer.verdict == told
+
+
+def test_a_lesion_with_a_tracking_id_is_one_whatever_its_contour() -> None:
+    bridge = [(3, slice(k, k + 2), slice(10, 18), slice(22, 30)) for k in (4, 7)]
+    schema = LabelSchema.from_names({1: "kidney", 2: "tumour", 3: "tumour 3"})
+    found = measured(labels(RIGHT, LEFT, TUMOUR, *bridge), schema, tracking={3: "tumour 3"})
+    number = found.sides["right"]["number of tumours"]
+    assert number.low == number.value == number.high == 2
+
+
+def test_specks_on_the_other_side_leave_it_open_whether_both_have_tumours() -> None:
+    speck = (2, slice(5, 7), slice(12, 14), slice(60, 62))  # 0.096 ml; with a voxel more 0.3 ml
+    sides = measured(labels(RIGHT, LEFT, TUMOUR, speck)).patient["sides with a tumour"]
+    assert (sides.low, sides.value, sides.high) == (1, 1, 2)
+
+
+def test_without_a_label_for_tumours_their_number_is_not_said() -> None:
+    found = measured(labels(RIGHT, LEFT), LabelSchema.from_names({1: "kidney"}))
+    assert "number of tumours" not in found.patient
+    assert measured(labels(RIGHT, LEFT)).patient["number of tumours"].value == 0
+
+
+@given(*[st.tuples(*[st.floats(0.5, 300)] * 3)] * 2)
+def test_the_excess_contains_that_of_all_volumes_in_the_intervals(
+    one: tuple[float, ...], other: tuple[float, ...]
+) -> None:
+    both = [
+        Quantity(name="v", unit="mL", low=a, value=b, high=c)
+        for a, b, c in (sorted(one), sorted(other))
+    ]
+    found = excess_of(*both)
+    assert found.low is not None and found.high is not None
+    for a in (both[0].low, both[0].value, both[0].high):
+        for b in (both[1].low, both[1].value, both[1].high):
+            assert a is not None and b is not None
+            true = 100 * (max(a, b) / min(a, b) - 1)
+            assert found.low - 1e-6 <= true <= found.high * (1 + 1e-9) + 1e-6

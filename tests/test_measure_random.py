@@ -47,7 +47,7 @@ def measured(
     parts = find_parts(labelled, 0.02)
     person = Patient(height_cm=90.0, weight_kg=12.0)
     found = measure_parts(
-        labelled, parts, CRITERIA, person=person, margin_mm=2.0, entered={}, opinions=[volume]
+        labelled, parts, CRITERIA, person=person, margin_mm=2.0, entered={}, opinions=[labelled]
     )
     return parts, found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,12 +15,13 @@ from hypothesis import strategies as st
 from kidseg.geometry import Grid, Volume
 from kidseg.labels import KIDNEY_TUMOUR, LabelSchema
 from kidseg.measure.criteria import read_criteria
+from kidseg.measure.matching import match_tumours
 from kidseg.measure.measurement import Measurement, measure_parts
 from kidseg.measure.midline import Midline
 from kidseg.measure.parts import Labelled, Parts, find_parts
 from kidseg.measure.person import Patient
 from kidseg.measure.quantity import Quantity
-from kidseg.measure.response import Change, changes, difference, match_tumours, relative_change
+from kidseg.measure.response import Change, changes, difference, relative_change
 from solids import positions
 
 SPACING = (4.0, 2.5, 2.5)
@@ -163,7 +165,7 @@ def test_new_lesions_and_lesions_that_are_gone() -> None:
     ]
     found = by_subject(changes(before.measured, after.measured))
     assert found["left tumour 1"].relative is None
-    gone = found["right tumour 1"]
+    gone = found["right tumour 1 (before)"]
     assert gone.relative is not None and gone.relative.value == -100.0
     assert found["right tumours"].volume_after.value == 0.0
 
@@ -197,3 +199,69 @@ def test_nothing_before_and_nothing_after() -> None:
         "right kidney",
         "left kidney",
     ]
+
+
+def test_lesions_with_different_tracking_ids_are_different() -> None:
+    names = LabelSchema.from_names({1: "kidney", 2: "tumour 1", 3: "tumour 2", 4: "tumour 3"})
+    balls = [((45, 0, 30), 10), ((45, 0, -30), 10)]
+    before = scene(*balls, numbers=(2, 3), schema=names)
+    after = scene(*balls, numbers=(4, 3), schema=names)
+    found = match_tumours(before.parts, after.parts)
+    assert [m.matched for m in found] == ["tracking id", "not found again", "new"]
+    other = LabelSchema.from_names({1: "kidney", 2: "Wilms 7", 3: "Wilms 8"})
+    renamed = scene(*balls, numbers=(2, 3), schema=other)  # no id in common: another naming
+    assert [m.matched for m in match_tumours(before.parts, renamed.parts)] == ["overlap"] * 2
+
+
+def test_a_tracking_id_on_both_sides_is_one_match() -> None:
+    both = scene(((45, 0, 0), 20), ((-45, 0, 0), 15), numbers=(2, 2), schema=NUMBERED)
+    (match,) = match_tumours(both.parts, both.parts)
+    assert len(match.before) == len(match.after) == 2 and match.matched == "tracking id"
+
+
+@pytest.mark.parametrize("is_later", [True, False])
+def test_without_a_label_for_tumours_nothing_is_said_of_their_change(is_later: bool) -> None:
+    with_tumour = scene(((45, 0, 30), 10))
+    without = scene(schema=LabelSchema.from_names({1: "kidney"}))
+    order = (with_tumour, without) if is_later else (without, with_tumour)
+    found = changes(order[0].measured, order[1].measured)
+    assert [change.subject for change in found] == ["right kidney", "left kidney"]
+
+
+def test_a_lesion_whose_place_is_not_in_the_scan_is_not_said_to_be_gone() -> None:
+    before = scene(((45, 15, 25), 12), ((45, 15, -20), 8))
+    lower = scene(((45, 15, -20), 8)).labelled
+    half = Volume(lower.labels.data[:, :17].contiguous(), lower.labels.grid.slices(0, 17))
+    after = Scene(replace(lower, labels=half))
+    assert all(kidney.is_partial for kidney in after.parts.kidneys.values())
+    found = by_subject(changes(before.measured, after.measured))
+    gone = found["right tumour 1 (before)"]
+    assert gone.volume_after.high is None and "not in this scan" in gone.volume_after.note
+    assert gone.change.high is None and gone.relative is not None and gone.relative.high is None
+    assert found["right tumours"].volume_after.high is None, "the other lesion is not all"
+    back = by_subject(changes(after.measured, before.measured))
+    assert back["right tumour 1"].volume_before.high is None
+    assert found["right tumour 1"].matched == "overlap", "cut kidneys do not align"
+
+
+def test_a_tumour_near_the_midline_may_change_its_side() -> None:
+    before, after = scene(((4, 30, 0), 12)), scene(((-4, 30, 0), 10))
+    assert matches(before, after) == [(("right tumour 1",), ("left tumour 1",), "overlap")]
+
+
+def test_a_small_lesion_is_found_between_coarser_voxels() -> None:
+    before = scene(((45, 15, 4), 3.2), ((45, 15, -29), 6), spacing_mm=(2.0, 1.5, 1.5))
+    after = scene(((45, 15, 4), 7), ((45, 15, -29), 9), spacing_mm=(9.0, 4.0, 4.0))
+    for one, other in ((before, after), (after, before)):
+        found = match_tumours(one.parts, other.parts)
+        assert [match.matched for match in found] == ["overlap"] * 2
+
+
+def test_what_became_a_speck_may_be_all_that_is_left() -> None:
+    before = scene(((45, 25, 0), 8))
+    after = scene(((45, 25, 0), 2.6), spacing_mm=(2, 2, 2))
+    assert not after.parts.tumours and after.parts.specks
+    gone = by_subject(changes(before.measured, after.measured))["right tumour 1 (before)"]
+    assert gone.volume_after.value == 0.0 and gone.volume_after.high is not None
+    assert gone.volume_after.high > after.parts.specks["right"].mask.volume_ml > 0
+    assert gone.change.high is not None and gone.change.high > gone.change.value

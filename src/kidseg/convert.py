@@ -38,8 +38,10 @@ from kidseg.io.label_formats import (
 from kidseg.io.orientation import reorient
 from kidseg.io.origin import Origin
 from kidseg.io.output import check_output_folder
-from kidseg.measure.label_reading import read_labelled
+from kidseg.measure.label_reading import body_midline, read_labelled
 from kidseg.measure.measuring import Request, measure_labelled
+from kidseg.measure.midline import Midline, estimated_midline
+from kidseg.measure.reporting import with_report
 from kidseg.provenance import RESEARCH_USE, provenance
 from kidseg.report.scan_page import Content, write_report
 from kidseg.report.templates import check_viewer
@@ -125,6 +127,10 @@ def convert(
         like=volume.grid,
         source=source,
     )
+    if any(FORMATS[name].measures for name in formats):
+        midline = _midline(Path(str(series)), options, exported)
+        exported, found = with_report(exported, midline, path, job.named.numbered)
+        findings = (*findings, *found)
     findings = (*job.named.findings, *findings, *(() if source is None else source.findings))
     page = None if scan is None else _Page(labels=path, scan=scan, options=options, names=names)
     return _write(job, exported, findings, page, overwrite=overwrite)
@@ -211,6 +217,14 @@ def _source(series: Path, options: ReadOptions) -> SourceSeries:
         return read_source(series, options)
     except KidsegError as error:
         raise renamed(error, "--series ", "--number ") from error
+
+
+def _midline(series: Path, options: ReadOptions, exported: Exported) -> Midline:
+    """Of the body in a CT, or an estimate."""
+    assert exported.source is not None
+    if exported.source.headers[0].get("Modality") != "CT":
+        return estimated_midline(exported.labels, exported.schema, is_cropped=False)
+    return body_midline(read(series, options).volume, exported.labels, exported.schema)
 
 
 def _labels_on(

@@ -14,7 +14,9 @@ _A = ord("A")
 _LETTERS = 26
 
 
-def ranged(value: float, low: float | None, high: float | None, *, exact: bool = False) -> str:
+def ranged(
+    value: float, low: float | None, high: float | None, *, exact: bool = False, whole: bool = False
+) -> str:
     """A measured value and its interval: "551 (520-585)", ">551" for a lower bound.
 
     Args:
@@ -22,10 +24,11 @@ def ranged(value: float, low: float | None, high: float | None, *, exact: bool =
         low: lower end; None if it is not known.
         high: upper end; None if the value is a lower bound.
         exact: there is no interval.
+        whole: it is a number of things, without decimals.
     """
     if exact:
         return f"{value:g}"
-    digits = _digits(value)
+    digits = 0 if whole else _digits(value)
     text = f"{value:.{digits}f}"
     if high is None:
         return f">{text}" if low is None else f">{text} (from {low:.{digits}f})"

@@ -31,6 +31,7 @@ class NamedLabels:
             "dataset" (the data set around it) or "assumed".
         ignore: value of voxels that the data set excludes.
         record: the entry of the file in `result.json`, if there is one.
+        numbered: values to whose names a number was added here, as the file has the name twice.
         findings: "assumed-names".
     """
 
@@ -38,6 +39,7 @@ class NamedLabels:
     said_by: str
     ignore: int | None = None
     record: Mapping[str, Any] = field(default_factory=dict)
+    numbered: frozenset[int] = frozenset()
     findings: tuple[Finding, ...] = ()
 
 
@@ -83,8 +85,12 @@ def named_labels(path: Path, names: Mapping[int, str] | None = None) -> NamedLab
         return NamedLabels(schema=LabelSchema.from_names(names), said_by="names", record=record)
     if kind_of(path) == "nrrd" and (segments := segments_of(path)):
         found = _unique({segment.value: segment.name for segment in segments})
-        schema = LabelSchema.from_names(found)
-        return NamedLabels(schema=schema, said_by="segments", record=record)
+        return NamedLabels(
+            schema=LabelSchema.from_names(found),
+            said_by="segments",
+            record=record,
+            numbered=frozenset(s.value for s in segments if found[s.value] != s.name),
+        )
     if recorded := record.get("labels"):
         found = {int(number): str(name) for number, name in recorded.items()}
         schema = LabelSchema.from_names(found)
@@ -147,7 +153,10 @@ def _check_record(entry: Mapping[str, Any], path: Path) -> None:
 def _unique(names: Mapping[int, str]) -> dict[int, str]:
     """Names that occur twice, or are empty, with their number."""
     counts = Counter(names.values())
-    return {
-        number: name if name and counts[name] == 1 else f"{name or 'segment'} {number}"
-        for number, name in names.items()
-    }
+    found: dict[int, str] = {}
+    for number, name in names.items():
+        unique = name
+        while not unique or counts[unique] > 1 or unique in found.values():
+            unique = f"{unique or 'segment'} {number}"
+        found[number] = unique
+    return found

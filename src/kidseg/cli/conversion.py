@@ -8,7 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
-from kidseg.cli.options import AsJson, DryRun, Formats, Overwrite, Quiet, Repair
+from kidseg.cli.options import (
+    AsJson,
+    DryRun,
+    Formats,
+    Overwrite,
+    Quiet,
+    Repair,
+    format_names,
+)
 from kidseg.cli.terminal import print_result
 from kidseg.errors import Finding
 from kidseg.table import wrapped
@@ -51,7 +59,7 @@ def convert(
     made = convert(
         labels,
         out,
-        formats=tuple(formats.split(",")),
+        formats=format_names(formats),
         series=series,
         ct=ct,
         options=ReadOptions(series=number, repair=repair, values="any"),

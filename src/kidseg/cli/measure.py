@@ -240,5 +240,8 @@ def _cell(quantity: Quantity | None) -> str:
     """ "551 (520-585)", ">551" for a lower bound, "-" if it was not measured."""
     if quantity is None:
         return "-"
-    is_exact = quantity.interval == "none"
-    return ranged(quantity.value, quantity.low, quantity.high, exact=is_exact)
+    is_count = quantity.unit == "1"
+    is_sure = is_count and quantity.low == quantity.value == quantity.high
+    is_exact = quantity.interval == "none" or is_sure
+    low, high = quantity.low, quantity.high
+    return ranged(quantity.value, low, high, exact=is_exact, whole=is_count)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -37,6 +38,7 @@ from kidseg.cli.options import (
     Trust,
     Tune,
     Validation,
+    format_names,
 )
 from kidseg.cli.progress import show_progress, show_stages
 from kidseg.cli.stopping import how_to_resume, stoppable
@@ -167,7 +169,7 @@ def segment(
 
     Example: kidseg segment scan.nii.gz -o result
     """
-    from kidseg.cli.scan_report import ScanReport, starter_line
+    from kidseg.cli.scan_report import starter_line
     from kidseg.io import ReadOptions
     from kidseg.model_file import find_model
     from kidseg.segment import segment
@@ -179,7 +181,7 @@ def segment(
         [*(scans or ()), *(input_ or ())],
         found,
         out,
-        formats=tuple(formats.split(",")),
+        formats=format_names(formats),
         device=device,
         adapt=adapt,
         options=options,
@@ -195,6 +197,13 @@ def segment(
         would = run(dry_run=True)
         print_result({"would_segment": would}, planned_text(would), as_json, quiet)
         return
+    _segmented(run, out, as_json=as_json, quiet=quiet)
+
+
+def _segmented(run: Callable[..., Any], out: Path, *, as_json: bool, quiet: bool) -> None:
+    """Segment with progress, and print what was done, also of a batch with failures."""
+    from kidseg.cli.scan_report import ScanReport
+
     bar = sys.stderr.isatty()
     with (
         warnings.catch_warnings(),

@@ -36,6 +36,7 @@ __all__ = [
     "Trust",
     "Tune",
     "Validation",
+    "format_names",
 ]
 
 AsJson = Annotated[
@@ -121,3 +122,8 @@ Formats = Annotated[
 Cyst = Annotated[
     Literal["tumour", "kidney", "background"] | None, typer.Option(help="What a cyst counts as.")
 ]
+
+
+def format_names(formats: str) -> tuple[str, ...]:
+    """The names in a list such as "nii, seg.nrrd"."""
+    return tuple(name for part in formats.split(",") if (name := part.strip()))

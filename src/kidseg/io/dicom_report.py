@@ -1,56 +1,111 @@
 """Write measures of labels as a DICOM structured report, TID 1500, with highdicom.
 
 Each label of a DICOM Segmentation is a measurement group that refers to its segment and has its
-tracking identifiers, by which later reports can follow it.
+tracking identifiers, by which later reports can follow it. Kidneys and lesions that are a part of a
+segment are groups of their own, which refer to the same segment.
 
-Source: DICOM PS3.16, TID 1500 (Measurement Report), TID 1411 (Volumetric ROI Measurements).
+Source: DICOM PS3.16, TID 1500 (Measurement Report), TID 1411 (Volumetric ROI Measurements), TID
+1419 (ROI Measurements), TID 310 (Measurement Properties).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
-from kidseg.geometry import Volume
 from kidseg.io.dicom_header import derived_uid, quiet
 from kidseg.io.dicom_source import SourceSeries
 from kidseg.io.dicomseg import DESCRIPTION, SERIES_NUMBERS, concept, equipment_of, refused
 from kidseg.io.origin import Origin
-from kidseg.io.terms import Term, term_of
-from kidseg.labels import Code, LabelSchema
+from kidseg.io.terms import Term, side_code, term_of
+from kidseg.labels import LabelSchema
+from kidseg.meaning import Side
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-__all__ = ["Measure", "volumes_of", "write_measurement_report"]
+__all__ = ["CODED", "Reported", "Value", "write_measurement_report"]
 
-_VOLUME = Code(value="118565006", scheme="SCT", meaning="Volume")
-_CUBIC_CENTIMETRE = Code(value="cm3", scheme="UCUM", meaning="cubic centimeter")
+
+class Value(Protocol):
+    """A measured value with its interval, such as `kidseg.measure.quantity.Quantity`."""
+
+    @property
+    def name(self) -> str:
+        """What was measured; see `CODED`."""
+
+    @property
+    def value(self) -> float:
+        """In `unit`."""
+
+    @property
+    def unit(self) -> str:
+        """In UCUM's notation."""
+
+    @property
+    def low(self) -> float | None:
+        """Lower end of the interval; None if it is not known."""
+
+    @property
+    def high(self) -> float | None:
+        """Upper end."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measure:
-    """A number that was measured, with its coded name and unit."""
+class Reported:
+    """A measurement group of the report.
 
-    name: Code
-    value: float
-    unit: Code
+    Attributes:
+        label: whose segment contains the structure.
+        name: of the structure, such as "right kidney".
+        side: on which it lies; None if it is not known, or both.
+        is_whole: it is all of the segment, and has its tracking identifiers.
+        is_partial: the scan cuts it off.
+        values: what was measured; those without a code are left out.
+    """
+
+    label: int
+    name: str
+    side: Side | None
+    is_whole: bool
+    is_partial: bool
+    values: Sequence[Value]
 
 
-def volumes_of(labels: Volume, schema: LabelSchema) -> dict[int, list[Measure]]:
-    """{label: its volume, counted in voxels}, of the labels that occur."""
-    voxel_ml = float(labels.grid.voxel_ml)
-    counts = {number: int((labels.data == number).sum()) for number in schema.ids}
-    return {
-        number: [Measure(name=_VOLUME, value=round(n * voxel_ml, 4), unit=_CUBIC_CENTIMETRE)]
-        for number, n in counts.items()
-        if n
-    }
+@dataclass(frozen=True, kw_only=True)
+class _Coded:
+    """A measure as DICOM names it, by keywords of `pydicom.sr.codedict`.
+
+    Attributes:
+        scheme, keyword: of the name.
+        method: keyword of the measurement method in DCM; "" if the name says all.
+    """
+
+    scheme: str
+    keyword: str
+    method: str = ""
+
+
+# Source: DICOM PS3.16, CID 7470 and 7472 (linear and volume measurements), CID 7474 (methods); the
+# diameter between mid-points of edges of the voxels is that of the mesh of marching cubes.
+CODED: Mapping[str, _Coded] = {
+    "volume": _Coded(scheme="SCT", keyword="Volume", method="SumOfSegmentedVoxelMethodForVolume"),
+    "ellipsoid volume": _Coded(
+        scheme="DCM", keyword="VolumeOfEllipsoid", method="LWHMethodForVolumeOfEllipsoid"
+    ),
+    "longest diameter": _Coded(scheme="IBSI", keyword="Maximum3DDiameterOfAMesh"),
+    "longest axial diameter": _Coded(scheme="SCT", keyword="LongAxis"),
+    "width across it": _Coded(scheme="SCT", keyword="ShortAxis"),
+    "height": _Coded(scheme="DCM", keyword="Height"),
+}
+"""The measures that a report can have, by the names of `kidseg.measure`."""
+
+_UNITS = {"mL": "CubicCentimeter", "mm": "Millimeter"}  # CID 7462 has no millilitre
 
 
 def write_measurement_report(
-    measures: Mapping[int, Sequence[Measure]],
+    reported: Sequence[Reported],
     segmentation: Dataset,
     schema: LabelSchema,
     source: SourceSeries,
@@ -60,7 +115,7 @@ def write_measurement_report(
     """Write a Comprehensive SR: preliminary, partial and unverified.
 
     Args:
-        measures: {label: what was measured}, of labels with voxels; at least one label.
+        reported: at least one, of labels with voxels.
         segmentation: of all labels; see `write_dicom_segmentation` (binary).
         schema: of the labels.
         source: the series that was segmented.
@@ -72,14 +127,14 @@ def write_measurement_report(
     """
     try:
         with quiet():
-            report = _report(measures, segmentation, schema, source, origin)
+            report = _report(reported, segmentation, schema, source, origin)
             report.save_as(file, enforce_file_format=True)
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise refused(error, source.path) from error
 
 
 def _report(
-    measures: Mapping[int, Sequence[Measure]],
+    reported: Sequence[Reported],
     segmentation: Dataset,
     schema: LabelSchema,
     source: SourceSeries,
@@ -90,20 +145,18 @@ def _report(
     from pydicom.sr.codedict import codes
 
     ordered = sorted(schema.labels, key=lambda label: label.id)
-    groups = [
-        _group(
-            measures[label.id],
-            segmentation,
-            number,
-            term_of(label, schema),
-            origin,
-        )
-        for number, label in enumerate(ordered, start=1)
-        if label.id in measures
-    ]
+    segments = {label.id: (k, label) for k, label in enumerate(ordered, start=1)}
+    groups = []
+    for each in reported:
+        number, label = segments[each.label]
+        groups.append(_group(each, segmentation, number, term_of(label, schema), source, origin))
     content = MeasurementReport(
         observation_context=_observer(origin),
-        procedure_reported=codes.LN.CTUnspecifiedBodyRegion,
+        procedure_reported=(
+            codes.LN.MRIUnspecifiedBodyRegion
+            if source.headers[0].get("Modality") == "MR"
+            else codes.LN.CTUnspecifiedBodyRegion
+        ),
         imaging_measurements=groups,
         title=codes.DCM.ImagingMeasurementReport,
     )
@@ -147,20 +200,24 @@ def _observer(origin: Origin) -> Any:
 
 
 def _group(
-    measures: Sequence[Measure], segmentation: Dataset, number: int, term: Term, origin: Origin
+    reported: Reported,
+    segmentation: Dataset,
+    number: int,
+    term: Term,
+    source: SourceSeries,
+    origin: Origin,
 ) -> Any:
-    """The measures of a segment."""
+    """The measures of a segment, or of a part of it."""
     from highdicom.sr import (
         AlgorithmIdentification,
         FindingSite,
-        Measurement,
+        QualitativeEvaluation,
         ReferencedSegment,
-        TrackingIdentifier,
         VolumetricROIMeasurementsAndQualitativeEvaluations,
     )
+    from pydicom.sr.codedict import codes
 
-    segment = segmentation.SegmentSequence[number - 1]
-    site = term.region or term.kind
+    side = term.side if reported.side is None else side_code(reported.side)
     algorithm = None
     if origin.method:
         algorithm = AlgorithmIdentification(
@@ -168,22 +225,78 @@ def _group(
             version=origin.version,
             parameters=[f"{name} {value}" for name, value in origin.hashes.items()],
         )
+    incomplete = QualitativeEvaluation(
+        name=codes.DCM.QualityFinding, value=codes.DCM.AnatomyCoverageIncomplete
+    )
     return VolumetricROIMeasurementsAndQualitativeEvaluations(
-        tracking_identifier=TrackingIdentifier(
-            uid=segment.TrackingUID, identifier=segment.TrackingID
-        ),
+        tracking_identifier=_tracking(reported, segmentation.SegmentSequence[number - 1], source),
         referenced_segment=ReferencedSegment.from_segmentation(segmentation, number),
         finding_category=concept(term.category),
         finding_type=concept(term.kind),
         algorithm_id=algorithm,
         finding_sites=[
             FindingSite(
-                anatomic_location=concept(site),
-                laterality=None if term.side is None else concept(term.side),
+                anatomic_location=concept(term.region or term.kind),
+                laterality=None if side is None else concept(side),
             )
         ],
         measurements=[
-            Measurement(name=concept(measure.name), value=measure.value, unit=concept(measure.unit))
-            for measure in measures
+            _measurement(value, origin) for value in reported.values if value.name in CODED
         ],
+        qualitative_evaluations=[incomplete] if reported.is_partial else None,
     )
+
+
+def _tracking(reported: Reported, segment: Dataset, source: SourceSeries) -> Any:
+    """The identifiers of the segment, or others of a part of it."""
+    from highdicom.sr import TrackingIdentifier
+
+    if reported.is_whole:
+        return TrackingIdentifier(uid=segment.TrackingUID, identifier=segment.TrackingID)
+    series = str(source.headers[0].SeriesInstanceUID)
+    return TrackingIdentifier(
+        uid=derived_uid("tracking", series, segment.TrackingID, reported.name),
+        identifier=f"{reported.name} (part of {segment.TrackingID})",
+    )
+
+
+def _measurement(value: Value, origin: Origin) -> Any:
+    """A number with its unit, method, and what it may be larger and smaller by."""
+    from highdicom.sr import (
+        AlgorithmIdentification,
+        Measurement,
+        MeasurementProperties,
+        NumContentItem,
+        RelationshipTypeValues,
+    )
+    from pydicom.sr.codedict import codes
+
+    coded, unit = CODED[value.name], getattr(codes.UCUM, _UNITS[value.unit])
+    properties = MeasurementProperties()
+    ends = (
+        (codes.SCT.RangeOfUpperMeasurementUncertainty, value.high),
+        (codes.SCT.RangeOfLowerMeasurementUncertainty, value.low),
+    )
+    for name, end in ends:
+        if end is not None:  # highdicom has it without a unit
+            properties.append(
+                NumContentItem(
+                    name=name,
+                    value=_decimal(abs(end - value.value)),
+                    unit=unit,
+                    relationship_type=RelationshipTypeValues.HAS_PROPERTIES,
+                )
+            )
+    return Measurement(
+        name=getattr(getattr(codes, coded.scheme), coded.keyword),
+        value=_decimal(value.value),
+        unit=unit,
+        method=getattr(codes.DCM, coded.method) if coded.method else None,
+        properties=properties,
+        algorithm_id=AlgorithmIdentification(name="kidseg measure", version=origin.version),
+    )
+
+
+def _decimal(value: float) -> float:
+    """Rounded to what a decimal string (DS) of 16 characters holds, and no more than is known."""
+    return round(value, 4)

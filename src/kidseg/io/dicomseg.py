@@ -19,7 +19,7 @@ from kidseg.geometry import Volume
 from kidseg.io.dicom_header import derived_uid, quiet
 from kidseg.io.dicom_source import SourceSeries
 from kidseg.io.origin import Origin
-from kidseg.io.terms import term_of
+from kidseg.io.terms import Term, term_of
 from kidseg.labels import Code, Label, LabelSchema
 from kidseg.provenance import RESEARCH_USE
 
@@ -35,6 +35,7 @@ __all__ = [
     "equipment_of",
     "long_string",
     "refused",
+    "segment_names",
     "write_dicom_segmentation",
 ]
 
@@ -108,10 +109,7 @@ def _segmentation(
         source_images=source.headers,
         pixel_array=numbers,
         segmentation_type="LABELMAP" if labelmap else "BINARY",
-        segment_descriptions=[
-            _description(label, label.id if labelmap else k + 1, schema, source, origin)
-            for k, label in enumerate(_in_order(schema))
-        ],
+        segment_descriptions=_descriptions(schema, source, origin, labelmap),
         series_instance_uid=UID(),
         series_number=SERIES_NUMBERS["labelmap" if labelmap else "binary"],
         sop_instance_uid=UID(),
@@ -125,6 +123,8 @@ def _segmentation(
         contributing_equipment=[equipment_of(origin)],
         series_description=DESCRIPTION,
         specific_character_set="ISO_IR 192",
+        # Without any voxel all frames are written, of which highdicom would have to warn.
+        omit_empty_frames=bool(numbers.any()),
         **({} if source.is_acquired else _geometry(source)),
     )
 
@@ -180,14 +180,25 @@ def _numbered(labels: Volume, schema: LabelSchema, labelmap: bool) -> np.ndarray
     return np.asarray(number_of[values])
 
 
+def _descriptions(
+    schema: LabelSchema, source: SourceSeries, origin: Origin, labelmap: bool
+) -> list[SegmentDescription]:
+    """Of the segments, in their order."""
+    names, series = segment_names(schema), str(source.headers[0].SeriesInstanceUID)
+    found = []
+    for k, label in enumerate(_in_order(schema)):
+        name, number = names[label.id], label.id if labelmap else k + 1
+        uid = derived_uid("tracking", series, name)
+        found.append(_description(number, name, uid, term_of(label, schema), label.rgb, origin))
+    return found
+
+
 def _description(
-    label: Label, number: int, schema: LabelSchema, source: SourceSeries, origin: Origin
+    number: int, name: str, uid: str, term: Term, rgb: tuple[int, int, int], origin: Origin
 ) -> SegmentDescription:
     from highdicom.color import CIELabColor
     from highdicom.seg import SegmentDescription
 
-    term = term_of(label, schema)
-    name = long_string(label.name)
     description = SegmentDescription(
         segment_number=number,
         segment_label=name,
@@ -195,10 +206,10 @@ def _description(
         segmented_property_type=concept(term.kind),
         algorithm_type="AUTOMATIC" if origin.is_automatic else "SEMIAUTOMATIC",
         algorithm_identification=_algorithm(origin),
-        tracking_uid=derived_uid("tracking", str(source.headers[0].SeriesInstanceUID), name),
+        tracking_uid=uid,
         tracking_id=name,
         anatomic_regions=None if term.region is None else [concept(term.region)],
-        display_color=CIELabColor.from_rgb(*label.rgb),
+        display_color=CIELabColor.from_rgb(*rgb),
     )
     if term.side is not None:
         side = [concept(term.side)]
@@ -241,6 +252,17 @@ def equipment_of(origin: Origin) -> Any:
 def long_string(text: str) -> str:
     """Text as one value of a long string (LO): printable, 64 characters, without backslash."""
     return " ".join(printable(text).split()).replace("\\", "/")[:_LONG_STRING]
+
+
+def segment_names(schema: LabelSchema) -> dict[int, str]:
+    """{label: its name as a long string}, all different, as identifiers are made of them."""
+    found: dict[int, str] = {}
+    for number, full in sorted(schema.names.items()):
+        name, own = long_string(full), f" ({number})"
+        if not name or name in found.values():
+            name = f"{name[: _LONG_STRING - len(own)].rstrip()}{own}".strip()
+        found[number] = name
+    return found
 
 
 def concept(code: Code) -> CodedConcept:

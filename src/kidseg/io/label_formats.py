@@ -18,6 +18,7 @@ from kidseg.errors import Finding, UsageError, printable
 from kidseg.geometry import Grid, Volume
 from kidseg.io import save
 from kidseg.io.atomic import writing
+from kidseg.io.dicom_report import Reported
 from kidseg.io.dicom_source import SourceSeries
 from kidseg.io.mesh import Surface, surface_of
 from kidseg.io.origin import Origin
@@ -54,6 +55,7 @@ class LabelFormat:
         needs: the format that it refers to.
         is_page: a page about scan and labels, which `kidseg.report` writes.
         needs_entropy: it shows the entropy of the segmentation, which labels alone do not have.
+        measures: it has what was measured of the labels.
     """
 
     ending: str
@@ -64,6 +66,7 @@ class LabelFormat:
     needs: str = ""
     is_page: bool = False
     needs_entropy: bool = False
+    measures: bool = False
 
 
 _DICOM: Mapping[str, Any] = {"extra": "dicom", "needs_series": True}
@@ -86,6 +89,7 @@ FORMATS: Mapping[str, LabelFormat] = {
         packages=("highdicom",),
         needs="dicomseg",
         may_be_missing=True,
+        measures=True,
         **_DICOM,
     ),
     "stl": LabelFormat(ending="_seg_{label}.stl", **_MESH),
@@ -139,6 +143,7 @@ class Exported:
         source: the DICOM series; required by the formats that refer to it.
         entropy: (1, slices, rows, columns) uint8 on the same voxels, and its unit; required by the
             formats that show it.
+        reported: what was measured of them, for the format sr; see `kidseg.measure.reporting`.
     """
 
     labels: Volume
@@ -147,6 +152,7 @@ class Exported:
     like: Path | Grid
     source: SourceSeries | None = None
     entropy: tuple[Volume, float] | None = None
+    reported: tuple[Reported, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,19 +322,18 @@ def _write_segments(exported: Exported, kind: str, opened: Any) -> None:
 
 
 def _write_report(exported: Exported, segmentation: Path, temporary: Path) -> bool:
-    """Write the volumes of the labels; False if no label has voxels."""
+    """Write what was measured of the labels; False if no label has voxels."""
     from pydicom import dcmread
 
-    from kidseg.io.dicom_report import volumes_of, write_measurement_report
+    from kidseg.io.dicom_report import write_measurement_report
 
-    measures = volumes_of(exported.labels, exported.schema)
-    if not measures:
+    if not exported.reported:
         return False
     assert exported.source is not None
     known = dcmread(segmentation, stop_before_pixels=True)
     with writing(temporary) as opened:
         write_measurement_report(
-            measures, known, exported.schema, exported.source, exported.origin, opened
+            exported.reported, known, exported.schema, exported.source, exported.origin, opened
         )
     return True
 
@@ -360,7 +365,7 @@ def _surface_findings(
     """Findings about labels without voxels, and about surfaces with another volume."""
     findings = []
     if empty := [name for number, name in schema.names.items() if number not in surfaces]:
-        cause = f"{', '.join(empty)} has no voxels, and so no surface"
+        cause = f"without voxels, and so without a surface: {', '.join(empty)}"
         findings.append(Finding(code="no-surface", path=path, cause=cause))
     changed = [
         f"{schema.names[number]} by {surface.change:+.1%}"

@@ -18,7 +18,7 @@ import numpy as np
 from kidseg.geometry import Volume
 from kidseg.io.dicom_header import quiet
 from kidseg.io.dicom_source import SourceSeries
-from kidseg.io.dicomseg import DESCRIPTION, SERIES_NUMBERS, long_string, refused
+from kidseg.io.dicomseg import DESCRIPTION, SERIES_NUMBERS, long_string, refused, segment_names
 from kidseg.io.origin import Origin
 from kidseg.io.terms import term_of
 from kidseg.labels import Code, Label, LabelSchema
@@ -124,13 +124,13 @@ def _structure_set(
     dataset.ReferencedFrameOfReferenceSequence = [_frame_of_reference(source)]
     dataset.StructureSetROISequence, dataset.ROIContourSequence = [], []
     dataset.RTROIObservationsSequence = []
-    values = labels.data[0].numpy()
+    values, names = labels.data[0].numpy(), segment_names(schema)
     for number, label in enumerate(sorted(schema.labels, key=lambda one: one.id), start=1):
         inside = values == label.id
         roi = Dataset()
         roi.ROINumber = number
         roi.ReferencedFrameOfReferenceUID = dataset.FrameOfReferenceUID
-        roi.ROIName = long_string(label.name)
+        roi.ROIName = names[label.id]
         volume_ml = float(labels.grid.voxel_ml) * int(inside.sum())
         roi.ROIVolume = f"{volume_ml:.8g}"
         roi.ROIGenerationAlgorithm = "AUTOMATIC" if origin.is_automatic else ""

@@ -17,13 +17,12 @@ from kidseg.errors import Finding
 from kidseg.labels import KIDNEY_TUMOUR_CYST, Code, Label, LabelSchema
 from kidseg.meaning import Side, side_of
 
-__all__ = ["Term", "term_of", "unknown_terms"]
+__all__ = ["Term", "side_code", "term_of", "unknown_terms"]
 
 _ANATOMICAL = Code(value="91723000", scheme="SCT", meaning="Anatomical Structure")
 _ABNORMAL = Code(value="49755003", scheme="SCT", meaning="Morphologically Abnormal Structure")
 _TISSUE = Code(value="85756007", scheme="SCT", meaning="Tissue")
-_SIDES: Mapping[Side | None, Code | None] = {
-    None: None,
+_SIDES: Mapping[Side, Code] = {
     "left": Code(value="7771000", scheme="SCT", meaning="Left"),
     "right": Code(value="24028007", scheme="SCT", meaning="Right"),
 }
@@ -50,13 +49,19 @@ class Term:
 def term_of(label: Label, schema: LabelSchema) -> Term:
     """The coded meaning of a label of this schema."""
     meaning = schema.meaning[label.id]
-    side = _SIDES[side_of(label.name)]
+    stated = side_of(label.name)
+    side = None if stated is None else side_code(stated)
     kind = label.code or _USUAL.get(meaning)
     if meaning is None or kind is None:
         return Term(category=_TISSUE, kind=kind or _TISSUE, side=side)
     if meaning == "kidney":
         return Term(category=_ANATOMICAL, kind=kind, side=side)
     return Term(category=_ABNORMAL, kind=kind, side=side, region=_USUAL["kidney"])
+
+
+def side_code(side: Side) -> Code:
+    """The code of a side, from the view of the patient."""
+    return _SIDES[side]
 
 
 def unknown_terms(schema: LabelSchema, path: str) -> tuple[Finding, ...]:

@@ -15,15 +15,19 @@ from kidseg.cases.segments import segments_of
 from kidseg.errors import Finding, InputError
 from kidseg.geometry import Grid, Volume
 from kidseg.io import ReadOptions, read
+from kidseg.io.orientation import canonical
 from kidseg.labels import LabelSchema
 from kidseg.measure.mask import bounds
-from kidseg.measure.midline import Midline, estimated_midline
-from kidseg.measure.parts import Labelled
+from kidseg.measure.midline import RENAL, Midline, estimated_midline
+from kidseg.measure.parts import Labelled, tracked_lesions
 
-__all__ = ["read_labelled", "read_opinion"]
+__all__ = ["body_midline", "read_labelled", "read_opinion"]
 
 _DEFAULT = ReadOptions()
 _SAME_GRID_MM = 1e-3
+# Denser than lung, less dense than any fat; at the contour a few voxels may have gas of the bowel.
+_AIR_HU = -300.0
+_MOST_AIR = 0.05
 # Findings of readers that matter for images only.
 _HARMLESS = {"float-labels", "anisotropic-voxels"}
 
@@ -55,37 +59,43 @@ def read_labelled(
     else:
         scan = read(ct, replace(options, values="ct"))
         volume, is_cropped = _on_scan(volume, scan.volume.grid, path, ct), False
-        midline = Midline.of(scan.volume.grid, moments(body_mask(scan.volume)))
-        findings += scan.findings
+        midline = body_midline(scan.volume, volume, known.schema)
+        findings += (*scan.findings, *_in_air(volume, scan.volume, known.schema, path, ct))
     return Labelled(
         labels=volume,
         schema=known.schema,
         midline=midline,
         path=path,
-        tracking=_tracking(known.schema),
+        tracking=tracked_lesions(known.schema, known.numbered),
         is_cropped=is_cropped,
         record=known.record,
         findings=(*findings, *known.findings, *_unclear(known.schema, path)),
     )
 
 
-def read_opinion(path: Path, labelled: Labelled) -> Volume:
-    """Read another segmentation of the same scan, with the same labels.
+def body_midline(scan: Volume, labels: Volume, schema: LabelSchema) -> Midline:
+    """The midline of the body in a CT; an estimate from the labels if no body is found in it.
+
+    Args:
+        scan: (1, slices, rows, columns) HU, canonical.
+        labels: (1, slices, rows, columns) uint8 on its voxels, in any order.
+        schema: of the labels.
+    """
+    found = Midline.of(scan.grid, moments(body_mask(scan)))
+    return found if found.is_body else estimated_midline(labels, schema, is_cropped=False)
+
+
+def read_opinion(
+    path: Path, labelled: Labelled, names: Mapping[int, str] | None = None
+) -> Labelled:
+    """Read another segmentation of the same scan, whose labels may have other numbers and names.
 
     Raises:
         InputError: "label-grid-mismatch"; as `read_labelled`.
     """
-    if segments_of(path):
-        own = named_labels(path).schema.names
-        if own != labelled.schema.names:
-            raise InputError(
-                f"its labels {own} are not those of {labelled.path}, {labelled.schema.names}",
-                path=path,
-                code="other-labels",
-                next_step="Name a segmentation with the same labels.",
-            )
-    volume, _ = _read_labels(path, labelled.schema, None)
-    return _on_scan(volume, labelled.labels.grid, path, labelled.path)
+    other = read_labelled(path, names=names)
+    volume = _on_scan(other.labels, labelled.labels.grid, path, labelled.path)
+    return replace(other, labels=volume, midline=labelled.midline)
 
 
 def _read_labels(
@@ -133,13 +143,18 @@ def _on_scan(labels: Volume, grid: Grid, path: Path, scan: Path) -> Volume:
     return Volume(torch.from_numpy(data)[None], grid)
 
 
-def _tracking(schema: LabelSchema) -> dict[int, str]:
-    """Labels of single lesions: tumours whose name has a number, such as "tumour 2"."""
-    return {
-        number: schema.names[number]
-        for number in schema.ids_of("tumour")
-        if any(letter.isdigit() for letter in schema.names[number])
-    }
+def _in_air(
+    labels: Volume, scan: Volume, schema: LabelSchema, path: Path, ct: Path
+) -> tuple[Finding, ...]:
+    """A finding if kidneys lie where the scan shows air: it is that of other labels."""
+    labels = canonical(labels)
+    renal = torch.isin(labels.data[0], torch.tensor(schema.ids_of(*RENAL), dtype=torch.uint8))
+    share = float((scan.data[0][renal] < _AIR_HU).double().mean()) if renal.any() else 0.0
+    if share <= _MOST_AIR:
+        return ()
+    cause = f"{share:.0%} of the voxels of kidneys and tumours are air or lung in {ct}"
+    step = "Name the scan of these labels, and check that neither is flipped."
+    return (Finding(code="labels-in-air", path=str(path), cause=cause, next_step=step),)
 
 
 def _unclear(schema: LabelSchema, path: Path) -> tuple[Finding, ...]:

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from kidseg.errors import Finding
-from kidseg.geometry import Volume
 from kidseg.labels import Meaning
 from kidseg.meaning import Side
 from kidseg.measure.contact import contact_area, contact_of, gap_to, rim_quantities
 from kidseg.measure.criteria import Answer, Criteria, answered
-from kidseg.measure.diameters import measure_diameters
-from kidseg.measure.mask import moved_contours
-from kidseg.measure.parts import SIDES, Labelled, Part, Parts
+from kidseg.measure.parts import Labelled, Part, Parts
 from kidseg.measure.person import Patient
 from kidseg.measure.position import BEYOND, PolarLines, beyond_midline, exophytic_share, pole_shares
-from kidseg.measure.quantity import Quantity, Unit, Verdict, compared, counted, spanned
+from kidseg.measure.quantity import Quantity, Verdict, compared
 from kidseg.measure.renal_score import Component, score_renal
-from kidseg.measure.resection import REMAINING, remaining_parenchyma, surgical_record
+from kidseg.measure.resection import REMAINING, surgical_record
 from kidseg.measure.reviewed import Reviewed, with_review
-from kidseg.measure.sides import measure_sides
+from kidseg.measure.sizes import VOLUME, sizes_of, volume_of
+from kidseg.measure.totals import patient_measures, side_measures
 
 __all__ = ["Measurement", "Structure", "measure_parts"]
 
@@ -131,7 +129,7 @@ def measure_parts(
     person: Patient,
     margin_mm: float,
     entered: Mapping[str, bool],
-    opinions: Sequence[Volume] = (),
+    opinions: Sequence[Labelled] = (),
     review: Reviewed | None = None,
 ) -> Measurement:
     """Measure all structures of a volume and answer the criteria.
@@ -143,21 +141,23 @@ def measure_parts(
         person: for growth.
         margin_mm: of parenchyma that is removed with a tumour.
         entered: facts for the criteria.
-        opinions: other segmentations of the same scan with the same labels, such as those of the
-            members of an ensemble; they widen the intervals of the volumes of each side.
+        opinions: other segmentations of the same scan, such as those of the members of an ensemble;
+            they widen the intervals of the volumes of each side.
         review: intervals that the segmentation gave; likewise.
     """
     structures = [*_kidneys(parts), *_tumours(labelled, parts, criteria), *_rest(parts)]
-    sides = {
-        side: found
-        for side in SIDES
-        if (found := _side_measures(side, parts, structures, person, margin_mm))
-    }
-    sides = _with_opinions(sides, labelled, opinions)
+    sides = side_measures(
+        parts,
+        {kidney.id: volume for kidney in structures if (volume := kidney.quantity(VOLUME))},
+        person,
+        margin_mm=margin_mm,
+        smallest_ml=criteria.settings.smallest_tumour_ml,
+        opinions=opinions,
+    )
     doubts: tuple[Finding, ...] = ()
     if review is not None:
         sides, doubts = with_review(sides, review)
-    patient = _patient_measures(sides, parts, person)
+    patient = patient_measures(sides, parts, person)
     return Measurement(
         structures=tuple(structures),
         sides=sides,
@@ -170,27 +170,7 @@ def measure_parts(
     )
 
 
-def _sizes(part: Part) -> list[Quantity]:
-    """Volumes and diameters."""
-    masks = (part.main, *moved_contours(part.main))
-    diameters = [measure_diameters(mask) for mask in masks]
-    values: dict[tuple[str, Unit, str], list[float]] = {
-        ("ellipsoid volume", "mL", _ELLIPSOID): [each.ellipsoid_ml for each in diameters],
-        ("longest diameter", "mm", "in any direction"): [each.longest_mm for each in diameters],
-        ("longest axial diameter", "mm", "in one slice"): [each.axial_mm for each in diameters],
-        ("width across it", "mm", "in the same slice"): [each.across_mm for each in diameters],
-        ("height", "mm", "across the slices"): [each.height_mm for each in diameters],
-    }
-    return [
-        _volume("volume", part),
-        *(
-            spanned(name, unit, found[0], found[1:], note=note).partly(part.is_partial)
-            for (name, unit, note), found in values.items()
-        ),
-    ]
-
-
-_ELLIPSOID = "pi/6 x length x width x height, as measured by hand"
+_CUT = "the scan cuts the kidney or the tumour off"
 
 
 def _structure(
@@ -211,14 +191,14 @@ def _structure(
 
 
 def _kidneys(parts: Parts) -> list[Structure]:
-    return [_structure(kidney, _sizes(kidney)) for kidney in parts.kidneys.values()]
+    return [_structure(kidney, sizes_of(kidney)) for kidney in parts.kidneys.values()]
 
 
 def _rest(parts: Parts) -> list[Structure]:
     """Cysts by side, and labels that are not recognized: only their volumes."""
     cysts = [part for (meaning, _), part in parts.masses.items() if meaning == "cyst"]
-    others = [_structure(part, [_volume("volume", part)]) for part in parts.others]
-    return [_structure(cyst, _sizes(cyst)) for cyst in cysts] + others
+    others = [_structure(part, [volume_of(part)]) for part in parts.others]
+    return [_structure(cyst, sizes_of(cyst)) for cyst in cysts] + others
 
 
 def _tumours(labelled: Labelled, parts: Parts, criteria: Criteria) -> list[Structure]:
@@ -228,120 +208,26 @@ def _tumours(labelled: Labelled, parts: Parts, criteria: Criteria) -> list[Struc
     found = []
     for part in parts.tumours:
         assert part.side is not None
-        quantities: list[Quantity | None] = [*_sizes(part)]
         kidney, axis = parts.kidneys.get(part.side), lines.get(part.side)
+        is_cut = part.is_partial or (kidney is not None and kidney.is_partial)
+        quantities: list[Quantity | None] = [*sizes_of(part)]
         if kidney is not None:
-            quantities.append(contact_area(part.mask, kidney.mask))
-            quantities += rim_quantities(contact_of(part.mask, kidney.mask), kidney.mask)
-            quantities.append(exophytic_share(part.mask, kidney.main))
-        if axis is not None:
-            quantities += pole_shares(part.mask, axis)
-        if others := [other.mask for other in parts.tumours if other is not part]:
-            quantities.append(gap_to(part.mask, others))
-        quantities.append(beyond_midline(part.mask, part.side, midline, uncertain))
+            quantities.append(contact_area(part.mask, kidney.mask).partly(is_cut))
+            rim = rim_quantities(contact_of(part.mask, kidney.mask), kidney.mask)
+            quantities += [each.partly(is_cut) for each in rim]
+            placed = [exophytic_share(part.mask, kidney.main)]
+            placed += [] if axis is None else pole_shares(part.mask, axis)
+            quantities += [each.unknown(_CUT) if is_cut and each else each for each in placed]
+        if others := [other for other in parts.tumours if other is not part]:
+            gap = gap_to(part.mask, [other.mask for other in others])
+            may_be_nearer = any(lesion.is_partial for lesion in (part, *others))
+            quantities.append(replace(gap, low=0.0) if may_be_nearer else gap)
+        reach = beyond_midline(part.mask, part.side, midline, uncertain)
+        quantities.append(reach.partly(part.is_partial))
         named = {quantity.name: quantity for quantity in quantities if quantity is not None}
-        score = score_renal(named, part.mask, axis, criteria.renal, settings)
+        score = score_renal(named, part.mask, axis, criteria.renal, settings, is_cut=is_cut)
         found.append(_structure(part, quantities, score))
     return found
-
-
-def _side_measures(
-    side: Side,
-    parts: Parts,
-    structures: Sequence[Structure],
-    person: Patient,
-    margin_mm: float,
-) -> dict[str, Quantity]:
-    measures: list[Quantity] = []
-    kidney, mass = parts.kidneys.get(side), parts.masses.get(("tumour", side))
-    if kidney is not None:
-        own = next(found for found in structures if found.id == kidney.id)
-        volume = own.quantity("volume")
-        assert volume is not None
-        measures.append(volume.mapped("kidney volume", "mL", float))
-        if (surface := person.body_surface) is not None:
-            measures.append(_for_surface(volume, surface))
-    if mass is not None:
-        count = sum(tumour.side == side for tumour in parts.tumours)
-        measures += [
-            _volume("tumour volume", mass, "all tumours of the side, specks included"),
-            counted("number of tumours", count),
-        ]
-    if kidney is not None and mass is not None:
-        measures += remaining_parenchyma(kidney.mask, [mass.mask], margin_mm)
-    return {measure.name: measure for measure in measures}
-
-
-def _volume(name: str, part: Part, note: str = "") -> Quantity:
-    value, *moved = (mask.volume_ml for mask in (part.mask, *moved_contours(part.mask)))
-    return spanned(name, "mL", value, moved, note=note).partly(part.is_partial)
-
-
-def _for_surface(volume: Quantity, surface: Quantity) -> Quantity:
-    assert surface.low is not None and surface.high is not None
-    low, high = volume.low, volume.high
-    return Quantity(
-        name="kidney volume for body surface",
-        value=volume.value / surface.value,
-        unit="mL/m2",
-        low=None if low is None else low / surface.high,
-        high=None if high is None else high / surface.low,
-        interval="contour moved by one voxel, height and weight rounded",
-        note=f"body surface {surface.value:.2f} m2",
-    )
-
-
-def _with_opinions(
-    sides: Mapping[Side, Mapping[str, Quantity]], labelled: Labelled, opinions: Sequence[Volume]
-) -> dict[Side, dict[str, Quantity]]:
-    """Volumes whose intervals contain those of other segmentations of the same scan."""
-    others = [measure_sides(each, labelled.schema, labelled.midline) for each in opinions]
-    because = f"{len(opinions)} other segmentation(s)"
-    widened: dict[Side, dict[str, Quantity]] = {}
-    for side, measures in sides.items():
-        widened[side] = dict(measures)
-        for name, meaning in (("kidney volume", "kidney"), ("tumour volume", "tumour")):
-            if name in measures:
-                values = [
-                    getattr(other, side).volumes_ml[meaning]
-                    for other in others
-                    if other is not None
-                ]
-                widened[side][name] = measures[name].widened(values, because)
-    return widened
-
-
-def _patient_measures(
-    sides: Mapping[Side, Mapping[str, Quantity]], parts: Parts, person: Patient
-) -> dict[str, Quantity]:
-    measures = [counted("number of tumours", len(parts.tumours))]
-    measures.append(counted("sides with a tumour", len({tumour.side for tumour in parts.tumours})))
-    volumes = [found["kidney volume"] for found in sides.values() if "kidney volume" in found]
-    if len(volumes) == 2:
-        measures.append(_excess(*volumes))
-    if (surface := person.body_surface) is not None:
-        measures.append(surface)
-    return {measure.name: measure for measure in measures}
-
-
-def _excess(one: Quantity, other: Quantity) -> Quantity:
-    """By how much the larger kidney exceeds the smaller one."""
-    large, small = (one, other) if one.value >= other.value else (other, one)
-
-    def percent(a: float | None, b: float | None) -> float | None:
-        return None if a is None or not b else 100 * (a / b - 1)
-
-    value = percent(large.value, small.value)
-    low, high = percent(large.low, small.high), percent(large.high, small.low)
-    assert value is not None
-    return Quantity(
-        name="excess of the larger kidney",
-        value=value,
-        unit="%",
-        low=0.0 if low is None else max(low, 0.0),
-        high=high,
-        note="parenchyma",
-    )
 
 
 def _answers(

@@ -9,7 +9,6 @@ from typing import Any
 
 from kidseg.cases.naming import label_name
 from kidseg.errors import Finding, UsageError
-from kidseg.geometry import Volume
 from kidseg.io import ReadOptions
 from kidseg.io.atomic import check_writable, make_folder, write_json
 from kidseg.io.content import sha256_of_all
@@ -163,7 +162,7 @@ def measure(
 
 
 def measure_labelled(
-    labelled: Labelled, request: Request, others: Sequence[Volume] = ()
+    labelled: Labelled, request: Request, others: Sequence[Labelled] = ()
 ) -> tuple[Parts, Measurement]:
     """Measure labels that were read.
 
@@ -195,7 +194,9 @@ def measure_labelled(
 def _measured(path: Path, request: Request) -> tuple[Parts, Measurement]:
     read_criteria(request.criteria)  # before anything is read
     labelled = read_labelled(path, ct=request.ct, names=request.names, options=request.options)
-    others = [read_opinion(opinion, labelled) for opinion in request.opinions]
+    others = [read_opinion(opinion, labelled, request.names) for opinion in request.opinions]
+    heard = [finding for other in others for finding in other.findings]
+    labelled = replace(labelled, findings=(*labelled.findings, *heard))
     return measure_labelled(labelled, request, others)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from kidseg.measure.midline import RENAL, Midline
 from kidseg.measure.sides import SidedVoxels, assign_sides, side_findings
 from kidseg.metrics import union_box
 
-__all__ = ["SIDES", "Labelled", "Part", "Parts", "find_parts"]
+__all__ = ["SIDES", "Labelled", "Part", "Parts", "find_parts", "tracked_lesions", "whole_labels"]
 
 SIDES: tuple[Side, ...] = ("right", "left")
 
@@ -60,6 +60,7 @@ class Part:
         meaning: None for a label that is not recognized.
         side: None for a label that is not recognized.
         label: its name in the file.
+        numbers: of its labels.
         tracking: identifier of a lesion over time; None if it has none.
         mask: in its own box, with a margin.
         main: the same without fragments, which are no part of its shape.
@@ -70,6 +71,7 @@ class Part:
     meaning: Meaning | None
     side: Side | None
     label: str
+    numbers: tuple[int, ...]
     tracking: str | None
     mask: Mask
     main: Mask
@@ -89,17 +91,21 @@ class Parts:
         kidneys: parenchyma, by side; a side without any is missing.
         tumours: lesions, by side and from large to small.
         masses: {(meaning, side): all voxels of tumours or cysts on this side, specks included}.
-        specks: {side: volumes in ml of the pieces of tumours that are too small to count}.
+        specks: {side: all pieces of tumours that are too small to count}.
         others: labels that are not recognized.
         findings: about sides, borders and labels.
+        meanings: those of the labels: without one, nothing is known of such structures.
+        scanned: the voxels of the scan; None if the volume may be cropped to its labels.
     """
 
     kidneys: Mapping[Side, Part]
     tumours: tuple[Part, ...]
     masses: Mapping[tuple[Meaning, Side], Part]
-    specks: Mapping[Side, tuple[float, ...]]
+    specks: Mapping[Side, Part]
     others: tuple[Part, ...]
     findings: tuple[Finding, ...]
+    meanings: frozenset[Meaning]
+    scanned: Grid | None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -135,14 +141,14 @@ class _Box:
         tracking: str | None = None,
     ) -> Part:
         """A structure that is not empty."""
-        present = np.unique(self.label[data]) if side else ()
-        label = ", ".join(self.names[int(number)] for number in present) or name
+        numbers = tuple(int(number) for number in np.unique(self.label[data]))
         (mask,) = Mask(data, self.grid).cropped()
         return Part(
             id=name,
             meaning=meaning,
             side=side,
-            label=label,
+            label=", ".join(self.names[number] for number in numbers),
+            numbers=numbers,
             tracking=tracking,
             mask=mask,
             main=_main(mask) if meaning == "kidney" else mask,
@@ -161,6 +167,20 @@ class _Box:
         return border_faces(moved, self.whole)
 
 
+def tracked_lesions(schema: LabelSchema, numbered: Collection[int] = ()) -> dict[int, str]:
+    """{label: tracking id} of single lesions: tumours whose name has a number, as "tumour 2" has.
+
+    Args:
+        schema: of the labels.
+        numbered: labels whose names have a number that is no part of them.
+    """
+    return {
+        number: schema.names[number]
+        for number in schema.ids_of("tumour")
+        if number not in numbered and any(letter.isdigit() for letter in schema.names[number])
+    }
+
+
 def find_parts(labelled: Labelled, smallest_tumour_ml: float) -> Parts:
     """Find kidneys, tumours and other structures.
 
@@ -170,25 +190,33 @@ def find_parts(labelled: Labelled, smallest_tumour_ml: float) -> Parts:
     """
     sided = assign_sides(labelled.labels, labelled.schema, labelled.midline, labelled.path)
     findings = [*labelled.findings]
-    others = tuple(_others(labelled))
+    schema = labelled.schema
+    unknown = [number for number in schema.ids if schema.meaning[number] is None]
+    others = tuple(whole_labels(labelled, unknown))
     if not len(sided.index):
         findings.append(_nothing(labelled))
         return Parts(
-            kidneys={}, tumours=(), masses={}, specks={}, others=others, findings=tuple(findings)
+            kidneys={},
+            tumours=(),
+            masses={},
+            specks={},
+            others=others,
+            findings=tuple(findings),
+            **_known(labelled),
         )
     box = _boxed(sided, labelled)
     if labelled.is_cropped:
         findings.append(_unknown_border(labelled))
     noted = side_findings(sided, labelled.midline, labelled.path)
-    unknown = {"kidney-cut"} if labelled.is_cropped else set()
-    findings += [finding for finding in noted if finding.code not in unknown]
+    untold = {"kidney-cut"} if labelled.is_cropped else set()
+    findings += [finding for finding in noted if finding.code not in untold]
     kidneys: dict[Side, Part] = {}
     masses: dict[tuple[Meaning, Side], Part] = {}
     tumours: list[Part] = []
-    specks: dict[Side, tuple[float, ...]] = {}
+    specks: dict[Side, Part] = {}
     for side in SIDES:
         for meaning in RENAL:
-            data = box.on(side, labelled.schema.ids_of(meaning))
+            data = box.on(side, schema.ids_of(meaning))
             if not data.any():
                 continue
             whole = box.part(data, f"{side} {meaning}", meaning, side)
@@ -199,8 +227,9 @@ def find_parts(labelled: Labelled, smallest_tumour_ml: float) -> Parts:
                 masses[meaning, side] = whole
         lesions, small = _lesions(box, side, labelled, smallest_tumour_ml)
         tumours += lesions
-        specks[side] = small
-        findings += _specks(side, small, smallest_tumour_ml, labelled)
+        if small.any():
+            specks[side] = box.part(small, f"{side} specks", "tumour", side)
+            findings.append(_specks(specks[side], smallest_tumour_ml, labelled))
     return Parts(
         kidneys=kidneys,
         tumours=tuple(tumours),
@@ -208,7 +237,17 @@ def find_parts(labelled: Labelled, smallest_tumour_ml: float) -> Parts:
         specks=specks,
         others=others,
         findings=tuple(findings),
+        **_known(labelled),
     )
+
+
+def _known(labelled: Labelled) -> dict[str, Any]:
+    """What the labels could show at all."""
+    schema = labelled.schema
+    return {
+        "meanings": frozenset(meaning for meaning in RENAL if schema.ids_of(meaning)),
+        "scanned": None if labelled.is_cropped else labelled.labels.grid,
+    }
 
 
 def _boxed(sided: SidedVoxels, labelled: Labelled) -> _Box:
@@ -229,53 +268,51 @@ def _boxed(sided: SidedVoxels, labelled: Labelled) -> _Box:
 
 def _lesions(
     box: _Box, side: Side, labelled: Labelled, smallest_ml: float
-) -> tuple[list[Part], tuple[float, ...]]:
-    """The lesions of a side from large to small, and the volumes of the specks."""
+) -> tuple[list[Part], np.ndarray]:
+    """The lesions of a side from large to small, and the voxels of its specks."""
     found: list[tuple[np.ndarray, str | None]] = []
-    voxel_ml, specks = float(box.grid.voxel_ml), []
+    specks = np.zeros(box.label.shape, dtype=bool)
     for number in labelled.schema.ids_of("tumour"):
         data = box.on(side, (number,))
         if (tracked := labelled.tracking.get(number)) is not None:
             found += [(data, tracked)] if data.any() else []
             continue
         numbered, _ = numbered_components(data)
-        volumes = np.bincount(numbered.ravel())[1:] * voxel_ml
-        specks += [float(volume) for volume in volumes if volume < smallest_ml]
-        found += [
-            (numbered == k, None) for k, volume in enumerate(volumes, 1) if volume >= smallest_ml
-        ]
+        is_speck = np.bincount(numbered.ravel()) * float(box.grid.voxel_ml) < smallest_ml
+        is_speck[0] = True  # what is outside of all is no lesion either
+        found += [(numbered == k, None) for k in np.flatnonzero(~is_speck)]
+        specks |= data & is_speck[numbered]
     found.sort(key=lambda lesion: -np.count_nonzero(lesion[0]))
-    return [
+    lesions = [
         box.part(data, f"{side} tumour {k}", "tumour", side, tracked)
         for k, (data, tracked) in enumerate(found, 1)
-    ], tuple(specks)
+    ]
+    return lesions, specks
 
 
-def _others(labelled: Labelled) -> Iterator[Part]:
-    """Labels that are not recognized, whole."""
+def whole_labels(labelled: Labelled, numbers: Sequence[int]) -> Iterator[Part]:
+    """All voxels of each of these labels as a structure; nothing of a label without voxels."""
     from scipy import ndimage
 
-    schema = labelled.schema
-    unknown = [number for number in schema.ids if schema.meaning[number] is None]
-    if not unknown:
+    if not numbers:
         return
     labels = canonical(labelled.labels)
     values, grid = labels.data[0].numpy(), labels.grid
     found = dict(enumerate(ndimage.find_objects(values), 1))
-    for number in unknown:
+    for number in numbers:
         if (extent := found.get(number)) is None:
             continue
         start = [side.start for side in extent]
-        data = values[extent] == number
+        label = np.where(values[extent] == number, np.uint8(number), np.uint8(0))
         box = _Box(
-            label=data,
-            is_right=data,
-            grid=grid.crop(start, data.shape),
+            label=label,
+            is_right=label > 0,
+            grid=grid.crop(start, label.shape),
             start=tuple(start),
             whole=None if labelled.is_cropped else grid.shape,
-            names={},
+            names=labelled.schema.names,
         )
-        yield box.part(data, schema.names[number], None, None)
+        yield box.part(label > 0, labelled.schema.names[number], None, None)
 
 
 def _main(mask: Mask) -> Mask:
@@ -299,16 +336,13 @@ def _fragments(kidney: Part, least_ml: float, labelled: Labelled) -> list[Findin
     return [_finding("kidney-fragments", cause, "Check the labels.", labelled)]
 
 
-def _specks(
-    side: Side, volumes_ml: Sequence[float], least_ml: float, labelled: Labelled
-) -> list[Finding]:
-    if not volumes_ml:
-        return []
+def _specks(specks: Part, least_ml: float, labelled: Labelled) -> Finding:
+    number = numbered_components(specks.mask.data)[1]
     cause = (
-        f"{len(volumes_ml)} speck(s) of tumour on the {side}, under {least_ml:g} ml each and"
-        f" {sum(volumes_ml):.2g} ml altogether, are part of the volume, but not of the number"
+        f"{number} speck(s) of tumour on the {specks.side}, under {least_ml:g} ml each and"
+        f" {specks.mask.volume_ml:.2g} ml altogether, are part of the volume, but not of the number"
     )
-    return [_finding("tumour-specks", cause, "Check the labels.", labelled)]
+    return _finding("tumour-specks", cause, "Check the labels.", labelled)
 
 
 def _nothing(labelled: Labelled) -> Finding:

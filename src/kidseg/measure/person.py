@@ -13,6 +13,8 @@ __all__ = ["Patient", "Sex"]
 Sex = Literal["female", "male"]
 
 _RANGES = {"height_cm": (20.0, 250.0), "weight_kg": (0.3, 400.0), "age_years": (0.0, 130.0)}
+# Weight for height, kg / m2: preterm infants have 6, the heaviest adults about 90.
+_MASS_INDEX = (4.0, 100.0)
 # Half the last digit that is usually written down.
 _ROUNDING = {"height_cm": 0.5, "weight_kg": 0.05}
 
@@ -22,7 +24,8 @@ class Patient:
     """The patient at the time of the scan; None where it is not known.
 
     Raises:
-        UsageError: "implausible-patient": a value outside of what people are.
+        UsageError: "implausible-patient": a value, or a weight for a height, outside of what people
+            are, such as pounds, inches or a misplaced decimal point.
     """
 
     height_cm: float | None = None
@@ -40,6 +43,17 @@ class Patient:
                     code="implausible-patient",
                     next_step="Give the height in cm, the weight in kg, the age in years.",
                 )
+
+        if self.height_cm is None or self.weight_kg is None:
+            return
+        index = self.weight_kg / (self.height_cm / 100) ** 2
+        if not _MASS_INDEX[0] <= index <= _MASS_INDEX[1]:
+            raise UsageError(
+                f"a weight of {self.weight_kg:g} kg at a height of {self.height_cm:g} cm is not"
+                f" plausible: {index:.3g} kg per m2",
+                code="implausible-patient",
+                next_step="Give the height in cm, the weight in kg.",
+            )
 
     @property
     def body_surface(self) -> Quantity | None:

@@ -74,8 +74,9 @@ def pole_shares(tumour: Mask, lines: PolarLines) -> tuple[Quantity, ...]:
         along = mask.points_mm() @ lines.axis
         above, below = (along > lines.upper_mm).mean(), (along < lines.lower_mm).mean()
         rows.append((100 * above, 100 * max(1 - above - below, 0.0), 100 * below))
+    note = _LINES if lines.is_tilted else f"{_LINES}, along the body"
     return tuple(
-        spanned(name, "%", float(values[0]), map(float, values[1:]), note=_LINES)
+        spanned(name, "%", float(values[0]), map(float, values[1:]), note=note)
         for name, values in zip(POLES, zip(*rows, strict=True), strict=True)
     )
 

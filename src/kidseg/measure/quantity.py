@@ -83,6 +83,12 @@ class Quantity:
             return self
         return replace(self, high=None, note="; ".join(filter(None, (self.note, PARTIAL))))
 
+    def unknown(self, because: str) -> Quantity:
+        """Without any interval: the value is that of what the image shows."""
+        return replace(
+            self, low=None, high=None, note="; ".join(filter(None, (self.note, because)))
+        )
+
     def mapped(self, name: str, unit: Unit, function: Callable[[float], float]) -> Quantity:
         """The value of an increasing function of this quantity."""
         low, high = (None if end is None else function(end) for end in (self.low, self.high))

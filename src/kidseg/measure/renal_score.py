@@ -46,6 +46,8 @@ def score_renal(
     lines: PolarLines | None,
     table: RenalScore,
     settings: Settings,
+    *,
+    is_cut: bool = False,
 ) -> dict[str, Component]:
     """{component: points} of one tumour.
 
@@ -55,13 +57,15 @@ def score_renal(
         lines: of its kidney; None without parenchyma.
         table: thresholds.
         settings: what counts as entirely endophytic.
+        is_cut: the scan cuts the kidney or the tumour off, so that its place is not known.
     """
+    cut = _unknown("the scan cuts the kidney or the tumour off")
     return {
         "R": _radius(quantities["longest diameter"], table),
-        "E": _exophytic(quantities.get("exophytic share"), table, settings),
+        "E": cut if is_cut else _exophytic(quantities.get("exophytic share"), table, settings),
         "N": _unknown("the renal sinus and the collecting system are not labelled"),
         "A": _unknown("which side of the kidney is its front is not labelled"),
-        "L": _location(tumour, lines),
+        "L": cut if is_cut else _location(tumour, lines),
         "hilar suffix": _unknown("the main renal vessels are not labelled"),
     }
 
@@ -93,7 +97,8 @@ def _location(tumour: Mask, lines: PolarLines | None) -> Component:
         return _unknown("no parenchyma is labelled on its side")
     masks = [mask for mask in (tumour, *moved_contours(tumour)) if mask.data.any()]
     points = {_location_points(mask.points_mm() @ lines.axis, lines) for mask in masks}
-    reason = "polar lines estimated at thirds of the length"
+    along = "" if lines.is_tilted else ", along the body"
+    reason = f"polar lines estimated at thirds of the length{along}"
     return Component(points=tuple(sorted(points)), reason=reason)
 
 

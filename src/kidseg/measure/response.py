@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 
-from kidseg.geometry import Volume, resample
+from kidseg.labels import Meaning
 from kidseg.meaning import Side
-from kidseg.measure.mask import Mask
+from kidseg.measure.matching import is_in_scan, match_tumours, shift_mm
 from kidseg.measure.measurement import Measurement, Structure
 from kidseg.measure.parts import SIDES, Part, Parts
 from kidseg.measure.quantity import Quantity
+from kidseg.measure.sizes import VOLUME, volume_of
 
-__all__ = ["Change", "changes", "difference", "match_tumours", "relative_change"]
+__all__ = ["Change", "changes", "difference", "relative_change"]
 
 _COMBINED = "both intervals, combined as independent"
-# Lesions overlap if they share at least this part of the smaller one.
-_OVERLAP = 0.1
-
-NEW = "new"
-GONE = "not found again"
+_UNSEEN = "its place is not in this scan"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +28,8 @@ class Change:
     """The change of one structure.
 
     Attributes:
-        subject: "right tumours", "left kidney", or the lesions that were matched.
+        subject: "right tumours", "left kidney", or the lesions that were matched; one that is not
+            found again has the id of the earlier scan and "(before)".
         before: ids of the structures of the earlier scan; () if it is new.
         after: ids of those of the later scan; () if it is not found again.
         matched: how lesions were matched: "tracking id", "overlap", "overlap after aligning the
@@ -68,36 +65,90 @@ class Change:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Match:
-    """Lesions of an earlier scan that are those of a later one: mostly one each.
+class _Time:
+    """One of the two times.
 
-    Several if lesions have merged or come apart.
+    Attributes:
+        parts: that were found.
+        measured: of them.
+        move_mm: (3,) from the other time to this one.
     """
 
-    before: tuple[Part, ...]
-    after: tuple[Part, ...]
-    matched: str
+    parts: Parts
+    measured: Measurement
+    move_mm: np.ndarray
+
+    def lesions(self, parts: Sequence[Part], others: Sequence[Part]) -> Quantity:
+        """The volume of matched lesions together; see `absent` if there are none."""
+        known = {each.id: each for each in self.measured.structures}
+        return _sum([_volume(known[part.id]) for part in parts]) if parts else self.absent(others)
+
+    def absent(self, others: Sequence[Part]) -> Quantity:
+        """The volume of what is not there, as `others` of the other time are: 0.
+
+        It may be among the specks of its side; nothing is known if the scan does not show its
+        place.
+        """
+        if not is_in_scan(others, self.parts.scanned, self.move_mm):
+            return Quantity(name=VOLUME, value=0.0, unit="mL", low=0.0, high=None, note=_UNSEEN)
+        sides = {part.side for part in others if part.meaning == "tumour"}
+        specks = [speck for side, speck in self.parts.specks.items() if side in sides]
+        most = _sum([volume_of(speck) for speck in specks]).high
+        return Quantity(name=VOLUME, value=0.0, unit="mL", low=0.0, high=most)
+
+    def total(self, side: Side, meaning: Meaning, other: _Time, *, is_seen: bool) -> Quantity:
+        """The volume of the kidney or of all tumours of a side."""
+        found = self.measured.sides.get(side, {}).get(f"{meaning} volume")
+        if found is not None:
+            unseen = meaning == "tumour" and not is_seen
+            return replace(found, high=None, note=_UNSEEN) if unseen else found
+        kidneys, masses = other.parts.kidneys, other.parts.masses
+        whole = kidneys.get(side) if meaning == "kidney" else masses.get((meaning, side))
+        return self.absent([] if whole is None else [whole])
+
+
+_KINDS: tuple[tuple[Meaning, str], ...] = (("tumour", "tumours"), ("kidney", "kidney"))
 
 
 def changes(
     before: tuple[Parts, Measurement], after: tuple[Parts, Measurement]
 ) -> tuple[Change, ...]:
-    """Changes by side: kidney, all tumours; then of each lesion."""
-    found = []
-    (parts_before, earlier), (parts_after, later) = before, after
-    for side in SIDES:
-        for name, subject in (("tumour volume", "tumours"), ("kidney volume", "kidney")):
-            pair = [measured.sides.get(side, {}).get(name) for measured in (earlier, later)]
-            if any(pair):
-                found.append(_change(f"{side} {subject}", (), (), "side", *map(_or_none, pair)))
-    ids = [{one.id: one for one in measured.structures} for measured in (earlier, later)]
-    for match in match_tumours(parts_before, parts_after):
-        sums = []
-        for lesions, known in zip((match.before, match.after), ids, strict=True):
-            sums.append(_sum([_volume(known[lesion.id]) for lesion in lesions]))
-        old, new = (tuple(part.id for part in parts) for parts in (match.before, match.after))
-        found.append(_change(", ".join(new or old), old, new, match.matched, *sums))
-    return tuple(found)
+    """Changes by side: kidney, all tumours; then of each lesion.
+
+    Only of what labels stand for at both times. What is not there at one time has a volume of 0;
+    the upper end is that of the specks of its side, or open if its place is not in that scan.
+    """
+    shift = shift_mm(before[0], after[0])
+    shift = np.zeros(3) if shift is None else shift
+    earlier = _Time(parts=before[0], measured=before[1], move_mm=-shift)
+    later = _Time(parts=after[0], measured=after[1], move_mm=shift)
+    known = earlier.parts.meanings & later.parts.meanings
+    lesions = []
+    unseen: tuple[set[Side | None], ...] = (set(), set())
+    for match in match_tumours(earlier.parts, later.parts) if "tumour" in known else []:
+        both = (match.before, match.after)
+        volumes = (earlier.lesions(*both), later.lesions(*reversed(both)))
+        for lost, volume, found in zip(unseen, volumes, both, strict=True):
+            if not found and volume.high is None:
+                lost.update(part.side for part in (*match.before, *match.after))
+        old, new = (tuple(part.id for part in parts) for parts in both)
+        subject = ", ".join(new) or f"{', '.join(old)} (before)"
+        lesions.append(_change(subject, old, new, match.matched, *volumes))
+    totals = [
+        _change(
+            f"{side} {subject}",
+            (),
+            (),
+            "side",
+            earlier.total(side, meaning, later, is_seen=side not in unseen[0]),
+            later.total(side, meaning, earlier, is_seen=side not in unseen[1]),
+        )
+        for side in SIDES
+        for meaning, subject in _KINDS
+        if meaning in known
+        and any(f"{meaning} volume" in t.measured.sides.get(side, {}) for t in (earlier, later))
+    ]
+    return (*totals, *lesions)
 
 
 def difference(before: Quantity, after: Quantity) -> Quantity:
@@ -139,82 +190,6 @@ def relative_change(before: Quantity, after: Quantity) -> Quantity | None:
     )
 
 
-def match_tumours(before: Parts, after: Parts) -> list[Match]:
-    """Match the lesions of two scans: by tracking id, overlap, or as the only ones on their side.
-
-    Lesions overlap in patient space; or, if none of a side do, after the kidneys of both scans were
-    brought to the same position, as patients lie differently each time.
-    """
-    matches = []
-    left, right = list(before.tumours), list(after.tumours)
-    for one in tuple(left):
-        same = [other for other in right if one.tracking and other.tracking == one.tracking]
-        if same:
-            matches.append(Match(before=(one,), after=tuple(same), matched="tracking id"))
-            left.remove(one)
-            right = [other for other in right if other not in same]
-    shift = _shift_mm(before, after)
-    for side in SIDES:
-        olds = [one for one in left if one.side == side]
-        news = [one for one in right if one.side == side]
-        groups = _groups(olds, news, np.zeros(3))
-        matched = "overlap"
-        if not any(old and new for old, new in groups) and shift is not None:
-            groups = _groups(olds, news, shift)
-            matched = "overlap after aligning the kidneys"
-        if len(olds) == len(news) == 1 and len(groups) == 2:
-            groups, matched = [((olds[0],), (news[0],))], "only one on its side"
-        for old, new in groups:
-            how = matched if old and new else (NEW if new else GONE)
-            matches.append(Match(before=old, after=new, matched=how))
-    return matches
-
-
-def _groups(
-    olds: Sequence[Part], news: Sequence[Part], shift_mm: np.ndarray
-) -> list[tuple[tuple[Part, ...], tuple[Part, ...]]]:
-    """Connected groups of lesions that overlap, where each lesion is in one group."""
-    from scipy.sparse import csr_array
-    from scipy.sparse.csgraph import connected_components
-
-    count = len(olds) + len(news)
-    links = np.zeros((count, count))
-    for i, old in enumerate(olds):
-        for j, new in enumerate(news):
-            links[i, len(olds) + j] = _overlap(old.mask, new.mask, shift_mm)
-    number, group = connected_components(csr_array(links), directed=False)
-    return [
-        (
-            tuple(old for i, old in enumerate(olds) if group[i] == k),
-            tuple(new for j, new in enumerate(news) if group[len(olds) + j] == k),
-        )
-        for k in range(number)
-    ]
-
-
-def _overlap(old: Mask, new: Mask, shift_mm: np.ndarray) -> bool:
-    """Whether two lesions overlap if the old one is moved by (3,) mm."""
-    move = np.eye(4)
-    move[:3, 3] = shift_mm
-    volume = Volume(torch.from_numpy(old.data[None].astype(np.uint8)), old.grid)
-    moved = Volume(volume.data, volume.grid.moved(torch.from_numpy(move)))
-    shared = resample(moved, new.grid, mode="nearest").data[0].numpy().astype(bool) & new.data
-    volume_ml = np.count_nonzero(shared) * float(new.grid.voxel_ml)
-    return bool(volume_ml > 0 and volume_ml >= _OVERLAP * min(old.volume_ml, new.volume_ml))
-
-
-def _shift_mm(before: Parts, after: Parts) -> np.ndarray | None:
-    """From the kidneys of the earlier scan to those of the later one; None without any in both."""
-    sides: list[Side] = [side for side in SIDES if side in before.kidneys and side in after.kidneys]
-    if not sides:
-        return None
-    centres = [
-        np.mean([parts.kidneys[side].mask.points_mm().mean(0) for side in sides], axis=0)
-        for parts in (before, after)
-    ]
-    return np.asarray(centres[1] - centres[0])
-
-
 def _change(
     subject: str,
     before: tuple[str, ...],
@@ -233,10 +208,6 @@ def _change(
         change=difference(old, new),
         relative=relative_change(old, new),
     )
-
-
-def _or_none(quantity: Quantity | None) -> Quantity:
-    return _sum([]) if quantity is None else quantity
 
 
 def _volume(structure: Structure) -> Quantity:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from kidseg.cases.naming import scan_name
 from kidseg.errors import (
     BatchError,
+    Finding,
     InputError,
     KidsegError,
     ResourceError,
@@ -23,6 +24,7 @@ from kidseg.io.atomic import staging
 from kidseg.io.dicom_source import read_source
 from kidseg.io.label_formats import FORMATS, check_formats, check_grid
 from kidseg.io.output import check_output_folder
+from kidseg.measure.reporting import with_report
 from kidseg.model_file import STARTER, STARTER_USE, is_starter
 from kidseg.provenance import provenance
 from kidseg.report.templates import check_viewer
@@ -41,8 +43,8 @@ from kidseg.segment.outputs import (
     write_outputs,
 )
 from kidseg.segment.predictor import Predictor, Segmentation, load_predictor
-from kidseg.segment.reporting import with_report
 from kidseg.segment.review import in_order_of
+from kidseg.segment.scan_report import with_page
 from kidseg.segment.scans import read_scan
 from kidseg.segment.sources import Source, find_scans
 from kidseg.segment.truth import ReferenceLabels, find_references
@@ -301,6 +303,9 @@ def _segment_scan(source: Source, run: _Run) -> dict[str, Any]:
     result = predictor(scan.volume, str(source.path))
     digest = digest_of(source, len(predictor.method.plan.channels), run.options)
     exported = exported_labels(result, scan, predictor, options, digest, series)
+    measured: tuple[Finding, ...] = ()
+    if files.measures:
+        exported, measured = with_report(exported, result.midline, source.path)
     draw = partial(
         draw_figure,
         name=source.name,
@@ -315,8 +320,9 @@ def _segment_scan(source: Source, run: _Run) -> dict[str, Any]:
         pages = [file.path for file in files.labels if file.is_page]
         left = earlier_outputs(run.index.scans.get(source.name), [*outputs, *pages], run.out)
         of_series = [] if series is None else series.findings
-        noticed = dict.fromkeys((*scan.findings, *of_series))  # both have read the headers
-        findings = (*noticed, *result.findings, *written.findings, *left)
+        noticed = (*scan.findings, *of_series, *result.findings, *measured)
+        # Scan and series have read the headers, prediction and report have told the sides apart.
+        findings = (*dict.fromkeys(noticed), *written.findings, *left)
         seconds = {"read": read_s, **result.seconds, **written.seconds}
         entry = {
             "name": source.name,
@@ -335,7 +341,7 @@ def _segment_scan(source: Source, run: _Run) -> dict[str, Any]:
             "seconds": {name: round(value, 4) for name, value in seconds.items()},
         }
         seen = (scan.volume, result, predictor)
-        reported = with_report(folder, files, written, entry, seen, draw)
+        reported = with_page(folder, files, written, entry, seen, draw)
         record_scan(run.out, reported.entry, reported.files, overwrite=run.overwrite)
     return reported.entry
 

@@ -67,6 +67,11 @@ class Outputs:
         """Does a format refer to a DICOM series?"""
         return any(FORMATS[name].needs_series for name in self.formats)
 
+    @property
+    def measures(self) -> bool:
+        """Does a format have what is measured of the labels?"""
+        return any(FORMATS[name].measures for name in self.formats)
+
     def are_there(self, entry: Mapping[str, Any]) -> bool:
         """Are all files there that the result with this entry has?
 

@@ -133,6 +133,7 @@ class Predictor:
             channels=self.method.plan.channels,
             placement=placement,
             review=review,
+            midline=middle,
         )
 
     @property
@@ -272,6 +273,7 @@ class Segmentation:
         channels: of the scan.
         placement: size and position of the patient.
         review: where the labels are in doubt.
+        midline: of the body.
     """
 
     labels: Volume
@@ -282,6 +284,7 @@ class Segmentation:
     channels: tuple[Normalisation, ...]
     placement: Placement
     review: Review
+    midline: Midline
 
 
 def load_predictor(

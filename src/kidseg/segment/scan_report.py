@@ -20,11 +20,11 @@ from kidseg.report.scan_page import Content, write_report
 from kidseg.segment.outputs import Outputs, Written
 from kidseg.segment.predictor import Predictor, Segmentation
 
-__all__ = ["Reported", "with_report"]
+__all__ = ["WithPage", "with_page"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reported:
+class WithPage:
     """Outputs of a scan with its report.
 
     Attributes:
@@ -36,14 +36,14 @@ class Reported:
     entry: dict[str, Any]
 
 
-def with_report(
+def with_page(
     folder: Path,
     outputs: Outputs,
     written: Written,
     entry: Mapping[str, Any],
     seen: tuple[Volume, Segmentation, Predictor],
     draw: Callable[[Path], Finding | None],
-) -> Reported:
+) -> WithPage:
     """Write the report into a temporary folder, if one was requested.
 
     Whatever fails in it, the labels are right: then there is the finding "no-report".
@@ -62,7 +62,7 @@ def with_report(
     """
     page = next((file.path for file in outputs.labels if file.is_page), None)
     if page is None:
-        return Reported(files=written.files, entry=dict(entry))
+        return WithPage(files=written.files, entry=dict(entry))
     start = time.perf_counter()
     files, drawn = dict(written.files), folder / page.name
     try:
@@ -78,7 +78,7 @@ def with_report(
         files[drawn] = page
     seconds = {**entry["seconds"], "report": round(time.perf_counter() - start, 4)}
     names = [file.name for file in files.values()]
-    return Reported(files=files, entry={**entry, "outputs": names, **facts, "seconds": seconds})
+    return WithPage(files=files, entry={**entry, "outputs": names, **facts, "seconds": seconds})
 
 
 def _content(
