@@ -18,6 +18,7 @@ from kidseg.cli.derived import calibrate, ensemble, import_nnunet
 from kidseg.cli.machine import doctor
 from kidseg.cli.measure import measure
 from kidseg.cli.models import compare, evaluate, info, segment, train
+from kidseg.cli.serving import serve
 from kidseg.cli.settings import config
 from kidseg.cli.stopping import INTERRUPTED, end, listen, was_stopped
 from kidseg.cli.studies import study
@@ -49,6 +50,7 @@ for command in (
     ensemble,
     import_nnunet,
     study,
+    serve,
     config,
     info,
     doctor,
