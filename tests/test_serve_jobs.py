@@ -229,7 +229,7 @@ def test_a_file_that_is_no_table_is_named(tmp_path: Path) -> None:
 
 def test_the_table_writes_ahead_and_waits_for_the_disk(tmp_path: Path) -> None:
     table = opened(tmp_path)
-    with table._connected() as base:
+    with table.base.connected() as base:
         assert base.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
         assert base.execute("PRAGMA synchronous").fetchone()[0] == 2
     with pytest.raises(sqlite3.ProgrammingError):

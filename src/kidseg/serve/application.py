@@ -15,7 +15,9 @@ from starlette.requests import ClientDisconnect
 from kidseg.errors import KidsegError, quoted
 from kidseg.provenance import RESEARCH_USE
 from kidseg.serve.answers import Problem
+from kidseg.serve.datastore import datastore_routes
 from kidseg.serve.guard import App, Guard, server_fault
+from kidseg.serve.monai_label import auth_routes, monai_routes
 from kidseg.serve.page_files import page_routes
 from kidseg.serve.refusals import PROBLEM_TYPE, RefusedError, headers_of, problem_of
 from kidseg.serve.rest import API, rest_routes
@@ -37,6 +39,8 @@ def create_app(service: Service) -> App:
         redoc_url=None,
     )
     app.include_router(rest_routes(service))
+    app.include_router(monai_routes(service))
+    app.include_router(datastore_routes(service))
     app.include_router(page_routes())
     app.add_exception_handler(KidsegError, _known_error)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -44,7 +48,9 @@ def create_app(service: Service) -> App:
     app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _fault)
     _document(app, token=bool(service.serving.tokens))
-    return Guard(cast(App, app), service.serving, service.audit, service.tickets)
+    guard = Guard(cast(App, app), service.serving, service.audit, service.tickets)
+    app.include_router(auth_routes(service, guard.named))
+    return guard
 
 
 def _document(app: FastAPI, *, token: bool) -> None:

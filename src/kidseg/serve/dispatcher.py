@@ -250,6 +250,8 @@ class Dispatcher:
         (self.table.place(job.id) / job.request.scan).unlink(missing_ok=True)
         if self.table.end(job, "done", result=result):
             self.audit.write("job-done", job=job.id, attempt=job.attempt)
+        if job.kind == "score":
+            self.table.remove(self.table.get(job.id))
 
     def _fail(self, job: Job, error: Finding) -> None:
         self._remove_files(job)

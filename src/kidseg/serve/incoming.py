@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
@@ -19,10 +19,11 @@ from python_multipart.multipart import parse_options_header
 
 from kidseg.errors import DISK_FULL, InputError, ResourceError
 from kidseg.io import kind_of
+from kidseg.records import parsed
 from kidseg.serve.policy import Limits
 from kidseg.serve.refusals import RefusedError
 
-__all__ = ["ENDINGS", "Doorkeeper", "Received", "kept_scan"]
+__all__ = ["ENDINGS", "Doorkeeper", "Received", "json_field", "kept_scan"]
 
 _FIELD_BYTES = 64 * 1024
 _PARTS = 16
@@ -77,12 +78,15 @@ class Doorkeeper:
         self.folder.mkdir(parents=True, mode=0o700)
 
     @asynccontextmanager
-    async def received(self, request: Request, place: Path) -> AsyncIterator[Received]:
+    async def received(
+        self, request: Request, place: Path, *, optional: bool = False
+    ) -> AsyncIterator[Received]:
         """Receive the body of a request: a form, or a file as such.
 
         Args:
             request: of the client.
             place: a new folder for the files; removed if anything goes wrong, here or in the block.
+            optional: there may be no body.
 
         Raises:
             RefusedError: 408 "upload-stalled", "upload-slow"; 411, 413 "too-large"; 415
@@ -95,7 +99,7 @@ class Doorkeeper:
         place.mkdir(parents=True, mode=0o700)
         try:
             try:
-                found = await self._receive(request, place)
+                found = await self._receive(request, place, optional)
             except OSError as error:
                 if error.errno in DISK_FULL:
                     raise _disk_full() from error
@@ -106,6 +110,10 @@ class Doorkeeper:
         except BaseException:
             shutil.rmtree(place, ignore_errors=True)
             raise
+
+    def clear(self, place: Path) -> None:
+        """Remove what was received and is not needed."""
+        shutil.rmtree(place, ignore_errors=True)
 
     def _check(self, request: Request) -> None:
         """Refuse what can be refused before anything is received."""
@@ -133,7 +141,7 @@ class Doorkeeper:
             next_step="Upload one scan, compressed.",
         )
 
-    async def _receive(self, request: Request, place: Path) -> Received:
+    async def _receive(self, request: Request, place: Path, optional: bool) -> Received:
         kind, options = parse_options_header(request.headers.get("content-type", ""))
         found = Received()
         if kind == b"multipart/form-data" and options.get(b"boundary"):
@@ -145,6 +153,8 @@ class Doorkeeper:
             with path.open("xb") as file:
                 await self._stream(request, file.write)
             found.files.append(("file", path))
+        elif optional and request.headers.get("content-length", "0") == "0" and not kind:
+            return found
         else:
             raise RefusedError(
                 415,
@@ -283,6 +293,18 @@ class _Form:
         if self.file is not None:
             self.file.close()
             self.file = None
+
+
+def json_field(text: str | None) -> dict[str, Any]:
+    """The JSON object in a field of a form; {} without.
+
+    Raises:
+        RefusedError: 422 "bad-form".
+    """
+    try:
+        return parsed((text or "{}").encode())
+    except ValueError as error:
+        raise _bad_form(f"a field has no JSON object ({error})") from None
 
 
 def kept_scan(received: Received, *names: str) -> Path:

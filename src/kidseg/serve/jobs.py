@@ -12,14 +12,13 @@ import shutil
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from kidseg.errors import Finding, ModelError
-from kidseg.io.atomic import disk_full
+from kidseg.errors import Finding
+from kidseg.serve.database import Database
 from kidseg.serve.policy import Limits
 from kidseg.serve.refusals import RefusedError, no_such
 
@@ -150,10 +149,13 @@ class JobTable:
         """Open the table of a folder, or begin one."""
         (folder / "jobs").mkdir(parents=True, exist_ok=True, mode=0o700)
         table = cls(folder=folder, limits=limits)
-        with table._connected() as base:
-            base.execute("PRAGMA journal_mode=WAL")
-            base.executescript(_SCHEMA)
+        table.base.create(_SCHEMA)
         return table
+
+    @property
+    def base(self) -> Database:
+        """The file of the table."""
+        return Database(self.folder / "jobs.sqlite")
 
     def place(self, job: str) -> Path:
         """The folder of a job."""
@@ -169,7 +171,7 @@ class JobTable:
         Raises:
             RefusedError: 429 "queue-full", "too-many-jobs".
         """
-        with self._connected() as base:
+        with self.base.connected() as base:
             _check_room(base, owner, self.limits)
 
     def add(self, job: str, owner: str, kind: Kind, request: Request) -> Job:
@@ -184,7 +186,7 @@ class JobTable:
         Raises:
             RefusedError: as `check_room`.
         """
-        with self._writing() as base:
+        with self.base.writing() as base:
             if kind != "score":
                 _check_room(base, owner, self.limits)
             base.execute(
@@ -200,7 +202,7 @@ class JobTable:
         Raises:
             RefusedError: 404 "not-found", also if it is another client's.
         """
-        with self._connected() as base:
+        with self.base.connected() as base:
             row = base.execute("SELECT * FROM jobs WHERE id = ?", (job,)).fetchone()
         if row is None or (owner is not None and row["owner"] != owner):
             raise no_such("job")
@@ -214,7 +216,7 @@ class JobTable:
             after: number of the last job that is known.
             limit: of the list.
         """
-        with self._connected() as base:
+        with self.base.connected() as base:
             rows = base.execute(
                 "SELECT * FROM jobs WHERE owner = ? AND number > ? AND kind != 'score'"
                 " ORDER BY number LIMIT ?",
@@ -226,7 +228,7 @@ class JobTable:
         """The number of jobs that are run before this one."""
         if job.state != "queued":
             return 0
-        with self._connected() as base:
+        with self.base.connected() as base:
             (count,) = base.execute(
                 "SELECT COUNT(*) FROM jobs WHERE state = 'running' OR (state = 'queued' AND"
                 " (priority, number) < (?, ?))",
@@ -236,13 +238,13 @@ class JobTable:
 
     def counts(self) -> dict[str, int]:
         """{state: number of jobs}."""
-        with self._connected() as base:
+        with self.base.connected() as base:
             rows = base.execute("SELECT state, COUNT(*) FROM jobs GROUP BY state").fetchall()
         return dict.fromkeys(STATES, 0) | {state: int(count) for state, count in rows}
 
     def claim(self) -> Job | None:
         """Begin the next job: a new attempt. None if there is none."""
-        with self._writing() as base:
+        with self.base.writing() as base:
             row = base.execute(
                 "SELECT id FROM jobs WHERE state = 'queued' ORDER BY priority, number LIMIT 1"
             ).fetchone()
@@ -257,7 +259,7 @@ class JobTable:
 
     def advance(self, job: Job, stage: str, progress: float) -> bool:
         """Record the progress of an attempt; False: it is to be cancelled, or is not the last."""
-        with self._writing() as base:
+        with self.base.writing() as base:
             base.execute(
                 "UPDATE jobs SET stage = ?, progress = MAX(progress, ?)"
                 " WHERE id = ? AND attempt = ? AND state = 'running'",
@@ -267,7 +269,7 @@ class JobTable:
 
     def is_wanted(self, job: Job) -> bool:
         """Is this attempt running, and not to be cancelled?"""
-        with self._connected() as base:
+        with self.base.connected() as base:
             row = base.execute(
                 "SELECT wanted FROM jobs WHERE id = ? AND attempt = ? AND state = 'running'",
                 (job.id, job.attempt),
@@ -283,7 +285,7 @@ class JobTable:
         error: Finding | None = None,
     ) -> bool:
         """End an attempt; False if it is not the last one, or has ended."""
-        with self._writing() as base:
+        with self.base.writing() as base:
             changed = base.execute(
                 "UPDATE jobs SET state = ?, stage = ?, ended = ?, result = ?, error = ?,"
                 " progress = CASE ? WHEN 'done' THEN 1 ELSE progress END"
@@ -299,7 +301,7 @@ class JobTable:
 
     def cancel(self, job: str) -> State:
         """Cancel a job: at once if it is queued, soon if it is running. Its state before."""
-        with self._writing() as base:
+        with self.base.writing() as base:
             row = base.execute("SELECT state FROM jobs WHERE id = ?", (job,)).fetchone()
             if row is None:
                 raise no_such("job")
@@ -316,7 +318,7 @@ class JobTable:
 
     def requeue(self, job: Job) -> None:
         """Queue a running job again, as if this attempt had not begun: the server stops."""
-        with self._writing() as base:
+        with self.base.writing() as base:
             base.execute(
                 "UPDATE jobs SET state = 'queued', stage = 'queued', attempt = attempt - 1"
                 " WHERE id = ? AND attempt = ? AND state = 'running'",
@@ -329,7 +331,7 @@ class JobTable:
         A job that was running at each of several ends of the server is not tried again: it may be
         what ended it. Returns the jobs that were running.
         """
-        with self._connected() as base:
+        with self.base.connected() as base:
             rows = base.execute("SELECT * FROM jobs WHERE state = 'running'").fetchall()
         running = [_job(row) for row in rows]
         for job in running:
@@ -338,7 +340,7 @@ class JobTable:
             elif job.attempt >= self.limits.attempts:
                 self.end(job, "failed", error=_interrupted(job))
             else:
-                with self._writing() as base:
+                with self.base.writing() as base:
                     base.execute(
                         "UPDATE jobs SET state = 'queued', stage = 'queued' WHERE id = ?", (job.id,)
                     )
@@ -346,7 +348,7 @@ class JobTable:
 
     def sweep(self) -> None:
         """When nothing is received: remove folders without a job, and scans of ended ones."""
-        with self._connected() as base:
+        with self.base.connected() as base:
             states = {row["id"]: row["state"] for row in base.execute("SELECT id, state FROM jobs")}
         for folder in (self.folder / "jobs").iterdir():
             state = states.get(folder.name)
@@ -358,7 +360,7 @@ class JobTable:
 
     def waiting(self) -> list[Job]:
         """The jobs that are queued, in the order in which they are run."""
-        with self._connected() as base:
+        with self.base.connected() as base:
             rows = base.execute(
                 "SELECT * FROM jobs WHERE state = 'queued' ORDER BY priority, number"
             ).fetchall()
@@ -367,7 +369,7 @@ class JobTable:
     def expire(self, now: float | None = None) -> list[Job]:
         """Remove jobs that ended long ago, and as many more as the disk requires."""
         now = time.time() if now is None else now
-        with self._connected() as base:
+        with self.base.connected() as base:
             rows = base.execute(
                 "SELECT * FROM jobs WHERE ended IS NOT NULL ORDER BY ended"
             ).fetchall()
@@ -385,49 +387,9 @@ class JobTable:
 
     def remove(self, job: Job) -> None:
         """Remove a job that has ended, with all its files."""
-        with self._writing() as base:
+        with self.base.writing() as base:
             base.execute("DELETE FROM jobs WHERE id = ? AND ended IS NOT NULL", (job.id,))
         shutil.rmtree(self.place(job.id), ignore_errors=True)
-
-    @contextmanager
-    def _connected(self) -> Iterator[sqlite3.Connection]:
-        """A connection of this block.
-
-        Raises:
-            ResourceError: "disk-full".
-            ModelError: "damaged-table": the file is not that of a server.
-        """
-        path = self.folder / "jobs.sqlite"
-        try:
-            base = sqlite3.connect(path, timeout=30, isolation_level=None)
-            try:
-                base.row_factory = sqlite3.Row
-                base.execute("PRAGMA synchronous=FULL")
-                yield base
-            finally:
-                base.close()
-        except sqlite3.DatabaseError as error:
-            if error.sqlite_errorcode in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE):
-                raise disk_full(path) from error
-            raise ModelError(
-                f"the table of jobs cannot be used ({error})",
-                path=path,
-                code="damaged-table",
-                next_step="Choose another folder, or move this file elsewhere.",
-            ) from error
-
-    @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        """A transaction that no other writer interleaves with."""
-        with self._connected() as base:
-            base.execute("BEGIN IMMEDIATE")
-            try:
-                yield base
-            except BaseException:
-                if base.in_transaction:  # a full disk has ended it
-                    base.execute("ROLLBACK")
-                raise
-            base.execute("COMMIT")
 
 
 def _check_room(base: sqlite3.Connection, owner: str, limits: Limits) -> None:
