@@ -48,6 +48,11 @@ _MEDIA = {
     ".glb": "model/gltf-binary",
     ".html": "text/html",
 }
+# A report brings its own scripts, and a policy for them; here it is kept apart from the server.
+_VIEWED = {
+    "Content-Security-Policy": "sandbox allow-scripts allow-downloads; connect-src 'none';"
+    " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+}
 _BINARY: Any = {"schema": {"type": "string", "format": "binary"}}
 _UPLOAD: dict[str, Any] = {
     "requestBody": {
@@ -179,12 +184,19 @@ def rest_routes(service: Service) -> APIRouter:
         },
         summary="Download a file of a job",
     )
-    def get_result(request: Request, job: UUID, name: str) -> FileResponse:
+    def get_result(
+        request: Request,
+        job: UUID,
+        name: str,
+        view: Annotated[bool, Query(description="Show a page, instead of saving it.")] = False,
+    ) -> FileResponse:
         known = _done(service, str(job), request.state.client)
         if name not in [file.name for file in _files(service, known)]:
             raise no_such("file")
         path = service.jobs.results(known) / name
         service.audit.write("result-sent", job=known.id, client=request.state.client)
+        if view and media_type(name) == "text/html":
+            return FileResponse(path, media_type="text/html; charset=utf-8", headers=_VIEWED)
         return FileResponse(path, media_type=media_type(name), filename=name)
 
     return router
