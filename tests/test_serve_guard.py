@@ -219,6 +219,7 @@ def test_tokens_are_read_from_a_file_of_their_owner_alone(tmp_path: Path) -> Non
         (f"a b {'x' * 20}\n", "bad-token"),
         (f"{'x' * 20}\n{'x' * 20}\n", "bad-token"),
         (f"a {'x' * 20}\na {'y' * 20}\n", "bad-token"),
+        (f"server {'x' * 20}\n", "bad-token"),
     ):
         with pytest.raises(InputError) as refused:
             read(text)

@@ -156,6 +156,8 @@ def test_images_are_labelled_and_their_names_stay_out_of_files_and_logs(
     assert not any((server.service.serving.folder / "images").iterdir())
 
 
+@pytest.mark.slow
+@pytest.mark.fault("client gone")
 def test_a_client_that_goes_ends_its_inference(server: Running, root: Path) -> None:
     body = scan_of(root).read_bytes()
     port = int(server.url.rsplit(":", 1)[1])

@@ -228,6 +228,7 @@ def test_a_killed_process_costs_its_job_only(server: Running, root: Path) -> Non
     assert server.worker != pid and not server.service.jobs.place(lost["id"]).exists()
 
 
+@pytest.mark.slow
 def test_cancelling_ends_the_process_of_a_running_job(server: Running, root: Path) -> None:
     with server.held() as pid:
         job, behind = server.upload(scan_of(root)), server.upload(scan_of(root, 1))

@@ -44,7 +44,9 @@ def datastore_routes(service: Service) -> APIRouter:
     images = service.images
 
     @router.get("/", summary="All images and labels, or how many")
-    def datastore(output: Literal["all", "stats", "train"] = "stats") -> Any:
+    def datastore(
+        output: Literal["all", "stats", "train"] = "stats",
+    ) -> dict[str, Any] | list[dict[str, Any]]:
         if output == "stats":
             return service.image_counts()
         if output == "train":
@@ -75,7 +77,7 @@ def datastore_routes(service: Service) -> APIRouter:
         service.audit.write("image-removed", image=known.id)
         return {}
 
-    @router.head("/image", summary="Is there such an image?")
+    @router.head("/image", response_class=Response, summary="Is there such an image?")
     def check_image(image: Name, check_sum: Annotated[str, Query(max_length=200)] = "") -> Response:
         known = images.get(image)
         if check_sum and check_sum.rpartition(":")[2] != known.sha256:
@@ -117,7 +119,7 @@ def datastore_routes(service: Service) -> APIRouter:
         service.audit.write("label-removed", image=known.id)
         return {}
 
-    @router.head("/label", summary="Are there such labels?")
+    @router.head("/label", response_class=Response, summary="Are there such labels?")
     def check_label(image: Name, tag: Tag) -> Response:
         _labels(images.get(image), tag)
         return Response()

@@ -159,7 +159,7 @@ def monai_routes(service: Service) -> APIRouter:
     def training_status(
         check_if_running: bool = False,
         all: bool = False,  # noqa: A002 - of the protocol
-    ) -> Any:
+    ) -> dict[str, Any] | list[dict[str, Any]]:
         last = service.learner.last
         if last is None or (check_if_running and not service.learner.is_running):
             raise no_such("training")

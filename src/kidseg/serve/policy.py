@@ -10,7 +10,10 @@ from pathlib import Path
 
 from kidseg.errors import InputError, UsageError
 
-__all__ = ["Limits", "Serving", "check_serving", "is_loopback", "read_tokens"]
+__all__ = ["SERVER", "Limits", "Serving", "check_serving", "is_loopback", "read_tokens"]
+
+SERVER = "server"
+"""Owner of the jobs of the server itself."""
 
 _LEAST = 16
 _HOW_TO_CREATE = (
@@ -159,7 +162,8 @@ def read_tokens(path: Path) -> dict[str, str]:
     for number, words in enumerate(lines, start=1):
         token, name = words[-1], words[0] if len(words) == 2 else f"client-{number}"
         unusable = not token.isascii() or not token.isprintable() or len(token) < _LEAST
-        if len(words) > 2 or unusable or token in tokens or name in tokens.values():
+        taken = token in tokens or name in (*tokens.values(), SERVER)
+        if len(words) > 2 or unusable or taken:
             raise _bad_file(path, f"entry {number} is not a token of its own", "bad-token")
         tokens[token] = name
     if not tokens:

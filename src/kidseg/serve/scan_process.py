@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from kidseg.errors import Finding, KidsegError, converted
+from kidseg.errors import Finding, KidsegError, ModelError, converted
 from kidseg.geometry import Grid, Volume
 from kidseg.io import ReadOptions
 from kidseg.pipeline import Region
@@ -83,6 +83,7 @@ def run_scans(connection: Connection, model: Path, device: str) -> None:
 
     try:
         predictor = load_predictor(model, device)
+        _check_channels(predictor)
     except Exception as error:
         send("unusable", _finding(error))
         return
@@ -106,6 +107,17 @@ def run_scans(connection: Connection, model: Path, device: str) -> None:
             send("done", result)
         except Exception as error:
             send("failed", _finding(error))
+
+
+def _check_channels(predictor: Predictor) -> None:
+    channels = len(predictor.method.plan.channels)
+    if channels != 1:
+        raise ModelError(
+            f"the model reads scans of {channels} channels, and an upload has one",
+            path=predictor.path,
+            code="several-channels",
+            next_step="Serve a model with one channel, or use 'kidseg segment'.",
+        )
 
 
 def _segmented(

@@ -25,14 +25,11 @@ from kidseg.serve.jobs import Job, JobTable, Kind, Request, new_id
 from kidseg.serve.learned_from import names_said, read_submitted
 from kidseg.serve.learning import Learner, schema_in
 from kidseg.serve.next_sample import choose_next
-from kidseg.serve.policy import Serving
+from kidseg.serve.policy import SERVER, Serving
 from kidseg.serve.refusals import RefusedError
 from kidseg.serve.watchers import Watchers
 
-__all__ = ["SERVER", "Service", "open_service"]
-
-SERVER = "server"
-"""Owner of the jobs of the server itself."""
+__all__ = ["Service", "open_service"]
 
 _LOCK = ".lock"
 
