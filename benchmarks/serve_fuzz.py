@@ -47,7 +47,7 @@ def main() -> int:
             command = [arguments.schemathesis, "run", f"{url}/api/v1/openapi.json"]
             command += ["--checks", ",".join(CHECKS), "--max-examples", str(arguments.examples)]
             command += ["--rate-limit", "1000/m", "--phases", "examples,coverage,fuzzing"]
-            code = subprocess.run(command, check=False).returncode
+            code = subprocess.run(command, check=False, cwd=name).returncode
             health = httpx.get(f"{url}/api/v1/health", timeout=30).json()
             return code or int(health["status"] != "ok" or server.poll() is not None)
         finally:

@@ -142,6 +142,14 @@ def test_errors_are_problem_documents(tmp_path: Path) -> None:
             assert str(tmp_path) not in answer.text
 
 
+@pytest.mark.fault("disk full")
+def test_a_full_disk_is_said_before_anything_is_received(tmp_path: Path) -> None:
+    with answering(tmp_path, limits=Limits(spare_bytes=2**60)) as (client, service):
+        answer = client.post("/api/v1/jobs", files={"file": ("x", b"1")})
+        assert (answer.status_code, answer.json()["code"]) == (507, "disk-full")
+        assert not any(service.door.folder.iterdir())
+
+
 def test_a_fault_of_the_server_tells_nothing_of_the_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -14,20 +14,13 @@ from kidseg.serve.images import FINAL, Image
 from kidseg.serve.incoming import json_field, kept_scan
 from kidseg.serve.jobs import new_id
 from kidseg.serve.refusals import RefusedError, no_such
-from kidseg.serve.rest import media_type
+from kidseg.serve.rest import FILE, media_type
 from kidseg.serve.service import Service
 
 __all__ = ["datastore_routes"]
 
 Name = Annotated[str, Query(max_length=256)]
 Tag = Annotated[str, Query(max_length=64)]
-
-_BINARY: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "The file.",
-        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
-    }
-}
 
 
 def _form(field: str) -> dict[str, Any]:
@@ -84,9 +77,7 @@ def datastore_routes(service: Service) -> APIRouter:
             raise no_such("image")
         return Response()
 
-    @router.get(
-        "/image", response_class=FileResponse, responses=_BINARY, summary="Download an image"
-    )
+    @router.get("/image", response_class=FileResponse, responses=FILE, summary="Download an image")
     def download_image(image: Name) -> FileResponse:
         known = images.get(image)
         service.audit.write("image-sent", image=known.id)
@@ -124,7 +115,7 @@ def datastore_routes(service: Service) -> APIRouter:
         _labels(images.get(image), tag)
         return Response()
 
-    @router.get("/label", response_class=FileResponse, responses=_BINARY, summary="Download labels")
+    @router.get("/label", response_class=FileResponse, responses=FILE, summary="Download labels")
     def download_label(label: Name, tag: Tag) -> FileResponse:
         known = images.get(label)
         path = _labels(known, tag)

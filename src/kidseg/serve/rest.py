@@ -32,7 +32,7 @@ from kidseg.serve.jobs import Request as Wanted
 from kidseg.serve.refusals import RefusedError, no_such
 from kidseg.serve.service import Service
 
-__all__ = ["API", "rest_routes"]
+__all__ = ["API", "FILE", "media_type", "rest_routes"]
 
 API = "/api/v1"
 _TICK_S = 0.2
@@ -54,6 +54,26 @@ _VIEWED = {
     " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 }
 _BINARY: Any = {"schema": {"type": "string", "format": "binary"}}
+FILE: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The file.",
+        "content": dict.fromkeys(("application/octet-stream", *_MEDIA.values()), _BINARY),
+    }
+}
+"""The answer of a route that sends a file, for the OpenAPI document."""
+
+_EVENT = {
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {
+        "event": {"const": "job"},
+        "data": {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "contentSchema": {"$ref": "#/components/schemas/JobView"},
+        },
+    },
+}
 _UPLOAD: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -162,7 +182,7 @@ def rest_routes(service: Service) -> APIRouter:
         responses={
             200: {
                 "description": "Server-sent events 'job', with a job each; ends with the job.",
-                "content": {"text/event-stream": {"schema": {"type": "string"}}},
+                "content": {"text/event-stream": {"schema": _EVENT}},
             }
         },
         summary="Follow a job",
@@ -179,9 +199,7 @@ def rest_routes(service: Service) -> APIRouter:
     @router.get(
         "/jobs/{job}/results/{name}",
         response_class=FileResponse,
-        responses={
-            200: {"description": "The file.", "content": {"application/octet-stream": _BINARY}}
-        },
+        responses=FILE,
         summary="Download a file of a job",
     )
     def get_result(
