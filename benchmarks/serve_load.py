@@ -82,10 +82,22 @@ def client(url: str, body: bytes, jobs: int, tally: Tally, patience_s: float) ->
             tally.ended[job] = state
             tally.waits_s.append(time.monotonic() - begun)
         if state == "done":
-            answer = httpx.get(f"{url}/api/v1/jobs/{job}/results/scan_seg.nii.gz", timeout=60)
-            with tally.lock:
-                tally.statuses[answer.status_code] += 1
-                tally.sizes.add(len(answer.content))
+            download(f"{url}/api/v1/jobs/{job}/results/scan_seg.nii.gz", tally, begun + patience_s)
+
+
+def download(url: str, tally: Tally, deadline: float) -> None:
+    """Download the labels, also from a server that is killed meanwhile."""
+    while time.monotonic() < deadline:
+        try:
+            answer = httpx.get(url, timeout=60)
+        except httpx.HTTPError:
+            time.sleep(1)
+            continue
+        with tally.lock:
+            tally.statuses[answer.status_code] += 1
+            tally.sizes.add(len(answer.content))
+        return
+    raise SystemExit("labels were never sent")
 
 
 def upload(url: str, body: bytes, tally: Tally, deadline: float) -> str:

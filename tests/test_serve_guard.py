@@ -75,6 +75,22 @@ def test_clients_do_not_see_each_other(tmp_path: Path) -> None:
         assert service.jobs.get(job).state == "queued"
 
 
+def test_the_login_of_monai_label_takes_the_token_as_the_password(tmp_path: Path) -> None:
+    with answering(tmp_path, tokens=TOKENS) as (client, _):
+        assert client.get("/auth/").json()["enabled"] is True
+        right = client.post("/auth/token", data={"username": "x", "password": "a" * 16}).json()
+        assert right == {"access_token": "a" * 16, "token_type": "bearer"}
+        assert client.get("/auth/token/valid", headers=bearer("a" * 16)).status_code == 200
+        for body, status in (
+            (b"password=wrong", 401),
+            (b"", 401),
+            (b"a=1&" * 30, 422),
+            (b"a" * 20_000, 413),
+            (b"\xff=%ff&password=%00", 401),
+        ):
+            assert client.post("/auth/token", content=body).status_code == status, body[:20]
+
+
 def test_guessing_tokens_is_slowed_down(tmp_path: Path) -> None:
     limits = Limits(failures_per_minute=3)
     with answering(tmp_path, tokens=TOKENS, limits=limits) as (client, service):

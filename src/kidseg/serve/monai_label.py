@@ -11,9 +11,11 @@ import json
 import os
 import secrets
 from collections.abc import AsyncIterator, Mapping
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import parse_qs
 
 from fastapi import APIRouter, Body, Query, Request
 from fastapi.concurrency import run_in_threadpool
@@ -37,6 +39,7 @@ MODEL = "kidseg"
 
 _TICK_S = 0.1
 _BLOCK = 2**20
+_LOGIN_BYTES, _LOGIN_FIELDS = 10_000, 20
 _FORMATS = {".nii.gz": "nii", ".nrrd": "nrrd", ".mha": "mha", ".seg.nrrd": "seg.nrrd"}
 _STATUS = {"worker-killed": 503, "job-timeout": 504}
 _FORM: dict[str, Any] = {
@@ -218,14 +221,20 @@ _LOGIN: dict[str, Any] = {
 
 
 async def _password(request: Request) -> str:
-    from urllib.parse import parse_qs
-
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
-        if len(body) > 10_000:
+        if len(body) > _LOGIN_BYTES:
             raise RefusedError(413, "the login is too long", code="too-large")
-    fields = parse_qs(body.decode("utf-8", "replace"), max_num_fields=20)
+    try:
+        fields = parse_qs(body.decode("utf-8", "replace"), max_num_fields=_LOGIN_FIELDS)
+    except ValueError:
+        raise RefusedError(
+            422,
+            f"a login has at most {_LOGIN_FIELDS} fields",
+            code="bad-form",
+            next_step="Send the password, which is the token.",
+        ) from None
     return fields.get("password", [""])[0]
 
 
@@ -364,7 +373,6 @@ def _info(service: Service) -> dict[str, Any]:
 
 def _training(learning: Learning) -> dict[str, Any]:
     """A training, as the protocol tells it."""
-    from datetime import datetime
 
     def moment(seconds: float) -> str:
         return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
