@@ -58,7 +58,12 @@ class Process:
         command = [sys.executable, "-m", "kidseg", "serve", "-m", str(model), "--json"]
         command += ["--folder", str(folder), "--port", "0", "--device", "cpu", *more]
         self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command,
+            # A shell starts background jobs with SIGINT ignored, and children inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         assert self.process.stdout
         lines: list[str] = []
