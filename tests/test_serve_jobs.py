@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from kidseg.errors import Finding, ModelError
-from kidseg.serve.jobs import Job, JobTable, Request, new_id
+from kidseg.serve.job import Job, Request, new_id
+from kidseg.serve.jobs import JobTable
 from kidseg.serve.policy import Limits
 from kidseg.serve.refusals import RefusedError
 from kidseg.serve.watchers import Watchers

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from kidseg.serve.jobs import Job, State
+from kidseg.serve.job import Job, State
 
 __all__ = ["PROBLEMS", "Health", "JobList", "JobView", "Problem", "ResultFile", "view_of"]
 

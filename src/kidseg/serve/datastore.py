@@ -12,7 +12,7 @@ from fastapi.responses import FileResponse, Response
 from kidseg.serve.answers import PROBLEMS
 from kidseg.serve.images import FINAL, Image
 from kidseg.serve.incoming import json_field, kept_scan
-from kidseg.serve.jobs import new_id
+from kidseg.serve.job import new_id
 from kidseg.serve.refusals import RefusedError, no_such
 from kidseg.serve.rest import FILE, media_type
 from kidseg.serve.service import Service

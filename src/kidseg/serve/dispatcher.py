@@ -17,7 +17,8 @@ from typing import Any
 
 from kidseg.errors import Finding
 from kidseg.serve.audit_log import AuditLog
-from kidseg.serve.jobs import ACTIVE, Job, JobTable
+from kidseg.serve.job import ACTIVE, Job
+from kidseg.serve.jobs import JobTable
 from kidseg.serve.scan_process import STAGES, run_scans
 from kidseg.serve.watchers import Watchers
 

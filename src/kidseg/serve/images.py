@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from kidseg.io.content import sha256_of
 from kidseg.serve.database import Database
-from kidseg.serve.jobs import new_id
+from kidseg.serve.job import new_id
 from kidseg.serve.refusals import RefusedError, no_such
 
 __all__ = ["FINAL", "ORIGINAL", "Image", "ImageStore", "LabelEntry", "Session"]

@@ -25,7 +25,7 @@ from kidseg.model_file import MODEL_FILE
 from kidseg.serve.audit_log import AuditLog
 from kidseg.serve.child_command import run_command
 from kidseg.serve.images import FINAL, Image, ImageStore
-from kidseg.serve.jobs import new_id
+from kidseg.serve.job import new_id
 from kidseg.serve.learned_from import names_said, write_training_data
 from kidseg.serve.refusals import RefusedError
 

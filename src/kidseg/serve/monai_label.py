@@ -24,8 +24,8 @@ from fastapi.responses import FileResponse, JSONResponse, Response, StreamingRes
 from kidseg.provenance import RESEARCH_USE
 from kidseg.serve.answers import PROBLEMS
 from kidseg.serve.incoming import Received, json_field, kept_scan
-from kidseg.serve.jobs import ACTIVE, Job, new_id
-from kidseg.serve.jobs import Request as Wanted
+from kidseg.serve.job import ACTIVE, Job, new_id
+from kidseg.serve.job import Request as Wanted
 from kidseg.serve.learning import Learning
 from kidseg.serve.next_sample import STRATEGIES
 from kidseg.serve.refusals import RefusedError, no_such

@@ -27,8 +27,8 @@ from kidseg.serve.answers import (
     view_of,
 )
 from kidseg.serve.incoming import kept_scan
-from kidseg.serve.jobs import ACTIVE, Job, new_id
-from kidseg.serve.jobs import Request as Wanted
+from kidseg.serve.job import ACTIVE, Job, new_id
+from kidseg.serve.job import Request as Wanted
 from kidseg.serve.refusals import RefusedError, no_such
 from kidseg.serve.service import Service
 

@@ -27,7 +27,7 @@ from kidseg.segment import load_predictor, segment
 from kidseg.segment.clock import Clock
 from kidseg.segment.predictor import Found, Predictor, Segmentation
 from kidseg.segment.removal import Decided
-from kidseg.serve.jobs import Request
+from kidseg.serve.job import Request
 from kidseg.workers import end_with_parent
 
 __all__ = ["STAGES", "run_scans", "uncertainty_of"]

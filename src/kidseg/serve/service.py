@@ -21,7 +21,8 @@ from kidseg.serve.dispatcher import Dispatcher
 from kidseg.serve.guard import Tickets
 from kidseg.serve.images import FINAL, ORIGINAL, Image, ImageStore, LabelEntry
 from kidseg.serve.incoming import Doorkeeper
-from kidseg.serve.jobs import Job, JobTable, Kind, Request, new_id
+from kidseg.serve.job import Job, Kind, Request, new_id
+from kidseg.serve.jobs import JobTable
 from kidseg.serve.learned_from import names_said, read_submitted
 from kidseg.serve.learning import Learner, schema_in
 from kidseg.serve.next_sample import choose_next
