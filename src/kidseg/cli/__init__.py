@@ -20,6 +20,7 @@ from kidseg.cli.hospital import dicomweb, node
 from kidseg.cli.machine import doctor
 from kidseg.cli.measure import measure
 from kidseg.cli.models import compare, evaluate, info, segment, train
+from kidseg.cli.serving import serve
 from kidseg.cli.settings import config
 from kidseg.cli.stopping import INTERRUPTED, end, listen, was_stopped
 from kidseg.cli.studies import study
@@ -54,6 +55,7 @@ for command in (
     study,
     dicomweb,
     node,
+    serve,
     config,
     info,
     doctor,

@@ -30,6 +30,7 @@ from kidseg.provenance import provenance
 from kidseg.report.templates import check_viewer
 from kidseg.segment.adaptation import Adapt
 from kidseg.segment.batch_page import write_batch_page
+from kidseg.segment.html_page import with_page
 from kidseg.segment.identity import digest_of, done_before, is_same_call, reading_of
 from kidseg.segment.index import Index, read_index, record_failure, record_scan
 from kidseg.segment.outputs import (
@@ -44,7 +45,6 @@ from kidseg.segment.outputs import (
 )
 from kidseg.segment.predictor import Predictor, Segmentation, load_predictor
 from kidseg.segment.review import in_order_of
-from kidseg.segment.scan_report import with_page
 from kidseg.segment.scans import read_scan
 from kidseg.segment.sources import Source, find_scans
 from kidseg.segment.truth import ReferenceLabels, find_references

@@ -1,0 +1,304 @@
+"""Training on the labels of clients, in the background: a better model becomes the current one.
+
+Each training starts from the current model, as `kidseg train --from` in a process of its own. Some
+labelled images are kept out of every training; only a model that is better on them is taken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from kidseg.errors import Finding, KidsegError
+from kidseg.header import read_header
+from kidseg.io.content import sha256_of
+from kidseg.labels import LabelSchema
+from kidseg.model_file import MODEL_FILE
+from kidseg.serve.audit_log import AuditLog
+from kidseg.serve.child_command import run_command
+from kidseg.serve.images import FINAL, Image, ImageStore
+from kidseg.serve.job import new_id
+from kidseg.serve.learned_from import names_said, write_training_data
+from kidseg.serve.refusals import RefusedError
+
+__all__ = ["LEAST", "Learner", "Learning", "divided", "schema_in"]
+
+LEAST = 3
+"""Labelled images: one to learn from, one to choose the best epoch by, one that is kept out."""
+
+_KEPT_SHARE = 0.2
+_LINES = 20
+_EPOCH = re.compile(r"(?P<stage>[^:]+): epoch (?P<epoch>\d+) of (?P<total>\d+), (?P<figures>.*)")
+_LOG = "training.log"
+
+State = Literal["RUNNING", "DONE", "ERROR", "STOPPED"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learning:
+    """A training, as it is now.
+
+    Attributes:
+        id: made by the server.
+        state: one of `State`.
+        started: seconds since 1970.
+        ended: seconds since 1970.
+        stage: what is done.
+        epoch: of the stage.
+        epochs: of the stage.
+        before: mean Dice of the current model on the kept images.
+        after: of the new one.
+        taken: the new model is the current one.
+        error: why it failed.
+        lines: the last lines of the log.
+    """
+
+    id: str
+    state: State
+    started: float
+    ended: float | None = None
+    stage: str = "data"
+    epoch: int = 0
+    epochs: int = 0
+    before: float | None = None
+    after: float | None = None
+    taken: bool = False
+    error: Finding | None = None
+    lines: tuple[str, ...] = ()
+
+
+@dataclass(eq=False)
+class Learner:
+    """Trains, one model after the other.
+
+    Attributes:
+        folder: has the trainings and the models.
+        images: with the labels.
+        audit: log.
+        device: see `kidseg.device.choose_device`.
+        options: further arguments of `kidseg train`.
+        model: returns the file of the current model.
+        changed: called when a better model is the current one.
+    """
+
+    folder: Path
+    images: ImageStore
+    audit: AuditLog
+    device: str
+    options: Sequence[str]
+    model: Callable[[], Path]
+    changed: Callable[[], None]
+    last: Learning | None = None
+    _thread: threading.Thread | None = None
+    _stopping: threading.Event = field(default_factory=threading.Event)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        shutil.rmtree(self.folder / "trainings", ignore_errors=True)  # of an earlier server
+        for name in ("trainings", "models"):
+            (self.folder / name).mkdir(exist_ok=True, mode=0o700)
+
+    @property
+    def is_running(self) -> bool:
+        """Is a model trained now?"""
+        return self._thread is not None and self._thread.is_alive()
+
+    def start(self, tune: str = "all") -> Learning:
+        """Start a training on all final labels.
+
+        Args:
+            tune: see `kidseg.train.Setup`.
+
+        Raises:
+            RefusedError: 409 "too-few-labels"; 429 "training-runs".
+        """
+        with self._lock:
+            if self.is_running:
+                raise RefusedError(
+                    429,
+                    "a training is running",
+                    code="training-runs",
+                    next_step="Wait for its end, or stop it.",
+                    retry_after_s=60,
+                )
+            labelled = [image for image in self.images.all() if FINAL in image.labels]
+            if len(labelled) < LEAST:
+                raise RefusedError(
+                    409,
+                    f"{len(labelled)} images have final labels, and {LEAST} are required: to learn"
+                    " from, to validate on, and to compare the models on",
+                    code="too-few-labels",
+                    next_step="Label more images first.",
+                )
+            self._stopping.clear()
+            self.last = Learning(id=new_id(), state="RUNNING", started=time.time())
+            self._thread = threading.Thread(
+                target=self._run, args=(labelled, tune), name="learner", daemon=True
+            )
+            self._thread.start()
+            return self.last
+
+    def stop(self) -> Learning | None:
+        """Stop the training, and wait for its end. None if there was none."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join()
+        return self.last
+
+    def _run(self, labelled: Sequence[Image], tune: str) -> None:
+        assert self.last is not None
+        place = self.folder / "trainings" / self.last.id
+        place.mkdir(mode=0o700)
+        self.audit.write("training-started", training=self.last.id, images=len(labelled))
+        try:
+            error = self._learn(labelled, tune, place)
+        except KidsegError as known:
+            error = known.as_finding()
+        except Exception as fault:  # of any kind: the server goes on
+            error = Finding(
+                code="training-failed",
+                path="",
+                cause=f"the training failed ({type(fault).__name__})",
+                next_step="Please report this error.",
+                severity="error",
+            )
+        state: State = "DONE" if error is None else "ERROR"
+        if self._stopping.is_set() and error is not None:
+            state, error = "STOPPED", None
+        self._say(state=state, error=error, ended=time.time())
+        self.audit.write(
+            f"training-{state.lower()}",
+            training=self.last.id,
+            code=None if error is None else error.code,
+            before=self.last.before,
+            after=self.last.after,
+            taken=self.last.taken,
+        )
+        shutil.rmtree(place, ignore_errors=True)
+
+    def _learn(self, labelled: Sequence[Image], tune: str, place: Path) -> Finding | None:
+        """Train, compare, and take the better model; why it failed."""
+        model = self.model()
+        header = read_header(model)
+        learned, kept = divided(labelled)
+        self.images.assign("kept", [image.id for image in kept])
+        self.images.assign("learned", [image.id for image in learned])
+        for name, images in (("data", learned), ("kept", kept)):
+            cases = [
+                (f"case_{image.id}", image.path, label.path, names_said(label.info))
+                for image in images
+                if (label := image.labels.get(FINAL))
+            ]
+            schema = schema_in(header)
+            channel = str(header["plan"]["channels"][0]["channel"])
+            write_training_data(place / name, cases, schema, channel)
+            if self._stopping.is_set():
+                return _stopped()
+        arguments = ["--from", str(model), "--tune", tune, "--device", self.device, *self.options]
+        run, data = place / "run", place / "data"
+        failed = self._command(["train", str(data), "-o", str(run), *arguments], place)
+        if failed is not None:
+            return failed
+        trained = run / MODEL_FILE
+        for name, file in (("before", model), ("after", trained)):
+            dice = self._score(name, file, place)
+            if isinstance(dice, Finding):
+                return dice
+            self._say(stage="compare", **{name: dice})
+        assert self.last and self.last.before is not None and self.last.after is not None
+        if self.last.after > self.last.before:
+            self._take(trained)
+        return None
+
+    def _score(self, name: str, model: Path, place: Path) -> float | Finding:
+        """Mean Dice of a model on the kept images."""
+        labels, scores = place / f"labels-{name}", place / f"scores-{name}"
+        images = str(place / "kept" / "imagesTr")
+        segment = ["segment", images, "-m", str(model), "-o", str(labels), "--device", self.device]
+        evaluate = ["evaluate", str(labels), str(place / "kept"), "-o", str(scores)]
+        for command in (segment, evaluate):
+            if (failed := self._command(command, place)) is not None:
+                return failed
+        summary = json.loads((scores / "summary.json").read_bytes())
+        return mean_dice(summary)
+
+    def _command(self, arguments: Sequence[str], place: Path) -> Finding | None:
+        if self._stopping.is_set():
+            return _stopped()
+        log = place / _LOG
+        wanted = [*arguments, "--json"] if arguments[0] != "train" else list(arguments)
+        return run_command(wanted, log, lambda: not self._stopping.is_set(), self._hear)
+
+    def _hear(self, line: str) -> None:
+        assert self.last is not None
+        lines = (*self.last.lines, line)[-_LINES:]
+        match = _EPOCH.fullmatch(line)
+        if match is None:
+            self._say(lines=lines)
+        else:
+            epoch, epochs = int(match["epoch"]), int(match["total"])
+            self._say(lines=lines, stage=match["stage"], epoch=epoch, epochs=epochs)
+
+    def _say(self, **changes: Any) -> None:
+        assert self.last is not None
+        self.last = replace(self.last, **changes)
+
+    def _take(self, trained: Path) -> None:
+        """Make a model the current one."""
+        assert self.last is not None
+        digest = sha256_of(trained)
+        kept = self.folder / "models" / f"{digest}.safetensors"
+        trained.replace(kept)
+        facts = {"before": self.last.before, "after": self.last.after, "training": self.last.id}
+        self.images.add_model(kept, digest, facts)
+        self._say(taken=True)
+        self.changed()
+
+
+def divided(labelled: Sequence[Image]) -> tuple[list[Image], list[Image]]:
+    """(images to learn from, images to keep out), which stay on their side in later trainings.
+
+    A fifth is kept out, at least one, chosen by their ids among those that nothing was learned
+    from.
+
+    Args:
+        labelled: at least `LEAST`.
+    """
+    kept = [image for image in labelled if image.role == "kept"]
+    fresh = [image for image in labelled if image.role is None]
+    fresh.sort(key=lambda image: hashlib.sha256(image.id.encode()).digest())
+    missing = max(0, max(1, round(_KEPT_SHARE * len(labelled))) - len(kept))
+    kept += fresh[:missing]
+    names = {image.id for image in kept}
+    return [image for image in labelled if image.id not in names], kept
+
+
+def mean_dice(summary: Mapping[str, Any]) -> float:
+    """Mean over the structures of the Dice in a summary of `kidseg evaluate`; 0 without any."""
+    values = [
+        structure["dice"]["mean"]
+        for structure in summary["structures"].values()
+        if structure["dice"]["mean"] is not None
+    ]
+    return sum(values) / len(values) if values else 0.0
+
+
+def schema_in(header: Mapping[str, Any]) -> LabelSchema:
+    """The labels of a model."""
+    labels = header["labels"]
+    return LabelSchema.from_names(
+        {int(number): name for number, name in labels["names"].items()},
+        {name: tuple(ids) for name, ids in labels["regions"].items()},
+    )
+
+
+def _stopped() -> Finding:
+    return Finding(code="stopped", path="", cause="it was stopped", severity="error")

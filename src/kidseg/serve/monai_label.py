@@ -1,0 +1,400 @@
+"""The protocol of MONAI Label, as its client and the plug-in of 3D Slicer speak it.
+
+Source: MONAI Label 0.8.5, `monailabel.client.MONAILabelClient` and
+`plugins/slicer/MONAILabel/MONAILabel.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+from collections.abc import AsyncIterator, Mapping
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import parse_qs
+
+from fastapi import APIRouter, Body, Query, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+
+from kidseg.provenance import RESEARCH_USE
+from kidseg.serve.answers import PROBLEMS
+from kidseg.serve.incoming import Received, json_field, kept_scan
+from kidseg.serve.job import ACTIVE, Job, new_id
+from kidseg.serve.job import Request as Wanted
+from kidseg.serve.learning import Learning
+from kidseg.serve.next_sample import STRATEGIES
+from kidseg.serve.refusals import RefusedError, no_such
+from kidseg.serve.rest import media_type
+from kidseg.serve.service import Service
+
+__all__ = ["MODEL", "auth_routes", "monai_routes"]
+
+MODEL = "kidseg"
+"""Name of the only model and trainer."""
+
+_TICK_S = 0.1
+_BLOCK = 2**20
+_LOGIN_BYTES, _LOGIN_FIELDS = 10_000, 20
+_FORMATS = {".nii.gz": "nii", ".nrrd": "nrrd", ".mha": "mha", ".seg.nrrd": "seg.nrrd"}
+_STATUS = {"worker-killed": 503, "job-timeout": 504}
+_FORM: dict[str, Any] = {
+    "requestBody": {
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "params": {"type": "string", "description": "A JSON object."},
+                        "file": {"type": "string", "format": "binary"},
+                    },
+                }
+            }
+        }
+    }
+}
+_ANSWER: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The labels as a file 'image', and a JSON object 'params'.",
+        "content": {"multipart/form-data": {"schema": {"type": "object"}}},
+    }
+}
+
+
+def monai_routes(service: Service) -> APIRouter:
+    """Information, inference, sessions, the next image, and training."""
+    router = APIRouter(responses=PROBLEMS, tags=["MONAI Label"])
+
+    @router.get("/info/", summary="The model, its labels, the images, the training")
+    def info() -> dict[str, Any]:
+        return _info(service)
+
+    @router.post(
+        "/infer/{model}",
+        response_class=Response,
+        responses=_ANSWER,
+        openapi_extra=_FORM,
+        summary="Segment an image, and wait for its labels",
+    )
+    async def infer(
+        request: Request,
+        model: str,
+        image: Annotated[str, Query(max_length=256)] = "",
+        session_id: Annotated[str, Query(max_length=64)] = "",
+        output: Literal["all", "image", "json"] = "all",
+    ) -> Response:
+        _check_model(model)
+        owner = request.state.client
+        await run_in_threadpool(service.jobs.check_room, owner)
+        place = service.door.folder / new_id()
+        async with service.door.received(request, place, optional=True) as received:
+            scan, known = await run_in_threadpool(
+                _scan, service, owner, received, place, image, session_id
+            )
+            params = json_field(received.fields.get("params"))
+            ending = str(params.get("result_extension", ".nii.gz"))
+            wanted = Wanted(
+                scan=scan.name,
+                formats=(_FORMATS.get(ending, "nii"),),
+                stay=True,
+                image=known,
+            )
+            job = await run_in_threadpool(service.queue, owner, "infer", scan, wanted)
+            await run_in_threadpool(service.door.clear, place)
+        return await _answer(service, await _awaited(service, request, job), output)
+
+    @router.put("/session/", openapi_extra=_FORM, summary="Keep an image for a while")
+    async def create_session(request: Request) -> dict[str, Any]:
+        place = service.door.folder / new_id()
+        async with service.door.received(request, place) as received:
+            scan = await run_in_threadpool(kept_scan, received, "files", "file")
+            owner = request.state.client
+            session = await run_in_threadpool(service.images.begin_session, owner, scan)
+            await run_in_threadpool(service.door.clear, place)
+        service.audit.write("session-begun", session=session.id)
+        facts = {"name": session.id, "creation_ts": int(session.created)}
+        return {"session_id": session.id, "session_info": facts}
+
+    @router.get("/session/{session}", summary="A session")
+    def get_session(request: Request, session: str) -> dict[str, Any]:
+        found = service.images.session(session, request.state.client)
+        return {
+            "name": found.id,
+            "creation_ts": int(found.created),
+            "last_access_ts": int(found.used),
+        }
+
+    @router.delete("/session/{session}", summary="Remove a session and its image")
+    def remove_session(request: Request, session: str) -> dict[str, Any]:
+        found = service.images.session(session, request.state.client)
+        service.images.end_session(found)
+        service.audit.write("session-ended", session=found.id)
+        return {"name": found.id}
+
+    @router.post("/activelearning/{strategy}", summary="The image to label next")
+    def next_sample(
+        request: Request,
+        strategy: str,
+        params: Annotated[dict[str, Any] | None, Body()] = None,
+    ) -> dict[str, Any]:
+        if strategy not in STRATEGIES:
+            raise no_such("strategy")
+        return service.next_sample(strategy)
+
+    @router.post("/train/{model}", summary="Train on the final labels, in the background")
+    @router.post("/train/", include_in_schema=False)
+    def train(
+        model: str = MODEL, params: Annotated[dict[str, Any] | None, Body()] = None
+    ) -> dict[str, Any]:
+        _check_model(model)
+        tune = (params or {}).get("tune") or "all"
+        if not isinstance(tune, str) or len(tune) > 1000:
+            raise RefusedError(
+                422, "tune is not a text", code="invalid-request", next_step="Send 'decoder'."
+            )
+        return _training(service.learner.start(tune))
+
+    @router.get("/train/", summary="The training, or 404 if there is none")
+    def training_status(
+        check_if_running: bool = False,
+        all: bool = False,  # noqa: A002 - of the protocol
+    ) -> dict[str, Any] | list[dict[str, Any]]:
+        last = service.learner.last
+        if last is None or (check_if_running and not service.learner.is_running):
+            raise no_such("training")
+        return [_training(last)] if all else _training(last)
+
+    @router.delete("/train/", summary="Stop the training")
+    def stop_training() -> dict[str, Any]:
+        if (last := service.learner.stop()) is None:
+            raise no_such("training")
+        return _training(last)
+
+    return router
+
+
+def auth_routes(service: Service, named: Any) -> APIRouter:
+    """The login of MONAI Label, whose password is the token.
+
+    Args:
+        service: with the tokens.
+        named: (token, address) -> name of the client; see `Guard.named`.
+    """
+    router = APIRouter(prefix="/auth", responses=PROBLEMS, tags=["MONAI Label"])
+
+    @router.get("/", summary="Is a token required?")
+    def enabled() -> dict[str, Any]:
+        return {"enabled": bool(service.serving.tokens), "client_id": MODEL, "realm": MODEL}
+
+    @router.post("/token", openapi_extra=_LOGIN, summary="A token for the password, which is it")
+    async def token(request: Request) -> dict[str, Any]:
+        password = await _password(request)
+        if service.serving.tokens:
+            named(password, request.client.host if request.client else "")
+        return {"access_token": password, "token_type": "bearer"}
+
+    @router.get("/token/valid", summary="Is this token valid?")
+    def valid(request: Request) -> dict[str, Any]:
+        return {"username": request.state.client}
+
+    return router
+
+
+_LOGIN: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/x-www-form-urlencoded": {
+                "schema": {
+                    "type": "object",
+                    "required": ["password"],
+                    "properties": {"password": {"type": "string"}},
+                }
+            }
+        },
+    }
+}
+
+
+async def _password(request: Request) -> str:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > _LOGIN_BYTES:
+            raise RefusedError(413, "the login is too long", code="too-large")
+    try:
+        fields = parse_qs(body.decode("utf-8", "replace"), max_num_fields=_LOGIN_FIELDS)
+    except ValueError:
+        raise RefusedError(
+            422,
+            f"a login has at most {_LOGIN_FIELDS} fields",
+            code="bad-form",
+            next_step="Send the password, which is the token.",
+        ) from None
+    return fields.get("password", [""])[0]
+
+
+def _check_model(model: str) -> None:
+    if model != MODEL:
+        raise no_such("model")
+
+
+def _scan(
+    service: Service, owner: str, received: Received, place: Path, image: str, session: str
+) -> tuple[Path, str | None]:
+    """The scan to segment, in `place`, and the id of the image it is a copy of.
+
+    Raises:
+        RefusedError: 404; 415; 422 "no-scan".
+    """
+    known = None
+    if session:
+        source = service.images.session(session, owner).path
+    elif received.file("file") is not None:
+        return kept_scan(received, "file"), None
+    elif image:
+        found = service.images.get(image)
+        source, known = found.path, found.id
+    else:
+        return kept_scan(received, "file"), None
+    scan = place / f"scan{''.join(source.suffixes)}"
+    os.link(source, scan)  # the image can be removed meanwhile
+    return scan, known
+
+
+async def _awaited(service: Service, request: Request, job: Job) -> Job:
+    """A job when it is done; cancelled if its client goes.
+
+    Raises:
+        RefusedError: the job failed, with its code; 409 "cancelled"; 400 "client-gone".
+    """
+    with service.watchers.following(job.id):
+        while True:
+            known = await run_in_threadpool(service.jobs.get, job.id)
+            if known.state not in ACTIVE:
+                break
+            if await request.is_disconnected():
+                await run_in_threadpool(service.cancel, job.id, "client-gone")
+                raise RefusedError(400, "the client is gone", code="client-gone")
+            await asyncio.sleep(_TICK_S)
+    service.watchers.release(job.id)
+    if known.error is not None:
+        status = _STATUS.get(known.error.code, 422)
+        raise RefusedError(
+            status, known.error.cause, code=known.error.code, next_step=known.error.next_step
+        )
+    if known.state != "done":
+        raise RefusedError(409, "the job was cancelled", code="cancelled")
+    return known
+
+
+async def _answer(service: Service, job: Job, output: str) -> Response:
+    assert job.result is not None
+    file = service.jobs.results(job) / job.result["outputs"][0]
+    if output == "image":
+        return FileResponse(file, media_type=media_type(file.name), filename=file.name)
+    params = {
+        "label_names": {name: int(number) for number, name in job.result["labels"].items()},
+        "volumes_ml": job.result["volumes_ml"],
+        "warnings": [f"{each['code']}: {each['cause']}" for each in job.result["warnings"]],
+        "uncertainty": job.result["uncertainty"],
+        "model": job.result["model"],
+        "job": job.id,
+        "use": RESEARCH_USE,
+    }
+    if output == "json":
+        return JSONResponse(params)
+    boundary = secrets.token_hex(16)
+    name = f"{job.id}{''.join(file.suffixes)}"
+    head = (
+        f'--{boundary}\r\nContent-Disposition: form-data; name="params"\r\n'
+        f"Content-Type: application/json\r\n\r\n{json.dumps(params)}\r\n"
+        f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n'
+        f"Content-Type: {media_type(name)}\r\n\r\n"
+    ).encode()
+    tail = f"\r\n--{boundary}--\r\n".encode()
+
+    async def parts() -> AsyncIterator[bytes]:
+        yield head
+        with file.open("rb") as opened:
+            while block := await run_in_threadpool(opened.read, _BLOCK):
+                yield block
+        yield tail
+
+    return StreamingResponse(
+        parts(),
+        media_type=f"multipart/form-data; boundary={boundary}",
+        headers={"Content-Length": str(len(head) + file.stat().st_size + len(tail))},
+    )
+
+
+def _info(service: Service) -> dict[str, Any]:
+    labels: Mapping[int, str] = service.dispatcher.facts.get("labels", {})
+    names = [labels[number] for number in sorted(labels)]
+    last = service.learner.last
+    stats: dict[str, Any] = {}
+    if last is not None:
+        best = last.after if last.taken else last.before
+        stats = {"epoch": last.epoch, "total_epochs": max(1, last.epochs)}
+        stats |= {"best_metric": best or 0.0, "stage": last.stage}
+        if last.ended is not None:
+            stats["total_time"] = round(last.ended - last.started)
+    description = f"Kidneys and renal tumours in CT. {RESEARCH_USE}"
+    return {
+        "name": "kidseg",
+        "description": description,
+        "version": version("kidseg"),
+        "labels": names,
+        "models": {
+            MODEL: {
+                "type": "segmentation",
+                "labels": {name: number for number, name in labels.items()},
+                "dimension": 3,
+                "description": description,
+                "config": {"result_extension": list(_FORMATS)},
+            }
+        },
+        "trainers": {
+            MODEL: {
+                "description": "Fine-tunes the current model on all final labels",
+                "config": {"tune": ["all", "decoder", "ends"]},
+            }
+        },
+        "strategies": {name: {"description": text} for name, (text, _) in STRATEGIES.items()},
+        "scoring": {},
+        "train_stats": {MODEL: stats} if stats else {},
+        "datastore": service.image_counts(),
+    }
+
+
+def _training(learning: Learning) -> dict[str, Any]:
+    """A training, as the protocol tells it."""
+
+    def moment(seconds: float) -> str:
+        return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
+
+    error = learning.error
+    return {
+        "id": learning.id,
+        "status": learning.state,
+        "start_ts": moment(learning.started),
+        "end_ts": None if learning.ended is None else moment(learning.ended),
+        "request": {"model": MODEL},
+        "details": [*learning.lines, *([str(error)] if error else [])] or [learning.stage],
+        "result": None if learning.after is None else _told(learning),
+        "stage": learning.stage,
+        "epoch": learning.epoch,
+        "total_epochs": learning.epochs,
+        "error": None if error is None else error.as_dict(),
+        "dice": {"before": learning.before, "after": learning.after},
+        "new_model": learning.taken,
+    }
+
+
+def _told(learning: Learning) -> str:
+    kept = "is now the current one" if learning.taken else "is not better, and not used"
+    return f"Dice {learning.before:.3f} before, {learning.after:.3f} after: the model {kept}"

@@ -1,0 +1,253 @@
+"use strict";
+// Drop a scan, follow its job, get the results. Everything comes from this server.
+
+const API = "/api/v1";
+const $ = (id) => document.getElementById(id);
+const names = new Map(); // job -> name of the file, which the server is never told
+let token = sessionStorage.getItem("token") || "";
+
+function headers() {
+  return token ? { Authorization: `Bearer ${token}` } : {};
+}
+
+async function ask(path, options = {}) {
+  const answer = await fetch(path, { ...options, headers: headers() });
+  if (answer.ok) return answer;
+  if (answer.status === 401) $("login").hidden = false;
+  const problem = await answer.json().catch(() => ({ detail: answer.statusText }));
+  throw new Error([problem.detail, problem.next_step].filter(Boolean).join(". "));
+}
+
+function element(tag, text = "", attributes = {}) {
+  const made = Object.assign(document.createElement(tag), attributes);
+  made.textContent = text;
+  return made;
+}
+
+// ---- the server ---------------------------------------------------------------------------------
+
+async function showHealth() {
+  try {
+    const health = await (await fetch(`${API}/health`)).json();
+    const model = health.model
+      ? `model ${health.model.method}, ${health.model.sha256.slice(0, 12)}` : "no model yet";
+    $("health").textContent = `kidseg ${health.version}: ${health.status}; ${model}`;
+    $("use").textContent = health.use;
+    if (health.token_required && !token) $("login").hidden = false;
+    if (!$("formats").children.length) showFormats(health.formats);
+    if (health.status === "loading") setTimeout(showHealth, 1000);
+  } catch {
+    $("health").textContent = "The server does not answer.";
+    setTimeout(showHealth, 3000);
+  }
+}
+
+function showFormats(formats) {
+  for (const format of formats) {
+    const box = element("input", "", {
+      type: "checkbox", value: format, checked: ["nii", "html"].includes(format),
+    });
+    const label = element("label");
+    label.append(box, ` ${format}`);
+    $("formats").append(label);
+  }
+}
+
+// ---- upload -------------------------------------------------------------------------------------
+
+function upload(file) {
+  $("message").textContent = "";
+  const chosen = [...$("formats").querySelectorAll(":checked")].map((box) => box.value);
+  const query = new URLSearchParams({
+    formats: chosen.join(",") || "nii", figures: $("figures").checked,
+  });
+  const card = newCard(file.name);
+  const state = card.querySelector(".state");
+  const request = new XMLHttpRequest(); // fetch does not tell the progress of an upload
+  request.open("POST", `${API}/jobs?${query}`);
+  for (const [name, value] of Object.entries(headers())) request.setRequestHeader(name, value);
+  request.upload.onprogress = (event) => {
+    state.textContent = `uploading, ${Math.round(100 * event.loaded / event.total)} %`;
+  };
+  const abort = element("button", "Cancel", { type: "button", onclick: () => request.abort() });
+  card.querySelector(".actions").replaceChildren(abort);
+  const failed = (text) => {
+    card.remove();
+    $("message").textContent = text;
+  };
+  request.onabort = () => failed("The upload was cancelled.");
+  request.onerror = () => failed("The upload failed: the server cannot be reached.");
+  request.onload = () => {
+    const answer = JSON.parse(request.responseText || "{}");
+    if (request.status !== 201) {
+      if (request.status === 401) $("login").hidden = false;
+      return failed([answer.detail, answer.next_step].filter(Boolean).join(". "));
+    }
+    names.set(answer.id, file.name);
+    card.dataset.job = answer.id;
+    return follow(answer, card);
+  };
+  const body = new FormData();
+  body.append("file", file, "scan"); // not its name, which may be that of a patient
+  request.send(body);
+}
+
+// ---- jobs ---------------------------------------------------------------------------------------
+
+function newCard(name) {
+  const card = $("card").content.firstElementChild.cloneNode(true);
+  card.querySelector("h2").textContent = name;
+  $("jobs").prepend(card);
+  return card;
+}
+
+async function follow(job, card) {
+  show(job, card);
+  while (job.state === "queued" || job.state === "running") {
+    try {
+      const answer = await ask(`${API}/jobs/${job.id}/events`);
+      const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+      let text = "";
+      for (;;) {
+        const { value, done } = await reader.read();
+        if (done) break;
+        text += value;
+        const events = text.split("\n\n");
+        text = events.pop();
+        for (const event of events) {
+          const line = event.split("\n").find((each) => each.startsWith("data: "));
+          if (line) show((job = JSON.parse(line.slice(6))), card);
+        }
+      }
+    } catch (error) {
+      card.querySelector(".state").textContent = `waiting for the server (${error.message})`;
+    }
+    await new Promise((resolve) => setTimeout(resolve, 500));
+  }
+}
+
+function show(job, card) {
+  card.className = `job ${job.state}`;
+  const texts = {
+    queued: job.ahead ? `waiting, ${job.ahead} before it` : "waiting",
+    running: `running: ${job.stage}`,
+    done: "done",
+    cancelled: "cancelled",
+    failed: job.error ? `failed: ${job.error.cause}. ${job.error.next_step}` : "failed",
+  };
+  card.querySelector(".state").textContent = texts[job.state];
+  const bar = card.querySelector("progress");
+  bar.value = job.progress;
+  const active = job.state === "queued" || job.state === "running";
+  bar.hidden = !active;
+  const remove = element("button", active ? "Cancel" : "Remove", { type: "button" });
+  remove.onclick = async () => {
+    try {
+      await ask(`${API}/jobs/${job.id}`, { method: "DELETE" });
+      if (!active) card.remove();
+    } catch (error) {
+      $("message").textContent = error.message;
+    }
+  };
+  card.querySelector(".actions").replaceChildren(remove);
+  if (job.state === "done") showResult(job.result, card.querySelector(".found"));
+}
+
+function showResult(result, place) {
+  const table = element("table");
+  const head = element("tr");
+  head.append(element("th", "Region"), element("th", "Volume in ml"));
+  table.append(head);
+  for (const [name, volume] of Object.entries(result.volumes_ml)) {
+    const row = element("tr");
+    row.append(element("td", name), element("td", volume.toFixed(1), { className: "number" }));
+    table.append(row);
+  }
+  const warnings = element("ul", "", { className: "warnings" });
+  for (const warning of result.warnings) {
+    warnings.append(element("li", `${warning.cause}. ${warning.next_step}`));
+  }
+  const files = element("div", "", { className: "files" });
+  for (const file of result.files) files.append(...buttons(file));
+  place.replaceChildren(table, warnings, files);
+  const figure = result.files.find((file) => file.format === "figure");
+  if (figure) showFigure(figure, place);
+}
+
+function buttons(file) {
+  const save = element("button", file.name, { type: "button", className: "file" });
+  save.onclick = async () => {
+    try {
+      const link = element("a", "", { download: file.name });
+      link.href = URL.createObjectURL(await (await ask(file.href)).blob());
+      link.click();
+      setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+    } catch (error) {
+      $("message").textContent = error.message;
+    }
+  };
+  if (file.format !== "html" || token) return [save];
+  const open = element("a", "Open the report", {
+    className: "button report", href: `${file.href}?view=true`, target: "_blank", rel: "noopener",
+  });
+  return [open, save];
+}
+
+async function showFigure(file, place) {
+  const image = element("img", "", { alt: "Steps of the segmentation" });
+  image.src = URL.createObjectURL(await (await ask(file.href)).blob());
+  image.onload = () => URL.revokeObjectURL(image.src);
+  place.append(image);
+}
+
+async function showJobs() {
+  try {
+    let after = 0;
+    while (after !== null) {
+      const list = await (await ask(`${API}/jobs?after=${after}`)).json();
+      for (const job of list.jobs) {
+        if (document.querySelector(`[data-job="${job.id}"]`)) continue;
+        const when = new Date(job.created * 1000).toLocaleString();
+        const card = newCard(names.get(job.id) || `Scan of ${when}`);
+        card.dataset.job = job.id;
+        follow(job, card);
+      }
+      after = list.next;
+    }
+    $("login").hidden = true;
+  } catch (error) {
+    $("message").textContent = error.message;
+  }
+}
+
+// ---- begin --------------------------------------------------------------------------------------
+
+$("login").onsubmit = (event) => {
+  event.preventDefault();
+  token = $("token").value.trim();
+  sessionStorage.setItem("token", token);
+  $("message").textContent = "";
+  showJobs();
+};
+$("upload").onsubmit = (event) => event.preventDefault();
+$("file").onchange = () => {
+  for (const file of $("file").files) upload(file);
+  $("file").value = "";
+};
+for (const kind of ["dragenter", "dragover"]) {
+  document.addEventListener(kind, (event) => {
+    event.preventDefault();
+    $("drop").classList.add("over");
+  });
+}
+document.addEventListener("dragleave", (event) => {
+  if (!event.relatedTarget) $("drop").classList.remove("over");
+});
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  $("drop").classList.remove("over");
+  for (const file of event.dataTransfer.files) upload(file);
+});
+showHealth().then(() => {
+  if (token || $("login").hidden) showJobs();
+});

@@ -1,0 +1,266 @@
+"""Who gets in: tokens, addresses, pages of other servers, rates; what is refused at the start."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from kidseg.errors import InputError, KidsegError, UsageError
+from kidseg.serve.application import create_app
+from kidseg.serve.audit_log import AuditLog
+from kidseg.serve.guard import Rate, Tickets
+from kidseg.serve.policy import Limits, Serving, check_serving, is_loopback, read_tokens
+from kidseg.serve.service import Service, _locked, _service
+from serving import Direct
+from test_serve_jobs import add
+
+TOKENS = {"a" * 16: "first", "b" * 16: "second"}
+
+
+@contextmanager
+def answering(folder: Path, **more: object) -> Iterator[tuple[Direct, Service]]:
+    """The application, without the process that segments."""
+    serving = Serving(model=folder / "none", folder=folder, **more)  # type: ignore[arg-type]
+    service = _service(serving, folder, AuditLog.opened(folder / "audit.jsonl"))
+    yield Direct(create_app(service)), service
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+def test_a_token_is_asked_for_everywhere_but_at_the_door(tmp_path: Path) -> None:
+    with answering(tmp_path, tokens=TOKENS) as (client, service):
+        for path in ("/api/v1/jobs", "/api/v1/nothing", "/info/", "/datastore/image?image=x"):
+            answer = client.get(path)
+            assert answer.status_code == 401 and answer.headers["WWW-Authenticate"] == "Bearer"
+            assert answer.json()["code"] == "token-required"
+        for path in ("/", "/api/v1/health", "/api/v1/openapi.json", "/page/page.css"):
+            assert client.get(path).status_code == 200, path
+        for wrong in ("c" * 16, "a" * 15, "a" * 17, "", "é"):
+            answer = client.get(
+                "/api/v1/jobs", headers={b"Authorization": b"Bearer " + wrong.encode()}
+            )
+            assert answer.status_code == 401 and answer.json()["code"] == "wrong-token"
+        assert (
+            client.get("/api/v1/jobs", headers={"Authorization": "Basic YTph"}).status_code == 401
+        )
+        assert client.get("/api/v1/jobs", headers=bearer("a" * 16)).json() == {
+            "jobs": [],
+            "next": None,
+        }
+        assert "a" * 15 not in service.audit.path.read_text()
+
+
+def test_clients_do_not_see_each_other(tmp_path: Path) -> None:
+    with answering(tmp_path, tokens=TOKENS) as (client, service):
+        job = add(service.jobs, "first")
+        mine = client.get(f"/api/v1/jobs/{job}", headers=bearer("a" * 16))
+        assert mine.json()["id"] == job
+        other = bearer("b" * 16)
+        for method, path in (
+            ("GET", ""),
+            ("DELETE", ""),
+            ("POST", "/cancel"),
+            ("GET", "/events"),
+            ("GET", "/results"),
+            ("GET", "/results/scan_seg.nii.gz"),
+        ):
+            answer = client.request(method, f"/api/v1/jobs/{job}{path}", headers=other)
+            assert answer.status_code == 404, path
+        assert client.get("/api/v1/jobs", headers=other).json()["jobs"] == []
+        assert service.jobs.get(job).state == "queued"
+
+
+def test_the_login_of_monai_label_takes_the_token_as_the_password(tmp_path: Path) -> None:
+    with answering(tmp_path, tokens=TOKENS) as (client, _):
+        assert client.get("/auth/").json()["enabled"] is True
+        right = client.post("/auth/token", data={"username": "x", "password": "a" * 16}).json()
+        assert right == {"access_token": "a" * 16, "token_type": "bearer"}
+        assert client.get("/auth/token/valid", headers=bearer("a" * 16)).status_code == 200
+        for body, status in (
+            (b"password=wrong", 401),
+            (b"", 401),
+            (b"a=1&" * 30, 422),
+            (b"a" * 20_000, 413),
+            (b"\xff=%ff&password=%00", 401),
+        ):
+            assert client.post("/auth/token", content=body).status_code == status, body[:20]
+
+
+def test_guessing_tokens_is_slowed_down(tmp_path: Path) -> None:
+    limits = Limits(failures_per_minute=3)
+    with answering(tmp_path, tokens=TOKENS, limits=limits) as (client, service):
+        answers = [client.get("/info/", headers=bearer(f"{k:016d}")) for k in range(5)]
+        assert [a.status_code for a in answers] == [401, 401, 401, 429, 429]
+        assert int(answers[-1].headers["Retry-After"]) >= 1
+        assert service.audit.path.read_text().count("wrong-token") == 3
+
+
+def test_too_many_requests_are_told_when_to_come_again(tmp_path: Path) -> None:
+    with answering(tmp_path, limits=Limits(requests_per_minute=5)) as (client, _):
+        answers = [client.get("/api/v1/health") for _ in range(7)]
+        assert [a.status_code for a in answers] == [200] * 5 + [429] * 2
+        assert answers[-1].json()["code"] == "too-many-requests"
+        assert int(answers[-1].headers["Retry-After"]) >= 1
+
+
+def test_a_page_of_another_server_gets_nothing(tmp_path: Path) -> None:
+    with answering(tmp_path) as (client, _):
+        for headers in (
+            {"Origin": "https://evil.example"},
+            {"Origin": "null"},
+            {"Origin": "http://127.0.0.1:9999"},
+            {"Host": "evil.example:8000"},  # a name that points here
+            {"Host": ""},
+        ):
+            answer = client.post("/api/v1/jobs", headers=headers, content=b"")
+            assert answer.status_code == 403 and answer.json()["code"] == "other-origin", headers
+        own = {"Origin": "http://127.0.0.1:8000"}
+        assert client.get("/api/v1/jobs", headers=own).status_code == 200
+        for name in ("localhost:8000", "[::1]:8000", "127.0.0.1"):
+            assert client.get("/api/v1/jobs", headers={"Host": name}).status_code == 200
+
+
+def test_every_answer_has_the_headers_that_keep_a_browser_safe(tmp_path: Path) -> None:
+    with answering(tmp_path) as (client, _):
+        for path in ("/", "/api/v1/health", "/nothing", "/api/v1/jobs/x", "/page/../x"):
+            headers = client.get(path).headers
+            assert "default-src 'none'" in headers["content-security-policy"]
+            assert headers["x-content-type-options"] == "nosniff"
+            assert headers["cache-control"] == "no-store"
+
+
+def test_errors_are_problem_documents(tmp_path: Path) -> None:
+    with answering(tmp_path) as (client, _):
+        for method, path, status, code in (
+            ("GET", "/nothing", 404, "not-found"),
+            ("PUT", "/api/v1/jobs", 405, "wrong-method"),
+            ("GET", "/api/v1/jobs/12", 422, "invalid-request"),
+            ("GET", "/api/v1/jobs?after=99999999999999999999", 422, "invalid-request"),
+            ("POST", "/api/v1/jobs?formats=doc", 400, "unknown-format"),
+            ("POST", "/api/v1/jobs?formats=sr", 400, "missing-format"),
+            ("POST", "/api/v1/jobs", 415, "unsupported-type"),
+            ("GET", "/page/secret", 404, "not-found"),
+        ):
+            answer = client.request(method, path)
+            problem = answer.json()
+            assert answer.headers["content-type"] == "application/problem+json", path
+            assert (answer.status_code, problem["status"], problem["code"]) == (
+                status,
+                status,
+                code,
+            )
+            assert problem["detail"] and problem["next_step"]
+            assert str(tmp_path) not in answer.text
+
+
+@pytest.mark.fault("disk full")
+def test_a_full_disk_is_said_before_anything_is_received(tmp_path: Path) -> None:
+    with answering(tmp_path, limits=Limits(spare_bytes=2**60)) as (client, service):
+        answer = client.post("/api/v1/jobs", files={"file": ("x", b"1")})
+        assert (answer.status_code, answer.json()["code"]) == (507, "disk-full")
+        assert not any(service.door.folder.iterdir())
+
+
+def test_a_fault_of_the_server_tells_nothing_of_the_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with answering(tmp_path) as (client, service):
+
+        def broken(self: object) -> dict[str, int]:
+            raise RuntimeError("Doe^Jane")
+
+        monkeypatch.setattr(type(service.jobs), "counts", broken)
+        answer = client.get("/api/v1/health")
+        assert answer.status_code == 500 and answer.json()["code"] == "server-fault"
+        assert "Doe" not in answer.text + caplog.text
+        assert "RuntimeError at" in caplog.text and "test_serve_guard.py" in caplog.text
+
+
+def test_rates_are_of_each_address_and_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("kidseg.serve.guard.time.monotonic", lambda: now[0])
+    rate = Rate(60)
+    assert [rate.wait_s("a") for _ in range(60)] == [0.0] * 60
+    assert rate.wait_s("a") == pytest.approx(1.0) and rate.wait_s("b") == 0.0
+    now[0] = 1.0
+    assert rate.wait_s("a") == 0.0 and rate.wait_s("a") > 0
+    for k in range(20_000):
+        rate.wait_s(str(k))
+    assert len(rate._buckets) <= 10_000
+    tickets = Tickets(valid_s=10)
+    tickets.give("x")
+    assert tickets.holds("x") and not tickets.holds("y")
+    now[0] = 12.0
+    assert not tickets.holds("x")
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2", "example.org", ""])
+def test_other_machines_require_a_token(tmp_path: Path, host: str) -> None:
+    serving = Serving(model=tmp_path, folder=tmp_path, host=host)
+    with pytest.raises(UsageError, match="token is required") as refused:
+        check_serving(serving)
+    assert refused.value.code == "token-required"
+    check_serving(Serving(model=tmp_path, folder=tmp_path, host=host, tokens=TOKENS))
+    assert not is_loopback(host)
+
+
+def test_this_machine_alone_does_not(tmp_path: Path) -> None:
+    for host in ("127.0.0.1", "::1", "localhost", "127.8.8.8"):
+        check_serving(Serving(model=tmp_path, folder=tmp_path, host=host))
+
+
+def test_half_of_what_tls_needs_is_refused(tmp_path: Path) -> None:
+    pem = tmp_path / "x.pem"
+    pem.write_text("")
+    base = {"model": tmp_path, "folder": tmp_path}
+    for more in ({"certificate": pem}, {"key": pem}):
+        with pytest.raises(UsageError, match="both"):
+            check_serving(Serving(**base, **more))
+    with pytest.raises(InputError, match="no such file"):
+        check_serving(Serving(**base, certificate=pem, key=tmp_path / "none"))
+
+
+def test_tokens_are_read_from_a_file_of_their_owner_alone(tmp_path: Path) -> None:
+    path = tmp_path / "tokens"
+
+    def read(text: str, mode: int = 0o600) -> dict[str, str]:
+        path.write_text(text)
+        path.chmod(mode)
+        return read_tokens(path)
+
+    assert read(f"# us\n{'x' * 20}\n\nward {'y' * 20}\n") == {
+        "x" * 20: "client-1",
+        "y" * 20: "ward",
+    }
+    for text, code in (
+        ("", "bad-token"),
+        ("short\n", "bad-token"),
+        (f"a b {'x' * 20}\n", "bad-token"),
+        (f"{'x' * 20}\n{'x' * 20}\n", "bad-token"),
+        (f"a {'x' * 20}\na {'y' * 20}\n", "bad-token"),
+        (f"server {'x' * 20}\n", "bad-token"),
+    ):
+        with pytest.raises(InputError) as refused:
+            read(text)
+        assert refused.value.code == code and "x" * 20 not in str(refused.value)
+    with pytest.raises(InputError, match="may read"):
+        read("x" * 20, 0o644)
+    with pytest.raises(InputError, match="cannot be read"):
+        read_tokens(tmp_path / "none")
+
+
+def test_one_server_for_a_folder(tmp_path: Path) -> None:
+    with (
+        _locked(tmp_path),
+        pytest.raises(KidsegError, match="another server") as refused,
+        _locked(tmp_path),
+    ):
+        pass
+    assert refused.value.code == "folder-in-use"
+    with _locked(tmp_path):  # the first has ended
+        pass

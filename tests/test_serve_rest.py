@@ -1,0 +1,340 @@
+"""Jobs over HTTP, with a real server and the real process that segments."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydicom import Dataset
+
+from dicom_files import series as dicom_series
+from kidseg.io import ReadOptions, read
+from kidseg.io.label_formats import FORMATS
+from kidseg.segment import segment
+from kidseg.serve.policy import Limits
+from serving import Running, make_model, running, scan_of, until, zipped
+
+API = "/api/v1/jobs"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("serve")
+    make_model(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def server(root: Path) -> Iterator[Running]:
+    limits = Limits(upload_bytes=300_000, stall_s=0.3, uploads=2, gone_s=0.2)
+    with running(root / "server", root / "run" / "model.safetensors", limits=limits) as found:
+        until(lambda: found.client.get("/api/v1/health").json()["status"] == "ok")
+        yield found
+
+
+def test_an_upload_gives_the_labels_that_segment_gives(server: Running, root: Path) -> None:
+    scan = scan_of(root)
+    made = server.upload(scan, formats="nii,seg.nrrd")
+    job = server.ended(made["id"])
+    assert (job["state"], job["progress"], job["ahead"], job["error"]) == ("done", 1, 0, None)
+    assert job["result"]["labels"] == {"1": "kidney", "2": "tumour"}
+    assert 0 <= job["result"]["uncertainty"] <= 1 and job["result"]["distance_sd"] >= 0
+    files = {f["name"]: f for f in server.client.get(f"{API}/{job['id']}/results").json()}
+    assert {f["format"] for f in files.values()} == {"nii", "seg.nrrd", "record"}
+    got = server.client.get(files["scan_seg.nii.gz"]["href"])
+    assert len(got.content) == files["scan_seg.nii.gz"]["size"]
+    (entry,) = segment([scan], root / "run", root / "direct", device="cpu")
+    assert got.content == (root / "direct" / entry["outputs"][0]).read_bytes()
+    record = server.client.get(files["result.json"]["href"]).json()["scans"][0]
+    assert record["path"] == "scan.nii.gz" and str(root) not in record["path"]
+    assert record["volumes_ml"] == job["result"]["volumes_ml"]
+    left = {path.name for path in server.service.jobs.place(job["id"]).iterdir()}
+    assert left == {"results-1"}, "the scan is not kept"
+
+
+def test_progress_comes_as_events_and_ends_with_the_job(server: Running, root: Path) -> None:
+    with server.held():
+        made = server.upload(scan_of(root))
+        behind = server.upload(scan_of(root, 1))
+        seen: list[dict] = []
+        with server.client.stream("GET", f"{API}/{behind['id']}/events") as answer:
+            assert answer.headers["content-type"].startswith("text/event-stream")
+            for line in answer.iter_lines():
+                if line.startswith("data: "):
+                    seen.append(json.loads(line[6:]))
+                if len(seen) == 1:
+                    os.kill(server.worker, signal.SIGCONT)
+    assert seen[0]["state"] == "queued" and seen[0]["ahead"] == 1
+    assert seen[-1]["state"] == "done" and seen[-1]["result"]["files"]
+    progress = [view["progress"] for view in seen]
+    assert progress == sorted(progress) and server.job(made["id"])["state"] == "done"
+
+
+def test_a_zip_of_dicom_gives_dicom_and_its_names_stay_inside(
+    server: Running, tmp_path: Path
+) -> None:
+    def named(ds: Dataset, k: int) -> None:
+        ds.PatientName, ds.PatientID = "Doe^Jane", "ID-4711"
+
+    folder = dicom_series(tmp_path / "series", edit=named)
+    files = {f"Doe_Jane/{path.name}": path.read_bytes() for path in folder.iterdir()}
+    archive = tmp_path / "Doe_Jane.zip"
+    archive.write_bytes(zipped(files))
+    job = server.ended(server.upload(archive, formats="nii")["id"])
+    assert job["state"] == "done", job["error"]
+    assert {f["format"] for f in job["result"]["files"]} == {"nii", "record"}
+    everything = server.log + json.dumps(job)
+    names = [str(path) for path in server.service.serving.folder.rglob("*")]
+    assert "Doe" not in everything + "".join(names) and "ID-4711" not in everything
+
+
+@pytest.mark.slow
+def test_every_format_is_a_result(server: Running, tmp_path: Path) -> None:
+    """Of a DICOM series, whose objects bear the name of their patient for their client alone."""
+    folder = dicom_series(tmp_path / "series")
+    archive = tmp_path / "a.zip"
+    archive.write_bytes(zipped({path.name: path.read_bytes() for path in folder.iterdir()}))
+    formats = server.client.get("/api/v1/health").json()["formats"]
+    job = server.ended(server.upload(archive, formats=",".join(formats), figures=True)["id"])
+    assert job["state"] == "done", job["error"]
+    kinds = {f["format"] for f in job["result"]["files"]}
+    empty = {name for name in formats if FORMATS[name].may_be_missing}
+    assert {*formats, "figure", "record"} - empty <= kinds
+    for file in job["result"]["files"]:
+        got = server.client.get(file["href"])
+        assert len(got.content) == file["size"] > 0, file["name"]
+
+
+@pytest.mark.row(25)
+@pytest.mark.parametrize(
+    ("content", "status", "code"),
+    [
+        (b"", 415, "empty-file"),
+        (b"hello", 415, "not-a-scan"),
+        (b"<!doctype html>", 415, "not-a-scan"),
+    ],
+)
+def test_what_is_no_scan_is_refused_at_once(
+    server: Running, content: bytes, status: int, code: str
+) -> None:
+    answer = server.client.post(API, files={"file": ("../../x.nii.gz", content)})
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    assert not any(server.service.door.folder.iterdir())
+
+
+@pytest.mark.row(25)
+def test_a_hostile_zip_fails_by_itself(server: Running, root: Path) -> None:
+    sound = server.upload(scan_of(root))
+    bad = server.client.post(
+        API, content=zipped({"../../evil.txt": b"x"}), headers={"Content-Type": "application/zip"}
+    )
+    job = server.ended(bad.json()["id"])
+    assert (job["state"], job["error"]["code"], job["result"]) == ("failed", "unsafe-name", None)
+    assert job["error"]["next_step"] and server.ended(sound["id"])["state"] == "done"
+    answer = server.client.get(f"{API}/{job['id']}/results")
+    assert (answer.status_code, answer.json()["code"]) == (409, "not-done")
+    assert not server.service.jobs.place(job["id"]).exists()
+
+
+def test_results_are_reached_by_their_names_alone(server: Running, root: Path) -> None:
+    job = server.ended(server.upload(scan_of(root))["id"])
+    for name in ("..%2f..%2faudit.jsonl", "%2e%2e", "scan.nii.gz", "temporary", "x%00", "%2fetc"):
+        answer = server.client.get(f"{API}/{job['id']}/results/{name}")
+        assert answer.status_code == 404, name
+
+
+def test_bodies_that_are_too_large_end_early(server: Running) -> None:
+    big = b"\0" * 400_000
+    answer = server.client.post(API, files={"file": ("x", big)})
+    assert (answer.status_code, answer.json()["code"]) == (413, "too-large")
+
+    def unannounced() -> Iterator[bytes]:
+        for _ in range(40):
+            yield b"\0" * 10_000
+
+    answer = server.client.post(
+        API, content=unannounced(), headers={"Content-Type": "application/octet-stream"}
+    )
+    assert answer.status_code == 413 and not any(server.service.door.folder.iterdir())
+
+
+@pytest.mark.fault("client gone")
+def test_a_stalled_upload_is_given_up_and_a_broken_one_forgotten(server: Running) -> None:
+    port = int(server.url.rsplit(":", 1)[1])
+    head = (
+        f"POST {API} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: 1000\r\n"
+        "Content-Type: application/octet-stream\r\n\r\nabc"
+    ).encode()
+    with socket.create_connection(("127.0.0.1", port)) as stalled:
+        stalled.sendall(head)
+        until(lambda: any(server.service.door.folder.iterdir()))
+        assert b"408 Request Timeout" in stalled.recv(100)
+    assert not any(server.service.door.folder.iterdir())
+    with socket.create_connection(("127.0.0.1", port)) as broken:
+        broken.sendall(head)
+        until(lambda: any(server.service.door.folder.iterdir()))
+    until(lambda: not any(server.service.door.folder.iterdir()))
+    with (
+        socket.create_connection(("127.0.0.1", port)) as first,
+        socket.create_connection(("127.0.0.1", port)) as second,
+    ):
+        first.sendall(head)
+        second.sendall(head)
+        until(lambda: server.service.door._busy == 2)
+        answer = server.client.post(API, files={"file": ("x", b"1")})
+        assert (answer.status_code, answer.json()["code"]) == (429, "too-many-uploads")
+        assert answer.headers["Retry-After"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"--x\r\n\r\nno disposition\r\n--x--\r\n",
+        b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\ncut',
+        b"no boundary at all",
+        b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n'
+        + b"y" * 70_000
+        + b"\r\n--x--\r\n",
+        b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n\xff\r\n--x--\r\n',
+        b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n1\r\n' * 20 + b"--x--\r\n",
+        b"--x\r\n" + b"H: v\r\n" * 100 + b"\r\n1\r\n--x--\r\n",
+    ],
+)
+def test_forms_that_are_none_are_refused(server: Running, body: bytes) -> None:
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    answer = server.client.post(API, content=body, headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (422, "bad-form")
+    plain = server.client.post(API, files={"other": ("x", b"1")})
+    assert (plain.status_code, plain.json()["code"]) == (422, "no-scan")
+
+
+@pytest.mark.fault("worker killed")
+def test_a_killed_process_costs_its_job_only(server: Running, root: Path) -> None:
+    with server.held() as pid:
+        lost = server.upload(scan_of(root))
+        next_one = server.upload(scan_of(root, 1))
+        until(lambda: server.job(lost["id"])["state"] == "running")
+        os.kill(pid, signal.SIGKILL)
+        failed = server.ended(lost["id"])
+    assert (failed["state"], failed["error"]["code"]) == ("failed", "worker-killed")
+    assert "memory" in failed["error"]["cause"]
+    assert server.ended(next_one["id"])["state"] == "done"
+    assert server.worker != pid and not server.service.jobs.place(lost["id"]).exists()
+
+
+@pytest.mark.slow
+def test_cancelling_ends_the_process_of_a_running_job(server: Running, root: Path) -> None:
+    with server.held() as pid:
+        job, behind = server.upload(scan_of(root)), server.upload(scan_of(root, 1))
+        until(lambda: server.job(job["id"])["state"] == "running")
+        cancelled = server.client.post(f"{API}/{behind['id']}/cancel").json()
+        assert cancelled["state"] == "cancelled"
+        assert server.client.delete(f"{API}/{job['id']}").status_code == 204
+        assert server.ended(job["id"])["state"] == "cancelled"
+    assert server.worker != pid and not server.service.jobs.place(job["id"]).exists()
+    assert server.client.delete(f"{API}/{job['id']}").status_code == 204
+    assert server.client.get(f"{API}/{job['id']}").status_code == 404
+    assert {"job-cancel-asked", "job-cancelled", "job-removed"} <= set(server.events())
+
+
+@pytest.mark.fault("client gone")
+def test_a_job_ends_with_its_client_where_that_is_asked(server: Running, root: Path) -> None:
+    with server.held():
+        alone = server.upload(scan_of(root))
+        left = server.upload(scan_of(root), stay=True)
+        followed = server.upload(scan_of(root), stay=True)
+        with server.client.stream("GET", f"{API}/{followed['id']}/events") as answer:
+            assert next(answer.iter_lines())
+            assert server.ended(left["id"])["state"] == "cancelled"
+            assert server.job(followed["id"])["state"] == "queued"
+        assert server.ended(followed["id"])["state"] == "cancelled"
+        assert server.job(alone["id"])["state"] == "running"
+    assert server.ended(alone["id"])["state"] == "done"
+
+
+def test_your_jobs_are_listed_in_parts(server: Running, root: Path) -> None:
+    for number in range(3):
+        server.ended(server.upload(scan_of(root, number))["id"])
+    first = server.client.get(API, params={"limit": 2}).json()
+    rest = server.client.get(API, params={"after": first["next"], "limit": 500}).json()
+    whole = server.client.get(API, params={"limit": 500}).json()
+    assert first["jobs"] + rest["jobs"] == whole["jobs"] and len(first["jobs"]) == 2
+    assert rest["next"] is None
+
+
+def test_the_document_describes_every_route_with_its_answers(server: Running) -> None:
+    document = server.client.get("/api/v1/openapi.json").json()
+    assert "HTTPValidationError" not in document["components"]["schemas"]
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            assert operation["summary"], path
+            problem = operation["responses"]["default"]["content"]
+            assert "application/problem+json" in problem, (path, method)
+            ok = next(
+                answer for status, answer in operation["responses"].items() if status[0] == "2"
+            )
+            assert "content" in ok or method in ("head", "delete"), (path, method)
+            assert all(content["schema"] for content in ok.get("content", {}).values()), path
+    assert "multipart/form-data" in str(document["paths"][API]["post"]["requestBody"])
+
+
+@pytest.mark.slow
+def test_a_stopped_server_goes_on_where_it_was(root: Path, tmp_path: Path) -> None:
+    """Also with jobs of a server that was killed, and a job that took too long."""
+    model = root / "run" / "model.safetensors"
+    with running(tmp_path, model) as server, server.held():
+        running_one, waiting = server.upload(scan_of(root)), server.upload(scan_of(root, 1))
+        until(lambda: server.job(running_one["id"])["state"] == "running")
+    table = sqlite3.connect(tmp_path / "jobs.sqlite")
+    states = table.execute("SELECT state, attempt FROM jobs ORDER BY number").fetchall()
+    assert states == [("queued", 0), ("queued", 0)]
+    # As kill -9 leaves it: running, with half of the results.
+    table.execute("UPDATE jobs SET state = 'running', attempt = 1 WHERE id = ?", (waiting["id"],))
+    table.commit()
+    table.close()
+    half = tmp_path / "jobs" / waiting["id"] / "results-1"
+    half.mkdir()
+    (half / "scan_seg.nii.gz").write_bytes(b"half")
+    (tmp_path / "incoming" / "upload").mkdir()
+    with running(tmp_path, model) as server:
+        for job in (running_one, waiting):
+            assert server.ended(job["id"])["state"] == "done"
+        got = server.client.get(f"{API}/{waiting['id']}/results/scan_seg.nii.gz").content
+        place = server.service.jobs.place(waiting["id"])
+        assert [p.name for p in place.iterdir()] == ["results-2"]
+        (place / "check.nii.gz").write_bytes(got)
+        read(place / "check.nii.gz", ReadOptions(values="labels"))
+        assert "job-recovered" in server.events()
+        assert not any(server.service.door.folder.iterdir())
+
+
+@pytest.mark.slow
+def test_a_job_that_takes_too_long_fails(root: Path, tmp_path: Path) -> None:
+    limits = Limits(job_s=0.3)
+    model = root / "run" / "model.safetensors"
+    with running(tmp_path, model, limits=limits) as server, server.held():
+        job = server.ended(server.upload(scan_of(root))["id"])
+    assert (job["state"], job["error"]["code"]) == ("failed", "job-timeout")
+
+
+@pytest.mark.slow
+def test_a_damaged_model_is_told_and_loses_no_job(root: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model.safetensors"
+    whole = (root / "run" / "model.safetensors").read_bytes()
+    model.write_bytes(whole[:-100])
+    with running(tmp_path / "server", model) as server:
+        job = server.upload(scan_of(root))
+        until(lambda: server.client.get("/api/v1/health").json()["status"] == "unusable")
+        assert server.job(job["id"])["state"] == "queued"
+
+
+def test_a_body_of_any_kind_is_answered(server: Running) -> None:
+    for kind in ("text/plain", "application/json", "multipart/form-data", ""):
+        answer = server.client.post(API, content=b"x", headers={"Content-Type": kind})
+        assert (answer.status_code, answer.json()["code"]) == (415, "unsupported-type")
