@@ -97,7 +97,7 @@ def test_higher_labels_count_where_structures_overlap(tmp_path: Path) -> None:
 def test_the_stored_volume_is_compared(tmp_path: Path) -> None:
     contours = [circle(k, 6.0) for k in range(1, 5)]
     true_ml = np.pi * 36 * 2.5 * 4 / 1000
-    for factor, differs in ((1.0, False), (1.05, False), (1.3, True), (0.7, True), (1000, True)):
+    for factor, differs in ((1.05, False), (1.3, True), (0.001, True)):
         path = annotated(
             tmp_path / str(factor),
             [Roi(name="kidney", contours=contours, volume_ml=true_ml * factor)],
@@ -109,7 +109,7 @@ def test_the_stored_volume_is_compared(tmp_path: Path) -> None:
         (volume,) = scan.structures
         assert volume.voxels_ml == pytest.approx(true_ml, rel=0.02)
         assert volume.stored_ml == pytest.approx(true_ml * factor, rel=1e-4)
-        assert volume.as_dict()["difference"] == pytest.approx(1 / factor - 1, abs=0.03)
+        assert volume.as_dict()["difference"] == pytest.approx(1 / factor - 1, rel=0.03, abs=0.03)
 
 
 def test_a_fault_of_a_structure_is_an_error_that_names_it(tmp_path: Path) -> None:

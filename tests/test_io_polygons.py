@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.path import Path as Polygon
 
@@ -46,6 +46,7 @@ def on_edge(polygons: list[np.ndarray], shape: tuple[int, int], within: float) -
     return near
 
 
+@settings(max_examples=40)
 @given(st.integers(0, 10**6), st.integers(1, 3))
 def test_pixels_are_those_that_matplotlib_finds(seed: int, count: int) -> None:
     polygons = [star(seed + k, 5 + (seed + 5 * k) % 20) for k in range(count)]
@@ -53,6 +54,7 @@ def test_pixels_are_those_that_matplotlib_finds(seed: int, count: int) -> None:
     assert np.array_equal(filled(polygons, SHAPE)[clear], peer(polygons, SHAPE)[clear])
 
 
+@settings(max_examples=40)
 @given(st.integers(0, 10**6))
 def test_the_area_is_the_shoelace_formula(seed: int) -> None:
     polygon = star(seed, 5 + seed % 30)

@@ -176,7 +176,7 @@ def test_mutated_files_give_only_errors_of_kidseg(
     binary, labelmap, source, _ = case
     random = np.random.default_rng(5)
     path, refused = tmp_path / "seg.dcm", []
-    for k in range(60):
+    for k in range(30):
         data = bytearray((binary, labelmap)[k % 2].read_bytes())
         if k % 5 == 0:
             del data[int(random.integers(len(data))) :]
@@ -188,4 +188,4 @@ def test_mutated_files_give_only_errors_of_kidseg(
             segment_voxels(path, [1], source.native)
         except KidsegError as error:
             refused.append(error)
-    assert len(refused) > 5 and all(e.path == str(path) and e.code for e in refused)
+    assert len(refused) > 3 and all(e.path == str(path) and e.code for e in refused)

@@ -146,7 +146,7 @@ def test_truncated_and_mutated_files_give_only_errors_of_kidseg(tmp_path: Path) 
     content = path.read_bytes()
     generator = random.Random(3)
     refused = []
-    for _ in range(150):
+    for _ in range(70):
         data = bytearray(content)
         if generator.random() < 0.3:
             del data[generator.randrange(len(data)) :]
@@ -158,7 +158,7 @@ def test_truncated_and_mutated_files_give_only_errors_of_kidseg(tmp_path: Path) 
             read_structure_set(path)
         except KidsegError as error:
             refused.append(error)
-    assert len(refused) > 20 and all(str(path) in str(e) and e.code for e in refused)
+    assert len(refused) > 10 and all(str(path) in str(e) and e.code for e in refused)
 
 
 def test_sequences_nested_without_end_are_an_error(tmp_path: Path) -> None:
