@@ -195,7 +195,7 @@ def test_it_prints_on_two_pages_and_each_says_what_it_is_for(opened: Any, tmp_pa
     assert len(pages) == 2
     for text in pages:
         assert "Research use only. Not a medical device." in " ".join(text.split())
-    assert "Warnings" in pages[0] and "Criteria" in pages[1] and "Provenance" in pages[1]
+    assert "Warnings" in pages[0] and "Volumes and sizes" in pages[0] and "Provenance" in pages[1]
     assert "Draw a distance" not in pages[0]
 
 
