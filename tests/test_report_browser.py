@@ -154,9 +154,10 @@ def test_a_distance_can_be_drawn(opened: Any) -> None:
     measure.click()
     canvas = opened.find_element(By.ID, "planes")
     opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
-    ActionChains(opened).move_to_element_with_offset(
-        canvas, -120, 60
-    ).click_and_hold().move_by_offset(50, 30).release().perform()
+    drag = ActionChains(opened).move_to_element_with_offset(canvas, -120, 60).click_and_hold()
+    for _ in range(5):
+        drag = drag.move_by_offset(10, 6).pause(0.05)
+    drag.release().perform()
     found = opened.execute_script(
         "return window.report.planes.document.completedMeasurements.map((m) => m.distance)"
     )
