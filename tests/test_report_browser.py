@@ -154,9 +154,10 @@ def test_a_distance_can_be_drawn(opened: Any) -> None:
     measure.click()
     canvas = opened.find_element(By.ID, "planes")
     opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
-    ActionChains(opened).move_to_element_with_offset(
-        canvas, -120, 60
-    ).click_and_hold().move_by_offset(50, 30).release().perform()
+    drag = ActionChains(opened).move_to_element_with_offset(canvas, -120, 60).click_and_hold()
+    for _ in range(5):
+        drag = drag.move_by_offset(10, 6).pause(0.05)
+    drag.release().perform()
     found = opened.execute_script(
         "return window.report.planes.document.completedMeasurements.map((m) => m.distance)"
     )
@@ -195,7 +196,7 @@ def test_it_prints_on_two_pages_and_each_says_what_it_is_for(opened: Any, tmp_pa
     assert len(pages) == 2
     for text in pages:
         assert "Research use only. Not a medical device." in " ".join(text.split())
-    assert "Warnings" in pages[0] and "Criteria" in pages[1] and "Provenance" in pages[1]
+    assert "Warnings" in pages[0] and "Volumes and sizes" in pages[0] and "Provenance" in pages[1]
     assert "Draw a distance" not in pages[0]
 
 
