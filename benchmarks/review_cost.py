@@ -5,7 +5,7 @@
 
 A digital patient is segmented, file to file, by a fresh process of each checkout on one thread,
 turn by turn: before; with the review, which is always on; and with the map of entropy written. The
-labels must be equal to the last voxel.
+labels must be equal to the last voxel. A scan with fewer slices is continued by its mirror image.
 """
 
 from __future__ import annotations
@@ -17,8 +17,21 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from kidseg.geometry import Volume
+from kidseg.io import load, save
 from segment_old_new import labels, run
+
+
+def lengthen(scan: Path, slices: int) -> None:
+    """Continue a stack that has fewer slices by its mirror image."""
+    volume = load(scan)
+    data = volume.data
+    while data.shape[1] < slices:
+        data = torch.cat([data, data.flip(1)], dim=1)
+    data = data[:, :slices].contiguous()
+    save(Volume(data, volume.grid.crop((0, 0, 0), data.shape[1:])), scan, overwrite=True)
 
 
 def main() -> None:
@@ -41,6 +54,7 @@ def main() -> None:
         run(new, "phantom", root / "data", "-n", 1, "--seed", 2, "--size", asked.size,
             "--set", f"max_slices={asked.slices}", "--set", "slice_mm=[1.0,1.0]")  # fmt: skip
         (scan,) = (root / "data" / "imagesTr").glob("*.nii.gz")
+        lengthen(scan, asked.slices)
         rows: dict[str, list[tuple[float, float]]] = {name: [] for name in kinds}
         for k in range(asked.k):
             for number, (name, (tree, formats)) in enumerate(kinds.items()):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kidseg.geometry import Grid, Volume
 from kidseg.labels import Target
-from kidseg.pipeline.deciding import channels_written, with_weights
+from kidseg.pipeline.deciding import channels_written
 from kidseg.pipeline.steps import Region
 
 __all__ = ["Predicted", "Row", "Tally", "opinions_of", "rows_of"]
@@ -57,12 +57,18 @@ class Tally:
                 nearest slice.
             share: (slices, rows, columns) how much each voxel counts; None: once.
         """
-        decided = channels_written(with_weights(values, self._target), self._target.exclusive)
+        if self._target.weights:  # in single precision: it is twice as fast, and only ties differ
+            weights = torch.tensor(self._target.weights, dtype=values.dtype, device=values.device)
+            values = values * weights[:, None, None, None]
+        decided = channels_written(values, self._target.exclusive)
         slices = torch.arange(start, start + values.shape[1])
         voxel_ml = self._voxel_ml[slices.clamp(0, len(self._voxel_ml) - 1)]
         for number in range(len(self._total_ml)):
             here = decided == number + 1
-            count = (here if share is None else here * share).sum((1, 2), dtype=torch.float64)
+            if share is None:
+                count = torch.count_nonzero(here, dim=(1, 2)).double()
+            else:
+                count = (here * share).sum((1, 2), dtype=torch.float64)
             self._total_ml[number] += (count.cpu() * voxel_ml).sum()
 
     @property
