@@ -96,6 +96,7 @@ def _content(
         schema=predictor.schema,
         midline=_midline(scan, result.labels, predictor, is_ct=is_ct),
         path=Path(str(entry["path"])),
+        record=entry,
     )
     _, measurement = measure_labelled(labelled, Request())
     return Content(
