@@ -14,6 +14,7 @@ from kidseg.cli.options import (
     Adapt,
     AsJson,
     Cases,
+    Cluster,
     Config,
     Cyst,
     Device,
@@ -26,11 +27,14 @@ from kidseg.cli.options import (
     Quiet,
     Reference,
     Repair,
+    Retries,
+    ScanJobs,
     Seed,
     Series,
     Set,
     Spacing,
     Start,
+    TimeLimit,
     TrainingSeed,
     Trust,
     Tune,
@@ -139,6 +143,10 @@ def segment(
     repair: Repair = False,
     device: Device = "auto",
     adapt: Adapt = None,
+    jobs: ScanJobs = 1,
+    cluster: Cluster = None,
+    retries: Retries = 1,
+    time_limit: TimeLimit = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Leave out scans that this model has segmented.")
     ] = False,
@@ -152,15 +160,22 @@ def segment(
     Without -m, the starter model segments: trained on digital patients only; see kidseg info
     starter.
 
+    A folder of hundreds: whatever fails in one scan, the others go on; summary.csv lists all.
+
     Example: kidseg segment scan.nii.gz -o result
     """
     from kidseg.cli.scan_report import ScanReport, starter_line
     from kidseg.io import ReadOptions
     from kidseg.model_file import find_model
-    from kidseg.segment import segment
+    from kidseg.segment import Workers, segment
 
     found = find_model(model)
     options = ReadOptions(trust=trust, spacing_mm=spacing, series=series, repair=repair)
+    workers = None
+    if jobs > 1 or cluster is not None or time_limit is not None:
+        workers = Workers(
+            jobs=jobs, cluster=cluster or "local", retries=retries, limit_s=time_limit
+        )
     run = partial(
         segment,
         [*(scans or ()), *(input_ or ())],
@@ -174,6 +189,7 @@ def segment(
         reference=reference,
         overwrite=overwrite,
         resume=resume,
+        workers=workers,
     )
     if not (quiet or as_json) and (line := starter_line(found)):
         typer.echo(f"kidseg: {line}", err=True)
@@ -188,16 +204,16 @@ def segment(
     ):
         if quiet:
             warnings.simplefilter("ignore", KidsegWarning)
-        heard = ScanReport(advance, lines=not (quiet or as_json or bar))
+        heard = ScanReport(advance, out, lines=not (quiet or as_json or bar))
         error = None
         try:
-            with stoppable(lambda: heard.kept(out)):
+            with stoppable(heard.kept):
                 heard.done = run(report=heard.report, progress=heard.progress)
         except KidsegError as ended:
             if not heard.done and len(heard.failed) < 2:
                 raise
             error = ended
-    print_result(heard.as_dict(error), heard.text(out), as_json, quiet)
+    print_result(heard.as_dict(error), heard.text(), as_json, quiet)
     if error is not None:
         typer.echo(f"kidseg: {error}", err=True)
         raise typer.Exit(error.exit_code)
