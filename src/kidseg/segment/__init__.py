@@ -14,7 +14,7 @@ from kidseg.io import ReadOptions
 from kidseg.io.label_formats import FORMATS, check_formats
 from kidseg.io.output import check_output_folder
 from kidseg.segment.adaptation import Adapt
-from kidseg.segment.batch import Batch, segment_all
+from kidseg.segment.many_scans import Batch, segment_all
 from kidseg.segment.claim import claimed, remove_unfinished
 from kidseg.segment.identity import done_before, is_same_call
 from kidseg.segment.index import read_index
