@@ -74,7 +74,7 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     [
         (signal.SIGTERM, 0, False),
         (signal.SIGTERM, 2, True),
-        (signal.SIGINT, 0, True),
+        pytest.param(signal.SIGINT, 0, True, marks=pytest.mark.slow),
     ],
 )
 def test_a_stopped_training_says_how_to_resume_and_does(

@@ -196,6 +196,7 @@ def said_in_two_processes(folder: Path, code: str) -> list[str]:
     return sorted(line for path in folder.glob("said *") for line in path.read_text().splitlines())
 
 
+@pytest.mark.slow
 def test_processes_with_other_clocks_spend_one_budget(tmp_path: Path) -> None:
     """They stop after the same epoch, and their rates fell alike: the same weights to the bit."""
     first, second, *left = said_in_two_processes(tmp_path, CLOCKS)

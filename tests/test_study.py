@@ -668,6 +668,7 @@ def test_one_run_is_trained_tested_kept_and_not_mixed(data: Path, tmp_path: Path
         assert damaged.value.code == "damaged-stamp"
 
 
+@pytest.mark.slow
 def test_a_model_is_fine_tuned_on_some_of_the_patients(data: Path, tmp_path: Path) -> None:
     """From the model of an earlier run, beside the study's file: its settings, and only a part."""
     settings = ["view.size=32", "unet.size=32", "unet.features=4", "precision=fp32"]

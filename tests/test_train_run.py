@@ -557,7 +557,8 @@ def test_killed_in_each_stage_it_ends_with_the_same_bits(data: Path, tmp_path: P
         )
 
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert start(whole).wait(timeout=120) == 0
+    setup = Setup(method="homogenized", overrides=overrides)
+    train(data, whole, setup, device="cpu")
     for moment in ("pose 1", "segment 1"):
         process = start(broken)
         assert process.stdout is not None
@@ -566,7 +567,7 @@ def test_killed_in_each_stage_it_ends_with_the_same_bits(data: Path, tmp_path: P
         process.kill()
         process.wait()
     assert not (broken / "model.safetensors").exists()
-    assert start(broken).wait(timeout=120) == 0
+    train(data, broken, setup, device="cpu", resume=True)
     weights = [weights_of(out / "model.safetensors") for out in (whole, broken)]
     assert weights[0] == weights[1]
     figures = [json.loads((out / "summary.json").read_text()) for out in (whole, broken)]

@@ -370,10 +370,10 @@ def index_from_voxels(source: Grid, target: Grid) -> tuple[Tensor, Tensor | None
 
 
 def _check_affine(matrix: Tensor) -> None:
-    bottom = matrix.new_tensor([0.0, 0.0, 0.0, 1.0])
-    if not (torch.isfinite(matrix).all() and (matrix[..., 3, :] == bottom).all()):
+    values = matrix.numpy()  # several times faster than torch with so few numbers
+    if not (np.isfinite(values).all() and (values[..., 3, :] == (0.0, 0.0, 0.0, 1.0)).all()):
         raise ValueError(f"mm_from_index must be finite and affine:\n{matrix}")
-    if not (torch.linalg.det(matrix[..., :3, :3]).abs() > 0).all():
+    if not np.linalg.det(values[..., :3, :3]).all():
         raise ValueError(f"mm_from_index must be invertible:\n{matrix}")
 
 

@@ -68,8 +68,9 @@ def draw_look(
     fatty = rng.random() < FATTY_LIVER_SHARE
     worn = float(np.interp(age, (25.0, 85.0), (0.0, 1.0)))
     return Look(
-        # Source: perinephric fat of 2 to 40 mm behind the kidney, Davidiuk et al. (Mayo adhesive
-        # probability score), Eur Urol 66 (2014) 1165-1171.
+        # The Mayo adhesive probability score grades the fat behind the kidney as below 10 mm, 10 to
+        # 19, and 20 or more (Davidiuk et al., Eur Urol 66 (2014) 1165-1171); the range is chosen to
+        # fill all three.
         perirenal_mm=float(np.clip((4.0 + 36.0 * inside) * np.exp(0.45 * rng.normal()), 1.5, 45.0)),
         bowel_share=float(np.clip(rng.beta(2.2, 1.8) * 1.05 - 0.25 * (inside - 0.5), 0.12, 1.0)),
         bowel_apart_mm=float(rng.uniform(0.0, 2.5) + 3.5 * inside * rng.random()),
@@ -178,7 +179,8 @@ def _draw_stones(rng: np.random.Generator, kidneys: tuple[Kidney, ...]) -> tuple
 def _draw_lesions(rng: np.random.Generator, body: Body, viscera: Viscera) -> tuple[Lesion, ...]:
     """Lesions of the liver in a quarter of adults: cysts, haemangiomas, metastases.
 
-    Source: 15 to 33 % of adults, Gore et al., J Am Coll Radiol 14 (2017) 1429-1437.
+    Source: in up to 15 % of CT studies, and in up to 30 % of people over 40 (Gore et al., J Am Coll
+    Radiol 14 (2017) 1429-1437, and reviews that cite it).
     """
     if rng.random() >= 0.25:
         return ()

@@ -125,8 +125,9 @@ def paint_deep_muscles(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -
 def _fat_streaks(patch: Patch, body: Body, amount: float) -> Tensor:
     """HU that fat takes away from the muscles of the back: sheets between fascicles, and a haze.
 
-    Fascicles run to the spinous processes; more of them are fatty near the mid-line. Source: fatty
-    infiltration of the multifidus on CT, Kjaer et al., BMC Med 5 (2007) 2.
+    Fascicles run to the spinous processes; more of them are fatty near the mid-line. On MRI the
+    multifidus was fatty in 81 % of people of 40 years, in 14 % of those of 13. The texture was
+    drawn after development slices. Source: Kjaer et al., BMC Med 5 (2007) 2.
     """
     w = body.vertebra_mm
     x, y = patch.x[:-1].abs(), patch.y[:-1] - body.spine_y_mm

@@ -23,7 +23,7 @@ from kidseg.nets.adaptive import AdaptiveNet
 from kidseg.pipeline.sliding import sliding_window
 from kidseg.pipeline.steps import Progress, Region
 
-__all__ = ["Blocks", "Planes", "View", "neighbour", "pad_to_multiple"]
+__all__ = ["Blocks", "Planes", "View", "neighbours", "pad_to_multiple"]
 
 # Inference batch size by device. Source: benchmarks/inference_speed.py; two slices take 0.4 of the
 # memory of sixteen.
@@ -82,10 +82,8 @@ class Planes:
         count = 2 * self.reach + 1
         if self.reach == 0 or isinstance(image, Slices):
             return sampled(image, grid, fill=tuple(self.padding) * count).data
-        offsets = range(-self.reach, self.reach + 1)
-        ends = self.resliced or image.grid
-        neighbours = [neighbour(grid, ends, offset) for offset in offsets]
-        return torch.cat([sampled(image, each, fill=self.padding).data for each in neighbours])
+        grids = neighbours(grid, self.resliced or image.grid, self.reach)
+        return torch.cat([sampled(image, each, fill=self.padding).data for each in grids])
 
     @torch.no_grad()
     def predict(
@@ -209,25 +207,30 @@ def _mean_over_flips(predict: Callable[[Tensor], Tensor], image: Tensor) -> Tens
     return (predict(image) + predict(image.flip(-1)).flip(-1)) / 2
 
 
-def neighbour(grid: Grid, image: Grid, offset: int) -> Grid:
-    """The slices of a grid moved by `offset` slices, but not beyond the first or last of an image.
+def neighbours(grid: Grid, image: Grid, reach: int) -> list[Grid]:
+    """The slices of a grid moved by -reach .. reach slices, but not beyond the ends of an image.
 
     Args:
         grid: slice-wise or volumetric, in any orientation.
         image: volumetric. Slices that lie outside of it stay where they are.
-        offset: along the slices of `grid`.
+        reach: along the slices of `grid`.
     """
-    matrices = grid.slicewise().mm_from_index
+    slices = grid.slicewise()
+    matrices = slices.mm_from_index
     axis = matrices[:, :3, 0]
     step = axis @ torch.linalg.inv(image.mm_from_index)[:3, :3].T.to(axis)
     along = int(step.abs().sum(0).argmax())  # the image's axis along which slices follow
-    here = image.index(grid.slicewise().centre_mm)[:, along]
+    here = image.index(slices.centre_mm)[:, along]
     per_slice = step[:, along]
     ends = torch.stack([-here / per_slice, (image.shape[along] - 1 - here) / per_slice])
     low, high = ends.amin(0).clamp(max=0.0), ends.amax(0).clamp(min=0.0)
-    moved = matrices.clone()
-    moved[:, :3, 3] += torch.full_like(low, offset).clamp(low, high)[:, None] * axis
-    return Grid(grid.shape, moved)
+
+    def moved(offset: int) -> Grid:
+        matrix = matrices.clone()
+        matrix[:, :3, 3] += torch.full_like(low, offset).clamp(low, high)[:, None] * axis
+        return Grid(grid.shape, matrix)
+
+    return [moved(offset) for offset in range(-reach, reach + 1)]
 
 
 def pad_to_multiple(image: Tensor, multiple: Sequence[int]) -> Tensor:
