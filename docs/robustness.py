@@ -72,17 +72,21 @@ INPUTS: Mapping[int, tuple[str, str]] = {
 
 FAULTS: Mapping[str, str] = {
     "kill -9 while training": "resumed, it ends with the same bits on the same device",
+    "kill -9 while segmenting": "done scans are kept, none is half written; --resume goes on",
     "kill while saving": "the previous state is complete; two are kept, with SHA-256",
     "damaged state or model": "refused; the previous state is used and said; never a fresh start",
     "disk full": "exit code 5, no half file",
     "SIGTERM": "state saved, exit code 143; how to go on is said",
-    "worker killed": "noticed in seconds, named; no hang",
+    "worker killed": "noticed in seconds, named; no hang; of a batch it costs only its scan",
     "out of device memory": "an error that names the setting to change",
     "loss not finite": "exit code 6 with stage, epoch and cases of the batch",
-    "two jobs, one folder": "a lock: trainings exclude each other, records of scans are merged",
+    "two jobs, one folder": "a lock: trainings exclude each other, and so do segmentations of the"
+    " same scans; records of different scans are merged",
     "rank dies": "all processes of the training end; it is resumable",
     "one bad case": "the others finish, exit code 4",
-    "launcher killed": "a study takes its trainings along",
+    "scan that hangs": "with --time-limit its process ends; the others finish, exit code 4",
+    "scheduler lost": "exit code 5; done scans are recorded, --resume goes on",
+    "launcher killed": "a study takes its trainings along, a batch its workers",
     "client gone": "its upload is removed; its job is cancelled, where that is asked",
 }
 

@@ -38,6 +38,8 @@ ROOMS = [
     *("nets", "losses", "augment", "style", "body", "postprocess", "metrics"),
     "io",
     "geometry",
+    "cluster",
+    "attempts",
     *("workers", "stage", "distributed", "device", "intensity", "labels", "config"),
     "topology",
     "records",

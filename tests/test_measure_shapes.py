@@ -112,6 +112,49 @@ def test_contact_of_a_ball_in_a_ball_is_a_cap(spacing_mm: tuple[float, ...], see
     assert area.low < area.value < area.high
 
 
+@pytest.mark.parametrize(
+    ("spacing_mm", "seed"),
+    [
+        ((5.0, 1.4, 1.4), 2),
+        *(
+            pytest.param(spacing_mm, seed, marks=pytest.mark.slow)
+            for spacing_mm in ((3.0, 0.9, 0.9), (5.0, 0.8, 0.8), (5.0, 1.2, 1.2))
+            for seed in (0, 2)
+        ),
+    ],
+)
+def test_contacts_between_thick_slices(spacing_mm: tuple[float, ...], seed: int) -> None:
+    """A cap, a disc and a whole ball: in any direction, and whichever axis the slices are along."""
+    grid = oblique(32, spacing_mm, seed)
+    along = rotation(seed + 7)[:, 0]
+    whole = ball(grid, 30).data
+    cap, inside = ball(grid, 18, 22 * along), ball(grid, 14, 5 * along)
+    above = Mask(whole & (positions(grid) @ along > 4), grid)
+    height = 18 - (22**2 + 18**2 - 30**2) / (2 * 22)
+    areas_mm2 = {
+        cap: 2 * math.pi * 18 * height,
+        inside: 4 * math.pi * 14**2,
+        above: math.pi * (30**2 - 4**2),
+    }
+    for tumour, area_mm2 in areas_mm2.items():
+        kidney = Mask(whole & ~tumour.data, grid)
+        found = contact_area(tumour.cropped()[0], kidney.cropped()[0])
+        assert found.value == pytest.approx(area_mm2 / 100, rel=0.05)
+        assert found.low is not None and found.high is not None
+        assert found.low < found.value < found.high
+
+
+def test_a_contact_is_the_same_whatever_axis_the_slices_are_along() -> None:
+    grid = oblique(18, (5.0, 1.6, 1.6), 2)
+    tumour = ball(grid, 10, (8, 0, 0))
+    kidney = Mask(ball(grid, 16).data & ~tumour.data, grid)
+    first = contact_area(tumour, kidney).value
+    for order in ((1, 0, 2), (2, 1, 0)):
+        turned = grid.permuted(order)
+        one, other = (Mask(each.data.transpose(order), turned) for each in (tumour, kidney))
+        assert contact_area(one, other).value == pytest.approx(first, rel=1e-6)
+
+
 def test_a_tumour_inside_its_kidney_touches_it_all_around() -> None:
     grid = oblique(22, (1.2, 0.9, 0.9), 3)
     tumour = ball(grid, 10)

@@ -32,6 +32,7 @@ from kidseg.errors import (
 from kidseg.geometry import Grid, Volume
 from kidseg.io import ReadOptions, read, save
 from kidseg.segment import Predictor, Segmentation, load_predictor, segment
+from kidseg.segment.cohort_table import SUMMARY
 from kidseg.segment.index import RESULT, read_index
 from kidseg.train import Setup, train
 from test_segment_predictor import SETTINGS
@@ -175,7 +176,7 @@ def test_whatever_fails_in_a_scan_the_others_are_segmented(
     (failed,) = record(tmp_path)["failed"]
     assert failed["code"] == code and failed["cause"] and failed["next_step"] is not None
     assert {file.name for file in tmp_path.iterdir()} == {
-        RESULT, "s0_seg.nii.gz", "s2_seg.nii.gz", "cohort.html",
+        RESULT, SUMMARY, "s0_seg.nii.gz", "s2_seg.nii.gz", "cohort.html",
     }  # fmt: skip
     with pytest.raises(KidsegError) as alone:
         segment([root / "scans" / "s1.nii.gz"], model, tmp_path)

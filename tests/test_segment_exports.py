@@ -84,7 +84,10 @@ def test_a_scan_without_a_series_fails_alone_and_early(
     with pytest.raises(BatchError, match="written only for a DICOM series"):
         segment(scans, predictor, tmp_path / "out", formats=["nii", "rtstruct"])
     names = {file.name for file in (tmp_path / "out").iterdir()}
-    assert names == {"child_seg.nii.gz", "child_rtstruct.dcm", "result.json", "cohort.html"}
+    assert names == {
+        *("child_seg.nii.gz", "child_rtstruct.dcm"),
+        *("result.json", "summary.csv", "cohort.html"),
+    }
     with pytest.raises(InputError) as caught:
         segment(scans[:1], predictor, tmp_path / "alone", formats=["dicomseg"])
     assert caught.value.code == "no-dicom-series"

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from kidseg.errors import ModelError, ResourceError, UsageError
+from kidseg.io.atomic import json_bytes
 from kidseg.segment.index import RESULT, read_index, record_failure, record_scan
 
 
@@ -191,3 +192,33 @@ def test_a_name_that_is_not_utf_8_comes_back(tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9")
     record_scan(tmp_path, {"name": name, "outputs": []}, {})
     assert set(read_index(tmp_path).scans) == {name}
+
+
+ODD = {"text": 'line\nnext\u2028\x85 "failed": [] [] "scans": []', "none": None, "list": [1, [2]]}
+
+
+def test_the_file_is_plain_json_whoever_wrote_it(tmp_path: Path) -> None:
+    """Texts of entries are remembered; the file is that of all entries written anew."""
+    for k in range(4):
+        record_scan(tmp_path, {"name": f"{k}", "outputs": [], **ODD, "k": k}, {})
+        record_failure(tmp_path, {"name": f"f{k % 2}", "code": "x", "k": k, **ODD})
+        if k == 1:  # another process adds one
+            index = read_index(tmp_path)
+            index.scans["other"] = {"name": "other", "outputs": [], "k": -1}
+            (tmp_path / "new").write_bytes(json_bytes(index.as_dict()))
+            (tmp_path / "new").replace(tmp_path / RESULT)
+    written = (tmp_path / RESULT).read_bytes()
+    content = json.loads(written)
+    assert [scan["name"] for scan in content["scans"]] == ["0", "1", "other", "2", "3"]
+    assert [(one["name"], one["k"]) for one in content["failed"]] == [("f0", 2), ("f1", 3)]
+    assert written == json_bytes(content) == json_bytes(read_index(tmp_path).as_dict())
+
+
+def test_changing_what_was_read_or_given_changes_no_record(tmp_path: Path) -> None:
+    mine = {"name": "a", "outputs": [], "facts": {"x": 1}}
+    record_scan(tmp_path, mine, {})
+    mine["facts"] = {"x": 2}
+    read_index(tmp_path).scans.clear()
+    record_scan(tmp_path, entry("b"), {})
+    assert read_index(tmp_path).scans["a"]["facts"] == {"x": 1}
+    assert json.loads((tmp_path / RESULT).read_text())["scans"][0]["facts"] == {"x": 1}

@@ -44,6 +44,10 @@ EXTRAS = {
     "train": (("batchgeneratorsv2",), 'nnU-Net\'s own augmentation (setting augment = "nnunet")'),
     "dicom": (("highdicom", "contourpy"), "DICOM SEG and RTSTRUCT"),
     "mesh": (("scikit-image", "trimesh"), "surfaces: STL, OBJ, GLB"),
+    "cluster": (
+        ("dask", "distributed", "cryptography"),
+        "several scans at a time: --jobs and --cluster",
+    ),
     "clinic": (
         ("highdicom", "contourpy", "scikit-image", "trimesh"),
         "all that a clinic needs: the extras dicom and mesh",

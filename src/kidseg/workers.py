@@ -20,7 +20,15 @@ import torch
 
 from kidseg.errors import InputError, ResourceError
 
-__all__ = ["Named", "Progress", "end_with_parent", "in_processes", "over_cases", "signals_deferred"]
+__all__ = [
+    "Named",
+    "Progress",
+    "end_with_parent",
+    "in_processes",
+    "over_cases",
+    "signals_deferred",
+    "without_ctrl_c",
+]
 
 _PR_SET_PDEATHSIG = 1
 
@@ -116,7 +124,7 @@ def in_processes(
     pool = ProcessPoolExecutor(min(jobs, len(items)), get_context("spawn"), _start_worker)
     left = dict(enumerate(items))
     try:
-        with _without_ctrl_c():
+        with without_ctrl_c():
             futures = {pool.submit(task, item): k for k, item in left.items()}
         for future in as_completed(futures):
             result = future.result()
@@ -158,7 +166,7 @@ def signals_deferred() -> Iterator[None]:
 
 
 @contextmanager
-def _without_ctrl_c() -> Iterator[None]:
+def without_ctrl_c() -> Iterator[None]:
     """Start processes that Ctrl-C does not reach: it is the parent's to handle, after the block."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

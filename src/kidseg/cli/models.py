@@ -16,6 +16,7 @@ from kidseg.cli.options import (
     Annotation,
     AsJson,
     Cases,
+    Cluster,
     Config,
     Cyst,
     Device,
@@ -28,12 +29,15 @@ from kidseg.cli.options import (
     Quiet,
     Reference,
     Repair,
+    Retries,
     RoiRules,
+    ScanJobs,
     Seed,
     Series,
     Set,
     Spacing,
     Start,
+    TimeLimit,
     TrainingSeed,
     Trust,
     Tune,
@@ -151,6 +155,10 @@ def segment(
     repair: Repair = False,
     device: Device = "auto",
     adapt: Adapt = None,
+    jobs: ScanJobs = 1,
+    cluster: Cluster = None,
+    retries: Retries = 1,
+    time_limit: TimeLimit = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Leave out scans that this model has segmented.")
     ] = False,
@@ -167,15 +175,22 @@ def segment(
     Where there is more than one opinion (mirroring, several networks or models) volumes get a 90 %
     interval. The slices to review first are listed; --formats nii,entropy adds a map.
 
+    A folder of hundreds: whatever fails in one scan, the others go on; summary.csv lists all.
+
     Example: kidseg segment scan.nii.gz -o result
     """
     from kidseg.cli.scan_report import starter_line
     from kidseg.io import ReadOptions
     from kidseg.model_file import find_model
-    from kidseg.segment import segment
+    from kidseg.segment import Workers, segment
 
     found = [find_model(each) for each in model or (None,)]
     options = ReadOptions(trust=trust, spacing_mm=spacing, series=series, repair=repair)
+    workers = None
+    if jobs > 1 or cluster is not None or time_limit is not None:
+        workers = Workers(
+            jobs=jobs, cluster=cluster or "local", retries=retries, limit_s=time_limit
+        )
     run = partial(
         segment,
         [*(scans or ()), *(input_ or ())],
@@ -189,6 +204,7 @@ def segment(
         reference=reference,
         overwrite=overwrite,
         resume=resume,
+        workers=workers,
     )
     for line in filter(None, map(starter_line, found)):
         if not (quiet or as_json):
@@ -211,16 +227,16 @@ def _segmented(run: Callable[..., Any], out: Path, *, as_json: bool, quiet: bool
     ):
         if quiet:
             warnings.simplefilter("ignore", KidsegWarning)
-        heard = ScanReport(advance, lines=not (quiet or as_json or bar))
+        heard = ScanReport(advance, out, lines=not (quiet or as_json or bar))
         error = None
         try:
-            with stoppable(lambda: heard.kept(out)):
+            with stoppable(heard.kept):
                 heard.done = run(report=heard.report, progress=heard.progress)
         except KidsegError as ended:
             if not heard.done and len(heard.failed) < 2:
                 raise
             error = ended
-    print_result(heard.as_dict(error), heard.text(out), as_json, quiet)
+    print_result(heard.as_dict(error), heard.text(), as_json, quiet)
     if error is not None:
         typer.echo(f"kidseg: {error}", err=True)
         raise typer.Exit(error.exit_code)

@@ -14,6 +14,7 @@ __all__ = [
     "Annotation",
     "AsJson",
     "Cases",
+    "Cluster",
     "Config",
     "Cyst",
     "Device",
@@ -26,12 +27,15 @@ __all__ = [
     "Quiet",
     "Reference",
     "Repair",
+    "Retries",
     "RoiRules",
+    "ScanJobs",
     "Seed",
     "Series",
     "Set",
     "Spacing",
     "Start",
+    "TimeLimit",
     "TrainingSeed",
     "Trust",
     "Tune",
@@ -84,6 +88,24 @@ TrainingSeed = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and stop.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing output.")]
 Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes to use.")]
+ScanJobs = Annotated[
+    int,
+    typer.Option("--jobs", "-j", min=1, help="Scans to segment at a time, each by a process."),
+]
+Cluster = Annotated[
+    str | None,
+    typer.Option(
+        help="Where these processes run: local, slurm, kubernetes, or the address of a dask"
+        " scheduler; local if --jobs is more than 1."
+    ),
+]
+Retries = Annotated[
+    int, typer.Option(min=0, help="Further attempts at a scan whose process was killed.")
+]
+TimeLimit = Annotated[
+    float | None,
+    typer.Option(metavar="SECONDS", help="End scans that take longer; in processes of their own."),
+]
 Adapt = Annotated[
     Literal["none", "norm"] | None,
     typer.Option(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -13,9 +13,23 @@ from kidseg.header import read_header
 from kidseg.model_file import STARTER_USE, is_starter
 from kidseg.table import text_table, wrapped
 
-__all__ = ["ScanReport", "review_line", "scan_line", "starter_line", "volumes_text"]
+if TYPE_CHECKING:
+    from kidseg.segment.cohort_table import CohortRow
+
+__all__ = [
+    "ScanReport",
+    "cohort_lines",
+    "failures_text",
+    "review_line",
+    "scan_line",
+    "starter_line",
+    "volumes_text",
+]
 
 Entry = Mapping[str, Any]
+
+_LISTED = 40
+"""A longer batch is summarised; the volumes and warnings of each scan are in its files."""
 
 _SIDES = ("right", "left")
 _PARTIAL = "*"
@@ -28,13 +42,14 @@ class ScanReport:
 
     Args:
         advance: shows (done, total).
+        out: the folder of the results.
         lines: write a line on standard error after each scan.
     """
 
-    def __init__(self, advance: Callable[[int, int], None], *, lines: bool) -> None:
+    def __init__(self, advance: Callable[[int, int], None], out: Path, *, lines: bool) -> None:
         self.done: list[dict[str, Any]] = []
         self.failed: list[dict[str, Any]] = []
-        self._advance, self._lines = advance, lines
+        self._advance, self._out, self._lines = advance, out, lines
         self._last: Entry = {}
 
     def report(self, entry: Entry) -> None:
@@ -50,17 +65,37 @@ class ScanReport:
 
     def as_dict(self, error: KidsegError | None) -> dict[str, Any]:
         """As one JSON object, with the error that ended the batch."""
-        result: dict[str, Any] = {"results": self.done, "failed": self.failed}
+        from kidseg.segment.cohort_table import cohort_facts
+
+        rows = self._rows()
+        summary = {**cohort_facts(rows), "rows": [row.as_dict() for row in rows]}
+        result: dict[str, Any] = {
+            "results": self.done,
+            "failed": self.failed,
+            "summary": summary,
+        }
         return result if error is None else {**result, "error": error.as_finding().as_dict()}
 
-    def text(self, out: Path) -> str:
-        """For people; see `volumes_text`."""
-        return volumes_text(self.done, self.failed, out)
+    def text(self) -> str:
+        """For people; see `volumes_text`. Of many scans the summary, without those of each."""
+        if len(self.done) <= _LISTED:
+            text = volumes_text(self.done, self.failed, self._out)
+        else:
+            text = failures_text(self.failed)
+        rows = self._rows()
+        return "\n".join([text, *(cohort_lines(rows, self._out) if len(rows) > 1 else [])])
 
-    def kept(self, out: Path) -> str:
+    def _rows(self) -> list[CohortRow]:
+        """Of all scans in the folder, of earlier calls too."""
+        from kidseg.segment.cohort_table import cohort_rows
+        from kidseg.segment.index import read_index
+
+        return cohort_rows(read_index(self._out))
+
+    def kept(self) -> str:
         """What is kept of a stopped batch, and how it goes on."""
         return (
-            f"{len(self.done)} scan(s) are segmented and recorded in {out}."
+            f"{len(self.done)} scan(s) are segmented and recorded in {self._out}."
             " Run the same command with --resume to go on."
         )
 
@@ -122,6 +157,33 @@ def volumes_text(done: Sequence[Entry], failed: Sequence[Entry], out: Path) -> s
     lines += _listed("Failed:", [f"{entry['name']}: {_sentence(entry)}" for entry in failed])
     lines += ["", *wrapped(f"{len(done)} scan(s) segmented in {out}. {_RESEARCH_ONLY}")]
     return _printable("\n".join(lines))
+
+
+def failures_text(failed: Sequence[Entry]) -> str:
+    """The failures of a long batch, and what its results are for."""
+    lines = _listed("Failed:", [f"{entry['name']}: {_sentence(entry)}" for entry in failed])
+    return _printable("\n".join([*lines, "", *wrapped(_RESEARCH_ONLY)]))
+
+
+def cohort_lines(rows: Sequence[CohortRow], out: Path) -> list[str]:
+    """The cohort in a few lines: how many scans were segmented, volumes, errors, where it is."""
+    from kidseg.segment.cohort_table import SUMMARY, cohort_facts
+
+    facts = cohort_facts(rows)
+    cells = [
+        [name, str(found["n"]), *(_number(found[key]) for key in ("median", "least", "most"))]
+        for name, found in facts["volumes_ml"].items()
+    ]
+    head = ["volume in ml where found", "scans", "median", "least", "most"]
+    failed = ", ".join(f"{count} {code}" for code, count in facts["failed"].items())
+    count = f"{facts['done']} of {facts['scans']} scans in this folder are segmented"
+    warned = f", {facts['warned']} of them with warnings" if facts["warned"] else ""
+    text = f"{count}{warned}.{f' Failed: {failed}.' if failed else ''} Table: {out / SUMMARY}"
+    return ["", *text_table(head, cells), *wrapped(_printable(text))]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
 
 
 def _volumes(entry: Entry) -> dict[str, tuple[float, bool]]:

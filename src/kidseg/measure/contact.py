@@ -4,8 +4,12 @@ Areas are sums over the faces between voxels, each projected onto the plane of t
 there. For a plane in any direction this is exact on average, where counting faces gives up to
 sqrt(3) times the area, and marching cubes of a mask about 1.09 times.
 
+Between thick slices the contours are interpolated first: on the steps between them, much of a
+contact that is curved or ends between two slices would be missed.
+
 Source: Lenoir, Malgouyres and Revenu, "Fast computation of the normal vector field of the surface
-of a 3-D discrete object", DGCI 1996: area of a digital surface by its normals.
+of a 3-D discrete object", DGCI 1996: area of a digital surface by its normals. Raya and Udupa,
+"Shape-based interpolation of multidimensional objects", IEEE Trans. Med. Imaging 1990.
 """
 
 from __future__ import annotations
@@ -15,7 +19,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
+from kidseg.geometry import Grid
 from kidseg.measure.diameters import surface_mm
 from kidseg.measure.mask import MARGIN, Mask, moved_contours
 from kidseg.measure.quantity import Quantity, counted, spanned
@@ -26,6 +32,10 @@ __all__ = ["Contact", "contact_area", "contact_of", "gap_to", "rim_quantities"]
 # of the widest spacing. Narrower, they follow the steps between voxels; wider, curved contacts get
 # too small. Chosen on balls and planes with spacings from 1:1 to 1:7.
 _SIGMA, _SIGMA_WIDEST = 1.25, 0.6
+# Thick slices are divided until they are about so many times as thick as the pixels are wide; the
+# Gaussian is then at least this part of the slices that they were. Chosen on balls and discs with
+# slices up to 5 mm.
+_DIVIDED, _SIGMA_DIVIDED = 1.5, 0.35
 # Rays through the parenchyma: at most so many, so long, in steps of this part of a voxel.
 _RAYS = 4000
 _LONGEST_MM = 150.0
@@ -55,7 +65,7 @@ class Contact:
 def contact_of(tumour: Mask, kidney: Mask) -> Contact:
     """The contact of a tumour with the parenchyma of a kidney, of the same image."""
     meeting = _meeting(tumour, kidney)
-    return _NONE if meeting is None else _contact(*meeting)
+    return _NONE if meeting is None else _contact(*meeting, _sigma(meeting[0]))
 
 
 def contact_area(tumour: Mask, kidney: Mask) -> Quantity:
@@ -83,7 +93,7 @@ def contact_area(tumour: Mask, kidney: Mask) -> Quantity:
         (outside, ndimage.binary_dilation(second) & ~outside),
     )
     grid = meeting[0].grid
-    areas = [_contact(Mask(inner, grid), outer).area_cm2 for inner, outer in pairs]
+    areas = [_finely(Mask(inner, grid), outer).area_cm2 for inner, outer in pairs]
     return spanned(name, "cm2", areas[0], areas[1:])
 
 
@@ -102,8 +112,50 @@ def _meeting(tumour: Mask, kidney: Mask) -> tuple[Mask, np.ndarray] | None:
     return here, there.data
 
 
-def _contact(tumour: Mask, kidney: np.ndarray) -> Contact:
-    gradient = _gradient(tumour.data, kidney, _sigma(tumour))
+def _finely(tumour: Mask, kidney: np.ndarray) -> Contact:
+    """The contact, with contours interpolated between thick slices."""
+    spacing_mm = np.linalg.norm(tumour.linear, axis=0)
+    axis = int(np.argmax(spacing_mm))
+    parts = round(spacing_mm[axis] / (_DIVIDED * np.sort(spacing_mm)[1]))
+    if parts < 2:
+        return _contact(tumour, kidney, _sigma(tumour))
+    both = _divided(tumour.data | kidney, axis, parts, spacing_mm)
+    inner = _divided(tumour.data, axis, parts, spacing_mm) & both
+    matrix = tumour.grid.mm_from_index.numpy().copy()
+    matrix[:3, 3] += matrix[:3, axis] * (0.5 / parts - 0.5)
+    matrix[:3, axis] /= parts
+    fine = Mask(inner, Grid(both.shape, torch.from_numpy(matrix)))
+    least_mm = _SIGMA_DIVIDED * spacing_mm[axis]
+    sigma = np.maximum(_SIGMA, least_mm / np.linalg.norm(fine.linear, axis=0))
+    return _contact(fine, both & ~inner, sigma)
+
+
+def _divided(mask: np.ndarray, axis: int, parts: int, spacing_mm: np.ndarray) -> np.ndarray:
+    """The mask with each slice across an axis in several: between them, distances are linear."""
+    slices = np.moveaxis(mask, axis, 0)
+    pixel_mm = np.delete(spacing_mm, axis)
+    distances = np.stack([_signed_mm(each, pixel_mm, spacing_mm[axis]) for each in slices])
+    place = (np.arange(len(slices) * parts) + 0.5) / parts - 0.5
+    place = place.clip(0, len(slices) - 1)
+    below = np.minimum(place.astype(int), len(slices) - 2)
+    share = (place - below)[:, None, None].astype(np.float32)
+    fine = distances[below] * (1 - share) + distances[below + 1] * share
+    return np.moveaxis(fine > 0, 0, axis)
+
+
+def _signed_mm(mask: np.ndarray, pixel_mm: np.ndarray, outside_mm: float) -> np.ndarray:
+    """Distances of pixels from the contour, positive inside; of an empty slice all the same."""
+    from scipy import ndimage
+
+    if not mask.any():
+        return np.full(mask.shape, -outside_mm, dtype=np.float32)
+    inside = ndimage.distance_transform_edt(mask, pixel_mm)
+    outside = ndimage.distance_transform_edt(~mask, pixel_mm)
+    return np.asarray(inside - outside, dtype=np.float32)
+
+
+def _contact(tumour: Mask, kidney: np.ndarray, sigma: np.ndarray) -> Contact:
+    gradient = _gradient(tumour.data, kidney, sigma)
     # Gradients in mm, and the area vectors of the faces, from those along the indices.
     mm_from_slope = np.linalg.inv(tumour.linear).T
     volume_mm3 = abs(float(np.linalg.det(tumour.linear)))

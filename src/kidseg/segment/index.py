@@ -12,13 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from kidseg.checkpoint import INTENDED_USE
 from kidseg.errors import InputError, ModelError, UsageError
 from kidseg.io.atomic import json_bytes, place_with_record
 
-__all__ = ["RESULT", "Index", "read_index", "record_failure", "record_scan"]
+__all__ = ["RESULT", "Entry", "Index", "locked", "read_index", "record_failure", "record_scan"]
 
 RESULT = "result.json"
 FORMAT = 1
@@ -40,6 +40,10 @@ class Index:
     scans: dict[str, Entry] = field(default_factory=dict)
     failed: dict[str, Entry] = field(default_factory=dict)
 
+    def copy(self) -> Index:
+        """With the same entries."""
+        return Index(dict(self.scans), dict(self.failed))
+
     def as_dict(self) -> dict[str, Any]:
         """As plain data, for JSON."""
         return {
@@ -58,7 +62,11 @@ def read_index(folder: Path) -> Index:
     """
     path = folder / RESULT
     try:
-        text = path.read_bytes()
+        with path.open("rb") as file:
+            state = _state_of(file)
+            if (known := _remembered(path, state)) is not None:
+                return known
+            text = file.read()
     except (FileNotFoundError, NotADirectoryError):
         return Index()
     except OSError as error:
@@ -76,6 +84,7 @@ def read_index(folder: Path) -> Index:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         cause = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else str(error)
         raise _damaged(path, cause) from error
+    _remember(path, state, index)
     return index
 
 
@@ -97,7 +106,7 @@ def record_scan(
         ModelError: see `read_index`.
         InputError, ResourceError: see `kidseg.io.atomic.writing`.
     """
-    with _locked(folder):
+    with locked(folder):
         index = read_index(folder)
         taken = [file for file in written.values() if file.exists()]
         if entry["name"] in index.scans and not overwrite:
@@ -109,7 +118,7 @@ def record_scan(
                 code="output-exists",
                 next_step="Choose another folder, or use --overwrite.",
             )
-        index.scans[entry["name"]] = entry
+        index.scans[entry["name"]] = _plain(entry)
         index.failed.pop(entry["name"], None)
         _write(folder, index, written)
 
@@ -120,19 +129,83 @@ def record_failure(folder: Path, entry: Entry) -> None:
     Raises:
         ModelError, InputError, ResourceError: as `record_scan`.
     """
-    with _locked(folder):
+    with locked(folder):
         index = read_index(folder)
-        index.failed[entry["name"]] = entry
+        index.failed[entry["name"]] = _plain(entry)
         _write(folder, index, {})
 
 
 def _write(folder: Path, index: Index, written: Mapping[Path, Path]) -> None:
     """Move outputs into place and write the index."""
-    place_with_record(folder / RESULT, json_bytes(index.as_dict()), written)
+    place_with_record(folder / RESULT, _bytes_of(index), written)
+    with (folder / RESULT).open("rb") as file:
+        _remember(folder / RESULT, _state_of(file), index)
+
+
+# In a batch of hundreds, reading and writing all entries after each scan would take long: the index
+# that was read or written last is remembered, and the text of each entry.
+
+
+@dataclass
+class _Memory:
+    """An index as it is in a file of this state."""
+
+    path: Path
+    state: tuple[int, ...]
+    index: Index
+    texts: dict[int, tuple[Entry, str]]
+
+
+_memory: list[_Memory] = []
+
+
+def _state_of(file: BinaryIO) -> tuple[int, ...]:
+    """What changes if the file is replaced; of an open file, since NFS remembers that of a path."""
+    found = os.fstat(file.fileno())
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _remember(path: Path, state: tuple[int, ...], index: Index) -> None:
+    texts = _memory[0].texts if _memory else {}
+    entries = [*index.scans.values(), *index.failed.values()]
+    kept = {id(entry): texts[id(entry)] for entry in entries if id(entry) in texts}
+    _memory[:] = [_Memory(path.absolute(), state, index.copy(), kept)]
+
+
+def _remembered(path: Path, state: tuple[int, ...]) -> Index | None:
+    """The index of a file that is unchanged."""
+    if _memory and _memory[0].path == path.absolute() and _memory[0].state == state:
+        return _memory[0].index.copy()
+    return None
+
+
+def _bytes_of(index: Index) -> bytes:
+    """The same as `json_bytes(index.as_dict())`."""
+    texts = _memory[0].texts if _memory else {}
+
+    def text(entry: Entry) -> str:
+        known = texts.get(id(entry))
+        if known is None or known[0] is not entry:
+            lines = json_bytes(entry).decode().rstrip("\n")  # in texts they are escaped
+            known = entry, "    " + lines.replace("\n", "\n    ")
+            texts[id(entry)] = known
+        return known[1]
+
+    def listed(entries: Mapping[str, Entry]) -> str:
+        return "[\n" + ",\n".join(map(text, entries.values())) + "\n  ]" if entries else "[]"
+
+    head, middle, end = json_bytes(Index().as_dict()).decode().split("[]")
+    return f"{head}{listed(index.scans)}{middle}{listed(index.failed)}{end}".encode()
+
+
+def _plain(entry: Entry) -> Entry:
+    """The entry as it will be read; a copy, since it is remembered."""
+    found: Entry = json.loads(json_bytes(entry))
+    return found
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Wait for other processes that write the index, and keep them waiting.
 
     The lock file is removed in the end. A process that waited for a removed one tries again.
