@@ -14,10 +14,10 @@ from kidseg.io import ReadOptions
 from kidseg.io.label_formats import FORMATS, check_formats
 from kidseg.io.output import check_output_folder
 from kidseg.segment.adaptation import Adapt
-from kidseg.segment.many_scans import Batch, segment_all
 from kidseg.segment.claim import claimed, remove_unfinished
 from kidseg.segment.identity import done_before, is_same_call
 from kidseg.segment.index import read_index
+from kidseg.segment.many_scans import Batch, segment_all
 from kidseg.segment.outputs import Outputs, check_outputs, outputs_of, prepare_folder
 from kidseg.segment.predictor import Predictor, Segmentation, load_predictor
 from kidseg.segment.scan_task import ScanTask
