@@ -398,7 +398,10 @@ def test_a_bad_reference_stops_no_other_scan(
             reference=tmp_path / "data",
         )
     names = {file.name for file in (tmp_path / "out").iterdir()}
-    assert names == {"ellipse_000_seg.nii.gz", "ellipse_000_steps.png", "result.json"}
+    assert names == {
+        *("ellipse_000_seg.nii.gz", "ellipse_000_steps.png"),
+        *("result.json", "summary.csv", "cohort.html"),
+    }
 
 
 def test_a_data_set_with_other_labels_is_refused(

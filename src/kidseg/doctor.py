@@ -43,14 +43,22 @@ DECODERS = {
 EXTRAS = {
     "train": (("batchgeneratorsv2",), 'nnU-Net\'s own augmentation (setting augment = "nnunet")'),
     "dicom": (("highdicom", "contourpy"), "DICOM SEG and RTSTRUCT"),
+    "pacs": (
+        ("dicomweb-client", "pynetdicom", "requests"),
+        "the hospital's archive: kidseg dicomweb and kidseg node",
+    ),
+    "serve": (
+        ("fastapi", "starlette", "uvicorn", "python-multipart"),
+        "the server: kidseg serve",
+    ),
     "mesh": (("scikit-image", "trimesh"), "surfaces: STL, OBJ, GLB"),
     "cluster": (
         ("dask", "distributed", "cryptography"),
         "several scans at a time: --jobs and --cluster",
     ),
     "clinic": (
-        ("highdicom", "contourpy", "scikit-image", "trimesh"),
-        "all that a clinic needs: the extras dicom and mesh",
+        ("highdicom", "contourpy", "scikit-image", "trimesh", "dicomweb-client", "pynetdicom"),
+        "all that a clinic needs: the extras dicom, mesh and pacs",
     ),
 }
 """{extra: (its packages, what it is for)}: installed with pip install 'kidseg[EXTRA]'."""
