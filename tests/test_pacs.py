@@ -333,7 +333,7 @@ def test_twenty_studies_while_archive_and_worker_are_killed(
         image.ImagePositionPatient = [0, 0, 100.0 * (k % 2) + k]  # slices that make no volume
         image.save_as(path)
         archive.ask("/instances", path.read_bytes())
-    words = ["dicomweb", f"{archive.address}/dicom-web", "--work", tmp_path / "work"]
+    words = ["dicomweb", f"{archive.address}/dicom-web", "--folder", tmp_path / "work"]
     words += ["--device", "cpu", "--every", "1", "--min-images", "5", "--once"]
     process = command(*words)
     until(lambda: sum("SEG" in m for m in archive.modalities().values()) >= 3, 300)
@@ -368,7 +368,7 @@ def test_a_node_takes_a_study_and_answers_the_archive(archive: RealArchive, tmp_
     archive.peers = {"kidseg": ["KIDSEG", "127.0.0.1", port]}
     archive.start()
     words = ["node", "--to", f"ARCHIVE@127.0.0.1:{archive.dicom}", "--port", port, "--once"]
-    words += ["--work", tmp_path / "work", "--device", "cpu", "--quiet-s", "2"]
+    words += ["--folder", tmp_path / "work", "--device", "cpu", "--quiet-s", "2"]
     process = command(*words)
     assert process.stderr is not None and "listens" in process.stderr.readline()
     for place in patients(tmp_path / "patients", 2):

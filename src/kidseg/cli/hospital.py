@@ -22,7 +22,7 @@ __all__ = ["dicomweb", "node"]
 
 _TICK_S = 0.5
 
-Work = Annotated[Path, typer.Option("--work", "-w", help="Folder for the state; it goes on there.")]
+Work = Annotated[Path, typer.Option("--folder", help="Folder for the state; it goes on there.")]
 Model = Annotated[str, typer.Option("--model", "-m", help="Model file, run's folder, or starter.")]
 Attempts = Annotated[int, typer.Option(min=1, help="Failures before a series is set aside.")]
 Once = Annotated[bool, typer.Option("--once", help="End when nothing is left to do.")]
@@ -48,7 +48,7 @@ def dicomweb(
     A series is processed when it had the same images in two looks. The token for the archive, if it
     needs one, is read from KIDSEG_ARCHIVE_TOKEN.
 
-    Example: kidseg dicomweb http://archive:8042/dicom-web --work /var/lib/kidseg --since-days 2
+    Example: kidseg dicomweb http://archive:8042/dicom-web --folder /var/lib/kidseg --since-days 2
     """
     from kidseg.pacs.dicomweb import WebArchive, find_series
     from kidseg.pacs.worker import UnreachableError
@@ -92,7 +92,7 @@ def node(
 ) -> None:
     """Take CT series by C-STORE; SEG, SR and a report go to another node by C-STORE.
 
-    Example: kidseg node --to ARCHIVE@127.0.0.1:4242 --port 11112 --work /var/lib/kidseg
+    Example: kidseg node --to ARCHIVE@127.0.0.1:4242 --port 11112 --folder /var/lib/kidseg
     """
     from kidseg.pacs.node import Arrivals, Peer, receiving
 

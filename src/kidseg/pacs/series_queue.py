@@ -115,7 +115,7 @@ class SeriesQueue:
                 "another process works in this folder",
                 path=self.folder,
                 code="folder-in-use",
-                next_step="Stop it, or choose another --work.",
+                next_step="Stop it, or choose another --folder.",
             ) from error
         finally:
             os.close(lock)
