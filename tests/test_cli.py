@@ -164,7 +164,9 @@ def test_dry_run_says_and_writes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault("SIGTERM")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
+)
 def test_a_stopped_run_has_its_exit_code_and_leaves_no_half_file(
     number: signal.Signals, tmp_path: Path
 ) -> None:

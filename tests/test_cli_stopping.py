@@ -72,7 +72,7 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.parametrize(
     ("number", "workers", "group"),
     [
-        (signal.SIGTERM, 0, False),
+        pytest.param(signal.SIGTERM, 0, False, marks=pytest.mark.slow),
         (signal.SIGTERM, 2, True),
         pytest.param(signal.SIGINT, 0, True, marks=pytest.mark.slow),
     ],

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import nbformat
+import pytest
 from nbclient import NotebookClient
 
 QUICKSTART = Path(__file__).parents[1] / "docs" / "quickstart.ipynb"
 
 
+@pytest.mark.slow
 def test_quickstart_runs(tmp_path: Path) -> None:
     notebook = nbformat.read(QUICKSTART, as_version=4)
     client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}})

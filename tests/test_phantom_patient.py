@@ -42,6 +42,7 @@ def test_other_indices_and_seeds_are_other_patients(patients: list[DigitalPatien
     assert make_patient(SMALL, seed=12, index=0).truth["age_years"] not in ages
 
 
+@pytest.mark.slow
 def test_the_number_of_threads_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         sys.modules["kidseg.phantom.render"], "_SLAB_VOXELS", 4000

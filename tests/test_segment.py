@@ -154,8 +154,8 @@ def test_one_bad_scan_stops_no_other(folder: Path, model: Path, tmp_path: Path) 
         )
     assert heard == [(1, 3), (2, 3), (3, 3)]
     names = {file.name for file in out.iterdir()}
-    files = {"ellipse_000_seg.nii.gz", "ellipse_001_seg.nii.gz", "result.json", "cohort.html"}
-    assert names == files
+    files = {"ellipse_000_seg.nii.gz", "ellipse_001_seg.nii.gz", "result.json"}
+    assert names == files | {"summary.csv", "cohort.html"}
     record = json.loads((out / "result.json").read_text())
     assert len(record["scans"]) == 2 and "bad.nii.gz" in record["failed"][0]["path"]
 

@@ -125,7 +125,7 @@ def test_a_report_is_of_the_labels_and_names_no_patient(
     assert entry["report"]["bytes"] == (out / "child_report.html").stat().st_size
     page = opened(out / "child_report.html")
     assert_loads_nothing(page)
-    assert not re.search(r"Secret|4711", page.text) and predictor.sha256 in page.words
+    assert not re.search(r"Secret|ID-4711", page.text) and predictor.sha256 in page.words
     (again,) = segment([series], predictor, out, formats=["nii", "html"], resume=True)
     assert again == entry
 

@@ -110,7 +110,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.requirement("same bits")
 @pytest.mark.fault("kill -9 while training")
-@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
 def test_killed_at_random_moments_it_ends_with_the_same_bits(
     tmp_path: Path, whole: Path, workers: int
 ) -> None:

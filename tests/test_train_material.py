@@ -236,6 +236,7 @@ def test_a_store_trains_where_no_reader_is(data: Path, store: Path, tmp_path: Pa
     assert failed.returncode != 0 and "ModuleNotFoundError" in failed.stderr
 
 
+@pytest.mark.slow
 def test_masks_and_coarser_pixels_are_made_where_no_reader_is(full: Path, tmp_path: Path) -> None:
     """Of a full store: with scipy, and nothing else than one that holds them takes."""
     blocked = ",".join(name for name in NOT_NEEDED if name != "scipy")

@@ -206,6 +206,7 @@ def test_a_whole_trainings_budget_leaves_the_last_stage_the_rest(
     assert took > 4.0
 
 
+@pytest.mark.slow
 def test_seconds_may_be_the_processors(data: Path, tmp_path: Path) -> None:
     """A loss that sleeps takes wall time, but hardly any of the processor's."""
     slow = quick(data, tmp_path / "slow", progress=lambda *_: time.sleep(0.3))
