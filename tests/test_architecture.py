@@ -6,6 +6,7 @@ import ast
 import re
 import sys
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,7 @@ def files() -> list[Path]:
     return sorted(SOURCE.rglob("*.py"))
 
 
+@cache
 def imports(path: Path, *, at_top_only: bool = False) -> set[str]:
     """Dotted names imported by a file, without those for type checking only."""
     tree = ast.parse(path.read_text(encoding="utf-8"))

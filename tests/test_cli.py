@@ -227,6 +227,7 @@ def test_export_gives_an_nnunet_data_set(patients: Path, tmp_path: Path) -> None
     assert "exists" in run("export", patients, out, "--folds", "2", check=2).stderr
 
 
+@pytest.mark.slow
 def test_store_reads_a_data_set_once_for_training(patients: Path, tmp_path: Path) -> None:
     out = tmp_path / "store"
     command = ("store", patients, "-o", out, "--preset", "demo", "--json")

@@ -112,6 +112,7 @@ def test_stopped_before_anything_is_trained_it_leaves_nothing(data: Path, tmp_pa
         assert "nothing is kept" in said and not out.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.fault("SIGTERM")
 def test_a_stopped_store_is_finished_by_the_same_command(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "store"

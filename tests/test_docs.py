@@ -17,6 +17,7 @@ from kidseg.cli import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+COMMANDS = typer.main.get_command(app).commands
 ASSIGNED = re.compile(r"^[A-Z_]+=\S*$")
 
 
@@ -60,9 +61,8 @@ TYPED = [(page.relative_to(ROOT), command) for page in PAGES for command in comm
 def test_a_command_on_a_page_is_understood(page: Path, command: str) -> None:
     """Its name, its options and the form of their values are those of the program."""
     name, *words = words_of(command)
-    group = typer.main.get_command(app)
-    assert name in group.commands, f"{page}: no command {name!r}"
-    group.commands[name].make_context(name, words)
+    assert name in COMMANDS, f"{page}: no command {name!r}"
+    COMMANDS[name].make_context(name, words)
 
 
 def test_pages_with_commands_are_found() -> None:
@@ -114,7 +114,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     commands_page = (tmp_path / "site" / "reference" / "commands.html").read_text()
-    assert all(f"kidseg {name}" in commands_page for name in typer.main.get_command(app).commands)
+    assert all(f"kidseg {name}" in commands_page for name in COMMANDS)
     fetched = re.compile(r'<(?:script|img|link)[^>]+(?:src|href)="(?:https?:)?//')
     for page in (tmp_path / "site").rglob("*.html"):
         assert not fetched.search(re.sub(r"<link rel=.canonical[^>]*>", "", page.read_text())), page

@@ -503,6 +503,7 @@ def test_a_regime_that_names_nothing_is_refused_before_training(root: Path, tmp_
     assert not (tmp_path / "run" / "log.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_on_the_command_line(root: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "kidseg", "train", str(root / "data"), "--json"]
     how = ["--device", "cpu", "--set", "segment.epochs=1"]
