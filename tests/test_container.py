@@ -49,14 +49,16 @@ def run(*words: str | Path, check: bool = True) -> subprocess.CompletedProcess[s
 def pip_settings(folder: Path) -> list[str]:
     """Give the build pip's settings of this machine, and the folders that they name."""
     listed = run(sys.executable, "-m", "pip", "config", "list").stdout
-    lines, mounted = ["[global]"], set()
+    settings: dict[str, str] = {}  # those of the environment come first, and count
     for line in listed.splitlines():
         key, _, value = line.partition("=")
-        text = value.strip("'\"").replace("\\n", "\n    ")
-        lines.append(f"{key.rpartition('.')[2]} = {text}")
-        paths = (Path(word.removeprefix("file://")) for word in text.split())
-        mounted |= {path for path in paths if path.is_absolute() and path.exists()}
-    (folder / "pip.conf").write_text("\n".join(lines) + "\n")
+        settings.setdefault(key.rpartition(".")[2], value.strip("'\"").replace("\\n", " "))
+    words = [word for text in settings.values() for word in text.split()]
+    # The pages of an index refer to files beside its folder.
+    paths = (Path(w[7:]).parent if w.startswith("file://") else Path(w) for w in words)
+    mounted = {path for path in paths if path.is_absolute() and path.exists()}
+    lines = [f"{key} = {value}" for key, value in settings.items()]
+    (folder / "pip.conf").write_text("\n".join(["[global]", *lines]) + "\n")
     volumes = [
         f"{folder / 'pip.conf'}:/etc/pip.conf:ro",
         *(f"{path}:{path}:ro" for path in mounted),
