@@ -90,7 +90,9 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def scans(tmp_path: Path) -> Path:
     config = PhantomConfig(size=128, max_slices=24)
     write_patients(tmp_path / "phantoms", config, patients=1, seed=3)
-    return tmp_path / "phantoms" / "imagesTr"
+    (scan,) = (tmp_path / "phantoms" / "imagesTr").iterdir()
+    (tmp_path / "scans").mkdir()
+    return scan.rename(tmp_path / "scans" / "child.nii.gz").parent
 
 
 @pytest.mark.slow
@@ -116,7 +118,8 @@ def test_it_is_small_has_a_bill_of_materials_and_no_root(image: str) -> None:
     (facts,) = json.loads(run("podman", "image", "inspect", image).stdout)
     assert facts["Size"] < 1.5e9
     config = facts["Config"]
-    assert config["User"] not in ("", "root", "0") and config["Healthcheck"]
+    assert config["User"] not in ("", "root", "0")
+    assert facts["HealthCheck"]["Test"][1:] == ["kidseg", "doctor", "--quiet"]
     assert config["Labels"]["org.opencontainers.image.licenses"] == "Apache-2.0"
     python = [*RUN, "--entrypoint", "/opt/kidseg/bin/python", image, "-c"]
     materials = json.loads(run(*python, "print(open('/opt/kidseg/sbom.json').read())").stdout)

@@ -139,7 +139,9 @@ def test_a_slice_to_review_moves_the_viewer(opened: Any) -> None:
     from selenium.webdriver.common.by import By
 
     for k, wanted in enumerate(make_content().record["review"]["slices"]):
-        opened.find_element(By.CSS_SELECTOR, f"button[data-place='review-{k}']").click()
+        button = opened.find_element(By.CSS_SELECTOR, f"button[data-place='review-{k}']")
+        opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", button)
+        button.click()
         millimetres = opened.execute_script(
             "const r = window.report.planes; return [...r.frac2mm(r.scene.crosshairPos, 0, true)]"
         )
