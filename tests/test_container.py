@@ -119,7 +119,7 @@ def test_it_is_small_has_a_bill_of_materials_and_no_root(image: str) -> None:
     assert facts["Size"] < 1.5e9
     config = facts["Config"]
     assert config["User"] not in ("", "root", "0")
-    assert facts["HealthCheck"]["Test"][1:] == ["kidseg", "doctor", "--quiet"]
+    assert facts["Healthcheck"]["Test"][1:] == ["kidseg", "doctor", "--quiet"]
     assert config["Labels"]["org.opencontainers.image.licenses"] == "Apache-2.0"
     python = [*RUN, "--entrypoint", "/opt/kidseg/bin/python", image, "-c"]
     materials = json.loads(run(*python, "print(open('/opt/kidseg/sbom.json').read())").stdout)
