@@ -9,8 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from kidseg.io.dicom_header import quiet
-from kidseg.io.dicomseg import SERIES_NUMBERS, equipment_of, refused
+from kidseg.io.dicomseg import SERIES_NUMBERS, deriving, equipment_of
 from kidseg.io.origin import Origin
 
 if TYPE_CHECKING:
@@ -36,13 +35,10 @@ def write_encapsulated_pdf(pdf: bytes, header: Dataset, origin: Origin, file: Bi
         file: to write to.
 
     Raises:
-        InputError: "dicom-refused": the header is not valid enough.
+        InputError: "dicom-deriving": the header is not valid enough.
     """
-    try:
-        with quiet():
-            _document(pdf, header, origin).save_as(file, enforce_file_format=True)
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise refused(error, Path(str(getattr(header, "filename", "")))) from error
+    with deriving(Path(str(getattr(header, "filename", "")))):
+        _document(pdf, header, origin).save_as(file, enforce_file_format=True)
 
 
 def _document(pdf: bytes, header: Dataset, origin: Origin) -> Dataset:

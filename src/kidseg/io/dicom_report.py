@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
-from kidseg.io.dicom_header import derived_uid, quiet
+from kidseg.io.dicom_header import derived_uid
 from kidseg.io.dicom_source import SourceSeries
-from kidseg.io.dicomseg import DESCRIPTION, SERIES_NUMBERS, concept, equipment_of, refused
+from kidseg.io.dicomseg import DESCRIPTION, SERIES_NUMBERS, concept, deriving, equipment_of
 from kidseg.io.origin import Origin
 from kidseg.io.terms import Term, side_code, term_of
 from kidseg.labels import LabelSchema
@@ -123,14 +123,11 @@ def write_measurement_report(
         file: to write to.
 
     Raises:
-        InputError: "dicom-refused": the headers of the series are not valid enough.
+        InputError: "dicom-deriving": the headers of the series are not valid enough.
     """
-    try:
-        with quiet():
-            report = _report(reported, segmentation, schema, source, origin)
-            report.save_as(file, enforce_file_format=True)
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise refused(error, source.path) from error
+    with deriving(source.path):
+        report = _report(reported, segmentation, schema, source, origin)
+        report.save_as(file, enforce_file_format=True)
 
 
 def _report(

@@ -9,6 +9,8 @@ Source: DICOM PS3.3, A.51 (Segmentation IOD), C.8.20; CP and supplement 243 (Lab
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -32,9 +34,9 @@ __all__ = [
     "DESCRIPTION",
     "SERIES_NUMBERS",
     "concept",
+    "deriving",
     "equipment_of",
     "long_string",
-    "refused",
     "segment_names",
     "write_dicom_segmentation",
 ]
@@ -71,29 +73,35 @@ def write_dicom_segmentation(
         InputError: "dicom-refused": the headers of the series are not valid enough.
     """
     assert labels.grid.shape == source.native.shape
+    with deriving(source.path):
+        dataset = _segmentation(labels, schema, source, origin, labelmap)
+        dataset.ImageComments = origin.notes
+        if source.is_multiframe and not source.is_acquired:
+            _refer_to_frames(dataset, source)
+        if not origin.method:  # optional, and highdicom would have it: claim no algorithm
+            for segment in dataset.SegmentSequence:
+                segment.pop("SegmentationAlgorithmIdentificationSequence", None)
+        dataset.save_as(file, enforce_file_format=True)
+
+
+@contextmanager
+def deriving(path: Path) -> Iterator[None]:
+    """Convert whatever invalid headers of a series raise in this block to an `InputError`.
+
+    Raises:
+        InputError: "dicom-refused": no object can be made from them.
+    """
     try:
         with quiet():
-            dataset = _segmentation(labels, schema, source, origin, labelmap)
-            dataset.ImageComments = origin.notes
-            if source.is_multiframe and not source.is_acquired:
-                _refer_to_frames(dataset, source)
-            if not origin.method:  # optional, and highdicom would have it: claim no algorithm
-                for segment in dataset.SegmentSequence:
-                    segment.pop("SegmentationAlgorithmIdentificationSequence", None)
-            dataset.save_as(file, enforce_file_format=True)
+            yield
     except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise refused(error, source.path) from error
-
-
-def refused(error: Exception, path: Path) -> InputError:
-    """The error "dicom-refused" for a series from whose headers no object can be made."""
-    text = str(error).strip().split("\n", 1)[0] or type(error).__name__
-    return InputError(
-        f"its headers cannot be used in a derived DICOM object ({text})",
-        path=path,
-        code="dicom-refused",
-        next_step="Export the series again, or request nii or seg.nrrd only.",
-    )
+        text = str(error).strip().split("\n", 1)[0] or type(error).__name__
+        raise InputError(
+            f"its headers cannot be used in a derived DICOM object ({text})",
+            path=path,
+            code="dicom-refused",
+            next_step="Export the series again, or request nii or seg.nrrd only.",
+        ) from error
 
 
 def _segmentation(

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from kidseg.geometry import Volume
-from kidseg.io.dicom_header import quiet
 from kidseg.io.dicom_source import SourceSeries
-from kidseg.io.dicomseg import DESCRIPTION, SERIES_NUMBERS, long_string, refused, segment_names
+from kidseg.io.dicomseg import DESCRIPTION, SERIES_NUMBERS, deriving, long_string, segment_names
 from kidseg.io.origin import Origin
 from kidseg.io.terms import term_of
 from kidseg.labels import Code, Label, LabelSchema
@@ -106,13 +105,10 @@ def write_structure_set(
         file: to write to.
 
     Raises:
-        InputError: "dicom-refused": the headers of the series are not valid enough.
+        InputError: "dicom-deriving": the headers of the series are not valid enough.
     """
-    try:
-        with quiet():
-            _structure_set(labels, schema, source, origin).save_as(file, enforce_file_format=True)
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise refused(error, source.path) from error
+    with deriving(source.path):
+        _structure_set(labels, schema, source, origin).save_as(file, enforce_file_format=True)
 
 
 def _structure_set(
