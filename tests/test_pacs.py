@@ -18,6 +18,7 @@ from typing import Any
 import pydicom
 import pytest
 
+from kidseg.cli import app
 from kidseg.config import PhantomConfig
 from kidseg.errors import InputError, ResourceError, UsageError
 from kidseg.io.dicom_pdf import write_encapsulated_pdf
@@ -28,6 +29,7 @@ from kidseg.pacs.series_queue import Series, SeriesQueue, digest_of
 from kidseg.pacs.worker import Archive, UnreachableError, Worker
 from kidseg.phantom import write_patients
 from kidseg.serve.audit_log import AuditLog
+from kidseg.serve.folder_lock import locked_folder
 from labelled_series import ORIGIN, make_case
 
 ORTHANC = pytest.mark.skipif(shutil.which("Orthanc") is None, reason="orthanc is not installed")
@@ -60,11 +62,11 @@ def test_waiting_doubles_and_ends_with_success(tmp_path: Path) -> None:
 
 
 def test_a_folder_has_one_worker(tmp_path: Path) -> None:
-    queue = SeriesQueue.opened(tmp_path)
-    with queue.locked(), pytest.raises(UsageError) as refused, queue.locked():
-        pass
+    work, peer = str(tmp_path), ["--to", "ARCHIVE@127.0.0.1:4242", "--port", "0"]
+    with locked_folder(tmp_path, "process"), pytest.raises(UsageError) as refused:
+        app(["node", *peer, "--folder", work], standalone_mode=False)
     assert refused.value.code == "folder-in-use"
-    with queue.locked():
+    with locked_folder(tmp_path, "process"):
         pass
 
 

@@ -11,9 +11,10 @@ import pytest
 from kidseg.errors import InputError, KidsegError, UsageError
 from kidseg.serve.application import create_app
 from kidseg.serve.audit_log import AuditLog
+from kidseg.serve.folder_lock import locked_folder
 from kidseg.serve.guard import Rate, Tickets
 from kidseg.serve.policy import Limits, Serving, check_serving, is_loopback, read_tokens
-from kidseg.serve.service import Service, _locked, _service
+from kidseg.serve.service import Service, _service
 from serving import Direct
 from test_serve_jobs import add
 
@@ -256,11 +257,11 @@ def test_tokens_are_read_from_a_file_of_their_owner_alone(tmp_path: Path) -> Non
 
 def test_one_server_for_a_folder(tmp_path: Path) -> None:
     with (
-        _locked(tmp_path),
+        locked_folder(tmp_path, "server"),
         pytest.raises(KidsegError, match="another server") as refused,
-        _locked(tmp_path),
+        locked_folder(tmp_path, "server"),
     ):
         pass
     assert refused.value.code == "folder-in-use"
-    with _locked(tmp_path):  # the first has ended
+    with locked_folder(tmp_path, "server"):  # the first has ended
         pass

@@ -118,13 +118,14 @@ def _worker(
     from kidseg.pacs.series_queue import SeriesQueue
     from kidseg.pacs.worker import Worker
     from kidseg.serve.audit_log import AuditLog
+    from kidseg.serve.folder_lock import locked_folder
 
     def say(line: str) -> None:
         if not quiet:
             typer.echo(line, err=True)
 
     queue = SeriesQueue.opened(work)
-    with queue.locked():
+    with locked_folder(work, "process"):
         worker = Worker(
             queue=queue,
             archive=archive,

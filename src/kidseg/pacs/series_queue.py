@@ -8,17 +8,14 @@ so sending again sends the same objects.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from kidseg.errors import UsageError
 from kidseg.serve.database import Database
 
 __all__ = ["OPEN", "Series", "SeriesQueue", "State", "digest_of"]
@@ -96,29 +93,6 @@ class SeriesQueue:
         queue = cls(folder=folder, wait_s=wait_s)
         queue._database.create(_SCHEMA)
         return queue
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other processes from working on these series.
-
-        Raises:
-            UsageError: "folder-in-use".
-        """
-        import fcntl
-
-        lock = os.open(self.folder / ".lock", os.O_CREAT | os.O_RDWR, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield
-        except BlockingIOError as error:
-            raise UsageError(
-                "another process works in this folder",
-                path=self.folder,
-                code="folder-in-use",
-                next_step="Stop it, or choose another --folder.",
-            ) from error
-        finally:
-            os.close(lock)
 
     @property
     def _database(self) -> Database:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections import Counter
@@ -13,11 +12,11 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from kidseg.errors import UsageError
 from kidseg.header import read_header
 from kidseg.io.atomic import make_folder
 from kidseg.serve.audit_log import AuditLog
 from kidseg.serve.dispatcher import Dispatcher
+from kidseg.serve.folder_lock import locked_folder
 from kidseg.serve.guard import Tickets
 from kidseg.serve.images import FINAL, ORIGINAL, Image, ImageStore, LabelEntry
 from kidseg.serve.incoming import Doorkeeper
@@ -31,8 +30,6 @@ from kidseg.serve.refusals import RefusedError
 from kidseg.serve.watchers import Watchers
 
 __all__ = ["Service", "open_service"]
-
-_LOCK = ".lock"
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,7 +203,7 @@ def open_service(serving: Serving) -> Iterator[Service]:
     before = os.umask(0o077)  # for this process, and those that it starts
     try:
         make_folder(folder)
-        with _locked(folder):
+        with locked_folder(folder, "server"):
             audit = AuditLog.opened(folder / "audit.jsonl")
             service = _service(serving, folder, audit)
             audit.write("server-started")
@@ -261,19 +258,3 @@ def _service(serving: Serving, folder: Path, audit: AuditLog) -> Service:
         ),
     )
     return service
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep other servers out of the folder; the system ends this when the process ends."""
-    with (folder / _LOCK).open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UsageError(
-                "another server works in this folder",
-                path=folder,
-                code="folder-in-use",
-                next_step="Stop it, or choose another folder.",
-            ) from error
-        yield
