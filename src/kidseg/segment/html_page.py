@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kidseg.body import body_mask, moments
 from kidseg.config import dump
 from kidseg.errors import Finding, KidsegError, ModelError, ResourceError, UsageError
 from kidseg.geometry import Volume
 from kidseg.io.atomic import writing
+from kidseg.measure.label_reading import body_midline
 from kidseg.measure.measuring import Request, measure_labelled
 from kidseg.measure.midline import Midline, estimated_midline
 from kidseg.measure.parts import Labelled
@@ -116,8 +116,7 @@ def _midline(scan: Volume, labels: Volume, predictor: Predictor, *, is_ct: bool)
     """As `kidseg measure` finds it."""
     if not is_ct:
         return estimated_midline(labels, predictor.schema, is_cropped=False)
-    first = Volume(scan.data[:1], scan.grid)
-    return Midline.of(scan.grid, moments(body_mask(first)))
+    return body_midline(Volume(scan.data[:1], scan.grid), labels, predictor.schema)
 
 
 def _steps(
