@@ -23,6 +23,7 @@ from kidseg.config import PhantomConfig
 from kidseg.errors import InputError, ResourceError, UsageError
 from kidseg.io.dicom_pdf import write_encapsulated_pdf
 from kidseg.pacs import worker as worker_module
+from kidseg.pacs.dicomweb import Look, find_series
 from kidseg.pacs.node import CANNOT_UNDERSTAND, SUCCESS, Arrivals, Peer, receiving
 from kidseg.pacs.result_objects import report_pdf
 from kidseg.pacs.series_queue import Series, SeriesQueue, digest_of
@@ -408,3 +409,37 @@ def test_the_document_belongs_to_the_study_and_holds_every_warning(tmp_path: Pat
     if shutil.which("dciodvfy"):
         said = subprocess.run(["dciodvfy", tmp_path / "a.dcm"], capture_output=True, text=True)
         assert "Error" not in said.stderr
+
+
+@dataclass
+class Catalogue:
+    """What an archive says of its series, {UID: images}, and how often it was asked for images."""
+
+    series: dict[str, list[str]]
+    counts: bool = True
+    asked: int = 0
+
+    def ct_studies(self, since_days: int | None) -> list[str]:
+        return ["study"]
+
+    def ct_series(self, study: str) -> dict[str, int | None]:
+        return {uid: len(images) if self.counts else None for uid, images in self.series.items()}
+
+    def instances(self, study: str, series: str) -> list[str]:
+        self.asked += 1
+        return self.series[series]
+
+
+@pytest.mark.parametrize("counts", [True, False])
+def test_a_series_is_found_once_it_is_complete_and_again_when_it_grew(
+    tmp_path: Path, counts: bool
+) -> None:
+    """An archive that counts images is not asked again for those of series that are known."""
+    archive = Catalogue({"a": ["1", "2", "3"], "short": ["9"]}, counts)
+    queue, seen = SeriesQueue.opened(tmp_path), dict[str, Look]()
+    found = []
+    for images in ("123", "123", "123", "1234", "1234", "1234"):
+        archive.series["a"] = list(images)
+        found.append(find_series(archive, queue, seen, min_images=2, since_days=None))  # type: ignore[arg-type]
+    assert found == [0, 1, 0, 0, 1, 0]
+    assert archive.asked == (4 if counts else 12)

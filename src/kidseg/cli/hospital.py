@@ -50,11 +50,11 @@ def dicomweb(
 
     Example: kidseg dicomweb http://archive:8042/dicom-web --folder /var/lib/kidseg --since-days 2
     """
-    from kidseg.pacs.dicomweb import WebArchive, find_series
+    from kidseg.pacs.dicomweb import Look, WebArchive, find_series
     from kidseg.pacs.worker import UnreachableError
 
     archive = WebArchive(url=url, token=os.environ.get("KIDSEG_ARCHIVE_TOKEN", ""))
-    seen: dict[str, str] = {}
+    seen: dict[str, Look] = {}
     looks, next_look = 0, 0.0
     with _worker(work, archive.archive, model, device, attempts, quiet) as (worker, say):
         queue = worker.queue

@@ -19,9 +19,9 @@ from kidseg.pacs.worker import Archive, UnreachableError
 if TYPE_CHECKING:
     from dicomweb_client.api import DICOMwebClient
 
-__all__ = ["WebArchive", "find_series"]
+__all__ = ["Look", "WebArchive", "find_series"]
 
-_SERIES, _STUDY, _INSTANCE = "0020000E", "0020000D", "00080018"
+_SERIES, _STUDY, _INSTANCE, _IMAGES = "0020000E", "0020000D", "00080018", "00201209"
 _PAGE = 200
 # The server is there, but cannot answer now. Source: RFC 9110, 15.6; RFC 6585, 4.
 _NOT_NOW = {408, 425, 429, 500, 502, 503, 504}
@@ -86,11 +86,11 @@ class WebArchive:
                 if len(page) < _PAGE:
                     return
 
-    def ct_series(self, study: str) -> list[str]:
-        """UIDs of the CT series of a study."""
+    def ct_series(self, study: str) -> dict[str, int | None]:
+        """{UID of a CT series of a study: number of its images}; None: the archive does not say."""
         with self._client() as client:
             found = client.search_for_series(study, search_filters={"Modality": "CT"})
-        return [_text(series, _SERIES) for series in found]
+        return {_text(series, _SERIES): _count(series) for series in found}
 
     def instances(self, study: str, series: str) -> list[str]:
         """UIDs of the images of a series."""
@@ -122,22 +122,38 @@ class WebArchive:
             raise UnreachableError("the archive does not answer") from error
 
 
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What a series had when it was last looked at.
+
+    Attributes:
+        count: number of its images, as the archive counts; None: it does not say.
+        digest: of its images.
+        is_known: whether the queue knows the series with these images.
+    """
+
+    count: int | None
+    digest: str
+    is_known: bool
+
+
 def find_series(
     archive: WebArchive,
     queue: SeriesQueue,
-    seen: dict[str, str],
+    seen: dict[str, Look],
     *,
     min_images: int,
     since_days: int | None,
 ) -> int:
     """Add the CT series that are complete and not known yet; their number.
 
-    A series is taken for complete if it had the same images when it was last looked at.
+    A series is taken for complete if it had the same images when it was last looked at. Series
+    that are known are not asked for their images again while the archive counts as many.
 
     Args:
         archive: to look into.
         queue: to add to.
-        seen: {series: digest of its images} of the last look; is brought up to date.
+        seen: {series: what it had} at the last look; is brought up to date.
         min_images: shorter series are left out: localizers, single slices.
         since_days: look at studies of so many days only; None: all.
 
@@ -147,12 +163,18 @@ def find_series(
     """
     added = 0
     for study in archive.ct_studies(since_days):
-        for series in archive.ct_series(study):
-            images = archive.instances(study, series)
-            digest = digest_of(images)
-            if len(images) >= min_images and seen.get(series) == digest:
+        for series, count in archive.ct_series(study).items():
+            if count is not None and count < min_images:
+                continue
+            before = seen.get(series)
+            if before is not None and before.count == count is not None and before.is_known:
+                continue
+            digest = digest_of(images := archive.instances(study, series))
+            is_complete = before is not None and before.digest == digest
+            if len(images) >= min_images and is_complete:
                 added += queue.add(study, series, digest, "known") is not None
-            seen[series] = digest
+            is_known = queue.known(series, digest) is not None
+            seen[series] = Look(count=count, digest=digest, is_known=is_known)
     return added
 
 
@@ -166,3 +188,11 @@ def _text(item: Mapping[str, Any], tag: str) -> str:
             code="archive-refuses",
             next_step="Check that the address is that of a DICOMweb service.",
         ) from error
+
+
+def _count(series: Mapping[str, Any]) -> int | None:
+    """Number of Series Related Instances, which an archive may leave out."""
+    try:
+        return int(series[_IMAGES]["Value"][0])
+    except (KeyError, IndexError, TypeError, ValueError):
+        return None
