@@ -24,6 +24,7 @@ from kidseg.io import ReadOptions
 from kidseg.io.dicom_source import SourceSeries, read_source
 from kidseg.io.dicomseg import long_string, segment_names, write_dicom_segmentation
 from kidseg.io.origin import Origin
+from kidseg.io.rtstruct import write_structure_set
 from kidseg.labels import LabelSchema
 from labelled_series import (
     ANY,
@@ -41,11 +42,26 @@ from labelled_series import (
 Voxels = dict[tuple[float, ...], int]
 
 
+def issued_id(value: str) -> Dataset:
+    """An item of Other Patient IDs Sequence."""
+    item = Dataset()
+    item.PatientID, item.TypeOfPatientID = value, "TEXT"
+    return item
+
+
 def written(
     source: SourceSeries, labels: Volume, *, labelmap: bool = False, origin: Origin = ORIGIN
 ) -> Dataset:
     file = io.BytesIO()
     write_dicom_segmentation(labels, SCHEMA, source, origin, file, labelmap=labelmap)
+    file.seek(0)
+    return pydicom.dcmread(file)
+
+
+def contoured(source: SourceSeries, labels: Volume) -> Dataset:
+    """The same labels as an RT Structure Set."""
+    file = io.BytesIO()
+    write_structure_set(labels, SCHEMA, source, ORIGIN, file)
     file.seek(0)
     return pydicom.dcmread(file)
 
@@ -193,14 +209,77 @@ def test_missing_identifiers_get_placeholders(tmp_path: Path, name: str) -> None
         ("StudyTime", "noon"),
         ("PatientSex", "girl"),
         ("PatientAge", "7 years"),
+        ("PatientName", "x" * 40 + "^" + "y" * 40),
+        ("PatientName", ["A^B", "C^D"]),
+        ("PatientName", "A\x01^B"),
+        ("ReferringPhysicianName", ["Dr^A", "Dr^B"]),
+        ("ReferringPhysicianName", "^^^^^^"),
+        ("StudyID", "1" * 17),
+        ("AccessionNumber", ["1", "2"]),
+        ("StudyDescription", "two\nlines"),
+        ("PatientComments", "x" * 10241),
+        ("OtherPatientIDsSequence", [issued_id("1\n2")]),
     ],
 )
-@pytest.mark.filterwarnings("ignore:Invalid value for VR")
-def test_invalid_elements_are_left_empty_and_said(tmp_path: Path, name: str, value: str) -> None:
+@pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
+def test_invalid_elements_are_left_empty_and_said(
+    tmp_path: Path, name: str, value: str | list[str] | list[Dataset]
+) -> None:
     source = read_source(series(tmp_path, edit=assign(name, value)), ANY)
-    assert written(source, make_labels(source))[name].value in ("", None)
+    labels = make_labels(source)
+    for dataset in (written(source, labels), contoured(source, labels)):
+        assert dataset.get(name) in ("", None)
     (finding,) = (f for f in source.findings if f.code == "invalid-element")
-    assert name in finding.cause and value not in finding.cause
+    assert name in finding.cause and str(value) not in finding.cause
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("PatientComments", "two\nlines"), ("MedicalAlerts", ["a", "b"])]
+)
+def test_unusual_elements_that_are_valid_are_copied(
+    tmp_path: Path, name: str, value: str | list[str]
+) -> None:
+    source = read_source(series(tmp_path, edit=assign(name, value)), ANY)
+    assert written(source, make_labels(source))[name].value == value
+    assert "invalid-element" not in [f.code for f in source.findings]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PatientID", "1" * 65),
+        ("PatientID", ["1", "2"]),
+        ("StudyInstanceUID", "1.02.3"),
+        ("FrameOfReferenceUID", "1." + "2" * 70),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
+def test_identifiers_stay_as_they_are_and_invalid_ones_are_said(
+    tmp_path: Path, name: str, value: str | list[str]
+) -> None:
+    """With others, the objects would belong to another patient or study."""
+    source = read_source(series(tmp_path, edit=assign(name, value)), ANY)
+    labels = make_labels(source)
+    for dataset in (written(source, labels), contoured(source, labels)):
+        assert dataset[name].value == value
+    (finding,) = (f for f in source.findings if f.code == "invalid-identifier")
+    assert name in finding.cause and str(value) not in finding.cause
+
+
+def test_a_clinical_trial_is_copied_whole_or_not_at_all(tmp_path: Path) -> None:
+    def edit(ds: Dataset, _: int) -> None:
+        ds.ClinicalTrialProtocolID, ds.ClinicalTrialSubjectID = "P", "S"
+        ds.ClinicalTrialTimePointDescription = "Pre-dose"
+        if is_whole:
+            ds.ClinicalTrialSponsorName = "A"
+
+    for is_whole in (True, False):
+        source = read_source(series(tmp_path / str(is_whole), edit=edit), ANY)
+        dataset = written(source, make_labels(source))
+        assert dataset.ClinicalTrialTimePointID == ""
+        for name in ("ClinicalTrialSubjectID", "ClinicalTrialSiteID", "ClinicalTrialProtocolName"):
+            assert (name in dataset) == is_whole, name
+        assert ("invalid-element" in [f.code for f in source.findings]) != is_whole
 
 
 @pytest.mark.parametrize("edit", [assign("SliceThickness", None), delete("SliceThickness")])

@@ -35,7 +35,7 @@ def write_encapsulated_pdf(pdf: bytes, header: Dataset, origin: Origin, file: Bi
         file: to write to.
 
     Raises:
-        InputError: "dicom-deriving": the header is not valid enough.
+        InputError: "dicom-refused": the header is not valid enough.
     """
     with deriving(Path(str(getattr(header, "filename", "")))):
         _document(pdf, header, origin).save_as(file, enforce_file_format=True)

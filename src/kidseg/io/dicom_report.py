@@ -123,7 +123,7 @@ def write_measurement_report(
         file: to write to.
 
     Raises:
-        InputError: "dicom-deriving": the headers of the series are not valid enough.
+        InputError: "dicom-refused": the headers of the series are not valid enough.
     """
     with deriving(source.path):
         report = _report(reported, segmentation, schema, source, origin)

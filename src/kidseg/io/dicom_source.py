@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from kidseg.geometry import Grid
 from kidseg.io import ReadOptions, kind_of
 from kidseg.io.dicom import Acquired, acquired, with_options
 from kidseg.io.dicom_header import reading
+from kidseg.io.dicom_patient import complete, without_invalid
 from kidseg.io.dicom_stack import even_grid
 from kidseg.io.orientation import ras_from_lps
 
@@ -24,21 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SourceSeries", "read_source"]
 
-# Patient, study and series attributes of type 2: they may be empty, but must be there.
-# Source: DICOM PS3.3, C.7.1.1, C.7.2.1.
-_MAY_BE_EMPTY = (
-    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex"),
-    *("StudyDate", "StudyTime", "ReferringPhysicianName", "StudyID", "AccessionNumber"),
-)
-# What pydicom and highdicom accept. Source: DICOM PS3.5, 6.2 (AS, DA, TM); PS3.3, C.7.1.1 (sex).
-_DATE = r"\d{4}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])"
-_FORMS = {
-    "PatientBirthDate": _DATE,
-    "PatientSex": "[MFO]",
-    "PatientAge": r"\d{3}[DWMY]",
-    "StudyDate": _DATE,
-    "StudyTime": r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?",
-}
 _UIDS = {
     "StudyInstanceUID": "study_uid",
     "SeriesInstanceUID": "series_uid",
@@ -137,7 +122,7 @@ def _read(place: Path, path: Path, options: ReadOptions) -> SourceSeries:
     files = list(dict.fromkeys(plane.path for plane in found.stack.planes))
     headers = [_header(file) for file in files]
     _check(headers, path)
-    findings = [*found.findings, *_without_invalid(headers, path)]
+    findings = [*found.findings, *without_invalid(headers, path)]
     for header in headers:
         _complete(header, headers[0], found.identifiers)
         if "NumberOfFrames" not in header and not header.get("SliceThickness"):
@@ -203,31 +188,9 @@ def _check(headers: Sequence[Dataset], path: Path) -> None:
         )
 
 
-def _without_invalid(headers: Sequence[Dataset], path: Path) -> list[Finding]:
-    """Empty the elements of the patient and the study that no object may copy; a finding on them.
-
-    Their values are personal, and not said.
-    """
-    invalid: dict[str, None] = {}
-    for header in headers:
-        for name, form in _FORMS.items():
-            value = str(header.get(name) or "")
-            if value and not re.fullmatch(form, value, re.ASCII):
-                setattr(header, name, "")
-                invalid[name] = None
-    if not invalid:
-        return []
-    cause = f"{', '.join(invalid)} is not as DICOM demands; it is left empty in derived objects"
-    return [Finding(code="invalid-element", path=str(path), cause=cause)]
-
-
 def _complete(header: Dataset, first: Dataset, identifiers: Mapping[str, str]) -> None:
     """Fill in what a derived object copies, and what all images must share exactly."""
-    for name in _MAY_BE_EMPTY:
-        if header.get(name) is None:
-            setattr(header, name, "")
-    if "DeidentificationMethod" in header and not header.DeidentificationMethod:
-        header.DeidentificationMethod = "not stated"  # where it is, it must not be empty
+    complete(header)
     for name, known in _UIDS.items():
         if not header.get(name):
             setattr(header, name, identifiers[known])

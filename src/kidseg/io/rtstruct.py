@@ -105,7 +105,7 @@ def write_structure_set(
         file: to write to.
 
     Raises:
-        InputError: "dicom-deriving": the headers of the series are not valid enough.
+        InputError: "dicom-refused": the headers of the series are not valid enough.
     """
     with deriving(source.path):
         _structure_set(labels, schema, source, origin).save_as(file, enforce_file_format=True)
@@ -180,7 +180,11 @@ def _head(source: SourceSeries, origin: Origin) -> Dataset:
 
 
 def _text(value: object) -> str:
-    """An element of one value as text, to be encoded in the character set of the new object."""
+    """An element as text, to be encoded in the character set of the new object."""
+    from pydicom.multival import MultiValue
+
+    if isinstance(value, MultiValue):
+        return "\\".join(map(str, value))
     return "" if value is None else str(value)
 
 
