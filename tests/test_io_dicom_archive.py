@@ -16,6 +16,8 @@ import pydicom
 import pytest
 
 from kidseg.io.label_formats import Exported, label_files, write_label_files
+from kidseg.measure import Midline
+from kidseg.measure.reporting import with_report
 from labelled_series import KINDS, ORIGIN, SCHEMA, make_case
 
 pytestmark = [
@@ -74,8 +76,12 @@ def test_a_round_trip_changes_nothing(tmp_path: Path, archive: str, kind: str) -
     exported = Exported(
         labels=labels, schema=SCHEMA, origin=ORIGIN, like=source.native, source=source
     )
+    middle = Midline.at(float(labels.grid.centre_mm[0]), "body")
+    exported, _ = with_report(exported, middle, tmp_path)
     (tmp_path / "made").mkdir()
-    for file in write_label_files(exported, files, tmp_path / "made").files:
+    made = write_label_files(exported, files, tmp_path / "made").files
+    assert len(made) == len(files)
+    for file in made:
         stored = ask(f"{archive}/instances", file.read_bytes())
         assert stored["Status"] == "Success", file.name
         fetched = tmp_path / "fetched.dcm"

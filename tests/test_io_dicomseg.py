@@ -275,10 +275,12 @@ def test_a_clinical_trial_is_copied_whole_or_not_at_all(tmp_path: Path) -> None:
 
     for is_whole in (True, False):
         source = read_source(series(tmp_path / str(is_whole), edit=edit), ANY)
-        dataset = written(source, make_labels(source))
-        assert dataset.ClinicalTrialTimePointID == ""
-        for name in ("ClinicalTrialSubjectID", "ClinicalTrialSiteID", "ClinicalTrialProtocolName"):
-            assert (name in dataset) == is_whole, name
+        labels = make_labels(source)
+        names = ("ClinicalTrialSubjectID", "ClinicalTrialSiteID", "ClinicalTrialProtocolName")
+        for dataset in (written(source, labels), contoured(source, labels)):
+            assert dataset.ClinicalTrialTimePointDescription == "Pre-dose"
+            assert dataset.ClinicalTrialTimePointID == ""
+            assert [name in dataset for name in names] == [is_whole] * 3
         assert ("invalid-element" in [f.code for f in source.findings]) != is_whole
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -183,3 +184,18 @@ def test_a_slicing_program_finds_closed_parts_of_their_size(
             assert float(found[f"size_{axis}"]) == pytest.approx(size, abs=1e-3), "millimetres"
         assert found["manifold"] == "yes"
         assert float(found["volume"]) == pytest.approx(1000 * surfaces[0].volume_ml, rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("admesh") is None, reason="admesh is not installed")
+def test_admesh_has_nothing_to_repair(surfaces: list[Surface], tmp_path: Path) -> None:
+    for surface in surfaces:
+        with (tmp_path / "a.stl").open("wb") as file:
+            write_stl(surface, file)
+        run = subprocess.run(["admesh", tmp_path / "a.stl"], capture_output=True, text=True)
+        found = dict(re.findall(r"(\w[\w ]*?) *: +(-?[\d.]+)", run.stdout))
+        assert float(found["Volume"]) == pytest.approx(1000 * surface.volume_ml, rel=1e-3)
+        repairs = ("Degenerate facets", "Edges fixed", "Facets removed", "Facets added")
+        repairs += ("Facets reversed", "Backwards edges", "Normals fixed")
+        assert [found[name] for name in repairs] == ["0"] * len(repairs), run.stdout
+        assert found["Total disconnected facets"] == "0" and found["Number of parts"] == "1"

@@ -15,7 +15,7 @@ from kidseg.cases.segments import segments_of
 from kidseg.geometry import Grid, Volume
 from kidseg.io import ReadOptions, read
 from kidseg.io.mesh import surface_of
-from kidseg.io.mesh_files import write_obj, write_stl
+from kidseg.io.mesh_files import write_glb, write_obj, write_stl
 from kidseg.io.slicer_seg import write_slicer_segmentation
 from kidseg.labels import LabelSchema
 from test_io_mesh import bounds_lps, oblique
@@ -104,7 +104,15 @@ for k in range(segmentation.GetNumberOfSegments()):
         "places": (index @ matrix[:3, :3].T + matrix[:3, 3]).tolist(),
         "codes": [part.GetCodeValue() if part else None for part in parts],
     })
-for path in sys.argv[2:]:
+reader = vtk.vtkGLTFReader()
+reader.SetFileName(sys.argv[2])
+reader.Update()
+parts, places = reader.GetOutput().NewIterator(), []
+while not parts.IsDoneWithTraversal():
+    places.append(parts.GetCurrentDataObject().GetBounds())
+    parts.GoToNextItem()
+found["glb"] = places
+for path in sys.argv[3:]:
     bounds = [0.0] * 6
     load("Model", path).GetRASBounds(bounds)
     found["models"].append(bounds)
@@ -124,6 +132,9 @@ def test_3d_slicer_reads_names_colours_terms_and_places(tmp_path: Path, seed: in
         write_stl(surface, file)
     with paths[2].open("wb") as file:
         write_obj([(SCHEMA.labels[0], surface)], file, "notes")
+    with (tmp_path / "a.glb").open("wb") as file:
+        write_glb([(SCHEMA.labels[0], surface)], file, "notes")
+    paths.insert(1, tmp_path / "a.glb")
     run = subprocess.run([SLICER, "-c", READER, *paths], capture_output=True, text=True)
     found = json.loads(run.stdout.partition("found:")[2] or run.stderr)
     for segment, label in zip(found["segments"], SCHEMA.labels, strict=True):
@@ -138,6 +149,8 @@ def test_3d_slicer_reads_names_colours_terms_and_places(tmp_path: Path, seed: in
     assert kidney == ["91723000", "64033007", "7771000", None]
     assert tumour == ["49755003", "108369006", None, "64033007"]
     lps = bounds_lps(surface)
+    (bounds,) = found["glb"]
+    assert np.allclose(np.reshape(bounds, (3, 2)).T, lps, atol=1e-3)
     ras = [-lps[1, 0], -lps[0, 0], -lps[1, 1], -lps[0, 1], lps[0, 2], lps[1, 2]]
     for bounds in found["models"]:
         assert np.allclose(bounds, ras, atol=1e-3)

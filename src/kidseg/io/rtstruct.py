@@ -9,6 +9,7 @@ Source: DICOM PS3.3, A.19 (RT Structure Set IOD), C.8.8.5, C.8.8.6, C.8.8.8.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from datetime import datetime
 from itertools import pairwise
 from typing import TYPE_CHECKING, BinaryIO
@@ -30,7 +31,12 @@ __all__ = ["contours_of", "write_structure_set"]
 _COPIED = (
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "PatientAge"),
     *("StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "StudyDescription"),
-    *("AccessionNumber", "ReferringPhysicianName", "FrameOfReferenceUID"),
+    *("AccessionNumber", "ReferringPhysicianName", "FrameOfReferenceUID", "IssuerOfPatientID"),
+    *("PatientIdentityRemoved", "DeidentificationMethod", "DeidentificationMethodCodeSequence"),
+    *("ClinicalTrialSponsorName", "ClinicalTrialProtocolID", "ClinicalTrialProtocolName"),
+    *("ClinicalTrialSiteID", "ClinicalTrialSiteName", "ClinicalTrialSubjectID"),
+    *("ClinicalTrialSubjectReadingID", "ClinicalTrialTimePointID"),
+    "ClinicalTrialTimePointDescription",
 )
 _STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"  # Detached Study Management, as the IOD demands
 
@@ -157,7 +163,7 @@ def _head(source: SourceSeries, origin: Origin) -> Dataset:
     dataset.SOPClassUID, dataset.SOPInstanceUID = RTStructureSetStorage, generate_uid()
     for name in _COPIED:
         if name in first:
-            setattr(dataset, name, _text(first.get(name)))
+            setattr(dataset, name, _copied(first.get(name)))
     dataset.InstanceCreationDate = dataset.SeriesDate = now.strftime("%Y%m%d")
     dataset.InstanceCreationTime = dataset.SeriesTime = now.strftime("%H%M%S")
     dataset.Modality, dataset.SeriesInstanceUID = "RTSTRUCT", generate_uid()
@@ -179,12 +185,15 @@ def _head(source: SourceSeries, origin: Origin) -> Dataset:
     return dataset
 
 
-def _text(value: object) -> str:
-    """An element as text, to be encoded in the character set of the new object."""
+def _copied(value: object) -> object:
+    """A value to be encoded in the character set of the new object: text, or items."""
+    from pydicom import Sequence
     from pydicom.multival import MultiValue
 
+    if isinstance(value, Sequence):
+        return deepcopy(value)
     if isinstance(value, MultiValue):
-        return "\\".join(map(str, value))
+        return list(map(str, value))
     return "" if value is None else str(value)
 
 
