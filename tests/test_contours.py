@@ -85,6 +85,25 @@ def test_what_cannot_be_told_is_said(tmp_path: Path) -> None:
     assert across.volume_ml is None and across.reason == "contour orientation"
 
 
+def test_contours_that_lie_a_little_off_their_slice_do_not_make_slices_thinner(
+    tmp_path: Path,
+) -> None:
+    """Two bodies in each of three slices, 2.5 mm apart, one of them a little off."""
+    pairs = [(circle(k, 3.0, (-5.0, -12.0)), circle(k, 3.0, (4.0, -4.0))) for k in (1, 2, 3)]
+    for off_mm, is_told in ((0.1, True), (0.3, False)):
+        found = only(tmp_path, [c for a, b in pairs for c in (a, b + np.array([0.0, 0.0, off_mm]))])
+        assert (found.volume_ml is not None) == is_told
+        if is_told:
+            assert found.volume_ml == pytest.approx(2 * np.pi * 9 * 3 * ML, rel=0.01)
+        else:
+            assert "unevenly" in found.reason
+
+
+def test_a_contour_that_goes_round_twice_is_said(tmp_path: Path) -> None:
+    found = only(tmp_path, [np.vstack([circle(k), circle(k)]) for k in (1, 2)])
+    assert codes(found) == {"self-crossing-contours"}
+
+
 def test_gaps_are_not_filled_and_said(tmp_path: Path) -> None:
     found = only(tmp_path, [circle(k, 6.0, points=400) for k in (0, 1, 4, 5)])
     assert found.volume_ml == pytest.approx(np.pi * 36 * 4 * ML, rel=1e-3)

@@ -104,6 +104,42 @@ def test_of_two_planes_near_a_slice_the_nearer_counts() -> None:
     assert inside.sum() == 10 * 14 and not findings, "one plane, but for rounding"
 
 
+def test_contours_side_by_side_that_lie_a_little_off_their_slice_are_all_used() -> None:
+    one, other = square(2 - 0.05, (5, 6), (10, 20)), square(2 + 0.08, (15, 6), (20, 20))
+    for contours in ([one, other], [other, one]):
+        inside, findings = drawn(contours)
+        assert np.array_equal(inside, block(2, (5, 6), (10, 20)) | block(2, (15, 6), (20, 20)))
+        assert codes(findings) == {"between-slices"}
+    again = square(2 + 0.08, (5, 6), (10, 20))
+    inside, findings = drawn([one, again])
+    assert np.array_equal(inside, block(2, (5, 6), (10, 20))), "a copy that is off does not cancel"
+    assert codes(findings) == {"between-slices", "dropped-planes"}
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-4])
+def test_contours_half_way_between_slices_all_go_the_same_way(noise: float) -> None:
+    depths = [k + 0.5 + noise * (-1) ** k for k in range(5)]
+    images = [(str(k),) for k in range(5)]
+    inside, findings = drawn(
+        [square(k, (5, 6), (10, 20)) for k in depths],
+        images=images,
+        slice_of={str(k): k for k in range(5)},
+    )
+    assert list(inside.any(axis=(1, 2))) == [False, True, True, True, True, True]
+    assert codes(findings) == {"between-slices"}
+
+
+def test_contours_that_cross_themselves_are_said() -> None:
+    ring, hole = square(2, (4, 4), (20, 20)), square(2, (8, 8), (16, 16))
+    eight = square(2, (4, 4), (20, 20))[[0, 2, 1, 3]]
+    for points in (eight, np.vstack([ring, ring]), np.vstack([ring, ring[:1], hole, hole[:1]])):
+        _, findings = drawn([points])
+        assert "self-crossing-contours" in codes(findings)
+    for points in (ring, ring[::-1], np.repeat(ring, 3, axis=0), np.vstack([ring, ring[:1]])):
+        inside, findings = drawn([points])
+        assert np.array_equal(inside, block(2, (4, 4), (20, 20))) and not findings
+
+
 def test_missing_slices_are_said_and_not_filled() -> None:
     inside, findings = drawn([square(k, (5, 6), (10, 20)) for k in (0, 1, 4)])
     assert list(inside.any(axis=(1, 2))) == [True, True, False, False, True, False]

@@ -36,7 +36,8 @@ __all__ = ["ContourVolume", "contour_volumes", "measure_contours", "structure_se
 
 Progress = Callable[[int, int], None]
 
-_SAME_PLANE_MM = 0.05
+_SAME_PLANE_MM = 0.2
+_THINNEST_MM = 0.4  # closer planes with others missing between them are not those of slices
 _PIXEL_MM = 0.5  # to tell whether contours overlap
 _MULTIPLE_TOLERANCE = 0.05  # of the smallest distance: as for missing slices of a series
 _NEAR_ML = 0.05  # volumes stated with one decimal differ by as much
@@ -219,7 +220,8 @@ def _spacing(depths: Sequence[float]) -> tuple[float | None, int]:
     times = gaps / gaps.min()
     if np.abs(times - times.round()).max() > _MULTIPLE_TOLERANCE * max(1.0, float(times.max())):
         return None, 0
-    return float(gaps.sum() / times.round().sum()), int((times.round() - 1).sum())
+    spacing_mm, missing = float(gaps.sum() / times.round().sum()), int((times.round() - 1).sum())
+    return (None, 0) if missing and spacing_mm < _THINNEST_MM else (spacing_mm, missing)
 
 
 def _volume(

@@ -12,10 +12,11 @@ interpolation" is the smallest change that places every contour where some exper
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations, islice
+from itertools import combinations, islice, product
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +25,7 @@ import numpy as np
 from kidseg.errors import Finding, quoted
 from kidseg.geometry import Grid
 from kidseg.io.orientation import ras_from_lps
-from kidseg.io.polygons import filled
+from kidseg.io.polygons import area_inside, filled
 from kidseg.io.structure_set import CLOSED, Contour
 
 __all__ = [
@@ -40,6 +41,9 @@ __all__ = [
 
 _IN_PLANE_MM = 0.05  # rounding of positions in DICOM files
 _MAX_BEND_MM = 0.5  # of a contour out of its plane; more is another plane, or none
+_SAME_SLICE = 0.1  # of a slice distance: contours of one slice that lie off it, and side by side
+_TIE = 0.02  # of a slice distance: half-way between two slices, but for rounding
+_CROSSED = 0.02  # of the area inside a contour that it encloses twice: more is noticed
 _SAME_POINT_MM = 1e-3
 _MAX_PAIRS = 5000  # of contours that are compared
 _MAX_BOX = 4096  # pixels
@@ -185,8 +189,8 @@ def voxels_inside(
     """The voxels whose centres are inside the contours of a structure, or on them.
 
     Findings besides those of `usable` and `planes_of`: warnings "between-slices", "dropped-planes",
-    "contour-outside", "contour-gap", "overlapping-contours", "nested-contours", "other-image";
-    error "nothing-inside".
+    "contour-outside", "contour-gap", "overlapping-contours", "nested-contours",
+    "self-crossing-contours", "other-image"; error "nothing-inside".
 
     Args:
         contours: of the structure.
@@ -253,8 +257,9 @@ def _slices(
     """The slice of each plane of contours; of several planes near a slice, the nearest."""
     nearest: dict[int, PlaneContours] = {}
     outside, dropped, between = 0, 0, 0.0
+    near = max(_IN_PLANE_MM, _SAME_SLICE * apart_mm)
     for plane in grouped(placed, _IN_PLANE_MM / apart_mm):
-        k = round(plane.depth)
+        k = math.floor(plane.depth + 0.5 + _TIE)  # half-way ones all go the same way
         off = abs(plane.depth - k) * apart_mm
         if not 0 <= k < grid.shape[0]:
             outside += len(plane.rings)
@@ -263,7 +268,10 @@ def _slices(
             between = max(between, off)
         other = nearest.get(k)
         other_off = 0.0 if other is None else abs(other.depth - k) * apart_mm
-        if other is not None and max(off, other_off) <= _IN_PLANE_MM:
+        most = max(off, other_off)
+        if other is not None and (
+            most <= _IN_PLANE_MM or (most <= near and _are_apart(other.rings, plane.rings))
+        ):
             nearest[k] = PlaneContours(depth=other.depth, rings=other.rings + plane.rings)
             continue
         if other is None or off < other_off:
@@ -288,6 +296,11 @@ def _slices(
     yield from nearest.items()
 
 
+def _are_apart(some: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> bool:
+    pairs = islice(product(some, others), _MAX_PAIRS)
+    return all(_relation(*pair) == "apart" for pair in pairs)
+
+
 def _note_gaps(slices: Sequence[int], noticed: Noticed) -> None:
     gaps = np.diff(slices)
     if not len(gaps) or gaps.max() == 1:
@@ -309,13 +322,21 @@ def note_overlaps(
 ) -> None:
     """Notice contours that cross, and those that are holes because they are inside others.
 
-    What two contours enclose counts as outside, by the even-odd rule; some programs unite contours.
+    What two contours enclose, or one twice, counts as outside, by the even-odd rule; some programs
+    unite contours.
 
     Args:
         rings: of each slice, in pixels.
         noticed: collects the findings.
         is_plain: they are CLOSED_PLANAR, which does not say what an inner contour is.
     """
+    if twisted := sum(_crosses_itself(ring) for each in rings.values() for ring in each):
+        noticed.warn(
+            "self-crossing-contours",
+            f"{twisted} contours cross themselves, or go round a place twice; what one encloses"
+            " twice counts as outside",
+            "Compare them with the images in a viewer.",
+        )
     pairs = (pair for each in rings.values() for pair in combinations(each, 2))
     found = Counter(_relation(*pair) for pair in islice(pairs, _MAX_PAIRS))
     if crossing := found["cross"]:
@@ -331,6 +352,18 @@ def note_overlaps(
             " programs would fill them",
             "Compare them with the images in a viewer.",
         )
+
+
+def _crosses_itself(ring: np.ndarray) -> bool:
+    """Whether the area by the even-odd rule is not the area that its edges go round once.
+
+    Source: the shoelace formula, which counts what is gone round twice twice, and what is gone
+    round the other way negatively.
+    """
+    centred = ring - ring.mean(axis=0)
+    after = np.roll(centred, -1, axis=0)
+    once = abs(float((centred[:, 0] * after[:, 1] - centred[:, 1] * after[:, 0]).sum())) / 2
+    return abs(area_inside([centred]) - once) > max(1.0, _CROSSED * once)
 
 
 def _relation(one: np.ndarray, other: np.ndarray) -> Literal["apart", "nested", "cross"]:
@@ -355,7 +388,7 @@ def _note_images(
     placed: Sequence[tuple[Contour, np.ndarray]], slice_of: Mapping[str, int], noticed: Noticed
 ) -> None:
     wrong = sum(
-        all(abs(float(index[:, 0].mean()) - slice_of[uid]) > 0.5 for uid in known)
+        all(abs(float(index[:, 0].mean()) - slice_of[uid]) > 0.5 + _TIE for uid in known)
         for contour, index in placed
         if (known := [uid for uid in contour.images if uid in slice_of])
     )
