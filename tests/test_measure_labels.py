@@ -465,6 +465,15 @@ def test_what_cannot_be_asked_is_said_in_one_line(
     assert out == "" and err.count("\n") == 1 and words in err
 
 
+def test_labels_compared_with_themselves_are_said(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "before.nii.gz"
+    copy.write_bytes((files / "anna_seg.nii.gz").read_bytes())
+    found = measured(files / "anna_seg.nii.gz", "--before", copy, capsys=capsys)
+    assert "same-labels" in codes(found)
+
+
 def test_the_margin_and_own_criteria_count(
     files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -138,6 +138,9 @@ def measure(
         # What is known of the patient is known of the later time.
         then = replace(request, ct=request.before_ct, opinions=(), person=Patient(), entered=())
         parts_before, earlier = _measured(request.before, then)
+        measurement = replace(
+            measurement, findings=(*measurement.findings, *_same(labels, request.before))
+        )
         changed = changes((parts_before, earlier), (parts, measurement))
     roles = {
         "labels": (labels,),
@@ -198,6 +201,15 @@ def _measured(path: Path, request: Request) -> tuple[Parts, Measurement]:
     heard = [finding for other in others for finding in other.findings]
     labelled = replace(labelled, findings=(*labelled.findings, *heard))
     return measure_labelled(labelled, request, others)
+
+
+def _same(labels: Path, before: Path) -> list[Finding]:
+    """A finding if the labels of both times are one file."""
+    if sha256_of_all([labels]) != sha256_of_all([before]):
+        return []
+    cause = "these labels are those of the earlier scan, too: nothing can have changed"
+    step = "Name the labels of the earlier scan: --before."
+    return [Finding(code="same-labels", path=str(labels), cause=cause, next_step=step)]
 
 
 def _check(request: Request) -> None:
