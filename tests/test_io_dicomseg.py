@@ -234,10 +234,17 @@ def test_invalid_elements_are_left_empty_and_said(
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("PatientComments", "two\nlines"), ("MedicalAlerts", ["a", "b"])]
+    ("name", "value"),
+    [
+        ("PatientComments", "two\nlines"),
+        ("MedicalAlerts", ["a", "b"]),
+        ("PregnancyStatus", 4),
+        ("LongitudinalTemporalOffsetFromEvent", 3.5),
+        ("PatientWeight", 13.5),
+    ],
 )
 def test_unusual_elements_that_are_valid_are_copied(
-    tmp_path: Path, name: str, value: str | list[str]
+    tmp_path: Path, name: str, value: str | float | list[str]
 ) -> None:
     source = read_source(series(tmp_path, edit=assign(name, value)), ANY)
     assert written(source, make_labels(source))[name].value == value

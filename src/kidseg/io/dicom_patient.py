@@ -117,7 +117,7 @@ def _is_valid(element: DataElement) -> bool:
     """Are its values of the form and number that DICOM demands?"""
     from pydicom.config import RAISE
     from pydicom.multival import MultiValue
-    from pydicom.valuerep import validate_value
+    from pydicom.valuerep import STR_VR, validate_value
 
     if element.VR == "SQ":
         return all(_is_valid(one) for item in element.value for one in item)
@@ -127,6 +127,8 @@ def _is_valid(element: DataElement) -> bool:
     texts = [str(one) for one in (element.value if several else [element.value])]
     if several and _is_single(element):
         return False
+    if element.VR not in STR_VR:  # numbers and bytes have one form
+        return True
     try:
         for text in texts:
             validate_value(element.VR, text, RAISE)
