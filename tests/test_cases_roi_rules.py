@@ -83,7 +83,11 @@ def test_without_rules_names_that_state_their_meaning_count(name: str, label: in
 
 
 @pytest.mark.parametrize(
-    "name", ["RTKIDNEY1", "RIGHT KIDNEY - 1", "Kidney 2", "LTKIDNEY 3", "kidney+tumour"]
+    "name",
+    [
+        *("RTKIDNEY1", "RIGHT KIDNEY - 1", "Kidney 2", "LTKIDNEY 3", "kidney+tumour"),
+        *("Kidneys-GTV", "Kidney_L - GTV"),
+    ],
 )
 def test_an_ambiguous_name_is_said_and_not_guessed(name: str) -> None:
     match = default_rules().match(structure(name))

@@ -63,6 +63,7 @@ _OLD_TUMOURS = {
     "R-429E0",
     "R-FB83F",
 }  # SNOMED RT of the same
+_SUBTRACTED = re.compile(r"kidney.*-\s*gtv", re.IGNORECASE)  # AAPM TG-263: "-" is "without"
 _CYSTS = {("SCT", "367643001"), ("SRT", "M-3340A")}
 
 
@@ -296,6 +297,8 @@ def _named(name: str) -> tuple[Meaning | None, str]:
     if meaning is None:
         several = meanings_in(name)
         return None, f"its name says {' and '.join(sorted(several))}" if several else ""
+    if _SUBTRACTED.search(name):
+        return None, "it may be a kidney without the tumour, or the tumour"
     if meaning == "kidney" and any(c.isdigit() for c in name):
         return None, "it may be a kidney, or a tumour of it with a number, as in some trials"
     return meaning, ""
