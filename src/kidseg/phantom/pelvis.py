@@ -267,7 +267,7 @@ def _paint_hip(canvas: Canvas, anatomy: Anatomy, sign: float, hu: dict[str, floa
         smooth_min(socket, roof, 0.2 * w), smooth_min(ischium, pubis, 0.1 * w), 0.1 * w
     )
     _paint_bone(patch, hip, 0.035 * w + 0.4, BONE, hu)
-    trochanter = min(cx + 1.35 * w, 0.90 * body.half_lateral_mm)
+    trochanter = min(cx + 1.35 * w, 0.78 * body.half_lateral_mm)
     neck = along(
         [(cx, cy, cz), (trochanter - 0.25 * w, cy - 0.20 * w, cz - 0.75 * w)], [0.34, 0.36]
     )
