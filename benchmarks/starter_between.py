@@ -1,0 +1,53 @@
+"""A model between one and what it became by fine-tuning: the mean of their weights.
+
+    python benchmarks/starter_between.py BEFORE AFTER -o OUT
+
+Fine-tuning on new patients costs something on the old ones; the mean of both models keeps most of
+both. The header is that of AFTER. Pose and crop are taken from AFTER, because they belong to its
+reference.
+
+Source: Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022 (weight-space ensembles,
+mixing coefficient 0.5).
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from torch import Tensor
+
+from kidseg.checkpoint import load_model, save_model
+from kidseg.model_file import find_model
+
+SHARE = 0.5
+PART = "segment"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("before", type=find_model)
+    parser.add_argument("after", type=find_model)
+    parser.add_argument("--out", "-o", type=Path, required=True)
+    parser.add_argument("--overwrite", action="store_true")
+    given = parser.parse_args()
+    before, after = load_model(given.before), load_model(given.after)
+    mixed = between(before.parts[PART], after.parts[PART])
+    header = {key: value for key, value in after.header.items() if key not in ("sha256", "format")}
+    sha256 = save_model(given.out, {**after.parts, PART: mixed}, header, overwrite=given.overwrite)
+    print(f"{given.out}: sha256 {sha256}")
+
+
+def between(
+    before: dict[str, Tensor] | object, after: dict[str, Tensor] | object
+) -> dict[str, Tensor]:
+    """The mean of all tensors of floating point; the others as after."""
+    assert isinstance(before, dict) and isinstance(after, dict) and before.keys() == after.keys()
+    return {
+        name: before[name].lerp(tensor, SHARE) if tensor.is_floating_point() else tensor
+        for name, tensor in after.items()
+    }
+
+
+if __name__ == "__main__":
+    main()
