@@ -389,6 +389,9 @@ def test_the_intervals_of_the_segmentation_are_used(
         margin = math.sqrt(kidney["value"] / volumes["kidney"]) * 0.6 * volumes["kidney"]
         assert kidney["high"] == pytest.approx(kidney["value"] + margin, rel=1e-3)
     assert not [w for w in record["warnings"] if w["code"] == "other-volumes"]
+    path, _ = segmented_by_model(tmp_path, ends, calibrated_scans="digital patients")
+    interval = of_side(measured(path, capsys=capsys), "right", "tumour")["interval"]
+    assert interval.endswith("90% interval of the model, calibrated on digital patients")
     path, _ = segmented_by_model(tmp_path, ends, how="doubt")
     assert (
         "of 2 opinions, not calibrated"

@@ -9,12 +9,17 @@ from typing import Annotated, Any
 import typer
 
 from kidseg.cli.options import (
+    Age,
     AsJson,
     DryRun,
+    Entered,
     Formats,
+    Height,
     Overwrite,
+    PatientSex,
     Quiet,
     Repair,
+    Weight,
     format_names,
 )
 from kidseg.cli.terminal import print_result
@@ -41,6 +46,11 @@ def convert(
     label: Annotated[
         list[str] | None, typer.Option(help="Name of a value, such as '1=left kidney'.")
     ] = None,
+    height: Height = None,
+    weight: Weight = None,
+    age: Age = None,
+    sex: PatientSex = None,
+    entered: Entered = None,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
@@ -48,13 +58,16 @@ def convert(
 ) -> None:
     """Write labels in other formats: 3D Slicer, DICOM SEG and RTSTRUCT, STL, OBJ, GLB, a report.
 
-    Names of labels are taken from --label, the file, result.json or dataset.json.
+    Names of labels are taken from --label, the file, result.json or dataset.json. What is known of
+    the patient (--height, --entered ...) goes into the report, html.
 
     Example: kidseg convert result/child_seg.nii.gz -o models --formats seg.nrrd,stl,glb
     """
     from kidseg.cases.label_names import parse_names
     from kidseg.convert import convert
     from kidseg.io import ReadOptions
+    from kidseg.measure.measuring import Request
+    from kidseg.measure.person import Patient
 
     made = convert(
         labels,
@@ -64,6 +77,10 @@ def convert(
         ct=ct,
         options=ReadOptions(series=number, repair=repair, values="any"),
         names=parse_names(label or ()),
+        known=Request(
+            person=Patient(height_cm=height, weight_kg=weight, age_years=age, sex=sex),
+            entered=tuple(entered or ()),
+        ),
         overwrite=overwrite,
         dry_run=dry_run,
     )

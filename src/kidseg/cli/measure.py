@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kidseg.cli.options import AsJson, Overwrite, Quiet, Repair, Series, Trust
+from kidseg.cli.options import (
+    Age,
+    AsJson,
+    Entered,
+    Height,
+    Overwrite,
+    PatientSex,
+    Quiet,
+    Repair,
+    Series,
+    Trust,
+    Weight,
+)
 from kidseg.cli.terminal import print_result
 from kidseg.table import ranged, text_table, wrapped
 
@@ -34,10 +46,10 @@ def measure(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for NAME_measurements.json.")
     ] = None,
-    height: Annotated[float | None, typer.Option(help="Height in cm.")] = None,
-    weight: Annotated[float | None, typer.Option(help="Weight in kg.")] = None,
-    age: Annotated[float | None, typer.Option(help="Age in years.")] = None,
-    sex: Annotated[Literal["female", "male"] | None, typer.Option(help="Sex.")] = None,
+    height: Height = None,
+    weight: Weight = None,
+    age: Age = None,
+    sex: PatientSex = None,
     before: Annotated[
         Path | None, typer.Option(help="Labels of an earlier scan, to compare with.")
     ] = None,
@@ -52,10 +64,7 @@ def measure(
     margin: Annotated[
         float | None, typer.Option(help="Margin of a resection in mm, of parenchyma.")
     ] = None,
-    entered: Annotated[
-        list[str] | None,
-        typer.Option(help="A fact for the criteria, NAME=yes or NAME=no, such as thrombus=no."),
-    ] = None,
+    entered: Entered = None,
     criteria: Annotated[
         Path | None, typer.Option(help="TOML file of criteria, instead of kidseg's own.")
     ] = None,

@@ -22,7 +22,15 @@ from kidseg.measure.response import Change, changes
 from kidseg.measure.reviewed import read_review
 from kidseg.provenance import provenance
 
-__all__ = ["ENDING", "INTENDED_USE", "Measured", "Request", "measure", "measure_labelled"]
+__all__ = [
+    "ENDING",
+    "INTENDED_USE",
+    "Measured",
+    "Request",
+    "measure",
+    "measure_labelled",
+    "parts_of",
+]
 
 FORMAT = 1
 ENDING = "_measurements.json"
@@ -161,8 +169,20 @@ def measure(
     return measured
 
 
+def parts_of(labelled: Labelled, criteria: Path = DEFAULT) -> Parts:
+    """The structures of labels; which pieces are specks, the criteria say.
+
+    Raises:
+        InputError: see `read_criteria`.
+    """
+    return find_parts(labelled, read_criteria(criteria).settings.smallest_tumour_ml)
+
+
 def measure_labelled(
-    labelled: Labelled, request: Request, others: Sequence[Labelled] = ()
+    labelled: Labelled,
+    request: Request,
+    others: Sequence[Labelled] = (),
+    parts: Parts | None = None,
 ) -> tuple[Parts, Measurement]:
     """Measure labels that were read.
 
@@ -170,6 +190,7 @@ def measure_labelled(
         labelled: the labels.
         request: of which the person, the criteria, the facts and the margin are used.
         others: opinions; see `measure_parts`.
+        parts: of the labels, if they are known; see `parts_of`.
 
     Raises:
         UsageError: "bad-entered".
@@ -177,7 +198,7 @@ def measure_labelled(
     """
     criteria = read_criteria(request.criteria)
     entered = entered_facts(request.entered, criteria)
-    parts = find_parts(labelled, criteria.settings.smallest_tumour_ml)
+    parts = parts or parts_of(labelled, request.criteria)
     margin_mm = request.margin_mm
     return parts, measure_parts(
         labelled,
