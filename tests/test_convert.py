@@ -410,3 +410,32 @@ def test_the_scan_of_a_report_is_read_once_and_facts_are_entered(
     refused("facts-unused", labels, case / "b", formats=["seg.nrrd"], known=known)
     wrong = Request(entered=("thrombus=perhaps",))
     refused("bad-entered", labels, case / "b", formats=formats, known=wrong, **options)
+
+
+def test_several_files_are_converted_each_for_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    patient = make_ellipse_patient(0)
+    for name in ("anna", "ben"):
+        save(patient.labels, tmp_path / f"{name}_seg.nii.gz")
+
+    def call(*words: Any) -> int:
+        with pytest.raises(SystemExit) as ended:
+            main(["convert", *map(str, words), "--label", "1=kidney", "--label", "2=tumour"])
+        return int(ended.value.code or 0)
+
+    out = tmp_path / "out"
+    assert call(tmp_path, "-o", out, "--dry-run", "--json") == 0
+    planned = json.loads(capsys.readouterr().out)["would_convert"]
+    assert [one["name"] for one in planned] == ["anna", "ben"] and not out.exists()
+    assert call(tmp_path, "-o", out) == 0
+    assert {file.name for file in out.glob("*.seg.nrrd")} == {"anna.seg.nrrd", "ben.seg.nrrd"}
+    assert capsys.readouterr().out.split()[:3] == ["case", "files", "warnings"]
+    assert call(tmp_path, "-o", out) == 2, "output exists"
+    (tmp_path / "ben_seg.nii.gz").write_bytes(b"no volume")
+    assert call(tmp_path, "-o", out, "--overwrite", "--json") == 4
+    told = capsys.readouterr()
+    found = json.loads(told.out)
+    assert [one["name"] for one in found["converted"]] == ["anna"] and len(found["failed"]) == 1
+    assert "1 of 2 label files failed" in told.err
+    assert call(tmp_path, "-o", tmp_path / "b", "--series", tmp_path) == 2

@@ -27,6 +27,7 @@ __all__ = [
     "INTENDED_USE",
     "Measured",
     "Request",
+    "check_target",
     "measure",
     "measure_labelled",
     "parts_of",
@@ -134,11 +135,7 @@ def measure(
         ResourceError: "disk-full".
     """
     _check(request)
-    target = None if out is None else out / f"{label_name(labels)}{ENDING}"
-    if out is not None and target is not None:
-        check_output_folder(out, "results")
-        if out.is_dir():
-            check_writable(target, overwrite=overwrite)
+    target = check_target(labels, out, overwrite=overwrite)
     parts, measurement = _measured(labels, request)
     earlier: Measurement | None = None
     changed: tuple[Change, ...] = ()
@@ -167,6 +164,22 @@ def measure(
         make_folder(out)
         write_json(target, measured.as_dict(), overwrite=overwrite)
     return measured
+
+
+def check_target(labels: Path, out: Path | None, *, overwrite: bool) -> Path | None:
+    """The file to write for a label file, which may be written; None without a folder.
+
+    Raises:
+        UsageError: "output-exists", "other-folder".
+        InputError: "not-writable".
+    """
+    if out is None:
+        return None
+    target = out / f"{label_name(labels)}{ENDING}"
+    check_output_folder(out, "results")
+    if out.is_dir():
+        check_writable(target, overwrite=overwrite)
+    return target
 
 
 def parts_of(labelled: Labelled, criteria: Path = DEFAULT) -> Parts:
