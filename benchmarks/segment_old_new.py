@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,12 @@ def main() -> None:
             compare_speed(options, root)
 
 
-def run(tree: Path, *arguments: object) -> tuple[float, float]:
+def run(
+    tree: Path, *arguments: object, program: Sequence[str] = ("-m", "kidseg")
+) -> tuple[float, float]:
     """A command of a checkout: CPU seconds and peak MB of the process."""
     environment = {**os.environ, "PYTHONPATH": str(tree / "src"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "kidseg", *map(str, arguments), "-q"]
+    command = [sys.executable, *program, *map(str, arguments), "-q"]
     child = subprocess.Popen(command, env=environment)
     _, status, used = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)

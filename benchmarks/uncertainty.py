@@ -3,16 +3,19 @@
     kidseg phantom calibration --patients 60 --seed 3101 --size 128
     kidseg phantom held_out --patients 60 --seed 3102 --size 128
     python benchmarks/uncertainty.py OUT --calibration calibration --held-out held_out
+    python benchmarks/uncertainty.py OUT --held-out held_out    # the calibration in the model file
 
 Both data sets are segmented with a model (the starter: two models, each with a mirrored image, so
 four opinions), a line per case in OUT/<set>.jsonl; a run that was stopped goes on. Then the
 calibration chooses temperature and ends as `kidseg calibrate --intervals` does, and the held-out
 patients tell whether they hold: OUT/uncertainty.md, OUT/uncertainty.json, OUT/reliability.png.
+Digital patients of up to 16 years and adults are counted apart, too, if there are both.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import math
 import statistics
@@ -44,6 +47,7 @@ from kidseg.segment.review import Observer, Review, region_probabilities, struct
 
 BINS = 15
 SHARE = 0.1
+CHILD_YEARS = 16.0
 Record = dict[str, Any]
 
 
@@ -162,11 +166,13 @@ def coverage(pairs: Sequence[tuple[float, tuple[float, float] | None]]) -> dict[
     known = [(truth, ends) for truth, ends in pairs if ends is not None]
     held = sum(low <= truth <= high for truth, (low, high) in known)
     widths = [high - low for _, (low, high) in known]
+    relative = [w / truth for w, (truth, _) in zip(widths, known, strict=True) if truth > 0]
     return {
         "n": len(known),
         "held": held,
         "interval": binomial(held, len(known)) if known else None,
         "median_width_ml": statistics.median(widths) if widths else None,
+        "median_relative_width": statistics.median(relative) if relative else None,
         "too_low": sum(truth > high for truth, (_, high) in known),
         "too_high": sum(truth < low for truth, (low, _) in known),
     }
@@ -211,6 +217,19 @@ def covered(held_out: Sequence[Record], choice: Mapping[str, Any]) -> dict[str, 
         if name in ("kidney", "tumour"):
             found[name]["sides"] = coverage(_by_side(held_out, name, scaled))
     return found
+
+
+def by_age(held_out: Sequence[Record], dataset: Path) -> dict[str, list[Record]]:
+    """All patients; and children and adults, if the data set tells the ages and has both."""
+    groups = {"all": list(held_out)}
+    table = dataset / "patients.csv"
+    if not table.is_file():
+        return groups
+    with table.open(newline="") as file:
+        ages = {row["case"]: float(row["age_years"]) for row in csv.DictReader(file)}
+    children = [record for record in held_out if ages[record["id"]] <= CHILD_YEARS]
+    adults = [record for record in held_out if ages[record["id"]] > CHILD_YEARS]
+    return {**groups, "children": children, "adults": adults} if children and adults else groups
 
 
 def _by_side(
@@ -312,6 +331,31 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows)] + [""]
 
 
+COVERAGE_HEAD = (
+    "structure",
+    "interval",
+    "held",
+    "95 %",
+    "median width ml",
+    "of the true volume",
+    "truth above, below",
+)
+
+
+def _covered_row(name: str, kind: str, one: Mapping[str, Any]) -> list[str]:
+    low, high = one["interval"]
+    share = one["median_relative_width"]
+    return [
+        name,
+        kind,
+        f"{one['held']} of {one['n']}, {one['held'] / one['n']:.0%}",
+        f"{low:.0%}-{high:.0%}",
+        f"{one['median_width_ml']:.1f}",
+        "-" if share is None else f"{share:.0%}",
+        f"{one['too_low']}, {one['too_high']}",
+    ]
+
+
 def text_of(result: Mapping[str, Any]) -> str:
     """The tables."""
     lines = [
@@ -319,17 +363,15 @@ def text_of(result: Mapping[str, Any]) -> str:
         f" temperature {result['temperature']:g}",
         "",
     ]
-    rows = []
-    for name, kinds in result["coverage"].items():
-        for kind, one in kinds.items():
-            if one["n"]:
-                low, high = one["interval"]
-                held = f"{one['held']} of {one['n']}, {one['held'] / one['n']:.0%}"
-                width = f"{one['median_width_ml']:.1f}"
-                outside = f"{one['too_low']}, {one['too_high']}"
-                rows.append([name, kind, held, f"{low:.0%}-{high:.0%}", width, outside])
-    head = ["structure", "interval", "held", "95 %", "median width ml", "truth above, below"]
-    lines += table(head, rows)
+    for group, coverage_of in result["coverage"].items():
+        lines += [f"{group}, n = {result['patients'][group]}", ""]
+        rows = [
+            _covered_row(name, kind, one)
+            for name, kinds in coverage_of.items()
+            for kind, one in kinds.items()
+            if one["n"]
+        ]
+        lines += table(COVERAGE_HEAD, rows)
     rows = []
     for name in result["before"]:
         cells = [
@@ -349,11 +391,25 @@ def text_of(result: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def choice_of(predictor: Predictor, calibration: Sequence[Record] | None) -> dict[str, Any]:
+    """Temperature and ends by the patients of a calibration; None: those in the model file."""
+    if calibration is not None:
+        return {**chosen(list(map(seen_of, calibration))), "calibration": len(calibration)}
+    known = predictor.intervals
+    if known is None:
+        raise SystemExit(f"{predictor.path} has no calibrated intervals: give --calibration")
+    return {
+        "temperature": known.temperature,
+        "ends": known.ends,
+        "calibration": known.cases,
+    }
+
+
 def main() -> None:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--calibration", type=Path, required=True)
+    parser.add_argument("--calibration", type=Path, help="else that in the model file counts")
     parser.add_argument("--held-out", type=Path, required=True)
     parser.add_argument("--model", default="starter")
     parser.add_argument("--only", choices=("calibration", "held_out"), help="segment these alone")
@@ -364,19 +420,20 @@ def main() -> None:
     both = {
         name: records(predictor, folder, asked.out / f"{name}.jsonl")
         for name, folder in (("calibration", asked.calibration), ("held_out", asked.held_out))
-        if asked.only in (None, name)
+        if asked.only in (None, name) and folder is not None
     }
     if asked.only:
         return
     held_out = both["held_out"]
-    choice = chosen([seen_of(record) for record in both["calibration"]])
+    choice = choice_of(predictor, both.get("calibration"))
+    groups = by_age(held_out, asked.held_out)
     result = {
         "model": predictor.sha256,
         "level": LEVEL,
         **choice,
-        "calibration": len(both["calibration"]),
         "held_out": len(held_out),
-        "coverage": covered(held_out, choice),
+        "patients": {name: len(group) for name, group in groups.items()},
+        "coverage": {name: covered(group, choice) for name, group in groups.items()},
         "before": calibration_error(held_out, 1.0),
         "after": calibration_error(held_out, choice["temperature"]),
         "slices": listed(held_out, choice["temperature"]),

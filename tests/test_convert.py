@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,13 @@ from kidseg.io.dicom_source import read_source
 from kidseg.io.label_formats import FORMATS
 from kidseg.io.slicer_seg import write_slicer_segmentation
 from kidseg.labels import LabelSchema
+from kidseg.measure import label_reading, measuring
 from kidseg.measure.measuring import Request, measure
+from kidseg.measure.person import Patient
 from labelled_series import ANY, REPAIR, make_labels, make_series
 from pages import HERE, assert_loads_nothing, opened, with_viewer
 
+convert_module = sys.modules["kidseg.convert"]
 NAMES = {1: "left kidney", 2: "tumour", 5: "Milz"}
 LABELS = ReadOptions(values="labels")
 
@@ -372,3 +376,66 @@ def test_a_report_needs_the_scan_and_shows_the_labels_on_it(tmp_path: Path) -> N
         ct=tmp_path / "moved.nii.gz", names=names,
     )  # fmt: skip
     assert not list((tmp_path / "b").iterdir())
+
+
+@with_viewer
+def test_the_scan_of_a_report_is_read_once_and_facts_are_entered(
+    case: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SR and page: one reading of the series, one search for the parts, one midline."""
+    counted: dict[str, int] = {}
+
+    def counting(module: Any, name: str) -> None:
+        function = getattr(module, name)
+
+        def call(*given: Any, **named: Any) -> Any:
+            if name != "read" or Path(given[0]) == case / "ct":
+                counted[name] = counted.get(name, 0) + 1
+            return function(*given, **named)
+
+        monkeypatch.setattr(module, name, call)
+
+    counting(convert_module, "read")
+    counting(label_reading, "read")
+    counting(label_reading, "body_mask")
+    counting(measuring, "find_parts")
+    known = Request(person=Patient(height_cm=92, weight_kg=13.5), entered=("thrombus=no",))
+    options: dict[str, Any] = {"series": case / "ct", "options": ANY, "names": NAMES}
+    formats = ["dicomseg", "sr", "html"]
+    convert(case / "child_seg.nii.gz", case / "out", formats=formats, known=known, **options)
+    assert counted == {"read": 1, "body_mask": 1, "find_parts": 1}
+    words = opened(case / "out" / "child_report.html").words
+    assert "ml/m²" in words and "thrombus" in words
+    labels = case / "child_seg.nii.gz"
+    refused("facts-unused", labels, case / "b", formats=["seg.nrrd"], known=known)
+    wrong = Request(entered=("thrombus=perhaps",))
+    refused("bad-entered", labels, case / "b", formats=formats, known=wrong, **options)
+
+
+def test_several_files_are_converted_each_for_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    patient = make_ellipse_patient(0)
+    for name in ("anna", "ben"):
+        save(patient.labels, tmp_path / f"{name}_seg.nii.gz")
+
+    def call(*words: Any) -> int:
+        with pytest.raises(SystemExit) as ended:
+            main(["convert", *map(str, words), "--label", "1=kidney", "--label", "2=tumour"])
+        return int(ended.value.code or 0)
+
+    out = tmp_path / "out"
+    assert call(tmp_path, "-o", out, "--dry-run", "--json") == 0
+    planned = json.loads(capsys.readouterr().out)["would_convert"]
+    assert [one["name"] for one in planned] == ["anna", "ben"] and not out.exists()
+    assert call(tmp_path, "-o", out) == 0
+    assert {file.name for file in out.glob("*.seg.nrrd")} == {"anna.seg.nrrd", "ben.seg.nrrd"}
+    assert capsys.readouterr().out.split()[:3] == ["case", "files", "warnings"]
+    assert call(tmp_path, "-o", out) == 2, "output exists"
+    (tmp_path / "ben_seg.nii.gz").write_bytes(b"no volume")
+    assert call(tmp_path, "-o", out, "--overwrite", "--json") == 4
+    told = capsys.readouterr()
+    found = json.loads(told.out)
+    assert [one["name"] for one in found["converted"]] == ["anna"] and len(found["failed"]) == 1
+    assert "1 of 2 label files failed" in told.err
+    assert call(tmp_path, "-o", tmp_path / "b", "--series", tmp_path) == 2

@@ -15,6 +15,7 @@ from pydicom import Dataset
 from pydicom.sr.codedict import codes
 
 from dicom_files import series
+from kidseg.errors import Finding
 from kidseg.geometry import Volume
 from kidseg.io.dicom_report import CODED, write_measurement_report
 from kidseg.io.dicom_source import SourceSeries, read_source
@@ -23,10 +24,19 @@ from kidseg.io.label_formats import Exported
 from kidseg.io.origin import Origin
 from kidseg.labels import KIDNEY_TUMOUR, LabelSchema
 from kidseg.measure import Midline
+from kidseg.measure.measuring import parts_of
+from kidseg.measure.parts import Labelled
 from kidseg.measure.reporting import with_report
 from labelled_series import ANY, KINDS, ORIGIN, SCHEMA, assert_conforms, make_case, needs_dciodvfy
 
 Case = tuple[SourceSeries, Volume]
+
+
+def reported(exported: Exported, path: Path) -> tuple[Exported, tuple[Finding, ...]]:
+    """Labels of a body in the middle of the image, with what is measured of them."""
+    middle = Midline.at(float(exported.labels.grid.centre_mm[0]), "body")
+    labelled = Labelled(labels=exported.labels, schema=exported.schema, midline=middle, path=path)
+    return with_report(exported, labelled, parts_of(labelled))
 
 
 def written(
@@ -37,8 +47,7 @@ def written(
     exported = Exported(
         labels=labels, schema=schema, origin=origin, like=labels.grid, source=source
     )
-    middle = Midline.at(float(labels.grid.centre_mm[0]), "body")
-    exported, _ = with_report(exported, middle, Path("labels"))
+    exported, _ = reported(exported, Path("labels"))
     segmentation, report = io.BytesIO(), io.BytesIO()
     write_dicom_segmentation(labels, schema, source, origin, segmentation)
     segmentation.seek(0)
@@ -178,11 +187,10 @@ def test_a_structure_of_several_labels_has_no_segment_and_that_is_said(tmp_path:
     exported = Exported(
         labels=labels, schema=schema, origin=ORIGIN, like=labels.grid, source=source
     )
-    middle = Midline.at(float(labels.grid.centre_mm[0]), "body")
-    reported, findings = with_report(exported, middle, Path("a.nii.gz"))
+    measured, findings = reported(exported, Path("a.nii.gz"))
     (finding,) = [each for each in findings if each.code == "no-segment"]
     assert "the right kidney (renal cortex, renal medulla)" in finding.cause
-    assert [each.name for each in reported.reported] == [
+    assert [each.name for each in measured.reported] == [
         "renal cortex",
         "left kidney",
         "renal medulla",

@@ -389,6 +389,9 @@ def test_the_intervals_of_the_segmentation_are_used(
         margin = math.sqrt(kidney["value"] / volumes["kidney"]) * 0.6 * volumes["kidney"]
         assert kidney["high"] == pytest.approx(kidney["value"] + margin, rel=1e-3)
     assert not [w for w in record["warnings"] if w["code"] == "other-volumes"]
+    path, _ = segmented_by_model(tmp_path, ends, calibrated_scans="digital patients")
+    interval = of_side(measured(path, capsys=capsys), "right", "tumour")["interval"]
+    assert interval.endswith("90% interval of the model, calibrated on digital patients")
     path, _ = segmented_by_model(tmp_path, ends, how="doubt")
     assert (
         "of 2 opinions, not calibrated"
@@ -493,3 +496,35 @@ def test_the_margin_and_own_criteria_count(
     assert found["signed_off"] == "Dr. A"
     (answer,) = [a for a in found["answers"] if a["id"] == "volume-300-ml-at-diagnosis"]
     assert answer["verdict"] == "not met"
+
+
+def test_several_files_are_measured_each_for_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A table and a record of each; a bad one ends with 4; facts are of one patient."""
+    scan, labels = phantom()
+    for folder in ("labels", "scans"):
+        (tmp_path / folder).mkdir()
+    for name in ("anna", "ben", "carl"):
+        save(labels, tmp_path / "labels" / f"{name}_seg.nii.gz")
+        save(scan, tmp_path / "scans" / f"{name}_0000.nii.gz")
+    folder, scans, out = tmp_path / "labels", tmp_path / "scans", tmp_path / "out"
+    text, _ = run(folder, "--ct", scans, "-o", out, capsys=capsys)
+    rows = [line.split() for line in text.splitlines() if line.startswith(("anna", "ben", "carl"))]
+    assert [row[0] for row in rows] == ["anna", "ben", "carl"] * 2, "too wide for one table"
+    assert len({tuple(row[1:]) for row in rows}) == 2
+    assert max(map(len, text.splitlines())) <= 80 and "research use" in text.lower()
+    assert sorted(p.name for p in out.iterdir()) == [
+        f"{name}_measurements.json" for name in ("anna", "ben", "carl")
+    ]
+    run(folder, "--ct", scans, "-o", out, capsys=capsys, code=2)
+    (folder / "ben_seg.nii.gz").write_bytes(b"no volume")
+    options = ("--ct", scans, "-o", out, "--overwrite", "--json")
+    text, err = run(folder, *options, capsys=capsys, code=4)
+    found = json.loads(text)
+    assert [Path(one["labels"]).name[:4] for one in found["measured"]] == ["anna", "carl"]
+    assert [Path(one["path"]).name for one in found["failed"]] == ["ben_seg.nii.gz"]
+    assert "1 of 3 label files failed" in err
+    for given in (("--height", "92"), ("--before", folder / "anna_seg.nii.gz")):
+        run(folder, *given, capsys=capsys, code=2)
+    run(folder, "--ct", scans / "anna_0000.nii.gz", capsys=capsys, code=2)

@@ -9,6 +9,7 @@ import json
 import re
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,7 +79,7 @@ def test_intended_use_is_in_the_footer_of_each_page(page: Page) -> None:
 
 def test_a_report_shows_the_measures_and_their_intervals(page: Page) -> None:
     content = make_content()
-    volumes = sections.volumes(content.measured)
+    volumes = sections.volumes(content.measured, content.record)
     assert [row["id"] for row in volumes["rows"]] == [
         s["id"] for s in content.measured["structures"]
     ]
@@ -272,3 +273,23 @@ def test_numbers_in_the_data_are_those_of_the_grid(page: Page) -> None:
     assert np.allclose(product, np.eye(4), atol=1e-9)
     assert data["shape"] == list(make_content().scan.grid.shape)
     assert json.dumps(data).count("NaN") == 0
+
+
+@pytest.mark.parametrize(
+    ("review", "said"),
+    [
+        (
+            {"interval": "conformal", "calibrated_on": 99, "calibrated_scans": "digital patients"},
+            "were calibrated on 99 digital patients, and hold for scans like these; for others,"
+            " take them as too narrow.",
+        ),
+        ({"interval": "conformal", "calibrated_on": 20}, "calibrated on 20 labelled scans"),
+        ({"interval": "doubt"}, "are of 4 opinions, and not calibrated"),
+        ({"structures": {"kidney": {"volume_ml": 40.0, "interval_ml": None}}}, ""),
+    ],
+)
+def test_what_intervals_are_worth_is_said_beside_them(review: dict[str, Any], said: str) -> None:
+    record = {**RECORD, "review": {**RECORD["review"], **review}}
+    words = Page(page_of(make_content(record=record))).words
+    assert (said in sections.intervals(record)) and bool(sections.intervals(record)) == bool(said)
+    assert words.count("intervals of the segmentation") == (2 if said else 0) and said in words

@@ -433,3 +433,25 @@ def test_a_single_failure_keeps_its_own_exit_code(
     assert "kidseg train" in capsys.readouterr().err
     with pytest.raises(InputError):
         segment([tmp_path / "no.nii.gz"], model, tmp_path / "o", device="cpu")
+
+
+def test_a_scan_that_ended_a_run_comes_last_in_the_next(
+    root: Path, predictor: Predictor, tmp_path: Path
+) -> None:
+    """So that a scan on which a library crashes cannot keep the others from being segmented."""
+    left = tmp_path / ".kidseg-run-dead"
+    left.mkdir()
+    scan = root / "scans" / "s0.nii.gz"
+    (left / "trying.json").write_text(json.dumps({"name": "s0", "scan": str(scan)}))
+    order: list[str] = []
+
+    def report(entry: Any) -> None:
+        order.append(entry["name"])
+        if entry["name"] == "s3":
+            assert [one["code"] for one in record(tmp_path)["failed"]] == ["run-died"]
+            (trying,) = tmp_path.glob(".kidseg-run-*/trying.json")
+            assert json.loads(trying.read_text())["name"] == "s3"
+
+    segment([root / "scans"], predictor, tmp_path, resume=True, report=report)
+    assert order == ["s1", "s2", "s3", "s0"] and record(tmp_path)["failed"] == []
+    assert not list(tmp_path.glob(".kidseg-run-*"))

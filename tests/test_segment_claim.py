@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kidseg.errors import ResourceError, UsageError
-from kidseg.segment.claim import claimed, remove_unfinished
+from kidseg.segment.claim import RUN_DIED, claimed, remove_unfinished
 from kidseg.segment.index import RESULT, read_index, record_scan
 
 
@@ -116,6 +116,23 @@ def test_outputs_and_record_of_a_killed_run_are_both_there_or_neither(
     kept = {"a_seg.nii.gz", RESULT} if is_kept else set()
     assert names_in(tmp_path) == {"b_seg.nii.gz"} | kept
     assert set(read_index(tmp_path).scans) == ({"a"} if is_kept else set())
+
+
+def dies_of_a_scan(out: Path) -> None:
+    with claimed(out, ["a", "b"]) as claim:
+        claim.trying("a", Path("scans/a.nii.gz"))
+        claim.tried()
+        claim.trying("b", Path("scans/b.nii.gz"))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.fault("kill -9 while segmenting")
+def test_the_scan_that_ended_a_run_is_recorded_as_failed(tmp_path: Path) -> None:
+    assert in_a_process(dies_of_a_scan, tmp_path) == -signal.SIGKILL
+    remove_unfinished(tmp_path)
+    (entry,) = read_index(tmp_path).failed.values()
+    assert (entry["name"], entry["code"], entry["scan"]) == ("b", RUN_DIED, "scans/b.nii.gz")
+    assert entry["severity"] == "error" and names_in(tmp_path) == {RESULT}
 
 
 def test_a_claim_that_is_not_whole_is_of_a_killed_run(tmp_path: Path) -> None:

@@ -5,17 +5,24 @@ from __future__ import annotations
 import re
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
 import pytest
+import torch.nn.functional as F
+from highdicom.sr import ComprehensiveSR
 
 from ellipses import make_ellipse_patient, write_ellipse_dataset
 from kidseg.errors import BatchError, InputError
 from kidseg.geometry import Volume
 from kidseg.io import ReadOptions, read, save
 from kidseg.io.dicom import write_series
+from kidseg.measure import Midline, measure_sides
+from kidseg.measure.measuring import Request, measure
 from kidseg.segment import Predictor, Segmentation, load_predictor, segment
+from kidseg.segment.removal import Decided
+from kidseg.segment.review import Review
 from kidseg.train import Setup, train
 from pages import HERE, assert_loads_nothing, opened, with_viewer
 from test_segment_predictor import SETTINGS
@@ -145,3 +152,43 @@ def test_a_report_that_fails_leaves_the_labels(predictor: Predictor, tmp_path: P
     (entry,) = segment([tmp_path / "other.nii.gz"], broken, tmp_path / "o", formats=["nii", "html"])
     assert entry["outputs"] == ["other_seg.nii.gz"] and "report" not in entry
     assert "no-report" in {warning["code"] for warning in entry["warnings"]}
+
+
+@with_viewer
+def test_all_outputs_tell_sides_by_the_middle_of_the_body(
+    predictor: Predictor, tmp_path: Path
+) -> None:
+    """The patient lies far off the centre of the image, whose middle has both kidneys beside it."""
+    patient, away = make_ellipse_patient(1), 60
+    grid = patient.image.grid.crop((0, 0, -away), (8, 64, 64 + away))
+    image = Volume(F.pad(patient.image.data, (away, 0), value=-1000), grid)
+    truth = Volume(F.pad(patient.labels.data, (away, 0)), grid)
+
+    class Knowing(Predictor):
+        """Finds the truth."""
+
+        def reviewed(self, *given: Any) -> tuple[Decided, Review]:
+            decided, review = super().reviewed(*given)
+            return replace(decided, labels=truth), review
+
+    knowing = Knowing(**{f.name: getattr(predictor, f.name) for f in fields(Predictor)})
+    series, out = tmp_path / "child", tmp_path / "out"
+    write_series(image, series, facts={"seed": "1"})
+    (entry,) = segment([series], knowing, out, formats=["nii", "dicomseg", "sr", "html"])
+    by_image = measure_sides(truth, knowing.schema, Midline.of(grid))
+    assert by_image is not None and 0 in (
+        by_image.right.volumes_ml["kidney"],
+        by_image.left.volumes_ml["kidney"],
+    )
+    assert entry["sides"]["midline"] == "body"
+    measured = measure(out / "child_seg.nii.gz", Request(ct=series)).measurement
+    sides = ("right", "left")
+    kidneys = [entry["sides"][side]["volumes_ml"]["kidney"] for side in sides]
+    volumes = [measured.sides[side]["kidney volume"].value for side in sides]
+    assert min(kidneys) > 0 and kidneys == pytest.approx(volumes, rel=1e-4)
+    words = opened(out / "child_report.html").words
+    assert "right kidney" in words and "left kidney" in words and "middle of the body" in words
+    report = ComprehensiveSR.from_dataset(pydicom.dcmread(out / "child_report.dcm"))
+    groups = report.content.get_volumetric_roi_measurement_groups()
+    names = {group.tracking_identifier for group in groups}
+    assert {"right kidney (part of kidney)", "left kidney (part of kidney)"} <= names

@@ -472,7 +472,8 @@ def test_several_models_are_an_ensemble_without_a_file(folder: Path, tmp_path: P
 def calibrated(folder: Path) -> tuple[Path, dict[str, Any]]:
     write_ellipse_dataset(folder / "others", LEAST_CASES, seed=50)
     out = folder / "calibrated.safetensors"
-    made = calibrate_intervals(folder / "flipped.safetensors", folder / "others", out, device="cpu")
+    model = folder / "flipped.safetensors"
+    made = calibrate_intervals(model, folder / "others", out, device="cpu", scans="ellipses")
     return out, made
 
 
@@ -488,9 +489,11 @@ def test_calibrated_intervals_hold_and_are_used(
         scores = [Volumes(**each).score for each in made["volumes"][name]]
         assert (low, high) == pytest.approx((min(scores), max(scores)), abs=1e-3)
     assert call("segment", folder / "anna.nii.gz", "-m", model, "-o", tmp_path / "out") == 0
-    assert "90% interval in ml, calibrated: kidney" in " ".join(capsys.readouterr().out.split())
+    worth = "90% interval in ml, calibrated on ellipses, too narrow for others: kidney"
+    assert worth in " ".join(capsys.readouterr().out.split())
     review = entry_of(tmp_path / "out")["review"]
     assert review["interval"] == "conformal" and review["calibrated_on"] == LEAST_CASES
+    assert review["calibrated_scans"] == "ellipses"
     assert review["level"] == 0.9
     for found in review["structures"].values():
         low, high = found["interval_ml"]
@@ -506,7 +509,7 @@ def test_calibrated_intervals_hold_and_are_used(
     (warned,) = unused_calibration(other.intervals, other.adapt, "scan")
     assert warned.code == "other-adaptation" and not unused_calibration(known, "none", "scan")
     assert call("info", model) == 0
-    assert "by 19 case(s)" in " ".join(capsys.readouterr().out.split())
+    assert "by 19 ellipses" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_calibration_stays_with_its_probabilities(
@@ -554,6 +557,9 @@ def test_too_few_cases_are_refused_before_any_is_segmented(
     out = tmp_path / "out.safetensors"
     assert call("calibrate", folder / "one", folder / "data", "-o", out, "--intervals") == 2
     assert "at least 19 can" in " ".join(capsys.readouterr().err.split()) and not out.exists()
+    words = ("calibrate", folder / "one", folder / "data", "-o", out, "--scans", "ellipses")
+    assert call(*words, "--json") == 2
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "scans-unused"
 
 
 def test_calibrated_says_what_the_header_says() -> None:

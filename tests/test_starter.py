@@ -238,6 +238,9 @@ def test_the_shipped_starter(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     model = load_model(SHIPPED)
     assert model.header["model_card"]["licence"] == "Apache-2.0"
     assert {"renal_hu", "bright_hu"} <= set(model.header["training_range"])
+    intervals = model.header["intervals"]
+    assert set(intervals["ends"]) == {"kidney", "kidney+tumour", "tumour"}
+    assert len(intervals["cases"]) == 189 and intervals["scans"] == "digital patients"
     assert call("info", "starter") == 0
     assert "Model card" in capsys.readouterr().out
     from kidseg.config import PhantomConfig
@@ -256,6 +259,8 @@ def test_the_shipped_starter(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         )
     )
     assert 2 * (found & true).sum() / (found.sum() + true.sum()) > 0.6
+    assert result["review"]["interval"] == "conformal"
+    assert result["review"]["calibrated_scans"] == "digital patients"
     codes = {warning["code"] for warning in result["warnings"]}
     assert not codes & {"no-contrast", "unusual-values", "outside-training-range"}
 

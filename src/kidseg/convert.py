@@ -38,9 +38,12 @@ from kidseg.io.label_formats import (
 from kidseg.io.orientation import reorient
 from kidseg.io.origin import Origin
 from kidseg.io.output import check_output_folder
-from kidseg.measure.label_reading import body_midline, read_labelled
-from kidseg.measure.measuring import Request, measure_labelled
-from kidseg.measure.midline import Midline, estimated_midline
+from kidseg.measure.criteria import entered_facts, read_criteria
+from kidseg.measure.label_reading import body_midline, labelled_on
+from kidseg.measure.measuring import Request, measure_labelled, parts_of
+from kidseg.measure.midline import estimated_midline
+from kidseg.measure.parts import Labelled, Parts, tracked_lesions
+from kidseg.measure.person import Patient
 from kidseg.measure.reporting import with_report
 from kidseg.provenance import RESEARCH_USE, provenance
 from kidseg.report.scan_page import Content, write_report
@@ -52,6 +55,7 @@ RECORD = "_convert.json"
 """Ending of the record of a conversion, after the name of the case."""
 
 _DEFAULT = ReadOptions()
+_NOTHING = Request()
 _LABELS = ReadOptions(values="labels", nonfinite="refuse")
 
 
@@ -79,6 +83,7 @@ def convert(
     ct: str | Path | None = None,
     options: ReadOptions = _DEFAULT,
     names: Mapping[int, str] | None = None,
+    known: Request = _NOTHING,
     overwrite: bool = False,
     dry_run: bool = False,
 ) -> dict[str, Any]:
@@ -93,6 +98,8 @@ def convert(
         ct: the scan that the labels belong to, for the report; by default the series.
         options: of reading the series and the scan.
         names: {value: name}; see `named_labels`.
+        known: for the report: the person, and facts for the criteria; its other entries are not
+            used.
         overwrite: replace existing files.
         dry_run: read no voxels and write nothing, after the same checks.
 
@@ -103,14 +110,15 @@ def convert(
     Raises:
         UsageError: "unknown-format", "missing-extra", "no-formats", "output-exists",
             "other-folder", "too-large-for-nifti"; "no-probabilities"; "series-required",
-            "series-unused", "scan-required", "scan-unused"; "missing-viewer".
+            "series-unused", "scan-required", "scan-unused", "facts-unused"; "missing-viewer";
+            "bad-entered".
         InputError: "grid-mismatch": the labels do not lie on the series; see `named_labels`,
             `known_labels`, `read`, `read_source`; "not-writable".
         ResourceError: "disk-full", "not-enough-memory".
     """
     path, out = Path(labels), Path(out)
     _check_call(formats, series)
-    scan = _scan(formats, series, ct)
+    shown = _scan(formats, series, ct, known)
     check_output_folder(out, "results")
     job = _planned(path, out, formats, names)
     _check_free(job, overwrite)
@@ -127,13 +135,15 @@ def convert(
         like=volume.grid,
         source=source,
     )
+    measured = _Measured.of(exported, job, shown, options, known)
     if any(FORMATS[name].measures for name in formats):
-        midline = _midline(Path(str(series)), options, exported)
-        exported, found = with_report(exported, midline, path, job.named.numbered)
-        findings = (*findings, *found)
+        assert measured is not None
+        exported, found = with_report(exported, measured.labelled, measured.parts)
+        said = set(measured.labelled.findings)  # of a scan that only the page shows
+        findings = (*findings, *(each for each in found if each not in said))
     findings = (*job.named.findings, *findings, *(() if source is None else source.findings))
-    page = None if scan is None else _Page(labels=path, scan=scan, options=options, names=names)
-    return _write(job, exported, findings, page, overwrite=overwrite)
+    findings = tuple(dict.fromkeys(findings))
+    return _write(job, exported, findings, None if shown is None else measured, overwrite=overwrite)
 
 
 def _check_call(formats: Sequence[str], series: str | Path | None) -> None:
@@ -164,14 +174,23 @@ def _check_call(formats: Sequence[str], series: str | Path | None) -> None:
         )
 
 
-def _scan(formats: Sequence[str], series: str | Path | None, ct: str | Path | None) -> Path | None:
+def _scan(
+    formats: Sequence[str], series: str | Path | None, ct: str | Path | None, known: Request
+) -> Path | None:
     """The scan that a report shows; None without a report.
 
     Raises:
-        UsageError: "scan-required", "scan-unused"; see `kidseg.report.templates.check_viewer`.
+        UsageError: "scan-required", "scan-unused", "facts-unused", "bad-entered"; see
+            `kidseg.report.templates.check_viewer`.
     """
     found = ct or series
     if not any(FORMATS[name].is_page for name in formats):
+        if known.person != Patient() or known.entered:
+            raise UsageError(
+                "none of the formats says what is known of the patient",
+                code="facts-unused",
+                next_step="Leave these facts out, or request html.",
+            )
         if ct is None:
             return None
         raise UsageError(
@@ -186,6 +205,7 @@ def _scan(formats: Sequence[str], series: str | Path | None, ct: str | Path | No
             code="scan-required",
             next_step="Give it: --ct SCAN",
         )
+    entered_facts(known.entered, read_criteria(known.criteria))
     check_viewer()
     return Path(found)
 
@@ -217,14 +237,6 @@ def _source(series: Path, options: ReadOptions) -> SourceSeries:
         return read_source(series, options)
     except KidsegError as error:
         raise renamed(error, "--series ", "--number ") from error
-
-
-def _midline(series: Path, options: ReadOptions, exported: Exported) -> Midline:
-    """Of the body in a CT, or an estimate."""
-    assert exported.source is not None
-    if exported.source.headers[0].get("Modality") != "CT":
-        return estimated_midline(exported.labels, exported.schema, is_cropped=False)
-    return body_midline(read(series, options).volume, exported.labels, exported.schema)
 
 
 def _labels_on(
@@ -288,38 +300,83 @@ def _origin(path: Path, named: NamedLabels) -> Origin:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Page:
-    """The report to write: the labels as named, and their scan."""
+@dataclass(frozen=True, eq=False)
+class _Measured:
+    """The labels, to be measured for SR and page.
 
-    labels: Path
-    scan: Path
-    options: ReadOptions
-    names: Mapping[int, str] | None
+    Attributes:
+        labelled: the labels.
+        parts: their structures.
+        known: of the patient.
+        scan: that was read, if any.
+        path: of the scan.
+    """
 
-    def write(self, path: Path, job: _Job, record: Mapping[str, Any]) -> dict[str, Any]:
-        """Measure the labels and write the page; how its view differs from the data.
+    labelled: Labelled
+    parts: Parts
+    known: Request
+    scan: Volume | None
+    path: Path
+
+    @classmethod
+    def of(
+        cls,
+        exported: Exported,
+        job: _Job,
+        shown: Path | None,
+        options: ReadOptions,
+        known: Request,
+    ) -> _Measured | None:
+        """The labels on their scan, which is read once; None if no format has measures.
+
+        Args:
+            exported: the labels.
+            job: names and formats.
+            shown: the scan of a page; None: the measures are those of the series.
+            options: of reading the scan.
+            known: of the patient.
 
         Raises:
-            InputError: see `kidseg.measure.label_reading.read_labelled`.
+            InputError: see `kidseg.measure.label_reading.labelled_on`.
         """
-        options = replace(self.options, values="ct")
-        labelled = read_labelled(self.labels, ct=self.scan, names=self.names, options=options)
-        _, measurement = measure_labelled(labelled, Request())
+        schema, source = exported.schema, exported.source
+        if shown is not None:
+            scan = read(shown, replace(options, values="ct"))
+            labelled = labelled_on(scan, job.labels, exported.labels, job.named)
+            return cls(labelled, parts_of(labelled), known, scan.volume, shown)
+        if not any(FORMATS[file.format].measures for file in job.files):
+            return None
+        assert source is not None
+        midline = estimated_midline(exported.labels, schema, is_cropped=False)
+        if source.headers[0].get("Modality") == "CT":
+            midline = body_midline(read(source.path, options).volume, exported.labels, schema)
+        labelled = Labelled(
+            labels=exported.labels,
+            schema=schema,
+            midline=midline,
+            path=job.labels,
+            tracking=tracked_lesions(schema, job.named.numbered),
+        )
+        return cls(labelled, parts_of(labelled), known, None, source.path)
+
+    def write_page(self, path: Path, job: _Job, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Write the page; how its view differs from the data."""
+        assert self.scan is not None
+        _, measurement = measure_labelled(self.labelled, self.known, parts=self.parts)
         segmented = job.named.record
         both = {
             **segmented,
             **record,
-            "path": str(self.scan),
-            "scan_sha256": _digest(self.scan),
+            "path": str(self.path),
+            "scan_sha256": _digest(self.path),
             "labels_sha256": record["sha256"],
             "warnings": [*segmented.get("warnings", ()), *record["warnings"]],
         }
         content = Content(
             name=job.name,
-            scan=read(self.scan, options).volume,
-            labels=labelled.labels,
-            schema=labelled.schema,
+            scan=self.scan,
+            labels=self.labelled.labels,
+            schema=self.labelled.schema,
             record=both,
             measured=measurement.as_dict(),
         )
@@ -335,7 +392,7 @@ def _write(
     job: _Job,
     exported: Exported,
     findings: Sequence[Finding],
-    page: _Page | None,
+    page: _Measured | None,
     *,
     overwrite: bool,
 ) -> dict[str, Any]:
@@ -359,7 +416,7 @@ def _write(
         }
         if page is not None:
             for temporary in pages:
-                record["report"] = page.write(temporary, job, record)
+                record["report"] = page.write_page(temporary, job, record)
         _check_free(job, overwrite)
         place_with_record(job.record, json_bytes(record), files)
     return record

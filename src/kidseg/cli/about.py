@@ -218,7 +218,8 @@ def _intervals(header: Mapping[str, Any]) -> str:
     found = header.get("intervals")
     if not found:
         return ""
-    return f"{found['level']:.0%}, of {', '.join(found['ends'])}; by {len(found['cases'])} case(s)"
+    of = found.get("scans") or "case(s)"
+    return f"{found['level']:.0%}, of {', '.join(found['ends'])}; by {len(found['cases'])} {of}"
 
 
 def _labels(names: Mapping[str, str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import statistics
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,7 @@ import typer
 from kidseg.cli.options import Adapt, AsJson, Cases, Device, Overwrite, Quiet, Set
 from kidseg.cli.progress import show_progress
 from kidseg.cli.terminal import print_result
-from kidseg.errors import Finding
+from kidseg.errors import Finding, UsageError
 from kidseg.table import text_table, wrapped
 
 __all__ = ["calibrate", "ensemble", "import_nnunet"]
@@ -29,6 +30,10 @@ def calibrate(
         bool,
         typer.Option("--intervals", help="Calibrate the intervals of volumes, not the decision."),
     ] = False,
+    scans: Annotated[
+        str,
+        typer.Option(help="With --intervals: what the scans are, said beside each interval."),
+    ] = "",
     cases: Cases = None,
     device: Device = "auto",
     overwrite: Overwrite = False,
@@ -49,8 +54,16 @@ def calibrate(
     from kidseg.segment.calibration import calibrate
     from kidseg.segment.interval_calibration import calibrate_intervals
 
+    if scans and not intervals:
+        raise UsageError(
+            "--scans is said beside intervals, which are not calibrated",
+            code="scans-unused",
+            next_step="Give --intervals, or leave --scans out.",
+        )
     chosen, text = (
-        (calibrate_intervals, intervals_text) if intervals else (calibrate, calibration_text)
+        (partial(calibrate_intervals, scans=scans), intervals_text)
+        if intervals
+        else (calibrate, calibration_text)
     )
     with show_progress("cases", quiet or as_json) as advance:
         result = chosen(

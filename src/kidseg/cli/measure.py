@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kidseg.cli.options import AsJson, Overwrite, Quiet, Repair, Series, Trust
+from kidseg.cli.options import (
+    Age,
+    AsJson,
+    Entered,
+    Height,
+    Overwrite,
+    PatientSex,
+    Quiet,
+    Repair,
+    Series,
+    Trust,
+    Weight,
+)
+from kidseg.cli.progress import show_progress
+from kidseg.cli.several import end_of_several, is_several, one_only, scans_of
 from kidseg.cli.terminal import print_result
 from kidseg.table import ranged, text_table, wrapped
 
 if TYPE_CHECKING:
     from kidseg.measure.criteria import Answer
     from kidseg.measure.measurement import Measurement, Structure
-    from kidseg.measure.measuring import Measured
+    from kidseg.measure.measuring import Measured, Request
     from kidseg.measure.quantity import Quantity
 
 __all__ = ["measure", "measured_text"]
@@ -27,17 +42,23 @@ _UNITS = {"mL": "ml", "cm2": "cm2", "mL/m2": "ml/m2"}
 
 
 def measure(
-    labels: Annotated[Path, typer.Argument(help="A label volume of kidneys and tumours.")],
+    labels: Annotated[
+        list[Path],
+        typer.Argument(help="Label volumes of kidneys and tumours, or folders of them."),
+    ],
     ct: Annotated[
-        Path | None, typer.Option(help="Its scan: for the midline and the scan's border.")
+        Path | None,
+        typer.Option(
+            help="Its scan, for the midline and the scan's border; of several, their folder."
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for NAME_measurements.json.")
     ] = None,
-    height: Annotated[float | None, typer.Option(help="Height in cm.")] = None,
-    weight: Annotated[float | None, typer.Option(help="Weight in kg.")] = None,
-    age: Annotated[float | None, typer.Option(help="Age in years.")] = None,
-    sex: Annotated[Literal["female", "male"] | None, typer.Option(help="Sex.")] = None,
+    height: Height = None,
+    weight: Weight = None,
+    age: Age = None,
+    sex: PatientSex = None,
     before: Annotated[
         Path | None, typer.Option(help="Labels of an earlier scan, to compare with.")
     ] = None,
@@ -52,10 +73,7 @@ def measure(
     margin: Annotated[
         float | None, typer.Option(help="Margin of a resection in mm, of parenchyma.")
     ] = None,
-    entered: Annotated[
-        list[str] | None,
-        typer.Option(help="A fact for the criteria, NAME=yes or NAME=no, such as thrombus=no."),
-    ] = None,
+    entered: Entered = None,
     criteria: Annotated[
         Path | None, typer.Option(help="TOML file of criteria, instead of kidseg's own.")
     ] = None,
@@ -69,7 +87,9 @@ def measure(
     """Measure kidneys and tumours: volumes, diameters, contact, criteria, change since before.
 
     Every value has an interval: mostly what it would be if the contour moved by one voxel.
-    Criteria are met, not met, or cannot be told. No treatment is recommended.
+    Criteria are met, not met, or cannot be told. No treatment is recommended. Of several files or a
+    folder, each is measured for itself, and a table shows them all: a bad one does not stop the
+    others.
 
     Example: kidseg measure result/anna_seg.nii.gz --ct anna.nii.gz --height 92 --weight 13.5
     """
@@ -91,8 +111,62 @@ def measure(
         criteria=criteria or DEFAULT,
         options=ReadOptions(trust=trust, series=series, repair=repair),
     )
-    measured = measure(labels, request, out=out, overwrite=overwrite)
+    if is_several(labels):
+        facts = {"--height": height, "--weight": weight, "--age": age, "--sex": sex}
+        pair = {"--before": before, "--before-ct": before_ct, "--opinion": opinion}
+        one_only({**facts, **pair, "--entered": entered, "--series": series})
+        _measure_all(labels, request, out, overwrite=overwrite, as_json=as_json, quiet=quiet)
+        return
+    measured = measure(labels[0], request, out=out, overwrite=overwrite)
     print_result(measured.as_dict(), measured_text(measured), as_json, quiet)
+
+
+def _measure_all(
+    labels: Sequence[Path],
+    request: Request,
+    out: Path | None,
+    *,
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Measure several label files, and print a table of all."""
+    from kidseg.cases.label_files import attempt_each, find_label_files
+    from kidseg.cases.naming import label_name
+    from kidseg.measure.measuring import INTENDED_USE, check_target, measure
+
+    files = find_label_files(labels)
+    scans = scans_of(files, request.ct)
+    for path in files:
+        check_target(path, out, overwrite=overwrite)
+    with show_progress("label files", quiet or as_json) as advance:
+        done, failed = attempt_each(
+            files,
+            lambda path: measure(
+                path, replace(request, ct=scans[path]), out=out, overwrite=overwrite
+            ),
+            advance,
+        )
+    rows = [_summary(label_name(path), one.measurement) for path, one in done.items()]
+    head = ["case", *(f"{side} {what}" for side in ("right", "left") for what in _SUMMED)]
+    lines = ["Volumes in ml (from-to):", ""] if rows else []
+    lines += text_table([*head, "tumours", "warnings"], rows) if rows else []
+    lines += ["", *wrapped(INTENDED_USE)]
+    measured = {"measured": [one.as_dict() for one in done.values()]}
+    end_of_several(measured, lines, failed, total=len(files), as_json=as_json, quiet=quiet)
+
+
+_SUMMED = ("kidney", "tumour")
+
+
+def _summary(name: str, found: Measurement) -> list[str]:
+    """A row of the table of several files."""
+    volumes = [
+        _cell(found.sides.get(side, {}).get(f"{what} volume"))
+        for side in ("right", "left")
+        for what in _SUMMED
+    ]
+    return [name, *volumes, str(len(found.tumours)), str(len(found.findings))]
 
 
 def measured_text(measured: Measured) -> str:

@@ -11,6 +11,7 @@ from kidseg.registry import METHODS, presets
 
 __all__ = [
     "Adapt",
+    "Age",
     "Annotation",
     "AsJson",
     "Cases",
@@ -19,10 +20,13 @@ __all__ = [
     "Cyst",
     "Device",
     "DryRun",
+    "Entered",
     "Formats",
+    "Height",
     "Jobs",
     "Method",
     "Overwrite",
+    "PatientSex",
     "Preset",
     "Quiet",
     "Reference",
@@ -40,6 +44,7 @@ __all__ = [
     "Trust",
     "Tune",
     "Validation",
+    "Weight",
     "format_names",
 ]
 
@@ -140,6 +145,14 @@ Formats = Annotated[
         " dicomseg, labelmap, rtstruct, sr (of a DICOM series), stl, obj, glb (surfaces), html (a"
         " report that opens in a browser); of a segmentation also entropy, a map of doubt."
     ),
+]
+Height = Annotated[float | None, typer.Option(help="Height in cm.")]
+Weight = Annotated[float | None, typer.Option(help="Weight in kg.")]
+Age = Annotated[float | None, typer.Option(help="Age in years.")]
+PatientSex = Annotated[Literal["female", "male"] | None, typer.Option("--sex", help="Sex.")]
+Entered = Annotated[
+    list[str] | None,
+    typer.Option(help="A fact for the criteria, NAME=yes or NAME=no, such as thrombus=no."),
 ]
 Cyst = Annotated[
     Literal["tumour", "kidney", "background"] | None, typer.Option(help="What a cyst counts as.")

@@ -214,7 +214,9 @@ def review_line(entry: Entry) -> str:
     if not known:
         worth = f"no interval of the volumes from {opinions}"
     elif review["interval"] == "conformal":
-        worth = f"{level} interval in ml, calibrated: {intervals}"
+        scans = review.get("calibrated_scans", "")
+        of = f"calibrated on {scans}, too narrow for others" if scans else "calibrated"
+        worth = f"{level} interval in ml, {of}: {intervals}"
     else:
         worth = f"{level} interval in ml of {opinions}, not calibrated: {intervals}"
     numbers = ", ".join(str(each["slice"]) for each in review["slices"][:_FIRST_SLICES])

@@ -237,12 +237,14 @@ def _sample_planes(
     y = _plane(index_from_target[:, 1], rows, columns)
     x = _plane(index_from_target[:, 2], rows, columns)
     counts = data.shape[2:]
-    inside = inside_z[:, None, None] & _within(y, counts[0]) & _within(x, counts[1])
     at = torch.stack([_normalised(x, counts[1]), _normalised(y, counts[0])], dim=-1)
     values = F.grid_sample(
         images, at, mode=_torch_mode(mode), padding_mode="border", align_corners=False
-    )
-    return torch.where(inside[None], values.transpose(0, 1), fill[:, None, None, None])
+    ).transpose(0, 1)
+    if bool(inside_z.all()) and _corners_within(y, counts[0]) and _corners_within(x, counts[1]):
+        return values.contiguous()
+    inside = inside_z[:, None, None] & _within(y, counts[0]) & _within(x, counts[1])
+    return torch.where(inside[None], values, fill[:, None, None, None])
 
 
 def _sample_volume(
@@ -398,6 +400,11 @@ def _plane(coefficients: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 def _within(index: Tensor, count: int) -> Tensor:
     return (index >= -0.5 - SAME_INDEX) & (index <= count - 0.5 + SAME_INDEX)
+
+
+def _corners_within(index: Tensor, count: int) -> bool:
+    """Are all (slices, rows, columns) values of an affine function within? Its extremes are."""
+    return bool(_within(index[:, [0, 0, -1, -1], [0, -1, 0, -1]], count).all())
 
 
 def _normalised(index: Tensor, count: int) -> Tensor:

@@ -32,6 +32,8 @@ __all__ = ["Contact", "contact_area", "contact_of", "gap_to", "rim_quantities"]
 # of the widest spacing. Narrower, they follow the steps between voxels; wider, curved contacts get
 # too small. Chosen on balls and planes with spacings from 1:1 to 1:7.
 _SIGMA, _SIGMA_WIDEST = 1.25, 0.6
+# Where it ends, in widths; scipy's default.
+_TRUNCATE = 4.0
 # Thick slices are divided until they are about so many times as thick as the pixels are wide; the
 # Gaussian is then at least this part of the slices that they were. Chosen on balls and discs with
 # slices up to 5 mm.
@@ -155,14 +157,22 @@ def _signed_mm(mask: np.ndarray, pixel_mm: np.ndarray, outside_mm: float) -> np.
 
 
 def _contact(tumour: Mask, kidney: np.ndarray, sigma: np.ndarray) -> Contact:
-    gradient = _gradient(tumour.data, kidney, sigma)
+    faces = [_faces(tumour.data, kidney, axis) for axis in range(3)]
+    seen = np.concatenate([index for pair in faces for index in pair])
+    if not len(seen):
+        return _NONE
+    reach = (_TRUNCATE * sigma + 0.5).astype(int)  # all that the gradients at the faces see
+    low = np.maximum(seen.min(0) - reach, 0)
+    near = tuple(slice(a, b) for a, b in zip(low, seen.max(0) + reach + 1, strict=True))
+    gradient = _gradient(tumour.data[near], kidney[near], sigma)
     # Gradients in mm, and the area vectors of the faces, from those along the indices.
     mm_from_slope = np.linalg.inv(tumour.linear).T
     volume_mm3 = abs(float(np.linalg.det(tumour.linear)))
     points, normals, areas = [], [], []
     for axis in range(3):
-        inner, outer = _faces(tumour.data, kidney, axis)
-        slope = -(gradient[:, *inner.T] + gradient[:, *outer.T]).T @ mm_from_slope.T
+        inner, outer = faces[axis]
+        slopes = gradient[:, *(inner - low).T] + gradient[:, *(outer - low).T]
+        slope = -slopes.T @ mm_from_slope.T
         normal = slope / np.maximum(np.linalg.norm(slope, axis=1, keepdims=True), 1e-12)
         face = volume_mm3 * mm_from_slope[:, axis] * (outer - inner)[:, axis, None]
         points.append(tumour.mm((inner + outer) / 2))
@@ -265,7 +275,9 @@ def _gradient(tumour: np.ndarray, kidney: np.ndarray, sigma: np.ndarray) -> np.n
     from scipy import ndimage
 
     def smooth(values: np.ndarray, order: int | tuple[int, ...]) -> np.ndarray:
-        return np.asarray(ndimage.gaussian_filter(values, sigma, order=order, mode="constant"))
+        return np.asarray(
+            ndimage.gaussian_filter(values, sigma, order=order, mode="constant", truncate=_TRUNCATE)
+        )
 
     balance = tumour.astype(np.float32) - kidney
     both = (tumour | kidney).astype(np.float32)

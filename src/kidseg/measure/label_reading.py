@@ -9,19 +9,19 @@ from pathlib import Path
 import torch
 
 from kidseg.body import body_mask, moments
-from kidseg.cases.label_names import named_labels
+from kidseg.cases.label_names import NamedLabels, named_labels
 from kidseg.cases.label_values import known_labels
 from kidseg.cases.segments import segments_of
 from kidseg.errors import Finding, InputError
 from kidseg.geometry import Grid, Volume
-from kidseg.io import ReadOptions, read
+from kidseg.io import ReadOptions, Scan, read
 from kidseg.io.orientation import canonical
 from kidseg.labels import LabelSchema
 from kidseg.measure.mask import bounds
-from kidseg.measure.midline import RENAL, Midline, estimated_midline
+from kidseg.measure.midline import RENAL, Midline, estimated_midline, midline_of
 from kidseg.measure.parts import Labelled, tracked_lesions
 
-__all__ = ["body_midline", "read_labelled", "read_opinion"]
+__all__ = ["body_midline", "labelled_on", "read_labelled", "read_opinion"]
 
 _DEFAULT = ReadOptions()
 _SAME_GRID_MM = 1e-3
@@ -53,21 +53,53 @@ def read_labelled(
     """
     known = named_labels(path, names)
     volume, findings = _read_labels(path, known.schema, known.ignore)
-    is_cropped = bool(segments_of(path))
-    if ct is None:
-        midline = estimated_midline(volume, known.schema, is_cropped=is_cropped)
-    else:
+    if ct is not None:
         scan = read(ct, replace(options, values="ct"))
-        volume, is_cropped = _on_scan(volume, scan.volume.grid, path, ct), False
-        midline = body_midline(scan.volume, volume, known.schema)
-        findings += (*scan.findings, *_in_air(volume, scan.volume, known.schema, path, ct))
+        return labelled_on(scan, path, volume, known, findings)
+    is_cropped = bool(segments_of(path))
+    midline = estimated_midline(volume, known.schema, is_cropped=is_cropped)
+    labelled = _labelled(path, volume, known, midline, findings)
+    return replace(labelled, is_cropped=is_cropped)
+
+
+def labelled_on(
+    scan: Scan,
+    path: Path,
+    labels: Volume,
+    known: NamedLabels,
+    findings: tuple[Finding, ...] = (),
+) -> Labelled:
+    """Labels on the voxels of their scan.
+
+    Args:
+        scan: a CT, as read.
+        path: of the labels.
+        labels: (1, slices, rows, columns) uint8, in any voxel order; they may be a part of it.
+        known: meaning of their values.
+        findings: of reading them.
+
+    Raises:
+        InputError: "label-grid-mismatch".
+    """
+    volume = _on_scan(canonical(labels), scan.volume.grid, path, scan.path)
+    midline = body_midline(scan.volume, volume, known.schema)
+    noticed = (*scan.findings, *_in_air(volume, scan.volume, known.schema, path, scan.path))
+    return _labelled(path, volume, known, midline, (*findings, *noticed))
+
+
+def _labelled(
+    path: Path,
+    labels: Volume,
+    known: NamedLabels,
+    midline: Midline,
+    findings: tuple[Finding, ...],
+) -> Labelled:
     return Labelled(
-        labels=volume,
+        labels=labels,
         schema=known.schema,
         midline=midline,
         path=path,
         tracking=tracked_lesions(known.schema, known.numbered),
-        is_cropped=is_cropped,
         record=known.record,
         findings=(*findings, *known.findings, *_unclear(known.schema, path)),
     )
@@ -81,8 +113,7 @@ def body_midline(scan: Volume, labels: Volume, schema: LabelSchema) -> Midline:
         labels: (1, slices, rows, columns) uint8 on its voxels, in any order.
         schema: of the labels.
     """
-    found = Midline.of(scan.grid, moments(body_mask(scan)))
-    return found if found.is_body else estimated_midline(labels, schema, is_cropped=False)
+    return midline_of(scan.grid, moments(body_mask(scan)), labels, schema)
 
 
 def read_opinion(

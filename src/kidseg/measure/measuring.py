@@ -22,7 +22,16 @@ from kidseg.measure.response import Change, changes
 from kidseg.measure.reviewed import read_review
 from kidseg.provenance import provenance
 
-__all__ = ["ENDING", "INTENDED_USE", "Measured", "Request", "measure", "measure_labelled"]
+__all__ = [
+    "ENDING",
+    "INTENDED_USE",
+    "Measured",
+    "Request",
+    "check_target",
+    "measure",
+    "measure_labelled",
+    "parts_of",
+]
 
 FORMAT = 1
 ENDING = "_measurements.json"
@@ -126,11 +135,7 @@ def measure(
         ResourceError: "disk-full".
     """
     _check(request)
-    target = None if out is None else out / f"{label_name(labels)}{ENDING}"
-    if out is not None and target is not None:
-        check_output_folder(out, "results")
-        if out.is_dir():
-            check_writable(target, overwrite=overwrite)
+    target = check_target(labels, out, overwrite=overwrite)
     parts, measurement = _measured(labels, request)
     earlier: Measurement | None = None
     changed: tuple[Change, ...] = ()
@@ -164,8 +169,36 @@ def measure(
     return measured
 
 
+def check_target(labels: Path, out: Path | None, *, overwrite: bool) -> Path | None:
+    """The file to write for a label file, which may be written; None without a folder.
+
+    Raises:
+        UsageError: "output-exists", "other-folder".
+        InputError: "not-writable".
+    """
+    if out is None:
+        return None
+    target = out / f"{label_name(labels)}{ENDING}"
+    check_output_folder(out, "results")
+    if out.is_dir():
+        check_writable(target, overwrite=overwrite)
+    return target
+
+
+def parts_of(labelled: Labelled, criteria: Path = DEFAULT) -> Parts:
+    """The structures of labels; which pieces are specks, the criteria say.
+
+    Raises:
+        InputError: see `read_criteria`.
+    """
+    return find_parts(labelled, read_criteria(criteria).settings.smallest_tumour_ml)
+
+
 def measure_labelled(
-    labelled: Labelled, request: Request, others: Sequence[Labelled] = ()
+    labelled: Labelled,
+    request: Request,
+    others: Sequence[Labelled] = (),
+    parts: Parts | None = None,
 ) -> tuple[Parts, Measurement]:
     """Measure labels that were read.
 
@@ -173,6 +206,7 @@ def measure_labelled(
         labelled: the labels.
         request: of which the person, the criteria, the facts and the margin are used.
         others: opinions; see `measure_parts`.
+        parts: of the labels, if they are known; see `parts_of`.
 
     Raises:
         UsageError: "bad-entered".
@@ -180,7 +214,7 @@ def measure_labelled(
     """
     criteria = read_criteria(request.criteria)
     entered = entered_facts(request.entered, criteria)
-    parts = find_parts(labelled, criteria.settings.smallest_tumour_ml)
+    parts = parts or parts_of(labelled, request.criteria)
     margin_mm = request.margin_mm
     return parts, measure_parts(
         labelled,

@@ -15,7 +15,7 @@ from kidseg.io.orientation import canonical
 from kidseg.labels import LabelSchema
 from kidseg.meaning import Meaning
 
-__all__ = ["RENAL", "Basis", "Midline", "estimated_midline"]
+__all__ = ["RENAL", "Basis", "Midline", "estimated_midline", "midline_of"]
 
 RENAL: tuple[Meaning, ...] = ("kidney", "tumour", "cyst")
 """Meanings of the labels that have a side."""
@@ -73,6 +73,19 @@ class Midline:
     def right_of(self, mm: np.ndarray) -> np.ndarray:
         """(...) distances in mm of positions (..., 3) from the midline, positive to the right."""
         return np.asarray(mm[..., 0] - np.interp(mm[..., 2], self.z_mm, self.x_mm))
+
+
+def midline_of(grid: Grid, body: Moments | None, labels: Volume, schema: LabelSchema) -> Midline:
+    """The midline of the body in a scan; an estimate from the labels if no body is known.
+
+    Args:
+        grid: volumetric, canonical.
+        body: moments of its slices; None: not measured, as in MR.
+        labels: (1, slices, rows, columns) uint8 of the whole scan, in any voxel order.
+        schema: of the labels.
+    """
+    found = Midline.of(grid, body)
+    return found if found.is_body else estimated_midline(labels, schema, is_cropped=False)
 
 
 def estimated_midline(labels: Volume, schema: LabelSchema, *, is_cropped: bool) -> Midline:

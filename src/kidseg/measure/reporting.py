@@ -3,46 +3,35 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
 from kidseg.errors import Finding
 from kidseg.io.dicom_report import Reported
 from kidseg.io.label_formats import Exported
-from kidseg.measure.criteria import read_criteria
-from kidseg.measure.midline import Midline
-from kidseg.measure.parts import Labelled, Part, find_parts, tracked_lesions, whole_labels
+from kidseg.measure.parts import Labelled, Part, Parts, whole_labels
 from kidseg.measure.sizes import sizes_of, volume_of
 
 __all__ = ["report_on", "with_report"]
 
 
 def with_report(
-    exported: Exported, midline: Midline, path: Path, numbered: Collection[int] = ()
+    exported: Exported, labelled: Labelled, parts: Parts
 ) -> tuple[Exported, tuple[Finding, ...]]:
     """Labels to write, with what a report says of them; and findings, see `report_on`.
 
     Args:
         exported: the labels, on all voxels of their scan.
-        midline: of the body, in the same patient space.
-        path: of the scan or the labels, for findings.
-        numbered: labels whose names have a number that is no part of them.
+        labelled: the same voxels, in any order.
+        parts: its structures.
     """
-    labelled = Labelled(
-        labels=exported.labels,
-        schema=exported.schema,
-        midline=midline,
-        path=path,
-        tracking=tracked_lesions(exported.schema, numbered),
-    )
-    reported, findings = report_on(labelled)
+    reported, findings = report_on(labelled, parts)
     return replace(exported, reported=reported), findings
 
 
-def report_on(labelled: Labelled) -> tuple[tuple[Reported, ...], tuple[Finding, ...]]:
+def report_on(labelled: Labelled, parts: Parts) -> tuple[tuple[Reported, ...], tuple[Finding, ...]]:
     """The volumes and diameters that `kidseg measure` finds, by segment.
 
     Each label with voxels is a group. Where it is one kidney, lesion or cyst as a whole, it has the
@@ -53,7 +42,6 @@ def report_on(labelled: Labelled) -> tuple[tuple[Reported, ...], tuple[Finding, 
         The groups, by label; and findings: those of `find_parts`; "no-segment": a structure
         consists of several labels, so that no segment contains it.
     """
-    parts = find_parts(labelled, read_criteria().settings.smallest_tumour_ml)
     cysts = [part for (meaning, _), part in parts.masses.items() if meaning == "cyst"]
     structures = [*parts.kidneys.values(), *parts.tumours, *cysts]
     within = defaultdict[int, list[Part]](list)

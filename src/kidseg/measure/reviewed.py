@@ -76,7 +76,10 @@ def read_review(record: Mapping[str, Any], path: Path) -> Reviewed:
             code="bad-json",
             next_step="Restore the file, or measure a copy of the labels in another folder.",
         ) from error
-    of = "calibrated" if how == "conformal" else f"of {count} opinions, not calibrated"
+    scans = str(review.get("calibrated_scans", ""))
+    of = f"of {count} opinions, not calibrated"
+    if how == "conformal":
+        of = f"calibrated on {scans}" if scans else "calibrated"
     return Reviewed(
         path=path, intervals_ml=intervals, because=f"{level:.0%} interval of the model, {of}"
     )

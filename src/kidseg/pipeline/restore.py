@@ -321,13 +321,21 @@ def _ensemble_mean(
         ((source, part),) = covering
         return part, source.sampled(k, part, fill)
     union = bounding_window([part for _, part in covering])
+    outside = torch.full_like(fill, torch.nan)  # the data are finite, so NaN marks the outside
     size = [len(line) for line in union]
     total = torch.zeros((len(fill), *size), dtype=torch.float64)
-    count = torch.zeros(size, dtype=torch.float64)
-    outside = torch.full_like(fill, torch.nan)  # the data are finite, so NaN marks the outside
+    count = torch.zeros(size, dtype=torch.uint8)
     for source, part in covering:
-        values = source.sampled(k, part, outside).cpu().double()
-        part_of(count, part, union).add_(~values[0].isnan())
-        part_of(total, part, union).add_(values.nan_to_num(0.0))
-    mean = total / count.clamp(min=1)
-    return union, torch.where(count > 0, mean, fill.double()[:, None, None])
+        values = source.sampled(k, part, outside).cpu()
+        missing = values[0].isnan()
+        if bool(missing.any()):
+            values = values.masked_fill(missing, 0.0)
+            part_of(count, part, union).add_(~missing)
+        else:
+            part_of(count, part, union).add_(1)
+        part_of(total, part, union).add_(values)
+    fewest, most = (int(each) for each in count.aminmax())
+    if fewest == most > 0:
+        return union, total.div_(most)
+    mean = total.div_(count.clamp(min=1))
+    return union, mean if fewest else torch.where(count > 0, mean, fill.double()[:, None, None])

@@ -88,7 +88,7 @@ def write_report(content: Content, file: BinaryIO) -> dict[str, Any]:
         viewer=True,
         name=content.name,
         warnings=sections.warnings(content.record, content.measured),
-        volumes=sections.volumes(content.measured),
+        volumes=sections.volumes(content.measured, content.record),
         criteria=sections.criteria(content.measured),
         homogenization=sections.homogenization(content.record),
         has_model=bool((content.record.get("model") or {}).get("method")),

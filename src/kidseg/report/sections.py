@@ -14,6 +14,7 @@ __all__ = [
     "command_line",
     "criteria",
     "homogenization",
+    "intervals",
     "provenance_rows",
     "review",
     "volumes",
@@ -61,8 +62,8 @@ def warnings(record: Record, measured: Record) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def volumes(measured: Record) -> dict[str, Any]:
-    """Sizes of all structures, and the measures of each side and of both."""
+def volumes(measured: Record, record: Record) -> dict[str, Any]:
+    """Sizes of all structures, and the measures of each side and of both; see `intervals`."""
     rows = []
     for structure in measured["structures"]:
         known = {quantity["name"]: quantity for quantity in structure["quantities"]}
@@ -95,7 +96,24 @@ def volumes(measured: Record) -> dict[str, Any]:
             if measures
         ],
         "midline": _MIDLINES.get(midline, midline),
+        "intervals": intervals(record),
     }
+
+
+def intervals(record: Record) -> str:
+    """What the intervals of the segmentation are worth, in a sentence; "" if it gave none."""
+    review = record.get("review") or {}
+    known = (each.get("interval_ml") for each in review.get("structures", {}).values())
+    if not any(known):
+        return ""
+    what = f"{round(100 * review.get('level', 0))} % intervals of the segmentation"
+    if review.get("interval") != "conformal":
+        return f"The {what} are of {review.get('opinions', 1)} opinions, and not calibrated."
+    scans, count = review.get("calibrated_scans") or "labelled scans", review["calibrated_on"]
+    return (
+        f"The {what} were calibrated on {count} {scans}, and hold for scans like these; for others,"
+        " take them as too narrow."
+    )
 
 
 def criteria(measured: Record) -> dict[str, Any]:
@@ -142,6 +160,7 @@ def review(record: Record) -> dict[str, Any] | None:
     level = round(100 * found.get("level", 0))
     return {
         "opinions": found.get("opinions", 1),
+        "intervals": intervals(record),
         "structures": [
             {"name": name, "text": _reviewed(each, level)}
             for name, each in found.get("structures", {}).items()

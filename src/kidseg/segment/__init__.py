@@ -15,9 +15,9 @@ from kidseg.io.label_formats import FORMATS, check_formats
 from kidseg.io.output import check_output_folder
 from kidseg.report.templates import check_viewer
 from kidseg.segment.adaptation import Adapt
-from kidseg.segment.claim import claimed, remove_unfinished
+from kidseg.segment.claim import RUN_DIED, claimed, remove_unfinished
 from kidseg.segment.identity import done_before, is_same_call
-from kidseg.segment.index import read_index
+from kidseg.segment.index import Index, read_index
 from kidseg.segment.many_scans import Batch, segment_all
 from kidseg.segment.outputs import Outputs, check_outputs, outputs_of, prepare_folder
 from kidseg.segment.predictor import Predictor, Segmentation, load_predictor
@@ -126,6 +126,7 @@ def segment(
     if resume:
         known, todo = done_before(sources, outputs, index, predictor, options, overwrite=overwrite)
     resumable = not resume and is_same_call(todo, index, predictor, options)
+    todo = sorted(todo, key=lambda source: _ended_a_run(source, index))
     todo = check_outputs(todo, outputs, index, overwrite=overwrite, resumable=resumable)
     references = {} if reference is None else _references(todo, Path(reference), predictor)
     if dry_run:
@@ -147,6 +148,11 @@ def segment(
             predictor=predictor, out=out, claim=claim, overwrite=overwrite, workers=workers
         )
         return segment_all(tasks, list(known.values()), batch, report, progress)
+
+
+def _ended_a_run(source: Source, index: Index) -> bool:
+    """Did a run end while it was segmented? It comes last, so that it cannot stop the others."""
+    return index.failed.get(source.name, {}).get("code") == RUN_DIED
 
 
 def _planned(source: Source, outputs: Outputs) -> dict[str, Any]:

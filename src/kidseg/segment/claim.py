@@ -1,6 +1,7 @@
 """The claim of a run: which scans it segments into a folder, and where its unfinished files are.
 
-A run that was killed leaves its claim, but no lock on it: the next run removes what is unfinished.
+A run that was killed leaves its claim, but no lock on it: the next run removes what is unfinished,
+and knows which scan was being segmented, as that may be what ended it.
 """
 
 from __future__ import annotations
@@ -14,16 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from kidseg.errors import UsageError, converted
+from kidseg.errors import Finding, UsageError, converted
 from kidseg.io.atomic import json_bytes, remove_leftovers
-from kidseg.segment.index import Entry, locked, read_index
+from kidseg.segment.index import Entry, locked, read_index, record_failure
 
-__all__ = ["Claim", "claimed", "remove_unfinished"]
+__all__ = ["RUN_DIED", "Claim", "claimed", "remove_unfinished"]
 
 _PREFIX = ".kidseg-run-"
 _LOCK = "lock"
 _NAMES = "names.json"
 _PLACING = "placing.json"
+_TRYING = "trying.json"
+
+RUN_DIED = "run-died"
+"""Code of the failure of a scan whose run ended while it was segmented, without a word."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,15 @@ class Claim:
     """
 
     folder: Path
+
+    def trying(self, name: str, scan: Path) -> None:
+        """Note that a scan is segmented now by this process, which it may end."""
+        with _errors_of(self.folder.parent):
+            (self.folder / _TRYING).write_bytes(json_bytes({"name": name, "scan": str(scan)}))
+
+    def tried(self) -> None:
+        """Note that this process survived the scan, and recorded what came of it."""
+        (self.folder / _TRYING).unlink(missing_ok=True)
 
     @contextmanager
     def placing(self, name: str, files: Mapping[Path, Path]) -> Iterator[None]:
@@ -81,21 +95,38 @@ def claimed(out: Path, names: Collection[str]) -> Iterator[Claim]:
 def remove_unfinished(out: Path) -> None:
     """Remove what killed runs left in a folder: temporary files, and outputs without a record.
 
+    The scan that such a run was segmenting is recorded as failed, `RUN_DIED`.
+
     Raises:
         ModelError, InputError, ResourceError: see `read_index`, `locked`.
     """
     if not any(out.glob(f"{_PREFIX}*")):
         return
+    tried: list[Entry] = []
     with locked(out):
         folders = list(out.glob(f"{_PREFIX}*"))
         dead = [folder for folder in folders if not _is_alive(folder)]
         recorded = read_index(out).scans
         for folder in dead:
+            tried += [known] if (known := _read(folder / _TRYING, None)) else []
             for output in _unrecorded(folder, recorded):
                 (out / output).unlink(missing_ok=True)
             shutil.rmtree(folder, ignore_errors=True)
         if len(dead) == len(folders):
             remove_leftovers(out)
+    for entry in tried:
+        record_failure(out, {**entry, **_died(Path(entry["scan"])).as_dict()})
+
+
+def _died(scan: Path) -> Finding:
+    return Finding(
+        code=RUN_DIED,
+        path=str(scan),
+        cause="the process ended while it was segmented: it was killed, or a library crashed",
+        next_step="Segment with --resume: it comes last. If it ends the process again, use"
+        " --cluster local, which ends the scan only.",
+        severity="error",
+    )
 
 
 def _refuse_shared(out: Path, names: Collection[str]) -> None:

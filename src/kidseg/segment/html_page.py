@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,33 @@ from kidseg.config import dump
 from kidseg.errors import Finding, KidsegError, ModelError, ResourceError, UsageError
 from kidseg.geometry import Volume
 from kidseg.io.atomic import writing
-from kidseg.measure.label_reading import body_midline
+from kidseg.labels import LabelSchema
 from kidseg.measure.measuring import Request, measure_labelled
-from kidseg.measure.midline import Midline, estimated_midline
-from kidseg.measure.parts import Labelled
+from kidseg.measure.parts import Labelled, Parts, tracked_lesions
 from kidseg.report.scan_page import Content, write_report
 from kidseg.segment.outputs import Outputs, Written
 from kidseg.segment.predictor import Predictor, Segmentation
 
-__all__ = ["WithPage", "with_page"]
+__all__ = ["Seen", "WithPage", "labelled_of", "with_page"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Seen:
+    """What the page shows.
+
+    Attributes:
+        scan: as segmented.
+        result: what was found in it.
+        predictor: by what.
+        labelled: the labels, to be measured.
+        parts: finds their structures, once.
+    """
+
+    scan: Volume
+    result: Segmentation
+    predictor: Predictor
+    labelled: Labelled
+    parts: Callable[[], Parts]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +54,29 @@ class WithPage:
     entry: dict[str, Any]
 
 
+def labelled_of(result: Segmentation, schema: LabelSchema, scan: Path) -> Labelled:
+    """The labels of a segmentation, to be measured as `kidseg measure` does.
+
+    Args:
+        result: of the segmentation.
+        schema: of the labels.
+        scan: for findings.
+    """
+    return Labelled(
+        labels=result.labels,
+        schema=schema,
+        midline=result.midline,
+        path=scan,
+        tracking=tracked_lesions(schema),
+    )
+
+
 def with_page(
     folder: Path,
     outputs: Outputs,
     written: Written,
     entry: Mapping[str, Any],
-    seen: tuple[Volume, Segmentation, Predictor],
+    seen: Seen,
     draw: Callable[[Path], Finding | None],
 ) -> WithPage:
     """Write the report into a temporary folder, if one was requested.
@@ -53,7 +88,7 @@ def with_page(
         outputs: of the scan.
         written: the other outputs.
         entry: for result.json.
-        seen: the scan as segmented, what was found, and by what.
+        seen: the scan, and what was found in it.
         draw: writes the figure of the steps; see `kidseg.segment.outputs.draw_figure`.
 
     Raises:
@@ -86,37 +121,22 @@ def _content(
     outputs: Outputs,
     written: Written,
     entry: Mapping[str, Any],
-    seen: tuple[Volume, Segmentation, Predictor],
+    seen: Seen,
     draw: Callable[[Path], Finding | None],
 ) -> Content:
-    scan, result, predictor = seen
-    is_ct = result.channels[0].scheme == "ct"
-    labelled = Labelled(
-        labels=result.labels,
-        schema=predictor.schema,
-        midline=_midline(scan, result.labels, predictor, is_ct=is_ct),
-        path=Path(str(entry["path"])),
-        record=entry,
-    )
-    _, measurement = measure_labelled(labelled, Request())
+    result, labelled = seen.result, replace(seen.labelled, record=entry)
+    _, measurement = measure_labelled(labelled, Request(), parts=seen.parts())
     return Content(
         name=str(entry["name"]),
-        scan=scan,
+        scan=seen.scan,
         labels=result.labels,
-        schema=predictor.schema,
+        schema=labelled.schema,
         record=entry,
         measured=measurement.as_dict(),
         steps=_steps(folder, outputs, written, draw),
-        settings=dump(predictor.method.config),
-        is_ct=is_ct,
+        settings=dump(seen.predictor.method.config),
+        is_ct=result.channels[0].scheme == "ct",
     )
-
-
-def _midline(scan: Volume, labels: Volume, predictor: Predictor, *, is_ct: bool) -> Midline:
-    """As `kidseg measure` finds it."""
-    if not is_ct:
-        return estimated_midline(labels, predictor.schema, is_cropped=False)
-    return body_midline(Volume(scan.data[:1], scan.grid), labels, predictor.schema)
 
 
 def _steps(

@@ -83,6 +83,7 @@ def calibrate_intervals(
     *,
     device: str = "auto",
     cases: Sequence[str] | None = None,
+    scans: str = "",
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
@@ -99,12 +100,14 @@ def calibrate_intervals(
         out: the model file to write.
         device: see `choose_device`.
         cases: ids of the cases to use; None: all.
+        scans: what they are, such as "digital patients": said beside each interval, as it holds for
+            scans like these only.
         overwrite: replace an existing file.
         progress: called with (cases done, total cases).
 
     Returns:
         {"model": {"path", "sha256"}, "level", "temperature", "ends": {structure: (low, high)},
-        "adapt", "cases", "curve": {temperature: mean negative log-likelihood}, "volumes":
+        "adapt", "scans", "cases", "curve": {temperature: mean negative log-likelihood}, "volumes":
         {structure: {"true_ml", "found_ml", "scale_ml"} of each case}, "findings"}.
 
     Raises:
@@ -133,7 +136,8 @@ def calibrate_intervals(
     file = load_model(source)
     digests = {case.id: joint_sha256(map(sha256_of, source_files(case))) for case in used}
     choice = chosen(seen)
-    record = {**choice, "adapt": predictor.adapt, "cases": [case.id for case in used]}
+    named = {"adapt": predictor.adapt, "scans": scans, "cases": [case.id for case in used]}
+    record = {**choice, **named}
     entry = {**record, "digest": joint_digest(digests), "of": file.sha256, **provenance()}
     header = {**file.header, INTERVALS: entry}
     return {

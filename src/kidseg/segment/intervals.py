@@ -61,6 +61,7 @@ class Calibrated:
         adapt: what was adapted to each scan; with another setting, probabilities are others.
         temperature: of the probabilities that the doubt is taken from; see
             `kidseg.segment.review.tempered`.
+        scans: what they were, in words; "" if it was not said.
     """
 
     level: float
@@ -68,6 +69,7 @@ class Calibrated:
     cases: int
     adapt: str
     temperature: float
+    scans: str = ""
 
     @classmethod
     def from_header(cls, header: Mapping[str, Any]) -> Calibrated | None:
@@ -90,6 +92,7 @@ class Calibrated:
             cases=len(found["cases"]),
             adapt=str(found["adapt"]),
             temperature=temperature,
+            scans=str(found.get("scans", "")),
         )
 
 

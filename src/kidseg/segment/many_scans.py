@@ -95,7 +95,9 @@ def _attempts(
         for k, task in enumerate(tasks):
             place = folder / str(k)
             place.mkdir()
+            batch.claim.trying(task.source.name, task.source.path)
             yield k, attempt_scan(task, batch.predictor, place)
+            batch.claim.tried()
             shutil.rmtree(place, ignore_errors=True)
         return
     known = [k for k, task in enumerate(tasks) if task.source.error is not None]

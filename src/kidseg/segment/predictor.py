@@ -16,6 +16,7 @@ from kidseg.geometry import Grid, Volume
 from kidseg.intensity import Normalisation
 from kidseg.labels import LabelSchema, Target
 from kidseg.measure import Midline, Sides, measure_sides
+from kidseg.measure.midline import midline_of
 from kidseg.members import combined, members_of
 from kidseg.methods import Method
 from kidseg.methods.nnunet_networks import NnUnet
@@ -88,9 +89,8 @@ class Predictor:
         subject, progress = found.subject, found.progress
         decided, review = self.reviewed(found, scan.grid, clock)
         labels = decided.labels
-        middle = Midline.of(
-            subject.image.grid, None if subject.body is None else subject.body.per_slice
-        )
+        per_slice = None if subject.body is None else subject.body.per_slice
+        middle = midline_of(subject.image.grid, per_slice, labels, self.schema)
         sides = measure_sides(labels, self.schema, middle, name)
         clock.lap("measure")
         placement = self.method.report(subject.with_labels(labels), progress)
@@ -273,7 +273,7 @@ class Segmentation:
         channels: of the scan.
         placement: size and position of the patient.
         review: where the labels are in doubt.
-        midline: of the body.
+        midline: of the body, or an estimate; all outputs tell sides by it.
     """
 
     labels: Volume

@@ -163,6 +163,8 @@ class Review:
 
         "interval" says how intervals came about: "conformal" (calibrated), "doubt" (by at least two
         opinions, not calibrated), None (one opinion: no interval is given).
+        If calibrated, "calibrated_on" is the number of scans, "calibrated_scans" says what they
+        were.
 
         Args:
             calibrated: of the model's intervals.
@@ -172,7 +174,7 @@ class Review:
             "opinions": len(self.rows),
             "level": LEVEL if calibrated is None else calibrated.level,
             "interval": how if calibrated is None else "conformal",
-            **({} if calibrated is None else {"calibrated_on": calibrated.cases}),
+            **({} if calibrated is None else _calibration_facts(calibrated)),
             "structures": {name: self._structure(name, calibrated) for name in self.volumes_ml},
             "slices": self.doubt.slices(),
         }
@@ -191,6 +193,10 @@ class Review:
             "doubtful_ml": round(float(self.doubt.doubtful_ml[name].sum()), 4),
             "opinions_ml": [round(volume, 4) for volume in sorted(self.opinions_ml(name))],
         }
+
+
+def _calibration_facts(calibrated: Calibrated) -> dict[str, Any]:
+    return {"calibrated_on": calibrated.cases, "calibrated_scans": calibrated.scans}
 
 
 class Observer:
@@ -293,10 +299,14 @@ def entropy(probabilities: Tensor, target: Target) -> Tensor:
     present or not, over ln 2. 0: certain; 1: nothing is known.
     """
     if target.exclusive:
-        whole: Tensor = torch.special.entr(probabilities).sum(0) / math.log(target.outputs)
-        return whole
-    each: Tensor = torch.special.entr(probabilities) + torch.special.entr(1 - probabilities)
+        return _entr(probabilities).sum(0) / math.log(target.outputs)
+    each = _entr(probabilities) + _entr(1 - probabilities)
     return each.mean(0) / math.log(2)
+
+
+def _entr(p: Tensor) -> Tensor:
+    """-p ln p, 0 for 0: as `torch.special.entr`, which takes twice as long."""
+    return p.clamp(min=TINY**2).log_().mul_(p).neg_()
 
 
 def region_probabilities(probabilities: Tensor, region: Structure, target: Target) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,12 @@ from kidseg.errors import Finding, InputError, KidsegError, ModelError, converte
 from kidseg.io import ReadOptions
 from kidseg.io.dicom_source import read_source
 from kidseg.io.label_formats import check_grid
+from kidseg.measure.measuring import parts_of
 from kidseg.measure.reporting import with_report
 from kidseg.model_file import STARTER, STARTER_USE, is_starter
 from kidseg.provenance import provenance
 from kidseg.segment.adaptation import Adapt
-from kidseg.segment.html_page import with_page
+from kidseg.segment.html_page import Seen, labelled_of, with_page
 from kidseg.segment.identity import digest_of, reading_of
 from kidseg.segment.index import Entry
 from kidseg.segment.outputs import (
@@ -164,9 +165,11 @@ def _segmented(task: ScanTask, predictor: Predictor, folder: Path) -> Attempt:
     result = predictor(scan.volume, str(source.path))
     digest = digest_of(source, len(predictor.method.plan.channels), task.options)
     exported = exported_labels(result, scan, predictor, options, digest, series)
+    labelled = labelled_of(result, predictor.schema, source.path)
+    parts = cache(partial(parts_of, labelled))  # for SR and page
     measured: tuple[Finding, ...] = ()
     if files.measures:
-        exported, measured = with_report(exported, result.midline, source.path)
+        exported, measured = with_report(exported, labelled, parts())
     draw = partial(
         draw_figure,
         name=source.name,
@@ -203,7 +206,9 @@ def _segmented(task: ScanTask, predictor: Predictor, folder: Path) -> Attempt:
         "warnings": [finding.as_dict() for finding in findings],
         "seconds": {name: round(value, 4) for name, value in seconds.items()},
     }
-    seen = (scan.volume, result, predictor)
+    seen = Seen(
+        scan=scan.volume, result=result, predictor=predictor, labelled=labelled, parts=parts
+    )
     reported = with_page(folder, files, written, entry, seen, draw)
     return Attempt(entry=reported.entry, written=reported.files)
 

@@ -1,0 +1,74 @@
+"""What commands on one label file do with several: each for itself, then a table of all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from kidseg.cli.terminal import print_result
+from kidseg.errors import BatchError, KidsegError, UsageError
+from kidseg.table import wrapped
+
+__all__ = ["Failed", "end_of_several", "is_several", "one_only", "scans_of"]
+
+Failed = Sequence[tuple[Path, KidsegError]]
+
+
+def is_several(inputs: Sequence[Path]) -> bool:
+    """Are these more than one label file?"""
+    return len(inputs) != 1 or inputs[0].is_dir()
+
+
+def one_only(options: Mapping[str, Any]) -> None:
+    """Refuse options that can concern one case only.
+
+    Args:
+        options: {option: its value}.
+
+    Raises:
+        UsageError: "one-file-only".
+    """
+    if given := [name for name, value in options.items() if value not in (None, (), [])]:
+        raise UsageError(
+            f"{', '.join(given)}: of one case, and several label files are given",
+            code="one-file-only",
+            next_step="Leave it out, or name one label file.",
+        )
+
+
+def scans_of(files: Sequence[Path], scans: Path | None) -> dict[Path, Path | None]:
+    """The scan of each label file in a folder of scans or a data set; None without.
+
+    Raises:
+        UsageError: "one-file-only": it is one scan.
+        InputError: see `find_images`, `scans_by_name`.
+    """
+    from kidseg.cases.label_files import scans_by_name
+    from kidseg.evaluate.score_page import find_images
+
+    if scans is None:
+        return dict.fromkeys(files)
+    if scans.is_file():
+        one_only({"--ct with one scan": scans})
+    return {**scans_by_name(files, find_images(scans), scans)}
+
+
+def end_of_several(
+    result: dict[str, Any],
+    lines: Sequence[str],
+    failed: Failed,
+    *,
+    total: int,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Print what was done and what failed; exit with 4 if any failed."""
+    listed = [line for _, error in failed for line in wrapped(f"error: {error}", indent="  ")]
+    result = {**result, "failed": [error.as_finding().as_dict() for _, error in failed]}
+    print_result(result, "\n".join([*lines, *listed]), as_json, quiet)
+    if failed:
+        typer.echo(f"kidseg: {len(failed)} of {total} label files failed", err=True)
+        raise typer.Exit(BatchError.exit_code)
