@@ -186,7 +186,7 @@ def _configuration(chosen: _Configuration, name: str, path: Path) -> Configurati
 
 
 def _check_sizes(found: Configuration) -> None:
-    """Raises ValueError: voxels, patches or batches that do not fit the network, or do not exist."""
+    """Raises ValueError: voxels, patches or batches that do not fit the network, or cannot be."""
     divisors = found.topology.divisors
     if not all(_LEAST_MM <= mm <= _MOST_MM for mm in found.spacing_mm):
         raise ValueError(
