@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
 from pydantic import ConfigDict, NonNegativeFloat, NonNegativeInt
 
@@ -150,7 +150,7 @@ def read_curve(log: Path) -> tuple[tuple[str, float, float], ...]:
     return _read(log, epochs)
 
 
-def _read(file: Path, understood: Callable[[bytes], Any]) -> Any:
+def _read(file: Path, understood: Callable[[bytes], T]) -> T:
     step = (
         "Remove this run's folders in runs, labels and scores, and run the study again: it makes"
         " them again."
