@@ -18,9 +18,9 @@ from kidseg.losses.loss_terms import (
     encode,
     in_float32,
     is_exclusive,
-    of_truth,
     probabilities,
     soft_dice,
+    value_of_truth,
     weighted_mean,
 )
 
@@ -101,7 +101,7 @@ def segmentation_loss(
         counted = None if valid is None else coarsened(valid, size)
         if is_exclusive(target):
             log_probabilities = torch.log_softmax(checked_logits(logits, target), dim=1)
-            log_loss = -of_truth(log_probabilities, true)
+            log_loss = -value_of_truth(log_probabilities, true)
             found = log_probabilities.exp()
         else:
             found = probabilities(logits, target)
@@ -202,7 +202,7 @@ def restored_segmentation_loss(
         counted = None if valid is None else coarsened(valid, size)
         found = _on_original(logits, grid, labels, size, target)
         if is_exclusive(target):
-            of_truth = of_truth(found, true)
+            of_truth = value_of_truth(found, true)
         else:
             of_truth = torch.where(true, found, 1.0 - found)
         log_loss = -torch.log(of_truth + MIN_PROBABILITY)

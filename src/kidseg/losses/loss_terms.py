@@ -21,9 +21,9 @@ __all__ = [
     "encode",
     "in_float32",
     "is_exclusive",
-    "of_truth",
     "probabilities",
     "soft_dice",
+    "value_of_truth",
     "weighted_cross_entropy",
     "weighted_mean",
 ]
@@ -138,7 +138,7 @@ def cross_entropy(
         valid: (n, *size) bool; other pixels are ignored. The loss is 0 if all are ignored.
         class_weights: (classes,); the sum is divided by the sum of the pixels' weights.
     """
-    log_loss = -torch.log(of_truth(in_float32(probabilities), labels) + MIN_PROBABILITY)
+    log_loss = -torch.log(value_of_truth(in_float32(probabilities), labels) + MIN_PROBABILITY)
     return weighted_mean(log_loss, labels, valid, class_weights)
 
 
@@ -170,10 +170,10 @@ def weighted_cross_entropy(
     """
     true = encode(labels, target)
     if target.exclusive:
-        log_loss = -of_truth(torch.log_softmax(checked_logits(logits, target), dim=1), true)
+        log_loss = -value_of_truth(torch.log_softmax(checked_logits(logits, target), dim=1), true)
     else:
-        wide = checked_logits(logits, target)
-        each = F.binary_cross_entropy_with_logits(wide, true.to(wide), reduction="none")
+        found = checked_logits(logits, target)
+        each = F.binary_cross_entropy_with_logits(found, true.to(found), reduction="none")
         log_loss = each.mean(1)
     weights = label_weights.to(log_loss)[labels.long()]
     return weighted_mean(log_loss * weights, labels, valid, None)
@@ -197,7 +197,7 @@ def checked_logits(logits: Tensor, target: Target | None) -> Tensor:
     return in_float32(logits)
 
 
-def of_truth(values: Tensor, classes: Tensor) -> Tensor:
+def value_of_truth(values: Tensor, classes: Tensor) -> Tensor:
     """(n, *size): the value of the true class, from values (n, classes, *size)."""
     return values.gather(1, classes.long()[:, None])[:, 0]
 
