@@ -6,7 +6,7 @@ import csv
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -412,7 +412,7 @@ def test_the_rule_that_differs_is_named_with_both_values(tmp_path: Path) -> None
             f"rules.tolerance_mm.{name}",
         ),
         ({"rules": {**known["rules"], "more": 5}}, "rules.more"),
-        ({"rules": []}, "rules"),
+        ({"rules": {}}, "rules.labels"),
     ):
         write_json(b / "summary.json", {**known, **change}, overwrite=True)
         with pytest.raises(InputError, match=f"evaluated with {re.escape(rule)} ") as raised:
@@ -451,13 +451,56 @@ def test_damaged_tables_are_refused(tmp_path: Path, old: str, new: str, words: s
     assert raised.value.code == "damaged-table"
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"protocol": "native"}'])
-def test_damaged_summaries_are_refused(tmp_path: Path, text: str) -> None:
+def figure(**changes: Any) -> Callable[[dict[str, Any]], Any]:
+    """Another value in the figures of Dice of the kidney; "lost" takes it away."""
+
+    def change(summary: dict[str, Any]) -> None:
+        dice = summary["structures"]["kidney"]["dice"]
+        dice |= changes
+        for name in [name for name, value in changes.items() if value == "lost"]:
+            del dice[name]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "not a JSON object"),
+        ("[" * 100_000, "nested too deeply"),
+        (b"\xff\xfe", "summary"),
+        ('{"protocol": "native"}', "structures"),
+        (lambda known: known.pop("rules"), "rules"),
+        (lambda known: known.update(structures=[]), "structures"),
+        (lambda known: known.update(protocol=3), "protocol"),
+        (lambda known: known["structures"].pop("kidney"), "'kidney' is not in the summary"),
+        (lambda known: known["structures"]["kidney"].pop("hd95_mm"), "kidney.hd95_mm"),
+        (figure(mean="0.5"), "kidney.dice.mean"),
+        (figure(mean=float("nan")), "kidney.dice.mean"),
+        (figure(n=-1), "kidney.dice.n"),
+        (figure(n_empty="lost"), "kidney.dice.n_empty"),
+    ],
+)
+def test_damaged_summaries_are_refused(tmp_path: Path, damage: Any, words: str) -> None:
     runs = [write_run(tmp_path / n, {"kidney": [0.5, 0.6]}) for n in "ab"]
-    (runs[0] / "summary.json").write_text(text)
-    with pytest.raises(InputError) as raised:
+    file = runs[0] / "summary.json"
+    if callable(damage):
+        known = json.loads(file.read_text())
+        damage(known)
+        damage = json.dumps(known)
+    file.write_bytes(damage if isinstance(damage, bytes) else damage.encode())
+    with pytest.raises(InputError, match=words) as raised:
         compare(runs, tmp_path / "out")
-    assert raised.value.code == "damaged-table"
+    assert raised.value.code == "damaged-table" and raised.value.next_step
+
+
+def test_a_table_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / n, {"kidney": [0.5, 0.6]}) for n in "ab"]
+    (runs[1] / "cases.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="not text") as raised:
+        compare(runs, tmp_path / "out")
+    assert raised.value.path == str(runs[1] / "cases.csv")
 
 
 def test_results_are_not_replaced_unasked(tmp_path: Path) -> None:

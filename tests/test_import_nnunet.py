@@ -580,6 +580,52 @@ def with_weight(change: Callable[[torch.Tensor], Any]) -> Callable[[Path], None]
 
 
 OTHER_WIDTH = Topology(features=(4, 6, 8), kernels=FLAT.kernels, strides=FLAT.strides)
+# Numbers of the plans that no scan, network or machine has, and entries that contradict others.
+ABSURD: dict[str, Mapping[str, Any]] = {
+    "patches of nothing": {"patch_size": [0, 80]},
+    "negative patches": {"patch_size": [-72, 80]},
+    "patches beyond any memory": {"patch_size": [65536, 65536]},
+    "sides beyond any scan": {"patch_size": [10**9, 80]},
+    "patches with an axis more": {"patch_size": [16, 72, 80]},
+    "no spacing": {"spacing": [0.0, 2.6]},
+    "negative spacing": {"spacing": [-3.1, 2.6]},
+    "infinitesimal spacing": {"spacing": [1e-300, 2.6]},
+    "spacing beyond any body": {"spacing": [1e300, 2.6]},
+    "images of nothing": {"median_image_size_in_voxels": [0.5, 80.0]},
+    "images beyond any scan": {"median_image_size_in_voxels": [1e300, 80.0]},
+    "no batch": {"batch_size": 0},
+    "a batch beyond any memory": {"batch_size": 10**9},
+    "kernels of nothing": {"arch_kernel_sizes": [[0, 3], [3, 3], [3, 3]]},
+    "negative kernels": {"arch_kernel_sizes": [[-1, 3], [3, 3], [3, 3]]},
+    "no strides": {"arch_strides": [[1, 1], [0, 2], [2, 1]]},
+    "no maps": {"arch_features_per_stage": [4, 0, 6]},
+    "stages without convolutions": {"arch_n_conv_per_stage": 0, "arch_n_conv_per_stage_decoder": 0},
+    "numbers for fewer stages": {"arch_n_conv_per_stage": [2]},
+    "numbers for no stage": {"arch_n_conv_per_stage_decoder": []},
+    "another number of stages": {"arch_n_stages": 4},
+}
+ABSURD_DATA: dict[str, Mapping[str, Any]] = {
+    "two axes": {"original_median_spacing_after_transp": [1.0, 1.0]},
+    "negative median spacing": {"original_median_spacing_after_transp": [3.0, -1.0, 1.0]},
+    "an axis twice": {"transpose_forward": [0, 1, 1]},
+    "axes that are not brought back": {"transpose_backward": [2, 0, 1]},
+    "no way back": {"transpose_backward": None},
+    **{
+        f"{name} of {value:g}": {
+            "foreground_intensity_properties_per_channel": {"0": {**STATISTICS, name: value}}
+        }
+        for name, value in (
+            ("std", 0.0),
+            ("std", -1.0),
+            ("std", 1e9),
+            ("mean", 901.9),
+            ("median", -500.0),
+            ("percentile_00_5", 500.0),
+            ("max", -950.0),
+            ("max", 1e300),
+        )
+    },
+}
 INFINITE = {name: t + torch.inf for name, t in their_weights(network(FLAT)).items()}
 FAULTS: dict[str, tuple[Callable[[Path], None], type[KidsegError], str]] = {
     "no plans": (without_file("plans.json"), InputError, "no-training"),
@@ -647,6 +693,11 @@ FAULTS: dict[str, tuple[Callable[[Path], None], type[KidsegError], str]] = {
             "damaged-checkpoint",
         )
         for axes in ((0, 2), (-1,), (0, 0), "01", 1, [float("inf")])
+    },
+    **{name: (with_plans(**changes), InputError, "bad-plans") for name, changes in ABSURD.items()},
+    **{
+        name: (rewritten("plans.json", **changes), InputError, "bad-plans")
+        for name, changes in ABSURD_DATA.items()
     },
     **{
         f"weights that are {kind}": (with_weight(change), ModelError, "other-network")

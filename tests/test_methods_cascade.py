@@ -368,7 +368,61 @@ def test_kidneys_are_named_by_their_side_and_never_alike() -> None:
     names = [region.name for region in progress.steps["fine"]]
     assert sorted(names) == ["left", "left 2", "right"]
     assert torch.equal(labels_of(progress) == 1, mask)
-    assert set(progress.notes["fine"].facts["volumes_ml"]) == set(names)
+    facts = progress.notes["fine"].facts
+    assert facts["regions"] == names and facts["volume_ml"] == pytest.approx(3 * 0.288)
+
+
+def test_what_lies_on_both_sides_is_named_so() -> None:
+    """A horseshoe kidney, by the share of its voxels; a tongue across the midline is none."""
+    for kidney, name in (
+        (box((5, 9), (10, 14), (5, 41)), "both sides"),
+        (box((5, 9), (10, 14), (5, 27)), "right"),
+        (box((5, 9), (10, 14), (23, 45)), "left"),
+    ):
+        mask = painted(SCAN, kidney)
+        progress = run(chain_of({"coarse": mask, "correct": mask, "fine": mask}))
+        assert [region.name for region in progress.steps["fine"]] == [name]
+        assert progress.notes["fine"].text == f"{name}: {int(mask.sum()) * 0.003:.1f} ml in all"
+
+
+def test_a_kidney_that_two_crops_show_counts_once() -> None:
+    """As in a small child, whose abdomen is no larger than a crop."""
+    both = painted(SCAN, RIGHT, LEFT)
+    progress = run(chain_of({"coarse": both, "fine": both}, "fine.size=96"))
+    for region in progress.steps["fine"]:
+        assert region.found is not None and int((region.found.data[1] > 0.5).sum()) == 192
+    note = progress.notes["fine"]
+    assert note.facts["volume_ml"] == pytest.approx(0.576) and "right, left: 0.6 ml" in note.text
+
+
+def test_parts_below_the_threshold_are_left_out_and_said() -> None:
+    """4 voxels of 0.003 ml beside two kidneys; if nothing is large, all but the largest part."""
+    speck, smaller = box((15, 16), (30, 31), (5, 9)), box((15, 16), (30, 31), (40, 42))
+    both = painted(SCAN, RIGHT, LEFT)
+    progress = run(chain_of({"coarse": painted(SCAN, RIGHT, LEFT, speck), "fine": both}))
+    note = progress.notes["coarse"]
+    assert note.facts["left_out_ml"] == pytest.approx(0.012)
+    assert note.text.endswith("normal; 1 smaller part left out, 0.0 ml in all")
+    assert not labels_of(progress)[15].any()
+    note = run(chain_of({"coarse": painted(SCAN, speck, smaller)})).notes["coarse"]
+    assert note.facts["left_out_ml"] == pytest.approx(0.006) and note.facts["kidneys"] == 0
+    assert "left out" not in run(chain_of({"coarse": both})).notes["coarse"].text
+
+
+def test_a_kidney_beyond_the_slices_of_the_correction_is_said() -> None:
+    """It looks at 8 of 20 slices around the centroid of three, of which it sees one."""
+    ends = [box((0, 2), (10, 14), (5, 11)), box((18, 20), (10, 14), (35, 41))]
+    middle = box((9, 11), (10, 14), (22, 28))
+    mask = painted(SCAN, *ends, middle)
+    found = {"coarse": mask, "correct": mask, "fine": mask}
+    progress = run(chain_of(found, "correct.size=[8,40]", "unet.size=8", "unet.bottleneck=4"))
+    note = progress.notes["correct"]
+    assert note.facts["unseen"] == 2 and "did not see 2 kidneys of 0.3 ml in all" in note.text
+    (finding,) = [each for each in note.findings if each.code == "kidney-beyond-correction"]
+    assert finding.path == "a" and "which the step before found" in finding.cause
+    assert [region.name for region in progress.steps["fine"]] == ["both sides"]
+    wide = run(chain_of(found)).notes["correct"]
+    assert wide.facts["unseen"] == 0 and not wide.findings
 
 
 def test_a_kidney_below_the_threshold_is_taken_if_there_is_no_other_and_it_is_said() -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,8 @@ import sys
 import threading
 import time
 import tomllib
+import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +24,27 @@ import pytest
 from safetensors import safe_open
 
 from ellipses import write_ellipse_dataset
+from kidseg.cases.same_images import voxels_sha256
+from kidseg.checkpoint import save_model
 from kidseg.cli.studies import _named_folders
-from kidseg.config import StudyConfig, load
-from kidseg.errors import BatchError, InputError, KidsegError, ModelError, UsageError
+from kidseg.config import METHODS, StudyConfig, load
+from kidseg.device import choose_device
+from kidseg.errors import (
+    BatchError,
+    InputError,
+    KidsegError,
+    KidsegWarning,
+    ModelError,
+    UsageError,
+)
 from kidseg.evaluate import METRICS, Row, read_run
+from kidseg.intensity import Normalisation, Statistics
+from kidseg.io import read
+from kidseg.labels import LabelSchema, Target
+from kidseg.methods import method_named
+from kidseg.plan import Plan
 from kidseg.records import sealed
-from kidseg.study import Design, _wait_for, _write, design, study, study_runs
+from kidseg.study import Design, StudyRun, _wait_for, _write, design, study, study_runs
 from kidseg.study.chart import validation_curve
 from kidseg.study.process import Completed, Launcher
 from kidseg.study.results import average, spread
@@ -252,6 +270,75 @@ def test_a_model_that_is_missing_is_named(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no such model") as caught:
         design(toml(tmp_path, more=more), dataset=data)
     assert caught.value.code == "no-model"
+
+
+def model_that_saw(path: Path, images: Any) -> Path:
+    """A model of the method "plain" for TINY, whose header says what it has learned from."""
+    settings = tomllib.loads(TINY.format(top="test_patients = 1", more=""))["common"]["set"]
+    config = load(METHODS["plain"], overrides=settings)
+    schema = LabelSchema.from_names({1: "kidney", 2: "tumour"})
+    statistics = Statistics(
+        mean=0.0, sd=1.0, median=0.0, min=-1.0, max=1.0, percentile_00_5=-1.0, percentile_99_5=1.0
+    )
+    planned = Plan(
+        channels=(Normalisation.of_channel("CT", statistics),),
+        labels=schema.names,
+        cyst=None,
+        median_spacing_mm=(10.0, 4.0, 4.0),
+        configurations={},
+        training=(),
+    )
+    device = choose_device("cpu")
+    method = method_named("plain").build(config, Target.of_labels(schema), planned, device=device)
+    header = {
+        "method": "plain",
+        "config": asdict(config),
+        "plan": planned.as_dict(),
+        "labels": {
+            "names": {str(number): name for number, name in schema.names.items()},
+            "regions": {name: list(ids) for name, ids in schema.regions.items()},
+            "target": Target.of_labels(schema).as_dict(),
+        },
+        "training_set": {"digest": "0" * 64, "cases": 1, "images": images},
+    }
+    parts = {name: net.state_dict() for name, net in method.parts.items()}
+    save_model(path, parts, header)
+    return path
+
+
+def test_no_test_image_is_one_that_a_model_has_learned_from(data: Path, tmp_path: Path) -> None:
+    """By its voxels, whatever the file; a model that does not say is said to be one."""
+    more = '[methods.tuned]\nmethod = "plain"\nmodel = "{}"'
+    found = design(toml(tmp_path), dataset=data).main
+    seen = {case: digest for digest, case in found.test_voxels.items()}
+    learned = [
+        voxels_sha256(read(data / "imagesTr" / f"{case}_0000.nii.gz").volume)
+        for case in (*found.training, *found.validation)
+    ]
+    fresh = model_that_saw(tmp_path / "fresh", {"voxels": learned, "complete": True})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        study_design = design(toml(tmp_path, more=more.format(fresh)), dataset=data)
+    assert study_design.arm("tuned").remarks == ()
+    first = found.test[0]
+    for complete in (True, False):
+        leaky = tmp_path / f"leaky{complete}"
+        model_that_saw(leaky, {"voxels": [*learned, seen[first]], "complete": complete})
+        with pytest.raises(InputError, match=f"learned from the image of test case '{first}'") as e:
+            design(toml(tmp_path, more=more.format(leaky)), dataset=data)
+        assert e.value.code == "same-image" and e.value.path == str(leaky)
+    for name, images in (
+        ("unknown", None),
+        ("incomplete", {"voxels": learned, "complete": False}),
+    ):
+        model = model_that_saw(tmp_path / name, images)
+        with pytest.warns(KidsegWarning, match="does not say from which images"):
+            arm = design(toml(tmp_path, more=more.format(model)), dataset=data).arm("tuned")
+        assert "test patients may be among them" in arm.remarks[0]
+    broken = model_that_saw(tmp_path / "broken", {"voxels": 3, "complete": True})
+    with pytest.raises(ModelError) as caught:
+        design(toml(tmp_path, more=more.format(broken)), dataset=data)
+    assert caught.value.code == "damaged-model"
 
 
 def _parts(found: Design) -> tuple[tuple[str, ...], ...]:
@@ -790,24 +877,123 @@ def test_set_up_is_measured_by_the_clock_of_the_stages(
     text = toml(tmp_path).read_text()
     file = tmp_path / "clock.toml"
     file.write_text(text.replace("set = [", f'set = ["budget_clock={clock}", ', 1))
-    (run,) = study_runs(design(file, dataset=data), tmp_path / "out")
-    stamp: dict[str, Any] = {"key": "", "done": True, "inputs": {}, "attempts": 1, "jobs": 2}
-    stamp |= {"process_seconds": 40.0, "processor_seconds": 15.0, "peak_memory_mb": 1.0}
-    summary = {
-        "seconds": {"prepare": 2.0, "segment": 8.0},
-        "stages": {"segment": {"epochs": 3}},
-        "peak_memory_mb": {"process": 1.0},
-        "device": "cpu",
-        "precision": "fp32",
-    }
-    contents = {"stamp.json": sealed(stamp), "summary.json": summary}
-    contents["result.json"] = {"scans": [{"seconds": {"read": 1.0}}]}
+    costs = written_run(file, data, tmp_path / "out").costs()
+    assert (costs["training_clock"], costs["training_set_up_seconds"]) == (clock, set_up_s)
+
+
+STAMPED: dict[str, Any] = {"key": "", "done": True, "inputs": {}, "attempts": 1, "jobs": 2}
+STAMPED |= {"process_seconds": 40.0, "processor_seconds": 15.0, "peak_memory_mb": 1.0}
+SUMMARY: dict[str, Any] = {
+    "seconds": {"prepare": 2.0, "segment": 8.0},
+    "stages": {"segment": {"epochs": 3}},
+    "peak_memory_mb": {"process": 1.0},
+    "device": "cpu",
+    "precision": "fp32",
+    "model": {"path": "model.safetensors", "sha256": "0" * 64},
+}
+RESULT: dict[str, Any] = {"scans": [{"seconds": {"read": 1.0}}]}
+
+
+def written_run(file: Path, data: Path, out: Path) -> StudyRun:
+    """A complete run, as far as its time and memory are read."""
+    (run,) = study_runs(design(file, dataset=data), out)
+    contents = {"stamp.json": sealed(STAMPED), "summary.json": SUMMARY, "result.json": RESULT}
     for folder in (run.run, run.labels(run.design.main)):
         folder.mkdir(parents=True)
         for name, content in contents.items():
             (folder / name).write_text(json.dumps(content))
-    costs = run.costs()
-    assert (costs["training_clock"], costs["training_set_up_seconds"]) == (clock, set_up_s)
+    return run
+
+
+def without(known: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in known.items() if name not in names}
+
+
+DAMAGE: list[tuple[str, Any, str]] = [
+    ("summary.json", b"\xff\xfe{", "not valid JSON"),
+    ("summary.json", json.dumps(SUMMARY).encode()[:-30], "not valid JSON"),
+    ("summary.json", b"", "not valid JSON"),
+    ("summary.json", b"[]", "not a JSON object"),
+    ("summary.json", b'{"a":' * 20_000, "nested too deeply"),
+    ("summary.json", None, "cannot be read"),
+    *(
+        ("summary.json", without(SUMMARY, name), name)  # of an earlier version
+        for name in ("seconds", "stages", "peak_memory_mb", "device", "precision")
+    ),
+    *(
+        ("summary.json", {**SUMMARY, name: value}, name)
+        for name, value in (
+            ("seconds", [1.0]),
+            ("seconds", {"segment": "8"}),
+            ("seconds", {"segment": float("nan")}),
+            ("seconds", {"segment": -1.0}),
+            ("stages", {"segment": 3}),
+            ("stages", {"segment": {}}),
+            ("stages", None),
+            ("peak_memory_mb", 5),
+            ("parameters", {"segment": "many"}),
+            ("device", 0),
+        )
+    ),
+    ("result.json", b"{", "not valid JSON"),
+    ("result.json", {}, "scans"),
+    ("result.json", {"scans": []}, "no scans"),
+    ("result.json", {"scans": [{}]}, "scans.0.seconds"),
+    ("result.json", {"scans": [{"seconds": {"read": None}}]}, "scans.0.seconds.read"),
+]
+
+
+def test_damaged_files_of_a_run_are_named(data: Path, tmp_path: Path) -> None:
+    """With the field; and so is what an earlier version lacks."""
+    run = written_run(toml(tmp_path), data, tmp_path / "out")
+    labels = run.labels(run.design.main)
+    run.costs()
+    for name, content, words in DAMAGE:
+        file = (run.run if name == "summary.json" else labels) / name
+        whole = file.read_bytes()
+        file.unlink()
+        if content is not None:
+            file.write_bytes(
+                content if isinstance(content, bytes) else json.dumps(content).encode()
+            )
+        with pytest.raises(ModelError, match=re.escape(words)) as caught:
+            run.costs()
+        assert caught.value.code == "damaged-summary", words
+        assert caught.value.path == str(file) and "run the study again" in caught.value.next_step
+        file.write_bytes(whole)
+    (run.run / "stamp.json").write_text(json.dumps(sealed(without(STAMPED, "peak_memory_mb"))))
+    with pytest.raises(ModelError, match="lacks peak_memory_mb") as caught:
+        run.costs()
+    assert caught.value.code == "damaged-stamp"
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"model": 3}', '{"model": {"sha256": 1}}'])
+def test_a_model_that_a_summary_does_not_name_is_said(
+    content: str, data: Path, adults: Path, tmp_path: Path
+) -> None:
+    """Before any work: what starts from that model asks for it."""
+    found = design(toml(tmp_path, more=OTHERS), dataset=data, others={"adults": adults})
+    run = study_runs(found, tmp_path / "out")[2]
+    assert run.first is not None
+    for folder in (run.run, run.first.run):
+        folder.mkdir(parents=True)
+    _write_stamp(run.run, _stamp(run._inputs(), attempts=1, jobs=1))
+    (run.run / "start.safetensors").write_bytes(b"a model")
+    (run.first.run / "summary.json").write_text(content)
+    with pytest.raises(ModelError) as caught:
+        run.check()
+    assert caught.value.code == "damaged-summary"
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "3", '{"stage": "segment"}', '{"stage": 1, "seconds": 1.0, "val_score": 0.5}']
+)
+def test_a_damaged_log_is_named(text: str, tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text(f'{{"stage": "segment", "seconds": 1.0, "val_score": 0.5}}\n{text}\n')
+    with pytest.raises(ModelError) as caught:
+        validation_curve(log)
+    assert caught.value.code == "damaged-summary" and caught.value.path == str(log)
 
 
 def test_a_dry_run_lists_and_writes_nothing(data: Path, tmp_path: Path) -> None:

@@ -19,10 +19,12 @@ import pytest
 import torch
 
 from ellipses import write_ellipse_dataset
+from kidseg.cases.same_images import voxels_sha256
 from kidseg.checkpoint import load_model, read_header
 from kidseg.config import MethodConfig, PlainConfig, load
 from kidseg.device import choose_device
 from kidseg.errors import InputError, KidsegError, ModelError, UsageError
+from kidseg.io import read
 from kidseg.plan import Plan
 from kidseg.train import Setup, make_store, train
 from kidseg.train.run import CLOCKS, _workers
@@ -96,7 +98,13 @@ def test_what_it_writes(data: Path, tmp_path: Path) -> None:
     header = read_header(out / "model.safetensors")
     assert header["method"] == "plain"
     assert header["labels"]["names"] == {"1": "kidney", "2": "tumour"}
-    assert header["training_set"] == {"digest": cases["digest"], "cases": 3}
+    scans = sorted((data / "imagesTr").iterdir())
+    seen = sorted(voxels_sha256(read(scan).volume) for scan in scans)
+    assert header["training_set"] == {
+        "digest": cases["digest"],
+        "cases": 3,
+        "images": {"voxels": seen, "complete": True},  # validation, too
+    }
     assert Plan.from_dict(header["plan"]) == plan
     assert load(PlainConfig, base=header["config"]) == config
     model = load_model(out / "model.safetensors")

@@ -83,10 +83,11 @@ def read_model(path: str | Path) -> tuple[Path, dict[str, Any], dict[str, Any]]:
     header = read_header(model)
     try:
         summary = json.loads((model.parent / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         summary = {}
     # The summary of another model in this folder says nothing about this one.
-    ours = isinstance(summary, dict) and summary.get("model", {}).get("path") == model.name
+    written = summary.get("model") if isinstance(summary, dict) else None
+    ours = isinstance(written, dict) and written.get("path") == model.name
     return model, header, summary if ours and Path(path).is_dir() else {}
 
 

@@ -38,11 +38,13 @@ __all__ = [
     "schema_of_store",
     "subject_of",
     "target_of_store",
+    "voxels_of",
 ]
 
 CONTENT = "subjects"
 
 _LABELLED = "labelled"
+_VOXELS = "voxels_sha256"
 _MOMENTS = ("centre_mm", "angle_rad", "radii_mm")
 
 
@@ -91,6 +93,7 @@ class SubjectRecipe:
     def __call__(self, case: Case, voxels: CaseVoxels) -> Prepared:
         """Preprocess a case to arrays and plain data; `subject_of` restores it bit-identically."""
         from kidseg.cases import relabelled
+        from kidseg.cases.same_images import voxels_sha256
 
         known = voxels.labels
         subject = prepare(
@@ -110,6 +113,7 @@ class SubjectRecipe:
             "masks_grid": None if subject.masks is None else grid_to_json(subject.masks.grid),
             "scalings": [asdict(scaling) for scaling in subject.scalings],
             "body": None if subject.body is None else _body_to_json(subject.body),
+            _VOXELS: voxels_sha256(Volume(voxels.image.data[:1], voxels.image.grid)),
         }
         labels = subject.labels
         if labels is None:
@@ -183,6 +187,15 @@ def target_of_store(store: Store) -> Target:
 def is_labelled(case: StoredCase) -> bool:
     """Whether the labels of a stored case are known."""
     return bool(case.facts.get(_LABELLED, True))
+
+
+def voxels_of(case: StoredCase) -> str | None:
+    """Digest of the voxels of a scan's first channel, as read; None in a store of earlier versions.
+
+    See `kidseg.cases.same_images.voxels_sha256`.
+    """
+    found = case.facts.get(_VOXELS)
+    return found if isinstance(found, str) else None
 
 
 def subject_of(case: StoredCase) -> Subject:

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from pydantic import ConfigDict, NonNegativeInt
 
 from kidseg.errors import InputError
 from kidseg.io.atomic import check_writable, make_folder, write_text
+from kidseg.records import checked, parsed
 
 __all__ = [
     "COLUMNS",
@@ -31,6 +33,8 @@ __all__ = [
 
 METRICS = ("dice", "hd95_mm", "surface_dice", "volume_error_ml")
 """The metrics of a row, as columns of `cases.csv` and keys of `summary.json`."""
+
+_KNOWN = ConfigDict(extra="ignore", allow_inf_nan=False)  # of what is read; there is more
 
 _VOLUMES = ("reference_ml", "predicted_ml")
 COLUMNS = ("case", "patient", "age_years", "structure", *_VOLUMES, *METRICS)
@@ -75,6 +79,37 @@ class Run:
     rows: tuple[Row, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Figures:
+    """A metric of a structure in a summary."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _KNOWN
+
+    mean: float | None
+    sd: float | None
+    n: NonNegativeInt
+    n_empty: NonNegativeInt
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Structure:
+    __pydantic_config__: ClassVar[ConfigDict] = _KNOWN
+
+    dice: _Figures
+    hd95_mm: _Figures
+    surface_dice: _Figures
+    volume_error_ml: _Figures
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Summary:
+    __pydantic_config__: ClassVar[ConfigDict] = _KNOWN
+
+    protocol: str
+    structures: Mapping[str, _Structure]
+    rules: Mapping[str, Any]
+
+
 def prepare_output(out: Path, names: Sequence[str], *, overwrite: bool) -> None:
     """Create the folder and check that these files can be written to it.
 
@@ -106,7 +141,8 @@ def read_run(folder: Path) -> Run:
             the message names the line.
     """
     try:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        summary = parsed((folder / "summary.json").read_bytes())
+        checked(_Summary, summary)
         text = (folder / "cases.csv").read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(
@@ -115,10 +151,13 @@ def read_run(folder: Path) -> Run:
             code="not-evaluated",
             next_step="Run kidseg evaluate on it first.",
         ) from error
+    except UnicodeDecodeError as error:
+        raise _damaged(folder / "cases.csv", "not text in UTF-8") from error
     except ValueError as error:
-        raise _damaged(folder / "summary.json", f"not valid JSON ({error})") from error
-    if not isinstance(summary, dict) or not {"protocol", "structures", "rules"} <= set(summary):
-        raise _damaged(folder / "summary.json", "not the summary of an evaluation")
+        raise _damaged(
+            folder / "summary.json",
+            f"not the summary of an evaluation by this version of kidseg: {error}",
+        ) from error
     table, lines = folder / "cases.csv", list(csv.reader(io.StringIO(text, newline="")))
     if not lines or tuple(lines[0]) != COLUMNS:
         raise _damaged(table, f"line 1: the columns are not {', '.join(COLUMNS)}")
@@ -126,6 +165,8 @@ def read_run(folder: Path) -> Run:
     keys = [(row.case, row.structure) for row in rows]
     if len(set(keys)) != len(keys):
         raise _damaged(table, "a combination of case and structure occurs twice")
+    if unknown := sorted({row.structure for row in rows} - set(summary["structures"])):
+        raise _damaged(table, f"structure '{unknown[0]}' is not in the summary")
     return Run(path=folder, summary=summary, rows=rows)
 
 

@@ -92,25 +92,25 @@ def topology_of(architecture: Mapping[str, Any], path: Path) -> Topology:
 
 def _topology(kind: str, values: Mapping[str, Any], path: Path) -> Topology:
     """Raises KeyError and TypeError: a number is missing, or none."""
-    decoder = _wholes(values["n_conv_per_stage_decoder"])
-    encoder = decoder if kind == _RESIDUAL else _wholes(values["n_conv_per_stage"])
+    features = _wholes(values["features_per_stage"])
+    stages = len(features)
+    decoder = _per_stage(values["n_conv_per_stage_decoder"], stages - 1)
+    encoder = decoder if kind == _RESIDUAL else _per_stage(values["n_conv_per_stage"], stages)
     counts = sorted({*encoder, *decoder})
     if len(counts) != 1:
         unsupported(f"stages of {counts} convolutions", "one number of convolutions for all", path)
     if max(counts, default=0) > _MOST:
         raise TypeError(f"{counts[0]} convolutions in a stage")
-    features = _wholes(values["features_per_stage"])
     kernels = tuple(_wholes(each) for each in values["kernel_sizes"])
     strides = tuple(_wholes(each) for each in values["strides"])
-    if any(n % 2 == 0 for each in kernels for n in each):
+    if any(n > 0 and n % 2 == 0 for each in kernels for n in each):
         unsupported(f"kernels of {kernels} voxels", "odd kernels", path)
     if any(n != 1 for n in (strides or ((),))[0]):
         unsupported(f"strides {strides[0]} in the first stage", "strides 1 there", path)
     plain = Topology(features=features, kernels=kernels, strides=strides, convolutions=counts[0])
     if kind == _PLAIN:
         return plain
-    blocks = _wholes(values["n_blocks_per_stage"])
-    blocks = blocks * len(features) if len(blocks) == 1 else blocks
+    blocks = _per_stage(values["n_blocks_per_stage"], stages)
     if max(blocks, default=0) > _MOST:
         raise TypeError(f"{max(blocks)} blocks in a stage")
     return ResidualTopology(**vars(plain), blocks=blocks)
@@ -121,6 +121,16 @@ def _wholes(values: Any) -> tuple[int, ...]:
     if isinstance(values, list | tuple) and len(values) > _MOST:
         raise TypeError(f"{len(values)} numbers")
     return tuple(_whole(n) for n in (values if isinstance(values, list | tuple) else [values]))
+
+
+def _per_stage(values: Any, stages: int) -> tuple[int, ...]:
+    """A whole number for each stage; a single one, not in a list, stands for all."""
+    found = _wholes(values)
+    if not isinstance(values, list | tuple):
+        return found * stages
+    if len(found) != stages:
+        raise TypeError(f"{len(found)} numbers for {stages} stages")
+    return found
 
 
 def _whole(value: Any) -> int:

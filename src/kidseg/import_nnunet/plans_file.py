@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,12 @@ _ARGUMENTS: Mapping[str, tuple[Any, ...]] = {
     "force_separate_z": (False, None, True),
     "separate_z_anisotropy_threshold": (3, 3.0),
 }
+# Beyond these, a file names voxels, patches or batches that no scan and no machine has.
+_LEAST_MM, _MOST_MM = 1e-3, 1e3
+_MOST_SIDE, _MOST_VOXELS, _MOST_BATCH = 2**16, 2**30, 2**16
+_MOST_INTENSITY = 1e12
+# Of the range of the intensities: what rounding may put their mean beyond it.
+_ROUNDING = 1e-3
 # nnU-Net's classes that read images; those with "Reorient" bring them to an order of axes first.
 _READERS = ("SimpleITKIO", "NibabelIO", "NibabelIOWithReorient", "SimpleITKIOWithReorient")
 
@@ -68,6 +75,7 @@ class _Plans:
     dataset_name: str
     original_median_spacing_after_transp: list[float]
     transpose_forward: list[int]
+    transpose_backward: list[int]
     configurations: dict[str, dict[str, Any]]
     intensities: dict[str, _Statistics]
     image_reader_writer: str
@@ -137,24 +145,23 @@ def planned_of(content: Any, name: str, described: Description, path: Path) -> P
         unsupported(f"label_manager {plans.label_manager}", "LabelManager", path)
     if plans.image_reader_writer not in _READERS:
         unsupported(f"images read by {plans.image_reader_writer}", ", ".join(_READERS), path)
-    if sorted(plans.transpose_forward) != [0, 1, 2]:
-        raise _bad(f"transpose_forward is {plans.transpose_forward}, no order of three axes", path)
+    _check_axes(plans, path)
     entry = _inherited(plans.configurations, name, path)
     if "architecture" not in entry:
         entry = {**entry, "architecture": _architecture_of_old(entry, name, path)}
     chosen = _parsed(_Configuration, entry, f"configurations.{name}.", path)
     _check_supported(chosen, path)
-    configuration = _configuration(chosen, name, path)
+    plan = Plan(
+        channels=_channels(chosen, plans, described, path),
+        labels=described.schema.names,
+        cyst=None,
+        median_spacing_mm=tuple(plans.original_median_spacing_after_transp),
+        configurations={name: _configuration(chosen, name, path)},
+        training=(),
+    )
     return Planned(
         name=name,
-        plan=Plan(
-            channels=_channels(chosen, plans, described, path),
-            labels=described.schema.names,
-            cyst=None,
-            median_spacing_mm=tuple(plans.original_median_spacing_after_transp),
-            configurations={name: configuration},
-            training=(),
-        ),
+        plan=plan,
         resizing=_resizing(chosen, path),
         transpose=tuple(plans.transpose_forward),
         reader=plans.image_reader_writer,
@@ -172,18 +179,68 @@ def _configuration(chosen: _Configuration, name: str, path: Path) -> Configurati
             batch_size=chosen.batch_size,
             topology=topology,
         )
-        misfit = [n % d for n, d in zip(found.patch_size, topology.divisors, strict=True)]
-        positive = (*found.spacing_mm, *found.median_shape, *found.patch_size, found.batch_size)
-        if any(misfit) or min(positive) <= 0:
-            raise ValueError(
-                f"patches of {chosen.patch_size} voxels do not fit strides whose product is"
-                f" {list(topology.divisors)}"
-                if any(misfit)
-                else "spacing, median size, patch and batch must be positive"
-            )
+        _check_sizes(found)
     except ValueError as error:
         raise _bad(f"'configurations.{name}': {error}", path) from error
     return found
+
+
+def _check_sizes(found: Configuration) -> None:
+    """Raises ValueError: voxels, patches or batches that do not fit the network, or cannot be."""
+    divisors = found.topology.divisors
+    if not all(_LEAST_MM <= mm <= _MOST_MM for mm in found.spacing_mm):
+        raise ValueError(
+            f"spacing {list(found.spacing_mm)} is not between {_LEAST_MM:g} and {_MOST_MM:g} mm"
+        )
+    if not all(1 <= n <= _MOST_SIDE for n in (*found.patch_size, *found.median_shape)):
+        raise ValueError(
+            f"patches of {list(found.patch_size)} voxels and images of {list(found.median_shape)}"
+            f" are not between 1 and {_MOST_SIDE}"
+        )
+    if prod(found.patch_size) > _MOST_VOXELS or not 1 <= found.batch_size <= _MOST_BATCH:
+        raise ValueError(
+            f"batches of {found.batch_size} patches of {list(found.patch_size)} voxels are not"
+            " possible"
+        )
+    if any(n % d for n, d in zip(found.patch_size, divisors, strict=True)):
+        raise ValueError(
+            f"patches of {list(found.patch_size)} voxels do not fit strides whose product is"
+            f" {list(divisors)}"
+        )
+
+
+def _check_axes(plans: _Plans, path: Path) -> None:
+    forward, backward = plans.transpose_forward, plans.transpose_backward
+    if sorted(forward) != [0, 1, 2]:
+        raise _bad(f"transpose_forward is {forward}, no order of three axes", path)
+    if sorted(backward) != [0, 1, 2] or [forward[k] for k in backward] != [0, 1, 2]:
+        raise _bad(
+            f"transpose_backward is {backward}, which does not undo transpose_forward {forward}",
+            path,
+        )
+    median_mm = plans.original_median_spacing_after_transp
+    if len(median_mm) != 3 or not all(_LEAST_MM <= mm <= _MOST_MM for mm in median_mm):
+        raise _bad(
+            f"original_median_spacing_after_transp is {median_mm}, and not three numbers between"
+            f" {_LEAST_MM:g} and {_MOST_MM:g} mm",
+            path,
+        )
+
+
+def _check_intensities(known: _Statistics, name: str, scheme: Scheme, path: Path) -> None:
+    """Refuse what no images have; CT is divided by the standard deviation."""
+    ordered = (known.min, known.percentile_00_5, known.median, known.percentile_99_5, known.max)
+    width = known.max - known.min
+    slack = _ROUNDING * width
+    is_between = known.min - slack <= known.mean <= known.max + slack
+    is_spread = 0 <= known.std <= width + slack and (known.std > 0 or scheme != "ct")
+    is_possible = max(map(abs, ordered)) <= _MOST_INTENSITY
+    if list(ordered) != sorted(ordered) or not (is_between and is_spread and is_possible):
+        raise _bad(
+            f"no images have the intensities of channel '{name}': minimum, 0.5 %, median, 99.5 %"
+            f" and maximum {list(ordered)}, mean {known.mean:g}, standard deviation {known.std:g}",
+            path,
+        )
 
 
 def _channels(
@@ -205,6 +262,7 @@ def _channels(
                 f"normalization {chosen.normalization_schemes[k]}", ", ".join(_SCHEMES), path
             )
         known = plans.intensities[str(k)]
+        _check_intensities(known, name, scheme, path)
         found.append(
             Normalisation(
                 channel=name,

@@ -15,7 +15,7 @@ from kidseg.io.orientation import canonical
 from kidseg.labels import LabelSchema
 from kidseg.meaning import Meaning
 
-__all__ = ["RENAL", "Basis", "Midline", "estimated_midline", "midline_of"]
+__all__ = ["RENAL", "Basis", "Midline", "estimated_midline", "midline_of", "side_of_component"]
 
 RENAL: tuple[Meaning, ...] = ("kidney", "tumour", "cyst")
 """Meanings of the labels that have a side."""
@@ -23,6 +23,19 @@ RENAL: tuple[Meaning, ...] = ("kidney", "tumour", "cyst")
 Basis = Literal["body", "kidneys", "image", "origin"]
 """By what right and left are told apart: the middle of the body, the point between two kidneys, the
 middle of the image, or the origin of patient space."""
+
+
+# A component lies on a side if this share of it does; otherwise on both, as a horseshoe kidney or
+# kidneys that a tumour connects. A convention.
+_SIDE_SHARE = 0.8
+
+
+def side_of_component(is_right: np.ndarray) -> Literal["right", "left", "both sides"]:
+    """The side of a component, from those of its voxels, (voxels,) bool, at least one."""
+    right = float(is_right.mean())
+    if right >= _SIDE_SHARE:
+        return "right"
+    return "left" if 1 - right >= _SIDE_SHARE else "both sides"
 
 
 @dataclass(frozen=True, eq=False)

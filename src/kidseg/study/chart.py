@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from kidseg.evaluate import read_run
 from kidseg.io.atomic import writing
+from kidseg.study.run_files import read_curve
 from kidseg.study.runs import StudyRun
 
 __all__ = ["draw", "validation_curve"]
@@ -31,15 +31,18 @@ def validation_curve(log: Path) -> tuple[list[float], list[float]]:
     """(seconds since the start of the first stage, validation score) of segmentation epochs.
 
     Earlier stages, such as pose, count in the seconds but have no segmentation to score.
+
+    Raises:
+        ModelError: as `read_curve`.
     """
-    lines = [json.loads(text) for text in log.read_text().splitlines()]
-    stages = list(dict.fromkeys(line["stage"] for line in lines))
-    ends = {stage: max(x["seconds"] for x in lines if x["stage"] == stage) for stage in stages}
+    epochs = read_curve(log)
+    stages = list(dict.fromkeys(stage for stage, _, _ in epochs))
+    ends = {each: max(end for stage, end, _ in epochs if stage == each) for each in stages}
     before = {stage: sum(ends[s] for s in stages[:k]) for k, stage in enumerate(stages)}
-    kept = [line for line in lines if line["stage"] in _SEGMENTING]
+    kept = [epoch for epoch in epochs if epoch[0] in _SEGMENTING]
     return (
-        [before[line["stage"]] + line["seconds"] for line in kept],
-        [line["val_score"] for line in kept],
+        [before[stage] + seconds for stage, seconds, _ in kept],
+        [score for _, _, score in kept],
     )
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from kidseg.config import StudyConfig, StudyMethodConfig, dump, load
-from kidseg.errors import UsageError
+from kidseg.errors import KidsegWarning, UsageError
 from kidseg.model_file import STARTER, find_model
-from kidseg.study.partition import Partition, check_partitions, partition
+from kidseg.study.partition import Partition, check_model, check_partitions, partition
 from kidseg.train.setup import Setup, resolve, settings_from
+from kidseg.train.trained_images import TrainedImages, images_of_model
 from kidseg.train.tuning import check_tune
 
 __all__ = ["Arm", "Design", "design"]
@@ -34,6 +36,7 @@ class Arm:
         tune: parameters to fine-tune, if not all.
         data: name of the data set to train on; "" for the study's own.
         patients: number of training patients, if not all.
+        images: from which the model has learned; None without one.
     """
 
     name: str
@@ -47,6 +50,17 @@ class Arm:
     tune: str | None = None
     data: str = ""
     patients: int | None = None
+    images: TrainedImages | None = None
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a reader of its figures should know."""
+        if self.images is None or self.images.complete:
+            return ()
+        return (
+            f"methods.{self.name}: {self.model} does not say from which images it has learned, so"
+            " that test patients may be among them",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +130,8 @@ def design(
         others: override other data sets in the file, by name.
 
     Raises:
-        InputError: the file cannot be read; as `partition` and `check_partitions`.
+        InputError: the file cannot be read; as `partition`, `check_partitions` and `check_model`.
+        ModelError: as `resolve` and `images_of_model`.
         UsageError: "bad-setting", with the key; "no-dataset"; "unknown-dataset"; "unknown-preset";
             as `partition`.
     """
@@ -130,6 +145,8 @@ def design(
         for name, folder in folders.items()
     )
     check_partitions([main, *further], file)
+    for arm in arms.values():
+        _check_start(arm, [main, *further])
     found = Design(config=config, arms=tuple(arms.values()), main=main, others=tuple(further))
     _check_patients(found, file)
     return found
@@ -182,6 +199,7 @@ def _arm(
             next_step="Set validation_share at the top of the file instead.",
             code="bad-setting",
         )
+    images = None
     chosen = None if table.config is None else (file.parent / table.config).resolve()
     try:
         model = None if table.model is None else find_model(_located(table.model, file))
@@ -199,6 +217,8 @@ def _arm(
             resolved = resolve(setup)
             check_tune(resolved.method, resolved.config, resolved.plan, table.tune or "all")
             settings = dump(resolved.config)
+            if resolved.start is not None:
+                images = images_of_model(resolved.start.header, model)
     except UsageError as error:
         raise UsageError(
             f"methods.{name}: {error.cause}",
@@ -218,6 +238,7 @@ def _arm(
         tune=table.tune,
         data=table.data or "",
         patients=table.patients,
+        images=images,
     )
 
 
@@ -230,6 +251,18 @@ def _settings_after(first: Arm, setup: Setup) -> str:
             next_step="Use the same method for both.",
         )
     return dump(settings_from(tomllib.loads(first.settings), setup, first.method))
+
+
+def _check_start(arm: Arm, partitions: Sequence[Partition]) -> None:
+    """Check that the model an arm starts from has not learned from a test image.
+
+    Warns if the model does not say, or not of all, which images these were.
+    """
+    if arm.model is None or arm.images is None:
+        return
+    check_model(arm.images, arm.model, partitions, arm.name)
+    for text in arm.remarks:
+        warnings.warn(text, KidsegWarning, stacklevel=4)
 
 
 def _located(model: str, file: Path) -> Path | str:

@@ -121,6 +121,7 @@ def _about(study: Mapping[str, Any]) -> list[str]:
             "exclude these runs."
         )
     for figures in study["methods"].values():
+        lines += [f"**Note**: {text}." for text in figures["remarks"]]
         lines += [f"**Failed: {name}**: {cause}" for name, cause in figures["failed"].items()]
     return "\n\n".join("\n".join(wrapped(line)) for line in lines).split("\n")
 

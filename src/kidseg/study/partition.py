@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from kidseg.evaluate import Protocol, protocol_named
 from kidseg.io import ReadOptions, read, read_grid
 from kidseg.io.content import sha256_of_all
 from kidseg.splits import holdout
+from kidseg.train.trained_images import TrainedImages
 
-__all__ = ["Partition", "check_partitions", "digest", "partition"]
+__all__ = ["Partition", "check_model", "check_partitions", "digest", "partition"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,15 @@ class Partition:
     def n_patients(self, cases: Sequence[str]) -> int:
         """Number of patients of these cases."""
         return len({self.data.by_id[name].patient for name in cases})
+
+    @cached_property
+    def test_voxels(self) -> Mapping[str, str]:
+        """{digest of the voxels: test case}; reads the first image of each.
+
+        Raises:
+            InputError: as `kidseg.io.load`.
+        """
+        return {_Image(self.data, case).voxels: case for case in self.test}
 
     def as_dict(self) -> dict[str, Any]:
         """The data set and its parts, as plain data."""
@@ -163,6 +174,34 @@ class _Image:
     @property
     def _options(self) -> ReadOptions:
         return ReadOptions(volume=self.data.by_id[self.case].volume_of(0))
+
+
+def check_model(
+    images: TrainedImages, model: Path, partitions: Sequence[Partition], name: str
+) -> None:
+    """Check that a model to fine-tune has not learned from a test image, by the voxels.
+
+    Args:
+        images: from which it has learned.
+        model: its file.
+        partitions: the data sets.
+        name: of the method that starts from it.
+
+    Raises:
+        InputError: "same-image", with the test case; as `kidseg.io.load`.
+    """
+    for one in partitions if images.voxels else ():
+        found = sorted(one.test_voxels[each] for each in one.test_voxels.keys() & images.voxels)
+        if found:
+            others = f" and {len(found) - 1} more" if len(found) > 1 else ""
+            raise InputError(
+                f"methods.{name}: the model has learned from the image of test case"
+                f" '{found[0]}'{others} of {one.data.root}",
+                path=model,
+                code="same-image",
+                next_step="Start from a model that was trained on other patients, or test on"
+                " others.",
+            )
 
 
 def _check_apart(learned: Mapping[_Image, str], tested: Mapping[_Image, str], file: Path) -> None:

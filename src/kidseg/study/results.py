@@ -126,6 +126,7 @@ def gather(
             "method": arm.method,
             "preset": arm.preset,
             "overrides": list(arm.overrides),
+            "remarks": list(arm.remarks),
             **{key: value for key, value in _origin(arm).items() if value is not None},
             "seeds": [run.seed for run in runs if run.arm.name == arm.name],
             "failed": {

@@ -24,6 +24,7 @@ from kidseg.records import SEAL, SEALED, checked, read_file, sealed, unsealed
 from kidseg.study.design import Arm, Design
 from kidseg.study.partition import Partition, digest
 from kidseg.study.process import Completed, Launcher
+from kidseg.study.run_files import model_of, read_segmented, read_trained
 from kidseg.train.record import RECORD, START
 
 __all__ = ["State", "StudyRun", "folder_of"]
@@ -31,6 +32,7 @@ __all__ = ["State", "StudyRun", "folder_of"]
 State = Literal["to do", "begun", "done"]
 
 STAMP = "stamp.json"
+_AGAIN = "Remove this folder; the study creates it again."
 
 
 def folder_of(out: Path, tested: Partition) -> Path:
@@ -128,7 +130,7 @@ class StudyRun:
         copy = self.run / START
         if self.first is None or not copy.exists():
             return False
-        return _model_of(self.first.run) not in (None, sha256_of(copy))
+        return model_of(self.first.run) not in (None, sha256_of(copy))
 
     def perform(self, launcher: Launcher, progress: Callable[[str], None]) -> None:
         """Execute the remaining steps; `progress` is called with each step as it starts.
@@ -197,7 +199,7 @@ class StudyRun:
         _write_stamp(self.run, _done(begun, completed))
 
     def _segment(self, launcher: Launcher, tested: Partition) -> None:
-        inputs = {**_tested(tested), "model": _model_of(self.run)}
+        inputs = {**_tested(tested), "model": model_of(self.run)}
         labels = self.labels(tested)
         stamp = _read_stamp(labels)
         if stamp.get("done") and stamp["key"] == digest(inputs):
@@ -258,32 +260,33 @@ class StudyRun:
         without the start of the program. Peak memory is that of the process, including program and
         libraries; "device" that of the GPU's allocations. "parameters" of all networks; None if the
         training did not count them.
+
+        Raises:
+            ModelError: "damaged-summary"; "damaged-stamp".
         """
-        summary = json.loads((self.run / "summary.json").read_text())
         labels = self.labels(self.design.main)
-        result = json.loads((labels / "result.json").read_text())
-        trained, segmented = _read_stamp(self.run), _read_stamp(labels)
-        per_scan = [sum(scan["seconds"].values()) for scan in result["scans"]]
+        summary, result = read_trained(self.run), read_segmented(labels)
+        trained, segmented = _measured(self.run), _measured(labels)
         clock = tomllib.loads(self.arm.settings)["budget_clock"]
         whole = trained.get({"wall": "process_seconds", "processor": "processor_seconds"}[clock])
-        staged = sum(summary["seconds"].values())
+        staged = sum(summary.seconds.values())
         return {
             "training_clock": clock,
-            "training_seconds": summary["seconds"],
+            "training_seconds": dict(summary.seconds),
             "training_set_up_seconds": None if whole is None else whole - staged,
-            "training_epochs": {name: how["epochs"] for name, how in summary["stages"].items()},
+            "training_epochs": {name: how.epochs for name, how in summary.stages.items()},
             "training_process_seconds": trained["process_seconds"],
             "training_peak_memory_mb": {
-                **summary["peak_memory_mb"],
+                **summary.peak_memory_mb,
                 "process": trained["peak_memory_mb"],
             },
-            "training_attempts": trained["attempts"],
-            "parameters": sum(summary["parameters"].values()) if "parameters" in summary else None,
-            "segmentation_seconds_per_scan": sum(per_scan) / len(per_scan),
+            "training_attempts": trained.get("attempts", 1),
+            "parameters": None if summary.parameters is None else sum(summary.parameters.values()),
+            "segmentation_seconds_per_scan": result.seconds_per_scan,
             "segmentation_process_seconds": segmented["process_seconds"],
             "segmentation_peak_memory_mb": segmented["peak_memory_mb"],
-            "device": summary["device"],
-            "precision": summary["precision"],
+            "device": summary.device,
+            "precision": summary.precision,
             "jobs": max(trained["jobs"], segmented["jobs"]),
         }
 
@@ -307,14 +310,6 @@ class _Stamp:
 
 def _tested(tested: Partition) -> dict[str, Any]:
     return {"test": {name: tested.sha256[name] for name in tested.test}}
-
-
-def _model_of(run: Path) -> str | None:
-    """SHA-256 of the model of a training; None before its end."""
-    summary = run / "summary.json"
-    if not summary.exists():
-        return None
-    return str(json.loads(summary.read_text())["model"]["sha256"])
 
 
 def _check_same(folder: Path, inputs: Mapping[str, Any]) -> None:
@@ -357,17 +352,34 @@ def _read_stamp(folder: Path) -> dict[str, Any]:
     file = folder / STAMP
     if not file.exists():
         return {}
-    step = "Remove this folder; the study creates it again."
     try:
-        stamp = unsealed(read_file(file, code="damaged-stamp", next_step=step))
+        stamp = unsealed(read_file(file, code="damaged-stamp", next_step=_AGAIN))
         return {k: v for k, v in asdict(checked(_Stamp, stamp)).items() if v is not None}
     except ValueError as error:
         raise ModelError(
             f"not a valid stamp of a study: {error}",
             path=file,
             code="damaged-stamp",
-            next_step=step,
+            next_step=_AGAIN,
         ) from error
+
+
+def _measured(folder: Path) -> dict[str, Any]:
+    """The stamp of a completed step, with what was measured of its process.
+
+    Raises:
+        ModelError: "damaged-stamp".
+    """
+    stamp = _read_stamp(folder)
+    lacks = [name for name in ("jobs", "process_seconds", "peak_memory_mb") if name not in stamp]
+    if lacks:
+        raise ModelError(
+            f"it lacks {', '.join(lacks)}; it was not written by this version of kidseg",
+            path=folder / STAMP,
+            code="damaged-stamp",
+            next_step=_AGAIN,
+        )
+    return stamp
 
 
 def _write_stamp(folder: Path, content: Mapping[str, Any]) -> None:

@@ -41,6 +41,7 @@ from kidseg.train.material import STORE, Progress, Request, training_store
 from kidseg.train.record import RECORD, START, Cases, read_record, resumed_setup, write_record
 from kidseg.train.resuming import LOG
 from kidseg.train.setup import ResolvedSetup, Setup, resolve
+from kidseg.train.trained_images import TRAINING_SET, TrainedImages, images_of_cases
 from kidseg.train.tuning import LoadedWeights, check_tune, load_weights, select_trainable
 from kidseg.workers import signals_deferred
 
@@ -181,7 +182,8 @@ def train(
             **provenance(),
         }
         if run.rank == 0:
-            _write_model(out, method, cohort, used, summary)
+            images = images_of_cases(store.cases, resolved.start)
+            _write_model(out, method, cohort, used, images, summary)
             summary["findings"] += [finding.as_dict() for finding in _draw(out)]
             write_json(out / "summary.json", summary, overwrite=True)
             shutil.rmtree(out / STORE, ignore_errors=True)
@@ -262,7 +264,12 @@ def _limited(stage: Stage, budget_s: float | None, spent: float) -> Stage:
 
 
 def _write_model(
-    out: Path, method: Method, cohort: Cohort, used: Cases, summary: dict[str, Any]
+    out: Path,
+    method: Method,
+    cohort: Cohort,
+    used: Cases,
+    images: TrainedImages,
+    summary: dict[str, Any],
 ) -> None:
     all_ct = all(channel.scheme == "ct" for channel in cohort.plan.channels)
     header = {
@@ -279,7 +286,11 @@ def _write_model(
             "unit": "HU" if all_ct else "as in the data set",
             "orientation": "any; brought to canonical order",
         },
-        "training_set": {"digest": used.digest, "cases": len(used.training)},
+        TRAINING_SET: {
+            "digest": used.digest,
+            "cases": len(used.training),
+            "images": asdict(images),
+        },
         "selection": {
             "by": f"mean Dice of {', '.join(cohort.selection)} over validation patients",
             "validation": summary["validation"],

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
 
 from kidseg.errors import Finding
-from kidseg.methods.cascade.components import NORMAL
+from kidseg.geometry import Grid
+from kidseg.methods.cascade.components import NORMAL, Component
 from kidseg.methods.cascade.decisions import Rules, foreground
 from kidseg.pipeline import Note, Progress, reaches_border
 
@@ -22,7 +26,17 @@ def correct_note(rules: Rules, name: str, progress: Progress) -> Note:
     (region,) = progress.steps[name]
     is_empty = not bool(foreground(region, rules.targets.renal).any())
     text = "found nothing; the step before counts" if is_empty else note.text
-    return Note(text=text, facts={"ran": True, **note.facts, "found_nothing": is_empty})
+    before = replace(progress, steps={k: v for k, v in progress.steps.items() if k != name})
+    unseen = [] if is_empty else [k for k in rules.kidneys(before) if not _sees(region.grid, k)]
+    findings = note.findings
+    if unseen:
+        unseen_ml = sum(kidney.volume_ml for kidney in unseen)
+        apart = f"{_count(len(unseen), 'kidney')} of {unseen_ml:.1f} ml in all"
+        text += f"; did not see {apart}"
+        cause = f"step '{name}' saw a part of the scan without {apart}, which the step before found"
+        findings = (*findings, _finding(rules, "kidney-beyond-correction", cause))
+    facts = {"ran": True, **note.facts, "found_nothing": is_empty, "unseen": len(unseen)}
+    return Note(text=text, facts=facts, findings=findings)
 
 
 def guide_note(rules: Rules, name: str, progress: Progress) -> Note:
@@ -32,12 +46,17 @@ def guide_note(rules: Rules, name: str, progress: Progress) -> Note:
     normal = rules.is_normal(progress)
     text = f"{_count(len(large), 'kidney')} of at least {rules.least_ml:.1f} ml"
     text += ": normal" if normal else f": not {NORMAL}, so abnormal"
+    left_out = components[max(len(large), 1) :]  # the largest counts, whatever its size
+    left_out_ml = sum(each.volume_ml for each in left_out)
+    if left_out:
+        text += f"; {_count(len(left_out), 'smaller part')} left out, {left_out_ml:.1f} ml in all"
     facts = {
         "normal": normal,
         "kidneys": len(large),
         "volumes_ml": _rounded(each.volume_ml for each in large),
         "below_threshold": len(components) - len(large),
         "threshold_ml": round(rules.least_ml, 4),
+        "left_out_ml": round(left_out_ml, 4),
     }
     findings: tuple[Finding, ...] = ()
     if components and not large:
@@ -50,15 +69,14 @@ def guide_note(rules: Rules, name: str, progress: Progress) -> Note:
 
 
 def fine_note(rules: Rules, progress: Progress) -> Note:
-    """The kidneys by side, and whether one is cut by its crop."""
+    """The kidneys by side, their volume, and whether one is cut by its crop.
+
+    The crop of a kidney may show the other one, too, as in a small child: so there is no volume of
+    each.
+    """
     regions = progress.steps["fine"]
-    volumes = {
-        region.name: round(
-            int(foreground(region, rules.targets.renal).sum()) * float(region.grid.voxel_ml), 4
-        )
-        for region in regions
-    }
-    listed = ", ".join(f"{name} {volume:.1f} ml" for name, volume in volumes.items())
+    names = [region.name for region in regions]
+    volume_ml = rules.renal_ml(progress)
     cut = [
         region.name
         for region in regions
@@ -69,8 +87,8 @@ def fine_note(rules: Rules, progress: Progress) -> Note:
         cause = f"a kidney reaches the side of its crop ({', '.join(cut)}) and may be cut"
         findings = (_finding(rules, "kidney-cut-by-crop", cause),)
     return Note(
-        text=listed or "no kidney to look at",
-        facts={"volumes_ml": volumes, "cut": cut},
+        text=f"{', '.join(names)}: {volume_ml:.1f} ml in all" if names else "no kidney to look at",
+        facts={"regions": names, "volume_ml": round(volume_ml, 4), "cut": cut},
         findings=findings,
     )
 
@@ -118,6 +136,13 @@ def refine_note(rules: Rules, progress: Progress) -> Note:
 def _finding(rules: Rules, code: str, cause: str) -> Finding:
     step = "Check the kidneys and tumours."
     return Finding(code=code, path=rules.subject.id, cause=cause, next_step=step)
+
+
+def _sees(grid: Grid, kidney: Component) -> bool:
+    """Whether any voxel of a component lies in a grid."""
+    at = grid.index(kidney.grid.mm(kidney.voxels))
+    sides = torch.tensor(grid.shape)
+    return bool(((at > -0.5) & (at < sides - 0.5)).all(1).any())
 
 
 def _count(number: int, thing: str) -> str:

@@ -29,6 +29,7 @@ class Component:
         centre_mm: (x, y, z) centroid, RAS+.
         low: first (slice, row, column).
         high: last (slice, row, column).
+        voxels: (n, 3) (slice, row, column) of each voxel.
     """
 
     grid: Grid
@@ -36,6 +37,7 @@ class Component:
     centre_mm: tuple[float, float, float]
     low: tuple[int, int, int]
     high: tuple[int, int, int]
+    voxels: np.ndarray
 
 
 def numbered(mask: Tensor) -> tuple[np.ndarray, int]:
@@ -69,8 +71,8 @@ def components_of(mask: Tensor, grid: Grid) -> tuple[Component, ...]:
     for number in np.argsort(-sizes, kind="stable").tolist():
         box = boxes[number]
         low = np.array([side.start for side in box])
-        middle = np.argwhere(found[box] == number + 1).mean(0) + low
-        x, y, z = grid.mm(middle).tolist()
+        voxels = np.argwhere(found[box] == number + 1) + low
+        x, y, z = grid.mm(voxels.mean(0)).tolist()
         first = tuple(int(side.start) for side in box)
         last = tuple(int(side.stop) - 1 for side in box)
         components.append(
@@ -80,6 +82,7 @@ def components_of(mask: Tensor, grid: Grid) -> tuple[Component, ...]:
                 centre_mm=(x, y, z),
                 low=(first[0], first[1], first[2]),
                 high=(last[0], last[1], last[2]),
+                voxels=voxels,
             )
         )
     return tuple(components)

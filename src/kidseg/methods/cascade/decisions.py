@@ -14,6 +14,7 @@ from kidseg.cohort.subject import Subject
 from kidseg.config import CascadeConfig
 from kidseg.geometry import Grid
 from kidseg.labels import Target
+from kidseg.measure import Midline, side_of_component
 from kidseg.methods.cascade.components import (
     NORMAL,
     Component,
@@ -160,13 +161,25 @@ class Rules:
         return x, y, z
 
     def sides(self, kidneys: Sequence[Component]) -> list[str]:
-        """Unique names by the side of the body on which each centroid lies."""
+        """Unique names by the side of the body: "right", "left" or "both sides", as a horseshoe."""
+        body = self.subject.body
+        midline = Midline.of(self.subject.image.grid, None if body is None else body.per_slice)
         names: list[str] = []
+        counts: dict[str, int] = {}
         for kidney in kidneys:
-            side = "right" if kidney.centre_mm[0] > self._body_mm[0] else "left"
-            same = sum(name.split()[0] == side for name in names)
-            names.append(f"{side} {same + 1}" if same else side)
+            mm = kidney.grid.mm(kidney.voxels).numpy()
+            side = side_of_component(midline.right_of(mm) > 0)
+            counts[side] = counts.get(side, 0) + 1
+            names.append(f"{side} {counts[side]}" if counts[side] > 1 else side)
         return names
+
+    def renal_ml(self, progress: Progress) -> float:
+        """The volume that the fine network found; what two of its regions show counts once."""
+        regions = progress.steps["fine"]
+        if not regions:
+            return 0.0
+        grid = union_grid(self.scan, [region.grid for region in regions])
+        return int(self.renal_on(progress, grid).sum()) * float(grid.voxel_ml)
 
 
 def foreground(region: Region, target: Target) -> Tensor:

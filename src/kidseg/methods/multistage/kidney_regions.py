@@ -12,15 +12,11 @@ from torch import Tensor
 from kidseg.config import PostprocessConfig
 from kidseg.geometry import Grid, Volume
 from kidseg.labels import Target
-from kidseg.measure import Midline
+from kidseg.measure import Midline, side_of_component
 from kidseg.pipeline import decide
 from kidseg.postprocess import Piece, remove_small
 
 __all__ = ["Kidney", "kidneys_in", "without_small"]
-
-# A component lies on a side if this share of it does; otherwise on both, as a horseshoe kidney or
-# kidneys that a tumour connects. A convention.
-_SIDE_SHARE = 0.8
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,7 +68,7 @@ def kidneys_in(
     for number, found in enumerate(ndimage.find_objects(numbers), start=1):
         low = np.array([side.start for side in found])
         index = np.argwhere(numbers[found] == number) + low
-        places[_side(midline.right_of(coarse.mm(index).numpy()) > 0)].append(number)
+        places[side_of_component(midline.right_of(coarse.mm(index).numpy()) > 0)].append(number)
         corners[number] = low, np.array([side.stop for side in found])
     kidneys = []
     for name, members in places.items():
@@ -112,14 +108,6 @@ def without_small(
     background = torch.tensor(target.background).to(found.data)[:, None, None, None]
     # The volumes of single opinions stay as they are: `Predicted`.
     return replace(found, data=torch.where(away, background, found.data)), removed
-
-
-def _side(is_right: np.ndarray) -> str:
-    """The side of a component, from that of its voxels."""
-    right = float(is_right.mean())
-    if right >= _SIDE_SHARE:
-        return "right"
-    return "left" if 1 - right >= _SIDE_SHARE else "both sides"
 
 
 def _extended(

@@ -1,14 +1,7 @@
-"""Loss functions in two and three dimensions.
-
-Networks return logits (n, channels, *size). A `Target` defines their channels: exclusive classes
-with background first (softmax), or regions that may overlap (sigmoid). `labels` are (n, *size)
-integers: the labels of the dataset, or without a target the classes. Every loss is a scalar,
-computed in at least float32; lower is better.
-"""
+"""Losses over the levels of deep supervision, on a network's grid or after the inverse warp."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Literal, overload
 
@@ -18,83 +11,30 @@ from torch import Tensor
 
 from kidseg.geometry import Grid, Volume, resample
 from kidseg.labels import Target
+from kidseg.losses.loss_terms import (
+    MIN_PROBABILITY,
+    Over,
+    checked_logits,
+    encode,
+    in_float32,
+    is_exclusive,
+    probabilities,
+    soft_dice,
+    value_of_truth,
+    weighted_mean,
+)
 
 __all__ = [
     "Supervision",
     "coarsened",
-    "crop_loss",
-    "cross_entropy",
-    "encode",
     "level_weights",
-    "probabilities",
     "restored",
     "restored_segmentation_loss",
     "segmentation_loss",
-    "soft_dice",
-    "weighted_cross_entropy",
 ]
 
-SMOOTH = 1e-5
-"""Added to numerator and denominator of Dice. Source: nnU-Net's `SoftDiceLoss` in training."""
-
-MIN_PROBABILITY = 1e-12
-"""Added to a probability before its logarithm.
-
-A pixel that a crop has cut off costs 27.6. The gradient is accurate for classes that are less than
-25 logits below the maximum; the minimum of float32 is 1e-38.
-"""
-
-Over = Literal["batch", "sample"]
 Supervision = Literal["paper", "normalised"]
 Grids = Grid | Sequence[Grid]
-
-
-def soft_dice(
-    found: Tensor, reference: Tensor, *, valid: Tensor | None = None, over: Over = "sample"
-) -> Tensor:
-    """2 |H.T| / (|H|^2 + |T|^2) with squared sums, smoothed; 1 is perfect agreement.
-
-    Args:
-        found: (n, channels, *size), probabilities or soft masks.
-        reference: of the same or a broadcastable shape; bool or numbers.
-        valid: (n, *size) bool; other pixels count as background in both.
-        over: sum over each sample or over the batch.
-
-    Returns:
-        (n, channels), or (channels,) over the batch; 1 if both are empty, about 0 if only one is.
-
-    Source: La Barbera et al., ISBI 2021, eq. 1; Milletari et al., V-Net, 3DV 2016.
-    """
-    found = _wide(found)
-    reference = reference.to(found)
-    if valid is not None:
-        found, reference = found * valid[:, None], reference * valid[:, None]
-    axes = [0] if over == "batch" else []
-    axes += range(2, found.ndim)
-    reference = reference.expand_as(found)
-    overlap = (found * reference).sum(axes)
-    total = found.square().sum(axes) + reference.square().sum(axes)
-    dice: Tensor = (2.0 * overlap + SMOOTH) / (total + SMOOTH)
-    return dice
-
-
-def crop_loss(crop: Tensor, target: Tensor, theta: Tensor, target_theta: Tensor) -> Tensor:
-    """Mean |HC - TC| over all values, plus the root mean square distance of the thetas.
-
-    Args:
-        crop: (n, channels, rows, columns) image on the predicted box.
-        target: the same on the target box.
-        theta: (n, 2, 3) of the predicted box.
-        target_theta: (n, 2, 3) of the target box.
-
-    The gradient is 0 where the two agree exactly.
-
-    Source: La Barbera et al., ISBI 2021, eq. 2; its first norm is the L1 norm that the text names.
-    """
-    pixels = (_wide(crop) - _wide(target)).abs().mean()
-    distance = torch.linalg.vector_norm(_wide(theta) - _wide(target_theta))
-    loss: Tensor = pixels + distance / math.sqrt(len(theta))
-    return loss
 
 
 def level_weights(count: int, supervision: Supervision = "normalised") -> list[float]:
@@ -122,96 +62,6 @@ def coarsened(values: Tensor, size: Sequence[int]) -> Tensor:
             at = (2 * torch.arange(new, device=values.device) + 1) * old // (2 * new)
             values = values.index_select(axis, at)
     return values
-
-
-def encode(labels: Tensor, target: Target) -> Tensor:
-    """Encode labels (n, *size) as the ideal output of a network with this target.
-
-    Returns:
-        (n, *size) int64 classes if the target is exclusive: 0 (background) for labels that no
-        channel covers, otherwise 1 + channel. If not exclusive, (n, channels, *size) bool regions.
-    """
-    covered = [torch.tensor(members, device=labels.device) for members in target.channels]
-    regions = [torch.isin(labels, members) for members in covered]
-    if not target.exclusive:
-        return torch.stack(regions, dim=1)
-    classes = torch.zeros_like(labels, dtype=torch.long)
-    for number, region in enumerate(regions, start=1):
-        classes[region] = number
-    return classes
-
-
-def probabilities(logits: Tensor, target: Target | None = None) -> Tensor:
-    """Probabilities of logits (n, channels, *size), in at least float32.
-
-    Args:
-        logits: output of a network.
-        target: defines its channels; by default exclusive classes, background first. Exclusive
-            classes sum to 1 over the channels; regions are independent.
-
-    Raises:
-        ValueError: the number of channels differs from the target's outputs.
-    """
-    values = _checked(logits, target)
-    return torch.softmax(values, dim=1) if _exclusive(target) else values.sigmoid()
-
-
-def cross_entropy(
-    probabilities: Tensor,
-    labels: Tensor,
-    *,
-    valid: Tensor | None = None,
-    class_weights: Tensor | None = None,
-) -> Tensor:
-    """Mean of -log(probability of the true class + `MIN_PROBABILITY`), weighted by class.
-
-    Like `torch.nn.functional.cross_entropy`, but for probabilities.
-
-    Args:
-        probabilities: (n, classes, *size).
-        labels: (n, *size) classes.
-        valid: (n, *size) bool; other pixels are ignored. The loss is 0 if all are ignored.
-        class_weights: (classes,); the sum is divided by the sum of the pixels' weights.
-    """
-    log_loss = -torch.log(_of_truth(_wide(probabilities), labels) + MIN_PROBABILITY)
-    return _weighted_mean(log_loss, labels, valid, class_weights)
-
-
-def weighted_cross_entropy(
-    logits: Tensor,
-    labels: Tensor,
-    label_weights: Tensor,
-    *,
-    target: Target,
-    valid: Tensor | None = None,
-) -> Tensor:
-    """Mean over all pixels of the cross entropy, each times the weight of its true label.
-
-    The weights are not normalised, so that a batch with more of a heavy label has a larger loss.
-    Regions (sigmoid) use the mean binary cross entropy over the channels.
-
-    Args:
-        logits: (n, channels, *size).
-        labels: (n, *size) labels of the data set.
-        label_weights: (256,) weight of each label, background first.
-        target: defines the channels.
-        valid: (n, *size) bool; other pixels are ignored. The loss is 0 if all are ignored.
-
-    Raises:
-        ValueError: the number of channels differs from the target's.
-
-    Source: Santini et al., KiTS19, section 2.3 "weighted categorical cross-entropy"; the mean over
-    pixels as usual in Keras.
-    """
-    true = encode(labels, target)
-    if target.exclusive:
-        log_loss = -_of_truth(torch.log_softmax(_checked(logits, target), dim=1), true)
-    else:
-        wide = _checked(logits, target)
-        each = F.binary_cross_entropy_with_logits(wide, true.to(wide), reduction="none")
-        log_loss = each.mean(1)
-    weights = label_weights.to(log_loss)[labels.long()]
-    return _weighted_mean(log_loss * weights, labels, valid, None)
 
 
 def segmentation_loss(
@@ -249,14 +99,14 @@ def segmentation_loss(
         true = coarsened(labels, size)
         true = true if target is None else encode(true, target)
         counted = None if valid is None else coarsened(valid, size)
-        if _exclusive(target):
-            log_probabilities = torch.log_softmax(_checked(logits, target), dim=1)
-            log_loss = -_of_truth(log_probabilities, true)
+        if is_exclusive(target):
+            log_probabilities = torch.log_softmax(checked_logits(logits, target), dim=1)
+            log_loss = -value_of_truth(log_probabilities, true)
             found = log_probabilities.exp()
         else:
             found = probabilities(logits, target)
             log_loss = F.binary_cross_entropy_with_logits(
-                _wide(logits), true.to(found), reduction="none"
+                in_float32(logits), true.to(found), reduction="none"
             )
         losses.append(_loss(log_loss, found, true, counted, class_weights, over))
     return _over_levels(losses)
@@ -351,25 +201,13 @@ def restored_segmentation_loss(
         true = true if target is None else encode(true, target)
         counted = None if valid is None else coarsened(valid, size)
         found = _on_original(logits, grid, labels, size, target)
-        if _exclusive(target):
-            of_truth = _of_truth(found, true)
+        if is_exclusive(target):
+            of_truth = value_of_truth(found, true)
         else:
             of_truth = torch.where(true, found, 1.0 - found)
         log_loss = -torch.log(of_truth + MIN_PROBABILITY)
         losses.append(_loss(log_loss, found, true, counted, class_weights, over))
     return _over_levels(losses, supervision)
-
-
-def _exclusive(target: Target | None) -> bool:
-    return target is None or target.exclusive
-
-
-def _checked(logits: Tensor, target: Target | None) -> Tensor:
-    if target is not None and logits.shape[1] != target.outputs:
-        raise ValueError(
-            f"the logits have {logits.shape[1]} channels, but the target {target.outputs}"
-        )
-    return _wide(logits)
 
 
 def _stacked(labels: Volume | Sequence[Volume]) -> Tensor:
@@ -398,11 +236,6 @@ def _on_original(
     return torch.stack([one.data for one in back])
 
 
-def _of_truth(values: Tensor, classes: Tensor) -> Tensor:
-    """(n, *size): the value of the true class, from values (n, classes, *size)."""
-    return values.gather(1, classes.long()[:, None])[:, 0]
-
-
 def _loss(
     log_loss: Tensor,
     found: Tensor,
@@ -413,37 +246,18 @@ def _loss(
 ) -> Tensor:
     """Mean of -log(probability of the truth) + 1 - Dice; `true` is the result of `encode`."""
     if true.ndim < found.ndim:
-        mean = _weighted_mean(log_loss, true, valid, class_weights)
+        mean = weighted_mean(log_loss, true, valid, class_weights)
         return mean + _dice_loss(found, true, valid, over)
     if class_weights is not None:
         raise ValueError("class weights need exclusive classes, not regions")
     dice = soft_dice(found, true, valid=valid, over=over)
-    return _weighted_mean(log_loss.mean(1), true, valid, None) + (1.0 - dice.mean())
-
-
-def _wide(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))
+    return weighted_mean(log_loss.mean(1), true, valid, None) + (1.0 - dice.mean())
 
 
 def _dice_loss(probabilities: Tensor, labels: Tensor, valid: Tensor | None, over: Over) -> Tensor:
     classes = torch.arange(1, probabilities.shape[1], device=labels.device)
     reference = labels[:, None] == classes.view(1, -1, *[1] * (labels.ndim - 1))
     return 1.0 - soft_dice(probabilities[:, 1:], reference, valid=valid, over=over).mean()
-
-
-def _weighted_mean(
-    losses: Tensor, labels: Tensor, valid: Tensor | None, class_weights: Tensor | None
-) -> Tensor:
-    if valid is None and class_weights is None:
-        return losses.mean()
-    weights = torch.ones_like(losses)
-    if class_weights is not None:
-        weights = class_weights.to(losses)[labels.long()]
-    if valid is not None:
-        weights = weights * valid
-    # If all pixels are ignored, both sums and the loss are 0.
-    total = weights.sum()
-    return (losses * weights).sum() / torch.where(total > 0, total, torch.ones_like(total))
 
 
 def _over_levels(losses: Sequence[Tensor], supervision: Supervision = "normalised") -> Tensor:
