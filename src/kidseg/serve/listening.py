@@ -35,6 +35,7 @@ def serve(serving: Serving, ready: Callable[[Serving], None]) -> None:
         config = uvicorn.Config(
             create_app(service),
             log_level="warning",
+            http="h11",  # limits the size of headers
             access_log=False,  # addresses have names that clients give to images
             server_header=False,
             proxy_headers=False,
