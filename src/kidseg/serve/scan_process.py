@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from kidseg.errors import Finding, KidsegError, ModelError, converted
+from kidseg.errors import Finding, KidsegError, converted
 from kidseg.io import ReadOptions
 from kidseg.io.atomic import write_json
 from kidseg.measure.measuring import Request as MeasureRequest
@@ -31,6 +31,7 @@ from kidseg.segment.index import RESULT
 from kidseg.segment.predictor import Predictor
 from kidseg.serve.job import Request
 from kidseg.serve.job_measures import measured, without_name
+from kidseg.serve.served_model import check_channels
 from kidseg.workers import end_with_parent
 
 __all__ = ["STAGES", "run_scans", "uncertainty_of"]
@@ -93,7 +94,7 @@ def run_scans(connection: Connection, model: Path, device: str) -> None:
 
     try:
         predictor = load_predictor(model, device)
-        _check_channels(predictor)
+        check_channels(len(predictor.method.plan.channels), predictor.path)
     except Exception as error:
         send("unusable", _finding(error))
         return
@@ -117,17 +118,6 @@ def run_scans(connection: Connection, model: Path, device: str) -> None:
             send("done", result)
         except Exception as error:
             send("failed", _finding(error))
-
-
-def _check_channels(predictor: Predictor) -> None:
-    channels = len(predictor.method.plan.channels)
-    if channels != 1:
-        raise ModelError(
-            f"the model reads scans of {channels} channels, and an upload has one",
-            path=predictor.path,
-            code="several-channels",
-            next_step="Serve a model with one channel, or use 'kidseg segment'.",
-        )
 
 
 def _segmented(
