@@ -35,7 +35,7 @@ from kidseg.io.dicom_pdf import write_encapsulated_pdf
 from kidseg.pacs import worker as worker_module
 from kidseg.pacs.dicomweb import Look, WebArchive, find_series
 from kidseg.pacs.node import CANNOT_UNDERSTAND, SUCCESS, Arrivals, Peer, receiving
-from kidseg.pacs.result_objects import make_results, report_pdf
+from kidseg.pacs.result_objects import report_pdf
 from kidseg.pacs.series_queue import Series, SeriesQueue, digest_of
 from kidseg.pacs.worker import Archive, UnreachableError, Worker
 from kidseg.phantom import write_patients
@@ -186,11 +186,8 @@ def test_a_study_of_another_study_does_not_wait(
 def test_a_model_that_cannot_be_used_sets_no_series_aside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = replace(Steps([]).worker(tmp_path, monkeypatch), model=str(tmp_path / "gone"))
-    monkeypatch.setattr(worker_module, "make_results", make_results)
-    number = worker.queue.add("1.2.3", "1.2.4", "x", "here")
-    assert number is not None
-    worker.queue.place(number).mkdir()
+    worker = replace(Steps([BAD]).worker(tmp_path, monkeypatch), model=str(tmp_path / "gone"))
+    worker.queue.add("1.2.3", "1.2.4", "x", "here")
     with pytest.raises(ModelError, match="gone"):
         worker.step()
     assert [series.state for series in worker.queue.all()] == ["here"]

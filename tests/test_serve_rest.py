@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import signal
 import socket
 import sqlite3
 import sys
-from collections.abc import Iterator
+import warnings
+import zipfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,7 @@ from kidseg.io.label_formats import FORMATS
 from kidseg.measure.measuring import Request, measure
 from kidseg.measure.person import Patient
 from kidseg.segment import segment
+from kidseg.serve.audit_log import AuditLog
 from kidseg.serve.job_measures import measured
 from kidseg.serve.policy import Limits
 from kidseg.serve.scan_process import STAGES, _Stages, uncertainty_of
@@ -443,3 +448,89 @@ def test_labels_in_doubt_are_uncertain(doubt: float, volume: float, expected: fl
     structures = {"kidney": {"doubtful_ml": doubt / 2, "volume_ml": volume / 2}}
     structures["tumour"] = structures["kidney"]
     assert uncertainty_of({"structures": structures}) == expected
+
+
+def test_what_goes_wrong_beside_a_job_is_not_its_fault(
+    server: Running, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as cleaning up: the job is done, and the next answer is for the next job."""
+    dispatcher, pid = server.service.dispatcher, server.worker
+
+    def broken(*_: object, **__: object) -> None:
+        dispatcher._cleaned = 0.0
+        raise FileNotFoundError("it was removed meanwhile")
+
+    monkeypatch.setattr(dispatcher, "housekeeping", broken)
+    dispatcher._cleaned = 0.0
+    jobs = [server.upload(scan_of(root, number)) for number in (0, 1)]
+    done = [server.ended(job["id"]) for job in jobs]
+    assert [job["state"] for job in done] == ["done", "done"] and server.worker == pid
+    assert done[0]["result"]["volumes_ml"] != done[1]["result"]["volumes_ml"]
+
+
+@pytest.mark.slow
+@pytest.mark.fault("disk full")
+def test_a_log_that_cannot_be_written_costs_no_result(
+    server: Running, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = AuditLog.write
+
+    def full(self: AuditLog, event: str, **facts: Any) -> None:
+        if event == "job-done":
+            raise OSError("no room")
+        write(self, event, **facts)
+
+    monkeypatch.setattr(AuditLog, "write", full)
+    monkeypatch.setattr("kidseg.serve.dispatcher._RESTART_S", 0.1)
+    job = server.ended(server.upload(scan_of(root))["id"])
+    monkeypatch.undo()
+    assert job["state"] == "done" and len(job["result"]["files"]) == 3
+    assert server.ended(server.upload(scan_of(root))["id"])["state"] == "done"
+
+
+@pytest.mark.row(25)
+def test_zips_that_are_not_one_series_fail_by_themselves(server: Running, tmp_path: Path) -> None:
+    one, two = dicom_series(tmp_path / "one"), dicom_series(tmp_path / "two")
+    images = {f"{path.parent.name}/{path.name}": path.read_bytes() for path in one.iterdir()}
+    link = zipfile.ZipInfo("link")
+    link.external_attr = 0o120777 << 16
+    locked = bytearray(zipped(images))
+    for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # as if encrypted
+        for found in re.finditer(re.escape(signature), bytes(locked)):
+            locked[found.start() + flags] |= 1
+    others = {f"two/{path.name}": path.read_bytes() for path in two.iterdir()}
+    bad = {
+        "absolute": zipped({"/etc/passwd": b"x"}),
+        "drive": zipped({"C:\\x": b"x"}),
+        "link": zip_of([(link, b"/etc/passwd")]),
+        "twice": zip_of([("a", b"x"), ("a", b"y")]),
+        "locked": bytes(locked),
+        "bomb": zipped({"a": b"\0" * 50_000_000}),
+        "empty": zipped({}),
+        "no image": zipped({"a.txt": b"hello"}),
+        "cut off": zipped(images)[:-30],
+        "two studies": zipped({**images, **others}),
+    }
+    headers = {"Content-Type": "application/zip"}
+    ids = {}
+    for name, content in bad.items():
+        answer = server.client.post(API, content=content, headers=headers)
+        if answer.status_code == 415:
+            assert answer.json()["code"] and answer.json()["next_step"], name
+            continue
+        assert answer.status_code == 201, (name, answer.text)
+        ids[name] = answer.json()["id"]
+    for name, id_ in ids.items():
+        job = server.ended(id_)
+        assert job["state"] == "failed" and job["error"]["next_step"], (name, job)
+        assert job["error"]["code"] not in ("scan-failed", "worker-killed"), (name, job["error"])
+        assert not server.service.jobs.place(id_).exists()
+
+
+def zip_of(entries: Sequence[tuple[str | zipfile.ZipInfo, bytes]]) -> bytes:
+    data = io.BytesIO()
+    with warnings.catch_warnings(), zipfile.ZipFile(data, "w") as archive:
+        warnings.simplefilter("ignore")  # a name that comes twice
+        for name, content in entries:
+            archive.writestr(name, content)
+    return data.getvalue()

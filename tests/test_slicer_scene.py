@@ -175,9 +175,10 @@ def check_whole(found: dict[str, Any], scan: Path, tmp_path: Path) -> None:
     assert any(abs(row[2] - tumour_ml) < 0.01 and row[3] == "mL" for row in volumes)
     words = ["measure", tmp_path / "outside" / "phantom_0000_seg.nii.gz", "--ct", scan, "--json"]
     known = measures_of({}, json.loads(kidseg(*words)))
-    assert [row[:2] for row in rows] == [[row.of, row.measure] for row in known]
+    assert [[*row[:2], row[3]] for row in rows] == [[k.of, k.measure, k.unit] for k in known]
     for row, expected in zip(rows, known, strict=True):
-        assert row[2:6] == pytest.approx(list(expected[2:6]), rel=1e-3, nan_ok=True), expected
+        numbers = [expected.value, expected.low, expected.high]
+        assert [row[2], *row[4:6]] == pytest.approx(numbers, rel=1e-3, nan_ok=True), expected
     assert found["tables"] == 2 and found["criteria"], "filled again, not doubled"
     assert found["done"] == 1 and 0.1 < found["half"] < 0.9
     assert found["files"] == [

@@ -25,6 +25,7 @@ from kidseg.serve.incoming import Received, json_field, kept_scan
 from kidseg.serve.job import ACTIVE, Job, new_id
 from kidseg.serve.job import Request as Wanted
 from kidseg.serve.job_results import file_answer, media_type
+from kidseg.serve.learning import TUNES
 from kidseg.serve.next_sample import STRATEGIES
 from kidseg.serve.refusals import RefusedError, no_such
 from kidseg.serve.service import Service
@@ -264,7 +265,7 @@ def _info(service: Service) -> dict[str, Any]:
         "trainers": {
             MODEL: {
                 "description": "Fine-tunes the current model on all final labels",
-                "config": {"tune": ["all", "decoder", "ends"]},
+                "config": {"tune": list(TUNES)},
             }
         },
         "strategies": {name: {"description": text} for name, (text, _) in STRATEGIES.items()},

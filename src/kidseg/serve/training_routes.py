@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Request
 
-from kidseg.serve.learning import Learning
+from kidseg.serve.learning import USUAL, Learning
 from kidseg.serve.next_sample import STRATEGIES
 from kidseg.serve.refusals import RefusedError, no_such
 from kidseg.serve.service import Service
@@ -37,7 +37,7 @@ def training_routes(service: Service, router: APIRouter) -> None:
         model: str = MODEL, params: Annotated[dict[str, Any] | None, Body()] = None
     ) -> dict[str, Any]:
         check_model(model)
-        tune = (params or {}).get("tune") or "all"
+        tune = (params or {}).get("tune") or USUAL
         if not isinstance(tune, str) or len(tune) > 1000:
             raise RefusedError(
                 422, "tune is not a text", code="invalid-request", next_step="Send 'decoder'."
