@@ -375,3 +375,34 @@ def test_a_model_of_several_channels_is_refused_at_the_start(tmp_path: Path) -> 
             serve(serving, lambda _: pytest.fail("it began"))
         assert refused.value.code == ("several-channels" if plan else "damaged-model")
         assert refused.value.next_step and not (tmp_path / "server").exists()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        '{"a": NaN}',
+        '{"a": 1e999}',
+        '{"a": "\\ud800"}',
+        '{"\\ud800": 1}',
+        '{"a":' * 2000 + "1" + "}" * 2000,
+        '{"a": ' + "9" * 5000 + "}",
+        "[]",
+        "null",
+    ],
+)
+def test_what_is_said_of_an_image_harms_nobody_else(tmp_path: Path, said: str) -> None:
+    """It is sent to all clients, so that what cannot be sent is refused."""
+    with answering(tmp_path) as (client, service):
+        (service.door.folder / "x").write_bytes(b"x")
+        service.images.add("😀", service.door.folder / "x", {})
+        place = {"params": {"image": "😀"}}
+        known = {"info": '{"a": "\\ud83d\\ude00", "checksum": "none"}'}
+        assert (
+            client.request("PUT", "/datastore/image/info", data=known, **place).status_code == 200
+        )
+        answer = client.request("PUT", "/datastore/image/info", data={"info": said}, **place)
+        assert (answer.status_code, answer.json()["code"]) == (422, "bad-form")
+        info = client.get("/datastore/image/info", **place).json()
+        assert info["a"] == "😀" and info["checksum"].startswith("SHA256:")
+        everything = client.get("/datastore/?output=all").json()
+        assert list(everything["objects"]) == ["😀"]

@@ -264,6 +264,7 @@ def test_a_job_ends_with_its_client_where_that_is_asked(server: Running, root: P
         with server.client.stream("GET", f"{API}/{followed['id']}/events") as answer:
             assert next(answer.iter_lines())
             assert server.ended(left["id"])["state"] == "cancelled"
+            until(lambda: not server.service.jobs.place(left["id"]).exists())
             assert server.job(followed["id"])["state"] == "queued"
         assert server.ended(followed["id"])["state"] == "cancelled"
         assert server.job(alone["id"])["state"] == "running"

@@ -162,7 +162,10 @@ class Dispatcher:
     def _clean(self) -> None:
         """Remove what has expired; cancel jobs whose clients are gone."""
         for job in self.watchers.abandoned():
-            if self.table.cancel(job) in ACTIVE:
+            before = self.table.cancel(job)
+            if before == "queued":
+                shutil.rmtree(self.table.place(job), ignore_errors=True)
+            if before in ACTIVE:
                 self.audit.write("job-abandoned", job=job)
         if time.monotonic() - self._cleaned < _HOUSEKEEPING_S:
             return

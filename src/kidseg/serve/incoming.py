@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import time
 from collections.abc import AsyncIterator
@@ -303,13 +304,15 @@ class _Form:
 
 
 def json_field(text: str | None) -> dict[str, Any]:
-    """The JSON object in a field of a form; {} without.
+    """The JSON object in a field of a form; {} without. It can be sent to others as it is.
 
     Raises:
-        RefusedError: 422 "bad-form".
+        RefusedError: 422 "bad-form"; also of NaN, and of halves of characters.
     """
     try:
-        return parsed((text or "{}").encode())
+        content = parsed((text or "{}").encode())
+        json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
+        return content
     except ValueError as error:
         raise _bad_form(f"a field has no JSON object ({error})") from None
 

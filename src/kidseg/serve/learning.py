@@ -214,7 +214,7 @@ class Learner:
             if self._stopping.is_set():
                 return _stopped()
         tuned = _USUAL.get(str(header["method"]), "all") if tune == USUAL else tune
-        arguments = ["--from", str(model), "--tune", tuned, "--device", self.device]
+        arguments = ["--from", str(model), f"--tune={tuned}", "--device", self.device]
         arguments += [*shortened(header, slices), *self.options]
         run, data = place / "run", place / "data"
         failed = self._command(["train", str(data), "-o", str(run), *arguments], place)
