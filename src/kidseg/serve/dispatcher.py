@@ -20,6 +20,7 @@ from kidseg.errors import Finding, ResourceError
 from kidseg.serve.audit_log import AuditLog
 from kidseg.serve.job import ACTIVE, Job
 from kidseg.serve.jobs import JobTable
+from kidseg.serve.refusals import RefusedError
 from kidseg.serve.scan_process import run_scans
 from kidseg.serve.watchers import Watchers
 
@@ -162,11 +163,12 @@ class Dispatcher:
     def _clean(self) -> None:
         """Remove what has expired; cancel jobs whose clients are gone."""
         for job in self.watchers.abandoned():
-            before = self.table.cancel(job)
-            if before == "queued":
-                shutil.rmtree(self.table.place(job), ignore_errors=True)
-            if before in ACTIVE:
-                self.audit.write("job-abandoned", job=job)
+            with suppress(RefusedError):  # it was removed
+                before = self.table.cancel(job)
+                if before == "queued":
+                    shutil.rmtree(self.table.place(job), ignore_errors=True)
+                if before in ACTIVE:
+                    self.audit.write("job-abandoned", job=job)
         if time.monotonic() - self._cleaned < _HOUSEKEEPING_S:
             return
         self._cleaned = time.monotonic()
