@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from kidseg.errors import Finding, ModelError
+from kidseg.serve.child_command import run_command
 from kidseg.serve.job import Job, Request, new_id
 from kidseg.serve.jobs import JobTable
 from kidseg.serve.policy import Limits
@@ -286,3 +287,15 @@ def test_removing_twice_is_said(tmp_path: Path) -> None:
     assert not table.remove(job)
     table.end(job, "done", result={})
     assert table.remove(job) and not table.remove(job)
+
+
+@pytest.mark.slow
+def test_each_command_is_heard_from_its_first_word(tmp_path: Path) -> None:
+    """Also where an earlier one has said more into the same log."""
+    log = tmp_path / "log"
+    log.write_text("what an earlier command said\n" * 100)
+    heard: list[str] = []
+    words = ["segment", str(tmp_path / "none"), "-o", str(tmp_path / "out"), "--json"]
+    failed = run_command(words, log, lambda: True, heard.append)
+    assert failed is not None and failed.code == "not-found"
+    assert heard == log.read_text().splitlines() and "an earlier" not in "".join(heard)
