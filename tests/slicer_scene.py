@@ -277,13 +277,20 @@ def whole(folder: Path, scan: str, settings: str) -> dict[str, Any]:
     wanted = Wanted(cpu=True, formats=("stl", "seg.nrrd"), folder=folder)
     outcome = segment(volume, back_end, wanted, say=said.append)
     facts = facts_of(outcome.segmentation, volume)
-    again = segment(volume, back_end, Wanted(cpu=True), outcome.segmentation)
+    run, progress = Run(volume, back_end, Wanted(cpu=True), outcome.segmentation), [0.0]
+    while run.is_running:
+        run.poll(0.1)
+        progress.append(run.watch.done)
+    again = run.finish()
+    assert progress == sorted(progress)
     tree = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
     nodes = (outcome.segmentation, outcome.measures, outcome.criteria)
     items = [tree.GetItemByDataNode(node) for node in nodes if node is not None]
     return {
         "facts": facts,
         "said": said,
+        "done": run.watch.done,
+        "half": min(progress, key=lambda done: abs(done - 0.5)),
         "notes": outcome.notes,
         "files": [path.name for path in outcome.files],
         "places": [tree.GetItemName(tree.GetItemParent(item)) for item in items],

@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pydicom
 import pytest
+import torch
+from pynetdicom import AE, evt
+from pynetdicom.sop_class import CTImageStorage  # type: ignore[attr-defined]
 
+from kidseg.checkpoint import save_model
 from kidseg.cli import app
 from kidseg.config import PhantomConfig
-from kidseg.errors import InputError, ResourceError, UsageError
+from kidseg.errors import InputError, KidsegError, ModelError, ResourceError, UsageError
 from kidseg.io.dicom_pdf import write_encapsulated_pdf
 from kidseg.pacs import worker as worker_module
-from kidseg.pacs.dicomweb import Look, find_series
+from kidseg.pacs.dicomweb import Look, WebArchive, find_series
 from kidseg.pacs.node import CANNOT_UNDERSTAND, SUCCESS, Arrivals, Peer, receiving
 from kidseg.pacs.result_objects import report_pdf
 from kidseg.pacs.series_queue import Series, SeriesQueue, digest_of
@@ -107,6 +117,9 @@ class Steps:
 
 
 DOWN = UnreachableError("it does not answer")
+FORBIDDEN = InputError("the archive answers 401", code="archive-forbids")
+FULL = OSError(errno.ENOSPC, "No space left on device")
+CUT = InputError("an answer was cut off", code="incomplete-answer")
 KILLED = ResourceError("killed", code="process-failed")
 BAD = InputError("bad", code="too-few-slices")
 
@@ -123,6 +136,13 @@ BAD = InputError("bad", code="too-few-slices")
         ([None, KILLED, KILLED], ["fetch", "segment", "segment"], "aside"),
         ([None, BAD], ["fetch", "segment"], "aside"),
         ([None, None, BAD], ["fetch", "segment", "send 1"], "aside"),
+        ([FORBIDDEN] * 5, ["fetch"] * 6 + ["segment", "send 1"], "sent"),
+        ([FULL] * 5, ["fetch"] * 6 + ["segment", "send 1"], "sent"),
+        ([CUT], ["fetch"] * 2 + ["segment", "send 1"], "sent"),
+        ([CUT, CUT], ["fetch"] * 2, "aside"),
+        ([*[DOWN] * 5, CUT], ["fetch"] * 7 + ["segment", "send 1"], "sent"),
+        ([ValueError("Doe^Jane")], ["fetch"], "aside"),
+        ([None, KeyError("Doe^Jane")], ["fetch", "segment"], "aside"),
     ],
 )
 def test_what_becomes_of_a_series(
@@ -144,7 +164,11 @@ def test_what_becomes_of_a_series(
     assert series.state == end
     assert worker.queue.place(number).exists() == (end == "aside")
     log = (tmp_path / "audit.jsonl").read_text()
-    assert "1.2.3" not in log and f'"{"set-aside" if end == "aside" else "sent"}"' in log
+    assert (
+        "1.2.3" not in log
+        and "Doe" not in log
+        and f'"{"set-aside" if end == "aside" else "sent"}"' in log
+    )
 
 
 def test_a_study_of_another_study_does_not_wait(
@@ -157,6 +181,48 @@ def test_a_study_of_another_study_does_not_wait(
     while worker.step():
         pass
     assert [series.state for series in worker.queue.all()] == ["aside", "sent"]
+
+
+def test_a_model_that_cannot_be_used_sets_no_series_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = replace(Steps([BAD]).worker(tmp_path, monkeypatch), model=str(tmp_path / "gone"))
+    worker.queue.add("1.2.3", "1.2.4", "x", "here")
+    with pytest.raises(ModelError, match="gone"):
+        worker.step()
+    assert [series.state for series in worker.queue.all()] == ["here"]
+
+
+def two_channels(path: Path) -> Path:
+    """A model file whose header says that it reads two channels."""
+    header = {"plan": {"channels": [{"channel": "CT"}, {"channel": "CT late"}]}}
+    save_model(path, {"segment": {"weight": torch.zeros(1)}}, header)
+    return path
+
+
+@pytest.mark.parametrize("command_", [["node", "--to", "A@127.0.0.1:1"], ["dicomweb", "http://a"]])
+@pytest.mark.parametrize(
+    ("model", "code"), [("none", "no-such-model"), ("two", "several-channels")]
+)
+def test_the_model_is_checked_before_anything_arrives(
+    tmp_path: Path, command_: list[str], model: str, code: str
+) -> None:
+    two_channels(tmp_path / "two")
+    words = [*command_, "--folder", str(tmp_path / "work"), "-m", str(tmp_path / model)]
+    with pytest.raises(KidsegError) as refused:
+        app(words, standalone_mode=False)
+    assert refused.value.next_step and not (tmp_path / "work").exists()
+    assert model == "none" or refused.value.code == code
+
+
+def test_a_step_is_due_although_the_clock_was_set_back(tmp_path: Path) -> None:
+    queue = SeriesQueue.opened(tmp_path, wait_s=100.0)
+    queue.add("a", "b", "c", "known")
+    queue.put_off(queue.all()[0], "unreachable")
+    assert queue.next_due() is None
+    with sqlite3.connect(tmp_path / "series.sqlite") as base:
+        base.execute("UPDATE series SET due = due + 86400")
+    assert queue.next_due() is not None
 
 
 def images_of(folder: Path) -> list[Path]:
@@ -183,6 +249,48 @@ def test_images_are_kept_and_complete_after_silence(tmp_path: Path) -> None:
         assert arrivals.take(uid, content) == SUCCESS
     time.sleep(0.3)
     assert arrivals.settle() == 0 and len(queue.all()) == 1
+
+
+def test_a_part_of_a_series_is_never_taken_for_the_whole(tmp_path: Path) -> None:
+    """Late images join those that are still here; else the series waits for all of them."""
+    queue = SeriesQueue.opened(tmp_path / "work")
+    arrivals = Arrivals(queue=queue, quiet_s=0.0)
+    files = images_of(tmp_path / "ct")
+
+    def arrive(some: Sequence[Path]) -> tuple[int, list[tuple[str, int]]]:
+        for path in some:
+            uid = str(pydicom.dcmread(path).SOPInstanceUID)
+            assert arrivals.take(uid, path.read_bytes()) == SUCCESS
+        added = arrivals.settle()
+        assert not arrivals.are_pending
+        places = [(each, queue.place(each.number) / "images") for each in queue.all()]
+        return added, [(each.state, len(list(place.glob("*")))) for each, place in places]
+
+    early, late = files[:-2], files[-2:]
+    assert arrive(early) == (1, [("here", len(early))])
+    assert arrive(early[:3]) == (0, [("here", len(early))]), "sent again, in part"
+    assert arrive(late[:1]) == (1, [("here", len(early)), ("here", len(early) + 1)])
+    for series in queue.all():
+        queue.advance(series.number, "sent")
+        queue.forget_files(series.number)
+    assert arrive(late[1:])[1][-1] == ("aside", 1) and queue.all()[-1].code == "images-missing"
+    assert arrive(files)[1][-1] == ("here", len(files)), "all of them came"
+
+
+def test_images_of_an_earlier_process_go_on(tmp_path: Path) -> None:
+    """Whatever else a kill left in their folder; their silence begins with the new process."""
+    queue = SeriesQueue.opened(tmp_path / "work")
+    files = images_of(tmp_path / "ct")
+    first = Arrivals(queue=queue, quiet_s=0.0)
+    for path in files:
+        first.take(str(pydicom.dcmread(path).SOPInstanceUID), path.read_bytes())
+    (place,) = first._places()
+    (place / "study").write_text("")
+    (place.parent / ".half").write_bytes(b"half")
+    second = Arrivals(queue=queue, quiet_s=0.1)
+    assert second.settle() == 0
+    time.sleep(0.15)
+    assert second.settle() == 1 and queue.all()[0].state == "here"
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 128 + b"DICM", b"no image" * 100])
@@ -221,6 +329,219 @@ def test_images_travel_from_one_node_to_another(tmp_path: Path) -> None:
     assert arrivals.settle() == 1
     (found,) = arrivals.queue.all()
     assert found.study == pydicom.dcmread(files[0]).StudyInstanceUID
+
+
+@contextmanager
+def peer_that(kinds: Sequence[str], store: Callable[[Any], int]) -> Iterator[Peer]:
+    """A node that takes objects of these classes, as it likes."""
+    entity = AE(ae_title="ARCHIVE")
+    for kind in kinds:
+        entity.add_supported_context(kind)
+    handlers: Any = [(evt.EVT_C_STORE, store)]
+    server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
+    assert server is not None
+    try:
+        yield Peer(title="ARCHIVE", host="127.0.0.1", port=server.server_address[1], timeout_s=5)
+    finally:
+        server.shutdown()
+
+
+NOTHING = Series(number=1, study="", series="", digest="", state="here", attempts=0, code="")
+
+
+def test_all_results_are_sent_or_none(tmp_path: Path) -> None:
+    """A node that takes some of their kinds gets none of them, and is not waited for."""
+    ct, other = images_of(tmp_path / "ct")[0], tmp_path / "other.dcm"
+    ds = pydicom.dcmread(ct)
+    ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.88.33"
+    ds.save_as(other)
+    got: list[str] = []
+
+    def store(event: Any) -> int:
+        got.append(str(event.request.AffectedSOPInstanceUID))
+        return SUCCESS
+
+    with peer_that([CTImageStorage], store) as peer:
+        with pytest.raises(InputError, match="SR Storage") as refused:
+            peer.send(NOTHING, [ct, other])
+        assert refused.value.code == "archive-refuses" and not got
+        peer.send(NOTHING, [ct])
+        assert len(got) == 1
+
+
+@pytest.mark.parametrize(("status", "error"), [(0xA700, UnreachableError), (0xC000, InputError)])
+def test_what_a_node_answers_decides_whether_it_is_waited_for(
+    tmp_path: Path, status: int, error: type[Exception]
+) -> None:
+    with peer_that([CTImageStorage], lambda event: status) as peer, pytest.raises(error):
+        peer.send(NOTHING, images_of(tmp_path / "ct")[:1])
+
+
+def test_an_association_that_is_aborted_is_tried_again(tmp_path: Path) -> None:
+    def abort(event: Any) -> int:
+        event.assoc.abort()
+        return SUCCESS
+
+    with peer_that([CTImageStorage], abort) as peer, pytest.raises(UnreachableError):
+        peer.send(NOTHING, images_of(tmp_path / "ct")[:3])
+
+
+class BadArchive(BaseHTTPRequestHandler):
+    """Answers everything with the same."""
+
+    answer: ClassVar[tuple[int, str, bytes]] = (200, "", b"")
+    delay_s: ClassVar[float] = 0.0
+
+    def do_GET(self) -> None:
+        status, kind, body = self.answer
+        time.sleep(self.delay_s)
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        with suppress(OSError):
+            self.wfile.write(body)
+
+    do_POST = do_GET
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def bad_archive() -> Iterator[WebArchive]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), BadArchive)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    try:
+        yield WebArchive(url=f"http://127.0.0.1:{server.server_port}", timeout_s=0.3)
+    finally:
+        server.shutdown()
+        server.server_close()
+        BadArchive.delay_s = 0.0
+
+
+def parts_of(files: Sequence[Path]) -> bytes:
+    head = b"\r\n--x\r\nContent-Type: application/dicom\r\n\r\n"
+    return b"".join(head + path.read_bytes() for path in files) + b"\r\n--x--\r\n"
+
+
+JSON, DICOM = "application/dicom+json", 'multipart/related; type="application/dicom"; boundary=x'
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "body", "code"),
+    [
+        (401, "text/plain", b"", "archive-forbids"),
+        (403, "text/plain", b"", "archive-forbids"),
+        (404, "text/plain", b"", "archive-refuses"),
+        (500, "text/plain", b"", "unreachable"),
+        (503, "text/plain", b"", "unreachable"),
+        (200, "text/html", b"<html>", "archive-refuses"),
+        (200, JSON, b'[{"0020000D": {"vr": "UI"}}]', "archive-refuses"),
+        (200, JSON, b'{"a": 1}', "archive-refuses"),
+        (200, JSON, b'["a"]', "archive-refuses"),
+    ],
+)
+def test_an_archive_that_does_not_answer_what_was_asked(
+    bad_archive: WebArchive, status: int, kind: str, body: bytes, code: str
+) -> None:
+    BadArchive.answer = (status, kind, body)
+    assert code_of(lambda: list(bad_archive.ct_studies(None))) == code
+
+
+def code_of(act: Callable[[], object]) -> str:
+    try:
+        act()
+    except UnreachableError:
+        return "unreachable"
+    except InputError as error:
+        return error.code
+    return ""
+
+
+def test_a_slow_archive_is_not_waited_for_long(bad_archive: WebArchive) -> None:
+    BadArchive.answer, BadArchive.delay_s = (200, JSON, b"[]"), 1.0
+    begin = time.monotonic()
+    assert code_of(lambda: list(bad_archive.ct_studies(None))) == "unreachable"
+    assert time.monotonic() - begin < 0.9
+
+
+def test_only_a_whole_series_is_taken(bad_archive: WebArchive, tmp_path: Path) -> None:
+    files = images_of(tmp_path / "ct")
+    header = pydicom.dcmread(files[0])
+    uids = [str(pydicom.dcmread(path).SOPInstanceUID) for path in files]
+    wanted = replace(
+        NOTHING,
+        study=str(header.StudyInstanceUID),
+        series=str(header.SeriesInstanceUID),
+        digest=digest_of(uids),
+    )
+    whole = parts_of(files)
+
+    def fetched(body: bytes, series: Series = wanted, kind: str = DICOM) -> str:
+        BadArchive.answer = (200, kind, body)
+        folder = Path(tempfile.mkdtemp(dir=tmp_path))
+        return code_of(lambda: bad_archive.fetch(series, folder))
+
+    assert fetched(whole) == ""
+    cut = "incomplete-answer"
+    assert fetched(parts_of(files[1:])) == cut
+    assert fetched(parts_of([])) == cut
+    assert fetched(whole[: len(whole) // 2]) == cut
+    assert fetched(whole.replace(b"DICM", b"MCID", 1)) == cut
+    assert fetched(b"<html>", kind="text/html") == cut
+    assert fetched(whole, replace(wanted, series="9.8.7")) == cut
+
+
+@dataclass
+class Catalogue:
+    """What an archive says of its series, {UID: images}, and how often it was asked for images."""
+
+    series: dict[str, list[str]]
+    counts: bool = True
+    asked: int = 0
+
+    def ct_studies(self, since_days: int | None) -> list[str]:
+        return ["study"]
+
+    def ct_series(self, study: str) -> dict[str, int | None]:
+        return {uid: len(images) if self.counts else None for uid, images in self.series.items()}
+
+    def instances(self, study: str, series: str) -> list[str]:
+        self.asked += 1
+        return self.series[series]
+
+
+def test_a_poison_study_hides_no_other(tmp_path: Path) -> None:
+    """Three in a row are the archive's fault; so is a study that is all there is."""
+
+    @dataclass
+    class Poison(Catalogue):
+        studies: Sequence[str] = ()
+        error: Exception = DOWN
+
+        def ct_studies(self, since_days: int | None) -> list[str]:
+            return list(self.studies)
+
+        def ct_series(self, study: str) -> dict[str, int | None]:
+            if study == "bad":
+                raise self.error
+            return {study: 2}
+
+    def found(folder: str, studies: Sequence[str], error: Exception = DOWN) -> tuple[int, int]:
+        series = {study: ["1", "2"] for study in studies}
+        archive: Any = Poison(series, studies=studies, error=error)
+        queue, seen, said = SeriesQueue.opened(tmp_path / folder), dict[str, Look](), list[str]()
+        known = {"min_images": 1, "since_days": None, "say": said.append}
+        return sum(find_series(archive, queue, seen, **known) for _ in range(2)), len(said)
+
+    assert found("a", ["x", "bad", "y", "bad", "bad", "z"]) == (3, 2)
+    assert found("b", ["bad", "x"], BAD) == (1, 2)
+    for folder, studies in (("c", ["x", "bad", "bad", "bad", "y"]), ("d", ["bad"])):
+        with pytest.raises(UnreachableError):
+            found(folder, studies)
+    with pytest.raises(InputError, match="401"):
+        found("e", ["x", "bad", "y"], FORBIDDEN)
 
 
 # A real archive.
@@ -409,25 +730,6 @@ def test_the_document_belongs_to_the_study_and_holds_every_warning(tmp_path: Pat
     if shutil.which("dciodvfy"):
         said = subprocess.run(["dciodvfy", tmp_path / "a.dcm"], capture_output=True, text=True)
         assert "Error" not in said.stderr
-
-
-@dataclass
-class Catalogue:
-    """What an archive says of its series, {UID: images}, and how often it was asked for images."""
-
-    series: dict[str, list[str]]
-    counts: bool = True
-    asked: int = 0
-
-    def ct_studies(self, since_days: int | None) -> list[str]:
-        return ["study"]
-
-    def ct_series(self, study: str) -> dict[str, int | None]:
-        return {uid: len(images) if self.counts else None for uid, images in self.series.items()}
-
-    def instances(self, study: str, series: str) -> list[str]:
-        self.asked += 1
-        return self.series[series]
 
 
 @pytest.mark.parametrize("counts", [True, False])

@@ -101,3 +101,11 @@ def test_networks_are_averaged() -> None:
     nets = [Shown(), Shown(lambda part: part + 3), Shown(lambda part: part * 2)]
     found = logits_of(nets, image, (4, 6, 8))[0]
     assert (found - (image[0] * 4 + 3) / 3).abs().quantile(0.8) < 0.01
+
+
+def test_windows_of_all_networks_are_told() -> None:
+    image, told = torch.zeros((1, 3, 12, 12)), list[float]()
+    nets = [Shown(), Shown()]
+    mean_logits(nets, image, (8, 8), overlap=0.5, mirror_axes=(0,), device=CPU, tell=told.append)
+    assert len(told) == 2 * 3 * 4  # 2 networks, 3 slices, 2 x 2 windows
+    assert told == pytest.approx([(k + 1) / 24 for k in range(24)])

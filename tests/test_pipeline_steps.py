@@ -266,3 +266,27 @@ def test_slices_of_a_batch_go_through_the_same_chain() -> None:
         advance(slices, steps[1:])
     with pytest.raises(ValueError, match="run a locating step first"):
         _ = advance(slices, [Step(name="nothing", locate=lambda _: ())]).last
+
+
+def test_progress_is_told_evenly_over_steps_and_regions() -> None:
+    """By hand: two steps that segment, one of them in two regions, each told at its middle."""
+
+    def half(progress: Progress, region: Region) -> Volume:
+        progress.tell(0.5)
+        return threshold(progress, region)
+
+    def located(count: int) -> list[Region]:
+        return [Region(grid=SCAN, name=str(k)) for k in range(count)]
+
+    steps = [
+        Step(name="one", locate=lambda _: located(1), segment=half),
+        Step(name="only located", locate=lambda _: located(3)),
+        Step(name="two", locate=lambda _: located(2), segment=half),
+        Step(name="nowhere", locate=lambda _: located(0), segment=half),
+    ]
+    told: list[float] = []
+    progress = advance(bright_box(), steps, told.append)
+    ends = [1 / 3, 2 / 3, 1.0]
+    assert told == pytest.approx([1 / 6, ends[0], (1 + 0.25) / 3, (1 + 0.75) / 3, *ends[1:]])
+    progress.tell(7.0)
+    assert len(told) == 6, "what is kept tells nobody"

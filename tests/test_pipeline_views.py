@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -472,3 +473,15 @@ def test_with_a_flip_a_mirror_image_has_the_mirrored_probabilities(
         )
         apart = (one - other.flip(-1)).abs().max()
         assert apart < 1e-5 if flip else apart > 0.01, flip
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("patch", [None, (4, 32, 32), (40, 90, 90)])
+def test_every_view_tells_how_far_it_is(patch: tuple[int, int, int] | None, flip: bool) -> None:
+    """Evenly, in whole parts, up to 1."""
+    known = {"scalings": [SCALINGS], "padding": PLAN.padding, "device": CPU, "flip": flip}
+    view: Any = Planes(**known) if patch is None else Blocks(patch=patch, overlap=0.5, **known)
+    image, told = make_ellipse_patient(0).image, list[float]()
+    view.predict(Seen(), TARGET, Progress(image=image, tell=told.append), Region(grid=image.grid))
+    assert told == pytest.approx([(k + 1) / len(told) for k in range(len(told))])
+    assert len(told) == (image.grid.shape[0] // 2 if patch is None else len(told))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -253,3 +254,20 @@ def test_a_channel_that_is_missing_exits_3(
     model = mr / "run" / "model.safetensors"
     assert command("segment", first, "-m", model, "-o", tmp_path / "out", "--json") == 3
     assert json.loads(capsys.readouterr().out)["error"]["code"] == "missing-channel"
+
+
+def test_a_predictor_tells_how_far_a_scan_is(model: Path) -> None:
+    """First the probabilities, each member of an ensemble its share, then the labels."""
+    scan = make_ellipse_patient(0).image
+    for paths in ([model], [model, model]):
+        told: list[tuple[str, float]] = []
+        predictor = load_predictor(paths, "cpu")
+        tell = partial(lambda told, *word: told.append(word), told)
+        labels = replace(predictor, tell=tell)(scan).labels
+        assert labels.data.equal(predictor(scan).labels.data)
+        stages = [stage for stage, _ in told]
+        assert stages == sorted(stages, key=["segment", "decide"].index)
+        for stage in ("segment", "decide"):
+            shares = [done for each, done in told if each == stage]
+            assert shares[0] == 0 and shares[-1] == 1 and shares == sorted(shares)
+            assert len(set(shares)) > 4

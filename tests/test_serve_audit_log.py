@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kidseg.errors import ModelError
+from kidseg.errors import ModelError, ResourceError
 from kidseg.serve.audit_log import AuditLog, verify_audit_log
 
 
@@ -86,3 +87,22 @@ def test_any_changed_byte_is_noticed(
     else:
         with pytest.raises(ModelError):
             verify_audit_log(path)
+
+
+@pytest.mark.fault("disk full")
+def test_a_full_disk_leaves_whole_lines(tmp_path: Path) -> None:
+    """A limit of the size of files cuts a line off, as the end of a disk does."""
+    log = AuditLog.opened(tmp_path / "log")
+    log.write("first")
+    size = log.path.stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, before[1]))
+    try:
+        with pytest.raises(ResourceError) as refused:
+            log.write("second")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert refused.value.code == "disk-full" and log.path.stat().st_size == size
+    log.write("third")
+    verify_audit_log(log.path)
+    assert [json.loads(line)["event"] for line in log.path.open()] == ["first", "third"]

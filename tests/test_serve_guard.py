@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
-from kidseg.errors import InputError, KidsegError, UsageError
+from kidseg.checkpoint import save_model
+from kidseg.errors import InputError, KidsegError, ModelError, UsageError
 from kidseg.serve.application import create_app
 from kidseg.serve.audit_log import AuditLog
 from kidseg.serve.folder_lock import locked_folder
-from kidseg.serve.guard import Rate, Tickets
+from kidseg.serve.guard import LOCAL, Rate, Tickets
+from kidseg.serve.job_results import file_answer
+from kidseg.serve.listening import serve
 from kidseg.serve.policy import Limits, Serving, check_serving, is_loopback, read_tokens
+from kidseg.serve.refusals import RefusedError
 from kidseg.serve.service import Service, _service
 from serving import Direct
 from test_serve_jobs import add
@@ -24,6 +31,7 @@ TOKENS = {"a" * 16: "first", "b" * 16: "second"}
 @contextmanager
 def answering(folder: Path, **more: object) -> Iterator[tuple[Direct, Service]]:
     """The application, without the process that segments."""
+    folder.mkdir(exist_ok=True)
     serving = Serving(model=folder / "none", folder=folder, **more)  # type: ignore[arg-type]
     service = _service(serving, folder, AuditLog.opened(folder / "audit.jsonl"))
     yield Direct(create_app(service)), service
@@ -265,3 +273,136 @@ def test_one_server_for_a_folder(tmp_path: Path) -> None:
     assert refused.value.code == "folder-in-use"
     with locked_folder(tmp_path, "server"):  # the first has ended
         pass
+
+
+@pytest.mark.parametrize(
+    "name", [b"[", b"[::1", b"127.0.0.1]:80", b"\xe2\x84\x80", b"a b", b"\xff"]
+)
+def test_names_that_are_none_are_refused(tmp_path: Path, name: bytes) -> None:
+    for tokens in ({}, TOKENS):
+        with answering(tmp_path / str(len(tokens)), tokens=tokens) as (client, _):
+            for headers in ({b"Host": name}, {b"Origin": b"http://" + name}):
+                if tokens and b"Host" in headers:
+                    continue  # a token is what counts
+                answer = client.get("/api/v1/health", headers=headers)
+                assert (answer.status_code, answer.json()["code"]) == (403, "other-origin")
+
+
+def test_bodies_that_are_no_uploads_are_small(tmp_path: Path) -> None:
+    with answering(tmp_path) as (client, _):
+        big = b"x" * 2_000_000
+
+        async def unannounced() -> AsyncIterator[bytes]:
+            for _ in range(40):
+                yield big[:50_000]
+
+        form = {"Content-Type": "application/x-www-form-urlencoded"}
+        parts = {"Content-Type": "multipart/form-data; boundary=x"}
+        begin = b'--x\r\nContent-Disposition: form-data; name="info"\r\n\r\n'
+        for method, path, more in (
+            ("POST", "/train/kidseg", {"json": {"a": "x" * 2_000_000}}),
+            ("POST", "/activelearning/first", {"content": unannounced()}),
+            ("PUT", "/datastore/image/info?image=a", {"content": big, "headers": form}),
+            ("PUT", "/datastore/image/info?image=a", {"content": begin + big, "headers": parts}),
+            ("POST", "/auth/token", {"content": big}),
+        ):
+            answer = client.request(method, path, **more)  # type: ignore[arg-type]
+            assert (answer.status_code, answer.json()["code"]) == (413, "too-large"), path
+
+
+@pytest.mark.fault("client gone")
+def test_a_body_that_stalls_is_given_up(tmp_path: Path) -> None:
+    async def stalled() -> AsyncIterator[bytes]:
+        yield b'{"a":'
+        await asyncio.sleep(5)
+
+    with answering(tmp_path, limits=Limits(stall_s=0.05)) as (client, _):
+        answer = client.post(
+            "/train/kidseg", content=stalled(), headers={"Content-Type": "application/json"}
+        )
+        assert (answer.status_code, answer.json()["code"]) == (408, "upload-stalled")
+
+
+def test_an_upload_that_cannot_begin_leaves_its_place_to_others(tmp_path: Path) -> None:
+    limits = Limits(uploads=1)
+    with answering(tmp_path, limits=limits) as (client, service):
+        boundary = {"Content-Type": f"multipart/form-data; boundary={'x' * 300}"}
+        answer = client.post("/api/v1/jobs", content=b"x", headers=boundary)
+        assert (answer.status_code, answer.json()["code"]) == (422, "bad-form")
+        service.door.folder.rmdir()
+        service.door.folder.write_bytes(b"in the way")
+        for _ in range(3):
+            answer = client.post("/api/v1/jobs", files={"file": ("x", b"1")})
+            assert (answer.status_code, answer.json()["code"]) == (500, "server-fault")
+        assert service.door._busy == 0
+
+
+RESULT = {
+    "outputs": ["scan_seg.nii.gz"],
+    "model": {"sha256": "a", "method": "plain"},
+    "labels": {},
+    "volumes_ml": {},
+    "warnings": [],
+    "uncertainty": 0.0,
+    "distance_sd": 0.0,
+}
+
+
+def test_results_that_vanish_are_not_there(tmp_path: Path) -> None:
+    """As when a job is removed or expires while its results are asked for."""
+    with answering(tmp_path) as (client, service):
+        id_ = add(service.jobs, LOCAL)
+        job = service.jobs.claim()
+        assert job is not None and service.jobs.end(job, "done", result=RESULT)
+        shutil.rmtree(service.jobs.place(id_))
+        base = f"/api/v1/jobs/{id_}"
+        assert client.get(base).json()["result"]["files"] == []
+        assert client.get(f"{base}/results").json() == []
+        for path in ("results/scan_seg.nii.gz", "results/result.json", "measures"):
+            assert client.get(f"{base}/{path}").status_code == 404
+        codes = [client.request("DELETE", base).status_code for _ in range(2)]
+        assert codes == [204, 404]
+        with pytest.raises(RefusedError, match="no such file"):
+            file_answer(service.jobs.results(job) / "scan_seg.nii.gz", "x")
+
+
+def test_a_model_of_several_channels_is_refused_at_the_start(tmp_path: Path) -> None:
+    for name, plan in (("two", {"channels": [{}, {}]}), ("none", {})):
+        path = tmp_path / f"{name}.safetensors"
+        save_model(path, {"segment": {"weight": torch.zeros(1)}}, {"plan": plan})
+        serving = Serving(model=path, folder=tmp_path / "server", port=0)
+        with pytest.raises(ModelError, match=name) as refused:
+            serve(serving, lambda _: pytest.fail("it began"))
+        assert refused.value.code == ("several-channels" if plan else "damaged-model")
+        assert refused.value.next_step and not (tmp_path / "server").exists()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        '{"a": NaN}',
+        '{"a": 1e999}',
+        '{"a": "\\ud800"}',
+        '{"\\ud800": 1}',
+        '{"a":' * 2000 + "1" + "}" * 2000,
+        '{"a": ' + "9" * 5000 + "}",
+        "[]",
+        "null",
+    ],
+)
+def test_what_is_said_of_an_image_harms_nobody_else(tmp_path: Path, said: str) -> None:
+    """It is sent to all clients, so that what cannot be sent is refused."""
+    with answering(tmp_path) as (client, service):
+        (service.door.folder / "x").write_bytes(b"x")
+        service.images.add("😀", service.door.folder / "x", {})
+        place = {"params": {"image": "😀"}}
+        known = {"info": '{"a": "\\ud83d\\ude00", "checksum": "none"}'}
+        assert (
+            client.request("PUT", "/datastore/image/info", data=known, **place).status_code == 200
+        )
+        answer = client.request("PUT", "/datastore/image/info", data={"info": said}, **place)
+        assert (answer.status_code, answer.json()["code"]) == (422, "bad-form")
+        info = client.get("/datastore/image/info", **place).json()
+        assert info["a"] == "😀" and info["checksum"].startswith("SHA256:")
+        everything = client.get("/datastore/?output=all").json()
+        assert list(everything["objects"]) == ["😀"]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from kidseg.errors import Finding, ModelError
+from kidseg.serve.child_command import run_command
 from kidseg.serve.job import Job, Request, new_id
 from kidseg.serve.jobs import JobTable
 from kidseg.serve.policy import Limits
@@ -256,3 +257,45 @@ def test_a_job_is_abandoned_when_nobody_follows_it_for_long(
     watchers.require("d")
     watchers.release("d")
     assert watchers.abandoned() == ["a"]
+
+
+def test_jobs_expire_although_the_clock_was_set_back(tmp_path: Path) -> None:
+    table = opened(tmp_path, keep_s=100.0)
+    add(table)
+    table.end(claimed(table), "done", result={})
+    now = time.time() - 86400
+    assert table.expire(now) == [] and table.expire(now + 99) == []
+    assert len(table.expire(now + 101)) == 1
+
+
+def test_a_full_disk_is_not_the_fault_of_a_job(tmp_path: Path) -> None:
+    table = opened(tmp_path, attempts=1)
+    id_ = add(table)
+    for _ in range(3):
+        claimed(table)
+        table.recover(blameless=True)
+        assert table.get(id_).state == "queued"
+    claimed(table)
+    table.recover()
+    assert table.get(id_).state == "failed"
+
+
+def test_removing_twice_is_said(tmp_path: Path) -> None:
+    table = opened(tmp_path)
+    add(table)
+    job = claimed(table)
+    assert not table.remove(job)
+    table.end(job, "done", result={})
+    assert table.remove(job) and not table.remove(job)
+
+
+@pytest.mark.slow
+def test_each_command_is_heard_from_its_first_word(tmp_path: Path) -> None:
+    """Also where an earlier one has said more into the same log."""
+    log = tmp_path / "log"
+    log.write_text("what an earlier command said\n" * 100)
+    heard: list[str] = []
+    words = ["segment", str(tmp_path / "none"), "-o", str(tmp_path / "out"), "--json"]
+    failed = run_command(words, log, lambda: True, heard.append)
+    assert failed is not None and failed.code == "not-found"
+    assert heard == log.read_text().splitlines() and "an earlier" not in "".join(heard)

@@ -16,12 +16,14 @@ import numpy as np
 import pytest
 
 from kidseg.errors import InputError
+from kidseg.header import read_header
 from kidseg.io import ReadOptions, read
 from kidseg.labels import KIDNEY_TUMOUR
+from kidseg.members import ensemble
 from kidseg.segment import segment
 from kidseg.serve.images import FINAL, Image, ImageStore
 from kidseg.serve.learned_from import names_said, read_submitted
-from kidseg.serve.learning import divided, mean_dice
+from kidseg.serve.learning import divided, mean_dice, shortened
 from kidseg.serve.next_sample import STRATEGIES, choose_next
 from kidseg.serve.policy import Limits
 from kidseg.serve.refusals import RefusedError
@@ -375,3 +377,75 @@ def test_the_client_of_slicer_works_unchanged(root: Path, tmp_path: Path, token:
         assert stopped["status"] == "STOPPED" and stopped["end_ts"]
         assert not any((server.service.serving.folder / "trainings").iterdir())
         assert {"training-started", "training-done", "training-stopped"} <= set(server.events())
+
+
+def test_labels_of_an_image_that_is_gone_leave_nothing(tmp_path: Path) -> None:
+    """As when another client removes the image meanwhile."""
+    (tmp_path / "server").mkdir()
+    store = ImageStore.opened(tmp_path / "server")
+    for gone in ("row", "row and files"):
+        (tmp_path / "scan.nii").write_bytes(b"x")
+        image = store.add("name", tmp_path / "scan.nii", {})
+        if gone == "row":
+            with store.base.writing() as base:
+                base.execute("DELETE FROM images")
+        else:
+            store.remove(image)
+        (tmp_path / "labels.nii").write_bytes(b"x")
+        with pytest.raises(RefusedError, match="no such image"):
+            store.save_label(image, FINAL, tmp_path / "labels.nii", {})
+        assert not list(image.path.parent.glob("labels*"))
+        with store.base.connected() as base:
+            assert base.execute("SELECT * FROM labels").fetchall() == []
+
+
+def test_an_image_that_cannot_be_added_leaves_nothing(tmp_path: Path) -> None:
+    store = ImageStore.opened(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        store.add("name", tmp_path / "none.nii", {})
+    assert store.all() == [] and not any((tmp_path / "images").iterdir())
+
+
+def test_sessions_expire_although_the_clock_was_set_back(tmp_path: Path) -> None:
+    store = ImageStore.opened(tmp_path)
+    (tmp_path / "scan.nii").write_bytes(b"x")
+    store.begin_session("me", tmp_path / "scan.nii")
+    with store.base.writing() as base:
+        base.execute("UPDATE sessions SET used = used + 86400")
+    assert store.expire_sessions(3600) == 0
+    with store.base.connected() as base:
+        assert base.execute("SELECT used FROM sessions").fetchone()[0] <= time.time()
+    assert store.expire_sessions(0) == 1
+
+
+def test_an_epoch_of_a_client_is_one_pass_over_the_images() -> None:
+    def asked(slices: int, **segment: Any) -> list[str]:
+        return shortened({"config": {"segment": segment}}, slices)
+
+    assert asked(400, steps=1000, batch_size=8) == ["--set", "segment.steps=50"]
+    assert asked(401, steps=1000, batch_size=8) == ["--set", "segment.steps=51"]
+    assert asked(3, steps=1000, batch_size=8) == ["--set", "segment.steps=20"]
+    assert asked(400, steps=50, batch_size=8) == asked(400, steps=3, batch_size=8) == []
+    assert asked(400, steps=None, batch_size=8) == [] == shortened({"config": {}}, 400)
+
+
+@pytest.mark.slow
+def test_an_ensemble_is_trained_from_its_first_member(root: Path, tmp_path: Path) -> None:
+    """The new model must be better than the whole ensemble, and is then the current one."""
+    model = tmp_path / "two.safetensors"
+    run = root / "run" / "model.safetensors"
+    ensemble([run, run], model)
+    said = [{"name": "kidney"}, {"name": "tumour"}]
+    with running(tmp_path / "server", model, training=TRAINING) as server:
+        until(lambda: server.service.dispatcher.is_ready)
+        for k in range(3):
+            put(server, f"/datastore/?image=case {k}", "file", scan_of(root, k))
+            path = f"/datastore/label?image=case {k}"
+            put(server, path, "label", labels_of(root, k), label_info=said)
+        server.client.post("/train/kidseg", json={"tune": "decoder"})
+        until(lambda: server.client.get("/train/").json()["status"] != "RUNNING", 300)
+        status = server.client.get("/train/").json()
+        assert status["status"] == "DONE", status
+        assert status["new_model"] == (status["dice"]["after"] > status["dice"]["before"])
+        if status["new_model"]:
+            assert "members" not in read_header(server.service.model())

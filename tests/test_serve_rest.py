@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import signal
 import socket
 import sqlite3
-from collections.abc import Iterator
+import sys
+import warnings
+import zipfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydicom import Dataset
 
+import kidseg
 from dicom_files import series as dicom_series
 from kidseg.io import ReadOptions, read
 from kidseg.io.label_formats import FORMATS
+from kidseg.measure.measuring import Request, measure
+from kidseg.measure.person import Patient
 from kidseg.segment import segment
+from kidseg.serve.audit_log import AuditLog
+from kidseg.serve.job_measures import measured
 from kidseg.serve.policy import Limits
+from kidseg.serve.scan_process import STAGES, _Stages, uncertainty_of
 from serving import Running, make_model, running, scan_of, until, zipped
 
 API = "/api/v1/jobs"
@@ -46,13 +58,13 @@ def test_an_upload_gives_the_labels_that_segment_gives(server: Running, root: Pa
     assert job["result"]["labels"] == {"1": "kidney", "2": "tumour"}
     assert 0 <= job["result"]["uncertainty"] <= 1 and job["result"]["distance_sd"] >= 0
     files = {f["name"]: f for f in server.client.get(f"{API}/{job['id']}/results").json()}
-    assert {f["format"] for f in files.values()} == {"nii", "seg.nrrd", "record"}
+    assert {f["format"] for f in files.values()} == {"nii", "seg.nrrd", "measures", "record"}
     got = server.client.get(files["scan_seg.nii.gz"]["href"])
     assert len(got.content) == files["scan_seg.nii.gz"]["size"]
     (entry,) = segment([scan], root / "run", root / "direct", device="cpu")
     assert got.content == (root / "direct" / entry["outputs"][0]).read_bytes()
     record = server.client.get(files["result.json"]["href"]).json()["scans"][0]
-    assert record["path"] == "scan.nii.gz" and str(root) not in record["path"]
+    assert record["path"] == "scan.nii.gz" and record["model"]["path"] == "model.safetensors"
     assert record["volumes_ml"] == job["result"]["volumes_ml"]
     left = {path.name for path in server.service.jobs.place(job["id"]).iterdir()}
     assert left == {"results-1"}, "the scan is not kept"
@@ -88,7 +100,7 @@ def test_a_zip_of_dicom_gives_dicom_and_its_names_stay_inside(
     archive.write_bytes(zipped(files))
     job = server.ended(server.upload(archive, formats="nii")["id"])
     assert job["state"] == "done", job["error"]
-    assert {f["format"] for f in job["result"]["files"]} == {"nii", "record"}
+    assert {f["format"] for f in job["result"]["files"]} == {"nii", "measures", "record"}
     everything = server.log + json.dumps(job)
     names = [str(path) for path in server.service.serving.folder.rglob("*")]
     assert "Doe" not in everything + "".join(names) and "ID-4711" not in everything
@@ -105,7 +117,7 @@ def test_every_format_is_a_result(server: Running, tmp_path: Path) -> None:
     assert job["state"] == "done", job["error"]
     kinds = {f["format"] for f in job["result"]["files"]}
     empty = {name for name in formats if FORMATS[name].may_be_missing}
-    assert {*formats, "figure", "record"} - empty <= kinds
+    assert {*formats, "figure", "measures", "record"} - empty <= kinds
     for file in job["result"]["files"]:
         got = server.client.get(file["href"])
         assert len(got.content) == file["size"] > 0, file["name"]
@@ -252,6 +264,7 @@ def test_a_job_ends_with_its_client_where_that_is_asked(server: Running, root: P
         with server.client.stream("GET", f"{API}/{followed['id']}/events") as answer:
             assert next(answer.iter_lines())
             assert server.ended(left["id"])["state"] == "cancelled"
+            until(lambda: not server.service.jobs.place(left["id"]).exists())
             assert server.job(followed["id"])["state"] == "queued"
         assert server.ended(followed["id"])["state"] == "cancelled"
         assert server.job(alone["id"])["state"] == "running"
@@ -338,3 +351,187 @@ def test_a_body_of_any_kind_is_answered(server: Running) -> None:
     for kind in ("text/plain", "application/json", "multipart/form-data", ""):
         answer = server.client.post(API, content=b"x", headers={"Content-Type": kind})
         assert (answer.status_code, answer.json()["code"]) == (415, "unsupported-type")
+
+
+def test_a_job_has_the_measures_of_the_command(server: Running, root: Path, tmp_path: Path) -> None:
+    """The same JSON, but for places and the name of the machine; what is known of the patient."""
+    person = {"height_cm": 92.0, "weight_kg": 13.5, "age_years": 3.0, "sex": "female"}
+    job = server.ended(server.upload(scan_of(root), formats="stl", **person)["id"])
+    assert job["state"] == "done" and job["formats"] == ["nii", "stl"]
+    answer = server.client.get(f"{API}/{job['id']}/measures")
+    assert answer.headers["content-type"] == "application/json"
+    got = answer.json()
+    name = next(f["name"] for f in job["result"]["files"] if f["format"] == "measures")
+    assert server.client.get(f"{API}/{job['id']}/results/{name}").json() == got
+    assert got["person"] == person
+    segment([scan_of(root)], root / "run", tmp_path, device="cpu")
+    request = Request(ct=scan_of(root), person=Patient(**person))  # type: ignore[arg-type]
+    known = measure(tmp_path / "ellipse_000_seg.nii.gz", request).as_dict()
+    same = ("format", "structures", "sides", "patient", "criteria", "person", "midline", "versions")
+    assert {key: got[key] for key in same} == json.loads(json.dumps({k: known[k] for k in same}))
+    assert [w["code"] for w in got["warnings"]] == [w["code"] for w in known["warnings"]]
+    assert known.keys() == got.keys() and got["files"]["ct"][0]["path"] == "scan.nii.gz"
+
+
+@pytest.mark.requirement("privacy")
+def test_results_tell_nothing_of_the_machine(server: Running, root: Path) -> None:
+    job = server.ended(server.upload(scan_of(root))["id"])
+    assert len(job["result"]["files"]) == 3
+    for file in job["result"]["files"]:
+        text = server.client.get(file["href"]).content
+        for place in (root, Path(sys.prefix), Path(kidseg.__file__).parent):
+            assert str(place).encode() not in text, file["name"]
+        assert f'"{socket.gethostname()}"'.encode() not in text, file["name"]
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "code"),
+    [
+        ({"height_cm": 1.8}, 400, "implausible-patient"),
+        ({"height_cm": "nan"}, 400, "implausible-patient"),
+        ({"weight_kg": "inf"}, 400, "implausible-patient"),
+        ({"height_cm": 100, "weight_kg": 200}, 400, "implausible-patient"),
+        ({"age_years": "three"}, 422, "invalid-request"),
+        ({"sex": "x"}, 422, "invalid-request"),
+    ],
+)
+def test_what_no_patient_is_is_refused_before_the_upload(
+    server: Running, query: dict[str, Any], status: int, code: str
+) -> None:
+    answer = server.client.post(API, params=query, files={"file": ("x", b"not a scan")})
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+
+
+def test_labels_that_cannot_be_measured_are_still_a_result(tmp_path: Path) -> None:
+    (tmp_path / "scan_seg.nii.gz").write_bytes(b"damaged")
+    entry = {"outputs": ["scan_seg.nii.gz", "scan_steps.png"], "warnings": []}
+    found = measured(tmp_path, entry, Request())
+    assert [w["code"] for w in found["warnings"]] == ["not-measured"] and "outputs" not in found
+    assert [path.name for path in tmp_path.iterdir()] == ["scan_seg.nii.gz"]
+
+
+def test_stages_are_sent_as_they_begin_and_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, sent = [0.0], list[tuple[str, float]]()
+    monkeypatch.setattr("kidseg.serve.scan_process.time.monotonic", lambda: now[0])
+    stages = _Stages(lambda kind, word: sent.append(word))
+    stages("read")
+    for k in range(101):
+        now[0] += 0.1
+        stages("segment", k / 100)
+    for k in range(11):
+        stages("decide", k / 10)
+    stages("measure")
+    names = [name for name, _ in sent]
+    assert list(dict.fromkeys(names)) == list(STAGES)
+    assert 15 < names.count("segment") < 25 and names.count("decide") == 1
+    progress = [done for _, done in sent]
+    assert progress == sorted(progress) and progress[0] == 0 and progress[-1] < 1
+
+
+def test_progress_within_a_scan_is_seen(server: Running, root: Path) -> None:
+    """As the process says it, in the middle of a stage."""
+    table = server.service.jobs
+    with server.held():
+        job = server.upload(scan_of(root))
+        until(lambda: server.job(job["id"])["state"] == "running")
+        table.advance(table.get(job["id"]), "segment", 0.4242)
+        seen = server.job(job["id"])
+        assert (seen["stage"], seen["progress"]) == ("segment", 0.4242)
+    assert server.ended(job["id"])["state"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("doubt", "volume", "expected"),
+    [(0, 100, 0), (50, 100, 0.2), (50, 0, 1), (0, 0, 1), (1e9, 1, pytest.approx(1))],
+)
+def test_labels_in_doubt_are_uncertain(doubt: float, volume: float, expected: float) -> None:
+    """By hand: 50 ml of doubt about 100 ml, 50 / (200 + 50)."""
+    structures = {"kidney": {"doubtful_ml": doubt / 2, "volume_ml": volume / 2}}
+    structures["tumour"] = structures["kidney"]
+    assert uncertainty_of({"structures": structures}) == expected
+
+
+def test_what_goes_wrong_beside_a_job_is_not_its_fault(
+    server: Running, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as cleaning up: the job is done, and the next answer is for the next job."""
+    dispatcher, pid = server.service.dispatcher, server.worker
+
+    def broken(*_: object, **__: object) -> None:
+        dispatcher._cleaned = 0.0
+        raise FileNotFoundError("it was removed meanwhile")
+
+    monkeypatch.setattr(dispatcher, "housekeeping", broken)
+    dispatcher._cleaned = 0.0
+    jobs = [server.upload(scan_of(root, number)) for number in (0, 1)]
+    done = [server.ended(job["id"]) for job in jobs]
+    assert [job["state"] for job in done] == ["done", "done"] and server.worker == pid
+    assert done[0]["result"]["volumes_ml"] != done[1]["result"]["volumes_ml"]
+
+
+@pytest.mark.slow
+@pytest.mark.fault("disk full")
+def test_a_log_that_cannot_be_written_costs_no_result(
+    server: Running, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = AuditLog.write
+
+    def full(self: AuditLog, event: str, **facts: Any) -> None:
+        if event == "job-done":
+            raise OSError("no room")
+        write(self, event, **facts)
+
+    monkeypatch.setattr(AuditLog, "write", full)
+    monkeypatch.setattr("kidseg.serve.dispatcher._RESTART_S", 0.1)
+    job = server.ended(server.upload(scan_of(root))["id"])
+    monkeypatch.undo()
+    assert job["state"] == "done" and len(job["result"]["files"]) == 3
+    assert server.ended(server.upload(scan_of(root))["id"])["state"] == "done"
+
+
+@pytest.mark.row(25)
+def test_zips_that_are_not_one_series_fail_by_themselves(server: Running, tmp_path: Path) -> None:
+    one, two = dicom_series(tmp_path / "one"), dicom_series(tmp_path / "two")
+    images = {f"{path.parent.name}/{path.name}": path.read_bytes() for path in one.iterdir()}
+    link = zipfile.ZipInfo("link")
+    link.external_attr = 0o120777 << 16
+    locked = bytearray(zipped(images))
+    for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # as if encrypted
+        for found in re.finditer(re.escape(signature), bytes(locked)):
+            locked[found.start() + flags] |= 1
+    others = {f"two/{path.name}": path.read_bytes() for path in two.iterdir()}
+    bad = {
+        "absolute": zipped({"/etc/passwd": b"x"}),
+        "drive": zipped({"C:\\x": b"x"}),
+        "link": zip_of([(link, b"/etc/passwd")]),
+        "twice": zip_of([("a", b"x"), ("a", b"y")]),
+        "locked": bytes(locked),
+        "bomb": zipped({"a": b"\0" * 50_000_000}),
+        "empty": zipped({}),
+        "no image": zipped({"a.txt": b"hello"}),
+        "cut off": zipped(images)[:-30],
+        "two studies": zipped({**images, **others}),
+    }
+    headers = {"Content-Type": "application/zip"}
+    ids = {}
+    for name, content in bad.items():
+        answer = server.client.post(API, content=content, headers=headers)
+        if answer.status_code == 415:
+            assert answer.json()["code"] and answer.json()["next_step"], name
+            continue
+        assert answer.status_code == 201, (name, answer.text)
+        ids[name] = answer.json()["id"]
+    for name, id_ in ids.items():
+        job = server.ended(id_)
+        assert job["state"] == "failed" and job["error"]["next_step"], (name, job)
+        assert job["error"]["code"] not in ("scan-failed", "worker-killed"), (name, job["error"])
+        assert not server.service.jobs.place(id_).exists()
+
+
+def zip_of(entries: Sequence[tuple[str | zipfile.ZipInfo, bytes]]) -> bytes:
+    data = io.BytesIO()
+    with warnings.catch_warnings(), zipfile.ZipFile(data, "w") as archive:
+        warnings.simplefilter("ignore")  # a name that comes twice
+        for name, content in entries:
+            archive.writestr(name, content)
+    return data.getvalue()

@@ -376,6 +376,52 @@ def test_cancelling_cancels_the_job_of_the_server(job: Job) -> None:
     assert "Uploading: 100 %" in said
 
 
+MEASURES = {"patient": [{"name": "kidney volume", "value": 3.0, "unit": "mL"}], "criteria": {}}
+
+
+@pytest.mark.parametrize(
+    ("measures", "code"),
+    [
+        (MEASURES, ""),
+        ({"patient": 5}, "unexpected-answer"),
+        ({"sides": [1]}, "unexpected-answer"),
+        ({"structures": ["x"]}, "unexpected-answer"),
+        ({"criteria": {"answers": [None]}}, "unexpected-answer"),
+        ((200, {}, b"[]"), "unexpected-answer"),
+        ((404, {}, b""), "http-404"),
+    ],
+)
+def test_the_measures_of_a_server_are_those_of_the_table(
+    measures: Any, code: str, job: Job
+) -> None:
+    view = files(name="scan.seg.nrrd")
+    view["result"]["files"].append({"format": "measures", "name": "scan_measurements.json"})
+    routes: dict[str, Any] = {"jobs_id__results__scan.seg.nrrd": (200, {}, b"NRRD")}
+    routes |= {"jobs_id__results__result.json": {"scans": [{}]}, "jobs_id__measures": measures}
+    watch = Watch()
+    with server_with(health={"status": "ok"}, jobs={"id": ID}, jobs_id=view, **routes) as address:
+        server = Server(address)
+        if code:
+            assert refused(server.segment, job, watch).code == code
+            return
+        found = server.segment(job, watch)
+    assert found.measures == MEASURES and watch.done == 1
+    assert [path.name for path in job.outside.iterdir()] == ["scan.seg.nrrd"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a shell")
+def test_the_progress_of_the_command_is_told(job: Job, tmp_path: Path) -> None:
+    program = tmp_path / "kidseg"
+    lines = ["segment: 0 %", "segment: 50 %", "nonsense: 99 %", "decide: 50 %", "segment: 5 %"]
+    program.write_text(f"#!/bin/sh\nprintf '%s\\n' {shlex.join(lines)} >&2\necho \"$@\" >&2\n")
+    program.chmod(0o755)
+    watch = Watch()
+    refused(LocalCommand(os.environ, str(program)).segment, job, watch)
+    assert watch.done == pytest.approx(0.85)
+    said = watch.messages()
+    assert said[1:-1] == lines and "--progress" in said[-1]
+
+
 def test_an_upload_stops_when_it_is_cancelled(job: Job) -> None:
     watch = Watch()
     watch.cancel()

@@ -21,6 +21,7 @@ from kidseg.geometry import Volume
 from kidseg.io import ReadOptions, read
 from kidseg.io.slicer_seg import write_slicer_segmentation
 from kidseg.labels import LabelSchema
+from KidSegLib.measures import measures_of
 
 ROOT = Path(__file__).parents[1]
 SLICER = os.environ.get("SLICER_PYTHON", "")
@@ -172,6 +173,14 @@ def check_whole(found: dict[str, Any], scan: Path, tmp_path: Path) -> None:
     tumour_ml = len(facts["tumour"]["voxels"]) * float(grid.voxel_ml)
     volumes = [row for row in rows if row[1] == "tumour volume" and row[0] in ("right", "patient")]
     assert any(abs(row[2] - tumour_ml) < 0.01 and row[3] == "mL" for row in volumes)
+    words = ["measure", tmp_path / "outside" / "phantom_0000_seg.nii.gz", "--ct", scan, "--json"]
+    known = measures_of({}, json.loads(kidseg(*words)))
+    assert [[*row[:2], row[3]] for row in rows] == [[k.of, k.measure, k.unit] for k in known]
+    for row, expected in zip(rows, known, strict=True):
+        numbers = [expected.value, expected.low, expected.high]
+        assert [row[2], *row[4:6]] == pytest.approx(numbers, rel=1e-3, nan_ok=True), expected
+    assert found["tables"] == 2 and found["criteria"], "filled again, not doubled"
+    assert found["done"] == 1 and 0.1 < found["half"] < 0.9
     assert found["files"] == [
         "phantom_0000_0000.nii.gz.seg.nrrd",
         "phantom_0000_0000.nii.gz_seg_kidney.stl",
@@ -184,7 +193,6 @@ def test_the_command_segments_a_scan_of_the_scene(scan: Path, command: str, tmp_
     (kept := tmp_path / "kept").mkdir()
     found = in_slicer("whole", kept, scan, command, temporary=tmp_path)
     check_whole(found, scan, tmp_path)
-    assert found["tables"] == 2 and found["criteria"], "filled again, not doubled"
 
 
 @pytest.mark.slow

@@ -185,6 +185,7 @@ class KidSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self._show(error)
             return
         self._say(_("Started."))
+        self.ui.progressBar.maximum = 0  # busy, until it is known how far it is
         self._timer.start()
         self._enable()
 
@@ -201,6 +202,9 @@ class KidSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             return
         for text in self._run.poll():
             self._say(text)
+        if self._run.watch.done > 0:
+            self.ui.progressBar.maximum = 100
+            self.ui.progressBar.value = round(100 * self._run.watch.done)
         if self._run.is_running:
             return
         self._timer.stop()

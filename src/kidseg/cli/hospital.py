@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kidseg.cli.options import AsJson, Device, Quiet
+from kidseg.cli.stopping import stoppable
 from kidseg.cli.terminal import print_result
+from kidseg.errors import InputError, ResourceError
 
 if TYPE_CHECKING:
     from kidseg.pacs.series_queue import SeriesQueue
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["dicomweb", "node"]
 
-_TICK_S = 0.5
+_TICK_S, _FULL_S = 0.5, 10.0
 
 Work = Annotated[Path, typer.Option("--folder", help="Folder for the state; it goes on there.")]
 Model = Annotated[str, typer.Option("--model", "-m", help="Model file, run's folder, or starter.")]
@@ -61,13 +63,21 @@ def dicomweb(
         while not (once and looks >= 2 and not _is_busy(queue)):
             if time.monotonic() >= next_look:
                 try:
-                    find_series(archive, queue, seen, min_images=min_images, since_days=since_days)
+                    find_series(
+                        archive,
+                        queue,
+                        seen,
+                        min_images=min_images,
+                        since_days=since_days,
+                        say=say,
+                    )
                     looks += 1
-                except UnreachableError as error:
+                except (UnreachableError, InputError) as error:
+                    if isinstance(error, InputError) and not looks:
+                        raise  # it has never worked
                     say(f"{error}; looking again in {every:g} s")
                 next_look = time.monotonic() + every
-            if not worker.step():
-                time.sleep(_TICK_S)
+            _step(worker, say)
     _end(queue, as_json, quiet)
 
 
@@ -104,9 +114,7 @@ def node(
         with receiving(arrivals, title=title, host=host, port=port, callers=callers) as listening:
             say(f"node {title} listens on {host}:{listening}")
             while not (once and queue.all() and not (_is_busy(queue) or arrivals.are_pending)):
-                arrivals.settle()
-                if not worker.step():
-                    time.sleep(_TICK_S)
+                _step(worker, say, arrivals.settle)
     _end(queue, as_json, quiet)
 
 
@@ -115,17 +123,23 @@ def _worker(
     work: Path, archive: Archive, model: str, device: str, attempts: int, quiet: bool
 ) -> Iterator[tuple[Worker, Callable[[str], None]]]:
     """The worker of a folder, locked for this process, and how to tell people."""
+    from kidseg.io.label_formats import check_formats
+    from kidseg.model_file import find_model
     from kidseg.pacs.series_queue import SeriesQueue
     from kidseg.pacs.worker import Worker
     from kidseg.serve.audit_log import AuditLog
     from kidseg.serve.folder_lock import locked_folder
+    from kidseg.serve.served_model import check_served
 
     def say(line: str) -> None:
         if not quiet:
             typer.echo(line, err=True)
 
+    check_formats(("dicomseg", "sr"))
+    check_served(find_model(model))
     queue = SeriesQueue.opened(work)
-    with locked_folder(work, "process"):
+    go_on = f"Start it again with --folder {work} to go on."
+    with stoppable(lambda: go_on), locked_folder(work, "process"):
         worker = Worker(
             queue=queue,
             archive=archive,
@@ -136,6 +150,20 @@ def _worker(
             say=say,
         )
         yield worker, say
+
+
+def _step(
+    worker: Worker, say: Callable[[str], None], before: Callable[[], object] = lambda: None
+) -> None:
+    """Do what is next; wait where nothing is, or where this machine has no room."""
+    try:
+        before()
+        if not worker.step():
+            time.sleep(_TICK_S)
+    except (OSError, ResourceError) as error:
+        reason = error.cause if isinstance(error, ResourceError) else error.strerror
+        say(f"the work folder cannot be written ({reason}); again in {_FULL_S:.0f} s")
+        time.sleep(_FULL_S)
 
 
 def _is_busy(queue: SeriesQueue) -> bool:

@@ -164,6 +164,9 @@ def segment(
     ] = False,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
+    progress: Annotated[
+        bool, typer.Option("--progress", help="Say on standard error how far each scan is.")
+    ] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -213,25 +216,28 @@ def segment(
         would = run(dry_run=True)
         print_result({"would_segment": would}, planned_text(would), as_json, quiet)
         return
-    _segmented(run, out, as_json=as_json, quiet=quiet)
+    _segmented(run, out, said=progress, as_json=as_json, quiet=quiet)
 
 
-def _segmented(run: Callable[..., Any], out: Path, *, as_json: bool, quiet: bool) -> None:
+def _segmented(
+    run: Callable[..., Any], out: Path, *, said: bool, as_json: bool, quiet: bool
+) -> None:
     """Segment with progress, and print what was done, also of a batch with failures."""
     from kidseg.cli.scan_report import ScanReport
 
     bar = sys.stderr.isatty()
     with (
         warnings.catch_warnings(),
-        show_progress("scans", quiet or as_json or not bar) as advance,
+        show_stages(quiet or as_json or not bar) as advance,
     ):
         if quiet:
             warnings.simplefilter("ignore", KidsegWarning)
-        heard = ScanReport(advance, out, lines=not (quiet or as_json or bar))
+        lines = not (quiet or as_json or bar)
+        heard = ScanReport(advance, out, lines=lines, steps=said and not bar)
         error = None
         try:
             with stoppable(heard.kept):
-                heard.done = run(report=heard.report, progress=heard.progress)
+                heard.done = run(report=heard.report, progress=heard.progress, within=heard.within)
         except KidsegError as ended:
             if not heard.done and len(heard.failed) < 2:
                 raise

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
     from rich.text import Text
 
-__all__ = ["duration", "epoch_text", "show_progress", "show_stages"]
+__all__ = ["AdvanceStage", "duration", "epoch_text", "show_progress", "show_stages"]
 
 _PAUSE_S = 1.0
 """Lines about the same task have at least this pause between them; the last one is always shown."""

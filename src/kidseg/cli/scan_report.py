@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from kidseg.model_file import STARTER_USE, is_starter
 from kidseg.table import text_table, wrapped
 
 if TYPE_CHECKING:
+    from kidseg.cli.progress import AdvanceStage
     from kidseg.segment.cohort_table import CohortRow
 
 __all__ = [
@@ -31,6 +32,8 @@ Entry = Mapping[str, Any]
 _LISTED = 40
 """A longer batch is summarised; the volumes and warnings of each scan are in its files."""
 
+# What is done with a scan: how much of it is done before, and its share. About as long as on a CPU.
+_WITHIN = {"segment": (0.0, 0.9), "decide": (0.9, 0.1)}
 _SIDES = ("right", "left")
 _PARTIAL = "*"
 _FIRST_SLICES = 5
@@ -41,16 +44,25 @@ class ScanReport:
     """Collects the entries of scans while they are segmented, and tells about them.
 
     Args:
-        advance: shows (done, total).
+        advance: shows the progress of a task.
         out: the folder of the results.
         lines: write a line on standard error after each scan.
+        steps: write lines about the progress within each scan, too.
     """
 
-    def __init__(self, advance: Callable[[int, int], None], out: Path, *, lines: bool) -> None:
+    def __init__(
+        self,
+        advance: AdvanceStage,
+        out: Path,
+        *,
+        lines: bool,
+        steps: bool = False,
+    ) -> None:
         self.done: list[dict[str, Any]] = []
         self.failed: list[dict[str, Any]] = []
-        self._advance, self._out, self._lines = advance, out, lines
+        self._advance, self._out, self._lines, self._steps = advance, out, lines, steps
         self._last: Entry = {}
+        self._said = ""
 
     def report(self, entry: Entry) -> None:
         """Take the entry of a scan; that of a failed one has a "code"."""
@@ -59,9 +71,18 @@ class ScanReport:
 
     def progress(self, done: int, total: int) -> None:
         """Show that a scan ended."""
-        self._advance(done, total)
+        self._advance("scans", done, total, {})
         if self._lines:
             typer.echo(f"[{done}/{total}] {scan_line(self._last)}", err=True)
+
+    def within(self, what: str, fraction: float) -> None:
+        """Show how far a scan is."""
+        first, share = _WITHIN[what]
+        self._advance("this scan", round(100 * (first + share * fraction)), 100, {})
+        text = f"{what}: {5 * int(20 * fraction)} %"
+        if self._steps and text != self._said:
+            self._said = text
+            typer.echo(text, err=True)
 
     def as_dict(self, error: KidsegError | None) -> dict[str, Any]:
         """As one JSON object, with the error that ended the batch."""

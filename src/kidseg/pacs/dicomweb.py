@@ -5,14 +5,14 @@ Source: DICOM PS3.18 (QIDO-RS, WADO-RS, STOW-RS).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kidseg.errors import InputError
+from kidseg.errors import InputError, KidsegError
 from kidseg.pacs.series_queue import Series, SeriesQueue, digest_of
 from kidseg.pacs.worker import Archive, UnreachableError
 
@@ -25,6 +25,9 @@ _SERIES, _STUDY, _INSTANCE, _IMAGES = "0020000E", "0020000D", "00080018", "00201
 _PAGE = 200
 # The server is there, but cannot answer now. Source: RFC 9110, 15.6; RFC 6585, 4.
 _NOT_NOW = {408, 425, 429, 500, 502, 503, 504}
+# It is the token, not what was asked for. Source: RFC 9110, 15.5.
+_NOT_ALLOWED = {401, 403, 407}
+_FAILED_STUDIES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,14 +50,24 @@ class WebArchive:
         return Archive(fetch=self.fetch, send=self.send)
 
     def fetch(self, series: Series, folder: Path) -> None:
-        """Write the images of a series into a folder, one file for each; see `Archive`."""
+        """Write the images of a series into a folder, one file for each; see `Archive`.
+
+        Raises:
+            InputError: "incomplete-answer": these are not the images of the series; see `Archive`.
+        """
         from kidseg.io.dicom_header import quiet
 
+        images = set[str]()
         with self._client() as client, quiet():
             found = client.iter_series(series.study, series.series)
             for k, image in enumerate(found):
+                if image.SeriesInstanceUID != series.series:
+                    raise _incomplete("it sent an image of another series")
+                images.add(str(image.SOPInstanceUID))
                 image.preamble = b"\0" * 128
                 image.save_as(folder / f"{k:05d}.dcm", enforce_file_format=True)
+        if digest_of(images) != series.digest:
+            raise _incomplete(f"it sent {len(images)} images, which are not those that it lists")
 
     def send(self, series: Series, files: Sequence[Path]) -> None:
         """Store files in the study of a series; see `Archive`."""
@@ -104,10 +117,12 @@ class WebArchive:
         from dicomweb_client.api import DICOMwebClient
 
         headers = {"Authorization": f"Bearer {self.token}"} if self.token else None
-        client = DICOMwebClient(self.url, headers=headers)
-        client.set_http_retry_params(retry=False)
         try:
+            client = DICOMwebClient(self.url, headers=headers, timeout=self.timeout_s)
+            client.set_http_retry_params(retry=False)
             yield client
+        except (KidsegError, UnreachableError):
+            raise
         except requests.HTTPError as error:
             status = 0 if error.response is None else error.response.status_code
             if status in _NOT_NOW:
@@ -115,11 +130,19 @@ class WebArchive:
             raise InputError(
                 f"the archive answers {status}",
                 path=self.url,
-                code="archive-refuses",
+                code="archive-forbids" if status in _NOT_ALLOWED else "archive-refuses",
                 next_step="Check the address and the token, and look into the log of the archive.",
             ) from error
+        except requests.exceptions.InvalidJSONError as error:
+            raise _no_dicomweb(self.url, "does not answer with JSON") from error
         except (requests.RequestException, ConnectionError, TimeoutError) as error:
+            if isinstance(error, ValueError):  # of the address
+                raise _no_dicomweb(self.url, "is none") from error
             raise UnreachableError("the archive does not answer") from error
+        except OSError:  # of this machine, such as a full disk
+            raise
+        except Exception as error:  # of any kind: of what the archive sent
+            raise _incomplete(f"its answer cannot be read ({type(error).__name__})") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,11 +167,14 @@ def find_series(
     *,
     min_images: int,
     since_days: int | None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> int:
     """Add the CT series that are complete and not known yet; their number.
 
     A series is taken for complete if it had the same images when it was last looked at. Series
-    that are known are not asked for their images again while the archive counts as many.
+    that are known are not asked for their images again while the archive counts as many. A study
+    of which the archive does not tell the series is left out; after three in a row it is the
+    archive.
 
     Args:
         archive: to look into.
@@ -156,26 +182,73 @@ def find_series(
         seen: {series: what it had} at the last look; is brought up to date.
         min_images: shorter series are left out: localizers, single slices.
         since_days: look at studies of so many days only; None: all.
+        say: called with a line for people about each study that was left out.
 
     Raises:
         UnreachableError: the archive does not answer.
-        InputError: "archive-refuses".
+        InputError: "archive-refuses", "archive-forbids", "incomplete-answer".
     """
-    added = 0
+    added = failed = in_a_row = studies = 0
+    last: Exception | None = None
     for study in archive.ct_studies(since_days):
-        for series, count in archive.ct_series(study).items():
-            if count is not None and count < min_images:
-                continue
-            before = seen.get(series)
-            if before is not None and before.count == count is not None and before.is_known:
-                continue
-            digest = digest_of(images := archive.instances(study, series))
-            is_complete = before is not None and before.digest == digest
-            if len(images) >= min_images and is_complete:
-                added += queue.add(study, series, digest, "known") is not None
-            is_known = queue.known(series, digest) is not None
-            seen[series] = Look(count=count, digest=digest, is_known=is_known)
+        studies += 1
+        try:
+            added += _find_in(study, archive, queue, seen, min_images)
+            in_a_row = 0
+        except (InputError, UnreachableError) as error:
+            failed, in_a_row = failed + 1, in_a_row + 1
+            is_forbidden = isinstance(error, InputError) and error.code == "archive-forbids"
+            if is_forbidden or in_a_row >= _FAILED_STUDIES:
+                raise
+            last = error
+    if last is not None and failed == studies:
+        raise last
+    if last is not None:
+        say(f"{failed} of {studies} studies were left out: {last}")
     return added
+
+
+def _find_in(
+    study: str,
+    archive: WebArchive,
+    queue: SeriesQueue,
+    seen: dict[str, Look],
+    min_images: int,
+) -> int:
+    """Add the series of a study; see `find_series`."""
+    added = 0
+    for series, count in archive.ct_series(study).items():
+        if count is not None and count < min_images:
+            continue
+        before = seen.get(series)
+        if before is not None and before.count == count is not None and before.is_known:
+            continue
+        digest = digest_of(images := archive.instances(study, series))
+        is_complete = before is not None and before.digest == digest
+        if len(images) >= min_images and is_complete:
+            queue.replace_known(series, digest)
+            added += queue.add(study, series, digest, "known") is not None
+        is_known = queue.known(series, digest) is not None
+        seen[series] = Look(count=count, digest=digest, is_known=is_known)
+    return added
+
+
+def _incomplete(what: str) -> InputError:
+    """What may be right the next time."""
+    return InputError(
+        f"the archive did not give what was asked for: {what}",
+        code="incomplete-answer",
+        next_step="Look into the log of the archive.",
+    )
+
+
+def _no_dicomweb(url: str, what: str) -> InputError:
+    return InputError(
+        f"the address of the archive {what}",
+        path=url,
+        code="archive-refuses",
+        next_step="Give the address of its DICOMweb service, such as http://name:8042/dicom-web.",
+    )
 
 
 def _text(item: Mapping[str, Any], tag: str) -> str:

@@ -84,6 +84,10 @@ class Peer:
         if not link.is_established:
             raise UnreachableError("the archive does not answer, or rejects this node")
         try:
+            accepted = {context.abstract_syntax for context in link.accepted_contexts}
+            for each in objects:  # all or none of them are sent
+                if each.SOPClassUID not in accepted:
+                    raise _refused(f"the archive does not take {each.SOPClassUID.name}")
             for each in objects:
                 self._store(link, each)
         finally:
@@ -92,7 +96,9 @@ class Peer:
     def _store(self, link: Any, each: Any) -> None:
         try:
             status = link.send_c_store(each).get("Status")
-        except (ValueError, RuntimeError) as error:  # this kind of object is not accepted
+        except RuntimeError as error:  # the association was aborted
+            raise UnreachableError("the archive ended the association") from error
+        except (ValueError, AttributeError) as error:
             raise _refused(f"the archive does not take {each.SOPClassUID.name}") from error
         if status is None or status & 0xFF00 == OUT_OF_RESOURCES:
             raise UnreachableError("the archive does not answer, or has no room")
@@ -120,6 +126,7 @@ class Arrivals:
     queue: SeriesQueue
     quiet_s: float
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _last: dict[str, float] = field(default_factory=dict, repr=False)
 
     @property
     def folder(self) -> Path:
@@ -158,8 +165,8 @@ class Arrivals:
                 place.mkdir(exist_ok=True, mode=0o700)
                 if sum(1 for _ in place.iterdir()) > _MAX_IMAGES:
                     return OUT_OF_RESOURCES
-                (place / "study").write_text(f"{study}\n{series}\n")
                 temporary.replace(place / f"{_name(instance)}.dcm")
+                self._last[place.name] = time.monotonic()
         except InputError:
             return CANNOT_UNDERSTAND
         except OSError:
@@ -170,34 +177,69 @@ class Arrivals:
         return SUCCESS
 
     def settle(self) -> int:
-        """Move complete series into the queue; their number."""
-        added = 0
+        """Move complete series into the queue; their number.
+
+        Raises:
+            OSError: such as of a full disk. Everything stays, to be moved the next time.
+        """
+        added, now = 0, time.monotonic()
         with self._lock:
             for place in self._places():
                 images = sorted(place.glob("*.dcm"))
-                last = max((path.stat().st_mtime for path in images), default=0.0)
-                if images and time.time() - last >= self.quiet_s:
+                # Of an earlier process: silence begins now.
+                last = self._last.setdefault(place.name, now)
+                if images and now - last >= self.quiet_s:
                     added += self._move(place, images)
+                    self._last.pop(place.name)
         return added
 
     def _places(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("[!.]*") if path.is_dir())
 
     def _move(self, place: Path, images: Sequence[Path]) -> bool:
-        """One series; False if it is known with these images."""
-        study, series = (place / "study").read_text().split("\n")[:2]
-        digest = digest_of(path.stem for path in images)
+        """One series; False if all of its images are known.
+
+        Images that come late are added to those that came before, if these are still here;
+        otherwise the series is set aside, because a part of it would be taken for the whole.
+        """
+        with quiet(), reading(images[0]):
+            header = read_dataset(images[0], headers_only=True)
+        study, series = str(header.StudyInstanceUID), str(header.SeriesInstanceUID)
+        arrived, known = {path.stem: path for path in images}, self.queue.images(series)
+        if arrived.keys() <= known and not self._is_interrupted(series):
+            shutil.rmtree(place)
+            return False
+        whole = {**self._earlier(series), **arrived}
+        missing = known - whole.keys()
+        digest = digest_of(whole)
         self.queue.add(study, series, digest, "arriving")
-        known = self.queue.known(series, digest)
-        assert known is not None
-        if is_new := known.state == "arriving":  # also if it was interrupted here
-            target = self.queue.place(known.number) / "images"
+        found = self.queue.known(series, digest)
+        assert found is not None
+        if is_new := found.state == "arriving":  # also if it was interrupted here
+            target = self.queue.place(found.number) / "images"
             target.mkdir(parents=True, exist_ok=True, mode=0o700)
-            for path in images:
+            for path in whole.values():
                 shutil.copyfile(path, target / path.name)
-            self.queue.advance(known.number, "here")
+            if missing:  # once all of them come, they are done
+                self.queue.set_aside(found.number, "images-missing")
+            else:
+                self.queue.remember(series, whole)
+                self.queue.advance(found.number, "here")
         shutil.rmtree(place)
         return is_new
+
+    def _is_interrupted(self, series: str) -> bool:
+        """Was the move of this series interrupted?"""
+        return any(each.series == series and each.state == "arriving" for each in self.queue.all())
+
+    def _earlier(self, series: str) -> dict[str, Path]:
+        """Images of the series that came before and are still here."""
+        return {
+            path.stem: path
+            for each in self.queue.all()
+            if each.series == series and each.state != "arriving"
+            for path in (self.queue.place(each.number) / "images").glob("*.dcm")
+        }
 
 
 def _name(uid: str) -> str:

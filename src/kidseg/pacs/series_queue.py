@@ -37,6 +37,11 @@ CREATE TABLE IF NOT EXISTS series (
     code TEXT NOT NULL DEFAULT '',
     UNIQUE (series, digest)
 );
+CREATE TABLE IF NOT EXISTS images (
+    series TEXT NOT NULL,
+    image TEXT NOT NULL,
+    PRIMARY KEY (series, image)
+);
 """
 
 
@@ -121,11 +126,12 @@ class SeriesQueue:
 
     def next_due(self) -> Series | None:
         """The first series with a step to be done now."""
+        now = time.time()
         with self._database.connected() as base:
             row = base.execute(
-                f"SELECT * FROM series WHERE state IN ({_marks(OPEN)}) AND due <= ?"  # noqa: S608
-                " ORDER BY number",
-                (*OPEN, time.time()),
+                f"SELECT * FROM series WHERE state IN ({_marks(OPEN)})"  # noqa: S608
+                " AND (due <= ? OR due > ?) ORDER BY number",
+                (*OPEN, now, now + _LONGEST_S),  # due later than ever: the clock was set back
             ).fetchone()
         return None if row is None else _series(row)
 
@@ -147,8 +153,8 @@ class SeriesQueue:
         wait = min(_LONGEST_S, self.wait_s * 2.0**series.attempts)
         with self._database.writing() as base:
             base.execute(
-                "UPDATE series SET attempts = attempts + 1, due = ?, code = ? WHERE number = ?",
-                (time.time() + wait, code, series.number),
+                "UPDATE series SET attempts = ?, due = ?, code = ? WHERE number = ?",
+                (series.attempts + 1, time.time() + wait, code, series.number),
             )
         return wait
 
@@ -157,6 +163,27 @@ class SeriesQueue:
         with self._database.writing() as base:
             base.execute(
                 "UPDATE series SET state = 'aside', code = ? WHERE number = ?", (code, number)
+            )
+
+    def replace_known(self, series: str, digest: str) -> None:
+        """A series has other images now: leave out the ones that were to be fetched before."""
+        with self._database.writing() as base:
+            base.execute(
+                "DELETE FROM series WHERE series = ? AND digest != ? AND state = 'known'",
+                (series, digest),
+            )
+
+    def images(self, series: str) -> frozenset[str]:
+        """Names of all images of a series that have arrived; see `remember`."""
+        with self._database.connected() as base:
+            rows = base.execute("SELECT image FROM images WHERE series = ?", (series,))
+            return frozenset(row["image"] for row in rows)
+
+    def remember(self, series: str, images: Iterable[str]) -> None:
+        """Images of a series have arrived."""
+        with self._database.writing() as base:
+            base.executemany(
+                "INSERT OR IGNORE INTO images VALUES (?, ?)", [(series, name) for name in images]
             )
 
     def forget_files(self, number: int) -> None:

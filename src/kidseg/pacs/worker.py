@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kidseg.errors import KidsegError, ResourceError
+from kidseg.errors import InputError, KidsegError, ModelError, ResourceError, converted
+from kidseg.model_file import find_model
 from kidseg.pacs.result_objects import make_results
 from kidseg.pacs.series_queue import Series, SeriesQueue
 from kidseg.serve.audit_log import AuditLog
+from kidseg.serve.served_model import check_served
 
 __all__ = ["Archive", "UnreachableError", "Worker"]
 
 # Failures that the same series may not have again.
-_PASSING = {"process-failed", "worker-killed", "out-of-memory", "not-enough-memory", "disk-full"}
+_PASSING = {
+    "process-failed",
+    "worker-killed",
+    "out-of-memory",
+    "not-enough-memory",
+    "incomplete-answer",
+}
+# Failures that are not those of a series: waited for, as long as it takes.
+_WAITED = {"unreachable", "disk-full", "archive-forbids"}
 
 
 class UnreachableError(Exception):
@@ -62,7 +72,12 @@ class Worker:
     is_wanted: Callable[[], bool] = lambda: True
 
     def step(self) -> bool:
-        """Do the next step of a series; False if none is due."""
+        """Do the next step of a series; False if none is due.
+
+        Raises:
+            ModelError: the model cannot be used; no series is to blame for that.
+            ResourceError: "disk-full": of the table or the log.
+        """
         series = self.queue.next_due()
         if series is None:
             return False
@@ -74,11 +89,14 @@ class Worker:
             else:
                 self._send(series)
         except UnreachableError as error:
-            wait = self.queue.put_off(series, "unreachable")
-            self._tell(series, "put-off", f"{error}; again in {wait:.0f} s")
+            self._put_off(series, "unreachable", str(error))
+        except ModelError:
+            raise
         except KidsegError as error:
             if self.is_wanted():
                 self._failed(series, error)
+        except Exception as error:  # of any kind: the other series are done
+            self._failed(series, converted(error) or _unknown(error))
         return True
 
     def _fetch(self, series: Series) -> None:
@@ -92,7 +110,11 @@ class Worker:
     def _segment(self, series: Series) -> None:
         place = self.queue.place(series.number)
         shutil.rmtree(place / "results", ignore_errors=True)
-        make_results(place, self.model, self.device, self.is_wanted)
+        try:
+            make_results(place, self.model, self.device, self.is_wanted)
+        except KidsegError:
+            _check_model(self.model)
+            raise
         self.queue.advance(series.number, "segmented")
         self._tell(series, "segmented", "segmented")
 
@@ -104,15 +126,44 @@ class Worker:
         self._tell(series, "sent", "results are in the archive")
 
     def _failed(self, series: Series, error: KidsegError) -> None:
+        if error.code in _WAITED:
+            self._put_off(series, error.code, error.cause)
+            return
         passing = isinstance(error, ResourceError) or error.code in _PASSING
-        if passing and series.attempts + 1 < self.attempts:
-            wait = self.queue.put_off(series, error.code)
-            self._tell(series, "put-off", f"{error.code}; again in {wait:.0f} s", error.code)
+        failures = 0 if series.code in _WAITED else series.attempts
+        if passing and failures + 1 < self.attempts:
+            self._put_off(series, error.code, error.code)
             return
         self.queue.set_aside(series.number, error.code)
         where = self.queue.place(series.number)
         self._tell(series, "set-aside", f"{error.code}: set aside in {where}", error.code)
 
+    def _put_off(self, series: Series, code: str, why: str) -> None:
+        """Do the step again later; the longer, the more often it failed for this kind of reason."""
+        if (series.code in _WAITED) != (code in _WAITED):
+            series = replace(series, attempts=0)
+        wait = self.queue.put_off(series, code)
+        self._tell(series, "put-off", f"{why}; again in {wait:.0f} s", code)
+
     def _tell(self, series: Series, event: str, text: str, code: str = "") -> None:
         self.log.write(event, series=series.number, code=code)
         self.say(f"series {series.number}: {text}")
+
+
+def _check_model(model: str) -> None:
+    """Raise ModelError if the model cannot be used any more."""
+    try:
+        check_served(find_model(model))
+    except KidsegError as error:
+        raise ModelError(
+            error.cause, path=error.path, code=error.code, next_step=error.next_step
+        ) from error
+
+
+def _unknown(error: Exception) -> KidsegError:
+    """Any other error, such as of what an archive sent; its text may name a patient."""
+    return InputError(
+        f"it could not be processed ({type(error).__name__})",
+        code="series-failed",
+        next_step="Check its images with 'kidseg check'.",
+    )

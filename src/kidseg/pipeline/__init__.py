@@ -4,7 +4,18 @@ from kidseg.pipeline.borders import reaches_border
 from kidseg.pipeline.deciding import decide
 from kidseg.pipeline.opinions import Predicted, opinions_of, rows_of
 from kidseg.pipeline.restore import Samples, Watch, restore, sample
-from kidseg.pipeline.steps import Locate, Note, Progress, Region, Segment, Step, advance
+from kidseg.pipeline.steps import (
+    Locate,
+    Note,
+    Progress,
+    Region,
+    Segment,
+    Step,
+    Tell,
+    advance,
+    share_of,
+    untold,
+)
 from kidseg.pipeline.views import Blocks, Planes, View
 
 __all__ = [
@@ -18,6 +29,7 @@ __all__ = [
     "Samples",
     "Segment",
     "Step",
+    "Tell",
     "View",
     "Watch",
     "advance",
@@ -27,4 +39,6 @@ __all__ = [
     "restore",
     "rows_of",
     "sample",
+    "share_of",
+    "untold",
 ]

@@ -8,6 +8,7 @@ Source: nnU-Net v2.8.1, `nnUNetPredictor` and `compute_gaussian`.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations, product
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from kidseg.device import Device
 from kidseg.pipeline.sliding import window_starts
+from kidseg.pipeline.steps import Tell, untold
 
 __all__ = ["Box", "half_gaussian", "mean_logits"]
 
@@ -45,6 +47,7 @@ def mean_logits(
     mirror_axes: Sequence[int],
     device: Device,
     hear: Hear | None = None,
+    tell: Tell = untold,
 ) -> Tensor:
     """The mean logits of networks in an image.
 
@@ -57,6 +60,7 @@ def mean_logits(
         mirror_axes: of the window; the logits are the mean over all combinations of mirroring.
         device: of the networks.
         hear: called for each opinion in each window.
+        tell: is told how much is done.
 
     Returns:
         (outputs, slices, rows, columns) float16 on the CPU.
@@ -69,6 +73,9 @@ def mean_logits(
     weights = half_gaussian(window).float()
     shares = None if hear is None else _shares(padded.shape[1:], inner, weights, overlap)
 
+    windows = sum(1 for _ in _boxes(padded.shape[1:], window, overlap))
+    done = itertools.count(1)
+
     def predictor(number: int) -> Predict:
         def predict(part: Tensor, box: Box) -> Tensor:
             def heard(mirroring: int, logits: Tensor) -> None:
@@ -79,6 +86,7 @@ def mean_logits(
             with device.autocast():
                 found = _mirrored(nets[number], part.to(device.torch), mirror_axes, heard)
             on_cpu: Tensor = found[0].float().cpu()
+            tell(next(done) / (windows * len(nets)))
             return on_cpu
 
         return predict

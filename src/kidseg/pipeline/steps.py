@@ -8,7 +8,7 @@ to each region's grid; `kidseg.pipeline.restore` resamples the result back to th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,7 +16,26 @@ from kidseg.errors import Finding
 from kidseg.geometry import Grid, Slices, Volume
 from kidseg.labels import Target
 
-__all__ = ["Adapt", "Locate", "Note", "Progress", "Region", "Segment", "Step", "advance"]
+__all__ = [
+    "Adapt",
+    "Locate",
+    "Note",
+    "Progress",
+    "Region",
+    "Segment",
+    "Step",
+    "Tell",
+    "advance",
+    "share_of",
+    "untold",
+]
+
+Tell = Callable[[float], None]
+"""Is told how much of a task is done, 0 to 1, whenever more of it is."""
+
+
+def untold(fraction: float) -> None:
+    """Nobody is told."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,12 +82,14 @@ class Progress:
         steps: {step name: its regions}, in order of execution. A step may have no regions.
         seconds: wall time of each step.
         notes: of the steps that have one.
+        tell: is told by `Segment` how much of its region is done.
     """
 
     image: Volume | Slices
     steps: Mapping[str, tuple[Region, ...]] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     notes: Mapping[str, Note] = field(default_factory=dict)
+    tell: Tell = untold
 
     @property
     def last(self) -> tuple[Region, ...]:
@@ -120,24 +141,44 @@ class Step:
     note: Callable[[Progress], Note] | None = None
 
 
-def advance(start: Volume | Slices | Progress, steps: Sequence[Step]) -> Progress:
+def advance(
+    start: Volume | Slices | Progress, steps: Sequence[Step], tell: Tell = untold
+) -> Progress:
     """Run the steps; each step can read the results of those before it.
 
     Args:
         start: an image; or the progress of the steps before these.
         steps: to run.
+        tell: is told how much is done; each step that segments counts the same.
     """
     progress = start if isinstance(start, Progress) else Progress(image=start)
+    segmenting = [step for step in steps if step.segment is not None]
     for step in steps:
         begin = time.perf_counter()
         regions = tuple(step.locate(progress))
         if step.segment is not None:
+            first, share = segmenting.index(step) / len(segmenting), 1 / len(segmenting)
             regions = tuple(
-                replace(r, found=step.segment(progress, r), target=step.target) for r in regions
+                replace(r, found=step.segment(heard, r), target=step.target)
+                for r, heard in _told(progress, regions, share_of(tell, first, share))
             )
+            tell(first + share)
         progress = replace(progress, steps={**progress.steps, step.name: regions})
         if step.note is not None:
             progress = replace(progress, notes={**progress.notes, step.name: step.note(progress)})
         seconds = time.perf_counter() - begin
         progress = replace(progress, seconds={**progress.seconds, step.name: seconds})
     return progress
+
+
+def share_of(tell: Tell, first: float, share: float) -> Tell:
+    """For a part of a task: it begins when `first` is done, and is this share of the whole."""
+    return lambda fraction: tell(first + share * fraction)
+
+
+def _told(
+    progress: Progress, regions: Sequence[Region], tell: Tell
+) -> Iterator[tuple[Region, Progress]]:
+    """Each region, and the progress that its segmentation reads and tells."""
+    for k, region in enumerate(regions):
+        yield region, replace(progress, tell=share_of(tell, k / len(regions), 1 / len(regions)))

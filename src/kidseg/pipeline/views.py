@@ -6,8 +6,10 @@ probabilities on the grid. No other code depends on the dimension of a network.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Protocol
 
 import torch
@@ -21,7 +23,7 @@ from kidseg.labels import Target
 from kidseg.losses import probabilities
 from kidseg.nets.adaptive import AdaptiveNet
 from kidseg.pipeline.opinions import Predicted, Tally
-from kidseg.pipeline.sliding import sliding_window
+from kidseg.pipeline.sliding import sliding_window, window_starts
 from kidseg.pipeline.steps import Progress, Region
 
 __all__ = ["Blocks", "Planes", "View", "neighbours", "pad_to_multiple"]
@@ -126,6 +128,7 @@ class Planes:
             for tally, values in zip(tallies, opinions, strict=False):
                 tally.add(values, start)
             found[:, start:stop].copy_(_mean(opinions))
+            progress.tell(stop / grid.shape[0])
         return Predicted(found, grid, tuple(tally.row for tally in tallies))
 
     def adapt(self, net: nn.Module, progress: Progress, region: Region, weight: float) -> None:
@@ -188,10 +191,15 @@ class Blocks:
             shape = [n + more for n, more in zip(grid.shape, added, strict=True)]
             extended = grid.crop([-n for n in before], shape)
 
+        size = zip(extended.shape, self.patch, strict=True)
+        windows = prod(len(window_starts(n, side, self.overlap)) for n, side in size)
+        done = itertools.count(1)
+
         def forward(window: Tensor) -> Tensor:
             with self.device.autocast():
                 (logits,) = net(window.to(self.device.torch))
             on_cpu: Tensor = logits.float().cpu()
+            progress.tell(next(done) / (windows * (2 if self.flip else 1)))
             return on_cpu
 
         def predicted(image: Tensor) -> Tensor:

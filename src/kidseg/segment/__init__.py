@@ -53,6 +53,7 @@ def segment(
     workers: Workers | None = None,
     report: Callable[[Mapping[str, Any]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    within: Callable[[str, float], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Segment scans; the labels are on each scan's own voxels.
 
@@ -85,6 +86,7 @@ def segment(
         report: called with the entry of each scan, as in result.json; that of a failed scan has a
             "code".
         progress: called with (done, total) after each scan.
+        within: called within each scan; see `Predictor.tell`. Not with workers.
 
     Returns:
         An entry for each segmented scan, as in result.json; with `resume`, also of those left out.
@@ -111,6 +113,7 @@ def segment(
     if workers is not None:
         check_workers(workers)
     predictor = model if isinstance(model, Predictor) else load_predictor(model, device, adapt)
+    predictor = predictor if within is None else replace(predictor, tell=within)
     channels = predictor.method.plan.channels
     values: Literal["ct", "any"] = "ct" if channels[0].scheme == "ct" else "any"
     options = replace(options or ReadOptions(), values=values)

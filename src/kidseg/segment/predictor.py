@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from kidseg.cohort.subject import Material, Subject, prepare
 from kidseg.cohort.training_range import Placement, renal_numbers, values_of
@@ -29,7 +31,9 @@ from kidseg.pipeline import (
     reaches_border,
     restore,
     sample,
+    share_of,
 )
+from kidseg.pipeline.windows import Window
 from kidseg.segment.adaptation import PRIOR_SLICES, Adapt, Adaptation, checked_adapt, checked_prior
 from kidseg.segment.clock import Clock
 from kidseg.segment.decision import weighted
@@ -62,6 +66,8 @@ class Predictor:
         members: methods of all models in the file. Fewer methods than members: some are merged,
             see `NnUnet.merged`.
         intervals: calibration of the intervals of volumes; None if the file has none.
+        tell: is told "segment" or "decide" while a scan is segmented, and how much of it is done, 0
+            to 1; each member of an ensemble counts the same.
     """
 
     method: Method
@@ -76,6 +82,7 @@ class Predictor:
     members: tuple[str, ...] = ()
     paths: tuple[Path, ...] = ()
     intervals: Calibrated | None = None
+    tell: Callable[[str, float], None] = lambda what, done: None
 
     @torch.no_grad()
     def __call__(self, scan: Volume, name: str = "scan") -> Segmentation:
@@ -156,24 +163,28 @@ class Predictor:
     def find(self, scan: Volume, name: str = "scan", clock: Clock | None = None) -> Found:
         """Prepare a scan and run the steps, without deciding labels; errors as for a call."""
         clock = clock or Clock()
+        self.tell("segment", 0.0)
         required, *others = _required((self.method, *self.others))
         subject = prepare(scan, *required, name=name)
         clock.lap("prepare")
-        first = self._advanced(self.method, subject, clock)
+        first = self._advanced(0, subject, clock)
         regions, known = list(first.regions), {required: subject}
-        for method, needs in zip(self.others, others, strict=True):
+        for number, needs in enumerate(others, start=1):
             if needs not in known:
                 known[needs] = prepare(scan, *needs, name=name)
-            regions += self._advanced(method, known[needs], Clock()).regions
+            regions += self._advanced(number, known[needs], Clock()).regions
         if self.others:
             clock.lap("other members")
         return replace(first, regions=tuple(regions))
 
-    def _advanced(self, method: Method, subject: Subject, clock: Clock) -> Found:
+    def _advanced(self, number: int, subject: Subject, clock: Clock) -> Found:
         """Run the steps of a member on a prepared scan."""
+        methods = (self.method, *self.others)
+        method, share = methods[number], 1 / len(methods)
         steps = method.steps(subject)
         adaptation = Adaptation.of(method, steps, subject, self.prior_slices)
-        progress = advance(subject.image, adaptation.steps(steps))
+        tell = share_of(partial(self.tell, "segment"), number * share, share)
+        progress = advance(subject.image, adaptation.steps(steps), tell)
         clock.add(progress.seconds)
         return Found(
             subject=subject, progress=progress, adaptation=adaptation, regions=progress.found
@@ -188,9 +199,15 @@ class Predictor:
         calibrated = self.calibrated_intervals
         temperature = 1.0 if calibrated is None else calibrated.temperature
         observer = Observer(scan, target, self.schema, temperature)
-        decided = self.decide(found, scan, clock, observer)
+
+        def watch(k: int, window: Window, probabilities: Tensor) -> None:
+            observer(k, window, probabilities)
+            self.tell("decide", k / scan.shape[0])
+
+        decided = self.decide(found, scan, clock, watch)
         review = Review.of(observer.doubt, found.regions, decided.labels, target, self.schema)
         clock.lap("review")
+        self.tell("decide", 1.0)
         return decided, review
 
     @torch.no_grad()

@@ -8,7 +8,11 @@ from pydantic import BaseModel, Field
 
 from kidseg.serve.job import Job, State
 
-__all__ = ["PROBLEMS", "Health", "JobList", "JobView", "Problem", "ResultFile", "view_of"]
+__all__ = ["API", "PROBLEMS", "Health", "JobList", "JobView", "Problem", "ResultFile", "view_of"]
+
+
+API = "/api/v1"
+"""Where the REST interface begins."""
 
 
 class Problem(BaseModel):
@@ -50,7 +54,9 @@ class ResultFile(BaseModel):
     """A file of the results."""
 
     name: str
-    format: str = Field(description="As in --formats; 'record' and 'figure' for the others.")
+    format: str = Field(
+        description="As in --formats; 'record', 'measures' and 'figure' for the others."
+    )
     size: int = Field(description="Bytes.")
     href: str = Field(description="Where to download it.")
 
@@ -62,7 +68,7 @@ class JobResult(BaseModel):
     labels: dict[str, str] = Field(description="{value: name} of the labels.")
     volumes_ml: dict[str, float] = Field(description="Volume of each region.")
     warnings: list[Warned]
-    uncertainty: float = Field(description="1 minus the Dice that the model itself expects.")
+    uncertainty: float = Field(description="About 1 minus the Dice that the model itself expects.")
     distance_sd: float = Field(description="From the training range, in standard deviations.")
     files: list[ResultFile]
 
@@ -72,7 +78,7 @@ class JobView(BaseModel):
 
     id: str
     state: State
-    stage: str = Field(description="read, segment, decide or write, of a running job.")
+    stage: str = Field(description="read, segment, decide, write or measure, of a running job.")
     progress: float = Field(ge=0, le=1)
     ahead: int = Field(ge=0, description="Jobs that are run before it.")
     formats: list[str]

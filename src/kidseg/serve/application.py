@@ -14,13 +14,14 @@ from starlette.requests import ClientDisconnect
 
 from kidseg.errors import KidsegError, quoted
 from kidseg.provenance import RESEARCH_USE
-from kidseg.serve.answers import Problem
+from kidseg.serve.answers import API, Problem
 from kidseg.serve.datastore import datastore_routes
 from kidseg.serve.guard import App, Guard, server_fault
-from kidseg.serve.monai_label import auth_routes, monai_routes
+from kidseg.serve.login import auth_routes
+from kidseg.serve.monai_label import monai_routes
 from kidseg.serve.page_files import page_routes
 from kidseg.serve.refusals import PROBLEM_TYPE, RefusedError, headers_of, problem_of
-from kidseg.serve.rest import API, rest_routes
+from kidseg.serve.rest import rest_routes
 from kidseg.serve.service import Service
 
 __all__ = ["create_app"]
@@ -106,6 +107,8 @@ def _invalid(request: Request, error: Exception) -> Response:
 def _http_error(request: Request, error: Exception) -> Response:
     """An error of the framework: no such route, or no such method."""
     assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, RefusedError):  # while the body was received
+        return _answer(error.__cause__)
     codes = {404: "not-found", 405: "wrong-method"}
     answer = _answer(
         RefusedError(

@@ -15,7 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from kidseg.errors import ModelError
+from kidseg.errors import DISK_FULL, ModelError
+from kidseg.io.atomic import disk_full
 from kidseg.records import canonical
 
 __all__ = ["AuditLog", "verify_audit_log"]
@@ -56,6 +57,10 @@ class AuditLog:
         Args:
             event: what happened, kebab-case.
             facts: ids, codes and numbers.
+
+        Raises:
+            ResourceError: "disk-full"; nothing of the line stays, so that the next one follows the
+                last whole one.
         """
         with self._lock:
             entry = {
@@ -68,11 +73,26 @@ class AuditLog:
             line = json.dumps({**entry, "sha256": digest}) + "\n"
             descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
             try:
-                os.write(descriptor, line.encode())
-                os.fsync(descriptor)
+                _append(descriptor, line.encode())
+            except OSError as error:
+                if error.errno in DISK_FULL:
+                    raise disk_full(self.path) from error
+                raise
             finally:
                 os.close(descriptor)
             self._last = digest
+
+
+def _append(descriptor: int, line: bytes) -> None:
+    """Append a line to a file as a whole, or raise OSError."""
+    size = os.fstat(descriptor).st_size
+    try:
+        while line:
+            line = line[os.write(descriptor, line) :]
+        os.fsync(descriptor)
+    except OSError:
+        os.ftruncate(descriptor, size)
+        raise
 
 
 def verify_audit_log(path: Path) -> str:

@@ -37,7 +37,7 @@ def run_command(
         Why it failed; None: it did not.
     """
     process = get_context("spawn").Process(target=_run, args=(tuple(arguments), log))
-    log.touch()
+    log.write_bytes(b"")  # what an earlier command said is not heard again
     process.start()
     assert process.pid is not None
     with log.open(encoding="utf-8", errors="replace") as said:

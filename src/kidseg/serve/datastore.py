@@ -13,8 +13,8 @@ from kidseg.serve.answers import PROBLEMS
 from kidseg.serve.images import FINAL, Image
 from kidseg.serve.incoming import json_field, kept_scan
 from kidseg.serve.job import new_id
-from kidseg.serve.refusals import RefusedError, no_such
-from kidseg.serve.rest import FILE, media_type
+from kidseg.serve.job_results import FILE, file_answer
+from kidseg.serve.refusals import no_such
 from kidseg.serve.service import Service
 
 __all__ = ["datastore_routes"]
@@ -139,10 +139,7 @@ def _labels(image: Image, tag: str) -> Path:
 
 
 def _file(path: Path, name: str) -> FileResponse:
-    if not path.is_file():
-        raise RefusedError(404, "the file is missing", code="not-found")
-    name += "".join(path.suffixes)
-    return FileResponse(path, media_type=media_type(name), filename=name)
+    return file_answer(path, f"{name}{''.join(path.suffixes)}")
 
 
 def _object(image: Image) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -15,11 +16,12 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
-from kidseg.errors import Finding
+from kidseg.errors import Finding, ResourceError
 from kidseg.serve.audit_log import AuditLog
 from kidseg.serve.job import ACTIVE, Job
 from kidseg.serve.jobs import JobTable
-from kidseg.serve.scan_process import STAGES, run_scans
+from kidseg.serve.refusals import RefusedError
+from kidseg.serve.scan_process import run_scans
 from kidseg.serve.watchers import Watchers
 
 __all__ = ["Dispatcher"]
@@ -27,7 +29,7 @@ __all__ = ["Dispatcher"]
 _TICK_S = 0.05
 _LOAD_S = 300.0
 _HOUSEKEEPING_S = 30.0
-_RESTART_S = 5.0
+_RESTART_S, _LONGEST_S = 5.0, 80.0
 
 _log = logging.getLogger("kidseg.serve")
 
@@ -77,6 +79,7 @@ class Dispatcher:
     _thread: threading.Thread | None = None
     _worker: _Worker | None = None
     _cleaned: float = 0.0
+    _unusable: int = 0
 
     def start(self) -> None:
         """Recover the jobs of an earlier server, and begin."""
@@ -110,22 +113,22 @@ class Dispatcher:
         return self._thread is not None and self._thread.is_alive()
 
     def _run(self) -> None:
-        sound = True
+        failed: Exception | None = None
         while not self._stopping.is_set():
             try:
-                if not sound:
-                    self._recover()
-                sound = True
+                if failed is not None:
+                    self._recover(blameless=isinstance(failed, ResourceError))
+                failed = None
                 self._step()
             except Exception as error:  # such as a full disk; jobs wait until it is over
-                sound = False
+                failed = error
                 _log.error("the dispatcher failed: %s", type(error).__name__)
                 self._end_worker()
                 self._stopping.wait(_RESTART_S)
         self._end_worker()
 
-    def _recover(self) -> None:
-        for job in self.table.recover():
+    def _recover(self, *, blameless: bool = False) -> None:
+        for job in self.table.recover(blameless=blameless):
             self.audit.write("job-recovered", job=job.id, attempt=job.attempt)
 
     def _step(self) -> None:
@@ -134,8 +137,10 @@ class Dispatcher:
         self._keep_house()
         worker = self._ready_worker()
         if worker is None:
-            self._stopping.wait(_RESTART_S)
+            self._stopping.wait(min(_RESTART_S * 2.0**self._unusable, _LONGEST_S))
+            self._unusable += 1
             return
+        self._unusable = 0
         job = self.table.claim()
         if job is None:
             self._work.wait(0.5)
@@ -149,10 +154,21 @@ class Dispatcher:
             self._worker = None
 
     def _keep_house(self) -> None:
+        """Clean up; what goes wrong there concerns no job."""
+        try:
+            self._clean()
+        except Exception as error:
+            _log.error("cleaning up failed: %s", type(error).__name__)
+
+    def _clean(self) -> None:
         """Remove what has expired; cancel jobs whose clients are gone."""
         for job in self.watchers.abandoned():
-            if self.table.cancel(job) in ACTIVE:
-                self.audit.write("job-abandoned", job=job)
+            with suppress(RefusedError):  # it was removed
+                before = self.table.cancel(job)
+                if before == "queued":
+                    shutil.rmtree(self.table.place(job), ignore_errors=True)
+                if before in ACTIVE:
+                    self.audit.write("job-abandoned", job=job)
         if time.monotonic() - self._cleaned < _HOUSEKEEPING_S:
             return
         self._cleaned = time.monotonic()
@@ -181,8 +197,9 @@ class Dispatcher:
             process.join()
             ours.close()
             if not self._stopping.is_set():
-                self.problem = Finding(**content)
-                self.audit.write("model-unusable", code=self.problem.code)
+                known, self.problem = self.problem, Finding(**content)
+                if self.problem != known:
+                    self.audit.write("model-unusable", code=self.problem.code)
             return None
         self.facts, self.problem = content, None
         self.audit.write("model-loaded", model=content["sha256"])
@@ -208,43 +225,60 @@ class Dispatcher:
         folder = self.table.place(job.id)
         for earlier in folder.glob("results-*"):
             shutil.rmtree(earlier, ignore_errors=True)
-        try:
-            worker.connection.send((folder, job.attempt, job.request.as_json()))
-            self._follow(job, worker)
-        except (EOFError, OSError):  # the process is gone
-            worker.process.join(5)
-            self._fail(job, _lost(worker.process, "the job was not completed"))
+        ending, content = self._followed(job, worker)
+        if ending == "done":
+            self._finish(job, content)
+        elif ending == "failed":
+            self._fail(job, Finding(**content))
+        elif ending == "cancelled":
+            self._remove_files(job)
+            if self.table.end(job, "cancelled"):
+                self.audit.write("job-cancelled", job=job.id)
+        else:
+            self.table.requeue(job)
         shutil.rmtree(folder / "temporary", ignore_errors=True)
 
-    def _follow(self, job: Job, worker: _Worker) -> None:
-        """Follow a job to its end; raises EOFError or OSError if its process is killed."""
+    def _followed(self, job: Job, worker: _Worker) -> tuple[str, Any]:
+        """Follow a job to its end.
+
+        Returns:
+            ("done", result), ("failed", finding), ("cancelled", None) or ("stopped", None): the
+            server stops. Unless the process said the former two, it has ended: what it would say
+            later is never taken for the answer to another job.
+        """
+        with suppress(OSError):  # the process is gone, which is noticed below
+            worker.connection.send((self.table.place(job.id), job.attempt, job.request.as_json()))
         deadline = time.monotonic() + self.table.limits.job_s
         while True:
-            if worker.connection.poll(_TICK_S):
-                kind, content = worker.connection.recv()
-                if kind == "stage":
-                    self.table.advance(job, content, STAGES[content])
-                    continue
-                if kind == "done":
-                    self._finish(job, content)
-                else:
-                    self._fail(job, Finding(**content))
-                return
-            if self._stopping.is_set():
-                self.table.requeue(job)
-                worker.end()
-                return
-            self._keep_house()
-            if not self.table.is_wanted(job):
-                worker.end()
-                self._remove_files(job)
-                if self.table.end(job, "cancelled"):
-                    self.audit.write("job-cancelled", job=job.id)
-                return
-            if time.monotonic() > deadline:
-                worker.end()
-                self._fail(job, _too_slow(self.table.limits.job_s))
-                return
+            kind, content = self._word(worker)
+            if kind == "stage":
+                self.table.advance(job, *content)
+            elif kind:
+                return kind, content
+            elif self._stopping.is_set():
+                self._end_worker()
+                return "stopped", None
+            elif not self.table.is_wanted(job):
+                self._end_worker()
+                return "cancelled", None
+            elif time.monotonic() > deadline:
+                self._end_worker()
+                return "failed", _too_slow(self.table.limits.job_s).as_dict()
+            else:
+                self._keep_house()
+
+    def _word(self, worker: _Worker) -> tuple[str, Any]:
+        """What the process says; ("", None) if it says nothing for a moment."""
+        try:
+            if not worker.connection.poll(_TICK_S):
+                return "", None
+            word: tuple[str, Any] = worker.connection.recv()
+            return word
+        except (EOFError, OSError):  # the process is gone
+            worker.process.join(5)
+            lost = _lost(worker.process, "the job was not completed")
+            self._end_worker()
+            return "failed", lost.as_dict()
 
     def _finish(self, job: Job, result: Mapping[str, Any]) -> None:
         self.done(job, result)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 import logging
@@ -13,7 +14,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 
-from kidseg.errors import KidsegError
+from kidseg.errors import KidsegError, quoted
 from kidseg.serve.audit_log import AuditLog
 from kidseg.serve.policy import Serving, is_loopback
 from kidseg.serve.refusals import PROBLEM_TYPE, RefusedError, headers_of, problem_of
@@ -27,6 +28,7 @@ _OPEN = {"/", "/auth/", "/auth/token", "/api/v1/health", "/api/v1/openapi.json"}
 _OPEN_FOLDER = "/page/"
 _TICKET = "/datastore/image"
 _MAX_ADDRESSES = 10_000
+_BODY_BYTES = 2**20
 
 _HEADERS = {
     b"content-security-policy": b"default-src 'none'; script-src 'self'; style-src 'self';"
@@ -134,7 +136,7 @@ class Guard:
 
         try:
             self._admit(scope)
-            await self.app(scope, receive, send_guarded)
+            await self.app(scope, self._small_body(scope, receive), send_guarded)
         except RefusedError as refusal:
             if begun:
                 raise
@@ -150,6 +152,39 @@ class Guard:
             _log.error("a request failed: %s at %s", type(error).__name__, where)
             if not begun:
                 await send_problem(server_fault(), send_guarded)
+
+    def _small_body(self, scope: Scope, receive: Receive) -> Receive:
+        """Receive the body of a request, which is small and does not stall unless it is an upload.
+
+        Whoever receives uploads sets scope["state"]["is_upload"], and has limits of its own.
+        """
+        size, complete, limits = 0, False, self.serving.limits
+
+        async def received() -> Message:
+            nonlocal size, complete
+            if complete or scope["state"].get("is_upload"):
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), limits.stall_s)
+            except TimeoutError:
+                raise RefusedError(
+                    HTTPStatus.REQUEST_TIMEOUT,
+                    f"nothing was received for {limits.stall_s:.0f} s",
+                    code="upload-stalled",
+                    next_step="Send the request again.",
+                ) from None
+            size += len(message.get("body", b""))
+            complete = not message.get("more_body", False)
+            if size > _BODY_BYTES:
+                raise RefusedError(
+                    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                    f"the request is larger than {_BODY_BYTES} bytes",
+                    code="too-large",
+                    next_step="Upload files to a route that takes them.",
+                )
+            return message
+
+        return received
 
     def _admit(self, scope: Scope) -> None:
         """Find out who asks.
@@ -236,12 +271,15 @@ def _check_origin(headers: MutableMapping[Any, str], *, any_host: bool) -> None:
     Without a token, also names other than those of this machine: they may be of a page whose server
     made its name point to this machine (DNS rebinding).
     """
-    host = headers.get(b"host", "")
-    name = urlsplit(f"//{host}").hostname or ""
+    host, origin = headers.get(b"host", ""), headers.get(b"origin")
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        page = host if origin is None else urlsplit(origin).netloc
+    except ValueError:  # such as a bracket that does not close
+        raise _foreign("the name of the server, or of the page, is none") from None
     if not any_host and not is_loopback(name):
-        raise _foreign(f"the server is not known by the name '{name[:100]}'")
-    origin = headers.get(b"origin")
-    if origin is not None and urlsplit(origin).netloc != host:
+        raise _foreign(f"the server is not known by the name {quoted(name[:100])}")
+    if page != host:
         raise _foreign("the request is from a page of another server")
 
 

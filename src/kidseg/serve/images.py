@@ -176,17 +176,21 @@ class ImageStore:
         place = self.folder / "images" / image
         place.mkdir(mode=0o700)
         kept = place / f"image{''.join(file.suffixes)}"
-        digest = sha256_of(file)
-        file.rename(kept)
-        with self.base.writing() as base:
-            old = base.execute("SELECT id FROM images WHERE name = ?", (name,)).fetchone()
-            if old is not None:
-                _forget(base, old["id"])
-            base.execute(
-                "INSERT INTO images (id, name, file, sha256, created, info)"
-                " VALUES (?, ?, ?, ?, ?, ?)",
-                (image, name, kept.name, digest, time.time(), json.dumps(dict(info))),
-            )
+        try:
+            digest = sha256_of(file)
+            file.rename(kept)
+            with self.base.writing() as base:
+                old = base.execute("SELECT id FROM images WHERE name = ?", (name,)).fetchone()
+                if old is not None:
+                    _forget(base, old["id"])
+                base.execute(
+                    "INSERT INTO images (id, name, file, sha256, created, info)"
+                    " VALUES (?, ?, ?, ?, ?, ?)",
+                    (image, name, kept.name, digest, time.time(), json.dumps(dict(info))),
+                )
+        except BaseException:
+            shutil.rmtree(place, ignore_errors=True)
+            raise
         if old is not None:
             shutil.rmtree(self.folder / "images" / old["id"], ignore_errors=True)
         return self.get(image)
@@ -261,18 +265,28 @@ class ImageStore:
         if not tag.isprintable() or not 1 <= len(tag) <= _TAG:
             raise _bad_name(f"a tag has 1 to {_TAG} printable characters")
         kept = image.path.with_name(f"labels-{new_id()}{''.join(file.suffixes)}")
-        if not kept.parent.is_dir():
-            raise no_such("image")
-        file.rename(kept)
-        with self.base.writing() as base:
-            old = base.execute(
-                "SELECT file FROM labels WHERE image = ? AND tag = ?", (image.id, tag)
-            ).fetchone()
-            base.execute(
-                "INSERT OR REPLACE INTO labels (image, tag, file, created, info)"
-                " VALUES (?, ?, ?, ?, ?)",
-                (image.id, tag, kept.name, time.time(), json.dumps(dict(info))),
-            )
+        try:
+            file.rename(kept)
+        except FileNotFoundError:
+            raise no_such("image") from None
+        try:
+            with self.base.writing() as base:
+                if (
+                    base.execute("SELECT 1 FROM images WHERE id = ?", (image.id,)).fetchone()
+                    is None
+                ):
+                    raise no_such("image")
+                old = base.execute(
+                    "SELECT file FROM labels WHERE image = ? AND tag = ?", (image.id, tag)
+                ).fetchone()
+                base.execute(
+                    "INSERT OR REPLACE INTO labels (image, tag, file, created, info)"
+                    " VALUES (?, ?, ?, ?, ?)",
+                    (image.id, tag, kept.name, time.time(), json.dumps(dict(info))),
+                )
+        except BaseException:
+            kept.unlink(missing_ok=True)
+            raise
         if old is not None:
             kept.with_name(old["file"]).unlink(missing_ok=True)
         return self.get(image.id).labels[tag]
@@ -328,9 +342,12 @@ class ImageStore:
 
     def expire_sessions(self, unused_s: float) -> int:
         """Remove the sessions that were not used for long; their number."""
+        now = time.time()
         with self.base.writing() as base:
+            # If the clock was set back, they were used now.
+            base.execute("UPDATE sessions SET used = ? WHERE used > ?", (now, now))
             rows = base.execute(
-                "DELETE FROM sessions WHERE used <= ? RETURNING id", (time.time() - unused_s,)
+                "DELETE FROM sessions WHERE used <= ? RETURNING id", (now - unused_s,)
             ).fetchall()
         for row in rows:
             shutil.rmtree(self.folder / "sessions" / row["id"], ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import time
 from collections.abc import AsyncIterator
@@ -96,9 +97,10 @@ class Doorkeeper:
         """
         self._check(request)
         self._busy += 1
-        place.mkdir(parents=True, mode=0o700)
+        request.state.is_upload = True
         try:
             try:
+                place.mkdir(parents=True, mode=0o700)
                 found = await self._receive(request, place, optional)
             except OSError as error:
                 if error.errno in DISK_FULL:
@@ -118,7 +120,7 @@ class Doorkeeper:
     def _check(self, request: Request) -> None:
         """Refuse what can be refused before anything is received."""
         length = request.headers.get("content-length", "0")
-        announced = int(length) if length.isdigit() else 0
+        announced = int(length) if length.isdecimal() else 0
         if announced > self.limits.upload_bytes:
             raise self._too_large()
         if self._busy >= self.limits.uploads:
@@ -216,7 +218,13 @@ class _Form:
         self.file: BinaryIO | None = None
         self.parts = 0
         self.complete = False
-        self.parser = MultipartParser(
+        try:
+            self.parser = self._parser(boundary)
+        except FormParserError as error:
+            raise _bad_form(str(error)) from None
+
+    def _parser(self, boundary: bytes) -> MultipartParser:
+        return MultipartParser(
             boundary,
             {
                 "on_part_begin": self._begin,
@@ -296,13 +304,15 @@ class _Form:
 
 
 def json_field(text: str | None) -> dict[str, Any]:
-    """The JSON object in a field of a form; {} without.
+    """The JSON object in a field of a form; {} without. It can be sent to others as it is.
 
     Raises:
-        RefusedError: 422 "bad-form".
+        RefusedError: 422 "bad-form"; also of NaN, and of halves of characters.
     """
     try:
-        return parsed((text or "{}").encode())
+        content = parsed((text or "{}").encode())
+        json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
+        return content
     except ValueError as error:
         raise _bad_form(f"a field has no JSON object ({error})") from None
 

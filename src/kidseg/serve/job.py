@@ -30,6 +30,8 @@ class Request:
         options: fields of `kidseg.io.ReadOptions`.
         stay: cancel the job when its client is gone.
         image: id of the image in the data store of which the scan is a copy.
+        person: fields of `kidseg.measure.person.Patient`, for the measures; None: nothing is
+            measured.
     """
 
     scan: str
@@ -38,6 +40,7 @@ class Request:
     options: Mapping[str, Any] | None = None
     stay: bool = False
     image: str | None = None
+    person: Mapping[str, Any] | None = None
 
     def as_json(self) -> str:
         """As text, for the table."""

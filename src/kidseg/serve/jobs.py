@@ -8,10 +8,12 @@ attempt that the table names can end it.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -243,11 +245,14 @@ class JobTable:
                 (job.id, job.attempt),
             )
 
-    def recover(self) -> list[Job]:
+    def recover(self, *, blameless: bool = False) -> list[Job]:
         """When no job runs: queue those that were running again, or end them as failed.
 
         A job that was running at each of several ends of the server is not tried again: it may be
         what ended it. Returns the jobs that were running.
+
+        Args:
+            blameless: no job ended it, but such as a full disk: the attempts do not count.
         """
         with self.base.connected() as base:
             rows = base.execute("SELECT * FROM jobs WHERE state = 'running'").fetchall()
@@ -255,12 +260,14 @@ class JobTable:
         for job in running:
             if not job.wanted:
                 self.end(job, "cancelled")
-            elif job.attempt >= self.limits.attempts:
+            elif job.attempt >= self.limits.attempts and not blameless:
                 self.end(job, "failed", error=_interrupted(job))
             else:
                 with self.base.writing() as base:
                     base.execute(
-                        "UPDATE jobs SET state = 'queued', stage = 'queued' WHERE id = ?", (job.id,)
+                        "UPDATE jobs SET state = 'queued', stage = 'queued',"
+                        " attempt = attempt - ? WHERE id = ?",
+                        (int(blameless), job.id),
                     )
         return running
 
@@ -285,29 +292,35 @@ class JobTable:
         return [_job(row) for row in rows]
 
     def expire(self, now: float | None = None) -> list[Job]:
-        """Remove jobs that ended long ago, and as many more as the disk requires."""
+        """Remove jobs that ended long ago, and as many more as the disk requires.
+
+        A job that ended later than now, because the clock was set back, ends now.
+        """
         now = time.time() if now is None else now
-        with self.base.connected() as base:
+        with self.base.writing() as base:
+            base.execute("UPDATE jobs SET ended = ? WHERE ended > ?", (now, now))
             rows = base.execute(
                 "SELECT * FROM jobs WHERE ended IS NOT NULL ORDER BY ended"
             ).fetchall()
         ended = [_job(row) for row in rows]
         old = [job for job in ended if (job.ended or now) + self.limits.keep_s <= now]
-        size = sum(file.stat().st_size for file in _files(self.folder / "jobs"))
+        size = _size(self.folder / "jobs")
         for job in ended[len(old) :]:
             if size <= self.limits.disk_bytes:
                 break
-            size -= sum(file.stat().st_size for file in _files(self.place(job.id)))
+            size -= _size(self.place(job.id))
             old.append(job)
         for job in old:
             self.remove(job)
         return old
 
-    def remove(self, job: Job) -> None:
-        """Remove a job that has ended, with all its files."""
+    def remove(self, job: Job) -> bool:
+        """Remove a job that has ended, with all its files; False if it has not, or is not there."""
         with self.base.writing() as base:
-            base.execute("DELETE FROM jobs WHERE id = ? AND ended IS NOT NULL", (job.id,))
-        shutil.rmtree(self.place(job.id), ignore_errors=True)
+            gone = base.execute("DELETE FROM jobs WHERE id = ? AND ended IS NOT NULL", (job.id,))
+        if gone.rowcount:
+            shutil.rmtree(self.place(job.id), ignore_errors=True)
+        return bool(gone.rowcount)
 
 
 def _check_room(base: sqlite3.Connection, owner: str, limits: Limits) -> None:
@@ -343,8 +356,14 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _files(folder: Path) -> Sequence[Path]:
-    return [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+def _size(folder: Path) -> int:
+    """Bytes of all files in a folder; files and folders may be removed meanwhile."""
+    found = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                found += os.lstat(os.path.join(place, name)).st_size  # noqa: PTH118
+    return found
 
 
 def _job(row: sqlite3.Row) -> Job:

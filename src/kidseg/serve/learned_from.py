@@ -89,8 +89,8 @@ def write_training_data(
     cases: Sequence[tuple[str, Path, Path, Mapping[int, str]]],
     schema: LabelSchema,
     channel: str,
-) -> None:
-    """Write images and labels in nnU-Net's layout.
+) -> int:
+    """Write images and labels in nnU-Net's layout; the number of slices.
 
     Args:
         root: a new folder.
@@ -103,9 +103,12 @@ def write_training_data(
     """
     (root / "imagesTr").mkdir(parents=True)
     (root / "labelsTr").mkdir()
+    slices = 0
     for case, image, labels, names in cases:
         volume = read_submitted(image, labels, names, schema)
         scan = read(image, ReadOptions(values="any", nonfinite="replace"))
         save(scan.volume, root / "imagesTr" / f"{case}_0000.nii.gz")
         save(volume, root / "labelsTr" / f"{case}.nii.gz")
+        slices += volume.grid.shape[0]
     write_dataset_json(root, channels=[channel], schema=schema, n_training=len(cases))
+    return slices

@@ -1,7 +1,9 @@
 """Training on the labels of clients, in the background: a better model becomes the current one.
 
-Each training starts from the current model, as `kidseg train --from` in a process of its own. Some
-labelled images are kept out of every training; only a model that is better on them is taken.
+Each training starts from the current model, as `kidseg train --from` in a process of its own: from
+the first member of an ensemble, such as the starter. Some labelled images are kept out of every
+training; only a model that is better on them is taken. What it must be better than is the current
+model as it segments: the whole ensemble.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from kidseg.serve.job import new_id
 from kidseg.serve.learned_from import names_said, write_training_data
 from kidseg.serve.refusals import RefusedError
 
-__all__ = ["LEAST", "Learner", "Learning", "divided", "schema_in"]
+__all__ = ["LEAST", "TUNES", "USUAL", "Learner", "Learning", "divided", "schema_in", "shortened"]
 
 LEAST = 3
 """Labelled images: one to learn from, one to choose the best epoch by, one that is kept out."""
@@ -38,6 +40,14 @@ _KEPT_SHARE = 0.2
 _LINES = 20
 _EPOCH = re.compile(r"(?P<stage>[^:]+): epoch (?P<epoch>\d+) of (?P<total>\d+), (?P<figures>.*)")
 _LOG = "training.log"
+
+USUAL = "usual"
+TUNES = (USUAL, "all", "decoder", "ends")
+"""What to train: "usual" is all but the pose network of System A, which has seen more bodies than a
+few labelled images show; for the others see `kidseg.train.Setup`."""
+
+_USUAL = {"homogenized": "segment.*"}
+_LEAST_STEPS = 20
 
 State = Literal["RUNNING", "DONE", "ERROR", "STOPPED"]
 
@@ -111,11 +121,11 @@ class Learner:
         """Is a model trained now?"""
         return self._thread is not None and self._thread.is_alive()
 
-    def start(self, tune: str = "all") -> Learning:
+    def start(self, tune: str = USUAL) -> Learning:
         """Start a training on all final labels.
 
         Args:
-            tune: see `kidseg.train.Setup`.
+            tune: one of `TUNES`, or patterns; see `kidseg.train.Setup`.
 
         Raises:
             RefusedError: 409 "too-few-labels"; 429 "training-runs".
@@ -191,7 +201,8 @@ class Learner:
         learned, kept = divided(labelled)
         self.images.assign("kept", [image.id for image in kept])
         self.images.assign("learned", [image.id for image in learned])
-        for name, images in (("data", learned), ("kept", kept)):
+        slices = 0
+        for name, images in (("kept", kept), ("data", learned)):
             cases = [
                 (f"case_{image.id}", image.path, label.path, names_said(label.info))
                 for image in images
@@ -199,10 +210,12 @@ class Learner:
             ]
             schema = schema_in(header)
             channel = str(header["plan"]["channels"][0]["channel"])
-            write_training_data(place / name, cases, schema, channel)
+            slices = write_training_data(place / name, cases, schema, channel)
             if self._stopping.is_set():
                 return _stopped()
-        arguments = ["--from", str(model), "--tune", tune, "--device", self.device, *self.options]
+        tuned = _USUAL.get(str(header["method"]), "all") if tune == USUAL else tune
+        arguments = ["--from", str(model), f"--tune={tuned}", "--device", self.device]
+        arguments += [*shortened(header, slices), *self.options]
         run, data = place / "run", place / "data"
         failed = self._command(["train", str(data), "-o", str(run), *arguments], place)
         if failed is not None:
@@ -279,6 +292,24 @@ def divided(labelled: Sequence[Image]) -> tuple[list[Image], list[Image]]:
     kept += fresh[:missing]
     names = {image.id for image in kept}
     return [image for image in labelled if image.id not in names], kept
+
+
+def shortened(header: Mapping[str, Any], slices: int) -> list[str]:
+    """Arguments of `kidseg train` by which an epoch is one pass over so many slices.
+
+    A model's own settings say how it was trained on all of its patients: the starter's epoch has a
+    thousand steps. No epoch becomes longer.
+
+    Args:
+        header: of the model.
+        slices: of all images to learn from.
+    """
+    stage = header["config"].get("segment") or {}
+    steps, batch = stage.get("steps"), stage.get("batch_size")
+    if not steps or not batch:
+        return []
+    once = max(_LEAST_STEPS, -(-slices // batch))
+    return ["--set", f"segment.steps={once}"] if once < steps else []
 
 
 def mean_dice(summary: Mapping[str, Any]) -> float:

@@ -11,6 +11,7 @@ import uvicorn
 from kidseg.errors import UsageError
 from kidseg.serve.application import create_app
 from kidseg.serve.policy import Serving, check_serving
+from kidseg.serve.served_model import check_served
 from kidseg.serve.service import open_service
 
 __all__ = ["serve"]
@@ -28,13 +29,16 @@ def serve(serving: Serving, ready: Callable[[Serving], None]) -> None:
 
     Raises:
         UsageError: see `check_serving`; "address-in-use": address and port cannot be listened on.
+        ModelError: see `check_served`.
         UsageError, InputError, ModelError, ResourceError: see `open_service`.
     """
     check_serving(serving)
+    check_served(serving.model)
     with _listening(serving) as door, open_service(serving) as service:
         config = uvicorn.Config(
             create_app(service),
             log_level="warning",
+            http="h11",  # limits the size of headers
             access_log=False,  # addresses have names that clients give to images
             server_header=False,
             proxy_headers=False,

@@ -11,35 +11,30 @@ import json
 import os
 import secrets
 from collections.abc import AsyncIterator, Mapping
-from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import parse_qs
 
-from fastapi import APIRouter, Body, Query, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from kidseg.provenance import RESEARCH_USE
 from kidseg.serve.answers import PROBLEMS
 from kidseg.serve.incoming import Received, json_field, kept_scan
 from kidseg.serve.job import ACTIVE, Job, new_id
 from kidseg.serve.job import Request as Wanted
-from kidseg.serve.learning import Learning
+from kidseg.serve.job_results import file_answer, media_type
+from kidseg.serve.learning import TUNES
 from kidseg.serve.next_sample import STRATEGIES
 from kidseg.serve.refusals import RefusedError, no_such
-from kidseg.serve.rest import media_type
 from kidseg.serve.service import Service
+from kidseg.serve.training_routes import MODEL, check_model, training_routes
 
-__all__ = ["MODEL", "auth_routes", "monai_routes"]
-
-MODEL = "kidseg"
-"""Name of the only model and trainer."""
+__all__ = ["monai_routes"]
 
 _TICK_S = 0.1
 _BLOCK = 2**20
-_LOGIN_BYTES, _LOGIN_FIELDS = 10_000, 20
 _FORMATS = {".nii.gz": "nii", ".nrrd": "nrrd", ".mha": "mha", ".seg.nrrd": "seg.nrrd"}
 _STATUS = {"worker-killed": 503, "job-timeout": 504}
 _FORM: dict[str, Any] = {
@@ -87,7 +82,7 @@ def monai_routes(service: Service) -> APIRouter:
         session_id: Annotated[str, Query(max_length=64)] = "",
         output: Literal["all", "image", "json"] = "all",
     ) -> Response:
-        _check_model(model)
+        check_model(model)
         owner = request.state.client
         await run_in_threadpool(service.jobs.check_room, owner)
         place = service.door.folder / new_id()
@@ -106,6 +101,14 @@ def monai_routes(service: Service) -> APIRouter:
             job = await run_in_threadpool(service.queue, owner, "infer", scan, wanted)
             await run_in_threadpool(service.door.clear, place)
         return await _answer(service, await _awaited(service, request, job), output)
+
+    _session_routes(service, router)
+    training_routes(service, router)
+    return router
+
+
+def _session_routes(service: Service, router: APIRouter) -> None:
+    """To keep an image for a while."""
 
     @router.put("/session/", openapi_extra=_FORM, summary="Keep an image for a while")
     async def create_session(request: Request) -> dict[str, Any]:
@@ -135,113 +138,6 @@ def monai_routes(service: Service) -> APIRouter:
         service.audit.write("session-ended", session=found.id)
         return {"name": found.id}
 
-    @router.post("/activelearning/{strategy}", summary="The image to label next")
-    def next_sample(
-        request: Request,
-        strategy: str,
-        params: Annotated[dict[str, Any] | None, Body()] = None,
-    ) -> dict[str, Any]:
-        if strategy not in STRATEGIES:
-            raise no_such("strategy")
-        return service.next_sample(strategy)
-
-    @router.post("/train/{model}", summary="Train on the final labels, in the background")
-    @router.post("/train/", include_in_schema=False)
-    def train(
-        model: str = MODEL, params: Annotated[dict[str, Any] | None, Body()] = None
-    ) -> dict[str, Any]:
-        _check_model(model)
-        tune = (params or {}).get("tune") or "all"
-        if not isinstance(tune, str) or len(tune) > 1000:
-            raise RefusedError(
-                422, "tune is not a text", code="invalid-request", next_step="Send 'decoder'."
-            )
-        return _training(service.learner.start(tune))
-
-    @router.get("/train/", summary="The training, or 404 if there is none")
-    def training_status(
-        check_if_running: bool = False,
-        all: bool = False,  # noqa: A002 - of the protocol
-    ) -> dict[str, Any] | list[dict[str, Any]]:
-        last = service.learner.last
-        if last is None or (check_if_running and not service.learner.is_running):
-            raise no_such("training")
-        return [_training(last)] if all else _training(last)
-
-    @router.delete("/train/", summary="Stop the training")
-    def stop_training() -> dict[str, Any]:
-        if (last := service.learner.stop()) is None:
-            raise no_such("training")
-        return _training(last)
-
-    return router
-
-
-def auth_routes(service: Service, named: Any) -> APIRouter:
-    """The login of MONAI Label, whose password is the token.
-
-    Args:
-        service: with the tokens.
-        named: (token, address) -> name of the client; see `Guard.named`.
-    """
-    router = APIRouter(prefix="/auth", responses=PROBLEMS, tags=["MONAI Label"])
-
-    @router.get("/", summary="Is a token required?")
-    def enabled() -> dict[str, Any]:
-        return {"enabled": bool(service.serving.tokens), "client_id": MODEL, "realm": MODEL}
-
-    @router.post("/token", openapi_extra=_LOGIN, summary="A token for the password, which is it")
-    async def token(request: Request) -> dict[str, Any]:
-        password = await _password(request)
-        if service.serving.tokens:
-            named(password, request.client.host if request.client else "")
-        return {"access_token": password, "token_type": "bearer"}
-
-    @router.get("/token/valid", summary="Is this token valid?")
-    def valid(request: Request) -> dict[str, Any]:
-        return {"username": request.state.client}
-
-    return router
-
-
-_LOGIN: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/x-www-form-urlencoded": {
-                "schema": {
-                    "type": "object",
-                    "required": ["password"],
-                    "properties": {"password": {"type": "string"}},
-                }
-            }
-        },
-    }
-}
-
-
-async def _password(request: Request) -> str:
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _LOGIN_BYTES:
-            raise RefusedError(413, "the login is too long", code="too-large")
-    try:
-        fields = parse_qs(body.decode("utf-8", "replace"), max_num_fields=_LOGIN_FIELDS)
-    except ValueError:
-        raise RefusedError(
-            422,
-            f"a login has at most {_LOGIN_FIELDS} fields",
-            code="bad-form",
-            next_step="Send the password, which is the token.",
-        ) from None
-    return fields.get("password", [""])[0]
-
-
-def _check_model(model: str) -> None:
-    if model != MODEL:
-        raise no_such("model")
-
 
 def _scan(
     service: Service, owner: str, received: Received, place: Path, image: str, session: str
@@ -262,7 +158,10 @@ def _scan(
     else:
         return kept_scan(received, "file"), None
     scan = place / f"scan{''.join(source.suffixes)}"
-    os.link(source, scan)  # the image can be removed meanwhile
+    try:
+        os.link(source, scan)  # the image can be removed meanwhile
+    except FileNotFoundError:
+        raise no_such("image") from None
     return scan, known
 
 
@@ -296,7 +195,7 @@ async def _answer(service: Service, job: Job, output: str) -> Response:
     assert job.result is not None
     file = service.jobs.results(job) / job.result["outputs"][0]
     if output == "image":
-        return FileResponse(file, media_type=media_type(file.name), filename=file.name)
+        return file_answer(file, file.name)
     params = {
         "label_names": {name: int(number) for number, name in job.result["labels"].items()},
         "volumes_ml": job.result["volumes_ml"],
@@ -317,10 +216,15 @@ async def _answer(service: Service, job: Job, output: str) -> Response:
         f"Content-Type: {media_type(name)}\r\n\r\n"
     ).encode()
     tail = f"\r\n--{boundary}--\r\n".encode()
+    try:
+        opened = file.open("rb")
+    except OSError:
+        raise no_such("job") from None  # it was removed meanwhile
+    size = os.fstat(opened.fileno()).st_size
 
     async def parts() -> AsyncIterator[bytes]:
-        yield head
-        with file.open("rb") as opened:
+        with opened:
+            yield head
             while block := await run_in_threadpool(opened.read, _BLOCK):
                 yield block
         yield tail
@@ -328,7 +232,7 @@ async def _answer(service: Service, job: Job, output: str) -> Response:
     return StreamingResponse(
         parts(),
         media_type=f"multipart/form-data; boundary={boundary}",
-        headers={"Content-Length": str(len(head) + file.stat().st_size + len(tail))},
+        headers={"Content-Length": str(len(head) + size + len(tail))},
     )
 
 
@@ -361,7 +265,7 @@ def _info(service: Service) -> dict[str, Any]:
         "trainers": {
             MODEL: {
                 "description": "Fine-tunes the current model on all final labels",
-                "config": {"tune": ["all", "decoder", "ends"]},
+                "config": {"tune": list(TUNES)},
             }
         },
         "strategies": {name: {"description": text} for name, (text, _) in STRATEGIES.items()},
@@ -369,32 +273,3 @@ def _info(service: Service) -> dict[str, Any]:
         "train_stats": {MODEL: stats} if stats else {},
         "datastore": service.image_counts(),
     }
-
-
-def _training(learning: Learning) -> dict[str, Any]:
-    """A training, as the protocol tells it."""
-
-    def moment(seconds: float) -> str:
-        return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
-
-    error = learning.error
-    return {
-        "id": learning.id,
-        "status": learning.state,
-        "start_ts": moment(learning.started),
-        "end_ts": None if learning.ended is None else moment(learning.ended),
-        "request": {"model": MODEL},
-        "details": [*learning.lines, *([str(error)] if error else [])] or [learning.stage],
-        "result": None if learning.after is None else _told(learning),
-        "stage": learning.stage,
-        "epoch": learning.epoch,
-        "total_epochs": learning.epochs,
-        "error": None if error is None else error.as_dict(),
-        "dice": {"before": learning.before, "after": learning.after},
-        "new_model": learning.taken,
-    }
-
-
-def _told(learning: Learning) -> str:
-    kept = "is now the current one" if learning.taken else "is not better, and not used"
-    return f"Dice {learning.before:.3f} before, {learning.after:.3f} after: the model {kept}"

@@ -1,67 +1,35 @@
-"""The REST interface: jobs, their progress and results."""
+"""The REST interface: jobs and their progress."""
 
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator
 from importlib.metadata import version
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import FileResponse, Response, StreamingResponse
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, Field
 
 from kidseg.io.label_formats import FORMATS, check_formats
+from kidseg.measure.person import Patient, Sex
 from kidseg.provenance import RESEARCH_USE
-from kidseg.serve.answers import (
-    PROBLEMS,
-    Health,
-    JobList,
-    JobView,
-    ModelName,
-    ResultFile,
-    view_of,
-)
+from kidseg.serve.answers import API, PROBLEMS, Health, JobList, JobView, ModelName
 from kidseg.serve.incoming import kept_scan
-from kidseg.serve.job import ACTIVE, Job, new_id
+from kidseg.serve.job import ACTIVE, new_id
 from kidseg.serve.job import Request as Wanted
-from kidseg.serve.refusals import RefusedError, no_such
+from kidseg.serve.job_measures import VOLUMES
+from kidseg.serve.job_results import BINARY, result_routes, view
+from kidseg.serve.refusals import RefusedError
 from kidseg.serve.service import Service
 
-__all__ = ["API", "FILE", "media_type", "rest_routes"]
+__all__ = ["rest_routes"]
 
-API = "/api/v1"
 _TICK_S = 0.2
 _HEARTBEAT_TICKS = 50
-_RECORD = "result.json"
-_MEDIA = {
-    ".json": "application/json",
-    ".gz": "application/gzip",
-    ".dcm": "application/dicom",
-    ".png": "image/png",
-    ".stl": "model/stl",
-    ".obj": "model/obj",
-    ".glb": "model/gltf-binary",
-    ".html": "text/html",
-}
-# A report brings its own scripts, and a policy for them; here it is kept apart from the server.
-_VIEWED = {
-    "Content-Security-Policy": "sandbox allow-scripts allow-downloads; connect-src 'none';"
-    " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-}
-_BINARY: Any = {"schema": {"type": "string", "format": "binary"}}
-FILE: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "The file.",
-        "content": dict.fromkeys(("application/octet-stream", *_MEDIA.values()), _BINARY),
-    }
-}
-"""The answer of a route that sends a file, for the OpenAPI document."""
-
 _EVENT = {
     "type": "object",
     "required": ["event", "data"],
@@ -86,12 +54,56 @@ _UPLOAD: dict[str, Any] = {
                     "properties": {"file": {"type": "string", "format": "binary"}},
                 }
             },
-            "application/octet-stream": _BINARY,
-            "application/zip": _BINARY,
-            "application/gzip": _BINARY,
+            "application/octet-stream": BINARY,
+            "application/zip": BINARY,
+            "application/gzip": BINARY,
         },
     }
 }
+
+
+class Wishes(BaseModel):
+    """What is to be done with a scan, and what is known of the patient."""
+
+    formats: str = Field(
+        "nii", max_length=200, description="Formats of the labels, with commas between."
+    )
+    figures: bool = Field(False, description="Also draw the steps.")
+    series: str | None = Field(
+        None, max_length=100, description="DICOM series: number, 3.2, or UID."
+    )
+    repair: bool = Field(False, description="Fix DICOM geometry where safe.")
+    trust: Literal["sform", "qform"] | None = Field(
+        None, description="NIfTI transform to use if they differ."
+    )
+    stay: bool = Field(
+        False, description="Cancel the job when no client follows its events any more."
+    )
+    height_cm: float | None = Field(None, description="Of the patient, for the measures.")
+    weight_kg: float | None = Field(None, description="Of the patient, for the measures.")
+    age_years: float | None = Field(None, description="Of the patient, for the measures.")
+    sex: Sex | None = Field(None, description="Of the patient, for the measures.")
+
+    def wanted(self, scan: str) -> Wanted:
+        """The request of a job whose scan has this name.
+
+        Labels are also written as NIfTI if no format is one that can be measured.
+
+        Raises:
+            UsageError: see `check_formats`, `Patient`.
+        """
+        chosen = tuple(dict.fromkeys(self.formats.split(",")))
+        check_formats(chosen)
+        person = {name: getattr(self, name) for name in Patient.__dataclass_fields__}
+        Patient(**person)
+        return Wanted(
+            scan=scan,
+            formats=chosen if set(chosen) & set(VOLUMES) else ("nii", *chosen),
+            figures=self.figures,
+            options={"series": self.series, "repair": self.repair, "trust": self.trust},
+            stay=self.stay,
+            person=person,
+        )
 
 
 def rest_routes(service: Service) -> APIRouter:
@@ -102,6 +114,14 @@ def rest_routes(service: Service) -> APIRouter:
     def health() -> Health:
         return _health(service)
 
+    _upload_route(service, router)
+    _job_routes(service, router)
+    _event_route(service, router)
+    result_routes(service, router)
+    return router
+
+
+def _upload_route(service: Service, router: APIRouter) -> None:
     @router.post(
         "/jobs",
         status_code=201,
@@ -110,42 +130,23 @@ def rest_routes(service: Service) -> APIRouter:
         summary="Upload a scan to be segmented",
     )
     async def create_job(
-        request: Request,
-        response: Response,
-        formats: Annotated[
-            str, Query(max_length=200, description="Formats of the labels, with commas between.")
-        ] = "nii",
-        figures: Annotated[bool, Query(description="Also draw the steps.")] = False,
-        series: Annotated[
-            str | None, Query(max_length=100, description="DICOM series: number, 3.2, or UID.")
-        ] = None,
-        repair: Annotated[bool, Query(description="Fix DICOM geometry where safe.")] = False,
-        trust: Annotated[
-            Literal["sform", "qform"] | None,
-            Query(description="NIfTI transform to use if they differ."),
-        ] = None,
-        stay: Annotated[
-            bool, Query(description="Cancel the job when no client follows its events any more.")
-        ] = False,
+        request: Request, response: Response, wishes: Annotated[Wishes, Query()]
     ) -> JobView:
-        chosen = tuple(dict.fromkeys(formats.split(",")))
-        check_formats(chosen)
+        wishes.wanted("")
         owner = request.state.client
         await run_in_threadpool(service.jobs.check_room, owner)
         place = service.door.folder / new_id()
         async with service.door.received(request, place) as received:
             scan = await run_in_threadpool(kept_scan, received, "file", "scan")
-            wanted = Wanted(
-                scan=scan.name,
-                formats=chosen,
-                figures=figures,
-                options={"series": series, "repair": repair, "trust": trust},
-                stay=stay,
-            )
+            wanted = wishes.wanted(scan.name)
             job = await run_in_threadpool(service.queue, owner, "segment", scan, wanted)
-            place.rmdir()
+            await run_in_threadpool(service.door.clear, place)
         response.headers["Location"] = f"{API}/jobs/{job.id}"
-        return await run_in_threadpool(_view, service, job)
+        return await run_in_threadpool(view, service, job)
+
+
+def _job_routes(service: Service, router: APIRouter) -> None:
+    """To list, see, remove and cancel jobs."""
 
     @router.get("/jobs", response_model=JobList, summary="Your jobs")
     def list_jobs(
@@ -155,27 +156,28 @@ def rest_routes(service: Service) -> APIRouter:
     ) -> JobList:
         jobs = service.jobs.of_owner(request.state.client, after=after, limit=limit)
         more = jobs[-1].number if len(jobs) == limit else None
-        return JobList(jobs=[_view(service, job) for job in jobs], next=more)
+        return JobList(jobs=[view(service, job) for job in jobs], next=more)
 
     @router.get("/jobs/{job}", response_model=JobView, summary="A job")
     def get_job(request: Request, job: UUID) -> JobView:
-        return _view(service, service.jobs.get(str(job), request.state.client))
+        return view(service, service.jobs.get(str(job), request.state.client))
 
     @router.delete("/jobs/{job}", status_code=204, summary="Cancel or remove a job")
     def delete_job(request: Request, job: UUID) -> None:
         known = service.jobs.get(str(job), request.state.client)
         if known.state in ACTIVE:
             service.cancel(known.id)
-        else:
-            service.jobs.remove(known)
+        elif service.jobs.remove(known):
             service.audit.write("job-removed", job=known.id)
 
     @router.post("/jobs/{job}/cancel", response_model=JobView, summary="Cancel a job")
     def cancel_job(request: Request, job: UUID) -> JobView:
         known = service.jobs.get(str(job), request.state.client)
         service.cancel(known.id)
-        return _view(service, service.jobs.get(known.id))
+        return view(service, service.jobs.get(known.id))
 
+
+def _event_route(service: Service, router: APIRouter) -> None:
     @router.get(
         "/jobs/{job}/events",
         response_class=StreamingResponse,
@@ -192,38 +194,6 @@ def rest_routes(service: Service) -> APIRouter:
         known = await run_in_threadpool(service.jobs.get, str(job), owner)
         return StreamingResponse(_events(service, known.id), media_type="text/event-stream")
 
-    @router.get("/jobs/{job}/results", response_model=list[ResultFile], summary="Files of a job")
-    def list_results(request: Request, job: UUID) -> list[ResultFile]:
-        return _files(service, _done(service, str(job), request.state.client))
-
-    @router.get(
-        "/jobs/{job}/results/{name}",
-        response_class=FileResponse,
-        responses=FILE,
-        summary="Download a file of a job",
-    )
-    def get_result(
-        request: Request,
-        job: UUID,
-        name: str,
-        view: Annotated[bool, Query(description="Show a page, instead of saving it.")] = False,
-    ) -> FileResponse:
-        known = _done(service, str(job), request.state.client)
-        if name not in [file.name for file in _files(service, known)]:
-            raise no_such("file")
-        path = service.jobs.results(known) / name
-        service.audit.write("result-sent", job=known.id, client=request.state.client)
-        if view and media_type(name) == "text/html":
-            return FileResponse(path, media_type="text/html; charset=utf-8", headers=_VIEWED)
-        return FileResponse(path, media_type=media_type(name), filename=name)
-
-    return router
-
-
-def media_type(name: str) -> str:
-    """The media type of a file with this name."""
-    return _MEDIA.get(Path(name).suffix.lower(), "application/octet-stream")
-
 
 async def _events(service: Service, job: str) -> AsyncIterator[str]:
     """Each change of a job, until it has ended."""
@@ -231,15 +201,15 @@ async def _events(service: Service, job: str) -> AsyncIterator[str]:
     with service.watchers.following(job):
         while service.dispatcher.is_alive:
             try:
-                view = await run_in_threadpool(_current, service, job)
+                seen = await run_in_threadpool(_current, service, job)
             except RefusedError:  # it was removed
                 return
-            text = view.model_dump_json()
+            text = seen.model_dump_json()
             if text != last:
                 yield f"event: job\ndata: {text}\n\n"
             elif ticks % _HEARTBEAT_TICKS == 0:
                 yield ": still here\n\n"
-            if view.state not in ACTIVE:
+            if seen.state not in ACTIVE:
                 service.watchers.release(job)
                 return
             last, ticks = text, ticks + 1
@@ -247,56 +217,7 @@ async def _events(service: Service, job: str) -> AsyncIterator[str]:
 
 
 def _current(service: Service, job: str) -> JobView:
-    return _view(service, service.jobs.get(job))
-
-
-def _view(service: Service, job: Job) -> JobView:
-    files = _files(service, job) if job.state == "done" else []
-    return view_of(job, service.jobs.ahead(job), files, service.serving.limits.keep_s)
-
-
-def _done(service: Service, job: str, owner: str) -> Job:
-    """A job with results.
-
-    Raises:
-        RefusedError: 404; 409 "not-done".
-    """
-    known = service.jobs.get(job, owner)
-    if known.state != "done":
-        raise RefusedError(
-            409,
-            f"the job is {known.state}, so it has no results",
-            code="not-done",
-            next_step="Follow its events until it is done."
-            if known.state in ACTIVE
-            else "Create a new job.",
-        )
-    return known
-
-
-def _files(service: Service, job: Job) -> list[ResultFile]:
-    """The files of a job that is done."""
-    assert job.result is not None
-    folder = service.jobs.results(job)
-    found = []
-    for name in (*job.result["outputs"], _RECORD):
-        path = folder / name
-        if path.is_file():
-            href = f"{API}/jobs/{job.id}/results/{name}"
-            size = path.stat().st_size
-            found.append(ResultFile(name=name, format=_format(name, job), size=size, href=href))
-    return found
-
-
-def _format(name: str, job: Job) -> str:
-    """The format of a file, by its ending."""
-    if name == _RECORD:
-        return "record"
-    for kind in job.request.formats:
-        ending = re.escape(FORMATS[kind].ending).replace(r"\{label\}", ".+")
-        if re.fullmatch(f"scan{ending}", name):
-            return kind
-    return "figure"
+    return view(service, service.jobs.get(job))
 
 
 def _health(service: Service) -> Health:

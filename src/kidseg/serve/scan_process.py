@@ -11,72 +11,77 @@ import math
 import os
 import signal
 import tempfile
+import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from kidseg.errors import Finding, KidsegError, ModelError, converted
-from kidseg.geometry import Grid, Volume
+from kidseg.errors import Finding, KidsegError, converted
 from kidseg.io import ReadOptions
-from kidseg.pipeline import Region, Watch
+from kidseg.io.atomic import write_json
+from kidseg.measure.measuring import Request as MeasureRequest
+from kidseg.measure.person import Patient
+from kidseg.records import parsed
 from kidseg.segment import load_predictor, segment
-from kidseg.segment.clock import Clock
-from kidseg.segment.predictor import Found, Predictor, Segmentation
-from kidseg.segment.removal import Decided
+from kidseg.segment.index import RESULT
+from kidseg.segment.predictor import Predictor
 from kidseg.serve.job import Request
+from kidseg.serve.job_measures import measured, without_name
+from kidseg.serve.served_model import check_channels
 from kidseg.workers import end_with_parent
 
 __all__ = ["STAGES", "run_scans", "uncertainty_of"]
 
-STAGES: Mapping[str, float] = {"read": 0.05, "segment": 0.2, "decide": 0.75, "write": 0.9}
-"""What is done with a scan, in order, and the progress at the begin of each."""
+STAGES: Mapping[str, tuple[float, float]] = {
+    "read": (0.0, 0.05),
+    "segment": (0.05, 0.75),
+    "decide": (0.75, 0.85),
+    "write": (0.85, 0.9),
+    "measure": (0.9, 1.0),
+}
+"""What is done with a scan, in order, and the progress at its begin and its end."""
 
 _FACTS = ("sha256", "outputs", "formats", "labels", "volumes_ml", "sides", "warnings", "seconds")
+_PAUSE_S = 0.5
+"""Between two messages about the same stage."""
 
 Send = Callable[[str, Any], None]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Watched(Predictor):
-    """A predictor that says what it does, and how certain it was."""
+@dataclass(eq=False)
+class _Stages:
+    """Tells how far a scan is: at the begin of each stage, and now and then within it.
 
-    begin: Callable[[str], None]
-    figures: dict[str, float] = field(default_factory=dict)
+    Attributes:
+        send: called with ("stage", (stage, progress)).
+    """
 
-    def find(self, scan: Volume, name: str = "scan", clock: Clock | None = None) -> Found:
-        self.begin("segment")
-        return super().find(scan, name, clock)
+    send: Send
+    _stage: str = ""
+    _sent: float = 0.0
 
-    def decide(
-        self,
-        found: Found,
-        scan: Grid,
-        clock: Clock | None = None,
-        watch: Watch | None = None,
-    ) -> Decided:
-        self.begin("decide")
-        return super().decide(found, scan, clock, watch)
-
-    def __call__(self, scan: Volume, name: str = "scan") -> Segmentation:
-        result = super().__call__(scan, name)
-        self.begin("write")
-        self.figures["uncertainty"] = uncertainty_of(result.progress.found)
-        known = result.facts["training_range"]["figures"].values()
-        away = [figure["distance_sd"] for figure in known if figure["distance_sd"] is not None]
-        self.figures["distance_sd"] = max(away, default=0.0)
-        return result
+    def __call__(self, stage: str, done: float = 0.0) -> None:
+        """A fraction of a stage is done; 1: the next one begins."""
+        names = list(STAGES)
+        if done >= 1:
+            stage, done = names[names.index(stage) + 1], 0.0
+        now = time.monotonic()
+        if stage != self._stage or now - self._sent >= _PAUSE_S:
+            self._stage, self._sent = stage, now
+            begin, end = STAGES[stage]
+            self.send("stage", (stage, round(begin + (end - begin) * done, 4)))
 
 
 def run_scans(connection: Connection, model: Path, device: str) -> None:
     """Load a model, and segment scans as they come, until the connection ends.
 
     Sends ("ready", facts of the model) or ("unusable", finding); for each task any number of
-    ("stage", name), then ("done", result) or ("failed", finding). A task is (folder of the job,
-    number of the attempt, request as JSON).
+    ("stage", (name, progress)), then ("done", result) or ("failed", finding). A task is (folder of
+    the job, number of the attempt, request as JSON).
     """
     end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -89,7 +94,7 @@ def run_scans(connection: Connection, model: Path, device: str) -> None:
 
     try:
         predictor = load_predictor(model, device)
-        _check_channels(predictor)
+        check_channels(len(predictor.method.plan.channels), predictor.path)
     except Exception as error:
         send("unusable", _finding(error))
         return
@@ -115,17 +120,6 @@ def run_scans(connection: Connection, model: Path, device: str) -> None:
             send("failed", _finding(error))
 
 
-def _check_channels(predictor: Predictor) -> None:
-    channels = len(predictor.method.plan.channels)
-    if channels != 1:
-        raise ModelError(
-            f"the model reads scans of {channels} channels, and an upload has one",
-            path=predictor.path,
-            code="several-channels",
-            next_step="Serve a model with one channel, or use 'kidseg segment'.",
-        )
-
-
 def _segmented(
     predictor: Predictor, folder: Path, attempt: int, request: Request, send: Send
 ) -> dict[str, Any]:
@@ -135,46 +129,66 @@ def _segmented(
     temporary = folder / "temporary"
     temporary.mkdir(exist_ok=True)
     tempfile.tempdir = str(temporary)
-    known = {f.name: getattr(predictor, f.name) for f in fields(Predictor)}
-    watched = _Watched(**known, begin=lambda stage: send("stage", stage))
     options = dict(request.options or {})
     if (spacing := options.get("spacing_mm")) is not None:
         options["spacing_mm"] = tuple(spacing)
-    entries = segment(
-        [Path(request.scan)],
-        watched,
-        Path(f"results-{attempt}"),
+    stages, scan, out = _Stages(send), Path(request.scan), Path(f"results-{attempt}")
+    reading = ReadOptions(**options)
+    stages("read")
+    (entry,) = segment(
+        [scan],
+        replace(predictor, tell=stages),
+        out,
         formats=request.formats,
         figures=request.figures,
-        options=ReadOptions(**options),
+        options=reading,
     )
-    entry = entries[0]
+    _without_places(out / RESULT)
+    found = {name: entry[name] for name in _FACTS if name in entry}
+    if request.person is not None:
+        stages("measure")
+        person = Patient(**request.person)
+        wanted = MeasureRequest(ct=scan, person=person, options=reading)
+        found |= measured(out, entry, wanted)
     return {
-        **{name: entry[name] for name in _FACTS if name in entry},
+        **found,
         "model": {key: entry["model"][key] for key in ("sha256", "method")},
-        **{name: round(value, 6) for name, value in watched.figures.items()},
+        "uncertainty": round(uncertainty_of(entry["review"]), 6),
+        "distance_sd": round(_distance_sd(entry["training_range"]), 6),
     }
 
 
-def uncertainty_of(regions: Sequence[Region]) -> float:
-    """How uncertain the foreground of a result is: 1 minus the Dice that its model expects.
+def _without_places(record: Path) -> None:
+    """Leave out of a record where the server keeps its model, and what its machine is called."""
+    content = parsed(record.read_bytes())
+    for entry in content["scans"]:
+        model = entry["model"]
+        entry["host"] = without_name(entry["host"])
+        model["path"] = Path(model["path"]).name
+        model.pop("paths", None)
+    write_json(record, content, overwrite=True)
 
-    With p the probability that a voxel is not background, and y whether it is decided so, that is
-    1 - 2 sum(p y) / sum(p + y): 0 where p is 0 or 1 everywhere. 1 if nothing was found.
+
+def uncertainty_of(review: Mapping[str, Any]) -> float:
+    """How uncertain labels are: about 1 minus the Dice that the model itself expects.
+
+    With D the volume that is expected to be wrong, by the probabilities, and V the volume as
+    labelled, both added up over all structures, it is D / (2 V + D): 1 minus the Dice of V and what
+    is right, if what is wrong was missed. 1 if nothing was found.
 
     Args:
-        regions: of the last step, with probabilities (channels, slices, rows, columns).
+        review: of the labels; see `kidseg.segment.review.Review.facts`.
     """
-    overlap = total = 0.0
-    for region in regions:
-        if region.found is None or region.target is None:
-            continue
-        data = region.found.data.float()
-        inside = 1.0 - data[0] if region.target.exclusive else data.amax(0)
-        decided = inside > 0.5
-        overlap += 2.0 * float(inside[decided].sum())
-        total += float(inside.sum()) + float(decided.sum())
-    return 1.0 - overlap / total if total > 0 and math.isfinite(total) else 1.0
+    structures = review["structures"].values()
+    doubtful_ml = math.fsum(each["doubtful_ml"] for each in structures)
+    volume_ml = math.fsum(each["volume_ml"] for each in structures)
+    return doubtful_ml / (2 * volume_ml + doubtful_ml) if volume_ml > 0 else 1.0
+
+
+def _distance_sd(training_range: Mapping[str, Any]) -> float:
+    """The distance from the training range in the figure that is farthest from it."""
+    known = [figure["distance_sd"] for figure in training_range["figures"].values()]
+    return float(max((away for away in known if away is not None), default=0.0))
 
 
 def _finding(error: Exception) -> dict[str, str]:

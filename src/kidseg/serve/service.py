@@ -6,7 +6,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -168,9 +168,12 @@ class Service:
         place = self.door.folder / new_id()
         place.mkdir(mode=0o700)
         scan = place / f"scan{''.join(image.path.suffixes)}"
-        os.link(image.path, scan)
-        self.queue(SERVER, "score", scan, Request(scan=scan.name, image=image.id))
-        place.rmdir()
+        try:
+            with suppress(FileNotFoundError):  # the image was removed meanwhile
+                os.link(image.path, scan)
+                self.queue(SERVER, "score", scan, Request(scan=scan.name, image=image.id))
+        finally:
+            self.door.clear(place)
 
     def done(self, job: Job, result: Mapping[str, Any]) -> None:
         """A job is done: keep what the model found in an image."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,13 @@ __all__ = ["Argv", "find_program", "segment_by_command"]
 _RESULT = "result"
 _MEASURES = "measures"
 _NO_MEMORY = (-9, 137)
+_PROGRESS = re.compile(r"(segment|decide): (\d{1,3}) %")
+"""A line of `kidseg segment --progress`."""
+
+_SHARES = {"segment": (0.0, 0.8), "decide": (0.8, 0.1)}
+"""What is done before, and the share of the whole; then it is measured."""
+
+_MEASURING = 0.95
 
 Argv = Callable[[Sequence[str]], Sequence[str]]
 
@@ -51,16 +59,22 @@ def segment_by_command(
     names = {scan: job.name, str(Path(scan)): job.name}
     names |= {f"{folder}{sign}": "" for folder in (inside, outside) for sign in "/\\"}
 
-    def answer(words: Sequence[str]) -> dict[str, Any]:
-        ended = run_child(argv(words), watch, environment, lambda line: readable(line, names))
-        return _answer(ended, names)
+    def shown(line: str) -> str:
+        if match := _PROGRESS.fullmatch(line.strip()):
+            first, share = _SHARES[match[1]]
+            watch.advance(first + share * int(match[2]) / 100)
+        return readable(line, names)
 
-    words = ["segment", scan, "-o", result, "--formats", job.all_formats, "--json"]
+    def answer(words: Sequence[str]) -> dict[str, Any]:
+        return _answer(run_child(argv(words), watch, environment, shown), names)
+
+    words = ["segment", scan, "-o", result, "--formats", job.all_formats, "--json", "--progress"]
     words += ["--device", "cpu"] if job.cpu else []
     words += [] if model is None else ["--model", model]
     watch.say("Segmenting ...")
     found = _found(answer(words), job, names)
     watch.say("Measuring ...")
+    watch.advance(_MEASURING)
     labels = f"{result}/{found.labels.name}"
     words = ["measure", labels, "--ct", scan, "-o", f"{outside}/{_MEASURES}", "--json"]
     try:

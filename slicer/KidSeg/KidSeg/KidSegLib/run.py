@@ -163,6 +163,7 @@ class Run:
     def _work(self, back_end: BackEnd) -> None:
         try:
             self._found = back_end.segment(self.job, self.watch)
+            self.watch.advance(1.0)
         except KidSegError as error:
             self._error = error
         except OSError as error:

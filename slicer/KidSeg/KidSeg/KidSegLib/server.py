@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 from urllib.parse import quote, urlencode, urlsplit
 
 from .job import LABELS, Found, Job
+from .measures import answers_of, measures_of
 from .problems import KidSegError, error_from
 from .watch import Watch
 
@@ -119,6 +120,7 @@ class Server:
                     raise
                 watch.wait(5 * _TICK_S)
                 continue
+            watch.advance(_share(view))
             if (text := _progress(view)) != said:
                 watch.say(text)
                 said = text
@@ -134,9 +136,11 @@ class Server:
 
     def _download(self, id_: str, view: Mapping[str, Any], job: Job, watch: Watch) -> Found:
         result = view.get("result") or {}
-        labels, others = None, []
+        labels, others, measures = None, [], None
         for known in result.get("files", []):
             name, kind = str(known.get("name", "")), known.get("format")
+            if kind == "measures":
+                measures = self._json("GET", f"/jobs/{id_}/measures")
             if kind in ("record", "figure") or (kind != LABELS and kind not in job.formats):
                 continue
             if not name or name.startswith(".") or any(sign in name for sign in '/\\:"'):
@@ -153,7 +157,12 @@ class Server:
         scans = self._json("GET", f"/jobs/{id_}/results/result.json").get("scans")
         if not isinstance(scans, list) or len(scans) != 1 or not isinstance(scans[0], dict):
             raise _unexpected("the record is not of one scan")
-        return Found(labels, scans[0], None, tuple(others), notes)
+        try:
+            measures_of(scans[0], measures)
+            answers_of(measures)
+        except (AttributeError, LookupError, TypeError, ValueError):
+            raise _unexpected("the measures are none") from None
+        return Found(labels, scans[0], measures, tuple(others), notes)
 
     def _save(self, route: str, path: Path, known: Mapping[str, Any], watch: Watch) -> None:
         """Stream a file of the server to a new file."""
@@ -271,8 +280,14 @@ def _progress(view: Mapping[str, Any]) -> str:
     if view.get("state") == "queued":
         ahead = view.get("ahead", 0)
         return f"Waiting for the server: {ahead} job(s) before this one"
-    share = round(100 * float(view.get("progress") or 0.0))
+    share = 10 * int(10 * _share(view))
     return f"Server: {view.get('stage') or view.get('state')}, {share} %"
+
+
+def _share(view: Mapping[str, Any]) -> float:
+    """How much of a job is done, 0 to 1."""
+    share = view.get("progress")
+    return min(1.0, max(0.0, float(share))) if isinstance(share, (int, float)) else 0.0
 
 
 def _sentence(finding: Mapping[str, Any]) -> str:

@@ -11,11 +11,21 @@ __all__ = ["Watch"]
 
 
 class Watch:
-    """Messages from the work to the user, and the user's wish to cancel."""
+    """Messages and progress from the work to the user, and the user's wish to cancel."""
 
     def __init__(self) -> None:
         self._messages: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._cancelled = threading.Event()
+        self._done = 0.0
+
+    @property
+    def done(self) -> float:
+        """How much of the work is done, 0 to 1, as far as it is told."""
+        return self._done
+
+    def advance(self, done: float) -> None:
+        """So much is done, 0 to 1; it never goes back."""
+        self._done = max(self._done, min(1.0, done))
 
     def say(self, text: str) -> None:
         """Tell the user."""

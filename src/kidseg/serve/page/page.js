@@ -130,7 +130,7 @@ function show(job, card) {
   card.className = `job ${job.state}`;
   const texts = {
     queued: job.ahead ? `waiting, ${job.ahead} before it` : "waiting",
-    running: `running: ${job.stage}`,
+    running: `running: ${job.stage}, ${Math.round(100 * job.progress)} %`,
     done: "done",
     cancelled: "cancelled",
     failed: job.error ? `failed: ${job.error.cause}. ${job.error.next_step}` : "failed",
