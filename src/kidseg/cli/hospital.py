@@ -114,7 +114,10 @@ def node(
 def _worker(
     work: Path, archive: Archive, model: str, device: str, attempts: int, quiet: bool
 ) -> Iterator[tuple[Worker, Callable[[str], None]]]:
-    """The worker of a folder, locked for this process, and how to tell people."""
+    """The worker of a folder, locked for this process, and how to tell people.
+
+    The folder has the patients' images: what is made in this block is for this user alone.
+    """
     from kidseg.pacs.series_queue import SeriesQueue
     from kidseg.pacs.worker import Worker
     from kidseg.serve.audit_log import AuditLog
@@ -124,18 +127,22 @@ def _worker(
         if not quiet:
             typer.echo(line, err=True)
 
-    queue = SeriesQueue.opened(work)
-    with locked_folder(work, "process"):
-        worker = Worker(
-            queue=queue,
-            archive=archive,
-            model=model,
-            device=device,
-            attempts=attempts,
-            log=AuditLog.opened(work / "audit.jsonl"),
-            say=say,
-        )
-        yield worker, say
+    before = os.umask(0o077)
+    try:
+        queue = SeriesQueue.opened(work)
+        with locked_folder(work, "process"):
+            worker = Worker(
+                queue=queue,
+                archive=archive,
+                model=model,
+                device=device,
+                attempts=attempts,
+                log=AuditLog.opened(work / "audit.jsonl"),
+                say=say,
+            )
+            yield worker, say
+    finally:
+        os.umask(before)
 
 
 def _is_busy(queue: SeriesQueue) -> bool:
