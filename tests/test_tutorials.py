@@ -30,8 +30,8 @@ def section(text: str, heading: str) -> str:
     return re.split(r"^## ", text.split(f"\n## {heading}")[1], flags=re.MULTILINE)[0]
 
 
-def shell_lines(text: str, python: str = "false") -> str:
-    """The commands of a page as lines of a shell.
+def shell_blocks(text: str, python: str = "false") -> list[str]:
+    """The commands of a page as lines of a shell, of each block.
 
     Args:
         text: of the page.
@@ -40,10 +40,17 @@ def shell_lines(text: str, python: str = "false") -> str:
     found = []
     for language, block, indented in (match.groups() for match in BLOCK.finditer(text)):
         if language == "python":
-            found.append(f"cat > console.py <<'LINES'\n{block}LINES\n{python} console.py")
-        elif language in (None, "console"):
-            found.append(block or re.sub("^ {4}", "", indented, flags=re.MULTILINE))
-    return "\n".join(found)
+            found.append(f"cat > console.py <<'LINES'\n{block}LINES\n{python} console.py\n")
+        elif language == "console":
+            found.append(block)
+        elif indented and indented.strip():
+            found.append(re.sub("^ {4}", "", indented, flags=re.MULTILINE))
+    return found
+
+
+def shell_lines(text: str, python: str = "false") -> str:
+    """All of them."""
+    return "".join(shell_blocks(text, python))
 
 
 def follow(lines: str, folder: Path, **environment: str) -> str:
