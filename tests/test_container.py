@@ -104,7 +104,7 @@ def tutorial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str
     run("buildah", "add", "--quiet", working, folder / "base")
     run("buildah", "commit", "--quiet", "--rm", working, "localhost/kidseg-base:tested")
     shutil.rmtree(folder / "base")
-    build = ["buildah", "bud", "--isolation", "chroot", "--format", "docker"]
+    build = ["buildah", "bud", "--isolation", "chroot"]
     build += ["--build-arg", "BASE=localhost/kidseg-base:tested", *pip_settings(folder)]
     environment = engine(folder, build)
     follow(BUILD, folder, **environment)
@@ -228,7 +228,7 @@ def test_the_tutorial_starts_a_server_with_token_and_tls(
     tutorial: dict[str, str], tmp_path: Path
 ) -> None:
     (secrets, *_) = shell_blocks(section(page("engineer"), "2. "))
-    lines = on_free_ports(secrets.partition("kidseg serve")[0] + SERVE, free_ports("8443"))
+    lines = on_free_ports(secrets.partition("kidseg serve")[0] + SERVE, free_ports("8443", "9443"))
     said = follow(lines, tmp_path, **tutorial)
     assert '"status":"ok"' in said or '"status":"loading"' in said
     assert "Serving at https://0.0.0.0:" in said
