@@ -140,6 +140,35 @@ def test_a_stopped_demo_says_how_to_make_it_again(tmp_path: Path) -> None:
     assert start(*arguments, "--dry-run", "--overwrite").wait(timeout=60) == 0
 
 
+def stopped_while(body: str) -> subprocess.CompletedProcess[str]:
+    """Run statements in a process that listens as a command does; `stop()` sends it SIGTERM."""
+    code = (
+        "import os, signal, time\n"
+        "from kidseg.cli import stopping\n"
+        "stopping.listen()\n"
+        "stop = lambda: os.kill(os.getpid(), signal.SIGTERM)\n"
+        f"try:\n    {body}\nexcept KeyboardInterrupt:\n    stopping.end(130, False)\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.fault("SIGTERM")
+def test_a_stop_that_a_library_discards_is_raised_again() -> None:
+    """As hasattr() of compiled code does, with any exception."""
+    discarded = "try: stop()\n    except KeyboardInterrupt: pass\n    time.sleep(30)"
+    done = stopped_while(discarded)
+    assert done.returncode == 143 and "stopped by SIGTERM" in done.stderr
+
+
+@pytest.mark.fault("SIGTERM")
+def test_a_stop_is_not_raised_again_while_the_command_cleans_up() -> None:
+    cleaning = "try: stop()\n    finally:\n        time.sleep(1.2)\n        print('removed')"
+    done = stopped_while(cleaning)
+    assert done.returncode == 143 and done.stdout == "removed\n"
+
+
 def test_a_stopped_study_claims_no_state_that_is_not_there(tmp_path: Path) -> None:
     run = tmp_path / "runs" / "plain-0"
     run.mkdir(parents=True)

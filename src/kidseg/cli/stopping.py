@@ -23,6 +23,9 @@ __all__ = ["INTERRUPTED", "end", "how_to_resume", "listen", "stoppable", "was_st
 
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 
+_AGAIN_S = 0.5
+"""A stop that nothing has noticed by then is raised again."""
+
 _received: list[int] = []
 _said: list[str] = []
 
@@ -32,6 +35,8 @@ def listen() -> None:
     _received.clear()
     _said.clear()
     signal.signal(signal.SIGTERM, _stop)
+    if hasattr(signal, "SIGALRM"):
+        signal.signal(signal.SIGALRM, _stop_again)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in the background of a shell
         signal.signal(signal.SIGINT, _stop)
 
@@ -48,6 +53,7 @@ def end(code: int | None, as_json: bool) -> NoReturn:
         code: of the command; None: done. typer knows only that of an interruption.
         as_json: print {"error": ...} on standard output if the command was stopped.
     """
+    _repeat(0)
     if code == INTERRUPTED:
         if signal.SIGTERM in _received:
             code = TERMINATED
@@ -75,6 +81,7 @@ def stoppable(go_on: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, Exception) as error:  # an import that it interrupts may fail anyhow
+        _repeat(0)
         if was_stopped() or isinstance(error, KeyboardInterrupt):
             _say(go_on())
         raise
@@ -108,4 +115,28 @@ def _say(go_on: str) -> None:
 
 def _stop(number: int, frame: object) -> NoReturn:
     _received.append(number)
+    _repeat(_AGAIN_S)
     raise KeyboardInterrupt
+
+
+def _stop_again(number: int, frame: object) -> None:
+    """Send the signal again, unless the command is being stopped.
+
+    Compiled code may discard the exception, as hasattr() does in C before Python 3.13; the command
+    would then run on as if nothing had been said.
+    """
+    _repeat(_AGAIN_S)
+    if not _is_stopping(sys.exc_info()[1]):
+        signal.raise_signal(_received[-1])
+
+
+def _is_stopping(handled: BaseException | None) -> bool:
+    """Whether an interruption is being handled: files are removed, the state is said."""
+    while handled is not None and not isinstance(handled, KeyboardInterrupt):
+        handled = handled.__context__
+    return handled is not None
+
+
+def _repeat(seconds: float) -> None:
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_REAL, seconds)

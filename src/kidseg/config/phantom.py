@@ -46,6 +46,8 @@ class PhantomConfig:
     acquisition; "auto" is broad if the ages reach beyond 16 years."""
     window_share: float = Field(default=0.0, ge=0.0, le=1.0)
     """Fraction of the scans whose HU are clipped to a display window (0 to 255 among them)."""
+    trunk_share: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Fraction of the scans that show more than the abdomen: the pelvis, the heart, or both."""
     timepoints: Literal[1, 2] = 1
     """Scans of each patient: 2 are one before and one after a first chemotherapy, of children."""
 

@@ -25,6 +25,7 @@ __all__ = [
     "KidneyForm",
     "Lesion",
     "Look",
+    "Pelvis",
     "Side",
     "Stone",
     "Tissue",
@@ -68,6 +69,12 @@ ORGANS: Mapping[int, str] = {
     28: "arm",
     29: "diaphragm",
     30: "intervertebral disc",
+    31: "bladder",
+    32: "uterus",
+    33: "prostate",
+    34: "femur",
+    35: "ovary",
+    36: "ureter",
 }
 """Values of `Rendering.organs`; 0 is outside the body."""
 
@@ -281,8 +288,39 @@ class Viscera:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pelvis:
+    """Sizes and contents of the pelvis; see `kidseg.phantom.pelvic_organs`.
+
+    Attributes:
+        hip: width of the hips relative to the trunk's.
+        bladder_ml: volume of the bladder.
+        urine_level: height of contrast agent in the bladder, as a fraction of it, if there is any.
+        urine_hu: contrast agent in the bladder from an earlier injection; 0 for most people.
+        uterus_mm, prostate_mm: length of the uterus and width of the prostate; 0 without.
+        masses: (x, y, z, radius, HU relative to the uterus) of fibroids, mm from its centre.
+        ovarian_mm: radius of a cyst of the right and of the left ovary, 0 without.
+        rectum_mm, rectum_gas, rectum_stool: width and contents of rectum and sigmoid colon.
+    """
+
+    hip: float
+    bladder_ml: float
+    urine_level: float
+    urine_hu: float
+    uterus_mm: float
+    prostate_mm: float
+    masses: tuple[tuple[float, float, float, float, float], ...]
+    ovarian_mm: tuple[float, float]
+    rectum_mm: float
+    rectum_gas: float
+    rectum_stool: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Anatomy:
-    """A person before posing. The module docstring defines the coordinates."""
+    """A person before posing. The module docstring defines the coordinates.
+
+    With a pelvis the trunk is modelled from the pelvic floor to the heart, otherwise the abdomen.
+    """
 
     age_years: float
     sex: Literal["female", "male"]
@@ -295,6 +333,7 @@ class Anatomy:
     cysts: tuple[Cyst, ...]
     detail_seed: int
     look: Look = Look()
+    pelvis: Pelvis | None = None
 
     @property
     def lateral_mm(self) -> float:
@@ -332,7 +371,12 @@ class Anatomy:
 
     @property
     def modelled_mm(self) -> tuple[float, float]:
-        """(low, high) z of the modelled anatomy: first sacral vertebra to the lung bases."""
+        """(low, high) z of the modelled anatomy.
+
+        The first sacral vertebra to the lung bases; with a pelvis its floor to above the heart.
+        """
+        if self.pelvis is not None:
+            return -7.6 * self.body.segment_mm, self.dome_mm + 2.6 * self.body.segment_mm
         return -4.6 * self.body.segment_mm, self.dome_mm + 1.5 * self.body.segment_mm
 
     def as_dict(self) -> dict[str, Any]:

@@ -40,8 +40,16 @@ class Loop:
     density_hu: float = 0.0
 
 
-def small_bowel_of(anatomy: Anatomy, rng: np.random.Generator) -> list[Loop]:
-    """Loops along jittered lattice points that fill the front of the cavity."""
+def small_bowel_of(
+    anatomy: Anatomy, rng: np.random.Generator, levels: tuple[float, float] = (-4.4, 3.0)
+) -> list[Loop]:
+    """Loops along jittered lattice points that fill the front of the cavity.
+
+    Args:
+        anatomy: the person.
+        rng: random generator.
+        levels: lowest and highest, in lumbar segments.
+    """
     body, viscera = anatomy.body, anatomy.viscera
     a, b, segment = body.organ_lateral_mm, body.organ_depth_mm, body.segment_mm
     size = viscera.small_bowel_mm
@@ -50,7 +58,7 @@ def small_bowel_of(anatomy: Anatomy, rng: np.random.Generator) -> list[Loop]:
     back = body.spine_y_mm + 0.25 * body.vertebra_mm
     loops: list[Loop] = []
     spots = []
-    for z in np.arange(-4.4 * segment, 3.0 * segment, step):
+    for z in np.arange(levels[0] * segment, levels[1] * segment, step):
         for y in np.arange(back - 0.25 * b, front, step):
             for x in np.arange(-0.9 * a, 0.9 * a, step):
                 spots.append((x, y, z))

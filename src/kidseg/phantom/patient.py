@@ -14,6 +14,7 @@ from kidseg.geometry import Grid, Volume
 from kidseg.phantom.acquisition import acquire
 from kidseg.phantom.anatomy import ORGANS, Anatomy
 from kidseg.phantom.growth import CHILD_AGES_YEARS
+from kidseg.phantom.pelvic_organs import draw_pelvis
 from kidseg.phantom.people import after_chemotherapy, draw_anatomy
 from kidseg.phantom.posture import ARMS_DOWN_BROAD_SHARE, ARMS_DOWN_SHARE, Pose, draw_pose
 from kidseg.phantom.render import render
@@ -48,6 +49,9 @@ _BROAD_PHASE_SHARES: dict[Phase, float] = {
     "unenhanced": 0.10,
 }
 _WHOLE_ABDOMEN_SHARE = 0.65
+# Scans beyond the abdomen: abdomen and pelvis, chest and abdomen, or all; usual protocols.
+_TRUNK_RANGES = ("pelvis", "chest", "trunk")
+_TRUNK_SHARES = (0.5, 0.15, 0.35)
 _MARGIN_MM = 6.0
 # The scout, which determines the scan range: step, and half-axes around a kidney as fractions of
 # its width (twice) and length, large enough for its tilt.
@@ -123,6 +127,7 @@ def make_patient(
         broad=broad,
         first_of_two=pairs,
     )
+    earlier = _with_trunk(earlier, config.trunk_share)
     anatomy = after_chemotherapy(treatment, earlier) if timepoint else earlier
     pose = draw_pose(
         lying,
@@ -197,6 +202,14 @@ def draw_phase(rng: np.random.Generator, config: PhantomConfig) -> Phase:
     return list(shares)[int(drawn)] if config.phase == "mixed" else config.phase
 
 
+def _with_trunk(anatomy: Anatomy, share: float) -> Anatomy:
+    """With a pelvis, if this person is scanned beyond the abdomen; nothing else changes."""
+    rng = np.random.default_rng([anatomy.detail_seed, 4])
+    if rng.random() >= share:
+        return anatomy
+    return replace(anatomy, pelvis=draw_pelvis(rng, anatomy))
+
+
 def _chosen(form: _Form | Literal["mixed"]) -> _Form | None:
     """A form that is configured; None for "mixed"."""
     return None if form == "mixed" else form
@@ -209,7 +222,9 @@ def _draw_scanner(
     scanner_from_anatomy = pose.scanner_from_anatomy().numpy()
     needed = _kidneys_mm(anatomy, scanner_from_anatomy)
     modelled = _along_scanner(scanner_from_anatomy, anatomy.modelled_mm)
-    if rng.random() < _WHOLE_ABDOMEN_SHARE:
+    if anatomy.pelvis is not None:
+        wished = _draw_trunk(rng, anatomy, scanner_from_anatomy)
+    elif rng.random() < _WHOLE_ABDOMEN_SHARE:
         crest, dome = _along_scanner(scanner_from_anatomy, (anatomy.crest_mm, anatomy.dome_mm))
         below, above = rng.uniform(0.0, 0.03, size=2) * anatomy.height_mm
         wished = crest - below, dome + above - 0.02 * anatomy.height_mm
@@ -229,6 +244,22 @@ def _draw_scanner(
         range_mm=(low, high),
         needed_mm=needed,
     )
+
+
+def _draw_trunk(
+    rng: np.random.Generator, anatomy: Anatomy, scanner_from_anatomy: np.ndarray
+) -> tuple[float, float]:
+    """(low, high) z in the scanner of a scan beyond the abdomen."""
+    segment = anatomy.body.segment_mm
+    shown = str(rng.choice(_TRUNK_RANGES, p=_TRUNK_SHARES))
+    low, high = anatomy.modelled_mm
+    ends = [
+        anatomy.crest_mm if shown == "chest" else low + rng.uniform(0.0, 1.2) * segment,
+        anatomy.dome_mm + 0.5 * segment
+        if shown == "pelvis"
+        else high - rng.uniform(0, 1) * segment,
+    ]
+    return _along_scanner(scanner_from_anatomy, (ends[0], ends[1]))
 
 
 def _kidneys_mm(anatomy: Anatomy, scanner_from_anatomy: np.ndarray) -> tuple[float, float]:

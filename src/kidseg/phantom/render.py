@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kidseg.config import Phase
 from kidseg.geometry import Grid
-from kidseg.phantom.anatomy import ORGANS, Anatomy
+from kidseg.phantom.anatomy import ORGANS, Anatomy, Body
 from kidseg.phantom.bowel import COLON, SMALL, Loop, colon_of, emptied, paint_bowel, small_bowel_of
 from kidseg.phantom.canvas import Canvas, Locator
 from kidseg.phantom.growth import CHILD_AGES_YEARS
@@ -27,8 +27,17 @@ from kidseg.phantom.organs import (
     paint_spleen,
     paint_stomach,
 )
+from kidseg.phantom.pelvic_organs import paint_pelvic_organs, pelvic_vessels_of, rectum_of
+from kidseg.phantom.pelvis import (
+    in_pelvis,
+    paint_hips,
+    paint_pelvic_wall,
+    paint_sacrum,
+    profile,
+    symphysis_mm,
+)
 from kidseg.phantom.posture import Pose
-from kidseg.phantom.skeleton import paint_pelvis, paint_ribs, paint_spine
+from kidseg.phantom.skeleton import paint_iliac_wings, paint_ribs, paint_spine
 from kidseg.phantom.splines import Splines, axes_mm, draw_texture
 from kidseg.phantom.surfaces import below_diaphragm, skin
 from kidseg.phantom.tissues import draw_broad_tissues, draw_tissues
@@ -102,12 +111,7 @@ def render(
     else:
         hu = draw_tissues(rng, phase)
     textures = _draw_textures(rng, anatomy, pose)
-    detail = np.random.default_rng(anatomy.detail_seed)
-    details = _Details(
-        emptied(small_bowel_of(anatomy, detail), anatomy.tumours),
-        emptied(colon_of(anatomy, detail), anatomy.tumours),
-        vessels_of(anatomy, detail),
-    )
+    details = _draw_details(anatomy, phase)
     out = np.full(grid.shape, -1000.0, dtype=np.float32)
     organs = np.zeros(grid.shape, dtype=np.uint8)
     field = _draw_field(anatomy, pose, grid)
@@ -115,7 +119,7 @@ def render(
     if rows.start < rows.stop and columns.start < columns.stop:
         window = (rows.stop - rows.start, columns.stop - columns.start)
         locator = Locator(field.coefficients[:3])
-        abdomen = partial(below_diaphragm, anatomy.body)
+        abdomen = partial(_abdomen, anatomy)
         thick = max(1, _SLAB_VOXELS // (window[0] * window[1]))
 
         def paint(start: int) -> None:
@@ -166,6 +170,8 @@ def _paint(
     arterial = phase == "early-arterial"
     up = pose.scanner_from_anatomy()[1].numpy()
     paint_wall(canvas, anatomy, hu)
+    if anatomy.pelvis is not None:
+        paint_pelvic_wall(canvas, anatomy, hu)
     paint_bowel(canvas, anatomy, details.small_bowel, up, SMALL, hu)
     paint_pancreas(canvas, anatomy, hu)
     paint_bowel(canvas, anatomy, details.colon, up, COLON, hu)
@@ -181,7 +187,11 @@ def _paint(
     paint_cysts(canvas, anatomy.cysts, hu)
     paint_vessels(canvas, anatomy, details.vessels, hu, phase)
     paint_stones(canvas, anatomy.look.stones)
-    paint_pelvis(canvas, anatomy, hu)
+    paint_iliac_wings(canvas, anatomy, hu)
+    if anatomy.pelvis is not None:
+        paint_hips(canvas, anatomy, hu)
+        paint_pelvic_organs(canvas, anatomy, anatomy.pelvis, up, hu, phase)
+        paint_sacrum(canvas, anatomy, hu)
     paint_spine(canvas, anatomy, hu)
     paint_screws(canvas, anatomy)
     paint_ribs(canvas, anatomy, hu)
@@ -190,6 +200,27 @@ def _paint(
     paint_masses(canvas, anatomy.tumours, hu)
     if pose.arms:
         paint_arms(canvas, anatomy, hu)
+
+
+def _draw_details(anatomy: Anatomy, phase: Phase) -> _Details:
+    """Bowel and vessels; those of the pelvis are drawn apart, so that the others are the same."""
+    rng = np.random.default_rng(anatomy.detail_seed)
+    small, colon = small_bowel_of(anatomy, rng), colon_of(anatomy, rng)
+    vessels = vessels_of(anatomy, rng)
+    if anatomy.pelvis is not None:
+        rng = np.random.default_rng([anatomy.detail_seed, 3])
+        small += small_bowel_of(anatomy, rng, levels=(-6.6, -4.4))
+        colon += rectum_of(anatomy, anatomy.pelvis, rng)
+        vessels += pelvic_vessels_of(anatomy, phase, rng)
+    return _Details(emptied(small, anatomy.tumours), emptied(colon, anatomy.tumours), vessels)
+
+
+def _abdomen(anatomy: Anatomy, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    """Implicit function of the abdominal cavity: below the diaphragm, above the pelvic floor."""
+    upper = below_diaphragm(anatomy.body, x, y, z)
+    if anatomy.pelvis is None:
+        return upper
+    return torch.maximum(upper, in_pelvis(anatomy.body, (x, y, z)))
 
 
 def _draw_textures(rng: np.random.Generator, anatomy: Anatomy, pose: Pose) -> dict[str, Splines]:
@@ -257,11 +288,24 @@ def _relaxed(anatomy: Anatomy, place: Tensor) -> Tensor:
     below, above = (level + 0.5).clamp(-5.0, 0.0), (level - 2.0).clamp(0.0, 5.0)
     taper = 1.0 + 0.005 * below - 0.010 * above
     x, y = x / taper, torch.where(y > 0, y / taper, y)
+    if anatomy.pelvis is not None:
+        x, y = _without_hips(body, anatomy.pelvis.hip, x, y, level)
     amplitude = _WOBBLE * anatomy.effective_diameter_mm
     away = torch.hypot(x, y - body.spine_y_mm) / body.vertebra_mm
     soft = amplitude * (away - 0.7).clamp(0.15, 1.0)
     moved = [p + soft * w for p, w in zip((x, y, z), _wobble(anatomy, place), strict=True)]
     return torch.stack(moved)
+
+
+def _without_hips(
+    body: Body, hip: float, x: Tensor, y: Tensor, level: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Undo the width of the hips, the buttocks, and the belly's recession above the pubis."""
+    x = x / profile(level, (-7.6, -6.2, -3.0), (0.96 * hip, hip, 1.0))
+    buttocks = profile(level, (-7.6, -6.2, -3.0), (1.05, 1.12, 1.0))
+    pubis, _ = symphysis_mm(body)
+    flat = pubis + (y - pubis) / profile(level, (-7.6, -6.2, -4.4), (0.5, 0.6, 1.0))
+    return x, torch.where(y < body.spine_y_mm, y / buttocks, torch.where(y > pubis, flat, y))
 
 
 def _wobble(anatomy: Anatomy, place: Tensor) -> list[Tensor]:

@@ -26,7 +26,9 @@ def smooth_max(a: Tensor, b: Tensor, width: float) -> Tensor:
     return torch.maximum(a, b) + blend * blend / (4.0 * width)
 
 
-def ellipsoid(place: Place, centre: Sequence[float], half: Sequence[float]) -> Tensor:
+def ellipsoid(
+    place: Place, centre: Sequence[float] | np.ndarray, half: Sequence[float] | np.ndarray
+) -> Tensor:
     """An ellipsoid along the axes, from its centre and half-axes in mm."""
     total: Tensor | float = 1e-9
     for p, c, h in zip(place, centre, half, strict=True):

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from kidseg.phantom.anatomy import Anatomy, Body
 from kidseg.phantom.canvas import Canvas, Patch
+from kidseg.phantom.pelvis import SACRUM_LEVEL, profile
 from kidseg.phantom.shapes import smooth_max, smooth_min
 from kidseg.phantom.surfaces import cavity
 
-__all__ = ["paint_pelvis", "paint_ribs", "paint_spine"]
+__all__ = ["paint_iliac_wings", "paint_ribs", "paint_spine"]
 
 SPINE, RIBS, PELVIS, CANAL, FAT, MUSCLE, DISC = 4, 5, 6, 7, 2, 3, 30
 
@@ -42,6 +43,10 @@ def paint_spine(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> None:
     hollow = 0.16 * torch.exp(-((patch.x / (0.25 * w)) ** 2)) * (patch.y < y0)
     radius = torch.sqrt(torch.sqrt(across**2 + 1.35 * across * along + along**2)) + hollow - 1.0
     rim = radius * 0.38 * w
+    end = None
+    if anatomy.pelvis is not None:  # the sacrum follows
+        end = -SACRUM_LEVEL * body.segment_mm - patch.z
+        rim = torch.maximum(rim, end)
     patch.paint(patch.cover(rim - 0.02 * w), hu["disc"] + 3.0 * fine, DISC)
     if anatomy.look.osteophytes > 0:
         rim = rim - _spurs_mm(patch, body, within, anatomy.look.osteophytes)
@@ -53,7 +58,7 @@ def paint_spine(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> None:
     vein = torch.hypot(patch.x / 2.0, within * body.segment_mm) - 0.035 * w
     vein = torch.maximum(vein, patch.y - y0 + 0.05 * w)
     patch.paint(patch.cover(torch.maximum(vein, bone + shell)), hu["marrow"] - 60.0, SPINE)
-    _paint_arch(patch, body, within, hu, trabeculae)
+    _paint_arch(patch, body, within, hu, trabeculae, end)
 
 
 def _spurs_mm(patch: Patch, body: Body, within: Tensor, size: float) -> Tensor:
@@ -65,7 +70,12 @@ def _spurs_mm(patch: Patch, body: Body, within: Tensor, size: float) -> Tensor:
 
 
 def _paint_arch(
-    patch: Patch, body: Body, within: Tensor, hu: dict[str, float], trabeculae: Tensor
+    patch: Patch,
+    body: Body,
+    within: Tensor,
+    hu: dict[str, float],
+    trabeculae: Tensor,
+    end: Tensor | None,
 ) -> None:
     w, y0, segment = body.vertebra_mm, body.spine_y_mm, body.segment_mm
     side = patch.x.abs()
@@ -102,11 +112,15 @@ def _paint_arch(
     )
     bone = torch.minimum(smooth_min(lamina, facet, 1.0), torch.minimum(pedicle, transverse))
     bone = torch.minimum(bone, spinous)
+    if end is not None:
+        bone, ring = torch.maximum(bone, end), torch.maximum(ring, end)
     patch.paint(patch.cover(bone), hu["cortical bone"] * 0.8, SPINE)
     patch.paint(patch.cover(bone + 0.045 * w), 1.25 * trabeculae, SPINE)
     patch.paint(patch.cover(ring), hu["canal"] - 25.0, CANAL)
     sac = torch.hypot(side / half[1], (patch.y - middle_y - 0.06 * half[0]) / half[0])
     sac = (sac - 0.88) * half[0]
+    if end is not None:
+        sac = torch.maximum(sac, end)
     patch.paint(patch.cover(sac), hu["canal"], CANAL)
 
 
@@ -151,7 +165,7 @@ def paint_ribs(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> None:
     patch.paint(patch.cover(bony + 0.35 * half_thick), hu["marrow"] * 1.1 + 15.0 * fine, RIBS)
 
 
-def paint_pelvis(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> None:
+def paint_iliac_wings(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> None:
     """Paint the iliac wings below the crest, the wings of the sacrum, and the gluteal muscles."""
     body = anatomy.body
     w, segment, y0 = body.vertebra_mm, body.segment_mm, body.spine_y_mm
@@ -163,6 +177,8 @@ def paint_pelvis(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> None
     side = patch.x.abs()
     fine = patch.noise("fine")
     down = ((top - patch.z) / segment).clamp(min=0.0)
+    if anatomy.pelvis is not None:  # towards the hip joints, where the wings end
+        side = side / profile(-patch.z / segment, (3.0, 5.4), (1.0, 0.86))
     start = (1.15 * w, y0 - 0.70 * w)
     stop = (0.74 * a, 0.16 * b)
     dx, dy = stop[0] - start[0], stop[1] - start[1]
@@ -175,18 +191,26 @@ def paint_pelvis(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> None
     half = (0.045 + 0.05 * (2 * t - 0.9) ** 2).clamp(max=0.16) * w + 0.035 * w
     f = torch.maximum(off.abs() - half, ((t - 0.48).abs() - 0.5 * open_) * length)
     f = torch.maximum(f, patch.z - top)
+    if anatomy.pelvis is not None:
+        f = torch.maximum(f, -5.2 * segment - patch.z + 0.35 * length * (t - 0.4))
     glute = torch.maximum(
         (off + 0.18 * w + 0.02 * a).abs() - 0.16 * w - 0.04 * a, (0.05 - t) * length
     )
     glute = torch.maximum(glute, torch.maximum((t - 0.85) * length, patch.z - top + 0.2 * segment))
+    if anatomy.pelvis is not None:
+        glute = torch.maximum(glute, -5.0 * segment - patch.z)
     patch.paint(patch.cover(glute), hu["muscle"] + 4.0 * fine, MUSCLE)
     iliacus = torch.maximum(
         (off - 0.14 * w).abs() - 0.10 * w, (t - 0.48).abs() * length - 0.42 * length
     )
     iliacus = torch.maximum(iliacus, patch.z - top + 0.8 * segment)
+    if anatomy.pelvis is not None:
+        iliacus = torch.maximum(iliacus, -5.0 * segment - patch.z)
     patch.paint(patch.cover(iliacus), hu["muscle"] + 4.0 * fine, MUSCLE)
     patch.paint(patch.cover(f), hu["cortical bone"] * 0.85, PELVIS)
     patch.paint(patch.cover(f + 0.032 * w + 0.3), hu["marrow"] + 18.0 * fine, PELVIS)
+    if anatomy.pelvis is not None:
+        return
     below = ((-3.35 * segment - patch.z) / segment).clamp(0.0, 1.2)
     ala = (
         torch.hypot(side / (0.40 * w + 0.75 * w * below), (patch.y - y0 + 0.45 * w) / (0.42 * w))

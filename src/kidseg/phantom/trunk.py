@@ -7,6 +7,7 @@ from torch import Tensor
 
 from kidseg.phantom.anatomy import Anatomy, Body
 from kidseg.phantom.canvas import Canvas, Patch
+from kidseg.phantom.pelvis import SACRUM_LEVEL
 from kidseg.phantom.surfaces import cavity, dome_mm, fascia, paraspinal, skin
 
 __all__ = ["arm_centres", "paint_arms", "paint_deep_muscles", "paint_thorax", "paint_wall"]
@@ -87,10 +88,14 @@ def paint_deep_muscles(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -
     fine, middle = patch.noise("fine"), patch.noise("middle")
     streaks = (1.0 - middle.abs() * 9.0).clamp_(min=0.0)
     muscle = hu["muscle"] + 4.0 * fine
+    # With a pelvis, its own muscles follow below.
+    lowest = torch.full_like(patch.z, -9.0)
+    if anatomy.pelvis is not None:
+        lowest = -SACRUM_LEVEL * segment - patch.z
     streaked = muscle - (20.0 + 45.0 * body.visceral_fat) * streaks
     if anatomy.look.muscle_fat > 0:
         streaked = muscle - _fat_streaks(patch, body, anatomy.look.muscle_fat)
-    back = paraspinal(body, patch.x, patch.y)
+    back = torch.maximum(paraspinal(body, patch.x, patch.y), lowest - 1.5 * segment)
     patch.paint(patch.cover(back), streaked, MUSCLE)
     cleft = (
         patch.x.abs()
@@ -110,6 +115,7 @@ def paint_deep_muscles(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -
             patch.x * sign - apart, (patch.y - y0 + vertebra * 0.10 - 0.25 * radius) / 1.25
         )
         f = torch.where(patch.z < 1.6 * segment, psoas - radius, torch.full_like(psoas, 9.0))
+        f = torch.maximum(f, lowest)
         patch.paint(0.8 * patch.cover(f - gap_mm), hu["visceral fat"])
         patch.paint(patch.cover(f), muscle - 25.0 * streaks, MUSCLE)
         lumborum = torch.hypot(
@@ -118,6 +124,7 @@ def paint_deep_muscles(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -
         )
         f = lumborum - 0.17 * vertebra * size
         f = torch.where(patch.z < 2.0 * segment, f, torch.full_like(f, 9.0))
+        f = torch.maximum(f, lowest)
         patch.paint(0.8 * patch.cover(f - gap_mm), hu["visceral fat"])
         patch.paint(patch.cover(f), muscle, MUSCLE)
 
