@@ -339,6 +339,36 @@ def cancel(folder: Path, scan: str, settings: str) -> dict[str, Any]:
     return found
 
 
+def follow(folder: Path, scan: str, lines: str) -> dict[str, Any]:
+    """Load a scan, run lines of the Python console, correct by hand, save `corrected.seg.nrrd`."""
+    volume = load(Path(scan))
+    console: dict[str, Any] = {"slicer": slicer}
+    exec(Path(lines).read_text(), console)
+    node = console["outcome"].segmentation
+    id_ = node.GetSegmentation().GetSegmentIdBySegmentName("kidney")
+    before = on_volume(node, id_, volume)
+    after = before.copy()
+    after[np.flatnonzero(before.any((1, 2)))[0]] = False  # the lowest slice is erased
+    paint(node, id_, after, volume)
+    storage = slicer.vtkMRMLSegmentationStorageNode()
+    storage.SetFileName(str(folder / "corrected.seg.nrrd"))
+    assert storage.WriteData(node)
+    assert np.array_equal(on_volume(node, id_, volume), after)
+    return {"before": int(before.sum()), "after": int(after.sum()), "left": len(left_behind())}
+
+
+def paint(node: Any, segment_id: str, inside: np.ndarray, volume: Any) -> None:
+    """Let a segment have these voxels of the volume, as the effects of Segment Editor do."""
+    logic, matrix = slicer.vtkSlicerSegmentationsModuleLogic, vtk.vtkMatrix4x4()
+    volume.GetIJKToRASMatrix(matrix)
+    labels = slicer.util.addVolumeFromArray(
+        inside.astype(np.uint8), as_array(matrix), "painted", "vtkMRMLLabelMapVolumeNode"
+    )
+    image = logic.CreateOrientedImageDataFromVolumeNode(labels)
+    assert logic.SetBinaryLabelmapToSegment(image, node, segment_id, logic.MODE_REPLACE)
+    scene.RemoveNode(labels)
+
+
 def children() -> list[str]:
     """The processes below this one."""
     lines = subprocess.run(["ps", "-eo", "pid,ppid,stat"], capture_output=True, text=True).stdout
@@ -352,7 +382,7 @@ def children() -> list[str]:
     return [pid for pid in ps if pid != str(os.getpid())]
 
 
-COMMANDS = {"export": export, "back": back, "refusals": refusals, "whole": whole, "cancel": cancel}
+COMMANDS = {each.__name__: each for each in (export, back, refusals, whole, cancel, follow)}
 
 if __name__ == "__main__":
     vtk.vtkObject.GlobalWarningDisplayOff()

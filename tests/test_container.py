@@ -1,18 +1,22 @@
 """The container: its file by a linter, and the image itself, really built and run.
 
 The build takes ten minutes: by hand, with `-m slow`. It needs root, buildah, podman, runc and
-debootstrap (Debian packages).
+debootstrap (Debian packages). What is built and how the server is started are the commands of
+docs/tutorial_engineer.md.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import nibabel
 import numpy as np
@@ -20,14 +24,20 @@ import pytest
 
 from kidseg.config import PhantomConfig
 from kidseg.phantom import write_patients
+from serving import until
+from test_tutorials import follow, free_ports, on_free_ports, page, section, shell_blocks
 
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "docker" / "Dockerfile"
 IMAGE = "localhost/kidseg:tested"
-RUN = ["podman", "--cgroup-manager", "cgroupfs", "run", "--rm", "--runtime", "runc"]
-RUN += ["--pull=never", "--network", "none", "--read-only", "--cap-drop", "all"]
-RUN += ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"]
+PODMAN = ["podman", "--cgroup-manager", "cgroupfs"]
+HERE = ["--runtime", "runc", "--pull=never"]
+HERE += ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"]
+APART = ["--network", "none", "--read-only", "--cap-drop", "all"]
+RUN = [*PODMAN, "run", "--rm", *HERE, *APART]
 NEEDED = ("buildah", "podman", "runc", "debootstrap")
+TUTORIAL = section(page("engineer"), "6. ").replace("kidseg serve", f"{IMAGE} serve")
+BUILD, SERVE = shell_blocks(TUTORIAL.replace("--tag kidseg", f"--tag {IMAGE}"))
 
 
 def test_the_linter_finds_nothing() -> None:
@@ -66,9 +76,24 @@ def pip_settings(folder: Path) -> list[str]:
     return [word for volume in volumes for word in ("--volume", volume)]
 
 
+def engine(folder: Path, build: list[str]) -> dict[str, str]:
+    """The environment in which `podman` works on a machine without systemd and with few rights."""
+    (folder / "bin").mkdir()
+    program = folder / "bin" / "podman"
+    podman = shlex.join([str(shutil.which("podman")), *PODMAN[1:]])
+    program.write_text(
+        "#!/bin/sh\ncommand=$1; shift\ncase $command in\n"
+        f'build) exec {shlex.join(build)} "$@";;\n'
+        f'run) exec {podman} run {shlex.join(HERE)} "$@";;\n'
+        f'*) exec {podman} $command "$@";;\nesac\n'
+    )
+    program.chmod(0o755)
+    return {"PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}", "SOURCE": str(ROOT)}
+
+
 @pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Build the image from nothing but Debian's packages and those of Python."""
+def tutorial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Build the image from nothing but Debian's packages and those of Python; the environment."""
     missing = [name for name in NEEDED if shutil.which(name) is None]
     if missing or os.geteuid() != 0:
         pytest.skip(f"needs root and the Debian packages {', '.join(missing or NEEDED)}")
@@ -79,11 +104,17 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     run("buildah", "add", "--quiet", working, folder / "base")
     run("buildah", "commit", "--quiet", "--rm", working, "localhost/kidseg-base:tested")
     shutil.rmtree(folder / "base")
-    arguments = ["--build-arg", "BASE=localhost/kidseg-base:tested"]
-    build = ["buildah", "bud", "--isolation", "chroot", "--format", "docker", *arguments]
-    run(*build, *pip_settings(folder), "-f", FILE, "-t", IMAGE, ROOT)
-    yield IMAGE
+    build = ["buildah", "bud", "--isolation", "chroot"]
+    build += ["--build-arg", "BASE=localhost/kidseg-base:tested", *pip_settings(folder)]
+    environment = engine(folder, build)
+    follow(BUILD, folder, **environment)
+    yield environment
     run("buildah", "rmi", IMAGE, "localhost/kidseg-base:tested")
+
+
+@pytest.fixture
+def image(tutorial: dict[str, str]) -> str:
+    return IMAGE
 
 
 @pytest.fixture
@@ -119,7 +150,7 @@ def test_it_is_small_has_a_bill_of_materials_and_no_root(image: str) -> None:
     assert facts["Size"] < 1.5e9
     config = facts["Config"]
     assert config["User"] not in ("", "root", "0")
-    assert facts["Healthcheck"]["Test"][1:] == ["kidseg", "doctor", "--quiet"]
+    assert facts["Healthcheck"]["Test"][-1] == "/opt/kidseg/health.py"
     assert config["Labels"]["org.opencontainers.image.licenses"] == "Apache-2.0"
     python = [*RUN, "--entrypoint", "/opt/kidseg/bin/python", image, "-c"]
     materials = json.loads(run(*python, "print(open('/opt/kidseg/sbom.json').read())").stdout)
@@ -127,3 +158,78 @@ def test_it_is_small_has_a_bill_of_materials_and_no_root(image: str) -> None:
     assert {"kidseg", "torch", "numpy"} <= {part["name"] for part in materials["components"]}
     assert run(*python, "open('/opt/kidseg/x', 'w')", check=False).returncode != 0
     run(*RUN, image, "doctor", "--quiet")
+
+
+@pytest.fixture
+def health() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("health", ROOT / "docker" / "health.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("words", "address"),
+    [
+        ("python kidseg serve", "http://127.0.0.1:8000"),
+        ("catatonit -- kidseg serve --port=80 --host 0.0.0.0", "http://127.0.0.1:80"),
+        ("kidseg serve --host :: --port 1 -q", "http://[::1]:1"),
+        ("kidseg serve --certificate c --key k --host 10.0.0.1", "https://10.0.0.1:8000"),
+        ("kidseg segment /in -o serve", None),
+        ("kidseg node --to A@b:1", None),
+        ("kidseg", None),
+        ("", None),
+    ],
+)
+def test_the_server_is_asked_where_it_listens(
+    health: ModuleType, words: str, address: str | None
+) -> None:
+    found = health.health_address(words.split())
+    assert found == (address and f"{address}/api/v1/health")
+
+
+def test_a_server_that_does_not_answer_is_not_healthy(health: ModuleType) -> None:
+    (port,) = free_ports("port").values()
+    assert "does not answer" in health.unhealthy(f"http://127.0.0.1:{port}/api/v1/health")
+
+
+@pytest.mark.slow
+def test_its_health_is_that_of_its_server(image: str) -> None:
+    """Healthy while the server answers; of other commands, while they run."""
+    work = ["--tmpfs", "/tmp", image]
+    commands = {
+        "kidseg-tested-server": ["serve", "--folder", "/tmp/server", "--device", "cpu"],
+        "kidseg-tested-node": ["node", "--to", "ARCHIVE@127.0.0.1:1", "--folder", "/tmp/node"],
+    }
+    server, node = commands
+    try:
+        for name, words in commands.items():
+            run(*PODMAN, "run", "--detach", "--name", name, *HERE, *APART, *work, *words)
+
+        def is_healthy(name: str = server) -> bool:
+            return run(*PODMAN, "healthcheck", "run", name, check=False).returncode == 0
+
+        until(is_healthy, 120)
+        assert is_healthy(node)
+        run(*PODMAN, "kill", "--signal", "STOP", server)
+        assert not is_healthy()
+        run(*PODMAN, "kill", "--signal", "CONT", server)
+        until(is_healthy)
+        run(*PODMAN, "stop", "--time", "20", server)
+        (facts,) = json.loads(run(*PODMAN, "inspect", server).stdout)
+        assert facts["State"]["ExitCode"] == 143, "it had the time to end by itself"
+    finally:
+        run(*PODMAN, "rm", "--force", *commands)
+
+
+@pytest.mark.slow
+def test_the_tutorial_starts_a_server_with_token_and_tls(
+    tutorial: dict[str, str], tmp_path: Path
+) -> None:
+    (secrets, *_) = shell_blocks(section(page("engineer"), "2. "))
+    lines = on_free_ports(secrets.partition("kidseg serve")[0] + SERVE, free_ports("8443", "9443"))
+    said = follow(lines, tmp_path, **tutorial)
+    assert '"status":"ok"' in said or '"status":"loading"' in said
+    assert "Serving at https://0.0.0.0:" in said
+    assert (tmp_path / "state" / "audit.jsonl").stat().st_mode & 0o077 == 0

@@ -197,6 +197,7 @@ def test_a_structure_of_several_labels_has_no_segment_and_that_is_said(tmp_path:
     ]
 
 
+@pytest.mark.requirement("research use")
 def test_it_is_preliminary_and_says_what_it_is(tmp_path: Path) -> None:
     report, segmentation, _ = written(make_case(tmp_path, "axial"))
     assert report.Modality == "SR" and report.StudyInstanceUID == segmentation.StudyInstanceUID

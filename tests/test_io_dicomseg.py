@@ -136,6 +136,7 @@ def test_frames_refer_to_the_images_in_their_planes(tmp_path: Path, kind: str) -
         assert item.PlanePositionSequence[0].ImagePositionPatient == positions[key]
 
 
+@pytest.mark.requirement("research use")
 @pytest.mark.requirement("dicom")
 def test_it_says_what_it_is_and_where_it_comes_from(tmp_path: Path) -> None:
     source, labels = make_case(tmp_path, "axial")

@@ -130,6 +130,7 @@ def test_interpolated_slices_have_no_image(tmp_path: Path) -> None:
         assert ("ContourImageSequence" in contour) != is_new
 
 
+@pytest.mark.requirement("research use")
 def test_it_says_what_it_is_and_where_it_comes_from(tmp_path: Path) -> None:
     source, labels = make_case(tmp_path, "axial")
     dataset = written(source, labels)

@@ -41,6 +41,7 @@ def page() -> Page:
     return Page(page_of(make_content()))
 
 
+@pytest.mark.requirement("privacy")
 def test_a_report_loads_nothing(page: Page) -> None:
     assert_loads_nothing(page)
 
@@ -72,6 +73,7 @@ def test_without_warnings_a_report_says_what_that_means() -> None:
     assert "bone" not in page.words and page.content["unit"] == ""  # nor is it CT
 
 
+@pytest.mark.requirement("research use")
 def test_intended_use_is_in_the_footer_of_each_page(page: Page) -> None:
     footer = re.search(r"<footer>(.*?)</footer>", page.text, re.S)
     assert footer is not None and "Research use only. Not a medical device." in footer.group(1)
@@ -131,11 +133,13 @@ def test_every_button_of_a_place_has_a_place(page: Page) -> None:
     assert {"label-1", "label-2", "removed-0"} <= keys
 
 
+@pytest.mark.requirement("privacy")
 def test_neither_folders_nor_the_host_are_named(page: Page) -> None:
     assert "Jane" not in page.text and "secret-host" not in page.text
     assert "model.safetensors" in page.words and "cd" * 32 in page.words
 
 
+@pytest.mark.requirement("privacy")
 def test_the_command_has_names_instead_of_paths() -> None:
     command = sections.command_line(["/usr/bin/kidseg", "segment", "/a/Doe^Jane/x.nii", "-o", "/r"])
     assert command == "kidseg segment x.nii -o r"

@@ -118,6 +118,7 @@ def test_resume_knows_that_an_empty_label_has_no_surface(
     assert len(seen) == 2, "a surface that was not requested then"
 
 
+@pytest.mark.requirement("privacy")
 @with_viewer
 def test_a_report_is_of_the_labels_and_names_no_patient(
     series: Path, predictor: Predictor, tmp_path: Path

@@ -41,6 +41,7 @@ def bearer(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
 
 
+@pytest.mark.requirement("privacy")
 def test_a_token_is_asked_for_everywhere_but_at_the_door(tmp_path: Path) -> None:
     with answering(tmp_path, tokens=TOKENS) as (client, service):
         for path in ("/api/v1/jobs", "/api/v1/nothing", "/info/", "/datastore/image?image=x"):
@@ -64,6 +65,7 @@ def test_a_token_is_asked_for_everywhere_but_at_the_door(tmp_path: Path) -> None
         assert "a" * 15 not in service.audit.path.read_text()
 
 
+@pytest.mark.requirement("privacy")
 def test_clients_do_not_see_each_other(tmp_path: Path) -> None:
     with answering(tmp_path, tokens=TOKENS) as (client, service):
         job = add(service.jobs, "first")
@@ -117,6 +119,7 @@ def test_too_many_requests_are_told_when_to_come_again(tmp_path: Path) -> None:
         assert int(answers[-1].headers["Retry-After"]) >= 1
 
 
+@pytest.mark.requirement("privacy")
 def test_a_page_of_another_server_gets_nothing(tmp_path: Path) -> None:
     with answering(tmp_path) as (client, _):
         for headers in (
@@ -175,6 +178,7 @@ def test_a_full_disk_is_said_before_anything_is_received(tmp_path: Path) -> None
         assert not any(service.door.folder.iterdir())
 
 
+@pytest.mark.requirement("privacy")
 def test_a_fault_of_the_server_tells_nothing_of_the_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -64,6 +64,7 @@ def test_a_request_comes_back_from_the_table_as_it_was(tmp_path: Path) -> None:
     assert table.add(job, "a", "segment", asked).request == asked == table.get(job).request
 
 
+@pytest.mark.requirement("privacy")
 def test_a_job_is_seen_by_its_client_only(tmp_path: Path) -> None:
     table = opened(tmp_path)
     mine, other = add(table, "a"), add(table, "b")
@@ -142,6 +143,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_again(tmp_path: Path) -> Non
     assert add(table, "c", kind="score")
 
 
+@pytest.mark.requirement("privacy")
 def test_ended_jobs_expire_by_age_and_then_by_size(tmp_path: Path) -> None:
     table = opened(tmp_path, keep_s=100.0, disk_bytes=250)
     ids = [add(table, size=100) for _ in range(4)]
@@ -157,6 +159,7 @@ def test_ended_jobs_expire_by_age_and_then_by_size(tmp_path: Path) -> None:
     assert table.get(ids[3]).state == "queued", "a job that has not ended is not removed"
 
 
+@pytest.mark.requirement("privacy")
 def test_folders_without_a_job_and_scans_of_ended_jobs_are_swept(tmp_path: Path) -> None:
     table = opened(tmp_path)
     done, failed, queued = add(table), add(table), add(table)

@@ -108,6 +108,7 @@ def test_what_cannot_be_done_is_said(server: Running, path: str, status: int, co
     assert (answer.status_code, answer.json()["code"]) == (status, code)
 
 
+@pytest.mark.requirement("privacy")
 def test_images_are_labelled_and_their_names_stay_out_of_files_and_logs(
     server: Running, root: Path
 ) -> None:
@@ -207,6 +208,7 @@ def test_the_next_image_is_the_one_of_the_strategy() -> None:
         assert choose_next(name, [image_of("c"), image_of("d")]).id in "cd"  # type: ignore[union-attr]
 
 
+@pytest.mark.requirement("no leak")
 def test_kept_images_are_kept_for_ever_and_nothing_is_learned_from_them() -> None:
     images = [image_of(str(k)) for k in range(3)]
     sides: dict[str, str] = {}
@@ -248,6 +250,7 @@ def test_submitted_labels_get_the_numbers_of_the_model(root: Path, tmp_path: Pat
     assert names_said({}) == {} == names_said({"label_info": []})
 
 
+@pytest.mark.requirement("privacy")
 def test_sessions_end_when_they_are_not_used(tmp_path: Path) -> None:
     store = ImageStore.opened(tmp_path)
     scan = tmp_path / "scan.nii"

@@ -88,6 +88,7 @@ def test_progress_comes_as_events_and_ends_with_the_job(server: Running, root: P
     assert progress == sorted(progress) and server.job(made["id"])["state"] == "done"
 
 
+@pytest.mark.requirement("privacy")
 def test_a_zip_of_dicom_gives_dicom_and_its_names_stay_inside(
     server: Running, tmp_path: Path
 ) -> None:

@@ -110,6 +110,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.requirement("privacy")
 def test_refusals_are_in_words_and_leave_the_scene_as_it_was(
     places: tuple[Path, dict[str, Any]],
 ) -> None:

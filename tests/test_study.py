@@ -180,6 +180,7 @@ def test_data_that_do_not_fit(top: str, code: str, given: bool, data: Path, tmp_
     assert caught.value.code == code and caught.value.next_step + caught.value.cause
 
 
+@pytest.mark.requirement("no leak")
 def test_a_patient_is_in_one_part_only(data: Path, tmp_path: Path) -> None:
     """Two cases of one patient, by nnU-Net's table of this project: one named, one not."""
     import shutil
@@ -198,6 +199,7 @@ def test_a_patient_is_in_one_part_only(data: Path, tmp_path: Path) -> None:
 # The design
 
 
+@pytest.mark.requirement("no leak")
 def test_the_parts_share_nothing_and_are_the_same_each_time(data: Path, tmp_path: Path) -> None:
     found = design(toml(tmp_path), dataset=data)
     parts = _parts(found)
@@ -211,6 +213,7 @@ def test_the_parts_share_nothing_and_are_the_same_each_time(data: Path, tmp_path
     assert len(others) > 1
 
 
+@pytest.mark.requirement("no leak")
 def test_an_image_is_not_in_two_parts_under_two_names(data: Path, tmp_path: Path) -> None:
     root = tmp_path / "copy"
     shutil.copytree(data, root)
@@ -466,6 +469,7 @@ def test_a_data_set_of_the_command_line_is_one_of_the_file(
             _named_folders([wrong])
 
 
+@pytest.mark.requirement("no leak")
 @pytest.mark.parametrize("as_file", [True, False])
 def test_no_test_image_is_in_the_training_of_another_data_set(
     as_file: bool, data: Path, adults: Path, tmp_path: Path

@@ -350,6 +350,7 @@ def copied(data: Path, root: Path, ending: str) -> Path:
     return root
 
 
+@pytest.mark.requirement("no leak")
 @pytest.mark.row(14)
 @pytest.mark.parametrize("ending", [".nii.gz", "other"])
 def test_the_same_image_in_training_and_validation(data: Path, tmp_path: Path, ending: str) -> None:

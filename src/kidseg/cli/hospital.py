@@ -122,7 +122,10 @@ def node(
 def _worker(
     work: Path, archive: Archive, model: str, device: str, attempts: int, quiet: bool
 ) -> Iterator[tuple[Worker, Callable[[str], None]]]:
-    """The worker of a folder, locked for this process, and how to tell people."""
+    """The worker of a folder, locked for this process, and how to tell people.
+
+    The folder has the patients' images: what is made in this block is for this user alone.
+    """
     from kidseg.io.label_formats import check_formats
     from kidseg.model_file import find_model
     from kidseg.pacs.series_queue import SeriesQueue
@@ -137,19 +140,23 @@ def _worker(
 
     check_formats(("dicomseg", "sr"))
     check_served(find_model(model))
-    queue = SeriesQueue.opened(work)
     go_on = f"Start it again with --folder {work} to go on."
-    with stoppable(lambda: go_on), locked_folder(work, "process"):
-        worker = Worker(
-            queue=queue,
-            archive=archive,
-            model=model,
-            device=device,
-            attempts=attempts,
-            log=AuditLog.opened(work / "audit.jsonl"),
-            say=say,
-        )
-        yield worker, say
+    before = os.umask(0o077)
+    try:
+        queue = SeriesQueue.opened(work)
+        with stoppable(lambda: go_on), locked_folder(work, "process"):
+            worker = Worker(
+                queue=queue,
+                archive=archive,
+                model=model,
+                device=device,
+                attempts=attempts,
+                log=AuditLog.opened(work / "audit.jsonl"),
+                say=say,
+            )
+            yield worker, say
+    finally:
+        os.umask(before)
 
 
 def _step(
