@@ -50,7 +50,7 @@ def main() -> None:
             {int(number): name for number, name in names.items()},
         )
         for path in sorted((options.data / "labelsTr").glob("*.nii.gz"))
-        if (options.labels / path.name.replace(".nii", "_0000_seg.nii")).exists()
+        if (options.labels / path.name.replace(".nii", "_seg.nii")).exists()
     ]
     for found in patients:
         most = ", ".join(f"{name} {ml:.1f}" for name, ml in found.false_ml.most_common(3))
@@ -73,7 +73,7 @@ def compared(data: Path, labels: Path, reference: Path, names: dict[int, str]) -
         read(path, AS_LABELS).volume
         for path in (
             reference,
-            labels / f"{name}_0000_seg.nii.gz",
+            labels / f"{name}_seg.nii.gz",
             data / "truth" / f"{name}_organs.nii.gz",
         )
     )

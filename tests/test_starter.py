@@ -13,6 +13,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ellipses import write_ellipse_dataset
@@ -240,7 +241,7 @@ def test_the_shipped_starter(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert {"renal_hu", "bright_hu"} <= set(model.header["training_range"])
     intervals = model.header["intervals"]
     assert set(intervals["ends"]) == {"kidney", "kidney+tumour", "tumour"}
-    assert len(intervals["cases"]) == 189 and intervals["scans"] == "digital patients"
+    assert len(intervals["cases"]) == 99 and intervals["scans"] == "digital patients"
     assert call("info", "starter") == 0
     assert "Model card" in capsys.readouterr().out
     from kidseg.config import PhantomConfig
@@ -263,6 +264,31 @@ def test_the_shipped_starter(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert result["review"]["calibrated_scans"] == "digital patients"
     codes = {warning["code"] for warning in result["warnings"]}
     assert not codes & {"no-contrast", "unusual-values", "outside-training-range"}
+
+
+@pytest.mark.slow
+def test_the_shipped_starter_takes_no_femur_for_a_kidney(tmp_path: Path) -> None:
+    from kidseg.config import PhantomConfig
+
+    config = PhantomConfig(
+        size=160,
+        slice_mm=(5.0, 5.0),
+        ages_years=(40.0, 40.0),
+        phase="early-arterial",
+        trunk_share=1,
+    )
+    write_patients(tmp_path / "data", config, patients=2, seed=4243, layout="nnunet")
+    for result in segment(
+        sorted((tmp_path / "data" / "imagesTr").iterdir()), None, tmp_path / "out"
+    ):
+        labels = read(
+            tmp_path / "out" / f"{result['name']}_seg.nii.gz", ReadOptions(values="labels")
+        )
+        organs = tmp_path / "data" / "truth" / f"{result['name']}_organs.nii.gz"
+        bones = np.isin(read(organs, ReadOptions(values="labels")).volume.data.numpy(), (6, 34))
+        found = labels.volume.data.numpy() > 0
+        assert (found & bones).sum() * float(labels.volume.grid.voxel_ml) < 20
+        assert found.any() and bones.any()
 
 
 def test_no_starter_is_a_usage_error(no_starter: None) -> None:
