@@ -68,14 +68,11 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     return weights_of(out / "model.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.fault("SIGTERM")
 @pytest.mark.parametrize(
     ("number", "workers", "group"),
-    [
-        pytest.param(signal.SIGTERM, 0, False, marks=pytest.mark.slow),
-        (signal.SIGTERM, 2, True),
-        pytest.param(signal.SIGINT, 0, True, marks=pytest.mark.slow),
-    ],
+    [(signal.SIGTERM, 0, False), (signal.SIGTERM, 2, True), (signal.SIGINT, 0, True)],
 )
 def test_a_stopped_training_says_how_to_resume_and_does(
     data: Path, tmp_path: Path, whole: str, number: signal.Signals, workers: int, group: bool

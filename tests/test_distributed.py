@@ -205,6 +205,7 @@ def test_processes_with_other_clocks_spend_one_budget(tmp_path: Path) -> None:
     assert left == ["LEFT []", "LEFT []"]
 
 
+@pytest.mark.slow
 @pytest.mark.fault("rank dies")
 def test_processes_that_fail_leave_their_group(tmp_path: Path) -> None:
     diverged = CLOCKS.replace('{"loss": called()}', '{"loss": called() * float("nan")}')

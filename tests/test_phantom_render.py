@@ -352,7 +352,10 @@ def test_stones_lie_in_the_collecting_system_and_are_no_kidney() -> None:
     assert not rendering.labels[bright].any()
 
 
-@pytest.mark.parametrize("tissue", ["solid", "cystic", "fatty"])
+@pytest.mark.parametrize(
+    "tissue",
+    ["solid", *(pytest.param(t, marks=pytest.mark.slow) for t in ("cystic", "fatty"))],
+)
 def test_a_mass_has_its_volume_and_its_tissue(tissue: str) -> None:
     body, kidney = adult().body, adult().kidneys[1]
     mass = draw_mass(np.random.default_rng(3), body, kidney, 40.0)

@@ -210,8 +210,14 @@ def test_a_full_disk_leaves_whole_patients_only(
 
 
 @pytest.mark.fault("disk full")
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("n_files", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("n_files", "layout"),
+    [
+        pytest.param(n, layout, marks=() if k == n else pytest.mark.slow)
+        for n in range(3)
+        for k, layout in enumerate(LAYOUTS)
+    ],
+)
 def test_a_disk_full_before_the_first_patient_leaves_nothing_in_the_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: Layout, n_files: int
 ) -> None:

@@ -389,6 +389,7 @@ def test_nothing_to_segment_exits_3(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.fault("two jobs, one folder")
 def test_two_commands_and_a_stop_lose_nothing(root: Path, tmp_path: Path) -> None:
     """Two processes write into one folder; one is stopped, and goes on later."""

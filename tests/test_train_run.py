@@ -188,6 +188,7 @@ def test_what_it_refuses(
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_whole_trainings_budget_leaves_the_last_stage_the_rest(
     data: Path, tmp_path: Path
 ) -> None:
@@ -480,8 +481,13 @@ def test_stopped_while_its_folder_is_locked_it_leaves_nothing(
         locks(*arguments)
 
     monkeypatch.setattr(fcntl, "flock", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        quick(data, tmp_path / "run")
+    # In the background of a shell SIGINT is ignored, and children inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            quick(data, tmp_path / "run")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not (tmp_path / "run").exists()
 
 
