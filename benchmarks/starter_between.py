@@ -13,6 +13,7 @@ mixing coefficient 0.5).
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -38,11 +39,10 @@ def main() -> None:
     print(f"{given.out}: sha256 {sha256}")
 
 
-def between(
-    before: dict[str, Tensor] | object, after: dict[str, Tensor] | object
-) -> dict[str, Tensor]:
+def between(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The mean of all tensors of floating point; the others as after."""
-    assert isinstance(before, dict) and isinstance(after, dict) and before.keys() == after.keys()
+    if before.keys() != after.keys():
+        raise SystemExit("these are not the same network")
     return {
         name: before[name].lerp(tensor, SHARE) if tensor.is_floating_point() else tensor
         for name, tensor in after.items()

@@ -89,7 +89,7 @@ def paint_deep_muscles(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -
     streaks = (1.0 - middle.abs() * 9.0).clamp_(min=0.0)
     muscle = hu["muscle"] + 4.0 * fine
     # With a pelvis, its own muscles follow below.
-    lowest = torch.full_like(patch.z, -9.0)
+    lowest = torch.full_like(patch.z, -torch.inf)
     if anatomy.pelvis is not None:
         lowest = -SACRUM_LEVEL * segment - patch.z
     streaked = muscle - (20.0 + 45.0 * body.visceral_fat) * streaks
