@@ -510,3 +510,13 @@ def test_results_are_not_replaced_unasked(tmp_path: Path) -> None:
         compare(runs, tmp_path / "out")
     assert raised.value.code == "output-exists"
     compare(runs, tmp_path / "out", overwrite=True)
+
+
+def test_cases_that_could_not_be_evaluated_are_named(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / n, {"kidney": [0.5, 0.6]}) for n in "ab"]
+    summary = json.loads((runs[1] / "summary.json").read_text())
+    (runs[1] / "summary.json").write_text(json.dumps({**summary, "not_evaluated": ["case_77"]}))
+    result = compare(runs, tmp_path / "out")
+    assert [run["not_evaluated"] for run in result["runs"]] == [[], ["case_77"]]
+    text = (tmp_path / "out" / "compare.md").read_text()
+    assert "Could not be evaluated in b, left out: case_77" in text

@@ -156,7 +156,7 @@ def compare(
         found += _compare_pair((a, run_a), (b, run_b), seed)
     result = {
         "protocol": read[0].summary["protocol"],
-        "runs": [{"name": name, "path": str(run.path)} for name, run in named.items()],
+        "runs": [_described(name, run) for name, run in named.items()],
         "pairs": pairs,
         "comparisons": [asdict(one) for one in _corrected(found)],
         "seed": seed,
@@ -168,6 +168,12 @@ def compare(
     page = comparison_page("Comparison", named, pages, out, about=about)
     _write(out, result, page, overwrite=overwrite)
     return result
+
+
+def _described(name: str, run: Run) -> dict[str, Any]:
+    """A run, with its cases that could not be evaluated."""
+    failed = list(run.summary.get("not_evaluated", ()))
+    return {"name": name, "path": str(run.path), "not_evaluated": failed}
 
 
 def _compare_pair(a: tuple[str, Run], b: tuple[str, Run], seed: int) -> list[Comparison]:
