@@ -205,11 +205,29 @@ function buttons(file) {
       $("message").textContent = error.message;
     }
   };
-  if (file.format !== "html" || token) return [save];
-  const open = element("a", "Open the report", {
-    className: "button report", href: `${file.href}?view=true`, target: "_blank", rel: "noopener",
-  });
-  return [open, save];
+  return file.format === "html" ? [opener(file), save] : [save];
+}
+
+function opener(file) {
+  const text = "Open the report";
+  if (!token) {
+    const href = `${file.href}?view=true`;
+    return element("a", text, { className: "button report", href, target: "_blank", rel: "noopener" });
+  }
+  const button = element("button", text, { type: "button", className: "report" });
+  button.onclick = async () => { // a window has no token: it gets a link that is valid for a while
+    const opened = window.open("", "_blank"); // now: a browser lets only a click open one
+    try {
+      const { href } = await (await ask(`${file.href}/link`, { method: "POST" })).json();
+      if (!opened) throw new Error("The browser did not open a window. Allow it, or save the report");
+      opened.opener = null;
+      opened.location.replace(href);
+    } catch (error) {
+      if (opened) opened.close();
+      $("message").textContent = error.message;
+    }
+  };
+  return button;
 }
 
 async function showFigure(file, place) {
