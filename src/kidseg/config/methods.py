@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from kidseg.config.checked import CHECKED
-from kidseg.config.networks import LocalizerConfig, UNetConfig
+from kidseg.config.networks import LocalizerConfig, UNetConfig, check_batch
 from kidseg.config.randomization import StyleConfig
 from kidseg.config.stages import OptimizerConfig, StageConfig
 
@@ -174,6 +175,7 @@ class PlainConfig(MethodConfig):
     @model_validator(mode="after")
     def _check_sides(self) -> PlainConfig:
         _check_input(self.view.size, self.unet)
+        _check_batches(self, ("segment",), self.view.size)
         return self
 
     @property
@@ -399,6 +401,8 @@ class HomogenizedConfig(MethodConfig):
         if self.view.size % self.divisor:
             raise ValueError(f"view.size must be a multiple of {self.divisor} for this crop")
         _check_input(self.view.size // self.divisor, self.unet)
+        trained = ("segment", "joint") if self.schedule == "joint" else ("segment",)
+        _check_batches(self, trained, self.view.size // self.divisor)
         if self.supervision == "paper" and self.loss_space == "network":
             raise ValueError("supervision 'paper' requires loss_space 'original'")
         if self.schedule == "joint" and (
@@ -432,7 +436,18 @@ def check_no_mining(cohort: CohortConfig) -> None:
         )
 
 
+def _check_batches(
+    config: PlainConfig | HomogenizedConfig, trained: Sequence[str], side: int
+) -> None:
+    """`check_batch` for the stages that train the U-Net."""
+    for name in trained:
+        stage: StageConfig = getattr(config, name)
+        check_batch(name, (side, side), config.network.multiple, stage.batch_size)
+
+
 def _check_input(side: int, unet: UNetConfig) -> None:
+    if unet.dimensions != 2:
+        raise ValueError("unet.dimensions must be 2: the network sees slices")
     if unet.size is None and not unet.fits(side):
         possible = [side >> n for n in range(1, side.bit_length()) if side % (1 << n) == 0]
         near = min(possible, key=lambda n: abs(n - unet.bottleneck), default=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -10,7 +11,27 @@ from pydantic.dataclasses import dataclass
 
 from kidseg.config.checked import CHECKED
 
-__all__ = ["LocalizerConfig", "ResidualConfig", "UNetConfig"]
+__all__ = ["LocalizerConfig", "ResidualConfig", "UNetConfig", "check_batch"]
+
+
+def check_batch(name: str, sides: Sequence[int], multiple: int, batch_size: int) -> None:
+    """Refuse a training whose batch norm would see one value of a feature map: it has no spread.
+
+    Args:
+        name: of the stage in the settings.
+        sides: of the network's input.
+        multiple: of these, for one pixel or voxel at the deepest level.
+        batch_size: of the training.
+
+    Raises:
+        ValueError: a batch has a single image, and its deepest level a single pixel.
+    """
+    if batch_size == 1 and max(sides) <= multiple:
+        raise ValueError(
+            f"{name}.batch_size must be at least 2, because an input of"
+            f" {' x '.join(map(str, sides))} has a single value in each feature map of the deepest"
+            " level, which batch norm cannot normalise; or make the input larger"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
