@@ -679,6 +679,7 @@ def test_nnunet_joins_the_table_of_a_study(nnunet_table: Any, data: Path, tmp_pa
         own = {"method": "nnunet", "seed": seed, "training_budget_s": 60.0, "parameters": 5}
         own |= dict.fromkeys(SUMMED, 1.0) | {"training_seconds": {"segment": 60.0}}
         runs.append(own | {"training_peak_memory_mb": {"process": 9.0}, "training_epochs": {}})
+    folder.mkdir()
     content = _write(plan, [], {}, folder, 0)
     write_average([scores], plan.main, folder / "averaged" / "plain", [0])
     page = nnunet_table.write(plan, folder, content, {"nnunet": runs}, out)

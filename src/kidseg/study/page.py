@@ -119,7 +119,7 @@ def _about(study: Mapping[str, Any]) -> list[str]:
     if again:
         lines.append(
             f"Training was interrupted and resumed: {', '.join(again)}; set-up and whole process "
-            "exclude these runs."
+            "exclude these runs, and 'prepare' is that of their last attempt."
         )
     for figures in study["methods"].values():
         lines += [f"**Note**: {text}." for text in figures["remarks"]]
