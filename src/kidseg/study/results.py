@@ -190,7 +190,9 @@ def gather(
         "rules": {
             "dice": "each patient's mean over its scans and the seeds; then mean and sample SD "
             "over patients",
-            "hd95": "as Dice; undefined, and left out, where prediction or reference is empty",
+            "hd95": "as Dice, over the scans and seeds in which it is defined: left out where "
+            "prediction or reference is empty, so that a structure that was missed counts in Dice "
+            "alone",
             "between_seeds": "mean and sample SD over the seeds of a seed's mean over patients",
             "comparisons": "of these averages, paired by patient (see compared/). Where a patient "
             "lacks a structure and a method rightly found none, the pair is left out, also if the "
