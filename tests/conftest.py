@@ -7,9 +7,21 @@ An example of hypothesis may take its time: on a busy machine the limit of 0.2 s
 """
 
 import os
+from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("busy", deadline=None)
 settings.load_profile("busy")
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with patients, data/, and a model of them, run/. Read only: see `trained.copied`."""
+    from trained import train_small
+
+    root = tmp_path_factory.mktemp("trained")
+    train_small(root)
+    return root
