@@ -34,6 +34,25 @@ __all__ = [
     "write_average",
 ]
 
+_RULES = {
+    "dice": "each patient's mean over its scans and the seeds; then mean and sample SD "
+    "over patients",
+    "hd95": "as Dice, over the scans and seeds in which it is defined: left out where "
+    "prediction or reference is empty, so that a structure that was missed counts in Dice "
+    "alone",
+    "between_seeds": "mean and sample SD over the seeds of a seed's mean over patients",
+    "comparisons": "of these averages, paired by patient (see compared/). Where a patient "
+    "lacks a structure and a method rightly found none, the pair is left out, also if the "
+    "other found one: false structures count in the means alone",
+    "seconds": "mean and sample SD over the seeds. Training by stage: 'prepare' is reading "
+    "and planning, 'set-up' everything outside the stages (start of the program, "
+    "registration of the training patients), by the clock stated above. Process: wall time "
+    "from start to end, unless it was interrupted. Segmentation: wall time from reading a "
+    "scan to writing its labels",
+    "memory": "peak of the process, including libraries, mean and sample SD over the seeds",
+    "parameters": "of all networks of the method, those that few scans need included",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
@@ -187,24 +206,7 @@ def gather(
         "runs": single,
         "comparisons": main.comparisons,
         "others": {one.tested.name: _on_other(design, runs, one) for one in others},
-        "rules": {
-            "dice": "each patient's mean over its scans and the seeds; then mean and sample SD "
-            "over patients",
-            "hd95": "as Dice, over the scans and seeds in which it is defined: left out where "
-            "prediction or reference is empty, so that a structure that was missed counts in Dice "
-            "alone",
-            "between_seeds": "mean and sample SD over the seeds of a seed's mean over patients",
-            "comparisons": "of these averages, paired by patient (see compared/). Where a patient "
-            "lacks a structure and a method rightly found none, the pair is left out, also if the "
-            "other found one: false structures count in the means alone",
-            "seconds": "mean and sample SD over the seeds. Training by stage: 'prepare' is reading "
-            "and planning, 'set-up' everything outside the stages (start of the program, "
-            "registration of the training patients), by the clock stated above. Process: wall time "
-            "from start to end, unless it was interrupted. Segmentation: wall time from reading a "
-            "scan to writing its labels",
-            "memory": "peak of the process, including libraries, mean and sample SD over the seeds",
-            "parameters": "of all networks of the method, those that few scans need included",
-        },
+        "rules": _RULES,
     }
 
 
