@@ -79,9 +79,9 @@ class Partition:
         """
         known = self.data.by_id
         structures = {
-            case: [[part.number, part.label] for part in known[case].annotation.parts]
+            case: [[part.number, part.label] for part in annotation.parts]
             for case in self.images
-            if known[case].annotation is not None
+            if (annotation := known[case].annotation) is not None
         }
         return {
             "names": {str(number): name for number, name in self.data.schema.names.items()},
