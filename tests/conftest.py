@@ -2,19 +2,20 @@
 
 With more OpenMP threads than free cores each parallel loop waits for the slowest, at ten times the
 time. Set before torch is imported, and inherited by the processes that tests start.
-
-An example of hypothesis may take its time: on a busy machine the limit of 0.2 s says nothing.
 """
 
 import os
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-settings.register_profile("busy", deadline=None)
-settings.load_profile("busy")
+# On shared cores an example may take any time.
+settings.register_profile(
+    "shared cores", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("shared cores")
 
 
 @pytest.fixture(scope="session")

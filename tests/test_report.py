@@ -165,7 +165,7 @@ def test_names_cannot_run_or_break_the_page() -> None:
     assert EVIL in page.shown  # as text, whole
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=40))
 def test_any_text_arrives_as_it_is(text: str) -> None:
     text = text.replace("\r", "").replace("\0", "")  # which no HTML contains
