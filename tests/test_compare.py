@@ -131,7 +131,16 @@ def test_too_few_pairs(tmp_path: Path) -> None:
     found = two(tmp_path, [0.9] * 5, [0.1, 0.2, 0.3, 0.4, 0.5])
     assert found["p"] is None and found["p_holm"] is None
     assert "5 pairs" in found["why_no_p"]
-    assert found["low"] is not None
+
+
+def test_few_pairs_have_no_interval(tmp_path: Path) -> None:
+    """Of five differences even the range misses the mean in 2 of 2^5 samples, more than 5 %: all
+    lie on one side. Of six it is 2 of 2^6.
+    """
+    b = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+    few, enough = (two(tmp_path / str(n), [0.9] * n, b[:n]) for n in (5, 6))
+    assert (few["low"], few["high"]) == (None, None) and few["mean_difference"] is not None
+    assert 0.3 <= enough["low"] < enough["mean_difference"] < enough["high"] <= 0.8
 
 
 def test_one_pair_and_none(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from kidseg.compare.compare_page import comparison_page
 from kidseg.compare.compare_text import ALL, as_markdown
 from kidseg.compare.statistics import (
     CONFIDENCE,
+    FEWEST_PAIRS,
     N_RESAMPLES,
     bootstrap_interval,
     holm,
@@ -51,7 +52,8 @@ _RULES = {
     "both have a figure for",
     "difference": "first run minus second; volume errors by absolute value",
     "interval": f"{CONFIDENCE:.0%} bootstrap of the mean difference, {N_RESAMPLES} resamples of "
-    "patients, bias-corrected and accelerated (BCa)",
+    f"patients, bias-corrected and accelerated (BCa); none for fewer than {FEWEST_PAIRS}, "
+    "which cannot determine one",
     "p": "Wilcoxon signed-rank test, two-sided; zero differences ranked, then dropped (Pratt)",
     "p_holm": "Holm's correction over pairs of runs and structures, for each metric",
     "strata": "described, not tested; a patient is in that of its youngest case",
@@ -74,7 +76,7 @@ class Comparison:
         mean_b: likewise.
         mean_difference: of a minus b.
         median_difference: likewise.
-        low: end of the interval of the mean difference; None for fewer than two pairs.
+        low: end of the interval of the mean difference; None for fewer than `FEWEST_PAIRS` pairs.
         high: likewise.
         wins: pairs in which a is better.
         ties: pairs in which they are equal.
