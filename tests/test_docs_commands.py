@@ -84,8 +84,8 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with Path("mine.toml").open("w") as file, redirect_stdout(file):
             kidseg("config homogenized --preset demo")
         Path("scans").mkdir()
-        for path in sorted(Path("patients/imagesTr").iterdir())[:2]:
-            shutil.copy(path, "scans")
+        for path in sorted(Path("patients/imagesTr").iterdir()):
+            shutil.copy(path, Path("scans", path.name.replace("_0000.nii", ".nii")))
         twin(str(path), "scan.nii.gz", "child.nii.gz")
         twin(str(next(Path("dicom/phantom_0000").glob("ct"))), "series", "child_dicom", "SCAN")
         kidseg("segment scans -m run -o result --device cpu")
@@ -95,8 +95,8 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
         twin(str(labels), "labels.nii.gz", "earlier.nii.gz")
         twin(str(next(Path("of_series").glob("*.seg.nrrd"))), "edited.seg.nrrd")
         (of_child,) = Path("of_child").glob("*_seg.nii.gz")
-        twin(str(of_child), "child_seg.nii.gz", "result/child_seg.nii.gz")
         kidseg("evaluate result patients/labelsTr -o scores_a")
+        twin(str(of_child), "child_seg.nii.gz", "result/child_seg.nii.gz")
         twin("scores_a", "scores_b")
     finally:
         os.chdir(before)
