@@ -120,6 +120,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+DROPPED_SERIES = """(() => {
+  const moved = new DataTransfer();
+  for (let k = 0; k < 25; k++) moved.items.add(new File(["x"], `${k}.dcm`));
+  document.dispatchEvent(new DragEvent("drop", { dataTransfer: moved }));
+})()"""
+
+
 def open_page(server: Running, browser: Browser) -> None:
     until(lambda: server.service.dispatcher.is_ready)
     browser.do("url", url=server.url)
@@ -155,12 +162,15 @@ def test_a_scan_is_dropped_followed_and_saved(root: Path, tmp_path: Path) -> Non
         href = job["result"]["files"][0]["href"]
         assert (tmp_path / "scan_seg.nii.gz").read_bytes() == server.client.get(href).content
         assert_report_is_seen(browser, job)
-        browser.type("#file", str(root / "run" / "plan.json"))
-        until(
-            lambda: (
-                "supported format" in browser.run("document.getElementById('message').textContent")
-            )
-        )
+        browser.type("#file", f"{root / 'run' / 'plan.json'}\n{root / 'run' / 'config.toml'}")
+        refused = "[...document.querySelectorAll('.failed')].map((each) => each.innerText)"
+        until(lambda: len(browser.run(refused)) == 2)
+        for name, said in zip(("config.toml", "plan.json"), browser.run(refused), strict=True):
+            assert name in said and "supported format" in said
+        browser.picture(tmp_path / "refused.png")
+        browser.run(DROPPED_SERIES)
+        assert "25 files" in browser.run("document.getElementById('message').textContent")
+        assert len(browser.run(refused)) == 2
         browser.do("refresh")  # the job is still there, under a name that tells nothing
         until(lambda: browser.run("document.querySelectorAll('.done').length") == 1)
         assert "Doe" not in browser.run("document.body.innerText")
