@@ -61,14 +61,17 @@ def start(
     server = subprocess.Popen(
         list(map(str, command)), stdout=subprocess.DEVNULL, stderr=log, text=True
     )
-    for _ in range(600):
+    deadline = time.monotonic() + 300
+    while server.poll() is None and time.monotonic() < deadline:
         try:
             if httpx.get(f"http://127.0.0.1:{port}/api/v1/health").json()["status"] == "ok":
                 return server
         except (httpx.HTTPError, KeyError, ValueError):
             pass
         time.sleep(0.1)
-    raise SystemExit("the server does not start")
+    server.kill()
+    said = "" if log is None else Path(log.name).read_text()
+    raise SystemExit(f"the server does not start\n{said}")
 
 
 def peak_mb(pid: int) -> float:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import random
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import fuzz
 from fuzz_targets import TARGETS
 from mutations import mutate, mutate_json, mutate_text
+from serve_fuzz import faults
 
 QUICK = ["nifti1", "nifti2-gz", "nrrd", "nhdr", "mha", "mhd", "zip", "patients-csv", "kits-table"]
 SCANS = [name for name in TARGETS if not name.startswith(("model", "state", "store", "run"))]
@@ -113,3 +115,15 @@ def test_any_bytes_anywhere(
         corpus.target.read(corpus.folder, random.Random(7))
     except fuzz.KidsegError as error:
         str(error).encode("utf-8")
+
+
+def test_whatever_the_server_logs_as_an_error_is_a_fault_to_its_fuzz() -> None:
+    """As the code of the server says it today; what it says of itself otherwise is none."""
+    folder = Path(fuzz.__file__).parents[1] / "src" / "kidseg" / "serve"
+    code = "".join(path.read_text() for path in folder.glob("*.py"))
+    logged = re.findall(r'_log\.(?:error|exception|critical)\(\s*"([^"]+)"', code)
+    assert len(logged) >= 3
+    said = "Serving at http://127.0.0.1:8000\nJobs go on after the next start.\n"
+    assert faults(said) == []
+    for line in (*logged, "Traceback (most recent call last):", "Exception in ASGI application"):
+        assert faults(f"{said}{line}\n") == [line]
