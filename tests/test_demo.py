@@ -19,7 +19,7 @@ from kidseg.train import Setup, train
 # A training of seconds: what it learns is not looked at here.
 SHORT = (
     "view.size=64",
-    "unet.size=64",
+    "unet.bottleneck=8",
     "unet.features=6",
     "unet.max_features=24",
     "segment.epochs=2",
