@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from cascades import NETS, SETTINGS, TARGET, config_with, oracles
+from cascades import NETS, SETTINGS, TARGET, Oracle, config_with, oracles
 from cohorts import PLAN, make_cohort
 from ellipses import write_ellipse_dataset
 from kidseg.checkpoint import read_header
@@ -95,6 +95,47 @@ def test_each_network_is_shown_its_place(crops: str) -> None:
     assert (refined.labels == 2).flatten(1).any(1).sum() >= 2, "half of them with tumour"
     fine = stages["fine"].batch(NOW)
     assert (fine.labels[:, 12:20, 12:20] > 0).flatten(1).any(1).all(), "a kidney in the middle"
+
+
+class Shifted(Oracle):
+    """Finds everything so many rows further down."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__(tumour=False)
+        self.rows = rows
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        return [found.roll(self.rows, 2) for found in super().forward(image)]
+
+
+@pytest.mark.parametrize("crops", ["truth", "predicted"])
+@pytest.mark.parametrize("net", ["coarse", "fine"])
+def test_places_shift_with_what_was_predicted(net: str, crops: str) -> None:
+    """Those of the fine network with the coarse result, those around lesions with the fine one.
+
+    On a coarse grid of the scan's own pixels, so that the shift is a whole number of them. By the
+    reference labels nothing shifts. In the other case, too, the fine network, which sees the
+    kidneys in shifted crops, corrects those of the networks after it.
+    """
+    rows, cohort = 3, cohort_of(2, 1)
+    right, wrong = (
+        {
+            name: stage.batch(NOW).image
+            for name, stage in stages_of(cohort, f"crops={crops}", parts=parts).items()
+        }
+        for parts in (oracles(), {**oracles(), net: Shifted(rows).eval()})
+    )
+    shifted = {"coarse": {"fine"}, "fine": {"tumour", "refine"}}[net]
+    for name in ("fine", "tumour", "refine"):
+        one, other = right[name], wrong[name]
+        if crops == "truth" or name not in shifted:
+            assert torch.equal(one, other), name
+        else:
+            assert not torch.equal(one, other), name
+        if crops == "predicted" and name in shifted - {"tumour"}:
+            assert torch.equal(one[:, 0, rows:], other[:, 0, :-rows]), name
+    if crops == "predicted" and net == "fine":
+        assert torch.equal(right["refine"][:, 1], wrong["refine"][:, 1]), "the mask goes along"
 
 
 def test_blocks_are_a_third_each() -> None:
