@@ -18,6 +18,7 @@ from cohorts import PLAN, make_cohort
 from ellipses import write_ellipse_dataset
 from kidseg.checkpoint import read_header
 from kidseg.cohort.cohort import Cohort
+from kidseg.cohort.subject import Subject
 from kidseg.device import choose_device
 from kidseg.geometry import Volume
 from kidseg.labels import Target
@@ -108,16 +109,25 @@ class Shifted(Oracle):
         return [found.roll(self.rows, 2) for found in super().forward(image)]
 
 
+def without_noise(subject: Subject) -> Subject:
+    """So that the oracles find the labels exactly."""
+    assert subject.labels is not None
+    labels, data = subject.labels.data, subject.image.data.clamp(max=40)
+    data[labels == 1], data[labels == 2] = 180, 90
+    return replace(subject, image=Volume(data, subject.image.grid))
+
+
 @pytest.mark.parametrize("crops", ["truth", "predicted"])
 @pytest.mark.parametrize("net", ["coarse", "fine"])
 def test_places_shift_with_what_was_predicted(net: str, crops: str) -> None:
-    """Those of the fine network with the coarse result, those around lesions with the fine one.
+    """Those of the fine network with the coarse result, those of tumours with the fine one.
 
-    On a coarse grid of the scan's own pixels, so that the shift is a whole number of them. By the
-    reference labels nothing shifts. In the other case, too, the fine network, which sees the
-    kidneys in shifted crops, corrects those of the networks after it.
+    By whole pixels: those of the coarse grid are the scan's own. By the reference labels nothing
+    shifts. Nor do the places of tumours with the coarse result: in a shifted crop the fine network
+    still sees where the kidneys are.
     """
-    rows, cohort = 3, cohort_of(2, 1)
+    rows, cohort = 3, cohort_of(1, 1)
+    cohort = replace(cohort, training=tuple(map(without_noise, cohort.training)))
     right, wrong = (
         {
             name: stage.batch(NOW).image
