@@ -141,6 +141,13 @@ def test_nothing_that_lies_there_is_replaced_unasked(tmp_path: Path) -> None:
     assert not (tmp_path / "patients").exists()
 
 
+def test_settings_that_do_not_fit_are_refused_before_patients_are_drawn(tmp_path: Path) -> None:
+    for settings in (("view.size=3",), ("view.size=64", "unet.bottleneck=8", "unet.size=32")):
+        with pytest.raises(UsageError) as error:
+            run(tmp_path / "demo", patients=6, held_out=2, seed=1, size=64, overrides=settings)
+        assert error.value.code == "bad-setting" and not (tmp_path / "demo" / "patients").exists()
+
+
 @pytest.mark.parametrize(("patients", "held_out"), [(4, 2), (6, 1), (6, 4)])
 def test_too_few_patients_are_refused(tmp_path: Path, patients: int, held_out: int) -> None:
     with pytest.raises(UsageError, match="too few"):
