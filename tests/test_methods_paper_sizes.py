@@ -120,7 +120,7 @@ def test_the_papers_networks_take_a_step(method: str) -> None:
     for stage in system.stages(cohort):
         seen.append(stage.name)
         batch = stage.batch(NOW)
-        assert batch.image.shape[0] == 2 and max(batch.image.shape[2:]) <= 32
+        assert batch.image.shape[0] == 2 and max(batch.image.shape[2:]) <= 64
         stage.net.train()
         before = {name: weight.detach().clone() for name, weight in stage.net.named_parameters()}
         optimizer = _optimizer(stage.net, stage.config.optimizer)
