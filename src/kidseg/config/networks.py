@@ -19,9 +19,10 @@ class UNetConfig:
 
     size: int | None = Field(default=None, ge=2)
     """Side in pixels of the network's own input, from which halvings lead to `bottleneck`. None:
-    that side, whatever it is. The network accepts any image whose sides are multiples of
-    `size / bottleneck`. Only models and runs of earlier versions may have another side here, and
-    networks whose inputs have several; another depth is another `bottleneck`.
+    that side, whatever it is. Another depth is another `bottleneck`; another side is refused for a
+    new training. Models of earlier versions may have one, those fine-tuned on another view, which
+    keep their depth, and the networks of "cascade", whose inputs differ. A network accepts any
+    image whose sides are multiples of `size / bottleneck`.
     """
     bottleneck: int = Field(default=8, ge=1)
     """Side of the deepest level; halving `size` must reach it."""
