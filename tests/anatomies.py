@@ -26,6 +26,8 @@ _FORMS: dict[str, tuple[KidneyForm, TumourForm, int]] = {
     "absent": ("absent", "none", 4),
 }
 ANATOMIES = tuple(_FORMS)
+NEWBORN = Grid.from_spacing((16, 50, 50), (5, 4, 4))
+"""Up to a shift along the patient."""
 
 
 @cache
@@ -47,3 +49,14 @@ def rendered(kind: str) -> tuple[Tensor, Tensor]:
         bridge = labels[k : k + 2, row : row + 2, int(low[2]) : int(high[2]) + 1]
         bridge[bridge == 0] = 2
     return torch.from_numpy(made.hu).round().to(torch.int16), labels
+
+
+@cache
+def newborn() -> tuple[Tensor, Tensor]:
+    """(slices, rows, columns) HU as int16 and labels of a newborn with two healthy kidneys."""
+    anatomy = draw_anatomy(np.random.default_rng(1), 0.0, tumour="none", kidneys="separate")
+    pose = draw_pose(np.random.default_rng(1), max_angle_deg=10)
+    height = float(np.mean([kidney.centre_mm[2] for kidney in anatomy.kidneys]))
+    grid = Grid.from_spacing(NEWBORN.shape, (5, 4, 4), centre_mm=(0, 0, height))
+    made = render(anatomy, pose, grid, "portal-venous", np.random.default_rng(0))
+    return torch.from_numpy(made.hu).round().to(torch.int16), torch.from_numpy(made.labels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from ellipses import write_ellipse_dataset
 from kidseg.cli import main
 from kidseg.cli.progress import duration, epoch_text, show_progress, show_stages
 from kidseg.cli.summaries import scores_text, training_text
-from kidseg.config import StudyConfig, explain, load
+from kidseg.config import METHODS, StudyConfig, explain, load, preset
 from kidseg.study.example import EXAMPLE, example
 
 TINY = ["view.size=32", "unet.size=32", "unet.features=4", "precision=fp32", "segment.epochs=2"]
@@ -238,6 +239,25 @@ def test_a_model_that_says_little_is_still_shown(
     save_model(model, {"segment": {"w": torch.ones(3)}}, header)
     assert call("info", model) == 0
     assert "Research use only" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("name", "size"), [("demo", 128), ("starter", 256)])
+def test_the_preset_of_a_model_of_an_earlier_version_is_told(
+    name: str, size: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its settings say the depth of the same U-Net by the size of other images."""
+    import torch
+
+    from kidseg.checkpoint import save_model
+
+    model = tmp_path / "m.safetensors"
+    config = asdict(load(METHODS["plain"], base=preset(name, "plain")))
+    for features, said in ((config["unet"]["features"], f"preset {name}"), (5, "its own")):
+        unet = {"size": size, "bottleneck": 8, "supervised_to": 32, "features": features}
+        header = {"method": "plain", "config": {**config, "unet": {**config["unet"], **unet}}}
+        save_model(model, {"segment": {"w": torch.ones(3)}}, header, overwrite=True)
+        assert call("info", model) == 0
+        assert said in capsys.readouterr().out
 
 
 def test_the_end_of_a_training_of_two_stages() -> None:

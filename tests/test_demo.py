@@ -19,7 +19,7 @@ from kidseg.train import Setup, train
 # A training of seconds: what it learns is not looked at here.
 SHORT = (
     "view.size=64",
-    "unet.size=64",
+    "unet.bottleneck=8",
     "unet.features=6",
     "unet.max_features=24",
     "segment.epochs=2",
@@ -139,6 +139,13 @@ def test_nothing_that_lies_there_is_replaced_unasked(tmp_path: Path) -> None:
         run(tmp_path, patients=6, held_out=2, seed=1, size=64)
     assert (tmp_path / "demo.png").read_bytes() == b"mine"
     assert not (tmp_path / "patients").exists()
+
+
+def test_settings_that_do_not_fit_are_refused_before_patients_are_drawn(tmp_path: Path) -> None:
+    for settings in (("view.size=3",), ("view.size=64", "unet.bottleneck=8", "unet.size=32")):
+        with pytest.raises(UsageError) as error:
+            run(tmp_path / "demo", patients=6, held_out=2, seed=1, size=64, overrides=settings)
+        assert error.value.code == "bad-setting" and not (tmp_path / "demo" / "patients").exists()
 
 
 @pytest.mark.parametrize(("patients", "held_out"), [(4, 2), (6, 1), (6, 4)])

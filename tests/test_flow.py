@@ -20,7 +20,8 @@ from kidseg.train import Setup, train
 
 SETTINGS = (
     "view.size=48",
-    "unet.size=64",
+    "unet.bottleneck=6",
+    "unet.supervised_to=24",
     "unet.features=6",
     "segment.epochs=10",
     "segment.min_epochs=0",

@@ -910,6 +910,43 @@ def test_an_imported_model_is_fine_tuned(name: str, topology: Topology, tmp_path
     assert "code" not in result
 
 
+@pytest.mark.slow
+def test_an_imported_model_is_homogenized_on_files(tmp_path: Path) -> None:
+    """Imported with bodies of one size and pose, used, and trained on: labels on the scan's grid.
+
+    Ellipses of 60 to 95 mm, turned; a network that is not told sees them as they are.
+    """
+    content = plans(THICK, (10.0, 4.0, 4.0), (4, 32, 32))
+    folder = write_folder(tmp_path / "trained", content, [network(THICK)])
+    body = {"min_radius_mm": 120.0, "max_radius_mm": 120.0, "upright": True}
+    start = imported(
+        folder,
+        tmp_path / "start.safetensors",
+        overrides=["body.min_radius_mm=120", "body.max_radius_mm=120", "body.upright=true"],
+    )
+    plain = imported(folder, tmp_path / "plain.safetensors")
+    assert read_header(start)["config"]["body"] == body
+    write_ellipse_dataset(tmp_path / "data", 3)
+    setup = Setup(start=start, overrides=("segment.epochs=1", "segment.steps=1", "augment=none"))
+    train(tmp_path / "data", tmp_path / "run", setup, device="cpu")
+    tuned = tmp_path / "run" / "model.safetensors"
+    assert read_header(tuned)["config"]["body"] == body
+    weights = [
+        load_model(m).parts["segment"]["encode.0.0.convolution.weight"] for m in (start, tuned)
+    ]
+    assert 0 < (weights[0] - weights[1]).abs().max() < 0.1
+    scan = tmp_path / "data" / "imagesTr" / "ellipse_000_0000.nii.gz"
+    found = {}
+    for model in (plain, start, tuned):
+        segment([scan], model, tmp_path / "out" / model.stem, device="cpu")
+        (file,) = (tmp_path / "out" / model.stem).glob("*_seg.nii.gz")
+        made, image = nibabel.load(file), nibabel.load(scan)
+        assert made.shape == image.shape and np.allclose(made.affine, image.affine, atol=1e-4)
+        found[model.stem] = np.asarray(made.dataobj)
+        assert len(np.unique(found[model.stem])) > 1
+    assert (found["plain"] != found["start"]).mean() > 0.01, "it sees other voxels"
+
+
 def test_the_command_line_imports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     nets = [network(FLAT, seed) for seed in (0, 1)]
     folder = write_folder(tmp_path / "trained", PLANS["2d"], nets, mirror_axes=(0, 1))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from anatomies import ANATOMIES, rendered
+from anatomies import ANATOMIES, NEWBORN, newborn, rendered
 from anatomies import GRID as PHANTOM
 from cascades import NETS, TARGET, config_with
 from cohorts import PLAN
@@ -576,15 +576,19 @@ def test_settings_that_do_not_fit_are_refused(setting: str, words: str) -> None:
 # Phantoms of every anatomy
 
 
-def phantom(kind: str) -> Subject:
-    hu, labels = rendered(kind)
+def subject_of(drawn: tuple[Tensor, Tensor], grid: Grid, name: str) -> Subject:
+    hu, labels = drawn
     return prepare(
-        Volume(hu[None], PHANTOM),
+        Volume(hu[None], grid),
         Material(),
         PLAN.channels,
-        name=kind,
-        labels=Volume(labels[None], PHANTOM),
+        name=name,
+        labels=Volume(labels[None], grid),
     )
+
+
+def phantom(kind: str) -> Subject:
+    return subject_of(rendered(kind), PHANTOM, kind)
 
 
 def phantom_config(*more: str) -> Any:
@@ -644,6 +648,25 @@ def test_perfect_networks_find_every_anatomy(anatomy: str) -> None:
     tumours = anatomy not in ("two", "horseshoe", "absent")
     mode = "refined" if tumours else "searched" if kidneys else "none"
     assert progress.notes["refine"].facts["mode"] == mode
+
+
+def test_a_newborns_two_small_kidneys_are_normal_by_our_threshold_not_by_the_papers() -> None:
+    """In voxels of the paper; its 10000 of them are 18.3 ml in a body of any size."""
+    subject = subject_of(newborn(), NEWBORN, "newborn")
+    assert subject.labels is not None and subject.body is not None
+    kidneys = components_of(subject.labels.data[0] > 0, NEWBORN)
+    assert len(kidneys) == 2 and all(5 < each.volume_ml < 18.3 for each in kidneys)
+    assert subject.body.radius_mm < 75
+    steps, facts = {}, {}
+    for name, settings in {"ours": (), "paper": ("kidney.voxels=10000",)}.items():
+        config = config_with("spacing_mm=[3,0.7816,0.7816]", "correct.size=[32,128]", *settings)
+        chain = method_of(config).chain(subject, by_truth=True)
+        progress = advance(subject.image, [chain.coarse(), *chain.corrections()])
+        steps[name], facts[name] = progress.steps, progress.notes["coarse"].facts
+    assert facts["ours"]["normal"] and facts["ours"]["kidneys"] == 2
+    assert not steps["ours"]["correct"]
+    assert not facts["paper"]["normal"] and facts["paper"]["kidneys"] == 0
+    assert facts["paper"]["below_threshold"] == 2 and len(steps["paper"]["correct"]) == 1
 
 
 @pytest.mark.parametrize("anatomy", ANATOMIES)

@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from cascades import NETS, SETTINGS, TARGET, config_with, oracles
+from cascades import NETS, SETTINGS, TARGET, Oracle, config_with, oracles
 from cohorts import PLAN, make_cohort
 from ellipses import write_ellipse_dataset
 from kidseg.checkpoint import read_header
 from kidseg.cohort.cohort import Cohort
+from kidseg.cohort.subject import Subject
 from kidseg.device import choose_device
 from kidseg.geometry import Volume
 from kidseg.labels import Target
@@ -95,6 +96,56 @@ def test_each_network_is_shown_its_place(crops: str) -> None:
     assert (refined.labels == 2).flatten(1).any(1).sum() >= 2, "half of them with tumour"
     fine = stages["fine"].batch(NOW)
     assert (fine.labels[:, 12:20, 12:20] > 0).flatten(1).any(1).all(), "a kidney in the middle"
+
+
+class Shifted(Oracle):
+    """Finds everything so many rows further down."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__(tumour=False)
+        self.rows = rows
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        return [found.roll(self.rows, 2) for found in super().forward(image)]
+
+
+def without_noise(subject: Subject) -> Subject:
+    """So that the oracles find the labels exactly."""
+    assert subject.labels is not None
+    labels, data = subject.labels.data, subject.image.data.clamp(max=40)
+    data[labels == 1], data[labels == 2] = 180, 90
+    return replace(subject, image=Volume(data, subject.image.grid))
+
+
+@pytest.mark.parametrize("crops", ["truth", "predicted"])
+@pytest.mark.parametrize("net", ["coarse", "fine"])
+def test_places_shift_with_what_was_predicted(net: str, crops: str) -> None:
+    """Those of the fine network with the coarse result, those of tumours with the fine one.
+
+    By whole pixels: those of the coarse grid are the scan's own. By the reference labels nothing
+    shifts. Nor do the places of tumours with the coarse result: in a shifted crop the fine network
+    still sees where the kidneys are.
+    """
+    rows, cohort = 3, cohort_of(1, 1)
+    cohort = replace(cohort, training=tuple(map(without_noise, cohort.training)))
+    right, wrong = (
+        {
+            name: stage.batch(NOW).image
+            for name, stage in stages_of(cohort, f"crops={crops}", parts=parts).items()
+        }
+        for parts in (oracles(), {**oracles(), net: Shifted(rows).eval()})
+    )
+    shifted = {"coarse": {"fine"}, "fine": {"tumour", "refine"}}[net]
+    for name in ("fine", "tumour", "refine"):
+        one, other = right[name], wrong[name]
+        if crops == "truth" or name not in shifted:
+            assert torch.equal(one, other), name
+        else:
+            assert not torch.equal(one, other), name
+        if crops == "predicted" and name in shifted - {"tumour"}:
+            assert torch.equal(one[:, 0, rows:], other[:, 0, :-rows]), name
+    if crops == "predicted" and net == "fine":
+        assert torch.equal(right["refine"][:, 1], wrong["refine"][:, 1]), "the mask goes along"
 
 
 def test_blocks_are_a_third_each() -> None:

@@ -24,7 +24,7 @@ def widths(config: UNetConfig) -> list[int]:
 
 def joined(config: UNetConfig) -> list[int]:
     """How many times each level's features enter its decoder: 2 where a skip joins."""
-    least = 1 if config.skips == "all" else 32
+    least = {"all": 1, "long": config.side, 32: 32}[config.skips]
     return [2 if config.side / 2**k >= least else 1 for k in range(config.halvings)]
 
 
@@ -61,7 +61,7 @@ def test_at_512_the_bottleneck_is_8_and_supervision_ends_at_32() -> None:
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])
-@pytest.mark.parametrize("skips", ["all", 32])
+@pytest.mark.parametrize("skips", ["all", "long", 32])
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_parameters_by_hand(dimensions: int, skips: str | int, kernel: int) -> None:
     config = small(64, dimensions=dimensions, skips=skips, head_kernel=kernel)
@@ -109,6 +109,25 @@ def test_without_a_size_it_is_that_of_the_input() -> None:
     assert config.sized(32) == UNetConfig(size=32, bottleneck=4, features=4)
     assert config.sized(32).sized(64).size == 32, "one that is set is kept"
     assert [side for side in range(4, 70) if config.fits(side)] == [8, 16, 32, 64]
+
+
+@pytest.mark.parametrize(
+    ("size", "side", "bottleneck", "supervised_to"),
+    [(256, 160, 5, 20), (128, 96, 6, 24), (64, 48, 6, 24), (64, 64, 8, 32), (64, 128, 16, 64)],
+)
+def test_the_same_network_by_the_size_of_other_images_and_by_its_own_input(
+    size: int, side: int, bottleneck: int, supervised_to: int
+) -> None:
+    """As models of earlier versions say it, of the preset `starter` first: the same weights."""
+    earlier = small(size)
+    own = earlier.of_input(side)
+    assert own == small(side, bottleneck=bottleneck, supervised_to=supervised_to)
+    one, other = (nets.build(config, 1, 3, seed=1) for config in (earlier, own))
+    assert one.joined == other.joined and one.multiple == other.multiple
+    weights = other.state_dict()
+    assert weights.keys() == one.state_dict().keys()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in one.state_dict().items())
+    assert own.of_input(side) == own
 
 
 def test_the_output_blocks_norm_stands_before_the_softmax() -> None:

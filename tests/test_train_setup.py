@@ -83,8 +83,10 @@ def test_settings_lie_over_one_another(model: Path, tmp_path: Path) -> None:
         return found
 
     over_all = resolved(preset="demo", config_file=file, overrides=["segment.steps=11"])
-    # view.size: default 128, model 48, preset 96; features: 32, 4, 12; size: the preset's.
-    assert (over_all.view.size, over_all.unet.features, over_all.unet.size) == (96, 12, 128)
+    # view.size: default 128, model 48, preset 96; features: 32, 4, 12; the depth is the model's.
+    assert (over_all.view.size, over_all.unet.features) == (96, 12)
+    assert over_all.network.halvings == CONFIG.network.halvings == 3
+    assert over_all.network.supervised == CONFIG.network.supervised == 1
     assert over_all.precision == "fp32", "the model's, of which the others say nothing"
     assert over_all.view.bone_hu == 220.0, "the default of all"
     # batch_size: preset 16, file 7; steps: preset 20, file 9, override 11.
@@ -154,6 +156,50 @@ def test_a_model_keeps_its_reference_and_its_depth(tmp_path: Path) -> None:
     resolve(Setup(start=file, overrides=["pose.stage.epochs=3", "pose.iterations=1"]))
     larger = resolve(Setup(start=file, overrides=["view.size=64"])).config
     assert larger.view.size == 64 and larger.network == HOMOGENIZED.network
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "said"),
+    [
+        ("plain", ["view.size=160", "unet.size=256"], ("256", "160", "unet.bottleneck=5")),
+        ("plain", ["view.size=64", "unet.size=32"], ("32", "64", "unet.bottleneck=16")),
+        ("homogenized", ["unet.size=128", "crop.output=half"], ("128", "64", "unet.bottleneck=4")),
+    ],
+)
+def test_a_depth_for_images_of_another_size_is_refused_but_not_of_earlier_runs(
+    method: str, settings: list[str], said: tuple[str, str, str], tmp_path: Path
+) -> None:
+    """The setting that is advised gives that depth. A run of an earlier version is resumed."""
+    setup = Setup(method=method, overrides=settings)
+    with pytest.raises(UsageError) as error:
+        resolve(setup)
+    assert error.value.code == "bad-setting"
+    assert all(word in f"{error.value.cause} {error.value.next_step}" for word in said)
+    earlier = resolve(setup, resumed=True).config
+    left = [text for text in settings if not text.startswith("unet.size")]
+    instead = resolve(Setup(method=method, overrides=[*left, said[2]])).config
+    assert instead.network.halvings == earlier.network.halvings
+    own = f"unet.size={earlier.input_size}"
+    same = resolve(Setup(method=method, overrides=[*left, own, said[2]])).config
+    assert same.network == instead.network
+
+
+@pytest.mark.parametrize("preset", ["demo", "starter"])
+@pytest.mark.parametrize("method", ["plain", "homogenized"])
+def test_presets_have_the_networks_that_they_had(preset: str, method: str) -> None:
+    """When they said the depth by the size of other images."""
+    sides = {"demo": (96, 128), "starter": (160, 256)}[preset]
+    config = resolve(Setup(method=method, preset=preset)).config
+    earlier = UNetConfig(
+        size=sides[1], features=config.unet.features, max_features=config.unet.max_features
+    )
+    assert config.network == earlier.of_input(sides[0])
+
+
+def test_a_crop_of_half_the_side_has_a_level_less_with_a_preset_too() -> None:
+    overrides = ["crop.output=half"]
+    half = resolve(Setup(method="homogenized", preset="demo", overrides=overrides)).config.network
+    assert (half.size, half.halvings, half.supervised) == (48, 3, 1)
 
 
 @pytest.mark.parametrize("tune", ["all", "decoder", "ends", "segment.*"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -171,13 +172,20 @@ def _preset(header: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     for name in (None, *presets()):
         try:
             base = None if name is None else preset(name, method)
-            same = load(METHODS[method], base=base) == load(METHODS[method], base=header["config"])
+            wanted, found = (load(METHODS[method], base=each) for each in (base, header["config"]))
         except KidsegError:
             continue
-        if same:
+        if _by_input(wanted) == _by_input(found):
             return "the defaults" if name is None else f"preset {name}"
     changed = f"preset {summary['preset']} with changes" if summary.get("preset") else "its own"
     return f"{changed}; --json shows them"
+
+
+def _by_input(config: Any) -> Any:
+    """Settings with the U-Net described by its own input: earlier versions said it otherwise."""
+    if not hasattr(config, "network"):
+        return config
+    return replace(config, unet=config.unet.of_input(config.input_size))
 
 
 def _training(header: Mapping[str, Any], summary: Mapping[str, Any]) -> Iterable[str]:

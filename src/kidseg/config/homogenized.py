@@ -131,7 +131,7 @@ class HomogenizedConfig(MethodConfig):
     """The second spatial transformer: the square around kidneys and tumour. None: no crop."""
     unet: UNetConfig = UNetConfig()
     """The segmentation network; its depth follows its own input, `view.size` or what `crop.output`
-    makes of it, unless `unet.size` is set.
+    makes of it.
     """
     segment: StageConfig = StageConfig(epochs=250, patience=50, batch_size=32)
     """Training of the U-Net."""
@@ -161,7 +161,7 @@ class HomogenizedConfig(MethodConfig):
     def _check_together(self) -> HomogenizedConfig:
         if self.view.size % self.divisor:
             raise ValueError(f"view.size must be a multiple of {self.divisor} for this crop")
-        side = self.view.size // self.divisor
+        side = self.input_size
         self.unet.check_input(side)
         check_batch("segment", (side, side), self.network.multiple, self.segment.batch_size)
         if self.schedule == "joint":
@@ -182,6 +182,11 @@ class HomogenizedConfig(MethodConfig):
         return 1 if self.crop is None else self.crop.divisor
 
     @property
+    def input_size(self) -> int:
+        """Side of the U-Net's own input in pixels."""
+        return self.view.size // self.divisor
+
+    @property
     def network(self) -> UNetConfig:
         """The segmentation network for its own input."""
-        return self.unet.sized(self.view.size // self.divisor)
+        return self.unet.sized(self.input_size)

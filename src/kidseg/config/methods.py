@@ -156,7 +156,7 @@ class PlainConfig(MethodConfig):
     view: ViewConfig = ViewConfig()
     """The base grid on which the network processes a scan."""
     unet: UNetConfig = UNetConfig()
-    """The network; its depth follows `view.size`, unless `unet.size` is set."""
+    """The network; its depth follows `view.size`."""
     reach: int = Field(default=0, ge=0)
     """Neighbouring slices on either side that are input channels, too (2.5D)."""
     segment: StageConfig = StageConfig(epochs=250, patience=50, batch_size=32)
@@ -170,15 +170,20 @@ class PlainConfig(MethodConfig):
 
     @model_validator(mode="after")
     def _check_sides(self) -> PlainConfig:
-        side = self.view.size
+        side = self.input_size
         self.unet.check_input(side)
         check_batch("segment", (side, side), self.network.multiple, self.segment.batch_size)
         return self
 
     @property
+    def input_size(self) -> int:
+        """Side of the network's own input in pixels."""
+        return self.view.size
+
+    @property
     def network(self) -> UNetConfig:
         """The network for its own input."""
-        return self.unet.sized(self.view.size)
+        return self.unet.sized(self.input_size)
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)

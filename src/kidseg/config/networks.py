@@ -39,8 +39,11 @@ class UNetConfig:
     """The segmentation network of the methods "homogenized" and "plain"."""
 
     size: int | None = Field(default=None, ge=2)
-    """Side in pixels of the images that the depth is for. None: the side of the network's own
-    input. The network accepts any image whose sides are multiples of `size / bottleneck`.
+    """Side in pixels of the network's own input, from which halvings lead to `bottleneck`. None:
+    that side, whatever it is. Another depth is another `bottleneck`; another side is refused for a
+    new training. Models of earlier versions may have one, those fine-tuned on another view, which
+    keep their depth, and the networks of "cascade", whose inputs differ. A network accepts any
+    image whose sides are multiples of `size / bottleneck`.
     """
     bottleneck: int = Field(default=8, ge=1)
     """Side of the deepest level; halving `size` must reach it."""
@@ -80,6 +83,17 @@ class UNetConfig:
     def sized(self, side: int) -> UNetConfig:
         """The network for an input of this side: with `size`, if it is None."""
         return self if self.size is not None else replace(self, size=side)
+
+    def of_input(self, side: int) -> UNetConfig:
+        """The same network, described by the side of its own input.
+
+        Its `size` may be that of other images, and `skips` must not be 32, which counts their
+        pixels.
+        """
+        if self.size in (None, side) or self.skips == 32:
+            return self.sized(side)
+        own = {"bottleneck": side // self.multiple, "supervised_to": side >> self.supervised}
+        return replace(self, size=side, **own)  # type: ignore[arg-type]
 
     def check_input(self, side: int) -> None:
         """Check that the network takes slices of this side.

@@ -9,7 +9,7 @@ from typing import Any
 
 from kidseg.cases import Case, open_dataset
 from kidseg.check import check
-from kidseg.config import METHODS, PhantomConfig, load, preset
+from kidseg.config import PhantomConfig
 from kidseg.demo.pictures import draw_patients, mean_overlap, shown_patient
 from kidseg.errors import InputError, UsageError
 from kidseg.evaluate import evaluate
@@ -22,6 +22,7 @@ from kidseg.segment import load_predictor, segment
 from kidseg.segment.clock import Clock
 from kidseg.splits import Holdout, holdout
 from kidseg.train import Setup, train
+from kidseg.train.setup import resolve
 
 __all__ = ["DemoResult", "planned", "run"]
 
@@ -270,7 +271,7 @@ def _finish(
 def _check_request(
     out: Path, patients: int, held_out: int, overrides: Sequence[str], overwrite: bool
 ) -> None:
-    load(METHODS[METHOD], base=preset(PRESET, METHOD), overrides=overrides)
+    resolve(Setup(method=METHOD, preset=PRESET, overrides=overrides))
     check_output_folder(out, "a demo")
     existing = [out / name for name in _OUTPUTS if (out / name).exists()]
     if existing and not overwrite:

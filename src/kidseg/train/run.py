@@ -118,7 +118,7 @@ def train(
         _check_start(out, setup)
         if setup.rules is not None:
             setup = replace(setup, rules=rules_of(Path(dataset), setup.rules))
-    resolved = resolve(setup)
+    resolved = resolve(setup, resumed=resume)
     check_tune(resolved.method, resolved.config, resolved.plan, setup.tune or "all")
     config = resolved.config
     tune_allocator()

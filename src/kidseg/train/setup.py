@@ -28,6 +28,9 @@ __all__ = [
     "settings_from",
 ]
 
+_DEPTH = ("size", "bottleneck", "supervised_to")
+"""Settings of a U-Net that determine its levels and outputs."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
@@ -89,13 +92,17 @@ class ResolvedSetup:
     plan: Plan | None = None
 
 
-def resolve(setup: Setup) -> ResolvedSetup:
+def resolve(setup: Setup, *, resumed: bool = False) -> ResolvedSetup:
     """Resolve the settings of a setup and load its start model.
+
+    Args:
+        setup: to resolve.
+        resumed: it is that of a run to resume, perhaps of an earlier version.
 
     Raises:
         UsageError: "other-method": the model has another method; "tune-without-model";
-            "reference-of-model": the model keeps its reference; see `overrides_of`,
-            `method_named`, `preset` and `load`.
+            "reference-of-model": the model keeps its reference; "bad-setting": the U-Net's size is
+            not that of its input; see `overrides_of`, `method_named`, `preset` and `load`.
         InputError: see `load`.
         ModelError: see `load_model`; "damaged-model".
     """
@@ -108,7 +115,10 @@ def resolve(setup: Setup) -> ResolvedSetup:
             )
         name = setup.method or next(iter(METHODS))
         base = None if setup.preset is None else preset(setup.preset, name)
-        return ResolvedSetup(method=method_named(name), config=_load_config(name, setup, base))
+        config = _load_config(name, setup, base)
+        if not resumed:
+            _check_size(config)
+        return ResolvedSetup(method=method_named(name), config=config)
     model = load_model(setup.start)
     model = _one_model(model, setup)
     name = setup.method or str(model.header.get("method"))
@@ -145,7 +155,9 @@ def settings_from(base: Mapping[str, Any], setup: Setup, method: str) -> Any:
     pinned = _pinned(method, dict(base))
     own: Any = load(METHODS[method], base=pinned)
     if setup.preset is not None:
+        unet = {key: pinned["unet"][key] for key in _DEPTH} if hasattr(own, "network") else None
         pinned = _merge(pinned, preset(setup.preset, method))
+        pinned = pinned if unet is None else _merge(pinned, {"unet": unet})
     config = _load_config(method, setup, pinned)
     if hasattr(config, "pose"):
         was, now = (_reference_settings(each.pose) for each in (own, config))
@@ -262,10 +274,26 @@ def _load_config(name: str, setup: Setup, base: dict[str, Any] | None) -> Any:
     return load(METHODS[name], base=base, file=setup.config_file, overrides=overrides)
 
 
+def _check_size(config: Any) -> None:
+    """Refuse a new training whose U-Net has the depth for images of another size than its input."""
+    if not hasattr(config, "network") or config.network.size == config.input_size:
+        return
+    network = config.network
+    raise UsageError(
+        f"unet.size is {network.size}, but the network's input has {config.input_size} pixels along"
+        " each side",
+        code="bad-setting",
+        next_step="Leave unet.size out, and the depth follows the input; or, for the depth of"
+        f" {network.size} pixels, set unet.bottleneck={config.input_size // network.multiple}.",
+    )
+
+
 def _pinned(name: str, base: dict[str, Any]) -> dict[str, Any]:
-    """A model's settings with the size of its U-Net, so that no other setting changes its depth."""
+    """A model's settings with those of its U-Net's depth, so that no other setting changes it."""
     network = getattr(load(METHODS[name], base=base), "network", None)
-    return base if network is None else _merge(base, {"unet": {"size": network.size}})
+    if network is None:
+        return base
+    return _merge(base, {"unet": {key: getattr(network, key) for key in _DEPTH}})
 
 
 def _merge(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
