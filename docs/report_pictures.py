@@ -31,7 +31,8 @@ DPI = 70
 def shot(driver: Any, first: str, last: str, path: Path) -> None:
     """The part of the page from the top of one element to the bottom of another one."""
     low, high = driver.execute_script(
-        "return [document.querySelector(arguments[0]).getBoundingClientRect().top + scrollY,"
+        "document.querySelector('footer').style.position = 'static';"  # else it is in the middle
+        " return [document.querySelector(arguments[0]).getBoundingClientRect().top + scrollY,"
         " document.querySelector(arguments[1]).getBoundingClientRect().bottom + scrollY]",
         first,
         last,
@@ -73,6 +74,7 @@ def main(report: Path, cohort: Path, folder: Path) -> None:
         driver.execute_async_script("setTimeout(arguments[0], 3000)")
         shot(driver, "body", "section[aria-labelledby='h-volumes']", folder / "report.png")
         shot(driver, "#criteria", "#review", folder / "report_criteria.png")
+        driver.execute_script("document.querySelector('footer').style.position = ''")
         shoot_print(driver, folder / "report_print.png")
         driver.get(cohort.resolve().as_uri())
         until(driver, "document.querySelector('#overlay img')?.naturalWidth")

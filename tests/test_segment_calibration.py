@@ -26,16 +26,13 @@ from kidseg.segment.calibration import (
     grid_of,
 )
 from kidseg.segment.decision import output_names, weighted
-from kidseg.train import Setup, train
-from test_segment_predictor import SETTINGS
+from trained import copied
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("calibration")
-    write_ellipse_dataset(root / "data", 4)
+def folder(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = copied(trained, tmp_path_factory.mktemp("calibration"))
     write_ellipse_dataset(root / "others", 2, seed=5)
-    train(root / "data", root / "run", Setup(method="plain", overrides=SETTINGS), device="cpu")
     return root
 
 
@@ -219,7 +216,10 @@ def test_on_the_command_line(
         main([str(word) for word in words])
     assert not end.value.code
     text = capsys.readouterr().out
-    assert "<- chosen" in text and "Decision:" in text and str(out) in text
+    assert "Decision:" in text and str(out) in text
+    # One table, in which one row of weights is marked.
+    assert text.count("background weight") == 1
+    assert sum(line.endswith("*") for line in text.splitlines()) == 1
     with pytest.raises(SystemExit) as end:
         main([*map(str, words), "--json", "--overwrite", "--case", "ellipse_001"])
     assert not end.value.code

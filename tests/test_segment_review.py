@@ -56,9 +56,8 @@ from kidseg.segment.review import (
     structures_of,
     tempered,
 )
-from kidseg.train import Setup, train
 from probabilities import region
-from test_segment_predictor import SETTINGS
+from trained import copied
 
 TWO = Target.of_labels(KIDNEY_TUMOUR)
 REGIONS = Target(channels=((1, 2), (2,)), exclusive=False, writes=(1, 2))
@@ -271,7 +270,7 @@ def test_new_scores_lie_between_the_ends_as_often_as_promised() -> None:
     assert 0.88 < held / 2000 < 0.92
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     volume=st.floats(0, 3000),
     opinions=st.lists(st.floats(0, 3000), min_size=0, max_size=6),
@@ -300,7 +299,7 @@ def test_the_scale_by_hand() -> None:
 # Temperature
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 2**31 - 1), temperature=st.sampled_from(TEMPERATURES))
 def test_a_temperature_keeps_the_order_of_probabilities(seed: int, temperature: float) -> None:
     found = (torch.randn(3, 7, generator=torch.Generator().manual_seed(seed)) * 2).softmax(0)
@@ -363,11 +362,10 @@ def test_the_likeliest_temperature_is_chosen_and_its_scores() -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model, the same with flips, and one with another network."""
-    root = tmp_path_factory.mktemp("review")
-    write_ellipse_dataset(root / "data", 4)
-    train(root / "data", root / "one", Setup(method="plain", overrides=SETTINGS), device="cpu")
+    root = copied(trained, tmp_path_factory.mktemp("review"))
+    (root / "run").rename(root / "one")
     known = load_model(root / "one" / "model.safetensors")
     generator = torch.Generator().manual_seed(4)
     parts = {

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from kidseg.cli.options import (
+    CASES,
+    RUNNING,
     Adapt,
     Annotation,
     AsJson,
@@ -54,7 +56,7 @@ from kidseg.cli.summaries import (
     training_text,
 )
 from kidseg.cli.terminal import print_result
-from kidseg.errors import KidsegError, KidsegWarning
+from kidseg.errors import BatchError, KidsegError, KidsegWarning
 
 __all__ = ["compare", "evaluate", "info", "segment", "train"]
 
@@ -75,9 +77,11 @@ def train(
     annotation: Annotation = None,
     seed: TrainingSeed = None,
     device: Device = "auto",
-    resume: Annotated[bool, typer.Option("--resume", help="Continue a stopped run.")] = False,
-    overwrite: Overwrite = False,
     jobs: Jobs = 1,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue a stopped run.", rich_help_panel=RUNNING)
+    ] = False,
+    overwrite: Overwrite = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -160,7 +164,12 @@ def segment(
     retries: Retries = 1,
     time_limit: TimeLimit = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Leave out scans that this model has segmented.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Leave out scans that this model has segmented.",
+            rich_help_panel=RUNNING,
+        ),
     ] = False,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
@@ -257,9 +266,10 @@ def evaluate(
     ] = "native",
     cyst: Cyst = None,
     missing: Annotated[
-        Literal["error", "empty"], typer.Option(help="Treatment of cases without prediction.")
+        Literal["error", "empty"],
+        typer.Option(help="Treatment of cases without prediction.", rich_help_panel=CASES),
     ] = "error",
-    cases: Annotated[list[str] | None, typer.Option("--case", help="Score only this case.")] = None,
+    cases: Cases = None,
     images: Annotated[
         Path | None,
         typer.Option(help="The scans, for the pictures of cohort.html: a data set or a folder."),
@@ -276,24 +286,32 @@ def evaluate(
     Example: kidseg evaluate result patients -o scores
     """
     from kidseg.cases.roi_rules import load_rules
-    from kidseg.evaluate import evaluate
+    from kidseg.evaluate import evaluate, read_run
 
+    error = None
     with show_progress("cases", quiet or as_json) as advance:
-        summary = evaluate(
-            pred,
-            ref,
-            out,
-            protocol=protocol,
-            cyst=cyst,
-            missing=missing,
-            cases=cases,
-            images=images,
-            rules=load_rules(roi_rules, annotation),
-            overwrite=overwrite,
-            jobs=jobs,
-            progress=advance,
-        )
+        try:
+            summary = evaluate(
+                pred,
+                ref,
+                out,
+                protocol=protocol,
+                cyst=cyst,
+                missing=missing,
+                cases=cases,
+                images=images,
+                rules=load_rules(roi_rules, annotation),
+                overwrite=overwrite,
+                jobs=jobs,
+                progress=advance,
+            )
+        except BatchError as ended:
+            summary = dict(read_run(out).summary)
+            error = ended
     print_result(summary, scores_text(summary), as_json, quiet)
+    if error is not None:
+        typer.echo(f"kidseg: {error}", err=True)
+        raise typer.Exit(error.exit_code)
 
 
 def compare(
