@@ -167,6 +167,24 @@ def test_it_says_what_it_is_and_where_it_comes_from(tmp_path: Path) -> None:
     assert np.abs(np.array(colour.to_rgb()) - SCHEMA.labels[0].rgb).max() <= 2
 
 
+@pytest.mark.requirement("research use")
+@pytest.mark.parametrize("labelmap", [False, True])
+def test_both_forms_are_for_research_only_and_name_scan_labels_and_model(
+    tmp_path: Path, labelmap: bool
+) -> None:
+    source, labels = make_case(tmp_path, "axial")
+    dataset = written(source, labels, labelmap=labelmap)
+    assert dataset.SegmentationType == ("LABELMAP" if labelmap else "BINARY")
+    assert "RESEARCH USE ONLY" in dataset.SeriesDescription
+    assert dataset.ContentDescription == "Research use only. Not a medical device."
+    (equipment,) = (e for e in dataset.ContributingEquipmentSequence if e.Manufacturer == "kidseg")
+    for text in (dataset.ImageComments, equipment.ContributionDescription):
+        assert "Research use only" in text
+        for digest in (ORIGIN.scan_sha256, ORIGIN.model_sha256):
+            assert digest and digest in text
+    assert equipment.SoftwareVersions and dataset.PatientID == source.headers[0].PatientID
+
+
 def test_labels_of_unknown_origin_claim_no_algorithm(tmp_path: Path) -> None:
     source, labels = make_case(tmp_path, "axial")
     for segment in written(source, labels, origin=Origin(labels_sha256="ef")).SegmentSequence:

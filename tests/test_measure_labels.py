@@ -131,6 +131,31 @@ def test_volumes_and_diameters_of_a_file_with_its_scan(
     assert all(answer["source"] for answer in found["criteria"]["answers"])
 
 
+def test_the_distance_of_two_tumours_is_in_the_record(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = phantom()[1]
+    away = positions(GRID) - np.array((-50.7, 12.4, -14.0))
+    labels.data[0][torch.from_numpy((away**2).sum(-1) <= 15**2)] = 2
+    save(labels, tmp_path / "both.nii.gz")
+    found = measured(tmp_path / "both.nii.gz", "-o", tmp_path / "out", capsys=capsys)
+    record = json.loads((tmp_path / "out" / "both_measurements.json").read_text())
+    true = math.hypot(101.4, 24.9) - 20 - 15
+    for structures in (found["structures"], record["structures"]):
+        for name in ("right tumour 1", "left tumour 1"):
+            gap = quantities(structures, name)["distance to the nearest other tumour"]
+            assert gap["value"] == pytest.approx(true, abs=3) and gap["unit"] == "mm"
+            assert gap["low"] < true < gap["high"]
+    (number,) = [q for q in found["patient"] if q["name"] == "sides with a tumour"]
+    assert number["value"] == 2
+    (alone,) = [
+        each
+        for each in measured(files / "anna_seg.nii.gz", capsys=capsys)["structures"]
+        if each["meaning"] == "tumour"
+    ]
+    assert "distance to the nearest other tumour" not in {q["name"] for q in alone["quantities"]}
+
+
 def test_another_order_of_the_voxels_gives_the_same(
     files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,13 +12,15 @@ from kidseg.geometry import Grid, Volume
 from kidseg.io.orientation import reorient
 from kidseg.labels import KIDNEY_TUMOUR, LabelSchema
 from kidseg.measure import Midline, measure_sides
-from kidseg.measure.criteria import read_criteria
+from kidseg.measure.criteria import answered, read_criteria
+from kidseg.measure.mask import Mask
 from kidseg.measure.measurement import Measurement, measure_parts
 from kidseg.measure.midline import estimated_midline
-from kidseg.measure.parts import Labelled, Parts, find_parts
+from kidseg.measure.parts import Labelled, Part, Parts, find_parts
 from kidseg.measure.person import Patient
 from kidseg.measure.position import BEYOND, POLES, PolarLines, exophytic_share
 from kidseg.measure.quantity import Quantity
+from kidseg.measure.sizes import volume_of
 from kidseg.measure.totals import excess_of
 from solids import ball, ellipsoid, oblique, positions
 
@@ -330,3 +332,43 @@ def test_the_excess_contains_that_of_all_volumes_in_the_intervals(
             assert a is not None and b is not None
             true = 100 * (max(a, b) / min(a, b) - 1)
             assert found.low - 1e-6 <= true <= found.high * (1 + 1e-9) + 1e-6
+
+
+def block_volume(shape: tuple[int, int, int]) -> Quantity:
+    """The volume of a kidney that is a block of so many voxels."""
+    grid = Grid.from_spacing(shape, (0.3, 0.3, 0.3))
+    (mask,) = Mask(np.ones(shape, bool), grid).cropped()
+    return volume_of(
+        Part(
+            id="right kidney",
+            meaning="kidney",
+            side="right",
+            label="kidney",
+            numbers=(1,),
+            tracking=None,
+            mask=mask,
+            main=mask,
+            borders=(),
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("larger", "smaller", "percent", "verdict"),
+    [
+        (165, 150, 10, "met"),
+        (66, 60, 10, "cannot tell"),  # 20 % is within a voxel of either contour
+        (126, 90, 40, "not met"),
+        (60, 60, 0, "cannot tell"),
+    ],
+)
+def test_an_excess_is_told_where_a_voxel_at_the_contours_does_not_matter(
+    larger: int, smaller: int, percent: float, verdict: str
+) -> None:
+    volumes = [block_volume((n, smaller, smaller)) for n in (smaller, larger)]
+    excess = excess_of(*volumes)
+    assert excess.value == pytest.approx(percent)
+    criteria = read_criteria()
+    (asymmetry,) = [each for each in criteria.criterion if each.id == "kidney-asymmetry"]
+    found = answered(asymmetry, "patient", {excess.name: excess}, {}, criteria.entered)
+    assert found.verdict == verdict

@@ -14,10 +14,44 @@ from kidseg.geometry import Grid
 from kidseg.measure.contact import contact_area, contact_of, gap_to, rim_quantities
 from kidseg.measure.diameters import ellipsoid_ml, measure_diameters, surface_mm
 from kidseg.measure.mask import Mask, bounds, moved_contours
+from kidseg.measure.parts import Part
+from kidseg.measure.quantity import Quantity
+from kidseg.measure.sizes import (
+    ACROSS,
+    AXIAL,
+    ELLIPSOID,
+    HEIGHT,
+    LONGEST,
+    VOLUME,
+    sizes_of,
+    volume_of,
+)
 from solids import ball, cylinder, ellipsoid, oblique, positions, rotation
 
 SPACINGS = [(1.0, 1.0, 1.0), (1.5, 0.8, 0.8), (0.7, 1.9, 0.9), (4.0, 0.9, 0.9)]
 FINE = SPACINGS[:3]
+
+
+def part(mask: Mask) -> Part:
+    """A tumour with this mask."""
+    (mask,) = mask.cropped()
+    return Part(
+        id="right tumour 1",
+        meaning="tumour",
+        side="right",
+        label="tumour",
+        numbers=(2,),
+        tracking=None,
+        mask=mask,
+        main=mask,
+        borders=(),
+    )
+
+
+def assert_within(quantity: Quantity, true: float) -> None:
+    """The interval contains the true value, and more than it."""
+    assert quantity.low is not None and quantity.high is not None
+    assert quantity.low < true < quantity.high, quantity
 
 
 @pytest.mark.requirement("volumes")
@@ -25,10 +59,22 @@ FINE = SPACINGS[:3]
 @pytest.mark.parametrize("seed", [0, 2])
 def test_a_ball(spacing_mm: tuple[float, ...], seed: int) -> None:
     mask = ball(oblique(24, spacing_mm, seed), 22)
-    assert mask.volume_ml == pytest.approx(4 / 3 * math.pi * 22**3 / 1000, rel=0.02)
+    true_ml = 4 / 3 * math.pi * 22**3 / 1000
+    assert mask.volume_ml == pytest.approx(true_ml, rel=0.02)
     found = measure_diameters(mask)
     for diameter in (found.longest_mm, found.axial_mm, found.across_mm, found.height_mm):
         assert diameter == pytest.approx(44, abs=max(spacing_mm))
+    assert_within(volume_of(part(mask)), true_ml)
+
+
+@pytest.mark.requirement("volumes")
+def test_the_intervals_of_diameters_contain_those_of_a_ball() -> None:
+    mask = ball(oblique(18, (1.5, 0.9, 0.9), 2), 16)
+    found = {quantity.name: quantity for quantity in sizes_of(part(mask))}
+    for name in (LONGEST, AXIAL, ACROSS, HEIGHT):
+        assert_within(found[name], 32)
+    for name in (VOLUME, ELLIPSOID):
+        assert_within(found[name], 4 / 3 * math.pi * 16**3 / 1000)
 
 
 @pytest.mark.requirement("volumes")
@@ -40,6 +86,7 @@ def test_an_ellipsoid_has_its_longest_diameter_in_any_direction(
     mask = ellipsoid(oblique(26, spacing_mm, seed), (12, 17, 24))
     assert mask.volume_ml == pytest.approx(ellipsoid_ml(24, 34, 48), rel=0.02)
     assert measure_diameters(mask).longest_mm == pytest.approx(48, abs=max(spacing_mm))
+    assert_within(volume_of(part(mask)), ellipsoid_ml(24, 34, 48))
 
 
 @pytest.mark.parametrize("spacing_mm", SPACINGS)
@@ -53,13 +100,44 @@ def test_three_diameters_of_an_upright_ellipsoid(spacing_mm: tuple[float, ...]) 
 
 @pytest.mark.requirement("volumes")
 @pytest.mark.parametrize("spacing_mm", SPACINGS)
+@pytest.mark.parametrize("seed", [1, 3, 6])
+def test_diameters_in_the_slices_of_an_ellipsoid_off_their_axes(
+    spacing_mm: tuple[float, ...], seed: int
+) -> None:
+    """The central section of an ellipsoid by a plane is the largest, and an ellipse."""
+    half = np.array([12.0, 17.0, 24.0])
+    across, rows, columns = rotation(seed).T[::-1]  # of the slices, in mm; x is along columns
+    section = np.stack([rows, columns]) @ np.diag(half**-2) @ np.stack([rows, columns]).T
+    axis = 2 / np.sqrt(np.linalg.eigvalsh(section))
+    found = measure_diameters(ellipsoid(oblique(26, spacing_mm, seed), half))
+    in_plane = max(spacing_mm[1:])
+    assert found.axial_mm == pytest.approx(axis[0], abs=in_plane)
+    assert found.across_mm == pytest.approx(axis[1], abs=in_plane)
+    assert found.height_mm == pytest.approx(2 * np.linalg.norm(half * across), abs=spacing_mm[0])
+
+
+@pytest.mark.requirement("volumes")
+@pytest.mark.parametrize("spacing_mm", SPACINGS)
 @pytest.mark.parametrize("seed", [0, 4])
 def test_a_cylinder(spacing_mm: tuple[float, ...], seed: int) -> None:
-    mask = cylinder(oblique(30, spacing_mm, seed), 15, 40)
-    if seed:  # upright, slices are all in or all out
-        assert mask.volume_ml == pytest.approx(math.pi * 15**2 * 40 / 1000, rel=0.02)
-    diagonal = math.hypot(30, 40)
+    # A whole number of slices: of an upright one, slices are all in or all out.
+    length = spacing_mm[0] * round(40 / spacing_mm[0])
+    mask = cylinder(oblique(30, spacing_mm, seed), 15, length)
+    true_ml = math.pi * 15**2 * length / 1000
+    assert mask.volume_ml == pytest.approx(true_ml, rel=0.02)
+    diagonal = math.hypot(30, length)
     assert measure_diameters(mask).longest_mm == pytest.approx(diagonal, abs=max(spacing_mm))
+    assert_within(volume_of(part(mask)), true_ml)
+
+
+@pytest.mark.requirement("volumes")
+@pytest.mark.parametrize("spacing_mm", SPACINGS)
+def test_the_diameters_of_an_upright_cylinder(spacing_mm: tuple[float, ...]) -> None:
+    length = spacing_mm[0] * round(40 / spacing_mm[0])
+    found = measure_diameters(cylinder(oblique(30, spacing_mm), 15, length))
+    assert found.height_mm == pytest.approx(length)
+    assert found.axial_mm == pytest.approx(30, abs=max(spacing_mm[1:]))
+    assert found.across_mm == pytest.approx(30, abs=max(spacing_mm[1:]))
 
 
 def test_one_voxel_and_nothing() -> None:

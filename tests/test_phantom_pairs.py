@@ -11,6 +11,7 @@ import pytest
 
 from kidseg.cases import open_dataset
 from kidseg.check import check
+from kidseg.cli import main
 from kidseg.config import PhantomConfig, load
 from kidseg.errors import KidsegError
 from kidseg.io import read
@@ -142,3 +143,46 @@ def test_pairs_are_cases_of_one_patient_in_every_layout(tmp_path: Path, layout: 
 def test_pairs_are_of_children() -> None:
     with pytest.raises(KidsegError, match="before and after chemotherapy"):
         load(PhantomConfig, overrides=["timepoints=2", "ages_years=[0, 60]"])
+
+
+def run(*arguments: str | Path, capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as ended:
+        main(list(map(str, arguments)))
+    assert not ended.value.code
+    return capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_both_sides_of_a_pair_are_compared_by_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """kidseg phantom makes a child with a tumour on either side; kidseg measure --before both."""
+    folder = tmp_path / "pairs"
+    settings = ("max_slices=40", "timepoints=2", "tumours=bilateral", "kidneys=separate")
+    options = [word for each in settings for word in ("--set", each)]
+    made = ("phantom", folder, "-n", "1", "--seed", "4", "--size", "96", "--quiet")
+    run(*made, *options, capsys=capsys)
+    labels, scans = (
+        [next((folder / part).glob(f"*_{when}*.nii.gz")) for when in ("after", "before")]
+        for part in ("labelsTr", "imagesTr")
+    )
+    now = ("measure", labels[0], "--ct", scans[0])
+    found = json.loads(
+        run(*now, "--before", labels[1], "--before-ct", scans[1], "--json", capsys=capsys)
+    )
+    truth = json.loads(next((folder / "truth").glob("*_after.json")).read_text())
+    assert {each["side"] for each in truth["response"]} == {"right", "left"}
+    changes = found["response"]["changes"]
+    for true in truth["response"]:
+        (total,) = [one for one in changes if one["subject"] == f"{true['side']} tumours"]
+        (lesion,) = [one for one in changes if one["subject"] == f"{true['side']} tumour 1"]
+        assert lesion["before"] == lesion["after"] == [lesion["subject"]]
+        for one in (total, lesion):
+            before, after = one["volume_before"], one["volume_after"]
+            assert before["value"] == pytest.approx(true["before_ml"], rel=0.03)
+            assert after["value"] == pytest.approx(true["now_ml"], rel=0.03)
+            change = one["relative"]
+            assert change["value"] == pytest.approx(true["change_percent"], abs=2)
+            assert change["low"] < true["change_percent"] < change["high"]
+    (sides,) = [q for q in found["patient"] if q["name"] == "sides with a tumour"]
+    assert sides["value"] == 2

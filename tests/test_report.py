@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from ellipses import make_ellipse_patient
 from kidseg.errors import ModelError, UsageError
@@ -117,6 +118,28 @@ def test_homogenization_says_what_is_far(page: Page) -> None:
     assert "body 0.50 0.98 0.99" in page.words and "the network's correction" in page.words
 
 
+def test_the_pose_of_each_step_and_region_is_in_a_table() -> None:
+    right = {**RECORD["grids"]["pose"][0], "name": "right"}
+    crop = {
+        "name": "left",
+        "angle_deg": {"median": [-7.26]},
+        "scale": {"median": [1.25, 0.8]},
+        "shift_mm": {"median": [-12.4, 30.6]},
+    }
+    bare = {"name": "whole", "size_mm": 3}  # a step that does not turn is not in it
+    grids = {"pose": [*RECORD["grids"]["pose"], right], "crop": [crop], "cut": [bare]}
+    words = Page(page_of(make_content(record={**RECORD, "grids": grids}))).words
+    table = words[words.index("Pose, medians over the slices") :]
+    assert table.startswith(
+        "Pose, medians over the slices step angle deg size, across x down shift mm"
+        " pose 41.0 0.50 x 0.60 3, -4 pose right 41.0 0.50 x 0.60 3, -4"
+        " crop left -7.3 1.25 x 0.80 -12, 31"
+    )
+    assert "cut" not in table[:300]
+    none = Page(page_of(make_content(record={**RECORD, "grids": {}})))
+    assert "Pose, medians" not in none.words
+
+
 def test_what_a_record_does_not_have_is_said() -> None:
     kept = ("name", "path", "warnings", "versions")
     page = Page(page_of(make_content(record={k: RECORD[k] for k in kept})))
@@ -200,6 +223,21 @@ def test_the_bytes_of_the_view_are_bounded(shape: tuple[int, int, int]) -> None:
     assert len(found.scan) <= 130_000 and sum(len(s.mz3) for s in found.shapes) <= 24_000
     assert found.facts["resampled"] and found.facts["scan_grid"]["shape"] == list(shape)
     assert found.facts["grid"]["shape"] == list(found.grid.shape)
+
+
+@pytest.mark.slow
+def test_the_page_of_a_large_scan_of_noise_is_below_15_mb() -> None:
+    """Noise is the hardest to compress, and labels of noise have the most surface."""
+    scan = noise((200, 512, 512), (2.0, 0.7, 0.7))
+    rough = ndimage.zoom(np.random.default_rng(1).normal(size=(40, 64, 64)), (5, 8, 8), order=1)
+    values = np.where(rough > 0.9, 2, (rough > 0.3)).astype(np.uint8)
+    labels = Volume(torch.from_numpy(values)[None], scan.grid)
+    text = page_of(make_content(scan=scan, labels=labels))
+    assert 8e6 < len(text.encode()) < 15e6, "small: it would be no test"
+    page = Page(text)
+    assert "were resampled from 2 x 0.7 x 0.7 mm to" in page.words
+    assert np.prod(page.content["shape"]) > 3_000_000
+    assert [shape["key"] for shape in page.content["shapes"]] == ["label-1", "label-2"]
 
 
 def test_a_small_scan_is_shown_at_its_own_voxels(tmp_path: Path) -> None:

@@ -7,12 +7,17 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import numpy as np
 import pytest
 
 from axe import AXE, FOLDER
 from browsers import browser, complaints, pixels, printed, requests, until, violations
+from ellipses import write_ellipse_dataset
+from kidseg.cli import main
+from kidseg.io import ReadOptions, read, save
 from kidseg.labels import KIDNEY_TUMOUR
 from kidseg.report.cohort_page import Case, Cell, Picture, cohort_page
 from kidseg.report.overlay import draw_overlay
@@ -83,12 +88,33 @@ def test_planes_and_surfaces_are_drawn(opened: Any) -> None:
 
 @pytest.mark.parametrize(
     ("selector", "value"),
-    [("#level", 300), ("#width", 60), ("#opacity", 100), ("input[data-axis='0']", 1)],
+    [
+        ("#level", 300),
+        ("#width", 60),
+        ("#opacity", 100),
+        ("input[data-axis='0']", 1),
+        ("input[data-axis='1']", 14),
+        ("input[data-axis='2']", 20),
+    ],
 )
 def test_sliders_change_the_picture(opened: Any, selector: str, value: float) -> None:
     before = pixels(opened, "planes")
     slide(opened, selector, value)
     assert np.abs(pixels(opened, "planes") - before).mean() > 0.3
+    if "axis" in selector:
+        axis = int(selector[-3])
+        assert at(opened)[axis] == pytest.approx(value, abs=0.51)
+
+
+def test_the_sliders_of_the_planes_are_named_and_go_to_both_ends(opened: Any) -> None:
+    shape = opened.execute_script("return JSON.parse(document.getElementById('data').text).shape")
+    for axis, name in enumerate(("axial", "coronal", "sagittal")):
+        slider = opened.find_element("css selector", f"input[data-axis='{axis}']")
+        assert name in slider.accessible_name.lower()
+        assert int(slider.get_attribute("max")) == shape[axis] - 1
+        for end in (0, shape[axis] - 1):
+            slide(opened, f"input[data-axis='{axis}']", end)
+            assert at(opened)[axis] == pytest.approx(end, abs=0.51)
 
 
 def test_window_presets_are_told_and_change_the_picture(opened: Any) -> None:
@@ -301,3 +327,94 @@ def test_the_picture_of_a_case_is_above_the_table_in_a_narrow_window(cohort: Any
 
 def test_a_cohort_has_no_faults_of_accessibility(cohort: Any) -> None:
     assert violations(cohort, axe_script()) == []
+
+
+STUDY = """
+seeds = [0]
+validation_share = 0.25
+test_patients = 2
+
+[common]
+set = ["view.size=32", "unet.size=32", "unet.features=4", "precision=fp32",
+  "segment.epochs=2", "segment.min_epochs=0", "segment.steps=1", "segment.batch_size=6"]
+
+[methods.one]
+method = "plain"
+
+[methods.other]
+method = "plain"
+set = ["segment.epochs=3"]
+"""
+
+
+def run(*arguments: str | Path) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*map(str, arguments), "--quiet"])
+    assert not ended.value.code
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What evaluate, compare and study write: of labels of which one is half missing, and right."""
+    root = tmp_path_factory.mktemp("commands")
+    write_ellipse_dataset(root / "data", 6)
+    for name in ("half", "right"):
+        (root / name).mkdir()
+        for file in (root / "data" / "labelsTr").iterdir():
+            labels = read(file, ReadOptions(values="labels")).volume
+            if name == "half" and "001" in file.name:
+                labels.data[:, :, :, 30:] = 0
+            save(labels, root / name / file.name)
+        run("evaluate", root / name, root / "data", "-o", root / f"scores_{name}")
+    run("compare", root / "scores_half", root / "scores_right", "-o", root / "compared")
+    (root / "study.toml").write_text(STUDY)
+    study = ("study", root / "study.toml", "-o", root / "study")
+    run(*study, "--dataset", root / "data", "--device", "cpu")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("page", "cases", "pictures"),
+    [
+        ("scores_half/cohort.html", 6, 1),
+        ("compared/compare.html", 6, 2),
+        ("study/study.html", 2, 2),
+    ],
+)
+def test_pages_that_commands_write_sort_and_show_their_cases(
+    driver: Any, commands: Path, page: str, cases: int, pictures: int
+) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    requests(driver), complaints(driver)
+    driver.get((commands / page).as_uri())
+    first = names(driver)
+    assert len(first) == cases
+    if "study" not in page:
+        assert first[0] == "ellipse_001", "the worst case, or that in which they differ"
+    shown = driver.find_elements("css selector", "#overlay img")
+    assert len(shown) == pictures
+    assert all(
+        driver.execute_script("return arguments[0].naturalWidth", image) > 100
+        and image.get_attribute("alt")
+        for image in shown
+    )
+    title, dice = driver.find_elements("css selector", "button.sort")[:2]
+    dice.click()
+    scores = [
+        float(cell.get_attribute("data-value"))
+        for cell in driver.find_elements("css selector", "tbody tr td:nth-child(2)")
+    ]
+    assert scores == sorted(scores)
+    title.send_keys(Keys.ENTER)
+    assert names(driver) == sorted(first)
+    last = driver.find_elements("css selector", "button.case")[-1]
+    last.send_keys(Keys.ENTER)
+    assert last.get_attribute("aria-pressed") == "true"
+    captions = driver.find_elements("css selector", "#overlay figcaption")
+    assert len(captions) == pictures and all(c.text.startswith(last.text) for c in captions)
+    for link in driver.find_elements("css selector", "nav a"):
+        assert Path(url2pathname(urlsplit(link.get_attribute("href")).path)).is_file()
+    assert violations(driver, axe_script()) == []
+    assert complaints(driver) == []
+    assert [a for a in requests(driver) if not a.endswith(".html")] == []

@@ -16,6 +16,7 @@ import threading
 import time
 import tomllib
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ from kidseg.study.page import _budgets
 from kidseg.study.process import Completed, Launcher
 from kidseg.study.results import average, of_patients, spread, write_average
 from kidseg.study.runs import _stamp, _write_stamp
+from pages import opened
 
 TINY = """
 seeds = [0]
@@ -829,6 +831,22 @@ def marks(out: Path) -> dict[str, int]:
     }
 
 
+def assert_worst_first(path: Path, rows: Sequence[Row]) -> None:
+    """The page has every case with a picture of it, that with the lowest mean Dice first."""
+    by_case: dict[str, list[float]] = {}
+    for row in rows:
+        if (dice := row.figures["dice"]) is not None:
+            by_case.setdefault(row.case, []).append(dice)
+    page = opened(path)
+    keys = [a["data-key"] for tag, a in page.elements if tag == "button" and "data-key" in a]
+    shown = [page.content["images"][str(key)] for key in keys]
+    order = sorted(by_case, key=lambda name: (sum(by_case[name]) / len(by_case[name]), name))
+    assert [pictures[0]["case"] for pictures in shown] == order and len(order) > 1
+    assert all(pictures[0]["uri"].startswith("data:image/png") for pictures in shown)
+    assert all(pictures[0]["alt"].startswith("plain, ") for pictures in shown)
+    assert "The worst mean Dice first." in page.words
+
+
 def test_one_run_is_trained_tested_kept_and_not_mixed(data: Path, tmp_path: Path) -> None:
     file, out = toml(tmp_path), tmp_path / "out"
     steps: list[tuple[str, str]] = []
@@ -854,6 +872,7 @@ def test_one_run_is_trained_tested_kept_and_not_mixed(data: Path, tmp_path: Path
     assert plain["parameters"] == run["parameters"] == counted > 0
     page = (out / "study.md").read_text()
     assert f"{counted / 1e6:.2f} M" in page and "HD95 mm: tumour" in page
+    assert_worst_first(out / "study.html", read_run(out / "scores" / "plain-0").rows)
     seconds = result["methods"]["plain"]["training_seconds"]
     parts_s = [seconds[name]["mean"] for name in ("prepare", "segment", "set-up")]
     assert min(parts_s) > 0 and sum(parts_s) == pytest.approx(seconds["whole process"]["mean"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,6 +13,13 @@ from kidseg.evaluate import Row, Run
 from kidseg.report.cohort_page import Case, Cell, Picture, cohort_page, pictures_in
 
 __all__ = ["comparison_page", "relative"]
+
+
+_FIRST = {
+    True: "The cases in which Dice differs most come first.",
+    False: "The worst mean Dice first.",
+}
+"""What the order of the cases is, by whether there are several evaluations."""
 
 
 def comparison_page(
@@ -47,7 +55,7 @@ def comparison_page(
             cells=[_cell(found[case].get(key)) for key in keys],
             pictures=_named(shown, case),
         )
-        for case in sorted(found, key=lambda case: (-_spread(found[case], structures), case))
+        for case in sorted(found, key=lambda case: (*_order(found[case], structures), case))
     ]
     linked = {**{n: p for n, p in pages.items() if p.is_file()}, **(more or {})}
     return cohort_page(
@@ -56,8 +64,8 @@ def comparison_page(
         cases,
         about=about,
         links={name: relative(path, out) for name, path in linked.items()},
-        note="The cases in which Dice differs most come first. Select a case to see it in each"
-        " evaluation: filled is what was found, dashed the reference.",
+        note=f"{_FIRST[len(runs) > 1]} Select a case to see it in each evaluation: filled is what"
+        " was found, dashed the reference.",
     )
 
 
@@ -75,17 +83,16 @@ def _named(shown: Mapping[str, Mapping[str, Sequence[Picture]]], case: str) -> l
     ]
 
 
-def _spread(rows: Mapping[tuple[str, str], Row], structures: Sequence[str]) -> float:
-    """The largest difference of Dice between runs."""
-    most = 0.0
-    for structure in structures:
-        values = [
-            value
-            for (named, _), row in rows.items()
-            if named == structure and (value := row.figures["dice"]) is not None
-        ]
-        most = max(most, max(values) - min(values)) if values else most
-    return most
+def _order(rows: Mapping[tuple[str, str], Row], structures: Sequence[str]) -> tuple[float, float]:
+    """Cases with a small key come first: the largest difference of Dice, then the worst mean."""
+    found: dict[str, list[float]] = {structure: [] for structure in structures}
+    for (structure, _), row in rows.items():
+        if (value := row.figures["dice"]) is not None:
+            found[structure].append(value)
+    known = [values for values in found.values() if values]
+    spread = max((max(values) - min(values) for values in known), default=0.0)
+    every = [value for values in known for value in values]
+    return -spread, sum(every) / len(every) if every else math.inf
 
 
 def _cell(row: Row | None) -> Cell:
