@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import typer.main
+from rich.markup import render
 
 from kidseg.cli import app, main
 
@@ -48,6 +49,14 @@ def refused(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, s
         main(list(arguments))
     out, err = capsys.readouterr()
     return int(ended.value.code or 0), out, err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_in_a_group_and_no_word_of_its_help_is_lost(name: str) -> None:
+    """Rich takes words in brackets for markup."""
+    assert COMMANDS[name].rich_help_panel
+    for parameter in COMMANDS[name].params:
+        assert render(parameter.help or "").plain == (parameter.help or ""), parameter.name
 
 
 @pytest.mark.parametrize("name", COMMANDS)

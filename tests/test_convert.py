@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from dicom_files import series
 from ellipses import make_ellipse_patient
 from kidseg.cases.label_names import named_labels, parse_names
 from kidseg.cli import main
-from kidseg.convert import convert
+from kidseg.convert import convert, measured_labels, plan_conversion
 from kidseg.errors import InputError, KidsegError, ResourceError, UsageError
 from kidseg.geometry import Grid, Volume
 from kidseg.io import ReadOptions, label_formats, read, save
@@ -36,7 +35,6 @@ from kidseg.measure.person import Patient
 from labelled_series import ANY, REPAIR, make_labels, make_series
 from pages import HERE, assert_loads_nothing, opened, with_viewer
 
-convert_module = sys.modules["kidseg.convert"]
 NAMES = {1: "left kidney", 2: "tumour", 5: "Milz"}
 LABELS = ReadOptions(values="labels")
 
@@ -65,12 +63,12 @@ def test_all_formats_at_once_are_listed(case: Path) -> None:
     labels, out = case / "child_seg.nii.gz", case / "out"
     options: dict[str, Any] = {"series": case / "ct", "options": ANY, "names": NAMES}
     formats = tuple(name for name in HERE if not FORMATS[name].needs_entropy)
-    planned = convert(labels, out, formats=formats, dry_run=True, **options)
-    assert not out.exists(), "a dry run writes nothing"
-    made = convert(labels, out, formats=formats, **options)
+    planned = plan_conversion(labels, out, formats=formats, **options)
+    assert not out.exists(), "a plan writes nothing"
+    made = planned.write()
     there = sorted(file.name for file in out.iterdir())
     assert there == sorted([*made["outputs"], "child_convert.json"])
-    assert there == sorted(Path(file).name for file in planned["outputs"])
+    assert there == sorted(file.name for file in planned.outputs)
     record = json.loads((out / "child_convert.json").read_text())
     assert record == made and record["labels"] == {"1": "left kidney", "2": "tumour", "5": "Milz"}
     for ending in ("_seg.nii.gz", "_seg.nrrd", "_seg.mha", ".seg.nrrd"):
@@ -169,13 +167,14 @@ def test_a_repaired_series_needs_the_same_repair(tmp_path: Path) -> None:
     convert(tmp_path / "a.nii.gz", tmp_path / "out", options=REPAIR, **arguments)
 
 
-@pytest.mark.parametrize("dry_run", [False, True])
-def test_files_that_are_not_there(case: Path, dry_run: bool) -> None:
-    options: dict[str, Any] = {"names": NAMES, "dry_run": dry_run}
+def test_files_that_are_not_there(case: Path) -> None:
+    options: dict[str, Any] = {"names": NAMES}
     labels, out = case / "child_seg.nii.gz", case / "out"
     refused("not-found", case / "none.nii.gz", out, formats=["stl"], **options)
     options |= {"formats": ["rtstruct"], "series": case / "none"}
     assert refused("not-found", labels, out, **options).path == str(case / "none")
+    with pytest.raises(KidsegError, match="none"):
+        plan_conversion(labels, out, **options)  # before anything is read
     assert not out.exists()
 
 
@@ -395,7 +394,7 @@ def test_the_scan_of_a_report_is_read_once_and_facts_are_entered(
 
         monkeypatch.setattr(module, name, call)
 
-    counting(convert_module, "read")
+    counting(measured_labels, "read")
     counting(label_reading, "read")
     counting(label_reading, "body_mask")
     counting(measuring, "find_parts")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from ellipses import make_ellipse_patient, write_ellipse_dataset
+from ellipses import make_ellipse_patient
 from kidseg.checkpoint import load_model, save_model
 from kidseg.cli import main
 from kidseg.cohort.subject import prepare
@@ -25,17 +25,16 @@ from kidseg.segment import load_predictor, segment
 from kidseg.train import Setup, train
 from kidseg.train.setup import resolve
 from test_segment import SETTINGS as POSED
-from test_segment_predictor import SETTINGS
+from trained import SETTINGS, copied
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two slice-wise models of other seeds, and one that homogenizes."""
-    root = tmp_path_factory.mktemp("members")
-    write_ellipse_dataset(root / "data", 4)
-    for seed, more in ((0, ()), (1, ("segment.epochs=2",))):
-        setup = Setup(method="plain", overrides=(*SETTINGS, *more), seed=seed)
-        train(root / "data", root / f"plain{seed}", setup, device="cpu")
+    root = copied(trained, tmp_path_factory.mktemp("members"))
+    (root / "run").rename(root / "plain0")
+    other = Setup(method="plain", overrides=(*SETTINGS, "segment.epochs=2"), seed=1)
+    train(root / "data", root / "plain1", other, device="cpu")
     posed = Setup(method="homogenized", overrides=(*POSED, "segment.epochs=3"))
     train(root / "data", root / "posed", posed, device="cpu")
     ensemble([root / "plain0", root / "plain1", root / "posed"], root / "all.safetensors")

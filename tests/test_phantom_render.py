@@ -432,7 +432,7 @@ def a_canvas(shape: tuple[int, int, int], spacing: tuple[float, float, float]) -
     z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
     field = Splines.through(torch.stack([x, y, z]), (-56.0,) * 3, 4.0)
     grid = Grid.from_spacing(shape, spacing)
-    return Canvas(grid, field, Locator(field.coefficients), {}, lambda x, y, z: x)
+    return Canvas(grid, field, Locator(field.coefficients), {}, lambda x, y, z: (x, x))
 
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (4.0, 1.0, 1.0), (2.0, 0.7, 1.1)])

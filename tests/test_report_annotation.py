@@ -24,7 +24,8 @@ from kidseg.report.annotation import (
     mark_sides,
     window_text,
 )
-from kidseg.segment.figure import Panel, draw_panels, pose_text
+from kidseg.segment.figure import Panel, draw_panels
+from kidseg.segment.figure_title import pose_text
 
 GRID = Grid.from_spacing((1, 20, 30), (5.0, 2.0, 2.0))
 

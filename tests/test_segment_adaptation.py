@@ -12,7 +12,7 @@ import torch
 import cascades
 from cascades import NETS, Oracle, config_with
 from cohorts import TARGET, VOLUMES
-from ellipses import make_ellipse_patient, write_ellipse_dataset
+from ellipses import make_ellipse_patient
 from kidseg.checkpoint import load_model, save_model
 from kidseg.cli import main
 from kidseg.cohort.subject import Material, prepare
@@ -26,18 +26,13 @@ from kidseg.methods.plain3d import Plain3d
 from kidseg.nets.adaptive import AdaptiveNet
 from kidseg.segment import load_predictor, segment
 from kidseg.segment.adaptation import Adaptation, checked_adapt
-from kidseg.train import Setup, train
-from test_segment_predictor import SETTINGS
 
 CPU = choose_device("cpu", "fp32")
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("adaptation")
-    write_ellipse_dataset(root / "data", 4)
-    train(root / "data", root / "run", Setup(method="plain", overrides=SETTINGS), device="cpu")
-    return root / "run" / "model.safetensors"
+def model(trained: Path) -> Path:
+    return trained / "run" / "model.safetensors"
 
 
 def with_header(model: Path, path: Path, **changes: Any) -> Path:

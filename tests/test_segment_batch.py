@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-from ellipses import make_ellipse_patient, write_ellipse_dataset
+from ellipses import make_ellipse_patient
 from kidseg.cli import main
 from kidseg.errors import (
     BatchError,
@@ -34,16 +34,13 @@ from kidseg.io import ReadOptions, read, save
 from kidseg.segment import Predictor, Segmentation, load_predictor, segment
 from kidseg.segment.cohort_table import SUMMARY
 from kidseg.segment.index import RESULT, read_index
-from kidseg.train import Setup, train
-from test_segment_predictor import SETTINGS
+from trained import copied
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained model in run/, and scans/s0.nii.gz to s3.nii.gz."""
-    root = tmp_path_factory.mktemp("batch")
-    write_ellipse_dataset(root / "data", 4)
-    train(root / "data", root / "run", Setup(method="plain", overrides=SETTINGS), device="cpu")
+    root = copied(trained, tmp_path_factory.mktemp("batch"))
     (root / "scans").mkdir()
     for k in range(4):
         save(make_ellipse_patient(k).image, root / "scans" / f"s{k}.nii.gz")

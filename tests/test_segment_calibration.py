@@ -26,16 +26,13 @@ from kidseg.segment.calibration import (
     grid_of,
 )
 from kidseg.segment.decision import output_names, weighted
-from kidseg.train import Setup, train
-from test_segment_predictor import SETTINGS
+from trained import copied
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("calibration")
-    write_ellipse_dataset(root / "data", 4)
+def folder(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = copied(trained, tmp_path_factory.mktemp("calibration"))
     write_ellipse_dataset(root / "others", 2, seed=5)
-    train(root / "data", root / "run", Setup(method="plain", overrides=SETTINGS), device="cpu")
     return root
 
 

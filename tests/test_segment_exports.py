@@ -25,7 +25,7 @@ from kidseg.segment.removal import Decided
 from kidseg.segment.review import Review
 from kidseg.train import Setup, train
 from pages import HERE, assert_loads_nothing, opened, with_viewer
-from test_segment_predictor import SETTINGS
+from trained import SETTINGS
 
 LABELS = ReadOptions(values="labels")
 QUICK = (*SETTINGS, "segment.epochs=1", "segment.steps=12")

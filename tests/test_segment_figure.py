@@ -28,8 +28,8 @@ from kidseg.segment.figure import (
     draw_panels,
     representative_slice,
     step_panels,
-    title_of,
 )
+from kidseg.segment.figure_title import title_of
 from kidseg.segment.removal import Decided
 from kidseg.train import Setup, train
 from test_segment import SETTINGS, labels_of

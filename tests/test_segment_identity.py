@@ -11,23 +11,18 @@ from typing import Any
 import pydicom
 import pytest
 
-from ellipses import make_ellipse_patient, write_ellipse_dataset
+from ellipses import make_ellipse_patient
 from kidseg.errors import BatchError, InputError, UsageError
 from kidseg.io import ReadOptions, save
 from kidseg.io.dicom import write_series
 from kidseg.segment import Predictor, load_predictor, segment
 from kidseg.segment.identity import reading_of
 from kidseg.segment.index import RESULT
-from kidseg.train import Setup, train
-from test_segment_predictor import SETTINGS
 
 
 @pytest.fixture(scope="module")
-def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
-    root = tmp_path_factory.mktemp("identity")
-    write_ellipse_dataset(root / "data", 4)
-    train(root / "data", root / "run", Setup(method="plain", overrides=SETTINGS), device="cpu")
-    return load_predictor(root / "run" / "model.safetensors", "cpu")
+def predictor(trained: Path) -> Predictor:
+    return load_predictor(trained / "run" / "model.safetensors", "cpu")
 
 
 def scan(path: Path, number: int = 0) -> Path:

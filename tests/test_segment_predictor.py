@@ -22,28 +22,12 @@ from kidseg.segment import Segmentation, load_predictor
 from kidseg.segment.figure import step_panels
 from kidseg.segment.removal import Decided
 from kidseg.train import Setup, train
-
-SETTINGS = (
-    "view.size=32",
-    "unet.size=32",
-    "unet.features=8",
-    "precision=fp32",
-    "segment.epochs=3",
-    "segment.min_epochs=0",
-    "segment.steps=15",
-    "segment.batch_size=9",
-    "segment.optimizer.name=adam",
-    "segment.optimizer.learning_rate=0.01",
-)
+from trained import SETTINGS
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("predictor")
-    write_ellipse_dataset(root / "data", 4)
-    setup = Setup(method="plain", overrides=SETTINGS)
-    train(root / "data", root / "run", setup, device="cpu")
-    return root / "run" / "model.safetensors"
+def model(trained: Path) -> Path:
+    return trained / "run" / "model.safetensors"
 
 
 def in_precision(model: Path, precision: str, path: Path) -> Path:

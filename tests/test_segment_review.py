@@ -56,9 +56,8 @@ from kidseg.segment.review import (
     structures_of,
     tempered,
 )
-from kidseg.train import Setup, train
 from probabilities import region
-from test_segment_predictor import SETTINGS
+from trained import copied
 
 TWO = Target.of_labels(KIDNEY_TUMOUR)
 REGIONS = Target(channels=((1, 2), (2,)), exclusive=False, writes=(1, 2))
@@ -363,11 +362,10 @@ def test_the_likeliest_temperature_is_chosen_and_its_scores() -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model, the same with flips, and one with another network."""
-    root = tmp_path_factory.mktemp("review")
-    write_ellipse_dataset(root / "data", 4)
-    train(root / "data", root / "one", Setup(method="plain", overrides=SETTINGS), device="cpu")
+    root = copied(trained, tmp_path_factory.mktemp("review"))
+    (root / "run").rename(root / "one")
     known = load_model(root / "one" / "model.safetensors")
     generator = torch.Generator().manual_seed(4)
     parts = {

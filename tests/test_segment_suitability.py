@@ -15,7 +15,7 @@ from kidseg.geometry import Volume
 from kidseg.segment import Predictor, load_predictor
 from kidseg.segment.suitability import judge
 from kidseg.train import Setup, train
-from test_segment_predictor import SETTINGS
+from trained import SETTINGS
 
 OWN = {"no-contrast", "unusual-values", "outside-training-range"}
 ENHANCED = {"n": 9, "min": 45.0, "max": 260.0, "mean": 180.0, "sd": 50.0}

@@ -23,13 +23,12 @@ pytest.importorskip("distributed", reason="the package distributed is not instal
 
 import psutil
 
-from ellipses import make_ellipse_patient, write_ellipse_dataset
+from ellipses import make_ellipse_patient
 from kidseg.io import save
 from kidseg.segment.cohort_table import SUMMARY
 from kidseg.segment.index import RESULT
-from kidseg.train import Setup, train
-from test_segment_predictor import SETTINGS
 from test_workers import has_ended, within
+from trained import copied
 
 pytestmark = pytest.mark.slow
 
@@ -63,11 +62,9 @@ Predictor.__call__ = faulty
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained model in run/, scans/s0.nii.gz to s5, their labels by one process in alone/."""
-    root = tmp_path_factory.mktemp("workers")
-    write_ellipse_dataset(root / "data", 4)
-    train(root / "data", root / "run", Setup(method="plain", overrides=SETTINGS), device="cpu")
+    root = copied(trained, tmp_path_factory.mktemp("workers"))
     (root / "scans").mkdir()
     for k in range(SCANS):
         save(make_ellipse_patient(k).image, root / "scans" / f"s{k}.nii.gz")

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ellipses import write_ellipse_dataset
 from kidseg import model_file
 from kidseg.checkpoint import load_model
 from kidseg.cli import main
@@ -25,8 +24,8 @@ from kidseg.io import ReadOptions, read
 from kidseg.model_file import STARTER_USE, find_model, has_starter
 from kidseg.phantom import write_patients
 from kidseg.segment import load_predictor, segment
-from kidseg.train import Setup, train
-from test_segment_predictor import SETTINGS
+from kidseg.train import Setup
+from trained import copied
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = model_file.STARTER_FILE
@@ -34,11 +33,8 @@ MOST_BYTES = 25_000_000
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("starter")
-    write_ellipse_dataset(root / "data", 4)
-    train(root / "data", root / "run", Setup(method="plain", overrides=SETTINGS), device="cpu")
-    return root
+def folder(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copied(trained, tmp_path_factory.mktemp("starter"))
 
 
 @pytest.fixture

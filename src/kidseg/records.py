@@ -18,13 +18,26 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from kidseg.errors import ModelError
 
-__all__ = ["SEAL", "SEALED", "canonical", "checked", "parsed", "read_file", "sealed", "unsealed"]
+__all__ = [
+    "KNOWN",
+    "SEAL",
+    "SEALED",
+    "canonical",
+    "checked",
+    "parsed",
+    "read_file",
+    "sealed",
+    "unsealed",
+]
 
 SEAL = "sha256"
 """Key of the digest in a sealed record."""
 
 SEALED = ConfigDict(extra="forbid", allow_inf_nan=False)
 """Validation of a dataclass that stands in a record: no unknown fields, and finite numbers."""
+
+KNOWN = ConfigDict(extra="ignore", allow_inf_nan=False)
+"""The same of a dataclass with the fields that are read; the record may have more."""
 
 T = TypeVar("T")
 

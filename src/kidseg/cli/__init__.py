@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, NoReturn
 
 import typer
@@ -37,31 +37,21 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-for command in (
-    phantom,
-    check,
-    export,
-    store,
-    train,
-    segment,
-    convert,
-    evaluate,
-    compare,
-    measure,
-    contours,
-    calibrate,
-    ensemble,
-    import_nnunet,
-    study,
-    dicomweb,
-    node,
-    serve,
-    config,
-    info,
-    doctor,
-    demo,
-):
-    app.command(epilog=RESEARCH_ONLY)(command)
+COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
+    "Segment and measure": (segment, measure, convert, contours),
+    "Data": (check, phantom, store, export),
+    "Train and evaluate": (
+        *(train, evaluate, compare, study),
+        *(calibrate, ensemble, import_nnunet),
+    ),
+    "Serve": (serve, dicomweb, node),
+    "About": (demo, info, config, doctor),
+}
+"""The commands, by the groups of --help."""
+
+for group, commands in COMMANDS.items():
+    for command in commands:
+        app.command(epilog=RESEARCH_ONLY, rich_help_panel=group)(command)
 
 
 @app.callback(invoke_without_command=True)

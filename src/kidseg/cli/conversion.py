@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kidseg.cli.options import (
+    READING,
     Age,
     AsJson,
     DryRun,
@@ -29,6 +30,9 @@ from kidseg.cli.terminal import print_result
 from kidseg.errors import Finding, UsageError
 from kidseg.table import text_table, wrapped
 
+if TYPE_CHECKING:
+    from kidseg.convert import Conversion
+
 __all__ = ["convert"]
 
 
@@ -47,7 +51,10 @@ def convert(
         typer.Option(help="The scan of the labels, for html, or the folder of scans of several."),
     ] = None,
     number: Annotated[
-        str | None, typer.Option(help="Of the series, if there are several: 3, 3.2, or UID.")
+        str | None,
+        typer.Option(
+            help="Of the series, if there are several: 3, 3.2, or UID.", rich_help_panel=READING
+        ),
     ] = None,
     repair: Repair = False,
     label: Annotated[
@@ -73,13 +80,13 @@ def convert(
     Example: kidseg convert result/child_seg.nii.gz -o models --formats seg.nrrd,stl,glb
     """
     from kidseg.cases.label_names import parse_names
-    from kidseg.convert import convert
+    from kidseg.convert import plan_conversion
     from kidseg.io import ReadOptions
     from kidseg.measure.measuring import Request
     from kidseg.measure.person import Patient
 
-    convert_one = partial(
-        convert,
+    plan = partial(
+        plan_conversion,
         out=out,
         formats=format_names(formats),
         series=series,
@@ -94,20 +101,22 @@ def convert(
     if is_several(labels):
         facts = {"--height": height, "--weight": weight, "--age": age, "--sex": sex}
         one_only({"--series": series, **facts, "--entered": entered})
-        _convert_all(labels, ct, convert_one, dry_run=dry_run, as_json=as_json, quiet=quiet)
+        _convert_all(labels, ct, plan, dry_run=dry_run, as_json=as_json, quiet=quiet)
         return
-    made = convert_one(labels[0], ct=ct, dry_run=dry_run)
+    planned = plan(labels[0], ct=ct)
     if dry_run:
-        text = "\n".join(["Would write:", *made["outputs"]])
-        print_result({"would_convert": made}, text, as_json, quiet)
+        would = planned.as_dict()
+        text = "\n".join(["Would write:", *would["outputs"]])
+        print_result({"would_convert": would}, text, as_json, quiet)
         return
+    made = planned.write()
     print_result(made, conversion_text(made, out), as_json, quiet)
 
 
 def _convert_all(
     labels: Sequence[Path],
     ct: Path | None,
-    convert_one: Callable[..., dict[str, Any]],
+    plan: Callable[..., Conversion],
     *,
     dry_run: bool,
     as_json: bool,
@@ -118,21 +127,25 @@ def _convert_all(
 
     files = find_label_files(labels)
     scans = scans_of(files, ct)
-
-    def attempt(path: Path, dry: bool) -> dict[str, Any]:
-        return convert_one(path, ct=scans[path], dry_run=dry)
-
-    _, refused = attempt_each(files, partial(attempt, dry=True))
-    if wrong := [error for _, error in refused if isinstance(error, UsageError)]:
+    planned, failed = attempt_each(files, lambda path: plan(path, ct=scans[path]))
+    if wrong := [error for _, error in failed if isinstance(error, UsageError)]:
         raise wrong[0]
-    with show_progress("label files", quiet or as_json) as advance:
-        made, failed = attempt_each(files, partial(attempt, dry=dry_run), advance)
-    rows = [
-        [one["name"], str(len(one["outputs"])), str(len(one.get("warnings", ())))]
-        for one in made.values()
-    ]
-    lines = text_table(["case", "files", "warnings"], rows) if rows else []
-    done = {"would_convert" if dry_run else "converted": list(made.values())}
+    if dry_run:
+        would = [one.as_dict() for one in planned.values()]
+        rows = [[one["name"], str(len(one["outputs"]))] for one in would]
+        done, head = {"would_convert": would}, ["case", "files"]
+    else:
+        with show_progress("label files", quiet or as_json) as advance:
+            made, unwritten = attempt_each(
+                list(planned), lambda path: planned[path].write(), advance
+            )
+        failed = [*failed, *unwritten]
+        converted = list(made.values())
+        rows = [
+            [one["name"], str(len(one["outputs"])), str(len(one["warnings"]))] for one in converted
+        ]
+        done, head = {"converted": converted}, ["case", "files", "warnings"]
+    lines = text_table(head, rows) if rows else []
     end_of_several(done, lines, failed, total=len(files), as_json=as_json, quiet=quiet)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from kidseg.cli.options import (
+    READING,
     Annotation,
     AsJson,
     Cases,
@@ -110,7 +111,8 @@ def check(
     series: Series = None,
     repair: Repair = False,
     values: Annotated[
-        Literal["ct", "any"], typer.Option(help="Kind of values of a single scan.")
+        Literal["ct", "any"],
+        typer.Option(help="Kind of values of a single scan.", rich_help_panel=READING),
     ] = "ct",
     roi_rules: RoiRules = None,
     annotation: Annotation = None,

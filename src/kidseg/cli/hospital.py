@@ -37,7 +37,7 @@ def dicomweb(
     device: Device = "auto",
     every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 60.0,
     since_days: Annotated[
-        int | None, typer.Option(min=0, help="Studies of so many days only [all].")
+        int | None, typer.Option(min=0, help="Studies of so many days only; else all.")
     ] = None,
     min_images: Annotated[int, typer.Option(min=1, help="Shorter series are left out.")] = 20,
     attempts: Attempts = 3,
@@ -87,7 +87,7 @@ def node(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 11112,
     caller: Annotated[
-        list[str] | None, typer.Option(help="Title of a node that may send [any].")
+        list[str] | None, typer.Option(help="Title of a node that may send; else any may.")
     ] = None,
     quiet_s: Annotated[
         float, typer.Option(min=0.1, help="A series is complete after so many seconds of silence.")

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from kidseg.cli.options import (
+    CASES,
+    RUNNING,
     Adapt,
     Annotation,
     AsJson,
@@ -75,9 +77,11 @@ def train(
     annotation: Annotation = None,
     seed: TrainingSeed = None,
     device: Device = "auto",
-    resume: Annotated[bool, typer.Option("--resume", help="Continue a stopped run.")] = False,
-    overwrite: Overwrite = False,
     jobs: Jobs = 1,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue a stopped run.", rich_help_panel=RUNNING)
+    ] = False,
+    overwrite: Overwrite = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -160,7 +164,12 @@ def segment(
     retries: Retries = 1,
     time_limit: TimeLimit = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Leave out scans that this model has segmented.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Leave out scans that this model has segmented.",
+            rich_help_panel=RUNNING,
+        ),
     ] = False,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
@@ -257,9 +266,10 @@ def evaluate(
     ] = "native",
     cyst: Cyst = None,
     missing: Annotated[
-        Literal["error", "empty"], typer.Option(help="Treatment of cases without prediction.")
+        Literal["error", "empty"],
+        typer.Option(help="Treatment of cases without prediction.", rich_help_panel=CASES),
     ] = "error",
-    cases: Annotated[list[str] | None, typer.Option("--case", help="Score only this case.")] = None,
+    cases: Cases = None,
     images: Annotated[
         Path | None,
         typer.Option(help="The scans, for the pictures of cohort.html: a data set or a folder."),

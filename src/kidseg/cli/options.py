@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,6 +11,9 @@ import typer
 from kidseg.registry import METHODS, presets
 
 __all__ = [
+    "CASES",
+    "READING",
+    "RUNNING",
     "Adapt",
     "Age",
     "Annotation",
@@ -48,68 +52,76 @@ __all__ = [
     "format_names",
 ]
 
+# Groups of options in --help; a command's own options come before them.
+CASES, READING, RUNNING = "Cases and their labels", "Reading scans", "Running"
+_setting = partial(typer.Option, rich_help_panel="Settings")
+_tuning = partial(typer.Option, rich_help_panel="Fine-tuning")
+_cases = partial(typer.Option, rich_help_panel=CASES)
+_reading = partial(typer.Option, rich_help_panel=READING)
+_patient = partial(typer.Option, rich_help_panel="The patient")
+_running = partial(typer.Option, rich_help_panel=RUNNING)
+_general = partial(typer.Option, rich_help_panel="General")
+
 AsJson = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")
+    bool, _general("--json", help="Print one JSON object on standard output, nothing else.")
 ]
 Method = Annotated[
     str | None,
-    typer.Option(
+    _setting(
         help=f"One of {', '.join(METHODS)}; by default the model's, or the first.",
         autocompletion=lambda: list(METHODS),
     ),
 ]
 Preset = Annotated[
     str | None,
-    typer.Option(
+    _setting(
         help=f"Named settings: one of {', '.join(presets())}.",
         autocompletion=lambda: list(presets()),
     ),
 ]
-Config = Annotated[Path | None, typer.Option(help="TOML file with settings; see kidseg config.")]
+Config = Annotated[Path | None, _setting(help="TOML file with settings; see kidseg config.")]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", help="A setting, key=value; see kidseg config.")
+    list[str] | None, _setting("--set", help="A setting, key=value; see kidseg config.")
 ]
 Start = Annotated[
     str | None,
-    typer.Option("--from", help="A model file or run folder to fine-tune; starter: kidseg's own."),
+    _tuning("--from", help="A model file or run folder to fine-tune; starter: kidseg's own."),
 ]
 Tune = Annotated[
     str | None,
-    typer.Option(help="With --from: all, decoder, ends, or patterns of parameter names."),
+    _tuning(help="With --from: all, decoder, ends, or patterns of parameter names."),
 ]
 Reference = Annotated[
     str | None,
-    typer.Option(help="Training case to whose pose and size 'homogenized' brings all others."),
+    _cases(help="Training case to whose pose and size 'homogenized' brings all others."),
 ]
-Cases = Annotated[list[str] | None, typer.Option("--case", help="Use only this case.")]
-Validation = Annotated[
-    list[str] | None, typer.Option("--validation", help="Validate on this case.")
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print neither progress nor summary.")]
+Cases = Annotated[list[str] | None, _cases("--case", help="Use only this case.")]
+Validation = Annotated[list[str] | None, _cases("--validation", help="Validate on this case.")]
+Quiet = Annotated[bool, _general("--quiet", "-q", help="Print neither progress nor summary.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Same seed, same result.")]
 TrainingSeed = Annotated[
     int | None, typer.Option("--seed", min=0, help="Same seed, same result [0].")
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and stop.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing output.")]
-Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes to use.")]
+DryRun = Annotated[bool, _general("--dry-run", help="Print what would be done, and stop.")]
+Overwrite = Annotated[bool, _general("--overwrite", help="Replace existing output.")]
+Jobs = Annotated[int, _running("--jobs", "-j", min=1, help="Processes to use.")]
 ScanJobs = Annotated[
     int,
-    typer.Option("--jobs", "-j", min=1, help="Scans to segment at a time, each by a process."),
+    _running("--jobs", "-j", min=1, help="Scans to segment at a time, each by a process."),
 ]
 Cluster = Annotated[
     str | None,
-    typer.Option(
+    _running(
         help="Where these processes run: local, slurm, kubernetes, or the address of a dask"
         " scheduler; local if --jobs is more than 1."
     ),
 ]
 Retries = Annotated[
-    int, typer.Option(min=0, help="Further attempts at a scan whose process was killed.")
+    int, _running(min=0, help="Further attempts at a scan whose process was killed.")
 ]
 TimeLimit = Annotated[
     float | None,
-    typer.Option(metavar="SECONDS", help="End scans that take longer; in processes of their own."),
+    _running(metavar="SECONDS", help="End scans that take longer; in processes of their own."),
 ]
 Adapt = Annotated[
     Literal["none", "norm"] | None,
@@ -118,23 +130,23 @@ Adapt = Annotated[
         " model says."
     ),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+Device = Annotated[str, _running(help="auto, cpu, cuda, cuda:N or mps.")]
 Trust = Annotated[
-    Literal["sform", "qform"] | None, typer.Option(help="NIfTI transform to use if they differ.")
+    Literal["sform", "qform"] | None, _reading(help="NIfTI transform to use if they differ.")
 ]
 Spacing = Annotated[
     tuple[float, float, float] | None,
-    typer.Option(metavar="SLICE ROW COLUMN", help="Voxel size in mm, three numbers."),
+    _reading(metavar="SLICE ROW COLUMN", help="Voxel size in mm, three numbers."),
 ]
-Series = Annotated[str | None, typer.Option(help="DICOM series: number, 3.2, or UID.")]
-Repair = Annotated[bool, typer.Option("--repair", help="Fix DICOM geometry where safe.")]
+Series = Annotated[str | None, _reading(help="DICOM series: number, 3.2, or UID.")]
+Repair = Annotated[bool, _reading("--repair", help="Fix DICOM geometry where safe.")]
 RoiRules = Annotated[
     Path | None,
-    typer.Option(help="TOML file: which structures of DICOM annotations are which labels."),
+    _cases(help="TOML file: which structures of DICOM annotations are which labels."),
 ]
 Annotation = Annotated[
     str | None,
-    typer.Option(
+    _cases(
         help="Of several DICOM annotations of a series: UID, number, label, creator; '*' for any."
     ),
 ]
@@ -146,16 +158,16 @@ Formats = Annotated[
         " report that opens in a browser); of a segmentation also entropy, a map of doubt."
     ),
 ]
-Height = Annotated[float | None, typer.Option(help="Height in cm.")]
-Weight = Annotated[float | None, typer.Option(help="Weight in kg.")]
-Age = Annotated[float | None, typer.Option(help="Age in years.")]
-PatientSex = Annotated[Literal["female", "male"] | None, typer.Option("--sex", help="Sex.")]
+Height = Annotated[float | None, _patient(help="Height in cm.")]
+Weight = Annotated[float | None, _patient(help="Weight in kg.")]
+Age = Annotated[float | None, _patient(help="Age in years.")]
+PatientSex = Annotated[Literal["female", "male"] | None, _patient("--sex", help="Sex.")]
 Entered = Annotated[
     list[str] | None,
-    typer.Option(help="A fact for the criteria, NAME=yes or NAME=no, such as thrombus=no."),
+    _patient(help="A fact for the criteria, NAME=yes or NAME=no, such as thrombus=no."),
 ]
 Cyst = Annotated[
-    Literal["tumour", "kidney", "background"] | None, typer.Option(help="What a cyst counts as.")
+    Literal["tumour", "kidney", "background"] | None, _cases(help="What a cyst counts as.")
 ]
 
 

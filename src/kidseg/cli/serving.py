@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["serve"]
 
+_access = partial(typer.Option, rich_help_panel="Access")
+_limits = partial(typer.Option, rich_help_panel="Limits")
 _NEEDED = ("fastapi", "uvicorn", "python_multipart")
 
 
@@ -29,21 +32,21 @@ def serve(
         str | None,
         typer.Option("--model", "-m", help="A model file or run folder; else kidseg's starter."),
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
+    host: Annotated[str, _access(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, _access(min=0, max=65535, help="0: any that is free.")] = 8000,
     token_file: Annotated[
         Path | None,
-        typer.Option(help="A line TOKEN or NAME TOKEN for each client; see docs/server.md."),
+        _access(help="A line TOKEN or NAME TOKEN for each client; see docs/server.md."),
     ] = None,
-    certificate: Annotated[Path | None, typer.Option(help="PEM file, for TLS.")] = None,
-    key: Annotated[Path | None, typer.Option(help="PEM file of its key.")] = None,
-    upload_mb: Annotated[int, typer.Option(min=1, help="Largest upload.")] = 4096,
-    job_minutes: Annotated[float, typer.Option(min=0, help="Longest job.")] = 60.0,
+    certificate: Annotated[Path | None, _access(help="PEM file, for TLS.")] = None,
+    key: Annotated[Path | None, _access(help="PEM file of its key.")] = None,
+    upload_mb: Annotated[int, _limits(min=1, help="Largest upload.")] = 4096,
+    job_minutes: Annotated[float, _limits(min=0, help="Longest job.")] = 60.0,
     keep_hours: Annotated[
-        float, typer.Option(min=0, help="Remove jobs and results after this time.")
+        float, _limits(min=0, help="Remove jobs and results after this time.")
     ] = 24.0,
     disk_gb: Annotated[
-        float, typer.Option(min=0, help="Remove the oldest results beyond this size.")
+        float, _limits(min=0, help="Remove the oldest results beyond this size.")
     ] = 100.0,
     train_option: Annotated[
         list[str] | None,

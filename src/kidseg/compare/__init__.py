@@ -20,6 +20,7 @@ from zlib import crc32
 import numpy as np
 
 from kidseg.compare.compare_page import comparison_page
+from kidseg.compare.compare_text import ALL, as_markdown
 from kidseg.compare.statistics import (
     CONFIDENCE,
     N_RESAMPLES,
@@ -35,20 +36,11 @@ from kidseg.io.atomic import write_json, write_text
 from kidseg.io.output import check_output_folder
 from kidseg.provenance import provenance
 from kidseg.splits import age_band
-from kidseg.table import markdown_table, wrapped
 
 __all__ = ["Comparison", "compare", "holm"]
 
-ALL = "all"
-
 _OUTPUTS = ("compare.json", "compare.csv", "compare.md", "compare.html")
 _LARGER_IS_BETTER = {"dice": True, "hd95_mm": False, "surface_dice": True, "volume_error_ml": False}
-_TITLES = {
-    "dice": "Dice",
-    "hd95_mm": "HD95 (mm)",
-    "surface_dice": "Surface Dice",
-    "volume_error_ml": "Volume error (ml, absolute)",
-}
 # Figures are rounded to this: far above rounding errors of a mean, far below relevance.
 _DECIMALS = 10
 # Reference volumes of a case with a larger relative difference are different references.
@@ -346,65 +338,6 @@ def _write(out: Path, result: Mapping[str, Any], page: str, *, overwrite: bool) 
     columns = [field.name for field in fields(Comparison)]
     rows = ([one[name] for name in columns] for one in result["comparisons"])
     write_csv(out / "compare.csv", columns, rows, overwrite=overwrite)
-    write_text(out / "compare.md", _markdown(result), overwrite=overwrite)
+    write_text(out / "compare.md", as_markdown(result), overwrite=overwrite)
     write_text(out / "compare.html", page, overwrite=overwrite)
     write_json(out / "compare.json", result, overwrite=overwrite)
-
-
-def _markdown(result: Mapping[str, Any]) -> str:
-    lines = [f"# Comparison ({result['protocol']} protocol)", ""]
-    for pair in result["pairs"]:
-        lines += [f"## {pair['a']} against {pair['b']}: {pair['n_common']} common cases", ""]
-        if pair["n_patients"] < pair["n_common"]:
-            note = "each counts once, by the mean over its cases."
-            lines += [*wrapped(f"These are of {pair['n_patients']} patients; {note}"), ""]
-        for side in ("a", "b"):
-            if only := pair[f"only_{side}"]:
-                lines += [*wrapped(f"Only in {pair[side]}, left out: {', '.join(only)}"), ""]
-        lines += [*wrapped(f"Difference: {pair['a']} minus {pair['b']}."), ""]
-        of_pair = [one for one in result["comparisons"] if (one["a"], one["b"]) == _ends(pair)]
-        for metric in METRICS:
-            lines += [f"### {_TITLES[metric]}", ""]
-            lines += _table([one for one in of_pair if one["metric"] == metric])
-    for name, rule in result["rules"].items():
-        lines += wrapped(f"- {name}: {rule}", indent="  ")
-    return "\n".join(lines) + "\n"
-
-
-def _ends(pair: Mapping[str, Any]) -> tuple[str, str]:
-    return pair["a"], pair["b"]
-
-
-def _table(found: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The comparisons of two runs by one metric."""
-    head = ["structure", "patients", "n", "first", "second", "difference [95 %]"]
-    head += ["wins, ties, losses", "p", "p (Holm)"]
-    rows = [
-        [
-            one["structure"],
-            one["stratum"],
-            str(one["n"]),
-            _number(one["mean_a"]),
-            _number(one["mean_b"]),
-            f"{_number(one['mean_difference'])} [{_number(one['low'])}, {_number(one['high'])}]",
-            f"{one['wins']}, {one['ties']}, {one['losses']}",
-            _number(one["p"]),
-            _number(one["p_holm"]),
-        ]
-        for one in found
-    ]
-    return [*markdown_table(head, rows, keys=2), *_untested(found)]
-
-
-def _untested(found: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Why there is no p for all patients of a structure; the rules say why for strata."""
-    reasons: dict[str, list[str]] = {}
-    for one in found:
-        if one["stratum"] == ALL and one["p"] is None:
-            reasons.setdefault(one["why_no_p"], []).append(one["structure"])
-    texts = [f"No p for {', '.join(names)}: {why}." for why, names in reasons.items()]
-    return [line for text in texts for line in (*wrapped(text), "")]
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"

@@ -16,17 +16,15 @@ from kidseg.config.cascade import (
 )
 from kidseg.config.catalogue import METHODS
 from kidseg.config.explanation import explain, meanings
+from kidseg.config.homogenized import CropConfig, HomogenizedConfig, PoseConfig
 from kidseg.config.loading import dump, load, preset, schema
 from kidseg.config.methods import (
     BlocksConfig,
     BodyConfig,
     CohortConfig,
-    CropConfig,
-    HomogenizedConfig,
     MethodConfig,
     Plain3dConfig,
     PlainConfig,
-    PoseConfig,
     PostprocessConfig,
     ViewConfig,
 )

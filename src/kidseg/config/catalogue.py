@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from kidseg import registry
 from kidseg.config.cascade import CascadeConfig
-from kidseg.config.methods import HomogenizedConfig, MethodConfig, Plain3dConfig, PlainConfig
+from kidseg.config.homogenized import HomogenizedConfig
+from kidseg.config.methods import MethodConfig, Plain3dConfig, PlainConfig
 from kidseg.config.multistage import MultistageConfig
 from kidseg.config.nnunet_settings import NnUnetConfig
 

@@ -15,7 +15,7 @@ __all__ = ["LocalizerConfig", "ResidualConfig", "UNetConfig"]
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class UNetConfig:
-    """The segmentation network of the method "homogenized"."""
+    """The segmentation network of the methods "homogenized" and "plain"."""
 
     size: int | None = Field(default=None, ge=2)
     """Side in pixels of the images that the depth is for. None: the side of the network's own
@@ -59,6 +59,25 @@ class UNetConfig:
     def sized(self, side: int) -> UNetConfig:
         """The network for an input of this side: with `size`, if it is None."""
         return self if self.size is not None else replace(self, size=side)
+
+    def check_input(self, side: int) -> None:
+        """Check that the network takes images of this side.
+
+        Raises:
+            ValueError: halving it does not reach the bottleneck, or it is no multiple of what
+                `size` requires.
+        """
+        if self.size is None and not self.fits(side):
+            possible = [side >> n for n in range(1, side.bit_length()) if side % (1 << n) == 0]
+            near = min(possible, key=lambda n: abs(n - self.bottleneck), default=None)
+            raise ValueError(
+                f"the U-Net's input has {side} pixels along each side, and halving that does not"
+                f" reach a bottleneck of {self.bottleneck}; make the side {self.bottleneck} times a"
+                " power of two" + (f", or set unet.bottleneck={near}" if near else "")
+            )
+        multiple = self.sized(side).multiple
+        if side % multiple:
+            raise ValueError(f"U-Net input must be a multiple of {multiple} pixels, not {side}")
 
     @property
     def side(self) -> int:

@@ -19,7 +19,7 @@ from pydantic import ConfigDict, NonNegativeInt
 
 from kidseg.errors import InputError
 from kidseg.io.atomic import check_writable, make_folder, write_text
-from kidseg.records import checked, parsed
+from kidseg.records import KNOWN, checked, parsed
 
 __all__ = [
     "COLUMNS",
@@ -33,8 +33,6 @@ __all__ = [
 
 METRICS = ("dice", "hd95_mm", "surface_dice", "volume_error_ml")
 """The metrics of a row, as columns of `cases.csv` and keys of `summary.json`."""
-
-_KNOWN = ConfigDict(extra="ignore", allow_inf_nan=False)  # of what is read; there is more
 
 _VOLUMES = ("reference_ml", "predicted_ml")
 COLUMNS = ("case", "patient", "age_years", "structure", *_VOLUMES, *METRICS)
@@ -83,7 +81,7 @@ class Run:
 class _Figures:
     """A metric of a structure in a summary."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _KNOWN
+    __pydantic_config__: ClassVar[ConfigDict] = KNOWN
 
     mean: float | None
     sd: float | None
@@ -93,7 +91,7 @@ class _Figures:
 
 @dataclass(frozen=True, kw_only=True)
 class _Structure:
-    __pydantic_config__: ClassVar[ConfigDict] = _KNOWN
+    __pydantic_config__: ClassVar[ConfigDict] = KNOWN
 
     dice: _Figures
     hd95_mm: _Figures
@@ -103,7 +101,7 @@ class _Structure:
 
 @dataclass(frozen=True, kw_only=True)
 class _Summary:
-    __pydantic_config__: ClassVar[ConfigDict] = _KNOWN
+    __pydantic_config__: ClassVar[ConfigDict] = KNOWN
 
     protocol: str
     structures: Mapping[str, _Structure]

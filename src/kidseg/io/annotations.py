@@ -14,8 +14,8 @@ from kidseg.errors import Finding, InputError, first_error, quoted
 from kidseg.geometry import Grid
 from kidseg.io.contour_voxels import Noticed, voxels_inside
 from kidseg.io.dicom import Acquired, acquired, with_options
+from kidseg.io.dicom_grids import even_grid
 from kidseg.io.dicom_header import files_in
-from kidseg.io.dicom_stack import even_grid
 from kidseg.io.orientation import ras_from_lps
 from kidseg.io.scan import ReadOptions, Scan, scan_of
 from kidseg.io.seg_object import SEGMENTATIONS, read_segmentation, segment_voxels

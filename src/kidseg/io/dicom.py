@@ -22,6 +22,7 @@ from kidseg.io import checks
 from kidseg.io.dicom_choice import choose
 from kidseg.io.dicom_continuity import alternates, jumps
 from kidseg.io.dicom_frames import check_readable, find_images
+from kidseg.io.dicom_grids import native_grid, resample_evenly
 from kidseg.io.dicom_header import is_zstd, number
 from kidseg.io.dicom_pixels import check_pixels, decode
 from kidseg.io.dicom_series import Series, check_consistent, group_series, identity, series_facts
@@ -31,8 +32,6 @@ from kidseg.io.dicom_stack import (
     check_line,
     gap_error,
     group_coincident,
-    native_grid,
-    resample_evenly,
 )
 from kidseg.io.dicom_write import write_series
 from kidseg.io.scan import ReadOptions, Scan, scan_of
@@ -111,7 +110,7 @@ class Acquired:
         stack: its planes, one at each position.
         native: the grid of an even stack, sheared if the gantry was tilted.
         uneven: what is repaired if the stack is not even; otherwise None.
-        is_repaired: the values are resampled onto `dicom_stack.even_grid`.
+        is_repaired: the values are resampled onto `dicom_grids.even_grid`.
         identifiers: see `dicom_series.identity`.
         findings: so far.
     """

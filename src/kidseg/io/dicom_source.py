@@ -14,9 +14,9 @@ from kidseg.errors import Finding, InputError, KidsegError, renamed
 from kidseg.geometry import Grid
 from kidseg.io import ReadOptions, kind_of
 from kidseg.io.dicom import Acquired, acquired, with_options
+from kidseg.io.dicom_grids import even_grid
 from kidseg.io.dicom_header import reading
 from kidseg.io.dicom_patient import complete, without_invalid
-from kidseg.io.dicom_stack import even_grid
 from kidseg.io.orientation import ras_from_lps
 
 if TYPE_CHECKING:

@@ -6,14 +6,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import ConfigDict
 
 from kidseg.errors import Finding, InputError
 from kidseg.meaning import Meaning, Side
 from kidseg.measure.quantity import Quantity
-from kidseg.records import checked
+from kidseg.records import KNOWN, checked
 
 __all__ = ["Reviewed", "read_review", "with_review"]
 
@@ -25,7 +25,7 @@ _SAME = 1e-3  # volumes of the same labels, by rounding and by the voxel size as
 class _Structure:
     """As in result.json; it may have more entries."""
 
-    __pydantic_config__ = ConfigDict(extra="ignore", allow_inf_nan=False)
+    __pydantic_config__: ClassVar[ConfigDict] = KNOWN
 
     volume_ml: float
     interval_ml: tuple[float, float] | None

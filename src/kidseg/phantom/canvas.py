@@ -86,6 +86,7 @@ class Patch:
         deep: its slices in the canvas, with halo.
         x, y, z: position in the reference anatomy, mm, with halo.
         abdomen: implicit function of the abdominal cavity, with halo.
+        pelvis: the same of its part in the pelvis.
         extra: further channels of the field, (channels, ...) with halo.
         up_mm: (rows, 1) height in the scanner, against gravity.
         hu, organs: views of the canvas, without halo.
@@ -97,6 +98,7 @@ class Patch:
     y: Tensor
     z: Tensor
     abdomen: Tensor
+    pelvis: Tensor
     extra: Tensor
     up_mm: Tensor
     hu: Tensor
@@ -151,7 +153,8 @@ class Canvas:
         field: channels x, y, z of the reference anatomy, then any others.
         locator: for the nodes of the field.
         textures: by name.
-        abdomen: implicit function of the abdominal cavity at x, y, z.
+        cavities: implicit functions of the abdominal cavity, and of its part in the pelvis, at x,
+            y, z; without a pelvis, twice the same.
     """
 
     def __init__(
@@ -160,14 +163,14 @@ class Canvas:
         field: Splines,
         locator: Locator,
         textures: Mapping[str, Splines],
-        abdomen: Callable[[Tensor, Tensor, Tensor], Tensor],
+        cavities: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
     ) -> None:
         self.grid = grid
         self._halo = grid.crop((0, 0, 0), (grid.shape[0] + 1, *grid.shape[1:]))
         self.field = field.on(self._halo)
         self.hu = torch.full(grid.shape, -1000.0)
         self.organs = torch.zeros(grid.shape, dtype=torch.uint8)
-        self._abdomen = abdomen(self.field[0], self.field[1], self.field[2])
+        self._abdomen, self._pelvis = cavities(self.field[0], self.field[1], self.field[2])
         self._locator, self._textures = locator, textures
         self._drawn: dict[str, Tensor] = {}
         axes = axes_mm(grid)
@@ -233,6 +236,7 @@ class Canvas:
             y=field[1],
             z=field[2],
             abdomen=self._abdomen[deep],
+            pelvis=self._pelvis[deep],
             extra=field[3:],
             up_mm=self._up_mm[window[1]],
             hu=self.hu[window],

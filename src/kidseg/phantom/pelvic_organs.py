@@ -16,7 +16,7 @@ from kidseg.phantom.bowel import Loop
 from kidseg.phantom.canvas import Canvas, Patch
 from kidseg.phantom.growth import vary
 from kidseg.phantom.kidneys import Frame
-from kidseg.phantom.pelvis import hip_centre_mm, in_pelvis, sacrum_front_mm, symphysis_mm
+from kidseg.phantom.pelvis import hip_centre_mm, sacrum_front_mm, symphysis_mm
 from kidseg.phantom.shapes import ellipsoid, smooth_max
 from kidseg.phantom.vessels import Vessel
 
@@ -214,7 +214,7 @@ def paint_pelvic_organs(
     f = ellipsoid(patch.place, centre, half)
     bulge = (patch.z - centre[2]).clamp(max=0.0) / half[2]
     f = f + 0.12 * half[0] * bulge * bulge + 0.4 * patch.noise("large", halo=True)
-    f = smooth_max(f, in_pelvis(anatomy.body, patch.place) + 1.0, 2.0)
+    f = smooth_max(f, patch.pelvis + 1.0, 2.0)
     fine = patch.noise("fine")
     full = (pelvis.bladder_ml / 60.0) ** (1 / 3)
     wall = max(1.2, 0.065 * anatomy.body.vertebra_mm / max(full, 0.6))
@@ -296,7 +296,7 @@ def _paint_female(
         patch = _around(canvas, centre, reach)
         if patch is not None:
             fine, middle = patch.noise("fine"), patch.noise("middle")
-            limit = in_pelvis(body, patch.place) + 1.0
+            limit = patch.pelvis + 1.0
             tilted = (patch.x, patch.y - 0.5 * (patch.z - centre[2]), patch.z)
             f = ellipsoid(tilted, centre, (0.34 * size, 0.30 * size, 0.46 * size))
             base = 1.05 * hu["bowel wall"] + 8.0
@@ -315,6 +315,6 @@ def _paint_female(
         patch = _around(canvas, ovary, radius + 4)
         if patch is None:
             continue
-        f = torch.maximum(_ball(patch, ovary, radius), in_pelvis(body, patch.place) + 1.0)
+        f = torch.maximum(_ball(patch, ovary, radius), patch.pelvis + 1.0)
         patch.paint(patch.cover(f), hu["muscle"] + 5.0, OVARY)
         patch.paint(patch.cover(f + 1.2), hu["cyst"] + 6.0 + 3.0 * patch.noise("fine"), OVARY)

@@ -123,7 +123,7 @@ def paint_pelvic_wall(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) ->
     within = (skin(body, patch.x, patch.y) - 1.0) * 0.9 * body.half_depth_mm + body.skin_mm + 0.5
     patch.paint(patch.cover(torch.maximum(below, within)), fat, FAT)
     hull = _hull(body, patch.place, level)
-    inner = in_pelvis(body, patch.place)
+    inner = patch.pelvis
     under = (_CREST_LEVEL + 0.6 - level) * segment
     trunk = (fascia(body, patch.x, patch.y) - 1.0) * 0.9 * body.half_depth_mm
     wall = torch.maximum(torch.maximum(hull, trunk), torch.maximum(-inner, under))
@@ -211,86 +211,93 @@ def paint_hips(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> None:
 
 def _paint_hip(canvas: Canvas, anatomy: Anatomy, sign: float, hu: dict[str, float]) -> None:
     body = anatomy.body
-    w, segment = body.vertebra_mm, body.segment_mm
-    cx, cy, cz = hip_centre_mm(body)
+    w, (cx, cy, cz) = body.vertebra_mm, hip_centre_mm(body)
     ends = sorted((0.0, sign * (cx + 2.0 * w)))
-    low = 2 * anatomy.modelled_mm[0]
-    patch = canvas.patch(((ends[0], cy - 2 * w, low), (ends[1], cy + 2 * w, cz + 2.6 * segment)))
+    low, high = 2 * anatomy.modelled_mm[0], cz + 2.6 * body.segment_mm
+    patch = canvas.patch(((ends[0], cy - 2 * w, low), (ends[1], cy + 2 * w, high)))
     if patch is None:
         return
     place = (patch.x * sign, patch.y, patch.z)
-    fine = patch.noise("fine")
-    muscle = hu["muscle"] + 4.0 * fine
-    sy, sz = symphysis_mm(body)
-
-    def along(points: list[tuple[float, float, float]], radii: list[float]) -> Tensor:
-        return tube(place, np.array(points), w * np.array(radii))
-
-    psoas = along(
-        [
-            (1.05 * w, body.spine_y_mm + 0.25 * w, -3.6 * segment),
-            (1.45 * w, cy + 0.55 * w, -4.8 * segment),
-            (cx - 0.05 * w, cy + 0.80 * w, cz),
-            (cx + 0.30 * w, cy + 0.15 * w, cz - 1.4 * w),
-        ],
-        [0.40, 0.42, 0.36, 0.22],
-    )
+    psoas = _iliopsoas(place, body)
+    muscle = hu["muscle"] + 4.0 * patch.noise("fine")
     patch.paint(0.8 * patch.cover(psoas - 0.3 - body.visceral_fat), hu["visceral fat"])
     patch.paint(patch.cover(psoas), muscle, MUSCLE)
     head = ellipsoid(place, (cx, cy, cz), (0.50 * w,) * 3)
+    hip = _hip_bone(place, body, head)
+    _paint_bone(patch, hip, 0.035 * w + 0.4, BONE, hu)
+    joint = torch.maximum(head - 0.06 * w, -hip)
+    patch.paint(patch.cover(joint), hu["cartilage"])
+    shell = 0.03 * w + 0.4 + 0.09 * w * ((cz - 0.9 * w - patch.z) / w).clamp(0.0, 1.0)
+    _paint_bone(patch, _femur(place, body, head), shell, FEMUR, hu)
+
+
+def _rod(
+    place: Place, body: Body, points: Sequence[tuple[float, float, float]], radii: Sequence[float]
+) -> Tensor:
+    """A tube through points (mm); radii in widths of a vertebra."""
+    return tube(place, np.array(points), body.vertebra_mm * np.array(radii))
+
+
+def _iliopsoas(place: Place, body: Body) -> Tensor:
+    """The muscle before the hip, from the spine to the femur."""
+    w, segment, (cx, cy, cz) = body.vertebra_mm, body.segment_mm, hip_centre_mm(body)
+    way = [
+        (1.05 * w, body.spine_y_mm + 0.25 * w, -3.6 * segment),
+        (1.45 * w, cy + 0.55 * w, -4.8 * segment),
+        (cx - 0.05 * w, cy + 0.80 * w, cz),
+        (cx + 0.30 * w, cy + 0.15 * w, cz - 1.4 * w),
+    ]
+    return _rod(place, body, way, [0.40, 0.42, 0.36, 0.22])
+
+
+def _hip_bone(place: Place, body: Body, head: Tensor) -> Tensor:
+    """Socket and roof of the joint, ischium and pubis, around the head of the femur."""
+    w, (cx, cy, cz) = body.vertebra_mm, hip_centre_mm(body)
+    sy, sz = symphysis_mm(body)
     socket = torch.maximum(ellipsoid(place, (cx, cy, cz), (0.72 * w,) * 3), -(head - 0.06 * w))
     # The socket is open to the side and below.
     socket = smooth_max(socket, place[0] - cx - 0.30 * w - 0.35 * (place[2] - cz), 0.1 * w)
-    roof = along(
-        [(cx + 0.05 * w, cy - 0.05 * w, cz + 0.60 * w), (cx, cy - 0.35 * w, cz + 1.25 * w)],
-        [0.42, 0.20],
-    )
-    ischium = along(
-        [
-            (cx - 0.30 * w, cy - 0.50 * w, cz - 0.1 * w),
-            (cx - 0.40 * w, cy - 0.70 * w, cz - 1.0 * w),
-            (cx - 0.50 * w, cy - 0.55 * w, cz - 1.75 * w),
-        ],
-        [0.28, 0.26, 0.30],
-    )
-    pubis = along(
-        [
-            (cx - 0.45 * w, cy + 0.40 * w, cz + 0.05 * w),
-            (0.30 * w, sy, sz + 0.10 * w),
-            (0.24 * w, sy - 0.05 * w, sz - 0.35 * w),
-            (cx - 0.60 * w, cy - 0.25 * w, cz - 1.75 * w),
-        ],
-        [0.22, 0.22, 0.17, 0.13],
-    )
+    above = [(cx + 0.05 * w, cy - 0.05 * w, cz + 0.60 * w), (cx, cy - 0.35 * w, cz + 1.25 * w)]
+    roof = _rod(place, body, above, [0.42, 0.20])
+    behind = [
+        (cx - 0.30 * w, cy - 0.50 * w, cz - 0.1 * w),
+        (cx - 0.40 * w, cy - 0.70 * w, cz - 1.0 * w),
+        (cx - 0.50 * w, cy - 0.55 * w, cz - 1.75 * w),
+    ]
+    ischium = _rod(place, body, behind, [0.28, 0.26, 0.30])
+    before = [
+        (cx - 0.45 * w, cy + 0.40 * w, cz + 0.05 * w),
+        (0.30 * w, sy, sz + 0.10 * w),
+        (0.24 * w, sy - 0.05 * w, sz - 0.35 * w),
+        (cx - 0.60 * w, cy - 0.25 * w, cz - 1.75 * w),
+    ]
+    pubis = _rod(place, body, before, [0.22, 0.22, 0.17, 0.13])
     pubis = torch.maximum(pubis, 0.05 * w - place[0])
-    hip = smooth_min(
+    return smooth_min(
         smooth_min(socket, roof, 0.2 * w), smooth_min(ischium, pubis, 0.1 * w), 0.1 * w
     )
-    _paint_bone(patch, hip, 0.035 * w + 0.4, BONE, hu)
+
+
+def _femur(place: Place, body: Body, head: Tensor) -> Tensor:
+    """Head, neck, greater trochanter and shaft."""
+    w, (cx, cy, cz) = body.vertebra_mm, hip_centre_mm(body)
     trochanter = min(cx + 1.35 * w, 0.78 * body.half_lateral_mm)
-    neck = along(
-        [(cx, cy, cz), (trochanter - 0.25 * w, cy - 0.20 * w, cz - 0.75 * w)], [0.34, 0.36]
-    )
+    outwards = [(cx, cy, cz), (trochanter - 0.25 * w, cy - 0.20 * w, cz - 0.75 * w)]
+    neck = _rod(place, body, outwards, [0.34, 0.36])
     great = ellipsoid(
         place,
         (trochanter - 0.12 * w, cy - 0.32 * w, cz - 0.55 * w),
         (0.34 * w, 0.42 * w, 0.55 * w),
     )
-    shaft = along(
-        [
-            (trochanter - 0.30 * w, cy - 0.20 * w, cz - 0.8 * w),
-            (trochanter - 0.42 * w, cy - 0.10 * w, cz - 2.0 * w),
-            (trochanter - 0.55 * w, cy, cz - 5.0 * w),
-        ],
-        [0.42, 0.32, 0.30],
-    )
-    femur = smooth_min(
+    down = [
+        (trochanter - 0.30 * w, cy - 0.20 * w, cz - 0.8 * w),
+        (trochanter - 0.42 * w, cy - 0.10 * w, cz - 2.0 * w),
+        (trochanter - 0.55 * w, cy, cz - 5.0 * w),
+    ]
+    shaft = _rod(place, body, down, [0.42, 0.32, 0.30])
+    return smooth_min(
         smooth_min(head, neck, 0.12 * w), smooth_min(great, shaft, 0.15 * w), 0.15 * w
     )
-    joint = torch.maximum(head - 0.06 * w, -hip)
-    patch.paint(patch.cover(joint), hu["cartilage"])
-    shell = 0.03 * w + 0.4 + 0.09 * w * ((cz - 0.9 * w - patch.z) / w).clamp(0.0, 1.0)
-    _paint_bone(patch, femur, shell, FEMUR, hu)
 
 
 def _paint_bone(

@@ -119,13 +119,13 @@ def render(
     if rows.start < rows.stop and columns.start < columns.stop:
         window = (rows.stop - rows.start, columns.stop - columns.start)
         locator = Locator(field.coefficients[:3])
-        abdomen = partial(_abdomen, anatomy)
+        cavities = partial(_cavities, anatomy)
         thick = max(1, _SLAB_VOXELS // (window[0] * window[1]))
 
         def paint(start: int) -> None:
             stop = min(start + thick, grid.shape[0])
             slab = grid.crop((start, rows.start, columns.start), (stop - start, *window))
-            canvas = Canvas(slab, field, locator, textures, abdomen)
+            canvas = Canvas(slab, field, locator, textures, cavities)
             _paint(canvas, anatomy, pose, details, hu, phase)
             out[start:stop, rows, columns] = canvas.hu.numpy()
             organs[start:stop, rows, columns] = canvas.organs.numpy()
@@ -215,12 +215,16 @@ def _draw_details(anatomy: Anatomy, phase: Phase) -> _Details:
     return _Details(emptied(small, anatomy.tumours), emptied(colon, anatomy.tumours), vessels)
 
 
-def _abdomen(anatomy: Anatomy, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-    """Implicit function of the abdominal cavity: below the diaphragm, above the pelvic floor."""
+def _cavities(anatomy: Anatomy, x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Implicit functions of the abdominal cavity, and of its part in the pelvis; see `Canvas`.
+
+    The abdominal cavity lies below the diaphragm and above the pelvic floor.
+    """
     upper = below_diaphragm(anatomy.body, x, y, z)
     if anatomy.pelvis is None:
-        return upper
-    return torch.maximum(upper, in_pelvis(anatomy.body, (x, y, z)))
+        return upper, upper
+    pelvis = in_pelvis(anatomy.body, (x, y, z))
+    return torch.maximum(upper, pelvis), pelvis
 
 
 def _draw_textures(rng: np.random.Generator, anatomy: Anatomy, pose: Pose) -> dict[str, Splines]:

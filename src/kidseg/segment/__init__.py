@@ -19,8 +19,9 @@ from kidseg.segment.claim import RUN_DIED, claimed, remove_unfinished
 from kidseg.segment.identity import done_before, is_same_call
 from kidseg.segment.index import Index, read_index
 from kidseg.segment.many_scans import Batch, segment_all
+from kidseg.segment.model_loading import load_predictor
 from kidseg.segment.outputs import Outputs, check_outputs, outputs_of, prepare_folder
-from kidseg.segment.predictor import Predictor, Segmentation, load_predictor
+from kidseg.segment.predictor import Predictor, Segmentation
 from kidseg.segment.scan_task import ScanTask
 from kidseg.segment.sources import Source, find_scans
 from kidseg.segment.truth import ReferenceLabels, find_references

@@ -25,7 +25,8 @@ from kidseg.model_file import find_model
 from kidseg.provenance import provenance
 from kidseg.segment.decision import BACKGROUND, output_names
 from kidseg.segment.intervals import INTERVALS
-from kidseg.segment.predictor import Predictor, load_predictor
+from kidseg.segment.model_loading import load_predictor
+from kidseg.segment.predictor import Predictor
 from kidseg.segment.scans import read_scan
 from kidseg.segment.truth import reference_of
 from kidseg.store.files import source_files

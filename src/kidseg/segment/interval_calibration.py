@@ -23,7 +23,8 @@ from kidseg.pipeline.windows import Window, part_of
 from kidseg.provenance import provenance
 from kidseg.segment.calibration import joint_digest, labelled_cases, read_case, trained_on
 from kidseg.segment.intervals import INTERVALS, LEAST_CASES, LEVEL, conformal_ends
-from kidseg.segment.predictor import Predictor, load_predictor
+from kidseg.segment.model_loading import load_predictor
+from kidseg.segment.predictor import Predictor
 from kidseg.segment.result_facts import volumes_of
 from kidseg.segment.review import TINY, Observer, Review, tempered
 from kidseg.store.files import source_files

@@ -1,4 +1,4 @@
-"""Load a trained method and segment scans with it."""
+"""Segment scans with a trained method."""
 
 from __future__ import annotations
 
@@ -17,34 +17,37 @@ from kidseg.errors import Finding
 from kidseg.geometry import Grid, Volume
 from kidseg.intensity import Normalisation
 from kidseg.labels import LabelSchema, Target
-from kidseg.measure import Midline, Sides, measure_sides
+from kidseg.measure import Midline, measure_sides
 from kidseg.measure.midline import midline_of
-from kidseg.members import combined, members_of
 from kidseg.methods import Method
-from kidseg.methods.nnunet_networks import NnUnet
-from kidseg.model_file import find_model
 from kidseg.pipeline import (
     Progress,
     Region,
     Watch,
     advance,
-    reaches_border,
     restore,
     sample,
     share_of,
 )
 from kidseg.pipeline.windows import Window
-from kidseg.segment.adaptation import PRIOR_SLICES, Adapt, Adaptation, checked_adapt, checked_prior
+from kidseg.segment.adaptation import PRIOR_SLICES, Adapt, Adaptation
 from kidseg.segment.clock import Clock
 from kidseg.segment.decision import weighted
 from kidseg.segment.intervals import Calibrated, unused_calibration
+from kidseg.segment.plausibility import implausible
 from kidseg.segment.removal import Decided, postprocessed
-from kidseg.segment.result_facts import grid_facts, overlap_facts, rounded, sides_facts, volumes_of
+from kidseg.segment.result_facts import (
+    grids_facts,
+    notes_facts,
+    overlap_facts,
+    rounded,
+    sides_facts,
+    volumes_of,
+)
 from kidseg.segment.review import Observer, Review
 from kidseg.segment.suitability import judge
-from kidseg.segment.trained_method import damaged_if_invalid, load_method, schema_of
 
-__all__ = ["Predictor", "Segmentation", "load_predictor"]
+__all__ = ["Found", "Predictor", "Segmentation"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -107,18 +110,13 @@ class Predictor:
         material = self.method.material(self.method.config, self.method.plan)
         unit_mm = material.pixel_mm or float(scan.grid.spacing_mm[2])
         facts = {
-            "grids": {
-                name: [grid_facts(region, subject, unit_mm) for region in regions]
-                for name, regions in progress.steps.items()
-            },
+            "grids": grids_facts(progress, subject, unit_mm),
             "adapted": {"by": self.adapt, **found.adaptation.as_dict()},
             "decision": self.decision,
             **self._ensemble_facts(),
             "overlap": overlap_facts(placement, labels),
             "training_range": rounded(suitability.facts),
-            "notes": {
-                name: {"text": note.text, **note.facts} for name, note in progress.notes.items()
-            },
+            "notes": notes_facts(progress),
             "removed": decided.removed_facts(),
             "volumes_ml": volumes_of(labels, self.schema, self.method.target),
             "sides": sides_facts(sides, middle, self.schema, self.method.target),
@@ -128,7 +126,7 @@ class Predictor:
             labels=labels,
             facts=facts,
             findings=(
-                *_findings(labels, subject, progress, sides, name),
+                *implausible(labels, subject, progress, sides, name),
                 *decided.findings(name),
                 *(finding for note in progress.notes.values() for finding in note.findings),
                 *suitability.findings,
@@ -304,58 +302,6 @@ class Segmentation:
     midline: Midline
 
 
-def load_predictor(
-    model: str | Path | Sequence[str | Path] | None = None,
-    device: str = "auto",
-    adapt: Adapt | None = None,
-) -> Predictor:
-    """Load the method of a model file, or of several as an ensemble.
-
-    Args:
-        model: a model file or run folder; "starter" or None for the starter; see `find_model`.
-            Several are averaged; see `kidseg.members.combined`.
-        device: see `choose_device`.
-        adapt: what is adapted to each scan; None: what the model file says, or nothing.
-
-    Raises:
-        ModelError: see `find_model` and `load_model`; "damaged-model": the content does not match
-            the header.
-        UsageError, ResourceError: see `find_model`, `combined` and `choose_device`.
-    """
-    named = [model] if model is None or isinstance(model, str | Path) else list(model)
-    paths = tuple(find_model(each) for each in named)
-    path, file = paths[0], combined(paths)
-    with damaged_if_invalid(path):
-        wanted = adapt or checked_adapt(file.header.get("adapt", "none"))
-        prior_slices = checked_prior(file.header.get("adapt_prior_slices", PRIOR_SLICES))
-        schema = schema_of(file.header)
-        decision = dict(file.header.get("decision", {}))
-        intervals = Calibrated.from_header(file.header)
-        members = members_of(file)
-        method, *others = _merged(
-            [
-                load_method(each.header, each.parts, path, device, wanted, decision)
-                for each in members
-            ]
-        )
-        if any(other.target != method.target for other in others):
-            raise ValueError("its members have different outputs")
-    return Predictor(
-        method=method,
-        schema=schema,
-        sha256=file.sha256,
-        path=path,
-        training_range=file.header.get("training_range"),
-        adapt=wanted,
-        prior_slices=prior_slices,
-        decision=decision,
-        others=tuple(others),
-        members=tuple(str(each.header["method"]) for each in members),
-        paths=paths,
-        intervals=intervals,
-    )
-
-
 def _required(methods: Sequence[Method]) -> list[tuple[Material, tuple[Normalisation, ...]]]:
     """What each method requires of a prepared scan, so that as many as possible share one.
 
@@ -369,44 +315,7 @@ def _required(methods: Sequence[Method]) -> list[tuple[Material, tuple[Normalisa
     return shared
 
 
-def _merged(methods: list[Method]) -> list[Method]:
-    """The members of an ensemble; folds of one model of nnU-Net as one method."""
-    first, *others = methods
-    merged = first.merged(others) if others and isinstance(first, NnUnet) else None
-    return methods if merged is None else [merged]
-
-
 def _voxel_ml(progress: Progress) -> float:
     """Volume of the voxels on which the labels were predicted; 0 if nothing was."""
     volumes = [region.grid.voxel_ml.median() for region in progress.found]
     return float(volumes[0]) if volumes else 0.0
-
-
-def _findings(
-    labels: Volume, subject: Subject, progress: Progress, sides: Sides | None, path: str
-) -> tuple[Finding, ...]:
-    """Plausibility checks of the result."""
-    found = labels.data[0].numpy() > 0
-    notes = []
-    if subject.body is not None and subject.body.box is None:
-        step = "Check that the scan is CT in Hounsfield units."
-        notes.append(("no-body", "no body was found in the scan", step))
-    if not found.any():
-        cause = "neither kidney nor tumour was found"
-        step = "Check that kidneys are in view, and that the scan is like those of the training."
-        notes.append(("nothing-found", cause, step))
-    elif sides is None and (found[0].any() or found[-1].any()):
-        cause = "the segmentation reaches the first or last slice; its volume is partial"
-        notes.append(("cut-by-field", cause, "Use a scan that contains all of it."))
-    if any(reaches_border(each, labels.grid, progress.found) for each in progress.found):
-        cause = "the segmentation reaches the border of the region of interest"
-        step = (
-            "Check it; train with a larger region (crop.localizer.margin of 'homogenized', box of"
-            " 'multistage', tumour.frame_px of 'cascade')."
-        )
-        notes.append(("region-border", cause, step))
-    measured = sides.findings if sides is not None and found.any() else ()
-    return (
-        *(Finding(code=code, path=path, cause=cause, next_step=s) for code, cause, s in notes),
-        *measured,
-    )

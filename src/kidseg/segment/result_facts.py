@@ -13,20 +13,38 @@ from kidseg.cohort.training_range import Placement
 from kidseg.geometry import Volume, has_parallel_slices, in_plane_pose
 from kidseg.labels import LabelSchema, Target
 from kidseg.measure import Midline, Side, Sides
-from kidseg.pipeline import Region
+from kidseg.pipeline import Progress, Region
 
-__all__ = ["grid_facts", "overlap_facts", "rounded", "sides_facts", "volumes_of"]
+__all__ = [
+    "grids_facts",
+    "notes_facts",
+    "overlap_facts",
+    "rounded",
+    "sides_facts",
+    "volumes_of",
+]
 
 
-def grid_facts(region: Region, subject: Subject, unit_mm: float) -> dict[str, Any]:
+def grids_facts(
+    progress: Progress, subject: Subject, unit_mm: float
+) -> dict[str, list[dict[str, Any]]]:
+    """The grids of all regions, by step.
+
+    Args:
+        progress: the steps.
+        subject: the patient.
+        unit_mm: pixel size that corresponds to scale 1.
+    """
+    return {
+        name: [_grid_facts(region, subject, unit_mm) for region in regions]
+        for name, regions in progress.steps.items()
+    }
+
+
+def _grid_facts(region: Region, subject: Subject, unit_mm: float) -> dict[str, Any]:
     """Shape and pixel size of a region's grid, and its in-plane pose relative to the scan.
 
     Without a pose if its slices are not those of the scan ("across": sagittal, for example).
-
-    Args:
-        region: of a step.
-        subject: the patient.
-        unit_mm: pixel size that corresponds to scale 1.
     """
     grid = region.grid
     spacing = grid.spacing_mm.reshape(-1, 3)
@@ -53,6 +71,11 @@ def grid_facts(region: Region, subject: Subject, unit_mm: float) -> dict[str, An
         if bool((table != table[:1]).any()):
             facts[name]["per_slice"] = [[round(float(v), 4) for v in row] for row in table]
     return facts
+
+
+def notes_facts(progress: Progress) -> dict[str, dict[str, Any]]:
+    """What the steps decided in this case, by step."""
+    return {name: {"text": note.text, **note.facts} for name, note in progress.notes.items()}
 
 
 def overlap_facts(placement: Placement, found: Volume) -> dict[str, Any] | None:

@@ -21,6 +21,7 @@ from kidseg.segment.adaptation import Adapt
 from kidseg.segment.html_page import Seen, labelled_of, with_page
 from kidseg.segment.identity import digest_of, reading_of
 from kidseg.segment.index import Entry
+from kidseg.segment.model_loading import load_predictor
 from kidseg.segment.outputs import (
     Outputs,
     draw_figure,
@@ -28,7 +29,7 @@ from kidseg.segment.outputs import (
     exported_labels,
     write_outputs,
 )
-from kidseg.segment.predictor import Predictor, load_predictor
+from kidseg.segment.predictor import Predictor
 from kidseg.segment.review import in_order_of
 from kidseg.segment.scans import read_scan
 from kidseg.segment.sources import Source

@@ -14,26 +14,25 @@ from typing import ClassVar, TypeVar
 from pydantic import ConfigDict, NonNegativeFloat, NonNegativeInt
 
 from kidseg.errors import ModelError
-from kidseg.records import checked, parsed, read_file
+from kidseg.records import KNOWN, checked, parsed, read_file
 
 __all__ = ["Segmented", "Trained", "model_of", "read_curve", "read_segmented", "read_trained"]
 
 CODE = "damaged-summary"
-_KNOWN = ConfigDict(extra="ignore", allow_inf_nan=False)  # of what is read; there is more
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Stage:
-    __pydantic_config__: ClassVar[ConfigDict] = _KNOWN
+    __pydantic_config__: ClassVar[ConfigDict] = KNOWN
 
     epochs: NonNegativeInt
 
 
 @dataclass(frozen=True, kw_only=True)
 class _File:
-    __pydantic_config__: ClassVar[ConfigDict] = _KNOWN
+    __pydantic_config__: ClassVar[ConfigDict] = KNOWN
 
     sha256: str
 
@@ -51,7 +50,7 @@ class Trained:
         parameters: of each network; None if they were not counted.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _KNOWN
+    __pydantic_config__: ClassVar[ConfigDict] = KNOWN
 
     seconds: Mapping[str, NonNegativeFloat]
     stages: Mapping[str, _Stage]
@@ -63,14 +62,14 @@ class Trained:
 
 @dataclass(frozen=True, kw_only=True)
 class _Written:
-    __pydantic_config__: ClassVar[ConfigDict] = _KNOWN
+    __pydantic_config__: ClassVar[ConfigDict] = KNOWN
 
     model: _File
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Scan:
-    __pydantic_config__: ClassVar[ConfigDict] = _KNOWN
+    __pydantic_config__: ClassVar[ConfigDict] = KNOWN
 
     seconds: Mapping[str, NonNegativeFloat]
 
@@ -83,7 +82,7 @@ class Segmented:
         scans: at least one; with the seconds of each step.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _KNOWN
+    __pydantic_config__: ClassVar[ConfigDict] = KNOWN
 
     scans: tuple[_Scan, ...]
 
@@ -99,7 +98,7 @@ class Segmented:
 
 @dataclass(frozen=True, kw_only=True)
 class _Epoch:
-    __pydantic_config__: ClassVar[ConfigDict] = _KNOWN
+    __pydantic_config__: ClassVar[ConfigDict] = KNOWN
 
     stage: str
     seconds: NonNegativeFloat

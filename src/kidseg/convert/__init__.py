@@ -1,0 +1,311 @@
+"""Write existing labels in other formats: 3D Slicer, DICOM, surfaces, a report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kidseg.cases.label_names import NamedLabels, named_labels
+from kidseg.cases.label_values import known_labels
+from kidseg.cases.naming import label_name
+from kidseg.cases.segments import uncropped
+from kidseg.convert.format_inputs import check_formats_and_series, shown_scan
+from kidseg.convert.measured_labels import MeasuredLabels, on_scan, on_series
+from kidseg.errors import Finding, InputError, KidsegError, renamed
+from kidseg.geometry import Grid, Volume
+from kidseg.io import ReadOptions, kind_of, read
+from kidseg.io.atomic import check_writable, json_bytes, make_folder, place_with_record, staging
+from kidseg.io.content import sha256_of
+from kidseg.io.dicom_source import SourceSeries, read_source
+from kidseg.io.label_formats import (
+    FORMATS,
+    Exported,
+    LabelFile,
+    check_grid,
+    label_files,
+    write_label_files,
+)
+from kidseg.io.orientation import reorient
+from kidseg.io.origin import Origin
+from kidseg.io.output import check_output_folder
+from kidseg.measure.measuring import Request
+from kidseg.measure.reporting import with_report
+from kidseg.provenance import RESEARCH_USE, provenance
+
+__all__ = ["RECORD", "Conversion", "convert", "plan_conversion"]
+
+RECORD = "_convert.json"
+"""Ending of the record of a conversion, after the name of the case."""
+
+_DEFAULT = ReadOptions()
+_NOTHING = Request()
+_LABELS = ReadOptions(values="labels", nonfinite="refuse")
+
+
+def convert(
+    labels: str | Path,
+    out: str | Path,
+    *,
+    formats: Sequence[str],
+    series: str | Path | None = None,
+    ct: str | Path | None = None,
+    options: ReadOptions = _DEFAULT,
+    names: Mapping[int, str] | None = None,
+    known: Request = _NOTHING,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write a label file in other formats into a folder, all files or none.
+
+    Arguments and errors are those of `plan_conversion`, the result is that of `Conversion.write`.
+    """
+    return plan_conversion(
+        labels,
+        out,
+        formats=formats,
+        series=series,
+        ct=ct,
+        options=options,
+        names=names,
+        known=known,
+        overwrite=overwrite,
+    ).write()
+
+
+def plan_conversion(
+    labels: str | Path,
+    out: str | Path,
+    *,
+    formats: Sequence[str],
+    series: str | Path | None = None,
+    ct: str | Path | None = None,
+    options: ReadOptions = _DEFAULT,
+    names: Mapping[int, str] | None = None,
+    known: Request = _NOTHING,
+    overwrite: bool = False,
+) -> Conversion:
+    """Check a conversion as far as this needs no voxels; writes nothing.
+
+    Args:
+        labels: a label volume, or a segmentation of 3D Slicer.
+        out: folder; created if missing.
+        formats: keys of `FORMATS`.
+        series: the DICOM series that the labels belong to, for formats that refer to it. The labels
+            must lie on its voxels; a segmentation of 3D Slicer may be cropped.
+        ct: the scan that the labels belong to, for the report; by default the series.
+        options: of reading the series and the scan.
+        names: {value: name}; see `named_labels`.
+        known: for the report: the person, and facts for the criteria; its other entries are not
+            used.
+        overwrite: replace existing files.
+
+    Raises:
+        UsageError: "unknown-format", "missing-extra", "no-formats", "output-exists",
+            "other-folder"; "no-probabilities"; "series-required", "series-unused", "scan-required",
+            "scan-unused", "facts-unused"; "missing-viewer"; "bad-entered".
+        InputError: see `named_labels`, `read_source`; "not-writable".
+    """
+    path, out = Path(labels), Path(out)
+    check_formats_and_series(formats, series)
+    scan = shown_scan(formats, series, ct, known)
+    check_output_folder(out, "results")
+    kind_of(path)  # is it there?
+    named, name = named_labels(path, names), label_name(path)
+    files, record = label_files(name, out, formats, named.schema), out / f"{name}{RECORD}"
+    _check_free([*(file.path for file in files), record], overwrite)
+    return Conversion(
+        labels=path,
+        name=name,
+        named=named,
+        files=files,
+        record=record,
+        source=None if series is None else _source(Path(series), options),
+        scan=scan,
+        options=options,
+        known=known,
+        overwrite=overwrite,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Conversion:
+    """A label file that is to be written in other formats.
+
+    Attributes:
+        labels: the label file.
+        name: of its case.
+        named: meaning of its values.
+        files: to be written.
+        record: that lists them, `<name>_convert.json`.
+        source: the series that the labels belong to.
+        scan: that the report shows; None without a report.
+        options: of reading series and scan.
+        known: of the patient.
+        overwrite: replace existing files.
+    """
+
+    labels: Path
+    name: str
+    named: NamedLabels
+    files: tuple[LabelFile, ...]
+    record: Path
+    source: SourceSeries | None
+    scan: Path | None
+    options: ReadOptions
+    known: Request
+    overwrite: bool
+
+    @property
+    def outputs(self) -> list[Path]:
+        """All files, the record last."""
+        return [*(file.path for file in self.files), self.record]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain data, for JSON: "name" and "outputs"."""
+        return {"name": self.name, "outputs": [str(file) for file in self.outputs]}
+
+    def write(self) -> dict[str, Any]:
+        """Read the labels and write all files, or none.
+
+        Returns:
+            The record: "labels", "outputs", "warnings", "surfaces", ...
+
+        Raises:
+            UsageError: "too-large-for-nifti"; "output-exists": made meanwhile.
+            InputError: "grid-mismatch": the labels do not lie on the series; see `known_labels`,
+                `read`, `labelled_on`.
+            ResourceError: "disk-full", "not-enough-memory".
+        """
+        volume, findings = self._read_labels()
+        check_grid(volume.grid, self.files)
+        make_folder(self.record.parent)
+        exported = Exported(
+            labels=volume,
+            schema=self.named.schema,
+            origin=_origin(self.labels, self.named),
+            like=volume.grid,
+            source=self.source,
+        )
+        measured = self._measured(exported)
+        if measured is not None and self._has_report:
+            exported, found = with_report(exported, measured.labelled, measured.parts)
+            said = set(measured.labelled.findings)  # of a scan that only the page shows
+            findings = (*findings, *(each for each in found if each not in said))
+        of_source = () if self.source is None else self.source.findings
+        findings = tuple(dict.fromkeys((*self.named.findings, *findings, *of_source)))
+        return self._write(exported, findings, measured)
+
+    @property
+    def _has_report(self) -> bool:
+        """Is DICOM SR among the files?"""
+        return any(FORMATS[file.format].measures for file in self.files)
+
+    def _measured(self, exported: Exported) -> MeasuredLabels | None:
+        """The labels to be measured, on the scan of the page or on the series of the SR."""
+        if self.scan is not None:
+            return on_scan(exported, self.labels, self.named, self.scan, self.options)
+        if self._has_report:
+            return on_series(exported, self.labels, self.named, self.options)
+        return None
+
+    def _read_labels(self) -> tuple[Volume, tuple[Finding, ...]]:
+        """The labels in the voxel order of their file, or of the series; and findings."""
+        scan = read(self.labels, _LABELS)
+        ignore = self.named.ignore
+        judged = known_labels(scan, self.named.schema.names, ignore)
+        findings = (*scan.findings, *judged.findings)
+        volume = judged.volume
+        if ignore is not None and (count := judged.voxels.get(ignore, 0)):
+            volume = Volume(torch.where(volume.data == ignore, 0, volume.data), volume.grid)
+            cause = f"{count} voxels that the data set ignores were written as background"
+            finding = Finding(code="ignored-voxels", path=str(self.labels), cause=cause)
+            findings = (*findings, finding)
+        native = scan.native if self.source is None else self.source.native
+        same = reorient(volume, native)
+        if not same.grid.same_as(native):
+            placed = uncropped(same, native) if self.named.said_by == "segments" else None
+            if placed is None:
+                raise _mismatch(self.labels, same.grid, native, self.source)
+            same = placed
+        return Volume(same.data.contiguous(), native), findings
+
+    def _write(
+        self, exported: Exported, findings: Sequence[Finding], measured: MeasuredLabels | None
+    ) -> dict[str, Any]:
+        """Write all files and the record, which comes last."""
+        with staging(self.record.parent) as folder:
+            written = write_label_files(exported, self.files, folder)
+            pages = {folder / file.path.name: file.path for file in self.files if file.is_page}
+            files = {**written.files, **pages}
+            record = {
+                "intended_use": RESEARCH_USE,
+                "name": self.name,
+                "path": str(self.labels),
+                "sha256": exported.origin.labels_sha256,
+                "labels": {str(number): name for number, name in exported.schema.names.items()},
+                "named_by": self.named.said_by,
+                "series": None if self.source is None else str(self.source.path),
+                "outputs": [file.name for file in files.values()],
+                **written.facts,
+                "warnings": [finding.as_dict() for finding in (*findings, *written.findings)],
+                **provenance(),
+            }
+            for page in pages:
+                assert measured is not None
+                record["report"] = measured.write_page(page, self.name, record, self.known)
+            _check_free(self.outputs, self.overwrite)
+            place_with_record(self.record, json_bytes(record), files)
+        return record
+
+
+def _check_free(files: Sequence[Path], overwrite: bool) -> None:
+    """Check that no file is there already, or may be replaced."""
+    for file in files:
+        if file.parent.is_dir():
+            check_writable(file, overwrite=overwrite)
+
+
+def _source(series: Path, options: ReadOptions) -> SourceSeries:
+    """The series; errors name the options of `kidseg convert`."""
+    try:
+        return read_source(series, options)
+    except KidsegError as error:
+        raise renamed(error, "--series ", "--number ") from error
+
+
+def _mismatch(path: Path, grid: Grid, native: Grid, source: SourceSeries | None) -> InputError:
+    if source is None:  # slightly sheared
+        return InputError(
+            "its axes are not orthogonal",
+            path=path,
+            code="grid-mismatch",
+            next_step="Resample it onto an orthogonal grid first.",
+        )
+    cause = f"its grid is {grid}, but that of the series {source.path} is {native}"
+    if grid.shape == native.shape:
+        apart = float((grid.centre_mm - native.centre_mm).norm())
+        cause = f"its voxels are not those of the series {source.path}: same size, "
+        cause += f"but the centres are {apart:.4g} mm apart"
+        if apart < 1e-3:
+            cause += " and the axes differ"
+    return InputError(
+        cause,
+        path=path,
+        code="grid-mismatch",
+        next_step="Give the series that was segmented, read as then (--number, --repair).",
+    )
+
+
+def _origin(path: Path, named: NamedLabels) -> Origin:
+    """Where the labels come from, as `result.json` says; they may have been edited since."""
+    model = named.record.get("model")
+    model = model if isinstance(model, dict) else {}
+    return Origin(
+        method=str(model.get("method", "")),
+        model_sha256=str(model.get("sha256", "")),
+        scan_sha256=str(named.record.get("sha256", "")),
+        labels_sha256=sha256_of(path),
+    )

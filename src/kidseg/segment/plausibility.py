@@ -1,0 +1,51 @@
+"""Is what was found in a scan plausible?"""
+
+from __future__ import annotations
+
+from kidseg.cohort.subject import Subject
+from kidseg.errors import Finding
+from kidseg.geometry import Volume
+from kidseg.measure import Sides
+from kidseg.pipeline import Progress, reaches_border
+
+__all__ = ["implausible"]
+
+
+def implausible(
+    labels: Volume, subject: Subject, progress: Progress, sides: Sides | None, path: str
+) -> tuple[Finding, ...]:
+    """What is implausible in the labels found.
+
+    Findings: "no-body", "nothing-found", "cut-by-field", "region-border"; those of `measure_sides`.
+
+    Args:
+        labels: that were found, on the scan's voxels.
+        subject: the patient.
+        progress: the regions that were searched.
+        sides: right and left; None without a kidney in the schema.
+        path: of the scan, for the findings.
+    """
+    found = labels.data[0].numpy() > 0
+    notes = []
+    if subject.body is not None and subject.body.box is None:
+        step = "Check that the scan is CT in Hounsfield units."
+        notes.append(("no-body", "no body was found in the scan", step))
+    if not found.any():
+        cause = "neither kidney nor tumour was found"
+        step = "Check that kidneys are in view, and that the scan is like those of the training."
+        notes.append(("nothing-found", cause, step))
+    elif sides is None and (found[0].any() or found[-1].any()):
+        cause = "the segmentation reaches the first or last slice; its volume is partial"
+        notes.append(("cut-by-field", cause, "Use a scan that contains all of it."))
+    if any(reaches_border(each, labels.grid, progress.found) for each in progress.found):
+        cause = "the segmentation reaches the border of the region of interest"
+        step = (
+            "Check it; train with a larger region (crop.localizer.margin of 'homogenized', box of"
+            " 'multistage', tumour.frame_px of 'cascade')."
+        )
+        notes.append(("region-border", cause, step))
+    measured = sides.findings if sides is not None and found.any() else ()
+    return (
+        *(Finding(code=code, path=path, cause=cause, next_step=s) for code, cause, s in notes),
+        *measured,
+    )

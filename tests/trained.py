@@ -1,0 +1,34 @@
+"""A small model of patients of ellipses that many tests segment with."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from ellipses import write_ellipse_dataset
+from kidseg.train import Setup, train
+
+SETTINGS = (
+    "view.size=32",
+    "unet.size=32",
+    "unet.features=8",
+    "precision=fp32",
+    "segment.epochs=3",
+    "segment.min_epochs=0",
+    "segment.steps=15",
+    "segment.batch_size=9",
+    "segment.optimizer.name=adam",
+    "segment.optimizer.learning_rate=0.01",
+)
+
+
+def train_small(root: Path) -> None:
+    """Write four patients into data/ of a folder, and a model of them into run/."""
+    write_ellipse_dataset(root / "data", 4)
+    train(root / "data", root / "run", Setup(method="plain", overrides=SETTINGS), device="cpu")
+
+
+def copied(trained: Path, root: Path) -> Path:
+    """The folder that a test may write into, with the same data/ and run/."""
+    shutil.copytree(trained, root, dirs_exist_ok=True)
+    return root
