@@ -111,6 +111,24 @@ def test_times_of_one_patient_stay_together_in_splits(tmp_path: Path) -> None:
         assert not {patient[c] for c in fold.train} & {patient[c] for c in fold.validation}
 
 
+def test_times_of_a_patient_are_numbered_unless_an_annotation_states_them(tmp_path: Path) -> None:
+    for n, date in enumerate(["20240301", "20231115", "20240301", ""]):
+        path = annotated(tmp_path / f"{n}", [KIDNEY], uid=f"1.2.{n}", study=f"1.{n}", date=date)
+    annotated(tmp_path / "other", [KIDNEY], uid="1.2.9", study="1.9", date="20250101", patient="P2")
+
+    def times() -> list[str]:
+        cases = survey_dataset(tmp_path).dataset.cases
+        assert len({case.patient for case in cases}) == 2
+        by_uid = {case.annotation.series: case.time_point for case in cases if case.annotation}
+        return [by_uid[uid] for uid in sorted(by_uid)]
+
+    assert times() == ["2", "1", "2", "", "1"]
+    ds = dcmread(path)
+    ds.ClinicalTrialTimePointDescription = "Post-chemotherapy #1"
+    save(ds, path)
+    assert times() == ["2", "1", "2", "Post-chemotherapy #1", "1"]
+
+
 def test_several_series_of_a_study(tmp_path: Path) -> None:
     path = annotated(tmp_path / "a", [KIDNEY], uid="1.2.3")
     annotated(tmp_path / "b", [TUMOUR], uid="1.2.4")
