@@ -138,7 +138,10 @@ def test_its_labels_are_those_outside(image: str, scans: Path, tmp_path: Path) -
     names = sorted(path.name for path in (tmp_path / "outside").iterdir())
     assert sorted(path.name for path in (tmp_path / "inside").iterdir()) == names
     (labels,) = (name for name in names if name.endswith("_seg.nii.gz"))
-    inside, outside = (nibabel.load(tmp_path / where / labels) for where in ("inside", "outside"))
+    inside, outside = (
+        nibabel.Nifti1Image.from_filename(tmp_path / where / labels)
+        for where in ("inside", "outside")
+    )
     assert np.array_equal(inside.affine, outside.affine)
     assert np.array_equal(np.asanyarray(inside.dataobj), np.asanyarray(outside.dataobj))
     assert np.asanyarray(inside.dataobj).max() > 0
