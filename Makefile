@@ -4,13 +4,17 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test lint types install clean
+.PHONY: demo test container lint types install clean
 
 demo: $(READY)
 	$(BIN)/kidseg demo --out demo --overwrite
 
 test: lint types
 	$(BIN)/python -m pytest
+
+# Builds the image, and runs it on a digital patient. What is missing for that is said, and no error.
+container: $(READY)
+	$(BIN)/python -m pytest -n 0 -rs -m slow tests/test_container.py -k 'labels or small'
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -52,6 +52,8 @@ def main() -> None:
         for path in sorted((options.data / "labelsTr").glob("*.nii.gz"))
         if (options.labels / path.name.replace(".nii", "_seg.nii")).exists()
     ]
+    if not patients:
+        parser.error(f"{options.labels} has no labels named like phantom_0000_seg.nii.gz")
     for found in patients:
         most = ", ".join(f"{name} {ml:.1f}" for name, ml in found.false_ml.most_common(3))
         tumour = "-" if found.tumour is None else f"{found.tumour:.3f}"

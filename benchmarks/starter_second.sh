@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The second starter: the members of the first, trained further on scans that show the pelvis.
+# The starter's second training: the members of the first, trained further, also on scans that show the pelvis.
 #
 #   benchmarks/starter_second.sh COHORT MEMBERS OUT
 #
-# COHORT: the digital patients of the first training (docs/starter.md), of which 130 are used again.
+# COHORT: the 212 digital patients of the first training (docs/starter.md), which are used again.
 # MEMBERS: folder with homogenized.safetensors and plain.safetensors, its members, before they were joined.
 # OUT/starter.safetensors is the result, without its model card and without intervals of volumes.
-# Two trainings of about 30 minutes of one CPU core each; run again to continue.
+# Two trainings of about 50 minutes of one CPU core each; run again to continue.
 set -euo pipefail
 cohort=$1 members=$2 out=$3
 kidseg=${KIDSEG:-kidseg}
@@ -14,12 +14,12 @@ seed=20261128
 export OMP_NUM_THREADS=1
 mkdir -p "$out"
 
-[[ -e $out/trunk/dataset.json ]] || $kidseg phantom "$out/trunk" --patients 60 --ages 0-90 --size 224 \
+[[ -e $out/trunk/dataset.json ]] || $kidseg phantom "$out/trunk" --patients 120 --ages 0-90 --size 224 \
   --seed $seed --set "slice_mm=[3.0,5.0]" --set trunk_share=1.0 --jobs 2
 if [[ ! -e $out/both/dataset.json ]]; then
   mkdir -p "$out"/both/{imagesTr,labelsTr}
   head -n 1 "$cohort/patients.csv" >"$out/both/patients.csv"
-  for part in "$cohort 130 0" "$out/trunk 60 1000"; do
+  for part in "$cohort 212 0" "$out/trunk 120 1000"; do
     read -r source count first <<<"$part"
     for ((k = 0; k < count; k++)); do
       old=$(printf 'phantom_%04d' $k) new=$(printf 'phantom_%04d' $((k + first)))
@@ -28,7 +28,7 @@ if [[ ! -e $out/both/dataset.json ]]; then
       grep "^$old," "$source/patients.csv" | sed "s/$old/$new/g" >>"$out/both/patients.csv"
     done
   done
-  sed 's/"numTraining": [0-9]*/"numTraining": 190/' "$cohort/dataset.json" >"$out/both/dataset.json"
+  sed 's/"numTraining": [0-9]*/"numTraining": 332/' "$cohort/dataset.json" >"$out/both/dataset.json"
 fi
 [[ -e $out/store/store.json ]] ||
   $kidseg store "$out/both" -o "$out/store" --method homogenized --preset starter --seed $seed --jobs 2
@@ -39,8 +39,8 @@ for method in homogenized plain; do
     $kidseg train "$out/store" -o "$run" --resume
   else
     $kidseg train "$out/store" -o "$run" --overwrite --method $method --preset starter --seed $seed \
-      --from "$members/$method.safetensors" --set segment.epochs=4 --set segment.steps=700 \
-      --set segment.optimizer.learning_rate=0.0006
+      --from "$members/$method.safetensors" --set segment.epochs=5 --set segment.steps=1000 \
+      --set segment.optimizer.learning_rate=0.001
   fi
 done
 $kidseg ensemble "$out/run-homogenized" "$out/run-plain" -o "$out/ensemble.safetensors" --half --flip --overwrite

@@ -151,6 +151,31 @@ def stopped_while(body: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+STOPPED_IN_AN_IMPORT = """
+import os, runpy, signal, sys
+
+class Stop:
+    def find_spec(self, name, *rest):
+        if name == "typer":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+sys.meta_path.insert(0, Stop())
+sys.argv = ["kidseg", "--version"]
+runpy.run_module("kidseg", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("apart", [[], ["unshare", "--pid", "--fork"]])
+def test_it_is_stopped_while_it_imports(apart: list[str]) -> None:
+    """Also as the first process of a container, which only signals that it handles can stop."""
+    if apart and subprocess.run([*apart, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("a namespace of processes needs root")
+    words = [*apart, sys.executable, "-c", STOPPED_IN_AN_IMPORT]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (143, ""), done
+    assert "stopped by SIGTERM" in done.stderr
+
+
 @pytest.mark.fault("SIGTERM")
 def test_a_stop_that_a_library_discards_is_raised_again() -> None:
     """As hasattr() of compiled code does, with any exception."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import resource
 import shutil
 import signal
 import socket
@@ -24,6 +25,7 @@ from typing import Any, ClassVar
 import pydicom
 import pytest
 import torch
+from pydicom.uid import generate_uid
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import CTImageStorage  # type: ignore[attr-defined]
 
@@ -33,7 +35,7 @@ from kidseg.config import PhantomConfig
 from kidseg.errors import InputError, KidsegError, ModelError, ResourceError, UsageError
 from kidseg.io.dicom_pdf import write_encapsulated_pdf
 from kidseg.pacs import worker as worker_module
-from kidseg.pacs.dicomweb import Look, WebArchive, find_series
+from kidseg.pacs.dicomweb import Look, WebArchive, _found, find_series
 from kidseg.pacs.node import CANNOT_UNDERSTAND, SUCCESS, Arrivals, Peer, receiving
 from kidseg.pacs.result_objects import report_pdf
 from kidseg.pacs.series_queue import Series, SeriesQueue, digest_of
@@ -162,7 +164,7 @@ def test_what_becomes_of_a_series(
     assert steps.done == list(done)
     (series,) = worker.queue.all()
     assert series.state == end
-    assert worker.queue.place(number).exists() == (end == "aside")
+    assert worker.queue.place(number).exists() == (end == "aside" and "segment" in done)
     log = (tmp_path / "audit.jsonl").read_text()
     assert (
         "1.2.3" not in log
@@ -269,12 +271,123 @@ def test_a_part_of_a_series_is_never_taken_for_the_whole(tmp_path: Path) -> None
     early, late = files[:-2], files[-2:]
     assert arrive(early) == (1, [("here", len(early))])
     assert arrive(early[:3]) == (0, [("here", len(early))]), "sent again, in part"
-    assert arrive(late[:1]) == (1, [("here", len(early)), ("here", len(early) + 1)])
+    assert arrive(late[:1]) == (1, [("here", len(early) + 1)]), "the part is not segmented"
     for series in queue.all():
         queue.advance(series.number, "sent")
         queue.forget_files(series.number)
     assert arrive(late[1:])[1][-1] == ("aside", 1) and queue.all()[-1].code == "images-missing"
+    number = queue.all()[-1].number
     assert arrive(files)[1][-1] == ("here", len(files)), "all of them came"
+    assert not queue.place(number).exists(), "what was set aside is part of it"
+
+
+def test_a_short_series_waits_for_more_and_not_for_ever(tmp_path: Path) -> None:
+    """Localizers are neither segmented nor set aside; nobody waits for them."""
+    queue, said = SeriesQueue.opened(tmp_path / "work"), list[str]()
+    arrivals = Arrivals(queue=queue, quiet_s=0.0, min_images=4, say=said.append)
+    files = images_of(tmp_path / "ct")
+
+    def arrive(some: Sequence[Path]) -> list[str]:
+        for path in some:
+            arrivals.take(str(pydicom.dcmread(path).SOPInstanceUID), path.read_bytes())
+        arrivals.settle()
+        return [each.state for each in queue.all()]
+
+    assert arrive(files[:3]) == [] == arrive([]) and not arrivals.are_pending
+    assert len(said) == 1 and "3 images" in said[0]
+    assert arrive(files[3:]) == ["here"]
+    assert len(list((queue.place(queue.all()[0].number) / "images").iterdir())) == len(files)
+    header = pydicom.dcmread(files[0])
+    header.SeriesInstanceUID = "1.2.8"
+    header.save_as(files[0])
+    assert arrive(files[:1]) == ["here"] and arrivals._places()
+    for name in arrivals._last:
+        arrivals._last[name] -= 86401
+    assert arrive([]) == ["here"] and not arrivals._places() and "removed" in said[-1]
+    header.SeriesInstanceUID, header.NumberOfFrames = "1.2.9", 4
+    header.save_as(files[0])
+    assert arrive(files[:1]) == ["here", "here"], "a file of several images"
+
+
+def test_what_was_set_aside_is_tried_again(tmp_path: Path) -> None:
+    """When it comes again, or when asked for; but not a part of a series."""
+    queue, told = SeriesQueue.opened(tmp_path / "work"), list[str]()
+    arrivals = Arrivals(queue=queue, quiet_s=0.0, tell=lambda *what: told.append(what[1]))
+    files = images_of(tmp_path / "ct")
+
+    def arrive(some: Sequence[Path]) -> list[str]:
+        for path in some:
+            arrivals.take(str(pydicom.dcmread(path).SOPInstanceUID), path.read_bytes())
+        arrivals.settle()
+        return [each.state for each in queue.all()]
+
+    assert arrive(files) == ["here"]
+    (series,) = queue.all()
+    queue.set_aside(series.number, "archive-refuses")
+    assert arrive(files[:2]) == ["here"], "together with those that are here"
+    images = queue.place(series.number) / "images"
+    assert len(list(images.iterdir())) == len(files)
+    for state in ("here", "known"):
+        queue.set_aside(series.number, "archive-refuses")
+        assert queue.retry_aside(state) == [series.number] and queue.all()[0].state == state  # type: ignore[arg-type]
+    queue.set_aside(series.number, "archive-refuses")
+    shutil.rmtree(images)  # by the operator
+    assert queue.retry_aside("here") == []
+    assert arrive(files[:2])[-1] == "aside" and queue.all()[-1].code == "images-missing"
+    assert queue.retry_aside("known") == [] and told[-1] == "set-aside"
+    assert arrive(files) == ["here"] and "replaced" in told
+
+
+def test_what_a_kill_left_of_what_is_over_is_removed(tmp_path: Path) -> None:
+    queue = SeriesQueue.opened(tmp_path)
+    for name, state in (("a", "sent"), ("b", "replaced"), ("c", "aside")):
+        number = queue.add(name, name, name, "here")
+        assert number is not None
+        (queue.place(number) / "images").mkdir(parents=True)
+        queue.advance(number, state)  # type: ignore[arg-type]
+    again = SeriesQueue.opened(tmp_path)
+    assert [each.state for each in again.all()] == ["sent", "aside"]
+    assert [path.name for path in (tmp_path / "series").iterdir()] == ["000003"]
+
+
+def test_a_series_that_grew_is_not_done_as_it_was(tmp_path: Path) -> None:
+    queue = SeriesQueue.opened(tmp_path)
+    numbers = [queue.add("study", "a", str(k), "known") for k in range(5)]
+    for number, state in zip(numbers, ("here", "segmented", "aside", "sent"), strict=False):
+        assert number is not None
+        queue.place(number).mkdir()
+        queue.advance(number, state)  # type: ignore[arg-type]
+    assert queue.replace_others("b", "4") == []
+    assert queue.replace_others("a", "4") == numbers[:3]
+    assert [each.number for each in queue.all()] == numbers[3:]
+    assert [path.name for path in (tmp_path / "series").iterdir()] == ["000004"]
+
+
+@pytest.mark.fault("disk full")
+def test_a_table_on_a_full_disk_is_full_not_damaged(tmp_path: Path) -> None:
+    """Without room for its shared memory it cannot even be read."""
+    queue = SeriesQueue.opened(tmp_path)
+    queue.add("a", "b", "c", "known")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        for act in (queue.all, queue.next_due, lambda: queue.advance(1, "here")):
+            with pytest.raises(ResourceError) as refused:
+                act()
+            assert refused.value.code == "disk-full"
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [each.state for each in queue.all()] == ["known"]
+
+
+def test_a_fetch_that_fails_leaves_its_room_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = Steps([FULL, CUT, CUT]).worker(tmp_path, monkeypatch)
+    number = worker.queue.add("1.2.3", "1.2.4", "x", "known")
+    assert number is not None
+    for _ in range(2):
+        assert worker.step() and not worker.queue.place(number).exists()
 
 
 def test_images_of_an_earlier_process_go_on(tmp_path: Path) -> None:
@@ -314,21 +427,33 @@ def test_a_peer_is_title_host_port() -> None:
 
 
 def test_images_travel_from_one_node_to_another(tmp_path: Path) -> None:
-    """By the network, on this machine; a caller that is not known is turned away."""
+    """By the network, on this machine; a caller that is not known is turned away.
+
+    A study has other objects than images: they are discarded, and end nothing.
+    """
     files = images_of(tmp_path / "ct")
-    arrivals = Arrivals(queue=SeriesQueue.opened(tmp_path / "work"), quiet_s=0.0)
+    said: list[str] = []
+    queue = SeriesQueue.opened(tmp_path / "work")
+    arrivals = Arrivals(queue=queue, quiet_s=0.0, say=said.append)
     series = Series(number=1, study="", series="", digest="", state="here", attempts=0, code="")
     here = {"title": "KIDSEG", "host": "127.0.0.1", "port": 0}
+    other = tmp_path / "report.dcm"
+    ds = pydicom.dcmread(files[0])
+    ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.88.33"
+    ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4"
+    ds.save_as(other)
     with receiving(arrivals, **here, callers=("FRIEND",)) as port:
         peer = Peer(title="KIDSEG", host="127.0.0.1", port=port, own_title="FRIEND")
-        peer.send(series, files)
-        with pytest.raises(UnreachableError):
+        peer.send(series, [other, *files])
+        with pytest.raises(UnreachableError, match="title OTHER"):
             Peer(title="KIDSEG", host="127.0.0.1", port=port, own_title="OTHER").send(series, files)
     with pytest.raises(UnreachableError):
         peer.send(series, files)
     assert arrivals.settle() == 1
     (found,) = arrivals.queue.all()
     assert found.study == pydicom.dcmread(files[0]).StudyInstanceUID
+    assert said == ["1 objects that arrived are no CT images, and were discarded"]
+    assert len(list((queue.place(found.number) / "images").iterdir())) == len(files)
 
 
 @contextmanager
@@ -507,9 +632,9 @@ class Catalogue:
     def ct_series(self, study: str) -> dict[str, int | None]:
         return {uid: len(images) if self.counts else None for uid, images in self.series.items()}
 
-    def instances(self, study: str, series: str) -> list[str]:
+    def instances(self, study: str, series: str) -> dict[str, int]:
         self.asked += 1
-        return self.series[series]
+        return {image: 3 if "frames" in image else 1 for image in self.series[series]}
 
 
 def test_a_poison_study_hides_no_other(tmp_path: Path) -> None:
@@ -693,6 +818,7 @@ def test_a_node_takes_a_study_and_answers_the_archive(archive: RealArchive, tmp_
     archive.start()
     words = ["node", "--to", f"ARCHIVE@127.0.0.1:{archive.dicom}", "--port", port, "--once"]
     words += ["--folder", tmp_path / "work", "--device", "cpu", "--quiet-s", "2"]
+    words += ["--min-images", "5"]
     process = command(*words)
     assert process.stderr is not None and "listens" in process.stderr.readline()
     for place in patients(tmp_path / "patients", 2):
@@ -704,6 +830,85 @@ def test_a_node_takes_a_study_and_answers_the_archive(archive: RealArchive, tmp_
     assert process.returncode == 0, said
     assert list(archive.modalities().values()) == [["CT", "DOC", "SEG", "SR"]] * 2
     assert not list((tmp_path / "work" / "series").iterdir())
+
+
+def other_objects(image: Path, folder: Path) -> list[bytes]:
+    """A localizer, an MR image and a report of the study of an image, as files."""
+    found = []
+    kinds = {"CT": "1.2.840.10008.5.1.4.1.1.2", "MR": "1.2.840.10008.5.1.4.1.1.4"}
+    for modality, kind in {**kinds, "SR": "1.2.840.10008.5.1.4.1.1.88.33"}.items():
+        ds = pydicom.dcmread(image)
+        ds.Modality, ds.SeriesInstanceUID = modality, generate_uid()
+        ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = kind
+        ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+        ds.save_as(path := folder / f"{modality}.dcm")
+        found.append(path.read_bytes())
+    return found
+
+
+@pytest.mark.requirement("archive")
+@ORTHANC
+@pytest.mark.slow
+def test_a_node_does_each_series_once_whatever_the_archive_sends(
+    archive: RealArchive, tmp_path: Path
+) -> None:
+    """Whole studies with other objects, in two halves, twice, one series more; and kill -9."""
+    port, log = free_port(), tmp_path / "said"
+    archive.kill()
+    archive.peers = {"kidseg": ["KIDSEG", "127.0.0.1", port]}
+    archive.start()
+    words = ["node", "--to", f"ARCHIVE@127.0.0.1:{archive.dicom}", "--port", str(port)]
+    words += ["--folder", str(tmp_path / "work"), "--device", "cpu", "--quiet-s", "15"]
+    words += ["--min-images", "5"]
+
+    def started() -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "kidseg", *words], stderr=log.open("ab", buffering=0)
+        )
+        until(lambda: log.read_text().count("listens") > begins, 300)
+        return process
+
+    def sent(*resources: str) -> None:
+        data = json.dumps(list(resources)).encode()
+        assert archive.ask("/modalities/kidseg/store", data) is not None
+
+    first, second = patients(tmp_path / "patients", 2)
+    images = [
+        archive.ask("/instances", path.read_bytes())["ID"] for path in sorted(first.iterdir())
+    ]
+    for other in other_objects(next(first.iterdir()), tmp_path):
+        archive.ask("/instances", other)
+    (study,) = archive.ask("/studies")
+    begins = 0
+    process = started()
+    sent(*images[::2])
+    time.sleep(3)
+    sent(study)  # the second half, with everything
+    until(lambda: "images arrived" in log.read_text(), 120)
+    process.kill()  # while it segments
+    process.wait()
+    begins = 1
+    process = started()
+    until(lambda: "results are in the archive" in log.read_text(), 600)
+    sent(study)  # twice, with the results
+    uid = pydicom.dcmread(next(first.iterdir())).StudyInstanceUID
+    for path in second.iterdir():
+        ds = pydicom.dcmread(path)
+        ds.StudyInstanceUID, ds.PatientID = uid, pydicom.dcmread(next(first.iterdir())).PatientID
+        ds.save_as(path)
+        archive.ask("/instances", path.read_bytes())
+    sent(study)  # with one series more
+    until(lambda: log.read_text().count("results are in the archive") == 2, 600)
+    process.terminate()
+    assert process.wait(60) == 143
+    found = sorted(
+        archive.ask(f"/series/{each}")["MainDicomTags"]["Modality"]
+        for each in archive.ask("/series")
+    )
+    assert found == sorted(["CT"] * 3 + ["MR", "SR"] + ["SEG", "SR", "DOC"] * 2), log.read_text()
+    states = [each.state for each in SeriesQueue.opened(tmp_path / "work").all()]
+    assert states == ["sent"] * 2, "no localizer is done, and none is set aside"
+    assert "discarded" in log.read_text() and "waits for more" in log.read_text()
 
 
 def test_the_document_belongs_to_the_study_and_holds_every_warning(tmp_path: Path) -> None:
@@ -744,4 +949,57 @@ def test_a_series_is_found_once_it_is_complete_and_again_when_it_grew(
         archive.series["a"] = list(images)
         found.append(find_series(archive, queue, seen, min_images=2, since_days=None))  # type: ignore[arg-type]
     assert found == [0, 1, 0, 0, 1, 0]
-    assert archive.asked == (4 if counts else 12)
+    assert archive.asked == (5 if counts else 12)
+
+
+def test_a_file_of_many_images_is_not_short(tmp_path: Path) -> None:
+    archive: Any = Catalogue({"enhanced": ["frames"], "localizer": ["1", "2"]})
+    queue, seen = SeriesQueue.opened(tmp_path), dict[str, Look]()
+    known = {"min_images": 3, "since_days": None}
+    assert sum(find_series(archive, queue, seen, **known) for _ in range(3)) == 1
+    assert [each.series for each in queue.all()] == ["enhanced"] and archive.asked == 3
+
+
+@pytest.mark.parametrize(("size", "page"), [(0, 9), (7, 9), (300, 100), (300, 200), (120, None)])
+def test_all_of_a_search_is_found_whatever_the_pages(size: int, page: int | None) -> None:
+    """Pages of the archive's own size; None: it knows no pages, and always answers with all."""
+    items = [{"00080018": {"vr": "UI", "Value": [f"1.2.{k}"]}} for k in range(size)]
+
+    def search(limit: int, offset: int) -> list[dict[str, Any]]:
+        return items if page is None else items[offset : offset + min(limit, page)]
+
+    assert [uid for uid, _ in _found(search, "00080018")] == [f"1.2.{k}" for k in range(size)]
+
+
+def test_what_is_no_ct_is_not_asked_for(bad_archive: WebArchive) -> None:
+    """Some archives do not look at the modality that was asked for."""
+
+    def series(uid: str, modality: str, count: int) -> dict[str, Any]:
+        values: dict[str, Any] = {"0020000E": uid, "00080060": modality, "00201209": count}
+        return {tag: {"vr": "UI", "Value": [value]} for tag, value in values.items() if value}
+
+    found = [series("1", "CT", 9), series("2", "MR", 9), series("3", "", 0)]
+    BadArchive.answer = (200, JSON, json.dumps(found).encode())
+    assert bad_archive.ct_series("1.2") == {"1": 9, "3": None}
+
+
+@pytest.mark.parametrize(
+    ("reasons", "code"),
+    [
+        ([], ""),
+        ([0x0111], ""),
+        ([0x0122], "archive-refuses"),
+        ([0x0111, 0x0122], "archive-refuses"),
+        ([0xA700], "unreachable"),
+        ([0x0122, 0xA701], "unreachable"),
+    ],
+)
+def test_why_results_were_not_stored_decides_whether_they_are_sent_again(
+    bad_archive: WebArchive, tmp_path: Path, reasons: list[int], code: str
+) -> None:
+    """What is there already is stored; room may come."""
+    failed = [{"00081197": {"vr": "US", "Value": [reason]}} for reason in reasons]
+    answer = {"00081198": {"vr": "SQ", "Value": failed}} if failed else {}
+    BadArchive.answer = (200, JSON, json.dumps(answer).encode())
+    files = images_of(tmp_path / "ct")[:1]
+    assert code_of(lambda: bad_archive.send(NOTHING, files)) == code

@@ -216,7 +216,10 @@ def test_on_the_command_line(
         main([str(word) for word in words])
     assert not end.value.code
     text = capsys.readouterr().out
-    assert "<- chosen" in text and "Decision:" in text and str(out) in text
+    assert "Decision:" in text and str(out) in text
+    # One table, in which one row of weights is marked.
+    assert text.count("background weight") == 1
+    assert sum(line.endswith("*") for line in text.splitlines()) == 1
     with pytest.raises(SystemExit) as end:
         main([*map(str, words), "--json", "--overwrite", "--case", "ellipse_001"])
     assert not end.value.code

@@ -432,23 +432,33 @@ def test_an_epoch_of_a_client_is_one_pass_over_the_images() -> None:
     assert asked(400, steps=None, batch_size=8) == [] == shortened({"config": {}}, 400)
 
 
-@pytest.mark.slow
-def test_an_ensemble_is_trained_from_its_first_member(root: Path, tmp_path: Path) -> None:
-    """The new model must be better than the whole ensemble, and is then the current one."""
-    model = tmp_path / "two.safetensors"
+@pytest.fixture
+def pair(root: Path, tmp_path: Path) -> Path:
+    """An ensemble of two members."""
     run = root / "run" / "model.safetensors"
-    ensemble([run, run], model)
+    ensemble([run, run], tmp_path / "two.safetensors")
+    return tmp_path / "two.safetensors"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("options", "members"), [((), 2), (("--method=plain",), 1)])
+def test_each_member_of_an_ensemble_is_trained(
+    pair: Path, root: Path, tmp_path: Path, options: tuple[str, ...], members: int
+) -> None:
+    """They are an ensemble again; with a method, its first member is trained, and stands alone."""
     said = [{"name": "kidney"}, {"name": "tumour"}]
-    with running(tmp_path / "server", model, training=TRAINING) as server:
+    with running(tmp_path / "server", pair, training=(*TRAINING, *options)) as server:
         until(lambda: server.service.dispatcher.is_ready)
         for k in range(3):
             put(server, f"/datastore/?image=case {k}", "file", scan_of(root, k))
             path = f"/datastore/label?image=case {k}"
             put(server, path, "label", labels_of(root, k), label_info=said)
         server.client.post("/train/kidseg", json={"tune": "decoder"})
-        until(lambda: server.client.get("/train/").json()["status"] != "RUNNING", 300)
+        until(lambda: server.client.get("/train/").json()["status"] != "RUNNING", 600)
         status = server.client.get("/train/").json()
         assert status["status"] == "DONE", status
+        assert (status["member"], status["members"]) == (members, members)
         assert status["new_model"] == (status["dice"]["after"] > status["dice"]["before"])
         if status["new_model"]:
-            assert "members" not in read_header(server.service.model())
+            assert len(read_header(server.service.model()).get("members", [1])) == members
+            until(lambda: server.service.dispatcher.facts["sha256"] == server.service.model().stem)

@@ -202,7 +202,7 @@ def calibration_text(result: Mapping[str, Any], out: Path) -> str:
     """The curve, one row for each weight of the background, and what was chosen."""
     regions = list(result["after"]["dice"])
     tumour = _others(result["after"]["weights"])
-    rows, marked = [], "<- chosen"
+    rows = []
     for point in result["curve"]:
         if _others(point["weights"]) in (tumour, dict.fromkeys(tumour, 1.0)):
             rows.append(
@@ -210,7 +210,7 @@ def calibration_text(result: Mapping[str, Any], out: Path) -> str:
                     *(f"{weight:g}" for weight in point["weights"].values()),
                     f"{point['score']:.4f}",
                     *(f"{point['dice'][name]:.4f}" for name in regions),
-                    marked if point["weights"] == result["after"]["weights"] else "",
+                    "*" if point["weights"] == result["after"]["weights"] else "",
                 ]
             )
     head = [*(f"{name} weight" for name in result["after"]["weights"]), "score", *regions, ""]
@@ -219,9 +219,10 @@ def calibration_text(result: Mapping[str, Any], out: Path) -> str:
     decision = ", ".join(f"{name} {weight:g}" for name, weight in result["decision"].items())
     lines = [
         *wrapped(
-            f"Mean Dice in {len(result['cases'])} case(s); score: {', '.join(result['regions'])}"
+            f"Mean Dice in {len(result['cases'])} case(s); score: {', '.join(result['regions'])};"
+            " *: chosen"
         ),
-        *text_table(head, rows),
+        *text_table(head, rows, keys=len(result["after"]["weights"])),
         "",
         *wrapped(f"Decision: {decision or 'all weights stay 1: none is better'}."),
         *wrapped(

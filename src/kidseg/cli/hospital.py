@@ -17,7 +17,7 @@ from kidseg.cli.terminal import print_result
 from kidseg.errors import InputError, ResourceError
 
 if TYPE_CHECKING:
-    from kidseg.pacs.series_queue import SeriesQueue
+    from kidseg.pacs.series_queue import SeriesQueue, State
     from kidseg.pacs.worker import Archive, Worker
 
 __all__ = ["dicomweb", "node"]
@@ -27,6 +27,10 @@ _TICK_S, _FULL_S = 0.5, 10.0
 Work = Annotated[Path, typer.Option("--folder", help="Folder for the state; it goes on there.")]
 Model = Annotated[str, typer.Option("--model", "-m", help="Model file, run's folder, or starter.")]
 Attempts = Annotated[int, typer.Option(min=1, help="Failures before a series is set aside.")]
+MinImages = Annotated[int, typer.Option(min=1, help="Shorter series are left out.")]
+Retry = Annotated[
+    bool, typer.Option("--retry", help="First try the series again that were set aside.")
+]
 Once = Annotated[bool, typer.Option("--once", help="End when nothing is left to do.")]
 
 
@@ -39,8 +43,9 @@ def dicomweb(
     since_days: Annotated[
         int | None, typer.Option(min=0, help="Studies of so many days only; else all.")
     ] = None,
-    min_images: Annotated[int, typer.Option(min=1, help="Shorter series are left out.")] = 20,
+    min_images: MinImages = 20,
     attempts: Attempts = 3,
+    retry: Retry = False,
     once: Once = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -60,24 +65,26 @@ def dicomweb(
     looks, next_look = 0, 0.0
     with _worker(work, archive.archive, model, device, attempts, quiet) as (worker, say):
         queue = worker.queue
+
+        def look() -> None:
+            nonlocal looks, next_look
+            if time.monotonic() < next_look:
+                return
+            try:
+                find_series(
+                    archive, queue, seen, min_images=min_images, since_days=since_days, say=say
+                )
+                looks += 1
+            except (UnreachableError, InputError) as error:
+                if isinstance(error, InputError) and not looks:
+                    raise  # it has never worked
+                say(f"{error}; looking again in {every:g} s")
+            next_look = time.monotonic() + every
+
+        if retry:
+            _retry(worker, "known")
         while not (once and looks >= 2 and not _is_busy(queue)):
-            if time.monotonic() >= next_look:
-                try:
-                    find_series(
-                        archive,
-                        queue,
-                        seen,
-                        min_images=min_images,
-                        since_days=since_days,
-                        say=say,
-                    )
-                    looks += 1
-                except (UnreachableError, InputError) as error:
-                    if isinstance(error, InputError) and not looks:
-                        raise  # it has never worked
-                    say(f"{error}; looking again in {every:g} s")
-                next_look = time.monotonic() + every
-            _step(worker, say)
+            _step(worker, say, look)
     _end(queue, as_json, quiet)
 
 
@@ -92,10 +99,12 @@ def node(
     quiet_s: Annotated[
         float, typer.Option(min=0.1, help="A series is complete after so many seconds of silence.")
     ] = 30.0,
+    min_images: MinImages = 20,
     work: Work = Path("kidseg-work"),
     model: Model = "starter",
     device: Device = "auto",
     attempts: Attempts = 3,
+    retry: Retry = False,
     once: Once = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -110,7 +119,11 @@ def node(
     callers = caller or ()
     with _worker(work, peer.archive, model, device, attempts, quiet) as (worker, say):
         queue = worker.queue
-        arrivals = Arrivals(queue=queue, quiet_s=quiet_s)
+        arrivals = Arrivals(
+            queue=queue, quiet_s=quiet_s, min_images=min_images, tell=worker.tell, say=say
+        )
+        if retry:
+            _retry(worker, "here")
         with receiving(arrivals, title=title, host=host, port=port, callers=callers) as listening:
             say(f"node {title} listens on {host}:{listening}")
             while not (once and queue.all() and not (_is_busy(queue) or arrivals.are_pending)):
@@ -157,6 +170,12 @@ def _worker(
             yield worker, say
     finally:
         os.umask(before)
+
+
+def _retry(worker: Worker, state: State) -> None:
+    """Let the series that were set aside be done again from this state on."""
+    for number in worker.queue.retry_aside(state):
+        worker.tell(number, "tried-again", "is tried again")
 
 
 def _step(

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +23,15 @@ if TYPE_CHECKING:
 __all__ = ["Look", "WebArchive", "find_series"]
 
 _SERIES, _STUDY, _INSTANCE, _IMAGES = "0020000E", "0020000D", "00080018", "00201209"
-_PAGE = 200
-# The server is there, but cannot answer now. Source: RFC 9110, 15.6; RFC 6585, 4.
-_NOT_NOW = {408, 425, 429, 500, 502, 503, 504}
+_MODALITY, _FRAMES = "00080060", "00280008"
+_PAGE, _LEAST_PAGE = 200, 50
+# The server is there, but cannot answer now. Source: RFC 9110, 15.6; RFC 6585, 4; RFC 4918, 11.5.
+_NOT_NOW = {408, 425, 429, 500, 502, 503, 504, 507}
 # It is the token, not what was asked for. Source: RFC 9110, 15.5.
 _NOT_ALLOWED = {401, 403, 407}
 _FAILED_STUDIES = 3
+# Reasons why an object was not stored: it is there; no room. Source: DICOM PS3.4, C-STORE; PS3.18.
+_DUPLICATE, _NO_ROOM = 0x0111, 0xA700
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +80,13 @@ class WebArchive:
         objects = [pydicom.dcmread(path) for path in files]
         with self._client() as client:
             answer = client.store_instances(objects, study_instance_uid=series.study)
-        if failed := answer.get("FailedSOPSequence"):
-            reasons = sorted({f"{item.get('FailureReason', 0):#06x}" for item in failed})
+        failed = [int(each.get("FailureReason", 0)) for each in answer.get("FailedSOPSequence", ())]
+        if any(reason & 0xFF00 == _NO_ROOM for reason in failed):
+            raise UnreachableError("the archive has no room")
+        if refused := [reason for reason in failed if reason != _DUPLICATE]:
+            reasons = ", ".join(sorted({f"{reason:#06x}" for reason in refused}))
             raise InputError(
-                f"the archive refused {len(failed)} of {len(objects)} objects"
-                f" ({', '.join(reasons)})",
+                f"the archive refused {len(refused)} of {len(objects)} objects ({reasons})",
                 path=self.url,
                 code="archive-refuses",
                 next_step="Look into the log of the archive.",
@@ -93,22 +99,26 @@ class WebArchive:
             first = date.today() - timedelta(days=since_days)
             wanted["StudyDate"] = f"{first:%Y%m%d}-"
         with self._client() as client:
-            for offset in range(0, 10**9, _PAGE):
-                page = client.search_for_studies(search_filters=wanted, limit=_PAGE, offset=offset)
-                yield from (_text(study, _STUDY) for study in page)
-                if len(page) < _PAGE:
-                    return
+            search = partial(client.search_for_studies, search_filters=wanted)
+            for study, _ in _found(search, _STUDY):
+                yield study
 
     def ct_series(self, study: str) -> dict[str, int | None]:
         """{UID of a CT series of a study: number of its images}; None: the archive does not say."""
         with self._client() as client:
-            found = client.search_for_series(study, search_filters={"Modality": "CT"})
-        return {_text(series, _SERIES): _count(series) for series in found}
+            search = partial(client.search_for_series, study, search_filters={"Modality": "CT"})
+            found = dict(_found(search, _SERIES))
+        return {
+            uid: _number(series, _IMAGES)
+            for uid, series in found.items()
+            if _MODALITY not in series or _text(series, _MODALITY) == "CT"
+        }
 
-    def instances(self, study: str, series: str) -> list[str]:
-        """UIDs of the images of a series."""
+    def instances(self, study: str, series: str) -> dict[str, int]:
+        """{UID of a file of a series: number of its images}."""
         with self._client() as client:
-            return [_text(each, _INSTANCE) for each in client.search_for_instances(study, series)]
+            found = dict(_found(partial(client.search_for_instances, study, series), _INSTANCE))
+        return {uid: _number(each, _FRAMES) or 1 for uid, each in found.items()}
 
     @contextmanager
     def _client(self) -> Iterator[DICOMwebClient]:
@@ -152,7 +162,7 @@ class Look:
     Attributes:
         count: number of its images, as the archive counts; None: it does not say.
         digest: of its images.
-        is_known: whether the queue knows the series with these images.
+        is_known: whether the queue knows the series with these images, or they are too few.
     """
 
     count: int | None
@@ -180,7 +190,7 @@ def find_series(
         archive: to look into.
         queue: to add to.
         seen: {series: what it had} at the last look; is brought up to date.
-        min_images: shorter series are left out: localizers, single slices.
+        min_images: shorter series are left out: localizers, single slices. A file may have several.
         since_days: look at studies of so many days only; None: all.
         say: called with a line for people about each study that was left out.
 
@@ -218,17 +228,16 @@ def _find_in(
     """Add the series of a study; see `find_series`."""
     added = 0
     for series, count in archive.ct_series(study).items():
-        if count is not None and count < min_images:
-            continue
         before = seen.get(series)
         if before is not None and before.count == count is not None and before.is_known:
             continue
         digest = digest_of(images := archive.instances(study, series))
         is_complete = before is not None and before.digest == digest
-        if len(images) >= min_images and is_complete:
-            queue.replace_known(series, digest)
+        is_long = sum(images.values()) >= min_images
+        if is_long and is_complete:
+            queue.replace_others(series, digest)
             added += queue.add(study, series, digest, "known") is not None
-        is_known = queue.known(series, digest) is not None
+        is_known = not is_long or queue.known(series, digest) is not None
         seen[series] = Look(count=count, digest=digest, is_known=is_known)
     return added
 
@@ -263,9 +272,28 @@ def _text(item: Mapping[str, Any], tag: str) -> str:
         ) from error
 
 
-def _count(series: Mapping[str, Any]) -> int | None:
-    """Number of Series Related Instances, which an archive may leave out."""
+def _found(
+    search: Callable[..., Sequence[Mapping[str, Any]]], key: str
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(UID, item) of all that a search finds, each once.
+
+    Archives answer with pages of a size of their own, and some with everything each time.
+    """
+    known = set[str]()
+    offset = 0
+    while True:
+        page = search(limit=_PAGE, offset=offset)
+        fresh = {uid: item for item in page if (uid := _text(item, key)) not in known}
+        yield from fresh.items()
+        known |= fresh.keys()
+        offset += len(page)
+        if not fresh or len(page) < _LEAST_PAGE:
+            return
+
+
+def _number(item: Mapping[str, Any], tag: str) -> int | None:
+    """An element of DICOM JSON that is one number, which an archive may leave out."""
     try:
-        return int(series[_IMAGES]["Value"][0])
+        return int(item[tag]["Value"][0])
     except (KeyError, IndexError, TypeError, ValueError):
         return None

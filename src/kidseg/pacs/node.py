@@ -1,5 +1,8 @@
 """A DICOM node: images arrive by C-STORE, results go out by C-STORE.
 
+An archive sends whole studies, and some end at the first object that is not taken. So everything is
+taken, and what is no CT image is discarded.
+
 Source: DICOM PS3.4, B (Storage Service Class); status codes: B.2.3.
 """
 
@@ -11,7 +14,8 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,14 +23,26 @@ from typing import Any
 
 from kidseg.errors import InputError, ResourceError
 from kidseg.io.dicom_header import quiet, read_dataset, reading
-from kidseg.pacs.series_queue import Series, SeriesQueue, digest_of
+from kidseg.pacs.series_queue import IMAGES_MISSING, Series, SeriesQueue, digest_of
 from kidseg.pacs.worker import Archive, UnreachableError
 
 __all__ = ["Arrivals", "Peer", "receiving"]
 
-SUCCESS, OUT_OF_RESOURCES, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xC000
+SUCCESS, DISCARDED, OUT_OF_RESOURCES, CANNOT_UNDERSTAND = 0x0000, 0xB006, 0xA700, 0xC000
+# What the archive did with an object that it has now: it was changed, or was there before.
+_STORED = (SUCCESS, 0xB000, 0xB006, 0xB007, 0x0111)
 _SPARE_BYTES = 1 << 30
 _MAX_IMAGES = 20_000
+_SHORT_KEPT_S = 24 * 3600.0
+# CT Image Storage, Enhanced, Legacy Converted Enhanced. Source: DICOM PS3.6, A.
+_CT = {f"1.2.840.10008.5.1.4.1.1.2{end}" for end in ("", ".1", ".2")}
+# A series in these states is begun again when its images come again.
+_OPEN_AGAIN = ("arriving", "aside")
+_NOT_KEPT = {
+    DISCARDED: "are no CT images, and were discarded",
+    OUT_OF_RESOURCES: "were refused: the disk is full",
+    CANNOT_UNDERSTAND: "were refused: they cannot be read",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +97,13 @@ class Peer:
         for uid in dict.fromkeys(each.SOPClassUID for each in objects):
             entity.add_requested_context(uid)
         link = entity.associate(self.host, self.port, ae_title=self.title)
+        if link.is_rejected:
+            raise UnreachableError(
+                f"the archive rejects this node: does it know the title {self.own_title}, and is"
+                f" its own title {self.title}?"
+            )
         if not link.is_established:
-            raise UnreachableError("the archive does not answer, or rejects this node")
+            raise UnreachableError("the archive does not answer")
         try:
             accepted = {context.abstract_syntax for context in link.accepted_contexts}
             for each in objects:  # all or none of them are sent
@@ -102,7 +123,7 @@ class Peer:
             raise _refused(f"the archive does not take {each.SOPClassUID.name}") from error
         if status is None or status & 0xFF00 == OUT_OF_RESOURCES:
             raise UnreachableError("the archive does not answer, or has no room")
-        if status not in (SUCCESS, 0xB000, 0xB006, 0xB007):
+        if status not in _STORED:
             raise _refused(f"the archive answers {status:#06x}")
 
 
@@ -121,12 +142,25 @@ class Arrivals:
     Attributes:
         queue: to add complete series to.
         quiet_s: a series is taken for complete when no image has come for so long.
+        min_images: shorter series, such as localizers, wait for more images, and are removed after
+            a day. A file may have several.
+        tell: called with the number of a series, an event, and what happened in words; a code.
+        say: called with a line for people.
     """
 
     queue: SeriesQueue
     quiet_s: float
+    min_images: int = 1
+    tell: Callable[[int, str, str, str], None] = lambda *_: None
+    say: Callable[[str], None] = lambda line: None
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _last: dict[str, float] = field(default_factory=dict, repr=False)
+    _short: set[str] = field(default_factory=set, repr=False)
+    _not_kept: Counter[int] = field(default_factory=Counter, repr=False)
+
+    def __post_init__(self) -> None:
+        for path in self.folder.glob(".*"):  # half written, by an earlier process
+            path.unlink()
 
     @property
     def folder(self) -> Path:
@@ -135,16 +169,24 @@ class Arrivals:
 
     @property
     def are_pending(self) -> bool:
-        """Are there images of series that are not complete?"""
-        return bool(self._places())
+        """Are there images of series that are not complete? Short ones are not waited for."""
+        return any(place.name not in self._short for place in self._places())
 
-    def take(self, instance: str, content: bytes) -> int:
+    def take(self, instance: str, content: bytes, kind: str = min(_CT)) -> int:
         """Keep an image; the status to answer, once it is on the disk.
 
         Args:
             instance: its SOP Instance UID, as the sender states it.
             content: a whole DICOM file.
+            kind: its SOP Class UID; only CT images are kept.
         """
+        status = self._take(instance, content) if kind in _CT else DISCARDED
+        if status != SUCCESS:
+            with self._lock:
+                self._not_kept[status] += 1
+        return status
+
+    def _take(self, instance: str, content: bytes) -> int:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if shutil.disk_usage(self.folder).free < _SPARE_BYTES + len(content):
             return OUT_OF_RESOURCES
@@ -167,6 +209,7 @@ class Arrivals:
                     return OUT_OF_RESOURCES
                 temporary.replace(place / f"{_name(instance)}.dcm")
                 self._last[place.name] = time.monotonic()
+                self._short.discard(place.name)
         except InputError:
             return CANNOT_UNDERSTAND
         except OSError:
@@ -177,69 +220,111 @@ class Arrivals:
         return SUCCESS
 
     def settle(self) -> int:
-        """Move complete series into the queue; their number.
+        """Move complete series into the queue, and say what was not kept; their number.
 
         Raises:
             OSError: such as of a full disk. Everything stays, to be moved the next time.
         """
         added, now = 0, time.monotonic()
         with self._lock:
+            for status, count in self._not_kept.items():
+                self.say(f"{count} objects that arrived {_NOT_KEPT[status]}")
+            self._not_kept.clear()
             for place in self._places():
-                images = sorted(place.glob("*.dcm"))
                 # Of an earlier process: silence begins now.
-                last = self._last.setdefault(place.name, now)
-                if images and now - last >= self.quiet_s:
-                    added += self._move(place, images)
-                    self._last.pop(place.name)
+                silence = now - self._last.setdefault(place.name, now)
+                is_old = silence >= _SHORT_KEPT_S
+                if silence >= self.quiet_s and (is_old or place.name not in self._short):
+                    added += self._move(place, is_old)
         return added
 
     def _places(self) -> list[Path]:
-        return sorted(path for path in self.folder.glob("[!.]*") if path.is_dir())
+        """Folders with images."""
+        return sorted(path for path in self.folder.glob("[!.]*") if any(path.glob("*.dcm")))
 
-    def _move(self, place: Path, images: Sequence[Path]) -> bool:
-        """One series; False if all of its images are known.
+    def _move(self, place: Path, is_old: bool) -> bool:
+        """One series; False if all of its images are known, or too few.
 
         Images that come late are added to those that came before, if these are still here;
-        otherwise the series is set aside, because a part of it would be taken for the whole.
+        otherwise the series is set aside, because a part of it would be taken for the whole. One
+        that was set aside is tried again when it comes again.
         """
+        images = sorted(place.glob("*.dcm"))
         with quiet(), reading(images[0]):
             header = read_dataset(images[0], headers_only=True)
         study, series = str(header.StudyInstanceUID), str(header.SeriesInstanceUID)
         arrived, known = {path.stem: path for path in images}, self.queue.images(series)
-        if arrived.keys() <= known and not self._is_interrupted(series):
-            shutil.rmtree(place)
+        before = [each for each in self.queue.all() if each.series == series]
+        if arrived.keys() <= known and not any(each.state in _OPEN_AGAIN for each in before):
+            self._clear(place)
             return False
-        whole = {**self._earlier(series), **arrived}
+        whole = {**self._earlier(before), **arrived}
         missing = known - whole.keys()
+        if not missing and self._is_short(whole.values()):
+            self._wait_for_more(place, len(whole), is_old)
+            return False
         digest = digest_of(whole)
         self.queue.add(study, series, digest, "arriving")
         found = self.queue.known(series, digest)
         assert found is not None
-        if is_new := found.state == "arriving":  # also if it was interrupted here
-            target = self.queue.place(found.number) / "images"
-            target.mkdir(parents=True, exist_ok=True, mode=0o700)
-            for path in whole.values():
-                shutil.copyfile(path, target / path.name)
-            if missing:  # once all of them come, they are done
-                self.queue.set_aside(found.number, "images-missing")
-            else:
-                self.queue.remember(series, whole)
-                self.queue.advance(found.number, "here")
-        shutil.rmtree(place)
+        if is_new := found.state in _OPEN_AGAIN:
+            self._keep(found, whole, bool(missing))
+        self._clear(place)
         return is_new
 
-    def _is_interrupted(self, series: str) -> bool:
-        """Was the move of this series interrupted?"""
-        return any(each.series == series and each.state == "arriving" for each in self.queue.all())
-
-    def _earlier(self, series: str) -> dict[str, Path]:
-        """Images of the series that came before and are still here."""
+    def _earlier(self, before: Sequence[Series]) -> dict[str, Path]:
+        """Images of a series that came before and are still here."""
         return {
             path.stem: path
-            for each in self.queue.all()
-            if each.series == series and each.state != "arriving"
+            for each in before
+            if each.state != "arriving"
             for path in (self.queue.place(each.number) / "images").glob("*.dcm")
         }
+
+    def _is_short(self, images: Collection[Path]) -> bool:
+        """Has it fewer images than the least, those in a file counted each?"""
+        if len(images) >= self.min_images:
+            return False
+        count = 0
+        for path in images:
+            with quiet(), reading(path):
+                frames = read_dataset(path, headers_only=True).get("NumberOfFrames")
+            count += int(frames or 1)
+        return count < self.min_images
+
+    def _wait_for_more(self, place: Path, count: int, is_old: bool) -> None:
+        least = f"a series of {count} images, fewer than {self.min_images},"
+        if is_old:
+            self._clear(place)
+            self.say(f"{least} was removed: no more of it came")
+        else:
+            self._short.add(place.name)
+            self.say(f"{least} waits for more")
+
+    def _keep(self, found: Series, whole: Mapping[str, Path], is_part: bool) -> None:
+        """Copy the images of a series to its place: it is to be segmented, or set aside."""
+        target = self.queue.place(found.number) / "images"
+        target.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for path in whole.values():
+            if path.parent != target:
+                shutil.copyfile(path, target / path.name)
+        if is_part:  # once all of them come, they are done
+            self.queue.set_aside(found.number, IMAGES_MISSING)
+        else:
+            self.queue.remember(found.series, whole)
+            self.queue.advance(found.number, "here")
+        for other in self.queue.replace_others(found.series, found.digest):
+            self.tell(other, "replaced", f"series {found.number} has it with more images", "")
+        if is_part:
+            why = f"{IMAGES_MISSING}: set aside in {target.parent} until all of them come"
+            self.tell(found.number, "set-aside", why, IMAGES_MISSING)
+        else:
+            self.tell(found.number, "arrived", f"{len(whole)} images arrived", "")
+
+    def _clear(self, place: Path) -> None:
+        shutil.rmtree(place)
+        self._last.pop(place.name, None)
+        self._short.discard(place.name)
 
 
 def _name(uid: str) -> str:
@@ -251,7 +336,7 @@ def _name(uid: str) -> str:
 def receiving(
     arrivals: Arrivals, *, title: str, host: str, port: int, callers: Sequence[str]
 ) -> Iterator[int]:
-    """Take CT images in this block; the port.
+    """Take what is sent in this block; the port.
 
     Args:
         arrivals: to give them to.
@@ -263,24 +348,26 @@ def receiving(
     Raises:
         ResourceError: "port-in-use".
     """
-    from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, evt
-    from pynetdicom.sop_class import (  # type: ignore[attr-defined]
-        CTImageStorage,
-        EnhancedCTImageStorage,
-        LegacyConvertedEnhancedCTImageStorage,
-        Verification,
+    from pynetdicom import (
+        AE,
+        ALL_TRANSFER_SYNTAXES,
+        AllStoragePresentationContexts,
+        evt,
     )
+    from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
     entity = AE(ae_title=title)
     entity.require_called_aet = False
     entity.require_calling_aet = list(callers)
     entity.maximum_associations = 20
-    for kind in (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage):
-        entity.add_supported_context(kind, ALL_TRANSFER_SYNTAXES)
+    for context in AllStoragePresentationContexts:
+        entity.add_supported_context(context.abstract_syntax, ALL_TRANSFER_SYNTAXES)
     entity.add_supported_context(Verification)
 
     def store(event: Any) -> int:
-        return arrivals.take(str(event.request.AffectedSOPInstanceUID), event.encoded_dataset())
+        asked = event.request
+        kind, instance = str(asked.AffectedSOPClassUID), str(asked.AffectedSOPInstanceUID)
+        return arrivals.take(instance, event.encoded_dataset(), kind)
 
     try:
         server = entity.start_server(

@@ -1,8 +1,8 @@
 """The series of an archive and how far each is, in an SQLite file; whole whatever is killed.
 
 A series is known by its UID and a digest of its images: it is processed once, and once more only if
-images were added. A step that was interrupted is done again; results are made before any is sent,
-so sending again sends the same objects.
+images were added; what was not sent of it before that is left out. A step that was interrupted is
+done again; results are made before any is sent, so sending again sends the same objects.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ from typing import Literal
 
 from kidseg.serve.database import Database
 
-__all__ = ["OPEN", "Series", "SeriesQueue", "State", "digest_of"]
+__all__ = ["IMAGES_MISSING", "OPEN", "Series", "SeriesQueue", "State", "digest_of"]
 
-State = Literal["arriving", "known", "here", "segmented", "sent", "aside"]
+State = Literal["arriving", "known", "here", "segmented", "sent", "aside", "replaced"]
 OPEN: tuple[State, ...] = ("known", "here", "segmented")
 """States with a next step: fetch, segment, send."""
+
+IMAGES_MISSING = "images-missing"
+"""Code of a series of which only a part is here."""
 
 _LONGEST_S = 300.0
 _SCHEMA = """
@@ -55,7 +58,8 @@ class Series:
         series: Series Instance UID.
         digest: of its images; see `digest_of`.
         state: "arriving": its images are being moved here; "known": to be fetched; "here": to be
-            segmented; "segmented": to be sent; "sent"; "aside": given up.
+            segmented; "segmented": to be sent; "sent"; "aside": given up; "replaced": it has other
+            images now, and is removed.
         attempts: failures of the present step.
         code: of the last failure.
     """
@@ -88,7 +92,7 @@ class SeriesQueue:
 
     @classmethod
     def opened(cls, folder: Path, wait_s: float = 5.0) -> SeriesQueue:
-        """Open the table of a folder, or begin one.
+        """Open the table of a folder, or begin one, and remove what a kill left of what is over.
 
         Raises:
             ModelError: "damaged-table".
@@ -97,6 +101,11 @@ class SeriesQueue:
         (folder / "series").mkdir(parents=True, exist_ok=True, mode=0o700)
         queue = cls(folder=folder, wait_s=wait_s)
         queue._database.create(_SCHEMA)
+        for each in queue.all():
+            if each.state == "sent":
+                queue.forget_files(each.number)
+            elif each.state == "replaced":
+                queue._remove(each.number)
         return queue
 
     @property
@@ -165,13 +174,37 @@ class SeriesQueue:
                 "UPDATE series SET state = 'aside', code = ? WHERE number = ?", (code, number)
             )
 
-    def replace_known(self, series: str, digest: str) -> None:
-        """A series has other images now: leave out the ones that were to be fetched before."""
-        with self._database.writing() as base:
-            base.execute(
-                "DELETE FROM series WHERE series = ? AND digest != ? AND state = 'known'",
-                (series, digest),
-            )
+    def replace_others(self, series: str, digest: str) -> list[int]:
+        """A series has these images now: remove what waits or was set aside with other ones.
+
+        Returns:
+            Numbers of what was removed.
+        """
+        others = [
+            each.number
+            for each in self.all()
+            if each.series == series and each.digest != digest and each.state in (*OPEN, "aside")
+        ]
+        for number in others:
+            self.advance(number, "replaced")  # so that nothing stays if this is interrupted
+            self._remove(number)
+        return others
+
+    def retry_aside(self, state: State) -> list[int]:
+        """Do the series that were set aside again, from this state on; their numbers.
+
+        Left out are those with images missing, and, where images are not fetched again, those
+        without images.
+        """
+        found = [
+            each.number
+            for each in self.all()
+            if each.state == "aside" and each.code != IMAGES_MISSING
+            if state == "known" or any(self.place(each.number).glob("images/*"))
+        ]
+        for number in found:
+            self.advance(number, state)
+        return found
 
     def images(self, series: str) -> frozenset[str]:
         """Names of all images of a series that have arrived; see `remember`."""
@@ -189,6 +222,11 @@ class SeriesQueue:
     def forget_files(self, number: int) -> None:
         """Remove the files of a series whose results were sent."""
         shutil.rmtree(self.place(number), ignore_errors=True)
+
+    def _remove(self, number: int) -> None:
+        self.forget_files(number)
+        with self._database.writing() as base:
+            base.execute("DELETE FROM series WHERE number = ?", (number,))
 
 
 def _series(row: sqlite3.Row) -> Series:

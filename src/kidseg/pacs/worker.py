@@ -24,6 +24,8 @@ _PASSING = {
     "not-enough-memory",
     "incomplete-answer",
 }
+# Failures whose cause is in our own words, without any of a patient.
+_EXPLAINED = {"archive-refuses", "incomplete-answer"}
 # Failures that are not those of a series: waited for, as long as it takes.
 _WAITED = {"unreachable", "disk-full", "archive-forbids"}
 
@@ -103,51 +105,60 @@ class Worker:
         place = self.queue.place(series.number)
         shutil.rmtree(place, ignore_errors=True)
         (place / "images").mkdir(parents=True, mode=0o700)
-        self.archive.fetch(series, place / "images")
+        try:
+            self.archive.fetch(series, place / "images")
+        except BaseException:
+            shutil.rmtree(place, ignore_errors=True)  # a full disk gets its room back
+            raise
         self.queue.advance(series.number, "here")
-        self._tell(series, "fetched", "its images are here")
+        self.tell(series.number, "fetched", "its images are here")
 
     def _segment(self, series: Series) -> None:
         place = self.queue.place(series.number)
         shutil.rmtree(place / "results", ignore_errors=True)
         try:
             make_results(place, self.model, self.device, self.is_wanted)
-        except KidsegError:
-            _check_model(self.model)
+        except BaseException as error:
+            shutil.rmtree(place / "results", ignore_errors=True)
+            if isinstance(error, KidsegError):
+                _check_model(self.model)
             raise
         self.queue.advance(series.number, "segmented")
-        self._tell(series, "segmented", "segmented")
+        self.tell(series.number, "segmented", "segmented")
 
     def _send(self, series: Series) -> None:
         place = self.queue.place(series.number)
         self.archive.send(series, sorted((place / "results").glob("*.dcm")))
         self.queue.advance(series.number, "sent")
         self.queue.forget_files(series.number)
-        self._tell(series, "sent", "results are in the archive")
+        self.tell(series.number, "sent", "results are in the archive")
 
     def _failed(self, series: Series, error: KidsegError) -> None:
         if error.code in _WAITED:
             self._put_off(series, error.code, error.cause)
             return
+        why = f"{error.code} ({error.cause})" if error.code in _EXPLAINED else error.code
         passing = isinstance(error, ResourceError) or error.code in _PASSING
         failures = 0 if series.code in _WAITED else series.attempts
         if passing and failures + 1 < self.attempts:
-            self._put_off(series, error.code, error.code)
+            self._put_off(series, error.code, why)
             return
         self.queue.set_aside(series.number, error.code)
-        where = self.queue.place(series.number)
-        self._tell(series, "set-aside", f"{error.code}: set aside in {where}", error.code)
+        place = self.queue.place(series.number)
+        where = f" in {place}" if place.exists() else ""
+        self.tell(series.number, "set-aside", f"{why}: set aside{where}", error.code)
 
     def _put_off(self, series: Series, code: str, why: str) -> None:
         """Do the step again later; the longer, the more often it failed for this kind of reason."""
         if (series.code in _WAITED) != (code in _WAITED):
             series = replace(series, attempts=0)
         wait = self.queue.put_off(series, code)
-        self._tell(series, "put-off", f"{why}; again in {wait:.0f} s", code)
+        self.tell(series.number, "put-off", f"{why}; again in {wait:.0f} s", code)
 
-    def _tell(self, series: Series, event: str, text: str, code: str = "") -> None:
-        self.log.write(event, series=series.number, code=code)
-        self.say(f"series {series.number}: {text}")
+    def tell(self, number: int, event: str, text: str, code: str = "") -> None:
+        """Something happened to a series: for the log, and in words for people."""
+        self.log.write(event, series=number, code=code)
+        self.say(f"series {number}: {text}")
 
 
 def _check_model(model: str) -> None:

@@ -13,6 +13,14 @@ from kidseg.io.atomic import disk_full
 
 __all__ = ["Database"]
 
+# Without room for its shared memory, a table cannot even be read. Source: sqlite.org/rescode.html.
+_FULL = {
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR_WRITE,
+    sqlite3.SQLITE_IOERR_SHMSIZE,
+    sqlite3.SQLITE_IOERR_SHMMAP,
+}
+
 
 @dataclass(frozen=True)
 class Database:
@@ -47,7 +55,7 @@ class Database:
             finally:
                 base.close()
         except sqlite3.DatabaseError as error:
-            if error.sqlite_errorcode in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE):
+            if error.sqlite_errorcode in _FULL:
                 raise disk_full(self.path) from error
             raise ModelError(
                 f"this table cannot be used ({error})",

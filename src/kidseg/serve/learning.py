@@ -1,9 +1,8 @@
 """Training on the labels of clients, in the background: a better model becomes the current one.
 
-Each training starts from the current model, as `kidseg train --from` in a process of its own: from
-the first member of an ensemble, such as the starter. Some labelled images are kept out of every
-training; only a model that is better on them is taken. What it must be better than is the current
-model as it segments: the whole ensemble.
+Each training starts from the current model, as `kidseg train --from` in a process of its own; of an
+ensemble, such as the starter, one member after the other, which are an ensemble again. Some
+labelled images are kept out of every training; only a model that is better on them is taken.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kidseg.errors import Finding, KidsegError
-from kidseg.header import read_header
+from kidseg.header import MEMBERS, read_header
 from kidseg.io.content import sha256_of
 from kidseg.labels import LabelSchema
 from kidseg.model_file import MODEL_FILE
@@ -48,6 +47,8 @@ few labelled images show; for the others see `kidseg.train.Setup`."""
 
 _USUAL = {"homogenized": "segment.*"}
 _LEAST_STEPS = 20
+_METHOD = "--method"
+"""Of `kidseg train`: only the first member of this method is trained."""
 
 State = Literal["RUNNING", "DONE", "ERROR", "STOPPED"]
 
@@ -64,6 +65,8 @@ class Learning:
         stage: what is done.
         epoch: of the stage.
         epochs: of the stage.
+        member: of the ensemble that is trained, counted from 1.
+        members: of it; 1: no ensemble.
         before: mean Dice of the current model on the kept images.
         after: of the new one.
         taken: the new model is the current one.
@@ -78,6 +81,8 @@ class Learning:
     stage: str = "data"
     epoch: int = 0
     epochs: int = 0
+    member: int = 1
+    members: int = 1
     before: float | None = None
     after: float | None = None
     taken: bool = False
@@ -213,14 +218,9 @@ class Learner:
             slices = write_training_data(place / name, cases, schema, channel)
             if self._stopping.is_set():
                 return _stopped()
-        tuned = _USUAL.get(str(header["method"]), "all") if tune == USUAL else tune
-        arguments = ["--from", str(model), f"--tune={tuned}", "--device", self.device]
-        arguments += [*shortened(header, slices), *self.options]
-        run, data = place / "run", place / "data"
-        failed = self._command(["train", str(data), "-o", str(run), *arguments], place)
-        if failed is not None:
-            return failed
-        trained = run / MODEL_FILE
+        trained = self._train(model, header, slices, tune, place)
+        if isinstance(trained, Finding):
+            return trained
         for name, file in (("before", model), ("after", trained)):
             dice = self._score(name, file, place)
             if isinstance(dice, Finding):
@@ -230,6 +230,44 @@ class Learner:
         if self.last.after > self.last.before:
             self._take(trained)
         return None
+
+    def _train(
+        self, model: Path, header: Mapping[str, Any], slices: int, tune: str, place: Path
+    ) -> Path | Finding:
+        """Train from a model, of an ensemble each member; the file of the new one, or why not."""
+        members = header.get(MEMBERS, ())
+        if not members or any(word.split("=")[0] == _METHOD for word in self.options):
+            return self._train_one(model, header, slices, tune, place / "run", place)
+        trained = []
+        for k, member in enumerate(members):
+            self._say(member=k + 1, members=len(members))
+            start = place / f"start-{k}.safetensors"
+            taken_out = ["ensemble", str(model), "--member", str(k), "-o", str(start)]
+            if (failed := self._command(taken_out, place)) is not None:
+                return failed
+            one = self._train_one(start, member, slices, tune, place / f"run-{k}", place)
+            if isinstance(one, Finding):
+                return one
+            trained.append(one)
+        joint = place / "joint.safetensors"
+        failed = self._command(["ensemble", *map(str, trained), "-o", str(joint)], place)
+        return joint if failed is None else failed
+
+    def _train_one(
+        self,
+        start: Path,
+        header: Mapping[str, Any],
+        slices: int,
+        tune: str,
+        run: Path,
+        place: Path,
+    ) -> Path | Finding:
+        """Train from one model; the file of the new one, or why it failed."""
+        tuned = _USUAL.get(str(header["method"]), "all") if tune == USUAL else tune
+        arguments = ["--from", str(start), f"--tune={tuned}", "--device", self.device]
+        arguments += [*shortened(header, slices), *self.options]
+        failed = self._command(["train", str(place / "data"), "-o", str(run), *arguments], place)
+        return run / MODEL_FILE if failed is None else failed
 
     def _score(self, name: str, model: Path, place: Path) -> float | Finding:
         """Mean Dice of a model on the kept images."""

@@ -264,7 +264,8 @@ def _info(service: Service) -> dict[str, Any]:
         },
         "trainers": {
             MODEL: {
-                "description": "Fine-tunes the current model on all final labels",
+                "description": "Fine-tunes the current model on all final labels; of an"
+                " ensemble, each member",
                 "config": {"tune": list(TUNES)},
             }
         },

@@ -85,6 +85,8 @@ def _training(learning: Learning) -> dict[str, Any]:
         "stage": learning.stage,
         "epoch": learning.epoch,
         "total_epochs": learning.epochs,
+        "member": learning.member,
+        "members": learning.members,
         "error": None if error is None else error.as_dict(),
         "dice": {"before": learning.before, "after": learning.after},
         "new_model": learning.taken,
