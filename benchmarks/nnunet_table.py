@@ -32,8 +32,10 @@ import time
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kidseg.study import Design, Partition
 
 DATASET = "Dataset903_Table"
 PEERS: dict[str, dict[str, int]] = {
@@ -66,7 +68,7 @@ def add_to_table(options: argparse.Namespace) -> str:
 
     plan = design(options.study / "study.toml")
     out: Path = options.out.resolve()
-    prepared = prepare(plan, options.peer, out)
+    prepared = prepare(plan.main, options.peer, out)
     seeds = options.seeds or list(plan.config.seeds)
     names = [options.only] if options.only else list(PEERS)
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
@@ -80,28 +82,28 @@ def add_to_table(options: argparse.Namespace) -> str:
 # --- kidseg's side
 
 
-def prepare(plan: Any, peer: Path, out: Path) -> dict[str, Any]:
+def prepare(main: Partition, peer: Path, out: Path) -> dict[str, Any]:
     """Export, plan and preprocess; what nnU-Net reports of it."""
     report = out / "prepared.json"
     if report.exists():
         found: dict[str, Any] = json.loads(report.read_text())
         return found
-    export(plan, out / "raw" / DATASET)
-    split = [{"train": list(plan.training), "val": list(plan.validation)}]
+    export(main, out / "raw" / DATASET)
+    split = [{"train": list(main.training), "val": list(main.validation)}]
     called(peer, out, out / "results", "prepare", str(out), json.dumps(split), str(report))
     return json.loads(report.read_text())  # type: ignore[no-any-return]
 
 
-def export(plan: Any, raw: Path) -> None:
+def export(main: Partition, raw: Path) -> None:
     """The study's patients in nnU-Net's layout, those of the test without labels."""
     import subprocess
 
     shutil.rmtree(raw, ignore_errors=True)
     raw.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "kidseg", "export", plan.data.root, raw, "--quiet"]
+    command = [sys.executable, "-m", "kidseg", "export", main.data.root, raw, "--quiet"]
     subprocess.run(command, check=True)
     (raw / "imagesTs").mkdir(exist_ok=True)
-    for case in plan.test:
+    for case in main.test:
         (raw / "labelsTr" / f"{case}.nii.gz").unlink()
         image = f"{case}_0000.nii.gz"
         (raw / "imagesTr" / image).rename(raw / "imagesTs" / image)
@@ -111,10 +113,10 @@ def export(plan: Any, raw: Path) -> None:
 
 
 def run(
-    plan: Any, peer: Path, out: Path, name: str, seed: int, prepared: Mapping[str, Any]
+    plan: Design, peer: Path, out: Path, name: str, seed: int, prepared: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Train, segment the test patients and score them; figures as of a run of a study."""
-    from kidseg.evaluate import evaluate, read_run
+    from kidseg.evaluate import evaluate
 
     key, budget_s = f"{name}-{seed}", tomllib.loads(plan.arms[0].settings)["budget_s"]
     record, results, scores = out / f"{key}.json", out / "results" / key, out / "scores" / key
@@ -129,16 +131,25 @@ def run(
         images = str(out / "raw" / DATASET / "imagesTs")
         step = ("predict", str(results / DATASET), images, str(labels), str(labels) + ".json")
         tested = called(peer, out, results, *step)
-        root, test = plan.data.root, plan.test
-        evaluate(labels, root, scores, protocol=plan.config.protocol, cases=test, overwrite=True)
+        test = plan.main.test
+        evaluate(
+            labels,
+            plan.main.data.root,
+            scores,
+            protocol=plan.config.protocol,
+            cyst=plan.config.cyst,
+            cases=test,
+            overwrite=True,
+        )
         own = json.loads(Path(str(results) + ".json").read_text())
         predicted = json.loads(Path(str(labels) + ".json").read_text())
         figures = {
-            "method": "nnU-Net v2, 2d",
+            "method": name,
             "seed": seed,
             "steps": own["steps"],
             "losses": own["losses"],
             "training_clock": "processor",
+            "training_budget_s": budget_s,
             "training_seconds": {"prepare": prepared["seconds"], "segment": own["seconds"]},
             "training_set_up_seconds": trained.processor_seconds - own["seconds"],
             "training_epochs": {},
@@ -155,9 +166,7 @@ def run(
             "jobs": 1,
         }
         record.write_text(json.dumps(figures, indent=1))
-    summary = read_run(scores).summary
-    dice = {name: figures["dice"] for name, figures in summary["structures"].items()}
-    return {**json.loads(record.read_text()), "dice": dice}
+    return json.loads(record.read_text())  # type: ignore[no-any-return]
 
 
 def called(peer: Path, out: Path, results: Path, *step: str) -> Any:
@@ -180,27 +189,28 @@ def called(peer: Path, out: Path, results: Path, *step: str) -> Any:
 
 
 def write(
-    plan: Any, folder: Path, study: dict[str, Any], runs: Mapping[str, Sequence[Any]], out: Path
+    plan: Design, folder: Path, study: dict[str, Any], runs: Mapping[str, Sequence[Any]], out: Path
 ) -> str:
     """The study's table with nnU-Net's rows, and the paired statistics."""
     from kidseg.compare import compare
     from kidseg.study.page import markdown
-    from kidseg.study.results import method_figures, write_average
+    from kidseg.study.results import dice_of, method_figures, write_average
 
     averaged = [folder / "averaged" / arm.name for arm in plan.arms]
     for name, own in runs.items():
         there = out / "averaged" / name
-        done: Any = [
-            SimpleNamespace(scores=out / "scores" / f"{name}-{one['seed']}", seed=one["seed"])
-            for one in own
+        scores = [out / "scores" / f"{name}-{one['seed']}" for one in own]
+        summary = write_average(scores, plan.main, there, [one["seed"] for one in own])
+        own = [
+            {**one, "dice": dice_of(each, plan.main)} for one, each in zip(own, scores, strict=True)
         ]
-        summary = write_average(done, plan, there)
         averaged.append(there)
         study["methods"][name] = {
             "method": "nnU-Net v2, 2d",
             "preset": None,
             "overrides": [f"{key}={value}" for key, value in PEERS[name].items()],
             "seeds": [one["seed"] for one in own],
+            "remarks": [],
             "failed": {},
             **method_figures(own, summary),
         }

@@ -29,7 +29,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 
@@ -48,11 +48,19 @@ class Tally:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-def start(arguments: argparse.Namespace, folder: Path, port: int) -> subprocess.Popen[str]:
-    """A server process that answers."""
+def start(
+    arguments: argparse.Namespace,
+    folder: Path,
+    port: int,
+    *more: str | Path,
+    log: IO[str] | None = None,
+) -> subprocess.Popen[str]:
+    """A server process that answers; its standard error goes to the log, if there is one."""
     command = [sys.executable, "-m", "kidseg", "serve", "-m", arguments.model, "--folder", folder]
-    command += ["--port", str(port), "--device", "cpu", "--json"]
-    server = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, text=True)
+    command += ["--port", str(port), "--device", "cpu", "--json", *more]
+    server = subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.DEVNULL, stderr=log, text=True
+    )
     for _ in range(600):
         try:
             if httpx.get(f"http://127.0.0.1:{port}/api/v1/health").json()["status"] == "ok":
@@ -70,6 +78,17 @@ def peak_mb(pid: int) -> float:
     except OSError:
         return 0.0
     return sum(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes that a process has started and that run."""
+    tasks = list(Path(f"/proc/{pid}/task").glob("*/children"))
+    return [int(child) for task in tasks for child in task.read_text().split()]
+
+
+def largest_child_mb(pid: int) -> float:
+    """Peak of the process that segments: of what the server has started, the largest."""
+    return max(map(peak_mb, children_of(pid)), default=0.0)
 
 
 def client(url: str, body: bytes, jobs: int, tally: Tally, patience_s: float) -> None:
@@ -164,7 +183,7 @@ def load(arguments: argparse.Namespace, folder: Path, body: bytes) -> dict[str, 
     port = 20000 + os.getpid() % 20000
     url, tally = f"http://127.0.0.1:{port}", Tally()
     server = start(arguments, folder, port)
-    idle, begun, peak = peak_mb(server.pid), time.monotonic(), 0.0
+    idle, begun, peak, segmenting = peak_mb(server.pid), time.monotonic(), 0.0, 0.0
     try:
         with ThreadPoolExecutor(arguments.clients) as pool:
             running = [
@@ -174,7 +193,7 @@ def load(arguments: argparse.Namespace, folder: Path, body: bytes) -> dict[str, 
             if arguments.kill:
                 while len(tally.ended) < arguments.clients // 4:
                     time.sleep(0.1)
-                peak = peak_mb(server.pid)
+                peak, segmenting = peak_mb(server.pid), largest_child_mb(server.pid)
                 server.send_signal(signal.SIGKILL)
                 server.wait()
                 server = start(arguments, folder, port)
@@ -182,6 +201,7 @@ def load(arguments: argparse.Namespace, folder: Path, body: bytes) -> dict[str, 
                 each.result()
         seconds = time.monotonic() - begun
         peak = max(peak, peak_mb(server.pid))
+        segmenting = max(segmenting, largest_child_mb(server.pid))
     finally:
         server.terminate()
         server.wait()
@@ -200,6 +220,7 @@ def load(arguments: argparse.Namespace, folder: Path, body: bytes) -> dict[str, 
         "jobs_per_s": round(len(tally.ended) / seconds, 2),
         "slowest_job_s": round(max(tally.waits_s), 1),
         "server_mb": {"idle": round(idle), "peak": round(peak)},
+        "segmenting_mb": {"peak": round(segmenting)},
         "sound": whole
         and set(states) == {wanted}
         and len(tally.sizes) <= 1

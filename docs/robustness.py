@@ -155,6 +155,24 @@ REQUIREMENTS: Mapping[str, tuple[str, str]] = {
         "Records, logs and pages name no patient.",
         "patient data leave the hospital with a log",
     ),
+    "server": (
+        "A server takes uploads, tells their progress and gives results, within limits of size,"
+        " time and rate; nothing is lost or done twice.",
+        "a scan is lost, or one client keeps all others from their results",
+    ),
+    "own model": (
+        "A model is trained on submitted labels; it replaces the current one only if it is better"
+        " on images that it never saw.",
+        "a few labels make the model worse for everybody",
+    ),
+    "slicer": (
+        "3D Slicer segments by kidseg, and its segmentation is what the command writes.",
+        "labels are displaced, or under another name, where they are corrected",
+    ),
+    "container": (
+        "The container gives the labels of the command, without network, root or a writable root.",
+        "results depend on the machine, or a service has more rights than it needs",
+    ),
     "archive": (
         "Each series of an archive is answered once, whatever is killed.",
         "a study has no result, or several that contradict",

@@ -171,6 +171,21 @@ def test_what_is_imported_is_a_dependency(path: Path) -> None:
     assert packages(path) <= core | extras
 
 
+def test_every_dependency_has_an_exact_version() -> None:
+    """Of every extra, so that an installation is the one that was tested."""
+    root = SOURCE.parents[1]
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    lists = [project["dependencies"], *project["optional-dependencies"].values()]
+    wanted = [line for some in lists for line in some]
+    lines = (root / "constraints.txt").read_text().splitlines()
+    pins = [line for line in lines if not line.startswith("#")]
+    assert [pin for pin in pins if not re.fullmatch(r"[\w.-]+==[\w.]+", pin)] == []
+    names = [re.sub(r"[-_.]+", "-", pin.split("==")[0]).lower() for pin in pins]
+    assert len(set(names)) == len(names)
+    asked = {re.split(r"[^\w-]", line)[0].lower().replace("_", "-") for line in wanted}
+    assert asked - {"kidseg"} - set(names) == set()
+
+
 def test_every_dependency_is_imported() -> None:
     imported = set().union(*(packages(path) for path in files()))
     for extra, names in declared().items():

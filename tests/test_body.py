@@ -136,7 +136,7 @@ def test_a_clipped_scan_without_a_body_has_an_empty_mask(
 
 
 @given(st.floats(-250, -125), st.floats(0, 100))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_a_window_that_begins_below_fat_changes_nothing(floor: float, wall_gap_deg: float) -> None:
     hu = trunk(LYING, skin_gap_mm=3.0, wall_gap_deg=wall_gap_deg)
     assert (mask_of(hu.clip(floor, 300)) == mask_of(hu)).mean() > 0.998
@@ -240,7 +240,7 @@ def test_moments_by_their_definition() -> None:
     st.floats(30, 50),
     st.tuples(st.floats(-15, 15), st.floats(-15, 15)),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_moments_of_an_ellipse_are_its_own(
     angle: float, long: float, short: float, centre: tuple[float, float]
 ) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pydicom import Dataset, dcmread
+from pydicom.uid import ImplicitVRLittleEndian
 
 from annotated_folders import Roi, annotated, circle, headers_of, square, structure_set
 from dicom_files import body, placed, save, series
@@ -213,6 +214,40 @@ def test_another_frame_of_reference_is_refused(tmp_path: Path) -> None:
     assert not survey.dataset.cases and "other-frame-of-reference" in codes(survey)
 
 
+def test_an_object_of_another_patient_is_said_or_not_matched(tmp_path: Path) -> None:
+    path = annotated(tmp_path / "by-images", [KIDNEY])
+    ds = dcmread(path)
+    ds.PatientID = "P2"
+    save(ds, path)
+    survey = survey_dataset(tmp_path / "by-images")
+    assert only_case(survey) and codes(survey) == ["other-patient"]
+    folder = tmp_path / "by-frame"
+    series(folder / "ct")
+    alone = structure_set([KIDNEY])
+    alone.PatientID = "P2"
+    save(alone, folder / "rs.dcm")
+    survey = survey_dataset(folder)
+    assert not survey.dataset.cases and codes(survey) == ["missing-images"]
+    del alone.PatientID
+    save(alone, folder / "rs.dcm")
+    assert only_case(survey_dataset(folder))
+
+
+def test_objects_on_series_of_another_modality_are_named(tmp_path: Path) -> None:
+    annotated(tmp_path / "a", [KIDNEY], uid="1.2.3")
+    path = annotated(tmp_path / "b", [KIDNEY], uid="1.2.5", patient="P2", study="1.7")
+    for file in (tmp_path / "b" / "images").iterdir():
+        ds = dcmread(file)
+        ds.Modality = "MR"
+        save(ds, file)
+    survey = survey_dataset(tmp_path)
+    assert only_case(survey).patient != "P2" and survey.dataset.channels == ("CT",)
+    said = {f.path: f for f in survey.findings}
+    assert codes(survey) == ["other-modality", "other-modality"]
+    assert "1 MR" in said[str(tmp_path)].cause and "MR images" in said[str(path)].cause
+    assert survey_dataset(tmp_path / "b").dataset.channels == ("MR",)
+
+
 def second(folder: Path, rois: Sequence[Roi], label: str) -> Path:
     """Another structure set on the series in a folder."""
     ds = structure_set(rois, headers_of(folder / "images"))
@@ -264,6 +299,23 @@ def test_a_copy_of_an_object_is_used_once(tmp_path: Path) -> None:
     shutil.copy(path, tmp_path / "copy.dcm")
     survey = survey_dataset(tmp_path)
     assert codes(survey) == ["duplicate-object"] and only_case(survey)
+
+
+def test_another_object_with_the_same_uid_is_an_error(tmp_path: Path) -> None:
+    path = annotated(tmp_path, [KIDNEY])
+    ds = dcmread(path)
+    save(ds, tmp_path / "copy.dcm")
+    ds.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+    save(ds, tmp_path / "other syntax.dcm")
+    assert codes(survey_dataset(tmp_path)) == ["duplicate-object", "duplicate-object"]
+    (tmp_path / "other syntax.dcm").unlink()
+    ds.ROIContourSequence[0].ContourSequence[0].ContourData[0] += 1.0
+    save(ds, tmp_path / "copy.dcm")
+    survey = survey_dataset(tmp_path)
+    (error,) = [f for f in survey.findings if f.severity == "error"]
+    assert error.code == "same-uid" and error.next_step
+    with pytest.raises(InputError):
+        open_dataset(tmp_path)
 
 
 def test_unclear_names_are_an_error_that_a_rule_resolves(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 import signal
@@ -9,13 +10,17 @@ import ssl
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from pydicom import Dataset
 
+from dicom_files import series
 from kidseg.cli import main
-from serving import make_model, scan_of, until
+from serving import make_model, scan_of, until, zipped
 
 API = "/api/v1/jobs"
 
@@ -96,6 +101,7 @@ def children(pid: int) -> list[int]:
     return [int(c) for task in text for c in (task / "children").read_text().split()]
 
 
+@pytest.mark.requirement("server")
 @pytest.mark.slow
 def test_a_server_that_is_killed_loses_nothing_and_doubles_nothing(
     root: Path, tmp_path: Path
@@ -134,6 +140,72 @@ def test_a_server_that_is_killed_loses_nothing_and_doubles_nothing(
     assert not any((folder / "incoming").iterdir())
     for path in (folder, folder / "jobs", folder / "audit.jsonl", folder / "jobs.sqlite"):
         assert path.stat().st_mode & 0o077 == 0, path
+
+
+def named_zip(folder: Path, keep: Callable[[int], bool] = lambda k: True) -> bytes:
+    """A zip of the images of a DICOM series, of a patient whose name is in headers and paths."""
+
+    def named(ds: Dataset, k: int) -> None:
+        ds.PatientName, ds.PatientID, ds.InstitutionName = "Doe^Jane", "ID-4711", "Doe Hospital"
+
+    images = sorted(series(folder / "Doe", edit=named).iterdir())
+    kept = [path for k, path in enumerate(images) if keep(k)]
+    return zipped({f"Doe_Jane/ID-4711/{path.name}": path.read_bytes() for path in kept})
+
+
+def names_in(folder: Path) -> list[str]:
+    """Files, of which the name or the content, packed or not, names the patient."""
+
+    def content(path: Path) -> bytes:
+        data = path.read_bytes()
+        return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    texts = {path: str(path.relative_to(folder)).encode() + content(path) for path in files}
+    secret = (b"doe", b"4711")
+    return [str(path) for path, text in texts.items() if any(s in text.lower() for s in secret)]
+
+
+@pytest.mark.slow
+@pytest.mark.requirement("privacy")
+def test_a_server_keeps_and_says_no_name_and_removes_what_expires(
+    root: Path, tmp_path: Path
+) -> None:
+    """After a job that is done, one whose series is not complete, and one that is no series."""
+    folder = tmp_path / "server"
+    server = Process(folder, root / "run" / "model.safetensors", "--keep-hours", "0.002")
+    bodies = {
+        "done": named_zip(tmp_path / "a"),
+        "gap": named_zip(tmp_path / "b", lambda k: k != 2),
+        "none": zipped({"Doe_Jane/ID-4711.txt": b"Doe^Jane ID-4711"}),
+    }
+    with httpx.Client(base_url=server.address, timeout=60) as client:
+        jobs = {}
+        for name, body in bodies.items():
+            form = {"file": ("Doe_Jane ID-4711.zip", body)}
+            jobs[name] = client.post(API, files=form).json()["id"]
+        expected = {"done": "done", "gap": "failed", "none": "failed"}
+        for name, job in jobs.items():
+            ended: dict[str, Any] = {}
+
+            def is_over(job: str = job, ended: dict[str, Any] = ended) -> bool:
+                ended.update(client.get(f"{API}/{job}").json())
+                return ended.get("state") in ("done", "failed")
+
+            until(is_over, 300)
+            assert ended["state"] == expected[name], ended
+            assert "doe" not in json.dumps(ended).lower() and "4711" not in json.dumps(ended)
+        assert names_in(folder) == []
+        assert (folder / "jobs" / jobs["done"]).is_dir()
+        for job in jobs.values():  # later than --keep-hours says, as it looks twice a minute
+            until(lambda j=job: client.get(f"{API}/{j}").status_code == 404, 120)
+            assert not (folder / "jobs" / job).exists()
+    code, said = server.end(signal.SIGTERM)
+    assert code == 143 and "doe" not in said.lower() and "4711" not in said
+    assert names_in(folder) == []
+    events = [json.loads(line) for line in (folder / "audit.jsonl").read_text().splitlines()]
+    expired = {event["job"] for event in events if event["event"] == "job-expired"}
+    assert expired == set(jobs.values())
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ def subject_of(patient: EllipsePatient) -> Subject:
     return prepare(patient.image, Material(), PLAN.channels, name="e", labels=patient.labels)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     seed=st.integers(0, 10_000),
     least=st.none() | st.floats(40.0, 90.0),

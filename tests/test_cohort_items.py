@@ -25,7 +25,7 @@ def at(step: int, *, epoch: int = 0, seed: int = 0, rank: int = 0, world: int = 
     return TrainStep(seed=seed, epoch=epoch, step=step, rank=rank, world=world)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     batch=st.integers(1, 40),
     step=st.integers(0, 200),

@@ -131,7 +131,16 @@ def test_too_few_pairs(tmp_path: Path) -> None:
     found = two(tmp_path, [0.9] * 5, [0.1, 0.2, 0.3, 0.4, 0.5])
     assert found["p"] is None and found["p_holm"] is None
     assert "5 pairs" in found["why_no_p"]
-    assert found["low"] is not None
+
+
+def test_few_pairs_have_no_interval(tmp_path: Path) -> None:
+    """Of five differences even the range misses the mean in 2 of 2^5 samples, more than 5 %: all
+    lie on one side. Of six it is 2 of 2^6.
+    """
+    b = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+    few, enough = (two(tmp_path / str(n), [0.9] * n, b[:n]) for n in (5, 6))
+    assert (few["low"], few["high"]) == (None, None) and few["mean_difference"] is not None
+    assert 0.3 <= enough["low"] < enough["mean_difference"] < enough["high"] <= 0.8
 
 
 def test_one_pair_and_none(tmp_path: Path) -> None:
@@ -522,3 +531,13 @@ def test_results_are_not_replaced_unasked(tmp_path: Path) -> None:
         compare(runs, tmp_path / "out")
     assert raised.value.code == "output-exists"
     compare(runs, tmp_path / "out", overwrite=True)
+
+
+def test_cases_that_could_not_be_evaluated_are_named(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / n, {"kidney": [0.5, 0.6]}) for n in "ab"]
+    summary = json.loads((runs[1] / "summary.json").read_text())
+    (runs[1] / "summary.json").write_text(json.dumps({**summary, "not_evaluated": ["case_77"]}))
+    result = compare(runs, tmp_path / "out")
+    assert [run["not_evaluated"] for run in result["runs"]] == [[], ["case_77"]]
+    text = (tmp_path / "out" / "compare.md").read_text()
+    assert "Could not be evaluated in b, left out: case_77" in text

@@ -162,6 +162,51 @@ def test_an_input_that_does_not_reach_the_bottleneck_is_refused(
             load(METHODS[method], overrides=[*settings, advice])
 
 
+@pytest.mark.parametrize(
+    ("method", "stage", "settings"),
+    [
+        ("plain", "segment", ["view.size=16", "unet.bottleneck=1"]),
+        ("homogenized", "segment", ["view.size=32", "crop.output=half", "unet.bottleneck=1"]),
+        ("homogenized", "joint", ["unet.bottleneck=1", "schedule=joint", "pose.per=slice"]),
+        ("multistage", "coarse.stage", ["coarse_size=16"]),
+        ("multistage", "resnet.stage", ["box=32", "resnet.net.levels=5"]),
+        ("cascade", "correct.stage", ["correct.size=[16, 16]"]),
+        ("cascade", "refine.stage", ["refine.size=8", "unet.size=64"]),
+        ("cascade", "tumour.stage", ["tumour.patch=[4, 4, 4]"]),
+    ],
+)
+def test_batches_that_a_norm_cannot_normalise_are_refused(
+    method: str, stage: str, settings: list[str]
+) -> None:
+    """One image, and a single pixel at the deepest level: no training could begin."""
+    name = f"{stage}.batch_size"
+    with pytest.raises(
+        UsageError, match=rf"{name} must be at least 2".replace(".", r"\.")
+    ) as error:
+        load(METHODS[method], overrides=[*settings, f"{name}=1"])
+    assert error.value.code == "bad-setting"
+    load(METHODS[method], overrides=[*settings, f"{name}=2"])
+
+
+@pytest.mark.parametrize(
+    ("method", "setting", "words"),
+    [
+        ("plain", "unet.dimensions=3", "dimensions must be 2"),
+        ("homogenized", "unet.dimensions=3", "dimensions must be 2"),
+        ("cascade", "unet.dimensions=3", "dimensions must be 2"),
+        ("cascade", "unet.size=null", "size must be set"),
+        ("cascade", "tumour.unet.size=null", "size must be set"),
+        ("cascade", "correct.iterations=1000000000", "at most 100"),
+    ],
+)
+def test_networks_that_the_method_cannot_train_are_refused(
+    method: str, setting: str, words: str
+) -> None:
+    with pytest.raises(UsageError, match=words) as error:
+        load(METHODS[method], overrides=[setting])
+    assert error.value.code == "bad-setting"
+
+
 def test_presets_of_other_methods_are_not_advised() -> None:
     from kidseg.config import preset
     from kidseg.registry import presets

@@ -128,10 +128,24 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         pytest.skip(f"needs root and the Debian packages {', '.join(missing or NEEDED)}")
     folder = tmp_path_factory.mktemp("base")
     (constraint,) = re.findall(r"^filelock==.*$", (ROOT / "constraints.txt").read_text(), re.M)
-    fetch = ["pip", "download", "--quiet", "--no-deps", "--no-cache-dir", "--dest", folder]
+    fetch: list[str | Path] = [
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--no-cache-dir",
+        "--dest",
+        folder,
+    ]
     part("pip finds no packages", sys.executable, "-m", *fetch, constraint)
     packages = "--include=python3,python3-venv,ca-certificates"
-    command = ["debootstrap", "--variant=minbase", packages, "bookworm", folder / "base"]
+    command: list[str | Path] = [
+        "debootstrap",
+        "--variant=minbase",
+        packages,
+        "bookworm",
+        folder / "base",
+    ]
     part("debootstrap finds no packages", *command)
     working = part("buildah does not work here", "buildah", "from", "scratch")
     run("buildah", "add", "--quiet", working, folder / "base")
@@ -176,6 +190,7 @@ def scans(tmp_path: Path) -> Path:
     return scan.rename(tmp_path / "scans" / "child.nii.gz").parent
 
 
+@pytest.mark.requirement("container")
 @pytest.mark.slow
 def test_its_labels_are_those_outside(image: str, scans: Path, tmp_path: Path) -> None:
     """Without network, root or a writable root; as a user that the machine does not know."""
@@ -197,6 +212,7 @@ def test_its_labels_are_those_outside(image: str, scans: Path, tmp_path: Path) -
     assert np.asanyarray(inside.dataobj).max() > 0
 
 
+@pytest.mark.requirement("container")
 @pytest.mark.slow
 def test_it_is_small_has_a_bill_of_materials_and_no_root(image: str) -> None:
     (facts,) = json.loads(run("podman", "image", "inspect", image).stdout)
@@ -249,6 +265,7 @@ def test_a_server_that_does_not_answer_is_not_healthy(health: ModuleType) -> Non
     assert "does not answer" in health.unhealthy(f"http://127.0.0.1:{port}/api/v1/health")
 
 
+@pytest.mark.requirement("container")
 @pytest.mark.slow
 def test_its_health_is_that_of_its_server(image: str) -> None:
     """Healthy while the server answers; of other commands, while they run."""

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from kidseg.cli import main
-from kidseg.errors import InputError, ResourceError, UsageError
+from kidseg.errors import BatchError, InputError, ResourceError, UsageError
 from kidseg.evaluate import KITS_TOLERANCE_MM, METRICS, evaluate, protocol_named, read_run
 from kidseg.evaluate.pairs import label_files
 from kidseg.geometry import Grid, Volume
@@ -729,14 +729,37 @@ def test_probabilities_are_no_labels(tmp_path: Path) -> None:
     assert raised.value.code == "fractional-labels"
 
 
-def test_every_bad_case_is_named_and_nothing_written(tmp_path: Path) -> None:
+def test_if_no_case_can_be_scored_nothing_is_written(tmp_path: Path) -> None:
     wrong = REFERENCE.copy()
     wrong[0, 0, 0] = 9
-    bad = [(wrong, REFERENCE), (REFERENCE, REFERENCE), (REFERENCE[1:], REFERENCE)]
-    with pytest.raises(InputError, match=r"case_0.*not labels.*case_2.*5 x 20 x 24") as raised:
+    bad = [(wrong, REFERENCE), (REFERENCE[1:], REFERENCE)]
+    with pytest.raises(InputError, match=r"case_0.*not labels.*case_1.*5 x 20 x 24") as raised:
         run(tmp_path, bad)
     assert raised.value.code == "bad-cases"
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_bad_case_does_not_stop_the_others_and_is_named_everywhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = [(PREDICTED, REFERENCE), (REFERENCE[1:], REFERENCE), (REFERENCE, REFERENCE)]
+    with pytest.raises(BatchError, match=r"1 of 3 cases .*case_1.*5 x 20 x 24") as raised:
+        run(tmp_path, bad)
+    assert raised.value.code == "cases-failed" and raised.value.next_step
+    arguments = [str(tmp_path / name) for name in ("pred", "ref")] + ["-o", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", *arguments, "--overwrite"])
+    assert ended.value.code == 4
+    said = capsys.readouterr()
+    assert "2 of 3 case(s)" in said.out and "error: " in said.out and "case_1" in said.err
+    read = read_run(tmp_path / "out")
+    assert {row.case for row in read.rows} == {"case_0", "case_2"}
+    assert read.summary["n_cases"] == 2 and read.summary["not_evaluated"] == ["case_1"]
+    assert read.summary["structures"]["tumour"]["dice"]["mean"] == 0.75
+    error = read.summary["findings"][0]
+    assert error["severity"] == "error" and "case_1" in error["path"] and error["next_step"]
+    page = (tmp_path / "out" / "cohort.html").read_text()
+    assert "2 of 3 case(s)" in page and "Not evaluated: case_1_seg.nii.gz" in page
 
 
 # What is written
@@ -752,7 +775,7 @@ def test_files_hold_what_is_returned(tmp_path: Path) -> None:
     assert json.loads((out / "summary.json").read_text()) == summary
     with (out / "cases.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 9
+    assert len(rows) == 9 and summary["not_evaluated"] == []
     tumours = [row for row in rows if row["structure"] == "tumour"]
     assert [row["dice"] for row in tumours] == ["0.5", "0.0", ""]
     assert [row["hd95_mm"] != "" for row in tumours] == [True, False, False]

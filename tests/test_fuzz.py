@@ -97,7 +97,7 @@ def test_thousands_of_mutations(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["nifti1", "nifti2", "nrrd", "mha", "mhd", "toml", "dataset-json"])
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500)
 @given(edits=st.lists(st.tuples(st.integers(0, 600), st.binary(max_size=8)), max_size=4))
 def test_any_bytes_anywhere(
     name: str, tmp_path_factory: pytest.TempPathFactory, edits: list[tuple[int, bytes]]

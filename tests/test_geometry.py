@@ -79,7 +79,7 @@ def inside(source: Grid, target: Grid) -> Tensor:
 
 @pytest.mark.requirement("one interpolation")
 @given(seeds)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_ramp_is_exact_on_any_two_grids_in_space(seed: int) -> None:
     rng = np.random.default_rng(seed)
     source, turn = random_grid(rng), np.eye(4)
@@ -100,7 +100,7 @@ def test_ramp_is_exact_on_any_two_grids_in_space(seed: int) -> None:
 
 
 @given(seeds, st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_ramp_is_exact_in_the_plane(seed: int, slicewise: bool) -> None:
     rng = np.random.default_rng(seed)
     source = random_grid(rng)
@@ -163,7 +163,7 @@ def right_handed(grid: Grid) -> Grid:
 
 @example(26067, "linear")  # a point 8e-7 voxels beyond the outer edge, which ITK takes as within
 @given(seeds, st.sampled_from(["linear", "nearest"]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_agrees_with_simpleitk_on_random_grids(seed: int, mode: str) -> None:
     rng = np.random.default_rng(seed)
     source = right_handed(random_grid(rng))
@@ -208,7 +208,7 @@ def dice(a: Tensor, b: Tensor) -> float:
 
 @pytest.mark.requirement("one interpolation")
 @given(seeds, st.booleans())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_small_ball_survives_any_chain_of_pose_and_crop(seed: int, slicewise: bool) -> None:
     rng = np.random.default_rng(seed)
     scan = Grid.from_spacing((9, 96, 96), (1.5, 0.8, 0.8), centre_mm=rng.uniform(-50, 50, 3))
@@ -245,7 +245,7 @@ def test_outside_a_crop_is_background_with_certainty() -> None:
 
 @pytest.mark.requirement("one interpolation")
 @given(seeds)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_inverse_of_a_chain_restores_positions(seed: int) -> None:
     """Pose and crop change where samples lie, never where the patient lies."""
     rng = np.random.default_rng(seed)
@@ -380,7 +380,7 @@ def test_a_batch_is_a_slicewise_volume() -> None:
 
 
 @given(seeds, st.sampled_from(["slices", "plane", "space"]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_grid_from_theta_maps_normalised_coordinates_by_theta(seed: int, kind: str) -> None:
     """A point c of the output, in normalised coordinates, is at theta @ (c, 1) of the source."""
     rng = np.random.default_rng(seed)
@@ -403,7 +403,7 @@ def test_grid_from_theta_maps_normalised_coordinates_by_theta(seed: int, kind: s
 
 
 @given(seeds)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_theta_means_what_torch_means(seed: int) -> None:
     """torch samples with theta itself; kidseg with the grid that theta is."""
     rng = np.random.default_rng(seed)
@@ -464,7 +464,7 @@ def test_pose_by_hand() -> None:
 
 
 @given(seeds, st.booleans())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_in_plane_pose_reads_back_what_posed_wrote(seed: int, slicewise: bool) -> None:
     rng = np.random.default_rng(seed)
     grid = random_grid(rng)
@@ -556,7 +556,7 @@ def test_gradients_do_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @given(seeds, st.sampled_from(["linear", "nearest"]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_whole_numbers_are_sampled_like_floating_point(seed: int, mode: str) -> None:
     """To the last bit, though only what is seen of them is converted."""
     rng = np.random.default_rng(seed)
@@ -616,7 +616,7 @@ def test_slices_of_a_sub_grid_are_copied_in_any_order(planes: tuple[int, ...]) -
         assert torch.equal(got[0, k], want)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seeds)
 def test_cubic_agrees_with_scipy_on_a_resized_grid(seed: int) -> None:
     """Half-voxel centres, edge values beyond the edge; clipped to the range of the channel."""

@@ -7,8 +7,11 @@ import json
 import os
 import pydoc
 import random
+import struct
 import subprocess
 import sys
+import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +31,7 @@ from kidseg.cli import main
 from kidseg.errors import InputError, KidsegError, KidsegWarning, ModelError, UsageError
 from kidseg.import_nnunet import import_nnunet
 from kidseg.import_nnunet.architecture import renamed
+from kidseg.import_nnunet.torch_file import read_torch_file
 from kidseg.io import save
 from kidseg.members import ensemble
 from kidseg.segment import load_predictor, segment
@@ -238,6 +242,38 @@ def test_folds_are_opinions_of_the_review(tmp_path: Path) -> None:
             if interval is not None:
                 low, high = found["interval_ml"]
                 assert low < high and low <= entry["volumes_ml"][name] <= high
+
+
+def test_folds_without_a_checkpoint_and_postprocessing_are_said_to_be_left_out(
+    tmp_path: Path,
+) -> None:
+    nets = [network(FLAT, seed) for seed in (0, 1, 2)]
+    folder = write_folder(tmp_path / "trained", PLANS["2d"], nets)
+    (folder / "fold_1" / "checkpoint_final.pth").rename(folder / "fold_1" / "checkpoint_best.pth")
+    with pytest.warns(
+        KidsegWarning, match=r"fold 1 has no checkpoint_final\.pth.*used: 0, 2"
+    ) as said:
+        made = import_nnunet(folder, tmp_path / "two.safetensors", stored="LPS")
+    assert made["folds"] == ["0", "2"] and len(said) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # they were chosen
+        import_nnunet(folder, tmp_path / "one.safetensors", folds=[0], stored="LPS")
+    validated = folder / "crossval_results_folds_0_2"
+    validated.mkdir()
+    (validated / "postprocessing.pkl").write_bytes(b"cos\nsystem\n.")
+    with pytest.warns(KidsegWarning, match=r"postprocessing\.pkl is not applied"):
+        import_nnunet(folder, tmp_path / "other.safetensors", folds=[0], stored="LPS")
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."]
+)
+def test_weights_of_compiled_and_parallel_networks_are_those_of_the_network(prefix: str) -> None:
+    net = network(FLAT)
+    theirs = {prefix + name: tensor for name, tensor in their_weights(net).items()}
+    found, known = renamed(theirs, FLAT, 1, 3, Path("x.pth")), net.state_dict()
+    assert found.keys() == known.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in known.items())
 
 
 def test_members_with_other_settings_keep_their_probabilities(tmp_path: Path) -> None:
@@ -496,6 +532,48 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path) -> None:
     assert trace.exists(), "the trap would have worked"
 
 
+def text(value: str) -> bytes:
+    return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+
+SCALAR = b"cnumpy._core.multiarray\nscalar\n"
+NESTED = b"]" * 20_000 + b"a" * 19_999
+# Instructions of pickle beyond what `pickle.dumps` writes of an object with `__reduce__`; %s calls.
+HOSTILE = {
+    "by torch's function": b"ctorch._tensor\n_rebuild_from_type_v2\n(cos\nsystem\nctorch\nTensor\n"
+    b"%s\x85}tR.",
+    "an instance": b"(%sios\nsystem\n.",
+    "a name from the stack": text("os") + text("system") + b"\x93%s\x85R.",
+    "an attribute of an allowed name": b"cnumpy.dtype\n__init__\n%s\x85R.",
+    "another type of number": SCALAR + b"ccollections\nOrderedDict\n)R}%ssbU\x0812345678\x86R.",
+    "a number of no type": SCALAR + b"cnumpy\ndtype\n)\x81U\x0812345678\x86R.",
+    "objects": b"cnumpy\ndtype\n" + text("O8") + b"\x85R.",
+    "nested lists": NESTED + b".",
+    "a set of nested lists": b"cbuiltins\nset\n" + NESTED + b"\x85R.",
+}
+
+
+@pytest.mark.parametrize("how", HOSTILE)
+def test_no_instruction_of_a_pickle_calls_anything(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor if the environment tells torch to trust files."""
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    trace, file = tmp_path / "executed", tmp_path / "x.pth"
+    with zipfile.ZipFile(file, "w") as archive:
+        code = HOSTILE[how].replace(b"%s", text(f"touch {trace}"))
+        archive.writestr("archive/data.pkl", b"\x80\x02" + code)
+        archive.writestr("archive/version", "3\n")
+        archive.writestr("archive/byteorder", "little")
+    if how == "nested lists":
+        assert isinstance(read_torch_file(file), list)
+    else:
+        with pytest.raises(ModelError) as refused:
+            read_torch_file(file)
+        assert refused.value.code in ("unsafe-checkpoint", "damaged-checkpoint")
+    assert not trace.exists()
+
+
 def changed(content: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
     """Plans whose configuration has other entries, or a network other arguments (arch_...)."""
     ((name, chosen),) = content["configurations"].items()
@@ -698,6 +776,21 @@ FAULTS: dict[str, tuple[Callable[[Path], None], type[KidsegError], str]] = {
         "not-finite",
     ),
     "no arguments": (with_checkpoint(init_args=[]), ModelError, "damaged-checkpoint"),
+    "a tensor": (
+        lambda f: torch.save(torch.ones(3), f / "fold_0/checkpoint_final.pth"),
+        ModelError,
+        "damaged-checkpoint",
+    ),
+    "no configuration": (
+        with_checkpoint(init_args={"configuration": ["2d"]}),
+        ModelError,
+        "damaged-checkpoint",
+    ),
+    "weights without names": (
+        with_checkpoint(network_weights={1: torch.ones(2)}),
+        ModelError,
+        "other-network",
+    ),
     "maps beyond any network": (
         with_plans(arch_features_per_stage=[10**30] * 3),
         InputError,
@@ -791,9 +884,10 @@ def test_folders_and_folds_that_are_near_are_named(tmp_path: Path) -> None:
         assert lacking.value.code == "no-fold"
     exported, old = tmp_path / "exported.zip", tmp_path / "v1"
     exported.write_bytes(b"PK")
-    old.mkdir()
+    (old / "fold_0").mkdir(parents=True)
     (old / "plans.pkl").write_bytes(b"")
-    for given, said in ((exported, "unpack it"), (old, "nnU-Net v2")):
+    (old / "fold_0" / "model_final_checkpoint.model.pkl").write_bytes(b"")
+    for given, said in ((exported, "unpack it"), (old, "nnU-Net v2"), (old / "fold_0", "v2")):
         with pytest.raises(InputError, match=r"nnU-Net v1|not a folder") as refused:
             import_nnunet(given, out)
         assert refused.value.code == "no-training" and said in refused.value.next_step

@@ -123,7 +123,7 @@ def test_no_foreground_gives_none() -> None:
     assert pool([None, sample(np.array([]))]) is None
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(0, 2**31 - 1), st.booleans())
 def test_it_is_the_limit_of_drawing_with_replacement(seed: int, fractional: bool) -> None:
     """nnU-Net draws; over many draws its figures approach ours."""

@@ -94,6 +94,48 @@ def test_higher_labels_count_where_structures_overlap(tmp_path: Path) -> None:
     assert f"{24 * 2.5 * 0.75 * 0.5 / 1000:.2f} ml" in overlap.cause
 
 
+def test_drawings_that_share_a_label_and_a_place_are_said(tmp_path: Path) -> None:
+    rois = [
+        Roi(name="kidney", contours=[square(2, (5, 5), (15, 15))]),
+        Roi(name="Kidney again", contours=[square(2, (5, 5), (15, 10))]),
+        Roi(name="elsewhere", contours=[square(4, (5, 5), (15, 10))]),
+    ]
+    path = annotated(tmp_path, rois)
+    annotation = annotation_of(tmp_path / "images", path, {1: 1, 2: 1, 3: 1})
+    scan = read(path, replace(LABELS, annotation=annotation))
+    assert int((scan.volume.data == 1).sum()) == 150
+    (said,) = [f for f in scan.findings if f.code == "overlapping-structures"]
+    assert "'Kidney again'" in said.cause and "100% of it" in said.cause
+    assert f"{50 * 2.5 * 0.75 * 0.5 / 1000:.2f} ml" in said.cause and said.next_step
+
+
+def test_structures_without_contours_or_voxels_are_said(tmp_path: Path) -> None:
+    rois = [Roi(name="kidney", contours=[circle(2)]), Roi(name="planned")]
+    contours = annotated(tmp_path, rois)
+    source, labels = make_case(tmp_path / "ct", "axial")
+    labels.data[labels.data == 5] = 0
+    segments = written("dicomseg", labels, source, tmp_path / "object.dcm")
+    for path, images, empty in ((contours, "images", 2), (segments, "ct", 3)):
+        for number in (1, empty):
+            annotation = annotation_of(tmp_path / images, path, {number: 1})
+            findings = read(path, replace(LABELS, annotation=annotation)).findings
+            assert ("empty-structure" in {f.code for f in findings}) == (number == empty)
+
+
+def test_segments_of_every_second_slice_are_said(tmp_path: Path) -> None:
+    source, labels = make_case(tmp_path / "ct", "axial")
+    for first, is_sparse in ((0, True), (3, False)):
+        labels.data[:] = 0
+        labels.data[0, first::2, 5:9, 5:9] = 1
+        labels.data[0, 4, 5:9, 5:9] = 1  # so that there are two neighbours
+        labels.data[0, 3:5, 12:15, 5:9] = 2
+        path = written("labelmap", labels, source, tmp_path / "object.dcm")
+        annotation = annotation_of(tmp_path / "ct", path, {1: 1, 2: 2})
+        said = [f.cause for f in read(path, replace(LABELS, annotation=annotation)).findings]
+        assert bool([one for one in said if "only one slice in 2" in one]) == is_sparse
+        assert all("left kidney" in one for one in said)
+
+
 def test_the_stored_volume_is_compared(tmp_path: Path) -> None:
     contours = [circle(k, 6.0) for k in range(1, 5)]
     true_ml = np.pi * 36 * 2.5 * 4 / 1000

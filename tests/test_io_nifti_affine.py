@@ -100,7 +100,7 @@ _ANY = st.one_of(st.floats(width=32), st.sampled_from([0.0, -0.0, *NOT_FINITE, 1
 _ROW = st.lists(_ANY, min_size=4, max_size=4)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     rows=st.lists(_ROW, min_size=3, max_size=3),
     pixdim=st.lists(_ANY, min_size=8, max_size=8),

@@ -151,6 +151,31 @@ def test_what_is_not_one_answer_for_each_voxel_is_refused(
     assert refusal(path, source).code == "fractional-segmentation"
 
 
+def test_fractional_ones_without_partial_voxels_are_read(
+    tmp_path: Path, case: tuple[Path, Path, SourceSeries, np.ndarray]
+) -> None:
+    binary, _, source, values = case
+
+    def fractional(partly: int) -> Callable[[Dataset], None]:
+        def edit(ds: Dataset) -> None:
+            frames = ds.pixel_array * 200
+            frames[-1][frames[-1] > 0] = partly  # of the last segment
+            ds.SegmentationType, ds.MaximumFractionalValue = "FRACTIONAL", 200
+            ds.SegmentationFractionalType = "PROBABILITY"
+            ds.BitsAllocated, ds.BitsStored, ds.HighBit = 8, 8, 7
+            ds.PixelData = frames.astype(np.uint8).tobytes()
+
+        return edit
+
+    found = segment_voxels(changed(binary, tmp_path, fractional(200)), [1, 3], source.native)
+    assert np.array_equal(found[1], values == 1) and np.array_equal(found[3], values == 5)
+    path = changed(binary, tmp_path, fractional(199))
+    assert np.array_equal(segment_voxels(path, [1], source.native)[1], values == 1)
+    with pytest.raises(InputError, match="neither 0 nor 200") as caught:
+        segment_voxels(path, [3], source.native)
+    assert caught.value.code == "fractional-segmentation"
+
+
 def test_damaged_segmentations_are_refused(
     tmp_path: Path, case: tuple[Path, Path, SourceSeries, np.ndarray]
 ) -> None:

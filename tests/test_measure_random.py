@@ -52,7 +52,7 @@ def measured(
     return parts, found
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(
     seed=st.integers(0, 10**6),
     shape=st.tuples(*[st.integers(1, 14)] * 3),

@@ -73,7 +73,7 @@ def test_one_voxel_and_nothing() -> None:
     assert len(surface_mm(Mask(one, grid))) == 6
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     half=st.tuples(*[st.floats(3, 9)] * 3), seed=st.integers(0, 50), thick=st.sampled_from([1, 2.5])
 )

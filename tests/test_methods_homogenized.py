@@ -262,7 +262,7 @@ def agreement_at(subject: Subject, grid: Grid, reference: Reference) -> float:
 
 
 @given(st.integers(0, 2**20), st.floats(0.05, 3.0), st.integers(1, 3))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_a_correction_never_ends_below_its_start(seed: int, sd: float, iterations: int) -> None:
     """Whatever the network gives: the start itself, or something better by the masks' measure."""
     cohort = small_cohort()

@@ -95,7 +95,7 @@ def test_single_and_absent_kidneys() -> None:
     assert found(mask_of()) == []
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10_000), share=st.sampled_from([0.002, 0.02, 0.3]))
 def test_every_voxel_lies_in_a_region_of_at_most_three(seed: int, share: float) -> None:
     mask = torch.from_numpy(np.random.default_rng(seed).random(COARSE.shape) < share)

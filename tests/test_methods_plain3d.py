@@ -393,3 +393,10 @@ def test_blocks_of_too_few_slices_to_augment_are_refused_before_reading() -> Non
     assert error.value.code == "small-blocks"
     Plain3d.material(Plain3dConfig(augment="none"), plan)
     Plain3d.material(Plain3dConfig(blocks=BlocksConfig(patch=(4, 32, 32))), plan)
+
+
+@pytest.mark.parametrize("settings", [{"patch": (2, 4, 4)}, {"spacing_mm": (300.0, 300.0, 300.0)}])
+def test_blocks_too_small_for_a_network_are_refused_before_reading(settings: Any) -> None:
+    with pytest.raises(UsageError, match="too small to be halved") as error:
+        Plain3d.material(Plain3dConfig(blocks=BlocksConfig(**settings), augment="none"), VOLUMES)
+    assert error.value.code == "small-blocks"

@@ -208,7 +208,7 @@ def test_masks_and_grid_must_fit() -> None:
 # Properties
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seeds)
 def test_properties_on_random_masks(seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -188,7 +188,7 @@ def test_outputs_are_radians_log_scales_and_half_images_near_zero() -> None:
 
 
 @given(st.lists(raw, min_size=5, max_size=5))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_poses_stay_in_bounds(values: list[float]) -> None:
     pose = pose_from(torch.tensor([values]), LocalizerConfig())
     assert pose.angle_rad.abs().item() <= math.pi + 1e-6
@@ -276,7 +276,7 @@ def allowed(crop: Crop, config: LocalizerConfig) -> bool:
 
 
 @given(st.lists(raw, min_size=4, max_size=4), st.booleans(), st.floats(0.05, 1.0))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_boxes_stay_inside_and_large_enough(
     values: list[float], square: bool, least: float
 ) -> None:

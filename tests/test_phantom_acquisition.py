@@ -338,7 +338,7 @@ def test_no_tube_without_a_body_and_the_table_stays_in_view() -> None:
 
 
 @given(st.integers(0, 10_000))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_any_drawn_table_spares_any_body(seed: int) -> None:
     rng = np.random.default_rng(seed)
     machine = scanner(shape=(2, 128, 128), pixel_mm=2.5)
@@ -415,7 +415,7 @@ def draw(seed: int, config: PhantomConfig, **changes: object) -> Scanner:
 
 
 @given(st.integers(0, 10_000), st.sampled_from([None, 1, 7, 24, 60, 100]))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_a_drawn_scan_holds_what_is_needed(seed: int, most: int | None) -> None:
     config = PhantomConfig(size=128, max_slices=most)
     machine = draw(seed, config)

@@ -195,7 +195,7 @@ TARGETS = [
 
 
 @given(seeds, st.sampled_from(TARGETS))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_several_regions_are_decided_as_if_all_voxels_were_sampled(
     seed: int, target: Target
 ) -> None:
@@ -206,7 +206,7 @@ def test_several_regions_are_decided_as_if_all_voxels_were_sampled(
 
 
 @given(seeds, st.sampled_from(TARGETS))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_order_of_regions_has_no_say(seed: int, target: Target) -> None:
     rng = np.random.default_rng(seed)
     scan = random_scan(rng)
@@ -218,7 +218,7 @@ def test_the_order_of_regions_has_no_say(seed: int, target: Target) -> None:
 
 
 @given(seeds, st.sampled_from(TARGETS), st.sampled_from(["", "again"]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_same_region_twice_is_that_region(seed: int, target: Target, other: str) -> None:
     """As a second opinion, and as another place."""
     rng = np.random.default_rng(seed)
@@ -237,7 +237,7 @@ def cut(found: Volume, start: int, stop: int, name: str) -> Region:
 
 
 @given(seeds, st.booleans())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_overlapping_regions_meet_without_a_seam(seed: int, exclusive: bool) -> None:
     rng = np.random.default_rng(seed)
     target = TARGETS[0 if exclusive else 2]
@@ -434,7 +434,7 @@ WEIGHTS = [(), (0.3, 1.0, 1.7), (4.0, 1.0, 0.5), (0.03, 1.0, 2.0), (1.0, 1.0, 1.
 
 
 @given(seeds, st.permutations(WEIGHTS), st.integers(1, 5))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_sampled_once_the_labels_are_those_of_each_target(
     seed: int, weights: list[tuple[float, ...]], count: int
 ) -> None:

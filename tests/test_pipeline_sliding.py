@@ -34,7 +34,7 @@ def test_windows_start_where_nnunets_do(
     assert window_starts(size, window, overlap) == wanted
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     window=st.integers(1, 60),
     more=st.integers(0, 200),

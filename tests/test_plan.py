@@ -373,7 +373,7 @@ def test_small_data_sets_get_small_batches() -> None:
     assert many.batch_size == round(10 * 20 * 0.05)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(seeds, st.sampled_from([4.0, 8.0, 24.0]))
 def test_plans_keep_their_promises(seed: int, memory_gb: float) -> None:
     rng = np.random.default_rng(seed)
@@ -567,7 +567,7 @@ def test_thick_slices_are_repeated_not_interpolated() -> None:
     assert done.labels.data[0, :, 5, 5].tolist() == labels[picked, 5, 5].tolist()
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seeds, st.booleans())
 def test_each_voxel_takes_the_label_with_the_largest_share(seed: int, thick: bool) -> None:
     """Against the definition, by scipy; and looking only at the labels' box changes nothing."""

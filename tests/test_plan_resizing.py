@@ -22,7 +22,7 @@ def volume_of(rng: np.random.Generator, shape: Any) -> Volume:
     return Volume(data, Grid.from_spacing(shape, (3, 1, 1)))
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(0, 2**32 - 1), st.sampled_from((1, 3)), st.sampled_from((None, 0, 1, 2)))
 def test_values_are_those_of_scikit_image(seed: int, order: Any, axis: int | None) -> None:
     """All at once; or each plane, and then the nearest plane, the later of two."""

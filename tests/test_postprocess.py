@@ -93,7 +93,7 @@ def one_by_one(labels: Volume, min_ml: float) -> tuple[np.ndarray, list[Piece]]:
 
 
 @given(st.integers(0, 2**31 - 1), st.floats(0.02, 0.5), st.floats(0, 0.2))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_noise_is_removed_piece_by_piece(seed: int, density: float, min_ml: float) -> None:
     rng = np.random.default_rng(seed)
     shape = tuple(int(n) for n in rng.integers(1, 12, 3))
@@ -203,7 +203,7 @@ def test_kidneys_and_other_labels_are_no_tumours() -> None:
 
 
 @given(st.integers(0, 2**31 - 1), st.floats(0.02, 0.4), st.floats(0.0, 9.0))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_lone_tumours_are_those_by_their_definition(
     seed: int, density: float, within_mm: float
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -204,9 +205,27 @@ def test_it_prints_on_two_pages_and_each_says_what_it_is_for(opened: Any, tmp_pa
     pages = printed(opened, tmp_path / "report.pdf")
     assert len(pages) == 2
     for text in pages:
-        assert "Research use only. Not a medical device." in " ".join(text.split())
+        assert " ".join(text.split()).endswith("Research use only. Not a medical device. child")
     assert "Warnings" in pages[0] and "Volumes and sizes" in pages[0] and "Provenance" in pages[1]
     assert "Draw a distance" not in pages[0]
+
+
+@pytest.mark.parametrize("width", [1300, 800, 500])
+def test_nothing_is_covered_or_beyond_the_side_of_a_narrow_window(opened: Any, width: int) -> None:
+    size = opened.get_window_size()
+    opened.set_window_size(width, 900)
+    time.sleep(1.0)
+    try:
+        stage, planes, solid = (
+            opened.find_element("id", name).rect for name in ("stage", "planes", "solid")
+        )
+        for canvas in (planes, solid):
+            assert canvas["height"] > 100 and canvas["width"] > 100
+            assert canvas["y"] + canvas["height"] <= stage["y"] + stage["height"] + 1
+        wide = opened.execute_script("return document.documentElement.scrollWidth - innerWidth")
+        assert wide <= 0
+    finally:
+        opened.set_window_size(size["width"], size["height"])
 
 
 def test_without_webgl_there_are_still_pictures(driver: Any, tmp_path: Path) -> None:
@@ -267,6 +286,17 @@ def test_a_click_shows_the_case(cohort: Any) -> None:
     assert cohort.execute_script("return arguments[0].naturalWidth", picture) > 100
     assert complaints(cohort) == []
     assert [a for a in requests(cohort) if not a.endswith(".html")] == []
+
+
+def test_the_picture_of_a_case_is_above_the_table_in_a_narrow_window(cohort: Any) -> None:
+    size = cohort.get_window_size()
+    cohort.set_window_size(500, 900)
+    try:
+        picture = cohort.find_element("css selector", "#overlay img").rect
+        table = cohort.find_element("css selector", "table.sortable").rect
+        assert picture["height"] > 50 and picture["y"] + picture["height"] <= table["y"]
+    finally:
+        cohort.set_window_size(size["width"], size["height"])
 
 
 def test_a_cohort_has_no_faults_of_accessibility(cohort: Any) -> None:

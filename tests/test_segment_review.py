@@ -270,7 +270,7 @@ def test_new_scores_lie_between_the_ends_as_often_as_promised() -> None:
     assert 0.88 < held / 2000 < 0.92
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     volume=st.floats(0, 3000),
     opinions=st.lists(st.floats(0, 3000), min_size=0, max_size=6),
@@ -299,7 +299,7 @@ def test_the_scale_by_hand() -> None:
 # Temperature
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 2**31 - 1), temperature=st.sampled_from(TEMPERATURES))
 def test_a_temperature_keeps_the_order_of_probabilities(seed: int, temperature: float) -> None:
     found = (torch.randn(3, 7, generator=torch.Generator().manual_seed(seed)) * 2).softmax(0)

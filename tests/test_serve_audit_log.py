@@ -55,6 +55,15 @@ def test_a_changed_log_is_refused_with_its_line(log: Path, edit: object, line: i
         assert refused.value.code == "audit-altered" and refused.value.exit_code == 6
 
 
+def test_lines_cut_off_at_the_end_are_noticed_by_who_keeps_the_last_digest(log: Path) -> None:
+    """What is left is a whole chain, as docs/server.md says."""
+    kept = verify_audit_log(log)
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))
+    assert verify_audit_log(log) != kept
+    AuditLog.opened(log).write("server-started")
+    assert kept not in {json.loads(line)["sha256"] for line in log.read_text().splitlines()}
+
+
 def test_a_line_that_was_cut_off_is_told_and_the_log_goes_on(log: Path) -> None:
     whole = log.read_bytes()
     log.write_bytes(whole[:-20])

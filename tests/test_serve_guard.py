@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from hmac import compare_digest
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
 
@@ -26,6 +29,17 @@ from serving import Direct
 from test_serve_jobs import add
 
 TOKENS = {"a" * 16: "first", "b" * 16: "second"}
+
+
+RESULT = {
+    "outputs": ["scan_seg.nii.gz"],
+    "model": {"sha256": "a", "method": "plain"},
+    "labels": {},
+    "volumes_ml": {},
+    "warnings": [],
+    "uncertainty": 0.0,
+    "distance_sd": 0.0,
+}
 
 
 @contextmanager
@@ -86,6 +100,85 @@ def test_clients_do_not_see_each_other(tmp_path: Path) -> None:
         assert service.jobs.get(job).state == "queued"
 
 
+def with_report(service: Service, owner: str) -> str:
+    """The address of the results of a job that is done: labels and a report."""
+    add(service.jobs, owner)
+    job = service.jobs.claim()
+    outputs = ["scan_seg.nii.gz", "scan_report.html"]
+    assert job is not None and service.jobs.end(job, "done", result={**RESULT, "outputs": outputs})
+    service.jobs.results(job).mkdir()
+    for name in outputs:
+        (service.jobs.results(job) / name).write_text("<p>report</p>")
+    return f"/api/v1/jobs/{job.id}/results"
+
+
+def assert_shown_apart(answer: httpx.Response) -> None:
+    """A page to look at, without access to the server and what the browser keeps for it."""
+    assert (answer.status_code, answer.text) == (200, "<p>report</p>")
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    assert "content-disposition" not in answer.headers
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    rules = dict(rule.strip().partition(" ")[::2] for rule in policy_of(answer).split(";"))
+    assert rules["sandbox"].split() == ["allow-scripts", "allow-downloads"]  # not its own origin
+    for rule in ("connect-src", "base-uri", "form-action", "frame-ancestors"):
+        assert rules[rule] == "'none'"
+
+
+def policy_of(answer: httpx.Response) -> str:
+    (policy,) = answer.headers.get_list("content-security-policy")
+    return policy
+
+
+@pytest.mark.requirement("server")
+def test_a_report_is_shown_in_the_browser_apart_from_the_server(tmp_path: Path) -> None:
+    with answering(tmp_path, tokens=TOKENS) as (client, service):
+        base = with_report(service, "first")
+        report, mine, other = f"{base}/scan_report.html", bearer("a" * 16), bearer("b" * 16)
+        assert_shown_apart(client.get(f"{report}?view=true", headers=mine))
+        saved = client.get(report, headers=mine)
+        assert saved.headers["content-disposition"] == 'attachment; filename="scan_report.html"'
+        assert "sandbox" not in policy_of(saved)
+        labels = client.get(f"{base}/scan_seg.nii.gz?view=true", headers=mine)
+        assert labels.headers["content-disposition"].startswith("attachment")
+        assert client.get(f"{report}?view=true", headers=other).status_code == 404
+        assert client.get(f"{report}?view=true").status_code == 401
+    with answering(tmp_path / "open") as (client, service):
+        assert_shown_apart(client.get(f"{with_report(service, LOCAL)}/scan_report.html?view=true"))
+
+
+@pytest.mark.requirement("privacy")
+def test_a_link_to_a_report_needs_no_token_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with answering(tmp_path, tokens=TOKENS) as (client, service):
+        base, mine, other = with_report(service, "first"), bearer("a" * 16), bearer("b" * 16)
+        ask = f"{base}/scan_report.html/link"
+        links = [client.post(ask, headers=mine).json() for _ in range(2)]
+        assert links[0]["href"] != links[1]["href"] and links[0]["valid_s"] == 120
+        for link in links:
+            assert_shown_apart(client.get(link["href"]))
+        href = links[0]["href"]
+        for wrong in (
+            href[:-1],
+            href.partition("&")[0],
+            href.replace("scan_report.html", "scan_seg.nii.gz"),
+            href.replace("view=true&", ""),
+            f"{base}?{href.partition('?')[2]}",
+        ):
+            assert client.get(wrong).status_code == 401, wrong
+        for method in ("POST", "DELETE", "HEAD"):
+            assert client.request(method, href).status_code == 401
+        assert client.post(ask).status_code == 401
+        assert client.post(ask, headers=other).status_code == 404
+        for name in ("scan_seg.nii.gz", "other_report.html"):
+            assert client.post(f"{base}/{name}/link", headers=mine).status_code == 404
+        ticket = href.partition("ticket=")[2]
+        assert len(ticket) >= 40 and ticket not in service.audit.path.read_text()
+        later = time.monotonic() + links[0]["valid_s"] + 1
+        monkeypatch.setattr("kidseg.serve.guard.time.monotonic", lambda: later)
+        assert client.get(href).status_code == 401
+
+
 def test_the_login_of_monai_label_takes_the_token_as_the_password(tmp_path: Path) -> None:
     with answering(tmp_path, tokens=TOKENS) as (client, _):
         assert client.get("/auth/").json()["enabled"] is True
@@ -102,6 +195,25 @@ def test_the_login_of_monai_label_takes_the_token_as_the_password(tmp_path: Path
             assert client.post("/auth/token", content=body).status_code == status, body[:20]
 
 
+def test_each_guess_is_compared_with_all_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In constant time each, whichever it is: how long it takes tells nothing."""
+    tokens = {letter * 16: letter for letter in "abcd"}
+    compared: list[bytes] = []
+
+    def compare(given: bytes, known: bytes) -> bool:
+        compared.append(known)
+        return compare_digest(given, known)
+
+    monkeypatch.setattr("kidseg.serve.guard.hmac.compare_digest", compare)
+    with answering(tmp_path, tokens=tokens) as (client, _):
+        for guess in (*tokens, "x" * 16, "", "a"):
+            compared.clear()
+            client.get("/info/", headers=bearer(guess))
+            assert compared == [token.encode() for token in tokens], guess
+
+
 def test_guessing_tokens_is_slowed_down(tmp_path: Path) -> None:
     limits = Limits(failures_per_minute=3)
     with answering(tmp_path, tokens=TOKENS, limits=limits) as (client, service):
@@ -111,6 +223,7 @@ def test_guessing_tokens_is_slowed_down(tmp_path: Path) -> None:
         assert service.audit.path.read_text().count("wrong-token") == 3
 
 
+@pytest.mark.requirement("server")
 def test_too_many_requests_are_told_when_to_come_again(tmp_path: Path) -> None:
     with answering(tmp_path, limits=Limits(requests_per_minute=5)) as (client, _):
         answers = [client.get("/api/v1/health") for _ in range(7)]
@@ -339,17 +452,6 @@ def test_an_upload_that_cannot_begin_leaves_its_place_to_others(tmp_path: Path) 
             answer = client.post("/api/v1/jobs", files={"file": ("x", b"1")})
             assert (answer.status_code, answer.json()["code"]) == (500, "server-fault")
         assert service.door._busy == 0
-
-
-RESULT = {
-    "outputs": ["scan_seg.nii.gz"],
-    "model": {"sha256": "a", "method": "plain"},
-    "labels": {},
-    "volumes_ml": {},
-    "warnings": [],
-    "uncertainty": 0.0,
-    "distance_sd": 0.0,
-}
 
 
 def test_results_that_vanish_are_not_there(tmp_path: Path) -> None:

@@ -126,6 +126,7 @@ def test_a_queued_job_is_cancelled_at_once_and_a_running_one_is_told(tmp_path: P
     assert table.get(job.id).state == "cancelled"
 
 
+@pytest.mark.requirement("server")
 def test_a_full_queue_refuses_and_says_when_to_come_again(tmp_path: Path) -> None:
     table = opened(tmp_path, waiting=3, waiting_of_one=2)
     add(table, "a")
@@ -193,6 +194,7 @@ def test_threads_that_claim_at_once_never_get_the_same_job(tmp_path: Path) -> No
     assert sorted(taken) == sorted(ids) and table.counts()["done"] == 24
 
 
+@pytest.mark.requirement("server")
 @pytest.mark.parametrize("seed", range(3))
 def test_whatever_happens_each_job_is_in_one_state_and_ends_once(tmp_path: Path, seed: int) -> None:
     """Random histories with kills: a job is never lost, and only one attempt of it counts."""

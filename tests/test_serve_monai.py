@@ -68,6 +68,7 @@ def put(server: Running, path: str, field: str, file: Path, **params: Any) -> An
         return server.client.put(path, files=files, data={"params": json.dumps(params)})
 
 
+@pytest.mark.requirement("slicer")
 def test_the_labels_come_back_with_their_names(server: Running, root: Path) -> None:
     info = server.client.get("/info/").json()
     assert info["labels"] == ["kidney", "tumour"] and "config" not in info
@@ -208,6 +209,7 @@ def test_the_next_image_is_the_one_of_the_strategy() -> None:
         assert choose_next(name, [image_of("c"), image_of("d")]).id in "cd"  # type: ignore[union-attr]
 
 
+@pytest.mark.requirement("own model")
 @pytest.mark.requirement("no leak")
 def test_kept_images_are_kept_for_ever_and_nothing_is_learned_from_them() -> None:
     images = [image_of(str(k)) for k in range(3)]
@@ -228,6 +230,7 @@ def test_the_score_of_a_model_is_the_mean_over_structures() -> None:
     assert mean_dice({"structures": structures}) == 0.8 and mean_dice({"structures": {}}) == 0
 
 
+@pytest.mark.requirement("own model")
 def test_submitted_labels_get_the_numbers_of_the_model(root: Path, tmp_path: Path) -> None:
     scan, right = scan_of(root), read(labels_of(root), ReadOptions(values="labels")).volume
     same = read_submitted(scan, labels_of(root), {}, KIDNEY_TUMOUR)
@@ -296,6 +299,7 @@ def test_an_image_of_the_same_name_replaces_the_old_one_with_its_labels(tmp_path
 # ---- MONAI Label's own client ------------------------------------------------------------------
 
 
+@pytest.mark.requirement("slicer")
 @pytest.mark.slow
 @pytest.mark.skipif(
     find_spec("monailabel") is None, reason="needs monailabel (pip install --no-deps) and requests"

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
+from browsers import ARGUMENTS
 from serving import Running, make_model, running, scan_of, until
 
 PAGE = files("kidseg.serve") / "page"
@@ -41,8 +42,8 @@ class Browser:
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
         options = {
             "args": [
-                *("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=900,1200"),
-                "--disable-background-networking",
+                *ARGUMENTS,
+                *("--disable-background-networking", "--window-size=900,1200"),
             ],
             "prefs": {"download.default_directory": str(downloads)},
         }
@@ -68,6 +69,25 @@ class Browser:
 
     def click(self, selector: str) -> None:
         self.do(f"element/{self.find(selector)}/click")
+
+    def drop(self, selector: str, file: Path) -> None:
+        """Drag a file from outside of the browser over an element, and let go."""
+        place = f"document.querySelector('{selector}').getBoundingClientRect()"
+        x, y = (self.run(f"{place}.{side} + 9") for side in ("x", "y"))
+        data = {"items": [], "files": [str(file)], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            event = {"type": kind, "x": x, "y": y, "data": data}
+            self.do("goog/cdp/execute", cmd="Input.dispatchDragEvent", params=event)
+
+    def turn_to_other_window(self) -> None:
+        """To the one that was opened last; once there are two."""
+
+        def windows() -> list[str]:
+            return self.client.get(f"{self.session}/window/handles").json()["value"]
+
+        until(lambda: len(windows()) == 2)
+        here = self.client.get(f"{self.session}/window").json()["value"]
+        self.do("window", handle=next(each for each in windows() if each != here))
 
     def picture(self, path: Path) -> Path:
         answer = self.client.get(f"{self.session}/screenshot").json()["value"]
@@ -100,12 +120,20 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+DROPPED_SERIES = """(() => {
+  const moved = new DataTransfer();
+  for (let k = 0; k < 25; k++) moved.items.add(new File(["x"], `${k}.dcm`));
+  document.dispatchEvent(new DragEvent("drop", { dataTransfer: moved }));
+})()"""
+
+
 def open_page(server: Running, browser: Browser) -> None:
     until(lambda: server.service.dispatcher.is_ready)
     browser.do("url", url=server.url)
     until(lambda: ": ok" in browser.run("document.getElementById('health').textContent"))
 
 
+@pytest.mark.requirement("server")
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("chromedriver") is None, reason="needs chromium-driver")
 def test_a_scan_is_dropped_followed_and_saved(root: Path, tmp_path: Path) -> None:
@@ -115,8 +143,11 @@ def test_a_scan_is_dropped_followed_and_saved(root: Path, tmp_path: Path) -> Non
         scan = tmp_path / "Doe Jane <b>.nii.gz"
         scan.write_bytes(scan_of(root).read_bytes())
         with server.held():
-            browser.type("#file", str(scan))
+            browser.run("document.addEventListener('drop', (e) => { window.dropped = e; }, true)")
+            browser.drop("#drop", scan)
             until(lambda: "running" in browser.run("document.querySelector('.state').textContent"))
+            assert browser.run("dropped.isTrusted && dropped.defaultPrevented")
+            assert not browser.run("document.querySelector('.over')")
             assert browser.run("document.querySelector('h2').textContent") == scan.name
             browser.picture(tmp_path / "running.png")
         until(lambda: browser.run("document.querySelectorAll('.done .file').length") >= 3)
@@ -130,12 +161,16 @@ def test_a_scan_is_dropped_followed_and_saved(root: Path, tmp_path: Path) -> Non
         until(lambda: (tmp_path / "scan_seg.nii.gz").is_file())
         href = job["result"]["files"][0]["href"]
         assert (tmp_path / "scan_seg.nii.gz").read_bytes() == server.client.get(href).content
-        browser.type("#file", str(root / "run" / "plan.json"))
-        until(
-            lambda: (
-                "supported format" in browser.run("document.getElementById('message').textContent")
-            )
-        )
+        assert_report_is_seen(browser, job)
+        browser.type("#file", f"{root / 'run' / 'plan.json'}\n{root / 'run' / 'config.toml'}")
+        refused = "[...document.querySelectorAll('.failed')].map((each) => each.innerText)"
+        until(lambda: len(browser.run(refused)) == 2)
+        for name, said in zip(("config.toml", "plan.json"), browser.run(refused), strict=True):
+            assert name in said and "supported format" in said
+        browser.picture(tmp_path / "refused.png")
+        browser.run(DROPPED_SERIES)
+        assert "25 files" in browser.run("document.getElementById('message').textContent")
+        assert len(browser.run(refused)) == 2
         browser.do("refresh")  # the job is still there, under a name that tells nothing
         until(lambda: browser.run("document.querySelectorAll('.done').length") == 1)
         assert "Doe" not in browser.run("document.body.innerText")
@@ -145,6 +180,42 @@ def test_a_scan_is_dropped_followed_and_saved(root: Path, tmp_path: Path) -> Non
         assert not [p for p in stored if b"Doe" in p.read_bytes() or "Doe" in p.name]
         complaints = browser.complaints()
         assert all("415" in each for each in complaints), complaints
+
+
+def assert_report_is_seen(browser: Browser, job: dict[str, Any]) -> None:
+    """In a window of its own, with its volumes, without a complaint, and apart from the server."""
+    if not any(file["format"] == "html" for file in job["result"]["files"]):
+        pytest.fail("there is no report: see kidseg.report.vendor")
+    here = browser.client.get(f"{browser.session}/window").json()["value"]
+    assert (said := browser.complaints()) == [], "\n".join(said)
+    browser.click(".report")
+    browser.turn_to_other_window()
+    until(lambda: "kidney" in browser.run("document.body?.innerText || ''"))
+    text = browser.run("document.body.innerText")
+    for volume in job["result"]["volumes_ml"].values():
+        assert re.search(rf"\b{volume:.1f}\b|\b{volume:.0f}\b", text), volume
+    assert browser.run("window.origin") == "null" and browser.run("window.opener") is None
+    assert (said := browser.complaints()) == [], "\n".join(said)
+    browser.client.delete(f"{browser.session}/window")
+    browser.do("window", handle=here)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromedriver") is None, reason="needs chromium-driver")
+def test_a_report_is_seen_although_a_token_is_required(root: Path, tmp_path: Path) -> None:
+    token = "t" * 30
+    model = root / "run" / "model.safetensors"
+    with running(tmp_path / "server", model, token=token) as server, browsing(tmp_path) as browser:
+        job = server.ended(server.upload(scan_of(root), formats="nii,html")["id"])
+        assert job["state"] == "done", job["error"]
+        open_page(server, browser)
+        browser.type("#token", token)
+        browser.click("#login button")
+        until(lambda: browser.run("document.querySelectorAll('.done .report').length") == 1)
+        assert [each for each in browser.complaints() if "401" not in each] == []
+        assert_report_is_seen(browser, job)
+        assert {"page-linked", "result-sent"} <= set(server.events())
+        assert token not in server.log
 
 
 @pytest.mark.slow

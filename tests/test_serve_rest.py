@@ -50,6 +50,7 @@ def server(root: Path) -> Iterator[Running]:
         yield found
 
 
+@pytest.mark.requirement("server")
 def test_an_upload_gives_the_labels_that_segment_gives(server: Running, root: Path) -> None:
     scan = scan_of(root)
     made = server.upload(scan, formats="nii,seg.nrrd")
@@ -70,6 +71,7 @@ def test_an_upload_gives_the_labels_that_segment_gives(server: Running, root: Pa
     assert left == {"results-1"}, "the scan is not kept"
 
 
+@pytest.mark.requirement("server")
 def test_progress_comes_as_events_and_ends_with_the_job(server: Running, root: Path) -> None:
     with server.held():
         made = server.upload(scan_of(root))
@@ -162,6 +164,7 @@ def test_results_are_reached_by_their_names_alone(server: Running, root: Path) -
         assert answer.status_code == 404, name
 
 
+@pytest.mark.requirement("server")
 def test_bodies_that_are_too_large_end_early(server: Running) -> None:
     big = b"\0" * 400_000
     answer = server.client.post(API, files={"file": ("x", big)})
@@ -227,6 +230,7 @@ def test_forms_that_are_none_are_refused(server: Running, body: bytes) -> None:
     assert (plain.status_code, plain.json()["code"]) == (422, "no-scan")
 
 
+@pytest.mark.requirement("server")
 @pytest.mark.fault("worker killed")
 def test_a_killed_process_costs_its_job_only(server: Running, root: Path) -> None:
     with server.held() as pid:
@@ -298,6 +302,7 @@ def test_the_document_describes_every_route_with_its_answers(server: Running) ->
     assert "multipart/form-data" in str(document["paths"][API]["post"]["requestBody"])
 
 
+@pytest.mark.requirement("server")
 @pytest.mark.slow
 def test_a_stopped_server_goes_on_where_it_was(root: Path, tmp_path: Path) -> None:
     """Also with jobs of a server that was killed, and a job that took too long."""

@@ -185,6 +185,7 @@ def test_tags_and_options_are_no_images(image: str, job: Job) -> None:
     assert refused(Container(os.environ, image, sys.executable).check, job).code == "no-digest"
 
 
+@pytest.mark.requirement("slicer")
 def test_the_container_has_no_network_and_sees_only_the_job(job: Job) -> None:
     container = Container(os.environ, f"kidseg@{DIGEST}", "/usr/bin/podman")
     argv = container.argv(job, "/usr/bin/podman", "name", ["segment", "/in/scan.nrrd"])

@@ -57,6 +57,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
     return folder, in_slicer("export", folder, temporary=folder)
 
 
+@pytest.mark.requirement("slicer")
 def test_scans_and_labels_keep_their_place_in_the_patient(
     places: tuple[Path, dict[str, Any]],
 ) -> None:
@@ -189,6 +190,7 @@ def check_whole(found: dict[str, Any], scan: Path, tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.requirement("slicer")
 @pytest.mark.slow
 def test_the_command_segments_a_scan_of_the_scene(scan: Path, command: str, tmp_path: Path) -> None:
     (kept := tmp_path / "kept").mkdir()
@@ -208,6 +210,7 @@ def test_cancelling_ends_kidseg_and_removes_its_files(
     assert found["new nodes"] == 0 and found["left"] == 0
 
 
+@pytest.mark.requirement("slicer")
 @pytest.mark.slow
 def test_a_server_segments_a_scan_of_the_scene(scan: Path, tmp_path: Path) -> None:
     pytest.importorskip("kidseg.serve", reason="this kidseg has no server")
@@ -232,6 +235,7 @@ def test_a_server_segments_a_scan_of_the_scene(scan: Path, tmp_path: Path) -> No
         server.wait(30)
 
 
+@pytest.mark.requirement("slicer")
 @pytest.mark.slow
 def test_a_container_segments_a_scan_of_the_scene(scan: Path, tmp_path: Path) -> None:
     image = os.environ.get("KIDSEG_IMAGE", "")

@@ -50,7 +50,6 @@ def strata(cases: Iterable[Case]) -> dict[str, tuple[str, str]]:
 
 
 @pytest.mark.requirement("no leak")
-@settings(deadline=None)
 @given(cases=cohorts(), folds=st.integers(2, 8), seed=st.integers(0, 2**40))
 @pytest.mark.filterwarnings("ignore::kidseg.errors.KidsegWarning")
 def test_folds_partition_patients_evenly_overall_and_in_each_stratum(
@@ -75,7 +74,6 @@ def test_folds_partition_patients_evenly_overall_and_in_each_stratum(
             assert max(per_fold) - min(per_fold) <= 1
 
 
-@settings(deadline=None)
 @given(cases=cohorts(), seed=st.integers(0, 2**40), data=st.data())
 def test_a_test_set_has_its_size_and_each_stratum_its_share(
     cases: list[Case], seed: int, data: st.DataObject
@@ -94,7 +92,7 @@ def test_a_test_set_has_its_size_and_each_stratum_its_share(
             assert abs(taken[group] - count * n_test / len(stratum_of)) < 1
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(cases=cohorts(), seed=st.integers(0, 2**40), shuffling=st.integers())
 @pytest.mark.filterwarnings("ignore::kidseg.errors.KidsegWarning")
 def test_the_order_of_the_cases_does_not_matter(

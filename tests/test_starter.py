@@ -237,7 +237,7 @@ def test_the_shipped_starter(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert {"renal_hu", "bright_hu"} <= set(model.header["training_range"])
     intervals = model.header["intervals"]
     assert set(intervals["ends"]) == {"kidney", "kidney+tumour", "tumour"}
-    assert len(intervals["cases"]) == 99 and intervals["scans"] == "digital patients"
+    assert len(intervals["cases"]) == 189 and intervals["scans"] == "digital patients"
     assert call("info", "starter") == 0
     assert "Model card" in capsys.readouterr().out
     from kidseg.config import PhantomConfig

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import math
 import os
@@ -15,7 +16,7 @@ import threading
 import time
 import tomllib
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from kidseg.errors import (
     ModelError,
     UsageError,
 )
-from kidseg.evaluate import METRICS, Row, read_run
+from kidseg.evaluate import METRICS, Row, evaluate, read_run
 from kidseg.intensity import Normalisation, Statistics
 from kidseg.io import read
 from kidseg.labels import LabelSchema, Target
@@ -46,8 +47,9 @@ from kidseg.plan import Plan
 from kidseg.records import sealed
 from kidseg.study import Design, StudyRun, _wait_for, _write, design, study, study_runs
 from kidseg.study.chart import validation_curve
+from kidseg.study.page import _budgets
 from kidseg.study.process import Completed, Launcher
-from kidseg.study.results import average, spread
+from kidseg.study.results import average, of_patients, spread, write_average
 from kidseg.study.runs import _stamp, _write_stamp
 
 TINY = """
@@ -532,7 +534,43 @@ def test_a_stopped_training_is_not_resumed_from_another_model(
         assert caught.value.code == "other-settings"
 
 
+def test_results_of_labels_with_another_meaning_are_not_mixed(data: Path, tmp_path: Path) -> None:
+    """Two names exchanged in dataset.json: no file of a case differs."""
+    root = tmp_path / "data"
+    shutil.copytree(data, root)
+    (run,) = study_runs(design(toml(tmp_path), dataset=root), tmp_path / "out")
+    tested = run.design.main
+    _write_stamp(run.run, _stamp(run._inputs()))
+    _write_stamp(run.scores(tested), _stamp(run._rules(tested)))
+    run.check()
+    content = json.loads((root / "dataset.json").read_text())
+    content["labels"] = {"background": 0, "kidney": 2, "tumour": 1}
+    (root / "dataset.json").write_text(json.dumps(content))
+    (changed,) = study_runs(design(toml(tmp_path), dataset=root), tmp_path / "out")
+    for folder in (run.run, run.scores(tested)):
+        with pytest.raises(UsageError, match=f"{folder}.*in: meaning of the labels") as caught:
+            changed.check()
+        assert caught.value.code == "other-settings"
+        inputs = run._inputs() if folder == run.run else run._rules(tested)
+        del inputs["meaning of the labels"]  # as earlier versions wrote
+        _write_stamp(folder, _stamp(inputs))
+    changed.check()
+
+
+def test_a_run_that_was_fine_tuned_is_not_one_from_scratch(data: Path, tmp_path: Path) -> None:
+    """What differs is named, also if the study has it no more."""
+    (run,) = study_runs(design(toml(tmp_path), dataset=data), tmp_path / "out")
+    _write_stamp(run.run, _stamp({**run._inputs(), "model": "0" * 64, "tune": "all"}))
+    with pytest.raises(UsageError, match="differ from the study in: model, tune"):
+        run.check()
+
+
 # Averages
+
+
+SUMMED = ("training_set_up_seconds", "training_process_seconds", "segmentation_seconds_per_scan")
+SUMMED += ("training_attempts", "segmentation_peak_memory_mb", "device", "precision", "jobs")
+SUMMED += ("training_clock",)
 
 
 def row(case: str, dice: float | None, predicted_ml: float = 1.0, structure: str = "tumour") -> Row:
@@ -562,6 +600,32 @@ def test_seeds_are_averaged_case_by_case() -> None:
     assert average(runs[:1]) == tuple(runs[0])
 
 
+def test_each_patient_counts_once_whatever_the_scans() -> None:
+    """Of "p" two scans, and two healthy ones of "q"; the third of "r" stands for itself."""
+    rows = [
+        replace(row("p1", 0.9, 3.0), patient="p"),
+        replace(row("q1", None, 0.0), patient="q"),
+        replace(row("p2", 0.5), patient="p", reference_ml=4.0),
+        replace(row("r1", 0.1), patient=""),
+        replace(row("q2", None, 0.0), patient="q"),
+        replace(row("p1", 0.2, structure="kidney"), patient="p"),
+    ]
+    found = {(r.case, r.structure): r for r in of_patients(rows)}
+    assert list(found) == [*((name, "tumour") for name in ("p", "q", "r1")), ("p", "kidney")]
+    both = found["p", "tumour"]
+    assert both.figures["dice"] == pytest.approx(0.7)
+    assert (both.reference_ml, both.predicted_ml) == (3.0, 2.0)
+    assert found["q", "tumour"].both_empty and found["q", "tumour"].figures["dice"] is None
+
+
+def test_budgets_are_told_and_by_method_if_they_differ() -> None:
+    runs = [{"method": name, "training_budget_s": s} for name, s in (("a", 60.0), ("a", 60.0))]
+    assert _budgets(runs) == ["Budget of each training: 60 s."]
+    assert _budgets([{"method": "a", "training_budget_s": None}]) == []
+    runs += [{"method": "b", "training_budget_s": None}, {"method": "c", "training_budget_s": 60.0}]
+    assert _budgets(runs) == ["Budgets of the trainings differ: 60 s (a, c); none (b)."]
+
+
 def test_runs_of_other_cases_are_not_averaged() -> None:
     with pytest.raises(ValueError, match="same cases"):
         average([[row("a", 0.5)], [row("b", 0.5)]])
@@ -585,6 +649,43 @@ def test_the_time_of_earlier_stages_counts(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     log.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     assert validation_curve(log) == ([8.0, 12.0], [0.1, 0.4])
+
+
+@pytest.fixture
+def nnunet_table(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    return importlib.import_module("nnunet_table")
+
+
+@pytest.mark.slow
+def test_nnunet_gets_the_patients_of_a_study(nnunet_table: Any, data: Path, tmp_path: Path) -> None:
+    """Those of the test without their labels."""
+    plan, raw = design(toml(tmp_path), dataset=data), tmp_path / "raw"
+    nnunet_table.export(plan.main, raw)
+    assert {file.name for file in (raw / "imagesTs").iterdir()} == {
+        f"{case}_0000.nii.gz" for case in plan.main.test
+    }
+    kept = {file.name.removesuffix(".nii.gz") for file in (raw / "labelsTr").iterdir()}
+    assert kept == {*plan.main.training, *plan.main.validation}
+
+
+def test_nnunet_joins_the_table_of_a_study(nnunet_table: Any, data: Path, tmp_path: Path) -> None:
+    """Its labels are here those of an ideal one."""
+    plan, folder, out = design(toml(tmp_path), dataset=data), tmp_path / "study", tmp_path / "out"
+    runs = []
+    for seed in (0, 1):
+        scores = out / "scores" / f"nnunet-{seed}"
+        evaluate(data / "labelsTr", data, scores, cases=plan.main.test)
+        own = {"method": "nnunet", "seed": seed, "training_budget_s": 60.0, "parameters": 5}
+        own |= dict.fromkeys(SUMMED, 1.0) | {"training_seconds": {"segment": 60.0}}
+        runs.append(own | {"training_peak_memory_mb": {"process": 9.0}, "training_epochs": {}})
+    folder.mkdir()
+    content = _write(plan, [], {}, folder, 0)
+    write_average([scores], plan.main, folder / "averaged" / "plain", [0])
+    page = nnunet_table.write(plan, folder, content, {"nnunet": runs}, out)
+    row = next(line for line in page.splitlines() if line.startswith("| nnunet "))
+    assert re.search(r"\| +2 \| +1\.000 \(0\.000\), n 2 \|", row), row
+    assert "Budget of each training: 60 s." in page and "plain - nnunet" in page
 
 
 # Processes
@@ -882,6 +983,7 @@ def test_set_up_is_measured_by_the_clock_of_the_stages(
     file = tmp_path / "clock.toml"
     file.write_text(text.replace("set = [", f'set = ["budget_clock={clock}", ', 1))
     costs = written_run(file, data, tmp_path / "out").costs()
+    assert costs["training_budget_s"] is None
     assert (costs["training_clock"], costs["training_set_up_seconds"]) == (clock, set_up_s)
 
 

@@ -288,16 +288,24 @@ def test_a_run_resumes_from_a_store_of_its_cases_only(
 
 
 def test_changed_files_are_other_cases(tmp_path: Path) -> None:
-    """Whether the store that the run made is still there or not."""
+    """Also names of labels that were exchanged; whether the run's store is still there or not."""
     data, out = tmp_path / "data", tmp_path / "run"
     write_ellipse_dataset(data, 4)
     with pytest.raises(KeyboardInterrupt):
         run(data, out, progress=stop_at("segment", 1))
     assert (out / "store" / "store.json").is_file()
     shutil.copytree(out, tmp_path / "bare", ignore=shutil.ignore_patterns("store"))
+    folders = (out, tmp_path / "bare")
+    description = data / "dataset.json"
+    known = description.read_text()
+    exchanged = {"labels": {"background": 0, "kidney": 2, "tumour": 1}}
+    description.write_text(json.dumps({**json.loads(known), **exchanged}))
+    for folder in folders:
+        assert code_of(lambda: run(data, folder, resume=True)) == "other-cases"  # noqa: B023
+    description.write_text(known)
     image = data / "imagesTr" / "ellipse_001_0000.nii.gz"
     save(make_ellipse_patient(99).image, image, overwrite=True)
-    for folder in (out, tmp_path / "bare"):
+    for folder in folders:
         assert code_of(lambda: run(data, folder, resume=True)) == "other-cases"  # noqa: B023
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from kidseg.cases.gathering import Gathering
 from kidseg.cases.persons import Person
 from kidseg.cases.roi_rules import Match, RoiRules
 from kidseg.errors import Finding, InputError, quoted
-from kidseg.io.annotations import annotation_files, read_object_head
+from kidseg.io.annotations import annotation_files, is_copy, read_object_head
 from kidseg.io.dicom_header import files_in
 from kidseg.io.structures import Annotation, AnnotationObject, Part, Structure
 from kidseg.labels import LabelSchema
@@ -75,9 +75,9 @@ class _Named:
 def survey_annotated(root: Path, rules: RoiRules) -> Survey | None:
     """Survey a folder of DICOM series with annotations; None if it has none.
 
-    Findings: errors "unclear-structure", "no-label", "several-annotations", those of damaged files
-    and of `series_of`; warnings "structures-without-label", "duplicate-object", and those of
-    `series_of`.
+    Findings: errors "unclear-structure", "no-label", "several-annotations", "same-uid", those of
+    damaged files and of `series_of`; warnings "structures-without-label", "duplicate-object",
+    "other-modality", and those of `series_of`.
 
     Raises:
         InputError: "not-a-dataset": there are annotations, but no images.
@@ -90,9 +90,6 @@ def survey_annotated(root: Path, rules: RoiRules) -> Survey | None:
     if not annotations:
         return None
     series, findings = find_series([file for file in files if file not in set(annotations)])
-    modalities = {one.modality for one in series}
-    modality = "CT" if "CT" in modalities else min(modalities, default="")
-    series = tuple(one for one in series if one.modality == modality)
     if not series:
         raise InputError(
             f"it contains {len(annotations)} DICOM annotations, but no images",
@@ -102,11 +99,16 @@ def survey_annotated(root: Path, rules: RoiRules) -> Survey | None:
         )
     found = Gathering(root, 1)
     found.findings += findings
+    modalities = Counter(one.modality or "unknown" for one in series)
+    modality = "CT" if "CT" in modalities else min(modalities)
+    others = tuple(one for one in series if (one.modality or "unknown") != modality)
+    series = tuple(one for one in series if one not in others)
+    _note_others(found, modalities, modality)
     named = _Named(rules.names)
     by_series: dict[ImageSeries, list[_Labelled]] = {one: [] for one in series}
     for head in _heads(annotations, found):
-        its_series, said = series_of(head, series)
-        found.findings += [said] if said else []
+        its_series, said = _series_of(head, series, others)
+        found.findings += said
         labelled = _labelled(head, rules)
         named.add(labelled)
         if its_series is not None:
@@ -128,7 +130,7 @@ def survey_annotated(root: Path, rules: RoiRules) -> Survey | None:
         layout="annotated",
         name=root.name,
         schema=_schema(rules, named),
-        channels=(modality or "unknown",),
+        channels=(modality,),
     )
     return Survey(
         dataset=survey.dataset,
@@ -182,11 +184,36 @@ def _heads(files: Sequence[Path], found: Gathering) -> list[AnnotationObject]:
             found.findings.append(error.as_finding())
             continue
         key = head.uid or str(file)
-        if key in heads:
+        if key in heads and is_copy(file, heads[key].path):
             cause = f"it is the same object as {heads[key].path}; it was used once"
             found.warn("duplicate-object", file, cause)
+        elif key in heads:
+            cause = f"it has the SOP Instance UID of {heads[key].path}, but other content"
+            found.error("same-uid", file, cause, "Remove the one that is not right.")
         heads.setdefault(key, head)
     return list(heads.values())
+
+
+def _series_of(
+    head: AnnotationObject, series: Sequence[ImageSeries], others: Sequence[ImageSeries]
+) -> tuple[ImageSeries | None, list[Finding]]:
+    """As `series_of`; of an annotation on a series of another modality that is said."""
+    its_series, said = series_of(head, series)
+    if its_series is None and [one.code for one in said] == ["missing-images"]:
+        other, _ = series_of(head, others)
+        if other is not None:
+            cause = f"it is on a series of {other.modality or 'unknown'} images, which was left out"
+            return None, [replace(said[0], code="other-modality", cause=cause, next_step=_APART)]
+    return its_series, said
+
+
+def _note_others(found: Gathering, modalities: Mapping[str, int], modality: str) -> None:
+    listed = ", ".join(f"{n} {name}" for name, n in sorted(modalities.items()) if name != modality)
+    if listed:
+        cause = f"series that are not {modality} were left out: {listed}"
+        found.findings.append(
+            Finding(code="other-modality", path=str(found.root), cause=cause, next_step=_APART)
+        )
 
 
 def _labelled(head: AnnotationObject, rules: RoiRules) -> _Labelled:
@@ -219,6 +246,7 @@ def _add_case(
     return _side(chosen, rules)
 
 
+_APART = "A data set is of one modality: move these into a folder of their own."
 _RULES = (
     "Name the structures of each label in a rule file, roi_rules.toml in the data set or"
     " --roi-rules; docs/dicom_labels.md has an example."

@@ -1,7 +1,7 @@
 """Find the series that a DICOM annotation belongs to: by its references, never by its folder.
 
 The images that its contours or frames refer to decide; without such references the images, the
-series, or at last the frame of reference that it names, if only one series has it.
+series, or at last the frame of reference that it names, if only one series of the patient has it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,14 @@ from kidseg.io.dicom_frames import Image, find_images
 from kidseg.io.dicom_series import Series, group_series
 from kidseg.io.structures import AnnotationObject
 
-__all__ = ["ImageSeries", "find_series", "numbered_times", "series_of", "short_digest"]
+__all__ = [
+    "ImageSeries",
+    "find_series",
+    "numbered_times",
+    "series_of",
+    "short_digest",
+    "years_of",
+]
 
 _DIGITS = 8  # two of a thousand patients or series are alike in one of 10,000 data sets
 
@@ -102,7 +109,7 @@ def _image_series(one: Series, *, is_part: bool) -> ImageSeries:
         modality=one.modality,
         frames_of_reference=_texts(one.images, "FrameOfReferenceUID"),
         images=_texts(one.images, "SOPInstanceUID"),
-        age_years=_years(first.text("PatientAge")),
+        age_years=years_of(first.text("PatientAge")),
         description=one.description,
         is_part=is_part,
     )
@@ -126,8 +133,8 @@ def _texts(images: Sequence[Image], name: str) -> frozenset[str]:
     return frozenset(own - {""})
 
 
-def _years(text: str) -> float | None:
-    """An age such as 004Y, 018M. Source: DICOM PS3.5, 6.2, AS."""
+def years_of(text: str) -> float | None:
+    """An age such as 004Y, 018M; None if it is another text. Source: DICOM PS3.5, 6.2, AS."""
     per_year = {"Y": 1.0, "M": 12.0, "W": 365.25 / 7, "D": 365.25}
     number, unit = text[:-1], text[-1:]
     if unit not in per_year or not (number.isascii() and number.isdigit() and len(number) <= 3):
@@ -137,46 +144,62 @@ def _years(text: str) -> float | None:
 
 def series_of(
     one: AnnotationObject, series: Sequence[ImageSeries]
-) -> tuple[ImageSeries | None, Finding | None]:
+) -> tuple[ImageSeries | None, list[Finding]]:
     """The series of an annotation, and what is to be said about it.
 
     Returns:
         None with the warning "missing-images", or with the errors "several-series-referenced",
-        "other-frame-of-reference"; a series perhaps with the warnings "some-images-missing" or
-        "matched-by-frame".
+        "other-frame-of-reference"; a series perhaps with the warnings "some-images-missing",
+        "matched-by-frame", "other-patient".
     """
     wanted = one.drawn_on or one.referenced_images
     if wanted:
         found = [each for each in series if wanted & each.images]
         if not found:
-            return None, _missing(one, f"{len(wanted)} images")
+            return None, [_missing(one, f"{len(wanted)} images")]
     elif one.referenced_series:
         found = [each for each in series if each.uid in one.referenced_series]
         if not found:
-            return None, _missing(one, "a series")
+            return None, [_missing(one, "a series")]
     else:
         found = [each for each in series if each.frames_of_reference & one.frames_of_reference]
+        found = [each for each in found if not _of_other_patient(one, each)]
         if not found:
-            return None, _missing(one, "a frame of reference")
+            return None, [_missing(one, "a frame of reference of its patient")]
+    refers = bool(wanted or one.referenced_series)
     if len(found) > 1:
         listed = "; ".join(f"{each.description or each.modality} {each.uid}" for each in found)
         cause = f"it refers to {len(found)} series: {listed}"
-        step = "Export one annotation for each series."
-        return None, _finding(one, "several-series-referenced", cause, step, is_error=True)
+        if not refers:
+            cause = f"it refers to no image, and {len(found)} series have its frame of reference"
+            cause += f": {listed}"
+        step = "Export one annotation for each series, with references to its images."
+        return None, [_finding(one, "several-series-referenced", cause, step, is_error=True)]
     (only,) = found
     known = only.frames_of_reference and one.frames_of_reference
     if known and not only.frames_of_reference & one.frames_of_reference:
         cause = "its frame of reference is not that of the images it refers to"
         step = "Its positions cannot be trusted: export both again."
-        return None, _finding(one, "other-frame-of-reference", cause, step, is_error=True)
+        return None, [_finding(one, "other-frame-of-reference", cause, step, is_error=True)]
+    said = []
+    if _of_other_patient(one, only):
+        cause = "its Patient ID is not that of the images it refers to, which were used"
+        step = "Check that both are of one patient, and give both the same Patient ID."
+        said.append(_finding(one, "other-patient", cause, step))
     if wanted and (absent := len(wanted - only.images)):
         cause = f"{absent} of {len(wanted)} images that it refers to are not in the data set"
         step = "Restore the complete series."
-        return only, _finding(one, "some-images-missing", cause, step)
-    if not wanted and not one.referenced_series:
+        said.append(_finding(one, "some-images-missing", cause, step))
+    if not refers:
         cause = "it refers to no image; it was matched by its frame of reference alone"
-        return only, _finding(one, "matched-by-frame", cause, "Compare it with the images.")
-    return only, None
+        said.append(_finding(one, "matched-by-frame", cause, "Compare it with the images."))
+    return only, said
+
+
+def _of_other_patient(one: AnnotationObject, series: ImageSeries) -> bool:
+    """Whether both state a Patient ID, and not the same."""
+    ids = one.patient_id.strip(), series.patient_id.strip()
+    return "" not in ids and ids[0] != ids[1]
 
 
 def _missing(one: AnnotationObject, what: str) -> Finding:

@@ -56,7 +56,7 @@ from kidseg.cli.summaries import (
     training_text,
 )
 from kidseg.cli.terminal import print_result
-from kidseg.errors import KidsegError, KidsegWarning
+from kidseg.errors import BatchError, KidsegError, KidsegWarning
 
 __all__ = ["compare", "evaluate", "info", "segment", "train"]
 
@@ -286,24 +286,32 @@ def evaluate(
     Example: kidseg evaluate result patients -o scores
     """
     from kidseg.cases.roi_rules import load_rules
-    from kidseg.evaluate import evaluate
+    from kidseg.evaluate import evaluate, read_run
 
+    error = None
     with show_progress("cases", quiet or as_json) as advance:
-        summary = evaluate(
-            pred,
-            ref,
-            out,
-            protocol=protocol,
-            cyst=cyst,
-            missing=missing,
-            cases=cases,
-            images=images,
-            rules=load_rules(roi_rules, annotation),
-            overwrite=overwrite,
-            jobs=jobs,
-            progress=advance,
-        )
+        try:
+            summary = evaluate(
+                pred,
+                ref,
+                out,
+                protocol=protocol,
+                cyst=cyst,
+                missing=missing,
+                cases=cases,
+                images=images,
+                rules=load_rules(roi_rules, annotation),
+                overwrite=overwrite,
+                jobs=jobs,
+                progress=advance,
+            )
+        except BatchError as ended:
+            summary = dict(read_run(out).summary)
+            error = ended
     print_result(summary, scores_text(summary), as_json, quiet)
+    if error is not None:
+        typer.echo(f"kidseg: {error}", err=True)
+        raise typer.Exit(error.exit_code)
 
 
 def compare(

@@ -139,6 +139,8 @@ def scores_text(summary: Mapping[str, Any]) -> str:
 
     n is the number of cases with a Dice; a metric of fewer cases says its own.
     """
+    from kidseg.evaluate.score_page import counted
+
     metrics = (("dice", 3), ("hd95_mm", 1), ("surface_dice", 3), ("volume_error_ml", 1))
     head = ["structure", "Dice", "HD95 mm", "surface Dice", "volume error ml", "n"]
     rows = [
@@ -153,7 +155,7 @@ def scores_text(summary: Mapping[str, Any]) -> str:
         for name, figures in summary["structures"].items()
     ]
     found = [f"{finding['severity']}: {Finding(**finding)}" for finding in summary["findings"]]
-    title = f"{summary['n_cases']} case(s), protocol {summary['protocol']}; mean (SD):"
+    title = f"{counted(summary)}, protocol {summary['protocol']}; mean (SD):"
     return "\n".join([*found, title, *text_table(head, rows)])
 
 

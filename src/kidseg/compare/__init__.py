@@ -23,6 +23,7 @@ from kidseg.compare.compare_page import comparison_page
 from kidseg.compare.compare_text import ALL, as_markdown
 from kidseg.compare.statistics import (
     CONFIDENCE,
+    FEWEST_PAIRS,
     N_RESAMPLES,
     bootstrap_interval,
     holm,
@@ -51,7 +52,8 @@ _RULES = {
     "both have a figure for",
     "difference": "first run minus second; volume errors by absolute value",
     "interval": f"{CONFIDENCE:.0%} bootstrap of the mean difference, {N_RESAMPLES} resamples of "
-    "patients, bias-corrected and accelerated (BCa)",
+    f"patients, bias-corrected and accelerated (BCa); none for fewer than {FEWEST_PAIRS}, "
+    "which cannot determine one",
     "p": "Wilcoxon signed-rank test, two-sided; zero differences ranked, then dropped (Pratt)",
     "p_holm": "Holm's correction over pairs of runs and structures, for each metric",
     "strata": "described, not tested; a patient is in that of its youngest case",
@@ -74,7 +76,7 @@ class Comparison:
         mean_b: likewise.
         mean_difference: of a minus b.
         median_difference: likewise.
-        low: end of the interval of the mean difference; None for fewer than two pairs.
+        low: end of the interval of the mean difference; None for fewer than `FEWEST_PAIRS` pairs.
         high: likewise.
         wins: pairs in which a is better.
         ties: pairs in which they are equal.
@@ -156,7 +158,7 @@ def compare(
         found += _compare_pair((a, run_a), (b, run_b), seed)
     result = {
         "protocol": read[0].summary["protocol"],
-        "runs": [{"name": name, "path": str(run.path)} for name, run in named.items()],
+        "runs": [_described(name, run) for name, run in named.items()],
         "pairs": pairs,
         "comparisons": [asdict(one) for one in _corrected(found)],
         "seed": seed,
@@ -168,6 +170,12 @@ def compare(
     page = comparison_page("Comparison", named, pages, out, about=about)
     _write(out, result, page, overwrite=overwrite)
     return result
+
+
+def _described(name: str, run: Run) -> dict[str, Any]:
+    """A run, with its cases that could not be evaluated."""
+    failed = list(run.summary.get("not_evaluated", ()))
+    return {"name": name, "path": str(run.path), "not_evaluated": failed}
 
 
 def _compare_pair(a: tuple[str, Run], b: tuple[str, Run], seed: int) -> list[Comparison]:

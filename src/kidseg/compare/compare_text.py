@@ -28,6 +28,10 @@ def as_markdown(result: Mapping[str, Any]) -> str:
         result: as in `compare.json`.
     """
     lines = [f"# Comparison ({result['protocol']} protocol)", ""]
+    for run in result["runs"]:
+        if failed := run["not_evaluated"]:
+            said = f"Could not be evaluated in {run['name']}, left out: {', '.join(failed)}"
+            lines += [*wrapped(said), ""]
     for pair in result["pairs"]:
         lines += [f"## {pair['a']} against {pair['b']}: {pair['n_common']} common cases", ""]
         if pair["n_patients"] < pair["n_common"]:

@@ -9,7 +9,11 @@ import numpy as np
 __all__ = ["CONFIDENCE", "FEWEST_PAIRS", "N_RESAMPLES", "bootstrap_interval", "holm", "signed_rank"]
 
 FEWEST_PAIRS = 6
-"""With five pairs the smallest two-sided p of the signed-rank test is 2 / 2^5 = 0.0625."""
+"""With five pairs the smallest two-sided p of the signed-rank test is 2 / 2^5 = 0.0625. And even
+the range from the smallest to the largest of n symmetrically distributed differences, in which
+every bootstrap interval of their mean lies, contains its expected value with a probability of
+1 - 2 / 2^n only: 94 % with five.
+"""
 
 N_RESAMPLES = 10_000
 CONFIDENCE = 0.95
@@ -53,10 +57,10 @@ def signed_rank(difference: np.ndarray) -> tuple[float | None, str]:
 def bootstrap_interval(
     difference: np.ndarray, seed: Sequence[int]
 ) -> tuple[float | None, float | None]:
-    """BCa bootstrap interval of the mean; (None, None) for fewer than two values."""
+    """BCa bootstrap interval of the mean; (None, None) for fewer than `FEWEST_PAIRS` values."""
     from scipy.stats import bootstrap
 
-    if difference.size < 2:
+    if difference.size < FEWEST_PAIRS:
         return None, None
     if np.ptp(difference) == 0:
         return float(difference[0]), float(difference[0])

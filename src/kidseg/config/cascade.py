@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 
 from kidseg.config.checked import CHECKED
 from kidseg.config.methods import CohortConfig, MethodConfig, check_no_mining
-from kidseg.config.networks import UNetConfig
+from kidseg.config.networks import UNetConfig, check_batch
 from kidseg.config.stages import OptimizerConfig, StageConfig
 
 __all__ = [
@@ -65,7 +65,7 @@ class CorrectConfig:
 
     size: tuple[int, int] = (64, 256)
     """Axial slices and rows of a sagittal slice, around the coarse centroid."""
-    iterations: int = Field(default=1, ge=0)
+    iterations: int = Field(default=1, ge=0, le=100)
     """Maximum number of corrections, each around what the one before found; 0: never."""
     loss: Loss = "dice"
     """As `coarse.loss`."""
@@ -183,6 +183,8 @@ class CascadeConfig(MethodConfig):
             raise ValueError('cohort.target must be "two": the cascade gives kidney and tumour')
         if min(self.spacing_mm) <= 0:
             raise ValueError("spacing_mm must be positive")
+        if None in (self.unet.size, self.tumour.unet.size):
+            raise ValueError("unet.size and tumour.unet.size must be set: they determine the depth")
         if (self.unet.dimensions, self.tumour.unet.dimensions) != (2, 3):
             raise ValueError("unet.dimensions must be 2, and tumour.unet.dimensions 3")
         sides = {
@@ -194,6 +196,12 @@ class CascadeConfig(MethodConfig):
         for name, values in sides.items():
             if any(side < 1 or side % self.unet.multiple for side in values):
                 raise ValueError(f"{name} must be a multiple of {self.unet.multiple}")
+            stage = name.partition(".")[0]
+            sides_2d = values if len(values) == 2 else values * 2
+            size = getattr(self, stage).stage.batch_size
+            check_batch(f"{stage}.stage", sides_2d, self.unet.multiple, size)
         if any(side < 1 or side % self.tumour.unet.multiple for side in self.tumour.patch):
             raise ValueError(f"tumour.patch must be multiples of {self.tumour.unet.multiple}")
+        size, multiple = self.tumour.stage.batch_size, self.tumour.unet.multiple
+        check_batch("tumour.stage", self.tumour.patch, multiple, size)
         return self

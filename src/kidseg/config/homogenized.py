@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 
 from kidseg.config.checked import CHECKED
 from kidseg.config.methods import MethodConfig, ViewConfig
-from kidseg.config.networks import LocalizerConfig, UNetConfig
+from kidseg.config.networks import LocalizerConfig, UNetConfig, check_batch
 from kidseg.config.randomization import StyleConfig
 from kidseg.config.stages import OptimizerConfig, StageConfig
 
@@ -161,7 +161,11 @@ class HomogenizedConfig(MethodConfig):
     def _check_together(self) -> HomogenizedConfig:
         if self.view.size % self.divisor:
             raise ValueError(f"view.size must be a multiple of {self.divisor} for this crop")
-        self.unet.check_input(self.view.size // self.divisor)
+        side = self.view.size // self.divisor
+        self.unet.check_input(side)
+        check_batch("segment", (side, side), self.network.multiple, self.segment.batch_size)
+        if self.schedule == "joint":
+            check_batch("joint", (side, side), self.network.multiple, self.joint.batch_size)
         if self.supervision == "paper" and self.loss_space == "network":
             raise ValueError("supervision 'paper' requires loss_space 'original'")
         if self.schedule == "joint" and (

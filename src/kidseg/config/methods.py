@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from kidseg.config.checked import CHECKED
-from kidseg.config.networks import UNetConfig
+from kidseg.config.networks import UNetConfig, check_batch
 from kidseg.config.randomization import StyleConfig
 from kidseg.config.stages import StageConfig
 
@@ -170,7 +170,9 @@ class PlainConfig(MethodConfig):
 
     @model_validator(mode="after")
     def _check_sides(self) -> PlainConfig:
-        self.unet.check_input(self.view.size)
+        side = self.view.size
+        self.unet.check_input(side)
+        check_batch("segment", (side, side), self.network.multiple, self.segment.batch_size)
         return self
 
     @property

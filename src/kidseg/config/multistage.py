@@ -14,7 +14,7 @@ from kidseg.config.methods import (
     PostprocessConfig,
     check_no_mining,
 )
-from kidseg.config.networks import ResidualConfig
+from kidseg.config.networks import ResidualConfig, check_batch
 from kidseg.config.stages import OptimizerConfig, StageConfig
 
 __all__ = ["MultistageConfig", "StagedNetConfig", "TurnConfig"]
@@ -141,4 +141,8 @@ class MultistageConfig(MethodConfig):
         for name, side, known in sides:
             if side % known.net.multiple:
                 raise ValueError(f"{name} must be a multiple of {known.net.multiple}, not {side}")
+        for stage, side in (("coarse", self.coarse_size), *((n, self.box) for n in self.ensemble)):
+            trained: StagedNetConfig = getattr(self, stage)
+            size, multiple = trained.stage.batch_size, trained.net.multiple
+            check_batch(f"{stage}.stage", (side, side), multiple, size)
         return self

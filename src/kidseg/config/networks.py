@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -10,7 +11,27 @@ from pydantic.dataclasses import dataclass
 
 from kidseg.config.checked import CHECKED
 
-__all__ = ["LocalizerConfig", "ResidualConfig", "UNetConfig"]
+__all__ = ["LocalizerConfig", "ResidualConfig", "UNetConfig", "check_batch"]
+
+
+def check_batch(name: str, sides: Sequence[int], multiple: int, batch_size: int) -> None:
+    """Refuse a training whose batch norm would see one value of a feature map: it has no spread.
+
+    Args:
+        name: of the stage in the settings.
+        sides: of the network's input.
+        multiple: of these, for one pixel or voxel at the deepest level.
+        batch_size: of the training.
+
+    Raises:
+        ValueError: a batch has a single image, and its deepest level a single pixel.
+    """
+    if batch_size == 1 and max(sides) <= multiple:
+        raise ValueError(
+            f"{name}.batch_size must be at least 2, because an input of"
+            f" {' x '.join(map(str, sides))} has a single value in each feature map of the deepest"
+            " level, which batch norm cannot normalise; or make the input larger"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -61,12 +82,14 @@ class UNetConfig:
         return self if self.size is not None else replace(self, size=side)
 
     def check_input(self, side: int) -> None:
-        """Check that the network takes images of this side.
+        """Check that the network takes slices of this side.
 
         Raises:
-            ValueError: halving it does not reach the bottleneck, or it is no multiple of what
-                `size` requires.
+            ValueError: it is for volumes; halving the side does not reach the bottleneck, or the
+                side is no multiple of what `size` requires.
         """
+        if self.dimensions != 2:
+            raise ValueError("unet.dimensions must be 2: the network sees slices")
         if self.size is None and not self.fits(side):
             possible = [side >> n for n in range(1, side.bit_length()) if side % (1 << n) == 0]
             near = min(possible, key=lambda n: abs(n - self.bottleneck), default=None)

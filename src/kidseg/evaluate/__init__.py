@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from kidseg.cases.roi_rules import RoiRules
-from kidseg.errors import Finding, InputError
+from kidseg.errors import BatchError, Finding, InputError
 from kidseg.evaluate.pairs import Missing, Pair, Pairing, pair
 from kidseg.evaluate.protocols import (
     KITS_TOLERANCE_MM,
@@ -80,8 +80,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score predicted label volumes; write `summary.json`, `cases.csv` and `cohort.html`.
 
-    All problems of all cases are collected before anything is written. One case per job is in
-    memory at a time.
+    A case whose files cannot be scored does not stop the others: all is written without it, the
+    summary names it, and the call ends with an error. One case per job is in memory at a time.
 
     Args:
         pred: a folder of label volumes, or one label volume.
@@ -100,13 +100,14 @@ def evaluate(
 
     Returns:
         The content of `summary.json`; see `summarise` and `kidseg.provenance`. Its findings include
-        those of `kidseg.labels.unclear_labels`.
+        the errors of cases, and those of `kidseg.labels.unclear_labels`.
 
     Raises:
         UsageError: "output-exists", "other-folder" (`out` is a data set, a run, ...), an unknown
             protocol or setting.
-        InputError: predictions and references do not match (see `pair`); for a single invalid case,
-            see `read_pair`; "bad-cases" for several, each named; see `find_images`.
+        InputError: predictions and references do not match (see `pair`); see `find_images`; no case
+            can be scored: see `read_pair`, or for several "bad-cases", which names each.
+        BatchError: "cases-failed": some cases could not be scored; the others are written.
         ResourceError: not enough memory or disk space.
     """
     pred, ref, out = Path(pred), Path(ref), Path(out)
@@ -116,18 +117,23 @@ def evaluate(
     scoring = protocol_named(protocol, pairing.schema, cyst)
     check_output_folder(out, "scores")
     prepare_output(out, _OUTPUTS, overwrite=overwrite)
-    scored = _score_all(pairing, scoring, jobs, progress, pred)
+    scored, failed = _score_all(pairing, scoring, jobs, progress)
+    if not scored:
+        raise _all_failed(list(failed.values()), pred)
     rows = [row for case in scored for row in case.rows]
     unclear = () if pairing.schema is None else unclear_labels(pairing.schema, ref)
     of_cases = (finding for case in scored for finding in case.findings)
-    findings = [*unclear, *pairing.findings, *of_cases]
-    summary = summarise(rows, scoring, findings) | provenance()
+    errors = [error.as_finding() for error in failed.values()]
+    findings = [*errors, *unclear, *pairing.findings, *of_cases]
+    summary = summarise(rows, scoring, findings) | {"not_evaluated": list(failed)} | provenance()
     if overwrite:
         (out / "summary.json").unlink(missing_ok=True)
     write_csv(out / "cases.csv", COLUMNS, (row.values() for row in rows), overwrite=overwrite)
     pictures = {case.rows[0].case: case.picture for case in scored if case.rows}
     write_text(out / PAGE, score_page(rows, pictures, summary), overwrite=overwrite)
     write_json(out / "summary.json", summary, overwrite=overwrite)
+    if failed:
+        raise _some_failed(failed, len(pairing.pairs), out)
     return summary
 
 
@@ -208,8 +214,9 @@ def _with_images(pairing: Pairing, images: Mapping[str, Path]) -> Pairing:
 
 
 def _score_all(
-    pairing: Pairing, protocol: Protocol, jobs: int, progress: Progress | None, pred: Path
-) -> list[Scored]:
+    pairing: Pairing, protocol: Protocol, jobs: int, progress: Progress | None
+) -> tuple[list[Scored], dict[str, InputError]]:
+    """The scores of the cases, and {case: why it has none} of the others."""
     pairs, known = pairing.pairs, _known(pairing, protocol)
     done: dict[str, Scored] = {}
     failed: dict[str, InputError] = {}
@@ -226,9 +233,10 @@ def _score_all(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    if failed:
-        raise _all_failed([failed[case.id] for case in pairs if case.id in failed], pred)
-    return [done[case.id] for case in pairs]
+    return (
+        [done[case.id] for case in pairs if case.id in done],
+        {case.id: failed[case.id] for case in pairs if case.id in failed},
+    )
 
 
 def _known(pairing: Pairing, protocol: Protocol) -> KnownLabels:
@@ -246,13 +254,27 @@ def _known(pairing: Pairing, protocol: Protocol) -> KnownLabels:
 def _all_failed(errors: Sequence[InputError], pred: Path) -> InputError:
     if len(errors) == 1:
         return errors[0]
-    more = f"; and {len(errors) - _NAMED} more" if len(errors) > _NAMED else ""
     return InputError(
-        f"{len(errors)} cases cannot be evaluated: " + "; ".join(map(str, errors[:_NAMED])) + more,
+        f"none of {len(errors)} cases can be evaluated: {_listed(errors)}",
         path=pred,
         code="bad-cases",
-        next_step="Nothing was written. Fix these files, or evaluate only the other cases.",
+        next_step="Nothing was written. Fix these files.",
     )
+
+
+def _some_failed(failed: Mapping[str, InputError], total: int, out: Path) -> BatchError:
+    return BatchError(
+        f"{len(failed)} of {total} cases could not be evaluated; the means are those of the others:"
+        f" {_listed(list(failed.values()))}",
+        path=out,
+        code="cases-failed",
+        next_step="Fix these files and evaluate again with --overwrite.",
+    )
+
+
+def _listed(errors: Sequence[InputError]) -> str:
+    more = f"; and {len(errors) - _NAMED} more" if len(errors) > _NAMED else ""
+    return "; ".join(map(str, errors[:_NAMED])) + more
 
 
 def _mask(labels: np.ndarray, structure: Structure) -> np.ndarray:

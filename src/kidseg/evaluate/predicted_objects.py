@@ -43,7 +43,7 @@ def predicted_objects(
     for file in annotation_files(predicted):
         head = read_object_head(file)
         one, said = series_of(head, list(cases))
-        findings += [said] if said else []
+        findings += said
         if one is not None:
             found.setdefault(cases[one].id, []).append(head)
     annotations = {

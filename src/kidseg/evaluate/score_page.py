@@ -22,7 +22,7 @@ from kidseg.labels import LabelSchema
 from kidseg.report.cohort_page import Case, Cell, Picture, cohort_page
 from kidseg.report.overlay import Found, draw_case
 
-__all__ = ["PAGE", "draw_pair", "find_images", "score_page"]
+__all__ = ["PAGE", "counted", "draw_pair", "find_images", "score_page"]
 
 PAGE = "cohort.html"
 _TIMED = ("patient", "time")
@@ -122,10 +122,10 @@ def score_page(
         ],
         cases,
         about=[
-            f"{summary['n_cases']} case(s), {summary['protocol']} protocol.",
+            f"{counted(summary)}, {summary['protocol']} protocol.",
             f"Mean Dice: {means or '-'}.",
         ],
-        warnings=[str(finding["cause"]) for finding in summary["findings"]],
+        warnings=[_said(finding) for finding in summary["findings"]],
         note="The worst mean Dice first. Select a case to see its slice with the largest error:"
         " filled is what was found, dashed the reference.",
     )
@@ -136,6 +136,19 @@ def _timed(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
     found = {row.case: (row.patient, row.time_point or "-") for row in rows}
     patients = {patient for patient, _ in found.values()}
     return found if len(patients) < len(found) else {}
+
+
+def _said(finding: Mapping[str, str]) -> str:
+    if finding["severity"] == "error":
+        return f"Not evaluated: {Path(finding['path']).name}: {finding['cause']}"
+    return finding["cause"]
+
+
+def counted(summary: Mapping[str, Any]) -> str:
+    """How many cases were evaluated, and of how many, in words."""
+    n = summary["n_cases"]
+    failed = len(summary.get("not_evaluated", ()))
+    return f"{n} of {n + failed} case(s)" if failed else f"{n} case(s)"
 
 
 def _goodness(rows: Any) -> float:

@@ -6,6 +6,7 @@ method `nnunet`; the weights get kidseg's names. Several folds become members of
 
 from __future__ import annotations
 
+import reprlib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -39,6 +40,7 @@ from kidseg.import_nnunet.training_folder import (
     checkpoints_in,
     read_json,
     stored_axes,
+    warn_of_postprocessing,
 )
 from kidseg.io.atomic import check_writable
 from kidseg.io.orientation import CANONICAL, facing
@@ -60,7 +62,8 @@ def import_nnunet(
 ) -> dict[str, Any]:
     """Write a model file from a folder of nnU-Net's results.
 
-    No pickle is executed: see `read_torch_file`.
+    No pickle is executed: see `read_torch_file`. Warns of folds without a checkpoint, of a
+    postprocessing, which is not applied, and of axes that are assumed.
 
     Args:
         folder: TRAINER__PLANS__CONFIGURATION, with plans.json, dataset.json and the folds.
@@ -115,6 +118,7 @@ def import_nnunet(
     if len(found) > 1:
         header = {**header, MEMBERS: headers}
         parts = {str(k): joined({"segment": each.weights}) for k, each in enumerate(found)}
+    warn_of_postprocessing(folder)
     sha256 = save_model(out, parts, header, overwrite=overwrite)
     return {
         "path": str(out),
@@ -143,21 +147,13 @@ class _Fold:
 
 def _fold(file: Checkpoint, plans: Any, described: Description, folder: Path) -> _Fold:
     content = read_torch_file(file.path)
-    try:
-        start = content["init_args"]
-        name, own_plans, own_labels = start["configuration"], start["plans"], start["dataset_json"]
-        mirrored = content.get("inference_allowed_mirroring_axes")
-        weights = content["network_weights"]
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ModelError(
-            f"not a checkpoint of nnU-Net v2: {error!r:.120} is missing or wrong",
-            path=file.path,
-            code="damaged-checkpoint",
-            next_step="Give a folder that nnUNetv2_train wrote.",
-        ) from error
-    planned = planned_of(plans, str(name), described, folder / PLANS)
-    trained = _described(file.path, own_labels)
-    if trained != described or planned_of(own_plans, str(name), trained, file.path) != planned:
+    start = _entry(content, "init_args", Mapping, file.path)
+    name = _entry(start, "configuration", str, file.path)
+    weights = _entry(content, "network_weights", Mapping, file.path)
+    trainer = content.get("trainer_name")
+    planned = planned_of(plans, name, described, folder / PLANS)
+    trained = _described(file.path, start.get("dataset_json"))
+    if trained != described or planned_of(start.get("plans"), name, trained, file.path) != planned:
         raise ModelError(
             f"it was trained with other plans, or for other labels, than {PLANS} and {DATASET} in"
             " the folder say",
@@ -169,12 +165,27 @@ def _fold(file: Checkpoint, plans: Any, described: Description, folder: Path) ->
     outputs = _target(described).outputs
     return _Fold(
         checkpoint=file,
-        trainer=str(content.get("trainer_name", "unknown")),
+        trainer=trainer if isinstance(trainer, str) else "unknown",
         planned=planned,
-        mirror_axes=_mirror_axes(mirrored, configuration.dimensions, file.path),
+        mirror_axes=_mirror_axes(
+            content.get("inference_allowed_mirroring_axes"), configuration.dimensions, file.path
+        ),
         weights=renamed(
             weights, configuration.topology, len(planned.plan.channels), outputs, file.path
         ),
+    )
+
+
+def _entry(content: Any, name: str, kind: type[Any], path: Path) -> Any:
+    """An entry of a checkpoint, which must be of this type."""
+    found = content.get(name) if isinstance(content, Mapping) else None
+    if isinstance(found, kind):
+        return found
+    raise ModelError(
+        f"not a checkpoint of nnU-Net v2: '{name}' is missing or wrong",
+        path=path,
+        code="damaged-checkpoint",
+        next_step="Give a folder that nnUNetv2_train wrote.",
     )
 
 
@@ -184,8 +195,8 @@ def _mirror_axes(stated: Any, dimensions: int, path: Path) -> tuple[int, ...]:
     known = isinstance(axes, list | tuple) and all(type(axis) is int for axis in axes)
     if not known or len(set(axes)) != len(axes) or not set(axes) <= set(range(dimensions)):
         raise ModelError(
-            f"inference_allowed_mirroring_axes is {axes!r:.80}, and the network has {dimensions}"
-            " axes, counted from 0",
+            f"inference_allowed_mirroring_axes is {reprlib.repr(axes)}, and the network has"
+            f" {dimensions} axes, counted from 0",
             path=path,
             code="damaged-checkpoint",
             next_step="Give a folder that nnUNetv2_train wrote.",

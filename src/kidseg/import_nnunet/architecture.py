@@ -57,7 +57,8 @@ _KNOWN: Mapping[str, tuple[Any, ...]] = {
     "deep_supervision": (True, False, None),
 }
 _FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
-_PREFIXES = ("module.", "_orig_mod.")
+# Before the names of parallel and of compiled networks, and of both in either order.
+_PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+")
 
 
 def topology_of(architecture: Mapping[str, Any], path: Path) -> Topology:
@@ -180,11 +181,13 @@ def renamed(
     found: dict[str, Tensor] = {}
     coarsest = f"heads.{len(topology.features) - 2}."
     for name, tensor in weights.items():
-        known = _name_here(str(name), len(topology.features))
+        if not isinstance(name, str):
+            raise _other("its weights have no names", path)
+        known = _name_here(name, len(topology.features))
         if known in wanted:
             found[known] = tensor
         elif known is None or (known and not known.startswith(coarsest)):
-            raise _other(f"that network has no '{name!s:.80}'", path)
+            raise _other(f"that network has no '{name:.80}'", path)
     if missing := sorted(set(wanted) - set(found)):
         raise _other(f"{len(missing)} weights are missing, the first '{missing[0]}'", path)
     return {name: _checked(found[name], name, tuple(wanted[name].shape), path) for name in wanted}
@@ -223,8 +226,7 @@ def _has_values(tensor: Any) -> bool:
 
 def _name_here(name: str, stages: int) -> str | None:
     """The name of a weight here; "" for copies, None for one that the network does not have."""
-    for prefix in _PREFIXES:
-        name = name.removeprefix(prefix)
+    name = _PREFIXES.sub("", name)
     if ".all_modules." in name or name.startswith("decoder.encoder."):
         return ""
     for pattern, here in _PATTERNS:

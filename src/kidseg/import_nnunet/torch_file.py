@@ -39,6 +39,8 @@ class _NumberType:
 
 def _number(kind: _NumberType, data: bytes) -> float | int | bool:
     """Stands for numpy's `scalar`: a plain number."""
+    if type(kind) is not _NumberType:
+        raise TypeError("a numpy value of no type")
     (value,) = np.frombuffer(data, dtype=np.dtype(kind.order + kind.name)).tolist()
     found: float | int | bool = value
     return found
@@ -82,8 +84,16 @@ def read_torch_file(path: Path) -> Any:
         raise _refusal(path, error) from error
 
 
+def _text(error: Exception) -> str:
+    """Its message; its type, if the message shows something nested too deeply to be shown."""
+    try:
+        return " ".join(str(error).split())
+    except RecursionError:
+        return type(error).__name__
+
+
 def _refusal(path: Path, error: Exception) -> ModelError:
-    text = " ".join(str(error).split())
+    text = _text(error)
     if "weights_only" in text.lower() or "Unsupported" in text or "GLOBAL" in text:
         named = _NAMED.search(text)
         what = f"'{named[1]}'" if named else "something that is no tensor, list or number"

@@ -5,12 +5,13 @@ plans.json  dataset.json  fold_0/checkpoint_final.pth  fold_0/validation/<case><
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kidseg.errors import InputError
+from kidseg.errors import InputError, KidsegWarning
 from kidseg.io import read_grid
 from kidseg.io.orientation import axes_of
 from kidseg.records import parsed
@@ -23,6 +24,7 @@ __all__ = [
     "checkpoints_in",
     "read_json",
     "stored_axes",
+    "warn_of_postprocessing",
 ]
 
 CHECKPOINT = "checkpoint_final.pth"
@@ -31,6 +33,9 @@ CHECKPOINT = "checkpoint_final.pth"
 PLANS, DATASET = "plans.json", "dataset.json"
 _ALL = "all"
 _NAMED = 5
+# What nnU-Net writes when it has found a postprocessing, and files of nnU-Net v1.
+_POSTPROCESSING = ("postprocessing.pkl", "*/postprocessing.pkl")
+_FILES_OF_V1 = ("plans.pkl", "*/plans.pkl", "*.model.pkl")
 # nnU-Net's classes that bring images to RAS, as nibabel and ITK name it.
 _READERS_THAT_REORIENT = ("NibabelIOWithReorient", "SimpleITKIOWithReorient")
 _REORIENTED = "SAR"
@@ -58,6 +63,8 @@ def checkpoints_in(
     Raises:
         InputError: "no-training": this is no such folder; "no-fold": a fold is missing, or has no
             such checkpoint.
+
+    Warns of numbered folds that have no such checkpoint, if none were chosen.
     """
     _check_folder(folder)
     present = sorted(
@@ -75,7 +82,35 @@ def checkpoints_in(
             if present
             else "Train it to the end, or name another checkpoint, such as checkpoint_best.pth.",
         )
+    if not folds:
+        _warn_of_left_out(folder, wanted, name)
     return tuple(Checkpoint(fold=f, path=folder / f"fold_{f}" / name) for f in wanted)
+
+
+def _warn_of_left_out(folder: Path, wanted: Sequence[str], name: str) -> None:
+    """nnUNetv2_predict expects five folds, and stops where one has no such checkpoint."""
+    every = (path.name.removeprefix("fold_") for path in folder.glob("fold_*") if path.is_dir())
+    left_out = sorted((f for f in every if f.isdecimal() and f not in wanted), key=int)
+    if left_out:
+        warnings.warn(
+            f"fold {', '.join(left_out)} has no {name} and is left out of the model; used:"
+            f" {', '.join(wanted)}",
+            KidsegWarning,
+            stacklevel=4,
+        )
+
+
+def warn_of_postprocessing(folder: Path) -> None:
+    """Say that a postprocessing that nnU-Net has chosen is not applied; it is not read."""
+    for pattern in _POSTPROCESSING:
+        if found := sorted(folder.glob(pattern)):
+            warnings.warn(
+                f"{found[0]} is not applied, nor is it by nnUNetv2_predict; kidseg segment gives"
+                " the labels before nnUNetv2_apply_postprocessing",
+                KidsegWarning,
+                stacklevel=3,
+            )
+            return
 
 
 def _check_folder(folder: Path) -> None:
@@ -85,7 +120,7 @@ def _check_folder(folder: Path) -> None:
         cause, step = "a file, not a folder", "If it is an exported model, unpack it."
     elif not folder.is_dir():
         cause, step = "there is no such folder", "Check the path."
-    elif (folder / "plans.pkl").exists():
+    elif any(any(folder.glob(name)) for name in _FILES_OF_V1):
         cause, step = "a training of nnU-Net v1", "Only those of nnU-Net v2 can be imported."
     else:
         lacks = [name for name in (PLANS, DATASET) if not (folder / name).is_file()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from kidseg.geometry import Grid
 from kidseg.io.contour_voxels import Noticed, voxels_inside
 from kidseg.io.dicom import Acquired, acquired, with_options
 from kidseg.io.dicom_grids import even_grid
-from kidseg.io.dicom_header import files_in
+from kidseg.io.dicom_header import files_in, read_object, reading
 from kidseg.io.orientation import ras_from_lps
 from kidseg.io.scan import ReadOptions, Scan, scan_of
 from kidseg.io.seg_object import SEGMENTATIONS, read_segmentation, segment_voxels
@@ -26,6 +26,7 @@ __all__ = [
     "VOLUME_DIFFERS",
     "annotation_files",
     "differs",
+    "is_copy",
     "read_annotation",
     "read_object_head",
     "sop_class",
@@ -89,10 +90,25 @@ def read_object_head(path: Path) -> AnnotationObject:
     return read_segmentation(path)
 
 
+def is_copy(one: Path, other: Path) -> bool:
+    """Whether two files are the same object, perhaps in another transfer syntax.
+
+    Raises:
+        InputError, ResourceError: see `read_object`.
+    """
+    with reading(one):
+        if one.read_bytes() == other.read_bytes():
+            return True
+        return bool(read_object(one, with_pixels=True) == read_object(other, with_pixels=True))
+
+
 def read_annotation(path: Path, annotation: Annotation, options: ReadOptions) -> Scan:
     """Read structures as labels on the voxels of their series, in canonical order.
 
     Where structures of different labels overlap, the higher label counts.
+
+    Findings, besides those of `voxels_inside`: warnings "overlapping-structures",
+    "empty-structure", "sparse-segment", "volume-differs".
 
     Args:
         path: of the first object, for messages.
@@ -109,28 +125,20 @@ def read_annotation(path: Path, annotation: Annotation, options: ReadOptions) ->
     native = even_grid(found.stack, annotation.folder) if found.is_repaired else found.native
     native = with_options(native, annotation.folder, options)
     place = _Place(grid=native, slice_of=_slices_of(found, native), frames=_frames_of(found))
-    data = np.zeros(native.shape, np.uint8)
-    findings: list[Finding] = []
-    volumes, hidden_ml = [], 0.0
-    parts = sorted(annotation.parts, key=lambda part: part.label)
+    labels = _Labels(np.zeros(native.shape, np.uint8), float(native.voxel_ml))
     readers = {file: _reader(file, place) for file in annotation.objects}
-    for part in parts:
-        structure, inside, noted = readers[part.path](part.number)
-        findings += noted
-        hidden = inside & (data > 0) & (data != part.label)
-        hidden_ml += float(hidden.sum()) * float(native.voxel_ml)
-        data[inside] = part.label
-        volume = _volume(part, structure, inside, native)
-        volumes.append(volume)
-        findings += _compared(volume, float(native.voxel_ml))
+    for part in sorted(annotation.parts, key=lambda part: part.label):
+        structure, inside, noticed = readers[part.path](part.number)
+        labels.add(part, structure, inside, noticed)
+    findings = labels.findings
     if (error := first_error(findings)) is not None:
         raise error
-    if hidden_ml:
-        cause = f"structures of different labels overlap in {hidden_ml:.2f} ml; the later label"
-        cause += " of the data set counts there"
+    if labels.hidden_ml:
+        cause = f"structures of different labels overlap in {labels.hidden_ml:.2f} ml; the later"
+        cause += " label of the data set counts there"
         findings.append(Finding(code="overlapping-structures", path=str(path), cause=cause))
     scan = scan_of(
-        torch.from_numpy(data)[None],
+        torch.from_numpy(labels.data)[None],
         native,
         path=path,
         format="dicom",
@@ -138,7 +146,55 @@ def read_annotation(path: Path, annotation: Annotation, options: ReadOptions) ->
         modality="SEG",
         findings=findings,
     )
-    return replace(scan, structures=tuple(volumes))
+    return replace(scan, structures=tuple(labels.volumes))
+
+
+@dataclass
+class _Labels:
+    """Labels to which structures are added, ordered by label, and what is said about these.
+
+    Attributes:
+        data: (slices, rows, columns).
+        voxel_ml: volume of a voxel.
+        hidden_ml: of structures, where later labels count.
+        findings: about the structures.
+        volumes: of the structures.
+    """
+
+    data: np.ndarray
+    voxel_ml: float
+    hidden_ml: float = 0.0
+    findings: list[Finding] = field(default_factory=list)
+    volumes: list[StructureVolume] = field(default_factory=list)
+
+    def add(self, part: Part, structure: Structure, inside: np.ndarray, noticed: Noticed) -> None:
+        """Add a structure: its voxels, what was noticed when they were read, and its volume."""
+        if not inside.any():
+            noticed.warn(
+                "empty-structure",
+                "it has no contours or voxels; it was taken to be absent",
+                "If it is there, complete its annotation.",
+            )
+        before = self.data[inside]
+        if twice := int((before == part.label).sum()):
+            noticed.warn(
+                "overlapping-structures",
+                f"it shares {twice * self.voxel_ml:.2f} ml ({twice / before.size:.0%} of it) with"
+                " others of the same label",
+                "If they are drawings of one body, leave the others out by a rule.",
+            )
+        self.hidden_ml += float(((before > 0) & (before != part.label)).sum()) * self.voxel_ml
+        self.data[inside] = part.label
+        self.findings += noticed.findings
+        volume = StructureVolume(
+            path=str(part.path),
+            name=structure.name,
+            label=part.label,
+            voxels_ml=float(inside.sum()) * self.voxel_ml,
+            stored_ml=structure.stored_ml,
+        )
+        self.volumes.append(volume)
+        self.findings += _compared(volume, self.voxel_ml)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +206,7 @@ class _Place:
     frames: frozenset[str]
 
 
-def _reader(file: Path, place: _Place) -> partial[tuple[Structure, np.ndarray, list[Finding]]]:
+def _reader(file: Path, place: _Place) -> partial[tuple[Structure, np.ndarray, Noticed]]:
     """Reads one structure of a file; of a large file only the voxels of one are in memory."""
     try:
         return partial(_contoured, read_structure_set(file), place)
@@ -162,7 +218,7 @@ def _reader(file: Path, place: _Place) -> partial[tuple[Structure, np.ndarray, l
 
 def _contoured(
     source: StructureSet, place: _Place, number: int
-) -> tuple[Structure, np.ndarray, list[Finding]]:
+) -> tuple[Structure, np.ndarray, Noticed]:
     structure = _numbered(source.head, number)
     noticed = Noticed(path=source.head.path, name=structure.name)
     frame = structure.frame_of_reference
@@ -174,14 +230,23 @@ def _contoured(
         )
     contours = source.contours.get(number, ())
     inside = voxels_inside(contours, place.grid, noticed, place.slice_of)
-    return structure, inside, noticed.findings
+    return structure, inside, noticed
 
 
 def _segmented(
     head: AnnotationObject, place: _Place, number: int
-) -> tuple[Structure, np.ndarray, list[Finding]]:
-    voxels = segment_voxels(head.path, [number], place.grid)
-    return _numbered(head, number), voxels[number], []
+) -> tuple[Structure, np.ndarray, Noticed]:
+    structure = _numbered(head, number)
+    noticed = Noticed(path=head.path, name=structure.name)
+    inside = segment_voxels(head.path, [number], place.grid)[number]
+    apart = np.diff(np.flatnonzero(inside.any(axis=(1, 2))))
+    if len(apart) > 1 and (every := int(np.median(apart))) > 1:
+        noticed.warn(
+            "sparse-segment",
+            f"only one slice in {every} has voxels of it; those between were not filled",
+            "If it was made on thicker slices, use the series of these.",
+        )
+    return structure, inside, noticed
 
 
 def _frames_of(found: Acquired) -> frozenset[str]:
@@ -216,16 +281,6 @@ def _slices_of(found: Acquired, native: Grid) -> dict[str, int]:
         for plane, depth in zip(found.stack.planes, depths, strict=True)
         if counts[plane.path] == 1 and uid_of.get(plane.path)
     }
-
-
-def _volume(part: Part, structure: Structure, inside: np.ndarray, native: Grid) -> StructureVolume:
-    return StructureVolume(
-        path=str(part.path),
-        name=structure.name,
-        label=part.label,
-        voxels_ml=float(inside.sum()) * float(native.voxel_ml),
-        stored_ml=structure.stored_ml,
-    )
 
 
 def differs(ours_ml: float, stored_ml: float, allowed_ml: float = 0.0) -> bool:

@@ -135,35 +135,55 @@ def segment_voxels(path: Path, wanted: Sequence[int], grid: Grid) -> dict[int, n
         {segment: (slices, rows, columns) bool}.
 
     Raises:
-        InputError: as `read_segmentation`; "fractional-segmentation"; "bad-segmentation": its
-            frames are not described, or its pixels are missing or damaged; "other-grid": its voxels
-            are not voxels of the series.
+        InputError: as `read_segmentation`; "fractional-segmentation": voxels are partly in a
+            segment; "bad-segmentation": its frames are not described, or its pixels are missing or
+            damaged; "other-grid": its voxels are not voxels of the series.
         ResourceError: "not-enough-memory".
     """
     with reading(path):
         dataset = read_object(path, with_pixels=True)
         _head(dataset, path)
-        kind = text_of(dataset, "SegmentationType").upper()
-        if kind not in ("BINARY", "LABELMAP"):
-            raise InputError(
-                f"its segmentation type is {quoted(kind)}: only binary ones and label maps have one"
-                " answer for each voxel",
-                path=path,
-                code="fractional-segmentation",
-                next_step="Export it as a binary segmentation, with a threshold of your choice.",
-            )
-        frames = _frames(dataset, kind == "LABELMAP", path)
+        kind, whole = _kind(dataset, path)
+        is_map = kind == "LABELMAP"
+        frames = _frames(dataset, is_map, path)
         pixels = _pixels(dataset, len(frames), path)
         found = {number: np.zeros(grid.shape, bool) for number in wanted}
         index_from_lps = np.linalg.inv(grid.mm_from_index.numpy()) @ ras_from_lps
         for frame, values in zip(frames, pixels, strict=True):
-            if kind == "BINARY" and frame.segment not in found:
+            if not is_map and frame.segment not in found:
                 continue
+            if kind == "FRACTIONAL" and not ((values == 0) | (values == whole)).all():
+                raise _fractional(f"it is fractional: some voxels are neither 0 nor {whole}", path)
             where, placed = _placed(frame, values, index_from_lps, grid, path)
-            for number in found if kind == "LABELMAP" else [frame.segment]:
-                is_in = placed == number if kind == "LABELMAP" else placed != 0
+            for number in found if is_map else [frame.segment]:
+                is_in = placed == number if is_map else placed != 0
                 found[number][where] |= is_in
         return found
+
+
+def _kind(dataset: Dataset, path: Path) -> tuple[str, int]:
+    """BINARY, LABELMAP or FRACTIONAL, and of the last the value of voxels wholly in a segment.
+
+    Raises:
+        InputError: "fractional-segmentation": another type, or this value is not stated.
+    """
+    kind = text_of(dataset, "SegmentationType").upper()
+    whole = text_of(dataset, "MaximumFractionalValue")
+    if kind in ("BINARY", "LABELMAP"):
+        return kind, 0
+    if kind == "FRACTIONAL" and whole.isdecimal() and int(whole):
+        return kind, int(whole)
+    cause = f"its segmentation type is {quoted(kind)}: only binary ones and label maps have one"
+    raise _fractional(f"{cause} answer for each voxel", path)
+
+
+def _fractional(cause: str, path: Path) -> InputError:
+    return InputError(
+        cause,
+        path=path,
+        code="fractional-segmentation",
+        next_step="Export it as a binary segmentation, with a threshold of your choice.",
+    )
 
 
 def _frames(dataset: Dataset, is_map: bool, path: Path) -> list[_Frame]:

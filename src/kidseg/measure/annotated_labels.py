@@ -17,7 +17,7 @@ from pathlib import Path
 from kidseg.cases.annotated import parts_of
 from kidseg.cases.annotated_series import ImageSeries, find_series, series_of
 from kidseg.cases.roi_rules import RoiRules, default_rules
-from kidseg.errors import Finding, InputError
+from kidseg.errors import Finding, InputError, first_error
 from kidseg.io.annotations import annotation_files, read_object_head
 from kidseg.io.dicom_header import derived_uid, files_in
 from kidseg.io.structures import Annotation, AnnotationObject, Structure
@@ -141,11 +141,11 @@ def _series(head: AnnotationObject, ct: Path) -> tuple[ImageSeries, tuple[Findin
     series, damaged = find_series([file for file in files_in(ct) if file not in objects])
     one, said = series_of(head, series)
     if one is None:
-        assert said is not None
+        why = first_error(said) or said[0]
         raise InputError(
-            said.cause, path=head.path, code=said.code, next_step="Name its series: --ct FOLDER."
+            why.cause, path=head.path, code=why.code, next_step="Name its series: --ct FOLDER."
         )
-    return one, (*damaged, *([] if said is None else [said]))
+    return one, (*damaged, *said)
 
 
 def _identities(

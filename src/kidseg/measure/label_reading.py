@@ -106,7 +106,8 @@ def labelled_on(
     volume = _on_scan(canonical(labels), scan.volume.grid, path, scan.path)
     midline = body_midline(scan.volume, volume, known.schema)
     noticed = (*scan.findings, *_in_air(volume, scan.volume, known.schema, path, scan.path))
-    return _labelled(path, volume, known, midline, (*findings, *noticed))
+    labelled = _labelled(path, volume, known, midline, (*findings, *noticed))
+    return replace(labelled, facts=scan.facts)
 
 
 def _labelled(

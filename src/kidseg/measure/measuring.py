@@ -22,6 +22,7 @@ from kidseg.measure.parts import Labelled, Parts, find_parts
 from kidseg.measure.person import Patient
 from kidseg.measure.response import Change, changes
 from kidseg.measure.reviewed import read_review
+from kidseg.measure.same_person import pair_findings, person_findings
 from kidseg.provenance import provenance
 
 __all__ = [
@@ -142,17 +143,17 @@ def measure(
     _check(request)
     _check_names(labels, request)
     target = check_target(labels, out, overwrite=overwrite)
-    parts, measurement = _measured(labels, request)
+    labelled, parts, measurement = _measured(labels, request)
     earlier: Measurement | None = None
     changed: tuple[Change, ...] = ()
     if request.before is not None:
         # What is known of the patient is known of the later time.
         then = replace(request, ct=request.before_ct, opinions=(), person=Patient(), entered=())
-        parts_before, earlier = _measured(request.before, then)
-        measurement = replace(
-            measurement, findings=(*measurement.findings, *_same(labels, request.before))
-        )
+        labelled_before, parts_before, earlier = _measured(request.before, then)
         changed = changes((parts_before, earlier), (parts, measurement))
+        pair = (labelled_before, parts_before), (labelled, parts)
+        doubts = (*_same(labels, request.before), *pair_findings(*pair, changed))
+        measurement = replace(measurement, findings=(*measurement.findings, *doubts))
     roles = {
         "labels": (labels,),
         "ct": (request.ct,),
@@ -222,7 +223,7 @@ def measure_labelled(
     entered = entered_facts(request.entered, criteria)
     parts = parts or parts_of(labelled, request.criteria)
     margin_mm = request.margin_mm
-    return parts, measure_parts(
+    measurement = measure_parts(
         labelled,
         parts,
         criteria,
@@ -232,9 +233,11 @@ def measure_labelled(
         opinions=others,
         review=read_review(labelled.record, labelled.path),
     )
+    doubts = person_findings(labelled, request.person)
+    return parts, replace(measurement, findings=(*measurement.findings, *doubts))
 
 
-def _measured(path: Path, request: Request) -> tuple[Parts, Measurement]:
+def _measured(path: Path, request: Request) -> tuple[Labelled, Parts, Measurement]:
     read_criteria(request.criteria)  # before anything is read
     labelled = read_labelled(
         path, ct=request.ct, names=request.names, rules=request.rules, options=request.options
@@ -245,7 +248,7 @@ def _measured(path: Path, request: Request) -> tuple[Parts, Measurement]:
     ]
     heard = [finding for other in others for finding in other.findings]
     labelled = replace(labelled, findings=(*labelled.findings, *heard))
-    return measure_labelled(labelled, request, others)
+    return labelled, *measure_labelled(labelled, request, others)
 
 
 def _same(labels: Path, before: Path) -> list[Finding]:

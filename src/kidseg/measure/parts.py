@@ -39,6 +39,7 @@ class Labelled:
         tracking_uids: {label: Tracking UID}, of labels with a tracking identifier.
         is_cropped: the volume may be cropped to its labels, so that its border is not the scan's.
         record: entry of the file in the result.json beside it; {} if there is none.
+        facts: of the header of the scan.
         findings: of reading.
     """
 
@@ -50,6 +51,7 @@ class Labelled:
     tracking_uids: Mapping[int, str] = field(default_factory=dict)
     is_cropped: bool = False
     record: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, str] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
 
 

@@ -159,6 +159,14 @@ def _configuration(config: Plain3dConfig, plan: Plan) -> Configuration:
         features=blocks.features,
         max_features=blocks.max_features,
     )
+    if len(found.topology.features) < 2:
+        raise UsageError(
+            f"blocks of {' x '.join(map(str, found.patch_size))} voxels are too small to be halved"
+            " along any axis",
+            code="small-blocks",
+            next_step="Set larger blocks.patch, or smaller blocks.spacing_mm; or train with method"
+            " 'plain'.",
+        )
     if config.augment == "nnunet" and min(found.patch_size) < MIN_SIDE:
         enough = [max(MIN_SIDE, side) for side in found.patch_size]
         raise UsageError(

@@ -361,7 +361,7 @@ def receiving(
     entity.require_calling_aet = list(callers)
     entity.maximum_associations = 20
     for context in AllStoragePresentationContexts:
-        entity.add_supported_context(context.abstract_syntax, ALL_TRANSFER_SYNTAXES)
+        entity.add_supported_context(str(context.abstract_syntax), ALL_TRANSFER_SYNTAXES)
     entity.add_supported_context(Verification)
 
     def store(event: Any) -> int:

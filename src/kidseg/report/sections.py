@@ -214,8 +214,10 @@ def command_line(arguments: Sequence[str] | None = None) -> str:
 def _text(quantity: Record | None) -> str:
     if quantity is None:
         return "-"
-    exact = quantity["interval"] == "none"
-    return ranged(quantity["value"], quantity["low"], quantity["high"], exact=exact)
+    value, low, high = (quantity[name] for name in ("value", "low", "high"))
+    is_count = quantity["unit"] == "1"
+    exact = quantity["interval"] == "none" or (is_count and low == value == high)
+    return ranged(value, low, high, exact=exact, whole=is_count)
 
 
 def _unit(unit: str) -> str:

@@ -61,6 +61,13 @@ class ResultFile(BaseModel):
     href: str = Field(description="Where to download it.")
 
 
+class PageLink(BaseModel):
+    """Where a page can be opened without token, for a while."""
+
+    href: str
+    valid_s: float
+
+
 class JobResult(BaseModel):
     """What was found in a scan."""
 

@@ -26,7 +26,6 @@ LOCAL = "local"
 
 _OPEN = {"/", "/auth/", "/auth/token", "/api/v1/health", "/api/v1/openapi.json"}
 _OPEN_FOLDER = "/page/"
-_TICKET = "/datastore/image"
 _MAX_ADDRESSES = 10_000
 _BODY_BYTES = 2**20
 
@@ -74,9 +73,10 @@ class Rate:
 
 @dataclass(eq=False)
 class Tickets:
-    """Images that may be downloaded without token for a short time: their ids cannot be guessed.
+    """Addresses that answer GET without token for a short time, and that cannot be guessed.
 
-    3D Slicer downloads the next image of a data store without the token that it was given.
+    3D Slicer downloads the next image of a data store without the token that it was given, and a
+    browser opens a page in a window of its own without it.
 
     Attributes:
         valid_s: of a ticket.
@@ -85,15 +85,15 @@ class Tickets:
     valid_s: float = 120.0
     _until: dict[str, float] = field(default_factory=dict)
 
-    def give(self, image: str) -> None:
-        """From now on, for a short time, the image may be downloaded."""
+    def give(self, address: str) -> None:
+        """From now on, for a short time, this path with its query needs no token."""
         now = time.monotonic()
         self._until = {key: until for key, until in self._until.items() if until > now}
-        self._until[image] = now + self.valid_s
+        self._until[address] = now + self.valid_s
 
-    def holds(self, image: str) -> bool:
-        """May the image be downloaded?"""
-        return self._until.get(image, 0.0) > time.monotonic()
+    def holds(self, address: str) -> bool:
+        """Does this path with its query need no token?"""
+        return self._until.get(address, 0.0) > time.monotonic()
 
 
 @dataclass(eq=False)
@@ -104,7 +104,7 @@ class Guard:
         app: that answers.
         serving: tokens and limits.
         audit: log.
-        tickets: for downloads without token.
+        tickets: addresses without token.
     """
 
     app: App
@@ -245,9 +245,7 @@ class Guard:
         if path in _OPEN or path.startswith(_OPEN_FOLDER):
             return True
         query = scope.get("query_string", b"").decode("latin-1")
-        name, _, image = query.partition("=")
-        is_download = path == _TICKET and scope["method"] == "GET" and name == "image"
-        return is_download and self.tickets.holds(image)
+        return scope["method"] == "GET" and self.tickets.holds(f"{path}?{query}")
 
 
 async def send_problem(error: KidsegError, send: Send) -> None:

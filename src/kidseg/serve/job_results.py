@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +13,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse
 
 from kidseg.io.label_formats import FORMATS
-from kidseg.serve.answers import API, JobView, ResultFile, view_of
+from kidseg.serve.answers import API, JobView, PageLink, ResultFile, view_of
 from kidseg.serve.job import ACTIVE, Job
 from kidseg.serve.job_measures import ENDING
 from kidseg.serve.refusals import RefusedError, no_such
@@ -65,15 +66,17 @@ def result_routes(service: Service, router: APIRouter) -> None:
         job: UUID,
         name: str,
         view: Annotated[bool, Query(description="Show a page, instead of saving it.")] = False,
+        ticket: Annotated[str, Query(max_length=100, description="Of a link to a page.")] = "",
     ) -> FileResponse:
-        known = _done(service, str(job), request.state.client)
-        if name not in [file.name for file in _files(service, known)]:
-            raise no_such("file")
+        # Without a client: the guard let a ticket in, which a client got for this very address.
+        known = _with_file(service, str(job), request.state.client, name)
         service.audit.write("result-sent", job=known.id, client=request.state.client)
         path = service.jobs.results(known) / name
         if view and media_type(name) == "text/html":
             return file_answer(path, None, "text/html; charset=utf-8", _VIEWED)
         return file_answer(path, name)
+
+    _link_route(service, router)
 
     @router.get(
         "/jobs/{job}/measures",
@@ -92,6 +95,23 @@ def result_routes(service: Service, router: APIRouter) -> None:
             code="not-measured",
             next_step="Download the labels, and run 'kidseg measure' on them.",
         )
+
+
+def _link_route(service: Service, router: APIRouter) -> None:
+    @router.post(
+        "/jobs/{job}/results/{name}/link",
+        response_model=PageLink,
+        summary="Link to a page that a browser opens without token",
+    )
+    def link_page(request: Request, job: UUID, name: str) -> PageLink:
+        known = _with_file(service, str(job), request.state.client, name)
+        if media_type(name) != "text/html":
+            raise no_such("page")
+        query = f"view=true&ticket={secrets.token_urlsafe(32)}"
+        href = f"{API}/jobs/{known.id}/results/{name}?{query}"
+        service.tickets.give(href)
+        service.audit.write("page-linked", job=known.id, client=request.state.client)
+        return PageLink(href=href, valid_s=service.tickets.valid_s)
 
 
 def file_answer(
@@ -135,8 +155,8 @@ def view(service: Service, job: Job) -> JobView:
     return view_of(job, service.jobs.ahead(job), files, service.serving.limits.keep_s)
 
 
-def _done(service: Service, job: str, owner: str) -> Job:
-    """A job with results.
+def _done(service: Service, job: str, owner: str | None) -> Job:
+    """A job of this client (None: of any) with results.
 
     Raises:
         RefusedError: 404; 409 "not-done".
@@ -151,6 +171,18 @@ def _done(service: Service, job: str, owner: str) -> Job:
             if known.state in ACTIVE
             else "Create a new job.",
         )
+    return known
+
+
+def _with_file(service: Service, job: str, owner: str | None, name: str) -> Job:
+    """A job that has this file.
+
+    Raises:
+        RefusedError: see `_done`; 404: there is no such file.
+    """
+    known = _done(service, job, owner)
+    if name not in [file.name for file in _files(service, known)]:
+        raise no_such("file")
     return known
 
 

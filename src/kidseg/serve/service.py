@@ -43,7 +43,7 @@ class Service:
         dispatcher: runs the jobs.
         door: receives uploads.
         watchers: clients that follow jobs.
-        tickets: for downloads.
+        tickets: addresses without token.
         images: to be labelled.
         learner: trains on the labels.
         reading: held while labels are read into memory: one after the other.
@@ -150,7 +150,7 @@ class Service:
         if image is None:
             return {}
         if self.serving.tokens:
-            self.tickets.give(image.id)
+            self.tickets.give(f"/datastore/image?image={image.id}")
         return self.image_info(image)
 
     def look_again(self) -> None:

@@ -218,7 +218,12 @@ def _scores(
     averages = {}
     for arm in plan.arms:
         if own := [run for run in runs if run.arm.name == arm.name]:
-            averages[arm.name] = write_average(own, tested, folder / "averaged" / arm.name)
+            averages[arm.name] = write_average(
+                [run.scores(tested) for run in own],
+                tested,
+                folder / "averaged" / arm.name,
+                [run.seed for run in own],
+            )
     compared = None
     if len(averages) > 1:
         folders = [folder / "averaged" / name for name in averages]

@@ -11,6 +11,7 @@ import numpy as np
 
 from kidseg.evaluate import read_run
 from kidseg.io.atomic import writing
+from kidseg.study.results import of_patients
 from kidseg.study.run_files import read_curve
 from kidseg.study.runs import StudyRun
 
@@ -68,7 +69,7 @@ def draw(runs: Sequence[StudyRun], averages: Path, path: Path) -> None:
     panels = [figure.add_subplot(grid[0, k]) for k in range(len(structures))]
     for panel, structure in zip(panels, structures, strict=True):
         for place, arm in enumerate(arms):
-            rows = [row for row in tables[arm].rows if row.structure == structure]
+            rows = of_patients([row for row in tables[arm].rows if row.structure == structure])
             dice = [row.figures["dice"] for row in rows]
             _dots(panel, place, dice, colours[arm], _MARKERS[place % len(_MARKERS)])
         panel.set_title(structure, fontsize=10)

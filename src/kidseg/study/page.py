@@ -112,18 +112,35 @@ def _about(study: Mapping[str, Any]) -> list[str]:
         found = sorted({str(run[what]) for run in runs})
         differ = " (runs differ: times are not comparable)" if len(found) > 1 else ""
         lines[0] += f" {title}: {' and '.join(found)}{differ}." if found else ""
+    lines += _budgets(list(runs))
     if any(run["jobs"] > 1 for run in runs):
         lines.append("Several runs at a time shared the machine: times are under contention.")
     again = [name for name, run in study["runs"].items() if run["training_attempts"] > 1]
     if again:
         lines.append(
             f"Training was interrupted and resumed: {', '.join(again)}; set-up and whole process "
-            "exclude these runs."
+            "exclude these runs, and 'prepare' is that of their last attempt."
         )
     for figures in study["methods"].values():
         lines += [f"**Note**: {text}." for text in figures["remarks"]]
         lines += [f"**Failed: {name}**: {cause}" for name, cause in figures["failed"].items()]
     return "\n\n".join("\n".join(wrapped(line)) for line in lines).split("\n")
+
+
+def _budgets(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The time that the settings give a whole training; by method, if it differs.
+
+    Nothing if none has a limit as a whole; its stages may have limits of their own.
+    """
+    methods: dict[float | None, list[str]] = {}
+    for run in runs:
+        of_same = methods.setdefault(run["training_budget_s"], [])
+        of_same += [] if run["method"] in of_same else [run["method"]]
+    text = {s: "none" if s is None else f"{s:g} s" for s in methods}
+    if len(methods) < 2:
+        return [f"Budget of each training: {text[s]}." for s in methods if s is not None]
+    listed = "; ".join(f"{text[s]} ({', '.join(own)})" for s, own in methods.items())
+    return [f"Budgets of the trainings differ: {listed}."]
 
 
 def _parts(data: Mapping[str, Any]) -> str:

@@ -71,6 +71,26 @@ class Partition:
         """
         return {_Image(self.data, case).voxels: case for case in self.test}
 
+    @property
+    def meaning(self) -> dict[str, Any]:
+        """What the values of the labels' files mean, which files of the data set beside them say.
+
+        These are the names, the regions, and the structures of DICOM objects that are labels.
+        """
+        known = self.data.by_id
+        structures = {
+            case: [[part.number, part.label] for part in annotation.parts]
+            for case in self.images
+            if (annotation := known[case].annotation) is not None
+        }
+        return {
+            "names": {str(number): name for number, name in self.data.schema.names.items()},
+            "regions": {name: list(ids) for name, ids in self.data.schema.regions.items()},
+            "order": list(self.data.region_order),
+            "ignored": self.data.ignore_label,
+            "structures": digest(structures) if structures else None,
+        }
+
     def as_dict(self) -> dict[str, Any]:
         """The data set and its parts, as plain data."""
         parts = {"training": self.training, "validation": self.validation, "test": self.test}

@@ -1,8 +1,9 @@
 """The results of a study: scores per method and seed, averages over seeds, time and memory.
 
 The variation between patients and that between seeds are reported separately. Each patient's
-figures are first averaged over the seeds, so that means, SD and paired tests count each patient
-once, independent of the number of seeds. The spread of the seeds' means is reported as well.
+figures are first averaged over its scans and the seeds, so that means, SD and paired tests count
+each patient once, independent of the number of scans and seeds. The spread of the seeds' means is
+reported as well.
 """
 
 from __future__ import annotations
@@ -22,7 +23,35 @@ from kidseg.study.design import Arm, Design
 from kidseg.study.partition import Partition
 from kidseg.study.runs import StudyRun
 
-__all__ = ["Scores", "average", "gather", "method_figures", "spread", "write_average"]
+__all__ = [
+    "Scores",
+    "average",
+    "dice_of",
+    "gather",
+    "method_figures",
+    "of_patients",
+    "spread",
+    "write_average",
+]
+
+_RULES = {
+    "dice": "each patient's mean over its scans and the seeds; then mean and sample SD "
+    "over patients",
+    "hd95": "as Dice, over the scans and seeds in which it is defined: left out where "
+    "prediction or reference is empty, so that a structure that was missed counts in Dice "
+    "alone",
+    "between_seeds": "mean and sample SD over the seeds of a seed's mean over patients",
+    "comparisons": "of these averages, paired by patient (see compared/). Where a patient "
+    "lacks a structure and a method rightly found none, the pair is left out, also if the "
+    "other found one: false structures count in the means alone",
+    "seconds": "mean and sample SD over the seeds. Training by stage: 'prepare' is reading "
+    "and planning, 'set-up' everything outside the stages (start of the program, "
+    "registration of the training patients), by the clock stated above. Process: wall time "
+    "from start to end, unless it was interrupted. Segmentation: wall time from reading a "
+    "scan to writing its labels",
+    "memory": "peak of the process, including libraries, mean and sample SD over the seeds",
+    "parameters": "of all networks of the method, those that few scans need included",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,24 +88,56 @@ def average(runs: Sequence[Sequence[Row]]) -> tuple[Row, ...]:
     tables = [{(row.case, row.structure): row for row in rows} for rows in runs]
     if not tables or any(table.keys() != tables[0].keys() for table in tables):
         raise ValueError("runs must have the same cases and structures to be averaged")
-    averaged = []
-    for key, first in tables[0].items():
-        rows = [table[key] for table in tables]
-        figures: dict[str, float | None] = {}
-        for metric in METRICS:
-            known = [value for row in rows if (value := row.figures[metric]) is not None]
-            figures[metric] = float(np.mean(known)) if known else None
-        predicted_ml = float(np.mean([row.predicted_ml for row in rows]))
-        averaged.append(replace(first, predicted_ml=predicted_ml, figures=figures))
-    return tuple(averaged)
+    return tuple(_mean_row([table[key] for table in tables]) for key in tables[0])
 
 
-def write_average(runs: Sequence[StudyRun], tested: Partition, out: Path) -> Mapping[str, Any]:
-    """Average an arm's runs over the seeds into a folder for `compare`; returns the summary."""
-    rows = average([read_run(run.scores(tested)).rows for run in runs])
+def of_patients(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """One row for each patient and structure: the means over the patient's cases.
+
+    A figure is the mean over the cases in which it is defined. A patient is as old as in the first
+    case. A case without a patient is its own.
+    """
+    cases: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        cases.setdefault((row.patient or row.case, row.structure), []).append(row)
+    return tuple(
+        replace(
+            _mean_row(own),
+            case=patient,
+            reference_ml=float(np.mean([row.reference_ml for row in own])),
+        )
+        for (patient, _), own in cases.items()
+    )
+
+
+def _mean_row(rows: Sequence[Row]) -> Row:
+    """The first row, with the means of the predicted volumes and of what figures are defined."""
+    figures: dict[str, float | None] = {}
+    for metric in METRICS:
+        known = [value for row in rows if (value := row.figures[metric]) is not None]
+        figures[metric] = float(np.mean(known)) if known else None
+    predicted_ml = float(np.mean([row.predicted_ml for row in rows]))
+    return replace(rows[0], predicted_ml=predicted_ml, figures=figures)
+
+
+def write_average(
+    scores: Sequence[Path], tested: Partition, out: Path, seeds: Sequence[int]
+) -> Mapping[str, Any]:
+    """Average an arm's evaluations over the seeds into a folder for `compare`; gives the summary.
+
+    The table has a row for each case; the means of the summary are over patients.
+
+    Args:
+        scores: folders of the evaluations.
+        tested: data set.
+        out: folder to write.
+        seeds: of the evaluations.
+    """
+    rows = average([read_run(folder).rows for folder in scores])
     summary = {
-        **summarise(rows, tested.protocol),
-        "averaged_over_seeds": [run.seed for run in runs],
+        **summarise(of_patients(rows), tested.protocol),
+        "n_cases": len({row.case for row in rows}),
+        "averaged_over_seeds": list(seeds),
         **provenance(),
     }
     out.mkdir(parents=True, exist_ok=True)
@@ -114,7 +175,7 @@ def gather(
         run.name: {
             "method": run.arm.name,
             "seed": run.seed,
-            "dice": _dice_of(run, design.main),
+            "dice": dice_of(run.scores(design.main), design.main),
             **run.costs(),
         }
         for run in runs
@@ -145,19 +206,7 @@ def gather(
         "runs": single,
         "comparisons": main.comparisons,
         "others": {one.tested.name: _on_other(design, runs, one) for one in others},
-        "rules": {
-            "dice": "each patient's mean over the seeds; then mean and sample SD over patients",
-            "hd95": "as Dice; undefined, and left out, where prediction or reference is empty",
-            "between_seeds": "mean and sample SD over the seeds of a seed's mean over patients",
-            "comparisons": "of these averages, paired by patient (see compared/)",
-            "seconds": "mean and sample SD over the seeds. Training by stage: 'prepare' is reading "
-            "and planning, 'set-up' everything outside the stages (start of the program, "
-            "registration of the training patients), by the clock stated above. Process: wall time "
-            "from start to end, unless it was interrupted. Segmentation: wall time from reading a "
-            "scan to writing its labels",
-            "memory": "peak of the process, including libraries, mean and sample SD over the seeds",
-            "parameters": "of all networks of the method, those that few scans need included",
-        },
+        "rules": _RULES,
     }
 
 
@@ -189,7 +238,11 @@ def _on_other(design: Design, runs: Sequence[StudyRun], scores: Scores) -> dict[
     """The scores of all arms on another data set, as plain data."""
     methods = {}
     for arm in design.arms:
-        own = [_dice_of(run, scores.tested) for run in runs if run.arm.name == arm.name]
+        own = [
+            dice_of(run.scores(scores.tested), scores.tested)
+            for run in runs
+            if run.arm.name == arm.name
+        ]
         methods[arm.name] = _scores(own, scores.averages.get(arm.name))
     return {
         "data": scores.tested.as_dict(),
@@ -198,9 +251,10 @@ def _on_other(design: Design, runs: Sequence[StudyRun], scores: Scores) -> dict[
     }
 
 
-def _dice_of(run: StudyRun, tested: Partition) -> dict[str, Any]:
-    """Dice of a run by structure, over the patients."""
-    structures = read_run(run.scores(tested)).summary["structures"]
+def dice_of(scores: Path, tested: Partition) -> dict[str, Any]:
+    """Dice of an evaluation by structure, over the patients."""
+    rows = of_patients(read_run(scores).rows)
+    structures = summarise(rows, tested.protocol)["structures"]
     return {name: figures["dice"] for name, figures in structures.items()}
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -32,6 +32,7 @@ __all__ = ["State", "StudyRun", "folder_of"]
 State = Literal["to do", "begun", "done"]
 
 STAMP = "stamp.json"
+MEANING = "meaning of the labels"
 _AGAIN = "Remove this folder; the study creates it again."
 
 
@@ -111,12 +112,8 @@ class StudyRun:
             UsageError: "other-settings": they do not.
             ModelError: "damaged-stamp".
         """
-        stamp = _read_stamp(self.run)
-        if stamp and stamp["key"] != digest(self._inputs()):
-            was, now = stamp["inputs"], json.loads(json.dumps(self._inputs()))
-            changed = sorted(name for name in now if was.get(name) != now[name])
-            raise _refusal(self.run, changed)
-        if stamp and self._has_other_start():
+        _check_same(self.run, self._inputs(), more=("model", "tune"))
+        if _read_stamp(self.run) and self._has_other_start():
             raise _refusal(self.run, ["model"])
         for one in self.design.partitions:
             _check_same(self.labels(one), _tested(one))
@@ -160,6 +157,7 @@ class StudyRun:
             "seed": self.seed,
             "training": {name: data.sha256[name] for name in self.training},
             "validation": {name: data.sha256[name] for name in data.validation},
+            MEANING: data.meaning,
             **self._start(),
         }
 
@@ -169,14 +167,21 @@ class StudyRun:
         A model of this study is known by the inputs of its training; see also `check`.
         """
         if self.first is not None:
-            return {"model": digest(self.first._inputs()), "tune": self.arm.tune or "all"}
+            # Without the meaning of the labels, which the other run checks itself.
+            inputs = {k: v for k, v in self.first._inputs().items() if k != MEANING}
+            return {"model": digest(inputs), "tune": self.arm.tune or "all"}
         if self.arm.model is None:
             return {}
         return {"model": sha256_of(self.arm.model), "tune": self.arm.tune or "all"}
 
     def _rules(self, tested: Partition) -> dict[str, Any]:
         config = self.design.config
-        return {**_tested(tested), "protocol": config.protocol, "cyst": config.cyst}
+        return {
+            **_tested(tested),
+            "protocol": config.protocol,
+            "cyst": config.cyst,
+            MEANING: tested.meaning,
+        }
 
     def _train(self, launcher: Launcher) -> None:
         stamp = _read_stamp(self.run)
@@ -247,19 +252,21 @@ class StudyRun:
                 f"{step} failed with {completed.cause}",
                 path=log,
                 code="step-failed",
-                next_step="Run the study again to resume it.",
+                next_step="Run the study again to resume it. If it fails again, remove this run's"
+                " folders in runs, labels and scores.",
             )
         return completed
 
     def costs(self) -> dict[str, Any]:
         """Time and memory of a completed run, as plain data.
 
-        Seconds of training by stage, as `train` reports them, by the clock of the settings ("wall"
-        or "processor"). "set-up" is the time of the process outside its stages, by the same clock;
-        None if it was not measured. Segmentation seconds are per scan, from reading to writing,
-        without the start of the program. Peak memory is that of the process, including program and
-        libraries; "device" that of the GPU's allocations. "parameters" of all networks; None if the
-        training did not count them.
+        The budget is that of the whole training; None without one. Seconds of training by stage, as
+        `train` reports them, by the clock of the settings ("wall" or "processor"). "set-up" is the
+        time of the process outside its stages, by the same clock; None if it was not measured.
+        Segmentation seconds are per scan, from reading to writing, without the start of the
+        program. Peak memory is that of the process, including program and libraries; "device" that
+        of the GPU's allocations. "parameters" of all networks; None if the training did not count
+        them.
 
         Raises:
             ModelError: "damaged-summary"; "damaged-stamp".
@@ -267,11 +274,13 @@ class StudyRun:
         labels = self.labels(self.design.main)
         summary, result = read_trained(self.run), read_segmented(labels)
         trained, segmented = _measured(self.run), _measured(labels)
-        clock = tomllib.loads(self.arm.settings)["budget_clock"]
+        settings = tomllib.loads(self.arm.settings)
+        clock, budget_s = settings["budget_clock"], settings["budget_s"]
         whole = trained.get({"wall": "process_seconds", "processor": "processor_seconds"}[clock])
         staged = sum(summary.seconds.values())
         return {
             "training_clock": clock,
+            "training_budget_s": None if budget_s == "null" else budget_s,
             "training_seconds": dict(summary.seconds),
             "training_set_up_seconds": None if whole is None else whole - staged,
             "training_epochs": {name: how.epochs for name, how in summary.stages.items()},
@@ -312,10 +321,17 @@ def _tested(tested: Partition) -> dict[str, Any]:
     return {"test": {name: tested.sha256[name] for name in tested.test}}
 
 
-def _check_same(folder: Path, inputs: Mapping[str, Any]) -> None:
-    """Check that results in a folder have these inputs, among others."""
-    stamp, wanted = _read_stamp(folder), json.loads(json.dumps(inputs))
-    changed = sorted(k for k, v in wanted.items() if stamp and stamp["inputs"].get(k) != v)
+def _check_same(folder: Path, inputs: Mapping[str, Any], *, more: Sequence[str] = ()) -> None:
+    """Check that results in a folder have these inputs, and none of `more` that these lack.
+
+    Results of earlier versions do not say the meaning of their labels.
+    """
+    stamp = _read_stamp(folder)
+    if not stamp:
+        return
+    was, wanted = stamp["inputs"], json.loads(json.dumps(inputs))
+    known = {*wanted, *more} - ({MEANING} - was.keys())
+    changed = sorted(name for name in known if was.get(name) != wanted.get(name))
     if changed:
         raise _refusal(folder, changed)
 

@@ -205,6 +205,8 @@ def training_store(
                 if set(used.sha256) - set(_every_case(data)) or _hashed(data, used) != used:
                     raise other_cases(out)
                 planned = recorded_plan(out)
+                if count_cyst(data, planned.cyst)[0].names != dict(planned.labels):
+                    raise other_cases(out)
             else:
                 used = _select_cases(data, request)
                 planned = _make_plan(data, used, request)

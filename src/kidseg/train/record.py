@@ -268,7 +268,8 @@ def _check_cases(out: Path, cases: Cases, given: Setup) -> None:
 def other_cases(out: Path) -> UsageError:
     """The error for a run that is resumed with other cases than it was started with."""
     return UsageError(
-        "the run was started with other cases, or their files have changed",
+        "the run was started with other cases, or their files or the names of their labels have"
+        " changed",
         path=out / CASES,
         code="other-cases",
         next_step="Resume with the same data set; the split is that of the run.",

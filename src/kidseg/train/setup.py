@@ -147,14 +147,26 @@ def settings_from(base: Mapping[str, Any], setup: Setup, method: str) -> Any:
     if setup.preset is not None:
         pinned = _merge(pinned, preset(setup.preset, method))
     config = _load_config(method, setup, pinned)
-    if hasattr(config, "pose") and config.pose.reference != own.pose.reference:
-        raise UsageError(
-            "the model keeps its reference patient, on which its networks are trained",
-            path=setup.start,
-            code="reference-of-model",
-            next_step="Leave out the reference, or train without --from.",
-        )
+    if hasattr(config, "pose"):
+        was, now = (_reference_settings(each.pose) for each in (own, config))
+        if changed := [name for name in was if was[name] != now[name]]:
+            raise UsageError(
+                "the model keeps its reference patient, on which its networks are trained, and"
+                f" {', '.join(changed)} would need another one",
+                path=setup.start,
+                code="reference-of-model",
+                next_step="Leave out the reference and these settings, or train without --from.",
+            )
     return config
+
+
+def _reference_settings(pose: Any) -> dict[str, Any]:
+    """What determines the reference patient, and which of its slices and masks are kept."""
+    names = ("reference", "reference_mode", "levels", "target")
+    return {
+        **{f"pose.{name}": getattr(pose, name) for name in names},
+        "pose.localizer.size": pose.localizer.size,
+    }
 
 
 def _one_model(model: Model, setup: Setup) -> Model:

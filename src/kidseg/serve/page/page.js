@@ -55,8 +55,19 @@ function showFormats(formats) {
 
 // ---- upload -------------------------------------------------------------------------------------
 
-function upload(file) {
+const MOST_FILES = 10; // at a time; more are the images of a series
+
+function uploadAll(files, hasFolder = false) {
   $("message").textContent = "";
+  if (hasFolder || files.length > MOST_FILES) {
+    const what = hasFolder ? "A folder" : `${files.length} files`;
+    $("message").textContent = `${what} cannot be sent. Make a zip of the series, and drop that.`;
+    return;
+  }
+  for (const file of files) upload(file);
+}
+
+function upload(file) {
   const chosen = [...$("formats").querySelectorAll(":checked")].map((box) => box.value);
   const query = new URLSearchParams({
     formats: chosen.join(",") || "nii", figures: $("figures").checked,
@@ -72,16 +83,24 @@ function upload(file) {
   const abort = element("button", "Cancel", { type: "button", onclick: () => request.abort() });
   card.querySelector(".actions").replaceChildren(abort);
   const failed = (text) => {
-    card.remove();
-    $("message").textContent = text;
+    card.className = "job failed";
+    state.textContent = text;
+    card.querySelector("progress").hidden = true;
+    const remove = element("button", "Remove", { type: "button", onclick: () => card.remove() });
+    card.querySelector(".actions").replaceChildren(remove);
   };
-  request.onabort = () => failed("The upload was cancelled.");
-  request.onerror = () => failed("The upload failed: the server cannot be reached.");
+  request.onabort = () => card.remove();
+  request.onerror = () => failed("not sent: the server cannot be reached, or the file not read.");
   request.onload = () => {
-    const answer = JSON.parse(request.responseText || "{}");
+    let answer = {};
+    try {
+      answer = JSON.parse(request.responseText);
+    } catch {
+      answer.detail = `the server answers ${request.status}`; // or something before it
+    }
     if (request.status !== 201) {
       if (request.status === 401) $("login").hidden = false;
-      return failed([answer.detail, answer.next_step].filter(Boolean).join(". "));
+      return failed(`not taken: ${[answer.detail, answer.next_step].filter(Boolean).join(". ")}`);
     }
     names.set(answer.id, file.name);
     card.dataset.job = answer.id;
@@ -186,16 +205,39 @@ function buttons(file) {
       $("message").textContent = error.message;
     }
   };
-  if (file.format !== "html" || token) return [save];
-  const open = element("a", "Open the report", {
-    className: "button report", href: `${file.href}?view=true`, target: "_blank", rel: "noopener",
-  });
-  return [open, save];
+  return file.format === "html" ? [opener(file), save] : [save];
+}
+
+function opener(file) {
+  const text = "Open the report";
+  if (!token) {
+    const href = `${file.href}?view=true`;
+    return element("a", text, { className: "button report", href, target: "_blank", rel: "noopener" });
+  }
+  const button = element("button", text, { type: "button", className: "report" });
+  button.onclick = async () => { // a window has no token: it gets a link that is valid for a while
+    const opened = window.open("", "_blank"); // now: a browser lets only a click open one
+    try {
+      const { href } = await (await ask(`${file.href}/link`, { method: "POST" })).json();
+      if (!opened) throw new Error("The browser did not open a window. Allow it, or save the report");
+      opened.opener = null;
+      opened.location.replace(href);
+    } catch (error) {
+      if (opened) opened.close();
+      $("message").textContent = error.message;
+    }
+  };
+  return button;
 }
 
 async function showFigure(file, place) {
   const image = element("img", "", { alt: "Steps of the segmentation" });
-  image.src = URL.createObjectURL(await (await ask(file.href)).blob());
+  try {
+    image.src = URL.createObjectURL(await (await ask(file.href)).blob());
+  } catch (error) {
+    $("message").textContent = error.message;
+    return;
+  }
   image.onload = () => URL.revokeObjectURL(image.src);
   place.append(image);
 }
@@ -231,7 +273,7 @@ $("login").onsubmit = (event) => {
 };
 $("upload").onsubmit = (event) => event.preventDefault();
 $("file").onchange = () => {
-  for (const file of $("file").files) upload(file);
+  uploadAll([...$("file").files]);
   $("file").value = "";
 };
 for (const kind of ["dragenter", "dragover"]) {
@@ -246,7 +288,8 @@ document.addEventListener("dragleave", (event) => {
 document.addEventListener("drop", (event) => {
   event.preventDefault();
   $("drop").classList.remove("over");
-  for (const file of event.dataTransfer.files) upload(file);
+  const entries = [...event.dataTransfer.items].map((item) => item.webkitGetAsEntry?.());
+  uploadAll([...event.dataTransfer.files], entries.some((entry) => entry?.isDirectory));
 });
 showHealth().then(() => {
   if (token || $("login").hidden) showJobs();
