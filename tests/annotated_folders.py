@@ -158,13 +158,14 @@ def annotated(
     uid: str = "1.2.3",
     patient: str = "P1",
     study: str = "1.2",
+    date: str = "",
     name: str = "annotation.dcm",
 ) -> Path:
     """A CT series and a structure set on it, in two folders; returns the structure set's path."""
 
     def edit(ds: Dataset, _: int) -> None:
         ds.PatientID, ds.StudyInstanceUID = patient, study
-        ds.PatientAge = "004Y"
+        ds.PatientAge, ds.StudyDate = "004Y", date
         ds.FrameOfReferenceUID = f"{study}.9.{len(uid)}"
 
     series(folder / "images", body(crc32(f"{patient} {uid}".encode())), uid=uid, edit=edit)

@@ -134,7 +134,7 @@ def assign(name: str, value: object, which: int | None = None) -> Edit:
     return edit
 
 
-def placed(depths: Sequence[float], along: Sequence[float] = (0, 0, 1)) -> np.ndarray:
+def placed(depths: Sequence[float] | np.ndarray, along: Sequence[float] = (0, 0, 1)) -> np.ndarray:
     return np.array([-10.0, -20.0, 30.0]) + np.outer(depths, along)
 
 

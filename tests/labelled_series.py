@@ -11,11 +11,17 @@ import pytest
 import torch
 
 from dicom_files import AXIAL, enhanced, placed, series
+from kidseg.errors import Finding
 from kidseg.geometry import Volume
 from kidseg.io import ReadOptions
 from kidseg.io.dicom_source import SourceSeries, read_source
+from kidseg.io.label_formats import Exported
 from kidseg.io.origin import Origin
 from kidseg.labels import LabelSchema
+from kidseg.measure import Midline
+from kidseg.measure.measuring import parts_of
+from kidseg.measure.parts import Labelled
+from kidseg.measure.reporting import with_report
 
 SCHEMA = LabelSchema.from_names({1: "left kidney", 2: "tumour", 5: "Milz größer"})
 ORIGIN = Origin(method="homogenized", model_sha256="ab" * 32, scan_sha256="cd" * 32)
@@ -68,6 +74,13 @@ def make_case(folder: Path, kind: str) -> tuple[SourceSeries, Volume]:
     path, options = make_series(folder, kind)
     source = read_source(path, options)
     return source, make_labels(source)
+
+
+def reported(exported: Exported, path: Path) -> tuple[Exported, tuple[Finding, ...]]:
+    """Labels of a body in the middle of the image, with what is measured of them."""
+    middle = Midline.at(float(exported.labels.grid.centre_mm[0]), "body")
+    labelled = Labelled(labels=exported.labels, schema=exported.schema, midline=middle, path=path)
+    return with_report(exported, labelled, parts_of(labelled))
 
 
 def assert_conforms(file: Path, kind: str) -> None:

@@ -524,7 +524,7 @@ def test_a_row_for_no_case_is_a_warning(tmp_path: Path) -> None:
 
 def test_the_written_table_is_read_again(tmp_path: Path) -> None:
     nnunet(tmp_path)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"case": "c0", "patient": "a, b", "age_years": 0.5, "side": "bilateral", "secret": 1},
         {"case": "c1", "age_years": None, "sex": "F"},
     ]
@@ -536,6 +536,9 @@ def test_the_written_table_is_read_again(tmp_path: Path) -> None:
     assert (second.patient, second.age_years, second.side) == ("c1", None, None)
     with pytest.raises(UsageError):
         write_patients_csv(tmp_path, rows)
+    timed = [rows[0] | {"time_point": "after, 2"}, rows[1]]
+    write_patients_csv(tmp_path, timed, overwrite=True)
+    assert [case.time_point for case in open_dataset(tmp_path).cases] == ["after, 2", ""]
 
 
 # ---- where files go, other numbers -------------------------------------------------------------

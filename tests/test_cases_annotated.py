@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import warnings
@@ -21,10 +22,16 @@ from kidseg.cases.roi_rules import ROI_RULES, RoiRules, load_rules
 from kidseg.check import check
 from kidseg.cli import main
 from kidseg.errors import InputError, KidsegWarning, UsageError
-from kidseg.io import ReadOptions
+from kidseg.io import ReadOptions, read
+from kidseg.io.dicom_source import read_source
+from kidseg.io.dicomseg import write_dicom_segmentation
+from kidseg.io.orientation import reorient
+from kidseg.io.structures import Annotation, Part
+from kidseg.labels import KIDNEY_TUMOUR
 from kidseg.segment.sources import find_scans
 from kidseg.splits import split
 from kidseg.store.files import dataset_facts, source_files
+from labelled_series import ORIGIN
 
 KIDNEY = Roi(name="Kidney_R", contours=[circle(k, 6.0) for k in (1, 2, 3)])
 TUMOUR = Roi(name="tumour", contours=[square(2, (10, 12), (14, 18))])
@@ -110,6 +117,24 @@ def test_times_of_one_patient_stay_together_in_splits(tmp_path: Path) -> None:
         assert len(fold.validation) == 2
         assert len({patient[case] for case in fold.validation}) == 1
         assert not {patient[c] for c in fold.train} & {patient[c] for c in fold.validation}
+
+
+def test_times_of_a_patient_are_numbered_unless_an_annotation_states_them(tmp_path: Path) -> None:
+    for n, date in enumerate(["20240301", "20231115", "20240301", ""]):
+        path = annotated(tmp_path / f"{n}", [KIDNEY], uid=f"1.2.{n}", study=f"1.{n}", date=date)
+    annotated(tmp_path / "other", [KIDNEY], uid="1.2.9", study="1.9", date="20250101", patient="P2")
+
+    def times() -> list[str]:
+        cases = survey_dataset(tmp_path).dataset.cases
+        assert len({case.patient for case in cases}) == 2
+        by_uid = {case.annotation.series: case.time_point for case in cases if case.annotation}
+        return [by_uid[uid] for uid in sorted(by_uid)]
+
+    assert times() == ["2", "1", "2", "", "1"]
+    ds = dcmread(path)
+    ds.ClinicalTrialTimePointDescription = "Post-chemotherapy #1"
+    save(ds, path)
+    assert times() == ["2", "1", "2", "Post-chemotherapy #1", "1"]
 
 
 def test_several_series_of_a_study(tmp_path: Path) -> None:
@@ -464,3 +489,64 @@ def test_one_series_with_an_annotation_is_segmented_as_a_scan(tmp_path: Path) ->
     annotated(tmp_path / "child", [KIDNEY])
     (source,) = find_scans([tmp_path / "child"], 1, ReadOptions())
     assert source.name == "child" and source.case is None
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::kidseg.errors.KidsegWarning")
+def test_such_a_data_set_is_trained_on_segmented_and_evaluated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Structure Sets whose names need rules, and Segmentations, by the command line."""
+    data, runs, out = tmp_path / "data", tmp_path / "run", tmp_path / "out"
+    for n in range(4):
+        folder = data / f"{n}"
+        kidney = Roi(name="Left", contours=[circle(k, 8.0 + n / 2) for k in (1, 2, 3, 4)])
+        tumour = Roi(name="LTKIDNEY1", contours=[square(k, (10, 12), (16, 20)) for k in (2, 3)])
+        path = annotated(
+            folder, [kidney, tumour, BODY], uid=f"1.2.{n}", patient=f"P{n}", study=f"1.{n}"
+        )
+        if n % 2:
+            as_segmentation(path, folder / "images")
+    (tmp_path / "rules.toml").write_text(
+        "ignore = 'BODY'\n[labels]\nkidney = 'Left|kidney'\ntumour = '(RT|LT)KIDNEY.*|tumour'\n"
+    )
+    rules = ["--roi-rules", str(tmp_path / "rules.toml")]
+    few = [f"segment.{name}=1" for name in ("epochs", "steps")]
+    small = ["view.size=32", "unet.size=32", "unet.features=4", "segment.min_epochs=0", *few]
+    settings = [word for each in small for word in ("--set", each)]
+    code, _, err = run(
+        *("train", str(data), "-o", str(runs), "--method", "plain", "--device", "cpu"),
+        *(*rules, *settings, "--json"),
+        capsys=capsys,
+    )
+    assert code == 0, err
+    kept, given = load_rules(runs / ROI_RULES), load_rules(tmp_path / "rules.toml")
+    assert kept is not None and given is not None and kept.agrees(given)
+    header = json.loads(run("info", str(runs / "model.safetensors"), "--json", capsys=capsys)[1])
+    assert header["labels"]["names"] == {"1": "kidney", "2": "tumour"}
+    words = ["segment", str(data), "-m", str(runs), "-o", str(out), "--device", "cpu"]
+    code, _, err = run(*words, "--formats", "nii,dicomseg", capsys=capsys)
+    assert code == 0, err
+    cases = {case.id for case in survey_dataset(data, given).dataset.cases}
+    assert len(cases) == 4 and {path.name for path in out.glob("*_seg.nii.gz")} == {
+        f"{case}_seg.nii.gz" for case in cases
+    }
+    words = ["evaluate", str(out), str(data), "-o", str(tmp_path / "scores"), "--json"]
+    code, said, err = run(*words, "--roi-rules", str(runs / ROI_RULES), capsys=capsys)
+    assert code == 0, err
+    summary = json.loads(said)
+    assert summary["n_cases"] == 4 and summary["structures"]["tumour"]["dice"]["n"] == 4
+
+
+def as_segmentation(path: Path, images: Path) -> None:
+    """Replace a structure set of a kidney and a tumour by a Segmentation of the same voxels."""
+    parts = tuple(Part(path=path, number=n, label=n) for n in (1, 2))
+    files = tuple(sorted(images.iterdir()))
+    annotation = Annotation(folder=images, images=files, series="", parts=parts)
+    labels = read(path, ReadOptions(values="labels", files=files, annotation=annotation)).volume
+    source = read_source(images, ReadOptions(values="any"))
+    path.unlink()
+    with path.open("wb") as file:
+        write_dicom_segmentation(
+            reorient(labels, source.native), KIDNEY_TUMOUR, source, ORIGIN, file
+        )

@@ -15,7 +15,7 @@ import pytest
 
 from kidseg.compare import compare, holm
 from kidseg.errors import InputError, UsageError
-from kidseg.evaluate import METRICS, Row, protocol_named, summarise
+from kidseg.evaluate import METRICS, Row, protocol_named, read_run, summarise
 from kidseg.evaluate.summary import COLUMNS, write_csv
 from kidseg.io.atomic import write_json
 
@@ -437,6 +437,18 @@ def test_the_table_says_why_there_is_no_p(tmp_path: Path) -> None:
     text = " ".join((tmp_path / "out" / "compare.md").read_text().split())
     assert "No p for kidney: 5 pairs; below 6 no difference can reach 0.05." in text
     assert "No p for kidney+tumour: no pairs." in text and "No p for tumour" not in text
+
+
+def test_tables_without_time_points_are_read(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / n, {"kidney": [0.5, 0.6]}) for n in "ab"]
+    for run in runs:
+        with (run / "cases.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        names = [name for name in rows[0] if name != "time_point"]
+        cells = [[row[name] for name in names] for row in rows]
+        write_csv(run / "cases.csv", names, cells, overwrite=True)
+    assert [row.time_point for row in read_run(runs[0]).rows] == ["", ""]
+    compare(runs, tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -128,10 +128,24 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         pytest.skip(f"needs root and the Debian packages {', '.join(missing or NEEDED)}")
     folder = tmp_path_factory.mktemp("base")
     (constraint,) = re.findall(r"^filelock==.*$", (ROOT / "constraints.txt").read_text(), re.M)
-    fetch = ["pip", "download", "--quiet", "--no-deps", "--no-cache-dir", "--dest", folder]
+    fetch: list[str | Path] = [
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--no-cache-dir",
+        "--dest",
+        folder,
+    ]
     part("pip finds no packages", sys.executable, "-m", *fetch, constraint)
     packages = "--include=python3,python3-venv,ca-certificates"
-    command = ["debootstrap", "--variant=minbase", packages, "bookworm", folder / "base"]
+    command: list[str | Path] = [
+        "debootstrap",
+        "--variant=minbase",
+        packages,
+        "bookworm",
+        folder / "base",
+    ]
     part("debootstrap finds no packages", *command)
     working = part("buildah does not work here", "buildah", "from", "scratch")
     run("buildah", "add", "--quiet", working, folder / "base")
@@ -189,7 +203,10 @@ def test_its_labels_are_those_outside(image: str, scans: Path, tmp_path: Path) -
     names = sorted(path.name for path in (tmp_path / "outside").iterdir())
     assert sorted(path.name for path in (tmp_path / "inside").iterdir()) == names
     (labels,) = (name for name in names if name.endswith("_seg.nii.gz"))
-    inside, outside = (nibabel.load(tmp_path / where / labels) for where in ("inside", "outside"))
+    inside, outside = (
+        nibabel.Nifti1Image.from_filename(tmp_path / where / labels)
+        for where in ("inside", "outside")
+    )
     assert np.array_equal(inside.affine, outside.affine)
     assert np.array_equal(np.asanyarray(inside.dataobj), np.asanyarray(outside.dataobj))
     assert np.asanyarray(inside.dataobj).max() > 0

@@ -15,7 +15,8 @@ from dicom_files import save
 from kidseg.cases import survey_dataset
 from kidseg.cases.roi_rules import RoiRules
 from kidseg.errors import InputError, UsageError
-from kidseg.evaluate import evaluate
+from kidseg.evaluate import evaluate, read_run
+from kidseg.evaluate.score_page import PAGE
 from kidseg.geometry import Volume
 from kidseg.io import ReadOptions, read
 from kidseg.io.dicom_source import read_source
@@ -86,6 +87,23 @@ def test_label_volumes_are_matched_by_case(tmp_path: Path, reference: Path) -> N
     assert scores(tmp_path / "pred", reference, tmp_path / "out")["kidney"] == pytest.approx(
         dice_of_kidneys()
     )
+
+
+def test_times_of_one_patient_are_apart_in_results(tmp_path: Path) -> None:
+    for n, date in enumerate(["20240301", "20231115"]):
+        path = tmp_path / "ref" / f"{n}"
+        file = annotated(path, [KIDNEY, TUMOUR], uid=f"1.2.{n}", study=f"1.{n}", date=date)
+        (tmp_path / "pred").mkdir(exist_ok=True)
+        shutil.copy(file, tmp_path / "pred" / f"{n}.dcm")
+    evaluate(tmp_path / "pred", tmp_path / "ref", tmp_path / "out")
+    rows = [row for row in read_run(tmp_path / "out").rows if row.structure == "kidney"]
+    assert len({row.patient for row in rows}) == 1 and len({row.case for row in rows}) == 2
+    uids = {case.id: case.annotation for case in survey_dataset(tmp_path / "ref").dataset.cases}
+    assert {(uids[r.case].series, r.time_point) for r in rows} == {("1.2.0", "2"), ("1.2.1", "1")}  # type: ignore[union-attr]
+    page = (tmp_path / "out" / PAGE).read_text()
+    for row in rows:
+        assert f"{row.case}</button></th><td>{row.patient}</td><td>{row.time_point}</td>" in page
+    assert "20240301" not in page, "no date"
 
 
 def test_one_file_for_the_only_case(tmp_path: Path, reference: Path) -> None:

@@ -227,6 +227,23 @@ def test_the_logits_of_folds_are_averaged(tmp_path: Path) -> None:
     assert import_nnunet(folder, tmp_path / "all.safetensors", stored="LPS")["folds"] == list("012")
 
 
+def test_folds_are_opinions_of_the_review(tmp_path: Path) -> None:
+    """Of two folds, each has a say: volumes have an interval; that of one has none."""
+    nets = [network(FLAT, seed) for seed in (0, 1)]
+    folder = write_folder(tmp_path / "trained", PLANS["2d"], nets)
+    scan, _ = small_scan(tmp_path / "scan.nii.gz")
+    for folds, interval in (([0, 1], "doubt"), ([0], None)):
+        model = imported(folder, tmp_path / f"{len(folds)}.safetensors", folds=folds)
+        (entry,) = segment([scan], model, tmp_path / f"out{len(folds)}", device="cpu")
+        review = entry["review"]
+        assert (review["opinions"], review["interval"]) == (len(folds), interval)
+        for name, found in review["structures"].items():
+            assert (found["interval_ml"] is None) == (interval is None)
+            if interval is not None:
+                low, high = found["interval_ml"]
+                assert low < high and low <= entry["volumes_ml"][name] <= high
+
+
 def test_folds_without_a_checkpoint_and_postprocessing_are_said_to_be_left_out(
     tmp_path: Path,
 ) -> None:

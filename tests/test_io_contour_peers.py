@@ -113,7 +113,7 @@ def shapes() -> dict[str, list[np.ndarray]]:
 
 def agreement(ct: Path, path: Path, names: dict[int, str], out: Path) -> list[float]:
     """Dice of our voxels and those of plastimatch, for structures {number: name}."""
-    command = ["plastimatch", "convert", "--input", path, "--referenced-ct", ct]
+    command: list[str | Path] = ["plastimatch", "convert", "--input", path, "--referenced-ct", ct]
     command += ["--output-prefix", out, "--prefix-format", "mha", "--xor-contours"]
     subprocess.run(command, check=True, capture_output=True)
     found = []
@@ -185,7 +185,7 @@ def test_masks_of_rt_utils_come_back(tmp_path: Path, orientation: str) -> None:
     np.save(tmp_path / "masks.npy", masks)
     for pin in ("hole", "pin"):
         out = tmp_path / f"{pin}.dcm"
-        command = [
+        command: list[str | Path] = [
             os.environ["RT_UTILS_PYTHON"],
             "-c",
             _RT_UTILS,

@@ -16,9 +16,7 @@ import pydicom
 import pytest
 
 from kidseg.io.label_formats import Exported, label_files, write_label_files
-from kidseg.measure import Midline
-from kidseg.measure.reporting import with_report
-from labelled_series import KINDS, ORIGIN, SCHEMA, make_case
+from labelled_series import KINDS, ORIGIN, SCHEMA, make_case, reported
 
 pytestmark = [
     pytest.mark.slow,
@@ -76,8 +74,7 @@ def test_a_round_trip_changes_nothing(tmp_path: Path, archive: str, kind: str) -
     exported = Exported(
         labels=labels, schema=SCHEMA, origin=ORIGIN, like=source.native, source=source
     )
-    middle = Midline.at(float(labels.grid.centre_mm[0]), "body")
-    exported, _ = with_report(exported, middle, tmp_path)
+    exported, _ = reported(exported, tmp_path)
     (tmp_path / "made").mkdir()
     made = write_label_files(exported, files, tmp_path / "made").files
     assert len(made) == len(files)

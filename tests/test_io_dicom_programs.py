@@ -13,9 +13,7 @@ import pytest
 from pydicom import Dataset
 
 from kidseg.io.label_formats import Exported, label_files, write_label_files
-from kidseg.measure import Midline
-from kidseg.measure.reporting import with_report
-from labelled_series import KINDS, ORIGIN, SCHEMA, make_case
+from labelled_series import KINDS, ORIGIN, SCHEMA, make_case, reported
 
 pytestmark = pytest.mark.slow
 FORMATS = ("dicomseg", "labelmap", "rtstruct", "sr")
@@ -33,8 +31,7 @@ def objects(folder: Path, kind: str) -> tuple[list[Path], Exported]:
     exported = Exported(
         labels=labels, schema=SCHEMA, origin=ORIGIN, like=source.native, source=source
     )
-    middle = Midline.at(float(labels.grid.centre_mm[0]), "body")
-    exported, _ = with_report(exported, middle, folder)
+    exported, _ = reported(exported, folder)
     made = folder / "made"
     made.mkdir()
     files = label_files("a", folder, FORMATS, SCHEMA)

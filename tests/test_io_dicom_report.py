@@ -15,7 +15,6 @@ from pydicom import Dataset
 from pydicom.sr.codedict import codes
 
 from dicom_files import series
-from kidseg.errors import Finding
 from kidseg.geometry import Volume
 from kidseg.io.dicom_report import CODED, write_measurement_report
 from kidseg.io.dicom_source import SourceSeries, read_source
@@ -23,20 +22,18 @@ from kidseg.io.dicomseg import write_dicom_segmentation
 from kidseg.io.label_formats import Exported
 from kidseg.io.origin import Origin
 from kidseg.labels import KIDNEY_TUMOUR, LabelSchema
-from kidseg.measure import Midline
-from kidseg.measure.measuring import parts_of
-from kidseg.measure.parts import Labelled
-from kidseg.measure.reporting import with_report
-from labelled_series import ANY, KINDS, ORIGIN, SCHEMA, assert_conforms, make_case, needs_dciodvfy
+from labelled_series import (
+    ANY,
+    KINDS,
+    ORIGIN,
+    SCHEMA,
+    assert_conforms,
+    make_case,
+    needs_dciodvfy,
+    reported,
+)
 
 Case = tuple[SourceSeries, Volume]
-
-
-def reported(exported: Exported, path: Path) -> tuple[Exported, tuple[Finding, ...]]:
-    """Labels of a body in the middle of the image, with what is measured of them."""
-    middle = Midline.at(float(exported.labels.grid.centre_mm[0]), "body")
-    labelled = Labelled(labels=exported.labels, schema=exported.schema, midline=middle, path=path)
-    return with_report(exported, labelled, parts_of(labelled))
 
 
 def written(

@@ -176,7 +176,7 @@ def test_a_slicing_program_finds_closed_parts_of_their_size(
     with (tmp_path / "a.obj").open("wb") as file:
         write_obj([(SCHEMA.labels[0], surfaces[0])], file, "notes")
     for name in ("a.stl", "a.obj"):
-        command = ["prusa-slicer", "--info", tmp_path / name]
+        command: list[str | Path] = ["prusa-slicer", "--info", tmp_path / name]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         found = dict(line.split(" = ") for line in said.splitlines() if " = " in line)
         low, high = bounds_lps(surfaces[0])

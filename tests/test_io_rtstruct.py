@@ -211,7 +211,7 @@ def test_plastimatch_reads_the_same_voxels(tmp_path: Path) -> None:
     with (tmp_path / "rs.dcm").open("wb") as file:
         write_structure_set(labels, schema, source, ORIGIN, file)
     save(labels, tmp_path / "truth.mha")
-    command = ["plastimatch", "convert", "--input", tmp_path / "rs.dcm"]
+    command: list[str | Path] = ["plastimatch", "convert", "--input", tmp_path / "rs.dcm"]
     command += ["--referenced-ct", tmp_path / "ct", "--output-prefix", tmp_path / "masks"]
     subprocess.run([*command, "--prefix-format", "mha"], check=True, capture_output=True)
     from kidseg.io import read

@@ -178,8 +178,8 @@ def test_both_empty_is_undefined() -> None:
 @pytest.mark.parametrize("found", [True, False])
 def test_one_empty_is_a_miss(found: bool) -> None:
     some = box(EMPTY.shape, (1, 1, 1), (2, 3, 4))
-    pair = (some, EMPTY) if found else (EMPTY, some)
-    m = measure(*pair, grid(EMPTY.shape, (1.0, 2.0, 3.0)), 1.0)
+    predicted, wanted = (some, EMPTY) if found else (EMPTY, some)
+    m = measure(predicted, wanted, grid(EMPTY.shape, (1.0, 2.0, 3.0)), 1.0)
     assert (m.dice, m.hd95_mm, m.surface_dice) == (0.0, None, 0.0)
     assert m.volume_error_ml == pytest.approx(24 * 6 / 1000 * (1 if found else -1))
     assert not m.both_empty
@@ -243,9 +243,9 @@ def test_axis_order_and_flips_do_not_matter(order: tuple[int, ...]) -> None:
 
     a, b = ball((5.0, 9.0, 10.0), 7.0), ball((6.2, 10.5, 12.0), 6.5)
     expected = measure(a, b, grid(shape, spacing), 1.0)
-    turned = [m.transpose(order)[::-1, :, ::-1] for m in (a, b)]
-    g = grid(turned[0].shape, tuple(spacing[axis] for axis in order))
-    found = measure(*turned, posed(g, angle_rad=0.4), 1.0)
+    c, d = (m.transpose(order)[::-1, :, ::-1] for m in (a, b))
+    g = grid(c.shape, tuple(spacing[axis] for axis in order))
+    found = measure(c, d, posed(g, angle_rad=0.4), 1.0)
     assert found.dice == expected.dice
     assert found.hd95_mm == pytest.approx(expected.hd95_mm)
     assert found.surface_dice == pytest.approx(expected.surface_dice)

@@ -175,8 +175,8 @@ def check_whole(found: dict[str, Any], scan: Path, tmp_path: Path) -> None:
     tumour_ml = len(facts["tumour"]["voxels"]) * float(grid.voxel_ml)
     volumes = [row for row in rows if row[1] == "tumour volume" and row[0] in ("right", "patient")]
     assert any(abs(row[2] - tumour_ml) < 0.01 and row[3] == "mL" for row in volumes)
-    words = ["measure", tmp_path / "outside" / "phantom_0000_seg.nii.gz", "--ct", scan, "--json"]
-    known = measures_of({}, json.loads(kidseg(*words)))
+    file = tmp_path / "outside" / "phantom_0000_seg.nii.gz"
+    known = measures_of({}, json.loads(kidseg("measure", file, "--ct", scan, "--json")))
     assert [[*row[:2], row[3]] for row in rows] == [[k.of, k.measure, k.unit] for k in known]
     for row, expected in zip(rows, known, strict=True):
         numbers = [expected.value, expected.low, expected.high]

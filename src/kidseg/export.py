@@ -311,7 +311,13 @@ def _rename(temporary: Path, out: Path) -> None:
 
 def _write_tables(dataset: Dataset, root: Path, splits: Sequence[Split]) -> None:
     rows = [
-        {"case": c.id, "patient": c.patient, "age_years": c.age_years, "side": c.side}
+        {
+            "case": c.id,
+            "patient": c.patient,
+            "age_years": c.age_years,
+            "side": c.side,
+            "time_point": c.time_point,
+        }
         for c in (*dataset.cases, *dataset.unlabelled)
     ]
     write_patients_csv(root, rows)

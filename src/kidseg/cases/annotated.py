@@ -1,8 +1,9 @@
 """Data sets of DICOM series and their annotations: RT Structure Sets and Segmentations.
 
 The folders and names of files mean nothing. Each series with structures that are labels is a case;
-each without is a test case. Cases of one patient have one patient, at however many times. Names of
-cases and patients are digests of UIDs and Patient IDs.
+each without is a test case. Cases of one patient have one patient, at however many times; the time
+is that of a clinical trial, if an annotation states one, else the number of the date of study.
+Names of cases and patients are digests of UIDs and Patient IDs.
 """
 
 from __future__ import annotations
@@ -13,7 +14,12 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 
-from kidseg.cases.annotated_series import ImageSeries, find_series, series_of
+from kidseg.cases.annotated_series import (
+    ImageSeries,
+    find_series,
+    numbered_times,
+    series_of,
+)
 from kidseg.cases.case import Side, Survey
 from kidseg.cases.gathering import Gathering
 from kidseg.cases.persons import Person
@@ -108,9 +114,16 @@ def survey_annotated(root: Path, rules: RoiRules) -> Survey | None:
         if its_series is not None:
             by_series[its_series].append(labelled)
     persons: dict[str, Person] = {}
+    times = numbered_times(series)
     for one, objects in by_series.items():
         side = _add_case(found, one, objects, rules)
-        persons[one.case] = Person(patient=one.patient, age_years=one.age_years, side=side)
+        stated = next((each.head.time_point for each in objects if each.head.time_point), None)
+        persons[one.case] = Person(
+            patient=one.patient,
+            age_years=one.age_years,
+            side=side,
+            time_point=stated or times.get(one),
+        )
     _note_unused(found, named)
     survey = found.survey(
         persons,

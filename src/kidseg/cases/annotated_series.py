@@ -18,7 +18,14 @@ from kidseg.io.dicom_frames import Image, find_images
 from kidseg.io.dicom_series import Series, group_series
 from kidseg.io.structures import AnnotationObject
 
-__all__ = ["ImageSeries", "find_series", "series_of", "short_digest", "years_of"]
+__all__ = [
+    "ImageSeries",
+    "find_series",
+    "numbered_times",
+    "series_of",
+    "short_digest",
+    "years_of",
+]
 
 _DIGITS = 8  # two of a thousand patients or series are alike in one of 10,000 data sets
 
@@ -31,6 +38,7 @@ class ImageSeries:
         files: of its images, sorted.
         uid: Series Instance UID; "" if its images differ in it.
         study_uid: of its study.
+        study_date: likewise; "" if it is missing.
         patient_id: as stated; "" if it is missing.
         modality: "CT", "MR", ...
         frames_of_reference: UIDs of its coordinates.
@@ -43,6 +51,7 @@ class ImageSeries:
     files: tuple[Path, ...]
     uid: str
     study_uid: str
+    study_date: str
     patient_id: str
     modality: str
     frames_of_reference: frozenset[str]
@@ -95,6 +104,7 @@ def _image_series(one: Series, *, is_part: bool) -> ImageSeries:
         files=tuple(sorted({image.path for image in one.images})),
         uid=one.uid,
         study_uid=first.text("StudyInstanceUID"),
+        study_date=first.text("StudyDate"),
         patient_id=first.text("PatientID"),
         modality=one.modality,
         frames_of_reference=_texts(one.images, "FrameOfReferenceUID"),
@@ -103,6 +113,18 @@ def _image_series(one: Series, *, is_part: bool) -> ImageSeries:
         description=one.description,
         is_part=is_part,
     )
+
+
+def numbered_times(series: Sequence[ImageSeries]) -> dict[ImageSeries, str]:
+    """{series: "1" of the first date of its patient, "2" of the next, ...}: no date is told.
+
+    Series without a date are left out.
+    """
+    dates: dict[str, set[str]] = {}
+    dated = [one for one in series if one.study_date]
+    for one in dated:
+        dates.setdefault(one.patient, set()).add(one.study_date)
+    return {one: str(1 + sorted(dates[one.patient]).index(one.study_date)) for one in dated}
 
 
 def _texts(images: Sequence[Image], name: str) -> frozenset[str]:

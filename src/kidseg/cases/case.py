@@ -31,6 +31,7 @@ class Case:
         labels: the reference segmentation; None for unlabelled and test cases.
         patient: splits are by patient; equal to `id` unless the data set states otherwise.
         age_years: at the time of the scan, if known.
+        time_point: of several scans of the patient: a name or number; "" if not known.
         side: of the tumour, if known.
         annotation: the structures that are the labels, if these are DICOM objects.
     """
@@ -40,6 +41,7 @@ class Case:
     labels: Path | None
     patient: str
     age_years: float | None = None
+    time_point: str = ""
     side: Side | None = None
     annotation: Annotation | None = None
 

@@ -28,7 +28,7 @@ class NamedLabels:
     Attributes:
         schema: of the values.
         said_by: "names" (the user), "segments" (3D Slicer), "result" (`result.json` beside it),
-            "dataset" (the data set around it) or "assumed".
+            "dataset" (the data set around it), "structures" (a DICOM object) or "assumed".
         ignore: value of voxels that the data set excludes.
         record: the entry of the file in `result.json`, if there is one.
         numbered: values to whose names a number was added here, as the file has the name twice.

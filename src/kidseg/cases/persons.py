@@ -28,6 +28,7 @@ __all__ = [
 
 PATIENTS_CSV = "patients.csv"
 _COLUMNS = ("case", "patient", "age_years", "sex", "side")
+_TIME = "time_point"
 _OLDEST_YEARS = 130.0
 
 
@@ -38,6 +39,7 @@ class Person:
     patient: str | None = None
     age_years: float | None = None
     side: Side | None = None
+    time_point: str | None = None
 
 
 def read_patients_csv(
@@ -45,8 +47,8 @@ def read_patients_csv(
 ) -> tuple[dict[str, Person], tuple[Finding, ...]]:
     """Read patients.csv at the root of a data set, by case; empty if there is no table.
 
-    Columns: `case` is required; `patient`, `age_years` and `side` ("left", "right", "bilateral")
-    may be missing or empty; other columns are ignored.
+    Columns: `case` is required; `patient`, `age_years`, `side` ("left", "right", "bilateral") and
+    `time_point` (any text) may be missing or empty; other columns are ignored.
 
     Args:
         root: of the data set.
@@ -118,6 +120,7 @@ def with_persons(cases: Iterable[Case], persons: Mapping[str, Person]) -> tuple[
             patient=person.patient or case.patient,
             age_years=case.age_years if person.age_years is None else person.age_years,
             side=person.side or case.side,
+            time_point=person.time_point or case.time_point,
         )
 
     return tuple(described(case) for case in cases)
@@ -126,7 +129,7 @@ def with_persons(cases: Iterable[Case], persons: Mapping[str, Person]) -> tuple[
 def write_patients_csv(
     root: Path, rows: Iterable[Mapping[str, Any]], *, overwrite: bool = False
 ) -> Path:
-    """Write patients.csv: case, patient, age_years, sex, side.
+    """Write patients.csv: case, patient, age_years, sex, side; if any is known, time_point.
 
     Args:
         root: of the data set.
@@ -141,9 +144,11 @@ def write_patients_csv(
 
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(_COLUMNS)
+    rows = list(rows)
+    columns = (*_COLUMNS, *([_TIME] if any(row.get(_TIME) for row in rows) else []))
+    table.writerow(columns)
     for row in rows:
-        values = [row["case"], *(row.get(name) for name in _COLUMNS[1:])]
+        values = [row["case"], *(row.get(name) for name in columns[1:])]
         table.writerow(["" if value is None else value for value in values])
     path = root / PATIENTS_CSV
     with writing(path, overwrite=overwrite) as file:
@@ -269,6 +274,7 @@ def _person(cells: Mapping[str, str], note: Callable[[str, str], None]) -> Perso
         patient=cells.get("patient") or None,
         age_years=age_years,
         side=cast("Side | None", side),
+        time_point=cells.get(_TIME) or None,
     )
 
 

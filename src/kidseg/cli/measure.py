@@ -18,6 +18,7 @@ from kidseg.cli.options import (
     PatientSex,
     Quiet,
     Repair,
+    RoiRules,
     Series,
     Trust,
     Weight,
@@ -44,12 +45,16 @@ _UNITS = {"mL": "ml", "cm2": "cm2", "mL/m2": "ml/m2"}
 def measure(
     labels: Annotated[
         list[Path],
-        typer.Argument(help="Label volumes of kidneys and tumours, or folders of them."),
+        typer.Argument(
+            help="Label volumes of kidneys and tumours, or folders of them; or a DICOM SEG or"
+            " RTSTRUCT."
+        ),
     ],
     ct: Annotated[
         Path | None,
         typer.Option(
-            help="Its scan, for the midline and the scan's border; of several, their folder."
+            help="Its scan, for the midline and the scan's border; of several, their folder. For a"
+            " DICOM SEG or RTSTRUCT, the folder of its series."
         ),
     ] = None,
     out: Annotated[
@@ -70,6 +75,7 @@ def measure(
     label: Annotated[
         list[str] | None, typer.Option(help="The name of a label, NUMBER=NAME, such as 1=kidney.")
     ] = None,
+    roi_rules: RoiRules = None,
     margin: Annotated[
         float | None, typer.Option(help="Margin of a resection in mm, of parenchyma.")
     ] = None,
@@ -94,6 +100,7 @@ def measure(
     Example: kidseg measure result/anna_seg.nii.gz --ct anna.nii.gz --height 92 --weight 13.5
     """
     from kidseg.cases.label_names import parse_names
+    from kidseg.cases.roi_rules import load_rules
     from kidseg.io import ReadOptions
     from kidseg.measure.criteria import DEFAULT
     from kidseg.measure.measuring import Request, measure
@@ -105,6 +112,7 @@ def measure(
         before_ct=before_ct,
         opinions=tuple(opinion or ()),
         names=parse_names(label or ()),
+        rules=load_rules(roi_rules),
         person=Patient(height_cm=height, weight_kg=weight, age_years=age, sex=sex),
         entered=tuple(entered or ()),
         margin_mm=margin,

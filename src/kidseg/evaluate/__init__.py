@@ -293,6 +293,7 @@ def _row(case: Pair, structure: Structure, found: Measures, protocol: Protocol) 
         case=case.id,
         patient=case.patient,
         age_years=case.age_years,
+        time_point=case.time_point,
         structure=structure.name,
         reference_ml=found.reference_ml,
         predicted_ml=found.predicted_ml,

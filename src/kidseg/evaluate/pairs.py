@@ -37,6 +37,7 @@ class Pair:
         predicted: its labels; None if a missing prediction counts as empty.
         patient: of the case.
         age_years: if known.
+        time_point: see `Case`.
         reference_copies: further files of the reference, which must contain the same labels.
         copies: further files of the prediction, likewise.
         image: of the case, to be shown; None: not known.
@@ -48,6 +49,7 @@ class Pair:
     predicted: Path | None
     patient: str
     age_years: float | None = None
+    time_point: str = ""
     reference_copies: tuple[Path, ...] = ()
     copies: tuple[Path, ...] = ()
     image: Path | None = None
@@ -134,6 +136,7 @@ def pair(
             predicted=found[case][0] if case in found else None,
             patient=known[case].patient,
             age_years=known[case].age_years,
+            time_point=known[case].time_point,
             reference_copies=references.copies.get(case, ()),
             copies=found[case][1:] if case in found else (),
             image=next(iter(known[case].images), None),

@@ -25,6 +25,7 @@ from kidseg.report.overlay import Found, draw_case
 __all__ = ["PAGE", "counted", "draw_pair", "find_images", "score_page"]
 
 PAGE = "cohort.html"
+_TIMED = ("patient", "time")
 _METRICS = (("dice", "Dice", 3), ("hd95_mm", "HD95 mm", 1), ("volume_error_ml", "error ml", 1))
 
 
@@ -91,14 +92,18 @@ def score_page(
     by_case: dict[str, dict[str, Row]] = {}
     for row in rows:
         by_case.setdefault(row.case, {})[row.structure] = row
+    timed = _timed(rows)
     order = sorted(by_case, key=lambda name: _goodness(by_case[name].values()))
     cases = [
         Case(
             name=name,
             cells=[
-                _cell(by_case[name].get(structure), metric, digits)
-                for structure in structures
-                for metric, _, digits in _METRICS
+                *(Cell(text=text) for text in timed.get(name, ())),
+                *(
+                    _cell(by_case[name].get(structure), metric, digits)
+                    for structure in structures
+                    for metric, _, digits in _METRICS
+                ),
             ],
             pictures=[pictures[name]] if name in pictures else [],
         )
@@ -111,7 +116,10 @@ def score_page(
     )
     return cohort_page(
         "Evaluation",
-        [f"{title} {structure}" for structure in structures for _, title, _ in _METRICS],
+        [
+            *(_TIMED if timed else ()),
+            *(f"{title} {structure}" for structure in structures for _, title, _ in _METRICS),
+        ],
         cases,
         about=[
             f"{counted(summary)}, {summary['protocol']} protocol.",
@@ -121,6 +129,13 @@ def score_page(
         note="The worst mean Dice first. Select a case to see its slice with the largest error:"
         " filled is what was found, dashed the reference.",
     )
+
+
+def _timed(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
+    """{case: its patient and time}, if a patient has several cases; else {}."""
+    found = {row.case: (row.patient, row.time_point or "-") for row in rows}
+    patients = {patient for patient, _ in found.values()}
+    return found if len(patients) < len(found) else {}
 
 
 def _said(finding: Mapping[str, str]) -> str:

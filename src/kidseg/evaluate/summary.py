@@ -35,7 +35,8 @@ METRICS = ("dice", "hd95_mm", "surface_dice", "volume_error_ml")
 """The metrics of a row, as columns of `cases.csv` and keys of `summary.json`."""
 
 _VOLUMES = ("reference_ml", "predicted_ml")
-COLUMNS = ("case", "patient", "age_years", "structure", *_VOLUMES, *METRICS)
+COLUMNS = ("case", "patient", "age_years", "time_point", "structure", *_VOLUMES, *METRICS)
+_EARLIER = tuple(name for name in COLUMNS if name != "time_point")  # tables before it was added
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,7 @@ class Row:
     reference_ml: float
     predicted_ml: float
     figures: Mapping[str, float | None]
+    time_point: str = ""
 
     @property
     def both_empty(self) -> bool:
@@ -61,6 +63,7 @@ class Row:
             self.case,
             self.patient,
             self.age_years,
+            self.time_point,
             self.structure,
             self.reference_ml,
             self.predicted_ml,
@@ -157,9 +160,10 @@ def read_run(folder: Path) -> Run:
             f"not the summary of an evaluation by this version of kidseg: {error}",
         ) from error
     table, lines = folder / "cases.csv", list(csv.reader(io.StringIO(text, newline="")))
-    if not lines or tuple(lines[0]) != COLUMNS:
+    if not lines or tuple(lines[0]) not in (COLUMNS, _EARLIER):
         raise _damaged(table, f"line 1: the columns are not {', '.join(COLUMNS)}")
-    rows = tuple(_row(cells, table, number) for number, cells in enumerate(lines[1:], start=2))
+    head, *others = lines
+    rows = tuple(_row(head, cells, table, number) for number, cells in enumerate(others, start=2))
     keys = [(row.case, row.structure) for row in rows]
     if len(set(keys)) != len(keys):
         raise _damaged(table, "a combination of case and structure occurs twice")
@@ -168,9 +172,9 @@ def read_run(folder: Path) -> Run:
     return Run(path=folder, summary=summary, rows=rows)
 
 
-def _row(cells: Sequence[str], path: Path, number: int) -> Row:
+def _row(columns: Sequence[str], cells: Sequence[str], path: Path, number: int) -> Row:
     try:
-        content = dict(zip(COLUMNS, cells, strict=True))
+        content = dict(zip(columns, cells, strict=True))
         volumes = {name: _number(content[name]) for name in _VOLUMES}
         age_years = _number(content["age_years"])
         if age_years is not None and age_years < 0:
@@ -181,6 +185,7 @@ def _row(cells: Sequence[str], path: Path, number: int) -> Row:
             case=content["case"],
             patient=content["patient"],
             age_years=age_years,
+            time_point=content.get("time_point", ""),
             structure=content["structure"],
             reference_ml=volumes["reference_ml"] or 0.0,
             predicted_ml=volumes["predicted_ml"] or 0.0,

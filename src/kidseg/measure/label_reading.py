@@ -11,12 +11,14 @@ import torch
 from kidseg.body import body_mask, moments
 from kidseg.cases.label_names import NamedLabels, named_labels
 from kidseg.cases.label_values import known_labels
+from kidseg.cases.roi_rules import RoiRules
 from kidseg.cases.segments import segments_of
 from kidseg.errors import Finding, InputError
 from kidseg.geometry import Grid, Volume
 from kidseg.io import ReadOptions, Scan, read
 from kidseg.io.orientation import canonical
 from kidseg.labels import LabelSchema
+from kidseg.measure.annotated_labels import find_annotated, is_annotated
 from kidseg.measure.mask import bounds
 from kidseg.measure.midline import RENAL, Midline, estimated_midline, midline_of
 from kidseg.measure.parts import Labelled, tracked_lesions
@@ -37,20 +39,26 @@ def read_labelled(
     *,
     ct: Path | None = None,
     names: Mapping[int, str] | None = None,
+    rules: RoiRules | None = None,
     options: ReadOptions = _DEFAULT,
 ) -> Labelled:
     """Read labels, and the scan if it is known.
 
     Args:
-        path: of a label volume; for the names of its labels, see `named_labels`.
-        ct: of its scan, for the midline and the border.
-        names: {number: name}.
+        path: of a label volume; for the names of its labels, see `named_labels`; or of a DICOM
+            Segmentation or RT Structure Set.
+        ct: of its scan, for the midline and the border; of a DICOM object, the folder of its
+            series.
+        names: {number: name}; not of a DICOM object.
+        rules: for the structures of DICOM objects.
         options: of reading the scan.
 
     Raises:
         InputError: "label-grid-mismatch": labels and scan have different grids; see
-            `kidseg.io.read`, `known_labels`, `named_labels`.
+            `kidseg.io.read`, `known_labels`, `named_labels`, `find_annotated`.
     """
+    if is_annotated(path):
+        return _read_annotated(path, ct, rules, options)
     known = named_labels(path, names)
     volume, findings = _read_labels(path, known.schema, known.ignore)
     if ct is not None:
@@ -60,6 +68,20 @@ def read_labelled(
     midline = estimated_midline(volume, known.schema, is_cropped=is_cropped)
     labelled = _labelled(path, volume, known, midline, findings)
     return replace(labelled, is_cropped=is_cropped)
+
+
+def _read_annotated(
+    path: Path, ct: Path | None, rules: RoiRules | None, options: ReadOptions
+) -> Labelled:
+    """Structures of a DICOM object on their series, each lesion with its tracking identifiers."""
+    found = find_annotated(path, ct, rules)
+    images = replace(options, files=found.annotation.images)
+    of_labels = replace(images, annotation=found.annotation)
+    volume, findings = _read_labels(path, found.schema, None, of_labels)
+    scan = read(found.annotation.folder, replace(images, values="ct"))
+    known = NamedLabels(schema=found.schema, said_by="structures")
+    labelled = labelled_on(scan, path, volume, known, (*found.findings, *findings))
+    return replace(labelled, tracking=found.tracking, tracking_uids=found.tracking_uids)
 
 
 def labelled_on(
@@ -118,22 +140,30 @@ def body_midline(scan: Volume, labels: Volume, schema: LabelSchema) -> Midline:
 
 
 def read_opinion(
-    path: Path, labelled: Labelled, names: Mapping[int, str] | None = None
+    path: Path,
+    labelled: Labelled,
+    names: Mapping[int, str] | None = None,
+    *,
+    ct: Path | None = None,
+    rules: RoiRules | None = None,
 ) -> Labelled:
     """Read another segmentation of the same scan, whose labels may have other numbers and names.
+
+    The scan is needed for DICOM objects only.
 
     Raises:
         InputError: "label-grid-mismatch"; as `read_labelled`.
     """
-    other = read_labelled(path, names=names)
+    series = ct if is_annotated(path) else None
+    other = read_labelled(path, ct=series, names=names, rules=rules)
     volume = _on_scan(other.labels, labelled.labels.grid, path, labelled.path)
     return replace(other, labels=volume, midline=labelled.midline)
 
 
 def _read_labels(
-    path: Path, schema: LabelSchema, ignore: int | None
+    path: Path, schema: LabelSchema, ignore: int | None, options: ReadOptions = _DEFAULT
 ) -> tuple[Volume, tuple[Finding, ...]]:
-    scan = read(path, ReadOptions(values="labels", nonfinite="refuse"))
+    scan = read(path, replace(options, values="labels", nonfinite="refuse"))
     try:
         judged = known_labels(scan, schema.names, ignore)
     except InputError as error:

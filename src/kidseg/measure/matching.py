@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,8 @@ _IN_PLACE = 1.25
 _OVERLAPS = "overlap"
 
 Lesions = tuple[Part, ...]
+Naming = Callable[[Part], str | None]
+"""The identifier of a lesion that is the same at both times; None if it has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +48,10 @@ def match_tumours(before: Parts, after: Parts) -> list[Match]:
     position, as patients lie differently each time, if those of a side clearly overlap more then.
     Last, what is left of one side may overlap with what is left of the other, as the side of a
     tumour near the midline is not sure. If the scans have tracking ids in common, lesions with
-    different ones are different lesions.
+    different ones are different lesions. Unique ids count before names, if any is in common.
     """
-    matches, olds, news = _tracked(before.tumours, after.tumours)
-    is_same_naming = bool(matches)
+    naming = _naming(before.tumours, after.tumours)
+    matches, olds, news = _tracked(before.tumours, after.tumours, naming)
     shift = shift_mm(before, after)
     shifts = {_OVERLAPS: np.zeros(3)}
     if shift is not None:
@@ -59,16 +61,14 @@ def match_tumours(before: Parts, after: Parts) -> list[Match]:
     for side in SIDES:
         here = [one for one in olds if one.side == side]
         there = [one for one in news if one.side == side]
-        found, left, new = _overlapping(here, there, shifts, is_same_naming)
-        if len(here) == len(there) == len(left) == 1 and not (
-            is_same_naming and _are_apart(here[0], there[0])
-        ):
+        found, left, new = _overlapping(here, there, shifts, naming)
+        if len(here) == len(there) == len(left) == 1 and not _are_apart(here[0], there[0], naming):
             found = [Match(before=tuple(left), after=tuple(new), matched="only one on its side")]
             left, new = [], []
         matches += found
         lost += left
         appeared += new
-    found, lost, appeared = _overlapping(lost, appeared, shifts, is_same_naming)
+    found, lost, appeared = _overlapping(lost, appeared, shifts, naming)
     matches += found
     matches += [Match(before=(one,), after=(), matched=GONE) for one in lost]
     matches += [Match(before=(), after=(one,), matched=NEW) for one in appeared]
@@ -103,20 +103,37 @@ def is_in_scan(parts: Sequence[Part], scan: Grid | None, move_mm: np.ndarray) ->
     )
 
 
+def _naming(olds: Sequence[Part], news: Sequence[Part]) -> Naming:
+    """By what lesions are told from each other: unique ids, names, or nothing."""
+
+    def unique(one: Part) -> str | None:
+        return one.tracking_uid or one.tracking
+
+    def name(one: Part) -> str | None:
+        return one.tracking
+
+    if {one.tracking_uid for one in olds} & {one.tracking_uid for one in news} - {None}:
+        return unique
+    if {one.tracking for one in olds} & {one.tracking for one in news} - {None}:
+        return name
+    return lambda _: None
+
+
 def _tracked(
-    olds: Sequence[Part], news: Sequence[Part]
+    olds: Sequence[Part], news: Sequence[Part], naming: Naming
 ) -> tuple[list[Match], list[Part], list[Part]]:
     """The matches by tracking id, and the lesions that are left."""
-    shared = {one.tracking for one in olds} & {one.tracking for one in news} - {None}
+    shared = {naming(one) for one in olds} & {naming(one) for one in news} - {None}
     matches = [
         Match(
-            before=tuple(one for one in olds if one.tracking == name),
-            after=tuple(one for one in news if one.tracking == name),
+            before=tuple(one for one in olds if naming(one) == name),
+            after=tuple(one for one in news if naming(one) == name),
             matched="tracking id",
         )
-        for name in dict.fromkeys(one.tracking for one in olds if one.tracking in shared)
+        for name in dict.fromkeys(naming(one) for one in olds)
+        if name in shared
     ]
-    left, new = ([one for one in lesions if one.tracking not in shared] for lesions in (olds, news))
+    left, new = ([one for one in lesions if naming(one) not in shared] for lesions in (olds, news))
     return matches, left, new
 
 
@@ -124,7 +141,7 @@ def _overlapping(
     olds: Sequence[Part],
     news: Sequence[Part],
     shifts: dict[str, np.ndarray],
-    is_same_naming: bool,
+    naming: Naming,
 ) -> tuple[list[Match], list[Part], list[Part]]:
     """Connected groups of lesions that overlap, and the lesions that are left."""
     from scipy.sparse import csr_array
@@ -132,7 +149,7 @@ def _overlapping(
 
     if not olds or not news:
         return [], list(olds), list(news)
-    shared = {how: _shared(olds, news, shift, is_same_naming) for how, shift in shifts.items()}
+    shared = {how: _shared(olds, news, shift, naming) for how, shift in shifts.items()}
     how = max(shared, key=lambda each: shared[each].sum() * (_IN_PLACE if each == _OVERLAPS else 1))
     count = len(olds) + len(news)
     links = np.zeros((count, count))
@@ -153,7 +170,7 @@ def _overlapping(
 
 
 def _shared(
-    olds: Sequence[Part], news: Sequence[Part], move_mm: np.ndarray, is_same_naming: bool
+    olds: Sequence[Part], news: Sequence[Part], move_mm: np.ndarray, naming: Naming
 ) -> np.ndarray:
     """(olds, news) volumes in ml that lesions share if the old ones are moved; 0 if it is little.
 
@@ -162,7 +179,7 @@ def _shared(
     found = np.zeros((len(olds), len(news)))
     for i, old in enumerate(olds):
         for j, new in enumerate(news):
-            if is_same_naming and _are_apart(old, new):
+            if _are_apart(old, new, naming):
                 continue
             there = _share(old.mask, new.mask, move_mm)
             back = _share(new.mask, old.mask, -move_mm)
@@ -171,8 +188,9 @@ def _shared(
     return found
 
 
-def _are_apart(old: Part, new: Part) -> bool:
-    return None not in (old.tracking, new.tracking) and old.tracking != new.tracking
+def _are_apart(old: Part, new: Part, naming: Naming) -> bool:
+    both = (naming(old), naming(new))
+    return None not in both and both[0] != both[1]
 
 
 def _share(one: Mask, other: Mask, move_mm: np.ndarray) -> float:

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from kidseg.cases.naming import label_name
+from kidseg.cases.roi_rules import RoiRules, unused_rules
 from kidseg.errors import Finding, UsageError
 from kidseg.io import ReadOptions
 from kidseg.io.atomic import check_writable, make_folder, write_json
 from kidseg.io.content import sha256_of_all
 from kidseg.io.output import check_output_folder
+from kidseg.measure.annotated_labels import is_annotated
 from kidseg.measure.criteria import DEFAULT, entered_facts, read_criteria
 from kidseg.measure.label_reading import read_labelled, read_opinion
 from kidseg.measure.measurement import Measurement, measure_parts
@@ -53,6 +55,7 @@ class Request:
         before_ct: the scan of that.
         opinions: other segmentations of the same scan, such as of other models or observers.
         names: {number: name} of the labels of all these files; {}: as the files say.
+        rules: for the structures of DICOM objects; by default their codes and names.
         person: for growth.
         entered: facts for the criteria, NAME=yes or NAME=no.
         margin_mm: of parenchyma that is removed with a tumour; None: as the criteria say.
@@ -65,6 +68,7 @@ class Request:
     before_ct: Path | None = None
     opinions: tuple[Path, ...] = ()
     names: Mapping[int, str] = field(default_factory=dict)
+    rules: RoiRules | None = None
     person: Patient = field(default_factory=Patient)
     entered: Sequence[str] = ()
     margin_mm: float | None = None
@@ -124,18 +128,20 @@ def measure(
     """Measure a label file.
 
     Args:
-        labels: a label volume in any format.
+        labels: a label volume in any format, or a DICOM Segmentation or RT Structure Set.
         request: what else is known.
         out: folder to write <case>_measurements.json into; None: nothing is written.
         overwrite: replace it.
 
     Raises:
         UsageError: "bad-margin", "no-before": a scan, but no labels, of the earlier time;
-            "bad-entered"; "output-exists", "other-folder".
+            "bad-entered"; "output-exists", "other-folder"; "named-structures": numbers of labels,
+            but DICOM objects; "no-annotations": rules, but no DICOM object.
         InputError: see `read_labelled`, `read_opinion`, `read_review`, `read_criteria`.
         ResourceError: "disk-full".
     """
     _check(request)
+    _check_names(labels, request)
     target = check_target(labels, out, overwrite=overwrite)
     labelled, parts, measurement = _measured(labels, request)
     earlier: Measurement | None = None
@@ -233,8 +239,13 @@ def measure_labelled(
 
 def _measured(path: Path, request: Request) -> tuple[Labelled, Parts, Measurement]:
     read_criteria(request.criteria)  # before anything is read
-    labelled = read_labelled(path, ct=request.ct, names=request.names, options=request.options)
-    others = [read_opinion(opinion, labelled, request.names) for opinion in request.opinions]
+    labelled = read_labelled(
+        path, ct=request.ct, names=request.names, rules=request.rules, options=request.options
+    )
+    others = [
+        read_opinion(opinion, labelled, request.names, ct=request.ct, rules=request.rules)
+        for opinion in request.opinions
+    ]
     heard = [finding for other in others for finding in other.findings]
     labelled = replace(labelled, findings=(*labelled.findings, *heard))
     return labelled, *measure_labelled(labelled, request, others)
@@ -247,6 +258,21 @@ def _same(labels: Path, before: Path) -> list[Finding]:
     cause = "these labels are those of the earlier scan, too: nothing can have changed"
     step = "Name the labels of the earlier scan: --before."
     return [Finding(code="same-labels", path=str(labels), cause=cause, next_step=step)]
+
+
+def _check_names(labels: Path, request: Request) -> None:
+    """Refuse numbers of labels for DICOM objects, and rules for other files."""
+    before = () if request.before is None else (request.before,)
+    objects = [path for path in (labels, *before, *request.opinions) if is_annotated(path)]
+    if objects and request.names:
+        raise UsageError(
+            "the structures of a DICOM object have names, and no numbers that could be named",
+            path=objects[0],
+            code="named-structures",
+            next_step="Say which are which labels in a rule file, --roi-rules, without --label.",
+        )
+    if not objects:
+        unused_rules(request.rules, labels)
 
 
 def _check(request: Request) -> None:

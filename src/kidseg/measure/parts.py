@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class Labelled:
         path: of the file, for findings.
         tracking: {label: identifier of the lesion}, the same at every time; a label with one is one
             lesion. Without, each connected component of a tumour label is.
+        tracking_uids: {label: Tracking UID}, of labels with a tracking identifier.
         is_cropped: the volume may be cropped to its labels, so that its border is not the scan's.
         record: entry of the file in the result.json beside it; {} if there is none.
         facts: of the header of the scan.
@@ -47,6 +48,7 @@ class Labelled:
     midline: Midline
     path: Path = Path("labels")
     tracking: Mapping[int, str] = field(default_factory=dict)
+    tracking_uids: Mapping[int, str] = field(default_factory=dict)
     is_cropped: bool = False
     record: Mapping[str, Any] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
@@ -64,6 +66,7 @@ class Part:
         label: its name in the file.
         numbers: of its labels.
         tracking: identifier of a lesion over time; None if it has none.
+        tracking_uid: another one, which is unique; None if it has none.
         mask: in its own box, with a margin.
         main: the same without fragments, which are no part of its shape.
         borders: of the scan that it touches, so that its volume is a lower bound.
@@ -78,6 +81,7 @@ class Part:
     mask: Mask
     main: Mask
     borders: tuple[str, ...]
+    tracking_uid: str | None = None
 
     @property
     def is_partial(self) -> bool:
@@ -272,22 +276,25 @@ def _lesions(
     box: _Box, side: Side, labelled: Labelled, smallest_ml: float
 ) -> tuple[list[Part], np.ndarray]:
     """The lesions of a side from large to small, and the voxels of its specks."""
-    found: list[tuple[np.ndarray, str | None]] = []
+    found: list[tuple[np.ndarray, int]] = []
     specks = np.zeros(box.label.shape, dtype=bool)
     for number in labelled.schema.ids_of("tumour"):
         data = box.on(side, (number,))
-        if (tracked := labelled.tracking.get(number)) is not None:
-            found += [(data, tracked)] if data.any() else []
+        if number in labelled.tracking:
+            found += [(data, number)] if data.any() else []
             continue
         numbered, _ = numbered_components(data)
         is_speck = np.bincount(numbered.ravel()) * float(box.grid.voxel_ml) < smallest_ml
         is_speck[0] = True  # what is outside of all is no lesion either
-        found += [(numbered == k, None) for k in np.flatnonzero(~is_speck)]
+        found += [(numbered == k, number) for k in np.flatnonzero(~is_speck)]
         specks |= data & is_speck[numbered]
     found.sort(key=lambda lesion: -np.count_nonzero(lesion[0]))
     lesions = [
-        box.part(data, f"{side} tumour {k}", "tumour", side, tracked)
-        for k, (data, tracked) in enumerate(found, 1)
+        replace(
+            box.part(data, f"{side} tumour {k}", "tumour", side, labelled.tracking.get(number)),
+            tracking_uid=labelled.tracking_uids.get(number),
+        )
+        for k, (data, number) in enumerate(found, 1)
     ]
     return lesions, specks
 

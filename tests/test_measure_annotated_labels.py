@@ -1,0 +1,231 @@
+"""DICOM objects to measure: on which images they lie, and which of their structures are lesions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydicom import dcmread
+from pydicom.uid import generate_uid
+
+from annotated_folders import Roi, headers_of, square, structure_set
+from dicom_files import save as save_dicom
+from dicom_files import series
+from kidseg.cases.roi_rules import RoiRules
+from kidseg.cli import main
+from kidseg.errors import InputError, KidsegError, UsageError
+from kidseg.geometry import Volume
+from kidseg.io import ReadOptions, save
+from kidseg.io.dicom_source import SourceSeries, read_source
+from kidseg.io.dicomseg import write_dicom_segmentation
+from kidseg.labels import LabelSchema
+from kidseg.measure.label_reading import read_labelled
+from kidseg.measure.measuring import Measured, Request, measure
+from labelled_series import ORIGIN
+
+SHAPE = (10, 40, 72)
+KIDNEYS = [(slice(1, 9), slice(4, 36), slice(40, 64))]
+FRONT, BACK = (slice(6, 16), slice(6, 18)), (slice(24, 34), slice(6, 18))
+TUMOUR = ("108369006", "SCT")
+ANY = ReadOptions(values="any")
+VOXEL_ML = 2.5 * 0.75 * 0.5 / 1000
+
+Block = tuple[slice, slice, slice]
+
+
+def block(place: tuple[slice, slice], slices: int) -> Block:
+    return (slice(2, 2 + slices), *place)
+
+
+def images(folder: Path, uid: str) -> SourceSeries:
+    """A trunk of soft tissue, which fills the image but for a rim of air."""
+    hu = np.full(SHAPE, -1000, np.int16)
+    inside = hu[:, 2:-2, 2:-2]
+    inside[:] = np.random.default_rng(0).normal(40, 15, inside.shape)
+    return read_source(series(folder / "ct", hu, uid=uid), ANY)
+
+
+def segmented(folder: Path, uid: str, blocks: Mapping[str, Block]) -> Path:
+    """A Segmentation by kidseg of a kidney and these tumours, on a series of its own."""
+    source = images(folder, uid)
+    values = np.zeros(SHAPE, np.uint8)
+    for place in KIDNEYS:
+        values[place] = 1
+    for number, place in enumerate(blocks.values(), 2):
+        values[place] = number
+    labels = Volume(torch.from_numpy(values)[None], source.native)
+    schema = LabelSchema.from_names({1: "kidney", **dict(enumerate(blocks, 2))})
+    with (folder / "object.dcm").open("wb") as file:
+        write_dicom_segmentation(labels, schema, source, ORIGIN, file)
+    return folder / "object.dcm"
+
+
+def renamed(path: Path, tracking: Mapping[str, tuple[str, str]]) -> Path:
+    """As of another program: its tumours have one name, and {segment: (Tracking ID, UID)}."""
+    ds = dcmread(path)
+    for item in ds.SegmentSequence:
+        if item.SegmentLabel in tracking:
+            item.TrackingID, item.TrackingUID = tracking[item.SegmentLabel]
+            item.SegmentLabel = "Wilms"
+    ds.save_as(path)
+    return path
+
+
+def contoured(folder: Path, uid: str, blocks: Mapping[str, Block]) -> Path:
+    """A Structure Set of these tumours, whose tracking ids are their keys, each with a new UID."""
+    images(folder, uid)
+    rois = [
+        Roi(
+            name="Wilms",
+            contours=[
+                square(k, (rows.start, columns.start), (rows.stop, columns.stop))
+                for k in range(slices.start, slices.stop)
+            ],
+            code=TUMOUR,
+            tracking_id=name,
+        )
+        for name, (slices, rows, columns) in blocks.items()
+    ]
+    save_dicom(structure_set(rois, headers_of(folder / "ct")), folder / "object.dcm")
+    return folder / "object.dcm"
+
+
+def compared(before: Path, after: Path) -> Measured:
+    request = Request(ct=after.parent / "ct", before=before, before_ct=before.parent / "ct")
+    return measure(after, request)
+
+
+def lesions(measured: Measured) -> list[tuple[str, float, float]]:
+    """(how it was matched, voxels before, voxels now) of each lesion."""
+    return sorted(
+        (
+            one.matched,
+            round(one.volume_before.value / VOXEL_ML),
+            round(one.volume_after.value / VOXEL_ML),
+        )
+        for one in measured.changes
+        if one.matched != "side"
+    )
+
+
+@pytest.mark.parametrize("kind", ["tracking uid", "tracking id", "structure set", "neither"])
+def test_identifiers_count_before_overlap(tmp_path: Path, kind: str) -> None:
+    """Two lesions have changed places: the large one has become small, the small one has grown."""
+    before = {"one": block(FRONT, 5), "two": block(BACK, 2)}
+    after = {"one": block(BACK, 1), "two": block(FRONT, 6)}
+    if kind == "structure set":
+        paths = [contoured(tmp_path / n, n, one) for n, one in (("1.2", before), ("1.3", after))]
+    else:
+        names = {"one": "tumour", "two": "Wilms"}
+        paths = []
+        uids = {name: generate_uid() for name in names}
+        for n, blocks in (("1.2", before), ("1.3", after)):
+            found = {names[name]: place for name, place in blocks.items()}
+            paths.append(segmented(tmp_path / n, n, found))
+            if kind == "tracking uid":  # of which each time has other names
+                renamed(paths[-1], {names[k]: (f"{n} {k}", uids[k]) for k in names})
+            if kind == "tracking id":
+                renamed(paths[-1], {names[k]: (k, generate_uid()) for k in names})
+    found = lesions(compared(*paths))
+    if kind == "neither":  # what kidseg itself wrote identifies labels, not lesions
+        assert found == [("overlap", 240, 120), ("overlap", 600, 720)]
+    else:
+        assert found == [("tracking id", 240, 720), ("tracking id", 600, 120)]
+
+
+def test_a_structure_with_identifiers_is_one_lesion(tmp_path: Path) -> None:
+    path = segmented(tmp_path, "1.2", {"tumour": block(FRONT, 6), "Wilms": block(BACK, 6)})
+    uid = generate_uid()
+    renamed(path, dict.fromkeys(("tumour", "Wilms"), ("right", uid)))
+    (tumour,) = measure(path, Request(ct=tmp_path / "ct")).measurement.tumours
+    assert tumour.tracking == "right"
+    volume = tumour.quantity("volume")
+    assert volume is not None and volume.value == pytest.approx(2 * 720 * VOXEL_ML)
+
+
+def test_names_that_do_not_identify_are_none(tmp_path: Path) -> None:
+    """Two structures with one name: of different lesions by their UIDs, or without UIDs unknown."""
+    path = contoured(tmp_path, "1.2", {"a": block(FRONT, 4), "b": block(BACK, 6)})
+    ds = dcmread(path)
+    for item in ds.RTROIObservationsSequence:
+        item.TrackingID = "tumour"
+    ds.save_as(path)
+    uids = {str(item.TrackingUID) for item in ds.RTROIObservationsSequence}
+    known = read_labelled(path, ct=tmp_path / "ct")
+    assert set(known.tracking.values()) == set(known.tracking_uids.values()) == uids
+    for item in ds.RTROIObservationsSequence:
+        del item.TrackingUID
+    ds.save_as(path)
+    assert not read_labelled(path, ct=tmp_path / "ct").tracking
+
+
+def test_a_segmentation_is_measured_like_the_volume_it_was_made_of(tmp_path: Path) -> None:
+    path = segmented(tmp_path, "1.2", {"tumour": block(FRONT, 6)})
+    found = read_labelled(path, ct=tmp_path / "ct")
+    assert found.schema.names == {1: "kidney", 2: "tumour"} and not found.tracking
+    save(found.labels, tmp_path / "a_seg.nii.gz")
+    as_file = measure(tmp_path / "a_seg.nii.gz", Request(ct=tmp_path / "ct")).measurement
+    measured = measure(path, Request(ct=tmp_path / "ct", opinions=(path,))).measurement
+    assert len(measured.structures) == 2
+    for one, other in zip(measured.structures, as_file.structures, strict=True):
+        assert one.id == other.id and one.borders == other.borders
+        for quantity in one.quantities:
+            same = other.quantity(quantity.name)
+            assert same is not None and quantity.value == pytest.approx(same.value)
+
+
+def test_the_command_line_takes_rules(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = []
+    for n in ("1.2", "1.3"):
+        images(tmp_path / n, n)
+        rois = [
+            Roi(name=name, contours=[square(k, (10, 10), (24, 24)) for k in slices])
+            for name, slices in (("RTKIDNEY1", (2, 3)), ("RTKIDNEY2", (6, 7)), ("Liver", (4,)))
+        ]
+        ds = structure_set(rois, headers_of(tmp_path / n / "ct"))
+        paths.append(save_dicom(ds, tmp_path / n / "object.dcm"))
+    (tmp_path / "rules.toml").write_text("[labels]\n'Wilms tumour' = '(RT|LT) ?KIDNEY.*'\n")
+    words = ["measure", paths[1], "--ct", tmp_path / "1.3/ct", "--before", paths[0], "--json"]
+    words += ["--before-ct", tmp_path / "1.2/ct"]
+
+    def run(*more: str | Path) -> tuple[int, dict[str, Any]]:
+        with pytest.raises(SystemExit) as ended:
+            main([*map(str, words), *map(str, more)])
+        return int(ended.value.code or 0), json.loads(capsys.readouterr().out)
+
+    assert run()[0] == 3, "the names are unclear"
+    code, result = run("--roi-rules", tmp_path / "rules.toml")
+    assert code == 0 and {one["tracking"] for one in result["structures"]} == {
+        "RTKIDNEY1",
+        "RTKIDNEY2",
+    }
+    changes = [one for one in result["response"]["changes"] if one["matched"] != "side"]
+    assert [one["matched"] for one in changes] == ["tracking id"] * 2
+    assert "no-kidney-label" in {one["code"] for one in result["warnings"]}
+
+
+def test_what_is_refused(tmp_path: Path) -> None:
+    path = segmented(tmp_path / "a", "1.2", {"tumour": block(FRONT, 6)})
+    images(tmp_path / "b", "1.3")
+    (tmp_path / "empty").mkdir()
+    save(read_labelled(path, ct=tmp_path / "a/ct").labels, tmp_path / "a_seg.nii.gz")
+    ct, rules = tmp_path / "a/ct", RoiRules(patterns={"kidney": ("x",)}, ignore=(".*",))
+    cases: list[tuple[Path, Request, type[KidsegError], str]] = [
+        (path, Request(), InputError, "no-scan"),
+        (path, Request(ct=ct, before=path), InputError, "no-scan"),
+        (path, Request(ct=tmp_path / "b/ct"), InputError, "missing-images"),
+        (path, Request(ct=tmp_path / "empty"), InputError, "missing-images"),
+        (path, Request(ct=tmp_path / "none"), InputError, "not-found"),
+        (path, Request(ct=ct, rules=rules), InputError, "no-label"),
+        (path, Request(ct=ct, names={1: "kidney"}), UsageError, "named-structures"),
+        (tmp_path / "a_seg.nii.gz", Request(rules=rules), UsageError, "no-annotations"),
+    ]
+    for labels, request, kind, code in cases:
+        with pytest.raises(kind) as caught:
+            measure(labels, request)
+        assert caught.value.code == code
