@@ -62,7 +62,7 @@ def test_native_by_hand(tmp_path: Path) -> None:
     """Kidney found exactly; the tumour's box lies two columns of 0.5 mm on: half of it is hit."""
     summary = run(tmp_path, [(PREDICTED, REFERENCE)])
     assert list(summary) == [
-        *("protocol", "n_cases", "structures", "rules", "findings"),
+        *("protocol", "n_cases", "structures", "rules", "findings", "not_evaluated"),
         *("versions", "host", "date"),
     ]
     assert (summary["protocol"], summary["n_cases"]) == ("native", 1)
