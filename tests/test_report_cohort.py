@@ -88,6 +88,12 @@ def test_pictures_show_the_images_of_a_data_set_and_of_a_folder(
     assert none.value.code == "no-images"
 
 
+def test_numbers_of_scans_belong_to_their_names(tmp_path: Path) -> None:
+    for name in ("kid_0000", "kid_0001"):
+        (tmp_path / f"{name}.nii.gz").touch()
+    assert set(find_images(tmp_path)) == {"kid_0000", "kid_0001"}
+
+
 def test_an_image_that_is_unfit_leaves_the_labels(scored: Path, tmp_path: Path) -> None:
     for file in (scored / "data" / "imagesTr").iterdir():
         (tmp_path / file.name).write_bytes(b"no image")

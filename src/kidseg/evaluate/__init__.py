@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from kidseg.cases.naming import matching_names
 from kidseg.cases.roi_rules import RoiRules
 from kidseg.errors import BatchError, Finding, InputError
 from kidseg.evaluate.pairs import Missing, Pair, Pairing, pair
@@ -209,7 +210,9 @@ def summarise(
 
 
 def _with_images(pairing: Pairing, images: Mapping[str, Path]) -> Pairing:
-    pairs = tuple(replace(one, image=images.get(one.id)) for one in pairing.pairs)
+    names = matching_names(list(images), {one.id for one in pairing.pairs})
+    of_case = {case: images[name] for name, case in names.items()}
+    pairs = tuple(replace(one, image=of_case.get(one.id)) for one in pairing.pairs)
     return replace(pairing, pairs=pairs)
 
 

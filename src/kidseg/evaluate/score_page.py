@@ -53,7 +53,7 @@ def find_images(folder: Path) -> dict[str, Path]:
             code="no-images",
             next_step="Name the folder of the scans, or a data set.",
         )
-    return {scan_name(file, 1).removesuffix("_0000"): file for file in files}
+    return {scan_name(file): file for file in files}
 
 
 def draw_pair(
