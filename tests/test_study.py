@@ -247,7 +247,7 @@ def test_settings_are_the_methods_own_over_the_common_over_the_file(
     (tmp_path / "own.toml").write_text("augment = 'nnunet'\n[unet]\nfeatures = 7\nhead_kernel = 1")
     more = (
         '[methods.b]\nmethod = "plain"\nconfig = "own.toml"\n'
-        'set = ["segment.epochs=9"]\npreset = "demo"'
+        'set = ["segment.epochs=9", "unet.bottleneck=8"]\npreset = "demo"'
     )
     found = design(toml(tmp_path, more=more), dataset=data)
     settings = dict(zip((arm.name for arm in found.arms), found.arms, strict=True))["b"].settings
