@@ -3,12 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from kidseg.geometry import Grid
 from kidseg.measure.mask import Mask
+from kidseg.measure.parts import Part
+
+
+def right_kidney(mask: Mask) -> Part:
+    """A right kidney with this mask."""
+    (mask,) = mask.cropped()
+    return Part(
+        id="right kidney",
+        meaning="kidney",
+        side="right",
+        label="kidney",
+        numbers=(1,),
+        tracking=None,
+        mask=mask,
+        main=mask,
+        borders=(),
+    )
+
+
+def right_tumour(mask: Mask) -> Part:
+    """A right tumour with this mask."""
+    one = {"id": "right tumour 1", "meaning": "tumour", "label": "tumour", "numbers": (2,)}
+    return replace(right_kidney(mask), **one)
 
 
 def rotation(seed: int) -> np.ndarray:

@@ -16,13 +16,13 @@ from kidseg.measure.criteria import answered, read_criteria
 from kidseg.measure.mask import Mask
 from kidseg.measure.measurement import Measurement, measure_parts
 from kidseg.measure.midline import estimated_midline
-from kidseg.measure.parts import Labelled, Part, Parts, find_parts
+from kidseg.measure.parts import Labelled, Parts, find_parts
 from kidseg.measure.person import Patient
 from kidseg.measure.position import BEYOND, POLES, PolarLines, exophytic_share
 from kidseg.measure.quantity import Quantity
 from kidseg.measure.sizes import volume_of
 from kidseg.measure.totals import excess_of
-from solids import ball, ellipsoid, oblique, positions
+from solids import ball, ellipsoid, oblique, positions, right_kidney
 
 GRID = Grid.from_spacing((24, 40, 80), (3.0, 2.0, 2.0))
 """Canonical: columns run to the patient's left. A voxel is 0.012 ml; the middle is column 39.5."""
@@ -337,20 +337,7 @@ def test_the_excess_contains_that_of_all_volumes_in_the_intervals(
 def block_volume(shape: tuple[int, int, int]) -> Quantity:
     """The volume of a kidney that is a block of so many voxels."""
     grid = Grid.from_spacing(shape, (0.3, 0.3, 0.3))
-    (mask,) = Mask(np.ones(shape, bool), grid).cropped()
-    return volume_of(
-        Part(
-            id="right kidney",
-            meaning="kidney",
-            side="right",
-            label="kidney",
-            numbers=(1,),
-            tracking=None,
-            mask=mask,
-            main=mask,
-            borders=(),
-        )
-    )
+    return volume_of(right_kidney(Mask(np.ones(shape, bool), grid)))
 
 
 @pytest.mark.parametrize(

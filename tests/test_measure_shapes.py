@@ -14,7 +14,6 @@ from kidseg.geometry import Grid
 from kidseg.measure.contact import contact_area, contact_of, gap_to, rim_quantities
 from kidseg.measure.diameters import ellipsoid_ml, measure_diameters, surface_mm
 from kidseg.measure.mask import Mask, bounds, moved_contours
-from kidseg.measure.parts import Part
 from kidseg.measure.quantity import Quantity
 from kidseg.measure.sizes import (
     ACROSS,
@@ -26,26 +25,10 @@ from kidseg.measure.sizes import (
     sizes_of,
     volume_of,
 )
-from solids import ball, cylinder, ellipsoid, oblique, positions, rotation
+from solids import ball, cylinder, ellipsoid, oblique, positions, right_tumour, rotation
 
 SPACINGS = [(1.0, 1.0, 1.0), (1.5, 0.8, 0.8), (0.7, 1.9, 0.9), (4.0, 0.9, 0.9)]
 FINE = SPACINGS[:3]
-
-
-def part(mask: Mask) -> Part:
-    """A tumour with this mask."""
-    (mask,) = mask.cropped()
-    return Part(
-        id="right tumour 1",
-        meaning="tumour",
-        side="right",
-        label="tumour",
-        numbers=(2,),
-        tracking=None,
-        mask=mask,
-        main=mask,
-        borders=(),
-    )
 
 
 def assert_within(quantity: Quantity, true: float) -> None:
@@ -64,13 +47,13 @@ def test_a_ball(spacing_mm: tuple[float, ...], seed: int) -> None:
     found = measure_diameters(mask)
     for diameter in (found.longest_mm, found.axial_mm, found.across_mm, found.height_mm):
         assert diameter == pytest.approx(44, abs=max(spacing_mm))
-    assert_within(volume_of(part(mask)), true_ml)
+    assert_within(volume_of(right_tumour(mask)), true_ml)
 
 
 @pytest.mark.requirement("volumes")
 def test_the_intervals_of_diameters_contain_those_of_a_ball() -> None:
     mask = ball(oblique(18, (1.5, 0.9, 0.9), 2), 16)
-    found = {quantity.name: quantity for quantity in sizes_of(part(mask))}
+    found = {quantity.name: quantity for quantity in sizes_of(right_tumour(mask))}
     for name in (LONGEST, AXIAL, ACROSS, HEIGHT):
         assert_within(found[name], 32)
     for name in (VOLUME, ELLIPSOID):
@@ -86,7 +69,7 @@ def test_an_ellipsoid_has_its_longest_diameter_in_any_direction(
     mask = ellipsoid(oblique(26, spacing_mm, seed), (12, 17, 24))
     assert mask.volume_ml == pytest.approx(ellipsoid_ml(24, 34, 48), rel=0.02)
     assert measure_diameters(mask).longest_mm == pytest.approx(48, abs=max(spacing_mm))
-    assert_within(volume_of(part(mask)), ellipsoid_ml(24, 34, 48))
+    assert_within(volume_of(right_tumour(mask)), ellipsoid_ml(24, 34, 48))
 
 
 @pytest.mark.parametrize("spacing_mm", SPACINGS)
@@ -127,7 +110,7 @@ def test_a_cylinder(spacing_mm: tuple[float, ...], seed: int) -> None:
     assert mask.volume_ml == pytest.approx(true_ml, rel=0.02)
     diagonal = math.hypot(30, length)
     assert measure_diameters(mask).longest_mm == pytest.approx(diagonal, abs=max(spacing_mm))
-    assert_within(volume_of(part(mask)), true_ml)
+    assert_within(volume_of(right_tumour(mask)), true_ml)
 
 
 @pytest.mark.requirement("volumes")

@@ -742,13 +742,18 @@ def free_port() -> int:
         return int(held.getsockname()[1])
 
 
-@pytest.fixture
-def archive(tmp_path: Path) -> Iterator[RealArchive]:
-    (tmp_path / "orthanc").mkdir()
-    real = RealArchive(tmp_path / "orthanc", free_port(), free_port())
+def real_archive(folder: Path) -> Iterator[RealArchive]:
+    """An Orthanc of its own in a new folder, as the body of a fixture."""
+    folder.mkdir()
+    real = RealArchive(folder, free_port(), free_port())
     real.start()
     yield real
     real.kill()
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Iterator[RealArchive]:
+    yield from real_archive(tmp_path / "orthanc")
 
 
 def patients(folder: Path, number: int) -> list[Path]:

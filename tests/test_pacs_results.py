@@ -19,18 +19,14 @@ from pydicom import Dataset
 from kidseg.config import PhantomConfig
 from kidseg.phantom import write_patients
 from labelled_series import assert_conforms, needs_dciodvfy
-from test_pacs import ORTHANC, RealArchive, free_port
+from test_pacs import ORTHANC, RealArchive, real_archive
 
 LABELS = {"kidney": 1, "tumour": 2}
 
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Iterator[RealArchive]:
-    (tmp_path / "orthanc").mkdir()
-    real = RealArchive(tmp_path / "orthanc", free_port(), free_port())
-    real.start()
-    yield real
-    real.kill()
+    yield from real_archive(tmp_path / "orthanc")
 
 
 def kidseg(*words: str | Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,7 +10,7 @@ from kidseg.cases.naming import LABEL_ENDINGS, is_marked, label_name, matching_n
 from kidseg.cases.paths import visible
 from kidseg.errors import InputError, KidsegError, ResourceError, UsageError
 
-__all__ = ["attempt_each", "find_label_files", "scans_by_name"]
+__all__ = ["attempt_each", "find_label_files", "of_cases", "scans_by_name"]
 
 Result = TypeVar("Result")
 Failed = list[tuple[Path, KidsegError]]
@@ -76,9 +76,7 @@ def scans_by_name(
         InputError: "no-scan": one has none.
     """
     names = {path: label_name(path) for path in files}
-    of_case = {
-        case: name for name, case in matching_names(list(scans), set(names.values())).items()
-    }
+    of_case = of_cases(scans, set(names.values()))
     if missing := [path for path, name in names.items() if name not in of_case]:
         more = f", and of {len(missing) - 1} others" if len(missing) > 1 else ""
         raise InputError(
@@ -87,7 +85,12 @@ def scans_by_name(
             code="no-scan",
             next_step="Name the scans as the labels are named, or leave these labels out.",
         )
-    return {path: scans[of_case[name]] for path, name in names.items()}
+    return {path: of_case[name] for path, name in names.items()}
+
+
+def of_cases(scans: Mapping[str, Path], cases: Collection[str]) -> dict[str, Path]:
+    """{case: its scan} of the cases that have one; their names match as in `matching_names`."""
+    return {case: scans[name] for name, case in matching_names(list(scans), cases).items()}
 
 
 def attempt_each(

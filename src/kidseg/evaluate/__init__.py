@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from kidseg.cases.naming import matching_names
+from kidseg.cases.label_files import of_cases
 from kidseg.cases.roi_rules import RoiRules
 from kidseg.errors import BatchError, Finding, InputError
 from kidseg.evaluate.pairs import Missing, Pair, Pairing, pair
@@ -210,8 +210,7 @@ def summarise(
 
 
 def _with_images(pairing: Pairing, images: Mapping[str, Path]) -> Pairing:
-    names = matching_names(list(images), {one.id for one in pairing.pairs})
-    of_case = {case: images[name] for name, case in names.items()}
+    of_case = of_cases(images, {one.id for one in pairing.pairs})
     pairs = tuple(replace(one, image=of_case.get(one.id)) for one in pairing.pairs)
     return replace(pairing, pairs=pairs)
 
