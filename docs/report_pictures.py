@@ -1,7 +1,11 @@
 """Takes the pictures of the report's pages in docs, in Chromium without a window.
 
-    kidseg segment patients/imagesTr/phantom_0000_0000.nii.gz -o result --formats nii,html
-    kidseg evaluate result patients -o scores
+    kidseg phantom patient --patients 1 --seed 3 --ages 4-6 --size 256 --set "slice_mm=[2.0,2.0]"
+    kidseg segment patient/imagesTr/phantom_0000_0000.nii.gz -o result --formats nii,html
+    kidseg phantom many --patients 24 --ages 0-90 --size 256 --seed 4711 \
+        --set "slice_mm=[2.0,5.0]" --set window_share=0.5
+    kidseg segment many/imagesTr -o labels
+    kidseg evaluate labels many -o scores
     python docs/report_pictures.py result/phantom_0000_report.html scores/cohort.html
 
 Needs selenium, chromium, chromedriver and pdftoppm (poppler-utils). `FOLDER`, a third argument, is
