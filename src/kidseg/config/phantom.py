@@ -48,6 +48,10 @@ class PhantomConfig:
     """Fraction of the scans whose HU are clipped to a display window (0 to 255 among them)."""
     trunk_share: float = Field(default=0.0, ge=0.0, le=1.0)
     """Fraction of the scans that show more than the abdomen: the pelvis, the heart, or both."""
+    displaced_share: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Fraction of the patients whose tumour, if it is large enough, moves and turns its kidney as a
+    whole instead of spreading it out.
+    """
     timepoints: Literal[1, 2] = 1
     """Scans of each patient: 2 are one before and one after a first chemotherapy, of children."""
 
@@ -65,6 +69,8 @@ class PhantomConfig:
             raise ValueError('variety "children" ends at 16 years; older patients need "broad"')
         if self.timepoints == 2 and high > 16:
             raise ValueError("timepoints 2, before and after chemotherapy, ends at 16 years")
+        if self.timepoints == 2 and self.displaced_share:
+            raise ValueError("displaced_share is for one timepoint: kidneys do not move back")
         thin, thick = self.slice_mm
         if not 0.5 <= thin <= thick <= 5:
             raise ValueError("slice_mm must be ascending and within 0.5 to 5 mm")

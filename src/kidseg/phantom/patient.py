@@ -13,6 +13,7 @@ from kidseg.config import PhantomConfig, Phase
 from kidseg.geometry import Grid, Volume
 from kidseg.phantom.acquisition import acquire
 from kidseg.phantom.anatomy import ORGANS, Anatomy
+from kidseg.phantom.displacement import displaced
 from kidseg.phantom.growth import CHILD_AGES_YEARS
 from kidseg.phantom.pelvic_organs import draw_pelvis
 from kidseg.phantom.people import after_chemotherapy, draw_anatomy
@@ -127,6 +128,7 @@ def make_patient(
         broad=broad,
         first_of_two=pairs,
     )
+    earlier = _with_displaced_kidney(earlier, config.displaced_share)
     earlier = _with_trunk(earlier, config.trunk_share)
     anatomy = after_chemotherapy(treatment, earlier) if timepoint else earlier
     pose = draw_pose(
@@ -200,6 +202,12 @@ def draw_phase(rng: np.random.Generator, config: PhantomConfig) -> Phase:
     shares = _BROAD_PHASE_SHARES if config.is_broad else _PHASE_SHARES
     drawn = rng.choice(len(shares), p=list(shares.values()))
     return list(shares)[int(drawn)] if config.phase == "mixed" else config.phase
+
+
+def _with_displaced_kidney(anatomy: Anatomy, share: float) -> Anatomy:
+    """With kidneys moved by their tumours, if this person is one of them; nothing else changes."""
+    rng = np.random.default_rng([anatomy.detail_seed, 5])
+    return displaced(rng, anatomy) if rng.random() < share else anatomy
 
 
 def _with_trunk(anatomy: Anatomy, share: float) -> Anatomy:
