@@ -1,4 +1,4 @@
-"""Label files of a command: each case once, each with its scan, a bad one alone."""
+"""Label files of a command: each case once, a bad one alone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kidseg.cases.label_files import attempt_each, find_label_files, scans_by_name
+from kidseg.cases.label_files import attempt_each, find_label_files
 from kidseg.errors import InputError, KidsegError, ResourceError, UsageError
 
 
@@ -40,17 +40,6 @@ def test_two_files_of_a_case_none_and_no_folder_are_refused(tmp_path: Path) -> N
     with pytest.raises(UsageError) as nothing:
         find_label_files([])
     assert nothing.value.code == "no-input"
-
-
-def test_scans_are_found_by_the_name_of_the_case(tmp_path: Path) -> None:
-    files = touch(tmp_path / "l", "anna_seg.nii.gz", "ben_seg.nii.gz")
-    scans = {"anna": tmp_path / "anna.nii.gz", "ben": tmp_path / "ben.nrrd", "carl": tmp_path}
-    assert scans_by_name(files, scans, tmp_path) == dict(
-        zip(files, [scans["anna"], scans["ben"]], strict=True)
-    )
-    with pytest.raises(InputError) as error:
-        scans_by_name(files, {"anna": tmp_path / "anna.nii.gz"}, tmp_path)
-    assert error.value.code == "no-scan" and "ben_seg" in error.value.cause
 
 
 def test_a_bad_file_does_not_stop_the_others_but_a_full_disk_does() -> None:

@@ -13,9 +13,7 @@ import torch
 from ellipses import make_ellipse_patient, write_ellipse_dataset
 from kidseg.cli import main
 from kidseg.compare import compare
-from kidseg.errors import InputError
 from kidseg.evaluate import evaluate
-from kidseg.evaluate.score_page import find_images
 from kidseg.geometry import Grid, Volume
 from kidseg.io import ReadOptions, read, save
 from kidseg.labels import KIDNEY_TUMOUR
@@ -81,17 +79,6 @@ def test_pictures_show_the_images_of_a_data_set_and_of_a_folder(
     images = scored / "data" / "imagesTr"
     evaluate(scored / "a", labels, tmp_path / "with", images=images)
     assert pictures_in(tmp_path / "with" / "cohort.html")["ellipse_001"] == [shown]
-    assert set(find_images(images)) == set(find_images(scored / "data"))
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError) as none:
-        find_images(tmp_path / "empty")
-    assert none.value.code == "no-images"
-
-
-def test_numbers_of_scans_belong_to_their_names(tmp_path: Path) -> None:
-    for name in ("kid_0000", "kid_0001"):
-        (tmp_path / f"{name}.nii.gz").touch()
-    assert set(find_images(tmp_path)) == {"kid_0000", "kid_0001"}
 
 
 def test_an_image_that_is_unfit_leaves_the_labels(scored: Path, tmp_path: Path) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from kidseg.cases.naming import LABEL_ENDINGS, is_marked, label_name, matching_names
+from kidseg.cases.naming import LABEL_ENDINGS, is_marked, label_name
 from kidseg.cases.paths import visible
 from kidseg.errors import InputError, KidsegError, ResourceError, UsageError
 
-__all__ = ["attempt_each", "find_label_files", "of_cases", "scans_by_name"]
+__all__ = ["attempt_each", "find_label_files"]
 
 Result = TypeVar("Result")
 Failed = list[tuple[Path, KidsegError]]
@@ -60,37 +60,6 @@ def _in_folder(folder: Path) -> list[Path]:
             next_step="Name the folder in which they lie: subfolders are not searched.",
         )
     return found
-
-
-def scans_by_name(
-    files: Iterable[Path], scans: Mapping[str, Path], folder: Path
-) -> dict[Path, Path]:
-    """The scan of each label file, by the name of the case.
-
-    Args:
-        files: the label files.
-        scans: {case: scan}.
-        folder: of the scans.
-
-    Raises:
-        InputError: "no-scan": one has none.
-    """
-    names = {path: label_name(path) for path in files}
-    of_case = of_cases(scans, set(names.values()))
-    if missing := [path for path, name in names.items() if name not in of_case]:
-        more = f", and of {len(missing) - 1} others" if len(missing) > 1 else ""
-        raise InputError(
-            f"contains no scan of {missing[0].name}{more}",
-            path=folder,
-            code="no-scan",
-            next_step="Name the scans as the labels are named, or leave these labels out.",
-        )
-    return {path: of_case[name] for path, name in names.items()}
-
-
-def of_cases(scans: Mapping[str, Path], cases: Collection[str]) -> dict[str, Path]:
-    """{case: its scan} of the cases that have one; their names match as in `matching_names`."""
-    return {case: scans[name] for name, case in matching_names(list(scans), cases).items()}
 
 
 def attempt_each(

@@ -44,16 +44,15 @@ def scans_of(files: Sequence[Path], scans: Path | None) -> dict[Path, Path | Non
 
     Raises:
         UsageError: "one-file-only": it is one scan.
-        InputError: see `find_images`, `scans_by_name`.
+        InputError: see `scans_of_labels`.
     """
-    from kidseg.cases.label_files import scans_by_name
-    from kidseg.evaluate.score_page import find_images
+    from kidseg.cases.scan_files import scans_of_labels
 
     if scans is None:
         return dict.fromkeys(files)
     if scans.is_file():
         one_only({"--ct with one scan": scans})
-    return {**scans_by_name(files, find_images(scans), scans)}
+    return {**scans_of_labels(scans, files)}
 
 
 def end_of_several(

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from kidseg.cases.label_files import of_cases
 from kidseg.cases.roi_rules import RoiRules
+from kidseg.cases.scan_files import scans_of_cases
 from kidseg.errors import BatchError, Finding, InputError
 from kidseg.evaluate.pairs import Missing, Pair, Pairing, pair
 from kidseg.evaluate.protocols import (
@@ -25,7 +25,7 @@ from kidseg.evaluate.protocols import (
     Structure,
     protocol_named,
 )
-from kidseg.evaluate.score_page import PAGE, draw_pair, find_images, score_page
+from kidseg.evaluate.score_page import PAGE, draw_pair, score_page
 from kidseg.evaluate.summary import (
     COLUMNS,
     METRICS,
@@ -106,15 +106,15 @@ def evaluate(
     Raises:
         UsageError: "output-exists", "other-folder" (`out` is a data set, a run, ...), an unknown
             protocol or setting.
-        InputError: predictions and references do not match (see `pair`); see `find_images`; no case
-            can be scored: see `read_pair`, or for several "bad-cases", which names each.
+        InputError: predictions and references do not match (see `pair`); see `scans_of_cases`; no
+            case can be scored: see `read_pair`, or for several "bad-cases", which names each.
         BatchError: "cases-failed": some cases could not be scored; the others are written.
         ResourceError: not enough memory or disk space.
     """
     pred, ref, out = Path(pred), Path(ref), Path(out)
     pairing = pair(pred, ref, missing=missing, cases=cases, rules=rules)
     if images is not None:
-        pairing = _with_images(pairing, find_images(Path(images)))
+        pairing = _with_images(pairing, Path(images))
     scoring = protocol_named(protocol, pairing.schema, cyst)
     check_output_folder(out, "scores")
     prepare_output(out, _OUTPUTS, overwrite=overwrite)
@@ -209,9 +209,9 @@ def summarise(
     }
 
 
-def _with_images(pairing: Pairing, images: Mapping[str, Path]) -> Pairing:
-    of_case = of_cases(images, {one.id for one in pairing.pairs})
-    pairs = tuple(replace(one, image=of_case.get(one.id)) for one in pairing.pairs)
+def _with_images(pairing: Pairing, folder: Path) -> Pairing:
+    images = scans_of_cases(folder, {one.id for one in pairing.pairs})
+    pairs = tuple(replace(one, image=images.get(one.id)) for one in pairing.pairs)
     return replace(pairing, pairs=pairs)
 
 

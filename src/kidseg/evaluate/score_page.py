@@ -9,10 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from kidseg.cases import survey_dataset
-from kidseg.cases.naming import SCAN_ENDINGS, scan_name
-from kidseg.cases.paths import visible
-from kidseg.errors import InputError, KidsegError
+from kidseg.errors import KidsegError
 from kidseg.evaluate.pairs import Pair
 from kidseg.evaluate.summary import Row
 from kidseg.evaluate.volumes import LabelPair
@@ -22,38 +19,11 @@ from kidseg.labels import LabelSchema
 from kidseg.report.cohort_page import Case, Cell, Picture, cohort_page
 from kidseg.report.overlay import Found, draw_case
 
-__all__ = ["PAGE", "counted", "draw_pair", "find_images", "score_page"]
+__all__ = ["PAGE", "counted", "draw_pair", "score_page"]
 
 PAGE = "cohort.html"
 _TIMED = ("patient", "time")
 _METRICS = (("dice", "Dice", 3), ("hd95_mm", "HD95 mm", 1), ("volume_error_ml", "error ml", 1))
-
-
-def find_images(folder: Path) -> dict[str, Path]:
-    """{case: its image} of a data set, or of a folder of scans named as the cases.
-
-    Raises:
-        InputError: "no-images": there are none; see `survey_dataset`.
-    """
-    try:
-        survey = survey_dataset(folder)
-    except InputError as error:
-        if error.code != "not-a-dataset":
-            raise
-    else:
-        dataset = survey.dataset
-        cases = (*dataset.cases, *survey.incomplete, *dataset.unlabelled)
-        if found := {case.id: case.images[0] for case in cases if case.images}:
-            return found
-    files = [p for p in visible(folder) if p.name.lower().endswith(SCAN_ENDINGS)]
-    if not files:
-        raise InputError(
-            "contains no images",
-            path=folder,
-            code="no-images",
-            next_step="Name the folder of the scans, or a data set.",
-        )
-    return {scan_name(file): file for file in files}
 
 
 def draw_pair(

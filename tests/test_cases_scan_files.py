@@ -1,0 +1,49 @@
+"""Scans of cases and of label files, by name, in a data set or a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ellipses import write_ellipse_dataset
+from kidseg.cases.scan_files import scans_of_cases, scans_of_labels
+from kidseg.errors import InputError
+
+
+def touch(folder: Path, *names: str) -> list[Path]:
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        (folder / name).touch()
+    return [folder / name for name in names]
+
+
+def test_a_data_set_and_its_folder_of_images_hold_the_same_scans(tmp_path: Path) -> None:
+    write_ellipse_dataset(tmp_path, 2)
+    cases = ["ellipse_000", "ellipse_001", "ellipse_009"]
+    found = scans_of_cases(tmp_path, cases)
+    assert set(found) == set(cases[:2]) and all(path.is_file() for path in found.values())
+    assert scans_of_cases(tmp_path / "imagesTr", cases) == found
+
+
+def test_numbers_of_scans_belong_to_their_names(tmp_path: Path) -> None:
+    first, second = touch(tmp_path, "kid_0000.nii.gz", "kid_0001.nii.gz")
+    found = scans_of_cases(tmp_path, ["kid_0000", "kid_0001"])
+    assert found == {"kid_0000": first, "kid_0001": second}
+
+
+def test_a_folder_without_scans_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "readme.txt", ".hidden.nii.gz")
+    with pytest.raises(InputError) as error:
+        scans_of_cases(tmp_path, ["anna"])
+    assert error.value.code == "no-images" and error.value.path == str(tmp_path)
+
+
+def test_each_label_file_has_its_scan(tmp_path: Path) -> None:
+    files = touch(tmp_path / "labels", "anna_seg.nii.gz", "ben_seg.nii.gz")
+    anna, ben, _ = touch(tmp_path / "scans", "anna.nii.gz", "ben.nrrd", "carl.nii.gz")
+    assert scans_of_labels(tmp_path / "scans", files) == dict(zip(files, [anna, ben], strict=True))
+    ben.unlink()
+    with pytest.raises(InputError) as error:
+        scans_of_labels(tmp_path / "scans", files)
+    assert error.value.code == "no-scan" and "ben_seg" in error.value.cause
