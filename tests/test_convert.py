@@ -18,7 +18,7 @@ from dicom_files import series
 from ellipses import make_ellipse_patient
 from kidseg.cases.label_names import named_labels, parse_names
 from kidseg.cli import main
-from kidseg.convert import convert, measured_labels, plan_conversion
+from kidseg.convert import measured_labels, plan_conversion
 from kidseg.errors import InputError, KidsegError, ResourceError, UsageError
 from kidseg.geometry import Grid, Volume
 from kidseg.io import ReadOptions, label_formats, read, save
@@ -45,6 +45,10 @@ def case(tmp_path: Path) -> Path:
     folder, options = make_series(tmp_path / "ct", "oblique")
     save(make_labels(read_source(folder, options)), tmp_path / "child_seg.nii.gz")
     return tmp_path
+
+
+def convert(*arguments: Any, **options: Any) -> dict[str, Any]:
+    return plan_conversion(*arguments, **options).write()
 
 
 def refused(code: str, *arguments: Any, **options: Any) -> KidsegError:

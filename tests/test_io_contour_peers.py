@@ -144,7 +144,7 @@ def test_agreement_with_plastimatch_on_bodies(tmp_path: Path) -> None:
 @NEEDS_PLASTIMATCH
 def test_agreement_with_plastimatch_on_digital_patients(tmp_path: Path) -> None:
     from kidseg.config import PhantomConfig
-    from kidseg.convert import convert
+    from kidseg.convert import plan_conversion
     from kidseg.phantom import write_patients
 
     write_patients(
@@ -153,9 +153,8 @@ def test_agreement_with_plastimatch_on_digital_patients(tmp_path: Path) -> None:
     names, found = {1: "kidney", 2: "tumour"}, []
     for folder in sorted((tmp_path / "ph").glob("phantom_*")):
         out = tmp_path / folder.name
-        convert(
-            folder / "labels.nii.gz", out, formats=("rtstruct",), series=folder / "ct", names=names
-        )
+        labels, series = folder / "labels.nii.gz", folder / "ct"
+        plan_conversion(labels, out, formats=("rtstruct",), series=series, names=names).write()
         found += agreement(folder / "ct", next(out.glob("*.dcm")), names, out / "masks")
     say("digital patients", found)
     assert min(found) >= 0.99

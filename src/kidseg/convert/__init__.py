@@ -36,7 +36,7 @@ from kidseg.measure.measuring import Request
 from kidseg.measure.reporting import with_report
 from kidseg.provenance import RESEARCH_USE, provenance
 
-__all__ = ["RECORD", "Conversion", "convert", "plan_conversion"]
+__all__ = ["RECORD", "Conversion", "plan_conversion"]
 
 RECORD = "_convert.json"
 """Ending of the record of a conversion, after the name of the case."""
@@ -44,35 +44,6 @@ RECORD = "_convert.json"
 _DEFAULT = ReadOptions()
 _NOTHING = Request()
 _LABELS = ReadOptions(values="labels", nonfinite="refuse")
-
-
-def convert(
-    labels: str | Path,
-    out: str | Path,
-    *,
-    formats: Sequence[str],
-    series: str | Path | None = None,
-    ct: str | Path | None = None,
-    options: ReadOptions = _DEFAULT,
-    names: Mapping[int, str] | None = None,
-    known: Request = _NOTHING,
-    overwrite: bool = False,
-) -> dict[str, Any]:
-    """Write a label file in other formats into a folder, all files or none.
-
-    Arguments and errors are those of `plan_conversion`, the result is that of `Conversion.write`.
-    """
-    return plan_conversion(
-        labels,
-        out,
-        formats=formats,
-        series=series,
-        ct=ct,
-        options=options,
-        names=names,
-        known=known,
-        overwrite=overwrite,
-    ).write()
 
 
 def plan_conversion(
