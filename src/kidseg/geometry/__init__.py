@@ -1,10 +1,11 @@
 """Geometry in patient millimetres, and the only interpolation in the package.
 
-`grid` defines grids and the conventions, `pose` builds grids from a pose or a theta, and `resample`
-samples on them. Import everything public from here.
+`grid` defines grids and the conventions, `volume` their values; `pose` builds grids from a pose or
+a theta, and `resample` samples on them. Import everything public from here.
 """
 
-from kidseg.geometry.grid import Grid, Volume, boxed, index_from_voxels, join_channels, stack
+from kidseg.geometry.binning import binned, binned_grid
+from kidseg.geometry.grid import Grid, boxed, index_from_voxels
 from kidseg.geometry.pose import (
     InPlanePose,
     grid_from_theta,
@@ -12,8 +13,9 @@ from kidseg.geometry.pose import (
     in_plane_pose,
     posed,
 )
-from kidseg.geometry.resample import binned, binned_grid, is_sub_grid, resample, sample_window
+from kidseg.geometry.resample import is_sub_grid, resample, sample_window
 from kidseg.geometry.slices import Field, Slices, sampled
+from kidseg.geometry.volume import Volume, join_channels, stack
 
 __all__ = [
     "Field",

@@ -1,4 +1,4 @@
-"""Grids and volumes in patient millimetres.
+"""Grids in patient millimetres.
 
 A spacing change, a pose normalization, a crop, a coarse-to-fine region and a spatial augmentation
 are the same operation: choosing an output `Grid`. A chain of them is a matrix product, and the
@@ -23,14 +23,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-__all__ = ["Grid", "Volume", "boxed", "index_from_voxels", "join_channels", "stack"]
+__all__ = ["Grid", "boxed", "index_from_voxels"]
 
 # Positions that differ by less than this fraction of a voxel are equal. It is far above float64
 # rounding of patient coordinates (1e-13 of a metre) and far below visible effects of interpolation.
@@ -236,83 +235,6 @@ class Grid:
         steps = " x ".join(f"{s:.4g}" for s in spacing.tolist())
         kind = "slice-wise " if self.is_slicewise else ""
         return f"Grid({kind}{' x '.join(map(str, self.shape))} voxels of {steps} mm)"
-
-
-@dataclass(frozen=True, eq=False)
-class Volume:
-    """Voxel values and their positions.
-
-    Attributes:
-        data: (channels, slices, rows, columns), any dtype and device.
-        grid: their positions; `grid.shape` equals `data.shape[1:]`.
-
-    Raises:
-        ValueError: the shapes disagree.
-    """
-
-    data: Tensor
-    grid: Grid
-
-    def __post_init__(self) -> None:
-        if self.data.ndim != 4 or tuple(self.data.shape[1:]) != self.grid.shape:
-            raise ValueError(
-                f"data (channels, slices, rows, columns) = {tuple(self.data.shape)} "
-                f"does not match a grid of {self.grid.shape}"
-            )
-
-    @property
-    def channels(self) -> int:
-        """Number of channels."""
-        return self.data.shape[0]
-
-    def slices(self, start: int, stop: int) -> Volume:
-        """The sub-volume of slices start .. stop - 1; shares memory."""
-        return Volume(self.data[:, start:stop], self.grid.slices(start, stop))
-
-    def astype(self, dtype: torch.dtype) -> Volume:
-        """The same volume with its values as `dtype`."""
-        return Volume(self.data.to(dtype), self.grid)
-
-    def to(self, device: torch.device | str) -> Volume:
-        """The same volume on `device`."""
-        return Volume(self.data.to(device), self.grid.to(device))
-
-
-def stack(volumes: Sequence[Volume]) -> Volume:
-    """Stack slices of different volumes into one slice-wise volume: a training batch.
-
-    Args:
-        volumes: at least one; equal channels, rows and columns; any number of slices each.
-
-    Raises:
-        ValueError: nothing to stack, or sizes differ.
-    """
-    if not volumes:
-        raise ValueError("nothing to stack")
-    if len({(v.channels, *v.grid.shape[1:]) for v in volumes}) != 1:
-        raise ValueError("volumes to stack differ in channels, rows or columns")
-    data = torch.cat([v.data for v in volumes], dim=1)
-    matrices = torch.cat([v.grid.slicewise().mm_from_index for v in volumes])
-    return Volume(data, Grid((data.shape[1], data.shape[2], data.shape[3]), matrices))
-
-
-def join_channels(volumes: Sequence[Volume]) -> Volume:
-    """Join the channels of volumes on the same grid, in the smallest dtype that holds all values.
-
-    Args:
-        volumes: at least one, on the grid of the first; a single one is returned as it is.
-
-    Raises:
-        ValueError: nothing to join, or sizes differ.
-    """
-    if not volumes:
-        raise ValueError("nothing to join")
-    if len(volumes) == 1:
-        return volumes[0]
-    if len({volume.grid.shape for volume in volumes}) != 1:
-        raise ValueError("volumes to join differ in size")
-    dtype = reduce(torch.promote_types, (volume.data.dtype for volume in volumes))
-    return Volume(torch.cat([volume.data.to(dtype) for volume in volumes]), volumes[0].grid)
 
 
 def boxed(grid: Grid, low: Tensor, high: Tensor, shape: Sequence[int]) -> Grid:

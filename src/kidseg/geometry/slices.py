@@ -8,8 +8,9 @@ from typing import Literal
 
 import torch
 
-from kidseg.geometry.grid import Grid, Volume
+from kidseg.geometry.grid import Grid
 from kidseg.geometry.resample import resample
+from kidseg.geometry.volume import Volume
 
 __all__ = ["Field", "Slices", "sampled"]
 
