@@ -13,7 +13,8 @@ from annotated_folders import FIRST, circle, square
 from dicom_files import SPACING
 from kidseg.errors import Finding
 from kidseg.geometry import Grid
-from kidseg.io.contour_voxels import Noticed, voxels_inside
+from kidseg.io.contour_planes import Noticed
+from kidseg.io.contour_voxels import voxels_inside
 from kidseg.io.orientation import ras_from_lps
 from kidseg.io.structure_set import Contour
 

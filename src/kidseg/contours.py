@@ -20,14 +20,8 @@ import numpy as np
 from kidseg.cases.annotated_series import short_digest
 from kidseg.errors import Finding, InputError, KidsegError, UsageError
 from kidseg.io.annotations import annotation_files, differs, sop_class
-from kidseg.io.contour_voxels import (
-    Noticed,
-    PlaneContours,
-    grouped,
-    note_overlaps,
-    planes_of,
-    usable,
-)
+from kidseg.io.contour_planes import Noticed, PlaneContours, grouped, planes_of, usable
+from kidseg.io.contour_voxels import note_overlaps
 from kidseg.io.polygons import area_inside
 from kidseg.io.structure_set import STRUCTURE_SET, StructureSet, read_structure_set
 from kidseg.io.structures import Structure

@@ -12,7 +12,8 @@ import torch
 
 from kidseg.errors import Finding, InputError, first_error, quoted
 from kidseg.geometry import Grid
-from kidseg.io.contour_voxels import Noticed, voxels_inside
+from kidseg.io.contour_planes import Noticed
+from kidseg.io.contour_voxels import voxels_inside
 from kidseg.io.dicom import Acquired, acquired, with_options
 from kidseg.io.dicom_grids import even_grid
 from kidseg.io.dicom_header import files_in, read_object, reading
