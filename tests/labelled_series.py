@@ -15,7 +15,7 @@ from kidseg.errors import Finding
 from kidseg.geometry import Volume
 from kidseg.io import ReadOptions
 from kidseg.io.dicom_source import SourceSeries, read_source
-from kidseg.io.label_formats import Exported
+from kidseg.io.label_writing import Exported
 from kidseg.io.origin import Origin
 from kidseg.labels import LabelSchema
 from kidseg.measure import Midline

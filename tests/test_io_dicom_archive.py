@@ -15,7 +15,8 @@ from typing import Any
 import pydicom
 import pytest
 
-from kidseg.io.label_formats import Exported, label_files, write_label_files
+from kidseg.io.label_formats import label_files
+from kidseg.io.label_writing import Exported, write_label_files
 from labelled_series import KINDS, ORIGIN, SCHEMA, make_case, reported
 
 pytestmark = [

@@ -12,7 +12,8 @@ import pydicom
 import pytest
 from pydicom import Dataset
 
-from kidseg.io.label_formats import Exported, label_files, write_label_files
+from kidseg.io.label_formats import label_files
+from kidseg.io.label_writing import Exported, write_label_files
 from labelled_series import KINDS, ORIGIN, SCHEMA, make_case, reported
 
 pytestmark = pytest.mark.slow

@@ -19,7 +19,7 @@ from kidseg.geometry import Volume
 from kidseg.io.dicom_report import CODED, write_measurement_report
 from kidseg.io.dicom_source import SourceSeries, read_source
 from kidseg.io.dicomseg import write_dicom_segmentation
-from kidseg.io.label_formats import Exported
+from kidseg.io.label_writing import Exported
 from kidseg.io.origin import Origin
 from kidseg.labels import KIDNEY_TUMOUR, LabelSchema
 from labelled_series import (

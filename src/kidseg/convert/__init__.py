@@ -21,14 +21,8 @@ from kidseg.io import ReadOptions, kind_of, read
 from kidseg.io.atomic import check_writable, json_bytes, make_folder, place_with_record, staging
 from kidseg.io.content import sha256_of
 from kidseg.io.dicom_source import SourceSeries, read_source
-from kidseg.io.label_formats import (
-    FORMATS,
-    Exported,
-    LabelFile,
-    check_grid,
-    label_files,
-    write_label_files,
-)
+from kidseg.io.label_formats import FORMATS, LabelFile, check_grid, label_files
+from kidseg.io.label_writing import Exported, write_label_files
 from kidseg.io.orientation import reorient
 from kidseg.io.origin import Origin
 from kidseg.io.output import check_output_folder

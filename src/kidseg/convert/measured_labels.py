@@ -12,7 +12,7 @@ from kidseg.geometry import Volume
 from kidseg.io import ReadOptions, read
 from kidseg.io.atomic import writing
 from kidseg.io.content import sha256_of, sha256_of_all
-from kidseg.io.label_formats import Exported
+from kidseg.io.label_writing import Exported
 from kidseg.measure.label_reading import body_midline, labelled_on
 from kidseg.measure.measuring import Request, measure_labelled, parts_of
 from kidseg.measure.midline import estimated_midline

@@ -10,7 +10,7 @@ import numpy as np
 
 from kidseg.errors import Finding
 from kidseg.io.dicom_report import Reported
-from kidseg.io.label_formats import Exported
+from kidseg.io.label_writing import Exported
 from kidseg.measure.parts import Labelled, Part, Parts, whole_labels
 from kidseg.measure.sizes import sizes_of, volume_of
 

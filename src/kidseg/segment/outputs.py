@@ -14,7 +14,8 @@ from kidseg.geometry import Grid, Volume, resample
 from kidseg.io import ReadOptions, read_grid
 from kidseg.io.atomic import check_writable, make_folder
 from kidseg.io.dicom_source import SourceSeries
-from kidseg.io.label_formats import FORMATS, Exported, LabelFile, label_files, write_label_files
+from kidseg.io.label_formats import FORMATS, LabelFile, label_files
+from kidseg.io.label_writing import Exported, write_label_files
 from kidseg.io.orientation import reorient
 from kidseg.io.origin import Origin
 from kidseg.labels import LabelSchema
@@ -94,7 +95,7 @@ class Written:
         files: {temporary file: output}.
         findings: "no-figure", and those of `write_label_files`.
         seconds: wall time of each kind of output.
-        facts: see `kidseg.io.label_formats.WrittenLabels`.
+        facts: see `kidseg.io.label_writing.WrittenLabels`.
     """
 
     files: Mapping[Path, Path]
