@@ -51,7 +51,7 @@ from kidseg.study.chart import validation_curve
 from kidseg.study.page import _budgets
 from kidseg.study.process import Completed, Launcher
 from kidseg.study.results import average, of_patients, spread, write_average
-from kidseg.study.runs import _stamp, _write_stamp
+from kidseg.study.stamp import new_stamp, write_stamp
 from pages import opened
 
 TINY = """
@@ -521,7 +521,7 @@ def test_a_stopped_training_is_not_resumed_from_another_model(
     run = study_runs(found, tmp_path / "out")[2]
     first = run.first
     assert first is not None and (run.arm.name, first.arm.name) == ("tuned", "adult")
-    _write_stamp(run.run, _stamp(run._inputs(), attempts=1, jobs=1))
+    write_stamp(run.run, new_stamp(run._inputs(), attempts=1, jobs=1))
     (run.run / "start.safetensors").write_bytes(b"a model")
     run.check()  # there is none at the moment
     for model, same in ((b"a model", True), (b"another", False)):
@@ -542,8 +542,8 @@ def test_results_of_labels_with_another_meaning_are_not_mixed(data: Path, tmp_pa
     shutil.copytree(data, root)
     (run,) = study_runs(design(toml(tmp_path), dataset=root), tmp_path / "out")
     tested = run.design.main
-    _write_stamp(run.run, _stamp(run._inputs()))
-    _write_stamp(run.scores(tested), _stamp(run._rules(tested)))
+    write_stamp(run.run, new_stamp(run._inputs()))
+    write_stamp(run.scores(tested), new_stamp(run._rules(tested)))
     run.check()
     content = json.loads((root / "dataset.json").read_text())
     content["labels"] = {"background": 0, "kidney": 2, "tumour": 1}
@@ -555,14 +555,14 @@ def test_results_of_labels_with_another_meaning_are_not_mixed(data: Path, tmp_pa
         assert caught.value.code == "other-settings"
         inputs = run._inputs() if folder == run.run else run._rules(tested)
         del inputs["meaning of the labels"]  # as earlier versions wrote
-        _write_stamp(folder, _stamp(inputs))
+        write_stamp(folder, new_stamp(inputs))
     changed.check()
 
 
 def test_a_run_that_was_fine_tuned_is_not_one_from_scratch(data: Path, tmp_path: Path) -> None:
     """What differs is named, also if the study has it no more."""
     (run,) = study_runs(design(toml(tmp_path), dataset=data), tmp_path / "out")
-    _write_stamp(run.run, _stamp({**run._inputs(), "model": "0" * 64, "tune": "all"}))
+    write_stamp(run.run, new_stamp({**run._inputs(), "model": "0" * 64, "tune": "all"}))
     with pytest.raises(UsageError, match="differ from the study in: model, tune"):
         run.check()
 
@@ -1102,7 +1102,7 @@ def test_a_model_that_a_summary_does_not_name_is_said(
     assert run.first is not None
     for folder in (run.run, run.first.run):
         folder.mkdir(parents=True)
-    _write_stamp(run.run, _stamp(run._inputs(), attempts=1, jobs=1))
+    write_stamp(run.run, new_stamp(run._inputs(), attempts=1, jobs=1))
     (run.run / "start.safetensors").write_bytes(b"a model")
     (run.first.run / "summary.json").write_text(content)
     with pytest.raises(ModelError) as caught:

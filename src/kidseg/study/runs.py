@@ -7,33 +7,35 @@ resumed, and one with another key is refused, so that results of different setti
 
 from __future__ import annotations
 
-import json
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
-from pydantic import ConfigDict
-
-from kidseg.errors import KidsegError, ModelError, UsageError
+from kidseg.errors import KidsegError
 from kidseg.evaluate import evaluate
-from kidseg.io.atomic import write_json
 from kidseg.io.content import sha256_of
-from kidseg.records import SEAL, SEALED, checked, read_file, sealed, unsealed
 from kidseg.study.design import Arm, Design
 from kidseg.study.partition import Partition, digest
 from kidseg.study.process import Completed, Launcher
 from kidseg.study.run_files import model_of, read_segmented, read_trained
+from kidseg.study.stamp import (
+    MEANING,
+    STAMP,
+    check_inputs,
+    done_stamp,
+    measured_stamp,
+    new_stamp,
+    other_inputs,
+    read_stamp,
+    write_stamp,
+)
 from kidseg.train.record import RECORD, START
 
 __all__ = ["State", "StudyRun", "folder_of"]
 
 State = Literal["to do", "begun", "done"]
-
-STAMP = "stamp.json"
-MEANING = "meaning of the labels"
-_AGAIN = "Remove this folder; the study creates it again."
 
 
 def folder_of(out: Path, tested: Partition) -> Path:
@@ -94,13 +96,13 @@ class StudyRun:
     @property
     def state(self) -> State:
         """Progress of the run; `check` verifies its settings."""
-        trained = _read_stamp(self.run)
+        trained = read_stamp(self.run)
         if trained.get("done") and all(map(self._is_scored, self.design.partitions)):
             return "done"
         return "begun" if trained else "to do"
 
     def _is_scored(self, tested: Partition) -> bool:
-        segmented, scored = _read_stamp(self.labels(tested)), _read_stamp(self.scores(tested))
+        segmented, scored = read_stamp(self.labels(tested)), read_stamp(self.scores(tested))
         if not (segmented.get("done") and scored.get("done")):
             return False
         return bool(scored["inputs"].get("labels") == segmented["key"])
@@ -112,12 +114,12 @@ class StudyRun:
             UsageError: "other-settings": they do not.
             ModelError: "damaged-stamp".
         """
-        _check_same(self.run, self._inputs(), more=("model", "tune"))
-        if _read_stamp(self.run) and self._has_other_start():
-            raise _refusal(self.run, ["model"])
+        check_inputs(self.run, self._inputs(), more=("model", "tune"))
+        if read_stamp(self.run) and self._has_other_start():
+            raise other_inputs(self.run, ["model"])
         for one in self.design.partitions:
-            _check_same(self.labels(one), _tested(one))
-            _check_same(self.scores(one), self._rules(one))
+            check_inputs(self.labels(one), _tested(one))
+            check_inputs(self.scores(one), self._rules(one))
 
     def _has_other_start(self) -> bool:
         """Whether the model of this study that it started from has been trained again since.
@@ -138,7 +140,7 @@ class StudyRun:
         self.check()
         if self.state == "done":
             return
-        if not _read_stamp(self.run).get("done"):
+        if not read_stamp(self.run).get("done"):
             progress("train")
             self._train(launcher)
         progress("segment")
@@ -184,10 +186,10 @@ class StudyRun:
         }
 
     def _train(self, launcher: Launcher) -> None:
-        stamp = _read_stamp(self.run)
+        stamp = read_stamp(self.run)
         resumed = (self.run / RECORD).exists()
-        begun = _stamp(self._inputs(), attempts=stamp.get("attempts", 0) + 1, jobs=self.jobs)
-        _write_stamp(self.run, begun)
+        begun = new_stamp(self._inputs(), attempts=stamp.get("attempts", 0) + 1, jobs=self.jobs)
+        write_stamp(self.run, begun)
         data = self.design.trained_on(self.arm)
         model = self.arm.model if self.first is None else self.first.run / "model.safetensors"
         arguments: list[str | Path] = ["train", data.data.root, "--out", self.run, "--quiet"]
@@ -201,16 +203,16 @@ class StudyRun:
         arguments += [w for name in (*self.training, *data.validation) for w in ("--case", name)]
         arguments += [word for name in data.validation for word in ("--validation", name)]
         completed = self._in_process(launcher, arguments, "train")
-        _write_stamp(self.run, _done(begun, completed))
+        write_stamp(self.run, done_stamp(begun, completed))
 
     def _segment(self, launcher: Launcher, tested: Partition) -> None:
         inputs = {**_tested(tested), "model": model_of(self.run)}
         labels = self.labels(tested)
-        stamp = _read_stamp(labels)
+        stamp = read_stamp(labels)
         if stamp.get("done") and stamp["key"] == digest(inputs):
             return
-        begun = _stamp(inputs, jobs=self.jobs)
-        _write_stamp(labels, begun)
+        begun = new_stamp(inputs, jobs=self.jobs)
+        write_stamp(labels, begun)
         (self.scores(tested) / STAMP).unlink(missing_ok=True)
         known = tested.data.by_id
         arguments: list[str | Path] = [
@@ -227,12 +229,12 @@ class StudyRun:
         ]
         step = f"segment-{tested.name}" if tested.name else "segment"
         completed = self._in_process(launcher, arguments, step)
-        _write_stamp(labels, _done(begun, completed))
+        write_stamp(labels, done_stamp(begun, completed))
 
     def _evaluate(self, tested: Partition) -> None:
         labels, scores = self.labels(tested), self.scores(tested)
-        begun = _stamp({**self._rules(tested), "labels": _read_stamp(labels)["key"]})
-        _write_stamp(scores, begun)
+        begun = new_stamp({**self._rules(tested), "labels": read_stamp(labels)["key"]})
+        write_stamp(scores, begun)
         evaluate(
             labels,
             tested.data.root,
@@ -242,7 +244,7 @@ class StudyRun:
             cases=tested.test,
             overwrite=True,
         )
-        _write_stamp(scores, {**begun, "done": True})
+        write_stamp(scores, {**begun, "done": True})
 
     def _in_process(self, launcher: Launcher, arguments: list[str | Path], step: str) -> Completed:
         log = self.out / "logs" / f"{self.name}-{step}.log"
@@ -273,7 +275,7 @@ class StudyRun:
         """
         labels = self.labels(self.design.main)
         summary, result = read_trained(self.run), read_segmented(labels)
-        trained, segmented = _measured(self.run), _measured(labels)
+        trained, segmented = measured_stamp(self.run), measured_stamp(labels)
         settings = tomllib.loads(self.arm.settings)
         clock, budget_s = settings["budget_clock"], settings["budget_s"]
         whole = trained.get({"wall": "process_seconds", "processor": "processor_seconds"}[clock])
@@ -300,105 +302,5 @@ class StudyRun:
         }
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Stamp:
-    """stamp.json: a digest of the inputs, the inputs, and what was measured."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = SEALED
-
-    key: str
-    done: bool
-    inputs: dict[str, Any]
-    sha256: str
-    attempts: int | None = None
-    jobs: int | None = None
-    process_seconds: float | None = None
-    processor_seconds: float | None = None
-    peak_memory_mb: float | None = None
-
-
 def _tested(tested: Partition) -> dict[str, Any]:
     return {"test": {name: tested.sha256[name] for name in tested.test}}
-
-
-def _check_same(folder: Path, inputs: Mapping[str, Any], *, more: Sequence[str] = ()) -> None:
-    """Check that results in a folder have these inputs, and none of `more` that these lack.
-
-    Results of earlier versions do not say the meaning of their labels.
-    """
-    stamp = _read_stamp(folder)
-    if not stamp:
-        return
-    was, wanted = stamp["inputs"], json.loads(json.dumps(inputs))
-    known = {*wanted, *more} - ({MEANING} - was.keys())
-    changed = sorted(name for name in known if was.get(name) != wanted.get(name))
-    if changed:
-        raise _refusal(folder, changed)
-
-
-def _refusal(folder: Path, changed: list[str]) -> UsageError:
-    return UsageError(
-        f"existing results differ from the study in: {', '.join(changed)}",
-        path=folder,
-        code="other-settings",
-        next_step="Choose another output folder, or remove this run's folders in runs, labels and "
-        "scores.",
-    )
-
-
-def _stamp(inputs: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    return {"key": digest(inputs), "done": False, **more, "inputs": inputs}
-
-
-def _done(stamp: Mapping[str, Any], completed: Completed) -> dict[str, Any]:
-    measured = {
-        "process_seconds": round(completed.seconds, 3),
-        "processor_seconds": round(completed.processor_seconds, 3),
-        "peak_memory_mb": round(completed.peak_memory_mb, 1),
-    }
-    return {**stamp, "done": True, **measured}
-
-
-def _read_stamp(folder: Path) -> dict[str, Any]:
-    """The stamp of a folder; {} if there is none.
-
-    Raises:
-        ModelError: "damaged-stamp".
-    """
-    file = folder / STAMP
-    if not file.exists():
-        return {}
-    try:
-        stamp = unsealed(read_file(file, code="damaged-stamp", next_step=_AGAIN))
-        return {k: v for k, v in asdict(checked(_Stamp, stamp)).items() if v is not None}
-    except ValueError as error:
-        raise ModelError(
-            f"not a valid stamp of a study: {error}",
-            path=file,
-            code="damaged-stamp",
-            next_step=_AGAIN,
-        ) from error
-
-
-def _measured(folder: Path) -> dict[str, Any]:
-    """The stamp of a completed step, with what was measured of its process.
-
-    Raises:
-        ModelError: "damaged-stamp".
-    """
-    stamp = _read_stamp(folder)
-    lacks = [name for name in ("jobs", "process_seconds", "peak_memory_mb") if name not in stamp]
-    if lacks:
-        raise ModelError(
-            f"it lacks {', '.join(lacks)}; it was not written by this version of kidseg",
-            path=folder / STAMP,
-            code="damaged-stamp",
-            next_step=_AGAIN,
-        )
-    return stamp
-
-
-def _write_stamp(folder: Path, content: Mapping[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    plain = {key: value for key, value in content.items() if key != SEAL}
-    write_json(folder / STAMP, sealed(plain), overwrite=True)
