@@ -22,13 +22,14 @@ from kidseg.cohort.training_range import Placement, figures_of
 from kidseg.config import MultistageConfig, PostprocessConfig, StagedNetConfig
 from kidseg.device import Device
 from kidseg.distributed import all_gather
-from kidseg.errors import Finding, UsageError
+from kidseg.errors import UsageError
 from kidseg.geometry import Grid, Volume, binned_grid, resample
 from kidseg.labels import LabelSchema, Target
 from kidseg.losses import weighted_cross_entropy
 from kidseg.measure import Midline
 from kidseg.methods.multistage.balanced import BalancedSlices, groups_of, slice_index
 from kidseg.methods.multistage.kidney_regions import Kidney, kidneys_in, without_small
+from kidseg.methods.multistage.notes import stage_1_note, stage_2_note
 from kidseg.methods.segmentation import validation
 from kidseg.nets import build
 from kidseg.pipeline import (
@@ -276,8 +277,7 @@ class Multistage:
 
         def note(progress: Progress) -> Note:
             where = [region.name for region in progress.steps[name]]
-            text = "; ".join([", ".join(where) or "not run", *_dropped_text(dropped, limit_ml)])
-            return Note(text=text, facts={"dropped": _dropped_facts(dropped, limit_ml)})
+            return stage_2_note(where, dropped, limit_ml)
 
         return Step(name=name, locate=located, segment=segment, target=self.undecided, note=note)
 
@@ -348,64 +348,10 @@ def label_weights(schema: LabelSchema, config: StagedNetConfig) -> Tensor:
     return weights
 
 
-def stage_1_note(
-    path: str, kidneys: Sequence[Kidney], limit_ml: float, dropped: Sequence[Piece]
-) -> Note:
-    """What stage 1 found and dropped.
-
-    Args:
-        path: of the scan.
-        kidneys: that were found.
-        limit_ml: smaller components were dropped.
-        dropped: these components, largest first.
-    """
-    listed = ", ".join(f"{each.name} {each.volume_ml:.1f} ml" for each in kidneys)
-    text = listed or "no kidney; the networks of stage 2 did not run"
-    text = "; ".join([text, *_dropped_text(dropped, limit_ml)])
-    findings: tuple[Finding, ...] = ()
-    if not kidneys:
-        cause = "stage 1 found no kidney, so that the networks of stage 2 did not run"
-        if dropped:
-            cause += f"; its largest component has {dropped[0].volume_ml:.1f} ml of {limit_ml:.1f}"
-        step = (
-            "Check the scan; for small kidneys train with a smaller threshold (kidneys.least_ml)."
-        )
-        findings = (Finding(code="no-kidney-region", path=path, cause=cause, next_step=step),)
-    facts = {
-        "regions": [
-            {
-                "name": each.name,
-                "volume_ml": round(each.volume_ml, 4),
-                "components": each.components,
-                "shape": list(each.grid.shape),
-                "grown": each.is_grown,
-            }
-            for each in kidneys
-        ],
-        "dropped": _dropped_facts(dropped, limit_ml),
-    }
-    return Note(text=text, facts=facts, findings=findings)
-
-
 def _limit_ml(subject: Subject, grid: Grid, settings: PostprocessConfig) -> float:
     """The smallest component on a grid that is kept."""
     radius = None if subject.body is None else subject.body.radius_mm
     return min_volume_ml(settings, radius, float(grid.voxel_ml))
-
-
-def _dropped_text(dropped: Sequence[Piece], limit_ml: float) -> list[str]:
-    """A phrase; none if nothing was dropped."""
-    volume = sum(piece.volume_ml for piece in dropped)
-    text = f"{len(dropped)} component(s) below {limit_ml:.1f} ml dropped, {volume:.1f} ml in all"
-    return [text] if dropped else []
-
-
-def _dropped_facts(dropped: Sequence[Piece], limit_ml: float) -> dict[str, Any]:
-    return {
-        "below_ml": round(limit_ml, 4),
-        "count": len(dropped),
-        "volume_ml": round(sum(piece.volume_ml for piece in dropped), 4),
-    }
 
 
 def _of(config: MultistageConfig, name: str) -> StagedNetConfig:
