@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from kidseg.errors import InputError, KidsegError, ResourceError, UsageError
-from kidseg.io.atomic import check_writable, make_folder, write_json, writing
+from kidseg.io.atomic import check_writable, make_folder, write_json, writing, writing_folder
 
 NOT_UTF8 = os.fsdecode(b"M\xfcller")
 
@@ -126,3 +126,44 @@ def test_a_limit_of_the_size_of_files_is_a_matter_of_resources(tmp_path: Path) -
     )
     assert "ResourceError" in done.stderr and "size limit" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_there_when_it_is_complete_and_replaces_the_earlier(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for name in ("first", "second"):
+        with writing_folder(out) as temporary:
+            (temporary / name).touch()
+            assert not (out / name).exists()
+        assert [path.name for path in out.iterdir()] == [name]
+    assert list(tmp_path.iterdir()) == [out]
+    not_writable(lambda path: writing_folder(path).__enter__(), tmp_path / "missing" / "out")
+
+
+@pytest.mark.fault("disk full")
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        FileNotFoundError(errno.ENOENT, "No such file", "/input.nii"),
+        InputError("bad", path="/input.nii"),
+        KeyboardInterrupt(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_incomplete_folder_leaves_the_earlier_one(tmp_path: Path, error: BaseException) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "earlier").touch()
+    with pytest.raises((KidsegError, OSError, KeyboardInterrupt)) as caught, writing_folder(out):
+        raise error
+    if getattr(error, "errno", None) == errno.ENOSPC:
+        assert isinstance(caught.value, ResourceError) and caught.value.path == str(out)
+    else:
+        assert type(caught.value) is type(error)
+    assert list(tmp_path.iterdir()) == [out] and (out / "earlier").exists()
+
+
+def test_errors_name_the_folder_to_be_not_the_temporary_one(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught, writing_folder(tmp_path / "out") as temporary:
+        raise UsageError("bad", path=temporary / "a")
+    assert caught.value.path == str(tmp_path / "out" / "a")

@@ -15,11 +15,9 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,16 +35,10 @@ from kidseg.cases import (
 from kidseg.cases.label_values import known_labels
 from kidseg.cases.same_images import check_apart, same_image_findings
 from kidseg.check.cases import Examined, examine
-from kidseg.errors import (
-    DISK_FULL,
-    Finding,
-    InputError,
-    ResourceError,
-    UsageError,
-    first_error,
-)
+from kidseg.errors import DISK_FULL, Finding, UsageError, first_error
 from kidseg.geometry import Grid, Volume
 from kidseg.io import ReadOptions, Scan, kind_of, read, read_grid, save
+from kidseg.io.atomic import make_folder, writing_folder
 from kidseg.io.checks import orthogonal_grid
 from kidseg.io.payload import head
 from kidseg.labels import CystAs
@@ -161,7 +153,8 @@ def export_nnunet(
             nnU-Net data set, so it is not replaced; "export-into-itself"; "unknown-case": in
             `splits`; and as `count_cyst`.
         InputError: the first error of `kidseg.check.cases.examine`, with the number of further
-            errors; "same-image": in training and test, of two patients, or in two parts of a fold.
+            errors; "same-image": in training and test, of two patients, or in two parts of a fold;
+            "not-writable".
         ResourceError: "disk-full"; `out` is unchanged.
     """
     out = Path(out)
@@ -169,7 +162,8 @@ def export_nnunet(
     _check_splits(splits, dataset)
     learned = learned_labels(dataset, cyst)
     changed = {old: new for old, new in learned.new_from_old.items() if old != new}
-    with _renamed_when_complete(out) as temporary:
+    make_folder(out.parent)
+    with writing_folder(out) as temporary:
         files = _write_cases(dataset, temporary, changed, options or ReadOptions(), jobs, progress)
         findings = _accepted([one.examined for one in files], dataset, splits)
         _write_tables(dataset, temporary, splits)
@@ -249,64 +243,6 @@ def _accepted(
     for fold in splits:
         check_apart(by_id, fold.train, fold.validation, dataset.root)
     return tuple(finding for finding in findings if finding.code not in _RESOLVED)
-
-
-@contextmanager
-def _renamed_when_complete(out: Path) -> Iterator[Path]:
-    """A temporary folder to write to; renamed to `out` on success, otherwise removed."""
-    temporary = _make_temporary(out)
-    try:
-        yield temporary
-        _rename(temporary, out)
-    except OSError as error:
-        if error.errno not in DISK_FULL:
-            raise
-        raise ResourceError(
-            "the disk is full; nothing was exported",
-            path=out,
-            code="disk-full",
-            next_step="Free some disk space, or export elsewhere.",
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _make_temporary(out: Path) -> Path:
-    """Create a temporary folder next to `out`, on the same disk."""
-    folder = _temporary_name(out)
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        if error.errno in DISK_FULL:
-            raise ResourceError(
-                "the disk is full; nothing was exported", path=out, code="disk-full"
-            ) from error
-        raise InputError(
-            f"cannot write to its parent folder ({error.strerror})",
-            path=out,
-            code="not-writable",
-            next_step="Choose a writable folder.",
-        ) from error
-    return folder
-
-
-def _temporary_name(out: Path) -> Path:
-    return out.parent / f".kidseg-{secrets.token_hex(8)}"
-
-
-def _rename(temporary: Path, out: Path) -> None:
-    """Rename the complete folder to `out`; remove an earlier one last."""
-    if not out.exists():
-        temporary.rename(out)
-        return
-    old = _temporary_name(out)
-    out.rename(old)
-    try:
-        temporary.rename(out)
-    except OSError:
-        old.rename(out)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_tables(dataset: Dataset, root: Path, splits: Sequence[Split]) -> None:

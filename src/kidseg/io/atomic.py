@@ -1,10 +1,11 @@
-"""Write files atomically: complete or not at all."""
+"""Write files and folders atomically: complete or not at all."""
 
 from __future__ import annotations
 
 import json
 import os
 import secrets
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -34,6 +35,7 @@ __all__ = [
     "write_json",
     "write_text",
     "writing",
+    "writing_folder",
 ]
 
 
@@ -105,6 +107,48 @@ def writing(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
         if error.filename in (None, str(temporary)):
             raise _converted(path, error, "it cannot be written") from error
         raise
+
+
+@contextmanager
+def writing_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder that is renamed to `path` once it is complete; replaces one of that name.
+
+    If anything fails, the temporary folder is deleted and an existing one stays unchanged.
+
+    Raises:
+        InputError: "not-writable": the parent is missing, read-only or not a folder.
+        ResourceError: "disk-full".
+    """
+    temporary = _beside(path)
+    try:
+        temporary.mkdir()
+        yield temporary
+        _put(temporary, path)
+    except KidsegError as error:
+        raise renamed(error, str(temporary), str(path)) from error
+    except OSError as error:
+        # An error of another file, such as the input, names that file.
+        named = Path(os.fsdecode(error.filename or path))
+        if error.errno in DISK_FULL or named == path or named.is_relative_to(temporary):
+            raise _converted(path, error, "it cannot be written") from error
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _put(folder: Path, path: Path) -> None:
+    """Rename a folder; one that has this name already is removed last."""
+    if not path.exists():
+        folder.rename(path)
+        return
+    old = _beside(path)
+    path.rename(old)
+    try:
+        folder.rename(path)
+    except OSError:
+        old.rename(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager
@@ -189,13 +233,18 @@ def disk_full(path: Path) -> ResourceError:
 @contextmanager
 def _temporary(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
     """Create a file in the folder of `path`, open for writing; remove it unless it was renamed."""
-    temporary = path.parent / f".kidseg-{secrets.token_hex(8)}.tmp"
+    temporary = _beside(path)
     try:  # creates the file too: a signal may come right after that
         with _created(temporary, path) as file:
             yield file, temporary
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def _beside(path: Path) -> Path:
+    """A name for a temporary file or folder on the same disk."""
+    return path.parent / f".kidseg-{secrets.token_hex(8)}.tmp"
 
 
 def _created(temporary: Path, path: Path) -> BinaryIO:

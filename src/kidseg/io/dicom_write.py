@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 import os
-import secrets
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kidseg.errors import DISK_FULL, InputError, UsageError
+from kidseg.errors import InputError, UsageError
 from kidseg.geometry import Volume
-from kidseg.io.atomic import disk_full
+from kidseg.io.atomic import writing_folder
 from kidseg.io.checks import orthogonal_grid
 from kidseg.io.dicom_header import derived_uid
 from kidseg.io.orientation import ras_from_lps
@@ -62,25 +60,10 @@ def write_series(volume: Volume, folder: Path, *, facts: Mapping[str, str]) -> l
             code="output-exists",
             next_step="Choose another name, or remove it.",
         )
-    temporary = folder.parent / f".kidseg-{secrets.token_hex(8)}.tmp"
-    try:
-        temporary.mkdir()
-        names = []
-        for k, plane in enumerate(values):
-            names.append(f"{k + 1:04d}.dcm")
-            _write_slice(temporary / names[-1], template, plane, k, matrix, facts["seed"])
-        temporary.replace(folder)
-    except OSError as error:
-        if error.errno in DISK_FULL:
-            raise disk_full(folder) from error
-        raise InputError(
-            f"it cannot be written ({error.strerror})",
-            path=folder,
-            code="not-writable",
-            next_step="Create its parent folder, or choose a writable one.",
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    names = [f"{k + 1:04d}.dcm" for k in range(len(values))]
+    with writing_folder(folder) as temporary:
+        for k, (name, plane) in enumerate(zip(names, values, strict=True)):
+            _write_slice(temporary / name, template, plane, k, matrix, facts["seed"])
     return [folder / name for name in names]
 
 
