@@ -41,9 +41,9 @@ from kidseg.intensity import AIR_HU
 from kidseg.losses import soft_dice
 from kidseg.methods import METHODS, method_named
 from kidseg.methods.homogenized.crop_stage import CropTransformer, target_boxes
+from kidseg.methods.homogenized.field_of_view import fields_of_masks
 from kidseg.methods.homogenized.pose_stage import (
     PoseTransformer,
-    _mask_fields,
     overall_agreement,
     overlap,
     register,
@@ -442,7 +442,7 @@ def test_a_field_that_is_all_of_an_image_is_all_of_its_masks() -> None:
     """251 columns are 126 of the masks, of which the last reaches beyond."""
     cohort = fine_cohort(251)
     whole, left = (0, 256, 0, 251), (10, 101, 20, 120)
-    found = _mask_fields([whole, None, left], cohort, [(0, 0), (1, 3), (0, 2)])
+    found = fields_of_masks([whole, None, left], cohort, [(0, 0), (1, 3), (0, 2)])
     assert found == [(0, 128, 0, 126), None, (5, 50, 10, 60)]
 
 

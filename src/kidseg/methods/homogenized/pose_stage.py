@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from kidseg.cohort.batch import drawn_grid
 from kidseg.cohort.cohort import Cohort
-from kidseg.cohort.items import Drawn, draw, steps_per_epoch
+from kidseg.cohort.items import draw, steps_per_epoch
 from kidseg.cohort.subject import Subject
 from kidseg.config import PoseConfig
 from kidseg.distributed import shared_map
-from kidseg.geometry import Field, Grid, Slices, Volume, in_plane_pose
+from kidseg.geometry import Grid, Slices, Volume, in_plane_pose
 from kidseg.intensity import AIR_HU
 from kidseg.losses import soft_dice
+from kidseg.methods.homogenized.field_of_view import cut_fields, fields_of_masks
 from kidseg.methods.homogenized.reference import Reference, matched_levels, start_grid
 from kidseg.methods.homogenized.registration import (
     agreement,
@@ -157,14 +158,14 @@ class PoseTransformer:
         drawn = draw(cohort.index, step, config.stage.batch_size)
         uniform = _uniform(len(drawn), step)
         start = drawn_grid(starts, drawn).resized((len(drawn), side, side))
-        fields = _fields(cohort, drawn, config, uniform[:, 5:9])
+        fields = cut_fields(cohort, drawn, config, uniform[:, 5:9])
         masks = cohort.masks
         images = [subject.image for subject in cohort.training]
         return _PoseBatch(
             names=cohort.names(drawn),
             scene=Scene(
                 image=Slices.of(images, drawn, fill=AIR_HU, fields=fields),
-                masks=Slices.of(masks, drawn, fields=_mask_fields(fields, cohort, drawn)),
+                masks=Slices.of(masks, drawn, fields=fields_of_masks(fields, cohort, drawn)),
                 start=_jittered(start, config, uniform[:, :5]),
                 scalings=[cohort.training[case].scalings for case, _ in drawn],
             ),
@@ -336,57 +337,6 @@ def _jittered(start: Grid, config: PoseConfig, uniform: Tensor) -> Grid:
         shift=uniform[:, 3:5] * config.jitter_shift,
     )
     return pose_grid(start, pose)
-
-
-def _fields(
-    cohort: Cohort, drawn: Drawn, config: PoseConfig, uniform: Tensor
-) -> list[Field | None]:
-    """Fields of view that truncate the body on one or more sides, for a share of the slices."""
-    fields: list[Field | None] = []
-    for (case, k), (selector, *u) in zip(drawn, uniform.tolist(), strict=True):
-        body = cohort.training[case].body
-        assert body is not None
-        moments = body.per_slice
-        if (selector + 1) / 2 >= config.cut or not bool(moments.radii_mm[k].isfinite().all()):
-            fields.append(None)
-            continue
-        grid = cohort.training[case].image.grid
-        _, rows, columns = grid.shape
-        _, dy, dx = grid.spacing_mm.tolist()
-        x, y = (moments.centre_mm[k] / torch.tensor([dx, dy])).tolist()
-        radii = (moments.radii_mm[k] / torch.tensor([dx, dy])).tolist()
-        # Left, right and front move inwards or outwards by up to a third of the semi-axis.
-        left, right, front = (
-            radii[n] * (1.0 + 0.33 * v) for n, v in ((0, u[0]), (0, u[1]), (1, u[2]))
-        )
-        fields.append(
-            (
-                max(0, round(rows / 2 + y - front)),
-                rows,
-                max(0, round(columns / 2 + x - left)),
-                min(columns, round(columns / 2 + x + right)),
-            )
-        )
-    return fields
-
-
-def _mask_fields(
-    fields: Sequence[Field | None], cohort: Cohort, drawn: Drawn
-) -> list[Field | None]:
-    """Convert fields of images to fields of their masks, whose pixels may be larger."""
-    out: list[Field | None] = []
-    for field, (case, _) in zip(fields, drawn, strict=True):
-        subject = cohort.training[case]
-        assert subject.masks is not None
-        ratio = float(subject.masks.grid.spacing_mm[2] / subject.image.grid.spacing_mm[2])
-        top, bottom, left, right = (round(n / ratio) for n in field or (0, 0, 0, 0))
-        if field is not None:  # the last block of pixels may extend beyond the image
-            _, rows, columns = subject.image.grid.shape
-            _, mask_rows, mask_columns = subject.masks.grid.shape
-            bottom = mask_rows if field[1] == rows else bottom
-            right = mask_columns if field[3] == columns else right
-        out.append(None if field is None else (top, bottom, left, right))
-    return out
 
 
 def _flip(view: Tensor, flipped: Tensor) -> Tensor:
