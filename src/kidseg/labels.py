@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kidseg.errors import Finding, InputError
-from kidseg.meaning import Meaning, meaning_of, meanings_in
+from kidseg.meaning import Meaning, meanings_by_label
 
 __all__ = [
     "KIDNEY_TUMOUR",
@@ -104,7 +104,8 @@ class LabelSchema:
         kidney) and unrecognized labels get other colours.
         """
         names = {number: name for number, name in sorted(names.items()) if number != 0}
-        like = {number: _USUAL.get(m) for number, m in _meanings(names, regions or {}).items()}
+        meanings = meanings_by_label(names, regions or {})
+        like = {number: _USUAL.get(meaning) for number, meaning in meanings.items()}
         reserved = {known.rgb for known in like.values() if known}
         others = (rgb for rgb in _colours() if rgb not in reserved)
         used: set[tuple[int, int, int]] = set()
@@ -130,13 +131,10 @@ class LabelSchema:
     def meaning(self) -> dict[int, Meaning | None]:
         """{number: kidney, tumour or cyst}; None if the label is not recognized.
 
-        The code of a label takes precedence, then its name, then the smallest recognized region
-        that contains it, minus the meanings of smaller regions inside it: in nnU-Net's KiTS23,
-        `kidney` = 1, 2, 3,
-        `masses` = 2, 3 and `tumor` = 2 make 1 kidney, 2 tumour and 3 cyst.
+        The code of a label takes precedence over its name and regions; see `meanings_by_label`.
         """
         coded = {label.id: _MEANING_OF_CODE.get(label.code) for label in self.labels if label.code}
-        named = _meanings(self.names, self.regions)
+        named = meanings_by_label(self.names, self.regions)
         return {number: coded.get(number) or meaning for number, meaning in named.items()}
 
     def ids_of(self, *meanings: Meaning) -> tuple[int, ...]:
@@ -354,28 +352,6 @@ def _missing(meaning: Meaning, schema: LabelSchema, path: str | Path | None = No
 
 def _listed(names: Mapping[int, str]) -> str:
     return ", ".join(f"{number} ({name})" for number, name in names.items())
-
-
-def _meanings(
-    names: Mapping[int, str], regions: Mapping[str, tuple[int, ...]]
-) -> dict[int, Meaning | None]:
-    """Meaning of each label by its name, or else by the regions that contain it."""
-    return {i: meaning_of(name) or _by_regions(i, regions) for i, name in names.items()}
-
-
-def _by_regions(number: int, regions: Mapping[str, tuple[int, ...]]) -> Meaning | None:
-    """Meaning of the smallest recognized region, minus the meanings of regions inside it."""
-    for name, members in sorted(regions.items(), key=lambda region: len(set(region[1]))):
-        if number not in members or not (meanings := meanings_in(name)):
-            continue
-        inside = [n for n, m in regions.items() if set(m) < set(members) and number not in m]
-        rest = meanings.difference(*(meanings_in(n) for n in inside)) or meanings
-        if rest == meanings:
-            return meaning_of(name)
-        if rest == {"tumour", "cyst"}:
-            return "tumour"  # a mass, not specified further
-        return next(iter(rest)) if len(rest) == 1 else None
-    return None
 
 
 def _colours() -> Iterator[tuple[int, int, int]]:

@@ -1,4 +1,4 @@
-"""The meaning of a label name: kidney, tumour, cyst, or not recognized.
+"""The meaning of a label by its name: kidney, tumour, cyst, or not recognized.
 
 A name is recognized if every word in it is. Case, plural, accents, numbering, separators
 (`left_kidney`, `Kidney-L`, `KidneyTumor`) and the side do not matter. One unknown word makes the
@@ -18,10 +18,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
-__all__ = ["Meaning", "Side", "meaning_of", "meanings_in", "side_of"]
+__all__ = ["Meaning", "Side", "meaning_of", "meanings_by_label", "meanings_in", "side_of"]
 
 Meaning = Literal["kidney", "tumour", "cyst"]
 Side = Literal["left", "right"]
@@ -76,6 +76,36 @@ def meanings_in(name: str) -> frozenset[Meaning]:
     split = (set(_words(part)) - _NEUTRAL for part in _JOINED.split(_plain(name)))
     parts = [_of_words(words) for words in split if words]  # "left and right kidney" has one part
     return frozenset[Meaning]().union(*parts) if all(parts) else frozenset()
+
+
+def meanings_by_label(
+    names: Mapping[int, str], regions: Mapping[str, tuple[int, ...]]
+) -> dict[int, Meaning | None]:
+    """{label: its meaning} by its name, or else by the smallest recognized region with it.
+
+    The meanings of regions inside that region are taken off: in nnU-Net's KiTS23, `kidney` = 1, 2,
+    3, `masses` = 2, 3 and `tumor` = 2 make 1 kidney, 2 tumour and 3 cyst.
+
+    Args:
+        names: {label: its name}.
+        regions: {name: its labels}.
+    """
+    return {i: meaning_of(name) or _by_regions(i, regions) for i, name in names.items()}
+
+
+def _by_regions(number: int, regions: Mapping[str, tuple[int, ...]]) -> Meaning | None:
+    """Meaning of the smallest recognized region, minus the meanings of regions inside it."""
+    for name, members in sorted(regions.items(), key=lambda region: len(set(region[1]))):
+        if number not in members or not (meanings := meanings_in(name)):
+            continue
+        inside = [n for n, m in regions.items() if set(m) < set(members) and number not in m]
+        rest = meanings.difference(*(meanings_in(n) for n in inside)) or meanings
+        if rest == meanings:
+            return meaning_of(name)
+        if rest == {"tumour", "cyst"}:
+            return "tumour"  # a mass, not specified further
+        return next(iter(rest)) if len(rest) == 1 else None
+    return None
 
 
 def side_of(name: str) -> Side | None:
