@@ -23,7 +23,7 @@ from kidseg.model_file import find_model
 from kidseg.segment import load_predictor
 from kidseg.store import is_store, open_store
 from kidseg.train import Setup, make_store
-from kidseg.train.run import measured_range
+from kidseg.train.trained_model import measured_range
 
 
 def main() -> None:
