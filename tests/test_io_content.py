@@ -8,7 +8,7 @@ from pathlib import Path
 from kidseg.cases import Case
 from kidseg.io.content import joint_sha256, sha256_of, sha256_of_all
 from kidseg.study.partition import _content as content_in_study
-from kidseg.train.material import _digests
+from kidseg.train.case_selection import digests_of
 
 
 def raw(content: bytes) -> bytes:
@@ -48,7 +48,7 @@ def test_digests_of_cases_in_stamps_stay_what_they_were(tmp_path: Path) -> None:
     image, labels, series = files(tmp_path)
     once = Case(id="a", images=(image, series), labels=labels, patient="a")
     joint = raw(raw(b"image") + raw(b"first") + raw(b"last") + raw(b"labels")).hex()
-    assert content_in_study(once) == _digests(once)[1] == joint
+    assert content_in_study(once) == digests_of(once)[1] == joint
     twice = Case(id="b", images=(image, image), labels=None, patient="b")
     assert content_in_study(twice) == raw(2 * raw(b"image")).hex()
-    assert _digests(twice)[1] == raw(raw(b"image")).hex()
+    assert digests_of(twice)[1] == raw(raw(b"image")).hex()

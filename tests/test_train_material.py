@@ -22,7 +22,8 @@ from kidseg.errors import InputError, KidsegError, KidsegWarning, UsageError
 from kidseg.io import read, save
 from kidseg.store import open_store
 from kidseg.train import Setup, make_store, preview, train
-from kidseg.train.material import Request, _select_cases, split_cases
+from kidseg.train.case_selection import select_cases, split_cases
+from kidseg.train.request import Request
 from kidseg.train.setup import resolve
 from weights import weights_of
 
@@ -482,4 +483,4 @@ def test_scans_without_labels_are_left_where_they_are_not_wanted(
 ) -> None:
     request = request_for(**asked)
     assert not request.unlabelled
-    assert _select_cases(open_dataset(mixed), request).unlabelled == ()
+    assert select_cases(open_dataset(mixed), request).unlabelled == ()

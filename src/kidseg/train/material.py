@@ -1,4 +1,4 @@
-"""Prepare training data: select the cases, plan, and preprocess them into a store.
+"""Prepare training data: plan, and preprocess the selected cases into a store.
 
 Every training run reads a store of subjects. A run that starts from files creates a store in its
 folder and removes it at the end; `make_store` creates a permanent one, for many runs or for
@@ -7,98 +7,32 @@ machines without scan readers.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kidseg.cases import Case, Dataset, count_cyst, learned_labels, open_dataset
+from kidseg.cases import Dataset, count_cyst, learned_labels, open_dataset
 from kidseg.cases.roi_rules import unused_rules
 from kidseg.cases.same_images import check_apart, check_patients
 from kidseg.cohort.cohort import check_selection
 from kidseg.cohort.stored import SubjectRecipe, check_store, is_labelled
 from kidseg.cohort.subject import Material
-from kidseg.config import CohortConfig
 from kidseg.distributed import first_alone, rank
-from kidseg.errors import InputError, KidsegWarning, UsageError
-from kidseg.io.content import joint_sha256, sha256_of
+from kidseg.errors import InputError, UsageError
+from kidseg.io.content import joint_sha256
 from kidseg.io.output import check_output_folder
 from kidseg.plan import Plan, fingerprint, plan
-from kidseg.splits import holdout
 from kidseg.store import Store, build_store, is_store, open_store
-from kidseg.store.files import source_files
+from kidseg.train.case_selection import every_case, hashed, select_cases
 from kidseg.train.record import Cases, other_cases, recorded_cases, recorded_plan
-from kidseg.train.setup import ResolvedSetup, Setup, check_start, plan_from_model, resolve
+from kidseg.train.request import Progress, Request
+from kidseg.train.setup import Setup, check_start, plan_from_model, resolve
 
-__all__ = [
-    "STORE",
-    "Progress",
-    "Request",
-    "cases_of_store",
-    "make_store",
-    "split_cases",
-    "training_store",
-]
-
-Progress = Callable[[str, int, int, Mapping[str, Any]], None]
-"""Called with (name of the task or stage, done, total, log line of the epoch; {} for a task)."""
+__all__ = ["STORE", "cases_of_store", "make_store", "training_store"]
 
 STORE = "store"
 """Subfolder of a run for the store that a run from files creates."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """The requested cases and how to preprocess them.
-
-    Attributes:
-        setup: cases, seed of the split, number of reading processes.
-        material: (plan) -> what the method requires of subjects.
-        cohort: of the method's settings.
-        plan: of the model to fine-tune; None: planned from the training cases.
-        on_progress: called with the progress.
-        reference: id of a case that must train; None: none.
-        unlabelled: whether cases without labels are used.
-    """
-
-    setup: Setup
-    material: Callable[[Plan], Material]
-    cohort: CohortConfig
-    plan: Plan | None
-    on_progress: Progress
-    reference: str | None = None
-    unlabelled: bool = False
-
-    @classmethod
-    def of(cls, setup: Setup, resolved: ResolvedSetup, progress: Progress | None) -> Request:
-        """The request for a resolved setup."""
-        pose = getattr(resolved.config, "pose", None)
-        return cls(
-            setup=setup,
-            material=partial(resolved.method.material, resolved.config),
-            cohort=resolved.config.cohort,
-            plan=resolved.plan,
-            on_progress=progress or (lambda *_: None),
-            # The reference of a model to fine-tune may be a case of another data set.
-            reference=None if pose is None or resolved.start is not None else pose.reference,
-            unlabelled=pose is not None and pose.unlabelled and setup.cases is None,
-        )
-
-    def check_reference(self, training: Sequence[str], path: Path) -> None:
-        """Check that the reference is a training case.
-
-        Raises:
-            UsageError: "unknown-case".
-        """
-        if self.reference is not None and self.reference not in training:
-            raise UsageError(
-                f"the reference '{self.reference}' is not among the training cases",
-                path=path,
-                code="unknown-case",
-                next_step="Name a training case as the reference, or leave it out.",
-            )
 
 
 def make_store(
@@ -140,7 +74,7 @@ def make_store(
     if full:
         request = replace(request, material=lambda _: Material())
     data = open_dataset(dataset, setup.rules)
-    used = _select_cases(data, request)
+    used = select_cases(data, request)
     store = _build(data, used, _make_plan(data, used, request), Path(path), request)
     used = cases_of_store(store)
     size = sum(file.stat().st_size for file in store.path.rglob("*") if file.is_file())
@@ -202,13 +136,13 @@ def training_store(
             data = open_dataset(source, request.setup.rules)
             if resume:
                 used = recorded_cases(out)
-                if set(used.sha256) - set(_every_case(data)) or _hashed(data, used) != used:
+                if set(used.sha256) - set(every_case(data)) or hashed(data, used) != used:
                     raise other_cases(out)
                 planned = recorded_plan(out)
                 if count_cyst(data, planned.cyst)[0].names != dict(planned.labels):
                     raise other_cases(out)
             else:
-                used = _select_cases(data, request)
+                used = select_cases(data, request)
                 planned = _make_plan(data, used, request)
                 record(used, planned)
             # The folder may be found elsewhere when the run is resumed; the cases are compared.
@@ -236,101 +170,6 @@ def cases_of_store(store: Store) -> Cases:
         sha256={case.id: joint_sha256(s.sha256 for s in case.sources) for case in store.cases},
         unlabelled=tuple(case.id for case in others if not is_labelled(case)),
     )
-
-
-def _select_cases(data: Dataset, request: Request) -> Cases:
-    training, held_out = split_cases(data, request)
-    used = _hashed(data, Cases(training=training, validation=held_out, sha256={}))
-    return _with_unlabelled(data, used) if request.unlabelled else used
-
-
-def _hashed(data: Dataset, used: Cases) -> Cases:
-    """The cases with the hashes of their files in the data set.
-
-    Raises:
-        InputError: "same-image": in training and validation, or of two patients.
-    """
-    known = _every_case(data)
-    names = (*used.training, *used.validation, *used.unlabelled)
-    digests = {name: _digests(known[name]) for name in names}
-    images = {name: image for name, (image, _) in digests.items()}
-    check_apart(images, (*used.training, *used.unlabelled), used.validation, data.root)
-    check_patients(images, {name: known[name].patient for name in names}, data.root)
-    return replace(used, sha256={name: joint for name, (_, joint) in digests.items()})
-
-
-def _with_unlabelled(data: Dataset, used: Cases) -> Cases:
-    """Add the cases without labels; those that a labelled case may be are left out, with a warning.
-
-    They are left out if a labelled case has the same id, image or patient.
-    """
-    if not data.unlabelled:
-        return used
-    images = {_digests(case)[0] for case in data.cases}
-    new = {}
-    for case in new_patients(data):
-        image, joint = _digests(case)
-        if image not in images:
-            new[case.id] = joint
-            images.add(image)
-    if left := len(data.unlabelled) - len(new):
-        warnings.warn(
-            f"{left} of {len(data.unlabelled)} scans without labels are not used: each has the id,"
-            " the image or the patient of another case",
-            KidsegWarning,
-            stacklevel=2,
-        )
-    return replace(used, sha256={**used.sha256, **new}, unlabelled=tuple(new))
-
-
-def new_patients(data: Dataset) -> list[Case]:
-    """The cases without labels that have neither the id nor the patient of a labelled one."""
-    patients = {case.patient for case in data.cases}
-    return [c for c in data.unlabelled if c.id not in data.by_id and c.patient not in patients]
-
-
-def _every_case(data: Dataset) -> Mapping[str, Case]:
-    """All cases by id; of two with the same id, the labelled one."""
-    return {**{case.id: case for case in data.unlabelled}, **data.by_id}
-
-
-def split_cases(data: Dataset, request: Request) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The ids of the training and validation cases of a request; the reference trains.
-
-    Raises:
-        UsageError: "unknown-case"; "bad-split": a patient would be in both parts, or one is empty.
-        InputError: see `holdout`.
-    """
-    known = data.by_id
-    cases, validation = request.setup.cases, request.setup.validation
-    if unknown := {*(cases or ()), *(validation or ())} - set(known):
-        raise UsageError(
-            f"there is no labelled case {', '.join(sorted(unknown))}",
-            path=data.root,
-            code="unknown-case",
-        )
-    selected = [case for case in data.cases if cases is None or case.id in cases]
-    if validation is None:
-        share = request.cohort.validation_share
-        reference = known.get(request.reference or "")
-        kept = [case for case in selected if reference and case.patient == reference.patient]
-        drawn = [case for case in selected if case not in kept]
-        parts = holdout(drawn, test_fraction=share, seed=request.setup.seed or 0)
-        training = tuple(sorted((*parts.train, *(case.id for case in kept))))
-        held_out = parts.test
-    else:
-        held_out = tuple(sorted(validation))
-        training = tuple(case.id for case in selected if case.id not in held_out)
-    shared = {known[name].patient for name in held_out} & {known[name].patient for name in training}
-    if shared or not training or not held_out:
-        cause = (
-            f"patient {sorted(shared)[0]} is in training and validation"
-            if shared
-            else "training and validation need at least one case each"
-        )
-        raise UsageError(cause, path=data.root, code="bad-split")
-    request.check_reference(training, data.root)
-    return training, held_out
 
 
 def _make_plan(data: Dataset, used: Cases, request: Request) -> Plan:
@@ -372,7 +211,7 @@ def _check_ct(data: Dataset, material: Material) -> None:
 
 
 def _build(data: Dataset, used: Cases, planned: Plan, path: Path, request: Request) -> Store:
-    known = _every_case(data)
+    known = every_case(data)
     names = (*used.training, *used.validation, *used.unlabelled)
     selected = replace(data, cases=tuple(known[name] for name in names))
     return build_store(
@@ -419,13 +258,3 @@ def _check_start_labels(start: Plan, store: Store) -> None:
                 code="store-of-other-settings",
                 next_step="Train from the data set's files.",
             )
-
-
-def _digests(case: Case) -> tuple[str, str]:
-    """SHA-256 of the contents of a case's images, and of all its files.
-
-    A file with several channels counts once.
-    """
-    each = [sha256_of(file) for file in source_files(case)]
-    n_images = len(source_files(replace(case, labels=None)))
-    return joint_sha256(each[:n_images]), joint_sha256(each)

@@ -11,8 +11,10 @@ from kidseg.config import dump
 from kidseg.errors import UsageError
 from kidseg.io.output import check_output_folder
 from kidseg.store import is_store, open_store
-from kidseg.train.material import Request, cases_of_store, new_patients, split_cases
+from kidseg.train.case_selection import new_patients, split_cases
+from kidseg.train.material import cases_of_store
 from kidseg.train.record import RECORD, read_record, resumed_setup
+from kidseg.train.request import Request
 from kidseg.train.resuming import LOG
 from kidseg.train.setup import Setup, resolve
 from kidseg.train.tuning import check_tune

@@ -29,8 +29,9 @@ from kidseg.stage import Stage
 from kidseg.train.curves import draw_curves
 from kidseg.train.epochs import group_metrics
 from kidseg.train.loop import Fitted, Run, fit
-from kidseg.train.material import STORE, Progress, Request, training_store
+from kidseg.train.material import STORE, training_store
 from kidseg.train.record import RunRecord, read_record, resumed_setup
+from kidseg.train.request import Progress, Request
 from kidseg.train.run_folder import check_not_start, locked_run, start_record
 from kidseg.train.setup import ResolvedSetup, Setup, resolve
 from kidseg.train.trained_images import images_of_cases

@@ -23,7 +23,6 @@ from kidseg.workers import signals_deferred
 
 __all__ = ["check_not_start", "locked_run", "start_record"]
 
-
 _OUTPUTS = (
     RECORD,  # first: without it there is no run to resume
     LOG,
