@@ -65,7 +65,7 @@ def load(
     TOML has no null; "null" stands for None, in files and overrides.
 
     Raises:
-        InputError: the file is missing or invalid.
+        InputError: "unreadable"; "not-toml": not TOML, or not UTF-8.
         UsageError: an unknown key, a value of the wrong type or out of range.
     """
     data = _merged(base or {}, {} if file is None else _read_toml(file))

@@ -295,7 +295,7 @@ def joint_digest(digests: Mapping[str, str]) -> str:
 def trained_on(
     header: Mapping[str, Any], digests: Mapping[str, str], path: Path
 ) -> tuple[Finding, ...]:
-    """A finding if the training cases are among those of the calibration."""
+    """The finding "calibrated-on-training" if the training cases are among the calibration's."""
     names = header.get("plan", {}).get("training", [])
     if not names or set(names) - set(digests):
         return ()

@@ -122,7 +122,7 @@ def check_outputs(
     overwrite: bool,
     resumable: bool,
 ) -> tuple[Source, ...]:
-    """Check that no output exists; names that are too long become errors of their scans.
+    """Check that no output exists; names too long are errors of their scans, "name-too-long".
 
     Scans with an error have no outputs.
 
