@@ -18,6 +18,7 @@ from kidseg.labels import KIDNEY_TUMOUR_CYST, Target
 from kidseg.postprocess import (
     LoneTumours,
     Piece,
+    least_kidney_ml,
     lone_tumours,
     min_volume_ml,
     remove_lone_tumours,
@@ -234,6 +235,16 @@ def test_lone_tumours_are_those_by_their_definition(
         if (known[there] == 2).any() and not has_kidney(there) and not is_near:
             want[there] = 0
     assert np.array_equal(kept.data[0].numpy(), want)
+
+
+def test_a_tenth_of_a_small_kidney_by_size_of_the_body() -> None:
+    config = PostprocessConfig()
+    scan = Grid.from_spacing((16, 8, 8), (2.5, 2.0, 2.0))
+    assert least_kidney_ml(config, 150.0, scan) == least_kidney_ml(config, 220.0, scan) == 10.0
+    assert least_kidney_ml(config, 75.0, scan) == pytest.approx(10.0 / 8)
+    assert least_kidney_ml(config, 55.0, scan) < 1.0, "a newborn's kidney has 10 ml"
+    thin = Grid.from_spacing((15, 8, 8), (2.5, 2.0, 2.0))
+    assert least_kidney_ml(config, 150.0, thin) == least_kidney_ml(config, None, scan) == 0.0
 
 
 def test_which_tumours_are_lone_depends_on_body_stack_and_labels() -> None:

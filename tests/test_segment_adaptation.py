@@ -25,7 +25,7 @@ from kidseg.methods.cascade.system_c import Cascade
 from kidseg.methods.plain3d import Plain3d
 from kidseg.nets.adaptive import AdaptiveNet
 from kidseg.segment import load_predictor, segment
-from kidseg.segment.adaptation import Adaptation, checked_adapt
+from kidseg.segment.adaptation import Adaptation, adapted_facts, checked_adapt, unadapted
 
 CPU = choose_device("cpu", "fp32")
 
@@ -144,8 +144,8 @@ def test_networks_that_no_step_adapts_stay_as_they_are_and_it_is_said() -> None:
     cascade = Cascade(config_with(), cascades.TARGET, VOLUMES, parts, CPU)
     subject = prepare(make_ellipse_patient(0).image, Material(), VOLUMES.channels, name="a")
     found = Adaptation.of(cascade, cascade.steps(subject), subject, 4.0)
-    assert found.as_dict() == {"slices": 0, "weight": 0.0}
-    (finding,) = found.findings("norm", "a")
+    assert adapted_facts("norm", [found]) == {"by": "norm", "slices": 0, "weight": 0.0}
+    (finding,) = unadapted("norm", [found], "a")
     assert finding.code == "nothing-to-adapt" and "no batch norms that can" in finding.cause
 
 
@@ -154,9 +154,34 @@ def test_instance_norms_are_not_adapted_and_it_is_said() -> None:
     subject = prepare(make_ellipse_patient(0).image, Material(), VOLUMES.channels, name="a")
     found = Adaptation.of(method, method.steps(subject), subject, 4.0)
     assert found.slices == ()
-    (finding,) = found.findings("norm", "a")
+    (finding,) = unadapted("norm", [found], "a")
     assert finding.code == "nothing-to-adapt" and "no batch norms" in finding.cause
-    assert found.findings("none", "a") == ()
+    assert unadapted("none", [found], "a") == ()
+
+
+def test_each_member_of_an_ensemble_that_is_not_adapted_is_said() -> None:
+    fixed = Adaptation(networks=0, slices=(), weight=0.0)
+    moved = Adaptation(networks=1, slices=(0, 1, 2, 3), weight=0.5)
+    bare = Adaptation(networks=1, slices=(), weight=0.0)
+    for members in ([fixed, moved], [moved, fixed]):
+        assert adapted_facts("norm", members) == {"by": "norm", "slices": 4, "weight": 0.5}
+    (finding,) = unadapted("norm", [fixed, moved, fixed], "a")
+    assert finding.cause.startswith("member 0, 2 of the model was not adapted")
+    assert unadapted("norm", [moved, moved], "a") == ()
+    (nobody,) = unadapted("norm", [bare, bare], "a")
+    assert (
+        nobody.cause == "the model was not adapted to the scan: no slice of the scan shows a body"
+    )
+
+
+def test_a_decision_calibrated_without_adaptation_is_said(model: Path, tmp_path: Path) -> None:
+    decided = with_header(model, tmp_path / "a.safetensors", decision={"tumour": 2.0})
+    scan = make_ellipse_patient(0).image
+
+    def told(**how: Any) -> list[str]:
+        return [finding.code for finding in load_predictor(decided, "cpu", **how)(scan).findings]
+
+    assert "other-adaptation" in told(adapt="norm") and "other-adaptation" not in told()
 
 
 def test_on_the_command_line(

@@ -21,6 +21,7 @@ from kidseg.segment.calibration import (
     TUMOUR_WEIGHTS,
     Choice,
     _choice,
+    at_edge,
     calibrate,
     choose,
     grid_of,
@@ -131,6 +132,19 @@ def test_mean_dice_and_the_choice_by_hand() -> None:
     assert choose([choice(0.25, 0.8), choice(0.5, 0.8)]).weights["background"] == 0.5
     near = choose([choice(0.25, 0.8), choice(0.5, 0.8, 2.0), choice(2, 0.8)])
     assert near.weights == {"background": 2, "tumour": 1.0}
+
+
+def test_a_weight_at_the_end_of_those_tried_is_said() -> None:
+    def told(background: float, tumour: float) -> str:
+        weights = {"background": background, "tumour": tumour}
+        choice = Choice(weights=weights, score=0.8, dice={}, cases=())
+        return " ".join(finding.cause for finding in at_edge(choice, Path("data")))
+
+    assert told(1.0, 1.0) == told(0.06, 1.4) == ""
+    assert "tumour 2 (largest)" in told(1.0, 2.0) and "background" not in told(1.0, 2.0)
+    assert "background 0.03 (smallest), tumour 0.5 (smallest)" in told(0.03, 0.5)
+    alone = Choice(weights={"background": 1.0}, score=0.8, dice={}, cases=())
+    assert at_edge(alone, Path("data")) == ()
 
 
 def test_all_pairs_of_weights_are_tried(model: Path) -> None:

@@ -504,8 +504,11 @@ def test_calibrated_intervals_hold_and_are_used(
     assert known is not None and known.temperature == made["temperature"]
     other = replace(predictor, adapt="norm")
     assert other.calibrated_intervals is None, "adapted scans have other probabilities"
-    (warned,) = unused_calibration(other.intervals, other.adapt, "scan")
-    assert warned.code == "other-adaptation" and not unused_calibration(known, "none", "scan")
+    (warned,) = unused_calibration(other.intervals, other.decided_for, other.adapt, "scan")
+    assert warned.code == "other-adaptation" and "decision" not in warned.cause
+    assert not unused_calibration(known, "none", "none", "scan")
+    (both,) = unused_calibration(known, "none", "norm", "scan")
+    assert "intervals and decision were calibrated with --adapt none" in both.cause
     assert call("info", model) == 0
     assert "by 19 ellipses" in " ".join(capsys.readouterr().out.split())
 

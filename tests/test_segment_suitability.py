@@ -12,7 +12,11 @@ from torch import nn
 from ellipses import EllipsePatient, in_fine_pixels, make_ellipse_patient, write_ellipse_dataset
 from kidseg.checkpoint import load_model
 from kidseg.geometry import Volume
+from kidseg.labels import LabelSchema
+from kidseg.measure import measure_sides
+from kidseg.measure.midline import midline_of
 from kidseg.segment import Predictor, load_predictor
+from kidseg.segment.plausibility import implausible
 from kidseg.segment.suitability import judge
 from kidseg.train import Setup, train
 from trained import SETTINGS
@@ -169,6 +173,28 @@ def test_nothing_in_view_is_told(predictor: Predictor) -> None:
     assert "nothing-found" in told(predictor, thorax)
     air = Volume(torch.full_like(image.data, -1000), image.grid)
     assert {"nothing-found", "no-body"} <= told(predictor, air)
+
+
+@pytest.mark.requirement("suitable scan")
+def test_a_crumb_of_kidney_is_told(predictor: Predictor) -> None:
+    """Voxels of 0.16 ml; of a model without kidneys none are expected."""
+    image = make_ellipse_patient(3).image
+    found = predictor.find(image)
+
+    def told(voxels: int, schema: LabelSchema) -> set[str]:
+        data = torch.zeros(image.data.shape, dtype=torch.uint8)
+        data[0, 4, 30, 20 : 20 + voxels] = 1
+        labels = Volume(data, image.grid)
+        middle = midline_of(image.grid, None, labels, schema)
+        sides = measure_sides(labels, schema, middle, "scan")
+        findings = implausible(labels, found.subject, found.progress, sides, "s", least_ml=1.0)
+        return {finding.code for finding in findings}
+
+    assert "little-found" in told(6, predictor.schema)
+    assert "little-found" not in told(7, predictor.schema) | told(0, predictor.schema)
+    assert "nothing-found" in told(0, predictor.schema)
+    tumours = LabelSchema.from_names({1: "tumour"})
+    assert "little-found" not in told(6, tumours)
 
 
 def test_finer_pixels_have_the_same_values(predictor: Predictor) -> None:

@@ -17,6 +17,7 @@ from kidseg.labels import LabelSchema, Target
 __all__ = [
     "LoneTumours",
     "Piece",
+    "least_kidney_ml",
     "lone_tumours",
     "min_volume_ml",
     "remove_lone_tumours",
@@ -26,6 +27,8 @@ __all__ = [
 # Parenchyma that counts as a kidney, as a share of a kidney's volume. The liver and the spleen are
 # found as tumour with shreds of kidney at the rim.
 _KIDNEY_SHARE = 0.1
+# A small kidney of an adult. Source: 5-95 percentile of 33 healthy kidneys of KiTS19, 144-301 ml.
+_KIDNEY_ML = 100.0
 
 Reason = Literal["small", "no-kidney"]
 
@@ -115,8 +118,7 @@ def lone_tumours(
     """
     kidney, mass = schema.ids_of("kidney"), schema.ids_of("tumour", "cyst")
     distinguished = all(set(ids) & set(target.writes) for ids in (kidney, mass))
-    covered_mm = round(scan.shape[0] * float(scan.spacing_mm[0]), 3)  # micrometres are rounding
-    if not distinguished or covered_mm < config.stack_mm:
+    if not distinguished or _is_slab(config, scan):
         return LoneTumours()
     below_ml = config.lone_tumour_ml * _share_of_adult(config, body_radius_mm)
     return LoneTumours(
@@ -126,6 +128,21 @@ def lone_tumours(
         kidney=kidney,
         mass=mass,
     )
+
+
+def least_kidney_ml(config: PostprocessConfig, body_radius_mm: float | None, scan: Grid) -> float:
+    """What is found of kidneys and tumours in a scan that shows them: a tenth of a small kidney.
+
+    0 in a slab thinner than `config.stack_mm`, and without a body.
+
+    Args:
+        config: size of an adult.
+        body_radius_mm: see `min_volume_ml`.
+        scan: volumetric grid.
+    """
+    if _is_slab(config, scan):
+        return 0.0
+    return _KIDNEY_SHARE * _KIDNEY_ML * _share_of_adult(config, body_radius_mm)
 
 
 def remove_small(
@@ -287,6 +304,12 @@ def _among(values: np.ndarray, members: Sequence[int]) -> np.ndarray:
     table = np.zeros(256, dtype=bool)
     table[list(members)] = True
     return np.asarray(table[values])
+
+
+def _is_slab(config: PostprocessConfig, scan: Grid) -> bool:
+    """Whether a scan is too thin to show a kidney."""
+    covered_mm = round(scan.shape[0] * float(scan.spacing_mm[0]), 3)  # micrometres are rounding
+    return covered_mm < config.stack_mm
 
 
 def _share_of_adult(config: PostprocessConfig, body_radius_mm: float | None) -> float:

@@ -226,8 +226,8 @@ def calibration_text(result: Mapping[str, Any], out: Path) -> str:
         "",
         *wrapped(f"Decision: {decision or 'all weights stay 1: none is better'}."),
         *wrapped(
-            f"Gain in {gain['n']} case(s): {gain['mean']:+.4f}{sd}. It was measured on the"
-            " cases that chose the weights; other cases gain less."
+            f"Gain over weights of 1, in {gain['n']} case(s): {gain['mean']:+.4f}{sd}. It was"
+            " measured on the cases that chose the weights; other cases gain less."
         ),
         *(line for entry in result["findings"] for line in wrapped(f"warning: {Finding(**entry)}")),
         f"Model: {shlex.quote(str(out))}",

@@ -16,7 +16,15 @@ from kidseg.methods import Method
 from kidseg.nets.adaptive import AdaptiveNet
 from kidseg.pipeline import Progress, Region, Step
 
-__all__ = ["PRIOR_SLICES", "Adapt", "Adaptation", "checked_adapt", "checked_prior"]
+__all__ = [
+    "PRIOR_SLICES",
+    "Adapt",
+    "Adaptation",
+    "adapted_facts",
+    "checked_adapt",
+    "checked_prior",
+    "unadapted",
+]
 
 Adapt = Literal["none", "norm"]
 """What is adapted to each scan: nothing, or the statistics of the batch norms."""
@@ -97,26 +105,6 @@ class Adaptation:
         """The steps, in which each network is adapted just before it segments."""
         return [self._adapting(step) for step in steps]
 
-    def as_dict(self) -> dict[str, Any]:
-        """As plain data, for JSON."""
-        return {"slices": len(self.slices), "weight": round(self.weight, 4)}
-
-    def findings(self, adapt: Adapt, path: str) -> tuple[Finding, ...]:
-        """ "nothing-to-adapt": why the trained statistics were used though others are wanted."""
-        if adapt == "none" or self.slices:
-            return ()
-        cause = "no slice of the scan shows a body"
-        if not self.networks:
-            cause = "the method has no batch norms that can be"
-        return (
-            Finding(
-                code="nothing-to-adapt",
-                path=path,
-                cause=f"the model was not adapted to the scan: {cause}",
-                next_step="" if not self.networks else "Check that the scan is CT.",
-            ),
-        )
-
     def _adapting(self, step: Step) -> Step:
         segment, adapt = step.segment, step.adapt
         if segment is None or adapt is None or not self.slices:
@@ -127,6 +115,40 @@ class Adaptation:
             return segment(progress, region)
 
         return replace(step, segment=adapted)
+
+
+def adapted_facts(adapt: Adapt, members: Sequence[Adaptation]) -> dict[str, Any]:
+    """As plain data, for JSON: of the first member of an ensemble that was adapted."""
+    first = next((each for each in members if each.slices), members[0])
+    return {"by": adapt, "slices": len(first.slices), "weight": round(first.weight, 4)}
+
+
+def unadapted(adapt: Adapt, members: Sequence[Adaptation], path: str) -> tuple[Finding, ...]:
+    """ "nothing-to-adapt": why the trained statistics were used though others are wanted.
+
+    Args:
+        adapt: what is wanted.
+        members: the adaptations of a model's members; one, if it is no ensemble.
+        path: of the scan.
+    """
+    kept = [number for number, each in enumerate(members) if not each.slices]
+    if adapt == "none" or not kept:
+        return ()
+    able = [number for number in kept if members[number].networks]
+    what = "the model was"
+    if len(kept) < len(members):
+        what = f"member {', '.join(map(str, kept))} of the model was"
+    cause = (
+        "no slice of the scan shows a body" if able else "the method has no batch norms that can be"
+    )
+    return (
+        Finding(
+            code="nothing-to-adapt",
+            path=path,
+            cause=f"{what} not adapted to the scan: {cause}",
+            next_step="Check that the scan is CT." if able else "",
+        ),
+    )
 
 
 def _chosen(subject: Subject) -> tuple[int, ...]:

@@ -132,7 +132,10 @@ def calibrate(
     return {
         "model": {"path": str(out), "sha256": sha256},
         **record,
-        "findings": [f.as_dict() for f in trained_on(file.header, digests, data.root)],
+        "findings": [
+            found.as_dict()
+            for found in (*trained_on(file.header, digests, data.root), *at_edge(best, data.root))
+        ],
     }
 
 
@@ -160,6 +163,31 @@ def choose(choices: Sequence[Choice]) -> Choice:
         return round(choice.score, 9), -distance
 
     return max(choices, key=rank)
+
+
+def at_edge(choice: Choice, path: Path) -> tuple[Finding, ...]:
+    """A finding if a chosen weight is the smallest or largest that is tried."""
+    tried = {
+        name: BACKGROUND_WEIGHTS if name == BACKGROUND else TUMOUR_WEIGHTS
+        for name in choice.weights
+    }
+    ends = [
+        f"{name} {weight:g} ({'smallest' if weight == min(tried[name]) else 'largest'})"
+        for name, weight in choice.weights.items()
+        if weight in (min(tried[name]), max(tried[name]))
+    ]
+    if not ends:
+        return ()
+    return (
+        Finding(
+            code="calibrated-at-edge",
+            path=str(path),
+            cause=f"the best weight is at the end of those that are tried: {', '.join(ends)}; one"
+            " beyond may be better",
+            next_step="Look at what the model misses or finds falsely in these scans: a weight so"
+            " far from 1 makes up for a training on other ones.",
+        ),
+    )
 
 
 def _calibratable(path: Path, device: str) -> Predictor:

@@ -137,16 +137,32 @@ def doubt_interval(volume_ml: float, scale: float) -> tuple[float, float]:
     return max(0.0, volume_ml - scale), volume_ml + scale
 
 
-def unused_calibration(known: Calibrated | None, adapt: str, path: str) -> tuple[Finding, ...]:
-    """A finding if the intervals of a model were calibrated with another adaptation to scans."""
-    if known is None or known.adapt == adapt:
+def unused_calibration(
+    intervals: Calibrated | None, decided_for: str | None, adapt: str, path: str
+) -> tuple[Finding, ...]:
+    """A finding if a model was calibrated with another adaptation to scans.
+
+    Args:
+        intervals: of the model, if they were calibrated.
+        decided_for: the adaptation with which its decision was calibrated; None: it was not.
+        adapt: the adaptation to this scan.
+        path: of the scan.
+    """
+    effects = {
+        "intervals": "the interval of its volumes is not calibrated",
+        "decision": "the weights of its outputs are those of other probabilities",
+    }
+    known = {"intervals": intervals and intervals.adapt, "decision": decided_for}
+    others = {what: for_ for what, for_ in known.items() if for_ not in (None, adapt)}
+    if not others:
         return ()
+    usual = next(iter(others.values()))
     return (
         Finding(
             code="other-adaptation",
             path=path,
-            cause=f"the model's intervals were calibrated with --adapt {known.adapt}, and the scan"
-            f" was segmented with {adapt}: the interval of its volumes is not calibrated",
-            next_step=f"Segment with --adapt {known.adapt}, or calibrate again.",
+            cause=f"the model's {' and '.join(others)} were calibrated with --adapt {usual}, and"
+            f" the scan was segmented with {adapt}: {'; '.join(effects[what] for what in others)}",
+            next_step=f"Segment with --adapt {usual}, or calibrate again.",
         ),
     )

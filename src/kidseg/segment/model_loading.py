@@ -39,7 +39,8 @@ def load_predictor(
     paths = tuple(find_model(each) for each in named)
     path, file = paths[0], combined(paths)
     with damaged_if_invalid(path):
-        wanted = adapt or checked_adapt(file.header.get("adapt", "none"))
+        usual = checked_adapt(file.header.get("adapt", "none"))
+        wanted = adapt or usual
         prior_slices = checked_prior(file.header.get("adapt_prior_slices", PRIOR_SLICES))
         schema = schema_of(file.header)
         decision = dict(file.header.get("decision", {}))
@@ -62,6 +63,7 @@ def load_predictor(
         adapt=wanted,
         prior_slices=prior_slices,
         decision=decision,
+        decided_for=usual if decision else None,
         others=tuple(others),
         members=tuple(str(each.header["method"]) for each in members),
         paths=paths,

@@ -12,11 +12,18 @@ __all__ = ["implausible"]
 
 
 def implausible(
-    labels: Volume, subject: Subject, progress: Progress, sides: Sides | None, path: str
+    labels: Volume,
+    subject: Subject,
+    progress: Progress,
+    sides: Sides | None,
+    path: str,
+    *,
+    least_ml: float,
 ) -> tuple[Finding, ...]:
     """What is implausible in the labels found.
 
-    Findings: "no-body", "nothing-found", "cut-by-field", "region-border"; those of `measure_sides`.
+    Findings: "no-body", "nothing-found", "little-found", "cut-by-field", "region-border"; those of
+    `measure_sides`.
 
     Args:
         labels: that were found, on the scan's voxels.
@@ -24,6 +31,8 @@ def implausible(
         progress: the regions that were searched.
         sides: right and left; None without a kidney in the schema.
         path: of the scan, for the findings.
+        least_ml: if less is found of kidneys and tumours together, it is little; see
+            `kidseg.postprocess.least_kidney_ml`.
     """
     found = labels.data[0].numpy() > 0
     notes = []
@@ -37,6 +46,14 @@ def implausible(
     elif sides is None and (found[0].any() or found[-1].any()):
         cause = "the segmentation reaches the first or last slice; its volume is partial"
         notes.append(("cut-by-field", cause, "Use a scan that contains all of it."))
+    found_ml = float(found.sum() * labels.grid.voxel_ml)
+    if sides is not None and 0 < found_ml < least_ml:
+        cause = (
+            f"only {found_ml:.1f} ml of kidney and tumour was found in all, less than a tenth of a"
+            " small kidney in a body of this size"
+        )
+        step = "Check that kidneys are in view, and that no other tissue was taken for them."
+        notes.append(("little-found", cause, step))
     if any(reaches_border(each, labels.grid, progress.found) for each in progress.found):
         cause = "the segmentation reaches the border of the region of interest"
         step = (

@@ -30,7 +30,8 @@ from kidseg.pipeline import (
     share_of,
 )
 from kidseg.pipeline.windows import Window
-from kidseg.segment.adaptation import PRIOR_SLICES, Adapt, Adaptation
+from kidseg.postprocess import least_kidney_ml
+from kidseg.segment.adaptation import PRIOR_SLICES, Adapt, Adaptation, adapted_facts, unadapted
 from kidseg.segment.clock import Clock
 from kidseg.segment.decision import weighted
 from kidseg.segment.intervals import Calibrated, unused_calibration
@@ -65,6 +66,8 @@ class Predictor:
         adapt: what is adapted to each scan; see `kidseg.segment.adaptation`.
         prior_slices: see `PRIOR_SLICES` there.
         decision: weights of the outputs that are not 1; see `kidseg.segment.decision`.
+        decided_for: what was adapted to the scans on which the decision was calibrated; None: it
+            was not calibrated.
         others: the other members of an ensemble; the probabilities of all are averaged.
         members: methods of all models in the file. Fewer methods than members: some are merged,
             see `NnUnet.merged`.
@@ -81,6 +84,7 @@ class Predictor:
     adapt: Adapt = "none"
     prior_slices: float = PRIOR_SLICES
     decision: Mapping[str, float] = field(default_factory=dict)
+    decided_for: Adapt | None = None
     others: tuple[Method, ...] = ()
     members: tuple[str, ...] = ()
     paths: tuple[Path, ...] = ()
@@ -102,6 +106,7 @@ class Predictor:
         per_slice = None if subject.body is None else subject.body.per_slice
         middle = midline_of(subject.image.grid, per_slice, labels, self.schema)
         sides = measure_sides(labels, self.schema, middle, name)
+        least_ml = least_kidney_ml(self.method.config.postprocess, _radius_mm(subject), scan.grid)
         clock.lap("measure")
         placement = self.method.report(subject.with_labels(labels), progress)
         renal = renal_numbers(self.schema, self.method.target)
@@ -111,7 +116,7 @@ class Predictor:
         unit_mm = material.pixel_mm or float(scan.grid.spacing_mm[2])
         facts = {
             "grids": grids_facts(progress, subject, unit_mm),
-            "adapted": {"by": self.adapt, **found.adaptation.as_dict()},
+            "adapted": adapted_facts(self.adapt, found.adaptations),
             "decision": self.decision,
             **self._ensemble_facts(),
             "overlap": overlap_facts(placement, labels),
@@ -126,12 +131,12 @@ class Predictor:
             labels=labels,
             facts=facts,
             findings=(
-                *implausible(labels, subject, progress, sides, name),
+                *implausible(labels, subject, progress, sides, name, least_ml=least_ml),
                 *decided.findings(name),
                 *(finding for note in progress.notes.values() for finding in note.findings),
                 *suitability.findings,
-                *found.adaptation.findings(self.adapt, name),
-                *unused_calibration(self.intervals, self.adapt, name),
+                *unadapted(self.adapt, found.adaptations, name),
+                *unused_calibration(self.intervals, self.decided_for, self.adapt, name),
             ),
             seconds=clock.seconds,
             progress=progress,
@@ -167,13 +172,16 @@ class Predictor:
         clock.lap("prepare")
         first = self._advanced(0, subject, clock)
         regions, known = list(first.regions), {required: subject}
+        adaptations = list(first.adaptations)
         for number, needs in enumerate(others, start=1):
             if needs not in known:
                 known[needs] = prepare(scan, *needs, name=name)
-            regions += self._advanced(number, known[needs], Clock()).regions
+            other = self._advanced(number, known[needs], Clock())
+            regions += other.regions
+            adaptations += other.adaptations
         if self.others:
             clock.lap("other members")
-        return replace(first, regions=tuple(regions))
+        return replace(first, regions=tuple(regions), adaptations=tuple(adaptations))
 
     def _advanced(self, number: int, subject: Subject, clock: Clock) -> Found:
         """Run the steps of a member on a prepared scan."""
@@ -185,7 +193,10 @@ class Predictor:
         progress = advance(subject.image, adaptation.steps(steps), tell)
         clock.add(progress.seconds)
         return Found(
-            subject=subject, progress=progress, adaptation=adaptation, regions=progress.found
+            subject=subject,
+            progress=progress,
+            adaptations=(adaptation,),
+            regions=progress.found,
         )
 
     def reviewed(
@@ -251,7 +262,7 @@ class Predictor:
             self.method.config.postprocess,
             self.schema,
             self.target_of(found),
-            None if found.subject.body is None else found.subject.body.radius_mm,
+            _radius_mm(found.subject),
             _voxel_ml(found.progress),
         )
 
@@ -263,14 +274,14 @@ class Found:
     Attributes:
         subject: the prepared scan.
         progress: the regions of each step and their probabilities.
-        adaptation: to the scan.
-        regions: that decide the labels. Those of all members of an ensemble; all else is of the
-            first.
+        adaptations: of each member of an ensemble to the scan.
+        regions: that decide the labels. Those of all members of an ensemble; subject and progress
+            are of the first.
     """
 
     subject: Subject
     progress: Progress
-    adaptation: Adaptation
+    adaptations: tuple[Adaptation, ...]
     regions: tuple[Region, ...]
 
 
@@ -313,6 +324,11 @@ def _required(methods: Sequence[Method]) -> list[tuple[Material, tuple[Normalisa
         alike = [other for other in own if (replace(other[0], masks=None), other[1]) == needs]
         shared.append(max(alike, key=lambda other: other[0].masks is not None, default=needs))
     return shared
+
+
+def _radius_mm(subject: Subject) -> float | None:
+    """Geometric mean of the semi-axes of the body; None without one."""
+    return None if subject.body is None else subject.body.radius_mm
 
 
 def _voxel_ml(progress: Progress) -> float:
