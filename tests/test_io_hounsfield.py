@@ -82,6 +82,18 @@ def test_surely_no_hounsfield_units_is_refused() -> None:
 
 
 @pytest.mark.row(11)
+def test_a_skull_is_not_taken_for_shifted_soft_tissue() -> None:
+    """A ring of 900 HU around a brain, in air."""
+    head = body()
+    head[head < 0] = -1000
+    y, x = np.mgrid[-1:1:64j, -1:1:64j]
+    far = torch.from_numpy(np.hypot(x, y))
+    head[:, :, (far > 0.5) & (far < 0.6)] = 900
+    assert codes(head) == []
+    assert refused(head + 1024) == "shifted-hu"
+
+
+@pytest.mark.row(11)
 def test_shifted_is_seen_in_a_small_body_and_in_a_crop() -> None:
     small = torch.full((1, 6, 64, 64), 3, dtype=torch.int16)
     small[..., 25:35, 25:35] = body()[..., 25:35, 25:35] + 1024

@@ -143,8 +143,13 @@ def _refuse_non_hu(
         cause = f"values are in {low:g}..{high:g}: not Hounsfield units"
         code = "absurd-intensities"
     # In HU, values above 300 are bone and contrast agent, most of them below 850. If most of them
-    # are in 850..1200 instead, they are soft tissue, and 1000 or 1024 was never subtracted.
-    elif float(dense.float().mean()) >= 0.02 and _share(sample[dense], 850, 1200) >= 0.6:
+    # are in 850..1200 instead, they are soft tissue, and 1000 or 1024 was never subtracted; unless
+    # air is where it belongs, as round a skull or a phantom of Teflon.
+    elif (
+        float(dense.float().mean()) >= 0.02
+        and _share(sample[dense], 850, 1200) >= 0.6
+        and _share(sample, _AIR_HU - _AIR_TOLERANCE_HU, _AIR_HU + _AIR_TOLERANCE_HU) < _LEAST_AIR
+    ):
         cause = "soft tissue is at about 1000: values are shifted from HU by 1000 or 1024"
         code = "shifted-hu"
     if code:
