@@ -169,7 +169,8 @@ def test_a_calibrated_model_has_the_best_dice_of_the_curve(folder: Path, model: 
     scores = [point["score"] for point in found["curve"]]
     assert found["after"]["score"] == max(scores) >= found["before"]["score"]
     assert len(set(scores)) > 10 and found["regions"] == ["kidney+tumour", "tumour"]
-    assert found["cases"] == ["ellipse_000", "ellipse_001"] and not found["findings"]
+    assert found["cases"] == ["ellipse_000", "ellipse_001"]
+    assert "calibrated-on-training" not in [entry["code"] for entry in found["findings"]]
     new, old = load_model(out), load_model(model)
     assert new.header["decision"] == found["decision"]
     assert new.header["calibration"]["of"] == old.sha256
@@ -192,7 +193,7 @@ def test_training_cases_are_named_and_refusals(folder: Path, model: Path, tmp_pa
     training = load_model(model).header["plan"]["training"]
     out = tmp_path / "a.safetensors"
     found = calibrate(model, folder / "data", out, device="cpu", cases=training)
-    assert [entry["code"] for entry in found["findings"]] == ["calibrated-on-training"]
+    assert "calibrated-on-training" in [entry["code"] for entry in found["findings"]]
     with pytest.raises(UsageError, match="already exists"):
         calibrate(model, folder / "others", out, device="cpu")
     missing = tmp_path / "b.safetensors"
