@@ -222,6 +222,40 @@ def test_overlapping_regions_are_not_calibrated(folder: Path, model: Path, tmp_p
     assert error.value.code == "overlapping-regions" and not out.exists()
 
 
+def test_known_weights_are_kept_unless_dice_is_higher_without(
+    folder: Path, model: Path, tmp_path: Path
+) -> None:
+    """Nothing else is tried. Weights that change no voxel are kept."""
+
+    def decided(weights: dict[str, float]) -> dict[str, Any]:
+        known = with_header(model, tmp_path / f"{weights}", decision=weights)
+        out = tmp_path / f"{weights}.safetensors"
+        found = calibrate(model, folder / "others", out, device="cpu", weights_of=known)
+        assert load_model(out).header["decision"] == found["decision"]
+        assert found["after"]["score"] == max(point["score"] for point in found["curve"])
+        assert len(found["curve"]) == 2 and found["before"] == found["curve"][1]
+        return found
+
+    best = calibrate(model, folder / "others", tmp_path / "best", device="cpu")
+    assert best["decision"] and best["gain"]["mean"] > 0
+    assert decided(best["decision"])["decision"] == best["decision"]
+    harmful = decided({"background": 1000.0})
+    assert harmful["decision"] == {} and harmful["curve"][0]["score"] < harmful["before"]["score"]
+    same = decided({"kidney": 1.0 + 1e-9})
+    assert same["decision"] == {"kidney": 1.0 + 1e-9} and same["gain"]["mean"] == 0
+
+
+def test_weights_of_a_model_that_has_none_or_others_are_refused(
+    folder: Path, model: Path, tmp_path: Path
+) -> None:
+    other = with_header(model, tmp_path / "other.safetensors", decision={"liver": 2.0})
+    out = tmp_path / "out.safetensors"
+    for known, code in ((model, "no-weights"), (other, "other-outputs")):
+        with pytest.raises(UsageError) as error:
+            calibrate(model, folder / "others", out, device="cpu", weights_of=known)
+        assert error.value.code == code and error.value.next_step and not out.exists()
+
+
 def test_on_the_command_line(
     folder: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from kidseg.checkpoint import load_model, save_model
+from kidseg.header import read_header
 from kidseg.io.content import sha256_of
+from kidseg.members import ensemble
+from kidseg.serve.calibration_kept import judges_of
 from kidseg.serve.learning import Learner
 from serving import Running, make_model, running, scan_of, until
 from test_serve_monai import TRAINING, labels_of, put
@@ -69,6 +75,55 @@ def test_only_a_better_model_is_served_also_after_a_restart(
             kept = [sha256_of(file) for file in (tmp_path / "server" / "models").iterdir()]
             assert kept == ([] if expected == sha256_of(first) else [expected])
     assert len(set(trained)) >= 2 and expected == trained[2]
+
+
+@pytest.mark.slow
+@pytest.mark.requirement("own model")
+@pytest.mark.parametrize("ensembled", [False, True])
+def test_calibrated_weights_are_kept_unless_they_harm_where_nothing_was_learned(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ensembled: bool
+) -> None:
+    """The images that are kept out to compare the models have no say; intervals are left out."""
+    scores = {"before": 0.0, "after": 1.0}
+    monkeypatch.setattr(Learner, "_score", lambda self, name, model, place: scores[name])
+    run = root / "run" / "model.safetensors"
+    ensemble([run, run] if ensembled else [run], tmp_path / "model")
+    known = load_model(tmp_path / "model")
+    for weights, kept in (({"kidney": 1.0 + 1e-9}, True), ({"background": 1e6}, False)):
+        first = tmp_path / f"{kept}.safetensors"
+        calibration = {"decision": weights, "intervals": intervals()}
+        save_model(first, known.parts, {**known.header, **calibration})
+        with running(tmp_path / f"server-{kept}", first, training=TRAINING) as server:
+            label_all(server, root)
+            server.client.post("/train/kidseg", json={"tune": "decoder"}).raise_for_status()
+            until(lambda s=server: s.client.get("/train/").json()["status"] != "RUNNING", 600)
+            status = server.client.get("/train/").json()
+            assert status["status"] == "DONE" and status["new_model"], status
+            header = read_header(server.service.model())
+            held = [image.id for image in server.service.images.all() if image.role == "kept"]
+        assert header["decision"] == (weights if kept else {})
+        assert len(held) == 1 and f"case_{held[0]}" not in header["calibration"]["cases"]
+        assert "intervals" not in header
+        told, no_intervals = status["calibration"]
+        assert f"were {'kept' if kept else 'left out'}" in told and told in status["result"]
+        assert "intervals of volumes" in no_intervals and no_intervals in status["result"]
+
+
+def intervals() -> dict[str, Any]:
+    ends = {"kidney": [-1.0, 1.0]}
+    known = {"level": 0.9, "temperature": 1.0, "adapt": "none", "scans": "ellipses"}
+    return {**known, "ends": ends, "cases": [str(k) for k in range(19)]}
+
+
+def test_weights_are_judged_where_no_member_has_learned(tmp_path: Path) -> None:
+    runs = []
+    for number, validation in enumerate((["a", "b"], ["b", "c"])):
+        runs.append(tmp_path / f"run-{number}")
+        runs[-1].mkdir()
+        (runs[-1] / "cases.json").write_text(json.dumps({"validation": validation}))
+    assert judges_of(runs[:1]) == ["a", "b"] and judges_of(runs) == ["b"]
+    (runs[1] / "cases.json").write_text(json.dumps({"validation": ["c"]}))
+    assert judges_of(runs) == []
 
 
 @pytest.mark.slow

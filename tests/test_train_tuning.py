@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from cascades import config_with
 from cohorts import PLAN, TARGET, VOLUMES, make_cohort
 from ellipses import write_ellipse_dataset
-from kidseg.checkpoint import load_model
+from kidseg.checkpoint import load_model, save_model
+from kidseg.cli.summaries import training_notes
 from kidseg.config import (
     BlocksConfig,
     HomogenizedConfig,
@@ -327,6 +328,24 @@ def test_only_the_decoder_moves_and_no_statistic_of_a_frozen_norm(
     kept = tmp_path / "run" / "start.safetensors"
     assert kept.read_bytes() == start_of(root).read_bytes()
     assert summary["method"] == "plain", "the model's, which was not named"
+
+
+def test_calibration_of_the_model_is_not_in_the_new_one_and_that_is_said(
+    root: Path, tmp_path: Path
+) -> None:
+    model = load_model(start_of(root))
+    calibrated = {"decision": {"tumour": 2.0}, "intervals": {"level": 0.9}}
+    start = tmp_path / "start.safetensors"
+    save_model(start, model.parts, {**model.header, **calibrated})
+    setup = Setup(start=start, overrides=["segment.epochs=1"])
+    summary = train(root / "data", tmp_path / "run", setup, device="cpu")
+    (said,) = (one for one in summary["findings"] if one["code"] == "calibration-left-out")
+    assert "weights of the decision and intervals of volumes" in said["cause"]
+    assert said["path"] == str(start) and f"--weights-of {start}" in said["next_step"]
+    assert not set(calibrated) & set(load_model(tmp_path / "run" / "model.safetensors").header)
+    assert any("weights of the decision" in line for line in training_notes(summary, tmp_path))
+    plain = goes_on(root, tmp_path / "plain", overrides=["segment.epochs=1"])
+    assert "calibration-left-out" not in {one["code"] for one in plain["findings"]}
 
 
 def test_the_plan_travels_with_the_model(root: Path, tmp_path: Path) -> None:

@@ -18,11 +18,12 @@ from kidseg.io.content import joint_sha256
 from kidseg.model_file import find_model
 from kidseg.registry import BY_KIDNEY
 
-__all__ = ["combined", "ensemble", "members_of"]
+__all__ = ["CALIBRATED", "combined", "ensemble", "members_of"]
 
-# Of a member, what is decided for the file as a whole.
-_CALIBRATED = ("decision", "intervals")
-_OF_FILE = (MEMBERS, WEIGHTS, *_CALIBRATED, "calibration", "format", "sha256")
+CALIBRATED = ("decision", "intervals")
+"""Entries of a header that are chosen for the probabilities of the file as a whole."""
+
+_OF_FILE = (MEMBERS, WEIGHTS, *CALIBRATED, "calibration", "format", "sha256")
 _FLIP = "test_time_flip"
 _LONE = "lone_tumour_ml"
 
@@ -129,7 +130,7 @@ def ensemble(
     if half:
         header = {**header, WEIGHTS: HALF}
     sha256 = save_model(out, parts, header, overwrite=overwrite)
-    known = [name for name in _CALIBRATED if any(name in model.header for model in loaded)]
+    known = [name for name in CALIBRATED if any(name in model.header for model in loaded)]
     return {
         "path": str(out),
         "sha256": sha256,

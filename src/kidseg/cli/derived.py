@@ -34,6 +34,13 @@ def calibrate(
         str,
         typer.Option(help="With --intervals: what the scans are, said beside each interval."),
     ] = "",
+    weights_of: Annotated[
+        str | None,
+        typer.Option(
+            "--weights-of",
+            help="Keep the weights of this model unless Dice is higher without: for few scans.",
+        ),
+    ] = None,
     cases: Cases = None,
     device: Device = "auto",
     overwrite: Overwrite = False,
@@ -44,6 +51,9 @@ def calibrate(
 
     Its probabilities of background and tumour are multiplied by weights before the most probable
     label is taken. The weights are said in the new file: see kidseg info.
+
+    A model that was fine-tuned from a calibrated one has lost its weights. With --weights-of, a few
+    scans decide whether they still help.
 
     With --intervals, the labels stay as they are, and the 90 % intervals of volumes that kidseg
     segment tells are made as wide as they must be to hold. At least 19 scans are needed, best
@@ -60,10 +70,16 @@ def calibrate(
             code="scans-unused",
             next_step="Give --intervals, or leave --scans out.",
         )
+    if weights_of and intervals:
+        raise UsageError(
+            "--weights-of is of the decision, which --intervals leaves as it is",
+            code="weights-unused",
+            next_step="Calibrate the decision first, then the intervals.",
+        )
     chosen, text = (
         (partial(calibrate_intervals, scans=scans), intervals_text)
         if intervals
-        else (calibrate, calibration_text)
+        else (partial(calibrate, weights_of=weights_of), calibration_text)
     )
     with show_progress("cases", quiet or as_json) as advance:
         result = chosen(
@@ -204,7 +220,8 @@ def calibration_text(result: Mapping[str, Any], out: Path) -> str:
     tumour = _others(result["after"]["weights"])
     rows = []
     for point in result["curve"]:
-        if _others(point["weights"]) in (tumour, dict.fromkeys(tumour, 1.0)):
+        shown = _others(point["weights"]) in (tumour, dict.fromkeys(tumour, 1.0))
+        if shown or len(result["curve"]) == 2:
             rows.append(
                 [
                     *(f"{weight:g}" for weight in point["weights"].values()),

@@ -23,7 +23,7 @@ __all__ = [
     "training_text",
 ]
 
-_TOLD = ("label-not-understood", "no-kidney-label", "no-curves")
+_TOLD = ("calibration-left-out", "label-not-understood", "no-kidney-label", "no-curves")
 _STOPPED = {
     "epochs": "all epochs done",
     "patience": "no better for long",

@@ -17,6 +17,7 @@ from kidseg.checkpoint import load_model, save_model
 from kidseg.cohort.cohort import patient_dice
 from kidseg.errors import Finding, InputError, UsageError
 from kidseg.geometry import Volume
+from kidseg.header import read_header
 from kidseg.io import ReadOptions
 from kidseg.io.atomic import check_writable
 from kidseg.io.content import joint_sha256, sha256_of
@@ -76,6 +77,7 @@ def calibrate(
     *,
     device: str = "auto",
     cases: Sequence[str] | None = None,
+    weights_of: str | Path | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
@@ -92,6 +94,8 @@ def calibrate(
         out: the model file to write.
         device: see `choose_device`.
         cases: ids of the cases to use; None: all.
+        weights_of: a calibrated model, such as the one that this one was fine-tuned from: keep its
+            weights unless the mean Dice is higher without any. A few cases tell that much.
         overwrite: replace an existing file.
         progress: called with (cases done, total cases).
 
@@ -101,7 +105,8 @@ def calibrate(
 
     Raises:
         UsageError: "overlapping-regions": the outputs of the model are not exclusive; "no-labels":
-            no case has labels; "unknown-case"; "output-exists".
+            no case has labels; "unknown-case"; "output-exists"; "no-weights": the model of
+            `weights_of` has none; "other-outputs": they are of other outputs.
         InputError: see `open_dataset`, `read_scan`; "other-labels": not those of the model.
         ModelError: see `load_predictor`.
     """
@@ -110,9 +115,10 @@ def calibrate(
     predictor = _calibratable(source, device)
     data = open_dataset(dataset)
     used = labelled_cases(data, cases)
-    grid = grid_of(predictor)
+    grid = grid_of(predictor) if weights_of is None else _known_grid(predictor, weights_of)
     choices = _choices(predictor, data, used, grid, progress)
-    best, before = choose(choices), choices[grid.index(dict.fromkeys(grid[0], 1.0))]
+    best = choose(choices) if weights_of is None else max(choices, key=lambda each: each.score)
+    before = choices[grid.index(dict.fromkeys(grid[0], 1.0))]
     file = load_model(source)
     digests = {case.id: joint_sha256(map(sha256_of, source_files(case))) for case in used}
     decision = {name: weight for name, weight in best.weights.items() if weight != 1.0}
@@ -153,6 +159,28 @@ def grid_of(predictor: Predictor) -> list[dict[str, float]]:
         {BACKGROUND: background, **dict.fromkeys(tumours, tumour)}
         for background, tumour in product(BACKGROUND_WEIGHTS, others)
     ]
+
+
+def _known_grid(predictor: Predictor, model: str | Path) -> list[dict[str, float]]:
+    """The weights of another model, and none; raises as `calibrate`."""
+    path = find_model(model)
+    known = dict(read_header(path).get("decision", {}))
+    if not known:
+        raise UsageError(
+            "its decision was not calibrated",
+            path=path,
+            code="no-weights",
+            next_step="Leave it out: the weights are then chosen from all that are tried.",
+        )
+    if unknown := set(known) - set(output_names(predictor.method.target, predictor.schema)):
+        raise UsageError(
+            f"it has weights of {', '.join(sorted(unknown))}, which the model to calibrate has not",
+            path=path,
+            code="other-outputs",
+            next_step="Name the model that this one was fine-tuned from.",
+        )
+    none = dict.fromkeys({**grid_of(predictor)[0], **known}, 1.0)
+    return [{**none, **known}, none]
 
 
 def choose(choices: Sequence[Choice]) -> Choice:

@@ -3,6 +3,8 @@
 Each training starts from the current model, as `kidseg train --from` in a process of its own; of an
 ensemble, such as the starter, one member after the other, which are an ensemble again. Some
 labelled images are kept out of every training; only a model that is better on them is taken.
+Calibrated weights of the decision are kept unless the labelled images that choose the best epoch
+speak against them; those that are kept out have no say in it, so that the comparison stays fair.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from kidseg.header import MEMBERS, read_header
 from kidseg.io.content import sha256_of
 from kidseg.labels import LabelSchema
 from kidseg.model_file import MODEL_FILE
+from kidseg.segment.intervals import INTERVALS
 from kidseg.serve.audit_log import AuditLog
+from kidseg.serve.calibration_kept import NO_INTERVALS, NO_WEIGHTS, judges_of, weights_told
 from kidseg.serve.child_command import run_command
 from kidseg.serve.images import FINAL, Image, ImageStore
 from kidseg.serve.job import new_id
@@ -70,6 +74,7 @@ class Learning:
         before: mean Dice of the current model on the kept images.
         after: of the new one.
         taken: the new model is the current one.
+        calibration: what became of the calibration of the current model, in the new one.
         error: why it failed.
         lines: the last lines of the log.
     """
@@ -86,6 +91,7 @@ class Learning:
     before: float | None = None
     after: float | None = None
     taken: bool = False
+    calibration: tuple[str, ...] = ()
     error: Finding | None = None
     lines: tuple[str, ...] = ()
 
@@ -219,8 +225,13 @@ class Learner:
             if self._stopping.is_set():
                 return _stopped()
         trained = self._train(model, header, slices, tune, place)
+        if not isinstance(trained, Finding) and header.get("decision"):
+            trained = self._decide(model, trained, place)
         if isinstance(trained, Finding):
             return trained
+        assert self.last is not None
+        if INTERVALS in header:
+            self._say(calibration=(*self.last.calibration, NO_INTERVALS))
         for name, file in (("before", model), ("after", trained)):
             dice = self._score(name, file, place)
             if isinstance(dice, Finding):
@@ -268,6 +279,22 @@ class Learner:
         arguments += [*shortened(header, slices), *self.options]
         failed = self._command(["train", str(place / "data"), "-o", str(run), *arguments], place)
         return run / MODEL_FILE if failed is None else failed
+
+    def _decide(self, model: Path, trained: Path, place: Path) -> Path | Finding:
+        """Keep the weights of a model's decision, unless they lower Dice in validation images."""
+        if not (images := judges_of(sorted(place.glob("run*")))):
+            self._say(calibration=(NO_WEIGHTS,))
+            return trained
+        self._say(stage="calibrate")
+        decided = place / "decided.safetensors"
+        command = ["calibrate", str(trained), str(place / "data"), "-o", str(decided)]
+        command += ["--weights-of", str(model), "--device", self.device]
+        command += [word for image in images for word in ("--case", image)]
+        if (failed := self._command(command, place)) is not None:
+            return failed
+        found = json.loads((place / _LOG).with_suffix(".json").read_bytes())
+        self._say(calibration=(weights_told(found),))
+        return decided
 
     def _score(self, name: str, model: Path, place: Path) -> float | Finding:
         """Mean Dice of a model on the kept images."""

@@ -90,9 +90,11 @@ def _training(learning: Learning) -> dict[str, Any]:
         "error": None if error is None else error.as_dict(),
         "dice": {"before": learning.before, "after": learning.after},
         "new_model": learning.taken,
+        "calibration": list(learning.calibration),
     }
 
 
 def _told(learning: Learning) -> str:
     kept = "is now the current one" if learning.taken else "is not better, and not used"
-    return f"Dice {learning.before:.3f} before, {learning.after:.3f} after: the model {kept}"
+    told = f"Dice {learning.before:.3f} before, {learning.after:.3f} after: the model {kept}."
+    return " ".join([told, *(learning.calibration if learning.taken else ())])

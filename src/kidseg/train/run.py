@@ -126,7 +126,11 @@ def train(
             partial(select_trainable, method=method, tune=record.tune, loaded=loaded),
             start,
         )
-        findings = (*unclear_labels(cohort.schema, dataset), *cohort.findings)
+        findings = (
+            *unclear_labels(cohort.schema, dataset),
+            *cohort.findings,
+            *_calibration_left_out(resolved, setup, out),
+        )
         summary: dict[str, Any] = {
             "method": method.name,
             "preset": setup.preset,
@@ -192,6 +196,25 @@ def _start_summary(
         **loaded.as_dict(),
         "text": str(loaded),
     }
+
+
+def _calibration_left_out(resolved: ResolvedSetup, setup: Setup, out: Path) -> tuple[Finding, ...]:
+    """A finding if the model to fine-tune is calibrated: the new one is not."""
+    if not resolved.left_out:
+        return ()
+    names = {"decision": "weights of the decision", "intervals": "intervals of volumes"}
+    left_out = " and ".join(names[entry] for entry in resolved.left_out)
+    again = "" if "decision" not in resolved.left_out else f" --weights-of {setup.start}"
+    return (
+        Finding(
+            code="calibration-left-out",
+            path=str(setup.start),
+            cause=f"the calibrated {left_out} of the model to fine-tune are not in the new one,"
+            " whose probabilities are others",
+            next_step="Calibrate on labelled scans that it has not learned from:"
+            f" kidseg calibrate {out} DATASET -o MODEL{again}.",
+        ),
+    )
 
 
 def _fit_stages(

@@ -13,7 +13,7 @@ from kidseg.cases.roi_rules import RoiRules
 from kidseg.checkpoint import Model, load_model
 from kidseg.config import METHODS, load, preset
 from kidseg.errors import KidsegWarning, ModelError, UsageError
-from kidseg.members import members_of
+from kidseg.members import CALIBRATED, members_of
 from kidseg.methods import Method, method_named
 from kidseg.model_file import find_model
 from kidseg.plan import Plan
@@ -84,12 +84,14 @@ class ResolvedSetup:
         config: its settings.
         start: the model to fine-tune.
         plan: of that model.
+        left_out: what is calibrated in its file, which holds for its own weights alone.
     """
 
     method: type[Method]
     config: Any
     start: Model | None = None
     plan: Plan | None = None
+    left_out: tuple[str, ...] = ()
 
 
 def resolve(setup: Setup, *, resumed: bool = False) -> ResolvedSetup:
@@ -119,8 +121,8 @@ def resolve(setup: Setup, *, resumed: bool = False) -> ResolvedSetup:
         if not resumed:
             _check_size(config)
         return ResolvedSetup(method=method_named(name), config=config)
-    model = load_model(setup.start)
-    model = _one_model(model, setup)
+    file = load_model(setup.start)
+    model = _one_model(file, setup)
     name = setup.method or str(model.header.get("method"))
     if name != model.header.get("method"):
         raise UsageError(
@@ -137,7 +139,13 @@ def resolve(setup: Setup, *, resumed: bool = False) -> ResolvedSetup:
             f"the header is invalid: {error}", path=setup.start, code="damaged-model"
         ) from error
     config = settings_from(base, setup, name)
-    return ResolvedSetup(method=method_named(name), config=config, start=model, plan=plan)
+    return ResolvedSetup(
+        method=method_named(name),
+        config=config,
+        start=model,
+        plan=plan,
+        left_out=tuple(entry for entry in CALIBRATED if file.header.get(entry)),
+    )
 
 
 def settings_from(base: Mapping[str, Any], setup: Setup, method: str) -> Any:
