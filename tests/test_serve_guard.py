@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import json
 import shutil
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -221,6 +223,19 @@ def test_guessing_tokens_is_slowed_down(tmp_path: Path) -> None:
         assert [a.status_code for a in answers] == [401, 401, 401, 429, 429]
         assert int(answers[-1].headers["Retry-After"]) >= 1
         assert service.audit.path.read_text().count("wrong-token") == 3
+
+
+@pytest.mark.fault("disk full")
+def test_a_log_that_is_full_is_said_to_who_has_no_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    with answering(tmp_path, tokens=TOKENS) as (client, _):
+        monkeypatch.setattr("kidseg.serve.audit_log._append", full)
+        answer = client.get("/info/", headers=bearer("x" * 16))
+        assert (answer.status_code, answer.json()["code"]) == (507, "disk-full")
 
 
 @pytest.mark.requirement("server")
@@ -512,3 +527,17 @@ def test_what_is_said_of_an_image_harms_nobody_else(tmp_path: Path, said: str) -
         assert info["a"] == "😀" and info["checksum"].startswith("SHA256:")
         everything = client.get("/datastore/?output=all").json()
         assert list(everything["objects"]) == ["😀"]
+
+
+def test_of_an_image_only_so_much_is_said(tmp_path: Path) -> None:
+    """However often."""
+    with answering(tmp_path) as (client, service):
+        (service.door.folder / "x").write_bytes(b"x")
+        service.images.add("one", service.door.folder / "x", {})
+        answers = []
+        for key in "abc":
+            said = {"info": json.dumps({key: "x" * 60_000})}
+            answers.append(client.request("PUT", "/datastore/image/info?image=one", data=said))
+        assert [answer.status_code for answer in answers] == [200, 200, 413]
+        assert answers[-1].json()["code"] == "too-large"
+        assert set(service.images.get("one").info) == {"a", "b"}

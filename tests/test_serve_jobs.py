@@ -16,6 +16,7 @@ from kidseg.serve.job import Job, Request, new_id
 from kidseg.serve.jobs import JobTable
 from kidseg.serve.policy import Limits
 from kidseg.serve.refusals import RefusedError
+from kidseg.serve.set_clock import SetClock
 from kidseg.serve.watchers import Watchers
 
 SCAN = Request(scan="scan.nii")
@@ -270,6 +271,32 @@ def test_jobs_expire_although_the_clock_was_set_back(tmp_path: Path) -> None:
     table.end(claimed(table), "done", result={})
     now = time.time() - 86400
     assert table.expire(now) == [] and table.expire(now + 99) == []
+    assert len(table.expire(now + 101)) == 1
+
+
+def test_jobs_do_not_expire_because_the_clock_is_set_forward(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By years, as on a machine that starts with a wrong clock; nor because it sleeps less."""
+    ages, decades = [1000.0, 5.0], 40 * 365 * 86400.0
+    monkeypatch.setattr("kidseg.serve.set_clock.time.clock_gettime", lambda clock: ages[1])
+    monkeypatch.setattr("kidseg.serve.set_clock.time.time", lambda: ages[0])
+    clock = SetClock()
+    for passed, moved, expected in (
+        (30.0, 0.0, 0.0),
+        (30.0, decades, decades),
+        (30.0, 2.0, 0.0),
+        (30.0, -decades, 0.0),
+        (30.0, 0.0, 0.0),
+    ):
+        ages = [ages[0] + passed + moved, ages[1] + passed]
+        assert clock.forward_s() == pytest.approx(expected)
+    monkeypatch.undo()
+    table = opened(tmp_path, keep_s=100.0)
+    add(table)
+    table.end(claimed(table), "done", result={})
+    now = time.time() + decades
+    assert table.expire(now, set_s=decades) == [] and table.expire(now + 98) == []
     assert len(table.expire(now + 101)) == 1
 
 

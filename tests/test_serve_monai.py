@@ -21,13 +21,16 @@ from kidseg.io import ReadOptions, read
 from kidseg.labels import KIDNEY_TUMOUR
 from kidseg.members import ensemble
 from kidseg.segment import segment
+from kidseg.serve.application import create_app
+from kidseg.serve.audit_log import AuditLog
 from kidseg.serve.images import FINAL, Image, ImageStore
 from kidseg.serve.learned_from import names_said, read_submitted
 from kidseg.serve.learning import divided, mean_dice, shortened
 from kidseg.serve.next_sample import STRATEGIES, choose_next
-from kidseg.serve.policy import Limits
+from kidseg.serve.policy import Limits, Serving
 from kidseg.serve.refusals import RefusedError
-from serving import Running, make_model, running, scan_of, until
+from kidseg.serve.service import _service
+from serving import Direct, Running, make_model, running, scan_of, until
 
 PATIENT = "Doe^Jane 4711"
 TRAINING = ("--set", "segment.epochs=2", "--set", "segment.min_epochs=0")
@@ -423,6 +426,49 @@ def test_sessions_expire_although_the_clock_was_set_back(tmp_path: Path) -> None
     with store.base.connected() as base:
         assert base.execute("SELECT used FROM sessions").fetchone()[0] <= time.time()
     assert store.expire_sessions(0) == 1
+
+
+def test_sessions_do_not_expire_because_the_clock_is_set_forward(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ImageStore.opened(tmp_path)
+    (tmp_path / "scan.nii").write_bytes(b"x")
+    session = store.begin_session("me", tmp_path / "scan.nii")
+    later = time.time() + 1e9
+    monkeypatch.setattr("kidseg.serve.images.time.time", lambda: later)
+    assert store.expire_sessions(3600, set_s=1e9) == 0 and session.path.exists()
+    assert store.expire_sessions(3600, set_s=0.0) == 0
+    monkeypatch.setattr("kidseg.serve.images.time.time", lambda: later + 3601)
+    assert store.expire_sessions(3600) == 1 and not session.path.exists()
+
+
+@pytest.mark.row(6)
+@pytest.mark.requirement("server")
+def test_labels_that_would_fill_the_memory_of_the_server_are_refused(
+    root: Path, tmp_path: Path
+) -> None:
+    """A few kilobytes may have any number of equal voxels."""
+    limits = Limits(label_bytes=2**20)
+    model = root / "run" / "model.safetensors"
+    serving = Serving(model=model, folder=tmp_path, limits=limits)
+    service = _service(serving, tmp_path, AuditLog.opened(tmp_path / "audit.jsonl"))
+    client = Direct(create_app(service))
+    zeros = np.zeros((1025, 1024, 1), np.uint8)
+    nibabel.save(nibabel.Nifti1Image(zeros, np.eye(4)), tmp_path / "zeros.nii.gz")
+    pairs = {
+        "both": (tmp_path / "zeros.nii.gz", tmp_path / "zeros.nii.gz", 413),
+        "image": (tmp_path / "zeros.nii.gz", labels_of(root), 413),
+        "none": (scan_of(root), labels_of(root), 200),
+    }
+    for name, (image, labels, status) in pairs.items():
+        sent = {"file": image.read_bytes()}
+        assert client.request("PUT", f"/datastore/?image={name}", files=sent).status_code == 200
+        sent = {"label": labels.read_bytes()}
+        answer = client.request("PUT", f"/datastore/label?image={name}", files=sent)
+        assert answer.status_code == status, name
+        assert status == 200 or answer.json()["code"] == "too-large"
+        assert (FINAL in service.images.get(name).labels) == (status == 200)
+    assert not any(service.door.folder.iterdir())
 
 
 def test_an_epoch_of_a_client_is_one_pass_over_the_images() -> None:

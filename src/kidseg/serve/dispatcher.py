@@ -22,6 +22,7 @@ from kidseg.serve.job import ACTIVE, Job
 from kidseg.serve.jobs import JobTable
 from kidseg.serve.refusals import RefusedError
 from kidseg.serve.scan_process import run_scans
+from kidseg.serve.set_clock import SetClock
 from kidseg.serve.watchers import Watchers
 
 __all__ = ["Dispatcher"]
@@ -62,7 +63,8 @@ class Dispatcher:
         model: returns the file of the current model.
         watchers: clients that follow jobs.
         done: called with each job that is done, before others can see it, and its result.
-        housekeeping: called from time to time.
+        housekeeping: called from time to time, with the seconds by which the clock was set
+            forward.
     """
 
     table: JobTable
@@ -71,7 +73,7 @@ class Dispatcher:
     model: Callable[[], Path]
     watchers: Watchers
     done: Callable[[Job, Mapping[str, Any]], None] = lambda job, result: None
-    housekeeping: Callable[[], None] = lambda: None
+    housekeeping: Callable[[float], None] = lambda set_s: None
     facts: Mapping[str, Any] = field(default_factory=dict)
     problem: Finding | None = None
     _stopping: threading.Event = field(default_factory=threading.Event)
@@ -79,6 +81,7 @@ class Dispatcher:
     _thread: threading.Thread | None = None
     _worker: _Worker | None = None
     _cleaned: float = 0.0
+    _clock: SetClock = field(default_factory=SetClock)
     _unusable: int = 0
 
     def start(self) -> None:
@@ -172,9 +175,10 @@ class Dispatcher:
         if time.monotonic() - self._cleaned < _HOUSEKEEPING_S:
             return
         self._cleaned = time.monotonic()
-        for expired in self.table.expire():
+        set_s = self._clock.forward_s()
+        for expired in self.table.expire(set_s=set_s):
             self.audit.write("job-expired", job=expired.id)
-        self.housekeeping()
+        self.housekeeping(set_s)
 
     # ---- the process ---------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 
-from kidseg.errors import KidsegError, quoted
+from kidseg.errors import KidsegError, ResourceError, quoted
 from kidseg.serve.audit_log import AuditLog
 from kidseg.serve.policy import Serving, is_loopback
 from kidseg.serve.refusals import PROBLEM_TYPE, RefusedError, headers_of, problem_of
@@ -137,7 +137,7 @@ class Guard:
         try:
             self._admit(scope)
             await self.app(scope, self._small_body(scope, receive), send_guarded)
-        except RefusedError as refusal:
+        except (RefusedError, ResourceError) as refusal:
             if begun:
                 raise
             await send_problem(refusal, send_guarded)

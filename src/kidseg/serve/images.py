@@ -31,6 +31,7 @@ Role = Literal["learned", "kept"]
 
 _NAME = 256
 _TAG = 64
+_INFO = 2**17
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS images (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -228,8 +229,19 @@ class ImageStore:
         shutil.rmtree(self.folder / "images" / image.id, ignore_errors=True)
 
     def describe(self, image: Image, info: Mapping[str, Any]) -> None:
-        """Add to what is said of an image."""
+        """Add to what is said of an image.
+
+        Raises:
+            RefusedError: 413 "too-large": that is too much.
+        """
         text = json.dumps({**image.info, **info})
+        if len(text) > _INFO:
+            raise RefusedError(
+                413,
+                f"more than {_INFO} characters are said of the image",
+                code="too-large",
+                next_step="Say less of it, or remove it and add it again.",
+            )
         with self.base.writing() as base:
             base.execute("UPDATE images SET info = ? WHERE id = ?", (text, image.id))
 
@@ -340,10 +352,17 @@ class ImageStore:
             base.execute("DELETE FROM sessions WHERE id = ?", (session.id,))
         shutil.rmtree(session.path.parent, ignore_errors=True)
 
-    def expire_sessions(self, unused_s: float) -> int:
-        """Remove the sessions that were not used for long; their number."""
+    def expire_sessions(self, unused_s: float, set_s: float = 0.0) -> int:
+        """Remove the sessions that were not used for long; their number.
+
+        Args:
+            unused_s: after which they are removed.
+            set_s: by which the clock was set forward; see `kidseg.serve.set_clock`.
+        """
         now = time.time()
         with self.base.writing() as base:
+            if set_s:
+                base.execute("UPDATE sessions SET used = used + ?", (set_s,))
             # If the clock was set back, they were used now.
             base.execute("UPDATE sessions SET used = ? WHERE used > ?", (now, now))
             rows = base.execute(

@@ -291,13 +291,19 @@ class JobTable:
             ).fetchall()
         return [_job(row) for row in rows]
 
-    def expire(self, now: float | None = None) -> list[Job]:
+    def expire(self, now: float | None = None, set_s: float = 0.0) -> list[Job]:
         """Remove jobs that ended long ago, and as many more as the disk requires.
 
         A job that ended later than now, because the clock was set back, ends now.
+
+        Args:
+            now: seconds since 1970; None: by the clock.
+            set_s: by which the clock was set forward; see `kidseg.serve.set_clock`.
         """
         now = time.time() if now is None else now
         with self.base.writing() as base:
+            if set_s:
+                base.execute("UPDATE jobs SET ended = ended + ?", (set_s,))
             base.execute("UPDATE jobs SET ended = ? WHERE ended > ?", (now, now))
             rows = base.execute(
                 "SELECT * FROM jobs WHERE ended IS NOT NULL ORDER BY ended"

@@ -47,7 +47,11 @@ def names_said(params: Mapping[str, Any]) -> dict[int, str]:
 
 
 def read_submitted(
-    image: Path, labels: Path, names: Mapping[int, str], schema: LabelSchema
+    image: Path,
+    labels: Path,
+    names: Mapping[int, str],
+    schema: LabelSchema,
+    limit_bytes: int | None = None,
 ) -> Volume:
     """Labels with the numbers of a schema, on the voxels of their image.
 
@@ -56,22 +60,25 @@ def read_submitted(
         labels: their file; a segmentation of 3D Slicer names its segments itself.
         names: {value: name}; empty: the values are the numbers of the schema.
         schema: of the model.
+        limit_bytes: of the voxels of each file, as stored; None: what the memory has room for.
 
     Returns:
         (1, slices, rows, columns) uint8, in canonical voxel order.
 
     Raises:
         InputError: see `kidseg.io.read`, `read_label_file`, `labels_of_segments`; "grid-mismatch".
+        ResourceError: "not-enough-memory".
     """
+    options = ReadOptions(values="any", memory_limit_bytes=limit_bytes)
     by_values = bool(names) and not segments_of(labels)
     known = LabelSchema.from_names(names) if by_values else schema
-    found = read_label_file(labels, known.names, known.meaning)
+    found = read_label_file(labels, known.names, known.meaning, options=options)
     volume = found.labels.volume
     if by_values:
         segments = [NamedValue(name=names[value], value=value) for value in found.labels.voxels]
         numbers = labels_of_segments(segments, schema.names, schema.meaning, labels)
         volume = relabelled(volume, numbers)
-    scan = read(image, ReadOptions(values="any")).volume
+    scan = read(image, options).volume
     if found.is_segmentation and (whole := uncropped(volume, scan.grid)) is not None:
         volume = whole
     if not volume.grid.same_as(scan.grid):

@@ -30,6 +30,7 @@ class Limits:
         stall_s: without a byte, after which an upload is given up.
         upload_s: of one upload.
         uploads: at the same time.
+        label_bytes: voxels of labels, and of their image, that the server reads into its memory.
         waiting: jobs in the queue.
         waiting_of_one: of one client.
         requests_per_minute: of one address; as many may come at once.
@@ -47,6 +48,7 @@ class Limits:
     stall_s: float = 30.0
     upload_s: float = 1800.0
     uploads: int = 8
+    label_bytes: int = 2 * 2**30
     waiting: int = 100
     waiting_of_one: int = 25
     requests_per_minute: int = 1200

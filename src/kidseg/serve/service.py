@@ -12,6 +12,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from kidseg.errors import ResourceError
 from kidseg.header import read_header
 from kidseg.io.atomic import make_folder
 from kidseg.serve.audit_log import AuditLog
@@ -118,10 +119,21 @@ class Service:
 
         Raises:
             InputError: see `kidseg.serve.learned_from`.
+            RefusedError: 413 "too-large": reading them would take too much memory.
         """
-        schema = schema_in(read_header(self.model()))
-        with self.reading:
-            read_submitted(image.path, labels, names_said(params), schema)
+        schema, limit = schema_in(read_header(self.model())), self.serving.limits.label_bytes
+        try:
+            with self.reading:
+                read_submitted(image.path, labels, names_said(params), schema, limit)
+        except ResourceError as error:
+            if error.code != "not-enough-memory":
+                raise
+            raise RefusedError(
+                413,
+                f"the labels, or their image, have too many voxels: {error.cause}",
+                code="too-large",
+                next_step="Save the labels as whole numbers of 8 bits, or crop the scan.",
+            ) from error
         entry = self.images.save_label(image, tag, labels, params)
         self.audit.write("label-saved", image=image.id, final=tag == FINAL)
         return entry
@@ -229,8 +241,8 @@ def _service(serving: Serving, folder: Path, audit: AuditLog) -> Service:
     def model() -> Path:
         return images.model() or serving.model
 
-    def keep_house() -> None:
-        for _ in range(images.expire_sessions(serving.limits.session_s)):
+    def keep_house(set_s: float) -> None:
+        for _ in range(images.expire_sessions(serving.limits.session_s, set_s)):
             audit.write("session-expired")
 
     service = Service(
