@@ -7,6 +7,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -407,6 +408,30 @@ def test_labels_of_an_image_that_is_gone_leave_nothing(tmp_path: Path) -> None:
         assert not list(image.path.parent.glob("labels*"))
         with store.base.connected() as base:
             assert base.execute("SELECT * FROM labels").fetchall() == []
+
+
+def test_who_adds_what_others_replace_or_remove_at_once_is_not_told_that_it_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is last wins; all have done what they were to do."""
+    store = ImageStore.opened(tmp_path)
+
+    def add(number: int) -> Image:
+        file = tmp_path / f"scan{number}.nii"
+        file.write_bytes(bytes([number]))
+        return store.add("same", file, {})
+
+    with ThreadPoolExecutor(8) as pool:
+        added = list(pool.map(add, range(16)))
+    assert len({image.id for image in added}) == 16
+    assert [image.id for image in store.all()] == [store.get("same").id]
+    assert [path.name for path in (tmp_path / "images").iterdir()] == [store.get("same").id]
+    labels = tmp_path / "labels.nii"
+    labels.write_bytes(b"x")
+    image = store.get("same")
+    monkeypatch.setattr(ImageStore, "get", lambda self, image: pytest.fail("it may be gone"))
+    saved = store.save_label(image, FINAL, labels, {"a": 1})
+    assert saved.path.read_bytes() == b"x" and store.all()[0].labels[FINAL] == saved
 
 
 def test_an_image_that_cannot_be_added_leaves_nothing(tmp_path: Path) -> None:

@@ -149,6 +149,8 @@ def test_the_engineer(tmp_path: Path) -> None:
     needed = ("Orthanc", "openssl", "curl", "systemd-analyze")
     if missing := [name for name in needed if shutil.which(name) is None]:
         pytest.skip(f"needs {', '.join(missing)}: Debian packages orthanc, openssl, curl")
+    if not list(Path("/usr/share/orthanc/plugins").glob("*DicomWeb*")):
+        pytest.skip("needs the Debian package orthanc-dicomweb")
     text = page("engineer").replace(section(page("engineer"), "6. "), "")
     lines = on_free_ports(shell_lines(text), free_ports("8042", "4242", "8443", "11112"))
     said = follow(lines, tmp_path, SOURCE=str(ROOT), PYTHONPATH="")

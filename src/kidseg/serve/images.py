@@ -189,12 +189,13 @@ class ImageStore:
                     " VALUES (?, ?, ?, ?, ?, ?)",
                     (image, name, kept.name, digest, time.time(), json.dumps(dict(info))),
                 )
+                row = base.execute("SELECT * FROM images WHERE id = ?", (image,)).fetchone()
         except BaseException:
             shutil.rmtree(place, ignore_errors=True)
             raise
         if old is not None:
             shutil.rmtree(self.folder / "images" / old["id"], ignore_errors=True)
-        return self.get(image)
+        return self._image(row, [])  # others may have replaced it already
 
     def get(self, image: str) -> Image:
         """An image by its id or its name.
@@ -277,6 +278,7 @@ class ImageStore:
         if not tag.isprintable() or not 1 <= len(tag) <= _TAG:
             raise _bad_name(f"a tag has 1 to {_TAG} printable characters")
         kept = image.path.with_name(f"labels-{new_id()}{''.join(file.suffixes)}")
+        entry = LabelEntry(path=kept, info=dict(info), created=time.time())
         try:
             file.rename(kept)
         except FileNotFoundError:
@@ -294,14 +296,14 @@ class ImageStore:
                 base.execute(
                     "INSERT OR REPLACE INTO labels (image, tag, file, created, info)"
                     " VALUES (?, ?, ?, ?, ?)",
-                    (image.id, tag, kept.name, time.time(), json.dumps(dict(info))),
+                    (image.id, tag, kept.name, entry.created, json.dumps(entry.info)),
                 )
         except BaseException:
             kept.unlink(missing_ok=True)
             raise
         if old is not None:
             kept.with_name(old["file"]).unlink(missing_ok=True)
-        return self.get(image.id).labels[tag]
+        return entry
 
     def remove_label(self, image: Image, tag: str) -> None:
         """Remove the labels of a tag.
