@@ -20,7 +20,7 @@ from kidseg.cases.roi_rules import RoiRules
 from kidseg.cli import main
 from kidseg.errors import InputError, KidsegError, UsageError
 from kidseg.geometry import Volume
-from kidseg.io import ReadOptions, save
+from kidseg.io import ReadOptions, read, save
 from kidseg.io.dicom_source import SourceSeries, read_source
 from kidseg.io.dicomseg import write_dicom_segmentation
 from kidseg.labels import LabelSchema
@@ -207,6 +207,26 @@ def test_the_command_line_takes_rules(tmp_path: Path, capsys: pytest.CaptureFixt
     changes = [one for one in result["response"]["changes"] if one["matched"] != "side"]
     assert [one["matched"] for one in changes] == ["tracking id"] * 2
     assert "no-kidney-label" in {one["code"] for one in result["warnings"]}
+
+
+def test_several_objects_find_their_series_in_one_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By their references, whatever the names; a volume beside them by its name."""
+    objects = []
+    for n, count in (("1.2", 2), ("1.3", 5)):
+        blocks = {"tumour": block(FRONT, count)}
+        objects.append(segmented(tmp_path / "scans" / n, n, blocks).rename(tmp_path / f"{n}.dcm"))
+    whole = read_labelled(objects[0], ct=tmp_path / "scans")
+    save(whole.labels, tmp_path / "anna_seg.nii.gz")
+    save(read(tmp_path / "scans/1.2/ct").volume, tmp_path / "scans/anna.nii.gz")
+    for files in (objects, [tmp_path / "anna_seg.nii.gz", objects[1]]):
+        with pytest.raises(SystemExit) as ended:
+            main(["measure", *map(str, files), "--ct", str(tmp_path / "scans"), "--json"])
+        assert not ended.value.code
+        found = json.loads(capsys.readouterr().out)["measured"]
+        volumes = [one["structures"][-1]["quantities"][0]["value"] for one in found]
+        assert volumes == pytest.approx([240 * VOXEL_ML, 600 * VOXEL_ML])
 
 
 def test_what_is_refused(tmp_path: Path) -> None:

@@ -42,17 +42,23 @@ def one_only(options: Mapping[str, Any]) -> None:
 def scans_of(files: Sequence[Path], scans: Path | None) -> dict[Path, Path | None]:
     """The scan of each label file in a folder of scans or a data set; None without.
 
+    That of a DICOM object is the folder itself: which of its series, the object says.
+
     Raises:
         UsageError: "one-file-only": it is one scan.
         InputError: see `scans_of_labels`.
     """
     from kidseg.cases.scan_files import scans_of_labels
+    from kidseg.measure.annotated_labels import is_annotated
 
     if scans is None:
         return dict.fromkeys(files)
     if scans.is_file():
         one_only({"--ct with one scan": scans})
-    return {**scans_of_labels(scans, files)}
+    found: dict[Path, Path | None] = {path: scans for path in files if is_annotated(path)}
+    if volumes := [path for path in files if path not in found]:
+        found |= scans_of_labels(scans, volumes)
+    return found
 
 
 def end_of_several(
