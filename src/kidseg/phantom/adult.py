@@ -22,7 +22,8 @@ HORSESHOE_SHARE = 0.01
 BILATERAL_SHARE = 0.05
 """Share of adults with a mass. Source: 2-5 % of renal cell carcinomas are bilateral."""
 _SECOND_SHARE = 0.07
-"""Share of kidneys with a mass that have another one, which is smaller."""
+"""Share of kidneys with a mass that have another one, which is smaller. Chosen."""
+# Chosen: more than in practice, so that small cohorts include the case.
 _ATROPHIC_SHARE = 0.06
 _HYPERTROPHIC = 1.12
 # Fat beyond this thickness does not move organs outwards.

@@ -41,6 +41,7 @@ HYDRONEPHROSIS_SHARE = 0.07
 FATTY_LIVER_SHARE = 0.30
 """Source: steatosis in CT of 26 to 31 % of adults, Boyce et al., AJR 194 (2010) 623-628."""
 _ORAL_CONTRAST_SHARE = 0.30
+# Chosen: rare, but in a cohort of some hundred.
 _SCREWS_SHARE = 0.015
 # Share of adults with simple cysts at 20 and at 85 years. Source: CT, Carrim and Murchison, Clin
 # Radiol 58 (2003) 626-629: from under 10 % to over half.

@@ -58,7 +58,7 @@ _SLICE_SHARES = (0.03, 0.05, 0.16, 0.10, 0.10, 0.14, 0.10, 0.17, 0.05, 0.10)
 _BROAD_SLICE_SHARES = (0.04, 0.05, 0.14, 0.08, 0.08, 0.09, 0.10, 0.14, 0.06, 0.22)
 _PIXEL_MM = (0.35, 0.95)
 _BROAD_PIXEL_MM = (0.35, 1.05)
-# Fields of view relative to the width of the body: cut, usual, wide; and their frequencies.
+# Fields of view relative to the width of the body: cut, usual, wide; and their frequencies. Chosen.
 _BROAD_FIELDS = ((0.78, 0.98), (1.0, 1.3), (1.3, 1.8))
 _BROAD_FIELD_SHARES = (0.12, 0.68, 0.20)
 # Display windows to which HU are clipped in data sets of pictures: 8-bit soft tissue, abdomen,
