@@ -469,7 +469,9 @@ def test_the_crop_is_learned_and_covers(cohort: Cohort, tmp_path: Path) -> None:
         subject.id: transformer(pose_net(), reference).scene(subject)
         for subject in (*cohort.training, *cohort.validation)
     }
-    crop = CropTransformer(net=build(LOCALIZER, 3, CROP_OUTPUTS), config=CROP, masks=2, size=24)
+    crop = CropTransformer(
+        net=build(LOCALIZER, 3, CROP_OUTPUTS), config=CROP, masks=2, size=24, device=CPU.torch
+    )
     stage = crop.stage(
         cohort,
         [scenes[subject.id].start for subject in cohort.training],

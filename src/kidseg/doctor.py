@@ -56,6 +56,10 @@ EXTRAS = {
         ("dask", "distributed", "cryptography"),
         "several scans at a time: --jobs and --cluster",
     ),
+    "onnx": (
+        ("onnx", "onnxscript", "onnxruntime"),
+        "networks as ONNX graphs: kidseg export-onnx, and models that it wrote",
+    ),
     "clinic": (
         ("highdicom", "contourpy", "scikit-image", "trimesh", "dicomweb-client", "pynetdicom"),
         "all that a clinic needs: the extras dicom, mesh and pacs",

@@ -15,7 +15,7 @@ import typer
 from kidseg.cli.contour_table import contours
 from kidseg.cli.conversion import convert
 from kidseg.cli.data import check, demo, export, phantom, store
-from kidseg.cli.derived import calibrate, ensemble, import_nnunet
+from kidseg.cli.derived import calibrate, ensemble, export_onnx, import_nnunet
 from kidseg.cli.hospital import dicomweb, node
 from kidseg.cli.machine import doctor
 from kidseg.cli.measure import measure
@@ -42,7 +42,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "Data": (check, phantom, store, export),
     "Train and evaluate": (
         *(train, evaluate, compare, study),
-        *(calibrate, ensemble, import_nnunet),
+        *(calibrate, ensemble, import_nnunet, export_onnx),
     ),
     "Serve": (serve, dicomweb, node),
     "About": (demo, info, config, doctor),

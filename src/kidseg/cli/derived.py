@@ -1,4 +1,4 @@
-"""Commands that make a model of other models: calibrate, ensemble, import-nnunet."""
+"""Commands that make a model of other models: calibrate, ensemble, import-nnunet, export-onnx."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kidseg.cli.terminal import print_result
 from kidseg.errors import Finding, UsageError
 from kidseg.table import text_table, wrapped
 
-__all__ = ["calibrate", "ensemble", "import_nnunet"]
+__all__ = ["calibrate", "ensemble", "export_onnx", "import_nnunet"]
 
 Model = Annotated[Path, typer.Option("--out", "-o", help="The model file to write.")]
 
@@ -180,6 +180,33 @@ def import_nnunet(
         overwrite=overwrite,
     )
     print_result(made, imported_text(made), as_json, quiet)
+
+
+def export_onnx(
+    model: Annotated[str, typer.Argument(help="A model file, a run folder, or starter.")],
+    out: Model,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a model whose networks are ONNX graphs, for kidseg without PyTorch (docs/container.md).
+
+    Methods plain and homogenized, and ensembles of them. The graphs compute in single precision;
+    labels may differ in single voxels from those of a model in half precision.
+
+    Example: kidseg export-onnx starter -o portable.safetensors
+    """
+    from kidseg.segment.onnx_export import export_onnx
+
+    made = export_onnx(model, out, overwrite=overwrite)
+    print_result(made, exported_text(made), as_json, quiet)
+
+
+def exported_text(made: Mapping[str, Any]) -> str:
+    """What was written."""
+    members = ", ".join(made["members"])
+    what = f"The networks of {members} as ONNX graphs, {made['megabytes']} MB: {made['path']}"
+    return "\n".join(wrapped(what))
 
 
 def imported_text(made: Mapping[str, Any]) -> str:

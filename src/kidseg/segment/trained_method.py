@@ -19,6 +19,7 @@ from kidseg.labels import LabelSchema, Target
 from kidseg.methods import Method, method_named
 from kidseg.nets import PlannedUNet, UNet
 from kidseg.nets.adaptive import AdaptiveNet, has_batch_norms
+from kidseg.nets.exported import GRAPH, ExportedNet
 from kidseg.nets.folding import folded
 from kidseg.plan import Plan
 from kidseg.segment.adaptation import Adapt
@@ -82,10 +83,13 @@ def load_method(
     hardware = choose_device(device, config.precision)
     target = weighted(target_of(header), schema_of(header), decision)
     method = kind.build(config, target, plan, device=hardware)
+    ready: dict[str, nn.Module] = {}
     for part, net in method.parts.items():
+        if (graph := parts[part].get(GRAPH)) is not None:
+            ready[part] = ExportedNet(graph, net)
+            continue
         net.load_state_dict(dict(parts[part]))
-        net.eval().requires_grad_(False)
-    ready = {part: _ready(net, hardware, adapt) for part, net in method.parts.items()}
+        ready[part] = _ready(net.eval().requires_grad_(False), hardware, adapt)
     if any(ready[part] is not net for part, net in method.parts.items()):
         method = kind(config, target, plan, ready, hardware)
     return method

@@ -33,19 +33,20 @@ class CropTransformer:
         config: of the crop.
         masks: number of masks in the network's input, besides the image.
         size: pixels along each side of the crop.
+        device: of the network.
     """
 
     net: nn.Module
     config: CropConfig
     masks: int
     size: int
+    device: torch.device
 
     def boxes(self, scene: Scene, grid: Grid) -> Crop:
         """The predicted box in each slice of a grid; with `per` "volume" the median of all."""
         side = self.config.localizer.size
         view = scene.view(grid.resized((grid.shape[0], side, side)), self.masks)
-        device = next(self.net.parameters()).device
-        outputs = outputs_of(self.net, view.to(device)).cpu().double()
+        outputs = outputs_of(self.net, view.to(self.device)).cpu().double()
         crop = crop_from(outputs, self.config.localizer)
         if self.config.per == "slice":
             return crop

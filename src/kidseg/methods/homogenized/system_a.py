@@ -75,6 +75,7 @@ class Homogenized:
                 config=config.crop,
                 masks=MASKS[config.pose.target],
                 size=config.view.size // config.divisor,
+                device=device.torch,
             )
 
     @classmethod

@@ -1,0 +1,120 @@
+"""Networks as ONNX graphs, which ONNX Runtime runs: also where PyTorch is not installed."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kidseg.errors import UsageError
+
+__all__ = ["GRAPH", "ExportedNet", "exported"]
+
+GRAPH = "onnx"
+"""Name of the only tensor of an exported network in a model file: the bytes of its graph."""
+
+_OPSET = 18
+_SIDES = ("rows", "columns", "slices")
+
+
+class ExportedNet(nn.Module):
+    """An exported network, with the outputs of the original: in float32, on the CPU.
+
+    Attributes:
+        multiple: the sides of an image must be multiples of these, per axis; (1, 1) for a network
+            of one size.
+    """
+
+    def __init__(self, graph: Tensor, original: nn.Module) -> None:
+        """Load a graph.
+
+        Args:
+            graph: bytes of `exported`.
+            original: a network of the same architecture, whatever its weights.
+
+        Raises:
+            UsageError: "missing-extra".
+            ValueError: it is no graph that can be run.
+        """
+        super().__init__()
+        onnxruntime = _imported("onnxruntime")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3  # errors are raised
+        try:
+            self._session = onnxruntime.InferenceSession(
+                graph.numpy().tobytes(), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # of no common class
+            raise ValueError(f"a network's graph cannot be loaded: {error}") from error
+        self._has_levels = hasattr(original, "multiple")
+        self.multiple: Sequence[int] = getattr(original, "multiple", (1, 1))
+
+    def forward(self, image: Tensor) -> Tensor | list[Tensor]:
+        """What the original returns in evaluation mode, for float32 (n, channels, *size)."""
+        given = np.ascontiguousarray(image.detach().float().cpu().numpy())
+        (values,) = self._session.run(None, {"image": given})
+        found = torch.from_numpy(values).to(image.device)
+        return [found] if self._has_levels else found
+
+
+def exported(net: nn.Module, size: Sequence[int]) -> Tensor:
+    """The graph of a network as (bytes,) uint8; any number of images at a time.
+
+    Args:
+        net: in evaluation mode, on the CPU. If it has `multiple`, it takes images of any size that
+            these allow, and its first level is exported; otherwise of this size.
+        size: (channels, *size) of an image.
+
+    Raises:
+        UsageError: "missing-extra".
+    """
+    _imported("onnx")
+    _imported("onnxscript")
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    axes: dict[int, object] = {0: torch.export.Dim("images")}
+    for axis, (name, multiple) in enumerate(
+        zip(_SIDES, getattr(net, "multiple", ()), strict=False), start=2
+    ):
+        axes[axis] = multiple * torch.export.Dim(name) if multiple > 1 else torch.export.Dim(name)
+    program = torch.onnx.export(
+        _Single(net).eval(),
+        (torch.zeros(2, *size),),
+        dynamo=True,
+        dynamic_shapes=(axes,),
+        input_names=["image"],
+        output_names=["values"],
+        opset_version=_OPSET,
+        verbose=False,
+    )
+    assert program is not None
+    graph = program.model_proto.SerializeToString()
+    return torch.frombuffer(bytearray(graph), dtype=torch.uint8)
+
+
+class _Single(nn.Module):
+    """A network with one output: its first level, if it has several."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, image: Tensor) -> Tensor:
+        found: Tensor | Sequence[Tensor] = self.net(image)
+        return found if isinstance(found, Tensor) else found[0]
+
+
+def _imported(package: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise UsageError(
+            f"networks in ONNX need the package {package}, which is not installed",
+            code="missing-extra",
+            next_step="Run: pip install 'kidseg[onnx]'",
+        ) from error
