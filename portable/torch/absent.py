@@ -26,6 +26,9 @@ class _Names(type):
     def __getattr__(cls, name: str) -> Any:
         return named(f"{cls.__module__}.{cls.__name__}.{name}")
 
+    def __getitem__(cls, _: Any) -> Any:
+        return cls
+
 
 class _Absent(metaclass=_Names):
     def __init__(self, *_: Any, **__: Any) -> None:
