@@ -25,6 +25,7 @@ WRITES_MUCH = {"phantom", "export", "store", "train", "segment", "study", "demo"
 OVERWRITES = {
     "ensemble",
     "import-nnunet",
+    "export-onnx",
     "phantom",
     "export",
     "train",

@@ -28,6 +28,7 @@ LEFT_OUT = {
     r": kidseg study (study|benchmarks)": "takes hours: test_study.py runs small ones",
     r"import-nnunet|kits\.safetensors|adult\.safetensors": "needs a training of nnU-Net:"
     " test_import_nnunet.py",
+    r"export-onnx|portable": "test_portable.py",
     r"docs/starter.md: kidseg (phantom|store|train|calibrate)": "how the starter was made, in days",
     r"docs/pose.md: kidseg train": "a whole training of the starter's pose network",
     r"docs/dicom_labels.md": "data sets of others: test_cases_annotated.py makes such ones",

@@ -74,7 +74,7 @@ def exported(net: nn.Module, size: Sequence[int]) -> Tensor:
     Raises:
         UsageError: "missing-extra".
     """
-    _imported("onnx")
+    onnx = _imported("onnx")
     _imported("onnxscript")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     axes: dict[int, object] = {0: torch.export.Dim("images")}
@@ -90,11 +90,28 @@ def exported(net: nn.Module, size: Sequence[int]) -> Tensor:
         input_names=["image"],
         output_names=["values"],
         opset_version=_OPSET,
+        optimize=False,  # the runtime does, and weights stay as they are
         verbose=False,
     )
     assert program is not None
-    graph = program.model_proto.SerializeToString()
-    return torch.frombuffer(bytearray(graph), dtype=torch.uint8)
+    model = program.model_proto
+    _halve(onnx, model.graph)
+    return torch.frombuffer(bytearray(model.SerializeToString()), dtype=torch.uint8)
+
+
+def _halve(onnx: Any, graph: Any) -> None:
+    """Store weights as float16 if they are exact in it, as those of a file in half precision."""
+    for weights in graph.initializer:
+        values = onnx.numpy_helper.to_array(weights)
+        if values.dtype != np.float32 or values.ndim < 2:
+            continue
+        half, name = values.astype(np.float16), weights.name
+        if (half == values).all():
+            weights.CopyFrom(onnx.numpy_helper.from_array(half, f"{name}.half"))
+            cast = onnx.helper.make_node(
+                "Cast", [f"{name}.half"], [name], to=onnx.TensorProto.FLOAT
+            )
+            graph.node.insert(0, cast)
 
 
 class _Single(nn.Module):
