@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -42,7 +42,8 @@ class ExportedNet(nn.Module):
             ValueError: it is no graph that can be run.
         """
         super().__init__()
-        onnxruntime = _imported("onnxruntime")
+        with _extra():
+            import onnxruntime
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3  # errors are raised
@@ -74,8 +75,9 @@ def exported(net: nn.Module, size: Sequence[int]) -> Tensor:
     Raises:
         UsageError: "missing-extra".
     """
-    onnx = _imported("onnx")
-    _imported("onnxscript")
+    with _extra():
+        import onnx
+        import onnxscript  # noqa: F401  torch.onnx needs it
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     axes: dict[int, object] = {0: torch.export.Dim("images")}
     for axis, (name, multiple) in enumerate(
@@ -126,12 +128,14 @@ class _Single(nn.Module):
         return found if isinstance(found, Tensor) else found[0]
 
 
-def _imported(package: str) -> Any:
+@contextmanager
+def _extra() -> Iterator[None]:
+    """Imports of the extra "onnx"; a missing one is a usage error."""
     try:
-        return importlib.import_module(package)
+        yield
     except ImportError as error:
         raise UsageError(
-            f"networks in ONNX need the package {package}, which is not installed",
+            f"networks in ONNX need the package {error.name}, which is not installed",
             code="missing-extra",
             next_step="Run: pip install 'kidseg[onnx]'",
         ) from error

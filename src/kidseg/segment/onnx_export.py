@@ -13,7 +13,9 @@ from kidseg.errors import UsageError
 from kidseg.header import MEMBERS
 from kidseg.io.atomic import check_writable
 from kidseg.members import members_of
-from kidseg.methods import Homogenized, Method, Plain
+from kidseg.methods import Method
+from kidseg.methods.homogenized.system_a import Homogenized
+from kidseg.methods.plain import Plain
 from kidseg.model_file import find_model
 from kidseg.nets import Localizer, UNet
 from kidseg.nets.exported import GRAPH, exported
