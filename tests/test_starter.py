@@ -287,6 +287,33 @@ def test_the_shipped_starter_takes_no_femur_for_a_kidney(tmp_path: Path) -> None
         assert found.any() and bones.any()
 
 
+@pytest.mark.slow
+def test_the_shipped_starter_finds_a_kidney_that_its_tumour_has_moved(tmp_path: Path) -> None:
+    from kidseg.config import PhantomConfig
+
+    config = PhantomConfig(
+        size=192,
+        slice_mm=(4.0, 4.0),
+        ages_years=(50.0, 60.0),
+        phase="portal-venous",
+        displaced_share=1.0,
+    )
+    write_patients(tmp_path / "data", config, patients=6, seed=4244, layout="nnunet")
+    results = segment(sorted((tmp_path / "data" / "imagesTr").iterdir()), None, tmp_path / "out")
+    labels = ReadOptions(values="labels")
+    dice = []
+    for result in results:
+        found, true = (
+            read(path, labels).volume.data.numpy() == 1
+            for path in (
+                tmp_path / "out" / f"{result['name']}_seg.nii.gz",
+                tmp_path / "data" / "labelsTr" / f"{result['name']}.nii.gz",
+            )
+        )
+        dice.append(2 * (found & true).sum() / (found.sum() + true.sum()))
+    assert np.mean(dice) > 0.85
+
+
 def test_no_starter_is_a_usage_error(no_starter: None) -> None:
     with pytest.raises(UsageError) as error:
         find_model()
