@@ -40,6 +40,7 @@ ROOMS = [
     "io",
     "geometry",
     "cluster",
+    "launch",
     "attempts",
     *("workers", "stage", "distributed", "device", "intensity", "labels", "config"),
     "topology",

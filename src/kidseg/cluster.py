@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-import os
 import secrets
-import signal
 import tempfile
 import warnings
 from collections import Counter
@@ -26,6 +24,17 @@ import torch
 
 from kidseg.attempts import Limits, Raised, attempt, unfit
 from kidseg.errors import KidsegError, KidsegWarning, ResourceError, UsageError
+from kidseg.launch import (
+    KINDS,
+    SETTINGS,
+    are_waiting,
+    close_keys,
+    kill_if_stopped,
+    no_workers,
+    renew_jobs,
+    start_cluster,
+    threads_of_job,
+)
 from kidseg.workers import without_ctrl_c
 
 if TYPE_CHECKING:
@@ -36,36 +45,15 @@ __all__ = ["KINDS", "Workers", "check_workers", "over_cluster"]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-KINDS = ("local", "slurm", "kubernetes")
-"""Clusters that can be started; any other text is the address of one that is there."""
-
 _POLL_S = 1.0
 _START_S = 120.0
+_ASK_S = 60.0
 _CLOSE_S = 10
-_IDLE_S = 600
 _LOST = 20
 """A task that loses its worker so often without having started is given up."""
 
-_ANY_FAILURES = 1_000_000
-"""Attempts are counted in `kidseg.attempts`: dask also counts tasks that had only been waiting."""
-
-_SETTINGS = {
-    "distributed.scheduler.allowed-failures": _ANY_FAILURES,
-    # A worker that is paused because of its memory would wait forever.
-    "distributed.worker.memory.target": False,
-    "distributed.worker.memory.spill": False,
-    "distributed.worker.memory.pause": False,
-    "distributed.worker.profile.enabled": False,
-    "distributed.scheduler.http.routes": [],
-    "distributed.worker.http.routes": [],
-    # Before each worker starts. Without dask's own settings of the allocator, which slow torch.
-    "distributed.nanny.pre-spawn-environ": {
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "DASK_LOGGING__DISTRIBUTED": "critical",
-    },
-}
-
-_NO_DASHBOARD = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
+_RENEWED = 3
+"""Times that each job is submitted again, on average, while nothing gets done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,10 +135,11 @@ def over_cluster(
         return
     jobs, is_here = min(workers.jobs, len(items)), workers.cluster == "local"
     with _client(replace(workers, jobs=jobs), folder) as client:
+        threads = threads_of_job() if workers.cluster == "slurm" else None
         limits = Limits(
             retries=workers.retries,
             seconds=workers.limit_s,
-            threads=max(1, torch.get_num_threads() // jobs) if is_here else None,
+            threads=max(1, torch.get_num_threads() // jobs) if is_here else threads,
             sharing=_sharing(client),
             folder=Path.cwd(),
         )
@@ -186,8 +175,7 @@ class _Run:
 
         left = {submitted(k): k for k in range(len(items))}
         lost = dict.fromkeys(range(len(items)), 0)
-        attended = monotonic()
-        told = False
+        presence = _Presence(self.client, self.workers)
         while left:
             done: set[Future[Any]] = set()
             with suppress(TimeoutError):
@@ -205,15 +193,50 @@ class _Run:
                 if isinstance(result, Raised):
                     raise result.error
                 yield k, result
-            if done or _worker_count(self.client):
-                attended = monotonic()
-            elif monotonic() - attended > _START_S:
-                if self.workers.cluster == "local":
-                    raise _no_workers()
-                if not told:
-                    told = True
-                    text = f"no worker of '{self.workers.cluster}' is there yet; waiting for one"
-                    warnings.warn(text, KidsegWarning, stacklevel=2)
+            presence.attend(len(left), is_going_on=bool(done))
+
+
+class _Presence:
+    """Sees to it that there are workers, as long as there is work."""
+
+    def __init__(self, client: Client, workers: Workers) -> None:
+        self._client, self._workers = client, workers
+        self._seen = monotonic()
+        self._renewed = 0
+        self._told = False
+
+    def attend(self, left: int, *, is_going_on: bool) -> None:
+        """Submit jobs again that ended; without any worker for long, warn or give up.
+
+        Args:
+            left: tasks to do.
+            is_going_on: has a task been done since the last call?
+
+        Raises:
+            ResourceError: "no-workers": there is none, and none can come.
+        """
+        count = len(self._client.scheduler_info()["workers"])
+        is_slurm = self._workers.cluster == "slurm"
+        if is_going_on:
+            self._renewed = 0
+        if count or is_going_on:
+            self._seen = monotonic()
+        if is_slurm and count < left and self._renewed < _RENEWED * self._workers.jobs:
+            self._renewed += renew_jobs(self._client.cluster)
+        if monotonic() - self._seen < (_ASK_S if is_slurm else _START_S):
+            return
+        self._seen = monotonic()
+        if self._workers.cluster == "local":
+            raise no_workers()
+        if is_slurm and not are_waiting(self._client.cluster):
+            raise no_workers(
+                "its jobs ended before they reached the scheduler, or again and again",
+                "Set jobqueue.slurm.log-directory in dask's configuration, and read there why.",
+            )
+        if not self._told:
+            self._told = True
+            text = f"no worker of '{self._workers.cluster}' is there yet; waiting for one"
+            warnings.warn(text, KidsegWarning, stacklevel=2)
 
 
 def _sharing(client: Client) -> int:
@@ -237,7 +260,7 @@ def _client(workers: Workers, shared: Path) -> Iterator[Client]:
         if name.startswith("distributed"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
     with ExitStack() as stack:
-        stack.enter_context(dask.config.set(_SETTINGS))
+        stack.enter_context(dask.config.set(SETTINGS))
         if not workers.are_started:
             where = {"address": workers.cluster}
             if workers.cluster.endswith(".json"):
@@ -248,10 +271,10 @@ def _client(workers: Workers, shared: Path) -> Iterator[Client]:
             return
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="kidseg-"))
         with without_ctrl_c():
-            cluster = _start(workers, Path(scratch), shared)
-        stack.callback(_remove_keys, cluster)
+            cluster = start_cluster(workers.cluster, workers.jobs, Path(scratch), shared)
+        stack.callback(close_keys, cluster)
         stack.callback(cluster.close, timeout=_CLOSE_S)
-        stack.push(partial(_kill_if_stopped, cluster))
+        stack.push(partial(kill_if_stopped, cluster))
         yield stack.enter_context(_connected(lambda: Client(cluster), workers))
 
 
@@ -272,115 +295,6 @@ def _connected(connect: Callable[[], Client], workers: Workers) -> Iterator[Clie
         yield client
     finally:
         client.close(timeout=_CLOSE_S)
-
-
-def _start(workers: Workers, scratch: Path, shared: Path) -> Any:
-    """Start a cluster; its scheduler is in this process, but on Kubernetes."""
-    start = {"local": _local, "slurm": _slurm, "kubernetes": _kubernetes}[workers.cluster]
-    try:
-        return start(workers.jobs, scratch, shared)
-    except KidsegError:
-        raise
-    except Exception as error:  # of the cluster's own library, of any kind
-        raise _no_workers(str(error)) from error
-
-
-def _local(jobs: int, scratch: Path, shared: Path) -> Any:
-    from distributed import LocalCluster
-
-    return LocalCluster(
-        n_workers=jobs,
-        threads_per_worker=1,
-        host="127.0.0.1",
-        scheduler_kwargs=_NO_DASHBOARD,
-        dashboard_address=None,
-        memory_limit=0,
-        local_directory=str(scratch),
-        silence_logs=logging.CRITICAL,
-        security=_security(),
-    )
-
-
-def _slurm(jobs: int, scratch: Path, shared: Path) -> Any:
-    """Workers that are jobs of SLURM, as dask's configuration `jobqueue.slurm` describes them."""
-    import dask
-
-    cluster = importlib.import_module("dask_jobqueue").SLURMCluster
-    own = dask.config.get("jobqueue.slurm")
-    if own["cores"] is None or own["memory"] is None:
-        raise UsageError(
-            "dask's configuration does not say what a job of SLURM may use",
-            code="no-resources",
-            next_step="Set jobqueue.slurm.cores and jobqueue.slurm.memory, for example by the"
-            " variables DASK_JOBQUEUE__SLURM__CORES=8 and DASK_JOBQUEUE__SLURM__MEMORY=16GB; see"
-            " docs/cohort.md.",
-        )
-    return cluster(
-        n_workers=jobs,
-        processes=1,
-        worker_extra_args=[*own["worker-extra-args"], "--nthreads", "1", "--no-dashboard"],
-        job_script_prologue=[*own["job-script-prologue"], *_exports()],
-        scheduler_options={**_NO_DASHBOARD, **own["scheduler-options"]},
-        shared_temp_directory=own["shared-temp-directory"] or str(shared.absolute()),
-        security=_security(),
-        silence_logs=logging.CRITICAL,
-    )
-
-
-def _kubernetes(jobs: int, scratch: Path, shared: Path) -> Any:
-    """Pods of the Dask operator, as dask's configuration `kubernetes` describes them."""
-    import dask
-
-    cluster = importlib.import_module("dask_kubernetes.operator").KubeCluster
-    return cluster(
-        n_workers=jobs,
-        worker_command=["dask", "worker", "--nthreads", "1", "--no-dashboard"],
-        env={**dask.config.get("kubernetes.env", {}), **_environment()},
-        idle_timeout=dask.config.get("kubernetes.idle-timeout", None) or _IDLE_S,
-        quiet=True,
-    )
-
-
-def _security() -> Any:
-    """Keys for this cluster alone, so that no other user reaches it; None without cryptography."""
-    from distributed import Security
-
-    try:
-        import cryptography  # noqa: F401
-    except ImportError:
-        return None
-    return Security.temporary()
-
-
-def _remove_keys(cluster: Any) -> None:
-    """Remove the files by which dask-jobqueue gives keys to workers; it leaves them to Python."""
-    for value in vars(cluster).values():
-        if isinstance(value, tempfile._TemporaryFileWrapper):
-            value.close()
-
-
-def _environment() -> dict[str, str]:
-    """The settings of dask for workers on other machines."""
-    return {
-        f"DASK_{name.upper().replace('.', '__').replace('-', '_')}": str(value)
-        for name, value in _SETTINGS.items()
-        if isinstance(value, bool | int | str)
-    }
-
-
-def _exports() -> list[str]:
-    return [f"export {name}={value}" for name, value in _environment().items()]
-
-
-def _kill_if_stopped(cluster: Any, kind: type[BaseException] | None, *_: object) -> None:
-    """After an interruption, do not wait for the tasks of local workers."""
-    if kind is None or issubclass(kind, Exception):
-        return
-    for nanny in getattr(cluster, "workers", {}).values():
-        if (process := getattr(nanny, "pid", None)) is not None:
-            nanny.auto_restart = False
-            with suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
 
 
 @contextmanager
@@ -404,18 +318,6 @@ def _no_scheduler(workers: Workers) -> ResourceError:
         f"the dask scheduler '{workers.cluster}' does not answer",
         code="no-scheduler",
         next_step="Check its address, and that it is running.",
-    )
-
-
-def _worker_count(client: Client) -> int:
-    return len(client.scheduler_info()["workers"])
-
-
-def _no_workers(why: str = "") -> ResourceError:
-    return ResourceError(
-        "no worker could be started" + (f" ({why.splitlines()[0]})" if why else ""),
-        code="no-workers",
-        next_step="Check the memory of this machine and the settings of the cluster.",
     )
 
 
