@@ -31,7 +31,9 @@ from kidseg.errors import (
 )
 from kidseg.geometry import Grid, Volume
 from kidseg.io import ReadOptions, read, save
-from kidseg.segment import Predictor, Segmentation, load_predictor, segment
+from kidseg.report.cohort_page import pictures_in
+from kidseg.segment import Predictor, Segmentation, batch_page, load_predictor, segment
+from kidseg.segment.batch_page import PAGE, write_batch_page
 from kidseg.segment.cohort_table import SUMMARY
 from kidseg.segment.index import RESULT, read_index
 from trained import copied
@@ -275,6 +277,23 @@ def test_a_name_that_is_too_long_is_its_scans_failure(
     with pytest.raises(BatchError, match="too long"):
         segment([long, root / "scans" / "s1.nii.gz"], predictor, tmp_path / "out")
     assert names(tmp_path / "out") == ["s1"]
+
+
+def test_pictures_are_drawn_while_the_scans_are_in_memory(
+    root: Path, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same pictures as from the files, whose scans would be read a second time."""
+    turned = nibabel.load(root / "scans" / "s0.nii.gz").as_reoriented([[2, 1], [0, -1], [1, 1]])
+    nibabel.save(turned, tmp_path / "turned.nii.gz")
+    out = tmp_path / "out"
+    with monkeypatch.context() as patched:
+        patched.delattr(batch_page, "read")
+        segment([root / "scans", tmp_path / "turned.nii.gz"], predictor, out)
+    drawn = pictures_in(out / PAGE)
+    assert set(drawn) == {"s0", "s1", "s2", "s3", "turned"}
+    (out / PAGE).unlink()
+    write_batch_page(out)
+    assert pictures_in(out / PAGE) == drawn
 
 
 # Found before the work

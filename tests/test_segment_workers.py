@@ -69,7 +69,7 @@ def root(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for k in range(SCANS):
         save(make_ellipse_patient(k).image, root / "scans" / f"s{k}.nii.gz")
     (root / "faults.py").write_text(FAULTS)
-    assert start(root, root / "scans", root / "alone", jobs=1).wait(timeout=120) == 0
+    assert start(root, root / "scans", root / "alone", jobs=1).wait(timeout=600) == 0
     return root
 
 

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 import torch
 
-from kidseg.errors import InputError, KidsegError, ResourceError
+from kidseg.errors import InputError, KidsegError, ResourceError, converted
 
 __all__ = ["Limits", "Raised", "attempt", "unfit"]
 
@@ -70,9 +70,9 @@ def attempt(
         limits: of the task.
 
     Returns:
-        The result, or a ResourceError: "worker-killed", "time-limit"; or the InputError
-        "not-shared": this machine does not have the folder. `Raised` if the task raised an error,
-        which dask would log with all arguments.
+        The result, or a ResourceError: "worker-killed", "time-limit", "disk-full"; or an
+        InputError: "not-shared": this machine does not have the folder; "not-accessible". `Raised`
+        if the task raised an error, which dask would log with all arguments.
     """
     from dask.system import CPU_COUNT
 
@@ -83,18 +83,24 @@ def attempt(
             if (given_up := _given_up(earlier, limits)) is not None:
                 return given_up
             place.mkdir()
-            with contextlib.chdir(limits.folder):
-                pass
+            torch.set_num_threads(limits.threads or max(1, CPU_COUNT // limits.sharing))
+            with contextlib.chdir(limits.folder), _no_longer_than(limits.seconds, place / _LATE):
+                result = _returned(task, item, place)
+                (place / _RETURNED).touch()
         except FileNotFoundError as error:
             return _not_shared(Path(error.filename or folder))
-        torch.set_num_threads(limits.threads or max(1, CPU_COUNT // limits.sharing))
-        with contextlib.chdir(limits.folder), _no_longer_than(limits.seconds, place / _LATE):
-            try:
-                result: Result | Raised = task(item, place)
-            except Exception as error:
-                result = Raised(error if isinstance(error, KidsegError) else unfit(error))
-            (place / _RETURNED).touch()
+        except OSError as error:  # it cannot leave its mark, such as on a full disk
+            return converted(error, folder) or unfit(error)
         return result
+
+
+def _returned(
+    task: Callable[[Item, Path], Result], item: Item, place: Path
+) -> Result | KidsegError | Raised:
+    try:
+        return task(item, place)
+    except Exception as error:
+        return Raised(error if isinstance(error, KidsegError) else unfit(error))
 
 
 def unfit(error: BaseException) -> ResourceError:

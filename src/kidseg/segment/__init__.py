@@ -144,6 +144,7 @@ def segment(
             options=options,
             reference=references.get(source.name),
             earlier=index.scans.get(source.name),
+            pictured=len(todo) > 1,
         )
         for source in todo
     ]

@@ -10,7 +10,7 @@ from urllib.parse import quote
 import numpy as np
 
 from kidseg.errors import KidsegError
-from kidseg.geometry import Grid
+from kidseg.geometry import Grid, Volume
 from kidseg.io import ReadOptions, read
 from kidseg.io.atomic import write_text
 from kidseg.io.label_formats import FORMATS
@@ -19,21 +19,36 @@ from kidseg.report.cohort_page import Case, Cell, Picture, cohort_page, pictures
 from kidseg.report.overlay import Found, draw_case
 from kidseg.segment.index import Entry, Index, read_index
 
-__all__ = ["PAGE", "write_batch_page"]
+__all__ = ["PAGE", "draw_result", "write_batch_page"]
 
 PAGE = "cohort.html"
 _VOLUMES = ("nii", "nrrd", "mha")
 _REPORT = FORMATS["html"].ending
 
 
-def write_batch_page(out: Path) -> None:
+def draw_result(entry: Entry, labels: Volume, scan: Volume, schema: LabelSchema) -> Picture:
+    """The picture of a result on the page, while its scan is in memory.
+
+    Args:
+        entry: of the result.
+        labels: of the scan.
+        scan: as read.
+        schema: of the labels.
+    """
+    image = np.asarray(scan.data[0].numpy())
+    found = Found(found=labels.data[0].numpy(), grid=labels.grid, schema=schema, image=image)
+    return draw_case(found, _made_of(entry))
+
+
+def write_batch_page(out: Path, drawn: Mapping[str, Picture] | None = None) -> None:
     """Write the page of a folder of results, if it has several scans.
 
-    Only pictures of new results are drawn, from their labels and scans; where a scan cannot be
-    read again, the picture has its labels only.
+    Only pictures that are neither drawn nor on the earlier page are drawn now, from labels and
+    scans; where a scan cannot be read again, the picture has its labels only.
 
     Args:
         out: the folder.
+        drawn: pictures of results, by the name of the scan; see `draw_result`.
 
     Raises:
         ModelError: see `read_index`.
@@ -43,6 +58,7 @@ def write_batch_page(out: Path) -> None:
     if len({*index.scans, *index.failed}) < 2:
         return
     known = pictures_in(out / PAGE)
+    known |= {name: [picture] for name, picture in (drawn or {}).items()}
     page = _page(index, {name: _pictures(e, out, known) for name, e in index.scans.items()})
     write_text(out / PAGE, page, overwrite=True)
 
@@ -108,9 +124,7 @@ def _volumes(entry: Entry) -> dict[str, float]:
 def _pictures(entry: Entry, out: Path, known: Mapping[str, list[Picture]]) -> list[Picture]:
     """The picture of a result; that of the earlier page if it is of the same result."""
     name = str(entry["name"])
-    made_of = " ".join(
-        str(part) for part in (entry["sha256"], entry["model"]["sha256"], entry["date"])
-    )
+    made_of = _made_of(entry)
     if name in known and known[name][0].made_of == made_of:
         return known[name]
     files = [f"{name}{FORMATS[kind].ending}" for kind in _VOLUMES]
@@ -128,6 +142,11 @@ def _pictures(entry: Entry, out: Path, known: Mapping[str, list[Picture]]) -> li
         image=_image(entry, labels.grid),
     )
     return [draw_case(found, made_of)]
+
+
+def _made_of(entry: Entry) -> str:
+    """Identifies a result."""
+    return f"{entry['sha256']} {entry['model']['sha256']} {entry['date']}"
 
 
 def _image(entry: Entry, grid: Grid) -> np.ndarray | None:

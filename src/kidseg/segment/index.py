@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from kidseg.checkpoint import INTENDED_USE
-from kidseg.errors import InputError, ModelError, UsageError
-from kidseg.io.atomic import json_bytes, place_with_record
+from kidseg.errors import DISK_FULL, InputError, ModelError, UsageError
+from kidseg.io.atomic import disk_full, json_bytes, place_with_record
 
 __all__ = ["RESULT", "Entry", "Index", "locked", "read_index", "record_failure", "record_scan"]
 
@@ -218,6 +218,8 @@ def locked(folder: Path) -> Iterator[None]:
             lock = path.open("ab")
             fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError as error:
+            if error.errno in DISK_FULL:
+                raise disk_full(folder) from error
             raise InputError(
                 f"the index of results cannot be locked ({error.strerror})",
                 path=folder,

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from kidseg.cluster import Workers, over_cluster
-from kidseg.errors import BatchError, KidsegError, ResourceError
+from kidseg.errors import BatchError, KidsegError, ResourceError, converted
+from kidseg.report.cohort_page import Picture
 from kidseg.segment.batch_page import write_batch_page
 from kidseg.segment.claim import Claim
 from kidseg.segment.cohort_table import write_summary
@@ -63,25 +64,31 @@ def segment_all(
     """
     found: dict[int, dict[str, Any]] = {}
     failed: dict[int, KidsegError] = {}
+    pictures: dict[str, Picture] = {}
     total = len(done) + len(tasks)
-    with closing(_attempts(tasks, batch)) as attempts:
-        for k, attempt in attempts:
-            entry, failure = _recorded(tasks[k], attempt, batch)
-            if failure is None:
-                found[k] = entry
-            else:
-                failed[k] = failure
-            if report is not None:
-                report(entry)
-            if progress is not None:
-                progress(len(done) + len(found) + len(failed), total)
-            if failure is not None and _is_out_full(failure, batch.out):
-                raise _stopped(failure, len(done) + len(found), total)
-            try:
+    try:
+        with closing(_attempts(tasks, batch)) as attempts:
+            for k, attempt in attempts:
+                entry, failure = _recorded(tasks[k], attempt, batch)
+                if failure is None:
+                    found[k] = entry
+                    if attempt.picture is not None:
+                        pictures[entry["name"]] = attempt.picture
+                else:
+                    failed[k] = failure
+                if report is not None:
+                    report(entry)
+                if progress is not None:
+                    progress(len(done) + len(found) + len(failed), total)
+                if failure is not None and _is_out_full(failure, batch.out):
+                    raise failure
                 write_summary(batch.out)
-            except ResourceError as error:
-                raise _stopped(error, len(done) + len(found), total) from error
-    write_batch_page(batch.out)
+        write_batch_page(batch.out, pictures)
+    except (KidsegError, OSError) as error:
+        known = error if isinstance(error, KidsegError) else converted(error, batch.out)
+        if known is None or not _is_out_full(known, batch.out):
+            raise
+        raise _stopped(known, len(done) + len(found), total, batch.out) from error
     _raise_failed([failed[k] for k in sorted(failed)], total, batch.out)
     return [*done, *(found[k] for k in sorted(found))]
 
@@ -149,13 +156,13 @@ def _is_out_full(failure: KidsegError, out: Path) -> bool:
     return failure.code == "disk-full" and Path(failure.path or out).is_relative_to(out)
 
 
-def _stopped(failure: KidsegError, done: int, total: int) -> KidsegError:
+def _stopped(failure: KidsegError, done: int, total: int, out: Path) -> KidsegError:
     """The error of a full disk, with what was done before."""
     if total == 1:
         return failure
     return ResourceError(
         f"{failure.cause}; {done} of {total} scans are segmented and recorded",
-        path=failure.path,
+        path=out,
         code=failure.code,
         next_step="Free some space, then segment again with --resume.",
     )

@@ -17,7 +17,9 @@ from kidseg.measure.measuring import parts_of
 from kidseg.measure.reporting import with_report
 from kidseg.model_file import STARTER, STARTER_USE, is_starter
 from kidseg.provenance import provenance
+from kidseg.report.cohort_page import Picture
 from kidseg.segment.adaptation import Adapt
+from kidseg.segment.batch_page import draw_result
 from kidseg.segment.html_page import Seen, labelled_of, with_page
 from kidseg.segment.identity import digest_of, reading_of
 from kidseg.segment.index import Entry
@@ -49,6 +51,7 @@ class ScanTask:
         options: of reading.
         reference: labels to show in the figure.
         earlier: the entry of an earlier result of its name.
+        pictured: draw its picture for the page of all scans, too.
     """
 
     source: Source
@@ -57,6 +60,7 @@ class ScanTask:
     options: ReadOptions
     reference: ReferenceLabels | None = None
     earlier: Entry | None = None
+    pictured: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,11 +71,13 @@ class Attempt:
         entry: for the index; that of a failure has a "code".
         written: {complete file: output to be}.
         failure: None if it was segmented.
+        picture: for the page of all scans, if asked for.
     """
 
     entry: dict[str, Any]
     written: Mapping[Path, Path] = field(default_factory=dict)
     failure: KidsegError | None = None
+    picture: Picture | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +217,10 @@ def _segmented(task: ScanTask, predictor: Predictor, folder: Path) -> Attempt:
         scan=scan.volume, result=result, predictor=predictor, labelled=labelled, parts=parts
     )
     reported = with_page(folder, files, written, entry, seen, draw)
-    return Attempt(entry=reported.entry, written=reported.files)
+    picture = None
+    if task.pictured:
+        picture = draw_result(entry, result.labels, scan.volume, predictor.schema)
+    return Attempt(entry=reported.entry, written=reported.files, picture=picture)
 
 
 def _facts(predictor: Predictor) -> dict[str, Any]:
