@@ -54,8 +54,10 @@ class Course:
     resident_mb: list[float] = field(default_factory=list)
 
     def note(self, done: int, process: psutil.Process) -> None:
-        self.done.append(done)
-        self.resident_mb.append(process.memory_info().rss / 1e6)
+        resident = process.memory_info().rss
+        if resident:  # it has not just ended
+            self.done.append(done)
+            self.resident_mb.append(resident / 1e6)
 
     def at(self, share: float) -> float:
         """Median MB in a twentieth of the scans from this share of them on."""

@@ -126,7 +126,7 @@ def test_the_only_job_is_submitted_again(slurm: slurms.Slurm, root: Path, scans:
 def test_jobs_end_with_their_command(slurm: slurms.Slurm, root: Path, scans: Path) -> None:
     out = scans.parent / "out"
     for number, code in ((signal.SIGTERM, 143), (signal.SIGKILL, -9)):
-        wait = {"DASK_JOBQUEUE__SLURM__DEATH_TIMEOUT": "5"}
+        wait = {"DASK_JOBQUEUE__SLURM__DEATH_TIMEOUT": "30"}
         process = submit(slurm, root, scans, "--resume", SLOW="0.7", **wait)
         before = len(labels_in(out))
         assert within(PATIENCE_S, lambda before=before: len(labels_in(out)) > before + 1)
@@ -143,7 +143,7 @@ def test_jobs_end_with_their_command(slurm: slurms.Slurm, root: Path, scans: Pat
 @pytest.mark.parametrize(
     ("variables", "words"),
     [
-        ({"QUEUE": "none"}, "invalid partition"),
+        ({"QUEUE": "nowhere"}, "invalid partition"),
         ({"JOB_SCRIPT_PROLOGUE": '["exit 3"]'}, "jobs ended before they reached the scheduler"),
     ],
 )

@@ -59,6 +59,9 @@ SETTINGS: dict[str, Any] = {
 }
 """Dask's settings for schedulers and workers that this package starts."""
 
+_ADDED = "worker-extra-args", "job-script-prologue", "scheduler-options", "shared-temp-directory"
+"""Settings of jobs of SLURM to which kidseg adds."""
+
 _NO_DASHBOARD = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
 
 
@@ -116,10 +119,8 @@ def _local(jobs: int, scratch: Path) -> Any:
 
 def _slurm(jobs: int, shared: Path) -> Any:
     """Workers that are jobs of SLURM, as dask's configuration `jobqueue.slurm` describes them."""
-    import dask
-
     kind = importlib.import_module("dask_jobqueue").SLURMCluster
-    own = dask.config.get("jobqueue.slurm")
+    own = _described("cores", "memory", *_ADDED)
     if own["cores"] is None or own["memory"] is None:
         raise UsageError(
             "dask's configuration does not say what a job of SLURM may use",
@@ -188,10 +189,15 @@ def are_waiting(cluster: Any) -> bool:
 
 def threads_of_job() -> int:
     """The cores that a job of SLURM asks for: not all that it sees need be its own."""
+    own = _described("job-cpu", "cores")
+    return int(own["job-cpu"] or own["cores"])
+
+
+def _described(*names: str) -> dict[str, Any]:
+    """What dask's configuration says of jobs; variables of the environment have "_" for "-"."""
     import dask
 
-    own = dask.config.get("jobqueue.slurm")
-    return int(own["job-cpu"] or own["cores"])
+    return {name: dask.config.get(f"jobqueue.slurm.{name}") for name in names}
 
 
 def _said(*command: str) -> subprocess.CompletedProcess[str]:

@@ -10,13 +10,13 @@ import json
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from kidseg.errors import Finding, UsageError, converted
-from kidseg.io.atomic import json_bytes, remove_leftovers
+from kidseg.errors import DISK_FULL, Finding, UsageError, converted
+from kidseg.io.atomic import disk_full, json_bytes, remove_leftovers
 from kidseg.segment.index import Entry, locked, read_index, record_failure
 
 __all__ = ["RUN_DIED", "Claim", "claimed", "remove_unfinished"]
@@ -80,10 +80,12 @@ def claimed(out: Path, names: Collection[str]) -> Iterator[Claim]:
     """
     with locked(out):
         _refuse_shared(out, names)
-        with _errors_of(out):
+        with _errors_of(out), ExitStack() as undo:
             folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=out))
-            lock = (folder / _LOCK).open("w")
+            undo.callback(shutil.rmtree, folder, ignore_errors=True)
+            lock = undo.enter_context((folder / _LOCK).open("w"))
             (folder / _NAMES).write_bytes(json_bytes(sorted(names)))
+            undo.pop_all()
         _try_lock(lock)
     try:
         yield Claim(folder)
@@ -183,6 +185,8 @@ def _errors_of(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno in DISK_FULL:
+            raise disk_full(out) from error
         error.filename = None
         known = converted(error, out)
         assert known is not None
