@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -84,17 +85,19 @@ def exported(net: nn.Module, size: Sequence[int]) -> Tensor:
         zip(_SIDES, getattr(net, "multiple", ()), strict=False), start=2
     ):
         axes[axis] = multiple * torch.export.Dim(name) if multiple > 1 else torch.export.Dim(name)
-    program = torch.onnx.export(
-        _Single(net).eval(),
-        (torch.zeros(2, *size),),
-        dynamo=True,
-        dynamic_shapes=(axes,),
-        input_names=["image"],
-        output_names=["values"],
-        opset_version=_OPSET,
-        optimize=False,  # the runtime does, and weights stay as they are
-        verbose=False,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of PyTorch about itself
+        program = torch.onnx.export(
+            _Single(net).eval(),
+            (torch.zeros(2, *size),),
+            dynamo=True,
+            dynamic_shapes=(axes,),
+            input_names=["image"],
+            output_names=["values"],
+            opset_version=_OPSET,
+            optimize=False,  # the runtime does, and weights stay as they are
+            verbose=False,
+        )
     assert program is not None
     model = program.model_proto
     _halve(onnx, model.graph)
