@@ -14,7 +14,7 @@ test: lint types
 
 # Builds the image, and runs it on a digital patient. What is missing for that is said, and no error.
 container: $(READY)
-	$(BIN)/python -m pytest -n 0 -rs -m slow tests/test_container.py -k 'labels or small'
+	$(BIN)/python -m pytest -n 0 -rs -m slow tests/test_container.py -k 'labels or small or size'
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
