@@ -31,6 +31,7 @@ pytestmark = [
 ]
 
 MANY = 4 * SCANS
+STARTED: list[subprocess.Popen[str]] = []
 PATIENCE_S = 600.0  # on a machine that is busy
 
 
@@ -41,6 +42,9 @@ def slurm() -> Iterator[slurms.Slurm]:
         slurms.slurm(Path(name)) as running,
     ):
         yield running
+        for process in STARTED:
+            process.kill()
+            process.wait()
 
 
 @pytest.fixture
@@ -65,7 +69,9 @@ def submit(
     settings["DASK_DISTRIBUTED__DEPLOY__LOST_WORKER_TIMEOUT"] = "2s"
     environment = {**slurm.environment, **settings, **variables}
     out = scans.parent / "out"
-    return start(root, scans, out, "--cluster", "slurm", *more, jobs=jobs, **environment)
+    process = start(root, scans, out, "--cluster", "slurm", *more, jobs=jobs, **environment)
+    STARTED.append(process)
+    return process
 
 
 def check_done(root: Path, scans: Path) -> None:
@@ -126,14 +132,14 @@ def test_the_only_job_is_submitted_again(slurm: slurms.Slurm, root: Path, scans:
 def test_jobs_end_with_their_command(slurm: slurms.Slurm, root: Path, scans: Path) -> None:
     out = scans.parent / "out"
     for number, code in ((signal.SIGTERM, 143), (signal.SIGKILL, -9)):
-        wait = {"DASK_JOBQUEUE__SLURM__DEATH_TIMEOUT": "30"}
+        wait = {"DASK_JOBQUEUE__SLURM__DEATH_TIMEOUT": "120"}
         process = submit(slurm, root, scans, "--resume", SLOW="0.7", **wait)
         before = len(labels_in(out))
         assert within(PATIENCE_S, lambda before=before: len(labels_in(out)) > before + 1)
         process.send_signal(number)
         _, said = process.communicate(timeout=60)
         assert process.returncode == code and "Traceback" not in said, said
-        assert within(90, lambda: not slurm("squeue", "--noheader"))
+        assert within(PATIENCE_S, lambda: not slurm("squeue", "--noheader"))
     again = submit(slurm, root, scans, "--resume")
     _, said = again.communicate(timeout=PATIENCE_S)
     assert again.returncode == 0, said

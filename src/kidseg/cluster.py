@@ -28,6 +28,7 @@ from kidseg.launch import (
     KINDS,
     SETTINGS,
     are_waiting,
+    close_cluster,
     close_keys,
     kill_if_stopped,
     no_workers,
@@ -273,7 +274,7 @@ def _client(workers: Workers, shared: Path) -> Iterator[Client]:
         with without_ctrl_c():
             cluster = start_cluster(workers.cluster, workers.jobs, Path(scratch), shared)
         stack.callback(close_keys, cluster)
-        stack.callback(cluster.close, timeout=_CLOSE_S)
+        stack.callback(close_cluster, cluster)
         stack.push(partial(kill_if_stopped, cluster))
         yield stack.enter_context(_connected(lambda: Client(cluster), workers))
 
@@ -294,7 +295,8 @@ def _connected(connect: Callable[[], Client], workers: Workers) -> Iterator[Clie
     try:
         yield client
     finally:
-        client.close(timeout=_CLOSE_S)
+        with suppress(TimeoutError):  # on a busy machine; it ends with this process
+            client.close(timeout=_CLOSE_S)
 
 
 @contextmanager

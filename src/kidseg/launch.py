@@ -24,6 +24,7 @@ __all__ = [
     "KINDS",
     "SETTINGS",
     "are_waiting",
+    "close_cluster",
     "close_keys",
     "cluster_object",
     "kill_if_stopped",
@@ -36,6 +37,7 @@ __all__ = [
 KINDS = ("local", "slurm", "kubernetes")
 """Clusters that can be started; any other text is the address of one that is there."""
 
+_CLOSE_S = 10
 _IDLE_S = 600
 _TRY_S = 60
 
@@ -315,10 +317,21 @@ def _exports() -> list[str]:
     return [f"export {name}={shlex.quote(value)}" for name, value in _environment().items()]
 
 
+def close_cluster(cluster: Any) -> None:
+    """End a cluster; local workers that take too long on a busy machine are killed."""
+    try:
+        cluster.close(timeout=_CLOSE_S)
+    except TimeoutError:
+        _kill(cluster)
+
+
 def kill_if_stopped(cluster: Any, kind: type[BaseException] | None, *_: object) -> None:
     """After an interruption, do not wait for the tasks of local workers."""
-    if kind is None or issubclass(kind, Exception):
-        return
+    if kind is not None and not issubclass(kind, Exception):
+        _kill(cluster)
+
+
+def _kill(cluster: Any) -> None:
     for nanny in getattr(cluster, "workers", {}).values():
         if (process := getattr(nanny, "pid", None)) is not None:
             nanny.auto_restart = False
