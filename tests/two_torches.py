@@ -70,6 +70,8 @@ def shapes() -> Iterator[tuple[str, Any]]:
     yield "cat", torch.cat([data, data.double()], dim=1)
     yield "stack", torch.stack([data, data], dim=-1)
     yield "diag", torch.diag_embed(data)
+    yield "diagonal", torch.diag(values(3, 4))
+    yield "diagonal of a tensor", values(3).diag()
     yield "iterate", next(iter(values(3)))
 
 
@@ -103,6 +105,7 @@ def numbers() -> Iterator[tuple[str, Any]]:
     yield "inverse", torch.linalg.inv(square)
     yield "determinant", torch.linalg.det(square)
     yield "cross", torch.linalg.cross(square[..., :3, 0], square[..., :3, 1])
+    yield "logit", torch.logit(torch.tensor([0.0, 0.2, 0.5, 1.0], dtype=torch.float64), eps=1e-6)
     yield "atan2", torch.atan2(wide, wide.flip(0))
 
 

@@ -160,6 +160,12 @@ def sigmoid(values: Tensor) -> Tensor:
     return 1 / (1 + np.exp(-values))
 
 
+def logit(values: Tensor, eps: float) -> Tensor:
+    """The inverse of `sigmoid`, of values that are limited to eps .. 1 - eps."""
+    share = values.clamp(eps, 1 - eps)
+    return (share / (1 - share)).log()
+
+
 def bincount(values: Tensor, minlength: int = 0) -> Tensor:
     """How often each whole number occurs."""
     return _of(np.bincount(values.numpy(), minlength=minlength))
@@ -188,6 +194,11 @@ def equal(one: Tensor, other: Tensor) -> Any:
 def einsum(equation: str, *parts: Tensor) -> Tensor:
     """Sums of products."""
     return _of(np.einsum(equation, *(part.numpy() for part in parts), optimize=True))
+
+
+def diag(values: Tensor) -> Tensor:
+    """The diagonal of a matrix, or a matrix with this diagonal."""
+    return values.diag()
 
 
 def diag_embed(values: Tensor) -> Tensor:

@@ -103,6 +103,10 @@ class Tensor(np.ndarray):
         """The values in the order of their axes."""
         return np.ascontiguousarray(self.numpy()).reshape(self.shape).view(Tensor)
 
+    def diag(self) -> Tensor:
+        """The diagonal of a matrix, or a matrix with this diagonal."""
+        return np.diag(self.numpy()).copy().view(Tensor)
+
     def clone(self, **_: Any) -> Tensor:
         """A copy."""
         return self.numpy().copy().view(Tensor)
