@@ -20,6 +20,7 @@ from torch.tensor import Device, Tensor, promoted, tensor
 
 absent.install()
 
+from torch import autograd as autograd  # noqa: E402
 from torch import linalg as linalg  # noqa: E402
 from torch import nn as nn  # noqa: E402
 

@@ -111,6 +111,10 @@ class Tensor(np.ndarray):
         """A copy."""
         return self.numpy().copy().view(Tensor)
 
+    def new_zeros(self, shape: Sequence[int]) -> Tensor:
+        """Zeros of this type."""
+        return np.zeros(tuple(shape), self.dtype).view(Tensor)
+
     def new_tensor(self, data: Any, dtype: Any = None, **_: Any) -> Tensor:
         """New values, by default of this type."""
         return tensor(data, dtype=dtype or self.dtype)
