@@ -149,7 +149,7 @@ def test_jobs_end_with_their_command(slurm: slurms.Slurm, root: Path, scans: Pat
 @pytest.mark.parametrize(
     ("variables", "words"),
     [
-        ({"QUEUE": "nowhere"}, "invalid partition"),
+        ({"QUEUE": "nowhere"}, "Invalid partition"),
         ({"JOB_SCRIPT_PROLOGUE": '["exit 3"]'}, "jobs ended before they reached the scheduler"),
     ],
 )
