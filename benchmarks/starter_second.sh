@@ -19,15 +19,5 @@ mkdir -p "$out"
 "$here/join_cohorts.sh" "$out/both" "$cohort 212 0" "$out/trunk 120 1000"
 [[ -e $out/store/store.json ]] ||
   $kidseg store "$out/both" -o "$out/store" --method homogenized --preset starter --seed $seed --jobs 2
-for method in homogenized plain; do
-  run=$out/run-$method
-  if [[ -e $run/summary.json ]]; then continue; fi
-  if [[ -e $run/state-segment-before.safetensors ]]; then
-    $kidseg train "$out/store" -o "$run" --resume
-  else
-    $kidseg train "$out/store" -o "$run" --overwrite --method $method --preset starter --seed $seed \
-      --from "$members/$method.safetensors" --set segment.epochs=5 --set segment.steps=1000 \
-      --set segment.optimizer.learning_rate=0.001
-  fi
-done
+"$here/starter_further.sh" "$out/store" "$out" $seed 5 "$members/homogenized.safetensors" "$members/plain.safetensors"
 "$here/starter_finish.sh" "$out/run-homogenized" "$out/run-plain" "$out"

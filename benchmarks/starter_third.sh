@@ -17,15 +17,5 @@ mkdir -p "$out"
   --seed $seed --set "slice_mm=[2.0,5.0]" --set trunk_share=0.4 --set displaced_share=0.7 --jobs 2
 [[ -e $out/store/store.json ]] ||
   $kidseg store "$out/cohort" -o "$out/store" --method homogenized --preset starter --seed $seed --jobs 2
-for method in homogenized plain; do
-  run=$out/run-$method
-  if [[ -e $run/summary.json ]]; then continue; fi
-  if [[ -e $run/state-segment-before.safetensors ]]; then
-    $kidseg train "$out/store" -o "$run" --resume
-  else
-    $kidseg train "$out/store" -o "$run" --overwrite --method $method --preset starter --seed $seed \
-      --from "$starter" --set segment.epochs=4 --set segment.steps=1000 \
-      --set segment.optimizer.learning_rate=0.001
-  fi
-done
+"$here/starter_further.sh" "$out/store" "$out" $seed 4 "$starter" "$starter"
 "$here/starter_finish.sh" "$out/run-homogenized" "$out/run-plain" "$out"
