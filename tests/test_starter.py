@@ -19,6 +19,7 @@ import pytest
 from kidseg import model_file
 from kidseg.checkpoint import load_model
 from kidseg.cli import main
+from kidseg.config import PhantomConfig
 from kidseg.errors import KidsegWarning, UsageError
 from kidseg.io import ReadOptions, read
 from kidseg.model_file import STARTER_USE, find_model, has_starter
@@ -240,8 +241,6 @@ def test_the_shipped_starter(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert len(intervals["cases"]) == 189 and intervals["scans"] == "digital patients"
     assert call("info", "starter") == 0
     assert "Model card" in capsys.readouterr().out
-    from kidseg.config import PhantomConfig
-
     config = PhantomConfig(
         size=128, slice_mm=(5.0, 5.0), ages_years=(8.0, 8.0), phase="portal-venous"
     )
@@ -262,10 +261,15 @@ def test_the_shipped_starter(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert not codes & {"no-contrast", "unusual-values", "outside-training-range"}
 
 
+def segmented(root: Path, config: PhantomConfig, *, patients: int, seed: int) -> list[str]:
+    """Segment digital patients in data/ of a folder into out/, by the starter; their names."""
+    write_patients(root / "data", config, patients=patients, seed=seed, layout="nnunet")
+    results = segment(sorted((root / "data" / "imagesTr").iterdir()), None, root / "out")
+    return [str(result["name"]) for result in results]
+
+
 @pytest.mark.slow
 def test_the_shipped_starter_takes_no_femur_for_a_kidney(tmp_path: Path) -> None:
-    from kidseg.config import PhantomConfig
-
     config = PhantomConfig(
         size=160,
         slice_mm=(5.0, 5.0),
@@ -273,14 +277,9 @@ def test_the_shipped_starter_takes_no_femur_for_a_kidney(tmp_path: Path) -> None
         phase="early-arterial",
         trunk_share=1,
     )
-    write_patients(tmp_path / "data", config, patients=2, seed=4243, layout="nnunet")
-    for result in segment(
-        sorted((tmp_path / "data" / "imagesTr").iterdir()), None, tmp_path / "out"
-    ):
-        labels = read(
-            tmp_path / "out" / f"{result['name']}_seg.nii.gz", ReadOptions(values="labels")
-        )
-        organs = tmp_path / "data" / "truth" / f"{result['name']}_organs.nii.gz"
+    for name in segmented(tmp_path, config, patients=2, seed=4243):
+        labels = read(tmp_path / "out" / f"{name}_seg.nii.gz", ReadOptions(values="labels"))
+        organs = tmp_path / "data" / "truth" / f"{name}_organs.nii.gz"
         bones = np.isin(read(organs, ReadOptions(values="labels")).volume.data.numpy(), (6, 34))
         found = labels.volume.data.numpy() > 0
         assert (found & bones).sum() * float(labels.volume.grid.voxel_ml) < 20
@@ -289,8 +288,6 @@ def test_the_shipped_starter_takes_no_femur_for_a_kidney(tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_the_shipped_starter_finds_a_kidney_that_its_tumour_has_moved(tmp_path: Path) -> None:
-    from kidseg.config import PhantomConfig
-
     config = PhantomConfig(
         size=192,
         slice_mm=(4.0, 4.0),
@@ -298,16 +295,14 @@ def test_the_shipped_starter_finds_a_kidney_that_its_tumour_has_moved(tmp_path: 
         phase="portal-venous",
         displaced_share=1.0,
     )
-    write_patients(tmp_path / "data", config, patients=6, seed=4244, layout="nnunet")
-    results = segment(sorted((tmp_path / "data" / "imagesTr").iterdir()), None, tmp_path / "out")
     labels = ReadOptions(values="labels")
     dice = []
-    for result in results:
+    for name in segmented(tmp_path, config, patients=6, seed=4244):
         found, true = (
             read(path, labels).volume.data.numpy() == 1
             for path in (
-                tmp_path / "out" / f"{result['name']}_seg.nii.gz",
-                tmp_path / "data" / "labelsTr" / f"{result['name']}.nii.gz",
+                tmp_path / "out" / f"{name}_seg.nii.gz",
+                tmp_path / "data" / "labelsTr" / f"{name}.nii.gz",
             )
         )
         dice.append(2 * (found & true).sum() / (found.sum() + true.sum()))
