@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cohorts import make_cohort
 from kidseg.cohort.items import SliceIndex, draw, steps_per_epoch
 from kidseg.errors import UsageError
 from kidseg.stage import TrainStep
@@ -128,3 +130,28 @@ def test_slices_of_no_group_can_be_left_out() -> None:
     assert [group.tolist() for group in index.groups] == [[2], [0, 1, 2]]
     with pytest.raises(ValueError, match="no slices"):
         grouped((0.0, 0.0), members_only=True)
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.0, 0), (0.25, 3), (0.5, 6)])
+def test_a_batch_has_its_share_of_small_sections(share: float, expected: int) -> None:
+    """12 samples, 3 of each label; one slice of each patient shows a single voxel of kidney."""
+    cohort = make_cohort(3, 1)
+    cases = []
+    for case in cohort.training:
+        counts = np.full((case.slices, 256), 10)
+        counts[1, 1:] = 0
+        counts[1, 1] = 1
+        cases.append(replace(case, counts=counts))
+    config = replace(cohort.config, label_share=0.25, small_share=share)
+    index = replace(cohort, training=tuple(cases), config=config).index
+    for step in range(20):
+        drawn = draw(index, at(step), 12)
+        assert len(drawn) == 12
+        assert sum(k == 1 for _, k in drawn) >= expected
+
+
+def test_without_a_share_of_small_sections_the_batches_are_those_of_the_labels() -> None:
+    cohort = make_cohort(3, 1)
+    present = [case.labels_by_slice(3) for case in cohort.training]
+    of_labels = SliceIndex.of_cases(present, cohort.config.label_share)
+    assert all(draw(cohort.index, at(k), 8) == draw(of_labels, at(k), 8) for k in range(10))

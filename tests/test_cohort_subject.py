@@ -396,3 +396,17 @@ def test_other_blocks_are_refused(pixel_mm: float | None) -> None:
         adapt(blocks, Material(pixel_mm=pixel_mm), CT, image.grid)
     assert error.value.code == "too-coarse" and error.value.path == "a"
     assert "original pixels" in (error.value.next_step or "")
+
+
+def test_small_sections_are_the_ends_and_tumours_alone() -> None:
+    """Kidney of 20 voxels, of 4 (below a quarter of them), of 5; a tumour with and without it."""
+    counts = np.zeros((7, 256), dtype=np.int64)
+    counts[:, 0] = 100
+    counts[1, 1], counts[2, 1], counts[3, 1] = 4, 5, 20
+    counts[4, 1], counts[4, 2] = 1, 12
+    counts[5, 2] = 12
+    subject = replace(subject_of(), counts=counts)
+    assert subject.small_sections([2]).tolist() == [False, True, False, False, False, True, False]
+    assert subject.small_sections([]).tolist() == [False, True, *[False] * 5]
+    counts[:, 1:] = 0
+    assert not subject.small_sections([2]).any()

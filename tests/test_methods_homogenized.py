@@ -726,6 +726,16 @@ def test_the_papers_supervision_reaches_the_loss(cohort: Cohort) -> None:
     assert values[0] / values[1] == pytest.approx(1.75, rel=0.15)
 
 
+@pytest.mark.parametrize("space", ["original", "network"])
+def test_the_dice_of_the_loss_is_over_the_batch_or_each_slice(cohort: Cohort, space: str) -> None:
+    values = []
+    for over in ("batch", "sample"):
+        config = replace(AFTERWARDS, loss_space=space, dice_over=over)
+        _, segment = built(cohort, config).stages(cohort)
+        values.append(loss_of(segment))
+    assert values[0] != pytest.approx(values[1], abs=1e-4)
+
+
 def test_the_scale_of_the_loss_is_a_factor(cohort: Cohort) -> None:
     reference = adopted(cohort)
     values = []

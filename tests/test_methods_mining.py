@@ -93,6 +93,9 @@ def test_a_batch_has_its_share_of_hard_slices(share: float, expected: int) -> No
 
 
 @pytest.mark.parametrize("method", sorted(set(METHODS) - {"plain", "homogenized"}))
-def test_methods_that_do_not_draw_hard_slices_refuse_them(method: str) -> None:
-    with pytest.raises(UsageError, match="draw hard slices"):
-        load(METHODS[method], overrides=["cohort.hard_share=0.1"])
+@pytest.mark.parametrize("share", ["hard_share", "small_share"])
+def test_methods_that_draw_neither_hard_slices_nor_small_sections_refuse(
+    method: str, share: str
+) -> None:
+    with pytest.raises(UsageError, match="only methods 'plain' and 'homogenized' draw"):
+        load(METHODS[method], overrides=[f"cohort.{share}=0.1"])

@@ -22,6 +22,7 @@ from kidseg.errors import UsageError
 from kidseg.geometry import Volume, resample
 from kidseg.intensity import Normalisation, Scaling
 from kidseg.labels import KIDNEY_TUMOUR
+from kidseg.losses import segmentation_loss
 from kidseg.methods import METHODS, method_named
 from kidseg.methods.plain import Plain
 from kidseg.methods.segmentation import StageGrids, segmentation_stage
@@ -117,6 +118,21 @@ def test_the_batch_depends_on_the_step_alone() -> None:
     first = loss_of(stage, stage.net, NOW)
     other = loss_of(stage, stage.net, replace(NOW, step=1))
     assert loss_of(stage, stage.net, NOW) == first != other
+
+
+def test_the_dice_of_the_loss_is_over_the_batch_or_each_slice() -> None:
+    cohort = make_cohort(3, 1)
+    values = []
+    for over in ("batch", "sample"):
+        config = replace(CONFIG, dice_over=over)
+        (stage,) = plain_with(Oracle(), cohort, config).stages(cohort)
+        logits: list[Tensor] = []
+        stage.net.register_forward_hook(lambda *call: logits.extend(call[2]))  # noqa: B023
+        values.append(loss_of(stage, stage.net, NOW))
+        labels = stage.batch(NOW).reference.labels.data[0]
+        expected = segmentation_loss(logits, labels, target=TARGET, over=over).detach()
+        assert values[-1] == float(expected)
+    assert values[0] != values[1]
 
 
 def test_a_batch_names_its_slices_and_shows_these() -> None:

@@ -54,11 +54,16 @@ class Cohort:
 
     @cached_property
     def index(self) -> SliceIndex:
-        """The training slices, by label."""
-        present = [
-            subject.labels_by_slice(len(self.schema.labels) + 1) for subject in self.training
-        ]
-        return SliceIndex.of_cases(present, self.config.label_share, self.config.hard_share)
+        """The training slices, by label, and, if they have a share, those with small sections."""
+        config, labels = self.config, len(self.schema.labels)
+        member = [subject.labels_by_slice(labels + 1) for subject in self.training]
+        shares = [config.label_share] * labels
+        if config.small_share:
+            tumours = [n for n, meaning in self.schema.meaning.items() if meaning == "tumour"]
+            small = [subject.small_sections(tumours) for subject in self.training]
+            member = [np.column_stack(pair) for pair in zip(member, small, strict=True)]
+            shares.append(config.small_share)
+        return SliceIndex.of_groups(member, shares, hard_share=config.hard_share)
 
     @property
     def selection(self) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -21,6 +22,8 @@ __all__ = ["Body", "BodyMasks", "Material", "Subject", "adapt", "masks_on", "pre
 _ADULT_RADIUS_MM = 150.0
 # Pixel size of the masks: fine enough for the shape of the body, and bone is blurred anyway.
 _MASK_MM = 2.0
+# Poles of kidneys and the ends of tumours: below this fraction of the patient's largest section.
+_SMALL = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +139,18 @@ class Subject:
         if not len(self.counts):
             return np.zeros((self.slices, classes - 1), dtype=bool)
         return self.counts[:, 1:classes] > 0
+
+    def small_sections(self, tumours: Sequence[int]) -> np.ndarray:
+        """(slices,) bool: which have less than a quarter of the labelled voxels of the `fullest`
+        slice, but some; or the labels of these tumours and no other.
+        """
+        if not len(self.counts):
+            return np.zeros(self.slices, dtype=bool)
+        labelled = self.counts[:, 1:].sum(1)
+        of_tumours = self.counts[:, list(tumours)].sum(1)
+        small = labelled < _SMALL * labelled.max()
+        found: np.ndarray = (labelled > 0) & (small | (of_tumours == labelled))
+        return found
 
     def with_labels(self, labels: Volume) -> Subject:
         """A copy with other labels, which lie on the image's voxels."""

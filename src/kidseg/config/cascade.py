@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from kidseg.config.checked import CHECKED
-from kidseg.config.methods import CohortConfig, MethodConfig, check_no_mining
+from kidseg.config.methods import CohortConfig, MethodConfig, check_sampling
 from kidseg.config.networks import UNetConfig, check_batch
 from kidseg.config.stages import OptimizerConfig, StageConfig
 
@@ -178,7 +178,7 @@ class CascadeConfig(MethodConfig):
 
     @model_validator(mode="after")
     def _check_together(self) -> CascadeConfig:
-        check_no_mining(self.cohort)
+        check_sampling(self.cohort)
         if self.cohort.target != "two":
             raise ValueError('cohort.target must be "two": the cascade gives kidney and tumour')
         if min(self.spacing_mm) <= 0:

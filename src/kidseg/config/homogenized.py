@@ -150,6 +150,8 @@ class HomogenizedConfig(MethodConfig):
     original grid, with weights 1 / 2^level; or "normalised", each level on the original grid at its
     own resolution, with weights that sum to 1 (nnU-Net's).
     """
+    dice_over: Literal["batch", "sample"] = "batch"
+    """Dice of the loss, as for the method "plain"."""
     augment: Literal["none", "nnunet", "style"] = "none"
     """Augmentation of the U-Net's input, as for the method "plain"; with loss_space "original", the
     inverse warp undoes it, too.

@@ -21,7 +21,7 @@ __all__ = [
     "PlainConfig",
     "PostprocessConfig",
     "ViewConfig",
-    "check_no_mining",
+    "check_sampling",
 ]
 
 
@@ -56,6 +56,11 @@ class CohortConfig:
     """Fraction of the patients used for validation."""
     label_share: float = Field(default=1 / 3, ge=0, le=1)
     """Minimum fraction of each batch that shows each label, if the number of labels allows it."""
+    small_share: float = Field(default=0.0, ge=0, le=1)
+    """Minimum fraction of each batch that shows a small section of kidneys and tumours: less than a
+    quarter of the patient's largest, or a tumour alone. For the methods `plain` and `homogenized`
+    alone.
+    """
     hard_share: float = Field(default=0.0, ge=0, le=1)
     """Fraction of each batch drawn from hard slices: of `hard_candidates` random slices, those on
     which the network, before each epoch, labels most background. 0: no mining of hard slices. For
@@ -161,6 +166,10 @@ class PlainConfig(MethodConfig):
     """Neighbouring slices on either side that are input channels, too (2.5D)."""
     segment: StageConfig = StageConfig(epochs=250, patience=50, batch_size=32)
     """Training of the network."""
+    dice_over: Literal["batch", "sample"] = "batch"
+    """Dice of the loss over the batch (nnU-Net's), or the mean over its slices, in which small
+    sections count as much as large ones.
+    """
     augment: Literal["none", "nnunet", "style"] = "none"
     """Augmentation; "nnunet" is nnU-Net's own, spatial and of intensities; "style" is domain
     randomization of CT, for training on digital patients.
@@ -253,17 +262,18 @@ class Plain3dConfig(MethodConfig):
 
     @model_validator(mode="after")
     def _check_cohort(self) -> Plain3dConfig:
-        check_no_mining(self.cohort)
+        check_sampling(self.cohort)
         return self
 
 
-def check_no_mining(cohort: CohortConfig) -> None:
-    """Refuse mining, for a method that does not draw hard slices.
+def check_sampling(cohort: CohortConfig) -> None:
+    """Refuse shares of hard slices and of small sections, for a method that does not draw these.
 
     Raises:
-        ValueError: there is a share of hard slices.
+        ValueError: there is such a share.
     """
-    if cohort.hard_share:
-        raise ValueError(
-            "cohort.hard_share must be 0: only methods 'plain' and 'homogenized' draw hard slices"
-        )
+    for name, drawn in (("hard_share", "hard slices"), ("small_share", "small sections")):
+        if getattr(cohort, name):
+            raise ValueError(
+                f"cohort.{name} must be 0: only methods 'plain' and 'homogenized' draw {drawn}"
+            )

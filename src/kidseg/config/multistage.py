@@ -12,7 +12,7 @@ from kidseg.config.methods import (
     CohortConfig,
     MethodConfig,
     PostprocessConfig,
-    check_no_mining,
+    check_sampling,
 )
 from kidseg.config.networks import ResidualConfig, check_batch
 from kidseg.config.stages import OptimizerConfig, StageConfig
@@ -131,7 +131,7 @@ class MultistageConfig(MethodConfig):
 
     @model_validator(mode="after")
     def _check_together(self) -> MultistageConfig:
-        check_no_mining(self.cohort)
+        check_sampling(self.cohort)
         if self.cohort.target == "tumour":
             raise ValueError('cohort.target must not be "tumour": stage 1 finds kidneys')
         if not self.ensemble or len(set(self.ensemble)) < len(self.ensemble):

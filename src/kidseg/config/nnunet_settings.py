@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from kidseg.config.checked import CHECKED
-from kidseg.config.methods import BodyConfig, MethodConfig, check_no_mining
+from kidseg.config.methods import BodyConfig, MethodConfig, check_sampling
 from kidseg.config.stages import StageConfig
 
 __all__ = ["NnUnetConfig", "ResizingConfig"]
@@ -81,7 +81,7 @@ class NnUnetConfig(MethodConfig):
 
     @model_validator(mode="after")
     def _check_together(self) -> NnUnetConfig:
-        check_no_mining(self.cohort)
+        check_sampling(self.cohort)
         known = [sum(letter in pair for letter in self.axes) for pair in _AXES]
         if len(self.axes) != 3 or known != [1, 1, 1]:
             raise ValueError('axes must be three letters such as "SPL"')

@@ -17,6 +17,7 @@ from kidseg.losses.level_losses import (
 from kidseg.losses.loss_terms import (
     MIN_PROBABILITY,
     SMOOTH,
+    Over,
     crop_loss,
     cross_entropy,
     encode,
@@ -28,6 +29,7 @@ from kidseg.losses.loss_terms import (
 __all__ = [
     "MIN_PROBABILITY",
     "SMOOTH",
+    "Over",
     "Supervision",
     "coarsened",
     "crop_loss",

@@ -65,6 +65,7 @@ class Plain:
             StageGrids(
                 training=[self._frame(subject).base for subject in cohort.training],
                 validation=[self._frame(subject).whole for subject in cohort.validation],
+                dice_over=config.dice_over,
             ),
             target=self.target,
             view=self._view,

@@ -20,7 +20,7 @@ from kidseg.errors import UsageError
 from kidseg.geometry import Grid, Slices, Volume, posed
 from kidseg.intensity import Scaling, as_input
 from kidseg.labels import Target
-from kidseg.losses import Supervision, restored_segmentation_loss, segmentation_loss
+from kidseg.losses import Over, Supervision, restored_segmentation_loss, segmentation_loss
 from kidseg.methods.method import Method
 from kidseg.methods.mining import HardSlices
 from kidseg.pipeline import Planes, Progress, Region, advance, restore
@@ -48,12 +48,14 @@ class StageGrids:
         original: grids of the training cases on which the loss is computed, after the inverse warp;
             None computes it on the input grids.
         supervision: of the loss on the original grids; see `restored_segmentation_loss`.
+        dice_over: the sums in the loss's Dice.
     """
 
     training: Sequence[Grid]
     validation: Sequence[Grid]
     original: Sequence[Grid] | None = None
     supervision: Supervision = "normalised"
+    dice_over: Over = "batch"
 
 
 def augmentation_of(
@@ -141,12 +143,15 @@ def segmentation_stage(
         levels = called(image.contiguous(memory_format=torch.channels_last))
         reference = batch.reference
         if original is not None:
-            value = gathered_restored_loss(levels, batch.grid, reference, target, grids.supervision)
+            value = gathered_restored_loss(
+                levels, batch.grid, reference, target, grids.supervision, grids.dice_over
+            )
             return {"loss": value}
         labels, valid = all_gather(reference.labels.data[0]), reference.valid
         valid = None if valid is None else all_gather(valid)
         levels = [all_gather(level) for level in levels]
-        return {"loss": segmentation_loss(levels, labels, target=target, valid=valid)}
+        over = grids.dice_over
+        return {"loss": segmentation_loss(levels, labels, target=target, valid=valid, over=over)}
 
     def predict(case: int) -> list[Region]:
         subject, region = cohort.validation[case], Region(grid=grids.validation[case])
@@ -264,6 +269,7 @@ def gathered_restored_loss(
     reference: Labelled,
     target: Target,
     supervision: Supervision = "normalised",
+    over: Over = "batch",
 ) -> Tensor:
     """`restored_segmentation_loss` of the global batch, gathered from all processes."""
     input_grid, original = _gathered_grid(grid), _gathered_grid(reference.labels.grid)
@@ -271,7 +277,13 @@ def gathered_restored_loss(
     valid = None if reference.valid is None else all_gather(reference.valid)
     levels = [all_gather(level) for level in levels]
     return restored_segmentation_loss(
-        levels, input_grid, labels, target=target, valid=valid, supervision=supervision
+        levels,
+        input_grid,
+        labels,
+        target=target,
+        valid=valid,
+        over=over,
+        supervision=supervision,
     )
 
 

@@ -134,6 +134,7 @@ class Homogenized:
                 validation=[self._grid(subject, last) for subject in cohort.validation],
                 original=bases if config.loss_space == "original" else None,
                 supervision=config.supervision,
+                dice_over=config.dice_over,
             ),
             target=self.target,
             view=self._view,
@@ -222,7 +223,12 @@ class Homogenized:
         def loss(called: nn.Module, batch: _JointBatch) -> dict[str, Tensor]:
             levels, grid = called(batch.scene)
             value = gathered_restored_loss(
-                levels, grid, batch.reference, self.target, self.config.supervision
+                levels,
+                grid,
+                batch.reference,
+                self.target,
+                self.config.supervision,
+                self.config.dice_over,
             )
             return {"loss": value}
 
