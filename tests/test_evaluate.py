@@ -278,7 +278,7 @@ def test_wrong_protocols_are_refused() -> None:
         for protocol in ("kits19", "kits23"):
             with pytest.raises(UsageError, match=said) as raised:
                 protocol_named(protocol, LabelSchema.from_names(names))
-            assert raised.value.code == "other-labels" and "native" in raised.value.next_step
+            assert raised.value.code == "labels-not-scored" and "native" in raised.value.next_step
     assert protocol_named("kits19", KIDNEY_TUMOUR).name == "kits19"
 
 

@@ -236,8 +236,8 @@ def test_what_is_refused(tmp_path: Path) -> None:
     save(read_labelled(path, ct=tmp_path / "a/ct").labels, tmp_path / "a_seg.nii.gz")
     ct, rules = tmp_path / "a/ct", RoiRules(patterns={"kidney": ("x",)}, ignore=(".*",))
     cases: list[tuple[Path, Request, type[KidsegError], str]] = [
-        (path, Request(), InputError, "no-scan"),
-        (path, Request(ct=ct, before=path), InputError, "no-scan"),
+        (path, Request(), InputError, "series-required"),
+        (path, Request(ct=ct, before=path), InputError, "series-required"),
         (path, Request(ct=tmp_path / "b/ct"), InputError, "missing-images"),
         (path, Request(ct=tmp_path / "empty"), InputError, "missing-images"),
         (path, Request(ct=tmp_path / "none"), InputError, "not-found"),

@@ -376,7 +376,7 @@ def test_a_reference_must_fit(data: Path, predictor: Predictor, tmp_path: Path) 
     assert code_of(both, predictor, tmp_path / "x", truth(data, 0)) == "one-reference"
     assert code_of(one, predictor, tmp_path / "x", tmp_path / "none") == "not-found"
     strange = save(make_ellipse_patient(7).image, tmp_path / "strange.nii.gz")
-    assert code_of([strange], predictor, tmp_path / "x", data) == "no-reference"
+    assert code_of([strange], predictor, tmp_path / "x", data) == "unknown-case"
     with pytest.raises(UsageError) as error:
         segment(one, predictor, tmp_path / "x", reference=data)
     assert error.value.code == "reference-unused"
