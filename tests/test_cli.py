@@ -118,6 +118,24 @@ def test_wrong_usage_is_one_json_object_too(arguments: list[str]) -> None:
     assert answer["error"]["code"] == "usage" and answer["error"]["cause"]
 
 
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("phantom x --ages old", "bad-ages"),
+        ("config study --set seeds=[1]", "study-settings"),
+        ("config study --config mine.toml", "study-settings"),
+        ("calibrate run data -o x --intervals --weights-of kidney", "weights-unused"),
+    ],
+)
+def test_options_that_do_not_go_together_or_cannot_be_read(
+    command: str, code: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([*command.split(), "--json"])
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert (end.value.code, error["code"]) == (2, code) and error["next_step"]
+
+
 def test_a_system_error_names_the_file_and_is_one_json_object_too(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     done = run("demo", "--out", tmp_path / "file" / "demo", "--json", check=3)

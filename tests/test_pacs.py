@@ -143,8 +143,8 @@ BAD = InputError("bad", code="too-few-slices")
         ([CUT], ["fetch"] * 2 + ["segment", "send 1"], "sent"),
         ([CUT, CUT], ["fetch"] * 2, "aside"),
         ([*[DOWN] * 5, CUT], ["fetch"] * 7 + ["segment", "send 1"], "sent"),
-        ([ValueError("Doe^Jane")], ["fetch"], "aside"),
-        ([None, KeyError("Doe^Jane")], ["fetch", "segment"], "aside"),
+        ([ValueError("Doe^Jane")], ["fetch"], "aside: series-failed"),
+        ([None, KeyError("Doe^Jane")], ["fetch", "segment"], "aside: series-failed"),
     ],
 )
 def test_what_becomes_of_a_series(
@@ -163,7 +163,8 @@ def test_what_becomes_of_a_series(
         pass
     assert steps.done == list(done)
     (series,) = worker.queue.all()
-    assert series.state == end
+    end, _, code = end.partition(": ")
+    assert series.state == end and (not code or series.code == code)
     assert worker.queue.place(number).exists() == (end == "aside" and "segment" in done)
     log = (tmp_path / "audit.jsonl").read_text()
     assert (

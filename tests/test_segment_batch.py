@@ -277,6 +277,7 @@ def test_a_name_that_is_too_long_is_its_scans_failure(
     with pytest.raises(BatchError, match="too long"):
         segment([long, root / "scans" / "s1.nii.gz"], predictor, tmp_path / "out")
     assert names(tmp_path / "out") == ["s1"]
+    assert [one["code"] for one in record(tmp_path / "out")["failed"]] == ["name-too-long"]
 
 
 def test_pictures_are_drawn_while_the_scans_are_in_memory(
