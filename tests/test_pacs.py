@@ -313,7 +313,7 @@ def test_a_short_series_waits_for_more_and_not_for_ever(tmp_path: Path) -> None:
 def test_what_was_set_aside_is_tried_again(tmp_path: Path) -> None:
     """When it comes again, or when asked for; but not a part of a series."""
     queue, told = SeriesQueue.opened(tmp_path / "work"), list[str]()
-    arrivals = Arrivals(queue=queue, quiet_s=0.0, tell=lambda *what: told.append(what[1]))
+    arrivals = Arrivals(queue=queue, quiet_s=0.0, note=lambda *what: told.append(what[1]))
     files = images_of(tmp_path / "ct")
 
     def arrive(some: Sequence[Path]) -> list[str]:

@@ -482,6 +482,8 @@ def test_every_view_tells_how_far_it_is(patch: tuple[int, int, int] | None, flip
     known = {"scalings": [SCALINGS], "padding": PLAN.padding, "device": CPU, "flip": flip}
     view: Any = Planes(**known) if patch is None else Blocks(patch=patch, overlap=0.5, **known)
     image, told = make_ellipse_patient(0).image, list[float]()
-    view.predict(Seen(), TARGET, Progress(image=image, tell=told.append), Region(grid=image.grid))
+    view.predict(
+        Seen(), TARGET, Progress(image=image, on_progress=told.append), Region(grid=image.grid)
+    )
     assert told == pytest.approx([(k + 1) / len(told) for k in range(len(told))])
     assert len(told) == (image.grid.shape[0] // 2 if patch is None else len(told))

@@ -247,7 +247,7 @@ def test_a_predictor_tells_how_far_a_scan_is(model: Path) -> None:
         told: list[tuple[str, float]] = []
         predictor = load_predictor(paths, "cpu")
         tell = partial(lambda told, *word: told.append(word), told)
-        labels = replace(predictor, tell=tell)(scan).labels
+        labels = replace(predictor, on_progress=tell)(scan).labels
         assert labels.data.equal(predictor(scan).labels.data)
         stages = [stage for stage, _ in told]
         assert stages == sorted(stages, key=["segment", "decide"].index)

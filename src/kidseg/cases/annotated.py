@@ -325,7 +325,7 @@ def _schema(rules: RoiRules, named: _Named) -> LabelSchema:
 def _note_unused(found: Gathering, named: _Named) -> None:
     unused = named.counts.get(UNUSED)
     if unused:
-        cause = f"structures that are no label were left out: {_listed(unused)}"
+        cause = f"structures that are not labels were left out: {_listed(unused)}"
         step = "If one is a label, name it in a rule file, roi_rules.toml."
         found.findings.append(
             Finding(

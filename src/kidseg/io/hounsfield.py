@@ -351,7 +351,7 @@ def _landmarks(planes: Tensor) -> _Landmarks:
 
 
 def _air(flat: Tensor, lowest: float, spike: float, n_blocks: int) -> tuple[float | None, bool]:
-    """The value of air, and whether it may be padding. Lungs are no air: they are not sharp."""
+    """The value of air, and whether it may be padding. Lungs are not air: they are not sharp."""
     if spike >= 0.01 and lowest > _HIGHEST_FLOOR_HU:  # clipped to a window
         return None, False
     low = flat[flat < _LOWEST_TISSUE_HU]
