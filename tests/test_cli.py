@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from kidseg.cli import main
+from commands import call_cli
 
 KIDSEG = [sys.executable, "-m", "kidseg"]
 SMALL = ["--size", "64", "--set", "max_slices=8", "--set", "slice_mm=[4, 5]"]
@@ -130,10 +130,9 @@ def test_wrong_usage_is_one_json_object_too(arguments: list[str]) -> None:
 def test_options_that_do_not_go_together_or_cannot_be_read(
     command: str, code: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as end:
-        main([*command.split(), "--json"])
+    assert call_cli(*command.split(), "--json") == 2
     error = json.loads(capsys.readouterr().out)["error"]
-    assert (end.value.code, error["code"]) == (2, code) and error["next_step"]
+    assert error["code"] == code and error["next_step"]
 
 
 def test_a_system_error_names_the_file_and_is_one_json_object_too(tmp_path: Path) -> None:
@@ -159,9 +158,7 @@ def test_what_the_system_refuses_has_the_exit_code_of_its_cause(
         raise error
 
     monkeypatch.setattr("kidseg.check.check", fail)
-    with pytest.raises(SystemExit) as caught:
-        main(["check", "x", "--json"])
-    assert caught.value.code == code
+    assert call_cli("check", "x", "--json") == code
     assert json.loads(capsys.readouterr().out)["error"]["next_step"]
 
 

@@ -18,6 +18,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -282,18 +283,21 @@ def test_a_part_of_a_series_is_never_taken_for_the_whole(tmp_path: Path) -> None
     assert not queue.place(number).exists(), "what was set aside is part of it"
 
 
+def states_after(arrivals: Arrivals, files: Sequence[Path]) -> list[str]:
+    """The states of all series after the arrival of these images."""
+    for path in files:
+        arrivals.take(str(pydicom.dcmread(path).SOPInstanceUID), path.read_bytes())
+    arrivals.settle()
+    return [each.state for each in arrivals.queue.all()]
+
+
 def test_a_short_series_waits_for_more_and_not_for_ever(tmp_path: Path) -> None:
     """Localizers are neither segmented nor set aside; nobody waits for them."""
     queue, said = SeriesQueue.opened(tmp_path / "work"), list[str]()
     arrivals = Arrivals(queue=queue, quiet_s=0.0, min_images=4, say=said.append)
     files = images_of(tmp_path / "ct")
 
-    def arrive(some: Sequence[Path]) -> list[str]:
-        for path in some:
-            arrivals.take(str(pydicom.dcmread(path).SOPInstanceUID), path.read_bytes())
-        arrivals.settle()
-        return [each.state for each in queue.all()]
-
+    arrive = partial(states_after, arrivals)
     assert arrive(files[:3]) == [] == arrive([]) and not arrivals.are_pending
     assert len(said) == 1 and "3 images" in said[0]
     assert arrive(files[3:]) == ["here"]
@@ -316,12 +320,7 @@ def test_what_was_set_aside_is_tried_again(tmp_path: Path) -> None:
     arrivals = Arrivals(queue=queue, quiet_s=0.0, note=lambda *what: told.append(what[1]))
     files = images_of(tmp_path / "ct")
 
-    def arrive(some: Sequence[Path]) -> list[str]:
-        for path in some:
-            arrivals.take(str(pydicom.dcmread(path).SOPInstanceUID), path.read_bytes())
-        arrivals.settle()
-        return [each.state for each in queue.all()]
-
+    arrive = partial(states_after, arrivals)
     assert arrive(files) == ["here"]
     (series,) = queue.all()
     queue.set_aside(series.number, "archive-refuses")

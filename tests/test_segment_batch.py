@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 import torch
 
+from commands import call_cli
 from ellipses import make_ellipse_patient
-from kidseg.cli import main
 from kidseg.errors import (
     BatchError,
     InputError,
@@ -364,9 +364,7 @@ def test_what_is_read_can_be_written(
 
 
 def command(*words: object) -> int:
-    with pytest.raises(SystemExit) as end:
-        main([*map(str, words), "--device", "cpu"])
-    return int(end.value.code or 0)
+    return call_cli(*words, "--device", "cpu")
 
 
 def test_the_terminal_says_volumes_warnings_and_failures(
