@@ -1,21 +1,26 @@
-"""Pages of the site that are made from the code: commands, settings, the starter's model card.
+"""Pages of the site that are made from the code: commands, settings, errors, the model card.
 
 A hook of mkdocs (see mkdocs.yml); nothing that it makes is kept in the repository.
 """
 
 from __future__ import annotations
 
+import html
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import typer.main
+from error_codes import Origin, origins_in
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from source_texts import UNKNOWN
 
 from kidseg import config as settings
+from kidseg import errors
 from kidseg.cli import app
 from kidseg.cli.about import model_text, read_model
 from kidseg.model_file import STARTER
@@ -24,7 +29,12 @@ from kidseg.registry import METHODS
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages."""
-    made = {"commands": _commands(), "settings": _settings(), "model_card": _model_card()}
+    made = {
+        "commands": _commands(),
+        "settings": _settings(),
+        "codes": codes(),
+        "model_card": _model_card(),
+    }
     for name, lines in made.items():
         path = f"reference/{name}.md"
         files.append(File.generated(config, path, content="\n".join(lines) + "\n"))
@@ -83,6 +93,52 @@ def _settings() -> Iterator[str]:
         kind = settings.PhantomConfig if name == "phantom" else settings.METHODS[name]
         title = f"Settings of {name}: kidseg config {name}"
         yield f"## {name}\n\n```toml\n{settings.explain(kind(), title).rstrip()}\n```\n"
+
+
+def codes() -> Iterator[str]:
+    """The lines of the page of all codes."""
+    yield "# Errors and warnings\n"
+    yield (
+        "Each has a code, for programs: in what `--json` prints, in `result.json`, in the answers"
+        " of the server. The texts are those of the source; … is what is known only while the"
+        " program runs.\n\nWarnings do not stop the work. An error ends a command with the exit"
+        " code that is named, or refuses a request to the server; one without an exit code is about"
+        " one file, case or scan among others.\n"
+    )
+    found: dict[str, list[Origin]] = {}
+    for origin in origins_in(Path(errors.__file__).parent):
+        found.setdefault(origin.code, []).append(origin)
+    yield "| code | | cause | next step | stated in |\n|---|---|---|---|---|"
+    for code, places in found.items():
+        columns = (
+            sorted({_kind(each) for each in places}),
+            _distinct(each.cause for each in places),
+            _distinct(each.next_step for each in places),
+            sorted({each.module for each in places}),
+        )
+        cells = (
+            "<br>".join(_cell(html.escape(text, quote=False)) for text in texts)
+            for texts in columns
+        )
+        yield f'| <code id="{code}">{code}</code> | {" | ".join(cells)} |'
+
+
+def _kind(origin: Origin) -> str:
+    if origin.kind == "RefusedError":
+        return "error, of a request"
+    raised = getattr(errors, origin.kind, None)
+    return f"error, exit code {raised.exit_code}" if raised else origin.kind
+
+
+def _distinct(texts: Iterable[str]) -> list[str]:
+    """Texts without those that are special cases of others."""
+    known = sorted({text for text in texts if text.strip(f"{UNKNOWN} ")})
+    forms = {text: re.compile(re.escape(text).replace(UNKNOWN, ".*")) for text in known}
+    return [
+        text
+        for text in known
+        if not any(form.fullmatch(text) for other, form in forms.items() if other != text)
+    ]
 
 
 def _model_card() -> Iterator[str]:

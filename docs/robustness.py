@@ -208,6 +208,9 @@ def page() -> str:
             " tests.",
             "*Refused*: exit code 3 and an error that names the file, the cause and the next step.",
             "*Warning*: done, and said on the terminal and in the record of the scan.",
+            "What each error and warning means and what to do: [their codes](reference/codes.md), a"
+            " page of the site",
+            "(`mkdocs build`) that is made from the source.",
             "",
             "## Inputs",
             "",

@@ -15,12 +15,12 @@ from pydicom import Dataset, dcmread
 from pydicom.uid import ImplicitVRLittleEndian
 
 from annotated_folders import Roi, annotated, circle, headers_of, square, structure_set
+from commands import call_cli
 from dicom_files import body, placed, save, series
 from kidseg.cases import Case, Survey, open_dataset, survey_dataset
 from kidseg.cases.reading import CaseReader
 from kidseg.cases.roi_rules import ROI_RULES, RoiRules, load_rules
 from kidseg.check import check
-from kidseg.cli import main
 from kidseg.errors import InputError, KidsegWarning, UsageError
 from kidseg.io import ReadOptions, read
 from kidseg.io.dicom_source import read_source
@@ -455,10 +455,9 @@ def test_the_command_line_checks_and_exports_with_rules(
 
 
 def run(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as ended:
-        main(list(arguments))
+    code = call_cli(*arguments)
     out, err = capsys.readouterr()
-    return int(ended.value.code or 0), out, err
+    return code, out, err
 
 
 def test_a_store_is_of_these_structures_as_these_labels(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from kidseg.cli import main
+from commands import call_cli
 
 KIDSEG = [sys.executable, "-m", "kidseg"]
 SMALL = ["--size", "64", "--set", "max_slices=8", "--set", "slice_mm=[4, 5]"]
@@ -118,6 +118,23 @@ def test_wrong_usage_is_one_json_object_too(arguments: list[str]) -> None:
     assert answer["error"]["code"] == "usage" and answer["error"]["cause"]
 
 
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("phantom x --ages old", "bad-ages"),
+        ("config study --set seeds=[1]", "study-settings"),
+        ("config study --config mine.toml", "study-settings"),
+        ("calibrate run data -o x --intervals --weights-of kidney", "weights-unused"),
+    ],
+)
+def test_options_that_do_not_go_together_or_cannot_be_read(
+    command: str, code: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call_cli(*command.split(), "--json") == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["code"] == code and error["next_step"]
+
+
 def test_a_system_error_names_the_file_and_is_one_json_object_too(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     done = run("demo", "--out", tmp_path / "file" / "demo", "--json", check=3)
@@ -141,9 +158,7 @@ def test_what_the_system_refuses_has_the_exit_code_of_its_cause(
         raise error
 
     monkeypatch.setattr("kidseg.check.check", fail)
-    with pytest.raises(SystemExit) as caught:
-        main(["check", "x", "--json"])
-    assert caught.value.code == code
+    assert call_cli("check", "x", "--json") == code
     assert json.loads(capsys.readouterr().out)["error"]["next_step"]
 
 

@@ -15,7 +15,8 @@ import pytest
 import typer.main
 from rich.markup import render
 
-from kidseg.cli import app, main
+from commands import call_cli
+from kidseg.cli import app
 
 GROUP: Any = typer.main.get_command(app)
 COMMANDS: dict[str, Any] = dict(GROUP.commands)
@@ -46,10 +47,9 @@ def options(name: str) -> set[str]:
 
 def refused(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
     """(exit code, standard output, standard error) of a command in this process."""
-    with pytest.raises(SystemExit) as ended:
-        main(list(arguments))
+    code = call_cli(*arguments)
     out, err = capsys.readouterr()
-    return int(ended.value.code or 0), out, err
+    return code, out, err
 
 
 @pytest.mark.parametrize("name", COMMANDS)

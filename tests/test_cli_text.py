@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from commands import call_cli
 from ellipses import write_ellipse_dataset
-from kidseg.cli import main
 from kidseg.cli.progress import duration, epoch_text, show_progress, show_stages
 from kidseg.cli.summaries import scores_text, training_text
 from kidseg.config import METHODS, StudyConfig, explain, load, preset
@@ -20,12 +20,6 @@ from kidseg.study.example import EXAMPLE, example
 TINY = ["view.size=32", "unet.size=32", "unet.features=4", "precision=fp32", "segment.epochs=2"]
 TINY += ["segment.min_epochs=0", "segment.steps=1", "segment.batch_size=6", "budget_s=100"]
 EPOCH = {"loss": 0.25, "val_score": 0.8, "val_dice_kidney": 0.85, "val_dice_tumour": 0.75}
-
-
-def call(*arguments: str | Path) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main([str(word) for word in arguments])
-    return int(ended.value.code or 0)
 
 
 # Progress
@@ -122,11 +116,11 @@ def test_train_as_people_see_it(trained: Path, capsys: pytest.CaptureFixture[str
     command = ["train", trained / "data", "-o", run, "--method", "plain", "--device", "cpu"]
     command += [word for setting in TINY for word in ("--set", setting)]
 
-    assert call(*command, "--dry-run", "--json") == 0
+    assert call_cli(*command, "--dry-run", "--json") == 0
     would = json.loads(capsys.readouterr().out)["would_train"]
     assert not run.exists()
 
-    assert call(*command) == 0
+    assert call_cli(*command) == 0
     out, err = capsys.readouterr()
     lines = [line for line in err.splitlines() if line.startswith("segment: epoch ")]
     assert [line.split(",")[0] for line in lines] == [
@@ -147,30 +141,30 @@ def test_train_as_people_see_it(trained: Path, capsys: pytest.CaptureFixture[str
     assert set(summary["validation"]["segment"]["dice"]) >= {"kidney", "tumour"}
     assert summary["versions"]["torch"] and summary["host"]["platform"] and summary["date"]
 
-    assert call(*command, "--dry-run") == 2
+    assert call_cli(*command, "--dry-run") == 2
     assert "already exists" in capsys.readouterr().err
-    assert call("train", trained / "data", "-o", run, "--resume", "--dry-run", "--json") == 0
+    assert call_cli("train", trained / "data", "-o", run, "--resume", "--dry-run", "--json") == 0
     again = json.loads(capsys.readouterr().out)["would_train"]
     assert again["settings"] == would["settings"], "those of the run"
-    assert call(*command[:3], trained / "data", "--dry-run") == 2, "a data set is no run"
+    assert call_cli(*command[:3], trained / "data", "--dry-run") == 2, "a data set is no run"
     capsys.readouterr()
 
     for path in (run, run / "model.safetensors"):
-        assert call("info", path) == 0
+        assert call_cli("info", path) == 0
         text = capsys.readouterr().out
         for word in ("plain", "1 kidney, 2 tumour", "CT in HU", "Research use only", "cases,"):
             assert word in text, word
         assert "licence" in text and "Dice in" in text and "{" not in text
-        assert call("info", path, "--json") == 0
+        assert call_cli("info", path, "--json") == 0
         assert json.loads(capsys.readouterr().out)["method"] == "plain"
     tuned = [*command[:2], "-o", trained / "tuned", "--from", run / "model.safetensors", "--tune"]
-    assert call(*tuned, "nothing.*", "--dry-run") == 2, "as the run itself"
+    assert call_cli(*tuned, "nothing.*", "--dry-run") == 2, "as the run itself"
     assert "no parameter name matches 'nothing.*'" in capsys.readouterr().err
-    assert call(*tuned, "decoder", "--dry-run") == 0
+    assert call_cli(*tuned, "decoder", "--dry-run") == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "model.safetensors" in said and "tuning: decoder" in said
 
-    assert call("info", run, "-q") == 0
+    assert call_cli("info", run, "-q") == 0
     assert capsys.readouterr().out == ""
 
 
@@ -178,20 +172,20 @@ def test_a_store_is_told_from_a_model(trained: Path, capsys: pytest.CaptureFixtu
     store = trained / "store"
     command = ["store", trained / "data", "-o", store, "--method", "plain"]
     command += ["--set", "view.size=32", "--set", "unet.size=32"]
-    assert call(*command, "--dry-run", "--json") == 0
+    assert call_cli(*command, "--dry-run", "--json") == 0
     would = json.loads(capsys.readouterr().out)["would_store"]
     assert not store.exists()
-    assert call(*command) == 0
+    assert call_cli(*command) == 0
     capsys.readouterr()
-    assert call("info", store, "--json") == 0
+    assert call_cli("info", store, "--json") == 0
     told = json.loads(capsys.readouterr().out)
     assert told["kind"] == "store" and told["cases"] == would["cases"]
-    assert call("info", store) == 0
+    assert call_cli("info", store) == 0
     text = capsys.readouterr().out
     assert "a store" in text and "kidseg train" in text and "subjects" not in text
-    assert call(*command[:3], trained / "data", *command[4:], "--dry-run") == 2
+    assert call_cli(*command[:3], trained / "data", *command[4:], "--dry-run") == 2
     assert "a store is not written into it" in capsys.readouterr().err
-    assert call("train", store, "-o", trained / "other", "--method", "plain", "--dry-run") == 0
+    assert call_cli("train", store, "-o", trained / "other", "--method", "plain", "--dry-run") == 0
     assert "a store" in capsys.readouterr().out
 
 
@@ -204,13 +198,13 @@ def test_what_segment_would_write_it_writes(
     out = trained / "labels"
     command = ["segment", trained / "data" / "imagesTr", "-m", trained / "run", "-o", out]
     command += ["--formats", "nii,nrrd", "--device", "cpu"]
-    assert call(*command, "--dry-run", "--json") == 0
+    assert call_cli(*command, "--dry-run", "--json") == 0
     would = json.loads(capsys.readouterr().out)["would_segment"]
     assert len(would) == 5 and not out.exists()
-    assert call(*command, "-q") == 0
+    assert call_cli(*command, "-q") == 0
     written = {str(path) for path in out.rglob("*") if "_seg." in path.name}
     assert written == {file for entry in would for file in entry["outputs"]}
-    assert call(*command, "--dry-run") == 2, "they exist now"
+    assert call_cli(*command, "--dry-run") == 2, "they exist now"
 
 
 def test_what_export_would_write_it_writes(
@@ -218,13 +212,13 @@ def test_what_export_would_write_it_writes(
 ) -> None:
     out = trained / "Dataset007_Trained"
     command = ["export", trained / "data", out, "--folds", "2"]
-    assert call(*command, "--dry-run", "--json") == 0
+    assert call_cli(*command, "--dry-run", "--json") == 0
     would = json.loads(capsys.readouterr().out)["would_export"]
     assert not out.exists()
-    assert call(*command, "-q") == 0
+    assert call_cli(*command, "-q") == 0
     assert {path.name.split(".")[0] for path in (out / "labelsTr").iterdir()} == set(would["cases"])
     assert len(json.loads((out / "splits_final.json").read_text())) == would["folds"] == 2
-    assert call(*command, "--dry-run") == 2
+    assert call_cli(*command, "--dry-run") == 2
 
 
 @pytest.mark.parametrize("header", [{}, {"method": "plain"}, {"method": "of another version"}])
@@ -237,7 +231,7 @@ def test_a_model_that_says_little_is_still_shown(
 
     model = tmp_path / "m.safetensors"
     save_model(model, {"segment": {"w": torch.ones(3)}}, header)
-    assert call("info", model) == 0
+    assert call_cli("info", model) == 0
     assert "Research use only" in capsys.readouterr().out
 
 
@@ -256,7 +250,7 @@ def test_the_preset_of_a_model_of_an_earlier_version_is_told(
         unet = {"size": size, "bottleneck": 8, "supervised_to": 32, "features": features}
         header = {"method": "plain", "config": {**config, "unet": {**config["unet"], **unet}}}
         save_model(model, {"segment": {"w": torch.ones(3)}}, header, overwrite=True)
-        assert call("info", model) == 0
+        assert call_cli("info", model) == 0
         assert said in capsys.readouterr().out
 
 
@@ -332,12 +326,12 @@ def test_the_example_runs_on_digital_patients(
     """Up to the training, on ellipses in the place of the digital patients."""
     monkeypatch.chdir(tmp_path)
     made = next(line for line in example().splitlines() if line.startswith("# kidseg phantom"))
-    assert call(*made.split()[2:], "--dry-run", "-q") == 0
+    assert call_cli(*made.split()[2:], "--dry-run", "-q") == 0
     write_ellipse_dataset(tmp_path / "patients", 8)
-    assert call("study", "study.toml", "--example") == 0
+    assert call_cli("study", "study.toml", "--example") == 0
     assert "Next: kidseg study study.toml -o study" in capsys.readouterr().out
-    assert call("study", "study.toml", "-o", "study", "--dry-run", "--json") == 0
+    assert call_cli("study", "study.toml", "-o", "study", "--dry-run", "--json") == 0
     told = json.loads(capsys.readouterr().out)
     assert [run["run"] for run in told["runs"]] == ["plain-0", "homogenized-0"]
     assert told["data"]["test"]["patients"] == 4
-    assert call("study", "study.toml", "--example") == 2, "the file is kept"
+    assert call_cli("study", "study.toml", "--example") == 2, "the file is kept"

@@ -51,12 +51,14 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         load(PhantomConfig, file=tmp_path / "missing.toml")
     broken = tmp_path / "broken.toml"
     broken.write_text("size = = 3")
-    with pytest.raises(InputError, match="not valid TOML"):
+    with pytest.raises(InputError, match="not valid TOML") as raised:
         load(PhantomConfig, file=broken)
+    assert raised.value.code == "not-toml"
     broken.write_bytes("size = 64\n# Größe\n".encode("latin-1"))
     with pytest.raises(InputError, match="line 2 has a byte that is not UTF-8") as raised:
         load(PhantomConfig, file=broken)
     assert "UTF-8" in raised.value.next_step and "codec" not in raised.value.cause
+    assert raised.value.code == "not-toml"
 
 
 def test_a_table_is_needed_above_a_nested_key(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from annotated_folders import Roi, circle, square, structure_set
+from commands import call_cli
 from dicom_files import SPACING, save, series
-from kidseg.cli import main
 from kidseg.contours import ContourVolume, contour_volumes, measure_contours
 from kidseg.errors import InputError
 
@@ -141,10 +141,9 @@ def test_side_number_tracking_and_time_point(tmp_path: Path) -> None:
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as ended:
-        main(["contours", *arguments])
+    code = call_cli("contours", *arguments)
     out, err = capsys.readouterr()
-    return int(ended.value.code or 0), out, err
+    return code, out, err
 
 
 def saved(folder: Path, name: str, *contours: np.ndarray) -> Path:

@@ -14,10 +14,10 @@ import torch
 from highdicom.sr import ComprehensiveSR
 from pydicom.sr.codedict import codes
 
+from commands import call_cli
 from dicom_files import series
 from ellipses import make_ellipse_patient
 from kidseg.cases.label_names import named_labels, parse_names
-from kidseg.cli import main
 from kidseg.convert import measured_labels, plan_conversion
 from kidseg.errors import InputError, KidsegError, ResourceError, UsageError
 from kidseg.geometry import Grid, Volume
@@ -339,21 +339,15 @@ def test_bad_names(text: str) -> None:
 def test_the_command(case: Path, capsys: pytest.CaptureFixture[str]) -> None:
     call = ["convert", str(case / "child_seg.nii.gz"), "-o", str(case / "out"), "--label=1=kidney"]
     call += ["--label=2=tumour", "--label=5=Milz", "--formats=seg.nrrd, stl,"]
-    with pytest.raises(SystemExit) as ended:
-        main([*call, "--dry-run"])
-    assert not ended.value.code and "child_seg_kidney.stl" in capsys.readouterr().out
-    with pytest.raises(SystemExit) as ended:
-        main([*call, "--json"])
+    assert call_cli(*call, "--dry-run") == 0 and "child_seg_kidney.stl" in capsys.readouterr().out
+    code = call_cli(*call, "--json")
     made = json.loads(capsys.readouterr().out)
-    assert not ended.value.code and "child.seg.nrrd" in made["outputs"]
+    assert code == 0 and "child.seg.nrrd" in made["outputs"]
     shutil.rmtree(case / "out")
-    with pytest.raises(SystemExit):
-        main(call)
+    call_cli(*call)
     text = capsys.readouterr().out
     assert "Surface of kidney" in text and "Research use only" in text
-    with pytest.raises(SystemExit) as ended:
-        main(call)
-    assert ended.value.code == 2 and "already exists" in capsys.readouterr().err
+    assert call_cli(*call) == 2 and "already exists" in capsys.readouterr().err
 
 
 @with_viewer
@@ -423,9 +417,7 @@ def test_several_files_are_converted_each_for_itself(
         save(patient.labels, tmp_path / f"{name}_seg.nii.gz")
 
     def call(*words: Any) -> int:
-        with pytest.raises(SystemExit) as ended:
-            main(["convert", *map(str, words), "--label", "1=kidney", "--label", "2=tumour"])
-        return int(ended.value.code or 0)
+        return call_cli("convert", *words, "--label", "1=kidney", "--label", "2=tumour")
 
     out = tmp_path / "out"
     assert call(tmp_path, "-o", out, "--dry-run", "--json") == 0

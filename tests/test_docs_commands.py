@@ -29,7 +29,8 @@ LEFT_OUT = {
     r"import-nnunet|kits\.safetensors|adult\.safetensors": "needs a training of nnU-Net:"
     " test_import_nnunet.py",
     r"export-onnx|portable": "test_portable.py",
-    r"docs/starter.md: kidseg (phantom|store|train|calibrate)": "how the starter was made, in days",
+    r"docs/starter.md: kidseg (phantom|store|train|calibrate|study)": "how the starter was made,"
+    " in days",
     r"docs/pose.md: kidseg train": "a whole training of the starter's pose network",
     r"docs/dicom_labels.md": "data sets of others: test_cases_annotated.py makes such ones",
     r"calibrate .* --intervals": "needs many labelled patients: test_segment_calibration.py",

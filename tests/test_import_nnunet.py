@@ -24,10 +24,10 @@ import torch
 from nibabel import orientations
 from scipy import ndimage
 
+from commands import call_cli
 from ellipses import in_two_channels, make_ellipse_patient, write_ellipse_dataset
 from kidseg import nets
 from kidseg.checkpoint import load_model, read_header
-from kidseg.cli import main
 from kidseg.errors import InputError, KidsegError, KidsegWarning, ModelError, UsageError
 from kidseg.import_nnunet import import_nnunet
 from kidseg.import_nnunet.architecture import renamed
@@ -969,20 +969,15 @@ def test_the_command_line_imports(tmp_path: Path, capsys: pytest.CaptureFixture[
     folder = write_folder(tmp_path / "trained", PLANS["2d"], nets, mirror_axes=(0, 1))
     out = tmp_path / "model.safetensors"
     arguments = [str(folder), "-o", str(out), "--fold", "1", "--no-mirror", "--stored", "xyz"]
-    with pytest.raises(SystemExit) as ended:
-        main(["import-nnunet", *arguments, "--json"])
-    assert ended.value.code == 3
+    assert call_cli("import-nnunet", *arguments, "--json") == 3
     assert json.loads(capsys.readouterr().out)["error"]["code"] == "bad-axes"
-    with pytest.raises(SystemExit) as ended:
-        main(["import-nnunet", *arguments[:-1], "lps"])
+    code = call_cli("import-nnunet", *arguments[:-1], "lps")
     text = capsys.readouterr().out
-    assert ended.value.code == 0
+    assert code == 0
     assert "fold 1" in text and "without mirroring" in text and "1 kidney, 2 tumour" in text
-    with pytest.raises(SystemExit) as ended:
-        main(["import-nnunet", *arguments[:-1], "LPS", "--overwrite", "--json"])
+    code = call_cli("import-nnunet", *arguments[:-1], "LPS", "--overwrite", "--json")
     made = json.loads(capsys.readouterr().out)
-    with pytest.raises(SystemExit):
-        main(["info", str(out)])
+    call_cli("info", out)
     told = capsys.readouterr().out
     assert "by nnU-Net v2: Dataset007_Kidneys, nnUNetPlans, 2d" in told and "fold 1" in told
     assert made["folds"] == ["1"] and made["mirror_axes"] == [] and made["axes"] == "SPL"

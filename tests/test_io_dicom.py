@@ -929,7 +929,7 @@ def test_real_series_that_readers_get_wrong() -> None:
 
 @pytest.mark.row(17)
 @needs_data
-def test_a_real_tilted_head_is_mended() -> None:
+def test_a_real_tilted_head_is_repaired() -> None:
     scan = read_series(ODD / "GE_tilt_variable_spacing", REPAIR)
     assert "repaired-gantry-tilt" in codes(scan) and "repaired-uneven-slices" in codes(scan)
     source = pydicom.dcmread(ODD / "GE_tilt_variable_spacing" / "10.dcm")

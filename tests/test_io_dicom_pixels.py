@@ -456,6 +456,29 @@ def test_a_length_that_does_not_fit_its_values(tmp_path: Path) -> None:
     refused(file, code="unsupported-type")
 
 
+def test_an_inverted_display_leaves_the_values_as_they_are(tmp_path: Path) -> None:
+    """MONOCHROME1 only says which value is shown dark."""
+
+    def edit(ds: Dataset, _k: int) -> None:
+        ds.PhotometricInterpretation = "MONOCHROME1"
+
+    plain = read_series(series(tmp_path / "plain", VALUES))
+    scan = read_series(series(tmp_path / "inverted", VALUES, edit=edit))
+    assert codes(scan) == [*codes(plain), "monochrome1"]
+    assert torch.equal(scan.volume.data, plain.volume.data)
+
+
+def test_values_behind_a_lookup_table_are_refused(tmp_path: Path) -> None:
+    def edit(ds: Dataset, _k: int) -> None:
+        table = Dataset()
+        table.LUTDescriptor, table.ModalityLUTType, table.LUTData = [2, 0, 16], "HU", [0, 1000]
+        table["LUTDescriptor"].VR = table["LUTData"].VR = "US"
+        ds.ModalityLUTSequence = [table]
+        del ds.RescaleSlope, ds.RescaleIntercept
+
+    refused(series(tmp_path, VALUES, edit=edit), code="modality-lut")
+
+
 def test_header_texts_are_printable(tmp_path: Path) -> None:
     def edit(ds: Dataset, _k: int) -> None:
         ds.SeriesDescription = "red \x1b[31m text\x07"

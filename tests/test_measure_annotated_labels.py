@@ -14,10 +14,10 @@ from pydicom import dcmread
 from pydicom.uid import generate_uid
 
 from annotated_folders import Roi, headers_of, square, structure_set
+from commands import call_cli
 from dicom_files import save as save_dicom
 from dicom_files import series
 from kidseg.cases.roi_rules import RoiRules
-from kidseg.cli import main
 from kidseg.errors import InputError, KidsegError, UsageError
 from kidseg.geometry import Volume
 from kidseg.io import ReadOptions, read, save
@@ -194,9 +194,8 @@ def test_the_command_line_takes_rules(tmp_path: Path, capsys: pytest.CaptureFixt
     words += ["--before-ct", tmp_path / "1.2/ct"]
 
     def run(*more: str | Path) -> tuple[int, dict[str, Any]]:
-        with pytest.raises(SystemExit) as ended:
-            main([*map(str, words), *map(str, more)])
-        return int(ended.value.code or 0), json.loads(capsys.readouterr().out)
+        code = call_cli(*words, *more)
+        return code, json.loads(capsys.readouterr().out)
 
     assert run()[0] == 3, "the names are unclear"
     code, result = run("--roi-rules", tmp_path / "rules.toml")
@@ -221,9 +220,7 @@ def test_several_objects_find_their_series_in_one_folder(
     save(whole.labels, tmp_path / "anna_seg.nii.gz")
     save(read(tmp_path / "scans/1.2/ct").volume, tmp_path / "scans/anna.nii.gz")
     for files in (objects, [tmp_path / "anna_seg.nii.gz", objects[1]]):
-        with pytest.raises(SystemExit) as ended:
-            main(["measure", *map(str, files), "--ct", str(tmp_path / "scans"), "--json"])
-        assert not ended.value.code
+        assert call_cli("measure", *files, "--ct", tmp_path / "scans", "--json") == 0
         found = json.loads(capsys.readouterr().out)["measured"]
         volumes = [one["structures"][-1]["quantities"][0]["value"] for one in found]
         assert volumes == pytest.approx([240 * VOXEL_ML, 600 * VOXEL_ML])
@@ -236,8 +233,8 @@ def test_what_is_refused(tmp_path: Path) -> None:
     save(read_labelled(path, ct=tmp_path / "a/ct").labels, tmp_path / "a_seg.nii.gz")
     ct, rules = tmp_path / "a/ct", RoiRules(patterns={"kidney": ("x",)}, ignore=(".*",))
     cases: list[tuple[Path, Request, type[KidsegError], str]] = [
-        (path, Request(), InputError, "no-scan"),
-        (path, Request(ct=ct, before=path), InputError, "no-scan"),
+        (path, Request(), InputError, "series-required"),
+        (path, Request(ct=ct, before=path), InputError, "series-required"),
         (path, Request(ct=tmp_path / "b/ct"), InputError, "missing-images"),
         (path, Request(ct=tmp_path / "empty"), InputError, "missing-images"),
         (path, Request(ct=tmp_path / "none"), InputError, "not-found"),

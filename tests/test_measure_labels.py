@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from kidseg.cli import main
+from commands import call_cli
 from kidseg.errors import InputError
 from kidseg.geometry import Grid, Volume
 from kidseg.io import save
@@ -58,10 +58,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(
     *arguments: str | Path, capsys: pytest.CaptureFixture[str], code: int = 0
 ) -> tuple[str, str]:
-    with pytest.raises(SystemExit) as ended:
-        main(["measure", *map(str, arguments)])
+    ended = call_cli("measure", *arguments)
     out, err = capsys.readouterr()
-    assert (ended.value.code or 0) == code, err
+    assert ended == code, err
     return out, err
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from commands import call_cli
 from ellipses import make_ellipse_patient
 from kidseg.checkpoint import load_model, save_model
-from kidseg.cli import main
 from kidseg.cohort.subject import prepare
 from kidseg.errors import KidsegWarning, ModelError, UsageError
 from kidseg.geometry import resample
@@ -135,9 +135,7 @@ def test_a_scan_is_prepared_once_for_members_that_require_the_same(
 def test_lone_tumours_are_a_setting_of_all_members(folder: Path, tmp_path: Path) -> None:
     models = [str(folder / name) for name in ("plain0", "posed")]
     out = tmp_path / "e.safetensors"
-    with pytest.raises(SystemExit) as end:
-        main(["ensemble", *models, "-o", str(out), "--lone-tumour-ml", "100", "--quiet"])
-    assert not end.value.code
+    assert call_cli("ensemble", *models, "-o", out, "--lone-tumour-ml", "100", "--quiet") == 0
     for member in members_of(load_model(out)):
         assert member.header["config"]["postprocess"]["lone_tumour_ml"] == 100
     predictor = load_predictor(out, "cpu")
@@ -326,9 +324,7 @@ def test_on_the_command_line(
     """Made, told by info, used by segment, which says it on the terminal and in its record."""
 
     def call(*words: object) -> str:
-        with pytest.raises(SystemExit) as end:
-            main([str(word) for word in words])
-        assert not end.value.code
+        assert call_cli(*words) == 0
         return capsys.readouterr().out
 
     out = tmp_path / "e.safetensors"

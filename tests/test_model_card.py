@@ -12,8 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from commands import call_cli
 from kidseg.checkpoint import save_model
-from kidseg.cli import main
 from kidseg.errors import ModelError
 from kidseg.model_card import ModelCard, Score, card_of
 
@@ -83,9 +83,7 @@ def test_an_invalid_card_is_refused_by_name(change: dict[str, Any]) -> None:
 def shown(tmp_path: Path, header: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> str:
     model = tmp_path / "m.safetensors"
     save_model(model, {"segment": {"w": torch.ones(3)}}, header, overwrite=True)
-    with pytest.raises(SystemExit) as end:
-        main(["info", str(model)])
-    assert end.value.code == 0
+    assert call_cli("info", model) == 0
     return capsys.readouterr().out
 
 

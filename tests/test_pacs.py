@@ -18,6 +18,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -143,8 +144,8 @@ BAD = InputError("bad", code="too-few-slices")
         ([CUT], ["fetch"] * 2 + ["segment", "send 1"], "sent"),
         ([CUT, CUT], ["fetch"] * 2, "aside"),
         ([*[DOWN] * 5, CUT], ["fetch"] * 7 + ["segment", "send 1"], "sent"),
-        ([ValueError("Doe^Jane")], ["fetch"], "aside"),
-        ([None, KeyError("Doe^Jane")], ["fetch", "segment"], "aside"),
+        ([ValueError("Doe^Jane")], ["fetch"], "aside: series-failed"),
+        ([None, KeyError("Doe^Jane")], ["fetch", "segment"], "aside: series-failed"),
     ],
 )
 def test_what_becomes_of_a_series(
@@ -163,7 +164,8 @@ def test_what_becomes_of_a_series(
         pass
     assert steps.done == list(done)
     (series,) = worker.queue.all()
-    assert series.state == end
+    end, _, code = end.partition(": ")
+    assert series.state == end and (not code or series.code == code)
     assert worker.queue.place(number).exists() == (end == "aside" and "segment" in done)
     log = (tmp_path / "audit.jsonl").read_text()
     assert (
@@ -281,18 +283,21 @@ def test_a_part_of_a_series_is_never_taken_for_the_whole(tmp_path: Path) -> None
     assert not queue.place(number).exists(), "what was set aside is part of it"
 
 
+def states_after(arrivals: Arrivals, files: Sequence[Path]) -> list[str]:
+    """The states of all series after the arrival of these images."""
+    for path in files:
+        arrivals.take(str(pydicom.dcmread(path).SOPInstanceUID), path.read_bytes())
+    arrivals.settle()
+    return [each.state for each in arrivals.queue.all()]
+
+
 def test_a_short_series_waits_for_more_and_not_for_ever(tmp_path: Path) -> None:
     """Localizers are neither segmented nor set aside; nobody waits for them."""
     queue, said = SeriesQueue.opened(tmp_path / "work"), list[str]()
     arrivals = Arrivals(queue=queue, quiet_s=0.0, min_images=4, say=said.append)
     files = images_of(tmp_path / "ct")
 
-    def arrive(some: Sequence[Path]) -> list[str]:
-        for path in some:
-            arrivals.take(str(pydicom.dcmread(path).SOPInstanceUID), path.read_bytes())
-        arrivals.settle()
-        return [each.state for each in queue.all()]
-
+    arrive = partial(states_after, arrivals)
     assert arrive(files[:3]) == [] == arrive([]) and not arrivals.are_pending
     assert len(said) == 1 and "3 images" in said[0]
     assert arrive(files[3:]) == ["here"]
@@ -312,15 +317,10 @@ def test_a_short_series_waits_for_more_and_not_for_ever(tmp_path: Path) -> None:
 def test_what_was_set_aside_is_tried_again(tmp_path: Path) -> None:
     """When it comes again, or when asked for; but not a part of a series."""
     queue, told = SeriesQueue.opened(tmp_path / "work"), list[str]()
-    arrivals = Arrivals(queue=queue, quiet_s=0.0, tell=lambda *what: told.append(what[1]))
+    arrivals = Arrivals(queue=queue, quiet_s=0.0, note=lambda *what: told.append(what[1]))
     files = images_of(tmp_path / "ct")
 
-    def arrive(some: Sequence[Path]) -> list[str]:
-        for path in some:
-            arrivals.take(str(pydicom.dcmread(path).SOPInstanceUID), path.read_bytes())
-        arrivals.settle()
-        return [each.state for each in queue.all()]
-
+    arrive = partial(states_after, arrivals)
     assert arrive(files) == ["here"]
     (series,) = queue.all()
     queue.set_aside(series.number, "archive-refuses")

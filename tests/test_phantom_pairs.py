@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from commands import call_cli
 from kidseg.cases import open_dataset
 from kidseg.check import check
-from kidseg.cli import main
 from kidseg.config import PhantomConfig, load
 from kidseg.errors import KidsegError
 from kidseg.io import read
@@ -146,9 +146,7 @@ def test_pairs_are_of_children() -> None:
 
 
 def run(*arguments: str | Path, capsys: pytest.CaptureFixture[str]) -> str:
-    with pytest.raises(SystemExit) as ended:
-        main(list(map(str, arguments)))
-    assert not ended.value.code
+    assert call_cli(*arguments) == 0
     return capsys.readouterr().out
 
 

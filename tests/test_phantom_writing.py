@@ -138,6 +138,13 @@ def test_an_output_that_exists_is_refused_before_any_work(tmp_path: Path) -> Non
     assert files(tmp_path) == {"mine.txt": b"kept"}
 
 
+@pytest.mark.parametrize("patients", [0, -3])
+def test_no_patient_is_refused(tmp_path: Path, patients: int) -> None:
+    with pytest.raises(UsageError) as refused:
+        write_patients(tmp_path / "out", TINY, patients=patients, seed=0)
+    assert refused.value.code == "no-patients" and not list(tmp_path.iterdir())
+
+
 def test_overwrite_replaces_patients_only(tmp_path: Path) -> None:
     out = tmp_path / "out"
     write_patients(out, TINY, patients=2, seed=0)

@@ -106,6 +106,8 @@ def test_networks_are_averaged() -> None:
 def test_windows_of_all_networks_are_told() -> None:
     image, told = torch.zeros((1, 3, 12, 12)), list[float]()
     nets = [Shown(), Shown()]
-    mean_logits(nets, image, (8, 8), overlap=0.5, mirror_axes=(0,), device=CPU, tell=told.append)
+    mean_logits(
+        nets, image, (8, 8), overlap=0.5, mirror_axes=(0,), device=CPU, on_progress=told.append
+    )
     assert len(told) == 2 * 3 * 4  # 2 networks, 3 slices, 2 x 2 windows
     assert told == pytest.approx([(k + 1) / 24 for k in range(24)])

@@ -272,7 +272,7 @@ def test_progress_is_told_evenly_over_steps_and_regions() -> None:
     """By hand: two steps that segment, one of them in two regions, each told at its middle."""
 
     def half(progress: Progress, region: Region) -> Volume:
-        progress.tell(0.5)
+        progress.on_progress(0.5)
         return threshold(progress, region)
 
     def located(count: int) -> list[Region]:
@@ -288,5 +288,5 @@ def test_progress_is_told_evenly_over_steps_and_regions() -> None:
     progress = advance(bright_box(), steps, told.append)
     ends = [1 / 3, 2 / 3, 1.0]
     assert told == pytest.approx([1 / 6, ends[0], (1 + 0.25) / 3, (1 + 0.75) / 3, *ends[1:]])
-    progress.tell(7.0)
+    progress.on_progress(7.0)
     assert len(told) == 6, "what is kept tells nobody"

@@ -14,7 +14,7 @@ from ellipses import make_ellipse_patient
 from kidseg.config import UNetConfig
 from kidseg.device import choose_device
 from kidseg.geometry import Grid, Slices, Volume, posed, resample
-from kidseg.intensity import AIR_HU, Normalisation, as_input, scalings
+from kidseg.intensity import AIR_HU, Normalisation, Scaling, as_input, scalings
 from kidseg.labels import Target
 from kidseg.nets import build
 from kidseg.pipeline import Blocks, Planes, Progress, Region
@@ -172,16 +172,21 @@ def test_regions_that_overlap_have_probabilities_of_their_own() -> None:
     torch.testing.assert_close(found.data, wanted)
 
 
-def test_several_channels_have_their_own_scaling_and_surroundings() -> None:
-    """Air around a CT, 0 around another; in predict as in training."""
+def two_channels() -> tuple[Volume, tuple[Scaling, ...], list[float]]:
+    """A CT and another image of one patient, their scalings, and what surrounds each."""
     statistics = PLAN.channels[0].statistics
     channels = tuple(Normalisation.of_channel(name, statistics) for name in ("CT", "T1"))
     ct = make_ellipse_patient(0).image
     image = Volume(torch.cat([ct.data.float(), ct.data.abs() * 3.0]), ct.grid)
-    own = scalings(image.data, channels)
     padding = [channel.padding_value for channel in channels]
+    return image, scalings(image.data, channels), padding
+
+
+def test_several_channels_have_their_own_scaling_and_surroundings() -> None:
+    """Air around a CT, 0 around another; in predict as in training."""
+    image, own, padding = two_channels()
     view = Planes(scalings=[own], padding=padding, device=CPU)
-    grid = ct.grid.crop((0, -8, -8), (8, 80, 80))
+    grid = image.grid.crop((0, -8, -8), (8, 80, 80))
     seen = view.image(image, grid)
     assert seen.shape == (8, 2, 80, 80)
     air, nothing = (40 - 130) / 50, -own[1].shift / own[1].scale
@@ -322,12 +327,7 @@ def test_a_region_smaller_than_a_window_is_seen_with_what_lies_around(
 
 
 def test_blocks_of_two_channels_have_their_own_scaling_and_surroundings() -> None:
-    statistics = PLAN.channels[0].statistics
-    channels = tuple(Normalisation.of_channel(name, statistics) for name in ("CT", "T1"))
-    ct = make_ellipse_patient(0).image
-    image = Volume(torch.cat([ct.data.float(), ct.data.abs() * 3.0]), ct.grid)
-    own = scalings(image.data, channels)
-    padding = [channel.padding_value for channel in channels]
+    image, own, padding = two_channels()
     view = Blocks(patch=(10, 66, 32), overlap=0.5, scalings=[own], padding=padding, device=CPU)
     shown: list[Tensor] = []
 
@@ -336,7 +336,7 @@ def test_blocks_of_two_channels_have_their_own_scaling_and_surroundings() -> Non
             shown.append(block)
             return [torch.cat([block, block[:, :1]], dim=1)]
 
-    found = answered(view, First(), ct.grid, image)
+    found = answered(view, First(), image.grid, image)
     assert {tuple(block.shape) for block in shown} == {(1, 2, 10, 66, 32)}
     air, nothing = (40 - 130) / 50, -own[1].shift / own[1].scale
     for block in shown:
@@ -482,6 +482,8 @@ def test_every_view_tells_how_far_it_is(patch: tuple[int, int, int] | None, flip
     known = {"scalings": [SCALINGS], "padding": PLAN.padding, "device": CPU, "flip": flip}
     view: Any = Planes(**known) if patch is None else Blocks(patch=patch, overlap=0.5, **known)
     image, told = make_ellipse_patient(0).image, list[float]()
-    view.predict(Seen(), TARGET, Progress(image=image, tell=told.append), Region(grid=image.grid))
+    view.predict(
+        Seen(), TARGET, Progress(image=image, on_progress=told.append), Region(grid=image.grid)
+    )
     assert told == pytest.approx([(k + 1) / len(told) for k in range(len(told))])
     assert len(told) == (image.grid.shape[0] // 2 if patch is None else len(told))

@@ -12,9 +12,10 @@ import pydicom
 import pytest
 from pydicom import Dataset
 
+from commands import call_cli
 from dicom_files import assign, body, placed, save, series
 from ellipses import make_ellipse_patient
-from kidseg.cli import hospital, main
+from kidseg.cli import hospital
 from kidseg.errors import KidsegError
 from kidseg.io import ReadOptions, read
 from kidseg.io import save as save_volume
@@ -62,12 +63,6 @@ def scan(tmp_path: Path) -> Path:
     return folder
 
 
-def run(*words: str | Path) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main([str(word) for word in words])
-    return int(ended.value.code or 0)
-
-
 @pytest.mark.requirement("privacy")
 def test_only_dicom_objects_name_the_patient(
     scan: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -77,9 +72,9 @@ def test_only_dicom_objects_name_the_patient(
     formats = ("nii", "seg.nrrd", "obj", "dicomseg", "rtstruct", "sr")
     labels, out = tmp_path / "child_seg.nii.gz", tmp_path / "out"
     words = ["--series", scan, "-o", out, "--formats", ",".join(formats)]
-    assert run("convert", labels, *words) == 0
-    assert run("measure", labels, "--ct", scan, "-o", out) == 0
-    assert run("check", scan, "--json") == 0
+    assert call_cli("convert", labels, *words) == 0
+    assert call_cli("measure", labels, "--ct", scan, "-o", out) == 0
+    assert call_cli("check", scan, "--json") == 0
     said = "".join(capfd.readouterr())
     assert said and not secrets_in(said.encode())
     endings = set()

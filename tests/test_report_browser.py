@@ -15,8 +15,8 @@ import pytest
 
 from axe import AXE, FOLDER
 from browsers import browser, complaints, pixels, printed, requests, until, violations
+from commands import call_cli
 from ellipses import write_ellipse_dataset
-from kidseg.cli import main
 from kidseg.io import ReadOptions, read, save
 from kidseg.labels import KIDNEY_TUMOUR
 from kidseg.report.cohort_page import Case, Cell, Picture, cohort_page
@@ -348,9 +348,7 @@ set = ["segment.epochs=3"]
 
 
 def run(*arguments: str | Path) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main([*map(str, arguments), "--quiet"])
-    assert not ended.value.code
+    assert call_cli(*arguments, "--quiet") == 0
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from commands import call_cli
 from ellipses import make_ellipse_patient, write_ellipse_dataset
-from kidseg.cli import main
 from kidseg.compare import compare
 from kidseg.evaluate import evaluate
 from kidseg.geometry import Grid, Volume
@@ -97,9 +97,7 @@ def test_the_images_are_an_option(scored: Path, tmp_path: Path) -> None:
         "-o",
         str(tmp_path / "o"),
     ]
-    with pytest.raises(SystemExit) as done:
-        main([*call, "--images", str(scored / "data"), "--quiet"])
-    assert not done.value.code
+    assert call_cli(*call, "--images", scored / "data", "--quiet") == 0
     assert not any(
         "not shown" in p.alt for (p,) in pictures_in(tmp_path / "o/cohort.html").values()
     )

@@ -12,9 +12,9 @@ import torch
 import cascades
 from cascades import NETS, Oracle, config_with
 from cohorts import TARGET, VOLUMES
+from commands import call_cli
 from ellipses import make_ellipse_patient
 from kidseg.checkpoint import load_model, save_model
-from kidseg.cli import main
 from kidseg.cohort.subject import Material, prepare
 from kidseg.config import Plain3dConfig
 from kidseg.device import choose_device
@@ -190,9 +190,7 @@ def test_on_the_command_line(
     """Said on the terminal and in result.json; --resume does not mix both kinds of result."""
     scan = save(make_ellipse_patient(0).image, tmp_path / "s.nii.gz")
     words = ["segment", scan, "-m", model, "-o", tmp_path / "out", "--device", "cpu"]
-    with pytest.raises(SystemExit) as end:
-        main([*map(str, words), "--adapt", "norm"])
-    assert not end.value.code
+    assert call_cli(*words, "--adapt", "norm") == 0
     assert "adapted to each of 1 scan(s), from 8 slice(s)" in capsys.readouterr().out
     (entry,) = json.loads((tmp_path / "out" / "result.json").read_text())["scans"]
     assert entry["adapted"] == {"by": "norm", "slices": 8, "weight": 0.6667}

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 import torch
 
+from commands import call_cli
 from ellipses import make_ellipse_patient
-from kidseg.cli import main
 from kidseg.errors import (
     BatchError,
     InputError,
@@ -277,6 +277,7 @@ def test_a_name_that_is_too_long_is_its_scans_failure(
     with pytest.raises(BatchError, match="too long"):
         segment([long, root / "scans" / "s1.nii.gz"], predictor, tmp_path / "out")
     assert names(tmp_path / "out") == ["s1"]
+    assert [one["code"] for one in record(tmp_path / "out")["failed"]] == ["name-too-long"]
 
 
 def test_pictures_are_drawn_while_the_scans_are_in_memory(
@@ -363,9 +364,7 @@ def test_what_is_read_can_be_written(
 
 
 def command(*words: object) -> int:
-    with pytest.raises(SystemExit) as end:
-        main([*map(str, words), "--device", "cpu"])
-    return int(end.value.code or 0)
+    return call_cli(*words, "--device", "cpu")
 
 
 def test_the_terminal_says_volumes_warnings_and_failures(

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from cohorts import TARGET
+from commands import call_cli
 from ellipses import make_ellipse_patient, write_ellipse_dataset
 from kidseg.checkpoint import load_model, save_model
-from kidseg.cli import main
 from kidseg.cohort.training_range import Placement
 from kidseg.errors import BatchError, InputError, KidsegError, UsageError
 from kidseg.geometry import Grid, Volume
@@ -376,7 +376,7 @@ def test_a_reference_must_fit(data: Path, predictor: Predictor, tmp_path: Path) 
     assert code_of(both, predictor, tmp_path / "x", truth(data, 0)) == "one-reference"
     assert code_of(one, predictor, tmp_path / "x", tmp_path / "none") == "not-found"
     strange = save(make_ellipse_patient(7).image, tmp_path / "strange.nii.gz")
-    assert code_of([strange], predictor, tmp_path / "x", data) == "no-reference"
+    assert code_of([strange], predictor, tmp_path / "x", data) == "unknown-case"
     with pytest.raises(UsageError) as error:
         segment(one, predictor, tmp_path / "x", reference=data)
     assert error.value.code == "reference-unused"
@@ -489,9 +489,7 @@ def test_on_the_command_line(
     giant = save(Volume(own.data, grid), tmp_path / "giant.nii.gz")
     reference = save(Volume(labels_of(truth(data, 0)).data, grid), tmp_path / "truth.nii.gz")
     words = ["segment", giant, "-m", model, "-o", tmp_path / "out", "--device", "cpu"]
-    with pytest.raises(SystemExit) as end:
-        main([*map(str, words), "--figures", "--reference", str(reference)])
-    assert not end.value.code
+    assert call_cli(*words, "--figures", "--reference", reference) == 0
     assert (
         "giant: the patient is outside the training range of the model" in capsys.readouterr().out
     )

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
+from commands import call_cli
 from ellipses import LABELS, make_ellipse_patient, write_ellipse_dataset
 from kidseg.checkpoint import load_model, save_model
-from kidseg.cli import main
 from kidseg.geometry import Grid, Volume
 from kidseg.io import ReadOptions, read
 from kidseg.nets import UNet
@@ -185,9 +185,7 @@ def mr(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(*words: object) -> int:
-    with pytest.raises(SystemExit) as end:
-        main([*map(str, words), "--device", "cpu"])
-    return int(end.value.code or 0)
+    return call_cli(*words, "--device", "cpu")
 
 
 def test_two_channels_on_the_command_line(
@@ -247,7 +245,7 @@ def test_a_predictor_tells_how_far_a_scan_is(model: Path) -> None:
         told: list[tuple[str, float]] = []
         predictor = load_predictor(paths, "cpu")
         tell = partial(lambda told, *word: told.append(word), told)
-        labels = replace(predictor, tell=tell)(scan).labels
+        labels = replace(predictor, on_progress=tell)(scan).labels
         assert labels.data.equal(predictor(scan).labels.data)
         stages = [stage for stage, _ in told]
         assert stages == sorted(stages, key=["segment", "decide"].index)

@@ -15,9 +15,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from commands import call_cli
 from ellipses import make_ellipse_patient, write_ellipse_dataset
 from kidseg.checkpoint import load_model, save_model
-from kidseg.cli import main
 from kidseg.errors import ModelError, UsageError
 from kidseg.geometry import Grid, Volume
 from kidseg.io import ReadOptions, read, save
@@ -384,12 +384,6 @@ def folder(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def call(*arguments: str | Path) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main([str(word) for word in arguments])
-    return int(ended.value.code or 0)
-
-
 def entry_of(out: Path) -> dict[str, Any]:
     entry: dict[str, Any] = json.loads((out / "result.json").read_text())["scans"][0]
     return entry
@@ -399,7 +393,7 @@ def test_a_mirrored_scan_gets_intervals_slices_and_a_map(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, out = folder / "flipped.safetensors", tmp_path / "out"
-    assert call("segment", folder / "anna.nii.gz", "-m", model, "-o", out,
+    assert call_cli("segment", folder / "anna.nii.gz", "-m", model, "-o", out,
                 "--formats", "nii,entropy") == 0  # fmt: skip
     text = " ".join(capsys.readouterr().out.split())
     entry = entry_of(out)
@@ -435,7 +429,7 @@ def test_one_opinion_is_said_to_be_one(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scan, out = folder / "anna.nii.gz", tmp_path / "out"
-    assert call("segment", scan, "-m", folder / "one", "-o", out) == 0
+    assert call_cli("segment", scan, "-m", folder / "one", "-o", out) == 0
     assert "no interval of the volumes from 1 opinion; slices" in " ".join(
         capsys.readouterr().out.split()
     )
@@ -443,7 +437,7 @@ def test_one_opinion_is_said_to_be_one(
     assert alone["review"]["interval"] is None and not list(out.glob("*entropy*"))
     # A model that is asked twice is one opinion, and gives the same labels.
     twice = tmp_path / "twice"
-    assert call("segment", scan, "-m", folder / "one", "-m", folder / "one", "-o", twice) == 0
+    assert call_cli("segment", scan, "-m", folder / "one", "-m", folder / "one", "-o", twice) == 0
     again = entry_of(twice)
     assert again["review"] == alone["review"] and again["volumes_ml"] == alone["volumes_ml"]
     assert again["ensemble"]["members"] == ["plain", "plain"]
@@ -486,7 +480,7 @@ def test_calibrated_intervals_hold_and_are_used(
     for name, (low, high) in made["ends"].items():
         scores = [Volumes(**each).score for each in made["volumes"][name]]
         assert (low, high) == pytest.approx((min(scores), max(scores)), abs=1e-3)
-    assert call("segment", folder / "anna.nii.gz", "-m", model, "-o", tmp_path / "out") == 0
+    assert call_cli("segment", folder / "anna.nii.gz", "-m", model, "-o", tmp_path / "out") == 0
     worth = "90% interval in ml, calibrated on ellipses, too narrow for others: kidney"
     assert worth in " ".join(capsys.readouterr().out.split())
     review = entry_of(tmp_path / "out")["review"]
@@ -509,7 +503,7 @@ def test_calibrated_intervals_hold_and_are_used(
     assert not unused_calibration(known, "none", "none", "scan")
     (both,) = unused_calibration(known, "none", "norm", "scan")
     assert "intervals and decision were calibrated with --adapt none" in both.cause
-    assert call("info", model) == 0
+    assert call_cli("info", model) == 0
     assert "by 19 ellipses" in " ".join(capsys.readouterr().out.split())
 
 
@@ -556,10 +550,10 @@ def test_too_few_cases_are_refused_before_any_is_segmented(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out.safetensors"
-    assert call("calibrate", folder / "one", folder / "data", "-o", out, "--intervals") == 2
+    assert call_cli("calibrate", folder / "one", folder / "data", "-o", out, "--intervals") == 2
     assert "at least 19 can" in " ".join(capsys.readouterr().err.split()) and not out.exists()
     words = ("calibrate", folder / "one", folder / "data", "-o", out, "--scans", "ellipses")
-    assert call(*words, "--json") == 2
+    assert call_cli(*words, "--json") == 2
     assert json.loads(capsys.readouterr().out)["error"]["code"] == "scans-unused"
 
 

@@ -109,6 +109,23 @@ def test_calibrated_weights_are_kept_unless_they_harm_where_nothing_was_learned(
         assert "intervals of volumes" in no_intervals and no_intervals in status["result"]
 
 
+@pytest.mark.requirement("own model")
+def test_a_training_that_fails_is_said_and_the_next_may_start(root: Path, tmp_path: Path) -> None:
+    """Here somebody has removed the folder of the trainings while the server ran."""
+    first = root / "run" / "model.safetensors"
+    with running(tmp_path / "server", first, training=TRAINING) as server:
+        label_all(server, root)
+        (tmp_path / "server" / "trainings").rmdir()
+        for _ in range(2):
+            server.client.post("/train/kidseg", json={"tune": "decoder"}).raise_for_status()
+            until(lambda: server.client.get("/train/").json()["status"] != "RUNNING")
+            status = server.client.get("/train/").json()
+            assert status["status"] == "ERROR" and "FileNotFoundError" in status["error"]["cause"]
+            assert status["error"]["code"] == "training-failed"
+    log = (tmp_path / "server" / "audit.jsonl").read_text()
+    assert log.count("training-failed") == 2
+
+
 def intervals() -> dict[str, Any]:
     ends = {"kidney": [-1.0, 1.0]}
     known = {"level": 0.9, "temperature": 1.0, "adapt": "none", "scans": "ellipses"}

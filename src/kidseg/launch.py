@@ -258,7 +258,7 @@ def cluster_object(jobs: int) -> dict[str, Any]:
             container["env"] = known + [{"name": k, "value": needed[k]} for k in sorted(more)]
     except (OSError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise UsageError(
-            f"kubernetes.custom-cluster-spec is no description of a cluster ({error!r})",
+            f"kubernetes.custom-cluster-spec does not describe a cluster ({error!r})",
             path=own if isinstance(own, str) else None,
             code="bad-workers",
             next_step="Give a DaskCluster object, or the path of one as YAML; see docs/cohort.md.",

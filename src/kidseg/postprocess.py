@@ -1,4 +1,4 @@
-"""Postprocess a segmentation: remove components that are no kidney or tumour, and report them."""
+"""Postprocess a segmentation: remove and report components that are neither kidney nor tumour."""
 
 from __future__ import annotations
 

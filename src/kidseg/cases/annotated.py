@@ -101,29 +101,19 @@ def survey_annotated(root: Path, rules: RoiRules) -> Survey | None:
     found.findings += findings
     modalities = Counter(one.modality or "unknown" for one in series)
     modality = "CT" if "CT" in modalities else min(modalities)
-    others = tuple(one for one in series if (one.modality or "unknown") != modality)
-    series = tuple(one for one in series if one not in others)
+    used = tuple(one for one in series if (one.modality or "unknown") == modality)
+    others = tuple(one for one in series if one not in used)
     _note_others(found, modalities, modality)
     named = _Named(rules.names)
-    by_series: dict[ImageSeries, list[_Labelled]] = {one: [] for one in series}
+    by_series: dict[ImageSeries, list[_Labelled]] = {one: [] for one in used}
     for head in _heads(annotations, found):
-        its_series, said = _series_of(head, series, others)
+        its_series, said = _series_of(head, used, others)
         found.findings += said
         labelled = _labelled(head, rules)
         named.add(labelled)
         if its_series is not None:
             by_series[its_series].append(labelled)
-    persons: dict[str, Person] = {}
-    times = numbered_times(series)
-    for one, objects in by_series.items():
-        side = _add_case(found, one, objects, rules)
-        stated = next((each.head.time_point for each in objects if each.head.time_point), None)
-        persons[one.case] = Person(
-            patient=one.patient,
-            age_years=one.age_years,
-            side=side,
-            time_point=stated or times.get(one),
-        )
+    persons = _add_cases(found, by_series, rules)
     _note_unused(found, named)
     survey = found.survey(
         persons,
@@ -138,6 +128,24 @@ def survey_annotated(root: Path, rules: RoiRules) -> Survey | None:
         incomplete=survey.incomplete,
         structures={label: dict(counts) for label, counts in named.counts.items()},
     )
+
+
+def _add_cases(
+    found: Gathering, by_series: Mapping[ImageSeries, Sequence[_Labelled]], rules: RoiRules
+) -> dict[str, Person]:
+    """Add a case for each series; {case: its patient}."""
+    persons = {}
+    times = numbered_times(list(by_series))
+    for one, objects in by_series.items():
+        side = _add_case(found, one, objects, rules)
+        stated = next((each.head.time_point for each in objects if each.head.time_point), None)
+        persons[one.case] = Person(
+            patient=one.patient,
+            age_years=one.age_years,
+            side=side,
+            time_point=stated or times.get(one),
+        )
+    return persons
 
 
 def parts_of(head: AnnotationObject, rules: RoiRules) -> tuple[Part, ...]:
@@ -325,7 +333,7 @@ def _schema(rules: RoiRules, named: _Named) -> LabelSchema:
 def _note_unused(found: Gathering, named: _Named) -> None:
     unused = named.counts.get(UNUSED)
     if unused:
-        cause = f"structures that are no label were left out: {_listed(unused)}"
+        cause = f"structures that are not labels were left out: {_listed(unused)}"
         step = "If one is a label, name it in a rule file, roi_rules.toml."
         found.findings.append(
             Finding(

@@ -68,7 +68,7 @@ class Description:
     Attributes:
         channels: their names.
         schema: of the labels.
-        region_order: label that each region of the schema writes; () if labels are no regions.
+        region_order: label that each region of the schema writes; () if labels are not regions.
         ignore_label: of voxels to ignore; None: there is none.
     """
 

@@ -145,7 +145,7 @@ def relabelled(labels: Volume, new_from_old: Mapping[int, int]) -> Volume:
     """The volume with new numbers; labels that are not in the mapping are unchanged.
 
     Args:
-        labels: uint8, of known labels only: a number that is no label could become one. See
+        labels: uint8, of known labels only: a number that is not a label could become one. See
             `kidseg.cases.label_values`.
         new_from_old: {old number: new number}.
 

@@ -2,7 +2,7 @@
 
 A rule file is TOML:
 
-    ignore = ["BODY.*", "Couch"]            # structures that are no label
+    ignore = ["BODY.*", "Couch"]            # structures that are not labels
     annotation = "Reader 1"                 # which to take where several annotate one series
     [labels]                                # numbered 1, 2, ... in this order
     kidney = ["(RT|LT) ?KIDNEY"]            # regular expressions for whole names
@@ -72,7 +72,7 @@ class Match:
     """The label of a structure.
 
     Attributes:
-        label: its number; None: the structure is no label.
+        label: its number; None: the structure is not a label.
         reason: what decided.
         said: why it is unclear.
     """
@@ -88,7 +88,7 @@ class RoiRules:
 
     Attributes:
         patterns: {name of a label: regular expressions}; labels are numbered in this order.
-        ignore: regular expressions of structures that are no label.
+        ignore: regular expressions of structures that are not labels.
         annotation: pattern of the object to take where several annotate one series: of its UID,
             series number, label, description or creator, with `*` for any text; "" for none.
         is_default: there is no rule file.

@@ -102,19 +102,23 @@ def findings_on(
         faces: of the image that kidneys or renal masses touch.
         path: of the labels or the scan.
     """
-    found: list[tuple[str, str]] = []
+    found: list[Finding] = []
+
+    def note(code: str, cause: str) -> None:
+        found.append(Finding(code=code, path=str(path), cause=cause))
+
     if faces:
         named = " and the ".join(faces)
         cause = f"a kidney touches the {named} border of the image: its volume is partial"
-        found.append(("kidney-cut", cause))
+        note("kidney-cut", cause)
     if not shares:
-        found.append(("no-kidney", "no kidney is labelled"))
+        note("no-kidney", "no kidney is labelled")
     elif len(shares) == 1 and is_fused(shares[0]):
         cause = "both kidneys form one component: a horseshoe kidney, or connected by a mass"
-        found.append(("horseshoe-kidney", cause))
+        note("horseshoe-kidney", cause)
     elif len(shares) == 1:
-        found.append(("one-kidney", "only one kidney is labelled"))
-    return tuple(Finding(code=code, path=str(path), cause=cause) for code, cause in found)
+        note("one-kidney", "only one kidney is labelled")
+    return tuple(found)
 
 
 def is_fused(right: float) -> bool:

@@ -25,7 +25,7 @@ _SHORT = 12  # digits of a checksum that tell it from others
 
 
 def read_store(path: Path) -> dict[str, Any] | None:
-    """What a store holds; None if the path is no store.
+    """What a store holds; None if the path is not a store.
 
     Raises:
         ModelError: it is damaged, unfinished or of another version.

@@ -120,7 +120,7 @@ def node(
     with _worker(work, peer.archive, model, device, attempts, quiet) as (worker, say):
         queue = worker.queue
         arrivals = Arrivals(
-            queue=queue, quiet_s=quiet_s, min_images=min_images, tell=worker.tell, say=say
+            queue=queue, quiet_s=quiet_s, min_images=min_images, note=worker.note, say=say
         )
         if retry:
             _retry(worker, "here")
@@ -175,7 +175,7 @@ def _worker(
 def _retry(worker: Worker, state: State) -> None:
     """Let the series that were set aside be done again from this state on."""
     for number in worker.queue.retry_aside(state):
-        worker.tell(number, "tried-again", "is tried again")
+        worker.note(number, "tried-again", "is tried again")
 
 
 def _step(

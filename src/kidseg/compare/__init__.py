@@ -139,23 +139,9 @@ def compare(
     named = dict(zip(_names(paths), read, strict=True))
     found: list[Comparison] = []
     pairs = []
-    for (a, run_a), (b, run_b) in combinations(named.items(), 2):
-        in_a, in_b = ({row.case for row in run.rows} for run in (run_a, run_b))
-        if not in_a & in_b:
-            raise InputError(
-                f"no case in common with {run_a.path}", path=run_b.path, code="no-common-cases"
-            )
-        pairs.append(
-            {
-                "a": a,
-                "b": b,
-                "n_common": len(in_a & in_b),
-                "n_patients": len({_patient(row) for row in run_a.rows if row.case in in_b}),
-                "only_a": sorted(in_a - in_b),
-                "only_b": sorted(in_b - in_a),
-            }
-        )
-        found += _compare_pair((a, run_a), (b, run_b), seed)
+    for a, b in combinations(named.items(), 2):
+        pairs.append(_common(a, b))
+        found += _compare_pair(a, b, seed)
     result = {
         "protocol": read[0].summary["protocol"],
         "runs": [_described(name, run) for name, run in named.items()],
@@ -176,6 +162,27 @@ def _described(name: str, run: Run) -> dict[str, Any]:
     """A run, with its cases that could not be evaluated."""
     failed = list(run.summary.get("not_evaluated", ()))
     return {"name": name, "path": str(run.path), "not_evaluated": failed}
+
+
+def _common(a: tuple[str, Run], b: tuple[str, Run]) -> dict[str, Any]:
+    """The cases of a pair of runs.
+
+    Raises:
+        InputError: "no-common-cases".
+    """
+    in_a, in_b = ({row.case for row in run.rows} for _, run in (a, b))
+    if not in_a & in_b:
+        raise InputError(
+            f"no case in common with {a[1].path}", path=b[1].path, code="no-common-cases"
+        )
+    return {
+        "a": a[0],
+        "b": b[0],
+        "n_common": len(in_a & in_b),
+        "n_patients": len({_patient(row) for row in a[1].rows if row.case in in_b}),
+        "only_a": sorted(in_a - in_b),
+        "only_b": sorted(in_b - in_a),
+    }
 
 
 def _compare_pair(a: tuple[str, Run], b: tuple[str, Run], seed: int) -> list[Comparison]:

@@ -152,7 +152,7 @@ class CascadeConfig(MethodConfig):
     spacing_mm: tuple[float, float, float] = (3.0, 0.7816, 0.7816)
     """Voxel size (slice, row, column) to which scans are resampled."""
     kidney: ThresholdConfig = ThresholdConfig()
-    """Smaller components are no kidneys. A case with exactly two kidneys is normal."""
+    """Smaller components are not kidneys. A case with exactly two kidneys is normal."""
     unet: UNetConfig = _UNET
     """The architecture of all networks of slices; the sides of their inputs must be multiples of
     `unet.size / unet.bottleneck`.

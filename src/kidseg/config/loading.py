@@ -29,7 +29,7 @@ Config = TypeVar("Config")
 def preset(name: str, method: str) -> dict[str, Any]:
     """The settings of a preset for a method: its table "common", then the method's own table.
 
-    Of "common", only what the method has: a view is no setting of a method without one.
+    Of "common", only what the method has: a view is not a setting of a method without one.
 
     Raises:
         UsageError: "unknown-preset": no preset of this name, or none for this method.

@@ -100,7 +100,7 @@ class UNetConfig:
 
         Raises:
             ValueError: it is for volumes; halving the side does not reach the bottleneck, or the
-                side is no multiple of what `size` requires.
+                side is not a multiple of what `size` requires.
         """
         if self.dimensions != 2:
             raise ValueError("unet.dimensions must be 2: the network sees slices")

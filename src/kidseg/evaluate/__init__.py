@@ -127,15 +127,27 @@ def evaluate(
     errors = [error.as_finding() for error in failed.values()]
     findings = [*errors, *unclear, *pairing.findings, *of_cases]
     summary = summarise(rows, scoring, findings) | {"not_evaluated": list(failed)} | provenance()
-    if overwrite:
-        (out / "summary.json").unlink(missing_ok=True)
-    write_csv(out / "cases.csv", COLUMNS, (row.values() for row in rows), overwrite=overwrite)
     pictures = {case.rows[0].case: case.picture for case in scored if case.rows}
-    write_text(out / PAGE, score_page(rows, pictures, summary), overwrite=overwrite)
-    write_json(out / "summary.json", summary, overwrite=overwrite)
+    _write(out, rows, pictures, summary, overwrite=overwrite)
     if failed:
         raise _some_failed(failed, len(pairing.pairs), out)
     return summary
+
+
+def _write(
+    out: Path,
+    rows: Sequence[Row],
+    pictures: Mapping[str, Picture],
+    summary: Mapping[str, Any],
+    *,
+    overwrite: bool,
+) -> None:
+    """Write the three files; the summary last, so that it stands beside what it sums up."""
+    if overwrite:
+        (out / "summary.json").unlink(missing_ok=True)
+    write_csv(out / "cases.csv", COLUMNS, (row.values() for row in rows), overwrite=overwrite)
+    write_text(out / PAGE, score_page(rows, pictures, summary), overwrite=overwrite)
+    write_json(out / "summary.json", summary, overwrite=overwrite)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -91,8 +91,8 @@ def protocol_named(
 
     Raises:
         UsageError: "unknown-protocol"; "fixed-cyst": kits23 defines what a cyst counts as;
-            "other-labels": the data set has labels that the KiTS protocols do not know, or lacks
-            one that they score; "unknown-cyst".
+            "labels-not-scored": the data set has labels that the KiTS protocols do not know, or
+            lacks one that they score; "unknown-cyst".
     """
     if cyst is not None and cyst not in get_args(CystAs):
         raise UsageError(
@@ -168,14 +168,14 @@ def _as_kits(protocol: str, schema: LabelSchema) -> LabelSchema:
     """The schema with missing labels added under KiTS's numbers, which predictions may contain.
 
     Raises:
-        UsageError: "other-labels".
+        UsageError: "labels-not-scored".
     """
     others = [f"{i} ({name})" for i, name in schema.names.items() if schema.meaning[i] is None]
     if others:
         raise UsageError(
             f"{protocol} scores kidney, tumour and cyst; this data set has {', '.join(others)}, "
             "which is not recognized as one of them",
-            code="other-labels",
+            code="labels-not-scored",
             next_step="Use --protocol native, or rename these labels in dataset.json.",
         )
     free = tuple(
@@ -188,7 +188,7 @@ def _as_kits(protocol: str, schema: LabelSchema) -> LabelSchema:
         if not filled.ids_of(meaning):
             raise UsageError(
                 f"{protocol} scores {meaning}, but the data set has no label recognized as that",
-                code="other-labels",
+                code="labels-not-scored",
                 next_step=f"Use --protocol native, or name the label '{meaning}' in dataset.json.",
             )
     return filled

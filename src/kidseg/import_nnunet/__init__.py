@@ -97,14 +97,7 @@ def import_nnunet(
     described = _described(folder / DATASET, read_json(folder / DATASET))
     plans = read_json(folder / PLANS)
     found = [_fold(file, plans, described, folder) for file in files]
-    planned, mirrors = found[0].planned, found[0].mirror_axes
-    if any(each.planned != planned or each.mirror_axes != mirrors for each in found):
-        raise ModelError(
-            "the folds were trained with different configurations or mirroring",
-            path=folder,
-            code="other-plans",
-            next_step="Import the folds one by one (--fold).",
-        )
+    planned, mirrors = _common(found, folder)
     directions, known = _axes(stored, files, planned)
     config = load(
         NnUnetConfig,
@@ -112,12 +105,7 @@ def import_nnunet(
         overrides=overrides,
     )
     _check_settings(config, planned, mirrors)
-    headers = [_header(config, described, each) for each in found]
-    parts: Mapping[str, Mapping[str, Tensor]] = {"segment": found[0].weights}
-    header = headers[0]
-    if len(found) > 1:
-        header = {**header, MEMBERS: headers}
-        parts = {str(k): joined({"segment": each.weights}) for k, each in enumerate(found)}
+    parts, header = _content(found, [_header(config, described, each) for each in found])
     warn_of_postprocessing(folder)
     sha256 = save_model(out, parts, header, overwrite=overwrite)
     return {
@@ -143,6 +131,29 @@ class _Fold:
     planned: Planned
     mirror_axes: tuple[int, ...]
     weights: Mapping[str, Tensor]
+
+
+def _common(found: Sequence[_Fold], folder: Path) -> tuple[Planned, tuple[int, ...]]:
+    """The configuration and the mirrored axes of the training of all folds."""
+    planned, mirrors = found[0].planned, found[0].mirror_axes
+    if any(each.planned != planned or each.mirror_axes != mirrors for each in found):
+        raise ModelError(
+            "the folds were trained with different configurations or mirroring",
+            path=folder,
+            code="other-plans",
+            next_step="Import the folds one by one (--fold).",
+        )
+    return planned, mirrors
+
+
+def _content(
+    found: Sequence[_Fold], headers: Sequence[dict[str, Any]]
+) -> tuple[Mapping[str, Mapping[str, Tensor]], dict[str, Any]]:
+    """Tensors and header of the model file: of one fold, or of an ensemble of several."""
+    if len(found) == 1:
+        return {"segment": found[0].weights}, headers[0]
+    parts = {str(k): joined({"segment": each.weights}) for k, each in enumerate(found)}
+    return parts, {**headers[0], MEMBERS: headers}
 
 
 def _fold(file: Checkpoint, plans: Any, described: Description, folder: Path) -> _Fold:

@@ -136,7 +136,7 @@ def _per_stage(values: Any, stages: int) -> tuple[int, ...]:
 
 def _whole(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{value!r:.40} is no whole number")
+        raise TypeError(f"{value!r:.40} is not a whole number")
     if value > _MOST_MAPS:
         raise TypeError(f"a number above {_MOST_MAPS}")
     return value
@@ -196,7 +196,7 @@ def renamed(
 def _checked(tensor: Any, name: str, shape: tuple[int, ...], path: Path) -> Tensor:
     """A weight of this shape, as float32."""
     if not _has_values(tensor):
-        raise _other(f"'{name}' is no tensor of decimal numbers", path)
+        raise _other(f"'{name}' is not a tensor of decimal numbers", path)
     if tensor.shape != shape:
         raise _other(f"'{name}' is {tuple(tensor.shape)}, not {shape}", path)
     found: Tensor = tensor.detach().float()

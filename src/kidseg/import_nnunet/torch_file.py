@@ -96,7 +96,7 @@ def _refusal(path: Path, error: Exception) -> ModelError:
     text = _text(error)
     if "weights_only" in text.lower() or "Unsupported" in text or "GLOBAL" in text:
         named = _NAMED.search(text)
-        what = f"'{named[1]}'" if named else "something that is no tensor, list or number"
+        what = f"'{named[1]}'" if named else "something that is not a tensor, list or number"
         return ModelError(
             f"the file asks for {what} to be loaded or called, which a checkpoint of nnU-Net does"
             " not; nothing of it was executed",

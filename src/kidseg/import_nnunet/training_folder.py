@@ -61,8 +61,8 @@ def checkpoints_in(
         name: of the file.
 
     Raises:
-        InputError: "no-training": this is no such folder; "no-fold": a fold is missing, or has no
-            such checkpoint.
+        InputError: "no-training": this is not such a folder; "no-fold": a fold is missing, or has
+            no such checkpoint.
 
     Warns of numbered folds that have no such checkpoint, if none were chosen.
     """

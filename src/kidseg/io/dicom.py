@@ -270,7 +270,6 @@ def _without_duplicates(
     first = duplicates[0]
     names = ", ".join(stack.planes[k].path.name for k in first[:_NAMED])
     at = f"at {stack.depth_mm[first[0]]:.2f} mm ({names})"
-    code, next_step = "duplicate-slices", "Remove the extra images, or put them in another folder."
     if len(groups) == 1:
         cause = f"all {len(first)} images have the same position, {at}: they form no volume"
         code, next_step = "same-position", "Use a series of adjacent slices."
@@ -278,9 +277,13 @@ def _without_duplicates(
         cause = f"each of {len(groups)} positions has {len(first)} different images, first {at}"
         code, next_step = "several-volumes", "Put each phase or reconstruction in its own folder."
     else:
-        kind = "identical" if same else "different"
+        code, kind = "duplicate-slices", "identical" if same else "different"
         cause = f"{len(duplicates)} positions have several {kind} images, first {at}"
-        next_step = "Drop the copies with --repair." if same else next_step
+        next_step = (
+            "Drop the copies with --repair."
+            if same
+            else "Remove the extra images, or put them in another folder."
+        )
     raise InputError(cause, path=path, code=code, next_step=next_step)
 
 
@@ -347,8 +350,10 @@ def _repaired(
     target = f"{volume.grid.shape[0]} evenly spaced slices; labels are written on this grid"
     findings = []
     if uneven is not None:
+        are_missing = uneven.code == "missing-slices"
+        code = "repaired-missing-slices" if are_missing else "repaired-uneven-slices"
         cause = f"{uneven.cause}; the series was interpolated onto {target}"
-        findings.append(Finding(code=f"repaired-{uneven.code}", path=str(path), cause=cause))
+        findings.append(Finding(code=code, path=str(path), cause=cause))
     if stack.tilt_deg > 0:
         cause = (
             f"the gantry was tilted by {stack.tilt_deg:.2f} degrees; slices were shifted within "

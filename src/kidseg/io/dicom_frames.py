@@ -327,7 +327,7 @@ def _unplaced(cause: str, header: Header) -> InputError:
 
 
 def _odd_numbers(header: Header) -> dict[str, str]:
-    """Numeric elements with a decimal comma, or that are no numbers, with their text."""
+    """Numeric elements with a decimal comma, or that are not numbers, with their text."""
     odd: dict[str, str] = {}
     for fields in [header.fields, *(header.frames or ())]:
         for name, (count, _, _) in _NUMERIC.items():

@@ -359,7 +359,7 @@ def _no_file(path: Path) -> InputError:
     """The error of an image that cannot be opened at all; opening a pipe would block."""
     is_link = path.is_symlink() and not path.exists()
     return InputError(
-        "it is a link to a file that is not there" if is_link else "it is no file",
+        "it is a link to a file that is not there" if is_link else "it is not a file",
         path=path,
         code="unreadable",
         next_step="Fetch the file (git annex get, datalad get), or remove the link."

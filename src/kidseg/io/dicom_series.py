@@ -182,24 +182,26 @@ def check_consistent(
             code="mixed-patients",
             next_step=step,
         )
-    checked = [("PatientID", "Patient ID"), ("FrameOfReferenceUID", "Frame of Reference UID")]
-    for name, label in [*checked, ("StudyInstanceUID", "Study Instance UID")]:
+    checked = [
+        ("PatientID", "Patient ID", "repaired-patient"),
+        ("FrameOfReferenceUID", "Frame of Reference UID", "repaired-frame-of-reference"),
+        ("StudyInstanceUID", "Study Instance UID", "mixed-studies"),
+    ]
+    for name, label, code in checked:
         if len({image.text(name) for image in series.images}) == 1:
             continue
-        cause = f"its images differ in {label}: {spread(series.images, name)}"
+        stated = spread(series.images, name)
         if name == "FrameOfReferenceUID" and not repair:
             raise InputError(
-                f"{cause}; their positions cannot be compared",
+                f"its images differ in Frame of Reference UID: {stated}; their positions cannot"
+                " be compared",
                 path=path,
                 code="mixed-frames-of-reference",
                 next_step="If they are one stack all the same, read them with --repair; otherwise "
                 "put each acquisition in a separate folder.",
             )
-        code = {"PatientID": "repaired-patient", "StudyInstanceUID": "mixed-studies"}
-        cause += "; they were read as one stack"
-        findings.append(
-            Finding(code=code.get(name, "repaired-frame-of-reference"), path=str(path), cause=cause)
-        )
+        cause = f"its images differ in {label}: {stated}; they were read as one stack"
+        findings.append(Finding(code=code, path=str(path), cause=cause))
     differing = differences(series.planes)
     if differing:
         cause = f"its slices differ in {'; '.join(differing)}"

@@ -90,36 +90,33 @@ def check_intensities(
     flat = data.flatten() if data.is_contiguous() else data.reshape(-1)
     sample = flat[:: max(1, flat.numel() // _MAX_SAMPLED_VOXELS)].to(torch.float32)
     _refuse_non_hu(sample, low, high, path, stored)
-    findings: list[tuple[str, str]] = []
+    findings: list[Finding] = []
     if stored is not None and stored.itemsize == 1:
-        findings.append(("eight-bit-intensities", "it is stored in eight bits: at most 256 levels"))
+        cause = "it is stored in eight bits: at most 256 levels"
+        findings.append(_doubt("eight-bit-intensities", cause, path))
     if low >= 0 and high <= 255:
-        findings.append(
-            (
-                "windowed-intensities",
-                f"values are in {low:g}..{high:g}: a window was applied, fat and air are lost",
-            )
-        )
+        cause = f"values are in {low:g}..{high:g}: a window was applied, fat and air are lost"
+        findings.append(_doubt("windowed-intensities", cause, path))
     elif low > -300:
-        findings.append(
-            (
-                "no-air",
-                f"the lowest value is {low:g} HU: the scan contains no air, so it was cropped or "
-                "windowed, or the values are not HU",
-            )
+        cause = (
+            f"the lowest value is {low:g} HU: the scan contains no air, so it was cropped or "
+            "windowed, or the values are not HU"
         )
+        findings.append(_doubt("no-air", cause, path))
     elif low > -900 and float((sample == low).float().mean()) > 0.01:
-        findings.append(("windowed-intensities", f"values below {low:g} HU were clipped"))
+        cause = f"values below {low:g} HU were clipped"
+        findings.append(_doubt("windowed-intensities", cause, path))
     if _share(sample, -200, 300) < 0.005:
-        findings.append(
-            ("no-soft-tissue", "almost no voxels are in the range of soft tissue, -200 to 300 HU")
-        )
+        cause = "almost no voxels are in the range of soft tissue, -200 to 300 HU"
+        findings.append(_doubt("no-soft-tissue", cause, path))
     planes = _sampled_planes(data)
     findings += _noise(planes, path)
     findings += _shift_or_scale(_landmarks(planes), low, path)
-    return tuple(
-        Finding(code=c, path=str(path), cause=t, next_step=_NEXT_STEP) for c, t in findings
-    )
+    return tuple(findings)
+
+
+def _doubt(code: str, cause: str, path: Path) -> Finding:
+    return Finding(code=code, path=str(path), cause=cause, next_step=_NEXT_STEP)
 
 
 def _refuse_non_hu(
@@ -173,7 +170,7 @@ def _share(values: Tensor, low: float, high: float) -> float:
 # ---- judgement ---------------------------------------------------------------------------------
 
 
-def _noise(planes: Tensor, path: Path) -> list[tuple[str, str]]:
+def _noise(planes: Tensor, path: Path) -> list[Finding]:
     """Refuse or report values that do not depend on those of their neighbours."""
     low, high = np.percentile(planes.numpy(), (0.5, 99.5))  # metal and padding have no say
     values = planes.clamp(float(low), float(high))
@@ -191,7 +188,7 @@ def _noise(planes: Tensor, path: Path) -> list[tuple[str, str]]:
     )
     if alike < _NO_CORRELATION and spread >= _CERTAIN_NOISE_HU:
         raise _refused(cause, "no-structure", path)
-    return [("no-structure", cause)]
+    return [_doubt("no-structure", cause, path)]
 
 
 def _correlation(a: Tensor, b: Tensor) -> float:
@@ -199,17 +196,21 @@ def _correlation(a: Tensor, b: Tensor) -> float:
     return float((a * b).mean() / ((a * a).mean() * (b * b).mean()).sqrt().clamp(min=1e-6))
 
 
-def _shift_or_scale(seen: _Landmarks, low: float, path: Path) -> list[tuple[str, str]]:
+def _shift_or_scale(seen: _Landmarks, low: float, path: Path) -> list[Finding]:
     """Refuse or report landmarks that are not where they are in every CT."""
     if seen.has_air:
         findings = _by_air(seen, path)
         is_clipped = seen.air is not None and seen.air < low + _CLIPPED_HU
-        return findings or (_by_tissue(seen, low) if is_clipped else [])
+        return findings or (_by_tissue(seen, low, path) if is_clipped else [])
     # Tissue alone is less sure, and of no use without all fat.
-    return _by_tissue(seen, low) if seen.blocks >= _LEAST_BLOCKS and low < _FAT_RANGE_HU[0] else []
+    return (
+        _by_tissue(seen, low, path)
+        if seen.blocks >= _LEAST_BLOCKS and low < _FAT_RANGE_HU[0]
+        else []
+    )
 
 
-def _by_air(seen: _Landmarks, path: Path) -> list[tuple[str, str]]:
+def _by_air(seen: _Landmarks, path: Path) -> list[Finding]:
     assert seen.air is not None
     contrast = _contrast(seen)
     if seen.soft is not None:
@@ -218,7 +219,9 @@ def _by_air(seen: _Landmarks, path: Path) -> list[tuple[str, str]]:
             agree = contrast is not None and 0.7 < contrast / scale < 1.4
             if agree and seen.air_share > _MUCH_AIR:
                 raise _refused(_cause(f"multiplied by about {scale:.2g}", seen), "scaled-hu", path)
-            return [("scaled-hu", _cause(f"perhaps multiplied by about {scale:.2g}", seen))]
+            return [
+                _doubt("scaled-hu", _cause(f"perhaps multiplied by about {scale:.2g}", seen), path)
+            ]
     shift = seen.air - _AIR_HU
     if abs(shift) <= _AIR_TOLERANCE_HU:
         return []
@@ -227,16 +230,18 @@ def _by_air(seen: _Landmarks, path: Path) -> list[tuple[str, str]]:
             return []
         if seen.blocks < _LEAST_BLOCKS and seen.air_share < _MOST_AIR:
             return []
-        return [("shifted-hu", _cause(f"perhaps shifted by about {shift:+.0f} HU", seen))]
+        return [
+            _doubt("shifted-hu", _cause(f"perhaps shifted by about {shift:+.0f} HU", seen), path)
+        ]
     own = seen.fat - _FAT_HU
     if seen.is_clipped and abs(own - shift) > _SAME_SHIFT_HU:
         return []
     if own * shift <= 0 or abs(own) < _AIR_TOLERANCE_HU / 2:  # bright bowel gas, for example
         return []
-    return [("shifted-hu", _cause(f"shifted by about {shift:+.0f} HU", seen))]
+    return [_doubt("shifted-hu", _cause(f"shifted by about {shift:+.0f} HU", seen), path)]
 
 
-def _by_tissue(seen: _Landmarks, low: float) -> list[tuple[str, str]]:
+def _by_tissue(seen: _Landmarks, low: float, path: Path) -> list[Finding]:
     contrast = _contrast(seen)
     if contrast is None or seen.fat is None or seen.soft is None:
         return []
@@ -246,13 +251,15 @@ def _by_tissue(seen: _Landmarks, low: float) -> list[tuple[str, str]]:
     ):
         return []
     if is_weak or is_strong:
-        return [("scaled-hu", _cause(f"perhaps multiplied by about {contrast:.2g}", seen))]
+        return [
+            _doubt("scaled-hu", _cause(f"perhaps multiplied by about {contrast:.2g}", seen), path)
+        ]
     is_high = seen.fat > _FAT_RANGE_HU[1] and seen.soft > _SOFT_RANGE_HU[1]
     is_low = seen.fat < _FAT_RANGE_HU[0] and seen.soft < _SOFT_RANGE_HU[0]
     if not is_high and not is_low:
         return []
     shift = seen.fat - _FAT_HU
-    return [("shifted-hu", _cause(f"perhaps shifted by about {shift:+.0f} HU", seen))]
+    return [_doubt("shifted-hu", _cause(f"perhaps shifted by about {shift:+.0f} HU", seen), path)]
 
 
 def _contrast(seen: _Landmarks) -> float | None:
@@ -344,7 +351,7 @@ def _landmarks(planes: Tensor) -> _Landmarks:
 
 
 def _air(flat: Tensor, lowest: float, spike: float, n_blocks: int) -> tuple[float | None, bool]:
-    """The value of air, and whether it may be padding. Lungs are no air: they are not sharp."""
+    """The value of air, and whether it may be padding. Lungs are not air: they are not sharp."""
     if spike >= 0.01 and lowest > _HIGHEST_FLOOR_HU:  # clipped to a window
         return None, False
     low = flat[flat < _LOWEST_TISSUE_HU]

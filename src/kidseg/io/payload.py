@@ -252,7 +252,7 @@ def _open(path: Path) -> Iterator[BinaryIO]:
             )
         file = path.open("rb")
     except (FileNotFoundError, ValueError) as error:  # ValueError: a zero byte in the name
-        if os.path.islink(path):  # noqa: PTH114 - False for a name that is no path at all
+        if os.path.islink(path):  # noqa: PTH114 - False for a name that is not a path at all
             raise InputError(
                 "it is a link to a file that is not there",
                 path=path,

@@ -91,14 +91,14 @@ def find_annotated(path: Path, ct: Path | None, rules: RoiRules | None) -> Annot
         rules: which structures are which labels; by default their codes and names.
 
     Raises:
-        InputError: "no-scan": no series is named; "missing-images" and the errors of `series_of`;
-            "no-label"; "too-many-labels"; see `parts_of`, `read_object_head`.
+        InputError: "series-required": none is named; "missing-images" and the errors of
+            `series_of`; "no-label"; "too-many-labels"; see `parts_of`, `read_object_head`.
     """
     if ct is None:
         raise InputError(
             "the voxels of a DICOM object are those of its images, which were not named",
             path=path,
-            code="no-scan",
+            code="series-required",
             next_step="Name the folder of its series, --ct, and that of the earlier one,"
             " --before-ct; 'kidseg contours' gives volumes without images.",
         )

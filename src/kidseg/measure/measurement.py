@@ -54,7 +54,7 @@ class Structure:
 
     @property
     def crosses_midline(self) -> Verdict | None:
-        """Whether it reaches beyond the midline; None for what is no tumour."""
+        """Whether it reaches beyond the midline; None for what is not a tumour."""
         reach = self.quantity(BEYOND)
         return None if reach is None else compared(reach, ">", 0.0)
 

@@ -246,8 +246,8 @@ def _measured(path: Path, request: Request) -> tuple[Labelled, Parts, Measuremen
         read_opinion(opinion, labelled, request.names, ct=request.ct, rules=request.rules)
         for opinion in request.opinions
     ]
-    heard = [finding for other in others for finding in other.findings]
-    labelled = replace(labelled, findings=(*labelled.findings, *heard))
+    of_others = [finding for other in others for finding in other.findings]
+    labelled = replace(labelled, findings=(*labelled.findings, *of_others))
     return labelled, *measure_labelled(labelled, request, others)
 
 

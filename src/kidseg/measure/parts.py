@@ -68,7 +68,7 @@ class Part:
         tracking: identifier of a lesion over time; None if it has none.
         tracking_uid: another one, which is unique; None if it has none.
         mask: in its own box, with a margin.
-        main: the same without fragments, which are no part of its shape.
+        main: the same without fragments, which are not part of its shape.
         borders: of the scan that it touches, so that its volume is a lower bound.
     """
 
@@ -178,7 +178,7 @@ def tracked_lesions(schema: LabelSchema, numbered: Collection[int] = ()) -> dict
 
     Args:
         schema: of the labels.
-        numbered: labels whose names have a number that is no part of them.
+        numbered: labels whose names have a number that is not part of them.
     """
     return {
         number: schema.names[number]
@@ -214,8 +214,8 @@ def find_parts(labelled: Labelled, smallest_tumour_ml: float) -> Parts:
     if labelled.is_cropped:
         findings.append(_unknown_border(labelled))
     noted = side_findings(sided, labelled.midline, labelled.path)
-    untold = {"kidney-cut"} if labelled.is_cropped else set()
-    findings += [finding for finding in noted if finding.code not in untold]
+    unclear = {"kidney-cut"} if labelled.is_cropped else set()
+    findings += [finding for finding in noted if finding.code not in unclear]
     kidneys: dict[Side, Part] = {}
     masses: dict[tuple[Meaning, Side], Part] = {}
     tumours: list[Part] = []
@@ -285,7 +285,7 @@ def _lesions(
             continue
         numbered, _ = numbered_components(data)
         is_speck = np.bincount(numbered.ravel()) * float(box.grid.voxel_ml) < smallest_ml
-        is_speck[0] = True  # what is outside of all is no lesion either
+        is_speck[0] = True  # what is outside of all is not a lesion either
         found += [(numbered == k, number) for k in np.flatnonzero(~is_speck)]
         specks |= data & is_speck[numbered]
     found.sort(key=lambda lesion: -np.count_nonzero(lesion[0]))

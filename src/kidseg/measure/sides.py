@@ -318,18 +318,13 @@ def _unusual(shares: Sequence[float], path: str | Path) -> list[Finding]:
     return [Finding(code=code, path=str(path), cause=cause, next_step=step)]
 
 
-_HOW: dict[Basis, str] = {
-    "body": "the middle of the body",
-    "kidneys": "the middle between the kidneys, as the body is not known",
-    "image": "the middle of the image, not of the body",
-    "origin": "the origin of patient space, not the middle of the body",
-}
-
-
 def _estimated(basis: Basis, path: str | Path) -> Finding:
-    return Finding(
-        code=f"side-by-{basis}",
-        path=str(path),
-        cause=f"right and left were told apart by {_HOW[basis]}",
-        next_step="Check the sides.",
-    )
+    """The finding that the midline is not that of the body."""
+    if basis == "kidneys":
+        code, how = "side-by-kidneys", "the middle between the kidneys, as the body is not known"
+    elif basis == "image":
+        code, how = "side-by-image", "the middle of the image, not of the body"
+    else:
+        code, how = "side-by-origin", "the origin of patient space, not the middle of the body"
+    cause = f"right and left were told apart by {how}"
+    return Finding(code=code, path=str(path), cause=cause, next_step="Check the sides.")

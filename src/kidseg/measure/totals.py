@@ -40,7 +40,7 @@ def side_measures(
         volumes: {id of a kidney: its volume}.
         person: for growth.
         margin_mm: of parenchyma that is removed with a tumour.
-        smallest_ml: smaller pieces of a tumour are no lesions.
+        smallest_ml: smaller pieces of a tumour are not lesions.
         opinions: other segmentations of the same scan.
     """
     others = [

@@ -27,7 +27,7 @@ from kidseg.labels import Target
 from kidseg.losses import probabilities
 from kidseg.methods.patches import drawn_patches, patch_stage
 from kidseg.nets import build
-from kidseg.pipeline import Progress, Region, Step, Tell
+from kidseg.pipeline import OnProgress, Progress, Region, Step
 from kidseg.pipeline.mirrored_windows import Box, mean_logits
 from kidseg.pipeline.opinions import Predicted, Row, Tally
 from kidseg.plan import Configuration, Plan, network_input, resized, spline, thick_axis
@@ -162,7 +162,7 @@ class NnUnet:
             order=settings.image_order,
             by_slice=settings.by_slice,
         )
-        logits, rows = self._logits(seen.data, seen.grid, progress.tell)
+        logits, rows = self._logits(seen.data, seen.grid, progress.on_progress)
         found = Volume(logits.float(), seen.grid)
         scan_mm = scan.grid.spacing_mm.tolist()
         axis = thick_axis(planned.spacing_of(scan_mm), scan_mm, settings.by_slice)
@@ -176,11 +176,13 @@ class NnUnet:
         """The same on a grid of the network's voxels, where the scan's values are interpolated."""
         grid = _in_order_of(self.axes, region.grid)
         image = self._sampled(scalings, progress.image, grid)
-        logits, rows = self._logits(image, grid, progress.tell)
+        logits, rows = self._logits(image, grid, progress.on_progress)
         values = Volume(probabilities(logits[None], self.target)[0], grid)
         return Predicted(reorient(values, region.grid).data, region.grid, rows)
 
-    def _logits(self, image: Tensor, grid: Grid, tell: Tell) -> tuple[Tensor, tuple[Row, ...]]:
+    def _logits(
+        self, image: Tensor, grid: Grid, on_progress: OnProgress
+    ) -> tuple[Tensor, tuple[Row, ...]]:
         """The mean logits of all networks and mirrorings, and what volumes each gives."""
         axes = self._mirror_axes()
         count = len(self.parts) * 2 ** len(axes)
@@ -201,7 +203,7 @@ class NnUnet:
             mirror_axes=axes,
             device=self.device,
             hear=hear if tallies else None,
-            tell=tell,
+            on_progress=on_progress,
         )
         return logits, tuple(tally.row for tally in tallies)
 

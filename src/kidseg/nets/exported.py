@@ -40,7 +40,7 @@ class ExportedNet(nn.Module):
 
         Raises:
             UsageError: "missing-extra".
-            ValueError: it is no graph that can be run.
+            ValueError: it is not a graph that can be run.
         """
         super().__init__()
         with _extra():

@@ -144,14 +144,14 @@ class Arrivals:
         quiet_s: a series is taken for complete when no image has come for so long.
         min_images: shorter series, such as localizers, wait for more images, and are removed after
             a day. A file may have several.
-        tell: called with the number of a series, an event, and what happened in words; a code.
+        note: called with the number of a series, an event, and what happened in words; a code.
         say: called with a line for people.
     """
 
     queue: SeriesQueue
     quiet_s: float
     min_images: int = 1
-    tell: Callable[[int, str, str, str], None] = lambda *_: None
+    note: Callable[[int, str, str, str], None] = lambda *_: None
     say: Callable[[str], None] = lambda line: None
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _last: dict[str, float] = field(default_factory=dict, repr=False)
@@ -314,12 +314,12 @@ class Arrivals:
             self.queue.remember(found.series, whole)
             self.queue.advance(found.number, "here")
         for other in self.queue.replace_others(found.series, found.digest):
-            self.tell(other, "replaced", f"series {found.number} has it with more images", "")
+            self.note(other, "replaced", f"series {found.number} has it with more images", "")
         if is_part:
             why = f"{IMAGES_MISSING}: set aside in {target.parent} until all of them come"
-            self.tell(found.number, "set-aside", why, IMAGES_MISSING)
+            self.note(found.number, "set-aside", why, IMAGES_MISSING)
         else:
-            self.tell(found.number, "arrived", f"{len(whole)} images arrived", "")
+            self.note(found.number, "arrived", f"{len(whole)} images arrived", "")
 
     def _clear(self, place: Path) -> None:
         shutil.rmtree(place)

@@ -111,7 +111,7 @@ class Worker:
             shutil.rmtree(place, ignore_errors=True)  # a full disk gets its room back
             raise
         self.queue.advance(series.number, "here")
-        self.tell(series.number, "fetched", "its images are here")
+        self.note(series.number, "fetched", "its images are here")
 
     def _segment(self, series: Series) -> None:
         place = self.queue.place(series.number)
@@ -124,14 +124,14 @@ class Worker:
                 _check_model(self.model)
             raise
         self.queue.advance(series.number, "segmented")
-        self.tell(series.number, "segmented", "segmented")
+        self.note(series.number, "segmented", "segmented")
 
     def _send(self, series: Series) -> None:
         place = self.queue.place(series.number)
         self.archive.send(series, sorted((place / "results").glob("*.dcm")))
         self.queue.advance(series.number, "sent")
         self.queue.forget_files(series.number)
-        self.tell(series.number, "sent", "results are in the archive")
+        self.note(series.number, "sent", "results are in the archive")
 
     def _failed(self, series: Series, error: KidsegError) -> None:
         if error.code in _WAITED:
@@ -146,16 +146,16 @@ class Worker:
         self.queue.set_aside(series.number, error.code)
         place = self.queue.place(series.number)
         where = f" in {place}" if place.exists() else ""
-        self.tell(series.number, "set-aside", f"{why}: set aside{where}", error.code)
+        self.note(series.number, "set-aside", f"{why}: set aside{where}", error.code)
 
     def _put_off(self, series: Series, code: str, why: str) -> None:
         """Do the step again later; the longer, the more often it failed for this kind of reason."""
         if (series.code in _WAITED) != (code in _WAITED):
             series = replace(series, attempts=0)
         wait = self.queue.put_off(series, code)
-        self.tell(series.number, "put-off", f"{why}; again in {wait:.0f} s", code)
+        self.note(series.number, "put-off", f"{why}; again in {wait:.0f} s", code)
 
-    def tell(self, number: int, event: str, text: str, code: str = "") -> None:
+    def note(self, number: int, event: str, text: str, code: str = "") -> None:
         """Something happened to a series: for the log, and in words for people."""
         self.log.write(event, series=number, code=code)
         self.say(f"series {number}: {text}")

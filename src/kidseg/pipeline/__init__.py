@@ -7,14 +7,14 @@ from kidseg.pipeline.restore import Samples, Watch, restore, sample
 from kidseg.pipeline.steps import (
     Locate,
     Note,
+    OnProgress,
     Progress,
     Region,
     Segment,
     Step,
-    Tell,
     advance,
+    ignore_progress,
     share_of,
-    untold,
 )
 from kidseg.pipeline.views import Blocks, Planes, View
 
@@ -22,6 +22,7 @@ __all__ = [
     "Blocks",
     "Locate",
     "Note",
+    "OnProgress",
     "Planes",
     "Predicted",
     "Progress",
@@ -29,16 +30,15 @@ __all__ = [
     "Samples",
     "Segment",
     "Step",
-    "Tell",
     "View",
     "Watch",
     "advance",
     "decide",
+    "ignore_progress",
     "opinions_of",
     "reaches_border",
     "restore",
     "rows_of",
     "sample",
     "share_of",
-    "untold",
 ]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from kidseg.device import Device
 from kidseg.pipeline.sliding import window_starts
-from kidseg.pipeline.steps import Tell, untold
+from kidseg.pipeline.steps import OnProgress, ignore_progress
 
 __all__ = ["Box", "half_gaussian", "mean_logits"]
 
@@ -47,7 +47,7 @@ def mean_logits(
     mirror_axes: Sequence[int],
     device: Device,
     hear: Hear | None = None,
-    tell: Tell = untold,
+    on_progress: OnProgress = ignore_progress,
 ) -> Tensor:
     """The mean logits of networks in an image.
 
@@ -60,7 +60,7 @@ def mean_logits(
         mirror_axes: of the window; the logits are the mean over all combinations of mirroring.
         device: of the networks.
         hear: called for each opinion in each window.
-        tell: is told how much is done.
+        on_progress: called with how much is done.
 
     Returns:
         (outputs, slices, rows, columns) float16 on the CPU.
@@ -86,7 +86,7 @@ def mean_logits(
             with device.autocast():
                 found = _mirrored(nets[number], part.to(device.torch), mirror_axes, heard)
             on_cpu: Tensor = found[0].float().cpu()
-            tell(next(done) / (windows * len(nets)))
+            on_progress(next(done) / (windows * len(nets)))
             return on_cpu
 
         return predict

@@ -20,22 +20,22 @@ __all__ = [
     "Adapt",
     "Locate",
     "Note",
+    "OnProgress",
     "Progress",
     "Region",
     "Segment",
     "Step",
-    "Tell",
     "advance",
+    "ignore_progress",
     "share_of",
-    "untold",
 ]
 
-Tell = Callable[[float], None]
-"""Is told how much of a task is done, 0 to 1, whenever more of it is."""
+OnProgress = Callable[[float], None]
+"""Called with how much of a task is done, 0 to 1, whenever more of it is."""
 
 
-def untold(fraction: float) -> None:
-    """Nobody is told."""
+def ignore_progress(fraction: float) -> None:
+    """An `OnProgress` that does nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -82,14 +82,14 @@ class Progress:
         steps: {step name: its regions}, in order of execution. A step may have no regions.
         seconds: wall time of each step.
         notes: of the steps that have one.
-        tell: is told by `Segment` how much of its region is done.
+        on_progress: called by `Segment` with how much of its region is done.
     """
 
     image: Volume | Slices
     steps: Mapping[str, tuple[Region, ...]] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     notes: Mapping[str, Note] = field(default_factory=dict)
-    tell: Tell = untold
+    on_progress: OnProgress = ignore_progress
 
     @property
     def last(self) -> tuple[Region, ...]:
@@ -130,7 +130,7 @@ class Step:
         segment: see `Segment`; None if the step only locates.
         target: meaning of the output channels of `segment`.
         adapt: see `Adapt`; None if the networks of `segment` cannot be adapted.
-        note: (progress with this step) -> what the step decided; None: nothing to tell.
+        note: (progress with this step) -> what the step decided; None: nothing.
     """
 
     name: str
@@ -142,14 +142,16 @@ class Step:
 
 
 def advance(
-    start: Volume | Slices | Progress, steps: Sequence[Step], tell: Tell = untold
+    start: Volume | Slices | Progress,
+    steps: Sequence[Step],
+    on_progress: OnProgress = ignore_progress,
 ) -> Progress:
     """Run the steps; each step can read the results of those before it.
 
     Args:
         start: an image; or the progress of the steps before these.
         steps: to run.
-        tell: is told how much is done; each step that segments counts the same.
+        on_progress: called with how much is done; each step that segments counts the same.
     """
     progress = start if isinstance(start, Progress) else Progress(image=start)
     segmenting = [step for step in steps if step.segment is not None]
@@ -159,10 +161,10 @@ def advance(
         if step.segment is not None:
             first, share = segmenting.index(step) / len(segmenting), 1 / len(segmenting)
             regions = tuple(
-                replace(r, found=step.segment(heard, r), target=step.target)
-                for r, heard in _told(progress, regions, share_of(tell, first, share))
+                replace(r, found=step.segment(now, r), target=step.target)
+                for r, now in _in_turn(progress, regions, share_of(on_progress, first, share))
             )
-            tell(first + share)
+            on_progress(first + share)
         progress = replace(progress, steps={**progress.steps, step.name: regions})
         if step.note is not None:
             progress = replace(progress, notes={**progress.notes, step.name: step.note(progress)})
@@ -171,14 +173,19 @@ def advance(
     return progress
 
 
-def share_of(tell: Tell, first: float, share: float) -> Tell:
+def share_of(on_progress: OnProgress, first: float, share: float) -> OnProgress:
     """For a part of a task: it begins when `first` is done, and is this share of the whole."""
-    return lambda fraction: tell(first + share * fraction)
+    return lambda fraction: on_progress(first + share * fraction)
 
 
-def _told(
-    progress: Progress, regions: Sequence[Region], tell: Tell
+def _in_turn(
+    progress: Progress, regions: Sequence[Region], on_progress: OnProgress
 ) -> Iterator[tuple[Region, Progress]]:
     """Each region, and the progress that its segmentation reads and tells."""
     for k, region in enumerate(regions):
-        yield region, replace(progress, tell=share_of(tell, k / len(regions), 1 / len(regions)))
+        yield (
+            region,
+            replace(
+                progress, on_progress=share_of(on_progress, k / len(regions), 1 / len(regions))
+            ),
+        )

@@ -128,7 +128,7 @@ class Planes:
             for tally, values in zip(tallies, opinions, strict=False):
                 tally.add(values, start)
             found[:, start:stop].copy_(_mean(opinions))
-            progress.tell(stop / grid.shape[0])
+            progress.on_progress(stop / grid.shape[0])
         return Predicted(found, grid, tuple(tally.row for tally in tallies))
 
     def adapt(self, net: nn.Module, progress: Progress, region: Region, weight: float) -> None:
@@ -199,7 +199,7 @@ class Blocks:
             with self.device.autocast():
                 (logits,) = net(window.to(self.device.torch))
             on_cpu: Tensor = logits.float().cpu()
-            progress.tell(next(done) / (windows * (2 if self.flip else 1)))
+            progress.on_progress(next(done) / (windows * (2 if self.flip else 1)))
             return on_cpu
 
         def predicted(image: Tensor) -> Tensor:

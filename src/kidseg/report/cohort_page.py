@@ -137,5 +137,5 @@ def pictures_in(page: Path) -> dict[str, list[Picture]]:
                 picture = Picture(png=png, alt=str(each["alt"]), made_of=str(each["made_of"]))
                 found.setdefault(str(each["case"]), []).append(picture)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}  # pictures are no results: they are drawn again
+        return {}  # pictures are not results: they are drawn again
     return found

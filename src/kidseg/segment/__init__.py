@@ -87,7 +87,7 @@ def segment(
         report: called with the entry of each scan, as in result.json; that of a failed scan has a
             "code".
         progress: called with (done, total) after each scan.
-        within: called within each scan; see `Predictor.tell`. Not with workers.
+        within: called within each scan; see `Predictor.on_progress`. Not with workers.
 
     Returns:
         An entry for each segmented scan, as in result.json; with `resume`, also of those left out.
@@ -114,7 +114,7 @@ def segment(
     if workers is not None:
         check_workers(workers)
     predictor = model if isinstance(model, Predictor) else load_predictor(model, device, adapt)
-    predictor = predictor if within is None else replace(predictor, tell=within)
+    predictor = predictor if within is None else replace(predictor, on_progress=within)
     channels = predictor.method.plan.channels
     values: Literal["ct", "any"] = "ct" if channels[0].scheme == "ct" else "any"
     options = replace(options or ReadOptions(), values=values)

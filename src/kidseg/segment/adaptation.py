@@ -128,7 +128,7 @@ def unadapted(adapt: Adapt, members: Sequence[Adaptation], path: str) -> tuple[F
 
     Args:
         adapt: what is wanted.
-        members: the adaptations of a model's members; one, if it is no ensemble.
+        members: the adaptations of a model's members; one, if it is not an ensemble.
         path: of the scan.
     """
     kept = [number for number, each in enumerate(members) if not each.slices]

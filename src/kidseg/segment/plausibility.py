@@ -35,17 +35,21 @@ def implausible(
             `kidseg.postprocess.least_kidney_ml`.
     """
     found = labels.data[0].numpy() > 0
-    notes = []
+    findings: list[Finding] = []
+
+    def note(code: str, cause: str, step: str) -> None:
+        findings.append(Finding(code=code, path=path, cause=cause, next_step=step))
+
     if subject.body is not None and subject.body.box is None:
         step = "Check that the scan is CT in Hounsfield units."
-        notes.append(("no-body", "no body was found in the scan", step))
+        note("no-body", "no body was found in the scan", step)
     if not found.any():
         cause = "neither kidney nor tumour was found"
         step = "Check that kidneys are in view, and that the scan is like those of the training."
-        notes.append(("nothing-found", cause, step))
+        note("nothing-found", cause, step)
     elif sides is None and (found[0].any() or found[-1].any()):
         cause = "the segmentation reaches the first or last slice; its volume is partial"
-        notes.append(("cut-by-field", cause, "Use a scan that contains all of it."))
+        note("cut-by-field", cause, "Use a scan that contains all of it.")
     found_ml = float(found.sum() * labels.grid.voxel_ml)
     if sides is not None and 0 < found_ml < least_ml:
         cause = (
@@ -53,16 +57,13 @@ def implausible(
             " small kidney in a body of this size"
         )
         step = "Check that kidneys are in view, and that no other tissue was taken for them."
-        notes.append(("little-found", cause, step))
+        note("little-found", cause, step)
     if any(reaches_border(each, labels.grid, progress.found) for each in progress.found):
         cause = "the segmentation reaches the border of the region of interest"
         step = (
             "Check it; train with a larger region (crop.localizer.margin of 'homogenized', box of"
             " 'multistage', tumour.frame_px of 'cascade')."
         )
-        notes.append(("region-border", cause, step))
+        note("region-border", cause, step)
     measured = sides.findings if sides is not None and found.any() else ()
-    return (
-        *(Finding(code=code, path=path, cause=cause, next_step=s) for code, cause, s in notes),
-        *measured,
-    )
+    return (*findings, *measured)

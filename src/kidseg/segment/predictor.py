@@ -72,8 +72,8 @@ class Predictor:
         members: methods of all models in the file. Fewer methods than members: some are merged,
             see `NnUnet.merged`.
         intervals: calibration of the intervals of volumes; None if the file has none.
-        tell: is told "segment" or "decide" while a scan is segmented, and how much of it is done, 0
-            to 1; each member of an ensemble counts the same.
+        on_progress: called with "segment" or "decide" while a scan is segmented, and how much of it
+            is done, 0 to 1; each member of an ensemble counts the same.
     """
 
     method: Method
@@ -89,7 +89,7 @@ class Predictor:
     members: tuple[str, ...] = ()
     paths: tuple[Path, ...] = ()
     intervals: Calibrated | None = None
-    tell: Callable[[str, float], None] = lambda what, done: None
+    on_progress: Callable[[str, float], None] = lambda what, done: None
 
     @torch.no_grad()
     def __call__(self, scan: Volume, name: str = "scan") -> Segmentation:
@@ -166,7 +166,7 @@ class Predictor:
     def find(self, scan: Volume, name: str = "scan", clock: Clock | None = None) -> Found:
         """Prepare a scan and run the steps, without deciding labels; errors as for a call."""
         clock = clock or Clock()
-        self.tell("segment", 0.0)
+        self.on_progress("segment", 0.0)
         required, *others = _required((self.method, *self.others))
         subject = prepare(scan, *required, name=name)
         clock.lap("prepare")
@@ -189,8 +189,8 @@ class Predictor:
         method, share = methods[number], 1 / len(methods)
         steps = method.steps(subject)
         adaptation = Adaptation.of(method, steps, subject, self.prior_slices)
-        tell = share_of(partial(self.tell, "segment"), number * share, share)
-        progress = advance(subject.image, adaptation.steps(steps), tell)
+        on_progress = share_of(partial(self.on_progress, "segment"), number * share, share)
+        progress = advance(subject.image, adaptation.steps(steps), on_progress)
         clock.add(progress.seconds)
         return Found(
             subject=subject,
@@ -211,12 +211,12 @@ class Predictor:
 
         def watch(k: int, window: Window, probabilities: Tensor) -> None:
             observer(k, window, probabilities)
-            self.tell("decide", k / scan.shape[0])
+            self.on_progress("decide", k / scan.shape[0])
 
         decided = self.decide(found, scan, clock, watch)
         review = Review.of(observer.doubt, found.regions, decided.labels, target, self.schema)
         clock.lap("review")
-        self.tell("decide", 1.0)
+        self.on_progress("decide", 1.0)
         return decided, review
 
     @torch.no_grad()

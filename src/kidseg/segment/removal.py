@@ -75,7 +75,7 @@ def postprocessed(
     body_radius_mm: float | None,
     voxel_ml: float,
 ) -> Decided:
-    """The labels without components that are no kidney or tumour.
+    """The labels without components that are neither kidney nor tumour.
 
     Args:
         labels: (1, slices, rows, columns) uint8, volumetric.

@@ -271,7 +271,7 @@ def structures_of(target: Target, schema: LabelSchema) -> dict[str, Structure]:
         sets = [set(labels) for labels in target.channels]
         inside = tuple(i for i, labels in enumerate(sets) if labels <= set(members))
         outside: tuple[int, ...] = ()
-        if not inside:  # such as parenchyma: what is kidney with its tumour, and is no tumour
+        if not inside:  # such as parenchyma: what is kidney with its tumour, and is not tumour
             inside = tuple(i for i, labels in enumerate(sets) if labels & set(members))
             outside = tuple(i for i, labels in enumerate(sets) if not labels & set(members))
         found[name] = Structure(inside=inside, outside=outside)

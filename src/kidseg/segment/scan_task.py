@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache, partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from kidseg.errors import Finding, InputError, KidsegError, ModelError, converte
 from kidseg.io import ReadOptions
 from kidseg.io.dicom_source import read_source
 from kidseg.io.label_formats import check_grid
+from kidseg.labels import LabelSchema
 from kidseg.measure.measuring import parts_of
 from kidseg.measure.reporting import with_report
 from kidseg.model_file import STARTER, STARTER_USE, is_starter
@@ -197,22 +198,13 @@ def _segmented(task: ScanTask, predictor: Predictor, folder: Path) -> Attempt:
     # Scan and series have read the headers, prediction and report have told the sides apart.
     findings = (*dict.fromkeys(noticed), *written.findings, *left)
     seconds = {"read": read_s, **result.seconds, **written.seconds}
-    entry = {
-        "name": source.name,
-        "path": str(source.path),
-        **({} if source.series is None else {"series_uid": source.series}),
-        "sha256": digest,
-        "reading": reading_of(task.options),
-        "outputs": [file.name for file in outputs],
-        "formats": files.formats,
-        "labels": {str(number): name for number, name in predictor.schema.names.items()},
+    facts = {
         **_facts(predictor),
         **result.facts,
         "review": in_order_of(scan.first.native, result.labels.grid, result.facts["review"]),
         **written.facts,
-        "warnings": [finding.as_dict() for finding in findings],
-        "seconds": {name: round(value, 4) for name, value in seconds.items()},
     }
+    entry = _entry(task, outputs, predictor.schema, digest, facts, findings, seconds)
     seen = Seen(
         scan=scan.volume, result=result, predictor=predictor, labelled=labelled, parts=parts
     )
@@ -221,6 +213,32 @@ def _segmented(task: ScanTask, predictor: Predictor, folder: Path) -> Attempt:
     if task.pictured:
         picture = draw_result(entry, result.labels, scan.volume, predictor.schema)
     return Attempt(entry=reported.entry, written=reported.files, picture=picture)
+
+
+def _entry(
+    task: ScanTask,
+    outputs: Sequence[Path],
+    schema: LabelSchema,
+    digest: str,
+    facts: Mapping[str, Any],
+    findings: Sequence[Finding],
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    """The entry of a scan in `result.json`."""
+    source = task.source
+    return {
+        "name": source.name,
+        "path": str(source.path),
+        **({} if source.series is None else {"series_uid": source.series}),
+        "sha256": digest,
+        "reading": reading_of(task.options),
+        "outputs": [file.name for file in outputs],
+        "formats": task.outputs.formats,
+        "labels": {str(number): name for number, name in schema.names.items()},
+        **facts,
+        "warnings": [finding.as_dict() for finding in findings],
+        "seconds": {name: round(value, 4) for name, value in seconds.items()},
+    }
 
 
 def _facts(predictor: Predictor) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def find_scans(
     """
     found: dict[tuple[Path, str | None, str], Source] = {}
     for given in [path for text in inputs for path in _expanded(text)]:
-        if os.path.isdir(given):  # noqa: PTH112 - False for a name that is no path at all
+        if os.path.isdir(given):  # noqa: PTH112 - False for a name that is not a path at all
             sources = _in_folder(given, channels, options, without)
         else:
             sources = [_of_path(given, channels)]

@@ -46,7 +46,11 @@ def judge(
     """
     away = distances(figures, ranges or {})
     facts = {"known": ranges is not None, "far_sd": FAR_SD, "figures": dict(away)}
-    notes = []
+    findings: list[Finding] = []
+
+    def note(code: str, cause: str, step: str) -> None:
+        findings.append(Finding(code=code, path=path, cause=cause, next_step=step))
+
     if _lacks_contrast(figures, ranges or {}):
         dark = away.pop("renal_hu")["value"]
         cause = (
@@ -54,7 +58,7 @@ def judge(
             " contrast agent, which most scans of the training had"
         )
         step = "Use a scan with contrast agent, or check all labels: many are wrong without it."
-        notes.append(("no-contrast", cause, step))
+        note("no-contrast", cause, step)
     far = {
         name: f"{name} {known['value']:.4g} is {known['distance_sd']:.1f} SD beyond"
         f" {known['min']:.4g} to {known['max']:.4g}"
@@ -64,15 +68,12 @@ def judge(
     if (bright := far.pop("bright_hu", None)) is not None:
         cause = f"its values are brighter than those of any scan of the training: {bright}"
         step = "Check that it is CT of the abdomen in Hounsfield units, not MR or another region."
-        notes.append(("unusual-values", cause, step))
+        note("unusual-values", cause, step)
     if far:
         cause = f"the patient is outside the training range of the model: {'; '.join(far.values())}"
         step = "Check the labels carefully, or train on similar patients."
-        notes.append(("outside-training-range", cause, step))
-    return Suitability(
-        facts=facts,
-        findings=tuple(Finding(code=c, path=path, cause=t, next_step=s) for c, t, s in notes),
-    )
+        note("outside-training-range", cause, step)
+    return Suitability(facts=facts, findings=tuple(findings))
 
 
 def _lacks_contrast(figures: Mapping[str, float], ranges: Mapping[str, Mapping[str, Any]]) -> bool:

@@ -103,7 +103,7 @@ def find_references(
         cyst: what cysts counted as in the training of the model.
 
     Raises:
-        UsageError: "one-reference": a label volume for several scans; "no-reference": the data set
+        UsageError: "one-reference": a label volume for several scans; "unknown-case": the data set
             has no labelled case for a scan.
         InputError: see `open_dataset`; "other-labels": the labels of the data set differ from those
             of the model.
@@ -129,7 +129,7 @@ def find_references(
             raise UsageError(
                 f"there is no labelled case for the scan {scan}",
                 path=reference,
-                code="no-reference",
+                code="unknown-case",
                 next_step=f"The id of the case must be the name of the scan, '{name}'.",
             )
         found[scan] = reference_of(case, data, learned, schema)

@@ -177,9 +177,9 @@ class Learner:
     def _run(self, labelled: Sequence[Image], tune: str) -> None:
         assert self.last is not None
         place = self.folder / "trainings" / self.last.id
-        place.mkdir(mode=0o700)
-        self.audit.write("training-started", training=self.last.id, images=len(labelled))
         try:
+            self.audit.write("training-started", training=self.last.id, images=len(labelled))
+            place.mkdir(mode=0o700)
             error = self._learn(labelled, tune, place)
         except KidsegError as known:
             error = known.as_finding()

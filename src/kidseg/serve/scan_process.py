@@ -137,7 +137,7 @@ def _segmented(
     stages("read")
     (entry,) = segment(
         [scan],
-        replace(predictor, tell=stages),
+        replace(predictor, on_progress=stages),
         out,
         formats=request.formats,
         figures=request.figures,

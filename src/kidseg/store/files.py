@@ -215,7 +215,7 @@ class Head(Begun):
     def __post_init__(self) -> None:
         unsafe = any(Path(name).name != name for name in self.order)
         if unsafe or sorted(self.order) != sorted(self.cases):
-            raise ValueError("other cases are listed than ordered, or one is no name")
+            raise ValueError("other cases are listed than ordered, or one is not a name")
 
 
 @dataclass(frozen=True, kw_only=True)

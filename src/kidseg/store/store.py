@@ -307,7 +307,7 @@ def mapped(path: Path) -> torch.Tensor:
         if fortran_order or size != start + kind.itemsize * prod(shape):
             raise ValueError("another size or order")
     except (ValueError, OSError) as error:
-        raise damaged(path, f"is no array of a store ({error})") from error
+        raise damaged(path, f"is not an array of a store ({error})") from error
     # Copy on write, so that a bug in a training process cannot modify the file.
     raw = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
     element = torch.from_numpy(np.empty(0, kind)).dtype

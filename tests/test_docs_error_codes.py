@@ -1,0 +1,203 @@
+"""The page of all errors and warnings has every code, with what the source says of it."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "docs"))
+
+from error_codes import Origin, origins_in  # noqa: E402
+
+MEANINGS: Mapping[str, str] = {
+    "bad-case-name": "a case has a name that the layout does not allow",
+    "bad-dataset-json": "dataset.json is not as its layout demands",
+    "bad-json": "a JSON file cannot be used",
+    "bad-setting": "a setting is unknown, or cannot be used with the data or with the others",
+    "bad-split": "the division into training, validation and test is not possible",
+    "bad-workers": "the description of the workers cannot be used",
+    "channels-differ": "the images of one case are on different grids",
+    "contour-gap": "contours are missing between others",
+    "damaged-model": "a model file is not complete, or contradicts itself",
+    "damaged-state": "a saved state of a training is not complete, or of something else",
+    "damaged-table": "a table that kidseg wrote is not as it was written",
+    "disk-full": "there is too little space",
+    "duplicate-case": "two cases have one name",
+    "grid-mismatch": "two volumes of one scan are on different grids",
+    "in-use": "another process is working in the folder",
+    "label-grid-mismatch": "labels are on another grid than their scan",
+    "label-not-understood": "a label is none of kidney, tumour and cyst",
+    "missing-extra": "a package that is not part of a plain installation is not installed",
+    "missing-image": "a case lacks an image",
+    "no-cases": "a data set has no labelled case",
+    "no-input": "no file was named",
+    "no-kidney-label": "no label is recognized as kidney",
+    "no-label": "none of the structures is a label",
+    "no-labels": "there are no labels where they are needed",
+    "no-scan": "there is no scan where one is needed",
+    "no-tumour-label": "no label is recognized as tumour",
+    "not-a-dataset": "a folder is not a data set",
+    "not-a-scan": "a file is not a scan",
+    "not-ct": "an image is not CT",
+    "not-finite": "numbers of a network are NaN or infinite",
+    "not-found": "a file, or what was asked for, is not there",
+    "not-writable": "a file or folder cannot be written",
+    "other-format": "the format of a file is of another version of kidseg",
+    "other-frame-of-reference": "annotations and images have different frames of reference",
+    "other-method": "a model is of another method than asked for",
+    "other-patient": "two files that belong together are of different patients",
+    "other-settings": "earlier results were made with other settings",
+    "out-of-memory": "there is too little memory",
+    "output-exists": "an output exists already",
+    "same-image": "two cases have the same image",
+    "same-name": "two files would have one name",
+    "scan-failed": "a scan could not be segmented, for an unforeseen reason",
+    "series-required": "the images of a DICOM object are needed",
+    "stopped": "a command was stopped from outside",
+    "store-of-other-settings": "a store was made with other settings",
+    "too-few-patients": "there are fewer patients than the division needs",
+    "too-large": "an input exceeds a limit of size",
+    "unknown-case": "there is no such case",
+    "unknown-cyst": "a cyst cannot count as that",
+    "unknown-method": "there is no such method",
+    "unknown-preset": "there is no such preset",
+    "unreadable": "a file or folder is there, but cannot be read",
+    "unsupported-type": "the type of the voxels, or of a file, is not supported",
+    "volume-differs": "a volume is not that which the file states",
+    "worker-killed": "a process ended while it was at work",
+    "wrong-channels": "a scan has another number of channels than needed",
+}
+"""What codes mean that several rooms of the house state."""
+
+
+@pytest.fixture(scope="module")
+def origins() -> list[Origin]:
+    return origins_in(ROOT / "src" / "kidseg")
+
+
+def test_each_error_and_warning_has_a_code_in_the_source(origins: list[Origin]) -> None:
+    """In a form for programs, as a literal, so that it can be searched for."""
+    odd = [each for each in origins if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", each.code)]
+    assert not odd and len({each.code for each in origins}) > 400
+
+
+def test_codes_that_are_raised_in_tests_were_found_by_reading(origins: list[Origin]) -> None:
+    expected = re.compile(r"""\bvalue\.code == "([a-z0-9-]+)\"""")
+    raised = set()
+    for room in ("cases", "evaluate", "io", "measure", "segment", "serve", "train"):
+        for file in (ROOT / "tests").glob(f"test_{room}*.py"):
+            raised |= set(expected.findall(file.read_text()))
+    assert len(raised) > 80 and raised <= {each.code for each in origins}
+
+
+def test_no_code_has_two_meanings(origins: list[Origin]) -> None:
+    """A code that several rooms state has one meaning, named above, which fits all its causes."""
+    rooms: dict[str, set[str]] = {}
+    for each in origins:
+        rooms.setdefault(each.code, set()).add(each.module.split("/")[0])
+    assert {code for code, found in rooms.items() if len(found) > 1} == MEANINGS.keys()
+
+
+# ---- how they are found ------------------------------------------------------------------------
+
+ERRORS = """
+    class Finding: ...
+    class KidsegError(Exception):
+        def __init__(self, cause, *, path=None, next_step="", code=""): ...
+    class InputError(KidsegError): ...
+"""
+
+
+def found(tmp_path: Path, **modules: str) -> set[tuple[str, str, str, str, str]]:
+    """What is found in a package of these modules."""
+    for name, text in {"errors": ERRORS, **modules}.items():
+        (tmp_path / f"{name}.py").write_text(dedent(text))
+    return {(o.code, o.kind, o.module, o.cause, o.next_step) for o in origins_in(tmp_path)}
+
+
+def test_literals_constants_and_what_is_known_only_later(tmp_path: Path) -> None:
+    text = """
+        STEP = "Look at " + "it."
+        def check(n, deep):
+            step = STEP if deep else ""
+            raise InputError(f"{n} are bad", code="bad", next_step=step)
+        note = Finding(code="odd", path="", cause="it is odd", severity="warning")
+    """
+    assert found(tmp_path, one=text) == {
+        ("bad", "InputError", "one", "… are bad", "Look at it."),
+        ("bad", "InputError", "one", "… are bad", ""),
+        ("odd", "warning", "one", "it is odd", ""),
+    }
+
+
+def test_codes_are_followed_through_functions_and_modules(tmp_path: Path) -> None:
+    """The place is where the code stands; the cause is that of the same call."""
+    one = """
+        def refuse(code: str, cause: str) -> None:
+            raise InputError(f"{cause}!", code=code)
+        def _note(code: str, warning: bool = False) -> Finding:
+            return Finding(code=code, cause="so", severity="warning" if warning else "error")
+        _note("first"), _note("second", warning=True)
+    """
+    two = """
+        from kidseg.one import refuse
+        refuse("a", "this")
+        refuse(cause="that", code="b")
+    """
+    unrelated = """
+        refuse("c", "of another function of this name")
+    """
+    assert found(tmp_path, one=one, two=two, unrelated=unrelated) == {
+        ("first", "error", "one", "so", ""),
+        ("second", "warning", "one", "so", ""),
+        ("a", "InputError", "two", "this!", ""),
+        ("b", "InputError", "two", "that!", ""),
+    }
+
+
+def test_a_cause_belongs_to_the_code_that_it_is_assigned_with(tmp_path: Path) -> None:
+    text = """
+        def branches(n):
+            if n:
+                code, cause = "a", "one"
+            else:
+                code = "b"
+                cause = "two"
+            raise InputError(cause, code=code)
+        def conditions(n):
+            raise InputError("three" if n else "four", code="c" if n else "d")
+        def loops():
+            for code, cause in {"e": "five", "f": "six"}.items():
+                Finding(code=code, cause=cause)
+    """
+    assert {(code, cause) for code, _, _, cause, _ in found(tmp_path, one=text)} == {
+        *(("a", "one"), ("b", "two"), ("c", "three"), ("d", "four"), ("e", "five"), ("f", "six"))
+    }
+
+
+def test_codes_that_are_passed_on_and_those_that_cannot_be_read(tmp_path: Path) -> None:
+    text = """
+        def again(error, settings):
+            raise InputError(error.cause, code=error.code or "none")
+        def computed(settings):
+            raise InputError("so", code=settings["code"])
+        def nameless():
+            raise InputError("so")
+    """
+    assert {(code, cause) for code, _, _, cause, _ in found(tmp_path, one=text)} == {
+        *(("none", "…"), ("…", "so"), ("", "so"))
+    }
+
+
+def test_the_page_names_each_code_once(origins: list[Origin]) -> None:
+    pytest.importorskip("mkdocs", reason="needs mkdocs-material: pip install 'kidseg[docs]'")
+    from reference import codes
+
+    named = re.findall(r'<code id="([^"]+)">', "\n".join(codes()))
+    assert named == sorted({each.code for each in origins})
