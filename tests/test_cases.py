@@ -564,6 +564,7 @@ def test_case_paths(tmp_path: Path) -> None:
         ("kits19", "x", 1, "bad-case-name"),
         ("kits19", "case_00000", 2, "one-channel"),
         ("dicom", "x", 2, "one-channel"),
+        ("annotated", "x", 1, "bad-layout"),
     ],
 )
 def test_names_that_a_layout_does_not_allow(
@@ -571,7 +572,7 @@ def test_names_that_a_layout_does_not_allow(
 ) -> None:
     with pytest.raises(UsageError) as caught:
         case_paths(tmp_path, layout, name, channels)
-    assert caught.value.code == code
+    assert caught.value.code == code and caught.value.next_step
 
 
 @pytest.mark.parametrize(("choice", "number"), [("tumour", 2), ("kidney", 1), ("background", 0)])

@@ -125,6 +125,8 @@ def test_wrong_usage_is_one_json_object_too(arguments: list[str]) -> None:
         ("config study --set seeds=[1]", "study-settings"),
         ("config study --config mine.toml", "study-settings"),
         ("calibrate run data -o x --intervals --weights-of kidney", "weights-unused"),
+        ("measure a.nii.gz b.nii.gz --height 92", "one-file-only"),
+        ("convert a.nii.gz b.nii.gz -o x --entered high-risk-histology-or-stage", "one-file-only"),
     ],
 )
 def test_options_that_do_not_go_together_or_cannot_be_read(

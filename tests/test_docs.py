@@ -104,7 +104,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
-    """Pages, their links and anchors; the reference of commands and settings from the code."""
+    """Pages, their links and anchors; the reference of commands, settings and codes."""
     pytest.importorskip("mkdocs", reason="needs mkdocs-material: pip install 'kidseg[docs]'")
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path / "site"],
@@ -116,6 +116,8 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     commands_page = (tmp_path / "site" / "reference" / "commands.html").read_text()
     assert all(f"kidseg {name}" in commands_page for name in COMMANDS)
+    codes_page = (tmp_path / "site" / "reference" / "codes.html").read_text()
+    assert '<code id="bad-ages">' in codes_page and "Write it as 0-16, in years." in codes_page
     fetched = re.compile(r'<(?:script|img|link)[^>]+(?:src|href)="(?:https?:)?//')
     for page in (tmp_path / "site").rglob("*.html"):
         assert not fetched.search(re.sub(r"<link rel=.canonical[^>]*>", "", page.read_text())), page

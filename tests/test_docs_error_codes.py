@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 from collections.abc import Mapping
@@ -94,6 +95,19 @@ def test_codes_that_are_raised_in_tests_were_found_by_reading(origins: list[Orig
         for file in (ROOT / "tests").glob(f"test_{room}*.py"):
             raised |= set(expected.findall(file.read_text()))
     assert len(raised) > 80 and raised <= {each.code for each in origins}
+
+
+def test_codes_that_docstrings_promise_are_stated_somewhere(origins: list[Origin]) -> None:
+    """Under `Raises` of a function: in quotation marks, of several words."""
+    promised: dict[str, str] = {}
+    for file in (ROOT / "src" / "kidseg").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                raises = (ast.get_docstring(node) or "").partition("Raises:")[2]
+                for code in re.findall(r'"([a-z0-9]+(?:-[a-z0-9]+)+)"', raises):
+                    promised[code] = f"{file.name}: {node.name}"
+    unknown = promised.keys() - {each.code for each in origins}
+    assert len(promised) > 200 and not {code: promised[code] for code in unknown}
 
 
 def test_no_code_has_two_meanings(origins: list[Origin]) -> None:

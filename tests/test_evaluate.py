@@ -477,6 +477,14 @@ def test_unmarked_files_are_named_when_a_prediction_is_missing(tmp_path: Path) -
         evaluate(tmp_path / "pred", tmp_path / "ref", tmp_path / "out")
 
 
+def test_what_is_missing_is_an_error_or_empty(tmp_path: Path) -> None:
+    for folder in ("pred", "ref"):
+        write(tmp_path / folder / "a.nii.gz", REFERENCE)
+    with pytest.raises(UsageError) as refused:
+        evaluate(tmp_path / "pred", tmp_path / "ref", tmp_path / "out", missing="zero")  # type: ignore[arg-type]
+    assert refused.value.code == "unknown-choice" and not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("name", ["b.nii.gz", "b.nrrd", "b_0000.nii.gz", "more/b.nii.gz"])
 def test_an_unmarked_prediction_is_not_scored_as_empty(tmp_path: Path, name: str) -> None:
     for case in ("a", "b"):

@@ -131,9 +131,11 @@ def test_segments_of_every_second_slice_are_said(tmp_path: Path) -> None:
         labels.data[0, 3:5, 12:15, 5:9] = 2
         path = written("labelmap", labels, source, tmp_path / "object.dcm")
         annotation = annotation_of(tmp_path / "ct", path, {1: 1, 2: 2})
-        said = [f.cause for f in read(path, replace(LABELS, annotation=annotation)).findings]
-        assert bool([one for one in said if "only one slice in 2" in one]) == is_sparse
-        assert all("left kidney" in one for one in said)
+        said = {
+            f.code: f.cause for f in read(path, replace(LABELS, annotation=annotation)).findings
+        }
+        assert ("only one slice in 2" in said.get("sparse-segment", "")) == is_sparse
+        assert all("left kidney" in one for one in said.values())
 
 
 def test_the_stored_volume_is_compared(tmp_path: Path) -> None:

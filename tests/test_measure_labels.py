@@ -14,11 +14,12 @@ import pytest
 import torch
 
 from commands import call_cli
-from kidseg.errors import InputError
+from kidseg.errors import InputError, UsageError
 from kidseg.geometry import Grid, Volume
 from kidseg.io import save
 from kidseg.io.orientation import reorient
 from kidseg.measure.label_reading import read_labelled
+from kidseg.measure.measuring import Request, measure
 from solids import positions
 
 GRID = Grid.from_spacing((36, 48, 76), (4.0, 3.0, 3.0))
@@ -466,6 +467,20 @@ def test_a_damaged_review_is_an_error(
     path, _ = segmented_by_model(tmp_path, {"tumour": (0.1, 5.0)}, **review)
     _, err = run(path, capsys=capsys, code=3)
     assert "the review of anna_seg.nii.gz in it is damaged" in " ".join(err.split())
+
+
+@pytest.mark.parametrize(
+    ("request_", "code"),
+    [
+        (Request(margin_mm=-1.0), "bad-margin"),
+        (Request(margin_mm=50.5), "bad-margin"),
+        (Request(before_ct=Path("x.nii.gz")), "no-before"),
+    ],
+)
+def test_requests_that_cannot_be_met_are_refused(files: Path, request_: Request, code: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        measure(files / "anna_seg.nii.gz", request_)
+    assert refused.value.code == code and refused.value.next_step
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from kidseg.geometry import Grid, Volume
 from kidseg.io.orientation import canonical, reorient
 from kidseg.labels import KIDNEY_TUMOUR, KIDNEY_TUMOUR_CYST, LabelSchema
 from kidseg.measure import Midline, Sides, measure_sides
+from kidseg.measure.midline import estimated_midline
 
 GRID = Grid.from_spacing((10, 20, 40), (5.0, 2.0, 2.0))
 """Canonical: columns run to the patient's left. A voxel is 0.02 ml; the middle is column 19.5."""
@@ -178,6 +179,17 @@ def test_without_a_body_it_is_the_middle_of_the_image_and_said() -> None:
         found = measure_sides(labels(RIGHT, LEFT), KIDNEY_TUMOUR, Midline.of(GRID, body))
         assert found is not None and codes(found) == ["side-by-image"]
         assert found.right.volumes_ml["kidney"] == pytest.approx(6.0)
+
+
+def test_without_a_scan_it_is_between_the_kidneys_or_the_origin_and_said() -> None:
+    """The origin, if the labels may be cropped to one kidney."""
+    for volume, code in (
+        (labels(RIGHT, LEFT), "side-by-kidneys"),
+        (labels(LEFT), "side-by-origin"),
+    ):
+        midline = estimated_midline(volume, KIDNEY_TUMOUR, is_cropped=True)
+        found = measure_sides(volume, KIDNEY_TUMOUR, midline)
+        assert found is not None and code in codes(found)
 
 
 def test_a_turned_patient_space_has_its_own_right() -> None:

@@ -422,8 +422,9 @@ def test_an_image_under_another_name_is_not_kept(tmp_path: Path) -> None:
 def test_a_peer_is_title_host_port() -> None:
     assert Peer.from_text("A@::1:104", "K") == Peer(title="A", host="::1", port=104, own_title="K")
     for text in ("A", "A@h", "A@h:x", "@h:1", "A@h:0", "A" * 17 + "@h:1", "A@:104"):
-        with pytest.raises(InputError):
+        with pytest.raises(InputError) as refused:
             Peer.from_text(text, "K")
+        assert refused.value.code == "bad-peer"
 
 
 def test_images_travel_from_one_node_to_another(tmp_path: Path) -> None:
@@ -447,6 +448,10 @@ def test_images_travel_from_one_node_to_another(tmp_path: Path) -> None:
         peer.send(series, [other, *files])
         with pytest.raises(UnreachableError, match="title OTHER"):
             Peer(title="KIDSEG", host="127.0.0.1", port=port, own_title="OTHER").send(series, files)
+        taken = receiving(arrivals, **{**here, "port": port}, callers=())
+        with pytest.raises(ResourceError) as refused, taken:
+            pass
+        assert refused.value.code == "port-in-use" and str(port) in refused.value.cause
     with pytest.raises(UnreachableError):
         peer.send(series, files)
     assert arrivals.settle() == 1

@@ -552,9 +552,10 @@ def test_too_few_cases_are_refused_before_any_is_segmented(
     out = tmp_path / "out.safetensors"
     assert call_cli("calibrate", folder / "one", folder / "data", "-o", out, "--intervals") == 2
     assert "at least 19 can" in " ".join(capsys.readouterr().err.split()) and not out.exists()
-    words = ("calibrate", folder / "one", folder / "data", "-o", out, "--scans", "ellipses")
-    assert call_cli(*words, "--json") == 2
-    assert json.loads(capsys.readouterr().out)["error"]["code"] == "scans-unused"
+    words = ("calibrate", folder / "one", folder / "data", "-o", out, "--json")
+    for option, code in ((["--intervals"], "too-few-cases"), (["--scans", "x"], "scans-unused")):
+        assert call_cli(*words, *option) == 2
+        assert json.loads(capsys.readouterr().out)["error"]["code"] == code
 
 
 def test_calibrated_says_what_the_header_says() -> None:

@@ -197,6 +197,21 @@ def test_a_crumb_of_kidney_is_told(predictor: Predictor) -> None:
     assert "little-found" not in told(6, tumours)
 
 
+@pytest.mark.requirement("partial")
+@pytest.mark.parametrize(("slice_", "is_cut"), [(0, True), (3, False), (-1, True)])
+def test_a_tumour_in_the_first_or_last_slice_is_partial_also_without_kidneys(
+    predictor: Predictor, slice_: int, is_cut: bool
+) -> None:
+    """Of a model that has kidneys, `measure_sides` says it."""
+    image = make_ellipse_patient(3).image
+    found = predictor.find(image)
+    data = torch.zeros(image.data.shape, dtype=torch.uint8)
+    data[0, slice_, 30, 20:26] = 1
+    labels = Volume(data, image.grid)
+    findings = implausible(labels, found.subject, found.progress, None, "s", least_ml=1.0)
+    assert ("cut-by-field" in {finding.code for finding in findings}) == is_cut
+
+
 def test_finer_pixels_have_the_same_values(predictor: Predictor) -> None:
     """Labels on the scan's own pixels are compared on those of the network."""
     patient = make_ellipse_patient(4)

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import json
 import shutil
+import socket
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ import torch
 
 from kidseg.checkpoint import save_model
 from kidseg.errors import InputError, KidsegError, ModelError, UsageError
+from kidseg.model_file import find_model
 from kidseg.serve.application import create_app
 from kidseg.serve.audit_log import AuditLog
 from kidseg.serve.folder_lock import locked_folder
@@ -389,8 +391,9 @@ def test_tokens_are_read_from_a_file_of_their_owner_alone(tmp_path: Path) -> Non
         with pytest.raises(InputError) as refused:
             read(text)
         assert refused.value.code == code and "x" * 20 not in str(refused.value)
-    with pytest.raises(InputError, match="may read"):
+    with pytest.raises(InputError, match="may read") as refused:
         read("x" * 20, 0o644)
+    assert refused.value.code == "token-readable"
     with pytest.raises(InputError, match="cannot be read"):
         read_tokens(tmp_path / "none")
 
@@ -485,6 +488,17 @@ def test_results_that_vanish_are_not_there(tmp_path: Path) -> None:
         assert codes == [204, 404]
         with pytest.raises(RefusedError, match="no such file"):
             file_answer(service.jobs.results(job) / "scan_seg.nii.gz", "x")
+
+
+def test_an_address_that_is_taken_is_said_before_anything_is_written(tmp_path: Path) -> None:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        held.listen()
+        port = held.getsockname()[1]
+        serving = Serving(model=find_model(None), folder=tmp_path / "server", port=port)
+        with pytest.raises(UsageError, match=str(port)) as refused:
+            serve(serving, lambda _: pytest.fail("it began"))
+    assert refused.value.code == "address-in-use" and not (tmp_path / "server").exists()
 
 
 def test_a_model_of_several_channels_is_refused_at_the_start(tmp_path: Path) -> None:

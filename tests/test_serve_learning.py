@@ -122,6 +122,13 @@ def test_a_training_that_fails_is_said_and_the_next_may_start(root: Path, tmp_pa
             status = server.client.get("/train/").json()
             assert status["status"] == "ERROR" and "FileNotFoundError" in status["error"]["cause"]
             assert status["error"]["code"] == "training-failed"
+        (tmp_path / "server" / "trainings").mkdir()
+        server.client.post("/train/kidseg", json={"tune": "decoder"}).raise_for_status()
+        second = server.client.post("/train/kidseg", json={"tune": "decoder"})
+        assert (second.status_code, second.json()["code"]) == (429, "training-runs")
+        assert int(second.headers["Retry-After"]) > 0
+        server.client.delete("/train/").raise_for_status()
+        assert server.client.get("/train/").json()["status"] == "STOPPED"
     log = (tmp_path / "server" / "audit.jsonl").read_text()
     assert log.count("training-failed") == 2
 

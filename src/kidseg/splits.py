@@ -113,7 +113,11 @@ def split(cases: Sequence[Case], *, folds: int = 5, seed: int) -> tuple[Split, .
         InputError: "too-few-patients", "duplicate-case".
     """
     if folds < 2:
-        raise UsageError(f"at least 2 folds are needed, not {folds}", code="too-few-folds")
+        raise UsageError(
+            f"at least 2 folds are needed, not {folds}",
+            code="too-few-folds",
+            next_step="Ask for at least 2.",
+        )
     patients = _sorted_patients(cases, seed)
     if len(patients) < folds:
         warnings.warn(
@@ -198,7 +202,11 @@ def _sorted_patients(cases: Sequence[Case], seed: int) -> list[_Patient]:
     ids = [case.id for case in cases]
     if len(set(ids)) != len(ids):
         twice = next(i for i in ids if ids.count(i) > 1)
-        raise InputError(f"case '{twice}' occurs twice", code="duplicate-case")
+        raise InputError(
+            f"case '{twice}' occurs twice",
+            code="duplicate-case",
+            next_step="Give each case a unique name.",
+        )
     if len(by_patient) < 2:
         raise InputError(
             f"{len(by_patient)} patient(s) cannot be split",

@@ -117,7 +117,11 @@ def case_paths(
     """
     kits = layout in ("kits19", "kits21", "kits23")
     if not case_id or Path(case_id).name != case_id or "\\" in case_id or case_id.startswith("."):
-        raise UsageError(f"'{case_id}' is not a valid case name", code="bad-case-name")
+        raise UsageError(
+            f"'{case_id}' is not a valid case name",
+            code="bad-case-name",
+            next_step="Give it a plain name, without slashes, not beginning with a dot.",
+        )
     if kits and not KITS_CASE.fullmatch(case_id):
         raise UsageError(
             f"'{case_id}' is not a valid name for a KiTS case",
@@ -126,10 +130,16 @@ def case_paths(
         )
     if layout == "annotated":
         raise UsageError(
-            "no data set is written in the layout of DICOM annotations", code="bad-layout"
+            "no data set is written in the layout of DICOM annotations",
+            code="bad-layout",
+            next_step="Write it as nnU-Net or KiTS.",
         )
     if n_channels != 1 and (kits or layout == "dicom"):
-        raise UsageError(f"layout {layout} has one channel, not {n_channels}", code="one-channel")
+        raise UsageError(
+            f"layout {layout} has one channel, not {n_channels}",
+            code="one-channel",
+            next_step="Write it in the layout of nnU-Net v2.",
+        )
     if kits:
         folder = root / ("dataset" if layout == "kits23" else "data") / case_id
         name = "aggregated_MAJ_seg" if layout == "kits21" else "segmentation"

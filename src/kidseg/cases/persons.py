@@ -174,10 +174,15 @@ def load_json(path: Path) -> Any:
         )
         _check_text(content)
     except FileNotFoundError as error:
-        raise InputError("no such file", path=path, code="not-found") from error
+        raise InputError(
+            "no such file", path=path, code="not-found", next_step="Check the path."
+        ) from error
     except OSError as error:
         raise InputError(
-            f"cannot be read ({error.strerror})", path=path, code="unreadable"
+            f"cannot be read ({error.strerror})",
+            path=path,
+            code="unreadable",
+            next_step="Check its name and permissions.",
         ) from error
     except (ValueError, RecursionError) as error:
         raise InputError(

@@ -173,7 +173,10 @@ def _common(a: tuple[str, Run], b: tuple[str, Run]) -> dict[str, Any]:
     in_a, in_b = ({row.case for row in run.rows} for _, run in (a, b))
     if not in_a & in_b:
         raise InputError(
-            f"no case in common with {a[1].path}", path=b[1].path, code="no-common-cases"
+            f"no case in common with {a[1].path}",
+            path=b[1].path,
+            code="no-common-cases",
+            next_step="Compare runs that were evaluated on the same cases.",
         )
     return {
         "a": a[0],

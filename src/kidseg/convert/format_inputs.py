@@ -23,7 +23,9 @@ def check_formats_and_series(formats: Sequence[str], series: str | Path | None) 
             "series-required", "series-unused".
     """
     if not formats:
-        raise UsageError("no formats are given", code="no-formats")
+        raise UsageError(
+            "no formats are given", code="no-formats", next_step="Name at least one: --formats."
+        )
     check_formats(formats)
     if unknown := [name for name in formats if FORMATS[name].needs_entropy]:
         raise UsageError(

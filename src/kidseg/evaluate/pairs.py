@@ -114,7 +114,9 @@ def pair(
     """
     if missing not in ("error", "empty"):
         raise UsageError(
-            f"missing must be 'error' or 'empty', not '{missing}'", code="unknown-choice"
+            f"missing must be 'error' or 'empty', not '{missing}'",
+            code="unknown-choice",
+            next_step="Choose one of these.",
         )
     references = _references(reference, rules)
     known = references.cases
@@ -126,7 +128,12 @@ def pair(
     found = {same.get(case, case): file for case, file in found.items()}
     wanted = sorted(known) if cases is None else sorted(set(cases))
     if not wanted:
-        raise InputError("no cases to score", path=reference, code="no-labels")
+        raise InputError(
+            "no cases to score",
+            path=reference,
+            code="no-labels",
+            next_step="Name a data set with labels, or at least one of its cases.",
+        )
     _check_complete(wanted, reference, known, predicted, found if missing == "error" else None)
     _refuse_unmarked([case for case in wanted if case not in found], predicted)
     pairs = tuple(
@@ -236,7 +243,9 @@ def label_files(path: Path) -> dict[str, tuple[Path, ...]]:
             )
         return {label_name(path): (path,)}
     if not path.is_dir():
-        raise InputError("no such file or folder", path=path, code="not-found")
+        raise InputError(
+            "no such file or folder", path=path, code="not-found", next_step="Check the path."
+        )
     files = [file for folder in _folders(path) for file in _labels_in(folder)]
     if not files:
         raise InputError(
@@ -304,7 +313,12 @@ def _of_dataset(
 ) -> _References:
     _refuse_errors(survey, _IMAGE_FINDINGS)
     if not cases:
-        raise InputError("the data set has no labels", path=path, code="no-labels")
+        raise InputError(
+            "the data set has no labels",
+            path=path,
+            code="no-labels",
+            next_step="Name a data set with labels, or at least one of its cases.",
+        )
     return _References(
         cases={case.id: case for case in cases},
         schema=survey.dataset.schema,

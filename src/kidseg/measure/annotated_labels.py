@@ -126,7 +126,12 @@ def find_annotated(path: Path, ct: Path | None, rules: RoiRules | None) -> Annot
     )
     if max(numbering.names) > _MOST_LABELS:
         cause = f"it has {len(numbering.tracking)} lesions, more than there are labels"
-        raise InputError(cause, path=path, code="too-many-labels")
+        raise InputError(
+            cause,
+            path=path,
+            code="too-many-labels",
+            next_step="Measure its structures in parts, by rules: --roi-rules.",
+        )
     return AnnotatedLabels(
         annotation=Annotation(folder=ct, images=series.files, series=series.uid, parts=parts),
         schema=LabelSchema.from_names(numbering.names),

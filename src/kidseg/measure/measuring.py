@@ -280,6 +280,7 @@ def _check(request: Request) -> None:
         raise UsageError(
             f"a margin of {request.margin_mm:g} mm is not within 0 to {_WIDEST_MARGIN_MM:g} mm",
             code="bad-margin",
+            next_step="Give a margin in this range.",
         )
     if request.before_ct is not None and request.before is None:
         raise UsageError(

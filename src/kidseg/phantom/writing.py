@@ -108,7 +108,9 @@ def write_patients(
     """
     if patients < 1:
         raise UsageError(
-            f"the number of patients must be at least 1, not {patients}", code="no-patients"
+            f"the number of patients must be at least 1, not {patients}",
+            code="no-patients",
+            next_step="Ask for at least 1.",
         )
     check_output(out, overwrite)
     tasks = [

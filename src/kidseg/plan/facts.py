@@ -146,7 +146,12 @@ class _ExtractFacts:
         assert voxels.labels is not None
         grid = voxels.image.grid
         if not bool(voxels.image.data.any()):
-            raise InputError("all voxels are zero", path=case.images[0], code="empty-image")
+            raise InputError(
+                "all voxels are zero",
+                path=case.images[0],
+                code="empty-image",
+                next_step="Check the image, or leave the case out.",
+            )
         start, shape = nonzero_box(voxels.image)
         numbers = voxels.labels.data[0].numpy()
         counts = np.bincount(numbers.ravel(), minlength=256)

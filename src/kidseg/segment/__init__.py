@@ -186,7 +186,11 @@ def _check_call(
     if any(FORMATS[name].is_page for name in formats):
         check_viewer()
     if not scans or not formats:
-        raise UsageError("no scans or no formats are given", code="no-scans")
+        raise UsageError(
+            "no scans or no formats are given",
+            code="no-scans",
+            next_step="Name at least one of each.",
+        )
 
 
 def _references(

@@ -137,4 +137,9 @@ def _with_voxels(path: Path, options: ReadOptions) -> tuple[Path, ...]:
 
 def _failure(error: KidsegError | OSError, path: Path) -> KidsegError:
     known = error if isinstance(error, KidsegError) else converted(error, path)
-    return known or InputError("it cannot be read", path=path, code="unreadable")
+    return known or InputError(
+        "it cannot be read",
+        path=path,
+        code="unreadable",
+        next_step="Check its name and permissions.",
+    )

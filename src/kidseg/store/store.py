@@ -285,7 +285,10 @@ def sources_unchanged(entry: Entry, files: list[Path], root: Path) -> bool:
         return all(s.is_file(f, root) for s, f in zip(known, files, strict=True))
     except OSError as error:
         raise InputError(
-            f"cannot be read ({error.strerror})", path=error.filename, code="unreadable"
+            f"cannot be read ({error.strerror})",
+            path=error.filename,
+            code="unreadable",
+            next_step="Check its name and permissions.",
         ) from error
 
 

@@ -240,6 +240,7 @@ def _parts(
                 f"unknown test case(s), or without labels: {', '.join(unknown)}",
                 path=data.root,
                 code="unknown-case",
+                next_step="Check its spelling: the id of a case is that of its files or folder.",
             )
         test = tuple(sorted(set(own.test)))
     else:

@@ -93,6 +93,7 @@ def split_cases(data: Dataset, request: Request) -> tuple[tuple[str, ...], tuple
             f"there is no labelled case {', '.join(sorted(unknown))}",
             path=data.root,
             code="unknown-case",
+            next_step="Check its spelling: the id of a case is the name of its files or folder.",
         )
     selected = [case for case in data.cases if cases is None or case.id in cases]
     if validation is None:
@@ -113,7 +114,12 @@ def split_cases(data: Dataset, request: Request) -> tuple[tuple[str, ...], tuple
             if shared
             else "training and validation need at least one case each"
         )
-        raise UsageError(cause, path=data.root, code="bad-split")
+        raise UsageError(
+            cause,
+            path=data.root,
+            code="bad-split",
+            next_step="Choose other cases for training or validation.",
+        )
     request.check_reference(training, data.root)
     return training, held_out
 

@@ -97,7 +97,10 @@ def _lock(out: Path) -> TextIO:
         lock = (out / ".lock").open("w")
     except OSError as error:
         raise InputError(
-            f"cannot be written to: {error.strerror}", path=out, code="not-writable"
+            f"cannot be written to: {error.strerror}",
+            path=out,
+            code="not-writable",
+            next_step="Check its permissions, or choose another folder.",
         ) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
