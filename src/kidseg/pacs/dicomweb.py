@@ -12,6 +12,7 @@ from datetime import date, timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from kidseg.errors import InputError, KidsegError
 from kidseg.pacs.series_queue import Series, SeriesQueue, digest_of
@@ -137,6 +138,8 @@ class WebArchive:
             status = 0 if error.response is None else error.response.status_code
             if status in _NOT_NOW:
                 raise UnreachableError(f"the archive answers {status}") from error
+            if status == 404 and urlsplit(error.response.url).path.endswith("/studies"):
+                raise _no_dicomweb(self.url, "answers 404: there is no DICOMweb service") from error
             raise InputError(
                 f"the archive answers {status}",
                 path=self.url,
@@ -256,7 +259,9 @@ def _no_dicomweb(url: str, what: str) -> InputError:
         f"the address of the archive {what}",
         path=url,
         code="archive-refuses",
-        next_step="Give the address of its DICOMweb service, such as http://name:8042/dicom-web.",
+        next_step="Give the address of its DICOMweb service, such as http://name:8042/dicom-web,"
+        " and check that it is switched on: Orthanc has one only with its DICOMweb plug-in (Debian:"
+        " orthanc-dicomweb).",
     )
 
 
