@@ -135,10 +135,11 @@ class WebArchive:
         except (KidsegError, UnreachableError):
             raise
         except requests.HTTPError as error:
-            status = 0 if error.response is None else error.response.status_code
+            answer = error.response
+            status, address = (0, "") if answer is None else (answer.status_code, answer.url)
             if status in _NOT_NOW:
                 raise UnreachableError(f"the archive answers {status}") from error
-            if status == 404 and urlsplit(error.response.url).path.endswith("/studies"):
+            if status == 404 and urlsplit(address).path.endswith("/studies"):
                 raise _no_dicomweb(self.url, "answers 404: there is no DICOMweb service") from error
             raise InputError(
                 f"the archive answers {status}",
