@@ -18,8 +18,7 @@ import httpx
 import uvicorn
 
 from ellipses import write_ellipse_dataset
-from kidseg.serve.application import create_app
-from kidseg.serve.listening import _listening
+from kidseg.serve.listening import _listening, configured
 from kidseg.serve.policy import Limits, Serving
 from kidseg.serve.service import Service, open_service
 from kidseg.train import Setup, train
@@ -113,8 +112,7 @@ def running(
         **more,
     )
     with _listening(serving) as door, open_service(serving) as service:
-        config = uvicorn.Config(create_app(service), log_level="error", access_log=False)
-        server = uvicorn.Server(config)
+        server = uvicorn.Server(configured(service))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [door]})
         thread.start()
         url = f"http://127.0.0.1:{door.getsockname()[1]}"

@@ -45,12 +45,13 @@ ROOMS = [
     *("workers", "stage", "distributed", "device", "intensity", "labels", "config"),
     "topology",
     "records",
-    *("meaning", "registry", "provenance", "table", "errors"),
+    *("meaning", "registry", "provenance", "table", "extras", "errors"),
 ]
 # What a light module must not pull in when it is imported.
 HEAVY = {"torch", "numpy", "scipy", "nibabel", "SimpleITK", "pydicom", "highdicom", "matplotlib"}
 LIGHT = {
     "errors",
+    "extras",
     "records",
     "meaning",
     "topology",

@@ -207,7 +207,7 @@ def test_the_least_side_can_be_blurred() -> None:
 
 
 def test_without_the_library_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("kidseg.extras.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"pip install 'kidseg\[train\]'") as error:
         Augmentation(48)
-    assert error.value.code == "no-batchgenerators"
+    assert error.value.code == "missing-extra"

@@ -304,6 +304,7 @@ def test_without_pytorch_its_labels_are_those_outside(
 def test_without_pytorch_it_is_a_third_of_the_size(small: str) -> None:
     _, parts = described(small, most_bytes=0.4e9)
     assert {"kidseg", "kidseg-portable", "onnxruntime", "numpy"} <= parts and "torch" not in parts
+    run(*RUN, small, "doctor", "--quiet")
 
 
 @pytest.fixture

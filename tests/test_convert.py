@@ -21,7 +21,7 @@ from kidseg.cases.label_names import named_labels, parse_names
 from kidseg.convert import measured_labels, plan_conversion
 from kidseg.errors import InputError, KidsegError, ResourceError, UsageError
 from kidseg.geometry import Grid, Volume
-from kidseg.io import ReadOptions, label_formats, read, save
+from kidseg.io import ReadOptions, read, save
 from kidseg.io.atomic import disk_full
 from kidseg.io.content import sha256_of
 from kidseg.io.dicom_report import CODED
@@ -200,7 +200,7 @@ def test_wrong_calls(case: Path, formats: list[str], given: dict[str, Any], code
 def test_a_missing_extra_is_named_with_its_command(
     case: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(label_formats, "find_spec", lambda name: None)
+    monkeypatch.setattr("kidseg.extras.find_spec", lambda name: None)
     error = refused(
         "missing-extra", case / "child_seg.nii.gz", case / "out", formats=["nii", "glb"]
     )

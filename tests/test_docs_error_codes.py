@@ -34,7 +34,6 @@ MEANINGS: Mapping[str, str] = {
     "in-use": "another process is working in the folder",
     "label-grid-mismatch": "labels are on another grid than their scan",
     "label-not-understood": "a label is none of kidney, tumour and cyst",
-    "missing-extra": "a package that is not part of a plain installation is not installed",
     "missing-image": "a case lacks an image",
     "no-cases": "a data set has no labelled case",
     "no-input": "no file was named",

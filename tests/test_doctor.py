@@ -48,6 +48,17 @@ def test_a_missing_decoder_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert "pip install kidseg-no-such-decoder" in problem.next_step
 
 
+def test_without_pytorch_lossless_jpeg_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As docs/container.md says; any other decoder is missed."""
+    found = {**dict.fromkeys(DECODERS, "1"), "python-gdcm": None}
+    with pytest.raises(ResourceError, match="python-gdcm"):
+        doctor._check_decoders(found)
+    monkeypatch.setattr(doctor, "has_pytorch", lambda: False)
+    doctor._check_decoders(found)
+    with pytest.raises(ResourceError, match="pyjpegls is not"):
+        doctor._check_decoders({**found, "pyjpegls": None})
+
+
 def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
     (problem,) = examine("cpu", folders=[tmp_path / "none"]).problems
     assert isinstance(problem, InputError) and problem.path == str(tmp_path / "none")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import resource
 import shutil
 import signal
@@ -37,7 +38,7 @@ from kidseg.errors import InputError, KidsegError, ModelError, ResourceError, Us
 from kidseg.io.dicom_pdf import write_encapsulated_pdf
 from kidseg.pacs import worker as worker_module
 from kidseg.pacs.dicomweb import Look, WebArchive, _found, find_series
-from kidseg.pacs.node import CANNOT_UNDERSTAND, SUCCESS, Arrivals, Peer, receiving
+from kidseg.pacs.node import CANNOT_UNDERSTAND, SUCCESS, Arrivals, Peer, _name, receiving
 from kidseg.pacs.result_objects import report_pdf
 from kidseg.pacs.series_queue import Series, SeriesQueue, digest_of
 from kidseg.pacs.worker import Archive, UnreachableError, Worker
@@ -461,6 +462,38 @@ def test_images_travel_from_one_node_to_another(tmp_path: Path) -> None:
     assert len(list((queue.place(found.number) / "images").iterdir())) == len(files)
 
 
+@pytest.mark.requirement("archive")
+def test_the_same_images_by_several_associations_at_once_are_one_series(tmp_path: Path) -> None:
+    """Whenever what is there is taken for complete, too: none is lost, and none counts twice."""
+    files = images_of(tmp_path / "ct")
+    queue = SeriesQueue.opened(tmp_path / "work")
+    arrivals = Arrivals(queue=queue, quiet_s=0.0)
+    failed: list[Exception] = []
+    with receiving(arrivals, title="KIDSEG", host="127.0.0.1", port=0, callers=()) as port:
+        peer = Peer(title="KIDSEG", host="127.0.0.1", port=port, own_title="FRIEND")
+
+        def send(k: int) -> None:
+            shift = k * len(files) // 4
+            try:
+                peer.send(NOTHING, files[shift:] + files[:shift])
+            except Exception as error:
+                failed.append(error)
+
+        senders = [threading.Thread(target=send, args=(k,)) for k in range(4)]
+        for sender in senders:
+            sender.start()
+        while any(sender.is_alive() for sender in senders):
+            arrivals.settle()
+    arrivals.settle()
+    assert not failed and not arrivals.are_pending
+    (found,) = queue.all()
+    assert found.state == "here"
+    kept = [path.read_bytes() for path in (queue.place(found.number) / "images").iterdir()]
+    assert len(kept) == len(files)
+    uids = [str(pydicom.dcmread(path).SOPInstanceUID) for path in files]
+    assert found.digest == digest_of(map(_name, uids))
+
+
 @contextmanager
 def peer_that(kinds: Sequence[str], store: Callable[[Any], int]) -> Iterator[Peer]:
     """A node that takes objects of these classes, as it likes."""
@@ -577,6 +610,23 @@ def test_an_archive_that_does_not_answer_what_was_asked(
 ) -> None:
     BadArchive.answer = (status, kind, body)
     assert code_of(lambda: list(bad_archive.ct_studies(None))) == code
+
+
+def test_an_archive_without_dicomweb_is_told_from_one_without_a_series(
+    bad_archive: WebArchive,
+) -> None:
+    """As Orthanc answers without its plug-in; a series may be removed meanwhile."""
+    BadArchive.answer = (404, JSON, b'{"HttpStatus": 404}')
+    with pytest.raises(InputError, match="no DICOMweb service") as refused:
+        list(bad_archive.ct_studies(None))
+    assert "plug-in" in refused.value.next_step and refused.value.path == bad_archive.url
+    with pytest.raises(InputError, match="answers 404") as refused:
+        bad_archive.ct_series("1.2")
+    assert "plug-in" not in refused.value.next_step
+    command = [sys.executable, "-m", "kidseg", "dicomweb", bad_archive.url, "--once"]
+    with tempfile.TemporaryDirectory() as work:
+        done = subprocess.run([*command, "--folder", work], capture_output=True, text=True)
+    assert done.returncode == 3 and "orthanc-dicomweb" in done.stderr
 
 
 def code_of(act: Callable[[], object]) -> str:
@@ -840,6 +890,70 @@ def test_a_node_takes_a_study_and_answers_the_archive(archive: RealArchive, tmp_
     assert process.returncode == 0, said
     assert list(archive.modalities().values()) == [["CT", "DOC", "SEG", "SR"]] * 2
     assert not list((tmp_path / "work" / "series").iterdir())
+
+
+SEND = """
+import sys
+from pathlib import Path
+from kidseg.pacs.node import Peer
+from kidseg.pacs.series_queue import Series
+series = Series(number=1, study="", series="", digest="", state="here", attempts=0, code="")
+files = sorted(Path(sys.argv[2]).rglob("*.dcm"), reverse=sys.argv[3] == "backwards")
+Peer(title="KIDSEG", host="127.0.0.1", port=int(sys.argv[1]), own_title="CT").send(series, files)
+"""
+
+
+@pytest.mark.requirement("archive")
+@pytest.mark.slow
+def test_a_study_that_several_send_at_once_is_done_once(tmp_path: Path) -> None:
+    """By processes of their own, one of them killed; and again while it is segmented."""
+    study = tmp_path / "study"
+    places = patients(study, 2)
+    uid = pydicom.dcmread(next(places[0].iterdir())).StudyInstanceUID
+    for image in places[1].iterdir():
+        ds = pydicom.dcmread(image)
+        ds.StudyInstanceUID = uid
+        ds.save_as(image)
+    results: list[pydicom.Dataset] = []
+    kinds = [f"1.2.840.10008.5.1.4.1.1.{end}" for end in ("66.4", "88.33", "104.1")]
+
+    def store(event: Any) -> int:
+        results.append(event.dataset)
+        return SUCCESS
+
+    def senders(port: int, *orders: str) -> list[subprocess.Popen[bytes]]:
+        words = [sys.executable, "-c", SEND, str(port), str(study)]
+        return [subprocess.Popen([*words, order]) for order in orders]
+
+    port, log = free_port(), tmp_path / "said"
+    with peer_that(kinds, store) as peer:
+        words = ["node", "--to", f"ARCHIVE@127.0.0.1:{peer.port}", "--port", str(port)]
+        words += ["--folder", str(tmp_path / "work"), "--device", "cpu", "--quiet-s", "5"]
+        node = subprocess.Popen(
+            [sys.executable, "-m", "kidseg", *words, "--min-images", "5"],
+            stderr=log.open("ab", buffering=0),
+        )
+        try:
+            until(lambda: "listens" in log.read_text(), 300)
+            killed, *others = senders(port, "forwards", "forwards", "backwards", "backwards")
+            until(lambda: any((tmp_path / "work").glob("arriving/*/*.dcm")), 120)
+            killed.kill()
+            assert [other.wait(300) for other in others] == [0, 0, 0]
+            until(lambda: "images arrived" in log.read_text(), 300)
+            assert [again.wait(300) for again in senders(port, "forwards", "backwards")] == [0, 0]
+            until(lambda: log.read_text().count("results are in the archive") == 2, 600)
+            until(lambda: not any((tmp_path / "work").glob("arriving/*/*.dcm")), 120)
+            time.sleep(5)
+        finally:
+            node.terminate()
+            node.wait(60)
+    assert [each.state for each in SeriesQueue.opened(tmp_path / "work").all()] == ["sent"] * 2
+    counts = sorted(len(list(place.iterdir())) for place in places)
+    said = re.findall(r"(\d+) images arrived", log.read_text())
+    assert sorted(map(int, said)) == counts, log.read_text()
+    assert len({each.SOPInstanceUID for each in results}) == len(results) == 6
+    assert {each.StudyInstanceUID for each in results} == {uid}
+    assert sorted(each.Modality for each in results) == sorted(["SEG", "SR", "DOC"] * 2)
 
 
 def other_objects(image: Path, folder: Path) -> list[bytes]:

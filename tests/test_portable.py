@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -24,20 +25,25 @@ from trained import SETTINGS
 
 ROOT = Path(__file__).parents[1]
 PORTABLE = ROOT / "portable"
-NUMPY = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (PORTABLE, ROOT / "src")))}
 # What figures, pages and lossless JPEG need; see docs/container.md.
 LEFT_OUT = {"torch", "matplotlib", "pillow", "jinja2", "python-gdcm"}
 
 
-def kidseg(*words: object, portable: bool = True) -> subprocess.CompletedProcess[str]:
+def kidseg(
+    *words: object, portable: bool = True, source: Path = ROOT / "src"
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "kidseg", *map(str, words)]
-    environment = NUMPY if portable else None
+    environment = on_numpy(source) if portable else None
     return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def on_numpy(source: Path = ROOT / "src") -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (PORTABLE, source)))}
 
 
 def labels_of(folder: Path) -> np.ndarray:
     (file,) = folder.glob("*_seg.nii.gz")
-    return np.asanyarray(nibabel.Nifti1Image.from_filename(file).dataobj)
+    return volume(file)
 
 
 def result_of(folder: Path) -> dict[str, Any]:
@@ -144,10 +150,61 @@ def test_without_pytorch_bad_input_is_named(exported: Path, tmp_path: Path) -> N
     assert done.returncode == 3 and str(bad) in done.stderr
 
 
+def volume(file: Path) -> np.ndarray:
+    return np.asanyarray(nibabel.Nifti1Image.from_filename(file).dataobj)
+
+
+def test_without_pytorch_digital_patients_are_the_same(tmp_path: Path) -> None:
+    """Rounding aside: a voxel in a thousand, by 1 HU."""
+    for name in ("torch", "numpy"):
+        words = ("phantom", tmp_path / name, "--patients", 1, "--seed", 3, "--size", 32)
+        done = kidseg(*words, "--set", "max_slices=8", portable=name == "numpy")
+        assert done.returncode == 0, done.stderr
+    files = sorted((tmp_path / "torch").rglob("*.nii.gz"))
+    assert len(files) == 3
+    for file in files:
+        expected = volume(file)
+        found = volume(tmp_path / "numpy" / file.relative_to(tmp_path / "torch"))
+        assert found.dtype == expected.dtype and found.shape == expected.shape
+        apart = np.abs(found.astype(float) - expected)
+        assert apart.max() <= (1 if "imagesTr" in file.parts else 0)
+        assert np.count_nonzero(apart) <= apart.size / 1000
+
+
+@pytest.fixture(scope="module")
+def installed(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """kidseg's source as in the image: the starter is an exported model."""
+    source = tmp_path_factory.mktemp("installed")
+    shutil.copytree(ROOT / "src" / "kidseg", source / "kidseg", copy_function=os.symlink)
+    starter = source / "kidseg" / "models" / "starter.safetensors"
+    starter.unlink()
+    shutil.copy(exported, starter)
+    return source
+
+
+def test_without_pytorch_the_doctor_examines_what_is_there(installed: Path) -> None:
+    done = kidseg("doctor", "--json", source=installed)
+    found = json.loads(done.stdout)
+    assert (done.returncode, found["problems"]) == (0, []), done.stderr
+    assert found["sound"] and not found["pytorch"]
+    assert found["tests"][-1]["test"] == "segment it by the starter"
+    assert all(test["passed"] for test in found["tests"])
+    said = kidseg("doctor", source=installed).stdout
+    assert "PyTorch" in said and "exported models" in said and "All is sound." in said
+
+
+def test_without_pytorch_the_doctor_says_that_the_starter_cannot_be_used() -> None:
+    """That of the source is not exported."""
+    done = kidseg("doctor", "--json")
+    (problem,) = json.loads(done.stdout)["problems"]
+    assert problem["code"] == "needs-pytorch" and "kidseg export-onnx" in problem["next_step"]
+    assert done.returncode == 2
+
+
 def test_numpy_gives_what_pytorch_gives(tmp_path: Path) -> None:
     """Each call of the interface: the same shape, type and values."""
     found = {}
-    for name, environment in (("torch", None), ("numpy", NUMPY)):
+    for name, environment in (("torch", None), ("numpy", on_numpy())):
         out = tmp_path / f"{name}.npz"
         command = [sys.executable, str(ROOT / "tests" / "two_torches.py"), str(out)]
         subprocess.run(command, check=True, env=environment)

@@ -31,6 +31,7 @@ from kidseg.serve.next_sample import STRATEGIES, choose_next
 from kidseg.serve.policy import Limits, Serving
 from kidseg.serve.refusals import RefusedError
 from kidseg.serve.service import _service
+from kidseg.serve.sessions import SessionStore
 from serving import Direct, Running, make_model, running, scan_of, until
 
 PATIENT = "Doe^Jane 4711"
@@ -259,19 +260,21 @@ def test_submitted_labels_get_the_numbers_of_the_model(root: Path, tmp_path: Pat
 
 @pytest.mark.requirement("privacy")
 def test_sessions_end_when_they_are_not_used(tmp_path: Path) -> None:
-    store = ImageStore.opened(tmp_path)
+    store = SessionStore.opened(tmp_path)
     scan = tmp_path / "scan.nii"
     scan.write_bytes(b"x")
-    session = store.begin_session("me", scan)
-    assert store.session(session.id, "me").path.read_bytes() == b"x"
+    session = store.begin("me", scan)
+    assert store.get(session.id, "me").path.read_bytes() == b"x"
     with pytest.raises(RefusedError):
-        store.session(session.id, "other")
-    assert store.expire_sessions(60) == 0 and store.expire_sessions(-1) == 1
+        store.get(session.id, "other")
+    assert store.expire(60) == 0 and store.expire(-1) == 1
     assert not session.path.exists()
-    stray = tmp_path / "images" / "stray"
-    stray.mkdir()
+    stray = [tmp_path / name / "stray" for name in ("images", "sessions")]
+    stray[0].mkdir(parents=True)
+    stray[1].mkdir()
     ImageStore.opened(tmp_path)
-    assert not stray.exists()
+    SessionStore.opened(tmp_path)
+    assert not any(path.exists() for path in stray)
 
 
 def test_an_image_of_the_same_name_replaces_the_old_one_with_its_labels(tmp_path: Path) -> None:
@@ -442,29 +445,29 @@ def test_an_image_that_cannot_be_added_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_sessions_expire_although_the_clock_was_set_back(tmp_path: Path) -> None:
-    store = ImageStore.opened(tmp_path)
+    store = SessionStore.opened(tmp_path)
     (tmp_path / "scan.nii").write_bytes(b"x")
-    store.begin_session("me", tmp_path / "scan.nii")
+    store.begin("me", tmp_path / "scan.nii")
     with store.base.writing() as base:
         base.execute("UPDATE sessions SET used = used + 86400")
-    assert store.expire_sessions(3600) == 0
+    assert store.expire(3600) == 0
     with store.base.connected() as base:
         assert base.execute("SELECT used FROM sessions").fetchone()[0] <= time.time()
-    assert store.expire_sessions(0) == 1
+    assert store.expire(0) == 1
 
 
 def test_sessions_do_not_expire_because_the_clock_is_set_forward(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = ImageStore.opened(tmp_path)
+    store = SessionStore.opened(tmp_path)
     (tmp_path / "scan.nii").write_bytes(b"x")
-    session = store.begin_session("me", tmp_path / "scan.nii")
+    session = store.begin("me", tmp_path / "scan.nii")
     later = time.time() + 1e9
-    monkeypatch.setattr("kidseg.serve.images.time.time", lambda: later)
-    assert store.expire_sessions(3600, set_s=1e9) == 0 and session.path.exists()
-    assert store.expire_sessions(3600, set_s=0.0) == 0
-    monkeypatch.setattr("kidseg.serve.images.time.time", lambda: later + 3601)
-    assert store.expire_sessions(3600) == 1 and not session.path.exists()
+    monkeypatch.setattr("kidseg.serve.sessions.time.time", lambda: later)
+    assert store.expire(3600, set_s=1e9) == 0 and session.path.exists()
+    assert store.expire(3600, set_s=0.0) == 0
+    monkeypatch.setattr("kidseg.serve.sessions.time.time", lambda: later + 3601)
+    assert store.expire(3600) == 1 and not session.path.exists()
 
 
 @pytest.mark.row(6)

@@ -67,6 +67,9 @@ def shapes() -> Iterator[tuple[str, Any]]:
     yield "item", data[0, 1, 2]
     yield "mask", data[data > 0]
     yield "list", data[:, [2, 0]]
+    yield "narrow", data.narrow(1, 1, 2)
+    for axis, grid in enumerate(torch.meshgrid(data[0, 0], data[0, :, 0], indexing="ij")):
+        yield f"grid {axis}", grid
     yield "cat", torch.cat([data, data.double()], dim=1)
     yield "stack", torch.stack([data, data], dim=-1)
     yield "diag", torch.diag_embed(data)
@@ -100,6 +103,16 @@ def numbers() -> Iterator[tuple[str, Any]]:
     yield "order", torch.argsort(data, dim=1, descending=True)
     yield "count", torch.count_nonzero(data > 0, dim=1)
     yield "einsum", torch.einsum("rc,r,c->", wide, wide[:, 0], wide[0])
+    yield "tensordot", torch.tensordot(wide, wide[:2], dims=([1], [1]))
+    share = data.abs() / 4
+    yield "part of the way", data.lerp(torch.full_like(data, 2.0), share)
+    yield "part of the way in place", data.clone().lerp_(torch.ones(4, 5), share)
+    yield "product added", data.clone().addcmul_(share, share).sub_(share, alpha=0.5).abs_().sqrt_()
+    yield "hypot", torch.hypot(data, share)
+    yield "remainder", torch.remainder(data, 1.0)
+    yield "atan", torch.atan(data)
+    yield "minimum", torch.minimum(data, share, out=data.clone())
+    yield "whole number", torch.tensor(int(torch.tensor([[2.7]])))
     square = values(3, 4, 4, kind="float64")
     yield "matmul", square @ square
     yield "inverse", torch.linalg.inv(square)

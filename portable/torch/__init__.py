@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from torch import absent
-from torch.tensor import Device, Tensor, promoted, tensor
+from torch.promotion import promoted
+from torch.tensor import Device, Tensor, tensor
 
 absent.install()
 
@@ -197,6 +198,16 @@ def einsum(equation: str, *parts: Tensor) -> Tensor:
     return _of(np.einsum(equation, *(part.numpy() for part in parts), optimize=True))
 
 
+def tensordot(one: Tensor, other: Tensor, dims: Any) -> Tensor:
+    """Sums of products over pairs of axes."""
+    return _of(np.tensordot(one.numpy(), other.numpy(), dims))
+
+
+def meshgrid(*axes: Tensor, indexing: str) -> tuple[Tensor, ...]:
+    """The coordinates of a grid, each in the grid's shape."""
+    return tuple(map(_of, np.meshgrid(*(a.numpy() for a in axes), indexing=indexing)))
+
+
 def diag(values: Tensor) -> Tensor:
     """The diagonal of a matrix, or a matrix with this diagonal."""
     return values.diag()
@@ -222,7 +233,8 @@ quantile, isfinite, isnan, nonzero, clamp, nan_to_num, round, floor, ceil = map(
     _named,
     ("quantile", "isfinite", "isnan", "nonzero", "clamp", "nan_to_num", "round", "floor", "ceil"),
 )
-maximum, minimum, atan2, rad2deg = np.maximum, np.minimum, np.arctan2, np.rad2deg
+maximum, minimum, remainder, hypot = np.maximum, np.minimum, np.remainder, np.hypot
+atan, atan2, rad2deg = np.arctan, np.arctan2, np.rad2deg
 sqrt, exp, log, sin, cos, tanh = np.sqrt, np.exp, np.log, np.sin, np.cos, np.tanh
 
 

@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["CPU", "Device", "Tensor", "promoted", "tensor"]
+from torch.promotion import DEFAULT, promoted
 
-_DEFAULT = np.dtype(np.float32)
+__all__ = ["CPU", "Device", "Tensor", "tensor"]
+
 _Found = namedtuple("_Found", ["values", "indices"])
 # Ufuncs whose results are floating point whatever their inputs.
 _REAL = {
-    np.true_divide, np.sqrt, np.exp, np.log, np.sin, np.cos, np.tanh, np.arctan2, np.rad2deg,
+    np.true_divide, np.sqrt, np.exp, np.log, np.sin, np.cos, np.tanh, np.arctan, np.arctan2,
+    np.hypot, np.rad2deg,
 }  # fmt: skip
 
 
@@ -59,7 +61,7 @@ class Tensor(np.ndarray):
         if method == "__call__":
             kind = promoted(*plain)
             if ufunc in _REAL and kind.kind != "f":
-                kind = _DEFAULT
+                kind = DEFAULT
             plain = [np.asarray(x).astype(kind, copy=False) for x in plain]
         return _wrapped(getattr(ufunc, method)(*plain, **options))
 
@@ -74,6 +76,12 @@ class Tensor(np.ndarray):
 
     def __format__(self, how: str) -> str:
         return format(self.item(), how) if self.ndim == 0 else str(self)
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __float__(self) -> float:
+        return float(self.item())
 
     def __round__(self, digits: int | None = None) -> Any:
         return round(self.item(), digits)
@@ -177,6 +185,11 @@ class Tensor(np.ndarray):
         """In reverse order along axes."""
         return np.flip(self.numpy(), _axes(axes)).view(Tensor)
 
+    def narrow(self, axis: int, start: int, length: int) -> Tensor:
+        """A view of a range of an axis."""
+        key = (slice(None),) * (axis % self.ndim) + (slice(start, start + length),)
+        return self.numpy()[key].view(Tensor)
+
     def nonzero(self) -> Tensor:  # type: ignore[override]
         """(n, axes) indices."""
         return np.argwhere(self.numpy()).view(Tensor)
@@ -209,6 +222,18 @@ class Tensor(np.ndarray):
         return self
 
     fill_ = copy_
+
+    def addcmul_(self, one: Tensor, other: Tensor) -> Tensor:
+        """A product added, in place."""
+        return self.copy_(self + one * other)
+
+    def lerp(self, end: Any, weight: Any) -> Tensor:
+        """The value at a share of the way to an end."""
+        return self + weight * (end - self)
+
+    def lerp_(self, end: Any, weight: Any) -> Tensor:
+        """As `lerp`, in place."""
+        return self.copy_(self.lerp(end, weight))
 
     def square(self) -> Tensor:
         """Squares."""
@@ -258,54 +283,11 @@ class Tensor(np.ndarray):
         return _Found(values, np.asarray(index(self.numpy(), axis=dim)).view(Tensor))
 
 
-def promoted(*values: Any) -> np.dtype:
-    """The type of a result of PyTorch.
-
-    Tensors with axes decide; those without, and plain numbers, only if their kind is higher: bool,
-    whole numbers, floating point.
-
-    Source: PyTorch's documentation, Tensor Attributes, torch.dtype.
-    """
-    found: np.dtype | None = None
-    groups = ([], [], [])  # type: tuple[list[np.dtype], list[np.dtype], list[np.dtype]]
-    for value in values:
-        if isinstance(value, np.ndarray | np.generic):
-            groups[0 if value.ndim else 1].append(value.dtype)
-        else:
-            groups[2].append(_of_number(value))
-    for group in groups:
-        if not group:
-            continue
-        kind = group[0]
-        for other in group[1:]:
-            kind = _joined(kind, other)
-        if found is None or _rank(kind) > _rank(found):
-            found = kind
-    assert found is not None
-    return found
-
-
-def _joined(one: np.dtype, other: np.dtype) -> np.dtype:
-    if _rank(one) != _rank(other):
-        return max(one, other, key=_rank)
-    return np.promote_types(one, other)
-
-
-def _rank(dtype: np.dtype) -> int:
-    return {"b": 0, "u": 1, "i": 1, "f": 2}[dtype.kind]
-
-
-def _of_number(value: object) -> np.dtype:
-    if isinstance(value, bool):
-        return np.dtype(np.bool_)
-    return np.dtype(np.int64) if isinstance(value, int) else _DEFAULT
-
-
 def tensor(data: Any, dtype: Any = None, **_: Any) -> Tensor:
     """A new tensor; plain numbers give int64 or float32."""
     array = np.array(data, dtype=dtype)
     if dtype is None and array.dtype == np.float64 and not _has_arrays(data):
-        array = array.astype(_DEFAULT)
+        array = array.astype(DEFAULT)
     return array.view(Tensor)
 
 
@@ -363,8 +345,8 @@ def _elementwise(ufunc: Any) -> Any:
 
 
 def _in_place(ufunc: Any) -> Any:
-    def apply(self: Tensor, *others: Any) -> Tensor:
-        return self.copy_(ufunc(self, *others))
+    def apply(self: Tensor, *others: Any, alpha: Any = 1) -> Tensor:
+        return self.copy_(ufunc(self, *(alpha * other for other in others)))
 
     apply.__doc__ = f"NumPy's `{ufunc.__name__}`, in place."
     return apply
@@ -389,6 +371,8 @@ for _name, _ufunc in {
     "div_": np.divide,
     "neg_": np.negative,
     "log_": np.log,
+    "sqrt_": np.sqrt,
+    "abs_": np.abs,
 }.items():
     setattr(Tensor, _name, _in_place(_ufunc))
 for _name, _dtype in {

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kidseg.errors import UsageError
+from kidseg.extras import check_installed
 
 __all__ = ["MIN_SIDE", "Augmentation"]
 
@@ -50,7 +50,7 @@ class Augmentation:
 
     Raises:
         ValueError: not two or three sides, or a side below 4, the minimum for blurring.
-        UsageError: "no-batchgenerators": batchgeneratorsv2 is not installed.
+        UsageError: "missing-extra": batchgeneratorsv2 is not installed.
     """
 
     def __init__(self, size: int | Sequence[int]) -> None:
@@ -297,14 +297,12 @@ class Augmentation:
         ]
 
     def _check_installed(self) -> None:
-        from importlib.util import find_spec
-
-        if find_spec("batchgeneratorsv2") is None:
-            raise UsageError(
-                "nnU-Net's augmentation needs batchgeneratorsv2, which is not installed",
-                code="no-batchgenerators",
-                next_step="pip install 'kidseg[train]', or train with augment \"none\".",
-            )
+        check_installed(
+            "nnU-Net's augmentation",
+            ["batchgeneratorsv2"],
+            "kidseg[train]",
+            step='or train with augment "none".',
+        )
 
 
 @contextmanager

@@ -6,7 +6,6 @@ item it was working on. Workers of this machine end with this process, however t
 
 from __future__ import annotations
 
-import importlib
 import logging
 import secrets
 import tempfile
@@ -24,7 +23,9 @@ import torch
 
 from kidseg.attempts import Limits, Raised, attempt, unfit
 from kidseg.errors import KidsegError, KidsegWarning, ResourceError, UsageError
+from kidseg.extras import check_installed
 from kidseg.launch import (
+    CLOSE_S,
     KINDS,
     SETTINGS,
     are_waiting,
@@ -49,7 +50,6 @@ Result = TypeVar("Result")
 _POLL_S = 1.0
 _START_S = 120.0
 _ASK_S = 60.0
-_CLOSE_S = 10
 _LOST = 20
 """A task that loses its worker so often without having started is given up."""
 
@@ -87,10 +87,10 @@ def check_workers(workers: Workers) -> None:
         UsageError: "missing-extra": a package is not installed; "bad-workers".
     """
     required = {"slurm": "dask_jobqueue", "kubernetes": "dask_kubernetes"}
-    _imported("distributed", "pip install 'kidseg[cluster]'")
+    check_installed("a call of several workers", ["distributed"], "kidseg[cluster]")
     if workers.cluster in required:
         package = required[workers.cluster]
-        _imported(package, f"pip install {package.replace('_', '-')}")
+        check_installed(f"--cluster {workers.cluster}", [package], package.replace("_", "-"))
     problem = None
     if not workers.are_started and not workers.cluster.strip():
         problem = "the cluster has no address"
@@ -296,7 +296,7 @@ def _connected(connect: Callable[[], Client], workers: Workers) -> Iterator[Clie
         yield client
     finally:
         with suppress(TimeoutError):  # on a busy machine; it ends with this process
-            client.close(timeout=_CLOSE_S)
+            client.close(timeout=CLOSE_S)
 
 
 @contextmanager
@@ -321,14 +321,3 @@ def _no_scheduler(workers: Workers) -> ResourceError:
         code="no-scheduler",
         next_step="Check its address, and that it is running.",
     )
-
-
-def _imported(package: str, how: str) -> None:
-    try:
-        importlib.import_module(package)
-    except ImportError as error:
-        raise UsageError(
-            f"several workers need the package {package.replace('_', '-')} ({error})",
-            code="missing-extra",
-            next_step=f"Install it: {how}",
-        ) from error

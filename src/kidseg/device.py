@@ -12,7 +12,7 @@ import torch
 
 from kidseg.errors import ResourceError, UsageError
 
-__all__ = ["Device", "Precision", "choose_device", "tune_allocator"]
+__all__ = ["Device", "Precision", "choose_device", "has_pytorch", "tune_allocator"]
 
 Precision = Literal["fp32", "bf16"]
 
@@ -79,6 +79,11 @@ def choose_device(
     if precision == "auto" and _supports_bf16(kind):
         chosen = "bf16"
     return Device(torch=torch.device(name), precision=chosen, note=note)
+
+
+def has_pytorch() -> bool:
+    """Whether this is PyTorch, and not its interface on NumPy; see docs/container.md."""
+    return not str(torch.__version__).endswith("+numpy")
 
 
 def tune_allocator() -> bool:

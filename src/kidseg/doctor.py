@@ -17,7 +17,7 @@ import torch
 
 from kidseg.body import body_mask
 from kidseg.config import PhantomConfig, UNetConfig
-from kidseg.device import choose_device
+from kidseg.device import choose_device, has_pytorch
 from kidseg.errors import InputError, KidsegError, ResourceError
 from kidseg.geometry import Volume
 from kidseg.io import read, save
@@ -83,8 +83,8 @@ class Checkup:
     """What was found.
 
     Attributes:
-        facts: plain data: versions, host, date, libraries, decoders, extras, device, threads,
-            memory, folders, tests.
+        facts: plain data: versions, host, date, PyTorch, libraries, decoders, extras, device,
+            threads, memory, folders, tests.
         problems: in the order in which they were found.
     """
 
@@ -99,6 +99,8 @@ class Checkup:
 
 def examine(device: str = "auto", *, folders: Sequence[Path] | None = None) -> Checkup:
     """Examine installation, devices, memory, space, and read and write a digital patient.
+
+    Without PyTorch, the starter segments that patient; else a network of random weights is run.
 
     Args:
         device: to test the network on; see `choose_device`.
@@ -123,6 +125,7 @@ def examine(device: str = "auto", *, folders: Sequence[Path] | None = None) -> C
     chosen = attempt(lambda: choose_device(device)) or choose_device("cpu")
     facts = {
         **provenance(),
+        "pytorch": has_pytorch(),
         "libraries": {name: _installed(name) for name in LIBRARIES},
         "decoders": decoders,
         "extras": {
@@ -149,7 +152,8 @@ def _installed(package: str) -> str | None:
 
 
 def _check_decoders(found: Mapping[str, str | None]) -> None:
-    if missing := [name for name, version in found.items() if version is None]:
+    left_out = set() if has_pytorch() else {"python-gdcm"}
+    if missing := [k for k, version in found.items() if version is None and k not in left_out]:
         raise ResourceError(
             f"compressed DICOM cannot be read in full: {', '.join(missing)} is not installed",
             next_step=f"Run: pip install {' '.join(missing)}",
@@ -268,11 +272,18 @@ def _tests(device: torch.device) -> dict[str, Callable[[], None]]:
         if not worst < _NETWORK_TOLERANCE:
             raise ValueError(f"{device} differs from the processor by {worst:.3g}")
 
+    def starter() -> None:
+        from kidseg.segment import load_predictor
+
+        image = canonical(scan())
+        if not load_predictor(None, "cpu")(image).labels.grid.same_as(image.grid):
+            raise ValueError("the labels are not on the scan's voxels")
+
     return {
         "write and read NIfTI": nifti,
         "write and read compressed DICOM": compressed_dicom,
         "find the body of a digital patient": body,
-        "run a network": network,
+        **({"run a network": network} if has_pytorch() else {"segment it by the starter": starter}),
     }
 
 

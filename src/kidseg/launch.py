@@ -21,6 +21,7 @@ from typing import Any
 from kidseg.errors import KidsegError, ResourceError, UsageError
 
 __all__ = [
+    "CLOSE_S",
     "KINDS",
     "SETTINGS",
     "are_waiting",
@@ -37,7 +38,9 @@ __all__ = [
 KINDS = ("local", "slurm", "kubernetes")
 """Clusters that can be started; any other text is the address of one that is there."""
 
-_CLOSE_S = 10
+CLOSE_S = 10
+"""Seconds that a cluster, or the connection to it, has to end."""
+
 _IDLE_S = 600
 _TRY_S = 60
 
@@ -320,7 +323,7 @@ def _exports() -> list[str]:
 def close_cluster(cluster: Any) -> None:
     """End a cluster; local workers that take too long on a busy machine are killed."""
     try:
-        cluster.close(timeout=_CLOSE_S)
+        cluster.close(timeout=CLOSE_S)
     except TimeoutError:
         _kill(cluster)
 

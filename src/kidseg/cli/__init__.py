@@ -26,6 +26,7 @@ from kidseg.cli.stopping import INTERRUPTED, end, listen, was_stopped
 from kidseg.cli.studies import study
 from kidseg.cli.terminal import accept_any_text, exit_with, show_plain_warnings, usage_error
 from kidseg.errors import KidsegError, UsageError, converted
+from kidseg.extras import missing
 
 __all__ = ["app", "main"]
 
@@ -102,4 +103,7 @@ def _known(error: Exception) -> KidsegError | None:
         return error
     if isinstance(error, typer.TyperException):
         return usage_error(error)
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "kidseg").startswith("kidseg"):
+        step = "Install it, or the extra of kidseg that 'kidseg doctor' lists for this."
+        return missing("this", [str(error.name)], step)
     return converted(error) if isinstance(error, MemoryError | OSError) else None

@@ -15,6 +15,7 @@ from kidseg.cli.options import AsJson, Device, Quiet
 from kidseg.cli.stopping import stoppable
 from kidseg.cli.terminal import print_result
 from kidseg.errors import InputError, ResourceError
+from kidseg.extras import check_installed
 
 if TYPE_CHECKING:
     from kidseg.pacs.series_queue import SeriesQueue, State
@@ -57,6 +58,7 @@ def dicomweb(
 
     Example: kidseg dicomweb http://archive:8042/dicom-web --folder /var/lib/kidseg --since-days 2
     """
+    check_installed("kidseg dicomweb", ["dicomweb_client", "requests"], "kidseg[pacs]")
     from kidseg.pacs.dicomweb import Look, WebArchive, find_series
     from kidseg.pacs.worker import UnreachableError
 
@@ -113,6 +115,7 @@ def node(
 
     Example: kidseg node --to ARCHIVE@127.0.0.1:4242 --port 11112 --folder /var/lib/kidseg
     """
+    check_installed("kidseg node", ["pynetdicom"], "kidseg[pacs]")
     from kidseg.pacs.node import Arrivals, Peer, receiving
 
     peer = Peer.from_text(to, title)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +11,7 @@ import typer
 from kidseg.cli.options import AsJson, Device, Quiet
 from kidseg.cli.stopping import stoppable
 from kidseg.cli.terminal import print_result
-from kidseg.errors import UsageError
+from kidseg.extras import check_installed
 
 if TYPE_CHECKING:
     from kidseg.serve.policy import Serving
@@ -62,12 +61,7 @@ def serve(
 
     Example: kidseg serve --port 8000
     """
-    if missing := [name for name in _NEEDED if find_spec(name) is None]:
-        raise UsageError(
-            f"the server requires {', '.join(missing)}, which is not installed",
-            code="missing-extra",
-            next_step="Run: pip install 'kidseg[serve]'",
-        )
+    check_installed("the server", _NEEDED, "kidseg[serve]")
     from kidseg.model_file import find_model
     from kidseg.serve.listening import serve
     from kidseg.serve.policy import Limits, Serving, read_tokens

@@ -23,6 +23,10 @@ __all__ = [
     "training_text",
 ]
 
+_WITHOUT_PYTORCH = (
+    "none: exported models segment on the CPU; no training, no lossless JPEG in DICOM, no figures"
+    " and pages; see docs/container.md"
+)
 _TOLD = ("calibration-left-out", "label-not-understood", "no-kidney-label", "no-curves")
 _STOPPED = {
     "epochs": "all epochs done",
@@ -179,6 +183,7 @@ def checkup_text(checkup: Mapping[str, Any]) -> str:
     memory = checkup["memory_available_gb"]
     rows = [
         ("versions", _versions(checkup["versions"])),
+        *(() if checkup["pytorch"] else (("PyTorch", _WITHOUT_PYTORCH),)),
         ("libraries", _versions(checkup["libraries"])),
         ("decoders", _versions(checkup["decoders"])),
         *(

@@ -10,11 +10,11 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from kidseg.errors import UsageError, printable
+from kidseg.extras import check_installed
 from kidseg.geometry import Grid
 from kidseg.labels import LabelSchema
 
@@ -139,13 +139,8 @@ def check_formats(formats: Sequence[str]) -> None:
                 code="missing-format",
                 next_step=f"Request both: --formats {needed},{name}",
             )
-        missing = [package for package in FORMATS[name].packages if find_spec(package) is None]
-        if missing:
-            raise UsageError(
-                f"the format {name} requires {', '.join(missing)}, which is not installed",
-                code="missing-extra",
-                next_step=f"Run: pip install 'kidseg[{FORMATS[name].extra}]'",
-            )
+        extra = f"kidseg[{FORMATS[name].extra}]"
+        check_installed(f"the format {name}", FORMATS[name].packages, extra)
 
 
 def label_files(

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kidseg.errors import UsageError
+from kidseg.extras import check_installed
 
 __all__ = ["GRAPH", "ExportedNet", "exported"]
 
@@ -43,8 +42,9 @@ class ExportedNet(nn.Module):
             ValueError: it is not a graph that can be run.
         """
         super().__init__()
-        with _extra():
-            import onnxruntime
+        _check_installed("onnxruntime")
+        import onnxruntime
+
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3  # errors are raised
@@ -76,9 +76,10 @@ def exported(net: nn.Module, size: Sequence[int]) -> Tensor:
     Raises:
         UsageError: "missing-extra".
     """
-    with _extra():
-        import onnx
-        import onnxscript  # noqa: F401  torch.onnx needs it
+    _check_installed("onnx", "onnxscript")
+    import onnx
+    import onnxscript  # noqa: F401  torch.onnx needs it
+
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     axes: dict[int, object] = {0: torch.export.Dim("images")}
     for axis, (name, multiple) in enumerate(
@@ -131,14 +132,5 @@ class _Single(nn.Module):
         return found if isinstance(found, Tensor) else found[0]
 
 
-@contextmanager
-def _extra() -> Iterator[None]:
-    """Imports of the extra "onnx"; a missing one is a usage error."""
-    try:
-        yield
-    except ImportError as error:
-        raise UsageError(
-            f"networks in ONNX need the package {error.name}, which is not installed",
-            code="missing-extra",
-            next_step="Run: pip install 'kidseg[onnx]'",
-        ) from error
+def _check_installed(*packages: str) -> None:
+    check_installed("a network in ONNX", packages, "kidseg[onnx]")

@@ -12,6 +12,7 @@ from datetime import date, timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from kidseg.errors import InputError, KidsegError
 from kidseg.pacs.series_queue import Series, SeriesQueue, digest_of
@@ -134,9 +135,12 @@ class WebArchive:
         except (KidsegError, UnreachableError):
             raise
         except requests.HTTPError as error:
-            status = 0 if error.response is None else error.response.status_code
+            answer = error.response
+            status, address = (0, "") if answer is None else (answer.status_code, answer.url)
             if status in _NOT_NOW:
                 raise UnreachableError(f"the archive answers {status}") from error
+            if status == 404 and urlsplit(address).path.endswith("/studies"):
+                raise _no_dicomweb(self.url, "answers 404: there is no DICOMweb service") from error
             raise InputError(
                 f"the archive answers {status}",
                 path=self.url,
@@ -256,7 +260,9 @@ def _no_dicomweb(url: str, what: str) -> InputError:
         f"the address of the archive {what}",
         path=url,
         code="archive-refuses",
-        next_step="Give the address of its DICOMweb service, such as http://name:8042/dicom-web.",
+        next_step="Give the address of its DICOMweb service, such as http://name:8042/dicom-web,"
+        " and check that it is switched on: Orthanc has one only with its DICOMweb plug-in (Debian:"
+        " orthanc-dicomweb).",
     )
 
 

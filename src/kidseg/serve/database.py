@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,3 +77,12 @@ class Database:
                     base.execute("ROLLBACK")
                 raise
             base.execute("COMMIT")
+
+    def remove_unknown(self, folder: Path, table: str) -> None:
+        """Remove the folders whose names are no ids of a table; the folder of all is made."""
+        folder.mkdir(exist_ok=True, mode=0o700)
+        with self.connected() as base:
+            known = {row["id"] for row in base.execute(f"SELECT id FROM {table}")}  # noqa: S608
+        for path in folder.iterdir():
+            if path.name not in known:
+                shutil.rmtree(path, ignore_errors=True)

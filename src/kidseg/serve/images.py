@@ -19,7 +19,7 @@ from kidseg.serve.database import Database
 from kidseg.serve.job import new_id
 from kidseg.serve.refusals import RefusedError, no_such
 
-__all__ = ["FINAL", "ORIGINAL", "Image", "ImageStore", "LabelEntry", "Session"]
+__all__ = ["FINAL", "ORIGINAL", "Image", "ImageStore", "LabelEntry"]
 
 FINAL = "final"
 """Tag of labels that a person has approved."""
@@ -53,13 +53,6 @@ CREATE TABLE IF NOT EXISTS labels (
     created REAL NOT NULL,
     info TEXT NOT NULL,
     PRIMARY KEY (image, tag)
-);
-CREATE TABLE IF NOT EXISTS sessions (
-    id TEXT PRIMARY KEY,
-    owner TEXT NOT NULL,
-    file TEXT NOT NULL,
-    created REAL NOT NULL,
-    used REAL NOT NULL
 );
 CREATE TABLE IF NOT EXISTS models (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -119,37 +112,21 @@ class Image:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Session:
-    """An image that is kept for a while, for its client alone."""
-
-    id: str
-    path: Path
-    created: float
-    used: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class ImageStore:
     """The images in a folder; for any number of threads.
 
     Attributes:
-        folder: has images.sqlite and the folders of images and sessions.
+        folder: has images.sqlite and the folders of images.
     """
 
     folder: Path
 
     @classmethod
     def opened(cls, folder: Path) -> ImageStore:
-        """Open the images of a folder; folders that no table names are removed."""
+        """Open the images of a folder; folders that the table does not name are removed."""
         store = cls(folder=folder)
         store.base.create(_SCHEMA)
-        for kind, table in (("images", "images"), ("sessions", "sessions")):
-            (folder / kind).mkdir(exist_ok=True, mode=0o700)
-            with store.base.connected() as base:
-                known = {row["id"] for row in base.execute(f"SELECT id FROM {table}")}  # noqa: S608
-            for path in (folder / kind).iterdir():
-                if path.name not in known:
-                    shutil.rmtree(path, ignore_errors=True)
+        store.base.remove_unknown(folder / "images", "images")
         return store
 
     @property
@@ -316,63 +293,6 @@ class ImageStore:
         with self.base.writing() as base:
             base.execute("DELETE FROM labels WHERE image = ? AND tag = ?", (image.id, tag))
         image.labels[tag].path.unlink(missing_ok=True)
-
-    # ---- sessions ------------------------------------------------------------------------------
-
-    def begin_session(self, owner: str, file: Path) -> Session:
-        """Keep an image for its client; the file is moved."""
-        session = new_id()
-        place = self.folder / "sessions" / session
-        place.mkdir(mode=0o700)
-        kept = file.rename(place / f"image{''.join(file.suffixes)}")
-        now = time.time()
-        with self.base.writing() as base:
-            base.execute(
-                "INSERT INTO sessions VALUES (?, ?, ?, ?, ?)", (session, owner, kept.name, now, now)
-            )
-        return Session(id=session, path=kept, created=now, used=now)
-
-    def session(self, session: str, owner: str) -> Session:
-        """A session of this client, which is used now.
-
-        Raises:
-            RefusedError: 404.
-        """
-        with self.base.writing() as base:
-            base.execute("UPDATE sessions SET used = ? WHERE id = ?", (time.time(), session))
-            row = base.execute(
-                "SELECT * FROM sessions WHERE id = ? AND owner = ?", (session, owner)
-            ).fetchone()
-        if row is None:
-            raise no_such("session")
-        path = self.folder / "sessions" / row["id"] / row["file"]
-        return Session(id=row["id"], path=path, created=row["created"], used=row["used"])
-
-    def end_session(self, session: Session) -> None:
-        """Remove a session and its image."""
-        with self.base.writing() as base:
-            base.execute("DELETE FROM sessions WHERE id = ?", (session.id,))
-        shutil.rmtree(session.path.parent, ignore_errors=True)
-
-    def expire_sessions(self, unused_s: float, set_s: float = 0.0) -> int:
-        """Remove the sessions that were not used for long; their number.
-
-        Args:
-            unused_s: after which they are removed.
-            set_s: by which the clock was set forward; see `kidseg.serve.set_clock`.
-        """
-        now = time.time()
-        with self.base.writing() as base:
-            if set_s:
-                base.execute("UPDATE sessions SET used = used + ?", (set_s,))
-            # If the clock was set back, they were used now.
-            base.execute("UPDATE sessions SET used = ? WHERE used > ?", (now, now))
-            rows = base.execute(
-                "DELETE FROM sessions WHERE used <= ? RETURNING id", (now - unused_s,)
-            ).fetchall()
-        for row in rows:
-            shutil.rmtree(self.folder / "sessions" / row["id"], ignore_errors=True)
-        return len(rows)
 
     # ---- models --------------------------------------------------------------------------------
 

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Callable
 from dataclasses import replace
 
+import h11
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from kidseg.errors import UsageError
 from kidseg.serve.application import create_app
 from kidseg.serve.policy import Serving, check_serving
 from kidseg.serve.served_model import check_served
-from kidseg.serve.service import open_service
+from kidseg.serve.service import Service, open_service
 
-__all__ = ["serve"]
+__all__ = ["configured", "serve"]
 
 _CONNECTIONS = 512
 _GOODBYE_S = 5
+_TOO_LATE = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
 def serve(serving: Serving, ready: Callable[[Serving], None]) -> None:
@@ -35,21 +39,63 @@ def serve(serving: Serving, ready: Callable[[Serving], None]) -> None:
     check_serving(serving)
     check_served(serving.model)
     with _listening(serving) as door, open_service(serving) as service:
-        config = uvicorn.Config(
-            create_app(service),
-            log_level="warning",
-            http="h11",  # limits the size of headers
-            access_log=False,  # addresses have names that clients give to images
-            server_header=False,
-            proxy_headers=False,
-            limit_concurrency=_CONNECTIONS,
-            timeout_graceful_shutdown=_GOODBYE_S,
-            ssl_certfile=serving.certificate,
-            ssl_keyfile=serving.key,
-        )
-        server = uvicorn.Server(config)
+        server = uvicorn.Server(configured(service))
         ready(replace(serving, port=door.getsockname()[1]))
         server.run(sockets=[door])
+
+
+def configured(service: Service) -> uvicorn.Config:
+    """How uvicorn serves a service."""
+    serving = service.serving
+    return uvicorn.Config(
+        create_app(service),
+        log_level="warning",
+        http=_prompt_http(serving.limits.headers_s),
+        access_log=False,  # addresses have names that clients give to images
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=_CONNECTIONS,
+        timeout_graceful_shutdown=_GOODBYE_S,
+        ssl_certfile=serving.certificate,
+        ssl_keyfile=serving.key,
+    )
+
+
+def _prompt_http(headers_s: float) -> type[asyncio.Protocol]:
+    """uvicorn's HTTP by h11, which limits the size of headers; here also their time."""
+
+    class PromptHttp(H11Protocol):
+        _late: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._limit()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._limit()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            self._unlimit()
+
+        def _limit(self) -> None:
+            """Headers have been awaited since the first call of a request."""
+            if self.conn.their_state is not h11.IDLE:
+                self._unlimit()
+            elif self._late is None:
+                self._late = self.loop.call_later(headers_s, self._end)
+
+        def _unlimit(self) -> None:
+            if self._late is not None:
+                self._late.cancel()
+                self._late = None
+
+        def _end(self) -> None:
+            self.transport.write(_TOO_LATE)
+            self.transport.close()
+
+    return PromptHttp
 
 
 def _listening(serving: Serving) -> socket.socket:

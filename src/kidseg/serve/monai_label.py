@@ -116,7 +116,7 @@ def _session_routes(service: Service, router: APIRouter) -> None:
         async with service.door.received(request, place) as received:
             scan = await run_in_threadpool(kept_scan, received, "files", "file")
             owner = request.state.client
-            session = await run_in_threadpool(service.images.begin_session, owner, scan)
+            session = await run_in_threadpool(service.sessions.begin, owner, scan)
             await run_in_threadpool(service.door.clear, place)
         service.audit.write("session-begun", session=session.id)
         facts = {"name": session.id, "creation_ts": int(session.created)}
@@ -124,7 +124,7 @@ def _session_routes(service: Service, router: APIRouter) -> None:
 
     @router.get("/session/{session}", summary="A session")
     def get_session(request: Request, session: str) -> dict[str, Any]:
-        found = service.images.session(session, request.state.client)
+        found = service.sessions.get(session, request.state.client)
         return {
             "name": found.id,
             "creation_ts": int(found.created),
@@ -133,8 +133,8 @@ def _session_routes(service: Service, router: APIRouter) -> None:
 
     @router.delete("/session/{session}", summary="Remove a session and its image")
     def remove_session(request: Request, session: str) -> dict[str, Any]:
-        found = service.images.session(session, request.state.client)
-        service.images.end_session(found)
+        found = service.sessions.get(session, request.state.client)
+        service.sessions.end(found)
         service.audit.write("session-ended", session=found.id)
         return {"name": found.id}
 
@@ -149,7 +149,7 @@ def _scan(
     """
     known = None
     if session:
-        source = service.images.session(session, owner).path
+        source = service.sessions.get(session, owner).path
     elif received.file("file") is not None:
         return kept_scan(received, "file"), None
     elif image:

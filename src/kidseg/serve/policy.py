@@ -27,6 +27,7 @@ class Limits:
 
     Attributes:
         upload_bytes: of one request.
+        headers_s: until the headers of a request are complete.
         stall_s: without a byte, after which an upload is given up.
         upload_s: of one upload.
         uploads: at the same time.
@@ -45,6 +46,7 @@ class Limits:
     """
 
     upload_bytes: int = 4 * 2**30
+    headers_s: float = 30.0
     stall_s: float = 30.0
     upload_s: float = 1800.0
     uploads: int = 8

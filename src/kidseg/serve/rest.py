@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from importlib.metadata import version
-from importlib.util import find_spec
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -14,6 +13,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 
+from kidseg.extras import is_installed
 from kidseg.io.label_formats import FORMATS, check_formats
 from kidseg.measure.person import Patient, Sex
 from kidseg.provenance import RESEARCH_USE
@@ -222,11 +222,7 @@ def _current(service: Service, job: str) -> JobView:
 
 def _health(service: Service) -> Health:
     facts, problem = service.dispatcher.facts, service.dispatcher.problem
-    installed = [
-        kind
-        for kind, known in FORMATS.items()
-        if all(find_spec(package) is not None for package in known.packages)
-    ]
+    installed = [kind for kind, known in FORMATS.items() if all(map(is_installed, known.packages))]
     state: Literal["ok", "loading", "unusable"] = "ok" if facts else "loading"
     return Health(
         status="unusable" if problem is not None else state,

@@ -28,6 +28,7 @@ from kidseg.serve.learning import Learner, schema_in
 from kidseg.serve.next_sample import choose_next
 from kidseg.serve.policy import SERVER, Serving
 from kidseg.serve.refusals import RefusedError
+from kidseg.serve.sessions import SessionStore
 from kidseg.serve.watchers import Watchers
 
 __all__ = ["Service", "open_service"]
@@ -58,6 +59,7 @@ class Service:
     watchers: Watchers
     tickets: Tickets
     images: ImageStore
+    sessions: SessionStore
     learner: Learner
     reading: Lock = field(default_factory=Lock)
 
@@ -235,14 +237,14 @@ def open_service(serving: Serving) -> Iterator[Service]:
 
 def _service(serving: Serving, folder: Path, audit: AuditLog) -> Service:
     jobs = JobTable.opened(folder, serving.limits)
-    images = ImageStore.opened(folder)
+    images, sessions = ImageStore.opened(folder), SessionStore.opened(folder)
     watchers = Watchers(serving.limits.gone_s)
 
     def model() -> Path:
         return images.model() or serving.model
 
     def keep_house(set_s: float) -> None:
-        for _ in range(images.expire_sessions(serving.limits.session_s, set_s)):
+        for _ in range(sessions.expire(serving.limits.session_s, set_s)):
             audit.write("session-expired")
 
     service = Service(
@@ -262,6 +264,7 @@ def _service(serving: Serving, folder: Path, audit: AuditLog) -> Service:
         watchers=watchers,
         tickets=Tickets(),
         images=images,
+        sessions=sessions,
         learner=Learner(
             folder=folder,
             images=images,
