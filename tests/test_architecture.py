@@ -45,7 +45,7 @@ ROOMS = [
     *("workers", "stage", "distributed", "device", "intensity", "labels", "config"),
     "topology",
     "records",
-    *("meaning", "registry", "provenance", "table", "extras", "errors"),
+    *("meaning", "registry", "provenance", "table", "csv_table", "extras", "errors"),
 ]
 # What a light module must not pull in when it is imported.
 HEAVY = {"torch", "numpy", "scipy", "nibabel", "SimpleITK", "pydicom", "highdicom", "matplotlib"}
@@ -57,6 +57,7 @@ LIGHT = {
     "topology",
     "provenance",
     "table",
+    "csv_table",
     "labels",
     "config",
     "header",

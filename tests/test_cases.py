@@ -541,6 +541,15 @@ def test_the_written_table_is_read_again(tmp_path: Path) -> None:
     assert [case.time_point for case in open_dataset(tmp_path).cases] == ["after, 2", ""]
 
 
+def test_no_cell_of_the_written_table_is_a_formula(tmp_path: Path) -> None:
+    nnunet(tmp_path)
+    rows = [{"case": "c0", "patient": "=1+1", "time_point": "-1"}, {"case": "c1"}]
+    text = write_patients_csv(tmp_path, rows).read_text()
+    assert text.splitlines()[1] == "c0,'=1+1,,,,'-1"
+    first = open_dataset(tmp_path).cases[0]
+    assert (first.patient, first.time_point) == ("=1+1", "-1")
+
+
 # ---- where files go, other numbers -------------------------------------------------------------
 
 

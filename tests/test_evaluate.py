@@ -793,6 +793,17 @@ def test_files_hold_what_is_returned(tmp_path: Path) -> None:
     assert summary["structures"]["tumour"]["dice"]["mean"] == 0.25
 
 
+def test_a_case_whose_name_is_a_formula_is_text_and_read_back(tmp_path: Path) -> None:
+    for folder, labels in (("pred", PREDICTED), ("ref", REFERENCE)):
+        write(tmp_path / folder / "=1+1.nii.gz", labels)
+    evaluate(tmp_path / "pred", tmp_path / "ref", tmp_path / "out")
+    lines = (tmp_path / "out" / "cases.csv").read_text().splitlines()
+    assert all(line.startswith("'=1+1,'=1+1,") for line in lines[1:])
+    assert {(row.case, row.patient) for row in read_run(tmp_path / "out").rows} == {
+        ("=1+1", "=1+1")
+    }
+
+
 def test_same_bytes_however_many_jobs(tmp_path: Path) -> None:
     run(tmp_path, [(PREDICTED, REFERENCE), (HEALTHY, REFERENCE), (CYSTIC, CYSTIC)])
     again = tmp_path / "again"

@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from kidseg.config import PhantomConfig
 from kidseg.io.orientation import canonical
-from kidseg.phantom import ORGANS, DigitalPatient, make_patient
+from kidseg.phantom import ORGANS, DigitalPatient, draw_patient, make_patient
 from kidseg.phantom.patient import draw_age, draw_phase
 
 SMALL = PhantomConfig(size=64, max_slices=20, phase="early-arterial", tumour_share=1.0)
@@ -256,3 +256,16 @@ def test_arms_and_table_can_be_asked_for(patients: list[DigitalPatient]) -> None
     assert torch.equal(with_arms.labels.data, bare.labels.data)
     assert bare.truth["scanner"]["table"] is None
     assert with_arms.truth["scanner"]["table"] == patients[0].truth["scanner"]["table"] is not None
+
+
+def test_a_drawn_patient_is_rendered_on_other_voxels_too() -> None:
+    drawn = draw_patient(SMALL, seed=11, index=0)
+    grid = drawn.scanner.grid()
+    made = drawn.rendered(grid)
+    assert np.array_equal(made.labels, make_patient(SMALL, seed=11, index=0).labels.data[0])
+    fine = grid.with_spacing([float(step) / 2 for step in grid.spacing_mm])
+    coarse_ml, fine_ml = (
+        np.bincount(drawn.rendered(each).labels.ravel(), minlength=3) * float(each.voxel_ml)
+        for each in (grid, fine)
+    )
+    assert fine_ml[1:] == pytest.approx(coarse_ml[1:], rel=0.05)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from kidseg.cli.scan_report import ScanReport, cohort_lines
+from kidseg.csv_table import original_text
 from kidseg.errors import ResourceError
 from kidseg.io.atomic import json_bytes
 from kidseg.segment.cohort_table import SUMMARY, cohort_facts, cohort_rows, write_summary
@@ -39,6 +40,17 @@ def judged(low: float, high: float) -> dict[str, Any]:
 
 def table_in(folder: Path) -> list[dict[str, str]]:
     return list(csv.DictReader((folder / SUMMARY).open(newline="", encoding="utf-8")))
+
+
+def test_no_name_is_a_formula(tmp_path: Path) -> None:
+    names = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "a;=1", "anna"]
+    record_failure(tmp_path, {"name": names[0], "code": "truncated-file"})
+    for name in names[1:]:
+        record_scan(tmp_path, entry(name), {})
+    write_summary(tmp_path)
+    cells = [row["name"] for row in table_in(tmp_path)]
+    assert not any(cell.startswith(tuple("=+-@\t")) for cell in cells)
+    assert list(map(original_text, cells)) == sorted(names)
 
 
 def test_the_table_has_all_scans_of_the_folder(tmp_path: Path) -> None:

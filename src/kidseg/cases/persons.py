@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from kidseg.cases.case import Case, Side
+from kidseg.csv_table import csv_text, original_text
 from kidseg.errors import Finding, InputError
 
 __all__ = [
@@ -142,17 +143,13 @@ def write_patients_csv(
     """
     from kidseg.io.atomic import writing
 
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
     rows = list(rows)
     columns = (*_COLUMNS, *([_TIME] if any(row.get(_TIME) for row in rows) else []))
-    table.writerow(columns)
-    for row in rows:
-        values = [row["case"], *(row.get(name) for name in columns[1:])]
-        table.writerow(["" if value is None else value for value in values])
+    cells = ([row["case"], *(row.get(name) for name in columns[1:])] for row in rows)
+    text = csv_text(columns, cells)
     path = root / PATIENTS_CSV
     with writing(path, overwrite=overwrite) as file:
-        file.write(text.getvalue().encode(errors="backslashreplace"))
+        file.write(text.encode(errors="backslashreplace"))
     return path
 
 
@@ -245,7 +242,7 @@ def _read_rows(
             if None in row:
                 note("bad-row", "more values than columns")
                 continue
-            cells = {name: (value or "").strip() for name, value in row.items()}
+            cells = {name: original_text((value or "").strip()) for name, value in row.items()}
             case = cells["case"]
             if case in persons:
                 note("duplicate-row", f"case '{case}' has an earlier row")

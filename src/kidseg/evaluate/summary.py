@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 from pydantic import ConfigDict, NonNegativeInt
 
+from kidseg.csv_table import csv_text, original_text
 from kidseg.errors import InputError
 from kidseg.io.atomic import check_writable, make_folder, write_text
 from kidseg.records import KNOWN, checked, parsed
@@ -126,12 +127,8 @@ def prepare_output(out: Path, names: Sequence[str], *, overwrite: bool) -> None:
 def write_csv(
     path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]], *, overwrite: bool
 ) -> None:
-    """Write a table as UTF-8; None is an empty cell; floats are written without loss."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(header)
-    table.writerows(rows)
-    write_text(path, text.getvalue(), overwrite=overwrite)
+    """Write a table as UTF-8; see `csv_text`."""
+    write_text(path, csv_text(header, rows), overwrite=overwrite)
 
 
 def read_run(folder: Path) -> Run:
@@ -174,7 +171,7 @@ def read_run(folder: Path) -> Run:
 
 def _row(columns: Sequence[str], cells: Sequence[str], path: Path, number: int) -> Row:
     try:
-        content = dict(zip(columns, cells, strict=True))
+        content = dict(zip(columns, map(original_text, cells), strict=True))
         volumes = {name: _number(content[name]) for name in _VOLUMES}
         age_years = _number(content["age_years"])
         if age_years is not None and age_years < 0:

@@ -26,7 +26,14 @@ from kidseg.measure.diameters import surface_mm
 from kidseg.measure.mask import MARGIN, Mask, moved_contours
 from kidseg.measure.quantity import Quantity, counted, spanned
 
-__all__ = ["Contact", "contact_area", "contact_of", "gap_to", "rim_quantities"]
+__all__ = [
+    "Contact",
+    "contact_area",
+    "contact_of",
+    "gap_to",
+    "rim_quantities",
+    "thickness_mm",
+]
 
 # Width of the Gaussian from whose gradient the normals are taken: in voxels, and at least this part
 # of the widest spacing. Narrower, they follow the steps between voxels; wider, curved contacts get
@@ -42,6 +49,7 @@ _DIVIDED, _SIGMA_DIVIDED = 1.5, 0.35
 _RAYS = 4000
 _LONGEST_MM = 150.0
 _STEP = 0.5
+_MISSED = "parenchyma thinner than a voxel has no label and is missed"
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +71,12 @@ class Contact:
         """Area of the contact."""
         return max(float(self.areas_mm2.sum()) / 100, 0.0)
 
+    def thinned(self, count: int) -> Contact:
+        """At most `count` of the faces, chosen evenly."""
+        faces = len(self.areas_mm2)
+        kept = np.unique(np.linspace(0, max(faces - 1, 0), min(count, faces)).astype(int))
+        return Contact(self.points_mm[kept], self.normals[kept], self.areas_mm2[kept])
+
 
 def contact_of(tumour: Mask, kidney: Mask) -> Contact:
     """The contact of a tumour with the parenchyma of a kidney, of the same image."""
@@ -74,7 +88,8 @@ def contact_area(tumour: Mask, kidney: Mask) -> Quantity:
     """Area of the contact, for the given contours, and with each moved by one voxel.
 
     The contour between both is moved either way, and so is the contour of both together, at whose
-    edge the contact ends.
+    edge the contact ends. Parenchyma that a tumour has stretched to less than a voxel has no label,
+    so its contact is not seen: docs/measure.md says how much that is in digital patients.
     """
     from scipy import ndimage
 
@@ -96,7 +111,7 @@ def contact_area(tumour: Mask, kidney: Mask) -> Quantity:
     )
     grid = meeting[0].grid
     areas = [_finely(Mask(inner, grid), outer).area_cm2 for inner, outer in pairs]
-    return spanned(name, "cm2", areas[0], areas[1:])
+    return spanned(name, "cm2", areas[0], areas[1:], note=_MISSED)
 
 
 def _meeting(tumour: Mask, kidney: Mask) -> tuple[Mask, np.ndarray] | None:
@@ -194,7 +209,7 @@ def rim_quantities(contact: Contact, kidney: Mask) -> tuple[Quantity, ...]:
         contact: of the tumour with this kidney.
         kidney: the parenchyma.
     """
-    thickness = _thickness_mm(contact, kidney)
+    thickness = thickness_mm(contact.thinned(_RAYS), kidney)
     if not len(thickness):
         return ()
     voxel = float(np.linalg.norm(kidney.linear, axis=0).max())
@@ -213,6 +228,25 @@ def rim_quantities(contact: Contact, kidney: Mask) -> tuple[Quantity, ...]:
             )
         )
     return tuple(found)
+
+
+def thickness_mm(contact: Contact, kidney: Mask) -> np.ndarray:
+    """(faces,) thickness of the parenchyma behind each face, along its normal."""
+    start, along = contact.points_mm, contact.normals
+    step = _STEP * float(np.linalg.norm(kidney.linear, axis=0).min())
+    is_inside = np.ones(len(start), dtype=bool)
+    thickness = np.zeros(len(start))
+    for k in range(1, int(_LONGEST_MM / step)):
+        index = np.rint(kidney.grid.index(start + (k - 0.5) * step * along).numpy()).astype(int)
+        within = ((index >= 0) & (index < kidney.data.shape)).all(1)
+        here = np.zeros(len(start), dtype=bool)
+        here[within] = kidney.data[tuple(index[within].T)]
+        # The first step may still be in the voxel of the tumour.
+        is_inside &= here | (k == 1)
+        thickness += step * (is_inside & here)
+        if not is_inside.any():
+            break
+    return thickness
 
 
 def gap_to(tumour: Mask, others: Sequence[Mask]) -> Quantity:
@@ -284,24 +318,3 @@ def _gradient(tumour: np.ndarray, kidney: np.ndarray, sigma: np.ndarray) -> np.n
     share = smooth(balance, 0) / np.maximum(smooth(both, 0), 1e-3)
     orders = ((1, 0, 0), (0, 1, 0), (0, 0, 1))
     return np.stack([smooth(balance, order) - share * smooth(both, order) for order in orders])
-
-
-def _thickness_mm(contact: Contact, kidney: Mask) -> np.ndarray:
-    """(rays,) distances through the parenchyma, of faces chosen evenly."""
-    count = len(contact.areas_mm2)
-    chosen = np.unique(np.linspace(0, max(count - 1, 0), min(count, _RAYS)).astype(int))
-    start, along = contact.points_mm[chosen], contact.normals[chosen]
-    step = _STEP * float(np.linalg.norm(kidney.linear, axis=0).min())
-    is_inside = np.ones(len(start), dtype=bool)
-    thickness = np.zeros(len(start))
-    for k in range(1, int(_LONGEST_MM / step)):
-        index = np.rint(kidney.grid.index(start + (k - 0.5) * step * along).numpy()).astype(int)
-        within = ((index >= 0) & (index < kidney.data.shape)).all(1)
-        here = np.zeros(len(start), dtype=bool)
-        here[within] = kidney.data[tuple(index[within].T)]
-        # The first step may still be in the voxel of the tumour.
-        is_inside &= here | (k == 1)
-        thickness += step * (is_inside & here)
-        if not is_inside.any():
-            break
-    return thickness

@@ -12,18 +12,26 @@ import torch
 from kidseg.config import PhantomConfig, Phase
 from kidseg.geometry import Grid, Volume
 from kidseg.phantom.acquisition import acquire
-from kidseg.phantom.anatomy import ORGANS, Anatomy
+from kidseg.phantom.anatomy import Anatomy
 from kidseg.phantom.displacement import displaced
+from kidseg.phantom.ground_truth import body_truth, counted_truth, response_truth
 from kidseg.phantom.growth import CHILD_AGES_YEARS
 from kidseg.phantom.pelvic_organs import draw_pelvis
 from kidseg.phantom.people import after_chemotherapy, draw_anatomy
 from kidseg.phantom.posture import ARMS_DOWN_BROAD_SHARE, ARMS_DOWN_SHARE, Pose, draw_pose
-from kidseg.phantom.render import render
+from kidseg.phantom.render import Rendering, render
 from kidseg.phantom.scanner import Scanner, draw_scanner
 from kidseg.phantom.trunk import arm_centres
 from kidseg.phantom.tumour import distance_mm, pushed
 
-__all__ = ["DigitalPatient", "draw_age", "draw_phase", "make_patient"]
+__all__ = [
+    "DigitalPatient",
+    "DrawnPatient",
+    "draw_age",
+    "draw_patient",
+    "draw_phase",
+    "make_patient",
+]
 
 # Ages of children with surgery for a renal tumour: half of them around two years, some at any age,
 # so that every age band from birth to 16 years occurs. Source: the ISBI 2021 cohort (80 children
@@ -86,6 +94,85 @@ class DigitalPatient:
     truth: dict[str, Any]
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DrawnPatient:
+    """A person in a scanner, before anything is rendered.
+
+    Attributes:
+        age_years: of the person.
+        phase: contrast phase.
+        earlier: the anatomy at the first timepoint.
+        anatomy: the anatomy now; `earlier` at the first timepoint.
+        pose: how the person lies.
+        scanner: acquisition parameters.
+        tissue, noise: seeds of tissue HU and texture, and of the acquisition.
+        broad: whether tissue has the spread of the broad cohort.
+    """
+
+    age_years: float
+    phase: Phase
+    earlier: Anatomy
+    anatomy: Anatomy
+    pose: Pose
+    scanner: Scanner
+    tissue: np.random.SeedSequence
+    noise: np.random.SeedSequence
+    broad: bool
+
+    def rendered(self, grid: Grid) -> Rendering:
+        """The person on any axial grid in scanner mm, such as `scanner.grid()` or a finer one."""
+        rng = np.random.default_rng(self.tissue)
+        return render(self.anatomy, self.pose, grid, self.phase, rng, broad=self.broad)
+
+
+def draw_patient(
+    config: PhantomConfig,
+    *,
+    seed: int,
+    index: int,
+    timepoint: int = 0,
+    arms: bool | None = None,
+    table: bool = True,
+) -> DrawnPatient:
+    """Draw the person, the pose and the scanner of digital patient `index`; see `make_patient`."""
+    streams = np.random.SeedSequence([seed, index]).spawn(_STREAMS * 2)
+    who, treatment = (np.random.default_rng(streams[k]) for k in (0, _STREAMS))
+    lying, machine, tissue, noise = streams[1 + timepoint * _STREAMS : (1 + timepoint) * _STREAMS]
+    age = draw_age(who, config.ages_years)
+    phase = draw_phase(who, config)
+    ill = bool(who.random() < config.tumour_share)
+    broad = config.is_broad
+    earlier = draw_anatomy(
+        who,
+        age,
+        tumour=_chosen(config.tumours) if ill else "none",
+        kidneys=_chosen(config.kidneys),
+        broad=broad,
+        first_of_two=config.timepoints == 2,
+    )
+    earlier = _with_displaced_kidney(earlier, config.displaced_share)
+    earlier = _with_trunk(earlier, config.trunk_share)
+    anatomy = after_chemotherapy(treatment, earlier) if timepoint else earlier
+    pose = draw_pose(
+        np.random.default_rng(lying),
+        max_angle_deg=config.max_angle_deg,
+        segment_mm=anatomy.body.segment_mm if broad else 20.0,
+        arms_share=ARMS_DOWN_BROAD_SHARE if broad else ARMS_DOWN_SHARE,
+    )
+    scanner = _draw_scanner(np.random.default_rng(machine), config, anatomy, pose)
+    return DrawnPatient(
+        age_years=age,
+        phase=phase,
+        earlier=earlier,
+        anatomy=anatomy,
+        pose=pose if arms is None else replace(pose, arms=arms),
+        scanner=scanner if table else replace(scanner, table=None),
+        tissue=tissue,
+        noise=noise,
+        broad=broad,
+    )
+
+
 def make_patient(
     config: PhantomConfig,
     *,
@@ -110,54 +197,25 @@ def make_patient(
             not change.
         table: False removes the table, if one was drawn.
     """
-    streams = [
-        np.random.default_rng(s) for s in np.random.SeedSequence([seed, index]).spawn(_STREAMS * 2)
-    ]
-    who, treatment = streams[0], streams[_STREAMS]
-    lying, machine, tissue, noise = streams[1 + timepoint * _STREAMS : (1 + timepoint) * _STREAMS]
-    age = draw_age(who, config.ages_years)
-    phase = draw_phase(who, config)
-    ill = bool(who.random() < config.tumour_share)
-    broad = config.is_broad
-    pairs = config.timepoints == 2
-    earlier = draw_anatomy(
-        who,
-        age,
-        tumour=_chosen(config.tumours) if ill else "none",
-        kidneys=_chosen(config.kidneys),
-        broad=broad,
-        first_of_two=pairs,
+    drawn = draw_patient(
+        config, seed=seed, index=index, timepoint=timepoint, arms=arms, table=table
     )
-    earlier = _with_displaced_kidney(earlier, config.displaced_share)
-    earlier = _with_trunk(earlier, config.trunk_share)
-    anatomy = after_chemotherapy(treatment, earlier) if timepoint else earlier
-    pose = draw_pose(
-        lying,
-        max_angle_deg=config.max_angle_deg,
-        segment_mm=anatomy.body.segment_mm if broad else 20.0,
-        arms_share=ARMS_DOWN_BROAD_SHARE if broad else ARMS_DOWN_SHARE,
-    )
-    scanner = _draw_scanner(machine, config, anatomy, pose)
-    if arms is not None:
-        pose = replace(pose, arms=arms)
-    if not table:
-        scanner = replace(scanner, table=None)
-    grid = scanner.grid()
-    rendering = render(anatomy, pose, grid, phase, tissue, broad=broad)
-    hu = acquire(rendering.hu, grid, scanner, noise)
+    anatomy, scanner, grid = drawn.anatomy, drawn.scanner, drawn.scanner.grid()
+    rendering = drawn.rendered(grid)
+    hu = acquire(rendering.hu, grid, scanner, np.random.default_rng(drawn.noise))
 
     def volume(values: np.ndarray) -> Volume:
         return Volume(torch.from_numpy(values)[None], grid)
 
     truth = {
-        "age_years": age,
+        "age_years": drawn.age_years,
         "sex": anatomy.sex,
-        "phase": phase,
-        **(_response_truth(earlier, anatomy) if pairs else {}),
-        **_body_truth(anatomy, pose),
+        "phase": drawn.phase,
+        **(response_truth(drawn.earlier, anatomy) if config.timepoints == 2 else {}),
+        **body_truth(anatomy, drawn.pose),
         "anatomy": anatomy.as_dict(),
         "scanner": scanner.as_dict(),
-        **_measured(rendering.labels, rendering.organs, grid),
+        **counted_truth(rendering.labels, rendering.organs, grid),
     }
     return DigitalPatient(
         scan=volume(hu),
@@ -312,43 +370,3 @@ def _along_scanner(
     points = np.array([[0.0, 0.0, z, 1.0] for z in range_mm])
     z = (points @ scanner_from_anatomy.T)[:, 2]
     return float(z.min()), float(z.max())
-
-
-def _body_truth(anatomy: Anatomy, pose: Pose) -> dict[str, Any]:
-    sides = {tumour.side for tumour in anatomy.tumours}
-    return {
-        "body_scale": anatomy.body_scale,
-        "effective_diameter_mm": anatomy.effective_diameter_mm,
-        "pose": pose.as_dict(),
-        "scanner_from_anatomy": pose.scanner_from_anatomy().tolist(),
-        "kidney_form": anatomy.form,
-        "kidneys": [{"side": k.side, "length_mm": k.length_mm} for k in anatomy.kidneys],
-        "tumours": [{"side": t.side, "volume_ml": t.volume_ml} for t in anatomy.tumours],
-        "tumour_side": "bilateral" if len(sides) > 1 else next(iter(sides), None),
-    }
-
-
-def _response_truth(before: Anatomy, now: Anatomy) -> dict[str, Any]:
-    """The volumes of the tumours before chemotherapy and now, as drawn."""
-    response = [
-        {
-            "side": old.side,
-            "before_ml": old.volume_ml,
-            "now_ml": new.volume_ml,
-            "change_percent": 100 * (new.volume_ml / old.volume_ml - 1),
-        }
-        for old, new in zip(before.tumours, now.tumours, strict=True)
-    ]
-    return {"timepoint": "before" if now is before else "after", "response": response}
-
-
-def _measured(labels: np.ndarray, organs: np.ndarray, grid: Grid) -> dict[str, Any]:
-    """Volumes inside the field of view, counted in voxels."""
-    ml = float(grid.voxel_ml)
-    counts = np.bincount(labels.ravel(), minlength=3)
-    per_organ = np.bincount(organs.ravel(), minlength=256)
-    return {
-        "kidney_ml": float(counts[1]) * ml,
-        "tumour_ml": float(counts[2]) * ml,
-        "organs_ml": {name: float(per_organ[number]) * ml for number, name in ORGANS.items()},
-    }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kidseg.csv_table import csv_text
 from kidseg.io.atomic import write_text
 from kidseg.segment.index import Entry, Index, locked, read_index
 
@@ -122,16 +121,12 @@ def write_summary(out: Path) -> None:
 def _csv(rows: Sequence[CohortRow]) -> str:
     structures = list(dict.fromkeys(name for row in rows for name in row.volumes_ml))
     judged = {name for row in rows for name in row.intervals_ml}
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(
-        [*_FIRST, *(column for name in structures for column in _columns(name, judged)), *_LAST]
-    )
+    header = [*_FIRST, *(each for name in structures for each in _columns(name, judged)), *_LAST]
+    lines = []
     for row in rows:
         cells = [cell for name in structures for cell in _cells(row, name, judged)]
-        first = [row.name, row.status, row.error]
-        table.writerow([*first, *cells, row.warnings, row.seconds])
-    return text.getvalue()
+        lines.append([row.name, row.status, row.error, *cells, row.warnings, row.seconds])
+    return csv_text(header, lines)
 
 
 def _row(entry: Entry) -> CohortRow:

@@ -153,7 +153,7 @@ class _Memory:
     path: Path
     state: tuple[int, ...]
     index: Index
-    texts: dict[int, tuple[Entry, str]]
+    texts: dict[int, tuple[Entry, bytes]]
 
 
 _memory: list[_Memory] = []
@@ -183,19 +183,18 @@ def _bytes_of(index: Index) -> bytes:
     """The same as `json_bytes(index.as_dict())`."""
     texts = _memory[0].texts if _memory else {}
 
-    def text(entry: Entry) -> str:
+    def text(entry: Entry) -> bytes:
         known = texts.get(id(entry))
         if known is None or known[0] is not entry:
-            lines = json_bytes(entry).decode().rstrip("\n")  # in texts they are escaped
-            known = entry, "    " + lines.replace("\n", "\n    ")
-            texts[id(entry)] = known
+            lines = json_bytes(entry).rstrip(b"\n")  # in texts they are escaped
+            known = texts[id(entry)] = entry, b"    " + lines.replace(b"\n", b"\n    ")
         return known[1]
 
-    def listed(entries: Mapping[str, Entry]) -> str:
-        return "[\n" + ",\n".join(map(text, entries.values())) + "\n  ]" if entries else "[]"
+    def listed(entries: Mapping[str, Entry]) -> bytes:
+        return b"[\n%b\n  ]" % b",\n".join(map(text, entries.values())) if entries else b"[]"
 
-    head, middle, end = json_bytes(Index().as_dict()).decode().split("[]")
-    return f"{head}{listed(index.scans)}{middle}{listed(index.failed)}{end}".encode()
+    head, middle, end = json_bytes(Index().as_dict()).split(b"[]")
+    return b"".join((head, listed(index.scans), middle, listed(index.failed), end))
 
 
 def _plain(entry: Entry) -> Entry:
