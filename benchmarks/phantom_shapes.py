@@ -43,7 +43,7 @@ DECIMALS = {
     "tumour's longest diameter, mm": 0,
     "tumour's volume / sphere of that diameter": 2,
     "share of the tumour's surface in contact with kidney": 2,
-    "distance of the kidneys' centres, mm": 0,
+    "distance of the kidneys' centres from left to right, mm": 0,
 }
 Figures = dict[str, list[float]]
 
@@ -66,8 +66,8 @@ def measured(volume: Volume) -> Figures:
     found["kidneys and tumour, ml"].append(whole.volume_ml)
     sides = components(whole, KIDNEY_ML)
     if len(sides) == 2:
-        one, other = (part.points_mm().mean(axis=0) for part in sides)
-        found["distance of the kidneys' centres, mm"].append(float(np.linalg.norm(one - other)))
+        one, other = (float(part.points_mm()[:, 0].mean()) for part in sides)
+        found["distance of the kidneys' centres from left to right, mm"].append(abs(one - other))
     for part in sides:
         cut = part.data[[0, -1]].any()
         if not cut and not (part.data & tumour.data).any():

@@ -238,8 +238,8 @@ def _draw_kidney(
     width = length * rng.uniform(0.49, 0.60)
     thickness = length * rng.uniform(0.45, 0.57)
     vertebra, inside = body.vertebra_mm, body.visceral_fat
-    # Distance between the centres of both kidneys: 118 to 174 mm (5-95 percentile of 99 label
-    # volumes of KiTS19), more with fat.
+    # Distance between the centres of both kidneys from left to right: 118 to 174 mm (5-95
+    # percentile of 98 label volumes of KiTS19), more with fat.
     lateral = vertebra * (0.58 + 0.25 * body.muscularity) + 0.50 * width
     lateral += rng.normal(0.0, 5.0) + 12.0 * (inside - 0.4)
     cavity = body.half_lateral_mm - body.fat_lateral_mm - body.skin_mm - body.wall_lateral_mm
