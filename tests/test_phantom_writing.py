@@ -45,6 +45,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return folders
 
 
+def test_uids_of_older_cohorts_stay(made: dict[str, Path]) -> None:
+    import pydicom
+
+    series = {pydicom.dcmread(path).SeriesInstanceUID for path in made["dicom"].rglob("*.dcm")}
+    assert series == {"2.25.232616297884919601217371066233730121332"}
+
+
 @pytest.fixture(scope="module")
 def originals() -> list[DigitalPatient]:
     return [make_patient(TINY, seed=5, index=k) for k in range(2)]

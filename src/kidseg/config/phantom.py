@@ -52,6 +52,10 @@ class PhantomConfig:
     """Fraction of the patients whose tumour, if it is large enough, moves and turns its kidney as a
     whole instead of spreading it out.
     """
+    implant_share: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Fraction of the patients with implants: surgical clips, a ureteral stent, a nephrostomy, an
+    aortic stent graft; and where `trunk_share` shows them, hip prostheses and a port catheter.
+    """
     timepoints: Literal[1, 2] = 1
     """Scans of each patient: 2 are one before and one after a first chemotherapy, of children."""
 

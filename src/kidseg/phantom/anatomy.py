@@ -15,6 +15,7 @@ import numpy as np
 
 from kidseg.config import KidneyForm
 from kidseg.phantom import growth
+from kidseg.phantom.devices import Implant
 
 __all__ = [
     "ORGANS",
@@ -334,6 +335,7 @@ class Anatomy:
     detail_seed: int
     look: Look = Look()
     pelvis: Pelvis | None = None
+    implants: tuple[Implant, ...] = ()
 
     @property
     def lateral_mm(self) -> float:

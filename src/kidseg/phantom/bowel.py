@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kidseg.phantom.anatomy import Anatomy, Tumour
 from kidseg.phantom.canvas import Canvas
-from kidseg.phantom.shapes import smooth_max, tube
+from kidseg.phantom.shapes import rounded, smooth_max, tube
 from kidseg.phantom.surfaces import cavity
 
 __all__ = ["Loop", "colon_of", "emptied", "paint_bowel", "small_bowel_of"]
@@ -77,7 +77,7 @@ def small_bowel_of(
         points = lattice[path]
         if len(points) == 1:
             points = np.stack([points[0], points[0] + rng.normal(0.0, 0.25 * step, size=3)])
-        points = _rounded(points)
+        points = rounded(points)
         distension = float(rng.uniform(0.80, 1.12))
         waves = 1.0 + 0.08 * rng.normal(size=len(points))
         gassy = rng.random() < 0.15 + 0.7 * viscera.small_bowel_gas
@@ -145,16 +145,6 @@ def _walk(
     return path
 
 
-def _rounded(points: np.ndarray) -> np.ndarray:
-    """Cut the corners once. Source: Chaikin 1974."""
-    if len(points) < 3:
-        return points
-    quarter = 0.75 * points[:-1] + 0.25 * points[1:]
-    three = 0.25 * points[:-1] + 0.75 * points[1:]
-    inner = np.stack([quarter, three], axis=1).reshape(-1, 3)
-    return np.concatenate([points[:1], inner[1:-1], points[-1:]])
-
-
 def colon_of(anatomy: Anatomy, rng: np.random.Generator) -> list[Loop]:
     """Ascending, transverse and descending colon, in segments with different contents."""
     body, viscera = anatomy.body, anatomy.viscera
@@ -180,7 +170,7 @@ def colon_of(anatomy: Anatomy, rng: np.random.Generator) -> list[Loop]:
         ]
     )
     way[1:-1] += rng.normal(0.0, 0.035, size=(len(way) - 2, 3)) * (a, b, segment)
-    fine = _rounded(_rounded(_rounded(way)))
+    fine = rounded(rounded(rounded(way)))
     wide = np.interp(
         np.linspace(0, 1, len(fine)), (0, 0.3, 0.6, 0.75, 1), (1.15, 1.0, 0.95, 0.75, 0.7)
     )

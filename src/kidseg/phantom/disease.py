@@ -85,7 +85,12 @@ def draw_look(
         # 291 (2019) 360-367; a child's is 190 here.
         marrow=float(np.interp(age, (16.0, 90.0), (1.2, 0.65)) * np.exp(0.15 * rng.normal())),
         trabeculae_hu=float(rng.uniform(10.0, 55.0)),
+        # Source: osteophytes in 84 % of men and 74 % of women from 50 years on, larger with age,
+        # O'Neill et al., J Rheumatol 26 (1999) 842-848; the size is chosen.
         osteophytes=float(np.clip(worn * rng.beta(2.0, 1.5) * 1.2, 0.0, 1.0)),
+        # Source: CT shows calcium in the abdominal aorta of under 16 % below 45 years and of nearly
+        # 90 % from 65 on, of 1656 without risk factors, Chuang et al., Am J Cardiol 110 (2012)
+        # 891-896; here from 46 years on in everybody, mostly little.
         calcification=float(np.clip((worn - 0.35) * 2.2, 0.0, 1.0) * rng.beta(1.0, 1.2)),
         stones=_draw_stones(rng, kidneys),
         screws=bool(rng.random() < _SCREWS_SHARE),
@@ -143,7 +148,11 @@ def hollowed(rng: np.random.Generator, kidneys: tuple[Kidney, ...]) -> tuple[Kid
 def draw_cysts(
     rng: np.random.Generator, age: float, kidneys: tuple[Kidney, ...]
 ) -> tuple[Cyst, ...]:
-    """Simple cysts of adults: more with age, mostly small, in or on the kidney."""
+    """Simple cysts of adults: more with age, mostly small, in or on the kidney.
+
+    Sizes are chosen, larger than in healthy donors, of whom 7.9 % have one of 10 mm and 1.6 % one
+    of 20 mm or more (Rule et al., Am J Kidney Dis 59 (2012) 611-618), a fifth; here it is a half.
+    """
     if rng.random() >= np.interp(age, (20.0, 85.0), _CYST_SHARES) or not kidneys:
         return ()
     cysts = []
@@ -162,7 +171,12 @@ def draw_cysts(
 
 
 def _draw_stones(rng: np.random.Generator, kidneys: tuple[Kidney, ...]) -> tuple[Stone, ...]:
-    """Stones of 2 to 20 mm in calyces or pelvis. Source: 400 (urate) to 1500 HU (calcium)."""
+    """Stones of 2 to 20 mm in calyces or pelvis, of 400 (urate) to 1500 HU (calcium).
+
+    Source: uric acid 409 HU (SD 118), calcium oxalate 1645 (SD 238), Mostafavi et al., J Urol 159
+    (1998) 673-675; 2.1 stones per person of 1 to 20 mm, mean 3.0 (Boyce 2010). Here two, and about
+    twice as large: smaller ones are seldom seen.
+    """
     if rng.random() >= STONE_SHARE or not kidneys:
         return ()
     stones = []

@@ -7,12 +7,12 @@ import torch
 
 from kidseg.phantom.anatomy import Anatomy, Lesion, Stone
 from kidseg.phantom.canvas import Canvas
+from kidseg.phantom.devices import MATERIALS_HU
 from kidseg.phantom.shapes import ellipsoid, tube
 
 __all__ = ["paint_liver_lesions", "paint_screws", "paint_stones"]
 
 LIVER, PELVIS, SPINE = 10, 24, 4
-_TITANIUM_HU = 2800.0
 
 
 def paint_liver_lesions(canvas: Canvas, lesions: tuple[Lesion, ...], hu: dict[str, float]) -> None:
@@ -59,4 +59,4 @@ def _paint_metal(canvas: Canvas, points: np.ndarray, radius_mm: float) -> None:
     patch = canvas.patch((points.min(0) - radius_mm - 1.0, points.max(0) + radius_mm + 1.0))
     if patch is not None:
         f = tube(patch.place, points, np.full(len(points), radius_mm))
-        patch.paint(patch.cover(f), torch.tensor(_TITANIUM_HU), SPINE)
+        patch.paint(patch.cover(f), torch.tensor(MATERIALS_HU["titanium"]), SPINE)

@@ -70,6 +70,8 @@ def _paint_gallbladder(
     canvas: Canvas, anatomy: Anatomy, hu: dict[str, float], liver_low: float
 ) -> None:
     body, half = anatomy.body, anatomy.viscera.gallbladder_mm / 2
+    if half <= 0:  # it was removed
+        return
     a, b = body.organ_lateral_mm, body.organ_depth_mm
     neck = np.array([0.26 * a, 0.10 * b, liver_low + 1.15 * half + 0.35 * anatomy.viscera.liver_mm])
     fundus = neck + half * 2 * np.array([0.40, 0.62, -0.68])

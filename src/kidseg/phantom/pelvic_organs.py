@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kidseg.config import Phase
-from kidseg.phantom.anatomy import Anatomy, Body, Pelvis
+from kidseg.phantom.anatomy import Anatomy, Body, Kidney, Pelvis
 from kidseg.phantom.bowel import Loop
 from kidseg.phantom.canvas import Canvas, Patch
 from kidseg.phantom.growth import vary
@@ -20,7 +20,14 @@ from kidseg.phantom.pelvis import hip_centre_mm, sacrum_front_mm, symphysis_mm
 from kidseg.phantom.shapes import ellipsoid, smooth_max
 from kidseg.phantom.vessels import Vessel
 
-__all__ = ["draw_pelvis", "paint_pelvic_organs", "pelvic_vessels_of", "rectum_of"]
+__all__ = [
+    "bladder_mm",
+    "draw_pelvis",
+    "paint_pelvic_organs",
+    "pelvic_vessels_of",
+    "rectum_of",
+    "ureter_mm",
+]
 
 BLADDER, UTERUS, PROSTATE, COLON, OTHER, OVARY, URETER = 31, 32, 33, 16, 20, 35, 36
 
@@ -29,6 +36,8 @@ BLADDER, UTERUS, PROSTATE, COLON, OTHER, OVARY, URETER = 31, 32, 33, 16, 20, 35,
 _BLADDER_ML, _BLADDER_LOG_SD, _BLADDER_RANGE_ML = 170.0, 0.75, (8.0, 750.0)
 _CHILD_CAPACITY_ML, _FILLING = 30.0, (0.15, 1.0)
 _EARLIER_CONTRAST_SHARE = 0.10
+# Ultrasound finds fibroids in 51 % of women of 35 to 49 years; fewer here, because CT shows fewer.
+# Source: Baird et al., Am J Obstet Gynecol 188 (2003) 100-107. The other shares are chosen.
 _FIBROIDS_SHARE = 0.25
 _OVARIAN_CYST_SHARE = 0.15
 _HYSTERECTOMY_SHARE = 0.15
@@ -49,6 +58,8 @@ def draw_pelvis(rng: np.random.Generator, anatomy: Anatomy) -> Pelvis:
     else:
         bladder = _CHILD_CAPACITY_ML * (age + 1) * float(rng.uniform(*_FILLING))
     grown = float(np.interp(age, (8.0, 16.0, 50.0, 70.0), (0.45, 1.0, 1.0, 0.7)))
+    # Length of the uterus: 72 mm at 40 years, 42 at 80 (here 50 from 70 on). Source: 5466 women,
+    # Verguts et al., Ultrasound Obstet Gynecol 42 (2013) 713-717.
     removed = adult and rng.random() < _HYSTERECTOMY_SHARE
     uterus = vary(rng, 72.0, 0.15) * grown if female and not removed else 0.0
     ageing = float(np.interp(age, (10.0, 18.0, 45.0, 85.0), (0.4, 0.9, 1.0, 1.35)))
@@ -162,22 +173,10 @@ def pelvic_vessels_of(anatomy: Anatomy, phase: Phase, rng: np.random.Generator) 
 
 def _ureters(anatomy: Anatomy, rng: np.random.Generator) -> list[Vessel]:
     """From each kidney along the psoas into the bladder; peristalsis empties parts of them."""
-    body = anatomy.body
-    w, y0, segment = body.vertebra_mm, body.spine_y_mm, body.segment_mm
-    sy, sz = symphysis_mm(body)
+    w = anatomy.body.vertebra_mm
     found = []
     for kidney in anatomy.kidneys:
-        sign = 1.0 if kidney.side == "right" else -1.0
-        start = Frame.of(kidney).anatomy_mm(-1.15, 0.0, -0.1)
-        way = np.array(
-            [
-                start,
-                (sign * 0.95 * w, y0 + 0.55 * w, start[2] - 1.6 * segment),
-                (sign * 0.90 * w, y0 + 0.75 * w, -3.6 * segment),
-                (sign * 1.15 * w, y0 + 0.10 * w, -5.2 * segment),
-                (sign * 0.45 * w, sy - 1.1 * w, sz + 0.6 * segment),
-            ]
-        )
+        way = ureter_mm(anatomy, kidney)
         way[1:4] += rng.normal(0.0, 0.05 * w, size=(3, 3))
         radius = 0.028 * w + 0.3
         for k in range(len(way) - 1):
@@ -185,6 +184,24 @@ def _ureters(anatomy: Anatomy, rng: np.random.Generator) -> list[Vessel]:
                 ends = way[k : k + 2]
                 found.append(Vessel(ends, np.full(2, radius), "urine", URETER))
     return found
+
+
+def ureter_mm(anatomy: Anatomy, kidney: Kidney) -> np.ndarray:
+    """(5, 3) points of a ureter, from the hilum along the psoas into the bladder."""
+    body = anatomy.body
+    w, y0, segment = body.vertebra_mm, body.spine_y_mm, body.segment_mm
+    sy, sz = symphysis_mm(body)
+    sign = 1.0 if kidney.side == "right" else -1.0
+    start = Frame.of(kidney).anatomy_mm(-1.15, 0.0, -0.1)
+    return np.array(
+        [
+            start,
+            (sign * 0.95 * w, y0 + 0.55 * w, start[2] - 1.6 * segment),
+            (sign * 0.90 * w, y0 + 0.75 * w, -3.6 * segment),
+            (sign * 1.15 * w, y0 + 0.10 * w, -5.2 * segment),
+            (sign * 0.45 * w, sy - 1.1 * w, sz + 0.6 * segment),
+        ]
+    )
 
 
 def paint_pelvic_organs(
@@ -205,7 +222,7 @@ def paint_pelvic_organs(
         hu: of the tissues.
         phase: contrast phase.
     """
-    centre, half = _bladder(anatomy.body, pelvis)
+    centre, half = bladder_mm(anatomy.body, pelvis)
     _paint_male(canvas, anatomy.body, pelvis, centre, half, hu)
     _paint_female(canvas, anatomy.body, pelvis, centre, half, hu)
     patch = _around(canvas, centre, half.max() + 6)
@@ -231,7 +248,7 @@ def paint_pelvic_organs(
         patch.paint(lumen * dense, bright + 4.0 * fine, BLADDER)
 
 
-def _bladder(body: Body, pelvis: Pelvis) -> tuple[np.ndarray, np.ndarray]:
+def bladder_mm(body: Body, pelvis: Pelvis) -> tuple[np.ndarray, np.ndarray]:
     """Centre and half-axes (x, y, z) of the bladder, which rises behind the symphysis."""
     radius = (pelvis.bladder_ml * 1000.0 * 3 / (4 * np.pi)) ** (1 / 3)
     half = radius * np.array([1.15, 0.95, 0.92])

@@ -25,6 +25,7 @@ from kidseg.phantom.surfaces import cavity, fascia, skin
 __all__ = [
     "HIP_LEVEL",
     "SACRUM_LEVEL",
+    "femur_mm",
     "hip_centre_mm",
     "in_pelvis",
     "paint_hips",
@@ -278,22 +279,35 @@ def _hip_bone(place: Place, body: Body, head: Tensor) -> Tensor:
     )
 
 
+def _trochanter_mm(body: Body) -> float:
+    """|x| of the outer side of the greater trochanter."""
+    w, (cx, _, _) = body.vertebra_mm, hip_centre_mm(body)
+    return min(cx + 1.35 * w, 0.78 * body.half_lateral_mm)
+
+
+def femur_mm(body: Body) -> list[tuple[float, float, float]]:
+    """(|x|, y, z) along a femur: its head, the base of its neck, and two points of its shaft."""
+    w, (cx, cy, cz), trochanter = body.vertebra_mm, hip_centre_mm(body), _trochanter_mm(body)
+    return [
+        (cx, cy, cz),
+        (trochanter - 0.25 * w, cy - 0.20 * w, cz - 0.75 * w),
+        (trochanter - 0.42 * w, cy - 0.10 * w, cz - 2.0 * w),
+        (trochanter - 0.55 * w, cy, cz - 5.0 * w),
+    ]
+
+
 def _femur(place: Place, body: Body, head: Tensor) -> Tensor:
     """Head, neck, greater trochanter and shaft."""
-    w, (cx, cy, cz) = body.vertebra_mm, hip_centre_mm(body)
-    trochanter = min(cx + 1.35 * w, 0.78 * body.half_lateral_mm)
-    outwards = [(cx, cy, cz), (trochanter - 0.25 * w, cy - 0.20 * w, cz - 0.75 * w)]
+    w, (_, cy, cz) = body.vertebra_mm, hip_centre_mm(body)
+    trochanter = _trochanter_mm(body)
+    outwards = femur_mm(body)[:2]
     neck = _rod(place, body, outwards, [0.34, 0.36])
     great = ellipsoid(
         place,
         (trochanter - 0.12 * w, cy - 0.32 * w, cz - 0.55 * w),
         (0.34 * w, 0.42 * w, 0.55 * w),
     )
-    down = [
-        (trochanter - 0.30 * w, cy - 0.20 * w, cz - 0.8 * w),
-        (trochanter - 0.42 * w, cy - 0.10 * w, cz - 2.0 * w),
-        (trochanter - 0.55 * w, cy, cz - 5.0 * w),
-    ]
+    down = [(trochanter - 0.30 * w, cy - 0.20 * w, cz - 0.8 * w), *femur_mm(body)[2:]]
     shaft = _rod(place, body, down, [0.42, 0.32, 0.30])
     return smooth_min(
         smooth_min(head, neck, 0.12 * w), smooth_min(great, shaft, 0.15 * w), 0.15 * w

@@ -16,7 +16,11 @@ ARMS_DOWN_SHARE = 0.15
 ARMS_DOWN_BROAD_SHARE = 0.08
 """The same in the broad cohort: none of the 13 patients of the KiTS19 slices."""
 SCOLIOSIS_SHARE = 0.12
-"""Share of patients with a visible lateral curve of the spine, from posture or disease."""
+"""Share of patients with a visible lateral curve of the spine, from posture or disease. Chosen.
+
+Of people of 40 years and more, 8.9 % have a curve of 11 degrees or more, 3 % from 40 to 50 and half
+of those of 90. Source: Kebaish et al., Spine 36 (2011) 731-736.
+"""
 
 # Standard deviations of uncorrected poses in practice, within the largest angle.
 _ANGLE_SD = 0.4

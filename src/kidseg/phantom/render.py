@@ -16,7 +16,9 @@ from kidseg.geometry import Grid
 from kidseg.phantom.anatomy import ORGANS, Anatomy, Body
 from kidseg.phantom.bowel import COLON, SMALL, Loop, colon_of, emptied, paint_bowel, small_bowel_of
 from kidseg.phantom.canvas import Canvas, Locator
+from kidseg.phantom.devices import Piece, paint_pieces
 from kidseg.phantom.growth import CHILD_AGES_YEARS
+from kidseg.phantom.implants import pieces_of
 from kidseg.phantom.kidneys import paint_cysts, paint_kidneys, paint_perirenal_fat
 from kidseg.phantom.lesions import paint_liver_lesions, paint_screws, paint_stones
 from kidseg.phantom.mass import paint_masses
@@ -156,6 +158,7 @@ class _Details:
     small_bowel: list[Loop]
     colon: list[Loop]
     vessels: list[Vessel]
+    implants: list[Piece]
 
 
 def _paint(
@@ -195,6 +198,7 @@ def _paint(
     paint_spine(canvas, anatomy, hu)
     paint_screws(canvas, anatomy)
     paint_ribs(canvas, anatomy, hu)
+    paint_pieces(canvas, details.implants, hu)
     # Tumours come last: inside a tumour the field maps to the surroundings of its origin.
     paint_tumours(canvas, anatomy.tumours, hu, bright=arterial)
     paint_masses(canvas, anatomy.tumours, hu)
@@ -212,7 +216,8 @@ def _draw_details(anatomy: Anatomy, phase: Phase) -> _Details:
         small += small_bowel_of(anatomy, rng, levels=(-6.6, -4.4))
         colon += rectum_of(anatomy, anatomy.pelvis, rng)
         vessels += pelvic_vessels_of(anatomy, phase, rng)
-    return _Details(emptied(small, anatomy.tumours), emptied(colon, anatomy.tumours), vessels)
+    small, colon = (emptied(loops, anatomy.tumours) for loops in (small, colon))
+    return _Details(small, colon, vessels, pieces_of(anatomy))
 
 
 def _cavities(anatomy: Anatomy, x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:

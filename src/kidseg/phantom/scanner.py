@@ -55,6 +55,7 @@ _BROAD_NOISE_RANGE_HU = (3.0, 60.0)
 # Common slice distances, and their frequencies.
 _SLICES_MM = (0.6, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0)
 _SLICE_SHARES = (0.03, 0.05, 0.16, 0.10, 0.10, 0.14, 0.10, 0.17, 0.05, 0.10)
+# KiTS19 has slices of 1 to 5 mm (Heller et al., arXiv:1904.00445); the shares are chosen.
 _BROAD_SLICE_SHARES = (0.04, 0.05, 0.14, 0.08, 0.08, 0.09, 0.10, 0.14, 0.06, 0.22)
 _PIXEL_MM = (0.35, 0.95)
 _BROAD_PIXEL_MM = (0.35, 1.05)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Place", "ellipsoid", "smooth_max", "smooth_min", "tube"]
+__all__ = ["Place", "ellipsoid", "rounded", "smooth_max", "smooth_min", "tube"]
 
 Place = tuple[Tensor, Tensor, Tensor]
 """(x, y, z) of many points, mm."""
@@ -52,3 +52,13 @@ def tube(place: Place, points: np.ndarray, radii: np.ndarray) -> Tensor:
         nearest = f if nearest is None else torch.minimum(nearest, f)
     assert nearest is not None
     return nearest
+
+
+def rounded(points: np.ndarray) -> np.ndarray:
+    """Cut the corners of a line of (n, 3) points once. Source: Chaikin 1974."""
+    if len(points) < 3:
+        return points
+    quarter = 0.75 * points[:-1] + 0.25 * points[1:]
+    three = 0.25 * points[:-1] + 0.75 * points[1:]
+    inner = np.stack([quarter, three], axis=1).reshape(-1, 3)
+    return np.concatenate([points[:1], inner[1:-1], points[-1:]])

@@ -13,7 +13,7 @@ from kidseg.phantom.canvas import Canvas, Patch
 from kidseg.phantom.kidneys import Frame
 from kidseg.phantom.shapes import tube
 
-__all__ = ["Vessel", "branched", "paint_vessels", "vessels_of"]
+__all__ = ["Vessel", "aorta_at", "branched", "cava_at", "paint_vessels", "vessels_of"]
 
 FAT, LIVER, AORTA, CAVA, PORTAL, OTHER = 2, 10, 17, 18, 19, 20
 
@@ -63,14 +63,16 @@ def vessels_of(anatomy: Anatomy, rng: np.random.Generator) -> list[Vessel]:
     ]
 
 
-def _aorta_at(anatomy: Anatomy, segments: float) -> np.ndarray:
+def aorta_at(anatomy: Anatomy, segments: float) -> np.ndarray:
+    """(3,) centre of the aorta at a level, in lumbar segments above the second lumbar vertebra."""
     body, width = anatomy.body, anatomy.viscera.aorta_mm
     y = body.spine_y_mm + 0.36 * body.vertebra_mm + 0.60 * width
     x = -0.10 * body.vertebra_mm - 0.04 * body.vertebra_mm * max(segments, 0.0)
     return np.array([x, y - 0.015 * body.vertebra_mm * segments, segments * body.segment_mm])
 
 
-def _cava_at(anatomy: Anatomy, segments: float) -> np.ndarray:
+def cava_at(anatomy: Anatomy, segments: float) -> np.ndarray:
+    """(3,) centre of the vena cava at a level, as `aorta_at`."""
     body, width = anatomy.body, anatomy.viscera.aorta_mm
     forward = np.clip(segments - 1.0, 0.0, 3.0)
     y = body.spine_y_mm + (0.30 + 0.13 * forward) * body.vertebra_mm + 0.55 * width
@@ -99,7 +101,7 @@ def _paint_great(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float], phase: 
     body, width = anatomy.body, anatomy.viscera.aorta_mm
     top = anatomy.modelled_mm[1] / body.segment_mm + 2
     levels = np.linspace(-2.1, top, 9)
-    points = np.stack([_cava_at(anatomy, s) for s in levels])
+    points = np.stack([cava_at(anatomy, s) for s in levels])
     radius = 0.58 * width
     patch = canvas.patch((points.min(0) - 2 * radius - 1, points.max(0) + 2 * radius + 1))
     if patch is not None:
@@ -115,7 +117,7 @@ def _paint_great(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float], phase: 
             value = value + above * stream * 0.8 * (hu["renal vein"] - hu["vena cava"])
         patch.paint(patch.cover(f), value, CAVA)
     levels = np.linspace(-2.0, top, 9)
-    points = np.stack([_aorta_at(anatomy, s) for s in levels])
+    points = np.stack([aorta_at(anatomy, s) for s in levels])
     radii = width / 2 * np.interp(levels, (-2, 2, 5), (0.9, 1.05, 1.25))
     patch = canvas.patch((points.min(0) - width, points.max(0) + width))
     if patch is not None:
@@ -142,18 +144,18 @@ def _renal(anatomy: Anatomy, rng: np.random.Generator) -> list[Vessel]:
         right = kidney.side == "right"
         hilum = frame.anatomy_mm(-1.25, 0.0, 0.05)
         sinus = frame.anatomy_mm(-0.45, 0.0, 0.0)
-        source = _aorta_at(anatomy, float(rng.uniform(0.5, 1.0)))
+        source = aorta_at(anatomy, float(rng.uniform(0.5, 1.0)))
         between = (source + hilum) / 2 - (0, 0.05 * body.vertebra_mm, 0)
         if right:
-            between[1] = min(between[1], _cava_at(anatomy, 0.6)[1] - 0.75 * width)
+            between[1] = min(between[1], cava_at(anatomy, 0.6)[1] - 0.75 * width)
         trunk = np.stack([source, between, hilum, sinus])
         radius = 0.17 * width * float(rng.uniform(0.85, 1.15))
         found.append(Vessel(trunk, np.full(4, radius) * (1, 1, 0.9, 0.8), "aorta", OTHER))
-        drain = _cava_at(anatomy, float(rng.uniform(0.4, 0.8)))
+        drain = cava_at(anatomy, float(rng.uniform(0.4, 0.8)))
         shift = np.array([0.0, 0.10 * width, -0.25 * width])
         points = [sinus + shift, hilum + shift]
         if not right:
-            front = _aorta_at(anatomy, 0.5) + np.array([0, 1.15 * width, 0])
+            front = aorta_at(anatomy, 0.5) + np.array([0, 1.15 * width, 0])
             points += [front + np.array([-0.9 * width, -0.45 * width, 0]), front]
         points.append(drain)
         vein = np.stack(points)
@@ -173,7 +175,7 @@ def _splanchnic(anatomy: Anatomy, rng: np.random.Generator) -> list[Vessel]:
     """Coeliac trunk, superior mesenteric artery and vein with branches, splenic and portal vein."""
     body, width = anatomy.body, anatomy.viscera.aorta_mm
     a, b, segment = body.organ_lateral_mm, body.organ_depth_mm, body.segment_mm
-    start = _aorta_at(anatomy, 1.2)
+    start = aorta_at(anatomy, 1.2)
     front = start + np.array([0, 1.6 * width, -0.8 * segment])
     root = np.array([0.03 * a, front[1] + 0.10 * b, -1.5 * segment])
     found = [
@@ -201,7 +203,7 @@ def _splanchnic(anatomy: Anatomy, rng: np.random.Generator) -> list[Vessel]:
     hilum = np.array([-0.52 * a, -0.12 * b, 2.2 * segment])
     path = np.stack([confluence, [-0.12 * a, front[1] + 0.05 * b, 1.5 * segment], hilum])
     found.append(Vessel(path, 0.25 * width * np.array([1.1, 1, 0.8]), "portal vein", PORTAL))
-    coeliac = _aorta_at(anatomy, 1.8)
+    coeliac = aorta_at(anatomy, 1.8)
     fork = coeliac + np.array([0, 1.3 * width, 0.1 * segment])
     found.append(Vessel(np.stack([coeliac, fork]), 0.22 * width * np.ones(2), "aorta", OTHER))
     for end in (porta + np.array([0, 2, 0]), hilum + np.array([0, 3, 4])):
@@ -231,7 +233,7 @@ def _hepatic(anatomy: Anatomy, rng: np.random.Generator) -> list[Vessel]:
     for way in ([1.0, 0.1, -0.1], [0.9, -0.4, 0.5], [-0.7, 0.7, 0.3]):
         for points, radii in branched(rng, porta, np.array(way), 0.26 * a, 0.26 * width, 4, 0.55):
             found.append(Vessel(points, radii, "portal vein", LIVER, within=LIVER))
-    outlet = _cava_at(anatomy, anatomy.dome_mm / segment - 0.7)
+    outlet = cava_at(anatomy, anatomy.dome_mm / segment - 0.7)
     for way in ([1.0, 0.0, -0.5], [0.5, 0.8, -0.5], [-0.4, 0.9, -0.3]):
         for points, radii in branched(rng, outlet, np.array(way), 0.26 * a, 0.24 * width, 4, 0.5):
             found.append(Vessel(points, radii, "hepatic vein", LIVER, within=LIVER))

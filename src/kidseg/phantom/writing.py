@@ -275,8 +275,13 @@ def _series_facts(task: _Task, patient: DigitalPatient) -> dict[str, str]:
         "sex": {"female": "F", "male": "M"}[patient.truth["sex"]],
         "age": f"{int(age):03d}Y" if age >= 2 else f"{int(age * 12):03d}M",
         "description": f"digital patient, {patient.truth['phase']}",
-        "seed": f"{task.seed}/{task.index}/{task.timepoint}/{task.config!r}",
+        "seed": f"{task.seed}/{task.index}/{task.timepoint}/{_settings(task.config)}",
     }
+
+
+def _settings(config: PhantomConfig) -> str:
+    """The settings as text for the UIDs; without implants as before there were any."""
+    return repr(config).replace("implant_share=0.0, ", "")
 
 
 def _write_tables(out: Path, layout: Layout, cases: Iterable[dict[str, Any]]) -> None:
