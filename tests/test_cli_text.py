@@ -13,6 +13,7 @@ import pytest
 from commands import call_cli
 from ellipses import write_ellipse_dataset
 from kidseg.cli.progress import duration, epoch_text, show_progress, show_stages
+from kidseg.cli.scan_report import volumes_text
 from kidseg.cli.summaries import scores_text, training_text
 from kidseg.config import METHODS, StudyConfig, explain, load, preset
 from kidseg.study.example import EXAMPLE, example
@@ -335,3 +336,19 @@ def test_the_example_runs_on_digital_patients(
     assert [run["run"] for run in told["runs"]] == ["plain-0", "homogenized-0"]
     assert told["data"]["test"]["patients"] == 4
     assert call_cli("study", "study.toml", "--example") == 2, "the file is kept"
+
+
+def test_of_a_single_scan_the_terminal_says_what_the_steps_decided() -> None:
+    notes = {"correct": {"text": "1 kidney of at least 4.3 ml: not 2, so abnormal", "ran": True}}
+    one = {
+        "name": "a",
+        "sides": None,
+        "volumes_ml": {"kidney": 9.0},
+        "warnings": [],
+        "notes": notes,
+    }
+    lines = volumes_text([one], [], Path("out")).splitlines()
+    at = lines.index("Steps:")
+    assert lines[at + 1] == "correct: 1 kidney of at least 4.3 ml: not 2, so abnormal"
+    assert "Steps:" not in volumes_text([one, {**one, "name": "b"}], [], Path("out"))
+    assert "Steps:" not in volumes_text([{**one, "notes": {}}], [], Path("out"))

@@ -152,6 +152,8 @@ def scan_line(entry: Entry) -> str:
 def volumes_text(done: Sequence[Entry], failed: Sequence[Entry], out: Path) -> str:
     """The end of a segmentation: a table of volumes in ml, all warnings, all failures.
 
+    Of a single scan, what the steps of its method decided, too.
+
     Args:
         done: entries of segmented scans, as in result.json.
         failed: entries of failed scans.
@@ -169,6 +171,9 @@ def volumes_text(done: Sequence[Entry], failed: Sequence[Entry], out: Path) -> s
         if any(partial for row in rows for _, partial in row.values()):
             lines.append(f"{_PARTIAL} reaches the border of the scan: the volume is partial")
     lines += [*_adapted(done), *_averaged(done)]
+    if len(done) == 1:
+        notes = done[0].get("notes", {}).items()
+        lines += _listed("Steps:", [f"{step}: {note['text']}" for step, note in notes])
     reviewed = [f"{e['name']}: {review_line(e)}" for e in done if "review" in e]
     lines += _listed("To review:", reviewed)
     warned = [
