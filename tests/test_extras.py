@@ -22,7 +22,7 @@ def test_all_that_is_missing_is_named_as_pip_names_it() -> None:
     with pytest.raises(UsageError) as refused:
         check_installed("a test", ["sys", "no_such_a", "no_such_b"], "kidseg[x]", step="or not.")
     assert refused.value.code == "missing-extra"
-    assert refused.value.cause == "a test needs no-such-a, no-such-b, which is not installed"
+    assert refused.value.cause == "a test needs no-such-a, no-such-b, which are not installed"
     assert refused.value.next_step == "Run: pip install 'kidseg[x]', or not."
 
 

@@ -182,6 +182,7 @@ def installed(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return source
 
 
+@pytest.mark.requirement("container")
 def test_without_pytorch_the_doctor_examines_what_is_there(installed: Path) -> None:
     done = kidseg("doctor", "--json", source=installed)
     found = json.loads(done.stdout)

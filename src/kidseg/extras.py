@@ -35,6 +35,9 @@ def check_installed(what: str, packages: Sequence[str], install: str, *, step: s
 def missing(what: str, packages: Sequence[str], next_step: str) -> UsageError:
     """The error for packages that are not installed."""
     names = ", ".join(package.replace("_", "-") for package in packages)
+    verb = "is" if len(packages) == 1 else "are"
     return UsageError(
-        f"{what} needs {names}, which is not installed", code="missing-extra", next_step=next_step
+        f"{what} needs {names}, which {verb} not installed",
+        code="missing-extra",
+        next_step=next_step,
     )
