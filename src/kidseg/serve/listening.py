@@ -92,7 +92,9 @@ def _prompt_http(headers_s: float) -> type[asyncio.Protocol]:
                 self._late = None
 
         def _end(self) -> None:
-            self.transport.write(_TOO_LATE)
+            begun, _ = self.conn.trailing_data
+            if begun:  # browsers keep connections in reserve, and would show an answer to nothing
+                self.transport.write(_TOO_LATE)
             self.transport.close()
 
     return PromptHttp
