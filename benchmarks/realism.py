@@ -1,6 +1,6 @@
 """Can a small network tell digital slices from real ones, and by what?
 
-    python benchmarks/realism.py DATA [-n 60] [--cohort broad] [--cache FOLDER] [--epochs 40]
+    python benchmarks/realism.py DATA [-n 60] [--cohort broad] [--cache FOLDER] [--views 1,6]
 
 Real: the development slices in DATA (see `phantom_gap.py`; adults, HU clipped to 0..255), never
 used to train anything that is kept. Digital: slices of n digital patients, clipped and compressed
@@ -219,7 +219,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--cache", type=Path, help="folder for the digital slices")
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--views", type=int, default=len(VIEWS), help="only the first views")
+    numbers = ",".join(str(k) for k in range(1, len(VIEWS) + 1))
+    parser.add_argument("--views", default=numbers, help=f"numbers of the views: {numbers}")
     options = parser.parse_args()
     ages = COHORTS[options.cohort]
     config = PhantomConfig(size=options.size, max_slices=10, ages_years=ages, tumour_share=1.0)
@@ -234,8 +235,10 @@ def main() -> None:
     print(f"{n_real} real, {n_digital} digital patients ({options.cohort})\n")
     print("| the network sees | AUC (5-95 %) | accuracy, real / digital |")
     print("| --- | --- | --- |")
-    first: Tensor | None = None
-    for name, view in list(VIEWS.items())[: options.views]:
+    chosen = [list(VIEWS)[int(number) - 1] for number in options.views.split(",")]
+    of_whole: Tensor | None = None
+    for name in chosen:
+        view = VIEWS[name]
         images = torch.from_numpy(np.stack([view(*part) for part in parts])[:, None]).float()
         images = (images - images.mean()) / images.std()
         scores, kind, _, gradient = cross_validated(images, patients, real, options.epochs)
@@ -246,10 +249,11 @@ def main() -> None:
             f"| {right[0]:.2f} / {right[1]:.2f} |",
             flush=True,
         )
-        first = gradient if first is None else first
-    assert first is not None
+        of_whole = gradient if view is whole else of_whole
+    if of_whole is None:
+        return
     print("\n| gradient relative to an even spread | real | digital |\n| --- | --- | --- |")
-    both = [looked_at(first, parts, chosen) for chosen in (real, ~real)]
+    both = [looked_at(of_whole, parts, kind) for kind in (real, ~real)]
     for name in both[0]:
         print(f"| {name} | {both[0][name]:.2f} | {both[1].get(name, float('nan')):.2f} |")
 

@@ -23,7 +23,7 @@ WINDOW_HU = (-250.0, 450.0)
 QUANTILES = (0.06, 0.3, 0.5, 0.7, 0.94)
 DIFFERENCE_HU = 250.0
 CONFIG = PhantomConfig(
-    ages_years=(0, 90), variety="broad", size=320, slice_mm=(3.0, 3.0), trunk_share=1.0
+    ages_years=(0, 90), variety="broad", size=288, slice_mm=(4.0, 4.0), trunk_share=1.0
 )
 
 
