@@ -55,6 +55,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("anatomies")
     config = PhantomConfig(size=SIZE, max_slices=SLICES)
     write_patients(root / "training", config, patients=12, seed=5)
+    for folder in ("scans", "labels"):
+        (root / folder).mkdir()
     for name, settings in ANATOMIES.items():
         own = PhantomConfig(size=SIZE, max_slices=SLICES, **settings)
         patient = make_patient(own, seed=6, index=0)
