@@ -1,6 +1,6 @@
 """Measure the reference labels of digital patients, and compare with what is true of them.
 
-    python benchmarks/measure_phantoms.py OUT.jsonl --children 24 --adults 12 --pairs 6 --jobs 2
+    python benchmarks/measure_phantoms.py OUT.jsonl --children 6 --adults 4 --pairs 1 --size 256
     python benchmarks/measure_phantoms.py OUT.jsonl --report
 
 True are the volumes that were drawn, the sides, and, for all other measures, those of the same
@@ -123,12 +123,12 @@ def drawn_rows(drawn: DrawnPatient, scan: Shown) -> Iterator[Row]:
     sides = {side for side, found in scan.measured.sides.items() if "tumour volume" in found}
     yield row("tumour", SIDES, float(sides == set(tumours)), 1.0)
     for side in sides & set(tumours):
-        found = scan.measured.sides[side]["tumour volume"]  # type: ignore[index]
+        found = scan.measured.sides[side]["tumour volume"]
         yield row("tumour", "volume as drawn", found.value, tumours[side], found)
 
 
 def change_rows(now: DrawnPatient, before: Shown, after: Shown) -> Iterator[Row]:
-    """The change of the tumours of each side with one tumour, as drawn."""
+    """The change of the tumours of each side, as drawn."""
     found = {
         change.subject: change
         for change in changes((before.parts, before.measured), (after.parts, after.measured))
@@ -145,14 +145,17 @@ def finer_rows(scan: Shown, finer: Shown) -> Iterator[Row]:
     """Every quantity in the scan's voxels, and in finer ones."""
     voxel_mm = float(scan.grid.spacing_mm.max())
     fine = {structure.id: structure for structure in finer.measured.structures}
+    ill = {tumour.side for tumour in finer.parts.tumours}
     for structure in scan.measured.structures:
-        if structure.id not in fine or structure.meaning is None:
-            yield row(str(structure.meaning), UNMATCHED, 0.0, 1.0)
+        name = str(structure.meaning)
+        if name == "kidney":
+            name = "kidney with a tumour" if structure.side in ill else "other kidney"
+        if structure.id not in fine:
+            yield row(name, UNMATCHED, 0.0, 1.0)
             continue
         for found in structure.quantities:
             true = fine[structure.id].quantity(found.name)
             if true is not None:
-                name = structure.meaning
                 yield row(name, found.name, found.value, true.value, found, voxel_mm)
                 if found.name == CONTACT and true.value > 0:
                     seen = visible(finer.parts, structure.id, scan.grid)
