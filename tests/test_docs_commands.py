@@ -100,7 +100,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
         kidseg("evaluate result patients/labelsTr -o scores_a")
         twin(str(of_child), "child_seg.nii.gz", "result/child_seg.nii.gz")
         shutil.copy("child.nii.gz", "scans")
-        twin("scores_a", "scores_b")
+        twin("scores_a", "scores_b", "plain-scores", "metal-scores")
     finally:
         os.chdir(before)
     return folder
