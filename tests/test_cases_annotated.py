@@ -423,6 +423,7 @@ def test_missing_identity_is_no_obstacle(tmp_path: Path) -> None:
         assert re.fullmatch("[0-9a-f]{8}_[0-9a-f]{8}", only_case(survey_dataset(tmp_path)).id)
 
 
+@pytest.mark.filterwarnings("default::kidseg.errors.KidsegWarning")
 def test_the_command_line_checks_and_exports_with_rules(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -150,6 +150,7 @@ def saved(folder: Path, name: str, *contours: np.ndarray) -> Path:
     return save(structure_set([Roi(name=name, contours=contours)]), folder / f"{name}.dcm")
 
 
+@pytest.mark.filterwarnings("default::kidseg.errors.KidsegWarning")
 def test_the_command_prints_one_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     saved(tmp_path / "a", "first", circle(0), circle(1))
     saved(tmp_path / "b", "second", circle(0))
