@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -308,12 +309,38 @@ def read_dataset(path: Path, *, headers_only: bool = False) -> Dataset:
     return dcmread(path, force=True)
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Suppress pydicom's warnings about invalid values that it can still read."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+class _Quiet:
+    """Without pydicom's warnings while any thread is inside.
+
+    Threads that each saved and restored the filters of warnings, which are the process's, would
+    leave those of another thread behind, and with them lose warnings of kidseg, or raise them.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._before = ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._before.enter_context(warnings.catch_warnings())
+                warnings.filterwarnings("ignore", module="pydicom")
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._before.close()
+
+
+_QUIET = _Quiet()
+
+
+def quiet() -> AbstractContextManager[None]:
+    """Suppress pydicom's warnings about invalid values that it can still read; in any thread."""
+    return _QUIET
 
 
 def number(fields: Fields, name: str) -> float | None:
