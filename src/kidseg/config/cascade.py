@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from kidseg.config.checked import CHECKED
-from kidseg.config.methods import CohortConfig, MethodConfig, check_sampling
+from kidseg.config.methods import CohortConfig, DiceOver, MethodConfig, check_sampling
 from kidseg.config.networks import UNetConfig, check_batch
 from kidseg.config.stages import OptimizerConfig, StageConfig
 
@@ -161,7 +161,7 @@ class CascadeConfig(MethodConfig):
     """What determines regions and kidney masks in training: the reference labels (the paper's), or
     the networks trained before.
     """
-    dice_over: Literal["batch", "sample"] = "batch"
+    dice_over: DiceOver = "batch"
     """Dice losses are computed over the batch or, as in the paper, per slice; a slice without
     kidney then teaches nothing.
     """

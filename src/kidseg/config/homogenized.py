@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from kidseg.config.checked import CHECKED
-from kidseg.config.methods import MethodConfig, ViewConfig
+from kidseg.config.methods import DiceOver, MethodConfig, ViewConfig
 from kidseg.config.networks import LocalizerConfig, UNetConfig, check_batch
 from kidseg.config.randomization import StyleConfig
 from kidseg.config.stages import OptimizerConfig, StageConfig
@@ -150,7 +150,7 @@ class HomogenizedConfig(MethodConfig):
     original grid, with weights 1 / 2^level; or "normalised", each level on the original grid at its
     own resolution, with weights that sum to 1 (nnU-Net's).
     """
-    dice_over: Literal["batch", "sample"] = "batch"
+    dice_over: DiceOver = "batch"
     """Dice of the loss, as for the method "plain"."""
     augment: Literal["none", "nnunet", "style"] = "none"
     """Augmentation of the U-Net's input, as for the method "plain"; with loss_space "original", the

@@ -16,6 +16,7 @@ __all__ = [
     "BlocksConfig",
     "BodyConfig",
     "CohortConfig",
+    "DiceOver",
     "MethodConfig",
     "Plain3dConfig",
     "PlainConfig",
@@ -154,6 +155,10 @@ class MethodConfig:
         return self
 
 
+DiceOver = Literal["batch", "sample"]
+"""What the sums of a Dice loss are over."""
+
+
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class PlainConfig(MethodConfig):
     """The baseline: a U-Net on the scan without normalized pose, with or without augmentation."""
@@ -166,7 +171,7 @@ class PlainConfig(MethodConfig):
     """Neighbouring slices on either side that are input channels, too (2.5D)."""
     segment: StageConfig = StageConfig(epochs=250, patience=50, batch_size=32)
     """Training of the network."""
-    dice_over: Literal["batch", "sample"] = "batch"
+    dice_over: DiceOver = "batch"
     """Dice of the loss over the batch (nnU-Net's), or the mean over its slices, in which small
     sections count as much as large ones.
     """
