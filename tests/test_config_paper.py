@@ -48,6 +48,7 @@ STN = {
     "per": "slice",  # "per image"
 }
 HOMOGENIZED = {
+    "reach": 0,  # section 5: "we chose a 2D network"
     "pose.start": "identity",  # eq. 1
     "pose.target": "body",  # eq. 1: "foreground mask"
     "pose.loss_scale": 100.0,  # eq. 1
@@ -182,7 +183,7 @@ WITHOUT_EFFECT: dict[tuple[str, object], str] = {
     # A pose has no crop's settings, and a crop none of a pose.
     ("pose.localizer.scales", 2): r"pose\.localizer\.(square|least_side|margin)",
     ("crop.localizer.square", True): r"crop\.localizer\.scales",
-    ("reach", 0): r"view\.bone_.*",  # `plain` looks at no bone
+    ("reach", 0): r"apart_mm|view\.bone_.*",  # `plain` looks at no bone
     ("unet.dimensions", 2): r"(tumour\.)?unet\.dimensions",  # fixed by the method
 }
 

@@ -205,7 +205,9 @@ def test_networks_of_one_region_train_and_say_only_what_they_know(
     data = tmp_path / "data"
     write_ellipse_dataset(data, 5)
     overrides = [*SETTINGS, "segment.epochs=2", f"cohort.target={target}", "reach=1"]
-    summary = train(data, tmp_path / "run", Setup(method="plain", overrides=overrides))
+    method = "plain" if target == "merged" else "homogenized"
+    overrides += ["apart_mm=8", "augment=style"] if method == "plain" else ["pose.stage.epochs=1"]
+    summary = train(data, tmp_path / "run", Setup(method=method, overrides=overrides))
     assert set(summary["validation"]["segment"]["dice"]) == {region}
     model = tmp_path / "run" / "model.safetensors"
     scan = data / "imagesTr" / "ellipse_000_0000.nii.gz"

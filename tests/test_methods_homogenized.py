@@ -675,6 +675,7 @@ def test_losses_on_the_original_and_on_the_networks_grid_agree_without_a_pose(
         ({"schedule": "joint", "pose": POSE}, "per 'slice'"),
         ({"supervision": "paper", "loss_space": "network"}, "loss_space"),
         ({"augment": "nnunet", "loss_space": "network"}, "does not support augment"),
+        ({"reach": 1}, "requires reach 0"),
         ({"crop": replace(CROP, output="quarter")}, "a multiple of 8"),
     ],
 )

@@ -407,6 +407,32 @@ def test_a_batch_has_the_neighbours_that_inference_sees() -> None:
     assert torch.equal(batch, FIVE.image(image, image.grid)[[k for _, k in drawn]])
 
 
+@pytest.mark.parametrize(
+    ("apart_mm", "middle"),
+    [
+        (0.0, [1, 2, 3, 4, 5]),
+        (4.4, [1, 2, 3, 4, 5]),
+        (4.6, [0, 1, 3, 5, 7]),
+        (6.0, [0, 1, 3, 5, 7]),
+        (40.0, [0, 0, 3, 7, 7]),
+    ],
+)
+def test_neighbours_lie_whole_slices_apart(apart_mm: float, middle: list[int]) -> None:
+    """Slices of 3 mm; the edge slices stand in for those beyond; a batch has the same."""
+    image, drawn = volume_of_heights(8), [(0, 3), (0, 7)]
+    view = replace(FIVE, apart_mm=apart_mm)
+    seen = view.image(image, image.grid)
+    assert seen[3, :, 0, 0].tolist() == middle
+    place = Grid((2, 16, 16), image.grid.slicewise().mm_from_index[[3, 7]])
+    assert torch.equal(view.image(view.slices([image], drawn), place), seen[[3, 7]])
+
+
+def test_a_single_slice_is_its_own_neighbours() -> None:
+    image = volume_of_heights(1)
+    seen = replace(FIVE, apart_mm=5.0).image(image, image.grid)
+    assert seen.shape == (1, 5, 16, 16) and not seen.any()
+
+
 def test_sagittal_slices_are_planes_of_a_permuted_grid() -> None:
     image = make_ellipse_patient(0).image
     sagittal = image.grid.permuted((2, 0, 1))

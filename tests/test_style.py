@@ -39,8 +39,8 @@ def _grid(count: int, side: int = 32) -> Grid:
 def _slices(count: int, channels: int = 1, side: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
     rng = torch.Generator().manual_seed(0)
     hu = torch.randn((channels, count, side, side), generator=rng) * 80 + 20
-    labels = torch.zeros((count, side, side), dtype=torch.uint8)
-    labels[:, 8:16, 8:16], labels[:, 16:24, 8:16] = 1, 2
+    labels = torch.zeros((channels, count, side, side), dtype=torch.uint8)
+    labels[..., 8:16, 8:16], labels[..., 16:24, 8:16] = 1, 2
     return hu, labels
 
 
@@ -94,7 +94,7 @@ def test_processes_share_the_batch_of_one() -> None:
     for rank in (0, 1):
         step = TrainStep(seed=3, epoch=1, step=5, rank=rank, world=2)
         own = slice(rank, None, 2)
-        part = restyled(hu[:, own], labels[own], draw_styles(StyleConfig(), step, 2, 2))
+        part = restyled(hu[:, own], labels[:, own], draw_styles(StyleConfig(), step, 2, 2))
         assert torch.equal(part, whole[:, own])
 
 
@@ -126,7 +126,7 @@ def test_offset_and_gain_by_hand() -> None:
 
 def test_tone_is_monotone_and_keeps_air_and_bone_apart() -> None:
     ramp = torch.linspace(-1024, 1500, 32 * 32).view(1, 1, 32, 32).expand(1, 6, 32, 32)
-    labels = torch.zeros((6, 32, 32), dtype=torch.uint8)
+    labels = torch.zeros((1, 6, 32, 32), dtype=torch.uint8)
     out = restyled(ramp, labels, _quiet(_only(tone=0.5)))[0].flatten(1)
     assert bool((out.diff() > 0).all())
     assert bool((out.diff()[:, -100:] - ramp.flatten(2)[0, 0].diff()[-100:]).abs().max() < 1e-2)
@@ -144,6 +144,37 @@ def test_labels_change_by_themselves() -> None:
                 inside.median(), torch.tensor(style.label_hu[k, number - 1]).float(), atol=0.5
             )
         assert float(change[k, 28:, 28:].abs().max()) < 1e-3
+
+
+def test_neighbouring_slices_change_where_their_own_labels_are() -> None:
+    """A tumour in the upper neighbour alone; the others change as without it."""
+    hu, labels = _slices(6, channels=3)
+    style = _quiet(_only(label_hu=30.0))
+    before = restyled(hu, labels, style)
+    labels[2, :, 20:28, 20:28] = 2
+    added = restyled(hu, labels, style) - before
+    assert not added[:2].any()
+    for k in range(6):
+        expected = torch.tensor(style.label_hu[k, 1]).float()
+        assert torch.allclose(added[2, k, 22:26, 22:26].median(), expected, atol=0.5)
+
+
+def test_a_single_slice_in_place_of_its_neighbours_has_one_label() -> None:
+    hu, labels = _slices(6, channels=3)
+    labels[0] = 2
+    style = draw_styles(StyleConfig(single_share=1.0), STEP, 6, 2)
+    alone = restyled(hu[1:2].repeat(3, 1, 1, 1), labels[1:2].repeat(3, 1, 1, 1), style)
+    assert torch.equal(restyled(hu, labels, style), alone)
+
+
+def test_channels_of_a_slice_change_alike() -> None:
+    """Two channels in each of three slices."""
+    hu, labels = _slices(6, channels=3)
+    style = _quiet(_only(label_hu=30.0, bias_hu=10.0))
+    both = torch.stack([hu, hu + 1.0], dim=1).flatten(0, 1)
+    change = (restyled(both, labels, style) - both).unflatten(0, (3, 2))
+    assert torch.allclose(change[:, 0], change[:, 1], atol=1e-3)
+    assert torch.allclose(change[:, 0], restyled(hu, labels, style) - hu, atol=1e-3)
 
 
 def test_window_clips_a_share() -> None:
@@ -168,7 +199,7 @@ def test_single_slices_repeat_the_middle_one(channels: int) -> None:
 
 def test_noise_has_the_drawn_amount() -> None:
     hu = torch.zeros((1, 6, 64, 64))
-    labels = torch.zeros((6, 64, 64), dtype=torch.uint8)
+    labels = torch.zeros((1, 6, 64, 64), dtype=torch.uint8)
     style = _quiet(_only(noise_hu=25.0))
     out = restyled(hu, labels, style)[0]
     found = out.flatten(1).std(1)

@@ -91,6 +91,20 @@ def test_all_is_taken_over_by_networks_of_the_same_form() -> None:
     assert not (method.parts["segment"].state_dict()["heads.0.weight"] == 99).any(), "a copy"
 
 
+def test_a_model_of_single_slices_gives_the_same_between_neighbours() -> None:
+    """Until it is trained, whatever the neighbours show."""
+    single, wide = plain(1), plain(0, config=replace(CONFIG, reach=2))
+    taken = load_weights(wide, tensors(single))
+    assert taken.widened and not taken.reshaped and not taken.fresh and not taken.unused
+    assert f"{len(taken.widened)} see neighbouring slices now: segment.encode.0." in str(taken)
+    images = torch.randn(2, 5, 32, 32, generator=torch.Generator().manual_seed(0))
+    nets = (single.parts["segment"].eval(), wide.parts["segment"].eval())
+    (before,), (after,) = nets[0](images[:, 2:3]), nets[1](images)
+    torch.testing.assert_close(after, before)
+    again = load_weights(plain(0, config=replace(CONFIG, reach=2)), tensors(wide))
+    assert not again.widened and again.loaded == taken.loaded
+
+
 def test_heads_of_other_labels_stay_fresh_and_are_named() -> None:
     model, method = tensors(plain(1)), plain(0, KIDNEY)
     before = flat(tensors(method))

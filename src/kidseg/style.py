@@ -152,19 +152,21 @@ def restyled(hu: Tensor, labels: Tensor, style: Style) -> Tensor:
     """Change the appearance of slices.
 
     Args:
-        hu: (channels, n, rows, columns) HU; channels are the slice and its neighbours.
-        labels: (n, rows, columns) uint8 of the slice, 0 background.
+        hu: (slices * channels, n, rows, columns) HU, of a slice between its neighbours.
+        labels: (slices, n, rows, columns) uint8 of these, 0 background.
         style: of each sample.
 
     Returns:
         As `hu`, float32; a new tensor.
     """
     out = hu.to(torch.float32, copy=True).transpose(0, 1).contiguous()
-    middle = out.shape[1] // 2
-    for row in np.flatnonzero(style.single):
-        out[row] = out[row, middle].clone()
-    own = torch.stack([_own_change(labels[k], style, k) for k in range(len(out))])
-    out += own[:, None]
+    slices = out.view(len(out), len(labels), -1, *out.shape[2:])
+    middle = len(labels) // 2
+    for k, single in enumerate(style.single):
+        if single:
+            slices[k] = slices[k, middle].clone()
+        shown = labels[middle : middle + 1, k] if single else labels[:, k]
+        slices[k] += _own_change(shown, style, k)[:, None]
     out = _toned(out, style)
     for k in range(len(out)):
         out[k] = _filtered(out[k], style, k)
@@ -175,13 +177,13 @@ def restyled(hu: Tensor, labels: Tensor, style: Style) -> Tensor:
 
 
 def _own_change(labels: Tensor, style: Style, k: int) -> Tensor:
-    """(rows, columns): what is added to each label and, smoothly, to everything."""
-    shape = labels.shape
+    """(slices, rows, columns): what is added to each label and, smoothly, to everything."""
+    shape = labels.shape[1:]
     rng = _generator(style, k)
     bias = _waves(shape, rng)
     change = bias * float(style.bias_hu[k])
     if not bool(labels.any()):
-        return change
+        return change[None]
     texture = _noise(shape, float(style.texture_px[k]), rng)
     for number in range(style.label_hu.shape[1]):
         inside = _blurred((labels == number + 1).float(), 0.7)

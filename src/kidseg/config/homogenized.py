@@ -133,6 +133,10 @@ class HomogenizedConfig(MethodConfig):
     """The segmentation network; its depth follows its own input, `view.size` or what `crop.output`
     makes of it.
     """
+    reach: int = Field(default=0, ge=0)
+    """Neighbouring slices on either side that are channels of the U-Net's input, too (2.5D)."""
+    apart_mm: float = Field(default=0.0, ge=0)
+    """Distance of these neighbours from each other, as for the method "plain"."""
     segment: StageConfig = StageConfig(epochs=250, patience=50, batch_size=32)
     """Training of the U-Net."""
     schedule: Literal["sequential", "joint"] = "sequential"
@@ -176,6 +180,8 @@ class HomogenizedConfig(MethodConfig):
             raise ValueError("schedule 'joint' requires pose.per and crop.per 'slice'")
         if self.schedule == "joint" and self.augment != "none":
             raise ValueError("schedule 'joint' does not support augment")
+        if self.schedule == "joint" and self.reach:
+            raise ValueError("schedule 'joint' requires reach 0")
         return self
 
     @property

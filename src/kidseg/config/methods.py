@@ -169,6 +169,10 @@ class PlainConfig(MethodConfig):
     """The network; its depth follows `view.size`."""
     reach: int = Field(default=0, ge=0)
     """Neighbouring slices on either side that are input channels, too (2.5D)."""
+    apart_mm: float = Field(default=0.0, ge=0)
+    """Distance of these neighbours from each other: so many whole slices of the scan, at least one;
+    0: adjacent slices.
+    """
     segment: StageConfig = StageConfig(epochs=250, patience=50, batch_size=32)
     """Training of the network."""
     dice_over: DiceOver = "batch"

@@ -14,7 +14,7 @@ from kidseg.geometry.pose import (
     posed,
 )
 from kidseg.geometry.resample import is_sub_grid, resample, sample_window
-from kidseg.geometry.slices import Field, Slices, sampled
+from kidseg.geometry.slices import Field, Slices, sampled, slices_apart
 from kidseg.geometry.volume import Volume, join_channels, stack
 
 __all__ = [
@@ -36,5 +36,6 @@ __all__ = [
     "resample",
     "sample_window",
     "sampled",
+    "slices_apart",
     "stack",
 ]

@@ -12,7 +12,7 @@ from kidseg.geometry.grid import Grid
 from kidseg.geometry.resample import resample
 from kidseg.geometry.volume import Volume
 
-__all__ = ["Field", "Slices", "sampled"]
+__all__ = ["Field", "Slices", "sampled", "slices_apart"]
 
 Field = tuple[int, int, int, int]
 """A field of view in a slice: first row, end of rows, first column, end of columns (exclusive)."""
@@ -37,6 +37,7 @@ class Slices:
         fill: float = 0.0,
         fields: Sequence[Field | None] = (),
         reach: int = 0,
+        apart_mm: float = 0.0,
     ) -> Slices:
         """Copy the drawn slices.
 
@@ -47,6 +48,7 @@ class Slices:
             fields: field of view per slice, None for the full slice; empty: all slices in full.
             reach: so many neighbouring slices on either side become additional channels, the lowest
                 first; the edge slice of a volume is repeated.
+            apart_mm: distance of these neighbours from each other; see `slices_apart`.
         """
         rows_of: dict[tuple[int, ...], list[int]] = {}
         for row, (n, _) in enumerate(drawn):
@@ -54,7 +56,8 @@ class Slices:
         parts = []
         for rows in rows_of.values():
             picks = [(volumes[drawn[row][0]], drawn[row][1]) for row in rows]
-            data = torch.stack([_with_neighbours(volume, k, reach) for volume, k in picks], dim=1)
+            shown = [_with_neighbours(volume, k, reach, apart_mm) for volume, k in picks]
+            data = torch.stack(shown, dim=1)
             for n, row in enumerate(rows):
                 if fields and (field := fields[row]) is not None:
                     top, bottom, left, right = field
@@ -104,10 +107,21 @@ def sampled(
     return Volume(torch.cat(found, dim=1)[:, order.to(found[0].device)], grid)
 
 
-def _with_neighbours(volume: Volume, k: int, reach: int) -> torch.Tensor:
-    """(channels * (2 reach + 1), rows, columns): slices k - reach .. k + reach as channels."""
+def slices_apart(apart_mm: float, slice_mm: torch.Tensor) -> torch.Tensor:
+    """How many slices neighbours are apart: the nearest whole number, at least one.
+
+    Args:
+        apart_mm: their distance from each other; 0: adjacent slices.
+        slice_mm: distance between slices, of any shape.
+    """
+    return torch.round(apart_mm / slice_mm).clamp(min=1.0)
+
+
+def _with_neighbours(volume: Volume, k: int, reach: int, apart_mm: float) -> torch.Tensor:
+    """(channels * (2 reach + 1), rows, columns): the slice between its neighbours."""
     if reach == 0:
         return volume.data[:, k]
     last = volume.grid.shape[0] - 1
-    rows = [min(max(k + offset, 0), last) for offset in range(-reach, reach + 1)]
+    step = int(slices_apart(apart_mm, volume.grid.spacing_mm[0]))
+    rows = [min(max(k + step * offset, 0), last) for offset in range(-reach, reach + 1)]
     return torch.cat([volume.data[:, row] for row in rows])

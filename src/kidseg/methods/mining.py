@@ -11,7 +11,7 @@ from torch import nn
 from kidseg.cohort.batch import drawn_grid, drawn_labels
 from kidseg.cohort.cohort import Cohort
 from kidseg.cohort.items import Drawn
-from kidseg.geometry import Grid, Slices
+from kidseg.geometry import Grid
 from kidseg.intensity import Scaling
 from kidseg.labels import Target
 from kidseg.losses import encode, probabilities
@@ -77,7 +77,7 @@ class HardSlices:
         cohort, planes = self.cohort, self.view(self.cohort.scalings(drawn))
         grid = drawn_grid(self.grids, drawn)
         subjects = [case.image for case in cohort.training]
-        image = planes.image(Slices.of(subjects, drawn, reach=planes.reach), grid)
+        image = planes.image(planes.slices(subjects, drawn), grid)
         with planes.device.autocast():
             moved = image.to(planes.device.torch)
             (logits,) = self.net(moved.contiguous(memory_format=torch.channels_last))

@@ -96,6 +96,7 @@ class Plain:
             device=self.device,
             flip=self.config.test_time_flip,
             reach=self.config.reach,
+            apart_mm=self.config.apart_mm,
         )
 
     def _frame(self, subject: Subject) -> Frame:

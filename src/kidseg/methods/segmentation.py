@@ -17,7 +17,7 @@ from kidseg.cohort.items import Drawn, draw, steps_per_epoch
 from kidseg.config import HomogenizedConfig, PlainConfig, StageConfig, StyleConfig
 from kidseg.distributed import all_gather, shared_map
 from kidseg.errors import UsageError
-from kidseg.geometry import Grid, Slices, Volume, posed
+from kidseg.geometry import Grid, Slices, Volume, posed, sampled
 from kidseg.intensity import Scaling, as_input
 from kidseg.labels import Target
 from kidseg.losses import Over, Supervision, restored_segmentation_loss, segmentation_loss
@@ -107,7 +107,6 @@ def segmentation_stage(
 
     The score is the mean Dice per patient, computed on the slices of the stored scans.
     """
-    reach = view(()).reach
     slicewise = [grid.slicewise() for grid in grids.training]
     original = None if grids.original is None else [grid.slicewise() for grid in grids.original]
 
@@ -130,7 +129,7 @@ def segmentation_stage(
             return _SliceBatch(names=names, image=image, grid=grid, reference=reference)
         return _SliceBatch(
             names=names,
-            image=Slices.of([case.image for case in cohort.training], drawn, reach=reach),
+            image=view(()).slices([case.image for case in cohort.training], drawn),
             grid=grid,
             reference=drawn_labels(cohort.training, drawn, grid if base is None else base),
             scalings=cohort.scalings(drawn),
@@ -304,7 +303,7 @@ def _augmented(
     rows, columns = augmentation.source_size
     top, left = (rows - grid.shape[1]) // 2, (columns - grid.shape[2]) // 2
     larger = grid.crop((0, -top, -left), (grid.shape[0], rows, columns))
-    images = Slices.of([case.image for case in cohort.training], drawn, reach=view(()).reach)
+    images = view(()).slices([case.image for case in cohort.training], drawn)
     reference = drawn_labels(cohort.training, drawn, larger)
     channels = [reference.labels.data[0]]
     if reference.valid is not None:
@@ -332,7 +331,7 @@ def _posed(
     words, share = (step.seed, step.epoch, step.step), {"first": step.rank, "stride": step.world}
     angle_rad, scale = augmentation.poses(len(drawn), seed=words, **share)
     grid = posed(grid, angle_rad=angle_rad, scale=scale)
-    images = Slices.of([case.image for case in cohort.training], drawn, reach=view(()).reach)
+    images = view(()).slices([case.image for case in cohort.training], drawn)
     image = view(cohort.scalings(drawn)).image(images, grid)
     return augmentation.appearance(image, seed=words, **share), grid
 
@@ -349,9 +348,13 @@ def _restyled(
     style = draw_styles(config, step, len(drawn), len(cohort.schema.labels))
     grid = styled_grid(grid, style)
     planes = view(cohort.scalings(drawn))
-    images = Slices.of([case.image for case in cohort.training], drawn, reach=planes.reach)
+    images = planes.slices([case.image for case in cohort.training], drawn)
     reference = drawn_labels(cohort.training, drawn, grid)
-    hu = restyled(planes.sample(images, grid), reference.labels.data[0], style)
+    shown = reference.labels
+    if planes.reach:
+        known = [case.labels for case in cohort.training if case.labels is not None]
+        shown = sampled(planes.slices(known, drawn), grid, mode="nearest")
+    hu = restyled(planes.sample(images, grid), shown.data, style)
     count = 2 * planes.reach + 1
     image = as_input(hu, [tuple(each) * count for each in planes.scalings])
     return image, grid, reference

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kidseg.device import Device
-from kidseg.geometry import Grid, Slices, Volume, sampled
+from kidseg.geometry import Grid, Slices, Volume, sampled, slices_apart
 from kidseg.intensity import Scaling, as_input
 from kidseg.labels import Target
 from kidseg.losses import probabilities
@@ -53,6 +53,7 @@ class Planes:
         reach: so many neighbouring slices on either side are additional channels, the lowest first.
             At the ends of the image its edge slice is repeated; at the ends of a region the
             neighbours come from the image beyond it.
+        apart_mm: distance of these neighbours from each other: so many whole slices, at least one.
         resliced: a volumetric grid whose slices stand for the image's: at its ends its edge slices
             are repeated. None: the image's own slices.
         scalings: normalisation of the image's channels: one for all slices, or one per slice.
@@ -66,8 +67,13 @@ class Planes:
     padding: Sequence[float]
     device: Device
     reach: int = 0
+    apart_mm: float = 0.0
     flip: bool = False
     resliced: Grid | None = None
+
+    def slices(self, volumes: Sequence[Volume], drawn: Sequence[tuple[int, int]]) -> Slices:
+        """Slices of a batch with their neighbours; see `Slices.of`."""
+        return Slices.of(volumes, drawn, reach=self.reach, apart_mm=self.apart_mm)
 
     def image(self, image: Volume | Slices, grid: Grid) -> Tensor:
         """(slices, channels * (2 reach + 1), rows, columns) float32, normalised.
@@ -85,7 +91,7 @@ class Planes:
         count = 2 * self.reach + 1
         if self.reach == 0 or isinstance(image, Slices):
             return sampled(image, grid, fill=tuple(self.padding) * count).data
-        grids = neighbours(grid, self.resliced or image.grid, self.reach)
+        grids = neighbours(grid, self.resliced or image.grid, self.reach, self.apart_mm)
         return torch.cat([sampled(image, each, fill=self.padding).data for each in grids])
 
     @torch.no_grad()
@@ -233,13 +239,14 @@ def _mean(opinions: Sequence[Tensor]) -> Tensor:
     return (first + second) / 2
 
 
-def neighbours(grid: Grid, image: Grid, reach: int) -> list[Grid]:
-    """The slices of a grid moved by -reach .. reach slices, but not beyond the ends of an image.
+def neighbours(grid: Grid, image: Grid, reach: int, apart_mm: float = 0.0) -> list[Grid]:
+    """The slices of a grid and their neighbours, but none beyond the ends of an image.
 
     Args:
         grid: slice-wise or volumetric, in any orientation.
         image: volumetric. Slices that lie outside of it stay where they are.
-        reach: along the slices of `grid`.
+        reach: neighbours on either side, along the slices of `grid`.
+        apart_mm: their distance from each other; see `slices_apart`.
     """
     slices = grid.slicewise()
     matrices = slices.mm_from_index
@@ -250,10 +257,11 @@ def neighbours(grid: Grid, image: Grid, reach: int) -> list[Grid]:
     per_slice = step[:, along]
     ends = torch.stack([-here / per_slice, (image.shape[along] - 1 - here) / per_slice])
     low, high = ends.amin(0).clamp(max=0.0), ends.amax(0).clamp(min=0.0)
+    apart = slices_apart(apart_mm, torch.linalg.vector_norm(axis, dim=1))
 
     def moved(offset: int) -> Grid:
         matrix = matrices.clone()
-        matrix[:, :3, 3] += torch.full_like(low, offset).clamp(low, high)[:, None] * axis
+        matrix[:, :3, 3] += (apart * offset).clamp(low, high)[:, None] * axis
         return Grid(grid.shape, matrix)
 
     return [moved(offset) for offset in range(-reach, reach + 1)]

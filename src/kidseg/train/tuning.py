@@ -38,12 +38,14 @@ class LoadedWeights:
 
     Attributes:
         loaded: number of tensors loaded.
+        widened: those of them that see neighbouring slices now; these count nothing at first.
         fresh: tensors that keep their initial values because the model lacks them.
         reshaped: tensors that keep their initial values because the model's have another shape.
         unused: tensors of the model that the new networks lack.
     """
 
     loaded: int
+    widened: tuple[str, ...]
     fresh: tuple[str, ...]
     reshaped: tuple[str, ...]
     unused: tuple[str, ...]
@@ -55,6 +57,7 @@ class LoadedWeights:
     def __str__(self) -> str:
         text = f"{self.loaded} tensors loaded from the model"
         for names, description in (
+            (self.widened, "see neighbouring slices now"),
             (self.fresh, "newly initialised (missing in the model)"),
             (self.reshaped, "newly initialised (other shape in the model)"),
             (self.unused, "of the model not used"),
@@ -68,12 +71,17 @@ class LoadedWeights:
 def load_weights(method: Method, parts: Mapping[str, Mapping[str, Tensor]]) -> LoadedWeights:
     """Load the tensors of a model with matching names and shapes into a method's networks.
 
+    A model that saw one slice can be trained further with its neighbours (setting `reach`): at
+    first they count nothing, so that the result is the model's.
+
     Raises:
         UsageError: "nothing-taken-over": no weights match. Biases and the counters of norms, which
             match networks of any size, do not count.
     """
-    loaded, fresh, reshaped = 0, [], []
-    weights = {
+    loaded, widened, fresh, reshaped = 0, [], [], []
+    shown = 2 * getattr(method.config, "reach", 0) + 1
+    channels = len(method.plan.channels)
+    learned = {
         f"{part}.{name}"
         for part, net in method.parts.items()
         for name, parameter in net.named_parameters()
@@ -89,12 +97,17 @@ def load_weights(method: Method, parts: Mapping[str, Mapping[str, Tensor]]) -> L
         for name, tensor in wanted.items():
             if name not in known:
                 fresh.append(name)
-            elif known[name].shape != tensor.shape:
+                continue
+            weights = known[name]
+            if _saw_one_slice(weights, tensor, channels, shown):
+                weights = _between_neighbours(weights, shown)
+                widened.append(name)
+            if weights.shape != tensor.shape:
                 reshaped.append(name)
-            else:
-                tensor.copy_(known[name])
-                loaded += 1
-    if weights <= {*fresh, *reshaped}:
+                continue
+            tensor.copy_(weights)
+            loaded += 1
+    if learned <= {*fresh, *reshaped}:
         raise UsageError(
             "no weights of the model match the networks of these settings",
             code="nothing-taken-over",
@@ -102,10 +115,26 @@ def load_weights(method: Method, parts: Mapping[str, Mapping[str, Tensor]]) -> L
         )
     return LoadedWeights(
         loaded=loaded,
+        widened=tuple(widened),
         fresh=tuple(fresh),
         reshaped=tuple(reshaped),
         unused=tuple(name for name in known if name not in wanted),
     )
+
+
+def _saw_one_slice(weights: Tensor, wanted: Tensor, channels: int, shown: int) -> bool:
+    """Are these kernels of the image, and those wanted of it and its neighbours?"""
+    if shown == 1 or weights.ndim < 2:
+        return False
+    shape = (weights.shape[0], channels * shown, *weights.shape[2:])
+    return weights.shape[1] == channels and wanted.shape == shape
+
+
+def _between_neighbours(weights: Tensor, shown: int) -> Tensor:
+    """Kernels of a slice with zeros for its neighbours on either side."""
+    beside = torch.zeros_like(weights)
+    half = shown // 2
+    return torch.cat([beside] * half + [weights] + [beside] * half, dim=1)
 
 
 def select_trainable(

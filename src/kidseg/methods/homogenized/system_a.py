@@ -99,7 +99,7 @@ class Homogenized:
         parts: dict[str, nn.Module] = {
             "reference": Reference(config.pose),
             "pose": build(config.pose.localizer, inputs, outputs, seed=seed),
-            "segment": build(config.network, 1, target.outputs, seed=seed),
+            "segment": build(config.network, 2 * config.reach + 1, target.outputs, seed=seed),
         }
         if config.crop is not None:
             parts["crop"] = build(config.crop.localizer, inputs, CROP_OUTPUTS, seed=seed)
@@ -171,6 +171,8 @@ class Homogenized:
             padding=self.plan.padding,
             device=self.device,
             flip=self.config.test_time_flip,
+            reach=self.config.reach,
+            apart_mm=self.config.apart_mm,
         )
 
     def _base(self, subject: Subject) -> Grid:
