@@ -177,7 +177,10 @@ class Target:
     """The meaning of a network's output channels, and how they are converted to labels.
 
     Exclusive channels: background, then one for each of `channels`, with softmax. The label of a
-    voxel is the one written by the channel with the highest probability (argmax), or 0.
+    voxel is the one written by the channel with the highest probability (argmax), or 0. With
+    `weights` there are two questions: is it background, if its weighted probability is not lower
+    than that of all channels together; and if not, which channel, the one with the highest weighted
+    probability. So the weight of a tumour moves its border with the kidney, not that of both.
 
     Channels that are not exclusive are regions that may overlap, each with its own probability
     (sigmoid). Labels are initialized to 0; then, in channel order, each channel overwrites every
@@ -196,7 +199,7 @@ class Target:
         writes: the label that each channel writes, nnU-Net's `regions_class_order`; by default the
             first label it covers.
         weights: factors of the output probabilities before the decision, background first if
-            exclusive; (): 1. Not a property of the training: no part of `as_dict`.
+            exclusive; (): none. Not a property of the training: no part of `as_dict`.
 
     Raises:
         ValueError: no channels, an empty channel, exclusive channels that share a label, the

@@ -49,8 +49,9 @@ def calibrate(
 ) -> None:
     """Choose how sure a model must be of background and tumour, by Dice, and write a new model.
 
-    Its probabilities of background and tumour are multiplied by weights before the most probable
-    label is taken. The weights are said in the new file: see kidseg info.
+    Its probabilities of background and tumour get weights. A voxel is background if that is more
+    probable than all labels together, and otherwise has the most probable label. The weights are
+    said in the new file: see kidseg info.
 
     A model that was fine-tuned from a calibrated one has lost its weights. With --weights-of, a few
     scans decide whether they still help.

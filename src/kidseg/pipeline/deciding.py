@@ -110,12 +110,22 @@ def channels_written(values: Tensor, exclusive: bool) -> Tensor:
     return channels
 
 
-def with_weights(values: Tensor, target: Target) -> Tensor:
-    """(channels, ...) times the weights of the target, float64; itself without any."""
+def with_weights(values: Tensor, target: Target, dtype: torch.dtype = torch.float64) -> Tensor:
+    """What the target's weights make of (channels, ...) probabilities; themselves without any.
+
+    Channels that are not exclusive are multiplied by their weights. Of exclusive ones the first,
+    background, is; of the others the one whose product is highest gets the probability of all of
+    them, without weights, and the rest 0. So the highest of all decides, as `Target` says.
+    """
     if not target.weights:
         return values
-    weights = torch.tensor(target.weights, dtype=torch.float64, device=values.device)
-    return values.double() * weights.reshape(-1, *(1,) * (values.ndim - 1))
+    weights = torch.tensor(target.weights, dtype=dtype, device=values.device)
+    weighted = values.to(dtype) * weights.reshape(-1, *(1,) * (values.ndim - 1))
+    if target.exclusive:
+        foreground = weighted[1:]
+        together = values[1:].to(dtype).sum(0)
+        foreground.copy_(torch.where(foreground == maximum(foreground), together, 0.0))
+    return weighted
 
 
 def maximum(values: Tensor) -> Tensor:

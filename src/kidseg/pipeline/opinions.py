@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kidseg.geometry import Grid, Volume
 from kidseg.labels import Target
-from kidseg.pipeline.deciding import channels_written
+from kidseg.pipeline.deciding import channels_written, with_weights
 from kidseg.pipeline.steps import Region
 
 __all__ = ["Predicted", "Row", "Tally", "opinions_of", "rows_of"]
@@ -57,10 +57,9 @@ class Tally:
                 nearest slice.
             share: (slices, rows, columns) how much each voxel counts; None: once.
         """
-        if self._target.weights:  # in single precision: it is twice as fast, and only ties differ
-            weights = torch.tensor(self._target.weights, dtype=values.dtype, device=values.device)
-            values = values * weights[:, None, None, None]
-        decided = channels_written(values, self._target.exclusive)
+        # In single precision: it is twice as fast, and only ties differ.
+        weighted = with_weights(values, self._target, values.dtype)
+        decided = channels_written(weighted, self._target.exclusive)
         slices = torch.arange(start, start + values.shape[1])
         voxel_ml = self._voxel_ml[slices.clamp(0, len(self._voxel_ml) - 1)]
         for number in range(len(self._total_ml)):

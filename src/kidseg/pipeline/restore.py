@@ -8,8 +8,10 @@ The labels are identical to those of resampling each region to the full scan, av
 deciding, because
 
 - exclusive channels: between voxels where no channel exceeds the background, no interpolated
-  channel does. The weights are non-negative and the same for all channels, and products, sums and
-  their rounding are monotonic; so are the sum over an ensemble and its division by the count.
+  channel does; the same holds for the sum of the channels, which decides if the target has
+  weights. The weights of an interpolation are non-negative and the same for all channels, and
+  products, sums and their rounding are monotonic; so are the sum over an ensemble and its division
+  by the count.
 - other channels: between voxels where no channel exceeds 0.5, minus the rounding of the weights, no
   interpolated channel does. Channels with weights of the target are compared in the same way, in
   both cases.
@@ -79,8 +81,7 @@ def restore(
     probability, the lower channel wins, and background is the lowest. So the result does not depend
     on the order of regions (in an ensemble of three or more, up to rounding of the sum, 1e-16).
 
-    Probabilities are multiplied by the target's weights, if it has any, after averaging and before
-    the decision.
+    The target's weights, if it has any, count after averaging, in the decision; see `Target`.
 
     Args:
         regions: with probabilities, (target.outputs, slices, rows, columns) each, 0 to 1,

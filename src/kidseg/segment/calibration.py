@@ -24,7 +24,7 @@ from kidseg.io.content import joint_sha256, sha256_of
 from kidseg.labels import KIDNEY_TUMOUR
 from kidseg.model_file import find_model
 from kidseg.provenance import provenance
-from kidseg.segment.decision import BACKGROUND, output_names
+from kidseg.segment.decision import BACKGROUND, FOREGROUND, decision_of, output_names
 from kidseg.segment.intervals import INTERVALS
 from kidseg.segment.model_loading import load_predictor
 from kidseg.segment.predictor import Predictor
@@ -46,7 +46,7 @@ __all__ = [
 BACKGROUND_WEIGHTS = (0.03, 0.06, 0.12, 0.25, 0.5, 1.0, 2.0)
 """Steps of a factor of 2: Dice is flat around its maximum, and a finer grid would fit noise."""
 
-TUMOUR_WEIGHTS = (0.5, 0.7, 1.0, 1.4, 2.0)
+TUMOUR_WEIGHTS = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6)
 
 Decision = Mapping[str, float]
 Dice = Mapping[str, float | None]
@@ -100,8 +100,8 @@ def calibrate(
         progress: called with (cases done, total cases).
 
     Returns:
-        {"model": {"path", "sha256"}, "decision", "regions", "cases", "before", "after", "gain",
-        "curve", "findings"}; see `Choice`.
+        {"model": {"path", "sha256"}, "decision", "foreground", "regions", "cases", "before",
+        "after", "gain", "curve", "findings"}; see `Choice`.
 
     Raises:
         UsageError: "overlapping-regions": the outputs of the model are not exclusive; "no-labels":
@@ -124,6 +124,7 @@ def calibrate(
     decision = {name: weight for name, weight in best.weights.items() if weight != 1.0}
     record = {
         "decision": decision,
+        "foreground": FOREGROUND,
         "regions": list(_regions(predictor)),
         "cases": [case.id for case in used],
         "before": _facts(before),
@@ -164,7 +165,7 @@ def grid_of(predictor: Predictor) -> list[dict[str, float]]:
 def _known_grid(predictor: Predictor, model: str | Path) -> list[dict[str, float]]:
     """The weights of another model, and none; raises as `calibrate`."""
     path = find_model(model)
-    known = dict(read_header(path).get("decision", {}))
+    known = decision_of(read_header(path), path)
     if not known:
         raise UsageError(
             "its decision was not calibrated",

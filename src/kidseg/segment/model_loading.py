@@ -10,6 +10,7 @@ from kidseg.methods import Method
 from kidseg.methods.nnunet_networks import NnUnet
 from kidseg.model_file import find_model
 from kidseg.segment.adaptation import PRIOR_SLICES, Adapt, checked_adapt, checked_prior
+from kidseg.segment.decision import decision_of
 from kidseg.segment.intervals import Calibrated
 from kidseg.segment.predictor import Predictor
 from kidseg.segment.trained_method import damaged_if_invalid, load_method, schema_of
@@ -43,7 +44,7 @@ def load_predictor(
         wanted = adapt or usual
         prior_slices = checked_prior(file.header.get("adapt_prior_slices", PRIOR_SLICES))
         schema = schema_of(file.header)
-        decision = dict(file.header.get("decision", {}))
+        decision = decision_of(file.header, path)
         intervals = Calibrated.from_header(file.header)
         members = members_of(file)
         method, *others = _merged(
