@@ -122,7 +122,7 @@ def test_parts_lie_on_their_side_and_nodules_where_they_belong() -> None:
 
 def test_an_adrenal_mass_is_no_tumour_and_no_kidney_and_has_its_volume() -> None:
     pole = Frame.of(person().kidneys[0]).anatomy_mm(0.0, 0.0, 1.0)
-    x, y, z = (float(v) for v in pole + np.array([0.0, 0.0, 30.0]))
+    x, y, z = (float(v) for v in pole + np.array([0.0, 30.0, 30.0]))
     mass = Nodule(organ="adrenal", centre_mm=(x, y, z), half_mm=(18.0,) * 3, plain_hu=40.0)
     anatomy = replace(person(), neighbours=Neighbours(nodules=(mass,)))
     with_mass = shown(anatomy)

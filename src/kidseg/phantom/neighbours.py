@@ -100,13 +100,13 @@ def _tip(rng: np.random.Generator, anatomy: Anatomy, kidney: Kidney, organ: str)
     depth = float(rng.uniform(1.2, 2.6))
     y = y0 + float(rng.uniform(-0.4, 1.2)) * half_deep
     gap = float(rng.uniform(-5.0, 5.0)) * body.vertebra_mm / 48.0
-    inner = abs(x0) + 0.92 * half_lateral + gap
+    inner, medial = abs(x0) + 0.92 * half_lateral + gap, abs(x0) + 0.5 * half_lateral
     widest = max(0.5 * (_wall_mm(body, y) - inner), 0.13 * body.organ_lateral_mm)
     widest *= float(rng.uniform(0.85, 1.4))
     last = float(rng.uniform(0.15, 0.5))
     t = np.linspace(0.0, 1.0, 6)
     radii = widest * (last + (1.0 - last) * np.sqrt(1.0 - t**2))
-    x = np.minimum(inner + radii, np.maximum(_wall_mm(body, y) - 0.85 * radii, 0.0))
+    x = np.minimum(inner + radii, np.maximum(_wall_mm(body, y) - 0.85 * radii, medial))
     bend = float(rng.normal(0.0, 0.35)) * half_deep
     points = np.stack([sign * x, y + bend * t, start + t * (end - start)], axis=1)
     return Extension(
