@@ -16,7 +16,7 @@ from kidseg.config import PhantomConfig
 from kidseg.phantom import make_patient
 
 SEED = 31
-PATIENTS = (2, 3, 8, 9, 7)
+PATIENTS = (2, 3, 8)
 WINDOW_HU = (-150.0, 250.0)
 # Heights from the lowest slice with a kidney or tumour to the highest.
 HEIGHTS = (0.0, 0.2, 0.4, 0.6, 0.8, 0.97)
