@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from phantom_picture import picture
 
 from kidseg.config import PhantomConfig
 from kidseg.phantom import make_patient
@@ -16,7 +17,6 @@ from kidseg.phantom import make_patient
 SEED = 77
 PATIENTS = (6, 8, 10, 13)
 WINDOW_HU = (-160.0, 300.0)
-COLOURS = {1: "lime", 2: "red"}
 # Heights within the tumour and its kidney, from the lowest slice upwards.
 HEIGHTS = (0.15, 0.3, 0.45, 0.6, 0.75)
 
@@ -30,11 +30,7 @@ def draw(path: Path) -> None:
         shown = np.flatnonzero((labels > 0).any(axis=(1, 2)))
         for axis, height in zip(row, HEIGHTS, strict=True):
             number = shown[int(height * (len(shown) - 1))]
-            axis.imshow(scan[number], cmap="gray", vmin=WINDOW_HU[0], vmax=WINDOW_HU[1])
-            for value, colour in COLOURS.items():
-                if (labels[number] == value).any():
-                    axis.contour(labels[number] == value, [0.5], colors=colour, linewidths=0.7)
-            axis.axis("off")
+            picture(axis, scan[number], WINDOW_HU, labels=labels[number])
     figure.subplots_adjust(0, 0, 1, 1, 0.01, 0.01)
     figure.savefig(path)
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from phantom_picture import picture
 from scipy import ndimage
 
 from kidseg.config import PhantomConfig
@@ -48,14 +48,9 @@ def show(row: np.ndarray, index: int) -> None:
     (_, rows, columns) = ndimage.find_objects((patient.organs.data[0] > 0).int().numpy())[0]
     values = scan.data[0].numpy()[:, rows, columns]
     deep, _, wide = scan.grid.spacing_mm.tolist()
-    picture(row[0], values[::-1].max(axis=1), deep / wide, (-200.0, 1600.0))
+    picture(row[0], values[::-1].max(axis=1), (-200.0, 1600.0), aspect=deep / wide)
     for axis, height in zip(row[1:], np.quantile(heights, QUANTILES), strict=True):
-        picture(axis, values[round(height)], 1.0, WINDOW_HU)
-
-
-def picture(axis: Axes, values: np.ndarray, aspect: float, window: tuple[float, float]) -> None:
-    axis.imshow(values, cmap="gray", vmin=window[0], vmax=window[1], aspect=aspect)
-    axis.axis("off")
+        picture(axis, values[round(height)], WINDOW_HU)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from phantom_picture import picture
 
 from kidseg.config import PhantomConfig
 from kidseg.phantom import DigitalPatient, make_patient
@@ -39,16 +39,10 @@ def show(row: np.ndarray, patient: DigitalPatient) -> None:
     body = np.argwhere(patient.organs.data[0].numpy() > 0)
     _, y, x = (int(n) for n in body.mean(axis=0))
     deep, high, wide = patient.scan.grid.spacing_mm.tolist()
-    picture(row[0], scan[::-1, y], deep / wide)
-    picture(row[1], scan[::-1, :, x], deep / high)
+    picture(row[0], scan[::-1, y], WINDOW_HU, aspect=deep / wide)
+    picture(row[1], scan[::-1, :, x], WINDOW_HU, aspect=deep / high)
     for axis, height in zip(row[2:], HEIGHTS, strict=True):
-        picture(axis, scan[int(height * len(scan))], 1.0)
-
-
-def picture(axis: Axes, values: np.ndarray, aspect: float) -> None:
-    low, high = WINDOW_HU
-    axis.imshow(values, cmap="gray", vmin=low, vmax=high, aspect=aspect)
-    axis.axis("off")
+        picture(axis, scan[int(height * len(scan))], WINDOW_HU)
 
 
 if __name__ == "__main__":

@@ -56,6 +56,10 @@ class PhantomConfig:
     """Fraction of the patients with implants: surgical clips, a ureteral stent, a nephrostomy, an
     aortic stent graft; and where `trunk_share` shows them, hip prostheses and a port catheter.
     """
+    neighbour_share: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Fraction of the patients with what lies beside kidneys: tips of liver and spleen, masses of
+    the adrenal glands, duodenum, lymph nodes; and tumours that grow far out of their kidney.
+    """
     timepoints: Literal[1, 2] = 1
     """Scans of each patient: 2 are one before and one after a first chemotherapy, of children."""
 

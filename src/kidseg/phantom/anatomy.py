@@ -15,6 +15,7 @@ import numpy as np
 
 from kidseg.config import KidneyForm
 from kidseg.phantom import growth
+from kidseg.phantom.adjacent import Neighbours
 from kidseg.phantom.devices import Implant
 
 __all__ = [
@@ -336,6 +337,7 @@ class Anatomy:
     look: Look = Look()
     pelvis: Pelvis | None = None
     implants: tuple[Implant, ...] = ()
+    neighbours: Neighbours | None = None
 
     @property
     def lateral_mm(self) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from kidseg.phantom.adjacent import Neighbours
 from kidseg.phantom.anatomy import Anatomy
 from kidseg.phantom.canvas import Canvas
 from kidseg.phantom.shapes import ellipsoid, smooth_max, smooth_min, tube
@@ -23,6 +24,7 @@ FAT, LIVER, GALLBLADDER, SPLEEN, PANCREAS, STOMACH, ADRENAL = 2, 10, 11, 12, 13,
 def paint_liver(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> None:
     """Paint the right and left lobe below the diaphragm, the fissure and the gallbladder."""
     body, viscera = anatomy.body, anatomy.viscera
+    neighbours = anatomy.neighbours or Neighbours()
     a, b, segment = body.organ_lateral_mm, body.organ_depth_mm, body.segment_mm
     top = body.dome_right_mm
     low = top - viscera.liver_mm
@@ -48,7 +50,7 @@ def paint_liver(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> None:
     bed = ellipsoid(
         patch.place,
         (0.46 * a, body.spine_y_mm - 0.05 * b, 0.3 * segment),
-        (0.27 * a, 0.30 * b, 2.4 * segment),
+        np.array((0.27 * a, 0.30 * b, 2.4 * segment)) * neighbours.bed,
     )
     liver = smooth_max(liver, -bed, 0.06 * a)
     spine = torch.hypot(patch.x / 1.25, patch.y - body.spine_y_mm) - 0.72 * body.vertebra_mm
@@ -178,8 +180,9 @@ def paint_stomach(canvas: Canvas, anatomy: Anatomy, up: np.ndarray, hu: dict[str
 def paint_adrenals(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> None:
     """Paint two thin limbs in the fat above and medial to each kidney's upper pole."""
     body = anatomy.body
+    neighbours = anatomy.neighbours or Neighbours()
     size = 0.30 * body.vertebra_mm + 3.0
-    for sign in (1.0, -1.0):
+    for sign, thickness in zip((1.0, -1.0), neighbours.adrenals, strict=True):
         centre = np.array(
             [
                 sign * (0.85 * body.vertebra_mm),
@@ -192,7 +195,7 @@ def paint_adrenals(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> No
             continue
         x = (patch.x - float(centre[0])) * sign
         y, z = patch.y - float(centre[1]), patch.z - float(centre[2])
-        thick = 0.7 + 0.035 * body.vertebra_mm
+        thick = (0.7 + 0.035 * body.vertebra_mm) * thickness
         limbs = []
         for turn in (0.25, 0.75):
             across = x * np.cos(turn) + (y - 0.35 * size) * np.sin(turn)

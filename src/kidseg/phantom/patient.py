@@ -17,6 +17,7 @@ from kidseg.phantom.displacement import displaced
 from kidseg.phantom.ground_truth import body_truth, counted_truth, response_truth
 from kidseg.phantom.growth import CHILD_AGES_YEARS
 from kidseg.phantom.implants import with_implants
+from kidseg.phantom.neighbours import with_neighbours
 from kidseg.phantom.pelvic_organs import draw_pelvis
 from kidseg.phantom.people import after_chemotherapy, draw_anatomy
 from kidseg.phantom.posture import ARMS_DOWN_BROAD_SHARE, ARMS_DOWN_SHARE, Pose, draw_pose
@@ -154,6 +155,7 @@ def draw_patient(
     earlier = _with_displaced_kidney(earlier, config.displaced_share)
     earlier = _with_trunk(earlier, config.trunk_share)
     earlier = _with_implants(earlier, config.implant_share)
+    earlier = _with_neighbours(earlier, config.neighbour_share)
     anatomy = after_chemotherapy(treatment, earlier) if timepoint else earlier
     pose = draw_pose(
         np.random.default_rng(lying),
@@ -282,6 +284,12 @@ def _with_implants(anatomy: Anatomy, share: float) -> Anatomy:
     """With implants, if this person is one of those who have some; nothing else changes."""
     rng = np.random.default_rng([anatomy.detail_seed, 6])
     return with_implants(rng, anatomy) if rng.random() < share else anatomy
+
+
+def _with_neighbours(anatomy: Anatomy, share: float) -> Anatomy:
+    """With organs that touch the kidneys, if this person is one of them; nothing else changes."""
+    rng = np.random.default_rng([anatomy.detail_seed, 8])
+    return with_neighbours(rng, anatomy) if rng.random() < share else anatomy
 
 
 def _chosen(form: _Form | Literal["mixed"]) -> _Form | None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kidseg.config import Phase
 from kidseg.geometry import Grid
+from kidseg.phantom.adjacent import paint_extensions, paint_nodules
 from kidseg.phantom.anatomy import ORGANS, Anatomy, Body
 from kidseg.phantom.bowel import COLON, SMALL, Loop, colon_of, emptied, paint_bowel, small_bowel_of
 from kidseg.phantom.canvas import Canvas, Locator
@@ -39,6 +40,7 @@ from kidseg.phantom.pelvis import (
     symphysis_mm,
 )
 from kidseg.phantom.posture import Pose
+from kidseg.phantom.retroperitoneum import retroperitoneal
 from kidseg.phantom.skeleton import paint_iliac_wings, paint_ribs, paint_spine
 from kidseg.phantom.splines import Splines, axes_mm, draw_texture
 from kidseg.phantom.surfaces import below_diaphragm, skin
@@ -157,6 +159,7 @@ def _side_by_side(work: Callable[[int], None], starts: Iterable[int]) -> None:
 class _Details:
     small_bowel: list[Loop]
     colon: list[Loop]
+    beside: list[Loop]
     vessels: list[Vessel]
     implants: list[Piece]
 
@@ -184,6 +187,10 @@ def _paint(
     paint_spleen(canvas, anatomy, hu, mottled=arterial)
     paint_thorax(canvas, anatomy, hu)
     paint_perirenal_fat(canvas, anatomy, hu)
+    if anatomy.neighbours is not None:
+        paint_extensions(canvas, anatomy.neighbours.extensions, hu)
+        paint_bowel(canvas, anatomy, details.beside, up, SMALL, hu)
+        paint_nodules(canvas, anatomy.neighbours.nodules, hu)
     paint_deep_muscles(canvas, anatomy, hu)
     paint_kidneys(canvas, anatomy, hu)
     paint_adrenals(canvas, anatomy, hu)
@@ -216,8 +223,9 @@ def _draw_details(anatomy: Anatomy, phase: Phase) -> _Details:
         small += small_bowel_of(anatomy, rng, levels=(-6.6, -4.4))
         colon += rectum_of(anatomy, anatomy.pelvis, rng)
         vessels += pelvic_vessels_of(anatomy, phase, rng)
-    small, colon = (emptied(loops, anatomy.tumours) for loops in (small, colon))
-    return _Details(small, colon, vessels, pieces_of(anatomy))
+    small, beside, veins = retroperitoneal(anatomy, small)
+    small, colon, beside = (emptied(loops, anatomy.tumours) for loops in (small, colon, beside))
+    return _Details(small, colon, beside, vessels + veins, pieces_of(anatomy))
 
 
 def _cavities(anatomy: Anatomy, x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:

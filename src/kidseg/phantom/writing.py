@@ -280,8 +280,8 @@ def _series_facts(task: _Task, patient: DigitalPatient) -> dict[str, str]:
 
 
 def _settings(config: PhantomConfig) -> str:
-    """The settings as text for the UIDs; without implants as before there were any."""
-    return repr(config).replace("implant_share=0.0, ", "")
+    """The settings as text for the UIDs; without a later setting as before there was one."""
+    return repr(config).replace("implant_share=0.0, ", "").replace("neighbour_share=0.0, ", "")
 
 
 def _write_tables(out: Path, layout: Layout, cases: Iterable[dict[str, Any]]) -> None:
