@@ -3,7 +3,7 @@
     python benchmarks/starter_between.py BEFORE AFTER -o OUT
 
 Fine-tuning on new patients costs something on the old ones; the mean of both models keeps most of
-both. The header is that of AFTER. Pose and crop are taken from AFTER, because they belong to its
+both. The header is that of AFTER; if only AFTER sees neighbouring slices, those of BEFORE count nothing. Pose and crop are taken from AFTER, because they belong to its
 reference.
 
 Source: Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022 (weight-space ensembles,
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from kidseg.checkpoint import load_model, save_model
 from kidseg.model_file import find_model
+from kidseg.train.tuning import between_neighbours
 
 SHARE = 0.5
 PART = "segment"
@@ -43,8 +44,14 @@ def between(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[s
     """The mean of all tensors of floating point; the others as after."""
     if before.keys() != after.keys():
         raise SystemExit("these are not the same network")
+
+    def mean(old: Tensor, new: Tensor) -> Tensor:
+        if old.shape != new.shape:
+            old = between_neighbours(old, new.shape[1] // old.shape[1])
+        return old.lerp(new, SHARE)
+
     return {
-        name: before[name].lerp(tensor, SHARE) if tensor.is_floating_point() else tensor
+        name: mean(before[name], tensor) if tensor.is_floating_point() else tensor
         for name, tensor in after.items()
     }
 

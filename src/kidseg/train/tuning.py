@@ -17,7 +17,13 @@ from kidseg.methods import Method
 from kidseg.plan import Plan
 from kidseg.stage import Stage
 
-__all__ = ["LoadedWeights", "check_tune", "load_weights", "select_trainable"]
+__all__ = [
+    "LoadedWeights",
+    "between_neighbours",
+    "check_tune",
+    "load_weights",
+    "select_trainable",
+]
 
 _REGIMES = {
     "all": ("*",),
@@ -100,7 +106,7 @@ def load_weights(method: Method, parts: Mapping[str, Mapping[str, Tensor]]) -> L
                 continue
             weights = known[name]
             if _saw_one_slice(weights, tensor, channels, shown):
-                weights = _between_neighbours(weights, shown)
+                weights = between_neighbours(weights, shown)
                 widened.append(name)
             if weights.shape != tensor.shape:
                 reshaped.append(name)
@@ -130,8 +136,8 @@ def _saw_one_slice(weights: Tensor, wanted: Tensor, channels: int, shown: int) -
     return weights.shape[1] == channels and wanted.shape == shape
 
 
-def _between_neighbours(weights: Tensor, shown: int) -> Tensor:
-    """Kernels of a slice with zeros for its neighbours on either side."""
+def between_neighbours(weights: Tensor, shown: int) -> Tensor:
+    """Kernels of a slice with zeros for its neighbours on either side; `shown` slices in all."""
     beside = torch.zeros_like(weights)
     half = shown // 2
     return torch.cat([beside] * half + [weights] + [beside] * half, dim=1)
