@@ -3,8 +3,8 @@
     python benchmarks/starter_between.py BEFORE AFTER -o OUT
 
 Fine-tuning on new patients costs something on the old ones; the mean of both models keeps most of
-both. The header is that of AFTER; if only AFTER sees neighbouring slices, those of BEFORE count nothing. Pose and crop are taken from AFTER, because they belong to its
-reference.
+both. The header is that of AFTER; if AFTER alone sees neighbouring slices, those of BEFORE count
+nothing. Pose and crop are taken from AFTER, because they belong to its reference.
 
 Source: Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022 (weight-space ensembles,
 mixing coefficient 0.5).
