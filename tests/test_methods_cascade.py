@@ -336,6 +336,31 @@ def test_a_correction_that_finds_nothing_does_not_count() -> None:
     assert torch.equal(labels_of(progress) == 1, one)
 
 
+@pytest.mark.parametrize(("corrected", "further"), [(0, True), (1, False), (2, False), (3, True)])
+def test_a_correction_further_from_two_counts_and_is_said(corrected: int, further: bool) -> None:
+    """From one kidney to so many; 0: to a part of it below the threshold."""
+    part, third = box((5, 6), (10, 11), (5, 8)), box((11, 15), (30, 34), (20, 26))
+    known = [[part], [RIGHT], [RIGHT, LEFT], [RIGHT, LEFT, third, box((5, 9), (25, 29), (20, 26))]]
+    mask = painted(SCAN, *known[corrected])
+    progress = run(chain_of({"coarse": painted(SCAN, RIGHT), "correct": mask, "fine": mask}))
+    note = progress.notes["correct"]
+    assert note.facts["kidneys"] == int(known[corrected] != [part]) * len(known[corrected])
+    assert note.facts["further"] == further and ("further from 2" in note.text) == further
+    codes = [each.code for each in note.findings]
+    assert ("correction-further" in codes) == further
+    assert torch.equal(labels_of(progress) == 1, mask), "as in the paper, it counts all the same"
+
+
+def test_a_kidney_of_which_the_fine_network_finds_nothing_is_said() -> None:
+    progress = run(chain_of({"coarse": painted(SCAN, RIGHT, LEFT), "fine": painted(SCAN, RIGHT)}))
+    note = progress.notes["fine"]
+    assert note.facts["empty"] == ["left"] and note.facts["regions"] == ["right", "left"]
+    assert note.text == "right, left: 0.3 ml in all; nothing found in left"
+    (finding,) = note.findings
+    assert finding.code == "kidney-not-confirmed" and "(left, 0.3 ml)" in finding.cause
+    assert [region.name for region in progress.steps["tumour"]] == ["right"]
+
+
 def test_corrections_go_on_until_the_case_is_normal() -> None:
     """At most as many as are configured; with none, the coarse result stands."""
     one, both = painted(SCAN, RIGHT), painted(SCAN, RIGHT, LEFT)
@@ -415,14 +440,18 @@ def test_a_kidney_beyond_the_slices_of_the_correction_is_said() -> None:
     middle = box((9, 11), (10, 14), (22, 28))
     mask = painted(SCAN, *ends, middle)
     found = {"coarse": mask, "correct": mask, "fine": mask}
-    progress = run(chain_of(found, "correct.size=[8,40]", "unet.size=8", "unet.bottleneck=4"))
+    shallow = ("correct.size=[8,40]", "unet.size=8", "unet.bottleneck=4")
+    progress = run(chain_of(found, *shallow))
     note = progress.notes["correct"]
-    assert note.facts["unseen"] == 2 and "did not see 2 kidneys of 0.3 ml in all" in note.text
+    assert note.facts["unseen"] == 2 and "did not see 0.3 ml of 2 kidneys" in note.text
     (finding,) = [each for each in note.findings if each.code == "kidney-beyond-correction"]
-    assert finding.path == "a" and "which the step before found" in finding.cause
+    assert finding.path == "a" and "that the step before found" in finding.cause
     assert [region.name for region in progress.steps["fine"]] == ["both sides"]
     wide = run(chain_of(found)).notes["correct"]
     assert wide.facts["unseen"] == 0 and not wide.findings
+    long = painted(SCAN, box((4, 14), (10, 14), (5, 11)))
+    part = run(chain_of({"coarse": long, "correct": long}, *shallow)).notes["correct"].facts
+    assert part["unseen"] == 1 and part["unseen_ml"] == pytest.approx(0.144), "2 of its 10 slices"
 
 
 def test_a_kidney_below_the_threshold_is_taken_if_there_is_no_other_and_it_is_said() -> None:
@@ -498,6 +527,9 @@ def test_where_almost_nothing_was_detected_all_regions_are_searched() -> None:
     note = progress.notes["refine"]
     assert note.facts["mode"] == "searched" and note.facts["regions"] == ["right", "left"]
     assert "searched 2 regions" in note.text and "0.01 ml" in note.text
+    assert note.facts["dropped_ml"] == pytest.approx([0.018]) and "1 lesion of 0.0 ml" in note.text
+    (finding,) = note.findings
+    assert finding.code == "lesions-dropped" and "the 2D network found" in finding.cause
     more = run(chain_of(found, "refine.almost_nothing.ml=0.008"))
     assert more.notes["refine"].facts["mode"] == "refined" and not (labels_of(more) == 2).any()
 
@@ -529,6 +561,7 @@ def test_a_lesion_in_two_regions_counts_once_and_is_kept_as_a_whole() -> None:
     assert note.facts["kept_ml"] == pytest.approx([16 * 4 * 0.003]) and not note.findings
     assert progress.notes["refine"].facts["regions"] == ["right", "left"]
     assert torch.equal(labels_of(progress) == 2, bar)
+    assert progress.notes["refine"].facts["dropped"] == 0, "the right region keeps what touches it"
     half = "refine.almost_nothing.ml=0.25"
     searched = run(chain_of(with_lesions(tumour=bar, refine=bar), *settings, half))
     assert searched.notes["refine"].facts["mode"] == "searched", "0.19 ml, not twice as much"

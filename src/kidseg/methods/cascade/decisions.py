@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kidseg.cohort.subject import Subject
 from kidseg.config import CascadeConfig
-from kidseg.geometry import Grid
+from kidseg.geometry import Grid, Volume
 from kidseg.labels import Target
 from kidseg.measure import Midline, side_of_component
 from kidseg.methods.cascade.components import (
@@ -22,7 +22,7 @@ from kidseg.methods.cascade.components import (
     kidneys_among,
     least_volume_ml,
 )
-from kidseg.methods.cascade.crops import union_grid
+from kidseg.methods.cascade.crops import part_of, union_grid
 from kidseg.methods.cascade.kept_lesions import Lesions, touching
 from kidseg.pipeline import Progress, Region, decide, restore
 
@@ -102,7 +102,11 @@ class Rules:
 
         Source: Zhang et al., KiTS19, eq. 5.
         """
-        return sum(each.volume_ml >= self.least_ml for each in self.guide(progress)) == NORMAL
+        return len(self.large(progress)) == NORMAL
+
+    def large(self, progress: Progress) -> tuple[Component, ...]:
+        """The components of the guide that are large enough for a kidney."""
+        return tuple(c for c in self.guide(progress) if c.volume_ml >= self.least_ml)
 
     def centre_mm(self, progress: Progress) -> tuple[float, float, float]:
         """The centroid of the kidneys, or of the body if there are none."""
@@ -133,6 +137,22 @@ class Rules:
     def is_search(self, lesions: Lesions) -> bool:
         """Whether (almost) nothing was detected, so that all regions are searched."""
         return sum(lesions.kept_ml) < self.almost_nothing_ml
+
+    def dropped_ml(self, progress: Progress, dropped: Sequence[Volume]) -> tuple[float, ...]:
+        """Volume of each tumour that was dropped in its region and kept in no other, largest first.
+
+        Args:
+            progress: with the step "refine".
+            dropped: (1, slices, rows, columns) bool in each of its regions.
+        """
+        if not dropped:
+            return ()
+        grid, both = union_grid(self.scan, [each.grid for each in dropped]), self.targets.both
+        apart = torch.zeros(grid.shape, dtype=torch.bool)
+        for each in dropped:
+            apart[part_of(grid, each.grid)] |= each.data[0]
+        kept = restore(progress.steps["refine"], grid, both).data[0] == both.writes[1]
+        return tuple(each.volume_ml for each in components_of(apart & ~kept, grid))
 
     @property
     def least_ml(self) -> float:
