@@ -58,7 +58,7 @@ def test_what_is_printed_is_what_is_read_back(
 @pytest.mark.parametrize(
     ("method", "overrides"),
     [
-        ("homogenized", ["crop.output=half", "crop.target=slice", "pose.fill=null"]),
+        ("homogenized", ["crop.output=half", "crop.target=slice", "pose.body_width=null"]),
         ("homogenized", ['pose.reference=a "b" \\ c # é', "budget_s=0.1", "segment.steps=7"]),
         ("plain", ['cohort.selection=["kidney", "a, [b]"]', "cohort.label_share=0.1"]),
         ("plain3d", ["blocks.patch=[8,16,24]", "blocks.spacing_mm=[5, 0.1, 1e-3]"]),

@@ -27,7 +27,7 @@ from kidseg.methods.cascade.chain import Chain, _rows
 from kidseg.methods.cascade.components import (
     components_of,
     kidneys_among,
-    least_volume_ml,
+    threshold_ml,
 )
 from kidseg.methods.cascade.crops import (
     centred,
@@ -100,11 +100,11 @@ def test_the_papers_threshold_is_18_ml_and_ours_grows_with_the_body() -> None:
     paper = ThresholdConfig(voxels=10000)
     spacing = (3.0, 0.7816, 0.7816)
     for radius in (None, 50.0, 200.0):
-        assert least_volume_ml(paper, spacing, radius) == pytest.approx(18.327, abs=1e-3)
+        assert threshold_ml(paper, spacing, radius) == pytest.approx(18.327, abs=1e-3)
     ours = ThresholdConfig(ml=16.0, body_radius_mm=150.0)
     for radius, wanted in ((75.0, 2.0), (150.0, 16.0), (300.0, 16.0), (None, 16.0)):
-        assert least_volume_ml(ours, spacing, radius) == pytest.approx(wanted)
-    assert least_volume_ml(ours, spacing, float("nan")) == 16.0
+        assert threshold_ml(ours, spacing, radius) == pytest.approx(wanted)
+    assert threshold_ml(ours, spacing, float("nan")) == 16.0
 
 
 # Grids

@@ -270,7 +270,7 @@ def test_an_oblong_box_becomes_the_square_of_its_mean_side() -> None:
 
 def allowed(crop: Crop, config: LocalizerConfig) -> bool:
     inside = (crop.centre.abs() + crop.half <= 1 + 1e-6).all()
-    sized = (crop.half >= config.least_side - 1e-6).all() and (crop.half <= 1 + 1e-6).all()
+    sized = (crop.half >= config.min_side - 1e-6).all() and (crop.half <= 1 + 1e-6).all()
     square = not config.square or torch.equal(crop.half[:, 0], crop.half[:, 1])
     return bool(inside and sized and square)
 
@@ -280,7 +280,7 @@ def allowed(crop: Crop, config: LocalizerConfig) -> bool:
 def test_boxes_stay_inside_and_large_enough(
     values: list[float], square: bool, least: float
 ) -> None:
-    config = LocalizerConfig(square=square, least_side=least)
+    config = LocalizerConfig(square=square, min_side=least)
     crop = crop_from(torch.tensor([values]), config)
     assert allowed(crop, config)
     assert allowed(widened(crop, config), config)

@@ -203,7 +203,7 @@ class LocalizerConfig:
     """Angles lie in -limit .. limit."""
     square: bool = True
     """Crops are square (as fractions of the image)."""
-    least_side: float = Field(default=0.25, gt=0.0, le=1.0)
+    min_side: float = Field(default=0.25, gt=0.0, le=1.0)
     """Minimum side of a crop, as a fraction of the image."""
     margin: float = Field(default=0.1, ge=0.0)
     """Enlargement of a crop at inference, as a fraction of its side."""

@@ -176,7 +176,7 @@ def crop_from(outputs: Tensor, config: LocalizerConfig) -> Crop:
 def crop_around(mask: Tensor, config: LocalizerConfig) -> Crop:
     """The smallest allowed box around each mask: the target of the crop.
 
-    It is the extent of the non-zero pixels, made square by its longer side, at least `least_side`,
+    It is the extent of the non-zero pixels, made square by its longer side, at least `min_side`,
     and shifted inside the image.
 
     Args:
@@ -213,7 +213,7 @@ def _bounded(centre: Tensor, half: Tensor, config: LocalizerConfig) -> Crop:
     if config.square:
         half = half.mean(-1, keepdim=True).expand_as(half)
     one = torch.ones_like(half)
-    half = _project(half, config.least_side * one, one)
+    half = _project(half, config.min_side * one, one)
     return Crop(_project(centre, half - 1.0, 1.0 - half), half)
 
 

@@ -55,7 +55,7 @@ def guide_note(rules: Rules, name: str, progress: Progress) -> Note:
     components = rules.guide(progress)
     large = rules.large(progress)
     normal = rules.is_normal(progress)
-    text = f"{_count(len(large), 'kidney')} of at least {rules.least_ml:.1f} ml"
+    text = f"{_count(len(large), 'kidney')} of at least {rules.min_kidney_ml:.1f} ml"
     text += ": normal" if normal else f": not {NORMAL}, so abnormal"
     left_out = components[max(len(large), 1) :]  # the largest counts, whatever its size
     left_out_ml = sum(each.volume_ml for each in left_out)
@@ -66,13 +66,13 @@ def guide_note(rules: Rules, name: str, progress: Progress) -> Note:
         "kidneys": len(large),
         "volumes_ml": _rounded(each.volume_ml for each in large),
         "below_threshold": len(components) - len(large),
-        "threshold_ml": round(rules.least_ml, 4),
+        "threshold_ml": round(rules.min_kidney_ml, 4),
         "left_out_ml": round(left_out_ml, 4),
     }
     findings: tuple[Finding, ...] = ()
     if components and not large:
         cause = (
-            f"step '{name}' found no kidney of at least {rules.least_ml:.1f} ml; the largest"
+            f"step '{name}' found no kidney of at least {rules.min_kidney_ml:.1f} ml; the largest"
             f" part, of {components[0].volume_ml:.1f} ml, was taken for one"
         )
         findings = (_finding(rules, "small-kidney", cause),)

@@ -13,7 +13,7 @@ from torch import Tensor
 from kidseg.config import ThresholdConfig
 from kidseg.geometry import Grid
 
-__all__ = ["NORMAL", "Component", "components_of", "kidneys_among", "least_volume_ml", "numbered"]
+__all__ = ["NORMAL", "Component", "components_of", "kidneys_among", "numbered", "threshold_ml"]
 
 NORMAL = 2
 """Kidneys of a normal case. Source: Zhang et al., KiTS19, eq. 5."""
@@ -88,13 +88,13 @@ def components_of(mask: Tensor, grid: Grid) -> tuple[Component, ...]:
     return tuple(components)
 
 
-def kidneys_among(components: Sequence[Component], least_ml: float) -> tuple[Component, ...]:
+def kidneys_among(components: Sequence[Component], min_kidney_ml: float) -> tuple[Component, ...]:
     """The components of at least this volume; the largest of all if none has it."""
-    kidneys = tuple(each for each in components if each.volume_ml >= least_ml)
+    kidneys = tuple(each for each in components if each.volume_ml >= min_kidney_ml)
     return kidneys or tuple(components[:1])
 
 
-def least_volume_ml(
+def threshold_ml(
     config: ThresholdConfig, spacing_mm: Sequence[float], body_radius_mm: float | None
 ) -> float:
     """A threshold in ml for a body.

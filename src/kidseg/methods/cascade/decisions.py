@@ -20,7 +20,7 @@ from kidseg.methods.cascade.components import (
     Component,
     components_of,
     kidneys_among,
-    least_volume_ml,
+    threshold_ml,
 )
 from kidseg.methods.cascade.crops import part_of, union_grid
 from kidseg.methods.cascade.kept_lesions import Lesions, touching
@@ -95,7 +95,7 @@ class Rules:
 
     def kidneys(self, progress: Progress) -> tuple[Component, ...]:
         """The components of the guide that are kidneys; the largest if all are too small."""
-        return kidneys_among(self.guide(progress), self.least_ml)
+        return kidneys_among(self.guide(progress), self.min_kidney_ml)
 
     def is_normal(self, progress: Progress) -> bool:
         """Whether exactly two components of the guide are large enough for a kidney.
@@ -106,7 +106,7 @@ class Rules:
 
     def large(self, progress: Progress) -> tuple[Component, ...]:
         """The components of the guide that are large enough for a kidney."""
-        return tuple(c for c in self.guide(progress) if c.volume_ml >= self.least_ml)
+        return tuple(c for c in self.guide(progress) if c.volume_ml >= self.min_kidney_ml)
 
     def centre_mm(self, progress: Progress) -> tuple[float, float, float]:
         """The centroid of the kidneys, or of the body if there are none."""
@@ -155,15 +155,15 @@ class Rules:
         return tuple(each.volume_ml for each in components_of(apart & ~kept, grid))
 
     @property
-    def least_ml(self) -> float:
+    def min_kidney_ml(self) -> float:
         """The volume of the smallest kidney that counts."""
-        return least_volume_ml(self.config.kidney, self.config.spacing_mm, self._radius_mm)
+        return threshold_ml(self.config.kidney, self.config.spacing_mm, self._radius_mm)
 
     @property
     def almost_nothing_ml(self) -> float:
         """The volume of detected tumours below which the 2D network searches."""
         threshold = self.config.refine.almost_nothing
-        return least_volume_ml(threshold, self.config.spacing_mm, self._radius_mm)
+        return threshold_ml(threshold, self.config.spacing_mm, self._radius_mm)
 
     @property
     def _radius_mm(self) -> float | None:
