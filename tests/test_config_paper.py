@@ -19,6 +19,7 @@ COMMON = {
     "cohort.validation_share": 0.2,  # 3760 of 15036 + 3760
     "cohort.clip_hu": None,  # "0.5 and 99.5 percentile of the foreground voxels"
     "postprocess.min_volume_ml": 0.0,  # none
+    "unet.architecture": "unet",  # its levels are stated
     "unet.bottleneck": 8,  # "8 x 8 image"
     "unet.skips": 32,  # "up to the 32 x 32 image level"
     "unet.supervised_to": 32,  # "up to the level N, where there is the last skip connection"
@@ -29,6 +30,7 @@ COMMON = {
     "segment.optimizer.learning_rate": 0.01,
     "segment.optimizer.momentum": 0.99,
     "segment.optimizer.weight_decay": 3e-5,
+    "segment.optimizer.poly_power": 0.9,  # "a poly learning rate policy [...], as nnUNet"
     "augment": "none",  # table 2: "(without data augmentation)"
 }
 PLAIN = {
@@ -141,6 +143,7 @@ CASCADE = {
     "dice_over": "sample",  # 1.1, eq. 1
     "cohort.label_share": 0.0,  # 1.1: all slices
     "fine.grow": False,  # 1.1: "of the same image size"
+    "unet.architecture": "unet",  # 1: "U-net"
     "unet.skips": "all",  # 1: "U-net"
     **{f"{net}.loss": "dice" for net in ("coarse", "correct", "fine")},  # 1.1
     "tumour.loss": "cross-entropy",  # 2.1, eq. 6
@@ -220,6 +223,7 @@ def test_the_papers_numbers(size: int) -> None:
         wanted |= {**CROP, **stn_sizes(size, "crop")}
     found = resolved(size, "homogenized")
     assert {name: found[name] for name in wanted} == wanted
+    assert len(found["pose.localizer.hidden"]) == 2, '"2 fully convolutional layers"'
     assert found["segment.patience"] is not None, '"a subsequent early-stopping condition"'
     if size == 128:
         assert found["crop"] is None, "table 2 has no crop at 128 x 128"

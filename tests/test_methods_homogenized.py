@@ -56,7 +56,7 @@ from kidseg.methods.homogenized.reference import (
 )
 from kidseg.methods.homogenized.scene import MASKS, Scene
 from kidseg.methods.homogenized.system_a import Homogenized
-from kidseg.nets import build
+from kidseg.nets import PlannedUNet, build
 from kidseg.nets.stn import CROP_OUTPUTS, pose_outputs
 from kidseg.pipeline import advance
 from kidseg.stage import Stage, TrainStep
@@ -724,6 +724,17 @@ def test_the_papers_supervision_reaches_the_loss(cohort: Cohort) -> None:
         segment.net.train()
         values.append(loss_of(segment))
     assert values[0] / values[1] == pytest.approx(1.75, rel=0.15)
+
+
+@pytest.mark.parametrize("supervision", ["paper", "normalised"])
+def test_the_u_net_may_be_that_of_the_plan(cohort: Cohort, supervision: str) -> None:
+    unet = UNetConfig(architecture="plan", features=4, max_features=8)
+    method = built(cohort, replace(AFTERWARDS, supervision=supervision, unet=unet))
+    assert isinstance(method.parts["segment"], PlannedUNet)
+    _, segment = method.stages(cohort)
+    segment.net.train()
+    losses_of(segment)["loss"].backward()  # type: ignore[no-untyped-call]
+    assert all(weight.grad is not None for weight in segment.net.parameters())
 
 
 @pytest.mark.parametrize("space", ["original", "network"])

@@ -53,6 +53,13 @@ def test_shape_and_weights_by_hand(size: int, head: str) -> None:
     assert weights(net) == convolutions + (10 * side**2 + 1) * 12 + (12 + 1) * 7 + (7 + 1) * 5
 
 
+def test_there_may_be_a_single_hidden_layer() -> None:
+    """The other reading of "2 fully convolutional layers": one, and that of the outputs."""
+    net = nets.build(LocalizerConfig(size=64, hidden=(12,)), 2, 5)
+    assert len([layer for layer in net.head if hasattr(layer, "weight")]) == 2
+    assert net(torch.zeros(3, 2, 64, 64)).shape == (3, 5)
+
+
 def test_the_papers_dense_head_has_157_million_weights_at_512() -> None:
     """10 maps of 128 x 128 pixels into 960 units."""
     with torch.device("meta"):
@@ -80,6 +87,7 @@ def test_another_size_is_refused() -> None:
         ({"kernels": (6, 5)}, "odd"),
         ({"maps": (0, 10)}, "at least 1"),
         ({"hidden": (32, 0)}, "at least 1"),
+        ({"hidden": ()}, "hidden"),
         ({"size": 96, "pooled": 16}, "must divide a quarter of size, 24"),
         ({"scale_limit": 1.0}, "greater than 1"),
         ({"head": "wide"}, "head"),

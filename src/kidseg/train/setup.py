@@ -297,8 +297,13 @@ def _check_size(config: Any) -> None:
         f"unet.size is {network.size}, but the network's input has {config.input_size} pixels along"
         " each side",
         code="bad-setting",
-        next_step="Leave unet.size out, and the depth follows the input; or, for the depth of"
-        f" {network.size} pixels, set unet.bottleneck={config.input_size // network.multiple}.",
+        next_step="Leave unet.size out, and the depth follows the input"
+        + (
+            "."
+            if network.architecture == "plan"
+            else f"; or, for the depth of {network.size} pixels, set"
+            f" unet.bottleneck={config.input_size // network.multiple}."
+        ),
     )
 
 
