@@ -120,7 +120,7 @@ MULTISTAGE = {
         }.items()
         for setting, value in zip(
             (
-                "net.start",
+                "net.init",
                 "weights",
                 "stage.optimizer.learning_rate",
                 "augmentation.flipped_share",
@@ -137,7 +137,7 @@ CASCADE = {
     "coarse.size": 128,  # 1.3: H and W of C
     "correct.size": (64, 256),  # 1.3: D and H of A
     "fine.size": 160,  # 1.3: H and W of F
-    "kidney.voxels": 10000,  # 1.3
+    "kidney.min_voxels": 10000,  # 1.3
     "correct.iterations": 1,  # 1.2: "one iteration is enough"
     "crops": "truth",  # 1.2: "refer the ground truth in training stage"
     "dice_over": "sample",  # 1.1, eq. 1
@@ -169,8 +169,11 @@ WITHOUT_EFFECT: dict[tuple[str, object], str] = {
     ("postprocess.min_volume_ml", 0.0): r"postprocess\.(body_radius_mm|min_voxels)",
     ("postprocess.min_voxels", 5001): r"postprocess\.(min_volume_ml|body_radius_mm)",
     ("kidneys.min_voxels", 5001): r"kidneys\.(min_volume_ml|body_radius_mm)",
-    ("kidney.voxels", 10000): r"kidney\.(ml|body_radius_mm)",
-    ("refine.almost_nothing.voxels", 100): r"refine\.almost_nothing\.(ml|body_radius_mm)",
+    ("kidney.min_voxels", 10000): r"kidney\.(min_volume_ml|body_radius_mm)",
+    (
+        "refine.almost_nothing.min_voxels",
+        100,
+    ): r"refine\.almost_nothing\.(min_volume_ml|body_radius_mm)",
     ("coarse.augmentation.cropped_share", 0.0): r"coarse\.augmentation\.min_centre",
     ("resnet.augmentation.cropped_share", 0.0): r"resnet\.augmentation\.min_centre",
     ("coarse.stage.optimizer.name", "adam"): r".*optimizer\.momentum",

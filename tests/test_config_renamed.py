@@ -34,6 +34,11 @@ OLD = [
     ("homogenized", "pose", "levels", "16"),
     ("homogenized", "pose", "mirrored", "false"),
     ("plain", "style", "mirror", "false"),
+    ("multistage", "resnet.net", "start", '"truncated_normal"'),
+    ("cascade", "kidney", "ml", "9.0"),
+    ("cascade", "kidney", "voxels", "7"),
+    ("cascade", "refine.almost_nothing", "ml", "0.25"),
+    ("cascade", "refine.almost_nothing", "voxels", "7"),
 ]
 
 

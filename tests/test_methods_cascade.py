@@ -97,11 +97,11 @@ def test_kidneys_are_the_large_components_or_else_the_largest() -> None:
 
 
 def test_the_papers_threshold_is_18_ml_and_ours_grows_with_the_body() -> None:
-    paper = ThresholdConfig(voxels=10000)
+    paper = ThresholdConfig(min_voxels=10000)
     spacing = (3.0, 0.7816, 0.7816)
     for radius in (None, 50.0, 200.0):
         assert threshold_ml(paper, spacing, radius) == pytest.approx(18.327, abs=1e-3)
-    ours = ThresholdConfig(ml=16.0, body_radius_mm=150.0)
+    ours = ThresholdConfig(min_volume_ml=16.0, body_radius_mm=150.0)
     for radius, wanted in ((75.0, 2.0), (150.0, 16.0), (300.0, 16.0), (None, 16.0)):
         assert threshold_ml(ours, spacing, radius) == pytest.approx(wanted)
     assert threshold_ml(ours, spacing, float("nan")) == 16.0
@@ -269,10 +269,10 @@ def chain_of(found: Mapping[str, Tensor], *settings: str) -> Chain:
         "spacing_mm=[3,1,1]",
         "coarse.size=50",
         "correct.size=[20,40]",
-        "kidney.ml=0.03",
+        "kidney.min_volume_ml=0.03",
         "fine.size=16",
         "fine.margin_mm=3",
-        "refine.almost_nothing.ml=0.01",
+        "refine.almost_nothing.min_volume_ml=0.01",
         *settings,
     )
     rules = Rules(config=config, targets=Targets.of(TARGET), subject=subject_on())
@@ -507,7 +507,7 @@ def test_or_inside_their_bounding_box() -> None:
     detected = torch.zeros(SCAN.shape, dtype=torch.bool)
     detected[6, 11, 38], detected[7, 12, 39], detected[6, 11, 39] = True, True, True
     wider = painted(SCAN, LEFT)
-    settings = ("refine.almost_nothing.ml=0.001",)
+    settings = ("refine.almost_nothing.min_volume_ml=0.001",)
     lesion = run(chain_of(with_lesions(tumour=detected, refine=wider), *settings))
     assert torch.equal(labels_of(lesion) == 2, detected)
     boxed = run(
@@ -530,7 +530,7 @@ def test_where_almost_nothing_was_detected_all_regions_are_searched() -> None:
     assert note.facts["dropped_ml"] == pytest.approx([0.018]) and "1 lesion of 0.0 ml" in note.text
     (finding,) = note.findings
     assert finding.code == "lesions-dropped" and "the 2D network found" in finding.cause
-    more = run(chain_of(found, "refine.almost_nothing.ml=0.008"))
+    more = run(chain_of(found, "refine.almost_nothing.min_volume_ml=0.008"))
     assert more.notes["refine"].facts["mode"] == "refined" and not (labels_of(more) == 2).any()
 
 
@@ -562,7 +562,7 @@ def test_a_lesion_in_two_regions_counts_once_and_is_kept_as_a_whole() -> None:
     assert progress.notes["refine"].facts["regions"] == ["right", "left"]
     assert torch.equal(labels_of(progress) == 2, bar)
     assert progress.notes["refine"].facts["dropped"] == 0, "the right region keeps what touches it"
-    half = "refine.almost_nothing.ml=0.25"
+    half = "refine.almost_nothing.min_volume_ml=0.25"
     searched = run(chain_of(with_lesions(tumour=bar, refine=bar), *settings, half))
     assert searched.notes["refine"].facts["mode"] == "searched", "0.19 ml, not twice as much"
 
@@ -691,7 +691,7 @@ def test_a_newborns_two_small_kidneys_are_normal_by_our_threshold_not_by_the_pap
     assert len(kidneys) == 2 and all(5 < each.volume_ml < 18.3 for each in kidneys)
     assert subject.body.radius_mm < 75
     steps, facts = {}, {}
-    for name, settings in {"ours": (), "paper": ("kidney.voxels=10000",)}.items():
+    for name, settings in {"ours": (), "paper": ("kidney.min_voxels=10000",)}.items():
         config = config_with("spacing_mm=[3,0.7816,0.7816]", "correct.size=[32,128]", *settings)
         chain = method_of(config).chain(subject, by_truth=True)
         progress = advance(subject.image, [chain.coarse(), *chain.corrections()])

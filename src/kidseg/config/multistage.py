@@ -65,7 +65,7 @@ class StagedNetConfig:
 
 
 _RESNET = StagedNetConfig(
-    net=ResidualConfig(blocks=2, skips="added", dropout=0.5, start="he_uniform"),
+    net=ResidualConfig(blocks=2, skips="added", dropout=0.5, init="he_uniform"),
     weights=(0.2, 0.25, 0.55),
     augmentation=SliceAugmentationConfig(flipped_share=0.0),
     stage=StageConfig(

@@ -213,7 +213,7 @@ class ResidualConfig:
     """How the encoder's maps enter the decoder."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Fraction of the values that are dropped in each block in training."""
-    start: Literal["truncated_normal", "he_uniform"] = "truncated_normal"
+    init: Literal["truncated_normal", "he_uniform"] = "truncated_normal"
     """Initial kernels: a "truncated_normal" distribution with SD 0.1, or "he_uniform"."""
 
     @property

@@ -20,6 +20,9 @@ RENAMED: Mapping[tuple[str, str], str] = {
     ("pose", "levels"): "reference_slices",
     ("pose", "mirrored"): "flip",
     ("style", "mirror"): "flip",
+    ("net", "start"): "init",
+    **{(each, "ml"): "min_volume_ml" for each in ("kidney", "almost_nothing")},
+    **{(each, "voxels"): "min_voxels" for each in ("kidney", "almost_nothing")},
 }
 """{(table, old name): new name}."""
 

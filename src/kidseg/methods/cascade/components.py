@@ -101,15 +101,15 @@ def threshold_ml(
 
     Args:
         config: the threshold for an adult.
-        spacing_mm: of the voxels that `config.voxels` counts.
+        spacing_mm: of the voxels that `config.min_voxels` counts.
         body_radius_mm: geometric mean of the body's semi-axes; None or NaN if there is no body.
     """
-    if config.voxels is not None:
-        return config.voxels * math.prod(spacing_mm) / 1000
+    if config.min_voxels is not None:
+        return config.min_voxels * math.prod(spacing_mm) / 1000
     if body_radius_mm is None or not math.isfinite(body_radius_mm):
-        return config.ml
+        return config.min_volume_ml
     share: float = min(body_radius_mm, config.body_radius_mm) / config.body_radius_mm
-    return config.ml * share**3
+    return config.min_volume_ml * share**3
 
 
 def union_box(components: Sequence[Component]) -> tuple[Tensor, Tensor]:
