@@ -480,6 +480,20 @@ def test_a_kidney_that_its_crop_cuts_is_said() -> None:
     assert not run(chain_of(found)).notes["fine"].findings
 
 
+def test_components_and_lesions_of_a_case_are_computed_once() -> None:
+    """By region, so that a correction and a further progress have their own."""
+    chain = chain_of({"coarse": painted(SCAN, RIGHT), "correct": painted(SCAN, RIGHT, LEFT)})
+    rules, progress = chain.rules, run(chain)
+    (coarse,), (correct,) = progress.steps["coarse"], progress.steps["correct"]
+    assert rules.components(coarse) is rules.components(coarse)
+    assert (len(rules.components(coarse)), len(rules.components(correct))) == (1, 2)
+    both = painted(SCAN, RIGHT, LEFT)
+    chain = chain_of({"coarse": both, "fine": both, "tumour": painted(SCAN, LESION)})
+    found, again = run(chain), run(chain)
+    assert chain.rules.lesions(found) is chain.rules.lesions(found)
+    assert chain.rules.lesions(found) is not chain.rules.lesions(again)
+
+
 LESION = box((6, 8), (11, 13), (37, 43))
 """24 voxels, 0.072 ml, at and beyond the side of the left kidney."""
 

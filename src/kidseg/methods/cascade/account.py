@@ -11,7 +11,7 @@ import torch
 from kidseg.errors import Finding
 from kidseg.geometry import Grid, Volume
 from kidseg.methods.cascade.components import NORMAL, Component
-from kidseg.methods.cascade.decisions import Rules, foreground
+from kidseg.methods.cascade.decisions import Rules
 from kidseg.pipeline import Note, Progress, reaches_border
 
 __all__ = ["correct_note", "fine_note", "guide_note", "refine_note", "tumour_note"]
@@ -28,7 +28,7 @@ def correct_note(rules: Rules, name: str, progress: Progress) -> Note:
     before = replace(progress, steps={k: v for k, v in progress.steps.items() if k != name})
     facts = {"ran": True, **note.facts, "found_nothing": False, "unseen": 0, "unseen_ml": 0.0}
     facts["further"] = False
-    if not bool(foreground(region, rules.targets.renal).any()):
+    if not rules.components(region):
         text = "found nothing; the step before counts"
         return replace(note, text=text, facts={**facts, "found_nothing": True})
     text, findings = note.text, note.findings
@@ -92,7 +92,7 @@ def fine_note(rules: Rules, progress: Progress) -> Note:
     empty = [
         (region.name, kidney.volume_ml)
         for region, kidney in zip(regions, rules.kidneys(progress), strict=True)
-        if not bool(foreground(region, rules.targets.renal).any())
+        if not rules.components(region)
     ]
     cut = [
         region.name

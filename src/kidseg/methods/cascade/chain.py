@@ -16,9 +16,8 @@ from kidseg.methods.cascade.account import (
     refine_note,
     tumour_note,
 )
-from kidseg.methods.cascade.components import components_of
 from kidseg.methods.cascade.crops import coarse_grid, framed_box, kidney_crop, sagittal_crop
-from kidseg.methods.cascade.decisions import Rules, foreground
+from kidseg.methods.cascade.decisions import Rules
 from kidseg.methods.cascade.kept_lesions import boxes_around, combined, touching
 from kidseg.pipeline import Predicted, Progress, Region, Segment, Step
 
@@ -120,10 +119,7 @@ class Chain:
         def locate(progress: Progress) -> list[Region]:
             regions = []
             for region in progress.steps["fine"]:
-                components = components_of(
-                    foreground(region, self.rules.targets.renal), region.grid
-                )
-                if components:
+                if components := self.rules.components(region):
                     grid = framed_box(self.rules.scan, components, self.rules.config.tumour)
                     regions.append(Region(grid=grid, name=region.name))
             return regions

@@ -26,7 +26,7 @@ from kidseg.methods.cascade.crops import part_of, union_grid
 from kidseg.methods.cascade.kept_lesions import Lesions, touching
 from kidseg.pipeline import Progress, Region, decide, restore
 
-__all__ = ["Rules", "Targets", "foreground"]
+__all__ = ["Rules", "Targets"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +79,14 @@ class Rules:
         """The scan at the networks' spacing."""
         return self.subject.image.grid.with_spacing(self.config.spacing_mm)
 
+    @cached_property
+    def _components(self) -> dict[Region, tuple[Component, ...]]:
+        return {}
+
+    @cached_property
+    def _lesions(self) -> dict[tuple[Region, ...], Lesions]:
+        return {}
+
     def guide(self, progress: Progress) -> tuple[Component, ...]:
         """Components of the mask that guides later steps: of the last correction, or the coarse.
 
@@ -88,10 +96,18 @@ class Rules:
             if not (name == "coarse" or name.startswith("correct")) or not regions:
                 continue
             (region,) = regions
-            found = components_of(foreground(region, self.targets.renal), region.grid)
+            found = self.components(region)
             if found or name == "coarse":
                 return found
         return ()
+
+    def components(self, region: Region) -> tuple[Component, ...]:
+        """The components of the kidneys that were found in a region; computed once."""
+        if region not in self._components:
+            assert region.found is not None
+            found = decide(region.found, self.targets.renal).data[0] > 0
+            self._components[region] = components_of(found, region.grid)
+        return self._components[region]
 
     def kidneys(self, progress: Progress) -> tuple[Component, ...]:
         """The components of the guide that are kidneys; the largest if all are too small."""
@@ -125,14 +141,16 @@ class Rules:
     def lesions(self, progress: Progress) -> Lesions | None:
         """The lesions that the 3D network found in all regions together; None without regions.
 
-        Regions may overlap: what two of them show is one lesion.
+        Regions may overlap: what two of them show is one lesion. Computed once.
         """
         regions = progress.steps["tumour"]
         if not regions:
             return None
-        grid = union_grid(self.scan, [region.grid for region in regions])
-        found = restore(regions, grid, self.targets.tumour).data[0] > 0
-        return touching(found, self.renal_on(progress, grid), grid)
+        if regions not in self._lesions:
+            grid = union_grid(self.scan, [region.grid for region in regions])
+            found = restore(regions, grid, self.targets.tumour).data[0] > 0
+            self._lesions[regions] = touching(found, self.renal_on(progress, grid), grid)
+        return self._lesions[regions]
 
     def is_search(self, lesions: Lesions) -> bool:
         """Whether (almost) nothing was detected, so that all regions are searched."""
@@ -200,9 +218,3 @@ class Rules:
             return 0.0
         grid = union_grid(self.scan, [region.grid for region in regions])
         return int(self.renal_on(progress, grid).sum()) * float(grid.voxel_ml)
-
-
-def foreground(region: Region, target: Target) -> Tensor:
-    """(slices, rows, columns) bool: the foreground that was decided in a region."""
-    assert region.found is not None
-    return decide(region.found, target).data[0] > 0
