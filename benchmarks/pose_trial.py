@@ -156,8 +156,8 @@ def ways(paper_size: int) -> dict[str, PoseConfig]:
         "paper, momentum 0.9": optimised(momentum=0.9),
         "paper, Adam 0.001": optimised(name="adam", learning_rate=1e-3),
         "default": default,
-        "default, no mirror images": replace(default, symmetry=0.0, mirrored=False),
-        "default, bone of the reference": replace(default, symmetry=0.0, mirrored=False, bone=1.0),
+        "default, no mirror images": replace(default, symmetry=0.0, flip=False),
+        "default, bone of the reference": replace(default, symmetry=0.0, flip=False, bone=1.0),
         "bound: registration": default,
         "bound: registration, body alone": replace(plain, target="body"),
     }

@@ -47,7 +47,9 @@ PATIENTS = {"training": (7, 3), "held-out": (3, 4)}
 """Number of patients, and their seed."""
 
 NEW_NAMES: dict[str, str] = {
-    f"log:val_{name}": f"val_dice_{name}" for name in ("kidney", "kidney+tumour", "tumour")
+    "pose.fill": "pose.body_width",
+    "pose.mirrored": "pose.flip",
+    **{f"log:val_{name}": f"val_dice_{name}" for name in ("kidney", "kidney+tumour", "tumour")},
 }
 """Names that the new checkout has changed: settings ("pose.levels") and, after "log:", "plan:" or
 "tensor:", fields of log.jsonl, keys of plan.json and names or first parts of names of tensors."""

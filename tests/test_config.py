@@ -87,8 +87,8 @@ def test_none_is_written_as_null_and_read_back(tmp_path: Path) -> None:
     file.write_text(dump(config))
     assert load(HomogenizedConfig, file=file) == config
     assert load(HomogenizedConfig, file=file, overrides=["crop=null"]).crop is None
-    without = load(HomogenizedConfig, overrides=["pose.fill=null"])
-    assert without.pose.fill is None
+    without = load(HomogenizedConfig, overrides=["pose.body_width=null"])
+    assert without.pose.body_width is None
     file.write_text(dump(without))
     assert load(HomogenizedConfig, file=file) == without
 

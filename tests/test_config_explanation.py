@@ -58,11 +58,18 @@ def test_what_is_printed_is_what_is_read_back(
 @pytest.mark.parametrize(
     ("method", "overrides"),
     [
-        ("homogenized", ["crop.output=half", "crop.target=slice", "pose.fill=null"]),
+        ("homogenized", ["crop.output=half", "crop.target=slice", "pose.body_width=null"]),
         ("homogenized", ['pose.reference=a "b" \\ c # é', "budget_s=0.1", "segment.steps=7"]),
         ("plain", ['cohort.selection=["kidney", "a, [b]"]', "cohort.label_share=0.1"]),
         ("plain3d", ["blocks.patch=[8,16,24]", "blocks.spacing_mm=[5, 0.1, 1e-3]"]),
-        ("cascade", ["kidney.voxels=5", "correct.size=[32,64]", "refine.almost_nothing.ml=0.1"]),
+        (
+            "cascade",
+            [
+                "kidney.min_voxels=5",
+                "correct.size=[32,64]",
+                "refine.almost_nothing.min_volume_ml=0.1",
+            ],
+        ),
         ("phantom", ["ages_years=[0.25, 3]", "max_slices=12", "phase=excretory"]),
     ],
 )

@@ -18,7 +18,8 @@ COMMON = {
     "cohort.label_share": 1 / 3,  # "at least one third of the images containing the kidney ..."
     "cohort.validation_share": 0.2,  # 3760 of 15036 + 3760
     "cohort.clip_hu": None,  # "0.5 and 99.5 percentile of the foreground voxels"
-    "postprocess.least_ml": 0.0,  # none
+    "postprocess.min_volume_ml": 0.0,  # none
+    "unet.architecture": "unet",  # its levels are stated
     "unet.bottleneck": 8,  # "8 x 8 image"
     "unet.skips": 32,  # "up to the 32 x 32 image level"
     "unet.supervised_to": 32,  # "up to the level N, where there is the last skip connection"
@@ -29,6 +30,7 @@ COMMON = {
     "segment.optimizer.learning_rate": 0.01,
     "segment.optimizer.momentum": 0.99,
     "segment.optimizer.weight_decay": 3e-5,
+    "segment.optimizer.poly_power": 0.9,  # "a poly learning rate policy [...], as nnUNet"
     "augment": "none",  # table 2: "(without data augmentation)"
 }
 PLAIN = {
@@ -57,14 +59,14 @@ HOMOGENIZED = {
     "pose.teacher": 0.0,
     "pose.symmetry": 0.0,
     "pose.bone": 0.0,
-    "pose.mirrored": False,
+    "pose.flip": False,
     "pose.only_better": False,
     "pose.iterations": 1,
     "pose.cut": 0.0,
     "pose.jitter_deg": 0.0,
     "pose.jitter_scale": 0.0,
     "pose.jitter_shift": 0.0,
-    "pose.fill": None,
+    "pose.body_width": None,
     "loss_space": "original",  # eq. 3
     "supervision": "paper",  # eq. 3
     "schedule": "sequential",  # "a training of one STN after the other"
@@ -74,7 +76,7 @@ CROP = {
     "crop.target": "slice",  # "minimum and maximum non-zero values of the reference segmentation"
     "crop.empty": "patient",  # a reading: slices without labels are not mentioned
     "crop.localizer.square": True,  # "forced to be a square"
-    "crop.localizer.least_side": 0.25,  # "a quarter of the original image"
+    "crop.localizer.min_side": 0.25,  # "a quarter of the original image"
     "crop.localizer.margin": 0.0,  # none
     **{f"crop.{name}": value for name, value in STN.items()},
 }
@@ -96,15 +98,15 @@ MULTISTAGE = {
     "regions": "predicted",  # 2.3: "from the first stage segmentations"
     "ensemble": ("resunet", "resnet"),  # 2.3
     "hard_negatives": 0.0,  # 4: planned for
-    "kidneys.least_voxels": 5001,  # 2.4: "more than 5000 pixels"
-    "postprocess.least_voxels": 5001,  # 2.4
+    "kidneys.min_voxels": 5001,  # 2.4: "more than 5000 pixels"
+    "postprocess.min_voxels": 5001,  # 2.4
     "cohort.validation_share": 0.0952,  # 3: 20 of 210
     "resnet.net.dropout": 0.5,  # 2.3
     **{f"{net}.net.levels": 4 for net in ("coarse", "resunet")},  # 2.3: "four encoding levels"
     **{f"{net}.net.blocks": 1 for net in ("coarse", "resunet")},  # 2.3: two convolutions a level
     **{f"{net}.net.skips": "concatenated" for net in ("coarse", "resunet")},  # 2.3
-    **{f"{net}.turn.rotation_deg": 30.0 for net in NETS},  # 3.1
-    **{f"{net}.turn.rotated_share": 1.0 for net in NETS},  # table 1
+    **{f"{net}.augmentation.rotation_deg": 30.0 for net in NETS},  # 3.1
+    **{f"{net}.augmentation.rotated_share": 1.0 for net in NETS},  # table 1
     **{f"{net}.stage.epochs": 250 for net in NETS},  # 3.1
     **{f"{net}.stage.batch_size": 32 for net in NETS},  # 3.1
     **{f"{net}.stage.optimizer.name": "adam" for net in NETS},  # 3.1
@@ -119,11 +121,11 @@ MULTISTAGE = {
         }.items()
         for setting, value in zip(
             (
-                "net.start",
+                "net.init",
                 "weights",
                 "stage.optimizer.learning_rate",
-                "turn.flipped_share",
-                "turn.cropped_share",
+                "augmentation.flipped_share",
+                "augmentation.cropped_share",
             ),
             row,
             strict=True,
@@ -136,12 +138,13 @@ CASCADE = {
     "coarse.size": 128,  # 1.3: H and W of C
     "correct.size": (64, 256),  # 1.3: D and H of A
     "fine.size": 160,  # 1.3: H and W of F
-    "kidney.voxels": 10000,  # 1.3
+    "kidney.min_voxels": 10000,  # 1.3
     "correct.iterations": 1,  # 1.2: "one iteration is enough"
     "crops": "truth",  # 1.2: "refer the ground truth in training stage"
     "dice_over": "sample",  # 1.1, eq. 1
     "cohort.label_share": 0.0,  # 1.1: all slices
     "fine.grow": False,  # 1.1: "of the same image size"
+    "unet.architecture": "unet",  # 1: "U-net"
     "unet.skips": "all",  # 1: "U-net"
     **{f"{net}.loss": "dice" for net in ("coarse", "correct", "fine")},  # 1.1
     "tumour.loss": "cross-entropy",  # 2.1, eq. 6
@@ -150,7 +153,7 @@ CASCADE = {
     "tumour.frame_px": 30,  # 2.4
     "tumour.frame_mm": 30.0,  # 2.4
     "refine.inside": "lesion",  # 2.5: "within detected tumor region"
-    "postprocess.least_ml": 0.0,  # none
+    "postprocess.min_volume_ml": 0.0,  # none
 }
 # How the comment of a line begins.
 PLACE = re.compile(r"\s*((section|table|eq\.|figure) \d|ours\b|not stated|none stated)")
@@ -164,24 +167,27 @@ WITHOUT_EFFECT: dict[tuple[str, object], str] = {
     ("cohort.hard_share", 0.0): r"cohort\.hard_candidates",
     ("postprocess.lone_tumour_ml", 0.0): r"postprocess\.(within_mm|stack_mm)",
     ("kidneys.lone_tumour_ml", 0.0): r"kidneys\.(within_mm|stack_mm)",
-    ("postprocess.least_ml", 0.0): r"postprocess\.(body_radius_mm|least_voxels)",
-    ("postprocess.least_voxels", 5001): r"postprocess\.(least_ml|body_radius_mm)",
-    ("kidneys.least_voxels", 5001): r"kidneys\.(least_ml|body_radius_mm)",
-    ("kidney.voxels", 10000): r"kidney\.(ml|body_radius_mm)",
-    ("refine.almost_nothing.voxels", 100): r"refine\.almost_nothing\.(ml|body_radius_mm)",
-    ("coarse.turn.cropped_share", 0.0): r"coarse\.turn\.least_centre",
-    ("resnet.turn.cropped_share", 0.0): r"resnet\.turn\.least_centre",
+    ("postprocess.min_volume_ml", 0.0): r"postprocess\.(body_radius_mm|min_voxels)",
+    ("postprocess.min_voxels", 5001): r"postprocess\.(min_volume_ml|body_radius_mm)",
+    ("kidneys.min_voxels", 5001): r"kidneys\.(min_volume_ml|body_radius_mm)",
+    ("kidney.min_voxels", 10000): r"kidney\.(min_volume_ml|body_radius_mm)",
+    (
+        "refine.almost_nothing.min_voxels",
+        100,
+    ): r"refine\.almost_nothing\.(min_volume_ml|body_radius_mm)",
+    ("coarse.augmentation.cropped_share", 0.0): r"coarse\.augmentation\.min_centre",
+    ("resnet.augmentation.cropped_share", 0.0): r"resnet\.augmentation\.min_centre",
     ("coarse.stage.optimizer.name", "adam"): r".*optimizer\.momentum",
     ("coarse_size", 256): r"cohort\.label_share",  # `multistage` has shares of its own
     ("augment", "none"): r"style\..*",
     ("schedule", "sequential"): r"joint\..*",
     ("pose.target", "body"): r"view\.bone_.*",
     ("pose.start", "identity"): r"pose\.moments",
-    ("pose.reference_mode", "slice"): r"pose\.levels",
+    ("pose.reference_mode", "slice"): r"pose\.reference_slices",
     ("pose.localizer.head", "dense"): r"pose\.localizer\.pooled",
     ("crop.localizer.head", "dense"): r"crop\.localizer\.pooled",
     # A pose has no crop's settings, and a crop none of a pose.
-    ("pose.localizer.scales", 2): r"pose\.localizer\.(square|least_side|margin)",
+    ("pose.localizer.scales", 2): r"pose\.localizer\.(square|min_side|margin)",
     ("crop.localizer.square", True): r"crop\.localizer\.scales",
     ("reach", 0): r"apart_mm|view\.bone_.*",  # `plain` looks at no bone
     ("unet.dimensions", 2): r"(tumour\.)?unet\.dimensions",  # fixed by the method
@@ -221,6 +227,7 @@ def test_the_papers_numbers(size: int) -> None:
         wanted |= {**CROP, **stn_sizes(size, "crop")}
     found = resolved(size, "homogenized")
     assert {name: found[name] for name in wanted} == wanted
+    assert len(found["pose.localizer.hidden"]) == 2, '"2 fully convolutional layers"'
     assert found["segment.patience"] is not None, '"a subsequent early-stopping condition"'
     if size == 128:
         assert found["crop"] is None, "table 2 has no crop at 128 x 128"

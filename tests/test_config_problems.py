@@ -64,7 +64,7 @@ def test_a_key_that_resembles_none_has_no_guess() -> None:
         (METHODS["plain"], "segment.optimizer.momentum=1", "must be below 1, not 1"),
         (METHODS["plain"], "segment.optimizer.learning_rate=0", "must be above 0, not 0"),
         (METHODS["homogenized"], "crop=3", "'crop' must be a table, not 3"),
-        (METHODS["homogenized"], "pose.mirrored=1", "'pose.mirrored' must be true or false, not 1"),
+        (METHODS["homogenized"], "pose.flip=1", "'pose.flip' must be true or false, not 1"),
         (METHODS["homogenized"], "pose.localizer.size=66", "must be a multiple of 4, not 66"),
         (StudyConfig, "seeds=[]", "'seeds' must be a list of at least 1 value, not []"),
         (StudyConfig, "seeds=[1.5]", "'seeds[0]' must be a whole number, not 1.5"),

@@ -426,7 +426,7 @@ def test_a_model_has_the_weights_the_plan_and_the_labels(name: str, tmp_path: Pa
     planned = header["plan"]["configurations"]["3d_fullres"]
     assert planned["spacing_mm"] == [10.0, 3.1, 2.6] and planned["patch_size"] == list(WINDOW)
     assert planned["topology"] == json.loads(json.dumps(asdict(topology)))
-    assert header["config"]["postprocess"]["least_ml"] == 0.0
+    assert header["config"]["postprocess"]["min_volume_ml"] == 0.0
     assert header["imported"]["fold"] == "0"
 
 

@@ -94,7 +94,10 @@ def assert_cascade_says(entry: Mapping[str, Any]) -> None:
     assert len(grids["correct"]) == correct["ran"]
     regions = notes["fine"]["regions"]
     assert len(regions) == len(set(regions)) == len(grids["fine"])
-    assert ("lesions-dropped" in codes_of(entry)) == bool(notes["tumour"].get("dropped"))
+    dropped = [notes[step].get("dropped", 0) for step in ("tumour", "refine")]
+    assert ("lesions-dropped" in codes_of(entry)) == any(dropped)
+    assert ("correction-further" in codes_of(entry)) == correct.get("further", False)
+    assert ("kidney-not-confirmed" in codes_of(entry)) == bool(notes["fine"]["empty"])
     searched = notes["refine"]["mode"]
     assert searched in (("searched", "refined") if grids["tumour"] else ("none",))
 

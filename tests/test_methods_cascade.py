@@ -27,7 +27,7 @@ from kidseg.methods.cascade.chain import Chain, _rows
 from kidseg.methods.cascade.components import (
     components_of,
     kidneys_among,
-    least_volume_ml,
+    threshold_ml,
 )
 from kidseg.methods.cascade.crops import (
     centred,
@@ -97,14 +97,14 @@ def test_kidneys_are_the_large_components_or_else_the_largest() -> None:
 
 
 def test_the_papers_threshold_is_18_ml_and_ours_grows_with_the_body() -> None:
-    paper = ThresholdConfig(voxels=10000)
+    paper = ThresholdConfig(min_voxels=10000)
     spacing = (3.0, 0.7816, 0.7816)
     for radius in (None, 50.0, 200.0):
-        assert least_volume_ml(paper, spacing, radius) == pytest.approx(18.327, abs=1e-3)
-    ours = ThresholdConfig(ml=16.0, body_radius_mm=150.0)
+        assert threshold_ml(paper, spacing, radius) == pytest.approx(18.327, abs=1e-3)
+    ours = ThresholdConfig(min_volume_ml=16.0, body_radius_mm=150.0)
     for radius, wanted in ((75.0, 2.0), (150.0, 16.0), (300.0, 16.0), (None, 16.0)):
-        assert least_volume_ml(ours, spacing, radius) == pytest.approx(wanted)
-    assert least_volume_ml(ours, spacing, float("nan")) == 16.0
+        assert threshold_ml(ours, spacing, radius) == pytest.approx(wanted)
+    assert threshold_ml(ours, spacing, float("nan")) == 16.0
 
 
 # Grids
@@ -269,10 +269,10 @@ def chain_of(found: Mapping[str, Tensor], *settings: str) -> Chain:
         "spacing_mm=[3,1,1]",
         "coarse.size=50",
         "correct.size=[20,40]",
-        "kidney.ml=0.03",
+        "kidney.min_volume_ml=0.03",
         "fine.size=16",
         "fine.margin_mm=3",
-        "refine.almost_nothing.ml=0.01",
+        "refine.almost_nothing.min_volume_ml=0.01",
         *settings,
     )
     rules = Rules(config=config, targets=Targets.of(TARGET), subject=subject_on())
@@ -334,6 +334,31 @@ def test_a_correction_that_finds_nothing_does_not_count() -> None:
     assert progress.notes["correct"].facts["found_nothing"]
     assert "found nothing" in progress.notes["correct"].text
     assert torch.equal(labels_of(progress) == 1, one)
+
+
+@pytest.mark.parametrize(("corrected", "further"), [(0, True), (1, False), (2, False), (3, True)])
+def test_a_correction_further_from_two_counts_and_is_said(corrected: int, further: bool) -> None:
+    """From one kidney to so many; 0: to a part of it below the threshold."""
+    part, third = box((5, 6), (10, 11), (5, 8)), box((11, 15), (30, 34), (20, 26))
+    known = [[part], [RIGHT], [RIGHT, LEFT], [RIGHT, LEFT, third, box((5, 9), (25, 29), (20, 26))]]
+    mask = painted(SCAN, *known[corrected])
+    progress = run(chain_of({"coarse": painted(SCAN, RIGHT), "correct": mask, "fine": mask}))
+    note = progress.notes["correct"]
+    assert note.facts["kidneys"] == int(known[corrected] != [part]) * len(known[corrected])
+    assert note.facts["further"] == further and ("further from 2" in note.text) == further
+    codes = [each.code for each in note.findings]
+    assert ("correction-further" in codes) == further
+    assert torch.equal(labels_of(progress) == 1, mask), "as in the paper, it counts all the same"
+
+
+def test_a_kidney_of_which_the_fine_network_finds_nothing_is_said() -> None:
+    progress = run(chain_of({"coarse": painted(SCAN, RIGHT, LEFT), "fine": painted(SCAN, RIGHT)}))
+    note = progress.notes["fine"]
+    assert note.facts["empty"] == ["left"] and note.facts["regions"] == ["right", "left"]
+    assert note.text == "right, left: 0.3 ml in all; nothing found in left"
+    (finding,) = note.findings
+    assert finding.code == "kidney-not-confirmed" and "(left, 0.3 ml)" in finding.cause
+    assert [region.name for region in progress.steps["tumour"]] == ["right"]
 
 
 def test_corrections_go_on_until_the_case_is_normal() -> None:
@@ -415,14 +440,18 @@ def test_a_kidney_beyond_the_slices_of_the_correction_is_said() -> None:
     middle = box((9, 11), (10, 14), (22, 28))
     mask = painted(SCAN, *ends, middle)
     found = {"coarse": mask, "correct": mask, "fine": mask}
-    progress = run(chain_of(found, "correct.size=[8,40]", "unet.size=8", "unet.bottleneck=4"))
+    shallow = ("correct.size=[8,40]", "unet.size=8", "unet.bottleneck=4")
+    progress = run(chain_of(found, *shallow))
     note = progress.notes["correct"]
-    assert note.facts["unseen"] == 2 and "did not see 2 kidneys of 0.3 ml in all" in note.text
+    assert note.facts["unseen"] == 2 and "did not see 0.3 ml of 2 kidneys" in note.text
     (finding,) = [each for each in note.findings if each.code == "kidney-beyond-correction"]
-    assert finding.path == "a" and "which the step before found" in finding.cause
+    assert finding.path == "a" and "that the step before found" in finding.cause
     assert [region.name for region in progress.steps["fine"]] == ["both sides"]
     wide = run(chain_of(found)).notes["correct"]
     assert wide.facts["unseen"] == 0 and not wide.findings
+    long = painted(SCAN, box((4, 14), (10, 14), (5, 11)))
+    part = run(chain_of({"coarse": long, "correct": long}, *shallow)).notes["correct"].facts
+    assert part["unseen"] == 1 and part["unseen_ml"] == pytest.approx(0.144), "2 of its 10 slices"
 
 
 def test_a_kidney_below_the_threshold_is_taken_if_there_is_no_other_and_it_is_said() -> None:
@@ -449,6 +478,20 @@ def test_a_kidney_that_its_crop_cuts_is_said() -> None:
     cut = run(chain_of(found, "fine.grow=false"))
     assert cut.notes["fine"].findings[0].code == "kidney-cut-by-crop"
     assert not run(chain_of(found)).notes["fine"].findings
+
+
+def test_components_and_lesions_of_a_case_are_computed_once() -> None:
+    """By region, so that a correction and a further progress have their own."""
+    chain = chain_of({"coarse": painted(SCAN, RIGHT), "correct": painted(SCAN, RIGHT, LEFT)})
+    rules, progress = chain.rules, run(chain)
+    (coarse,), (correct,) = progress.steps["coarse"], progress.steps["correct"]
+    assert rules.components(coarse) is rules.components(coarse)
+    assert (len(rules.components(coarse)), len(rules.components(correct))) == (1, 2)
+    both = painted(SCAN, RIGHT, LEFT)
+    chain = chain_of({"coarse": both, "fine": both, "tumour": painted(SCAN, LESION)})
+    found, again = run(chain), run(chain)
+    assert chain.rules.lesions(found) is chain.rules.lesions(found)
+    assert chain.rules.lesions(found) is not chain.rules.lesions(again)
 
 
 LESION = box((6, 8), (11, 13), (37, 43))
@@ -478,7 +521,7 @@ def test_or_inside_their_bounding_box() -> None:
     detected = torch.zeros(SCAN.shape, dtype=torch.bool)
     detected[6, 11, 38], detected[7, 12, 39], detected[6, 11, 39] = True, True, True
     wider = painted(SCAN, LEFT)
-    settings = ("refine.almost_nothing.ml=0.001",)
+    settings = ("refine.almost_nothing.min_volume_ml=0.001",)
     lesion = run(chain_of(with_lesions(tumour=detected, refine=wider), *settings))
     assert torch.equal(labels_of(lesion) == 2, detected)
     boxed = run(
@@ -498,7 +541,10 @@ def test_where_almost_nothing_was_detected_all_regions_are_searched() -> None:
     note = progress.notes["refine"]
     assert note.facts["mode"] == "searched" and note.facts["regions"] == ["right", "left"]
     assert "searched 2 regions" in note.text and "0.01 ml" in note.text
-    more = run(chain_of(found, "refine.almost_nothing.ml=0.008"))
+    assert note.facts["dropped_ml"] == pytest.approx([0.018]) and "1 lesion of 0.0 ml" in note.text
+    (finding,) = note.findings
+    assert finding.code == "lesions-dropped" and "the 2D network found" in finding.cause
+    more = run(chain_of(found, "refine.almost_nothing.min_volume_ml=0.008"))
     assert more.notes["refine"].facts["mode"] == "refined" and not (labels_of(more) == 2).any()
 
 
@@ -529,7 +575,8 @@ def test_a_lesion_in_two_regions_counts_once_and_is_kept_as_a_whole() -> None:
     assert note.facts["kept_ml"] == pytest.approx([16 * 4 * 0.003]) and not note.findings
     assert progress.notes["refine"].facts["regions"] == ["right", "left"]
     assert torch.equal(labels_of(progress) == 2, bar)
-    half = "refine.almost_nothing.ml=0.25"
+    assert progress.notes["refine"].facts["dropped"] == 0, "the right region keeps what touches it"
+    half = "refine.almost_nothing.min_volume_ml=0.25"
     searched = run(chain_of(with_lesions(tumour=bar, refine=bar), *settings, half))
     assert searched.notes["refine"].facts["mode"] == "searched", "0.19 ml, not twice as much"
 
@@ -658,7 +705,7 @@ def test_a_newborns_two_small_kidneys_are_normal_by_our_threshold_not_by_the_pap
     assert len(kidneys) == 2 and all(5 < each.volume_ml < 18.3 for each in kidneys)
     assert subject.body.radius_mm < 75
     steps, facts = {}, {}
-    for name, settings in {"ours": (), "paper": ("kidney.voxels=10000",)}.items():
+    for name, settings in {"ours": (), "paper": ("kidney.min_voxels=10000",)}.items():
         config = config_with("spacing_mm=[3,0.7816,0.7816]", "correct.size=[32,128]", *settings)
         chain = method_of(config).chain(subject, by_truth=True)
         progress = advance(subject.image, [chain.coarse(), *chain.corrections()])

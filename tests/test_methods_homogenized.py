@@ -56,7 +56,7 @@ from kidseg.methods.homogenized.reference import (
 )
 from kidseg.methods.homogenized.scene import MASKS, Scene
 from kidseg.methods.homogenized.system_a import Homogenized
-from kidseg.nets import build
+from kidseg.nets import PlannedUNet, build
 from kidseg.nets.stn import CROP_OUTPUTS, pose_outputs
 from kidseg.pipeline import advance
 from kidseg.stage import Stage, TrainStep
@@ -173,7 +173,7 @@ def test_moments_put_a_patient_upright_and_in_size(cohort: Cohort) -> None:
         grid = start_of(subject, POSE, reference)
         pose = in_plane_pose(grid, subject.image.grid)
         assert float(pose.angle_rad[0]) == pytest.approx(patient.angle_rad, abs=math.radians(2))
-        width = float(grid.spacing_mm[0, 2]) * 48 * POSE.fill  # type: ignore[operator]
+        width = float(grid.spacing_mm[0, 2]) * 48 * POSE.body_width  # type: ignore[operator]
         assert width / 2 == pytest.approx(90 * patient.size, rel=0.05)
     identity = start_of(cohort.training[0], replace(POSE, start="identity"), reference)
     assert identity.same_as(base_of(cohort.training[0]))
@@ -287,7 +287,7 @@ def test_a_bad_correction_is_discarded_and_the_start_kept_exactly(
 ) -> None:
     """Turned by 86 degrees, shrunk by half, shifted by a quarter of the image."""
     reference, subject = adopted(cohort), cohort.validation[0]
-    config = replace(POSE, mirrored=False)
+    config = replace(POSE, flip=False)
     pose = transformer(constant(bias), reference, config)
     start = pose.start(subject)
     assert torch.equal(located(pose, subject).mm_from_index, start.mm_from_index)
@@ -303,7 +303,7 @@ def test_a_good_correction_is_kept_as_the_network_gives_it(
     reference = adopted(cohort)
     subject = turned(cohort.validation[1], angle_deg, 1.0, (0.0, 0.0))
     net = constant([-math.radians(angle_deg), 0, 0, 0, 0])
-    config = replace(POSE, iterations=1, mirrored=False)
+    config = replace(POSE, iterations=1, flip=False)
     with torch.no_grad():
         kept, free = (
             located(transformer(net, reference, replace(config, only_better=only)), subject)
@@ -320,7 +320,7 @@ def test_of_several_corrections_the_best_is_kept(cohort: Cohort) -> None:
     subject = turned(cohort.validation[1], 9.0, 1.0, (0.0, 0.0))
     net = constant([-math.radians(9.0), 0, 0, 0, 0])
     once, thrice = (
-        located(transformer(net, reference, replace(POSE, iterations=n, mirrored=False)), subject)
+        located(transformer(net, reference, replace(POSE, iterations=n, flip=False)), subject)
         for n in (1, 3)
     )
     assert torch.equal(once.mm_from_index, thrice.mm_from_index)
@@ -339,7 +339,7 @@ def test_a_patient_without_a_body_keeps_its_start(cohort: Cohort) -> None:
 def test_slices_with_their_own_poses_are_not_chosen_from(cohort: Cohort) -> None:
     """Training end to end is differentiable: `only_better` is of whole patients."""
     reference, subject = adopted(cohort), cohort.validation[0]
-    net, config = constant([1.5, 0, 0, 0, 0]), replace(POSE, per="slice", mirrored=False)
+    net, config = constant([1.5, 0, 0, 0, 0]), replace(POSE, per="slice", flip=False)
     first, second = (
         located(transformer(net, reference, replace(config, only_better=only)), subject)
         for only in (True, False)
@@ -595,7 +595,7 @@ def test_trained_together_they_look_where_they_will_at_inference(
     cohort: Cohort, mirrored: bool
 ) -> None:
     """In mirror images too, if they are to, and to the same precision: it is one chain."""
-    method = built(cohort, replace(CONFIG, pose=replace(CONFIG.pose, mirrored=mirrored)), seed=3)
+    method = built(cohort, replace(CONFIG, pose=replace(CONFIG.pose, flip=mirrored)), seed=3)
     for name in ("pose", "crop"):
         last = list(method.parts[name].parameters())[-2]
         torch.nn.init.normal_(last, std=1.0, generator=torch.Generator().manual_seed(0))
@@ -612,10 +612,10 @@ def test_trained_together_they_look_where_they_will_at_inference(
 
 
 def test_a_mirror_image_in_a_joint_batch_has_the_mirrored_pose(cohort: Cohort) -> None:
-    """Where `mirrored` is set, with any weights; where it is not, the network sees one side."""
+    """Where `flip` is set, with any weights; where it is not, the network sees one side."""
     angles = {}
     for mirrored in (True, False):
-        config = replace(CONFIG, crop=None, pose=replace(CONFIG.pose, mirrored=mirrored))
+        config = replace(CONFIG, crop=None, pose=replace(CONFIG.pose, flip=mirrored))
         method = built(cohort, config, seed=3)
         last = list(method.parts["pose"].parameters())[-2]
         torch.nn.init.normal_(last, std=1.0, generator=torch.Generator().manual_seed(0))
@@ -725,6 +725,17 @@ def test_the_papers_supervision_reaches_the_loss(cohort: Cohort) -> None:
         segment.net.train()
         values.append(loss_of(segment))
     assert values[0] / values[1] == pytest.approx(1.75, rel=0.15)
+
+
+@pytest.mark.parametrize("supervision", ["paper", "normalised"])
+def test_the_u_net_may_be_that_of_the_plan(cohort: Cohort, supervision: str) -> None:
+    unet = UNetConfig(architecture="plan", features=4, max_features=8)
+    method = built(cohort, replace(AFTERWARDS, supervision=supervision, unet=unet))
+    assert isinstance(method.parts["segment"], PlannedUNet)
+    _, segment = method.stages(cohort)
+    segment.net.train()
+    losses_of(segment)["loss"].backward()  # type: ignore[no-untyped-call]
+    assert all(weight.grad is not None for weight in segment.net.parameters())
 
 
 @pytest.mark.parametrize("space", ["original", "network"])

@@ -199,7 +199,7 @@ def test_the_pose_of_a_mirror_image_is_the_mirrored_pose(cohort: Cohort) -> None
     assert (poses[0].scale - poses[1].scale).abs().max() < 2e-3
     mirror = torch.tensor([-1.0, 1.0])
     assert (poses[0].shift_mm - poses[1].shift_mm * mirror).abs().max() < 0.3
-    one_sided = replace(both_sided, config=replace(config, mirrored=False))
+    one_sided = replace(both_sided, config=replace(config, flip=False))
     other = [one_sided.locate(one_sided.scene(s)) for s in (subject, flipped)]
     angles = [in_plane_pose(g, subject.image.grid).angle_rad for g in other]
     assert (angles[0] + angles[1]).abs().max() > 5e-3, "without the mirror, it is not so"

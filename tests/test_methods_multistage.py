@@ -285,11 +285,11 @@ def test_small_components_of_stage_1_are_dropped_and_said() -> None:
     """A speck of 0.64 ml on its grid; the threshold is in ml of an adult, or in voxels."""
     image, _ = patient(*KINDS["single"], (SPECK, 0))
     for kidneys, dropped in (
-        (PostprocessConfig(least_ml=0.0), 0),
-        (PostprocessConfig(least_voxels=1), 0),
-        (PostprocessConfig(least_voxels=2), 1),
+        (PostprocessConfig(min_volume_ml=0.0), 0),
+        (PostprocessConfig(min_voxels=1), 0),
+        (PostprocessConfig(min_voxels=2), 1),
     ):
-        config = replace(CONFIG, kidneys=kidneys, postprocess=PostprocessConfig(least_ml=0.0))
+        config = replace(CONFIG, kidneys=kidneys, postprocess=PostprocessConfig(min_volume_ml=0.0))
         result = segmented(method_of(config), image)
         said = result.facts["notes"]["kidneys"]
         assert said["dropped"]["count"] == dropped
@@ -300,11 +300,11 @@ def test_small_components_of_stage_1_are_dropped_and_said() -> None:
 
 def test_where_all_components_are_small_nothing_is_found_and_the_reason_is_said() -> None:
     image, _ = patient(*KINDS["single"])
-    config = replace(CONFIG, kidneys=PostprocessConfig(least_voxels=100_000))
+    config = replace(CONFIG, kidneys=PostprocessConfig(min_voxels=100_000))
     result = segmented(method_of(config), image)
     assert not result.labels.data.any()
     (finding,) = (each for each in result.findings if each.code == "no-kidney-region")
-    assert "its largest component" in finding.cause and "kidneys.least_ml" in finding.next_step
+    assert "its largest component" in finding.cause and "kidneys.min_volume_ml" in finding.next_step
     assert result.facts["notes"]["kidneys"]["dropped"]["count"] == 1
 
 
@@ -313,7 +313,7 @@ def test_small_components_of_stage_2_are_dropped_and_said() -> None:
     beside: Box = (slice(6, 7), slice(26, 27), slice(54, 55))
     image, _ = patient(((slice(3, 10), slice(16, 24), slice(44, 52)), 1), (beside, 0))
     for voxels, count in ((1, 0), (2, 1)):
-        config = replace(CONFIG, postprocess=PostprocessConfig(least_voxels=voxels))
+        config = replace(CONFIG, postprocess=PostprocessConfig(min_voxels=voxels))
         result = segmented(method_of(config, resnet=Constant(0.5, 0.3, 0.2)), image)
         said = result.facts["notes"]["resunet"]
         assert said["dropped"]["count"] == count and ("dropped" in said["text"]) == bool(count)
@@ -344,7 +344,7 @@ def test_the_ensemble_is_the_mean_probability() -> None:
 def test_every_network_sees_the_mirror_image_if_told(flip: bool) -> None:
     """A slope and its mirror image are the same on both sides."""
     nets = {name: Sloped() for name in NETS}
-    config = replace(CONFIG, test_time_flip=flip, kidneys=PostprocessConfig(least_ml=0.0))
+    config = replace(CONFIG, test_time_flip=flip, kidneys=PostprocessConfig(min_volume_ml=0.0))
     subject = subject_of("two")
     steps = advance(subject.image, method_of(config, **nets).steps(subject)).steps
     for name in ("coarse", "resunet", "resnet"):

@@ -15,17 +15,17 @@ from kidseg.cohort.cohort import Cohort
 from kidseg.cohort.items import draw
 from kidseg.cohort.place import Place
 from kidseg.cohort.subject import Subject
-from kidseg.config import TurnConfig
+from kidseg.config import SliceAugmentationConfig
 from kidseg.device import choose_device
 from kidseg.geometry import Grid, in_plane_pose, resample
 from kidseg.labels import KIDNEY_TUMOUR, KIDNEY_TUMOUR_CYST, LabelSchema
-from kidseg.methods.multistage.balanced import BalancedSlices, groups_of, slice_index, turned
+from kidseg.methods.multistage.balanced import BalancedSlices, augmented, groups_of, slice_index
 from kidseg.pipeline import Planes
 from kidseg.stage import TrainStep
 
 CPU = choose_device("cpu", "fp32")
 GRID = Grid.from_spacing((1, 20, 30), (3.0, 1.5, 2.0))
-NEVER = TurnConfig(rotated_share=0.0, flipped_share=0.0)
+NEVER = SliceAugmentationConfig(rotated_share=0.0, flipped_share=0.0)
 NOW = TrainStep(seed=0, epoch=0, step=0)
 
 
@@ -81,9 +81,9 @@ def test_labels_by_meaning() -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_a_turn_is_a_rotation_a_flip_and_a_centre(seed: int) -> None:
     """About the centre of the grid, within the limits; each as often as told."""
-    config = TurnConfig(rotation_deg=30.0, cropped_share=1.0, least_centre=0.7)
-    mirrored = turned(GRID, replace(config, flipped_share=1.0), np.random.default_rng(seed))
-    plain = turned(GRID, replace(config, flipped_share=0.0), np.random.default_rng(seed))
+    config = SliceAugmentationConfig(rotation_deg=30.0, cropped_share=1.0, min_centre=0.7)
+    mirrored = augmented(GRID, replace(config, flipped_share=1.0), np.random.default_rng(seed))
+    plain = augmented(GRID, replace(config, flipped_share=0.0), np.random.default_rng(seed))
     for grid in (mirrored, plain):
         torch.testing.assert_close(grid.centre_mm, GRID.centre_mm)
     pose = in_plane_pose(plain, GRID)
@@ -93,13 +93,13 @@ def test_a_turn_is_a_rotation_a_flip_and_a_centre(seed: int) -> None:
     # A mirrored grid reads its columns from the other end.
     last = GRID.shape[2] - 1
     torch.testing.assert_close(mirrored.mm((0, 3, 0)), plain.mm((0, 3, last)))
-    assert turned(GRID, NEVER, np.random.default_rng(seed)).same_as(GRID)
+    assert augmented(GRID, NEVER, np.random.default_rng(seed)).same_as(GRID)
 
 
 def test_turns_are_as_frequent_as_told() -> None:
     random = np.random.default_rng(0)
-    config = TurnConfig(rotated_share=0.0, flipped_share=0.5, cropped_share=0.66)
-    grids = [turned(GRID, config, random) for _ in range(400)]
+    config = SliceAugmentationConfig(rotated_share=0.0, flipped_share=0.5, cropped_share=0.66)
+    grids = [augmented(GRID, config, random) for _ in range(400)]
     steps = torch.stack([grid.mm_from_index[0, 2] for grid in grids])
     flipped = float((steps > 0).double().mean())  # columns lead to the left, x to the right
     cropped = float((steps.abs() < 2.0 - 1e-9).double().mean())
@@ -110,7 +110,9 @@ def view_of(subject: Subject) -> Planes:
     return Planes(scalings=[subject.scalings], padding=PLAN.padding, device=CPU, reach=2)
 
 
-def batches(cohort: Cohort, turn: TurnConfig, sides: tuple[int, int] = (32, 32)) -> BalancedSlices:
+def batches(
+    cohort: Cohort, augmentation: SliceAugmentationConfig, sides: tuple[int, int] = (32, 32)
+) -> BalancedSlices:
     """Places of 32 pixels; the second case's of `sides`."""
     grids = [
         subject.image.grid.crop((0, 32 - rows // 2, 32 - columns // 2), (8, rows, columns))
@@ -122,7 +124,7 @@ def batches(cohort: Cohort, turn: TurnConfig, sides: tuple[int, int] = (32, 32))
         places=places,
         index=slice_index(places, background=True),
         view=view_of,
-        turn=turn,
+        augmentation=augmentation,
         batch_size=6,
         multiple=8,
     )
@@ -140,7 +142,7 @@ def shown(cohort: Cohort, name: str) -> tuple[Tensor, Tensor]:
 
 def test_only_slices_with_tumour_are_turned() -> None:
     cohort = make_cohort(2, 1)
-    plain, all_turned = batches(cohort, NEVER)(NOW), batches(cohort, TurnConfig())(NOW)
+    plain, all_turned = batches(cohort, NEVER)(NOW), batches(cohort, SliceAugmentationConfig())(NOW)
     assert plain.names == all_turned.names
     kinds = set()
     for row, name in enumerate(plain.names):
@@ -157,7 +159,7 @@ def test_only_slices_with_tumour_are_turned() -> None:
 
 def test_batches_are_of_the_step_and_split_over_processes() -> None:
     """Also with places of several sizes, which are extended to the largest of the whole batch."""
-    create = batches(make_cohort(2, 1), TurnConfig(), (36, 44))
+    create = batches(make_cohort(2, 1), SliceAugmentationConfig(), (36, 44))
     whole = create(NOW)
     assert whole.image.shape[2:] == (40, 48), "multiples of 8"
     for rank in range(2):

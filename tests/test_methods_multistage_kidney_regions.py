@@ -122,7 +122,7 @@ def test_small_components_become_certain_background() -> None:
     labels = torch.zeros(COARSE.shape, dtype=torch.uint8)
     labels[LEFT], labels[9, 0, 0], labels[5, 19, 29] = 1, 2, 2
     probable = sure(labels)
-    for config, count in ((PostprocessConfig(), 1), (PostprocessConfig(least_voxels=2), 2)):
+    for config, count in ((PostprocessConfig(), 1), (PostprocessConfig(min_voxels=2), 2)):
         clean, removed = without_small(probable, TARGET, config, 0.1)
         assert len(removed) == count, "one in the last slice stays, unless voxels are counted"
         assert clean.data[:, 5, 19, 29].tolist() == [1.0, 0.0, 0.0]

@@ -9,7 +9,10 @@ import pytest
 import torch
 
 from kidseg import nets
+from kidseg.config import METHODS, UNetConfig, load
+from kidseg.errors import UsageError
 from kidseg.losses import segmentation_loss
+from kidseg.plan.rules import _topology
 from kidseg.topology import ResidualTopology, Topology
 
 FLAT = Topology(
@@ -201,3 +204,26 @@ def test_it_learns_a_volume_by_heart() -> None:
     with torch.no_grad():
         found = net.eval()(image)[0].argmax(1)
     assert 2 * (found * labels).sum() / (found.sum() + labels.sum()) > 0.95
+
+
+# ---- in place of the U-Net of slice-wise methods -----------------------------------------------
+
+
+@pytest.mark.parametrize("side", [16, 64, 96, 112, 160, 256, 512])
+def test_the_u_net_of_slices_may_be_that_of_the_plans_rules(side: int) -> None:
+    config = UNetConfig(architecture="plan").sized(side)
+    planned, patch = _topology((0.7, 0.7), (side, side))
+    assert config.planned == planned and patch == (side, side)
+    assert (config.multiple, config.multiple) == planned.divisors
+    net = nets.build(UNetConfig(architecture="plan", size=side, features=2), 1, 3)
+    assert isinstance(net, nets.PlannedUNet) and len(net.heads) == config.supervised + 1
+
+
+@pytest.mark.parametrize("method", ["plain", "homogenized"])
+def test_sides_that_it_cannot_halve_are_refused(method: str) -> None:
+    kind = METHODS[method]
+    load(kind, overrides=["unet.architecture=plan", "view.size=96"])
+    with pytest.raises(UsageError, match="halves a side of 100 pixels until it has 4 to 7"):
+        load(kind, overrides=["unet.architecture=plan", "view.size=100"])
+    with pytest.raises(UsageError, match="'plain3d'"):
+        load(kind, overrides=["unet.architecture=plan", "unet.dimensions=3"])

@@ -98,7 +98,7 @@ def test_first_weights() -> None:
     normal = made(features=32, max_features=64)
     kernel = normal.decode[0][0].first.weight.detach()
     assert float(kernel.abs().max()) <= 0.2 and 0.085 < float(kernel.std()) < 0.091
-    uniform = made(features=32, max_features=64, start="he_uniform")
+    uniform = made(features=32, max_features=64, init="he_uniform")
     kernel = uniform.decode[0][0].first.weight.detach()
     limit = (6 / (64 * 9)) ** 0.5
     assert 0.98 * limit < float(kernel.abs().max()) <= limit

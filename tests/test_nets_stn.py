@@ -53,6 +53,13 @@ def test_shape_and_weights_by_hand(size: int, head: str) -> None:
     assert weights(net) == convolutions + (10 * side**2 + 1) * 12 + (12 + 1) * 7 + (7 + 1) * 5
 
 
+def test_there_may_be_a_single_hidden_layer() -> None:
+    """The other reading of "2 fully convolutional layers": one, and that of the outputs."""
+    net = nets.build(LocalizerConfig(size=64, hidden=(12,)), 2, 5)
+    assert len([layer for layer in net.head if hasattr(layer, "weight")]) == 2
+    assert net(torch.zeros(3, 2, 64, 64)).shape == (3, 5)
+
+
 def test_the_papers_dense_head_has_157_million_weights_at_512() -> None:
     """10 maps of 128 x 128 pixels into 960 units."""
     with torch.device("meta"):
@@ -80,6 +87,7 @@ def test_another_size_is_refused() -> None:
         ({"kernels": (6, 5)}, "odd"),
         ({"maps": (0, 10)}, "at least 1"),
         ({"hidden": (32, 0)}, "at least 1"),
+        ({"hidden": ()}, "hidden"),
         ({"size": 96, "pooled": 16}, "must divide a quarter of size, 24"),
         ({"scale_limit": 1.0}, "greater than 1"),
         ({"head": "wide"}, "head"),
@@ -270,7 +278,7 @@ def test_an_oblong_box_becomes_the_square_of_its_mean_side() -> None:
 
 def allowed(crop: Crop, config: LocalizerConfig) -> bool:
     inside = (crop.centre.abs() + crop.half <= 1 + 1e-6).all()
-    sized = (crop.half >= config.least_side - 1e-6).all() and (crop.half <= 1 + 1e-6).all()
+    sized = (crop.half >= config.min_side - 1e-6).all() and (crop.half <= 1 + 1e-6).all()
     square = not config.square or torch.equal(crop.half[:, 0], crop.half[:, 1])
     return bool(inside and sized and square)
 
@@ -280,7 +288,7 @@ def allowed(crop: Crop, config: LocalizerConfig) -> bool:
 def test_boxes_stay_inside_and_large_enough(
     values: list[float], square: bool, least: float
 ) -> None:
-    config = LocalizerConfig(square=square, least_side=least)
+    config = LocalizerConfig(square=square, min_side=least)
     crop = crop_from(torch.tensor([values]), config)
     assert allowed(crop, config)
     assert allowed(widened(crop, config), config)

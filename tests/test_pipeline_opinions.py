@@ -145,7 +145,7 @@ def test_a_mirrored_image_is_a_second_opinion(kind: str) -> None:
 def test_small_pieces_that_are_dropped_leave_the_opinions() -> None:
     data = where(*([1] * 9), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2).data
     found = Predicted(data, GRID, ((1.0, 2.0), (3.0, 4.0)))
-    kept, removed = without_small(found, TWO, PostprocessConfig(least_voxels=3), 0.05)
+    kept, removed = without_small(found, TWO, PostprocessConfig(min_voxels=3), 0.05)
     assert len(removed) == 1 and isinstance(kept, Predicted) and kept.rows == found.rows
 
 

@@ -120,12 +120,12 @@ def test_pieces_are_plain_numbers() -> None:
 
 
 def test_a_threshold_in_voxels_is_of_a_grid_and_of_a_body_of_any_size() -> None:
-    config = PostprocessConfig(least_voxels=9)
+    config = PostprocessConfig(min_voxels=9)
     for radius in (None, math.nan, 55.0, 150.0):
         assert min_volume_ml(config, radius, 0.01) == pytest.approx(0.09)
     labels = labels_of((SMALL, 1), ((slice(0, 2), slice(0, 2), slice(0, 2)), 2))
     for voxels, count in ((8, 0), (9, 2)):
-        least = min_volume_ml(PostprocessConfig(least_voxels=voxels), None, 0.01)
+        least = min_volume_ml(PostprocessConfig(min_voxels=voxels), None, 0.01)
         assert len(remove_small(labels, least, keep_ends=False)[1]) == count
     assert len(remove_small(labels, 0.09)[1]) == 1, "one reaches the first slice"
 

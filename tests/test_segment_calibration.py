@@ -94,7 +94,7 @@ def test_a_decision_is_that_of_the_weighted_probabilities(model: Path, tmp_path:
     """By hand, on the grid of the network; without postprocessing."""
     decision = {"background": 0.2, "tumour": 3.0}
     config = load_model(model).header["config"]
-    config = {**config, "postprocess": {**config["postprocess"], "least_ml": 0.0}}
+    config = {**config, "postprocess": {**config["postprocess"], "min_volume_ml": 0.0}}
     plain = with_header(model, tmp_path / "a.safetensors", config=config)
     changed = with_header(model, tmp_path / "b.safetensors", config=config, decision=decision)
     scan = make_ellipse_patient(7).image

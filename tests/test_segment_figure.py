@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from cohorts import TARGET
 from commands import call_cli
@@ -29,7 +31,7 @@ from kidseg.segment.figure import (
     representative_slice,
     step_panels,
 )
-from kidseg.segment.figure_title import title_of
+from kidseg.segment.figure_title import TITLE_POINTS, title_of, wrapped
 from kidseg.segment.removal import Decided
 from kidseg.train import Setup, train
 from test_segment import SETTINGS, labels_of
@@ -214,6 +216,24 @@ def test_what_the_steps_decided_stands_in_the_title(predictor: Predictor) -> Non
     lines = title_of("a", patient.image, result, KIDNEY_TUMOUR, 3).splitlines()
     assert lines[0] == "a, slice 4 of 8"
     assert "correct: 3 kidneys: abnormal" in lines and "fine: left 9 ml" in lines
+
+
+def test_a_long_title_is_no_wider_than_the_figure() -> None:
+    """Drawn, in the narrowest figure and in the widest."""
+    long = (
+        "correct: 4 kidneys of at least 18.3 ml: not 2, so abnormal; 3 smaller parts left out, 12.0"
+        " ml in all; did not see 24.0 ml of 1 kidney; further from 2 than the 1 of the step before"
+    )
+    for inches in (5.4, 16.2):
+        title = wrapped(f"a, slice 1 of 2\n{long} {long}\nfine: left", inches)
+        assert title.split() == f"a, slice 1 of 2 {long} {long} fine: left".split()
+        assert title.startswith("a, slice 1 of 2\n") and title.endswith("\nfine: left")
+        figure = Figure(figsize=(inches, 3))
+        drawn = figure.suptitle(title, fontsize=TITLE_POINTS)
+        renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
+        width = drawn.get_window_extent(renderer).width / figure.dpi
+        assert inches / 2 < width < inches
+    assert wrapped("", 5.4) == ""
 
 
 def test_a_figure_per_scan(data: Path, predictor: Predictor, tmp_path: Path) -> None:

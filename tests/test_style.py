@@ -17,7 +17,7 @@ QUIET = StyleConfig(
     zoom=(1.0, 1.0),
     stretch=0,
     shift_mm=0,
-    mirror=False,
+    flip=False,
     gain=0,
     offset_hu=0,
     tone=0,
@@ -99,7 +99,7 @@ def test_processes_share_the_batch_of_one() -> None:
 
 
 def test_pose_stays_in_its_ranges_and_keeps_the_slices() -> None:
-    config = StyleConfig(rotation_deg=15, zoom=(0.8, 1.25), stretch=0.0, shift_mm=20, mirror=False)
+    config = StyleConfig(rotation_deg=15, zoom=(0.8, 1.25), stretch=0.0, shift_mm=20, flip=False)
     grid = _grid(64)
     moved = styled_grid(grid, draw_styles(config, STEP, 64, 2))
     pose = in_plane_pose(moved, grid)

@@ -148,7 +148,12 @@ def test_a_model_keeps_its_reference_and_its_depth(tmp_path: Path) -> None:
             resolve(Setup(start=file, **asked))
         assert error.value.code == "reference-of-model"
     # Other masks or slices of it would be those of another patient.
-    for setting in ("levels=8", "target=body", "reference_mode=slice", "localizer.size=64"):
+    for setting in (
+        "reference_slices=8",
+        "target=body",
+        "reference_mode=slice",
+        "localizer.size=64",
+    ):
         name = f"pose.{setting.partition('=')[0]}".replace(".", r"\.")
         with pytest.raises(UsageError, match=rf"keeps its reference.* {name} would need") as error:
             resolve(Setup(start=file, overrides=[f"pose.{setting}"]))

@@ -90,11 +90,11 @@ def min_volume_ml(
         config: threshold for an adult, or in voxels.
         body_radius_mm: geometric mean of the body's semi-axes; None or NaN if there is no body:
             nothing is removed then, unless the threshold is in voxels.
-        voxel_ml: volume of the voxels that `least_voxels` counts.
+        voxel_ml: volume of the voxels that `min_voxels` counts.
     """
-    if config.least_voxels is not None:
-        return config.least_voxels * voxel_ml
-    return config.least_ml * _share_of_adult(config, body_radius_mm)
+    if config.min_voxels is not None:
+        return config.min_voxels * voxel_ml
+    return config.min_volume_ml * _share_of_adult(config, body_radius_mm)
 
 
 def lone_tumours(

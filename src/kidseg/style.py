@@ -107,7 +107,7 @@ def draw_styles(config: StyleConfig, step: TrainStep, count: int, labels: int) -
     stretch = np.exp(uniform(-half, half))
     least, most = config.zoom
     zoom = np.exp(uniform(math.log(least), math.log(most)))
-    flip = np.where(config.mirror & (uniform(0, 1) < 0.5), -1.0, 1.0)
+    flip = np.where(config.flip & (uniform(0, 1) < 0.5), -1.0, 1.0)
     kits = uniform(0, 1) < _KITS_SHARE
     clipped = uniform(0, 1) < config.window_share
     low = np.where(kits, _KITS_WINDOW_HU[0], uniform(*_WINDOW_LOW_HU))

@@ -28,7 +28,7 @@ from kidseg.config.methods import (
     PostprocessConfig,
     ViewConfig,
 )
-from kidseg.config.multistage import MultistageConfig, StagedNetConfig, TurnConfig
+from kidseg.config.multistage import MultistageConfig, SliceAugmentationConfig, StagedNetConfig
 from kidseg.config.networks import LocalizerConfig, ResidualConfig, UNetConfig
 from kidseg.config.nnunet_settings import NnUnetConfig, ResizingConfig
 from kidseg.config.phantom import KidneyForm, PhantomConfig, Phase
@@ -62,6 +62,7 @@ __all__ = [
     "RefineConfig",
     "ResidualConfig",
     "ResizingConfig",
+    "SliceAugmentationConfig",
     "StageConfig",
     "StagedNetConfig",
     "StudyCommonConfig",
@@ -71,7 +72,6 @@ __all__ = [
     "StyleConfig",
     "ThresholdConfig",
     "TumourConfig",
-    "TurnConfig",
     "UNetConfig",
     "ViewConfig",
     "dump",

@@ -34,14 +34,14 @@ _UNET = UNetConfig(size=128, supervised_to=128)
 class ThresholdConfig:
     """A volume that counts, for the size of the body."""
 
-    ml: float = Field(default=18.3, ge=0)
+    min_volume_ml: float = Field(default=18.3, ge=0)
     """In a body of `body_radius_mm`; scaled with the cube of the body's radius if it is smaller.
     Without a body (no CT), as it is.
     """
     body_radius_mm: float = Field(default=150.0, gt=0)
     """Geometric mean of the semi-axes of an adult's trunk."""
-    voxels: int | None = Field(default=None, ge=0)
-    """So many voxels of `spacing_mm` in a body of any size, in place of `ml`. None: `ml`."""
+    min_voxels: int | None = Field(default=None, ge=0)
+    """So many voxels of `spacing_mm`, in a body of any size. None: `min_volume_ml` instead."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -126,7 +126,7 @@ class RefineConfig:
 
     size: int = Field(default=160, ge=2)
     """Pixels along each side of a training slice, around the middle of the region."""
-    almost_nothing: ThresholdConfig = ThresholdConfig(ml=0.5)
+    almost_nothing: ThresholdConfig = ThresholdConfig(min_volume_ml=0.5)
     """If the 3D network found less than this in all regions, the 2D network searches in them."""
     inside: Literal["lesion", "box"] = "lesion"
     """Where the 2D network refines otherwise: inside each "lesion" that the 3D network found, or

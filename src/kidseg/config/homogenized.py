@@ -37,7 +37,7 @@ class PoseConfig:
         optimizer=OptimizerConfig(name="adam", learning_rate=1e-3, weight_decay=0.0),
     )
     """Training of the network."""
-    fill: float | None = Field(default=0.85, gt=0, le=1)
+    body_width: float | None = Field(default=0.85, gt=0, le=1)
     """Width of the reference's body as a fraction of the field of view. None: keeps the field of
     the base grid (the paper's).
     """
@@ -53,7 +53,7 @@ class PoseConfig:
     """With "slice", all slices are compared with the reference's slice at kidney level; with
     "volume", with the slice at the same relative height in the labelled region.
     """
-    levels: int = Field(default=32, ge=1)
+    reference_slices: int = Field(default=32, ge=1)
     """Number of slices in a reference volume."""
     iterations: int = Field(default=2, ge=1)
     """Number of corrections at inference."""
@@ -79,7 +79,7 @@ class PoseConfig:
     loss_scale: float = Field(default=1.0, gt=0)
     """Factor of the overlap losses; with plain gradient descent, of its steps. The paper's is 100.
     """
-    mirrored: bool = True
+    flip: bool = True
     """Also use flipped images: at random in training, both at inference."""
     jitter_deg: float = Field(default=15.0, ge=0)
     """Maximum random rotation of the initial pose in training."""

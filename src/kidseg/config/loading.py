@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from kidseg.config.catalogue import METHODS
 from kidseg.config.phantom import PhantomConfig
 from kidseg.config.problems import find_problems, next_step_of
+from kidseg.config.renamed import with_new_names
 from kidseg.errors import InputError, UsageError
 from kidseg.registry import PRESETS, presets
 
@@ -53,14 +54,16 @@ def load(
     base: Mapping[str, Any] | None = None,
     file: Path | None = None,
     overrides: Sequence[str] = (),
+    stored: bool = False,
 ) -> Config:
     """Build a configuration from defaults, a preset, a TOML file and overrides, in this order.
 
     Args:
         kind: the dataclass, for example `PhantomConfig`.
-        base: the settings of a `preset`.
+        base: the settings of a `preset`, or of a model; names of earlier versions are read.
         file: a TOML file; tables are nested dataclasses.
         overrides: "a.b=3"; the value is parsed as TOML, or taken as text if that fails.
+        stored: `file` was written by `dump`, so that names of earlier versions are read there, too.
 
     TOML has no null; "null" stands for None, in files and overrides.
 
@@ -68,7 +71,8 @@ def load(
         InputError: "unreadable"; "not-toml": not TOML, or not UTF-8.
         UsageError: an unknown key, a value of the wrong type or out of range.
     """
-    data = _merged(base or {}, {} if file is None else _read_toml(file))
+    given = {} if file is None else _read_toml(file)
+    data = _merged(with_new_names(base or {}), with_new_names(given) if stored else given)
     for override in overrides:
         key, found, text = override.partition("=")
         if not found or not key.strip():

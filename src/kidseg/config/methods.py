@@ -38,7 +38,7 @@ class ViewConfig:
     """
     bone_hu: float = 220.0
     """Voxels above this value in HU inside the body are bone (or contrast medium)."""
-    bone_least_ml: float = Field(default=0.5, ge=0)
+    bone_min_volume_ml: float = Field(default=0.5, ge=0)
     """Components of bone below this volume are removed; for the size of an adult's body."""
     bone_blur_mm: float = Field(default=4.0, ge=0)
     """SD of the in-plane Gaussian blur of the bone mask, so that masks that do not overlap still
@@ -96,15 +96,15 @@ class CohortConfig:
 class PostprocessConfig:
     """Removal of components that are no kidney or tumour from a segmentation."""
 
-    least_ml: float = Field(default=3.0, ge=0)
+    min_volume_ml: float = Field(default=3.0, ge=0)
     """Components (of all labels together) below this volume are removed, in a body of
     `body_radius_mm`; scaled with the cube of the body's radius. 0 removes nothing.
     """
     body_radius_mm: float = Field(default=150.0, gt=0)
     """Geometric mean of the semi-axes of an adult's trunk."""
-    least_voxels: int | None = Field(default=None, ge=0)
+    min_voxels: int | None = Field(default=None, ge=0)
     """Components of fewer voxels, of the grid on which the network predicted, are removed, in a
-    body of any size, in place of `least_ml`; in the first and last slice, too. None: `least_ml`.
+    body of any size, in the first and last slice, too. None: those below `min_volume_ml` instead.
     """
     lone_tumour_ml: float = Field(default=0.0, ge=0)
     """Components with tumour below this volume, in a body of `body_radius_mm`, are removed if they

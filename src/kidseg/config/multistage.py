@@ -17,11 +17,11 @@ from kidseg.config.methods import (
 from kidseg.config.networks import ResidualConfig, check_batch
 from kidseg.config.stages import OptimizerConfig, StageConfig
 
-__all__ = ["MultistageConfig", "StagedNetConfig", "TurnConfig"]
+__all__ = ["MultistageConfig", "SliceAugmentationConfig", "StagedNetConfig"]
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
-class TurnConfig:
+class SliceAugmentationConfig:
     """Augmentation of slices with tumour; other slices stay as they are."""
 
     rotation_deg: float = Field(default=30.0, ge=0, le=180)
@@ -32,7 +32,7 @@ class TurnConfig:
     """Fraction of the slices that are mirrored left to right."""
     cropped_share: float = Field(default=0.0, ge=0, le=1)
     """Fraction of the slices of which only the centre is shown, enlarged to the full size."""
-    least_centre: float = Field(default=0.7, gt=0, le=1)
+    min_centre: float = Field(default=0.7, gt=0, le=1)
     """Smallest centre that is shown, as a fraction of the side; the largest is 1."""
 
 
@@ -44,7 +44,7 @@ class StagedNetConfig:
     """The architecture."""
     weights: tuple[float, float, float] = (0.3, 1.0, 3.0)
     """Weights of background, kidney (with all other labels) and tumour in the cross entropy."""
-    turn: TurnConfig = TurnConfig()
+    augmentation: SliceAugmentationConfig = SliceAugmentationConfig()
     """Augmentation of slices with tumour."""
     stage: StageConfig = StageConfig(
         epochs=250,
@@ -65,9 +65,9 @@ class StagedNetConfig:
 
 
 _RESNET = StagedNetConfig(
-    net=ResidualConfig(blocks=2, skips="added", dropout=0.5, start="he_uniform"),
+    net=ResidualConfig(blocks=2, skips="added", dropout=0.5, init="he_uniform"),
     weights=(0.2, 0.25, 0.55),
-    turn=TurnConfig(flipped_share=0.0),
+    augmentation=SliceAugmentationConfig(flipped_share=0.0),
     stage=StageConfig(
         epochs=250,
         min_epochs=0,
@@ -108,7 +108,7 @@ class MultistageConfig(MethodConfig):
     """Pixels along each side of the region around a kidney; more where it is larger."""
     postprocess: PostprocessConfig = PostprocessConfig()
     """Removal of small components from what each network of stage 2 found, and from the result."""
-    kidneys: PostprocessConfig = PostprocessConfig(least_ml=9.2)
+    kidneys: PostprocessConfig = PostprocessConfig(min_volume_ml=9.2)
     """Removal of small components from what stage 1 found."""
     regions: Literal["truth", "predicted"] = "truth"
     """Where the networks of stage 2 are trained: around the kidneys of the reference labels, or
@@ -120,7 +120,9 @@ class MultistageConfig(MethodConfig):
     """
     coarse: StagedNetConfig = StagedNetConfig()
     """Stage 1: a Res-UNet that sees full slices."""
-    resunet: StagedNetConfig = StagedNetConfig(turn=TurnConfig(cropped_share=0.66))
+    resunet: StagedNetConfig = StagedNetConfig(
+        augmentation=SliceAugmentationConfig(cropped_share=0.66)
+    )
     """Stage 2: a Res-UNet that sees the region around a kidney."""
     resnet: StagedNetConfig = _RESNET
     """Stage 2: a ResNet that sees the region around a kidney."""

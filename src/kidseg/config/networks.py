@@ -10,8 +10,12 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from kidseg.config.checked import CHECKED
+from kidseg.topology import Topology
 
 __all__ = ["LocalizerConfig", "ResidualConfig", "UNetConfig", "check_batch"]
+
+# Pixels along a side of nnU-Net's deepest level. Source: nnU-Net v2, default_experiment_planner.
+_MIN_PLANNED_SIDE = 4
 
 
 def check_batch(name: str, sides: Sequence[int], multiple: int, batch_size: int) -> None:
@@ -38,6 +42,11 @@ def check_batch(name: str, sides: Sequence[int], multiple: int, batch_size: int)
 class UNetConfig:
     """The segmentation network of the methods "homogenized" and "plain"."""
 
+    architecture: Literal["unet", "plan"] = "unet"
+    """The "unet" that the other settings describe; or the network that nnU-Net would "plan" in 2D
+    for such images: instance norm and leaky ReLU, every skip, 4 to 7 pixels along each side of the
+    deepest level. Of the other settings, only `size`, `features` and `max_features` then count.
+    """
     size: int | None = Field(default=None, ge=2)
     """Side in pixels of the network's own input, from which halvings lead to `bottleneck`. None:
     that side, whatever it is. Another depth is another `bottleneck`; another side is refused for a
@@ -66,7 +75,11 @@ class UNetConfig:
 
     @model_validator(mode="after")
     def _check_depth(self) -> UNetConfig:
+        if self.architecture == "plan" and self.dimensions != 2:
+            raise ValueError("architecture 'plan' is for slices; for volumes there is 'plain3d'")
         if self.size is not None and not self.fits(self.size):
+            if self.architecture == "plan":
+                raise ValueError(_not_planned(self.size))
             raise ValueError(
                 f"halving {self.size} pixels does not reach {self.bottleneck}; "
                 f"size must be {self.bottleneck} times a power of two"
@@ -76,7 +89,9 @@ class UNetConfig:
         return self
 
     def fits(self, side: int) -> bool:
-        """Does halving images of this side reach the bottleneck, at least once?"""
+        """Does halving images of this side reach the deepest level, at least once?"""
+        if self.architecture == "plan":
+            return _planned_multiple(side) > 1 and side % _planned_multiple(side) == 0
         ratio, rest = divmod(side, self.bottleneck)
         return rest == 0 and ratio > 1 and ratio.bit_count() == 1
 
@@ -90,7 +105,7 @@ class UNetConfig:
         Its `size` may be that of other images, and `skips` must not be 32, which counts their
         pixels.
         """
-        if self.size in (None, side) or self.skips == 32:
+        if self.size in (None, side) or self.skips == 32 or self.architecture == "plan":
             return self.sized(side)
         own = {"bottleneck": side // self.multiple, "supervised_to": side >> self.supervised}
         return replace(self, size=side, **own)  # type: ignore[arg-type]
@@ -104,6 +119,8 @@ class UNetConfig:
         """
         if self.dimensions != 2:
             raise ValueError("unet.dimensions must be 2: the network sees slices")
+        if self.size is None and not self.fits(side) and self.architecture == "plan":
+            raise ValueError(_not_planned(side))
         if self.size is None and not self.fits(side):
             possible = [side >> n for n in range(1, side.bit_length()) if side % (1 << n) == 0]
             near = min(possible, key=lambda n: abs(n - self.bottleneck), default=None)
@@ -135,16 +152,46 @@ class UNetConfig:
     @property
     def multiple(self) -> int:
         """Sides of images must be multiples of this."""
+        if self.architecture == "plan":
+            return _planned_multiple(self.side)
         return self.side // self.bottleneck
+
+    @property
+    def planned(self) -> Topology:
+        """The network of architecture "plan".
+
+        Source: nnU-Net v2, network_topology, for square pixels; see `kidseg.plan.rules`.
+        """
+        stages = self.halvings + 1
+        return Topology(
+            features=tuple(min(self.features << k, self.max_features) for k in range(stages)),
+            kernels=((3, 3),) * stages,
+            strides=((1, 1), *((2, 2),) * self.halvings),
+        )
 
     @property
     def supervised(self) -> int:
         """N, the coarsest level with an output: 2 for 128 pixels, 3 for 256, 4 for 512.
 
-        At most the level above the bottleneck; 0, only the finest, for small images.
+        At most the level above the bottleneck; 0, only the finest, for small images. With
+        architecture "plan", all levels but the two coarsest.
         """
+        if self.architecture == "plan":
+            return max(0, self.halvings - 2)
         sides = [self.side >> level for level in range(self.halvings)]
         return max(0, sum(side >= self.supervised_to for side in sides) - 1)
+
+
+def _planned_multiple(side: int) -> int:
+    """nnU-Net halves images while their sides have 8 pixels or more."""
+    return 1 << max(0, (side // _MIN_PLANNED_SIDE).bit_length() - 1)
+
+
+def _not_planned(side: int) -> str:
+    return (
+        f"nnU-Net's network halves a side of {side} pixels until it has {_MIN_PLANNED_SIDE} to"
+        f" {2 * _MIN_PLANNED_SIDE - 1}; make it so many times a power of two"
+    )
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -166,7 +213,7 @@ class ResidualConfig:
     """How the encoder's maps enter the decoder."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Fraction of the values that are dropped in each block in training."""
-    start: Literal["truncated_normal", "he_uniform"] = "truncated_normal"
+    init: Literal["truncated_normal", "he_uniform"] = "truncated_normal"
     """Initial kernels: a "truncated_normal" distribution with SD 0.1, or "he_uniform"."""
 
     @property
@@ -191,8 +238,8 @@ class LocalizerConfig:
     """
     pooled: int = Field(default=16, ge=1)
     """Side of the grid of the "pooled" head; must divide `size / 4` unless it is larger."""
-    hidden: tuple[int, int] = (128, 64)
-    """Units of the two hidden layers."""
+    hidden: tuple[int, ...] = Field(default=(128, 64), min_length=1)
+    """Units of each hidden layer."""
     scales: Literal[1, 2] = 2
     """Scales of a pose: 2 for separate ones along x and y, 1 for a similarity."""
     scale_limit: float = Field(default=2.0, gt=1.0)
@@ -203,7 +250,7 @@ class LocalizerConfig:
     """Angles lie in -limit .. limit."""
     square: bool = True
     """Crops are square (as fractions of the image)."""
-    least_side: float = Field(default=0.25, gt=0.0, le=1.0)
+    min_side: float = Field(default=0.25, gt=0.0, le=1.0)
     """Minimum side of a crop, as a fraction of the image."""
     margin: float = Field(default=0.1, ge=0.0)
     """Enlargement of a crop at inference, as a fraction of its side."""

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+from kidseg.config.renamed import new_name
+
 __all__ = [
     "Problem",
     "children",
@@ -149,6 +151,10 @@ def _problem(
     name, kind = ".".join(keys), error["type"]
     if kind in _UNKNOWN:
         known = tuple(sorted(children(schema, section) or ()))
+        table = keys[-2] if len(keys) > 1 else ""
+        if (now := new_name(table, keys[-1])) in known:
+            text = f"'{name}' is now called '{'.'.join((*keys[:-1], now))}'"
+            return Problem(keys=keys, text=text, known=known)
         near = _nearest(schema, keys, known)
         hint = f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
         return Problem(keys=keys, text=f"unknown key '{name}'{hint}", known=known)

@@ -26,8 +26,8 @@ class StyleConfig:
     """Maximum ratio of width to height, relative to the original, as a logarithm."""
     shift_mm: float = Field(default=30.0, ge=0)
     """Maximum shift along rows and columns."""
-    mirror: bool = True
-    """Mirror left and right in half of the samples."""
+    flip: bool = True
+    """Flip left and right in half of the samples."""
     gain: float = Field(default=0.2, ge=0)
     """Maximum change of the contrast, as a logarithm."""
     offset_hu: float = Field(default=15.0, ge=0)

@@ -289,7 +289,7 @@ def _config(
         mirror_axes=mirror_axes or None,
         test_time_flip=bool(mirror_axes) if mirror is None else mirror,
         resizing=ResizingConfig(**planned.resizing),
-        postprocess=PostprocessConfig(least_ml=0.0),
+        postprocess=PostprocessConfig(min_volume_ml=0.0),
         precision="fp32",
         segment=StageConfig(
             epochs=1000, min_epochs=0, batch_size=configuration.batch_size, steps=250

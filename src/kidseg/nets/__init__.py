@@ -17,7 +17,9 @@ __all__ = ["Localizer", "PlannedUNet", "ResidualUNet", "UNet", "build"]
 
 
 @overload
-def build(config: UNetConfig, in_channels: int, out_channels: int, *, seed: int = 0) -> UNet: ...
+def build(
+    config: UNetConfig, in_channels: int, out_channels: int, *, seed: int = 0
+) -> UNet | PlannedUNet: ...
 @overload
 def build(
     config: Topology, in_channels: int, out_channels: int, *, seed: int = 0
@@ -43,6 +45,8 @@ def build(
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
+        if isinstance(config, UNetConfig) and config.architecture == "plan":
+            config = config.planned
         if isinstance(config, UNetConfig):
             return UNet(config, in_channels, out_channels)
         if isinstance(config, Topology):

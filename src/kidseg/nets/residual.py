@@ -115,7 +115,7 @@ class ResidualUNet(nn.Module):
         )
         self.last = _activation(width[0])
         self.heads = nn.ModuleList([nn.Conv2d(width[0], out_channels, 1)])
-        self.apply(_truncated_normal if config.start == "truncated_normal" else _he_uniform)
+        self.apply(_truncated_normal if config.init == "truncated_normal" else _he_uniform)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Logits [(n, out_channels, rows, columns)] of (n, in_channels, rows, columns).

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ CROP_OUTPUTS = 4
 
 
 class Localizer(nn.Module):
-    """Two blocks of convolution, 2x2 max-pooling and ReLU, then two hidden layers.
+    """Two blocks of convolution, 2x2 max-pooling and ReLU, then hidden layers.
 
     The last layer is initialised with zeros, so an untrained network returns the identity. The
     hidden layers run in float32 even under autocast: an angle needs more than the 8 bits of
@@ -65,16 +66,14 @@ class Localizer(nn.Module):
             nn.Conv2d(channels[k], channels[k + 1], config.kernels[k], padding="same")
             for k in range(2)
         )
-        last = nn.Linear(config.hidden[1], out_channels)
+        last = nn.Linear(config.hidden[-1], out_channels)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
-        self.head = nn.Sequential(
-            nn.Linear(config.maps[1] * config.mapped**2, config.hidden[0]),
-            nn.ReLU(inplace=True),
-            nn.Linear(config.hidden[0], config.hidden[1]),
-            nn.ReLU(inplace=True),
-            last,
-        )
+        widths = (config.maps[1] * config.mapped**2, *config.hidden)
+        self.head = nn.Sequential()
+        for entering, units in pairwise(widths):
+            self.head.append(nn.Linear(entering, units)).append(nn.ReLU(inplace=True))
+        self.head.append(last)
 
     def forward(self, image: Tensor) -> Tensor:
         """Float32 (n, out_channels) of (n, in_channels, size, size).
@@ -176,7 +175,7 @@ def crop_from(outputs: Tensor, config: LocalizerConfig) -> Crop:
 def crop_around(mask: Tensor, config: LocalizerConfig) -> Crop:
     """The smallest allowed box around each mask: the target of the crop.
 
-    It is the extent of the non-zero pixels, made square by its longer side, at least `least_side`,
+    It is the extent of the non-zero pixels, made square by its longer side, at least `min_side`,
     and shifted inside the image.
 
     Args:
@@ -213,7 +212,7 @@ def _bounded(centre: Tensor, half: Tensor, config: LocalizerConfig) -> Crop:
     if config.square:
         half = half.mean(-1, keepdim=True).expand_as(half)
     one = torch.ones_like(half)
-    half = _project(half, config.least_side * one, one)
+    half = _project(half, config.min_side * one, one)
     return Crop(_project(centre, half - 1.0, 1.0 - half), half)
 
 

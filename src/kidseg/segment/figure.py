@@ -28,7 +28,7 @@ from kidseg.report.annotation import (
     place_legend,
     window_text,
 )
-from kidseg.segment.figure_title import title_of
+from kidseg.segment.figure_title import TITLE_POINTS, title_of, wrapped
 from kidseg.segment.predictor import Segmentation
 
 if TYPE_CHECKING:
@@ -182,10 +182,11 @@ def draw_panels(
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    above = 0.3 + 0.2 * len(title.splitlines()) if title else 0.3
     rows = -(-len(panels) // _PANELS_IN_ROW)
     columns = -(-len(panels) // rows)
     width = max(_PANEL_INCHES * columns, 2 * _PANEL_INCHES)
+    title = wrapped(title, width)
+    above = 0.3 + 0.2 * len(title.splitlines()) if title else 0.3
     figure = Figure(figsize=(width, rows * _PANEL_INCHES + above + 0.4), layout="constrained")
     FigureCanvasAgg(figure)
     places = figure.subplots(rows, columns, squeeze=False).ravel()
@@ -207,7 +208,7 @@ def draw_panels(
     note = window_text((panel.window for panel in panels), panels[0].unit)
     place_legend(figure, handles, note, 2 * columns)
     if title:
-        figure.suptitle(title, fontsize=9)
+        figure.suptitle(title, fontsize=TITLE_POINTS)
     with writing(path, overwrite=overwrite) as file:
         figure.savefig(file, format="png", dpi=_PANEL_PIXELS)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 
 from kidseg.cohort.cohort import patient_dice
@@ -11,9 +12,14 @@ from kidseg.geometry import Volume, in_plane_pose
 from kidseg.labels import LabelSchema
 from kidseg.segment.predictor import Segmentation
 
-__all__ = ["pose_text", "title_of"]
+__all__ = ["TITLE_POINTS", "pose_text", "title_of", "wrapped"]
+
+TITLE_POINTS = 9
+"""Size of the title's letters."""
 
 _SAME_SIZE = 0.005
+# Mean width of a letter of matplotlib's font, as a share of its size; of texts it is about 0.54.
+_LETTER = 0.6
 
 
 def title_of(
@@ -43,6 +49,18 @@ def title_of(
         found = [f"{region} {value:.2f}" for region, value in dice.items() if value is not None]
         lines.append(f"Dice over the patient: {', '.join(found) or 'nothing there, nothing found'}")
     return printable("\n".join(lines))
+
+
+def wrapped(title: str, inches: float) -> str:
+    """A title whose lines are broken where they are wider than a figure; it keeps its own lines.
+
+    Args:
+        title: its lines.
+        inches: width of the figure.
+    """
+    letters = int(72 * inches / (_LETTER * TITLE_POINTS))
+    lines = (textwrap.wrap(line, letters) or [""] for line in title.splitlines())
+    return "\n".join(line for parts in lines for line in parts)
 
 
 def _pose_text(scan: Volume, result: Segmentation, k: int) -> list[str]:

@@ -88,5 +88,5 @@ def postprocessed(
     small_ml = min_volume_ml(config, body_radius_mm, voxel_ml)
     lone = lone_tumours(config, body_radius_mm, labels.grid, schema, target)
     kept, tumours = remove_lone_tumours(labels, lone)
-    kept, small = remove_small(kept, small_ml, keep_ends=config.least_voxels is None)
+    kept, small = remove_small(kept, small_ml, keep_ends=config.min_voxels is None)
     return Decided(labels=kept, removed=(*tumours, *small), small_ml=small_ml, lone=lone)

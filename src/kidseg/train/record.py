@@ -248,7 +248,7 @@ def _check_settings(out: Path, record: RunRecord, given: Setup) -> None:
     if given.config_file is None and not overrides:
         return
     kind = METHODS[record.method]
-    recorded = asdict(load(kind, file=out / CONFIG))
+    recorded = asdict(load(kind, file=out / CONFIG, stored=True))
     base = tomllib.loads((out / CONFIG).read_text())
     wanted = asdict(load(kind, base=base, file=given.config_file, overrides=overrides))
     was, now = _flat(recorded), _flat(wanted)

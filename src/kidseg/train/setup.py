@@ -117,7 +117,7 @@ def resolve(setup: Setup, *, resumed: bool = False) -> ResolvedSetup:
             )
         name = setup.method or next(iter(METHODS))
         base = None if setup.preset is None else preset(setup.preset, name)
-        config = _load_config(name, setup, base)
+        config = _load_config(name, setup, base, stored=resumed)
         if not resumed:
             _check_size(config)
         return ResolvedSetup(method=method_named(name), config=config)
@@ -138,7 +138,7 @@ def resolve(setup: Setup, *, resumed: bool = False) -> ResolvedSetup:
         raise ModelError(
             f"the header is invalid: {error}", path=setup.start, code="damaged-model"
         ) from error
-    config = settings_from(base, setup, name)
+    config = settings_from(base, setup, name, stored=resumed)
     return ResolvedSetup(
         method=method_named(name),
         config=config,
@@ -148,13 +148,16 @@ def resolve(setup: Setup, *, resumed: bool = False) -> ResolvedSetup:
     )
 
 
-def settings_from(base: Mapping[str, Any], setup: Setup, method: str) -> Any:
+def settings_from(
+    base: Mapping[str, Any], setup: Setup, method: str, *, stored: bool = False
+) -> Any:
     """The settings with which a model is fine-tuned: its own, with those of a setup over them.
 
     Args:
         base: settings of the model, as plain data.
         setup: preset, file and overrides.
         method: of both.
+        stored: the setup's file was written by kidseg; see `load`.
 
     Raises:
         UsageError: "reference-of-model": the model keeps its reference; see `overrides_of`,
@@ -166,7 +169,7 @@ def settings_from(base: Mapping[str, Any], setup: Setup, method: str) -> Any:
         unet = {key: pinned["unet"][key] for key in _DEPTH} if hasattr(own, "network") else None
         pinned = _merge(pinned, preset(setup.preset, method))
         pinned = pinned if unet is None else _merge(pinned, {"unet": unet})
-    config = _load_config(method, setup, pinned)
+    config = _load_config(method, setup, pinned, stored=stored)
     if hasattr(config, "pose"):
         was, now = (_reference_settings(each.pose) for each in (own, config))
         if changed := [name for name in was if was[name] != now[name]]:
@@ -182,7 +185,7 @@ def settings_from(base: Mapping[str, Any], setup: Setup, method: str) -> Any:
 
 def _reference_settings(pose: Any) -> dict[str, Any]:
     """What determines the reference patient, and which of its slices and masks are kept."""
-    names = ("reference", "reference_mode", "levels", "target")
+    names = ("reference", "reference_mode", "reference_slices", "target")
     return {
         **{f"pose.{name}": getattr(pose, name) for name in names},
         "pose.localizer.size": pose.localizer.size,
@@ -275,11 +278,14 @@ def check_start(start: Plan, channels: Sequence[str], labels: Mapping[int, str])
         )
 
 
-def _load_config(name: str, setup: Setup, base: dict[str, Any] | None) -> Any:
+def _load_config(
+    name: str, setup: Setup, base: dict[str, Any] | None, *, stored: bool = False
+) -> Any:
     if name not in METHODS:
         method_named(name)
     overrides = overrides_of(setup, name)
-    return load(METHODS[name], base=base, file=setup.config_file, overrides=overrides)
+    file = setup.config_file
+    return load(METHODS[name], base=base, file=file, overrides=overrides, stored=stored)
 
 
 def _check_size(config: Any) -> None:
@@ -291,8 +297,13 @@ def _check_size(config: Any) -> None:
         f"unet.size is {network.size}, but the network's input has {config.input_size} pixels along"
         " each side",
         code="bad-setting",
-        next_step="Leave unet.size out, and the depth follows the input; or, for the depth of"
-        f" {network.size} pixels, set unet.bottleneck={config.input_size // network.multiple}.",
+        next_step="Leave unet.size out, and the depth follows the input"
+        + (
+            "."
+            if network.architecture == "plan"
+            else f"; or, for the depth of {network.size} pixels, set"
+            f" unet.bottleneck={config.input_size // network.multiple}."
+        ),
     )
 
 

@@ -16,9 +16,8 @@ from kidseg.methods.cascade.account import (
     refine_note,
     tumour_note,
 )
-from kidseg.methods.cascade.components import components_of
 from kidseg.methods.cascade.crops import coarse_grid, framed_box, kidney_crop, sagittal_crop
-from kidseg.methods.cascade.decisions import Rules, foreground
+from kidseg.methods.cascade.decisions import Rules
 from kidseg.methods.cascade.kept_lesions import boxes_around, combined, touching
 from kidseg.pipeline import Predicted, Progress, Region, Segment, Step
 
@@ -120,10 +119,7 @@ class Chain:
         def locate(progress: Progress) -> list[Region]:
             regions = []
             for region in progress.steps["fine"]:
-                components = components_of(
-                    foreground(region, self.rules.targets.renal), region.grid
-                )
-                if components:
+                if components := self.rules.components(region):
                     grid = framed_box(self.rules.scan, components, self.rules.config.tumour)
                     regions.append(Region(grid=grid, name=region.name))
             return regions
@@ -141,18 +137,29 @@ class Chain:
 
         Lesions that do not touch a kidney are dropped before and after.
         """
+        dropped: list[Volume] = []
+
+        def locate(progress: Progress) -> list[Region]:
+            dropped.clear()
+            return [
+                Region(grid=region.grid, name=region.name) for region in progress.steps["tumour"]
+            ]
+
+        def segment(progress: Progress, region: Region) -> Volume:
+            found, apart = self._refined(progress, region)
+            dropped.append(apart)
+            return found
+
         return Step(
             name="refine",
-            locate=lambda progress: [
-                Region(grid=region.grid, name=region.name) for region in progress.steps["tumour"]
-            ],
-            segment=self._refined,
+            locate=locate,
+            segment=segment,
             target=self.rules.targets.both,
-            note=partial(refine_note, self.rules),
+            note=lambda progress: refine_note(self.rules, dropped, progress),
         )
 
-    def _refined(self, progress: Progress, region: Region) -> Volume:
-        """(3, *region.grid.shape): background, kidney and tumour."""
+    def _refined(self, progress: Progress, region: Region) -> tuple[Volume, Volume]:
+        """(3, *region.grid.shape): background, kidney, tumour; (1, ...) bool: what was dropped."""
         lesions, grid = self.rules.lesions(progress), region.grid
         assert lesions is not None, "there is a region"
         (fine,) = (each for each in progress.steps["fine"] if each.name == region.name)
@@ -160,7 +167,7 @@ class Chain:
         background = self.rules.targets.renal.background
         kidney = resample(fine.found, grid, fill=background).data[1].float()
         tumour, rows = torch.zeros_like(kidney), _rows(fine.found, None)
-        detected = lesions.kept_in(grid)
+        detected, apart = lesions.kept_in(grid), torch.zeros(grid.shape, dtype=torch.bool)
         if self.rules.is_search(lesions) or bool(detected.any()):
             refined = self.segment["refine"](progress, region)
             tumour, rows = refined.data[1].float(), _rows(fine.found, refined)
@@ -171,8 +178,9 @@ class Chain:
                 tumour = tumour * inside
             found = tumour > 0.5
             kept = touching(found, self.rules.renal_on(progress, grid), grid).kept
-            tumour = tumour.masked_fill(found & ~kept, 0.0)
-        return Predicted(combined(kidney, tumour), grid, rows)
+            apart = found & ~kept
+            tumour = tumour.masked_fill(apart, 0.0)
+        return Predicted(combined(kidney, tumour), grid, rows), Volume(apart[None], grid)
 
 
 def _rows(renal: Volume, tumour: Volume | None) -> tuple[tuple[float, float], ...]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from kidseg.config import ThresholdConfig
 from kidseg.geometry import Grid
 
-__all__ = ["NORMAL", "Component", "components_of", "kidneys_among", "least_volume_ml", "numbered"]
+__all__ = ["NORMAL", "Component", "components_of", "kidneys_among", "numbered", "threshold_ml"]
 
 NORMAL = 2
 """Kidneys of a normal case. Source: Zhang et al., KiTS19, eq. 5."""
@@ -88,28 +88,28 @@ def components_of(mask: Tensor, grid: Grid) -> tuple[Component, ...]:
     return tuple(components)
 
 
-def kidneys_among(components: Sequence[Component], least_ml: float) -> tuple[Component, ...]:
+def kidneys_among(components: Sequence[Component], min_kidney_ml: float) -> tuple[Component, ...]:
     """The components of at least this volume; the largest of all if none has it."""
-    kidneys = tuple(each for each in components if each.volume_ml >= least_ml)
+    kidneys = tuple(each for each in components if each.volume_ml >= min_kidney_ml)
     return kidneys or tuple(components[:1])
 
 
-def least_volume_ml(
+def threshold_ml(
     config: ThresholdConfig, spacing_mm: Sequence[float], body_radius_mm: float | None
 ) -> float:
     """A threshold in ml for a body.
 
     Args:
         config: the threshold for an adult.
-        spacing_mm: of the voxels that `config.voxels` counts.
+        spacing_mm: of the voxels that `config.min_voxels` counts.
         body_radius_mm: geometric mean of the body's semi-axes; None or NaN if there is no body.
     """
-    if config.voxels is not None:
-        return config.voxels * math.prod(spacing_mm) / 1000
+    if config.min_voxels is not None:
+        return config.min_voxels * math.prod(spacing_mm) / 1000
     if body_radius_mm is None or not math.isfinite(body_radius_mm):
-        return config.ml
+        return config.min_volume_ml
     share: float = min(body_radius_mm, config.body_radius_mm) / config.body_radius_mm
-    return config.ml * share**3
+    return config.min_volume_ml * share**3
 
 
 def union_box(components: Sequence[Component]) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ __all__ = [
     "coarse_grid",
     "framed_box",
     "kidney_crop",
+    "part_of",
     "sagittal_crop",
     "union_grid",
     "voxel_box",
@@ -98,6 +99,12 @@ def union_grid(scan: Grid, grids: Sequence[Grid]) -> Grid:
     first = torch.stack([scan.index(grid.mm((0, 0, 0))) for grid in grids]).round().long()
     low, high = first.amin(0), (first + ends).amax(0)
     return scan.crop(low.tolist(), (high - low + 1).tolist())
+
+
+def part_of(whole: Grid, part: Grid) -> tuple[slice, ...]:
+    """The voxels of a grid that are those of a part of it, which lies on its voxels."""
+    first = whole.index(part.mm((0, 0, 0))).round().long().tolist()
+    return tuple(slice(n, n + m) for n, m in zip(first, part.shape, strict=True))
 
 
 def centred(grid: Grid, size: int) -> Grid:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kidseg.cohort.subject import Subject
 from kidseg.config import CascadeConfig
-from kidseg.geometry import Grid
+from kidseg.geometry import Grid, Volume
 from kidseg.labels import Target
 from kidseg.measure import Midline, side_of_component
 from kidseg.methods.cascade.components import (
@@ -20,13 +20,13 @@ from kidseg.methods.cascade.components import (
     Component,
     components_of,
     kidneys_among,
-    least_volume_ml,
+    threshold_ml,
 )
-from kidseg.methods.cascade.crops import union_grid
+from kidseg.methods.cascade.crops import part_of, union_grid
 from kidseg.methods.cascade.kept_lesions import Lesions, touching
 from kidseg.pipeline import Progress, Region, decide, restore
 
-__all__ = ["Rules", "Targets", "foreground"]
+__all__ = ["Rules", "Targets"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +79,14 @@ class Rules:
         """The scan at the networks' spacing."""
         return self.subject.image.grid.with_spacing(self.config.spacing_mm)
 
+    @cached_property
+    def _components(self) -> dict[Region, tuple[Component, ...]]:
+        return {}
+
+    @cached_property
+    def _lesions(self) -> dict[tuple[Region, ...], Lesions]:
+        return {}
+
     def guide(self, progress: Progress) -> tuple[Component, ...]:
         """Components of the mask that guides later steps: of the last correction, or the coarse.
 
@@ -88,21 +96,33 @@ class Rules:
             if not (name == "coarse" or name.startswith("correct")) or not regions:
                 continue
             (region,) = regions
-            found = components_of(foreground(region, self.targets.renal), region.grid)
+            found = self.components(region)
             if found or name == "coarse":
                 return found
         return ()
 
+    def components(self, region: Region) -> tuple[Component, ...]:
+        """The components of the kidneys that were found in a region; computed once."""
+        if region not in self._components:
+            assert region.found is not None
+            found = decide(region.found, self.targets.renal).data[0] > 0
+            self._components[region] = components_of(found, region.grid)
+        return self._components[region]
+
     def kidneys(self, progress: Progress) -> tuple[Component, ...]:
         """The components of the guide that are kidneys; the largest if all are too small."""
-        return kidneys_among(self.guide(progress), self.least_ml)
+        return kidneys_among(self.guide(progress), self.min_kidney_ml)
 
     def is_normal(self, progress: Progress) -> bool:
         """Whether exactly two components of the guide are large enough for a kidney.
 
         Source: Zhang et al., KiTS19, eq. 5.
         """
-        return sum(each.volume_ml >= self.least_ml for each in self.guide(progress)) == NORMAL
+        return len(self.large(progress)) == NORMAL
+
+    def large(self, progress: Progress) -> tuple[Component, ...]:
+        """The components of the guide that are large enough for a kidney."""
+        return tuple(c for c in self.guide(progress) if c.volume_ml >= self.min_kidney_ml)
 
     def centre_mm(self, progress: Progress) -> tuple[float, float, float]:
         """The centroid of the kidneys, or of the body if there are none."""
@@ -121,29 +141,47 @@ class Rules:
     def lesions(self, progress: Progress) -> Lesions | None:
         """The lesions that the 3D network found in all regions together; None without regions.
 
-        Regions may overlap: what two of them show is one lesion.
+        Regions may overlap: what two of them show is one lesion. Computed once.
         """
         regions = progress.steps["tumour"]
         if not regions:
             return None
-        grid = union_grid(self.scan, [region.grid for region in regions])
-        found = restore(regions, grid, self.targets.tumour).data[0] > 0
-        return touching(found, self.renal_on(progress, grid), grid)
+        if regions not in self._lesions:
+            grid = union_grid(self.scan, [region.grid for region in regions])
+            found = restore(regions, grid, self.targets.tumour).data[0] > 0
+            self._lesions[regions] = touching(found, self.renal_on(progress, grid), grid)
+        return self._lesions[regions]
 
     def is_search(self, lesions: Lesions) -> bool:
         """Whether (almost) nothing was detected, so that all regions are searched."""
         return sum(lesions.kept_ml) < self.almost_nothing_ml
 
+    def dropped_ml(self, progress: Progress, dropped: Sequence[Volume]) -> tuple[float, ...]:
+        """Volume of each tumour that was dropped in its region and kept in no other, largest first.
+
+        Args:
+            progress: with the step "refine".
+            dropped: (1, slices, rows, columns) bool in each of its regions.
+        """
+        if not dropped:
+            return ()
+        grid, both = union_grid(self.scan, [each.grid for each in dropped]), self.targets.both
+        apart = torch.zeros(grid.shape, dtype=torch.bool)
+        for each in dropped:
+            apart[part_of(grid, each.grid)] |= each.data[0]
+        kept = restore(progress.steps["refine"], grid, both).data[0] == both.writes[1]
+        return tuple(each.volume_ml for each in components_of(apart & ~kept, grid))
+
     @property
-    def least_ml(self) -> float:
+    def min_kidney_ml(self) -> float:
         """The volume of the smallest kidney that counts."""
-        return least_volume_ml(self.config.kidney, self.config.spacing_mm, self._radius_mm)
+        return threshold_ml(self.config.kidney, self.config.spacing_mm, self._radius_mm)
 
     @property
     def almost_nothing_ml(self) -> float:
         """The volume of detected tumours below which the 2D network searches."""
         threshold = self.config.refine.almost_nothing
-        return least_volume_ml(threshold, self.config.spacing_mm, self._radius_mm)
+        return threshold_ml(threshold, self.config.spacing_mm, self._radius_mm)
 
     @property
     def _radius_mm(self) -> float | None:
@@ -180,9 +218,3 @@ class Rules:
             return 0.0
         grid = union_grid(self.scan, [region.grid for region in regions])
         return int(self.renal_on(progress, grid).sum()) * float(grid.voxel_ml)
-
-
-def foreground(region: Region, target: Target) -> Tensor:
-    """(slices, rows, columns) bool: the foreground that was decided in a region."""
-    assert region.found is not None
-    return decide(region.found, target).data[0] > 0

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kidseg.geometry import Grid
 from kidseg.methods.cascade.components import numbered
+from kidseg.methods.cascade.crops import part_of
 
 __all__ = ["Lesions", "boxes_around", "combined", "touching"]
 
@@ -32,9 +33,7 @@ class Lesions:
 
     def kept_in(self, grid: Grid) -> Tensor:
         """`kept` on a part of the grid, voxel by voxel."""
-        first = self.grid.index(grid.mm((0, 0, 0))).round().long().tolist()
-        box = (slice(n, n + m) for n, m in zip(first, grid.shape, strict=True))
-        return self.kept[tuple(box)]
+        return self.kept[part_of(self.grid, grid)]
 
 
 def touching(found: Tensor, kidneys: Tensor, grid: Grid) -> Lesions:

@@ -72,7 +72,7 @@ class PoseTransformer:
     def locate(self, scene: Scene) -> Grid:
         """The homogenized grid: (slices, size, size), slice-wise; differentiable in the network.
 
-        In each iteration the network predicts a correction of the grid (with `mirrored`, averaged
+        In each iteration the network predicts a correction of the grid (with `flip`, averaged
         with that of the flipped input). With `per` "volume" the correction is the median over the
         slices with a body, so that all slices of a patient move together; with `only_better`, the
         grid with the largest `overall_agreement` is returned, the start among them: exactly the
@@ -94,7 +94,7 @@ class PoseTransformer:
         device = self.reference.masks.device
         view = scene.view(grid.resized((grid.shape[0], side, side)), self.masks).to(device)
         outputs = outputs_of(self.net, view).cpu().double()
-        if config.mirrored:
+        if config.flip:
             every = torch.ones(len(outputs), dtype=torch.bool)
             flipped = outputs_of(self.net, view.flip(-1)).cpu().double()
             outputs = (outputs + _unflip(flipped, every)) / 2
@@ -170,7 +170,7 @@ class PoseTransformer:
                 scalings=[cohort.training[case].scalings for case, _ in drawn],
             ),
             masks=Slices.of(masks, drawn),
-            flipped=(uniform[:, 9] > 0) & config.mirrored,
+            flipped=(uniform[:, 9] > 0) & config.flip,
             levels=tuple(levels[case][k] for case, k in drawn),
             targets=None if targets is None else drawn_grid(targets, drawn),
         )

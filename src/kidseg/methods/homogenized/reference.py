@@ -39,7 +39,7 @@ class Reference(nn.Module):
 
     def __init__(self, config: PoseConfig) -> None:
         super().__init__()
-        levels = config.levels if config.reference_mode == "volume" else 1
+        levels = config.reference_slices if config.reference_mode == "volume" else 1
         side = config.localizer.size
         shape = (levels, MASKS[config.target], side, side)
         self.register_buffer("masks", torch.zeros(shape, dtype=torch.uint8))
@@ -60,7 +60,9 @@ class Reference(nn.Module):
         if not bool(radii.isfinite().all()):
             radii = torch.full((2,), base_mm / 2, dtype=torch.float64)
         self.radii_mm.copy_(radii)
-        self.field_mm.fill_(base_mm if config.fill is None else 2 * float(radii[0]) / config.fill)
+        self.field_mm.fill_(
+            base_mm if config.body_width is None else 2 * float(radii[0]) / config.body_width
+        )
         side = config.localizer.size
         start = start_grid(subject, base, config, self)
         if config.symmetry and config.start == "moments":

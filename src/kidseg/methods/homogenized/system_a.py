@@ -84,7 +84,7 @@ class Homogenized:
         view = config.view
         masks = BodyMasks(
             bone_hu=view.bone_hu,
-            bone_least_ml=view.bone_least_ml,
+            bone_least_ml=view.bone_min_volume_ml,
             bone_blur_mm=view.bone_blur_mm,
         )
         return Material(pixel_mm=pixel_mm(view, plan), masks=masks)

@@ -13,13 +13,13 @@ from kidseg.cohort.cohort import Cohort
 from kidseg.cohort.items import SliceIndex, draw
 from kidseg.cohort.place import Place, place_of, planes_of, sampled_patches
 from kidseg.cohort.subject import Subject
-from kidseg.config import TurnConfig
+from kidseg.config import SliceAugmentationConfig
 from kidseg.geometry import Grid, posed
 from kidseg.labels import LabelSchema
 from kidseg.pipeline import Planes
 from kidseg.stage import TrainStep
 
-__all__ = ["BalancedSlices", "groups_of", "slice_index", "turned"]
+__all__ = ["BalancedSlices", "augmented", "groups_of", "slice_index"]
 
 # The stream of random numbers for augmentation, apart from those of `draw`.
 _STREAM = 1_000_003
@@ -59,7 +59,7 @@ def slice_index(
     return SliceIndex.of_groups(member, shares, members_only=not background)
 
 
-def turned(grid: Grid, config: TurnConfig, random: np.random.Generator) -> Grid:
+def augmented(grid: Grid, config: SliceAugmentationConfig, random: np.random.Generator) -> Grid:
     """A grid that is rotated, mirrored and zoomed at random about its centre, in its plane."""
     chances, angle, centre = random.random(3), random.uniform(-1, 1), random.random()
     rotated, flipped, cropped = chances < (
@@ -67,7 +67,7 @@ def turned(grid: Grid, config: TurnConfig, random: np.random.Generator) -> Grid:
         config.flipped_share,
         config.cropped_share,
     )
-    side = config.least_centre + (1 - config.least_centre) * centre if cropped else 1.0
+    side = config.min_centre + (1 - config.min_centre) * centre if cropped else 1.0
     return posed(
         grid,
         angle_rad=math.radians(config.rotation_deg) * angle if rotated else 0.0,
@@ -84,7 +84,7 @@ class BalancedSlices:
         places: in them, of any size in the plane, with the labels of `groups_of` counted.
         index: of their slices.
         view: (case) -> view of the network.
-        turn: augmentation of slices with tumour.
+        augmentation: augmentation of slices with tumour.
         batch_size: over all processes.
         multiple: sides of the network's input must be multiples of it.
     """
@@ -93,7 +93,7 @@ class BalancedSlices:
     places: Sequence[Place]
     index: SliceIndex
     view: Callable[[Subject], Planes]
-    turn: TurnConfig
+    augmentation: SliceAugmentationConfig
     batch_size: int
     multiple: int
 
@@ -127,7 +127,7 @@ class BalancedSlices:
                 position = step.rank + row * step.world
                 seeds = [step.seed, step.epoch, step.step, position, _STREAM]
                 random = np.random.default_rng(np.random.SeedSequence(seeds))
-                extended = turned(extended, self.turn, random)
+                extended = augmented(extended, self.augmentation, random)
             patches.append((case, extended))
         batch = sampled_patches(self.cohort.training, patches, self.view)
         names = (f"{self.cohort.training[self.places[n].case].id} slice {k}" for n, k in drawn)

@@ -101,7 +101,7 @@ def without_small(
         min_ml: see `kidseg.postprocess.min_volume_ml`.
     """
     labels = decide(found, target)
-    kept, removed = remove_small(labels, min_ml, keep_ends=config.least_voxels is None)
+    kept, removed = remove_small(labels, min_ml, keep_ends=config.min_voxels is None)
     if not removed:
         return found, ()
     away = (labels.data[0] > 0) & (kept.data[0] == 0)

@@ -32,9 +32,7 @@ def stage_1_note(
         cause = "stage 1 found no kidney, so that the networks of stage 2 did not run"
         if dropped:
             cause += f"; its largest component has {dropped[0].volume_ml:.1f} ml of {limit_ml:.1f}"
-        step = (
-            "Check the scan; for small kidneys train with a smaller threshold (kidneys.least_ml)."
-        )
+        step = "Check the scan; for small kidneys train with a smaller kidneys.min_volume_ml."
         findings = (Finding(code="no-kidney-region", path=path, cause=cause, next_step=step),)
     facts = {
         "regions": [

@@ -330,7 +330,7 @@ class Multistage:
                 places=places,
                 index=index,
                 view=self._view,
-                turn=known.turn,
+                augmentation=known.augmentation,
                 batch_size=config.batch_size,
                 multiple=known.net.multiple,
             ),
