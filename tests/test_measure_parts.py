@@ -136,6 +136,14 @@ def test_parenchyma_of_one_voxel_widens_the_contact_and_the_kidney() -> None:
     assert axial.high == pytest.approx(2 * np.hypot(25, 18), abs=4)
 
 
+@pytest.mark.parametrize("factor", [0.001, 10.0])
+def test_kidneys_in_another_unit_than_millimetres_are_implausible(factor: float) -> None:
+    grid = Grid.from_spacing(GRID.shape, [factor * float(s) for s in GRID.spacing_mm])
+    found = measured(labels(RIGHT, LEFT, grid=grid))
+    assert codes(found) == ["implausible-length"] * 2
+    assert "Check the labels, and that the voxel sizes" in str(found.findings[0])
+
+
 def test_a_label_with_a_tracking_id_is_one_lesion() -> None:
     schema = LabelSchema.from_names({1: "kidney", 2: "tumour 1", 3: "tumour 2"})
     boxes = (

@@ -14,7 +14,12 @@ __all__ = ["distances_mm"]
 
 
 def distances_mm(
-    inside: np.ndarray, spacing_mm: Sequence[float], axis: int, parts: int
+    inside: np.ndarray,
+    spacing_mm: Sequence[float],
+    axis: int,
+    parts: int,
+    *,
+    to_contour: bool = True,
 ) -> np.ndarray:
     """Distances from the contours in each slice, and between slices, in which each is divided.
 
@@ -28,10 +33,15 @@ def distances_mm(
         spacing_mm: along these.
         axis: of the slices that are divided.
         parts: of each.
+        to_contour: which is half-way between centres of pixels; else to the nearest centre on its
+            other side.
     """
     slices = np.moveaxis(inside, axis, 0)
     pixel_mm = np.delete(spacing_mm, axis)
-    known = np.stack([_signed_mm(each, pixel_mm, float(spacing_mm[axis])) for each in slices])
+    nearer = float(pixel_mm.min()) / 2 if to_contour else 0.0
+    known = np.stack(
+        [_signed_mm(each, pixel_mm, nearer, float(spacing_mm[axis])) for each in slices]
+    )
     place = ((np.arange(len(slices) * parts) + 0.5) / parts - 0.5).clip(0, len(slices) - 1)
     below = place.astype(int)
     above = np.minimum(below + 1, len(slices) - 1)
@@ -39,10 +49,12 @@ def distances_mm(
     return np.moveaxis(known[below] * (1 - share) + known[above] * share, 0, axis)
 
 
-def _signed_mm(inside: np.ndarray, pixel_mm: np.ndarray, otherwise_mm: float) -> np.ndarray:
-    """Distances of pixels from the contour, positive inside; without one, all the same.
+def _signed_mm(
+    inside: np.ndarray, pixel_mm: np.ndarray, nearer_mm: float, otherwise_mm: float
+) -> np.ndarray:
+    """Distances of pixels from the other side, less `nearer_mm`, positive inside.
 
-    The contour is half-way between the centres of pixels inside and outside.
+    All the same if there is only one side.
     """
     from scipy import ndimage
 
@@ -51,5 +63,4 @@ def _signed_mm(inside: np.ndarray, pixel_mm: np.ndarray, otherwise_mm: float) ->
         return np.full(inside.shape, sign * otherwise_mm, dtype=np.float32)
     within = ndimage.distance_transform_edt(inside, pixel_mm)
     beyond = ndimage.distance_transform_edt(~inside, pixel_mm)
-    half = pixel_mm.min() / 2
-    return np.where(inside, within - half, half - beyond).astype(np.float32)
+    return np.where(inside, within - nearer_mm, nearer_mm - beyond).astype(np.float32)

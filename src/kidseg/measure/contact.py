@@ -161,8 +161,12 @@ def _finely(tumour: Mask, kidney: np.ndarray) -> Contact:
     parts = round(spacing_mm[axis] / (_DIVIDED * np.sort(spacing_mm)[1]))
     if parts < 2:
         return _contact(tumour, kidney, _sigma(tumour))
-    both = distances_mm(tumour.data | kidney, spacing_mm, axis, parts) > 0
-    inner = (distances_mm(tumour.data, spacing_mm, axis, parts) > 0) & both
+    # From centres to centres: from the contours, areas of balls get 1 to 3 % smaller, too small.
+    both, inner = (
+        distances_mm(each, spacing_mm, axis, parts, to_contour=False) > 0
+        for each in (tumour.data | kidney, tumour.data)
+    )
+    inner &= both
     fine = Mask(inner, tumour.grid.resized(both.shape))
     least_mm = _SIGMA_DIVIDED * spacing_mm[axis]
     sigma = np.maximum(_SIGMA, least_mm / np.linalg.norm(fine.linear, axis=0))
