@@ -74,40 +74,33 @@ def stretched(kidney: Part, tumours: Sequence[Part], around: Mask) -> Part:
 
 def kidney_findings(kidney: Part, least_ml: float, path: str) -> list[Finding]:
     """What is apart from the rest of a kidney, and what of it is too thin for voxels."""
-    core_ml = without_fragments(kidney.mask).volume_ml
+    found = []
     apart_ml = kidney.mask.volume_ml - kidney.main.volume_ml
-    on_ml = kidney.main.volume_ml - core_ml
-    causes = []
     if apart_ml >= least_ml:
-        causes.append(
-            (
-                "kidney-fragments",
-                f"fragments of the {kidney.id}, {apart_ml:.2f} ml altogether, are part of its"
-                " volume, but not of its diameters",
-                "Check the labels.",
-            )
+        cause = (
+            f"fragments of the {kidney.id}, {apart_ml:.2f} ml altogether, are part of its volume,"
+            " but not of its diameters"
         )
+        found.append(_finding("kidney-fragments", cause, "Check the labels.", path))
+    on_ml = kidney.main.volume_ml - without_fragments(kidney.mask).volume_ml
     if on_ml > 0:
-        causes.append(
-            (
-                "kidney-pieces",
-                f"small pieces of the {kidney.id}, {on_ml:.2f} ml altogether, are connected with it"
-                " by a tumour only; they are part of its diameters, whose intervals also contain"
-                " those without them",
-                "Check the labels.",
-            )
+        cause = (
+            f"small pieces of the {kidney.id}, {on_ml:.2f} ml altogether, are connected with it by"
+            " a tumour only; they are part of its diameters, whose intervals also contain those"
+            " without them"
         )
+        found.append(_finding("kidney-pieces", cause, "Check the labels.", path))
     if kidney.stretched_by:
-        causes.append(
-            (
-                "thin-parenchyma",
-                f"much of the {kidney.id} is one voxel thin where the"
-                f" {' and the '.join(kidney.stretched_by)} has stretched it; thinner parenchyma has"
-                " no label, so the kidney may be longer, and its contact larger, by as much as the"
-                " intervals say",
-                "Thinner slices show more of it.",
-            )
+        cause = (
+            f"much of the {kidney.id} is one voxel thin where the"
+            f" {' and the '.join(kidney.stretched_by)} has stretched it; thinner parenchyma has no"
+            " label, so the kidney may be longer, and its contact larger, by as much as the"
+            " intervals say"
         )
-    return [
-        Finding(code=code, path=path, cause=cause, next_step=step) for code, cause, step in causes
-    ]
+        step = "Thinner slices show more of it."
+        found.append(_finding("thin-parenchyma", cause, step, path))
+    return found
+
+
+def _finding(code: str, cause: str, next_step: str, path: str) -> Finding:
+    return Finding(code=code, path=path, cause=cause, next_step=next_step)
