@@ -92,10 +92,9 @@ def kidney_findings(kidney: Part, least_ml: float, path: str) -> list[Finding]:
         found.append(_finding("kidney-pieces", cause, "Check the labels.", path))
     if kidney.stretched_by:
         cause = (
-            f"much of the {kidney.id} is one voxel thin where the"
-            f" {' and the '.join(kidney.stretched_by)} has stretched it; thinner parenchyma has no"
-            " label, so the kidney may be longer, and its contact larger, by as much as the"
-            " intervals say"
+            f"parts of the {kidney.id} are one voxel thin where {' and '.join(kidney.stretched_by)}"
+            " stretched it; thinner parenchyma has no label, so the kidney may be longer, and its"
+            " contact larger, by as much as the intervals say"
         )
         step = "Thinner slices show more of it."
         found.append(_finding("thin-parenchyma", cause, step, path))
