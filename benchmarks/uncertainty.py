@@ -8,7 +8,8 @@
 Both data sets are segmented with a model (the starter: two models, each with a mirrored image, so
 four opinions), a line per case in OUT/<set>.jsonl; a run that was stopped goes on. Then the
 calibration chooses temperature and ends as `kidseg calibrate --intervals` does, and the held-out
-patients tell whether they hold: OUT/uncertainty.md, OUT/uncertainty.json, OUT/reliability.png.
+patients tell whether they hold: OUT/uncertainty.md, OUT/uncertainty.json, and a picture,
+OUT/reliability.png or `--picture`.
 Digital patients of up to 16 years and adults are counted apart, too, if there are both.
 """
 
@@ -412,6 +413,7 @@ def main() -> None:
     parser.add_argument("--calibration", type=Path, help="else that in the model file counts")
     parser.add_argument("--held-out", type=Path, required=True)
     parser.add_argument("--model", default="starter")
+    parser.add_argument("--picture", type=Path, help="else OUT/reliability.png")
     parser.add_argument("--only", choices=("calibration", "held_out"), help="segment these alone")
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
@@ -440,7 +442,8 @@ def main() -> None:
     }
     (asked.out / "uncertainty.json").write_text(json.dumps(result, indent=1))
     (asked.out / "uncertainty.md").write_text(text_of(result))
-    draw(result["before"], result["after"], asked.out / "reliability.png")
+    picture = asked.picture or asked.out / "reliability.png"
+    draw(result["before"], result["after"], picture)
     print(text_of(result))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import shutil
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")
@@ -73,15 +75,31 @@ def complaints(driver: Any) -> list[str]:
     ]
 
 
-def pixels(driver: Any, canvas: str) -> np.ndarray:
-    """(rows, columns, 3) of what a canvas shows."""
-    from PIL import Image
+def pixels(driver: Any, canvas: str, seconds: float = 60.0) -> np.ndarray:
+    """(rows, columns, 3) of what a canvas shows once it is at rest."""
+    end = time.monotonic() + seconds
+    last, now = None, _shown(driver, canvas)
+    while last is None or not np.array_equal(last, now):
+        assert time.monotonic() < end, f"'{canvas}' was never the same twice in {seconds} s"
+        last, now = now, _shown(driver, canvas)
+    return now
 
-    time.sleep(0.3)
-    element = driver.find_element("id", canvas)
-    import io
 
-    return np.asarray(Image.open(io.BytesIO(element.screenshot_as_png)).convert("RGB")).astype(int)
+def changed(driver: Any, canvas: str, before: np.ndarray, seconds: float = 60.0) -> np.ndarray:
+    """The same, as soon as it clearly differs from an earlier picture."""
+    end = time.monotonic() + seconds
+    while np.abs((now := pixels(driver, canvas)) - before).mean() <= 0.3:
+        assert time.monotonic() < end, f"'{canvas}' shows the same after {seconds} s"
+    return now
+
+
+def _shown(driver: Any, canvas: str) -> np.ndarray:
+    """What a canvas shows two frames from now: what was drawn in answer to an event is in it."""
+    driver.execute_async_script(
+        "const [done] = arguments; requestAnimationFrame(() => requestAnimationFrame(() => done()))"
+    )
+    shot = driver.find_element("id", canvas).screenshot_as_png
+    return np.asarray(Image.open(io.BytesIO(shot)).convert("RGB")).astype(int)
 
 
 def violations(driver: Any, axe: Path) -> list[str]:

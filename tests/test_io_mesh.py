@@ -92,6 +92,25 @@ def test_an_ellipsoid_is_in_place(spacing: tuple[float, float, float], seed: int
     assert off.std() < 0.8 * rough.std(), "smoother than the voxels"
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_thick_slices_leave_no_terraces(seed: int) -> None:
+    grid = oblique((14, 64, 64), (5.0, 1.0, 1.0), seed)
+    radius, centre = 25.0, grid.centre_mm.numpy() + np.array([0.3, 0.2, -0.4])
+    surface = surface_of(ellipsoid(grid, centre, (radius,) * 3), grid)
+    assert surface is not None and is_closed(surface) and abs(surface.change) < 0.01
+    off = np.linalg.norm(surface.vertices_mm - centre, axis=1) - radius
+    assert off.std() < 0.5 and np.abs(off).max() < 2.5
+
+
+def test_a_piece_in_one_slice_keeps_its_height() -> None:
+    grid = Grid.from_spacing((5, 20, 20), (5.0, 1.0, 1.0))
+    inside = np.zeros(grid.shape, bool)
+    inside[2, 5:15, 5:15] = True
+    surface = surface_of(inside, grid)
+    assert surface is not None and is_closed(surface)
+    assert np.ptp(surface.vertices_mm[:, 2]) == pytest.approx(5.0, abs=2.0)
+
+
 def test_a_cavity_stays_hollow() -> None:
     inside = np.ones((9, 9, 9), bool)
     inside[3:6, 3:6, 3:6] = False

@@ -163,6 +163,14 @@ def test_what_was_not_measured_cannot_be_told_and_says_so() -> None:
     assert found.verdict == "cannot tell" and found.conditions[0].reason == "not measured"
 
 
+@pytest.mark.parametrize(("is_so", "words"), [(True, "yes"), (False, "no")])
+def test_a_condition_on_a_fact_says_what_was_entered(is_so: bool, words: str) -> None:
+    contra = BY_ID["nephron-sparing-contraindication"]
+    found = answered(contra, "right", {}, {"thrombus": is_so}, CRITERIA.entered).conditions[1]
+    assert found.text.endswith("the vena cava = yes") and found.reason == f"entered: {words}"
+    assert found.verdict == ("met" if is_so else "not met")
+
+
 @pytest.mark.parametrize(
     "text", ["thrombus", "thrombus=", "thrombus=maybe", "fever=yes", "=yes", "thrombus=yes=no"]
 )

@@ -98,6 +98,52 @@ def test_fragments_are_part_of_the_volume_but_not_of_the_shape() -> None:
     assert codes(plain) == []
 
 
+def test_a_piece_that_the_tumour_connects_with_its_kidney_is_part_of_the_shape() -> None:
+    on_it = (1, slice(8, 12), slice(12, 16), slice(34, 36))  # 0.384 ml, on the far side of it
+    plain, found = (
+        measured(labels(RIGHT, LEFT, TUMOUR)),
+        measured(labels(RIGHT, LEFT, TUMOUR, on_it)),
+    )
+    one, other = (each.structures[0].quantity("longest axial diameter") for each in (plain, found))
+    assert one and other and other.low is not None
+    assert other.low <= one.value < other.value
+    assert "kidney-pieces" in codes(found) and "0.38 ml" in str(found.findings)
+    assert codes(plain) == []
+    speck = (1, slice(8, 10), slice(12, 14), slice(34, 36))  # 0.096 ml
+    small = measured(labels(RIGHT, LEFT, TUMOUR, speck)).structures[0]
+    assert small.quantity("longest axial diameter") == one
+
+
+def test_parenchyma_of_one_voxel_widens_the_contact_and_the_kidney() -> None:
+    sheet = (1, slice(8, 16), slice(12, 28), slice(34, 35))  # around the end of the tumour
+    plain, found = (
+        measured(labels(RIGHT, LEFT, TUMOUR)),
+        measured(labels(RIGHT, LEFT, TUMOUR, sheet)),
+    )
+    for each, is_thin in ((plain, False), (found, True)):
+        contact = each.tumours[0].quantity("contact with the kidney")
+        assert contact is not None and contact.high is not None
+        assert ("as much again" in contact.note) is is_thin
+        assert ("thin-parenchyma" in codes(each)) is is_thin
+    # Faces of 6 mm2 at the sheet: 8 x 16; others: 8 x 16 + 2 x 8 x 6, and 2 x 16 x 6 of 4 mm2.
+    share = 768 / (768 + 2112)
+    assert contact.note.startswith(f"{100 * share:.0f} %")
+    assert contact.high > (1 + share) * contact.value
+    kidney = found.structures[0]
+    longest, axial = (kidney.quantity(f"longest {name}diameter") for name in ("", "axial "))
+    assert longest and axial and "too thin" in longest.note
+    # From the kidney's corner, column and row 10, to the tumour's with the sheet, 35 and 28.
+    assert axial.high == pytest.approx(2 * np.hypot(25, 18), abs=4)
+
+
+@pytest.mark.parametrize("factor", [0.001, 10.0])
+def test_kidneys_in_another_unit_than_millimetres_are_implausible(factor: float) -> None:
+    grid = Grid.from_spacing(GRID.shape, [factor * float(s) for s in GRID.spacing_mm])
+    found = measured(labels(RIGHT, LEFT, grid=grid))
+    assert codes(found) == ["implausible-length"] * 2
+    assert "Check the labels, and that the voxel sizes" in str(found.findings[0])
+
+
 def test_a_label_with_a_tracking_id_is_one_lesion() -> None:
     schema = LabelSchema.from_names({1: "kidney", 2: "tumour 1", 3: "tumour 2"})
     boxes = (

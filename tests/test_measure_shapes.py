@@ -11,7 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kidseg.geometry import Grid
-from kidseg.measure.contact import contact_area, contact_of, gap_to, rim_quantities
+from kidseg.measure.contact import (
+    contact_area,
+    contact_of,
+    gap_to,
+    rim_quantities,
+    thin_share,
+)
 from kidseg.measure.diameters import ellipsoid_ml, measure_diameters, surface_mm
 from kidseg.measure.mask import Mask, bounds, moved_contours
 from kidseg.measure.quantity import Quantity
@@ -224,6 +230,16 @@ def test_a_tumour_inside_its_kidney_touches_it_all_around() -> None:
     median, thinnest = rim_quantities(contact_of(tumour, kidney), kidney)
     assert median.value == pytest.approx(10, abs=1.2)
     assert thinnest.value == pytest.approx(10, abs=1.2)
+
+
+def test_how_much_of_a_contact_is_before_single_voxels() -> None:
+    grid = Grid.from_spacing((6, 10, 10), (3.0, 1.0, 1.0))
+    tumour, kidney = np.zeros((2, *grid.shape), bool)
+    tumour[:, :, :4] = True
+    kidney[:, :5, 4:5] = kidney[:, 5:, 4:7] = True
+    assert thin_share(Mask(tumour, grid), Mask(kidney, grid)) == 0.5
+    assert thin_share(Mask(tumour, grid), Mask(~tumour, grid)) == 0.0
+    assert thin_share(Mask(tumour, grid), Mask(np.zeros_like(kidney), grid)) == 0.0
 
 
 def test_without_contact_there_is_no_area_and_no_rim() -> None:

@@ -90,6 +90,19 @@ def test_a_report_shows_the_measures_and_their_intervals(page: Page) -> None:
         assert row["cells"][0] in page.words and "(" in row["cells"][0]
 
 
+def test_a_report_shows_where_each_tumour_lies_and_what_it_touches(page: Page) -> None:
+    content = make_content()
+    lesions = sections.volumes(content.measured, content.record)["lesions"]
+    tumours = [each for each in content.measured["structures"] if each["meaning"] == "tumour"]
+    assert [each["name"] for each in lesions] == [each["id"] for each in tumours] != []
+    for lesion in lesions:
+        names = [each["name"] for each in lesion["measures"]]
+        assert {"contact with the kidney", "crosses the midline", "R.E.N.A.L. R"} <= set(names)
+        assert not {"volume", "longest diameter"} & set(names)
+        for each in lesion["measures"]:
+            assert each["text"] in page.words
+
+
 def test_counts_are_whole_numbers() -> None:
     content = make_content()
     known = {"name": "number of tumours", "unit": "1", "interval": "smallest", "note": ""}
@@ -115,7 +128,9 @@ def test_homogenization_says_what_is_far(page: Page) -> None:
     far = {figure["title"]: figure["is_far"] for figure in found["figures"]}
     assert far == {"turned in the slice": True, "overlap with the reference patient": False}
     assert "41 deg" in page.words and "-25 to 27" in page.words
-    assert "body 0.50 0.98 0.99" in page.words and "the network's correction" in page.words
+    for row in ("as scanned 0.50 0.60", "by moments 0.98 0.92", "homogenized 0.99 0.94"):
+        assert row in page.words
+    assert "the network's correction" in page.words
 
 
 def test_the_pose_of_each_step_and_region_is_in_a_table() -> None:

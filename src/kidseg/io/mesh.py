@@ -1,7 +1,7 @@
 """Surfaces of labels in patient millimetres: closed, outward, smoothed without changing the volume.
 
-Marching cubes on the binary voxels, Taubin's smoothing, then an offset along the normals that gives
-the surface the volume of the voxels.
+Contours between thick slices, marching cubes on the binary voxels, Taubin's smoothing, then an
+offset along the normals that gives the surface the volume of the voxels.
 
 Sources: Lewiner et al., Efficient implementation of marching cubes' cases with topological
 guarantees, J. Graph. Tools 2003, 10.1080/10867651.2003.10487582; Taubin, A signal processing
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kidseg.geometry import Grid
+from kidseg.geometry import Grid, distances_mm
 
 __all__ = ["Surface", "surface_of"]
 
@@ -23,6 +23,7 @@ _LEVEL = 0.49
 _ROUNDS = 10  # of smoothing, a step inwards and one outwards each; times the anisotropy
 _MAX_ROUNDS = 100
 _INWARDS, _OUTWARDS = 0.5, 0.53  # Taubin's lambda and mu: a pass band of 0.1
+_DIVIDED = 3.0  # twice as many parts of a slice as this is in its thickness, and one, in pixels
 _CLOSE = 1e-4  # relative difference of the volume at which the offset is right
 _OFFSETS = 20
 
@@ -65,11 +66,12 @@ def surface_of(inside: np.ndarray, grid: Grid, *, smooth: bool = True) -> Surfac
     occupied = [np.flatnonzero(inside.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
     if not len(occupied[0]):
         return None
-    low = np.array([at[0] for at in occupied])
     box = tuple(slice(int(at[0]), int(at[-1]) + 1) for at in occupied)
-    padded = np.pad(inside[box], 1).astype(np.float32)
-    index, faces, _, _ = marching_cubes(padded, _LEVEL)
-    vertices = grid.mm(index.astype(np.float64) - 1.0 + low).numpy()
+    around = grid.crop([at.start - 1 for at in box], [at.stop - at.start + 2 for at in box])
+    padded = np.pad(inside[box], 1)
+    values = _between_slices(padded, grid.spacing_mm.tolist()) if smooth else padded
+    index, faces, _, _ = marching_cubes(values.astype(np.float32), _LEVEL)
+    vertices = around.resized(values.shape).mm(index.astype(np.float64)).numpy()
     faces = faces.astype(np.int64)
     if _volume_mm3(vertices, faces) < 0:
         faces = faces[:, ::-1].copy()
@@ -80,6 +82,30 @@ def surface_of(inside: np.ndarray, grid: Grid, *, smooth: bool = True) -> Surfac
         vertices = _smoothed(vertices, faces, rounds)
         vertices = _with_volume(vertices, faces, 1000.0 * voxels_ml)
     return Surface(vertices_mm=vertices, faces=faces, voxels_ml=voxels_ml)
+
+
+def _between_slices(inside: np.ndarray, spacing_mm: list[float]) -> np.ndarray:
+    """A mask whose thick slices are divided, with contours between them: 0.5 is the contour.
+
+    So the surface has no terraces. Pieces that would lose half of their volume, such as those in
+    one slice, stay as they are.
+    """
+    from scipy import ndimage
+
+    axis = int(np.argmax(spacing_mm))
+    pixel_mm = sorted(spacing_mm)[1]
+    # Odd, so that the slices themselves stay; about as thick then as pixels are wide.
+    parts = 2 * round(spacing_mm[axis] / (_DIVIDED * pixel_mm)) + 1
+    if parts == 1:
+        return inside
+    fine = 0.5 + distances_mm(inside, spacing_mm, axis, parts) / pixel_mm
+    numbered, count = ndimage.label(inside, structure=np.ones((3, 3, 3)))
+    piece = np.repeat(numbered, parts, axis=axis)
+    within = piece[fine > _LEVEL]
+    before, after = (np.bincount(each, minlength=count + 1) for each in (piece.ravel(), within))
+    is_lost = after < before / 2
+    is_lost[0] = False
+    return np.where(is_lost[piece], 1.0, fine.clip(0.0, 1.0))
 
 
 def _smoothed(vertices: np.ndarray, faces: np.ndarray, rounds: int) -> np.ndarray:

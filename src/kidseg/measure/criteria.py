@@ -146,7 +146,7 @@ class ConditionAnswer:
         text: the condition in words.
         verdict: "cannot tell" if the interval contains the threshold, or nothing is known.
         quantity: what was measured; None if it was entered, or could not be measured.
-        reason: why it cannot be told; "" if it can.
+        reason: what was entered, or why it cannot be told; else "".
     """
 
     text: str
@@ -262,12 +262,14 @@ def _entered(
     condition: Condition, entered: Mapping[str, bool], explained: Mapping[str, str]
 ) -> ConditionAnswer:
     name = condition.entered or ""
-    text = f"{explained[name]}: {'yes' if condition.wanted else 'no'}"
+    text = f"{explained[name]} = {'yes' if condition.wanted else 'no'}"
     if name not in entered:
         step = f"not entered: --entered {name}=yes or {name}=no"
         return ConditionAnswer(text=text, verdict="cannot tell", reason=step)
     verdict: Verdict = "met" if entered[name] == condition.wanted else "not met"
-    return ConditionAnswer(text=text, verdict=verdict)
+    return ConditionAnswer(
+        text=text, verdict=verdict, reason=f"entered: {'yes' if entered[name] else 'no'}"
+    )
 
 
 def _json(content: Any) -> str:

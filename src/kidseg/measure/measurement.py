@@ -18,7 +18,7 @@ from kidseg.measure.quantity import Quantity, Verdict, compared
 from kidseg.measure.renal_score import Component, score_renal
 from kidseg.measure.resection import REMAINING, surgical_record
 from kidseg.measure.reviewed import Reviewed, with_review
-from kidseg.measure.sizes import VOLUME, sizes_of, volume_of
+from kidseg.measure.sizes import LONGEST, VOLUME, sizes_of, volume_of
 from kidseg.measure.totals import patient_measures, side_measures
 
 __all__ = ["Measurement", "Structure", "measure_parts"]
@@ -166,8 +166,27 @@ def measure_parts(
         criteria={"version": criteria.version, "signed_off": criteria.signed_off},
         person=person,
         midline=labelled.midline.basis,
-        findings=(*parts.findings, *doubts),
+        findings=(*parts.findings, *_implausible(structures, labelled), *doubts),
     )
+
+
+# Longest diameters of kidneys: a newborn's has 40 mm, an adult's horseshoe kidney less than 300.
+_LEAST_MM, _MOST_MM = 10.0, 400.0
+
+
+def _implausible(structures: Iterable[Structure], labelled: Labelled) -> Iterable[Finding]:
+    """Findings on kidneys as long as none is, as they are with voxel sizes in another unit."""
+    for structure in structures:
+        length = structure.quantity(LONGEST)
+        if structure.meaning != "kidney" or length is None:
+            continue
+        if length.value > _MOST_MM or (length.value < _LEAST_MM and not structure.borders):
+            yield Finding(
+                code="implausible-length",
+                path=str(labelled.path),
+                cause=f"the {structure.id} is {length.value:.3g} mm long",
+                next_step="Check the labels, and that the voxel sizes are in millimetres.",
+            )
 
 
 _CUT = "the scan cuts the kidney or the tumour off"

@@ -9,14 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from kidseg.check.anomalies import FRAGMENT, border_faces, numbered_components
+from kidseg.check.anomalies import border_faces, numbered_components
 from kidseg.errors import Finding
 from kidseg.geometry import Grid, Volume
 from kidseg.io.orientation import canonical
 from kidseg.labels import LabelSchema, Meaning
 from kidseg.meaning import Side
+from kidseg.measure.kidney_pieces import kidney_findings, main_pieces, stretched
 from kidseg.measure.mask import Mask
 from kidseg.measure.midline import RENAL, Midline
+from kidseg.measure.part import Part
 from kidseg.measure.sides import SidedVoxels, assign_sides, side_findings
 from kidseg.metrics import union_box
 
@@ -53,40 +55,6 @@ class Labelled:
     record: Mapping[str, Any] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Part:
-    """One structure.
-
-    Attributes:
-        id: unique in its volume: "right kidney", "left tumour 2", or the name of another label.
-        meaning: None for a label that is not recognized.
-        side: None for a label that is not recognized.
-        label: its name in the file.
-        numbers: of its labels.
-        tracking: identifier of a lesion over time; None if it has none.
-        tracking_uid: another one, which is unique; None if it has none.
-        mask: in its own box, with a margin.
-        main: the same without fragments, which are not part of its shape.
-        borders: of the scan that it touches, so that its volume is a lower bound.
-    """
-
-    id: str
-    meaning: Meaning | None
-    side: Side | None
-    label: str
-    numbers: tuple[int, ...]
-    tracking: str | None
-    mask: Mask
-    main: Mask
-    borders: tuple[str, ...]
-    tracking_uid: str | None = None
-
-    @property
-    def is_partial(self) -> bool:
-        """Whether the scan cuts it off."""
-        return bool(self.borders)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -157,7 +125,7 @@ class _Box:
             numbers=numbers,
             tracking=tracking,
             mask=mask,
-            main=_main(mask) if meaning == "kidney" else mask,
+            main=mask,
             borders=self._borders(data),
         )
 
@@ -221,18 +189,19 @@ def find_parts(labelled: Labelled, smallest_tumour_ml: float) -> Parts:
     tumours: list[Part] = []
     specks: dict[Side, Part] = {}
     for side in SIDES:
+        lesions, small = _lesions(box, side, labelled, smallest_tumour_ml)
+        tumours += lesions
         for meaning in RENAL:
             data = box.on(side, schema.ids_of(meaning))
             if not data.any():
                 continue
             whole = box.part(data, f"{side} {meaning}", meaning, side)
             if meaning == "kidney":
-                kidneys[side] = whole
-                findings += _fragments(whole, smallest_tumour_ml, labelled)
+                tumour = Mask(box.on(side, schema.ids_of("tumour")), box.grid)
+                kidneys[side] = _kidney(whole, tumour, lesions, smallest_tumour_ml)
+                findings += kidney_findings(kidneys[side], smallest_tumour_ml, str(labelled.path))
             else:
                 masses[meaning, side] = whole
-        lesions, small = _lesions(box, side, labelled, smallest_tumour_ml)
-        tumours += lesions
         if small.any():
             specks[side] = box.part(small, f"{side} specks", "tumour", side)
             findings.append(_specks(specks[side], smallest_tumour_ml, labelled))
@@ -299,6 +268,12 @@ def _lesions(
     return lesions, specks
 
 
+def _kidney(whole: Part, tumour: Mask, lesions: Sequence[Part], least_ml: float) -> Part:
+    """A kidney with its shape, from all tumour voxels of its side in the box of all structures."""
+    main = main_pieces(whole.mask, tumour.onto(whole.mask), least_ml)
+    return stretched(replace(whole, main=main), lesions, tumour)
+
+
 def whole_labels(labelled: Labelled, numbers: Sequence[int]) -> Iterator[Part]:
     """All voxels of each of these labels as a structure; nothing of a label without voxels."""
     from scipy import ndimage
@@ -322,27 +297,6 @@ def whole_labels(labelled: Labelled, numbers: Sequence[int]) -> Iterator[Part]:
             names=labelled.schema.names,
         )
         yield box.part(label > 0, labelled.schema.names[number], None, None)
-
-
-def _main(mask: Mask) -> Mask:
-    """Without the components that are small beside the largest."""
-    numbered, count = numbered_components(mask.data)
-    sizes = np.bincount(numbered.ravel(), minlength=count + 1)
-    sizes[0] = 0
-    if (sizes[1:] > FRAGMENT * sizes.max()).all():
-        return mask
-    return Mask((sizes > FRAGMENT * sizes.max())[numbered], mask.grid)
-
-
-def _fragments(kidney: Part, least_ml: float, labelled: Labelled) -> list[Finding]:
-    left_ml = kidney.mask.volume_ml - kidney.main.volume_ml
-    if left_ml < least_ml:
-        return []
-    cause = (
-        f"fragments of the {kidney.id}, {left_ml:.2f} ml altogether, are part of its volume, but"
-        " not of its diameters"
-    )
-    return [_finding("kidney-fragments", cause, "Check the labels.", labelled)]
 
 
 def _specks(specks: Part, least_ml: float, labelled: Labelled) -> Finding:

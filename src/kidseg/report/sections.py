@@ -83,21 +83,26 @@ def volumes(measured: Record, record: Record) -> dict[str, Any]:
         "sides": [
             {
                 "name": name,
-                "measures": [
-                    {
-                        "name": each["name"],
-                        "text": f"{_text(each)} {_unit(each['unit'])}".strip(),
-                        "note": each["note"],
-                    }
-                    for each in measures
-                ],
+                "measures": [_measure(each) for each in measures],
             }
             for name, measures in groups
             if measures
         ],
+        "lesions": [_lesion(each) for each in measured["structures"] if each["renal_score"]],
         "midline": _MIDLINES.get(midline, midline),
         "intervals": intervals(record),
     }
+
+
+def _lesion(structure: Record) -> dict[str, Any]:
+    """Where a tumour lies and what it touches, and its R.E.N.A.L. score."""
+    measures = [_measure(each) for each in structure["quantities"] if each["name"] not in _SIZES]
+    crosses = {"met": "yes", "not met": "no"}.get(structure["crosses_midline"], "cannot tell")
+    measures.append({"name": "crosses the midline", "text": crosses, "note": ""})
+    for name, found in structure["renal_score"].items():
+        points = " or ".join(map(str, found["points"])) or "cannot tell"
+        measures.append({"name": f"R.E.N.A.L. {name}", "text": points, "note": found["reason"]})
+    return {"name": structure["id"], "measures": measures}
 
 
 def intervals(record: Record) -> str:
@@ -211,6 +216,11 @@ def command_line(arguments: Sequence[str] | None = None) -> str:
     return shlex.join(["kidseg", *(PurePath(each).name or each for each in rest)])
 
 
+def _measure(quantity: Record) -> dict[str, str]:
+    text = f"{_text(quantity)} {_unit(quantity['unit'])}".strip()
+    return {"name": quantity["name"], "text": text, "note": quantity["note"]}
+
+
 def _text(quantity: Record | None) -> str:
     if quantity is None:
         return "-"
@@ -245,8 +255,8 @@ def _figure(name: str, known: Record, far: float) -> dict[str, Any]:
     return {
         "title": title,
         "unit": unit,
-        "value": f"{value:.4g}",
-        "range": f"{low:.4g} to {high:.4g}",
+        "value": _short(value),
+        "range": f"{_short(low)} to {_short(high)}",
         "distance": "outside a range of one" if away is None else f"{away:.1f}",
         "is_far": away is None or away > far,
         "is_outside": away is None or away > 0,
@@ -254,18 +264,23 @@ def _figure(name: str, known: Record, far: float) -> dict[str, Any]:
     }
 
 
+def _short(number: float) -> str:
+    """Three digits, and all before the point."""
+    return f"{number:.0f}" if abs(number) >= 100 else f"{number:.3g}"
+
+
 def _overlap(found: Record) -> dict[str, Any] | None:
-    """Overlap with the reference patient at each time, by mask."""
+    """Overlap with the reference patient of each mask, at each time."""
     times = [when for when in _WHEN if when in found]
     if not times:
         return None
-    masks = list(found[times[-1]])
-    rows = [(mask, [f"{found[when][mask]:.2f}" for when in times]) for mask in masks]
+    by_mask = {mask: {when: found[when][mask] for when in times} for mask in found[times[-1]]}
     if agreement := found.get("agreement"):
-        rows.append(("agreement", [f"{agreement[when]:.2f}" for when in times]))
+        by_mask["agreement"] = agreement
+    rows = [(_WHEN[when], [f"{each[when]:.2f}" for each in by_mask.values()]) for when in times]
     kept = found.get("kept")
     return {
-        "times": [_WHEN[when] for when in times],
+        "masks": list(by_mask),
         "rows": rows,
         "kept": "the pose by moments" if kept == "start" else "the network's correction",
     }

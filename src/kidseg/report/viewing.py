@@ -176,20 +176,22 @@ def _shapes(labels: Volume, schema: LabelSchema, size: float) -> tuple[Shape, ..
         shown = labels if grid is labels.grid else resample(labels, grid, mode="nearest")
         values = shown.data[0].numpy()
         if _face_count(values) <= _FACES * size:
-            found = [(label, surface_of(values == label.id, grid)) for label in present]
+            made = [(label, surface_of(values == label.id, grid)) for label in present]
+            found = [(label, surface) for label, surface in made if surface is not None]
             shapes = tuple(
                 Shape(label=label, mz3=mz3(surface), volume_ml=surface.volume_ml)
                 for label, surface in found
-                if surface is not None
             )
-            if sum(len(shape.mz3) for shape in shapes) <= _SURFACE_BYTES * size:
+            faces = sum(len(surface.faces) for _, surface in found)
+            bytes_ = sum(len(shape.mz3) for shape in shapes)
+            if faces <= _FACES * size and bytes_ <= _SURFACE_BYTES * size:
                 return shapes
         voxels = int(min(voxels, math.prod(grid.shape)) * _SMALLER)
         grid = coarser(labels.grid, max(voxels, 1))
 
 
 def _face_count(values: np.ndarray) -> int:
-    """About how many triangles the surfaces of labels have: two for each face of a voxel."""
+    """About how many triangles the surfaces of labels have at least: two for each voxel's face."""
     changes = sum(int((np.diff(values, axis=axis) != 0).sum()) for axis in range(3))
     return 2 * changes
 
