@@ -88,6 +88,11 @@ def test_each_error_and_warning_has_a_code_in_the_source(origins: list[Origin]) 
     assert not odd and len({each.code for each in origins}) > 400
 
 
+def test_each_error_says_what_to_do_next(origins: list[Origin]) -> None:
+    errors = [each for each in origins if each.kind != "warning"]
+    assert len(errors) > 500 and not [each for each in errors if not each.next_step]
+
+
 def test_codes_that_are_raised_in_tests_were_found_by_reading(origins: list[Origin]) -> None:
     expected = re.compile(r"""\bvalue\.code == "([a-z0-9-]+)\"""")
     raised = set()

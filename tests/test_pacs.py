@@ -450,9 +450,9 @@ def test_images_travel_from_one_node_to_another(tmp_path: Path) -> None:
         with pytest.raises(UnreachableError, match="title OTHER"):
             Peer(title="KIDSEG", host="127.0.0.1", port=port, own_title="OTHER").send(series, files)
         taken = receiving(arrivals, **{**here, "port": port}, callers=())
-        with pytest.raises(ResourceError) as refused, taken:
+        with pytest.raises(UsageError) as refused, taken:
             pass
-        assert refused.value.code == "port-in-use" and str(port) in refused.value.cause
+        assert refused.value.code == "address-in-use" and str(port) in refused.value.cause
     with pytest.raises(UnreachableError):
         peer.send(series, files)
     assert arrivals.settle() == 1
