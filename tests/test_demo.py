@@ -50,7 +50,7 @@ def test_patients_that_are_damaged_while_they_are_written_end_it(tmp_path: Path)
             scan.write_bytes(scan.read_bytes()[:-100])
 
     with pytest.raises(InputError) as refused:
-        run(tmp_path / "d", patients=4, held_out=1, seed=1, size=64, progress=damage)
+        run(tmp_path / "d", patients=5, held_out=2, seed=1, size=64, progress=damage)
     assert refused.value.code == "unsound-phantoms" and "seed" in refused.value.next_step
 
 

@@ -356,7 +356,7 @@ def test_style_is_for_ct_alone() -> None:
     cohort = mr_cohort()
     method = Plain.build(replace(CONFIG, augment="style"), cohort.target, MR, device=CPU)
     with pytest.raises(UsageError) as refused:
-        method.stages(cohort)
+        list(method.stages(cohort))
     assert refused.value.code == "style-not-ct" and '"nnunet"' in refused.value.next_step
 
 
