@@ -425,7 +425,7 @@ def test_an_image_under_another_name_is_not_kept(tmp_path: Path) -> None:
 def test_a_peer_is_title_host_port() -> None:
     assert Peer.from_text("A@::1:104", "K") == Peer(title="A", host="::1", port=104, own_title="K")
     for text in ("A", "A@h", "A@h:x", "@h:1", "A@h:0", "A" * 17 + "@h:1", "A@:104"):
-        with pytest.raises(InputError) as refused:
+        with pytest.raises(UsageError) as refused:
             Peer.from_text(text, "K")
         assert refused.value.code == "bad-peer"
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kidseg.errors import InputError
+from kidseg.errors import InputError, UsageError
 from kidseg.io.dicom_header import quiet, read_dataset, reading
 from kidseg.pacs.series_queue import IMAGES_MISSING, Series, SeriesQueue, digest_of
 from kidseg.pacs.worker import Archive, UnreachableError
@@ -69,12 +69,12 @@ class Peer:
         """From TITLE@HOST:PORT.
 
         Raises:
-            InputError: "bad-peer".
+            UsageError: "bad-peer".
         """
         title, _, address = text.partition("@")
         host, _, port = address.rpartition(":")
         if not (0 < len(title) <= 16 and host and port.isdigit() and 0 < int(port) < 65536):
-            raise InputError(
+            raise UsageError(
                 f"'{text}' is not TITLE@HOST:PORT",
                 code="bad-peer",
                 next_step="Give it such as ARCHIVE@127.0.0.1:4242.",
