@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import typer.main
-from error_codes import Origin, origins_in
+from error_codes import UNKNOWN, Origin, origins_in
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
-from source_texts import UNKNOWN
 
 from kidseg import config as settings
 from kidseg import errors

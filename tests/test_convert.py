@@ -237,6 +237,14 @@ def test_a_full_disk_leaves_nothing(
     assert list((case / "out").iterdir()) == []
 
 
+def test_a_surface_of_another_volume_is_said(case: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing gives back the volume here that smoothing takes; no labels that need it are known."""
+    monkeypatch.setattr("kidseg.io.mesh._OFFSETS", 0)
+    made = convert(case / "child_seg.nii.gz", case / "out", formats=["stl"], names=NAMES)
+    (warning,) = (one for one in made["warnings"] if one["code"] == "surface-volume")
+    assert NAMES[2] in warning["cause"] and "voxels" in warning["next_step"]
+
+
 def test_an_empty_label_has_no_surface(case: Path) -> None:
     names = {**NAMES, 7: "cyst"}
     made = convert(case / "child_seg.nii.gz", case / "out", formats=["stl"], names=names)

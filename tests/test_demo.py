@@ -11,7 +11,7 @@ from ellipses import write_ellipse_dataset
 from kidseg import model_file
 from kidseg.cases import open_dataset
 from kidseg.demo import _try_starter, planned, run
-from kidseg.errors import UsageError
+from kidseg.errors import InputError, UsageError
 from kidseg.header import read_header
 from kidseg.model_file import STARTER_USE
 from kidseg.train import Setup, train
@@ -39,6 +39,19 @@ def starter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     setup = Setup(method="plain", overrides=(*tiny, "segment.min_epochs=0", "segment.steps=4"))
     train(root / "data", root / "run", setup, device="cpu")
     return root / "run" / "model.safetensors"
+
+
+def test_patients_that_are_damaged_while_they_are_written_end_it(tmp_path: Path) -> None:
+    """As by a disk that fails."""
+
+    def damage(stage: str, done: int, total: int, figures: object) -> None:
+        if done == total:
+            scan = next((tmp_path / "d").rglob("imagesTr/*.nii.gz"))
+            scan.write_bytes(scan.read_bytes()[:-100])
+
+    with pytest.raises(InputError) as refused:
+        run(tmp_path / "d", patients=5, held_out=2, seed=1, size=64, progress=damage)
+    assert refused.value.code == "unsound-phantoms" and "seed" in refused.value.next_step
 
 
 @pytest.fixture(scope="module")

@@ -786,6 +786,11 @@ def test_missing_rescale_is_said(tmp_path: Path) -> None:
     refused(series(tmp_path / "b", edit=assign("RescaleSlope", 0)), code="bad-rescale")
 
 
+def test_padding_must_be_one_number(tmp_path: Path) -> None:
+    path = series(tmp_path, edit=assign("PixelPaddingValue", [-2000, -1000]))
+    assert "Pixel Padding Value" in refused(path, code="bad-padding")
+
+
 @pytest.mark.row(22)
 @pytest.mark.parametrize("name", ["ImagePositionPatient", "ImageOrientationPatient"])
 @pytest.mark.parametrize("which", [None, 2])

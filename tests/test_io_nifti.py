@@ -17,6 +17,7 @@ from kidseg import io
 from kidseg.errors import InputError, ResourceError, UsageError
 from kidseg.geometry import Grid, Volume
 from kidseg.io import ReadOptions
+from kidseg.io.nifti import read_nifti
 from kidseg.io.numbers import scaled
 from kidseg.io.orientation import affine_of_grid, mm_from_index_of_affine
 from niftis import AFFINE, ANY, SHAPE, codes, hounsfield, patched, refused, write
@@ -78,6 +79,16 @@ def test_what_is_no_scan_is_named(tmp_path: Path, content: bytes, word: str) -> 
     path = tmp_path / "scan.nii.gz"
     path.write_bytes(content)
     assert word in refused(path, "not-a-scan").cause
+
+
+@pytest.mark.row(1)
+def test_the_reader_of_nifti_alone_refuses_what_is_none(tmp_path: Path) -> None:
+    """Where nobody has looked at its kind before."""
+    path = tmp_path / "scan.nii"
+    path.write_bytes(b"hello" * 200)
+    with pytest.raises(InputError) as caught:
+        read_nifti(path, ReadOptions())
+    assert caught.value.code == "not-nifti" and caught.value.next_step
 
 
 @pytest.mark.row(1)

@@ -16,8 +16,8 @@ pytest.importorskip("distributed", reason="the package distributed is not instal
 
 import dask
 
-from kidseg.errors import UsageError
-from kidseg.launch import SETTINGS, _environment, _exports, cluster_object
+from kidseg.errors import ResourceError, UsageError
+from kidseg.launch import SETTINGS, _environment, _exports, cluster_object, start_cluster
 
 DOCS = Path(__file__).parents[1] / "docs" / "cohort.md"
 
@@ -33,6 +33,26 @@ def test_settings_arrive_as_variables_of_a_job_script() -> None:
         if isinstance(value, dict):
             arrived = {key: arrived[key] for key in value}
         assert arrived == value, name
+
+
+def test_slurm_must_know_what_a_job_may_use(tmp_path: Path) -> None:
+    pytest.importorskip("dask_jobqueue", reason="the package dask-jobqueue is not installed")
+    with pytest.raises(UsageError) as refused:
+        start_cluster("slurm", 1, tmp_path, tmp_path)
+    assert refused.value.code == "no-resources" and "CORES=8" in refused.value.next_step
+
+
+def test_without_a_scheduler_of_jobs_no_worker_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("dask_jobqueue", reason="the package dask-jobqueue is not installed")
+    monkeypatch.setenv("PATH", str(tmp_path))  # no sbatch
+    with (
+        dask.config.set({"jobqueue.slurm.cores": 1, "jobqueue.slurm.memory": "1GB"}),
+        pytest.raises(ResourceError, match="sbatch") as refused,
+    ):
+        start_cluster("slurm", 1, tmp_path, tmp_path)
+    assert refused.value.code == "no-workers" and "settings of the cluster" in str(refused.value)
 
 
 # Kubernetes

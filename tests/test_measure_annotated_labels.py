@@ -226,6 +226,15 @@ def test_several_objects_find_their_series_in_one_folder(
         assert volumes == pytest.approx([240 * VOXEL_ML, 600 * VOXEL_ML])
 
 
+def test_more_lesions_than_numbers_of_labels_are_refused(tmp_path: Path) -> None:
+    """uint8 counts to 255; background and the labels of the rules are among these."""
+    path = contoured(tmp_path / "a", "1.2", {str(k): block(FRONT, 1) for k in range(256)})
+    with pytest.raises(InputError) as caught:
+        measure(path, Request(ct=tmp_path / "a" / "ct"))
+    assert caught.value.code == "too-many-labels" and "256 lesions" in caught.value.cause
+    assert "--roi-rules" in caught.value.next_step
+
+
 def test_what_is_refused(tmp_path: Path) -> None:
     path = segmented(tmp_path / "a", "1.2", {"tumour": block(FRONT, 6)})
     images(tmp_path / "b", "1.3")

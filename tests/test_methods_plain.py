@@ -352,6 +352,14 @@ def test_patients_of_an_mr_are_each_normalised_with_their_own_in_a_batch() -> No
     assert region.found is not None and region.found.channels == 3
 
 
+def test_style_is_for_ct_alone() -> None:
+    cohort = mr_cohort()
+    method = Plain.build(replace(CONFIG, augment="style"), cohort.target, MR, device=CPU)
+    with pytest.raises(UsageError) as refused:
+        list(method.stages(cohort))
+    assert refused.value.code == "style-not-ct" and '"nnunet"' in refused.value.next_step
+
+
 SMALL = ("view.size=32", "unet.size=32", "unet.features=4")
 OF_ONE_NETWORK = {
     "homogenized": SMALL,

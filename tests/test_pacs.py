@@ -10,13 +10,15 @@ import shutil
 import signal
 import socket
 import sqlite3
+import ssl
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -423,7 +425,7 @@ def test_an_image_under_another_name_is_not_kept(tmp_path: Path) -> None:
 def test_a_peer_is_title_host_port() -> None:
     assert Peer.from_text("A@::1:104", "K") == Peer(title="A", host="::1", port=104, own_title="K")
     for text in ("A", "A@h", "A@h:x", "@h:1", "A@h:0", "A" * 17 + "@h:1", "A@:104"):
-        with pytest.raises(InputError) as refused:
+        with pytest.raises(UsageError) as refused:
             Peer.from_text(text, "K")
         assert refused.value.code == "bad-peer"
 
@@ -450,9 +452,9 @@ def test_images_travel_from_one_node_to_another(tmp_path: Path) -> None:
         with pytest.raises(UnreachableError, match="title OTHER"):
             Peer(title="KIDSEG", host="127.0.0.1", port=port, own_title="OTHER").send(series, files)
         taken = receiving(arrivals, **{**here, "port": port}, callers=())
-        with pytest.raises(ResourceError) as refused, taken:
+        with pytest.raises(UsageError) as refused, taken:
             pass
-        assert refused.value.code == "port-in-use" and str(port) in refused.value.cause
+        assert refused.value.code == "address-in-use" and str(port) in refused.value.cause
     with pytest.raises(UnreachableError):
         peer.send(series, files)
     assert arrivals.settle() == 1
@@ -581,6 +583,35 @@ def bad_archive() -> Iterator[WebArchive]:
         server.shutdown()
         server.server_close()
         BadArchive.delay_s = 0.0
+
+
+def test_a_certificate_must_be_known_and_no_password_stands_in_an_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "ca.pem"
+    words = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost"]
+    words += ["-addext", "subjectAltName=DNS:localhost"]
+    files = ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(["openssl", *words, *files], check=True, capture_output=True)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate, key)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), BadArchive)
+    server.socket = tls.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    monkeypatch.setattr(BadArchive, "answer", (200, JSON, b"[]"))
+    archive = WebArchive(url=f"https://localhost:{server.server_port}")
+    try:
+        with pytest.raises(InputError, match="REQUESTS_CA_BUNDLE") as refused:
+            list(archive.ct_studies(None))
+        assert refused.value.code == "archive-untrusted"
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+        assert list(archive.ct_studies(None)) == []
+    finally:
+        server.shutdown()
+        server.server_close()
+    with pytest.raises(UsageError, match="KIDSEG_ARCHIVE_LOGIN") as leaky:
+        WebArchive(url="https://kidseg:secret@localhost/dicom-web")
+    assert leaky.value.code == "password-in-address" and "secret" not in str(leaky.value)
 
 
 def parts_of(files: Sequence[Path]) -> bytes:
@@ -735,6 +766,7 @@ class RealArchive:
     http: int
     dicom: int
     peers: dict[str, list[Any]] = field(default_factory=dict)
+    more: Mapping[str, Any] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -753,17 +785,27 @@ class RealArchive:
             "AuthenticationEnabled": False,
             "Plugins": ["/usr/share/orthanc/plugins"],
             "DicomWeb": {"Enable": True},
+            **self.more,
         }
         (self.folder / "orthanc.json").write_text(json.dumps(settings))
         with (self.folder / "log").open("ab") as log:
             words = ["Orthanc", str(self.folder / "orthanc.json")]
             self.process = subprocess.Popen(words, stdout=log, stderr=log)
-        until(lambda: self.ask("/system") is not None)
+        until(self.answers)
 
     def kill(self) -> None:
         assert self.process is not None
         self.process.kill()
         self.process.wait()
+
+    def answers(self) -> bool:
+        try:
+            urllib.request.urlopen(f"{self.address}/system", timeout=30).close()
+        except urllib.error.HTTPError:  # it asks for a user
+            return True
+        except OSError:
+            return False
+        return True
 
     def ask(self, path: str, data: bytes | None = None) -> Any:
         try:
@@ -809,6 +851,28 @@ def real_archive(folder: Path) -> Iterator[RealArchive]:
 @pytest.fixture
 def archive(tmp_path: Path) -> Iterator[RealArchive]:
     yield from real_archive(tmp_path / "orthanc")
+
+
+@ORTHANC
+def test_an_archive_with_users_is_opened_by_a_login_alone(tmp_path: Path) -> None:
+    users = {"AuthenticationEnabled": True, "RegisteredUsers": {"kidseg": "secret ä"}}
+    (tmp_path / "orthanc").mkdir()
+    real = RealArchive(tmp_path / "orthanc", free_port(), free_port(), more=users)
+    real.start()
+    url = f"{real.address}/dicom-web"
+    wrong = (
+        WebArchive(url=url),
+        WebArchive(url=url, login="kidseg:no"),
+        WebArchive(url=url, token="x"),
+    )
+    try:
+        for archive in wrong:
+            with pytest.raises(InputError, match="KIDSEG_ARCHIVE_LOGIN") as refused:
+                list(archive.ct_studies(None))
+            assert refused.value.code == "archive-forbids"
+        assert list(WebArchive(url=url, login="kidseg:secret ä").ct_studies(None)) == []
+    finally:
+        real.kill()
 
 
 def patients(folder: Path, number: int) -> list[Path]:

@@ -156,7 +156,9 @@ def test_a_weight_at_the_end_of_those_tried_is_said() -> None:
     def told(background: float, tumour: float) -> str:
         weights = {"background": background, "tumour": tumour}
         choice = Choice(weights=weights, score=0.8, dice={}, cases=())
-        return " ".join(finding.cause for finding in at_edge(choice, Path("data")))
+        found = at_edge(choice, Path("data"))
+        assert {finding.code for finding in found} <= {"calibrated-at-edge"}
+        return " ".join(finding.cause for finding in found)
 
     assert told(1.0, 1.0) == told(0.06, 1.4) == ""
     assert "tumour 5.6 (largest)" in told(1.0, 5.6) and "background" not in told(1.0, 5.6)

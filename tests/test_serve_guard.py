@@ -458,6 +458,30 @@ def test_a_body_that_stalls_is_given_up(tmp_path: Path) -> None:
         assert (answer.status_code, answer.json()["code"]) == (408, "upload-stalled")
 
 
+def test_an_upload_that_goes_on_for_too_long_is_given_up(tmp_path: Path) -> None:
+    async def slow() -> AsyncIterator[bytes]:
+        for _ in range(100):
+            yield b"x"
+            await asyncio.sleep(0.02)
+
+    with answering(tmp_path, limits=Limits(upload_s=0.1)) as (client, service):
+        answer = client.post(
+            "/api/v1/jobs", content=slow(), headers={"Content-Type": "application/octet-stream"}
+        )
+        problem = answer.json()
+        assert (answer.status_code, problem["code"]) == (408, "upload-slow")
+        assert problem["next_step"] and not any(service.door.folder.iterdir())
+
+
+def test_a_body_that_is_no_text_is_a_bad_request(tmp_path: Path) -> None:
+    with answering(tmp_path) as (client, _):
+        answer = client.post(
+            "/train/kidseg", content=b"\xff\xfe{", headers={"Content-Type": "application/json"}
+        )
+        assert (answer.status_code, answer.json()["code"]) == (400, "bad-request")
+        assert answer.json()["next_step"]
+
+
 def test_an_upload_that_cannot_begin_leaves_its_place_to_others(tmp_path: Path) -> None:
     limits = Limits(uploads=1)
     with answering(tmp_path, limits=limits) as (client, service):

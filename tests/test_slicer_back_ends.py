@@ -152,6 +152,22 @@ def test_programs_that_fail_otherwise(
     assert error.code == code and words in f"{error}"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs a shell")
+def test_what_segmenting_and_measuring_both_say_is_said_once(job: Job, tmp_path: Path) -> None:
+    said = [{"path": "", "cause": f"{word} is cut", "next_step": "Look."} for word in "ab"]
+    (folder := job.outside / "result").mkdir()
+    (folder / "scan.seg.nrrd").write_bytes(b"NRRD")
+    segmented = {"results": [{"outputs": ["scan.seg.nrrd"], "warnings": said[:1]}]}
+    answers = [shlex.quote(json.dumps(each)) for each in (segmented, {"warnings": said})]
+    program = tmp_path / "kidseg"
+    program.write_text(
+        f"#!/bin/sh\nif [ $1 = segment ]; then echo {answers[0]}; else echo {answers[1]}; fi\n"
+    )
+    program.chmod(0o755)
+    found = LocalCommand(os.environ, str(program)).segment(job, Watch())
+    assert found.notes == ["A is cut. Look.", "B is cut. Look."]
+
+
 def test_a_model_must_exist(job: Job, tmp_path: Path) -> None:
     program = Path(sys.executable)
     for back_end in (

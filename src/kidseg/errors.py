@@ -24,6 +24,7 @@ __all__ = [
     "KidsegWarning",
     "ModelError",
     "ResourceError",
+    "Severity",
     "UsageError",
     "converted",
     "first_error",

@@ -64,6 +64,8 @@ SETTINGS: dict[str, Any] = {
 }
 """Dask's settings for schedulers and workers that this package starts."""
 
+_NO_WORKERS = "Check the memory of this machine and the settings of the cluster."
+
 _ADDED = "worker-extra-args", "job-script-prologue", "scheduler-options", "shared-temp-directory"
 """Settings of jobs of SLURM to which kidseg adds."""
 
@@ -94,12 +96,12 @@ def start_cluster(kind: str, jobs: int, scratch: Path, shared: Path) -> Any:
         raise no_workers(str(error)) from error
 
 
-def no_workers(why: str = "", next_step: str = "") -> ResourceError:
+def no_workers(why: str = "", next_step: str = _NO_WORKERS) -> ResourceError:
     """The error of a cluster none of whose workers started."""
     return ResourceError(
         "no worker could be started" + (f" ({why.splitlines()[0]})" if why else ""),
         code="no-workers",
-        next_step=next_step or "Check the memory of this machine and the settings of the cluster.",
+        next_step=next_step,
     )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kidseg.errors import Finding, InputError
+from kidseg.errors import Finding, InputError, Severity
 from kidseg.io.dicom_frames import Image, find_images
 from kidseg.io.dicom_series import Series, group_series
 from kidseg.io.structures import AnnotationObject
@@ -174,13 +174,13 @@ def series_of(
             cause = f"it refers to no image, and {len(found)} series have its frame of reference"
             cause += f": {listed}"
         step = "Export one annotation for each series, with references to its images."
-        return None, [_finding(one, "several-series-referenced", cause, step, is_error=True)]
+        return None, [_finding(one, "several-series-referenced", cause, step, "error")]
     (only,) = found
     known = only.frames_of_reference and one.frames_of_reference
     if known and not only.frames_of_reference & one.frames_of_reference:
         cause = "its frame of reference is not that of the images it refers to"
         step = "Its positions cannot be trusted: export both again."
-        return None, [_finding(one, "other-frame-of-reference", cause, step, is_error=True)]
+        return None, [_finding(one, "other-frame-of-reference", cause, step, "error")]
     said = []
     if _of_other_patient(one, only):
         cause = "its Patient ID is not that of the images it refers to, which were used"
@@ -209,12 +209,6 @@ def _missing(one: AnnotationObject, what: str) -> Finding:
 
 
 def _finding(
-    one: AnnotationObject, code: str, cause: str, step: str, *, is_error: bool = False
+    one: AnnotationObject, code: str, cause: str, step: str, severity: Severity = "warning"
 ) -> Finding:
-    return Finding(
-        code=code,
-        path=str(one.path),
-        cause=cause,
-        next_step=step,
-        severity="error" if is_error else "warning",
-    )
+    return Finding(code=code, path=str(one.path), cause=cause, next_step=step, severity=severity)

@@ -15,7 +15,7 @@ from typing import Any, cast, get_args
 
 from kidseg.cases.case import Case, Side
 from kidseg.csv_table import csv_text, original_text
-from kidseg.errors import Finding, InputError
+from kidseg.errors import Finding, InputError, Severity
 
 __all__ = [
     "PATIENTS_CSV",
@@ -232,10 +232,8 @@ def _read_rows(
     persons: dict[str, Person] = {}
     findings: list[Finding] = []
 
-    def note(code: str, cause: str, *, warning: bool = False) -> None:
-        findings.append(
-            _table(path, f"line {rows.reader.line_num}: {cause}", code, warning=warning)
-        )
+    def note(code: str, cause: str, severity: Severity = "error") -> None:
+        findings.append(_table(path, f"line {rows.reader.line_num}: {cause}", code, severity))
 
     try:
         for row in rows:
@@ -247,7 +245,7 @@ def _read_rows(
             if case in persons:
                 note("duplicate-row", f"case '{case}' has an earlier row")
             elif case and case not in known:
-                note("unknown-case", f"there is no case '{case}'", warning=True)
+                note("unknown-case", f"there is no case '{case}'", "warning")
             elif person := _person(cells, note):
                 persons[case] = person
     except csv.Error as error:
@@ -280,11 +278,9 @@ def _person(cells: Mapping[str, str], note: Callable[[str, str], None]) -> Perso
     )
 
 
-def _table(path: Path, cause: str, code: str = "bad-table", *, warning: bool = False) -> Finding:
+def _table(
+    path: Path, cause: str, code: str = "bad-table", severity: Severity = "error"
+) -> Finding:
     return Finding(
-        code=code,
-        path=str(path),
-        cause=cause,
-        next_step="" if warning else "Fix the table.",
-        severity="warning" if warning else "error",
+        code=code, path=str(path), cause=cause, next_step="Fix the table.", severity=severity
     )

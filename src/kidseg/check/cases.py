@@ -12,7 +12,7 @@ from kidseg.cases import Case, Dataset
 from kidseg.cases.label_values import judge_labels
 from kidseg.cases.same_images import voxels_sha256
 from kidseg.check.anomalies import body_midline, kidney_findings, kidney_slices
-from kidseg.errors import Finding, InputError, ResourceError
+from kidseg.errors import Finding, InputError, ResourceError, Severity
 from kidseg.geometry import Grid
 from kidseg.io import ReadOptions, Scan, read
 from kidseg.io.content import joint_sha256
@@ -49,17 +49,11 @@ class Examined:
     structures: tuple[StructureVolume, ...] = ()
 
     def note(
-        self, code: str, path: Path, cause: str, next_step: str = "", *, warning: bool = False
+        self, code: str, path: Path, cause: str, next_step: str, severity: Severity = "error"
     ) -> None:
-        """Add an error, or a warning if `warning` is set."""
+        """Add an error, or a warning."""
         self.findings.append(
-            Finding(
-                code=code,
-                path=str(path),
-                cause=cause,
-                next_step=next_step,
-                severity="warning" if warning else "error",
-            )
+            Finding(code=code, path=str(path), cause=cause, next_step=next_step, severity=severity)
         )
 
 
@@ -132,7 +126,8 @@ def _labels(found: Examined, dataset: Dataset, options: ReadOptions) -> Scan | N
     voxel_ml = float(scan.volume.grid.voxel_ml)
     found.ml = {label: n * voxel_ml for label, n in found.voxels.items()}
     if not judged.voxels and not any(f.severity == "error" for f in judged.findings):
-        found.note("empty-labels", path, "no voxel has a label", warning=True)
+        step = "Check that it is the right file; a case without any structure may stay."
+        found.note("empty-labels", path, "no voxel has a label", step, "warning")
     return replace(scan, volume=judged.volume)
 
 
@@ -154,7 +149,7 @@ def _compare(found: Examined, scan: Scan, what: str) -> None:
             f"{what} the same grid as the image, but another voxel order; other programs may "
             "report a mismatch",
             "Export the data set, which stores both in the same order.",
-            warning=True,
+            "warning",
         )
 
 

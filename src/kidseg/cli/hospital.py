@@ -53,8 +53,8 @@ def dicomweb(
 ) -> None:
     """Segment the CT series of an archive; SEG, SR and a report go back into the same study.
 
-    A series is processed when it had the same images in two looks. The token for the archive, if it
-    needs one, is read from KIDSEG_ARCHIVE_TOKEN.
+    A series is processed when it had the same images in two looks. If the archive needs a token or
+    a login, set KIDSEG_ARCHIVE_TOKEN=TOKEN or KIDSEG_ARCHIVE_LOGIN=USER:PASSWORD.
 
     Example: kidseg dicomweb http://archive:8042/dicom-web --folder /var/lib/kidseg --since-days 2
     """
@@ -62,7 +62,11 @@ def dicomweb(
     from kidseg.pacs.dicomweb import Look, WebArchive, find_series
     from kidseg.pacs.worker import UnreachableError
 
-    archive = WebArchive(url=url, token=os.environ.get("KIDSEG_ARCHIVE_TOKEN", ""))
+    archive = WebArchive(
+        url=url,
+        token=os.environ.get("KIDSEG_ARCHIVE_TOKEN", ""),
+        login=os.environ.get("KIDSEG_ARCHIVE_LOGIN", ""),
+    )
     seen: dict[str, Look] = {}
     looks, next_look = 0, 0.0
     with _worker(work, archive.archive, model, device, attempts, quiet) as (worker, say):
@@ -94,7 +98,9 @@ def node(
     to: Annotated[str, typer.Option(help="Node that results go to: TITLE@HOST:PORT.")],
     title: Annotated[str, typer.Option(help="Title of this node.")] = "KIDSEG",
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 11112,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")
+    ] = 11112,
     caller: Annotated[
         list[str] | None, typer.Option(help="Title of a node that may send; else any may.")
     ] = None,

@@ -162,6 +162,7 @@ def save(
             f"only one channel on one grid can be written, not {volume.channels} on {volume.grid}",
             path=path,
             code="not-one-volume",
+            next_step="Choose one channel, resampled onto one grid.",
         )
     source: Path | None = None
     if isinstance(like, Scan):

@@ -26,6 +26,7 @@ from kidseg.errors import DISK_FULL, InputError, ResourceError
 __all__ = ["Limits", "extracted"]
 
 _CHUNK = 2**20
+_ONE_SCAN = "Create a zip with the files of one scan and nothing else."
 _METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 _ARCHIVE_ENDINGS = (".zip", ".7z", ".rar", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
 _LOCAL_HEADER = 30  # bytes before the name of an entry (PKWARE APPNOTE.TXT, 4.3.7)
@@ -103,9 +104,8 @@ def _temporary_folder(path: Path) -> Iterator[Path]:
         yield Path(name).resolve()
 
 
-def _refused(path: Path, code: str, cause: str, next_step: str = "") -> InputError:
-    step = next_step or "Create a zip with the files of one scan and nothing else."
-    return InputError(f"{cause}; nothing was extracted", path=path, code=code, next_step=step)
+def _refused(path: Path, code: str, cause: str, next_step: str = _ONE_SCAN) -> InputError:
+    return InputError(f"{cause}; nothing was extracted", path=path, code=code, next_step=next_step)
 
 
 def _converted(path: Path, error: OSError) -> InputError | ResourceError:

@@ -16,13 +16,6 @@ from kidseg.io.scan import ReadOptions
 
 __all__ = ["choose"]
 
-_CODES = {
-    "segmentation": "not-a-scan",
-    "secondary capture": "not-a-scan",
-    "localiser": "not-a-scan",
-    "colour image": "colour-image",
-    "images without position": "no-position",
-}
 _LISTED = 20
 _TEXT = 40
 _SHORTEST = 6  # characters of the start of a UID
@@ -62,7 +55,14 @@ def choose(
             next_step="Use a CT series.",
         )
     if not usable:
-        code = _CODES.get(matching[0].kind, "not-a-scan") if len(matching) == 1 else "no-volume"
+        if len(matching) > 1:
+            code = "no-volume"
+        elif matching[0].kind == "colour image":
+            code = "colour-image"
+        elif matching[0].kind == "images without position":
+            code = "no-position"
+        else:
+            code = "not-a-scan"
         raise _refusal("it does not contain a volume, but", matching, names, path, code)
     return usable[0], _findings(usable[0], series, names, path, options)
 
@@ -163,15 +163,17 @@ def _refusal(
     cause: str, series: Sequence[Series], names: dict[Series, str], path: Path, code: str
 ) -> InputError:
     named = next((names[s] for s in series if s.kind == "volume"), "NUMBER")
-    pick = f"Choose one by its number or UID, for example --series {named}."
-    steps = {
-        "no-such-series": pick,
-        "several-series": pick,
-        "several-volumes": f"Choose one, for example --series {named}.",
-        "no-position": "Export the original series from the scanner or the archive again: "
-        "Image Position (Patient) is required.",
-    }
-    step = steps.get(code, "Use a CT series of parallel slices.")
+    if code in ("no-such-series", "several-series"):
+        step = f"Choose one by its number or UID, for example --series {named}."
+    elif code == "several-volumes":
+        step = f"Choose one, for example --series {named}."
+    elif code == "no-position":
+        step = (
+            "Export the original series from the scanner or the archive again: "
+            "Image Position (Patient) is required."
+        )
+    else:
+        step = "Use a CT series of parallel slices."
     whole = _whole(series)
     if whole is not None and code == "several-volumes":
         name = whole.number or whole.uid

@@ -8,7 +8,7 @@ modules need no distinction.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,20 +32,19 @@ _SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66"
 _OFFSETS_TAG = "(3004,000c)"  # Grid Frame Offset Vector
 _FRAME_BYTES = 8  # the least that a frame of compressed pixels occupies: the head of its item
 
-# What must be numbers: how many, the name in messages, and the code of the error.
+# What must be numbers: how many, and the name in messages.
 _NUMERIC = {
-    "ImagePositionPatient": (3, "Image Position (Patient)", "bad-position"),
-    "ImageOrientationPatient": (6, "Image Orientation (Patient)", "bad-orientation"),
-    "PixelSpacing": (2, "Pixel Spacing", "bad-spacing"),
-    "SpacingBetweenSlices": (1, "Spacing Between Slices", "bad-spacing"),
-    "SliceThickness": (1, "Slice Thickness", "bad-spacing"),
-    "RescaleSlope": (1, "Rescale Slope", "bad-rescale"),
-    "RescaleIntercept": (1, "Rescale Intercept", "bad-rescale"),
-    "NumberOfFrames": (1, "Number of Frames", "frame-count"),
-    "PixelPaddingValue": (1, "Pixel Padding Value", "bad-padding"),
-    "PixelPaddingRangeLimit": (1, "Pixel Padding Range Limit", "bad-padding"),
+    "ImagePositionPatient": (3, "Image Position (Patient)"),
+    "ImageOrientationPatient": (6, "Image Orientation (Patient)"),
+    "PixelSpacing": (2, "Pixel Spacing"),
+    "SpacingBetweenSlices": (1, "Spacing Between Slices"),
+    "SliceThickness": (1, "Slice Thickness"),
+    "RescaleSlope": (1, "Rescale Slope"),
+    "RescaleIntercept": (1, "Rescale Intercept"),
+    "NumberOfFrames": (1, "Number of Frames"),
+    "PixelPaddingValue": (1, "Pixel Padding Value"),
+    "PixelPaddingRangeLimit": (1, "Pixel Padding Range Limit"),
 }
-_SPACINGS = {"PixelSpacing", "SpacingBetweenSlices", "SliceThickness"}  # --spacing overrides them
 _THICKNESS = {"SpacingBetweenSlices", "SliceThickness"}  # needed for a single slice only
 
 
@@ -330,7 +329,7 @@ def _odd_numbers(header: Header) -> dict[str, str]:
     """Numeric elements with a decimal comma, or that are not numbers, with their text."""
     odd: dict[str, str] = {}
     for fields in [header.fields, *(header.frames or ())]:
-        for name, (count, _, _) in _NUMERIC.items():
+        for name, (count, _) in _NUMERIC.items():
             text = fields.get(name, "")
             if text and name not in odd and ("," in text or _values(text, count) is None):
                 odd[name] = text
@@ -351,32 +350,51 @@ def check_readable(
         InputError: "bad-position", "bad-orientation", "bad-spacing", "bad-rescale", "frame-count",
             "bad-padding": an element is there, but it cannot be read; any `Image.fault`.
     """
-    findings = []
-    for name, (count, label, code) in _NUMERIC.items():
-        found = [image for image in images if name in image.odd]
-        if not found or (spacing_given and name in _SPACINGS):
-            continue
-        bad = [image for image in found if _is_unclear(name, image.odd[name], count)]
-        shown = (bad or found)[0]
-        where = f"in {len(bad or found)} of {len(images)} files, first {shown.path.name}"
-        text = f"'{shown.odd[name][:60]}'"
-        cause = f"{label} is {text} {where}: not {_counted(count)}"
-        if bad and name in _THICKNESS and sum(len(image.planes) for image in images) > 1:
-            findings.append(Finding(code="unreadable-number", path=str(path), cause=cause))
-            continue
-        if bad:
-            raise InputError(
-                cause,
-                path=path,
-                code=code,
-                next_step="The header is damaged: export the series again.",
-            )
-        cause = f"{label} is written with a decimal comma ({text}) {where}; it was read as a point"
-        findings.append(Finding(code="decimal-comma", path=str(path), cause=cause))
+    spacings = () if spacing_given else ("PixelSpacing", *sorted(_THICKNESS))
+    findings = [
+        *_check_numbers("bad-position", ("ImagePositionPatient",), images, path),
+        *_check_numbers("bad-orientation", ("ImageOrientationPatient",), images, path),
+        *_check_numbers("bad-spacing", spacings, images, path),
+        *_check_numbers("bad-rescale", ("RescaleSlope", "RescaleIntercept"), images, path),
+        *_check_numbers("frame-count", ("NumberOfFrames",), images, path),
+        *_check_numbers(
+            "bad-padding", ("PixelPaddingValue", "PixelPaddingRangeLimit"), images, path
+        ),
+    ]
     faults = [image.fault for image in images if image.fault is not None]
     if faults:
         raise faults[0]
     return tuple(findings)
+
+
+def _check_numbers(
+    code: str, names: Sequence[str], images: Sequence[Image], path: Path
+) -> Iterator[Finding]:
+    for name in names:
+        found = [image for image in images if name in image.odd]
+        if not found:
+            continue
+        count, label = _NUMERIC[name]
+        bad = [image for image in found if _is_unclear(name, image.odd[name], count)]
+        shown = (bad or found)[0]
+        where = f"in {len(bad or found)} of {len(images)} files, first {shown.path.name}"
+        text = f"'{shown.odd[name][:60]}'"
+        if not bad:
+            cause = (
+                f"{label} is written with a decimal comma ({text}) {where}; it was read as a point"
+            )
+            yield Finding(code="decimal-comma", path=str(path), cause=cause)
+            continue
+        cause = f"{label} is {text} {where}: not {_counted(count)}"
+        if name in _THICKNESS and sum(len(image.planes) for image in images) > 1:
+            yield Finding(code="unreadable-number", path=str(path), cause=cause)
+            continue
+        raise InputError(
+            cause,
+            path=path,
+            code=code,
+            next_step="The header is damaged: export the series again.",
+        )
 
 
 def _is_unclear(name: str, text: str, count: int) -> bool:

@@ -182,26 +182,26 @@ def check_consistent(
             code="mixed-patients",
             next_step=step,
         )
-    checked = [
-        ("PatientID", "Patient ID", "repaired-patient"),
-        ("FrameOfReferenceUID", "Frame of Reference UID", "repaired-frame-of-reference"),
-        ("StudyInstanceUID", "Study Instance UID", "mixed-studies"),
-    ]
-    for name, label, code in checked:
-        if len({image.text(name) for image in series.images}) == 1:
-            continue
-        stated = spread(series.images, name)
-        if name == "FrameOfReferenceUID" and not repair:
-            raise InputError(
-                f"its images differ in Frame of Reference UID: {stated}; their positions cannot"
-                " be compared",
-                path=path,
-                code="mixed-frames-of-reference",
-                next_step="If they are one stack all the same, read them with --repair; otherwise "
-                "put each acquisition in a separate folder.",
-            )
-        cause = f"its images differ in {label}: {stated}; they were read as one stack"
-        findings.append(Finding(code=code, path=str(path), cause=cause))
+    frames = "FrameOfReferenceUID"
+    if len({image.text(frames) for image in series.images}) > 1 and not repair:
+        raise InputError(
+            f"its images differ in Frame of Reference UID: {spread(series.images, frames)}; their"
+            " positions cannot be compared",
+            path=path,
+            code="mixed-frames-of-reference",
+            next_step="If they are one stack all the same, read them with --repair; otherwise "
+            "put each acquisition in a separate folder.",
+        )
+
+    def compare(name: str, label: str, code: str) -> None:
+        if len({image.text(name) for image in series.images}) > 1:
+            stated = spread(series.images, name)
+            cause = f"its images differ in {label}: {stated}; they were read as one stack"
+            findings.append(Finding(code=code, path=str(path), cause=cause))
+
+    compare("PatientID", "Patient ID", "repaired-patient")
+    compare(frames, "Frame of Reference UID", "repaired-frame-of-reference")
+    compare("StudyInstanceUID", "Study Instance UID", "mixed-studies")
     differing = differences(series.planes)
     if differing:
         cause = f"its slices differ in {'; '.join(differing)}"

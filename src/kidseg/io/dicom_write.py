@@ -74,6 +74,7 @@ def _rounded_hu(volume: Volume, folder: Path) -> np.ndarray:
             f"only one channel on one grid can be written, not {volume.channels} on {volume.grid}",
             path=folder,
             code="not-one-volume",
+            next_step="Choose one channel, resampled onto one grid.",
         )
     values: np.ndarray = volume.data[0].detach().cpu().numpy()
     if np.issubdtype(values.dtype, np.floating):
@@ -121,7 +122,12 @@ def _template(
 
     seed = _fact(facts, "seed", folder)
     if not seed:
-        raise UsageError("the facts lack a 'seed' for the UIDs", path=folder, code="no-seed")
+        raise UsageError(
+            "the facts lack a 'seed' for the UIDs",
+            path=folder,
+            code="no-seed",
+            next_step="Add 'seed': any text that no other series is written with.",
+        )
     sex = _fact(facts, "sex", folder)
     spacing = volume.grid.spacing_mm.tolist()
     description = _fact(facts, "description", folder)
@@ -173,7 +179,10 @@ def _fact(facts: Mapping[str, str], name: str, folder: Path) -> str:
         return value
     if bad or (name == "patient_id" and len(value) > 64):
         raise UsageError(
-            f"{value!r} is not a valid '{name}' in DICOM", path=folder, code="bad-fact"
+            f"{value!r} is not a valid '{name}' in DICOM",
+            path=folder,
+            code="bad-fact",
+            next_step="Use printable characters without a backslash; at most 64 in a 'patient_id'.",
         )
     return value
 
@@ -184,6 +193,7 @@ def _age(age: str, folder: Path) -> str:
             f"an age must be three digits and D, W, M or Y, not {age!r}",
             path=folder,
             code="bad-fact",
+            next_step="Write it as in 007Y or 011M.",
         )
     return age
 

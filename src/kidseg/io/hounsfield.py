@@ -124,33 +124,30 @@ def _refuse_non_hu(
 ) -> None:
     is_integer = bool((sample == sample.round()).all())
     dense = sample > 300
-    cause, code = "", ""
     if low == high:
-        cause, code = f"every voxel is {low:g}", "constant-image"
-    elif is_integer and low >= 0 and high <= 40:
+        raise _refused(f"every voxel is {low:g}", "constant-image", path)
+    if is_integer and low >= 0 and high <= 40:
         cause = f"values are integers in {low:g}..{high:g}: this looks like a label map"
-        code = "label-map"
-    elif not is_integer and high - low < 50 and max(-low, high) < 50:
+        raise _refused(cause, "label-map", path)
+    if not is_integer and high - low < 50 and max(-low, high) < 50:
         cause = f"values are in {low:.3g}..{high:.3g}: normalised, not Hounsfield units"
-        code = "normalised-intensities"
-    elif low >= 0 and high <= 255 and stored is not None and stored.itemsize == 1:
+        raise _refused(cause, "normalised-intensities", path)
+    if low >= 0 and high <= 255 and stored is not None and stored.itemsize == 1:
         cause = f"values are {low:g}..{high:g} in eight bits: a windowed image, not HU"
-        code = "eight-bit-intensities"
-    elif max(-low, high) > 100_000:
+        raise _refused(cause, "eight-bit-intensities", path)
+    if max(-low, high) > 100_000:
         cause = f"values are in {low:g}..{high:g}: not Hounsfield units"
-        code = "absurd-intensities"
+        raise _refused(cause, "absurd-intensities", path)
     # In HU, values above 300 are bone and contrast agent, most of them below 850. If most of them
     # are in 850..1200 instead, they are soft tissue, and 1000 or 1024 was never subtracted; unless
     # air is where it belongs, as round a skull or a phantom of Teflon.
-    elif (
+    if (
         float(dense.float().mean()) >= 0.02
         and _share(sample[dense], 850, 1200) >= 0.6
         and _share(sample, _AIR_HU - _AIR_TOLERANCE_HU, _AIR_HU + _AIR_TOLERANCE_HU) < _LEAST_AIR
     ):
         cause = "soft tissue is at about 1000: values are shifted from HU by 1000 or 1024"
-        code = "shifted-hu"
-    if code:
-        raise _refused(cause, code, path)
+        raise _refused(cause, "shifted-hu", path)
 
 
 def _refused(cause: str, code: str, path: Path) -> InputError:

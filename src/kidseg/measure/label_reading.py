@@ -17,7 +17,7 @@ from kidseg.errors import Finding, InputError
 from kidseg.geometry import Grid, Volume
 from kidseg.io import ReadOptions, Scan, read
 from kidseg.io.orientation import canonical
-from kidseg.labels import LabelSchema
+from kidseg.labels import LabelSchema, Meaning
 from kidseg.measure.annotated_labels import find_annotated, is_annotated
 from kidseg.measure.mask import bounds
 from kidseg.measure.midline import RENAL, Midline, estimated_midline, midline_of
@@ -233,14 +233,19 @@ def _unclear(schema: LabelSchema, path: Path) -> tuple[Finding, ...]:
                 next_step="If one of them is, say so: --label NUMBER=kidney.",
             )
         )
-    for meaning in ("kidney", "tumour"):
-        if not schema.ids_of(meaning):
-            found.append(
-                Finding(
-                    code=f"no-{meaning}-label",
-                    path=str(path),
-                    cause=f"no label is recognized as {meaning}, so nothing can be said about it",
-                    next_step=f"If there is one, say so: --label NUMBER={meaning}.",
-                )
+
+    def note(code: str, meaning: Meaning) -> None:
+        found.append(
+            Finding(
+                code=code,
+                path=str(path),
+                cause=f"no label is recognized as {meaning}, so nothing can be said about it",
+                next_step=f"If there is one, say so: --label NUMBER={meaning}.",
             )
+        )
+
+    if not schema.ids_of("kidney"):
+        note("no-kidney-label", "kidney")
+    if not schema.ids_of("tumour"):
+        note("no-tumour-label", "tumour")
     return tuple(found)

@@ -5,18 +5,19 @@ Source: DICOM PS3.18 (QIDO-RS, WADO-RS, STOW-RS).
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from kidseg.errors import InputError, KidsegError
+from kidseg.errors import InputError, KidsegError, UsageError
 from kidseg.pacs.series_queue import Series, SeriesQueue, digest_of
-from kidseg.pacs.worker import Archive, UnreachableError
+from kidseg.pacs.worker import CLOSED, Archive, UnreachableError
 
 if TYPE_CHECKING:
     from dicomweb_client.api import DICOMwebClient
@@ -42,12 +43,26 @@ class WebArchive:
     Attributes:
         url: of the DICOMweb service, such as http://archive:8042/dicom-web.
         token: of the Authorization header; "": none.
+        login: "USER:PASSWORD" of HTTP Basic, if there is no token; "": none.
         timeout_s: for each answer.
+
+    Raises:
+        UsageError: "password-in-address".
     """
 
     url: str
-    token: str = ""
+    token: str = field(default="", repr=False)
+    login: str = field(default="", repr=False)
     timeout_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        if "@" in urlsplit(self.url).netloc:
+            raise UsageError(
+                "the address of the archive has a name or a password in it, which everybody on this"
+                " machine would see, and which logs would keep",
+                code="password-in-address",
+                next_step="Leave it out, and set KIDSEG_ARCHIVE_LOGIN=USER:PASSWORD.",
+            )
 
     @property
     def archive(self) -> Archive:
@@ -127,7 +142,11 @@ class WebArchive:
         import requests
         from dicomweb_client.api import DICOMwebClient
 
-        headers = {"Authorization": f"Bearer {self.token}"} if self.token else None
+        headers = {}
+        if self.token:
+            headers["Authorization"] = f"Bearer {self.token}"
+        elif self.login:
+            headers["Authorization"] = f"Basic {b64encode(self.login.encode()).decode()}"
         try:
             client = DICOMwebClient(self.url, headers=headers, timeout=self.timeout_s)
             client.set_http_retry_params(retry=False)
@@ -145,10 +164,18 @@ class WebArchive:
                 f"the archive answers {status}",
                 path=self.url,
                 code="archive-forbids" if status in _NOT_ALLOWED else "archive-refuses",
-                next_step="Check the address and the token, and look into the log of the archive.",
+                next_step="Check the address, and KIDSEG_ARCHIVE_TOKEN or KIDSEG_ARCHIVE_LOGIN;"
+                " look into the log of the archive.",
             ) from error
         except requests.exceptions.InvalidJSONError as error:
             raise _no_dicomweb(self.url, "does not answer with JSON") from error
+        except requests.exceptions.SSLError as error:
+            raise InputError(
+                "the certificate of the archive is not trusted, or not its own",
+                path=self.url,
+                code="archive-untrusted",
+                next_step="Name the certificate of its authority: REQUESTS_CA_BUNDLE=ca.pem.",
+            ) from error
         except (requests.RequestException, ConnectionError, TimeoutError) as error:
             if isinstance(error, ValueError):  # of the address
                 raise _no_dicomweb(self.url, "is none") from error
@@ -200,7 +227,7 @@ def find_series(
 
     Raises:
         UnreachableError: the archive does not answer.
-        InputError: "archive-refuses", "archive-forbids", "incomplete-answer".
+        InputError: "archive-refuses", "incomplete-answer", those of `CLOSED`.
     """
     added = failed = in_a_row = studies = 0
     last: Exception | None = None
@@ -211,8 +238,8 @@ def find_series(
             in_a_row = 0
         except (InputError, UnreachableError) as error:
             failed, in_a_row = failed + 1, in_a_row + 1
-            is_forbidden = isinstance(error, InputError) and error.code == "archive-forbids"
-            if is_forbidden or in_a_row >= _FAILED_STUDIES:
+            is_closed = isinstance(error, InputError) and error.code in CLOSED
+            if is_closed or in_a_row >= _FAILED_STUDIES:
                 raise
             last = error
     if last is not None and failed == studies:

@@ -21,10 +21,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kidseg.errors import InputError, ResourceError
+from kidseg.errors import InputError, UsageError
 from kidseg.io.dicom_header import quiet, read_dataset, reading
 from kidseg.pacs.series_queue import IMAGES_MISSING, Series, SeriesQueue, digest_of
 from kidseg.pacs.worker import Archive, UnreachableError
+from kidseg.serve.policy import address_in_use
 
 __all__ = ["Arrivals", "Peer", "receiving"]
 
@@ -68,12 +69,12 @@ class Peer:
         """From TITLE@HOST:PORT.
 
         Raises:
-            InputError: "bad-peer".
+            UsageError: "bad-peer".
         """
         title, _, address = text.partition("@")
         host, _, port = address.rpartition(":")
         if not (0 < len(title) <= 16 and host and port.isdigit() and 0 < int(port) < 65536):
-            raise InputError(
+            raise UsageError(
                 f"'{text}' is not TITLE@HOST:PORT",
                 code="bad-peer",
                 next_step="Give it such as ARCHIVE@127.0.0.1:4242.",
@@ -346,7 +347,7 @@ def receiving(
         callers: titles of nodes that may send; (): any.
 
     Raises:
-        ResourceError: "port-in-use".
+        UsageError: "address-in-use".
     """
     from pynetdicom import (
         AE,
@@ -374,11 +375,7 @@ def receiving(
             (host, port), block=False, evt_handlers=[(evt.EVT_C_STORE, store)]
         )
     except OSError as error:
-        raise ResourceError(
-            f"port {port} of {host} cannot be listened on ({error.strerror})",
-            code="port-in-use",
-            next_step="Choose another --port.",
-        ) from error
+        raise address_in_use(host, port, error) from error
     assert server is not None
     try:
         yield int(server.server_address[1])

@@ -14,7 +14,7 @@ from kidseg.pacs.series_queue import Series, SeriesQueue
 from kidseg.serve.audit_log import AuditLog
 from kidseg.serve.served_model import check_served
 
-__all__ = ["Archive", "UnreachableError", "Worker"]
+__all__ = ["CLOSED", "Archive", "UnreachableError", "Worker"]
 
 # Failures that the same series may not have again.
 _PASSING = {
@@ -27,7 +27,11 @@ _PASSING = {
 # Failures whose cause is in our own words, without any of a patient.
 _EXPLAINED = {"archive-refuses", "incomplete-answer"}
 # Failures that are not those of a series: waited for, as long as it takes.
-_WAITED = {"unreachable", "disk-full", "archive-forbids"}
+CLOSED = {"archive-forbids", "archive-untrusted"}
+"""Codes of an archive that answers, but not to us: a wrong token, or an untrusted certificate. It
+is waited for: whoever runs it can fix that."""
+
+_WAITED = {"unreachable", "disk-full", *CLOSED}
 
 
 class UnreachableError(Exception):

@@ -288,7 +288,10 @@ def labelled_cases(data: Dataset, cases: Sequence[str] | None) -> list[Case]:
     """
     if unknown := set(cases or ()) - set(data.by_id):
         raise UsageError(
-            f"there is no case {', '.join(sorted(unknown))}", path=data.root, code="unknown-case"
+            f"there is no case {', '.join(sorted(unknown))}",
+            path=data.root,
+            code="unknown-case",
+            next_step="Name cases of this data set, or leave --case out.",
         )
     used = [c for c in data.cases if c.labels is not None and (cases is None or c.id in cases)]
     if not used:

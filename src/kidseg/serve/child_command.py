@@ -84,4 +84,10 @@ def _failure(log: Path, code: int | None) -> Finding:
         said = log.read_text(encoding="utf-8", errors="replace").splitlines()
         errors = [line.removeprefix(_SPOKEN) for line in said if line.startswith(_SPOKEN)]
         cause = errors[-1] if errors else f"the process ended with code {code}"
-        return Finding(code="process-failed", path="", cause=cause, severity="error")
+        return Finding(
+            code="process-failed",
+            path="",
+            cause=cause,
+            next_step="Try again; if it ends in the same way, run that command of kidseg by hand.",
+            severity="error",
+        )

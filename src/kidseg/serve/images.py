@@ -19,7 +19,7 @@ from kidseg.serve.database import Database
 from kidseg.serve.job import new_id
 from kidseg.serve.refusals import RefusedError, no_such
 
-__all__ = ["FINAL", "ORIGINAL", "Image", "ImageStore", "LabelEntry"]
+__all__ = ["FILE", "FINAL", "ORIGINAL", "Image", "ImageStore", "LabelEntry"]
 
 FINAL = "final"
 """Tag of labels that a person has approved."""
@@ -28,6 +28,9 @@ ORIGINAL = "original"
 """Tag of labels that a model has made."""
 
 Role = Literal["learned", "kept"]
+
+FILE = "images.sqlite"
+"""Name of the file with the tables of images and sessions."""
 
 _NAME = 256
 _TAG = 64
@@ -116,7 +119,7 @@ class ImageStore:
     """The images in a folder; for any number of threads.
 
     Attributes:
-        folder: has images.sqlite and the folders of images.
+        folder: has `FILE` and the folders of images.
     """
 
     folder: Path
@@ -132,7 +135,7 @@ class ImageStore:
     @property
     def base(self) -> Database:
         """The file of the tables."""
-        return Database(self.folder / "images.sqlite")
+        return Database(self.folder / FILE)
 
     # ---- images --------------------------------------------------------------------------------
 

@@ -397,4 +397,10 @@ def schema_in(header: Mapping[str, Any]) -> LabelSchema:
 
 
 def _stopped() -> Finding:
-    return Finding(code="stopped", path="", cause="it was stopped", severity="error")
+    return Finding(
+        code="stopped",
+        path="",
+        cause="it was stopped",
+        next_step="No label is lost: start a training again at any time.",
+        severity="error",
+    )

@@ -11,9 +11,8 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from kidseg.errors import UsageError
 from kidseg.serve.application import create_app
-from kidseg.serve.policy import Serving, check_serving
+from kidseg.serve.policy import Serving, address_in_use, check_serving
 from kidseg.serve.served_model import check_served
 from kidseg.serve.service import Service, open_service
 
@@ -109,9 +108,5 @@ def _listening(serving: Serving) -> socket.socket:
         door.listen(2048)
     except (OSError, OverflowError) as error:
         door.close()
-        raise UsageError(
-            f"{serving.host}:{serving.port} cannot be listened on ({error})",
-            code="address-in-use",
-            next_step="Choose another --host or --port; 0 is any free port.",
-        ) from error
+        raise address_in_use(serving.host, serving.port, error) from error
     return door

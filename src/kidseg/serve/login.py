@@ -65,7 +65,9 @@ async def _password(request: Request) -> str:
     async for chunk in request.stream():
         body += chunk
         if len(body) > _LOGIN_BYTES:
-            raise RefusedError(413, "the login is too long", code="too-large")
+            raise RefusedError(
+                413, "the login is too long", code="too-large", next_step="Send the token alone."
+            )
     try:
         fields = parse_qs(body.decode("utf-8", "replace"), max_num_fields=_LOGIN_FIELDS)
     except ValueError:

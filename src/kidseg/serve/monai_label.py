@@ -178,7 +178,12 @@ async def _awaited(service: Service, request: Request, job: Job) -> Job:
                 break
             if await request.is_disconnected():
                 await run_in_threadpool(service.cancel, job.id, "client-gone")
-                raise RefusedError(400, "the client is gone", code="client-gone")
+                raise RefusedError(
+                    400,
+                    "the client is gone",
+                    code="client-gone",
+                    next_step="Keep the connection open until the labels come.",
+                )
             await asyncio.sleep(_TICK_S)
     service.watchers.release(job.id)
     if known.error is not None:
@@ -187,7 +192,9 @@ async def _awaited(service: Service, request: Request, job: Job) -> Job:
             status, known.error.cause, code=known.error.code, next_step=known.error.next_step
         )
     if known.state != "done":
-        raise RefusedError(409, "the job was cancelled", code="cancelled")
+        raise RefusedError(
+            409, "the job was cancelled", code="cancelled", next_step="Ask for the labels again."
+        )
     return known
 
 

@@ -111,6 +111,16 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def address_in_use(host: str, port: int, error: Exception) -> UsageError:
+    """The error for an address and port that cannot be listened on."""
+    reason = getattr(error, "strerror", None) or error
+    return UsageError(
+        f"{host}:{port} cannot be listened on ({reason})",
+        code="address-in-use",
+        next_step="Choose another --host or --port; 0 is any free port.",
+    )
+
+
 def check_serving(serving: Serving) -> None:
     """Check what can be checked before the server starts.
 

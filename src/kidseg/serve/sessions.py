@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kidseg.serve.database import Database
+from kidseg.serve.images import FILE
 from kidseg.serve.job import new_id
 from kidseg.serve.refusals import no_such
 
@@ -39,7 +40,7 @@ class SessionStore:
     """The sessions in a folder; for any number of threads.
 
     Attributes:
-        folder: has images.sqlite and the folders of sessions.
+        folder: has `FILE` and the folders of sessions.
     """
 
     folder: Path
@@ -55,7 +56,7 @@ class SessionStore:
     @property
     def base(self) -> Database:
         """The file of the table."""
-        return Database(self.folder / "images.sqlite")
+        return Database(self.folder / FILE)
 
     def begin(self, owner: str, file: Path) -> Session:
         """Keep an image for its client; the file is moved."""

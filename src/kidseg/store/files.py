@@ -118,15 +118,17 @@ class Identity:
                 "store-of-another-plan", "store-of-another-dataset".
         """
         expected = self.as_dict()
-        reasons = {
-            "content": ("store-of-another-content", f"the store does not contain '{self.content}'"),
-            "settings": ("store-of-other-settings", "the store was built with other settings"),
-            "plan_sha256": ("store-of-another-plan", "the store was built with another plan"),
-            "dataset": ("store-of-another-dataset", "the store was built from another data set"),
-        }
-        for key, (code, cause) in reasons.items():
-            if getattr(found, key) != expected[key]:
+
+        def compare(name: str, code: str, cause: str) -> None:
+            if getattr(found, name) != expected[name]:
                 raise ModelError(cause, path=path, code=code, next_step=_REBUILD)
+
+        compare(
+            "content", "store-of-another-content", f"the store does not contain '{self.content}'"
+        )
+        compare("settings", "store-of-other-settings", "the store was built with other settings")
+        compare("plan_sha256", "store-of-another-plan", "the store was built with another plan")
+        compare("dataset", "store-of-another-dataset", "the store was built from another data set")
 
 
 def check_version(head: Mapping[str, Any], path: Path) -> None:

@@ -218,13 +218,13 @@ def verify_case(folder: Path, sha256: str | None = None, *, arrays: bool = True)
 
 def _read_head(path: Path) -> Head:
     if not (path / STORE).is_file():
-        begun = (path / CASES).is_dir()
-        raise ModelError(
-            "the store is not finished" if begun else "the folder does not contain a store",
-            path=path,
-            code="unfinished-store" if begun else "no-store",
-            next_step="Run the build again to finish it." if begun else "Build the store first.",
-        )
+        if (path / CASES).is_dir():
+            code, cause = "unfinished-store", "the store is not finished"
+            step = "Run the build again to finish it."
+        else:
+            code, cause = "no-store", "the folder does not contain a store"
+            step = "Build the store first."
+        raise ModelError(cause, path=path, code=code, next_step=step)
     return read_sealed(path / STORE, Head)
 
 

@@ -136,7 +136,10 @@ def resolve(setup: Setup, *, resumed: bool = False) -> ResolvedSetup:
         base = _pinned(name, dict(model.header["config"]))
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(
-            f"the header is invalid: {error}", path=setup.start, code="damaged-model"
+            f"the header is invalid: {error}",
+            path=setup.start,
+            code="damaged-model",
+            next_step="Copy the file again, or train the model again.",
         ) from error
     config = settings_from(base, setup, name, stored=resumed)
     return ResolvedSetup(

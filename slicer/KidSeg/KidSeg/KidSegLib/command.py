@@ -84,8 +84,8 @@ def segment_by_command(
     except KidSegError as error:
         found.notes.append(f"Only the volumes were measured. {error}")
         return found
-    found.notes.extend(_note(finding, names) for finding in measures.get("warnings", []))
-    return replace(found, measures=measures)
+    notes = [*found.notes, *(_note(finding, names) for finding in measures.get("warnings", []))]
+    return replace(found, measures=measures, notes=list(dict.fromkeys(notes)))  # some are of both
 
 
 def _found(answer: Mapping[str, Any], job: Job, names: Mapping[str, str]) -> Found:

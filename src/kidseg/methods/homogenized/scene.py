@@ -59,7 +59,9 @@ def outputs_of(net: nn.Module, view: Tensor) -> Tensor:
         out: Tensor = net(view)
     if not bool(out.isfinite().all()):
         raise DivergedError(
-            "the output of a localisation network is NaN or infinite", code="not-finite"
+            "the output of a localisation network is NaN or infinite",
+            code="not-finite",
+            next_step="Train it with a lower learning rate, or from another seed.",
         )
     return out
 
