@@ -96,7 +96,8 @@ def volumes(measured: Record, record: Record) -> dict[str, Any]:
 
 def _lesion(structure: Record) -> dict[str, Any]:
     """Where a tumour lies and what it touches, and its R.E.N.A.L. score."""
-    measures = [_measure(each) for each in structure["quantities"] if each["name"] not in _SIZES]
+    sizes = {*_SIZES, "width across it"}
+    measures = [_measure(each) for each in structure["quantities"] if each["name"] not in sizes]
     crosses = {"met": "yes", "not met": "no"}.get(structure["crosses_midline"], "cannot tell")
     measures.append({"name": "crosses the midline", "text": crosses, "note": ""})
     for name, found in structure["renal_score"].items():
