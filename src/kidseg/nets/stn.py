@@ -70,10 +70,10 @@ class Localizer(nn.Module):
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         widths = (config.maps[1] * config.mapped**2, *config.hidden)
-        self.head = nn.Sequential()
+        hidden: list[nn.Module] = []
         for entering, units in pairwise(widths):
-            self.head.append(nn.Linear(entering, units)).append(nn.ReLU(inplace=True))
-        self.head.append(last)
+            hidden += [nn.Linear(entering, units), nn.ReLU(inplace=True)]
+        self.head = nn.Sequential(*hidden, last)
 
     def forward(self, image: Tensor) -> Tensor:
         """Float32 (n, out_channels) of (n, in_channels, size, size).
