@@ -160,6 +160,11 @@ class Kidney:
     pelvis_mm: float
     calyces: float = 0.45
 
+    @property
+    def sign(self) -> float:
+        """The sign of x on its side: 1 on the right, -1 on the left."""
+        return 1.0 if self.side == "right" else -1.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tumour:

@@ -312,7 +312,7 @@ def _draw_cysts(rng: np.random.Generator, kidneys: tuple[Kidney, ...]) -> tuple[
         kidney = kidneys[int(rng.integers(len(kidneys)))]
         direction = rng.normal(size=3)
         direction /= np.linalg.norm(direction)
-        sign = 1.0 if kidney.side == "right" else -1.0
+        sign = kidney.sign
         direction[0] = sign * abs(direction[0])
         half = np.array([kidney.width_mm, kidney.thickness_mm, 0.9 * kidney.length_mm]) / 2
         place = np.asarray(kidney.centre_mm) + rng.uniform(0.7, 1.05) * direction * half

@@ -17,6 +17,7 @@ import torch
 
 from kidseg.phantom.anatomy import Anatomy, Body, Kidney, Tumour
 from kidseg.phantom.kidneys import Frame
+from kidseg.phantom.shapes import point
 from kidseg.phantom.surfaces import below_diaphragm, cavity, spine_clearance
 from kidseg.phantom.tumour import fitted, settled
 
@@ -59,14 +60,14 @@ def _in_place_of(rng: np.random.Generator, tumour: Tumour, kidney: Kidney, body:
     start = np.asarray(kidney.centre_mm) + rng.normal(size=3) * 0.12 * kidney.length_mm
     sign = np.sign(kidney.centre_mm[0])
     start[0] = sign * max(sign * start[0], 0.2 * kidney.width_mm)
-    centre = _point(settled(body, start, start, tumour.radius_mm))
+    centre = point(settled(body, start, start, tumour.radius_mm))
     grown = fitted(replace(tumour, origin_mm=centre, centre_mm=centre), body)
     return replace(grown, origin_mm=grown.centre_mm, replaced=float(rng.uniform(*_REPLACED)))
 
 
 def _moved(rng: np.random.Generator, kidney: Kidney, tumour: Tumour, body: Body) -> Kidney | None:
     """The kidney beside the tumour, turned; None if there is no room."""
-    sign = 1.0 if kidney.side == "right" else -1.0
+    sign = kidney.sign
     for _ in range(_TRIES):
         away = np.array([sign * rng.normal(-0.25, 0.55), rng.normal(0.8, 0.45), rng.normal(0, 0.7)])
         away /= np.linalg.norm(away)
@@ -83,7 +84,7 @@ def _moved(rng: np.random.Generator, kidney: Kidney, tumour: Tumour, body: Body)
         start = float(np.cbrt(max(grown, 0.0))) * tumour.radius_mm
         centre = np.asarray(tumour.centre_mm) + away * (depth + start)
         if _has_room(kidney, centre, body):
-            return replace(turned, centre_mm=_point(centre))
+            return replace(turned, centre_mm=point(centre))
     return None
 
 
@@ -107,7 +108,7 @@ def _with(
     old, new = Frame.of(kidney), Frame.of(moved)
 
     def carried(place: tuple[float, float, float]) -> tuple[float, float, float]:
-        return _point(new.centre + new.axes.T @ (old.axes @ (np.asarray(place) - old.centre)))
+        return point(new.centre + new.axes.T @ (old.axes @ (np.asarray(place) - old.centre)))
 
     def is_own(place: tuple[float, float, float]) -> bool:
         local = old.axes @ (np.asarray(place) - old.centre) / old.half
@@ -132,8 +133,3 @@ def _with(
             ),
         ),
     )
-
-
-def _point(place: np.ndarray) -> tuple[float, float, float]:
-    x, y, z = (float(v) for v in place)
-    return x, y, z

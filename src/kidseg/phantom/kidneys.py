@@ -37,7 +37,7 @@ class Frame:
     @classmethod
     def of(cls, kidney: Kidney) -> Frame:
         """Axes from the kidney's angles."""
-        sign = 1.0 if kidney.side == "right" else -1.0
+        sign = kidney.sign
         coronal, sagittal, hilum = np.deg2rad(
             [kidney.coronal_deg, kidney.sagittal_deg, kidney.hilum_deg]
         )

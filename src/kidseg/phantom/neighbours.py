@@ -12,11 +12,11 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from kidseg.phantom.adjacent import Extension, Neighbours, Nodule, Point
+from kidseg.phantom.adjacent import Extension, Neighbours, Nodule
 from kidseg.phantom.anatomy import Anatomy, Body, Kidney, Tumour
 from kidseg.phantom.kidneys import Frame
 from kidseg.phantom.retroperitoneum import draw_contents, kidney_of
-from kidseg.phantom.shapes import rounded
+from kidseg.phantom.shapes import point, rounded
 from kidseg.phantom.surfaces import cavity
 from kidseg.phantom.tumour import fitted, settled
 from kidseg.phantom.vessels import aorta_at, cava_at
@@ -89,7 +89,7 @@ def _tip(rng: np.random.Generator, anatomy: Anatomy, kidney: Kidney, organ: str)
     """
     body = anatomy.body
     liver = organ == "liver"
-    sign = _sign(kidney)
+    sign = kidney.sign
     half_lateral, half_deep, half_long = Frame.of(kidney).half
     x0, y0, z0 = kidney.centre_mm
     end = z0 - float(rng.uniform(0.1, 1.15)) * half_long
@@ -111,7 +111,7 @@ def _tip(rng: np.random.Generator, anatomy: Anatomy, kidney: Kidney, organ: str)
     points = np.stack([sign * x, y + bend * t, start + t * (end - start)], axis=1)
     return Extension(
         organ="liver" if liver else "spleen",
-        points_mm=tuple(_point(p) for p in points),
+        points_mm=tuple(point(p) for p in points),
         radii_mm=tuple(float(r) for r in radii),
         depth=depth,
     )
@@ -135,7 +135,7 @@ def _pancreas(rng: np.random.Generator, anatomy: Anatomy, kidney: Kidney) -> Ext
     )
     return Extension(
         organ="pancreas",
-        points_mm=tuple(_point(p) for p in rounded(way)),
+        points_mm=tuple(point(p) for p in rounded(way)),
         radii_mm=tuple(float(r) for r in np.linspace(1.0, 0.85, len(rounded(way))) * thick),
     )
 
@@ -148,7 +148,7 @@ def _accessory_spleen(rng: np.random.Generator, anatomy: Anatomy, kidney: Kidney
     away = 1.0 + (radius + float(rng.uniform(0.0, 8.0))) / float(Frame.of(kidney).half[1])
     around = away * np.sqrt(max(1.0 - level**2, 0.1))
     place = Frame.of(kidney).anatomy_mm(around * np.cos(angle), around * np.sin(angle), level)
-    return Nodule(organ="spleen", centre_mm=_point(place), half_mm=(radius,) * 3)
+    return Nodule(organ="spleen", centre_mm=point(place), half_mm=(radius,) * 3)
 
 
 def _adrenal_mass(rng: np.random.Generator, anatomy: Anatomy, kidney: Kidney) -> Nodule:
@@ -162,7 +162,7 @@ def _adrenal_mass(rng: np.random.Generator, anatomy: Anatomy, kidney: Kidney) ->
     radius = _size(rng, anatomy, _ADRENAL_MASS_MM)
     half = radius * np.array([rng.uniform(0.7, 1.0), rng.uniform(0.7, 1.0), 1.0])
     pole = Frame.of(kidney).anatomy_mm(-0.2, 0.1, 0.9)
-    sign = _sign(kidney)
+    sign = kidney.sign
     x = max(0.8 * w, 0.55 * w + half[0], 0.5 * (abs(pole[0]) + 0.8 * w))
     y = max(body.spine_y_mm + 0.12 * w, pole[1]) + float(rng.normal(0.0, 0.1)) * w
     z = max(2.3 * body.segment_mm, pole[2]) + float(rng.uniform(0.0, 0.6)) * radius
@@ -178,7 +178,7 @@ def _adrenal_mass(rng: np.random.Generator, anatomy: Anatomy, kidney: Kidney) ->
     return Nodule(
         organ="adrenal",
         centre_mm=(float(sign * x), float(y), float(z)),
-        half_mm=_point(half),
+        half_mm=point(half),
         plain_hu=plain,
         uptake=uptake,
         structure_hu=structure,
@@ -202,8 +202,8 @@ def _node(rng: np.random.Generator, anatomy: Anatomy) -> Nodule:
     )
     return Nodule(
         organ="lymph node",
-        centre_mm=_point(places[int(rng.choice(3, p=[0.5, 0.2, 0.3]))]),
-        half_mm=_point(half),
+        centre_mm=point(places[int(rng.choice(3, p=[0.5, 0.2, 0.3]))]),
+        half_mm=point(half),
         plain_hu=float(rng.uniform(28.0, 45.0)),
         uptake=float(rng.uniform(0.1, 0.35)),
         structure_hu=float(rng.uniform(2.0, 8.0)),
@@ -240,7 +240,7 @@ def _outgrown(rng: np.random.Generator, body: Body, kidney: Kidney, tumour: Tumo
     centre = surface + away * out_mm
     origin = surface + away * (out_mm - 0.55 * radius)
     centre = settled(body, origin, centre, radius)
-    moved = replace(tumour, origin_mm=_point(origin), centre_mm=_point(centre))
+    moved = replace(tumour, origin_mm=point(origin), centre_mm=point(centre))
     return fitted(moved, body)
 
 
@@ -255,12 +255,3 @@ def _size(rng: np.random.Generator, anatomy: Anatomy, range_mm: tuple[float, flo
     """Log-uniform within a range of a grown person, smaller in a smaller body."""
     low, high = np.log(range_mm)
     return float(np.exp(rng.uniform(low, high)) * anatomy.body.vertebra_mm / 48.0)
-
-
-def _sign(kidney: Kidney) -> float:
-    return 1.0 if kidney.side == "right" else -1.0
-
-
-def _point(place: np.ndarray) -> Point:
-    x, y, z = (float(v) for v in place)
-    return x, y, z

@@ -191,7 +191,7 @@ def ureter_mm(anatomy: Anatomy, kidney: Kidney) -> np.ndarray:
     body = anatomy.body
     w, y0, segment = body.vertebra_mm, body.spine_y_mm, body.segment_mm
     sy, sz = symphysis_mm(body)
-    sign = 1.0 if kidney.side == "right" else -1.0
+    sign = kidney.sign
     start = Frame.of(kidney).anatomy_mm(-1.15, 0.0, -0.1)
     return np.array(
         [

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Place", "ellipsoid", "rounded", "smooth_max", "smooth_min", "tube"]
+__all__ = ["Place", "ellipsoid", "point", "rounded", "smooth_max", "smooth_min", "tube"]
 
 Place = tuple[Tensor, Tensor, Tensor]
 """(x, y, z) of many points, mm."""
@@ -52,6 +52,12 @@ def tube(place: Place, points: np.ndarray, radii: np.ndarray) -> Tensor:
         nearest = f if nearest is None else torch.minimum(nearest, f)
     assert nearest is not None
     return nearest
+
+
+def point(place: np.ndarray) -> tuple[float, float, float]:
+    """(x, y, z) of one point as plain numbers."""
+    x, y, z = (float(v) for v in place)
+    return x, y, z
 
 
 def rounded(points: np.ndarray) -> np.ndarray:
