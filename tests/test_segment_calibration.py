@@ -15,6 +15,7 @@ from ellipses import make_ellipse_patient, write_ellipse_dataset
 from kidseg.checkpoint import load_model, save_model
 from kidseg.cli import main
 from kidseg.errors import InputError, KidsegWarning, ModelError, UsageError
+from kidseg.header import FOREGROUND, decision_of, read_header
 from kidseg.labels import KIDNEY_TUMOUR, Target
 from kidseg.segment import load_predictor
 from kidseg.segment.calibration import (
@@ -27,7 +28,7 @@ from kidseg.segment.calibration import (
     choose,
     grid_of,
 )
-from kidseg.segment.decision import FOREGROUND, output_names, weighted
+from kidseg.segment.decision import output_names, weighted
 from trained import copied
 
 
@@ -75,7 +76,9 @@ def test_a_model_with_an_impossible_decision_is_refused(model: Path, tmp_path: P
         assert error.value.code == "damaged-model"
 
 
-def test_weights_that_an_earlier_version_chose_are_not_used(model: Path, tmp_path: Path) -> None:
+def test_weights_that_an_earlier_version_chose_are_not_used(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """They were of each channel against the background; the warning names the file."""
     found, decision = {"cases": ["a"]}, {"tumour": 2.0}
     for record, used in ((found, {}), ({**found, "foreground": FOREGROUND}, decision)):
@@ -84,9 +87,14 @@ def test_weights_that_an_earlier_version_chose_are_not_used(model: Path, tmp_pat
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             assert load_predictor(file, "cpu").decision == used
+            assert decision_of(read_header(file), file) == used, "also where it is fine-tuned"
+            with pytest.raises(SystemExit) as ended:
+                main(["info", str(file)])
+            assert ended.value.code == 0
+        assert ("weighted: tumour 2" in capsys.readouterr().out) == bool(used)
         said = [str(each.message) for each in caught if each.category is KidsegWarning]
-        assert [str(file) in text and "Calibrate again" in text for text in said] == [True] * (
-            not used
+        assert {str(file) in text and "Calibrate again" in text for text in said} == (
+            set() if used else {True}
         )
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +21,15 @@ from typing import Any, BinaryIO, ClassVar
 
 from pydantic import ConfigDict
 
-from kidseg.errors import ModelError
+from kidseg.errors import KidsegWarning, ModelError
 from kidseg.records import SEAL, SEALED, checked, parsed
 
 __all__ = [
+    "FOREGROUND",
     "FORMAT",
     "KEY",
     "MEMBERS",
+    "decision_of",
     "described_members",
     "read_header",
     "read_sealed",
@@ -42,6 +45,9 @@ KEY = "kidseg"
 MEMBERS = "members"
 """Entry of the header of an ensemble: the headers of its members; see `kidseg.members`."""
 
+FOREGROUND = "all channels together"
+"""What is compared with the background; of a calibration, entry "foreground" of its record."""
+
 _MOST_HEAD = 100_000_000
 _BLANK = "0" * 64
 _REPAIR = "Copy the file again, or train the model again."
@@ -56,6 +62,25 @@ class _Entry:
     dtype: str
     shape: tuple[int, ...]
     data_offsets: tuple[int, int]
+
+
+def decision_of(header: Mapping[str, Any], path: object) -> dict[str, float]:
+    """The weights in the header of a model; {} if an earlier version of kidseg chose them.
+
+    That one compared each channel with the background, so that its weights mean something else; a
+    warning says that they are not used.
+    """
+    known = dict(header.get("decision", {}))
+    record = header.get("calibration")
+    if known and record is not None and dict(record).get("foreground") != FOREGROUND:
+        warnings.warn(
+            f"{path}: its decision was calibrated by an earlier version of kidseg, whose weights"
+            " mean something else; they are not used. Calibrate again: kidseg calibrate.",
+            KidsegWarning,
+            stacklevel=3,
+        )
+        return {}
+    return known
 
 
 def described_members(header: Mapping[str, Any]) -> str:

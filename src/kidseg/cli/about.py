@@ -11,7 +11,7 @@ from typing import Any
 
 from kidseg.cli.summaries import described, steps_lines
 from kidseg.errors import KidsegError
-from kidseg.header import described_members, read_header
+from kidseg.header import decision_of, described_members, read_header
 from kidseg.model_card import ModelCard, Score, card_of
 from kidseg.model_file import find_model, is_starter
 from kidseg.table import text_table, wrapped
@@ -111,7 +111,7 @@ def model_text(model: Path, header: Mapping[str, Any], summary: Mapping[str, Any
         ("data", data and f"{data.get('cases')} cases, digest {str(data.get('digest'))[:_SHORT]}"),
         ("selected by", found.get("by")),
         ("members", described_members(header)),
-        ("decision", _decision(header)),
+        ("decision", _decision(header, model)),
         ("intervals", _intervals(header)),
         ("licence", header.get("licence") if card is None else card.licence),
         ("use", header.get("intended_use")),
@@ -214,9 +214,9 @@ def _dice(header: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
     return {stage: dice for stage, dice in named.items() if dice}
 
 
-def _decision(header: Mapping[str, Any]) -> str:
+def _decision(header: Mapping[str, Any], model: Path) -> str:
     """How a model decides between its outputs, if it was calibrated."""
-    weights = ", ".join(f"{name} {w:g}" for name, w in header.get("decision", {}).items())
+    weights = ", ".join(f"{name} {w:g}" for name, w in decision_of(header, model).items())
     cases = len(header.get("calibration", {}).get("cases", ()))
     of = f", calibrated on {cases} case(s)" if cases else ""
     return f"probabilities are weighted: {weights}{of}" if weights else ""

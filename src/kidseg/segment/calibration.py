@@ -17,14 +17,14 @@ from kidseg.checkpoint import load_model, save_model
 from kidseg.cohort.cohort import patient_dice
 from kidseg.errors import Finding, InputError, UsageError
 from kidseg.geometry import Volume
-from kidseg.header import read_header
+from kidseg.header import FOREGROUND, decision_of, read_header
 from kidseg.io import ReadOptions
 from kidseg.io.atomic import check_writable
 from kidseg.io.content import joint_sha256, sha256_of
 from kidseg.labels import KIDNEY_TUMOUR
 from kidseg.model_file import find_model
 from kidseg.provenance import provenance
-from kidseg.segment.decision import BACKGROUND, FOREGROUND, decision_of, output_names
+from kidseg.segment.decision import BACKGROUND, output_names
 from kidseg.segment.intervals import INTERVALS
 from kidseg.segment.model_loading import load_predictor
 from kidseg.segment.predictor import Predictor

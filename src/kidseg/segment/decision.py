@@ -5,40 +5,15 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
-from kidseg.errors import KidsegWarning
 from kidseg.labels import LabelSchema, Target
 
-__all__ = ["BACKGROUND", "FOREGROUND", "decision_of", "output_names", "weighted"]
+__all__ = ["BACKGROUND", "output_names", "weighted"]
 
 BACKGROUND = "background"
 """Name of the output for background, which no label has."""
-
-FOREGROUND = "all channels together"
-"""What is compared with the background; of a calibration, entry "foreground" of its record."""
-
-
-def decision_of(header: Mapping[str, Any], path: object) -> dict[str, float]:
-    """The weights in the header of a model; {} if an earlier version of kidseg chose them.
-
-    That one compared each channel with the background, so that its weights mean something else; a
-    warning says that they are not used.
-    """
-    known = dict(header.get("decision", {}))
-    record = header.get("calibration")
-    if known and record is not None and dict(record).get("foreground") != FOREGROUND:
-        warnings.warn(
-            f"{path}: its decision was calibrated by an earlier version of kidseg, whose weights"
-            " mean something else; they are not used. Calibrate again: kidseg calibrate.",
-            KidsegWarning,
-            stacklevel=3,
-        )
-        return {}
-    return known
 
 
 def output_names(target: Target, schema: LabelSchema) -> tuple[str, ...]:

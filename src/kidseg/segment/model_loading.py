@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from kidseg.header import decision_of
 from kidseg.members import combined, members_of
 from kidseg.methods import Method
 from kidseg.methods.nnunet_networks import NnUnet
 from kidseg.model_file import find_model
 from kidseg.segment.adaptation import PRIOR_SLICES, Adapt, checked_adapt, checked_prior
-from kidseg.segment.decision import decision_of
 from kidseg.segment.intervals import Calibrated
 from kidseg.segment.predictor import Predictor
 from kidseg.segment.trained_method import damaged_if_invalid, load_method, schema_of

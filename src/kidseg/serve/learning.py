@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kidseg.errors import Finding, KidsegError
-from kidseg.header import MEMBERS, read_header
+from kidseg.header import MEMBERS, decision_of, read_header
 from kidseg.io.content import sha256_of
 from kidseg.labels import LabelSchema
 from kidseg.model_file import MODEL_FILE
@@ -225,7 +225,7 @@ class Learner:
             if self._stopping.is_set():
                 return _stopped()
         trained = self._train(model, header, slices, tune, place)
-        if not isinstance(trained, Finding) and header.get("decision"):
+        if not isinstance(trained, Finding) and decision_of(header, model):
             trained = self._decide(model, trained, place)
         if isinstance(trained, Finding):
             return trained
