@@ -225,6 +225,12 @@ def test_dice_of_a_patient_by_hand() -> None:
     assert dice["kidney+tumour"] == 1
     assert patient_dice(labels(1), labels(0, 2), KIDNEY_TUMOUR)["tumour"] == 0
     assert patient_dice(labels(1), labels(1), KIDNEY_TUMOUR)["tumour"] is None
+    s = 10 * 48 * float(grid.voxel_ml.mean())  # ten rows
+    found_in_vain = patient_dice(labels(*[2] * 10), labels(1), KIDNEY_TUMOUR, smooth_ml=s)
+    assert found_in_vain["tumour"] == pytest.approx(1 / 2)
+    known = patient_dice(labels(1, 1, 2), labels(1, 2, 2), KIDNEY_TUMOUR, smooth_ml=s)
+    assert known["tumour"] == pytest.approx((2 + 10) / (3 + 10))
+    assert patient_dice(labels(1), labels(1), KIDNEY_TUMOUR, smooth_ml=s)["tumour"] == 1
     ignore = Volume(labels(0, 1).data > 0, grid)
     assert patient_dice(labels(1, 1), labels(1, 2), KIDNEY_TUMOUR, ignore)["kidney"] == 1
 

@@ -48,8 +48,12 @@ BACKGROUND_WEIGHTS = (0.03, 0.06, 0.12, 0.25, 0.5, 1.0, 2.0)
 
 TUMOUR_WEIGHTS = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6)
 
+SMOOTH_ML = 1.0
+"""Of the Dice that is maximised; see `patient_dice`. Without it one false voxel in a healthy
+patient would count as much as a missed tumour, and decide alone if the patients are few."""
+
 Decision = Mapping[str, float]
-Dice = Mapping[str, float | None]
+Dice = Mapping[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,15 +63,14 @@ class Choice:
     Attributes:
         weights: {output: weight}.
         score: mean over the regions that count of `dice`.
-        dice: {region: mean over the cases in which reference or prediction has it}.
-        cases: the score of each case, in which regions that are empty in both do not count; None:
-            all are.
+        dice: {region: mean over the cases}, smoothed by `SMOOTH_ML`.
+        cases: the score of each case.
     """
 
     weights: Mapping[str, float]
     score: float
     dice: Mapping[str, float]
-    cases: tuple[float | None, ...]
+    cases: tuple[float, ...]
 
 
 def calibrate(
@@ -259,7 +262,8 @@ def _dice_of_case(
     scan, labels, ignore = read_case(predictor, data, case)
     found = predictor.find(scan, case.id)
     for decided in predictor.decide_by(found, scan.grid, grid):
-        yield patient_dice(decided.labels, labels, predictor.schema, ignore)
+        dice = patient_dice(decided.labels, labels, predictor.schema, ignore, smooth_ml=SMOOTH_ML)
+        yield {name: value for name, value in dice.items() if value is not None}
 
 
 def read_case(
@@ -316,15 +320,12 @@ def _regions(predictor: Predictor) -> tuple[str, ...]:
 
 def _choice(weights: Decision, cases: Sequence[Dice], regions: Sequence[str]) -> Choice:
     """The Dice of a decision over all cases."""
-    known = {name: [d for case in cases if (d := case[name]) is not None] for name in cases[0]}
-    dice = {name: statistics.fmean(values) for name, values in known.items() if values}
-    each = [[d for name in regions if (d := case[name]) is not None] for case in cases]
-    counted = [dice[name] for name in regions if name in dice]
+    dice = {name: statistics.fmean(case[name] for case in cases) for name in cases[0]}
     return Choice(
         weights=weights,
-        score=statistics.fmean(counted) if counted else 0.0,
+        score=statistics.fmean(dice[name] for name in regions),
         dice=dice,
-        cases=tuple(statistics.fmean(values) if values else None for values in each),
+        cases=tuple(statistics.fmean(case[name] for name in regions) for case in cases),
     )
 
 
@@ -338,10 +339,9 @@ def _facts(choice: Choice) -> dict[str, Any]:
 
 def _gain(before: Choice, after: Choice) -> dict[str, Any]:
     """The paired difference of the cases' scores: mean, sample standard deviation, n."""
-    pairs = zip(before.cases, after.cases, strict=True)
-    differences = [b - a for a, b in pairs if a is not None and b is not None]
+    differences = [b - a for a, b in zip(before.cases, after.cases, strict=True)]
     return {
-        "mean": round(statistics.fmean(differences), 6) if differences else 0.0,
+        "mean": round(statistics.fmean(differences), 6),
         "sd": round(statistics.stdev(differences), 6) if len(differences) > 1 else None,
         "n": len(differences),
     }
