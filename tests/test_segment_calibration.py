@@ -150,14 +150,21 @@ def test_mean_dice_and_the_choice_by_hand() -> None:
     assert found.score == pytest.approx(0.8)
     assert found.cases == pytest.approx((0.65, 0.95))
 
-    def choice(background: float, score: float, tumour: float = 1.0) -> Choice:
-        weights = {"background": background, "tumour": tumour}
-        return Choice(weights=weights, score=score, dice={}, cases=())
 
-    assert choose([choice(0.5, 0.7), choice(1, 0.8), choice(2, 0.75)]).weights["background"] == 1
+def test_the_weights_nearest_to_1_of_those_as_good_as_the_best() -> None:
+    def choice(weight: float, *cases: float) -> Choice:
+        weights = {"background": weight, "tumour": 1.0}
+        return Choice(weights=weights, score=sum(cases) / len(cases), dice={}, cases=cases)
+
+    one, half, quarter = choice(1, 0.5, 0.6, 0.7), choice(0.5, 0.6, 0.7, 0.8), choice(0.25, 0.8)
+    assert choose([quarter, choice(1, 0.7)]) == quarter, "of a single case: the best"
+    assert choose([one, half]) == half, "each case gains the same: no error"
+    by_chance = choice(0.5, 0.5, 0.6, 0.9)  # gains 0, 0, 0.2: mean 0.067, standard error 0.067
+    assert choose([by_chance, one]) == one
+    likely = choice(0.5, 0.5, 0.7, 0.9)  # gains 0, 0.1, 0.2: mean 0.1, standard error 0.058
+    assert choose([one, likely]) == likely
     assert choose([choice(0.25, 0.8), choice(0.5, 0.8)]).weights["background"] == 0.5
-    near = choose([choice(0.25, 0.8), choice(0.5, 0.8, 2.0), choice(2, 0.8)])
-    assert near.weights == {"background": 2, "tumour": 1.0}
+    assert choose([choice(0.25, 0.8), choice(2, 0.8)]).weights["background"] == 2
 
 
 def test_a_weight_at_the_end_of_those_tried_is_said() -> None:
@@ -188,14 +195,15 @@ def test_all_pairs_of_weights_are_tried(model: Path) -> None:
     ]
 
 
-def test_a_calibrated_model_has_the_best_dice_of_the_curve(folder: Path, model: Path) -> None:
+def test_a_calibrated_model_has_a_dice_of_the_curve(folder: Path, model: Path) -> None:
     """Measured again with the new file: what was said; the weights of the network are the same."""
     from kidseg.cohort.cohort import patient_dice
 
     out = folder / "calibrated.safetensors"
     found = calibrate(model, folder / "others", out, device="cpu")
     scores = [point["score"] for point in found["curve"]]
-    assert found["after"]["score"] == max(scores) >= found["before"]["score"]
+    assert max(scores) >= found["after"]["score"] >= found["before"]["score"]
+    assert found["after"] in found["curve"]
     assert len(set(scores)) > 10 and found["regions"] == ["kidney+tumour", "tumour"]
     assert found["cases"] == ["ellipse_000", "ellipse_001"]
     assert "calibrated-on-training" not in [entry["code"] for entry in found["findings"]]

@@ -49,7 +49,7 @@ BACKGROUND_WEIGHTS = (0.03, 0.06, 0.12, 0.25, 0.5, 1.0, 2.0)
 TUMOUR_WEIGHTS = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6)
 
 SMOOTH_ML = 1.0
-"""Of the Dice that is maximised; see `patient_dice`. Without it one false voxel in a healthy
+"""Of the Dice that chooses; see `patient_dice`. Without it one false voxel in a healthy
 patient would count as much as a missed tumour, and decide alone if the patients are few."""
 
 Decision = Mapping[str, float]
@@ -84,7 +84,7 @@ def calibrate(
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Choose the weights of background and tumour that maximise the mean Dice, and write a model.
+    """Choose weights of background and tumour by the mean Dice, and write a model; see `choose`.
 
     The network runs once for each case. The new model differs from the old in the entries
     "decision" and "calibration" of its header; `kidseg.pipeline.restore` applies the weights.
@@ -188,13 +188,25 @@ def _known_grid(predictor: Predictor, model: str | Path) -> list[dict[str, float
 
 
 def choose(choices: Sequence[Choice]) -> Choice:
-    """The best score; of equal ones the weights nearest to 1, on a logarithmic scale."""
+    """The weights nearest to 1, on a logarithmic scale, that no others are clearly better than.
 
-    def rank(choice: Choice) -> tuple[float, float]:
-        distance = sum(abs(math.log(weight)) for weight in choice.weights.values())
-        return round(choice.score, 9), -distance
+    Clearly: the best mean score is higher by more than the standard error of the difference, case
+    by case. So a few cases do not move a decision by chance.
 
-    return max(choices, key=rank)
+    Source: the one-standard-error rule (Breiman et al., Classification and Regression Trees, 1984).
+    """
+    best = max(choices, key=lambda choice: round(choice.score, 9))
+
+    def is_as_good(choice: Choice) -> bool:
+        lost = _gain(choice, best)
+        error = 0.0 if lost["sd"] is None else lost["sd"] / math.sqrt(lost["n"])
+        return bool(lost["mean"] <= error + 1e-6)
+
+    def distance(choice: Choice) -> tuple[float, float]:
+        away = sum(abs(math.log(weight)) for weight in choice.weights.values())
+        return round(away, 9), -choice.score
+
+    return min(filter(is_as_good, choices), key=distance)
 
 
 def at_edge(choice: Choice, path: Path) -> tuple[Finding, ...]:
@@ -309,7 +321,7 @@ def labelled_cases(data: Dataset, cases: Sequence[str] | None) -> list[Case]:
 
 
 def _regions(predictor: Predictor) -> tuple[str, ...]:
-    """Regions whose mean Dice is maximised: as in training, those that select the weights."""
+    """Regions whose mean Dice chooses: as in training, those that select the best epoch."""
     known = [
         n for n, ids in predictor.schema.regions.items() if predictor.method.target.expresses(ids)
     ]
