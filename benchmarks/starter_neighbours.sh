@@ -16,13 +16,13 @@ mkdir -p between
 [[ -e between/store ]] || ln -s ../fourth/store between/store
 train_further between 20261202 3 fifth/starter.safetensors fifth/starter.safetensors "${settings[@]}"
 cohort sixth/new 150 20261203 "slice_mm=[2.0,5.0]" neighbour_share=0.75 displaced_share=0.2 trunk_share=0.3
-join sixth/cohort "fourth/cohort 100 0" "fourth/new 50 260" "sixth/new 150 310"
+join sixth/cohort "third/cohort 100 0" "fourth/new 50 260" "sixth/new 150 310"
 store sixth/cohort sixth/store 20261203
 train_further sixth 20261203 3 between/run-homogenized between/run-plain "${settings[@]}"
 finish sixth sixth/run-homogenized sixth/run-plain 10
 
 mean between fifth sixth
-join seventh/cohort "fourth/cohort 410 0" "sixth/new 150 410"
+join seventh/cohort "third/cohort 260 0" "fourth/new 150 260" "sixth/new 150 410"
 store seventh/cohort seventh/store 20261205
 train_further seventh 20261205 3 between/homogenized.safetensors between/plain.safetensors \
   "${settings[@]}" style.single_share=0.6
