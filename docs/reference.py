@@ -111,8 +111,8 @@ def codes() -> Iterator[str]:
     for code, places in found.items():
         columns = (
             sorted({_kind(each) for each in places}),
-            _distinct(each.cause for each in places),
-            _distinct(each.next_step for each in places),
+            _distinct(text for each in places for text in each.causes),
+            _distinct(text for each in places for text in each.next_steps),
             sorted({each.module for each in places}),
         )
         cells = (

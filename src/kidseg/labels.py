@@ -345,16 +345,11 @@ def unclear_labels(schema: LabelSchema, path: str | Path) -> tuple[Finding, ...]
 
 
 def _missing(meaning: Meaning, schema: LabelSchema, path: str | Path | None = None) -> InputError:
-    if meaning == "kidney":
-        code = "no-kidney-label"
-    elif meaning == "tumour":
-        code = "no-tumour-label"
-    else:
-        code = "no-cyst-label"
+    codes = {"kidney": "no-kidney-label", "tumour": "no-tumour-label", "cyst": "no-cyst-label"}
     return InputError(
         f"no label is recognized as {meaning}: {_listed(schema.names)}",
         path=path,
-        code=code,
+        code=codes[meaning],
         next_step=f"Name the label '{meaning}', or 'left {meaning}' and so on, in dataset.json.",
     )
 

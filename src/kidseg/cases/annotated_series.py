@@ -209,6 +209,8 @@ def _missing(one: AnnotationObject, what: str) -> Finding:
 
 
 def _finding(
-    one: AnnotationObject, code: str, cause: str, step: str, severity: Severity = "warning"
+    one: AnnotationObject, code: str, cause: str, next_step: str, severity: Severity = "warning"
 ) -> Finding:
-    return Finding(code=code, path=str(one.path), cause=cause, next_step=step, severity=severity)
+    return Finding(
+        code=code, path=str(one.path), cause=cause, next_step=next_step, severity=severity
+    )

@@ -116,13 +116,10 @@ def _counterpart(schema: LabelSchema, old: int, meaning: Meaning) -> int:
         found = tuple(i for i in found if side_of(names[i]) == side_of(names[old])) or found
     if len(found) == 1:
         return found[0]
-    if found:
-        code, why = "several-such-labels", "several labels are"
-    else:
-        code, why = "no-such-label", "no label is"
+    why = "several labels are" if found else "no label is"
     raise UsageError(
         f"label {old} ({names[old]}) cannot count as {meaning}: {why}",
-        code=code,
+        code="several-such-labels" if found else "no-such-label",
         next_step="Choose another cyst setting, or leave it out.",
     )
 

@@ -60,9 +60,12 @@ def end(code: int | None, as_json: bool) -> NoReturn:
         if not _said:
             _say("")
         if as_json:
-            name = "stopped" if code == TERMINATED else "interrupted"
             finding = Finding(
-                code=name, path="", cause=_cause(), next_step=_said[-1], severity="error"
+                code="stopped" if code == TERMINATED else "interrupted",
+                path="",
+                cause=_cause(),
+                next_step=_said[-1],
+                severity="error",
             )
             typer.echo(json.dumps({"error": finding.as_dict()}))
     # Where KeyboardInterrupt passed through an exec, as in dataclasses, `python -m` would end by

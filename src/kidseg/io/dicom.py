@@ -272,19 +272,21 @@ def _without_duplicates(
     at = f"at {stack.depth_mm[first[0]]:.2f} mm ({names})"
     if len(groups) == 1:
         cause = f"all {len(first)} images have the same position, {at}: they form no volume"
-        code, next_step = "same-position", "Use a series of adjacent slices."
-    elif len({len(group) for group in groups}) == 1 and not same:
+        step = "Use a series of adjacent slices."
+        raise InputError(cause, path=path, code="same-position", next_step=step)
+    if len({len(group) for group in groups}) == 1 and not same:
         cause = f"each of {len(groups)} positions has {len(first)} different images, first {at}"
-        code, next_step = "several-volumes", "Put each phase or reconstruction in its own folder."
-    else:
-        code, kind = "duplicate-slices", "identical" if same else "different"
-        cause = f"{len(duplicates)} positions have several {kind} images, first {at}"
-        next_step = (
-            "Drop the copies with --repair."
-            if same
-            else "Remove the extra images, or put them in another folder."
-        )
-    raise InputError(cause, path=path, code=code, next_step=next_step)
+        step = "Put each phase or reconstruction in its own folder."
+        raise InputError(cause, path=path, code="several-volumes", next_step=step)
+    kind = "identical" if same else "different"
+    raise InputError(
+        f"{len(duplicates)} positions have several {kind} images, first {at}",
+        path=path,
+        code="duplicate-slices",
+        next_step="Drop the copies with --repair."
+        if same
+        else "Remove the extra images, or put them in another folder.",
+    )
 
 
 def _identical(stack: Stack, series: Series, path: Path, options: ReadOptions) -> bool:

@@ -35,17 +35,15 @@ def choose(
     matching = _matching(series, names, options.series)
     if not matching:
         cause = f"it does not contain series {str(options.series)[:_TEXT]}, but"
-        raise _refusal(cause, series, names, path, "no-such-series")
+        step = f"Choose one by its number or UID, for example {_option(series, names)}."
+        raise _refusal("no-such-series", cause, step, series, names, path)
     volumes = [s for s in matching if s.kind == "volume"]
     usable = [s for s in volumes if s.modality == "CT" or options.values != "ct"]
     whole = _whole(usable)
     if whole is not None and options.series is not None and options.repair:
         return whole, _findings(whole, series, names, path, options)
     if len(usable) > 1:
-        one = len({s.uid for s in usable}) == 1 and not usable[0].is_scattered
-        what = f"{len(usable)} volumes in one series:" if one else f"{len(usable)} series:"
-        code = "several-volumes" if one else "several-series"
-        raise _refusal(f"it contains {what}", usable, names, path, code)
+        raise _several(usable, names, path)
     if volumes and not usable:
         modalities = ", ".join(sorted({s.modality or "not stated" for s in volumes}))
         raise InputError(
@@ -55,15 +53,7 @@ def choose(
             next_step="Use a CT series.",
         )
     if not usable:
-        if len(matching) > 1:
-            code = "no-volume"
-        elif matching[0].kind == "colour image":
-            code = "colour-image"
-        elif matching[0].kind == "images without position":
-            code = "no-position"
-        else:
-            code = "not-a-scan"
-        raise _refusal("it does not contain a volume, but", matching, names, path, code)
+        raise _no_volume(matching, names, path)
     return usable[0], _findings(usable[0], series, names, path, options)
 
 
@@ -159,26 +149,48 @@ def _plain(number: str) -> str:
 # ---- lists -------------------------------------------------------------------------------------
 
 
-def _refusal(
-    cause: str, series: Sequence[Series], names: dict[Series, str], path: Path, code: str
-) -> InputError:
-    named = next((names[s] for s in series if s.kind == "volume"), "NUMBER")
-    if code in ("no-such-series", "several-series"):
-        step = f"Choose one by its number or UID, for example --series {named}."
-    elif code == "several-volumes":
-        step = f"Choose one, for example --series {named}."
-    elif code == "no-position":
+def _several(volumes: Sequence[Series], names: dict[Series, str], path: Path) -> InputError:
+    if len({s.uid for s in volumes}) > 1 or volumes[0].is_scattered:
+        cause = f"it contains {len(volumes)} series:"
+        step = f"Choose one by its number or UID, for example {_option(volumes, names)}."
+        return _refusal("several-series", cause, step, volumes, names, path)
+    cause = f"it contains {len(volumes)} volumes in one series:"
+    step = f"Choose one, for example {_option(volumes, names)}."
+    whole = _whole(volumes)
+    if whole is not None:
+        name = whole.number or whole.uid
+        step += f" If they are one volume all the same, read it with --series {name} --repair."
+    return _refusal("several-volumes", cause, step, volumes, names, path)
+
+
+def _no_volume(series: Sequence[Series], names: dict[Series, str], path: Path) -> InputError:
+    cause = "it does not contain a volume, but"
+    kind = series[0].kind if len(series) == 1 else "several"
+    if kind == "images without position":
         step = (
             "Export the original series from the scanner or the archive again: "
             "Image Position (Patient) is required."
         )
-    else:
-        step = "Use a CT series of parallel slices."
-    whole = _whole(series)
-    if whole is not None and code == "several-volumes":
-        name = whole.number or whole.uid
-        step += f" If they are one volume all the same, read it with --series {name} --repair."
-    return InputError(f"{cause} {_list(series, names)}", path=path, code=code, next_step=step)
+        return _refusal("no-position", cause, step, series, names, path)
+    codes = {"several": "no-volume", "colour image": "colour-image"}
+    step = "Use a CT series of parallel slices."
+    return _refusal(codes.get(kind, "not-a-scan"), cause, step, series, names, path)
+
+
+def _refusal(
+    code: str,
+    cause: str,
+    next_step: str,
+    series: Sequence[Series],
+    names: dict[Series, str],
+    path: Path,
+) -> InputError:
+    return InputError(f"{cause} {_list(series, names)}", path=path, code=code, next_step=next_step)
+
+
+def _option(series: Sequence[Series], names: dict[Series, str]) -> str:
+    """An example of the option that chooses one of them."""
+    return f"--series {next((names[s] for s in series if s.kind == 'volume'), 'NUMBER')}"
 
 
 def _list(series: Sequence[Series], names: dict[Series, str]) -> str:

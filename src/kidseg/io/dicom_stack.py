@@ -281,16 +281,14 @@ def _uneven(stack: Stack, path: Path) -> InputError:
         cause = (
             f"{missing} {seems} to be missing: slices are {smallest:.3g} mm apart, but {between}"
         )
-        code = "missing-slices"
     else:
         counts = Counter(f"{gap:.2f}" for gap in gaps).most_common(6)
         listed = ", ".join(f"{gap} mm ({n}x)" for gap, n in counts)
         cause = f"slices are unevenly spaced: gaps of {listed}; widest {between}"
-        code = "uneven-slices"
     return InputError(
         cause,
         path=path,
-        code=code,
+        code="uneven-slices" if times is None else "missing-slices",
         next_step="Export the complete series again, or interpolate across the gaps with --repair.",
     )
 

@@ -99,10 +99,12 @@ def write_nifti(
 def _name_findings(path: Path, *, is_gzip: bool) -> tuple[Finding, ...]:
     if is_gzip == (path.suffix.lower() == ".gz"):
         return ()
-    if is_gzip:
-        code, cause = "gzip-not-named-gz", "it is a gzip file, but is not named .gz"
-    else:
-        code, cause = "plain-named-gz", "it is named .gz, but is not a gzip file"
+    code = "gzip-not-named-gz" if is_gzip else "plain-named-gz"
+    cause = (
+        "it is a gzip file, but is not named .gz"
+        if is_gzip
+        else "it is named .gz, but is not a gzip file"
+    )
     step = "Rename it: other programs rely on the name."
     return (Finding(code=code, path=str(path), cause=cause, next_step=step),)
 

@@ -233,19 +233,15 @@ def _unclear(schema: LabelSchema, path: Path) -> tuple[Finding, ...]:
                 next_step="If one of them is, say so: --label NUMBER=kidney.",
             )
         )
-
-    def note(code: str, meaning: Meaning) -> None:
-        found.append(
-            Finding(
-                code=code,
-                path=str(path),
-                cause=f"no label is recognized as {meaning}, so nothing can be said about it",
-                next_step=f"If there is one, say so: --label NUMBER={meaning}.",
+    codes: dict[Meaning, str] = {"kidney": "no-kidney-label", "tumour": "no-tumour-label"}
+    for meaning in codes:
+        if not schema.ids_of(meaning):
+            found.append(
+                Finding(
+                    code=codes[meaning],
+                    path=str(path),
+                    cause=f"no label is recognized as {meaning}, so nothing can be said about it",
+                    next_step=f"If there is one, say so: --label NUMBER={meaning}.",
+                )
             )
-        )
-
-    if not schema.ids_of("kidney"):
-        note("no-kidney-label", "kidney")
-    if not schema.ids_of("tumour"):
-        note("no-tumour-label", "tumour")
     return tuple(found)

@@ -81,5 +81,5 @@ def _differ(one: Mapping[str, str], other: Mapping[str, str], name: str) -> bool
     return "" not in values and _NO_ID not in values and values[0] != values[1]
 
 
-def _finding(code: str, labelled: Labelled, cause: str, step: str = _CHECK) -> Finding:
-    return Finding(code=code, path=str(labelled.path), cause=cause, next_step=step)
+def _finding(code: str, labelled: Labelled, cause: str, next_step: str = _CHECK) -> Finding:
+    return Finding(code=code, path=str(labelled.path), cause=cause, next_step=next_step)

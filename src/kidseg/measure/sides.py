@@ -306,25 +306,25 @@ def _side(schema: LabelSchema, values: np.ndarray, index: np.ndarray, grid: Grid
 
 def _unusual(shares: Sequence[float], path: str | Path) -> list[Finding]:
     """Findings about several kidneys that are not one on each side."""
+    step = "Check the labels, and the position of the patient."
     if not any(map(is_fused, shares)) and len({share > 0.5 for share in shares}) == 1:
         side = "right" if shares[0] > 0.5 else "left"
-        code = "kidneys-on-one-side"
         cause = f"{len(shares)} separate kidneys lie on the {side} side: crossed, or in pieces"
-    elif len(shares) > 2:
-        code, cause = "kidneys-in-pieces", f"the kidneys form {len(shares)} separate pieces"
-    else:
-        return []
-    step = "Check the labels, and the position of the patient."
-    return [Finding(code=code, path=str(path), cause=cause, next_step=step)]
+        code = "kidneys-on-one-side"
+        return [Finding(code=code, path=str(path), cause=cause, next_step=step)]
+    if len(shares) > 2:
+        cause = f"the kidneys form {len(shares)} separate pieces"
+        return [Finding(code="kidneys-in-pieces", path=str(path), cause=cause, next_step=step)]
+    return []
 
 
 def _estimated(basis: Basis, path: str | Path) -> Finding:
     """The finding that the midline is not that of the body."""
-    if basis == "kidneys":
-        code, how = "side-by-kidneys", "the middle between the kidneys, as the body is not known"
-    elif basis == "image":
-        code, how = "side-by-image", "the middle of the image, not of the body"
-    else:
-        code, how = "side-by-origin", "the origin of patient space, not the middle of the body"
-    cause = f"right and left were told apart by {how}"
-    return Finding(code=code, path=str(path), cause=cause, next_step="Check the sides.")
+    codes = {"kidneys": "side-by-kidneys", "image": "side-by-image", "origin": "side-by-origin"}
+    how = {
+        "kidneys": "the middle between the kidneys, as the body is not known",
+        "image": "the middle of the image, not of the body",
+        "origin": "the origin of patient space, not the middle of the body",
+    }
+    cause = f"right and left were told apart by {how[basis]}"
+    return Finding(code=codes[basis], path=str(path), cause=cause, next_step="Check the sides.")

@@ -37,8 +37,8 @@ def implausible(
     found = labels.data[0].numpy() > 0
     findings: list[Finding] = []
 
-    def note(code: str, cause: str, step: str) -> None:
-        findings.append(Finding(code=code, path=path, cause=cause, next_step=step))
+    def note(code: str, cause: str, next_step: str) -> None:
+        findings.append(Finding(code=code, path=path, cause=cause, next_step=next_step))
 
     if subject.body is not None and subject.body.box is None:
         step = "Check that the scan is CT in Hounsfield units."

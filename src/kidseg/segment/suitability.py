@@ -48,8 +48,8 @@ def judge(
     facts = {"known": ranges is not None, "far_sd": FAR_SD, "figures": dict(away)}
     findings: list[Finding] = []
 
-    def note(code: str, cause: str, step: str) -> None:
-        findings.append(Finding(code=code, path=path, cause=cause, next_step=step))
+    def note(code: str, cause: str, next_step: str) -> None:
+        findings.append(Finding(code=code, path=path, cause=cause, next_step=next_step))
 
     if _lacks_contrast(figures, ranges or {}):
         dark = away.pop("renal_hu")["value"]

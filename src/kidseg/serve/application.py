@@ -109,15 +109,13 @@ def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if isinstance(error.__cause__, RefusedError):  # while the body was received
         return _answer(error.__cause__)
-    if error.status_code == 404:
-        code = "not-found"
-    elif error.status_code == 405:
-        code = "wrong-method"
-    else:
-        code = "bad-request"
+    codes = {404: "not-found", 405: "wrong-method"}
     answer = _answer(
         RefusedError(
-            error.status_code, str(error.detail), code=code, next_step=f"See {API}/openapi.json."
+            error.status_code,
+            str(error.detail),
+            code=codes.get(error.status_code, "bad-request"),
+            next_step=f"See {API}/openapi.json.",
         )
     )
     answer.headers.update(error.headers or {})

@@ -191,13 +191,14 @@ class Doorkeeper:
         await run_in_threadpool(write, bytes(block))
 
     def _too_slow(self, left: float) -> RefusedError:
-        if left > self.limits.stall_s:
-            code, cause = "upload-stalled", f"nothing was received for {self.limits.stall_s:.0f} s"
-        else:
-            code = "upload-slow"
-            cause = f"the upload took longer than {self.limits.upload_s:.0f} s"
+        stalled = left > self.limits.stall_s
         return RefusedError(
-            408, cause, code=code, next_step="Upload again, on a faster connection."
+            408,
+            f"nothing was received for {self.limits.stall_s:.0f} s"
+            if stalled
+            else f"the upload took longer than {self.limits.upload_s:.0f} s",
+            code="upload-stalled" if stalled else "upload-slow",
+            next_step="Upload again, on a faster connection.",
         )
 
 

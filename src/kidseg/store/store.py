@@ -219,12 +219,18 @@ def verify_case(folder: Path, sha256: str | None = None, *, arrays: bool = True)
 def _read_head(path: Path) -> Head:
     if not (path / STORE).is_file():
         if (path / CASES).is_dir():
-            code, cause = "unfinished-store", "the store is not finished"
-            step = "Run the build again to finish it."
-        else:
-            code, cause = "no-store", "the folder does not contain a store"
-            step = "Build the store first."
-        raise ModelError(cause, path=path, code=code, next_step=step)
+            raise ModelError(
+                "the store is not finished",
+                path=path,
+                code="unfinished-store",
+                next_step="Run the build again to finish it.",
+            )
+        raise ModelError(
+            "the folder does not contain a store",
+            path=path,
+            code="no-store",
+            next_step="Build the store first.",
+        )
     return read_sealed(path / STORE, Head)
 
 
