@@ -22,18 +22,11 @@ from kidseg.losses import (
     segmentation_loss,
     soft_dice,
 )
+from logits import random, some_labels
 
 REGIONS = Target(channels=((1, 2), (2,)), exclusive=False, writes=(1, 2))
 """nnU-Net's: kidney and tumour together, tumour alone."""
 MERGED = Target(channels=((1, 2),))
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def some_labels(*shape: int, classes: int = 3, seed: int = 0) -> Tensor:
-    return torch.randint(0, classes, shape, generator=torch.Generator().manual_seed(seed))
 
 
 def certain(labels: Tensor, target: Target, sharpness: float = 60.0) -> Tensor:
@@ -134,21 +127,6 @@ def test_an_absent_region_and_an_empty_batch_cost_nothing() -> None:
     loss.backward()
     assert loss.item() == 0
     assert logits.grad is not None and not logits.grad.any()
-
-
-def test_class_weights_are_for_classes() -> None:
-    scan, labels = grids((1, 4, 4), 1)[0], some_labels(1, 4, 4)
-    weights = torch.ones(2)
-    with pytest.raises(ValueError, match="class weights"):
-        segmentation_loss([random(1, 2, 4, 4)], labels, target=REGIONS, class_weights=weights)
-    with pytest.raises(ValueError, match="class weights"):
-        restored_segmentation_loss(
-            [random(1, 2, 4, 4)],
-            scan,
-            Volume(labels[None], scan),
-            target=REGIONS,
-            class_weights=weights,
-        )
 
 
 def test_extreme_logits_of_regions_stay_finite() -> None:

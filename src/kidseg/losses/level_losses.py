@@ -18,10 +18,10 @@ from kidseg.losses.loss_terms import (
     encode,
     in_float32,
     is_exclusive,
+    mean_over,
     probabilities,
     soft_dice,
     value_of_truth,
-    weighted_mean,
 )
 
 __all__ = [
@@ -70,7 +70,6 @@ def segmentation_loss(
     *,
     target: Target | None = None,
     valid: Tensor | None = None,
-    class_weights: Tensor | None = None,
     over: Over = "batch",
 ) -> Tensor:
     """Weighted sum of cross entropy + (1 - SoftDice) over the levels, without an inverse warp.
@@ -80,7 +79,6 @@ def segmentation_loss(
         labels: (n, *size) of the finest level.
         target: defines the channels; None: exclusive classes, given by `labels`.
         valid: (n, *size) bool; other pixels are ignored at all levels.
-        class_weights: (classes,) for the cross entropy, only for exclusive classes.
         over: the sums in Dice. Source: nnU-Net's 2D configuration sums over the batch.
 
     For classes, Dice is the mean over all but background. A class that is missing in the batch adds
@@ -88,7 +86,7 @@ def segmentation_loss(
     entropy suppresses such predictions. Regions use binary cross entropy and Dice of all channels.
 
     Raises:
-        ValueError: the number of channels differs from the target's; class weights for regions.
+        ValueError: the number of channels differs from the target's.
 
     Source: La Barbera et al., ISBI 2021, eq. 3; Dice without background as in nnU-Net; regions as
     in its `DC_and_BCE_loss`, but with squares in Dice, and always the mean over channels.
@@ -108,7 +106,7 @@ def segmentation_loss(
             log_loss = F.binary_cross_entropy_with_logits(
                 in_float32(logits), true.to(found), reduction="none"
             )
-        losses.append(_loss(log_loss, found, true, counted, class_weights, over))
+        losses.append(_loss(log_loss, found, true, counted, over))
     return _over_levels(losses)
 
 
@@ -161,7 +159,6 @@ def restored_segmentation_loss(
     *,
     target: Target | None = None,
     valid: Tensor | None = None,
-    class_weights: Tensor | None = None,
     over: Over = "batch",
     supervision: Supervision = "normalised",
 ) -> Tensor:
@@ -179,7 +176,6 @@ def restored_segmentation_loss(
             `grid` in its planes; one per volume, all of the same size.
         target: defines the channels; None: exclusive classes, given by `labels`.
         valid: bool on the original grid: (slices, rows, columns), or (n, slices, rows, columns).
-        class_weights: (classes,) for the cross entropy, only for exclusive classes.
         over: the sums in Dice.
         supervision: resolution and weights of the levels; see `level_weights`.
 
@@ -206,7 +202,7 @@ def restored_segmentation_loss(
         else:
             of_truth = torch.where(true, found, 1.0 - found)
         log_loss = -torch.log(of_truth + MIN_PROBABILITY)
-        losses.append(_loss(log_loss, found, true, counted, class_weights, over))
+        losses.append(_loss(log_loss, found, true, counted, over))
     return _over_levels(losses, supervision)
 
 
@@ -241,17 +237,13 @@ def _loss(
     found: Tensor,
     true: Tensor,
     valid: Tensor | None,
-    class_weights: Tensor | None,
     over: Over,
 ) -> Tensor:
     """Mean of -log(probability of the truth) + 1 - Dice; `true` is the result of `encode`."""
     if true.ndim < found.ndim:
-        mean = weighted_mean(log_loss, true, valid, class_weights)
-        return mean + _dice_loss(found, true, valid, over)
-    if class_weights is not None:
-        raise ValueError("class weights need exclusive classes, not regions")
+        return mean_over(log_loss, valid) + _dice_loss(found, true, valid, over)
     dice = soft_dice(found, true, valid=valid, over=over)
-    return weighted_mean(log_loss.mean(1), true, valid, None) + (1.0 - dice.mean())
+    return mean_over(log_loss.mean(1), valid) + (1.0 - dice.mean())
 
 
 def _dice_loss(probabilities: Tensor, labels: Tensor, valid: Tensor | None, over: Over) -> Tensor:

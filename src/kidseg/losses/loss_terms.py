@@ -21,11 +21,11 @@ __all__ = [
     "encode",
     "in_float32",
     "is_exclusive",
+    "mean_over",
     "probabilities",
     "soft_dice",
     "value_of_truth",
     "weighted_cross_entropy",
-    "weighted_mean",
 ]
 
 SMOOTH = 1e-5
@@ -121,14 +121,8 @@ def probabilities(logits: Tensor, target: Target | None = None) -> Tensor:
     return torch.softmax(values, dim=1) if is_exclusive(target) else values.sigmoid()
 
 
-def cross_entropy(
-    probabilities: Tensor,
-    labels: Tensor,
-    *,
-    valid: Tensor | None = None,
-    class_weights: Tensor | None = None,
-) -> Tensor:
-    """Mean of -log(probability of the true class + `MIN_PROBABILITY`), weighted by class.
+def cross_entropy(probabilities: Tensor, labels: Tensor, *, valid: Tensor | None = None) -> Tensor:
+    """Mean of -log(probability of the true class + `MIN_PROBABILITY`).
 
     Like `torch.nn.functional.cross_entropy`, but for probabilities.
 
@@ -136,10 +130,9 @@ def cross_entropy(
         probabilities: (n, classes, *size).
         labels: (n, *size) classes.
         valid: (n, *size) bool; other pixels are ignored. The loss is 0 if all are ignored.
-        class_weights: (classes,); the sum is divided by the sum of the pixels' weights.
     """
     log_loss = -torch.log(value_of_truth(in_float32(probabilities), labels) + MIN_PROBABILITY)
-    return weighted_mean(log_loss, labels, valid, class_weights)
+    return mean_over(log_loss, valid)
 
 
 def weighted_cross_entropy(
@@ -176,7 +169,7 @@ def weighted_cross_entropy(
         each = F.binary_cross_entropy_with_logits(found, true.to(found), reduction="none")
         log_loss = each.mean(1)
     weights = label_weights.to(log_loss)[labels.long()]
-    return weighted_mean(log_loss * weights, labels, valid, None)
+    return mean_over(log_loss * weights, valid)
 
 
 def is_exclusive(target: Target | None) -> bool:
@@ -207,24 +200,11 @@ def in_float32(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def weighted_mean(
-    losses: Tensor, labels: Tensor, valid: Tensor | None, class_weights: Tensor | None
-) -> Tensor:
-    """Mean of the losses of pixels, (n, *size); 0 if all are ignored.
-
-    Args:
-        losses: of each pixel.
-        labels: (n, *size) classes.
-        valid: (n, *size) bool; other pixels are ignored.
-        class_weights: (classes,) of each pixel by its class.
-    """
-    if valid is None and class_weights is None:
+def mean_over(losses: Tensor, valid: Tensor | None) -> Tensor:
+    """Mean of the losses of pixels, (n, *size), that are valid (bool); 0 if none is."""
+    if valid is None:
         return losses.mean()
-    weights = torch.ones_like(losses)
-    if class_weights is not None:
-        weights = class_weights.to(losses)[labels.long()]
-    if valid is not None:
-        weights = weights * valid
+    weights = torch.ones_like(losses) * valid
     # If all pixels are ignored, both sums and the loss are 0.
     total = weights.sum()
     return (losses * weights).sum() / torch.where(total > 0, total, torch.ones_like(total))
