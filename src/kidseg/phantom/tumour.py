@@ -184,19 +184,18 @@ def distance_mm(tumour: Tumour, body: Body, place: Tensor) -> Tensor:
     return torch.maximum(free, torch.maximum(wall, 0.5 - spine_clearance(body, *place[:2])))
 
 
-def pushed(tumour: Tumour, body: Body, place: Tensor, free_mm: Tensor | None = None) -> Tensor:
+def pushed(tumour: Tumour, body: Body, place: Tensor) -> Tensor:
     """Position of tissue before the tumour grew.
 
     Args:
         tumour: the tumour that displaces it.
         body: constrains the displacement.
         place: (3, ...) x, y, z after growth.
-        free_mm: (...) distance to the unconstrained tumour at these positions, if known.
 
     Returns:
         (3, ...) x, y, z before growth.
     """
-    free = _free_distance_mm(tumour, place) if free_mm is None else free_mm
+    free = _free_distance_mm(tumour, place)
     # Tissue that would become thinner than this belongs to the tumour.
     lost = 0.5 + 0.035 * tumour.radius_mm
     ratio = ((free + tumour.radius_mm) / (tumour.radius_mm - lost)).clamp(min=1.0)
