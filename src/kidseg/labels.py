@@ -117,6 +117,25 @@ class LabelSchema:
             labels.append(Label(id=number, name=name, rgb=rgb, code=known.code if known else None))
         return cls(labels=tuple(labels), regions=dict(regions or {}))
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> LabelSchema:
+        """Inverse of `as_dict`, also after JSON; other entries are ignored.
+
+        Raises:
+            ValueError, KeyError, TypeError, AttributeError: invalid data.
+        """
+        return cls.from_names(
+            {int(number): name for number, name in data["names"].items()},
+            {name: tuple(ids) for name, ids in data["regions"].items()},
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Names and regions as plain data, for JSON."""
+        return {
+            "names": {str(number): name for number, name in self.names.items()},
+            "regions": {name: list(ids) for name, ids in self.regions.items()},
+        }
+
     @property
     def ids(self) -> tuple[int, ...]:
         """The voxel values of the labels, without background."""

@@ -82,10 +82,11 @@ class SubjectRecipe:
     def settings(self) -> Mapping[str, Any]:
         """All that determines the result besides the plan, and the meaning of the labels."""
         learned = self.learned
+        schema = learned.schema.as_dict()
         return {
             **asdict(self.material),
-            "labels": {str(number): name for number, name in learned.schema.names.items()},
-            "regions": {name: list(ids) for name, ids in learned.schema.regions.items()},
+            "labels": schema["names"],
+            "regions": schema["regions"],
             "target": learned.target.as_dict(),
             "ignore": learned.ignore,
         }
@@ -169,9 +170,8 @@ def schema_of_store(store: Store) -> LabelSchema:
         ModelError: "damaged-store".
     """
     with _sound(store.path):
-        names = {int(number): name for number, name in store.settings["labels"].items()}
-        regions = {name: tuple(ids) for name, ids in store.settings["regions"].items()}
-        return LabelSchema.from_names(names, regions)
+        settings = store.settings
+        return LabelSchema.from_dict({"names": settings["labels"], "regions": settings["regions"]})
 
 
 def target_of_store(store: Store) -> Target:

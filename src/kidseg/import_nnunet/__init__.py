@@ -319,11 +319,7 @@ def _header(config: NnUnetConfig, described: Description, fold: _Fold) -> dict[s
         "method": "nnunet",
         "config": asdict(config),
         "plan": planned.plan.as_dict(),
-        "labels": {
-            "names": {str(number): name for number, name in described.schema.names.items()},
-            "regions": {name: list(ids) for name, ids in described.schema.regions.items()},
-            "target": _target(described).as_dict(),
-        },
+        "labels": {**described.schema.as_dict(), "target": _target(described).as_dict()},
         "input": {
             "channels": [channel.channel for channel in channels],
             "unit": "HU"

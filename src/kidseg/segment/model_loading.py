@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kidseg.header import decision_of
+from kidseg.labels import LabelSchema
 from kidseg.members import combined, members_of
 from kidseg.methods import Method
 from kidseg.methods.nnunet_networks import NnUnet
@@ -13,7 +14,7 @@ from kidseg.model_file import find_model
 from kidseg.segment.adaptation import PRIOR_SLICES, Adapt, checked_adapt, checked_prior
 from kidseg.segment.intervals import Calibrated
 from kidseg.segment.predictor import Predictor
-from kidseg.segment.trained_method import damaged_if_invalid, load_method, schema_of
+from kidseg.segment.trained_method import damaged_if_invalid, load_method
 
 __all__ = ["load_predictor"]
 
@@ -43,7 +44,7 @@ def load_predictor(
         usual = checked_adapt(file.header.get("adapt", "none"))
         wanted = adapt or usual
         prior_slices = checked_prior(file.header.get("adapt_prior_slices", PRIOR_SLICES))
-        schema = schema_of(file.header)
+        schema = LabelSchema.from_dict(file.header["labels"])
         decision = decision_of(file.header, path)
         intervals = Calibrated.from_header(file.header)
         members = members_of(file)

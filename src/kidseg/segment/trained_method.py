@@ -25,7 +25,7 @@ from kidseg.plan import Plan
 from kidseg.segment.adaptation import Adapt
 from kidseg.segment.decision import weighted
 
-__all__ = ["damaged_if_invalid", "load_method", "schema_of"]
+__all__ = ["damaged_if_invalid", "load_method"]
 
 
 @contextmanager
@@ -43,15 +43,6 @@ def damaged_if_invalid(path: Path) -> Iterator[None]:
         if error.code != "unknown-method" and error.code != "bad-setting":
             raise
         raise _damaged(path, error) from error
-
-
-def schema_of(header: Mapping[str, Any]) -> LabelSchema:
-    """The labels of a model; errors as for `damaged_if_invalid`."""
-    labels = header["labels"]
-    return LabelSchema.from_names(
-        {int(number): name for number, name in labels["names"].items()},
-        {name: tuple(ids) for name, ids in labels["regions"].items()},
-    )
 
 
 def load_method(
@@ -81,7 +72,7 @@ def load_method(
     config: Any = load(METHODS[name], base=header["config"])
     plan = Plan.from_dict(header["plan"], path)
     hardware = choose_device(device, config.precision)
-    target = weighted(target_of(header), schema_of(header), decision)
+    target = weighted(target_of(header), LabelSchema.from_dict(header["labels"]), decision)
     method = kind.build(config, target, plan, device=hardware)
     ready: dict[str, nn.Module] = {}
     for part, net in method.parts.items():
@@ -97,8 +88,10 @@ def load_method(
 
 def target_of(header: Mapping[str, Any]) -> Target:
     """The meaning of a model's output channels; files of format 1 have only labels."""
-    known = header["labels"].get("target")
-    return Target.of_labels(schema_of(header)) if known is None else Target.from_dict(known)
+    labels = header["labels"]
+    if (known := labels.get("target")) is not None:
+        return Target.from_dict(known)
+    return Target.of_labels(LabelSchema.from_dict(labels))
 
 
 def _ready(net: nn.Module, device: Device, adapt: Adapt) -> nn.Module:

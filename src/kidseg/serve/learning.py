@@ -34,7 +34,7 @@ from kidseg.serve.job import new_id
 from kidseg.serve.learned_from import names_said, write_training_data
 from kidseg.serve.refusals import RefusedError
 
-__all__ = ["LEAST", "TUNES", "USUAL", "Learner", "Learning", "divided", "schema_in", "shortened"]
+__all__ = ["LEAST", "TUNES", "USUAL", "Learner", "Learning", "divided", "shortened"]
 
 LEAST = 3
 """Labelled images: one to learn from, one to choose the best epoch by, one that is kept out."""
@@ -219,7 +219,7 @@ class Learner:
                 for image in images
                 if (label := image.labels.get(FINAL))
             ]
-            schema = schema_in(header)
+            schema = LabelSchema.from_dict(header["labels"])
             channel = str(header["plan"]["channels"][0]["channel"])
             slices = write_training_data(place / name, cases, schema, channel)
             if self._stopping.is_set():
@@ -385,15 +385,6 @@ def mean_dice(summary: Mapping[str, Any]) -> float:
         if structure["dice"]["mean"] is not None
     ]
     return sum(values) / len(values) if values else 0.0
-
-
-def schema_in(header: Mapping[str, Any]) -> LabelSchema:
-    """The labels of a model."""
-    labels = header["labels"]
-    return LabelSchema.from_names(
-        {int(number): name for number, name in labels["names"].items()},
-        {name: tuple(ids) for name, ids in labels["regions"].items()},
-    )
 
 
 def _stopped() -> Finding:

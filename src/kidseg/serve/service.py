@@ -15,6 +15,7 @@ from typing import Any
 from kidseg.errors import ResourceError
 from kidseg.header import read_header
 from kidseg.io.atomic import make_folder
+from kidseg.labels import LabelSchema
 from kidseg.serve.audit_log import AuditLog
 from kidseg.serve.dispatcher import Dispatcher
 from kidseg.serve.folder_lock import locked_folder
@@ -24,7 +25,7 @@ from kidseg.serve.incoming import Doorkeeper
 from kidseg.serve.job import Job, Kind, Request, new_id
 from kidseg.serve.jobs import JobTable
 from kidseg.serve.learned_from import names_said, read_submitted
-from kidseg.serve.learning import Learner, schema_in
+from kidseg.serve.learning import Learner
 from kidseg.serve.next_sample import choose_next
 from kidseg.serve.policy import SERVER, Serving
 from kidseg.serve.refusals import RefusedError
@@ -123,7 +124,8 @@ class Service:
             InputError: see `kidseg.serve.learned_from`.
             RefusedError: 413 "too-large": reading them would take too much memory.
         """
-        schema, limit = schema_in(read_header(self.model())), self.serving.limits.label_bytes
+        schema = LabelSchema.from_dict(read_header(self.model())["labels"])
+        limit = self.serving.limits.label_bytes
         try:
             with self.reading:
                 read_submitted(image.path, labels, names_said(params), schema, limit)

@@ -84,8 +84,7 @@ class Partition:
             if (annotation := known[case].annotation) is not None
         }
         return {
-            "names": {str(number): name for number, name in self.data.schema.names.items()},
-            "regions": {name: list(ids) for name, ids in self.data.schema.regions.items()},
+            **self.data.schema.as_dict(),
             "order": list(self.data.region_order),
             "ignored": self.data.ignore_label,
             "structures": digest(structures) if structures else None,

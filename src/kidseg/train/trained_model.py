@@ -45,11 +45,7 @@ def write_model(
         "method": method.name,
         "config": asdict(method.config),
         "plan": cohort.plan.as_dict(),
-        "labels": {
-            "names": {str(number): name for number, name in cohort.schema.names.items()},
-            "regions": {name: list(ids) for name, ids in cohort.schema.regions.items()},
-            "target": cohort.target.as_dict(),
-        },
+        "labels": {**cohort.schema.as_dict(), "target": cohort.target.as_dict()},
         "input": {
             "channels": [channel.channel for channel in cohort.plan.channels],
             "unit": "HU" if all_ct else "as in the data set",
