@@ -18,7 +18,7 @@ from pydicom.uid import (
 
 from kidseg.errors import InputError, KidsegError, ResourceError
 from kidseg.io.dicom import read_series
-from kidseg.io.scan import ReadOptions, Scan
+from kidseg.io.scan import ReadOptions
 
 SHAPE = (6, 32, 40)
 SPACING = (2.5, 0.75, 0.5)
@@ -112,10 +112,6 @@ def refused(path: Path, options: ReadOptions | None = None, code: str = "") -> s
     assert isinstance(caught.value, InputError | ResourceError)
     assert caught.value.path and caught.value.next_step
     return str(caught.value)
-
-
-def codes(scan: Scan) -> list[str]:
-    return [f.code for f in scan.findings]
 
 
 def delete(name: str, which: int | None = None) -> Edit:

@@ -12,7 +12,7 @@ import pytest
 
 from kidseg import io
 from kidseg.errors import InputError
-from kidseg.io import ReadOptions, Scan
+from kidseg.io import ReadOptions
 
 SHAPE = (12, 10, 6)  # of the file: columns, rows, slices
 AFFINE = np.array([[-0.8, 0, 0, 90.5], [0, -0.8, 0, 80], [0, 0, 3, -500], [0, 0, 0, 1]])
@@ -70,7 +70,3 @@ def refused(path: Path, code: str, options: ReadOptions = DEFAULT) -> InputError
     assert error.path == str(path) and error.cause and error.next_step
     assert str(path) in str(error)
     return error
-
-
-def codes(scan: Scan) -> list[str]:
-    return [finding.code for finding in scan.findings]

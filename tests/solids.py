@@ -8,9 +8,20 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from kidseg.geometry import Grid
+from kidseg.geometry import Grid, Volume
 from kidseg.measure.mask import Mask
 from kidseg.measure.parts import Part
+
+Box = tuple[int, slice, slice, slice]
+"""A label, and the voxels that it has."""
+
+
+def boxes(*each: Box, grid: Grid) -> Volume:
+    """Labels of boxes; later ones are over earlier ones."""
+    data = torch.zeros((1, *grid.shape), dtype=torch.uint8)
+    for value, *where in each:
+        data[(0, *where)] = value
+    return Volume(data, grid)
 
 
 def right_kidney(mask: Mask) -> Part:

@@ -6,15 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from folders import touch
 from kidseg.cases.label_files import attempt_each, find_label_files
 from kidseg.errors import InputError, KidsegError, ResourceError, UsageError
-
-
-def touch(folder: Path, *names: str) -> list[Path]:
-    folder.mkdir(exist_ok=True)
-    for name in names:
-        (folder / name).touch()
-    return [folder / name for name in names]
 
 
 def test_of_a_folder_the_marked_files_are_labels_else_all_volumes(tmp_path: Path) -> None:

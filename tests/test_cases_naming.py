@@ -25,6 +25,7 @@ def touch(root: Path, *names: str) -> Path:
 @pytest.mark.parametrize(
     ("path", "name"),
     [
+        ("a/scan.nii.gz", "scan"),
         ("x/case_0000.nii.gz", "case_0000"),
         ("imagesTs/case_0000.nii.gz", "case"),
         ("x/case_0007.nrrd", "case_0007"),
@@ -33,6 +34,10 @@ def touch(root: Path, *names: str) -> Path:
         ("study/kid/ct", "kid"),
         ("study/kid_0000/CT", "kid_0000"),
         ("study/kid_0000/image.mha", "kid_0000"),
+        ("case_00012/ct", "case_00012"),
+        ("patient 1.zip", "patient 1"),
+        ("v1.2.3", "v1.2.3"),
+        ("a/b.NRRD", "b"),
         ("a.b.mha", "a.b"),
         ("SCAN.NII.GZ", "SCAN"),
         ("_0000.nii.gz", "_0000"),

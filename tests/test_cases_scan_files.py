@@ -7,15 +7,9 @@ from pathlib import Path
 import pytest
 
 from ellipses import write_ellipse_dataset
+from folders import touch
 from kidseg.cases.scan_files import scans_of_cases, scans_of_labels
 from kidseg.errors import InputError
-
-
-def touch(folder: Path, *names: str) -> list[Path]:
-    folder.mkdir(exist_ok=True)
-    for name in names:
-        (folder / name).touch()
-    return [folder / name for name in names]
 
 
 def test_a_data_set_and_its_folder_of_images_hold_the_same_scans(tmp_path: Path) -> None:

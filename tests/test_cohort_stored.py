@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 
 from cohorts import PLAN, material_of
 from ellipses import in_fine_pixels, make_ellipse_patient, write_ellipse_dataset
+from findings import code_of
 from kidseg.cases import Dataset, open_dataset
 from kidseg.cohort.cohort import gather_cohort
 from kidseg.cohort.stored import (
@@ -23,7 +23,7 @@ from kidseg.cohort.stored import (
 )
 from kidseg.cohort.subject import Material, Subject, prepare
 from kidseg.config import CohortConfig
-from kidseg.errors import InputError, KidsegError, UsageError
+from kidseg.errors import InputError, UsageError
 from kidseg.geometry import Grid, Volume
 from kidseg.io import save
 from kidseg.labels import KIDNEY_TUMOUR, Target
@@ -62,13 +62,6 @@ def stores(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     root = tmp_path_factory.mktemp("stores")
     kinds = {"full": FULL, "blocks": BLOCKS, "bare": replace(BLOCKS, masks=None)}
     return {name: built(data, root / name, material=kind) for name, kind in kinds.items()}
-
-
-def code_of(action: Callable[[], object]) -> str:
-    with pytest.raises(KidsegError) as caught:
-        action()
-    assert caught.value.next_step and caught.value.path
-    return caught.value.code
 
 
 def assert_same_volume(a: Volume | None, b: Volume | None) -> None:

@@ -42,7 +42,6 @@ from dicom_files import (
     assign,
     blank,
     body,
-    codes,
     delete,
     enhanced,
     placed,
@@ -52,6 +51,7 @@ from dicom_files import (
     set_pixels,
     step_of,
 )
+from findings import codes
 from kidseg.errors import InputError, ResourceError, UsageError
 from kidseg.geometry import Grid, Volume
 from kidseg.io import checks

@@ -11,7 +11,8 @@ import pytest
 import torch
 from pydicom import Dataset
 
-from dicom_files import SPACING, codes, placed, refused, series
+from dicom_files import SPACING, placed, refused, series
+from findings import codes
 from kidseg.io.dicom import list_series, read_series
 from kidseg.io.dicom_continuity import unlikeness
 from kidseg.io.dicom_evidence import keys

@@ -29,7 +29,6 @@ from dicom_files import (
     SPACING,
     blank,
     body,
-    codes,
     enhanced,
     placed,
     refused,
@@ -37,6 +36,7 @@ from dicom_files import (
     series,
     set_pixels,
 )
+from findings import codes
 from kidseg.errors import KidsegError
 from kidseg.io import read
 from kidseg.io.dicom import list_series, read_series

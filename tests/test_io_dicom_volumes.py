@@ -18,13 +18,13 @@ from dicom_files import (
     assign,
     blank,
     body,
-    codes,
     placed,
     refused,
     save,
     series,
     set_pixels,
 )
+from findings import codes
 from kidseg.io.dicom import list_series, read_series
 from kidseg.io.scan import ReadOptions
 

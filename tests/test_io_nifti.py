@@ -13,6 +13,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
+from findings import codes
 from kidseg import io
 from kidseg.errors import InputError, ResourceError, UsageError
 from kidseg.geometry import Grid, Volume
@@ -20,7 +21,7 @@ from kidseg.io import ReadOptions
 from kidseg.io.nifti import read_nifti
 from kidseg.io.numbers import scaled
 from kidseg.io.orientation import affine_of_grid, mm_from_index_of_affine
-from niftis import AFFINE, ANY, SHAPE, codes, hounsfield, patched, refused, write
+from niftis import AFFINE, ANY, SHAPE, hounsfield, patched, refused, write
 
 # ---- row 1: truncated, damaged, or no such thing -----------------------------------------------
 

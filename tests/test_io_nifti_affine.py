@@ -15,12 +15,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from findings import codes
 from kidseg import io
 from kidseg.errors import InputError
 from kidseg.geometry import Volume
 from kidseg.io import ReadOptions
 from kidseg.io.orientation import affine_of_grid, reorient
-from niftis import AFFINE, codes, patched, refused, write
+from niftis import AFFINE, patched, refused, write
 
 SFORM, QFORM = ReadOptions(trust="sform"), ReadOptions(trust="qform")
 NOT_FINITE = [math.nan, math.inf, -math.inf]

@@ -11,8 +11,9 @@ import nibabel as nib
 import pytest
 import torch
 
+from findings import codes
 from kidseg import io
-from niftis import codes, patched, refused, write
+from niftis import patched, refused, write
 
 KINDS = [(nib.Nifti1Image, 348), (nib.Nifti2Image, 540)]
 

@@ -14,6 +14,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
+from findings import codes
 from kidseg import io
 from kidseg.errors import InputError, ResourceError
 from kidseg.geometry import Grid, Volume
@@ -95,10 +96,6 @@ def refused(path: Path, code: str, options: ReadOptions = ANY) -> InputError:
     assert error.code == code, error
     assert error.path and error.cause and error.next_step
     return error
-
-
-def codes(scan: Scan) -> list[str]:
-    return [finding.code for finding in scan.findings]
 
 
 def in_file_order(scan: Scan) -> np.ndarray:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from findings import codes
 from kidseg.geometry import Grid, Volume
 from kidseg.io.orientation import reorient
 from kidseg.labels import KIDNEY_TUMOUR, LabelSchema
@@ -22,22 +25,15 @@ from kidseg.measure.position import BEYOND, POLES, PolarLines, exophytic_share
 from kidseg.measure.quantity import Quantity
 from kidseg.measure.sizes import volume_of
 from kidseg.measure.totals import excess_of
-from solids import ball, ellipsoid, oblique, positions, right_kidney
+from solids import ball, boxes, ellipsoid, oblique, positions, right_kidney
 
 GRID = Grid.from_spacing((24, 40, 80), (3.0, 2.0, 2.0))
 """Canonical: columns run to the patient's left. A voxel is 0.012 ml; the middle is column 39.5."""
 
-Box = tuple[int, slice, slice, slice]
+labels = partial(boxes, grid=GRID)
 RIGHT = (1, slice(4, 20), slice(10, 30), slice(10, 24))
 LEFT = (1, slice(4, 20), slice(10, 30), slice(56, 70))
 TUMOUR = (2, slice(8, 16), slice(12, 28), slice(18, 34))  # over the medial part of the right kidney
-
-
-def labels(*boxes: Box, grid: Grid = GRID) -> Volume:
-    data = torch.zeros((1, *grid.shape), dtype=torch.uint8)
-    for value, *where in boxes:
-        data[(0, *where)] = value
-    return Volume(data, grid)
 
 
 def parts(volume: Volume, schema: LabelSchema = KIDNEY_TUMOUR, **known: object) -> Parts:
@@ -56,10 +52,6 @@ def measured(volume: Volume, schema: LabelSchema = KIDNEY_TUMOUR, **known: objec
         margin_mm=5.0,
         entered={},
     )
-
-
-def codes(found: Parts | Measurement) -> list[str]:
-    return [finding.code for finding in found.findings]
 
 
 def test_each_kidney_and_tumour_has_a_side_and_a_name() -> None:

@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from itertools import permutations, product
 
 import numpy as np
 import pytest
 import torch
 
+from findings import codes
 from kidseg.body import body_mask, moments
 from kidseg.geometry import Grid, Volume
 from kidseg.io.orientation import canonical, reorient
 from kidseg.labels import KIDNEY_TUMOUR, KIDNEY_TUMOUR_CYST, LabelSchema
 from kidseg.measure import Midline, Sides, measure_sides
 from kidseg.measure.midline import estimated_midline
+from solids import boxes
 
 GRID = Grid.from_spacing((10, 20, 40), (5.0, 2.0, 2.0))
 """Canonical: columns run to the patient's left. A voxel is 0.02 ml; the middle is column 19.5."""
 
-Box = tuple[int, slice, slice, slice]
+labels = partial(boxes, grid=GRID)
 RIGHT = (1, slice(2, 8), slice(5, 15), slice(5, 10))  # 300 voxels: 6 ml
 LEFT = (1, slice(2, 8), slice(5, 15), slice(30, 34))  # 240 voxels: 4.8 ml
-
-
-def labels(*boxes: Box, grid: Grid = GRID) -> Volume:
-    data = torch.zeros((1, *grid.shape), dtype=torch.uint8)
-    for value, *where in boxes:
-        data[(0, *where)] = value
-    return Volume(data, grid)
 
 
 def sides(volume: Volume, schema: LabelSchema = KIDNEY_TUMOUR) -> Sides:
@@ -42,10 +38,6 @@ def flat_body(grid: Grid):  # type: ignore[no-untyped-def]
     data = torch.zeros((1, *grid.shape), dtype=torch.bool)
     data[0, :, 2:-2, 2:-2] = True
     return moments(Volume(data, grid))
-
-
-def codes(found: Sides) -> list[str]:
-    return [finding.code for finding in found.findings]
 
 
 @pytest.mark.requirement("sides")
@@ -112,7 +104,7 @@ def test_a_horseshoe_kidney_is_divided_at_the_midline() -> None:
 @pytest.mark.requirement("partial")
 @pytest.mark.row(24)
 @pytest.mark.parametrize(("box", "side"), [(RIGHT, "right"), (LEFT, "left")])
-def test_a_single_kidney(box: Box, side: str) -> None:
+def test_a_single_kidney(box: tuple, side: str) -> None:
     speck = (1, slice(5, 6), slice(9, 10), slice(20, 21))  # a fragment is no second kidney
     found = sides(labels(box, speck))
     assert getattr(found, side).volumes_ml["kidney"] > 4

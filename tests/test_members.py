@@ -25,7 +25,7 @@ from kidseg.segment import load_predictor, segment
 from kidseg.train import Setup, train
 from kidseg.train.setup import resolve
 from test_segment import SETTINGS as POSED
-from trained import SETTINGS, copied
+from trained import SETTINGS, copied, with_header
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +39,6 @@ def folder(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     train(root / "data", root / "posed", posed, device="cpu")
     ensemble([root / "plain0", root / "plain1", root / "posed"], root / "all.safetensors")
     return root
-
-
-def with_header(model: Path, path: Path, **changes: Any) -> Path:
-    known = load_model(model)
-    save_model(path, known.parts, {**known.header, **changes})
-    return path
 
 
 def test_a_model_of_members_has_their_headers_and_tensors(folder: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from folders import contents
 from kidseg.cases import open_dataset
 from kidseg.check import check
 from kidseg.config import PhantomConfig
@@ -25,14 +26,6 @@ TINY = PhantomConfig(size=48, max_slices=10)
 MADE: dict[Layout, int] = {"nnunet": 2, "kits19": 1, "dicom": 1}
 LABELS = ReadOptions(values="labels")
 LAYOUTS: tuple[Layout, ...] = ("nnunet", "kits19", "dicom")
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +98,7 @@ def test_kits19_stores_slices_first_from_head_to_foot(made: dict[str, Path]) -> 
 
 def test_a_patient_does_not_depend_on_the_others(made: dict[str, Path], tmp_path: Path) -> None:
     write_patients(tmp_path / "one", TINY, patients=1, seed=5)
-    both, one = files(made["nnunet"]), files(tmp_path / "one")
+    both, one = contents(made["nnunet"]), contents(tmp_path / "one")
     for name in one:
         if "phantom_0000" in name:
             assert one[name] == both[name]
@@ -121,7 +114,7 @@ def test_two_processes_write_the_same_bytes(made: dict[str, Path], tmp_path: Pat
         jobs=2,
         progress=lambda done, total: seen.append((done, total)),
     )
-    assert files(tmp_path / "nnunet") == files(made["nnunet"])
+    assert contents(tmp_path / "nnunet") == contents(made["nnunet"])
     assert seen == [(1, 2), (2, 2)]
 
 
@@ -142,7 +135,7 @@ def test_an_output_that_exists_is_refused_before_any_work(tmp_path: Path) -> Non
     with pytest.raises(UsageError) as refused:
         write_patients(tmp_path, TINY, patients=1, seed=0)
     assert refused.value.code == "output-exists"
-    assert files(tmp_path) == {"mine.txt": b"kept"}
+    assert contents(tmp_path) == {"mine.txt": b"kept"}
 
 
 @pytest.mark.parametrize("patients", [0, -3])
@@ -157,7 +150,7 @@ def test_overwrite_replaces_patients_only(tmp_path: Path) -> None:
     write_patients(out, TINY, patients=2, seed=0)
     (out / "notes.txt").write_text("kept")
     write_patients(out, TINY, patients=1, seed=1, overwrite=True)
-    names = set(files(out))
+    names = set(contents(out))
     assert "notes.txt" in names
     assert not any("0001" in name for name in names)
     assert check(out).n_cases == 1
@@ -178,7 +171,7 @@ def test_overwrite_never_touches_a_folder_of_other_things(tmp_path: Path) -> Non
     with pytest.raises(UsageError) as refused:
         write_patients(tmp_path, TINY, patients=1, seed=0, overwrite=True)
     assert refused.value.code == "not-phantoms"
-    assert files(tmp_path) == {"imagesTr/real_0000.nii.gz": b"real"}
+    assert contents(tmp_path) == {"imagesTr/real_0000.nii.gz": b"real"}
 
 
 def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
@@ -217,7 +210,7 @@ def test_a_full_disk_leaves_whole_patients_only(
     with pytest.raises(ResourceError) as full:
         write_patients(out, TINY, patients=3, seed=5)
     assert full.value.code == "disk-full"
-    names = set(files(out))
+    names = set(contents(out))
     assert any("phantom_0000" in name for name in names)
     assert not any("phantom_0001" in name for name in names)
     assert not (out / ".writing").exists()
@@ -268,7 +261,7 @@ def test_a_full_disk_removes_only_what_it_made(
     monkeypatch.setattr(writing, "save", fills_up)
     with pytest.raises(ResourceError):
         write_patients(tmp_path, TINY, patients=1, seed=5, overwrite=True)
-    assert set(files(tmp_path)) == {"notes.txt", "truth/organs.json"}
+    assert set(contents(tmp_path)) == {"notes.txt", "truth/organs.json"}
     monkeypatch.undo()
     write_patients(tmp_path, TINY, patients=1, seed=5, overwrite=True)
 
@@ -283,11 +276,11 @@ def test_an_interrupted_run_leaves_no_half_patient_and_can_be_repeated(
 
     with pytest.raises(KeyboardInterrupt):
         write_patients(out, TINY, patients=2, seed=5, progress=interrupt)
-    whole = files(made["nnunet"])
-    assert all(whole[name] == content for name, content in files(out).items())
-    assert "dataset.json" not in files(out)
+    whole = contents(made["nnunet"])
+    assert all(whole[name] == content for name, content in contents(out).items())
+    assert "dataset.json" not in contents(out)
     write_patients(out, TINY, patients=2, seed=5, overwrite=True)
-    assert files(out) == whole
+    assert contents(out) == whole
 
 
 def test_scans_hold_whole_hounsfield_units(made: dict[str, Path]) -> None:

@@ -24,7 +24,7 @@ from kidseg.io import ReadOptions, read, save
 from kidseg.io.orientation import reorient
 from kidseg.methods.homogenized.system_a import Homogenized
 from kidseg.pipeline import Region, Step
-from kidseg.segment import Predictor, load_predictor, scan_name, segment
+from kidseg.segment import Predictor, load_predictor, segment
 from kidseg.train import Setup, train
 
 LABELS = ReadOptions(values="labels")
@@ -216,23 +216,6 @@ def test_what_the_result_says_of_itself(folder: Path, model: Path) -> None:
     patient = make_ellipse_patient(0).image
     middle = patient.slices(3, 5)
     assert "kidney-cut" in findings(model, middle)
-
-
-@pytest.mark.parametrize(
-    ("path", "name"),
-    [
-        ("a/scan.nii.gz", "scan"),
-        ("a/case_0000.nii.gz", "case_0000"),
-        ("imagesTs/case_0000.nii.gz", "case"),
-        ("case_00012/imaging.nii.gz", "case_00012"),
-        ("case_00012/ct", "case_00012"),
-        ("patient 1.zip", "patient 1"),
-        ("v1.2.3", "v1.2.3"),
-        ("a/b.NRRD", "b"),
-    ],
-)
-def test_names(path: str, name: str) -> None:
-    assert scan_name(Path(path)) == name
 
 
 def test_a_written_volume_is_read_as_a_scan(model: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from cascades import NETS, Oracle, config_with
 from cohorts import TARGET, VOLUMES
 from commands import call_cli
 from ellipses import make_ellipse_patient
-from kidseg.checkpoint import load_model, save_model
+from kidseg.checkpoint import load_model
 from kidseg.cohort.subject import Material, prepare
 from kidseg.config import Plain3dConfig
 from kidseg.device import choose_device
@@ -26,6 +26,7 @@ from kidseg.methods.plain3d import Plain3d
 from kidseg.nets.adaptive import AdaptiveNet
 from kidseg.segment import load_predictor, segment
 from kidseg.segment.adaptation import Adaptation, adapted_facts, checked_adapt, unadapted
+from trained import with_header
 
 CPU = choose_device("cpu", "fp32")
 
@@ -33,13 +34,6 @@ CPU = choose_device("cpu", "fp32")
 @pytest.fixture(scope="module")
 def model(trained: Path) -> Path:
     return trained / "run" / "model.safetensors"
-
-
-def with_header(model: Path, path: Path, **changes: Any) -> Path:
-    """The same weights under a changed header."""
-    known = load_model(model)
-    save_model(path, known.parts, {**known.header, **changes})
-    return path
 
 
 def probabilities(predictor: Any, scan: Volume) -> torch.Tensor:

@@ -30,7 +30,7 @@ from kidseg.segment.calibration import (
     grid_of,
 )
 from kidseg.segment.decision import output_names, weighted
-from trained import copied
+from trained import copied, with_header
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +43,6 @@ def folder(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model(folder: Path) -> Path:
     return folder / "run" / "model.safetensors"
-
-
-def with_header(model: Path, path: Path, **changes: Any) -> Path:
-    known = load_model(model)
-    save_model(path, known.parts, {**known.header, **changes})
-    return path
 
 
 # Names and weights

@@ -10,13 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from folders import names_in
 from kidseg.errors import ResourceError, UsageError
 from kidseg.segment.claim import RUN_DIED, claimed, remove_unfinished
 from kidseg.segment.index import RESULT, read_index, record_scan
-
-
-def names_in(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
 
 
 def in_a_process(work: Callable[[Path], None], out: Path) -> int | None:

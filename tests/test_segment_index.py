@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from folders import names_in
 from kidseg.errors import ModelError, ResourceError, UsageError
 from kidseg.io.atomic import json_bytes
 from kidseg.segment.index import RESULT, read_index, record_failure, record_scan
@@ -26,10 +27,6 @@ def add(folder: Path, name: str, content: bytes = b"labels", *, overwrite: bool 
     record_scan(
         folder, entry(name), {temporary: folder / f"{name}_seg.nii.gz"}, overwrite=overwrite
     )
-
-
-def names_in(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
 
 
 def test_entries_of_several_runs_stay(tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from commands import call_cli
 from kidseg import model_file
 from kidseg.checkpoint import load_model
-from kidseg.cli import main
 from kidseg.config import PhantomConfig
 from kidseg.errors import KidsegWarning, UsageError
 from kidseg.io import ReadOptions, read
@@ -57,12 +57,6 @@ def scan(folder: Path) -> Path:
     return folder / "data" / "imagesTr" / "ellipse_000_0000.nii.gz"
 
 
-def call(*words: object) -> int:
-    with pytest.raises(SystemExit) as end:
-        main([str(word) for word in words])
-    return int(end.value.code or 0)
-
-
 # The command line
 
 
@@ -75,7 +69,7 @@ def test_the_starter_segments_and_is_said(
     named: tuple[str, ...],
 ) -> None:
     out = tmp_path / "out"
-    assert call("segment", scan(folder), *named, "-o", out, "--device", "cpu") == 0
+    assert call_cli("segment", scan(folder), *named, "-o", out, "--device", "cpu") == 0
     told = capsys.readouterr()
     model = load_model(starter)
     (line,) = (line for line in told.err.splitlines() if "starter model" in line)
@@ -98,9 +92,9 @@ def test_quiet_and_json_say_no_line(
     folder: Path, starter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ("segment", scan(folder), "--device", "cpu")
-    assert call(*command, "-o", tmp_path / "a", "-q") == 0
+    assert call_cli(*command, "-o", tmp_path / "a", "-q") == 0
     assert capsys.readouterr() == ("", "")
-    assert call(*command, "-o", tmp_path / "b", "--json") == 0
+    assert call_cli(*command, "-o", tmp_path / "b", "--json") == 0
     (result,) = json.loads(capsys.readouterr().out)["results"]
     assert result["model"]["name"] == "starter"
 
@@ -110,7 +104,9 @@ def test_another_model_is_not_called_the_starter(
 ) -> None:
     """Though its weights are the same."""
     out = tmp_path / "out"
-    assert call("segment", scan(folder), "-m", folder / "run", "-o", out, "--device", "cpu") == 0
+    assert (
+        call_cli("segment", scan(folder), "-m", folder / "run", "-o", out, "--device", "cpu") == 0
+    )
     assert "starter" not in capsys.readouterr().err
     (entry,) = json.loads((out / "result.json").read_text())["scans"]
     assert set(entry["model"]) == {"path", "sha256", "method"}
@@ -126,7 +122,7 @@ def test_a_package_without_it_says_what_to_do(
         ("info", "starter"),
         ("train", folder / "data", "-o", tmp_path / "out", "--from", "starter"),
     ):
-        assert call(*words, "--json") == 2
+        assert call_cli(*words, "--json") == 2
         error = json.loads(capsys.readouterr().out)["error"]
         assert error["code"] == "no-starter"
         assert "kidseg train" in error["next_step"] and "-m MODEL" in error["next_step"]
@@ -136,7 +132,7 @@ def test_a_package_without_it_says_what_to_do(
 def test_info_shows_the_starter_and_the_short_command(
     starter: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call("info", "starter") == 0
+    assert call_cli("info", "starter") == 0
     text = capsys.readouterr().out
     assert text.splitlines()[0] == str(starter)
     assert text.rstrip().endswith("Use it: kidseg segment SCAN -o result")
@@ -146,7 +142,7 @@ def test_fine_tuning_from_the_starter(folder: Path, starter: Path, tmp_path: Pat
     run = tmp_path / "run"
     short = [word for one in ("segment.epochs=1", "segment.steps=1") for word in ("--set", one)]
     words = ("train", folder / "data", "-o", run, "--from", "starter", *short, "--device", "cpu")
-    assert call(*words, "-q") == 0
+    assert call_cli(*words, "-q") == 0
     summary = json.loads((run / "summary.json").read_text())
     assert summary["start"]["sha256"] == load_model(starter).sha256
     assert summary["method"] == "plain"
@@ -193,13 +189,13 @@ def test_a_path_on_the_command_line_stays_one(
     monkeypatch.chdir(tmp_path)
     shutil.copytree(folder / "run", "starter")
     words = ("segment", scan(folder), "-m", "./starter", "-o", "out", "--device", "cpu")
-    assert call(*words, "--json") == 0
+    assert call_cli(*words, "--json") == 0
     (result,) = json.loads(capsys.readouterr().out)["results"]
     assert result["model"]["path"] == "starter/model.safetensors"
-    assert call("info", "./starter") == 0
+    assert call_cli("info", "./starter") == 0
     assert capsys.readouterr().out.splitlines()[0] == "starter/model.safetensors"
     with pytest.warns(KidsegWarning, match="ships"):
-        assert call("info", "starter") == 0
+        assert call_cli("info", "starter") == 0
     assert capsys.readouterr().out.splitlines()[0] == str(starter)
 
 
@@ -239,7 +235,7 @@ def test_the_shipped_starter(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     intervals = model.header["intervals"]
     assert set(intervals["ends"]) == {"kidney", "kidney+tumour", "tumour"}
     assert len(intervals["cases"]) == 189 and intervals["scans"] == "digital patients"
-    assert call("info", "starter") == 0
+    assert call_cli("info", "starter") == 0
     assert "Model card" in capsys.readouterr().out
     config = PhantomConfig(
         size=128, slice_mm=(5.0, 5.0), ages_years=(8.0, 8.0), phase="portal-venous"

@@ -20,6 +20,8 @@ import numpy as np
 import pytest
 import torch
 
+from findings import code_of
+from folders import contents
 from kidseg import io
 from kidseg.cases import (
     Case,
@@ -30,7 +32,7 @@ from kidseg.cases import (
     write_patients_csv,
 )
 from kidseg.cases.reading import CaseReader, CaseVoxels
-from kidseg.errors import InputError, KidsegError, ModelError, ResourceError
+from kidseg.errors import InputError, ModelError, ResourceError
 from kidseg.geometry import Grid, Volume
 from kidseg.io.content import sha256_of
 from kidseg.labels import KIDNEY_TUMOUR
@@ -90,19 +92,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return write_dataset(tmp_path_factory.mktemp("data"))
 
 
-def files_of(path: Path) -> dict[str, bytes]:
-    return {
-        str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()
-    }
-
-
-def code_of(action: Callable[[], object]) -> str:
-    with pytest.raises(KidsegError) as caught:
-        action()
-    assert caught.value.next_step and caught.value.path
-    return caught.value.code
-
-
 def test_voxels_are_the_scans_own(made: Made, tmp_path: Path) -> None:
     store = build_store(made.dataset, made.plan, tmp_path / "store", recipe=VOXELS)
     reader = CaseReader.of_dataset(made.dataset)
@@ -139,7 +128,7 @@ def test_jobs_and_place_do_not_change_a_bit(made: Made, tmp_path: Path) -> None:
         jobs=2,
         progress=lambda done, total: calls.append((done, total)),
     )
-    assert files_of(one.path) == files_of(two.path) and one.digest == two.digest
+    assert contents(one.path) == contents(two.path) and one.digest == two.digest
     assert calls == [(1, 3), (2, 3), (3, 3)]
 
 
@@ -389,13 +378,13 @@ def test_a_killed_build_whose_facts_were_altered_prepares_the_case_again(
     made: Made, tmp_path: Path
 ) -> None:
     path = build_store(made.dataset, made.plan, tmp_path / "store", recipe=VOXELS).path
-    expected = files_of(path)
+    expected = contents(path)
     (path / "store.json").unlink()
     file = path / "cases" / "case_1" / "case.json"
     for text in (file.read_text().replace("anna", "emma"), '{"arrays": 3}', "[]"):
         file.write_text(text)
         build_store(made.dataset, made.plan, path, recipe=VOXELS)
-        assert files_of(path) == expected
+        assert contents(path) == expected
         (path / "store.json").unlink()
 
 
@@ -410,7 +399,7 @@ def test_no_store_and_unfinished_store(made: Made, tmp_path: Path) -> None:
 def test_an_unfinished_store_resumes_and_is_repaired(made: Made, tmp_path: Path) -> None:
     """Complete cases are kept, others are prepared again, leftovers are removed."""
     path = build_store(made.dataset, made.plan, tmp_path / "store", recipe=VOXELS).path
-    expected = files_of(path)
+    expected = contents(path)
     (path / "store.json").unlink()
     flip_byte(path / "cases" / "case_1" / "image.npy")
     shutil.move(path / "cases" / "case_2", path / "cases" / "case_2.unfinished")
@@ -424,7 +413,7 @@ def test_an_unfinished_store_resumes_and_is_repaired(made: Made, tmp_path: Path)
     build_store(
         made.dataset, made.plan, path, recipe=VOXELS, progress=lambda a, b: calls.append((a, b))
     )
-    assert files_of(path) == expected and calls == [(1, 2), (2, 2)]
+    assert contents(path) == expected and calls == [(1, 2), (2, 2)]
     assert (path / "cases" / "case_0" / "image.npy").stat().st_mtime_ns == kept
 
 
@@ -446,7 +435,7 @@ if __name__ == "__main__":
 
 
 def test_a_build_killed_at_any_moment_ends_the_same(made: Made, tmp_path: Path) -> None:
-    expected = files_of(
+    expected = contents(
         build_store(made.dataset, made.plan, tmp_path / "whole", recipe=VOXELS).path
     )
     (tmp_path / "plan.json").write_text(json.dumps(made.plan.as_dict()))
@@ -459,7 +448,7 @@ def test_a_build_killed_at_any_moment_ends_the_same(made: Made, tmp_path: Path) 
             time.sleep(rng.uniform(0.0, 0.15))
             process.send_signal(signal.SIGKILL)
     build_store(made.dataset, made.plan, path, recipe=VOXELS)
-    assert files_of(path) == expected
+    assert contents(path) == expected
 
 
 def test_two_builders_share_the_work_of_one(made: Made, tmp_path: Path) -> None:
@@ -468,10 +457,10 @@ def test_two_builders_share_the_work_of_one(made: Made, tmp_path: Path) -> None:
     command = [sys.executable, "-c", BUILD, made.dataset.root, tmp_path / "plan.json", path]
     builders = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(2)]
     assert [builder.wait(timeout=120) for builder in builders] == [0, 0]
-    expected = files_of(
+    expected = contents(
         build_store(made.dataset, made.plan, tmp_path / "alone", recipe=VOXELS).path
     )
-    assert files_of(path) == expected
+    assert contents(path) == expected
 
 
 def test_a_full_disk_leaves_no_half_case(

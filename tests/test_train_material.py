@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from ellipses import make_ellipse_patient, write_ellipse_dataset
+from findings import code_of
 from kidseg.cases import open_dataset, write_patients_csv
 from kidseg.checkpoint import read_header
 from kidseg.cohort.stored import is_labelled, subject_of
@@ -73,13 +74,6 @@ def run(source: Path, out: Path, **changes: Any) -> dict[str, Any]:
     names = {field.name for field in fields(Setup)}
     setup = Setup(**{name: asked.pop(name) for name in list(asked) if name in names})
     return train(source, out, setup, **asked)
-
-
-def code_of(action: Callable[[], object]) -> str:
-    with pytest.raises(KidsegError) as caught:
-        action()
-    assert caught.value.next_step and caught.value.path
-    return caught.value.code
 
 
 @pytest.mark.parametrize(("method", "overrides"), [("plain", TINY), ("homogenized", HOMOGENIZED)])

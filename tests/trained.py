@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from ellipses import write_ellipse_dataset
+from kidseg.checkpoint import load_model, save_model
 from kidseg.train import Setup, train
 
 SETTINGS = (
@@ -32,3 +34,10 @@ def copied(trained: Path, root: Path) -> Path:
     """The folder that a test may write into, with the same data/ and run/."""
     shutil.copytree(trained, root, dirs_exist_ok=True)
     return root
+
+
+def with_header(model: Path, path: Path, **changes: Any) -> Path:
+    """The same weights under a changed header."""
+    known = load_model(model)
+    save_model(path, known.parts, {**known.header, **changes})
+    return path
