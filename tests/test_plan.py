@@ -23,7 +23,7 @@ from kidseg import io
 from kidseg.cases import Dataset, case_paths, open_dataset, write_dataset_json
 from kidseg.cases.reading import CaseReader
 from kidseg.errors import InputError, ModelError, ResourceError
-from kidseg.geometry import Grid, Volume
+from kidseg.geometry import Grid, Volume, resample
 from kidseg.intensity import Statistics
 from kidseg.labels import KIDNEY_TUMOUR, KIDNEY_TUMOUR_CYST, LabelSchema
 from kidseg.plan import (
@@ -33,9 +33,10 @@ from kidseg.plan import (
     Plan,
     adapted,
     fingerprint,
+    network_input,
     plan,
-    preprocess,
 )
+from kidseg.plan.nonzero import nonzero_box
 from kidseg.workers import over_cases
 
 STATISTICS = Statistics(
@@ -501,38 +502,30 @@ def plan_at(spacing: tuple[float, float, float], channels: int = 1) -> Plan:
     )
 
 
+def preprocessed(image: Volume, planned: Plan, name: str) -> Volume:
+    """Cropped to the voxels that are not zero, normalised and resampled."""
+    cropped = resample(image, image.grid.crop(*nonzero_box(image)))
+    return network_input(cropped, planned.channels, planned.configurations[name])
+
+
 def test_at_the_plans_spacing_voxels_are_only_cropped_and_normalised() -> None:
-    hu, labels = ct((6, 20, 24))
+    hu, _ = ct((6, 20, 24))
     hu[:, :3] = 0
     grid = Grid.from_spacing(hu.shape, (3.0, 1.0, 1.0), (5.0, 6.0, 7.0))
-    image, numbers = (
-        Volume(torch.from_numpy(hu)[None], grid),
-        Volume(torch.from_numpy(labels)[None], grid),
-    )
+    image = Volume(torch.from_numpy(hu)[None], grid)
     for name in ("2d", "3d_fullres"):
-        done = preprocess(image, numbers, plan_at((3.0, 1.0, 1.0)), name)
+        done = preprocessed(image, plan_at((3.0, 1.0, 1.0)), name)
         expected = (hu[:, 3:].clip(-40, 300).astype(np.float32) - 80) / 20
-        assert np.allclose(done.image.data[0].numpy(), expected, atol=1e-6)
-        assert done.labels is not None and np.array_equal(
-            done.labels.data[0].numpy(), labels[:, 3:]
-        )
-        assert done.image.grid.same_as(grid.crop((0, 3, 0), (6, 17, 24)))
-        assert done.labels.grid.same_as(done.image.grid)
-    assert preprocess(image, None, plan_at((3.0, 1.0, 1.0)), "2d").labels is None
+        assert np.allclose(done.data[0].numpy(), expected, atol=1e-6)
+        assert done.grid.same_as(grid.crop((0, 3, 0), (6, 17, 24)))
 
 
 def test_two_dimensional_configurations_keep_the_slices() -> None:
-    hu, labels = ct((7, 20, 24))
-    grid = Grid.from_spacing(hu.shape, (2.0, 1.0, 1.0))
-    image, numbers = (
-        Volume(torch.from_numpy(hu)[None], grid),
-        Volume(torch.from_numpy(labels)[None], grid),
-    )
+    hu, _ = ct((7, 20, 24))
+    image = Volume(torch.from_numpy(hu)[None], Grid.from_spacing(hu.shape, (2.0, 1.0, 1.0)))
     target = plan_at((4.0, 0.8, 0.8))
-    assert preprocess(image, numbers, target, "2d").image.grid.shape == (7, 25, 30)
-    full = preprocess(image, numbers, target, "3d_fullres")
-    assert full.image.grid.shape == (4, 25, 30)
-    assert full.labels is not None and full.labels.data.shape == (1, 4, 25, 30)
+    assert preprocessed(image, target, "2d").grid.shape == (7, 25, 30)
+    assert preprocessed(image, target, "3d_fullres").grid.shape == (4, 25, 30)
 
 
 @pytest.mark.parametrize("thick", [False, True], ids=["in space", "slice by slice"])
@@ -541,7 +534,7 @@ def test_images_are_resampled_as_scikit_image_does(thick: bool) -> None:
     hu = np.random.default_rng(0).integers(-30, 290, (6, 20, 24)).astype(np.int16)
     spacing = (5.0, 1.0, 1.0) if thick else (2.0, 1.0, 1.0)
     image = Volume(torch.from_numpy(hu)[None], Grid.from_spacing(hu.shape, spacing))
-    done = preprocess(image, None, plan_at((spacing[0], 0.7, 0.8)), "2d").image.data[0].numpy()
+    done = preprocessed(image, plan_at((spacing[0], 0.7, 0.8)), "2d").data[0].numpy()
     values = (hu - 80.0) / 20.0
     how = {"order": 3, "mode": "edge", "anti_aliasing": False}
     if thick:
@@ -554,84 +547,22 @@ def test_images_are_resampled_as_scikit_image_does(thick: bool) -> None:
 def test_thick_slices_are_repeated_not_interpolated() -> None:
     """5 slices of 6 mm at 4 mm: 7.5 slices, rounded to 8; each is one of the five."""
     hu = np.broadcast_to(np.array([10, 20, 30, 40, 50], dtype=np.int16)[:, None, None], (5, 12, 12))
-    labels = (hu > 20).astype(np.uint8)
-    grid = Grid.from_spacing(hu.shape, (6.0, 1.0, 1.0))
-    image = Volume(torch.from_numpy(hu.copy())[None], grid)
-    done = preprocess(
-        image, Volume(torch.from_numpy(labels)[None], grid), plan_at((4.0, 1.0, 1.0)), "3d_fullres"
-    )
+    image = Volume(torch.from_numpy(hu.copy())[None], Grid.from_spacing(hu.shape, (6.0, 1.0, 1.0)))
+    done = preprocessed(image, plan_at((4.0, 1.0, 1.0)), "3d_fullres")
     picked = [int((k + 0.5) * 5 / 8) for k in range(8)]
     expected = (np.array([10, 20, 30, 40, 50])[picked] - 80) / 20
-    assert np.allclose(done.image.data[0, :, 5, 5].numpy(), expected, atol=1e-5)
-    assert done.labels is not None
-    assert done.labels.data[0, :, 5, 5].tolist() == labels[picked, 5, 5].tolist()
+    assert np.allclose(done.data[0, :, 5, 5].numpy(), expected, atol=1e-5)
 
 
-@settings(max_examples=25)
-@given(seeds, st.booleans())
-def test_each_voxel_takes_the_label_with_the_largest_share(seed: int, thick: bool) -> None:
-    """Against the definition, by scipy; and looking only at the labels' box changes nothing."""
-    from scipy import ndimage
-
-    rng = np.random.default_rng(seed)
-    shape = tuple(int(n) for n in rng.integers(5, 20, 3))
-    coarse = rng.integers(0, 4, (3, 3, 3)) % 3
-    labels = ndimage.zoom(coarse, np.divide(shape, 3), order=0).astype(np.uint8)
-    labels[rng.random(shape) < 0.5] = 0
-    labels[: shape[0] // 3] = 0
-    slice_mm = 5.0 if thick else 1.5
-    grid = Grid.from_spacing(labels.shape, (slice_mm, 1.0, 1.0))
-    # Pixels within a factor of 3, beyond which these too are resampled line by line.
-    target = plan_at((slice_mm, float(rng.uniform(0.6, 1.7)), float(rng.uniform(0.6, 1.7))))
-    image = Volume(torch.ones((1, *labels.shape)), grid)
-    done = preprocess(image, Volume(torch.from_numpy(labels)[None], grid), target, "2d").labels
-    assert done is not None
-    zoom = np.divide(done.data.shape[1:], labels.shape)
-    shares = np.stack(
-        [
-            ndimage.zoom((labels == k).astype(float), zoom, order=1, mode="nearest", grid_mode=True)
-            for k in range(3)
-        ]
-    )
-    best = np.sort(shares, axis=0)
-    clear = best[-1] - best[-2] > 1e-5
-    assert np.array_equal(done.data[0].numpy()[clear], shares.argmax(axis=0)[clear])
-    assert clear.mean() > 0.5
+def test_an_image_of_zeros_goes_through() -> None:
+    nothing = Volume(torch.zeros(1, 4, 8, 8), Grid.from_spacing((4, 8, 8), (2.0, 1.0, 1.0)))
+    assert preprocessed(nothing, plan_at((2.0, 0.5, 0.5)), "2d").data.shape == (1, 4, 16, 16)
 
 
-def test_a_tie_goes_to_the_nearest_voxel_and_half_way_to_the_later() -> None:
-    row = np.array([0, 0, 1, 1, 2, 2, 0, 0], dtype=np.uint8)
-    labels = np.broadcast_to(row, (4, 8, 8)).copy()
-    grid = Grid.from_spacing(labels.shape, (2.0, 1.0, 1.0))
-    image = Volume(torch.ones((1, 4, 8, 8)), grid)
-    numbers = Volume(torch.from_numpy(labels)[None], grid)
-    half = preprocess(image, numbers, plan_at((2.0, 1.0, 2.0)), "2d").labels
-    assert half is not None and half.data[0, 0, 0].tolist() == [0, 1, 2, 0]
-    shifted = np.roll(labels, 1, axis=2)  # every centre lies half way between two labels
-    half = preprocess(
-        image, Volume(torch.from_numpy(shifted)[None], grid), plan_at((2.0, 1.0, 2.0)), "2d"
-    ).labels
-    assert half is not None and half.data[0, 0, 0].tolist() == [0, 1, 2, 0]
-
-
-def test_an_image_of_zeros_and_empty_labels_go_through() -> None:
-    grid = Grid.from_spacing((4, 8, 8), (2.0, 1.0, 1.0))
-    nothing = Volume(torch.zeros(1, 4, 8, 8), grid)
-    done = preprocess(nothing, nothing.astype(torch.uint8), plan_at((2.0, 0.5, 0.5)), "2d")
-    assert done.image.data.shape == (1, 4, 16, 16) and done.labels is not None
-    assert not done.labels.data.any()
-
-
-def test_mismatches_are_refused() -> None:
-    grid = Grid.from_spacing((4, 8, 8), (2.0, 1.0, 1.0))
-    image = Volume(torch.ones(1, 4, 8, 8), grid)
-    elsewhere = Volume(torch.ones(1, 4, 8, 8, dtype=torch.uint8), grid.crop((0, 1, 0), grid.shape))
-    with pytest.raises(ValueError, match="labels on"):
-        preprocess(image, elsewhere, plan_at((2.0, 1.0, 1.0)), "2d")
+def test_another_number_of_channels_is_refused() -> None:
+    image = Volume(torch.ones(1, 4, 8, 8), Grid.from_spacing((4, 8, 8), (2.0, 1.0, 1.0)))
     with pytest.raises(ValueError, match="1 channels, but the plan 2"):
-        preprocess(image, None, plan_at((2.0, 1.0, 1.0), channels=2), "2d")
-    with pytest.raises(KeyError):
-        preprocess(image, None, plan_at((2.0, 1.0, 1.0)), "3d_lowres")
+        preprocessed(image, plan_at((2.0, 1.0, 1.0), channels=2), "2d")
 
 
 def test_inside_only_uses_the_non_zero_region_with_its_holes() -> None:
@@ -643,7 +574,7 @@ def test_inside_only_uses_the_non_zero_region_with_its_holes() -> None:
     made = plan_at((2.0, 1.0, 1.0), channels=2)
     channel = replace(made.channels[1], inside_only=True)
     image = Volume(values, Grid.from_spacing((6, 12, 12), (2.0, 1.0, 1.0)))
-    done = preprocess(image, None, replace(made, channels=(channel,)), "2d").image.data
+    done = preprocessed(image, replace(made, channels=(channel,)), "2d").data
     region = values[0] != 0
     region[3, 5, 5] = True
     inside = values[0][region].double()

@@ -1,7 +1,7 @@
 """Planning by nnU-Net's rules: fingerprint of a data set, voxel spacing and networks."""
 
 from kidseg.plan.facts import CaseFacts, Fingerprint, fingerprint
-from kidseg.plan.preprocessing import Preprocessed, network_input, preprocess
+from kidseg.plan.preprocessing import network_input
 from kidseg.plan.resizing import Order, resized, spline, thick_axis
 from kidseg.plan.rules import Configuration, Plan, Topology, adapted, plan
 
@@ -11,13 +11,11 @@ __all__ = [
     "Fingerprint",
     "Order",
     "Plan",
-    "Preprocessed",
     "Topology",
     "adapted",
     "fingerprint",
     "network_input",
     "plan",
-    "preprocess",
     "resized",
     "spline",
     "thick_axis",
