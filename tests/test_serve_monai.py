@@ -319,7 +319,7 @@ def test_the_client_of_slicer_works_unchanged(root: Path, tmp_path: Path, token:
     with running(
         tmp_path / "server", root / "run" / "model.safetensors", token=token, training=TRAINING
     ) as server:
-        until(lambda: server.service.dispatcher.is_ready)
+        until(lambda: server.service.dispatcher.facts)
         client = MONAILabelClient(server.url, tmpdir=str(tmp_path))
         assert client.auth_enabled() == bool(token)
         if token:
@@ -526,7 +526,7 @@ def test_each_member_of_an_ensemble_is_trained(
     """They are an ensemble again; with a method, its first member is trained, and stands alone."""
     said = [{"name": "kidney"}, {"name": "tumour"}]
     with running(tmp_path / "server", pair, training=(*TRAINING, *options)) as server:
-        until(lambda: server.service.dispatcher.is_ready)
+        until(lambda: server.service.dispatcher.facts)
         for k in range(3):
             put(server, f"/datastore/?image=case {k}", "file", scan_of(root, k))
             path = f"/datastore/label?image=case {k}"

@@ -128,7 +128,7 @@ DROPPED_SERIES = """(() => {
 
 
 def open_page(server: Running, browser: Browser) -> None:
-    until(lambda: server.service.dispatcher.is_ready)
+    until(lambda: server.service.dispatcher.facts)
     browser.do("url", url=server.url)
     until(lambda: ": ok" in browser.run("document.getElementById('health').textContent"))
 

@@ -106,11 +106,6 @@ class Dispatcher:
         self._work.set()
 
     @property
-    def is_ready(self) -> bool:
-        """Is a model loaded?"""
-        return bool(self.facts)
-
-    @property
     def is_alive(self) -> bool:
         """Does it run?"""
         return self._thread is not None and self._thread.is_alive()
