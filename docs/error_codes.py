@@ -14,7 +14,8 @@ UNKNOWN = "…"
 """What is known only while the program runs."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
-Scopes = tuple[Any, ast.Module]
+Scopes = tuple[Any, ...]
+"""The function around (or the module), the module, and those that it imports from."""
 
 
 class Origin(NamedTuple):
@@ -37,10 +38,10 @@ def origins_in(package: Path) -> list[Origin]:
     found = []
     for module, tree in trees.items():
         imports = [str(each.module) for each in tree.body if isinstance(each, ast.ImportFrom)]
-        known: dict[str, Any] = {}
-        for name in (*imports, module):
-            known |= functions.get(name.removeprefix("kidseg.").replace(".", "/"), {})
-        for call, scopes in _calls(tree, (tree, tree)):
+        names = [name.removeprefix("kidseg.").replace(".", "/") for name in imports]
+        names = [name for name in names if name in trees]
+        known = {k: v for name in (*names, module) for k, v in functions[name].items()}
+        for call, scopes in _calls(tree, (tree, tree, *(trees[name] for name in names))):
             texts = _texts_of(call, scopes, known)
             said = (texts.get(name, []) for name in ("code", "severity", "cause", "next_step"))
             codes, kinds, causes, steps = said
@@ -50,11 +51,11 @@ def origins_in(package: Path) -> list[Origin]:
 
 
 def _calls(node: ast.AST, scopes: Scopes) -> Iterator[tuple[ast.Call, Scopes]]:
-    """All calls in a node, each with the function that it stands in, and the module."""
+    """All calls in a node, each with where its names may be assigned."""
     for inner in ast.iter_child_nodes(node):
         if isinstance(inner, ast.Call):
             yield inner, scopes
-        yield from _calls(inner, (inner, scopes[1]) if isinstance(inner, Function) else scopes)
+        yield from _calls(inner, (inner, *scopes[1:]) if isinstance(inner, Function) else scopes)
 
 
 def _texts_of(call: ast.Call, scopes: Scopes, known: dict[str, Any]) -> dict[str, list[str]]:
@@ -65,7 +66,7 @@ def _texts_of(call: ast.Call, scopes: Scopes, known: dict[str, Any]) -> dict[str
         made = {"severity": ["warning" if name == "Finding" else name]}
         given = dict(zip(parameters, call.args[-1:], strict=False))
     elif maker not in (None, scopes[0]):
-        for inner, within in _calls(maker, (maker, scopes[1])):
+        for inner, within in _calls(maker, (maker, *scopes[1:])):
             if "code" in map(ast.unparse, [*inner.args, *(each.value for each in inner.keywords)]):
                 made = made or _texts_of(inner, within, known)
         parameters = [each.arg for each in maker.args.args if each.arg != "self"]
@@ -92,7 +93,7 @@ def _texts(node: ast.expr, scopes: Scopes) -> list[str]:
         case ast.Subscript(value=one):
             several = [one]
         case ast.Name():
-            several = _assigned(node, scopes[0]) or _assigned(node, scopes[1])
+            several = next(filter(None, (_assigned(node, scope) for scope in scopes)), [])
         case _:
             several = []
     return [text for each in several for text in _texts(each, scopes)] if several else [UNKNOWN]
