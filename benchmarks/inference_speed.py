@@ -8,8 +8,9 @@ Each row is a separate process, so that its peak memory is separate. Times are C
 other processes do not count; with one thread they equal the wall time.
 
 "autocast" keeps float32 weights, channels last, under bfloat16 autocast; "folded" is
-`kidseg.nets.folding.folded` in bfloat16; "planned" and "planned, folded" are the same for nnU-Net's
-2D network with the same number of stages (not channels last, which slows down instance norms).
+`kidseg.nets.folding.FoldedNet` in bfloat16; "planned" and "planned, folded" are the same for
+nnU-Net's 2D network with the same number of stages (not channels last, which slows down instance
+norms).
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def measure(kind: str, at_once: int, options: argparse.Namespace) -> dict[str, A
     from kidseg import nets
     from kidseg.config import UNetConfig
     from kidseg.device import tune_allocator
-    from kidseg.nets.folding import folded
+    from kidseg.nets.folding import FoldedNet
     from kidseg.topology import Topology
 
     tune_allocator()
@@ -74,7 +75,7 @@ def measure(kind: str, at_once: int, options: argparse.Namespace) -> dict[str, A
     net = net.eval().to(memory_format=layout)
     autocast = "folded" not in kind
     if not autocast:
-        net = folded(net, torch.bfloat16)
+        net = FoldedNet(net, torch.bfloat16)
     image = torch.randn(at_once, 1, options.size, options.size).contiguous(memory_format=layout)
     seconds = []
     for _ in range(options.n + 1):

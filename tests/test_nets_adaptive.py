@@ -13,7 +13,7 @@ from kidseg.config import UNetConfig
 from kidseg.device import choose_device
 from kidseg.nets import UNet, adaptive, build
 from kidseg.nets.adaptive import AdaptiveNet, has_batch_norms, norm_statistics
-from kidseg.nets.folding import folded
+from kidseg.nets.folding import FoldedNet
 from kidseg.topology import Topology
 
 CPU = choose_device("cpu", "fp32")
@@ -133,7 +133,7 @@ def test_statistics_are_blended_by_the_weight() -> None:
 def test_a_folded_network_is_adapted_before_it_is_folded() -> None:
     image = images()
     plain = adaptive_net(trained())
-    quick = AdaptiveNet(trained(), CPU, partial(folded, dtype=torch.float32))
+    quick = AdaptiveNet(trained(), CPU, partial(FoldedNet, dtype=torch.float32))
     assert quick.multiple == plain.multiple == trained().multiple
     for net in (plain, quick):
         net.adapt(2 * image, 1.0)

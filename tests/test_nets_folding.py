@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kidseg import nets
 from kidseg.config import UNetConfig
-from kidseg.nets.folding import folded
+from kidseg.nets.folding import FoldedNet
 from kidseg.topology import Topology
 
 CONFIGS = {
@@ -56,7 +56,7 @@ def test_one_convolution_by_hand() -> None:
         block.norm.running_var.fill_(4.0 - block.norm.eps)
         block.norm.weight.fill_(3.0)
         block.norm.bias.fill_(0.5)
-    convolution = folded(net).net.encode[0].convolution
+    convolution = FoldedNet(net).net.encode[0].convolution
     assert torch.allclose(convolution.weight, torch.full((1, 1, 3, 3), 2.0 * 3.0 / 2.0))
     assert torch.allclose(convolution.bias, torch.tensor([0.5 - 1.0 * 3.0 / 2.0]))
 
@@ -66,7 +66,7 @@ def test_float32_gives_the_same_logits(name: str) -> None:
     net, image = trained(name)
     with torch.no_grad():
         (expected,) = net(image)
-    (found,) = folded(net)(image)
+    (found,) = FoldedNet(net)(image)
     assert torch.allclose(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
@@ -75,7 +75,7 @@ def test_bfloat16_decides_as_float32_nearly_everywhere(name: str) -> None:
     net, image = trained(name)
     with torch.no_grad():
         (expected,) = net(image)
-    (found,) = folded(net, torch.bfloat16)(image)
+    (found,) = FoldedNet(net, torch.bfloat16)(image)
     assert found.dtype == torch.float32 and found.shape == expected.shape
     assert (found - expected).abs().mean() < 0.04 * expected.abs().mean()
     assert (found.argmax(1) == expected.argmax(1)).float().mean() > 0.97
@@ -84,7 +84,7 @@ def test_bfloat16_decides_as_float32_nearly_everywhere(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_no_batch_norm_is_left_and_instance_norms_stay_float32(dtype: torch.dtype) -> None:
     for name in CONFIGS:
-        net = folded(trained(name)[0], dtype)
+        net = FoldedNet(trained(name)[0], dtype)
         for module in net.modules():
             assert not isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d)
             if isinstance(module, nn.modules.conv._ConvNd):
@@ -98,7 +98,7 @@ def test_the_network_itself_stays_as_it_is(name: str) -> None:
     net, image = trained(name)
     before = {key: value.clone() for key, value in net.state_dict().items()}
     net.train()
-    quick = folded(net, torch.bfloat16)
+    quick = FoldedNet(net, torch.bfloat16)
     quick(image)
     assert net.training and all(parameter.requires_grad for parameter in net.parameters())
     assert len(quick.net.heads) == 1
@@ -109,7 +109,7 @@ def test_the_network_itself_stays_as_it_is(name: str) -> None:
 
 def test_mode_autocast_and_gradients_do_not_change_what_it_gives() -> None:
     net, image = trained("2D")
-    quick = folded(net, torch.bfloat16)
+    quick = FoldedNet(net, torch.bfloat16)
     (expected,) = quick(image)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         (found,) = quick.train()(image.requires_grad_())

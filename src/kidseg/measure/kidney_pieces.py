@@ -75,13 +75,14 @@ def stretched(kidney: Part, tumours: Sequence[Part], around: Mask) -> Part:
 def kidney_findings(kidney: Part, least_ml: float, path: str) -> list[Finding]:
     """What is apart from the rest of a kidney, and what of it is too thin for voxels."""
     found = []
+    step = "Check the labels."
     apart_ml = kidney.mask.volume_ml - kidney.main.volume_ml
     if apart_ml >= least_ml:
         cause = (
             f"fragments of the {kidney.id}, {apart_ml:.2f} ml altogether, are part of its volume,"
             " but not of its diameters"
         )
-        found.append(_finding("kidney-fragments", cause, "Check the labels.", path))
+        found.append(Finding(code="kidney-fragments", path=path, cause=cause, next_step=step))
     on_ml = kidney.main.volume_ml - without_fragments(kidney.mask).volume_ml
     if on_ml > 0:
         cause = (
@@ -89,7 +90,7 @@ def kidney_findings(kidney: Part, least_ml: float, path: str) -> list[Finding]:
             " a tumour only; they are part of its diameters, whose intervals also contain those"
             " without them"
         )
-        found.append(_finding("kidney-pieces", cause, "Check the labels.", path))
+        found.append(Finding(code="kidney-pieces", path=path, cause=cause, next_step=step))
     if kidney.stretched_by:
         cause = (
             f"parts of the {kidney.id} are one voxel thin where {' and '.join(kidney.stretched_by)}"
@@ -97,9 +98,5 @@ def kidney_findings(kidney: Part, least_ml: float, path: str) -> list[Finding]:
             " contact larger, by as much as the intervals say"
         )
         step = "Thinner slices show more of it."
-        found.append(_finding("thin-parenchyma", cause, step, path))
+        found.append(Finding(code="thin-parenchyma", path=path, cause=cause, next_step=step))
     return found
-
-
-def _finding(code: str, cause: str, next_step: str, path: str) -> Finding:
-    return Finding(code=code, path=path, cause=cause, next_step=next_step)

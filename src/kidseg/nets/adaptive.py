@@ -37,7 +37,7 @@ class AdaptiveNet(nn.Module):
     Args:
         net: see above.
         device: of the network.
-        prepare: makes a network with final statistics ready for inference, such as `folded`.
+        prepare: makes a network with final statistics ready for inference, such as `FoldedNet`.
     """
 
     multiple: tuple[int, ...]

@@ -14,16 +14,16 @@ from kidseg.nets.layers import Block
 from kidseg.nets.planned import PlannedUNet
 from kidseg.nets.unet import UNet
 
-__all__ = ["FoldedNet", "folded"]
+__all__ = ["FoldedNet"]
 
 
-def folded(net: UNet | PlannedUNet, dtype: torch.dtype = torch.float32) -> FoldedNet:
+class FoldedNet(nn.Module):
     """A faster copy of a network for inference only; the network itself does not change.
 
     Each batch norm is folded into the preceding convolution, transposed or not. Weights and
     features have type `dtype` without autocast, which would cast the weights for each batch.
     Instance norms are kept, because their statistics depend on the image; their weights and sums
-    are float32.
+    are float32. In evaluation mode, with the finest output, without gradients.
 
     Folding is not exact, because it rounds differently: logits differ by about 1e-6 of their
     magnitude in float32 and by 1e-2 in bfloat16.
@@ -32,23 +32,17 @@ def folded(net: UNet | PlannedUNet, dtype: torch.dtype = torch.float32) -> Folde
         net: in any mode and on any device; its running statistics are used.
         dtype: torch.float32 or torch.bfloat16 (or float16 if the device supports it).
 
-    Source: Jacob et al., Quantization and Training of Neural Networks for Efficient
-    Integer-Arithmetic-Only Inference, CVPR 2018, section 3.2.
-    """
-    return FoldedNet(net, dtype)
-
-
-class FoldedNet(nn.Module):
-    """The result of `folded`: in evaluation mode, with the finest output, without gradients.
-
     Attributes:
         multiple: the sides of an image must be multiples of these, per axis.
         dtype: of weights and features.
         memory_format: of features: channels last, except with instance norms, which it would slow
             down (benchmarks/inference_speed.py).
+
+    Source: Jacob et al., Quantization and Training of Neural Networks for Efficient
+    Integer-Arithmetic-Only Inference, CVPR 2018, section 3.2.
     """
 
-    def __init__(self, net: UNet | PlannedUNet, dtype: torch.dtype) -> None:
+    def __init__(self, net: UNet | PlannedUNet, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.multiple = net.multiple
         self.dtype = dtype

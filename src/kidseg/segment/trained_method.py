@@ -20,7 +20,7 @@ from kidseg.methods import Method, method_named
 from kidseg.nets import PlannedUNet, UNet
 from kidseg.nets.adaptive import AdaptiveNet, has_batch_norms
 from kidseg.nets.exported import GRAPH, ExportedNet
-from kidseg.nets.folding import folded
+from kidseg.nets.folding import FoldedNet
 from kidseg.plan import Plan
 from kidseg.segment.adaptation import Adapt
 from kidseg.segment.decision import weighted
@@ -107,7 +107,7 @@ def _ready(net: nn.Module, device: Device, adapt: Adapt) -> nn.Module:
 def _quick(net: nn.Module, device: Device) -> nn.Module:
     """In bfloat16, with folded batch norms and bfloat16 weights."""
     assert isinstance(net, UNet | PlannedUNet)
-    return folded(net, torch.bfloat16) if device.precision == "bf16" else net
+    return FoldedNet(net, torch.bfloat16) if device.precision == "bf16" else net
 
 
 def _damaged(path: Path, error: Exception) -> ModelError:
