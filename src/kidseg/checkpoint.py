@@ -26,7 +26,7 @@ from kidseg.header import FORMAT, KEY, read_header, read_sealed, seal, with_blan
 from kidseg.io.atomic import writing
 from kidseg.model_card import CARD, ModelCard
 from kidseg.provenance import RESEARCH_USE
-from kidseg.records import SEAL, SEALED, checked
+from kidseg.records import AFRESH, SEAL, SEALED, checked
 
 __all__ = [
     "HALF",
@@ -57,7 +57,6 @@ DESCRIPTIVE = ("licence", "model_card", "training_range")
 """Entries of a model's header that decide neither labels nor training."""
 
 STATE_KEY = "kidseg-state"
-_AFRESH = "Restore the file, or train from the start with --overwrite."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,20 +225,20 @@ def load_state(path: Path) -> State | None:
     raise ModelError(
         f"every saved training state is damaged: {causes[0]}",
         path=path,
-        next_step=_AFRESH,
+        next_step=AFRESH,
         code="damaged-state",
     )
 
 
 def _read_state(file: Path) -> State:
     code = "damaged-state"
-    header, payload = read_sealed(file, STATE_KEY, code=code, next_step=_AFRESH)
+    header, payload = read_sealed(file, STATE_KEY, code=code, next_step=AFRESH)
     try:
         progress = checked(
             StageProgress, {k: v for k, v in header.items() if k not in ("format", SEAL)}
         )
     except ValueError as error:
-        raise ModelError(str(error), path=file, next_step=_AFRESH, code=code) from error
+        raise ModelError(str(error), path=file, next_step=AFRESH, code=code) from error
     return State(progress=progress, parts=_parts(payload, file))
 
 

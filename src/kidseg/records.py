@@ -19,6 +19,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from kidseg.errors import ModelError
 
 __all__ = [
+    "AFRESH",
     "KNOWN",
     "SEAL",
     "SEALED",
@@ -29,6 +30,9 @@ __all__ = [
     "sealed",
     "unsealed",
 ]
+
+AFRESH = "Restore the file, or train from the start with --overwrite."
+"""The next step if a file of a training is damaged."""
 
 SEAL = "sha256"
 """Key of the digest in a sealed record."""

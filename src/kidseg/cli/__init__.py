@@ -24,13 +24,17 @@ from kidseg.cli.serving import serve
 from kidseg.cli.settings import config
 from kidseg.cli.stopping import INTERRUPTED, end, listen, was_stopped
 from kidseg.cli.studies import study
-from kidseg.cli.terminal import accept_any_text, exit_with, show_plain_warnings, usage_error
+from kidseg.cli.terminal import (
+    RESEARCH_ONLY,
+    accept_any_text,
+    exit_with,
+    show_plain_warnings,
+    usage_error,
+)
 from kidseg.errors import KidsegError, UsageError, converted
 from kidseg.extras import missing
 
 __all__ = ["app", "main"]
-
-RESEARCH_ONLY = "For research use only. Not a medical device."
 
 app = typer.Typer(
     name="kidseg",

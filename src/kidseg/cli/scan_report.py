@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from kidseg.cli.terminal import RESEARCH_ONLY
 from kidseg.errors import KidsegError
 from kidseg.header import read_header
 from kidseg.model_file import STARTER_USE, is_starter
@@ -37,7 +38,6 @@ _WITHIN = {"segment": (0.0, 0.9), "decide": (0.9, 0.1)}
 _SIDES = ("right", "left")
 _PARTIAL = "*"
 _FIRST_SLICES = 5
-_RESEARCH_ONLY = "For research use only. Not a medical device."
 
 
 class ScanReport:
@@ -181,14 +181,14 @@ def volumes_text(done: Sequence[Entry], failed: Sequence[Entry], out: Path) -> s
     ]
     lines += _listed("Warnings:", warned)
     lines += _listed("Failed:", [f"{entry['name']}: {_sentence(entry)}" for entry in failed])
-    lines += ["", *wrapped(f"{len(done)} scan(s) segmented in {out}. {_RESEARCH_ONLY}")]
+    lines += ["", *wrapped(f"{len(done)} scan(s) segmented in {out}. {RESEARCH_ONLY}")]
     return _printable("\n".join(lines))
 
 
 def failures_text(failed: Sequence[Entry]) -> str:
     """The failures of a long batch, and what its results are for."""
     lines = _listed("Failed:", [f"{entry['name']}: {_sentence(entry)}" for entry in failed])
-    return _printable("\n".join([*lines, "", *wrapped(_RESEARCH_ONLY)]))
+    return _printable("\n".join([*lines, "", *wrapped(RESEARCH_ONLY)]))
 
 
 def cohort_lines(rows: Sequence[CohortRow], out: Path) -> list[str]:

@@ -24,12 +24,15 @@ from kidseg.errors import (
 )
 
 __all__ = [
+    "RESEARCH_ONLY",
     "accept_any_text",
     "exit_with",
     "print_result",
     "show_plain_warnings",
     "usage_error",
 ]
+
+RESEARCH_ONLY = "For research use only. Not a medical device."
 
 
 def accept_any_text() -> None:

@@ -29,7 +29,17 @@ from kidseg.errors import ModelError, UsageError
 from kidseg.io.atomic import write_json, writing
 from kidseg.io.content import sha256_of
 from kidseg.plan import Plan
-from kidseg.records import SEAL, SEALED, checked, digest_of, parsed, read_file, sealed, unsealed
+from kidseg.records import (
+    AFRESH,
+    SEAL,
+    SEALED,
+    checked,
+    digest_of,
+    parsed,
+    read_file,
+    sealed,
+    unsealed,
+)
 from kidseg.train.setup import ResolvedSetup, Setup, overrides_of
 
 __all__ = ["RECORD", "START", "Cases", "RunRecord", "read_record", "resumed_setup", "write_record"]
@@ -42,7 +52,6 @@ RECORD, CONFIG, PLAN, CASES, START = (
     "start.safetensors",
 )
 FORMAT = 1
-_AFRESH = "Restore the file, or train from the start with --overwrite."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +160,7 @@ def read_record(out: Path) -> RunRecord:
     if not file.is_file():
         _refuse_unrecorded(out)
     try:
-        content = unsealed(read_file(file, code="damaged-record", next_step=_AFRESH))
+        content = unsealed(read_file(file, code="damaged-record", next_step=AFRESH))
         if content.get("format") != FORMAT:
             raise ModelError(
                 f"format {content.get('format')!r:.20} is not supported; this kidseg reads format"
@@ -167,7 +176,7 @@ def read_record(out: Path) -> RunRecord:
     except ValueError as error:
         raise _damaged(file, str(error)) from error
     for name, known in record.files.items():
-        found = read_file(out / name, code="damaged-record", next_step=_AFRESH)
+        found = read_file(out / name, code="damaged-record", next_step=AFRESH)
         if hashlib.sha256(found).hexdigest() != known:
             raise _damaged(out / name, "it was altered after the run had started")
     return record
@@ -296,7 +305,7 @@ def _refuse_unrecorded(out: Path) -> None:
             "the record of the run is missing, of which epochs were trained",
             path=out / RECORD,
             code="missing-record",
-            next_step=_AFRESH,
+            next_step=AFRESH,
         )
     raise UsageError(
         "there is no run to resume",
@@ -311,7 +320,7 @@ def _damaged(path: Path, cause: str) -> ModelError:
         f"the record of the run is damaged: {cause}",
         path=path,
         code="damaged-record",
-        next_step=_AFRESH,
+        next_step=AFRESH,
     )
 
 

@@ -21,7 +21,7 @@ from kidseg.checkpoint import StageProgress, State, load_state, save_state, stat
 from kidseg.distributed import rank
 from kidseg.errors import ModelError
 from kidseg.io.atomic import writing
-from kidseg.records import canonical, parsed
+from kidseg.records import AFRESH, canonical, parsed
 from kidseg.train.average import WeightAverage
 
 __all__ = [
@@ -42,7 +42,6 @@ Stopped = Literal["epochs", "patience", "budget"]
 
 _BUFFERS = {"SGD": {"momentum_buffer"}, "Adam": {"step", "exp_avg", "exp_avg_sq"}}
 """State of an optimizer for each parameter; all but "step" have the parameter's shape."""
-_AFRESH = "Restore the file, or train from the start with --overwrite."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,14 +152,14 @@ def restore(
         later = [p for p in _states(folder) if p.stem.removesuffix("-before") not in known]
         if logged or later:
             cause = f"the state of stage '{stage}' is missing, of which epochs were trained"
-            raise ModelError(cause, path=file, next_step=_AFRESH, code="missing-state")
+            raise ModelError(cause, path=file, next_step=AFRESH, code="missing-state")
         return Checkpoint()
     progress = state.progress
     if (progress.run, progress.stage) != (run, stage):
         raise ModelError(
             f"the state is of stage '{progress.stage}' of another run",
             path=file,
-            next_step=_AFRESH,
+            next_step=AFRESH,
             code="state-of-another-run",
         )
     try:
@@ -170,7 +169,7 @@ def restore(
         raise ModelError(
             f"the state does not fit this run: {error}",
             path=file,
-            next_step=_AFRESH,
+            next_step=AFRESH,
             code="damaged-state",
         ) from error
     _check_log(folder / LOG, logged, checkpoint)
@@ -298,7 +297,7 @@ def _check_log(file: Path, logged: Sequence[Mapping[str, Any]], checkpoint: Chec
 
 def _damaged_log(file: Path, cause: str) -> ModelError:
     return ModelError(
-        f"the log is damaged: {cause}", path=file, next_step=_AFRESH, code="damaged-log"
+        f"the log is damaged: {cause}", path=file, next_step=AFRESH, code="damaged-log"
     )
 
 
