@@ -14,18 +14,7 @@ from kidseg.errors import UsageError
 from kidseg.losses import segmentation_loss
 from kidseg.plan.rules import _topology
 from kidseg.topology import ResidualTopology, Topology
-
-FLAT = Topology(
-    features=(4, 8, 16),
-    kernels=((3, 3), (3, 3), (3, 3)),
-    strides=((1, 1), (2, 2), (2, 2)),
-)
-# Thick slices: in the planes alone first, then a stage that halves two axes of three.
-THICK = Topology(
-    features=(4, 8, 16, 20),
-    kernels=((1, 3, 3), (1, 3, 3), (3, 3, 3), (3, 3, 3)),
-    strides=((1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 2, 1)),
-)
+from test_topology import FLAT, THICK
 
 
 def image_for(net: nets.PlannedUNet, channels: int = 2, times: int = 2) -> torch.Tensor:

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,33 +22,16 @@ from kidseg.cohort.stored import is_labelled, subject_of
 from kidseg.errors import InputError, KidsegError, KidsegWarning, UsageError
 from kidseg.io import read, save
 from kidseg.store import open_store
-from kidseg.train import Setup, make_store, preview, train
+from kidseg.train import Setup, make_store, preview
 from kidseg.train.case_selection import select_cases, split_cases
 from kidseg.train.request import Request
 from kidseg.train.setup import resolve
+from trained import run_plain, tiny, tiny_pose
 from weights import weights_of
 
-TINY = (
-    "view.size=32",
-    "unet.size=32",
-    "unet.features=4",
-    "precision=fp32",
-    "segment.epochs=1",
-    "segment.min_epochs=0",
-    "segment.steps=2",
-    "segment.batch_size=6",
-)
-HOMOGENIZED = (
-    *TINY,
-    "pose.target=body",
-    "pose.localizer.size=32",
-    "pose.localizer.pooled=4",
-    "pose.localizer.hidden=[16,8]",
-    "pose.stage.epochs=1",
-    "pose.stage.min_epochs=0",
-    "pose.stage.steps=2",
-    "pose.stage.batch_size=6",
-)
+TINY = tiny(1)
+HOMOGENIZED = (*TINY, "pose.target=body", *tiny_pose(1))
+run = partial(run_plain, overrides=TINY)
 
 
 @pytest.fixture(scope="module")
@@ -67,13 +50,6 @@ def store(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert tuple(made["cases"]["training"]) == opened.plan.training
     assert len(made["cases"]["validation"]) == 1
     return path
-
-
-def run(source: Path, out: Path, **changes: Any) -> dict[str, Any]:
-    asked = {"method": "plain", "overrides": TINY, "device": "cpu", **changes}
-    names = {field.name for field in fields(Setup)}
-    setup = Setup(**{name: asked.pop(name) for name in list(asked) if name in names})
-    return train(source, out, setup, **asked)
 
 
 @pytest.mark.parametrize(("method", "overrides"), [("plain", TINY), ("homogenized", HOMOGENIZED)])

@@ -11,7 +11,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,27 +29,12 @@ from kidseg.io import read
 from kidseg.plan import Plan
 from kidseg.train import Setup, make_store, train
 from kidseg.train.run import CLOCKS, _workers
+from trained import run_plain, tiny, tiny_pose
 from weights import weights_of
 
-TINY = (
-    "view.size=32",
-    "unet.size=32",
-    "unet.features=4",
-    "precision=fp32",
-    "segment.epochs=3",
-    "segment.min_epochs=0",
-    "segment.steps=2",
-    "segment.batch_size=6",
-)
-POSE = (
-    "pose.localizer.size=32",
-    "pose.localizer.pooled=4",
-    "pose.localizer.hidden=[16,8]",
-    "pose.stage.epochs=2",
-    "pose.stage.min_epochs=0",
-    "pose.stage.steps=2",
-    "pose.stage.batch_size=6",
-)
+TINY = tiny(3)
+POSE = tiny_pose(2)
+quick = partial(run_plain, overrides=TINY)
 
 
 @pytest.fixture(scope="module")
@@ -56,13 +42,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data") / "ellipses"
     write_ellipse_dataset(root, 4)
     return root
-
-
-def quick(data: Path, out: Path, **changes: Any) -> dict[str, Any]:
-    asked = {"method": "plain", "overrides": TINY, "device": "cpu", **changes}
-    names = {field.name for field in fields(Setup)}
-    setup = Setup(**{name: asked.pop(name) for name in list(asked) if name in names})
-    return train(data, out, setup, **asked)
 
 
 def test_what_it_writes(data: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,41 @@ SETTINGS = (
     "segment.optimizer.name=adam",
     "segment.optimizer.learning_rate=0.01",
 )
+
+
+def tiny(epochs: int) -> tuple[str, ...]:
+    """Settings of the smallest training of a segmentation."""
+    return (
+        "view.size=32",
+        "unet.size=32",
+        "unet.features=4",
+        "precision=fp32",
+        f"segment.epochs={epochs}",
+        "segment.min_epochs=0",
+        "segment.steps=2",
+        "segment.batch_size=6",
+    )
+
+
+def tiny_pose(epochs: int) -> tuple[str, ...]:
+    """Settings of the smallest training of a pose."""
+    return (
+        "pose.localizer.size=32",
+        "pose.localizer.pooled=4",
+        "pose.localizer.hidden=[16,8]",
+        f"pose.stage.epochs={epochs}",
+        "pose.stage.min_epochs=0",
+        "pose.stage.steps=2",
+        "pose.stage.batch_size=6",
+    )
+
+
+def run_plain(source: Path, out: Path, **changes: Any) -> dict[str, Any]:
+    """Train `plain` on the CPU, with other fields of the setup and arguments of `train`."""
+    asked = {"method": "plain", "device": "cpu", **changes}
+    names = {field.name for field in fields(Setup)}
+    setup = Setup(**{name: asked.pop(name) for name in list(asked) if name in names})
+    return train(source, out, setup, **asked)
 
 
 def train_small(root: Path) -> None:
