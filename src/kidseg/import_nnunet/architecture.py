@@ -93,7 +93,7 @@ def topology_of(architecture: Mapping[str, Any], path: Path) -> Topology:
 
 def _topology(kind: str, values: Mapping[str, Any], path: Path) -> Topology:
     """Raises KeyError and TypeError: a number is missing, or none."""
-    features = _wholes(values["features_per_stage"])
+    features = _integers(values["features_per_stage"])
     stages = len(features)
     decoder = _per_stage(values["n_conv_per_stage_decoder"], stages - 1)
     encoder = decoder if kind == _RESIDUAL else _per_stage(values["n_conv_per_stage"], stages)
@@ -102,8 +102,8 @@ def _topology(kind: str, values: Mapping[str, Any], path: Path) -> Topology:
         unsupported(f"stages of {counts} convolutions", "one number of convolutions for all", path)
     if max(counts, default=0) > _MOST:
         raise TypeError(f"{counts[0]} convolutions in a stage")
-    kernels = tuple(_wholes(each) for each in values["kernel_sizes"])
-    strides = tuple(_wholes(each) for each in values["strides"])
+    kernels = tuple(_integers(each) for each in values["kernel_sizes"])
+    strides = tuple(_integers(each) for each in values["strides"])
     if any(n > 0 and n % 2 == 0 for each in kernels for n in each):
         unsupported(f"kernels of {kernels} voxels", "odd kernels", path)
     if any(n != 1 for n in (strides or ((),))[0]):
@@ -117,16 +117,16 @@ def _topology(kind: str, values: Mapping[str, Any], path: Path) -> Topology:
     return ResidualTopology(**vars(plain), blocks=blocks)
 
 
-def _wholes(values: Any) -> tuple[int, ...]:
+def _integers(values: Any) -> tuple[int, ...]:
     """Whole numbers, or a single one."""
     if isinstance(values, list | tuple) and len(values) > _MOST:
         raise TypeError(f"{len(values)} numbers")
-    return tuple(_whole(n) for n in (values if isinstance(values, list | tuple) else [values]))
+    return tuple(_integer(n) for n in (values if isinstance(values, list | tuple) else [values]))
 
 
 def _per_stage(values: Any, stages: int) -> tuple[int, ...]:
     """A whole number for each stage; a single one, not in a list, stands for all."""
-    found = _wholes(values)
+    found = _integers(values)
     if not isinstance(values, list | tuple):
         return found * stages
     if len(found) != stages:
@@ -134,7 +134,7 @@ def _per_stage(values: Any, stages: int) -> tuple[int, ...]:
     return found
 
 
-def _whole(value: Any) -> int:
+def _integer(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{value!r:.40} is not a whole number")
     if value > _MOST_MAPS:

@@ -68,7 +68,7 @@ def group_series(images: Sequence[Image]) -> tuple[Series, ...]:
     for image in images:
         key = (image.text("SeriesInstanceUID"), image.modality, image.excluded_kind)
         groups.setdefault(key, []).append(image)
-    gathered, scattered = _gathered(groups)
+    gathered, scattered = _set_apart(groups)
     found = []
     for (uid, _, kind), members in gathered.items():
         found += _volumes(uid, kind, members, is_scattered=False)
@@ -112,7 +112,7 @@ def _volumes(uid: str, kind: str, members: Sequence[Image], *, is_scattered: boo
     return [made(piece, wholes.get(piece.whole)) for piece in pieces]
 
 
-def _gathered(
+def _set_apart(
     groups: dict[tuple[str, str, str], list[Image]],
 ) -> tuple[dict[tuple[str, str, str], list[Image]], list[list[Image]]]:
     """Set apart the images whose UIDs differ or are missing, but which form a stack together.

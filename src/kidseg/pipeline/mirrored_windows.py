@@ -78,13 +78,13 @@ def mean_logits(
 
     def predictor(number: int) -> Predict:
         def predict(part: Tensor, box: Box) -> Tensor:
-            def heard(mirroring: int, logits: Tensor) -> None:
+            def on_logits(mirroring: int, logits: Tensor) -> None:
                 if hear is not None and shares is not None:
                     first = number * 2 ** len(mirror_axes)
                     hear(first + mirroring, logits[0].float().cpu(), box, shares[box] * weights)
 
             with device.autocast():
-                found = _mirrored(nets[number], part.to(device.torch), mirror_axes, heard)
+                found = _mirrored(nets[number], part.to(device.torch), mirror_axes, on_logits)
             on_cpu: Tensor = found[0].float().cpu()
             on_progress(next(done) / (windows * len(nets)))
             return on_cpu
@@ -153,15 +153,15 @@ def _boxes(size: Sequence[int], window: Sequence[int], overlap: float) -> Iterat
 
 
 def _mirrored(
-    net: nn.Module, image: Tensor, axes: Sequence[int], heard: Callable[[int, Tensor], None]
+    net: nn.Module, image: Tensor, axes: Sequence[int], on_logits: Callable[[int, Tensor], None]
 ) -> Tensor:
     """Logits of an image, averaged over all combinations of mirroring along axes."""
     turns = [[2 + axis for axis in c] for n in range(len(axes)) for c in combinations(axes, n + 1)]
     total: Tensor = net(image)[0]
-    heard(0, total)
+    on_logits(0, total)
     for number, turned in enumerate(turns, start=1):
         found = net(image.flip(turned))[0].flip(turned)
-        heard(number, found)
+        on_logits(number, found)
         total += found
     if turns:
         total /= len(turns) + 1

@@ -112,14 +112,14 @@ def rounded(figures: Mapping[str, Any]) -> dict[str, Any]:
 
 def volumes_of(labels: Volume, schema: LabelSchema, target: Target) -> dict[str, float]:
     """Volume of each region in ml."""
-    told = {name: ids for name, ids in schema.regions.items() if target.expresses(ids)}
-    numbers = {number for members in told.values() for number in members}
+    expressed = {name: ids for name, ids in schema.regions.items() if target.expresses(ids)}
+    numbers = {number for members in expressed.values() for number in members}
     voxels = labels.data.numpy()
     counts = {each: int(np.count_nonzero(voxels == each)) for each in numbers}
     voxel_ml = float(labels.grid.voxel_ml)
     return {
         name: round(sum(counts[each] for each in members) * voxel_ml, 4)
-        for name, members in told.items()
+        for name, members in expressed.items()
     }
 
 

@@ -173,7 +173,7 @@ def _in_folder(
     sources += [Source(path=path, name=scan_name(path), error=error) for path, error in bad]
     if not sources:
         raise _nothing(folder, "no scan was found in this folder")
-    return _told_apart(sources, folder)
+    return _named_by_folder(sources, folder)
 
 
 def _of_case(case: Case, dataset: Dataset, channels: int) -> Source:
@@ -280,7 +280,7 @@ def _without_channels(files: Sequence[Path], channels: int) -> Iterator[Path]:
             yield file
 
 
-def _told_apart(sources: Sequence[Source], folder: Path) -> list[Source]:
+def _named_by_folder(sources: Sequence[Source], folder: Path) -> list[Source]:
     """Scans of the same name get the names of their folders before it."""
     counts = Counter(source.name for source in sources)
     apart = []

@@ -23,7 +23,10 @@ _SPOKEN = "kidseg: "
 
 
 def run_command(
-    arguments: Sequence[str], log: Path, is_wanted: Callable[[], bool], heard: Callable[[str], None]
+    arguments: Sequence[str],
+    log: Path,
+    is_wanted: Callable[[], bool],
+    on_line: Callable[[str], None],
 ) -> Finding | None:
     """Run a command in a process of its own, and wait for its end.
 
@@ -31,13 +34,13 @@ def run_command(
         arguments: as on the command line, without "kidseg".
         log: file for what it says; the result is in a file of this name that ends in .json.
         is_wanted: whether to go on; otherwise the process is ended, as by SIGTERM.
-        heard: called with each line that it writes to standard error.
+        on_line: called with each line that it writes to standard error.
 
     Returns:
         Why it failed; None: it did not.
     """
     process = get_context("spawn").Process(target=_run, args=(tuple(arguments), log))
-    log.write_bytes(b"")  # what an earlier command said is not heard again
+    log.write_bytes(b"")  # what an earlier command said is not passed on again
     process.start()
     assert process.pid is not None
     with log.open(encoding="utf-8", errors="replace") as said:
@@ -47,7 +50,7 @@ def run_command(
             line += said.read()
             *lines, line = line.split("\n")
             for each in lines:
-                heard(each)
+                on_line(each)
             if not alive:
                 break
             if not is_wanted():
