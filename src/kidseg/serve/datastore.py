@@ -34,6 +34,12 @@ def _form(field: str) -> dict[str, Any]:
 def datastore_routes(service: Service) -> APIRouter:
     """Images and labels, below /datastore."""
     router = APIRouter(prefix="/datastore", responses=PROBLEMS, tags=["MONAI Label"])
+    _add_images(router, service)
+    _add_labels(router, service)
+    return router
+
+
+def _add_images(router: APIRouter, service: Service) -> None:
     images = service.images
 
     @router.get("/", summary="All images and labels, or how many")
@@ -92,6 +98,10 @@ def datastore_routes(service: Service) -> APIRouter:
         images.describe(images.get(image), json_field(info))
         return {}
 
+
+def _add_labels(router: APIRouter, service: Service) -> None:
+    images = service.images
+
     @router.put("/label", openapi_extra=_form("label"), summary="Save labels of an image")
     async def save_label(request: Request, image: Name, tag: Tag = FINAL) -> dict[str, Any]:
         place = service.door.folder / new_id()
@@ -128,8 +138,6 @@ def datastore_routes(service: Service) -> APIRouter:
         _labels(known, tag)
         entry = known.labels[tag]
         return {"ts": int(entry.created), "params": dict(entry.info)}
-
-    return router
 
 
 def _labels(image: Image, tag: str) -> Path:

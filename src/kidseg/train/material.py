@@ -81,11 +81,7 @@ def make_store(
     return {
         "path": str(store.path),
         "digest": store.digest,
-        "cases": {
-            "training": list(used.training),
-            "validation": list(used.validation),
-            "unlabelled": list(used.unlabelled),
-        },
+        "cases": used.ids,
         "megabytes": round(size / 1e6, 1),
     }
 

@@ -73,6 +73,12 @@ class Cases:
     unlabelled: tuple[str, ...] = ()
 
     @property
+    def ids(self) -> dict[str, list[str]]:
+        """{"training", "validation", "unlabelled"}: ids, as plain data."""
+        parts = ("training", "validation", "unlabelled")
+        return {part: list(getattr(self, part)) for part in parts}
+
+    @property
     def digest(self) -> str:
         """SHA-256 of the names and contents of the training cases."""
         text = json.dumps([(name, self.sha256[name]) for name in self.training])

@@ -138,12 +138,7 @@ def train(
             "device": str(hardware.torch),
             "precision": hardware.precision,
             "processes": run.world,
-            "cases": {
-                "training": list(used.training),
-                "validation": list(used.validation),
-                "unlabelled": list(used.unlabelled),
-                "training_slices": len(cohort.index),
-            },
+            "cases": {**used.ids, "training_slices": len(cohort.index)},
             "start": _start_summary(resolved, setup, loaded),
             "findings": [finding.as_dict() for finding in findings],
             **_fitted_summary(method, cohort, fitted),
