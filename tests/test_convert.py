@@ -65,7 +65,7 @@ def values_of(path: Path) -> np.ndarray:
 
 def test_all_formats_at_once_are_listed(case: Path) -> None:
     labels, out = case / "child_seg.nii.gz", case / "out"
-    options: dict[str, Any] = {"series": case / "ct", "options": ANY, "names": NAMES}
+    options: dict[str, Any] = {"ct": case / "ct", "options": ANY, "names": NAMES}
     formats = tuple(name for name in HERE if not FORMATS[name].needs_entropy)
     planned = plan_conversion(labels, out, formats=formats, **options)
     assert not out.exists(), "a plan writes nothing"
@@ -106,7 +106,7 @@ def test_labels_that_do_not_lie_on_the_series(case: Path) -> None:
             case / f"{name}.nii.gz",
             case / "out",
             formats=["dicomseg"],
-            series=case / "ct",
+            ct=case / "ct",
             options=ANY,
             names=NAMES,
         )
@@ -126,7 +126,7 @@ def test_a_cropped_segmentation_of_slicer_is_placed(case: Path) -> None:
         case / "small.seg.nrrd",
         case / "out",
         formats=["nrrd", "labelmap"],
-        series=case / "ct",
+        ct=case / "ct",
         options=ANY,
     )
     assert made["named_by"] == "segments" and set(made["labels"].values()) == set(NAMES.values())
@@ -137,10 +137,10 @@ def test_a_cropped_segmentation_of_slicer_is_placed(case: Path) -> None:
 
 def test_several_series_in_the_folder(case: Path) -> None:
     series(case / "ct" / "more", uid="1.2.8")
-    arguments: dict[str, Any] = {"formats": ["dicomseg"], "series": case / "ct", "names": NAMES}
+    arguments: dict[str, Any] = {"formats": ["dicomseg"], "ct": case / "ct", "names": NAMES}
     labels, out = case / "child_seg.nii.gz", case / "out"
     error = refused("several-series", labels, out, options=ANY, **arguments)
-    assert "--number 3" in error.next_step and "--series" not in error.next_step
+    assert "--series 3" in error.next_step
     convert(labels, out, options=ReadOptions(values="any", series="3"), **arguments)
     wrong = ReadOptions(values="any", series="8")
     refused("grid-mismatch", labels, case / "other", options=wrong, **arguments)
@@ -156,7 +156,7 @@ def test_slices_that_are_not_parallel_are_refused(case: Path) -> None:
         case / "child_seg.nii.gz",
         case / "out",
         formats=["rtstruct"],
-        series=case / "ct",
+        ct=case / "ct",
         options=ANY,
         names=NAMES,
     )
@@ -166,7 +166,7 @@ def test_slices_that_are_not_parallel_are_refused(case: Path) -> None:
 def test_a_repaired_series_needs_the_same_repair(tmp_path: Path) -> None:
     folder, _ = make_series(tmp_path / "ct", "tilted")
     save(make_labels(read_source(folder, REPAIR)), tmp_path / "a.nii.gz")
-    arguments: dict[str, Any] = {"formats": ["dicomseg"], "series": folder, "names": NAMES}
+    arguments: dict[str, Any] = {"formats": ["dicomseg"], "ct": folder, "names": NAMES}
     refused("gantry-tilt", tmp_path / "a.nii.gz", tmp_path / "out", options=ANY, **arguments)
     convert(tmp_path / "a.nii.gz", tmp_path / "out", options=REPAIR, **arguments)
 
@@ -175,7 +175,7 @@ def test_files_that_are_not_there(case: Path) -> None:
     options: dict[str, Any] = {"names": NAMES}
     labels, out = case / "child_seg.nii.gz", case / "out"
     refused("not-found", case / "none.nii.gz", out, formats=["stl"], **options)
-    options |= {"formats": ["rtstruct"], "series": case / "none"}
+    options |= {"formats": ["rtstruct"], "ct": case / "none"}
     assert refused("not-found", labels, out, **options).path == str(case / "none")
     with pytest.raises(KidsegError, match="none"):
         plan_conversion(labels, out, **options)  # before anything is read
@@ -188,8 +188,8 @@ def test_files_that_are_not_there(case: Path) -> None:
         (["pdf"], {}, "unknown-format"),
         ([], {}, "no-formats"),
         (["dicomseg"], {}, "series-required"),
-        (["sr"], {"series": "ct"}, "missing-format"),
-        (["stl"], {"series": "ct"}, "series-unused"),
+        (["sr"], {"ct": "ct"}, "missing-format"),
+        (["stl"], {"ct": "ct"}, "scan-unused"),
     ],
 )
 def test_wrong_calls(case: Path, formats: list[str], given: dict[str, Any], code: str) -> None:
@@ -256,7 +256,7 @@ def test_an_empty_label_has_no_surface(case: Path) -> None:
 def test_the_report_has_what_measure_says(case: Path) -> None:
     named = {1: "kidney", 2: "tumour", 5: "Milz"}
     labels, out = case / "child_seg.nii.gz", case / "out"
-    convert(labels, out, formats=["dicomseg", "sr"], series=case / "ct", options=ANY, names=named)
+    convert(labels, out, formats=["dicomseg", "sr"], ct=case / "ct", options=ANY, names=named)
     report = ComprehensiveSR.from_dataset(pydicom.dcmread(out / "child_report.dcm"))
     groups = report.content.get_volumetric_roi_measurement_groups()
     request = Request(ct=case / "ct", names=named, options=ANY)
@@ -405,7 +405,7 @@ def test_the_scan_of_a_report_is_read_once_and_facts_are_entered(
     counting(label_reading, "body_mask")
     counting(measuring, "find_parts")
     known = Request(person=Patient(height_cm=92, weight_kg=13.5), entered=("thrombus=no",))
-    options: dict[str, Any] = {"series": case / "ct", "options": ANY, "names": NAMES}
+    options: dict[str, Any] = {"ct": case / "ct", "options": ANY, "names": NAMES}
     formats = ["dicomseg", "sr", "html"]
     convert(case / "child_seg.nii.gz", case / "out", formats=formats, known=known, **options)
     assert counted == {"read": 1, "body_mask": 1, "find_parts": 1}
@@ -441,4 +441,4 @@ def test_several_files_are_converted_each_for_itself(
     found = json.loads(told.out)
     assert [one["name"] for one in found["converted"]] == ["anna"] and len(found["failed"]) == 1
     assert "1 of 2 label files failed" in told.err
-    assert call(tmp_path, "-o", tmp_path / "b", "--series", tmp_path) == 2
+    assert call(tmp_path, "-o", tmp_path / "b", "--series", "3") == 2

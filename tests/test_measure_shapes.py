@@ -232,6 +232,36 @@ def test_a_tumour_inside_its_kidney_touches_it_all_around() -> None:
     assert thinnest.value == pytest.approx(10, abs=1.2)
 
 
+@pytest.mark.parametrize("seed", [1, 4])
+@pytest.mark.parametrize("spacing_mm", [(1.5, 1.0, 1.0), (3.0, 0.9, 0.9)])
+def test_contact_with_parenchyma_thinner_than_a_voxel(
+    spacing_mm: tuple[float, ...], seed: int
+) -> None:
+    """A shell of 0.4 of the widest spacing around six tenths of a ball has labels in patches."""
+    radius_mm, thick_mm = 18.0, 0.4 * max(spacing_mm)
+    grid = oblique(radius_mm + 6, spacing_mm, seed)
+    whole, tumour = ball(grid, radius_mm + thick_mm).data, ball(grid, radius_mm)
+    is_covered = positions(grid) @ rotation(seed + 50)[:, 0] > -0.2 * radius_mm
+    kidney = Mask(whole & ~tumour.data & is_covered, grid)
+    area_cm2 = 2 * math.pi * radius_mm * 1.2 * radius_mm / 100
+    found = contact_area(tumour, kidney)
+    assert found.value == pytest.approx(area_cm2, rel=0.05)
+    assert contact_of(tumour, kidney).area_cm2 < found.value, "the patches alone are less"
+    assert found.low is not None and found.high is not None
+    assert found.low < area_cm2 < found.high
+
+
+@pytest.mark.parametrize(("gap_mm", "bare_mm"), [(10.0, 10.0), (1.0, 0.0)])
+def test_only_a_narrow_gap_belongs_to_a_contact(gap_mm: float, bare_mm: float) -> None:
+    """Two caps on a ball, with a band between them; three voxels are 3.6 mm."""
+    grid = oblique(26, (1.2, 0.9, 0.9), 2)
+    height = positions(grid) @ rotation(5)[:, 0]
+    tumour, around = ball(grid, 18), ball(grid, 24).data & ~ball(grid, 18).data
+    kidney = Mask(around & (np.abs(height) > gap_mm / 2), grid)
+    area_cm2 = 2 * math.pi * 18 * (36 - bare_mm) / 100
+    assert contact_area(tumour, kidney).value == pytest.approx(area_cm2, rel=0.05)
+
+
 def test_how_much_of_a_contact_is_before_single_voxels() -> None:
     grid = Grid.from_spacing((6, 10, 10), (3.0, 1.0, 1.0))
     tumour, kidney = np.zeros((2, *grid.shape), bool)

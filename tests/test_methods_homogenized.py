@@ -566,7 +566,7 @@ def test_the_steps_lead_where_the_transformers_say(cohort: Cohort) -> None:
         grid = batch.scene.start if step == "pose" else batch.grid
         for row, (case, k) in enumerate(draw(cohort.index, NOW, stage.config.batch_size)):
             trained = cohort.training[case]
-            assert batch.names[row] == f"{trained.id} slice {k}"
+            assert batch.names[row] == f"{trained.id} slice {k + 1}"
             own = advance(trained.image, method.steps(trained)).steps[step][0].grid
             assert grid.slices(row, row + 1).same_as(own.slices(k, k + 1), 1e-9)
     assert pose.net is method.parts["pose"]

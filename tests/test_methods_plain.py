@@ -142,7 +142,7 @@ def test_a_batch_names_its_slices_and_shows_these() -> None:
     (stage,) = plain_with(net, cohort).stages(cohort)
     whole = stage.batch(NOW)
     drawn = draw(cohort.index, NOW, 6)
-    assert whole.names == tuple(f"ellipse_{case:03d} slice {k}" for case, k in drawn)
+    assert whole.names == tuple(f"ellipse_{case:03d} slice {k + 1}" for case, k in drawn)
     assert not net.seen
     halves = [stage.batch(replace(NOW, rank=rank, world=2)) for rank in range(2)]
     assert [halves[k % 2].names[k // 2] for k in range(6)] == list(whole.names)

@@ -409,7 +409,7 @@ def test_what_is_no_answer_is_refused() -> None:
     with pytest.raises(ValueError, match="cannot be paired"):
         restore([region(flat(1, 0, 0, grid=some))], SCAN, KIDNEY_TUMOUR)
     bad = flat(0.5, math.nan, 0.5)
-    with pytest.raises(ModelError, match="of region 'left' are not finite in slice 0 of 6"):
+    with pytest.raises(ModelError, match="of region 'left' are not finite in slice 1 of 6"):
         restore([region(bad, "left")], SCAN, KIDNEY_TUMOUR)
 
 

@@ -71,7 +71,7 @@ def test_only_dicom_objects_name_the_patient(
     save_volume(make_ellipse_patient(1).labels, tmp_path / "child_seg.nii.gz")
     formats = ("nii", "seg.nrrd", "obj", "dicomseg", "rtstruct", "sr")
     labels, out = tmp_path / "child_seg.nii.gz", tmp_path / "out"
-    words = ["--series", scan, "-o", out, "--formats", ",".join(formats)]
+    words = ["--ct", scan, "-o", out, "--formats", ",".join(formats)]
     assert call_cli("convert", labels, *words) == 0
     assert call_cli("measure", labels, "--ct", scan, "-o", out) == 0
     assert call_cli("check", scan, "--json") == 0

@@ -509,7 +509,7 @@ def test_on_the_command_line(
     giant = save(Volume(own.data, grid), tmp_path / "giant.nii.gz")
     reference = save(Volume(labels_of(truth(data, 0)).data, grid), tmp_path / "truth.nii.gz")
     words = ["segment", giant, "-m", model, "-o", tmp_path / "out", "--device", "cpu"]
-    assert call_cli(*words, "--figures", "--reference", reference) == 0
+    assert call_cli(*words, "--figures", "--reference-labels", reference) == 0
     assert (
         "giant: the patient is outside the training range of the model" in capsys.readouterr().out
     )

@@ -402,10 +402,10 @@ def test_a_mirrored_scan_gets_intervals_slices_and_a_map(
     for name, found in review["structures"].items():
         low, high = found["interval_ml"]
         assert low <= found["volume_ml"] == entry["volumes_ml"][name] <= high
-    numbers = [each["slice"] for each in review["slices"]]
-    assert len(numbers) == 5 and review["slice_axis"] == "k"
+    places = [f"{each['slice'] + 1} ({each['position_mm']:.1f} mm)" for each in review["slices"]]
+    assert len(places) == 5 and review["slice_axis"] == "k"
     assert "To review: anna: 90% interval in ml of 2 opinions, not calibrated: kidney" in text
-    assert f"slices (k, from 0): {', '.join(map(str, numbers))}" in text
+    assert f"slices along k, counted from 1: {', '.join(places)}" in text
     written = read(out / "anna_entropy.nii.gz", ANY).volume
     labels = read(out / "anna_seg.nii.gz", ANY).volume
     assert written.grid.same_as(labels.grid)

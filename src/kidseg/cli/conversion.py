@@ -9,18 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kidseg.cli.old_options import chosen_series
 from kidseg.cli.options import (
-    READING,
     Age,
     AsJson,
     DryRun,
     Entered,
     Formats,
     Height,
+    Label,
     Overwrite,
     PatientSex,
     Quiet,
     Repair,
+    Series,
     Weight,
     format_names,
 )
@@ -43,23 +45,16 @@ def convert(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
     formats: Formats = "seg.nrrd",
-    series: Annotated[
-        Path | None, typer.Option(help="The DICOM series on which the labels lie: folder or zip.")
-    ] = None,
     ct: Annotated[
         Path | None,
-        typer.Option(help="The scan of the labels, for html, or the folder of scans of several."),
-    ] = None,
-    number: Annotated[
-        str | None,
         typer.Option(
-            help="Of the series, if there are several: 3, 3.2, or UID.", rich_help_panel=READING
+            help="The scan of the labels, for html; for DICOM objects, their series, a folder or"
+            " zip. Of several, the folder of their scans."
         ),
     ] = None,
+    label: Label = None,
+    series: Series = None,
     repair: Repair = False,
-    label: Annotated[
-        list[str] | None, typer.Option(help="Name of a value, such as '1=left kidney'.")
-    ] = None,
     height: Height = None,
     weight: Weight = None,
     age: Age = None,
@@ -89,8 +84,7 @@ def convert(
         plan_conversion,
         out=out,
         formats=format_names(formats),
-        series=series,
-        options=ReadOptions(series=number, repair=repair, values="any"),
+        options=ReadOptions(series=chosen_series(series), repair=repair, values="any"),
         names=parse_names(label or ()),
         known=Request(
             person=Patient(height_cm=height, weight_kg=weight, age_years=age, sex=sex),

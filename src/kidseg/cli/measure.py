@@ -14,6 +14,7 @@ from kidseg.cli.options import (
     AsJson,
     Entered,
     Height,
+    Label,
     Overwrite,
     PatientSex,
     Quiet,
@@ -72,9 +73,7 @@ def measure(
         list[Path] | None,
         typer.Option(help="Another segmentation of the scan, to widen the intervals."),
     ] = None,
-    label: Annotated[
-        list[str] | None, typer.Option(help="The name of a label, NUMBER=NAME, such as 1=kidney.")
-    ] = None,
+    label: Label = None,
     roi_rules: RoiRules = None,
     margin: Annotated[
         float | None, typer.Option(help="Margin of a resection in mm, of parenchyma.")

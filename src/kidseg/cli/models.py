@@ -150,8 +150,8 @@ def segment(
     figures: Annotated[
         bool, typer.Option("--figures", help="Also draw the steps for each scan.")
     ] = False,
-    reference: Annotated[
-        Path | None, typer.Option(help="Reference labels for figures: a file, or a data set.")
+    reference_labels: Annotated[
+        Path | None, typer.Option(help="For figures: reference labels, a file or a data set.")
     ] = None,
     trust: Trust = None,
     spacing: Spacing = None,
@@ -213,7 +213,7 @@ def segment(
         adapt=adapt,
         options=options,
         figures=figures,
-        reference=reference,
+        reference=reference_labels,
         overwrite=overwrite,
         resume=resume,
         workers=workers,

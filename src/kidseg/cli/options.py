@@ -28,6 +28,7 @@ __all__ = [
     "Formats",
     "Height",
     "Jobs",
+    "Label",
     "Method",
     "Overwrite",
     "PatientSex",
@@ -131,6 +132,9 @@ Adapt = Annotated[
     ),
 ]
 Device = Annotated[str, _running(help="auto, cpu, cuda, cuda:N or mps.")]
+Label = Annotated[
+    list[str] | None, typer.Option(help="The name of a label, NUMBER=NAME, such as 1=kidney.")
+]
 Trust = Annotated[
     Literal["sform", "qform"] | None, _reading(help="NIfTI transform to use if they differ.")
 ]

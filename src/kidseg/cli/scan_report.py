@@ -245,9 +245,11 @@ def review_line(entry: Entry) -> str:
         worth = f"{level} interval in ml, {of}: {intervals}"
     else:
         worth = f"{level} interval in ml of {opinions}, not calibrated: {intervals}"
-    numbers = ", ".join(str(each["slice"]) for each in review["slices"][:_FIRST_SLICES])
+    if not (first := review["slices"][:_FIRST_SLICES]):
+        return f"{worth}; nothing unsure"
+    places = (f"{each['slice'] + 1} ({each['position_mm']:.1f} mm)" for each in first)
     axis = review.get("slice_axis", "k")
-    return f"{worth}; slices ({axis}, from 0): {numbers}" if numbers else f"{worth}; nothing unsure"
+    return f"{worth}; slices along {axis}, counted from 1: {', '.join(places)}"
 
 
 def _adapted(done: Sequence[Entry]) -> list[str]:

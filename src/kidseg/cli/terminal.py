@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import typer
 
+from kidseg.cli.old_options import new_name
 from kidseg.errors import (
     DISK_FULL,
     KidsegError,
@@ -72,6 +73,9 @@ def usage_error(error: typer.TyperException) -> UsageError:
     cause = " ".join(error.format_message().split()).replace("Value error, ", "")
     cause = cause.replace("Input should be", "it must be").rstrip(".")
     cause = re.sub(r"\. Did you mean (.*)\?$", r" (did you mean \1?)", cause)
+    option = getattr(error, "option_name", "")
+    if renamed := new_name(command.rpartition(" ")[2], option):
+        cause = f"{option} is now {renamed}"
     return UsageError(
         cause[:1].lower() + cause[1:],
         next_step=f"{usage}'{command} --help' explains it.",

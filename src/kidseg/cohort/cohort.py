@@ -80,8 +80,8 @@ class Cohort:
         return {name: ids for name, ids in known.items() if self.target.expresses(ids)}
 
     def names(self, drawn: Drawn) -> tuple[str, ...]:
-        """Names of the drawn training slices, for messages; slices count from 0."""
-        return tuple(f"{self.training[case].id} slice {k}" for case, k in drawn)
+        """Names of the drawn training slices, for messages; slices count from 1."""
+        return tuple(f"{self.training[case].id} slice {k + 1}" for case, k in drawn)
 
     def scalings(self, drawn: Drawn) -> list[tuple[Scaling, ...]]:
         """Channel scalings of the cases of the drawn training slices."""

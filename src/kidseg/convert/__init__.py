@@ -13,9 +13,9 @@ from kidseg.cases.label_names import NamedLabels, named_labels
 from kidseg.cases.label_values import known_labels
 from kidseg.cases.naming import label_name
 from kidseg.cases.segments import uncropped
-from kidseg.convert.format_inputs import check_formats_and_series, shown_scan
+from kidseg.convert.format_inputs import check_formats, check_scan, shows_scan
 from kidseg.convert.measured_labels import MeasuredLabels, on_scan, on_series
-from kidseg.errors import Finding, InputError, KidsegError, renamed
+from kidseg.errors import Finding, InputError
 from kidseg.geometry import Grid, Volume
 from kidseg.io import ReadOptions, kind_of, read
 from kidseg.io.atomic import check_writable, json_bytes, make_folder, place_with_record, staging
@@ -45,7 +45,6 @@ def plan_conversion(
     out: str | Path,
     *,
     formats: Sequence[str],
-    series: str | Path | None = None,
     ct: str | Path | None = None,
     options: ReadOptions = _DEFAULT,
     names: Mapping[int, str] | None = None,
@@ -58,10 +57,10 @@ def plan_conversion(
         labels: a label volume, or a segmentation of 3D Slicer.
         out: folder; created if missing.
         formats: keys of `FORMATS`.
-        series: the DICOM series that the labels belong to, for formats that refer to it. The labels
-            must lie on its voxels; a segmentation of 3D Slicer may be cropped.
-        ct: the scan that the labels belong to, for the report; by default the series.
-        options: of reading the series and the scan.
+        ct: the scan that the labels belong to, for the report; for formats that refer to it, a
+            DICOM series. The labels must lie on its voxels; a segmentation of 3D Slicer may be
+            cropped.
+        options: of reading the scan.
         names: {value: name}; see `named_labels`.
         known: for the report: the person, and facts for the criteria; its other entries are not
             used.
@@ -69,13 +68,14 @@ def plan_conversion(
 
     Raises:
         UsageError: "unknown-format", "missing-extra", "no-formats", "output-exists",
-            "other-folder"; "no-probabilities"; "series-required", "series-unused", "scan-required",
-            "scan-unused", "facts-unused"; "missing-viewer"; "bad-entered".
+            "other-folder"; "no-probabilities"; "series-required", "scan-required", "scan-unused",
+            "facts-unused"; "missing-viewer"; "bad-entered".
         InputError: see `named_labels`, `read_source`; "not-writable".
     """
     path, out = Path(labels), Path(out)
-    check_formats_and_series(formats, series)
-    scan = shown_scan(formats, series, ct, known)
+    check_formats(formats)
+    check_scan(formats, ct)
+    is_shown = shows_scan(formats, known)
     check_output_folder(out, "results")
     kind_of(path)  # is it there?
     named, name = named_labels(path, names), label_name(path)
@@ -87,8 +87,8 @@ def plan_conversion(
         named=named,
         files=files,
         record=record,
-        source=None if series is None else _source(Path(series), options),
-        scan=scan,
+        source=_source(formats, ct, options),
+        scan=Path(ct) if ct is not None and is_shown else None,
         options=options,
         known=known,
         overwrite=overwrite,
@@ -107,7 +107,7 @@ class Conversion:
         record: that lists them, `<name>_convert.json`.
         source: the series that the labels belong to.
         scan: that the report shows; None without a report.
-        options: of reading series and scan.
+        options: of reading the scan.
         known: of the patient.
         overwrite: replace existing files.
     """
@@ -233,12 +233,12 @@ def _check_free(files: Sequence[Path], overwrite: bool) -> None:
             check_writable(file, overwrite=overwrite)
 
 
-def _source(series: Path, options: ReadOptions) -> SourceSeries:
-    """The series; errors name the options of `kidseg convert`."""
-    try:
-        return read_source(series, options)
-    except KidsegError as error:
-        raise renamed(error, "--series ", "--number ") from error
+def _source(
+    formats: Sequence[str], ct: str | Path | None, options: ReadOptions
+) -> SourceSeries | None:
+    """The series that formats refer to."""
+    refers = any(FORMATS[name].needs_series for name in formats)
+    return read_source(ct, options) if ct is not None and refers else None
 
 
 def _mismatch(path: Path, grid: Grid, native: Grid, source: SourceSeries | None) -> InputError:
@@ -260,7 +260,7 @@ def _mismatch(path: Path, grid: Grid, native: Grid, source: SourceSeries | None)
         cause,
         path=path,
         code="grid-mismatch",
-        next_step="Give the series that was segmented, read as then (--number, --repair).",
+        next_step="Give the series that was segmented, read as then (--series, --repair).",
     )
 
 

@@ -96,7 +96,7 @@ def read_source(path: str | Path, options: ReadOptions) -> SourceSeries:
             f"it is a {kind} file; DICOM objects are written only for a DICOM series",
             path=path,
             code="no-dicom-series",
-            next_step="Segment the DICOM series, or give it with kidseg convert --series.",
+            next_step="Segment the DICOM series, or give it to kidseg convert with --ct.",
         )
     from kidseg.io.archive import extracted
 

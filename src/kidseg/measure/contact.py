@@ -7,6 +7,9 @@ sqrt(3) times the area, and marching cubes of a mask about 1.09 times.
 Between thick slices the contours are interpolated first: on the steps between them, much of a
 contact that is curved or ends between two slices would be missed.
 
+Parenchyma thinner than a voxel is labelled in patches, where centres of voxels happen to be in it.
+So the patches are closed first: gaps between them that are narrow belong to the contact.
+
 Source: Lenoir, Malgouyres and Revenu, "Fast computation of the normal vector field of the surface
 of a 3-D discrete object", DGCI 1996: area of a digital surface by its normals.
 """
@@ -44,6 +47,9 @@ _TRUNCATE = 4.0
 # Gaussian is then at least this part of the slices that they were. Chosen on balls and discs with
 # slices up to 5 mm.
 _DIVIDED, _SIGMA_DIVIDED = 1.5, 0.35
+# Gaps in a contact belong to it up to twice this width, in voxels of the widest spacing. Chosen on
+# shells of parenchyma (docs/measure.md): 1 leaves more of them open, 3 closes more beside them.
+_GAP = 1.5
 # Rays through the parenchyma: at most so many, so long, in steps of this part of a voxel.
 _RAYS = 4000
 _LONGEST_MM = 150.0
@@ -87,12 +93,12 @@ def contact_of(tumour: Mask, kidney: Mask) -> Contact:
 
 
 def contact_area(tumour: Mask, kidney: Mask) -> Quantity:
-    """Area of the contact, for the given contours, and with each moved by one voxel.
+    """Area of the contact, narrow gaps included; its interval is that of contours moved by a voxel.
 
     The contour between both is moved either way, and so is the contour of both together, at whose
-    edge the contact ends. Parenchyma that a tumour has stretched to less than a voxel has no label,
-    and its contact is not seen. If all thicknesses are equally frequent, half as much is missed as
-    is seen before single voxels; as much as that, if the parenchyma is half a voxel thick.
+    edge the contact ends. Parenchyma that a tumour has stretched to less than a third of a voxel
+    has few labels or none, and its contact is not seen. How much that is, labels cannot tell: as
+    much is added to the upper end as is seen before single voxels.
     """
     from scipy import ndimage
 
@@ -106,6 +112,7 @@ def contact_area(tumour: Mask, kidney: Mask) -> Quantity:
     inside = ndimage.binary_erosion(both, border_value=1)
     outside = grown & ~second
     pairs = (
+        (first, second | _gaps(meeting[0], second)),
         (first, second),
         (grown & both, second & ~grown),
         (shrunk, both & ~shrunk),
@@ -152,6 +159,24 @@ def _meeting(tumour: Mask, kidney: Mask) -> tuple[Mask, np.ndarray] | None:
         return None
     _, here, there = Mask(near, tumour.grid).cropped(tumour.data, other, margin=margin)
     return here, there.data
+
+
+def _gaps(tumour: Mask, kidney: np.ndarray) -> np.ndarray:
+    """Voxels on the surface of the tumour that are in narrow gaps of its contact.
+
+    Source: morphological closing, Serra, Image Analysis and Mathematical Morphology, 1982.
+    """
+    from scipy import ndimage
+
+    spacing_mm = np.linalg.norm(tumour.linear, axis=0)
+    reach_mm = _GAP * float(spacing_mm.max())
+    around = ndimage.binary_dilation(tumour.data) & ~tumour.data
+    apart_mm = ndimage.distance_transform_edt(~(around & kidney), sampling=spacing_mm)
+    bare = around & (apart_mm > reach_mm)
+    if not bare.any():
+        return np.asarray(around & ~kidney)
+    within_mm = ndimage.distance_transform_edt(~bare, sampling=spacing_mm)
+    return np.asarray(around & ~kidney & (within_mm > reach_mm))
 
 
 def _finely(tumour: Mask, kidney: np.ndarray) -> Contact:

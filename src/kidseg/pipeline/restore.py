@@ -279,7 +279,7 @@ def _check_finite(data: Tensor, name: str) -> None:
         if not bool(data[:, k].sum(dtype=torch.float32).isfinite()):
             of_region = f" of region '{name}'" if name else ""
             raise ModelError(
-                f"the model's probabilities{of_region} are not finite in slice {k} of "
+                f"the model's probabilities{of_region} are not finite in slice {k + 1} of "
                 f"{data.shape[1]}",
                 code="not-finite-probabilities",
                 next_step="Segment with precision fp32; if it already is fp32, training diverged: "

@@ -130,5 +130,5 @@ class BalancedSlices:
                 extended = augmented(extended, self.augmentation, random)
             patches.append((case, extended))
         batch = sampled_patches(self.cohort.training, patches, self.view)
-        names = (f"{self.cohort.training[self.places[n].case].id} slice {k}" for n, k in drawn)
+        names = (f"{self.cohort.training[self.places[n].case].id} slice {k + 1}" for n, k in drawn)
         return replace(batch, names=tuple(names))
