@@ -237,12 +237,14 @@ def test_a_full_disk_leaves_nothing(
     assert list((case / "out").iterdir()) == []
 
 
-def test_a_surface_of_another_volume_is_said(case: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing gives back the volume here that smoothing takes; no labels that need it are known."""
-    monkeypatch.setattr("kidseg.io.mesh._OFFSETS", 0)
-    made = convert(case / "child_seg.nii.gz", case / "out", formats=["stl"], names=NAMES)
+def test_a_surface_of_another_volume_is_said(tmp_path: Path) -> None:
+    """Of a spacing that is wrong: voxels ten thousand times as long as they are wide."""
+    labels = torch.ones((1, 3, 2, 4), dtype=torch.uint8)
+    save(Volume(labels, Grid.from_spacing((3, 2, 4), (100.0, 0.01, 3.0))), tmp_path / "a.nii.gz")
+    made = convert(tmp_path / "a.nii.gz", tmp_path / "out", formats=["stl"], names={1: "kidney"})
+    assert 0.01 < abs(made["surfaces"]["kidney"]["change"]) < 0.05
     (warning,) = (one for one in made["warnings"] if one["code"] == "surface-volume")
-    assert NAMES[2] in warning["cause"] and "voxels" in warning["next_step"]
+    assert "kidney by -" in warning["cause"] and "voxels" in warning["next_step"]
 
 
 def test_an_empty_label_has_no_surface(case: Path) -> None:

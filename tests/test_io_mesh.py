@@ -102,6 +102,12 @@ def test_thick_slices_leave_no_terraces(seed: int) -> None:
     assert off.std() < 0.5 and np.abs(off).max() < 2.5
 
 
+def test_voxels_of_any_shape_are_divided_into_few_parts() -> None:
+    """Else a spacing that is wrong would take all memory."""
+    surface = surface_of(np.ones((2, 3, 3), bool), oblique((2, 3, 3), (1e6, 1.0, 1.0), 0))
+    assert surface is not None and len(surface.vertices_mm) < 10_000
+
+
 def test_a_piece_in_one_slice_keeps_its_height() -> None:
     grid = Grid.from_spacing((5, 20, 20), (5.0, 1.0, 1.0))
     inside = np.zeros(grid.shape, bool)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from itertools import pairwise
 
 import numpy as np
@@ -209,6 +210,16 @@ def test_contacts_between_thick_slices(spacing_mm: tuple[float, ...], seed: int)
         assert found.value == pytest.approx(area_mm2 / 100, rel=0.05)
         assert found.low is not None and found.high is not None
         assert found.low < found.value < found.high
+
+
+def test_a_contact_in_voxels_of_any_shape_takes_little_memory() -> None:
+    grid = Grid.from_spacing((3, 4, 4), (1e6, 1.0, 1.0))
+    tumour, kidney = np.zeros((2, *grid.shape), bool)
+    tumour[:, :, :2], kidney[:, :, 2:] = True, True
+    tracemalloc.start()
+    assert contact_area(Mask(tumour, grid), Mask(kidney, grid)).value > 0
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
 
 
 def test_a_contact_is_the_same_whatever_axis_the_slices_are_along() -> None:

@@ -24,6 +24,7 @@ _ROUNDS = 10  # of smoothing, a step inwards and one outwards each; times the an
 _MAX_ROUNDS = 100
 _INWARDS, _OUTWARDS = 0.5, 0.53  # Taubin's lambda and mu: a pass band of 0.1
 _DIVIDED = 3.0  # twice as many parts of a slice as this is in its thickness, and one, in pixels
+_MAX_DIVIDED = 12  # for the memory that voxels of any shape take
 _CLOSE = 1e-4  # relative difference of the volume at which the offset is right
 _OFFSETS = 20
 
@@ -95,7 +96,7 @@ def _between_slices(inside: np.ndarray, spacing_mm: list[float]) -> np.ndarray:
     axis = int(np.argmax(spacing_mm))
     pixel_mm = sorted(spacing_mm)[1]
     # Odd, so that the slices themselves stay; about as thick then as pixels are wide.
-    parts = 2 * round(spacing_mm[axis] / (_DIVIDED * pixel_mm)) + 1
+    parts = 2 * min(_MAX_DIVIDED, round(spacing_mm[axis] / (_DIVIDED * pixel_mm))) + 1
     if parts == 1:
         return inside
     fine = 0.5 + distances_mm(inside, spacing_mm, axis, parts) / pixel_mm

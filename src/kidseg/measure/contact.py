@@ -41,12 +41,14 @@ __all__ = [
 # of the widest spacing. Narrower, they follow the steps between voxels; wider, curved contacts get
 # too small. Chosen on balls and planes with spacings from 1:1 to 1:7.
 _SIGMA, _SIGMA_WIDEST = 1.25, 0.6
+_MAX_SIGMA = 15.0  # for the memory that voxels of any shape take
 # Where it ends, in widths; scipy's default.
 _TRUNCATE = 4.0
 # Thick slices are divided until they are about so many times as thick as the pixels are wide; the
 # Gaussian is then at least this part of the slices that they were. Chosen on balls and discs with
 # slices up to 5 mm.
 _DIVIDED, _SIGMA_DIVIDED = 1.5, 0.35
+_MAX_DIVIDED = 24  # parts; likewise
 # Gaps in a contact belong to it up to twice this width, in voxels of the widest spacing. Chosen on
 # shells of parenchyma (docs/measure.md): 1 leaves more of them open, 3 closes more beside them.
 _GAP = 1.5
@@ -183,7 +185,7 @@ def _finely(tumour: Mask, kidney: np.ndarray) -> Contact:
     """The contact, with contours interpolated between thick slices."""
     spacing_mm = np.linalg.norm(tumour.linear, axis=0)
     axis = int(np.argmax(spacing_mm))
-    parts = round(spacing_mm[axis] / (_DIVIDED * np.sort(spacing_mm)[1]))
+    parts = min(round(spacing_mm[axis] / (_DIVIDED * np.sort(spacing_mm)[1])), _MAX_DIVIDED)
     if parts < 2:
         return _contact(tumour, kidney, _sigma(tumour))
     # From centres to centres: from the contours, areas of balls get 1 to 3 % smaller, too small.
@@ -195,7 +197,7 @@ def _finely(tumour: Mask, kidney: np.ndarray) -> Contact:
     fine = Mask(inner, tumour.grid.resized(both.shape))
     least_mm = _SIGMA_DIVIDED * spacing_mm[axis]
     sigma = np.maximum(_SIGMA, least_mm / np.linalg.norm(fine.linear, axis=0))
-    return _contact(fine, both & ~inner, sigma)
+    return _contact(fine, both & ~inner, np.minimum(sigma, _MAX_SIGMA))
 
 
 def _contact(tumour: Mask, kidney: np.ndarray, sigma: np.ndarray) -> Contact:
@@ -322,7 +324,8 @@ def _faces(tumour: np.ndarray, kidney: np.ndarray, axis: int) -> tuple[np.ndarra
 def _sigma(mask: Mask) -> np.ndarray:
     """(3,) width in voxels along slices, rows and columns."""
     spacing_mm = np.linalg.norm(mask.linear, axis=0)
-    return np.asarray(np.maximum(_SIGMA, _SIGMA_WIDEST * spacing_mm.max() / spacing_mm))
+    sigma = np.maximum(_SIGMA, _SIGMA_WIDEST * spacing_mm.max() / spacing_mm)
+    return np.asarray(np.minimum(sigma, _MAX_SIGMA))
 
 
 def _gradient(tumour: np.ndarray, kidney: np.ndarray, sigma: np.ndarray) -> np.ndarray:
