@@ -25,9 +25,9 @@ from kidseg.measure.contact import contact_area, contact_of  # noqa: E402
 from kidseg.measure.mask import Mask  # noqa: E402
 from solids import oblique, positions, rotation  # noqa: E402
 
-RADIUS_MM, SEEDS = 18.0, range(1, 9)
+RADIUS_MM, SEEDS = 18.0, range(1, 5)
 SPACINGS_MM = ((1.5, 1.0, 1.0), (3.0, 0.9, 0.9))
-RATIOS = (0.33, 0.67, 1.0, 1.25, 1.67, 2.5, 3.3, 5.0, 6.7)
+RATIOS = (0.33, 0.67, 1.0, 1.67, 2.5, 4.0, 6.7)
 LIMIT = 0.05
 COLOURS = ("tab:blue", "tab:orange")
 MARKERS = {"children": "o", "adults": "^"}

@@ -41,14 +41,14 @@ __all__ = [
 # of the widest spacing. Narrower, they follow the steps between voxels; wider, curved contacts get
 # too small. Chosen on balls and planes with spacings from 1:1 to 1:7.
 _SIGMA, _SIGMA_WIDEST = 1.25, 0.6
-_MAX_SIGMA = 15.0  # for the memory that voxels of any shape take
+_MAX_SIGMA = 9.0  # for the memory that voxels of any shape take
 # Where it ends, in widths; scipy's default.
 _TRUNCATE = 4.0
 # Thick slices are divided until they are about so many times as thick as the pixels are wide; the
 # Gaussian is then at least this part of the slices that they were. Chosen on balls and discs with
 # slices up to 5 mm.
 _DIVIDED, _SIGMA_DIVIDED = 1.5, 0.35
-_MAX_DIVIDED = 24  # parts; likewise
+_MAX_DIVIDED = 10  # parts; likewise
 # Gaps in a contact belong to it up to twice this width, in voxels of the widest spacing. Chosen on
 # shells of parenchyma (docs/measure.md): 1 leaves more of them open, 3 closes more beside them.
 _GAP = 1.5
