@@ -399,6 +399,31 @@ def test_the_reference_is_a_training_case_of_the_store(store: Path, tmp_path: Pa
     run(store, tmp_path / "run", resume=True, reference=name, **other)
 
 
+def test_the_reference_is_of_the_middle_of_the_ages_that_the_files_state(tmp_path: Path) -> None:
+    """Of four, one of the two in the middle, from files and from a store; not the medoid of all."""
+    root = tmp_path / "data"
+    write_ellipse_dataset(root, 5)
+    *training, held_out = open_dataset(root).by_id
+    asked: dict[str, Any] = {"method": "homogenized", "overrides": HOMOGENIZED}
+    asked |= {"validation": [held_out]}
+
+    def reference_of(source: Path, out: Path) -> str:
+        run(source, out, **asked)
+        name: str = read_header(out / "model.safetensors")["reference"]["case"]
+        return name
+
+    medoid = reference_of(root, tmp_path / "without")
+    others = [name for name in training if name != medoid]
+    ages = {medoid: 16.0, **dict(zip(others, (1.0, 2.0, 3.0), strict=True))}
+    write_patients_csv(root, [{"case": name, "age_years": age} for name, age in ages.items()])
+    make_store(root, tmp_path / "store", Setup(**asked))
+    found = [
+        reference_of(root, tmp_path / "aged"),
+        reference_of(tmp_path / "store", tmp_path / "s"),
+    ]
+    assert found[0] == found[1] and ages[found[0]] in (2.0, 3.0)
+
+
 @pytest.fixture(scope="module")
 def mixed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three scans without labels: a new one, one of a known patient, a copy of a known image."""

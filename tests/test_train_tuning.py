@@ -24,6 +24,7 @@ from kidseg.config import (
     HomogenizedConfig,
     LocalizerConfig,
     MultistageConfig,
+    NnUnetConfig,
     Plain3dConfig,
     PlainConfig,
     PoseConfig,
@@ -42,12 +43,14 @@ from kidseg.methods.cascade.system_c import Cascade
 from kidseg.methods.homogenized.system_a import Homogenized
 from kidseg.methods.method import Method
 from kidseg.methods.multistage.system_b import Multistage
+from kidseg.methods.nnunet_networks import NnUnet
 from kidseg.methods.plain import Plain
 from kidseg.methods.plain3d import Plain3d
 from kidseg.plan import Plan
 from kidseg.stage import Stage
 from kidseg.train import Setup, make_store, train
 from kidseg.train.tuning import load_weights, select_trainable
+from nnunet_folders import RESIDUAL
 from weights import weights_of
 
 CPU = choose_device("cpu", "fp32")
@@ -61,6 +64,11 @@ NET = StagedNetConfig(
     net=ResidualConfig(levels=3, features=2, max_features=4), stage=CONFIG.segment
 )
 LOCALIZER = LocalizerConfig(size=32, pooled=4, hidden=(16, 8))
+# With residual encoders.
+IMPORTED = replace(
+    VOLUMES,
+    configurations={"3d_fullres": replace(VOLUMES.configurations["3d_fullres"], topology=RESIDUAL)},
+)
 
 
 def plain(seed: int = 0, target: Target = TARGET, config: PlainConfig = CONFIG) -> Plain:
@@ -164,6 +172,12 @@ METHODS: dict[str, Any] = {
         ),
         TARGET,
         VOLUMES,
+        device=CPU,
+    ),
+    "nnunet": lambda: NnUnet.build(
+        NnUnetConfig(configuration="3d_fullres", segment=CONFIG.segment, augment="none"),
+        TARGET,
+        IMPORTED,
         device=CPU,
     ),
     "multistage": lambda: Multistage.build(
