@@ -153,8 +153,8 @@ def test_agreement_with_plastimatch_on_digital_patients(tmp_path: Path) -> None:
     names, found = {1: "kidney", 2: "tumour"}, []
     for folder in sorted((tmp_path / "ph").glob("phantom_*")):
         out = tmp_path / folder.name
-        labels, series = folder / "labels.nii.gz", folder / "ct"
-        plan_conversion(labels, out, formats=("rtstruct",), series=series, names=names).write()
+        labels = folder / "labels.nii.gz"
+        plan_conversion(labels, out, formats=("rtstruct",), ct=folder / "ct", names=names).write()
         found += agreement(folder / "ct", next(out.glob("*.dcm")), names, out / "masks")
     say("digital patients", found)
     assert min(found) >= 0.99
