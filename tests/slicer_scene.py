@@ -295,7 +295,7 @@ def whole(folder: Path, scan: str, settings: str) -> dict[str, Any]:
         "files": [path.name for path in outcome.files],
         "places": [tree.GetItemName(tree.GetItemParent(item)) for item in items],
         "table": table_of(outcome.measures),
-        "criteria": outcome.criteria is not None,
+        "criteria": None if outcome.criteria is None else table_of(outcome.criteria),
         "description": outcome.segmentation.GetDescription(),
         "same node": again.segmentation is outcome.segmentation,
         "segmentations": scene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode"),

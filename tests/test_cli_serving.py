@@ -56,6 +56,27 @@ def test_what_cannot_be_served_is_refused_before_anything_is_written(
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+def test_a_certificate_that_cannot_be_used_is_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No certificate, the key of another one, a key with a pass phrase, which nobody can enter."""
+    words = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost"]
+    for name in "ab":
+        files = ["-keyout", str(tmp_path / f"{name}.key"), "-out", str(tmp_path / f"{name}.pem")]
+        subprocess.run(["openssl", *words, *files], check=True, capture_output=True)
+    locked = ["-aes256", "-passout", "pass:1234", "-in", tmp_path / "a.key", "-out"]
+    subprocess.run(["openssl", "rsa", *locked, tmp_path / "c.key"], check=True, capture_output=True)
+    for certificate, key in (("a.key", "a.key"), ("a.pem", "b.key"), ("a.pem", "c.key")):
+        given = ["--certificate", str(tmp_path / certificate), "--key", str(tmp_path / key)]
+        with pytest.raises(SystemExit) as ended:
+            main(["serve", "--folder", str(tmp_path / "server"), *given, "--json"])
+        error = json.loads(capsys.readouterr().out)["error"]
+        assert (ended.value.code, error["code"]) == (3, "bad-certificate")
+        assert str(tmp_path / certificate) in error["path"] and key in error["cause"]
+    assert not (tmp_path / "server").exists()
+
+
 class Process:
     """A `kidseg serve` process."""
 

@@ -416,6 +416,21 @@ def test_what_is_no_image_is_not_kept(tmp_path: Path, content: bytes) -> None:
     assert not arrivals.are_pending and not list((tmp_path / "arriving").iterdir())
 
 
+def test_a_number_of_frames_that_is_none_is_not_kept(tmp_path: Path) -> None:
+    """It would end the node when the series is complete, and after each start again."""
+    arrivals = Arrivals(queue=SeriesQueue.opened(tmp_path / "work"), quiet_s=0.0, min_images=99)
+    path = images_of(tmp_path / "ct")[0]
+    header = pydicom.dcmread(path)
+    header.NumberOfFrames = "12"
+    header.save_as(path)
+    assert arrivals.take(str(header.SOPInstanceUID), path.read_bytes()) == SUCCESS
+    for text in (b"x2", b"1\\"):
+        content = path.read_bytes().replace(b"IS\x02\x0012", b"IS\x02\x00" + text)
+        assert content != path.read_bytes()
+        assert arrivals.take(str(header.SOPInstanceUID), content) == CANNOT_UNDERSTAND
+    assert arrivals.settle() == 0 and len(arrivals._places()) == 1
+
+
 def test_an_image_under_another_name_is_not_kept(tmp_path: Path) -> None:
     arrivals = Arrivals(queue=SeriesQueue.opened(tmp_path / "work"), quiet_s=0.0)
     path = images_of(tmp_path / "ct")[0]
@@ -424,10 +439,22 @@ def test_an_image_under_another_name_is_not_kept(tmp_path: Path) -> None:
 
 def test_a_peer_is_title_host_port() -> None:
     assert Peer.from_text("A@::1:104", "K") == Peer(title="A", host="::1", port=104, own_title="K")
-    for text in ("A", "A@h", "A@h:x", "@h:1", "A@h:0", "A" * 17 + "@h:1", "A@:104"):
+    bad = ("A", "A@h", "A@h:x", "@h:1", "A@h:0", "A" * 17 + "@h:1", "A@:104", "Ä@h:1", "A@h:²")
+    for text in bad:
         with pytest.raises(UsageError) as refused:
             Peer.from_text(text, "K")
         assert refused.value.code == "bad-peer"
+
+
+@pytest.mark.parametrize("option", ["--title", "--caller"])
+@pytest.mark.parametrize("title", ["", " ", "A" * 17, "ÄÖÜ", "A\\B", "A\n"])
+def test_titles_that_no_association_can_have_are_refused_at_the_start(
+    tmp_path: Path, option: str, title: str
+) -> None:
+    words = ["node", "--to", "A@127.0.0.1:1", "--folder", str(tmp_path / "work"), option, title]
+    with pytest.raises(UsageError) as refused:
+        app(words, standalone_mode=False)
+    assert refused.value.code == "bad-title" and not (tmp_path / "work").exists()
 
 
 def test_images_travel_from_one_node_to_another(tmp_path: Path) -> None:
@@ -668,6 +695,14 @@ def code_of(act: Callable[[], object]) -> str:
     except InputError as error:
         return error.code
     return ""
+
+
+def test_why_an_archive_cannot_be_reached_is_said() -> None:
+    nobody = f"http://127.0.0.1:{free_port()}/dicom-web"
+    with pytest.raises(UnreachableError, match=f"{nobody} .Connection refused"):
+        list(WebArchive(url=nobody).ct_studies(None))
+    with pytest.raises(UnreachableError, match=r"no-such-host.invalid/x \([A-Z].* name"):
+        list(WebArchive(url="http://no-such-host.invalid/x").ct_studies(None))
 
 
 def test_a_slow_archive_is_not_waited_for_long(bad_archive: WebArchive) -> None:

@@ -83,6 +83,9 @@ def test_of_thousands_of_pieces_the_largest_hundred_are_named() -> None:
     assert [piece["volume_ml"] for piece in facts["pieces"]] == [
         k / 100 for k in range(150, 50, -1)
     ]
+    alone = [replace(piece, reason="no-kidney") for piece in pieces[:5]]
+    (said,) = replace(decided, removed=tuple(alone)).findings("scan")
+    assert "The largest of them: " in said.next_step and said.next_step.count(" mm (") == 3
     none = replace(decided, removed=(), small_ml=0.0, lone=LoneTumours()).removed_facts()
     assert none == {
         "below_ml": 0.0,
@@ -168,6 +171,9 @@ def test_a_tumour_without_a_kidney_is_removed_from_a_stack_and_said(model: Path)
     assert volume_ml < cleaned.facts["removed"]["without_kidney_below_ml"] < 1000, "of a child"
     (said,) = [finding for finding in cleaned.findings if finding.code == "lone-tumour"]
     assert said.path == "the scan" and f"{volume_ml:.1f} ml" in said.cause
+    x, y, z = piece["centre_mm"]
+    place = f"{'LR'[x > 0]} {abs(x):.1f}, {'PA'[y > 0]} {abs(y):.1f}, {'IS'[z > 0]} {abs(z):.1f} mm"
+    assert said.next_step == f"Look there if a tumour is expected: {place} ({volume_ml:.1f} ml)."
     assert "lone-tumour" not in {finding.code for finding in kept.findings}
     assert found(thin, 1000.0).facts["volumes_ml"]["tumour"] > 0, "a kidney may lie beside it"
 

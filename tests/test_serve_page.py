@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pydicom
 import pytest
 
 from browsers import ARGUMENTS
+from dicom_files import series as dicom_series
 from serving import Running, make_model, running, scan_of, until
 
 PAGE = files("kidseg.serve") / "page"
@@ -168,18 +170,40 @@ def test_a_scan_is_dropped_followed_and_saved(root: Path, tmp_path: Path) -> Non
         for name, said in zip(("config.toml", "plan.json"), browser.run(refused), strict=True):
             assert name in said and "supported format" in said
         browser.picture(tmp_path / "refused.png")
+        assert_a_series_is_chosen(browser, tmp_path)
         browser.run(DROPPED_SERIES)
         assert "25 files" in browser.run("document.getElementById('message').textContent")
-        assert len(browser.run(refused)) == 2
+        assert len(browser.run(refused)) == 3
         browser.do("refresh")  # the job is still there, under a name that tells nothing
-        until(lambda: browser.run("document.querySelectorAll('.done').length") == 1)
+        until(lambda: browser.run("document.querySelectorAll('.done').length") == 2)
         assert "Doe" not in browser.run("document.body.innerText")
-        browser.click(".done .actions button")
+        for left in (2, 1, 0):
+            browser.click(".job .actions button")
+            until(lambda: browser.run("document.querySelectorAll('.job').length") == left)  # noqa: B023
         until(lambda: server.client.get("/api/v1/jobs").json()["jobs"] == [])
         stored = [p for p in (tmp_path / "server").rglob("*") if p.is_file()]
         assert not [p for p in stored if b"Doe" in p.read_bytes() or "Doe" in p.name]
         complaints = browser.complaints()
         assert all("415" in each for each in complaints), complaints
+
+
+def assert_a_series_is_chosen(browser: Browser, folder: Path) -> None:
+    """Of a study with two series the page says what there is, and takes the one that is named."""
+    for name in ("one", "two"):
+        series = dicom_series(folder / "study" / name)
+    shutil.make_archive(str(folder / "study"), "zip", folder / "study")
+    uid = str(pydicom.dcmread(next(series.iterdir())).SeriesInstanceUID)
+    state, first = "document.querySelector('.state').textContent", "study.zip"
+    browser.type("#file", str(folder / first))
+    until(lambda: first in browser.run("document.querySelector('h2').textContent"))
+    until(lambda: "failed" in browser.run(state))
+    assert "series=" in browser.run(state) and "--" not in browser.run(state)
+    browser.click("summary")
+    browser.type("#series", uid)
+    browser.type("#file", str(folder / first))
+    until(lambda: browser.run("document.querySelectorAll('.job').length") == 5)
+    until(lambda: browser.run(state) == "done")
+    browser.run("document.querySelector('#series').value = ''")
 
 
 def assert_report_is_seen(browser: Browser, job: dict[str, Any]) -> None:

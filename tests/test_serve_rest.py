@@ -26,6 +26,7 @@ from kidseg.io.label_formats import FORMATS
 from kidseg.measure.measuring import Request, measure
 from kidseg.measure.person import Patient
 from kidseg.segment import segment
+from kidseg.serve.answers import as_parameters
 from kidseg.serve.audit_log import AuditLog
 from kidseg.serve.job_measures import measured
 from kidseg.serve.policy import Limits
@@ -532,6 +533,22 @@ def test_zips_that_are_not_one_series_fail_by_themselves(server: Running, tmp_pa
         assert job["state"] == "failed" and job["error"]["next_step"], (name, job)
         assert job["error"]["code"] not in ("scan-failed", "worker-killed"), (name, job["error"])
         assert not server.service.jobs.place(id_).exists()
+        assert "--" not in job["error"]["next_step"], "it has no command line"
+        assert name != "two studies" or "series=" in job["error"]["next_step"]
+
+
+@pytest.mark.parametrize(
+    ("said", "asked"),
+    [
+        ("for example --series 3.2.", "for example series=3.2."),
+        ("Read it with --series 1.2.3 --repair.", "Read it with series=1.2.3 repair=true."),
+        ("Use --trust sform or --trust qform.", "Use trust=sform or trust=qform."),
+        ("Use --trust to choose the other.", "Use trust to choose the other."),
+        ("Use 1--2.", "Use 1--2."),
+    ],
+)
+def test_a_next_step_names_parameters_instead_of_options(said: str, asked: str) -> None:
+    assert as_parameters(said) == asked
 
 
 def zip_of(entries: Sequence[tuple[str | zipfile.ZipInfo, bytes]]) -> bytes:

@@ -26,8 +26,9 @@ from KidSegLib.command import find_program
 from KidSegLib.container import Container, check_image
 from KidSegLib.job import Job
 from KidSegLib.local_command import LocalCommand
-from KidSegLib.measures import answers_of, measures_of
-from KidSegLib.problems import CancelledError, KidSegError, error_from
+from KidSegLib.measures import answers_of, measures_of, shown
+from KidSegLib.problems import CancelledError, KidSegError, error_from, note_from
+from KidSegLib.remarks import remarks_of
 from KidSegLib.server import Server
 from KidSegLib.watch import Watch
 
@@ -383,7 +384,7 @@ def test_cancelling_cancels_the_job_of_the_server(job: Job) -> None:
         thread = threading.Thread(target=lambda: refused(Server(address).segment, job, watch))
         thread.start()
         said: list[str] = []
-        while "Server: segment, 50 %" not in said:
+        while "Server: segment ..." not in said:
             said += watch.messages()
             time.sleep(0.01)
         watch.cancel()
@@ -436,7 +437,7 @@ def test_the_progress_of_the_command_is_told(job: Job, tmp_path: Path) -> None:
     refused(LocalCommand(os.environ, str(program)).segment, job, watch)
     assert watch.done == pytest.approx(0.85)
     said = watch.messages()
-    assert said[1:-1] == lines and "--progress" in said[-1]
+    assert said[1:-1] == ["nonsense: 99 %"] and "--progress" in said[-1], "the bar has the rest"
 
 
 def test_an_upload_stops_when_it_is_cancelled(job: Job) -> None:
@@ -477,10 +478,63 @@ def test_tables_of_measures() -> None:
     }
     rows = measures_of({}, measures)
     assert [row.of for row in rows] == ["patient", "left", "left tumour 1"]
-    assert (rows[0].unit, rows[1].unit, rows[1].note) == ("", "mL", "n")
+    assert (rows[0].unit, rows[1].unit, rows[1].note) == ("", "ml", "n")
     assert rows[0].low != rows[0].low and (rows[0].value, rows[0].high) == (3.0, 4.5)
     assert answers_of(measures)[0][:4] == ("left", "Small", "met", "v < 4: met")
     assert answers_of(None) == []
+
+
+def test_what_only_the_command_line_can_be_told_is_not_asked_for() -> None:
+    told = "not entered: --entered thrombus=yes or thrombus=no"
+    condition = {"text": "Thrombus = yes", "verdict": "cannot tell", "reason": told}
+    answer = {"title": "Any", "verdict": "cannot tell", "conditions": [condition]}
+    for fact, because in (("thrombus", "not entered"), (None, told)):
+        condition["fact"] = fact
+        (found,) = answers_of({"criteria": {"answers": [answer]}})
+        assert found.because == f"Thrombus = yes: {because}"
+    finding = {"cause": "no tumour", "next_step": "Say so: --label 2=tumour."}
+    assert note_from(finding, {}).endswith(
+        "--label 2=tumour. (In a terminal, with the command kidseg.)"
+    )
+    assert note_from({"cause": "a--b", "next_step": "Use a-b."}, {}) == "A--b. Use a-b."
+
+
+def test_the_place_of_a_tumour_is_in_the_table_of_answers() -> None:
+    score = {"R": {"points": [3], "reason": "106 mm"}, "N": {"points": [], "reason": "unknown"}}
+    tumour = {"id": "left tumour 1", "crosses_midline": "not met", "renal_score": score}
+    kidney = {"id": "left kidney", "crosses_midline": None, "renal_score": {}}
+    found = answers_of({"structures": [kidney, tumour]})
+    assert {each.of for each in found} == {"left tumour 1"}
+    assert [each[1:4] for each in found] == [
+        ("crosses the midline", "no", ""),
+        ("R.E.N.A.L. R", "3", "106 mm"),
+        ("R.E.N.A.L. N", "cannot tell", "unknown"),
+    ]
+
+
+def test_numbers_are_shown_with_three_digits() -> None:
+    numbers = (124.584, 21.805, 2.8, 0.0, 95.0, -13.78, 12345.6, float("nan"), float("inf"), "x")
+    assert list(map(shown, numbers)) == [
+        "125",
+        "21.8",
+        "2.80",
+        "0",
+        "95",
+        "-13.8",
+        "12346",
+        "",
+        "",
+        "x",
+    ]
+
+
+def test_the_record_says_what_the_model_is_for_and_where_to_look() -> None:
+    assert remarks_of({}) == [] == remarks_of({"model": {"name": "m"}, "review": {"slices": []}})
+    slices = [{"slice": number} for number in (12, 19, 17, 16, 18, 1)]
+    record = {"model": {"name": "starter", "use": "for tests"}, "review": {"slices": slices}}
+    use, look = remarks_of(record)
+    assert use == "The model 'starter' is for tests."
+    assert "12, 19, 17, 16, 18 (K in" in look
 
 
 def test_without_measures_the_volumes_are_shown() -> None:
@@ -490,7 +544,7 @@ def test_without_measures_the_volumes_are_shown() -> None:
     }
     rows = measures_of(record, None)
     assert [(row.of, row.measure, row.value, row.unit) for row in rows] == [
-        ("patient", "kidney volume", 90.0, "mL"),
-        ("left", "kidney volume", 63.0, "mL"),
+        ("patient", "kidney volume", 90.0, "ml"),
+        ("left", "kidney volume", 63.0, "ml"),
     ]
     assert "border" in rows[1].note and not rows[0].note

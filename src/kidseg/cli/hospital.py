@@ -122,8 +122,9 @@ def node(
     Example: kidseg node --to ARCHIVE@127.0.0.1:4242 --port 11112 --folder /var/lib/kidseg
     """
     check_installed("kidseg node", ["pynetdicom"], "kidseg[pacs]")
-    from kidseg.pacs.node import Arrivals, Peer, receiving
+    from kidseg.pacs.node import Arrivals, Peer, check_titles, receiving
 
+    check_titles([title, *(caller or ())])
     peer = Peer.from_text(to, title)
     callers = caller or ()
     with _worker(work, peer.archive, model, device, attempts, quiet) as (worker, say):

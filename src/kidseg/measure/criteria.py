@@ -55,6 +55,8 @@ MEASURES: Mapping[str, Unit] = {
 }
 """What conditions can name, and its unit."""
 
+_NEEDED = {"kidney volume for body surface": "; it needs the height and weight of the patient"}
+
 Per = Literal["tumour-side", "kidney-side", "patient"]
 
 
@@ -147,12 +149,14 @@ class ConditionAnswer:
         verdict: "cannot tell" if the interval contains the threshold, or nothing is known.
         quantity: what was measured; None if it was entered, or could not be measured.
         reason: what was entered, or why it cannot be told; else "".
+        fact: name of what is entered; None: it is measured.
     """
 
     text: str
     verdict: Verdict
     quantity: Quantity | None = None
     reason: str = ""
+    fact: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,7 +256,8 @@ def _measured(condition: Condition, name: str, measures: Mapping[str, Quantity])
     unit = "" if condition.unit == "1" else f" {condition.unit}"
     text = f"{name} {condition.comparison} {condition.threshold:g}{unit}"
     if (quantity := measures.get(name)) is None:
-        return ConditionAnswer(text=text, verdict="cannot tell", reason="not measured")
+        reason = f"not measured{_NEEDED.get(name, '')}"
+        return ConditionAnswer(text=text, verdict="cannot tell", reason=reason)
     verdict = compared(quantity, condition.comparison, condition.threshold)
     reason = "" if verdict != "cannot tell" else "the threshold lies within the uncertainty"
     return ConditionAnswer(text=text, verdict=verdict, quantity=quantity, reason=reason)
@@ -265,11 +270,10 @@ def _entered(
     text = f"{explained[name]} = {'yes' if condition.wanted else 'no'}"
     if name not in entered:
         step = f"not entered: --entered {name}=yes or {name}=no"
-        return ConditionAnswer(text=text, verdict="cannot tell", reason=step)
+        return ConditionAnswer(text=text, verdict="cannot tell", reason=step, fact=name)
     verdict: Verdict = "met" if entered[name] == condition.wanted else "not met"
-    return ConditionAnswer(
-        text=text, verdict=verdict, reason=f"entered: {'yes' if entered[name] else 'no'}"
-    )
+    reason = f"entered: {'yes' if entered[name] else 'no'}"
+    return ConditionAnswer(text=text, verdict=verdict, reason=reason, fact=name)
 
 
 def _json(content: Any) -> str:

@@ -285,6 +285,7 @@ def _answer(answer: Answer) -> dict[str, Any]:
                 "verdict": each.verdict,
                 "quantity": None if each.quantity is None else each.quantity.as_dict(),
                 "reason": each.reason,
+                "fact": each.fact,
             }
             for each in answer.conditions
         ],

@@ -32,6 +32,7 @@ _NOT_NOW = {408, 425, 429, 500, 502, 503, 504, 507}
 # It is the token, not what was asked for. Source: RFC 9110, 15.5.
 _NOT_ALLOWED = {401, 403, 407}
 _FAILED_STUDIES = 3
+_DEEPEST = 30
 # Reasons why an object was not stored: it is there; no room. Source: DICOM PS3.4, C-STORE; PS3.18.
 _DUPLICATE, _NO_ROOM = 0x0111, 0xA700
 
@@ -179,7 +180,9 @@ class WebArchive:
         except (requests.RequestException, ConnectionError, TimeoutError) as error:
             if isinstance(error, ValueError):  # of the address
                 raise _no_dicomweb(self.url, "is none") from error
-            raise UnreachableError("the archive does not answer") from error
+            raise UnreachableError(
+                f"the archive does not answer at {self.url} ({_reason(error)})"
+            ) from error
         except OSError:  # of this machine, such as a full disk
             raise
         except Exception as error:  # of any kind: of what the archive sent
@@ -271,6 +274,18 @@ def _find_in(
         is_known = not is_long or queue.known(series, digest) is not None
         seen[series] = Look(count=count, digest=digest, is_known=is_known)
     return added
+
+
+def _reason(error: BaseException) -> str:
+    """Why a connection failed, in the words of the system: without what was asked for."""
+    known = [error]
+    for each in known:
+        if isinstance(each, OSError) and each.strerror:
+            return each.strerror
+        causes = (each.__cause__, each.__context__, getattr(each, "reason", None))
+        known += [cause for cause in causes if isinstance(cause, BaseException)]
+        del known[_DEEPEST:]
+    return type(error).__name__
 
 
 def _incomplete(what: str) -> InputError:

@@ -27,7 +27,7 @@ from kidseg.pacs.series_queue import IMAGES_MISSING, Series, SeriesQueue, digest
 from kidseg.pacs.worker import Archive, UnreachableError
 from kidseg.serve.policy import address_in_use
 
-__all__ = ["Arrivals", "Peer", "receiving"]
+__all__ = ["Arrivals", "Peer", "check_titles", "receiving"]
 
 SUCCESS, DISCARDED, OUT_OF_RESOURCES, CANNOT_UNDERSTAND = 0x0000, 0xB006, 0xA700, 0xC000
 # What the archive did with an object that it has now: it was changed, or was there before.
@@ -73,7 +73,8 @@ class Peer:
         """
         title, _, address = text.partition("@")
         host, _, port = address.rpartition(":")
-        if not (0 < len(title) <= 16 and host and port.isdigit() and 0 < int(port) < 65536):
+        known = host and port.isdecimal() and port.isascii() and 0 < int(port) < 65536
+        if not (known and _is_title(title)):
             raise UsageError(
                 f"'{text}' is not TITLE@HOST:PORT",
                 code="bad-peer",
@@ -104,7 +105,7 @@ class Peer:
                 f" its own title {self.title}?"
             )
         if not link.is_established:
-            raise UnreachableError("the archive does not answer")
+            raise UnreachableError(f"the archive does not answer at {self.host}:{self.port}")
         try:
             accepted = {context.abstract_syntax for context in link.accepted_contexts}
             for each in objects:  # all or none of them are sent
@@ -126,6 +127,33 @@ class Peer:
             raise UnreachableError("the archive does not answer, or has no room")
         if status not in _STORED:
             raise _refused(f"the archive answers {status:#06x}")
+
+
+def check_titles(titles: Sequence[str]) -> None:
+    """Check titles of nodes.
+
+    Raises:
+        UsageError: "bad-title".
+    """
+    for title in titles:
+        if not _is_title(title):
+            raise UsageError(
+                f"'{title}' cannot be the title of a DICOM node",
+                code="bad-title",
+                next_step="A title has 1 to 16 characters of ASCII, without backslash, such as"
+                " KIDSEG.",
+            )
+
+
+def _is_title(text: str) -> bool:
+    """Is it an application entity title? Source: DICOM PS3.5, 6.2, AE."""
+    return (
+        bool(text.strip())
+        and len(text) <= 16
+        and text.isascii()
+        and text.isprintable()
+        and ("\\" not in text)
+    )
 
 
 def _refused(cause: str) -> InputError:
@@ -201,6 +229,7 @@ class Arrivals:
                 header = read_dataset(temporary, headers_only=True)
                 study, series = str(header.StudyInstanceUID), str(header.SeriesInstanceUID)
                 known = instance == str(header.SOPInstanceUID)
+                _frames(header)  # can be read, when the series is complete
             if not (known and study and series):
                 return CANNOT_UNDERSTAND
             with self._lock:
@@ -289,8 +318,7 @@ class Arrivals:
         count = 0
         for path in images:
             with quiet(), reading(path):
-                frames = read_dataset(path, headers_only=True).get("NumberOfFrames")
-            count += int(frames or 1)
+                count += _frames(read_dataset(path, headers_only=True))
         return count < self.min_images
 
     def _wait_for_more(self, place: Path, count: int, is_old: bool) -> None:
@@ -326,6 +354,11 @@ class Arrivals:
         shutil.rmtree(place)
         self._last.pop(place.name, None)
         self._short.discard(place.name)
+
+
+def _frames(header: Any) -> int:
+    """Number of images in a file."""
+    return int(header.get("NumberOfFrames") or 1)
 
 
 def _name(uid: str) -> str:

@@ -95,7 +95,7 @@ def _lines(entry: Mapping[str, Any]) -> Iterator[str]:
     for name, volume in entry["volumes_ml"].items():
         yield f"  {name:<24}{volume:9.1f}"
     for side in ("right", "left"):
-        found = entry["sides"].get(side)
+        found = (entry["sides"] or {}).get(side)
         if isinstance(found, Mapping):
             partial = "  (cut by the field of view)" if found["partial"] else ""
             for name, volume in found["volumes_ml"].items():

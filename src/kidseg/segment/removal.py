@@ -22,6 +22,7 @@ __all__ = ["Decided", "postprocessed"]
 
 # Noise may have 100,000 connected components; listing them all would take seconds.
 _MAX_PIECES = 100
+_NAMED = 3
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,19 +53,26 @@ class Decided:
 
     def findings(self, path: str) -> tuple[Finding, ...]:
         """ "lone-tumour": tumours without a kidney were removed."""
-        volumes = [piece.volume_ml for piece in self.removed if piece.reason == "no-kidney"]
-        if not volumes:
+        lone = [piece for piece in self.removed if piece.reason == "no-kidney"]
+        if not lone:
             return ()
+        places = "; ".join(f"{_place(p.centre_mm)} ({p.volume_ml:.1f} ml)" for p in lone[:_NAMED])
+        largest = f" The largest of them: {places}." if len(lone) > _NAMED else f" {places}."
         return (
             Finding(
                 code="lone-tumour",
                 path=path,
-                cause=f"{len(volumes)} component(s) of tumour, {sum(volumes):.1f} ml in all, have"
-                " no kidney and were removed",
-                next_step="Look there if a tumour is expected: 'removed' in result.json lists"
-                " their positions.",
+                cause=f"{len(lone)} component(s) of tumour, {sum(p.volume_ml for p in lone):.1f} ml"
+                " in all, have no kidney and were removed",
+                next_step=f"Look there if a tumour is expected:{largest}",
             ),
         )
+
+
+def _place(centre_mm: tuple[float, float, float]) -> str:
+    """A position as viewers show it, such as "R 44.5, P 17.7, S 46.2 mm"."""
+    signs = zip(("LR", "PA", "IS"), centre_mm, strict=True)
+    return ", ".join(f"{names[mm > 0]} {abs(mm):.1f}" for names, mm in signs) + " mm"
 
 
 def postprocessed(

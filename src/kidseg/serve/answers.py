@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
@@ -128,6 +129,21 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 """Of every route."""
 
 
+_PARAMETERS = (
+    (r"--trust (sform|qform)", r"trust=\1"),
+    (r"--trust\b", "trust"),
+    (r"--series (?=\S)", "series="),
+    (r"--repair\b", "repair=true"),
+)
+
+
+def as_parameters(step: str) -> str:
+    """A next step with the parameters of `POST /jobs` instead of the options of `kidseg segment`."""
+    for option, parameter in _PARAMETERS:
+        step = re.sub(option, parameter, step)
+    return step
+
+
 def view_of(job: Job, ahead: int, files: list[ResultFile], keep_s: float) -> JobView:
     """A job as its client sees it."""
     result = None
@@ -142,6 +158,7 @@ def view_of(job: Job, ahead: int, files: list[ResultFile], keep_s: float) -> Job
     error = None
     if job.error is not None:
         known = job.error.as_dict()
+        known["next_step"] = as_parameters(known["next_step"])
         error = JobProblem(**{key: known[key] for key in ("code", "cause", "next_step")})
     return JobView(
         id=job.id,

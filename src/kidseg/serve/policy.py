@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import ssl
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -127,7 +128,7 @@ def check_serving(serving: Serving) -> None:
     Raises:
         UsageError: "token-required": others could reach it, and no token is set; "key-missing": a
             certificate without key, or the other way round.
-        InputError: "not-found": certificate or key.
+        InputError: "not-found": certificate or key; "bad-certificate": they cannot be used.
     """
     if not serving.tokens and not is_loopback(serving.host):
         raise UsageError(
@@ -149,6 +150,25 @@ def check_serving(serving: Serving) -> None:
                 code="not-found",
                 next_step="Give PEM files of the certificate and its key.",
             )
+    if serving.certificate is not None and serving.key is not None:
+        _check_tls(serving.certificate, serving.key)
+
+
+def _check_tls(certificate: Path, key: Path) -> None:
+    try:
+        # A pass phrase is not asked for: a service has no terminal.
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
+            certificate, key, password=""
+        )
+    except OSError as error:  # ssl.SSLError is one
+        reason = getattr(error, "reason", None) or error.strerror or "a pass phrase is needed"
+        raise InputError(
+            f"this certificate cannot be used with the key {key} ({reason})",
+            path=certificate,
+            code="bad-certificate",
+            next_step="Give PEM files: the certificate, with those between it and its authority,"
+            " and its own key, which this user may read, without a pass phrase.",
+        ) from error
 
 
 def read_tokens(path: Path) -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from .child_process import Ended, run_child
 from .job import LABELS, Found, Job
-from .problems import CancelledError, KidSegError, error_from, readable
+from .problems import CancelledError, KidSegError, error_from, note_from, readable
 from .watch import Watch
 
 __all__ = ["Argv", "find_program", "segment_by_command"]
@@ -63,6 +63,7 @@ def segment_by_command(
         if match := _PROGRESS.fullmatch(line.strip()):
             first, share = _SHARES[match[1]]
             watch.advance(first + share * int(match[2]) / 100)
+            return ""  # the bar shows it
         return readable(line, names)
 
     def answer(words: Sequence[str]) -> dict[str, Any]:
@@ -84,7 +85,7 @@ def segment_by_command(
     except KidSegError as error:
         found.notes.append(f"Only the volumes were measured. {error}")
         return found
-    notes = [*found.notes, *(_note(finding, names) for finding in measures.get("warnings", []))]
+    notes = [*found.notes, *(note_from(finding, names) for finding in measures.get("warnings", []))]
     return replace(found, measures=measures, notes=list(dict.fromkeys(notes)))  # some are of both
 
 
@@ -102,7 +103,7 @@ def _found(answer: Mapping[str, Any], job: Job, names: Mapping[str, str]) -> Fou
     labels = next((path for path in files if path.name.endswith(f".{LABELS}")), None)
     if labels is None or not all(path.is_file() for path in files):
         raise KidSegError("kidseg did not write the labels", code="no-result")
-    notes = [_note(finding, names) for finding in record.get("warnings", [])]
+    notes = [note_from(finding, names) for finding in record.get("warnings", [])]
     return Found(labels, record, None, tuple(path for path in files if path != labels), notes)
 
 
@@ -133,13 +134,6 @@ def _answer(ended: Ended, names: Mapping[str, str]) -> dict[str, Any]:
             details=ended.log,
         )
     return answer
-
-
-def _note(finding: Mapping[str, Any], names: Mapping[str, str]) -> str:
-    """A finding of kidseg in a sentence or two."""
-    cause = str(finding.get("cause", "")).rstrip(".")
-    text = f"{cause[:1].upper()}{cause[1:]}. {finding.get('next_step', '')}".strip()
-    return readable(text, names)
 
 
 def find_program(given: str, names: Sequence[str], which: Callable[[str], str | None]) -> Path:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-__all__ = ["Answer", "Measure", "answers_of", "fill_table", "measures_of"]
+__all__ = ["Answer", "Measure", "answers_of", "fill_table", "measures_of", "shown"]
 
 _NOT_A_NUMBER = float("nan")
 _VOLUME = "volume"
+_CANNOT_TELL = "cannot tell"
+_UNITS = {"1": "", "mL": "ml", "cm2": "cm²", "m2": "m²", "mL/m2": "ml/m²"}
+_YES_NO = {"met": "yes", "not met": "no"}
+_RENAL = "Kutikov and Uzzo, J Urol 182 (2009) 844-853"
 
 
 class Measure(NamedTuple):
@@ -53,9 +58,11 @@ def measures_of(record: Mapping[str, Any], measures: Mapping[str, Any] | None) -
 
 
 def answers_of(measures: Mapping[str, Any] | None) -> list[Answer]:
-    """The published criteria, and whether they are met."""
-    answers = ((measures or {}).get("criteria") or {}).get("answers") or []
-    return [
+    """The published criteria, and whether they are met; before them what is asked of tumours."""
+    known = measures or {}
+    answers = (known.get("criteria") or {}).get("answers") or []
+    tumours = [each for each in known.get("structures") or [] if each.get("renal_score")]
+    return [answer for tumour in tumours for answer in _of_tumour(tumour)] + [
         Answer(
             str(answer.get("subject", "")),
             str(answer.get("title", "")),
@@ -68,27 +75,46 @@ def answers_of(measures: Mapping[str, Any] | None) -> list[Answer]:
 
 
 def fill_table(table: Any, columns: Iterable[str], rows: Iterable[tuple[Any, ...]]) -> None:
-    """Fill a table node: a column of numbers, or of texts, for each field.
+    """Fill a table node with texts; see `shown`.
 
     Args:
         table: a vtkMRMLTableNode; what was in it is removed.
         columns: names.
-        rows: as many values each; a column with a float in it is one of numbers.
+        rows: as many values each.
     """
     import vtk
 
     table.RemoveAllColumns()
     lines = list(rows)
     for number, name in enumerate(columns):
-        values = [line[number] for line in lines]
-        is_number = any(isinstance(value, float) for value in values)
-        column = vtk.vtkDoubleArray() if is_number else vtk.vtkStringArray()
+        column = vtk.vtkStringArray()
         column.SetName(name)
-        for value in values:
-            column.InsertNextValue(value)
+        for line in lines:
+            column.InsertNextValue(shown(line[number]))
         table.AddColumn(column)
     table.SetUseColumnTitleAsColumnHeader(True)
     table.Modified()
+
+
+def shown(value: str | float) -> str:
+    """A cell of a table: whole numbers, others with three digits; "" if it is unknown."""
+    if isinstance(value, str):
+        return value
+    if not math.isfinite(value):
+        return ""
+    size = abs(value)
+    digits = 0 if value == round(value) or size >= 100 else 1 if size >= 10 else 2
+    return f"{value:.{digits}f}"
+
+
+def _of_tumour(tumour: Mapping[str, Any]) -> Iterator[Answer]:
+    """Whether it crosses the midline, and its R.E.N.A.L. score."""
+    of = str(tumour.get("id", ""))
+    crosses = str(tumour.get("crosses_midline") or "")
+    yield Answer(of, "crosses the midline", _YES_NO.get(crosses, _CANNOT_TELL), "", "")
+    for name, found in tumour["renal_score"].items():
+        points = " or ".join(map(str, found.get("points") or [])) or _CANNOT_TELL
+        yield Answer(of, f"R.E.N.A.L. {name}", points, str(found.get("reason", "")), _RENAL)
 
 
 def _measure(of: str, quantity: Mapping[str, Any]) -> Measure:
@@ -97,7 +123,7 @@ def _measure(of: str, quantity: Mapping[str, Any]) -> Measure:
         of,
         str(quantity.get("name", "")),
         _number(quantity.get("value")),
-        "" if unit == "1" else unit,
+        _UNITS.get(unit, unit),
         _number(quantity.get("low")),
         _number(quantity.get("high")),
         str(quantity.get("interval") or ""),
@@ -114,13 +140,15 @@ def _volumes(record: Mapping[str, Any]) -> Iterator[Measure]:
         for name, value in known.items():
             note = "cut by the border of the scan" if partial else ""
             number, none = _number(value), _NOT_A_NUMBER
-            yield Measure(of, f"{name} {_VOLUME}", number, "mL", none, none, "", note)
+            yield Measure(of, f"{name} {_VOLUME}", number, "ml", none, none, "", note)
 
 
 def _reasons(conditions: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     for condition in conditions:
-        reason = condition.get("reason") or condition.get("verdict")
-        yield f"{condition.get('text', '')}: {reason}"
+        verdict, reason = condition.get("verdict"), condition.get("reason")
+        if condition.get("fact") and verdict == _CANNOT_TELL:
+            reason = "not entered"  # kidseg says how on its command line
+        yield f"{condition.get('text', '')}: {reason or verdict}"
 
 
 def _number(value: Any) -> float:

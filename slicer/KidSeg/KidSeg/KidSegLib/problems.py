@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["CancelledError", "KidSegError", "error_from", "readable"]
+__all__ = ["CancelledError", "KidSegError", "error_from", "note_from", "readable"]
+
+_OPTION = re.compile(r"(?<!\w)--[a-z]")
 
 
 class KidSegError(Exception):
@@ -45,9 +48,20 @@ def error_from(record: Mapping[str, Any], names: Mapping[str, str]) -> KidSegErr
         cause = f"{path}: {cause}"
     return KidSegError(
         readable(cause, names),
-        readable(str(record.get("next_step") or ""), names),
+        _step(record, names),
         code=str(record.get("code") or ""),
     )
+
+
+def note_from(finding: Mapping[str, Any], names: Mapping[str, str]) -> str:
+    """A finding of kidseg in a sentence or two: cause and next step."""
+    return str(KidSegError(readable(str(finding.get("cause", "")), names), _step(finding, names)))
+
+
+def _step(record: Mapping[str, Any], names: Mapping[str, str]) -> str:
+    """The next step; options that this module does not have are said to be of a command line."""
+    step = readable(str(record.get("next_step") or ""), names)
+    return f"{step} (In a terminal, with the command kidseg.)" if _OPTION.search(step) else step
 
 
 def readable(text: str, names: Mapping[str, str]) -> str:

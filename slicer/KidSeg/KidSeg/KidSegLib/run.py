@@ -18,6 +18,7 @@ from typing import Any
 from .job import BackEnd, Found, Job
 from .measures import Answer, Measure, answers_of, fill_table, measures_of
 from .problems import CancelledError, KidSegError
+from .remarks import remarks_of
 from .segmentations import fill_segmentation, place_beside, read_segmentation
 from .volumes import check_volume, grid_of, write_volume
 from .watch import Watch
@@ -182,9 +183,11 @@ class Run:
         segmentation = read_segmentation(found.labels, self.grid)
         measured = measures_of(found.record, found.measures)
         criteria = answers_of(found.measures)
+        notes = (*self.notes, *remarks_of(found.record), *dict.fromkeys(found.notes))
         files = self._saved(found)
         output = self.output if self.output and self.output.GetScene() else None
         node = fill_segmentation(segmentation, self.volume, found.record, output)
+        node.SetDescription(" ".join([node.GetDescription(), *notes]))  # kept with the scene
         place_beside(node, self.volume)
         name = node.GetName()
         return Outcome(
@@ -192,7 +195,7 @@ class Run:
             self._table(f"{name} measures", Measure._fields, measured),
             self._table(f"{name} criteria", Answer._fields, criteria) if criteria else None,
             files,
-            (*self.notes, *found.notes),
+            notes,
         )
 
     def _table(self, name: str, columns: tuple[str, ...], rows: list[Any]) -> Any:

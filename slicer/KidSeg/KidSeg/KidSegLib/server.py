@@ -18,7 +18,8 @@ from urllib.parse import quote, urlencode, urlsplit
 
 from .job import LABELS, Found, Job
 from .measures import answers_of, measures_of
-from .problems import KidSegError, error_from
+from .problems import KidSegError, error_from, note_from
+from .remarks import remarks_of
 from .watch import Watch
 
 __all__ = ["Server"]
@@ -65,7 +66,7 @@ class Server:
         if job.model is not None:
             raise KidSegError(
                 "a server segments with its own model",
-                "Clear the model, or choose another back end.",
+                "Clear the model, or let kidseg run on this computer.",
                 code="model-of-server",
             )
 
@@ -153,13 +154,14 @@ class Server:
                 others.append(path)
         if labels is None:
             raise _unexpected("the result has no labels")
-        notes = [_sentence(finding) for finding in result.get("warnings", [])]
+        notes = [note_from(finding, {}) for finding in result.get("warnings", [])]
         scans = self._json("GET", f"/jobs/{id_}/results/result.json").get("scans")
         if not isinstance(scans, list) or len(scans) != 1 or not isinstance(scans[0], dict):
             raise _unexpected("the record is not of one scan")
         try:
             measures_of(scans[0], measures)
             answers_of(measures)
+            remarks_of(scans[0])
         except (AttributeError, LookupError, TypeError, ValueError):
             raise _unexpected("the measures are none") from None
         return Found(labels, scans[0], measures, tuple(others), notes)
@@ -280,19 +282,13 @@ def _progress(view: Mapping[str, Any]) -> str:
     if view.get("state") == "queued":
         ahead = view.get("ahead", 0)
         return f"Waiting for the server: {ahead} job(s) before this one"
-    share = 10 * int(10 * _share(view))
-    return f"Server: {view.get('stage') or view.get('state')}, {share} %"
+    return f"Server: {view.get('stage') or view.get('state')} ..."  # the bar shows how far
 
 
 def _share(view: Mapping[str, Any]) -> float:
     """How much of a job is done, 0 to 1."""
     share = view.get("progress")
     return min(1.0, max(0.0, float(share))) if isinstance(share, (int, float)) else 0.0
-
-
-def _sentence(finding: Mapping[str, Any]) -> str:
-    cause = str(finding.get("cause", "")).rstrip(".")
-    return f"{cause[:1].upper()}{cause[1:]}. {finding.get('next_step', '')}".strip()
 
 
 def _refused(error: urllib.error.HTTPError) -> KidSegError:

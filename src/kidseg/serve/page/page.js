@@ -15,7 +15,11 @@ async function ask(path, options = {}) {
   if (answer.ok) return answer;
   if (answer.status === 401) $("login").hidden = false;
   const problem = await answer.json().catch(() => ({ detail: answer.statusText }));
-  throw new Error([problem.detail, problem.next_step].filter(Boolean).join(". "));
+  throw new Error(sentences(problem.detail, problem.next_step));
+}
+
+function sentences(cause, step) { // a cause may end with a full stop
+  return [cause?.replace(/\.$/, ""), step].filter(Boolean).join(". ");
 }
 
 function element(tag, text = "", attributes = {}) {
@@ -70,8 +74,9 @@ function uploadAll(files, hasFolder = false) {
 function upload(file) {
   const chosen = [...$("formats").querySelectorAll(":checked")].map((box) => box.value);
   const query = new URLSearchParams({
-    formats: chosen.join(",") || "nii", figures: $("figures").checked,
+    formats: chosen.join(",") || "nii", figures: $("figures").checked, repair: $("repair").checked,
   });
+  for (const name of ["series", "trust"]) if ($(name).value) query.set(name, $(name).value);
   const card = newCard(file.name);
   const state = card.querySelector(".state");
   const request = new XMLHttpRequest(); // fetch does not tell the progress of an upload
@@ -100,7 +105,7 @@ function upload(file) {
     }
     if (request.status !== 201) {
       if (request.status === 401) $("login").hidden = false;
-      return failed(`not taken: ${[answer.detail, answer.next_step].filter(Boolean).join(". ")}`);
+      return failed(`not taken: ${sentences(answer.detail, answer.next_step)}`);
     }
     names.set(answer.id, file.name);
     card.dataset.job = answer.id;
@@ -152,7 +157,7 @@ function show(job, card) {
     running: `running: ${job.stage}, ${Math.round(100 * job.progress)} %`,
     done: "done",
     cancelled: "cancelled",
-    failed: job.error ? `failed: ${job.error.cause}. ${job.error.next_step}` : "failed",
+    failed: job.error ? `failed: ${sentences(job.error.cause, job.error.next_step)}` : "failed",
   };
   card.querySelector(".state").textContent = texts[job.state];
   const bar = card.querySelector("progress");
@@ -184,7 +189,7 @@ function showResult(result, place) {
   }
   const warnings = element("ul", "", { className: "warnings" });
   for (const warning of result.warnings) {
-    warnings.append(element("li", `${warning.cause}. ${warning.next_step}`));
+    warnings.append(element("li", sentences(warning.cause, warning.next_step)));
   }
   const files = element("div", "", { className: "files" });
   for (const file of result.files) files.append(...buttons(file));

@@ -1,0 +1,30 @@
+"""What kidseg's record of a scan says to the user, besides warnings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["remarks_of"]
+
+_FIRST = 5
+
+
+def remarks_of(record: Mapping[str, Any]) -> list[str]:
+    """What the model is for, and the slices in which it is least sure.
+
+    Args:
+        record: of the scan in kidseg's result.json.
+    """
+    model, review = record.get("model") or {}, record.get("review") or {}
+    remarks = []
+    if use := model.get("use"):
+        remarks.append(f"The model '{model.get('name', '')}' is {use}.")
+    slices = [str(each["slice"]) for each in review.get("slices") or []][:_FIRST]
+    if slices:
+        axis = str(review.get("slice_axis", "k")).upper()
+        remarks.append(
+            f"The model is least sure in slices {', '.join(slices)} ({axis} in the Data Probe)."
+            " Look at these first."
+        )
+    return remarks
