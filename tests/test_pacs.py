@@ -40,7 +40,8 @@ from kidseg.errors import InputError, KidsegError, ModelError, ResourceError, Us
 from kidseg.io.dicom_pdf import write_encapsulated_pdf
 from kidseg.pacs import worker as worker_module
 from kidseg.pacs.dicomweb import Look, WebArchive, _found, find_series
-from kidseg.pacs.node import CANNOT_UNDERSTAND, SUCCESS, Arrivals, Peer, _name, receiving
+from kidseg.pacs.node import CANNOT_UNDERSTAND, Arrivals, _name, receiving
+from kidseg.pacs.peer import SUCCESS, Peer
 from kidseg.pacs.result_objects import report_pdf
 from kidseg.pacs.series_queue import Series, SeriesQueue, digest_of
 from kidseg.pacs.worker import Archive, UnreachableError, Worker
@@ -633,6 +634,10 @@ def test_a_certificate_must_be_known_and_no_password_stands_in_an_address(
         assert refused.value.code == "archive-untrusted"
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
         assert list(archive.ct_studies(None)) == []
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "none"))
+        with pytest.raises(InputError, match="PEM file") as refused:
+            list(archive.ct_studies(None))
+        assert refused.value.path == str(tmp_path / "none")
     finally:
         server.shutdown()
         server.server_close()
@@ -695,6 +700,15 @@ def code_of(act: Callable[[], object]) -> str:
     except InputError as error:
         return error.code
     return ""
+
+
+@pytest.mark.parametrize(
+    "url", ["", "archive", "ftp://a/b", "http://", "http://a:99999/b", "http://[a/b", "http://a:x"]
+)
+def test_what_is_no_address_is_refused_at_the_start(url: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        WebArchive(url=url)
+    assert refused.value.code == "bad-address" and "dicom-web" in refused.value.next_step
 
 
 def test_why_an_archive_cannot_be_reached_is_said() -> None:

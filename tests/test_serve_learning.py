@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from kidseg.io.content import sha256_of
 from kidseg.members import ensemble
 from kidseg.serve.calibration_kept import judges_of
 from kidseg.serve.learning import Learner
+from kidseg.serve.training_state import Learning
 from serving import Running, make_model, running, scan_of, until
 from test_serve_monai import TRAINING, labels_of, put
 
@@ -113,7 +115,9 @@ def test_calibrated_weights_are_kept_unless_they_harm_where_nothing_was_learned(
 
 
 @pytest.mark.requirement("own model")
-def test_a_training_that_fails_is_said_and_the_next_may_start(root: Path, tmp_path: Path) -> None:
+def test_a_training_that_fails_is_said_and_the_next_may_start(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Here somebody has removed the folder of the trainings while the server ran."""
     first = root / "run" / "model.safetensors"
     with running(tmp_path / "server", first, training=TRAINING) as server:
@@ -134,6 +138,15 @@ def test_a_training_that_fails_is_said_and_the_next_may_start(root: Path, tmp_pa
         assert server.client.get("/train/").json()["status"] == "STOPPED"
     log = (tmp_path / "server" / "audit.jsonl").read_text()
     assert log.count("training-failed") == 2
+    said = [each.getMessage() for each in caplog.records if "training" in each.getMessage()]
+    failed = "the training failed (training-failed); the model stays"
+    assert said == [failed, failed, "the training was stopped; the model stays"]
+
+
+def test_how_a_training_ended_is_said_in_a_line() -> None:
+    done = Learning(id="x", state="DONE", started=0.0, before=0.61, after=0.64, taken=True)
+    assert "0.610 before and 0.640 after" in str(done) and "new model is used" in str(done)
+    assert str(replace(done, taken=False)).endswith("the model stays")
 
 
 def intervals() -> dict[str, Any]:

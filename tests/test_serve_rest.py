@@ -507,6 +507,7 @@ def test_zips_that_are_not_one_series_fail_by_themselves(server: Running, tmp_pa
         for found in re.finditer(re.escape(signature), bytes(locked)):
             locked[found.start() + flags] |= 1
     others = {f"two/{path.name}": path.read_bytes() for path in two.iterdir()}
+    third = enumerate(dicom_series(tmp_path / "three", uid="1.2.4").iterdir())
     bad = {
         "absolute": zipped({"/etc/passwd": b"x"}),
         "drive": zipped({"C:\\x": b"x"}),
@@ -518,6 +519,7 @@ def test_zips_that_are_not_one_series_fail_by_themselves(server: Running, tmp_pa
         "no image": zipped({"a.txt": b"hello"}),
         "cut off": zipped(images)[:-30],
         "two studies": zipped({**images, **others}),
+        "two series": zipped({**images, **{f"3/{k}": path.read_bytes() for k, path in third}}),
     }
     headers = {"Content-Type": "application/zip"}
     ids = {}
@@ -534,7 +536,7 @@ def test_zips_that_are_not_one_series_fail_by_themselves(server: Running, tmp_pa
         assert job["error"]["code"] not in ("scan-failed", "worker-killed"), (name, job["error"])
         assert not server.service.jobs.place(id_).exists()
         assert "--" not in job["error"]["next_step"], "it has no command line"
-        assert name != "two studies" or "series=" in job["error"]["next_step"]
+        assert name != "two series" or "series=" in job["error"]["next_step"]
 
 
 @pytest.mark.parametrize(

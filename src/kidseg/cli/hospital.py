@@ -122,7 +122,8 @@ def node(
     Example: kidseg node --to ARCHIVE@127.0.0.1:4242 --port 11112 --folder /var/lib/kidseg
     """
     check_installed("kidseg node", ["pynetdicom"], "kidseg[pacs]")
-    from kidseg.pacs.node import Arrivals, Peer, check_titles, receiving
+    from kidseg.pacs.node import Arrivals, receiving
+    from kidseg.pacs.peer import Peer, check_titles
 
     check_titles([title, *(caller or ())])
     peer = Peer.from_text(to, title)

@@ -5,6 +5,7 @@ Source: DICOM PS3.18 (QIDO-RS, WADO-RS, STOW-RS).
 
 from __future__ import annotations
 
+import os
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from kidseg.errors import InputError, KidsegError, UsageError
+from kidseg.errors import InputError, KidsegError, UsageError, quoted
 from kidseg.pacs.series_queue import Series, SeriesQueue, digest_of
 from kidseg.pacs.worker import CLOSED, Archive, UnreachableError
 
@@ -48,7 +49,7 @@ class WebArchive:
         timeout_s: for each answer.
 
     Raises:
-        UsageError: "password-in-address".
+        UsageError: "bad-address": of no web server; "password-in-address".
     """
 
     url: str
@@ -57,6 +58,13 @@ class WebArchive:
     timeout_s: float = 60.0
 
     def __post_init__(self) -> None:
+        if not _is_web_address(self.url):
+            raise UsageError(
+                f"{quoted(self.url)} is not the address of a web server",
+                code="bad-address",
+                next_step="Give that of the archive's DICOMweb service, such as"
+                " http://name:8042/dicom-web.",
+            )
         if "@" in urlsplit(self.url).netloc:
             raise UsageError(
                 "the address of the archive has a name or a password in it, which everybody on this"
@@ -179,12 +187,19 @@ class WebArchive:
             ) from error
         except (requests.RequestException, ConnectionError, TimeoutError) as error:
             if isinstance(error, ValueError):  # of the address
-                raise _no_dicomweb(self.url, "is none") from error
+                raise _no_dicomweb(self.url, "is invalid") from error
             raise UnreachableError(
                 f"the archive does not answer at {self.url} ({_reason(error)})"
             ) from error
-        except OSError:  # of this machine, such as a full disk
-            raise
+        except OSError as error:
+            if error.errno is not None:  # of this machine, such as a full disk
+                raise
+            raise InputError(
+                "the certificates that are trusted cannot be read",
+                path=os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE"),
+                code="archive-untrusted",
+                next_step="Set REQUESTS_CA_BUNDLE to a PEM file, or unset it.",
+            ) from error
         except Exception as error:  # of any kind: of what the archive sent
             raise _incomplete(f"its answer cannot be read ({type(error).__name__})") from error
 
@@ -274,6 +289,14 @@ def _find_in(
         is_known = not is_long or queue.known(series, digest) is not None
         seen[series] = Look(count=count, digest=digest, is_known=is_known)
     return added
+
+
+def _is_web_address(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of the port, or of an IPv6 address
+        return False
 
 
 def _reason(error: BaseException) -> str:

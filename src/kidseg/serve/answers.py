@@ -138,7 +138,7 @@ _PARAMETERS = (
 
 
 def as_parameters(step: str) -> str:
-    """A next step with the parameters of `POST /jobs` instead of the options of `kidseg segment`."""
+    """A next step with parameters of `POST /jobs` instead of options of `kidseg segment`."""
     for option, parameter in _PARAMETERS:
         step = re.sub(option, parameter, step)
     return step

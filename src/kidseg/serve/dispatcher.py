@@ -199,6 +199,7 @@ class Dispatcher:
                 known, self.problem = self.problem, Finding(**content)
                 if self.problem != known:
                     self.audit.write("model-unusable", code=self.problem.code)
+                    _log.error("no scan is segmented: %s", self.problem)
             return None
         self.facts, self.problem = content, None
         self.audit.write("model-loaded", model=content["sha256"])

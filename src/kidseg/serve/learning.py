@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 import shutil
 import threading
@@ -18,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from kidseg.errors import Finding, KidsegError
 from kidseg.header import MEMBERS, decision_of, read_header
@@ -33,8 +34,9 @@ from kidseg.serve.images import FINAL, Image, ImageStore
 from kidseg.serve.job import new_id
 from kidseg.serve.learned_from import names_said, write_training_data
 from kidseg.serve.refusals import RefusedError
+from kidseg.serve.training_state import Learning, State
 
-__all__ = ["LEAST", "TUNES", "USUAL", "Learner", "Learning", "divided", "shortened"]
+__all__ = ["LEAST", "TUNES", "USUAL", "Learner", "divided", "shortened"]
 
 LEAST = 3
 """Labelled images: one to learn from, one to choose the best epoch by, one that is kept out."""
@@ -49,51 +51,12 @@ TUNES = (USUAL, "all", "decoder", "ends")
 """What to train: "usual" is all but the pose network of System A, which has seen more bodies than a
 few labelled images show; for the others see `kidseg.train.Setup`."""
 
+_log = logging.getLogger("kidseg.serve")
+
 _USUAL = {"homogenized": "segment.*"}
 _LEAST_STEPS = 20
 _METHOD = "--method"
 """Of `kidseg train`: only the first member of this method is trained."""
-
-State = Literal["RUNNING", "DONE", "ERROR", "STOPPED"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Learning:
-    """A training, as it is now.
-
-    Attributes:
-        id: made by the server.
-        state: one of `State`.
-        started: seconds since 1970.
-        ended: seconds since 1970.
-        stage: what is done.
-        epoch: of the stage.
-        epochs: of the stage.
-        member: of the ensemble that is trained, counted from 1.
-        members: of it; 1: no ensemble.
-        before: mean Dice of the current model on the kept images.
-        after: of the new one.
-        taken: the new model is the current one.
-        calibration: what became of the calibration of the current model, in the new one.
-        error: why it failed.
-        lines: the last lines of the log.
-    """
-
-    id: str
-    state: State
-    started: float
-    ended: float | None = None
-    stage: str = "data"
-    epoch: int = 0
-    epochs: int = 0
-    member: int = 1
-    members: int = 1
-    before: float | None = None
-    after: float | None = None
-    taken: bool = False
-    calibration: tuple[str, ...] = ()
-    error: Finding | None = None
-    lines: tuple[str, ...] = ()
 
 
 @dataclass(eq=False)
@@ -203,6 +166,7 @@ class Learner:
             after=self.last.after,
             taken=self.last.taken,
         )
+        _log.warning("%s", self.last)  # warnings are printed
         shutil.rmtree(place, ignore_errors=True)
 
     def _learn(self, labelled: Sequence[Image], tune: str, place: Path) -> Finding | None:

@@ -7,10 +7,11 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Request
 
-from kidseg.serve.learning import USUAL, Learning
+from kidseg.serve.learning import USUAL
 from kidseg.serve.next_sample import STRATEGIES
 from kidseg.serve.refusals import RefusedError, no_such
 from kidseg.serve.service import Service
+from kidseg.serve.training_state import Learning
 
 __all__ = ["MODEL", "check_model", "training_routes"]
 
