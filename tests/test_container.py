@@ -75,6 +75,21 @@ def test_it_says_the_version_and_takes_a_named_build_of_torch() -> None:
     assert len(pinned) == 1 and re.fullmatch(r"torch==[\d.]+", pinned[0])
 
 
+@pytest.mark.parametrize("build", ["cpu", "cu130"])
+def test_the_build_of_torch_and_its_index_go_together(build: str) -> None:
+    """What the file calls pip with, by a shell, for the CPU and for CUDA."""
+    text = FILE.read_text()
+    (index,) = re.findall(r'^ARG TORCH_INDEX="(.*)"$', text, re.M)
+    (command,) = re.findall(
+        r"^RUN /opt/kidseg/bin/(pip install \$\{TORCH[\s\S]*?[^\\])$", text, re.M
+    )
+    script = f'pip() {{ printf \'%s\\n\' "$@"; }}; TORCH_INDEX="{index}"; {command}'
+    words = run("env", f"TORCH_BUILD={build}", "sh", "-c", f"cd {shlex.quote(str(ROOT))}; {script}")
+    said = words.stdout.split()
+    assert said[said.index("--extra-index-url") + 1].endswith(f"/whl/{build}")
+    assert re.fullmatch(rf"torch==[\d.]+\+{build}", said[-1]) and len(said) == 6
+
+
 def run(*words: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(list(map(str, words)), capture_output=True, text=True)
     assert not check or done.returncode == 0, f"{words}\n{done.stdout[-2000:]}{done.stderr[-3000:]}"
@@ -246,6 +261,18 @@ def test_it_is_small_has_a_bill_of_materials_and_no_root(image: str) -> None:
     assert {"kidseg", "torch", "numpy"} <= parts
     assert run(*python, "import torch; print(torch.version.cuda)").stdout == "None\n"
     run(*RUN, image, "doctor", "--quiet")
+
+
+@pytest.mark.slow
+def test_a_build_of_torch_that_is_not_found_ends_the_build(base: str, tmp_path: Path) -> None:
+    """As that for CUDA without PyTorch's own index: no other one is taken in its place."""
+    arguments = [f"BASE={base}", "TORCH_BUILD=cu130", "TORCH_INDEX="]
+    options = [word for each in arguments for word in ("--build-arg", each)]
+    build = ["buildah", "bud", "--isolation", "chroot", *options, *pip_settings(tmp_path)]
+    done = run(*build, "--file", FILE, ROOT, check=False)
+    said = done.stdout + done.stderr
+    assert done.returncode != 0
+    assert re.search(r"No matching distribution found for torch==[\d.]+\+cu130", said), said[-2000:]
 
 
 @pytest.fixture(scope="module")

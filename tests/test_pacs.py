@@ -42,7 +42,7 @@ from kidseg.pacs import worker as worker_module
 from kidseg.pacs.dicomweb import Look, WebArchive, _found, find_series
 from kidseg.pacs.node import CANNOT_UNDERSTAND, Arrivals, _name, receiving
 from kidseg.pacs.peer import SUCCESS, Peer
-from kidseg.pacs.result_objects import report_pdf
+from kidseg.pacs.result_objects import _lines, report_pdf
 from kidseg.pacs.series_queue import Series, SeriesQueue, digest_of
 from kidseg.pacs.worker import Archive, UnreachableError, Worker
 from kidseg.phantom import write_patients
@@ -715,7 +715,7 @@ def test_why_an_archive_cannot_be_reached_is_said() -> None:
     nobody = f"http://127.0.0.1:{free_port()}/dicom-web"
     with pytest.raises(UnreachableError, match=f"{nobody} .Connection refused"):
         list(WebArchive(url=nobody).ct_studies(None))
-    with pytest.raises(UnreachableError, match=r"no-such-host.invalid/x \([A-Z].* name"):
+    with pytest.raises(UnreachableError, match=r"no-such-host.invalid/x \(.*(?i:name)"):
         list(WebArchive(url="http://no-such-host.invalid/x").ct_studies(None))
 
 
@@ -1152,7 +1152,7 @@ def test_the_document_belongs_to_the_study_and_holds_every_warning(tmp_path: Pat
     """Any number of warnings, on as many pages as they need; the PDF as it was, in the object."""
     source, _ = make_case(tmp_path / "ct", "axial")
     warning = {"cause": "slices are 6 mm apart", "next_step": "Use thinner ones."}
-    entry = {
+    entry: dict[str, Any] = {
         "warnings": [warning] * 60,
         "volumes_ml": {"kidney": 100.0},
         "sides": {"left": {"volumes_ml": {"kidney": 100.0}, "partial": True}, "midline": "body"},
@@ -1163,6 +1163,10 @@ def test_the_document_belongs_to_the_study_and_holds_every_warning(tmp_path: Pat
     }
     pdf = report_pdf(entry, Path(__file__).parents[1] / "docs" / "steps.png")
     assert pdf.count(b"/Type /Page ") + pdf.count(b"/Type /Page\n") == 3
+    starter = {**entry["model"], "name": "starter", "use": "made for tests"}
+    without_sides = {**entry, "warnings": [], "sides": None, "model": starter}
+    lines = list(_lines(without_sides))
+    assert lines[0] == "Warnings: none" and "Model starter: made for tests" in lines
     with (tmp_path / "a.dcm").open("wb") as file:
         write_encapsulated_pdf(pdf, source.headers[0], ORIGIN, file)
     found = pydicom.dcmread(tmp_path / "a.dcm")

@@ -101,6 +101,8 @@ def _lines(entry: Mapping[str, Any]) -> Iterator[str]:
             for name, volume in found["volumes_ml"].items():
                 yield f"  {side + ' ' + name:<24}{volume:9.1f}{partial}"
     yield ""
+    if use := entry["model"].get("use"):
+        yield f"Model {entry['model'].get('name', '')}: {use}"
     yield f"Method {entry['model']['method']}, kidseg {entry['versions']['kidseg']}"
     yield f"Model SHA-256 {entry['model']['sha256']}"
     yield f"Scan SHA-256  {entry['sha256']}"
