@@ -58,7 +58,7 @@ def test_a_folder_in_which_nobody_can_write(folder: str) -> None:
     if not Path(folder).is_dir():
         pytest.skip("needs Linux")
     not_writable(check_writable, Path(folder) / "out.json")
-    not_writable(make_folder, Path(folder))
+    assert not_writable(make_folder, Path(folder)).path == folder
     not_writable(make_folder, Path(folder) / "out" / "below")
 
 

@@ -150,6 +150,7 @@ def _worker(
 
     The folder has the patients' images: what is made in this block is for this user alone.
     """
+    from kidseg.io.atomic import make_folder
     from kidseg.io.label_formats import check_formats
     from kidseg.model_file import find_model
     from kidseg.pacs.series_queue import SeriesQueue
@@ -167,10 +168,10 @@ def _worker(
     go_on = f"Start it again with --folder {work} to go on."
     before = os.umask(0o077)
     try:
-        queue = SeriesQueue.opened(work)
+        make_folder(work)
         with stoppable(lambda: go_on), locked_folder(work, "process"):
             worker = Worker(
-                queue=queue,
+                queue=SeriesQueue.opened(work),
                 archive=archive,
                 model=model,
                 device=device,

@@ -80,7 +80,14 @@ def make_folder(path: Path) -> None:
         raise file_in_the_way(path) from error
     except (OSError, ValueError) as error:
         raise _converted(path, error, "the folder cannot be created") from error
-    check_writable(path / f"kidseg-{secrets.token_hex(8)}")
+    tried = _beside(path / "file")
+    try:
+        tried.touch(exist_ok=False)
+    except OSError as error:
+        raise _converted(path, error, "the folder is not writable") from error
+    finally:
+        with suppress(OSError):
+            tried.unlink()
 
 
 @contextmanager
