@@ -263,6 +263,22 @@ def test_it_is_small_has_a_bill_of_materials_and_no_root(image: str) -> None:
     run(*RUN, image, "doctor", "--quiet")
 
 
+@pytest.mark.requirement("slicer")
+@pytest.mark.slow
+def test_3d_slicer_segments_with_it(tutorial: dict[str, str]) -> None:
+    """Its extension, with the image named by its digest, as tests/test_slicer_scene.py checks."""
+    if not os.environ.get("SLICER_PYTHON"):
+        pytest.skip("SLICER_PYTHON is not a Python with the package slicer-core")
+    (facts,) = json.loads(run("podman", "image", "inspect", IMAGE).stdout)
+    settings = {
+        "KIDSEG_IMAGE": f"sha256:{facts['Id']}",
+        "ENGINE": str(Path(tutorial["PATH"].split(os.pathsep)[0]) / "podman"),
+    }
+    words = ["env", *(f"{name}={value}" for name, value in settings.items())]
+    words += [sys.executable, "-m", "pytest", "-n", "0", "-m", "slow", "-k", "a_container_segments"]
+    assert "1 passed" in run(*words, ROOT / "tests" / "test_slicer_scene.py").stdout
+
+
 @pytest.mark.slow
 def test_a_build_of_torch_that_is_not_found_ends_the_build(base: str, tmp_path: Path) -> None:
     """As that for CUDA without PyTorch's own index: no other one is taken in its place."""

@@ -283,6 +283,13 @@ def server_with(**answers: Any) -> Iterator[str]:
 ID = "12345678-1234-5678-1234-567812345678"
 
 
+def test_a_token_is_asked_for_where_it_is_entered(job: Job) -> None:
+    told = {"code": "token-required", "detail": "a token", "next_step": "Send the header X."}
+    with server_with(health=(401, {}, json.dumps(told).encode())) as address:
+        error = refused(Server(address).segment, job, Watch())
+    assert error.code == "token-required" and error.next_step.endswith("'Where kidseg runs'.")
+
+
 @pytest.mark.parametrize(
     ("address", "code"),
     [

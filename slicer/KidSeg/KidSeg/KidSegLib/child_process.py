@@ -75,7 +75,7 @@ def run_child(
     except OSError as error:
         raise KidSegError(
             f"'{argv[0]}' could not be started ({error.strerror or error})",
-            "Check the path of the program in the settings of this module.",
+            "Check the path of the program under 'Where kidseg runs'.",
             code="not-started",
         ) from error
     assert process.stdout is not None and process.stderr is not None

@@ -159,7 +159,7 @@ def find_program(given: str, names: Sequence[str], which: Callable[[str], str | 
         what = f"'{given}'" if given else " or ".join(f"'{name}'" for name in names)
         raise KidSegError(
             f"the program {what} was not found",
-            "Give its path in the settings of this module.",
+            "Give its path under 'Where kidseg runs'.",
             code="no-program",
         )
     return Path(found)

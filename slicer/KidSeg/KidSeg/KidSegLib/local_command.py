@@ -65,7 +65,7 @@ class LocalCommand:
             raise KidSegError(
                 error.cause,
                 "Install kidseg (see the documentation), and give the path of its program or of"
-                " its virtual environment in the settings of this module.",
+                " its virtual environment under 'Where kidseg runs'.",
                 code=error.code,
             ) from error
         return [str(found)], self.environment

@@ -60,7 +60,7 @@ class Server:
         if parts.scheme == "http" and not self.unencrypted and not _is_here(parts.hostname):
             raise KidSegError(
                 "the scan would be sent to another machine unencrypted",
-                "Use an address with https, or allow it in the settings of this module.",
+                "Use an address with https, or allow it under 'Where kidseg runs'.",
                 code="not-encrypted",
             )
         if job.model is not None:
@@ -265,7 +265,11 @@ def _read(answer: Any, count: int) -> bytes:
     try:
         return bytes(answer.read(count))
     except (OSError, HTTPException) as error:
-        raise _offline("", error) from error
+        raise KidSegError(
+            f"the connection to the server was lost ({error})",
+            "Try again.",
+            code="no-connection",
+        ) from error
 
 
 def _is_here(host: str) -> bool:
@@ -298,6 +302,8 @@ def _refused(error: urllib.error.HTTPError) -> KidSegError:
     except (OSError, ValueError, HTTPException):
         content = None
     if isinstance(content, dict) and content.get("detail"):
+        if content.get("code") == "token-required":
+            content["next_step"] = "Enter it under 'Where kidseg runs'."
         return error_from(content, {})
     return KidSegError(
         f"the server answered {error.code} ({error.reason})",

@@ -15,7 +15,12 @@ async function ask(path, options = {}) {
   if (answer.ok) return answer;
   if (answer.status === 401) $("login").hidden = false;
   const problem = await answer.json().catch(() => ({ detail: answer.statusText }));
-  throw new Error(sentences(problem.detail, problem.next_step));
+  throw new Error(told(problem));
+}
+
+function told(problem) {
+  const step = problem.code === "token-required" ? "Enter it above." : problem.next_step;
+  return sentences(problem.detail, step);
 }
 
 function sentences(cause, step) { // a cause may end with a full stop
@@ -105,7 +110,7 @@ function upload(file) {
     }
     if (request.status !== 201) {
       if (request.status === 401) $("login").hidden = false;
-      return failed(`not taken: ${sentences(answer.detail, answer.next_step)}`);
+      return failed(`not taken: ${told(answer)}`);
     }
     names.set(answer.id, file.name);
     card.dataset.job = answer.id;
