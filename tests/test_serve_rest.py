@@ -25,6 +25,7 @@ from kidseg.io import ReadOptions, read
 from kidseg.io.label_formats import FORMATS
 from kidseg.measure.measuring import Request, measure
 from kidseg.measure.person import Patient
+from kidseg.report import templates
 from kidseg.segment import segment
 from kidseg.serve.answers import as_parameters
 from kidseg.serve.audit_log import AuditLog
@@ -70,6 +71,18 @@ def test_an_upload_gives_the_labels_that_segment_gives(server: Running, root: Pa
     assert record["volumes_ml"] == job["result"]["volumes_ml"]
     left = {path.name for path in server.service.jobs.place(job["id"]).iterdir()}
     assert left == {"results-1"}, "the scan is not kept"
+
+
+def test_a_report_is_not_offered_without_its_viewer(
+    server: Running, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which pip does not bring: the page would ask for it by default, and each job would fail."""
+    monkeypatch.setattr(templates, "FOLDER", tmp_path)
+    formats = server.client.get("/api/v1/health").json()["formats"]
+    assert "html" not in formats and {"nii", "stl"} <= set(formats)
+    with scan_of(root).open("rb") as file:
+        answer = server.client.post(f"{API}?formats=nii,html", files={"file": file})
+    assert answer.json()["code"] == "missing-viewer" and answer.is_client_error
 
 
 @pytest.mark.requirement("server")

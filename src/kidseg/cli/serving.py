@@ -11,6 +11,7 @@ import typer
 from kidseg.cli.options import AsJson, Device, Quiet
 from kidseg.cli.stopping import stoppable
 from kidseg.cli.terminal import print_result
+from kidseg.errors import KidsegError
 from kidseg.extras import check_installed
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def serve(
     """
     check_installed("the server", _NEEDED, "kidseg[serve]")
     from kidseg.model_file import find_model
+    from kidseg.report.templates import check_viewer
     from kidseg.serve.listening import serve
     from kidseg.serve.policy import Limits, Serving, read_tokens
 
@@ -93,6 +95,10 @@ def serve(
             "token_required": bool(actual.tokens),
         }
         text = f"Serving at {actual.address}; files in {folder}. Stop with Ctrl-C."
+        try:
+            check_viewer()
+        except KidsegError as error:
+            text += f"\nReports (html) are not offered: {error}"
         print_result({"serving": facts}, text, as_json, quiet)
 
     with stoppable(lambda: "Jobs that were waiting or running go on after the next start."):

@@ -13,10 +13,12 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 
+from kidseg.errors import KidsegError
 from kidseg.extras import is_installed
 from kidseg.io.label_formats import FORMATS, check_formats
 from kidseg.measure.person import Patient, Sex
 from kidseg.provenance import RESEARCH_USE
+from kidseg.report.templates import check_viewer
 from kidseg.serve.answers import API, PROBLEMS, Health, JobList, JobView, ModelName
 from kidseg.serve.incoming import kept_scan
 from kidseg.serve.job import ACTIVE, new_id
@@ -90,10 +92,13 @@ class Wishes(BaseModel):
         Labels are also written as NIfTI if no format is one that can be measured.
 
         Raises:
-            UsageError: see `check_formats`, `Patient`.
+            UsageError: see `check_formats`, `check_viewer`, `Patient`.
+            ModelError: see `check_viewer`.
         """
         chosen = tuple(dict.fromkeys(self.formats.split(",")))
         check_formats(chosen)
+        if any(FORMATS[kind].is_page for kind in chosen):
+            check_viewer()
         person = {name: getattr(self, name) for name in Patient.__dataclass_fields__}
         Patient(**person)
         return Wanted(
@@ -220,16 +225,25 @@ def _current(service: Service, job: str) -> JobView:
     return view(service, service.jobs.get(job))
 
 
+def _is_offered(kind: str) -> bool:
+    """Is all installed that this format needs?"""
+    try:
+        if FORMATS[kind].is_page:
+            check_viewer()
+    except KidsegError:
+        return False
+    return all(map(is_installed, FORMATS[kind].packages))
+
+
 def _health(service: Service) -> Health:
     facts, problem = service.dispatcher.facts, service.dispatcher.problem
-    installed = [kind for kind, known in FORMATS.items() if all(map(is_installed, known.packages))]
     state: Literal["ok", "loading", "unusable"] = "ok" if facts else "loading"
     return Health(
         status="unusable" if problem is not None else state,
         version=version("kidseg"),
         model=ModelName(sha256=facts["sha256"], method=facts["method"]) if facts else None,
         labels={str(number): name for number, name in facts.get("labels", {}).items()},
-        formats=installed,
+        formats=[kind for kind in FORMATS if _is_offered(kind)],
         token_required=bool(service.serving.tokens),
         jobs=service.jobs.counts(),
         use=RESEARCH_USE,
