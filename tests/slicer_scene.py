@@ -386,6 +386,7 @@ COMMANDS = {each.__name__: each for each in (export, back, refusals, whole, canc
 
 if __name__ == "__main__":
     vtk.vtkObject.GlobalWarningDisplayOff()
-    signal.alarm(500)
+    signal.signal(signal.SIGALRM, signal.default_int_handler)  # so that kidseg ends too
+    signal.alarm(1500)
     answer = COMMANDS[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:])
     sys.stdout.write("found:" + json.dumps(answer))

@@ -24,7 +24,7 @@ def test_the_requests_of_the_page_are_answered(tmp_path: Path) -> None:
     model, job, answers = make_model(tmp_path), "", []
     shutil.copy(scan_of(tmp_path), tmp_path / "scan.nii.gz")
     with running(tmp_path / "server", model) as server:
-        until(lambda: server.client.get("/api/v1/health").json()["status"] == "ok")
+        until(lambda: server.client.get("/api/v1/health").json()["status"] == "ok", 300)
         for line in lines:
             curl, *words = shlex.split(
                 line.replace(ADDRESS, server.url).replace("/ID/", f"/{job}/")

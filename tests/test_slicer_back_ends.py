@@ -96,7 +96,7 @@ def test_cancelling_ends_a_program_and_its_children(
 def test_a_program_that_cannot_be_started(tmp_path: Path) -> None:
     (path := tmp_path / "kidseg").write_text("#!/bin/sh\n")
     error = refused(run_child, [str(path)], Watch(), os.environ)
-    assert error.code == "not-started" and "settings" in error.next_step
+    assert error.code == "not-started" and "Where kidseg runs" in error.next_step
 
 
 def test_programs_are_found_by_path_environment_or_name(tmp_path: Path) -> None:

@@ -133,7 +133,8 @@ def test_refusals_are_in_words_and_leave_the_scene_as_it_was(
 def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A digital patient."""
     folder = tmp_path_factory.mktemp("patient")
-    kidseg("phantom", folder, "--patients", "1", "--seed", "3", "--size", "128", "--ages", "4-5")
+    words = ["--patients", "1", "--seed", "3", "--size", "128", "--ages", "4-5"]
+    kidseg("phantom", folder, *words, "--set", "max_slices=24")
     return folder / "imagesTr" / "phantom_0000_0000.nii.gz"
 
 
