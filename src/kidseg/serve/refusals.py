@@ -49,7 +49,9 @@ def no_such(what: str) -> RefusedError:
         HTTPStatus.NOT_FOUND,
         f"there is no such {what}, or no longer",
         code="not-found",
-        next_step="Check its id; results are removed after a while.",
+        next_step="Check its id; results are removed after a while."
+        if what == "job"
+        else "Check its name, or its id.",
     )
 
 
