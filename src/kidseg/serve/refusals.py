@@ -50,7 +50,7 @@ def no_such(what: str) -> RefusedError:
         f"there is no such {what}, or no longer",
         code="not-found",
         next_step="Check its id; results are removed after a while."
-        if what == "job"
+        if what in ("job", "file", "page", "session")
         else "Check its name, or its id.",
     )
 
