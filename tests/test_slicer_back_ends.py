@@ -537,11 +537,11 @@ def test_numbers_are_shown_with_three_digits() -> None:
 
 def test_the_record_says_what_the_model_is_for_and_where_to_look() -> None:
     assert remarks_of({}) == [] == remarks_of({"model": {"name": "m"}, "review": {"slices": []}})
-    slices = [{"slice": number} for number in (12, 19, 17, 16, 18, 1)]
+    slices = [{"slice": n, "position_mm": 5.0 * n} for n in (12, 19, 17, 16, 18, 1)]
     record = {"model": {"name": "starter", "use": "for tests"}, "review": {"slices": slices}}
     use, look = remarks_of(record)
     assert use == "The model 'starter' is for tests."
-    assert "12, 19, 17, 16, 18 (K in" in look
+    assert "slices 12 (S 60.0 mm), 19 (S 95.0 mm)," in look and "18 (S 90.0 mm): K and" in look
 
 
 def test_without_measures_the_volumes_are_shown() -> None:

@@ -20,11 +20,14 @@ def remarks_of(record: Mapping[str, Any]) -> list[str]:
     remarks = []
     if use := model.get("use"):
         remarks.append(f"The model '{model.get('name', '')}' is {use}.")
-    slices = [str(each["slice"]) for each in review.get("slices") or []][:_FIRST]
+    slices = [
+        f"{each['slice']} (S {float(each['position_mm']):.1f} mm)"
+        for each in (review.get("slices") or [])[:_FIRST]
+    ]
     if slices:
         axis = str(review.get("slice_axis", "k")).upper()
         remarks.append(
-            f"The model is least sure in slices {', '.join(slices)} ({axis} in the Data Probe)."
-            " Look at these first."
+            f"The model is least sure in slices {', '.join(slices)}: {axis} and S in the Data"
+            " Probe, which counts from 0. Look at these first."
         )
     return remarks
