@@ -1,6 +1,7 @@
-"""Codes of all errors and warnings, read from calls in the source that state one as a literal.
+"""Codes of all errors and warnings, read from calls in the source.
 
-They make a `Finding` or an exception, or call a function that takes a code and makes one.
+They make a `Finding` or an exception with a literal code, or call a function that takes a code or a
+cause and makes one.
 """
 
 from __future__ import annotations
@@ -66,11 +67,13 @@ def _texts_of(call: ast.Call, scopes: Scopes, known: dict[str, Any]) -> dict[str
         made = {"severity": ["warning" if name == "Finding" else name]}
         given = dict(zip(parameters, call.args[-1:], strict=False))
     elif maker not in (None, scopes[0]):
-        for inner, within in _calls(maker, (maker, *scopes[1:])):
-            if "code" in map(ast.unparse, [*inner.args, *(each.value for each in inner.keywords)]):
-                made = made or _texts_of(inner, within, known)
-        parameters = [each.arg for each in maker.args.args if each.arg != "self"]
+        every = (*maker.args.args, *maker.args.kwonlyargs)
+        parameters = [each.arg for each in every if each.arg != "self"]
         given = dict(zip(parameters, call.args, strict=False))
+        for inner, within in _calls(maker, (maker, *scopes[1:])):
+            passed = map(ast.unparse, [*inner.args, *(each.value for each in inner.keywords)])
+            if {"code", "cause"}.intersection(parameters, passed):
+                made = made or _texts_of(inner, within, known)
     if not made:
         return {}
     given |= {each.arg: each.value for each in call.keywords}

@@ -29,6 +29,7 @@ MEANINGS: Mapping[str, str] = {
     "contour-gap": "contours are missing between others",
     "damaged-model": "a model file is not complete, or contradicts itself",
     "damaged-state": "a saved state of a training is not complete, or of something else",
+    "damaged-store": "a store is not as it was written",
     "damaged-table": "a table that kidseg wrote is not as it was written",
     "disk-full": "there is too little space",
     "duplicate-case": "two cases have one name",
@@ -173,6 +174,9 @@ def test_codes_of_functions_that_make_errors(tmp_path: Path) -> None:
         def _note(code: str, severity: str = "error") -> Finding:
             return Finding(code=code, cause="so", severity=severity)
         _note("first"), _note("second", severity="warning")
+        def _bad(cause: str) -> InputError:
+            return InputError(cause, code="third")
+        _bad("thus")
     """
     two = """
         from kidseg.one import refuse
@@ -185,6 +189,8 @@ def test_codes_of_functions_that_make_errors(tmp_path: Path) -> None:
     assert found(tmp_path, one=one, two=two, unrelated=unrelated) == {
         ("first", "error", "one", ("so",), ()),
         ("second", "warning", "one", ("so",), ()),
+        ("third", "InputError", "one", ("…",), ()),
+        ("third", "InputError", "one", ("thus",), ()),
         ("a", "InputError", "two", ("this",), ("Stop.",)),
         ("b", "InputError", "two", ("that",), ("Stop.",)),
     }
