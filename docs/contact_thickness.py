@@ -2,7 +2,7 @@
 
     python docs/contact_thickness.py [--rows OUT.jsonl]   # of benchmarks/measure_phantoms.py
 
-A tumour of 18 mm radius lies in a shell of parenchyma that covers six tenths of it. Grids are
+A tumour of 14 mm radius lies in a shell of parenchyma that covers six tenths of it. Grids are
 oblique.
 """
 
@@ -25,7 +25,7 @@ from kidseg.measure.contact import contact_area, contact_of  # noqa: E402
 from kidseg.measure.mask import Mask  # noqa: E402
 from solids import oblique, positions, rotation  # noqa: E402
 
-RADIUS_MM, SEEDS = 18.0, range(1, 5)
+RADIUS_MM, SEEDS = 14.0, range(1, 5)
 SPACINGS_MM = ((1.5, 1.0, 1.0), (3.0, 0.9, 0.9))
 RATIOS = (0.33, 0.67, 1.0, 1.67, 2.5, 4.0, 6.7)
 LIMIT = 0.05

@@ -98,9 +98,9 @@ def contact_area(tumour: Mask, kidney: Mask) -> Quantity:
     """Area of the contact, narrow gaps included; its interval is that of contours moved by a voxel.
 
     The contour between both is moved either way, and so is the contour of both together, at whose
-    edge the contact ends. Parenchyma that a tumour has stretched to less than a third of a voxel
-    has few labels or none, and its contact is not seen. How much that is, labels cannot tell: as
-    much is added to the upper end as is seen before single voxels.
+    edge the contact ends. Parenchyma that a tumour has stretched to less than 0.4 voxels has few
+    labels or none, and its contact is not seen. How much that is, labels cannot tell: as much is
+    added to the upper end as is seen before single voxels.
     """
     from scipy import ndimage
 
