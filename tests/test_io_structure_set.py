@@ -138,7 +138,7 @@ def test_another_object_is_not_one(tmp_path: Path) -> None:
     assert caught.value.code == "bad-dicom"
     with pytest.raises(InputError) as caught:
         read_structure_set(tmp_path / "missing.dcm")
-    assert caught.value.code == "unreadable"
+    assert caught.value.code == "not-found"
 
 
 def test_truncated_and_mutated_files_give_only_errors_of_kidseg(tmp_path: Path) -> None:
