@@ -97,7 +97,35 @@ def refusal(root: Path) -> InputError:
     return caught.value
 
 
+def test_a_folder_inside_or_around_a_data_set_names_it(tmp_path: Path) -> None:
+    root = nnunet(tmp_path / "all" / "mine")
+    for wrong in (root / "labelsTr", root / "labelsTr" / "c0.nii.gz", tmp_path / "all"):
+        assert f"The data set is {root}:" in refusal(wrong).next_step, wrong
+    nnunet(tmp_path / "all" / "yours")
+    assert "A data set has" in refusal(tmp_path / "all").next_step
+    kits(tmp_path / "kits", "kits19")
+    one = refusal(tmp_path / "kits" / "data" / "case_00000")
+    assert f"The data set is {tmp_path / 'kits' / 'data'}:" in one.next_step
+
+
 # ---- nnU-Net -----------------------------------------------------------------------------------
+
+
+def test_labels_as_nnunet_v1_has_them(tmp_path: Path) -> None:
+    wrong = {"0": "background", "1": "kidney"}
+    said = refusal(nnunet(tmp_path, labels=wrong)).cause
+    assert (
+        said == "'labels' must map names to numbers, as in {'kidney': 1}, not '0' to 'background'"
+    )
+    said = refusal(nnunet(tmp_path, labels={"background": 0, "kidney": 1.5})).cause
+    assert said == "'labels.kidney': input should be a valid integer, not 1.5"
+    said = refusal(nnunet(tmp_path, numTraining=None)).cause
+    assert said == "'numTraining': input should be a valid integer, not None"
+
+
+def test_another_file_ending_than_stated(tmp_path: Path) -> None:
+    error = refusal(nnunet(tmp_path, file_ending=".nii"))
+    assert error.code == "wrong-file-ending" and "there is c0_0000.nii.gz" in error.cause
 
 
 def test_nnunet_folder(tmp_path: Path) -> None:
@@ -508,6 +536,14 @@ def test_a_table_without_its_header(tmp_path: Path, header: str) -> None:
     with pytest.raises(InputError) as caught:
         table(tmp_path, header + "\nc0,1\n")
     assert caught.value.code == "bad-table"
+
+
+@pytest.mark.parametrize("age", ["1,5", "1.5", '"1,5"'])
+def test_a_table_of_a_country_whose_decimal_sign_is_a_comma(tmp_path: Path, age: str) -> None:
+    nnunet(tmp_path)
+    first = table(tmp_path, f"case;patient;age_years\nc0;Ann, B.;{age}\n").cases[0]
+    assert (first.patient, first.age_years) == ("Ann, B.", 1.5)
+    assert table(tmp_path, 'case,age_years\nc0,"1,5"\n').cases[0].age_years == 1.5
 
 
 def test_a_table_in_another_encoding(tmp_path: Path) -> None:

@@ -54,6 +54,18 @@ def code_of(root: Path) -> str:
 
 
 @pytest.mark.parametrize("write", [listed, decathlon])
+def test_upper_and_lower_case_of_windows(tmp_path: Path, write: Any) -> None:
+    root = write(files(tmp_path), "ImagesTR\\A_0000.NII.gz", "./labelstr/a.nii.gz")
+    survey = survey_dataset(root)
+    assert not survey.findings, survey.findings
+    (case,) = survey.dataset.cases
+    assert case.labels == root / "labelsTr/a.nii.gz"
+    (root / "labelsTr/A.nii.gz").write_bytes(b"x")  # now there are two: neither is guessed
+    assert code_of(write(root, "imagesTr/a_0000.nii.gz", "labelsTr/A.NII.GZ")) == "missing-labels"
+    assert code_of(write(root, "imagesTs/a_0000.nii.gz", "labelsTr/a.nii.gz")) == "missing-image"
+
+
+@pytest.mark.parametrize("write", [listed, decathlon])
 def test_separators_of_windows(tmp_path: Path, write: Any) -> None:
     root = write(files(tmp_path), ".\\imagesTr\\a_0000.nii.gz", "labelsTr\\a.nii.gz")
     survey = survey_dataset(root)

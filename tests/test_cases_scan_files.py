@@ -26,6 +26,14 @@ def test_numbers_of_scans_belong_to_their_names(tmp_path: Path) -> None:
     assert found == {"kid_0000": first, "kid_0001": second}
 
 
+def test_two_scans_of_a_name_are_not_guessed(tmp_path: Path) -> None:
+    touch(tmp_path, "anna.nii.gz", "anna.nrrd", "ben.mha")
+    assert set(scans_of_cases(tmp_path, ["ben"])) == {"ben"}
+    with pytest.raises(InputError, match=r"anna.nii.gz and anna.nrrd") as error:
+        scans_of_cases(tmp_path, ["anna", "ben"])
+    assert error.value.code == "several-scans"
+
+
 def test_a_folder_without_scans_is_refused(tmp_path: Path) -> None:
     touch(tmp_path, "readme.txt", ".hidden.nii.gz")
     with pytest.raises(InputError) as error:

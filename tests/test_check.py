@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from kidseg.cases import case_paths, open_dataset, write_dataset_json
+from kidseg.cases.reading import CaseReader
 from kidseg.check import Report, check
 from kidseg.check.anomalies import kidney_labels
 from kidseg.errors import InputError
@@ -58,7 +59,7 @@ def write_case(root: Path, name: str, image: Volume, labels: torch.Tensor | Volu
 def dataset(root: Path, cases: int = 2, **description: Any) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     for k in range(cases):
-        write_case(root, f"c{k}", body(k), kidneys())
+        write_case(root, f"c{k}", body(k), kidneys().roll(k, 2))
     told = {"channels": ("CT",), "schema": KIDNEY_TUMOUR, "n_training": cases, **description}
     write_dataset_json(root, **told)
     return root
@@ -133,7 +134,7 @@ def test_any_mr_data_set_with_labels_of_its_own(tmp_path: Path) -> None:
     root = dataset(tmp_path, channels=("T1",), schema=schema)
     for k in range(2):
         image = Volume((body(k).data + 1000).clamp(min=0), GRID)
-        write_case(root, f"c{k}", image, kidneys())
+        write_case(root, f"c{k}", image, kidneys().roll(k, 2))
     # No Hounsfield units asked, no kidneys counted; but it is said that there are none.
     assert codes(check(root)) == {"label-not-understood": "warning", "no-kidney-label": "warning"}
 
@@ -162,9 +163,40 @@ def test_left_and_right_kidney_count_as_two(tmp_path: Path) -> None:
     labels = kidneys()
     labels[0, :, :, 42:][labels[0, :, :, 42:] == 1] = 3
     for case in ("c0", "c1"):
-        write_case(root, case, body(int(case[1])), labels)
+        write_case(root, case, body(int(case[1])), labels.roll(int(case[1]), 2))
     assert codes(check(root)) == {}
-    assert codes(relabel(root, labels.where(labels != 3, 0))) == {"one-kidney": "warning"}
+    left_out = codes(relabel(root, labels.where(labels != 3, 0)))
+    assert left_out == {"one-kidney": "warning", "tumour-apart": "warning"}
+
+
+def test_labels_of_another_patient(tmp_path: Path) -> None:
+    """They lie where the scan has air, or are those of another case, too."""
+    root = dataset(tmp_path)
+    moved = kidneys().roll(20, 3)  # one kidney is outside the body now
+    assert codes(relabel(root, moved)) == {"labels-in-air": "warning"}
+    data = open_dataset(root)
+    noted = CaseReader.of_dataset(data).read(data.by_id["c0"]).findings
+    assert [finding.code for finding in noted] == ["labels-in-air"], "training notices it, too"
+    write_case(root, "c1", body(1), moved)
+    (same,) = [f for f in check(root).findings if f.code == "same-labels"]
+    assert same.cause == "cases 'c0' and 'c1' have the same labels, but other images"
+    assert same.severity == "warning" and same.path.endswith("c1.nii.gz")
+    write_case(root, "c1", body(1), torch.zeros_like(moved))
+    assert "same-labels" not in codes(relabel(root, torch.zeros_like(moved)))
+
+
+def test_a_tumour_that_touches_no_kidney(tmp_path: Path) -> None:
+    """As where the numbers of kidney and tumour are exchanged; a speck of it is not told."""
+    root = dataset(tmp_path)
+    exchanged = kidneys()
+    exchanged[kidneys() == 1], exchanged[kidneys() == 2] = 2, 1
+    assert codes(relabel(root, exchanged))["tumour-apart"] == "warning"
+    apart = kidneys()
+    apart[0, 5, 30, 30] = 2  # one voxel; the tumour has 2 * 4 * 4
+    assert "tumour-apart" not in codes(relabel(root, apart))
+    apart[0, 5, 30, 31] = 2
+    (found,) = [f for f in relabel(root, apart).findings if f.code == "tumour-apart"]
+    assert "0.024 ml touches no kidney" in found.cause
 
 
 def test_several_channels(tmp_path: Path) -> None:
@@ -228,7 +260,7 @@ def test_what_the_readers_find_is_named_for_every_file(tmp_path: Path) -> None:
     image.write_bytes(image.read_bytes()[:-20])
     (root / "labelsTr/c1.nii.gz").write_bytes(b"")
     (root / "imagesTr/c2_0000.nii.gz").write_text("<html>not found</html>")
-    save(Volume(kidneys(), GRID), tmp_path / "plain.nii")
+    save(Volume(kidneys().roll(3, 2), GRID), tmp_path / "plain.nii")
     (tmp_path / "plain.nii").replace(root / "labelsTr/c3.nii.gz")
     report = check(root)
     found = {finding.code: finding.path for finding in report.findings}

@@ -53,6 +53,16 @@ def refused(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, s
 
 
 @pytest.mark.parametrize("name", COMMANDS)
+def test_a_path_that_cannot_be_read_is_no_usage_error(name: str) -> None:
+    """Who reads it says so, as bad input; one of many scans does not end the command."""
+    for parameter in COMMANDS[name].params:
+        known = parameter.type_descriptor
+        if "Path" in str(getattr(known, "annotation", "")):
+            info = known.parameter_info
+            assert not (info.readable or info.exists or info.writable), parameter.name
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_is_in_a_group_and_no_word_of_its_help_is_lost(name: str) -> None:
     """Rich takes words in brackets for markup."""
     assert COMMANDS[name].rich_help_panel

@@ -185,7 +185,7 @@ def test_a_store_is_told_from_a_model(trained: Path, capsys: pytest.CaptureFixtu
     text = capsys.readouterr().out
     assert "a store" in text and "kidseg train" in text and "subjects" not in text
     assert call_cli(*command[:3], trained / "data", *command[4:], "--dry-run") == 2
-    assert "a store is not written into it" in capsys.readouterr().err
+    assert "it is no place for a store" in capsys.readouterr().err
     assert call_cli("train", store, "-o", trained / "other", "--method", "plain", "--dry-run") == 0
     assert "a store" in capsys.readouterr().out
 

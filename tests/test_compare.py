@@ -501,6 +501,8 @@ def figure(**changes: Any) -> Callable[[dict[str, Any]], Any]:
         (figure(mean=float("nan")), "kidney.dice.mean"),
         (figure(n=-1), "kidney.dice.n"),
         (figure(n_empty="lost"), "kidney.dice.n_empty"),
+        (lambda known: known.update(not_evaluated=5), "not_evaluated"),
+        (lambda known: known.update(findings=[{}]), "findings"),
     ],
 )
 def test_damaged_summaries_are_refused(tmp_path: Path, damage: Any, words: str) -> None:
@@ -541,3 +543,14 @@ def test_cases_that_could_not_be_evaluated_are_named(tmp_path: Path) -> None:
     assert [run["not_evaluated"] for run in result["runs"]] == [[], ["case_77"]]
     text = (tmp_path / "out" / "compare.md").read_text()
     assert "Could not be evaluated in b, left out: case_77" in text
+
+
+def test_what_was_noticed_in_the_evaluations_is_said(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / n, {"kidney": [0.5, 0.6]}) for n in "ab"]
+    summary = json.loads((runs[1] / "summary.json").read_text())
+    noticed = [{"code": "missing-prediction"}, {"code": "missing-prediction"}, {"code": "x"}]
+    (runs[1] / "summary.json").write_text(json.dumps({**summary, "findings": noticed}))
+    result = compare(runs, tmp_path / "out")
+    assert [run["findings"] for run in result["runs"]] == [{}, {"missing-prediction": 2, "x": 1}]
+    text = (tmp_path / "out" / "compare.md").read_text()
+    assert "Noticed in b, see its summary.json: 2 missing prediction, 1 x" in text

@@ -177,7 +177,8 @@ def test_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, str(tmp_path / "empty"), "--json")
     assert code == 3 and json.loads(out)["error"]["code"] == "no-structure-sets"
     assert run(capsys)[0] == 2
-    assert run(capsys, str(tmp_path / "missing"))[0] == 3
+    code, _, err = run(capsys, str(tmp_path / "missing"))
+    assert code == 3 and "no such file" in err and "Check the path" in err
 
 
 def test_all_files_failing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -703,7 +703,7 @@ def test_grids_must_be_the_same(tmp_path: Path) -> None:
         write(tmp_path / f"{name}.nii.gz", REFERENCE, grid)
     write(tmp_path / "cut.nii.gz", REFERENCE[1:])
     evaluate(tmp_path / "near.nii.gz", tmp_path / "ref.nii.gz", tmp_path / "out")
-    for name, words in (("far", "centres 0.01 mm"), ("cut", "5 x 20 x 24")):
+    for name, words in (("far", "up to 0.01 mm apart"), ("cut", "5 x 20 x 24")):
         with pytest.raises(InputError, match=words) as raised:
             evaluate(tmp_path / f"{name}.nii.gz", tmp_path / "ref.nii.gz", tmp_path / "o")
         assert raised.value.code == "grid-mismatch"

@@ -360,6 +360,17 @@ def test_same_as_looks_at_the_corners() -> None:
     assert grid.slicewise().same_as(grid) and not grid.same_as(grid.resized((10, 512, 511)))
 
 
+def test_a_difference_is_told_with_the_digits_that_show_it() -> None:
+    grid = Grid.from_spacing((3, 5, 5), (4, 0.5, 0.5))
+    assert grid.resized((3, 5, 6)).difference(grid) == "3 x 5 x 6 voxels, not 3 x 5 x 5"
+    moved = Grid.from_spacing((3, 5, 5), (4, 0.5, 0.5), (0.0, 0.03, 0.04))
+    assert moved.difference(grid) == "as many voxels, up to 0.05 mm apart"
+    # Around the same centre, (0, 2, 2) pixels from the corners: 2 * 0.0001 * sqrt(2) mm.
+    wider = Grid.from_spacing((3, 5, 5), (4, 0.5001, 0.5001))
+    said = "up to 0.0002828 mm apart, of 4 x 0.5001 x 0.5001 mm, not 4 x 0.5 x 0.5 mm"
+    assert wider.difference(grid) == f"as many voxels, {said}"
+
+
 def test_a_batch_is_a_slicewise_volume() -> None:
     rng = np.random.default_rng(0)
     scans = [

@@ -786,6 +786,29 @@ def test_missing_rescale_is_said(tmp_path: Path) -> None:
     refused(series(tmp_path / "b", edit=assign("RescaleSlope", 0)), code="bad-rescale")
 
 
+@pytest.mark.row(22)
+@pytest.mark.parametrize("name", ["RescaleSlope", "RescaleIntercept"])
+def test_rescale_that_only_some_images_state(tmp_path: Path, name: str) -> None:
+    """The slice without would be 1024 HU off; where all are HU already, it would not."""
+    some = series(tmp_path / "some", edit=delete(name, 2))
+    assert "1 of 6 images, first 014-2.dcm" in refused(some, code="bad-rescale")
+
+    def edit(ds: Dataset, k: int) -> None:
+        set_pixels(ds, body()[k])
+        ds.RescaleIntercept = 0
+        if k == 2:
+            delattr(ds, name)
+
+    scan = read_series(series(tmp_path / "hu", edit=edit))
+    assert codes(scan) == ["missing-rescale"]
+    assert torch.equal(scan.volume.data[0], torch.from_numpy(body()))
+
+
+def test_a_modality_in_lower_case_is_that_modality(tmp_path: Path) -> None:
+    scan = read_series(series(tmp_path, edit=assign("Modality", "ct")))
+    assert scan.modality == "CT" and codes(scan) == []
+
+
 def test_padding_must_be_one_number(tmp_path: Path) -> None:
     path = series(tmp_path, edit=assign("PixelPaddingValue", [-2000, -1000]))
     assert "Pixel Padding Value" in refused(path, code="bad-padding")

@@ -189,8 +189,9 @@ def test_a_spacing_that_contradicts_the_only_affine(tmp_path: Path) -> None:
 @pytest.mark.row(3)
 def test_a_broken_quaternion_is_refused(tmp_path: Path) -> None:
     path = patched(write(tmp_path / "scan.nii"), quatern_b=0.9, quatern_c=0.9)
-    refused(path, "bad-affine")
+    assert "--trust sform" in refused(path, "bad-affine").next_step
     assert io.read_grid(path, ReadOptions(trust="sform")).shape == SHAPE[::-1]
+    assert "--trust" not in refused(patched(path, sform_code=0), "bad-affine").next_step
 
 
 @pytest.mark.row(3)
@@ -311,6 +312,9 @@ def test_both_codes_zero(tmp_path: Path) -> None:
 
     path = write(tmp_path / "scan.nii.gz", edit=forget)
     assert "--spacing" in refused(path, "no-orientation").next_step
+    for trust in (ReadOptions(trust="sform"), ReadOptions(trust="qform")):
+        step = refused(path, "no-orientation", trust).next_step
+        assert "--spacing" in step and "Use --trust" not in step, "no way round in a circle"
     scan = io.read(path, ReadOptions(spacing_mm=(3, 0.8, 0.7)))
     assert codes(scan) == ["orientation-assumed"]
     assert np.allclose(affine_of_grid(scan.native), np.diag([0.7, 0.8, 3, 1]))

@@ -155,6 +155,30 @@ def test_nrrd_spaces_by_hand(tmp_path: Path, space: str, signs: tuple[int, ...])
     assert np.allclose(step.numpy(), np.array(signs) * SPACING)
 
 
+@pytest.mark.row(5)
+def test_a_space_without_name_is_itks_and_said(tmp_path: Path) -> None:
+    path = nrrd(tmp_path / "scan.nrrd")
+    named = b"space: left-posterior-superior"
+    path.write_bytes(path.read_bytes().replace(named, b"space dimension: 3"))
+    scan, itk = io.read(path), sitk.ReadImage(str(path))
+    assert codes(scan) == ["orientation-assumed"]
+    assert scan.native.mm((0, 0, 0)).tolist() == [-ORIGIN[0], -ORIGIN[1], ORIGIN[2]]
+    assert itk.GetOrigin() == ORIGIN
+
+
+@pytest.mark.row(5)
+def test_fields_with_two_values_are_refused(tmp_path: Path) -> None:
+    path = nrrd(tmp_path / "scan.nrrd")
+    path.write_bytes(path.read_bytes().replace(b"a:=b", b"space origin: (1,2,3)"))
+    assert "'space origin' twice" in refused(path, "bad-header").cause
+    path = meta(tmp_path / "scan.mha")
+    spacing = b"ElementSpacing = 0.7 0.8 2.5\n"
+    path.write_bytes(path.read_bytes().replace(spacing, spacing + spacing))
+    assert codes(io.read(path)) == []
+    path.write_bytes(path.read_bytes().replace(spacing, spacing.replace(b"7", b"9"), 1))
+    assert "'ElementSpacing' twice" in refused(path, "bad-header").cause
+
+
 def test_nrrd_channel_axis_of_one_first_or_last(tmp_path: Path) -> None:
     plain = io.read(nrrd(tmp_path / "plain.nrrd")).volume
     directions = "(0.7,0,0) (0,0.8,0) (0,0,2.5)"
@@ -219,6 +243,10 @@ def test_detached_voxels_missing_short_or_elsewhere(tmp_path: Path) -> None:
         assert np.array_equal(in_file_order(io.read(path, ANY)), VALUES)
         for outside in (str(voxels), "../scan.raw", "a/../../x", "C:\\scan.raw", "..\\scan.raw"):
             refused(build(path, outside), "data-file-outside")
+        (tmp_path / "raw").mkdir(exist_ok=True)
+        (tmp_path / "raw" / data).write_bytes(VALUES[::-1].tobytes())
+        for name, wanted in ((f".\\{data}", VALUES), (f"raw\\{data}", VALUES[::-1])):
+            assert np.array_equal(in_file_order(io.read(build(path, name), ANY)), wanted)
         refused(build(path, "LIST"), "unsupported-encoding")
         refused(build(path, "slice%03d.raw 1 9 1"), "unsupported-encoding")
 

@@ -12,6 +12,7 @@ from pydicom.uid import ImplicitVRLittleEndian
 
 from annotated_folders import Roi, annotated, circle, headers_of, square, structure_set
 from dicom_files import save, series
+from kidseg.contours import contour_volumes
 from kidseg.errors import InputError, KidsegError
 from kidseg.io.structure_set import read_structure_set
 
@@ -84,6 +85,22 @@ def test_coordinates_that_cannot_be_used(tmp_path: Path, data: str, said: str) -
     path.write_bytes(content.replace(good.encode(), bad))
     (contour,) = read_structure_set(path).contours[1]
     assert said in contour.fault and not len(contour.points_mm)
+
+
+def test_decimal_commas_are_read_as_points(tmp_path: Path) -> None:
+    ds = structure_set([Roi(name="kidney", contours=[circle(0), circle(1)], volume_ml=31.25)])
+    path = saved(ds, tmp_path)
+    content = path.read_bytes()
+    good = "\\".join(f"{v:.4f}" for v in circle(0).ravel()).encode()
+    changed = content.replace(good, good.replace(b".", b",")).replace(b"31.25", b"31,25")
+    path.write_bytes(changed)
+    first, second = read_structure_set(path).contours[1]
+    assert np.abs(first.points_mm - circle(0)).max() < 1e-4
+    assert not second.comma and "," in first.comma
+    (volume,) = contour_volumes(path)
+    assert volume.structure.stored_ml == 31.25 and volume.volume_ml is not None
+    said = {finding.code: finding.cause for finding in volume.findings}
+    assert "1 of 2 contours" in said["decimal-comma"] and first.comma in said["decimal-comma"]
 
 
 def test_a_wrong_number_of_points_is_noticed(tmp_path: Path) -> None:

@@ -138,6 +138,10 @@ GOOD = {"format": 1, "intended_use": "", "scans": [entry("a")], "failed": [{"nam
         json.dumps({**GOOD, "scans": [{"name": "a", "outputs": [1]}]}),
         json.dumps({**GOOD, "scans": [{"name": "a", "outputs": None}]}),
         json.dumps({**GOOD, "scans": [entry("a"), entry("a")]}),
+        json.dumps({**GOOD, "scans": [entry("a", review={"structures": 1})]}),
+        json.dumps({**GOOD, "scans": [entry("a", warnings=[{"code": "x"}])]}),
+        json.dumps({**GOOD, "scans": [entry("a", volumes_ml={"kidney": None})]}),
+        json.dumps({**GOOD, "scans": [entry("a", sides={"left": {}})]}),
         json.dumps({**GOOD, "failed": None}),
         json.dumps({"format": 1, "scans": []}),
         json.dumps(GOOD)[:-20],
@@ -162,6 +166,15 @@ def test_bytes_that_are_not_utf_8_are_refused(tmp_path: Path) -> None:
     (tmp_path / RESULT).write_bytes(b'{"format": 1, "scans": [], "failed": [], "x": "\xff"}')
     with pytest.raises(ModelError):
         read_index(tmp_path)
+
+
+def test_names_that_are_not_utf_8_are_read(tmp_path: Path) -> None:
+    odd = "k\udcfcnd"  # as the system names a file of other bytes
+    add(tmp_path, odd)
+    copy = tmp_path / "copy"  # of which nothing is remembered
+    copy.mkdir()
+    (copy / RESULT).write_bytes((tmp_path / RESULT).read_bytes())
+    assert set(read_index(copy).scans) == {odd}
 
 
 def test_a_good_one_is_read(tmp_path: Path) -> None:

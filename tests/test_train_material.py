@@ -49,6 +49,7 @@ def store(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert made["digest"] == opened.digest and made["megabytes"] > 0
     assert tuple(made["cases"]["training"]) == opened.plan.training
     assert len(made["cases"]["validation"]) == 1
+    assert [found["code"] for found in made["findings"]] == ["thick-slices"] * 4
     return path
 
 

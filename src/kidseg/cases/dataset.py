@@ -12,7 +12,7 @@ from kidseg.cases.case import Dataset, Layout, Survey
 from kidseg.cases.folders import KITS_CASE, kits_folder, survey_dicom, survey_kits, survey_msd
 from kidseg.cases.naming import DATASET_JSON, channel_file
 from kidseg.cases.nnunet import survey_nnunet
-from kidseg.cases.paths import problem_at
+from kidseg.cases.paths import problem_at, visible
 from kidseg.cases.persons import load_json
 from kidseg.cases.roi_rules import RoiRules, rules_of, unused_rules
 from kidseg.errors import InputError, KidsegWarning, UsageError, first_error
@@ -103,7 +103,28 @@ def _survey(root: Path, rules: RoiRules | None) -> Survey:
             return survey
         if (survey := survey_annotated(root, rules_of(root, rules))) is not None:
             return survey
-    raise InputError("not a data set", path=root, code="not-a-dataset", next_step=_SUPPORTED)
+    raise InputError(
+        "not a data set",
+        path=root,
+        code="not-a-dataset",
+        next_step=_named_instead(root) or _SUPPORTED,
+    )
+
+
+def _named_instead(root: Path) -> str:
+    """A next step if the data set is a folder above, or a single one in this folder."""
+    whole = root.absolute()
+    above = [
+        folder
+        for folder in whole.parents[:2]
+        if (folder / DATASET_JSON).is_file() or KITS_CASE.fullmatch(folder.name)
+    ]
+    if KITS_CASE.fullmatch(whole.name):
+        above = [whole.parent]
+    inside = [folder for folder in visible(root) if (folder / DATASET_JSON).is_file()]
+    if above or len(inside) == 1:
+        return f"The data set is {(above or inside)[0]}: name that folder."
+    return ""
 
 
 def case_paths(

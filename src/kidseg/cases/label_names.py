@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from kidseg.cases.dataset import survey_dataset
-from kidseg.cases.naming import DATASET_JSON, IMAGE_FOLDERS
+from kidseg.cases.naming import DATASET_JSON, IMAGE_FOLDERS, LABEL_ENDINGS, SLICER_ENDING
 from kidseg.cases.persons import load_json
 from kidseg.cases.segments import segments_of
 from kidseg.errors import Finding, InputError, UsageError
 from kidseg.io import kind_of
 from kidseg.labels import KIDNEY_TUMOUR_CYST, LabelSchema
 
-__all__ = ["NamedLabels", "named_labels", "parse_names"]
+__all__ = ["NamedLabels", "named_labels", "parse_names", "stated_labels"]
 
 _RESULT = "result.json"
 
@@ -80,7 +80,8 @@ def named_labels(path: Path, names: Mapping[int, str] | None = None) -> NamedLab
     Raises:
         InputError: see `segments_of`, `survey_dataset`; "bad-json".
     """
-    record = _record(path)
+    record = _records(path.parent).get(path.name, {})
+    recorded = _as_recorded(record, path)
     if names:
         return NamedLabels(schema=LabelSchema.from_names(names), said_by="names", record=record)
     if kind_of(path) == "nrrd" and (segments := segments_of(path)):
@@ -91,13 +92,10 @@ def named_labels(path: Path, names: Mapping[int, str] | None = None) -> NamedLab
             record=record,
             numbered=frozenset(s.value for s in segments if found[s.value] != s.name),
         )
-    if recorded := record.get("labels"):
-        found = {int(number): str(name) for number, name in recorded.items()}
-        schema = LabelSchema.from_names(found)
-        return NamedLabels(schema=schema, said_by="result", record=record)
+    if recorded is not None:
+        return recorded
     if (root := _described_by(path)) is not None:
-        dataset = survey_dataset(root).dataset
-        return NamedLabels(schema=dataset.schema, said_by="dataset", ignore=dataset.ignore_label)
+        return _as_described(root)
     known = ", ".join(f"{number} {name}" for number, name in KIDNEY_TUMOUR_CYST.names.items())
     finding = Finding(
         code="assumed-names",
@@ -118,27 +116,73 @@ def _described_by(path: Path) -> Path | None:
     return above if folder.name in labels and (above / DATASET_JSON).is_file() else None
 
 
-def _record(path: Path) -> dict[str, Any]:
-    """The entry of a label file in the `result.json` of its folder; {} if there is none.
+def stated_labels(files: Iterable[Path]) -> dict[Path, NamedLabels]:
+    """What `result.json` or `dataset.json` says of each of these label volumes; see `named_labels`.
+
+    Files of which neither tells anything, and segmentations of 3D Slicer, are left out. Each
+    description is read once.
+
+    Raises:
+        InputError: see `named_labels`.
+    """
+    records: dict[Path, Mapping[str, Mapping[str, Any]]] = {}
+    of_root: dict[Path, NamedLabels] = {}
+    found: dict[Path, NamedLabels] = {}
+    for path in files:
+        name = path.name.lower()
+        if not name.endswith(LABEL_ENDINGS) or name.endswith(SLICER_ENDING):
+            continue
+        if path.parent not in records:
+            records[path.parent] = _records(path.parent)
+        if named := _as_recorded(records[path.parent].get(path.name, {}), path):
+            found[path] = named
+        elif (root := _described_by(path)) is not None:
+            if root not in of_root:
+                of_root[root] = _as_described(root)
+            found[path] = of_root[root]
+    return found
+
+
+def _as_recorded(record: Mapping[str, Any], path: Path) -> NamedLabels | None:
+    """The labels that an entry of `result.json` names; None if it names none."""
+    _check_record(record, path.parent / _RESULT)
+    if not (recorded := record.get("labels")):
+        return None
+    schema = LabelSchema.from_names({int(number): name for number, name in recorded.items()})
+    return NamedLabels(schema=schema, said_by="result", record=record)
+
+
+def _as_described(root: Path) -> NamedLabels:
+    """The labels of a data set."""
+    dataset = survey_dataset(root).dataset
+    return NamedLabels(schema=dataset.schema, said_by="dataset", ignore=dataset.ignore_label)
+
+
+def _records(folder: Path) -> dict[str, Mapping[str, Any]]:
+    """{name of a file: its entry} of the `result.json` of a folder; {} if there is none.
 
     Raises:
         InputError: "bad-json".
     """
-    if not (path.parent / _RESULT).is_file():
+    if not (folder / _RESULT).is_file():
         return {}
-    content = load_json(path.parent / _RESULT)
+    content = load_json(folder / _RESULT)
     entries = content.get("scans") if isinstance(content, dict) else None
+    found: dict[str, Mapping[str, Any]] = {}
     for entry in entries if isinstance(entries, list) else []:
-        if isinstance(entry, dict) and path.name in entry.get("outputs", ()):
-            _check_record(entry, path.parent / _RESULT)
-            return entry
-    return {}
+        outputs = entry.get("outputs") if isinstance(entry, dict) else None
+        for name in outputs if isinstance(outputs, list) else []:
+            found.setdefault(str(name), entry)
+    return found
 
 
 def _check_record(entry: Mapping[str, Any], path: Path) -> None:
     labels = entry.get("labels", {})
     sound = isinstance(labels, dict) and all(
-        number.isdecimal() and 1 <= int(number) <= 255 and isinstance(name, str)
+        number.isdecimal()
+        and len(number) <= 3
+        and 1 <= int(number) <= 255
+        and isinstance(name, str)
         for number, name in labels.items()
     )
     if not sound or len(set(labels.values())) < len(labels):

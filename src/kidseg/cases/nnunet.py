@@ -31,6 +31,7 @@ from kidseg.labels import LabelSchema
 
 __all__ = ["Description", "describe_nnunet", "survey_nnunet", "write_dataset_json"]
 
+_TYPES = ("int", "list[int]")  # what pydantic tried for a label
 _ENDING = re.compile(r"(\.\w{1,10}){1,3}", re.ASCII)
 _CHECKED = ConfigDict(extra="ignore", strict=True)
 
@@ -98,7 +99,7 @@ def survey_nnunet(root: Path, content: Any) -> Survey:
     """Survey the data set that dataset.json and the folders describe.
 
     Findings about files: errors "missing-image", "missing-labels", "wrong-channel-count",
-    "wrong-case-count" (numTraining), "duplicate-case"; warnings "orphan-file",
+    "wrong-case-count" (numTraining), "wrong-file-ending", "duplicate-case"; warnings "orphan-file",
     "labels-not-consecutive".
 
     Raises:
@@ -125,7 +126,15 @@ def survey_nnunet(root: Path, content: Any) -> Survey:
         found, root / "imagesTs", description.file_ending, note=True
     ).items():
         found.add(name, images, None)
-    if n_training != description.numTraining:
+    if not n_training and (others := visible(root / "imagesTr")) and description.dataset is None:
+        found.error(
+            "wrong-file-ending",
+            path,
+            f"no image in imagesTr is named CASE_0000{description.file_ending}, as file_ending"
+            f" says; there is {others[0].name}",
+            "Correct file_ending, or the names of the files.",
+        )
+    elif n_training != description.numTraining:
         found.error(
             "wrong-case-count",
             path,
@@ -198,9 +207,7 @@ def _description(content: Any, path: Path) -> _Description:
         # Via JSON: strict validation of Python objects requires instances, not mappings.
         description: _Description = TypeAdapter(_Description).validate_json(json.dumps(content))
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise _bad(f"'{field}': {first['msg'].lower()}", path) from error
+        raise _bad(_problem(error.errors()[0]), path) from error
     except (ValueError, RecursionError) as error:
         raise _bad(f"its content is invalid ({error})", path) from error
     if not _ENDING.fullmatch(description.file_ending):
@@ -210,6 +217,19 @@ def _description(content: Any, path: Path) -> _Description:
             path,
         )
     return description
+
+
+def _problem(error: Any) -> str:
+    """What is wrong with a field, and what it contains, of an error of pydantic."""
+    names = [str(part) for part in error["loc"] if part not in _TYPES]
+    if not names:
+        return f"its content is invalid ({error['msg']})"
+    found = reprlib.repr(error["input"])
+    if names[0] == "labels" and len(names) > 1 and isinstance(error["input"], str):
+        entry = f"{reprlib.repr(names[1])} to {found}"
+        return f"'labels' must map names to numbers, as in {{'kidney': 1}}, not {entry}"
+    wrong = "" if error["type"] == "missing" else f", not {found}"
+    return f"'{'.'.join(names)}': {error['msg'].lower()}{wrong}"
 
 
 def _channels(description: _Description, path: Path) -> tuple[str, ...]:

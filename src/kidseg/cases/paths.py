@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path, PureWindowsPath
 
 from kidseg.errors import InputError
@@ -19,7 +20,7 @@ def stated_path(root: Path, text: str, described: Path, *, variables: bool = Fal
     r"""A path that a dataset.json states, absolute or relative to the data set.
 
     A backslash is part of a name where such a file exists, else a separator: `.\imagesTr\a.nii.gz`
-    was written on Windows.
+    was written on Windows, where upper and lower case are equal; here if there is one such file.
 
     Args:
         root: of the data set.
@@ -57,9 +58,24 @@ def stated_path(root: Path, text: str, described: Path, *, variables: bool = Fal
             code="bad-dataset-json",
             next_step="State paths relative to dataset.json.",
         )
-    if "\\" in text and problem_at(path) is not None:
-        return Path(os.path.normpath(root / PureWindowsPath(text).as_posix()))
-    return path
+    if problem_at(path) is None:
+        return path
+    if "\\" in text:
+        path = Path(os.path.normpath(root / PureWindowsPath(text).as_posix()))
+    return _in_other_case(path) or path
+
+
+def _in_other_case(path: Path) -> Path | None:
+    """The only file or folder whose path is equal but for upper and lower case; else None."""
+    if problem_at(path) is None:
+        return path
+    if path.parent == path or (folder := _in_other_case(path.parent)) is None:
+        return None
+    wanted = path.name.casefold()
+    with suppress(OSError):
+        same = [other for other in visible(folder) if other.name.casefold() == wanted]
+        return same[0] if len(same) == 1 else None
+    return None
 
 
 def problem_at(path: Path) -> str | None:

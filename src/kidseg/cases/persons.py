@@ -49,7 +49,8 @@ def read_patients_csv(
     """Read patients.csv at the root of a data set, by case; empty if there is no table.
 
     Columns: `case` is required; `patient`, `age_years`, `side` ("left", "right", "bilateral") and
-    `time_point` (any text) may be missing or empty; other columns are ignored.
+    `time_point` (any text) may be missing or empty; other columns are ignored. Between columns are
+    commas, or semicolons; ages may have a decimal comma.
 
     Args:
         root: of the data set.
@@ -65,8 +66,10 @@ def read_patients_csv(
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (UnicodeDecodeError, OSError) as error:
-        return {}, (_table(path, f"cannot be read as UTF-8 text ({error})"),)
-    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        found = _table(path, f"cannot be read as UTF-8 text ({error})")
+        return {}, (replace(found, next_step="Save it as CSV in UTF-8."),)
+    separator = _separator(text)
+    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
     try:
         names = [(name or "").strip() for name in rows.fieldnames or ()]
     except csv.Error as error:
@@ -76,6 +79,12 @@ def read_patients_csv(
         return {}, (_table(path, cause),)
     rows.fieldnames = names
     return _read_rows(rows, path, set(known))
+
+
+def _separator(text: str) -> str:
+    """What is between the columns: a semicolon where the decimal sign is a comma, as in Excel."""
+    head, _, _ = text.partition("\n")
+    return ";" if ";" in head and "," not in head else ","
 
 
 def read_kits_table(path: Path) -> tuple[dict[str, Person], tuple[Finding, ...]]:
@@ -260,7 +269,7 @@ def _person(cells: Mapping[str, str], note: Callable[[str, str], None]) -> Perso
     age_years: float | None = None
     if text := cells.get("age_years"):
         try:
-            age_years = float(text)
+            age_years = float(text.replace(",", "."))
         except ValueError:
             age_years = math.nan
         if not 0 <= age_years <= _OLDEST_YEARS:

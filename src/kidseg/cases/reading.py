@@ -104,6 +104,7 @@ class CaseReader:
     def _read_labels(self, case: Case, path: Path, image: Volume) -> LabelValues:
         from kidseg import io
         from kidseg.cases import relabelled
+        from kidseg.cases.air import air_findings
         from kidseg.cases.label_values import known_labels
 
         options = io.ReadOptions(nonfinite="refuse", values="labels")
@@ -113,13 +114,16 @@ class CaseReader:
         counted = {old: f"({names.get(new, 'background')})" for old, new in self.relabel.items()}
         judged = known_labels(scan, {**names, **counted}, self.ignore_label)
         labels = Volume(relabelled(judged.volume, self.relabel).data, image.grid)
-        return replace(judged, volume=labels, findings=(*scan.findings, *judged.findings))
+        findings = (*scan.findings, *judged.findings)
+        if self.are_ct[0]:
+            findings += air_findings(labels, image, self.schema, path, case.images[0])
+        return replace(judged, volume=labels, findings=findings)
 
 
 def _check_same_grid(volume: Volume, first: Volume, path: Path, code: str) -> None:
     if not volume.grid.same_as(first.grid):
         raise InputError(
-            f"its grid ({volume.grid}) differs from that of the case's first image ({first.grid})",
+            "its grid is not that of the case's first image: " + volume.grid.difference(first.grid),
             path=path,
             code=code,
             next_step="All files of a case must have the same grid, within 0.001 mm.",

@@ -11,7 +11,13 @@ from kidseg.cases.case import Case
 from kidseg.errors import Finding, InputError
 from kidseg.geometry import Volume
 
-__all__ = ["check_apart", "check_patients", "same_image_findings", "voxels_sha256"]
+__all__ = [
+    "check_apart",
+    "check_patients",
+    "same_image_findings",
+    "same_label_findings",
+    "voxels_sha256",
+]
 
 
 def voxels_sha256(volume: Volume) -> str:
@@ -34,6 +40,29 @@ def same_image_findings(digests: Mapping[Case, str]) -> tuple[Finding, ...]:
     return tuple(
         _finding(first, other) for first, *others in by_digest.values() for other in others
     )
+
+
+def same_label_findings(
+    digests: Mapping[Case, str | None], labels: Mapping[Case, str | None]
+) -> tuple[Finding, ...]:
+    """Warnings "same-labels" about cases with equal labels, but other images.
+
+    Args:
+        digests: of the images.
+        labels: of the labels; None: there are none.
+    """
+    first: dict[str, Case] = {}
+    found = []
+    for case, digest in labels.items():
+        other = case if digest is None else first.setdefault(digest, case)
+        if other is not case and digests.get(other) != digests.get(case):
+            cause = f"cases '{other.id}' and '{case.id}' have the same labels, but other images"
+            step = (
+                "Name the labels of each case, unless these are scans of one patient at one time."
+            )
+            path = str(case.labels)
+            found.append(Finding(code="same-labels", path=path, cause=cause, next_step=step))
+    return tuple(found)
 
 
 def check_apart(

@@ -21,10 +21,21 @@ def scans_of_cases(folder: Path, cases: Collection[str]) -> dict[str, Path]:
         cases: their names.
 
     Raises:
-        InputError: "no-images": there are none; see `survey_dataset`.
+        InputError: "no-images": there are none; "several-scans": two files are named as one case;
+            see `survey_dataset`.
     """
     scans = _scans_in(folder)
-    return {case: scans[name] for name, case in matching_names(list(scans), cases).items()}
+    found = {}
+    for name, case in matching_names(list(scans), cases).items():
+        found[case], *others = scans[name]
+        if others:
+            raise InputError(
+                f"{found[case].name} and {others[0].name} are both named as a scan of {case}",
+                path=folder,
+                code="several-scans",
+                next_step="Keep one of them in this folder.",
+            )
+    return found
 
 
 def scans_of_labels(folder: Path, files: Iterable[Path]) -> dict[Path, Path]:
@@ -50,8 +61,8 @@ def scans_of_labels(folder: Path, files: Iterable[Path]) -> dict[Path, Path]:
     return {path: of_case[name] for path, name in names.items()}
 
 
-def _scans_in(folder: Path) -> dict[str, Path]:
-    """{case: its scan, or the first of its channels}."""
+def _scans_in(folder: Path) -> dict[str, list[Path]]:
+    """{case: files that are its scan, or the first of its channels}."""
     try:
         survey = survey_dataset(folder)
     except InputError as error:
@@ -60,7 +71,7 @@ def _scans_in(folder: Path) -> dict[str, Path]:
     else:
         dataset = survey.dataset
         cases = (*dataset.cases, *survey.incomplete, *dataset.unlabelled)
-        if found := {case.id: case.images[0] for case in cases if case.images}:
+        if found := {case.id: [case.images[0]] for case in cases if case.images}:
             return found
     files = [path for path in visible(folder) if path.name.lower().endswith(SCAN_ENDINGS)]
     if not files:
@@ -70,4 +81,7 @@ def _scans_in(folder: Path) -> dict[str, Path]:
             code="no-images",
             next_step="Name the folder of the scans, or a data set.",
         )
-    return {scan_name(file): file for file in files}
+    named: dict[str, list[Path]] = {}
+    for file in files:
+        named.setdefault(scan_name(file), []).append(file)
+    return named

@@ -20,7 +20,7 @@ from kidseg.cases.relabel import relabelled
 from kidseg.errors import Finding, InputError
 from kidseg.geometry import Grid, Volume
 from kidseg.io import ReadOptions, kind_of, read
-from kidseg.labels import Meaning
+from kidseg.labels import LabelSchema, Meaning
 from kidseg.meaning import meaning_of, side_of
 
 __all__ = [
@@ -39,7 +39,7 @@ _IGNORE = "ignore"
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """One segment: its name, and its value in the voxels."""
+    """One segment, or another label that is named: its name, and its value in the voxels."""
 
     name: str
     value: int
@@ -69,9 +69,12 @@ def read_label_file(
     *,
     ignore_label: int | None = None,
     by_number: bool = False,
+    stated: LabelSchema | None = None,
     options: ReadOptions = _DEFAULT,
 ) -> LabelFile:
     """Read a file of known labels, by their numbers, or by the names of 3D Slicer's segments.
+
+    If the description of the file gives a known label another number, all go by their names, too.
 
     Args:
         path: of the file.
@@ -79,12 +82,15 @@ def read_label_file(
         meanings: {label: what it means}.
         ignore_label: another value that is allowed.
         by_number: the file belongs to a data set, which defines its numbers.
+        stated: the labels that the description of the file states; None: it has none.
         options: of reading.
 
     Raises:
         InputError: see `kidseg.io.read`, `known_labels`, `segments_of`, `labels_of_segments`.
     """
-    segments = () if by_number else segments_of(path)
+    of_slicer = () if by_number else segments_of(path)
+    moved = () if by_number or of_slicer else _renumbered(stated, names, meanings)
+    segments = of_slicer or moved
     scan = read(path, replace(options, values="labels", nonfinite="refuse"))
     if segments:
         judged = known_labels(scan, {segment.value: segment.name for segment in segments})
@@ -99,9 +105,30 @@ def read_label_file(
     return LabelFile(
         labels=judged,
         native=scan.native,
-        is_segmentation=bool(segments),
-        findings=(*scan.findings, *judged.findings),
+        is_segmentation=bool(of_slicer),
+        findings=(*scan.findings, *judged.findings, *_said_of(moved, names, path)),
     )
+
+
+def _renumbered(
+    stated: LabelSchema | None, names: Mapping[int, str], meanings: Mapping[int, Meaning | None]
+) -> tuple[Segment, ...]:
+    """The stated labels, if one of them is known by another number; else ()."""
+    labels = () if stated is None else stated.labels
+    known = {label.id: _labels_named(label.name, names, meanings) for label in labels}
+    if all(len(found) != 1 or found[0] == number for number, found in known.items()):
+        return ()
+    return tuple(Segment(name=label.name, value=label.id) for label in labels)
+
+
+def _said_of(moved: Sequence[Segment], names: Mapping[int, str], path: Path) -> tuple[Finding, ...]:
+    if not moved:
+        return ()
+    stated = ", ".join(f"{one.value} {one.name}" for one in moved)
+    known = ", ".join(f"{number} {name}" for number, name in sorted(names.items()))
+    cause = f"its labels have other numbers, as their folder says: {stated}, not {known}"
+    said = f"{cause}; they were taken by their names"
+    return (Finding(code="labels-by-name", path=str(path), cause=said),)
 
 
 def segments_of(path: Path) -> tuple[Segment, ...]:
@@ -197,12 +224,13 @@ def labels_of_segments(
         if len(labels) != 1:
             known = ", ".join(f"{number} {name}" for number, name in sorted(names.items()))
             raise InputError(
-                f"its segment '{segment.name}' is "
+                f"its label '{segment.name}' is "
                 + ("several labels at once" if labels else "none of the labels")
                 + f": {known}",
                 path=path,
                 code="unknown-segment",
-                next_step="Rename the segment in 3D Slicer to one of these names, or remove it.",
+                next_step="Rename it where it is named (the segment in 3D Slicer, dataset.json) to "
+                "one of these, or remove it.",
             )
         found[segment.value] = labels[0]
     return found

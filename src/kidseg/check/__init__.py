@@ -17,7 +17,7 @@ from typing import Any
 from kidseg.cases import DATASET_JSON, Case, Dataset, Survey, survey_dataset
 from kidseg.cases.annotated import UNCLEAR, UNUSED
 from kidseg.cases.roi_rules import RoiRules, unused_rules
-from kidseg.cases.same_images import same_image_findings
+from kidseg.cases.same_images import same_image_findings, same_label_findings
 from kidseg.check.cases import Examined, examine
 from kidseg.check.report import Report
 from kidseg.errors import Finding, InputError, ResourceError
@@ -46,7 +46,8 @@ def check(
     Findings of a data set besides those of `kidseg.cases.survey_dataset` and
     `kidseg.check.cases.examine`: errors "same-image" (between training and test, or between
     patients) and "label-never-used"; warnings "same-image" (two cases of one patient),
-    "label-never-used" for tumour and cyst, and those of `kidseg.labels.unclear_labels`.
+    "same-labels", "label-never-used" for tumour and cyst, and those of
+    `kidseg.labels.unclear_labels`.
 
     Args:
         path: what to check.
@@ -110,6 +111,9 @@ def _check_dataset(
         *survey.findings,
         *_unclear_labels(dataset),
         *same_image_findings({e.case: e.digest for e in examined if e.digest is not None}),
+        *same_label_findings(
+            {e.case: e.digest for e in examined}, {e.case: e.labels_digest for e in examined}
+        ),
         *_unused_labels(training, dataset),
         *(finding for one in examined for finding in one.findings),
     ]

@@ -70,7 +70,7 @@ def kidney_findings(
     """Findings about the kidneys of one case; none if the schema has no kidney.
 
     "kidney-cut": a kidney or renal mass touches the border of the image, so its volume is partial.
-    "no-kidney", "one-kidney", "horseshoe-kidney" (both kidneys form one component).
+    "no-kidney", "one-kidney", "horseshoe-kidney" (both kidneys form one component), "tumour-apart".
 
     Args:
         labels: (1, slices, rows, columns), uint8, canonical.
@@ -86,10 +86,18 @@ def kidney_findings(
     if box is None:
         return findings_on([], (), path)
     cropped = data[box]
-    profiles = _profiles(np.isin(cropped, kidney), np.isin(cropped, (*kidney, *mass)))
+    is_kidney, is_mass = np.isin(cropped, kidney), np.isin(cropped, mass)
+    numbered, count = numbered_components(is_kidney | is_mass)
+    profiles = _profiles(is_kidney, numbered, count)
     columns = np.arange(cropped.shape[2]) + box[2].start
     shares = [float(p[columns < midline].sum() / p.sum()) for p in profiles]
-    return findings_on(shares, border_faces(box, data.shape), path)
+    found = findings_on(shares, border_faces(box, data.shape), path)
+    if shares and (apart := _apart(is_kidney, is_mass, numbered, count)):
+        voxel_ml = float(labels.grid.voxel_ml)
+        cause = f"a tumour or cyst of {apart * voxel_ml:.3g} ml touches no kidney"
+        step = "Check that the numbers of kidney and tumour are not exchanged."
+        found += (Finding(code="tumour-apart", path=str(path), cause=cause, next_step=step),)
+    return found
 
 
 def findings_on(
@@ -147,9 +155,16 @@ def numbered_components(mask: np.ndarray) -> tuple[np.ndarray, int]:
     return numbered, int(count)
 
 
-def _profiles(kidney: np.ndarray, with_mass: np.ndarray) -> list[np.ndarray]:
+def _apart(kidney: np.ndarray, mass: np.ndarray, numbered: np.ndarray, count: int) -> int:
+    """Voxels of the largest component without kidney, if it is no fragment of all masses."""
+    masses = np.bincount(numbered[mass], minlength=count + 1)
+    masses[np.unique(numbered[kidney])] = 0
+    largest = int(masses.max())
+    return largest if largest > FRAGMENT * int(mass.sum()) else 0
+
+
+def _profiles(kidney: np.ndarray, numbered: np.ndarray, count: int) -> list[np.ndarray]:
     """Column profiles of the parenchyma in each connected component, without fragments."""
-    numbered, count = numbered_components(with_mass)
     columns = kidney.shape[2]
     _, _, column = np.nonzero(kidney)
     keys = numbered[kidney].astype(np.int64) * columns + column

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from itertools import product
 from pathlib import Path
 
-import torch
-
 from kidseg.cases import Case, Dataset
+from kidseg.cases.air import air_findings
 from kidseg.cases.label_values import judge_labels
 from kidseg.cases.same_images import voxels_sha256
 from kidseg.check.anomalies import body_midline, kidney_findings, kidney_slices
@@ -34,6 +32,7 @@ class Examined:
         grid: of the first readable image, in canonical order.
         native: the same grid in the voxel order of the file.
         digest: of the voxel values of all channels; None unless all were readable.
+        labels_digest: of the labels; None without any.
         voxels: {label: number of voxels}, of the labels that occur.
         ml: {label: volume}.
         structures: volumes of the structures of a DICOM annotation.
@@ -44,6 +43,7 @@ class Examined:
     grid: Grid | None = None
     native: Grid | None = None
     digest: str | None = None
+    labels_digest: str | None = None
     voxels: dict[int, int] = field(default_factory=dict)
     ml: dict[int, float] = field(default_factory=dict)
     structures: tuple[StructureVolume, ...] = ()
@@ -67,7 +67,8 @@ def examine(
 
     Findings: those of the readers; errors "grid-mismatch" (the grid of the labels, or of a channel,
     differs from that of the first image); those of `judge_labels`; warnings "voxel-order-differs",
-    "empty-labels", and with `anatomy` those of `kidney_findings`.
+    "empty-labels", and with `anatomy` those of `kidney_findings` and
+    `kidseg.cases.air.air_findings`.
     """
     found = Examined(case)
     labels = _labels(found, dataset, options) if case.labels is not None else None
@@ -86,8 +87,9 @@ def examine(
         digests.append(voxels_sha256(scan.volume))
         if found.grid is None:
             found.grid, found.native = scan.volume.grid, scan.native
-            if slices is not None and is_ct:
+            if slices is not None and labels is not None and is_ct:
                 middle = body_midline(scan.volume, slices)
+                found.findings += _in_air(labels, scan, dataset)
         else:
             _compare(found, scan, "this channel has")
     if digests and len(digests) == len(case.images):
@@ -99,6 +101,12 @@ def examine(
             middle = (labels.volume.grid.shape[2] - 1) / 2 if middle is None else middle
             found.findings += kidney_findings(labels.volume, dataset.schema, case.labels, middle)
     return found
+
+
+def _in_air(labels: Scan, scan: Scan, dataset: Dataset) -> tuple[Finding, ...]:
+    if not labels.volume.grid.same_as(scan.volume.grid):
+        return ()
+    return air_findings(labels.volume, scan.volume, dataset.schema, labels.path, scan.path)
 
 
 def _read(found: Examined, path: Path, options: ReadOptions, *, first: bool) -> Scan | None:
@@ -125,6 +133,8 @@ def _labels(found: Examined, dataset: Dataset, options: ReadOptions) -> Scan | N
     found.voxels = {i: n for i, n in judged.voxels.items() if i != dataset.ignore_label}
     voxel_ml = float(scan.volume.grid.voxel_ml)
     found.ml = {label: n * voxel_ml for label, n in found.voxels.items()}
+    if judged.voxels:
+        found.labels_digest = voxels_sha256(judged.volume)
     if not judged.voxels and not any(f.severity == "error" for f in judged.findings):
         step = "Check that it is the right file; a case without any structure may stay."
         found.note("empty-labels", path, "no voxel has a label", step, "warning")
@@ -139,7 +149,8 @@ def _compare(found: Examined, scan: Scan, what: str) -> None:
         found.note(
             "grid-mismatch",
             scan.path,
-            f"{what} {_difference(grid, image)} the image {found.case.images[0].name}",
+            f"{what} another grid than the image {found.case.images[0].name}: "
+            + grid.difference(image),
             "Resample it to the grid of the image.",
         )
     elif not scan.native.same_as(found.native):
@@ -151,12 +162,3 @@ def _compare(found: Examined, scan: Scan, what: str) -> None:
             "Export the data set, which stores both in the same order.",
             "warning",
         )
-
-
-def _difference(grid: Grid, image: Grid) -> str:
-    if grid.shape != image.shape:
-        mine, theirs = (" x ".join(map(str, g.shape)) for g in (grid, image))
-        return f"{mine} voxels, not the {theirs} of"
-    corners = torch.tensor(list(product(*((0.0, n - 1.0) for n in grid.shape))))
-    gap = torch.linalg.vector_norm(grid.mm(corners) - image.mm(corners), dim=-1).max()
-    return f"corners up to {float(gap):.3g} mm away from those of"

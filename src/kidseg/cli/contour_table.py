@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kidseg.cli.options import AsJson, Quiet
+from kidseg.cli.options import AsJson, Quiet, argument
 from kidseg.cli.progress import show_progress
 from kidseg.cli.terminal import print_result
 from kidseg.errors import BatchError, KidsegError
@@ -26,7 +26,7 @@ _LONGEST = 24
 
 def contours(
     files: Annotated[
-        list[Path], typer.Argument(help="RTSTRUCT files, or folders of them.", metavar="RTSTRUCT")
+        list[Path], argument(help="RTSTRUCT files, or folders of them.", metavar="RTSTRUCT")
     ],
     as_json: AsJson = False,
     quiet: Quiet = False,

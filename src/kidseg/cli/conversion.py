@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from kidseg.cli.old_options import chosen_series
 from kidseg.cli.options import (
     Age,
@@ -24,7 +22,9 @@ from kidseg.cli.options import (
     Repair,
     Series,
     Weight,
+    argument,
     format_names,
+    option,
 )
 from kidseg.cli.progress import show_progress
 from kidseg.cli.several import end_of_several, is_several, one_only, scans_of
@@ -41,13 +41,13 @@ __all__ = ["convert"]
 def convert(
     labels: Annotated[
         list[Path],
-        typer.Argument(help="Label volumes, also of 3D Slicer, or folders of them."),
+        argument(help="Label volumes, also of 3D Slicer, or folders of them."),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
+    out: Annotated[Path, option("--out", "-o", help="Folder to write.")],
     formats: Formats = "seg.nrrd",
     ct: Annotated[
         Path | None,
-        typer.Option(
+        option(
             help="The scan of the labels, for html; for DICOM objects, their series, a folder or"
             " zip. Of several, the folder of their scans."
         ),
@@ -124,6 +124,7 @@ def _convert_all(
     planned, failed = attempt_each(files, lambda path: plan(path, ct=scans[path]))
     if wrong := [error for _, error in failed if isinstance(error, UsageError)]:
         raise wrong[0]
+    warned: list[Finding] = []
     if dry_run:
         would = [one.as_dict() for one in planned.values()]
         rows = [[one["name"], str(len(one["outputs"]))] for one in would]
@@ -138,9 +139,12 @@ def _convert_all(
         rows = [
             [one["name"], str(len(one["outputs"])), str(len(one["warnings"]))] for one in converted
         ]
+        warned = [Finding(**entry) for one in converted for entry in one["warnings"]]
         done, head = {"converted": converted}, ["case", "files", "warnings"]
     lines = text_table(head, rows) if rows else []
-    end_of_several(done, lines, failed, total=len(files), as_json=as_json, quiet=quiet)
+    end_of_several(
+        done, lines, failed, warned=warned, total=len(files), as_json=as_json, quiet=quiet
+    )
 
 
 def conversion_text(made: Mapping[str, Any], out: Path) -> str:

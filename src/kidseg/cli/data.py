@@ -29,10 +29,12 @@ from kidseg.cli.options import (
     Spacing,
     Trust,
     Validation,
+    argument,
+    option,
 )
 from kidseg.cli.progress import show_progress, show_stages
 from kidseg.cli.stopping import stoppable
-from kidseg.cli.summaries import preview_text, structures_lines
+from kidseg.cli.summaries import counted_findings, preview_text, structures_lines
 from kidseg.cli.terminal import print_result
 from kidseg.errors import InputError, UsageError
 
@@ -43,16 +45,14 @@ __all__ = ["check", "demo", "export", "phantom", "store"]
 
 
 def phantom(
-    out: Annotated[Path, typer.Argument(help="Folder to write; must not exist.")],
-    patients: Annotated[
-        int, typer.Option("--patients", "-n", min=1, help="Number of patients.")
-    ] = 10,
+    out: Annotated[Path, argument(help="Folder to write; must not exist.")],
+    patients: Annotated[int, option("--patients", "-n", min=1, help="Number of patients.")] = 10,
     seed: Seed = 0,
-    size: Annotated[int | None, typer.Option(help="Rows and columns of a slice [512].")] = None,
+    size: Annotated[int | None, option(help="Rows and columns of a slice [512].")] = None,
     layout: Annotated[
-        Literal["nnunet", "kits19", "dicom"], typer.Option(help="Layout of the data set.")
+        Literal["nnunet", "kits19", "dicom"], option(help="Layout of the data set.")
     ] = "nnunet",
-    ages: Annotated[str | None, typer.Option(help="Ages in years, 0-90 at most [0-16].")] = None,
+    ages: Annotated[str | None, option(help="Ages in years, 0-90 at most [0-16].")] = None,
     config: Config = None,
     set_: Set = None,
     jobs: Jobs = 1,
@@ -105,14 +105,14 @@ def phantom(
 
 
 def check(
-    path: Annotated[Path, typer.Argument(help="A data set's folder, or a scan.")],
+    path: Annotated[Path, argument(help="A data set's folder, or a scan.")],
     trust: Trust = None,
     spacing: Spacing = None,
     series: Series = None,
     repair: Repair = False,
     values: Annotated[
         Literal["ct", "any"],
-        typer.Option(help="Kind of values of a single scan.", rich_help_panel=READING),
+        option(help="Kind of values of a single scan.", rich_help_panel=READING),
     ] = "ct",
     roi_rules: RoiRules = None,
     annotation: Annotation = None,
@@ -140,12 +140,12 @@ def check(
 
 
 def export(
-    dataset: Annotated[Path, typer.Argument(help="A data set in any layout.")],
-    out: Annotated[Path, typer.Argument(help="Folder to write, named like Dataset042_Name.")],
+    dataset: Annotated[Path, argument(help="A data set in any layout.")],
+    out: Annotated[Path, argument(help="Folder to write, named like Dataset042_Name.")],
     cyst: Cyst = None,
     roi_rules: RoiRules = None,
     annotation: Annotation = None,
-    folds: Annotated[int, typer.Option(min=2, help="Number of cross-validation folds.")] = 5,
+    folds: Annotated[int, option(min=2, help="Number of cross-validation folds.")] = 5,
     seed: Seed = 0,
     jobs: Jobs = 2,
     overwrite: Overwrite = False,
@@ -186,17 +186,17 @@ def export(
 
 
 def store(
-    dataset: Annotated[Path, typer.Argument(help="A data set in any layout.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the store.")],
+    dataset: Annotated[Path, argument(help="A data set in any layout.")],
+    out: Annotated[Path, option("--out", "-o", help="Folder of the store.")],
     method: Method = None,
     preset: Preset = None,
     config: Config = None,
     set_: Set = None,
     cases: Cases = None,
     validation: Validation = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the split.")] = 0,
+    seed: Annotated[int, option("--seed", min=0, help="Seed of the split.")] = 0,
     full: Annotated[
-        bool, typer.Option("--full", help="Keep the original pixels, for all methods.")
+        bool, option("--full", help="Keep the original pixels, for all methods.")
     ] = False,
     roi_rules: RoiRules = None,
     annotation: Annotation = None,
@@ -239,19 +239,19 @@ def store(
         summary = make_store(dataset, out, setup, full=full, progress=advance)
     counts = ", ".join(f"{len(ids)} {part}" for part, ids in summary["cases"].items() if ids)
     text = f"{counts} case(s), {summary['megabytes']} MB, in {out}."
+    if remarks := counted_findings(summary["findings"]):
+        text += f"\nRemarks on the data, told by kidseg check: {remarks}."
     print_result(summary, text, as_json, quiet)
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")] = Path("demo"),
-    patients: Annotated[
-        int, typer.Option("--patients", "-n", min=5, help="Number of patients.")
-    ] = 20,
+    out: Annotated[Path, option("--out", "-o", help="Folder to write.")] = Path("demo"),
+    patients: Annotated[int, option("--patients", "-n", min=5, help="Number of patients.")] = 20,
     held_out: Annotated[
-        int, typer.Option("--held-out", min=2, help="Number of test patients among them.")
+        int, option("--held-out", min=2, help="Number of test patients among them.")
     ] = 4,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="One setting of the training, key=value.")
+        list[str] | None, option("--set", help="One setting of the training, key=value.")
     ] = None,
     seed: Seed = 6,
     overwrite: Overwrite = False,

@@ -9,9 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
-from kidseg.cli.options import Adapt, AsJson, Cases, Device, Overwrite, Quiet, Set
+from kidseg.cli.options import Adapt, AsJson, Cases, Device, Overwrite, Quiet, Set, argument, option
 from kidseg.cli.progress import show_progress
 from kidseg.cli.terminal import print_result
 from kidseg.errors import Finding, UsageError
@@ -19,24 +17,24 @@ from kidseg.table import text_table, wrapped
 
 __all__ = ["calibrate", "ensemble", "export_onnx", "import_nnunet"]
 
-Model = Annotated[Path, typer.Option("--out", "-o", help="The model file to write.")]
+Model = Annotated[Path, option("--out", "-o", help="The model file to write.")]
 
 
 def calibrate(
-    model: Annotated[str, typer.Argument(help="A model file, a run folder, or starter.")],
-    dataset: Annotated[Path, typer.Argument(help="Labelled scans that it was not trained on.")],
+    model: Annotated[str, argument(help="A model file, a run folder, or starter.")],
+    dataset: Annotated[Path, argument(help="Labelled scans that it was not trained on.")],
     out: Model,
     intervals: Annotated[
         bool,
-        typer.Option("--intervals", help="Calibrate the intervals of volumes, not the decision."),
+        option("--intervals", help="Calibrate the intervals of volumes, not the decision."),
     ] = False,
     scans: Annotated[
         str,
-        typer.Option(help="With --intervals: what the scans are, said beside each interval."),
+        option(help="With --intervals: what the scans are, said beside each interval."),
     ] = "",
     weights_of: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--weights-of",
             help="Keep the weights of this model unless Dice is higher without: for few scans.",
         ),
@@ -96,22 +94,22 @@ def calibrate(
 
 
 def ensemble(
-    models: Annotated[list[str], typer.Argument(help="Model files, run folders, or starter.")],
+    models: Annotated[list[str], argument(help="Model files, run folders, or starter.")],
     out: Model,
     member: Annotated[
-        int | None, typer.Option(min=0, help="Write only this member, counted from 0.")
+        int | None, option(min=0, help="Write only this member, counted from 0.")
     ] = None,
     half: Annotated[
-        bool, typer.Option("--half", help="Store weights in half precision: half the size.")
+        bool, option("--half", help="Store weights in half precision: half the size.")
     ] = False,
     flip: Annotated[
         bool | None,
-        typer.Option("--flip/--no-flip", help="Set test_time_flip; by default as the models say."),
+        option("--flip/--no-flip", help="Set test_time_flip; by default as the models say."),
     ] = None,
     adapt: Adapt = None,
     lone_tumour_ml: Annotated[
         float | None,
-        typer.Option(min=0, help="Set postprocess.lone_tumour_ml; by default as the models say."),
+        option(min=0, help="Set postprocess.lone_tumour_ml; by default as the models say."),
     ] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -140,21 +138,19 @@ def ensemble(
 
 
 def import_nnunet(
-    folder: Annotated[
-        Path, typer.Argument(help="TRAINER__PLANS__CONFIGURATION in nnU-Net's results.")
-    ],
+    folder: Annotated[Path, argument(help="TRAINER__PLANS__CONFIGURATION in nnU-Net's results.")],
     out: Model,
     folds: Annotated[
-        list[str] | None, typer.Option("--fold", help="Only this fold, a number or 'all'.")
+        list[str] | None, option("--fold", help="Only this fold, a number or 'all'.")
     ] = None,
-    checkpoint: Annotated[str, typer.Option(help="File of each fold.")] = "checkpoint_final.pth",
+    checkpoint: Annotated[str, option(help="File of each fold.")] = "checkpoint_final.pth",
     mirror: Annotated[
         bool | None,
-        typer.Option("--mirror/--no-mirror", help="Average over mirrored images; as nnU-Net."),
+        option("--mirror/--no-mirror", help="Average over mirrored images; as nnU-Net."),
     ] = None,
     stored: Annotated[
         str | None,
-        typer.Option(help="A training image, or its order of axes, as in LPS; else as validated."),
+        option(help="A training image, or its order of axes, as in LPS; else as validated."),
     ] = None,
     set_: Set = None,
     overwrite: Overwrite = False,
@@ -184,7 +180,7 @@ def import_nnunet(
 
 
 def export_onnx(
-    model: Annotated[str, typer.Argument(help="A model file, a run folder, or starter.")],
+    model: Annotated[str, argument(help="A model file, a run folder, or starter.")],
     out: Model,
     overwrite: Overwrite = False,
     as_json: AsJson = False,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kidseg.cli.options import AsJson, Device, Quiet
+from kidseg.cli.options import AsJson, Device, Quiet, argument, option
 from kidseg.cli.stopping import stoppable
 from kidseg.cli.terminal import print_result
 from kidseg.errors import InputError, ResourceError
@@ -25,24 +25,22 @@ __all__ = ["dicomweb", "node"]
 
 _TICK_S, _FULL_S = 0.5, 10.0
 
-Work = Annotated[Path, typer.Option("--folder", help="Folder for the state; it goes on there.")]
-Model = Annotated[str, typer.Option("--model", "-m", help="Model file, run's folder, or starter.")]
-Attempts = Annotated[int, typer.Option(min=1, help="Failures before a series is set aside.")]
-MinImages = Annotated[int, typer.Option(min=1, help="Shorter series are left out.")]
-Retry = Annotated[
-    bool, typer.Option("--retry", help="First try the series again that were set aside.")
-]
-Once = Annotated[bool, typer.Option("--once", help="End when nothing is left to do.")]
+Work = Annotated[Path, option("--folder", help="Folder for the state; it goes on there.")]
+Model = Annotated[str, option("--model", "-m", help="Model file, run's folder, or starter.")]
+Attempts = Annotated[int, option(min=1, help="Failures before a series is set aside.")]
+MinImages = Annotated[int, option(min=1, help="Shorter series are left out.")]
+Retry = Annotated[bool, option("--retry", help="First try the series again that were set aside.")]
+Once = Annotated[bool, option("--once", help="End when nothing is left to do.")]
 
 
 def dicomweb(
-    url: Annotated[str, typer.Argument(help="Of the DICOMweb service of the archive.")],
+    url: Annotated[str, argument(help="Of the DICOMweb service of the archive.")],
     work: Work = Path("kidseg-work"),
     model: Model = "starter",
     device: Device = "auto",
-    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 60.0,
+    every: Annotated[float, option(min=0.1, help="Seconds between two looks.")] = 60.0,
     since_days: Annotated[
-        int | None, typer.Option(min=0, help="Studies of so many days only; else all.")
+        int | None, option(min=0, help="Studies of so many days only; else all.")
     ] = None,
     min_images: MinImages = 20,
     attempts: Attempts = 3,
@@ -95,17 +93,17 @@ def dicomweb(
 
 
 def node(
-    to: Annotated[str, typer.Option(help="Node that results go to: TITLE@HOST:PORT.")],
-    title: Annotated[str, typer.Option(help="Title of this node.")] = "KIDSEG",
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    to: Annotated[str, option(help="Node that results go to: TITLE@HOST:PORT.")],
+    title: Annotated[str, option(help="Title of this node.")] = "KIDSEG",
+    host: Annotated[str, option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")
+        int, option(min=0, max=65535, help="Port to listen on; 0: any free one.")
     ] = 11112,
     caller: Annotated[
-        list[str] | None, typer.Option(help="Title of a node that may send; else any may.")
+        list[str] | None, option(help="Title of a node that may send; else any may.")
     ] = None,
     quiet_s: Annotated[
-        float, typer.Option(min=0.1, help="A series is complete after so many seconds of silence.")
+        float, option(min=0.1, help="A series is complete after so many seconds of silence.")
     ] = 30.0,
     min_images: MinImages = 20,
     work: Work = Path("kidseg-work"),

@@ -7,8 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from kidseg.cli.options import (
     Age,
     AsJson,
@@ -23,6 +21,8 @@ from kidseg.cli.options import (
     Series,
     Trust,
     Weight,
+    argument,
+    option,
 )
 from kidseg.cli.progress import show_progress
 from kidseg.cli.several import end_of_several, is_several, one_only, scans_of
@@ -46,41 +46,41 @@ _UNITS = {"mL": "ml", "cm2": "cm2", "mL/m2": "ml/m2"}
 def measure(
     labels: Annotated[
         list[Path],
-        typer.Argument(
+        argument(
             help="Label volumes of kidneys and tumours, or folders of them; or a DICOM SEG or"
             " RTSTRUCT."
         ),
     ],
     ct: Annotated[
         Path | None,
-        typer.Option(
+        option(
             help="Its scan, for the midline and the scan's border; of several, their folder. For a"
             " DICOM SEG or RTSTRUCT, the folder of its series."
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder for NAME_measurements.json.")
+        Path | None, option("--out", "-o", help="Folder for NAME_measurements.json.")
     ] = None,
     height: Height = None,
     weight: Weight = None,
     age: Age = None,
     sex: PatientSex = None,
     before: Annotated[
-        Path | None, typer.Option(help="Labels of an earlier scan, to compare with.")
+        Path | None, option(help="Labels of an earlier scan, to compare with.")
     ] = None,
-    before_ct: Annotated[Path | None, typer.Option(help="That earlier scan.")] = None,
+    before_ct: Annotated[Path | None, option(help="That earlier scan.")] = None,
     opinion: Annotated[
         list[Path] | None,
-        typer.Option(help="Another segmentation of the scan, to widen the intervals."),
+        option(help="Another segmentation of the scan, to widen the intervals."),
     ] = None,
     label: Label = None,
     roi_rules: RoiRules = None,
     margin: Annotated[
-        float | None, typer.Option(help="Margin of a resection in mm, of parenchyma.")
+        float | None, option(help="Margin of a resection in mm, of parenchyma.")
     ] = None,
     entered: Entered = None,
     criteria: Annotated[
-        Path | None, typer.Option(help="TOML file of criteria, instead of kidseg's own.")
+        Path | None, option(help="TOML file of criteria, instead of kidseg's own.")
     ] = None,
     trust: Trust = None,
     series: Series = None,
@@ -160,7 +160,15 @@ def _measure_all(
     lines += text_table([*head, "tumours", "warnings"], rows) if rows else []
     lines += ["", *wrapped(INTENDED_USE)]
     measured = {"measured": [one.as_dict() for one in done.values()]}
-    end_of_several(measured, lines, failed, total=len(files), as_json=as_json, quiet=quiet)
+    end_of_several(
+        measured,
+        lines,
+        failed,
+        warned=[finding for one in done.values() for finding in one.findings],
+        total=len(files),
+        as_json=as_json,
+        quiet=quiet,
+    )
 
 
 _SUMMED = ("kidney", "tumour")

@@ -44,7 +44,9 @@ from kidseg.cli.options import (
     Trust,
     Tune,
     Validation,
+    argument,
     format_names,
+    option,
 )
 from kidseg.cli.progress import show_progress, show_stages
 from kidseg.cli.stopping import how_to_resume, stoppable
@@ -62,8 +64,8 @@ __all__ = ["compare", "evaluate", "info", "segment", "train"]
 
 
 def train(
-    dataset: Annotated[Path, typer.Argument(help="A data set in any layout, or a store of one.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")],
+    dataset: Annotated[Path, argument(help="A data set in any layout, or a store of one.")],
+    out: Annotated[Path, option("--out", "-o", help="Folder of the run.")],
     method: Method = None,
     preset: Preset = None,
     config: Config = None,
@@ -79,7 +81,7 @@ def train(
     device: Device = "auto",
     jobs: Jobs = 1,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue a stopped run.", rich_help_panel=RUNNING)
+        bool, option("--resume", help="Continue a stopped run.", rich_help_panel=RUNNING)
     ] = False,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
@@ -130,28 +132,28 @@ def train(
 
 
 def segment(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
+    out: Annotated[Path, option("--out", "-o", help="Folder to write.")],
     scans: Annotated[
         list[Path] | None,
-        typer.Argument(help="Files, DICOM folders, folders of scans, data sets, '*' patterns."),
+        argument(help="Files, DICOM folders, folders of scans, data sets, '*' patterns."),
     ] = None,
     model: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
             "--model",
             "-m",
             help="A model file or run folder; else kidseg's starter. Several are averaged.",
         ),
     ] = None,
     input_: Annotated[
-        list[Path] | None, typer.Option("--input", "-i", help="The same as an option.")
+        list[Path] | None, option("--input", "-i", help="The same as an option.")
     ] = None,
     formats: Formats = "nii",
     figures: Annotated[
-        bool, typer.Option("--figures", help="Also draw the steps for each scan.")
+        bool, option("--figures", help="Also draw the steps for each scan.")
     ] = False,
     reference_labels: Annotated[
-        Path | None, typer.Option(help="For figures: reference labels, a file or a data set.")
+        Path | None, option(help="For figures: reference labels, a file or a data set.")
     ] = None,
     trust: Trust = None,
     spacing: Spacing = None,
@@ -165,7 +167,7 @@ def segment(
     time_limit: TimeLimit = None,
     resume: Annotated[
         bool,
-        typer.Option(
+        option(
             "--resume",
             help="Leave out scans that this model has segmented.",
             rich_help_panel=RUNNING,
@@ -174,7 +176,7 @@ def segment(
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
     progress: Annotated[
-        bool, typer.Option("--progress", help="Say on standard error how far each scan is.")
+        bool, option("--progress", help="Say on standard error how far each scan is.")
     ] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -258,21 +260,21 @@ def _segmented(
 
 
 def evaluate(
-    pred: Annotated[Path, typer.Argument(help="Predicted labels: a folder or a file.")],
-    ref: Annotated[Path, typer.Argument(help="Reference: a data set, a folder or a file.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
+    pred: Annotated[Path, argument(help="Predicted labels: a folder or a file.")],
+    ref: Annotated[Path, argument(help="Reference: a data set, a folder or a file.")],
+    out: Annotated[Path, option("--out", "-o", help="Folder to write.")],
     protocol: Annotated[
-        Literal["native", "kits19", "kits23"], typer.Option(help="Scoring protocol.")
+        Literal["native", "kits19", "kits23"], option(help="Scoring protocol.")
     ] = "native",
     cyst: Cyst = None,
     missing: Annotated[
         Literal["error", "empty"],
-        typer.Option(help="Treatment of cases without prediction.", rich_help_panel=CASES),
+        option(help="Treatment of cases without prediction.", rich_help_panel=CASES),
     ] = "error",
     cases: Cases = None,
     images: Annotated[
         Path | None,
-        typer.Option(help="The scans, for the pictures of cohort.html: a data set or a folder."),
+        option(help="The scans, for the pictures of cohort.html: a data set or a folder."),
     ] = None,
     roi_rules: RoiRules = None,
     annotation: Annotation = None,
@@ -315,8 +317,8 @@ def evaluate(
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Folders that `kidseg evaluate` wrote.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
+    runs: Annotated[list[Path], argument(help="Folders that `kidseg evaluate` wrote.")],
+    out: Annotated[Path, option("--out", "-o", help="Folder to write.")],
     seed: Seed = 0,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -333,9 +335,7 @@ def compare(
 
 
 def info(
-    path: Annotated[
-        str, typer.Argument(help="A model file, a run's folder, a store, or 'starter'.")
-    ],
+    path: Annotated[str, argument(help="A model file, a run's folder, a store, or 'starter'.")],
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:

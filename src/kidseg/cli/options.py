@@ -50,18 +50,25 @@ __all__ = [
     "Tune",
     "Validation",
     "Weight",
+    "argument",
     "format_names",
+    "option",
 ]
+
+# Paths that cannot be read: who reads one says so, as bad input, and of a batch in its place. Typer
+# would end the whole command with a usage error.
+argument = partial(typer.Argument, readable=False)
+option = partial(typer.Option, readable=False)
 
 # Groups of options in --help; a command's own options come before them.
 CASES, READING, RUNNING = "Cases and their labels", "Reading scans", "Running"
-_setting = partial(typer.Option, rich_help_panel="Settings")
-_tuning = partial(typer.Option, rich_help_panel="Fine-tuning")
-_cases = partial(typer.Option, rich_help_panel=CASES)
-_reading = partial(typer.Option, rich_help_panel=READING)
-_patient = partial(typer.Option, rich_help_panel="The patient")
-_running = partial(typer.Option, rich_help_panel=RUNNING)
-_general = partial(typer.Option, rich_help_panel="General")
+_setting = partial(option, rich_help_panel="Settings")
+_tuning = partial(option, rich_help_panel="Fine-tuning")
+_cases = partial(option, rich_help_panel=CASES)
+_reading = partial(option, rich_help_panel=READING)
+_patient = partial(option, rich_help_panel="The patient")
+_running = partial(option, rich_help_panel=RUNNING)
+_general = partial(option, rich_help_panel="General")
 
 AsJson = Annotated[
     bool, _general("--json", help="Print one JSON object on standard output, nothing else.")
@@ -99,10 +106,8 @@ Reference = Annotated[
 Cases = Annotated[list[str] | None, _cases("--case", help="Use only this case.")]
 Validation = Annotated[list[str] | None, _cases("--validation", help="Validate on this case.")]
 Quiet = Annotated[bool, _general("--quiet", "-q", help="Print neither progress nor summary.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Same seed, same result.")]
-TrainingSeed = Annotated[
-    int | None, typer.Option("--seed", min=0, help="Same seed, same result [0].")
-]
+Seed = Annotated[int, option("--seed", min=0, help="Same seed, same result.")]
+TrainingSeed = Annotated[int | None, option("--seed", min=0, help="Same seed, same result [0].")]
 DryRun = Annotated[bool, _general("--dry-run", help="Print what would be done, and stop.")]
 Overwrite = Annotated[bool, _general("--overwrite", help="Replace existing output.")]
 Jobs = Annotated[int, _running("--jobs", "-j", min=1, help="Processes to use.")]
@@ -126,14 +131,14 @@ TimeLimit = Annotated[
 ]
 Adapt = Annotated[
     Literal["none", "norm"] | None,
-    typer.Option(
+    option(
         help="norm: adapt the statistics of the batch norms to each scan; none; by default as the"
         " model says."
     ),
 ]
 Device = Annotated[str, _running(help="auto, cpu, cuda, cuda:N or mps.")]
 Label = Annotated[
-    list[str] | None, typer.Option(help="The name of a label, NUMBER=NAME, such as 1=kidney.")
+    list[str] | None, option(help="The name of a label, NUMBER=NAME, such as 1=kidney.")
 ]
 Trust = Annotated[
     Literal["sform", "qform"] | None, _reading(help="NIfTI transform to use if they differ.")
@@ -156,7 +161,7 @@ Annotation = Annotated[
 ]
 Formats = Annotated[
     str,
-    typer.Option(
+    option(
         help="Formats of the labels, such as nii,seg.nrrd: nii, nrrd, mha, seg.nrrd (3D Slicer),"
         " dicomseg, labelmap, rtstruct, sr (of a DICOM series), stl, obj, glb (surfaces), html (a"
         " report that opens in a browser); of a segmentation also entropy, a map of doubt."

@@ -6,9 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from kidseg.cli.options import AsJson, Device, Quiet
+from kidseg.cli.options import AsJson, Device, Quiet, option
 from kidseg.cli.stopping import stoppable
 from kidseg.cli.terminal import print_result
 from kidseg.errors import KidsegError
@@ -19,18 +17,18 @@ if TYPE_CHECKING:
 
 __all__ = ["serve"]
 
-_access = partial(typer.Option, rich_help_panel="Access")
-_limits = partial(typer.Option, rich_help_panel="Limits")
+_access = partial(option, rich_help_panel="Access")
+_limits = partial(option, rich_help_panel="Limits")
 _NEEDED = ("fastapi", "uvicorn", "python_multipart")
 
 
 def serve(
     folder: Annotated[
-        Path, typer.Option("--folder", help="For jobs, images, models and the audit log.")
+        Path, option("--folder", help="For jobs, images, models and the audit log.")
     ] = Path("kidseg-server"),
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", help="A model file or run folder; else kidseg's starter."),
+        option("--model", "-m", help="A model file or run folder; else kidseg's starter."),
     ] = None,
     host: Annotated[str, _access(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, _access(min=0, max=65535, help="0: any that is free.")] = 8000,
@@ -50,7 +48,7 @@ def serve(
     ] = 100.0,
     train_option: Annotated[
         list[str] | None,
-        typer.Option(help="For kidseg train, when clients train: --train-option=--set=K=V"),
+        option(help="For kidseg train, when clients train: --train-option=--set=K=V"),
     ] = None,
     device: Device = "auto",
     as_json: AsJson = False,

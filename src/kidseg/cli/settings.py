@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Annotated
 
-import typer
-
-from kidseg.cli.options import AsJson, Config, Preset, Quiet, Set
+from kidseg.cli.options import AsJson, Config, Preset, Quiet, Set, argument
 from kidseg.cli.terminal import print_result
 from kidseg.errors import UsageError
 from kidseg.registry import METHODS
@@ -20,7 +18,7 @@ _OTHERS = ("phantom", "study")
 def config(
     method: Annotated[
         str,
-        typer.Argument(
+        argument(
             help=f"One of {', '.join((*METHODS, *_OTHERS))}.",
             autocompletion=lambda: [*METHODS, *_OTHERS],
         ),

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from kidseg.cli.terminal import print_result
-from kidseg.errors import BatchError, KidsegError, UsageError
+from kidseg.errors import BatchError, Finding, KidsegError, UsageError
 from kidseg.table import wrapped
 
 __all__ = ["Failed", "end_of_several", "is_several", "one_only", "scans_of"]
@@ -66,12 +66,14 @@ def end_of_several(
     lines: Sequence[str],
     failed: Failed,
     *,
+    warned: Sequence[Finding] = (),
     total: int,
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Print what was done and what failed; exit with 4 if any failed."""
-    listed = [line for _, error in failed for line in wrapped(f"error: {error}", indent="  ")]
+    """Print what was done, warnings of it and what failed; exit with 4 if any failed."""
+    listed = [line for one in warned for line in wrapped(f"warning: {one}", indent="  ")]
+    listed += [line for _, error in failed for line in wrapped(f"error: {error}", indent="  ")]
     result = {**result, "failed": [error.as_finding().as_dict() for _, error in failed]}
     print_result(result, "\n".join([*lines, *listed]), as_json, quiet)
     if failed:

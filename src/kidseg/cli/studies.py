@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kidseg.cli.options import AsJson, Device, DryRun, Quiet, Seed
+from kidseg.cli.options import AsJson, Device, DryRun, Quiet, Seed, argument, option
 from kidseg.cli.stopping import stoppable
 from kidseg.cli.terminal import print_result
 from kidseg.errors import UsageError
@@ -23,27 +23,25 @@ __all__ = ["study"]
 
 def study(
     file: Annotated[
-        Path | None, typer.Argument(help="The study: methods, data set, seeds (TOML).")
+        Path | None, argument(help="The study: methods, data set, seeds (TOML).")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder of the study, created or resumed.")
+        Path | None, option("--out", "-o", help="Folder of the study, created or resumed.")
     ] = None,
     show_example: Annotated[
         bool,
-        typer.Option(
-            "--example", help="Print an example of the file (or write it to FILE), and stop."
-        ),
+        option("--example", help="Print an example of the file (or write it to FILE), and stop."),
     ] = False,
     dataset: Annotated[
-        Path | None, typer.Option(help="A data set, instead of the one in the file.")
+        Path | None, option(help="A data set, instead of the one in the file.")
     ] = None,
     other: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=FOLDER: another data set of the study. Repeatable."),
+        option(help="NAME=FOLDER: another data set of the study. Repeatable."),
     ] = None,
     device: Device = "auto",
     jobs: Annotated[
-        int, typer.Option("--jobs", "-j", min=1, help="Concurrent runs; they slow each other down.")
+        int, option("--jobs", "-j", min=1, help="Concurrent runs; they slow each other down.")
     ] = 1,
     seed: Seed = 0,
     dry_run: DryRun = False,

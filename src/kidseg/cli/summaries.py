@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from kidseg.table import text_table, wrapped
 
 __all__ = [
     "checkup_text",
+    "counted_findings",
     "described",
     "planned_text",
     "preview_text",
@@ -40,10 +42,16 @@ def training_notes(summary: Mapping[str, Any], out: Path) -> Iterator[str]:
     shown = [one for one in summary["findings"] if one["code"] in _TOLD]
     for finding in shown:
         yield str(Finding(**finding))
-    if more := len(summary["findings"]) - len(shown):
-        yield f"{more} more remark(s) on the data are in {out / 'summary.json'}"
+    if more := counted_findings([one for one in summary["findings"] if one not in shown]):
+        yield f"remarks on the data, told in {out / 'summary.json'}: {more}"
     if summary["start"] is not None:
         yield summary["start"]["text"]
+
+
+def counted_findings(findings: Iterable[Mapping[str, Any]]) -> str:
+    """Findings by what they are: "4 thick slices, 1 labels in air"; "" for none."""
+    counts = Counter(one["code"].replace("-", " ") for one in findings)
+    return ", ".join(f"{n} {what}" for what, n in counts.most_common())
 
 
 def structures_lines(facts: Mapping[str, Any]) -> list[str]:

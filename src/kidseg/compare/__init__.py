@@ -10,6 +10,7 @@ value. Age bands are reported with intervals and counts, but not tested.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import combinations
@@ -159,9 +160,11 @@ def compare(
 
 
 def _described(name: str, run: Run) -> dict[str, Any]:
-    """A run, with its cases that could not be evaluated."""
+    """A run, with its cases that could not be evaluated, and how many findings of each code."""
     failed = list(run.summary.get("not_evaluated", ()))
-    return {"name": name, "path": str(run.path), "not_evaluated": failed}
+    findings = Counter(one["code"] for one in run.summary.get("findings", ()))
+    path = str(run.path)
+    return {"name": name, "path": path, "not_evaluated": failed, "findings": dict(findings)}
 
 
 def _common(a: tuple[str, Run], b: tuple[str, Run]) -> dict[str, Any]:

@@ -32,6 +32,9 @@ def as_markdown(result: Mapping[str, Any]) -> str:
         if failed := run["not_evaluated"]:
             said = f"Could not be evaluated in {run['name']}, left out: {', '.join(failed)}"
             lines += [*wrapped(said), ""]
+        if findings := run["findings"]:
+            listed = ", ".join(f"{n} {code.replace('-', ' ')}" for code, n in findings.items())
+            lines += [*wrapped(f"Noticed in {run['name']}, see its summary.json: {listed}"), ""]
     for pair in result["pairs"]:
         lines += [f"## {pair['a']} against {pair['b']}: {pair['n_common']} common cases", ""]
         if pair["n_patients"] < pair["n_common"]:

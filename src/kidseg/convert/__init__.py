@@ -249,15 +249,8 @@ def _mismatch(path: Path, grid: Grid, native: Grid, source: SourceSeries | None)
             code="grid-mismatch",
             next_step="Resample it onto an orthogonal grid first.",
         )
-    cause = f"its grid is {grid}, but that of the series {source.path} is {native}"
-    if grid.shape == native.shape:
-        apart = float((grid.centre_mm - native.centre_mm).norm())
-        cause = f"its voxels are not those of the series {source.path}: same size, "
-        cause += f"but the centres are {apart:.4g} mm apart"
-        if apart < 1e-3:
-            cause += " and the axes differ"
     return InputError(
-        cause,
+        f"its grid is not that of the series {source.path}: {grid.difference(native)}",
         path=path,
         code="grid-mismatch",
         next_step="Give the series that was segmented, read as then (--series, --repair).",

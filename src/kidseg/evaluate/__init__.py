@@ -180,12 +180,40 @@ def score(case: Pair, protocol: Protocol, known: KnownLabels) -> Scored:
     box = union_box(predicted, reference) or (slice(0, 1),) * 3
     predicted, reference = predicted[box], reference[box]
     grid = labels.grid.crop([side.start for side in box], reference.shape)
+    findings += _exchanged(case, predicted, reference, known)
     rows = []
     for structure in protocol.structures:
         found, wanted = _mask(predicted, structure), _mask(reference, structure)
         figures = measure(found, wanted, grid, structure.tolerance_mm)
         rows.append(_row(case, structure, figures, protocol))
     return Scored(rows=tuple(rows), findings=findings, picture=picture)
+
+
+def _exchanged(
+    case: Pair, predicted: np.ndarray, reference: np.ndarray, known: KnownLabels
+) -> tuple[Finding, ...]:
+    """A finding if kidney and tumour agree better, and well, with the other one's reference."""
+    masks = [
+        [
+            np.isin(part, [n for n, meaning in known.meanings.items() if meaning == one])
+            for one in ("kidney", "tumour")
+        ]
+        for part in (predicted, reference)
+    ]
+    (kidney, tumour), (true_kidney, true_tumour) = masks
+    crossed = min(_dice(kidney, true_tumour), _dice(tumour, true_kidney))
+    if crossed < 0.5 or crossed <= max(_dice(kidney, true_kidney), _dice(tumour, true_tumour)):
+        return ()
+    cause = f"kidney and tumour of case '{case.id}' agree with tumour and kidney of the reference"
+    step = "Check that the numbers of the labels are not exchanged in one of them."
+    path = str(case.predicted or case.reference)
+    return (Finding(code="exchanged-labels", path=path, cause=cause, next_step=step),)
+
+
+def _dice(one: np.ndarray, other: np.ndarray) -> float:
+    """Of two masks; 0 if both are empty."""
+    total = int(one.sum()) + int(other.sum())
+    return 2 * int((one & other).sum()) / total if total else 0.0
 
 
 def summarise(
@@ -262,6 +290,7 @@ def _known(pairing: Pairing, protocol: Protocol) -> KnownLabels:
         meanings=meanings,
         ignore_label=pairing.ignore_label,
         by_number=pairing.by_number,
+        stated=pairing.stated,
     )
 
 

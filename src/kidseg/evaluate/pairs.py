@@ -12,6 +12,7 @@ from kidseg.cases.naming import LABEL_ENDINGS, is_marked, label_name, matching_n
 from kidseg.cases.paths import visible
 from kidseg.cases.roi_rules import RoiRules, rules_of, unused_rules
 from kidseg.errors import Finding, InputError, UsageError, first_error
+from kidseg.evaluate.numbering import numbering_of
 from kidseg.evaluate.predicted_objects import first_paths, predicted_objects
 from kidseg.io.structures import Annotation
 from kidseg.labels import LabelSchema
@@ -21,7 +22,12 @@ __all__ = ["Missing", "Pair", "Pairing", "label_files", "pair"]
 Missing = Literal["error", "empty"]
 
 # Problems of images, which do not matter for references.
-_IMAGE_FINDINGS = {"missing-image", "wrong-channel-count", "wrong-case-count"}
+_IMAGE_FINDINGS = {
+    "missing-image",
+    "wrong-channel-count",
+    "wrong-case-count",
+    "wrong-file-ending",
+}
 # Problems of a dataset.json that lists no files of its folder.
 _CASE_FINDINGS = {"no-cases", "missing-labels"}
 _NAMED = 8
@@ -65,6 +71,7 @@ class Pairing:
         schema: labels of the data set, or of the dataset.json beside plain files; else None.
         ignore_label: voxels of the reference with this value are ignored.
         by_number: the references are those of a data set, which defines their numbers.
+        stated: {label volume: the labels that the description of its folder states}.
         findings: predictions without a reference.
     """
 
@@ -72,6 +79,7 @@ class Pairing:
     schema: LabelSchema | None
     ignore_label: int | None
     by_number: bool
+    stated: Mapping[Path, LabelSchema]
     findings: tuple[Finding, ...]
 
 
@@ -152,11 +160,18 @@ def pair(
         for case in wanted
     )
     extra = (_extra(found[case][0], case) for case in sorted(set(found) - set(known)))
+    numbering = numbering_of(
+        (file for one in pairs if one.predicted for file in (one.predicted, *one.copies)),
+        (file for one in pairs for file in (one.reference, *one.reference_copies)),
+        references.schema,
+        references.ignore_label,
+    )
     return Pairing(
         pairs=pairs,
-        schema=references.schema,
-        ignore_label=references.ignore_label,
+        schema=numbering.schema,
+        ignore_label=numbering.ignore_label,
         by_number=references.by_number,
+        stated=numbering.stated,
         findings=(*references.findings, *noted, *extra),
     )
 

@@ -104,12 +104,21 @@ class _Structure:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Finding:
+    __pydantic_config__: ClassVar[ConfigDict] = KNOWN
+
+    code: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Summary:
     __pydantic_config__: ClassVar[ConfigDict] = KNOWN
 
     protocol: str
     structures: Mapping[str, _Structure]
     rules: Mapping[str, Any]
+    findings: tuple[_Finding, ...] = ()
+    not_evaluated: tuple[str, ...] = ()
 
 
 def prepare_output(out: Path, names: Sequence[str], *, overwrite: bool) -> None:

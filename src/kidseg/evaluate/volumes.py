@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from kidseg.evaluate.pairs import Pair
 from kidseg.geometry import Grid, Volume
 from kidseg.io import ReadOptions
 from kidseg.io.structures import Annotation
-from kidseg.labels import Meaning
+from kidseg.labels import LabelSchema, Meaning
 
 __all__ = ["KnownLabels", "LabelPair", "read_pair"]
 
@@ -34,12 +34,14 @@ class KnownLabels:
         meanings: {number: what it means}.
         ignore_label: of the reference only.
         by_number: the references belong to a data set, which defines their numbers.
+        stated: {file: the labels that the description of its folder states}.
     """
 
     names: Mapping[int, str]
     meanings: Mapping[int, Meaning | None]
     ignore_label: int | None = None
     by_number: bool = False
+    stated: Mapping[Path, LabelSchema] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +122,7 @@ def _read_file(path: Path, known: KnownLabels, annotation: Annotation | None) ->
         known.meanings,
         ignore_label=known.ignore_label,
         by_number=known.by_number,
+        stated=known.stated.get(path),
         options=ReadOptions(files=files, annotation=annotation),
     )
     volume = file.labels.volume
@@ -146,12 +149,8 @@ def _check_same_grid(predicted: _Labels, reference: _Labels) -> None:
     found, wanted = predicted.grid, reference.grid
     if found.same_as(wanted, _SAME_GRID_MM):
         return
-    cause = f"its grid is {found}, but that of the reference {reference.path} is {wanted}"
-    if found.shape == wanted.shape:
-        apart = float((found.centre_mm - wanted.centre_mm).norm())
-        cause = f"its grid is displaced from that of {reference.path}: centres {apart:.4g} mm apart"
     raise InputError(
-        cause,
+        f"its grid is not that of the reference {reference.path}: {found.difference(wanted)}",
         path=predicted.path,
         code="grid-mismatch",
         next_step="Save the prediction on the grid of its scan.",

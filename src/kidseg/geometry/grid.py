@@ -21,7 +21,7 @@ separate stack with a single slice of index 0). A batch of slices from many pati
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -212,12 +212,25 @@ class Grid:
         return Grid(self.shape, as_matrix(self.mm_from_index, torch.device(device)))
 
     def same_as(self, other: Grid, tolerance_mm: float = 1e-3) -> bool:
-        """Whether the shapes are equal and all voxels within `tolerance_mm` of the other grid's.
+        """Whether the shapes are equal and all voxels within `tolerance_mm` of the other grid's."""
+        return self.shape == other.shape and self._farthest_mm(other) <= tolerance_mm
+
+    def difference(self, other: Grid) -> str:
+        """How this grid differs from another, in words, with the digits that show it.
+
+        Of another shape both shapes; else how far voxels are apart, and spacings that differ.
+        """
+        if self.shape != other.shape:
+            return f"{_by(self.shape)} voxels, not {_by(other.shape)}"
+        mine, theirs = (_by(f"{s:.6g}" for s in grid._usual_spacing_mm) for grid in (self, other))
+        spacings = "" if mine == theirs else f", of {mine} mm, not {theirs} mm"
+        return f"as many voxels, up to {self._farthest_mm(other):.4g} mm apart{spacings}"
+
+    def _farthest_mm(self, other: Grid) -> float:
+        """The largest distance of a voxel from that of the other grid, of the same shape.
 
         Two affine maps differ most at a corner, so only the corners are compared.
         """
-        if self.shape != other.shape:
-            return False
         mine, theirs = self, other
         if mine.is_slicewise or theirs.is_slicewise:
             mine, theirs = mine.slicewise(), theirs.slicewise()
@@ -226,15 +239,22 @@ class Grid:
         corners = torch.tensor([(z, y, x, 1) for z in ends[0] for y in ends[1] for x in ends[2]])
         gap = (mine.mm_from_index - theirs.mm_from_index.to(mine.mm_from_index)).detach()
         far = gap @ corners.T.to(gap)
-        return bool((torch.linalg.vector_norm(far[..., :3, :], dim=-2) <= tolerance_mm).all())
+        return float(torch.linalg.vector_norm(far[..., :3, :], dim=-2).max())
+
+    @property
+    def _usual_spacing_mm(self) -> list[float]:
+        """The spacing; of a slice-wise grid the median."""
+        usual: list[float] = self.spacing_mm.detach().reshape(-1, 3).median(dim=0).values.tolist()
+        return usual
 
     def __repr__(self) -> str:
-        spacing = self.spacing_mm.detach()
-        if self.is_slicewise:
-            spacing = spacing.median(dim=0).values
-        steps = " x ".join(f"{s:.4g}" for s in spacing.tolist())
+        steps = _by(f"{s:.4g}" for s in self._usual_spacing_mm)
         kind = "slice-wise " if self.is_slicewise else ""
-        return f"Grid({kind}{' x '.join(map(str, self.shape))} voxels of {steps} mm)"
+        return f"Grid({kind}{_by(self.shape)} voxels of {steps} mm)"
+
+
+def _by(sizes: Iterable[object]) -> str:
+    return " x ".join(map(str, sizes))
 
 
 def boxed(grid: Grid, low: Tensor, high: Tensor, shape: Sequence[int]) -> Grid:

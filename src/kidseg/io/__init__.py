@@ -274,7 +274,7 @@ def _reordered(volume: Volume, grid: Grid, path: Path | None) -> Volume:
             is_same = reordered.grid.same_as(straight)
     if not is_same:
         raise InputError(
-            f"the grid of the volume ({volume.grid}) does not match the scan ({grid})",
+            f"the grid of the volume is not that of the scan: {reordered.grid.difference(grid)}",
             path=path,
             code="grid-mismatch",
             next_step="Resample the volume onto the scan's grid first.",

@@ -66,7 +66,7 @@ class PlaneContours:
 def usable(contours: Sequence[Contour], noticed: Noticed) -> list[Contour]:
     """The closed contours that enclose something, without copies; findings on the others.
 
-    Findings: errors "bad-contour", "open-contours"; warnings "point-contours",
+    Findings: errors "bad-contour", "open-contours"; warnings "decimal-comma", "point-contours",
     "degenerate-contours", "duplicate-contours".
     """
     if faults := [contour.fault for contour in contours if contour.fault]:
@@ -77,6 +77,12 @@ def usable(contours: Sequence[Contour], noticed: Noticed) -> list[Contour]:
             "The file is damaged: export it again, or leave the structure out by a rule.",
         )
     sound = [contour for contour in contours if not contour.fault]
+    if commas := [contour.comma for contour in sound if contour.comma]:
+        noticed.warn(
+            "decimal-comma",
+            f"coordinates of {len(commas)} of {len(contours)} contours are written with a decimal "
+            f"comma ({quoted(commas[0])}); it was read as a point",
+        )
     kinds = Counter(contour.kind for contour in sound if contour.kind not in CLOSED)
     points = kinds.pop("POINT", 0)
     if points:

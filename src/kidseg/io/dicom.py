@@ -212,9 +212,11 @@ def _placed(series: Series, path: Path) -> tuple[Finding, ...]:
     placed = [image for image in series.images if image.placed]
     if not placed:
         return ()
+    first, *others = placed
+    more = f" (and those of {len(others)} more)" if others else ""
     cause = (
-        f"the {len(placed[0].planes)} frames of {placed[0].path.name} have no positions of their "
-        f"own; they were placed along the normal from the first, {placed[0].placed}"
+        f"the {len(first.planes)} frames of {first.path.name}{more} have no positions of their "
+        f"own; they were placed along the normal from the first, {first.placed}"
     )
     step = "Check that the patient is not upside down."
     return (Finding(code="placed-frames", path=str(path), cause=cause, next_step=step),)

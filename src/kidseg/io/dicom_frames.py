@@ -106,7 +106,9 @@ class Image:
     @property
     def modality(self) -> str:
         """The stated modality; otherwise that of the SOP class; otherwise ""."""
-        return self.text("Modality") or ("CT" if self.text("SOPClassUID") in CT_CLASSES else "")
+        return self.text("Modality").upper() or (
+            "CT" if self.text("SOPClassUID") in CT_CLASSES else ""
+        )
 
     @property
     def is_unplaced(self) -> bool:

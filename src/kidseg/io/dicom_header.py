@@ -146,7 +146,12 @@ def read_object(path: Path, *, with_pixels: bool = False) -> Dataset:
     with path.open("rb") as file:
         start = file.read(1024)
     if start[128:132] != b"DICM" and start[:2] not in (b"\x02\0", b"\x08\0"):
-        raise damaged(path, "it is not a DICOM file")
+        raise InputError(
+            "it is not a DICOM file",
+            path=path,
+            code="bad-dicom",
+            next_step="Check that this is the intended file.",
+        )
     size = path.stat().st_size
     checks.check_memory(size * (_DEFLATE_RATIO if _DEFLATED in start else 1), path)
     return dcmread(path, stop_before_pixels=not with_pixels, force=True)
@@ -163,12 +168,7 @@ def files_in(path: Path) -> Iterator[Path]:
     if path.is_symlink() and not path.exists():
         raise _no_file(path)
     if not path.exists():
-        raise InputError(
-            "no such file or folder",
-            path=path,
-            code="not-found",
-            next_step="Check the path.",
-        )
+        raise _not_found(path)
     if path.is_file():
         yield path
         return
@@ -354,12 +354,8 @@ def numbers(text: str, count: int) -> list[float] | None:
 
     A comma is read as a decimal point: DICOM's decimal strings cannot contain one.
     """
-    parts = [part.strip() for part in text.split("\\")]
-    if len(parts) != count:
-        return None
-    if all(part.count(",") <= 1 for part in parts):
-        parts = [part.replace(",", ".") for part in parts]
-    if not all(_DECIMAL.fullmatch(part) for part in parts):
+    parts = [part.strip().replace(",", ".") for part in text.split("\\")]
+    if len(parts) != count or not all(_DECIMAL.fullmatch(part) for part in parts):
         return None
     return [float(part) for part in parts]
 
@@ -382,6 +378,12 @@ def damaged(path: Path, cause: str) -> InputError:
     )
 
 
+def _not_found(path: Path) -> InputError:
+    return InputError(
+        "no such file or folder", path=path, code="not-found", next_step="Check the path."
+    )
+
+
 def _no_file(path: Path) -> InputError:
     """The error of an image that cannot be opened at all; opening a pipe would block."""
     is_link = path.is_symlink() and not path.exists()
@@ -396,6 +398,8 @@ def _no_file(path: Path) -> InputError:
 
 
 def _unreadable(path: Path, error: OSError) -> InputError:
+    if isinstance(error, FileNotFoundError):
+        return _not_found(path)
     return InputError(
         f"it cannot be read ({error.strerror or error})",
         path=path,

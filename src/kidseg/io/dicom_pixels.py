@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -145,12 +145,30 @@ def _lossy(series: Series, path: Path) -> tuple[Finding, ...]:
     return (Finding(code="lossy-compression", path=str(path), cause=cause, next_step=step),)
 
 
+def _missing_rescale(planes: Sequence[Plane], path: Path) -> Iterator[Finding]:
+    """A finding if slope or intercept is missing; refused where other images state others."""
+    missing = [plane for plane in planes if None in (plane.slope, plane.intercept)]
+    stated = {(plane.slope, plane.intercept) for plane in planes if plane not in missing}
+    if not missing:
+        return
+    where = f"rescale slope or intercept is missing in {len(missing)} of {len(planes)} images"
+    if stated - {(1.0, 0.0)}:
+        raise InputError(
+            f"{where}, first {missing[0].path.name}; the others state them",
+            path=path,
+            code="bad-rescale",
+            next_step="Export the complete series again.",
+        )
+    cause = f"{where}; 1 and 0 were used: stored values are assumed to be Hounsfield units"
+    yield Finding(code="missing-rescale", path=str(path), cause=cause)
+
+
 def _rescaling(series: Series, path: Path, options: ReadOptions) -> tuple[Finding, ...]:
     """Check slope, intercept and the unit of the values.
 
     Raises:
         InputError: "not-hounsfield": the file states another unit; "bad-rescale": the slope is zero
-            or slope or intercept is not finite.
+            or slope or intercept is not finite, or they are missing in some images only.
     """
     planes = series.planes
     for plane in planes:
@@ -163,14 +181,7 @@ def _rescaling(series: Series, path: Path, options: ReadOptions) -> tuple[Findin
             )
     if options.values != "ct":
         return ()
-    findings = []
-    missing = sum(plane.slope is None or plane.intercept is None for plane in planes)
-    if missing:
-        cause = (
-            f"rescale slope or intercept is missing in {missing} of {len(planes)} images; 1 and 0 "
-            "were used: stored values are assumed to be Hounsfield units"
-        )
-        findings.append(Finding(code="missing-rescale", path=str(path), cause=cause))
+    findings = list(_missing_rescale(planes, path))
     kinds = Counter(plane.rescale_type for plane in planes)
     # HU_MOD: Hounsfield units of a virtual monochromatic image; US: unspecified.
     other = sorted(set(kinds) - {"", "HU", "HU_MOD", "US"})

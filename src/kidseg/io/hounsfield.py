@@ -128,7 +128,12 @@ def _refuse_non_hu(
         raise _refused(f"every voxel is {low:g}", "constant-image", path)
     if is_integer and low >= 0 and high <= 40:
         cause = f"values are integers in {low:g}..{high:g}: this looks like a label map"
-        raise _refused(cause, "label-map", path)
+        raise InputError(
+            cause,
+            path=path,
+            code="label-map",
+            next_step="Name the scan here, not its labels.",
+        )
     if not is_integer and high - low < 50 and max(-low, high) < 50:
         cause = f"values are in {low:.3g}..{high:.3g}: normalised, not Hounsfield units"
         raise _refused(cause, "normalised-intensities", path)

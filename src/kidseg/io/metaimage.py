@@ -21,6 +21,7 @@ from kidseg.io.orientation import affine_of_grid, ras_from_lps
 from kidseg.io.scan import ReadOptions
 from kidseg.io.voxels import (
     VoxelBlock,
+    add_field,
     format_numbers,
     header_matrix,
     parse_numbers,
@@ -96,12 +97,12 @@ def describe_metaimage(path: Path, options: ReadOptions) -> VoxelBlock:
             "several-volumes".
     """
     lines, end = text_header(path, _LAST.encode())
-    fields = {}
+    fields: dict[str, str] = {}
     for line in lines:
         name, equals, value = line.partition("=")
         if line and not equals:
             raise bad_header(f"a line of its header is not a field: {quoted(line)}", path)
-        fields[name.strip()] = value.strip()
+        add_field(fields, name.strip(), value.strip(), path)
     require_fields(fields, ("NDims", "DimSize", "ElementType", _LAST), path)
     if parse_numbers(fields.get("ElementNumberOfChannels", "1"), path) != [1.0]:
         raise InputError(

@@ -23,6 +23,10 @@ AGREE_MM = 1e-3
 """Two affines agree if no corner differs by more than this distance."""
 
 _UNKNOWN_UNIT, _MILLIMETRE = 0, 2
+_NEITHER = (
+    "If you know that its axes run to right, anterior and superior, specify the spacing with "
+    "--spacing SLICE ROW COLUMN, without --trust."
+)
 
 
 def position(
@@ -71,7 +75,7 @@ def _trusted(
             f"it has no {trust} (its code is 0)",
             path=path,
             code="no-orientation",
-            next_step=f"Use --trust {other}.",
+            next_step=f"Use --trust {other}." if int(fields[f"{other}_code"]) > 0 else _NEITHER,
         )
     if trust == "qform":
         return qform_of(fields, _steps(fields, path, options), path)
@@ -168,7 +172,9 @@ def qform_of(fields: nibabel.Nifti1Header, steps_mm: np.ndarray, path: Path) -> 
             f"the quaternion of its qform, ({b:g}, {c:g}, {d:g}), is not a rotation",
             path=path,
             code="bad-affine",
-            next_step="If its sform is valid, use --trust sform.",
+            next_step="If its sform is valid, use --trust sform."
+            if int(fields["sform_code"]) > 0
+            else "Export the scan again.",
         )
     a = math.sqrt(rest) if rest > rounding else 0.0
     turn = np.array(
@@ -195,8 +201,7 @@ def _without_codes(path: Path, options: ReadOptions) -> tuple[np.ndarray, tuple[
             "its position and orientation are missing (it has neither sform nor qform)",
             path=path,
             code="no-orientation",
-            next_step="If you know that its axes run to right, anterior and superior, specify the "
-            "spacing with --spacing SLICE ROW COLUMN.",
+            next_step=_NEITHER,
         )
     cause = (
         "its position and orientation are missing; axes were assumed to run to right, anterior "

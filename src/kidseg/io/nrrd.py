@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from kidseg.errors import InputError, quoted
+from kidseg.errors import Finding, InputError, quoted
 from kidseg.geometry import Volume
 from kidseg.io import checks
 from kidseg.io.checks import bad_header
@@ -25,6 +25,7 @@ from kidseg.io.payload import Encoding, write_gzip
 from kidseg.io.scan import ReadOptions
 from kidseg.io.voxels import (
     VoxelBlock,
+    add_field,
     format_numbers,
     header_matrix,
     parse_numbers,
@@ -139,6 +140,11 @@ def describe_nrrd(path: Path, options: ReadOptions) -> VoxelBlock:
     nx, ny, nz = checks.volume_shape([sizes[i] for i in kept], path)
     origin_mm, space = _origin(fields, path), _space(fields, path)
     matrix, findings = header_matrix(axes_mm, origin_mm, space, path, options)
+    if not findings and "space" not in fields:
+        cause = "its header does not name its patient space; left-posterior-superior was assumed"
+        step = "Check that left and right, front and back are as they should be."
+        said = Finding(code="orientation-assumed", path=str(path), cause=cause, next_step=step)
+        findings = (said,)
     numpy_name = _NUMPY_FROM_NRRD.get(fields["type"].lower())
     stored = stored_type(numpy_name, fields.get("endian", "little").lower() == "big", path)
     if stored.itemsize > 1 and "endian" not in fields:
@@ -161,13 +167,13 @@ def _fields(lines: list[str], path: Path) -> dict[str, str]:
     """The fields of the header, without key/value pairs (`:=`) and comments."""
     if not re.fullmatch(r"NRRD000\d", lines[0]):
         raise bad_header(f"it starts with {quoted(lines[0])}, not with an NRRD version", path)
-    fields = {}
+    fields: dict[str, str] = {}
     for line in lines[1:]:
         if line and not line.startswith("#") and ":=" not in line:
             name, colon, value = line.partition(":")
             if not colon:
                 raise bad_header(f"a line of its header is not a field: {quoted(line)}", path)
-            fields[name.strip().lower()] = value.strip()
+            add_field(fields, name.strip().lower(), value.strip(), path)
     return fields
 
 

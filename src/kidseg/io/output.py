@@ -121,7 +121,7 @@ def check_output_folder(out: Path, kind: str) -> None:
         others = [name for name in others if name == "a data set"]
     if others:
         raise UsageError(
-            f"the folder contains {', '.join(others)}; {kind} is not written into it",
+            f"the folder contains {', '.join(others)}; it is no place for {kind}",
             path=out,
             code="other-folder",
             next_step="Choose a new or an empty folder.",
@@ -136,7 +136,7 @@ def _check_above(out: Path, wanted: FolderKind) -> None:
             continue
         if wanted.own is not None or folders[k - 1].name.startswith(("images", "labels")):
             raise UsageError(
-                f"the folder is inside the data set {folder}; {wanted.name} is not written into it",
+                f"the folder is inside the data set {folder}; it is no place for {wanted.name}",
                 path=out,
                 code="other-folder",
                 next_step="Choose a folder outside the data set.",

@@ -7,7 +7,7 @@ Observations).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,12 +52,14 @@ class Contour:
         points_mm: (points, 3) LPS.
         images: SOP Instance UIDs of the images on which it was drawn.
         fault: why its points cannot be used; "" if they can.
+        comma: the first coordinate with a decimal comma; "" if there is none.
     """
 
     kind: str
     points_mm: np.ndarray
     images: tuple[str, ...] = ()
     fault: str = ""
+    comma: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -187,34 +189,37 @@ def _contours(item: Dataset) -> Iterator[Contour]:
             if (uid := text_of(image, "ReferencedSOPInstanceUID"))
         )
         kind = text_of(contour, "ContourGeometricType").upper() or "without type"
-        points, fault = _points(contour)
-        yield Contour(kind=kind, points_mm=points, images=images, fault=fault)
+        texts = _coordinates(contour)
+        points, fault = _points(contour, texts or [])
+        comma = next((one.decode("latin-1") for one in texts or () if b"," in one), "")
+        fault = "it has no Contour Data" if texts is None else fault
+        yield Contour(kind=kind, points_mm=points, images=images, fault=fault, comma=comma)
 
 
-def _points(contour: Dataset) -> tuple[np.ndarray, str]:
-    """(points, 3) and what is wrong with them, if anything.
-
-    The text is converted at once: pydicom would make an object of each number.
-    """
+def _coordinates(contour: Dataset) -> list[bytes] | None:
+    """The coordinates as text: pydicom would make an object of each. None: there are none."""
     from pydicom.datadict import tag_for_keyword
 
-    none = np.zeros((0, 3))
     tag = tag_for_keyword("ContourData")
     assert tag is not None
     if tag not in contour:
-        return none, "it has no Contour Data"
+        return None
     value = contour.get_item(tag).value
     if isinstance(value, bytes):
         stripped = value.strip(b" \0\\")
-        texts = [one.strip() for one in stripped.split(b"\\")] if stripped else []
-    else:  # converted already
-        texts = [str(one).encode() for one in np.atleast_1d(value)]
+        return [one.strip() for one in stripped.split(b"\\")] if stripped else []
+    return [str(one).encode() for one in np.atleast_1d(value)]  # converted already
+
+
+def _points(contour: Dataset, texts: Sequence[bytes]) -> tuple[np.ndarray, str]:
+    """(points, 3) and what is wrong with them, if anything. A comma is a decimal point."""
+    none = np.zeros((0, 3))
     if any(len(text) > _MAX_DIGITS for text in texts):
         return none, "a coordinate is not a number"
     try:
-        numbers = np.array(texts, dtype=bytes).astype(np.float64)
+        numbers = np.array([t.replace(b",", b".") for t in texts], dtype=bytes).astype(np.float64)
     except ValueError:
-        return none, "a coordinate is not a number"
+        return none, f"a coordinate is not a number ({quoted(_unreadable(texts))})"
     if len(numbers) % 3:
         return none, f"it has {len(numbers)} coordinates, which are not three for each point"
     if not (np.abs(numbers) <= _MAX_MM).all():  # NaN is refused, too
@@ -224,6 +229,16 @@ def _points(contour: Dataset) -> tuple[np.ndarray, str]:
     if stated and stated != str(len(points)):
         return none, f"it states {quoted(stated)} points, but has {len(points)}"
     return points, ""
+
+
+def _unreadable(texts: Sequence[bytes]) -> str:
+    """The first that is not a number."""
+    for text in texts:
+        try:
+            float(text.replace(b",", b"."))
+        except ValueError:
+            return text.decode("latin-1")
+    return ""
 
 
 def _bad(cause: str, path: Path) -> InputError:

@@ -244,9 +244,9 @@ def side_in(codes: tuple[Code, ...]) -> Side | None:
 
 
 def positive(text: str) -> float | None:
-    """A positive finite number, or None."""
+    """A positive finite number, or None; a comma is read as a decimal point."""
     try:
-        value = float(text)
+        value = float(text.replace(",", "."))
     except ValueError:
         return None
     return value if 0 < value < float("inf") else None

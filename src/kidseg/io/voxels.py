@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -22,6 +23,7 @@ from kidseg.io.scan import Format, ReadOptions, Scan, scan_of
 
 __all__ = [
     "VoxelBlock",
+    "add_field",
     "format_numbers",
     "header_matrix",
     "parse_numbers",
@@ -109,6 +111,17 @@ def text_header(path: Path, last: bytes) -> tuple[list[str], int]:
     return lines, len(text)
 
 
+def add_field(fields: dict[str, str], name: str, value: str, path: Path) -> None:
+    """Add a field of a header, in which none may have two values: either would be a guess.
+
+    Raises:
+        InputError: "bad-header".
+    """
+    if fields.setdefault(name, value) != value:
+        both = f"{quoted(fields[name])} and {quoted(value)}"
+        raise bad_header(f"its header states '{name}' twice, as {both}", path)
+
+
 def require_fields(fields: Mapping[str, str], names: Sequence[str], path: Path) -> None:
     """Check that a header has these fields.
 
@@ -140,6 +153,8 @@ def format_numbers(values: np.ndarray, separator: str) -> str:
 def separate_file(path: Path, name: str, single: str) -> Path:
     """The voxel file that a header names, in the folder of the header or below.
 
+    A backslash is part of the name if there is such a file, else a separator, as on Windows.
+
     Args:
         path: the header.
         name: as stated in the header.
@@ -164,19 +179,16 @@ def separate_file(path: Path, name: str, single: str) -> Path:
             code="data-file-outside",
             next_step="Put the voxel file next to the header and remove the folder from its name.",
         )
-    file = path.parent / name
-    try:
-        is_there = file.is_file()
-    except OSError:  # a name that is too long for any file
-        is_there = False
-    if not is_there:
-        raise InputError(
-            f"its voxel file {quoted(name)} is missing",
-            path=path,
-            code="data-file-missing",
-            next_step="Keep the header and its voxel file together, or convert to a single file.",
-        )
-    return file
+    for file in (path.parent / name, path.parent / PureWindowsPath(name)):
+        with suppress(OSError):  # a name that is too long for any file
+            if file.is_file():
+                return file
+    raise InputError(
+        f"its voxel file {quoted(name)} is missing",
+        path=path,
+        code="data-file-missing",
+        next_step="Keep the header and its voxel file together, or convert to a single file.",
+    )
 
 
 def stored_type(name: str | None, big_endian: bool, path: Path) -> np.dtype:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from kidseg.body import body_mask, moments
+from kidseg.cases.air import air_findings
 from kidseg.cases.label_names import NamedLabels, named_labels
 from kidseg.cases.label_values import known_labels
 from kidseg.cases.roi_rules import RoiRules
@@ -20,16 +21,13 @@ from kidseg.io.orientation import canonical
 from kidseg.labels import LabelSchema, Meaning
 from kidseg.measure.annotated_labels import find_annotated, is_annotated
 from kidseg.measure.mask import bounds
-from kidseg.measure.midline import RENAL, Midline, estimated_midline, midline_of
+from kidseg.measure.midline import Midline, estimated_midline, midline_of
 from kidseg.measure.parts import Labelled, tracked_lesions
 
 __all__ = ["body_midline", "labelled_on", "read_labelled", "read_opinion"]
 
 _DEFAULT = ReadOptions()
 _SAME_GRID_MM = 1e-3
-# Denser than lung, less dense than any fat; at the contour a few voxels may have gas of the bowel.
-_AIR_HU = -300.0
-_MOST_AIR = 0.05
 # Findings of readers that matter for images only.
 _HARMLESS = {"float-labels", "anisotropic-voxels"}
 
@@ -105,7 +103,7 @@ def labelled_on(
     """
     volume = _on_scan(canonical(labels), scan.volume.grid, path, scan.path)
     midline = body_midline(scan.volume, volume, known.schema)
-    noticed = (*scan.findings, *_in_air(volume, scan.volume, known.schema, path, scan.path))
+    noticed = (*scan.findings, *air_findings(volume, scan.volume, known.schema, path, scan.path))
     labelled = _labelled(path, volume, known, midline, (*findings, *noticed))
     return replace(labelled, facts=scan.facts)
 
@@ -195,7 +193,7 @@ def _on_scan(labels: Volume, grid: Grid, path: Path, scan: Path) -> Volume:
     )
     if not inside or not grid.crop(start, shape).same_as(labels.grid, _SAME_GRID_MM):
         raise InputError(
-            f"its grid ({labels.grid}) is not that of {scan} ({grid}), nor a part of it",
+            f"its grid is not that of {scan}, nor a part of it: {labels.grid.difference(grid)}",
             path=path,
             code="label-grid-mismatch",
             next_step="Name the scan of these labels.",
@@ -203,20 +201,6 @@ def _on_scan(labels: Volume, grid: Grid, path: Path, scan: Path) -> Volume:
     back = [-low for low in start]
     data = bounds(labels.data[0].numpy(), back, list(grid.shape))
     return Volume(torch.from_numpy(data)[None], grid)
-
-
-def _in_air(
-    labels: Volume, scan: Volume, schema: LabelSchema, path: Path, ct: Path
-) -> tuple[Finding, ...]:
-    """A finding if kidneys lie where the scan shows air: it is that of other labels."""
-    labels = canonical(labels)
-    renal = torch.isin(labels.data[0], torch.tensor(schema.ids_of(*RENAL), dtype=torch.uint8))
-    share = float((scan.data[0][renal] < _AIR_HU).double().mean()) if renal.any() else 0.0
-    if share <= _MOST_AIR:
-        return ()
-    cause = f"{share:.0%} of the voxels of kidneys and tumours are air or lung in {ct}"
-    step = "Name the scan of these labels, and check that neither is flipped."
-    return (Finding(code="labels-in-air", path=str(path), cause=cause, next_step=step),)
 
 
 def _unclear(schema: LabelSchema, path: Path) -> tuple[Finding, ...]:

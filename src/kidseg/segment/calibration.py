@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import statistics
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -13,9 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kidseg.cases import Case, Dataset, learned_labels, open_dataset
+from kidseg.cases.air import air_findings
 from kidseg.checkpoint import load_model, save_model
 from kidseg.cohort.cohort import patient_dice
-from kidseg.errors import Finding, InputError, UsageError
+from kidseg.errors import Finding, InputError, KidsegWarning, UsageError
 from kidseg.geometry import Volume
 from kidseg.header import FOREGROUND, decision_of, read_header
 from kidseg.io import ReadOptions
@@ -42,6 +44,8 @@ __all__ = [
     "read_case",
     "trained_on",
 ]
+
+_HARMLESS = {"anisotropic-voxels", "thick-slices"}
 
 BACKGROUND_WEIGHTS = (0.03, 0.06, 0.12, 0.25, 0.5, 1.0, 2.0)
 """Steps of a factor of 2: Dice is flat around its maximum, and a finer grid would fit noise."""
@@ -283,6 +287,8 @@ def read_case(
 ) -> tuple[Volume, Volume, Volume | None]:
     """The scan, its reference labels with the numbers of the model, and the voxels to ignore.
 
+    What the reader of the scan noticed becomes a `KidsegWarning`.
+
     Raises:
         InputError: see `read_scan`, `reference_of`.
     """
@@ -291,8 +297,15 @@ def read_case(
     options = ReadOptions(values=values)
     learned = learned_labels(data, predictor.method.config.cohort.cyst)
     reference = reference_of(case, data, learned, predictor.schema)
-    scan = read_scan(case.images[0], channels, options, case).volume
-    return scan, *reference.on(scan.grid, options)
+    files = read_scan(case.images[0], channels, options, case)
+    scan = files.volume
+    labels, ignore = reference.on(scan.grid, options)
+    findings = [found for found in files.findings if found.code not in _HARMLESS]
+    if values == "ct":
+        findings += air_findings(labels, scan, predictor.schema, reference.path, files.first.path)
+    for finding in findings:
+        warnings.warn(str(finding), KidsegWarning, stacklevel=2)
+    return scan, labels, ignore
 
 
 def labelled_cases(data: Dataset, cases: Sequence[str] | None) -> list[Case]:

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 from kidseg.checkpoint import INTENDED_USE
 from kidseg.errors import DISK_FULL, InputError, ModelError, UsageError
 from kidseg.io.atomic import disk_full, json_bytes, place_with_record
+from kidseg.segment.entry import check_entry
 
 __all__ = ["RESULT", "Entry", "Index", "locked", "read_index", "record_failure", "record_scan"]
 
@@ -79,8 +80,7 @@ def read_index(folder: Path) -> Index:
             raise ValueError("not an index of this version of kidseg")
         index = Index(_by_name(content["scans"]), _by_name(content["failed"]))
         for entry in index.scans.values():
-            if not all(isinstance(output, str) for output in entry["outputs"]):
-                raise ValueError(f"the outputs of '{entry['name']}' are not names")
+            check_entry(entry)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         cause = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else str(error)
         raise _damaged(path, cause) from error

@@ -63,8 +63,8 @@ def read_scan(
         scans.append(read(file, asked))
         if not scans[-1].volume.grid.same_as(scans[0].volume.grid):
             raise InputError(
-                f"its grid ({scans[-1].volume.grid}) differs from that of {paths[0].name}"
-                f" ({scans[0].volume.grid})",
+                f"its grid is not that of {paths[0].name}: "
+                + scans[-1].volume.grid.difference(scans[0].volume.grid),
                 path=file,
                 code="channels-differ",
                 next_step="Resample all channels of a scan to the same grid.",

@@ -15,6 +15,7 @@ from kidseg.cases import (
     open_dataset,
     relabelled,
 )
+from kidseg.cases.label_names import stated_labels
 from kidseg.cases.naming import matching_names
 from kidseg.cases.segments import read_label_file
 from kidseg.errors import InputError, UsageError
@@ -40,6 +41,7 @@ class ReferenceLabels:
         new_from_old: {number in the file: number of the model}; other numbers are unchanged.
         ignore_label: number in the file of voxels to ignore.
         case: of the data set, if the labels are those of a case.
+        stated: the labels that the description of the folder of the file states.
     """
 
     path: Path
@@ -48,6 +50,7 @@ class ReferenceLabels:
     new_from_old: Mapping[int, int] = field(default_factory=dict)
     ignore_label: int | None = None
     case: Case | None = None
+    stated: LabelSchema | None = None
 
     def on(self, grid: Grid, options: ReadOptions | None = None) -> tuple[Volume, Volume | None]:
         """Read the (1, slices, rows, columns) labels on a scan's voxels, and the ignore mask.
@@ -67,13 +70,13 @@ class ReferenceLabels:
             {} if self.names else self.schema.meaning,
             ignore_label=self.ignore_label,
             by_number=bool(self.names),
+            stated=self.stated,
             options=options if self.case is None else self.case.reading(options),
         )
         volume = file.labels.volume
-        if volume.grid.shape != grid.shape or not volume.grid.same_as(grid, _SAME_GRID_MM):
+        if not volume.grid.same_as(grid, _SAME_GRID_MM):
             raise InputError(
-                f"the grid of the labels ({_description(volume.grid)}) differs from that of the"
-                f" scan ({_description(grid)})",
+                f"its grid is not that of the scan: {volume.grid.difference(grid)}",
                 path=self.path,
                 code="label-grid-mismatch",
                 next_step="Name the labels of this scan.",
@@ -116,7 +119,14 @@ def find_references(
                 code="one-reference",
                 next_step="Name a data set, or segment one scan at a time.",
             )
-        return {scan: ReferenceLabels(path=reference, schema=schema) for scan in scans}
+        named = stated_labels([reference]).get(reference)
+        labels = ReferenceLabels(
+            path=reference,
+            schema=schema,
+            ignore_label=None if named is None else named.ignore,
+            stated=None if named is None else named.schema,
+        )
+        return dict.fromkeys(scans, labels)
     data = open_dataset(reference)
     learned = learned_labels(data, cyst)
     images = Counter(case.images[0].resolve() for case in data.cases)
@@ -166,9 +176,3 @@ def reference_of(
         ignore_label=data.ignore_label,
         case=case,
     )
-
-
-def _description(grid: Grid) -> str:
-    corner = ", ".join(f"{v:.4g}" for v in grid.mm([0.0, 0.0, 0.0]).tolist())
-    spacing = " x ".join(f"{v:.4g}" for v in grid.spacing_mm.tolist())
-    return f"{' x '.join(map(str, grid.shape))} voxels of {spacing} mm, first at ({corner})"

@@ -83,7 +83,7 @@ def read_submitted(
         volume = whole
     if not volume.grid.same_as(scan.grid):
         raise InputError(
-            f"the labels have the grid {volume.grid}, the image {scan.grid}",
+            f"its grid is not that of the image: {volume.grid.difference(scan.grid)}",
             path=labels,
             code="grid-mismatch",
             next_step="Save the labels on the voxels of the image.",

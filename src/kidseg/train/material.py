@@ -61,7 +61,7 @@ def make_store(
 
     Returns:
         {"path", "digest", "cases": {"training": [...], "validation": [...], "unlabelled": [...]},
-        "megabytes"}.
+        "megabytes", "findings"}.
 
     Raises:
         UsageError, InputError, ResourceError, ModelError: see `resolve`, `open_dataset`,
@@ -83,6 +83,7 @@ def make_store(
         "digest": store.digest,
         "cases": used.ids,
         "megabytes": round(size / 1e6, 1),
+        "findings": [dict(entry) for case in store.cases for entry in case.findings],
     }
 
 
