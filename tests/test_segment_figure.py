@@ -409,7 +409,7 @@ def test_a_bad_reference_stops_no_other_scan(
     write_ellipse_dataset(tmp_path / "data", 2)
     labels = labels_of(truth(data, 1))
     save(labels.slices(0, 4), truth(tmp_path / "data", 1), overwrite=True)
-    with pytest.raises(BatchError, match="differs from that of the scan"):
+    with pytest.raises(BatchError, match="is not that of the scan"):
         segment(
             [scan(data, 0), scan(data, 1)],
             predictor,
