@@ -58,6 +58,19 @@ def refused(code: str, *arguments: Any, **options: Any) -> KidsegError:
     return caught.value
 
 
+def test_no_input_is_replaced_by_what_is_made_from_it(case: Path) -> None:
+    """Not by its own name, nor by a link to its folder; nothing is written."""
+    folder, link = case / "made", case / "link"
+    folder.mkdir()
+    link.symlink_to(folder)
+    labels = (case / "child_seg.nii.gz").rename(folder / "child_seg.nii.gz")
+    before = labels.read_bytes()
+    for out in (folder, link):
+        refused("output-is-input", labels, out, formats=["nii", "obj"], names=NAMES, overwrite=True)
+    assert labels.read_bytes() == before and not list(folder.glob("*.obj"))
+    convert(labels, folder, formats=["nrrd"], names=NAMES)
+
+
 def values_of(path: Path) -> np.ndarray:
     found: np.ndarray = read(path, LABELS).volume.data[0].numpy()
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from kidseg.cases.naming import label_name
 from kidseg.cases.segments import uncropped
 from kidseg.convert.format_inputs import check_formats, check_scan, shows_scan
 from kidseg.convert.measured_labels import MeasuredLabels, on_scan, on_series
-from kidseg.errors import Finding, InputError
+from kidseg.errors import Finding, InputError, UsageError
 from kidseg.geometry import Grid, Volume
 from kidseg.io import ReadOptions, kind_of, read
 from kidseg.io.atomic import check_writable, json_bytes, make_folder, place_with_record, staging
@@ -69,7 +70,7 @@ def plan_conversion(
     Raises:
         UsageError: "unknown-format", "missing-extra", "no-formats", "output-exists",
             "other-folder"; "no-probabilities"; "series-required", "scan-required", "scan-unused",
-            "facts-unused"; "missing-viewer"; "bad-entered".
+            "facts-unused"; "missing-viewer"; "bad-entered"; "output-is-input".
         InputError: see `named_labels`, `read_source`; "not-writable".
     """
     path, out = Path(labels), Path(out)
@@ -81,6 +82,7 @@ def plan_conversion(
     named, name = named_labels(path, names), label_name(path)
     files, record = label_files(name, out, formats, named.schema), out / f"{name}{RECORD}"
     _check_free([*(file.path for file in files), record], overwrite)
+    _check_not_read([file.path for file in files], [path, *([] if ct is None else [Path(ct)])])
     return Conversion(
         labels=path,
         name=name,
@@ -231,6 +233,18 @@ def _check_free(files: Sequence[Path], overwrite: bool) -> None:
     for file in files:
         if file.parent.is_dir():
             check_writable(file, overwrite=overwrite)
+
+
+def _check_not_read(files: Sequence[Path], inputs: Sequence[Path]) -> None:
+    """Check that no file to write is one that is read."""
+    for file, given in product(files, inputs):
+        if file.exists() and file.samefile(given):
+            raise UsageError(
+                "it would be replaced by what is made from it",
+                path=given,
+                code="output-is-input",
+                next_step="Give another folder with -o.",
+            )
 
 
 def _source(
