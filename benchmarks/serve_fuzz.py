@@ -35,7 +35,10 @@ CHECKS = (
 )
 
 
-FAULT = re.compile(r"a request failed|cleaning up failed|dispatcher failed|Traceback|Exception in")
+FAULT = re.compile(
+    r"a request failed|cleaning up failed|dispatcher failed|no scan is segmented"
+    r"|Traceback|Exception in"
+)
 
 
 def faults(log: str) -> list[str]:

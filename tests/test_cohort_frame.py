@@ -10,9 +10,9 @@ import torch
 from cohorts import MULTIPLE, PLAN, base_of, frame_of, material_of
 from ellipses import make_ellipse_patient
 from kidseg.cohort.frame import frame, pixel_mm
-from kidseg.cohort.subject import Subject, prepare
+from kidseg.cohort.subject import Subject, masks_on, prepare
 from kidseg.config import ViewConfig
-from kidseg.geometry import Grid, Volume, resample
+from kidseg.geometry import Grid, Volume
 from kidseg.intensity import Normalisation
 
 VIEW = ViewConfig(size=48)
@@ -22,12 +22,6 @@ NEAR = ViewConfig(size=48, pixel_mm=2.0)
 def subject_of(view: ViewConfig = VIEW) -> Subject:
     image = make_ellipse_patient(0).image
     return prepare(image, material_of(view), PLAN.channels, name="a")
-
-
-def body_on(subject: Subject, grid: Grid) -> torch.Tensor:
-    """(slices, rows, columns): what is body."""
-    assert subject.masks is not None
-    return resample(subject.masks, grid).data[0] / 255.0
 
 
 def test_the_pixel_is_the_plans_or_as_coarse_as_the_field_asks() -> None:
@@ -41,7 +35,7 @@ def test_the_base_grid_is_centred_on_the_body() -> None:
     subject = subject_of()
     base = base_of(subject, VIEW)
     assert base.shape == (8, 48, 48)
-    body = body_on(subject, base)
+    body = masks_on(subject, base)[:, 0]
     axis = torch.arange(48) - 23.5
     for profile in (body.sum((0, 1)), body.sum((0, 2))):
         assert abs(float((profile * axis).sum() / profile.sum())) < 0.2
@@ -56,7 +50,7 @@ def test_the_whole_grid_holds_the_body_and_is_the_base_grid_grown() -> None:
     assert (rows - 48) % MULTIPLE == 0 and (columns - 48) % MULTIPLE == 0
     start = ((rows - 48) // 2, (columns - 48) // 2)
     assert own.whole.crop((0, *start), (8, 48, 48)).same_as(own.base, 1e-6)
-    body = body_on(subject, own.whole)
+    body = masks_on(subject, own.whole)[:, 0]
     voxels = float(body.sum() * own.whole.voxel_ml)
     assert subject.masks is not None
     all_of_it = float((subject.masks.data[0] > 0).sum() * subject.image.grid.voxel_ml)

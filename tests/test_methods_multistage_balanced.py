@@ -131,10 +131,11 @@ def batches(
 
 
 def shown(cohort: Cohort, name: str) -> tuple[Tensor, Tensor]:
-    """The network's input and the labels of a slice as it is."""
-    case, _, k = name.partition(" slice ")
+    """The network's input and the labels of a slice, counted from 1, as it is."""
+    case, _, number = name.partition(" slice ")
     (subject,) = (each for each in cohort.training if each.id == case)
-    grid = subject.image.grid.crop((0, 16, 16), (8, 32, 32)).slices(int(k), int(k) + 1)
+    k = int(number) - 1
+    grid = subject.image.grid.crop((0, 16, 16), (8, 32, 32)).slices(k, k + 1)
     assert subject.labels is not None
     labels = resample(subject.labels, grid, mode="nearest").data[0, 0]
     return view_of(subject).image(subject.image, grid)[0], labels

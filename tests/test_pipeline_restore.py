@@ -122,7 +122,7 @@ def test_probabilities_that_are_no_numbers_are_refused(
     found = Volume(data, posed(SCAN, angle_rad=turn_rad))
     assert not one(found, SCAN).data.any()
     data[channel, 3, 32, 40] = value
-    with pytest.raises(ModelError, match=r"slice 3 of 6\. .*fp32") as raised:
+    with pytest.raises(ModelError, match=r"slice 4 of 6\. .*fp32") as raised:
         one(found, SCAN)
     assert raised.value.code == "not-finite-probabilities"
 
