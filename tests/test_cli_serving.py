@@ -220,7 +220,7 @@ def test_a_server_keeps_and_says_no_name_and_removes_what_expires(
         assert (folder / "jobs" / jobs["done"]).is_dir()
         for job in jobs.values():  # later than --keep-hours says, as it looks twice a minute
             until(lambda j=job: client.get(f"{API}/{j}").status_code == 404, 120)
-            assert not (folder / "jobs" / job).exists()
+            until(lambda j=job: not (folder / "jobs" / j).exists(), 30)  # its files follow
     code, said = server.end(signal.SIGTERM)
     assert code == 143 and "doe" not in said.lower() and "4711" not in said
     assert names_in(folder) == []
