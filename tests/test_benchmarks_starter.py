@@ -53,11 +53,11 @@ def test_the_starter_is_made_by_one_command(tmp_path: Path) -> None:
     made("starter_neighbours.sh")
     trained = [f"{part}/run-{method}" for part in PARTS for method in ("homogenized", "plain")]
     models = {name: (out / name / "model.safetensors").stat().st_mtime_ns for name in trained}
-    for name, reach in (("fifth", None), ("sixth", 2), ("seventh", 2)):
+    for name, reach in (("fifth", 0), ("sixth", 2), ("seventh", 2)):
         header = read_header(out / name / "starter.safetensors")
         assert len(header["members"]) == 2 and header["intervals"]
         assert len(header["calibration"]["cases"]) == 20
-        assert header["config"].get("reach") == reach
+        assert header["config"]["reach"] == reach
     made("starter.sh")
     made("starter_neighbours.sh")
     assert models == {

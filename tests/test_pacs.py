@@ -1008,7 +1008,7 @@ def test_a_node_takes_a_study_and_answers_the_archive(archive: RealArchive, tmp_
 SEND = """
 import sys
 from pathlib import Path
-from kidseg.pacs.node import Peer
+from kidseg.pacs.peer import Peer
 from kidseg.pacs.series_queue import Series
 series = Series(number=1, study="", series="", digest="", state="here", attempts=0, code="")
 files = sorted(Path(sys.argv[2]).rglob("*.dcm"), reverse=sys.argv[3] == "backwards")
