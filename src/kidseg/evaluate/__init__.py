@@ -39,7 +39,7 @@ from kidseg.evaluate.volumes import KnownLabels, read_pair
 from kidseg.io.atomic import write_json, write_text
 from kidseg.io.output import check_output_folder
 from kidseg.labels import CystAs, LabelSchema, unclear_labels
-from kidseg.metrics import Measures, measure, union_box
+from kidseg.metrics import Measures, dice, measure, union_box
 from kidseg.provenance import provenance
 from kidseg.report.cohort_page import Picture
 
@@ -115,14 +115,15 @@ def evaluate(
     pairing = pair(pred, ref, missing=missing, cases=cases, rules=rules)
     if images is not None:
         pairing = _with_images(pairing, Path(images))
-    scoring = protocol_named(protocol, pairing.schema, cyst)
+    schema = pairing.numbering.schema
+    scoring = protocol_named(protocol, schema, cyst)
     check_output_folder(out, "scores")
     prepare_output(out, _OUTPUTS, overwrite=overwrite)
     scored, failed = _score_all(pairing, scoring, jobs, progress)
     if not scored:
         raise _all_failed(list(failed.values()), pred)
     rows = [row for case in scored for row in case.rows]
-    unclear = () if pairing.schema is None else unclear_labels(pairing.schema, ref)
+    unclear = () if schema is None else unclear_labels(schema, ref)
     of_cases = (finding for case in scored for finding in case.findings)
     errors = [error.as_finding() for error in failed.values()]
     findings = [*errors, *unclear, *pairing.findings, *of_cases]
@@ -211,9 +212,8 @@ def _exchanged(
 
 
 def _dice(one: np.ndarray, other: np.ndarray) -> float:
-    """Of two masks; 0 if both are empty."""
-    total = int(one.sum()) + int(other.sum())
-    return 2 * int((one & other).sum()) / total if total else 0.0
+    """As `dice`; 0 if both masks are empty."""
+    return dice(one, other) or 0.0
 
 
 def summarise(
@@ -282,15 +282,16 @@ def _score_all(
 
 
 def _known(pairing: Pairing, protocol: Protocol) -> KnownLabels:
+    numbering = pairing.numbering
     meanings = dict(LabelSchema.from_names(protocol.known).meaning)
-    if pairing.schema is not None:
-        meanings |= pairing.schema.meaning  # its regions may tell more than its names
+    if numbering.schema is not None:
+        meanings |= numbering.schema.meaning  # its regions may tell more than its names
     return KnownLabels(
         names=protocol.known,
         meanings=meanings,
-        ignore_label=pairing.ignore_label,
+        ignore_label=numbering.ignore_label,
         by_number=pairing.by_number,
-        stated=pairing.stated,
+        stated=numbering.stated,
     )
 
 

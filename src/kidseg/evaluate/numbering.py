@@ -18,7 +18,7 @@ class Numbering:
 
     Attributes:
         schema: of the references; None: nothing says it, and they are taken for KiTS's.
-        ignore_label: of the references.
+        ignore_label: voxels of the references with this value are ignored.
         stated: {label volume: the labels that `result.json` or `dataset.json` states for it}.
     """
 

@@ -12,7 +12,7 @@ from kidseg.cases.naming import LABEL_ENDINGS, is_marked, label_name, matching_n
 from kidseg.cases.paths import visible
 from kidseg.cases.roi_rules import RoiRules, rules_of, unused_rules
 from kidseg.errors import Finding, InputError, UsageError, first_error
-from kidseg.evaluate.numbering import numbering_of
+from kidseg.evaluate.numbering import Numbering, numbering_of
 from kidseg.evaluate.predicted_objects import first_paths, predicted_objects
 from kidseg.io.structures import Annotation
 from kidseg.labels import LabelSchema
@@ -68,18 +68,14 @@ class Pairing:
 
     Attributes:
         pairs: ordered by id.
-        schema: labels of the data set, or of the dataset.json beside plain files; else None.
-        ignore_label: voxels of the reference with this value are ignored.
+        numbering: the meaning of numbers.
         by_number: the references are those of a data set, which defines their numbers.
-        stated: {label volume: the labels that the description of its folder states}.
         findings: predictions without a reference.
     """
 
     pairs: tuple[Pair, ...]
-    schema: LabelSchema | None
-    ignore_label: int | None
+    numbering: Numbering
     by_number: bool
-    stated: Mapping[Path, LabelSchema]
     findings: tuple[Finding, ...]
 
 
@@ -168,10 +164,8 @@ def pair(
     )
     return Pairing(
         pairs=pairs,
-        schema=numbering.schema,
-        ignore_label=numbering.ignore_label,
+        numbering=numbering,
         by_number=references.by_number,
-        stated=numbering.stated,
         findings=(*references.findings, *noted, *extra),
     )
 
