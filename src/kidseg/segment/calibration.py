@@ -202,9 +202,9 @@ def choose(choices: Sequence[Choice]) -> Choice:
     best = max(choices, key=lambda choice: round(choice.score, 9))
 
     def is_as_good(choice: Choice) -> bool:
-        lost = _gain(choice, best)
-        error = 0.0 if lost["sd"] is None else lost["sd"] / math.sqrt(lost["n"])
-        return bool(lost["mean"] <= error + 1e-6)
+        lost = _differences(choice, best)
+        error = statistics.stdev(lost) / math.sqrt(len(lost)) if len(lost) > 1 else 0.0
+        return statistics.fmean(lost) <= error + 1e-6
 
     def distance(choice: Choice) -> tuple[float, float]:
         away = sum(abs(math.log(weight)) for weight in choice.weights.values())
@@ -364,12 +364,16 @@ def _facts(choice: Choice) -> dict[str, Any]:
 
 def _gain(before: Choice, after: Choice) -> dict[str, Any]:
     """The paired difference of the cases' scores: mean, sample standard deviation, n."""
-    differences = [b - a for a, b in zip(before.cases, after.cases, strict=True)]
+    differences = _differences(before, after)
     return {
         "mean": round(statistics.fmean(differences), 6),
         "sd": round(statistics.stdev(differences), 6) if len(differences) > 1 else None,
         "n": len(differences),
     }
+
+
+def _differences(before: Choice, after: Choice) -> list[float]:
+    return [b - a for a, b in zip(before.cases, after.cases, strict=True)]
 
 
 def joint_digest(digests: Mapping[str, str]) -> str:
