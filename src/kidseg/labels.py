@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kidseg.errors import Finding, InputError
-from kidseg.meaning import Meaning, meanings_by_label
+from kidseg.meaning import RENAL, Meaning, meanings_by_label
 
 __all__ = [
     "KIDNEY_TUMOUR",
@@ -170,7 +170,7 @@ class LabelSchema:
         Args:
             cyst: what a cyst counts as; None: its own label.
         """
-        kidney, tumour, cysts = (self.ids_of(m) for m in ("kidney", "tumour", "cyst"))
+        kidney, tumour, cysts = (self.ids_of(m) for m in RENAL)
         if cyst is not None:
             kidney += cysts if cyst == "kidney" else ()
             tumour += cysts if cyst == "tumour" else ()
@@ -278,7 +278,7 @@ class Target:
         """
         if not schema.ids_of("kidney"):
             raise _missing("kidney", schema)
-        return cls(channels=(schema.ids_of("kidney", "tumour", "cyst"),))
+        return cls(channels=(schema.ids_of(*RENAL),))
 
     @classmethod
     def two(cls, schema: LabelSchema) -> Target:

@@ -19,11 +19,13 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import Literal, get_args
 
-__all__ = ["Meaning", "Side", "meaning_of", "meanings_by_label", "meanings_in", "side_of"]
+__all__ = ["RENAL", "Meaning", "Side", "meaning_of", "meanings_by_label", "meanings_in", "side_of"]
 
 Meaning = Literal["kidney", "tumour", "cyst"]
+RENAL: tuple[Meaning, ...] = get_args(Meaning)
+"""All meanings."""
 Side = Literal["left", "right"]
 
 _SIDES: dict[str, Side] = {

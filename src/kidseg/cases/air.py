@@ -10,6 +10,7 @@ from kidseg.errors import Finding
 from kidseg.geometry import Volume
 from kidseg.io.orientation import canonical
 from kidseg.labels import LabelSchema
+from kidseg.meaning import RENAL
 
 __all__ = ["air_findings"]
 
@@ -31,7 +32,7 @@ def air_findings(
         ct: of the scan.
     """
     data = canonical(labels).data[0]
-    ids = schema.ids_of("kidney", "tumour", "cyst")
+    ids = schema.ids_of(*RENAL)
     renal = torch.isin(data, torch.tensor(ids, dtype=torch.uint8))
     share = float((scan.data[0][renal] < _AIR_HU).double().mean()) if renal.any() else 0.0
     if share <= _MOST_AIR:

@@ -13,6 +13,7 @@ from torch import Tensor
 from kidseg.cohort.subject import Subject
 from kidseg.geometry import Grid, Volume, in_plane_pose, resample
 from kidseg.labels import LabelSchema, Target
+from kidseg.meaning import RENAL
 
 __all__ = [
     "FAR_SD",
@@ -101,7 +102,7 @@ def figures_of(
 
 def renal_numbers(schema: LabelSchema, target: Target) -> tuple[int, ...]:
     """The labels of kidneys and masses in them; none if networks cannot tell them from the rest."""
-    numbers = schema.ids_of("kidney", "tumour", "cyst")
+    numbers = schema.ids_of(*RENAL)
     return numbers if target.expresses(numbers) else ()
 
 

@@ -29,7 +29,8 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from kidseg.errors import UsageError
-from kidseg.labels import KIDNEY_TUMOUR_CYST, CystAs, LabelSchema, Meaning
+from kidseg.labels import KIDNEY_TUMOUR_CYST, CystAs, LabelSchema
+from kidseg.meaning import RENAL
 
 __all__ = ["KITS_TOLERANCE_MM", "Protocol", "ProtocolName", "Structure", "protocol_named"]
 
@@ -47,7 +48,6 @@ KITS_TOLERANCE_MM = {
 _OTHER_TOLERANCE_MM = KITS_TOLERANCE_MM["kidney+mass"]
 
 # Of KiTS's labels 1, 2, 3.
-_MEANINGS: tuple[Meaning, ...] = ("kidney", "tumour", "cyst")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,7 @@ def protocol_named(
         regions.pop("kidney")
         return _protocol("kits19", regions, known)
     regions = {
-        "kidney+mass": known.ids_of("kidney", "tumour", "cyst"),
+        "kidney+mass": known.ids_of(*RENAL),
         "mass": known.ids_of("tumour", "cyst"),
         "tumour": known.ids_of("tumour"),
     }
@@ -180,11 +180,11 @@ def _as_kits(protocol: str, schema: LabelSchema) -> LabelSchema:
         )
     free = tuple(
         label
-        for meaning, label in zip(_MEANINGS, KIDNEY_TUMOUR_CYST.labels, strict=True)
+        for meaning, label in zip(RENAL, KIDNEY_TUMOUR_CYST.labels, strict=True)
         if not schema.ids_of(meaning) and label.id not in schema.ids
     )
     filled = LabelSchema(labels=schema.labels + free, regions=schema.regions)
-    for meaning in _MEANINGS[:2]:
+    for meaning in RENAL[:2]:
         if not filled.ids_of(meaning):
             raise UsageError(
                 f"{protocol} scores {meaning}, but the data set has no label recognized as that",

@@ -13,12 +13,9 @@ from kidseg.check.anomalies import FRAGMENT, numbered_components
 from kidseg.geometry import Grid, Volume
 from kidseg.io.orientation import canonical
 from kidseg.labels import LabelSchema
-from kidseg.meaning import Meaning
+from kidseg.meaning import RENAL
 
-__all__ = ["RENAL", "Basis", "Midline", "estimated_midline", "midline_of", "side_of_component"]
-
-RENAL: tuple[Meaning, ...] = ("kidney", "tumour", "cyst")
-"""Meanings of the labels that have a side."""
+__all__ = ["Basis", "Midline", "estimated_midline", "midline_of", "side_of_component"]
 
 Basis = Literal["body", "kidneys", "image", "origin"]
 """By what right and left are told apart: the middle of the body, the point between two kidneys, the

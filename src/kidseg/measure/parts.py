@@ -14,10 +14,10 @@ from kidseg.errors import Finding
 from kidseg.geometry import Grid, Volume
 from kidseg.io.orientation import canonical
 from kidseg.labels import LabelSchema, Meaning
-from kidseg.meaning import Side
+from kidseg.meaning import RENAL, Side
 from kidseg.measure.kidney_pieces import kidney_findings, main_pieces, stretched
 from kidseg.measure.mask import Mask
-from kidseg.measure.midline import RENAL, Midline
+from kidseg.measure.midline import Midline
 from kidseg.measure.part import Part
 from kidseg.measure.sides import SidedVoxels, assign_sides, side_findings
 from kidseg.metrics import union_box

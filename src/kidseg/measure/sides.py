@@ -23,8 +23,8 @@ from kidseg.errors import Finding
 from kidseg.geometry import Grid, Volume
 from kidseg.io.orientation import canonical
 from kidseg.labels import LabelSchema
-from kidseg.meaning import side_of
-from kidseg.measure.midline import RENAL, Basis, Midline
+from kidseg.meaning import RENAL, side_of
+from kidseg.measure.midline import Basis, Midline
 
 __all__ = [
     "Side",
