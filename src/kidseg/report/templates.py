@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from kidseg.errors import ModelError, UsageError
+from kidseg.io.label_formats import FORMATS
 from kidseg.provenance import RESEARCH_USE
 from kidseg.report.vendor import FOLDER, NIIVUE
 
-__all__ = ["check_viewer", "data_uri", "filled", "viewer_script"]
+__all__ = ["check_pages", "check_viewer", "data_uri", "filled", "viewer_script"]
 
 _PAGES = Path(__file__).parent / "page"
 
@@ -59,6 +61,16 @@ def check_viewer() -> None:
         UsageError, ModelError: see `viewer_script`.
     """
     viewer_script()
+
+
+def check_pages(formats: Iterable[str]) -> None:
+    """Check that the viewer is there, if one of these formats of labels is a page.
+
+    Raises:
+        UsageError, ModelError: see `viewer_script`.
+    """
+    if any(FORMATS[name].is_page for name in formats):
+        check_viewer()
 
 
 def viewer_script() -> str:

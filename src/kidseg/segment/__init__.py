@@ -13,7 +13,7 @@ from kidseg.errors import UsageError
 from kidseg.io import ReadOptions
 from kidseg.io.label_formats import FORMATS, check_formats
 from kidseg.io.output import check_output_folder
-from kidseg.report.templates import check_viewer
+from kidseg.report.templates import check_pages
 from kidseg.segment.adaptation import Adapt
 from kidseg.segment.claim import RUN_DIED, claimed, remove_unfinished
 from kidseg.segment.identity import done_before, is_same_call
@@ -183,8 +183,7 @@ def _check_call(
             next_step="Request figures too; to score labels, use 'kidseg evaluate'.",
         )
     check_formats(formats)
-    if any(FORMATS[name].is_page for name in formats):
-        check_viewer()
+    check_pages(formats)
     if not scans or not formats:
         raise UsageError(
             "no scans or no formats are given",

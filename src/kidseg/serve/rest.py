@@ -18,7 +18,7 @@ from kidseg.extras import is_installed
 from kidseg.io.label_formats import FORMATS, check_formats
 from kidseg.measure.person import Patient, Sex
 from kidseg.provenance import RESEARCH_USE
-from kidseg.report.templates import check_viewer
+from kidseg.report.templates import check_pages
 from kidseg.serve.answers import API, PROBLEMS, Health, JobList, JobView, ModelName
 from kidseg.serve.incoming import kept_scan
 from kidseg.serve.job import ACTIVE, new_id
@@ -92,13 +92,12 @@ class Wishes(BaseModel):
         Labels are also written as NIfTI if no format is one that can be measured.
 
         Raises:
-            UsageError: see `check_formats`, `check_viewer`, `Patient`.
-            ModelError: see `check_viewer`.
+            UsageError: see `check_formats`, `check_pages`, `Patient`.
+            ModelError: see `check_pages`.
         """
         chosen = tuple(dict.fromkeys(self.formats.split(",")))
         check_formats(chosen)
-        if any(FORMATS[kind].is_page for kind in chosen):
-            check_viewer()
+        check_pages(chosen)
         person = {name: getattr(self, name) for name in Patient.__dataclass_fields__}
         Patient(**person)
         return Wanted(
@@ -228,8 +227,7 @@ def _current(service: Service, job: str) -> JobView:
 def _is_offered(kind: str) -> bool:
     """Is all installed that this format needs?"""
     try:
-        if FORMATS[kind].is_page:
-            check_viewer()
+        check_pages([kind])
     except KidsegError:
         return False
     return all(map(is_installed, FORMATS[kind].packages))
