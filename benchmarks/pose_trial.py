@@ -29,7 +29,7 @@ from kidseg.cases import open_dataset
 from kidseg.cases.reading import CaseReader
 from kidseg.cohort.cohort import Cohort
 from kidseg.cohort.frame import frame
-from kidseg.cohort.subject import Subject, masks_on, prepare
+from kidseg.cohort.subject import Subject, prepare
 from kidseg.config import (
     CohortConfig,
     HomogenizedConfig,
@@ -44,7 +44,7 @@ from kidseg.labels import Target
 from kidseg.losses import soft_dice
 from kidseg.methods.homogenized.pose_stage import PoseTransformer, register
 from kidseg.methods.homogenized.reference import Reference, choose_reference, start_grid
-from kidseg.methods.homogenized.scene import MASKS
+from kidseg.methods.homogenized.scene import MASKS, masks_on
 from kidseg.methods.homogenized.system_a import Homogenized
 from kidseg.nets import build
 from kidseg.nets.stn import pose_outputs
@@ -264,7 +264,8 @@ def measured(patient: Patient, way: Way) -> dict[str, Any]:
     first, last = subject.labelled_or_all
     looked = grid.resized((grid.shape[0], SIDE, SIDE))
     count = MASKS[way.config.target]
-    masks = masks_on(subject, looked)[first : last + 1, :count]
+    assert subject.masks is not None
+    masks = masks_on(subject.masks, looked, count)[first : last + 1]
     levels = [way.reference.level(subject, k) for k in range(first, last + 1)]
     dice = soft_dice(masks, way.reference.targets(levels))
     spacing = grid.slicewise().spacing_mm[first : last + 1]
@@ -501,8 +502,7 @@ def draw(
             grid = locate(patient.subject).slices(k, k + 1)
             masks = patient.subject.masks
             assert masks is not None
-            shown = replace(patient.subject, masks=masks.slices(k, k + 1))
-            body, bone = masks_on(shown, grid)[0].numpy()
+            body, bone = masks_on(masks.slices(k, k + 1), grid, 2)[0].numpy()
             bones += bone / len(patients)
             ax.contour(body, [0.5], colors=["#0072B2"], linewidths=0.6, alpha=0.45)
         ax.imshow(bones, cmap="Greys", vmin=0, vmax=0.6)

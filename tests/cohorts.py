@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from torch import Tensor
+
 from ellipses import make_ellipse_patient
 from kidseg.cohort.cohort import Cohort
 from kidseg.cohort.frame import Frame, frame, pixel_mm
@@ -12,6 +14,7 @@ from kidseg.config import CohortConfig, PoseConfig, ViewConfig
 from kidseg.geometry import Grid
 from kidseg.intensity import Normalisation, Statistics
 from kidseg.labels import KIDNEY_TUMOUR, Target
+from kidseg.methods.homogenized import scene
 from kidseg.methods.homogenized.reference import Reference, start_grid
 from kidseg.plan import Configuration, Plan, Topology
 
@@ -117,3 +120,9 @@ def make_cohort(training: int = 5, validation: int = 2, view: ViewConfig = VIEW)
         plan=PLAN,
         config=CohortConfig(),
     )
+
+
+def masks_on(subject: Subject, grid: Grid) -> Tensor:
+    """(slices, 2, rows, columns) float 0..1: the masks of body and bone on a grid."""
+    assert subject.masks is not None
+    return scene.masks_on(subject.masks, grid, 2)

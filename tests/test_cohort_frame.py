@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cohorts import MULTIPLE, PLAN, base_of, frame_of, material_of
+from cohorts import MULTIPLE, PLAN, base_of, frame_of, masks_on, material_of
 from ellipses import make_ellipse_patient
 from kidseg.cohort.frame import frame, pixel_mm
-from kidseg.cohort.subject import Subject, masks_on, prepare
+from kidseg.cohort.subject import Subject, prepare
 from kidseg.config import ViewConfig
 from kidseg.geometry import Grid, Volume
 from kidseg.intensity import Normalisation

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from cohorts import base_of, material_of
+from cohorts import base_of, masks_on, material_of
 from ellipses import in_fine_pixels, make_ellipse_patient
-from kidseg.cohort.subject import BodyMasks, Material, Subject, adapt, masks_on, prepare
+from kidseg.cohort.subject import BodyMasks, Material, Subject, adapt, prepare
 from kidseg.config import ViewConfig
 from kidseg.errors import InputError
 from kidseg.geometry import Grid, Volume, resample

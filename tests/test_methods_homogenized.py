@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cohorts import PLAN, VIEW, base_of, make_cohort, material_of, start_of
+from cohorts import PLAN, VIEW, base_of, make_cohort, masks_on, material_of, start_of
 from ellipses import in_fine_pixels, make_ellipse_patient
 from kidseg.body import Moments
 from kidseg.cohort.batch import drawn_grid, drawn_labels
 from kidseg.cohort.cohort import Cohort
 from kidseg.cohort.items import draw
-from kidseg.cohort.subject import Subject, masks_on, prepare
+from kidseg.cohort.subject import Subject, prepare
 from kidseg.cohort.training_range import training_range
 from kidseg.config import (
     CropConfig,

@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cohorts import PLAN, base_of, make_cohort, material_of, start_of
+from cohorts import PLAN, base_of, make_cohort, masks_on, material_of, start_of
 from ellipses import make_ellipse_patient
 from kidseg.cohort.cohort import Cohort
-from kidseg.cohort.subject import Subject, masks_on, prepare
+from kidseg.cohort.subject import Subject, prepare
 from kidseg.cohort.training_range import Placement, figures_of
 from kidseg.config import LocalizerConfig, PoseConfig
 from kidseg.geometry import Grid, posed, resample

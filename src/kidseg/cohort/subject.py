@@ -12,11 +12,11 @@ from torch import Tensor
 
 from kidseg.body import Moments, body_mask, moments
 from kidseg.errors import InputError
-from kidseg.geometry import Grid, Volume, binned, binned_grid, resample
+from kidseg.geometry import Grid, Volume, binned, binned_grid
 from kidseg.intensity import Normalisation, Scaling, scalings
 from kidseg.plan.nonzero import nonzero_box, nonzero_region
 
-__all__ = ["Body", "BodyMasks", "Material", "Subject", "adapt", "masks_on", "prepare"]
+__all__ = ["Body", "BodyMasks", "Material", "Subject", "adapt", "prepare"]
 
 # Geometric mean of the semi-axes of an adult's trunk, for which `bone_least_ml` is stated.
 _ADULT_RADIUS_MM = 150.0
@@ -251,12 +251,6 @@ def adapt(
         ignore_label=ignore_label,
     )
     return replace(prepared, scalings=subject.scalings, age_years=subject.age_years)
-
-
-def masks_on(subject: Subject, grid: Grid) -> Tensor:
-    """(slices, 2, rows, columns) float 0..1: body and bone masks resampled to a grid."""
-    assert subject.masks is not None
-    return resample(subject.masks, grid).data.transpose(0, 1) / 255.0
 
 
 def _check_channels(
