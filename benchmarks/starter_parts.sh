@@ -1,4 +1,4 @@
-# The steps of starter.sh and starter_neighbours.sh, which read this file; each is left out where its result is there.
+# The steps of starter.sh and starter_neighbours.sh, which read this file; what takes time is left out where its result is there.
 # shellcheck shell=bash
 kidseg=${KIDSEG:-kidseg} python=${PYTHON:-python}
 export OMP_NUM_THREADS=1
@@ -81,6 +81,7 @@ mean() {
 # tumour (0), without lone tumours, with intervals of volumes.
 finish() {
   local out=$1 healthy=${4:-0} k cases=() calibration=calibration
+  if [[ -e $out/starter.safetensors ]]; then return; fi
   $kidseg ensemble "$2" "$3" -o "$out/ensemble.safetensors" --half --flip --overwrite
   cohort calibration 24 4711 "slice_mm=[2.0,5.0]" window_share=0.5
   for k in 02 03 05 08 11 12 13 17 19 21; do cases+=(--case "phantom_00$k"); done # the ten with fewest voxels
