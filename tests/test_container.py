@@ -44,6 +44,8 @@ RUN = [*PODMAN, "run", "--rm", *HERE, *APART]
 LEFT_OUT = [f"usr/share/{name}" for name in ("doc", "man", "locale")]
 LEFT_OUT += ["var/cache/apt/archives", "var/lib/apt/lists"]
 NEEDED = ("buildah", "podman", "runc", "debootstrap")
+FREE_BYTES = 8e9
+"""What one build takes at most, with room; a full disk ends it with errors of many kinds."""
 TUTORIAL = section(page("engineer"), "6. ").replace("kidseg serve", f"{IMAGE} serve")
 BUILD, SERVE = shell_blocks(TUTORIAL.replace("--tag kidseg", f"--tag {IMAGE}"))
 
@@ -147,6 +149,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if missing or os.geteuid() != 0:
         pytest.skip(f"needs root and the Debian packages {', '.join(missing or NEEDED)}")
     folder = tmp_path_factory.mktemp("base")
+    storage = json.loads(part("podman does not work here", *PODMAN, "info", "--format", "json"))
+    for place in (folder, storage["store"]["graphRoot"]):
+        if (free := shutil.disk_usage(place).free) < FREE_BYTES:
+            pytest.skip(
+                f"{place} has {free / 1e9:.1f} GB free, and a build needs {FREE_BYTES / 1e9:.0f}"
+            )
     (constraint,) = re.findall(r"^filelock==.*$", (ROOT / "constraints.txt").read_text(), re.M)
     fetch: list[str | Path] = [
         "pip",
