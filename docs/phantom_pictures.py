@@ -1,6 +1,6 @@
 """The pictures in phantom_broad.md: writes docs/phantom_NAME.png, a row for each digital patient.
 
-python docs/phantom_pictures.py [displaced|implants|neighbours|pelvis]...
+python docs/phantom_pictures.py [displaced|implants|lean|neighbours|pelvis]...
 """
 
 from __future__ import annotations
@@ -84,7 +84,24 @@ def displaced(row: Sequence[Axes], make: Make) -> None:
 def neighbours(row: Sequence[Axes], make: Make) -> None:
     """What lies beside kidneys: slices from the lowest with a kidney or tumour to the highest."""
     config = PhantomConfig(ages_years=(0, 90), size=256, slice_mm=(3.0, 5.0), neighbour_share=1.0)
-    patient = make(config)
+    upwards(row, make(config))
+
+
+def lean(row: Sequence[Axes], make: Make) -> None:
+    """Liver and spleen at the kidneys, in the early arterial phase; slices as in `neighbours`."""
+    config = PhantomConfig(
+        ages_years=(0, 90),
+        size=256,
+        slice_mm=(3.0, 5.0),
+        phase="early-arterial",
+        tumour_share=0.0,
+        apposed_share=1.0,
+    )
+    upwards(row, make(config))
+
+
+def upwards(row: Sequence[Axes], patient: DigitalPatient) -> None:
+    """Slices from the lowest with a kidney or tumour to the highest."""
     scan, labels = (volume.data[0].numpy() for volume in (patient.scan, patient.labels))
     shown = np.flatnonzero((labels > 0).any(axis=(1, 2)))
     for axis, height in zip(row, (0.0, 0.2, 0.4, 0.6, 0.8, 0.97), strict=True):
@@ -149,6 +166,7 @@ PICTURES = {
     "implants": Picture(
         seed=9, patients=(9, 3, 12, 21, 18, 8), columns=6, inches=(14, 2.1), dpi=80, show=implants
     ),
+    "lean": Picture(seed=31, patients=(2, 3, 8), columns=6, inches=(14, 1.8), dpi=90, show=lean),
     "neighbours": Picture(
         seed=31, patients=(2, 3, 8), columns=6, inches=(14, 1.8), dpi=90, show=neighbours
     ),

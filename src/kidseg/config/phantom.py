@@ -60,6 +60,8 @@ class PhantomConfig:
     """Fraction of the patients with what lies beside kidneys: tips of liver and spleen, masses of
     the adrenal glands, duodenum, lymph nodes; and tumours that grow far out of their kidney.
     """
+    apposed_share: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Fraction of the patients in whom liver and spleen lie at the kidneys, without fat between."""
     timepoints: Literal[1, 2] = 1
     """Scans of each patient: 2 are one before and one after a first chemotherapy, of children."""
 

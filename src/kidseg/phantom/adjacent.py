@@ -73,6 +73,7 @@ class Neighbours:
     Attributes:
         extensions, nodules: see there.
         bed: size of the hollow in the liver for the right kidney, relative to a child's.
+        film_mm: thickness of the fat between the kidneys and what touches them.
         adrenals: thickness of the limbs of the right and the left gland, relative to a healthy one.
         duodenum: contents of its descending and of its crossing part; None without either.
         jejunum: loops of small bowel directly in front of the left kidney.
@@ -82,6 +83,7 @@ class Neighbours:
     extensions: tuple[Extension, ...] = ()
     nodules: tuple[Nodule, ...] = ()
     bed: float = 1.0
+    film_mm: float = 0.0
     adrenals: tuple[float, float] = (1.0, 1.0)
     duodenum: tuple[Contents, Contents] | None = None
     jejunum: int = 0

@@ -88,6 +88,8 @@ def paint_kidneys(canvas: Canvas, anatomy: Anatomy, hu: dict[str, float]) -> Non
         fat_mm = 0.3
         if anatomy.look.perirenal_mm is None:
             fat_mm += 5.0 * anatomy.body.visceral_fat * anatomy.body_scale
+        if anatomy.neighbours is not None:
+            fat_mm += anatomy.neighbours.film_mm
         patch = canvas.patch(frame.box(fat_mm + 1.0))
         if patch is not None:
             _paint_kidney(patch, kidney, frame, fat_mm, hu)

@@ -10,14 +10,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from kidseg.phantom.adjacent import Extension, Neighbours, Nodule
 from kidseg.phantom.anatomy import Anatomy, Body, Kidney, Tumour
 from kidseg.phantom.kidneys import Frame
 from kidseg.phantom.retroperitoneum import draw_contents, kidney_of
 from kidseg.phantom.shapes import point, rounded
-from kidseg.phantom.surfaces import cavity
+from kidseg.phantom.surfaces import wall_mm
 from kidseg.phantom.tumour import fitted, settled
 from kidseg.phantom.vessels import aorta_at, cava_at
 
@@ -101,12 +100,12 @@ def _tip(rng: np.random.Generator, anatomy: Anatomy, kidney: Kidney, organ: str)
     y = y0 + float(rng.uniform(-0.4, 1.2)) * half_deep
     gap = float(rng.uniform(-5.0, 5.0)) * body.vertebra_mm / 48.0
     inner, medial = abs(x0) + 0.92 * half_lateral + gap, abs(x0) + 0.5 * half_lateral
-    widest = max(0.5 * (_wall_mm(body, y) - inner), 0.13 * body.organ_lateral_mm)
+    widest = max(0.5 * (wall_mm(body, y) - inner), 0.13 * body.organ_lateral_mm)
     widest *= float(rng.uniform(0.85, 1.4))
     last = float(rng.uniform(0.15, 0.5))
     t = np.linspace(0.0, 1.0, 6)
     radii = widest * (last + (1.0 - last) * np.sqrt(1.0 - t**2))
-    x = np.minimum(inner + radii, np.maximum(_wall_mm(body, y) - 0.85 * radii, medial))
+    x = np.minimum(inner + radii, np.maximum(wall_mm(body, y) - 0.85 * radii, medial))
     bend = float(rng.normal(0.0, 0.35)) * half_deep
     points = np.stack([sign * x, y + bend * t, start + t * (end - start)], axis=1)
     return Extension(
@@ -242,13 +241,6 @@ def _outgrown(rng: np.random.Generator, body: Body, kidney: Kidney, tumour: Tumo
     centre = settled(body, origin, centre, radius)
     moved = replace(tumour, origin_mm=point(origin), centre_mm=point(centre))
     return fitted(moved, body)
-
-
-def _wall_mm(body: Body, y_mm: float) -> float:
-    """Distance of the inner side of the wall from the mid-line at this depth."""
-    x = torch.linspace(0.0, body.half_lateral_mm, 200)
-    inside = cavity(body, x, torch.full_like(x, y_mm)) < 1.0
-    return float(x[inside].max()) if bool(inside.any()) else 0.0
 
 
 def _size(rng: np.random.Generator, anatomy: Anatomy, range_mm: tuple[float, float]) -> float:

@@ -13,6 +13,7 @@ from kidseg.config import PhantomConfig, Phase
 from kidseg.geometry import Grid, Volume
 from kidseg.phantom.acquisition import acquire
 from kidseg.phantom.anatomy import Anatomy
+from kidseg.phantom.apposition import with_apposed_organs
 from kidseg.phantom.displacement import displaced
 from kidseg.phantom.ground_truth import body_truth, counted_truth, response_truth
 from kidseg.phantom.growth import CHILD_AGES_YEARS
@@ -156,6 +157,7 @@ def draw_patient(
     earlier = _with_trunk(earlier, config.trunk_share)
     earlier = _with_implants(earlier, config.implant_share)
     earlier = _with_neighbours(earlier, config.neighbour_share)
+    earlier = _with_apposed_organs(earlier, config.apposed_share)
     anatomy = after_chemotherapy(treatment, earlier) if timepoint else earlier
     pose = draw_pose(
         np.random.default_rng(lying),
@@ -290,6 +292,12 @@ def _with_neighbours(anatomy: Anatomy, share: float) -> Anatomy:
     """With organs that touch the kidneys, if this person is one of them; nothing else changes."""
     rng = np.random.default_rng([anatomy.detail_seed, 8])
     return with_neighbours(rng, anatomy) if rng.random() < share else anatomy
+
+
+def _with_apposed_organs(anatomy: Anatomy, share: float) -> Anatomy:
+    """With liver and spleen at the kidneys, if this person is one of them; nothing else changes."""
+    rng = np.random.default_rng([anatomy.detail_seed, 10])
+    return with_apposed_organs(rng, anatomy) if rng.random() < share else anatomy
 
 
 def _chosen(form: _Form | Literal["mixed"]) -> _Form | None:

@@ -19,6 +19,7 @@ __all__ = [
     "paraspinal",
     "skin",
     "spine_clearance",
+    "wall_mm",
 ]
 
 
@@ -103,3 +104,10 @@ def _radius(
     along = (y * torch.where(behind, 1.0 / back, 1.0 / front)) ** 2
     roundness = torch.where(behind, body.back_roundness, body.front_roundness)
     return torch.sqrt(torch.sqrt(across**2 + roundness * across * along + along**2))
+
+
+def wall_mm(body: Body, y_mm: float) -> float:
+    """Distance of the inner side of the wall from the mid-line at this depth."""
+    x = torch.linspace(0.0, body.half_lateral_mm, 200)
+    inside = cavity(body, x, torch.full_like(x, y_mm)) < 1.0
+    return float(x[inside].max()) if bool(inside.any()) else 0.0

@@ -281,7 +281,10 @@ def _series_facts(task: _Task, patient: DigitalPatient) -> dict[str, str]:
 
 def _settings(config: PhantomConfig) -> str:
     """The settings as text for the UIDs; without a later setting as before there was one."""
-    return repr(config).replace("implant_share=0.0, ", "").replace("neighbour_share=0.0, ", "")
+    text = repr(config)
+    for later in ("implant_share", "neighbour_share", "apposed_share"):
+        text = text.replace(f"{later}=0.0, ", "")
+    return text
 
 
 def _write_tables(out: Path, layout: Layout, cases: Iterable[dict[str, Any]]) -> None:
