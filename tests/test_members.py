@@ -126,6 +126,26 @@ def test_a_scan_is_prepared_once_for_members_that_require_the_same(
             assert torch.equal(region.found.data, own.found.data)
 
 
+def test_smoothing_is_a_setting_of_all_members_that_segment_slices(
+    folder: Path, tmp_path: Path
+) -> None:
+    models = [str(folder / name) for name in ("plain0", "posed")]
+    out = tmp_path / "e.safetensors"
+    assert call_cli("ensemble", *models, "-o", out, "--smooth-mm", "3", "--quiet") == 0
+    assert [each.header["config"]["smooth_mm"] for each in members_of(load_model(out))] == [3, 3]
+    assert load_predictor(out, "cpu").method.config.smooth_mm == 3
+    decided = with_header(out, tmp_path / "d.safetensors", decision={"tumour": 2.0})
+    made = ensemble([decided], tmp_path / "copy.safetensors", smooth_mm=0.0)
+    assert made["left_out"] == ["decision"], "of other probabilities"
+    volumes = with_header(
+        folder / "plain0" / "model.safetensors", tmp_path / "v.safetensors", method="plain3d"
+    )
+    with pytest.raises(UsageError, match="does not segment slice by slice") as error:
+        ensemble([volumes], tmp_path / "no.safetensors", smooth_mm=3.0)
+    assert error.value.code == "no-slices" and error.value.path == str(volumes)
+    assert not (tmp_path / "no.safetensors").exists()
+
+
 def test_lone_tumours_are_a_setting_of_all_members(folder: Path, tmp_path: Path) -> None:
     models = [str(folder / name) for name in ("plain0", "posed")]
     out = tmp_path / "e.safetensors"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from kidseg.intensity import AIR_HU, Normalisation, Scaling, as_input, scalings
 from kidseg.labels import Target
 from kidseg.nets import build
 from kidseg.pipeline import Blocks, Planes, Progress, Region
-from kidseg.pipeline.views import pad_to_multiple
+from kidseg.pipeline.views import pad_to_multiple, smooth_across_slices
 from kidseg.topology import Topology
 
 CPU = choose_device("cpu", "fp32")
@@ -513,3 +514,58 @@ def test_every_view_tells_how_far_it_is(patch: tuple[int, int, int] | None, flip
     )
     assert told == pytest.approx([(k + 1) / len(told) for k in range(len(told))])
     assert len(told) == (image.grid.shape[0] // 2 if patch is None else len(told))
+
+
+def test_smoothing_is_the_weighted_mean_of_the_slices_that_are_there() -> None:
+    """A slice more than three standard deviations away counts nothing."""
+    first = Grid.from_spacing((1, 2, 2), (1.0, 1.0, 1.0)).slicewise().mm_from_index
+    matrices = first.repeat(3, 1, 1)
+    heights = torch.tensor([0.0, 4.0, 16.5]).to(matrices)
+    matrices[:, :3, 3] += heights[:, None] * first[:, :3, 0]
+    values = torch.rand((2, 3, 2, 2), generator=torch.Generator().manual_seed(1))
+    smoothed = values.clone()
+    smooth_across_slices(smoothed, Grid((3, 2, 2), matrices), 4.0)
+    one = math.exp(-0.5)
+    expected = (values[:, 0] + one * values[:, 1]) / (1 + one)
+    assert torch.allclose(smoothed[:, 0], expected)
+    assert torch.allclose(smoothed[:, 2], values[:, 2])
+
+
+@pytest.mark.parametrize("turn", [False, True])
+def test_smoothing_counts_millimetres_and_keeps_what_is_constant(turn: bool) -> None:
+    grid = Grid.from_spacing((7, 3, 3), (2.5, 1.0, 1.0))
+    grid = posed(grid, angle_rad=0.3) if turn else grid
+    values = torch.zeros((1, 7, 3, 3))
+    values[0, 3] = 1.0
+    smooth_across_slices(values, grid, 2.5)
+    around = [math.exp(-0.5 * k**2) for k in (3, 2, 1, 0, 1, 2, 3)]
+    for k, weight in enumerate(around):
+        there = sum(math.exp(-0.5 * (k - j) ** 2) for j in range(7) if abs(k - j) <= 3)
+        assert torch.allclose(values[0, k], torch.full((3, 3), weight / there))
+    constant = torch.full((2, 7, 3, 3), 0.25)
+    smooth_across_slices(constant, grid, 6.0)
+    assert torch.allclose(constant, torch.full_like(constant, 0.25))
+
+
+def test_without_smoothing_or_neighbours_no_bit_changes() -> None:
+    values = torch.rand((2, 3, 4, 4))
+    for data, sd_mm in ((values, 0.0), (values[:, :1], 5.0)):
+        kept = data.clone()
+        smooth_across_slices(kept, Grid.from_spacing((data.shape[1], 4, 4), (3, 1, 1)), sd_mm)
+        assert torch.equal(kept, data)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_view_smooths_what_the_network_found(flip: bool) -> None:
+    patient = make_ellipse_patient(0)
+
+    def found(smooth_mm: float) -> Tensor:
+        view = replace(VIEW, flip=flip, smooth_mm=smooth_mm)
+        region = Region(grid=patient.image.grid)
+        return view.predict(Seen(), TARGET, Progress(image=patient.image), region).data
+
+    sharp, smooth = found(0.0), found(4.0)
+    expected = sharp.clone()
+    smooth_across_slices(expected, patient.image.grid, 4.0)
+    assert torch.equal(smooth, expected) and not torch.equal(smooth, sharp)
+    assert torch.allclose(smooth.sum(0), torch.ones(smooth.shape[1:]))

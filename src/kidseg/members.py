@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from kidseg.checkpoint import HALF, WEIGHTS, Model, by_part, joined, load_model, save_model
@@ -16,7 +17,7 @@ from kidseg.header import MEMBERS
 from kidseg.io.atomic import check_writable
 from kidseg.io.content import joint_sha256
 from kidseg.model_file import find_model
-from kidseg.registry import BY_KIDNEY
+from kidseg.registry import BY_KIDNEY, SLICEWISE
 
 __all__ = ["CALIBRATED", "combined", "ensemble", "members_of"]
 
@@ -24,8 +25,7 @@ CALIBRATED = ("decision", "intervals")
 """Entries of a header that are chosen for the probabilities of the file as a whole."""
 
 _OF_FILE = (MEMBERS, WEIGHTS, *CALIBRATED, "calibration", "format", "sha256")
-_FLIP = "test_time_flip"
-_LONE = "lone_tumour_ml"
+_FLIP, _SMOOTH, _LONE = "test_time_flip", "smooth_mm", "lone_tumour_ml"
 
 
 def members_of(model: Model) -> list[Model]:
@@ -63,7 +63,7 @@ def combined(models: Sequence[str | Path]) -> Model:
         return loaded[0]
     found = _found(files, loaded)
     _check_alike(found)
-    headers = [_header(each.header, None, None, None) for _, each in found]
+    headers = [_header(each.header) for _, each in found]
     return Model(
         header={**headers[0], MEMBERS: headers},
         parts={str(k): joined(each.parts) for k, (_, each) in enumerate(found)},
@@ -80,6 +80,7 @@ def ensemble(
     flip: bool | None = None,
     adapt: str | None = None,
     lone_tumour_ml: float | None = None,
+    smooth_mm: float | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write several models into one file; or one, or one member, into a file of its own.
@@ -98,6 +99,7 @@ def ensemble(
         flip: the setting `test_time_flip` of all members; None: each as it is.
         adapt: entry "adapt" of the header; None: that of the first.
         lone_tumour_ml: the setting `postprocess.lone_tumour_ml` of all members; None: as it is.
+        smooth_mm: the setting `smooth_mm` of all members; None: each as it is.
         overwrite: replace an existing file.
 
     Returns:
@@ -105,7 +107,7 @@ def ensemble(
 
     Raises:
         UsageError: "members-differ"; "members-by-kidney": a method with a region for each kidney;
-            "no-member"; "output-exists".
+            "no-member"; "no-slices": a method that cannot be smoothed; "output-exists".
         ModelError: see `find_model` and `load_model`.
     """
     out = Path(out)
@@ -116,16 +118,20 @@ def ensemble(
     if member is not None:
         found = [_member(found, member)]
     _check_alike(found)
+    settings = _given({_FLIP: flip, _SMOOTH: smooth_mm})
+    postprocess = _given({_LONE: lone_tumour_ml})
+    if _SMOOTH in settings:
+        _check_slicewise(found)
     halves = [model.header.get(WEIGHTS) == HALF for model in loaded]
     half = half or any(halves)
-    is_copy = (member, flip, adapt) == (None, None, None) and halves == [half]
-    headers = [_header(each.header, flip, adapt, lone_tumour_ml) for _, each in found]
+    is_copy = not settings and (member, adapt) == (None, None) and halves == [half]
+    headers = [_header(each.header, settings, postprocess, adapt) for _, each in found]
     parts = found[0][1].parts
     header = {**loaded[0].header, "config": headers[0]["config"]} if is_copy else headers[0]
     if len(found) > 1:
         header = {**header, MEMBERS: headers}
         parts = {str(k): joined(each.parts) for k, (_, each) in enumerate(found)}
-    if lone_tumour_ml is not None:
+    if postprocess:
         header = {name: value for name, value in header.items() if name != "intervals"}
     if half:
         header = {**header, WEIGHTS: HALF}
@@ -189,16 +195,34 @@ def _check_alike(found: Sequence[tuple[Path, Model]]) -> None:
                 )
 
 
+def _check_slicewise(found: Sequence[tuple[Path, Model]]) -> None:
+    """Check that all members segment slice by slice; raises UsageError "no-slices"."""
+    for path, member in found:
+        if (method := member.header.get("method")) not in SLICEWISE:
+            raise UsageError(
+                f"method '{method}' does not segment slice by slice in one grid, so that there is"
+                " nothing to smooth across slices",
+                path=path,
+                code="no-slices",
+                next_step=f"Smooth models of the methods {' and '.join(SLICEWISE)}.",
+            )
+
+
+def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None}
+
+
 def _header(
-    header: Mapping[str, Any], flip: bool | None, adapt: str | None, lone_tumour_ml: float | None
+    header: Mapping[str, Any],
+    settings: Mapping[str, Any] = MappingProxyType({}),
+    postprocess: Mapping[str, Any] = MappingProxyType({}),
+    adapt: str | None = None,
 ) -> dict[str, Any]:
-    """The header of a member, without what concerns the file that it comes from."""
+    """The header of a member with other settings, without what concerns the file it comes from."""
     own = {name: value for name, value in header.items() if name not in _OF_FILE}
-    if flip is not None:
-        own["config"] = {**own["config"], _FLIP: flip}
-    if lone_tumour_ml is not None:
-        postprocess = {**own["config"]["postprocess"], _LONE: lone_tumour_ml}
-        own["config"] = {**own["config"], "postprocess": postprocess}
+    if settings or postprocess:
+        config = {**own["config"], **settings}
+        own["config"] = {**config, "postprocess": {**config["postprocess"], **postprocess}}
     return own if adapt is None else {**own, "adapt": adapt}
 
 

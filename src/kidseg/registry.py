@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["BY_KIDNEY", "METHODS", "PRESETS", "presets"]
+__all__ = ["BY_KIDNEY", "METHODS", "PRESETS", "SLICEWISE", "presets"]
 
 METHODS = ("homogenized", "plain", "plain3d", "multistage", "cascade", "nnunet")
 """Command-line names of the methods; the first is the default."""
 
 BY_KIDNEY = ("multistage", "cascade")
 """Methods whose result has a region for each kidney that they find."""
+
+SLICEWISE = ("homogenized", "plain")
+"""Methods that segment all slices of a scan, one by one, in a single grid."""
 
 PRESETS = Path(__file__).parent / "configs"
 """Folder of the package's presets, one TOML file each."""

@@ -111,6 +111,10 @@ def ensemble(
         float | None,
         option(min=0, help="Set postprocess.lone_tumour_ml; by default as the models say."),
     ] = None,
+    smooth_mm: Annotated[
+        float | None,
+        option(min=0, help="Set smooth_mm, across slices; by default as the models say."),
+    ] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -132,6 +136,7 @@ def ensemble(
         flip=flip,
         adapt=adapt,
         lone_tumour_ml=lone_tumour_ml,
+        smooth_mm=smooth_mm,
         overwrite=overwrite,
     )
     print_result(made, ensemble_text(made), as_json, quiet)

@@ -137,6 +137,11 @@ class HomogenizedConfig(MethodConfig):
     """Neighbouring slices on either side that are channels of the U-Net's input, too (2.5D)."""
     apart_mm: float = Field(default=0.0, ge=0)
     """Distance of these neighbours from each other, as for the method "plain"."""
+    smooth_mm: float = Field(default=0.0, ge=0)
+    """Smoothing of the probabilities across slices at inference, as for the method "plain", on the
+    U-Net's own grid: with pose.per or crop.per "slice", slices there do not lie exactly above each
+    other.
+    """
     segment: StageConfig = StageConfig(epochs=250, patience=50, batch_size=32)
     """Training of the U-Net."""
     schedule: Literal["sequential", "joint"] = "sequential"

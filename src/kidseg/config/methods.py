@@ -173,6 +173,10 @@ class PlainConfig(MethodConfig):
     """Distance of these neighbours from each other: so many whole slices of the scan, at least one;
     0: adjacent slices.
     """
+    smooth_mm: float = Field(default=0.0, ge=0)
+    """At inference, smooth the probabilities across the slices of a scan by a Gaussian of this
+    standard deviation, so that no slice contradicts those beside it. 0: each slice by itself.
+    """
     segment: StageConfig = StageConfig(epochs=250, patience=50, batch_size=32)
     """Training of the network."""
     dice_over: DiceOver = "batch"

@@ -97,6 +97,7 @@ class Plain:
             flip=self.config.test_time_flip,
             reach=self.config.reach,
             apart_mm=self.config.apart_mm,
+            smooth_mm=self.config.smooth_mm,
         )
 
     def _frame(self, subject: Subject) -> Frame:

@@ -26,7 +26,14 @@ from kidseg.pipeline.opinions import Predicted, Tally
 from kidseg.pipeline.sliding import sliding_window, window_starts
 from kidseg.pipeline.steps import Progress, Region
 
-__all__ = ["Blocks", "Planes", "View", "neighbours", "pad_to_multiple"]
+__all__ = [
+    "Blocks",
+    "Planes",
+    "View",
+    "neighbours",
+    "pad_to_multiple",
+    "smooth_across_slices",
+]
 
 # Inference batch size by device. Source: benchmarks/inference_speed.py; two slices take 0.4 of the
 # memory of sixteen.
@@ -61,6 +68,7 @@ class Planes:
         device: of the network.
         flip: also predict the image flipped along its columns (left and right), and average the
             probabilities.
+        smooth_mm: smooth the probabilities across slices; see `smooth_across_slices`.
     """
 
     scalings: Sequence[Sequence[Scaling]]
@@ -69,6 +77,7 @@ class Planes:
     reach: int = 0
     apart_mm: float = 0.0
     flip: bool = False
+    smooth_mm: float = 0.0
     resliced: Grid | None = None
 
     def slices(self, volumes: Sequence[Volume], drawn: Sequence[tuple[int, int]]) -> Slices:
@@ -135,6 +144,7 @@ class Planes:
                 tally.add(values, start)
             found[:, start:stop].copy_(_mean(opinions))
             progress.on_progress(stop / grid.shape[0])
+        smooth_across_slices(found, grid, self.smooth_mm)
         return Predicted(found, grid, tuple(tally.row for tally in tallies))
 
     def adapt(self, net: nn.Module, progress: Progress, region: Region, weight: float) -> None:
@@ -237,6 +247,29 @@ def _mean(opinions: Sequence[Tensor]) -> Tensor:
         return opinions[0]
     first, second = opinions
     return (first + second) / 2
+
+
+def smooth_across_slices(values: Tensor, grid: Grid, sd_mm: float) -> None:
+    """Replace each slice by the mean of all slices, weighted by a Gaussian of their distance.
+
+    Only slices that are there count: a constant stays constant up to the ends, and a single slice
+    as it is.
+
+    Args:
+        values: (channels, *grid.shape), float; changed in place.
+        grid: whose slices lie above each other, at any distances.
+        sd_mm: standard deviation of the Gaussian, cut off at three; 0 changes nothing.
+    """
+    if sd_mm == 0 or grid.shape[0] == 1:
+        return
+    slices = grid.slicewise()
+    axis = F.normalize(slices.mm_from_index[:, :3, 0].mean(0), dim=0)
+    height = slices.centre_mm @ axis / sd_mm
+    distance = height[:, None] - height
+    weights = torch.exp(-0.5 * distance.square()) * (distance.abs() <= 3.0)
+    weights = (weights / weights.sum(1, keepdim=True)).to(values)
+    for channel in values:  # one at a time, for the memory
+        channel.copy_((weights @ channel.flatten(1)).view_as(channel))
 
 
 def neighbours(grid: Grid, image: Grid, reach: int, apart_mm: float = 0.0) -> list[Grid]:

@@ -173,6 +173,7 @@ class Homogenized:
             flip=self.config.test_time_flip,
             reach=self.config.reach,
             apart_mm=self.config.apart_mm,
+            smooth_mm=self.config.smooth_mm,
         )
 
     def _base(self, subject: Subject) -> Grid:
