@@ -19,6 +19,7 @@ from kidseg.checkpoint import load_model, save_model
 from kidseg.config import PhantomConfig
 from kidseg.errors import UsageError
 from kidseg.header import read_header
+from kidseg.members import ensemble
 from kidseg.phantom import write_patients
 from kidseg.train import Setup, train
 from trained import SETTINGS
@@ -86,6 +87,16 @@ def test_its_labels_and_results_are_those_of_pytorch(
     assert result["model"]["sha256"] == load_model(exported).sha256
     for entry in ("volumes_ml", "sides", "grids", "warnings", "training_range", "removed"):
         assert result[entry] == expected[entry], entry
+
+
+@pytest.mark.requirement("container")
+def test_smoothing_across_slices_too(trained: Path, tmp_path: Path) -> None:
+    smooth = tmp_path / "smooth.safetensors"
+    ensemble([trained / "run"], smooth, smooth_mm=4.0)
+    scan = sorted((trained / "data" / "imagesTr").iterdir())[0]
+    one, other = both_ways(scan, smooth, export(smooth, tmp_path / "exported"), tmp_path)
+    assert labels_of(one).max() > 0
+    assert np.array_equal(labels_of(one), labels_of(other))
 
 
 @pytest.mark.requirement("container")

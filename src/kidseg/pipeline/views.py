@@ -269,7 +269,7 @@ def smooth_across_slices(values: Tensor, grid: Grid, sd_mm: float) -> None:
     weights = torch.exp(-0.5 * distance.square()) * (distance.abs() <= 3.0)
     weights = (weights / weights.sum(1, keepdim=True)).to(values)
     for channel in values:  # one at a time, for the memory
-        channel.copy_((weights @ channel.flatten(1)).view_as(channel))
+        channel.copy_((weights @ channel.flatten(1)).reshape(channel.shape))
 
 
 def neighbours(grid: Grid, image: Grid, reach: int, apart_mm: float = 0.0) -> list[Grid]:
