@@ -77,12 +77,28 @@ mean() {
   done
 }
 
-# OUT HOMOGENIZED PLAIN [HEALTHY]: OUT/starter.safetensors: both joined, calibrated on ten patients and HEALTHY ones without
-# tumour (0), without lone tumours, with intervals of volumes.
+# OUT HOMOGENIZED PLAIN [HEALTHY]: OUT/starter.safetensors: both joined, and calibrated as below.
 finish() {
-  local out=$1 healthy=${4:-0} k cases=() calibration=calibration
+  local out=$1 healthy=${4:-0}
   if [[ -e $out/starter.safetensors ]]; then return; fi
   $kidseg ensemble "$2" "$3" -o "$out/ensemble.safetensors" --half --flip --overwrite
+  decide "$out" "$healthy"
+}
+
+# OUT STARTER [HEALTHY]: OUT/starter.safetensors: STARTER, smoothed across slices; it keeps its weights unless none are better.
+smooth() {
+  local out=$1 healthy=${3:-0}
+  if [[ -e $out/starter.safetensors ]]; then return; fi
+  mkdir -p "$out"
+  $kidseg ensemble "$2" -o "$out/ensemble.safetensors" --half --smooth-mm 3 --lone-tumour-ml 0 --overwrite
+  decide "$out" "$healthy" --weights-of "$2"
+}
+
+# OUT HEALTHY [OPTION ...]: OUT/starter.safetensors: OUT/ensemble.safetensors, calibrated on ten patients and HEALTHY ones without
+# tumour, without lone tumours, with intervals of volumes.
+decide() {
+  local out=$1 healthy=$2 k cases=() calibration=calibration
+  shift 2
   cohort calibration 24 4711 "slice_mm=[2.0,5.0]" window_share=0.5
   for k in 02 03 05 08 11 12 13 17 19 21; do cases+=(--case "phantom_00$k"); done # the ten with fewest voxels
   if ((healthy)); then
@@ -92,7 +108,7 @@ finish() {
     calibration=calibration-both
   fi
   $kidseg calibrate "$out/ensemble.safetensors" "$calibration" -o "$out/calibrated.safetensors" \
-    "${cases[@]}" --overwrite
+    "${cases[@]}" "$@" --overwrite
   $kidseg ensemble "$out/calibrated.safetensors" -o "$out/alone.safetensors" --lone-tumour-ml 100 --overwrite
   cohort 6007 99 6007 "slice_mm=[3.0,5.0]" window_share=0.5
   cohort 6011 90 6011 "slice_mm=[3.0,5.0]" window_share=0.5
