@@ -779,11 +779,19 @@ def test_the_medoid_is_of_the_middle_of_the_ages(cohort: Cohort) -> None:
         assert found in middle and found == medoid(cohort.training, bases, among=middle)
         assert chosen in others
     assert choose_reference(aged(cohort, [2.0] * 5), bases, None) == best
-    only = [None] * 5
-    only[others[0]] = 3.0
-    assert choose_reference(aged(cohort, only), bases, None) == others[0]
-    newborn = [0.0 if n == others[1] else None for n in range(5)]
-    assert choose_reference(aged(cohort, newborn), bases, None) == others[1]
+    three = [3.0 if n in others[:3] else None for n in range(5)]
+    chosen = medoid(cohort.training, bases, among=others[:3])
+    assert choose_reference(aged(cohort, three), bases, None) == chosen
+
+
+def test_few_known_ages_do_not_choose_the_reference(cohort: Cohort) -> None:
+    """One or two of five patients, whatever their age, would be it for being known."""
+    bases = bases_of(cohort)
+    best = medoid(cohort.training, bases)
+    others = [n for n in range(5) if n != best]
+    for known in (others[:1], others[:2], []):
+        ages = [0.0 if n in known else None for n in range(5)]
+        assert choose_reference(aged(cohort, ages), bases, None) == best
 
 
 def without_labels(subject: Subject, name: str) -> Subject:

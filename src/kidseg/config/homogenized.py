@@ -43,7 +43,7 @@ class PoseConfig:
     """
     reference: str | None = None
     """Id of the reference case. None: the medoid of the training cases, among the half of the
-    patients in the middle of the ages, where ages are known.
+    patients in the middle of the ages, where at least half of the ages are known.
     """
     unlabelled: bool = True
     """Scans of the data set without labels (nnU-Net's imagesTs), if no cases are named, join the

@@ -201,13 +201,16 @@ def medoid(
 
 
 def _middle_aged(subjects: Sequence[Subject]) -> list[int] | None:
-    """Indices of the patients between the quartiles of the known ages; None if none is known.
+    """Indices of the patients between the quartiles of the known ages; None if they say little.
+
+    That is if fewer than half of the ages are known: the few patients who have one are not the
+    average of the others.
 
     Source: La Barbera et al., ISBI 2021, section 4, chooses "among patients aged 2 years, who
     represent the average"; the middle half is ours.
     """
     ages = sorted(s.age_years for s in subjects if s.age_years is not None)
-    if not ages:
+    if 2 * len(ages) < len(subjects):
         return None
     low, high = ages[len(ages) // 4], ages[-1 - len(ages) // 4]
     return [
@@ -218,7 +221,8 @@ def _middle_aged(subjects: Sequence[Subject]) -> list[int] | None:
 def choose_reference(subjects: Sequence[Subject], bases: Sequence[Grid], name: str | None) -> int:
     """Index of the case with this name, or of the medoid if it is None.
 
-    Where ages are known, the medoid is one of the patients in the middle of the ages.
+    Where the ages of at least half of the patients are known, the medoid is one of those in the
+    middle of the ages.
 
     Raises:
         UsageError: "unknown-case": it is not a training case.
