@@ -1,6 +1,7 @@
 """The real nnU-Net v2 (2D) in the table of a study: same patients, same split, same processor time.
 
     python benchmarks/nnunet_table.py STUDY --peer PYTHON -o OUT [--seeds 0 1 2] [--only nnunet]
+                                      [--device cuda]
 
 STUDY is the folder of a `kidseg study`, completed in the end, here of methods_table.toml; PYTHON is
 the interpreter of a virtual environment with nnunetv2 (2.8.1 was used), see nnunet_speed.py.
@@ -9,11 +10,12 @@ fingerprints, plans and preprocesses, trains its 2D network on the study's train
 segments the test patients, with mirroring, as shipped. Writes OUT/study.md, the study's table with
 nnU-Net beside the methods, and OUT/compared, paired statistics. A run that is complete is kept.
 
-Training is nnU-Net's: network, loss, batches, augmentation, optimizer. It ends when the processor
-time is used up, not after 250,000 steps; the learning rate falls with the time instead of the
-steps. The time of planning and preprocessing counts, the start of the program does not, both as in
-kidseg. Augmentation runs in the same process, so that it counts, too; the scores that nnU-Net takes
-in between, which do not change its final weights, are left out. Two rows:
+Training is nnU-Net's: network, loss, batches, augmentation, optimizer. It ends when the time of a
+training is used up, by the study's clock, not after 250,000 steps; the learning rate falls with the
+time instead of the steps. The time of planning and preprocessing counts, the start of the program
+does not, both as in kidseg. By the processor's clock augmentation runs in the same process, so that
+it counts, too; by the wall's in processes of nnU-Net's, beside the GPU. The scores that nnU-Net
+takes in between, which do not change its final weights, are left out. Two rows:
 
 - "nnunet": as it plans;
 - "nnunet-small": 12 feature maps at the finest stage, at most 96, and 16 slices a step, as the
@@ -52,6 +54,7 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path, help="folder to write, or to continue")
     parser.add_argument("--seeds", type=int, nargs="+", help="those of the study by default")
     parser.add_argument("--only", choices=list(PEERS), help="one row alone")
+    parser.add_argument("--device", default="cpu", help="of nnU-Net: cpu, cuda or cuda:N")
     parser.add_argument("--as-peer", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.as_peer:
@@ -74,7 +77,7 @@ def add_to_table(options: argparse.Namespace) -> str:
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for seed in seeds:
         for name, own in runs.items():
-            own.append(run(plan, options.peer, out, name, seed, prepared))
+            own.append(run(plan, options.peer, out, name, seed, prepared, options.device))
     study = json.loads((options.study / "study.json").read_text())
     return write(plan, options.study, study, runs, out)
 
@@ -112,25 +115,40 @@ def export(main: Partition, raw: Path) -> None:
     (raw / "dataset.json").write_text(json.dumps(description))
 
 
+def limit_of(plan: Design, device: str) -> tuple[float, str]:
+    """The time of each training of a study, and its clock: "processor" or "wall"."""
+    settings = tomllib.loads(plan.arms[0].settings)
+    clock = settings["budget_clock"]
+    if device != "cpu" and clock == "processor":
+        sys.exit("The study counts the processor's time, which says nothing of a GPU: --device cpu")
+    return settings["budget_s"], clock
+
+
 def run(
-    plan: Design, peer: Path, out: Path, name: str, seed: int, prepared: Mapping[str, Any]
+    plan: Design,
+    peer: Path,
+    out: Path,
+    name: str,
+    seed: int,
+    prepared: Mapping[str, Any],
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Train, segment the test patients and score them; figures as of a run of a study."""
     from kidseg.evaluate import evaluate
 
-    key, budget_s = f"{name}-{seed}", tomllib.loads(plan.arms[0].settings)["budget_s"]
+    key, (budget_s, clock) = f"{name}-{seed}", limit_of(plan, device)
     record, results, scores = out / f"{key}.json", out / "results" / key, out / "scores" / key
     labels = out / "labels" / key
     if not record.exists():
         shutil.rmtree(results, ignore_errors=True)
         labels.mkdir(parents=True, exist_ok=True)
-        left = str(budget_s - prepared["seconds"])
+        spent = prepared["seconds"][clock]
         there = str(out / "preprocessed" / DATASET)
-        step = ("train", there, name, str(seed), left, str(results) + ".json")
-        trained = called(peer, out, results, *step)
+        step = ("train", there, name, str(seed), str(budget_s - spent), clock, device)
+        trained = called(peer, out, results, *step, str(results) + ".json", inside=clock != "wall")
         images = str(out / "raw" / DATASET / "imagesTs")
-        step = ("predict", str(results / DATASET), images, str(labels), str(labels) + ".json")
-        tested = called(peer, out, results, *step)
+        step = ("predict", str(results / DATASET), images, str(labels), clock, device)
+        tested = called(peer, out, results, *step, str(labels) + ".json")
         test = plan.main.test
         evaluate(
             labels,
@@ -148,37 +166,43 @@ def run(
             "seed": seed,
             "steps": own["steps"],
             "losses": own["losses"],
-            "training_clock": "processor",
+            "training_clock": clock,
             "training_budget_s": budget_s,
-            "training_seconds": {"prepare": prepared["seconds"], "segment": own["seconds"]},
-            "training_set_up_seconds": trained.processor_seconds - own["seconds"],
+            "training_seconds": {"prepare": spent, "segment": own["seconds"]},
+            "training_set_up_seconds": (
+                trained.seconds if clock == "wall" else trained.processor_seconds
+            )
+            - own["seconds"],
             "training_epochs": {},
             "training_process_seconds": trained.seconds,
-            "training_peak_memory_mb": {"process": trained.peak_memory_mb},
+            "training_peak_memory_mb": {"process": trained.peak_memory_mb} | own["device_memory"],
             "training_attempts": 1,
             "parameters": own["parameters"],
             "segmentation_seconds_per_scan": predicted["seconds"] / len(test),
             "segmentation_process_seconds": tested.seconds,
             "segmentation_processor_seconds": tested.processor_seconds,
             "segmentation_peak_memory_mb": tested.peak_memory_mb,
-            "device": "cpu",
-            "precision": "fp32",
+            "device": device,
+            "precision": "fp32" if device == "cpu" else "fp16",
             "jobs": 1,
         }
         record.write_text(json.dumps(figures, indent=1))
     return json.loads(record.read_text())  # type: ignore[no-any-return]
 
 
-def called(peer: Path, out: Path, results: Path, *step: str) -> Any:
-    """Run a step of nnU-Net's in its own process, measured; raises if it fails."""
+def called(peer: Path, out: Path, results: Path, *step: str, inside: bool = False) -> Any:
+    """Run a step of nnU-Net's in its own process, measured; raises if it fails.
+
+    With `inside`, augmentation runs in this process, too.
+    """
     from kidseg.study.process import Launcher
 
     os.environ.update(
         nnUNet_raw=str(out / "raw"),
         nnUNet_preprocessed=str(out / "preprocessed"),
         nnUNet_results=str(results),
-        # 0: augmentation in the process that trains; planning refuses it.
-        nnUNet_n_proc_DA="1" if step[0] == "prepare" else "0",
+        # Planning refuses 0.
+        nnUNet_n_proc_DA="0" if inside else str(max(1, (os.cpu_count() or 1) - 1)),
         nnUNet_compile="f",
     )
     log = out / "logs" / f"{results.name}-{step[0]}.log"
@@ -236,7 +260,7 @@ def prepare_peer(folder: str, split: str, report: str) -> None:
     )
     from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 
-    start = time.process_time()
+    start, began = time.process_time(), time.perf_counter()
     DatasetFingerprintExtractor(DATASET, 1).run()
     plans = ExperimentPlanner(DATASET).plan_experiment()
     there = Path(folder) / "preprocessed" / DATASET
@@ -246,7 +270,10 @@ def prepare_peer(folder: str, split: str, report: str) -> None:
     # The plan as its file has it, without numpy's types.
     plans = json.loads((there / "nnUNetPlans.json").read_text())
     chosen = plans["configurations"]["2d"]
-    seconds = time.process_time() - start + children_s()
+    seconds = {
+        "processor": time.process_time() - start + children_s(),
+        "wall": time.perf_counter() - began,
+    }
     facts = {"patch": chosen["patch_size"], "batch": chosen["batch_size"], "seconds": seconds}
     small = PEERS["nnunet-small"]
     chosen["batch_size"] = small["batch_size"]
@@ -266,50 +293,65 @@ def children_s() -> float:
     return times.children_user + times.children_system
 
 
-def train_peer(folder: str, name: str, seed: str, budget_s: str, report: str) -> None:
-    """Train until the processor time is used up, and save nnU-Net's final checkpoint."""
+CLOCKS = {"processor": time.process_time, "wall": time.perf_counter}
+
+
+def train_peer(
+    folder: str, name: str, seed: str, budget_s: str, clock: str, device: str, report: str
+) -> None:
+    """Train until the time is used up, and save nnU-Net's final checkpoint."""
     import numpy as np
     import torch
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-    start, budget = time.process_time(), float(budget_s)
+    now = CLOCKS[clock]
+    start, budget = now(), float(budget_s)
     random.seed(int(seed))
     np.random.seed(int(seed))  # noqa: NPY002  (nnU-Net draws from it)
     torch.manual_seed(int(seed))
-    torch.set_num_threads(1)
+    if clock == "processor":
+        torch.set_num_threads(1)
     there = Path(folder)
     plans = json.loads((there / f"{PLANS[name]}.json").read_text())
     plans["continue_training"] = False
     description = json.loads((there / "dataset.json").read_text())
-    trainer = nnUNetTrainer(plans, "2d", 0, description, device=torch.device("cpu"))
+    trainer = nnUNetTrainer(plans, "2d", 0, description, device=torch.device(device))
     trainer.initialize()
     trainer.on_train_start()
     trainer.network.train()
     losses = []
-    while (spent := time.process_time() - start) < budget:
+    while (spent := now() - start) < budget:
         for group in trainer.optimizer.param_groups:
             group["lr"] = trainer.initial_lr * (1 - spent / budget) ** 0.9
         losses.append(float(trainer.train_step(next(trainer.dataloader_train))["loss"]))
     trainer.on_train_end()
     facts = {
         "steps": len(losses),
-        "seconds": time.process_time() - start,
+        "seconds": now() - start,
+        "device_memory": {}
+        if device == "cpu"
+        else {"device": torch.cuda.max_memory_allocated(device) / 2**20},
         "losses": [round(loss, 4) for loss in losses],
         "parameters": sum(p.numel() for p in trainer.network.parameters()),
     }
     Path(report).write_text(json.dumps(facts))
 
 
-def predict_peer(folder: str, images: str, labels: str, report: str) -> None:
+def predict_peer(
+    folder: str, images: str, labels: str, clock: str, device: str, report: str
+) -> None:
     """Segment scans one after the other, with mirroring, as nnU-Net does by default."""
     import torch
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-    torch.set_num_threads(1)
+    if clock == "processor":
+        torch.set_num_threads(1)
     (model,) = Path(folder).iterdir()
     start = time.perf_counter()
     predictor = nnUNetPredictor(
-        device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False
+        device=torch.device(device),
+        perform_everything_on_device=device != "cpu",
+        allow_tqdm=False,
     )
     predictor.initialize_from_trained_model_folder(str(model), (0,), "checkpoint_final.pth")
     predictor.predict_from_files_sequential(images, labels)

@@ -82,3 +82,16 @@ def test_the_small_nnunet_has_the_width_and_batch_of_the_others(
         "max_features": plain["unet"]["max_features"],
         "batch_size": plain["segment"]["batch_size"],
     }
+
+
+def test_the_real_nnunet_trains_by_the_clock_of_its_table(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU by the clock on the wall alone: the processor's says nothing of it."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    limit_of = importlib.import_module("nnunet_table").limit_of
+    small, large = (designed(name, folders, tmp_path) for name in TABLES)
+    assert limit_of(small, "cpu") == (60.0, "processor")
+    assert limit_of(large, "cpu") == limit_of(large, "cuda:1") == (1800.0, "wall")
+    with pytest.raises(SystemExit, match="says nothing of a GPU"):
+        limit_of(small, "cuda")
