@@ -23,6 +23,7 @@ from kidseg.device import choose_device
 from kidseg.geometry import Volume
 from kidseg.labels import Target
 from kidseg.methods import METHODS, method_named
+from kidseg.methods.cascade.decisions import Targets
 from kidseg.methods.cascade.system_c import Cascade
 from kidseg.methods.cascade.training import binary_loss
 from kidseg.pipeline import advance
@@ -171,6 +172,19 @@ def test_an_epoch_of_the_last_network_shows_each_slice_with_tumour_once() -> Non
     assert math.ceil(2 * tumours / 4) <= stages["refine"].steps <= math.ceil(4 * tumours / 4)
 
 
+def test_half_of_the_last_networks_slices_show_tumour_each_once_in_an_epoch() -> None:
+    stage = stages_of(cohort_of(), "refine.stage.steps=null")["refine"]
+    shown: list[bytes] = []
+    for step in range(stage.steps):
+        batch = stage.batch(replace(NOW, step=step))
+        with_tumour = (batch.labels == 2).flatten(1).any(1)
+        assert with_tumour.tolist().count(True) == 2, "of four"
+        shown += [image.numpy().tobytes() for image in batch.image[with_tumour]]
+    assert stage.steps > 1
+    repeated = len(shown) - len(set(shown))
+    assert repeated <= 1, "the last batch is filled up"
+
+
 def test_without_corrections_there_is_no_such_stage_and_networks_are_left_in_eval_mode() -> None:
     method = Cascade.build(config_with("correct.iterations=0"), TARGET, PLAN, device=CPU)
     names = []
@@ -226,6 +240,33 @@ def test_losses_by_hand() -> None:
     valid = labels == 1
     ignored = binary_loss([logits], labels, renal, "dice", "batch", valid)
     assert float(ignored) == pytest.approx(1 - 2 * 0.8 / (0.8**2 + 1), abs=1e-4)
+
+
+@pytest.mark.parametrize("over", ["batch", "sample"])
+def test_each_network_minimises_its_own_loss(over: Any) -> None:
+    """Dice of the kidneys, cross entropy of the 3D network's tumours, or as told."""
+    cohort = cohort_of(1, 1)
+    targets = Targets.of(TARGET)
+    told = {"coarse": "both", "correct": "dice", "tumour": "cross-entropy", "refine": "dice"}
+    settings = [f"dice_over={over}", "coarse.loss=both"]
+    stages = stages_of(cohort, *settings)
+    values = {}
+    for name, stage in stages.items():
+        batch = stage.batch(NOW)
+        target = targets.tumour if name in ("tumour", "refine") else targets.renal
+        with torch.no_grad():
+            # Unsure, so that each loss has a value of its own.
+            levels = [0.01 * level for level in stage.net(batch.image)]
+            wanted = binary_loss(levels, batch.labels, target, told.get(name, "dice"), over)
+            stage.net.scale.fill_(0.01)  # type: ignore[operator, union-attr]
+            values[name] = float(stage.loss(stage.net, batch)["loss"])
+            others = {
+                float(binary_loss(levels, batch.labels, target, kind, each))
+                for kind in ("dice", "cross-entropy", "both")
+                for each in ("batch", "sample")
+            }
+        assert values[name] == pytest.approx(float(wanted), rel=1e-4), name
+        assert sum(other == pytest.approx(values[name], rel=1e-4) for other in others) <= 2, name
 
 
 def test_perfect_networks_are_scored_as_one() -> None:

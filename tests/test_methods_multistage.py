@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -472,6 +473,28 @@ def test_cases_without_kidneys_are_no_failure() -> None:
     healthy = cohort_of(["healthy"], ["healthy"])
     for stage in stages_of(method_of(), healthy).values():
         assert not (stage.batch(NOW).labels == 2).any(), "other slices take the tumours' share"
+
+
+def test_each_network_has_its_own_weights_and_augmentation() -> None:
+    """Table 1's rows differ; ln 3 for every pixel, times the weight of its label."""
+    unsure = {name: Constant(1 / 3, 1 / 3, 1 / 3) for name in NETS}
+    unsure["coarse"] = Oracle()  # which finds the regions
+    weights = {"coarse": (1.0, 2.0, 3.0), "resunet": (4.0, 5.0, 6.0), "resnet": (7.0, 8.0, 9.0)}
+    settings = [f"{name}.weights={list(each)}" for name, each in weights.items()]
+    settings += [f"{name}.augmentation.cropped_share=0.{k}" for k, name in enumerate(NETS)]
+    config = load(
+        MultistageConfig, overrides=[*SMALL, "slice_mm=5", "coarse_size=32", "box=16", *settings]
+    )
+    stages = stages_of(method_of(config, **unsure), cohort_of(["two"], ["two"]))
+    for k, (name, stage) in enumerate(stages.items()):
+        batch = stage.batch(NOW)
+        assert stage.batch.augmentation.cropped_share == pytest.approx(k / 10)  # type: ignore[attr-defined]
+        if name == "coarse":
+            continue
+        shares = [float((batch.labels == label).double().mean()) for label in range(3)]
+        by_hand = sum(w * share for w, share in zip(weights[name], shares, strict=True))
+        loss = float(stage.loss(stage.net, batch)["loss"].detach())
+        assert loss == pytest.approx(math.log(3) * by_hand, rel=1e-4), name
 
 
 def test_the_loss_by_hand() -> None:

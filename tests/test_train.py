@@ -610,6 +610,25 @@ def test_decay_of_kernels_leaves_biases_and_norms(tmp_path: Path, name: str, dec
     assert {parameter.ndim > 1 for parameter in still.net.parameters()} == {True, False}
 
 
+@pytest.mark.parametrize(("name", "after"), [("sgd", 0.5 - 0.1 * 0.25), ("adam", 0.5 - 0.1)])
+def test_decay_is_a_part_of_the_gradient(tmp_path: Path, name: str, after: float) -> None:
+    """An L2 term of the loss, as in the papers: 0.5 w; Adam's first step is of the rate's size."""
+    poly = {"poly_power": 0.0, "clip_norm": None, "momentum": 0.0}
+    chosen = OptimizerConfig(name=name, learning_rate=0.1, weight_decay=0.5, **poly)
+    still = replace(
+        norms_stage(),
+        config=config(epochs=1, optimizer=chosen),
+        steps=1,
+        loss=lambda net, batch: {"loss": (net(batch.values) * 0.0).sum()},
+    )
+    with torch.no_grad():
+        for parameter in still.net.parameters():
+            parameter.fill_(0.5)
+    fit(still, Run(folder=tmp_path, device=CPU))
+    for parameter in still.net.parameters():
+        torch.testing.assert_close(parameter.detach(), torch.full_like(parameter, after))
+
+
 @pytest.mark.parametrize("name", ["sgd", "adam"])
 @pytest.mark.parametrize("decayed", ["all", "kernels"])
 def test_an_optimizer_goes_on_where_it_was(tmp_path: Path, name: str, decayed: str) -> None:
