@@ -613,6 +613,19 @@ def test_only_what_is_seen_is_converted(monkeypatch: pytest.MonkeyPatch) -> None
     assert 0 < wide.isfinite().sum() < 20**3
 
 
+@pytest.mark.parametrize("fill", [0.5, -1.0, 300.0])
+def test_the_value_outside_whole_numbers_is_the_same_with_and_without_interpolation(
+    fill: float,
+) -> None:
+    source = Grid.from_spacing((2, 3, 3), (1.0, 1.0, 1.0))
+    volume = Volume(torch.ones(1, *source.shape, dtype=torch.uint8), source)
+    for start in ((0, -2, 0), (0, -2, 0.25)):  # copied, and interpolated
+        assert (
+            float(resample(volume, source.crop(start, (2, 3, 3)), fill=fill).data[0, 0, 0, 0])
+            == fill
+        )
+
+
 @pytest.mark.parametrize("planes", [(2, 2, 9, 0), (1, 2, 3, 4), (-1, 0, 1, 2), (2, 1, 0, -1)])
 def test_slices_of_a_sub_grid_are_copied_in_any_order(planes: tuple[int, ...]) -> None:
     source = Grid.from_spacing((4, 3, 3), (1, 1, 1))

@@ -317,8 +317,7 @@ def _sub_grid(
     top, left = (int(c) for c in index_from_target[0, 1:3, 3].round().tolist())
     counts = data.shape[1:]
     shape = (data.shape[0], *target.shape)
-    outside = fill.to(data.device)[:, None, None, None].to(data.dtype).to(kind)
-    out = outside.expand(shape).clone()
+    out = fill.to(kind).to(data.device)[:, None, None, None].expand(shape).clone()
     rows = slice(max(0, -top), min(target.shape[1], counts[1] - top))
     columns = slice(max(0, -left), min(target.shape[2], counts[2] - left))
     kept = ((planes >= 0) & (planes < counts[0])).nonzero()[:, 0]
