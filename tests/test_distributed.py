@@ -126,6 +126,31 @@ def test_shared_norms_keep_state_and_parameters() -> None:
         SharedBatchNorm.like(nn.BatchNorm2d(4, affine=False))
 
 
+NORMS = """
+import os, sys, torch
+from pathlib import Path
+from torch import nn
+from kidseg.distributed import SharedBatchNorm, joined, rank
+
+torch.manual_seed(0)
+values = 1000.0 + torch.randn(8, 3, 5, 5)  # the mean is far from 0, as after a ReLU or a bias
+whole, shared = nn.BatchNorm2d(3), SharedBatchNorm.like(nn.BatchNorm2d(3))
+one, part = values.clone().requires_grad_(), values.clone().requires_grad_()
+weight = torch.rand_like(values)
+(whole(one) * weight).sum().backward()
+with joined(torch.device("cpu")):
+    own = slice(0, 3) if rank() == 0 else slice(3, 8)
+    found = shared(part[own])
+    (found * weight[own]).sum().backward()
+torch.testing.assert_close(found, whole(one)[own], rtol=1e-3, atol=1e-3)
+torch.testing.assert_close(part.grad[own], one.grad[own], rtol=1e-2, atol=1e-3)
+whole.reset_running_stats(), whole(one)
+torch.testing.assert_close(shared.running_var, whole.running_var, rtol=1e-3, atol=0.0)
+torch.testing.assert_close(shared.running_mean, whole.running_mean)
+Path(sys.argv[1], f"said {os.environ['RANK']}").write_text("equal")
+"""
+
+
 CLOCKS = """
 import os, sys, time, torch
 from pathlib import Path
@@ -194,6 +219,10 @@ def said_in_two_processes(folder: Path, code: str) -> list[str]:
     """The lines that the processes said, of both together, in order."""
     in_two_processes(folder, code)
     return sorted(line for path in folder.glob("said *") for line in path.read_text().splitlines())
+
+
+def test_a_norm_over_two_processes_is_that_of_one_whatever_the_mean(tmp_path: Path) -> None:
+    assert said_in_two_processes(tmp_path, NORMS) == ["equal", "equal"]
 
 
 @pytest.mark.slow

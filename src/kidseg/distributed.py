@@ -141,6 +141,9 @@ class SharedBatchNorm(_BatchNorm):
     """Batch norm over the batches of all processes; on any device, unlike torch's SyncBatchNorm.
 
     It shares the state of the norm it replaces.
+
+    Source: Chan, Golub and LeVeque, "Algorithms for computing the sample variance", Am Stat 1983:
+    from the variances of the parts. The mean of squares would lose digits if the mean is large.
     """
 
     @classmethod
@@ -159,16 +162,15 @@ class SharedBatchNorm(_BatchNorm):
         """Normalise (n, channels, ...) by the mean and variance over all processes' samples."""
         if not self.training or not dist.is_initialized():
             return super().forward(input)
-        from torch.distributed.nn.functional import all_reduce
-
         values = input.float()
-        axes = [0, *range(2, values.ndim)]
+        variance, mean = torch.var_mean(values, [0, *range(2, values.ndim)], correction=0)
         count = values.new_full((1,), values.numel() / values.shape[1])
-        sums: Any = torch.cat([values.sum(axes), values.square().sum(axes), count])
-        total = all_reduce(sums)  # type: ignore[no-untyped-call]
-        n = total[-1]
-        mean, square = (total[:-1] / n).chunk(2)
-        variance = (square - mean.square()).clamp(min=0)
+        processes = all_gather(torch.cat([variance, mean, count])[None])
+        counts = processes[:, -1:]
+        variances, means = processes[:, :-1].chunk(2, dim=1)
+        n = counts.sum()
+        mean = (counts * means).sum(0) / n
+        variance = (counts * (variances + (means - mean).square())).sum(0) / n
         assert self.running_mean is not None and self.running_var is not None
         assert self.momentum is not None and self.num_batches_tracked is not None
         with torch.no_grad():
@@ -177,8 +179,7 @@ class SharedBatchNorm(_BatchNorm):
             self.running_var.lerp_(variance * n / (n - 1), self.momentum)
         shape = [1, -1, *[1] * (values.ndim - 2)]
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        shift = self.bias - mean * scale
-        out: Tensor = values * scale.view(shape) + shift.view(shape)
+        out: Tensor = (values - mean.view(shape)) * scale.view(shape) + self.bias.view(shape)
         return out.to(input.dtype)
 
     def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002
