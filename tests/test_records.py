@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kidseg.errors import ModelError
-from kidseg.records import SEALED, canonical, checked, parsed, read_file, sealed, unsealed
+from kidseg.records import Record, canonical, checked, parsed, read_file, sealed, unsealed
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -51,9 +51,7 @@ def test_what_is_no_object_is_refused(text: bytes) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Item:
-    __pydantic_config__: ClassVar = SEALED
-
+class Item(Record):
     name: str
     sizes: tuple[int, ...]
     share: float

@@ -15,10 +15,9 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import ConfigDict
 from torch import Tensor
 
 from kidseg.errors import KidsegWarning, ModelError
@@ -26,7 +25,7 @@ from kidseg.header import FORMAT, KEY, read_header, read_sealed, seal, with_blan
 from kidseg.io.atomic import writing
 from kidseg.model_card import CARD, ModelCard
 from kidseg.provenance import RESEARCH_USE
-from kidseg.records import AFRESH, SEAL, SEALED, checked
+from kidseg.records import AFRESH, SEAL, Record, checked
 
 __all__ = [
     "HALF",
@@ -142,7 +141,7 @@ def with_description(
 
 
 @dataclass(frozen=True, kw_only=True)
-class StageProgress:
+class StageProgress(Record):
     """How far the training of a stage is; plain data.
 
     Attributes:
@@ -154,8 +153,6 @@ class StageProgress:
         best_epoch: of the best validation score; None if no epoch has one.
         log: the lines of all epochs, as in log.jsonl.
     """
-
-    __pydantic_config__: ClassVar[ConfigDict] = SEALED
 
     run: str
     stage: str

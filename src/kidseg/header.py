@@ -17,12 +17,10 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
-
-from pydantic import ConfigDict
+from typing import Any, BinaryIO
 
 from kidseg.errors import KidsegWarning, ModelError
-from kidseg.records import SEAL, SEALED, checked, parsed
+from kidseg.records import SEAL, Record, checked, parsed
 
 __all__ = [
     "FOREGROUND",
@@ -54,10 +52,8 @@ _REPAIR = "Copy the file again, or train the model again."
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Entry:
+class _Entry(Record):
     """A tensor in the head."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = SEALED
 
     dtype: str
     shape: tuple[int, ...]

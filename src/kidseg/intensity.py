@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
-from pydantic import ConfigDict
 from torch import Tensor
 
-from kidseg.records import SEALED
+from kidseg.records import Record
 
 __all__ = [
     "AIR_HU",
@@ -50,10 +49,8 @@ _MAX_VALUES = 2**16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Statistics:
+class Statistics(Record):
     """Foreground intensities of one channel over a dataset; all cases have the same weight."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = SEALED
 
     mean: float
     sd: float
@@ -65,7 +62,7 @@ class Statistics:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Normalisation:
+class Normalisation(Record):
     """Normalisation of one channel.
 
     Attributes:
@@ -77,8 +74,6 @@ class Normalisation:
         clip: range to which values are clipped (only used by "ct"); None: the percentiles 0.5 to
             99.5 of the statistics.
     """
-
-    __pydantic_config__: ClassVar[ConfigDict] = SEALED
 
     channel: str
     scheme: Scheme

@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
-
-from pydantic import ConfigDict
+from typing import Any
 
 from kidseg.errors import ModelError
-from kidseg.records import SEALED, checked
+from kidseg.records import Record, checked
 
 __all__ = ["CARD", "ModelCard", "Score", "card_of"]
 
@@ -23,7 +21,7 @@ CARD = "model_card"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
+class Score(Record):
     """One metric of one structure, over the cases of one data set.
 
     Attributes:
@@ -41,8 +39,6 @@ class Score:
         ValueError: empty texts, n below 1, a negative SD, or a mean or median that is not between
             best and worst.
     """
-
-    __pydantic_config__: ClassVar[ConfigDict] = SEALED
 
     data: str
     n: int
@@ -68,7 +64,7 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelCard:
+class ModelCard(Record):
     """What a user should know of a model before using it.
 
     Attributes:
@@ -82,8 +78,6 @@ class ModelCard:
     Raises:
         ValueError: a text is empty.
     """
-
-    __pydantic_config__: ClassVar[ConfigDict] = SEALED
 
     trained_on: str
     command: str

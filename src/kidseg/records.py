@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -20,9 +20,9 @@ from kidseg.errors import ModelError
 
 __all__ = [
     "AFRESH",
-    "KNOWN",
     "SEAL",
-    "SEALED",
+    "PartialRecord",
+    "Record",
     "canonical",
     "checked",
     "parsed",
@@ -37,11 +37,18 @@ AFRESH = "Restore the file, or train from the start with --overwrite."
 SEAL = "sha256"
 """Key of the digest in a sealed record."""
 
-SEALED = ConfigDict(extra="forbid", allow_inf_nan=False)
-"""Validation of a dataclass that stands in a record: no unknown fields, and finite numbers."""
 
-KNOWN = ConfigDict(extra="ignore", allow_inf_nan=False)
-"""The same of a dataclass with the fields that are read; the record may have more."""
+class Record:
+    """Base of a dataclass that stands in a record: no unknown fields, and finite numbers."""
+
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class PartialRecord:
+    """Base of a dataclass with the fields that are read; the record may have more."""
+
+    __pydantic_config__: ClassVar = ConfigDict(extra="ignore", allow_inf_nan=False)
+
 
 T = TypeVar("T")
 

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import ClassVar, Literal
+from typing import Literal
 
-from pydantic import ConfigDict
-
-from kidseg.records import SEALED
+from kidseg.records import Record
 
 __all__ = ["ResidualTopology", "Topology"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Topology:
+class Topology(Record):
     """A planned U-Net, per stage from the finest: nnU-Net's PlainConvUNet.
 
     Attributes:
@@ -27,8 +25,6 @@ class Topology:
     Raises:
         ValueError: the numbers of stages or axes differ, or a size is invalid.
     """
-
-    __pydantic_config__: ClassVar[ConfigDict] = SEALED
 
     features: tuple[int, ...]
     kernels: tuple[tuple[int, ...], ...]
@@ -79,8 +75,6 @@ class ResidualTopology(Topology):
         blocks: per stage of the encoder, of two convolutions each; before the first, the image
             passes one convolution. `convolutions` are those of the decoder.
     """
-
-    __pydantic_config__: ClassVar[ConfigDict] = SEALED
 
     blocks: tuple[int, ...]
 

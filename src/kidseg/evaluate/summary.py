@@ -13,14 +13,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from pydantic import ConfigDict, NonNegativeInt
+from pydantic import NonNegativeInt
 
 from kidseg.csv_table import csv_text, original_text
 from kidseg.errors import InputError
 from kidseg.io.atomic import check_writable, make_folder, write_text
-from kidseg.records import KNOWN, checked, parsed
+from kidseg.records import PartialRecord, checked, parsed
 
 __all__ = [
     "COLUMNS",
@@ -82,10 +82,8 @@ class Run:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Figures:
+class _Figures(PartialRecord):
     """A metric of a structure in a summary."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = KNOWN
 
     mean: float | None
     sd: float | None
@@ -94,9 +92,7 @@ class _Figures:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Structure:
-    __pydantic_config__: ClassVar[ConfigDict] = KNOWN
-
+class _Structure(PartialRecord):
     dice: _Figures
     hd95_mm: _Figures
     surface_dice: _Figures
@@ -104,16 +100,12 @@ class _Structure:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Finding:
-    __pydantic_config__: ClassVar[ConfigDict] = KNOWN
-
+class _Finding(PartialRecord):
     code: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Summary:
-    __pydantic_config__: ClassVar[ConfigDict] = KNOWN
-
+class _Summary(PartialRecord):
     protocol: str
     structures: Mapping[str, _Structure]
     rules: Mapping[str, Any]

@@ -6,14 +6,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
-
-from pydantic import ConfigDict
+from typing import Any
 
 from kidseg.errors import Finding, InputError
 from kidseg.meaning import Meaning, Side
 from kidseg.measure.quantity import Quantity
-from kidseg.records import KNOWN, checked
+from kidseg.records import PartialRecord, checked
 
 __all__ = ["Reviewed", "read_review", "with_review"]
 
@@ -22,10 +20,8 @@ _SAME = 1e-3  # volumes of the same labels, by rounding and by the voxel size as
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Structure:
+class _Structure(PartialRecord):
     """As in result.json; it may have more entries."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = KNOWN
 
     volume_ml: float
     interval_ml: tuple[float, float] | None

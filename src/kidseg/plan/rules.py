@@ -13,17 +13,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import ceil, prod
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
-from pydantic import ConfigDict, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 
 from kidseg.errors import ModelError
 from kidseg.geometry import Grid
 from kidseg.intensity import Normalisation
 from kidseg.labels import CystAs, LabelSchema
 from kidseg.plan.facts import Fingerprint
-from kidseg.records import SEALED, checked
+from kidseg.records import Record, checked
 from kidseg.topology import ResidualTopology, Topology
 
 __all__ = ["Configuration", "Name", "Plan", "Topology", "adapted", "plan"]
@@ -55,7 +55,7 @@ _CROP_FRACTION = 0.75
 
 
 @dataclass(frozen=True, kw_only=True)
-class Configuration:
+class Configuration(Record):
     """Input and architecture of one network; axes (row, column) in 2D, three in 3D.
 
     Attributes:
@@ -65,8 +65,6 @@ class Configuration:
         batch_size: patches of a training step.
         topology: of the network.
     """
-
-    __pydantic_config__: ClassVar[ConfigDict] = SEALED
 
     spacing_mm: tuple[PositiveFloat, ...]
     median_shape: tuple[PositiveFloat, ...]
@@ -94,7 +92,7 @@ class Configuration:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Plan(Record):
     """How a data set is preprocessed and which networks are trained on it; plain data.
 
     Attributes:
@@ -105,8 +103,6 @@ class Plan:
         configurations: by name; without nnU-Net's low-resolution cascade.
         training: ids of the cases that the plan was made from.
     """
-
-    __pydantic_config__: ClassVar[ConfigDict] = SEALED
 
     channels: tuple[Normalisation, ...]
     labels: Mapping[int, str]

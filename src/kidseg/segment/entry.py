@@ -5,33 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
-from pydantic import ConfigDict
-
-from kidseg.records import KNOWN, checked
+from kidseg.records import PartialRecord, checked
 
 __all__ = ["check_entry"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Structure:
-    __pydantic_config__: ClassVar[ConfigDict] = KNOWN
-
+class _Structure(PartialRecord):
     interval_ml: tuple[float, float] | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Slice:
-    __pydantic_config__: ClassVar[ConfigDict] = KNOWN
-
+class _Slice(PartialRecord):
     slice: int
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Review:
-    __pydantic_config__: ClassVar[ConfigDict] = KNOWN
-
+class _Review(PartialRecord):
     structures: Mapping[str, _Structure]
     opinions: int
     level: float
@@ -40,34 +32,26 @@ class _Review:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Side:
-    __pydantic_config__: ClassVar[ConfigDict] = KNOWN
-
+class _Side(PartialRecord):
     volumes_ml: Mapping[str, float]
     partial: bool
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Sides:
-    __pydantic_config__: ClassVar[ConfigDict] = KNOWN
-
+class _Sides(PartialRecord):
     right: _Side
     left: _Side
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Warning:
-    __pydantic_config__: ClassVar[ConfigDict] = KNOWN
-
+class _Warning(PartialRecord):
     code: str
     cause: str
     next_step: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Entry:
-    __pydantic_config__: ClassVar[ConfigDict] = KNOWN
-
+class _Entry(PartialRecord):
     name: str
     outputs: tuple[str, ...]
     warnings: tuple[_Warning, ...] = ()

@@ -29,7 +29,7 @@ from kidseg.errors import ModelError
 from kidseg.geometry import Grid
 from kidseg.io.content import sha256_of
 from kidseg.plan.rules import Plan
-from kidseg.records import SEALED, checked, parsed, read_file, unsealed
+from kidseg.records import Record, checked, parsed, read_file, unsealed
 
 if TYPE_CHECKING:
     from kidseg.cases import Case, Dataset
@@ -46,10 +46,8 @@ _REBUILD = "Choose another folder, or delete this one to rebuild the store."
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class Source(Record):
     """A source file of a case: path relative to the data set, size, modification time, SHA-256."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = SEALED
 
     name: str
     size: int
@@ -165,10 +163,8 @@ def to_json(data: Any) -> bytes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Box:
+class Box(Record):
     """A grid as plain data."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = SEALED
 
     shape: tuple[PositiveInt, PositiveInt, PositiveInt]
     mm_from_index: tuple[tuple[FiniteFloat, ...], ...]
@@ -184,20 +180,16 @@ class Box:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ArrayFile:
+class ArrayFile(Record):
     """The file of an array: its digest and size."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = SEALED
 
     sha256: str
     size: int
 
 
 @dataclass(frozen=True, kw_only=True)
-class Begun:
+class Begun(Record):
     """begun.json; see `Identity`."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = SEALED
 
     format: int
     content: str

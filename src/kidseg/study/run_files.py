@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import TypeVar
 
-from pydantic import ConfigDict, NonNegativeFloat, NonNegativeInt
+from pydantic import NonNegativeFloat, NonNegativeInt
 
 from kidseg.errors import ModelError
-from kidseg.records import KNOWN, checked, parsed, read_file
+from kidseg.records import PartialRecord, checked, parsed, read_file
 
 __all__ = ["Segmented", "Trained", "model_of", "read_curve", "read_segmented", "read_trained"]
 
@@ -24,21 +24,17 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Stage:
-    __pydantic_config__: ClassVar[ConfigDict] = KNOWN
-
+class _Stage(PartialRecord):
     epochs: NonNegativeInt
 
 
 @dataclass(frozen=True, kw_only=True)
-class _File:
-    __pydantic_config__: ClassVar[ConfigDict] = KNOWN
-
+class _File(PartialRecord):
     sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trained:
+class Trained(PartialRecord):
     """summary.json of a training, as far as a study reads it.
 
     Attributes:
@@ -50,8 +46,6 @@ class Trained:
         parameters: of each network; None if they were not counted.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = KNOWN
-
     seconds: Mapping[str, NonNegativeFloat]
     stages: Mapping[str, _Stage]
     peak_memory_mb: Mapping[str, NonNegativeFloat]
@@ -61,28 +55,22 @@ class Trained:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Written:
-    __pydantic_config__: ClassVar[ConfigDict] = KNOWN
-
+class _Written(PartialRecord):
     model: _File
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Scan:
-    __pydantic_config__: ClassVar[ConfigDict] = KNOWN
-
+class _Scan(PartialRecord):
     seconds: Mapping[str, NonNegativeFloat]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Segmented:
+class Segmented(PartialRecord):
     """result.json of a segmentation, as far as a study reads it.
 
     Attributes:
         scans: at least one; with the seconds of each step.
     """
-
-    __pydantic_config__: ClassVar[ConfigDict] = KNOWN
 
     scans: tuple[_Scan, ...]
 
@@ -97,9 +85,7 @@ class Segmented:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Epoch:
-    __pydantic_config__: ClassVar[ConfigDict] = KNOWN
-
+class _Epoch(PartialRecord):
     stage: str
     seconds: NonNegativeFloat
     val_score: float

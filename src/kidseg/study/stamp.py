@@ -6,13 +6,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
-
-from pydantic import ConfigDict
+from typing import Any
 
 from kidseg.errors import ModelError, UsageError
 from kidseg.io.atomic import write_json
-from kidseg.records import SEAL, SEALED, checked, read_file, sealed, unsealed
+from kidseg.records import SEAL, Record, checked, read_file, sealed, unsealed
 from kidseg.study.partition import digest
 from kidseg.study.process import Completed
 
@@ -34,10 +32,8 @@ _AGAIN = "Remove this folder; the study creates it again."
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Stamp:
+class _Stamp(Record):
     """stamp.json: a digest of the inputs, the inputs, and what was measured."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = SEALED
 
     key: str
     done: bool

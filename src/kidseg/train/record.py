@@ -19,9 +19,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
-
-from pydantic import ConfigDict
+from typing import Any
 
 from kidseg.cases.roi_rules import ROI_RULES, RoiRules, load_rules
 from kidseg.config import METHODS, dump, load
@@ -32,7 +30,7 @@ from kidseg.plan import Plan
 from kidseg.records import (
     AFRESH,
     SEAL,
-    SEALED,
+    Record,
     checked,
     digest_of,
     parsed,
@@ -55,7 +53,7 @@ FORMAT = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cases:
+class Cases(Record):
     """The training and validation cases of a run, and the hashes of their files.
 
     Attributes:
@@ -64,8 +62,6 @@ class Cases:
         sha256: of the files of each case.
         unlabelled: ids of the cases without labels that train what needs none.
     """
-
-    __pydantic_config__: ClassVar[ConfigDict] = SEALED
 
     training: tuple[str, ...]
     validation: tuple[str, ...]
@@ -90,7 +86,7 @@ class Cases:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunRecord:
+class RunRecord(Record):
     """What was recorded when a run started.
 
     Attributes:
@@ -103,8 +99,6 @@ class RunRecord:
         start: path of the model to fine-tune; None: none.
         files: SHA-256 of the other files of the record.
     """
-
-    __pydantic_config__: ClassVar[ConfigDict] = SEALED
 
     format: int
     kidseg: str

@@ -9,15 +9,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
-
-from pydantic import ConfigDict
+from typing import Any
 
 from kidseg.checkpoint import Model
 from kidseg.cohort.stored import voxels_of
 from kidseg.errors import ModelError
 from kidseg.header import MEMBERS
-from kidseg.records import SEALED, checked
+from kidseg.records import Record, checked
 from kidseg.store import StoredCase
 
 __all__ = ["TrainedImages", "images_of_cases", "images_of_model"]
@@ -27,15 +25,13 @@ TRAINING_SET = "training_set"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainedImages:
+class TrainedImages(Record):
     """The images that a model has learned from, or that have selected its weights.
 
     Attributes:
         voxels: `kidseg.cases.same_images.voxels_sha256` of each, sorted.
         complete: False if there may be others.
     """
-
-    __pydantic_config__: ClassVar[ConfigDict] = SEALED
 
     voxels: tuple[str, ...]
     complete: bool
