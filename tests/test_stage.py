@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kidseg.config import StageConfig
+from kidseg.errors import UsageError
 from kidseg.stage import TrainStep, shares
 
 
@@ -18,6 +19,18 @@ def test_a_training_step_is_a_value() -> None:
     assert len({step, TrainStep(seed=1, epoch=2, step=3), TrainStep(seed=1, epoch=2, step=4)}) == 2
     with pytest.raises(FrozenInstanceError):
         step.step = 4  # type: ignore[misc]
+
+
+@given(st.integers(1, 6), st.integers(1, 5))
+def test_processes_share_the_positions_of_a_batch(world: int, each: int) -> None:
+    steps = [TrainStep(seed=0, epoch=0, step=0, rank=r, world=world) for r in range(world)]
+    parts = [list(step.positions(each * world)) for step in steps]
+    assert sorted(position for part in parts for position in part) == list(range(each * world))
+    assert {len(share) for share in parts} == {each}
+    if world > 1:
+        with pytest.raises(UsageError, match="not divisible") as error:
+            steps[0].positions(each * world + 1)
+        assert error.value.code == "bad-batch-size"
 
 
 def spent(configs: list[StageConfig], whole_s: float) -> list[float]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kidseg.config import StageConfig
+from kidseg.errors import UsageError
 
 __all__ = ["Batch", "Stage", "TrainStep", "shares"]
 
@@ -31,6 +32,20 @@ class TrainStep:
     step: int
     rank: int = 0
     world: int = 1
+
+    def positions(self, batch_size: int) -> range:
+        """The positions in the global batch that this process draws.
+
+        Raises:
+            UsageError: "bad-batch-size": it is not divisible by the number of processes.
+        """
+        if batch_size % self.world:
+            raise UsageError(
+                f"a batch size of {batch_size} is not divisible by {self.world} processes",
+                code="bad-batch-size",
+                next_step="Set batch_size to a multiple of the number of processes.",
+            )
+        return range(self.rank, batch_size, self.world)
 
 
 class Batch(Protocol):

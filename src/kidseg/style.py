@@ -98,7 +98,7 @@ def draw_styles(config: StyleConfig, step: TrainStep, count: int, labels: int) -
     """
     total = count * step.world
     entropy = [step.seed, step.epoch, step.step, 0]
-    rng = np.random.default_rng(np.random.SeedSequence(entropy))
+    rng = np.random.default_rng(entropy)
 
     def uniform(low: float, high: float, *shape: int) -> np.ndarray:
         return rng.uniform(low, high, (total, *shape))

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from kidseg.cohort.subject import Subject
-from kidseg.errors import UsageError
 from kidseg.geometry import Grid
 from kidseg.stage import TrainStep
 
@@ -56,21 +55,14 @@ def draw_blocks(
         foreground_share: see above.
 
     Raises:
-        UsageError: "bad-batch-size": the batch size is not divisible by the number of processes.
+        UsageError: "bad-batch-size": see `TrainStep.positions`.
 
     Source: nnU-Net v2.8.1, `nnUNetDataLoader`; there the upper bound of a block is exclusive.
     """
-    if batch_size % step.world:
-        raise UsageError(
-            f"a batch size of {batch_size} is not divisible by {step.world} processes",
-            code="bad-batch-size",
-            next_step="Set batch_size to a multiple of the number of processes.",
-        )
     first_foreground = round(batch_size * (1 - foreground_share))
     blocks = []
-    for position in range(step.rank, batch_size, step.world):
-        seed = np.random.SeedSequence([step.seed, step.epoch, step.step, position])
-        random = np.random.default_rng(seed)
+    for position in step.positions(batch_size):
+        random = np.random.default_rng([step.seed, step.epoch, step.step, position])
         case = int(random.integers(len(subjects)))
         label, centre = 0, None
         if position >= first_foreground:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kidseg.errors import UsageError
 from kidseg.stage import TrainStep
 
 __all__ = ["Drawn", "SliceIndex", "draw", "steps_per_epoch"]
@@ -103,14 +102,9 @@ def draw(
         hard: rows of the hard slices; None or empty: there are none.
 
     Raises:
-        UsageError: "bad-batch-size": the batch size is not divisible by the number of processes.
+        UsageError: "bad-batch-size": see `TrainStep.positions`.
     """
-    if batch_size % step.world:
-        raise UsageError(
-            f"a batch size of {batch_size} is not divisible by {step.world} processes",
-            code="bad-batch-size",
-            next_step="Set batch_size to a multiple of the number of processes.",
-        )
+    own = step.positions(batch_size)
     rows: list[int] = []
     counts = _counts(index.shares, batch_size)
     for number, (group, count) in enumerate(zip(index.groups, counts, strict=True)):
@@ -121,8 +115,7 @@ def draw(
         rows += _without_replacement(hard, step, count, len(index.groups) + 2)
     rows += _without_replacement(np.arange(len(index)), step, batch_size - len(rows), 0)
     shuffled = _random(step, step.step, len(index.groups) + 1).permutation(rows)
-    own = index.every[shuffled[step.rank :: step.world]]
-    return [(int(case), int(k)) for case, k in own]
+    return [(int(case), int(k)) for case, k in index.every[shuffled[own]]]
 
 
 def steps_per_epoch(index: SliceIndex, batch_size: int) -> int:
@@ -150,4 +143,4 @@ def _without_replacement(group: np.ndarray, step: TrainStep, count: int, stream:
 
 
 def _random(step: TrainStep, *stream: int) -> np.random.Generator:
-    return np.random.default_rng(np.random.SeedSequence([step.seed, step.epoch, *stream]))
+    return np.random.default_rng([step.seed, step.epoch, *stream])

@@ -15,7 +15,6 @@ from torch import Tensor
 from kidseg.cohort.batch import Patches
 from kidseg.cohort.items import Drawn, SliceIndex
 from kidseg.cohort.subject import Subject
-from kidseg.errors import UsageError
 from kidseg.geometry import Grid, Volume, resample
 from kidseg.pipeline import View
 from kidseg.stage import TrainStep
@@ -124,23 +123,16 @@ def draw_centres(
         batch_size: over all processes.
 
     Raises:
-        UsageError: "bad-batch-size": the batch size is not divisible by the number of processes.
+        UsageError: "bad-batch-size": see `TrainStep.positions`.
 
     Source: Kamnitsas et al., Efficient multi-scale 3D CNN, MedIA 2017, dense training; Zhang et
     al., KiTS19, section 2.1: a third each.
     """
-    if batch_size % step.world:
-        raise UsageError(
-            f"a batch size of {batch_size} is not divisible by {step.world} processes",
-            code="bad-batch-size",
-            next_step="Set batch_size to a multiple of the number of processes.",
-        )
     kinds = 1 + len(groups)
     totals = np.stack([place.counts.sum(0) for place in places])
     centres = []
-    for position in range(step.rank, batch_size, step.world):
-        seed = np.random.SeedSequence([step.seed, step.epoch, step.step, position])
-        random = np.random.default_rng(seed)
+    for position in step.positions(batch_size):
+        random = np.random.default_rng([step.seed, step.epoch, step.step, position])
         group = (step.step * batch_size + position) % kinds
         with_group = np.flatnonzero(totals[:, group])
         number = int(random.choice(with_group if len(with_group) else len(places)))

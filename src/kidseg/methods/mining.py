@@ -59,7 +59,7 @@ class HardSlices:
     def find(self, step: TrainStep) -> None:
         """Find the hard slices of an epoch; slices without a false pixel are not hard."""
         index, config = self.cohort.index, self.cohort.config
-        rng = np.random.default_rng(np.random.SeedSequence([step.seed, step.epoch, 0, 1]))
+        rng = np.random.default_rng([step.seed, step.epoch, 0, 1])
         count = min(config.hard_candidates, len(index))
         candidates = rng.permutation(len(index))[:count]
         false = np.concatenate(

@@ -322,8 +322,8 @@ def _distance(pose: Pose, target: Grid, start: Grid) -> Tensor:
 
 def _uniform(count: int, step: TrainStep) -> Tensor:
     """(count, 10) uniform in -1 .. 1: all random numbers of this process's share of a step."""
-    seed = np.random.SeedSequence([step.seed, step.epoch, step.step])
-    values = np.random.default_rng(seed).uniform(-1, 1, (count * step.world, 10))
+    random = np.random.default_rng([step.seed, step.epoch, step.step])
+    values = random.uniform(-1, 1, (count * step.world, 10))
     return torch.from_numpy(values[step.rank :: step.world])
 
 

@@ -119,14 +119,13 @@ class BalancedSlices:
         shapes = np.array([self.places[n].grid.shape[1:] for n, _ in everyone])
         rows, columns = (-(-int(side) // self.multiple) * self.multiple for side in shapes.max(0))
         patches = []
-        planes = planes_of(self.places, drawn)
-        for row, ((number, k), (case, grid)) in enumerate(zip(drawn, planes, strict=True)):
+        positions, planes = step.positions(self.batch_size), planes_of(self.places, drawn)
+        for position, (number, k), (case, grid) in zip(positions, drawn, planes, strict=True):
             before = (rows - grid.shape[1]) // 2, (columns - grid.shape[2]) // 2
             extended = grid.crop((0, -before[0], -before[1]), (1, rows, columns))
             if self.places[number].counts[k, 2] > 0:
-                position = step.rank + row * step.world
-                seeds = [step.seed, step.epoch, step.step, position, _STREAM]
-                random = np.random.default_rng(np.random.SeedSequence(seeds))
+                seed = [step.seed, step.epoch, step.step, position, _STREAM]
+                random = np.random.default_rng(seed)
                 extended = augmented(extended, self.augmentation, random)
             patches.append((case, extended))
         batch = sampled_patches(self.cohort.training, patches, self.view)
