@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
 import struct
 import subprocess
@@ -305,6 +307,24 @@ def test_states_are_kept_twice(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-5])  # as if cut by a full disk
     with pytest.warns(KidsegWarning, match="it has .* bytes, but .*the previous one is used"):
         assert loaded(path).epoch == 1
+    path.unlink()
+    with pytest.warns(KidsegWarning, match="missing; the previous one is used"):
+        assert loaded(path).epoch == 1
+
+
+def test_states_are_kept_twice_without_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on exFAT and on some shares of a network."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    path = tmp_path / "state-pose.safetensors"
+    for epoch in range(3):
+        save_state(state(epoch), path)
+    assert loaded(path).epoch == 2
     path.unlink()
     with pytest.warns(KidsegWarning, match="missing; the previous one is used"):
         assert loaded(path).epoch == 1

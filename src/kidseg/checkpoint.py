@@ -10,7 +10,6 @@ as well.
 from __future__ import annotations
 
 import hashlib
-import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from kidseg.errors import KidsegWarning, ModelError
 from kidseg.header import FORMAT, KEY, read_header, read_sealed, seal, with_blank_seal
-from kidseg.io.atomic import writing
+from kidseg.io.atomic import link_or_copy, writing
 from kidseg.model_card import CARD, ModelCard
 from kidseg.provenance import RESEARCH_USE
 from kidseg.records import AFRESH, SEAL, Record, checked
@@ -189,7 +188,7 @@ def save_state(state: State, path: Path) -> None:
     if path.exists():
         previous = _previous(path)
         previous.unlink(missing_ok=True)
-        os.link(path, previous)
+        link_or_copy(path, previous)
     with writing(path, overwrite=True) as file:
         file.write(payload)
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -35,10 +34,10 @@ from kidseg.cases import (
 from kidseg.cases.label_values import known_labels
 from kidseg.cases.same_images import check_apart, same_image_findings
 from kidseg.check.cases import Examined, examine
-from kidseg.errors import DISK_FULL, Finding, UsageError, first_error
+from kidseg.errors import Finding, UsageError, first_error
 from kidseg.geometry import Grid, Volume
 from kidseg.io import ReadOptions, Scan, kind_of, read, read_grid, save
-from kidseg.io.atomic import make_folder, writing_folder
+from kidseg.io.atomic import link_or_copy, make_folder, writing_folder
 from kidseg.io.checks import orthogonal_grid
 from kidseg.io.payload import head
 from kidseg.labels import CystAs
@@ -298,7 +297,7 @@ def _write_case(
     for channel, (source, target) in enumerate(zip(case.images, targets, strict=True)):
         volume = case.volume_of(channel)
         if volume is None and _fits(source, options):
-            _link(source, target)
+            link_or_copy(source, target)
             linked += 1
         else:
             is_ct = dataset.holds_ct(channel)
@@ -310,7 +309,7 @@ def _write_case(
         exact = not _INEXACT & {finding.code for finding in examined.findings}
         fits = exact and not changed and _fits(case.labels, options)
         if fits and read_grid(case.labels, options).same_as(native):
-            _link(case.labels, labels_target)
+            link_or_copy(case.labels, labels_target)
             linked += 1
         else:
             scan = read(case.labels, case.reading(replace(options, values="labels")))
@@ -328,17 +327,6 @@ def _fits(path: Path, options: ReadOptions) -> bool:
         return False
     grid = read_grid(path, options)
     return head(path)[1] == "gzip" and orthogonal_grid(grid, path)[0] is grid
-
-
-def _link(source: Path, target: Path) -> None:
-    """Create a hard link, or a copy on another disk or if links are not allowed."""
-    source = source.resolve()
-    try:
-        target.hardlink_to(source)
-    except OSError as error:
-        if error.errno in DISK_FULL:
-            raise
-        shutil.copyfile(source, target)
 
 
 def _save(scan: Scan, volume: Volume, target: Path) -> None:

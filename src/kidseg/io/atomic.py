@@ -28,6 +28,7 @@ __all__ = [
     "disk_full",
     "file_in_the_way",
     "json_bytes",
+    "link_or_copy",
     "make_folder",
     "place_with_record",
     "remove_leftovers",
@@ -88,6 +89,17 @@ def make_folder(path: Path) -> None:
     finally:
         with suppress(OSError):
             tried.unlink()
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Create a hard link; a copy on another disk, or where the file system has no hard links."""
+    source = source.resolve()
+    try:
+        target.hardlink_to(source)
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise
+        shutil.copyfile(source, target)
 
 
 @contextmanager
