@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -27,8 +27,10 @@ __all__ = [
     "Severity",
     "UsageError",
     "converted",
+    "counted",
     "first_error",
     "is_out_of_memory",
+    "not_found",
     "printable",
     "quoted",
     "renamed",
@@ -193,6 +195,16 @@ def first_error(findings: Iterable[Finding], step: str = "") -> InputError | Non
         code=first.code,
         next_step=f"{first.next_step} {step}".strip(),
     )
+
+
+def not_found(path: str | Path, what: str = "file or folder") -> InputError:
+    """The error for a path at which there is nothing."""
+    return InputError(f"no such {what}", path=path, code="not-found", next_step="Check the path.")
+
+
+def counted(codes: Mapping[str, int]) -> str:
+    """Numbers of findings by code, in words: "4 thick slices, 1 labels in air"; "" for none."""
+    return ", ".join(f"{n} {code.replace('-', ' ')}" for code, n in codes.items())
 
 
 def renamed(error: KidsegError, old: str, new: str) -> KidsegError:

@@ -15,7 +15,7 @@ from typing import Any, cast, get_args
 
 from kidseg.cases.case import Case, Side
 from kidseg.csv_table import csv_text, original_text
-from kidseg.errors import Finding, InputError, Severity
+from kidseg.errors import Finding, InputError, Severity, not_found
 
 __all__ = [
     "PATIENTS_CSV",
@@ -180,9 +180,7 @@ def load_json(path: Path) -> Any:
         )
         _check_text(content)
     except FileNotFoundError as error:
-        raise InputError(
-            "no such file", path=path, code="not-found", next_step="Check the path."
-        ) from error
+        raise not_found(path, "file") from error
     except OSError as error:
         raise InputError(
             f"cannot be read ({error.strerror})",

@@ -57,7 +57,7 @@ from kidseg.cli.summaries import (
     training_notes,
     training_text,
 )
-from kidseg.cli.terminal import print_result
+from kidseg.cli.terminal import exit_with, print_result
 from kidseg.errors import BatchError, KidsegError, KidsegWarning
 
 __all__ = ["compare", "evaluate", "info", "segment", "train"]
@@ -255,8 +255,7 @@ def _segmented(
             error = ended
     print_result(heard.as_dict(error), heard.text(), as_json, quiet)
     if error is not None:
-        typer.echo(f"kidseg: {error}", err=True)
-        raise typer.Exit(error.exit_code)
+        exit_with(error)
 
 
 def evaluate(
@@ -312,8 +311,7 @@ def evaluate(
             error = ended
     print_result(summary, scores_text(summary), as_json, quiet)
     if error is not None:
-        typer.echo(f"kidseg: {error}", err=True)
-        raise typer.Exit(error.exit_code)
+        exit_with(error)
 
 
 def compare(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kidseg.cli.progress import duration
-from kidseg.errors import Finding
+from kidseg.errors import Finding, counted, quoted
 from kidseg.table import text_table, wrapped
 
 __all__ = [
@@ -49,15 +49,12 @@ def training_notes(summary: Mapping[str, Any], out: Path) -> Iterator[str]:
 
 
 def counted_findings(findings: Iterable[Mapping[str, Any]]) -> str:
-    """Findings by what they are: "4 thick slices, 1 labels in air"; "" for none."""
-    counts = Counter(one["code"].replace("-", " ") for one in findings)
-    return ", ".join(f"{n} {what}" for what, n in counts.most_common())
+    """Findings by what they are, the most frequent first; "" for none."""
+    return counted(dict(Counter(one["code"] for one in findings).most_common()))
 
 
 def structures_lines(facts: Mapping[str, Any]) -> list[str]:
     """Which structures of DICOM annotations are which labels; [] for other data sets."""
-    from kidseg.errors import quoted
-
     lines: list[str] = []
     for label, names in facts.get("structures", {}).items():
         each = ", ".join(f"{quoted(name)} ({n})" for name, n in sorted(names.items()))

@@ -55,7 +55,7 @@ def print_result(result: dict[str, Any], text: str, as_json: bool, quiet: bool) 
         _print(printable(text))
 
 
-def exit_with(error: KidsegError, as_json: bool) -> NoReturn:
+def exit_with(error: KidsegError, as_json: bool = False) -> NoReturn:
     """Print an error, with --json also as one JSON object, and exit with its code."""
     finding = error.as_finding()
     if as_json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kidseg.errors import counted
 from kidseg.evaluate import METRICS
 from kidseg.table import markdown_table, wrapped
 
@@ -33,8 +34,8 @@ def as_markdown(result: Mapping[str, Any]) -> str:
             said = f"Could not be evaluated in {run['name']}, left out: {', '.join(failed)}"
             lines += [*wrapped(said), ""]
         if findings := run["findings"]:
-            listed = ", ".join(f"{n} {code.replace('-', ' ')}" for code, n in findings.items())
-            lines += [*wrapped(f"Noticed in {run['name']}, see its summary.json: {listed}"), ""]
+            said = f"Noticed in {run['name']}, see its summary.json: {counted(findings)}"
+            lines += [*wrapped(said), ""]
     for pair in result["pairs"]:
         lines += [f"## {pair['a']} against {pair['b']}: {pair['n_common']} common cases", ""]
         if pair["n_patients"] < pair["n_common"]:

@@ -11,7 +11,7 @@ from kidseg.cases import Case, Survey, survey_dataset
 from kidseg.cases.naming import LABEL_ENDINGS, is_marked, label_name, matching_names
 from kidseg.cases.paths import visible
 from kidseg.cases.roi_rules import RoiRules, rules_of, unused_rules
-from kidseg.errors import Finding, InputError, UsageError, first_error
+from kidseg.errors import Finding, InputError, UsageError, first_error, not_found
 from kidseg.evaluate.numbering import Numbering, numbering_of
 from kidseg.evaluate.predicted_objects import first_paths, predicted_objects
 from kidseg.io.structures import Annotation
@@ -252,9 +252,7 @@ def label_files(path: Path) -> dict[str, tuple[Path, ...]]:
             )
         return {label_name(path): (path,)}
     if not path.is_dir():
-        raise InputError(
-            "no such file or folder", path=path, code="not-found", next_step="Check the path."
-        )
+        raise not_found(path)
     files = [file for folder in _folders(path) for file in _labels_in(folder)]
     if not files:
         raise InputError(

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kidseg.errors import InputError, KidsegError
+from kidseg.errors import InputError, KidsegError, not_found
 from kidseg.io import checks
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def files_in(path: Path) -> Iterator[Path]:
     if path.is_symlink() and not path.exists():
         raise _no_file(path)
     if not path.exists():
-        raise _not_found(path)
+        raise not_found(path)
     if path.is_file():
         yield path
         return
@@ -378,12 +378,6 @@ def damaged(path: Path, cause: str) -> InputError:
     )
 
 
-def _not_found(path: Path) -> InputError:
-    return InputError(
-        "no such file or folder", path=path, code="not-found", next_step="Check the path."
-    )
-
-
 def _no_file(path: Path) -> InputError:
     """The error of an image that cannot be opened at all; opening a pipe would block."""
     is_link = path.is_symlink() and not path.exists()
@@ -399,7 +393,7 @@ def _no_file(path: Path) -> InputError:
 
 def _unreadable(path: Path, error: OSError) -> InputError:
     if isinstance(error, FileNotFoundError):
-        return _not_found(path)
+        return not_found(path)
     return InputError(
         f"it cannot be read ({error.strerror or error})",
         path=path,

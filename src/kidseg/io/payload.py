@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import numpy as np
 
-from kidseg.errors import Finding, InputError
+from kidseg.errors import Finding, InputError, not_found
 from kidseg.io.checks import check_memory
 
 if TYPE_CHECKING:
@@ -259,9 +259,7 @@ def _open(path: Path) -> Iterator[BinaryIO]:
                 code="not-found",
                 next_step="Fetch the file (git annex get, datalad get), or remove the link.",
             ) from error
-        raise InputError(
-            "no such file", path=path, code="not-found", next_step="Check the path."
-        ) from error
+        raise not_found(path, "file") from error
     except OSError as error:
         raise InputError(
             f"it cannot be opened ({error.strerror})",

@@ -16,7 +16,7 @@ from kidseg.io.label_formats import FORMATS
 from kidseg.serve.answers import API, JobView, PageLink, ResultFile, view_of
 from kidseg.serve.job import ACTIVE, Job
 from kidseg.serve.job_measures import ENDING
-from kidseg.serve.refusals import RefusedError, no_such
+from kidseg.serve.refusals import RefusedError, removed
 from kidseg.serve.service import Service
 
 __all__ = ["BINARY", "FILE", "file_answer", "media_type", "result_routes", "view"]
@@ -106,7 +106,7 @@ def _link_route(service: Service, router: APIRouter) -> None:
     def link_page(request: Request, job: UUID, name: str) -> PageLink:
         known = _with_file(service, str(job), request.state.client, name)
         if media_type(name) != "text/html":
-            raise no_such("page")
+            raise removed("page")
         query = f"view=true&ticket={secrets.token_urlsafe(32)}"
         href = f"{API}/jobs/{known.id}/results/{name}?{query}"
         service.tickets.give(href)
@@ -134,7 +134,7 @@ def file_answer(
     try:
         facts = path.stat()
     except OSError:
-        raise no_such("file") from None
+        raise removed("file") from None
     return FileResponse(
         path,
         stat_result=facts,
@@ -182,7 +182,7 @@ def _with_file(service: Service, job: str, owner: str | None, name: str) -> Job:
     """
     known = _done(service, job, owner)
     if name not in [file.name for file in _files(service, known)]:
-        raise no_such("file")
+        raise removed("file")
     return known
 
 

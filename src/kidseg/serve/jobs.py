@@ -22,7 +22,7 @@ from kidseg.errors import Finding
 from kidseg.serve.database import Database
 from kidseg.serve.job import STATES, Job, Kind, Request, State
 from kidseg.serve.policy import Limits
-from kidseg.serve.refusals import RefusedError, no_such
+from kidseg.serve.refusals import RefusedError, removed
 
 __all__ = ["JobTable"]
 
@@ -125,7 +125,7 @@ class JobTable:
         with self.base.connected() as base:
             row = base.execute("SELECT * FROM jobs WHERE id = ?", (job,)).fetchone()
         if row is None or (owner is not None and row["owner"] != owner):
-            raise no_such("job")
+            raise removed("job")
         return _job(row)
 
     def of_owner(self, owner: str, *, after: int = 0, limit: int = 100) -> list[Job]:
@@ -224,7 +224,7 @@ class JobTable:
         with self.base.writing() as base:
             row = base.execute("SELECT state FROM jobs WHERE id = ?", (job,)).fetchone()
             if row is None:
-                raise no_such("job")
+                raise removed("job")
             base.execute(
                 "UPDATE jobs SET wanted = 0,"
                 " ended = CASE state WHEN 'queued' THEN ? ELSE ended END,"

@@ -27,7 +27,7 @@ from kidseg.serve.job import Request as Wanted
 from kidseg.serve.job_results import file_answer, media_type
 from kidseg.serve.learning import TUNES
 from kidseg.serve.next_sample import STRATEGIES
-from kidseg.serve.refusals import RefusedError, no_such
+from kidseg.serve.refusals import RefusedError, no_such, removed
 from kidseg.serve.service import Service
 from kidseg.serve.training_routes import MODEL, check_model, training_routes
 
@@ -226,7 +226,7 @@ async def _answer(service: Service, job: Job, output: str) -> Response:
     try:
         opened = file.open("rb")
     except OSError:
-        raise no_such("job") from None  # it was removed meanwhile
+        raise removed("job") from None  # it was removed meanwhile
     size = os.fstat(opened.fileno()).st_size
 
     async def parts() -> AsyncIterator[bytes]:

@@ -7,7 +7,7 @@ from importlib.resources import files
 from fastapi import APIRouter
 from fastapi.responses import Response
 
-from kidseg.serve.refusals import no_such
+from kidseg.serve.refusals import removed
 
 __all__ = ["page_routes"]
 
@@ -36,6 +36,6 @@ def page_routes() -> APIRouter:
 
 def _file(name: str) -> Response:
     if name not in _FILES:
-        raise no_such("file")
+        raise removed("file")
     content = (files("kidseg.serve") / "page" / name).read_bytes()
     return Response(content, media_type=_FILES[name])

@@ -11,7 +11,7 @@ from typing import Any
 
 from kidseg.errors import KidsegError
 
-__all__ = ["PROBLEM_TYPE", "RefusedError", "headers_of", "no_such", "problem_of"]
+__all__ = ["PROBLEM_TYPE", "RefusedError", "headers_of", "no_such", "problem_of", "removed"]
 
 PROBLEM_TYPE = "application/problem+json"
 
@@ -43,16 +43,19 @@ class RefusedError(KidsegError):
         self.retry_after_s = retry_after_s
 
 
-def no_such(what: str) -> RefusedError:
+def no_such(what: str, next_step: str = "Check its name, or its id.") -> RefusedError:
     """The refusal 404: there is none, it was removed, or it is another client's."""
     return RefusedError(
         HTTPStatus.NOT_FOUND,
         f"there is no such {what}, or no longer",
         code="not-found",
-        next_step="Check its id; results are removed after a while."
-        if what in ("job", "file", "page", "session")
-        else "Check its name, or its id.",
+        next_step=next_step,
     )
+
+
+def removed(what: str) -> RefusedError:
+    """The refusal 404 of something that the server removes after a while."""
+    return no_such(what, "Check its id; results are removed after a while.")
 
 
 def problem_of(error: KidsegError) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from kidseg.serve.database import Database
 from kidseg.serve.images import FILE
 from kidseg.serve.job import new_id
-from kidseg.serve.refusals import no_such
+from kidseg.serve.refusals import removed
 
 __all__ = ["Session", "SessionStore"]
 
@@ -83,7 +83,7 @@ class SessionStore:
                 "SELECT * FROM sessions WHERE id = ? AND owner = ?", (session, owner)
             ).fetchone()
         if row is None:
-            raise no_such("session")
+            raise removed("session")
         path = self.folder / "sessions" / row["id"] / row["file"]
         return Session(id=row["id"], path=path, created=row["created"], used=row["used"])
 
