@@ -49,6 +49,8 @@ _OPEN_REACH_MM = 40.0
 _ENCLOSING_ROUNDS = 4
 # The shape of the mask is determined at this pixel size, its edge at the scan's own.
 _COARSE_MM = 2.0
+# Slices that are converted to float64 together.
+_CHUNK = 16
 
 
 def body_mask(scan: Volume) -> Volume:
@@ -279,14 +281,14 @@ def moments(mask: Volume, *, per: Literal["slice", "volume"] = "slice") -> Momen
     )
 
 
-def _chunks(count: int, size: int = 16) -> list[slice]:
+def _chunks(count: int) -> list[slice]:
     """Slices to convert together; the last chunk takes the rest.
 
     Matrix products of at least so many slices add up in the order in which those of all would, so
     that moments do not depend on the chunks.
     """
-    starts = range(0, max(count - size + 1, 1), size)
-    return [slice(s, count if s == starts[-1] else s + size) for s in starts]
+    starts = range(0, max(count - _CHUNK + 1, 1), _CHUNK)
+    return [slice(s, count if s == starts[-1] else s + _CHUNK) for s in starts]
 
 
 def normalized(

@@ -43,10 +43,8 @@ def _digits(value: float) -> int:
     return 2 if size < 10 else 1 if size < 100 else 0
 
 
-def text_table(
-    head: Sequence[str], rows: Sequence[Sequence[str]], *, keys: int = 1, width: int = WIDTH
-) -> list[str]:
-    """Lines of a table with aligned columns, none longer than `width`.
+def text_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, keys: int = 1) -> list[str]:
+    """Lines of a table with aligned columns, none longer than `WIDTH`.
 
     A table that is too wide continues in another one below, with its first `keys` columns again. If
     the names in these columns are longer than half the width, letters stand for them, which are
@@ -57,23 +55,22 @@ def text_table(
         head: titles of the columns.
         rows: the cells of each row.
         keys: number of columns that name a row; they are aligned left, the others right.
-        width: of the lines.
     """
-    return _lines(head, rows, keys, width, ("", "  ", ""), None)
+    return _lines(head, rows, keys, ("", "  ", ""), None)
 
 
 def markdown_table(
-    head: Sequence[str], rows: Sequence[Sequence[str]], *, keys: int = 1, width: int = WIDTH
+    head: Sequence[str], rows: Sequence[Sequence[str]], *, keys: int = 1
 ) -> list[str]:
     """The same in Markdown, with an empty line after each table."""
     head, *rows = ([cell.replace("|", "\\|") for cell in row] for row in (head, *rows))
-    return _lines(head, rows, keys, width, ("| ", " | ", " |"), "-")
+    return _lines(head, rows, keys, ("| ", " | ", " |"), "-")
 
 
-def wrapped(text: str, *, indent: str = "", width: int = WIDTH) -> list[str]:
+def wrapped(text: str, *, indent: str = "") -> list[str]:
     """The lines of a paragraph; `indent` is before all but the first."""
     return textwrap.wrap(
-        text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )
 
 
@@ -81,16 +78,15 @@ def _lines(
     head: Sequence[str],
     rows: Sequence[Sequence[str]],
     keys: int,
-    width: int,
     borders: tuple[str, str, str],
     rule: str | None,
 ) -> list[str]:
-    legend, rows = _lettered(rows, keys, width // 2)
+    legend, rows = _lettered(rows, keys, WIDTH // 2)
     lines = [*legend, *([""] if legend else [])]
     least = 1 if rule is None else len("-:")
     sides = [max(least, *(len(row[k]) for row in (head, *rows))) for k in range(len(head))]
     left, between, right = borders
-    for columns in _parts(sides, keys, width - len(left) - len(right), len(between)):
+    for columns in _parts(sides, keys, WIDTH - len(left) - len(right), len(between)):
         cells = [[row[k] for k in columns] for row in (head, *rows)]
         aligned = [
             [

@@ -88,7 +88,6 @@ def draw_steps(
     *,
     reference: Volume | None = None,
     ignore: Volume | None = None,
-    overwrite: bool = False,
 ) -> None:
     """Draw the steps of a segmentation; see `step_panels` and `representative_slice`.
 
@@ -105,14 +104,11 @@ def draw_steps(
         schema: of the labels.
         reference: (1, ...) labels on the scan's voxels.
         ignore: (1, ...) bool: voxels that Dice ignores.
-        overwrite: replace an existing file.
     """
     k = representative_slice(result.labels, reference)
     known = None if reference is None else (reference, ignore)
     title = title_of(name, scan, result, schema, k, known)
-    draw_panels(
-        path, step_panels(scan, result, k, reference), schema, title=title, overwrite=overwrite
-    )
+    draw_panels(path, step_panels(scan, result, k, reference), schema, title=title)
 
 
 def representative_slice(labels: Volume, reference: Volume | None = None) -> int:
@@ -169,7 +165,6 @@ def draw_panels(
     schema: LabelSchema,
     *,
     title: str = "",
-    overwrite: bool = False,
 ) -> None:
     """Draw panels side by side, with correct aspect ratios; see `Panel` and `annotation`.
 
@@ -209,7 +204,7 @@ def draw_panels(
     place_legend(figure, handles, note, 2 * columns)
     if title:
         figure.suptitle(title, fontsize=TITLE_POINTS)
-    with writing(path, overwrite=overwrite) as file:
+    with writing(path) as file:
         figure.savefig(file, format="png", dpi=_PANEL_PIXELS)
 
 

@@ -20,6 +20,8 @@ __all__ = ["Reference", "choose_reference", "matched_levels", "medoid", "start_g
 
 # Margin of the reference volume below and above the labelled region, as a fraction of its height.
 _MARGIN = 0.5
+# Pixels along each side on which bodies are compared.
+_COMPARED = 64
 
 
 class Reference(nn.Module):
@@ -178,7 +180,6 @@ def _along_axis(body: Body) -> Moments:
 def medoid(
     subjects: Sequence[Subject],
     bases: Sequence[Grid],
-    size: int = 64,
     among: Sequence[int] | None = None,
 ) -> int:
     """Index of the patient with the largest mean overlap of the centred bodies at kidney level.
@@ -186,13 +187,12 @@ def medoid(
     Args:
         subjects: patients.
         bases: their base grids.
-        size: pixels along each side on which bodies are compared.
         among: indices of the patients to choose from; None: all.
     """
     masks = []
     for subject, base in zip(subjects, bases, strict=True):
         k = subject.fullest
-        grid = base.slices(k, k + 1).resized((1, size, size))
+        grid = base.slices(k, k + 1).resized((1, _COMPARED, _COMPARED))
         assert subject.masks is not None
         masks.append(resample(subject.masks.slices(k, k + 1), grid).data[:1, 0] / 255.0)
     stacked = torch.stack(masks).cpu()
