@@ -309,9 +309,11 @@ class Augmentation:
 def _own_randomness() -> Iterator[None]:
     """Keep the global random states, from which the library draws, as they are outside."""
     before = np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng(devices=[]):
-        yield
-    np.random.set_state(before)  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        np.random.set_state(before)  # noqa: NPY002
 
 
 def _seed(*words: int) -> None:

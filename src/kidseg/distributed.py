@@ -114,7 +114,7 @@ def all_gather(values: Tensor) -> Tensor:
         return torch.cat(out)
     from torch.distributed.nn import functional
 
-    return torch.cat(functional.all_gather(values.contiguous()))  # type: ignore[no-untyped-call]
+    return torch.cat(functional.all_gather(values.contiguous()))
 
 
 def shared_map(task: Callable[[T], R], items: Sequence[T]) -> list[R]:

@@ -60,9 +60,9 @@ class Patches:
 
 def drawn_labels(subjects: Sequence[Subject], drawn: Drawn, grid: Grid) -> Labelled:
     """Labels of the drawn slices, resampled to a slice-wise grid (nearest neighbour)."""
-    known = [subject.labels for subject in subjects]
-    assert all(labels is not None for labels in known)
-    labels = sampled(Slices.of(known, drawn), grid, mode="nearest")  # type: ignore[arg-type]
+    known = [subject.labels for subject in subjects if subject.labels is not None]
+    assert len(known) == len(subjects)
+    labels = sampled(Slices.of(known, drawn), grid, mode="nearest")
     if all(subject.ignore is None for subject in subjects):
         return Labelled(labels=labels, valid=None)
     valid = torch.ones(labels.data.shape[1:], dtype=torch.bool)

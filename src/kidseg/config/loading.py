@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tomli_w
 from pydantic import TypeAdapter, ValidationError
@@ -164,10 +164,11 @@ def _completed(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:
     hints = get_type_hints(kind)
     for field in fields(kind):
         table = out.get(field.name)
-        known = [each for each in _options(hints[field.name]) if is_dataclass(each)]
+        tables = _options(hints[field.name])
+        known = [each for each in tables if isinstance(each, type) and is_dataclass(each)]
         if isinstance(table, Mapping) and len(known) == 1:
-            own = asdict(field.default) if is_dataclass(field.default) else {}  # type: ignore[arg-type]
-            out[field.name] = _completed(cast("type", known[0]), _merged(own, table))
+            own = asdict(field.default) if isinstance(field.default, known[0]) else {}
+            out[field.name] = _completed(known[0], _merged(own, table))
     return out
 
 

@@ -107,8 +107,8 @@ class UNetConfig:
         """
         if self.size in (None, side) or self.skips == 32 or self.architecture == "plan":
             return self.sized(side)
-        own = {"bottleneck": side // self.multiple, "supervised_to": side >> self.supervised}
-        return replace(self, size=side, **own)  # type: ignore[arg-type]
+        bottleneck, supervised_to = side // self.multiple, side >> self.supervised
+        return replace(self, size=side, bottleneck=bottleneck, supervised_to=supervised_to)
 
     def check_input(self, side: int) -> None:
         """Check that the network takes slices of this side.

@@ -183,8 +183,9 @@ class ResidualNormBlock(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """(n, inputs, *size) to (n, outputs, *size / stride)."""
-        out: Tensor = self.second(self.first(image))
-        return self.activation(out + self.project(self.pool(image)))  # type: ignore[no-any-return]
+        deep = self.second(self.first(image))
+        out: Tensor = self.activation(deep + self.project(self.pool(image)))
+        return out
 
 
 def upsampling(inputs: int, outputs: int, stride: Sequence[int]) -> nn.Module:

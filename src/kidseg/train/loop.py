@@ -205,7 +205,7 @@ def _train_epoch(
                     values = stage.loss(called, on_device)
                 losses.add(values)
                 optimizer.zero_grad(set_to_none=True)
-                values["loss"].backward()  # type: ignore[no-untyped-call]
+                values["loss"].backward()
                 if clip_norm is not None:
                     nn.utils.clip_grad_norm_(stage.net.parameters(), clip_norm)
                 optimizer.step()

@@ -190,7 +190,7 @@ def _best_parameters(
             best = torch.where(better[:, None], parameters.detach(), best)
             lowest = torch.where(better, mean.detach(), lowest)
             optimizer.zero_grad()
-            mean.sum().backward()  # type: ignore[no-untyped-call]
+            mean.sum().backward()
             if free is not None:
                 assert parameters.grad is not None
                 parameters.grad.mul_(free)
