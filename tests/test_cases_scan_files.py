@@ -49,3 +49,12 @@ def test_each_label_file_has_its_scan(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         scans_of_labels(tmp_path / "scans", files)
     assert error.value.code == "no-scan" and "ben_seg" in error.value.cause
+
+
+def test_a_folder_is_the_scan_of_the_case_of_its_name_unless_a_file_is(tmp_path: Path) -> None:
+    (anna_file,) = touch(tmp_path, "anna.nii.gz")
+    touch(tmp_path / "anna", "1.dcm")
+    touch(tmp_path / "ben", "1.dcm")
+    touch(tmp_path / ".ben", "1.dcm")
+    found = scans_of_cases(tmp_path, ["anna", "ben", "carl"])
+    assert found == {"anna": anna_file, "ben": tmp_path / "ben"}

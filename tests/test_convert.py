@@ -32,8 +32,9 @@ from kidseg.labels import LabelSchema
 from kidseg.measure import label_reading, measuring
 from kidseg.measure.measuring import Request, measure
 from kidseg.measure.person import Patient
-from labelled_series import ANY, REPAIR, make_labels, make_series
+from labelled_series import ANY, ORIENTATIONS, REPAIR, SCHEMA, make_labels, make_series
 from pages import HERE, assert_loads_nothing, opened, with_viewer
+from test_io_dicomseg import by_pydicom, truth
 
 NAMES = {1: "left kidney", 2: "tumour", 5: "Milz"}
 LABELS = ReadOptions(values="labels")
@@ -457,3 +458,40 @@ def test_several_files_are_converted_each_for_itself(
     assert [one["name"] for one in found["converted"]] == ["anna"] and len(found["failed"]) == 1
     assert "1 of 2 label files failed" in told.err
     assert call(tmp_path, "-o", tmp_path / "b", "--series", "3") == 2
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["folders", "zips"])
+def test_several_files_become_dicom_objects_each_of_its_own_series(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], packed: bool
+) -> None:
+    """The series are folders, or zips, named as the labels, in one folder."""
+    (tmp_path / "labels").mkdir()
+    expected = {}
+    for k, (name, kind) in enumerate({"anna": "oblique", "ben": "coronal"}.items()):
+        folder = tmp_path / "scans" / name
+        iop = ORIENTATIONS[kind]
+        source = read_source(series(folder, iop=iop, uid=f"1.2.{k + 5}"), ANY)
+        labels = make_labels(source, seed=k)
+        save(labels, tmp_path / "labels" / f"{name}_seg.nii.gz")
+        expected[name] = truth(source, labels)
+        if packed:
+            shutil.make_archive(str(folder), "zip", folder)
+            shutil.rmtree(folder)
+    out = tmp_path / "out"
+    called: list[Any] = ["convert", tmp_path / "labels", "-o", out, "--ct", tmp_path / "scans"]
+    called += ["--formats", "dicomseg,rtstruct,sr", "--json"]
+    for number, name in SCHEMA.names.items():
+        called += ["--label", f"{number}={name}"] if number else []
+    assert call_cli(*called) == 0
+    made = json.loads(capsys.readouterr().out)["converted"]
+    assert [one["name"] for one in made] == list(expected)
+    for k, name in enumerate(expected):
+        objects = {ds.Modality: ds for ds in map(pydicom.dcmread, out.glob(f"{name}*.dcm"))}
+        assert set(objects) == {"SEG", "RTSTRUCT", "SR"}
+        assert objects["SEG"].ReferencedSeriesSequence[0].SeriesInstanceUID == f"1.2.{k + 5}"
+        assert by_pydicom(objects["SEG"]) == expected[name]
+    shutil.rmtree(out)
+    other = tmp_path / "scans" / ("ben.zip" if packed else "ben")
+    other.rename(other.with_stem("carl"))
+    assert call_cli(*called) == 3 and not out.exists()
+    assert "contains no scan of ben_seg.nii.gz" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The scans of cases, in a data set or in a folder whose files are named as the cases."""
+"""The scans of cases, in a data set or in a folder of files and folders named as the cases."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ def scans_of_cases(folder: Path, cases: Collection[str]) -> dict[str, Path]:
     """{case: its scan} of the cases that have one; their names match as in `matching_names`.
 
     Args:
-        folder: a data set, or a folder of scans named as the cases.
+        folder: a data set, or a folder of scans named as the cases: files, or folders with a DICOM
+            series. A file comes before a folder of the same name.
         cases: their names.
 
     Raises:
@@ -62,7 +63,7 @@ def scans_of_labels(folder: Path, files: Iterable[Path]) -> dict[Path, Path]:
 
 
 def _scans_in(folder: Path) -> dict[str, list[Path]]:
-    """{case: files that are its scan, or the first of its channels}."""
+    """{case: files or folders that are its scan, or the first of its channels}."""
     try:
         survey = survey_dataset(folder)
     except InputError as error:
@@ -73,8 +74,10 @@ def _scans_in(folder: Path) -> dict[str, list[Path]]:
         cases = (*dataset.cases, *survey.incomplete, *dataset.unlabelled)
         if found := {case.id: [case.images[0]] for case in cases if case.images}:
             return found
-    files = [path for path in visible(folder) if path.name.lower().endswith(SCAN_ENDINGS)]
-    if not files:
+    inside = visible(folder)
+    files = [path for path in inside if path.name.lower().endswith(SCAN_ENDINGS)]
+    folders = [path for path in inside if path not in files and path.is_dir()]
+    if not (files or folders):
         raise InputError(
             "contains no images",
             path=folder,
@@ -84,4 +87,6 @@ def _scans_in(folder: Path) -> dict[str, list[Path]]:
     named: dict[str, list[Path]] = {}
     for file in files:
         named.setdefault(scan_name(file), []).append(file)
+    for path in folders:
+        named.setdefault(scan_name(path), [path])
     return named
