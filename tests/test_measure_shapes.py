@@ -262,6 +262,18 @@ def test_contact_with_parenchyma_thinner_than_a_voxel(
     assert found.low < area_cm2 < found.high
 
 
+@pytest.mark.parametrize("seed", [1, 4])
+def test_a_contact_ends_half_way_between_thick_slices(seed: int) -> None:
+    """A shell of 6 mm ends bluntly around six tenths of a ball, not at the next slice."""
+    radius_mm = 18.0
+    grid = oblique(radius_mm + 6, (5.0, 1.2, 1.2), seed)
+    whole, tumour = ball(grid, radius_mm + 6).data, ball(grid, radius_mm)
+    is_covered = positions(grid) @ rotation(seed + 50)[:, 0] > -0.2 * radius_mm
+    kidney = Mask(whole & ~tumour.data & is_covered, grid)
+    area_cm2 = 2 * math.pi * radius_mm * 1.2 * radius_mm / 100
+    assert contact_area(tumour, kidney).value == pytest.approx(area_cm2, rel=0.03)
+
+
 @pytest.mark.parametrize(("gap_mm", "bare_mm"), [(10.0, 10.0), (1.0, 0.0)])
 def test_only_a_narrow_gap_belongs_to_a_contact(gap_mm: float, bare_mm: float) -> None:
     """Two caps on a ball, with a band between them; three voxels are 3.6 mm."""

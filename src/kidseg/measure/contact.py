@@ -194,10 +194,26 @@ def _finely(tumour: Mask, kidney: np.ndarray) -> Contact:
         for each in (tumour.data | kidney, tumour.data)
     )
     inner &= both
+    outer = both & ~inner & _covered(tumour.data, kidney, spacing_mm, axis).repeat(parts, axis)
     fine = Mask(inner, tumour.grid.resized(both.shape))
     least_mm = _SIGMA_DIVIDED * spacing_mm[axis]
     sigma = np.maximum(_SIGMA, least_mm / np.linalg.norm(fine.linear, axis=0))
-    return _contact(fine, both & ~inner, np.minimum(sigma, _MAX_SIGMA))
+    return _contact(fine, outer, np.minimum(sigma, _MAX_SIGMA))
+
+
+def _covered(
+    tumour: np.ndarray, kidney: np.ndarray, spacing_mm: np.ndarray, axis: int
+) -> np.ndarray:
+    """Where the nearest contour of the tumour in a slice is covered by the kidney.
+
+    Interpolated alone, the parenchyma of a slice would become thinner up to the next slice, and end
+    there, although it ends half-way on average.
+    """
+    both, inner = (
+        distances_mm(each, spacing_mm, axis, 1, to_contour=False)
+        for each in (tumour | kidney, tumour)
+    )
+    return np.asarray(both > inner)
 
 
 def _contact(tumour: Mask, kidney: np.ndarray, sigma: np.ndarray) -> Contact:
