@@ -202,7 +202,7 @@ def _finely(tumour: Mask, kidney: np.ndarray) -> Contact:
 
 
 def _covered(
-    tumour: np.ndarray, kidney: np.ndarray, spacing_mm: np.ndarray, axis: int
+    tumour: np.ndarray, kidney: np.ndarray, spacing_mm: Sequence[float], axis: int
 ) -> np.ndarray:
     """Where the nearest contour of the tumour in a slice is covered by the kidney.
 
