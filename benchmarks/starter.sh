@@ -3,7 +3,7 @@
 #
 #   benchmarks/starter.sh OUT
 #
-# OUT/fifth/starter.safetensors is the result, without its model card (benchmarks/starter_card.py). Eight trainings of 40 to 80
+# OUT/smooth/starter.safetensors is the result, without its model card (benchmarks/starter_card.py). Eight trainings of 40 to 80
 # minutes of one CPU core each, the digital patients and three calibrations, about 12 hours in all; run again to continue.
 # KIDSEG and PYTHON: the commands to use.
 set -euo pipefail
@@ -42,3 +42,6 @@ train_further fourth 20261201 4 third/starter.safetensors third/starter.safetens
   cohort.label_share=0.25 cohort.small_share=0.25
 mean fifth third fourth
 finish fifth fifth/homogenized.safetensors fifth/plain.safetensors 10
+
+# Smoothed across slices: what is shipped.
+smooth smooth fifth/starter.safetensors 10

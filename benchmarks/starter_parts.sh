@@ -77,12 +77,13 @@ mean() {
   done
 }
 
-# OUT HOMOGENIZED PLAIN [HEALTHY]: OUT/starter.safetensors: both joined, and calibrated as below.
+# OUT HOMOGENIZED PLAIN [HEALTHY [STARTER]]: OUT/starter.safetensors: both joined, and calibrated as below; or smoothed across
+# slices, with the weights of STARTER unless none are better.
 finish() {
   local out=$1 healthy=${4:-0}
   if [[ -e $out/starter.safetensors ]]; then return; fi
-  $kidseg ensemble "$2" "$3" -o "$out/ensemble.safetensors" --half --flip --overwrite
-  decide "$out" "$healthy"
+  $kidseg ensemble "$2" "$3" -o "$out/ensemble.safetensors" --half --flip ${5:+--smooth-mm 3} --overwrite
+  decide "$out" "$healthy" ${5:+--weights-of "$5"}
 }
 
 # OUT STARTER [HEALTHY]: OUT/starter.safetensors: STARTER, smoothed across slices; it keeps its weights unless none are better.

@@ -21,7 +21,7 @@ SMALL = {
 MOST_PATIENTS = 24
 """Larger cohorts are made of ten patients: intervals need nineteen of two cohorts."""
 
-PARTS = ("first", "second", "third", "fourth", "between", "sixth", "seventh")
+PARTS = ("first", "second", "third", "fourth", "between", "sixth", "seventh", "eighth")
 """The trainings."""
 
 KIDSEG = f"""\
@@ -53,7 +53,7 @@ def test_the_starter_is_made_by_one_command(tmp_path: Path) -> None:
     made("starter_neighbours.sh")
     trained = [f"{part}/run-{method}" for part in PARTS for method in ("homogenized", "plain")]
     models = {name: (out / name / "model.safetensors").stat().st_mtime_ns for name in trained}
-    for name, reach in (("fifth", 0), ("sixth", 2), ("seventh", 2)):
+    for name, reach in (("fifth", 0), ("smooth", 0), ("sixth", 2), ("seventh", 2), ("lean", 0)):
         header = read_header(out / name / "starter.safetensors")
         assert len(header["members"]) == 2 and header["intervals"]
         assert len(header["calibration"]["cases"]) == 20
