@@ -331,6 +331,14 @@ def test_one_name_in_training_and_test(tmp_path: Path) -> None:
     assert refusal(tmp_path).code == "duplicate-case"
 
 
+@pytest.mark.row(14)
+def test_names_that_are_one_on_windows_and_macos_are_said(tmp_path: Path) -> None:
+    nnunet(tmp_path, numTraining=3)
+    touch(tmp_path / "imagesTr/C1_0000.nii.gz", tmp_path / "labelsTr/C1.nii.gz")
+    (finding,) = survey_dataset(tmp_path).findings
+    assert finding.code == "similar-names" and "'C1', 'c1'" in finding.cause
+
+
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     root = nnunet(tmp_path / "Dataset001_X")
     (root / "dataset.json").unlink()

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from ellipses import make_ellipse_patient
 from folders import touch
-from kidseg.cases.label_files import attempt_each, find_label_files
+from kidseg.cases.label_files import attempt_each, check_copies, find_label_files
 from kidseg.errors import InputError, KidsegError, ResourceError, UsageError
+from kidseg.geometry import Volume
+from kidseg.io import save
 
 
 def test_of_a_folder_the_marked_files_are_labels_else_all_volumes(tmp_path: Path) -> None:
@@ -19,13 +22,17 @@ def test_of_a_folder_the_marked_files_are_labels_else_all_volumes(tmp_path: Path
     plain = touch(tmp_path / "labelsTr", "case_0001.nii.gz", "case_0002.nii.gz")
     assert set(find_label_files([tmp_path / "labelsTr"])) == set(plain)
     both = find_label_files([*marked, tmp_path / "a", marked[0]])
-    assert both == tuple(marked), "each once, in the order given"
+    assert tuple(both) == tuple(marked), "each once, in the order given"
 
 
-def test_two_files_of_a_case_none_and_no_folder_are_refused(tmp_path: Path) -> None:
-    touch(tmp_path / "a", "anna_seg.nii.gz", "anna.seg.nrrd")
+def test_files_of_a_case_in_one_folder_are_copies_elsewhere_and_none_are_refused(
+    tmp_path: Path,
+) -> None:
+    files = touch(tmp_path / "a", "anna.seg.nrrd", "anna_seg.nii.gz", "ben_seg.nii.gz")
+    assert find_label_files([tmp_path / "a"]) == {files[1]: (files[0],), files[2]: ()}
+    touch(tmp_path / "b", "anna_seg.nii.gz")
     with pytest.raises(UsageError) as same:
-        find_label_files([tmp_path / "a"])
+        find_label_files([tmp_path / "a", tmp_path / "b"])
     assert same.value.code == "same-name" and "anna" in same.value.cause
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError) as none:
@@ -34,6 +41,25 @@ def test_two_files_of_a_case_none_and_no_folder_are_refused(tmp_path: Path) -> N
     with pytest.raises(UsageError) as nothing:
         find_label_files([])
     assert nothing.value.code == "no-input"
+
+
+@pytest.mark.row(14)
+def test_copies_of_a_case_must_contain_the_same_labels(tmp_path: Path) -> None:
+    labels = make_ellipse_patient(0).labels
+    first = save(labels, tmp_path / "anna_seg.nii.gz")
+    same = save(labels, tmp_path / "anna_seg.nrrd")
+    check_copies(first, [same])
+    other = labels.data.clone()
+    other[0, 0, 0, 0] = 2
+    for copy in (
+        save(Volume(other, labels.grid), tmp_path / "anna_seg.mha"),
+        save(
+            Volume(labels.data, labels.grid.crop((0, 0, 1), labels.grid.shape)), tmp_path / "b.nii"
+        ),
+    ):
+        with pytest.raises(InputError) as differs:
+            check_copies(first, [same, copy])
+        assert differs.value.code == "duplicate-case" and differs.value.path == str(copy)
 
 
 def test_a_bad_file_does_not_stop_the_others_but_a_full_disk_does() -> None:

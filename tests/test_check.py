@@ -493,6 +493,9 @@ def test_what_cannot_be_opened_at_all_is_a_finding(tmp_path: Path) -> None:
     report = check(tmp_path)
     assert codes(report) == {"bad-json": "error"} and report.kind == "dataset"
     assert codes(check(tmp_path / "absent")) == {"not-found": "error"}
+    (tmp_path / "link").symlink_to("absent")
+    (finding,) = check(tmp_path / "link").findings
+    assert finding.code == "not-found" and "git annex get" in finding.next_step
     (tmp_path / "empty").mkdir()
     report = check(tmp_path / "empty")
     assert report.kind == "scan" and not report.ok

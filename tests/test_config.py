@@ -54,6 +54,8 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not valid TOML") as raised:
         load(PhantomConfig, file=broken)
     assert raised.value.code == "not-toml"
+    broken.write_bytes(b"\xef\xbb\xbfsize = 64\r\n")  # as editors of Windows write it
+    assert load(PhantomConfig, file=broken).size == 64
     broken.write_bytes("size = 64\n# Größe\n".encode("latin-1"))
     with pytest.raises(InputError, match="line 2 has a byte that is not UTF-8") as raised:
         load(PhantomConfig, file=broken)

@@ -389,6 +389,12 @@ def test_a_report_needs_the_scan_and_shows_the_labels_on_it(tmp_path: Path) -> N
     assert_loads_nothing(page)
     assert sha256_of(ct) in page.words and sha256_of(labels) in page.words
     assert str(tmp_path) not in page.text
+    elsewhere = Volume(patient.image.data.roll(24, dims=2), patient.image.grid)
+    save(elsewhere, tmp_path / "elsewhere.nii.gz")
+    of_other = convert(
+        labels, tmp_path / "c", formats=["html"], ct=tmp_path / "elsewhere.nii.gz", names=names
+    )
+    assert "labels-in-air" in {each["code"] for each in of_other["warnings"]}
     other = make_ellipse_patient(1)
     moved = Volume(other.image.data, other.image.grid.crop((0, 0.5, 0), other.image.grid.shape))
     save(moved, tmp_path / "moved.nii.gz")
@@ -451,6 +457,7 @@ def test_several_files_are_converted_each_for_itself(
     assert {file.name for file in out.glob("*.seg.nrrd")} == {"anna.seg.nrrd", "ben.seg.nrrd"}
     assert capsys.readouterr().out.split()[:3] == ["case", "files", "warnings"]
     assert call(tmp_path, "-o", out) == 2, "output exists"
+    save(patient.labels, tmp_path / "anna_seg.nrrd")  # a copy in another format
     (tmp_path / "ben_seg.nii.gz").write_bytes(b"no volume")
     assert call(tmp_path, "-o", out, "--overwrite", "--json") == 4
     told = capsys.readouterr()

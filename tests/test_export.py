@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from commands import call_cli
 from kidseg import export
 from kidseg.cases import (
     Case,
@@ -20,7 +21,7 @@ from kidseg.cases import (
     write_patients_csv,
 )
 from kidseg.check import check
-from kidseg.errors import InputError, ResourceError, UsageError
+from kidseg.errors import InputError, KidsegWarning, ResourceError, UsageError
 from kidseg.export import export_nnunet
 from kidseg.geometry import Grid, Volume
 from kidseg.io import ReadOptions, load, save
@@ -431,3 +432,11 @@ def test_without_hard_links_files_are_copied(
     source, copy = root / "labelsTr/c0.nii.gz", result.root / "labelsTr/c0.nii.gz"
     assert copy.read_bytes() == source.read_bytes() and not copy.samefile(source)
     assert result.linked == 5
+
+
+def test_one_patient_is_exported_without_folds(tmp_path: Path) -> None:
+    root, out = kits(tmp_path / "kits", "kits23", 1), tmp_path / "Dataset001_One"
+    with pytest.warns(KidsegWarning, match="splits_final.json is not written"):
+        assert call_cli("export", root, out, "-q") == 0
+    assert (out / "labelsTr/case_00000.nii.gz").is_file()
+    assert not (out / "splits_final.json").exists()

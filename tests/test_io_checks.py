@@ -74,6 +74,26 @@ def test_coarse_voxels_are_said(
     assert [f.code for f in checks.check_resolution(grid.slicewise(), HERE)] == expected
 
 
+@pytest.mark.row(5)
+@pytest.mark.parametrize(
+    ("shape", "spacing_mm", "is_said"),
+    [
+        ((100, 512, 512), (1.0, 0.7, 0.7), False),
+        ((400, 512, 512), (5.0, 0.98, 0.98), False),  # a whole adult
+        ((80, 100, 100), (0.7, 0.7, 0.7), False),  # a crop around a kidney
+        ((100, 512, 512), (0.1, 0.07, 0.07), True),  # cm
+        ((100, 512, 512), (1e-3, 7e-4, 7e-4), True),  # m
+        ((100, 512, 512), (1000.0, 700.0, 700.0), True),  # micrometres
+    ],
+)
+def test_spacing_in_another_unit_is_said(
+    shape: tuple[int, int, int], spacing_mm: tuple[float, float, float], is_said: bool
+) -> None:
+    found = checks.check_resolution(Grid.from_spacing(shape, spacing_mm), HERE)
+    assert ([f.code for f in found] == ["implausible-size"]) == is_said
+    assert not is_said or "--spacing" in found[0].next_step
+
+
 # ---- rows 4 and 5: positions -------------------------------------------------------------------
 
 

@@ -542,6 +542,8 @@ def test_mixed_spacing_size_patient_and_frame(tmp_path: Path) -> None:
             set_pixels(ds, np.zeros((16, 40), np.int16))
 
     message = refused(series(tmp_path / "b", edit=smaller), REPAIR, "mixed-size")
+    without = refused(series(tmp_path / "n", edit=delete("Columns", 2)), REPAIR, "empty-axis")
+    assert "1 of 6 images have 32 rows and no columns" in without and "truncated" in without
     assert "32 x 40 (5x)" in message and "16 x 40 (1x)" in message
     refused(series(tmp_path / "c", edit=assign("PatientID", "P2", 1)), code="mixed-patients")
     edit = assign("FrameOfReferenceUID", "1.2.10", 1)

@@ -79,6 +79,8 @@ def test_surely_no_hounsfield_units_is_refused() -> None:
         padded[..., :12] = -2000
         assert refused(padded) == "shifted-hu"
     assert refused(ct * 1e6) == "absurd-intensities"
+    swapped = torch.from_numpy(body().numpy().byteswap())  # bytes in the wrong order
+    assert refused(swapped) == "absurd-intensities"
 
 
 @pytest.mark.row(11)

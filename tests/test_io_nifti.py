@@ -73,6 +73,9 @@ def test_each_damaged_byte_of_the_trailer_is_seen(tmp_path: Path) -> None:
         (b"version https://git-lfs.github.com/spec/v1\noid", "LFS"),
         (bytes(5000), "zeros"),
         (b"hello", "not a scan"),
+        (b"\x89PNG\r\n\x1a\n\0\0", "PNG picture"),
+        (b"\xff\xd8\xff\xe0\0\x10JFIF", "JPEG picture"),
+        (b"II*\0\x08\0\0\0", "TIFF picture"),
         (gzip.compress(b"hello", mtime=0), "does not contain a NIfTI"),
     ],
 )
@@ -80,6 +83,16 @@ def test_what_is_no_scan_is_named(tmp_path: Path, content: bytes, word: str) -> 
     path = tmp_path / "scan.nii.gz"
     path.write_bytes(content)
     assert word in refused(path, "not-a-scan").cause
+
+
+@pytest.mark.row(1)
+@pytest.mark.parametrize("ending", [".hdr", ".mhd", ".nhdr"])
+def test_voxels_whose_header_is_another_file_name_it(tmp_path: Path, ending: str) -> None:
+    (tmp_path / f"scan{ending}").write_bytes(b"a header")
+    voxels = tmp_path / "scan.raw"
+    voxels.write_bytes(bytes(range(256)))
+    assert f"scan{ending}" in refused(voxels, "not-a-scan").cause
+    assert "scan.raw" not in refused(tmp_path / f"scan{ending}", "not-a-scan").cause
 
 
 @pytest.mark.row(1)

@@ -303,6 +303,7 @@ def test_absurd_sizes_are_refused_before_allocation(
         ({"sizes": "5 4"}, "bad-header"),
         ({"sizes": "5 4 x"}, "bad-header"),
         ({"sizes": "5 4 0"}, "empty-axis"),
+        ({"space directions": "(4,0,0) (0,4,0) (0,0,10,0)"}, "bad-header"),  # decimal comma
         ({"sizes": ""}, "bad-header"),
         ({"type": "block"}, "unsupported-type"),
         ({"endian": ""}, "bad-header"),

@@ -8,6 +8,7 @@ stopping the work; findings are returned, not printed, and are written to `resul
 from __future__ import annotations
 
 import errno
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -198,8 +199,16 @@ def first_error(findings: Iterable[Finding], step: str = "") -> InputError | Non
 
 
 def not_found(path: str | Path, what: str = "file or folder") -> InputError:
-    """The error for a path at which there is nothing."""
-    return InputError(f"no such {what}", path=path, code="not-found", next_step="Check the path.")
+    """The error for a path at which there is nothing, or a link that leads nowhere."""
+    is_link = os.path.islink(path)  # noqa: PTH114 - False for a name that is not a path at all
+    return InputError(
+        "it is a link to a file that is not there" if is_link else f"no such {what}",
+        path=path,
+        code="not-found",
+        next_step="Fetch the file (git annex get, datalad get), or remove the link."
+        if is_link
+        else "Check the path.",
+    )
 
 
 def counted(codes: Mapping[str, int]) -> str:

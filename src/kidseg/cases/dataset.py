@@ -15,7 +15,7 @@ from kidseg.cases.nnunet import survey_nnunet
 from kidseg.cases.paths import problem_at, visible
 from kidseg.cases.persons import load_json
 from kidseg.cases.roi_rules import RoiRules, rules_of, unused_rules
-from kidseg.errors import InputError, KidsegWarning, UsageError, first_error
+from kidseg.errors import InputError, KidsegWarning, UsageError, first_error, not_found
 
 __all__ = ["case_paths", "open_dataset", "survey_dataset"]
 
@@ -71,7 +71,8 @@ def survey_dataset(root: str | Path, rules: RoiRules | None = None) -> Survey:
     """
     root = Path(root)
     if (problem := problem_at(root)) is not None:
-        raise InputError(problem, path=root, code="not-found", next_step="Check the path.")
+        missing = not_found(root)
+        raise InputError(problem, path=root, code=missing.code, next_step=missing.next_step)
     try:
         survey = _survey(root, rules)
     except OSError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,7 +95,16 @@ class Gathering:
             facts: the other fields of `Dataset`.
         """
         others = {case.id for case in (*self._incomplete, *self._unlabelled.values())}
-        patients, noted = read_patients_csv(self.root, others | set(self._cases))
+        names = others | set(self._cases)
+        patients, noted = read_patients_csv(self.root, names)
+        for same in _alike(names):
+            self.warn(
+                "similar-names",
+                self.root,
+                f"the cases {same} differ only in upper and lower case: on Windows and macOS, files"
+                " of one replace those of the other",
+                "Rename all but one of them.",
+            )
         if not (self._cases or self._unlabelled or self._incomplete):
             self.error(
                 "no-cases", self.root, "contains no cases", "Check that the data set is complete."
@@ -144,3 +153,11 @@ class Gathering:
                 "Download or restore the file, or move the case to the test cases.",
             )
         return len(self.findings) == before
+
+
+def _alike(names: Iterable[str]) -> list[str]:
+    """The names that are equal but for upper and lower case, as in "'Anna', 'anna'"."""
+    groups: dict[str, list[str]] = {}
+    for name in sorted(names):
+        groups.setdefault(name.casefold(), []).append(f"'{name}'")
+    return [", ".join(same) for same in groups.values() if len(same) > 1]

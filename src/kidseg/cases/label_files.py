@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from kidseg.cases.naming import LABEL_ENDINGS, is_marked, label_name
+import torch
+
+from kidseg.cases.naming import LABEL_ENDINGS, SLICER_ENDING, is_marked, label_name
 from kidseg.cases.paths import visible
 from kidseg.errors import InputError, KidsegError, ResourceError, UsageError
+from kidseg.io import ReadOptions, read
 
-__all__ = ["attempt_each", "find_label_files"]
+__all__ = ["attempt_each", "check_copies", "find_label_files"]
+
+_LABELS = ReadOptions(values="labels")
 
 Result = TypeVar("Result")
 Failed = list[tuple[Path, KidsegError]]
 
 
-def find_label_files(inputs: Sequence[Path]) -> tuple[Path, ...]:
-    """The label files in these files and folders, each once.
+def find_label_files(inputs: Sequence[Path]) -> dict[Path, tuple[Path, ...]]:
+    """{label file of a case: its other files}, in these files and folders.
 
     Of a folder, without its subfolders, those whose names say that they are labels, such as
-    `anna_seg.nii.gz`; if there are none, all volumes.
+    `anna_seg.nii.gz`; if there are none, all volumes. Several files of a case in one folder are
+    copies in other formats; see `check_copies`.
 
     Raises:
         InputError: "no-labels": a folder has none.
-        UsageError: "no-input"; "same-name": two files are of the same case.
+        UsageError: "no-input"; "same-name": two folders contain files of the same case.
     """
     if not inputs:
         raise UsageError("no file was named", code="no-input", next_step="Name label files.")
@@ -32,17 +38,42 @@ def find_label_files(inputs: Sequence[Path]) -> tuple[Path, ...]:
     for given in inputs:
         for path in _in_folder(given) if given.is_dir() else [given]:
             found.setdefault(path, label_name(path))
-    files: dict[str, Path] = {}
+    cases: dict[str, list[Path]] = {}
     for path, name in found.items():
-        if name in files:
+        cases.setdefault(name, []).append(path)
+    for paths in cases.values():
+        paths.sort(key=lambda path: path.name.lower().endswith(SLICER_ENDING))  # perhaps cropped
+    for name, (first, *others) in cases.items():
+        if elsewhere := [path for path in others if path.parent != first.parent]:
             raise UsageError(
-                f"{files[name]} and {path} are both labels of {name}",
-                path=path,
+                f"{first} and {elsewhere[0]} are both labels of {name}",
+                path=elsewhere[0],
                 code="same-name",
-                next_step="Name one file of each case, such as FOLDER/*_seg.nii.gz.",
+                next_step="Name one file of each case.",
             )
-        files[name] = path
-    return tuple(files.values())
+    return {first: tuple(others) for first, *others in cases.values()}
+
+
+def check_copies(path: Path, copies: Sequence[Path]) -> None:
+    """Check that files of one case contain the same labels.
+
+    Raises:
+        InputError: "duplicate-case": they differ; errors of `kidseg.io.read`.
+    """
+    if not copies:
+        return
+    first = read(path, _LABELS).volume
+    for copy in copies:
+        other = read(copy, _LABELS).volume
+        if not (
+            other.grid.same_as(first.grid) and torch.equal(other.data.double(), first.data.double())
+        ):
+            raise InputError(
+                f"its labels differ from those of {path}, which belong to the same case",
+                path=copy,
+                code="duplicate-case",
+                next_step="Remove or rename one.",
+            )
 
 
 def _in_folder(folder: Path) -> list[Path]:
@@ -63,7 +94,7 @@ def _in_folder(folder: Path) -> list[Path]:
 
 
 def attempt_each(
-    files: Sequence[Path],
+    files: Collection[Path],
     attempt: Callable[[Path], Result],
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[dict[Path, Result], Failed]:

@@ -31,6 +31,7 @@ __all__ = [
     "IMAGE_FOLDERS",
     "LABEL_ENDINGS",
     "SCAN_ENDINGS",
+    "SLICER_ENDING",
     "channel_file",
     "first_channel_of",
     "is_marked",

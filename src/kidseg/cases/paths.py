@@ -7,7 +7,7 @@ import re
 from contextlib import suppress
 from pathlib import Path, PureWindowsPath
 
-from kidseg.errors import InputError
+from kidseg.errors import InputError, not_found
 
 __all__ = ["problem_at", "stated_path", "visible"]
 
@@ -83,7 +83,7 @@ def problem_at(path: Path) -> str | None:
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
-        return "no such file or folder"
+        return not_found(path).cause
     except OSError as error:
         return f"cannot be found ({error.strerror})"
     except ValueError as error:  # NUL, or characters that the system's encoding lacks

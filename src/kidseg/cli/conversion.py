@@ -117,11 +117,16 @@ def _convert_all(
     quiet: bool,
 ) -> None:
     """Convert several label files; what is wrong with the call is said before any is read."""
-    from kidseg.cases.label_files import attempt_each, find_label_files
+    from kidseg.cases.label_files import attempt_each, check_copies, find_label_files
 
     files = find_label_files(labels)
     scans = scans_of(files, ct)
-    planned, failed = attempt_each(files, lambda path: plan(path, ct=scans[path]))
+
+    def attempt(path: Path) -> Conversion:
+        check_copies(path, files[path])
+        return plan(path, ct=scans[path])
+
+    planned, failed = attempt_each(files, attempt)
     if wrong := [error for _, error in failed if isinstance(error, UsageError)]:
         raise wrong[0]
     warned: list[Finding] = []

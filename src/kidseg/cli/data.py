@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -36,7 +37,7 @@ from kidseg.cli.progress import show_progress, show_stages
 from kidseg.cli.stopping import stoppable
 from kidseg.cli.summaries import counted_findings, preview_text, structures_lines
 from kidseg.cli.terminal import print_result
-from kidseg.errors import InputError, UsageError
+from kidseg.errors import InputError, KidsegWarning, UsageError
 
 if TYPE_CHECKING:
     from kidseg.check import Report
@@ -163,7 +164,11 @@ def export(
     from kidseg.splits import split
 
     data = open_dataset(dataset, load_rules(roi_rules, annotation))
-    splits = split(data.cases, folds=folds, seed=seed)
+    patients = {case.patient for case in data.cases}
+    splits = split(data.cases, folds=folds, seed=seed) if len(patients) > 1 else ()
+    if not splits:
+        cause = f"{len(patients)} patient(s) give no folds: splits_final.json is not written"
+        warnings.warn(cause, KidsegWarning, stacklevel=2)
     if dry_run:
         would = planned_export(data, out, cyst=cyst, splits=splits, overwrite=overwrite)
         text = (

@@ -138,7 +138,7 @@ def _measure_all(
     quiet: bool,
 ) -> None:
     """Measure several label files, and print a table of all."""
-    from kidseg.cases.label_files import attempt_each, find_label_files
+    from kidseg.cases.label_files import attempt_each, check_copies, find_label_files
     from kidseg.cases.naming import label_name
     from kidseg.measure.measuring import INTENDED_USE, check_target, measure
 
@@ -146,14 +146,13 @@ def _measure_all(
     scans = scans_of(files, request.ct)
     for path in files:
         check_target(path, out, overwrite=overwrite)
+
+    def attempt(path: Path) -> Measured:
+        check_copies(path, files[path])
+        return measure(path, replace(request, ct=scans[path]), out=out, overwrite=overwrite)
+
     with show_progress("label files", quiet or as_json) as advance:
-        done, failed = attempt_each(
-            files,
-            lambda path: measure(
-                path, replace(request, ct=scans[path]), out=out, overwrite=overwrite
-            ),
-            advance,
-        )
+        done, failed = attempt_each(files, attempt, advance)
     rows = [_summary(label_name(path), one.measurement) for path, one in done.items()]
     head = ["case", *(f"{side} {what}" for side in ("right", "left") for what in _SUMMED)]
     lines = ["Volumes in ml (from-to):", ""] if rows else []

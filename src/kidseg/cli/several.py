@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ def one_only(options: Mapping[str, Any]) -> None:
         )
 
 
-def scans_of(files: Sequence[Path], scans: Path | None) -> dict[Path, Path | None]:
+def scans_of(files: Collection[Path], scans: Path | None) -> dict[Path, Path | None]:
     """The scan of each label file in a folder of scans or a data set; None without.
 
     That of a DICOM object is the folder itself: which of its series, the object says.

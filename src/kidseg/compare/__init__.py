@@ -30,11 +30,11 @@ from kidseg.compare.statistics import (
     holm,
     signed_rank,
 )
+from kidseg.csv_table import csv_text
 from kidseg.errors import InputError, UsageError, quoted
 from kidseg.evaluate import METRICS, Row, Run, read_run
 from kidseg.evaluate.score_page import PAGE
-from kidseg.evaluate.summary import prepare_output, write_csv
-from kidseg.io.atomic import write_json, write_text
+from kidseg.evaluate.summary import prepare_output, write_outputs
 from kidseg.io.output import check_output_folder
 from kidseg.provenance import provenance
 from kidseg.splits import age_band
@@ -354,11 +354,11 @@ def _check_same_references(both: Sequence[tuple[Row, Row]], a: Run, b: Run) -> N
 
 
 def _write(out: Path, result: Mapping[str, Any], page: str, *, overwrite: bool) -> None:
-    if overwrite:
-        (out / "compare.json").unlink(missing_ok=True)
     columns = [field.name for field in fields(Comparison)]
     rows = ([one[name] for name in columns] for one in result["comparisons"])
-    write_csv(out / "compare.csv", columns, rows, overwrite=overwrite)
-    write_text(out / "compare.md", as_markdown(result), overwrite=overwrite)
-    write_text(out / "compare.html", page, overwrite=overwrite)
-    write_json(out / "compare.json", result, overwrite=overwrite)
+    texts = {
+        "compare.csv": csv_text(columns, rows),
+        "compare.md": as_markdown(result),
+        "compare.html": page,
+    }
+    write_outputs(out / "compare.json", result, texts, overwrite=overwrite)

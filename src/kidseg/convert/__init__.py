@@ -157,10 +157,11 @@ class Conversion:
             source=self.source,
         )
         measured = self._measured(exported)
+        if measured is not None:
+            findings = (*findings, *measured.labelled.findings)
         if measured is not None and self._has_report:
             exported, found = with_report(exported, measured.labelled, measured.parts)
-            said = set(measured.labelled.findings)  # of a scan that only the page shows
-            findings = (*findings, *(each for each in found if each not in said))
+            findings = (*findings, *found)
         of_source = () if self.source is None else self.source.findings
         findings = tuple(dict.fromkeys((*self.named.findings, *findings, *of_source)))
         return self._write(exported, findings, measured)

@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from kidseg.cases.air import air_findings
 from kidseg.cases.label_names import NamedLabels
+from kidseg.errors import Finding
 from kidseg.geometry import Volume
 from kidseg.io import ReadOptions, read
 from kidseg.io.atomic import writing
@@ -106,14 +108,18 @@ def on_series(
     schema, source = exported.schema, exported.source
     assert source is not None
     midline = estimated_midline(exported.labels, schema, is_cropped=False)
+    findings: tuple[Finding, ...] = ()
     if source.headers[0].get("Modality") == "CT":
-        midline = body_midline(read(source.path, options).volume, exported.labels, schema)
+        scan = read(source.path, options).volume
+        midline = body_midline(scan, exported.labels, schema)
+        findings = air_findings(exported.labels, scan, schema, labels, source.path)
     labelled = Labelled(
         labels=exported.labels,
         schema=schema,
         midline=midline,
         path=labels,
         tracking=tracked_lesions(schema, named.numbered),
+        findings=findings,
     )
     return MeasuredLabels(labelled, parts_of(labelled), source.path)
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from kidseg.cases.roi_rules import RoiRules
 from kidseg.cases.scan_files import scans_of_cases
+from kidseg.csv_table import csv_text
 from kidseg.errors import BatchError, Finding, InputError
 from kidseg.evaluate.pairs import Missing, Pair, Pairing, pair
 from kidseg.evaluate.protocols import (
@@ -33,10 +34,9 @@ from kidseg.evaluate.summary import (
     Run,
     prepare_output,
     read_run,
-    write_csv,
+    write_outputs,
 )
 from kidseg.evaluate.volumes import KnownLabels, read_pair
-from kidseg.io.atomic import write_json, write_text
 from kidseg.io.output import check_output_folder
 from kidseg.labels import CystAs, LabelSchema, unclear_labels
 from kidseg.metrics import Measures, dice, measure, union_box
@@ -143,12 +143,12 @@ def _write(
     *,
     overwrite: bool,
 ) -> None:
-    """Write the three files; the summary last, so that it stands beside what it sums up."""
-    if overwrite:
-        (out / "summary.json").unlink(missing_ok=True)
-    write_csv(out / "cases.csv", COLUMNS, (row.values() for row in rows), overwrite=overwrite)
-    write_text(out / PAGE, score_page(rows, pictures, summary), overwrite=overwrite)
-    write_json(out / "summary.json", summary, overwrite=overwrite)
+    """Write the three files."""
+    texts = {
+        "cases.csv": csv_text(COLUMNS, (row.values() for row in rows)),
+        PAGE: score_page(rows, pictures, summary),
+    }
+    write_outputs(out / "summary.json", summary, texts, overwrite=overwrite)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,14 @@ from pydantic import NonNegativeInt
 
 from kidseg.csv_table import csv_text, original_text
 from kidseg.errors import InputError
-from kidseg.io.atomic import check_writable, make_folder, write_text
+from kidseg.io.atomic import (
+    check_writable,
+    json_bytes,
+    make_folder,
+    place_with_record,
+    staging,
+    write_text,
+)
 from kidseg.records import PartialRecord, checked, parsed
 
 __all__ = [
@@ -30,6 +37,7 @@ __all__ = [
     "prepare_output",
     "read_run",
     "write_csv",
+    "write_outputs",
 ]
 
 METRICS = ("dice", "hd95_mm", "surface_dice", "volume_error_ml")
@@ -130,6 +138,31 @@ def write_csv(
 ) -> None:
     """Write a table as UTF-8; see `csv_text`."""
     write_text(path, csv_text(header, rows), overwrite=overwrite)
+
+
+def write_outputs(
+    record: Path, content: Mapping[str, Any], texts: Mapping[str, str], *, overwrite: bool
+) -> None:
+    """Write texts and the record of them, all or none: what was there stays if one fails.
+
+    Args:
+        record: to write as JSON.
+        content: of the record.
+        texts: {name: text} of the files beside it.
+        overwrite: replace existing files.
+
+    Raises:
+        UsageError: "output-exists".
+        ResourceError: "disk-full".
+    """
+    out = record.parent
+    with staging(out) as folder:
+        files = {folder / name: out / name for name in texts}
+        for temporary, text in zip(files, texts.values(), strict=True):
+            write_text(temporary, text)
+        for output in (record, *files.values()):
+            check_writable(output, overwrite=overwrite)
+        place_with_record(record, json_bytes(content), files)
 
 
 def read_run(folder: Path) -> Run:

@@ -34,6 +34,15 @@ WRITTEN_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
 
 _DEFAULT = ReadOptions()
 _COMPRESSED = ((b"\x28\xb5\x2f\xfd", "Zstandard"), (b"BZh", "bzip2"), (b"\xfd7zXZ\x00", "xz"))
+_PICTURES = (
+    (b"\x89PNG", "PNG"),
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+    (b"GIF8", "GIF"),
+    (b"BM", "BMP"),
+)
+_HEADERS = (".hdr", ".mhd", ".nhdr")  # of formats with voxels in another file
 _META_KEYS = (b"ObjectType", b"NDims", b"Comment", b"ObjectSubType")
 
 
@@ -234,15 +243,18 @@ def kind_of(path: Path) -> Kind:
         if start.startswith(b"PK"):
             return "zip"
     raise InputError(
-        _describe_other(start, is_gzip),
+        _describe_other(start, is_gzip, path),
         path=path,
         code="not-a-scan",
         next_step="A scan is a NIfTI, NRRD or MetaImage file, a DICOM folder, or a zip of one.",
     )
 
 
-def _describe_other(start: bytes, is_gzip: bool) -> str:
-    """Describe a file that is not a scan, by its first bytes."""
+def _describe_other(start: bytes, is_gzip: bool, path: Path) -> str:
+    """Describe a file that is not a scan, by its first bytes, and by a header beside it."""
+    headers = (path.with_suffix(ending) for ending in _HEADERS) if path.suffix else ()
+    if beside := [header.name for header in headers if header != path and header.is_file()]:
+        return f"it contains only the voxels of {beside[0]}, which is the file to name"
     text = start.lstrip().lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         return "it is a web page, probably from a failed download"
@@ -251,6 +263,9 @@ def _describe_other(start: bytes, is_gzip: bool) -> str:
     for magic, name in _COMPRESSED:
         if start.startswith(magic):
             return f"it is compressed with {name} and must be decompressed first"
+    for magic, name in _PICTURES:
+        if start.startswith(magic):
+            return f"it is a {name} picture, of grey values without Hounsfield units, size or place"
     if not any(start):
         return "it contains only zeros, probably from an interrupted copy"
     if is_gzip:

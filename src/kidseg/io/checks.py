@@ -44,6 +44,10 @@ _MAX_SLICE_MM = 5.0
 # Tolerance for rounding in a header, such as 5.0000002 mm.
 _ROUNDING = 1e-4
 
+# Sides of a scan of a patient, from a newborn's to those of the longest couch.
+_MAX_SIDE_MM, _MIN_SIDE_MM = 3000.0, 80.0
+# A crop around a kidney may be as small, but has fewer pixels.
+_MIN_PIXELS = 128
 # No patient is further from the origin of a scanner.
 _MAX_MM = 1e6
 # More voxels along an axis than any scanner or format gives.
@@ -209,7 +213,7 @@ def check_matrix(mm_from_index: Tensor, path: Path) -> None:
         "its affine is invalid: not finite, not invertible, or over a kilometre from the origin",
         path=path,
         code="bad-affine",
-        next_step="Export the scan again, or use --trust to choose the other affine.",
+        next_step="The header is damaged: export the scan again.",
     )
 
 
@@ -286,12 +290,21 @@ def orthogonal_grid(grid: Grid, path: Path) -> tuple[Grid, tuple[Finding, ...]]:
 
 
 def check_resolution(grid: Grid, path: Path) -> tuple[Finding, ...]:
-    """Findings on voxels that are too coarse to show small structures.
+    """Findings on voxels that are too coarse to show small structures, or in another unit.
 
     "anisotropic-voxels" if the largest spacing is over 6 times the smallest, "thick-slices" if it
-    is over 5 mm.
+    is over 5 mm; only "implausible-size" if it would be no scan of a patient: longer than the
+    couch of any scanner, or, with the pixels of a whole image, smaller than a newborn.
     """
     spacing = grid.spacing_mm.reshape(-1, 3).median(dim=0).values.tolist()
+    sides = sorted(n * mm for n, mm in zip(grid.shape, spacing, strict=True))
+    is_small = sides[-1] < _MIN_SIDE_MM and sorted(grid.shape)[1] >= _MIN_PIXELS
+    if is_small or sides[-1] > _MAX_SIDE_MM:
+        size = " x ".join(f"{float(f'{side:.3g}'):g}" for side in sides)
+        cause = f"it shows only {size} mm" if is_small else f"it shows {size} mm"
+        step = "Its spacing is not in mm: specify the correct one with --spacing SLICE ROW COLUMN."
+        code = "implausible-size"
+        return (Finding(code=code, path=str(path), cause=f"{cause}, no patient", next_step=step),)
     thickest, ratio = max(spacing), max(spacing) / min(spacing)
     findings = []
     if ratio > _MAX_ANISOTROPY * (1 + _ROUNDING):

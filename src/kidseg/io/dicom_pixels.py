@@ -332,7 +332,8 @@ def _decode_file(
                 out[index], beyond = _within_bits(frame, image)
                 count += beyond
     except Exception as error:  # decoders raise exceptions of any class on damaged pixels
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        # After pydicom's first line, which says nothing, there is one of each decoder.
+        reason = (str(error).splitlines() or [type(error).__name__])[-1].strip()[:200]
         raise InputError(
             f"its pixels cannot be decoded ({reason})",
             path=image.path,

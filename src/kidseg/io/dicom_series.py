@@ -239,6 +239,15 @@ def _size(series: Series, path: Path) -> tuple[int, int]:
     for image in series.images:
         size = (image.text("Rows"), image.text("Columns"))
         groups.setdefault(size, []).append(image.path.name)
+    for (rows, columns), names in groups.items():
+        if not (rows.isdecimal() and columns.isdecimal() and int(rows) and int(columns)):
+            raise InputError(
+                f"{len(names)} of {len(series.images)} images have {rows[:40] or 'no'} rows and"
+                f" {columns[:40] or 'no'} columns, first {names[0]}",
+                path=path,
+                code="empty-axis",
+                next_step="They are truncated or damaged: copy or export the series again.",
+            )
     if len(groups) > 1:
         ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
         shown = ", ".join(f"{r} x {c} ({len(f)}x)" for (r, c), f in ordered[:5])
@@ -249,13 +258,6 @@ def _size(series: Series, path: Path) -> tuple[int, int]:
             next_step="Put each reconstruction in a separate folder.",
         )
     ((rows, columns),) = groups
-    if not (rows.isdecimal() and columns.isdecimal() and int(rows) and int(columns)):
-        raise InputError(
-            f"its images have {rows[:40] or 'no'} rows and {columns[:40] or 'no'} columns",
-            path=path,
-            code="empty-axis",
-            next_step="The header is damaged: export the series again.",
-        )
     return int(rows), int(columns)
 
 

@@ -15,6 +15,7 @@ voltages, at which fat is darker and contrast agent brighter.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,8 @@ _MAX_SAMPLED_VOXELS = 2**20
 _MAX_SAMPLED_SLICES = 16
 _NEXT_STEP = "Check the export: kidseg expects unclipped Hounsfield units."
 
+# Twelve bits: more is only metal, of which no scan is a tenth.
+_MAX_HU, _MOST_DENSE = 4096.0, 0.1
 # Usual values of air, fat and soft tissue.
 _AIR_HU, _FAT_HU, _SOFT_HU = -1000.0, -95.0, 55.0
 # Air of scanners and of bowel gas is within this distance; fat and soft tissue are in these ranges.
@@ -83,8 +86,9 @@ def check_intensities(
         InputError: definitely not HU. "constant-image": a single value; "label-map": small
             integers from 0 upwards; "normalised-intensities": fractions within a range of under 50
             units; "eight-bit-intensities": 0..255 stored in eight bits; "shifted-hu": soft tissue
-            at about 1000, so that air is at 0; "absurd-intensities": beyond 100 000; "scaled-hu":
-            air, fat and soft tissue are all a multiple of their values; "no-structure": noise.
+            at about 1000, so that air is at 0; "absurd-intensities": beyond 100 000, or a tenth of
+            the voxels beyond 4096, as where bytes are in the wrong order; "scaled-hu": air, fat
+            and soft tissue are all a multiple of their values; "no-structure": noise.
     """
     low, high = (float(v) for v in data.aminmax())
     flat = data.flatten() if data.is_contiguous() else data.reshape(-1)
@@ -142,6 +146,9 @@ def _refuse_non_hu(
         raise _refused(cause, "eight-bit-intensities", path)
     if max(-low, high) > 100_000:
         cause = f"values are in {low:g}..{high:g}: not Hounsfield units"
+        raise _refused(cause, "absurd-intensities", path)
+    if (share := _share(sample, _MAX_HU, math.inf)) > _MOST_DENSE:
+        cause = f"{share:.0%} of the voxels are above {_MAX_HU:g}, as only metal is: not HU"
         raise _refused(cause, "absurd-intensities", path)
     # In HU, values above 300 are bone and contrast agent, most of them below 850. If most of them
     # are in 850..1200 instead, they are soft tissue, and 1000 or 1024 was never subtracted; unless
@@ -272,12 +279,17 @@ def _contrast(seen: _Landmarks) -> float | None:
 
 
 def _cause(change: str, seen: _Landmarks) -> str:
+    landmarks = (
+        ("air", seen.air, _AIR_HU),
+        ("fat", seen.fat, _FAT_HU),
+        ("soft tissue", seen.soft, _SOFT_HU),
+    )
     places = [
-        f"{name} is at {value:.0f}"
-        for name, value in (("air", seen.air), ("fat", seen.fat), ("soft tissue", seen.soft))
+        f"{name} is at {value:.0f} instead of {usual:.0f}"
+        for name, value, usual in landmarks
         if value is not None
     ]
-    return f"values are {change}: {', '.join(places)} instead of -1000, -95 and 55 HU"
+    return f"values are {change}: {', '.join(places)} HU"
 
 
 # ---- landmarks ---------------------------------------------------------------------------------

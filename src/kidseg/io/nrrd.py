@@ -203,7 +203,9 @@ def _axes(
                 next_step="Save the required volume as a separate file.",
             )
     steps = [_numbers(vectors[i], path) for i in spatial]
-    if len(spatial) != 3 or any(len(step) != 3 for step in steps):
+    if wrong := [step for step in steps if len(step) != 3]:
+        raise bad_header(f"a space direction has {len(wrong[0])} numbers, not three", path)
+    if len(spatial) != 3:
         raise InputError(
             f"it has {len(spatial)} spatial axes, not three",
             path=path,

@@ -252,13 +252,6 @@ def _open(path: Path) -> Iterator[BinaryIO]:
             )
         file = path.open("rb")
     except (FileNotFoundError, ValueError) as error:  # ValueError: a zero byte in the name
-        if os.path.islink(path):  # noqa: PTH114 - False for a name that is not a path at all
-            raise InputError(
-                "it is a link to a file that is not there",
-                path=path,
-                code="not-found",
-                next_step="Fetch the file (git annex get, datalad get), or remove the link.",
-            ) from error
         raise not_found(path, "file") from error
     except OSError as error:
         raise InputError(

@@ -183,7 +183,7 @@ def read_criteria(path: Path = DEFAULT) -> Criteria:
         InputError: "bad-criteria": it cannot be read, or a key is missing, unknown or invalid.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         # TOML has arrays, strict validation takes tuples: via JSON they are the same.
         return TypeAdapter(Criteria).validate_json(_json(content), strict=True)
     except OSError as error:
