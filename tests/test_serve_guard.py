@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import os
 import shutil
 import socket
 import time
@@ -12,8 +13,11 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from hmac import compare_digest
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
+import nibabel
+import numpy as np
 import pytest
 import torch
 
@@ -24,7 +28,10 @@ from kidseg.serve.application import create_app
 from kidseg.serve.audit_log import AuditLog
 from kidseg.serve.folder_lock import locked_folder
 from kidseg.serve.guard import LOCAL, Rate, Tickets
+from kidseg.serve.job import Job, Kind
+from kidseg.serve.job import Request as JobRequest
 from kidseg.serve.job_results import file_answer
+from kidseg.serve.jobs import JobTable
 from kidseg.serve.listening import serve
 from kidseg.serve.policy import Limits, Serving, check_serving, is_loopback, read_tokens
 from kidseg.serve.refusals import RefusedError
@@ -218,6 +225,18 @@ def test_each_guess_is_compared_with_all_tokens(
             assert compared == [token.encode() for token in tokens], guess
 
 
+def test_clients_behind_one_address_do_not_use_up_each_others_requests(tmp_path: Path) -> None:
+    """As behind a proxy."""
+    limits = Limits(requests_per_minute=3)
+    with answering(tmp_path, tokens=TOKENS, limits=limits) as (client, _):
+        first, second = ({"headers": bearer(token)} for token in TOKENS)
+        got = [client.get("/info/", **first).status_code for _ in range(4)]
+        assert got == [200] * 3 + [429]
+        assert client.get("/info/", **second).status_code == 200
+        got = [client.get("/info/").status_code for _ in range(4)]
+        assert got == [401] * 3 + [429]
+
+
 def test_guessing_tokens_is_slowed_down(tmp_path: Path) -> None:
     limits = Limits(failures_per_minute=3)
     with answering(tmp_path, tokens=TOKENS, limits=limits) as (client, service):
@@ -306,6 +325,64 @@ def test_a_full_disk_is_said_before_anything_is_received(tmp_path: Path) -> None
         answer = client.post("/api/v1/jobs", files={"file": ("x", b"1")})
         assert (answer.status_code, answer.json()["code"]) == (507, "disk-full")
         assert not any(service.door.folder.iterdir())
+
+
+@pytest.mark.fault("disk full")
+@pytest.mark.parametrize("form", [True, False])
+def test_the_spare_room_of_the_disk_is_kept_while_uploads_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: bool
+) -> None:
+    """Several at once, or of an unknown length, do not fill it for the jobs that run."""
+    disk, spare, sizes = 20 * 2**20, 10 * 2**20, [0]
+
+    def usage(folder: Path) -> SimpleNamespace:
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        sizes.append(sum(path.stat().st_size for path in files))
+        return SimpleNamespace(free=disk - sizes[-1])
+
+    async def unknown_length() -> AsyncIterator[bytes]:
+        if form:
+            yield b'--b\r\nContent-Disposition: form-data; name="file"; filename="x"\r\n\r\n'
+        for _ in range(20):
+            yield bytes(2**20)
+
+    monkeypatch.setattr("kidseg.serve.incoming.shutil.disk_usage", usage)
+    kind = "multipart/form-data; boundary=b" if form else "application/octet-stream"
+    with answering(tmp_path, limits=Limits(spare_bytes=spare)) as (client, service):
+        headers = {"Content-Type": kind}
+        answer = client.post("/api/v1/jobs", content=unknown_length(), headers=headers)
+        assert (answer.status_code, answer.json()["code"]) == (507, "disk-full")
+        assert 5 * 2**20 < max(sizes) <= disk - spare
+        assert not any(service.door.folder.iterdir()) and service.door._busy == 0
+
+
+@pytest.mark.requirement("server")
+def test_an_upload_is_on_the_disk_before_its_job_is_in_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a power cut leaves no job without its scan."""
+    synced, queued = set[int](), []
+    fsync, add_job = os.fsync, JobTable.add
+
+    def noted(file: int) -> None:
+        synced.add(os.fstat(file).st_ino)
+        fsync(file)
+
+    def seen(self: JobTable, job: str, owner: str, kind: Kind, request: JobRequest) -> Job:
+        queued.append((self.place(job) / request.scan).stat().st_ino in synced)
+        return add_job(self, job, owner, kind, request)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(JobTable, "add", seen)
+    nibabel.save(
+        nibabel.Nifti1Image(np.zeros((2, 2, 2), np.int16), np.eye(4)), tmp_path / "x.nii.gz"
+    )
+    content = (tmp_path / "x.nii.gz").read_bytes()
+    with answering(tmp_path / "server") as (client, _):
+        raw = {"content": content, "headers": {"Content-Type": "application/gzip"}}
+        for sent in ({"files": {"file": ("x", content)}}, raw):
+            assert client.post("/api/v1/jobs", **sent).status_code == 201
+    assert queued == [True, True]
 
 
 @pytest.mark.requirement("privacy")

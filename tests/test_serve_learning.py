@@ -12,8 +12,10 @@ import pytest
 
 from kidseg.checkpoint import load_model, save_model
 from kidseg.header import read_header
+from kidseg.io.atomic import disk_full
 from kidseg.io.content import sha256_of
 from kidseg.members import ensemble
+from kidseg.serve.audit_log import AuditLog
 from kidseg.serve.calibration_kept import judges_of
 from kidseg.serve.learning import Learner
 from kidseg.serve.training_state import Learning
@@ -141,6 +143,28 @@ def test_a_training_that_fails_is_said_and_the_next_may_start(
     said = [each.getMessage() for each in caplog.records if "training" in each.getMessage()]
     failed = "the training failed (training-failed); the model stays"
     assert said == [failed, failed, "the training was stopped; the model stays"]
+
+
+@pytest.mark.fault("disk full")
+def test_a_training_that_fails_gives_a_full_disk_its_room_back(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although the log has no room for its end either."""
+    write = AuditLog.write
+
+    def full(self: AuditLog, event: str, **facts: Any) -> None:
+        if event.startswith("training-") and event != "training-started":
+            raise disk_full(self.path)
+        write(self, event, **facts)
+
+    monkeypatch.setattr(AuditLog, "write", full)
+    first = root / "run" / "model.safetensors"
+    with running(tmp_path / "server", first, training=("--set", "none=1")) as server:
+        label_all(server, root)
+        server.client.post("/train/kidseg", json={}).raise_for_status()
+        until(lambda: not server.service.learner.is_running)
+        assert server.client.get("/train/").json()["status"] == "ERROR"
+        assert not any((tmp_path / "server" / "trainings").iterdir())
 
 
 def test_how_a_training_ended_is_said_in_a_line() -> None:

@@ -499,6 +499,29 @@ def test_labels_that_would_fill_the_memory_of_the_server_are_refused(
     assert not any(service.door.folder.iterdir())
 
 
+@pytest.mark.requirement("server")
+def test_labels_that_are_read_leave_threads_for_other_requests(root: Path, tmp_path: Path) -> None:
+    """They are read one after the other; those that wait count as uploads."""
+    model = root / "run" / "model.safetensors"
+    serving = Serving(model=model, folder=tmp_path, limits=Limits(uploads=2))
+    service = _service(serving, tmp_path, AuditLog.opened(tmp_path / "audit.jsonl"))
+    client = Direct(create_app(service))
+    sent = {"file": scan_of(root).read_bytes()}
+    assert client.request("PUT", "/datastore/?image=x", files=sent).status_code == 200
+
+    def save(_: object) -> int:
+        labels = {"label": labels_of(root).read_bytes()}
+        return client.request("PUT", "/datastore/label?image=x", files=labels).status_code
+
+    with ThreadPoolExecutor(2) as pool:
+        with service.reading:
+            waiting = pool.map(save, range(2))
+            until(lambda: service.door._busy == 2)
+            assert save(None) == 429
+        assert [*waiting] == [200, 200]
+    assert save(None) == 200 and service.door._busy == 0
+
+
 def test_an_epoch_of_a_client_is_one_pass_over_the_images() -> None:
     def asked(slices: int, **segment: Any) -> list[str]:
         return shortened({"config": {"segment": segment}}, slices)

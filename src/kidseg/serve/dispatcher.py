@@ -231,8 +231,9 @@ class Dispatcher:
         elif ending == "failed":
             self._fail(job, Finding(**content))
         elif ending == "cancelled":
+            ended = self.table.end(job, "cancelled")
             self._remove_files(job)
-            if self.table.end(job, "cancelled"):
+            if ended:
                 self.audit.write("job-cancelled", job=job.id)
         else:
             self.table.requeue(job)
@@ -282,15 +283,17 @@ class Dispatcher:
 
     def _finish(self, job: Job, result: Mapping[str, Any]) -> None:
         self.done(job, result)
+        ended = self.table.end(job, "done", result=result)  # before its scan goes: it may fail
         (self.table.place(job.id) / job.request.scan).unlink(missing_ok=True)
-        if self.table.end(job, "done", result=result):
+        if ended:
             self.audit.write("job-done", job=job.id, attempt=job.attempt)
         if job.kind == "score":
             self.table.remove(self.table.get(job.id))
 
     def _fail(self, job: Job, error: Finding) -> None:
+        ended = self.table.end(job, "failed", error=error)
         self._remove_files(job)
-        if self.table.end(job, "failed", error=error):
+        if ended:
             self.audit.write("job-failed", job=job.id, attempt=job.attempt, code=error.code)
 
     def _remove_files(self, job: Job) -> None:

@@ -193,11 +193,12 @@ class Guard:
             RefusedError: 401, 403, 429.
         """
         address = (scope.get("client") or ("", 0))[0]
-        if wait := self.requests.wait_s(address):
-            raise _too_often("requests", wait)
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        _check_origin(headers, any_host=bool(self.serving.tokens))
         client = self._client(headers, address)
+        # Behind a proxy all clients have its address.
+        if wait := self.requests.wait_s(f"{address} {client or ''}"):
+            raise _too_often("requests", wait)
+        _check_origin(headers, any_host=bool(self.serving.tokens))
         if client is None and not self._is_open(scope):
             raise RefusedError(
                 HTTPStatus.UNAUTHORIZED,

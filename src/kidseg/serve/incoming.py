@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import time
 from collections.abc import AsyncIterator
@@ -67,7 +68,8 @@ class Doorkeeper:
 
     Attributes:
         folder: for what is incoming, on the disk of the jobs.
-        limits: of size, time and number.
+        limits: of size, time and number; an upload counts until what is done with it has begun or
+            been refused.
     """
 
     folder: Path
@@ -106,12 +108,12 @@ class Doorkeeper:
                 if error.errno in DISK_FULL:
                     raise _disk_full() from error
                 raise
-            finally:
-                self._busy -= 1
             yield found
         except BaseException:
             shutil.rmtree(place, ignore_errors=True)
             raise
+        finally:
+            self._busy -= 1
 
     def clear(self, place: Path) -> None:
         """Remove what was received and is not needed."""
@@ -131,7 +133,10 @@ class Doorkeeper:
                 next_step="Try again later.",
                 retry_after_s=_RETRY_S,
             )
-        if shutil.disk_usage(self.folder).free < announced + self.limits.spare_bytes:
+        self._check_room(announced)
+
+    def _check_room(self, more: int) -> None:
+        if shutil.disk_usage(self.folder).free < more + self.limits.spare_bytes:
             raise _disk_full()
 
     def _too_large(self) -> RefusedError:
@@ -154,6 +159,7 @@ class Doorkeeper:
             path = place / "upload-0"
             with path.open("xb") as file:
                 await self._stream(request, file.write)
+                await run_in_threadpool(_sync, file)
             found.files.append(("file", path))
         elif optional and request.headers.get("content-length", "0") == "0" and not kind:
             return found
@@ -186,6 +192,7 @@ class Doorkeeper:
                 raise self._too_large()
             block += chunk
             if len(block) >= _BUFFER:
+                self._check_room(len(block))  # others may have filled the disk since
                 await run_in_threadpool(write, bytes(block))
                 block.clear()
         await run_in_threadpool(write, bytes(block))
@@ -291,6 +298,8 @@ class _Form:
                 self.found.fields[self.name] = self.text.decode()
             except UnicodeDecodeError:
                 raise _bad_form("a field is not UTF-8") from None
+        else:
+            _sync(self.file)
         self._abandon()
 
     def _finish(self) -> None:
@@ -300,6 +309,12 @@ class _Form:
         if self.file is not None:
             self.file.close()
             self.file = None
+
+
+def _sync(file: BinaryIO) -> None:
+    """Wait until a file is on the disk: after a power cut, a job in the table has its scan."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def json_field(text: str | None) -> dict[str, Any]:

@@ -157,17 +157,20 @@ class Learner:
         state: State = "DONE" if error is None else "ERROR"
         if self._stopping.is_set() and error is not None:
             state, error = "STOPPED", None
+        shutil.rmtree(place, ignore_errors=True)  # a full disk gets its room back, for the log too
         self._say(state=state, error=error, ended=time.time())
-        self.audit.write(
-            f"training-{state.lower()}",
-            training=self.last.id,
-            code=None if error is None else error.code,
-            before=self.last.before,
-            after=self.last.after,
-            taken=self.last.taken,
-        )
+        try:
+            self.audit.write(
+                f"training-{state.lower()}",
+                training=self.last.id,
+                code=None if error is None else error.code,
+                before=self.last.before,
+                after=self.last.after,
+                taken=self.last.taken,
+            )
+        except Exception as fault:  # such as a full disk
+            _log.error("the end of a training is not in the log: %s", type(fault).__name__)
         _log.warning("%s", self.last)  # warnings are printed
-        shutil.rmtree(place, ignore_errors=True)
 
     def _learn(self, labelled: Sequence[Image], tune: str, place: Path) -> Finding | None:
         """Train, compare, and take the better model; why it failed."""

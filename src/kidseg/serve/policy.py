@@ -35,7 +35,7 @@ class Limits:
         label_bytes: voxels of labels, and of their image, that the server reads into its memory.
         waiting: jobs in the queue.
         waiting_of_one: of one client.
-        requests_per_minute: of one address; as many may come at once.
+        requests_per_minute: of one client at one address; as many may come at once.
         failures_per_minute: wrong tokens of one address.
         job_s: running time of a job.
         attempts: of a job that the end of the server interrupted.
