@@ -361,7 +361,7 @@ def test_an_upload_is_on_the_disk_before_its_job_is_in_the_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So that a power cut leaves no job without its scan."""
-    synced, queued = set[int](), []
+    synced, queued = set[int](), list[bool]()
     fsync, add_job = os.fsync, JobTable.add
 
     def noted(file: int) -> None:

@@ -500,7 +500,7 @@ def test_a_job_whose_end_cannot_be_written_is_done_again(
     server: Running, root: Path, monkeypatch: pytest.MonkeyPatch, sound: bool
 ) -> None:
     """Its scan is there until its end is in the table."""
-    end, refused = JobTable.end, []
+    end, refused = JobTable.end, list[str]()
 
     def full_once(self: JobTable, job: Job, *given: Any, **more: Any) -> bool:
         if not refused:

@@ -194,11 +194,11 @@ class Guard:
         """
         address = (scope.get("client") or ("", 0))[0]
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        _check_origin(headers, any_host=bool(self.serving.tokens))
         client = self._client(headers, address)
         # Behind a proxy all clients have its address.
         if wait := self.requests.wait_s(f"{address} {client or ''}"):
             raise _too_often("requests", wait)
-        _check_origin(headers, any_host=bool(self.serving.tokens))
         if client is None and not self._is_open(scope):
             raise RefusedError(
                 HTTPStatus.UNAUTHORIZED,
