@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from commands import call_cli
+from folders import contents
 from kidseg.errors import BatchError, InputError, ResourceError, UsageError
 from kidseg.evaluate import KITS_TOLERANCE_MM, METRICS, evaluate, protocol_named, read_run
 from kidseg.evaluate.pairs import label_files
@@ -833,8 +834,9 @@ def test_results_are_not_replaced_unasked(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault("disk full")
-def test_a_full_disk_leaves_no_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(tmp_path, [(PREDICTED, REFERENCE)])
+    before = contents(tmp_path / "out")
 
     def fsync(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -844,8 +846,7 @@ def test_a_full_disk_leaves_no_summary(tmp_path: Path, monkeypatch: pytest.Monke
         with pytest.raises(ResourceError) as raised:
             evaluate(tmp_path / "pred", tmp_path / "ref", tmp_path / out, overwrite=True)
         assert raised.value.code == "disk-full"
-        names = [p.name for p in (tmp_path / out).iterdir()]
-        assert "summary.json" not in names and not [n for n in names if n.endswith(".tmp")]
+        assert contents(tmp_path / out) == (before if out == "out" else {})
 
 
 @pytest.mark.parametrize("how", ["", "--quiet", "--json"])
