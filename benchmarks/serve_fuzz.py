@@ -37,7 +37,7 @@ CHECKS = (
 
 FAULT = re.compile(
     r"a request failed|cleaning up failed|dispatcher failed|no scan is segmented"
-    r"|Traceback|Exception in"
+    r"|the end of a training is not in the log|Traceback|Exception in"
 )
 
 

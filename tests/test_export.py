@@ -414,7 +414,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(export, "_link", full)
+    monkeypatch.setattr(export, "link_or_copy", full)
     refused(ResourceError, "disk-full", dataset, tmp_path / "Dataset001_X")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["set"]
 
