@@ -19,6 +19,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from kidseg.io.atomic import link_or_copy
 from kidseg.provenance import RESEARCH_USE
 from kidseg.serve.answers import PROBLEMS
 from kidseg.serve.incoming import Received, json_field, kept_scan
@@ -159,7 +160,7 @@ def _scan(
         return kept_scan(received, "file"), None
     scan = place / f"scan{''.join(source.suffixes)}"
     try:
-        os.link(source, scan)  # the image can be removed meanwhile
+        link_or_copy(source, scan)  # the image can be removed meanwhile
     except FileNotFoundError:
         raise no_such("image") from None
     return scan, known

@@ -14,7 +14,7 @@ from typing import Any
 
 from kidseg.errors import ResourceError
 from kidseg.header import read_header
-from kidseg.io.atomic import make_folder
+from kidseg.io.atomic import link_or_copy, make_folder
 from kidseg.labels import LabelSchema
 from kidseg.serve.audit_log import AuditLog
 from kidseg.serve.dispatcher import Dispatcher
@@ -186,7 +186,7 @@ class Service:
         scan = place / f"scan{''.join(image.path.suffixes)}"
         try:
             with suppress(FileNotFoundError):  # the image was removed meanwhile
-                os.link(image.path, scan)
+                link_or_copy(image.path, scan)
                 self.queue(SERVER, "score", scan, Request(scan=scan.name, image=image.id))
         finally:
             self.door.clear(place)
