@@ -306,6 +306,16 @@ def test_stores_that_are_not_what_is_asked_for(store: Path, tmp_path: Path) -> N
     assert summary["cases"]["validation"] == [validation]
 
 
+@pytest.mark.row(26)
+def test_a_folder_that_cannot_be_is_found_before_cases_are_read(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    seen: list[object] = []
+    setup = Setup(method="plain", overrides=TINY)
+    with pytest.raises(InputError) as caught:
+        make_store(data, tmp_path / "file/store", setup, progress=lambda *now: seen.append(now))
+    assert caught.value.code == "not-writable" and not seen
+
+
 def test_a_fresh_run_takes_no_store_of_an_older_one(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):

@@ -20,6 +20,7 @@ from kidseg.cohort.stored import SubjectRecipe, check_store, is_labelled
 from kidseg.cohort.subject import Material
 from kidseg.distributed import first_alone, rank
 from kidseg.errors import InputError, UsageError
+from kidseg.io.atomic import make_folder
 from kidseg.io.content import joint_sha256
 from kidseg.io.output import check_output_folder
 from kidseg.plan import Plan, fingerprint, plan
@@ -75,6 +76,8 @@ def make_store(
         request = replace(request, material=lambda _: Material())
     data = open_dataset(dataset, setup.rules)
     used = select_cases(data, request)
+    if not is_store(Path(path)):  # a finished one may be on read-only media
+        make_folder(Path(path))
     store = _build(data, used, _make_plan(data, used, request), Path(path), request)
     used = cases_of_store(store)
     size = sum(file.stat().st_size for file in store.path.rglob("*") if file.is_file())
