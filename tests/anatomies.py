@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kidseg.config import KidneyForm
+from kidseg.config import KidneyForm, PhantomConfig, Phase
 from kidseg.geometry import Grid
 from kidseg.phantom import draw_anatomy, draw_pose, render
-from kidseg.phantom.anatomy import TumourForm
+from kidseg.phantom.anatomy import Anatomy, TumourForm
+from kidseg.phantom.patient import draw_patient
+from kidseg.phantom.posture import Pose
+from kidseg.phantom.render import Rendering
 
 GRID = Grid.from_spacing((16, 40, 40), (12, 8, 8))
 """Up to a shift along the patient."""
@@ -60,3 +65,24 @@ def newborn() -> tuple[Tensor, Tensor]:
     grid = Grid.from_spacing(NEWBORN.shape, (5, 4, 4), centre_mm=(0, 0, height))
     made = render(anatomy, pose, grid, "portal-venous", np.random.default_rng(0))
     return torch.from_numpy(made.hu).round().to(torch.int16), torch.from_numpy(made.labels)
+
+
+def shown(anatomy: Anatomy, step_mm: float, phase: Phase = "portal-venous") -> Rendering:
+    """The abdomen of an upright person of the broad cohort, in cubes of this size."""
+    side = int(1.2 * anatomy.lateral_mm / step_mm)
+    low, high = anatomy.crest_mm, anatomy.dome_mm
+    shape = (int((high - low) / step_mm), side, side)
+    grid = Grid.from_spacing(shape, (step_mm,) * 3, (0.0, 0.0, (low + high) / 2))
+    return render(anatomy, Pose(), grid, phase, np.random.default_rng(1), broad=True)
+
+
+def without_and_with(share: str) -> Iterator[tuple[Anatomy, Anatomy]]:
+    """Four people, by a share of 0 and of 1, who lie alike and are scanned in the same phase."""
+    config = PhantomConfig(ages_years=(0.0, 90.0))
+    for index in range(4):
+        before, after = (
+            draw_patient(replace(config, **{share: value}), seed=3, index=index)
+            for value in (0.0, 1.0)
+        )
+        assert before.pose == after.pose and before.phase == after.phase
+        yield before.anatomy, after.anatomy

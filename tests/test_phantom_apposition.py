@@ -8,14 +8,13 @@ from functools import cache
 import numpy as np
 from scipy import ndimage
 
+from anatomies import shown, without_and_with
 from kidseg.config import PhantomConfig
-from kidseg.geometry import Grid
 from kidseg.phantom.anatomy import ORGANS, Anatomy
 from kidseg.phantom.apposition import with_apposed_organs
 from kidseg.phantom.patient import draw_patient
 from kidseg.phantom.people import draw_anatomy
-from kidseg.phantom.posture import Pose
-from kidseg.phantom.render import KIDNEY, Rendering, render
+from kidseg.phantom.render import KIDNEY, Rendering
 
 STEP_MM = 3.0
 NUMBER = {name: number for number, name in ORGANS.items()}
@@ -30,17 +29,9 @@ def lean(seed: int, kidneys: str = "separate") -> Anatomy:
     return with_apposed_organs(np.random.default_rng(seed), person(kidneys))
 
 
-def shown(anatomy: Anatomy) -> Rendering:
-    side = int(1.2 * anatomy.lateral_mm / STEP_MM)
-    low, high = anatomy.crest_mm, anatomy.dome_mm
-    shape = (int((high - low) / STEP_MM), side, side)
-    grid = Grid.from_spacing(shape, (STEP_MM,) * 3, (0.0, 0.0, (low + high) / 2))
-    return render(anatomy, Pose(), grid, "early-arterial", np.random.default_rng(1), broad=True)
-
-
 @cache
 def usual() -> Rendering:
-    return shown(person())
+    return shown(person(), STEP_MM, "early-arterial")
 
 
 def surface_share(rendering: Rendering, organ: str, side: int) -> float:
@@ -53,16 +44,10 @@ def surface_share(rendering: Rendering, organ: str, side: int) -> float:
 
 
 def test_without_the_setting_nobody_changes_and_with_it_only_neighbours_and_fat() -> None:
-    config = PhantomConfig(ages_years=(0.0, 90.0))
-    for index in range(4):
-        before, after = (
-            draw_patient(replace(config, apposed_share=share), seed=3, index=index)
-            for share in (0.0, 1.0)
-        )
-        assert before.anatomy.neighbours is None and after.anatomy.neighbours is not None
-        assert before.pose == after.pose and before.phase == after.phase
-        look = replace(after.anatomy.look, perirenal_mm=before.anatomy.look.perirenal_mm)
-        assert replace(after.anatomy, neighbours=None, look=look) == before.anatomy
+    for before, after in without_and_with("apposed_share"):
+        assert before.neighbours is None and after.neighbours is not None
+        look = replace(after.look, perirenal_mm=before.look.perirenal_mm)
+        assert replace(after, neighbours=None, look=look) == before
 
 
 def test_it_adds_to_the_neighbours_that_a_person_has() -> None:
@@ -80,7 +65,7 @@ def test_it_adds_to_the_neighbours_that_a_person_has() -> None:
 
 def test_liver_and_spleen_lie_at_the_kidneys() -> None:
     """The side that the scan shows on the right of its columns is the patient's left."""
-    people = [shown(lean(seed)) for seed in range(4)]
+    people = [shown(lean(seed), STEP_MM, "early-arterial") for seed in range(4)]
     for organ, most in (("liver", 0.1), ("spleen", 0.02)):
         sides = [
             (surface_share(usual(), organ, side), [surface_share(p, organ, side) for p in people])
@@ -94,7 +79,7 @@ def test_liver_and_spleen_lie_at_the_kidneys() -> None:
 
 def test_kidneys_keep_their_labels() -> None:
     for seed in range(4):
-        assert np.array_equal(shown(lean(seed)).labels, usual().labels)
+        assert np.array_equal(shown(lean(seed), STEP_MM, "early-arterial").labels, usual().labels)
 
 
 def test_without_a_kidney_there_is_nothing_to_lie_at() -> None:

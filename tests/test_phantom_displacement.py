@@ -10,16 +10,15 @@ import pytest
 import torch
 from scipy import ndimage
 
+from anatomies import shown
 from kidseg.config import PhantomConfig
-from kidseg.geometry import Grid
 from kidseg.phantom import make_patient
 from kidseg.phantom.anatomy import Anatomy, Cyst, Kidney, Stone
 from kidseg.phantom.displacement import SMALLEST_RADIUS, displaced
 from kidseg.phantom.kidneys import Frame
 from kidseg.phantom.mass import draw_mass
 from kidseg.phantom.people import draw_anatomy
-from kidseg.phantom.posture import Pose
-from kidseg.phantom.render import KIDNEY, TUMOUR, Rendering, render
+from kidseg.phantom.render import KIDNEY, TUMOUR
 from kidseg.phantom.surfaces import cavity, spine_clearance
 
 STEP_MM = 3.0
@@ -56,15 +55,6 @@ def right_of(anatomy: Anatomy) -> Kidney:
     return next(kidney for kidney in anatomy.kidneys if kidney.side == "right")
 
 
-@cache
-def shown(anatomy: Anatomy) -> Rendering:
-    side = int(1.2 * anatomy.lateral_mm / STEP_MM)
-    low, high = anatomy.crest_mm, anatomy.dome_mm
-    shape = (int((high - low) / STEP_MM), side, side)
-    grid = Grid.from_spacing(shape, (STEP_MM,) * 3, (0.0, 0.0, (low + high) / 2))
-    return render(anatomy, Pose(), grid, "portal-venous", np.random.default_rng(1), broad=True)
-
-
 def test_most_kidneys_find_a_place_and_it_is_forwards() -> None:
     old = np.array([right_of(adult(seed)).centre_mm for seed in SEEDS])
     new = np.array([right_of(moved(seed)).centre_mm for seed in SEEDS])
@@ -84,7 +74,7 @@ def test_the_kidney_stays_in_the_cavity_on_its_side_beside_the_spine(seed: int) 
 @pytest.mark.parametrize("seed", SEEDS[:4])
 def test_kidney_and_tumour_touch_and_the_kidney_is_not_spread_out(seed: int) -> None:
     anatomy = moved(seed)
-    labels = shown(anatomy).labels
+    labels = shown(anatomy, STEP_MM).labels
     halves = np.array_split(labels, 2, axis=2)
     healthy, ill = sorted(halves, key=lambda half: np.count_nonzero(half == TUMOUR))
     away_mm = ndimage.distance_transform_edt(ill != TUMOUR) * STEP_MM

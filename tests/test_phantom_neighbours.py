@@ -8,17 +8,14 @@ from functools import cache
 import numpy as np
 import pytest
 
-from kidseg.config import PhantomConfig
-from kidseg.geometry import Grid
+from anatomies import shown, without_and_with
 from kidseg.phantom.adjacent import Neighbours, Nodule
 from kidseg.phantom.anatomy import ORGANS, Anatomy
 from kidseg.phantom.kidneys import Frame
 from kidseg.phantom.mass import draw_mass
 from kidseg.phantom.neighbours import with_neighbours
-from kidseg.phantom.patient import draw_patient
 from kidseg.phantom.people import draw_anatomy
-from kidseg.phantom.posture import Pose
-from kidseg.phantom.render import KIDNEY, TUMOUR, Rendering, render
+from kidseg.phantom.render import KIDNEY, TUMOUR, Rendering
 
 STEP_MM = 4.0
 SEEDS = range(30)
@@ -36,39 +33,20 @@ def drawn(age: float = 60.0) -> tuple[Anatomy, ...]:
     return tuple(with_neighbours(np.random.default_rng(k), person(age)) for k in SEEDS)
 
 
-def grid_of(anatomy: Anatomy) -> Grid:
-    side = int(1.2 * anatomy.lateral_mm / STEP_MM)
-    low, high = anatomy.crest_mm, anatomy.dome_mm
-    shape = (int((high - low) / STEP_MM), side, side)
-    return Grid.from_spacing(shape, (STEP_MM,) * 3, (0.0, 0.0, (low + high) / 2))
-
-
-def shown(anatomy: Anatomy) -> Rendering:
-    rng = np.random.default_rng(1)
-    return render(anatomy, Pose(), grid_of(anatomy), "portal-venous", rng, broad=True)
-
-
 @cache
 def plain() -> Rendering:
-    return shown(person())
+    return shown(person(), STEP_MM)
 
 
 def test_without_the_setting_nobody_changes_and_with_it_only_neighbours_and_tumours() -> None:
-    config = PhantomConfig(ages_years=(0.0, 90.0))
-    for index in range(4):
-        before, after = (
-            draw_patient(replace(config, neighbour_share=share), seed=3, index=index)
-            for share in (0.0, 1.0)
-        )
-        assert before.anatomy.neighbours is None and after.anatomy.neighbours is not None
-        assert before.pose == after.pose and before.phase == after.phase
-        same = replace(after.anatomy, neighbours=None, tumours=before.anatomy.tumours)
-        assert same == before.anatomy
+    for before, after in without_and_with("neighbour_share"):
+        assert before.neighbours is None and after.neighbours is not None
+        assert replace(after, neighbours=None, tumours=before.tumours) == before
 
 
 def test_neighbours_without_anything_change_no_bit_but_the_bowel() -> None:
     """The hollow, the glands and the order of painting are as before."""
-    empty = shown(replace(person(), neighbours=Neighbours()))
+    empty = shown(replace(person(), neighbours=Neighbours()), STEP_MM)
     assert np.array_equal(empty.labels, plain().labels)
     bowel = np.isin(plain().organs, [NUMBER["small bowel"]])
     near = np.zeros_like(bowel)
@@ -125,7 +103,7 @@ def test_an_adrenal_mass_is_no_tumour_and_no_kidney_and_is_there() -> None:
     x, y, z = (float(v) for v in pole + np.array([0.0, 30.0, 30.0]))
     mass = Nodule(organ="adrenal", centre_mm=(x, y, z), half_mm=(18.0,) * 3, plain_hu=40.0)
     anatomy = replace(person(), neighbours=Neighbours(nodules=(mass,)))
-    with_mass = shown(anatomy)
+    with_mass = shown(anatomy, STEP_MM)
     assert not (with_mass.labels == TUMOUR).any()
     assert np.array_equal(with_mass.labels, plain().labels)
     more = (with_mass.organs == NUMBER["adrenal"]) & (plain().organs != NUMBER["adrenal"])
@@ -136,7 +114,7 @@ def test_an_adrenal_mass_is_no_tumour_and_no_kidney_and_is_there() -> None:
 def test_rendered_neighbours_keep_the_kidneys_and_stay_in_the_abdomen() -> None:
     changed: set[int] = set()
     for anatomy in drawn()[:4]:
-        rendering = shown(anatomy)
+        rendering = shown(anatomy, STEP_MM)
         kidney = plain().labels == KIDNEY
         kept = (rendering.labels == KIDNEY)[kidney].mean()
         assert kept > 0.99 and (rendering.labels == KIDNEY).sum() < 1.01 * kidney.sum()

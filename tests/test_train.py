@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from multiprocessing import active_children
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -587,6 +588,21 @@ def test_a_state_of_another_network_is_refused(tmp_path: Path) -> None:
     resumed(tmp_path, norms_stage())
 
 
+def without_gradient(optimizer: OptimizerConfig, folder: Path, **changes: Any) -> nn.Module:
+    """A network whose parameters were all 0.5, after an epoch with a loss of no gradient."""
+    still = replace(
+        norms_stage(),
+        config=config(epochs=1, optimizer=optimizer),
+        loss=lambda net, batch: {"loss": (net(batch.values) * 0.0).sum()},
+        **changes,
+    )
+    with torch.no_grad():
+        for parameter in still.net.parameters():
+            parameter.fill_(0.5)
+    fit(still, Run(folder=folder, device=CPU))
+    return still.net
+
+
 @pytest.mark.parametrize("name", ["sgd", "adam"])
 @pytest.mark.parametrize("decayed", ["all", "kernels"])
 def test_decay_of_kernels_leaves_biases_and_norms(tmp_path: Path, name: str, decayed: str) -> None:
@@ -594,20 +610,12 @@ def test_decay_of_kernels_leaves_biases_and_norms(tmp_path: Path, name: str, dec
     chosen = OptimizerConfig(
         name=name, learning_rate=0.1, momentum=0.0, weight_decay=0.5, decayed=decayed
     )
-    still = replace(
-        norms_stage(),
-        config=config(epochs=1, optimizer=chosen),
-        loss=lambda net, batch: {"loss": (net(batch.values) * 0.0).sum()},
-    )
-    with torch.no_grad():
-        for parameter in still.net.parameters():
-            parameter.fill_(0.5)
-    fit(still, Run(folder=tmp_path, device=CPU))
-    for parameter in still.net.parameters():
+    net = without_gradient(chosen, tmp_path)
+    for parameter in net.parameters():
         moves = decayed == "all" or parameter.ndim > 1
         assert bool((parameter < 0.5).all()) == moves
         assert moves or bool((parameter == 0.5).all())
-    assert {parameter.ndim > 1 for parameter in still.net.parameters()} == {True, False}
+    assert {parameter.ndim > 1 for parameter in net.parameters()} == {True, False}
 
 
 @pytest.mark.parametrize(("name", "after"), [("sgd", 0.5 - 0.1 * 0.25), ("adam", 0.5 - 0.1)])
@@ -615,17 +623,7 @@ def test_decay_is_a_part_of_the_gradient(tmp_path: Path, name: str, after: float
     """An L2 term of the loss, as in the papers: 0.5 w; Adam's first step is of the rate's size."""
     poly = {"poly_power": 0.0, "clip_norm": None, "momentum": 0.0}
     chosen = OptimizerConfig(name=name, learning_rate=0.1, weight_decay=0.5, **poly)
-    still = replace(
-        norms_stage(),
-        config=config(epochs=1, optimizer=chosen),
-        steps=1,
-        loss=lambda net, batch: {"loss": (net(batch.values) * 0.0).sum()},
-    )
-    with torch.no_grad():
-        for parameter in still.net.parameters():
-            parameter.fill_(0.5)
-    fit(still, Run(folder=tmp_path, device=CPU))
-    for parameter in still.net.parameters():
+    for parameter in without_gradient(chosen, tmp_path, steps=1).parameters():
         torch.testing.assert_close(parameter.detach(), torch.full_like(parameter, after))
 
 

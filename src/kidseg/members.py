@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from kidseg.checkpoint import HALF, WEIGHTS, Model, by_part, joined, load_model, save_model
@@ -125,7 +124,7 @@ def ensemble(
     halves = [model.header.get(WEIGHTS) == HALF for model in loaded]
     half = half or any(halves)
     is_copy = not settings and (member, adapt) == (None, None) and halves == [half]
-    headers = [_header(each.header, settings, postprocess, adapt) for _, each in found]
+    headers = [_header(_changed(each.header, settings, postprocess, adapt)) for _, each in found]
     parts = found[0][1].parts
     header = {**loaded[0].header, "config": headers[0]["config"]} if is_copy else headers[0]
     if len(found) > 1:
@@ -212,18 +211,22 @@ def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
 
 
-def _header(
+def _changed(
     header: Mapping[str, Any],
-    settings: Mapping[str, Any] = MappingProxyType({}),
-    postprocess: Mapping[str, Any] = MappingProxyType({}),
-    adapt: str | None = None,
+    settings: Mapping[str, Any],
+    postprocess: Mapping[str, Any],
+    adapt: str | None,
 ) -> dict[str, Any]:
-    """The header of a member with other settings, without what concerns the file it comes from."""
-    own = {name: value for name, value in header.items() if name not in _OF_FILE}
-    if settings or postprocess:
-        config = {**own["config"], **settings}
-        own["config"] = {**config, "postprocess": {**config["postprocess"], **postprocess}}
-    return own if adapt is None else {**own, "adapt": adapt}
+    """The header of a member with other settings."""
+    config = {**header["config"], **settings}
+    if postprocess:
+        config["postprocess"] = {**config["postprocess"], **postprocess}
+    return {**header, "config": config, **_given({"adapt": adapt})}
+
+
+def _header(header: Mapping[str, Any]) -> dict[str, Any]:
+    """The header of a member, without what concerns the file that it comes from."""
+    return {name: value for name, value in header.items() if name not in _OF_FILE}
 
 
 def _short(value: object) -> str:

@@ -47,8 +47,6 @@ KITS_TOLERANCE_MM = {
 # other structures, so that protocols are comparable. A choice: the papers have no surface Dice.
 _OTHER_TOLERANCE_MM = KITS_TOLERANCE_MM["kidney+mass"]
 
-# Of KiTS's labels 1, 2, 3.
-
 
 @dataclass(frozen=True, kw_only=True)
 class Structure:

@@ -4,7 +4,7 @@
 a theta, and `resample` samples on them. Import everything public from here.
 """
 
-from kidseg.geometry.between_slices import distances_mm
+from kidseg.geometry.between_slices import distances_mm, divided
 from kidseg.geometry.binning import binned, binned_grid
 from kidseg.geometry.grid import Grid, boxed, index_from_voxels
 from kidseg.geometry.pose import (
@@ -28,6 +28,7 @@ __all__ = [
     "binned_grid",
     "boxed",
     "distances_mm",
+    "divided",
     "grid_from_theta",
     "has_parallel_slices",
     "in_plane_pose",

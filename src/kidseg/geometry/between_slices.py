@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["distances_mm"]
+__all__ = ["distances_mm", "divided"]
 
 
 def distances_mm(
@@ -39,12 +39,18 @@ def distances_mm(
     slices = np.moveaxis(inside, axis, 0)
     pixel_mm = np.delete(spacing_mm, axis)
     nearer = float(pixel_mm.min()) / 2 if to_contour else 0.0
-    known = np.stack(
-        [_signed_mm(each, pixel_mm, nearer, float(spacing_mm[axis])) for each in slices]
-    )
-    place = ((np.arange(len(slices) * parts) + 0.5) / parts - 0.5).clip(0, len(slices) - 1)
+    known = [_signed_mm(each, pixel_mm, nearer, float(spacing_mm[axis])) for each in slices]
+    return divided(np.moveaxis(np.stack(known), 0, axis), axis, parts)
+
+
+def divided(in_slices: np.ndarray, axis: int, parts: int) -> np.ndarray:
+    """The distances in and between slices, from those in slices; see `distances_mm`."""
+    if parts == 1:
+        return in_slices
+    known = np.moveaxis(in_slices, axis, 0)
+    place = ((np.arange(len(known) * parts) + 0.5) / parts - 0.5).clip(0, len(known) - 1)
     below = place.astype(int)
-    above = np.minimum(below + 1, len(slices) - 1)
+    above = np.minimum(below + 1, len(known) - 1)
     share = (place - below)[:, None, None].astype(np.float32)
     return np.moveaxis(known[below] * (1 - share) + known[above] * share, 0, axis)
 

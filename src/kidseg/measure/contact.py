@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kidseg.geometry import distances_mm
+from kidseg.geometry import distances_mm, divided
 from kidseg.measure.diameters import surface_mm
 from kidseg.measure.mask import MARGIN, Mask, moved_contours
 from kidseg.measure.quantity import Quantity, counted, spanned
@@ -189,31 +189,20 @@ def _finely(tumour: Mask, kidney: np.ndarray) -> Contact:
     if parts < 2:
         return _contact(tumour, kidney, _sigma(tumour))
     # From centres to centres: from the contours, areas of balls get 1 to 3 % smaller, too small.
-    both, inner = (
-        distances_mm(each, spacing_mm, axis, parts, to_contour=False) > 0
+    in_slices = [
+        distances_mm(each, spacing_mm, axis, 1, to_contour=False)
         for each in (tumour.data | kidney, tumour.data)
-    )
+    ]
+    both, inner = (divided(each, axis, parts) > 0 for each in in_slices)
     inner &= both
-    outer = both & ~inner & _covered(tumour.data, kidney, spacing_mm, axis).repeat(parts, axis)
+    # Interpolated alone, the parenchyma of a slice would become thinner up to the next slice, and
+    # end there, although it ends half-way on average: it covers the tumour as in its own slice.
+    covered = (in_slices[0] > in_slices[1]).repeat(parts, axis)
+    outer = both & ~inner & covered
     fine = Mask(inner, tumour.grid.resized(both.shape))
     least_mm = _SIGMA_DIVIDED * spacing_mm[axis]
     sigma = np.maximum(_SIGMA, least_mm / np.linalg.norm(fine.linear, axis=0))
     return _contact(fine, outer, np.minimum(sigma, _MAX_SIGMA))
-
-
-def _covered(
-    tumour: np.ndarray, kidney: np.ndarray, spacing_mm: Sequence[float], axis: int
-) -> np.ndarray:
-    """Where the nearest contour of the tumour in a slice is covered by the kidney.
-
-    Interpolated alone, the parenchyma of a slice would become thinner up to the next slice, and end
-    there, although it ends half-way on average.
-    """
-    both, inner = (
-        distances_mm(each, spacing_mm, axis, 1, to_contour=False)
-        for each in (tumour | kidney, tumour)
-    )
-    return np.asarray(both > inner)
 
 
 def _contact(tumour: Mask, kidney: np.ndarray, sigma: np.ndarray) -> Contact:

@@ -14,11 +14,20 @@ import numpy as np
 import torch
 
 from kidseg.phantom.canvas import Canvas, Patch
-from kidseg.phantom.shapes import ellipsoid, smooth_max, tube
+from kidseg.phantom.shapes import ellipsoid, point, smooth_max, tube
 
-__all__ = ["Contents", "Extension", "Neighbours", "Nodule", "paint_extensions", "paint_nodules"]
+__all__ = [
+    "Contents",
+    "Extension",
+    "Neighbours",
+    "Nodule",
+    "paint_extensions",
+    "paint_nodules",
+    "tapered",
+]
 
 Point = tuple[float, float, float]
+Organ = Literal["liver", "spleen", "pancreas"]
 Contents = Literal["collapsed", "fluid", "gas", "oral contrast"]
 
 _ORGANS = {"liver": 10, "spleen": 12, "pancreas": 13, "lymph node": 20, "adrenal": 21}
@@ -38,10 +47,33 @@ class Extension:
         depth: its size from front to back relative to that from left to right.
     """
 
-    organ: Literal["liver", "spleen", "pancreas"]
+    organ: Organ
     points_mm: tuple[Point, ...]
     radii_mm: tuple[float, ...]
     depth: float = 1.0
+
+    @classmethod
+    def along(
+        cls, organ: Organ, points_mm: np.ndarray, radii_mm: np.ndarray, depth: float = 1.0
+    ) -> Extension:
+        """From (n, 3) points and n radii."""
+        return cls(
+            organ=organ,
+            points_mm=tuple(point(p) for p in points_mm),
+            radii_mm=tuple(float(r) for r in radii_mm),
+            depth=depth,
+        )
+
+
+def tapered(widest_mm: float, last: float) -> tuple[np.ndarray, np.ndarray]:
+    """Six places along an extension, 0 to 1, and its radii there.
+
+    Args:
+        widest_mm: radius at its beginning.
+        last: radius at its rounded end, relative to that.
+    """
+    t = np.linspace(0.0, 1.0, 6)
+    return t, widest_mm * (last + (1.0 - last) * np.sqrt(1.0 - t**2))
 
 
 @dataclass(frozen=True, kw_only=True)

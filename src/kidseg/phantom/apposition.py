@@ -14,11 +14,10 @@ from typing import Literal
 
 import numpy as np
 
-from kidseg.phantom.adjacent import Extension, Neighbours
+from kidseg.phantom.adjacent import Extension, Neighbours, tapered
 from kidseg.phantom.anatomy import Anatomy, Kidney
 from kidseg.phantom.kidneys import Frame
 from kidseg.phantom.retroperitoneum import kidney_of
-from kidseg.phantom.shapes import point
 from kidseg.phantom.surfaces import wall_mm
 
 __all__ = ["with_apposed_organs"]
@@ -76,14 +75,8 @@ def _wrapped(
     widest = (outer - inner) / 2
     start = z0 + float(rng.uniform(1.1, 1.5)) * half_long
     end = z0 + float(rng.uniform(-0.5, 0.8)) * half_long
-    t = np.linspace(0.0, 1.0, 6)
-    last = float(rng.uniform(0.3, 0.7))
-    radii = widest * (last + (1.0 - last) * np.sqrt(1.0 - t**2))
+    t, radii = tapered(widest, float(rng.uniform(0.3, 0.7)))
     x = kidney.sign * (outer - radii)
     points = np.stack([x, np.full_like(t, middle), start + t * (end - start)], axis=1)
-    return Extension(
-        organ=organ,
-        points_mm=tuple(point(p) for p in points),
-        radii_mm=tuple(float(r) for r in radii),
-        depth=float(np.clip((front - back) / 2 / widest, 0.4, 3.0)),
-    )
+    depth = float(np.clip((front - back) / 2 / widest, 0.4, 3.0))
+    return Extension.along(organ, points, radii, depth)

@@ -8,10 +8,11 @@ Shares, sizes and looks are chosen, wide and more than in practice, unless a sou
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 
-from kidseg.phantom.adjacent import Extension, Neighbours, Nodule
+from kidseg.phantom.adjacent import Extension, Neighbours, Nodule, tapered
 from kidseg.phantom.anatomy import Anatomy, Body, Kidney, Tumour
 from kidseg.phantom.kidneys import Frame
 from kidseg.phantom.retroperitoneum import draw_contents, kidney_of
@@ -81,7 +82,9 @@ def with_neighbours(rng: np.random.Generator, anatomy: Anatomy) -> Anatomy:
     return replace(anatomy, neighbours=neighbours)
 
 
-def _tip(rng: np.random.Generator, anatomy: Anatomy, kidney: Kidney, organ: str) -> Extension:
+def _tip(
+    rng: np.random.Generator, anatomy: Anatomy, kidney: Kidney, organ: Literal["liver", "spleen"]
+) -> Extension:
     """The lower end of liver or spleen, lateral of the kidney and in front or behind of it.
 
     It ends between the hilum and the lower pole; a Riedel's lobe between the pole and the crest.
@@ -102,18 +105,11 @@ def _tip(rng: np.random.Generator, anatomy: Anatomy, kidney: Kidney, organ: str)
     inner, medial = abs(x0) + 0.92 * half_lateral + gap, abs(x0) + 0.5 * half_lateral
     widest = max(0.5 * (wall_mm(body, y) - inner), 0.13 * body.organ_lateral_mm)
     widest *= float(rng.uniform(0.85, 1.4))
-    last = float(rng.uniform(0.15, 0.5))
-    t = np.linspace(0.0, 1.0, 6)
-    radii = widest * (last + (1.0 - last) * np.sqrt(1.0 - t**2))
+    t, radii = tapered(widest, float(rng.uniform(0.15, 0.5)))
     x = np.minimum(inner + radii, np.maximum(wall_mm(body, y) - 0.85 * radii, medial))
     bend = float(rng.normal(0.0, 0.35)) * half_deep
     points = np.stack([sign * x, y + bend * t, start + t * (end - start)], axis=1)
-    return Extension(
-        organ="liver" if liver else "spleen",
-        points_mm=tuple(point(p) for p in points),
-        radii_mm=tuple(float(r) for r in radii),
-        depth=depth,
-    )
+    return Extension.along(organ, points, radii, depth)
 
 
 def _pancreas(rng: np.random.Generator, anatomy: Anatomy, kidney: Kidney) -> Extension:
@@ -132,11 +128,8 @@ def _pancreas(rng: np.random.Generator, anatomy: Anatomy, kidney: Kidney) -> Ext
             frame.anatomy_mm(float(rng.uniform(0.1, 0.8)), 0.75, level + 0.1) + ahead,
         ]
     )
-    return Extension(
-        organ="pancreas",
-        points_mm=tuple(point(p) for p in rounded(way)),
-        radii_mm=tuple(float(r) for r in np.linspace(1.0, 0.85, len(rounded(way))) * thick),
-    )
+    points = rounded(way)
+    return Extension.along("pancreas", points, np.linspace(1.0, 0.85, len(points)) * thick)
 
 
 def _accessory_spleen(rng: np.random.Generator, anatomy: Anatomy, kidney: Kidney) -> Nodule:

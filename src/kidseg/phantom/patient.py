@@ -153,11 +153,7 @@ def draw_patient(
         broad=broad,
         first_of_two=config.timepoints == 2,
     )
-    earlier = _with_displaced_kidney(earlier, config.displaced_share)
-    earlier = _with_trunk(earlier, config.trunk_share)
-    earlier = _with_implants(earlier, config.implant_share)
-    earlier = _with_neighbours(earlier, config.neighbour_share)
-    earlier = _with_apposed_organs(earlier, config.apposed_share)
+    earlier = _varied(earlier, config)
     anatomy = after_chemotherapy(treatment, earlier) if timepoint else earlier
     pose = draw_pose(
         np.random.default_rng(lying),
@@ -268,36 +264,23 @@ def draw_phase(rng: np.random.Generator, config: PhantomConfig) -> Phase:
     return list(shares)[int(drawn)] if config.phase == "mixed" else config.phase
 
 
-def _with_displaced_kidney(anatomy: Anatomy, share: float) -> Anatomy:
-    """With kidneys moved by their tumours, if this person is one of them; nothing else changes."""
-    rng = np.random.default_rng([anatomy.detail_seed, 5])
-    return displaced(rng, anatomy) if rng.random() < share else anatomy
+def _varied(anatomy: Anatomy, config: PhantomConfig) -> Anatomy:
+    """With what the shares give this person, each drawn apart: no share changes another's draws."""
+    for stream, share, change in (
+        (5, config.displaced_share, displaced),
+        (4, config.trunk_share, _with_pelvis),
+        (6, config.implant_share, with_implants),
+        (8, config.neighbour_share, with_neighbours),
+        (10, config.apposed_share, with_apposed_organs),
+    ):
+        rng = np.random.default_rng([anatomy.detail_seed, stream])
+        if rng.random() < share:
+            anatomy = change(rng, anatomy)
+    return anatomy
 
 
-def _with_trunk(anatomy: Anatomy, share: float) -> Anatomy:
-    """With a pelvis, if this person is scanned beyond the abdomen; nothing else changes."""
-    rng = np.random.default_rng([anatomy.detail_seed, 4])
-    if rng.random() >= share:
-        return anatomy
+def _with_pelvis(rng: np.random.Generator, anatomy: Anatomy) -> Anatomy:
     return replace(anatomy, pelvis=draw_pelvis(rng, anatomy))
-
-
-def _with_implants(anatomy: Anatomy, share: float) -> Anatomy:
-    """With implants, if this person is one of those who have some; nothing else changes."""
-    rng = np.random.default_rng([anatomy.detail_seed, 6])
-    return with_implants(rng, anatomy) if rng.random() < share else anatomy
-
-
-def _with_neighbours(anatomy: Anatomy, share: float) -> Anatomy:
-    """With organs that touch the kidneys, if this person is one of them; nothing else changes."""
-    rng = np.random.default_rng([anatomy.detail_seed, 8])
-    return with_neighbours(rng, anatomy) if rng.random() < share else anatomy
-
-
-def _with_apposed_organs(anatomy: Anatomy, share: float) -> Anatomy:
-    """With liver and spleen at the kidneys, if this person is one of them; nothing else changes."""
-    rng = np.random.default_rng([anatomy.detail_seed, 10])
-    return with_apposed_organs(rng, anatomy) if rng.random() < share else anatomy
 
 
 def _chosen(form: _Form | Literal["mixed"]) -> _Form | None:
