@@ -9,7 +9,7 @@ import numpy as np
 from scipy import ndimage
 
 from anatomies import shown, without_and_with
-from kidseg.config import PhantomConfig
+from kidseg.config import KidneyForm, PhantomConfig
 from kidseg.phantom.anatomy import ORGANS, Anatomy
 from kidseg.phantom.apposition import with_apposed_organs
 from kidseg.phantom.patient import draw_patient
@@ -20,12 +20,12 @@ STEP_MM = 3.0
 NUMBER = {name: number for number, name in ORGANS.items()}
 
 
-def person(kidneys: str = "separate") -> Anatomy:
+def person(kidneys: KidneyForm = "separate") -> Anatomy:
     rng = np.random.default_rng(4)
-    return draw_anatomy(rng, 60.0, tumour="none", kidneys=kidneys, broad=True)  # type: ignore[arg-type]
+    return draw_anatomy(rng, 60.0, tumour="none", kidneys=kidneys, broad=True)
 
 
-def lean(seed: int, kidneys: str = "separate") -> Anatomy:
+def lean(seed: int, kidneys: KidneyForm = "separate") -> Anatomy:
     return with_apposed_organs(np.random.default_rng(seed), person(kidneys))
 
 
