@@ -142,6 +142,24 @@ def test_a_mirrored_image_is_a_second_opinion(kind: str) -> None:
     assert torch.equal(both.data, (alone.data + other.data.flip(-1)) / 2)
 
 
+def test_opinions_are_smoothed_as_their_mean_is() -> None:
+    """Their volumes are those that each would give alone, smoothed."""
+    grid = Grid.from_spacing((5, 4, 4), (1.0, 1.0, 10.0))
+    image = torch.full((1, *grid.shape), -5.0)
+    image[:, 1, :, :3], image[:, 2:, :, 3] = 5.0, 2.0
+    place = Region(grid=grid)
+
+    def found(smooth_mm: float, *, flip: bool, image: Tensor = image) -> Volume:
+        smoothed = replace(view("planes", flip=flip), smooth_mm=smooth_mm)
+        return smoothed.predict(Brighter(), TWO, Progress(image=Volume(image, grid)), place)
+
+    both = found(2.0, flip=True)
+    assert isinstance(both, Predicted)
+    mirrored = rows_of(found(2.0, flip=False, image=image.flip(-1)), TWO)
+    assert both.rows == (*rows_of(found(2.0, flip=False), TWO), *mirrored)
+    assert both.rows != found(0.0, flip=True).rows  # type: ignore[attr-defined]
+
+
 def test_small_pieces_that_are_dropped_leave_the_opinions() -> None:
     data = where(*([1] * 9), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2).data
     found = Predicted(data, GRID, ((1.0, 2.0), (3.0, 4.0)))

@@ -1,14 +1,14 @@
 """Opinions: predictions whose mean decides, and what volumes each of them would give alone.
 
-Opinions are predictions of mirrored images, of several networks, and of several models. Only their
-mean is kept, voxel by voxel; of each opinion no more than a few volumes, so that many opinions need
-no more memory than one.
+Opinions are predictions of mirrored images, of several networks, and of several models. Only the
+mean of those of a network is kept, voxel by voxel; of each opinion no more than a few volumes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -33,6 +33,21 @@ class Predicted(Volume):
     """
 
     rows: tuple[Row, ...] = ()
+
+    @classmethod
+    def mean_of(cls, opinions: Sequence[Tensor], grid: Grid, target: Target) -> Self:
+        """The mean of one or two opinions, and the rows of two.
+
+        Args:
+            opinions: (channels, *grid.shape) probabilities each, float; the first is overwritten.
+            grid: of the probabilities.
+            target: meaning of the channels.
+        """
+        if len(opinions) == 1:
+            return cls(opinions[0].contiguous(), grid)
+        rows = tuple(_row(opinion, grid, target) for opinion in opinions)
+        first, second = opinions
+        return cls(first.add_(second).div_(2).contiguous(), grid, rows)
 
 
 class Tally:
@@ -80,10 +95,15 @@ def rows_of(found: Volume, target: Target) -> tuple[Row, ...]:
     """The rows of the opinions in probabilities; those of a single opinion are counted here."""
     if isinstance(found, Predicted) and found.rows:
         return found.rows
-    tally = Tally(target, found.grid)
-    for k in range(found.grid.shape[0]):
-        tally.add(found.data[:, k : k + 1], k)
-    return (tally.row,)
+    return (_row(found.data, found.grid, target),)
+
+
+def _row(values: Tensor, grid: Grid, target: Target) -> Row:
+    """The row of (channels, *grid.shape) probabilities; slice by slice, for the memory."""
+    tally = Tally(target, grid)
+    for k in range(grid.shape[0]):
+        tally.add(values[:, k : k + 1], k)
+    return tally.row
 
 
 def opinions_of(regions: Sequence[Region], target: Target) -> tuple[Row, ...]:

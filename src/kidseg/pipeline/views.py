@@ -22,7 +22,7 @@ from kidseg.intensity import Scaling, as_input
 from kidseg.labels import Target
 from kidseg.losses import probabilities
 from kidseg.nets.adaptive import AdaptiveNet
-from kidseg.pipeline.opinions import Predicted, Tally
+from kidseg.pipeline.opinions import Predicted
 from kidseg.pipeline.sliding import sliding_window, window_starts
 from kidseg.pipeline.steps import Progress, Region
 
@@ -123,9 +123,8 @@ class Planes:
                 are.
         """
         grid = region.grid
-        found = torch.empty((target.outputs, *grid.shape))
+        opinions = [torch.empty((target.outputs, *grid.shape)) for _ in range(1 + self.flip)]
         rows, columns = grid.shape[1:]
-        tallies = [Tally(target, grid) for _ in range(2)] if self.flip else []
 
         def forward(image: Tensor) -> Tensor:
             image = pad_to_multiple(image, getattr(net, "multiple", (1, 1)))
@@ -139,13 +138,13 @@ class Planes:
             image = as_input(raw, [tuple(each) * (2 * self.reach + 1) for each in self.scalings])
             if mask is not None:
                 image = torch.cat([image, mask[:, start:stop].transpose(0, 1).to(image)], dim=1)
-            opinions = [each.transpose(0, 1) for each in _opinions(forward, image, self.flip)]
-            for tally, values in zip(tallies, opinions, strict=False):
-                tally.add(values, start)
-            found[:, start:stop].copy_(_mean(opinions))
+            found = _opinions(forward, image, self.flip)
+            for opinion, values in zip(opinions, found, strict=True):
+                opinion[:, start:stop].copy_(values.transpose(0, 1))
             progress.on_progress(stop / grid.shape[0])
-        smooth_across_slices(found, grid, self.smooth_mm)
-        return Predicted(found, grid, tuple(tally.row for tally in tallies))
+        for opinion in opinions:
+            smooth_across_slices(opinion, grid, self.smooth_mm)
+        return Predicted.mean_of(opinions, grid, target)
 
     def adapt(self, net: nn.Module, progress: Progress, region: Region, weight: float) -> None:
         """Adapt a network's norm statistics to the image in a region.
@@ -227,26 +226,13 @@ class Blocks:
         image = self.image(progress.image, extended)[0]
         box = tuple(slice(b, b + n) for b, n in zip(before, grid.shape, strict=True))
         opinions = [each[(slice(None), *box)] for each in _opinions(predicted, image, self.flip)]
-        tallies = [Tally(target, grid) for _ in opinions] if self.flip else []
-        for tally, values in zip(tallies, opinions, strict=False):
-            for k in range(grid.shape[0]):
-                tally.add(values[:, k : k + 1], k)
-        found = _mean(opinions).contiguous()
-        return Predicted(found, grid, tuple(tally.row for tally in tallies))
+        return Predicted.mean_of(opinions, grid, target)
 
 
 def _opinions(predict: Callable[[Tensor], Tensor], image: Tensor, flip: bool) -> list[Tensor]:
     """The prediction of an image; and of the image flipped along its last axis, flipped back."""
     first = predict(image)
     return [first, predict(image.flip(-1)).flip(-1)] if flip else [first]
-
-
-def _mean(opinions: Sequence[Tensor]) -> Tensor:
-    """The mean of one or two opinions."""
-    if len(opinions) == 1:
-        return opinions[0]
-    first, second = opinions
-    return (first + second) / 2
 
 
 def smooth_across_slices(values: Tensor, grid: Grid, sd_mm: float) -> None:
