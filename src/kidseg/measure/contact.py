@@ -8,7 +8,9 @@ Between thick slices the contours are interpolated first: on the steps between t
 contact that is curved or ends between two slices would be missed.
 
 Parenchyma thinner than a voxel is labelled in patches, where centres of voxels happen to be in it.
-So the patches are closed first: gaps between them that are narrow belong to the contact.
+An even film of it is found by closing the narrow gaps between its patches, and parenchyma that
+tapers towards the end of the contact by extrapolation (`contact_ends`). Each of both is too small
+where the other one is right, so the larger one is taken.
 
 Source: Lenoir, Malgouyres and Revenu, "Fast computation of the normal vector field of the surface
 of a 3-D discrete object", DGCI 1996: area of a digital surface by its normals.
@@ -23,6 +25,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from kidseg.geometry import distances_mm, divided
+from kidseg.measure.contact_ends import END, Pair, Steps, bare_mm, faces, narrow_gaps
 from kidseg.measure.diameters import surface_mm
 from kidseg.measure.mask import MARGIN, Mask, moved_contours
 from kidseg.measure.quantity import Quantity, counted, spanned
@@ -49,9 +52,6 @@ _TRUNCATE = 4.0
 # slices up to 5 mm.
 _DIVIDED, _SIGMA_DIVIDED = 1.5, 0.35
 _MAX_DIVIDED = 10  # parts; likewise
-# Gaps in a contact belong to it up to twice this width, in voxels of the widest spacing. Chosen on
-# shells of parenchyma (docs/measure.md): 1 leaves more of them open, 3 closes more beside them.
-_GAP = 1.5
 # Rays through the parenchyma: at most so many, so long, in steps of this part of a voxel.
 _RAYS = 4000
 _LONGEST_MM = 150.0
@@ -95,12 +95,12 @@ def contact_of(tumour: Mask, kidney: Mask) -> Contact:
 
 
 def contact_area(tumour: Mask, kidney: Mask) -> Quantity:
-    """Area of the contact, narrow gaps included; its interval is that of contours moved by a voxel.
+    """Area of the contact, thin parts included; its interval is that of contours moved by a voxel.
 
     The contour between both is moved either way, and so is the contour of both together, at whose
-    edge the contact ends. Parenchyma that a tumour has stretched to less than 0.4 voxels has few
-    labels or none, and its contact is not seen. How much that is, labels cannot tell: as much is
-    added to the upper end as is seen before single voxels.
+    edge the contact ends. Parenchyma that a tumour has stretched to less than 0.2 voxels has few
+    labels or none. How much that is, labels cannot tell: as much is added to the upper end as is
+    seen before single voxels.
     """
     from scipy import ndimage
 
@@ -113,20 +113,23 @@ def contact_area(tumour: Mask, kidney: Mask) -> Quantity:
     shrunk = first & ~ndimage.binary_dilation(second)
     inside = ndimage.binary_erosion(both, border_value=1)
     outside = grown & ~second
+    gaps = narrow_gaps(meeting[0], second)
+    grid = meeting[0].grid
     pairs = (
-        (first, second | _gaps(meeting[0], second)),
+        (first, second | gaps),
         (first, second),
         (grown & both, second & ~grown),
         (shrunk, both & ~shrunk),
         (first & inside, second & inside),
         (outside, ndimage.binary_dilation(second) & ~outside),
     )
-    grid = meeting[0].grid
-    areas = [_finely(Mask(inner, grid), outer).area_cm2 for inner, outer in pairs]
-    found = spanned(name, "cm2", areas[0], areas[1:])
+    areas = [_contact(*_finer(Mask(inner, grid), outer)).area_cm2 for inner, outer in pairs]
+    areas.append(_with_ends_cm2(meeting[0], second, gaps))
+    value = max(areas[0], areas[-1])
+    found = spanned(name, "cm2", value, areas)
     if not (thin := thin_share(tumour, kidney)):
         return found
-    most = max(areas) + thin * areas[0]
+    most = max(areas) + thin * value
     return replace(found, high=most, note=_MISSED.format(percent=100 * thin))
 
 
@@ -141,7 +144,7 @@ def thin_share(tumour: Mask, kidney: Mask) -> float:
     faces_mm2 = volume_mm3 * np.linalg.norm(np.linalg.inv(wide.linear), axis=1)
     thin = total = 0.0
     for axis in range(3):
-        inner, outer = _faces(wide.data, other, axis)
+        inner, outer = faces(wide.data, other, axis)
         beyond = 2 * outer - inner
         thin += float(faces_mm2[axis]) * np.count_nonzero(~other[tuple(beyond.T)])
         total += float(faces_mm2[axis]) * len(outer)
@@ -155,7 +158,7 @@ def _meeting(tumour: Mask, kidney: Mask) -> tuple[Mask, np.ndarray] | None:
     other = kidney.onto(tumour)
     near = np.zeros_like(other)
     for axis in range(3):
-        for voxels in _faces(tumour.data, other, axis):
+        for voxels in faces(tumour.data, other, axis):
             near[tuple(voxels.T)] = True
     if not near.any():
         return None
@@ -163,31 +166,27 @@ def _meeting(tumour: Mask, kidney: Mask) -> tuple[Mask, np.ndarray] | None:
     return here, there.data
 
 
-def _gaps(tumour: Mask, kidney: np.ndarray) -> np.ndarray:
-    """Voxels on the surface of the tumour that are in narrow gaps of its contact.
-
-    Source: morphological closing, Serra, Image Analysis and Mathematical Morphology, 1982.
-    """
-    from scipy import ndimage
-
-    spacing_mm = np.linalg.norm(tumour.linear, axis=0)
-    reach_mm = _GAP * float(spacing_mm.max())
-    around = ndimage.binary_dilation(tumour.data) & ~tumour.data
-    apart_mm = ndimage.distance_transform_edt(~(around & kidney), sampling=spacing_mm)
-    bare = around & (apart_mm > reach_mm)
-    if not bare.any():
-        return np.asarray(around & ~kidney)
-    within_mm = ndimage.distance_transform_edt(~bare, sampling=spacing_mm)
-    return np.asarray(around & ~kidney & (within_mm > reach_mm))
+def _with_ends_cm2(tumour: Mask, kidney: np.ndarray, gaps: np.ndarray) -> float:
+    """The contact, extrapolated where it ends."""
+    fine, outer, sigma = _finer(tumour, kidney)
+    for axis, (many, few) in enumerate(zip(outer.shape, gaps.shape, strict=True)):
+        gaps = gaps.repeat(many // few, axis)
+    steps = Steps.of(fine.data, outer)
+    found = _contact(fine, outer, sigma, steps.pairs)
+    if not len(found.areas_mm2):
+        return 0.0
+    widest_mm = float(np.linalg.norm(tumour.linear, axis=0).max())
+    away_mm = bare_mm(fine, outer | gaps, found.points_mm, 2 * END * widest_mm)
+    return max(steps.extrapolated_mm2(found.areas_mm2, away_mm, widest_mm) / 100, 0.0)
 
 
-def _finely(tumour: Mask, kidney: np.ndarray) -> Contact:
-    """The contact, with contours interpolated between thick slices."""
+def _finer(tumour: Mask, kidney: np.ndarray) -> tuple[Mask, np.ndarray, np.ndarray]:
+    """Both, with contours interpolated between thick slices, and the width of their Gaussian."""
     spacing_mm = np.linalg.norm(tumour.linear, axis=0)
     axis = int(np.argmax(spacing_mm))
     parts = min(round(spacing_mm[axis] / (_DIVIDED * np.sort(spacing_mm)[1])), _MAX_DIVIDED)
     if parts < 2:
-        return _contact(tumour, kidney, _sigma(tumour))
+        return tumour, kidney, _sigma(tumour)
     # From centres to centres: from the contours, areas of balls get 1 to 3 % smaller, too small.
     in_slices = [
         distances_mm(each, spacing_mm, axis, 1, to_contour=False)
@@ -202,12 +201,16 @@ def _finely(tumour: Mask, kidney: np.ndarray) -> Contact:
     fine = Mask(inner, tumour.grid.resized(both.shape))
     least_mm = _SIGMA_DIVIDED * spacing_mm[axis]
     sigma = np.maximum(_SIGMA, least_mm / np.linalg.norm(fine.linear, axis=0))
-    return _contact(fine, outer, np.minimum(sigma, _MAX_SIGMA))
+    return fine, outer, np.minimum(sigma, _MAX_SIGMA)
 
 
-def _contact(tumour: Mask, kidney: np.ndarray, sigma: np.ndarray) -> Contact:
-    faces = [_faces(tumour.data, kidney, axis) for axis in range(3)]
-    seen = np.concatenate([index for pair in faces for index in pair])
+def _contact(
+    tumour: Mask, kidney: np.ndarray, sigma: np.ndarray, pairs: Sequence[Pair] | None = None
+) -> Contact:
+    """At the faces between both, or between other pairs of neighbours along the three axes."""
+    if pairs is None:
+        pairs = [faces(tumour.data, kidney, axis) for axis in range(3)]
+    seen = np.concatenate([index for pair in pairs for index in pair])
     if not len(seen):
         return _NONE
     reach = (_TRUNCATE * sigma + 0.5).astype(int)  # all that the gradients at the faces see
@@ -219,7 +222,7 @@ def _contact(tumour: Mask, kidney: np.ndarray, sigma: np.ndarray) -> Contact:
     volume_mm3 = abs(float(np.linalg.det(tumour.linear)))
     points, normals, areas = [], [], []
     for axis in range(3):
-        inner, outer = faces[axis]
+        inner, outer = pairs[axis]
         slopes = gradient[:, *(inner - low).T] + gradient[:, *(outer - low).T]
         slope = -slopes.T @ mm_from_slope.T
         normal = slope / np.maximum(np.linalg.norm(slope, axis=1, keepdims=True), 1e-12)
@@ -312,18 +315,6 @@ def _gap_mm(tumour: Mask, others: Sequence[Mask]) -> float:
     if not (surfaces and tumour.data.any()):
         return math.inf
     return float(np.min(KDTree(np.concatenate(surfaces)).query(surface_mm(tumour))[0]))
-
-
-def _faces(tumour: np.ndarray, kidney: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """(faces, 3) indices of the voxel of the tumour, and of that of the kidney, along an axis."""
-    lower = [slice(None)] * 3
-    upper = [slice(None)] * 3
-    lower[axis], upper[axis] = slice(None, -1), slice(1, None)
-    step = np.zeros(3, dtype=int)
-    step[axis] = 1
-    up = np.argwhere(tumour[tuple(lower)] & kidney[tuple(upper)])
-    down = np.argwhere(kidney[tuple(lower)] & tumour[tuple(upper)])
-    return np.concatenate([up, down + step]), np.concatenate([up + step, down])
 
 
 def _sigma(mask: Mask) -> np.ndarray:
