@@ -19,6 +19,7 @@ from kidseg.measure.contact import (
     rim_quantities,
     thin_share,
 )
+from kidseg.measure.contact_ends import narrow_gaps
 from kidseg.measure.diameters import ellipsoid_ml, measure_diameters, surface_mm
 from kidseg.measure.mask import Mask, bounds, moved_contours
 from kidseg.measure.quantity import Quantity
@@ -260,6 +261,50 @@ def test_contact_with_parenchyma_thinner_than_a_voxel(
     assert contact_of(tumour, kidney).area_cm2 < found.value, "the patches alone are less"
     assert found.low is not None and found.high is not None
     assert found.low < area_cm2 < found.high
+
+
+@pytest.mark.parametrize("slope", [0.15, 0.3, 1.0])
+@pytest.mark.parametrize(
+    ("spacing_mm", "seed"),
+    [
+        ((1.5, 1.0, 1.0), 1),
+        *(
+            pytest.param(spacing_mm, seed, marks=pytest.mark.slow)
+            for spacing_mm in ((1.0, 1.0, 1.0), (3.0, 0.9, 0.9))
+            for seed in (2, 4)
+        ),
+    ],
+)
+def test_contact_with_parenchyma_that_tapers_to_nothing(
+    spacing_mm: tuple[float, ...], seed: int, slope: float
+) -> None:
+    """A shell around six tenths of a ball, as thick as `slope` times the way to its rim."""
+    radius_mm = 18.0
+    grid = oblique(radius_mm + 9, spacing_mm, seed)
+    place = positions(grid)
+    away = np.sqrt((place**2).sum(-1))
+    angle = np.arccos(np.clip(place @ rotation(seed + 50)[:, 0] / np.maximum(away, 1e-9), -1, 1))
+    thick_mm = np.clip(slope * radius_mm * (math.acos(-0.2) - angle), 0, 8)
+    tumour = Mask(away <= radius_mm, grid)
+    kidney = Mask(~tumour.data & (away <= radius_mm + thick_mm), grid)
+    area_cm2 = 2 * math.pi * radius_mm * 1.2 * radius_mm / 100
+    found = contact_area(tumour, kidney)
+    assert found.value == pytest.approx(area_cm2, rel=0.05)
+    assert contact_of(tumour, kidney).area_cm2 < found.value, "labels alone end too early"
+    assert found.low is not None and found.high is not None
+    assert found.low < area_cm2 < found.high
+
+
+def test_a_gap_in_thick_parenchyma_is_open() -> None:
+    """Two blocks on a plane, two voxels apart: both are seen as they are."""
+    tumour, kidney = np.zeros((2, 24, 24, 24), bool)
+    tumour[:, :, :8] = True
+    kidney[:, :10, 8:14] = kidney[:, 12:, 8:14] = True
+    grid = Grid.from_spacing(tumour.shape, (1.0, 1.0, 1.0))
+    assert not narrow_gaps(Mask(tumour, grid), kidney).any()
+    kidney[:, :, 9:] = False
+    closed = narrow_gaps(Mask(tumour, grid), kidney)
+    assert closed[2:-2, 10:12, 8].all(), "between single voxels it is closed"
 
 
 @pytest.mark.parametrize("seed", [1, 4])
