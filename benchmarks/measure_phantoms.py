@@ -4,9 +4,10 @@
     python benchmarks/measure_phantoms.py OUT.jsonl --report
 
 True are the volumes that were drawn, the sides, and, for all other measures, those of the same
-person in voxels of half the spacing. Two things take contact of tumour and kidney away from larger
-voxels: their size, and patches of thin parenchyma that become too small for a label of their own.
-"Same labels" are every second of the smaller voxels in each direction, which shows the first alone.
+person in voxels of half the spacing. In both, the same parenchyma is kidney: a digital patient
+gives small pieces of it on a tumour to the tumour, and which are that small depends on the voxels,
+so in the smaller voxels those are tumour that are so in the scan. "Same labels" are every second
+of the smaller voxels in each direction, which shows what their size takes away.
 Patients that are in OUT.jsonl already are not made again.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -21,10 +23,12 @@ from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 
+import kidseg.phantom.render  # noqa: F401
 from kidseg.config import PhantomConfig
 from kidseg.geometry import Grid, Volume
 from kidseg.labels import KIDNEY_TUMOUR
@@ -38,6 +42,7 @@ from kidseg.measure.quantity import Quantity
 from kidseg.measure.response import changes
 from kidseg.metrics import union_box
 from kidseg.phantom import DrawnPatient, draw_patient
+from kidseg.phantom.render import KIDNEY
 
 SEED = 3111
 SLICES_MM = (1.5, 5.0)
@@ -58,6 +63,7 @@ RATIOS = {  # and their limits; other measures are compared by difference
 }
 _SCOUT_MM = (4.0, 3.0, 3.0)
 _MARGIN_MM = 10.0
+RENDER = sys.modules["kidseg.phantom.render"]
 _AROUND = 16  # voxels around a tumour that its contact is measured in
 Row = dict[str, Any]
 
@@ -73,10 +79,40 @@ class Shown:
 
 def shown(drawn: DrawnPatient, grid: Grid) -> Shown:
     """The labels of a patient on voxels, measured as `kidseg measure` does."""
-    labels = Volume(torch.from_numpy(drawn.rendered(grid).labels)[None], grid)
+    return labels_shown(drawn, grid, drawn.rendered(grid).labels)
+
+
+def labels_shown(drawn: DrawnPatient, grid: Grid, data: np.ndarray) -> Shown:
+    """These labels of a patient, measured as `kidseg measure` does."""
+    labels = Volume(torch.from_numpy(data)[None], grid)
     middle = Midline.at(float(drawn.pose.scanner_from_anatomy()[0, 3]), "body")
     labelled = Labelled(labels=labels, schema=KIDNEY_TUMOUR, midline=middle)
     return Shown(grid, *measure_labelled(labelled, Request()))
+
+
+def finer(drawn: DrawnPatient, scan: Shown) -> Shown:
+    """The same in voxels of half the spacing, with the pieces of kidney that the scan has."""
+    grid = scan.grid.with_spacing([float(s) / 2 for s in scan.grid.spacing_mm])
+    written = drawn.rendered(scan.grid).labels
+    with patch.object(RENDER, "_absorb_shreds", lambda organs, voxel_ml: None):
+        whole, labels = (drawn.rendered(each).labels for each in (scan.grid, grid))
+    place = scan.grid.index(grid.mm(np.argwhere(labels == KIDNEY).astype(float))).numpy()
+    spacing_mm = scan.grid.spacing_mm.tolist()
+    labels[labels == KIDNEY] = of_nearest_piece(whole == KIDNEY, written, place, spacing_mm)
+    return labels_shown(drawn, grid, labels)
+
+
+def of_nearest_piece(
+    kidney: np.ndarray, written: np.ndarray, place: np.ndarray, spacing_mm: list[float]
+) -> np.ndarray:
+    """(points,) labels as written of the voxels of a kidney next to (points, 3) indices."""
+    from scipy.ndimage import distance_transform_edt
+
+    nearest = distance_transform_edt(
+        ~kidney, sampling=spacing_mm, return_distances=False, return_indices=True
+    )
+    index = np.clip(np.rint(place).astype(int), 0, np.array(kidney.shape) - 1)
+    return np.asarray(written[tuple(nearest[:, *index.T])])
 
 
 def around_kidneys(drawn: DrawnPatient) -> Grid:
@@ -106,8 +142,7 @@ def patient_rows(task: tuple[str, int, int]) -> list[Row]:
     if config.timepoints == 2:
         rows += change_rows(times[1], *scans)
     else:
-        fine = scans[0].grid.with_spacing([float(s) / 2 for s in scans[0].grid.spacing_mm])
-        rows += finer_rows(scans[0], shown(times[0], fine))
+        rows += finer_rows(scans[0], finer(times[0], scans[0]))
     known = {
         "cohort": cohort,
         "patient": index,
@@ -143,11 +178,11 @@ def change_rows(now: DrawnPatient, before: Shown, after: Shown) -> Iterator[Row]
         yield row("tumour", "change, %", change.value, 100 * (new / old - 1), change)
 
 
-def finer_rows(scan: Shown, finer: Shown) -> Iterator[Row]:
+def finer_rows(scan: Shown, smaller: Shown) -> Iterator[Row]:
     """Every quantity in the scan's voxels, and in finer ones."""
     voxel_mm = float(scan.grid.spacing_mm.max())
-    fine = {structure.id: structure for structure in finer.measured.structures}
-    ill = {tumour.side for tumour in finer.parts.tumours}
+    fine = {structure.id: structure for structure in smaller.measured.structures}
+    ill = {tumour.side for tumour in smaller.parts.tumours}
     for structure in scan.measured.structures:
         name = str(structure.meaning)
         if name == "kidney":
@@ -160,7 +195,7 @@ def finer_rows(scan: Shown, finer: Shown) -> Iterator[Row]:
             if true is not None:
                 yield row(name, found.name, found.value, true.value, found, voxel_mm)
                 if found.name == CONTACT and true.value > 0:
-                    same = same_labels(finer.parts, structure.id)
+                    same = same_labels(smaller.parts, structure.id)
                     yield row(name, SAME_LABELS, same.value, true.value, same)
 
 
