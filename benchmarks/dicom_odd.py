@@ -28,6 +28,7 @@ import torch
 
 from kidseg.errors import KidsegError
 from kidseg.io.dicom import list_series, read_series
+from kidseg.io.dicom_image_type import image_type_table
 from kidseg.io.orientation import ras_from_lps, reorient
 from kidseg.io.scan import ReadOptions, Scan
 
@@ -161,7 +162,7 @@ def tags_affine(datasets: list[pydicom.Dataset]) -> np.ndarray:
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folders", nargs="+", type=Path)
     folders = parser.parse_args().folders
@@ -177,6 +178,7 @@ def main() -> None:
             check = agrees(plain, given) if isinstance(plain, Scan) else ""
             after = "the same" if same else as_cell(repaired, given)
             print(f"| `{given.name}` | {as_cell(plain, given)} | {check} | {after} |")
+    print("", *image_type_table(), sep="\n")
 
 
 if __name__ == "__main__":

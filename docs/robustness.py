@@ -32,7 +32,11 @@ INPUTS: Mapping[int, tuple[str, str]] = {
     7: ("4D with one volume; with several", "read; refused, or one chosen by the data set"),
     8: ("2D, RGB, structured types; one slice", "refused; read"),
     9: ("NaN or infinite voxels", "refused in training; replaced with a warning in inference"),
-    10: ("int64, big-endian, scaled values, bits above those stored", "read"),
+    10: (
+        "int64, big-endian, scaled values, bits above those stored; rescaling of its own for each"
+        " DICOM image",
+        "read; with a warning, or refused where neighbours contradict it",
+    ),
     11: (
         "implausible HU: unscaled, shifted, normalised, 8-bit, doubled, noise",
         "warning, or refused where it is certain",
@@ -55,8 +59,9 @@ INPUTS: Mapping[int, tuple[str, str]] = {
     ),
     18: ("several series in a folder", "listed; `--series`"),
     19: (
-        "localiser, dose report, SEG, secondary capture beside the CT",
-        "ignored with a warning",
+        "localiser, dose report, SEG, secondary capture, projection, subtraction, material map;"
+        " reformatted, virtual monoenergetic",
+        "ignored with a warning beside the CT, refused alone; read with a warning",
     ),
     20: ("enhanced and other multi-frame CT; compressed syntaxes", "read"),
     21: ("not CT; a transfer syntax that cannot be decoded", "refused by name"),
@@ -75,6 +80,7 @@ FAULTS: Mapping[str, str] = {
     "kill -9 while segmenting": "done scans are kept, none is half written; --resume goes on",
     "kill while saving": "the previous state is complete; two are kept, with SHA-256",
     "damaged state or model": "refused; the previous state is used and said; never a fresh start",
+    "resumed by another version": "said on the terminal, in summary.json and resumed.json",
     "disk full": "exit code 5, no half file",
     "SIGTERM": "state saved, exit code 143; how to go on is said",
     "worker killed": "noticed in seconds, named; no hang; of a batch it costs only its scan",

@@ -46,11 +46,13 @@ ROOMS = [
     "topology",
     "records",
     *("meaning", "registry", "provenance", "table", "csv_table", "extras", "errors"),
+    "new_folders",
 ]
 # What a light module must not pull in when it is imported.
 HEAVY = {"torch", "numpy", "scipy", "nibabel", "SimpleITK", "pydicom", "highdicom", "matplotlib"}
 LIGHT = {
     "errors",
+    "new_folders",
     "extras",
     "records",
     "meaning",

@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from kidseg import new_folders
 from kidseg.cli.contour_table import contours
 from kidseg.cli.conversion import convert
 from kidseg.cli.data import check, demo, export, phantom, store
@@ -99,6 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if (known := _known(error)) is None:
             raise
         exit_with(known, as_json)
+    finally:
+        new_folders.remove_empty()
 
 
 def _known(error: Exception) -> KidsegError | None:

@@ -27,7 +27,8 @@ from kidseg.cli.options import (
     option,
 )
 from kidseg.cli.progress import show_progress
-from kidseg.cli.several import end_of_several, is_several, one_only, scans_of
+from kidseg.cli.several import KEPT, end_of_several, is_several, one_only, scans_of
+from kidseg.cli.stopping import stoppable
 from kidseg.cli.terminal import print_result
 from kidseg.errors import Finding, UsageError
 from kidseg.table import text_table, wrapped
@@ -135,7 +136,7 @@ def _convert_all(
         rows = [[one["name"], str(len(one["outputs"]))] for one in would]
         done, head = {"would_convert": would}, ["case", "files"]
     else:
-        with show_progress("label files", quiet or as_json) as advance:
+        with show_progress("label files", quiet or as_json) as advance, stoppable(lambda: KEPT):
             made, unwritten = attempt_each(
                 list(planned), lambda path: planned[path].write(), advance
             )

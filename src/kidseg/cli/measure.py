@@ -25,7 +25,8 @@ from kidseg.cli.options import (
     option,
 )
 from kidseg.cli.progress import show_progress
-from kidseg.cli.several import end_of_several, is_several, one_only, scans_of
+from kidseg.cli.several import KEPT, end_of_several, is_several, one_only, scans_of
+from kidseg.cli.stopping import stoppable
 from kidseg.cli.terminal import print_result
 from kidseg.table import ranged, text_table, wrapped
 
@@ -151,7 +152,7 @@ def _measure_all(
         check_copies(path, files[path])
         return measure(path, replace(request, ct=scans[path]), out=out, overwrite=overwrite)
 
-    with show_progress("label files", quiet or as_json) as advance:
+    with show_progress("label files", quiet or as_json) as advance, stoppable(lambda: KEPT):
         done, failed = attempt_each(files, attempt, advance)
     rows = [_summary(label_name(path), one.measurement) for path, one in done.items()]
     head = ["case", *(f"{side} {what}" for side in ("right", "left") for what in _SUMMED)]

@@ -12,7 +12,7 @@ from kidseg.cli.terminal import print_result
 from kidseg.errors import BatchError, Finding, KidsegError, UsageError
 from kidseg.table import wrapped
 
-__all__ = ["Failed", "end_of_several", "is_several", "one_only", "scans_of"]
+__all__ = ["KEPT", "Failed", "end_of_several", "is_several", "one_only", "scans_of"]
 
 Failed = Sequence[tuple[Path, KidsegError]]
 
@@ -59,6 +59,10 @@ def scans_of(files: Collection[Path], scans: Path | None) -> dict[Path, Path | N
     if volumes := [path for path in files if path not in found]:
         found |= scans_of_labels(scans, volumes)
     return found
+
+
+KEPT = "Files that were written are complete. To go on, leave them out, or run it with --overwrite."
+"""How to go on with several label files after a stop."""
 
 
 def end_of_several(

@@ -26,6 +26,8 @@ INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 _AGAIN_S = 0.5
 """A stop that nothing has noticed by then is raised again."""
 
+_AGAIN = "No file is incomplete. Run the same command again."
+
 _received: list[int] = []
 _said: list[str] = []
 
@@ -58,7 +60,7 @@ def end(code: int | None, as_json: bool) -> NoReturn:
         if signal.SIGTERM in _received:
             code = TERMINATED
         if not _said:
-            _say("")
+            _say(_AGAIN)
         if as_json:
             finding = Finding(
                 code="stopped" if code == TERMINATED else "interrupted",

@@ -29,7 +29,13 @@ _WITHOUT_PYTORCH = (
     "none: exported models segment on the CPU; no training, no lossless JPEG in DICOM, no figures"
     " and pages; see docs/container.md"
 )
-_TOLD = ("calibration-left-out", "label-not-understood", "no-kidney-label", "no-curves")
+_TOLD = (
+    "calibration-left-out",
+    "other-software",
+    "label-not-understood",
+    "no-kidney-label",
+    "no-curves",
+)
 _STOPPED = {
     "epochs": "all epochs done",
     "patience": "no better for long",

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from kidseg import new_folders
 from kidseg.errors import (
     DISK_FULL,
     InputError,
@@ -76,7 +77,7 @@ def make_folder(path: Path) -> None:
         ResourceError: "disk-full".
     """
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        new_folders.create(path)
     except FileExistsError as error:
         raise file_in_the_way(path) from error
     except (OSError, ValueError) as error:

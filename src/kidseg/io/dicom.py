@@ -25,6 +25,7 @@ from kidseg.io.dicom_frames import check_readable, find_images
 from kidseg.io.dicom_grids import native_grid, resample_evenly
 from kidseg.io.dicom_header import is_zstd, number
 from kidseg.io.dicom_pixels import check_pixels, decode
+from kidseg.io.dicom_rescale import check_mixed
 from kidseg.io.dicom_series import Series, check_consistent, group_series, identity, series_facts
 from kidseg.io.dicom_stack import (
     Stack,
@@ -83,6 +84,8 @@ def read_series(path: str | Path, options: ReadOptions = _DEFAULT) -> Scan:
     findings = list(found.findings)
     values, stored, padded = decode(stack.planes, found.series.images, stack.shape, path, options)
     findings += [*_tilt_tag(stack, found.series, path), *_single(stack, native, path), *padded]
+    if options.values == "ct":
+        findings += check_mixed(values, stack.planes, path)
     is_joined = any(f.code in _JOINED for f in findings)
     findings += _unlike_neighbours(values, stack, path, is_joined=is_joined)
     if found.is_repaired:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["alternates", "jumps", "unlikeness"]
+__all__ = ["alternates", "jumps", "sampled", "unlikeness"]
 
 # Neighbouring slices differ less than every second one; noise alone makes both differ the same.
 _ALTERNATING = 1.15
@@ -78,8 +78,17 @@ def unlikeness(values: Tensor, part_of: Sequence[int]) -> float:
     return max(near / far, 1.0 if is_paired else 0.0)
 
 
+def sampled(values: Tensor) -> Tensor:
+    """Every n-th pixel of each slice, about 128 on a side: (slices, rows, columns), float32.
+
+    Args:
+        values: (1, slices, rows, columns).
+    """
+    rows, columns = (max(1, n // _SAMPLED_SIDE) for n in values.shape[2:])
+    return values[0, :, ::rows, ::columns].to(torch.float32)
+
+
 def _distances(values: Tensor, apart: int) -> Tensor:
     """Mean absolute difference of each slice from the one `apart` slices on."""
-    rows, columns = (max(1, n // _SAMPLED_SIDE) for n in values.shape[2:])
-    sample = values[0, :, ::rows, ::columns].to(torch.float32)
+    sample = sampled(values)
     return (sample[apart:] - sample[:-apart]).abs().mean(dim=(1, 2))

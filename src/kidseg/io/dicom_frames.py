@@ -24,6 +24,7 @@ from kidseg.io.dicom_header import (
     number,
     numbers,
 )
+from kidseg.io.dicom_image_type import excluded_by
 
 __all__ = ["Image", "Plane", "check_readable", "find_images"]
 
@@ -111,6 +112,12 @@ class Image:
         )
 
     @property
+    def image_type(self) -> str:
+        """Image Type; of a multi-frame file the Frame Type of its first plane, if it is stated."""
+        first = self.planes[0].fields if self.planes else self.fields
+        return first.get("FrameType") or self.text("ImageType")
+
+    @property
     def is_unplaced(self) -> bool:
         """Whether the file states no position at all, and no unreadable one either."""
         stated = self.fault is not None or "ImagePositionPatient" in self.odd
@@ -126,8 +133,8 @@ class Image:
             return "secondary capture"
         if kind.startswith(_SEGMENTATION) or self.modality == "SEG":
             return "segmentation"
-        if "LOCALIZER" in self.text("ImageType").upper().split("\\"):
-            return "localiser"
+        if computed := excluded_by(self.image_type):
+            return computed
         if "Rows" not in self.fields or self.modality in ("RTDOSE", "PR", "SR", "KO", "REG"):
             return UID_dictionary[kind][0] if kind in UID_dictionary else self.modality or "object"
         if number(self.fields, "SamplesPerPixel") not in (None, 1.0):

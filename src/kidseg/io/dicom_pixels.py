@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,8 @@ from kidseg.io import checks
 from kidseg.io.dicom_codestream import check_frames
 from kidseg.io.dicom_frames import Image, Plane
 from kidseg.io.dicom_header import number, quiet, read_dataset, reading
+from kidseg.io.dicom_image_type import image_type_findings
+from kidseg.io.dicom_rescale import check_stated, check_valid, rescaling
 from kidseg.io.gdcm_process import GdcmProcess
 from kidseg.io.numbers import scaled
 from kidseg.io.scan import ReadOptions
@@ -145,24 +147,6 @@ def _lossy(series: Series, path: Path) -> tuple[Finding, ...]:
     return (Finding(code="lossy-compression", path=str(path), cause=cause, next_step=step),)
 
 
-def _missing_rescale(planes: Sequence[Plane], path: Path) -> Iterator[Finding]:
-    """A finding if slope or intercept is missing; refused where other images state others."""
-    missing = [plane for plane in planes if None in (plane.slope, plane.intercept)]
-    stated = {(plane.slope, plane.intercept) for plane in planes if plane not in missing}
-    if not missing:
-        return
-    where = f"rescale slope or intercept is missing in {len(missing)} of {len(planes)} images"
-    if stated - {(1.0, 0.0)}:
-        raise InputError(
-            f"{where}, first {missing[0].path.name}; the others state them",
-            path=path,
-            code="bad-rescale",
-            next_step="Export the complete series again.",
-        )
-    cause = f"{where}; 1 and 0 were used: stored values are assumed to be Hounsfield units"
-    yield Finding(code="missing-rescale", path=str(path), cause=cause)
-
-
 def _rescaling(series: Series, path: Path, options: ReadOptions) -> tuple[Finding, ...]:
     """Check slope, intercept and the unit of the values.
 
@@ -171,17 +155,10 @@ def _rescaling(series: Series, path: Path, options: ReadOptions) -> tuple[Findin
             or slope or intercept is not finite, or they are missing in some images only.
     """
     planes = series.planes
-    for plane in planes:
-        if plane.slope == 0 or not np.isfinite([plane.slope or 1, plane.intercept or 0]).all():
-            raise InputError(
-                f"its rescale slope {plane.slope:g} or intercept {plane.intercept} is invalid",
-                path=plane.path,
-                code="bad-rescale",
-                next_step="The header is damaged: export the series again.",
-            )
+    check_valid(planes)
     if options.values != "ct":
         return ()
-    findings = list(_missing_rescale(planes, path))
+    findings = [*check_stated(planes, path), *image_type_findings(series.images, path)]
     kinds = Counter(plane.rescale_type for plane in planes)
     # HU_MOD: Hounsfield units of a virtual monochromatic image; US: unspecified.
     other = sorted(set(kinds) - {"", "HU", "HU_MOD", "US"})
@@ -192,10 +169,6 @@ def _rescaling(series: Series, path: Path, options: ReadOptions) -> tuple[Findin
             code="not-hounsfield",
             next_step="Export the CT images of the same scan.",
         )
-    if any("PERFUSION" in image.text("ImageType") for image in series.images):
-        kind = series.images[0].text("ImageType")
-        cause = f"it is a perfusion map (Image Type {kind}): values may not be Hounsfield units"
-        findings.append(Finding(code="derived-values", path=str(path), cause=cause))
     if "US" in kinds:
         cause = "the unit of its values is unspecified (Rescale Type is US)"
         findings.append(Finding(code="unspecified-values", path=str(path), cause=cause))
@@ -260,7 +233,7 @@ def decode(
 
 def _rescaled(raw: np.ndarray, planes: Sequence[Plane], path: Path) -> Tensor:
     """(planes, rows, columns), each with its own slope and intercept."""
-    scales = [(1.0 if p.slope is None else p.slope, p.intercept or 0.0) for p in planes]
+    scales = [rescaling(plane) for plane in planes]
     if len(set(scales)) == 1:
         return scaled(raw, *scales[0], path)
     parts = [scaled(raw[k], *scale, path) for k, scale in enumerate(scales)]

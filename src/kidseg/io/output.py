@@ -61,6 +61,7 @@ KINDS = {
                     "plan.json",
                     "cases.json",
                     "start.safetensors",
+                    "resumed.json",
                     "store",
                 ),
                 *("model.safetensors", "curves.png", "summary.json", "stamp.json"),

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from kidseg import new_folders
 from kidseg.cases import case_paths, write_dataset_json, write_patients_csv
 from kidseg.config import PhantomConfig
 from kidseg.errors import DISK_FULL, ResourceError, UsageError
@@ -182,7 +183,7 @@ def _clear(out: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-    (out / _TRUTH).mkdir(parents=True)
+    new_folders.create(out / _TRUTH)
 
 
 def _remove_empty(out: Path, new: list[Path]) -> None:

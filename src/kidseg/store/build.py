@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kidseg import new_folders
 from kidseg.errors import DISK_FULL, InputError, ModelError, ResourceError, UsageError
 from kidseg.io.content import sha256_of
 from kidseg.plan import Plan
@@ -113,7 +114,7 @@ def _locked(path: Path) -> Iterator[None]:
             next_step="Choose a new folder for the store.",
         )
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        new_folders.create(path)
         lock = (path / _LOCK).open("ab")
     except OSError as error:
         if (path / STORE).is_file():  # a finished store on read-only media needs no lock

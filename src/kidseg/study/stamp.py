@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from kidseg import new_folders
 from kidseg.errors import ModelError, UsageError
 from kidseg.io.atomic import write_json
 from kidseg.records import SEAL, Record, checked, read_file, sealed, unsealed
@@ -128,6 +129,6 @@ def measured_stamp(folder: Path) -> dict[str, Any]:
 
 def write_stamp(folder: Path, content: Mapping[str, Any]) -> None:
     """Write the stamp of a folder, sealed; the folder is created if it is missing."""
-    folder.mkdir(parents=True, exist_ok=True)
+    new_folders.create(folder)
     plain = {key: value for key, value in content.items() if key != SEAL}
     write_json(folder / STAMP, sealed(plain), overwrite=True)

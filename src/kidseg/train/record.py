@@ -17,7 +17,7 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from kidseg.records import (
     unsealed,
 )
 from kidseg.train.setup import ResolvedSetup, Setup, overrides_of
+from kidseg.train.software import software
 
 __all__ = ["RECORD", "START", "Cases", "RunRecord", "read_record", "resumed_setup", "write_record"]
 
@@ -98,6 +99,7 @@ class RunRecord(Record):
         tune: what is trained.
         start: path of the model to fine-tune; None: none.
         files: SHA-256 of the other files of the record.
+        software: that started the run, see `software`; empty in records of earlier versions.
     """
 
     format: int
@@ -108,11 +110,15 @@ class RunRecord(Record):
     tune: str
     start: str | None
     files: Mapping[str, str]
+    software: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
         """Identifies the run: its seal."""
-        return digest_of(asdict(self))
+        stated = asdict(self)
+        if not self.software:
+            del stated["software"]
+        return digest_of(stated)
 
 
 def write_record(
@@ -143,6 +149,7 @@ def write_record(
         tune=setup.tune or "all",
         start=None if setup.start is None else str(setup.start),
         files={name: sha256_of(out / name) for name in names},
+        software=software(),
     )
     write_json(out / RECORD, sealed(asdict(record)), overwrite=True)
     return record

@@ -10,6 +10,7 @@ from typing import TextIO
 
 import torch.distributed as dist
 
+from kidseg import new_folders
 from kidseg.cases.roi_rules import ROI_RULES
 from kidseg.distributed import rank
 from kidseg.errors import InputError, UsageError
@@ -19,6 +20,7 @@ from kidseg.train.material import STORE
 from kidseg.train.record import RECORD, START, Cases, write_record
 from kidseg.train.resuming import LOG
 from kidseg.train.setup import ResolvedSetup, Setup
+from kidseg.train.software import RESUMED
 from kidseg.workers import signals_deferred
 
 __all__ = ["check_not_start", "locked_run", "start_record"]
@@ -32,6 +34,7 @@ _OUTPUTS = (
     "cases.json",
     START,
     ROI_RULES,
+    RESUMED,
     "summary.json",
     "curves.png",
 )
@@ -93,7 +96,7 @@ def _lock(out: Path) -> TextIO:
     import fcntl
 
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        new_folders.create(out)
         lock = (out / ".lock").open("w")
     except OSError as error:
         raise InputError(
