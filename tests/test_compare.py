@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from disks import small_disk
 from kidseg.compare import compare, holm
-from kidseg.errors import InputError, UsageError
+from kidseg.errors import InputError, ResourceError, UsageError
 from kidseg.evaluate import METRICS, Row, protocol_named, read_run, summarise
 from kidseg.evaluate.summary import COLUMNS, write_csv
 from kidseg.io.atomic import write_json
@@ -554,3 +555,23 @@ def test_what_was_noticed_in_the_evaluations_is_said(tmp_path: Path) -> None:
     assert [run["findings"] for run in result["runs"]] == [{}, {"missing-prediction": 2, "x": 1}]
     text = (tmp_path / "out" / "compare.md").read_text()
     assert "Noticed in b, see its summary.json: 2 missing prediction, 1 x" in text
+
+
+@pytest.mark.fault("disk full")
+@pytest.mark.parametrize("pages", [1, 2, 4])
+def test_a_disk_that_is_really_full_holds_no_half_comparison(tmp_path: Path, pages: int) -> None:
+    runs = [write_run(tmp_path / n, {"kidney": [0.5, 0.6, 0.7]}) for n in "ab"]
+    with small_disk(tmp_path / "disk", 4096 * pages) as disk:
+        with pytest.raises(ResourceError) as caught:
+            compare(runs, disk / "out")
+        assert caught.value.code == "disk-full" and str(disk / "out") in str(caught.value.path)
+        assert not [path for path in disk.rglob("*") if path.is_file()]
+
+
+def test_a_table_that_excel_saved_is_read(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", {"kidney": [0.5, 0.6, 0.7]})
+    before = read_run(run).rows
+    table = run / "cases.csv"
+    text = table.read_text().replace("\n", "\r\n")
+    table.write_bytes(text.encode("utf-8-sig"))
+    assert read_run(run).rows == before

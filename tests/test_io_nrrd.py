@@ -367,6 +367,8 @@ def test_nrrd_headers_that_are_refused(tmp_path: Path, fields: dict[str, str], c
         ({"ElementType": "MET_STRING"}, "unsupported-type"),
         ({"BinaryData": "False"}, "unsupported-encoding"),
         ({"HeaderSize": "-2"}, "unsupported-encoding"),
+        ({"DistanceUnits": "um"}, "bad-unit"),
+        ({"DistanceUnits": "cm"}, "bad-unit"),
     ],
 )
 def test_metaimage_headers_that_are_refused(

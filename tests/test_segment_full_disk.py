@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from disks import mounted
 from ellipses import make_ellipse_patient
 from kidseg.errors import ResourceError
 from kidseg.io import save
@@ -32,14 +33,6 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for k in range(SCANS):
         save(make_ellipse_patient(k).image, folder / f"s{k}.nii.gz")
     return folder
-
-
-def mounted(folder: Path, options: str) -> bool:
-    command = ["mount", "-t", "tmpfs", "-o", options, "kidseg-test", str(folder)]
-    try:
-        return subprocess.run(command, capture_output=True, check=False).returncode == 0
-    except FileNotFoundError:
-        return False
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 
+from disks import small_disk
 from findings import code_of
 from folders import contents
 from kidseg import io
@@ -483,6 +484,19 @@ def test_a_full_disk_leaves_no_half_case(
     assert caught.value.code == "disk-full"
     assert [p.name for p in (path / "cases").iterdir()] == ["case_0"]
     assert len(build_store(made.dataset, made.plan, path, recipe=VOXELS).cases) == 3
+
+
+@pytest.mark.fault("disk full")
+@pytest.mark.parametrize("pages", [4, 6, 8, 10])
+def test_a_disk_that_is_really_full_holds_no_half_case(
+    made: Made, tmp_path: Path, pages: int
+) -> None:
+    with small_disk(tmp_path / "disk", 4096 * pages) as disk:
+        with pytest.raises(ResourceError) as caught:
+            build_store(made.dataset, made.plan, disk / "store", recipe=VOXELS)
+        assert caught.value.code == "disk-full" and "unfinished" not in str(caught.value)
+        assert "run the command again" in caught.value.next_step
+        assert not list(disk.rglob("*unfinished*")) and not list(disk.rglob(".kidseg*"))
 
 
 def test_an_invalid_case_is_named_and_the_others_are_kept(tmp_path: Path) -> None:

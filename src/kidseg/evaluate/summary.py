@@ -175,7 +175,7 @@ def read_run(folder: Path) -> Run:
     try:
         summary = parsed((folder / "summary.json").read_bytes())
         checked(_Summary, summary)
-        text = (folder / "cases.csv").read_text(encoding="utf-8")
+        text = (folder / "cases.csv").read_text(encoding="utf-8-sig")  # as Excel saves it
     except OSError as error:
         raise InputError(
             f"not an evaluated folder: cannot read {error.filename} ({error.strerror})",

@@ -51,6 +51,7 @@ _NUMPY_FROM_MET = {
 _MET_FROM_NUMPY = {
     numpy: met for met, numpy in _NUMPY_FROM_MET.items() if met not in ("MET_LONG", "MET_ULONG")
 }
+_MILLIMETRE = {"", "?", "mm"}  # MetaIO writes "?" for an unknown unit
 _LAST = "ElementDataFile"
 _CHUNK = 2**24
 
@@ -94,7 +95,7 @@ def describe_metaimage(path: Path, options: ReadOptions) -> VoxelBlock:
     Raises:
         InputError: the header does not describe one valid volume; see the codes of
             `kidseg.io.checks` and `kidseg.io.voxels`, and "unsupported-encoding",
-            "several-volumes".
+            "several-volumes", "bad-unit".
     """
     lines, end = text_header(path, _LAST.encode())
     fields: dict[str, str] = {}
@@ -111,6 +112,13 @@ def describe_metaimage(path: Path, options: ReadOptions) -> VoxelBlock:
             path=path,
             code="several-volumes",
             next_step="Save the required component as a separate file.",
+        )
+    if (unit := fields.get("DistanceUnits", "mm")).lower() not in _MILLIMETRE:
+        raise InputError(
+            f"its unit of length is not millimetres, but {quoted(unit)}",
+            path=path,
+            code="bad-unit",
+            next_step="Export the scan again in millimetres.",
         )
     sizes = parse_numbers(fields["DimSize"], path)
     ranks = parse_numbers(fields["NDims"], path)

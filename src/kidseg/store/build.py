@@ -221,7 +221,7 @@ class _CaseWriter:
             folder.replace(self.cases / case.id)
         except BaseException as error:
             shutil.rmtree(folder, ignore_errors=True)
-            if isinstance(error, OSError) and error.errno in DISK_FULL:
+            if _is_disk_full(error):
                 raise ResourceError(
                     f"the disk is full; case '{case.id}' was not stored, earlier cases are kept",
                     path=folder.parent,
@@ -229,6 +229,12 @@ class _CaseWriter:
                     next_step="Free some disk space and run the command again.",
                 ) from error
             raise
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in DISK_FULL
+    return isinstance(error, ResourceError) and error.code == "disk-full"
 
 
 def _voxels_per_slice(labels: np.ndarray) -> dict[str, list[list[int]]]:
