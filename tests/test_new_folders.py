@@ -23,6 +23,12 @@ def test_only_empty_folders_that_were_created_here_are_removed(tmp_path: Path) -
     assert [path.name for path in (tmp_path / "kept").iterdir()] == ["file"]
 
 
+def test_a_folder_that_could_not_be_made_is_passed_over(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="null byte"):
+        new_folders.create(tmp_path / "a\0b")
+    new_folders.remove_empty()
+
+
 @pytest.mark.row(26)
 @pytest.mark.parametrize(
     "words",

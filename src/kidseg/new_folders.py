@@ -23,6 +23,6 @@ def create(path: Path) -> None:
 def remove_empty() -> None:
     """Remove the folders that `create` created and that are empty. Call it when a command ends."""
     for folder in sorted(set(_created), key=lambda path: len(path.parts), reverse=True):
-        with suppress(OSError):  # something is in it, or it has gone
+        with suppress(OSError, ValueError):  # something is in it, or it could not be made
             folder.rmdir()
     _created.clear()
