@@ -7,6 +7,9 @@ from pathlib import Path
 
 __all__ = ["create", "remove_empty"]
 
+_MOST = 1000
+"""So many folders are noted: a command is refused before it has made more; a server makes more."""
+
 _created: list[Path] = []
 
 
@@ -16,7 +19,8 @@ def create(path: Path) -> None:
     Raises:
         OSError, ValueError: it cannot be created.
     """
-    _created.extend(folder for folder in (path, *path.parents) if not folder.exists())
+    if len(_created) < _MOST:
+        _created.extend(folder for folder in (path, *path.parents) if not folder.exists())
     path.mkdir(parents=True, exist_ok=True)
 
 
