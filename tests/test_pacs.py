@@ -238,13 +238,23 @@ def images_of(folder: Path) -> list[Path]:
     return sorted(folder.iterdir())
 
 
+def taken(arrivals: Arrivals, instance: str, content: bytes) -> int:
+    """What is answered to an object that has been received."""
+    received = arrivals.incoming / "received.dcm"
+    received.write_bytes(content)
+    try:
+        return arrivals.take(instance, received)
+    finally:
+        received.unlink(missing_ok=True)
+
+
 def test_images_are_kept_and_complete_after_silence(tmp_path: Path) -> None:
     queue = SeriesQueue.opened(tmp_path / "work")
     arrivals = Arrivals(queue=queue, quiet_s=0.2)
     files = images_of(tmp_path / "ct")
     contents = {str(pydicom.dcmread(path).SOPInstanceUID): path.read_bytes() for path in files}
     for uid, content in contents.items():
-        assert arrivals.take(uid, content) == SUCCESS
+        assert taken(arrivals, uid, content) == SUCCESS
     assert arrivals.settle() == 0 and arrivals.are_pending
     time.sleep(0.3)
     assert arrivals.settle() == 1 and not arrivals.are_pending
@@ -254,7 +264,7 @@ def test_images_are_kept_and_complete_after_silence(tmp_path: Path) -> None:
     assert {path.read_bytes() for path in kept} == set(contents.values())
     # The same again is known; one image more is another series to be done.
     for uid, content in contents.items():
-        assert arrivals.take(uid, content) == SUCCESS
+        assert taken(arrivals, uid, content) == SUCCESS
     time.sleep(0.3)
     assert arrivals.settle() == 0 and len(queue.all()) == 1
 
@@ -268,7 +278,7 @@ def test_a_part_of_a_series_is_never_taken_for_the_whole(tmp_path: Path) -> None
     def arrive(some: Sequence[Path]) -> tuple[int, list[tuple[str, int]]]:
         for path in some:
             uid = str(pydicom.dcmread(path).SOPInstanceUID)
-            assert arrivals.take(uid, path.read_bytes()) == SUCCESS
+            assert taken(arrivals, uid, path.read_bytes()) == SUCCESS
         added = arrivals.settle()
         assert not arrivals.are_pending
         places = [(each, queue.place(each.number) / "images") for each in queue.all()]
@@ -290,7 +300,7 @@ def test_a_part_of_a_series_is_never_taken_for_the_whole(tmp_path: Path) -> None
 def states_after(arrivals: Arrivals, files: Sequence[Path]) -> list[str]:
     """The states of all series after the arrival of these images."""
     for path in files:
-        arrivals.take(str(pydicom.dcmread(path).SOPInstanceUID), path.read_bytes())
+        taken(arrivals, str(pydicom.dcmread(path).SOPInstanceUID), path.read_bytes())
     arrivals.settle()
     return [each.state for each in arrivals.queue.all()]
 
@@ -400,12 +410,12 @@ def test_images_of_an_earlier_process_go_on(tmp_path: Path) -> None:
     files = images_of(tmp_path / "ct")
     first = Arrivals(queue=queue, quiet_s=0.0)
     for path in files:
-        first.take(str(pydicom.dcmread(path).SOPInstanceUID), path.read_bytes())
+        taken(first, str(pydicom.dcmread(path).SOPInstanceUID), path.read_bytes())
     (place,) = first._places()
     (place / "study").write_text("")
-    (place.parent / ".half").write_bytes(b"half")
+    (first.incoming / "half.dcm").write_bytes(b"half")
     second = Arrivals(queue=queue, quiet_s=0.1)
-    assert second.settle() == 0
+    assert second.settle() == 0 and not any(second.incoming.iterdir())
     time.sleep(0.15)
     assert second.settle() == 1 and queue.all()[0].state == "here"
 
@@ -413,8 +423,8 @@ def test_images_of_an_earlier_process_go_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"\0" * 128 + b"DICM", b"no image" * 100])
 def test_what_is_no_image_is_not_kept(tmp_path: Path, content: bytes) -> None:
     arrivals = Arrivals(queue=SeriesQueue.opened(tmp_path), quiet_s=0.0)
-    assert arrivals.take("1.2.3", content) == CANNOT_UNDERSTAND
-    assert not arrivals.are_pending and not list((tmp_path / "arriving").iterdir())
+    assert taken(arrivals, "1.2.3", content) == CANNOT_UNDERSTAND
+    assert not arrivals.are_pending and not any((tmp_path / "arriving").glob("*"))
 
 
 def test_a_number_of_frames_that_is_none_is_not_kept(tmp_path: Path) -> None:
@@ -424,18 +434,18 @@ def test_a_number_of_frames_that_is_none_is_not_kept(tmp_path: Path) -> None:
     header = pydicom.dcmread(path)
     header.NumberOfFrames = "12"
     header.save_as(path)
-    assert arrivals.take(str(header.SOPInstanceUID), path.read_bytes()) == SUCCESS
+    assert taken(arrivals, str(header.SOPInstanceUID), path.read_bytes()) == SUCCESS
     for text in (b"x2", b"1\\"):
         content = path.read_bytes().replace(b"IS\x02\x0012", b"IS\x02\x00" + text)
         assert content != path.read_bytes()
-        assert arrivals.take(str(header.SOPInstanceUID), content) == CANNOT_UNDERSTAND
+        assert taken(arrivals, str(header.SOPInstanceUID), content) == CANNOT_UNDERSTAND
     assert arrivals.settle() == 0 and len(arrivals._places()) == 1
 
 
 def test_an_image_under_another_name_is_not_kept(tmp_path: Path) -> None:
     arrivals = Arrivals(queue=SeriesQueue.opened(tmp_path / "work"), quiet_s=0.0)
     path = images_of(tmp_path / "ct")[0]
-    assert arrivals.take("1.2.3", path.read_bytes()) == CANNOT_UNDERSTAND
+    assert taken(arrivals, "1.2.3", path.read_bytes()) == CANNOT_UNDERSTAND
 
 
 def test_a_peer_is_title_host_port() -> None:

@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from hmac import compare_digest
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,7 +33,7 @@ from kidseg.serve.job import Job, Kind
 from kidseg.serve.job import Request as JobRequest
 from kidseg.serve.job_results import file_answer
 from kidseg.serve.jobs import JobTable
-from kidseg.serve.listening import serve
+from kidseg.serve.listening import configured, serve
 from kidseg.serve.policy import Limits, Serving, check_serving, is_loopback, read_tokens
 from kidseg.serve.refusals import RefusedError
 from kidseg.serve.service import Service, _service
@@ -235,6 +236,36 @@ def test_clients_behind_one_address_do_not_use_up_each_others_requests(tmp_path:
         assert client.get("/info/", **second).status_code == 200
         got = [client.get("/info/").status_code for _ in range(4)]
         assert got == [401] * 3 + [429]
+
+
+@pytest.mark.requirement("server")
+def test_wrong_tokens_behind_a_proxy_count_for_who_sent_them(tmp_path: Path) -> None:
+    """As a proxy that is believed says; what a client says of itself counts for nothing."""
+    limits = Limits(failures_per_minute=3)
+
+    def statuses(client: Direct, *senders: str, token: str = "x" * 16) -> list[int]:
+        asked = [{**bearer(token), "X-Forwarded-For": sender} for sender in senders]
+        return [client.get("/info/", headers=headers).status_code for headers in asked]
+
+    guesser = [f"192.0.2.{k}, 192.0.2.1" for k in range(10, 14)]  # names others before itself
+    for proxies, locked_out in (("127.0.0.1",), False), (("10.0.0.0/8",), True), ((), True):
+        more = {"tokens": TOKENS, "limits": limits, "proxies": proxies}
+        with answering(tmp_path / f"{len(proxies)}{locked_out}", **more) as (_, service):
+            config = configured(service)
+            config.load()
+            client = Direct(config.loaded_app)
+            assert statuses(client, *guesser) == [401] * 3 + [429]
+            right = statuses(client, "192.0.2.2", "192.0.2.10", token="a" * 16)
+            assert right == ([429] * 2 if locked_out else [200] * 2)
+
+
+@pytest.mark.parametrize("proxy", ["*", "0.0.0.0/0", "::/0", "proxy.example", "10.0.0.1/8", ""])
+def test_not_everybody_is_a_proxy(tmp_path: Path, proxy: str) -> None:
+    serving = Serving(model=tmp_path, folder=tmp_path, proxies=("::1", "10.0.0.0/8", proxy))
+    with pytest.raises(UsageError) as refused:
+        check_serving(serving)
+    assert refused.value.code == "bad-proxy"
+    check_serving(replace(serving, proxies=("::1", "10.0.0.0/8")))
 
 
 def test_guessing_tokens_is_slowed_down(tmp_path: Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from kidseg.checkpoint import load_model, save_model
@@ -15,9 +18,12 @@ from kidseg.header import read_header
 from kidseg.io.atomic import disk_full
 from kidseg.io.content import sha256_of
 from kidseg.members import ensemble
+from kidseg.serve.application import create_app
 from kidseg.serve.audit_log import AuditLog
 from kidseg.serve.calibration_kept import judges_of
 from kidseg.serve.learning import Learner
+from kidseg.serve.policy import Serving
+from kidseg.serve.service import _service
 from kidseg.serve.training_state import Learning
 from serving import Running, make_model, running, scan_of, until
 from test_serve_monai import TRAINING, labels_of, put
@@ -165,6 +171,34 @@ def test_a_training_that_fails_gives_a_full_disk_its_room_back(
         until(lambda: not server.service.learner.is_running)
         assert server.client.get("/train/").json()["status"] == "ERROR"
         assert not any((tmp_path / "server" / "trainings").iterdir())
+
+
+@pytest.mark.requirement("server")
+def test_a_training_that_stops_leaves_threads_for_other_requests(tmp_path: Path) -> None:
+    """However many clients stop it."""
+    audit = AuditLog.opened(tmp_path / "audit.jsonl")
+    service = _service(Serving(model=tmp_path / "none", folder=tmp_path), tmp_path, audit)
+    app, learner, ended = create_app(service), service.learner, threading.Event()
+
+    async def stopped() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            assert (await client.delete("/train/")).status_code == 404
+            learner.last = Learning(id="a", state="RUNNING", started=0.0)
+            learner._thread = threading.Thread(target=ended.wait)
+            learner._thread.start()
+            clients = [asyncio.create_task(client.delete("/train/")) for _ in range(100)]
+            try:
+                await asyncio.sleep(0.2)
+                said = await asyncio.wait_for(client.get("/train/"), 10)
+                assert said.json()["status"] == "RUNNING" and not any(c.done() for c in clients)
+                learner._say(state="STOPPED")
+            finally:
+                ended.set()
+            return await asyncio.gather(*clients)
+
+    answers = asyncio.run(stopped())
+    assert {(each.status_code, each.json()["status"]) for each in answers} == {(200, "STOPPED")}
 
 
 def test_how_a_training_ended_is_said_in_a_line() -> None:

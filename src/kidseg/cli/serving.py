@@ -38,6 +38,10 @@ def serve(
     ] = None,
     certificate: Annotated[Path | None, _access(help="PEM file, for TLS.")] = None,
     key: Annotated[Path | None, _access(help="PEM file of its key.")] = None,
+    proxy: Annotated[
+        list[str] | None,
+        _access(help="Address of a proxy whose X-Forwarded-For is believed; may be repeated."),
+    ] = None,
     upload_mb: Annotated[int, _limits(min=1, help="Largest upload.")] = 4096,
     job_minutes: Annotated[float, _limits(min=0, help="Longest job.")] = 60.0,
     keep_hours: Annotated[
@@ -82,6 +86,7 @@ def serve(
         certificate=certificate,
         key=key,
         limits=limits,
+        proxies=tuple(proxy or ()),
         training=tuple(train_option or ()),
     )
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 import shutil
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -31,7 +31,10 @@ __all__ = ["Arrivals", "receiving"]
 
 DISCARDED, CANNOT_UNDERSTAND = 0xB006, 0xC000
 _SPARE_BYTES = 1 << 30
+_LEAST_BYTES = _SPARE_BYTES // 2
+_PDU_BYTES = 1 << 20
 _MAX_IMAGES = 20_000
+_ABANDONED_S = 600.0
 _SHORT_KEPT_S = 24 * 3600.0
 # CT Image Storage, Enhanced, Legacy Converted Enhanced. Source: DICOM PS3.6, A.
 _CT = {f"1.2.840.10008.5.1.4.1.1.2{end}" for end in ("", ".1", ".2")}
@@ -68,8 +71,13 @@ class Arrivals:
     _not_kept: Counter[int] = field(default_factory=Counter, repr=False)
 
     def __post_init__(self) -> None:
-        for path in self.folder.glob(".*"):  # half written, by an earlier process
-            path.unlink()
+        shutil.rmtree(self.incoming, ignore_errors=True)  # of an earlier process
+        self.incoming.mkdir(parents=True, mode=0o700)
+
+    @property
+    def incoming(self) -> Path:
+        """Folder of the objects that are being received."""
+        return self.queue.folder / "incoming"
 
     @property
     def folder(self) -> Path:
@@ -81,32 +89,28 @@ class Arrivals:
         """Are there images of series that are not complete? Short ones are not waited for."""
         return any(place.name not in self._short for place in self._places())
 
-    def take(self, instance: str, content: bytes, kind: str = min(_CT)) -> int:
+    def take(self, instance: str, received: Path, kind: str = min(_CT)) -> int:
         """Keep an image; the status to answer, once it is on the disk.
 
         Args:
             instance: its SOP Instance UID, as the sender states it.
-            content: a whole DICOM file.
+            received: a whole DICOM file on the disk of the queue; moved if it is kept.
             kind: its SOP Class UID; only CT images are kept.
         """
-        status = self._take(instance, content) if kind in _CT else DISCARDED
+        status = self._take(instance, received) if kind in _CT else DISCARDED
         if status != SUCCESS:
             with self._lock:
                 self._not_kept[status] += 1
         return status
 
-    def _take(self, instance: str, content: bytes) -> int:
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if shutil.disk_usage(self.folder).free < _SPARE_BYTES + len(content):
+    def _take(self, instance: str, received: Path) -> int:
+        if shutil.disk_usage(self.incoming).free < _SPARE_BYTES:
             return OUT_OF_RESOURCES
-        temporary = self.folder / f".{secrets.token_hex(8)}"
         try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
+            with received.open("rb") as file:
                 os.fsync(file.fileno())
-            with quiet(), reading(temporary):
-                header = read_dataset(temporary, headers_only=True)
+            with quiet(), reading(received):
+                header = read_dataset(received, headers_only=True)
                 study, series = str(header.StudyInstanceUID), str(header.SeriesInstanceUID)
                 known = instance == str(header.SOPInstanceUID)
                 _frames(header)  # can be read, when the series is complete
@@ -114,20 +118,34 @@ class Arrivals:
                 return CANNOT_UNDERSTAND
             with self._lock:
                 place = self.folder / _name(series)
-                place.mkdir(exist_ok=True, mode=0o700)
+                place.mkdir(parents=True, exist_ok=True, mode=0o700)
                 if sum(1 for _ in place.iterdir()) > _MAX_IMAGES:
                     return OUT_OF_RESOURCES
-                temporary.replace(place / f"{_name(instance)}.dcm")
+                received.replace(place / f"{_name(instance)}.dcm")
                 self._last[place.name] = time.monotonic()
                 self._short.discard(place.name)
         except InputError:
             return CANNOT_UNDERSTAND
         except OSError:
             return OUT_OF_RESOURCES
-        finally:
-            with suppress(OSError):
-                temporary.unlink()
         return SUCCESS
+
+    @property
+    def is_full(self) -> bool:
+        """Is there no room left even for what is being received?"""
+        return shutil.disk_usage(self.incoming).free < _LEAST_BYTES
+
+    def refuse(self) -> None:
+        """An object was not received: there is no room."""
+        with self._lock:
+            self._not_kept[OUT_OF_RESOURCES] += 1
+
+    def _sweep(self) -> None:
+        """Remove what was received in part, and goes on no more."""
+        for path in self.incoming.glob("*.dcm"):
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime > _ABANDONED_S:
+                    path.unlink()
 
     def settle(self) -> int:
         """Move complete series into the queue, and say what was not kept; their number.
@@ -136,6 +154,7 @@ class Arrivals:
             OSError: such as of a full disk. Everything stays, to be moved the next time.
         """
         added, now = 0, time.monotonic()
+        self._sweep()
         with self._lock:
             for status, count in self._not_kept.items():
                 self.say(f"{count} objects that arrived {_NOT_KEPT[status]}")
@@ -281,16 +300,53 @@ def receiving(
     def store(event: Any) -> int:
         asked = event.request
         kind, instance = str(asked.AffectedSOPClassUID), str(asked.AffectedSOPInstanceUID)
-        return arrivals.take(instance, event.encoded_dataset(), kind)
+        return arrivals.take(instance, event.dataset_path, kind)
 
+    def bound(event: Any) -> None:
+        """The library would take a part of any size into memory, whatever was agreed."""
+        link = event.assoc.dul.socket
+        receive = link.recv
+
+        def received(count: int) -> Any:
+            if count > _PDU_BYTES:
+                raise OSError(f"a part of {count} bytes")
+            return receive(count)
+
+        link.recv = received
+
+    def watch(event: Any) -> None:
+        if event.assoc.is_established and arrivals.is_full:
+            arrivals.refuse()
+            event.assoc.abort(block=False)
+
+    handlers: Any = [
+        (evt.EVT_C_STORE, store),
+        (evt.EVT_CONN_OPEN, bound),
+        (evt.EVT_PDU_RECV, watch),
+    ]
+    with _streamed(arrivals.incoming):
+        try:
+            server = entity.start_server((host, port), block=False, evt_handlers=handlers)
+        except OSError as error:
+            raise address_in_use(host, port, error) from error
+        assert server is not None
+        try:
+            yield int(server.server_address[1])
+        finally:
+            server.shutdown()
+
+
+@contextmanager
+def _streamed(folder: Path) -> Iterator[None]:
+    """Let pynetdicom write objects into files of a folder as they come, instead of into memory.
+
+    Its settings, and where temporary files are, are those of the whole process.
+    """
+    from pynetdicom import _config
+
+    before = _config.STORE_RECV_CHUNKED_DATASET, tempfile.tempdir
+    _config.STORE_RECV_CHUNKED_DATASET, tempfile.tempdir = True, str(folder)
     try:
-        server = entity.start_server(
-            (host, port), block=False, evt_handlers=[(evt.EVT_C_STORE, store)]
-        )
-    except OSError as error:
-        raise address_in_use(host, port, error) from error
-    assert server is not None
-    try:
-        yield int(server.server_address[1])
+        yield
     finally:
-        server.shutdown()
+        _config.STORE_RECV_CHUNKED_DATASET, tempfile.tempdir = before

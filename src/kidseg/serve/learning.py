@@ -130,12 +130,16 @@ class Learner:
             self._thread.start()
             return self.last
 
-    def stop(self) -> Learning | None:
-        """Stop the training, and wait for its end. None if there was none."""
+    def ask_to_stop(self) -> Learning | None:
+        """Let the training end soon; the last one. None if there was none."""
         self._stopping.set()
+        return self.last
+
+    def stop(self) -> None:
+        """Stop the training, and wait for its end."""
+        self.ask_to_stop()
         if self._thread is not None:
             self._thread.join()
-        return self.last
 
     def _run(self, labelled: Sequence[Image], tune: str) -> None:
         assert self.last is not None

@@ -52,7 +52,8 @@ def configured(service: Service) -> uvicorn.Config:
         http=_prompt_http(serving.limits.headers_s),
         access_log=False,  # addresses have names that clients give to images
         server_header=False,
-        proxy_headers=False,
+        proxy_headers=bool(serving.proxies),
+        forwarded_allow_ips=[*serving.proxies],
         limit_concurrency=_CONNECTIONS,
         timeout_graceful_shutdown=_GOODBYE_S,
         ssl_certfile=serving.certificate,

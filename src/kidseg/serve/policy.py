@@ -79,6 +79,8 @@ class Serving:
         certificate: PEM file for TLS; None: plain HTTP.
         key: PEM file of its private key.
         limits: of requests and jobs.
+        proxies: addresses or networks of proxies that are believed: a request through them is from
+            the last address in its header X-Forwarded-For that is none of theirs.
         training: arguments of `kidseg train` in which a training by clients differs from the
             defaults, such as ("--set", "segment.epochs=20").
     """
@@ -92,6 +94,7 @@ class Serving:
     certificate: Path | None = None
     key: Path | None = None
     limits: Limits = field(default_factory=Limits)
+    proxies: tuple[str, ...] = ()
     training: tuple[str, ...] = ()
 
     @property
@@ -127,7 +130,7 @@ def check_serving(serving: Serving) -> None:
 
     Raises:
         UsageError: "token-required": others could reach it, and no token is set; "key-missing": a
-            certificate without key, or the other way round.
+            certificate without key, or the other way round; "bad-proxy".
         InputError: "not-found": certificate or key; "bad-certificate": they cannot be used.
     """
     if not serving.tokens and not is_loopback(serving.host):
@@ -142,6 +145,8 @@ def check_serving(serving: Serving) -> None:
             code="key-missing",
             next_step="Give --certificate and --key.",
         )
+    for proxy in serving.proxies:
+        _check_proxy(proxy)
     for path in (serving.certificate, serving.key):
         if path is not None and not path.is_file():
             raise InputError(
@@ -152,6 +157,20 @@ def check_serving(serving: Serving) -> None:
             )
     if serving.certificate is not None and serving.key is not None:
         _check_tls(serving.certificate, serving.key)
+
+
+def _check_proxy(proxy: str) -> None:
+    try:
+        if ipaddress.ip_network(proxy).prefixlen:
+            return
+    except ValueError:
+        pass
+    raise UsageError(
+        f"{proxy} is neither an address nor a network of proxies",
+        code="bad-proxy",
+        next_step="Give the address from which the proxy reaches the server, such as 127.0.0.1 or"
+        " 10.1.2.0/24.",
+    )
 
 
 def _check_tls(certificate: Path, key: Path) -> None:

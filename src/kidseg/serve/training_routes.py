@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -17,6 +18,9 @@ __all__ = ["MODEL", "check_model", "training_routes"]
 
 MODEL = "kidseg"
 """Name of the only model and trainer."""
+
+
+_TICK_S = 0.1
 
 
 def training_routes(service: Service, router: APIRouter) -> None:
@@ -56,10 +60,15 @@ def training_routes(service: Service, router: APIRouter) -> None:
         return [_training(last)] if all else _training(last)
 
     @router.delete("/train/", summary="Stop the training")
-    def stop_training() -> dict[str, Any]:
-        if (last := service.learner.stop()) is None:
+    async def stop_training() -> dict[str, Any]:
+        learner = service.learner
+        if (asked := learner.ask_to_stop()) is None:
             raise no_such("training")
-        return _training(last)
+        while (
+            learner.is_running and (learner.last or asked).id == asked.id
+        ):  # without holding a thread
+            await asyncio.sleep(_TICK_S)
+        return _training(learner.last or asked)
 
 
 def check_model(model: str) -> None:
