@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from kidseg.table import markdown_table, text_table, wrapped
 
 CELL = st.text("abc+-. 0123456789", min_size=1, max_size=24).map(lambda text: text.strip() or "-")
+KEY = st.text("abc. 0", min_size=1, max_size=12).map(lambda text: text.strip() or "-")
 NAME = st.text("abcdefgh_", min_size=1, max_size=90)
 
 
@@ -16,7 +17,8 @@ NAME = st.text("abcdefgh_", min_size=1, max_size=90)
 def tables(draw: st.DrawFn) -> tuple[list[str], list[list[str]], int]:
     keys = draw(st.integers(1, 2))
     columns = draw(st.integers(1, 9))
-    head = draw(st.lists(CELL, min_size=keys + columns, max_size=keys + columns))
+    head = draw(st.lists(KEY, min_size=keys, max_size=keys))
+    head += draw(st.lists(CELL, min_size=columns, max_size=columns))
     row = st.tuples(
         st.lists(NAME, min_size=keys, max_size=keys),
         st.lists(CELL, min_size=columns, max_size=columns),
@@ -35,6 +37,14 @@ def test_it_fits_and_nothing_is_lost(table: tuple[list[str], list[list[str]], in
         for row in rows:
             assert all(cell in text for cell in row)
         assert all(title in text for title in head)
+
+
+def test_titles_of_the_keys_count_as_their_names_do() -> None:
+    """Both keys would be narrow enough by their names, and by their titles."""
+    head = ["a", "b" * 24, "c"]
+    for table in (text_table, markdown_table):
+        lines = table(head, [["n" * 23, "m", "v" * 24]], keys=2)
+        assert f"A: {'n' * 23}" in lines and max(map(len, lines)) <= 80
 
 
 def test_a_wide_table_continues_below_with_its_names() -> None:

@@ -47,9 +47,8 @@ def text_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, keys: int 
     """Lines of a table with aligned columns, none longer than `WIDTH`.
 
     A table that is too wide continues in another one below, with its first `keys` columns again. If
-    the names in these columns are longer than half the width, letters stand for them, which are
-    listed above the table. A single value never breaks, so one longer than the other half may be
-    too wide.
+    these are wider than half of the width, letters stand for the names in them, which are listed
+    above the table. Titles and values never break, so that very long ones may be too wide.
 
     Args:
         head: titles of the columns.
@@ -81,7 +80,7 @@ def _lines(
     borders: tuple[str, str, str],
     rule: str | None,
 ) -> list[str]:
-    legend, rows = _lettered(rows, keys, WIDTH // 2)
+    legend, rows = _lettered(head, rows, keys, WIDTH // 2)
     lines = [*legend, *([""] if legend else [])]
     least = 1 if rule is None else len("-:")
     sides = [max(least, *(len(row[k]) for row in (head, *rows))) for k in range(len(head))]
@@ -119,19 +118,22 @@ def _parts(sides: Sequence[int], keys: int, width: int, between: int) -> list[li
 
 
 def _lettered(
-    rows: Sequence[Sequence[str]], keys: int, most: int
+    head: Sequence[str], rows: Sequence[Sequence[str]], keys: int, most: int
 ) -> tuple[list[str], Sequence[Sequence[str]]]:
-    """(legend, rows); letters replace the names of the widest key column while too wide."""
+    """(legend, rows); letters replace the names that save most, while the keys are too wide."""
     legend: list[str] = []
-    while rows:
-        sides = [max(len(row[k]) for row in rows) for k in range(keys)]
-        widest = max(range(keys), key=sides.__getitem__)
-        if sum(sides) <= most or sides[widest] <= 2:
+    left = set(range(keys))
+    while rows and left:
+        least = [max(2, len(title)) for title in head[:keys]]
+        sides = [max(least[k], *(len(row[k]) for row in rows)) for k in range(keys)]
+        chosen = max(sorted(left), key=lambda k: sides[k] - least[k])
+        if sum(sides) <= most or sides[chosen] == least[chosen]:
             break
-        names = list(dict.fromkeys(row[widest] for row in rows))
+        left.remove(chosen)
+        names = list(dict.fromkeys(row[chosen] for row in rows))
         letters = {name: _letter(k + len(legend)) for k, name in enumerate(names)}
         legend += [f"{letter}: {name}" for name, letter in letters.items()]
-        rows = [[letters[c] if k == widest else c for k, c in enumerate(row)] for row in rows]
+        rows = [[letters[c] if k == chosen else c for k, c in enumerate(row)] for row in rows]
     return legend, rows
 
 
