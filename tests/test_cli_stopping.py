@@ -124,6 +124,7 @@ def test_a_stopped_store_is_finished_by_the_same_command(data: Path, tmp_path: P
     assert (out / "store.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.fault("SIGTERM")
 def test_a_stopped_demo_says_how_to_make_it_again(tmp_path: Path) -> None:
     out = tmp_path / "demo"

@@ -41,6 +41,7 @@ def starter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "run" / "model.safetensors"
 
 
+@pytest.mark.slow
 def test_patients_that_are_damaged_while_they_are_written_end_it(tmp_path: Path) -> None:
     """As by a disk that fails."""
 

@@ -165,6 +165,7 @@ def volume(file: Path) -> np.ndarray:
     return np.asanyarray(nibabel.Nifti1Image.from_filename(file).dataobj)
 
 
+@pytest.mark.slow
 def test_without_pytorch_digital_patients_are_the_same(tmp_path: Path) -> None:
     """Rounding aside: a voxel in a thousand, by 1 HU."""
     for name in ("torch", "numpy"):

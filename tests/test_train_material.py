@@ -97,7 +97,7 @@ def full(fine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("method", "overrides", "pixels"),
     [
         ("plain", (*TINY, *COARSE), 2),
-        ("homogenized", (*HOMOGENIZED, *COARSE), 2),
+        pytest.param("homogenized", (*HOMOGENIZED, *COARSE), 2, marks=pytest.mark.slow),
         ("plain", (*TINY, "view.pixel_mm=2.0"), 1),
         pytest.param("homogenized", (*HOMOGENIZED, "view.pixel_mm=2.0"), 1, marks=pytest.mark.slow),
         ("plain", (*TINY, "view.pixel_mm=6.5"), 3),

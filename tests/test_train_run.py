@@ -101,7 +101,7 @@ def test_the_same_seed_gives_the_same_model(data: Path, tmp_path: Path) -> None:
     assert len(digests) == 3
 
 
-@pytest.mark.parametrize("method", ["plain", "homogenized"])
+@pytest.mark.parametrize("method", ["plain", pytest.param("homogenized", marks=pytest.mark.slow)])
 def test_workers_that_make_batches_change_no_bit(data: Path, tmp_path: Path, method: str) -> None:
     """Of no stage; how many there were stands in the settings alone."""
     overrides = TINY if method == "plain" else (*TINY, *POSE)
