@@ -70,6 +70,26 @@ def test_the_table_of_methods_has_every_method_with_the_same_time_and_seeds(
     assert crops["homogenized-pose-crop"] and not crops["homogenized-pose"]
 
 
+def test_the_long_table_has_the_methods_of_the_short_one_with_ten_times_the_time(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    def without_time(found: Any) -> Any:
+        if not isinstance(found, dict):
+            return found
+        time = ("budget_s", "epochs", "patience")
+        return {key: without_time(each) for key, each in found.items() if key not in time}
+
+    short, long = (
+        settings_of(designed(name, folders, tmp_path))
+        for name in ("methods_table", "methods_table_long")
+    )
+    assert {key: without_time(long[key]) for key in short} == without_time(short)
+    assert {one["budget_s"] for one in long.values()} == {10 * short["plain"]["budget_s"]}
+    both = long["homogenized-pose-augmented"]
+    assert {**both, "augment": "none"} == long["homogenized-pose"]
+    assert long.keys() - short.keys() == {"homogenized-pose-augmented"}
+
+
 @pytest.mark.parametrize("name", ["methods_table", "phantom_study"])
 def test_the_small_nnunet_has_the_width_and_batch_of_the_others(
     name: str, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
