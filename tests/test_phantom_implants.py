@@ -192,6 +192,7 @@ def test_pieces_are_the_same_for_the_same_person() -> None:
         assert np.array_equal(one.points, other.points) and one.material == other.material
 
 
+@pytest.mark.slow
 def test_only_the_share_has_implants_and_metal_makes_streaks() -> None:
     config = PhantomConfig(size=64, slice_mm=(5.0, 5.0), ages_years=(60.0, 80.0), trunk_share=1.0)
     plain = make_patient(config, seed=9, index=9)

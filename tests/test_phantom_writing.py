@@ -104,6 +104,7 @@ def test_a_patient_does_not_depend_on_the_others(made: dict[str, Path], tmp_path
             assert one[name] == both[name]
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_bytes(made: dict[str, Path], tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     write_patients(

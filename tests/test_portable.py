@@ -194,6 +194,7 @@ def installed(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return source
 
 
+@pytest.mark.slow
 @pytest.mark.requirement("container")
 def test_without_pytorch_the_doctor_examines_what_is_there(installed: Path) -> None:
     done = kidseg("doctor", "--json", source=installed)

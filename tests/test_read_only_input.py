@@ -90,6 +90,7 @@ def test_commands_that_only_look(read_only: Path, words: tuple[str, ...]) -> Non
     assert "error" not in json.loads(ran.stdout)
 
 
+@pytest.mark.slow
 def test_results_go_into_another_folder(read_only: Path, tmp_path: Path) -> None:
     scans, out = read_only / "data/imagesTr", tmp_path / "out"
     model = read_only / "run/model.safetensors"

@@ -151,6 +151,7 @@ def test_a_training_that_fails_is_said_and_the_next_may_start(
     assert said == [failed, failed, "the training was stopped; the model stays"]
 
 
+@pytest.mark.slow
 @pytest.mark.fault("disk full")
 def test_a_training_that_fails_gives_a_full_disk_its_room_back(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -495,7 +495,7 @@ def test_what_goes_wrong_beside_a_job_is_not_its_fault(
 
 
 @pytest.mark.fault("disk full")
-@pytest.mark.parametrize("sound", [True, False])
+@pytest.mark.parametrize("sound", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_job_whose_end_cannot_be_written_is_done_again(
     server: Running, root: Path, monkeypatch: pytest.MonkeyPatch, sound: bool
 ) -> None:
