@@ -295,6 +295,21 @@ def test_contact_with_parenchyma_that_tapers_to_nothing(
     assert found.low < area_cm2 < found.high
 
 
+@pytest.mark.parametrize("voxels", [0.4, 0.6, 1.0, 3.0])
+def test_contact_with_an_even_film_around_a_small_tumour(voxels: float) -> None:
+    """Its ends have nothing beside them that would tell a film from parenchyma that tapers."""
+    radius_mm, spacing_mm = 14.0, (3.0, 0.9, 0.9)
+    grid = oblique(radius_mm + 3.0 * (voxels + 2), spacing_mm, 1)
+    place = positions(grid)
+    away = np.sqrt((place**2).sum(-1))
+    is_covered = place @ rotation(51)[:, 0] > -0.2 * radius_mm
+    tumour = Mask(away <= radius_mm, grid)
+    thick_mm = 3.0 * voxels
+    kidney = Mask((away > radius_mm) & (away <= radius_mm + thick_mm) & is_covered, grid)
+    area_cm2 = 2 * math.pi * radius_mm * 1.2 * radius_mm / 100
+    assert contact_area(tumour, kidney).value == pytest.approx(area_cm2, rel=0.05)
+
+
 def test_a_gap_in_thick_parenchyma_is_open() -> None:
     """Two blocks on a plane, two voxels apart: both are seen as they are."""
     tumour, kidney = np.zeros((2, 24, 24, 24), bool)
