@@ -72,7 +72,7 @@ class Arrivals:
 
     def __post_init__(self) -> None:
         shutil.rmtree(self.incoming, ignore_errors=True)  # of an earlier process
-        self.incoming.mkdir(parents=True, mode=0o700)
+        self.incoming.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     @property
     def incoming(self) -> Path:
