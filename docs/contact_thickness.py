@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -22,8 +21,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))
 
 from kidseg.measure.contact import contact_area, contact_of  # noqa: E402
-from kidseg.measure.mask import Mask  # noqa: E402
-from solids import oblique, positions, rotation  # noqa: E402
+from solids import filmed_ball, oblique  # noqa: E402
 
 RADIUS_MM, SEEDS = 14.0, range(1, 5)
 SPACINGS_MM = ((1.5, 1.0, 1.0), (3.0, 0.9, 0.9))
@@ -37,12 +35,7 @@ def shares(spacing_mm: tuple[float, ...], ratio: float, seed: int) -> tuple[floa
     """What is found of a contact by faces of voxels alone, and with its gaps closed."""
     thick_mm = max(spacing_mm) / ratio
     grid = oblique(RADIUS_MM + thick_mm + 2 * max(spacing_mm), spacing_mm, seed)
-    place = positions(grid)
-    away = np.sqrt((place**2).sum(-1))
-    is_covered = place @ rotation(seed + 50)[:, 0] > -0.2 * RADIUS_MM
-    tumour = Mask(away <= RADIUS_MM, grid)
-    kidney = Mask((away > RADIUS_MM) & (away <= RADIUS_MM + thick_mm) & is_covered, grid)
-    true_cm2 = 2 * math.pi * RADIUS_MM * 1.2 * RADIUS_MM / 100
+    tumour, kidney, true_cm2 = filmed_ball(grid, RADIUS_MM, thick_mm, seed)
     found = contact_of(tumour, kidney).area_cm2, contact_area(tumour, kidney).value
     return found[0] / true_cm2, found[1] / true_cm2
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -71,6 +72,21 @@ def positions(grid: Grid) -> np.ndarray:
 def ball(grid: Grid, radius_mm: float, centre_mm: Sequence[float] = (0.0, 0.0, 0.0)) -> Mask:
     away = positions(grid) - np.array(centre_mm)
     return Mask((away**2).sum(-1) <= radius_mm**2, grid)
+
+
+def filmed_ball(
+    grid: Grid, radius_mm: float, thick_mm: float, seed: int
+) -> tuple[Mask, Mask, float]:
+    """A ball, an even film around six tenths of it, and the area between both in cm2."""
+    inner = ball(grid, radius_mm)
+    is_covered = positions(grid) @ rotation(seed + 50)[:, 0] > -0.2 * radius_mm
+    film = ball(grid, radius_mm + thick_mm).data & ~inner.data & is_covered
+    return inner, Mask(film, grid), six_tenths_cm2(radius_mm)
+
+
+def six_tenths_cm2(radius_mm: float) -> float:
+    """Of the surface of a ball."""
+    return 2 * math.pi * radius_mm * 1.2 * radius_mm / 100
 
 
 def ellipsoid(grid: Grid, half_mm: Sequence[float]) -> Mask:

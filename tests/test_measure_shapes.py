@@ -33,7 +33,17 @@ from kidseg.measure.sizes import (
     sizes_of,
     volume_of,
 )
-from solids import ball, cylinder, ellipsoid, oblique, positions, right_tumour, rotation
+from solids import (
+    ball,
+    cylinder,
+    ellipsoid,
+    filmed_ball,
+    oblique,
+    positions,
+    right_tumour,
+    rotation,
+    six_tenths_cm2,
+)
 
 SPACINGS = [(1.0, 1.0, 1.0), (1.5, 0.8, 0.8), (0.7, 1.9, 0.9), (4.0, 0.9, 0.9)]
 FINE = SPACINGS[:3]
@@ -244,6 +254,13 @@ def test_a_tumour_inside_its_kidney_touches_it_all_around() -> None:
     assert thinnest.value == pytest.approx(10, abs=1.2)
 
 
+def check_thin_contact(tumour: Mask, kidney: Mask, area_cm2: float) -> None:
+    found = contact_area(tumour, kidney)
+    assert found.value == pytest.approx(area_cm2, rel=0.05)
+    assert contact_of(tumour, kidney).area_cm2 < found.value, "labels alone are less"
+    assert_within(found, area_cm2)
+
+
 @pytest.mark.parametrize("seed", [1, 4])
 @pytest.mark.parametrize("spacing_mm", [(1.5, 1.0, 1.0), (3.0, 0.9, 0.9)])
 def test_contact_with_parenchyma_thinner_than_a_voxel(
@@ -252,15 +269,7 @@ def test_contact_with_parenchyma_thinner_than_a_voxel(
     """A shell of 0.4 of the widest spacing around six tenths of a ball has labels in patches."""
     radius_mm, thick_mm = 18.0, 0.4 * max(spacing_mm)
     grid = oblique(radius_mm + 6, spacing_mm, seed)
-    whole, tumour = ball(grid, radius_mm + thick_mm).data, ball(grid, radius_mm)
-    is_covered = positions(grid) @ rotation(seed + 50)[:, 0] > -0.2 * radius_mm
-    kidney = Mask(whole & ~tumour.data & is_covered, grid)
-    area_cm2 = 2 * math.pi * radius_mm * 1.2 * radius_mm / 100
-    found = contact_area(tumour, kidney)
-    assert found.value == pytest.approx(area_cm2, rel=0.05)
-    assert contact_of(tumour, kidney).area_cm2 < found.value, "the patches alone are less"
-    assert found.low is not None and found.high is not None
-    assert found.low < area_cm2 < found.high
+    check_thin_contact(*filmed_ball(grid, radius_mm, thick_mm, seed))
 
 
 @pytest.mark.parametrize("slope", [0.15, 0.3, 1.0])
@@ -287,12 +296,7 @@ def test_contact_with_parenchyma_that_tapers_to_nothing(
     thick_mm = np.clip(slope * radius_mm * (math.acos(-0.2) - angle), 0, 8)
     tumour = Mask(away <= radius_mm, grid)
     kidney = Mask(~tumour.data & (away <= radius_mm + thick_mm), grid)
-    area_cm2 = 2 * math.pi * radius_mm * 1.2 * radius_mm / 100
-    found = contact_area(tumour, kidney)
-    assert found.value == pytest.approx(area_cm2, rel=0.05)
-    assert contact_of(tumour, kidney).area_cm2 < found.value, "labels alone end too early"
-    assert found.low is not None and found.high is not None
-    assert found.low < area_cm2 < found.high
+    check_thin_contact(tumour, kidney, six_tenths_cm2(radius_mm))
 
 
 @pytest.mark.parametrize("voxels", [0.4, 0.6, 1.0, 3.0])
@@ -300,13 +304,7 @@ def test_contact_with_an_even_film_around_a_small_tumour(voxels: float) -> None:
     """Its ends have nothing beside them that would tell a film from parenchyma that tapers."""
     radius_mm, spacing_mm = 14.0, (3.0, 0.9, 0.9)
     grid = oblique(radius_mm + 3.0 * (voxels + 2), spacing_mm, 1)
-    place = positions(grid)
-    away = np.sqrt((place**2).sum(-1))
-    is_covered = place @ rotation(51)[:, 0] > -0.2 * radius_mm
-    tumour = Mask(away <= radius_mm, grid)
-    thick_mm = 3.0 * voxels
-    kidney = Mask((away > radius_mm) & (away <= radius_mm + thick_mm) & is_covered, grid)
-    area_cm2 = 2 * math.pi * radius_mm * 1.2 * radius_mm / 100
+    tumour, kidney, area_cm2 = filmed_ball(grid, radius_mm, 3.0 * voxels, 1)
     assert contact_area(tumour, kidney).value == pytest.approx(area_cm2, rel=0.05)
 
 

@@ -16,6 +16,9 @@ __all__ = ["KEPT", "Failed", "end_of_several", "is_several", "one_only", "scans_
 
 Failed = Sequence[tuple[Path, KidsegError]]
 
+KEPT = "Files that were written are complete. To go on, leave them out, or run it with --overwrite."
+"""How to go on with several label files after a stop."""
+
 
 def is_several(inputs: Sequence[Path]) -> bool:
     """Are these more than one label file?"""
@@ -59,10 +62,6 @@ def scans_of(files: Collection[Path], scans: Path | None) -> dict[Path, Path | N
     if volumes := [path for path in files if path not in found]:
         found |= scans_of_labels(scans, volumes)
     return found
-
-
-KEPT = "Files that were written are complete. To go on, leave them out, or run it with --overwrite."
-"""How to go on with several label files after a stop."""
 
 
 def end_of_several(

@@ -115,17 +115,19 @@ def contact_area(tumour: Mask, kidney: Mask) -> Quantity:
     outside = grown & ~second
     gaps = narrow_gaps(meeting[0], second)
     grid = meeting[0].grid
+    as_labelled = _finer(meeting[0], second)
     pairs = (
         (first, second | gaps),
-        (first, second),
         (grown & both, second & ~grown),
         (shrunk, both & ~shrunk),
         (first & inside, second & inside),
         (outside, ndimage.binary_dilation(second) & ~outside),
     )
     areas = [_contact(*_finer(Mask(inner, grid), outer)).area_cm2 for inner, outer in pairs]
-    areas.append(_with_ends_cm2(meeting[0], second, gaps))
-    value = max(areas[0], areas[-1])
+    widest_mm = float(np.linalg.norm(meeting[0].linear, axis=0).max())
+    with_ends = _with_ends_cm2(*as_labelled, gaps, widest_mm)
+    areas += [_contact(*as_labelled).area_cm2, with_ends]
+    value = max(areas[0], with_ends)
     found = spanned(name, "cm2", value, areas)
     if not (thin := thin_share(tumour, kidney)):
         return found
@@ -166,17 +168,20 @@ def _meeting(tumour: Mask, kidney: Mask) -> tuple[Mask, np.ndarray] | None:
     return here, there.data
 
 
-def _with_ends_cm2(tumour: Mask, kidney: np.ndarray, gaps: np.ndarray) -> float:
-    """The contact, extrapolated where it ends."""
-    fine, outer, sigma = _finer(tumour, kidney)
-    for axis, (many, few) in enumerate(zip(outer.shape, gaps.shape, strict=True)):
+def _with_ends_cm2(
+    tumour: Mask, kidney: np.ndarray, sigma: np.ndarray, gaps: np.ndarray, widest_mm: float
+) -> float:
+    """The contact of what `_finer` gives, extrapolated where it ends.
+
+    Gaps and the widest spacing are those of the labels.
+    """
+    for axis, (many, few) in enumerate(zip(kidney.shape, gaps.shape, strict=True)):
         gaps = gaps.repeat(many // few, axis)
-    steps = Steps.of(fine.data, outer)
-    found = _contact(fine, outer, sigma, steps.pairs)
+    steps = Steps.of(tumour.data, kidney)
+    found = _contact(tumour, kidney, sigma, steps.pairs)
     if not len(found.areas_mm2):
         return 0.0
-    widest_mm = float(np.linalg.norm(tumour.linear, axis=0).max())
-    away_mm = bare_mm(fine, outer | gaps, found.points_mm, 2 * END * widest_mm)
+    away_mm = bare_mm(tumour, kidney | gaps, found.points_mm, 2 * END * widest_mm)
     return max(steps.extrapolated_mm2(found.areas_mm2, away_mm, widest_mm) / 100, 0.0)
 
 

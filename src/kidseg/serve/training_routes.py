@@ -19,7 +19,6 @@ __all__ = ["MODEL", "check_model", "training_routes"]
 MODEL = "kidseg"
 """Name of the only model and trainer."""
 
-
 _TICK_S = 0.1
 
 
@@ -64,9 +63,8 @@ def training_routes(service: Service, router: APIRouter) -> None:
         learner = service.learner
         if (asked := learner.ask_to_stop()) is None:
             raise no_such("training")
-        while (
-            learner.is_running and (learner.last or asked).id == asked.id
-        ):  # without holding a thread
+        # Without holding a thread.
+        while learner.is_running and (learner.last or asked).id == asked.id:
             await asyncio.sleep(_TICK_S)
         return _training(learner.last or asked)
 
