@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
@@ -31,7 +30,6 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-import kidseg.phantom.render  # noqa: F401
 from kidseg.geometry import Grid
 from kidseg.measure.contact import contact_area
 from kidseg.measure.mask import Mask
@@ -41,7 +39,7 @@ from kidseg.phantom.canvas import Patch
 from kidseg.phantom.kidneys import paint_cysts, paint_kidneys
 from kidseg.phantom.mass import paint_masses
 from kidseg.phantom.tumour import paint_tumours
-from measure_phantoms import COHORTS, SEED, around_kidneys
+from measure_phantoms import ALL_PIECES, COHORTS, RENDER, SEED, around_kidneys
 
 FINE_MM, MARGIN_MM = 0.8, 4.0
 STEPS = (1, 2, 4)
@@ -52,7 +50,6 @@ KINDS = ("0.8 mm", "1.6 mm", "3.2 mm", "scan", "written")
 LIMIT = 0.05
 _RAY_MM, _STEP_MM = 12.0, 0.1
 _OF_KIDNEY = (kidneys.CORTEX, kidneys.MEDULLA, kidneys.CYST)
-RENDER = sys.modules["kidseg.phantom.render"]
 Row = dict[str, Any]
 
 
@@ -66,8 +63,7 @@ def kidneys_alone(canvas: Any, anatomy: Any, pose: Any, details: Any, hu: Any, p
 
 def labelled(drawn: DrawnPatient, grid: Grid, *, written: bool = False) -> np.ndarray:
     """Labels of kidneys and tumours on these voxels; `written` as in a digital patient's file."""
-    rule = {} if written else {"_absorb_shreds": lambda organs, voxel_ml: None}
-    with patch.multiple(RENDER, _paint=kidneys_alone, **rule):
+    with patch.multiple(RENDER, _paint=kidneys_alone, **({} if written else ALL_PIECES)):
         return drawn.rendered(grid).labels
 
 
@@ -90,8 +86,8 @@ def shares(drawn: DrawnPatient, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
         elif organ is not None:
             np.minimum(outer[here], 1 - cover.numpy(), out=outer[here])
 
-    rule = {"_paint": paint_slab, "_absorb_shreds": lambda organs, voxel_ml: None}
-    with patch.multiple(RENDER, **rule), patch.object(Patch, "paint", paint):
+    painting = patch.multiple(RENDER, _paint=paint_slab, **ALL_PIECES)
+    with painting, patch.object(Patch, "paint", paint):
         drawn.rendered(grid)
     return inner, outer
 

@@ -64,6 +64,8 @@ RATIOS = {  # and their limits; other measures are compared by difference
 _SCOUT_MM = (4.0, 3.0, 3.0)
 _MARGIN_MM = 10.0
 RENDER = sys.modules["kidseg.phantom.render"]
+ALL_PIECES = {"_absorb_shreds": lambda organs, voxel_ml: None}
+"""In place of the rule of `RENDER` that gives small pieces of kidney on a tumour to the tumour."""
 _AROUND = 16  # voxels around a tumour that its contact is measured in
 Row = dict[str, Any]
 
@@ -94,7 +96,7 @@ def finer(drawn: DrawnPatient, scan: Shown) -> Shown:
     """The same in voxels of half the spacing, with the pieces of kidney that the scan has."""
     grid = scan.grid.with_spacing([float(s) / 2 for s in scan.grid.spacing_mm])
     written = drawn.rendered(scan.grid).labels
-    with patch.object(RENDER, "_absorb_shreds", lambda organs, voxel_ml: None):
+    with patch.multiple(RENDER, **ALL_PIECES):
         whole, labels = (drawn.rendered(each).labels for each in (scan.grid, grid))
     place = scan.grid.index(grid.mm(np.argwhere(labels == KIDNEY).astype(float))).numpy()
     spacing_mm = scan.grid.spacing_mm.tolist()

@@ -264,7 +264,8 @@ def test_a_stop_is_said_by_every_command(
 
     monkeypatch.setattr("kidseg.check.check", stop)
     code, out, err = refused("check", "x", *(["--json"] if as_json else []), capsys=capsys)
-    assert code == 130 and err.startswith("kidseg: interrupted. No file is incomplete.")
+    said = "kidseg: interrupted. No file is incomplete. Run the same command again.\n"
+    assert code == 130 and err == said
     assert (json.loads(out)["error"]["code"] if as_json else out) == (
         "interrupted" if as_json else ""
     )
