@@ -559,13 +559,18 @@ def test_without_smoothing_or_neighbours_no_bit_changes() -> None:
 def test_a_view_smooths_what_the_network_found(flip: bool) -> None:
     patient = make_ellipse_patient(0)
 
-    def found(smooth_mm: float) -> Tensor:
+    def found(smooth_mm: float, image: Volume = patient.image, *, flip: bool = False) -> Tensor:
         view = replace(VIEW, flip=flip, smooth_mm=smooth_mm)
         region = Region(grid=patient.image.grid)
-        return view.predict(Seen(), TARGET, Progress(image=patient.image), region).data
+        return view.predict(Seen(), TARGET, Progress(image=image), region).data
 
-    sharp, smooth = found(0.0), found(4.0)
-    expected = sharp.clone()
-    smooth_across_slices(expected, patient.image.grid, 4.0)
-    assert torch.allclose(smooth, expected) and not torch.allclose(smooth, sharp)
+    opinions = [found(0.0)]
+    if flip:
+        mirrored = Volume(patient.image.data.flip(-1), patient.image.grid)
+        opinions.append(found(0.0, mirrored).flip(-1).contiguous())
+    for opinion in opinions:
+        smooth_across_slices(opinion, patient.image.grid, 4.0)
+    sharp, smooth = found(0.0, flip=flip), found(4.0, flip=flip)
+    expected = sum(opinions) / len(opinions)
+    assert torch.equal(smooth, expected) and not torch.equal(smooth, sharp)
     assert torch.allclose(smooth.sum(0), torch.ones(smooth.shape[1:]))
