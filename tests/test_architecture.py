@@ -18,7 +18,7 @@ ROOMS = [
     "cli",
     "pacs",
     "serve",
-    *("demo", "study", "doctor"),
+    *("demo", "study", "complete", "doctor"),
     *("train", "segment"),
     "methods",
     "cohort",

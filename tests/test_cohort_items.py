@@ -7,12 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cohorts import make_cohort
 from kidseg.cohort.items import SliceIndex, draw, steps_per_epoch
-from kidseg.errors import UsageError
+from kidseg.errors import InputError, UsageError
+from kidseg.geometry import Volume
 from kidseg.stage import TrainStep
 
 
@@ -155,3 +157,31 @@ def test_without_a_share_of_small_sections_the_batches_are_those_of_the_labels()
     present = [case.labels_by_slice(3) for case in cohort.training]
     of_labels = SliceIndex.of_cases(present, cohort.config.label_share)
     assert all(draw(cohort.index, at(k), 8) == draw(of_labels, at(k), 8) for k in range(10))
+
+
+def test_slices_that_do_not_count_are_not_drawn() -> None:
+    member = [np.array([[True], [False], [True]]), np.array([[False], [True]])]
+    counted = [np.array([True, False, True]), np.array([False, True])]
+    index = SliceIndex.of_groups(member, [0.5], counted=counted)
+    assert index.every.tolist() == [[0, 0], [0, 2], [1, 1]]
+    assert index.groups[0].tolist() == [0, 1, 2]
+    only = SliceIndex.of_groups(member, [0.5], counted=counted, members_only=True)
+    assert only.every.tolist() == [[0, 0], [0, 2], [1, 1]]
+
+
+def test_slices_that_are_ignored_as_a_whole_are_not_drawn() -> None:
+    """One voxel that counts is enough."""
+    cohort = make_cohort(2, 1)
+    first, second = cohort.training
+    assert first.labels is not None
+    ignored = torch.ones(first.labels.data.shape, dtype=torch.bool)
+    ignored[:, 3] = False
+    ignored[0, 5, 7, 9] = False
+    first = replace(first, ignore=Volume(ignored, first.labels.grid))
+    index = replace(cohort, training=(first, second)).index
+    assert [k for case, k in index.every.tolist() if case == 0] == [3, 5]
+    assert sum(case == 1 for case, _ in index.every.tolist()) == second.slices
+    nothing = replace(first, ignore=Volume(torch.ones_like(ignored), first.labels.grid))
+    with pytest.raises(InputError) as error:
+        _ = replace(cohort, training=(nothing,)).index
+    assert error.value.code == "all-ignored"

@@ -13,6 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from kidseg import new_folders
+from kidseg.cli.completion import complete
 from kidseg.cli.contour_table import contours
 from kidseg.cli.conversion import convert
 from kidseg.cli.data import check, demo, export, phantom, store
@@ -44,7 +45,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
-    "Segment and measure": (segment, measure, convert, contours),
+    "Segment and measure": (segment, complete, measure, convert, contours),
     "Data": (check, phantom, store, export),
     "Train and evaluate": (
         *(train, evaluate, compare, study),

@@ -54,7 +54,13 @@ class Cohort:
 
     @cached_property
     def index(self) -> SliceIndex:
-        """The training slices, by label, and, if they have a share, those with small sections."""
+        """The training slices, by label, and, if they have a share, those with small sections.
+
+        Slices that are ignored as a whole are left out.
+
+        Raises:
+            InputError: "all-ignored": that are all.
+        """
         config, labels = self.config, len(self.schema.labels)
         member = [subject.labels_by_slice(labels + 1) for subject in self.training]
         shares = [config.label_share] * labels
@@ -63,7 +69,14 @@ class Cohort:
             small = [subject.small_sections(tumours) for subject in self.training]
             member = [np.column_stack(pair) for pair in zip(member, small, strict=True)]
             shares.append(config.small_share)
-        return SliceIndex.of_groups(member, shares, hard_share=config.hard_share)
+        counted = [subject.counted for subject in self.training]
+        if not np.concatenate(counted).any():
+            raise InputError(
+                "all voxels of the training cases are ignored",
+                code="all-ignored",
+                next_step="Train on cases with slices that count.",
+            )
+        return SliceIndex.of_groups(member, shares, counted=counted, hard_share=config.hard_share)
 
     @property
     def selection(self) -> tuple[str, ...]:

@@ -57,6 +57,7 @@ class SliceIndex:
         shares: Sequence[float],
         *,
         members_only: bool = False,
+        counted: Sequence[np.ndarray] | None = None,
         hard_share: float = 0.0,
     ) -> SliceIndex:
         """Index the slices of cases, with any groups.
@@ -65,6 +66,7 @@ class SliceIndex:
             member: for each case (slices, groups) bool: which groups each slice belongs to.
             shares: see the class.
             members_only: leave out slices that belong to no group with a share.
+            counted: for each case (slices,) bool: leave out the others; None: leave out none.
             hard_share: see the class.
 
         Raises:
@@ -72,8 +74,10 @@ class SliceIndex:
         """
         every = [(c, k) for c, case in enumerate(member) for k in range(len(case))]
         groups = np.concatenate(list(member)).astype(bool) if every else np.zeros((0, 0), bool)
+        kept = np.ones(len(every), dtype=bool) if counted is None else np.concatenate(counted)
         if members_only and every:
-            kept = groups[:, np.array(shares) > 0].any(1)
+            kept = kept & groups[:, np.array(shares) > 0].any(1)
+        if not kept.all():
             every, groups = [every[row] for row in np.flatnonzero(kept)], groups[kept]
         if not every:
             raise ValueError("no slices to draw from")

@@ -122,6 +122,14 @@ class Subject:
         """Number of slices."""
         return self.image.grid.shape[0]
 
+    @property
+    def counted(self) -> np.ndarray:
+        """(slices,) bool: which slices have any voxel that is not to be ignored."""
+        if self.ignore is None:
+            return np.ones(self.slices, dtype=bool)
+        counted: np.ndarray = ~self.ignore.data[0].flatten(1).all(1).numpy()
+        return counted
+
     @cached_property
     def labelled_or_all(self) -> tuple[int, int]:
         """First and last slice with foreground; first and last of all without foreground."""

@@ -34,6 +34,7 @@ from kidseg.postprocess import least_kidney_ml
 from kidseg.segment.adaptation import PRIOR_SLICES, Adapt, Adaptation, adapted_facts, unadapted
 from kidseg.segment.clock import Clock
 from kidseg.segment.decision import weighted
+from kidseg.segment.drawn import Drawn
 from kidseg.segment.intervals import Calibrated, unused_calibration
 from kidseg.segment.plausibility import implausible
 from kidseg.segment.removal import Decided, postprocessed
@@ -72,6 +73,7 @@ class Predictor:
         members: methods of all models in the file. Fewer methods than members: some are merged,
             see `NnUnet.merged`.
         intervals: calibration of the intervals of volumes; None if the file has none.
+        drawn: slices of the scan to segment whose labels are known, and stay; None: none are.
         on_progress: called with "segment" or "decide" while a scan is segmented, and how much of it
             is done, 0 to 1; each member of an ensemble counts the same.
     """
@@ -89,6 +91,7 @@ class Predictor:
     members: tuple[str, ...] = ()
     paths: tuple[Path, ...] = ()
     intervals: Calibrated | None = None
+    drawn: Drawn | None = None
     on_progress: Callable[[str, float], None] = lambda what, done: None
 
     @torch.no_grad()
@@ -118,6 +121,7 @@ class Predictor:
             "grids": grids_facts(progress, subject, unit_mm),
             "adapted": adapted_facts(self.adapt, found.adaptations),
             "decision": self.decision,
+            **({} if self.drawn is None else {"completed": dict(self.drawn.facts)}),
             **self._ensemble_facts(),
             "overlap": overlap_facts(placement, labels),
             "training_range": rounded(suitability.facts),
@@ -210,7 +214,8 @@ class Predictor:
         observer = Observer(scan, target, self.schema, temperature)
 
         def watch(k: int, window: Window, probabilities: Tensor) -> None:
-            observer(k, window, probabilities)
+            if self.drawn is None or not self.drawn.slices[k]:
+                observer(k, window, probabilities)
             self.on_progress("decide", k / scan.shape[0])
 
         decided = self.decide(found, scan, clock, watch)
@@ -257,14 +262,17 @@ class Predictor:
             yield self._postprocessed(found, samples.decided(target))
 
     def _postprocessed(self, found: Found, labels: Volume) -> Decided:
-        return postprocessed(
-            labels,
+        decided = postprocessed(
+            labels if self.drawn is None else self.drawn.over(labels),
             self.method.config.postprocess,
             self.schema,
             self.target_of(found),
             _radius_mm(found.subject),
             _voxel_ml(found.progress),
         )
+        if self.drawn is None:
+            return decided
+        return replace(decided, labels=self.drawn.over(decided.labels))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -17,7 +17,7 @@ from kidseg.cases import (
 )
 from kidseg.cases.label_names import stated_labels
 from kidseg.cases.naming import matching_names
-from kidseg.cases.segments import read_label_file
+from kidseg.cases.segments import read_label_file, uncropped
 from kidseg.errors import InputError, UsageError
 from kidseg.geometry import Grid, Volume
 from kidseg.io import ReadOptions
@@ -55,6 +55,8 @@ class ReferenceLabels:
     def on(self, grid: Grid, options: ReadOptions | None = None) -> tuple[Volume, Volume | None]:
         """Read the (1, slices, rows, columns) labels on a scan's voxels, and the ignore mask.
 
+        A segmentation of 3D Slicer may be cropped.
+
         Args:
             grid: of the scan.
             options: of reading the scan.
@@ -74,6 +76,8 @@ class ReferenceLabels:
             options=options if self.case is None else self.case.reading(options),
         )
         volume = file.labels.volume
+        if file.is_segmentation:  # 3D Slicer crops them
+            volume = uncropped(volume, grid, _SAME_GRID_MM) or volume
         if not volume.grid.same_as(grid, _SAME_GRID_MM):
             raise InputError(
                 f"its grid is not that of the scan: {volume.grid.difference(grid)}",

@@ -1,0 +1,101 @@
+"""The command complete: a few slices of a scan are drawn, the model does the others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from kidseg.cli.options import (
+    AsJson,
+    Device,
+    DryRun,
+    Formats,
+    Overwrite,
+    Quiet,
+    Repair,
+    Seed,
+    Series,
+    Spacing,
+    Trust,
+    argument,
+    format_names,
+    option,
+)
+from kidseg.cli.progress import show_stages
+from kidseg.cli.scan_report import ScanReport
+from kidseg.cli.summaries import planned_text
+from kidseg.cli.terminal import print_result
+
+__all__ = ["complete"]
+
+
+def complete(
+    scan: Annotated[Path, argument(help="A scan: a file, DICOM folder or zip.")],
+    drawn: Annotated[Path, argument(help="Its labels, drawn in some slices.")],
+    out: Annotated[Path, option("--out", "-o", help="Folder to write.")],
+    model: Annotated[
+        list[str] | None,
+        option(
+            "--model",
+            "-m",
+            help="A model file or run folder; else kidseg's starter. Several are averaged.",
+        ),
+    ] = None,
+    within: Annotated[
+        bool,
+        option(
+            "--within",
+            help="There is nothing below the lowest and above the uppermost drawn slice.",
+        ),
+    ] = False,
+    steps: Annotated[
+        int | None, option(min=1, help="Steps of training, for each network of the model [100].")
+    ] = None,
+    formats: Formats = "nii",
+    seed: Seed = 0,
+    trust: Trust = None,
+    spacing: Spacing = None,
+    series: Series = None,
+    repair: Repair = False,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Complete labels that are drawn in a few slices of a scan: the model learns from them.
+
+    The drawn slices stay as they are. A slice with any label counts as drawn, so draw all kidneys
+    and tumours in it; one slice in six is a good start. The model is trained further on these
+    slices, about a minute on a CPU, segments the others, and is not kept.
+
+    Example: kidseg complete scan.nii.gz drawn.nii.gz -o result
+    """
+    from kidseg.complete import complete
+    from kidseg.io import ReadOptions
+
+    with show_stages(quiet or as_json) as advance:
+        heard = ScanReport(advance, out, lines=False)
+        entry: dict[str, Any] = complete(
+            scan,
+            drawn,
+            out,
+            model=model,
+            within=within,
+            steps=steps,
+            seed=seed,
+            formats=format_names(formats),
+            device=device,
+            options=ReadOptions(trust=trust, spacing_mm=spacing, series=series, repair=repair),
+            overwrite=overwrite,
+            dry_run=dry_run,
+            progress=advance,
+            within_scan=heard.within,
+        )
+    if dry_run:
+        print_result({"would_complete": entry}, planned_text([entry]), as_json, quiet)
+        return
+    heard.report(entry)
+    known = entry["completed"]
+    kept = f"{known['slices']} of {known['of']} slices were drawn, and stay as they are."
+    print_result(entry, "\n".join([kept, heard.text()]), as_json, quiet)

@@ -1,0 +1,94 @@
+"""Complete labels that are drawn in a few slices of a scan.
+
+The model is trained further on the drawn slices alone, and segments the others. This is for a scan
+on which no model does well, and for labels to train one with.
+
+Source: the use is that of OV2ASSION, Cancer Imaging 2024, s40644-024-00729-0, where a U-Net is
+trained for each scan on its drawn slices, from scratch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from kidseg.complete.drawing import read_drawn
+from kidseg.complete.slice_training import tuned
+from kidseg.errors import UsageError
+from kidseg.io import ReadOptions
+from kidseg.segment import segment
+from kidseg.segment.model_loading import load_predictor
+
+__all__ = ["STEPS", "complete"]
+
+STEPS = 100
+"""Steps for which each network is trained further. Source: chosen on digital patients of seed 9191,
+see docs/complete.md."""
+
+
+def complete(
+    scan: str | Path,
+    drawn: str | Path,
+    out: str | Path,
+    *,
+    model: str | Path | Sequence[str | Path] | None = None,
+    within: bool = False,
+    steps: int | None = None,
+    seed: int = 0,
+    formats: Sequence[str] = ("nii",),
+    device: str = "auto",
+    options: ReadOptions | None = None,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    progress: Callable[[str, int, int, Mapping[str, Any]], None] | None = None,
+    within_scan: Callable[[str, float], None] | None = None,
+) -> dict[str, Any]:
+    """Complete the labels of a scan; the drawn slices stay as they are.
+
+    Writes what `kidseg.segment.segment` writes. The trained model is not kept: it has learned from
+    this scan alone.
+
+    Args:
+        scan: file, DICOM folder or zip.
+        drawn: a label volume of the scan, with the model's labels, or named segments of 3D Slicer.
+            A slice with any label counts as drawn, and must be complete.
+        out: folder; created if missing.
+        model: see `load_predictor`; with `plain`, `homogenized`, `plain3d` or nnU-Net's networks.
+        within: nothing is to be found below the lowest and above the uppermost drawn slice.
+        steps: of training, for each network of the model; None: `STEPS`.
+        seed: of what is drawn at random in training.
+        formats: keys of `kidseg.segment.FORMATS`.
+        device: see `choose_device`.
+        options: of reading the scan.
+        overwrite: replace an existing result of this scan.
+        dry_run: train nothing and write nothing, after the same checks.
+        progress: called in training with (network, epochs done, total epochs, log line).
+        within_scan: called while the scan is segmented; see `Predictor.on_progress`.
+
+    Returns:
+        The entry of the scan, as in result.json, with "completed". With `dry_run`, the name, path
+        and output files of the scan, and "completed".
+
+    Raises:
+        UsageError: "not-trainable": the model has another method, or was exported; see `segment`.
+        InputError: see `read_drawn`, `read_scan` and `segment`.
+        ModelError, ResourceError: see `load_predictor`, `fit` and `segment`.
+    """
+    steps = STEPS if steps is None else steps
+    if steps < 1:
+        raise UsageError(
+            f"{steps} steps of training", code="bad-steps", next_step="Train for at least one."
+        )
+    untrained = load_predictor(model, device)
+    drawing = read_drawn(Path(scan), Path(drawn), untrained, options, within=within)
+    [planned] = segment(
+        [scan], untrained, out, formats=formats, options=options, overwrite=overwrite, dry_run=True
+    )
+    if dry_run:
+        return {**planned, "completed": drawing.facts}
+    trained = tuned(untrained, drawing, steps, seed, device, progress)
+    trained = replace(trained, on_progress=within_scan or untrained.on_progress)
+    [entry] = segment([scan], trained, out, formats=formats, options=options, overwrite=overwrite)
+    return entry

@@ -1,0 +1,140 @@
+"""Read a scan and the labels that are drawn in some of its slices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from kidseg.errors import InputError
+from kidseg.geometry import Volume
+from kidseg.io import ReadOptions
+from kidseg.io.content import sha256_of
+from kidseg.segment.drawn import Drawn
+from kidseg.segment.predictor import Predictor
+from kidseg.segment.scans import read_scan
+from kidseg.segment.truth import find_references
+
+__all__ = ["Drawing", "read_drawn"]
+
+_AXES = {1: "coronal", 2: "sagittal"}
+# No kidney is as thin as this many voxels; labels drawn in every second plane of another axis are.
+_THIN = 1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Drawing:
+    """A scan with drawn slices.
+
+    Attributes:
+        scan: (channels, slices, rows, columns).
+        drawn: its drawn slices, with what there is to say about them.
+        name: of the scan, for messages.
+    """
+
+    scan: Volume
+    drawn: Drawn
+    name: str
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """See `Drawn`."""
+        return self.drawn.facts
+
+
+def read_drawn(
+    scan: Path, drawn: Path, predictor: Predictor, options: ReadOptions | None, *, within: bool
+) -> Drawing:
+    """Read a scan, and the labels drawn in some of its slices.
+
+    Args:
+        scan: its path.
+        drawn: a label volume on its voxels.
+        predictor: whose labels they are.
+        options: of reading the scan.
+        within: what lies below the lowest and above the uppermost slice with labels is drawn, too:
+            it is background.
+
+    Raises:
+        InputError: "nothing-drawn"; "nothing-left": all slices are; "drawn-across": the labels are
+            drawn in coronal or sagittal planes; see `find_references`, `ReferenceLabels.on` and
+            `read_scan`.
+    """
+    method = predictor.method
+    channels = method.plan.channels
+    values: Literal["ct", "any"] = "ct" if channels[0].scheme == "ct" else "any"
+    options = replace(options or ReadOptions(), values=values)
+    image = read_scan(scan, channels, options).volume
+    if not drawn.is_file():
+        raise InputError(
+            "there is no such file of labels" if not drawn.exists() else "it is no file of labels",
+            path=drawn,
+            code="no-labels",
+            next_step="Name the label volume in which slices are drawn.",
+        )
+    found = find_references({scan: scan.name}, drawn, predictor.schema, method.config.cohort.cyst)
+    labels, _ = found[scan].on(image.grid, replace(options, series=None, volume=None))
+    labelled = (labels.data[0] > 0).flatten(1).any(1)
+    if not bool(labelled.any()):
+        raise InputError(
+            "no slice is drawn: all labels are background",
+            path=drawn,
+            code="nothing-drawn",
+            next_step="Draw kidneys and tumours in a few slices, one in six or more.",
+        )
+    _check_axis(labels, drawn)
+    slices = labelled.clone()
+    if within:
+        known = labelled.nonzero()[:, 0]
+        slices[: known[0]] = True
+        slices[known[-1] + 1 :] = True
+    if bool(slices.all()):
+        raise InputError(
+            "all its slices are drawn, so that nothing is left to complete",
+            path=drawn,
+            code="nothing-left",
+            next_step="Leave out --within if there may be more beyond the last drawn slices.",
+        )
+    facts = {
+        "drawn": str(drawn),
+        "sha256": sha256_of(drawn),
+        "slices": int(labelled.sum()),
+        "of": len(labelled),
+        "within": within,
+    }
+    return Drawing(
+        scan=image, drawn=Drawn(labels=labels, slices=slices, facts=facts), name=str(scan)
+    )
+
+
+def _check_axis(labels: Volume, path: Path) -> None:
+    """Check that labels are not drawn in planes across the slices.
+
+    Raises:
+        InputError: "drawn-across".
+    """
+    data = labels.data[0].numpy() > 0
+    for axis, plane in _AXES.items():
+        others = tuple(k for k in range(3) if k != axis)
+        used = data.any(others)
+        starts = np.flatnonzero(np.diff(used.astype(np.int8), prepend=0) == 1)
+        ends = np.flatnonzero(np.diff(used.astype(np.int8), append=0) == -1)
+        if int((ends - starts).max()) + 1 <= _THIN:
+            raise InputError(
+                f"its labels are drawn in {len(starts)} {plane} plane(s), not in axial slices",
+                path=path,
+                code="drawn-across",
+                next_step="Draw whole axial slices.",
+            )
+
+
+def as_training_labels(drawing: Drawing, ignore: int) -> Volume:
+    """The labels, with the slices that are not drawn marked by a label to ignore."""
+    drawn = drawing.drawn
+    data = drawn.labels.data.clone()
+    data[:, ~drawn.slices] = ignore
+    return Volume(data.to(torch.uint8), drawn.labels.grid)

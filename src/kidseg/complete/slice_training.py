@@ -1,0 +1,210 @@
+"""Train the networks of a model further on the drawn slices of one scan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from kidseg.checkpoint import Model, joined, save_model
+from kidseg.cohort.cohort import Cohort
+from kidseg.cohort.subject import prepare
+from kidseg.complete.drawing import Drawing, as_training_labels
+from kidseg.config import METHODS, load
+from kidseg.device import choose_device, tune_allocator
+from kidseg.errors import UsageError
+from kidseg.header import MEMBERS
+from kidseg.labels import LabelSchema
+from kidseg.members import CALIBRATED, combined, members_of
+from kidseg.methods import Method, method_named
+from kidseg.nets.exported import GRAPH
+from kidseg.plan import Plan
+from kidseg.registry import BY_KIDNEY
+from kidseg.segment.model_loading import load_predictor
+from kidseg.segment.predictor import Predictor
+from kidseg.segment.trained_method import damaged_if_invalid, target_of
+from kidseg.train.loop import Run, fit
+from kidseg.train.tuning import load_weights
+
+__all__ = ["tuned"]
+
+_MOST_EPOCHS = 6
+# Of the model's own learning rate; decay of the moving average of the weights. Source: chosen on
+# digital patients of seed 9191, see docs/complete.md.
+_RATE = 1 / 3
+_AVERAGE = 0.95
+_STAGE = "segment"
+_IGNORE = 255
+
+Progress = Callable[[str, int, int, Mapping[str, Any]], None]
+
+
+def tuned(
+    predictor: Predictor,
+    drawing: Drawing,
+    steps: int,
+    seed: int,
+    device: str,
+    progress: Progress | None,
+) -> Predictor:
+    """A predictor whose networks were trained further on the drawn slices, which it keeps.
+
+    Only networks that segment are trained; those that find pose and region stay. Nothing is kept
+    out to select weights by: the moving average of the last is used.
+
+    Args:
+        predictor: of the model to start from.
+        drawing: the scan.
+        steps: of each network.
+        seed: of training.
+        device: see `choose_device`.
+        progress: see `complete`.
+
+    Raises:
+        UsageError: "not-trainable".
+        ModelError, ResourceError: see `fit`.
+    """
+    tune_allocator()
+    file = combined(predictor.paths)
+    members = members_of(file)
+    for member in members:
+        _check_trainable(member, predictor.path)
+    has_tumour = bool((drawing.drawn.labels.data > 1).any())
+    trained = []
+    for number, member in enumerate(members):
+        said = None if progress is None else _named(progress, number, len(members))
+        with damaged_if_invalid(predictor.path):
+            method = _method(member, steps, device, predictor.path)
+            load_weights(method, member.parts)
+        _train(method, predictor.schema, drawing, seed, said)
+        trained.append(_as_model(member, method, keeps_lone=has_tumour))
+    with TemporaryDirectory(prefix="kidseg-") as folder:
+        path = Path(folder) / "model.safetensors"
+        sha256 = _save(trained, path)
+        ready = load_predictor(path, device, predictor.adapt)
+    start = {"path": str(predictor.path), "sha256": predictor.sha256}
+    facts = {**drawing.facts, "steps": steps, "seed": seed, "from": start}
+    return replace(
+        ready,
+        path=predictor.path,
+        paths=predictor.paths,
+        sha256=sha256,
+        drawn=replace(drawing.drawn, facts=facts),
+    )
+
+
+def _check_trainable(member: Model, path: Path) -> None:
+    """Raises UsageError, see `tuned`."""
+    name = str(member.header.get("method"))
+    if any(GRAPH in tensors for tensors in member.parts.values()):
+        reason = "its networks are ONNX graphs"
+    elif name in BY_KIDNEY:
+        reason = f"method '{name}' segments each kidney that it finds for itself"
+    else:
+        return
+    raise UsageError(
+        f"the model cannot be trained further on slices: {reason}",
+        path=path,
+        code="not-trainable",
+        next_step="Name a model of another method with -m, or leave -m out for the starter.",
+    )
+
+
+def _method(member: Model, steps: int, device: str, path: Path) -> Method:
+    """The method of a model, with settings to train it further, and new networks."""
+    header = member.header
+    name = str(header["method"])
+    config: Any = load(METHODS[name], base=header["config"])
+    epochs = next(n for n in range(_MOST_EPOCHS, 0, -1) if steps % n == 0)
+    own = config.segment
+    stage = replace(
+        own,
+        epochs=epochs,
+        min_epochs=0,
+        patience=None,
+        budget_s=None,
+        steps=steps // epochs,
+        average=_AVERAGE,
+        optimizer=replace(own.optimizer, learning_rate=_RATE * own.optimizer.learning_rate),
+    )
+    cohort = replace(config.cohort, small_share=0.0, hard_share=0.0)
+    hardware = choose_device(device, config.precision)
+    return method_named(name).build(
+        replace(config, segment=stage, cohort=cohort),
+        target_of(header),
+        Plan.from_dict(header["plan"], path),
+        device=hardware,
+    )
+
+
+def _train(
+    method: Method, schema: LabelSchema, drawing: Drawing, seed: int, progress: Progress | None
+) -> None:
+    """Train the networks that segment on the drawn slices."""
+    subject = prepare(
+        drawing.scan,
+        method.material(method.config, method.plan),
+        method.plan.channels,
+        name=drawing.name,
+        labels=as_training_labels(drawing, _IGNORE),
+        ignore_label=_IGNORE,
+    )
+    cohort = Cohort(
+        training=(subject,),
+        validation=(subject,),
+        schema=schema,
+        target=method.target,
+        plan=method.plan,
+        config=method.config.cohort,
+    )
+    with TemporaryDirectory(prefix="kidseg-") as folder:
+        run = Run(
+            folder=Path(folder),
+            device=method.device.torch,
+            seed=seed,
+            precision=method.device.precision,
+            on_epoch=progress,
+        )
+        epoch = count(1)
+
+        def validate() -> dict[str, float]:
+            return {"score": float(next(epoch))}  # the last is the best
+
+        for stage in method.stages(cohort):
+            if stage.name == _STAGE:
+                fit(replace(stage, validate=validate), run)
+
+
+def _as_model(member: Model, method: Method, *, keeps_lone: bool) -> Model:
+    """A trained method as a model, without what was calibrated for other weights.
+
+    Args:
+        member: the model it was.
+        method: trained.
+        keeps_lone: tumours without a kidney are not removed, because tumours are drawn.
+    """
+    config = dict(member.header["config"])
+    if keeps_lone:
+        config["postprocess"] = {**config["postprocess"], "lone_tumour_ml": 0.0}
+    header = {k: v for k, v in member.header.items() if k not in (*CALIBRATED, "sha256")}
+    parts = {name: net.state_dict() for name, net in method.parts.items()}
+    return Model(header={**header, "config": config}, parts=parts, sha256="")
+
+
+def _save(members: list[Model], path: Path) -> str:
+    """Write models as one file; its digest."""
+    first = members[0]
+    if len(members) == 1:
+        return save_model(path, first.parts, first.header)
+    headers = [dict(each.header) for each in members]
+    parts = {str(k): joined(each.parts) for k, each in enumerate(members)}
+    return save_model(path, parts, {**first.header, MEMBERS: headers})
+
+
+def _named(progress: Progress, number: int, networks: int) -> Progress:
+    """Progress of one network of several."""
+    name = "training" if networks == 1 else f"training network {number + 1} of {networks}"
+    return lambda _, done, total, line: progress(name, done, total, {})
