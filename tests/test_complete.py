@@ -100,14 +100,14 @@ def test_the_model_learns_what_is_drawn(trained: Path, tmp_path: Path) -> None:
     assert (found[rest] == 1).sum() < 0.1 * a.sum()
 
 
-def test_within_finds_nothing_beyond_the_drawn_slices(trained: Path, tmp_path: Path) -> None:
+def test_nothing_is_found_beyond_the_drawn_slices_if_so_said(trained: Path, tmp_path: Path) -> None:
     drawn = draw(trained / "data", tmp_path / "drawn.nii.gz", [3, 5])
     scan, model = scan_of(trained / "data"), trained / "run"
-    for within in (False, True):
-        out = tmp_path / str(within)
-        complete(scan, drawn, out, model=model, steps=2, within=within)
+    for nothing_beyond in (False, True):
+        out = tmp_path / str(nothing_beyond)
+        complete(scan, drawn, out, model=model, steps=2, nothing_beyond=nothing_beyond)
         found = labels_of(out / f"{CASE}_seg.nii.gz")
-        assert found[[2, 6]].any() != within
+        assert found[[2, 6]].any() != nothing_beyond
         assert found[4].any()
 
 

@@ -41,10 +41,10 @@ def complete(
             help="A model file or run folder; else kidseg's starter. Several are averaged.",
         ),
     ] = None,
-    within: Annotated[
+    nothing_beyond: Annotated[
         bool,
         option(
-            "--within",
+            "--nothing-beyond",
             help="There is nothing below the lowest and above the uppermost drawn slice.",
         ),
     ] = False,
@@ -81,7 +81,7 @@ def complete(
             drawn,
             out,
             model=model,
-            within=within,
+            nothing_beyond=nothing_beyond,
             steps=steps,
             seed=seed,
             formats=format_names(formats),
@@ -90,7 +90,7 @@ def complete(
             overwrite=overwrite,
             dry_run=dry_run,
             progress=advance,
-            within_scan=heard.within,
+            within=heard.within,
         )
     if dry_run:
         print_result({"would_complete": entry}, planned_text([entry]), as_json, quiet)

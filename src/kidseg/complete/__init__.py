@@ -34,7 +34,7 @@ def complete(
     out: str | Path,
     *,
     model: str | Path | Sequence[str | Path] | None = None,
-    within: bool = False,
+    nothing_beyond: bool = False,
     steps: int | None = None,
     seed: int = 0,
     formats: Sequence[str] = ("nii",),
@@ -43,7 +43,7 @@ def complete(
     overwrite: bool = False,
     dry_run: bool = False,
     progress: Callable[[str, int, int, Mapping[str, Any]], None] | None = None,
-    within_scan: Callable[[str, float], None] | None = None,
+    within: Callable[[str, float], None] | None = None,
 ) -> dict[str, Any]:
     """Complete the labels of a scan; the drawn slices stay as they are.
 
@@ -56,7 +56,8 @@ def complete(
             A slice with any label counts as drawn, and must be complete.
         out: folder; created if missing.
         model: see `load_predictor`; with `plain`, `homogenized`, `plain3d` or nnU-Net's networks.
-        within: nothing is to be found below the lowest and above the uppermost drawn slice.
+        nothing_beyond: there is no kidney or tumour below the lowest and above the uppermost drawn
+            slice.
         steps: of training, for each network of the model; None: `STEPS`.
         seed: of what is drawn at random in training.
         formats: keys of `kidseg.segment.FORMATS`.
@@ -65,7 +66,7 @@ def complete(
         overwrite: replace an existing result of this scan.
         dry_run: train nothing and write nothing, after the same checks.
         progress: called in training with (network, epochs done, total epochs, log line).
-        within_scan: called while the scan is segmented; see `Predictor.on_progress`.
+        within: called while the scan is segmented; see `Predictor.on_progress`.
 
     Returns:
         The entry of the scan, as in result.json, with "completed". With `dry_run`, the name, path
@@ -82,13 +83,13 @@ def complete(
             f"{steps} steps of training", code="bad-steps", next_step="Train for at least one."
         )
     untrained = load_predictor(model, device)
-    drawing = read_drawn(Path(scan), Path(drawn), untrained, options, within=within)
+    drawing = read_drawn(Path(scan), Path(drawn), untrained, options, nothing_beyond=nothing_beyond)
     [planned] = segment(
         [scan], untrained, out, formats=formats, options=options, overwrite=overwrite, dry_run=True
     )
     if dry_run:
         return {**planned, "completed": drawing.facts}
     trained = tuned(untrained, drawing, steps, seed, device, progress)
-    trained = replace(trained, on_progress=within_scan or untrained.on_progress)
+    trained = replace(trained, on_progress=within or untrained.on_progress)
     [entry] = segment([scan], trained, out, formats=formats, options=options, overwrite=overwrite)
     return entry

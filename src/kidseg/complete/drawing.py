@@ -47,7 +47,12 @@ class Drawing:
 
 
 def read_drawn(
-    scan: Path, drawn: Path, predictor: Predictor, options: ReadOptions | None, *, within: bool
+    scan: Path,
+    drawn: Path,
+    predictor: Predictor,
+    options: ReadOptions | None,
+    *,
+    nothing_beyond: bool,
 ) -> Drawing:
     """Read a scan, and the labels drawn in some of its slices.
 
@@ -56,8 +61,8 @@ def read_drawn(
         drawn: a label volume on its voxels.
         predictor: whose labels they are.
         options: of reading the scan.
-        within: what lies below the lowest and above the uppermost slice with labels is drawn, too:
-            it is background.
+        nothing_beyond: what lies below the lowest and above the uppermost slice with labels is
+            drawn, too: it is background.
 
     Raises:
         InputError: "nothing-drawn"; "nothing-left": all slices are; "drawn-across": the labels are
@@ -88,7 +93,7 @@ def read_drawn(
         )
     _check_axis(labels, drawn)
     slices = labelled.clone()
-    if within:
+    if nothing_beyond:
         known = labelled.nonzero()[:, 0]
         slices[: known[0]] = True
         slices[known[-1] + 1 :] = True
@@ -97,14 +102,16 @@ def read_drawn(
             "all its slices are drawn, so that nothing is left to complete",
             path=drawn,
             code="nothing-left",
-            next_step="Leave out --within if there may be more beyond the last drawn slices.",
+            next_step="Leave out --nothing-beyond if there may be more beyond them."
+            if nothing_beyond
+            else "These labels are complete: 'kidseg measure' and 'kidseg convert' take them.",
         )
     facts = {
         "drawn": str(drawn),
         "sha256": sha256_of(drawn),
         "slices": int(labelled.sum()),
         "of": len(labelled),
-        "within": within,
+        "nothing_beyond": nothing_beyond,
     }
     return Drawing(
         scan=image, drawn=Drawn(labels=labels, slices=slices, facts=facts), name=str(scan)
