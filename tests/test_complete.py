@@ -225,9 +225,12 @@ def test_the_command_says_what_is_kept(
     assert call_cli(*words, *model, "--dry-run") == 0
     assert not (tmp_path / "out").exists()
     assert "_seg.nii.gz" in capsys.readouterr().out
-    assert call_cli(*words, *model, "--formats", "nii,seg.nrrd") == 0
+    assert call_cli(*words, *model, "--formats", "nii,seg.nrrd,html") == 0
     assert "2 of 8 slices were drawn, and stay" in capsys.readouterr().out
-    assert (tmp_path / "out" / f"{CASE}.seg.nrrd").exists()
+    segmentation = (tmp_path / "out" / f"{CASE}.seg.nrrd").read_bytes()
+    assert b"completed from drawn slices" in segmentation
+    page = (tmp_path / "out" / f"{CASE}_report.html").read_text()
+    assert "2 of 8 slices were drawn (SHA-256" in page
     assert call_cli(*words, *model) == UsageError.exit_code
     assert call_cli(*words, *model, "--overwrite", "--json") == 0
     assert json.loads(capsys.readouterr().out)["completed"]["slices"] == 2

@@ -281,4 +281,5 @@ def _origin(path: Path, named: NamedLabels) -> Origin:
         model_sha256=str(model.get("sha256", "")),
         scan_sha256=str(named.record.get("sha256", "")),
         labels_sha256=sha256_of(path),
+        is_drawn="completed" in named.record,
     )

@@ -212,7 +212,7 @@ def _description(
         segment_label=name,
         segmented_property_category=concept(term.category),
         segmented_property_type=concept(term.kind),
-        algorithm_type="AUTOMATIC" if origin.is_automatic else "SEMIAUTOMATIC",
+        algorithm_type=origin.algorithm_type or "SEMIAUTOMATIC",
         algorithm_identification=_algorithm(origin),
         tracking_uid=uid,
         tracking_id=name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from kidseg.provenance import RESEARCH_USE, versions
 
@@ -18,17 +19,21 @@ class Origin:
         model_sha256: of the model file; "" if it is not known.
         scan_sha256: of the scan that was segmented; "" if it is not known.
         labels_sha256: of the label file that was converted; "" if they were not read from a file.
+        is_drawn: a part of the labels was drawn by a person.
     """
 
     method: str = ""
     model_sha256: str = ""
     scan_sha256: str = ""
     labels_sha256: str = ""
+    is_drawn: bool = False
 
     @property
-    def is_automatic(self) -> bool:
-        """Were the labels made by a model, as far as it is known?"""
-        return bool(self.method)
+    def algorithm_type(self) -> Literal["AUTOMATIC", "SEMIAUTOMATIC", ""]:
+        """How the labels were made, in DICOM's terms; "" if it is not known."""
+        if not self.method:
+            return ""
+        return "SEMIAUTOMATIC" if self.is_drawn else "AUTOMATIC"
 
     @property
     def version(self) -> str:
@@ -49,5 +54,6 @@ class Origin:
     def notes(self) -> str:
         """Intended use and origin in one line. It names no person, place or date."""
         how = f"method {self.method}" if self.method else "origin of the labels unknown"
+        how += ", completed from drawn slices" if self.method and self.is_drawn else ""
         hashes = "".join(f"; {name} {value}" for name, value in self.hashes.items())
         return f"{RESEARCH_USE} kidseg {self.version}: {how}{hashes}"

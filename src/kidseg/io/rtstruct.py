@@ -135,7 +135,7 @@ def _structure_set(
         roi.ROIName = names[label.id]
         volume_ml = float(labels.grid.voxel_ml) * int(inside.sum())
         roi.ROIVolume = f"{volume_ml:.8g}"
-        roi.ROIGenerationAlgorithm = "AUTOMATIC" if origin.is_automatic else ""
+        roi.ROIGenerationAlgorithm = origin.algorithm_type
         roi.ROIGenerationDescription = long_string(origin.notes)
         dataset.StructureSetROISequence.append(roi)
         contour = Dataset()

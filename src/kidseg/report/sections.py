@@ -195,6 +195,7 @@ def provenance_rows(record: Record, measured: Record, command: str) -> list[tupl
         ("model", _model(model)),
         ("model SHA-256", model.get("sha256", "")),
         ("members of the ensemble", ", ".join(members)),
+        ("completed", _completed(record.get("completed") or {})),
         ("formats", ", ".join(record.get("formats", ()))),
         ("versions", ", ".join(f"{name} {value}" for name, value in versions.items() if value)),
         ("computed on", _machine(record, host)),
@@ -311,6 +312,15 @@ def _model(model: Record) -> str:
     path = PurePath(str(model.get("path", ""))).name
     parts: Iterable[str] = (str(model.get("method", "")), str(model.get("name", path)))
     return ", ".join(part for part in parts if part)
+
+
+def _completed(known: Record) -> str:
+    """From which slices labels were completed; "" if they were not."""
+    if not known:
+        return ""
+    drawn = f"{known['slices']} of {known['of']} slices were drawn (SHA-256 {known['sha256']})"
+    start = f"the model of SHA-256 {known['from']['sha256']}"
+    return f"{drawn}; {known['steps']} steps of training on them, from {start}"
 
 
 def _machine(record: Record, host: Record) -> str:

@@ -207,7 +207,10 @@ def exported_labels(
         labels=_on_voxels_of(native, result.labels),
         schema=predictor.schema,
         origin=Origin(
-            method=predictor.method.name, model_sha256=predictor.sha256, scan_sha256=scan_sha256
+            method=predictor.method.name,
+            model_sha256=predictor.sha256,
+            scan_sha256=scan_sha256,
+            is_drawn=predictor.drawn is not None,
         ),
         like=_like(scan, options),
         source=source,
