@@ -3,7 +3,7 @@
 # trained for the same processor time with several seeds and scored on digital patients of another style.
 #
 #   kidseg phantom cohort/ --patients 212 --ages 0-90 --size 256 --seed 20261126 --set "slice_mm=[1.0,5.0]" --jobs 2
-#   kidseg store cohort/ -o store/ --full
+#   kidseg store cohort/ -o store/ --full --preset starter    # which validates on few patients
 #   kidseg phantom others/ --patients 24 --ages 0-90 --size 256 --seed 4711 --set "slice_mm=[1.0,5.0]" --jobs 2
 #   BUDGET_S=240 STEPS=60 SEEDS="0 1" benchmarks/starter_ablation.sh store/ others/ ablation/
 #   python benchmarks/real_ct.py DATA -m ablation/no-style-0 -o real/no-style-0    # and on real slices

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,19 @@ def test_labels_of_another_scan_are_refused(trained: Path, tmp_path: Path) -> No
     with pytest.raises(InputError) as error:
         complete(scan_of(trained / "data"), drawn, tmp_path / "out", model=trained / "run")
     assert error.value.code == "label-grid-mismatch"
+
+
+def test_one_scan_is_completed_at_a_time(trained: Path, tmp_path: Path) -> None:
+    """A folder is right if it holds one scan."""
+    drawn = draw(trained / "data", tmp_path / "drawn.nii.gz", [2, 5])
+    with pytest.raises(UsageError) as error:
+        complete(trained / "data" / "imagesTr", drawn, tmp_path / "out", model=trained / "run")
+    assert error.value.code == "several-scans"
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "one").mkdir()
+    shutil.copy(scan_of(trained / "data"), tmp_path / "one")
+    entry = complete(tmp_path / "one", drawn, tmp_path / "out", model=trained / "run", steps=1)
+    assert entry["completed"]["slices"] == 2
 
 
 def test_missing_labels_and_steps_are_refused(trained: Path, tmp_path: Path) -> None:

@@ -73,7 +73,8 @@ def complete(
         and output files of the scan, and "completed".
 
     Raises:
-        UsageError: "not-trainable": the model has another method, or was exported; see `segment`.
+        UsageError: "not-trainable": the model has another method, or was exported; "several-scans";
+            "bad-steps"; see `segment`.
         InputError: see `read_drawn`, `read_scan` and `segment`.
         ModelError, ResourceError: see `load_predictor`, `fit` and `segment`.
     """
@@ -83,12 +84,20 @@ def complete(
             f"{steps} steps of training", code="bad-steps", next_step="Train for at least one."
         )
     untrained = load_predictor(model, device)
-    drawing = read_drawn(Path(scan), Path(drawn), untrained, options, nothing_beyond=nothing_beyond)
-    [planned] = segment(
+    planned = segment(
         [scan], untrained, out, formats=formats, options=options, overwrite=overwrite, dry_run=True
     )
+    if len(planned) != 1:
+        raise UsageError(
+            f"it holds {len(planned)} scans, of which one can be completed at a time",
+            path=scan,
+            code="several-scans",
+            next_step="Name one of them; of DICOM series, one with --series.",
+        )
+    found = Path(planned[0]["scan"])
+    drawing = read_drawn(found, Path(drawn), untrained, options, nothing_beyond=nothing_beyond)
     if dry_run:
-        return {**planned, "completed": drawing.facts}
+        return {**planned[0], "completed": drawing.facts}
     trained = tuned(untrained, drawing, steps, seed, device, progress)
     trained = replace(trained, on_progress=within or untrained.on_progress)
     [entry] = segment([scan], trained, out, formats=formats, options=options, overwrite=overwrite)
