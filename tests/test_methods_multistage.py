@@ -19,6 +19,7 @@ from ellipses import write_ellipse_dataset
 from kidseg.checkpoint import read_header
 from kidseg.cohort.cohort import Cohort
 from kidseg.cohort.subject import prepare
+from kidseg.complete import complete
 from kidseg.config import (
     CohortConfig,
     MultistageConfig,
@@ -650,6 +651,18 @@ def test_a_model_segments_scans_and_can_be_fine_tuned(
     assert set(tuned["stages"]) == set(NETS) and tuned["start"]["fresh"] == ()
     one = trained(data, tmp_path / "one", start=model, tune="resnet.heads.*")
     assert set(one["stages"]) == {"resnet"}
+
+
+def test_drawn_slices_do_not_train_it(
+    data: Path, run: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """Its regions are those of the kidneys that it finds itself."""
+    scan = data / "imagesTr" / "ellipse_000_0000.nii.gz"
+    drawn = data / "labelsTr" / "ellipse_000.nii.gz"
+    for dry_run in (True, False):
+        with pytest.raises(UsageError, match="'multistage' segments each kidney") as error:
+            complete(scan, drawn, tmp_path / "out", model=run[0], dry_run=dry_run)
+        assert error.value.code == "not-trainable"
 
 
 # Settings

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kidseg.complete.drawing import read_drawn
-from kidseg.complete.slice_training import tuned
+from kidseg.complete.slice_training import check_trainable, tuned
 from kidseg.errors import UsageError
 from kidseg.io import ReadOptions
 from kidseg.segment import segment
@@ -73,8 +73,7 @@ def complete(
         and output files of the scan, and "completed".
 
     Raises:
-        UsageError: "not-trainable": the model has another method, or was exported; "several-scans";
-            "bad-steps"; see `segment`.
+        UsageError: "several-scans"; "bad-steps"; see `check_trainable` and `segment`.
         InputError: see `read_drawn`, `read_scan` and `segment`.
         ModelError, ResourceError: see `load_predictor`, `fit` and `segment`.
     """
@@ -84,6 +83,7 @@ def complete(
             f"{steps} steps of training", code="bad-steps", next_step="Train for at least one."
         )
     untrained = load_predictor(model, device)
+    check_trainable(untrained)
     planned = segment(
         [scan], untrained, out, formats=formats, options=options, overwrite=overwrite, dry_run=True
     )

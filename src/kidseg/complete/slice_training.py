@@ -29,7 +29,7 @@ from kidseg.segment.trained_method import damaged_if_invalid, target_of
 from kidseg.train.loop import Run, fit
 from kidseg.train.tuning import load_weights
 
-__all__ = ["tuned"]
+__all__ = ["check_trainable", "tuned"]
 
 _MOST_EPOCHS = 6
 # Of the model's own learning rate; decay of the moving average of the weights. Source: chosen on
@@ -40,6 +40,30 @@ _STAGE = "segment"
 _IGNORE = 255
 
 Progress = Callable[[str, int, int, Mapping[str, Any]], None]
+
+
+def check_trainable(predictor: Predictor) -> list[Model]:
+    """The members of a predictor's model, if all can be trained further on slices.
+
+    Raises:
+        UsageError: "not-trainable": a member's networks are exported, or see each kidney alone.
+    """
+    members = members_of(combined(predictor.paths))
+    for member in members:
+        name = str(member.header.get("method"))
+        if any(GRAPH in tensors for tensors in member.parts.values()):
+            reason = "its networks are ONNX graphs"
+        elif name in BY_KIDNEY:
+            reason = f"method '{name}' segments each kidney that it finds for itself"
+        else:
+            continue
+        raise UsageError(
+            f"the model cannot be trained further on slices: {reason}",
+            path=predictor.path,
+            code="not-trainable",
+            next_step="Name a model of another method with -m, or leave -m out for the starter.",
+        )
+    return members
 
 
 def tuned(
@@ -64,14 +88,11 @@ def tuned(
         progress: see `complete`.
 
     Raises:
-        UsageError: "not-trainable".
+        UsageError: see `check_trainable`.
         ModelError, ResourceError: see `fit`.
     """
     tune_allocator()
-    file = combined(predictor.paths)
-    members = members_of(file)
-    for member in members:
-        _check_trainable(member, predictor.path)
+    members = check_trainable(predictor)
     has_tumour = bool((drawing.drawn.labels.data > 1).any())
     trained = []
     for number, member in enumerate(members):
@@ -93,23 +114,6 @@ def tuned(
         paths=predictor.paths,
         sha256=sha256,
         drawn=replace(drawing.drawn, facts=facts),
-    )
-
-
-def _check_trainable(member: Model, path: Path) -> None:
-    """Raises UsageError, see `tuned`."""
-    name = str(member.header.get("method"))
-    if any(GRAPH in tensors for tensors in member.parts.values()):
-        reason = "its networks are ONNX graphs"
-    elif name in BY_KIDNEY:
-        reason = f"method '{name}' segments each kidney that it finds for itself"
-    else:
-        return
-    raise UsageError(
-        f"the model cannot be trained further on slices: {reason}",
-        path=path,
-        code="not-trainable",
-        next_step="Name a model of another method with -m, or leave -m out for the starter.",
     )
 
 
