@@ -208,6 +208,23 @@ def test_labels_of_another_scan_are_refused(trained: Path, tmp_path: Path) -> No
     assert error.value.code == "label-grid-mismatch"
 
 
+def test_what_is_not_drawn_is_said(trained: Path, tmp_path: Path) -> None:
+    known = nibabel.load(trained / "data" / "labelsTr" / f"{CASE}.nii.gz")
+    both = np.asarray(known.dataobj)
+    for name, labels, expected in (
+        ("both", both, []),
+        ("kidney", np.where(both == 1, 1, 0).astype(np.uint8), ["no drawn slice has tumour,"]),
+    ):
+        drawn = draw(trained / "data", tmp_path / f"{name}.nii.gz", [3, 4], labels)
+        entry = complete(
+            scan_of(trained / "data"), drawn, tmp_path / name, model=trained / "run", steps=1
+        )
+        said = [w["cause"] for w in entry["warnings"] if w["code"] == "not-drawn"]
+        assert [
+            cause[: len(words)] for cause, words in zip(said, expected, strict=True)
+        ] == expected
+
+
 def test_one_scan_is_completed_at_a_time(trained: Path, tmp_path: Path) -> None:
     """A folder is right if it holds one scan."""
     drawn = draw(trained / "data", tmp_path / "drawn.nii.gz", [2, 5])

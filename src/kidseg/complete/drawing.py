@@ -10,10 +10,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from kidseg.errors import InputError
+from kidseg.errors import Finding, InputError
 from kidseg.geometry import Volume
 from kidseg.io import ReadOptions
 from kidseg.io.content import sha256_of
+from kidseg.labels import LabelSchema
 from kidseg.segment.drawn import Drawn
 from kidseg.segment.predictor import Predictor
 from kidseg.segment.scans import read_scan
@@ -94,9 +95,9 @@ def read_drawn(
     _check_axis(labels, drawn)
     slices = labelled.clone()
     if nothing_beyond:
-        known = labelled.nonzero()[:, 0]
-        slices[: known[0]] = True
-        slices[known[-1] + 1 :] = True
+        shown = labelled.nonzero()[:, 0]
+        slices[: shown[0]] = True
+        slices[shown[-1] + 1 :] = True
     if bool(slices.all()):
         raise InputError(
             "all its slices are drawn, so that nothing is left to complete",
@@ -113,8 +114,25 @@ def read_drawn(
         "of": len(labelled),
         "nothing_beyond": nothing_beyond,
     }
-    return Drawing(
-        scan=image, drawn=Drawn(labels=labels, slices=slices, facts=facts), name=str(scan)
+    findings = _not_drawn(labels, predictor.schema, drawn)
+    known = Drawn(labels=labels, slices=slices, facts=facts, findings=findings)
+    return Drawing(scan=image, drawn=known, name=str(scan))
+
+
+def _not_drawn(labels: Volume, schema: LabelSchema, path: Path) -> tuple[Finding, ...]:
+    """A finding for the labels that no slice has: the model learns to find none of them."""
+    present = set(labels.data.unique().tolist())
+    names = [name for number, name in schema.names.items() if number not in present]
+    if not names:
+        return ()
+    return (
+        Finding(
+            code="not-drawn",
+            path=str(path),
+            cause=f"no drawn slice has {' or '.join(names)}, so that none is learned, and hardly"
+            " any will be found",
+            next_step="If the scan shows any, draw a slice through it, and run again.",
+        ),
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from kidseg.errors import Finding
 from kidseg.geometry import Volume
 
 __all__ = ["Drawn"]
@@ -21,11 +22,13 @@ class Drawn:
         labels: (1, slices, rows, columns) uint8 on the scan's grid; only the drawn slices count.
         slices: (slices,) bool: which are drawn.
         facts: plain data about them, for result.json.
+        findings: what the reader of the result should know of them.
     """
 
     labels: Volume
     slices: torch.Tensor
     facts: Mapping[str, Any] = field(default_factory=dict)
+    findings: tuple[Finding, ...] = ()
 
     def over(self, labels: Volume) -> Volume:
         """The drawn slices, and other labels in the slices between."""

@@ -135,6 +135,7 @@ class Predictor:
             labels=labels,
             facts=facts,
             findings=(
+                *(() if self.drawn is None else self.drawn.findings),
                 *implausible(labels, subject, progress, sides, name, least_ml=least_ml),
                 *decided.findings(name),
                 *(finding for note in progress.notes.values() for finding in note.findings),
