@@ -14,8 +14,11 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
+import torch
 
 from kidseg.cli import main
+from kidseg.geometry import Volume
+from kidseg.io import ReadOptions, read, save
 from pages import with_viewer
 from serving import SETTINGS
 from test_docs import TYPED, words_of
@@ -38,6 +41,7 @@ LEFT_OUT = {
 }
 SMALL = {
     "phantom": "--patients 1 --size 48 --set max_slices=6",
+    "complete": "--steps 1",
     "train": "--set segment.steps=2 --set segment.epochs=1 --set segment.min_epochs=0",
 }
 """What is added to a command, by its name, so that it takes seconds."""
@@ -67,6 +71,14 @@ def twin(path: str, *others: str) -> None:
             shutil.copyfile(path, other)
 
 
+def draw_slices(labels: Path) -> None:
+    """Write drawn.nii.gz: every third slice of these labels."""
+    known = read(labels, ReadOptions(values="labels")).volume
+    drawn = torch.zeros_like(known.data)
+    drawn[:, ::3] = known.data[:, ::3]
+    save(Volume(drawn, known.grid), "drawn.nii.gz")
+
+
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Files and folders under all names that pages give to those of the reader."""
@@ -89,6 +101,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for path in sorted(Path("patients/imagesTr").iterdir()):
             shutil.copy(path, Path("scans", path.name.replace("_0000.nii", ".nii")))
         twin(str(path), "scan.nii.gz", "child.nii.gz")
+        draw_slices(Path("patients/labelsTr", path.name.replace("_0000.nii", ".nii")))
         twin(str(next(Path("dicom/phantom_0000").glob("ct"))), "series", "child_dicom", "SCAN")
         kidseg("segment scans -m run -o result --device cpu")
         kidseg("segment series -m run -o of_series --device cpu --formats nii,seg.nrrd")
