@@ -171,6 +171,10 @@ REQUIREMENTS: Mapping[str, tuple[str, str]] = {
         " on images that it never saw.",
         "a few labels make the model worse for everybody",
     ),
+    "drawn": (
+        "Labels that a person drew in some slices stay as they are, and what was completed says so.",
+        "corrected labels are lost, or a person's drawing is taken for a model's",
+    ),
     "slicer": (
         "3D Slicer segments by kidseg, and its segmentation is what the command writes.",
         "labels are displaced, or under another name, where they are corrected",

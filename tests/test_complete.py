@@ -53,6 +53,7 @@ def spine_of(data: Path) -> np.ndarray:
     return np.where(hu > 350, 2, 0).astype(np.uint8)
 
 
+@pytest.mark.requirement("drawn")
 def test_drawn_slices_stay_and_the_others_are_segmented(trained: Path, tmp_path: Path) -> None:
     drawn = draw(trained / "data", tmp_path / "drawn.nii.gz", [2, 5])
     before = (trained / "run" / "model.safetensors").read_bytes()
@@ -208,6 +209,7 @@ def test_labels_of_another_scan_are_refused(trained: Path, tmp_path: Path) -> No
     assert error.value.code == "label-grid-mismatch"
 
 
+@pytest.mark.requirement("drawn")
 def test_what_is_not_drawn_is_said(trained: Path, tmp_path: Path) -> None:
     known = nibabel.load(trained / "data" / "labelsTr" / f"{CASE}.nii.gz")
     both = np.asarray(known.dataobj)
@@ -247,6 +249,7 @@ def test_missing_labels_and_steps_are_refused(trained: Path, tmp_path: Path) -> 
         complete(scan, drawn, tmp_path / "out", model=trained / "run", steps=0)
 
 
+@pytest.mark.requirement("drawn")
 def test_the_command_says_what_is_kept(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,6 +7,7 @@ import pytest
 from kidseg.io.origin import Origin
 
 
+@pytest.mark.requirement("drawn")
 @pytest.mark.parametrize(
     ("origin", "kind", "words"),
     [
