@@ -172,7 +172,7 @@ REQUIREMENTS: Mapping[str, tuple[str, str]] = {
         "a few labels make the model worse for everybody",
     ),
     "drawn": (
-        "Labels that a person drew in some slices stay as they are, and what was completed says so.",
+        "Labels that a person drew in some slices stay as they are; what was completed says so.",
         "corrected labels are lost, or a person's drawing is taken for a model's",
     ),
     "slicer": (
