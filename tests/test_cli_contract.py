@@ -21,8 +21,18 @@ from kidseg.cli import app
 GROUP: Any = typer.main.get_command(app)
 COMMANDS: dict[str, Any] = dict(GROUP.commands)
 
-SEEDED = {"phantom", "export", "store", "train", "compare", "study", "demo"}
-WRITES_MUCH = {"phantom", "export", "store", "train", "segment", "study", "demo", "convert"}
+SEEDED = {"complete", "phantom", "export", "store", "train", "compare", "study", "demo"}
+WRITES_MUCH = {
+    "phantom",
+    "export",
+    "store",
+    "train",
+    "segment",
+    "complete",
+    "study",
+    "demo",
+    "convert",
+}
 OVERWRITES = {
     "ensemble",
     "import-nnunet",
@@ -31,6 +41,7 @@ OVERWRITES = {
     "export",
     "train",
     "segment",
+    "complete",
     "evaluate",
     "compare",
     "measure",
