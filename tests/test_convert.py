@@ -271,6 +271,60 @@ def test_an_empty_label_has_no_surface(case: Path) -> None:
     assert warning["code"] == "no-surface" and "cyst" in warning["cause"]
 
 
+def test_assumed_names_are_those_of_labels_that_occur(case: Path) -> None:
+    """Nobody said that there is a cyst, so no object says that there is none."""
+    labels = read(case / "child_seg.nii.gz", LABELS)
+    for values, names in (((1, 2), "kidney tumour"), ((), "kidney tumour cyst")):
+        data = torch.where(
+            torch.isin(labels.volume.data, torch.tensor(values)), labels.volume.data, 0
+        )
+        save(Volume(data.to(torch.uint8), labels.volume.grid), case / "x.nii.gz", overwrite=True)
+        planned = plan_conversion(
+            *(case / "x.nii.gz", case / "out"),
+            formats=["dicomseg", "stl"],
+            ct=case / "ct",
+            options=ANY,
+            overwrite=True,
+        )
+        made = planned.write()
+        assert " ".join(made["labels"].values()) == names
+        segments = pydicom.dcmread(case / "out" / "x_seg.dcm").SegmentSequence
+        assert " ".join(segment.SegmentLabel for segment in segments) == names
+        assert ("no-surface" in {one["code"] for one in made["warnings"]}) == (not values)
+
+
+@pytest.mark.parametrize("ending", ["seg", "rtstruct"])
+def test_dicom_objects_are_converted_on_the_series_they_refer_to(case: Path, ending: str) -> None:
+    names = {1: "left kidney", 2: "tumour", 5: "cyst"}
+    formats = ["dicomseg", "rtstruct"]
+    ct = {"ct": case, "options": ANY}
+    convert(case / "child_seg.nii.gz", case, formats=formats, names=names, **ct)
+    labels = case / f"child_{ending}.dcm"
+    error = refused("series-required", labels, case / "out", formats=["nii"])
+    assert "--ct" in error.next_step
+    made = convert(labels, case / "out", formats=["nii", "stl", "dicomseg"], **ct)
+    name = "child" if ending == "seg" else "child_rtstruct"
+    assert made["outputs"][0] == f"{name}_seg.nii.gz" and made["named_by"] == "structures"
+    assert made["labels"] == {"1": "kidney", "2": "tumour", "3": "cyst"}
+    given = values_of(case / "child_seg.nii.gz")
+    assert np.array_equal(
+        values_of(case / "out" / made["outputs"][0]), np.where(given == 5, 3, given)
+    )
+    (case / "rules.toml").write_text('ignore = ["cyst"]\n[labels]\nmass = ["tumour"]\n')
+    call = [
+        "convert",
+        labels,
+        "-o",
+        case / "ruled",
+        "--ct",
+        case,
+        "--roi-rules",
+        case / "rules.toml",
+    ]
+    assert call_cli(*map(str, call), "--formats=nii") == 0
+    assert np.array_equal(values_of(case / "ruled" / made["outputs"][0]), given == 2)
+
+
 def test_the_report_has_what_measure_says(case: Path) -> None:
     named = {1: "kidney", 2: "tumour", 5: "Milz"}
     labels, out = case / "child_seg.nii.gz", case / "out"

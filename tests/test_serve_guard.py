@@ -191,6 +191,47 @@ def test_a_link_to_a_report_needs_no_token_for_a_while(
         assert client.get(href).status_code == 401
 
 
+def test_head_has_the_headers_of_get_and_nothing_else(tmp_path: Path) -> None:
+    with answering(tmp_path) as (client, service):
+        results, queued = with_report(service, LOCAL), add(service.jobs, LOCAL)
+        for path, status in (
+            ("/", 200),
+            ("/api/v1/health", 200),
+            (f"{results}/scan_seg.nii.gz", 200),
+            (f"{results}/none", 404),
+            ("/api/v1/nothing", 404),
+            ("/datastore/image?image=none", 404),
+        ):
+            head, get = client.request("HEAD", path), client.get(path)
+            assert (head.status_code, head.content) == (status, b""), path
+            assert {**head.headers, "date": ""} == {**get.headers, "date": ""}
+        events = client.request("HEAD", f"/api/v1/jobs/{queued}/events")  # does not wait for them
+        assert events.status_code == 200 and events.headers["content-type"].startswith(
+            "text/event-stream"
+        )
+
+
+def test_long_headers_are_refused_however_fast_they_come(tmp_path: Path) -> None:
+    with answering(tmp_path) as (client, _):
+        assert client.get("/api/v1/health", headers={"X": "a" * 15_000}).status_code == 200
+        answer = client.get("/api/v1/health", headers={"X": "a" * 17_000})
+        assert (answer.status_code, answer.json()["code"]) == (431, "headers-too-large")
+
+
+def test_a_parameter_that_does_not_exist_and_a_second_file_are_refused(tmp_path: Path) -> None:
+    nibabel.save(nibabel.Nifti1Image(np.zeros((2, 2, 2), np.int16), np.eye(4)), tmp_path / "s.nii")
+    scan = (tmp_path / "s.nii").read_bytes()
+    with answering(tmp_path / "server") as (client, service):
+        ask = {"files": [("file", ("a.nii", scan))]}
+        answer = client.request("POST", "/api/v1/jobs?heigth_cm=92", **ask)
+        assert (answer.status_code, answer.json()["code"]) == (422, "invalid-request")
+        assert "heigth_cm" in answer.json()["detail"]
+        for method, path in (("POST", "/api/v1/jobs"), ("PUT", "/datastore/?image=x")):
+            answer = client.request(method, path, files=[*ask["files"], ("file", ("b.nii", scan))])
+            assert (answer.status_code, answer.json()["code"]) == (422, "several-files"), path
+        assert service.jobs.of_owner(LOCAL) == [] and not any(service.door.folder.iterdir())
+
+
 def test_the_login_of_monai_label_takes_the_token_as_the_password(tmp_path: Path) -> None:
     with answering(tmp_path, tokens=TOKENS) as (client, _):
         assert client.get("/auth/").json()["enabled"] is True

@@ -293,7 +293,7 @@ def test_sessions_end_when_they_are_not_used(tmp_path: Path) -> None:
     assert not any(path.exists() for path in stray)
 
 
-def test_an_image_of_the_same_name_replaces_the_old_one_with_its_labels(tmp_path: Path) -> None:
+def test_an_image_of_the_same_name_replaces_one_that_nobody_has_labelled(tmp_path: Path) -> None:
     store = ImageStore.opened(tmp_path)
 
     def added(name: str | None, content: bytes) -> Image:
@@ -308,6 +308,14 @@ def test_an_image_of_the_same_name_replaces_the_old_one_with_its_labels(tmp_path
         FINAL,
         "other",
     }
+    again = added("x", b"1")
+    assert again == store.get("x") and set(again.labels) == {FINAL, "other"}
+    assert [i.id for i in store.all()] == [first.id] and first.path.read_bytes() == b"1"
+    with pytest.raises(RefusedError) as refused:
+        added("x", b"2")
+    assert (refused.value.status, refused.value.code) == (409, "image-labelled")
+    assert store.get("x") == again and len(list((tmp_path / "images").iterdir())) == 1
+    store.remove_label(again, FINAL)
     second = added("x", b"2")
     assert not first.path.parent.exists() and store.get("x").id == second.id
     assert store.get("x").labels == {} and store.get(second.id).info == {"a": 1}

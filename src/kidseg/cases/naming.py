@@ -88,7 +88,7 @@ def scan_name(path: Path, channels: int = 1) -> str:
 
 def label_name(path: Path) -> str:
     """The case of a label file; its number, if it has one, belongs to the case."""
-    stem, _ = split_ending(path.name, LABEL_ENDINGS)
+    stem, _ = split_ending(path.name, (*LABEL_ENDINGS, ".dcm"))
     while match := _MARK.fullmatch(stem):
         stem = match[1]
     return _case(path) if stem.lower() in _LABELS | IMAGES else stem

@@ -20,6 +20,7 @@ from kidseg.cli.options import (
     PatientSex,
     Quiet,
     Repair,
+    RoiRules,
     Series,
     Weight,
     argument,
@@ -42,7 +43,9 @@ __all__ = ["convert"]
 def convert(
     labels: Annotated[
         list[Path],
-        argument(help="Label volumes, also of 3D Slicer, or folders of them."),
+        argument(
+            help="Label volumes, also of 3D Slicer, or folders of them; or a DICOM SEG or RTSTRUCT."
+        ),
     ],
     out: Annotated[Path, option("--out", "-o", help="Folder to write.")],
     formats: Formats = "seg.nrrd",
@@ -50,10 +53,12 @@ def convert(
         Path | None,
         option(
             help="The scan of the labels, for html; for DICOM objects, their series, a folder or"
-            " zip. Of several, the folder of their scans."
+            " zip. Of several, the folder of their scans. For a DICOM SEG or RTSTRUCT, the folder"
+            " of its series."
         ),
     ] = None,
     label: Label = None,
+    roi_rules: RoiRules = None,
     series: Series = None,
     repair: Repair = False,
     height: Height = None,
@@ -76,6 +81,7 @@ def convert(
     Example: kidseg convert result/child_seg.nii.gz -o models --formats seg.nrrd,stl,glb
     """
     from kidseg.cases.label_names import parse_names
+    from kidseg.cases.roi_rules import load_rules
     from kidseg.convert import plan_conversion
     from kidseg.io import ReadOptions
     from kidseg.measure.measuring import Request
@@ -87,6 +93,7 @@ def convert(
         formats=format_names(formats),
         options=ReadOptions(series=chosen_series(series), repair=repair, values="any"),
         names=parse_names(label or ()),
+        rules=load_rules(roi_rules),
         known=Request(
             person=Patient(height_cm=height, weight_kg=weight, age_years=age, sex=sex),
             entered=tuple(entered or ()),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from kidseg.cases.label_names import NamedLabels, named_labels
 from kidseg.cases.label_values import known_labels
 from kidseg.cases.naming import label_name
+from kidseg.cases.roi_rules import RoiRules
 from kidseg.cases.segments import uncropped
 from kidseg.convert.format_inputs import check_formats, check_scan, shows_scan
 from kidseg.convert.measured_labels import MeasuredLabels, on_scan, on_series
@@ -27,6 +28,8 @@ from kidseg.io.label_writing import Exported, write_label_files
 from kidseg.io.orientation import reorient
 from kidseg.io.origin import Origin
 from kidseg.io.output import check_output_folder
+from kidseg.labels import LabelSchema
+from kidseg.measure.annotated_labels import AnnotatedLabels, find_annotated, is_annotated
 from kidseg.measure.measuring import Request
 from kidseg.measure.reporting import with_report
 from kidseg.provenance import RESEARCH_USE, provenance
@@ -49,20 +52,23 @@ def plan_conversion(
     ct: str | Path | None = None,
     options: ReadOptions = _DEFAULT,
     names: Mapping[int, str] | None = None,
+    rules: RoiRules | None = None,
     known: Request = _NOTHING,
     overwrite: bool = False,
 ) -> Conversion:
     """Check a conversion as far as this needs no voxels; writes nothing.
 
     Args:
-        labels: a label volume, or a segmentation of 3D Slicer.
+        labels: a label volume, a segmentation of 3D Slicer, or a DICOM Segmentation or RT
+            Structure Set.
         out: folder; created if missing.
         formats: keys of `FORMATS`.
         ct: the scan that the labels belong to, for the report; for formats that refer to it, a
             DICOM series. The labels must lie on its voxels; a segmentation of 3D Slicer may be
-            cropped.
+            cropped. For a DICOM object, the folder of its series.
         options: of reading the scan.
-        names: {value: name}; see `named_labels`.
+        names: {value: name}; see `named_labels`. Not of a DICOM object.
+        rules: for the structures of a DICOM object; by default their codes and names.
         known: for the report: the person, and facts for the criteria; its other entries are not
             used.
         overwrite: replace existing files.
@@ -71,15 +77,21 @@ def plan_conversion(
         UsageError: "unknown-format", "missing-extra", "no-formats", "output-exists",
             "other-folder"; "no-probabilities"; "series-required", "scan-required", "scan-unused",
             "facts-unused"; "missing-viewer"; "bad-entered"; "output-is-input".
-        InputError: see `named_labels`, `read_source`; "not-writable".
+        InputError: see `named_labels`, `find_annotated`, `read_source`; "not-writable".
     """
     path, out = Path(labels), Path(out)
     check_formats(formats)
-    check_scan(formats, ct)
+    annotated = None
+    if is_annotated(path):
+        annotated = find_annotated(path, None if ct is None else Path(ct), rules)
+        options = replace(options, files=annotated.annotation.images)
+    else:
+        check_scan(formats, ct)
     is_shown = shows_scan(formats, known)
     check_output_folder(out, "results")
     kind_of(path)  # is it there?
-    named, name = named_labels(path, names), label_name(path)
+    named = named_labels(path, names) if annotated is None else _as_named(annotated)
+    name = label_name(path)
     files, record = label_files(name, out, formats, named.schema), out / f"{name}{RECORD}"
     _check_free([*(file.path for file in files), record], overwrite)
     _check_not_read([file.path for file in files], [path, *([] if ct is None else [Path(ct)])])
@@ -93,6 +105,7 @@ def plan_conversion(
         scan=Path(ct) if ct is not None and is_shown else None,
         options=options,
         known=known,
+        annotated=annotated,
         overwrite=overwrite,
     )
 
@@ -111,6 +124,7 @@ class Conversion:
         scan: that the report shows; None without a report.
         options: of reading the scan.
         known: of the patient.
+        annotated: where the labels are, if they are structures of a DICOM object.
         overwrite: replace existing files.
     """
 
@@ -123,6 +137,7 @@ class Conversion:
     scan: Path | None
     options: ReadOptions
     known: Request
+    annotated: AnnotatedLabels | None
     overwrite: bool
 
     @property
@@ -151,7 +166,7 @@ class Conversion:
         make_folder(self.record.parent)
         exported = Exported(
             labels=volume,
-            schema=self.named.schema,
+            schema=_present(self.named, volume),
             origin=_origin(self.labels, self.named),
             like=volume.grid,
             source=self.source,
@@ -173,15 +188,22 @@ class Conversion:
 
     def _measured(self, exported: Exported) -> MeasuredLabels | None:
         """The labels to be measured, on the scan of the page or on the series of the SR."""
+        named = replace(self.named, schema=exported.schema)
         if self.scan is not None:
-            return on_scan(exported, self.labels, self.named, self.scan, self.options)
+            return on_scan(exported, self.labels, named, self.scan, self.options)
         if self._has_report:
-            return on_series(exported, self.labels, self.named, self.options)
+            return on_series(exported, self.labels, named, self.options)
         return None
 
     def _read_labels(self) -> tuple[Volume, tuple[Finding, ...]]:
         """The labels in the voxel order of their file, or of the series; and findings."""
-        scan = read(self.labels, _LABELS)
+        of_labels = _LABELS
+        if self.annotated is not None:
+            annotation = self.annotated.annotation
+            of_labels = replace(
+                self.options, values="labels", files=annotation.images, annotation=annotation
+            )
+        scan = read(self.labels, of_labels)
         ignore = self.named.ignore
         judged = known_labels(scan, self.named.schema.names, ignore)
         findings = (*scan.findings, *judged.findings)
@@ -227,6 +249,20 @@ class Conversion:
             _check_free(self.outputs, self.overwrite)
             place_with_record(self.record, json_bytes(record), files)
         return record
+
+
+def _present(named: NamedLabels, volume: Volume) -> LabelSchema:
+    """The labels; of assumed names only those that occur, if any does."""
+    schema = named.schema
+    if named.said_by != "assumed":
+        return schema
+    values = set(volume.data.unique().tolist())
+    present = {number: name for number, name in schema.names.items() if number in values}
+    return LabelSchema.from_names(present) if present else schema
+
+
+def _as_named(annotated: AnnotatedLabels) -> NamedLabels:
+    return NamedLabels(schema=annotated.schema, said_by="structures", findings=annotated.findings)
 
 
 def _check_free(files: Sequence[Path], overwrite: bool) -> None:

@@ -99,8 +99,8 @@ def find_annotated(path: Path, ct: Path | None, rules: RoiRules | None) -> Annot
             "the voxels of a DICOM object are those of its images, which were not named",
             path=path,
             code="series-required",
-            next_step="Name the folder of its series, --ct, and that of the earlier one,"
-            " --before-ct; 'kidseg contours' gives volumes without images.",
+            next_step="Name the folder of its series: --ct (of an earlier one: --before-ct)."
+            " 'kidseg contours' gives volumes without images.",
         )
     rules = rules or default_rules()
     head = read_object_head(path)

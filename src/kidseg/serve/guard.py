@@ -28,6 +28,7 @@ _OPEN = {"/", "/auth/", "/auth/token", "/api/v1/health", "/api/v1/openapi.json"}
 _OPEN_FOLDER = "/page/"
 _MAX_ADDRESSES = 10_000
 _BODY_BYTES = 2**20
+_HEADER_BYTES = 2**14
 
 _HEADERS = {
     b"content-security-policy": b"default-src 'none'; script-src 'self'; style-src 'self';"
@@ -190,8 +191,15 @@ class Guard:
         """Find out who asks.
 
         Raises:
-            RefusedError: 401, 403, 429.
+            RefusedError: 401, 403, 429, 431.
         """
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > _HEADER_BYTES:
+            raise RefusedError(
+                HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+                f"the headers of the request are longer than {_HEADER_BYTES} bytes",
+                code="headers-too-large",
+                next_step="Send the request without headers that it does not need.",
+            )
         address = (scope.get("client") or ("", 0))[0]
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         _check_origin(headers, any_host=bool(self.serving.tokens))

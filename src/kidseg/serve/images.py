@@ -140,7 +140,9 @@ class ImageStore:
     # ---- images --------------------------------------------------------------------------------
 
     def add(self, name: str | None, file: Path, info: Mapping[str, Any]) -> Image:
-        """Add an image, or replace the one of this name with its labels.
+        """Add an image, or replace the one of this name, unless a person has labelled that.
+
+        The same image again is the one that is there, with its labels.
 
         Args:
             name: by the client; None: the id.
@@ -148,7 +150,7 @@ class ImageStore:
             info: what the client says of it.
 
         Raises:
-            RefusedError: 422 "bad-name".
+            RefusedError: 422 "bad-name"; 409 "image-labelled".
         """
         image = new_id()
         name = name or image
@@ -161,8 +163,14 @@ class ImageStore:
             digest = sha256_of(file)
             file.rename(kept)
             with self.base.writing() as base:
-                old = base.execute("SELECT id FROM images WHERE name = ?", (name,)).fetchone()
+                old = base.execute("SELECT * FROM images WHERE name = ?", (name,)).fetchone()
+                if old is not None and old["sha256"] == digest:
+                    labels = base.execute("SELECT * FROM labels WHERE image = ?", (old["id"],))
+                    same = self._image(old, labels.fetchall())
+                    shutil.rmtree(place)
+                    return same
                 if old is not None:
+                    _check_unlabelled(base, old["id"])
                     _forget(base, old["id"])
                 base.execute(
                     "INSERT INTO images (id, name, file, sha256, created, info)"
@@ -329,6 +337,17 @@ class ImageStore:
                 )
                 for label in labels
             },
+        )
+
+
+def _check_unlabelled(base: Any, image: str) -> None:
+    labels = "SELECT 1 FROM labels WHERE image = ? AND tag = ?"
+    if base.execute(labels, (image, FINAL)).fetchone() is not None:
+        raise RefusedError(
+            409,
+            "another image of this name has labels that a person has submitted",
+            code="image-labelled",
+            next_step="Give the image another name, or remove the one that is there first.",
         )
 
 

@@ -339,8 +339,8 @@ def kept_scan(received: Received, *names: str) -> Path:
         names: of the field.
 
     Raises:
-        RefusedError: 422 "no-scan": there is no such file; 415: it is not a scan, with the code of
-            `kidseg.io.kind_of`.
+        RefusedError: 422 "no-scan": there is no such file; "several-files"; 415: it is not a scan,
+            with the code of `kidseg.io.kind_of`.
     """
     path = received.file(*names)
     if path is None:
@@ -349,6 +349,13 @@ def kept_scan(received: Received, *names: str) -> Path:
             f"the form has no file in a field named {' or '.join(names)}",
             code="no-scan",
             next_step="Send the scan as a file in this field.",
+        )
+    if len(received.files) > 1:
+        raise RefusedError(
+            422,
+            f"the form has {len(received.files)} files, and one is taken",
+            code="several-files",
+            next_step="Send one scan at a time, and the files of a DICOM series as one zip.",
         )
     try:
         kind = kind_of(path)

@@ -11,7 +11,7 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from kidseg.errors import KidsegError
 from kidseg.extras import is_installed
@@ -66,6 +66,8 @@ _UPLOAD: dict[str, Any] = {
 
 class Wishes(BaseModel):
     """What is to be done with a scan, and what is known of the patient."""
+
+    model_config = ConfigDict(extra="forbid")
 
     formats: str = Field(
         "nii", max_length=200, description="Formats of the labels, with commas between."
