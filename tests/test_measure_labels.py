@@ -569,3 +569,25 @@ def test_several_files_are_measured_each_for_itself(
     for given in (("--height", "92"), ("--before", folder / "anna_seg.nii.gz")):
         run(folder, *given, capsys=capsys, code=2)
     run(folder, "--ct", scans / "anna_0000.nii.gz", capsys=capsys, code=2)
+
+
+def test_what_a_cut_scan_leaves_unknown_is_no_lower_bound(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Shares of what is cut off could be smaller and larger; volumes only larger."""
+    scan, labels = phantom()
+    half = labels.grid.crop((0, 0, 0), (18, 48, 76))
+    save(Volume(labels.data[:, :18].contiguous(), half), tmp_path / "cut.nii.gz")
+    call_cli("measure", str(tmp_path / "cut.nii.gz"), "--label=1=kidney", "--label=2=tumour")
+    text = capsys.readouterr().out
+    assert re.search(r"tumour volume +>", text) and "?: not known" in text
+    assert re.search(r"parenchyma remaining +[\d.]+ \(\?\) %", text)
+    assert "not measured" in text and ">=" in text
+
+
+def test_a_heading_without_measures_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(Volume(torch.zeros((1, *GRID.shape), dtype=torch.uint8), GRID), tmp_path / "x.nii.gz")
+    call_cli("measure", str(tmp_path / "x.nii.gz"), "--label=1=kidney")
+    assert "Both sides" not in capsys.readouterr().out

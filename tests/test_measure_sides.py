@@ -82,6 +82,25 @@ def test_a_tumour_across_the_midline_belongs_to_its_kidney() -> None:
     assert codes(found) == []
 
 
+@pytest.mark.requirement("sides")
+def test_a_mass_between_both_kidneys_is_counted_on_one_side_and_said() -> None:
+    """It touches 20 faces of the right kidney, and more, fewer, hardly any or none of the left."""
+    at_right = (2, slice(3, 5), slice(5, 15), slice(10, 20))
+    for at_left, faces, side in (
+        ((2, slice(3, 6), slice(5, 15), slice(20, 30)), 30, "left"),
+        ((2, slice(3, 4), slice(5, 15), slice(20, 30)), 10, "right"),
+        ((2, slice(3, 4), slice(5, 7), slice(20, 30)), 2, "right"),
+        ((2, slice(3, 4), slice(5, 15), slice(20, 29)), 0, "right"),
+    ):
+        found = sides(labels(RIGHT, LEFT, at_right, at_left))
+        own = max(20, faces) / (20 + faces)
+        said = [one.cause for one in found.findings if one.code == "mass-on-both-sides"]
+        assert len(said) == (faces >= 10)
+        assert all(f"{own:.0%} of it on the {side}; it was" in cause for cause in said)
+        other = {"left": found.right, "right": found.left}[side]
+        assert other.volumes_ml["tumour"] == 0.0 < getattr(found, side).volumes_ml["tumour"]
+
+
 def test_a_tumour_apart_from_any_kidney_lies_where_it_lies() -> None:
     found = sides(labels(RIGHT, LEFT, (2, slice(9, 10), slice(0, 2), slice(24, 29))))
     assert found.left.volumes_ml["tumour"] == pytest.approx(0.2)

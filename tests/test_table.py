@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kidseg.table import markdown_table, text_table, wrapped
+from kidseg.table import markdown_table, ranged, text_table, wrapped
 
 CELL = st.text("abc+-. 0123456789", min_size=1, max_size=24).map(lambda text: text.strip() or "-")
 KEY = st.text("abc. 0", min_size=1, max_size=12).map(lambda text: text.strip() or "-")
@@ -95,3 +95,10 @@ def test_a_paragraph_is_wrapped_and_continued_with_its_indent() -> None:
     lines = wrapped("- rule: " + "word " * 40, indent="  ")
     assert all(len(line) <= 80 for line in lines)
     assert lines[0].startswith("- rule") and lines[1].startswith("  word")
+
+
+def test_ends_of_an_interval_that_are_not_known_are_not_bounds() -> None:
+    assert ranged(551, 520, 585) == "551 (520-585)"
+    assert ranged(551, 520, None) == ">551 (from 520)"
+    assert ranged(551, None, 585) == "551 (?-585)"
+    assert ranged(81.5, None, None) == "81.5 (?)"

@@ -17,12 +17,14 @@ _LETTERS = 26
 def ranged(
     value: float, low: float | None, high: float | None, *, exact: bool = False, whole: bool = False
 ) -> str:
-    """A measured value and its interval: "551 (520-585)", ">551" for a lower bound.
+    """A measured value and its interval: "551 (520-585)", ">551 (from 520)" for a lower bound.
+
+    An end that is not known is "?": "551 (?-585)"; without both, "551 (?)".
 
     Args:
         value: the value.
         low: lower end; None if it is not known.
-        high: upper end; None if the value is a lower bound.
+        high: upper end; None if it is not known; if `low` is, the value is a lower bound.
         exact: there is no interval.
         whole: it is a number of things, without decimals.
     """
@@ -31,7 +33,7 @@ def ranged(
     digits = 0 if whole else _digits(value)
     text = f"{value:.{digits}f}"
     if high is None:
-        return f">{text}" if low is None else f">{text} (from {low:.{digits}f})"
+        return f"{text} (?)" if low is None else f">{text} (from {low:.{digits}f})"
     least = "?" if low is None else f"{low:.{digits}f}"
     dash = " to " if least.startswith("-") or high < 0 else "-"
     return f"{text} ({least}{dash}{high:.{digits}f})"

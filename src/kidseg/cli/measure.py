@@ -232,7 +232,9 @@ def _sizes(found: Measurement) -> list[str]:
         return ["", "Nothing was measured."]
     lines = ["", *text_table(head, rows)]
     if any(structure.borders for structure in found.structures):
-        lines += wrapped(">: it reaches the border of the scan: the value is a lower bound.")
+        lines += wrapped(
+            ">: it reaches the border of the scan: the value is a lower bound. ?: not known."
+        )
     return lines
 
 
@@ -256,7 +258,7 @@ def _sides(found: Measurement) -> list[str]:
     lines: list[str] = []
     for side, measures in (*found.sides.items(), ("both sides", found.patient)):
         rows = [[name, _text(value), _noted(value)] for name, value in measures.items()]
-        lines += ["", f"{side.capitalize()}:", *_listed(rows)]
+        lines += ["", f"{side.capitalize()}:", *_listed(rows)] if rows else []
     return lines
 
 

@@ -253,7 +253,7 @@ def answered(
 
 def _measured(condition: Condition, name: str, measures: Mapping[str, Quantity]) -> ConditionAnswer:
     assert condition.comparison is not None and condition.threshold is not None
-    unit = "" if condition.unit == "1" else f" {condition.unit}"
+    unit = "" if condition.unit == "1" else f" {condition.unit}".replace("mL", "ml")
     text = f"{name} {condition.comparison} {condition.threshold:g}{unit}"
     if (quantity := measures.get(name)) is None:
         reason = f"not measured{_NEEDED.get(name, '')}"

@@ -122,7 +122,7 @@ def _labelled(
         path=path,
         tracking=tracked_lesions(known.schema, known.numbered),
         record=known.record,
-        findings=(*findings, *known.findings, *_unclear(known.schema, path)),
+        findings=(*findings, *known.findings, *_unclear(known, path)),
     )
 
 
@@ -203,9 +203,10 @@ def _on_scan(labels: Volume, grid: Grid, path: Path, scan: Path) -> Volume:
     return Volume(torch.from_numpy(data)[None], grid)
 
 
-def _unclear(schema: LabelSchema, path: Path) -> tuple[Finding, ...]:
+def _unclear(known: NamedLabels, path: Path) -> tuple[Finding, ...]:
     """Labels that are not recognized, and structures without a label."""
     found = []
+    schema, is_dicom = known.schema, known.said_by == "structures"
     unknown = [f"{n} ({name})" for n, name in schema.names.items() if schema.meaning[n] is None]
     if unknown:
         found.append(
@@ -225,7 +226,10 @@ def _unclear(schema: LabelSchema, path: Path) -> tuple[Finding, ...]:
                     code=codes[meaning],
                     path=str(path),
                     cause=f"no label is recognized as {meaning}, so nothing can be said about it",
-                    next_step=f"If there is one, say so: --label NUMBER={meaning}.",
+                    next_step="If there is one, say which structure it is, in a rule file:"
+                    " --roi-rules."
+                    if is_dicom
+                    else f"If there is one, say so: --label NUMBER={meaning}.",
                 )
             )
     return tuple(found)

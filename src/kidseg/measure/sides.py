@@ -35,6 +35,10 @@ __all__ = [
 ]
 
 
+_INCIDENTAL = 0.1
+"""Share of a mass's contact that the kidney of the other side may have."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Side:
     """One side of the patient.
@@ -58,7 +62,7 @@ class Sides:
         left: the patient's left side.
         findings: "kidney-cut", "no-kidney", "one-kidney", "horseshoe-kidney" as in `kidseg check`;
             "kidneys-on-one-side"; "kidneys-in-pieces"; "side-by-image", "side-by-kidneys",
-            "side-by-origin": no body was found; "side-contradicted".
+            "side-by-origin": no body was found; "side-contradicted", "mass-on-both-sides".
     """
 
     right: Side
@@ -77,7 +81,8 @@ class SidedVoxels:
         is_right: (voxels,) bool.
         shares: of each kidney without fragments, the fraction of the parenchyma on the right of the
             midline.
-        findings: "side-contradicted": the name of a label states the other side.
+        findings: "side-contradicted": the name of a label states the other side;
+            "mass-on-both-sides".
     """
 
     grid: Grid
@@ -175,10 +180,13 @@ def assign_sides(
         to_right=to_right if midline.is_body else by_name,
     )
     is_right, shares, fused = _assigned(voxels)
+    findings: tuple[Finding, ...] = ()
     if fused.any():
-        is_right = np.where(fused, _divided(replace(voxels, to_right=by_name), fused), is_right)
-    contradicted = _contradicted(schema, found, is_right, path)
-    return SidedVoxels(labels.grid, index, found, is_right, tuple(shares), contradicted)
+        divided, touching = _divided(replace(voxels, to_right=by_name), fused)
+        is_right = np.where(fused, divided, is_right)
+        findings = tuple(_of_both(share, path) for share in touching)
+    findings = (*findings, *_contradicted(schema, found, is_right, path))
+    return SidedVoxels(labels.grid, index, found, is_right, tuple(shares), findings)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -228,8 +236,8 @@ def _assigned(voxels: _Voxels) -> tuple[np.ndarray, list[float], np.ndarray]:
     return right[component], [float(share) for share in shares[is_main]], fused[component]
 
 
-def _divided(voxels: _Voxels, fused: np.ndarray) -> np.ndarray:
-    """(voxels,) bool: is a voxel of a component on both sides on the right?
+def _divided(voxels: _Voxels, fused: np.ndarray) -> tuple[np.ndarray, list[float]]:
+    """Divide components on both sides.
 
     Pieces of parenchyma that a mass connects have a side each; a horseshoe kidney is divided. A
     mass belongs to the side whose parenchyma it touches most, or else to that of its own centre.
@@ -237,6 +245,10 @@ def _divided(voxels: _Voxels, fused: np.ndarray) -> np.ndarray:
     Args:
         voxels: of all components.
         fused: (voxels,) bool, to divide.
+
+    Returns:
+        (voxels,) bool: is a voxel on the right? And of each mass that touches parenchyma of both
+        sides, the share of that on the right.
     """
     to_right = voxels.boxed(voxels.to_right)
     parenchyma = voxels.boxed(fused & voxels.is_kidney)
@@ -248,17 +260,36 @@ def _divided(voxels: _Voxels, fused: np.ndarray) -> np.ndarray:
     is_right = np.where(whole[pieces], share[pieces] > 0.5, is_right)
     masses, count = numbered_components(voxels.boxed(fused & ~voxels.is_kidney))
     side = np.where(parenchyma, np.where(is_right, 1.0, -1.0), 0.0)
-    touched = np.zeros(count + 1)
+    on_right, on_left = np.zeros(count + 1), np.zeros(count + 1)
     for axis in range(3):
         for here, there in ((slice(1, None), slice(None, -1)), (slice(None, -1), slice(1, None))):
             of, at = [slice(None)] * 3, [slice(None)] * 3
             of[axis], at[axis] = here, there
-            touched += np.bincount(
-                masses[tuple(of)].ravel(), weights=side[tuple(at)].ravel(), minlength=count + 1
-            )
+            of_mass, beside = masses[tuple(of)].ravel(), side[tuple(at)].ravel()
+            on_right += np.bincount(of_mass[beside > 0], minlength=count + 1)
+            on_left += np.bincount(of_mass[beside < 0], minlength=count + 1)
+    touched = on_right - on_left
     own = np.bincount(masses.ravel(), weights=to_right.ravel(), minlength=count + 1)
     is_right = np.where(masses > 0, np.where(touched != 0, touched, own)[masses] > 0, is_right)
-    return np.asarray(is_right[voxels.where])
+    both = [
+        float(right / (right + left))
+        for right, left in zip(on_right[1:], on_left[1:], strict=True)
+        if min(right, left) > _INCIDENTAL * (right + left)
+    ]
+    return np.asarray(is_right[voxels.where]), both
+
+
+def _of_both(right: float, path: str | Path) -> Finding:
+    """The finding that a mass touches both kidneys."""
+    side, share = ("right", right) if right > 0.5 else ("left", 1.0 - right)
+    return Finding(
+        code="mass-on-both-sides",
+        path=str(path),
+        cause=f"a mass touches the kidneys of both sides, {share:.0%} of it on the {side}; it was"
+        f" counted on the {side} alone",
+        next_step="Check in the images from which kidney it grows: numbers by side, and criteria"
+        " of unilateral tumours, follow from it.",
+    )
 
 
 def _stated_sides(schema: LabelSchema) -> np.ndarray:
