@@ -164,6 +164,22 @@ def test_the_command_prints_one_table(tmp_path: Path, capsys: pytest.CaptureFixt
     assert run(capsys, str(tmp_path), "--quiet") == (0, "", "")
 
 
+def test_files_of_one_name_are_told_apart_by_their_folders(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in downloads of The Cancer Imaging Archive, where every file is 1-1.dcm."""
+    ds = structure_set([Roi(name="kidney", contours=[circle(0), circle(1)])])
+    long = "one-patient-with-a-very-long-folder"
+    for folder in (long, "two"):
+        (tmp_path / folder).mkdir()
+        save(ds, tmp_path / folder / "1-1.dcm")
+    out = run(capsys, str(tmp_path))[1]
+    assert f"{long}/1-1.dcm" in out and "two/1-1.dcm" in out
+    assert max(map(len, out.splitlines())) <= 80
+    out = run(capsys, str(tmp_path / long))[1]
+    assert "1-1.dcm" in out and long not in out
+
+
 def test_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good = saved(tmp_path, "good", circle(0), circle(1))
     bad = tmp_path / "bad.dcm"

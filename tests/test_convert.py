@@ -395,7 +395,7 @@ def test_voxels_that_a_data_set_ignores_are_background(case: Path) -> None:
 
 def test_values_that_have_no_name_are_refused(case: Path) -> None:
     error = refused("unexpected-labels", case / "child_seg.nii.gz", case / "out", formats=["nii"])
-    assert "5 (" in error.cause
+    assert "5 (" in error.cause and "--label NUMBER=NAME" in error.next_step
 
 
 @pytest.mark.parametrize("damaged", ['{"1": 2}', '{"300": "a"}', '["a"]', '{"1": "a", "2": "a"}'])

@@ -322,6 +322,10 @@ def test_other_opinions_widen_the_volumes(
     other = float((less == 2).sum()) * float(labels.grid.voxel_ml)
     assert volumes[1]["low"] == pytest.approx(min(other, volumes[0]["low"]), rel=1e-4)
     assert "1 other segmentation" in volumes[1]["interval"]
+    wider = Grid.from_spacing(GRID.shape, (4.0, 3.0, 3.1))
+    save(Volume(labels.data, wider), tmp_path / "of_another.nii.gz")
+    with pytest.raises(InputError, match="a segmentation of the same scan, on its voxels"):
+        measure(path, Request(opinions=(tmp_path / "of_another.nii.gz",)))
 
 
 def test_an_opinion_may_have_other_numbers_and_fewer_labels(
@@ -575,7 +579,7 @@ def test_what_a_cut_scan_leaves_unknown_is_no_lower_bound(
     files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Shares of what is cut off could be smaller and larger; volumes only larger."""
-    scan, labels = phantom()
+    labels = phantom()[1]
     half = labels.grid.crop((0, 0, 0), (18, 48, 76))
     save(Volume(labels.data[:, :18].contiguous(), half), tmp_path / "cut.nii.gz")
     call_cli("measure", str(tmp_path / "cut.nii.gz"), "--label=1=kidney", "--label=2=tumour")

@@ -23,7 +23,7 @@ from kidseg.errors import ModelError, UsageError
 from kidseg.geometry import Grid, Volume
 from kidseg.io import ReadOptions, read
 from kidseg.io.mesh import surface_of
-from kidseg.labels import KIDNEY_TUMOUR
+from kidseg.labels import KIDNEY_TUMOUR, LabelSchema
 from kidseg.report import sections, templates
 from kidseg.report.cohort_page import Case, Cell, Picture, cohort_page
 from kidseg.report.planes import draw_planes, fullest_slice, middle_of
@@ -319,6 +319,8 @@ def test_the_still_pictures_have_words() -> None:
     still = draw_planes(content.scan, content.labels, content.schema, at)
     assert still.png.startswith(b"\x89PNG") and len(still.png) < 500_000
     assert f"slice {at[0] + 1} of {content.scan.grid.shape[0]}" in still.alt
+    formula = LabelSchema.from_names({n: f"$_$ {name}" for n, name in content.schema.names.items()})
+    assert "$_$ kidney" in draw_planes(content.scan, content.labels, formula, at).alt
 
 
 def test_a_missing_or_altered_viewer_is_refused(

@@ -21,7 +21,7 @@ from kidseg.cohort.training_range import Placement
 from kidseg.errors import BatchError, InputError, KidsegError, UsageError
 from kidseg.geometry import Grid, Volume
 from kidseg.io import read, save
-from kidseg.labels import KIDNEY_TUMOUR
+from kidseg.labels import KIDNEY_TUMOUR, LabelSchema
 from kidseg.pipeline import Note, Progress, Region
 from kidseg.postprocess import LoneTumours
 from kidseg.segment import Predictor, load_predictor, segment
@@ -514,3 +514,15 @@ def test_on_the_command_line(
         "giant: the patient is outside the training range of the model" in capsys.readouterr().out
     )
     assert panels_in(tmp_path / "out" / "giant_steps.png") == 6
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["a$_$b", "$\\frac$", "患者"])
+def test_names_are_drawn_as_they_are(tmp_path: Path, name: str) -> None:
+    """No formula, nor a warning about letters that the font does not have."""
+    values = np.full((20, 20), -1000.0)
+    labels = np.ones((20, 20), np.uint8)
+    panel = Panel(title=name, values=values, pixel=(1.0, 1.0), labels=labels)
+    schema = LabelSchema.from_names({1: f"{name} kidney"})
+    draw_panels(tmp_path / "a.png", [panel], schema, title=name)
+    assert (tmp_path / "a.png").stat().st_size > 0

@@ -13,11 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kidseg.errors import Finding, first_error
+from kidseg.errors import Finding, InputError, first_error
 from kidseg.geometry import Volume
 from kidseg.io import Scan, kind_of
 
-__all__ = ["ROUNDING", "LabelValues", "judge_labels", "known_labels", "values_and_counts"]
+__all__ = [
+    "ROUNDING",
+    "LabelValues",
+    "judge_labels",
+    "known_labels",
+    "labels_of_file",
+    "values_and_counts",
+]
 
 ROUNDING = 1e-4
 """Values that are closer to an integer are that integer.
@@ -95,6 +102,23 @@ def known_labels(
     if (error := first_error(judged.findings)) is not None:
         raise error
     return judged
+
+
+def labels_of_file(
+    scan: Scan, names: Mapping[int, str], ignore_label: int | None = None
+) -> LabelValues:
+    """The same of a single file, whose user may name its labels.
+
+    Raises:
+        InputError: as `known_labels`.
+    """
+    try:
+        return known_labels(scan, names, ignore_label)
+    except InputError as error:
+        if error.code != "unexpected-labels":
+            raise
+        step = "Give a label volume; if its labels are others, name each: --label NUMBER=NAME."
+        raise InputError(error.cause, path=error.path, code=error.code, next_step=step) from error
 
 
 def values_and_counts(data: Tensor) -> dict[float, int]:

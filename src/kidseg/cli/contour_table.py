@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -58,13 +59,15 @@ def contours_text(
     volumes: Sequence[ContourVolume], failed: Sequence[tuple[Path, KidsegError]]
 ) -> str:
     """The table, what cannot be told, the findings and the files that could not be read."""
-    empty = [k for k, name in enumerate(_HEAD) if not any(_cells(one)[k] for one in volumes)]
+    names = _names({one.path for one in volumes})
+    cells = [[names[one.path], *_cells(one)] for one in volumes]
+    empty = [k for k, _ in enumerate(_HEAD) if not any(row[k] for row in cells)]
     head = [name for k, name in enumerate((*_HEAD, *_CHECKED)) if k not in empty]
-    rows = [[c for k, c in enumerate(_cells(one)) if k not in empty] for one in volumes]
+    rows = [[cell for k, cell in enumerate(row) if k not in empty] for row in cells]
     lines = text_table(head, rows, keys=2) if rows else []
     for one in volumes:
         if one.reason:
-            name = f"{one.path.name}, '{one.structure.name}'"
+            name = f"{names[one.path]}, '{one.structure.name}'"
             lines += wrapped(f"cannot tell: {name}: {one.reason}", indent="  ")
         for finding in one.findings:
             lines += wrapped(f"{finding.severity}: {finding}", indent="  ")
@@ -73,10 +76,17 @@ def contours_text(
     return "\n".join(lines)
 
 
+def _names(paths: Collection[Path]) -> dict[Path, str]:
+    """The name of each file; below the folder of all, if two have the same."""
+    if len({path.name for path in paths}) == len(paths):
+        return {path: path.name for path in paths}
+    top = os.path.commonpath([path.absolute().parent for path in paths])
+    return {path: str(path.absolute().relative_to(top)) for path in paths}
+
+
 def _cells(one: ContourVolume) -> list[str]:
     structure, stored, change = one.structure, one.structure.stored_ml, one.difference
     return [
-        one.path.name[-_LONGEST:],
         structure.name[:_LONGEST],
         structure.side or "",
         "" if structure.counted is None else str(structure.counted),

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from kidseg.cases.label_names import NamedLabels, named_labels
-from kidseg.cases.label_values import known_labels
+from kidseg.cases.label_values import labels_of_file
 from kidseg.cases.naming import label_name
 from kidseg.cases.roi_rules import RoiRules
 from kidseg.cases.segments import uncropped
@@ -157,7 +157,7 @@ class Conversion:
 
         Raises:
             UsageError: "too-large-for-nifti"; "output-exists": made meanwhile.
-            InputError: "grid-mismatch": the labels do not lie on the series; see `known_labels`,
+            InputError: "grid-mismatch": the labels do not lie on the series; see `labels_of_file`,
                 `read`, `labelled_on`.
             ResourceError: "disk-full", "not-enough-memory".
         """
@@ -205,7 +205,7 @@ class Conversion:
             )
         scan = read(self.labels, of_labels)
         ignore = self.named.ignore
-        judged = known_labels(scan, self.named.schema.names, ignore)
+        judged = labels_of_file(scan, self.named.schema.names, ignore)
         findings = (*scan.findings, *judged.findings)
         volume = judged.volume
         if ignore is not None and (count := judged.voxels.get(ignore, 0)):

@@ -11,7 +11,7 @@ import torch
 from kidseg.body import body_mask, moments
 from kidseg.cases.air import air_findings
 from kidseg.cases.label_names import NamedLabels, named_labels
-from kidseg.cases.label_values import known_labels
+from kidseg.cases.label_values import labels_of_file
 from kidseg.cases.roi_rules import RoiRules
 from kidseg.cases.segments import segments_of
 from kidseg.errors import Finding, InputError
@@ -53,7 +53,7 @@ def read_labelled(
 
     Raises:
         InputError: "label-grid-mismatch": labels and scan have different grids; see
-            `kidseg.io.read`, `known_labels`, `named_labels`, `find_annotated`.
+            `kidseg.io.read`, `labels_of_file`, `named_labels`, `find_annotated`.
     """
     if is_annotated(path):
         return _read_annotated(path, ct, rules, options)
@@ -154,7 +154,11 @@ def read_opinion(
     """
     series = ct if is_annotated(path) else None
     other = read_labelled(path, ct=series, names=names, rules=rules)
-    volume = _on_scan(other.labels, labelled.labels.grid, path, labelled.path)
+    try:
+        volume = _on_scan(other.labels, labelled.labels.grid, path, labelled.path)
+    except InputError as error:
+        step = "Give a segmentation of the same scan, on its voxels."
+        raise InputError(error.cause, path=path, code=error.code, next_step=step) from error
     return replace(other, labels=volume, midline=labelled.midline)
 
 
@@ -162,13 +166,7 @@ def _read_labels(
     path: Path, schema: LabelSchema, ignore: int | None, options: ReadOptions = _DEFAULT
 ) -> tuple[Volume, tuple[Finding, ...]]:
     scan = read(path, replace(options, values="labels", nonfinite="refuse"))
-    try:
-        judged = known_labels(scan, schema.names, ignore)
-    except InputError as error:
-        if error.code != "unexpected-labels":
-            raise
-        step = "Give a label volume; if its labels are others, name each: --label NUMBER=NAME."
-        raise InputError(error.cause, path=error.path, code=error.code, next_step=step) from error
+    judged = labels_of_file(scan, schema.names, ignore)
     volume = judged.volume
     if ignore is not None:
         data = volume.data.masked_fill(volume.data == ignore, 0)

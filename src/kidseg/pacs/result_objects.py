@@ -13,6 +13,7 @@ from kidseg.io.dicom_pdf import write_encapsulated_pdf
 from kidseg.io.dicom_source import read_source
 from kidseg.io.origin import Origin
 from kidseg.provenance import RESEARCH_USE
+from kidseg.report.annotation import plain_text
 from kidseg.segment.index import read_index
 from kidseg.serve.child_command import run_command
 
@@ -53,6 +54,7 @@ def make_results(
         write_encapsulated_pdf(report_pdf(entry, figure), source.headers[0], origin, file)
 
 
+@plain_text()
 def report_pdf(entry: Mapping[str, Any], figure: Path) -> bytes:
     """Pages for people: warnings, volumes and origin; and the picture of the steps.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -27,6 +29,7 @@ __all__ = [
     "mark_scale",
     "mark_sides",
     "place_legend",
+    "plain_text",
     "rgb_of",
     "window_text",
 ]
@@ -51,6 +54,19 @@ _FILL = 0.4
 _BAR_MM = (200.0, 100.0, 50.0, 20.0, 10.0, 5.0, 2.0, 1.0, 0.5)
 _LONGEST_BAR = 0.35  # of the side of the image
 _ROUND = 0.02  # pixels this much from square count as square
+
+
+@contextmanager
+def plain_text() -> Iterator[None]:
+    """Draw texts as they are: names of scans and labels may be any.
+
+    "$" begins no formula, and letters that the font does not have are boxes without a warning.
+    """
+    from matplotlib import rc_context
+
+    with rc_context({"text.parse_math": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        yield
 
 
 def edge_of_right(place: Grid) -> Edge | None:

@@ -18,6 +18,7 @@ from kidseg.report.annotation import (
     mark_scale,
     mark_sides,
     place_legend,
+    plain_text,
     window_text,
 )
 
@@ -64,6 +65,7 @@ def fullest_slice(labels: np.ndarray) -> int:
     return int(areas.argmax()) if areas.any() else len(labels) // 2
 
 
+@plain_text()
 def draw_planes(
     scan: Volume,
     labels: Volume,

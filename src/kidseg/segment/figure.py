@@ -26,6 +26,7 @@ from kidseg.report.annotation import (
     mark_scale,
     mark_sides,
     place_legend,
+    plain_text,
     window_text,
 )
 from kidseg.segment.figure_title import TITLE_POINTS, title_of, wrapped
@@ -159,6 +160,7 @@ def step_panels(
     return panels
 
 
+@plain_text()
 def draw_panels(
     path: Path,
     panels: Sequence[Panel],

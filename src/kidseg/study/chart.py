@@ -11,6 +11,7 @@ import numpy as np
 
 from kidseg.evaluate import read_run
 from kidseg.io.atomic import writing
+from kidseg.report.annotation import plain_text
 from kidseg.study.results import of_patients
 from kidseg.study.run_files import read_curve
 from kidseg.study.runs import StudyRun
@@ -47,6 +48,7 @@ def validation_curve(log: Path) -> tuple[list[float], list[float]]:
     )
 
 
+@plain_text()
 def draw(runs: Sequence[StudyRun], averages: Path, path: Path) -> None:
     """Draw a panel per structure with a dot per patient (mean over seeds), and validation curves.
 

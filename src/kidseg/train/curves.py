@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kidseg.io.atomic import writing
+from kidseg.report.annotation import plain_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,6 +33,7 @@ _STYLES = ("-", "--", "-.", ":")
 _NOTE = "Validation patients, which chose the best epoch: no test. For research use only."
 
 
+@plain_text()
 def draw_curves(log: Path, path: Path) -> None:
     """Plot loss and validation metrics by epoch, one panel per stage.
 
