@@ -349,6 +349,18 @@ def test_specks_on_the_other_side_leave_it_open_whether_both_have_tumours() -> N
     assert (sides.low, sides.value, sides.high) == (1, 1, 2)
 
 
+def test_a_mass_on_both_kidneys_leaves_it_open_whether_it_is_unilateral() -> None:
+    mass = (2, slice(6, 18), slice(12, 28), slice(24, 56))
+    found = measured(labels(RIGHT, LEFT, mass))
+    number = found.patient["sides with a tumour"]
+    assert (number.low, number.value, number.high) == (1, 1, 2) and "both sides" in number.note
+    (answer,) = (one for one in found.answers if "unilateral" in one.criterion.title)
+    (condition,) = (one for one in answer.conditions if "sides with a tumour" in one.text)
+    assert condition.verdict == "cannot tell" and "mass-on-both-sides" in codes(found)
+    apart = measured(labels(RIGHT, LEFT, TUMOUR)).patient["sides with a tumour"]
+    assert (apart.low, apart.high, apart.note) == (1, 1, "")
+
+
 def test_without_a_label_for_tumours_their_number_is_not_said() -> None:
     found = measured(labels(RIGHT, LEFT), LabelSchema.from_names({1: "kidney"}))
     assert "number of tumours" not in found.patient

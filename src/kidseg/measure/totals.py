@@ -82,7 +82,10 @@ def patient_measures(
         numbers = [found[_TUMOURS] for found in sides.values() if _TUMOURS in found]
         measures.append(_added(_TUMOURS, numbers))
         on_side = [number.mapped(_TUMOUR_SIDES, "1", _at_least_one) for number in numbers]
-        measures.append(_added(_TUMOUR_SIDES, on_side))
+        number = _added(_TUMOUR_SIDES, on_side)
+        if number.value == 1 and any(one.code == "mass-on-both-sides" for one in parts.findings):
+            number = replace(number, high=2.0, note="a mass touches the kidneys of both sides")
+        measures.append(number)
     volumes = [found["kidney volume"] for found in sides.values() if "kidney volume" in found]
     if len(volumes) == 2:
         measures.append(excess_of(*volumes))
