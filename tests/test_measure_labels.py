@@ -595,3 +595,17 @@ def test_a_heading_without_measures_is_left_out(
     save(Volume(torch.zeros((1, *GRID.shape), dtype=torch.uint8), GRID), tmp_path / "x.nii.gz")
     call_cli("measure", str(tmp_path / "x.nii.gz"), "--label=1=kidney")
     assert "Both sides" not in capsys.readouterr().out
+
+
+def test_the_example_in_python(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "measure.md").read_text()
+    (example,) = re.findall("```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "result").mkdir()
+    for name in ("anna.nii.gz", "result/anna_seg.nii.gz"):
+        (tmp_path / name).symlink_to(files / Path(name).name)
+    monkeypatch.chdir(tmp_path)
+    exec(example, {})
+    out = capsys.readouterr().out
+    assert "right kidney Quantity(name='volume'" in out and "right tumour 1" in out
