@@ -445,6 +445,10 @@ def test_a_report_needs_the_scan_and_shows_the_labels_on_it(tmp_path: Path) -> N
     assert_loads_nothing(page)
     assert sha256_of(ct) in page.words and sha256_of(labels) in page.words
     assert str(tmp_path) not in page.text
+    save(Volume(patient.labels.data * 0, patient.labels.grid), tmp_path / "none_seg.nii.gz")
+    none = convert(tmp_path / "none_seg.nii.gz", out, formats=["html"], ct=ct, names=names)
+    said = [each["cause"] for each in none["warnings"]]
+    assert any("no voxel is labelled" in cause for cause in said), "what the page says is said"
     elsewhere = Volume(patient.image.data.roll(24, dims=2), patient.image.grid)
     save(elsewhere, tmp_path / "elsewhere.nii.gz")
     of_other = convert(

@@ -173,7 +173,7 @@ class Conversion:
         )
         measured = self._measured(exported)
         if measured is not None:
-            findings = (*findings, *measured.labelled.findings)
+            findings = (*findings, *measured.parts.findings)
         if measured is not None and self._has_report:
             exported, found = with_report(exported, measured.labelled, measured.parts)
             findings = (*findings, *found)
