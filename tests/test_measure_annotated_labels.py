@@ -24,8 +24,10 @@ from kidseg.io import ReadOptions, read, save
 from kidseg.io.dicom_source import SourceSeries, read_source
 from kidseg.io.dicomseg import write_dicom_segmentation
 from kidseg.labels import LabelSchema
+from kidseg.measure.annotated_labels import find_annotated
 from kidseg.measure.label_reading import read_labelled
 from kidseg.measure.measuring import Measured, Request, measure
+from kidseg.measure.sides import measure_sides
 from labelled_series import ORIGIN
 
 SHAPE = (10, 40, 72)
@@ -255,3 +257,42 @@ def test_what_is_refused(tmp_path: Path) -> None:
         with pytest.raises(kind) as caught:
             measure(labels, request)
         assert caught.value.code == code
+
+
+def test_a_kidney_whose_name_states_a_side_is_whole(tmp_path: Path) -> None:
+    """It crosses the midline; without a side in its name it is divided as a horseshoe kidney."""
+    headers = images(tmp_path, "1.2.3") and headers_of(tmp_path / "ct")
+    contours = [square(k, (10, 18), (30, 54)) for k in range(2, 8)]
+    whole = 6 * 20 * 36 * VOXEL_ML
+    for name, right, left, codes in (
+        ("Left Kidney", 0.0, whole, set()),
+        ("RT KIDNEY", whole, 0.0, set()),
+        ("Kidney", whole / 2, whole / 2, {"horseshoe-kidney"}),
+    ):
+        path = tmp_path / f"{name}.dcm"
+        save_dicom(structure_set([Roi(name=name, contours=contours)], headers), path)
+        found = read_labelled(path, ct=tmp_path / "ct")
+        sides = measure_sides(found.labels, found.schema, found.midline)
+        assert sides is not None
+        volumes = [side.volumes_ml["kidney"] for side in (sides.right, sides.left)]
+        assert volumes == pytest.approx([right, left], rel=0.1), name
+        assert {f.code for f in sides.findings} & {"horseshoe-kidney"} == codes
+
+
+def test_kidneys_of_two_sides_are_labels_of_their_own(tmp_path: Path) -> None:
+    """Beside a lesion, whose number stays its own."""
+    headers = images(tmp_path, "1.2.3") and headers_of(tmp_path / "ct")
+    rois = [
+        Roi(name=name, contours=[square(4, (10, start), (30, start + 12))], tracking_id=tracking)
+        for name, start, tracking in (
+            ("Left Kidney", 44, ""),
+            ("Right Kidney", 8, ""),
+            ("left kidney", 58, ""),
+            ("Wilms", 26, "lesion 1"),
+        )
+    ]
+    save_dicom(structure_set(rois, headers), tmp_path / "object.dcm")
+    found = find_annotated(tmp_path / "object.dcm", tmp_path / "ct", None)
+    assert sorted(found.schema.names.values()) == ["Wilms", "left kidney", "right kidney"]
+    assert list(found.tracking.values()) == ["lesion 1"]
+    assert len({part.label for part in found.annotation.parts}) == 3

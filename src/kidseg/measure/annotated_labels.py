@@ -1,7 +1,8 @@
 """Labels to measure that are a DICOM Segmentation or RT Structure Set, on the series it refers to.
 
 A tumour with tracking identifiers is a lesion with a label of its own, and so is one whose name has
-a number. The other structures are the labels that the rules say.
+a number. Kidneys that state their side have a label for each side. The other structures are the
+labels that the rules say.
 
 Source: DICOM PS3.3, Segment Description Macro and RT ROI Observations: a Tracking UID identifies
 what is followed over time, Tracking ID is its name. kidseg's own Segmentations have one for each
@@ -22,7 +23,7 @@ from kidseg.io.annotations import annotation_files, read_object_head
 from kidseg.io.dicom_header import derived_uid, files_in
 from kidseg.io.structures import Annotation, AnnotationObject, Structure
 from kidseg.labels import LabelSchema
-from kidseg.meaning import meaning_of
+from kidseg.meaning import meaning_of, side_of
 
 __all__ = ["AnnotatedLabels", "find_annotated", "is_annotated"]
 
@@ -50,23 +51,23 @@ class AnnotatedLabels:
 
 @dataclass
 class _Numbering:
-    """Labels of structures: those of the rules, then one for each lesion."""
+    """Labels of structures: those of the rules, then one for each lesion and kidney of a side."""
 
     rules: RoiRules
     names: dict[int, str] = field(default_factory=dict)
     tracking: dict[int, str] = field(default_factory=dict)
     uids: dict[int, str] = field(default_factory=dict)
     _of_lesion: dict[str, int] = field(default_factory=dict)
+    _of_side: dict[str, int] = field(default_factory=dict)
 
     def label(self, structure: Structure, label: int, identity: tuple[str, str] | None) -> int:
-        """The label of a structure; that of the rules unless it is a lesion."""
+        """The label of a structure; that of the rules unless it is a lesion or states a side."""
         if identity is None:
-            self.names[label] = self.rules.names[label]
-            return label
+            return self._of_rule(structure, label)
         name, uid = identity
         if (known := self._of_lesion.get(uid or name)) is not None:
             return known
-        number = len(self.rules.names) + len(self._of_lesion) + 1
+        number = self._next
         taken = {*self.rules.names.values(), *self.names.values()}
         numbered = f"{self.rules.names[label]} {len(self._of_lesion) + 1}"
         is_clear = meaning_of(structure.name) == "tumour" and structure.name not in taken
@@ -74,6 +75,21 @@ class _Numbering:
         self.tracking[number] = name
         self.uids |= {number: uid} if uid else {}
         self._of_lesion[uid or name] = number
+        return number
+
+    @property
+    def _next(self) -> int:
+        return len(self.rules.names) + len(self._of_lesion) + len(self._of_side) + 1
+
+    def _of_rule(self, structure: Structure, label: int) -> int:
+        name = self.rules.names[label]
+        if structure.side is None or meaning_of(name) != "kidney" or side_of(name) is not None:
+            self.names[label] = name
+            return label
+        sided = f"{structure.side} {name}"
+        number = self._of_side.get(sided, self._next)
+        self._of_side[sided] = number
+        self.names[number] = sided
         return number
 
 

@@ -147,7 +147,8 @@ def assign_sides(
 
     A component with parenchyma on both sides is divided: two kidneys that a mass connects into
     both, with the mass on the side that it touches most; a horseshoe or crossed kidney by the names
-    of its labels, if they state a side, or else at the midline. Where the midline is not that of
+    of its labels, if they state a side, or else at the midline. If they all state the same side, it
+    is one kidney, and lies there. Where the midline is not that of
     the body, names that state a side take precedence, too.
 
     Args:
@@ -182,7 +183,10 @@ def assign_sides(
     is_right, shares, fused = _assigned(voxels)
     findings: tuple[Finding, ...] = ()
     if fused.any():
-        divided, touching = _divided(replace(voxels, to_right=by_name), fused)
+        voxels = replace(voxels, to_right=np.where(fused, by_name, voxels.to_right))
+        is_right, shares, fused = _assigned(voxels)
+    if fused.any():
+        divided, touching = _divided(voxels, fused)
         is_right = np.where(fused, divided, is_right)
         findings = tuple(_of_both(share, path) for share in touching)
     findings = (*findings, *_contradicted(schema, found, is_right, path))
