@@ -292,7 +292,7 @@ def test_kidneys_of_two_sides_are_labels_of_their_own(tmp_path: Path) -> None:
         )
     ]
     save_dicom(structure_set(rois, headers), tmp_path / "object.dcm")
-    found = find_annotated(tmp_path / "object.dcm", tmp_path / "ct", None)
+    found = find_annotated(tmp_path / "object.dcm", tmp_path / "ct", None, by_side=True)
     assert sorted(found.schema.names.values()) == ["Wilms", "left kidney", "right kidney"]
     assert list(found.tracking.values()) == ["lesion 1"]
     assert len({part.label for part in found.annotation.parts}) == 3

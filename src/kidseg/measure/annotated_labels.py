@@ -1,7 +1,7 @@
 """Labels to measure that are a DICOM Segmentation or RT Structure Set, on the series it refers to.
 
 A tumour with tracking identifiers is a lesion with a label of its own, and so is one whose name has
-a number. Kidneys that state their side have a label for each side. The other structures are the
+a number. Kidneys that state their side can have a label for each side. The other structures are the
 labels that the rules say.
 
 Source: DICOM PS3.3, Segment Description Macro and RT ROI Observations: a Tracking UID identifies
@@ -54,6 +54,7 @@ class _Numbering:
     """Labels of structures: those of the rules, then one for each lesion and kidney of a side."""
 
     rules: RoiRules
+    by_side: bool
     names: dict[int, str] = field(default_factory=dict)
     tracking: dict[int, str] = field(default_factory=dict)
     uids: dict[int, str] = field(default_factory=dict)
@@ -83,7 +84,8 @@ class _Numbering:
 
     def _of_rule(self, structure: Structure, label: int) -> int:
         name = self.rules.names[label]
-        if structure.side is None or meaning_of(name) != "kidney" or side_of(name) is not None:
+        is_plain = meaning_of(name) != "kidney" or side_of(name) is not None
+        if not self.by_side or structure.side is None or is_plain:
             self.names[label] = name
             return label
         sided = f"{structure.side} {name}"
@@ -98,13 +100,16 @@ def is_annotated(path: Path) -> bool:
     return path.is_file() and bool(annotation_files(path))
 
 
-def find_annotated(path: Path, ct: Path | None, rules: RoiRules | None) -> AnnotatedLabels:
+def find_annotated(
+    path: Path, ct: Path | None, rules: RoiRules | None, *, by_side: bool = False
+) -> AnnotatedLabels:
     """The structures of a DICOM object as labels.
 
     Args:
         path: of the object.
         ct: folder with the series that it refers to, perhaps among others.
         rules: which structures are which labels; by default their codes and names.
+        by_side: kidneys that state their side get a label for each side.
 
     Raises:
         InputError: "series-required": none is named; "missing-images" and the errors of
@@ -132,7 +137,7 @@ def find_annotated(path: Path, ct: Path | None, rules: RoiRules | None) -> Annot
     structures = {one.number: one for one in head.structures}
     labels = {part.number: part.label for part in given}
     identities = _identities(head, labels, rules)
-    numbering = _Numbering(rules)
+    numbering = _Numbering(rules, by_side)
     parts = tuple(
         replace(
             part,

@@ -72,7 +72,7 @@ def _read_annotated(
     path: Path, ct: Path | None, rules: RoiRules | None, options: ReadOptions
 ) -> Labelled:
     """Structures of a DICOM object on their series, each lesion with its tracking identifiers."""
-    found = find_annotated(path, ct, rules)
+    found = find_annotated(path, ct, rules, by_side=True)
     images = replace(options, files=found.annotation.images)
     of_labels = replace(images, annotation=found.annotation)
     volume, findings = _read_labels(path, found.schema, None, of_labels)
