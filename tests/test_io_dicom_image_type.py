@@ -5,10 +5,35 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydicom import Dataset
+from pydicom.uid import MRImageStorage
 
 from dicom_files import assign, refused, series
+from kidseg.errors import Finding
 from kidseg.io.dicom import read_series
-from kidseg.io.dicom_image_type import EXCLUDED, SAID, excluded_by, image_type_table
+from kidseg.io.dicom_frames import Image
+from kidseg.io.dicom_image_type import (
+    EXCLUDED,
+    SAID,
+    excluded_by,
+    image_type_findings,
+    image_type_table,
+)
+from kidseg.io.scan import ReadOptions
+
+EXCLUDING = [(kind, word) for kind, words in EXCLUDED.items() for word in words]
+SAYING = [(what, word) for what, (_, _, words) in SAID.items() for word in words]
+
+
+def spellings(word: str) -> list[str]:
+    """A word of the table as consoles write it."""
+    return [word.replace("_", between).replace("#", "70") for between in ("_", " ", "-", "")]
+
+
+def findings(image_type: str, modality: str = "CT") -> list[Finding]:
+    fields = {"ImageType": image_type, "Modality": modality}
+    image = Image(path=Path("1.dcm"), syntax="", fields=fields, planes=(), odd={})
+    return list(image_type_findings([image], Path("series")))
 
 
 @pytest.mark.row(19)
@@ -31,6 +56,72 @@ def test_what_was_computed_from_a_scan_is_read_and_said(tmp_path: Path, what: st
     (finding,) = read_series(series(tmp_path, edit=assign("ImageType", value))).findings
     assert finding.code == code
     assert what in finding.cause and consequence in finding.cause and words[0] in finding.cause
+
+
+@pytest.mark.parametrize(("kind", "word"), EXCLUDING)
+def test_every_word_of_what_is_no_scan_excludes_it_however_it_is_spelled(
+    kind: str, word: str
+) -> None:
+    for spelled in spellings(word):
+        for value in (spelled, f"X {spelled}", f"{spelled}_1", spelled.lower()):
+            assert excluded_by(f"DERIVED\\PRIMARY\\AXIAL\\{value}") == kind, value
+        assert not excluded_by(f"DERIVED\\PRIMARY\\AXIAL\\X{spelled}")
+
+
+@pytest.mark.parametrize(("what", "word"), SAYING)
+def test_every_word_of_what_was_computed_is_said_however_it_is_spelled(
+    what: str, word: str
+) -> None:
+    for spelled in spellings(word):
+        image_type = f"DERIVED\\PRIMARY\\AXIAL\\{spelled}"
+        assert not excluded_by(image_type)
+        (finding,) = findings(image_type)
+        assert what in finding.cause and spelled in finding.cause
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("IODINE_REMOVED", "IODINE REMOVED", "VNC_IODINE", r"MAT_REMOVED\IODINE", r"IODINE\VNC"),
+        *("VIRTUAL_NONCONTRAST", "VIRTUAL NON-CONTRAST IODINE", "VIRTUALUNENHANCED"),
+    ],
+)
+def test_an_image_with_iodine_taken_out_is_no_map_of_iodine(value: str) -> None:
+    image_type = rf"DERIVED\PRIMARY\AXIAL\{value}"
+    assert not excluded_by(image_type)
+    (finding,) = findings(image_type)
+    assert "a material was removed" in finding.cause
+    assert excluded_by(image_type + r"\MAT_SPECIFIC") == "material map"
+
+
+@pytest.mark.parametrize("value", ["IODINE", "IODINE_MAP", "IODINE_NO_WATER", r"MAT_SPECIFIC\VNC"])
+def test_a_map_of_a_material_is_no_scan(value: str) -> None:
+    assert excluded_by(rf"DERIVED\PRIMARY\AXIAL\{value}") == "material map"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("GSI MONO", "VIRTUAL_MONO", "MONO_70KEV", "MONO 70", "MONO70", "MONO+", "70KEV", "MONOE"),
+        *("MONOENERGETIC", "MONOENERGETIC_PLUS", "GSI MONOCHROMATIC", "VMI_40KEV"),
+    ],
+)
+def test_names_of_vendors_for_monoenergetic_images_are_said(value: str) -> None:
+    (finding,) = findings(rf"DERIVED\PRIMARY\AXIAL\{value}")
+    assert "virtual monoenergetic" in finding.cause
+
+
+@pytest.mark.parametrize("word", ["MIP", "SUBTRACTION", "QUANTITY", "PERFUSION", "MPR"])
+def test_words_about_ct_say_nothing_of_other_modalities(tmp_path: Path, word: str) -> None:
+    def edit(ds: Dataset, _k: int) -> None:
+        ds.SOPClassUID, ds.Modality = MRImageStorage, "MR"
+        ds.file_meta.MediaStorageSOPClassUID = MRImageStorage
+        ds.ImageType = ["DERIVED", "PRIMARY", "M", word]
+
+    scan = read_series(series(tmp_path / "mr", edit=edit), ReadOptions(values="any"))
+    assert scan.modality == "MR"
+    assert {finding.code for finding in scan.findings}.isdisjoint({"derived-values", "reformatted"})
+    assert excluded_by(rf"ORIGINAL\PRIMARY\{word}\LOCALIZER", "MR") == "localiser"
 
 
 @pytest.mark.parametrize(

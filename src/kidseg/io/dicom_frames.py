@@ -133,7 +133,7 @@ class Image:
             return "secondary capture"
         if kind.startswith(_SEGMENTATION) or self.modality == "SEG":
             return "segmentation"
-        if computed := excluded_by(self.image_type):
+        if computed := excluded_by(self.image_type, self.modality):
             return computed
         if "Rows" not in self.fields or self.modality in ("RTDOSE", "PR", "SR", "KO", "REG"):
             return UID_dictionary[kind][0] if kind in UID_dictionary else self.modality or "object"

@@ -21,14 +21,22 @@ if TYPE_CHECKING:
 
 __all__ = ["EXCLUDED", "SAID", "excluded_by", "image_type_findings", "image_type_table"]
 
+_MATERIALS = ("IODINE", "IODINE_MAP")
+"""Without a word that it was removed, such an image shows how much of the material there is."""
+
+_REMOVED = (
+    *("MAT_REMOVED", "REMOVED", "IODINE_REMOVED", "VNC", "VUE", "VIRTUAL_NON_CONTRAST"),
+    *("VIRTUAL_UNENHANCED", "VIRTUAL_NON_CALCIUM"),
+)
+
 EXCLUDED: Mapping[str, tuple[str, ...]] = {
     "localiser": ("LOCALIZER",),
-    "projection": ("MIP", "MINIP", "MIN_IP", "MAXIMUM", "MINIMUM"),
-    "rendering": ("VRT", "SSD", "VOLUME_RENDERING", "VOLUME RENDERING"),
+    "projection": ("MIP", "MIN_IP", "MAXIMUM", "MINIMUM"),
+    "rendering": ("VRT", "SSD", "VOLUME_RENDERING"),
     "subtraction image": ("SUBTRACT", "SUBTRACTED", "SUBTRACTION"),
     "material map": (
-        *("MAT_SPECIFIC", "MAT_FRACTIONAL", "EFF_ATOMIC_NUM", "ELECTRON_DENSITY"),
-        *("IODINE", "ZEFF"),
+        *("MAT_SPECIFIC", "MAT_FRACTIONAL", "EFF_ATOMIC_NUM", "ELECTRON_DENSITY", "Z_EFF"),
+        *_MATERIALS,
     ),
     "computed map": ("DIVISION", "MULTIPLICATION", "STD_DEVIATION", "QUANTITY"),
 }
@@ -43,12 +51,16 @@ SAID: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
     "it is a virtual monoenergetic image": (
         "derived-values",
         "the contrast of tissues is another than in a scan at one tube voltage",
-        ("VMI", "MONOENERGETIC", "MONO_ENERGETIC", "MONO ENERGETIC"),
+        (
+            *("VMI", "MONO", "MONO_#", "MONO_#_KEV", "#_KEV", "MONO_E", "MONO_E_#", "MONO_E_#_KEV"),
+            *("VIRTUAL_MONO", "MONO_ENERGETIC", "MONO_ENERGETIC_PLUS", "MONO_CHROMATIC"),
+            *("VIRTUAL_MONO_ENERGETIC", "VIRTUAL_MONO_CHROMATIC"),
+        ),
     ),
     "a material was removed from it by computation": (
         "derived-values",
         "values may not be Hounsfield units",
-        ("MAT_REMOVED", "MAT_MODIFIED", "MAT_VALUE_BASED", "VNC"),
+        (*_REMOVED, "MAT_MODIFIED", "MAT_VALUE_BASED"),
     ),
     "it was reformatted from other slices": (
         "reformatted",
@@ -59,13 +71,26 @@ SAID: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
 """What is said of images that are read: the code of the finding, the consequence, the words."""
 
 
-def excluded_by(image_type: str) -> str:
-    """The kind in `EXCLUDED` that an Image Type names; "" if none."""
-    return next((kind for kind, words in EXCLUDED.items() if _names(image_type, words)), "")
+def excluded_by(image_type: str, modality: str = "CT") -> str:
+    """The kind in `EXCLUDED` that an Image Type names; "" if none.
+
+    A virtual non-contrast image may name the material that was removed, and is no map of it.
+
+    Args:
+        image_type: its values, separated by backslashes.
+        modality: of another than CT, such as MR, only localisers are excluded.
+    """
+    kinds = EXCLUDED if modality == "CT" else {"localiser": EXCLUDED["localiser"]}
+    harmless = _MATERIALS if _names(image_type, _REMOVED) else ()
+    for kind, words in kinds.items():
+        if _names(image_type, [word for word in words if word not in harmless]):
+            return kind
+    return ""
 
 
 def image_type_findings(images: Sequence[Image], path: Path) -> Iterator[Finding]:
-    """One finding for each meaning in `SAID` that images of a volume state."""
+    """One finding for each meaning in `SAID` that CT images of a volume state."""
+    images = [image for image in images if image.modality == "CT"]
     for what, (code, consequence, words) in SAID.items():
         stating = [image for image in images if _names(image.image_type, words)]
         if stating:
@@ -76,18 +101,27 @@ def image_type_findings(images: Sequence[Image], path: Path) -> Iterator[Finding
 
 
 def image_type_table() -> list[str]:
-    """The lines of a Markdown table: words of Image Type, and what becomes of such images."""
+    """The lines of a Markdown table: words of Image Type, and what becomes of such CT images."""
     lines = ["| word in Image Type or Frame Type | what becomes of the image |", "|---|---|"]
     for kind, words in EXCLUDED.items():
-        named = ", ".join(f"`{word}`" for word in words)
-        lines.append(f"| {named} | {kind}: ignored with a warning beside a CT, refused alone |")
+        lines.append(
+            f"| {_shown(words)} | {kind}: ignored with a warning beside a CT, refused alone |"
+        )
     for what, (code, consequence, words) in SAID.items():
-        named = ", ".join(f"`{word}`" for word in words)
-        lines.append(f"| {named} | read; `{code}`: {what}: {consequence} |")
+        lines.append(f"| {_shown(words)} | read; `{code}`: {what}: {consequence} |")
     return [*lines, "| others, also `DERIVED` and `SECONDARY` | read in silence |"]
+
+
+def _shown(words: Sequence[str]) -> str:
+    return ", ".join(f"`{word}`" for word in words)
 
 
 def _names(image_type: str, words: Sequence[str]) -> bool:
     """Whether one of the words is in it, and not as a part of another word."""
     stated = image_type.upper()
-    return any(re.search(rf"(?<![A-Z0-9]){word}(?![A-Z0-9])", stated) for word in words)
+    return any(re.search(rf"(?<![A-Z0-9]){_pattern(word)}(?![A-Z0-9])", stated) for word in words)
+
+
+def _pattern(word: str) -> str:
+    """What matches a word: `_` is also a space, a hyphen or nothing, and `#` is a number."""
+    return word.replace("_", "[_ -]?").replace("#", r"\d+")
