@@ -28,7 +28,9 @@ from kidseg.errors import InputError, KidsegError, ModelError, UsageError
 from kidseg.io import read
 from kidseg.plan import Plan
 from kidseg.train import Setup, make_store, train
+from kidseg.train import software as software_module
 from kidseg.train.run import CLOCKS, _workers
+from kidseg.train.software import RESUMED, software
 from trained import run_plain, tiny, tiny_pose
 from weights import weights_of
 
@@ -434,6 +436,40 @@ def test_a_finished_run_resumed_is_the_same(data: Path, tmp_path: Path) -> None:
     again = quick(data, out, resume=True)
     assert first["model"] == again["model"]
     assert first["validation"] == again["validation"]
+
+
+@pytest.mark.fault("resumed by another version")
+def test_only_software_that_trained_an_epoch_has_continued_a_run(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not if its resume failed, nor if there was nothing left to train."""
+    out = tmp_path / "run"
+
+    def is_said() -> bool:
+        summary = quick(data, out, resume=True)
+        said = "other-software" in {finding["code"] for finding in summary["findings"]}
+        assert (out / RESUMED).exists() == said
+        return said
+
+    with pytest.raises(KeyboardInterrupt):
+        quick(data, out, progress=stopped_after("segment", 1))
+    begun = dict(software())
+    monkeypatch.setattr(software_module, "software", lambda: {**begun, "torch": "9.9"})
+    states = {path: path.read_bytes() for path in out.glob("state-*")}
+    for path in states:
+        path.write_bytes(b"damaged")
+    with pytest.raises(ModelError):
+        is_said()
+    assert states and not (out / RESUMED).exists()
+    for path, content in states.items():
+        path.write_bytes(content)
+    finished = shutil.copytree(out, tmp_path / "finished")
+    assert is_said()
+    monkeypatch.setattr(software_module, "software", lambda: begun)
+    out = finished
+    assert not is_said()
+    monkeypatch.setattr(software_module, "software", lambda: {**begun, "torch": "9.9"})
+    assert not is_said()
 
 
 @pytest.mark.fault("two jobs, one folder")

@@ -15,7 +15,7 @@ from kidseg.records import sealed
 from kidseg.train import software as module
 from kidseg.train.record import RECORD, Cases, RunRecord, read_record, write_record
 from kidseg.train.setup import Setup, resolve
-from kidseg.train.software import RESUMED, check_software, software
+from kidseg.train.software import RESUMED, check_software, note_software, software
 
 USED = Cases(training=("a",), validation=("c",), sha256={"a": "0", "c": "2"})
 
@@ -34,6 +34,7 @@ def by(monkeypatch: pytest.MonkeyPatch, **other: str) -> None:
 def test_the_same_software_is_silent(tmp_path: Path, record: RunRecord) -> None:
     assert read_record(tmp_path) == record and record.software == software()
     assert len(software()["code"]) == 12
+    note_software(tmp_path, record)
     assert check_software(tmp_path, record) == () and not (tmp_path / RESUMED).exists()
 
 
@@ -46,7 +47,10 @@ def test_other_software_is_said_ever_after(
     was = software()[name]
     with monkeypatch.context() as patch:
         by(patch, **{name: "9.9"})
+        assert check_software(tmp_path, record) == ()  # it has trained nothing
+        note_software(tmp_path, record)
         (finding,) = check_software(tmp_path, record)
+        note_software(tmp_path, record)
         assert check_software(tmp_path, record) == (finding,)
     assert f"started by {name} {was} and continued by {name} 9.9:" in finding.cause
     assert check_software(tmp_path, record) == (finding,)
@@ -61,14 +65,17 @@ def test_a_record_of_an_earlier_version_states_its_version_only(
     write_json(tmp_path / RECORD, sealed(old), overwrite=True)
     found = read_record(tmp_path)
     assert found == replace(record, software={}) and found.digest == sealed(old)["sha256"]
+    note_software(tmp_path, found)
     assert check_software(tmp_path, found) == ()
     by(monkeypatch, kidseg="9.9")
+    note_software(tmp_path, found)
     assert check_software(tmp_path, found)[0].code == "other-software"
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"with": 3}', '{"with": [3]}'])
 def test_a_damaged_note_is_an_error(tmp_path: Path, record: RunRecord, text: str) -> None:
     (tmp_path / RESUMED).write_text(text)
-    with pytest.raises(ModelError) as caught:
-        check_software(tmp_path, record)
-    assert caught.value.code == "damaged-record"
+    for act in (check_software, note_software):
+        with pytest.raises(ModelError) as caught:
+            act(tmp_path, record)
+        assert caught.value.code == "damaged-record"

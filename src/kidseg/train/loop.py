@@ -45,6 +45,7 @@ class Run:
         precision: "bf16" runs the forward passes under autocast; weights stay float32.
         resume: continue from the checkpoint in `folder`, if there is one.
         identity: digest of the settings and cases, which a checkpoint to resume from must have.
+        on_trained: called when an epoch is trained, before its checkpoint is written.
         on_epoch: called after each epoch with (stage, epochs done, total epochs, log line and the
             seconds left, "left_s").
         clock: returns seconds; measures time budgets.
@@ -57,6 +58,7 @@ class Run:
     precision: Literal["fp32", "bf16"] = "fp32"
     resume: bool = False
     identity: str = ""
+    on_trained: Callable[[], None] | None = None
     on_epoch: Callable[[str, int, int, Mapping[str, Any]], None] | None = None
     clock: Callable[[], float] = time.perf_counter
     workers: int = 0
@@ -161,6 +163,8 @@ def fit(stage: Stage, run: Run, before: Sequence[str] = ()) -> Fitted:
         lines = (*now.lines, line)
         now = Checkpoint(epoch=epoch, seconds=spent, stopped=stopped, best=best, lines=lines)
         if run.rank == 0:
+            if run.on_trained is not None:
+                run.on_trained()
             save(run.folder, run.identity, stage.name, training, now)
             if run.on_epoch is not None:
                 left_s = seconds_left(config, epoch + 1, spent)

@@ -34,7 +34,7 @@ from kidseg.train.record import RunRecord, read_record, resumed_setup
 from kidseg.train.request import Progress, Request
 from kidseg.train.run_folder import check_not_start, locked_run, start_record
 from kidseg.train.setup import ResolvedSetup, Setup, resolve
-from kidseg.train.software import check_software
+from kidseg.train.software import check_software, note_software
 from kidseg.train.trained_images import images_of_cases
 from kidseg.train.trained_model import write_model
 from kidseg.train.tuning import LoadedWeights, check_tune, load_weights, select_trainable
@@ -104,7 +104,8 @@ def train(
         store, used = training_store(Path(dataset), out, request, write, resume=resume)
         record = record or broadcast(read_record(out) if rank() == 0 else None)
         assert record is not None
-        other_software = check_software(out, record) if resume and rank() == 0 else ()
+        if rank() == 0:
+            check_software(out, record)  # what is damaged is refused before anything is trained
         cohort = gather_cohort(store, request.cohort, request.material, resolved.plan)
         method = resolved.method.build(
             config, cohort.target, cohort.plan, seed=record.seed, device=hardware
@@ -117,6 +118,7 @@ def train(
             precision=hardware.precision,
             resume=resume,
             identity=record.digest,
+            on_trained=partial(note_software, out, record),
             on_epoch=request.on_progress,
             clock=clock,
             workers=_workers(config, hardware),
@@ -130,7 +132,7 @@ def train(
         )
         findings = (
             *unclear_labels(cohort.schema, dataset),
-            *other_software,
+            *(check_software(out, record) if run.rank == 0 else ()),
             *cohort.findings,
             *_calibration_left_out(resolved, setup, out),
         )

@@ -20,10 +20,10 @@ from kidseg.records import AFRESH, parsed, read_file
 if TYPE_CHECKING:
     from kidseg.train.record import RunRecord
 
-__all__ = ["RESUMED", "check_software", "software"]
+__all__ = ["RESUMED", "check_software", "note_software", "software"]
 
 RESUMED = "resumed.json"
-"""{"with": [...]}: the software that continued a run and did not start it."""
+"""{"with": [...]}: the software that trained a part of a run and did not start it."""
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -39,24 +39,34 @@ def software() -> Mapping[str, str]:
     return {**found, "code": digest.hexdigest()[:12]}
 
 
-def check_software(out: Path, record: RunRecord) -> tuple[Finding, ...]:
-    """A finding if this or an earlier part of a resumed run was trained by other software.
-
-    Notes this software in `RESUMED` if it has not started the run.
+def note_software(out: Path, record: RunRecord) -> None:
+    """Note in `RESUMED` that this software trains a part of a run, if it has not started it.
 
     Args:
         out: folder of the run.
         record: of the run; that of an earlier version of kidseg states its version only.
 
     Raises:
-        ModelError: "damaged-record": `RESUMED` is not valid.
+        ModelError: as `check_software`.
     """
-    begun = dict(record.software or {"kidseg": record.kidseg})
+    begun = _begun(record)
     now = {name: value for name, value in software().items() if name in begun}
     others = _noted(out / RESUMED)
     if now not in (begun, *others):
-        others = [*others, now]
-        write_json(out / RESUMED, {"with": others}, overwrite=True)
+        write_json(out / RESUMED, {"with": [*others, now]}, overwrite=True)
+
+
+def check_software(out: Path, record: RunRecord) -> tuple[Finding, ...]:
+    """A finding if a part of a resumed run was trained by other software than its start.
+
+    Args:
+        out: folder of the run.
+        record: of the run.
+
+    Raises:
+        ModelError: "damaged-record": `RESUMED` is not valid.
+    """
+    begun, others = _begun(record), _noted(out / RESUMED)
     if not others:
         return ()
     names = [name for name in begun if any(other.get(name) != begun[name] for other in others)]
@@ -69,6 +79,11 @@ def check_software(out: Path, record: RunRecord) -> tuple[Finding, ...]:
         next_step="If that matters, train from the start with --overwrite.",
     )
     return (finding,)
+
+
+def _begun(record: RunRecord) -> dict[str, str]:
+    """The software that started a run."""
+    return dict(record.software or {"kidseg": record.kidseg})
 
 
 def _noted(file: Path) -> list[dict[str, str]]:
