@@ -34,9 +34,10 @@ def check_valid(planes: Sequence[Plane]) -> None:
         InputError: "bad-rescale": the slope is zero, or slope or intercept is not finite.
     """
     for plane in planes:
-        if plane.slope == 0 or not np.isfinite(rescaling(plane)).all():
+        scale = rescaling(plane)
+        if scale[0] == 0 or not np.isfinite(scale).all():
             raise InputError(
-                f"its rescale slope {plane.slope:g} or intercept {plane.intercept} is invalid",
+                f"its rescaling is invalid: {_said(scale)}",
                 path=plane.path,
                 code="bad-rescale",
                 next_step="The header is damaged: export the series again.",
@@ -107,10 +108,13 @@ def _off_by(
 ) -> float:
     """By how many HU the second slice is off in the median if it fits with the first's rescaling.
 
-    0 if it fits as well with its own. What was clipped or set to air tells nothing.
+    0 if it fits as well with its own. What was clipped or set to air tells nothing, nor does the
+    least value of a slice: that of what was masked, the same before rescaling.
     """
     again = (other - own[1]) / own[0] * scale[0] + scale[1]
-    tells = (one != checks.AIR_HU) & (other != checks.AIR_HU) & (again != other)
+    tells = again != other
+    for values in (one, other):
+        tells &= (values != checks.AIR_HU) & (values != values.min())
     if not bool(tells.any()):
         return 0.0
     a, b, c = one[tells], other[tells], again[tells]
