@@ -185,7 +185,7 @@ def test_a_training_that_stops_leaves_threads_for_other_requests(tmp_path: Path)
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
             assert (await client.delete("/train/")).status_code == 404
-            learner.last = Learning(id="a", state="RUNNING", started=0.0)
+            learner._trainings["a"] = Learning(id="a", state="RUNNING", started=0.0)
             learner._thread = threading.Thread(target=ended.wait)
             learner._thread.start()
             clients = [asyncio.create_task(client.delete("/train/")) for _ in range(100)]
@@ -200,6 +200,32 @@ def test_a_training_that_stops_leaves_threads_for_other_requests(tmp_path: Path)
 
     answers = asyncio.run(stopped())
     assert {(each.status_code, each.json()["status"]) for each in answers} == {(200, "STOPPED")}
+
+
+@pytest.mark.requirement("server")
+def test_who_stops_a_training_hears_of_that_one_though_another_has_started(tmp_path: Path) -> None:
+    """Between two looks at it: another client starts one as soon as it is allowed to."""
+    audit = AuditLog.opened(tmp_path / "audit.jsonl")
+    service = _service(Serving(model=tmp_path / "none", folder=tmp_path), tmp_path, audit)
+    app, learner, ended = create_app(service), service.learner, threading.Event()
+
+    async def stopped() -> httpx.Response:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            learner._trainings["a"] = Learning(id="a", state="RUNNING", started=0.0)
+            learner._thread = first = threading.Thread(target=ended.wait)
+            first.start()
+            asked = asyncio.create_task(client.delete("/train/"))
+            while not learner._stopping.is_set():
+                await asyncio.sleep(0.01)
+            learner._say(state="STOPPED")
+            ended.set()
+            first.join()
+            learner._trainings["b"] = Learning(id="b", state="RUNNING", started=1.0)
+            return await asyncio.wait_for(asked, 10)
+
+    answer = asyncio.run(stopped()).json()
+    assert (answer["id"], answer["status"]) == ("a", "STOPPED")
 
 
 def test_how_a_training_ended_is_said_in_a_line() -> None:

@@ -80,7 +80,7 @@ class Learner:
     options: Sequence[str]
     model: Callable[[], Path]
     changed: Callable[[], None]
-    last: Learning | None = None
+    _trainings: dict[str, Learning] = field(default_factory=dict)
     _thread: threading.Thread | None = None
     _stopping: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -89,6 +89,11 @@ class Learner:
         shutil.rmtree(self.folder / "trainings", ignore_errors=True)  # of an earlier server
         for name in ("trainings", "models"):
             (self.folder / name).mkdir(exist_ok=True, mode=0o700)
+
+    @property
+    def last(self) -> Learning | None:
+        """The training that was started last; None if there was none."""
+        return next(reversed(self._trainings.values()), None)
 
     @property
     def is_running(self) -> bool:
@@ -123,17 +128,24 @@ class Learner:
                     next_step="Label more images first.",
                 )
             self._stopping.clear()
-            self.last = Learning(id=new_id(), state="RUNNING", started=time.time())
+            started = Learning(id=new_id(), state="RUNNING", started=time.time())
+            self._trainings[started.id] = started
             self._thread = threading.Thread(
                 target=self._run, args=(labelled, tune), name="learner", daemon=True
             )
             self._thread.start()
-            return self.last
+            return started
 
     def ask_to_stop(self) -> Learning | None:
         """Let the training end soon; the last one. None if there was none."""
-        self._stopping.set()
-        return self.last
+        with self._lock:  # none starts between the two
+            self._stopping.set()
+            return self.last
+
+    def as_ended(self, training: str) -> Learning | None:
+        """The training with this id, also if another has started since; None while it runs."""
+        is_last = self.last is not None and self.last.id == training
+        return None if is_last and self.is_running else self._trainings[training]
 
     def stop(self) -> None:
         """Stop the training, and wait for its end."""
@@ -298,7 +310,7 @@ class Learner:
 
     def _say(self, **changes: Any) -> None:
         assert self.last is not None
-        self.last = replace(self.last, **changes)
+        self._trainings[self.last.id] = replace(self.last, **changes)
 
     def _take(self, trained: Path) -> None:
         """Make a model the current one."""

@@ -63,10 +63,9 @@ def training_routes(service: Service, router: APIRouter) -> None:
         learner = service.learner
         if (asked := learner.ask_to_stop()) is None:
             raise no_such("training")
-        # Without holding a thread.
-        while learner.is_running and (learner.last or asked).id == asked.id:
-            await asyncio.sleep(_TICK_S)
-        return _training(learner.last or asked)
+        while (ended := learner.as_ended(asked.id)) is None:
+            await asyncio.sleep(_TICK_S)  # without holding a thread
+        return _training(ended)
 
 
 def check_model(model: str) -> None:
