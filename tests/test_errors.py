@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +43,19 @@ def test_a_message_names_file_cause_and_next_step() -> None:
         "next_step": "Copy it again.",
         "severity": "error",
     }
+
+
+def test_a_full_disk_is_known_as_an_error_of_the_system_and_of_kidseg() -> None:
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        assert errors.is_disk_full(OSError(number, "full"))
+        assert errors.is_disk_full(errors.converted(OSError(number, "full")) or ValueError())
+    for other in (
+        OSError(errno.EACCES, "denied"),
+        errors.ResourceError("a worker was killed", code="worker-killed"),
+        errors.InputError("a name", code="disk-full"),
+        ValueError(),
+    ):
+        assert not errors.is_disk_full(other)
 
 
 def test_path_and_next_step_may_be_missing() -> None:

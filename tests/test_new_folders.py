@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
@@ -12,21 +18,109 @@ from kidseg import new_folders
 from kidseg.io.atomic import make_folder
 
 
+class FailedError(Exception):
+    pass
+
+
+@contextmanager
+def failing(error: BaseException | None = None) -> Iterator[None]:
+    """What happens to new folders if a command fails."""
+    error = error or FailedError()
+    try:
+        with new_folders.removed_if_empty():
+            yield
+            raise error
+    except BaseException as raised:
+        if raised is not error:
+            raise
+
+
 def test_only_empty_folders_that_were_created_here_are_removed(tmp_path: Path) -> None:
     (tmp_path / "theirs").mkdir()
-    make_folder(tmp_path / "theirs")
-    make_folder(tmp_path / "a" / "b" / "c")
-    make_folder(tmp_path / "kept" / "empty")
-    (tmp_path / "kept" / "file").touch()
-    new_folders.remove_empty()
+    with failing():
+        make_folder(tmp_path / "theirs")
+        make_folder(tmp_path / "a" / "b" / "c")
+        make_folder(tmp_path / "kept" / "empty")
+        (tmp_path / "kept" / "file").touch()
     assert {path.name for path in tmp_path.iterdir()} == {"theirs", "kept"}
     assert [path.name for path in (tmp_path / "kept").iterdir()] == ["file"]
 
 
+def test_folders_stay_if_all_went_well(tmp_path: Path) -> None:
+    with new_folders.removed_if_empty():
+        new_folders.create(tmp_path / "a" / "b")
+    with failing(SystemExit(0)):
+        new_folders.create(tmp_path / "c")
+    with failing(SystemExit(3)), new_folders.removed_if_empty():
+        new_folders.create(tmp_path / "d")
+    new_folders.create(tmp_path / "e")
+    with failing():
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "c", "e"}
+    assert (tmp_path / "a" / "b").is_dir()
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, OSError])
+def test_folders_go_however_it_fails(tmp_path: Path, kind: type[BaseException]) -> None:
+    with failing(kind(4)):
+        new_folders.create(tmp_path / "a" / "b")
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_folder_that_could_not_be_made_is_passed_over(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="null byte"):
-        new_folders.create(tmp_path / "a\0b")
-    new_folders.remove_empty()
+    (tmp_path / "file").touch()
+    with failing():
+        with pytest.raises(ValueError, match="null byte"):
+            new_folders.create(tmp_path / "a\0b")
+        with pytest.raises(NotADirectoryError):
+            new_folders.create(tmp_path / "file" / "a")
+        with pytest.raises(FileNotFoundError):
+            new_folders.create(Path("/proc/none/a"))
+
+
+USER = """
+import sys
+from pathlib import Path
+from kidseg import new_folders
+with new_folders.removed_if_empty():
+    new_folders.create(Path(sys.argv[1]))
+    print("created", flush=True)
+    sys.stdin.readline()
+    (Path(sys.argv[1]) / "result").touch()
+"""
+
+
+def test_a_folder_that_another_process_is_about_to_write_into_stays(tmp_path: Path) -> None:
+    """Two commands have the same output, and the one that created it fails."""
+    out = tmp_path / "out" / "both"
+    command = [sys.executable, "-c", USER, str(out)]
+    with failing():
+        new_folders.create(out)
+        other = subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True)
+        assert other.stdout is not None and other.stdout.readline() == "created\n"
+    other.communicate("go\n", timeout=60)
+    assert other.returncode == 0 and (out / "result").exists()
+
+
+def test_a_folder_that_another_process_removes_meanwhile_is_created_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before and after it is opened to lock it."""
+    out, opened, calls = tmp_path / "out", os.open, iter(range(100))
+
+    def open_late(path: Path, flags: int) -> int:
+        call = next(calls)
+        if call == 0:
+            out.rmdir()
+        descriptor = opened(path, flags)
+        if call == 1:
+            out.rmdir()
+        return descriptor
+
+    monkeypatch.setattr(os, "open", open_late)
+    with new_folders.removed_if_empty():
+        new_folders.create(out)
+    assert out.is_dir() and next(calls) == 3
 
 
 @pytest.mark.row(26)

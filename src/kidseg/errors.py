@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 __all__ = [
-    "DISK_FULL",
     "BatchError",
     "DivergedError",
     "Finding",
@@ -30,6 +29,7 @@ __all__ = [
     "converted",
     "counted",
     "first_error",
+    "is_disk_full",
     "is_out_of_memory",
     "not_found",
     "printable",
@@ -37,8 +37,8 @@ __all__ = [
     "renamed",
 ]
 
-DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""Error numbers of a full disk, an exceeded quota, or an exceeded limit of the size of a file."""
+# A full disk, an exceeded quota, or an exceeded limit of the size of a file.
+_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 # Control characters except tab and newline, and surrogates, which have no UTF-8 form.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -233,6 +233,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+def is_disk_full(error: BaseException) -> bool:
+    """Is it an OSError for the lack of disk space, or the ResourceError "disk-full"?"""
+    if isinstance(error, OSError):
+        return error.errno in _DISK_FULL
+    return isinstance(error, ResourceError) and error.code == "disk-full"
+
+
 def converted(error: Exception, path: str | Path | None = None) -> KidsegError | None:
     """Convert a system's error to a KidsegError; None if it is neither about memory nor a file.
 
@@ -251,7 +258,7 @@ def converted(error: Exception, path: str | Path | None = None) -> KidsegError |
     if not isinstance(error, OSError):
         return None
     named = error.filename if isinstance(error.filename, str) else path
-    if error.errno in DISK_FULL:
+    if is_disk_full(error):
         return ResourceError(
             "the disk is full",
             path=named,

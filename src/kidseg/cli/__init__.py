@@ -91,18 +91,17 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     accept_any_text()
     show_plain_warnings()
     as_json = "--json" in arguments
-    try:
-        end(app(arguments, prog_name="kidseg", standalone_mode=False), as_json)
-    except KeyboardInterrupt:
-        end(INTERRUPTED, as_json)
-    except Exception as error:
-        if was_stopped():
+    with new_folders.removed_if_empty():
+        try:
+            end(app(arguments, prog_name="kidseg", standalone_mode=False), as_json)
+        except KeyboardInterrupt:
             end(INTERRUPTED, as_json)
-        if (known := _known(error)) is None:
-            raise
-        exit_with(known, as_json)
-    finally:
-        new_folders.remove_empty()
+        except Exception as error:
+            if was_stopped():
+                end(INTERRUPTED, as_json)
+            if (known := _known(error)) is None:
+                raise
+            exit_with(known, as_json)
 
 
 def _known(error: Exception) -> KidsegError | None:

@@ -16,11 +16,11 @@ import typer
 
 from kidseg.cli.old_options import new_name
 from kidseg.errors import (
-    DISK_FULL,
     KidsegError,
     KidsegWarning,
     ResourceError,
     UsageError,
+    is_disk_full,
     printable,
 )
 
@@ -97,7 +97,7 @@ def _print(text: str) -> None:
     try:
         typer.echo(text)
     except OSError as error:
-        if error.errno not in DISK_FULL:
+        if not is_disk_full(error):
             raise
         # What could not be written would be tried again, and fail again, when Python exits.
         nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from kidseg.errors import DISK_FULL, InputError, ResourceError
+from kidseg.errors import InputError, ResourceError, is_disk_full
 
 __all__ = ["Limits", "extracted"]
 
@@ -110,7 +110,7 @@ def _refused(path: Path, code: str, cause: str, next_step: str = _ONE_SCAN) -> I
 
 def _converted(path: Path, error: OSError) -> InputError | ResourceError:
     """Convert an OSError to a KidsegError."""
-    if error.errno in DISK_FULL:
+    if is_disk_full(error):
         return _no_space(path)
     return InputError(
         f"it cannot be read ({error.strerror or error})",

@@ -15,12 +15,12 @@ from typing import Any, BinaryIO
 
 from kidseg import new_folders
 from kidseg.errors import (
-    DISK_FULL,
     InputError,
     KidsegError,
     ResourceError,
     UsageError,
     converted,
+    is_disk_full,
     renamed,
 )
 
@@ -98,7 +98,7 @@ def link_or_copy(source: Path, target: Path) -> None:
     try:
         target.hardlink_to(source)
     except OSError as error:
-        if error.errno in DISK_FULL:
+        if is_disk_full(error):
             raise
         shutil.copyfile(source, target)
 
@@ -149,7 +149,7 @@ def writing_folder(path: Path) -> Iterator[Path]:
     except OSError as error:
         # An error of another file, such as the input, names that file.
         named = Path(os.fsdecode(error.filename or path))
-        if error.errno in DISK_FULL or named == path or named.is_relative_to(temporary):
+        if is_disk_full(error) or named == path or named.is_relative_to(temporary):
             raise _converted(path, error, "it cannot be written") from error
         raise
     finally:
@@ -291,7 +291,7 @@ def _mode(path: Path) -> int:
 
 def _converted(path: Path, error: OSError | ValueError, what: str) -> KidsegError:
     """Convert an error of the system to a KidsegError."""
-    if isinstance(error, OSError) and error.errno in DISK_FULL:
+    if is_disk_full(error):
         return disk_full(path)
     return _not_writable(path, f"{what} ({getattr(error, 'strerror', None) or error})")
 

@@ -24,7 +24,7 @@ import torch
 from kidseg import new_folders
 from kidseg.cases import case_paths, write_dataset_json, write_patients_csv
 from kidseg.config import PhantomConfig
-from kidseg.errors import DISK_FULL, ResourceError, UsageError
+from kidseg.errors import ResourceError, UsageError, is_disk_full
 from kidseg.geometry import Grid, Volume
 from kidseg.io import save
 from kidseg.io.atomic import file_in_the_way, write_json
@@ -119,27 +119,26 @@ def write_patients(
         for k in range(patients)
         for timepoint in range(config.timepoints)
     ]
-    new = [path for path in (out, *out.parents) if not path.exists()]
     rows: dict[int, dict[str, Any]] = {}
-    try:
-        _clear(out)
-        organs = {str(number): name for number, name in ORGANS.items()}
-        write_json(out / _TRUTH / _MARK, organs, overwrite=True)
-        for k, row in _written(tasks, jobs):
-            rows[k] = row
-            if progress is not None:
-                progress(len(rows), len(tasks))
-        cases = [rows[k] for k in range(len(tasks))]
-        _write_tables(out, layout, cases)
-    except (OSError, ResourceError) as error:
-        is_full = isinstance(error, OSError) and error.errno in DISK_FULL
-        if not (is_full or getattr(error, "code", "") == "disk-full"):
-            raise
-        raise _disk_full(out) from error
-    finally:
-        shutil.rmtree(out / _TEMPORARY, ignore_errors=True)
-        if not rows:
-            _remove_empty(out, new)
+    with new_folders.removed_if_empty():
+        try:
+            _clear(out)
+            organs = {str(number): name for number, name in ORGANS.items()}
+            write_json(out / _TRUTH / _MARK, organs, overwrite=True)
+            for k, row in _written(tasks, jobs):
+                rows[k] = row
+                if progress is not None:
+                    progress(len(rows), len(tasks))
+            cases = [rows[k] for k in range(len(tasks))]
+            _write_tables(out, layout, cases)
+        except (OSError, ResourceError) as error:
+            if not is_disk_full(error):
+                raise
+            raise _disk_full(out) from error
+        finally:
+            shutil.rmtree(out / _TEMPORARY, ignore_errors=True)
+            if not rows:
+                _remove_begun(out)
     return {
         "out": str(out),
         "layout": layout,
@@ -186,14 +185,14 @@ def _clear(out: Path) -> None:
     new_folders.create(out / _TRUTH)
 
 
-def _remove_empty(out: Path, new: list[Path]) -> None:
-    """If there is no file but the marker, remove it and the folders, so that a repeat can start."""
+def _remove_begun(out: Path) -> None:
+    """If there is no file but the marker, remove it and our folders, so that a repeat can start."""
     if any(path.is_file() for path in out.rglob("*") if path != out / _TRUTH / _MARK):
         return
     shutil.rmtree(out / _TRUTH, ignore_errors=True)
     ours = [out / name for name in _OURS]
     cases = [*out.glob("data/*"), *out.glob("phantom_*/ct"), *out.glob("phantom_*")]
-    for path in [*cases, *ours, *new]:
+    for path in [*cases, *ours]:
         with suppress(OSError):  # other folders that are not empty
             path.rmdir()
 

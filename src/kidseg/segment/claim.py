@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from kidseg.errors import DISK_FULL, Finding, UsageError, converted
+from kidseg.errors import Finding, UsageError, converted, is_disk_full
 from kidseg.io.atomic import disk_full, json_bytes, remove_leftovers
 from kidseg.segment.index import Entry, locked, read_index, record_failure
 
@@ -185,7 +185,7 @@ def _errors_of(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in DISK_FULL:
+        if is_disk_full(error):
             raise disk_full(out) from error
         error.filename = None
         known = converted(error, out)

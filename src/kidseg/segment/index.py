@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from kidseg.checkpoint import INTENDED_USE
-from kidseg.errors import DISK_FULL, InputError, ModelError, UsageError
+from kidseg.errors import InputError, ModelError, UsageError, is_disk_full
 from kidseg.io.atomic import disk_full, json_bytes, place_with_record
 from kidseg.segment.entry import check_entry
 
@@ -217,7 +217,7 @@ def locked(folder: Path) -> Iterator[None]:
             lock = path.open("ab")
             fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError as error:
-            if error.errno in DISK_FULL:
+            if is_disk_full(error):
                 raise disk_full(folder) from error
             raise InputError(
                 f"the index of results cannot be locked ({error.strerror})",

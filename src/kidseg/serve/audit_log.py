@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from kidseg.errors import DISK_FULL, ModelError
+from kidseg.errors import ModelError, is_disk_full
 from kidseg.io.atomic import disk_full
 from kidseg.records import canonical
 
@@ -75,7 +75,7 @@ class AuditLog:
             try:
                 _append(descriptor, line.encode())
             except OSError as error:
-                if error.errno in DISK_FULL:
+                if is_disk_full(error):
                     raise disk_full(self.path) from error
                 raise
             finally:

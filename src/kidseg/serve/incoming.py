@@ -19,7 +19,7 @@ from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 
-from kidseg.errors import DISK_FULL, InputError, ResourceError
+from kidseg.errors import InputError, ResourceError, is_disk_full
 from kidseg.io import kind_of
 from kidseg.records import parsed
 from kidseg.serve.policy import Limits
@@ -105,7 +105,7 @@ class Doorkeeper:
                 place.mkdir(parents=True, mode=0o700)
                 found = await self._receive(request, place, optional)
             except OSError as error:
-                if error.errno in DISK_FULL:
+                if is_disk_full(error):
                     raise _disk_full() from error
                 raise
             yield found

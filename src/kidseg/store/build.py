@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kidseg import new_folders
-from kidseg.errors import DISK_FULL, InputError, ModelError, ResourceError, UsageError
+from kidseg.errors import InputError, ModelError, ResourceError, UsageError, is_disk_full
 from kidseg.io.content import sha256_of
 from kidseg.plan import Plan
 from kidseg.records import sealed
@@ -221,7 +221,7 @@ class _CaseWriter:
             folder.replace(self.cases / case.id)
         except BaseException as error:
             shutil.rmtree(folder, ignore_errors=True)
-            if _is_disk_full(error):
+            if is_disk_full(error):
                 raise ResourceError(
                     f"the disk is full; case '{case.id}' was not stored, earlier cases are kept",
                     path=folder.parent,
@@ -229,12 +229,6 @@ class _CaseWriter:
                     next_step="Free some disk space and run the command again.",
                 ) from error
             raise
-
-
-def _is_disk_full(error: BaseException) -> bool:
-    if isinstance(error, OSError):
-        return error.errno in DISK_FULL
-    return isinstance(error, ResourceError) and error.code == "disk-full"
 
 
 def _voxels_per_slice(labels: np.ndarray) -> dict[str, list[list[int]]]:
