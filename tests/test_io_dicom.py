@@ -6,6 +6,7 @@ readers.
 
 from __future__ import annotations
 
+import copy
 import errno
 import os
 import re
@@ -226,6 +227,20 @@ def test_padding_becomes_air(tmp_path: Path, written: int, vr: str) -> None:
     assert torch.equal(scan.volume.data[0, :, 5:], torch.from_numpy(body()[:, 5:]))
 
 
+@pytest.mark.parametrize(("written", "vr"), [(-2000, "SS"), (63536, "US")])
+def test_padding_of_unsigned_pixels_becomes_air(tmp_path: Path, written: int, vr: str) -> None:
+    def edit(ds: Dataset, k: int) -> None:
+        stored = (body()[k].astype(np.int64) + 1024).astype(np.uint16)
+        stored[:5] = 63536
+        set_pixels(ds, stored)
+        ds.add_new("PixelPaddingValue", vr, written)
+
+    scan = read_series(series(tmp_path, edit=edit))
+    assert codes(scan) == ["padding-replaced"]
+    assert (scan.volume.data[0, :, :5] == -1024).all()
+    assert torch.equal(scan.volume.data[0, :, 5:], torch.from_numpy(body()[:, 5:]))
+
+
 def test_padding_that_could_be_tissue_is_kept(tmp_path: Path) -> None:
     def edit(ds: Dataset, k: int) -> None:
         set_pixels(ds, body()[k])
@@ -343,6 +358,14 @@ def test_colour_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.row(8)
+@pytest.mark.parametrize("kind", ["PALETTE COLOR", "RGB", "YBR_FULL"])
+def test_colour_of_one_sample_is_refused(tmp_path: Path, kind: str) -> None:
+    """Values of a palette are indices of colours, as those of perfusion maps may be."""
+    path = series(tmp_path, edit=assign("PhotometricInterpretation", kind))
+    refused(path, code="colour-image")
+
+
+@pytest.mark.row(8)
 def test_one_slice_is_a_volume_of_one_slice(tmp_path: Path) -> None:
     folder = series(tmp_path, body(shape=(1, 32, 40)))
     (file,) = folder.iterdir()
@@ -437,6 +460,22 @@ def test_identical_duplicates(tmp_path: Path) -> None:
     scan = read_series(folder, REPAIR)
     assert codes(scan) == ["dropped-duplicates"]
     assert torch.equal(scan.volume.data[0], torch.from_numpy(body()))
+
+
+@pytest.mark.row(17)
+def test_duplicates_are_told_apart_by_their_folders_or_frames(tmp_path: Path) -> None:
+    one = series(tmp_path / "study" / "one")
+    shutil.copytree(one, tmp_path / "study" / "two")
+    name = sorted(one.iterdir())[0].name
+    said = refused(tmp_path / "study", code="duplicate-slices")
+    assert f"(one/{name}, two/{name})" in said
+    file = enhanced(tmp_path / "frames.dcm")
+    ds = pydicom.dcmread(file)
+    groups = list(ds.PerFrameFunctionalGroupsSequence)
+    ds.PerFrameFunctionalGroupsSequence = groups + copy.deepcopy(groups)
+    ds.NumberOfFrames, ds.PixelData = 2 * ds.NumberOfFrames, 2 * ds.PixelData
+    save(ds, file)
+    assert "(frame 1, frame 7)" in refused(file, code="duplicate-slices")
 
 
 @pytest.mark.row(17)

@@ -93,6 +93,9 @@ def test_voxels_whose_header_is_another_file_name_it(tmp_path: Path, ending: str
     voxels.write_bytes(bytes(range(256)))
     assert f"scan{ending}" in refused(voxels, "not-a-scan").cause
     assert "scan.raw" not in refused(tmp_path / f"scan{ending}", "not-a-scan").cause
+    other = tmp_path / "scan.hdf5"
+    other.write_bytes(bytes(range(256)))
+    assert "not a scan in a supported format" in refused(other, "not-a-scan").cause
 
 
 @pytest.mark.row(1)

@@ -308,6 +308,7 @@ def test_absurd_sizes_are_refused_before_allocation(
         ({"type": "block"}, "unsupported-type"),
         ({"endian": ""}, "bad-header"),
         ({"encoding": "bzip2"}, "unsupported-encoding"),
+        ({"encoding": "ascii", "endian": ""}, "unsupported-encoding"),  # numbers have no byte order
         ({"line_skip": "2"}, "unsupported-encoding"),
         ({"byte_skip": "-2"}, "unsupported-encoding"),
         (

@@ -43,6 +43,7 @@ _PICTURES = (
     (b"BM", "BMP"),
 )
 _HEADERS = (".hdr", ".mhd", ".nhdr")  # of formats with voxels in another file
+_VOXELS = (".img", ".raw", ".zraw", ".bin", ".dat")  # of those files
 _META_KEYS = (b"ObjectType", b"NDims", b"Comment", b"ObjectSubType")
 
 
@@ -252,7 +253,9 @@ def kind_of(path: Path) -> Kind:
 
 def _describe_other(start: bytes, is_gzip: bool, path: Path) -> str:
     """Describe a file that is not a scan, by its first bytes, and by a header beside it."""
-    headers = (path.with_suffix(ending) for ending in _HEADERS) if path.suffix else ()
+    headers = (
+        (path.with_suffix(ending) for ending in _HEADERS) if path.suffix.lower() in _VOXELS else ()
+    )
     if beside := [header.name for header in headers if header != path and header.is_file()]:
         return f"it contains only the voxels of {beside[0]}, which is the file to name"
     text = start.lstrip().lower()

@@ -21,7 +21,7 @@ from kidseg.geometry import Grid, Volume
 from kidseg.io import checks
 from kidseg.io.dicom_choice import choose
 from kidseg.io.dicom_continuity import alternates, jumps
-from kidseg.io.dicom_frames import check_readable, find_images
+from kidseg.io.dicom_frames import Plane, check_readable, find_images
 from kidseg.io.dicom_grids import native_grid, resample_evenly
 from kidseg.io.dicom_header import is_zstd, number
 from kidseg.io.dicom_pixels import check_pixels, decode
@@ -273,7 +273,7 @@ def _without_duplicates(
         dropped = Finding(code="dropped-duplicates", path=str(path), cause=cause)
         return stack.select([group[0] for group in groups]), (dropped,)
     first = duplicates[0]
-    names = ", ".join(stack.planes[k].path.name for k in first[:_NAMED])
+    names = ", ".join(_named(stack.planes[k], path) for k in first[:_NAMED])
     at = f"at {stack.depth_mm[first[0]]:.2f} mm ({names})"
     if len(groups) == 1:
         cause = f"all {len(first)} images have the same position, {at}: they form no volume"
@@ -292,6 +292,14 @@ def _without_duplicates(
         if same
         else "Remove the extra images, or put them in another folder.",
     )
+
+
+def _named(plane: Plane, path: Path) -> str:
+    """A plane's file below the series' folder; of a multi-frame file, the frame, from 1."""
+    if plane.path == path:
+        return f"frame {plane.frame + 1}"
+    file = plane.path.relative_to(path) if plane.path.is_relative_to(path) else plane.path.name
+    return f"{file}, frame {plane.frame + 1}" if plane.frame else str(file)
 
 
 def _identical(stack: Stack, series: Series, path: Path, options: ReadOptions) -> bool:

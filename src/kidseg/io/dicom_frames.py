@@ -137,7 +137,9 @@ class Image:
             return computed
         if "Rows" not in self.fields or self.modality in ("RTDOSE", "PR", "SR", "KO", "REG"):
             return UID_dictionary[kind][0] if kind in UID_dictionary else self.modality or "object"
-        if number(self.fields, "SamplesPerPixel") not in (None, 1.0):
+        # Values of a palette are indices of colours.
+        is_gray = self.text("PhotometricInterpretation")[:10] in ("", "MONOCHROME")
+        if not is_gray or number(self.fields, "SamplesPerPixel") not in (None, 1.0):
             return "colour image"
         return ""
 

@@ -49,6 +49,9 @@ _COMPRESSION = 10_000
 # Padding in CT is below this value; all tissue, including lung, is above.
 _PADDING_HU = -950.0
 
+# The densest metal that 16 bits of an extended CT scale hold; unsigned padding may be above it.
+_METAL_HU = 40950.0
+
 
 def check_pixels(
     series: Series, shape: tuple[int, int], path: Path, options: ReadOptions
@@ -346,8 +349,8 @@ def _padding(image: Image) -> tuple[int, int] | None:
     limit = number(image.fields, "PixelPaddingRangeLimit")
     ends = [int(value), int(value if limit is None else limit)]
     info = np.iinfo(_stored_type(image))
-    # Some writers store signed padding as unsigned, for example 63536 for -2000.
-    ends = [end - 2**info.bits if end > info.max and info.min < 0 else end for end in ends]
+    # Some writers store signed padding as unsigned, 63536 for -2000, and the reverse.
+    ends = [(end - info.min) % 2**info.bits + info.min for end in ends]
     return min(ends), max(ends)
 
 
@@ -359,7 +362,7 @@ def _pad(values: Tensor, padding: Tensor, path: Path, options: ReadOptions) -> t
     share = f"{100 * count / padding.numel():.1f} % of its pixels are padding"
     highest = float(values[padding].max())
     if options.values == "ct":
-        if highest > _PADDING_HU:
+        if _PADDING_HU < highest <= _METAL_HU:
             cause = f"{share} by their stored value, but reach {highest:g} HU; they were kept"
             return (Finding(code="ambiguous-padding", path=str(path), cause=cause),)
         fill = checks.AIR_HU

@@ -147,11 +147,11 @@ def describe_nrrd(path: Path, options: ReadOptions) -> VoxelBlock:
         findings = (said,)
     numpy_name = _NUMPY_FROM_NRRD.get(fields["type"].lower())
     stored = stored_type(numpy_name, fields.get("endian", "little").lower() == "big", path)
+    skip = _count(fields, "byte skip", path)
+    encoding = _encoding(fields, skip, path)
     if stored.itemsize > 1 and "endian" not in fields:
         raise bad_header("its header does not state the byte order", path)
     file = _data_file(fields, path)
-    skip = _count(fields, "byte skip", path)
-    encoding = _encoding(fields, skip, path)
     return VoxelBlock(
         native=checks.grid_of((nz, ny, nx), matrix, path),
         stored=stored,
