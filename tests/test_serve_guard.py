@@ -607,12 +607,13 @@ def test_a_body_that_stalls_is_given_up(tmp_path: Path) -> None:
         assert (answer.status_code, answer.json()["code"]) == (408, "upload-stalled")
 
 
-def test_an_upload_that_goes_on_for_too_long_is_given_up(tmp_path: Path) -> None:
-    async def slow() -> AsyncIterator[bytes]:
-        for _ in range(100):
-            yield b"x"
-            await asyncio.sleep(0.02)
+async def slow() -> AsyncIterator[bytes]:
+    for _ in range(50):
+        yield b"x"
+        await asyncio.sleep(0.02)
 
+
+def test_an_upload_that_goes_on_for_too_long_is_given_up(tmp_path: Path) -> None:
     with answering(tmp_path, limits=Limits(upload_s=0.1)) as (client, service):
         answer = client.post(
             "/api/v1/jobs", content=slow(), headers={"Content-Type": "application/octet-stream"}
@@ -620,6 +621,14 @@ def test_an_upload_that_goes_on_for_too_long_is_given_up(tmp_path: Path) -> None
         problem = answer.json()
         assert (answer.status_code, problem["code"]) == (408, "upload-slow")
         assert problem["next_step"] and not any(service.door.folder.iterdir())
+
+
+def test_an_upload_may_take_long_while_enough_of_it_comes(tmp_path: Path) -> None:
+    with answering(tmp_path, limits=Limits(upload_s=0.5, upload_rate=20)) as (client, _):
+        answer = client.post(
+            "/api/v1/jobs", content=slow(), headers={"Content-Type": "application/octet-stream"}
+        )
+        assert answer.json()["code"] == "not-a-scan" and answer.elapsed.total_seconds() > 0.5
 
 
 def test_a_body_that_is_no_text_is_a_bad_request(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import json
 import logging
@@ -15,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from kidseg.errors import KidsegError, ResourceError, quoted
+from kidseg.serve.arrival import arriving, stalled
 from kidseg.serve.audit_log import AuditLog
 from kidseg.serve.policy import Serving, is_loopback
 from kidseg.serve.refusals import PROBLEM_TYPE, RefusedError, headers_of, problem_of
@@ -166,14 +166,9 @@ class Guard:
             if complete or scope["state"].get("is_upload"):
                 return await receive()
             try:
-                message = await asyncio.wait_for(receive(), limits.stall_s)
+                message = await arriving(receive(), limits.stall_s)
             except TimeoutError:
-                raise RefusedError(
-                    HTTPStatus.REQUEST_TIMEOUT,
-                    f"nothing was received for {limits.stall_s:.0f} s",
-                    code="upload-stalled",
-                    next_step="Send the request again.",
-                ) from None
+                raise stalled(limits.stall_s) from None
             size += len(message.get("body", b""))
             complete = not message.get("more_body", False)
             if size > _BODY_BYTES:

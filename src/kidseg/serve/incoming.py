@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import shutil
@@ -22,6 +21,7 @@ from python_multipart.multipart import parse_options_header
 from kidseg.errors import InputError, ResourceError, is_disk_full
 from kidseg.io import kind_of
 from kidseg.records import parsed
+from kidseg.serve.arrival import arriving, stalled
 from kidseg.serve.policy import Limits
 from kidseg.serve.refusals import RefusedError
 
@@ -175,14 +175,15 @@ class Doorkeeper:
     async def _stream(self, request: Request, write: object) -> None:
         """Hand the body on in blocks; the disk is written to in other threads."""
         assert callable(write)
-        deadline = time.monotonic() + self.limits.upload_s
-        size, block = 0, bytearray()
+        begun, size, block = time.monotonic(), 0, bytearray()
         stream = request.stream().__aiter__()
         while True:
-            left = deadline - time.monotonic()
+            enough_s = self.limits.upload_s + size / self.limits.upload_rate
+            left = begun + enough_s - time.monotonic()
+            if left <= 0:
+                raise self._too_slow(left)
             try:
-                wait = min(self.limits.stall_s, max(left, 0.0))
-                chunk = await asyncio.wait_for(anext(stream, None), wait)
+                chunk = await arriving(anext(stream, None), min(self.limits.stall_s, left))
             except TimeoutError:
                 raise self._too_slow(left) from None
             if chunk is None:
@@ -198,13 +199,13 @@ class Doorkeeper:
         await run_in_threadpool(write, bytes(block))
 
     def _too_slow(self, left: float) -> RefusedError:
-        stalled = left > self.limits.stall_s
+        if left > self.limits.stall_s:
+            return stalled(self.limits.stall_s)
         return RefusedError(
             408,
-            f"nothing was received for {self.limits.stall_s:.0f} s"
-            if stalled
-            else f"the upload took longer than {self.limits.upload_s:.0f} s",
-            code="upload-stalled" if stalled else "upload-slow",
+            f"the upload took longer than {self.limits.upload_s:.0f} s, with less than"
+            f" {self.limits.upload_rate} bytes a second",
+            code="upload-slow",
             next_step="Upload again, on a faster connection.",
         )
 

@@ -30,7 +30,9 @@ class Limits:
         upload_bytes: of one request.
         headers_s: until the headers of a request are complete.
         stall_s: without a byte, after which an upload is given up.
-        upload_s: of one upload.
+        upload_s: of one upload, and as much longer as its bytes take at `upload_rate`.
+        upload_rate: bytes per second that are enough, however long an upload takes. Source: as
+            MinRate of Apache's mod_reqtimeout.
         uploads: at the same time.
         label_bytes: voxels of labels, and of their image, that the server reads into its memory.
         waiting: jobs in the queue.
@@ -50,6 +52,7 @@ class Limits:
     headers_s: float = 30.0
     stall_s: float = 30.0
     upload_s: float = 1800.0
+    upload_rate: int = 64 * 1024
     uploads: int = 8
     label_bytes: int = 2 * 2**30
     waiting: int = 100
