@@ -12,7 +12,14 @@ import torch
 
 from kidseg.errors import ResourceError, UsageError
 
-__all__ = ["Device", "Precision", "choose_device", "has_pytorch", "tune_allocator"]
+__all__ = [
+    "Device",
+    "Precision",
+    "choose_device",
+    "has_pytorch",
+    "missing_gpu",
+    "tune_allocator",
+]
 
 Precision = Literal["fp32", "bf16"]
 
@@ -28,12 +35,10 @@ class Device:
     Attributes:
         torch: the device.
         precision: of the networks' forward passes; weights are float32.
-        note: the choice made for "auto".
     """
 
     torch: torch.device
     precision: Precision = "fp32"
-    note: str = ""
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context for forward passes."""
@@ -55,10 +60,8 @@ def choose_device(
         UsageError: "unknown-device": invalid name.
         ResourceError: "no-such-device": not available on this machine.
     """
-    note = ""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-        note = f"device auto: {name}"
     kind, _, number = name.partition(":")
     if kind not in ("cpu", "cuda", "mps") or (number and not (kind == "cuda" and number.isdigit())):
         raise UsageError(
@@ -78,7 +81,19 @@ def choose_device(
     chosen: Precision = "fp32" if precision == "auto" else precision
     if precision == "auto" and _supports_bf16(kind):
         chosen = "bf16"
-    return Device(torch=torch.device(name), precision=chosen, note=note)
+    return Device(torch=torch.device(name), precision=chosen)
+
+
+def missing_gpu(name: str) -> str:
+    """What a user is told if "auto" is the CPU although PyTorch is a build for GPUs; else ""."""
+    if name != "auto" or not has_pytorch() or torch.version.cuda is None:
+        return ""
+    if torch.cuda.is_available():
+        return ""
+    return (
+        f"PyTorch for CUDA {torch.version.cuda} finds no GPU, so the CPU computes; a container"
+        " sees GPUs only by an option of its engine"
+    )
 
 
 def has_pytorch() -> bool:

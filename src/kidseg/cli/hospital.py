@@ -13,7 +13,7 @@ import typer
 
 from kidseg.cli.options import AsJson, Device, Quiet, argument, option
 from kidseg.cli.stopping import stoppable
-from kidseg.cli.terminal import print_result
+from kidseg.cli.terminal import print_result, tell_missing_gpu
 from kidseg.errors import InputError, ResourceError
 from kidseg.extras import check_installed
 
@@ -161,6 +161,7 @@ def _worker(
         if not quiet:
             typer.echo(line, err=True)
 
+    tell_missing_gpu(device, quiet)
     check_formats(("dicomseg", "sr"))
     check_served(find_model(model))
     go_on = f"Start it again with --folder {work} to go on."

@@ -57,7 +57,7 @@ from kidseg.cli.summaries import (
     training_notes,
     training_text,
 )
-from kidseg.cli.terminal import exit_with, print_result
+from kidseg.cli.terminal import exit_with, print_result, tell_missing_gpu
 from kidseg.errors import BatchError, KidsegError, KidsegWarning
 
 __all__ = ["compare", "evaluate", "info", "segment", "train"]
@@ -115,6 +115,7 @@ def train(
         print_result({"would_train": would}, preview_text(would, out), as_json, quiet)
         return
     go_on = partial(how_to_resume, dataset, out, device)
+    tell_missing_gpu(device, quiet or as_json)
     with show_stages(quiet or as_json) as advance, stoppable(go_on):
         summary = train(
             dataset,
@@ -223,6 +224,7 @@ def segment(
     for line in filter(None, map(starter_line, found)):
         if not (quiet or as_json):
             typer.echo(f"kidseg: {line}", err=True)
+    tell_missing_gpu(device, quiet or as_json)
     if dry_run:
         would = run(dry_run=True)
         print_result({"would_segment": would}, planned_text(would), as_json, quiet)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from kidseg.cli.options import AsJson, Device, Quiet, option
 from kidseg.cli.stopping import stoppable
-from kidseg.cli.terminal import print_result
+from kidseg.cli.terminal import print_result, tell_missing_gpu
 from kidseg.errors import KidsegError
 from kidseg.extras import check_installed
 
@@ -89,6 +89,8 @@ def serve(
         proxies=tuple(proxy or ()),
         training=tuple(train_option or ()),
     )
+
+    tell_missing_gpu(device, quiet or as_json)
 
     def ready(actual: Serving) -> None:
         facts = {

@@ -30,6 +30,7 @@ __all__ = [
     "exit_with",
     "print_result",
     "show_plain_warnings",
+    "tell_missing_gpu",
     "usage_error",
 ]
 
@@ -53,6 +54,14 @@ def print_result(result: dict[str, Any], text: str, as_json: bool, quiet: bool) 
         _print(json.dumps(result, indent=2, allow_nan=False))
     elif not quiet:
         _print(printable(text))
+
+
+def tell_missing_gpu(device: str, silent: bool) -> None:
+    """Say on standard error, unless silent, that "auto" found no GPU where one was expected."""
+    from kidseg.device import missing_gpu
+
+    if not silent and (line := missing_gpu(device)):
+        typer.echo(f"kidseg: {line}", err=True)
 
 
 def exit_with(error: KidsegError, as_json: bool = False) -> NoReturn:
