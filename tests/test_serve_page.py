@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -110,7 +110,8 @@ def browsing(downloads: Path) -> Iterator[Browser]:
         try:
             yield browser
         finally:
-            browser.client.delete(browser.session)
+            with suppress(httpx.HTTPError):  # it would hide what went wrong before
+                browser.client.delete(browser.session)
             driver.terminate()
 
 
