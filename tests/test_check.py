@@ -12,7 +12,7 @@ import torch
 from kidseg.cases import case_paths, open_dataset, write_dataset_json
 from kidseg.cases.reading import CaseReader
 from kidseg.check import Report, check
-from kidseg.check.anomalies import kidney_labels
+from kidseg.check.anomalies import findings_on, kidney_labels
 from kidseg.errors import InputError
 from kidseg.geometry import Grid, Volume
 from kidseg.io import ReadOptions, read, save
@@ -410,6 +410,21 @@ def test_a_kidney_cut_by_the_field_of_view(
     assert codes(report) == {"kidney-cut": "warning"}
     assert f"the {words} border" in report.findings[0].cause
     assert "partial" in report.findings[0].cause
+
+
+@pytest.mark.parametrize(
+    ("faces", "words"),
+    [
+        (["lower"], "lower border"),
+        (["lower", "upper"], "lower and upper borders"),
+        (["lower", "upper", "left"], "lower, upper and left borders"),
+    ],
+)
+def test_borders_that_a_kidney_or_mass_touches_are_listed(faces: list[str], words: str) -> None:
+    (found,) = findings_on([0.1, 0.9], faces, "a")
+    assert (
+        found.cause == f"a kidney or mass touches the {words} of the image: its volume is partial"
+    )
 
 
 @pytest.mark.row(24)

@@ -315,21 +315,24 @@ def test_settings_of_inference_can_be_given_to_all_members(folder: Path, tmp_pat
 
 
 def test_training_starts_from_the_member_of_the_method(folder: Path) -> None:
-    """The first of the method; without a method the first of all, which is said."""
-    both = folder / "all.safetensors"
+    """The first of the method; without a method the first of all, which is said; so are others."""
+    both, taken_out = folder / "all.safetensors", r"starts from member 0, 'plain'\. Take another"
     members = members_of(load_model(both))
     found = resolve(Setup(start=both, method="homogenized"))
     assert found.method.name == "homogenized" and found.start is not None
     for part, tensors in members[2].parts.items():
         assert all(torch.equal(tensors[n], found.start.parts[part][n]) for n in tensors)
-    with pytest.warns(KidsegWarning, match="its first model, 'plain'"):
+    with pytest.warns(KidsegWarning, match=taken_out):
         first = resolve(Setup(start=both))
+    with pytest.warns(KidsegWarning, match=taken_out):
+        resolve(Setup(start=both, method="plain"))
     assert first.start is not None and first.method.name == "plain"
     weights = first.start.parts["segment"]
     assert all(torch.equal(weights[n], v) for n, v in members[0].parts["segment"].items())
     with pytest.raises(UsageError) as error:
         resolve(Setup(start=both, method="plain3d"))
     assert error.value.code == "other-method"
+    assert "'plain' and 'plain' and 'homogenized', not 'plain3d'" in error.value.cause
 
 
 def test_on_the_command_line(

@@ -33,6 +33,7 @@ from kidseg.methods.cascade.crops import (
     centred,
     coarse_grid,
     framed_box,
+    inside,
     kidney_crop,
     sagittal_crop,
     union_grid,
@@ -422,6 +423,27 @@ def test_a_kidney_that_two_crops_show_counts_once() -> None:
         assert region.found is not None and int((region.found.data[1] > 0.5).sum()) == 192
     note = progress.notes["fine"]
     assert note.facts["volume_ml"] == pytest.approx(0.576) and "right, left: 0.6 ml" in note.text
+
+
+def test_what_is_found_beyond_the_scan_is_not_there() -> None:
+    """Padding that is taken for kidney is no part of its volume, its centre or its side."""
+    corner = painted(SCAN, box((5, 9), (0, 4), (0, 6)))
+
+    def with_padding(progress: Progress, region: Region) -> Volume:
+        found = says(corner)(progress, region).data[1]
+        beyond = torch.ones_like(found)
+        beyond[inside(SCAN, region.grid)] = 0
+        found = torch.maximum(found, beyond)
+        return Volume(torch.stack([1 - found, found]), region.grid)
+
+    known = chain_of({})
+    nets = dict.fromkeys(("coarse", "correct", "fine"), with_padding)
+    progress = run(replace(known, segment={**known.segment, **nets}))
+    (kidney,) = known.rules.kidneys(progress)
+    assert kidney.volume_ml == pytest.approx(0.288)
+    assert kidney.centre_mm == pytest.approx(SCAN.mm((6.5, 1.5, 2.5)).tolist())
+    assert progress.notes["fine"].text == "right: 0.3 ml in all"
+    assert torch.equal(labels_of(progress) == 1, corner)
 
 
 def test_parts_below_the_threshold_are_left_out_and_said() -> None:

@@ -116,9 +116,12 @@ def findings_on(
         found.append(Finding(code=code, path=str(path), cause=cause))
 
     if faces:
-        named = " and the ".join(faces)
-        cause = f"a kidney touches the {named} border of the image: its volume is partial"
-        note("kidney-cut", cause)
+        *first, last = faces
+        named = f"{', '.join(first)} and {last} borders" if first else f"{last} border"
+        note(
+            "kidney-cut",
+            f"a kidney or mass touches the {named} of the image: its volume is partial",
+        )
     if not shares:
         note("no-kidney", "no kidney is labelled")
     elif len(shares) == 1 and is_fused(shares[0]):

@@ -109,7 +109,9 @@ def ensemble(
     adapt: Adapt = None,
     lone_tumour_ml: Annotated[
         float | None,
-        option(min=0, help="Set postprocess.lone_tumour_ml; by default as the models say."),
+        option(
+            min=0, help="Set lone_tumour_ml of the postprocessing; by default as the models say."
+        ),
     ] = None,
     smooth_mm: Annotated[
         float | None,

@@ -80,7 +80,7 @@ def checkpoints_in(
             code="no-fold",
             next_step=f"Folds with one: {', '.join(present)}."
             if present
-            else "Train it to the end, or name another checkpoint, such as checkpoint_best.pth.",
+            else "Train it to the end, or import another: --checkpoint checkpoint_best.pth.",
         )
     if not folds:
         _warn_of_left_out(folder, wanted, name)

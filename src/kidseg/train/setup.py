@@ -123,14 +123,7 @@ def resolve(setup: Setup, *, resumed: bool = False) -> ResolvedSetup:
         return ResolvedSetup(method=method_named(name), config=config)
     file = load_model(setup.start)
     model = _one_model(file, setup)
-    name = setup.method or str(model.header.get("method"))
-    if name != model.header.get("method"):
-        raise UsageError(
-            f"the model has method '{model.header.get('method')}', not '{name}'",
-            path=setup.start,
-            code="other-method",
-            next_step="Leave out --method, or start from another model.",
-        )
+    name = str(model.header.get("method"))
     try:
         plan = Plan.from_dict(model.header["plan"], setup.start)
         base = _pinned(name, dict(model.header["config"]))
@@ -196,16 +189,29 @@ def _reference_settings(pose: Any) -> dict[str, Any]:
 
 
 def _one_model(model: Model, setup: Setup) -> Model:
-    """The model itself; of an ensemble the first member of the method, or the first of all."""
+    """The model itself; of an ensemble the first member of the method, or the first of all.
+
+    Raises:
+        UsageError: "other-method".
+    """
     members = members_of(model)
-    if len(members) == 1:
-        return model
     known = [str(member.header.get("method")) for member in members]
-    number = known.index(setup.method) if setup.method in known else 0
-    if setup.method is None:
+    method = setup.method or known[0]
+    if method not in known:
+        raise UsageError(
+            f"the model has method {' and '.join(map(repr, known))}, not '{method}'",
+            path=setup.start,
+            code="other-method",
+            next_step="Leave out --method, or start from another model.",
+        )
+    number = known.index(method)
+    if len(members) > 1 and (setup.method is None or known.count(method) > 1):
+        others = "Choose another with --method"
+        if len(set(known)) < len(known):
+            others = "Take another one out with kidseg ensemble --member"
         warnings.warn(
-            f"the model is an ensemble ({', '.join(known)}); training starts from its first model,"
-            f" '{known[0]}'. Choose another with --method",
+            f"the model is an ensemble ({', '.join(known)}); training starts from member {number},"
+            f" '{method}'. {others}",
             KidsegWarning,
             stacklevel=3,
         )

@@ -18,6 +18,7 @@ __all__ = [
     "centred",
     "coarse_grid",
     "framed_box",
+    "inside",
     "kidney_crop",
     "part_of",
     "sagittal_crop",
@@ -128,6 +129,13 @@ def voxel_box(scan: Grid, grid: Grid, low: Tensor, high: Tensor) -> tuple[list[i
     first = torch.floor(at.amin(0) + 0.5 + _SAME_INDEX).long().tolist()
     last = torch.ceil(at.amax(0) - 0.5 - _SAME_INDEX).long().tolist()
     return first, last
+
+
+def inside(scan: Grid, grid: Grid) -> tuple[slice, ...]:
+    """The voxels of a grid, with axes parallel to a scan's in any order, that touch the scan."""
+    end = torch.tensor(scan.shape) - 1
+    low, high = voxel_box(grid, scan, torch.zeros_like(end), end)
+    return tuple(slice(max(0, a), max(0, b + 1)) for a, b in zip(low, high, strict=True))
 
 
 def _first(centre: float, count: int) -> int:

@@ -22,7 +22,7 @@ from kidseg.methods.cascade.components import (
     kidneys_among,
     threshold_ml,
 )
-from kidseg.methods.cascade.crops import part_of, union_grid
+from kidseg.methods.cascade.crops import inside, part_of, union_grid
 from kidseg.methods.cascade.kept_lesions import Lesions, touching
 from kidseg.pipeline import Progress, Region, decide, restore
 
@@ -106,7 +106,7 @@ class Rules:
         if region not in self._components:
             assert region.found is not None
             found = decide(region.found, self.targets.renal).data[0] > 0
-            self._components[region] = components_of(found, region.grid)
+            self._components[region] = components_of(self._in_scan(found, region.grid), region.grid)
         return self._components[region]
 
     def kidneys(self, progress: Progress) -> tuple[Component, ...]:
@@ -136,7 +136,13 @@ class Rules:
     def renal_on(self, progress: Progress, grid: Grid) -> Tensor:
         """(slices, rows, columns) bool: what the fine network found in all its regions."""
         labels = restore(progress.steps["fine"], grid, self.targets.renal)
-        return labels.data[0] > 0
+        return self._in_scan(labels.data[0] > 0, grid)
+
+    def _in_scan(self, found: Tensor, grid: Grid) -> Tensor:
+        """A mask on a grid without what lies beyond the scan, where there is nothing to find."""
+        box, kept = inside(self.scan, grid), torch.zeros_like(found)
+        kept[box] = found[box]
+        return kept
 
     def lesions(self, progress: Progress) -> Lesions | None:
         """The lesions that the 3D network found in all regions together; None without regions.
