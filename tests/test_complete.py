@@ -160,6 +160,7 @@ def test_other_methods_complete_too(method: str, settings: tuple[str, ...], tmp_
 def test_an_ensemble_is_trained_network_by_network(trained: Path, tmp_path: Path) -> None:
     drawn = draw(trained / "data", tmp_path / "drawn.nii.gz", [2, 5])
     said: list[str] = []
+    within: dict[str, list[float]] = {}
     entry = complete(
         scan_of(trained / "data"),
         drawn,
@@ -167,7 +168,9 @@ def test_an_ensemble_is_trained_network_by_network(trained: Path, tmp_path: Path
         model=[trained / "run", trained / "run"],
         steps=2,
         progress=lambda what, done, total, line: said.append(what),
+        within=lambda what, done: within.setdefault(what, []).append(done),
     )
+    assert within["train"] == [0, 0.25, 0.5, 0.75, 1]
     assert dict.fromkeys(said) == {
         "training network 1 of 2": None,
         "training network 2 of 2": None,
@@ -266,5 +269,11 @@ def test_the_command_says_what_is_kept(
     page = (tmp_path / "out" / f"{CASE}_report.html").read_text()
     assert "2 of 8 slices were drawn (SHA-256" in page
     assert call_cli(*words, *model) == UsageError.exit_code
-    assert call_cli(*words, *model, "--overwrite", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["completed"]["slices"] == 2
+    assert call_cli(*words, *model, "--overwrite", "--json", "--progress") == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["completed"]["slices"] == 2
+    said = [line.rpartition(": ") for line in printed.err.splitlines() if line.endswith(" %")]
+    shares = {name: [int(text[:-2]) for n, _, text in said if n == name] for name, *_ in said}
+    assert list(shares) == ["train", "segment", "decide"]
+    assert shares["train"] == [0, 50, 100]
+    assert all(each == sorted(each) and each[-1] == 100 for each in shares.values())

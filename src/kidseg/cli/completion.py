@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,6 +61,9 @@ def complete(
     device: Device = "auto",
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
+    progress: Annotated[
+        bool, option("--progress", help="Say on standard error how much is done, in per cent.")
+    ] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -74,8 +78,9 @@ def complete(
     from kidseg.complete import complete
     from kidseg.io import ReadOptions
 
-    with show_stages(quiet or as_json) as advance:
-        heard = ScanReport(advance, out, lines=False)
+    steps_said = progress and not sys.stderr.isatty()
+    with show_stages(quiet or as_json or steps_said) as advance:
+        heard = ScanReport(advance, out, lines=False, steps=steps_said)
         entry: dict[str, Any] = complete(
             scan,
             drawn,

@@ -77,8 +77,9 @@ class ScanReport:
 
     def within(self, what: str, fraction: float) -> None:
         """Show how far a scan is."""
-        first, share = _WITHIN[what]
-        self._advance("this scan", round(100 * (first + share * fraction)), 100, {})
+        if what in _WITHIN:  # training has a bar of its own
+            first, share = _WITHIN[what]
+            self._advance("this scan", round(100 * (first + share * fraction)), 100, {})
         text = f"{what}: {5 * int(20 * fraction)} %"
         if self._steps and text != self._said:
             self._said = text

@@ -15,13 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from kidseg.complete.drawing import read_drawn
-from kidseg.complete.slice_training import check_trainable, tuned
+from kidseg.complete.slice_training import TrainingProgress, check_trainable, tuned
 from kidseg.errors import UsageError
 from kidseg.io import ReadOptions
 from kidseg.segment import segment
 from kidseg.segment.model_loading import load_predictor
 
 __all__ = ["STEPS", "complete"]
+
+Progress = Callable[[str, int, int, Mapping[str, Any]], None]
+Within = Callable[[str, float], None]
 
 STEPS = 100
 """Steps for which each network is trained further. Source: chosen on digital patients of seed 9191,
@@ -42,8 +45,8 @@ def complete(
     options: ReadOptions | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
-    progress: Callable[[str, int, int, Mapping[str, Any]], None] | None = None,
-    within: Callable[[str, float], None] | None = None,
+    progress: Progress | None = None,
+    within: Within | None = None,
 ) -> dict[str, Any]:
     """Complete the labels of a scan; the drawn slices stay as they are.
 
@@ -66,7 +69,8 @@ def complete(
         overwrite: replace an existing result of this scan.
         dry_run: train nothing and write nothing, after the same checks.
         progress: called in training with (network, epochs done, total epochs, log line).
-        within: called while the scan is segmented; see `Predictor.on_progress`.
+        within: called with ("train", how much of it is done, 0 to 1) in training, and while the
+            scan is segmented; see `Predictor.on_progress`.
 
     Returns:
         The entry of the scan, as in result.json, with "completed". With `dry_run`, the name, path
@@ -98,7 +102,22 @@ def complete(
     drawing = read_drawn(found, Path(drawn), untrained, options, nothing_beyond=nothing_beyond)
     if dry_run:
         return {**planned[0], "completed": drawing.facts}
-    trained = tuned(untrained, drawing, steps, seed, device, progress)
+    if within is not None:
+        within("train", 0.0)
+    trained = tuned(untrained, drawing, steps, seed, device, _in_training(progress, within))
     trained = replace(trained, on_progress=within or untrained.on_progress)
     [entry] = segment([scan], trained, out, formats=formats, options=options, overwrite=overwrite)
     return entry
+
+
+def _in_training(progress: Progress | None, within: Within | None) -> TrainingProgress:
+    """What is called after each epoch; see `complete`."""
+
+    def advance(number: int, networks: int, done: int, total: int) -> None:
+        name = "training" if networks == 1 else f"training network {number + 1} of {networks}"
+        if progress is not None:
+            progress(name, done, total, {})
+        if within is not None:
+            within("train", (number + done / total) / networks)
+
+    return advance

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,7 +30,7 @@ from kidseg.segment.trained_method import damaged_if_invalid, target_of
 from kidseg.train.loop import Run, fit
 from kidseg.train.tuning import load_weights
 
-__all__ = ["check_trainable", "tuned"]
+__all__ = ["TrainingProgress", "check_trainable", "tuned"]
 
 _MOST_EPOCHS = 6
 # Of the model's own learning rate; decay of the moving average of the weights. Source: chosen on
@@ -39,7 +40,8 @@ _AVERAGE = 0.95
 _STAGE = "segment"
 _IGNORE = 255
 
-Progress = Callable[[str, int, int, Mapping[str, Any]], None]
+TrainingProgress = Callable[[int, int, int, int], None]
+"""Called with (index of the network, number of networks, epochs done, total epochs)."""
 
 
 def check_trainable(predictor: Predictor) -> list[Model]:
@@ -72,7 +74,7 @@ def tuned(
     steps: int,
     seed: int,
     device: str,
-    progress: Progress | None,
+    progress: TrainingProgress,
 ) -> Predictor:
     """A predictor whose networks were trained further on the drawn slices, which it keeps.
 
@@ -85,7 +87,7 @@ def tuned(
         steps: of each network.
         seed: of training.
         device: see `choose_device`.
-        progress: see `complete`.
+        progress: called after each epoch.
 
     Raises:
         UsageError: see `check_trainable`.
@@ -96,11 +98,10 @@ def tuned(
     has_tumour = bool((drawing.drawn.labels.data > 1).any())
     trained = []
     for number, member in enumerate(members):
-        said = None if progress is None else _named(progress, number, len(members))
         with damaged_if_invalid(predictor.path):
             method = _method(member, steps, device, predictor.path)
             load_weights(method, member.parts)
-        _train(method, predictor.schema, drawing, seed, said)
+        _train(method, predictor.schema, drawing, seed, partial(progress, number, len(members)))
         trained.append(_as_model(member, method, keeps_lone=has_tumour))
     with TemporaryDirectory(prefix="kidseg-") as folder:
         path = Path(folder) / "model.safetensors"
@@ -145,9 +146,16 @@ def _method(member: Model, steps: int, device: str, path: Path) -> Method:
 
 
 def _train(
-    method: Method, schema: LabelSchema, drawing: Drawing, seed: int, progress: Progress | None
+    method: Method,
+    schema: LabelSchema,
+    drawing: Drawing,
+    seed: int,
+    progress: Callable[[int, int], None],
 ) -> None:
-    """Train the networks that segment on the drawn slices."""
+    """Train the networks that segment on the drawn slices.
+
+    `progress` is called with (epochs done, total epochs).
+    """
     subject = prepare(
         drawing.scan,
         method.material(method.config, method.plan),
@@ -170,7 +178,7 @@ def _train(
             device=method.device.torch,
             seed=seed,
             precision=method.device.precision,
-            on_epoch=progress,
+            on_epoch=lambda _, done, total, line: progress(done, total),
         )
         epoch = count(1)
 
@@ -206,9 +214,3 @@ def _save(members: list[Model], path: Path) -> str:
     headers = [dict(each.header) for each in members]
     parts = {str(k): joined(each.parts) for k, each in enumerate(members)}
     return save_model(path, parts, {**first.header, MEMBERS: headers})
-
-
-def _named(progress: Progress, number: int, networks: int) -> Progress:
-    """Progress of one network of several."""
-    name = "training" if networks == 1 else f"training network {number + 1} of {networks}"
-    return lambda _, done, total, line: progress(name, done, total, {})
