@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -382,11 +382,14 @@ def children() -> list[str]:
     return [pid for pid in ps if pid != str(os.getpid())]
 
 
-COMMANDS = {each.__name__: each for each in (export, back, refusals, whole, cancel, follow)}
-
-if __name__ == "__main__":
+def main(commands: Sequence[Callable[..., dict[str, Any]]], words: Sequence[str]) -> None:
+    """Run a command by its name, with a folder and more words."""
     vtk.vtkObject.GlobalWarningDisplayOff()
     signal.signal(signal.SIGALRM, signal.default_int_handler)  # so that kidseg ends too
     signal.alarm(1500)
-    answer = COMMANDS[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:])
-    sys.stdout.write("found:" + json.dumps(answer))
+    command = next(each for each in commands if each.__name__ == words[0])
+    sys.stdout.write("found:" + json.dumps(command(Path(words[1]), *words[2:])))
+
+
+if __name__ == "__main__":
+    main((export, back, refusals, whole, cancel, follow), sys.argv[1:])

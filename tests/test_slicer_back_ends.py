@@ -448,6 +448,64 @@ def test_the_progress_of_the_command_is_told(job: Job, tmp_path: Path) -> None:
     assert said[1:-1] == ["nonsense: 99 %"] and "--progress" in said[-1], "the bar has the rest"
 
 
+@pytest.fixture
+def drawing(job: Job) -> Job:
+    """A job with drawn slices."""
+    job.drawn_slices.write_bytes(b"not labels")
+    return replace(job, drawn="My drawing", cpu=True)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a shell")
+def test_drawn_slices_are_completed_by_the_command(drawing: Job, tmp_path: Path) -> None:
+    """One entry is the answer; the bar moves in training, too."""
+    (folder := drawing.outside / "result").mkdir()
+    (folder / "scan.seg.nrrd").write_bytes(b"NRRD")
+    entry = {"outputs": ["scan.seg.nrrd"], "warnings": [], "completed": {"slices": 2, "of": 8}}
+    program, told = tmp_path / "kidseg", tmp_path / "told"
+    program.write_text(
+        f'#!/bin/sh\necho "$@" >> {shlex.quote(str(told))}\n'
+        "if [ $1 = measure ]; then echo '{}'; exit; fi\n"
+        "printf '%s\\n' 'train: 0 %' 'train: 50 %' >&2\n"
+        f"echo {shlex.quote(json.dumps(entry))}\n"
+    )
+    program.chmod(0o755)
+    watch, shares = Watch(), list[float]()
+    watch.advance, advance = lambda done: (shares.append(done), advance(done)), watch.advance
+    found = LocalCommand(os.environ, str(program)).segment(drawing, watch)
+    completing, measuring = told.read_text().splitlines()
+    assert completing.split()[:3] == ["complete", str(drawing.scan), str(drawing.drawn_slices)]
+    assert "--json --progress --device cpu" in completing
+    assert measuring.startswith("measure ")
+    assert shares == [0.0, pytest.approx(0.3), pytest.approx(0.95)]
+    assert not any("%" in text for text in watch.messages())
+    assert found.record == entry and found.measures == {}
+    assert remarks_of(entry) == ["2 of 8 slices were drawn; they are unchanged."]
+
+
+def test_words_about_the_drawn_slices_name_them(drawing: Job, tmp_path: Path) -> None:
+    refusal = {"code": "c", "path": str(drawing.drawn_slices), "cause": "bad", "next_step": ""}
+    program = tmp_path / "kidseg"
+    program.write_text(f"#!/bin/sh\necho {shlex.quote(json.dumps({'error': refusal}))}\nexit 3\n")
+    program.chmod(0o755)
+    error = refused(LocalCommand(os.environ, str(program)).segment, drawing, Watch())
+    assert error.cause == "My drawing: bad"
+
+
+def test_a_server_completes_no_drawn_slices(drawing: Job) -> None:
+    error = refused(Server("https://kidseg.example").check, drawing)
+    assert error.code == "no-completion" and "'This computer'" in error.next_step
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a shell")
+def test_the_container_gets_the_drawn_slices(drawing: Job, tmp_path: Path) -> None:
+    engine, told = tmp_path / "podman", tmp_path / "told"
+    engine.write_text(f'#!/bin/sh\necho "$@" >> {shlex.quote(str(told))}\nexit 1\n')
+    engine.chmod(0o755)
+    refused(Container(os.environ, DIGEST, str(engine)).segment, drawing, Watch())
+    words = told.read_text().splitlines()[0].partition(DIGEST)[2].split()
+    assert words[:3] == ["complete", "/in/scan.nrrd", "/in/drawn.seg.nrrd"]
+
+
 def test_an_upload_stops_when_it_is_cancelled(job: Job) -> None:
     watch = Watch()
     watch.cancel()

@@ -213,6 +213,14 @@ def test_nothing_is_installed_without_a_question(code: ast.Module) -> None:
     assert lines["confirmOkCancelDisplay"] < max(returns) < lines["pip_install"]
 
 
+def test_drawn_slices_are_replaced_only_after_a_question(code: ast.Module) -> None:
+    """The question comes before the start, and its refusal returns."""
+    apply = next(n for n in ast.walk(code) if getattr(n, "name", "") == "onApplyButton")
+    calls = {n.attr: n.lineno for n in ast.walk(apply) if isinstance(n, ast.Attribute)}
+    returns = [n.lineno for n in ast.walk(apply) if isinstance(n, ast.Return)]
+    assert calls["_may_replace"] < min(returns) < calls["_settings"]
+
+
 def test_back_ends_need_neither_slicer_nor_numpy() -> None:
     code = "import sys, KidSegLib.back_ends; print(*sys.modules)"
     run = subprocess.run(

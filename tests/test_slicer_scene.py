@@ -33,10 +33,12 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def in_slicer(*words: str | Path, temporary: Path) -> dict[str, Any]:
-    """Run a command of tests/slicer_scene.py."""
+def in_slicer(
+    *words: str | Path, temporary: Path, script: str = "slicer_scene.py"
+) -> dict[str, Any]:
+    """Run a command of a script of the tests."""
     run = subprocess.run(
-        [SLICER, ROOT / "tests" / "slicer_scene.py", *words],
+        [SLICER, ROOT / "tests" / script, *words],
         capture_output=True,
         text=True,
         env={**os.environ, "TMPDIR": str(temporary)},
@@ -143,13 +145,17 @@ def kidseg(*words: str | Path) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-@pytest.fixture
-def command(tmp_path: Path) -> str:
+def this_kidseg(folder: Path) -> str:
     """Settings of a back end: this kidseg as a program."""
-    path = tmp_path / "kidseg"
+    path = folder / "kidseg"
     path.write_text(f'#!/bin/sh\n{shlex.quote(sys.executable)} -m kidseg "$@"\n')
     path.chmod(0o755)
     return json.dumps({"command": str(path)})
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> str:
+    return this_kidseg(tmp_path)
 
 
 def check_whole(found: dict[str, Any], scan: Path, tmp_path: Path) -> None:

@@ -70,6 +70,7 @@ class KidSegParameterNode:
     """What is saved with the scene."""
 
     inputVolume: slicer.vtkMRMLScalarVolumeNode
+    drawnSlices: slicer.vtkMRMLSegmentationNode
     outputSegmentation: slicer.vtkMRMLSegmentationNode
 
 
@@ -177,6 +178,8 @@ class KidSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui.messagesTextEdit.clear()
         self._remember()
         node = self._parameterNode
+        if not self._may_replace(node.drawnSlices, node.outputSegmentation):
+            return
         try:
             self._run = self.logic.start(
                 node.inputVolume, self._settings(), self._wanted(), node.outputSegmentation
@@ -269,7 +272,18 @@ class KidSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             cpu=self.ui.cpuCheckBox.checked,
             formats=tuple(self.ui.formatsLineEdit.text.replace(",", " ").split()),
             folder=Path(folder) if folder else None,
+            drawn=self._parameterNode.drawnSlices,
         )
+
+    def _may_replace(self, drawn: Any, output: Any) -> bool:
+        """Ask before a result takes the place of the drawn slices, from which it is made."""
+        if drawn is None or output is None or drawn.GetID() != output.GetID():
+            return True
+        question = _(
+            "'{name}' is chosen for the drawn slices, and for the result: it will be replaced, and"
+            " which of its slices were drawn is known no more. Replace it?"
+        ).format(name=drawn.GetName())
+        return bool(slicer.util.confirmOkCancelDisplay(question))
 
     def _remember(self) -> None:
         settings = qt.QSettings()

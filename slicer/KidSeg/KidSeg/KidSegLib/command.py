@@ -19,10 +19,11 @@ __all__ = ["Argv", "find_program", "segment_by_command"]
 _RESULT = "result"
 _MEASURES = "measures"
 _NO_MEMORY = (-9, 137)
-_PROGRESS = re.compile(r"(segment|decide): (\d{1,3}) %")
-"""A line of `kidseg segment --progress`."""
+_PROGRESS = re.compile(r"(train|segment|decide): (\d{1,3}) %")
+"""A line of `kidseg segment --progress` and `kidseg complete --progress`."""
 
 _SHARES = {"segment": (0.0, 0.8), "decide": (0.8, 0.1)}
+_SHARES_COMPLETING = {"train": (0.0, 0.6), "segment": (0.6, 0.25), "decide": (0.85, 0.05)}
 """What is done before, and the share of the whole; then it is measured."""
 
 _MEASURING = 0.95
@@ -40,10 +41,10 @@ def segment_by_command(
     model: str | None,
     environment: Mapping[str, str],
 ) -> Found:
-    """Segment and measure with `kidseg segment` and `kidseg measure`.
+    """Segment and measure with `kidseg segment`, or `kidseg complete`, and `kidseg measure`.
 
     Args:
-        job: with the scan in `job.inside`.
+        job: with the scan in `job.inside`, and the drawn slices if there are any.
         watch: told the progress, and asked whether to stop.
         argv: makes the command line of the arguments of kidseg.
         inside: path of `job.inside` as the command sees it.
@@ -57,11 +58,15 @@ def segment_by_command(
     """
     scan, result = f"{inside}/{job.scan.name}", f"{outside}/{_RESULT}"
     names = {scan: job.name, str(Path(scan)): job.name}
+    drawn = f"{inside}/{job.drawn_slices.name}"
+    names |= {drawn: job.drawn, str(Path(drawn)): job.drawn}
+    shares = _SHARES_COMPLETING if job.drawn else _SHARES
     names |= {f"{folder}{sign}": "" for folder in (inside, outside) for sign in "/\\"}
 
     def shown(line: str) -> str:
-        if match := _PROGRESS.fullmatch(line.strip()):
-            first, share = _SHARES[match[1]]
+        match = _PROGRESS.fullmatch(line.strip())
+        if match and match[1] in shares:
+            first, share = shares[match[1]]
             watch.advance(first + share * int(match[2]) / 100)
             return ""  # the bar shows it
         return readable(line, names)
@@ -69,11 +74,15 @@ def segment_by_command(
     def answer(words: Sequence[str]) -> dict[str, Any]:
         return _answer(run_child(argv(words), watch, environment, shown), names)
 
-    words = ["segment", scan, "-o", result, "--formats", job.all_formats, "--json", "--progress"]
+    words = ["complete", scan, drawn] if job.drawn else ["segment", scan]
+    words += ["-o", result, "--formats", job.all_formats, "--json", "--progress"]
     words += ["--device", "cpu"] if job.cpu else []
     words += [] if model is None else ["--model", model]
-    watch.say("Segmenting ...")
-    found = _found(answer(words), job, names)
+    watch.say(
+        "Training on the drawn slices, then segmenting ..." if job.drawn else "Segmenting ..."
+    )
+    answered = answer(words)
+    found = _found([answered] if job.drawn else answered.get("results") or [], job, names)
     watch.say("Measuring ...")
     watch.advance(_MEASURING)
     labels = f"{result}/{found.labels.name}"
@@ -89,13 +98,12 @@ def segment_by_command(
     return replace(found, measures=measures, notes=list(dict.fromkeys(notes)))  # some are of both
 
 
-def _found(answer: Mapping[str, Any], job: Job, names: Mapping[str, str]) -> Found:
-    """What `kidseg segment` wrote.
+def _found(entries: Sequence[Mapping[str, Any]], job: Job, names: Mapping[str, str]) -> Found:
+    """What kidseg wrote, by its entries of scans.
 
     Raises:
         KidSegError: "no-result".
     """
-    entries = answer.get("results") or []
     if len(entries) != 1:
         raise KidSegError("kidseg gave no result for the scan", code="no-result")
     record = entries[0]

@@ -25,6 +25,7 @@ class Job:
         formats: of the labels, besides `LABELS`.
         model: a model file or run folder; None: the model that comes with kidseg.
         cpu: use no graphics processor.
+        drawn: name of the segmentation, in `drawn_slices`, that is to be completed; "": none.
     """
 
     folder: Path
@@ -32,6 +33,7 @@ class Job:
     formats: tuple[str, ...] = ()
     model: Path | None = None
     cpu: bool = False
+    drawn: str = ""
 
     @property
     def inside(self) -> Path:
@@ -47,6 +49,11 @@ class Job:
     def scan(self) -> Path:
         """The exported scan. No patient's name is in its path."""
         return self.inside / "scan.nrrd"
+
+    @property
+    def drawn_slices(self) -> Path:
+        """The exported labels that are drawn in some slices of the scan."""
+        return self.inside / "drawn.seg.nrrd"
 
     @property
     def all_formats(self) -> str:

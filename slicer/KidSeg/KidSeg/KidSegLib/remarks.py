@@ -11,13 +11,15 @@ _FIRST = 5
 
 
 def remarks_of(record: Mapping[str, Any]) -> list[str]:
-    """What the model is for, and the slices in which it is least sure.
+    """What was drawn, what the model is for, and the slices in which it is least sure.
 
     Args:
         record: of the scan in kidseg's result.json.
     """
     model, review = record.get("model") or {}, record.get("review") or {}
     remarks = []
+    if drawn := record.get("completed"):
+        remarks.append(f"{drawn['slices']} of {drawn['of']} slices were drawn; they are unchanged.")
     if use := model.get("use"):
         remarks.append(f"The model '{model.get('name', '')}' is {use}.")
     slices = [

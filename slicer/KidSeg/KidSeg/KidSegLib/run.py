@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .drawn import drawn_on, hidden_segments, write_drawn
 from .job import BackEnd, Found, Job
 from .measures import Answer, Measure, answers_of, fill_table, measures_of
 from .problems import CancelledError, KidSegError
@@ -42,12 +43,15 @@ class Wanted:
         cpu: use no graphics processor.
         formats: of `FORMATS`, in which to save the labels besides.
         folder: for a new folder with these files.
+        drawn: a segmentation node with a few drawn slices, which are completed: the model is
+            trained further on them, and segments the others. None: the model alone segments.
     """
 
     model: Path | None = None
     cpu: bool = False
     formats: tuple[str, ...] = ()
     folder: Path | None = None
+    drawn: Any = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,9 @@ class Run:
         self.volume, self.output, self.wanted = volume, output, wanted
         _check_wanted(wanted)
         self.grid = grid_of(volume)
+        drawn = None if wanted.drawn is None else drawn_on(wanted.drawn, self.grid)
+        if drawn is not None and (hidden := hidden_segments(wanted.drawn)):
+            self.notes.append(f"Segments that are not shown count as drawn: {', '.join(hidden)}.")
         self.watch = Watch()
         remove_stale()
         try:
@@ -109,11 +116,14 @@ class Run:
                 wanted.formats,
                 wanted.model,
                 wanted.cpu,
+                "" if drawn is None else wanted.drawn.GetName() or "the drawn slices",
             )
             back_end.check(self.job)
             self.job.inside.mkdir()
             self.job.outside.mkdir()
             write_volume(volume, self.grid, self.job.scan, compress=back_end.compress)
+            if drawn is not None:
+                write_drawn(drawn, self.job.drawn_slices)
         except OSError as error:
             self._clean()
             raise _no_file(error) from error

@@ -49,7 +49,13 @@ class Server:
     compress: bool = True
 
     def check(self, job: Job) -> None:
-        """Raise KidSegError: "bad-address", "not-encrypted", "model-of-server"."""
+        """Raise KidSegError: "no-completion", "bad-address", "not-encrypted", "model-of-server"."""
+        if job.drawn:
+            raise KidSegError(
+                "a server cannot complete drawn slices",
+                "Choose 'This computer' or the container under 'Where kidseg runs'.",
+                code="no-completion",
+            )
         parts = urlsplit(self.address)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
             raise KidSegError(

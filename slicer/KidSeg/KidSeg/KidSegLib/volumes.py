@@ -17,7 +17,15 @@ from numpy.typing import NDArray
 
 from .problems import KidSegError
 
-__all__ = ["ScanGrid", "as_array", "as_matrix", "check_volume", "grid_of", "write_volume"]
+__all__ = [
+    "ScanGrid",
+    "as_array",
+    "as_matrix",
+    "check_volume",
+    "grid_of",
+    "transform_of",
+    "write_volume",
+]
 
 _SHEAR = 1e-4
 _NOT_CT = re.compile(r"(?<![a-z])(mri?|t[12]w?|flair|dwi|adc|pet|suv|ultrasound|us)(?![a-z])")
@@ -91,17 +99,7 @@ def grid_of(volume: Any) -> ScanGrid:
     name, matrix = volume.GetName(), vtk.vtkMatrix4x4()
     volume.GetIJKToRASMatrix(matrix)
     own = as_array(matrix)
-    world = own
-    transform = volume.GetParentTransformNode()
-    if transform is not None:
-        if not transform.IsTransformToWorldLinear():
-            raise KidSegError(
-                f"the transform of '{name}' bends it",
-                "In the module Data, right-click the volume, and choose 'Harden transform'.",
-                code="not-linear",
-            )
-        transform.GetMatrixTransformToWorld(matrix)
-        world = as_array(matrix) @ own
+    world = transform_of(volume) @ own
     directions = world[:3, :3] / np.linalg.norm(world[:3, :3], axis=0)
     if np.abs(directions.T @ directions - np.eye(3)).max() > _SHEAR:
         raise KidSegError(
@@ -111,6 +109,26 @@ def grid_of(volume: Any) -> ScanGrid:
         )
     columns, rows, slices = volume.GetImageData().GetDimensions()
     return ScanGrid((columns, rows, slices), own, world)
+
+
+def transform_of(node: Any) -> NDArray[np.float64]:
+    """The transform of a node to the world, (4, 4).
+
+    Raises:
+        KidSegError: "not-linear".
+    """
+    transform = node.GetParentTransformNode()
+    if transform is None:
+        return np.eye(4)
+    if not transform.IsTransformToWorldLinear():
+        raise KidSegError(
+            f"the transform of '{node.GetName()}' bends it",
+            "In the module Data, right-click it, and choose 'Harden transform'.",
+            code="not-linear",
+        )
+    matrix = vtk.vtkMatrix4x4()
+    transform.GetMatrixTransformToWorld(matrix)
+    return as_array(matrix)
 
 
 def write_volume(volume: Any, grid: ScanGrid, path: Path, *, compress: bool) -> None:
