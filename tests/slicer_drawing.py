@@ -26,6 +26,7 @@ from KidSegLib.volumes import grid_of
 from slicer_scene import (
     SPACING,
     Failing,
+    WrongPlace,
     code_of,
     facts_of,
     left_behind,
@@ -165,7 +166,8 @@ def whole(folder: Path, scan: str, truth: str, settings: str) -> dict[str, Any]:
         "unnamed": code_of(lambda: segment(volume, back_end, Wanted(drawn=unnamed)))
     }
     drawn = draw(volume, labels)
-    run, progress = Run(volume, back_end, Wanted(cpu=True, drawn=drawn)), [0.0]
+    wanted = Wanted(cpu=True, formats=("seg.nrrd",), folder=folder, drawn=drawn)
+    run, progress = Run(volume, back_end, wanted), [0.0]
     while run.is_running:
         said += run.poll(0.1)
         progress.append(run.watch.done)
@@ -175,7 +177,7 @@ def whole(folder: Path, scan: str, truth: str, settings: str) -> dict[str, Any]:
         kept = on_volume(drawn, f"id_{number}", volume)
         assert np.array_equal(kept, labels == number + 1), "the drawing is as it was"
     facts = facts_of(outcome.segmentation, volume)
-    again = segment(volume, back_end, Wanted(cpu=True, drawn=drawn), drawn)
+    again = segment(volume, WrongPlace(outcome.files[0]), Wanted(drawn=drawn), drawn)
     slices = np.flatnonzero(labels.any((1, 2)))
     same = facts_of(drawn, volume)
     return {

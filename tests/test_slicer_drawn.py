@@ -124,5 +124,7 @@ def patient(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_the_command_completes_slices_drawn_in_the_scene(
     patient: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    found = drawing("whole", tmp_path, *patient, this_kidseg(tmp_path), temporary=tmp_path)
+    settings = this_kidseg(tmp_path, '[ "$1" = complete ] && set -- "$@" --steps 10')
+    (kept := tmp_path / "kept").mkdir()
+    found = drawing("whole", kept, *patient, settings, temporary=tmp_path)
     check_whole(found)

@@ -145,10 +145,10 @@ def kidseg(*words: str | Path) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-def this_kidseg(folder: Path) -> str:
-    """Settings of a back end: this kidseg as a program."""
+def this_kidseg(folder: Path, before: str = "") -> str:
+    """Settings of a back end: this kidseg as a program, after a line of shell."""
     path = folder / "kidseg"
-    path.write_text(f'#!/bin/sh\n{shlex.quote(sys.executable)} -m kidseg "$@"\n')
+    path.write_text(f'#!/bin/sh\n{before}\n{shlex.quote(sys.executable)} -m kidseg "$@"\n')
     path.chmod(0o755)
     return json.dumps({"command": str(path)})
 
