@@ -166,6 +166,13 @@ def whole(folder: Path, scan: str, truth: str, settings: str) -> dict[str, Any]:
         "unnamed": code_of(lambda: segment(volume, back_end, Wanted(drawn=unnamed)))
     }
     drawn = draw(volume, labels)
+    run = Run(volume, back_end, Wanted(cpu=True, drawn=drawn))
+    while run.is_running and not 0 < run.watch.done < 0.6:
+        run.poll()
+    run.cancel()
+    while run.is_running:
+        run.poll()
+    found |= {"cancelled at": run.watch.done, "cancelled": code_of(run.finish)[0]}
     wanted = Wanted(cpu=True, formats=("seg.nrrd",), folder=folder, drawn=drawn)
     run, progress = Run(volume, back_end, wanted), [0.0]
     while run.is_running:

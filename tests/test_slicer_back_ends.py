@@ -93,6 +93,32 @@ def test_cancelling_ends_a_program_and_its_children(
     assert listed.stdout.strip()[:1] in ("", "Z"), "gone, or waiting to be"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="signals are those of POSIX")
+def test_what_a_script_started_may_remove_its_files(tmp_path: Path) -> None:
+    """The script hears the signal, too, and ends at once."""
+    (left := tmp_path / "left").write_text("")
+    code = "import pathlib, signal, sys, time\n"
+    code += "def end(*_):\n    time.sleep(0.3)\n"
+    code += f"    pathlib.Path({str(left)!r}).unlink()\n    sys.exit()\n"
+    code += "signal.signal(signal.SIGTERM, end)\nprint('ready', file=sys.stderr, flush=True)\n"
+    code += "time.sleep(60)"
+    watch = Watch()
+
+    def cancel() -> None:
+        while "ready" not in watch.messages():
+            time.sleep(0.01)
+        watch.cancel()
+
+    thread = threading.Thread(target=cancel)
+    thread.start()
+    begin = time.monotonic()
+    script = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)}\n:"
+    with pytest.raises(CancelledError):
+        run_child(["/bin/sh", "-c", script], watch, os.environ)
+    thread.join()
+    assert not left.exists() and time.monotonic() - begin < 9, "without waiting for the whole grace"
+
+
 def test_a_program_that_cannot_be_started(tmp_path: Path) -> None:
     (path := tmp_path / "kidseg").write_text("#!/bin/sh\n")
     error = refused(run_child, [str(path)], Watch(), os.environ)

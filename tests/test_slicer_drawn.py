@@ -94,6 +94,7 @@ def check_whole(found: dict[str, Any]) -> None:
     code, words = found["unnamed"]
     assert code == "unknown-segment" and "My drawing" in words and "'Segment_1'" in words
     assert "drawn.seg.nrrd" not in words
+    assert found["cancelled"] == "cancelled" and 0 < found["cancelled at"] < 0.6, "in training"
     slices = set(found["slices"])
     assert 2 <= len(slices) < found["of"]
     for name, drawn in zip(("kidney", "tumour"), found["labels"], strict=True):
@@ -128,3 +129,4 @@ def test_the_command_completes_slices_drawn_in_the_scene(
     (kept := tmp_path / "kept").mkdir()
     found = drawing("whole", kept, *patient, settings, temporary=tmp_path)
     check_whole(found)
+    assert not list(tmp_path.glob("kidseg-*")), "nothing of the training is left"

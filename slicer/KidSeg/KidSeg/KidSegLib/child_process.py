@@ -9,7 +9,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -120,8 +119,11 @@ def _end(process: subprocess.Popen[str]) -> None:
         )
     else:
         _signal(process, signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(_GRACE_S)
+        deadline = time.monotonic() + _GRACE_S
+        # The program may be a script, which ends before the one that it started.
+        while _signal(process, 0) and time.monotonic() < deadline:
+            process.poll()
+            time.sleep(_TICK_S / 10)
         # Also children that outlive it; they must not write any more when this returns.
         deadline = time.monotonic() + _DYING_S
         while _signal(process, signal.SIGKILL) and time.monotonic() < deadline:
@@ -130,8 +132,8 @@ def _end(process: subprocess.Popen[str]) -> None:
     process.wait()
 
 
-def _signal(process: subprocess.Popen[str], number: signal.Signals) -> bool:
-    """Send a signal to the group; False if there is none any more."""
+def _signal(process: subprocess.Popen[str], number: int) -> bool:
+    """Send a signal to the group, 0: none; False if there is no group any more."""
     try:
         os.killpg(process.pid, number)
     except (ProcessLookupError, PermissionError):  # macOS: the latter, of those that have ended
