@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import cache
 
 import numpy as np
+import pytest
 from scipy import ndimage
 
 from anatomies import shown, without_and_with
@@ -68,6 +69,7 @@ def test_it_adds_to_the_neighbours_that_a_person_has() -> None:
     )
 
 
+@pytest.mark.slow
 def test_liver_and_spleen_lie_at_the_kidneys() -> None:
     """The side that the scan shows on the right of its columns is the patient's left."""
     people = [shown_lean(seed) for seed in range(4)]

@@ -89,6 +89,7 @@ def test_its_labels_and_results_are_those_of_pytorch(
         assert result[entry] == expected[entry], entry
 
 
+@pytest.mark.slow
 @pytest.mark.requirement("container")
 def test_smoothing_across_slices_too(trained: Path, tmp_path: Path) -> None:
     smooth = tmp_path / "smooth.safetensors"

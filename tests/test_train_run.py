@@ -25,7 +25,8 @@ from kidseg.checkpoint import load_model, read_header
 from kidseg.config import MethodConfig, PlainConfig, load
 from kidseg.device import choose_device
 from kidseg.errors import InputError, KidsegError, ModelError, UsageError
-from kidseg.io import read
+from kidseg.geometry import Volume
+from kidseg.io import ReadOptions, read, save
 from kidseg.plan import Plan
 from kidseg.train import Setup, make_store, train
 from kidseg.train import software as software_module
@@ -224,6 +225,19 @@ def test_after_a_budget_is_gone_each_stage_has_one_epoch(data: Path, tmp_path: P
         data, tmp_path / "run", method="homogenized", overrides=(*TINY, *POSE, "budget_s=0.001")
     )
     assert [stage["epochs"] for stage in summary["stages"].values()] == [1, 1]
+
+
+def test_a_label_that_no_case_has_is_said(data: Path, tmp_path: Path) -> None:
+    for name, told in (("whole", []), ("kidneys", ["none of the 3 training cases has tumour"])):
+        folder = tmp_path / name
+        shutil.copytree(data, folder)
+        if told:
+            for path in (folder / "labelsTr").iterdir():
+                labels = read(path, ReadOptions(values="labels")).volume
+                save(Volume(labels.data.clamp(max=1), labels.grid), path, overwrite=True)
+        summary = run_plain(folder, tmp_path / f"run-{name}", overrides=tiny(1))
+        found = [one["cause"] for one in summary["findings"] if one["code"] == "label-never-used"]
+        assert [cause.split(":")[0] for cause in found] == told
 
 
 def test_a_run_that_is_there_is_kept_or_replaced(data: Path, tmp_path: Path) -> None:
@@ -573,6 +587,7 @@ train(Path(sys.argv[1]), Path(sys.argv[2]), Setup(method="homogenized", override
 """
 
 
+@pytest.mark.slow
 @pytest.mark.requirement("same bits")
 @pytest.mark.fault("kill -9 while training")
 def test_killed_in_each_stage_it_ends_with_the_same_bits(data: Path, tmp_path: Path) -> None:

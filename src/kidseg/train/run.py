@@ -132,6 +132,7 @@ def train(
         )
         findings = (
             *unclear_labels(cohort.schema, dataset),
+            *_never_used(cohort, dataset),
             *(check_software(out, record) if run.rank == 0 else ()),
             *cohort.findings,
             *_calibration_left_out(resolved, setup, out),
@@ -182,6 +183,23 @@ def _fitted_summary(method: Method, cohort: Cohort, fitted: Mapping[str, Fitted]
             for name, net in method.parts.items()
         },
     }
+
+
+def _never_used(cohort: Cohort, dataset: str | Path) -> tuple[Finding, ...]:
+    """A finding for the labels that no training case has: they are not learned."""
+    used = sum(subject.counts.sum(0) for subject in cohort.training)
+    names = [label.name for label in cohort.schema.labels if not used[label.id]]
+    if not names:
+        return ()
+    return (
+        Finding(
+            code="label-never-used",
+            path=str(dataset),
+            cause=f"none of the {len(cohort.training)} training cases has {' or '.join(names)}:"
+            " the model learns to find none",
+            next_step="If the scans show any, label it: 'kidseg check' counts the labels.",
+        ),
+    )
 
 
 def _start_summary(
