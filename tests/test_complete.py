@@ -66,7 +66,7 @@ def test_drawn_slices_stay_and_the_others_are_segmented(trained: Path, tmp_path:
     assert entry["completed"]["slices"] == 2
     assert entry["completed"]["of"] == SLICES
     assert entry["completed"]["steps"] == 4
-    assert entry["model"]["sha256"] != entry["completed"]["from"]["sha256"]
+    assert entry["model"]["sha256"] != entry["completed"]["start"]["sha256"]
     assert (trained / "run" / "model.safetensors").read_bytes() == before
     assert not list((tmp_path / "out").glob("*.safetensors"))
     listed = {entry["slice"] for entry in entry["review"]["slices"]}

@@ -111,7 +111,7 @@ def test_names_of_vendors_for_monoenergetic_images_are_said(value: str) -> None:
     assert "virtual monoenergetic" in finding.cause
 
 
-@pytest.mark.parametrize("word", ["MIP", "SUBTRACTION", "QUANTITY", "PERFUSION", "MPR"])
+@pytest.mark.parametrize("word", ["SUBTRACTION", "QUANTITY", "PERFUSION", "MPR"])
 def test_words_about_ct_say_nothing_of_other_modalities(tmp_path: Path, word: str) -> None:
     def edit(ds: Dataset, _k: int) -> None:
         ds.SOPClassUID, ds.Modality = MRImageStorage, "MR"
@@ -121,7 +121,12 @@ def test_words_about_ct_say_nothing_of_other_modalities(tmp_path: Path, word: st
     scan = read_series(series(tmp_path / "mr", edit=edit), ReadOptions(values="any"))
     assert scan.modality == "MR"
     assert {finding.code for finding in scan.findings}.isdisjoint({"derived-values", "reformatted"})
-    assert excluded_by(rf"ORIGINAL\PRIMARY\{word}\LOCALIZER", "MR") == "localiser"
+    for other, kind in (("LOCALIZER", "localiser"), ("MIP", "projection"), ("VRT", "rendering")):
+        assert excluded_by(rf"ORIGINAL\PRIMARY\{word}\{other}", "MR") == kind
+
+
+def test_an_iodine_map_without_the_table_is_one() -> None:
+    assert excluded_by(r"DERIVED\PRIMARY\IODINE\TABLE_REMOVED") == "material map"
 
 
 @pytest.mark.parametrize(

@@ -96,9 +96,21 @@ def test_a_mass_between_both_kidneys_is_counted_on_one_side_and_said() -> None:
         own = max(20, faces) / (20 + faces)
         said = [one.cause for one in found.findings if one.code == "mass-on-both-sides"]
         assert len(said) == (faces >= 10)
-        assert all(f"{own:.0%} of it on the {side}; it was" in cause for cause in said)
+        assert all(f"{own:.0%} of the contact on the {side}; it was" in cause for cause in said)
         other = {"left": found.right, "right": found.left}[side]
         assert other.volumes_ml["tumour"] == 0.0 < getattr(found, side).volumes_ml["tumour"]
+
+
+def test_masses_between_both_kidneys_are_said_together() -> None:
+    """Two bridges, of which the larger touches 30 faces of the left kidney and 20 of the right."""
+    large = [
+        (2, slice(3, 5), slice(5, 15), slice(10, 20)),
+        (2, slice(3, 6), slice(5, 15), slice(20, 30)),
+    ]
+    small = [(2, slice(7, 8), slice(5, 15), slice(10, 30))]
+    found = sides(labels(RIGHT, LEFT, *large, *small))
+    (cause,) = [one.cause for one in found.findings if one.code == "mass-on-both-sides"]
+    assert cause.startswith("2 masses touch") and "60% of the contact of the largest" in cause
 
 
 def test_a_tumour_apart_from_any_kidney_lies_where_it_lies() -> None:

@@ -146,7 +146,7 @@ def least_kidney_ml(config: PostprocessConfig, body_radius_mm: float | None, sca
 
 
 def remove_small(
-    labels: Volume, min_ml: float, *, keep_ends: bool = True
+    labels: Volume, min_ml: float, *, keep_ends: bool = True, known: np.ndarray | None = None
 ) -> tuple[Volume, tuple[Piece, ...]]:
     """Remove connected components of all labels together that are smaller than `min_ml`.
 
@@ -156,6 +156,7 @@ def remove_small(
         labels: (1, slices, rows, columns) uint8, volumetric.
         min_ml: see `min_volume_ml`; 0 removes nothing.
         keep_ends: keep components in the first or last slice, which may continue outside the scan.
+        known: (slices, rows, columns) bool: keep components with one of these voxels.
 
     Returns:
         The labels, a new volume if anything was removed, and the removed components, largest first.
@@ -169,10 +170,12 @@ def remove_small(
         small[found.numbers[0].ravel()] = False
     if keep_ends and found.box[0].stop == labels.grid.shape[0]:
         small[found.numbers[-1].ravel()] = False
-    return found.without(small, "small")
+    return found.without(small & ~found.with_any(known), "small")
 
 
-def remove_lone_tumours(labels: Volume, rule: LoneTumours) -> tuple[Volume, tuple[Piece, ...]]:
+def remove_lone_tumours(
+    labels: Volume, rule: LoneTumours, *, known: np.ndarray | None = None
+) -> tuple[Volume, tuple[Piece, ...]]:
     """Remove tumours that have no kidney, such as parts of the liver that are taken for a tumour.
 
     A tumour is removed with what it is connected to (by faces) if that is smaller than
@@ -184,6 +187,7 @@ def remove_lone_tumours(labels: Volume, rule: LoneTumours) -> tuple[Volume, tupl
     Args:
         labels: (1, slices, rows, columns) uint8, volumetric.
         rule: see `lone_tumours`.
+        known: see `remove_small`.
 
     Returns:
         See `remove_small`.
@@ -198,7 +202,7 @@ def remove_lone_tumours(labels: Volume, rule: LoneTumours) -> tuple[Volume, tupl
         found.sizes() * voxel_ml >= rule.below_ml
     )
     is_kidney[0] = False
-    lone = (found.sizes(rule.mass) > 0) & ~is_kidney
+    lone = (found.sizes(rule.mass) > 0) & ~is_kidney & ~found.with_any(known)
     return found.without(lone & ~found.near(is_kidney, lone, rule.within_mm), "no-kidney")
 
 
@@ -233,6 +237,13 @@ class _Components:
             inside = self.labels.data[0].numpy()[self.box].ravel()[self.foreground]
             number = number[_among(inside, members)]
         return np.bincount(number, minlength=self.count + 1)
+
+    def with_any(self, voxels: np.ndarray | None) -> np.ndarray:
+        """(count + 1,) bool: which components have one of these voxels of the scan; None: none."""
+        found = np.zeros(self.count + 1, dtype=bool)
+        if voxels is not None:
+            found[self.numbers[voxels[self.box]]] = True
+        return found
 
     def near(self, some: np.ndarray, others: np.ndarray, within_mm: float) -> np.ndarray:
         """(count + 1,) bool: which of `others` lie within a distance of one of `some`.

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
+
+import typer
 
 from kidseg.cli.options import (
     AsJson,
@@ -23,9 +26,10 @@ from kidseg.cli.options import (
     option,
 )
 from kidseg.cli.progress import show_stages
-from kidseg.cli.scan_report import ScanReport
+from kidseg.cli.scan_report import ScanReport, starter_line
 from kidseg.cli.summaries import planned_text
-from kidseg.cli.terminal import print_result
+from kidseg.cli.terminal import print_result, tell_missing_gpu
+from kidseg.errors import KidsegWarning
 
 __all__ = ["complete"]
 
@@ -77,15 +81,23 @@ def complete(
     """
     from kidseg.complete import complete
     from kidseg.io import ReadOptions
+    from kidseg.model_file import find_model
 
     steps_said = progress and not sys.stderr.isatty()
-    with show_stages(quiet or as_json or steps_said) as advance:
+    found = [find_model(each) for each in model or (None,)]
+    for line in filter(None, map(starter_line, found)):
+        if not (quiet or as_json):
+            typer.echo(f"kidseg: {line}", err=True)
+    tell_missing_gpu(device, quiet or as_json)
+    with warnings.catch_warnings(), show_stages(quiet or as_json or steps_said) as advance:
+        if quiet:
+            warnings.simplefilter("ignore", KidsegWarning)
         heard = ScanReport(advance, out, lines=False, steps=steps_said)
         entry: dict[str, Any] = complete(
             scan,
             drawn,
             out,
-            model=model,
+            model=found,
             nothing_beyond=nothing_beyond,
             steps=steps,
             seed=seed,

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from kidseg.cohort.subject import Subject
+from kidseg.errors import InputError
 from kidseg.geometry import Grid
 from kidseg.stage import TrainStep
 
@@ -43,8 +44,9 @@ def draw_blocks(
 
     Cases are drawn with replacement. The last `foreground_share` of the global batch is centred on
     a random voxel of a random label of the case, all labels with equal probability; the other
-    blocks have a uniformly random position. Blocks stay inside the case's grid, or are centred on
-    it along axes where it is smaller.
+    blocks have a uniformly random position, or, in a case with slices that are ignored as a whole,
+    are centred on a random position in another slice. Blocks stay inside the case's grid, or are
+    centred on it along axes where it is smaller.
 
     Args:
         subjects: the training cases.
@@ -67,6 +69,8 @@ def draw_blocks(
         label, centre = 0, None
         if position >= first_foreground:
             label, centre = _foreground_voxel(subjects[case], random)
+        if centre is None and not subjects[case].counted.all():
+            centre = _counted_position(subjects[case], random)
         grid = grids[case]
         room = [n - w for n, w in zip(grid.shape, patch, strict=True)]
         uniform = random.random(3)
@@ -81,6 +85,20 @@ def draw_blocks(
             ]
         blocks.append(Block(case=case, grid=grid.crop(start, patch), label=label))
     return blocks
+
+
+def _counted_position(subject: Subject, random: np.random.Generator) -> list[float]:
+    """Draw a position in a slice that is not ignored as a whole; (slice, row, column)."""
+    counted = np.flatnonzero(subject.counted)
+    if not len(counted):
+        raise InputError(
+            "all its voxels are ignored",
+            path=subject.id,
+            code="all-ignored",
+            next_step="Leave it out, or label some slices.",
+        )
+    sides = subject.image.grid.shape[1:]
+    return [float(random.choice(counted)), *(random.random(2) * sides - 0.5).tolist()]
 
 
 def _foreground_voxel(

@@ -73,6 +73,7 @@ class Cohort:
         if not np.concatenate(counted).any():
             raise InputError(
                 "all voxels of the training cases are ignored",
+                path=self.training[0].id,
                 code="all-ignored",
                 next_step="Train on cases with slices that count.",
             )

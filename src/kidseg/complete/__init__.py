@@ -11,15 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from kidseg.complete.drawing import read_drawn
 from kidseg.complete.slice_training import TrainingProgress, check_trainable, tuned
+from kidseg.device import has_pytorch
 from kidseg.errors import UsageError
 from kidseg.io import ReadOptions
-from kidseg.segment import segment
+from kidseg.io.dicom_source import read_source
+from kidseg.segment import FORMATS, Predictor, segment
 from kidseg.segment.model_loading import load_predictor
+from kidseg.segment.outputs import prepare_folder
+from kidseg.segment.sources import Source, find_scans
 
 __all__ = ["STEPS", "complete"]
 
@@ -61,7 +66,8 @@ def complete(
         model: see `load_predictor`; with `plain`, `homogenized`, `plain3d` or nnU-Net's networks.
         nothing_beyond: there is no kidney or tumour below the lowest and above the uppermost drawn
             slice.
-        steps: of training, for each network of the model; None: `STEPS`.
+        steps: of training, for each network of the model, rounded up to a multiple of five; None:
+            `STEPS`.
         seed: of what is drawn at random in training.
         formats: keys of `kidseg.segment.FORMATS`.
         device: see `choose_device`.
@@ -77,8 +83,9 @@ def complete(
         and output files of the scan, and "completed".
 
     Raises:
-        UsageError: "several-scans"; "bad-steps"; see `check_trainable` and `segment`.
-        InputError: see `read_drawn`, `read_scan` and `segment`.
+        UsageError: "several-scans"; "bad-steps"; "not-trainable": without PyTorch; see
+            `check_trainable` and `segment`.
+        InputError: see `read_drawn`, `read_scan`, `read_source` and `segment`.
         ModelError, ResourceError: see `load_predictor`, `fit` and `segment`.
     """
     steps = STEPS if steps is None else steps
@@ -86,28 +93,57 @@ def complete(
         raise UsageError(
             f"{steps} steps of training", code="bad-steps", next_step="Train for at least one."
         )
-    untrained = load_predictor(model, device)
-    check_trainable(untrained)
-    planned = segment(
-        [scan], untrained, out, formats=formats, options=options, overwrite=overwrite, dry_run=True
-    )
-    if len(planned) != 1:
+    if not has_pytorch():
         raise UsageError(
-            f"it holds {len(planned)} scans, of which one can be completed at a time",
+            "completing labels needs PyTorch, which trains the model",
+            code="not-trainable",
+            next_step="Install kidseg with PyTorch.",
+        )
+    out, untrained = Path(out), load_predictor(model, device)
+    members = check_trainable(untrained)
+    values: Literal["ct", "any"] = (
+        "ct" if untrained.method.plan.channels[0].scheme == "ct" else "any"
+    )
+    options = replace(options or ReadOptions(), values=values)
+    source = _only_scan(scan, untrained, out, options)
+    if source.series is not None:
+        options = replace(options, series=source.series)
+    run = partial(segment, [scan], out=out, formats=formats, options=options, overwrite=overwrite)
+    # The trained model will have another digest: no result of the untrained one can be resumed.
+    (planned,) = run(replace(untrained, sha256=""), dry_run=True)
+    if any(FORMATS[name].needs_series for name in formats):
+        read_source(source.path, options)
+    drawing = read_drawn(source, Path(drawn), untrained, options, nothing_beyond=nothing_beyond)
+    if dry_run:
+        return {**planned, "completed": drawing.facts}
+    prepare_folder(out)
+    if within is not None:
+        within("train", 0.0)
+    advance = _in_training(progress, within)
+    trained = tuned(untrained, members, drawing, steps, seed, device, advance)
+    (entry,) = run(replace(trained, on_progress=within or untrained.on_progress))
+    return entry
+
+
+def _only_scan(scan: str | Path, predictor: Predictor, out: Path, options: ReadOptions) -> Source:
+    """The scan of a path.
+
+    Raises:
+        UsageError: "several-scans".
+        InputError: see `find_scans`.
+    """
+    channels = len(predictor.method.plan.channels)
+    sources = find_scans([scan], channels, options, without=out)
+    if len(sources) != 1:
+        raise UsageError(
+            f"it holds {len(sources)} scans, of which one can be completed at a time",
             path=scan,
             code="several-scans",
             next_step="Name one of them; of DICOM series, one with --series.",
         )
-    found = Path(planned[0]["scan"])
-    drawing = read_drawn(found, Path(drawn), untrained, options, nothing_beyond=nothing_beyond)
-    if dry_run:
-        return {**planned[0], "completed": drawing.facts}
-    if within is not None:
-        within("train", 0.0)
-    trained = tuned(untrained, drawing, steps, seed, device, _in_training(progress, within))
-    trained = replace(trained, on_progress=within or untrained.on_progress)
-    [entry] = segment([scan], trained, out, formats=formats, options=options, overwrite=overwrite)
-    return entry
+    if sources[0].error is not None:
+        raise sources[0].error
+    return sources[0]
 
 
 def _in_training(progress: Progress | None, within: Within | None) -> TrainingProgress:

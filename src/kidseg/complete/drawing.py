@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,13 +18,12 @@ from kidseg.labels import LabelSchema
 from kidseg.segment.drawn import Drawn
 from kidseg.segment.predictor import Predictor
 from kidseg.segment.scans import read_scan
+from kidseg.segment.sources import Source
 from kidseg.segment.truth import find_references
 
 __all__ = ["Drawing", "read_drawn"]
 
 _AXES = {1: "coronal", 2: "sagittal"}
-# No kidney is as thin as this many voxels; labels drawn in every second plane of another axis are.
-_THIN = 1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,18 +47,18 @@ class Drawing:
 
 
 def read_drawn(
-    scan: Path,
+    source: Source,
     drawn: Path,
     predictor: Predictor,
-    options: ReadOptions | None,
+    options: ReadOptions,
     *,
     nothing_beyond: bool,
 ) -> Drawing:
     """Read a scan, and the labels drawn in some of its slices.
 
     Args:
-        scan: its path.
-        drawn: a label volume on its voxels.
+        source: the scan.
+        drawn: a label volume on its voxels. Voxels that it ignores are not drawn.
         predictor: whose labels they are.
         options: of reading the scan.
         nothing_beyond: what lies below the lowest and above the uppermost slice with labels is
@@ -71,10 +70,7 @@ def read_drawn(
             `read_scan`.
     """
     method = predictor.method
-    channels = method.plan.channels
-    values: Literal["ct", "any"] = "ct" if channels[0].scheme == "ct" else "any"
-    options = replace(options or ReadOptions(), values=values)
-    image = read_scan(scan, channels, options).volume
+    image = read_scan(source.path, method.plan.channels, options, source.case).volume
     if not drawn.is_file():
         raise InputError(
             "there is no such file of labels" if not drawn.exists() else "it is no file of labels",
@@ -82,8 +78,10 @@ def read_drawn(
             code="no-labels",
             next_step="Name the label volume in which slices are drawn.",
         )
-    found = find_references({scan: scan.name}, drawn, predictor.schema, method.config.cohort.cyst)
-    labels, _ = found[scan].on(image.grid, replace(options, series=None, volume=None))
+    cyst = method.config.cohort.cyst
+    found = find_references({source.path: source.name}, drawn, predictor.schema, cyst)
+    reading = replace(options, series=None, volume=None)
+    labels, ignored, findings = found[source.path].read_on(image.grid, reading)
     labelled = (labels.data[0] > 0).flatten(1).any(1)
     if not bool(labelled.any()):
         raise InputError(
@@ -114,9 +112,14 @@ def read_drawn(
         "of": len(labelled),
         "nothing_beyond": nothing_beyond,
     }
-    findings = _not_drawn(labels, predictor.schema, drawn)
-    known = Drawn(labels=labels, slices=slices, facts=facts, findings=findings)
-    return Drawing(scan=image, drawn=known, name=str(scan))
+    voxels = slices[:, None, None].expand(image.grid.shape)
+    known = Drawn(
+        labels=labels,
+        voxels=voxels if ignored is None else voxels & ~ignored.data[0],
+        facts=facts,
+        findings=(*findings, *_not_drawn(labels, predictor.schema, drawn)),
+    )
+    return Drawing(scan=image, drawn=known, name=str(source.path))
 
 
 def _not_drawn(labels: Volume, schema: LabelSchema, path: Path) -> tuple[Finding, ...]:
@@ -137,7 +140,7 @@ def _not_drawn(labels: Volume, schema: LabelSchema, path: Path) -> tuple[Finding
 
 
 def _check_axis(labels: Volume, path: Path) -> None:
-    """Check that labels are not drawn in planes across the slices.
+    """Check that labels are not drawn in planes across the slices: one voxel thin, in several.
 
     Raises:
         InputError: "drawn-across".
@@ -145,12 +148,12 @@ def _check_axis(labels: Volume, path: Path) -> None:
     data = labels.data[0].numpy() > 0
     for axis, plane in _AXES.items():
         others = tuple(k for k in range(3) if k != axis)
-        used = data.any(others)
-        starts = np.flatnonzero(np.diff(used.astype(np.int8), prepend=0) == 1)
-        ends = np.flatnonzero(np.diff(used.astype(np.int8), append=0) == -1)
-        if int((ends - starts).max()) + 1 <= _THIN:
+        used = np.asarray(data.any(others))
+        apart = not (used[1:] & used[:-1]).any()
+        in_slices = np.asarray(data.any(3 - axis))[:, used].sum(0)
+        if apart and int(in_slices.min()) > 1:
             raise InputError(
-                f"its labels are drawn in {len(starts)} {plane} plane(s), not in axial slices",
+                f"its labels are drawn in {int(used.sum())} {plane} plane(s), not in axial slices",
                 path=path,
                 code="drawn-across",
                 next_step="Draw whole axial slices.",
@@ -158,8 +161,7 @@ def _check_axis(labels: Volume, path: Path) -> None:
 
 
 def as_training_labels(drawing: Drawing, ignore: int) -> Volume:
-    """The labels, with the slices that are not drawn marked by a label to ignore."""
+    """The labels, with voxels that are not drawn marked by a label to ignore."""
     drawn = drawing.drawn
-    data = drawn.labels.data.clone()
-    data[:, ~drawn.slices] = ignore
+    data = drawn.labels.data.masked_fill(~drawn.voxels, ignore)
     return Volume(data.to(torch.uint8), drawn.labels.grid)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -32,7 +32,7 @@ from kidseg.train.tuning import load_weights
 
 __all__ = ["TrainingProgress", "check_trainable", "tuned"]
 
-_MOST_EPOCHS = 6
+_EPOCHS = 5
 # Of the model's own learning rate; decay of the moving average of the weights. Source: chosen on
 # digital patients of seed 9191, see docs/complete.md.
 _RATE = 1 / 3
@@ -70,6 +70,7 @@ def check_trainable(predictor: Predictor) -> list[Model]:
 
 def tuned(
     predictor: Predictor,
+    members: Sequence[Model],
     drawing: Drawing,
     steps: int,
     seed: int,
@@ -83,6 +84,7 @@ def tuned(
 
     Args:
         predictor: of the model to start from.
+        members: of that model; see `check_trainable`.
         drawing: the scan.
         steps: of each network.
         seed: of training.
@@ -90,25 +92,24 @@ def tuned(
         progress: called after each epoch.
 
     Raises:
-        UsageError: see `check_trainable`.
         ModelError, ResourceError: see `fit`.
     """
     tune_allocator()
-    members = check_trainable(predictor)
-    has_tumour = bool((drawing.drawn.labels.data > 1).any())
+    epochs = min(_EPOCHS, steps)
+    of_epoch = -(-steps // epochs)
     trained = []
     for number, member in enumerate(members):
         with damaged_if_invalid(predictor.path):
-            method = _method(member, steps, device, predictor.path)
+            method = _method(member, epochs, of_epoch, device, predictor.path)
             load_weights(method, member.parts)
         _train(method, predictor.schema, drawing, seed, partial(progress, number, len(members)))
-        trained.append(_as_model(member, method, keeps_lone=has_tumour))
+        trained.append(_as_model(member, method))
     with TemporaryDirectory(prefix="kidseg-") as folder:
         path = Path(folder) / "model.safetensors"
         sha256 = _save(trained, path)
         ready = load_predictor(path, device, predictor.adapt)
     start = {"path": str(predictor.path), "sha256": predictor.sha256}
-    facts = {**drawing.facts, "steps": steps, "seed": seed, "from": start}
+    facts = {**drawing.facts, "steps": epochs * of_epoch, "seed": seed, "start": start}
     return replace(
         ready,
         path=predictor.path,
@@ -118,12 +119,11 @@ def tuned(
     )
 
 
-def _method(member: Model, steps: int, device: str, path: Path) -> Method:
+def _method(member: Model, epochs: int, steps: int, device: str, path: Path) -> Method:
     """The method of a model, with settings to train it further, and new networks."""
     header = member.header
     name = str(header["method"])
     config: Any = load(METHODS[name], base=header["config"])
-    epochs = next(n for n in range(_MOST_EPOCHS, 0, -1) if steps % n == 0)
     own = config.segment
     stage = replace(
         own,
@@ -131,7 +131,7 @@ def _method(member: Model, steps: int, device: str, path: Path) -> Method:
         min_epochs=0,
         patience=None,
         budget_s=None,
-        steps=steps // epochs,
+        steps=steps,
         average=_AVERAGE,
         optimizer=replace(own.optimizer, learning_rate=_RATE * own.optimizer.learning_rate),
     )
@@ -185,25 +185,19 @@ def _train(
         def validate() -> dict[str, float]:
             return {"score": float(next(epoch))}  # the last is the best
 
-        for stage in method.stages(cohort):
-            if stage.name == _STAGE:
-                fit(replace(stage, validate=validate), run)
+        fitted = [
+            fit(replace(stage, validate=validate), run)
+            for stage in method.stages(cohort)
+            if stage.name == _STAGE
+        ]
+    assert len(fitted) == 1
 
 
-def _as_model(member: Model, method: Method, *, keeps_lone: bool) -> Model:
-    """A trained method as a model, without what was calibrated for other weights.
-
-    Args:
-        member: the model it was.
-        method: trained.
-        keeps_lone: tumours without a kidney are not removed, because tumours are drawn.
-    """
-    config = dict(member.header["config"])
-    if keeps_lone:
-        config["postprocess"] = {**config["postprocess"], "lone_tumour_ml": 0.0}
+def _as_model(member: Model, method: Method) -> Model:
+    """A trained method as a model, without what was calibrated for other weights."""
     header = {k: v for k, v in member.header.items() if k not in (*CALIBRATED, "sha256")}
     parts = {name: net.state_dict() for name, net in method.parts.items()}
-    return Model(header={**header, "config": config}, parts=parts, sha256="")
+    return Model(header=header, parts=parts, sha256="")
 
 
 def _save(members: list[Model], path: Path) -> str:

@@ -25,7 +25,7 @@ _MATERIALS = ("IODINE", "IODINE_MAP")
 """Without a word that it was removed, such an image shows how much of the material there is."""
 
 _REMOVED = (
-    *("MAT_REMOVED", "REMOVED", "IODINE_REMOVED", "VNC", "VUE", "VIRTUAL_NON_CONTRAST"),
+    *("MAT_REMOVED", "IODINE_REMOVED", "VNC", "VUE", "VIRTUAL_NON_CONTRAST"),
     *("VIRTUAL_UNENHANCED", "VIRTUAL_NON_CALCIUM"),
 )
 
@@ -41,6 +41,8 @@ EXCLUDED: Mapping[str, tuple[str, ...]] = {
     "computed map": ("DIVISION", "MULTIPLICATION", "STD_DEVIATION", "QUANTITY"),
 }
 """Words of images that are no scan: they are ignored as localisers are."""
+
+_NO_SLICES = ("localiser", "projection", "rendering")
 
 SAID: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
     "it is a perfusion map": (
@@ -78,9 +80,9 @@ def excluded_by(image_type: str, modality: str = "CT") -> str:
 
     Args:
         image_type: its values, separated by backslashes.
-        modality: of another than CT, such as MR, only localisers are excluded.
+        modality: of another than CT, such as MR, only what is no slice is excluded.
     """
-    kinds = EXCLUDED if modality == "CT" else {"localiser": EXCLUDED["localiser"]}
+    kinds = {kind: EXCLUDED[kind] for kind in EXCLUDED if modality == "CT" or kind in _NO_SLICES}
     harmless = _MATERIALS if _names(image_type, _REMOVED) else ()
     for kind, words in kinds.items():
         if _names(image_type, [word for word in words if word not in harmless]):

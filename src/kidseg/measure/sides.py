@@ -188,7 +188,7 @@ def assign_sides(
     if fused.any():
         divided, touching = _divided(voxels, fused)
         is_right = np.where(fused, divided, is_right)
-        findings = tuple(_of_both(share, path) for share in touching)
+        findings = _of_both(touching, path)
     findings = (*findings, *_contradicted(schema, found, is_right, path))
     return SidedVoxels(labels.grid, index, found, is_right, tuple(shares), findings)
 
@@ -252,7 +252,7 @@ def _divided(voxels: _Voxels, fused: np.ndarray) -> tuple[np.ndarray, list[float
 
     Returns:
         (voxels,) bool: is a voxel on the right? And of each mass that touches parenchyma of both
-        sides, the share of that on the right.
+        sides, the share of that on the right, the largest mass first.
     """
     to_right = voxels.boxed(voxels.to_right)
     parenchyma = voxels.boxed(fused & voxels.is_kidney)
@@ -275,24 +275,32 @@ def _divided(voxels: _Voxels, fused: np.ndarray) -> tuple[np.ndarray, list[float
     touched = on_right - on_left
     own = np.bincount(masses.ravel(), weights=to_right.ravel(), minlength=count + 1)
     is_right = np.where(masses > 0, np.where(touched != 0, touched, own)[masses] > 0, is_right)
+    sizes = np.bincount(masses.ravel(), minlength=count + 1)
     both = [
-        float(right / (right + left))
-        for right, left in zip(on_right[1:], on_left[1:], strict=True)
-        if min(right, left) > _INCIDENTAL * (right + left)
+        float(on_right[k] / (on_right[k] + on_left[k]))
+        for k in np.argsort(-sizes[1:], kind="stable") + 1
+        if min(on_right[k], on_left[k]) > _INCIDENTAL * (on_right[k] + on_left[k])
     ]
     return np.asarray(is_right[voxels.where]), both
 
 
-def _of_both(right: float, path: str | Path) -> Finding:
-    """The finding that a mass touches both kidneys."""
-    side, share = ("right", right) if right > 0.5 else ("left", 1.0 - right)
-    return Finding(
-        code="mass-on-both-sides",
-        path=str(path),
-        cause=f"a mass touches the kidneys of both sides, {share:.0%} of it on the {side}; it was"
-        f" counted on the {side} alone",
-        next_step="Check in the images from which kidney it grows: numbers by side, and criteria"
-        " of unilateral tumours, follow from it.",
+def _of_both(on_right: Sequence[float], path: str | Path) -> tuple[Finding, ...]:
+    """A finding if masses touch both kidneys, the largest first."""
+    if not on_right:
+        return ()
+    side, share = ("right", on_right[0]) if on_right[0] > 0.5 else ("left", 1.0 - on_right[0])
+    what = "a mass touches" if len(on_right) == 1 else f"{len(on_right)} masses touch"
+    largest = "" if len(on_right) == 1 else " of the largest"
+    counted = f"it was counted on the {side}" if len(on_right) == 1 else "each was counted on one"
+    cause = f"{what} the kidneys of both sides, {share:.0%} of the contact{largest} on the {side};"
+    return (
+        Finding(
+            code="mass-on-both-sides",
+            path=str(path),
+            cause=f"{cause} {counted} alone",
+            next_step="Check in the images from which kidney it grows: numbers by side, and"
+            " criteria of unilateral tumours, follow from it.",
+        ),
     )
 
 

@@ -319,7 +319,7 @@ def _completed(known: Record) -> str:
     if not known:
         return ""
     drawn = f"{known['slices']} of {known['of']} slices were drawn (SHA-256 {known['sha256']})"
-    start = f"the model of SHA-256 {known['from']['sha256']}"
+    start = f"the model of SHA-256 {known['start']['sha256']}"
     return f"{drawn}; {known['steps']} steps of training on them, from {start}"
 
 

@@ -51,6 +51,20 @@ class _Warning(PartialRecord):
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Start(PartialRecord):
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Completed(PartialRecord):
+    sha256: str
+    slices: int
+    of: int
+    steps: int
+    start: _Start
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Entry(PartialRecord):
     name: str
     outputs: tuple[str, ...]
@@ -58,6 +72,7 @@ class _Entry(PartialRecord):
     volumes_ml: Mapping[str, float] = field(default_factory=dict)
     sides: _Sides | None = None
     review: _Review | None = None
+    completed: _Completed | None = None
     labels: Mapping[int, str] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
     adapted: Mapping[str, Any] = field(default_factory=dict)

@@ -263,17 +263,15 @@ class Predictor:
             yield self._postprocessed(found, samples.decided(target))
 
     def _postprocessed(self, found: Found, labels: Volume) -> Decided:
-        decided = postprocessed(
+        return postprocessed(
             labels if self.drawn is None else self.drawn.over(labels),
             self.method.config.postprocess,
             self.schema,
             self.target_of(found),
             _radius_mm(found.subject),
             _voxel_ml(found.progress),
+            None if self.drawn is None else self.drawn.voxels.numpy(),
         )
-        if self.drawn is None:
-            return decided
-        return replace(decided, labels=self.drawn.over(decided.labels))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

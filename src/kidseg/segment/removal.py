@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from kidseg.config import PostprocessConfig
 from kidseg.errors import Finding
 from kidseg.geometry import Volume
@@ -82,6 +84,7 @@ def postprocessed(
     target: Target,
     body_radius_mm: float | None,
     voxel_ml: float,
+    known: np.ndarray | None = None,
 ) -> Decided:
     """The labels without components that are neither kidney nor tumour.
 
@@ -92,9 +95,10 @@ def postprocessed(
         target: the labels that the network distinguishes.
         body_radius_mm: of the patient; see `min_volume_ml`.
         voxel_ml: volume of the voxels on which the network predicted.
+        known: (slices, rows, columns) bool: components with one of these voxels stay.
     """
     small_ml = min_volume_ml(config, body_radius_mm, voxel_ml)
     lone = lone_tumours(config, body_radius_mm, labels.grid, schema, target)
-    kept, tumours = remove_lone_tumours(labels, lone)
-    kept, small = remove_small(kept, small_ml, keep_ends=config.min_voxels is None)
+    kept, tumours = remove_lone_tumours(labels, lone, known=known)
+    kept, small = remove_small(kept, small_ml, keep_ends=config.min_voxels is None, known=known)
     return Decided(labels=kept, removed=(*tumours, *small), small_ml=small_ml, lone=lone)

@@ -18,7 +18,7 @@ from kidseg.cases import (
 from kidseg.cases.label_names import stated_labels
 from kidseg.cases.naming import matching_names
 from kidseg.cases.segments import read_label_file, uncropped
-from kidseg.errors import InputError, UsageError
+from kidseg.errors import Finding, InputError, UsageError
 from kidseg.geometry import Grid, Volume
 from kidseg.io import ReadOptions
 from kidseg.labels import CystAs, LabelSchema
@@ -54,6 +54,16 @@ class ReferenceLabels:
 
     def on(self, grid: Grid, options: ReadOptions | None = None) -> tuple[Volume, Volume | None]:
         """Read the (1, slices, rows, columns) labels on a scan's voxels, and the ignore mask.
+
+        See `read_on`.
+        """
+        labels, ignore, _ = self.read_on(grid, options)
+        return labels, ignore
+
+    def read_on(
+        self, grid: Grid, options: ReadOptions | None = None
+    ) -> tuple[Volume, Volume | None, tuple[Finding, ...]]:
+        """Read the labels and the ignore mask on a scan's voxels, and findings about the file.
 
         A segmentation of 3D Slicer may be cropped.
 
@@ -91,7 +101,7 @@ class ReferenceLabels:
             ignored = volume.data == self.ignore_label
             ignore = Volume(ignored, grid)
             labels = Volume(labels.data.masked_fill(ignored, 0), grid)
-        return Volume(labels.data, grid), ignore
+        return Volume(labels.data, grid), ignore, file.findings
 
 
 def find_references(
