@@ -1,7 +1,8 @@
 """Measure `kidseg complete`: of each scan one slice in so many is drawn, the others are scored.
 
-    kidseg phantom patients --patients 24 --ages 0-90 --size 256 --seed 6021 --set slice_mm=[2,5]
-    OMP_NUM_THREADS=1 python benchmarks/complete_slices.py patients -o OUT --every 6 --scratch 600
+    kidseg phantom patients --patients 12 --ages 0-90 --size 256 --seed 6021 --set slice_mm=[3,5] \\
+        --set neighbour_share=1.0
+    OMP_NUM_THREADS=1 python benchmarks/complete_slices.py patients -o OUT --every 6
 
 Drawn slices are copied from the reference: of those with kidney or tumour one in so many, the first
 of them in the middle of a gap. Dice of each patient over all slices that are not drawn, of
@@ -9,7 +10,8 @@ of them in the middle of a gap. Dice of each patient over all slices that are no
     complete       kidseg complete, of the same model
     interpolation  shape-based interpolation between the drawn slices (Raya and Udupa 1990)
     scratch        kidseg complete of a network with random weights, for so many steps
-A line per case in OUT/rows.jsonl, and a table in OUT/complete.md; a run that was stopped goes on.
+A line per case in OUT/rows.jsonl, and a table in OUT/complete.md. A run that was stopped goes on;
+what is there is not done again, so give other models and steps a folder of their own.
 """
 
 from __future__ import annotations
@@ -118,8 +120,10 @@ def random_model(model: Path, out: Path) -> None:
     save_model(out, parts, header)
 
 
-def measured(scan: Scan, every: int, model: Path, scratch: int, steps: int | None) -> list[dict]:
-    """The rows of a scan."""
+def measured(
+    scan: Scan, every: int, wanted: Sequence[str], model: Path, scratch: int, steps: int | None
+) -> list[dict]:
+    """The rows of a scan, of these of the four ways."""
     reference = read(scan.labels, AS_LABELS).volume
     labels = reference.data[0].numpy().astype(np.uint8)
     drawn = drawn_slices(labels, every)
@@ -151,20 +155,24 @@ def measured(scan: Scan, every: int, model: Path, scratch: int, steps: int | Non
             (path,) = out.glob("*_seg.nii.gz")
             return read(path, AS_LABELS).volume.data[0].numpy()
 
-        spacing_mm = reference.grid.spacing_mm.tolist()
-        row("interpolation", interpolated(copied, drawn, spacing_mm), 0.0)
+        out = Path(folder)
+        if "interpolation" in wanted:
+            spacing_mm = reference.grid.spacing_mm.tolist()
+            row("interpolation", interpolated(copied, drawn, spacing_mm), 0.0)
         start = time.process_time()
-        segment([scan.image], model, Path(folder) / "model")
-        row("model", result(Path(folder) / "model"), time.process_time() - start)
+        if "model" in wanted:
+            segment([scan.image], model, out / "model")
+            row("model", result(out / "model"), time.process_time() - start)
         start = time.process_time()
-        complete(scan.image, file, Path(folder) / "complete", model=model, steps=steps)
-        row("complete", result(Path(folder) / "complete"), time.process_time() - start)
-        if scratch:
-            random = Path(folder) / "random.safetensors"
-            random_model(model, random)
-            start = time.process_time()
-            complete(scan.image, file, Path(folder) / "scratch", model=random, steps=scratch)
-            row("scratch", result(Path(folder) / "scratch"), time.process_time() - start)
+        if "complete" in wanted:
+            complete(scan.image, file, out / "complete", model=model, steps=steps)
+            row("complete", result(out / "complete"), time.process_time() - start)
+        start = time.process_time()
+        if "scratch" in wanted:
+            random_model(model, out / "random.safetensors")
+            random = out / "random.safetensors"
+            complete(scan.image, file, out / "scratch", model=random, steps=scratch)
+            row("scratch", result(out / "scratch"), time.process_time() - start)
     return rows
 
 
@@ -184,7 +192,8 @@ def table(rows: Sequence[dict]) -> str:
                 known = [d for row in chosen if (d := row["dice"][region]) is not None]
                 spread = statistics.stdev(known) if len(known) > 1 else 0.0
                 cells.append(f"{statistics.mean(known):.3f} ({spread:.3f})" if known else "-")
-            cells.append(f"{min(row['dice']['kidney+tumour'] for row in chosen):.3f}")
+            both = [d for row in chosen if (d := row["dice"]["kidney+tumour"]) is not None]
+            cells.append(f"{min(both):.3f}" if both else "-")
             cells.append(f"{statistics.median(row['cpu_s'] for row in chosen):.0f}")
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -203,12 +212,15 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     file = given.out / "rows.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    done = {(row["case"], row["every"]) for row in rows}
+    ways = ["interpolation", "model", "complete", *(["scratch"] if given.scratch else [])]
+    done = {(row["case"], row["every"], row["how"]) for row in rows}
     for scan in list(scans_of(given.data))[: given.cases]:
         for every in given.every:
-            if (scan.name, every) in done:
+            wanted = [how for how in ways if (scan.name, every, how) not in done]
+            if not wanted:
                 continue
-            new = measured(scan, every, find_model(given.model), given.scratch, given.steps)
+            model = find_model(given.model)
+            new = measured(scan, every, wanted, model, given.scratch, given.steps)
             with file.open("a") as out:
                 out.writelines(json.dumps(row) + "\n" for row in new)
             rows += new

@@ -11,8 +11,8 @@ import torch
 from cohorts import make_cohort
 from kidseg.cohort.block import Block, draw_blocks
 from kidseg.cohort.subject import Subject
-from kidseg.errors import UsageError
-from kidseg.geometry import Grid
+from kidseg.errors import InputError, UsageError
+from kidseg.geometry import Grid, Volume
 from kidseg.stage import TrainStep
 
 NOW = TrainStep(seed=0, epoch=0, step=0)
@@ -189,3 +189,28 @@ def test_a_subject_without_labels_gives_blocks_anywhere(subjects: tuple[Subject,
         assert block.label == 0
         start, shape = start_of(block, own((empty,)))
         assert all(0 <= s <= n - w for s, n, w in zip(start, shape, PATCH, strict=True))
+
+
+def test_blocks_are_centred_on_slices_that_count(subjects: tuple[Subject, ...]) -> None:
+    """Of the first case one slice counts; the other is drawn as before."""
+    ignored = torch.ones((1, *subjects[0].image.grid.shape), dtype=torch.bool)
+    ignored[:, 5] = False
+    first = replace(subjects[0], ignore=Volume(ignored, subjects[0].image.grid))
+    some, grids = (first, *subjects[1:]), own(subjects)
+    middles = Counter[int]()
+    for k in range(40):
+        step = TrainStep(seed=0, epoch=0, step=k)
+        pair = (
+            draw_blocks(cases, grids, (1, 8, 8), step, batch_size=4, foreground_share=0.0)
+            for cases in (some, subjects)
+        )
+        for block, before in zip(*pair, strict=True):
+            start, _ = start_of(block, grids)
+            if block.case == 0:
+                middles[start[0]] += 1
+            else:
+                assert same(block, before)
+    assert set(middles) == {5}
+    nothing = replace(first, ignore=Volume(torch.ones_like(ignored), first.image.grid))
+    with pytest.raises(InputError, match="ignored"):
+        draw_blocks((nothing,), grids[:1], PATCH, NOW, batch_size=4, foreground_share=0.0)

@@ -41,6 +41,7 @@ def draw(data: Path, out: Path, slices: list[int], labels: np.ndarray | None = N
     """A file with labels in some slices of a scan, in (columns, rows, slices) as in the file."""
     known = nibabel.load(data / "labelsTr" / f"{CASE}.nii.gz")
     values = np.asarray(known.dataobj) if labels is None else labels
+    out.parent.mkdir(exist_ok=True)
     drawn = np.zeros_like(values)
     drawn[:, :, slices] = values[:, :, slices]
     nibabel.save(nibabel.Nifti1Image(drawn, known.affine), out)
@@ -152,8 +153,14 @@ def test_other_methods_complete_too(method: str, settings: tuple[str, ...], tmp_
     write_ellipse_dataset(data, 4)
     train(data, tmp_path / "run", Setup(method=method, overrides=settings), device="cpu")
     drawn = draw(data, tmp_path / "drawn.nii.gz", [2, 5])
-    complete(scan_of(data), drawn, tmp_path / "out", model=tmp_path / "run", steps=2)
-    found = labels_of(tmp_path / "out" / f"{CASE}_seg.nii.gz")
+    trained = {
+        complete(
+            scan_of(data), drawn, tmp_path / str(seed), model=tmp_path / "run", steps=2, seed=seed
+        )["model"]["sha256"]
+        for seed in (1, 2)
+    }
+    assert len(trained) == 2, "other batches, other weights"
+    found = labels_of(tmp_path / "1" / f"{CASE}_seg.nii.gz")
     np.testing.assert_array_equal(found[[2, 5]], labels_of(drawn)[[2, 5]])
 
 
@@ -199,6 +206,70 @@ def test_bad_drawings_are_refused(where: Any, code: str, trained: Path, tmp_path
     assert error.value.code == code
     assert "drawn.nii.gz" in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_thin_drawing_in_one_slice_is_no_sagittal_plane(trained: Path, tmp_path: Path) -> None:
+    known = nibabel.load(trained / "data" / "labelsTr" / f"{CASE}.nii.gz")
+    labels = np.zeros(known.shape, dtype=np.uint8)
+    labels[20, 10:14, 3] = 1
+    nibabel.save(nibabel.Nifti1Image(labels, known.affine), tmp_path / "drawn.nii.gz")
+    entry = complete(
+        scan_of(trained / "data"),
+        tmp_path / "drawn.nii.gz",
+        tmp_path / "out",
+        model=trained / "run",
+        dry_run=True,
+    )
+    assert entry["completed"]["slices"] == 1
+
+
+def test_what_the_file_ignores_is_not_drawn(trained: Path, tmp_path: Path) -> None:
+    """Half of a drawn slice is to be ignored: it is segmented, and slice 5 stays as a whole."""
+    drawn = draw(trained / "data", tmp_path / "labelsTr" / "x.nii.gz", [2, 5])
+    known = nibabel.load(drawn)
+    values = np.asarray(known.dataobj).copy()
+    values[:32, :, 2] = 3
+    nibabel.save(nibabel.Nifti1Image(values, known.affine), drawn)
+    names = {"background": 0, "kidney": 1, "tumour": 2, "ignore": 3}
+    (tmp_path / "dataset.json").write_text(
+        json.dumps(
+            {
+                "channel_names": {"0": "CT"},
+                "labels": names,
+                "numTraining": 1,
+                "file_ending": ".nii.gz",
+            }
+        )
+    )
+    out = tmp_path.parent / f"{tmp_path.name}-out"
+    complete(scan_of(trained / "data"), drawn, out, model=trained / "run", steps=1)
+    found = np.asarray(nibabel.load(out / f"{CASE}_seg.nii.gz").dataobj)
+    np.testing.assert_array_equal(found[32:, :, 2], values[32:, :, 2])
+    np.testing.assert_array_equal(found[:, :, 5], values[:, :, 5])
+    assert found[:32, :, 2].any()
+    assert found.max() <= 2
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_what_cannot_be_written_is_said_before_the_training(
+    dry_run: bool, trained: Path, tmp_path: Path
+) -> None:
+    drawn = draw(trained / "data", tmp_path / "drawn.nii.gz", [2, 5])
+
+    def never(*_: Any) -> None:
+        raise AssertionError("it was trained")
+
+    with pytest.raises(InputError) as error:
+        complete(
+            scan_of(trained / "data"),
+            drawn,
+            tmp_path / "out",
+            model=trained / "run",
+            formats=["dicomseg"],
+            dry_run=dry_run,
+            progress=never,
+        )
+    assert error.value.code == "no-dicom-series"
 
 
 def test_labels_of_another_scan_are_refused(trained: Path, tmp_path: Path) -> None:

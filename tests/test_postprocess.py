@@ -68,6 +68,18 @@ def test_what_reaches_the_ends_stays() -> None:
         assert remove_small(labels, 0.1)[1] == ()
 
 
+def test_what_has_a_known_voxel_stays() -> None:
+    labels = labels_of((LARGE, 1), (SMALL, 2))
+    known = np.zeros(labels.grid.shape, dtype=bool)
+    known[5, 16, 16] = True
+    assert remove_small(labels, 0.1, known=known) == (labels, ())
+    rule = LoneTumours(below_ml=100.0, kidney_ml=1.0, within_mm=1.0, kidney=(1,), mass=(2,))
+    assert len(remove_lone_tumours(labels, rule)[1]) == 1
+    assert remove_lone_tumours(labels, rule, known=known) == (labels, ())
+    known[5, 16, 16], known[0] = False, True  # of the background
+    assert len(remove_small(labels, 0.1, known=known)[1]) == 1
+
+
 def test_an_empty_mask_stays_empty() -> None:
     kept, removed = remove_small(labels_of(), 5.0)
     assert not kept.data.any() and removed == ()
