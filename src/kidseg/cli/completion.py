@@ -14,6 +14,7 @@ from kidseg.cli.options import (
     Device,
     DryRun,
     Formats,
+    Models,
     Overwrite,
     Quiet,
     Repair,
@@ -38,14 +39,7 @@ def complete(
     scan: Annotated[Path, argument(help="A scan: a file, DICOM folder or zip.")],
     drawn: Annotated[Path, argument(help="Its labels, drawn in some slices.")],
     out: Annotated[Path, option("--out", "-o", help="Folder to write.")],
-    model: Annotated[
-        list[str] | None,
-        option(
-            "--model",
-            "-m",
-            help="A model file or run folder; else kidseg's starter. Several are averaged.",
-        ),
-    ] = None,
+    model: Models = None,
     nothing_beyond: Annotated[
         bool,
         option(

@@ -26,6 +26,7 @@ from kidseg.cli.options import (
     Formats,
     Jobs,
     Method,
+    Models,
     Overwrite,
     Preset,
     Quiet,
@@ -138,14 +139,7 @@ def segment(
         list[Path] | None,
         argument(help="Files, DICOM folders, folders of scans, data sets, '*' patterns."),
     ] = None,
-    model: Annotated[
-        list[str] | None,
-        option(
-            "--model",
-            "-m",
-            help="A model file or run folder; else kidseg's starter. Several are averaged.",
-        ),
-    ] = None,
+    model: Models = None,
     input_: Annotated[
         list[Path] | None, option("--input", "-i", help="The same as an option.")
     ] = None,

@@ -30,6 +30,7 @@ __all__ = [
     "Jobs",
     "Label",
     "Method",
+    "Models",
     "Overwrite",
     "PatientSex",
     "Preset",
@@ -134,6 +135,14 @@ Adapt = Annotated[
     option(
         help="norm: adapt the statistics of the batch norms to each scan; none; by default as the"
         " model says."
+    ),
+]
+Models = Annotated[
+    list[str] | None,
+    option(
+        "--model",
+        "-m",
+        help="A model file or run folder; else kidseg's starter. Several are averaged.",
     ),
 ]
 Device = Annotated[str, _running(help="auto, cpu, cuda, cuda:N or mps.")]

@@ -17,7 +17,7 @@ from kidseg.provenance import RESEARCH_USE
 from kidseg.serve.answers import API, Problem
 from kidseg.serve.datastore import datastore_routes
 from kidseg.serve.guard import App, Guard, server_fault
-from kidseg.serve.head_requests import Heads
+from kidseg.serve.head_requests import HeadRequests
 from kidseg.serve.login import auth_routes
 from kidseg.serve.monai_label import monai_routes
 from kidseg.serve.page_files import page_routes
@@ -50,7 +50,7 @@ def create_app(service: Service) -> App:
     app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _fault)
     _document(app, token=bool(service.serving.tokens))
-    guard = Guard(cast(App, Heads(app)), service.serving, service.audit, service.tickets)
+    guard = Guard(cast(App, HeadRequests(app)), service.serving, service.audit, service.tickets)
     app.include_router(auth_routes(service, guard.named))
     return guard
 

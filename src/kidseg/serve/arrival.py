@@ -11,7 +11,7 @@ from kidseg.serve.refusals import RefusedError
 
 __all__ = ["arriving", "stalled"]
 
-_SPELLS = 10
+_PARTS = 10
 
 T = TypeVar("T")
 
@@ -27,8 +27,8 @@ async def arriving(awaited: Awaitable[T], seconds: float) -> T:
     """
     task = asyncio.ensure_future(awaited)
     try:
-        for _ in range(_SPELLS):
-            await asyncio.wait({task}, timeout=seconds / _SPELLS)
+        for _ in range(_PARTS):
+            await asyncio.wait({task}, timeout=seconds / _PARTS)
             if task.done():
                 return task.result()
         raise TimeoutError

@@ -6,14 +6,14 @@ from fastapi import FastAPI
 from starlette.routing import Match
 from starlette.types import Message, Receive, Scope, Send
 
-__all__ = ["Heads"]
+__all__ = ["HeadRequests"]
 
 
 class _HeadersSentError(Exception):
     """Nothing else of this answer is to be sent."""
 
 
-class Heads:
+class HeadRequests:
     """ASGI middleware: HEAD of what only answers GET.
 
     The answer ends with its headers, so events are not waited for.
