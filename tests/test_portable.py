@@ -242,3 +242,10 @@ def test_its_packages_are_those_of_kidseg() -> None:
     kept = [line for line in needed["dependencies"] if line.split(">")[0] not in LEFT_OUT]
     assert sorted(portable["dependencies"]) == sorted([*kept, *runtime])
     assert portable["version"] == needed["version"]
+
+
+def test_completing_labels_needs_pytorch(trained: Path, tmp_path: Path) -> None:
+    scan = next((trained / "data" / "imagesTr").iterdir())
+    done = kidseg("complete", scan, scan, "-o", tmp_path / "out", portable=True)
+    assert done.returncode == UsageError.exit_code
+    assert "needs PyTorch, which trains the model" in done.stderr
