@@ -802,9 +802,10 @@ def test_processes_end_with_the_study_however_it_ends(tmp_path: Path, victim: st
     wrapper = int(Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[1])
     os.kill(parent.pid if victim == "study" else wrapper, signal.SIGKILL)
     parent.wait(timeout=60)
-    while time.monotonic() < deadline and not (tmp_path / "saved").exists():
+    saved = tmp_path / "saved"
+    while time.monotonic() < deadline and not (saved.exists() and saved.read_text()):
         time.sleep(0.02)
-    assert (tmp_path / "saved").read_text() == "state"
+    assert saved.read_text() == "state"
 
 
 # By real runs

@@ -236,7 +236,7 @@ def test_a_label_that_no_case_has_is_said(data: Path, tmp_path: Path) -> None:
                 labels = read(path, ReadOptions(values="labels")).volume
                 save(Volume(labels.data.clamp(max=1), labels.grid), path, overwrite=True)
         summary = run_plain(folder, tmp_path / f"run-{name}", overrides=tiny(1))
-        found = [one["cause"] for one in summary["findings"] if one["code"] == "label-never-used"]
+        found = [one["cause"] for one in summary["findings"] if one["code"] == "label-not-learned"]
         assert [cause.split(":")[0] for cause in found] == told
 
 

@@ -32,7 +32,7 @@ _WITHOUT_PYTORCH = (
 _TOLD = (
     "calibration-left-out",
     "other-software",
-    "label-never-used",
+    "label-not-learned",
     "label-not-understood",
     "no-kidney-label",
     "no-curves",

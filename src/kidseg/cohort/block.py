@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from kidseg.cohort.subject import Subject
-from kidseg.errors import InputError
 from kidseg.geometry import Grid
 from kidseg.stage import TrainStep
 
@@ -69,7 +68,7 @@ def draw_blocks(
         label, centre = 0, None
         if position >= first_foreground:
             label, centre = _foreground_voxel(subjects[case], random)
-        if centre is None and not subjects[case].counted.all():
+        if centre is None:
             centre = _counted_position(subjects[case], random)
         grid = grids[case]
         room = [n - w for n, w in zip(grid.shape, patch, strict=True)]
@@ -87,16 +86,11 @@ def draw_blocks(
     return blocks
 
 
-def _counted_position(subject: Subject, random: np.random.Generator) -> list[float]:
-    """Draw a position in a slice that is not ignored as a whole; (slice, row, column)."""
+def _counted_position(subject: Subject, random: np.random.Generator) -> list[float] | None:
+    """Draw a position, (slice, row, column), in a slice that counts; None if all or none do."""
     counted = np.flatnonzero(subject.counted)
-    if not len(counted):
-        raise InputError(
-            "all its voxels are ignored",
-            path=subject.id,
-            code="all-ignored",
-            next_step="Leave it out, or label some slices.",
-        )
+    if len(counted) in (0, subject.slices):
+        return None
     sides = subject.image.grid.shape[1:]
     return [float(random.choice(counted)), *(random.random(2) * sides - 0.5).tolist()]
 

@@ -132,7 +132,7 @@ def train(
         )
         findings = (
             *unclear_labels(cohort.schema, dataset),
-            *_never_used(cohort, dataset),
+            *_not_learned(cohort, dataset),
             *(check_software(out, record) if run.rank == 0 else ()),
             *cohort.findings,
             *_calibration_left_out(resolved, setup, out),
@@ -185,7 +185,7 @@ def _fitted_summary(method: Method, cohort: Cohort, fitted: Mapping[str, Fitted]
     }
 
 
-def _never_used(cohort: Cohort, dataset: str | Path) -> tuple[Finding, ...]:
+def _not_learned(cohort: Cohort, dataset: str | Path) -> tuple[Finding, ...]:
     """A finding for the labels that no training case has: they are not learned."""
     used = sum(subject.counts.sum(0) for subject in cohort.training)
     names = [label.name for label in cohort.schema.labels if not used[label.id]]
@@ -193,7 +193,7 @@ def _never_used(cohort: Cohort, dataset: str | Path) -> tuple[Finding, ...]:
         return ()
     return (
         Finding(
-            code="label-never-used",
+            code="label-not-learned",
             path=str(dataset),
             cause=f"none of the {len(cohort.training)} training cases has {' or '.join(names)}:"
             " the model learns to find none",
