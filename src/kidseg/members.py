@@ -7,6 +7,7 @@ tensors of member 0 are "0.segment.*" and so on. One digest covers everything, a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from kidseg.io.content import joint_sha256
 from kidseg.model_file import find_model
 from kidseg.registry import BY_KIDNEY, SLICEWISE
 
-__all__ = ["CALIBRATED", "combined", "ensemble", "members_of"]
+__all__ = ["CALIBRATED", "as_one", "combined", "ensemble", "members_of"]
 
 CALIBRATED = ("decision", "intervals")
 """Entries of a header that are chosen for the probabilities of the file as a whole."""
@@ -62,11 +63,20 @@ def combined(models: Sequence[str | Path]) -> Model:
         return loaded[0]
     found = _found(files, loaded)
     _check_alike(found)
-    headers = [_header(each.header) for _, each in found]
+    one = as_one([each for _, each in found])
+    return replace(one, sha256=joint_sha256(model.sha256 for model in loaded))
+
+
+def as_one(models: Sequence[Model]) -> Model:
+    """Models as the members of an ensemble, which has no digest yet.
+
+    What is calibrated for each is left out.
+    """
+    headers = [_header(model.header) for model in models]
     return Model(
         header={**headers[0], MEMBERS: headers},
-        parts={str(k): joined(each.parts) for k, (_, each) in enumerate(found)},
-        sha256=joint_sha256(model.sha256 for model in loaded),
+        parts={str(k): joined(model.parts) for k, model in enumerate(models)},
+        sha256="",
     )
 
 

@@ -7,8 +7,6 @@ import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from kidseg.cli.options import (
     AsJson,
     Device,
@@ -27,7 +25,7 @@ from kidseg.cli.options import (
     option,
 )
 from kidseg.cli.progress import show_stages
-from kidseg.cli.scan_report import ScanReport, starter_line
+from kidseg.cli.scan_report import ScanReport, tell_starter
 from kidseg.cli.summaries import planned_text
 from kidseg.cli.terminal import print_result, tell_missing_gpu
 from kidseg.errors import KidsegWarning
@@ -79,9 +77,7 @@ def complete(
 
     steps_said = progress and not sys.stderr.isatty()
     found = [find_model(each) for each in model or (None,)]
-    for line in filter(None, map(starter_line, found)):
-        if not (quiet or as_json):
-            typer.echo(f"kidseg: {line}", err=True)
+    tell_starter(found, quiet or as_json)
     tell_missing_gpu(device, quiet or as_json)
     with warnings.catch_warnings(), show_stages(quiet or as_json or steps_said) as advance:
         if quiet:

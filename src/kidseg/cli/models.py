@@ -188,7 +188,7 @@ def segment(
 
     Example: kidseg segment scan.nii.gz -o result
     """
-    from kidseg.cli.scan_report import starter_line
+    from kidseg.cli.scan_report import tell_starter
     from kidseg.io import ReadOptions
     from kidseg.model_file import find_model
     from kidseg.segment import Workers, segment
@@ -215,9 +215,7 @@ def segment(
         resume=resume,
         workers=workers,
     )
-    for line in filter(None, map(starter_line, found)):
-        if not (quiet or as_json):
-            typer.echo(f"kidseg: {line}", err=True)
+    tell_starter(found, quiet or as_json)
     tell_missing_gpu(device, quiet or as_json)
     if dry_run:
         would = run(dry_run=True)

@@ -25,6 +25,7 @@ __all__ = [
     "review_line",
     "scan_line",
     "starter_line",
+    "tell_starter",
     "volumes_text",
 ]
 
@@ -120,6 +121,13 @@ class ScanReport:
             f"{len(self.done)} scan(s) are segmented and recorded in {self._out}."
             " Run the same command with --resume to go on."
         )
+
+
+def tell_starter(models: Sequence[Path], silent: bool) -> None:
+    """Say on standard error, unless silent, that the starter is among these models."""
+    for model in () if silent else models:
+        if line := starter_line(model):
+            typer.echo(f"kidseg: {line}", err=True)
 
 
 def starter_line(model: Path) -> str | None:

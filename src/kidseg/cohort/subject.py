@@ -122,7 +122,7 @@ class Subject:
         """Number of slices."""
         return self.image.grid.shape[0]
 
-    @property
+    @cached_property
     def counted(self) -> np.ndarray:
         """(slices,) bool: which slices have any voxel that is not to be ignored."""
         if self.ignore is None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from kidseg.complete.drawing import read_drawn
 from kidseg.complete.slice_training import TrainingProgress, check_trainable, tuned
@@ -24,6 +24,7 @@ from kidseg.io.dicom_source import read_source
 from kidseg.segment import FORMATS, Predictor, segment
 from kidseg.segment.model_loading import load_predictor
 from kidseg.segment.outputs import prepare_folder
+from kidseg.segment.scans import options_for
 from kidseg.segment.sources import Source, find_scans
 
 __all__ = ["STEPS", "complete"]
@@ -101,10 +102,7 @@ def complete(
         )
     out, untrained = Path(out), load_predictor(model, device)
     members = check_trainable(untrained)
-    values: Literal["ct", "any"] = (
-        "ct" if untrained.method.plan.channels[0].scheme == "ct" else "any"
-    )
-    options = replace(options or ReadOptions(), values=values)
+    options = options_for(untrained.method.plan.channels, options)
     source = _only_scan(scan, untrained, out, options)
     if source.series is not None:
         options = replace(options, series=source.series)

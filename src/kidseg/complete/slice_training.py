@@ -10,16 +10,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from kidseg.checkpoint import Model, joined, save_model
+from kidseg.checkpoint import Model, save_model
 from kidseg.cohort.cohort import Cohort
 from kidseg.cohort.subject import prepare
 from kidseg.complete.drawing import Drawing, as_training_labels
 from kidseg.config import METHODS, load
 from kidseg.device import choose_device, tune_allocator
 from kidseg.errors import UsageError
-from kidseg.header import MEMBERS
 from kidseg.labels import LabelSchema
-from kidseg.members import CALIBRATED, combined, members_of
+from kidseg.members import CALIBRATED, as_one, combined, members_of
 from kidseg.methods import Method, method_named
 from kidseg.nets.exported import GRAPH
 from kidseg.plan import Plan
@@ -106,7 +105,8 @@ def tuned(
         trained.append(_as_model(member, method))
     with TemporaryDirectory(prefix="kidseg-") as folder:
         path = Path(folder) / "model.safetensors"
-        sha256 = _save(trained, path)
+        model = trained[0] if len(trained) == 1 else as_one(trained)
+        sha256 = save_model(path, model.parts, model.header)
         ready = load_predictor(path, device, predictor.adapt)
     start = {"path": str(predictor.path), "sha256": predictor.sha256}
     facts = {**drawing.facts, "steps": epochs * of_epoch, "seed": seed, "start": start}
@@ -198,13 +198,3 @@ def _as_model(member: Model, method: Method) -> Model:
     header = {k: v for k, v in member.header.items() if k not in (*CALIBRATED, "sha256")}
     parts = {name: net.state_dict() for name, net in method.parts.items()}
     return Model(header=header, parts=parts, sha256="")
-
-
-def _save(members: list[Model], path: Path) -> str:
-    """Write models as one file; its digest."""
-    first = members[0]
-    if len(members) == 1:
-        return save_model(path, first.parts, first.header)
-    headers = [dict(each.header) for each in members]
-    parts = {str(k): joined(each.parts) for k, each in enumerate(members)}
-    return save_model(path, parts, {**first.header, MEMBERS: headers})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from kidseg.cases.naming import scan_name
 from kidseg.cluster import Workers, check_workers
@@ -23,6 +23,7 @@ from kidseg.segment.model_loading import load_predictor
 from kidseg.segment.outputs import Outputs, check_outputs, outputs_of, prepare_folder
 from kidseg.segment.predictor import Predictor, Segmentation
 from kidseg.segment.scan_task import ScanTask
+from kidseg.segment.scans import options_for
 from kidseg.segment.sources import Source, find_scans
 from kidseg.segment.truth import ReferenceLabels, find_references
 
@@ -116,8 +117,7 @@ def segment(
     predictor = model if isinstance(model, Predictor) else load_predictor(model, device, adapt)
     predictor = predictor if within is None else replace(predictor, on_progress=within)
     channels = predictor.method.plan.channels
-    values: Literal["ct", "any"] = "ct" if channels[0].scheme == "ct" else "any"
-    options = replace(options or ReadOptions(), values=values)
+    options = options_for(channels, options)
     sources = find_scans(scans, len(channels), options, without=out)
     if not dry_run:
         remove_unfinished(out)

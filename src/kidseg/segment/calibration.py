@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from kidseg.cases import Case, Dataset, learned_labels, open_dataset
 from kidseg.cases.air import air_findings
@@ -20,7 +20,6 @@ from kidseg.cohort.cohort import patient_dice
 from kidseg.errors import Finding, InputError, KidsegWarning, UsageError
 from kidseg.geometry import Volume
 from kidseg.header import FOREGROUND, decision_of, read_header
-from kidseg.io import ReadOptions
 from kidseg.io.atomic import check_writable
 from kidseg.io.content import joint_sha256, sha256_of
 from kidseg.labels import KIDNEY_TUMOUR
@@ -30,7 +29,7 @@ from kidseg.segment.decision import BACKGROUND, output_names
 from kidseg.segment.intervals import INTERVALS
 from kidseg.segment.model_loading import load_predictor
 from kidseg.segment.predictor import Predictor
-from kidseg.segment.scans import read_scan
+from kidseg.segment.scans import options_for, read_scan
 from kidseg.segment.truth import reference_of
 from kidseg.store.files import source_files
 
@@ -293,15 +292,14 @@ def read_case(
         InputError: see `read_scan`, `reference_of`.
     """
     channels = predictor.method.plan.channels
-    values: Literal["ct", "any"] = "ct" if channels[0].scheme == "ct" else "any"
-    options = ReadOptions(values=values)
+    options = options_for(channels, None)
     learned = learned_labels(data, predictor.method.config.cohort.cyst)
     reference = reference_of(case, data, learned, predictor.schema)
     files = read_scan(case.images[0], channels, options, case)
     scan = files.volume
     labels, ignore = reference.on(scan.grid, options)
     findings = [found for found in files.findings if found.code not in _HARMLESS]
-    if values == "ct":
+    if options.values == "ct":
         findings += air_findings(labels, scan, predictor.schema, reference.path, files.first.path)
     for finding in findings:
         warnings.warn(str(finding), KidsegWarning, stacklevel=2)

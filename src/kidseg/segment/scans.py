@@ -34,6 +34,12 @@ class ScanFiles:
     findings: tuple[Finding, ...]
 
 
+def options_for(channels: Sequence[Normalisation], options: ReadOptions | None) -> ReadOptions:
+    """The options of reading, by which values are HU if a model expects CT."""
+    values: Literal["ct", "any"] = "ct" if channels[0].scheme == "ct" else "any"
+    return replace(options or ReadOptions(), values=values)
+
+
 def read_scan(
     path: Path,
     channels: Sequence[Normalisation],
