@@ -1,6 +1,6 @@
 # The steps of starter.sh and starter_neighbours.sh, which read this file; what takes time is left out where its result is there.
 # shellcheck shell=bash
-kidseg=${KIDSEG:-kidseg} python=${PYTHON:-python}
+kidseg=${KIDSEG:-kidseg} python=${PYTHON:-python} jobs=${JOBS:-2}
 export OMP_NUM_THREADS=1
 
 # FOLDER PATIENTS SEED SETTING ...: digital patients of 0 to 90 years.
@@ -9,7 +9,7 @@ cohort() {
   shift 3
   if [[ -e $folder/dataset.json ]]; then return; fi
   for setting in size=256 "$@"; do settings+=(--set "$setting"); done
-  $kidseg phantom "$folder" --patients "$patients" --ages 0-90 --seed "$seed" --jobs 2 "${settings[@]}"
+  $kidseg phantom "$folder" --patients "$patients" --ages 0-90 --seed "$seed" --jobs "$jobs" "${settings[@]}"
 }
 
 # JOINED "COHORT COUNT FIRST" ...: one cohort of the first COUNT patients of each, or all if there are fewer, numbered from FIRST.
@@ -37,7 +37,7 @@ join() {
 # COHORT STORE SEED: the cohort, prepared.
 store() {
   if [[ -e $2/store.json ]]; then return; fi
-  $kidseg store "$1" -o "$2" --method homogenized --preset starter --seed "$3" --jobs 2
+  $kidseg store "$1" -o "$2" --method homogenized --preset starter --seed "$3" --jobs "$jobs"
 }
 
 # OUT SEED [SETTING ...]: OUT/run-homogenized and OUT/run-plain, trained on OUT/store.

@@ -38,19 +38,21 @@ sys.exit(subprocess.run([sys.executable, "-m", "kidseg", *command]).returncode)
 """
 
 
+def make(out: Path, script: str) -> None:
+    """Run a script of `benchmarks` with small cohorts and trainings."""
+    small = out.with_name("kidseg.py")
+    small.write_text(KIDSEG)
+    words = {"KIDSEG": f"{sys.executable} {small}", "PYTHON": sys.executable}
+    environment = {**os.environ, **words, "PYTHONWARNINGS": "ignore"}
+    subprocess.run(["bash", BENCHMARKS / script, out], check=True, env=environment)
+
+
 @pytest.mark.slow
 def test_the_starter_is_made_by_one_command(tmp_path: Path) -> None:
     """All its trainings, and those that follow; run again, nothing is trained again."""
-    (tmp_path / "kidseg.py").write_text(KIDSEG)
-    words = {"KIDSEG": f"{sys.executable} {tmp_path / 'kidseg.py'}", "PYTHON": sys.executable}
     out = tmp_path / "out"
-
-    def made(script: str) -> None:
-        environment = {**os.environ, **words, "PYTHONWARNINGS": "ignore"}
-        subprocess.run(["bash", BENCHMARKS / script, out], check=True, env=environment)
-
-    made("starter.sh")
-    made("starter_neighbours.sh")
+    make(out, "starter.sh")
+    make(out, "starter_neighbours.sh")
     trained = [f"{part}/run-{method}" for part in PARTS for method in ("homogenized", "plain")]
     models = {name: (out / name / "model.safetensors").stat().st_mtime_ns for name in trained}
     for name, reach in (("fifth", 0), ("smooth", 0), ("sixth", 2), ("seventh", 2), ("lean", 0)):
@@ -58,8 +60,21 @@ def test_the_starter_is_made_by_one_command(tmp_path: Path) -> None:
         assert len(header["members"]) == 2 and header["intervals"]
         assert len(header["calibration"]["cases"]) == 20
         assert header["config"]["reach"] == reach
-    made("starter.sh")
-    made("starter_neighbours.sh")
+    make(out, "starter.sh")
+    make(out, "starter_neighbours.sh")
     assert models == {
         name: (out / name / "model.safetensors").stat().st_mtime_ns for name in trained
     }
+
+
+@pytest.mark.slow
+def test_both_members_are_trained_side_by_side(tmp_path: Path) -> None:
+    """On one cohort of four parts; what is there is not made again."""
+    out = tmp_path / "out"
+    make(out, "starter_gpu.sh")
+    assert len(list((out / "cohort" / "imagesTr").iterdir())) == 40
+    for method in ("plain", "homogenized"):
+        assert read_header(out / f"run-{method}" / "model.safetensors")["method"] == method
+    before = (out / "run-plain" / "model.safetensors").stat().st_mtime_ns
+    make(out, "starter_gpu.sh")
+    assert (out / "run-plain" / "model.safetensors").stat().st_mtime_ns == before

@@ -32,7 +32,7 @@ from kidseg.train import Setup, make_store, train
 from kidseg.train import software as software_module
 from kidseg.train.run import CLOCKS, _workers
 from kidseg.train.software import RESUMED, software
-from trained import run_plain, tiny, tiny_pose
+from trained import run_plain, stopped_after, tiny, tiny_pose
 from weights import weights_of
 
 TINY = tiny(3)
@@ -256,14 +256,6 @@ def test_a_run_that_is_there_is_kept_or_replaced(data: Path, tmp_path: Path) -> 
 
 
 # Resuming
-
-
-def stopped_after(what: str, done: int) -> Callable[..., None]:
-    def tell(stage: str, count: int, *_: object) -> None:
-        if (stage, count) == (what, done):
-            raise KeyboardInterrupt
-
-    return tell
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,16 @@ def train_small(root: Path) -> None:
     """Write four patients into data/ of a folder, and a model of them into run/."""
     write_ellipse_dataset(root / "data", 4)
     train(root / "data", root / "run", Setup(method="plain", overrides=SETTINGS), device="cpu")
+
+
+def stopped_after(what: str, done: int) -> Callable[..., None]:
+    """A `progress` of `train` that stops it, as a user would, after so much of a stage."""
+
+    def tell(stage: str, count: int, *_: object) -> None:
+        if (stage, count) == (what, done):
+            raise KeyboardInterrupt
+
+    return tell
 
 
 def copied(trained: Path, root: Path) -> Path:

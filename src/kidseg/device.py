@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ __all__ = [
     "choose_device",
     "has_pytorch",
     "missing_gpu",
+    "repeatable_convolutions",
     "tune_allocator",
 ]
 
@@ -99,6 +101,20 @@ def missing_gpu(name: str) -> str:
 def has_pytorch() -> bool:
     """Whether this is PyTorch, and not its interface on NumPy; see docs/container.md."""
     return not str(torch.__version__).endswith("+numpy")
+
+
+@contextmanager
+def repeatable_convolutions() -> Iterator[None]:
+    """Let a GPU compute the gradients of convolutions by algorithms that give the same bits again.
+
+    cuDNN's fastest ones add in any order. No effect on the CPU.
+    """
+    known = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = known
 
 
 def tune_allocator() -> bool:

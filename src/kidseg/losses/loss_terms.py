@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -96,14 +98,18 @@ def encode(labels: Tensor, target: Target) -> Tensor:
         (n, *size) int64 classes if the target is exclusive: 0 (background) for labels that no
         channel covers, otherwise 1 + channel. If not exclusive, (n, channels, *size) bool regions.
     """
-    covered = [torch.tensor(members, device=labels.device) for members in target.channels]
-    regions = [torch.isin(labels, members) for members in covered]
+    regions = [_among(labels, members) for members in target.channels]
     if not target.exclusive:
         return torch.stack(regions, dim=1)
     classes = torch.zeros_like(labels, dtype=torch.long)
     for number, region in enumerate(regions, start=1):
-        classes[region] = number
+        classes = torch.where(region, number, classes)
     return classes
+
+
+def _among(labels: Tensor, members: Sequence[int]) -> Tensor:
+    """Where a label is one of `members`; by plain numbers, so that no device waits for the CPU."""
+    return functools.reduce(torch.logical_or, (labels == member for member in members))
 
 
 def probabilities(logits: Tensor, target: Target | None = None) -> Tensor:

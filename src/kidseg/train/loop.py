@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from kidseg.config import OptimizerConfig, StageConfig
+from kidseg.device import repeatable_convolutions
 from kidseg.distributed import broadcast, share_norms
 from kidseg.errors import ResourceError, is_out_of_memory
 from kidseg.stage import Batch, Stage, TrainStep
@@ -200,7 +201,8 @@ def _train_epoch(
     """Run the optimizer steps of an epoch; the mean losses of this process."""
     clip_norm, optimizer = stage.config.optimizer.clip_norm, training.optimizer
     created = batches(stage, run, losses.epoch)
-    with convert_killed_worker(stage.name, losses.epoch), closing(created):
+    killed = convert_killed_worker(stage.name, losses.epoch)
+    with killed, closing(created), repeatable_convolutions():
         for index, batch in enumerate(created):
             torch.manual_seed(_seed(run.seed, stage.name, losses.epoch, index))
             with _convert_out_of_memory(run), losses.step(batch.names):
