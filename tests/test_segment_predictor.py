@@ -14,6 +14,7 @@ from torch import nn
 from commands import call_cli
 from ellipses import LABELS, make_ellipse_patient, write_ellipse_dataset
 from kidseg.checkpoint import load_model, save_model
+from kidseg.errors import converted
 from kidseg.geometry import Grid, Volume
 from kidseg.io import ReadOptions, read
 from kidseg.nets import UNet
@@ -21,6 +22,7 @@ from kidseg.postprocess import LoneTumours, Piece
 from kidseg.segment import Segmentation, load_predictor
 from kidseg.segment.figure import step_panels
 from kidseg.segment.removal import Decided
+from kidseg.segment.trained_method import damaged_if_invalid
 from kidseg.train import Setup, train
 from trained import SETTINGS
 
@@ -259,3 +261,12 @@ def test_a_predictor_tells_how_far_a_scan_is(model: Path) -> None:
             shares = [done for each, done in told if each == stage]
             assert shares[0] == 0 and shares[-1] == 1 and shares == sorted(shares)
             assert len(set(shares)) > 4
+
+
+def test_too_little_memory_for_a_model_is_no_damage_of_its_file(tmp_path: Path) -> None:
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB")
+    with pytest.raises(torch.OutOfMemoryError), damaged_if_invalid(tmp_path / "model.safetensors"):
+        raise error
+    said = converted(error)
+    assert said is not None
+    assert (said.code, said.exit_code) == ("out-of-memory", 5) and "--device cpu" in str(said)

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from kidseg.errors import KidsegWarning, ModelError
+from kidseg.errors import KidsegWarning, ModelError, is_out_of_memory
 from kidseg.header import FORMAT, KEY, read_header, read_sealed, seal, with_blank_seal
 from kidseg.io.atomic import link_or_copy, writing
 from kidseg.model_card import CARD, ModelCard
@@ -279,6 +279,8 @@ def _parts(payload: bytes, path: Path) -> Parts:
     try:
         tensors = load(payload)
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise ModelError(
             f"its tensors cannot be read: {error}",
             path=path,

@@ -252,7 +252,9 @@ def converted(error: Exception, path: str | Path | None = None) -> KidsegError |
         return ResourceError(
             f"not enough memory: {text.splitlines()[0]}" if text else "not enough memory",
             path=path,
-            next_step="Use fewer --jobs or a larger machine.",
+            next_step="Use --device cpu, or a GPU with more memory."
+            if "CUDA" in text
+            else "Use fewer --jobs or a larger machine.",
             code="out-of-memory",
         )
     if not isinstance(error, OSError):

@@ -19,7 +19,7 @@ import torch
 
 from kidseg.body import Moments
 from kidseg.cohort.subject import Body, Material, Subject, prepare
-from kidseg.errors import UsageError
+from kidseg.errors import UsageError, is_out_of_memory
 from kidseg.geometry import Volume
 from kidseg.intensity import Scaling
 from kidseg.labels import CystAs, LabelSchema, Target
@@ -233,6 +233,8 @@ def _sound(path: Path) -> Iterator[None]:
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise damaged(path, f"is not what was stored for training ({error!r:.200})") from error
 
 

@@ -190,9 +190,14 @@ def _sample_planes(
     x = _plane(index_from_target[:, 2], rows, columns)
     counts = data.shape[2:]
     at = torch.stack([_normalised(x, counts[1]), _normalised(y, counts[0])], dim=-1)
-    values = F.grid_sample(
-        images, at, mode=_torch_mode(mode), padding_mode="border", align_corners=False
-    ).transpose(0, 1)
+    if images.requires_grad and images.device.type == "cuda":
+        from kidseg.geometry.repeatable import sample_repeatably
+
+        values = sample_repeatably(images, at).transpose(0, 1)
+    else:
+        values = F.grid_sample(
+            images, at, mode=_torch_mode(mode), padding_mode="border", align_corners=False
+        ).transpose(0, 1)
     if bool(inside_z.all()) and _corners_within(y, counts[0]) and _corners_within(x, counts[1]):
         return values.contiguous()
     inside = inside_z[:, None, None] & _within(y, counts[0]) & _within(x, counts[1])

@@ -14,7 +14,7 @@ from torch import nn
 from kidseg.checkpoint import Parts
 from kidseg.config import METHODS, load
 from kidseg.device import Device, choose_device
-from kidseg.errors import ModelError, UsageError
+from kidseg.errors import ModelError, UsageError, is_out_of_memory
 from kidseg.labels import LabelSchema, Target
 from kidseg.methods import Method, method_named
 from kidseg.nets import PlannedUNet, UNet
@@ -30,7 +30,7 @@ __all__ = ["damaged_if_invalid", "load_method"]
 
 @contextmanager
 def damaged_if_invalid(path: Path) -> Iterator[None]:
-    """Turn any failure to interpret a model's content into a ModelError.
+    """Turn any failure to interpret a model's content, but for a lack of memory, into a ModelError.
 
     Raises:
         ModelError: "damaged-model".
@@ -38,6 +38,8 @@ def damaged_if_invalid(path: Path) -> Iterator[None]:
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise _damaged(path, error) from error
     except UsageError as error:
         if error.code != "unknown-method" and error.code != "bad-setting":
