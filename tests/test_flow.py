@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from kidseg.evaluate import evaluate
 from kidseg.geometry import Volume
 from kidseg.io import ReadOptions, read, save
 from kidseg.segment import load_predictor, segment
-from kidseg.train import Setup, train
+from kidseg.train import Setup, make_store, preview, train
 
 SETTINGS = (
     "view.size=48",
@@ -195,6 +196,10 @@ def test_homogenization_of_an_mr_is_refused_before_it_is_trained(tmp_path: Path)
         train(data, tmp_path / "run", Setup(method="homogenized"), device="cpu")
     assert error.value.code == "not-ct" and error.value.next_step
     assert not (tmp_path / "run" / "model.safetensors").exists()
+    for refused in (preview, partial(make_store, path=tmp_path / "store")):
+        with pytest.raises(InputError, match="one channel of CT"):
+            refused(data, setup=Setup(method="homogenized"))
+    preview(data, Setup(method="plain"))
 
 
 @pytest.mark.parametrize(("target", "region"), [("merged", "kidney+tumour"), ("tumour", "tumour")])

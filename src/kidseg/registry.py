@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["BY_KIDNEY", "METHODS", "PRESETS", "SLICEWISE", "presets"]
+__all__ = ["BY_BODY", "BY_KIDNEY", "METHODS", "PRESETS", "SLICEWISE", "presets"]
 
 METHODS = ("homogenized", "plain", "plain3d", "multistage", "cascade", "nnunet")
 """Command-line names of the methods; the first is the default."""
+
+BY_BODY = ("homogenized",)
+"""Methods that need the body of the patient, which is found in one channel of CT alone."""
 
 BY_KIDNEY = ("multistage", "cascade")
 """Methods whose result has a region for each kidney that they find."""

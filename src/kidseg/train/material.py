@@ -19,7 +19,7 @@ from kidseg.cohort.cohort import check_selection
 from kidseg.cohort.stored import SubjectRecipe, check_store, is_labelled
 from kidseg.cohort.subject import Material
 from kidseg.distributed import first_alone, rank
-from kidseg.errors import InputError, UsageError
+from kidseg.errors import UsageError
 from kidseg.io.atomic import make_folder
 from kidseg.io.content import joint_sha256
 from kidseg.io.output import check_output_folder
@@ -73,8 +73,9 @@ def make_store(
     check_output_folder(Path(path), "a store")
     request = Request.of(setup, resolve(setup), progress)
     if full:
-        request = replace(request, material=lambda _: Material())
+        request = replace(request, material=lambda _: Material(), needs_body=False)
     data = open_dataset(dataset, setup.rules)
+    request.check_channels(data)
     used = select_cases(data, request)
     if not is_store(Path(path)):  # a finished one may be on read-only media
         make_folder(Path(path))
@@ -134,6 +135,7 @@ def training_store(
     with first_alone() as first:
         if first:
             data = open_dataset(source, request.setup.rules)
+            request.check_channels(data)
             if resume:
                 used = recorded_cases(out)
                 if set(used.sha256) - set(every_case(data)) or hashed(data, used) != used:
@@ -179,9 +181,7 @@ def _make_plan(data: Dataset, used: Cases, request: Request) -> Plan:
     if request.plan is not None:
         schema, _ = count_cyst(data, cyst)
         start = replace(request.plan, cyst=cyst)
-        planned = plan_from_model(start, data.channels, used.training, schema.names)
-        _check_ct(data, request.material(planned))
-        return planned
+        return plan_from_model(start, data.channels, used.training, schema.names)
     training = replace(data, cases=tuple(data.by_id[name] for name in used.training))
     facts = fingerprint(
         training,
@@ -189,25 +189,7 @@ def _make_plan(data: Dataset, used: Cases, request: Request) -> Plan:
         jobs=request.setup.jobs,
         progress=lambda done, total: request.on_progress("planning", done, total, {}),
     )
-    planned = plan(facts, training.schema)
-    _check_ct(data, request.material(planned))
-    return planned
-
-
-def _check_ct(data: Dataset, material: Material) -> None:
-    """Check that body masks can be computed if the method requires them, before reading all cases.
-
-    Raises:
-        InputError: "not-ct".
-    """
-    if material.masks is not None and (len(data.channels) > 1 or not data.holds_ct(0)):
-        raise InputError(
-            f"this method requires one channel of CT, not {', '.join(data.channels)}",
-            path=data.root,
-            code="not-ct",
-            next_step="Name the channel 'CT' in dataset.json if it contains Hounsfield units;"
-            " methods 'plain' and 'plain3d' accept any channels.",
-        )
+    return plan(facts, training.schema)
 
 
 def _build(data: Dataset, used: Cases, planned: Plan, path: Path, request: Request) -> Store:

@@ -47,6 +47,7 @@ def preview(dataset: str | Path, setup: Setup | None = None) -> dict[str, Any]:
         request.check_reference(training, path)
     else:
         data, cohort = open_dataset(path, setup.rules), resolved.config.cohort
+        request.check_channels(data)
         training, validation = split_cases(data, request)
         unlabelled = tuple(case.id for case in new_patients(data)) if request.unlabelled else ()
         check_selection(learned_labels(data, cohort.cyst).schema, cohort, data.root)

@@ -8,10 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from kidseg.cases import Dataset
 from kidseg.cohort.subject import Material
 from kidseg.config import CohortConfig
-from kidseg.errors import UsageError
+from kidseg.errors import InputError, UsageError
 from kidseg.plan import Plan
+from kidseg.registry import BY_BODY
 from kidseg.train.setup import ResolvedSetup, Setup
 
 __all__ = ["Progress", "Request"]
@@ -32,6 +34,7 @@ class Request:
         on_progress: called with the progress.
         reference: id of a case that must train; None: none.
         unlabelled: whether cases without labels are used.
+        needs_body: whether the method finds the body in each scan.
     """
 
     setup: Setup
@@ -41,6 +44,7 @@ class Request:
     on_progress: Progress
     reference: str | None = None
     unlabelled: bool = False
+    needs_body: bool = False
 
     @classmethod
     def of(cls, setup: Setup, resolved: ResolvedSetup, progress: Progress | None) -> Request:
@@ -55,7 +59,23 @@ class Request:
             # The reference of a model to fine-tune may be a case of another data set.
             reference=None if pose is None or resolved.start is not None else pose.reference,
             unlabelled=pose is not None and pose.unlabelled and setup.cases is None,
+            needs_body=resolved.method.name in BY_BODY,
         )
+
+    def check_channels(self, data: Dataset) -> None:
+        """Check that the data set is one channel of CT if the method needs the body.
+
+        Raises:
+            InputError: "not-ct".
+        """
+        if self.needs_body and (len(data.channels) > 1 or not data.holds_ct(0)):
+            raise InputError(
+                f"this method requires one channel of CT, not {', '.join(data.channels)}",
+                path=data.root,
+                code="not-ct",
+                next_step="Name the channel 'CT' in dataset.json if it contains Hounsfield units;"
+                " methods 'plain' and 'plain3d' accept any channels.",
+            )
 
     def check_reference(self, training: Sequence[str], path: Path) -> None:
         """Check that the reference is a training case.
