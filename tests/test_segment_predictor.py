@@ -13,6 +13,7 @@ from torch import nn
 
 from commands import call_cli
 from ellipses import LABELS, make_ellipse_patient, write_ellipse_dataset
+from kidseg import device
 from kidseg.checkpoint import load_model, save_model
 from kidseg.errors import converted
 from kidseg.geometry import Grid, Volume
@@ -24,6 +25,7 @@ from kidseg.segment.figure import step_panels
 from kidseg.segment.removal import Decided
 from kidseg.segment.trained_method import damaged_if_invalid
 from kidseg.train import Setup, train
+from kidseg.train.setup import resolve
 from trained import SETTINGS
 
 
@@ -44,6 +46,28 @@ def norms(net: nn.Module) -> int:
     return sum(isinstance(module, nn.BatchNorm2d) for module in net.modules())
 
 
+@pytest.fixture
+def with_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a processor that computes in bf16; others emulate it."""
+    monkeypatch.setattr(device, "_supports_bf16", lambda kind: True)
+
+
+def test_a_model_of_bf16_is_used_in_fp32_where_bf16_would_be_emulated(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = in_precision(model, "bf16", tmp_path / "a.safetensors")
+    for known, used in ((False, "fp32"), (True, "bf16")):
+        monkeypatch.setattr(device, "_supports_bf16", lambda kind, known=known: known)
+        assert load_predictor(trained, "cpu").method.device.precision == used
+        assert load_predictor(model, "cpu").method.device.precision == "fp32"
+        fine = resolve(Setup(start=trained)).config
+        assert device.choose_device("cpu", fine.precision).precision == used
+        assert resolve(Setup(start=model)).config.precision == "fp32"
+        asked = resolve(Setup(start=model, overrides=["precision=bf16"])).config
+        assert device.choose_device("cpu", asked.precision).precision == "bf16"
+
+
+@pytest.mark.usefixtures("with_bf16")
 def test_networks_are_folded_for_bf16_alone(model: Path, tmp_path: Path) -> None:
     whole = load_predictor(model, "cpu").method
     quick = load_predictor(in_precision(model, "bf16", tmp_path / "a.safetensors"), "cpu").method
@@ -57,6 +81,7 @@ def test_networks_are_folded_for_bf16_alone(model: Path, tmp_path: Path) -> None
     assert not any(parameter.requires_grad for parameter in folded.parameters())
 
 
+@pytest.mark.usefixtures("with_bf16")
 def test_bf16_gives_the_labels_of_fp32_nearly_everywhere(model: Path, tmp_path: Path) -> None:
     whole = load_predictor(model, "cpu")
     quick = load_predictor(in_precision(model, "bf16", tmp_path / "a.safetensors"), "cpu")

@@ -15,7 +15,7 @@ from kidseg.cohort.cohort import Cohort
 from kidseg.cohort.subject import prepare
 from kidseg.complete.drawing import Drawing, as_training_labels
 from kidseg.config import METHODS, load
-from kidseg.device import choose_device, tune_allocator
+from kidseg.device import as_fast, choose_device, tune_allocator
 from kidseg.errors import UsageError
 from kidseg.labels import LabelSchema
 from kidseg.members import CALIBRATED, as_one, combined, members_of
@@ -136,7 +136,7 @@ def _method(member: Model, epochs: int, steps: int, device: str, path: Path) -> 
         optimizer=replace(own.optimizer, learning_rate=_RATE * own.optimizer.learning_rate),
     )
     cohort = replace(config.cohort, small_share=0.0, hard_share=0.0)
-    hardware = choose_device(device, config.precision)
+    hardware = choose_device(device, as_fast(config.precision))
     return method_named(name).build(
         replace(config, segment=stage, cohort=cohort),
         target_of(header),

@@ -13,7 +13,7 @@ from torch import nn
 
 from kidseg.checkpoint import Parts
 from kidseg.config import METHODS, load
-from kidseg.device import Device, choose_device
+from kidseg.device import Device, as_fast, choose_device
 from kidseg.errors import ModelError, UsageError, is_out_of_memory
 from kidseg.labels import LabelSchema, Target
 from kidseg.methods import Method, method_named
@@ -73,7 +73,7 @@ def load_method(
     kind = method_named(name)
     config: Any = load(METHODS[name], base=header["config"])
     plan = Plan.from_dict(header["plan"], path)
-    hardware = choose_device(device, config.precision)
+    hardware = choose_device(device, as_fast(config.precision))
     target = weighted(target_of(header), LabelSchema.from_dict(header["labels"]), decision)
     method = kind.build(config, target, plan, device=hardware)
     ready: dict[str, nn.Module] = {}

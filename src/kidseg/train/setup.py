@@ -12,6 +12,7 @@ from typing import Any
 from kidseg.cases.roi_rules import RoiRules
 from kidseg.checkpoint import Model, load_model
 from kidseg.config import METHODS, load, preset
+from kidseg.device import as_fast
 from kidseg.errors import KidsegWarning, ModelError, UsageError
 from kidseg.members import CALIBRATED, members_of
 from kidseg.methods import Method, method_named
@@ -149,6 +150,8 @@ def settings_from(
 ) -> Any:
     """The settings with which a model is fine-tuned: its own, with those of a setup over them.
 
+    The precision is the device's best, unless the model has fp32.
+
     Args:
         base: settings of the model, as plain data.
         setup: preset, file and overrides.
@@ -159,7 +162,7 @@ def settings_from(
         UsageError: "reference-of-model": the model keeps its reference; see `overrides_of`,
             `preset` and `load`.
     """
-    pinned = _pinned(method, dict(base))
+    pinned = _pinned(method, {**base, "precision": as_fast(base.get("precision", "auto"))})
     own: Any = load(METHODS[method], base=pinned)
     if setup.preset is not None:
         unet = {key: pinned["unet"][key] for key in _DEPTH} if hasattr(own, "network") else None
