@@ -21,6 +21,7 @@ from kidseg.postprocess import (
     least_kidney_ml,
     lone_tumours,
     min_volume_ml,
+    notable_tumour_ml,
     remove_lone_tumours,
     remove_small,
 )
@@ -257,6 +258,13 @@ def test_a_tenth_of_a_small_kidney_by_size_of_the_body() -> None:
     assert least_kidney_ml(config, 55.0, scan) < 1.0, "a newborn's kidney has 10 ml"
     thin = Grid.from_spacing((15, 8, 8), (2.5, 2.0, 2.0))
     assert least_kidney_ml(config, 150.0, thin) == least_kidney_ml(config, None, scan) == 0.0
+
+
+def test_what_tumour_is_notable_depends_on_the_body() -> None:
+    config = PostprocessConfig(body_radius_mm=150.0)
+    assert notable_tumour_ml(config, 150.0) == notable_tumour_ml(config, 220.0) == 0.5
+    assert notable_tumour_ml(config, 75.0) == pytest.approx(0.5 / 8)
+    assert notable_tumour_ml(config, None) == notable_tumour_ml(config, math.nan) == 0.5
 
 
 def test_which_tumours_are_lone_depends_on_body_stack_and_labels() -> None:

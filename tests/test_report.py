@@ -175,6 +175,29 @@ def test_slices_to_review_lead_to_their_places(page: Page) -> None:
     assert "10 ml, no interval is known" in page.words
 
 
+def test_small_pieces_that_were_removed_are_said_and_can_be_looked_at() -> None:
+    pieces = [
+        {
+            "volume_ml": 20.0,
+            "centre_mm": [1.0, 2.0, 3.0],
+            "voxels": {"2": 9},
+            "reason": "no-kidney",
+        },
+        {"volume_ml": 2.7, "centre_mm": [-44.5, 17.7, 46.2], "voxels": {"2": 9}, "reason": "small"},
+        {"volume_ml": 0.2, "centre_mm": [0.0, 0.0, 0.0], "voxels": {"1": 1}, "reason": "small"},
+    ]
+    totals = {"small": {"count": 2, "volume_ml": 2.9}, "no-kidney": {"count": 1, "volume_ml": 20}}
+    removed = {"below_ml": 3.0, "by_reason": totals, "pieces": pieces[1:] + pieces[:1]}
+    page = Page(page_of(make_content(record={**RECORD, "removed": removed})))
+    assert (
+        "2 pieces, 2.9 ml in all, each below 3 ml, were removed; the largest: tumour, 2.7 ml,"
+        " at L 44.5, A 17.7, S 46.2 mm." in page.words
+    )
+    places = page.content["places"]
+    assert [places[f"removed-{k}"] for k in range(3)] == [each["centre_mm"] for each in pieces]
+    assert "pieces" not in Page(page_of(make_content())).words, "none, or not known"
+
+
 def test_every_button_of_a_place_has_a_place(page: Page) -> None:
     keys = {a["data-place"] for _, a in page.elements if "data-place" in a}
     assert keys == set(page.content["places"]) - {"start"}

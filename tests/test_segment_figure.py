@@ -293,7 +293,14 @@ def test_slices_are_said_to_be_compared_by_what_they_were(
 
     def compared(labels: torch.Tensor) -> dict[str, object]:
         found = Volume(labels, image.grid)
-        decided = Decided(labels=found, removed=(), small_ml=0.0, lone=LoneTumours())
+        decided = Decided(
+            labels=found,
+            removed=(),
+            small_ml=0.0,
+            lone=LoneTumours(),
+            tumour=(2,),
+            notable_ml=0.5,
+        )
         monkeypatch.setattr("kidseg.segment.predictor.postprocessed", lambda *_: decided)
         return dict(predictor(image).facts["overlap"]["compared"])
 

@@ -15,15 +15,19 @@ from commands import call_cli
 from ellipses import LABELS, make_ellipse_patient, write_ellipse_dataset
 from kidseg import device
 from kidseg.checkpoint import load_model, save_model
+from kidseg.config import PostprocessConfig
 from kidseg.errors import converted
 from kidseg.geometry import Grid, Volume
 from kidseg.io import ReadOptions, read
+from kidseg.labels import KIDNEY_TUMOUR, Target
 from kidseg.nets import UNet
 from kidseg.postprocess import LoneTumours, Piece
+from kidseg.report.sections import removed_small
 from kidseg.segment import Segmentation, load_predictor
 from kidseg.segment.figure import step_panels
-from kidseg.segment.removal import Decided
+from kidseg.segment.removal import Decided, postprocessed
 from kidseg.segment.trained_method import damaged_if_invalid
+from kidseg.table import place_text
 from kidseg.train import Setup, train
 from kidseg.train.setup import resolve
 from trained import SETTINGS
@@ -93,17 +97,28 @@ def test_bf16_gives_the_labels_of_fp32_nearly_everywhere(model: Path, tmp_path: 
         assert (expected == found)[there].float().mean() > 0.9, "nor only where nothing is"
 
 
+def decided_of(*removed: Piece) -> Decided:
+    """No labels are left; pieces below 3 ml were removed, tumours from 0.5 ml with a warning."""
+    labels = Volume(
+        torch.zeros(1, 1, 1, 1, dtype=torch.uint8), Grid.from_spacing((1, 1, 1), (1, 1, 1))
+    )
+    return Decided(
+        labels=labels,
+        removed=removed,
+        small_ml=3.0,
+        lone=LoneTumours(below_ml=50.0),
+        tumour=(2,),
+        notable_ml=0.5,
+    )
+
+
 def test_of_thousands_of_pieces_the_largest_hundred_are_named() -> None:
     """All are counted; 150 pieces of 1 to 150 voxels of 0.01 ml are 113.25 ml."""
     pieces = [
         Piece(volume_ml=k / 100, centre_mm=(0.0, 0.0, 0.0), voxels={1: k})
         for k in range(150, 0, -1)
     ]
-    labels = Volume(
-        torch.zeros(1, 1, 1, 1, dtype=torch.uint8), Grid.from_spacing((1, 1, 1), (1, 1, 1))
-    )
-    lone = LoneTumours(below_ml=50.0)
-    decided = Decided(labels=labels, removed=tuple(pieces), small_ml=3.0, lone=lone)
+    decided = decided_of(*pieces)
     facts = decided.removed_facts()
     assert (facts["count"], facts["volume_ml"], facts["below_ml"]) == (150, 113.25, 3.0)
     assert facts["without_kidney_below_ml"] == 50.0 and not decided.findings("scan")
@@ -119,8 +134,74 @@ def test_of_thousands_of_pieces_the_largest_hundred_are_named() -> None:
         "without_kidney_below_ml": 0.0,
         "count": 0,
         "volume_ml": 0,
+        "by_reason": {key: {"count": 0, "volume_ml": 0} for key in ("no-kidney", "small")},
         "pieces": [],
     }
+
+
+def test_small_pieces_are_listed_beside_any_number_of_lone_tumours() -> None:
+    lone = Piece(volume_ml=5.0, centre_mm=(0.0, 0.0, 0.0), voxels={2: 500}, reason="no-kidney")
+    small = Piece(volume_ml=0.1, centre_mm=(0.0, 0.0, 0.0), voxels={1: 10})
+    facts = decided_of(*[lone] * 150, small).removed_facts()
+    assert (facts["count"], len(facts["pieces"])) == (151, 101)
+    assert facts["by_reason"] == {
+        "small": {"count": 1, "volume_ml": 0.1},
+        "no-kidney": {"count": 150, "volume_ml": 750.0},
+    }
+
+
+@pytest.mark.parametrize(
+    ("voxels", "warned"),
+    [
+        ({2: 270}, True),
+        ({2: 50}, True),
+        ({1: 200, 2: 50}, True),
+        ({2: 49}, False),
+        ({1: 250, 2: 20}, False),
+        ({1: 270}, False),
+        ({3: 270}, False),
+    ],
+)
+def test_small_pieces_are_warned_about_if_they_contain_tumour(
+    voxels: dict[int, int], warned: bool
+) -> None:
+    """Voxels of 0.01 ml: half a millilitre of tumour, whatever else is in the piece."""
+    volume_ml = sum(voxels.values()) / 100
+    piece = Piece(volume_ml=volume_ml, centre_mm=(44.5, -17.7, 46.2), voxels=voxels)
+    speck = Piece(volume_ml=0.01, centre_mm=(0.0, 0.0, 0.0), voxels={2: 1})
+    findings = decided_of(piece, speck).findings("scan")
+    assert [found.code for found in findings] == ["small-tumour"] * warned
+    for found in findings:
+        assert f"1 component(s) with tumour, {volume_ml:.1f} ml in all" in found.cause
+        assert "below 3 ml" in found.cause
+        assert f"R 44.5, P 17.7, S 46.2 mm ({volume_ml:.1f} ml)." in found.next_step
+
+
+@pytest.mark.parametrize(("label", "name"), [(2, "tumour"), (1, "kidney")])
+def test_a_small_piece_is_in_the_report_and_warned_about_if_it_is_tumour(
+    label: int, name: str
+) -> None:
+    """343 voxels of 0.008 ml in an adult, by the default threshold, far from the kidney."""
+    data = torch.zeros(1, 30, 40, 60, dtype=torch.uint8)
+    data[0, 5:25, 5:25, 5:25] = 1
+    data[0, 10:17, 20:27, 50:57] = label
+    scan = Grid.from_spacing((30, 40, 60), (2.0, 2.0, 2.0))
+    decided = postprocessed(
+        Volume(data, scan),
+        PostprocessConfig(),
+        KIDNEY_TUMOUR,
+        Target.of_labels(KIDNEY_TUMOUR),
+        body_radius_mm=150.0,
+        voxel_ml=0.008,
+    )
+    assert (decided.labels.data > 0).sum() == 20**3
+    (piece,) = decided.removed
+    found = decided.findings("the scan")
+    assert [each.code for each in found] == ["small-tumour"] * (name == "tumour")
+    record = json.loads(json.dumps({"removed": decided.removed_facts()}))
+    said = removed_small(record, KIDNEY_TUMOUR)
+    place = place_text(piece.centre_mm)
+    assert said == f"1 piece, 2.7 ml, below 3 ml, was removed: {name}, at {place}."
 
 
 class Noise(nn.Module):

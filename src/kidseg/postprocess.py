@@ -17,9 +17,11 @@ from kidseg.labels import LabelSchema, Target
 __all__ = [
     "LoneTumours",
     "Piece",
+    "Reason",
     "least_kidney_ml",
     "lone_tumours",
     "min_volume_ml",
+    "notable_tumour_ml",
     "remove_lone_tumours",
     "remove_small",
 ]
@@ -29,8 +31,11 @@ __all__ = [
 _KIDNEY_SHARE = 0.1
 # A small kidney of an adult. Source: 5-95 percentile of 33 healthy kidneys of KiTS19, 144-301 ml.
 _KIDNEY_ML = 100.0
+# Tumour of an adult that is no speck: a sphere of 10 mm. The choice is ours.
+_NOTABLE_ML = 0.5
 
-Reason = Literal["small", "no-kidney"]
+Reason = Literal["no-kidney", "small"]
+"""Why a component was removed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +53,11 @@ class Piece:
     centre_mm: tuple[float, float, float]
     voxels: dict[int, int]
     reason: Reason = "small"
+
+    def ml_of(self, labels: Sequence[int]) -> float:
+        """Volume of the voxels that have one of these labels."""
+        share = sum(self.voxels.get(label, 0) for label in labels) / sum(self.voxels.values())
+        return self.volume_ml * share
 
     def as_dict(self) -> dict[str, Any]:
         """As plain data, for JSON."""
@@ -95,6 +105,16 @@ def min_volume_ml(
     if config.min_voxels is not None:
         return config.min_voxels * voxel_ml
     return config.min_volume_ml * _share_of_adult(config, body_radius_mm)
+
+
+def notable_tumour_ml(config: PostprocessConfig, body_radius_mm: float | None) -> float:
+    """Tumour that is not removed without a warning: 0.5 ml in an adult, less in a smaller body.
+
+    Args:
+        config: size of an adult.
+        body_radius_mm: see `min_volume_ml`; without a body, an adult's is assumed.
+    """
+    return _NOTABLE_ML * (_share_of_adult(config, body_radius_mm) or 1.0)
 
 
 def lone_tumours(

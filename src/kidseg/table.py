@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-__all__ = ["WIDTH", "markdown_table", "ranged", "text_table", "wrapped"]
+__all__ = ["WIDTH", "markdown_table", "place_text", "ranged", "text_table", "wrapped"]
 
 WIDTH = 80
 """Columns of a terminal."""
@@ -37,6 +37,16 @@ def ranged(
     least = "?" if low is None else f"{low:.{digits}f}"
     dash = " to " if least.startswith("-") or high < 0 else "-"
     return f"{text} ({least}{dash}{high:.{digits}f})"
+
+
+def place_text(centre_mm: Sequence[float]) -> str:
+    """A position as viewers show it, such as "R 44.5, P 17.7, S 46.2 mm".
+
+    Args:
+        centre_mm: (x, y, z), RAS+.
+    """
+    signs = zip(("LR", "PA", "IS"), centre_mm, strict=True)
+    return ", ".join(f"{names[mm > 0]} {abs(mm):.1f}" for names, mm in signs) + " mm"
 
 
 def _digits(value: float) -> int:

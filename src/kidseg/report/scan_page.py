@@ -88,6 +88,7 @@ def write_report(content: Content, file: BinaryIO) -> dict[str, Any]:
         viewer=True,
         name=content.name,
         warnings=sections.warnings(content.record, content.measured),
+        removed_small=sections.removed_small(content.record, content.schema),
         volumes=sections.volumes(content.measured, content.record),
         criteria=sections.criteria(content.measured),
         homogenization=sections.homogenization(content.record),
@@ -159,9 +160,9 @@ def _places(
             found[f"label-{label.id}"] = _mm(grid, middle_of(inside))
     removed = content.record.get("removed") or {}
     pieces = sorted(removed.get("pieces", ()), key=lambda piece: -piece["volume_ml"])
-    for k, piece in enumerate(each for each in pieces if each.get("reason") == "no-kidney"):
-        if k < _MOST_PIECES:
-            found[f"removed-{k}"] = [round(float(v), 2) for v in piece["centre_mm"]]
+    pieces.sort(key=lambda piece: piece.get("reason") != "no-kidney")
+    for k, piece in enumerate(pieces[:_MOST_PIECES]):
+        found[f"removed-{k}"] = [round(float(v), 2) for v in piece["centre_mm"]]
     centres = grid.mm(
         torch.tensor(
             [

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
-from kidseg.table import ranged
+from kidseg.labels import LabelSchema
+from kidseg.table import place_text, ranged
 
 __all__ = [
     "command_line",
@@ -16,6 +17,7 @@ __all__ = [
     "homogenization",
     "intervals",
     "provenance_rows",
+    "removed_small",
     "review",
     "volumes",
     "warnings",
@@ -60,6 +62,25 @@ def warnings(record: Record, measured: Record) -> list[str]:
     if "use" in model:
         found.append(f"The labels are those of the {model['name']} model, {model['use']}.")
     return list(dict.fromkeys(found))
+
+
+def removed_small(record: Record, schema: LabelSchema) -> str:
+    """The small pieces that were removed, in a sentence; "" without any, or if it is not known."""
+    removed = record.get("removed") or {}
+    totals = removed.get("by_reason", {}).get("small", {"count": 0})
+    if not totals["count"]:
+        return ""
+    largest = next(piece for piece in removed["pieces"] if piece["reason"] == "small")
+    by_size = sorted(largest["voxels"].items(), key=lambda item: -item[1])
+    names = " and ".join(schema.names.get(int(label), f"label {label}") for label, _ in by_size)
+    size, place = f"{largest['volume_ml']:.2g} ml", place_text(largest["centre_mm"])
+    limit = f"{removed['below_ml']:.2g} ml"
+    if totals["count"] == 1:
+        return f"1 piece, {size}, below {limit}, was removed: {names}, at {place}."
+    return (
+        f"{totals['count']} pieces, {totals['volume_ml']:.2g} ml in all, each below {limit}, were"
+        f" removed; the largest: {names}, {size}, at {place}."
+    )
 
 
 def volumes(measured: Record, record: Record) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -14,15 +15,18 @@ from kidseg.labels import LabelSchema, Target
 from kidseg.postprocess import (
     LoneTumours,
     Piece,
+    Reason,
     lone_tumours,
     min_volume_ml,
+    notable_tumour_ml,
     remove_lone_tumours,
     remove_small,
 )
+from kidseg.table import place_text
 
 __all__ = ["Decided", "postprocessed"]
 
-# Noise may have 100,000 connected components; listing them all would take seconds.
+# Of each reason. Noise may have 100,000 connected components; listing all would take seconds.
 _MAX_PIECES = 100
 _NAMED = 3
 
@@ -36,45 +40,65 @@ class Decided:
         removed: components, by reason, the largest first.
         small_ml: smaller components were removed.
         lone: which tumours without a kidney were removed.
+        tumour: labels of tumours.
+        notable_ml: of these, no more than this is removed as small without a warning.
     """
 
     labels: Volume
     removed: tuple[Piece, ...]
     small_ml: float
     lone: LoneTumours
+    tumour: tuple[int, ...]
+    notable_ml: float
 
     def removed_facts(self) -> dict[str, Any]:
-        """As plain data: totals, and the largest ones individually."""
+        """As plain data: totals, also of each reason, and the largest of each individually."""
+        of_reason = {reason: self._removed_as(reason) for reason in get_args(Reason)}
+        listed = [piece for pieces in of_reason.values() for piece in pieces[:_MAX_PIECES]]
         return {
             "below_ml": round(self.small_ml, 4),
             "without_kidney_below_ml": round(self.lone.below_ml, 4),
-            "count": len(self.removed),
-            "volume_ml": round(sum(piece.volume_ml for piece in self.removed), 4),
-            "pieces": [piece.as_dict() for piece in self.removed[:_MAX_PIECES]],
+            **_totals(self.removed),
+            "by_reason": {reason: _totals(pieces) for reason, pieces in of_reason.items()},
+            "pieces": [piece.as_dict() for piece in listed],
         }
 
     def findings(self, path: str) -> tuple[Finding, ...]:
-        """ "lone-tumour": tumours without a kidney were removed."""
-        lone = [piece for piece in self.removed if piece.reason == "no-kidney"]
-        if not lone:
-            return ()
-        places = "; ".join(f"{_place(p.centre_mm)} ({p.volume_ml:.1f} ml)" for p in lone[:_NAMED])
-        largest = f" The largest of them: {places}." if len(lone) > _NAMED else f" {places}."
-        return (
-            Finding(
-                code="lone-tumour",
-                path=path,
-                cause=f"{len(lone)} component(s) of tumour, {sum(p.volume_ml for p in lone):.1f} ml"
-                " in all, have no kidney and were removed",
-                next_step=f"Look there if a tumour is expected:{largest}",
-            ),
-        )
+        """ "lone-tumour": tumours without a kidney were removed; "small-tumour": small pieces were
+        removed that contain `notable_ml` of tumour.
+        """
+        lone = self._removed_as("no-kidney")
+        small = [p for p in self._removed_as("small") if p.ml_of(self.tumour) >= self.notable_ml]
+        found = []
+        if lone:
+            cause = f"{_counted(lone, 'of tumour')}, have no kidney and were removed"
+            step = f"Look there if a tumour is expected:{_places(lone)}"
+            found.append(Finding(code="lone-tumour", path=path, cause=cause, next_step=step))
+        if small:
+            cause = f"{_counted(small, 'with tumour')}, were removed, as each is below"
+            cause += f" {self.small_ml:.2g} ml"
+            step = f"Look there if a small tumour is expected:{_places(small)}"
+            found.append(Finding(code="small-tumour", path=path, cause=cause, next_step=step))
+        return tuple(found)
+
+    def _removed_as(self, reason: Reason) -> list[Piece]:
+        return [piece for piece in self.removed if piece.reason == reason]
 
 
-def _place(centre_mm: tuple[float, float, float]) -> str:
-    """A position as viewers show it, such as "R 44.5, P 17.7, S 46.2 mm"."""
-    signs = zip(("LR", "PA", "IS"), centre_mm, strict=True)
-    return ", ".join(f"{names[mm > 0]} {abs(mm):.1f}" for names, mm in signs) + " mm"
+def _totals(pieces: Sequence[Piece]) -> dict[str, Any]:
+    volume_ml = sum(piece.volume_ml for piece in pieces)
+    return {"count": len(pieces), "volume_ml": round(volume_ml, 4)}
+
+
+def _counted(pieces: Sequence[Piece], what: str) -> str:
+    volume_ml = sum(piece.volume_ml for piece in pieces)
+    return f"{len(pieces)} component(s) {what}, {volume_ml:.1f} ml in all"
+
+
+def _places(pieces: Sequence[Piece]) -> str:
+    """Where the largest lie: the end of a sentence."""
+    named = [f"{place_text(p.centre_mm)} ({p.volume_ml:.1f} ml)" for p in pieces[:_NAMED]]
+    return (" The largest of them: " if len(pieces) > _NAMED else " ") + "; ".join(named) + "."
 
 
 def postprocessed(
@@ -101,4 +125,11 @@ def postprocessed(
     lone = lone_tumours(config, body_radius_mm, labels.grid, schema, target)
     kept, tumours = remove_lone_tumours(labels, lone, known=known)
     kept, small = remove_small(kept, small_ml, keep_ends=config.min_voxels is None, known=known)
-    return Decided(labels=kept, removed=(*tumours, *small), small_ml=small_ml, lone=lone)
+    return Decided(
+        labels=kept,
+        removed=(*tumours, *small),
+        small_ml=small_ml,
+        lone=lone,
+        tumour=schema.ids_of("tumour"),
+        notable_ml=notable_tumour_ml(config, body_radius_mm),
+    )
