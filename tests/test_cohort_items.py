@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cohorts import make_cohort
+from kidseg.cohort.cohort import Cohort
 from kidseg.cohort.items import SliceIndex, draw, steps_per_epoch
 from kidseg.errors import InputError, UsageError
 from kidseg.geometry import Volume
+from kidseg.labels import LabelSchema
 from kidseg.stage import TrainStep
 
 
@@ -154,9 +156,71 @@ def test_a_batch_has_its_share_of_small_sections(share: float, expected: int) ->
 
 def test_without_a_share_of_small_sections_the_batches_are_those_of_the_labels() -> None:
     cohort = make_cohort(3, 1)
-    present = [case.labels_by_slice(3) for case in cohort.training]
+    present = [case.counts[:, 1:3] > 0 for case in cohort.training]
     of_labels = SliceIndex.of_cases(present, cohort.config.label_share)
     assert all(draw(cohort.index, at(k), 8) == draw(of_labels, at(k), 8) for k in range(10))
+
+
+def cohort_of(names: dict[int, str]) -> Cohort:
+    """Three patients of 40 slices, each of which shows each label in an eighth of its slices."""
+    cohort, random = make_cohort(3, 1), np.random.default_rng(0)
+    cases = []
+    for case in cohort.training:
+        counts = np.zeros((40, 256), dtype=np.int64)
+        counts[:, 1 : len(names) + 1] = random.random((40, len(names))) < 1 / 8
+        cases.append(replace(case, counts=counts))
+    schema = LabelSchema.from_names(names)
+    return replace(cohort, training=tuple(cases), schema=schema)
+
+
+SEVENTEEN_ORGANS = {label: f"organ {label}" for label in range(1, 18)}
+
+
+@pytest.mark.parametrize("batch", [2, 12, 32])
+@pytest.mark.parametrize(
+    ("names", "kidney", "tumour"),
+    [
+        ({1: "kidney", 2: "tumour"}, [1], [2]),
+        ({1: "tumour", 2: "kidney"}, [2], [1]),
+        ({1: "kidney", 2: "tumour", 3: "cyst"}, [1], [2]),
+        ({1: "left kidney", 2: "right kidney", 3: "tumour", 4: "cyst"}, [1, 2], [3]),
+        (
+            {**SEVENTEEN_ORGANS, 18: "kidney_left", 19: "kidney_right", 20: "tumour"},
+            [18, 19],
+            [20],
+        ),
+    ],
+    ids=["two", "turned", "three", "four", "twenty"],
+)
+def test_a_third_of_a_batch_shows_kidney_and_a_third_tumour_whatever_else_is_labelled(
+    names: dict[int, str], kidney: list[int], tumour: list[int], batch: int
+) -> None:
+    cohort = cohort_of(names)
+    for step in range(20):
+        drawn = draw(cohort.index, at(step), batch)
+        assert len(drawn) == batch
+        for labels in (kidney, tumour):
+            shows = [cohort.training[case].counts[k, labels].any() for case, k in drawn]
+            assert sum(shows) >= math.ceil(batch / 3)
+
+
+@pytest.mark.parametrize(
+    "names", [{1: "kidney", 2: "tumour"}, {1: "tumour", 2: "kidney"}, {1: "liver", 2: "spleen"}]
+)
+def test_of_two_labels_each_is_a_group_in_their_order(names: dict[int, str]) -> None:
+    """So that a training draws the batches that it always drew."""
+    cohort = cohort_of(names)
+    present = [case.counts[:, 1:3] > 0 for case in cohort.training]
+    of_labels = SliceIndex.of_cases(present, cohort.config.label_share)
+    assert all(draw(cohort.index, at(k), 12) == draw(of_labels, at(k), 12) for k in range(10))
+
+
+def test_labels_without_a_meaning_have_a_share_each() -> None:
+    cohort = cohort_of({1: "liver", 2: "spleen", 3: "pancreas"})
+    for step in range(20):
+        drawn = draw(cohort.index, at(step), 12)
+        shows = [cohort.training[case].counts[k, 1:4] > 0 for case, k in drawn]
+        assert (np.sum(shows, axis=0) >= 4).all()
 
 
 def test_slices_that_do_not_count_are_not_drawn() -> None:

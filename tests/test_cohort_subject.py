@@ -56,7 +56,7 @@ def test_labels_lie_on_the_images_own_pixels() -> None:
     assert subject.labels is not None
     assert torch.equal(subject.labels.data, patient.labels.data)
     assert subject.labels.grid.same_as(subject.image.grid)
-    shown = subject.labels_by_slice(3)
+    shown = subject.shown([(1,), (2,)])
     assert shown.shape == (8, 2)
     there = torch.stack([(patient.labels.data[0] == c).flatten(1).any(1) for c in (1, 2)], dim=1)
     assert (torch.from_numpy(shown) == there).all()
@@ -73,6 +73,13 @@ def test_counts_are_of_every_label_in_every_slice() -> None:
     assert subject.counts.shape == (8, 256) and (subject.counts.sum(1) == 64 * 64).all()
 
 
+def test_a_group_is_shown_where_one_of_its_labels_is() -> None:
+    counts = np.zeros((4, 256), dtype=np.int64)
+    counts[0, 1] = counts[1, 20] = counts[2, 3] = 1
+    shown = replace(subject_of(), counts=counts).shown([(1, 20), (3,)])
+    assert shown.T.tolist() == [[True, True, False, False], [False, False, True, False]]
+
+
 def test_other_labels_are_counted_anew_and_nothing_of_them_is_ignored() -> None:
     subject = subject_of()
     ignored = torch.ones_like(subject.image.data, dtype=torch.bool)
@@ -81,7 +88,7 @@ def test_other_labels_are_counted_anew_and_nothing_of_them_is_ignored() -> None:
     data[:, 2, :3, :5] = 2
     other = subject.with_labels(Volume(data, subject.image.grid))
     assert other.labelled_or_all == (2, 2) and other.fullest == 2
-    assert other.counts[2, 2] == 15 and not other.labels_by_slice(3)[:, 0].any()
+    assert other.counts[2, 2] == 15 and not other.shown([(1,)]).any()
     assert other.ignore is None and other.image is subject.image
     assert subject.labelled_or_all == (1, 6), "the one before is as it was"
 
@@ -90,7 +97,8 @@ def test_of_no_labels_all_slices_count() -> None:
     bare = prepare(make_ellipse_patient(0).image, material_of(VIEW), CT, name="a")
     assert bare.labels is None and bare.ignore is None
     assert bare.labelled_or_all == (0, 7) and bare.fullest == 4
-    assert not bare.labels_by_slice(3).any() and bare.labels_by_slice(3).shape == (8, 2)
+    none = bare.shown([(1,), (2,)])
+    assert not none.any() and none.shape == (8, 2)
 
 
 def test_a_block_takes_the_label_that_most_of_its_pixels_have() -> None:

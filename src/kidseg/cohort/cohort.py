@@ -54,16 +54,17 @@ class Cohort:
 
     @cached_property
     def index(self) -> SliceIndex:
-        """The training slices, by label, and, if they have a share, those with small sections.
+        """The training slices: those that show kidney, those that show tumour, and, if they have a
+        share, those with small sections. Without labels that mean kidney or tumour: by label.
 
         Slices that are ignored as a whole are left out.
 
         Raises:
             InputError: "all-ignored": that are all.
         """
-        config, labels = self.config, len(self.schema.labels)
-        member = [subject.labels_by_slice(labels + 1) for subject in self.training]
-        shares = [config.label_share] * labels
+        config, groups = self.config, self._groups
+        member = [subject.shown(groups) for subject in self.training]
+        shares = [config.label_share] * len(groups)
         if config.small_share:
             tumours = [n for n, meaning in self.schema.meaning.items() if meaning == "tumour"]
             small = [subject.small_sections(tumours) for subject in self.training]
@@ -78,6 +79,12 @@ class Cohort:
                 next_step="Train on cases with slices that count.",
             )
         return SliceIndex.of_groups(member, shares, counted=counted, hard_share=config.hard_share)
+
+    @property
+    def _groups(self) -> list[tuple[int, ...]]:
+        """Labels of kidney, and labels of tumour; each label by itself if none means these."""
+        kidney, tumour = self.schema.ids_of("kidney"), self.schema.ids_of("tumour")
+        return sorted(filter(None, (kidney, tumour))) or [(label,) for label in self.schema.ids]
 
     @property
     def selection(self) -> tuple[str, ...]:

@@ -142,11 +142,11 @@ class Subject:
         totals = self.counts[:, 1:].sum(1)
         return int(totals.argmax()) if totals.any() else self.slices // 2
 
-    def labels_by_slice(self, classes: int) -> np.ndarray:
-        """(slices, classes - 1) bool: which labels each slice contains."""
+    def shown(self, groups: Sequence[Sequence[int]]) -> np.ndarray:
+        """(slices, groups) bool: which slices contain a label of each group of labels."""
         if not len(self.counts):
-            return np.zeros((self.slices, classes - 1), dtype=bool)
-        return self.counts[:, 1:classes] > 0
+            return np.zeros((self.slices, len(groups)), dtype=bool)
+        return np.stack([self.counts[:, list(group)].any(1) for group in groups], axis=1)
 
     def small_sections(self, tumours: Sequence[int]) -> np.ndarray:
         """(slices,) bool: which have less than a quarter of the labelled voxels of the `fullest`

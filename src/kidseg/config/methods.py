@@ -56,7 +56,10 @@ class CohortConfig:
     validation_share: float = Field(default=0.2, gt=0, lt=1)
     """Fraction of the patients used for validation."""
     label_share: float = Field(default=1 / 3, ge=0, le=1)
-    """Minimum fraction of each batch that shows each label, if the number of labels allows it."""
+    """Minimum fraction of each batch that shows kidney, and the same of tumour, of either side and
+    whatever other labels there are; of each label if none means kidney or tumour. If the batch has
+    no room for all shares, they are reduced in proportion, and rounded down.
+    """
     small_share: float = Field(default=0.0, ge=0, le=1)
     """Minimum fraction of each batch that shows a small section of kidneys and tumours: less than a
     quarter of the patient's largest, or a tumour alone. For the methods `plain` and `homogenized`
