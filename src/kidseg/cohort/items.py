@@ -123,7 +123,11 @@ def draw(
 
 
 def steps_per_epoch(index: SliceIndex, batch_size: int) -> int:
-    """Steps per epoch such that as many samples are drawn as there are slices."""
+    """Steps per epoch such that at least as many samples are drawn as there are slices.
+
+    Without shares, each slice is drawn. With them, a group that is smaller than its share is drawn
+    more than once, and some of the other slices are not.
+    """
     return math.ceil(len(index) / batch_size)
 
 

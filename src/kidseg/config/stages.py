@@ -54,7 +54,10 @@ class StageConfig:
     batch_size: int = Field(default=12, ge=1)
     """Slices (or patches) per step, over all processes."""
     steps: int | None = Field(default=None, ge=1)
-    """Optimizer steps per epoch. None: each training slice once."""
+    """Optimizer steps per epoch. None: an epoch draws as many slices as there are for training (or
+    as many patches as cases); where kidney and tumour have their shares of a batch, those that show
+    them are drawn more often than others.
+    """
     budget_s: float | None = Field(default=None, gt=0)
     """Time limit, including validation; training stops after the epoch that exceeds it. None: no
     limit.

@@ -343,7 +343,7 @@ def divided(labelled: Sequence[Image]) -> tuple[list[Image], list[Image]]:
 
 
 def shortened(header: Mapping[str, Any], slices: int) -> list[str]:
-    """Arguments of `kidseg train` by which an epoch is one pass over so many slices.
+    """Arguments of `kidseg train` by which an epoch draws so many slices.
 
     A model's own settings say how it was trained on all of its patients: the starter's epoch has a
     thousand steps. No epoch becomes longer.
