@@ -108,6 +108,7 @@ def test_a_stored_subject_is_the_one_made_in_memory(store: Store) -> None:
     assert [s.id for s in cohort.validation] == ["ellipse_001"]
     assert cohort.plan == ONE_TRAINS and cohort.schema.names == {1: "kidney", 2: "tumour"}
     assert cohort.target == target_of_store(store) == Target.of_labels(KIDNEY_TUMOUR)
+    assert cohort.training[0].renal == cohort.validation[0].renal == (1, 2)
     assert_same_volume(cohort.masks[0], cohort.training[0].masks)
     assert len(cohort.masks) == 1
     for seed, stored in enumerate((*cohort.training, *cohort.validation)):
@@ -174,6 +175,7 @@ def test_slices_without_a_body_and_voxels_that_do_not_count(tmp_path: Path) -> N
     )
     assert blocks.ignore is not None and blocks.ignore.data.any()
     (adapted,) = gather_cohort(full, CohortConfig(), lambda _: BLOCKS).training
+    assert adapted.renal == (1, 2)
     assert_same_subject(adapted, blocks)
 
 

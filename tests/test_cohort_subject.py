@@ -406,6 +406,22 @@ def test_other_blocks_are_refused(pixel_mm: float | None) -> None:
     assert "original pixels" in (error.value.next_step or "")
 
 
+def test_other_organs_tell_no_level() -> None:
+    """Kidney in slices 3 to 5, most of it in 5, tumour in 4; most of the liver in 1, none in 5."""
+    counts = np.zeros((8, 256), dtype=np.int64)
+    counts[:5, 3], counts[1, 3] = 100, 500
+    counts[3:6, 1], counts[5, 1] = 10, 40
+    counts[4, 2] = 20
+    subject = replace(subject_of(), counts=counts)
+    of_kidneys = replace(subject, renal=(1, 2))
+    assert (subject.labelled_or_all, subject.fullest) == ((0, 5), 1)
+    assert (of_kidneys.labelled_or_all, of_kidneys.fullest) == ((3, 5), 5)
+    assert of_kidneys.renal_voxels.tolist() == [0, 0, 0, 10, 30, 40, 0, 0]
+    assert of_kidneys.small_sections([2]).tolist() == [False] * 8
+    liver_alone = replace(of_kidneys, counts=np.where(np.arange(256) == 3, counts, 0))
+    assert (liver_alone.labelled_or_all, liver_alone.fullest) == ((0, 7), 4)
+
+
 def test_small_sections_are_the_ends_and_tumours_alone() -> None:
     """Kidney of 20 voxels, of 4 (below a quarter of them), of 5; a tumour with and without it."""
     counts = np.zeros((7, 256), dtype=np.int64)

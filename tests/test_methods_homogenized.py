@@ -152,6 +152,25 @@ def test_the_reference_overlaps_with_itself(
     assert (own > 0.99).all()
 
 
+@pytest.mark.parametrize("mode", ["slice", "volume"])
+def test_the_reference_lies_at_the_level_of_the_kidneys(cohort: Cohort, mode: str) -> None:
+    """The liver fills the first slices, where no kidney is, and has most of all voxels."""
+    config = replace(POSE, reference_mode=mode)
+    subject = cohort.training[0]
+    assert subject.labels is not None
+    data = subject.labels.data.clone()
+    data[0, :2] = torch.where(data[0, :2] > 0, data[0, :2], 3)
+    with_liver = replace(subject.with_labels(replace(subject.labels, data=data)), renal=(1, 2))
+    alone, beside = Reference(config), Reference(config)
+    alone.adopt(subject, base_of(subject), config)
+    beside.adopt(with_liver, base_of(with_liver), config)
+    assert torch.equal(alone.masks, beside.masks)
+    levels = [[beside.level(each, k) for k in range(8)] for each in (subject, with_liver)]
+    assert levels[0] == levels[1]
+    start = start_of(subject, config, beside)
+    assert matched_levels(with_liver, start, config, beside) == levels[0]
+
+
 def test_slices_meet_at_the_same_relative_height(cohort: Cohort) -> None:
     reference = adopted(cohort)
     subject = cohort.training[0]

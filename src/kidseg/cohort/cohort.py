@@ -17,6 +17,7 @@ from kidseg.errors import Finding, InputError
 from kidseg.geometry import Volume
 from kidseg.intensity import Scaling, rescaled
 from kidseg.labels import KIDNEY_TUMOUR, LabelSchema, Target
+from kidseg.meaning import RENAL
 from kidseg.plan import Plan
 from kidseg.store import Store, StoredCase
 
@@ -168,7 +169,8 @@ def gather_cohort(
 
     def subject(case: StoredCase) -> Subject:
         stored = subject_of(case)
-        stored = replace(stored, scalings=rescaled(stored.scalings, plan.channels))
+        scalings = rescaled(stored.scalings, plan.channels)
+        stored = replace(stored, scalings=scalings, renal=schema.ids_of(*RENAL))
         return adapt(stored, required, plan.channels, case.original)
 
     others = [case for case in store.cases if case.id not in training]

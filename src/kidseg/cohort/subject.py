@@ -101,6 +101,8 @@ class Subject:
         counts: (slices, 256) voxels of each label in each slice; computed from `labels` if not
             given.
         age_years: of the patient, if known.
+        renal: labels of kidneys, tumours and cysts, which tell the level of the kidneys; empty: all
+            labels.
     """
 
     id: str
@@ -112,6 +114,7 @@ class Subject:
     ignore: Volume | None = None
     counts: np.ndarray = field(default_factory=lambda: np.zeros((0, 256), dtype=np.int64))
     age_years: float | None = None
+    renal: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.labels is not None and not len(self.counts):
@@ -130,17 +133,24 @@ class Subject:
         counted: np.ndarray = ~self.ignore.data[0].flatten(1).all(1).numpy()
         return counted
 
+    @property
+    def renal_voxels(self) -> np.ndarray:
+        """(slices,) voxels in each slice that have one of the `renal` labels; (0,) if the labels
+        are not known.
+        """
+        voxels: np.ndarray = self.counts[:, list(self.renal) or slice(1, None)].sum(1)
+        return voxels
+
     @cached_property
     def labelled_or_all(self) -> tuple[int, int]:
-        """First and last slice with foreground; first and last of all without foreground."""
-        labelled = np.flatnonzero(self.counts[:, 1:].any(1))
+        """First and last slice with `renal` labels; first and last of all without any."""
+        labelled = np.flatnonzero(self.renal_voxels)
         return (int(labelled[0]), int(labelled[-1])) if len(labelled) else (0, self.slices - 1)
 
     @cached_property
     def fullest(self) -> int:
-        """The slice with the most foreground voxels; the middle slice without foreground."""
-        totals = self.counts[:, 1:].sum(1)
-        return int(totals.argmax()) if totals.any() else self.slices // 2
+        """The slice with the most voxels of `renal` labels; the middle slice without any."""
+        return int(self.renal_voxels.argmax()) if self.renal_voxels.any() else self.slices // 2
 
     def shown(self, groups: Sequence[Sequence[int]]) -> np.ndarray:
         """(slices, groups) bool: which slices contain a label of each group of labels."""
@@ -149,12 +159,12 @@ class Subject:
         return np.stack([self.counts[:, list(group)].any(1) for group in groups], axis=1)
 
     def small_sections(self, tumours: Sequence[int]) -> np.ndarray:
-        """(slices,) bool: which have less than a quarter of the labelled voxels of the `fullest`
-        slice, but some; or the labels of these tumours and no other.
+        """(slices,) bool: which have less than a quarter of the `renal_voxels` of the `fullest`
+        slice, but some; or the labels of these tumours and no other `renal` ones.
         """
         if not len(self.counts):
             return np.zeros(self.slices, dtype=bool)
-        labelled = self.counts[:, 1:].sum(1)
+        labelled = self.renal_voxels
         of_tumours = self.counts[:, list(tumours)].sum(1)
         small = labelled < _SMALL * labelled.max()
         found: np.ndarray = (labelled > 0) & (small | (of_tumours == labelled))
@@ -258,7 +268,9 @@ def adapt(
         labels=labels,
         ignore_label=ignore_label,
     )
-    return replace(prepared, scalings=subject.scalings, age_years=subject.age_years)
+    return replace(
+        prepared, scalings=subject.scalings, age_years=subject.age_years, renal=subject.renal
+    )
 
 
 def _check_channels(

@@ -18,6 +18,7 @@ from kidseg.config import METHODS, load
 from kidseg.device import as_fast, choose_device, tune_allocator
 from kidseg.errors import UsageError
 from kidseg.labels import LabelSchema
+from kidseg.meaning import RENAL
 from kidseg.members import CALIBRATED, as_one, combined, members_of
 from kidseg.methods import Method, method_named
 from kidseg.nets.exported import GRAPH
@@ -164,6 +165,7 @@ def _train(
         labels=as_training_labels(drawing, _IGNORE),
         ignore_label=_IGNORE,
     )
+    subject = replace(subject, renal=schema.ids_of(*RENAL))
     cohort = Cohort(
         training=(subject,),
         validation=(subject,),

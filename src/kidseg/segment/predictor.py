@@ -17,6 +17,7 @@ from kidseg.errors import Finding
 from kidseg.geometry import Grid, Volume
 from kidseg.intensity import Normalisation
 from kidseg.labels import LabelSchema, Target
+from kidseg.meaning import RENAL
 from kidseg.measure import Midline, measure_sides
 from kidseg.measure.midline import midline_of
 from kidseg.methods import Method
@@ -111,7 +112,8 @@ class Predictor:
         sides = measure_sides(labels, self.schema, middle, name)
         least_ml = least_kidney_ml(self.method.config.postprocess, _radius_mm(subject), scan.grid)
         clock.lap("measure")
-        placement = self.method.report(subject.with_labels(labels), progress)
+        found_in = replace(subject.with_labels(labels), renal=self.schema.ids_of(*RENAL))
+        placement = self.method.report(found_in, progress)
         renal = renal_numbers(self.schema, self.method.target)
         figures = {**placement.figures, **values_of(subject, labels, renal)}
         suitability = judge(figures, self.training_range, name)
@@ -123,7 +125,7 @@ class Predictor:
             "decision": self.decision,
             **({} if self.drawn is None else {"completed": dict(self.drawn.facts)}),
             **self._ensemble_facts(),
-            "overlap": overlap_facts(placement, labels),
+            "overlap": overlap_facts(placement, found_in),
             "training_range": rounded(suitability.facts),
             "notes": notes_facts(progress),
             "removed": decided.removed_facts(),

@@ -78,18 +78,18 @@ def notes_facts(progress: Progress) -> dict[str, dict[str, Any]]:
     return {name: {"text": note.text, **note.facts} for name, note in progress.notes.items()}
 
 
-def overlap_facts(placement: Placement, found: Volume) -> dict[str, Any] | None:
+def overlap_facts(placement: Placement, found: Subject) -> dict[str, Any] | None:
     """Overlap and agreement with the reference, which pose was kept, and the slices compared.
 
     None without a reference.
 
     Args:
         placement: of the patient.
-        found: predicted labels, which determine the slices.
+        found: the patient with the predicted labels, which determine the slices.
     """
     if placement.compared is None:
         return None
-    by = "slices where something was found" if bool((found.data > 0).any()) else "all slices"
+    by = "slices where something was found" if found.renal_voxels.any() else "all slices"
     return {
         **{when: rounded(masks) for when, masks in placement.overlap.items()},
         "agreement": rounded(placement.agreement),

@@ -29,7 +29,7 @@ class Reference(nn.Module):
 
     Attributes:
         masks: (levels, masks, size, size) uint8, 0..255: the masks at relative heights; in mode
-            "slice" one level, the slice with the most kidney and tumour.
+            "slice" one level, the slice with the most kidney, tumour and cyst.
         radii_mm: (2,) semi-axes of the body.
         field_mm: () side of the field of view.
         case: id of the patient; empty if the reference was loaded from a model.
