@@ -70,6 +70,7 @@ HOMOGENIZED = {
     "loss_space": "original",  # eq. 3
     "supervision": "paper",  # eq. 3
     "schedule": "sequential",  # "a training of one STN after the other"
+    "joint.optimizer.clip_norm": None,  # none
     **{f"pose.{name}": value for name, value in STN.items()},
 }
 CROP = {
@@ -180,7 +181,6 @@ WITHOUT_EFFECT: dict[tuple[str, object], str] = {
     ("coarse.stage.optimizer.name", "adam"): r".*optimizer\.momentum",
     ("coarse_size", 256): r"cohort\.label_share",  # `multistage` has shares of its own
     ("augment", "none"): r"style\..*",
-    ("schedule", "sequential"): r"joint\..*",
     ("pose.target", "body"): r"view\.bone_.*",
     ("pose.start", "identity"): r"pose\.moments",
     ("pose.reference_mode", "slice"): r"pose\.reference_slices",
@@ -223,6 +223,7 @@ def test_the_papers_numbers(size: int) -> None:
     plain = resolved(size, "plain")
     assert {name: plain[name] for name in wanted | PLAIN} == wanted | PLAIN
     wanted |= {**HOMOGENIZED, **stn_sizes(size, "pose")}
+    wanted["joint.batch_size"] = wanted["segment.batch_size"]
     if size == 512:
         wanted |= {**CROP, **stn_sizes(size, "crop")}
     found = resolved(size, "homogenized")
