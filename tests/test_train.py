@@ -26,7 +26,7 @@ from kidseg.errors import DivergedError, ModelError, ResourceError, UsageError
 from kidseg.stage import Stage, TrainStep
 from kidseg.train import Run, fit
 from kidseg.train.finite import EpochLosses
-from kidseg.train.loop import batches, freeze
+from kidseg.train.loop import _optimizer, batches, freeze
 
 CPU = torch.device("cpu")
 
@@ -256,6 +256,16 @@ def test_a_stage_that_its_budget_ended_stays_ended_when_resumed(tmp_path: Path) 
     more = slope_stage(config(epochs=10_000, budget_s=6.0))
     assert fit(more, replace(run, resume=True)) == fitted
     assert torch.equal(more.net.weight, first.net.weight)
+
+
+@pytest.mark.parametrize(("momentum", "nesterov"), [(0.99, True), (0.5, True), (0.0, False)])
+def test_momentum_is_nesterovs(momentum: float, nesterov: bool) -> None:
+    """Plain gradient descent has none."""
+    settings = OptimizerConfig(name="sgd", learning_rate=0.01, momentum=momentum)
+    optimizer = _optimizer(nn.Linear(1, 1), settings)
+    assert isinstance(optimizer, torch.optim.SGD)
+    (group,) = optimizer.param_groups
+    assert (group["lr"], group["momentum"], group["nesterov"]) == (0.01, momentum, nesterov)
 
 
 def test_the_rate_falls_by_the_polynomial(tmp_path: Path) -> None:
