@@ -193,6 +193,90 @@ def test_a_body_with_gas_is_filled_and_its_table_and_arm_are_left_out() -> None:
     assert not mask[:, :, :20].any()
 
 
+RADII_MM = {"newborn": (62, 50), "child": (90, 70), "adult": (170, 110)}
+
+
+def blurred(hu: np.ndarray) -> np.ndarray:
+    """Of one plane, for partial volume."""
+    near = np.pad(hu.astype(np.float32), 1, mode="edge")
+    return (near[:-2] + near[2:] + 2 * near[1:-1])[:, 1:-1] / 4
+
+
+def closed_table(
+    grid: Grid, top_mm: float, rise_mm: float, shell_mm: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, columns) bool, shell and foam of a table of 420 x 40 mm with a closed shell.
+
+    Its middle is top_mm below that of the plane, its edges higher by rise_mm.
+    """
+    y, x = plane_mm(grid)
+    depth = y - top_mm + rise_mm * (x / 210) ** 2
+    solid, foam = ((depth > d) & (depth < 40 - d) & (abs(x) < 210 - d) for d in (0, shell_mm))
+    return solid & ~foam, foam
+
+
+@pytest.mark.parametrize(("mm", "shell_mm"), [(0.8, 4.0), (1.5, 2.5)])
+@pytest.mark.parametrize("rise_mm", [0, 35])
+@pytest.mark.parametrize("gap_mm", [-15, 0, 15])
+@pytest.mark.parametrize("age", RADII_MM)
+def test_a_table_with_a_closed_shell_is_not_body(
+    age: str, gap_mm: float, rise_mm: float, shell_mm: float, mm: float
+) -> None:
+    """Filled, its foam would be a body larger than a child, or joined to the one that lies on it.
+
+    A negative gap: the back is flattened by the table.
+    """
+    grid = Grid.from_spacing((1, int(360 / mm), int(460 / mm)), (5, mm, mm))
+    wide, deep = RADII_MM[age]
+    shell, foam = closed_table(grid, deep - 50 + gap_mm, rise_mm, shell_mm)
+    body = ellipse(grid, 0, (wide, deep), (0, -50)) & ~foam & ~shell
+    y, x = plane_mm(grid)
+    body &= y < deep - 50 + gap_mm - rise_mm * (x / 210) ** 2 if gap_mm < 0 else True
+    lungs = ellipse(grid, 0, (wide - 8, deep - 8), (0, -50)) & (abs(x) > wide / 4)
+    lungs &= y < deep - 70 + min(gap_mm, 0) - rise_mm * (x / 210) ** 2
+    hu = np.where(shell, 200, np.where(foam, -930, -1000))
+    hu = blurred(np.where(lungs, -750, np.where(body, 40, hu)))
+    mask = mask_of(hu[None], grid)[0]
+    assert 2 * (mask & body).sum() / (mask.sum() + body.sum()) > 0.97
+
+
+@pytest.mark.parametrize("wall_mm", [3.0, 4.0, 6.0])
+@pytest.mark.parametrize("mm", [0.5, 1.3])
+@pytest.mark.parametrize("inside", ["lungs", "gas", "loops"])
+def test_thin_walls_of_a_newborn_are_body(inside: str, mm: float, wall_mm: float) -> None:
+    """Even if air is all that is behind them; thinner than the shell of some tables."""
+    grid = Grid.from_spacing((1, int(140 / mm), int(170 / mm)), (5, mm, mm))
+    body = ellipse(grid, 0, (62, 50), (0, 0))
+    y, x = plane_mm(grid)
+    air = ellipse(grid, 0, (62 - wall_mm, 50 - wall_mm), (0, 0))
+    air &= {
+        "lungs": (abs(x) > 13) & ((y < 20) | (abs(x) > 28)),
+        "gas": y < 15,
+        "loops": (y < 15) & (x % 20 > 3) & (y % 20 > 3),
+    }[inside]
+    mask = mask_of(blurred(np.where(air, -1000, np.where(body, 40, -1000)))[None], grid)[0]
+    assert 2 * (mask & body).sum() / (mask.sum() + body.sum()) > 0.98
+
+
+WIDE = Grid.from_spacing((1, 160, 300), (5, 1.5, 1.5))
+
+
+def test_ribs_make_no_body_of_a_closed_table() -> None:
+    """The ends are open to the air outside once they are known as shells, then what is next."""
+    body = ellipse(WIDE, 0, (62, 50), (0, -50))
+    shell, foam = closed_table(WIDE, 15, 0, 3.0)
+    _, x = plane_mm(WIDE)
+    shell |= foam & (abs(x % 40 - 20) < 1.5)
+    hu = np.where(body, 40.0, np.where(shell, 200, np.where(foam, -930, -1000)))
+    assert (mask_of(hu[None].astype(np.float32), WIDE)[0] == body).mean() > 0.999
+
+
+def test_a_closed_table_alone_gives_an_empty_mask() -> None:
+    shell, foam = closed_table(WIDE, 0, 20, 3.0)
+    hu = np.where(shell, 200.0, np.where(foam, -930, -1000)).astype(np.float32)
+    assert not mask_of(hu[None], WIDE).any()
+
+
 def test_nothing_but_air_gives_an_empty_mask() -> None:
     mask = mask_of(np.full(LYING.shape, -1000, np.float32))
     assert not mask.any()

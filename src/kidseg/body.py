@@ -42,6 +42,11 @@ _CLIPPED_SHARE = 0.1
 _FLOOR_ROUNDING_HU = 0.5
 # Sheets thinner than twice this are not body: table tops, blankets, tubes. Thinner than any wrist.
 _SHEET_RADIUS_MM = 4.0
+# A hole of which more than this share of the rim is so near to the air outside is the foam in the
+# shell of a table. Air in a body, even if only 3 mm of wall are in front of it, has organs behind
+# it, and a body lies on less than a third of a table's rim. Chosen on drawn bodies: see tests.
+_SHELL_MM = 7.0
+_SHELL_SHARE = 2 / 3
 # Where the outline of a body is farther from its tissue than this, its wall is open: the front of a
 # thin abdomen. What belongs to it there is at most so far away.
 _OPEN_MM = 12.0
@@ -57,13 +62,15 @@ def body_mask(scan: Volume) -> Volume:
     """The largest body in a CT, without table, blankets, tubes and detached arms.
 
     Air is thresholded; a morphological opening in the axial planes removes thin sheets; the largest
-    3D component remains, and the holes of each slice (lungs, bowel gas) are filled. The shape is
-    determined at 2 mm, the edge at the scan's own pixels.
+    3D component remains, and the holes of each slice (lungs, bowel gas) are filled, except for a
+    table's foam in its closed shell. The shape is determined at 2 mm, the edge at the scan's own
+    pixels.
 
     In a scan that was clipped to a soft-tissue window (finding "windowed-intensities" of the
     readers), voxels with the lowest value count as air. If the window begins above fat, that is fat
     too: the skin, a thin line with gaps, and the wall of the abdomen are then closed, and the mask
-    is convex in each slice. It has the fat beneath the skin only where skin is visible all around.
+    is convex in each slice. It has the fat beneath the skin only where skin is visible all around,
+    and a table with a closed shell may be taken for a part of the body, or for that of a newborn.
 
     Args:
         scan: (1, slices, rows, columns) HU, volumetric, canonical.
@@ -200,11 +207,12 @@ def _largest_body(dense: np.ndarray, grid: Grid) -> np.ndarray:
 
     _, dy, dx = grid.spacing_mm.tolist()
     thick = np.zeros_like(dense)
-    for k, plane in enumerate(_filled(dense)):
-        core = ndimage.distance_transform_edt(np.pad(plane, 1), (dy, dx)) > _SHEET_RADIUS_MM
+    for k, plane in enumerate(dense):
+        filled, depth = _filled_but_shells(plane, (dy, dx))
+        core = depth > _SHEET_RADIUS_MM
         if core.any():
             reach = ndimage.distance_transform_edt(~core, (dy, dx)) <= _SHEET_RADIUS_MM
-            thick[k] = reach[1:-1, 1:-1] & plane
+            thick[k] = reach & filled
     components, count = ndimage.label(thick)
     if count == 0:
         return thick
@@ -212,6 +220,29 @@ def _largest_body(dense: np.ndarray, grid: Grid) -> np.ndarray:
     in_plane = np.zeros((3, 3, 3), dtype=bool)
     in_plane[1] = True
     return np.asarray(ndimage.binary_dilation(largest, in_plane))
+
+
+def _filled_but_shells(
+    plane: np.ndarray, spacing_mm: tuple[float, float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The plane with its holes filled, except for shells, and the depth in mm below its outline.
+
+    A shell that is left open is air outside for its neighbours: a table may have ribs.
+    """
+    from scipy import ndimage
+
+    plane = np.pad(plane, 1)
+    filled = ndimage.binary_fill_holes(plane)
+    while True:
+        depth = ndimage.distance_transform_edt(filled, spacing_mm)
+        hole = filled & ~plane
+        holes, _ = ndimage.label(hole)
+        rim = hole & ~ndimage.binary_erosion(hole)
+        near_air = np.bincount(holes[rim], weights=depth[rim] <= _SHELL_MM)
+        shell = near_air > _SHELL_SHARE * np.bincount(holes[rim])
+        if not shell.any():
+            return filled[1:-1, 1:-1], depth[1:-1, 1:-1]
+        filled &= ~shell[holes]
 
 
 def _filled(mask: np.ndarray) -> np.ndarray:
