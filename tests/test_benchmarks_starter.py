@@ -64,6 +64,7 @@ def test_the_starter_is_made_by_one_command(tmp_path: Path) -> None:
         ("seventh", 2),
         ("lean", 0),
         ("ninth", 0),
+        ("tenth", 0),
     ):
         header = read_header(out / name / "starter.safetensors")
         assert len(header["members"]) == 2 and header["intervals"]
