@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,10 +64,12 @@ def results_of(
 
 
 def listening(process: psutil.Process) -> set[str]:
-    """The addresses at which a process and its children listen."""
-    family = [process, *process.children(recursive=True)]
-    found = [c for each in family for c in each.net_connections() if c.status == "LISTEN"]
-    return {connection.laddr.ip for connection in found}
+    """The addresses at which a process and its children listen; one that ends meanwhile has none."""
+    found = []
+    for each in [process, *process.children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):
+            found += [c.laddr.ip for c in each.net_connections() if c.status == "LISTEN"]
+    return set(found)
 
 
 @pytest.mark.fault("worker killed")
