@@ -64,7 +64,7 @@ def results_of(
 
 
 def listening(process: psutil.Process) -> set[str]:
-    """The addresses at which a process and its children listen; one that ends meanwhile has none."""
+    """The addresses at which a process and its children listen; at none, if they end meanwhile."""
     found = []
     for each in [process, *process.children(recursive=True)]:
         with suppress(psutil.NoSuchProcess):
