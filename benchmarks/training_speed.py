@@ -79,7 +79,7 @@ def main() -> None:
                 options.out.write_text(json.dumps(figures, indent=1) + "\n")
 
 
-def measured(name: str, options: argparse.Namespace) -> Iterator[tuple[str, dict[str, float]]]:
+def measured(name: str, options: argparse.Namespace) -> list[tuple[str, dict[str, float]]]:
     """The networks of a method and their figures."""
     method, preset, settings = RUNS[name]
     found: list[tuple[str, dict[str, float]]] = []
@@ -102,7 +102,7 @@ def measured(name: str, options: argparse.Namespace) -> Iterator[tuple[str, dict
     with tempfile.TemporaryDirectory() as folder, patch.object(run_module, "fit", timed):
         setup = Setup(method=method, preset=preset or None, overrides=[*settings, *options.set])
         train(options.data, Path(folder) / "run", setup, device=options.device)
-    yield from found
+    return found
 
 
 class StepClock:

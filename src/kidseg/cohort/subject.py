@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from kidseg.geometry import Grid, Volume, binned, binned_grid
 from kidseg.intensity import Normalisation, Scaling, scalings
 from kidseg.plan.nonzero import nonzero_box, nonzero_region
 
-__all__ = ["Body", "BodyMasks", "Material", "Subject", "adapt", "prepare"]
+__all__ = ["Body", "BodyMasks", "Material", "Subject", "adapt", "not_ct", "prepare"]
 
 # Geometric mean of the semi-axes of an adult's trunk, for which `bone_least_ml` is stated.
 _ADULT_RADIUS_MM = 150.0
@@ -285,14 +286,18 @@ def _check_channels(
             next_step="Provide one image per channel.",
         )
     if material.masks is not None and (len(channels) > 1 or channels[0].scheme != "ct"):
-        named = ", ".join(channel.channel for channel in channels)
-        raise InputError(
-            f"this method requires one channel of CT, not {named}",
-            path=name,
-            code="not-ct",
-            next_step="Name the channel 'CT' in dataset.json if it contains Hounsfield units;"
-            " methods 'plain' and 'plain3d' accept any channels.",
-        )
+        raise not_ct([channel.channel for channel in channels], name)
+
+
+def not_ct(channels: Sequence[str], path: str | Path) -> InputError:
+    """The error for images in which no body can be found, "not-ct"."""
+    return InputError(
+        f"this method requires one channel of CT, not {', '.join(channels)}",
+        path=path,
+        code="not-ct",
+        next_step="Name the channel 'CT' in dataset.json if it contains Hounsfield units;"
+        " methods 'plain' and 'plain3d' accept any channels.",
+    )
 
 
 def _scalings(scan: Volume, channels: tuple[Normalisation, ...], name: str) -> tuple[Scaling, ...]:

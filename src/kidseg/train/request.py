@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from kidseg.cases import Dataset
-from kidseg.cohort.subject import Material
+from kidseg.cohort.subject import Material, not_ct
 from kidseg.config import CohortConfig
-from kidseg.errors import InputError, UsageError
+from kidseg.errors import UsageError
 from kidseg.plan import Plan
 from kidseg.registry import BY_BODY
 from kidseg.train.setup import ResolvedSetup, Setup
@@ -69,13 +69,7 @@ class Request:
             InputError: "not-ct".
         """
         if self.needs_body and (len(data.channels) > 1 or not data.holds_ct(0)):
-            raise InputError(
-                f"this method requires one channel of CT, not {', '.join(data.channels)}",
-                path=data.root,
-                code="not-ct",
-                next_step="Name the channel 'CT' in dataset.json if it contains Hounsfield units;"
-                " methods 'plain' and 'plain3d' accept any channels.",
-            )
+            raise not_ct(data.channels, data.root)
 
     def check_reference(self, training: Sequence[str], path: Path) -> None:
         """Check that the reference is a training case.
