@@ -189,7 +189,7 @@ class Multistage:
         """The kidneys in labels whose pixels are so many times larger than those of stage 2."""
         body = subject.body
         return kidneys_in(
-            labels.data[0] > 0,
+            subject.is_renal(labels)[0],
             labels.grid,
             self._full(subject),
             reduction=reduction,
@@ -238,7 +238,9 @@ class Multistage:
         def cleaned(progress: Progress) -> tuple[Volume, tuple[Piece, ...]]:
             (coarse,) = progress.steps[_COARSE]
             assert coarse.found is not None
-            return without_small(coarse.found, self.undecided, settings, limit_ml)
+            return without_small(
+                coarse.found, self.undecided, settings, limit_ml, counted=subject.is_renal
+            )
 
         def note(progress: Progress) -> Note:
             kidneys = self._kidneys(subject, progress)
@@ -303,7 +305,7 @@ class Multistage:
     ) -> Stage:
         """The stage of a network that is trained on the slices of these grids."""
         known, config = _of(self.config, name), _of(self.config, name).stage
-        weights = label_weights(cohort.schema, known)
+        weights = label_weights(cohort.schema, self.undecided, known)
         places = BalancedSlices.places_of(cohort, grids)
         index = slice_index(
             places, background=name == _COARSE, hard_negatives=self.config.hard_negatives
@@ -339,12 +341,13 @@ class Multistage:
         )
 
 
-def label_weights(schema: LabelSchema, config: StagedNetConfig) -> Tensor:
-    """(256,) weight of each label: background, tumour, and all others as kidney."""
+def label_weights(schema: LabelSchema, target: Target, config: StagedNetConfig) -> Tensor:
+    """(256,) weight of each label: tumour; others that are learned as kidney; else background."""
     background, kidney, tumour = config.weights
-    weights = torch.full((256,), kidney)
-    weights[0] = background
-    weights[list(schema.ids_of("tumour"))] = tumour
+    learned = {label for channel in target.channels for label in channel}
+    weights = torch.full((256,), background)
+    weights[list(learned)] = kidney
+    weights[[label for label in schema.ids_of("tumour") if label in learned]] = tumour
     return weights
 
 
