@@ -29,7 +29,7 @@ from kidseg.config import (
     load,
 )
 from kidseg.device import choose_device
-from kidseg.errors import UsageError
+from kidseg.errors import InputError, UsageError
 from kidseg.geometry import Grid, Volume
 from kidseg.labels import KIDNEY_TUMOUR, KIDNEY_TUMOUR_CYST, LabelSchema, Target
 from kidseg.losses import soft_dice
@@ -474,6 +474,13 @@ def test_cases_without_kidneys_are_no_failure() -> None:
     healthy = cohort_of(["healthy"], ["healthy"])
     for stage in stages_of(method_of(), healthy).values():
         assert not (stage.batch(NOW).labels == 2).any(), "other slices take the tumours' share"
+
+
+def test_without_a_kidney_in_training_it_is_refused_before_stage_1_trains() -> None:
+    """As where the labels of all training cases are those of other organs."""
+    with pytest.raises(InputError, match="no training case shows kidney or tumour") as error:
+        next(iter(method_of().stages(cohort_of(["absent"], ["two"]))))
+    assert error.value.code == "no-foreground"
 
 
 def test_each_network_has_its_own_weights_and_augmentation() -> None:

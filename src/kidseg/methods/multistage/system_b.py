@@ -22,7 +22,7 @@ from kidseg.cohort.training_range import Placement, figures_of
 from kidseg.config import MultistageConfig, PostprocessConfig, StagedNetConfig
 from kidseg.device import Device
 from kidseg.distributed import all_gather
-from kidseg.errors import UsageError
+from kidseg.errors import InputError, UsageError
 from kidseg.geometry import Grid, Volume, binned_grid, resample
 from kidseg.labels import LabelSchema, Target
 from kidseg.losses import weighted_cross_entropy
@@ -98,8 +98,16 @@ class Multistage:
         The validation of stage 2 sees the regions that stage 1 finds.
 
         Raises:
+            InputError: "no-foreground": no training case has a kidney.
             UsageError: "no-cyst-label": `hard_negatives` requires one.
         """
+        if not any(subject.renal_voxels.any() for subject in cohort.training):
+            raise InputError(
+                "no training case shows kidney or tumour",
+                path=cohort.training[0].id,
+                code="no-foreground",
+                next_step="Train with more cases, or check that these are the correct label files.",
+            )
         if self.config.hard_negatives and not groups_of(cohort.schema)[2]:
             raise UsageError(
                 "hard_negatives draws slices with cysts, and the data set has no label for them",
