@@ -352,10 +352,9 @@ class Multistage:
 def label_weights(schema: LabelSchema, target: Target, config: StagedNetConfig) -> Tensor:
     """(256,) weight of each label: tumour; others that are learned as kidney; else background."""
     background, kidney, tumour = config.weights
-    learned = {label for channel in target.channels for label in channel}
     weights = torch.full((256,), background)
-    weights[list(learned)] = kidney
-    weights[[label for label in schema.ids_of("tumour") if label in learned]] = tumour
+    weights[list(target.learned)] = kidney
+    weights[[label for label in schema.ids_of("tumour") if label in target.learned]] = tumour
     return weights
 
 
