@@ -479,8 +479,10 @@ def test_boxes_hold_the_labels(cohort: Cohort) -> None:
     first, last = subject.labelled_or_all
     assert (own.half[first : last + 1] <= patient.half[0] + 1e-6).all()
     assert torch.equal(own.half[0], patient.half[0]), "without labels: the patient's"
+    assert torch.equal(own.centre[0], patient.centre[0]) and bool(patient.centre[0].any())
     whole = target_boxes(subject, grid, replace(CROP, target="slice", empty="identity"), TARGET)
     assert torch.equal(whole.half[0], torch.ones(2))
+    assert not bool(whole.centre[0].any())
 
 
 def test_boxes_hold_the_labels_that_are_learned_alone(cohort: Cohort) -> None:
