@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -281,6 +282,19 @@ def test_neighbours_come_from_the_scan_beyond_a_region_and_repeat_at_its_ends() 
         torch.testing.assert_close(whole[k], whole[rows, 2], atol=1e-5, rtol=0)
         alone = view.image(subject.image, grid.slices(k, k + 1))[0]
         torch.testing.assert_close(alone, whole[k], atol=1e-5, rtol=0)
+
+
+def test_the_slices_that_repeat_are_those_of_the_resampled_scan() -> None:
+    """At 10 mm, where the scan's own first and last slice lie further out, and differ."""
+    subject = subject_of("two")
+    noise = torch.from_numpy(np.random.default_rng(0).integers(40, 230, subject.image.data.shape))
+    subject = replace(subject, image=Volume(noise.to(torch.int16), GRID))
+    method = method_of(replace(CONFIG, slice_mm=10.0))
+    grid = method._full(subject)
+    whole = method._view(subject).image(subject.image, grid)
+    for k in range(grid.shape[0]):
+        rows = [min(max(k + offset, 0), grid.shape[0] - 1) for offset in range(-2, 3)]
+        torch.testing.assert_close(whole[k], whole[rows, 2], atol=1e-5, rtol=0)
 
 
 def test_small_components_of_stage_1_are_dropped_and_said() -> None:
