@@ -494,7 +494,7 @@ def test_without_a_kidney_in_training_it_is_refused_before_stage_1_trains() -> N
     """As where the labels of all training cases are those of other organs."""
     with pytest.raises(InputError, match="no training case shows kidney or tumour") as error:
         next(iter(method_of().stages(cohort_of(["absent"], ["two"]))))
-    assert error.value.code == "no-foreground"
+    assert error.value.code == "no-kidney-shown"
 
 
 def test_each_network_has_its_own_weights_and_augmentation() -> None:

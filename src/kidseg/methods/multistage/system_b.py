@@ -98,14 +98,14 @@ class Multistage:
         The validation of stage 2 sees the regions that stage 1 finds.
 
         Raises:
-            InputError: "no-foreground": no training case has a kidney.
+            InputError: "no-kidney-shown": no training case has a kidney.
             UsageError: "no-cyst-label": `hard_negatives` requires one.
         """
         if not any(subject.renal_voxels.any() for subject in cohort.training):
             raise InputError(
                 "no training case shows kidney or tumour",
                 path=cohort.training[0].id,
-                code="no-foreground",
+                code="no-kidney-shown",
                 next_step="Train with more cases, or check that these are the correct label files.",
             )
         if self.config.hard_negatives and not groups_of(cohort.schema)[2]:
