@@ -99,6 +99,35 @@ def test_each_network_is_shown_its_place(crops: str) -> None:
     assert (fine.labels[:, 12:20, 12:20] > 0).flatten(1).any(1).all(), "a kidney in the middle"
 
 
+def test_crops_do_not_grow_in_training() -> None:
+    """Though kidneys with tumours are larger: all crops of a batch are of one size."""
+    stage = stages_of(cohort_of(), "fine.size=16", "fine.grow=true")["fine"]
+    for step in range(4):
+        assert stage.batch(replace(NOW, step=step)).image.shape[2:] == (16, 16)
+
+
+class Blind(Oracle):
+    """Finds nothing."""
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        (found,) = super().forward(image)
+        return [torch.tensor([5.0, -5.0]).reshape(1, 2, 1, 1).expand_as(found) + 0 * found]
+
+
+def test_predicted_places_are_those_after_the_correction() -> None:
+    """Where the coarse network finds nothing, as it is used."""
+    cohort = cohort_of(1, 1)
+    cohort = replace(cohort, training=tuple(map(without_noise, cohort.training)))
+    blind = {**oracles(), "coarse": Blind(tumour=False).eval()}
+    seen, corrected, left = (
+        stages_of(cohort, "crops=predicted", f"correct.iterations={n}", parts=parts)["fine"]
+        .batch(NOW)
+        .image
+        for n, parts in ((1, oracles()), (1, blind), (0, blind))
+    )
+    assert torch.equal(seen, corrected) and not torch.equal(seen, left)
+
+
 class Shifted(Oracle):
     """Finds everything so many rows further down."""
 

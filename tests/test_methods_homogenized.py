@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cohorts import PLAN, VIEW, base_of, make_cohort, masks_on, material_of, start_of
+from cohorts import PLAN, TARGET, VIEW, base_of, make_cohort, masks_on, material_of, start_of
 from ellipses import in_fine_pixels, make_ellipse_patient
 from kidseg.body import Moments
 from kidseg.cohort.batch import drawn_grid, drawn_labels
@@ -38,6 +38,7 @@ from kidseg.device import choose_device
 from kidseg.errors import UsageError
 from kidseg.geometry import Grid, Slices, Volume, in_plane_pose, posed
 from kidseg.intensity import AIR_HU
+from kidseg.labels import Target
 from kidseg.losses import soft_dice
 from kidseg.methods import METHODS, method_named
 from kidseg.methods.homogenized.crop_stage import CropTransformer, target_boxes
@@ -472,14 +473,32 @@ def test_boxes_hold_the_labels(cohort: Cohort) -> None:
     reference = adopted(cohort)
     subject = cohort.training[0]
     grid = start_of(subject, POSE, reference)
-    patient = target_boxes(subject, grid, CROP)
+    patient = target_boxes(subject, grid, CROP, TARGET)
     assert patient.half.unique(dim=0).shape[0] == 1
-    own = target_boxes(subject, grid, replace(CROP, target="slice"))
+    own = target_boxes(subject, grid, replace(CROP, target="slice"), TARGET)
     first, last = subject.labelled_or_all
     assert (own.half[first : last + 1] <= patient.half[0] + 1e-6).all()
     assert torch.equal(own.half[0], patient.half[0]), "without labels: the patient's"
-    whole = target_boxes(subject, grid, replace(CROP, target="slice", empty="identity"))
+    assert torch.equal(own.centre[0], patient.centre[0]) and bool(patient.centre[0].any())
+    whole = target_boxes(subject, grid, replace(CROP, target="slice", empty="identity"), TARGET)
     assert torch.equal(whole.half[0], torch.ones(2))
+    assert not bool(whole.centre[0].any())
+
+
+def test_boxes_hold_the_labels_that_are_learned_alone(cohort: Cohort) -> None:
+    """A labelled liver does not widen the box of networks for kidney and tumour."""
+    reference = adopted(cohort)
+    subject = cohort.training[0]
+    grid = start_of(subject, POSE, reference)
+    before = target_boxes(subject, grid, CROP, TARGET)
+    assert subject.labels is not None
+    data = subject.labels.data.clone()
+    data[0, 3:5, 10:50, 10:50][data[0, 3:5, 10:50, 10:50] == 0] = 3
+    with_liver = subject.with_labels(replace(subject.labels, data=data))
+    alone = target_boxes(with_liver, grid, CROP, TARGET)
+    assert torch.equal(alone.half, before.half) and torch.equal(alone.centre, before.centre)
+    learned = target_boxes(with_liver, grid, CROP, Target(channels=((1,), (2,), (3,))))
+    assert (learned.half > before.half).all()
 
 
 def test_the_crop_is_learned_and_covers(cohort: Cohort, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -29,9 +30,9 @@ from kidseg.config import (
     load,
 )
 from kidseg.device import choose_device
-from kidseg.errors import UsageError
+from kidseg.errors import InputError, UsageError
 from kidseg.geometry import Grid, Volume
-from kidseg.labels import KIDNEY_TUMOUR, KIDNEY_TUMOUR_CYST, Target
+from kidseg.labels import KIDNEY_TUMOUR, KIDNEY_TUMOUR_CYST, LabelSchema, Target
 from kidseg.losses import soft_dice
 from kidseg.methods import METHODS, method_named
 from kidseg.methods.multistage.system_b import Multistage, label_weights
@@ -100,7 +101,7 @@ def patient(*boxes: tuple[Box, int]) -> tuple[Volume, Volume]:
     labels = torch.zeros((1, *GRID.shape), dtype=torch.uint8)
     hu[:, :, 4:44, 4:60] = 30
     for box, label in boxes:
-        labels[0][box], hu[0][box] = label, {0: 180, 1: 180, 2: 90}[label]
+        labels[0][box], hu[0][box] = label, {0: 180, 1: 180, 2: 90, 3: 225}[label]
     return Volume(hu, GRID), Volume(labels, GRID)
 
 
@@ -126,15 +127,15 @@ class Oracle(nn.Module):
 
     multiple = (4, 4)
 
-    def __init__(self, gain: float = 1.0) -> None:
+    def __init__(self, gain: float = 1.0, values: tuple[float, ...] = (40.0, 180.0, 90.0)) -> None:
         super().__init__()
-        self.gain = nn.Parameter(torch.tensor(gain))
+        self.gain, self.values = nn.Parameter(torch.tensor(gain)), values
         self.seen: list[tuple[int, ...]] = []
 
     def forward(self, image: Tensor) -> list[Tensor]:
         self.seen.append(tuple(image.shape))
         hu = image[:, image.shape[1] // 2, None] * 50 + 130
-        away = [(hu - value).abs() for value in (40.0, 180.0, 90.0)]
+        away = [(hu - value).abs() for value in self.values]
         return [-torch.cat(away, dim=1) * self.gain]
 
 
@@ -281,6 +282,19 @@ def test_neighbours_come_from_the_scan_beyond_a_region_and_repeat_at_its_ends() 
         torch.testing.assert_close(whole[k], whole[rows, 2], atol=1e-5, rtol=0)
         alone = view.image(subject.image, grid.slices(k, k + 1))[0]
         torch.testing.assert_close(alone, whole[k], atol=1e-5, rtol=0)
+
+
+def test_the_slices_that_repeat_are_those_of_the_resampled_scan() -> None:
+    """At 10 mm, where the scan's own first and last slice lie further out, and differ."""
+    subject = subject_of("two")
+    noise = torch.from_numpy(np.random.default_rng(0).integers(40, 230, subject.image.data.shape))
+    subject = replace(subject, image=Volume(noise.to(torch.int16), GRID))
+    method = method_of(replace(CONFIG, slice_mm=10.0))
+    grid = method._full(subject)
+    whole = method._view(subject).image(subject.image, grid)
+    for k in range(grid.shape[0]):
+        rows = [min(max(k + offset, 0), grid.shape[0] - 1) for offset in range(-2, 3)]
+        torch.testing.assert_close(whole[k], whole[rows, 2], atol=1e-5, rtol=0)
 
 
 def test_small_components_of_stage_1_are_dropped_and_said() -> None:
@@ -476,6 +490,13 @@ def test_cases_without_kidneys_are_no_failure() -> None:
         assert not (stage.batch(NOW).labels == 2).any(), "other slices take the tumours' share"
 
 
+def test_without_a_kidney_in_training_it_is_refused_before_stage_1_trains() -> None:
+    """As where the labels of all training cases are those of other organs."""
+    with pytest.raises(InputError, match="no training case shows kidney or tumour") as error:
+        next(iter(method_of().stages(cohort_of(["absent"], ["two"]))))
+    assert error.value.code == "no-kidney-shown"
+
+
 def test_each_network_has_its_own_weights_and_augmentation() -> None:
     """Table 1's rows differ; ln 3 for every pixel, times the weight of its label."""
     unsure = {name: Constant(1 / 3, 1 / 3, 1 / 3) for name in NETS}
@@ -514,8 +535,83 @@ def test_the_loss_by_hand() -> None:
 
 
 def test_weights_by_label() -> None:
-    weights = label_weights(KIDNEY_TUMOUR_CYST, CONFIG.resnet)
+    """A label that is not learned is background."""
+    target = Target.of_labels(KIDNEY_TUMOUR_CYST)
+    weights = label_weights(KIDNEY_TUMOUR_CYST, target, CONFIG.resnet)
     assert weights[:4].tolist() == pytest.approx([0.2, 0.25, 0.55, 0.25])
+    learned = label_weights(WITH_LIVER, Target.of_labels(WITH_LIVER), CONFIG.resnet)
+    assert learned[:4].tolist() == pytest.approx([0.2, 0.25, 0.55, 0.25])
+    alone = label_weights(WITH_LIVER, Target.two(WITH_LIVER), CONFIG.resnet)
+    assert alone[:4].tolist() == pytest.approx([0.2, 0.25, 0.55, 0.2])
+
+
+# Other organs
+
+
+WITH_LIVER = LabelSchema.from_names({1: "kidney", 2: "tumour", 3: "liver"})
+# Touches the right kidney, reaches beyond the midline, and higher than both kidneys.
+LIVER: Box = (slice(6, 12), slice(6, 16), slice(8, 40))
+ORGANS = ((RIGHT, 1), (LEFT, 1), (TUMOUR, 2), (LIVER, 3))
+
+
+def with_liver(target: Target, config: MultistageConfig = CONFIG) -> tuple[Multistage, Cohort]:
+    """Perfect networks, and a cohort of one patient."""
+    values = (40.0, 180.0, 90.0, 225.0)[: target.outputs]
+    parts = {name: Oracle(values=values).eval() for name in NETS}
+    image, labels = patient(*ORGANS)
+    material = Multistage.material(config, PLAN)
+    subject = prepare(image, material, PLAN.channels, name="liver", labels=labels)
+    subject = replace(subject, renal=WITH_LIVER.ids_of("kidney", "tumour", "cyst"))
+    cohort = replace(
+        cohort_of(["two"], ["two"]),
+        training=(subject,),
+        validation=(subject,),
+        schema=WITH_LIVER,
+        target=target,
+    )
+    return Multistage(config, target, PLAN, parts, CPU), cohort
+
+
+def test_regions_are_those_of_kidneys_whatever_other_organs_are_labelled() -> None:
+    """A liver that touches a kidney is not one with it; it is found around the kidneys alone."""
+    method, _ = with_liver(Target.of_labels(WITH_LIVER))
+    image, labels = patient(*ORGANS)
+    predictor = Predictor(method=method, schema=WITH_LIVER, sha256="", path=Path("model"))
+    result = predictor(image)
+    regions = result.facts["notes"]["kidneys"]["regions"]
+    assert [(each["name"], each["shape"]) for each in regions] == [
+        ("right", [7, 16, 16]),
+        ("left", [7, 16, 16]),
+    ]
+    renal = labels.data.masked_fill(labels.data == 3, 0)
+    assert torch.equal(result.labels.data.masked_fill(result.labels.data == 3, 0), renal)
+    found, true = (int((data == 3).sum()) for data in (result.labels.data, labels.data))
+    assert 0 < found < true
+
+
+@pytest.mark.parametrize("as_it_is", [True, False])
+def test_other_organs_do_not_take_the_place_of_kidneys_in_training(as_it_is: bool) -> None:
+    """Neither in the regions, by truth or as predicted, nor in the shares of a batch."""
+    target = Target.of_labels(WITH_LIVER) if as_it_is else Target.two(WITH_LIVER)
+    for regions in ("truth", "predicted") if as_it_is else ("truth",):
+        method, cohort = with_liver(target, replace(CONFIG, regions=regions))
+        stages = stages_of(method, cohort)
+        assert places_of(stages["resunet"]) == [(7, 16, 16)] * 2
+        background, kidney, tumour, _ = stages["coarse"].batch.index.groups  # type: ignore[attr-defined]
+        assert background.tolist() == [0, 1, 10, 11], "the liver's slices among them"
+        assert kidney.tolist() == [2, 3, 4, 8, 9] and tumour.tolist() == [5, 6, 7]
+
+
+def test_a_small_false_kidney_at_a_liver_is_dropped() -> None:
+    """Components are those of kidneys, so that a liver does not save a speck that touches it."""
+    speck: Box = (slice(9, 10), slice(8, 10), slice(38, 40))
+    config = replace(CONFIG, kidneys=PostprocessConfig(min_voxels=2))
+    method, _ = with_liver(Target.of_labels(WITH_LIVER), config)
+    image, _ = patient(*ORGANS, (speck, 1))
+    predictor = Predictor(method=method, schema=WITH_LIVER, sha256="", path=Path("model"))
+    said = predictor(image).facts["notes"]["kidneys"]
+    assert said["dropped"]["count"] == 1
+    assert [each["name"] for each in said["regions"]] == ["right", "left"]
 
 
 def test_cysts_as_hard_negatives_need_a_label() -> None:

@@ -75,7 +75,9 @@ def test_labels_by_meaning() -> None:
     assert groups_of(KIDNEY_TUMOUR) == ((1,), (2,), ())
     assert groups_of(KIDNEY_TUMOUR_CYST) == ((1,), (2,), (3,))
     sides = LabelSchema.from_names({1: "left kidney", 2: "liver", 3: "tumour", 4: "right kidney"})
-    assert groups_of(sides) == ((1, 2, 4), (3,), ())
+    assert groups_of(sides) == ((1, 4), (3,), ()), "a liver is background"
+    unknown = LabelSchema.from_names({1: "liver", 2: "spleen"})
+    assert groups_of(unknown) == ((1, 2), (), ()), "without a name that is understood, all count"
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -37,7 +37,8 @@ class Device:
 
     Attributes:
         torch: the device.
-        precision: of the networks' forward passes; weights are float32.
+        precision: of the networks' forward passes; weights are float32. On CUDA, convolutions in
+            fp32 round what they multiply to TF32, 10 bits, which is PyTorch's default.
     """
 
     torch: torch.device

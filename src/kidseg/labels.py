@@ -256,8 +256,7 @@ class Target:
         """
         members = set(region)
         apart = all(set(c) <= members or not set(c) & members for c in self.channels)
-        covered = members <= {label for channel in self.channels for label in channel}
-        return covered and (apart or not self.exclusive)
+        return members <= set(self.learned) and (apart or not self.exclusive)
 
     @classmethod
     def of_labels(cls, schema: LabelSchema) -> Target:
@@ -323,6 +322,11 @@ class Target:
             "exclusive": self.exclusive,
             "writes": list(self.writes),
         }
+
+    @property
+    def learned(self) -> tuple[int, ...]:
+        """The labels that any channel covers, ascending; others are background."""
+        return tuple(sorted({label for channel in self.channels for label in channel}))
 
     @property
     def outputs(self) -> int:

@@ -142,6 +142,12 @@ class Subject:
         voxels: np.ndarray = self.counts[:, list(self.renal) or slice(1, None)].sum(1)
         return voxels
 
+    def is_renal(self, labels: Volume) -> Tensor:
+        """Where labels, of any shape, have one of the `renal` ones: bool, of the same shape."""
+        if not self.renal:
+            return labels.data > 0
+        return torch.isin(labels.data, torch.tensor(self.renal, dtype=labels.data.dtype))
+
     @cached_property
     def labelled_or_all(self) -> tuple[int, int]:
         """First and last slice with `renal` labels; first and last of all without any."""

@@ -84,8 +84,8 @@ class CohortConfig:
     """
     clip_hu: tuple[float, float] | None = None
     """Range to which the Hounsfield units of CT are clipped. None: the 0.5 to 99.5 percentile of
-    the labelled tissue (nnU-Net's). In both cases, the mean of the labelled tissue then becomes 0
-    and its standard deviation 1.
+    the labelled tissue (nnU-Net's). In both cases, mean and standard deviation of the labelled
+    tissue, before it is clipped, then become 0 and 1 (nnU-Net's, too). Without effect on MR.
     """
 
     @model_validator(mode="after")

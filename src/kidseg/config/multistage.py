@@ -43,7 +43,9 @@ class StagedNetConfig:
     net: ResidualConfig = ResidualConfig()
     """The architecture."""
     weights: tuple[float, float, float] = (0.3, 1.0, 3.0)
-    """Weights of background, kidney (with all other labels) and tumour in the cross entropy."""
+    """Weights of background, kidney (with all other labels that are learned) and tumour in the
+    cross entropy.
+    """
     augmentation: SliceAugmentationConfig = SliceAugmentationConfig()
     """Augmentation of slices with tumour."""
     stage: StageConfig = StageConfig(
@@ -83,6 +85,8 @@ _RESNET = StagedNetConfig(
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class MultistageConfig(MethodConfig):
     """Find the kidneys in small slices, then segment each with two networks and average them.
+
+    Labels that are neither kidney, tumour nor cyst are found in the regions around kidneys alone.
 
     Source: Santini et al., KiTS19.
     """

@@ -112,7 +112,7 @@ class Predictor:
         sides = measure_sides(labels, self.schema, middle, name)
         least_ml = least_kidney_ml(self.method.config.postprocess, _radius_mm(subject), scan.grid)
         clock.lap("measure")
-        found_in = replace(subject.with_labels(labels), renal=self.schema.ids_of(*RENAL))
+        found_in = subject.with_labels(labels)
         placement = self.method.report(found_in, progress)
         renal = renal_numbers(self.schema, self.method.target)
         figures = {**placement.figures, **values_of(subject, labels, renal)}
@@ -175,20 +175,26 @@ class Predictor:
         clock = clock or Clock()
         self.on_progress("segment", 0.0)
         required, *others = _required((self.method, *self.others))
-        subject = prepare(scan, *required, name=name)
+        subject = self._prepared(scan, required, name)
         clock.lap("prepare")
         first = self._advanced(0, subject, clock)
         regions, known = list(first.regions), {required: subject}
         adaptations = list(first.adaptations)
         for number, needs in enumerate(others, start=1):
             if needs not in known:
-                known[needs] = prepare(scan, *needs, name=name)
+                known[needs] = self._prepared(scan, needs, name)
             other = self._advanced(number, known[needs], Clock())
             regions += other.regions
             adaptations += other.adaptations
         if self.others:
             clock.lap("other members")
         return replace(first, regions=tuple(regions), adaptations=tuple(adaptations))
+
+    def _prepared(
+        self, scan: Volume, needs: tuple[Material, tuple[Normalisation, ...]], name: str
+    ) -> Subject:
+        subject = prepare(scan, *needs, name=name)
+        return replace(subject, renal=self.schema.ids_of(*RENAL))
 
     def _advanced(self, number: int, subject: Subject, clock: Clock) -> Found:
         """Run the steps of a member on a prepared scan."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from kidseg.config import CropConfig
 from kidseg.distributed import all_gather, shared_map
 from kidseg.geometry import Grid, Slices, resample, sampled
 from kidseg.intensity import AIR_HU, as_input
+from kidseg.labels import Target
 from kidseg.losses import crop_loss
 from kidseg.methods.homogenized.scene import Scene, outputs_of
 from kidseg.nets.stn import Crop, crop_around, crop_from, crop_grid, widened
@@ -78,16 +80,17 @@ class CropTransformer:
         """
         config = self.config
         targets = [
-            target_boxes(subject, grid, config)
+            target_boxes(subject, grid, config, cohort.target)
             for subject, grid in zip(cohort.training, training, strict=True)
         ]
         pairs = list(zip(cohort.validation, validation, strict=True))
+        metrics = partial(self._case_metrics, cohort.target)
 
         def batch(step: TrainStep) -> _CropBatch:
             return self._batch(cohort, training, targets, step)
 
         def validate() -> dict[str, float]:
-            overlaps, covered = zip(*shared_map(self._case_metrics, pairs), strict=True)
+            overlaps, covered = zip(*shared_map(metrics, pairs), strict=True)
             return {
                 "score": sum(overlaps) / len(overlaps),
                 "covered": sum(covered) / len(covered),
@@ -135,14 +138,16 @@ class CropTransformer:
         gathered = [all_gather(values) for values in (*images, crop.theta, target.theta)]
         return {"loss": crop_loss(*gathered)}
 
-    def _case_metrics(self, pair: tuple[Subject, tuple[Scene, Grid]]) -> tuple[float, float]:
+    def _case_metrics(
+        self, target: Target, pair: tuple[Subject, tuple[Scene, Grid]]
+    ) -> tuple[float, float]:
         """Overlap and covered fraction of a validation patient."""
         subject, (scene, grid) = pair
         config = self.config
         crop = self.boxes(scene, grid)
-        overlap = float(_overlap(crop, target_boxes(subject, grid, config)).mean())
+        overlap = float(_overlap(crop, target_boxes(subject, grid, config, target)).mean())
         wide = widened(crop, config.localizer)
-        return overlap, _covered(subject, grid, wide, config.localizer.size)
+        return overlap, _covered(subject, grid, wide, config.localizer.size, target)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -157,9 +162,16 @@ class _CropBatch:
         return replace(self, scene=self.scene.to(device))
 
 
-def target_boxes(subject: Subject, grid: Grid, config: CropConfig) -> Crop:
-    """The target box in each slice of a homogenized grid; the full image without labels."""
-    labels = _labels_on(subject, grid, config.localizer.size)
+def target_boxes(subject: Subject, grid: Grid, config: CropConfig, target: Target) -> Crop:
+    """The target box in each slice of a homogenized grid; the full image without labels.
+
+    Args:
+        subject: a patient, with labels.
+        grid: slice-wise.
+        config: of the crop.
+        target: whose labels count; others are background to the U-Net.
+    """
+    labels = _labels_on(subject, grid, config.localizer.size, target)
     union = crop_around(labels.any(0)[None], config.localizer)
     patient = Crop(union.centre.expand(len(labels), 2), union.half.expand(len(labels), 2))
     if config.target == "patient":
@@ -174,16 +186,17 @@ def target_boxes(subject: Subject, grid: Grid, config: CropConfig) -> Crop:
     )
 
 
-def _labels_on(subject: Subject, grid: Grid, side: int) -> Tensor:
-    """(slices, side, side) bool: any label."""
+def _labels_on(subject: Subject, grid: Grid, side: int, target: Target) -> Tensor:
+    """(slices, side, side) bool: any label of the target."""
     resized = grid.resized((grid.shape[0], side, side))
     assert subject.labels is not None
-    return resample(subject.labels, resized, mode="nearest").data[0].cpu() > 0
+    labels = resample(subject.labels, resized, mode="nearest").data[0].cpu()
+    return torch.isin(labels, torch.tensor(target.learned, dtype=labels.dtype))
 
 
-def _covered(subject: Subject, grid: Grid, crop: Crop, side: int) -> float:
+def _covered(subject: Subject, grid: Grid, crop: Crop, side: int, target: Target) -> float:
     """Fraction of the labelled pixels inside the boxes; 1 without labelled pixels."""
-    labels = _labels_on(subject, grid, side)
+    labels = _labels_on(subject, grid, side, target)
     if not bool(labels.any()):
         return 1.0
     at = (torch.arange(side) + 0.5) / side * 2 - 1

@@ -16,6 +16,7 @@ from kidseg.cohort.subject import Subject
 from kidseg.config import SliceAugmentationConfig
 from kidseg.geometry import Grid, posed
 from kidseg.labels import LabelSchema
+from kidseg.meaning import RENAL
 from kidseg.pipeline import Planes
 from kidseg.stage import TrainStep
 
@@ -26,10 +27,9 @@ _STREAM = 1_000_003
 
 
 def groups_of(schema: LabelSchema) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """The labels of kidney (and of all that is neither tumour nor cyst), of tumour, of cyst."""
-    tumour, cyst = schema.ids_of("tumour"), schema.ids_of("cyst")
-    others = tuple(i for i in schema.ids if i not in tumour + cyst)
-    return others, tumour, cyst
+    """The labels of kidney, of tumour, of cyst; all are kidney if none means any of these."""
+    kidney, tumour, cyst = (schema.ids_of(meaning) for meaning in RENAL)
+    return kidney if kidney + tumour + cyst else schema.ids, tumour, cyst
 
 
 def slice_index(

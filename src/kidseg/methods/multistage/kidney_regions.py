@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -90,7 +90,11 @@ def kidneys_in(
 
 
 def without_small(
-    found: Volume, target: Target, config: PostprocessConfig, min_ml: float
+    found: Volume,
+    target: Target,
+    config: PostprocessConfig,
+    min_ml: float,
+    counted: Callable[[Volume], Tensor] | None = None,
 ) -> tuple[Volume, tuple[Piece, ...]]:
     """Probabilities in which small components are certain background, and these components.
 
@@ -99,8 +103,12 @@ def without_small(
         target: meaning of the channels.
         config: whether components in the first and last slice are kept: if not counted in voxels.
         min_ml: see `kidseg.postprocess.min_volume_ml`.
+        counted: (labels) -> (1, slices, rows, columns) bool, the labelled voxels that form
+            components; all others stay. None: all labels.
     """
     labels = decide(found, target)
+    if counted is not None:
+        labels = replace(labels, data=labels.data.masked_fill(~counted(labels), 0))
     kept, removed = remove_small(labels, min_ml, keep_ends=config.min_voxels is None)
     if not removed:
         return found, ()

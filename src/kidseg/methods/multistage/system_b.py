@@ -22,7 +22,7 @@ from kidseg.cohort.training_range import Placement, figures_of
 from kidseg.config import MultistageConfig, PostprocessConfig, StagedNetConfig
 from kidseg.device import Device
 from kidseg.distributed import all_gather
-from kidseg.errors import UsageError
+from kidseg.errors import InputError, UsageError
 from kidseg.geometry import Grid, Volume, binned_grid, resample
 from kidseg.labels import LabelSchema, Target
 from kidseg.losses import weighted_cross_entropy
@@ -98,8 +98,16 @@ class Multistage:
         The validation of stage 2 sees the regions that stage 1 finds.
 
         Raises:
+            InputError: "no-kidney-shown": no training case has a kidney.
             UsageError: "no-cyst-label": `hard_negatives` requires one.
         """
+        if not any(subject.renal_voxels.any() for subject in cohort.training):
+            raise InputError(
+                "no training case shows kidney or tumour",
+                path=cohort.training[0].id,
+                code="no-kidney-shown",
+                next_step="Train with more cases, or check that these are the correct label files.",
+            )
         if self.config.hard_negatives and not groups_of(cohort.schema)[2]:
             raise UsageError(
                 "hard_negatives draws slices with cysts, and the data set has no label for them",
@@ -189,7 +197,7 @@ class Multistage:
         """The kidneys in labels whose pixels are so many times larger than those of stage 2."""
         body = subject.body
         return kidneys_in(
-            labels.data[0] > 0,
+            subject.is_renal(labels)[0],
             labels.grid,
             self._full(subject),
             reduction=reduction,
@@ -238,7 +246,9 @@ class Multistage:
         def cleaned(progress: Progress) -> tuple[Volume, tuple[Piece, ...]]:
             (coarse,) = progress.steps[_COARSE]
             assert coarse.found is not None
-            return without_small(coarse.found, self.undecided, settings, limit_ml)
+            return without_small(
+                coarse.found, self.undecided, settings, limit_ml, counted=subject.is_renal
+            )
 
         def note(progress: Progress) -> Note:
             kidneys = self._kidneys(subject, progress)
@@ -303,7 +313,7 @@ class Multistage:
     ) -> Stage:
         """The stage of a network that is trained on the slices of these grids."""
         known, config = _of(self.config, name), _of(self.config, name).stage
-        weights = label_weights(cohort.schema, known)
+        weights = label_weights(cohort.schema, self.undecided, known)
         places = BalancedSlices.places_of(cohort, grids)
         index = slice_index(
             places, background=name == _COARSE, hard_negatives=self.config.hard_negatives
@@ -339,12 +349,12 @@ class Multistage:
         )
 
 
-def label_weights(schema: LabelSchema, config: StagedNetConfig) -> Tensor:
-    """(256,) weight of each label: background, tumour, and all others as kidney."""
+def label_weights(schema: LabelSchema, target: Target, config: StagedNetConfig) -> Tensor:
+    """(256,) weight of each label: tumour; others that are learned as kidney; else background."""
     background, kidney, tumour = config.weights
-    weights = torch.full((256,), kidney)
-    weights[0] = background
-    weights[list(schema.ids_of("tumour"))] = tumour
+    weights = torch.full((256,), background)
+    weights[list(target.learned)] = kidney
+    weights[[label for label in schema.ids_of("tumour") if label in target.learned]] = tumour
     return weights
 
 
