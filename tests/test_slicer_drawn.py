@@ -65,6 +65,7 @@ def test_segments_in_two_layers_are_one_label_volume(scans: Path, tmp_path: Path
 
 
 REFUSED = {
+    "result": ("result-not-drawn", "would count as drawn"),
     "no segments": ("nothing-drawn", "'My drawing' is empty"),
     "empty": ("nothing-drawn", "'My drawing' is empty"),
     "moved": ("other-grid", "other voxels"),
